@@ -1,0 +1,231 @@
+"""The segment file: the quantized head of a network, as the server sends it and the agent stores it.
+
+    offset  0   8 bytes   magic b"SPLITSEG"
+            8   u32       format version (1), little-endian as everything here
+           12   u32       length of the header
+           16   header    UTF-8 JSON of `Header`
+            .   zeros     up to the next multiple of 64
+            .   blob      weights, biases, multipliers, tables, each at a multiple of 64 bytes from the blob's start
+
+The header's ``blob_bytes`` is exact: a file that is shorter or longer is refused. Nothing in a segment is trusted: `parse` checks the
+container, `edge_agent.head.verify` everything else, before a kernel sees a pointer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent import errors, limits
+from edge_agent.protocol.messages import Preprocess
+
+MAGIC = b"SPLITSEG"
+FORMAT_VERSION = 1
+ALIGN = 64
+
+
+class Tensor(msgspec.Struct):
+    """One activation: uint8 codes, value = scale * (code - zero_point); ``shape`` channels last without the batch axis, 1 to 4 axes.
+
+    ``offset`` is its first byte in the arena, a multiple of 64. A tensor of n bytes owns the arena up to offset + roundup(n, 64).
+    """
+
+    shape: list[int]
+    scale: float  # an exact float32
+    zero_point: int
+    offset: int
+
+
+class Op(msgspec.Struct, tag_field="op"):
+    """Base of the operators. ``out`` and the inputs index `Header.tensors`; an operator's inputs were written by earlier ones.
+
+    ``name`` is the layer's name in the model, for people and measurements.
+    """
+
+    name: str
+    out: int
+
+
+class Conv(Op, tag="conv"):
+    """Convolution, depthwise convolution (groups = channels) and matrix product (kernel 1x1 on a 1 x 1 x K or rows x 1 x K tensor).
+
+    x [H, W, C] uint8; weight [OC, KH, KW, C / groups] at ``bits`` bits; bias [OC] int32; multiplier [OC] float32. All by offset into the blob.
+    acc = bias[oc] + sum x * w (the bias already holds -zero_point_x * sum w; padding has the code zero_point_x);
+    y = zero_point_y + rint(clamp(float32(acc) * multiplier[oc], lo - zero_point_y, hi - zero_point_y)).
+    """
+
+    x: int
+    bits: int
+    weight: int
+    bias: int
+    multiplier: int
+    kernel: list[int]  # KH, KW
+    stride: list[int]
+    dilation: list[int]
+    pad: list[int]  # top, left, bottom, right
+    groups: int
+    lo: int  # the least and greatest output code: where a ReLU or ReLU6 is fused
+    hi: int
+
+
+class Add(Op, tag="add"):
+    """y = zero_point_y + rint(clamp((a - za) * ma + (b - zb) * mb, lo - zero_point_y, hi - zero_point_y)) in float32, two products and one sum, each rounded.
+
+    Same shape, or ``b`` has one value for each channel (shape [C] or [1, 1, C]).
+    """
+
+    a: int
+    b: int
+    multiplier_a: float
+    multiplier_b: float
+    lo: int
+    hi: int
+
+
+class Mul(Op, tag="mul"):
+    """y = zero_point_y + rint(clamp(float32((a - za) * (b - zb)) * m, lo - zero_point_y, hi - zero_point_y)); broadcast as in `Add`."""
+
+    a: int
+    b: int
+    multiplier: float
+    lo: int
+    hi: int
+
+
+class Lut(Op, tag="lut"):
+    """y = table[x]: any element-wise function; ``table`` is the offset of 256 bytes in the blob."""
+
+    x: int
+    table: int
+
+
+class Pool(Op, tag="pool"):
+    """Maximum or average over windows of [KH, KW]. Global pooling is a window of the whole plane.
+
+    max: padding never wins; x and y share scale and zero point; ``multiplier`` is not used.
+    avg: acc = sum (x - zx) over the n cells that count (all KH * KW if ``count_pad``, else those inside);
+    y = zero_point_y + rint(clamp(float32(acc) * (multiplier / n), lo .. hi as in `Conv`)), the quotient in float32.
+    """
+
+    x: int
+    kind: Literal["max", "avg"]
+    kernel: list[int]
+    stride: list[int]
+    pad: list[int]
+    count_pad: bool
+    multiplier: float
+    lo: int
+    hi: int
+
+
+class Concat(Op, tag="concat"):
+    """Along the last axis. ``tables[i]`` is the offset of a 256-byte table that requantizes input i to the output's scale, or -1 for none."""
+
+    inputs: list[int]
+    tables: list[int]
+
+
+class Transpose(Op, tag="transpose"):
+    """y = x transposed by ``perm`` (of its 1 to 4 axes, without the batch axis)."""
+
+    x: int
+    perm: list[int]
+
+
+class Reshape(Op, tag="reshape"):
+    """The same bytes under another shape."""
+
+    x: int
+
+
+class Pad(Op, tag="pad"):
+    """Spatial padding of [H, W, C] with the code ``value``; ``pad`` = top, left, bottom, right."""
+
+    x: int
+    pad: list[int]
+    value: int
+
+
+class Softmax(Op, tag="softmax"):
+    """Over the last axis: p = exp(scale * (x - max x)) / sum, by the fixed sequence of `kernels.reference.softmax`, then quantized to y."""
+
+    x: int
+    lo: int
+    hi: int
+
+
+AnyOp = Conv | Add | Mul | Lut | Pool | Concat | Transpose | Reshape | Pad | Softmax
+
+
+class Golden(msgspec.Struct):
+    """Proof that this machine computes the same bits: input codes = SHAKE-256(``seed``), output codes hash to ``sha256``."""
+
+    seed: str
+    sha256: str
+
+
+class Header(msgspec.Struct):
+    model: str
+    cut: str
+    weight_bits: int
+    preprocess: Preprocess
+    tensors: list[Tensor]
+    input: int
+    output: int
+    ops: list[AnyOp]
+    arena_bytes: int
+    blob_bytes: int
+    golden: Golden
+
+
+class Segment(msgspec.Struct):
+    """A parsed segment: the header, and the blob as uint8."""
+
+    header: Header
+    blob: NDArray[np.uint8]
+
+
+def _roundup(n: int) -> int:
+    return -(-n // ALIGN) * ALIGN
+
+
+def build(header: Header, blob: bytes) -> bytes:
+    """The segment file of ``header`` and ``blob``; ``header.blob_bytes`` must be the blob's length."""
+    if header.blob_bytes != len(blob):
+        raise errors.SegmentError(f"the header says {header.blob_bytes} bytes of blob, there are {len(blob)}")
+    text = msgspec.json.encode(header)
+    start = MAGIC + FORMAT_VERSION.to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
+    return start + bytes(_roundup(len(start)) - len(start)) + blob
+
+
+def parse(data: bytes) -> Segment:
+    """The segment in ``data``. Raises `errors.SegmentError` if the container is not exactly right; see `verify` for its contents."""
+    if len(data) < 16 or data[:8] != MAGIC:
+        raise errors.SegmentError("this is not a segment file; fetch it from the server again")
+    version, length = int.from_bytes(data[8:12], "little"), int.from_bytes(data[12:16], "little")
+    if version != FORMAT_VERSION:
+        raise errors.SegmentError(f"segment format {version} is not one this agent reads ({FORMAT_VERSION}); upgrade splitedge")
+    if length > limits.MAX_HEADER_BYTES or 16 + length > len(data):
+        raise errors.SegmentError("the segment is truncated; fetch it from the server again")
+    try:
+        header = msgspec.json.decode(data[16 : 16 + length], type=Header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.SegmentError(f"the segment's header is corrupt: {str(error)[:300]}") from error
+    start = _roundup(16 + length)
+    if len(data) - start != header.blob_bytes:
+        raise errors.SegmentError(f"the segment has {max(0, len(data) - start)} bytes of weights where its header says {header.blob_bytes}; fetch it again")
+    return Segment(header, np.frombuffer(data, np.uint8, offset=start))
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of a segment file, in hex: its name everywhere."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def golden_input(seed: str, size: int) -> NDArray[np.uint8]:
+    """The golden input codes: SHAKE-256 of ``seed``, ``size`` bytes."""
+    return np.frombuffer(hashlib.shake_256(seed.encode()).digest(size), np.uint8)

@@ -1,0 +1,50 @@
+"""Every bound on size and time, in one place. Imports nothing.
+
+A bound is checked before the bytes it bounds are read. Each names the attack or the accident it stops.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MiB: Final = 1 << 20
+
+# --- frames and messages
+MAX_FRAME_BYTES: Final = 8 * MiB  # one activation or one answer; a peer cannot make us hold more
+MAX_MESSAGE_BYTES: Final = 64 * 1024  # one session control message (JSON)
+MAX_WINDOW: Final = 64  # frames in flight in one session
+MAX_INFLIGHT_BYTES: Final = 16 * MiB  # bytes in flight in one session, on either side
+UNSENT_BYTES: Final = 128 * 1024  # TCP_NOTSENT_LOWAT: bytes the kernel may hold that are not yet sent
+
+# --- requests and documents
+MAX_REQUEST_BYTES: Final = 4 * MiB  # a plan request, a profile
+MAX_PLAN_BYTES: Final = 4 * MiB  # a plan with labels and runners-up
+MAX_PROBE_BYTES: Final = 4 * MiB  # one link measurement
+MAX_IMAGE_BYTES: Final = 32 * MiB  # an encoded image handed to the agent
+MAX_IMAGE_PIXELS: Final = 64_000_000  # a decompression bomb
+MAX_LABELS: Final = 100_000
+MAX_NAME: Final = 100  # a model, layer, or tensor name
+
+# --- segments
+MAX_SEGMENT_BYTES: Final = 512 * MiB
+MAX_HEADER_BYTES: Final = 8 * MiB  # a segment's JSON header
+MAX_ARENA_BYTES: Final = 512 * MiB  # activations of one head
+MAX_OPS: Final = 10_000
+MAX_TENSORS: Final = 20_000
+MAX_DIM: Final = 1 << 20  # one side of one tensor
+MAX_ELEMENTS: Final = 1 << 28  # elements of one tensor
+
+# --- models and calibration
+MAX_MODEL_BYTES: Final = 2048 * MiB  # an ONNX file
+MAX_CALIBRATION_SAMPLES: Final = 10_000
+
+# --- times, in seconds
+HEARTBEAT: Final = 2.0  # how often a quiet session says that it lives
+SILENCE: Final = 6.0  # a link that says nothing for so long is dead, whatever TCP believes
+CONNECT_TIMEOUT: Final = 10.0
+REQUEST_TIMEOUT: Final = 60.0
+FRAME_AGE: Final = 10.0  # a frame not answered for so long fails; a demand may ask for less
+BACKOFF_FIRST: Final = 0.1
+BACKOFF_MAX: Final = 10.0
+PLAN_LIFETIME: Final = 3600.0
+CLOSE_TIMEOUT: Final = 2.0

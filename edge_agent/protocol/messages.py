@@ -1,0 +1,239 @@
+"""What agent and server say to each other, as typed values. Every one is JSON through `encode` and `decode`.
+
+Units: times in milliseconds (``_ms``) or seconds (``_s``), rates in megabits a second (10^6 bit/s), energy in joules, accuracy drops
+in points of the bundle's metric (top-1 unless it says otherwise).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from edge_agent import errors, limits
+
+PROTOCOL_VERSION = 1
+
+T = TypeVar("T")
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=False, omit_defaults=False):
+    """Base of everything that is sent; a newer peer's extra fields are ignored."""
+
+
+# --- the demand and the request -------------------------------------------------------------------------------------
+
+
+class Weights(Message):
+    """Weights of the planner's objective: ``time * total_s + energy * energy_j + cost * server_s``."""
+
+    time: float = 1.0
+    energy: float = 0.0
+    cost: float = 0.0
+
+
+class Demand(Message):
+    """What the caller wants of a plan.
+
+    ``keep`` says what must not leave the device: ``"nothing"``, ``"input"``, or the name of a layer: then no tensor before that
+    layer's output may be sent. ``max_away_s`` is how long the server may be away before a frame fails.
+    """
+
+    max_drop_points: float = 1.0
+    max_latency_ms: float | None = None
+    min_rate_fps: float | None = None
+    weights: Weights = msgspec.field(default_factory=Weights)
+    keep: str = "nothing"
+    max_away_s: float = 10.0
+
+
+class LinkEstimate(Message):
+    """The link as the agent measured it: round trip, payload rate up and down."""
+
+    rtt_ms: float
+    uplink_mbps: float
+    downlink_mbps: float
+
+
+class PlanRequest(Message):
+    model: str
+    profile: dict[str, Any]  # a device profile; its schema lives in device_profiles
+    link: LinkEstimate
+    demand: Demand = msgspec.field(default_factory=Demand)
+    held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments the agent already has
+    protocol: int = PROTOCOL_VERSION
+
+
+# --- the plan -------------------------------------------------------------------------------------------------------
+
+
+class Codec(Message):
+    """What happens to the tensor at the cut: clip, then uniform quantization to ``bits``.
+
+    value = lo[c] + scale[c] * code, code in 0 .. 2^bits - 1; ``lo`` and ``scale`` have one entry (per tensor) or one for each channel
+    (the last axis) and are exact float32 values. ``scale`` 0 means a constant: every code is 0 and decodes to ``lo``.
+    """
+
+    rule: str  # minmax, percentile, aciq-laplace, aciq-gauss, aciq-onesided, mse
+    bits: int
+    lo: list[float]
+    scale: list[float]
+
+
+class Preprocess(Message):
+    """From a caller's image or array to the model's input tensor.
+
+    ``image``: decode, convert to RGB, resize (``crop``: short side to ``resize``, then centre crop to ``height`` x ``width``; ``stretch``: straight
+    to that size), then (pixel - mean[c]) / std[c] with pixel in 0..255. ``tensor``: the array is the input as it stands.
+    """
+
+    kind: Literal["image", "tensor"]
+    shape: list[int]  # of one frame as the head sees it, channels last, without the batch axis
+    resize: int = 256
+    fit: Literal["crop", "stretch"] = "crop"
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: list[float] = msgspec.field(default_factory=lambda: [0.0])
+    std: list[float] = msgspec.field(default_factory=lambda: [1.0])
+
+
+class Cut(Message):
+    """Where a network may be cut: after ``layer``, which yields ``tensor`` of ``shape`` (channels last, no batch axis)."""
+
+    index: int  # 0 is the input; the last is the output
+    layer: str
+    tensor: str
+    shape: list[int]
+    kind: Literal["input", "inside", "output"]
+
+
+class SegmentRef(Message):
+    sha256: str
+    size: int
+
+
+class Prediction(Message):
+    """What the planner expects of a candidate. ``drop_points`` carries its paired 95 % interval and the number of samples behind it."""
+
+    device_ms: float
+    transfer_ms: float
+    server_ms: float
+    total_ms: float
+    energy_j: float
+    energy_source: Literal["measured", "declared", "unknown"]
+    drop_points: float
+    drop_low: float
+    drop_high: float
+    samples: int
+    payload_bytes: int  # one frame, header included; 0 where nothing is sent
+    float_bytes: int  # the same tensor in float32
+    segment_bytes: int
+    objective: float
+
+
+class Candidate(Message):
+    """One plan that was weighed: ``cut`` x ``weight_bits`` x ``activation_bits``, and, unless it was chosen, why it lost."""
+
+    cut: Cut
+    weight_bits: int
+    activation_bits: int
+    rule: str
+    prediction: Prediction
+    reason: str = ""
+
+
+Mode = Literal["server", "split", "device"]
+
+
+class Plan(Message):
+    """The planner's answer. ``ladder[codec]`` is the codec to start with; every codec on the ladder meets the demand."""
+
+    id: str
+    model: str
+    bundle: str  # SHA-256 of the bundle the plan was made from
+    mode: Mode
+    cut: Cut
+    weight_bits: int
+    ladder: list[Codec]
+    codec: int
+    segment: SegmentRef
+    preprocess: Preprocess
+    prediction: Prediction
+    runners_up: list[Candidate]
+    considered: int
+    expires_unix: float
+    demand: Demand
+    labels: list[str] = msgspec.field(default_factory=list)
+    metric: str = "top1"
+
+
+# --- model listing --------------------------------------------------------------------------------------------------
+
+
+class ModelInfo(Message):
+    name: str
+    bundle: str
+    metric: str
+    samples: int
+    cuts: list[Cut]
+    unsupported: list[str]  # operators that the integer head does not support: "OpType (node name)"
+    preprocess: Preprocess
+
+
+class ServerVersion(Message):
+    version: str
+    protocol: int
+
+
+# --- the frame session (text messages of the WebSocket; binary ones are frames, see frames.py) ------------------------
+
+
+class Open(Message, tag="open", tag_field="type"):
+    """Agent -> server, first message: stream frames of ``plan``. ``answer``: the ``topk`` best classes, or 0 for whole output tensors."""
+
+    plan: str
+    topk: int = 5
+    window: int = 8
+    protocol: int = PROTOCOL_VERSION
+
+
+class Opened(Message, tag="opened", tag_field="type"):
+    """Server -> agent: the stream is ready; the window is at most what was asked."""
+
+    window: int
+    heartbeat_s: float = limits.HEARTBEAT
+
+
+class Ping(Message, tag="ping", tag_field="type"):
+    nonce: int
+
+
+class Pong(Message, tag="pong", tag_field="type"):
+    nonce: int
+
+
+class Failed(Message, tag="failed", tag_field="type"):
+    """Either side: the session ends for this reason (``{"code", "message", "data"}`` as in errors.py)."""
+
+    error: dict[str, Any]
+
+
+class Close(Message, tag="close", tag_field="type"):
+    """Either side: no more frames will come; the session ends once those in flight are answered."""
+
+
+SessionMessage = Open | Opened | Ping | Pong | Failed | Close
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """``message`` as UTF-8 JSON."""
+    return msgspec.json.encode(message)
+
+
+def decode(data: bytes | str, kind: type[T] | Any, limit: int = limits.MAX_REQUEST_BYTES) -> T:
+    """The ``kind`` in ``data`` (UTF-8 JSON). Raises `errors.ProtocolError` for anything else, or more than ``limit`` bytes."""
+    if len(data) > limit:
+        raise errors.ProtocolError(f"a message of {len(data)} bytes is over the limit of {limit}", limit=limit)
+    try:
+        return msgspec.json.decode(data, type=kind)  # type: ignore[no-any-return]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.ProtocolError(f"a message does not follow the protocol: {str(error)[:300]}") from error

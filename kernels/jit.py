@@ -1,0 +1,73 @@
+"""All Numba plumbing: the decorator of every kernel, and where compiled code is kept.
+
+Numba's own cache sees a change in the file of the function that it compiled, not in a helper's file, and would run the old kernel after an
+upgrade. So the cache directory is named by a hash of all kernel sources, the versions of numba and llvmlite, and the CPU features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from kernels import isa  # before numba: it may set what numba reads at import
+
+import llvmlite  # noqa: E402  isort: skip
+import llvmlite.binding as llvm  # noqa: E402  isort: skip
+import numba  # noqa: E402  isort: skip
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def cache_base() -> Path:
+    """Where caches live: ``SPLITEDGE_CACHE_DIR``, systemd's ``CACHE_DIRECTORY``, or the user's cache folder."""
+    for variable in ("SPLITEDGE_CACHE_DIR", "CACHE_DIRECTORY"):
+        if os.environ.get(variable):
+            return Path(os.environ[variable].split(":")[0])
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / f"splitedge-{os.getuid()}"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "splitedge"
+
+
+def fingerprint(sources: Path) -> str:
+    """Hash of everything that compiled code depends on: the ``*.py`` files in ``sources``, compiler versions, CPU."""
+    digest = hashlib.sha256()
+    for path in sorted(sources.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    cpu = (os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name(), os.environ.get("NUMBA_CPU_FEATURES") or sorted(isa.host_features()))
+    digest.update(repr((numba.__version__, llvmlite.__version__, isa.ISA, cpu)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _writable(directory: Path) -> str:
+    """Why ``directory`` cannot be used, or an empty string."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            probe.write(b"splitedge")
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+CACHE_DIR: Final = cache_base() / f"kernels-{fingerprint(Path(__file__).parent)}"
+#: Empty, or why compiled kernels cannot be kept: then every start compiles anew.
+CACHE_PROBLEM: Final = _writable(CACHE_DIR)
+
+if not CACHE_PROBLEM:
+    numba.config.CACHE_DIR = str(CACHE_DIR)
+
+
+def kernel(function: F) -> F:
+    """Compile ``function``: no Python objects, the GIL released, IEEE arithmetic exactly as written, result kept on disk."""
+    return numba.njit(nogil=True, cache=not CACHE_PROBLEM, error_model="numpy", fastmath=False, boundscheck=False)(function)  # type: ignore[no-any-return]
+
+
+def inline(function: F) -> F:
+    """A helper that only kernels call; it is compiled with them."""
+    return numba.njit(nogil=True, error_model="numpy", fastmath=False, boundscheck=False)(function)  # type: ignore[no-any-return]

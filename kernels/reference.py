@@ -1,0 +1,152 @@
+"""One definition of each operation, in a few plain lines of numpy. The fast kernels equal these bit for bit.
+
+Activations are uint8 codes, value = scale * (code - zero_point), laid out channels last without a batch axis. Accumulators are int32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+U8 = NDArray[np.uint8]
+S8 = NDArray[np.int8]
+I32 = NDArray[np.int32]
+F32 = NDArray[np.float32]
+
+
+def requantize(real: F32, zero_point: int, lo: int, hi: int) -> U8:
+    """``real`` (in units of the output scale, float32) to codes: clamp in float, round half to even, add the zero point."""
+    clamped = np.minimum(np.maximum(real, np.float32(lo - zero_point)), np.float32(hi - zero_point))
+    return (np.rint(clamped).astype(np.int32) + zero_point).astype(np.uint8)
+
+
+def conv(
+    x: U8, w: S8, bias: I32, multiplier: F32, stride: tuple[int, int], dilation: tuple[int, int], pad: tuple[int, int, int, int],
+    groups: int, zero_x: int, zero_y: int, lo: int, hi: int,
+) -> U8:  # fmt: skip
+    """x [H, W, C] * w [OC, KH, KW, C / groups] -> [OH, OW, OC]. ``bias`` already holds -zero_x * sum w; padding has the code ``zero_x``."""
+    top, left, bottom, right = pad
+    padded = np.pad(x, ((top, bottom), (left, right), (0, 0)), constant_values=zero_x).astype(np.int32)
+    oc, kh, kw, cg = w.shape
+    oh = (padded.shape[0] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
+    ow = (padded.shape[1] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
+    acc = np.broadcast_to(bias, (oh, ow, oc)).astype(np.int32)
+    for ky in range(kh):
+        for kx in range(kw):
+            y0, x0 = ky * dilation[0], kx * dilation[1]
+            cells = padded[y0 : y0 + (oh - 1) * stride[0] + 1 : stride[0], x0 : x0 + (ow - 1) * stride[1] + 1 : stride[1]]
+            for g in range(groups):
+                outs = slice(g * oc // groups, (g + 1) * oc // groups)
+                acc[:, :, outs] += cells[:, :, g * cg : (g + 1) * cg] @ w[outs, ky, kx].astype(np.int32).T
+    return requantize(acc.astype(np.float32) * multiplier, zero_y, lo, hi)
+
+
+def add(a: U8, b: U8, za: int, zb: int, ma: float, mb: float, zero_y: int, lo: int, hi: int) -> U8:
+    """Sum of two tensors at their own scales; ``ma`` and ``mb`` are scale_a / scale_y and scale_b / scale_y (float32)."""
+    left = (a.astype(np.float32) - np.float32(za)) * np.float32(ma)
+    right = (b.astype(np.float32) - np.float32(zb)) * np.float32(mb)
+    return requantize(left + right, zero_y, lo, hi)
+
+
+def mul(a: U8, b: U8, za: int, zb: int, m: float, zero_y: int, lo: int, hi: int) -> U8:
+    """Product of two tensors; ``m`` is scale_a * scale_b / scale_y (float32)."""
+    product = (a.astype(np.int32) - za) * (b.astype(np.int32) - zb)
+    return requantize(product.astype(np.float32) * np.float32(m), zero_y, lo, hi)
+
+
+def lut(x: U8, table: U8) -> U8:
+    """Element-wise function as a 256-entry table."""
+    return table[x]
+
+
+def _windows(height: int, width: int, kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int, int, int]):  # type: ignore[no-untyped-def]
+    oh = (height + pad[0] + pad[2] - kernel[0]) // stride[0] + 1
+    ow = (width + pad[1] + pad[3] - kernel[1]) // stride[1] + 1
+    for oy in range(oh):
+        for ox in range(ow):
+            y, x = oy * stride[0] - pad[0], ox * stride[1] - pad[1]
+            yield oy, ox, slice(max(y, 0), min(y + kernel[0], height)), slice(max(x, 0), min(x + kernel[1], width))
+
+
+def max_pool(x: U8, kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int, int, int]) -> U8:
+    """x [H, W, C]; padding never wins."""
+    cells = {(oy, ox): x[ys, xs].max(axis=(0, 1)) for oy, ox, ys, xs in _windows(x.shape[0], x.shape[1], kernel, stride, pad)}
+    oh, ow = max(cells)
+    return np.array([[cells[r, c] for c in range(ow + 1)] for r in range(oh + 1)], np.uint8)
+
+
+def avg_pool(
+    x: U8, kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int, int, int], count_pad: bool,
+    zero_x: int, multiplier: float, zero_y: int, lo: int, hi: int,
+) -> U8:  # fmt: skip
+    """x [H, W, C]; the divisor counts all cells of the window, or only those inside; ``multiplier`` is scale_x / scale_y (float32)."""
+    cells = {}
+    for oy, ox, ys, xs in _windows(x.shape[0], x.shape[1], kernel, stride, pad):
+        inside = x[ys, xs].astype(np.int32) - zero_x
+        n = kernel[0] * kernel[1] if count_pad else inside.shape[0] * inside.shape[1]
+        factor = np.float32(multiplier) / np.float32(n)
+        cells[oy, ox] = requantize(inside.sum(axis=(0, 1), dtype=np.int32).astype(np.float32) * factor, zero_y, lo, hi)
+    oh, ow = max(cells)
+    return np.array([[cells[r, c] for c in range(ow + 1)] for r in range(oh + 1)], np.uint8)
+
+
+def concat(inputs: list[U8], tables: list[U8 | None]) -> U8:
+    """Along the last axis, each input first through its table, if it has one."""
+    return np.concatenate([x if t is None else t[x] for x, t in zip(inputs, tables, strict=True)], axis=-1)
+
+
+def pad2d(x: U8, pad: tuple[int, int, int, int], value: int) -> U8:
+    """Spatial padding of [H, W, C]; ``pad`` = top, left, bottom, right."""
+    return np.pad(x, ((pad[0], pad[2]), (pad[1], pad[3]), (0, 0)), constant_values=value)
+
+
+_LOG2E, _LN2_HI, _LN2_LO = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
+_EXP = tuple(np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1))
+
+
+def exp(x: F32) -> F32:
+    """e^x for -87 <= x <= 0 (lower is taken as -87): Cody-Waite reduction and the Cephes polynomial, each step one float32 operation."""
+    x = np.maximum(x.astype(np.float32), np.float32(-87.0))
+    n = np.rint(x * _LOG2E)
+    r = x - n * _LN2_HI
+    r = r - n * _LN2_LO
+    p = np.full_like(r, _EXP[0])
+    for c in _EXP[1:]:
+        p = p * r + c
+    p = p * (r * r) + r + np.float32(1.0)
+    return p * ((n.astype(np.int32) + 127) << 23).view(np.float32)
+
+
+def softmax(x: U8, scale_x: float, scale_y: float, zero_y: int, lo: int, hi: int) -> U8:
+    """Over the last axis: e = exp(scale_x * (x - max)); y = e / sum / scale_y. The sum runs in 16 lanes (lane i takes i, i + 16, ...), then lane by lane."""
+    top = x.max(axis=-1, keepdims=True).astype(np.float32)
+    e = exp((x.astype(np.float32) - top) * np.float32(scale_x))
+    lanes = np.zeros((*x.shape[:-1], 16), np.float32)
+    for i in range(x.shape[-1]):
+        lanes[..., i % 16] += e[..., i]
+    total = lanes[..., 0]
+    for lane in range(1, 16):
+        total = total + lanes[..., lane]
+    return requantize(e / total[..., None] / np.float32(scale_y), zero_y, lo, hi)
+
+
+# --- weights: b-bit codes, packed tightly, least significant bit first ------------------------------------------------
+
+
+def weight_levels(bits: int) -> NDArray[np.int8]:
+    """The integer weight of each code 0 .. 2^bits - 1 (2 bits: -3 -1 1 3; else code - (2^(bits-1) - 1), the last code unused)."""
+    if bits == 2:
+        return np.array([-3, -1, 1, 3], np.int8)
+    return (np.arange(1 << bits) - ((1 << (bits - 1)) - 1)).astype(np.int16).clip(-127, 127).astype(np.int8)
+
+
+def pack_bits(codes: U8, bits: int) -> U8:
+    """Codes (each < 2^bits) to a tight bit stream: code i occupies bits i * bits ..., least significant bit first; zeros fill the last byte."""
+    each = (codes.reshape(-1, 1) >> np.arange(bits, dtype=np.uint8)) & 1
+    return np.packbits(each.reshape(-1), bitorder="little")
+
+
+def unpack_bits(packed: U8, bits: int, count: int) -> U8:
+    """The ``count`` codes in ``packed``."""
+    each = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
+    return (each << np.arange(bits, dtype=np.uint8)).sum(axis=1).astype(np.uint8)
