@@ -17,6 +17,7 @@
     │   ├── UnknownModelError
     │   ├── UnknownPlanError   the server has forgotten it or it expired: ask for a new one
     │   └── InfeasibleError    no plan meets the demand
+    ├── BusyError              a queue is full: this frame was dropped by policy, try again later
     └── StoreError             a folder that cannot be read or written, a full disk
 
 Every error is one clear sentence that says what to do next, a ``code`` that programs may compare, and ``data``. It crosses
@@ -111,6 +112,10 @@ class InfeasibleError(PlanError):
 
 class StoreError(SplitEdgeError):
     code, exit_status, http_status = "store", 12, 507
+
+
+class BusyError(SplitEdgeError):
+    code, exit_status, http_status = "busy", 13, 429
 
 
 def _tree(root: type[SplitEdgeError]) -> dict[str, type[SplitEdgeError]]:

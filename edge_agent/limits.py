@@ -48,3 +48,12 @@ BACKOFF_FIRST: Final = 0.1
 BACKOFF_MAX: Final = 10.0
 PLAN_LIFETIME: Final = 3600.0
 CLOSE_TIMEOUT: Final = 2.0
+
+# --- the agent's queue and local HTTP API
+MAX_QUEUED_FRAMES: Final = 32  # frames between a caller and their answers; the next one is refused, not queued
+MAX_QUEUED_BYTES: Final = 64 * MiB  # the same in bytes of input: 32 large photos would fill a small board
+MAX_CONFIG_BYTES: Final = 64 * 1024
+MAX_SOURCE_FILES: Final = 1_000_000  # files that one folder or glob may name
+CACHED_SEGMENTS: Final = 8  # the newest are kept
+BODY_TIMEOUT: Final = 30.0  # a client that trickles its request body
+DRAIN_TIMEOUT: Final = 5.0  # how long frames in flight may take after a request to stop
