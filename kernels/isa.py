@@ -21,6 +21,9 @@ _AVX512: Final = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
 _MODEL: Final = {"avx2": ("haswell", "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt"), "portable": ("x86-64", "")}
 
 
+X86: Final = platform.machine() in ("x86_64", "AMD64")
+
+
 def host_features() -> frozenset[str]:
     """The CPU features that LLVM finds on this machine."""
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
@@ -28,7 +31,7 @@ def host_features() -> frozenset[str]:
 
 def best(features: frozenset[str]) -> str:
     """The fastest set in `ISAS` that ``features`` allows."""
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if not X86:
         return "portable"
     if features.issuperset(_AVX512):
         return "avx512vnni"
@@ -44,7 +47,7 @@ def choose() -> str:
     if asked not in ISAS or ISAS.index(asked) < ISAS.index(available):
         warnings.warn(f"SPLITEDGE_ISA={asked} is not available here; using {available}", RuntimeWarning, stacklevel=2)
         return available
-    if asked != available and asked in _MODEL and platform.machine() in ("x86_64", "AMD64"):
+    if asked != available and asked in _MODEL and X86:
         if "numba" in sys.modules:
             warnings.warn("SPLITEDGE_ISA has only part of its effect: numba was imported before kernels", RuntimeWarning, stacklevel=2)
         os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = _MODEL[asked]
