@@ -57,3 +57,8 @@ MAX_SOURCE_FILES: Final = 1_000_000  # files that one folder or glob may name
 CACHED_SEGMENTS: Final = 8  # the newest are kept
 BODY_TIMEOUT: Final = 30.0  # a client that trickles its request body
 DRAIN_TIMEOUT: Final = 5.0  # how long frames in flight may take after a request to stop
+
+# --- the service and the device profile
+SERVICE_TIMEOUT: Final = 330.0  # one systemctl call: longer than the unit's own start timeout, a first start compiles
+MAX_KERNEL_ROWS: Final = 1000  # measurements in one profile
+WARMUP_TIMEOUT: Final = 600.0  # a child process that compiles every kernel from nothing, on a slow board
