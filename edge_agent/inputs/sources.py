@@ -1,0 +1,72 @@
+"""Where `edge-agent infer` finds its frames: files, folders, globs, standard input."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from edge_agent import errors, limits
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy"))
+
+
+class Source(NamedTuple):
+    """One frame that can be read when its turn comes. ``read`` blocks, and raises `errors.InputError`."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+def expand(patterns: list[str], stdin: BinaryIO) -> list[Source]:
+    """The frames that ``patterns`` name: ``-`` is standard input, a folder stands for the images and .npy arrays in it, by name.
+
+    A pattern that exists as a file is that file, whatever characters it holds. Raises `errors.InputError` for one that names nothing.
+    """
+    found = [source for pattern in patterns for source in _expand(pattern, stdin)]
+    if len(found) > limits.MAX_SOURCE_FILES:
+        raise errors.InputError(f"{len(found)} files are more than {limits.MAX_SOURCE_FILES}; give fewer at a time")
+    return found
+
+
+def read_bounded(file: BinaryIO, name: str, limit: int = limits.MAX_IMAGE_BYTES) -> bytes:
+    """All of ``file``; at most ``limit`` + 1 bytes are ever held. Raises `errors.InputError` if there are more."""
+    data = file.read(limit + 1)
+    if len(data) > limit:
+        raise errors.InputError(f"{name} has more than the {limit} bytes allowed", name=name)
+    return data
+
+
+def _expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
+    path = Path(pattern)
+    if pattern == "-":
+        yield Source("-", partial(read_bounded, stdin, "standard input"))
+    elif path.is_dir():
+        yield from _folder(path)
+    elif path.exists() or not glob.has_magic(pattern):
+        yield Source(pattern, partial(_read, path))  # a missing file is reported in its turn, by its name
+    else:
+        matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns)
+        if not matches:
+            raise errors.InputError(f"nothing matches {pattern}", name=pattern)
+        yield from (Source(str(match), partial(_read, match)) for match in matches if not match.is_dir())
+
+
+def _folder(path: Path) -> Iterator[Source]:
+    try:
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    except OSError as error:
+        raise errors.InputError(f"the folder {path} cannot be read ({error.strerror})", name=str(path)) from error
+    if not files:
+        raise errors.InputError(f"the folder {path} holds no images", name=str(path))
+    yield from (Source(str(file), partial(_read, file)) for file in files)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return read_bounded(file, str(path))
+    except OSError as error:
+        raise errors.InputError(f"{path} cannot be read ({error.strerror})", name=str(path)) from error

@@ -1,0 +1,115 @@
+"""What a frame's caller gets, and the counts of what became of every frame."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent import errors
+
+#: Upper bounds of the latency histogram's buckets, in seconds.
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class TopClass(msgspec.Struct):
+    """One class of the answer; ``label`` is the index in words where the model has no labels."""
+
+    index: int
+    label: str
+    probability: float
+
+
+class Timing(msgspec.Struct):
+    """Where a frame's time went, in milliseconds; ``total_ms`` is the sum of the others.
+
+    ``wait_ms`` is the time in the agent's own queue, ``link_ms`` everything between handing the payload to the link and having the answer
+    that the server does not claim as ``queue_ms`` or ``tail_ms``.
+    """
+
+    wait_ms: float = 0.0
+    preprocess_ms: float = 0.0
+    head_ms: float = 0.0
+    encode_ms: float = 0.0
+    link_ms: float = 0.0
+    queue_ms: float = 0.0
+    tail_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+class Result(msgspec.Struct):
+    """The answer to one frame. ``payload_bytes`` left the device for it (header included; 0 in mode "device")."""
+
+    top: list[TopClass]
+    timing: Timing
+    payload_bytes: int
+    plan: str
+    mode: str
+
+
+class Counters:
+    """Every frame ends in exactly one of these: ``answered``, ``dropped`` (by reason), ``failed`` (by error code)."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+        self.dropped: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.payload_bytes = 0
+        self.latency = [0] * (len(BUCKETS) + 1)
+        self.latency_sum_s = 0.0
+        self.stage_sum_s: defaultdict[str, float] = defaultdict(float)
+
+    @property
+    def total(self) -> int:
+        """Frames that have ended."""
+        return self.answered + self.dropped.total() + self.failed.total()
+
+    def end(self, error: errors.SplitEdgeError) -> None:
+        """Count a frame that ended in ``error``: a full queue drops it by policy, everything else is a failure its caller sees."""
+        if isinstance(error, errors.BusyError):
+            self.dropped["queue_full"] += 1
+        else:
+            self.failed[error.code] += 1
+
+    def answer(self, result: Result) -> None:
+        """Count ``result``."""
+        self.answered += 1
+        self.payload_bytes += result.payload_bytes
+        seconds = result.timing.total_ms / 1e3
+        self.latency[next((i for i, bound in enumerate(BUCKETS) if seconds <= bound), len(BUCKETS))] += 1
+        self.latency_sum_s += seconds
+        for stage, value in stages(result.timing):
+            self.stage_sum_s[stage] += value / 1e3
+
+
+def stages(timing: Timing) -> list[tuple[str, float]]:
+    """The stages of ``timing`` in the order in which a frame passes them, with their milliseconds, without the total."""
+    fields = msgspec.structs.asdict(timing)
+    return [(name.removesuffix("_ms"), value) for name, value in fields.items() if name != "total_ms"]
+
+
+def top_classes(pairs: Iterable[tuple[int, float]], labels: Sequence[str]) -> list[TopClass]:
+    """(class, probability) pairs with their labels."""
+    return [TopClass(i, labels[i] if 0 <= i < len(labels) else str(i), float(p)) for i, p in pairs]
+
+
+def best(values: NDArray[np.float32], k: int, *, probabilities: bool) -> list[tuple[int, float]]:
+    """The ``k`` greatest of ``values`` (any shape, taken flat), greatest first, the lower index first among equals.
+
+    ``probabilities``: the values are probabilities as they stand; else they are logits, and a softmax makes them probabilities.
+    """
+    flat = values.reshape(-1).astype(np.float64)
+    if not probabilities:
+        flat = np.exp(flat - flat.max())
+        flat /= flat.sum()
+    order = np.argsort(-flat, kind="stable")[:k]
+    return [(int(i), float(flat[i])) for i in order]
+
+
+def to_json(result: Result, **extra: Any) -> bytes:
+    """One line of JSON: ``extra`` first, then the fields of ``result``."""
+    return msgspec.json.encode(extra | msgspec.to_builtins(result))
