@@ -1,0 +1,56 @@
+"""Refuse, in one sentence, a machine or an installation that splitedge cannot run on.
+
+Imports the standard library only (and the error tree): it runs before numpy or numba, which would fail there with a traceback. `check` is the
+first thing that both commands do.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import struct
+import sys
+
+from edge_agent.errors import PlatformError
+
+MIN_PYTHON = (3, 11)
+
+
+def check() -> None:
+    """Return on a platform that works, raise `PlatformError` on any other."""
+    problem = (
+        _width_problem(struct.calcsize("P") * 8, sys.maxsize, platform.machine())
+        or _python_problem(tuple(sys.version_info[:2]))
+        or _name_problem()
+    )
+    if problem:
+        raise PlatformError(problem)
+
+
+def _width_problem(pointer_bits: int, maxsize: int, machine: str) -> str:
+    if pointer_bits >= 64 and maxsize > 1 << 32:
+        return ""
+    return (
+        f"splitedge needs a 64-bit system and this Python is a 32-bit one (on {machine}): install a 64-bit operating "
+        "system (on a Raspberry Pi: Raspberry Pi OS, 64-bit) and its Python"
+    )
+
+
+def _python_problem(version: tuple[int, ...]) -> str:
+    if version >= MIN_PYTHON:
+        return ""
+    needed, found = (".".join(map(str, v)) for v in (MIN_PYTHON, version))
+    return f"splitedge needs Python {needed} or newer and this is Python {found}: install a newer Python and run its -m venv"
+
+
+def _name_problem() -> str:
+    """The distribution named ``kernels`` on PyPI has our package's import name: one of the two would load the other's code."""
+    try:
+        other = importlib.metadata.distribution("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    place = str(other.locate_file(""))
+    return (
+        f"the package 'kernels' {other.version} is installed in {place} and its name clashes with a part of splitedge: "
+        "give splitedge a virtual environment of its own, or run 'pip uninstall kernels' and install splitedge again"
+    )

@@ -1,0 +1,1 @@
+"""The agent as a systemd service: the unit (`unit`), its installation (`install`), readiness and watchdog (`notify`)."""

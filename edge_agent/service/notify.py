@@ -1,0 +1,86 @@
+"""A small client of systemd's notification socket (sd_notify(3)): readiness, status, watchdog.
+
+Every call is safe anywhere: without ``NOTIFY_SOCKET`` it does nothing and says so by returning False.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Mapping
+
+from edge_agent.errors import PlatformError
+
+MAX_STATUS = 200  # characters of a status line
+
+
+def ready(status: str = "") -> bool:
+    """Start-up is finished: `systemctl start` returns."""
+    return send({"READY": "1"} | ({"STATUS": status} if status else {}))
+
+
+def status(text: str) -> bool:
+    """One line for `systemctl status`. Control characters are dropped: they could add a field to the message."""
+    return send({"STATUS": text})
+
+
+def watchdog() -> bool:
+    """The agent lives. Without it for ``WatchdogSec`` systemd kills and restarts the service."""
+    return send({"WATCHDOG": "1"})
+
+
+def stopping() -> bool:
+    """Shut-down has begun."""
+    return send({"STOPPING": "1"})
+
+
+async def keep_alive(healthy: Callable[[], bool] = lambda: True) -> None:
+    """Feed the watchdog from the event loop, so that a stuck loop starves it; returns at once where no watchdog is set.
+
+    Runs until cancelled. While ``healthy()`` is False nothing is sent.
+    """
+    period = watchdog_interval()
+    while period is not None:
+        if healthy():
+            watchdog()
+        await asyncio.sleep(period / 3)
+
+
+def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Seconds within which systemd wants a sign of life from this process, or None."""
+    microseconds = environ.get("WATCHDOG_USEC", "")
+    if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(microseconds) / 1e6 if microseconds.isdecimal() and int(microseconds) > 0 else None
+
+
+def send(fields: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> bool:
+    """Send ``NAME=value`` lines as one datagram, without waiting.
+
+    True: systemd's socket took it. False: there is no such socket, or its queue is full at the moment.
+    Raises `PlatformError` if the socket that the environment names cannot be used.
+    """
+    name = environ.get("NOTIFY_SOCKET", "")
+    if not name:
+        return False
+    if name[0] not in "@/":
+        raise PlatformError(f"NOTIFY_SOCKET={name[:100]} is not a Unix socket: unset it, or start the agent by systemd")
+    message = "\n".join(f"{key}={_clean(value)}" for key, value in fields.items())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
+            notifier.setblocking(False)
+            notifier.connect("\0" + name[1:] if name[0] == "@" else name)
+            notifier.send(message.encode())
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        reason = error.strerror or error
+        raise PlatformError(
+            f"systemd's socket {name[:100]} refuses messages ({reason}): restart the service"
+        ) from error
+    return True
+
+
+def _clean(value: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in value)[:MAX_STATUS]

@@ -1,0 +1,123 @@
+"""Readiness and watchdog, against a real datagram socket as systemd opens it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.errors import PlatformError
+from edge_agent.service import notify
+
+
+def _systemd(address: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(address)
+    listener.settimeout(5)
+    return listener
+
+
+def _drain(listener: socket.socket) -> int:
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while listener.recv(64):
+            count += 1
+    return count
+
+
+@pytest.fixture(params=["path", "abstract"])
+def systemd(request, tmp_path, monkeypatch):
+    name = str(tmp_path / "notify") if request.param == "path" else "@splitedge-" + uuid.uuid4().hex
+    with _systemd(name.replace("@", "\0", 1) if request.param == "abstract" else name) as listener:
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        yield listener
+
+
+def test_ready_with_a_status_is_one_message(systemd):
+    assert notify.ready("waiting for frames")
+    assert systemd.recv(4096) == b"READY=1\nSTATUS=waiting for frames"
+
+
+def test_status_watchdog_and_stopping_say_what_systemd_expects(systemd):
+    assert notify.status("12 frames/s")
+    assert notify.watchdog()
+    assert notify.stopping()
+    assert [systemd.recv(4096) for _ in range(3)] == [b"STATUS=12 frames/s", b"WATCHDOG=1", b"STOPPING=1"]
+
+
+def test_a_status_cannot_smuggle_in_another_field(systemd):
+    notify.status("all well\nSTOPPING=1\0MAINPID=1")
+    assert systemd.recv(4096) == b"STATUS=all well STOPPING=1 MAINPID=1"
+
+
+@given(text=st.text())
+def test_any_status_stays_one_short_line(text):
+    cleaned = notify._clean(text)
+    assert len(cleaned.splitlines()) <= 1
+    assert len(cleaned) <= notify.MAX_STATUS
+
+
+def test_without_systemd_nothing_is_sent(monkeypatch):
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    assert not notify.ready()
+
+
+def test_a_socket_that_is_gone_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    with pytest.raises(PlatformError, match="refuses messages"):
+        notify.watchdog()
+
+
+def test_a_socket_of_another_kind_is_an_error(monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", "vsock:2:1234")
+    with pytest.raises(PlatformError, match="not a Unix socket"):
+        notify.ready()
+
+
+def test_a_full_queue_never_blocks(systemd):
+    sent = 0
+    while notify.watchdog():
+        sent += 1
+        assert sent < 100_000
+    assert sent > 0
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_the_watchdog_interval_is_read_for_this_process_only(environ, seconds):
+    assert notify.watchdog_interval(environ) == seconds
+
+
+async def test_the_watchdog_is_fed_while_the_agent_is_healthy(systemd, monkeypatch):
+    monkeypatch.setenv("WATCHDOG_USEC", "30000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    healthy = True
+    feeding = asyncio.create_task(notify.keep_alive(lambda: healthy))
+    await asyncio.sleep(0.05)
+    assert systemd.recv(64) == b"WATCHDOG=1"
+    healthy = False
+    systemd.setblocking(False)
+    _drain(systemd)
+    await asyncio.sleep(0.05)
+    assert _drain(systemd) == 0
+    feeding.cancel()
+
+
+async def test_without_a_watchdog_there_is_nothing_to_feed(monkeypatch):
+    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
+    await asyncio.wait_for(notify.keep_alive(), 1)
