@@ -29,10 +29,11 @@ MAX_NAME: Final = 100  # a model, layer, or tensor name
 MAX_SEGMENT_BYTES: Final = 512 * MiB
 MAX_HEADER_BYTES: Final = 8 * MiB  # a segment's JSON header
 MAX_ARENA_BYTES: Final = 512 * MiB  # activations of one head
-MAX_OPS: Final = 10_000
-MAX_TENSORS: Final = 20_000
+MAX_OPS: Final = 4_096
+MAX_TENSORS: Final = 8_192
 MAX_DIM: Final = 1 << 20  # one side of one tensor
 MAX_ELEMENTS: Final = 1 << 28  # elements of one tensor
+MAX_MACS: Final = 1 << 40  # products in one head: a segment must not hang the board
 
 # --- models and calibration
 MAX_MODEL_BYTES: Final = 2048 * MiB  # an ONNX file
@@ -62,3 +63,12 @@ DRAIN_TIMEOUT: Final = 5.0  # how long frames in flight may take after a request
 SERVICE_TIMEOUT: Final = 330.0  # one systemctl call: longer than the unit's own start timeout, a first start compiles
 MAX_KERNEL_ROWS: Final = 1000  # measurements in one profile
 WARMUP_TIMEOUT: Final = 600.0  # a child process that compiles every kernel from nothing, on a slow board
+
+# --- the server
+MAX_PLANS: Final = 10_000  # plans kept at once; the oldest go first
+PLAN_GRACE: Final = 600.0  # an expired plan may still be dialled for so long, while its successor is made
+STORE_BUSY: Final = 5.0  # wait for another process that holds the database
+MAX_STREAMS: Final = 256  # sessions one server process serves at once
+MAX_TAILS: Final = 8  # tails loaded at once; the least recently used goes
+TAIL_QUEUE: Final = 256  # frames of all sessions that may wait for a tail
+DRAIN: Final = 5.0  # a stopping server gives open sessions so long

@@ -1,0 +1,303 @@
+"""The server's only state: one folder that several processes may share.
+
+    store.sqlite          tokens (hashed), plans, which segment belongs to which bundle; WAL
+    bundles/NAME/         calibrated models
+    segments/SHA.segment  quantized heads, by content
+
+Calls are short and block: on an event loop use ``asyncio.to_thread``. Every failure of disk or database is a `StoreError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from edge_agent import errors, limits
+from edge_agent.protocol.messages import Plan, SegmentRef
+
+NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.MAX_NAME - 1}}}")
+_SHA: Final = re.compile(r"[0-9a-f]{64}")
+_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS tokens (name TEXT PRIMARY KEY, hash BLOB NOT NULL, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS plans (id TEXT PRIMARY KEY, expires REAL NOT NULL, body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS plans_expires ON plans (expires);
+CREATE TABLE IF NOT EXISTS segments (
+    bundle TEXT NOT NULL, cut INTEGER NOT NULL, weight_bits INTEGER NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL,
+    PRIMARY KEY (bundle, cut, weight_bits)
+);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What is known of a token: never the token itself."""
+
+    name: str
+    created_unix: float
+
+
+class Store:
+    """An open store. Safe to use from several threads; close it, or use it in ``with``."""
+
+    def __init__(
+        self, folder: Path, *, busy_timeout_s: float = limits.STORE_BUSY, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Opens ``folder``, made where it is missing. Raises `errors.StoreError`."""
+        self.folder = folder
+        self.bundles = folder / "bundles"
+        self.segments = folder / "segments"
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+        with self._guard():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.bundles.mkdir(exist_ok=True)
+            self.segments.mkdir(exist_ok=True)
+            self._db = sqlite3.connect(
+                folder / "store.sqlite", timeout=busy_timeout_s, check_same_thread=False, isolation_level=None
+            )
+            try:
+                self._prepare(self._db)
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- tokens
+
+    def add_token(self, name: str) -> str:
+        """A new bearer token called ``name``; this is the only time it can be read. Raises `errors.UsageError` if the name is taken."""
+        check_name(name, "token")
+        token = "se_" + secrets.token_urlsafe(32)
+        with self._transaction() as db:
+            if db.execute("SELECT 1 FROM tokens WHERE name = ?", (name,)).fetchone():
+                raise errors.UsageError(f"a token named {name!r} exists: give another name, or revoke it first")
+            db.execute("INSERT INTO tokens VALUES (?, ?, ?)", (name, _token_hash(token), self._clock()))
+        return token
+
+    def revoke_token(self, name: str) -> None:
+        """Raises `errors.UsageError` if there is no such token."""
+        with self._transaction() as db:
+            if db.execute("DELETE FROM tokens WHERE name = ?", (name,)).rowcount == 0:
+                raise errors.UsageError(f"there is no token named {name!r}: `edge-server token --list` shows them")
+
+    def tokens(self) -> list[Token]:
+        return [Token(*row) for row in self._read("SELECT name, created FROM tokens ORDER BY name")]
+
+    def accepts(self, token: str) -> bool:
+        """Whether ``token`` is one of ours; the time taken does not depend on how much of it is right."""
+        offered = _token_hash(token)
+        found = False
+        for (known,) in self._read("SELECT hash FROM tokens"):
+            found |= hmac.compare_digest(offered, known)
+        return found
+
+    # --- plans
+
+    def put_plan(self, plan: Plan) -> None:
+        """Keeps ``plan`` until a while after it expires; the oldest go where there are too many."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM plans WHERE expires < ?", (self._clock() - limits.PLAN_GRACE,))
+            body = msgspec.json.encode(plan)
+            db.execute("INSERT OR REPLACE INTO plans VALUES (?, ?, ?)", (plan.id, plan.expires_unix, body))
+            db.execute(
+                "DELETE FROM plans WHERE id IN (SELECT id FROM plans ORDER BY expires DESC LIMIT -1 OFFSET ?)",
+                (limits.MAX_PLANS,),
+            )
+
+    def plan(self, plan_id: str) -> Plan:
+        """The plan ``plan_id``, up to `limits.PLAN_GRACE` seconds after its expiry. Raises `errors.UnknownPlanError`."""
+        oldest = self._clock() - limits.PLAN_GRACE
+        rows = self._read("SELECT body FROM plans WHERE id = ? AND expires >= ?", (plan_id, oldest))
+        if not rows:
+            raise errors.UnknownPlanError("the server does not know this plan or it expired: ask for a new one")
+        return msgspec.json.decode(rows[0][0], type=Plan)
+
+    # --- segments
+
+    def put_segment(self, data: bytes, bundle: str, cut: int, weight_bits: int) -> SegmentRef:
+        """Writes a segment under its content's hash, whole or not at all, and remembers what it belongs to."""
+        ref = SegmentRef(hashlib.sha256(data).hexdigest(), len(data))
+        with self._guard():
+            self._write(self.segments / f"{ref.sha256}.segment", data)
+        with self._transaction() as db:
+            row = (bundle, cut, weight_bits, ref.sha256, ref.size)
+            db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)", row)
+        return ref
+
+    def known_segments(self, bundle: str) -> dict[tuple[int, int], SegmentRef]:
+        """The segments that were built of ``bundle`` and are still on disk, by (cut, weight bits)."""
+        rows = self._read("SELECT cut, weight_bits, sha256, size FROM segments WHERE bundle = ?", (bundle,))
+        refs = {(cut, bits): SegmentRef(sha, size) for cut, bits, sha, size in rows}
+        return {key: ref for key, ref in refs.items() if self.segment_path(ref.sha256) is not None}
+
+    def segment_path(self, sha256: str) -> Path | None:
+        """The file of the segment ``sha256``, or None where there is none (or that is not a SHA-256)."""
+        if not _SHA.fullmatch(sha256):
+            return None
+        path = self.segments / f"{sha256}.segment"
+        return path if path.is_file() else None
+
+    # --- bundles
+
+    def bundle_names(self) -> list[str]:
+        with self._guard():
+            return sorted(p.name for p in self.bundles.iterdir() if NAME.fullmatch(p.name) and p.is_dir())
+
+    def bundle_path(self, name: str) -> Path:
+        """The folder of the bundle ``name``. Raises `errors.UnknownModelError`."""
+        path = self.bundles / name
+        if not NAME.fullmatch(name) or not path.is_dir():
+            names = ", ".join(self.bundle_names()[:10]) or "none yet: `edge-server add` makes one"
+            raise errors.UnknownModelError(f"there is no model named {name[:80]!r}: the server has {names}")
+        return path
+
+    @contextlib.contextmanager
+    def new_bundle(self, name: str) -> Iterator[Path]:
+        """A path that does not exist, to build a bundle in; it takes the place of ``name`` when the block ends without an error."""
+        check_name(name, "model")
+        with self._guard():
+            work = Path(tempfile.mkdtemp(prefix=".new-", dir=self.bundles))
+        try:
+            yield work / name
+            with self._guard():
+                old = self._set_aside(self.bundles / name)
+                (work / name).rename(self.bundles / name)
+                shutil.rmtree(old)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def remove_bundle(self, name: str, sha256: str) -> None:
+        """Removes the bundle ``name`` and the segments of ``sha256`` that no other bundle uses."""
+        path = self.bundle_path(name)
+        with self._transaction() as db:
+            ours = {sha for (sha,) in db.execute("SELECT sha256 FROM segments WHERE bundle = ?", (sha256,))}
+            db.execute("DELETE FROM segments WHERE bundle = ?", (sha256,))
+            others = {sha for (sha,) in db.execute("SELECT sha256 FROM segments")}
+        with self._guard():
+            shutil.rmtree(self._set_aside(path))
+            for sha in ours - others:
+                (self.segments / f"{sha}.segment").unlink(missing_ok=True)
+
+    # --- inside
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            raise errors.StoreError(f"the store in {self.folder} was written by a newer splitedge: upgrade this one")
+        db.execute("PRAGMA journal_mode = WAL")
+        if version < _VERSION:
+            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+
+    def _set_aside(self, path: Path) -> Path:
+        """Takes ``path``, if it is there, away in one step, into a folder to delete."""
+        trash = Path(tempfile.mkdtemp(prefix=".old-", dir=self.bundles))
+        if path.exists():
+            path.rename(trash / path.name)
+        return trash
+
+    @staticmethod
+    def _write(path: Path, data: bytes) -> None:
+        handle, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def _read(self, query: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        with self._guard(), self._lock:
+            return self._open().execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._guard(), self._lock:
+            db = self._open()
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    def _open(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise errors.StoreError(f"the store in {self.folder} is closed: open it again")
+        return self._db
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Turns failures of disk and database into one sentence."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise errors.StoreError(_sentence(self.folder, error), folder=str(self.folder)) from error
+
+
+def default_folder() -> Path:
+    """Where the store lies if nobody says: ``$SPLITEDGE_STORE``, else below ``$XDG_DATA_HOME``."""
+    if named := os.environ.get("SPLITEDGE_STORE"):
+        return Path(named)
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "splitedge" / "server"
+
+
+def check_name(name: str, what: str) -> None:
+    """Raises `errors.UsageError` unless ``name`` can be a file's name everywhere."""
+    if not NAME.fullmatch(name):
+        raise errors.UsageError(
+            f"{name[:80]!r} cannot be the name of a {what}: use up to {limits.MAX_NAME} letters, digits, '.', '_' and '-', "
+            "starting with a letter or digit"
+        )
+
+
+def _token_hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def _sentence(folder: Path, error: OSError | sqlite3.Error) -> str:
+    number, text = getattr(error, "errno", None), str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in text:
+        return f"the disk that holds the store {folder} is full: free some space and try again"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "readonly" in text or "unable to open" in text:
+        return f"the store {folder} cannot be written: check its owner and mode, or name another folder with --store"
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        return f"the store {folder} is not a folder: name another with --store"
+    if "locked" in text:
+        return f"the store {folder} is held by another process: try again, and end that process if this persists"
+    if "not a database" in text or "malformed" in text:
+        return f"{folder / 'store.sqlite'} is damaged: restore it from a copy, or remove it and make new tokens"
+    return f"the store {folder} failed ({text[:200]}): check the disk, or name another folder with --store"

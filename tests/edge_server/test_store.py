@@ -1,0 +1,250 @@
+"""The store: what is kept, what is forgotten, and what is said when disk or database fail."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_agent import errors, limits
+from edge_agent.protocol.messages import Cut, Demand, Plan, Prediction, Preprocess, SegmentRef
+from edge_server.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "store") as opened:
+        yield opened
+
+
+def a_plan(plan_id: str, expires: float) -> Plan:
+    prediction = Prediction(1, 2, 3, 6, 0, "unknown", 0.1, 0.0, 0.2, 250, 100, 400, 1000, 0.006)
+    return Plan(
+        id=plan_id,
+        model="net",
+        bundle="b" * 64,
+        mode="split",
+        cut=Cut(1, "conv", "t", [4, 4, 2], "inside"),
+        weight_bits=8,
+        ladder=[],
+        codec=0,
+        segment=SegmentRef("a" * 64, 10),
+        preprocess=Preprocess("tensor", [8, 8, 3]),
+        prediction=prediction,
+        runners_up=[],
+        considered=1,
+        expires_unix=expires,
+        demand=Demand(),
+    )
+
+
+# --- tokens
+
+
+def test_a_token_is_accepted_until_it_is_revoked(store: Store) -> None:
+    token = store.add_token("board-1")
+    assert store.accepts(token)
+    assert not store.accepts(token[:-1])
+    assert not store.accepts("")
+    store.revoke_token("board-1")
+    assert not store.accepts(token)
+
+
+def test_only_the_hash_of_a_token_reaches_the_disk(store: Store) -> None:
+    token = store.add_token("board-1")
+    assert [t.name for t in store.tokens()] == ["board-1"]
+    written = b"".join(p.read_bytes() for p in store.folder.iterdir() if p.is_file())
+    assert token.encode() not in written
+    assert hashlib.sha256(token.encode()).digest() in written
+
+
+def test_a_taken_name_and_an_unknown_one_are_refused(store: Store) -> None:
+    store.add_token("a")
+    with pytest.raises(errors.UsageError, match="exists"):
+        store.add_token("a")
+    with pytest.raises(errors.UsageError, match="no token named"):
+        store.revoke_token("b")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 101, "a b", "é"])
+def test_names_that_are_no_file_names_are_refused(store: Store, name: str) -> None:
+    with pytest.raises(errors.UsageError, match="cannot be the name"):
+        store.add_token(name)
+    with pytest.raises(errors.UsageError, match="cannot be the name"), store.new_bundle(name):
+        pass
+
+
+def test_two_stores_on_one_folder_see_each_other(store: Store) -> None:
+    with Store(store.folder) as other:
+        token = other.add_token("a")
+        assert store.accepts(token)
+
+
+# --- plans
+
+
+def test_a_plan_comes_back_and_expires_after_its_grace(tmp_path: Path) -> None:
+    now = [1000.0]
+    with Store(tmp_path, clock=lambda: now[0]) as store:
+        plan = a_plan("p1", 2000.0)
+        store.put_plan(plan)
+        assert store.plan("p1") == plan
+        now[0] = 2000.0 + limits.PLAN_GRACE - 1
+        assert store.plan("p1") == plan
+        now[0] += 2
+        with pytest.raises(errors.UnknownPlanError):
+            store.plan("p1")
+
+
+def test_expired_plans_are_purged_and_their_number_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_PLANS", 3)
+    now = [0.0]
+    with Store(tmp_path, clock=lambda: now[0]) as store:
+        store.put_plan(a_plan("old", 10.0))
+        now[0] = 10_000.0
+        for i in range(5):
+            store.put_plan(a_plan(f"p{i}", now[0] + 100 + i))
+        rows = sqlite3.connect(tmp_path / "store.sqlite")
+        ids = [r[0] for r in rows.execute("SELECT id FROM plans ORDER BY id")]
+        rows.close()
+        assert ids == ["p2", "p3", "p4"]
+
+
+# --- segments and bundles
+
+
+def test_a_segment_lies_under_its_hash(store: Store) -> None:
+    ref = store.put_segment(b"weights", "bundle", 3, 8)
+    path = store.segment_path(ref.sha256)
+    assert path is not None
+    assert path.read_bytes() == b"weights"
+    assert store.known_segments("bundle") == {(3, 8): ref}
+    assert store.known_segments("other") == {}
+    path.unlink()
+    assert store.known_segments("bundle") == {}
+
+
+@pytest.mark.parametrize("sha", ["", "..", "a" * 63, "A" * 64, "../" + "a" * 61, "a" * 64 + "\n"])
+def test_what_is_no_hash_is_no_path(store: Store, sha: str) -> None:
+    assert store.segment_path(sha) is None
+
+
+def test_a_bundle_replaces_its_predecessor_whole(store: Store) -> None:
+    for text in ("one", "two"):
+        with store.new_bundle("net") as path:
+            path.mkdir()
+            (path / "x").write_text(text)
+    assert (store.bundle_path("net") / "x").read_text() == "two"
+    assert store.bundle_names() == ["net"]
+    assert [p.name for p in store.bundles.iterdir()] == ["net"]
+
+
+def test_a_failed_import_leaves_the_old_bundle(store: Store) -> None:
+    with store.new_bundle("net") as path:
+        path.mkdir()
+    with pytest.raises(FileNotFoundError), store.new_bundle("net") as path:
+        (path / "no such folder" / "half").touch()
+    assert list(store.bundle_path("net").iterdir()) == []
+    assert [p.name for p in store.bundles.iterdir()] == ["net"]
+
+
+def test_removing_a_bundle_takes_only_its_own_segments(store: Store) -> None:
+    with store.new_bundle("net") as path:
+        path.mkdir()
+    shared, own = store.put_segment(b"s", "sha-net", 0, 8), store.put_segment(b"o", "sha-net", 1, 8)
+    store.put_segment(b"s", "sha-other", 0, 8)
+    store.remove_bundle("net", "sha-net")
+    assert store.bundle_names() == []
+    assert store.segment_path(shared.sha256) is not None
+    assert store.segment_path(own.sha256) is None
+
+
+def test_an_unknown_bundle_is_named_beside_the_known(store: Store) -> None:
+    with store.new_bundle("lite0") as path:
+        path.mkdir()
+    with pytest.raises(errors.UnknownModelError, match="no model named 'resnet': the server has lite0"):
+        store.bundle_path("resnet")
+
+
+# --- when disk or database fail
+
+
+def test_a_file_in_the_way_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("x")
+    with pytest.raises(errors.StoreError, match="is not a folder"):
+        Store(tmp_path / "store")
+
+
+def test_a_damaged_database_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "store.sqlite").write_bytes(b"not a database" * 1000)
+    with pytest.raises(errors.StoreError, match="is damaged"):
+        Store(tmp_path)
+
+
+def test_a_newer_store_is_not_touched(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "store.sqlite")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(errors.StoreError, match="newer splitedge"):
+        Store(tmp_path)
+
+
+def test_a_database_held_by_another_process_is_one_sentence(tmp_path: Path) -> None:
+    with Store(tmp_path, busy_timeout_s=0.05) as store:
+        holder = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(errors.StoreError, match="held by another process"):
+            store.add_token("a")
+        holder.execute("ROLLBACK")
+        holder.close()
+        assert store.accepts(store.add_token("a"))
+
+
+def test_a_closed_store_says_so(store: Store) -> None:
+    store.close()
+    with pytest.raises(errors.StoreError, match="is closed"):
+        store.tokens()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB of its own."""
+    point = tmp_path / "disk"
+    point.mkdir()
+    mount = shutil.which("mount")
+    if (
+        mount is None
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", point], check=False).returncode
+    ):
+        pytest.skip("this needs the right to mount a small file system")
+    yield point
+    subprocess.run(["umount", point], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_segment(small_disk: Path) -> None:
+    with Store(small_disk) as store:
+        with pytest.raises(errors.StoreError, match="is full: free some space"):
+            store.put_segment(bytes(1 << 20), "b", 0, 8)
+        assert list(store.segments.iterdir()) == []
+
+
+def test_a_full_disk_under_the_database_is_one_sentence(small_disk: Path) -> None:
+    with Store(small_disk) as store:
+        with contextlib.suppress(OSError):
+            (small_disk / "ballast").write_bytes(bytes(1 << 20))
+        with pytest.raises(errors.StoreError, match="is full: free some space"):
+            [store.add_token(f"t{i}") for i in range(1000)]
+
+
+def test_a_read_only_folder_is_one_sentence(small_disk: Path) -> None:
+    with Store(small_disk):
+        pass
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(errors.StoreError, match="cannot be written"), Store(small_disk) as store:
+        store.add_token("a")
