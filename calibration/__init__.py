@@ -1,0 +1,1 @@
+"""A trained model becomes a calibrated bundle: import, cuts, observation, weight quantization, lowering, accuracy."""

@@ -1,0 +1,25 @@
+"""Fixtures that several packages' tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The working tree."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """A folder of labelled photographs with their labels.csv; skips where there is none."""
+    folder = Path(os.environ.get("SPLITEDGE_PHOTOS") or ROOT.parent / "shared" / "data" / "photos")
+    if not (folder / "labels.csv").is_file():
+        pytest.skip(f"no labelled photographs in {folder}: name a folder with a labels.csv in SPLITEDGE_PHOTOS")
+    return folder

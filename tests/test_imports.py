@@ -1,0 +1,87 @@
+"""The import arrows of docs/architecture.md, and what a running agent has loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import grimp
+import pytest
+
+PACKAGES = ("edge_agent", "edge_server", "kernels", "calibration", "device_profiles")
+NEVER_IN_THE_AGENT = {"torch", "onnx", "onnxruntime", "edge_server", "calibration", "benchmarks"}
+# Third-party packages that a layer may import; the arrows between our own packages are the contracts in pyproject.toml.
+OUTSIDE = {
+    "edge_agent.errors": set(),
+    "edge_agent.limits": set(),
+    "kernels": {"numpy", "numba", "llvmlite"},
+    "edge_agent.protocol": {"msgspec"},
+}
+IMPORT_NAMES = {"pillow": "PIL"}  # where a distribution is imported under another name
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph(*PACKAGES, "benchmarks", include_external_packages=True, cache_dir=None)
+
+
+def outside(graph: grimp.ImportGraph, package: str) -> set[str]:
+    """The third-party packages that ``package`` and its modules import."""
+    modules = {package} | graph.find_descendants(package)
+    found = {target for module in modules for target in graph.find_modules_directly_imported_by(module)}
+    return {t for t in found if graph.is_module_squashed(t)} - sys.stdlib_module_names - {"__future__"}
+
+
+def test_imports_follow_the_arrows(root: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command as main; main()",
+        "--no-logo",
+        "--no-cache",
+    ]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_package_of_the_architecture_has_a_contract(root: Path) -> None:
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]
+    sources = {source for contract in settings["contracts"] for source in contract["source_modules"]}
+    block = re.search(r"```\n(errors, limits .*?)```", (root / "docs/architecture.md").read_text(), re.DOTALL)
+    assert block
+    left = [line.split("->")[0].replace("(rest)", "").strip() for line in block[1].splitlines() if "->" in line]
+    named = {name for names in left for name in names.split(", ")}
+    assert named - {"benchmarks"} == {
+        s.removeprefix("edge_agent.") if s.endswith(("errors", "limits")) else s for s in sources
+    }
+
+
+@pytest.mark.parametrize("package", OUTSIDE)
+def test_the_low_layers_import_only_what_they_may(graph: grimp.ImportGraph, package: str) -> None:
+    assert outside(graph, package) <= OUTSIDE[package]
+
+
+def test_the_agent_imports_only_what_the_default_install_brings(graph: grimp.ImportGraph, root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    default = {re.split(r"[<>=\[; ]", line)[0] for line in project["dependencies"]}
+    allowed = {IMPORT_NAMES.get(name, name) for name in default} | {"llvmlite"}  # numba brings llvmlite
+    assert outside(graph, "edge_agent") | outside(graph, "device_profiles") | outside(graph, "kernels") <= allowed
+
+
+def test_no_module_of_the_agent_loads_the_server_or_its_libraries(root: Path) -> None:
+    script = """
+import importlib, json, pkgutil, sys
+import device_profiles, edge_agent
+for package in (edge_agent, device_profiles):
+    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not NEVER_IN_THE_AGENT & set(json.loads(done.stdout))

@@ -1,0 +1,117 @@
+"""The two scripts of the README, and the commands that it shows."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ("scripts/common.sh", "scripts/demo", "scripts/test", ".ci/run")
+COMMAND = re.compile(r"`(edge-(?:agent|server)(?: [a-z]+)+)")
+
+
+def readme_commands() -> list[str]:
+    """The commands in the first column of the README's table."""
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `edge-")]
+    return sorted({match for row in rows for match in COMMAND.findall(row.split("|")[1])})
+
+
+def bash(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``script`` in a shell that knows nothing but ``environment``; scripts/common.sh is sourced first."""
+    text = f"set -euo pipefail; source {ROOT}/scripts/common.sh; {script}"
+    bare = {"PATH": "/usr/bin:/bin", **environment}
+    return subprocess.run(["bash", "-c", text, "scripts/test"], env=bare, capture_output=True, text=True, cwd="/")
+
+
+def fake_python(folder: Path, says: str) -> str:
+    """A program that answers the interpreter probe with ``says``."""
+    path = folder / "python3"
+    path.write_text(f"#!/bin/sh\necho {says}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_valid_bash(script: str) -> None:
+    done = subprocess.run(["bash", "-n", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if not s.endswith(".sh")])
+def test_scripts_are_executable(script: str) -> None:
+    assert os.access(ROOT / script, os.X_OK)
+
+
+def test_help_needs_no_set_up() -> None:
+    done = subprocess.run(
+        ["scripts/test", "--help"], cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "--fast" in done.stdout
+
+
+def test_a_good_python_is_found() -> None:
+    done = bash("find_python", SPLITEDGE_PYTHON=sys.executable)
+    assert done.stdout.strip() == sys.executable
+
+
+@pytest.mark.parametrize(
+    ("says", "sentence"),
+    [
+        ("old 3.9.2", "splitedge needs Python 3.11 or newer and this is 3.9.2"),
+        ("narrow", "32-bit Python"),
+        ("bare", "sudo apt install python3-venv"),
+        ("", "none was found"),
+    ],
+)
+def test_a_python_that_will_not_do_is_refused_in_one_sentence(tmp_path: Path, says: str, sentence: str) -> None:
+    done = bash("find_python", SPLITEDGE_PYTHON=fake_python(tmp_path, says))
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_python_that_will_not_do_is_passed_over_for_one_that_will(tmp_path: Path) -> None:
+    done = bash("find_python", SPLITEDGE_PYTHON=f"{fake_python(tmp_path, 'bare')} {sys.executable}")
+    assert done.stdout.strip() == sys.executable
+
+
+def test_set_up_installs_once_and_grows_by_what_is_missing(tmp_path: Path) -> None:
+    script = f"""
+        VENV={tmp_path}/venv CACHE={tmp_path} STAMP={tmp_path}/stamp
+        make_venv() {{ :; }}
+        fingerprint() {{ echo "$KEY"; }}
+        install() {{ echo "install$1"; }}
+        KEY=one; setup demo; setup demo; setup test; setup demo; setup demo test; KEY=two; setup demo
+    """
+    done = bash(script)
+    assert done.stdout.split("\n")[:-1] == ["install demo", "installdemo test", "install demo"], done.stderr
+
+
+def test_a_failed_installation_leaves_no_stamp(tmp_path: Path) -> None:
+    script = f"""
+        VENV={tmp_path}/venv CACHE={tmp_path} STAMP={tmp_path}/stamp
+        make_venv() {{ :; }}
+        fingerprint() {{ echo one; }}
+        pip() {{ echo "no space left"; return 1; }}
+        setup demo
+    """
+    done = bash(script)
+    assert done.returncode == 1
+    assert "no space left" in done.stderr
+    assert "the installation failed" in done.stderr
+    assert not (tmp_path / "stamp").exists()
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_a_command_of_the_readme_exists(command: str) -> None:
+    program, *rest = command.split()
+    module = program.replace("-", "_")
+    done = subprocess.run([sys.executable, "-m", module, *rest, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
