@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import glob
+import io
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent import errors, limits
 
@@ -37,6 +41,23 @@ def read_bounded(file: BinaryIO, name: str, limit: int = limits.MAX_IMAGE_BYTES)
     if len(data) > limit:
         raise errors.InputError(f"{name} has more than the {limit} bytes allowed", name=name)
     return data
+
+
+def load_array(data: bytes, name: str = "the array") -> NDArray[np.generic]:
+    """The array in ``data`` (.npy, never pickled). Raises `errors.InputError` for anything else."""
+    if len(data) > limits.MAX_IMAGE_BYTES:
+        raise errors.InputError(
+            f"{name} has {len(data)} bytes, more than the {limits.MAX_IMAGE_BYTES} allowed", name=name
+        )
+    try:
+        array: NDArray[np.generic] = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # numpy's parser raises ValueError, EOFError, OSError, tokenize and Unicode errors
+        raise errors.InputError(
+            f"{name} is not a whole .npy array of numbers; save it with numpy.save", name=name
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise errors.InputError(f"{name} is an archive of arrays; give one .npy array", name=name)
+    return array
 
 
 def _expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
