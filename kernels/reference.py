@@ -150,3 +150,32 @@ def unpack_bits(packed: U8, bits: int, count: int) -> U8:
     """The ``count`` codes in ``packed``."""
     each = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
     return (each << np.arange(bits, dtype=np.uint8)).sum(axis=1).astype(np.uint8)
+
+
+# --- the codec at the cut: value = lo + scale * code, float32 throughout ------------------------------------------------
+
+
+def codec_inverse(scale: F32) -> F32:
+    """1 / scale in float32, 0 where the scale is 0 (a constant: every code is 0)."""
+    with np.errstate(all="ignore"):
+        return np.where(scale > 0, np.float32(1) / scale, np.float32(0))
+
+
+def codec_quantize(x: F32, lo: F32, scale: F32, bits: int) -> U8:
+    """x [..., C] to codes; ``lo`` and ``scale`` [1] or [C]. NaN becomes 0 here; who encodes has refused it before."""
+    top = np.float32((1 << bits) - 1)
+    with np.errstate(all="ignore"):
+        v = (x - lo) * codec_inverse(scale)
+    v = np.where(v > 0, v, np.float32(0))
+    return np.rint(np.where(v < top, v, top)).astype(np.uint8)
+
+
+def codec_dequantize(codes: U8, lo: F32, scale: F32) -> F32:
+    """Codes [..., C] to values: one product and one sum."""
+    return lo + scale * codes.astype(np.float32)
+
+
+def codec_tables(scale_x: float, zero_x: int, lo: F32, scale: F32, bits: int) -> U8:
+    """[C, 256]: for each channel the code at the cut of every 8-bit code x, which stands for scale_x * (x - zero_x)."""
+    values = np.float32(scale_x) * (np.arange(256) - zero_x).astype(np.float32)
+    return codec_quantize(values[None, :], lo[:, None], scale[:, None], bits)
