@@ -72,3 +72,10 @@ MAX_STREAMS: Final = 256  # sessions one server process serves at once
 MAX_TAILS: Final = 8  # tails loaded at once; the least recently used goes
 TAIL_QUEUE: Final = 256  # frames of all sessions that may wait for a tail
 DRAIN: Final = 5.0  # a stopping server gives open sessions so long
+
+# --- the link
+HEARTBEAT_LEAST: Final = 0.05  # a peer cannot make us ping more often than so
+STALL: Final = 15.0  # a download without a byte for so long is broken off and resumed
+FETCH_TRIES: Final = 5  # broken connections in a row, without a byte in between, that end a download
+PROBE_TIME: Final = 0.2  # one link measurement grows until it takes so long
+SESSION_WORKERS: Final = 2  # frames of one session that are in the tail at once: one computes, one is ready

@@ -1,0 +1,101 @@
+"""From a caller's image or array to the input codes of a head. Calibration and the agent share it, so both see the same pixels."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from edge_agent import errors, limits
+from edge_agent.head.segment import Tensor
+from edge_agent.protocol.messages import Preprocess
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+
+def load_image(data: bytes) -> Image.Image:
+    """The image encoded in ``data``, upright. Raises `errors.InputError` if it is none, truncated, or beyond the limits."""
+    if len(data) > limits.MAX_IMAGE_BYTES:
+        raise errors.InputError(f"an image of {len(data)} bytes is over the limit of {limits.MAX_IMAGE_BYTES}; send a smaller one")
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > limits.MAX_IMAGE_PIXELS:
+            raise errors.InputError(f"an image of {image.width} x {image.height} pixels is over the limit; send a smaller one")
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise errors.InputError("this is not an image that can be read; send a JPEG, PNG, WebP or BMP file") from error
+
+
+def prepare_image(image: Image.Image, preprocess: Preprocess) -> U8:
+    """The pixels [H, W, C] of ``image`` that the model looks at; C is 3 (RGB) or 1 (grey)."""
+    height, width, channels = preprocess.shape
+    image = image.convert("L" if channels == 1 else "RGB")
+    method = Image.Resampling.BICUBIC if preprocess.interpolation == "bicubic" else Image.Resampling.BILINEAR
+    if preprocess.fit == "stretch":
+        image = image.resize((width, height), method)
+    else:
+        short = min(image.size)
+        scale = max(preprocess.resize / short, height / image.height, width / image.width)
+        image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))), method)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    return np.asarray(image, np.uint8).reshape(height, width, channels)
+
+
+def normalise(pixels: U8, preprocess: Preprocess) -> F32:
+    """(pixel - mean) / std, float32 [H, W, C]: what the float model sees."""
+    return _real_table(preprocess).astype(np.float32)[pixels, np.arange(pixels.shape[-1])]
+
+
+def code_table(preprocess: Preprocess, tensor: Tensor) -> U8:
+    """Codes [256, C] of the head's input ``tensor`` for each pixel value: clamp(rint((pixel - mean) / std / scale) + zero_point)."""
+    return _codes(_real_table(preprocess), tensor.scale, tensor.zero_point)
+
+
+def pixels_to_codes(pixels: U8, table: U8) -> U8:
+    """``pixels`` [H, W, C] through the `code_table`."""
+    return table[pixels, np.arange(pixels.shape[-1])]
+
+
+def quantize_tensor(x: NDArray[np.generic], tensor: Tensor) -> U8:
+    """An array in the shape of ``tensor`` (channels last) to its codes. Raises `errors.InputError` for another shape, NaN or infinity."""
+    if list(x.shape) != tensor.shape:
+        raise errors.InputError(f"the model takes an array of shape {tensor.shape}, this one has {list(x.shape)}", shape=tensor.shape)
+    values = x.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise errors.InputError("the input holds NaN or infinite values; send finite numbers")
+    return _codes(values, tensor.scale, tensor.zero_point)
+
+
+def input_quantization(preprocess: Preprocess) -> tuple[float, int]:
+    """The scale (an exact float32) and zero point for the head's input that disturb normalised pixels least.
+
+    One mean and one std for all channels with an integer mean make codes equal pixels. Otherwise a search around the range, because a
+    zero between two codes would make half of the pixel values tie.
+    """
+    real = _real_table(preprocess)
+    lo, hi = min(real.min(), 0.0), max(real.max(), 0.0)
+    best = (np.inf, 1.0, 0)
+    for steps in np.linspace(255.0, 250.0, 21):
+        scale = float(np.float32((hi - lo) / steps))
+        for zero in {int(np.floor(-lo / scale)), int(np.ceil(-lo / scale))}:
+            zero_point = min(max(zero, 0), 255)
+            back = scale * (_codes(real, scale, zero_point).astype(np.float64) - zero_point)
+            best = min(best, (float(((back - real) ** 2).mean()), scale, zero_point))
+    return best[1], best[2]
+
+
+def _real_table(preprocess: Preprocess) -> F64:
+    """The normalised value of each pixel value and channel, [256, C]."""
+    channels = preprocess.shape[-1]
+    mean, std = (np.broadcast_to(np.array(v, np.float64), channels) for v in (preprocess.mean, preprocess.std))
+    return (np.arange(256.0)[:, None] - mean) / std
+
+
+def _codes(values: F64, scale: float, zero_point: int) -> U8:
+    return np.clip(np.rint(values / np.float64(scale)) + zero_point, 0, 255).astype(np.uint8)

@@ -1,0 +1,245 @@
+"""The verifier: a segment is network input like any other. Nothing it says is believed until it was checked here.
+
+Rules, each before a kernel sees a pointer:
+- every tensor lies within the arena, at a multiple of 64, and no operator writes over a tensor that is still needed;
+- every tensor is written once, before it is read; the output is written;
+- every shape follows from the operator's inputs and attributes; windows touch at least one cell of the plane;
+- every weight, bias, multiplier and table lies within the blob, and every scale and multiplier is finite;
+- for every output channel 255 * sum |w| + |bias| < 2^31: no accumulator can overflow, in any order of summation;
+- arena, scratch and the number of products are within `edge_agent.limits`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent import limits
+from edge_agent.errors import SegmentError
+from edge_agent.head import segment as seg
+from kernels import codec as codec_kernels
+from kernels import conv as conv_kernel
+from kernels.reference import weight_levels
+
+Shape = tuple[int, int, int]
+
+
+def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
+    """Check everything; returns the integer weights [OC, KH, KW, C / groups] of each `Conv` by its index. Raises `SegmentError`."""
+    header = segment.header
+    _check(len(header.ops) <= limits.MAX_OPS, "has too many operators")
+    _check(0 < len(header.tensors) <= limits.MAX_TENSORS, "has no tensors or too many")
+    _check(0 <= header.arena_bytes <= limits.MAX_ARENA_BYTES, "wants more memory than an agent gives")
+    for i, tensor in enumerate(header.tensors):
+        _check_tensor(i, tensor, header.arena_bytes)
+    _check_order(header)
+    _check_overlap(header)
+    weights: dict[int, NDArray[np.int8]] = {}
+    products = 0
+    for i, op in enumerate(header.ops):
+        _RULES[type(op)](segment, op)
+        if isinstance(op, seg.Conv):
+            products += _products(header, op)
+            _check(products <= limits.MAX_MACS, "wants more computation than an agent gives")
+            weights[i] = _weights(segment, op)
+    return weights
+
+
+def hwc(shape: Sequence[int]) -> Shape:
+    """A shape of 1 to 3 axes as height, width, channels: [C] is 1 x 1 x C, [R, C] is R x 1 x C."""
+    sizes = list(shape)
+    if len(sizes) == 3:
+        return sizes[0], sizes[1], sizes[2]
+    _check(len(sizes) in (1, 2), "has a spatial operator on a tensor of four axes")
+    return (1, 1, sizes[0]) if len(sizes) == 1 else (sizes[0], 1, sizes[1])
+
+
+def inputs(op: seg.AnyOp) -> list[int]:
+    """The tensors that ``op`` reads."""
+    if isinstance(op, seg.Concat):
+        return list(op.inputs)
+    return [op.a, op.b] if isinstance(op, seg.Add | seg.Mul) else [op.x]
+
+
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise SegmentError(f"the segment was refused because it {what}; fetch it again, and if that does not help, distrust its server")
+
+
+def _check_tensor(index: int, tensor: seg.Tensor, arena: int) -> None:
+    _check(1 <= len(tensor.shape) <= 4 and all(1 <= n <= limits.MAX_DIM for n in tensor.shape), f"gives tensor {index} an impossible shape")
+    size = math.prod(tensor.shape)
+    _check(size <= limits.MAX_ELEMENTS, f"gives tensor {index} too many elements")
+    _check(tensor.offset >= 0 and tensor.offset % seg.ALIGN == 0, f"gives tensor {index} an offset that is not a multiple of {seg.ALIGN}")
+    _check(tensor.offset + _owned(size) <= arena, f"places tensor {index} outside its arena")
+    _check(_float32(tensor.scale) and tensor.scale > 0, f"gives tensor {index} a scale that is not a positive float32")
+    _check(0 <= tensor.zero_point <= 255, f"gives tensor {index} a zero point that is no code")
+
+
+def _owned(size: int) -> int:
+    return -(-size // seg.ALIGN) * seg.ALIGN
+
+
+def _float32(value: float) -> bool:
+    with np.errstate(over="ignore"):
+        return math.isfinite(value) and float(np.float32(value)) == value
+
+
+def _check_order(header: seg.Header) -> None:
+    count = len(header.tensors)
+    _check(0 <= header.input < count and 0 <= header.output < count, "names an input or output that does not exist")
+    written = {header.input}
+    for op in header.ops:
+        _check(all(0 <= t < count for t in inputs(op)) and 0 <= op.out < count, f"names a tensor that does not exist in {op.name!r}")
+        _check(written.issuperset(inputs(op)), f"reads a tensor before it is written in {op.name!r}")
+        _check(op.out not in written, f"writes a tensor twice in {op.name!r}")
+        written.add(op.out)
+    _check(header.output in written, "never writes its output")
+
+
+def _check_overlap(header: seg.Header) -> None:
+    """No operator writes over memory that a later operator, itself, or the caller still reads."""
+    last_use = {header.output: len(header.ops)}
+    for i, op in enumerate(header.ops):
+        for t in inputs(op):
+            last_use[t] = max(last_use.get(t, -1), i)
+    extent = [(t.offset, t.offset + _owned(math.prod(t.shape))) for t in header.tensors]
+    live = {header.input}
+    for i, op in enumerate(header.ops):
+        live = {t for t in live if last_use.get(t, -1) >= i}
+        start, end = extent[op.out]
+        for t in live:
+            alias = isinstance(op, seg.Reshape) and t == op.x and extent[t] == (start, end)
+            _check(alias or end <= extent[t][0] or extent[t][1] <= start, f"writes over a tensor still in use in {op.name!r}")
+        live.add(op.out)
+
+
+# --- one rule for each operator ---------------------------------------------------------------------------------------
+
+
+def _shape(segment: seg.Segment, index: int) -> list[int]:
+    return segment.header.tensors[index].shape
+
+
+def _check_blob(segment: seg.Segment, op: seg.Op, offset: int, size: int) -> None:
+    inside = 0 <= offset and offset % seg.ALIGN == 0 and offset + size <= len(segment.blob)
+    _check(inside, f"points outside its constants in {op.name!r}")
+
+
+def _check_codes(op: Any) -> None:
+    _check(0 <= op.lo <= op.hi <= 255, f"clamps to an impossible range in {op.name!r}")
+
+
+def _check_factor(op: seg.Op, *factors: float) -> None:
+    _check(all(_float32(f) and f >= 0 for f in factors), f"has a multiplier that is not a finite float32 in {op.name!r}")
+
+
+def _check_window(op: Any, size: Shape, out: Shape, dilation: Sequence[int]) -> None:
+    """Sizes are pairs in range, padding is less than the window, and the output follows from them (rounded down, or up for pooling)."""
+    small = all(1 <= n <= 65535 for n in (*op.kernel, *op.stride, *dilation)) and all(0 <= n <= 65535 for n in op.pad)
+    pairs = len(op.kernel) == len(op.stride) == len(dilation) == 2 and len(op.pad) == 4
+    _check(small and pairs, f"has an impossible window in {op.name!r}")
+    for axis in (0, 1):
+        window = (op.kernel[axis] - 1) * dilation[axis] + 1
+        before, after = op.pad[axis], op.pad[axis + 2]
+        _check(before < window and after < window, f"pads more than its window in {op.name!r}")
+        room = size[axis] + before + after - window
+        _check(room >= 0 and out[axis] == room // op.stride[axis] + 1, f"has an output shape that does not fit in {op.name!r}")
+        _check((out[axis] - 1) * op.stride[axis] - before < size[axis], f"has a window outside its input in {op.name!r}")
+
+
+def _conv(segment: seg.Segment, op: seg.Conv) -> None:
+    x, y = hwc(_shape(segment, op.x)), hwc(_shape(segment, op.out))
+    _check(2 <= op.bits <= 8, f"has weights of {op.bits} bits in {op.name!r}")
+    _check(op.groups >= 1 and x[2] % op.groups == 0 and y[2] % op.groups == 0, f"has groups that do not divide its channels in {op.name!r}")
+    _check_window(op, x, y, op.dilation)
+    _check_codes(op)
+    window = op.kernel[0] * op.kernel[1] * (x[2] // op.groups)
+    _check(window * conv_kernel.WINDOWS <= limits.MAX_ARENA_BYTES, f"has too large a window in {op.name!r}")
+    _check_blob(segment, op, op.weight, -(-y[2] * window * op.bits // 8))
+    _check_blob(segment, op, op.bias, 4 * y[2])
+    _check_blob(segment, op, op.multiplier, 4 * y[2])
+    factors = segment.blob[op.multiplier : op.multiplier + 4 * y[2]].view(np.float32)
+    _check(bool(np.isfinite(factors).all() and (factors >= 0).all()), f"has a multiplier that is not a finite float32 in {op.name!r}")
+
+
+def _products(header: seg.Header, op: seg.Conv) -> int:
+    channels = hwc(header.tensors[op.x].shape)[2]
+    return math.prod(header.tensors[op.out].shape) * op.kernel[0] * op.kernel[1] * (channels // op.groups)
+
+
+def _weights(segment: seg.Segment, op: seg.Conv) -> NDArray[np.int8]:
+    outs, channels = hwc(_shape(segment, op.out))[2], hwc(_shape(segment, op.x))[2]
+    shape = (outs, op.kernel[0], op.kernel[1], channels // op.groups)
+    count = math.prod(shape)
+    packed = segment.blob[op.weight : op.weight + -(-count * op.bits // 8)].copy()  # writable: one compiled version
+    codes = np.empty(count, np.uint8)
+    codec_kernels.unpack(packed, op.bits, codes)
+    _check(op.bits == 2 or not bool((codes == (1 << op.bits) - 1).any()), f"uses a weight code that has no meaning in {op.name!r}")
+    weights: NDArray[np.int8] = weight_levels(op.bits)[codes].reshape(shape)
+    total = np.abs(weights.reshape(outs, -1)).astype(np.int64).sum(axis=1) * 255
+    bias = segment.blob[op.bias : op.bias + 4 * outs].view(np.int32).astype(np.int64)
+    _check(bool((total + np.abs(bias) < 1 << 31).all()), f"could overflow a 32-bit sum in {op.name!r}")
+    return weights
+
+
+def _same_or_per_channel(segment: seg.Segment, op: seg.Add | seg.Mul) -> None:
+    a, b, y = (_shape(segment, t) for t in (op.a, op.b, op.out))
+    _check(a == y and (b == a or (math.prod(b) == b[-1] == a[-1])), f"has shapes that do not fit in {op.name!r}")
+    _check_codes(op)
+    _check_factor(op, *([op.multiplier_a, op.multiplier_b] if isinstance(op, seg.Add) else [op.multiplier]))
+
+
+def _lut(segment: seg.Segment, op: seg.Lut) -> None:
+    _check(_shape(segment, op.x) == _shape(segment, op.out), f"has shapes that do not fit in {op.name!r}")
+    _check_blob(segment, op, op.table, 256)
+
+
+def _pool(segment: seg.Segment, op: seg.Pool) -> None:
+    x, y = hwc(_shape(segment, op.x)), hwc(_shape(segment, op.out))
+    _check(x[2] == y[2], f"has shapes that do not fit in {op.name!r}")
+    _check_window(op, x, y, (1, 1))
+    _check_codes(op)
+    _check_factor(op, op.multiplier)
+    # 255 a cell in an int32 sum.
+    _check(op.kernel[0] * op.kernel[1] < 1 << 23, f"could overflow a 32-bit sum in {op.name!r}")
+
+
+def _concat(segment: seg.Segment, op: seg.Concat) -> None:
+    shapes, y = [_shape(segment, t) for t in op.inputs], _shape(segment, op.out)
+    fits = bool(shapes) and all(s[:-1] == y[:-1] for s in shapes) and sum(s[-1] for s in shapes) == y[-1]
+    _check(fits and len(op.tables) == len(op.inputs), f"has shapes that do not fit in {op.name!r}")
+    for table in op.tables:
+        if table != -1:
+            _check_blob(segment, op, table, 256)
+
+
+def _transpose(segment: seg.Segment, op: seg.Transpose) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    fits = sorted(op.perm) == list(range(len(x))) and [x[axis] for axis in op.perm] == y
+    _check(fits, f"has shapes that do not fit in {op.name!r}")
+
+
+def _reshape(segment: seg.Segment, op: seg.Reshape) -> None:
+    _check(math.prod(_shape(segment, op.x)) == math.prod(_shape(segment, op.out)), f"has shapes that do not fit in {op.name!r}")
+
+
+def _pad(segment: seg.Segment, op: seg.Pad) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    fits = len(x) == len(y) == 3 and len(op.pad) == 4 and all(0 <= n <= limits.MAX_DIM for n in op.pad) and 0 <= op.value <= 255
+    _check(fits and y == [x[0] + op.pad[0] + op.pad[2], x[1] + op.pad[1] + op.pad[3], x[2]], f"has shapes that do not fit in {op.name!r}")
+
+
+def _softmax(segment: seg.Segment, op: seg.Softmax) -> None:
+    _check(_shape(segment, op.x) == _shape(segment, op.out), f"has shapes that do not fit in {op.name!r}")
+    _check_codes(op)
+
+
+_RULES: dict[type, Callable[[seg.Segment, Any], None]] = {
+    seg.Conv: _conv, seg.Add: _same_or_per_channel, seg.Mul: _same_or_per_channel, seg.Lut: _lut, seg.Pool: _pool, seg.Concat: _concat,
+    seg.Transpose: _transpose, seg.Reshape: _reshape, seg.Pad: _pad, seg.Softmax: _softmax,
+}  # fmt: skip

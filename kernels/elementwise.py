@@ -1,0 +1,169 @@
+"""Everything that is not a product: tables, sums, pooling, moving bytes, softmax. Offsets are into one uint8 arena.
+
+Each writes y and reads only its inputs; float32 steps are those of `kernels.reference`, one operation at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.jit import inline
+
+_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds half to even
+
+
+@inline
+def _code(real, lo, hi, zero):  # type: ignore[no-untyped-def]
+    clamped = min(max(real, lo), hi)
+    return np.uint8(np.int32((clamped + _ROUND) - _ROUND) + zero)
+
+
+@inline
+def lut(arena, x, y, n, tables, table):  # type: ignore[no-untyped-def]
+    """y[i] = table[x[i]]."""
+    source, target, entries = arena[x : x + n], arena[y : y + n], tables[table : table + 256]
+    for i in range(n):
+        target[i] = entries[source[i]]
+
+
+@inline
+def add(arena, a, b, y, n, period, za, zb, ma, mb, lo, hi, zero):  # type: ignore[no-untyped-def]
+    """``b`` repeats every ``period`` values: n for the same shape, the channels for a per-channel b."""
+    for start in range(0, n, period):
+        left, right, target = arena[a + start : a + start + period], arena[b : b + period], arena[y + start : y + start + period]
+        for i in range(period):
+            first = (np.float32(left[i]) - za) * ma
+            second = (np.float32(right[i]) - zb) * mb
+            target[i] = _code(first + second, lo, hi, zero)
+
+
+@inline
+def mul(arena, a, b, y, n, period, za, zb, m, lo, hi, zero):  # type: ignore[no-untyped-def]
+    for start in range(0, n, period):
+        left, right, target = arena[a + start : a + start + period], arena[b : b + period], arena[y + start : y + start + period]
+        for i in range(period):
+            product = (np.int32(left[i]) - za) * (np.int32(right[i]) - zb)
+            target[i] = _code(np.float32(product) * m, lo, hi, zero)
+
+
+@inline
+def max_pool(arena, x, height, width, channels, y, out_height, out_width, kernel_h, kernel_w, stride_h, stride_w, top, left):  # type: ignore[no-untyped-def]
+    for oy in range(out_height):
+        for ox in range(out_width):
+            target = y + (oy * out_width + ox) * channels
+            first = True
+            for iy in range(max(oy * stride_h - top, 0), min(oy * stride_h - top + kernel_h, height)):
+                for ix in range(max(ox * stride_w - left, 0), min(ox * stride_w - left + kernel_w, width)):
+                    cell, best = arena[x + (iy * width + ix) * channels :][:channels], arena[target : target + channels]
+                    if first:
+                        for c in range(channels):
+                            best[c] = cell[c]
+                    else:
+                        for c in range(channels):
+                            best[c] = max(best[c], cell[c])
+                    first = False
+
+
+@inline
+def avg_pool(  # type: ignore[no-untyped-def]
+    arena, x, height, width, channels, y, out_height, out_width, kernel_h, kernel_w, stride_h, stride_w, top, left, count_pad, zero_x, m, lo, hi,
+    zero, sums,
+):  # fmt: skip
+    """``sums``: int32 scratch [channels]."""
+    for oy in range(out_height):
+        y0, y1 = max(oy * stride_h - top, 0), min(oy * stride_h - top + kernel_h, height)
+        for ox in range(out_width):
+            x0, x1 = max(ox * stride_w - left, 0), min(ox * stride_w - left + kernel_w, width)
+            sums[:channels] = 0
+            for iy in range(y0, y1):
+                for ix in range(x0, x1):
+                    cell = arena[x + (iy * width + ix) * channels :][:channels]
+                    for c in range(channels):
+                        sums[c] += np.int32(cell[c])
+            inside = max(y1 - y0, 0) * max(x1 - x0, 0)
+            factor = m / np.float32(kernel_h * kernel_w if count_pad else inside)
+            target = arena[y + (oy * out_width + ox) * channels :][:channels]
+            for c in range(channels):
+                target[c] = _code(np.float32(sums[c] - np.int32(inside) * zero_x) * factor, lo, hi, zero)
+
+
+@inline
+def copy_columns(arena, x, y, rows, columns, step, tables, table):  # type: ignore[no-untyped-def]
+    """Rows of x [rows, columns] into y with ``step`` bytes from row to row, through a table unless ``table`` < 0 (one input of Concat)."""
+    for r in range(rows):
+        source, target = arena[x + r * columns :][:columns], arena[y + r * step :][:columns]
+        if table < 0:
+            for c in range(columns):
+                target[c] = source[c]
+        else:
+            for c in range(columns):
+                target[c] = tables[table + source[c]]
+
+
+@inline
+def pad2d(arena, x, height, width, channels, y, top, left, bottom, right, value):  # type: ignore[no-untyped-def]
+    row = (width + left + right) * channels
+    arena[y : y + top * row] = value
+    arena[y + (top + height) * row : y + (top + height + bottom) * row] = value
+    for h in range(height):
+        start = y + (top + h) * row
+        arena[start : start + left * channels] = value
+        source, target = arena[x + h * width * channels :][: width * channels], arena[start + left * channels :][: width * channels]
+        for i in range(width * channels):
+            target[i] = source[i]
+        arena[start + (left + width) * channels : start + row] = value
+
+
+@inline
+def transpose(arena, x, y, sizes, steps):  # type: ignore[no-untyped-def]
+    """y [sizes] (4 axes, written in order) from x with ``steps`` bytes from one to the next along each axis of y."""
+    i = y
+    for a in range(sizes[0]):
+        for b in range(sizes[1]):
+            for c in range(sizes[2]):
+                source = x + a * steps[0] + b * steps[1] + c * steps[2]
+                for d in range(sizes[3]):
+                    arena[i] = arena[source + d * steps[3]]
+                    i += 1
+
+
+@inline
+def exp(x):  # type: ignore[no-untyped-def]
+    """`reference.exp` of one float32; 2^n is built by repeated squaring of exact powers, n in -126..0."""
+    x = max(x, np.float32(-87.0))
+    n = (x * np.float32(1.44269504) + _ROUND) - _ROUND
+    r = x - n * np.float32(0.693359375)
+    r = r - n * np.float32(-2.12194440e-4)
+    p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * (r * r) + r + np.float32(1.0)
+    scale, half, left = np.float32(1.0), np.float32(0.5), -np.int32(n)
+    while left > 0:
+        if left & 1:
+            scale = scale * half
+        half = half * half
+        left >>= 1
+    return p * scale
+
+
+@inline
+def softmax(arena, x, y, rows, columns, scale_x, scale_y, lo, hi, zero, exps):  # type: ignore[no-untyped-def]
+    """Over the last axis; ``exps``: float32 scratch [columns + 16], the last 16 are the lanes of the sum."""
+    lanes = exps[columns : columns + 16]
+    for r in range(rows):
+        source, target = arena[x + r * columns :][:columns], arena[y + r * columns :][:columns]
+        top = np.uint8(0)
+        for c in range(columns):
+            top = max(top, source[c])
+        lanes[:] = np.float32(0.0)
+        for c in range(columns):
+            exps[c] = exp((np.float32(source[c]) - np.float32(top)) * scale_x)
+            lanes[c % 16] += exps[c]
+        total = lanes[0]
+        for lane in range(1, 16):
+            total = total + lanes[lane]
+        for c in range(columns):
+            target[c] = _code(exps[c] / total / scale_y, lo, hi, zero)
