@@ -80,7 +80,7 @@ find_python() {
 PROBE='
 import sys
 if sys.version_info < (3, 11):
-    print("old", sys.version.split()[0])
+    print("old " + sys.version.split()[0])
 elif sys.maxsize < 2**32:
     print("narrow")
 else:
