@@ -1,0 +1,76 @@
+"""Builds small segments by hand, one operator after another, for tests of the executor and the verifier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edge_agent.head import segment as seg
+from edge_agent.protocol.messages import Preprocess
+from kernels import reference
+
+
+class Builder:
+    """A segment that grows: each method appends one operator and returns its output tensor. Every tensor has its own place in the arena."""
+
+    def __init__(self, shape: Sequence[int], seed: int = 0, scale: float = 1.0, zero_point: int = 0) -> None:
+        self.random = np.random.default_rng(seed)
+        self.tensors: list[seg.Tensor] = []
+        self.ops: list[seg.AnyOp] = []
+        self.blob = b""
+        self.arena = 0
+        self.input = self.tensor(shape, scale, zero_point)
+
+    def tensor(self, shape: Sequence[int], scale: float = 1.0, zero_point: int | None = None) -> int:
+        zero = int(self.random.integers(0, 256)) if zero_point is None else zero_point
+        self.tensors.append(seg.Tensor([int(n) for n in shape], float(np.float32(scale)), zero, self.arena))
+        self.arena += -(-math.prod(shape) // 64) * 64
+        return len(self.tensors) - 1
+
+    def constant(self, values: Any) -> int:
+        offset = len(self.blob)
+        data = np.ascontiguousarray(values).tobytes()
+        self.blob += data + bytes(-len(data) % 64)
+        return offset
+
+    def append(self, op: type, shape: Sequence[int], zero_point: int | None = None, scale: float = 1.0, **fields: Any) -> int:
+        out = self.tensor(shape, scale, zero_point)
+        self.ops.append(op(name=f"{op.__name__.lower()}{len(self.ops)}", out=out, **fields))
+        return out
+
+    def conv(
+        self, x: int, outs: int, kernel: Sequence[int] = (1, 1), stride: Sequence[int] = (1, 1), pad: Sequence[int] = (0, 0, 0, 0),
+        dilation: Sequence[int] = (1, 1), groups: int = 1, bits: int = 8, lo: int = 0, hi: int = 255,
+    ) -> int:  # fmt: skip
+        h, w, c = ([1, 1, *self.tensors[x].shape] if len(self.tensors[x].shape) == 1 else self.tensors[x].shape)[-3:]
+        shape = (outs, *kernel, c // groups)
+        levels = reference.weight_levels(bits)
+        codes = self.random.integers(0, len(levels) if bits == 2 else len(levels) - 1, shape).astype(np.uint8)
+        window = math.prod(shape[1:])
+        spread = float(np.abs(levels.astype(np.float64)).mean()) * 100 * math.sqrt(window)
+        multiplier = (self.random.random(outs) * 80 / spread + 1e-6).astype(np.float32)
+        bias = self.random.integers(-int(spread), int(spread) + 1, outs).astype(np.int32)
+        oh = (h + pad[0] + pad[2] - (kernel[0] - 1) * dilation[0] - 1) // stride[0] + 1
+        ow = (w + pad[1] + pad[3] - (kernel[1] - 1) * dilation[1] - 1) // stride[1] + 1
+        return self.append(
+            seg.Conv, [outs] if len(self.tensors[x].shape) == 1 else [oh, ow, outs], x=x, bits=bits,
+            weight=self.constant(reference.pack_bits(codes.reshape(-1), bits)), bias=self.constant(bias), multiplier=self.constant(multiplier),
+            kernel=list(kernel), stride=list(stride), dilation=list(dilation), pad=list(pad), groups=groups, lo=lo, hi=hi,
+        )  # fmt: skip
+
+    def finish(self, output: int | None = None, **changes: Any) -> seg.Segment:
+        """The parsed segment; ``changes`` replace fields of the header. Its golden hash is not meant to hold."""
+        fields: dict[str, Any] = {
+            "model": "test", "cut": "end", "weight_bits": 8, "preprocess": Preprocess("tensor", self.tensors[self.input].shape),
+            "tensors": self.tensors, "input": self.input, "output": len(self.tensors) - 1 if output is None else output, "ops": self.ops,
+            "arena_bytes": self.arena, "blob_bytes": len(self.blob), "golden": seg.Golden("seed", ""),
+        }  # fmt: skip
+        header = seg.Header(**(fields | changes))
+        return seg.parse(seg.build(header, self.blob))
+
+    def codes(self, tensor: int | None = None) -> Any:
+        """Random input codes."""
+        return self.random.integers(0, 256, self.tensors[self.input if tensor is None else tensor].shape).astype(np.uint8)
