@@ -58,6 +58,7 @@ MAX_SOURCE_FILES: Final = 1_000_000  # files that one folder or glob may name
 CACHED_SEGMENTS: Final = 8  # the newest are kept
 BODY_TIMEOUT: Final = 30.0  # a client that trickles its request body
 DRAIN_TIMEOUT: Final = 5.0  # how long frames in flight may take after a request to stop
+REPLAN_LEAST: Final = 60.0  # a plan is kept so long whatever its expiry says: a board's clock may be years off
 
 # --- the service and the device profile
 SERVICE_TIMEOUT: Final = 330.0  # one systemctl call: longer than the unit's own start timeout, a first start compiles
