@@ -33,6 +33,7 @@ MAX_OPS: Final = 4_096
 MAX_TENSORS: Final = 8_192
 MAX_DIM: Final = 1 << 20  # one side of one tensor
 MAX_ELEMENTS: Final = 1 << 28  # elements of one tensor
+MAX_CHANNELS: Final = 1 << 16  # ranges in one codec; each may have a table of 256 bytes
 MAX_MACS: Final = 1 << 40  # products in one head: a segment must not hang the board
 
 # --- models and calibration
