@@ -1,1 +1,7 @@
-"""What a board can do: the schema of a device profile, and the measurement."""
+"""What a board can do: the schema, the measurement, predictions from it, and the table for people."""
+
+from device_profiles.measure import measure
+from device_profiles.render import table
+from device_profiles.schema import DeviceProfile, from_dict, load, save, to_dict
+
+__all__ = ["DeviceProfile", "from_dict", "load", "measure", "save", "table", "to_dict"]

@@ -1,0 +1,299 @@
+"""What the system says of itself, read from /proc and /sys. Every function takes the root of the file tree, so a test can lay out a board.
+
+A value that the system does not give is None (or empty), never a guess.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from device_profiles.schema import Condition, Machine, Throttling
+
+ROOT = Path("/")
+_MAX_TEXT = 1 << 20  # /proc/cpuinfo of a machine with 256 cores is 400 KiB
+
+T = TypeVar("T", int, float)
+
+# Arm's "MIDR" part numbers, by implementer, as in the CPUs' technical reference manuals.
+_ARM_PARTS = {
+    ("0x41", "0xd03"): "Cortex-A53", ("0x41", "0xd04"): "Cortex-A35", ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd07"): "Cortex-A57", ("0x41", "0xd08"): "Cortex-A72", ("0x41", "0xd09"): "Cortex-A73",
+    ("0x41", "0xd0a"): "Cortex-A75", ("0x41", "0xd0b"): "Cortex-A76", ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd0d"): "Cortex-A77", ("0x41", "0xd40"): "Neoverse-V1", ("0x41", "0xd41"): "Cortex-A78",
+    ("0x41", "0xd42"): "Cortex-A78AE", ("0x41", "0xd44"): "Cortex-X1", ("0x41", "0xd46"): "Cortex-A510",
+    ("0x41", "0xd47"): "Cortex-A710", ("0x41", "0xd49"): "Neoverse-N2", ("0x41", "0xd4d"): "Cortex-A715",
+    ("0x41", "0xd4f"): "Neoverse-V2", ("0x4e", "0x003"): "NVIDIA Denver 2", ("0x4e", "0x004"): "NVIDIA Carmel",
+}  # fmt: skip
+
+# What the kernel calls it -> what it is called here; only what matters to integer kernels.
+_FLAGS = {
+    "sse4_2": "sse4.2", "avx": "avx", "avx2": "avx2", "fma": "fma", "avx_vnni": "avx-vnni", "avx512f": "avx512f",
+    "avx512bw": "avx512bw", "avx512dq": "avx512dq", "avx512vl": "avx512vl", "avx512_vnni": "avx512vnni", "amx_int8": "amx-int8",
+    "neon": "neon", "asimd": "neon", "asimdhp": "fp16", "asimddp": "dotprod", "i8mm": "i8mm", "sve": "sve", "sve2": "sve2",
+}  # fmt: skip
+
+# Bits of the Raspberry Pi firmware's get_throttled; the same bit + 16 means "since boot".
+_PI_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
+
+
+def machine(isa: str, root: Path = ROOT) -> tuple[Machine, dict[str, str]]:
+    """The machine, and what could not be found out with the reason. ``isa`` is the instruction set that the kernels use."""
+    memory = _meminfo(root)
+    limit = _cgroup_least(root, "memory.max", _bytes_limit)
+    total = memory.get("MemTotal", 0)
+    available = memory.get("MemAvailable", 0)
+    logical = _logical_cores(root)
+    found = Machine(
+        board=board(root),
+        cpu=cpu_name(root),
+        architecture=platform.machine() if root == ROOT else _architecture(root),
+        instruction_sets=instruction_sets(root),
+        isa=isa,
+        physical_cores=_physical_cores(root) or logical,
+        logical_cores=logical,
+        usable_cores=len(os.sched_getaffinity(0)) if root == ROOT else logical,
+        cpu_quota=cpu_quota(root),
+        memory_total_bytes=min(total, limit) if limit else total,
+        memory_available_bytes=min(available, limit) if limit else available,
+        last_cache_bytes=last_cache(root),
+        os=_os_name(root),
+    )
+    return found, _machine_gaps(found, root)
+
+
+def condition(root: Path = ROOT) -> tuple[Condition, dict[str, str]]:
+    """Clock, temperature and throttling at this moment, and what could not be found out with the reason."""
+    now, most = clock(root)
+    found = Condition(mhz_now=now, mhz_max=most, temperature_c=temperature(root), throttling=throttling(root))
+    gaps = {
+        "clock now": (now, "the system shows no current clock"),
+        "clock max": (most, "the system shows no frequency scaling (usual in a virtual machine)"),
+        "temperature": (found.temperature_c, "the system shows no thermal zone of the processor"),
+        "throttling": (
+            found.throttling,
+            "the system shows neither firmware flags, cooling devices nor throttle counters",
+        ),
+    }
+    return found, {what: why for what, (value, why) in gaps.items() if value is None}
+
+
+def board(root: Path = ROOT) -> str | None:
+    """The board's name from the device tree, or the product name of a PC."""
+    for path in ("proc/device-tree/model", "sys/firmware/devicetree/base/model", "sys/class/dmi/id/product_name"):
+        if name := _text(root / path).strip("\0 \n"):
+            return name[:300]
+    return None
+
+
+def cpu_name(root: Path = ROOT) -> str:
+    """The processor's name; on Arm the names of its cores with their numbers where they differ."""
+    rows = _cpuinfo(root)
+    names = Counter(_arm_core(row) for row in rows if "CPU part" in row)
+    if len(names) == 1:
+        return next(iter(names))
+    if names:
+        return " + ".join(f"{count} x {name}" for name, count in sorted(names.items()))
+    return next((row["model name"] for row in rows if row.get("model name")), "unknown")[:300]
+
+
+def instruction_sets(root: Path = ROOT) -> list[str]:
+    """The instruction sets that every core has, of those that matter to integer kernels."""
+    each = [set((row.get("flags") or row.get("Features") or "").split()) for row in _cpuinfo(root)]
+    each = [flags for flags in each if flags]
+    common = set.intersection(*each) if each else set()
+    return list(dict.fromkeys(name for flag, name in _FLAGS.items() if flag in common))
+
+
+def cpu_quota(root: Path = ROOT) -> float | None:
+    """Cores' worth of processor time that the control group (v2) and its parents allow, or None without a limit."""
+    return _cgroup_least(root, "cpu.max", _cores_limit)
+
+
+def last_cache(root: Path = ROOT) -> int | None:
+    """Bytes of the largest cache that core 0 uses."""
+    sizes = [_text(path).strip() for path in root.glob("sys/devices/system/cpu/cpu0/cache/index*/size")]
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    found = [int(size[:-1]) * units[size[-1]] for size in sizes if re.fullmatch(r"\d+[KMG]", size)]
+    return max(found, default=None)
+
+
+def clock(root: Path = ROOT) -> tuple[float | None, float | None]:
+    """MHz now and at most, of the fastest core."""
+    now = _numbers(root, "sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")
+    most = _numbers(root, "sys/devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq")
+    shown = [float(row["cpu MHz"]) for row in _cpuinfo(root) if re.fullmatch(r"\d+(\.\d+)?", row.get("cpu MHz", ""))]
+    return (max(now) / 1000 if now else max(shown, default=None)), (max(most) / 1000 if most else None)
+
+
+def temperature(root: Path = ROOT) -> float | None:
+    """Degrees Celsius of the processor: the hottest of its thermal zones or hardware monitors."""
+    zones = [(_text(zone / "type").strip(), zone / "temp") for zone in _sorted(root, "sys/class/thermal/thermal_zone*")]
+    chips = [
+        (_text(chip / "name").strip(), path)
+        for chip in _sorted(root, "sys/class/hwmon/hwmon*")
+        for path in sorted(chip.glob("temp*_input"))
+    ]
+    pattern = re.compile(r"cpu|x86_pkg|soc|coretemp|k10temp|zenpower|bcm2835", re.IGNORECASE)
+    degrees = [value / 1000 for name, path in zones + chips if pattern.search(name) for value in _number(path)]
+    return max((d for d in degrees if -100 <= d <= 300), default=None)
+
+
+def throttling(root: Path = ROOT) -> Throttling | None:
+    """Whether the system slows the processor down, from the first source that knows: firmware, cooling devices, counters."""
+    return _pi_throttling(root) or _cooling(root) or _x86_counters(root)
+
+
+# --- throttling -----------------------------------------------------------------------------------------------------
+
+
+def _pi_throttling(root: Path) -> Throttling | None:
+    for path in _sorted(root, "sys/devices/platform/*soc*/*firmware*/get_throttled"):
+        return _pi_flags(_text(path), "Raspberry Pi firmware")
+    if root != ROOT or not (tool := shutil.which("vcgencmd")):
+        return None
+    try:
+        done = subprocess.run([tool, "get_throttled"], capture_output=True, text=True, timeout=2, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # said under "unmeasured"
+    return _pi_flags(done.stdout.strip().removeprefix("throttled="), "vcgencmd get_throttled")
+
+
+def _pi_flags(text: str, source: str) -> Throttling | None:
+    if not re.fullmatch(r"(0x)?[0-9a-fA-F]{1,8}", text.strip()):
+        return None
+    flags = int(text, 16)
+    now = [name for bit, name in _PI_BITS.items() if flags >> bit & 1]
+    past = [f"{name} since boot" for bit, name in _PI_BITS.items() if flags >> bit + 16 & 1 and name not in now]
+    return Throttling(bool(now), bool(flags), now + past, source)
+
+
+def _cooling(root: Path) -> Throttling | None:
+    devices = [
+        (_text(device / "type").strip(), _number(device / "cur_state"))
+        for device in _sorted(root, "sys/class/thermal/cooling_device*")
+    ]
+    processors = [(name, state[0]) for name, state in devices if state and re.search(r"cpu|processor", name, re.I)]
+    if not processors:
+        return None
+    events = [value for path in _sorted(root, "sys/class/hwmon/hwmon*/oc*_event_cnt") for value in _number(path)]
+    reasons = [f"{name} is cooling by a lower clock" for name, state in processors if state > 0]
+    reasons += [f"{sum(events)} over-current events since boot"] if sum(events) else []
+    now = any(state > 0 for _, state in processors)
+    return Throttling(now, bool(now or sum(events)) if events else None, reasons[:20], "thermal cooling devices")
+
+
+def _x86_counters(root: Path) -> Throttling | None:
+    counters = _numbers(root, "sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")
+    if not counters:
+        return None
+    count = max(counters)
+    return Throttling(
+        False, count > 0, [f"{count} thermal events since boot"] if count else [], "x86 throttle counters"
+    )
+
+
+# --- pieces of the machine ------------------------------------------------------------------------------------------
+
+
+def _machine_gaps(found: Machine, root: Path) -> dict[str, str]:
+    gaps = {
+        "board": (found.board, "the firmware names neither a board nor a product"),
+        "last cache": (found.last_cache_bytes, "the system does not show its caches"),
+        "cpu quota": (
+            found.cpu_quota is not None or (root / "sys/fs/cgroup/cgroup.controllers").exists() or None,
+            "there is no control group hierarchy of version 2",
+        ),
+        "memory": (found.memory_total_bytes or None, "/proc/meminfo cannot be read"),
+    }
+    return {what: why for what, (value, why) in gaps.items() if value is None}
+
+
+def _cpuinfo(root: Path) -> list[dict[str, str]]:
+    blocks = _text(root / "proc/cpuinfo").strip().split("\n\n")
+    rows = [dict(re.findall(r"^(.*?)\s*:[ \t]?(.*)$", block, re.MULTILINE)) for block in blocks]
+    return [row for row in rows if "processor" in row]
+
+
+def _arm_core(row: dict[str, str]) -> str:
+    key = (row.get("CPU implementer", ""), row["CPU part"])
+    return _ARM_PARTS.get(key, f"Arm core {key[0]}/{key[1]}"[:60])
+
+
+def _architecture(root: Path) -> str:
+    return "aarch64" if any("CPU part" in row for row in _cpuinfo(root)) else "x86_64"
+
+
+def _logical_cores(root: Path) -> int:
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", _text(root / "sys/devices/system/cpu/online"))
+    return sum(int(last or first) - int(first) + 1 for first, last in ranges) or len(_cpuinfo(root)) or 1
+
+
+def _physical_cores(root: Path) -> int:
+    """Sets of sibling threads: unlike ``core_id`` they are right on every architecture."""
+    pattern = "sys/devices/system/cpu/cpu*/topology/thread_siblings_list"
+    return len({text for path in root.glob(pattern) if (text := _text(path).strip())})
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    return {
+        name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.M)
+    }
+
+
+def _os_name(root: Path) -> str:
+    release = re.search(r'^PRETTY_NAME="?([^"\n]*)', _text(root / "etc/os-release"), re.MULTILINE)
+    kernel = _text(root / "proc/sys/kernel/osrelease").strip()
+    return f"{release[1] if release else 'Linux'}, kernel {kernel or 'unknown'}"[:300]
+
+
+def _cgroup_least(root: Path, file: str, read: Callable[[str], T | None]) -> T | None:
+    """The least of ``file``'s limits from this process's control group up to the top."""
+    own = re.search(r"^0::/(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
+    top = root / "sys/fs/cgroup"
+    group: Path = top / (own[1] if own and ".." not in own[1] else "")
+    folders = [folder for folder in (group, *group.parents) if folder.is_relative_to(top)]
+    values = [read(_text(folder / file)) for folder in folders]
+    return min((value for value in values if value is not None), default=None)
+
+
+def _cores_limit(text: str) -> float | None:
+    match = re.fullmatch(r"(\d+) ([1-9]\d*)\s*", text)
+    return int(match[1]) / int(match[2]) if match else None
+
+
+def _bytes_limit(text: str) -> int | None:
+    return int(text) if text.strip().isdecimal() else None
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def _text(path: Path) -> str:
+    """The file's text; empty if it cannot be read (a sensor may answer EAGAIN, a file may be absent: both mean not known)."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_TEXT).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> list[int]:
+    """The whole number in ``path``, or nothing."""
+    text = _text(path).strip()
+    return [int(text)] if re.fullmatch(r"-?\d{1,18}", text) else []
+
+
+def _numbers(root: Path, pattern: str) -> list[int]:
+    return [value for path in root.glob(pattern) for value in _number(path)]
+
+
+def _sorted(root: Path, pattern: str) -> list[Path]:
+    return sorted(root.glob(pattern))

@@ -1,0 +1,353 @@
+"""Measure this machine through the path that real heads take: segments of one operator, run by the head's executor."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from statistics import median, stdev
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_profiles import machine, power
+from device_profiles.predict import op_bytes, op_macs
+from device_profiles.schema import (
+    SCHEMA_VERSION,
+    Condition,
+    DeviceProfile,
+    Kernel,
+    KernelKind,
+    Machine,
+    Overhead,
+    Power,
+    Shape,
+    Warmup,
+)
+from edge_agent import limits
+from edge_agent.errors import PlatformError
+from edge_agent.head import Head
+from edge_agent.head import segment as seg
+from edge_agent.protocol.messages import Preprocess
+from kernels import jit
+from kernels.isa import ISA
+
+Progress = Callable[[int, int, str], None]  # steps done, steps in all, what comes next
+
+# Shapes from EfficientNet-Lite0, a ResNet's stem and trunk: early, middle and late layers of each kind.
+SHAPES: tuple[tuple[KernelKind, Shape], ...] = (
+    ("pointwise", Shape(56, 56, 24, 144)),
+    ("pointwise", Shape(14, 14, 480, 112)),
+    ("pointwise", Shape(7, 7, 192, 1152)),
+    ("depthwise", Shape(112, 112, 32, 32, k=3)),
+    ("depthwise", Shape(28, 28, 144, 144, k=5)),
+    ("depthwise", Shape(7, 7, 1152, 1152, k=3)),
+    ("conv", Shape(224, 224, 3, 32, k=3, stride=2)),
+    ("conv", Shape(56, 56, 64, 64, k=3)),
+    ("dense", Shape(1, 1, 1280, 1000)),
+    ("add", Shape(14, 14, 112, 112)),
+    ("lut", Shape(56, 56, 144, 144)),
+    ("pool", Shape(7, 7, 1280, 1280, k=7)),
+)
+_KERNEL_S, _QUICK_KERNEL_S = 0.3, 0.05  # time for one shape
+_COPY_BYTES_LEAST, _COPY_BYTES_MOST = 32 * limits.MiB, 256 * limits.MiB
+_CHAIN = 33  # operators in the head that tells the cost of one more
+
+
+def measure(
+    *, quick: bool = False, progress: Progress | None = None, declared_watts: float | None = None
+) -> DeviceProfile:
+    """The profile of this machine, one thread: 5 to 10 seconds of work, ``quick`` about 2 (and no new process for the warm-up).
+
+    Kernels that are not in the cache yet are compiled first, which takes longer once. ``declared_watts`` is the board's power under load as
+    its owner knows it. Nothing is guessed: see `DeviceProfile.unmeasured`. Raises `PlatformError` if the kernels do not run here.
+    """
+    steps = _Steps(progress, len(SHAPES) + (3 if quick else 4))
+    warmup, gaps = (None, {"kernel warm-up": "not measured in a quick profile"}) if quick else _warmup(steps)
+    steps("machine")
+    found, more = machine.machine(ISA)
+    gaps |= more
+    meter = power.find()
+    idle = _idle_watts(meter)
+    steps("overhead of a call")
+    overhead, dispatch_us = _overhead()
+    if meter is not None:
+        meter.start()
+    kernels = []
+    for kind, shape in SHAPES:
+        steps(describe(kind, shape))
+        kernels.append(_kernel(kind, shape, dispatch_us, _QUICK_KERNEL_S if quick else _KERNEL_S))
+        if meter is not None:
+            meter.sample()
+    condition, more = machine.condition()
+    gaps |= more
+    drawn = _power(meter, idle, declared_watts)
+    if drawn.source == "unknown":
+        gaps["power"] = "no power sensor was found and none was declared"
+    steps("memory copy")
+    copy_gbps = _copy_gbps(found)
+    if copy_gbps is None:
+        gaps["memory copy"] = "too little memory is free for a copy beyond the last cache"
+    steps.finish()
+    return _profile(quick, found, kernels, overhead, copy_gbps, warmup, condition, drawn, gaps)
+
+
+def describe(kind: KernelKind, shape: Shape) -> str:
+    """A shape as people write it: "56x56x24 -> 144", "28x28x144 k5"."""
+    plane = f"{shape.h}x{shape.w}x{shape.c}"
+    if kind in ("add", "lut", "pool"):
+        return f"{kind} {plane}" + (" global" if kind == "pool" else "")
+    if kind == "dense":
+        return f"dense {shape.c} -> {shape.oc}"
+    window = (f" k{shape.k}" if shape.k > 1 else "") + (f" s{shape.stride}" if shape.stride > 1 else "")
+    return f"{kind} {plane}" + (f" -> {shape.oc}" if kind != "depthwise" else "") + window
+
+
+def one_operator(kind: KernelKind, shape: Shape, *, chain: int = 1) -> seg.Segment:
+    """A segment of ``chain`` operators of this kind and shape (more than one only where output and input agree), random weights."""
+    out = (
+        [1] * 2 + [shape.c] if kind == "pool" else [-(-shape.h // shape.stride), -(-shape.w // shape.stride), shape.oc]
+    )
+    shapes = [[shape.h, shape.w, shape.c]] + [out] * chain
+    tensors, offset = [], 0
+    for each in shapes:
+        tensors.append(seg.Tensor(each, 0.0625, 128, offset))
+        offset += -(-int(np.prod(each)) // seg.ALIGN) * seg.ALIGN
+    blob = _blob(kind, shape)
+    ops = [_operator(kind, shape, i) for i in range(chain)]
+    preprocess = Preprocess("tensor", shapes[0])
+    golden = seg.Golden("", "")
+    header = seg.Header(
+        "profile",
+        describe(kind, shape)[: limits.MAX_NAME],
+        8,
+        preprocess,
+        tensors,
+        0,
+        chain,
+        ops,
+        offset,
+        blob.size,
+        golden,
+    )
+    return seg.Segment(header, blob)
+
+
+def warmup_here(started: float) -> None:
+    """Runs in a new process: prints the seconds for imports (since ``started``, of `time.perf_counter`) and until the first runs are done."""
+    imported = time.perf_counter()
+    for kind, shape in _one_of_each_kind():
+        _first_run(one_operator(kind, shape))
+    sys.stdout.write(json.dumps({"import_s": imported - started, "total_s": time.perf_counter() - started}) + "\n")
+
+
+class _Steps:
+    """Counts the steps for the caller's progress bar."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.done, self.total, self._progress = -1, total, progress
+
+    def __call__(self, what: str) -> None:
+        self.done += 1
+        if self._progress is not None:
+            self._progress(self.done, self.total, what)
+
+    def finish(self) -> None:
+        self.done = self.total - 1
+        self("done")
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+
+
+def _kernel(kind: KernelKind, shape: Shape, dispatch_us: float, seconds: float) -> Kernel:
+    segment = one_operator(kind, shape)
+    head = _first_run(segment)
+    times = list(_times(head, _codes(segment), seconds))
+    middle = median(times)
+    op, header = segment.header.ops[0], segment.header
+    return Kernel(
+        kind=kind,
+        name=describe(kind, shape),
+        shape=shape,
+        threads=1,
+        macs=op_macs(op, header),
+        bytes=op_bytes(op, header),
+        time_us=max(middle - dispatch_us, middle / 20),
+        sd_us=stdev(times),
+        runs=len(times),
+    )
+
+
+def _times(head: Head, codes: NDArray[np.uint8], seconds: float, least: int = 5) -> Iterator[float]:
+    """Microseconds of the head's only operator, run after run."""
+    end = time.perf_counter() + seconds
+    count = 0
+    while count < least or time.perf_counter() < end:
+        yield head.profile(codes, 1)[0].us
+        count += 1
+
+
+def _overhead() -> tuple[Overhead, float]:
+    """The costs beside the work, and what `Head.profile` adds to the time of each operator: from tables over 64 values."""
+    shape = Shape(1, 1, 64, 64)
+    single, chain = one_operator("lut", shape), one_operator("lut", shape, chain=_CHAIN)
+    codes = _codes(single)
+    one, many = (_run_us(_first_run(segment), codes) for segment in (single, chain))
+    op_us = max(0.0, (many - one) / (_CHAIN - 1))
+    timed = median(_times(_first_run(single), codes, 0.02, 200))
+    return Overhead(call_us=max(0.0, one - op_us), op_us=op_us), max(0.0, timed - op_us)
+
+
+def _run_us(head: Head, codes: NDArray[np.uint8], runs: int = 300) -> float:
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        head.run(codes)
+        times.append(time.perf_counter() - start)
+    return median(times) * 1e6
+
+
+def _first_run(segment: seg.Segment) -> Head:
+    head = Head(segment, check_golden=False)
+    head.run(_codes(segment))
+    return head
+
+
+def _codes(segment: seg.Segment) -> NDArray[np.uint8]:
+    shape = segment.header.tensors[0].shape
+    return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+
+
+def _one_of_each_kind() -> list[tuple[KernelKind, Shape]]:
+    return list({kind: (kind, shape) for kind, shape in SHAPES}.values())
+
+
+def _operator(kind: KernelKind, shape: Shape, i: int) -> seg.AnyOp:
+    """Operator ``i`` of a chain: reads tensor i, writes tensor i + 1; constants as `_blob` lays them out."""
+    if kind == "add":
+        return seg.Add(kind, i + 1, i, i, 0.5, 0.5, 0, 255)
+    if kind == "lut":
+        return seg.Lut(kind, i + 1, i, 0)
+    window = [shape.k, shape.k]
+    if kind == "pool":
+        return seg.Pool(kind, i + 1, i, "avg", window, window, [0] * 4, True, 1.0, 0, 255)
+    weight, bias, multiplier = _offsets(kind, shape)
+    before, after = _same_padding(shape)
+    return seg.Conv(
+        kind, i + 1, i, 8, weight, bias, multiplier, window, [shape.stride] * 2, [1, 1], [before, before, after, after],
+        shape.c if kind == "depthwise" else 1, 0, 255,
+    )  # fmt: skip
+
+
+def _same_padding(shape: Shape) -> tuple[int, int]:
+    total = max(0, (-(-shape.h // shape.stride) - 1) * shape.stride + shape.k - shape.h)
+    return total // 2, total - total // 2
+
+
+def _offsets(kind: KernelKind, shape: Shape) -> tuple[int, int, int]:
+    """Where weights, biases and multipliers begin in the blob."""
+    weights = shape.oc * shape.k**2 * (1 if kind == "depthwise" else shape.c)
+    bias = -(-weights // seg.ALIGN) * seg.ALIGN
+    return 0, bias, bias + -(-4 * shape.oc // seg.ALIGN) * seg.ALIGN
+
+
+def _blob(kind: KernelKind, shape: Shape) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(0)
+    if kind in ("lut", "add", "pool"):
+        return rng.permutation(256).astype(np.uint8)
+    _, bias, multiplier = _offsets(kind, shape)
+    end = multiplier + -(-4 * shape.oc // seg.ALIGN) * seg.ALIGN
+    blob = np.zeros(end, np.uint8)
+    blob[:bias] = rng.integers(0, 255, bias, np.uint8)  # 255 is not a code of 8-bit weights
+    blob[multiplier:].view(np.float32)[:] = 0.001
+    return blob
+
+
+# --- memory, power, warm-up -----------------------------------------------------------------------------------------
+
+
+def _copy_gbps(found: Machine) -> float | None:
+    """GB/s of a copy, bytes read plus bytes written, over four times the last cache; None where memory is too short for it."""
+    wanted = 4 * (found.last_cache_bytes or _COPY_BYTES_LEAST // 4)
+    size = min(max(wanted, _COPY_BYTES_LEAST), _COPY_BYTES_MOST)
+    if 4 * size > found.memory_available_bytes:
+        return None
+    source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        times.append(time.perf_counter() - start)
+    return 2 * size / median(times) / 1e9
+
+
+def _idle_watts(meter: power.PowerMeter | None) -> float | None:
+    if meter is None:
+        return None
+    meter.start()
+    time.sleep(0.2)
+    return meter.watts()
+
+
+def _power(meter: power.PowerMeter | None, idle: float | None, declared: float | None) -> Power:
+    """What the owner declares stands; else the sensor's word."""
+    if declared is not None:
+        return Power("declared", load_watts=declared)
+    load = meter.watts() if meter is not None else None
+    return Power("unknown") if meter is None or load is None else Power("sensor", meter.name, idle, load)
+
+
+def _warmup(steps: _Steps) -> tuple[Warmup, dict[str, str]]:
+    """Warm-up in new processes: one finds the cache as it is, and where that filled it, a second finds it warm."""
+    steps("kernel warm-up")
+    before = _cached()
+    import_s, total_s = _warmup_process()
+    if jit.CACHE_PROBLEM:
+        reason = f"compiled kernels cannot be kept in {jit.CACHE_DIR} ({jit.CACHE_PROBLEM})"
+        return Warmup(False, total_s, None, None), {"warm start": reason}
+    if _cached() == before:
+        reason = f"compiled kernels were in the cache already: remove {jit.CACHE_DIR} and measure again"
+        return Warmup(True, None, total_s, import_s), {"cold start": reason}
+    cold_s = total_s
+    import_s, total_s = _warmup_process()
+    if before:
+        return Warmup(True, None, total_s, import_s), {
+            "cold start": "a part of the compiled kernels was in the cache already"
+        }
+    return Warmup(False, cold_s, total_s, import_s), {}
+
+
+def _cached() -> set[str]:
+    return {path.name for path in jit.CACHE_DIR.rglob("*.nbc")}
+
+
+def _warmup_process() -> tuple[float, float]:
+    """Seconds for the imports, and for everything until the first runs, in a new process."""
+    code = "import time; t = time.perf_counter(); from device_profiles.measure import warmup_here; warmup_here(t)"
+    try:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=limits.WARMUP_TIMEOUT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PlatformError(
+            "a new process with the kernels did not start or finish: try 'edge-agent profile --quick'"
+        ) from error
+    if done.returncode != 0 or not done.stdout:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:200]
+        raise PlatformError(f"the kernels do not run in a new process ({reason}): reinstall splitedge")
+    times = json.loads(done.stdout.splitlines()[-1])
+    return float(times["import_s"]), float(times["total_s"])
+
+
+def _profile(
+    quick: bool, found: Machine, kernels: list[Kernel], overhead: Overhead, copy_gbps: float | None,
+    warmup: Warmup | None, condition: Condition, drawn: Power, gaps: dict[str, str],
+) -> DeviceProfile:  # fmt: skip
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return DeviceProfile(
+        SCHEMA_VERSION, created, quick, found, kernels, overhead, copy_gbps, warmup, condition, drawn, gaps
+    )

@@ -1,0 +1,126 @@
+"""How long a head will take on a board, from its profile: a sum over the operators, each from the nearest measured shapes.
+
+Where multiplications dominate (convolutions, products) an operator's time is its multiply-accumulates over a throughput; elsewhere its bytes
+over a rate. The throughput is interpolated between the measurements of the same kind, weighted by 1 / distance^2 in the space of
+log2(output positions), log2(sum length), log2(output channels): twice as large in one of them is one unit away, and a measured shape
+gets its own figure. An operator in the table adds `Overhead.op_us`, the call `Overhead.call_us`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+from device_profiles.schema import DeviceProfile, Kernel, KernelKind
+from edge_agent.errors import ProtocolError
+from edge_agent.head.segment import Add, AnyOp, Concat, Conv, Header, Mul, Pool, Softmax, Tensor
+
+# The measured kind that stands for an operator which is not measured itself.
+_LIKE: Final[dict[type, KernelKind]] = {Add: "add", Mul: "add", Pool: "pool"}
+#: A softmax value costs an exponential and a division: so many times the bytes of an addition, counted from the fixed sequence.
+_SOFTMAX_WORK: Final = 8
+
+Point = tuple[float, float, float]
+
+
+def head_ms(header: Header, profile: DeviceProfile) -> float:
+    """Predicted milliseconds of one run of the head on one thread; 0 for a head without operators (the cut is the input)."""
+    if not header.ops:
+        return 0.0
+    return profile.overhead.call_us / 1000 + sum(op_ms(op, header, profile) for op in header.ops)
+
+
+def op_ms(op: AnyOp, header: Header, profile: DeviceProfile) -> float:
+    """Predicted milliseconds of one operator. Raises `ProtocolError` if the profile has no measurement of its kind."""
+    kind = op_kind(op, header)
+    rows = [kernel for kernel in profile.kernels if kernel.kind == kind and kernel.threads == 1]
+    if not rows:
+        raise ProtocolError(
+            f"the device profile has no measurement of '{kind}' on one thread: run 'edge-agent profile' again"
+        )
+    work = op_macs(op, header) if isinstance(op, Conv) else _work_bytes(op, header)
+    rate = _interpolate(op_point(op, header), rows, _macs_rate if isinstance(op, Conv) else _bytes_rate)
+    return (work / rate + profile.overhead.op_us) / 1000
+
+
+def op_kind(op: AnyOp, header: Header) -> KernelKind:
+    """The kind of measurement that predicts ``op``."""
+    if not isinstance(op, Conv):
+        return _LIKE.get(type(op), "add" if isinstance(op, Softmax) else "lut")
+    channels = header.tensors[op.x].shape[-1]
+    if op.groups > 1 and op.groups == channels == header.tensors[op.out].shape[-1]:
+        return "depthwise"
+    if op.kernel != [1, 1] or op.groups > 1:
+        return "conv"
+    return "dense" if _positions(header.tensors[op.out]) == 1 else "pointwise"
+
+
+def op_macs(op: AnyOp, header: Header) -> int:
+    """Multiply-accumulates of one run; 0 for anything but `Conv`."""
+    return _elements(header.tensors[op.out]) * _depth(op, header) if isinstance(op, Conv) else 0
+
+
+def op_bytes(op: AnyOp, header: Header) -> int:
+    """Bytes of activations read and written, once each, and of weights as the kernels hold them (one byte each)."""
+    inputs = sum(_elements(header.tensors[i]) for i in _inputs(op))
+    weights = header.tensors[op.out].shape[-1] * _depth(op, header) if isinstance(op, Conv) else 0
+    return inputs + _elements(header.tensors[op.out]) + weights
+
+
+def op_point(op: AnyOp, header: Header) -> Point:
+    """Where ``op`` lies among the measurements: log2 of output positions, of terms in one sum, of output channels."""
+    out = header.tensors[op.out]
+    terms = _depth(op, header) if isinstance(op, Conv) else math.prod(op.kernel) if isinstance(op, Pool) else 1
+    return math.log2(_positions(out)), math.log2(terms), math.log2(out.shape[-1])
+
+
+def kernel_point(kernel: Kernel) -> Point:
+    """The same of a measurement."""
+    shape = kernel.shape
+    positions = -(-shape.h // shape.stride) * -(-shape.w // shape.stride) if kernel.kind != "pool" else 1
+    terms = {"depthwise": shape.k**2, "pool": shape.h * shape.w, "add": 1, "lut": 1}
+    return math.log2(positions), math.log2(terms.get(kernel.kind, shape.k**2 * shape.c)), math.log2(shape.oc)
+
+
+def _interpolate(point: Point, rows: list[Kernel], rate: Callable[[Kernel], float]) -> float:
+    weighted = total = 0.0
+    for row in rows:
+        distance = math.dist(point, kernel_point(row))
+        weight = 1 / (distance * distance + 1e-6)
+        weighted, total = weighted + weight * rate(row), total + weight
+    return weighted / total
+
+
+def _macs_rate(kernel: Kernel) -> float:
+    return max(kernel.macs, 1) / kernel.time_us
+
+
+def _bytes_rate(kernel: Kernel) -> float:
+    return max(kernel.bytes, 1) / kernel.time_us
+
+
+def _work_bytes(op: AnyOp, header: Header) -> int:
+    """Bytes as the profile counts them, but a window's cells each time they are read."""
+    if isinstance(op, Pool):
+        return _elements(header.tensors[op.out]) * (math.prod(op.kernel) + 1)
+    return op_bytes(op, header) * (_SOFTMAX_WORK if isinstance(op, Softmax) else 1)
+
+
+def _inputs(op: AnyOp) -> list[int]:
+    if isinstance(op, Concat):
+        return op.inputs
+    return [op.a, op.b] if isinstance(op, Add | Mul) else [op.x]
+
+
+def _depth(op: Conv, header: Header) -> int:
+    """Terms of one sum: kernel cells x input channels of the group."""
+    return math.prod(op.kernel) * max(1, header.tensors[op.x].shape[-1] // max(1, op.groups))
+
+
+def _elements(tensor: Tensor) -> int:
+    return math.prod(tensor.shape)
+
+
+def _positions(tensor: Tensor) -> int:
+    return max(1, math.prod(tensor.shape[:-1]))
