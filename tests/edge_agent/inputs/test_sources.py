@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent import errors
+from edge_agent.inputs.sources import expand, load_array, read_bounded
+
+
+def names(patterns: list[str]) -> list[str]:
+    return [Path(source.name).name for source in expand(patterns, io.BytesIO(b"in"))]
+
+
+def test_a_folder_stands_for_its_images_by_name_and_nothing_else(tmp_path):
+    for name in ("b.JPG", "a.png", "c.npy", "notes.txt", ".hidden"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "d.png").mkdir()
+    assert names([str(tmp_path)]) == ["a.png", "b.JPG", "c.npy"]
+
+
+def test_a_glob_is_sorted_and_passes_folders_over(tmp_path):
+    for name in ("b.jpg", "a.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "c.jpg").mkdir()
+    assert names([str(tmp_path / "*.jpg")]) == ["a.jpg", "b.jpg"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    (tmp_path / "a[1].jpg").write_bytes(b"x")
+    assert names([str(tmp_path / "a[1].jpg")]) == ["a[1].jpg"]
+
+
+def test_a_dash_is_standard_input():
+    (source,) = expand(["-"], io.BytesIO(b"in"))
+    assert source.read() == b"in"
+
+
+def test_a_missing_file_fails_in_its_turn_by_its_name(tmp_path):
+    (source,) = expand([str(tmp_path / "absent.jpg")], io.BytesIO())
+    with pytest.raises(errors.InputError, match=r"absent\.jpg cannot be read"):
+        source.read()
+
+
+@pytest.mark.parametrize("pattern", ["*.nothing", "", "empty"])
+def test_a_pattern_that_names_nothing_is_an_error(tmp_path, pattern):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(errors.InputError):
+        [source.read() for source in expand([str(tmp_path / pattern) if pattern else ""], io.BytesIO())]
+
+
+def test_reading_stops_at_the_limit():
+    assert read_bounded(io.BytesIO(b"12345"), "x", 5) == b"12345"
+    with pytest.raises(errors.InputError, match="x has more than the 4 bytes"):
+        read_bounded(io.BytesIO(b"12345"), "x", 4)
+
+
+def npy(array: object) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def test_an_array_is_read_and_a_pickle_is_not():
+    np.testing.assert_array_equal(load_array(npy(np.arange(6.0).reshape(2, 3))), np.arange(6.0).reshape(2, 3))
+    with pytest.raises(errors.InputError, match=r"not a whole \.npy array"):
+        load_array(npy(np.array([{"a": 1}], object)))
+
+
+@given(st.binary(max_size=200), st.integers(0, 150))
+def test_array_bytes_load_or_raise_an_input_error(data, keep):
+    for candidate in (data, npy(np.zeros(4))[:keep] + data):
+        with contextlib.suppress(errors.InputError):
+            load_array(candidate)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_agent import config, errors, limits
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "agent.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_listen_on_the_loopback_only():
+    settings = config.load(environ={})
+    assert (settings.api.host, settings.api.port) == ("127.0.0.1", 8471)
+    assert settings.demand.keep == "nothing"
+    assert not settings.allow_insecure
+
+
+def test_an_option_beats_a_variable_beats_the_file_beats_the_default(tmp_path):
+    path = write(tmp_path, 'model = "file"\ntopk = 2\n[api]\nport = 1\nhost = "::1"\n[demand.weights]\nenergy = 2\n')
+    environ = {"SPLITEDGE_API_PORT": "2", "SPLITEDGE_TOPK": "3", "SPLITEDGE_ALLOW_INSECURE": "true", "SPLITEDGE_CA": ""}
+    settings = config.load(path, {"api.port": 3, "api.host": None, "demand.max_latency_ms": 20}, environ)
+    assert (settings.api.port, settings.topk, settings.model, settings.api.host) == (3, 3, "file", "::1")
+    assert settings.demand.max_latency_ms == 20.0
+    assert settings.demand.weights.energy == 2.0
+    assert settings.allow_insecure
+    assert settings.ca == ""
+
+
+def test_the_file_is_found_by_variable_and_in_the_users_folder(tmp_path):
+    path = write(tmp_path, 'model = "named"')
+    assert config.load(environ={"SPLITEDGE_CONFIG": str(path)}).model == "named"
+    home = tmp_path / "home/.config/splitedge"
+    home.mkdir(parents=True)
+    (home / "agent.toml").write_text('model = "home"')
+    assert config.load(environ={"HOME": str(tmp_path / "home")}).model == "home"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 1", ["`prot`", "not a setting", "server, token,"]),
+        ("[api]\nprot = 1", ["`api.prot`", "host, port"]),
+        ("[demand.weights]\nspeed = 1", ["`demand.weights.speed`", "time, energy, cost"]),
+        ("api = 3", ["`api`", "table [api]", "host, port"]),
+        ('[api]\nport = "http"', ["`api.port`", "0 (any free port) to 65535", "'http'"]),
+        ("[api]\nport = 70000", ["`api.port`", "70000"]),
+        ("[api]\nport = true", ["`api.port`"]),
+        ("[demand]\nmax_drop_points = -1", ["`demand.max_drop_points`", "0 to 100"]),
+        ("[demand]\nmax_away_s = nan", ["`demand.max_away_s`"]),
+        ("[demand]\nmax_latency_ms = inf", ["`demand.max_latency_ms`"]),
+        ("[demand]\nkeep = 3", ["`demand.keep`", "layer's name"]),
+        ("allow_insecure = 1", ["`allow_insecure`", "true or false"]),
+        ('server = "server:8470"', ["`server`", "https://host:8470"]),
+        ('server = "https://[::1"', ["`server`"]),
+        ('server = "http://:80"', ["`server`"]),
+        ("model = [", ["not valid TOML"]),
+        ("[[[" * 2000, ["not valid TOML"]),
+        ("x = " + "[" * 5000, ["not valid TOML"]),
+        ("#" * (limits.MAX_CONFIG_BYTES + 1), ["over"]),
+    ],
+)
+def test_a_wrong_file_is_one_sentence_with_the_key_and_what_is_allowed(tmp_path, text, words):
+    with pytest.raises(errors.ConfigError) as caught:
+        config.load(write(tmp_path, text), environ={})
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert caught.value.exit_status == 2
+
+
+def test_bytes_that_are_no_text_are_a_config_error(tmp_path):
+    path = tmp_path / "agent.toml"
+    path.write_bytes(b"model = '\xff\xfe'")
+    with pytest.raises(errors.ConfigError, match="not valid TOML"):
+        config.load(path, environ={})
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(errors.ConfigError, match=r"absent\.toml cannot be read"):
+        config.load(tmp_path / "absent.toml", environ={})
+
+
+def test_a_wrong_variable_is_named():
+    with pytest.raises(errors.ConfigError, match="the variable SPLITEDGE_API_PORT must be a whole number"):
+        config.load(environ={"SPLITEDGE_API_PORT": "many"})
+
+
+def test_a_wrong_option_is_named():
+    with pytest.raises(errors.ConfigError, match=r"the option for `demand\.max_drop_points` must be"):
+        config.load(options={"demand.max_drop_points": float("nan")}, environ={})
+
+
+def test_no_message_or_repr_holds_the_token(tmp_path):
+    settings = config.load(options={"token": "s3cret"}, environ={})
+    assert "s3cret" not in repr(settings)
+    with pytest.raises(errors.ConfigError) as caught:
+        config.load(write(tmp_path, "token = [ 's3cret' ]"), environ={})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_token_comes_from_setting_file_or_systemd_credential(tmp_path):
+    (tmp_path / "a").write_text("from-file\n")
+    (tmp_path / config.CREDENTIAL).write_text("from-systemd\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert config.token(config.Settings(token="given", token_file=str(tmp_path / "a")), environ) == "given"
+    assert config.token(config.Settings(token_file=str(tmp_path / "a")), environ) == "from-file"
+    assert config.token(config.Settings(), environ) == "from-systemd"
+    assert config.token(config.Settings(), {}) == ""
+
+
+@pytest.mark.parametrize("content", ["", "two\nlines", "sp ace", "ünicode", "x" * 5000])
+def test_a_file_without_a_token_is_refused(tmp_path, content):
+    (tmp_path / "a").write_text(content)
+    with pytest.raises(errors.ConfigError, match="does not hold a token"):
+        config.token(config.Settings(token_file=str(tmp_path / "a")), {})
+    with pytest.raises(errors.ConfigError, match="cannot be read"):
+        config.token(config.Settings(token_file=str(tmp_path / "b")), {})
+
+
+def test_every_key_has_a_variable_and_says_what_is_allowed():
+    keys = config.keys()
+    assert {"server", "api.port", "demand.keep", "demand.weights.energy"} <= keys.keys()
+    assert all(keys.values())
+    assert len({config.variable(key) for key in keys}) == len(keys)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from edge_agent import errors
+from edge_agent.results import BUCKETS, Counters, Result, Timing, best, stages, to_json, top_classes
+
+
+def test_probabilities_stand_and_logits_go_through_a_softmax():
+    assert best(np.array([0.1, 0.7, 0.2], np.float32), 2, probabilities=True) == [
+        (1, pytest.approx(0.7)),
+        (2, pytest.approx(0.2)),
+    ]
+    (first, p), (second, q) = best(np.array([[0.0, 1000.0, 999.0]], np.float32), 2, probabilities=False)
+    assert (first, second) == (1, 2)
+    assert p == pytest.approx(1 / (1 + np.exp(-1)))
+    assert p + q == pytest.approx(1)
+
+
+def test_equal_values_come_in_the_order_of_their_index():
+    assert [i for i, _ in best(np.zeros(5, np.float32), 9, probabilities=False)] == [0, 1, 2, 3, 4]
+
+
+def test_a_class_without_a_label_is_named_by_its_index():
+    assert [c.label for c in top_classes([(0, 0.5), (7, 0.5)], ["cat"])] == ["cat", "7"]
+
+
+def test_every_ending_is_counted_once():
+    counters = Counters()
+    for error in (
+        errors.BusyError("full"),
+        errors.InputError("bad"),
+        errors.LinkLostError("gone"),
+        errors.InputError("bad"),
+    ):
+        counters.end(error)
+    for total in (0.5, 3.0, 1e6):
+        counters.answer(Result([], Timing(head_ms=total / 2, link_ms=total / 2, total_ms=total), 10, "p", "split"))
+    assert counters.dropped == {"queue_full": 1}
+    assert counters.failed == {"input": 2, "link_lost": 1}
+    assert (counters.answered, counters.total, counters.payload_bytes) == (3, 7, 30)
+    assert sum(counters.latency) == 3
+    assert counters.latency[0] == 1
+    assert counters.latency[len(BUCKETS)] == 1
+
+
+def test_json_is_one_line_with_the_extras_first():
+    line = to_json(Result(top_classes([(0, 1.0)], ["a\nb"]), Timing(total_ms=2.0), 3, "p", "split"), image="x.jpg")
+    assert b"\n" not in line
+    value = json.loads(line)
+    assert next(iter(value)) == "image"
+    assert value["top"] == [{"index": 0, "label": "a\nb", "probability": 1.0}]
+
+
+def test_stages_name_everything_but_the_total():
+    assert [name for name, _ in stages(Timing())] == ["wait", "preprocess", "head", "encode", "link", "queue", "tail"]
