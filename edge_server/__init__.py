@@ -1,0 +1,1 @@
+"""The remote peer: planner, segments, tails, model store."""

@@ -58,7 +58,7 @@ def _violations(problem: Problem, candidate: Candidate) -> dict[str, _Violation]
         excess = (p.drop_points - demand.max_drop_points) / max(1.0, demand.max_drop_points)
         found["max_drop_points"] = _Violation(excess, f"drop {_up(p.drop_points)} points > {demand.max_drop_points:g}")
     if not _may_leave(site, demand):
-        what = "the input" if site.cut.kind == "input" else f"a tensor before {demand.keep}"
+        what = "the input" if site.is_input or site.cut.kind == "input" else f"a tensor before {demand.keep}"
         found["keep"] = _Violation(1000.0, f"lets {what} leave the device")
     if demand.max_latency_ms is not None and p.total_ms > demand.max_latency_ms:
         excess = p.total_ms / demand.max_latency_ms - 1
@@ -81,7 +81,9 @@ def _site(problem: Problem, candidate: Candidate) -> Site:
 def _may_leave(site: Site, demand: Demand) -> bool:
     if demand.keep == "nothing" or site.cut.kind == "output":
         return True
-    return site.cut.kind != "input" if demand.keep == "input" else demand.keep in site.layers
+    if demand.keep == "input":
+        return not (site.is_input or site.cut.kind == "input")
+    return demand.keep in site.layers
 
 
 def _ladder(problem: Problem, chosen: Candidate) -> tuple[Point, ...]:
@@ -208,7 +210,11 @@ def _value(problem: Problem, name: str, candidate: Candidate) -> float | str:
         case "memory":
             return _site(problem, candidate).memory_bytes
         case _:
-            return "nothing" if candidate.cut.kind == "input" else candidate.cut.layer
+            return _kept(_site(problem, candidate))
+
+
+def _kept(site: Site) -> str:
+    return "nothing" if site.is_input or site.cut.kind == "input" else site.cut.layer
 
 
 def _limit(problem: Problem, name: str) -> str:

@@ -14,7 +14,7 @@ class Site:
     """A place where the network may be cut, and what either side of it costs.
 
     ``layers`` names every layer whose output is computed in the head, the cut's own included; ``memory_bytes`` is what the head needs on
-    the board (arena and unpacked weights).
+    the board (arena and unpacked weights); ``is_input``: the head only moves bytes about, so what leaves is the input itself.
     """
 
     cut: Cut
@@ -22,6 +22,7 @@ class Site:
     tail_ms: float
     memory_bytes: int
     layers: frozenset[str]
+    is_input: bool = False
 
     @property
     def elements(self) -> int:

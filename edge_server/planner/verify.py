@@ -32,7 +32,9 @@ def _demand_faults(problem: Problem, candidate: Candidate) -> list[str]:
         "the rate is under the demand": not demand.min_rate_fps or pace * demand.min_rate_fps <= 1 + 1e-9,
         "the device's memory does not suffice": problem.memory_bytes is None
         or site.memory_bytes <= problem.memory_bytes,
-        "the input leaves the device": demand.keep == "nothing" or candidate.cut.kind != "input",
+        "the input leaves the device": not sends
+        or demand.keep != "input"
+        or not (site.is_input or candidate.cut.kind == "input"),
         "a kept tensor leaves the device": not sends
         or demand.keep in ("nothing", "input")
         or demand.keep in site.layers,

@@ -79,6 +79,12 @@ def test_device_plan_sends_nothing_and_has_no_ladder() -> None:
     assert verify_plan(problem, choice) == []
 
 
+def test_a_head_that_only_moves_bytes_still_lets_the_input_leave() -> None:
+    sites = small().sites
+    moves = (sites[0], dataclasses.replace(sites[1], is_input=True), sites[2])
+    assert plan(small(sites=moves, demand=demand(keep="input"))).chosen.cut.kind == "output"
+
+
 @pytest.mark.parametrize(("keep", "expected"), [("nothing", 1), ("input", 1), ("layer1", 1), ("layer2", 2)])
 def test_keep_names_the_first_tensor_that_may_leave(keep: str, expected: int) -> None:
     assert plan(small(demand=demand(keep=keep))).chosen.cut.index == expected
@@ -179,7 +185,8 @@ def problems(draw: st.DrawFn) -> Problem:
             "input" if index == 0 else draw(st.sampled_from(["inside", "output"])) if index == count - 1 else "inside"
         )
         shape = draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
-        sites.append(site(index, kind, draw(ms), draw(ms), shape, draw(st.integers(0, 10**6))))
+        drawn = site(index, kind, draw(ms), draw(ms), shape, draw(st.integers(0, 10**6)))
+        sites.append(dataclasses.replace(drawn, is_input=index == 0 or (index == 1 and draw(st.booleans()))))
         for w in draw(st.sets(st.sampled_from([8, 6, 4]), min_size=1)):
             sizes[index, w] = draw(st.integers(0, 10**6))
             for a in draw(st.sets(st.sampled_from([8, 6, 4, 3, 2]), min_size=1)):
@@ -215,10 +222,8 @@ def brute_force(problem: Problem) -> float | None:
         meets &= d.max_latency_ms is None or total <= d.max_latency_ms
         meets &= d.min_rate_fps is None or slowest * d.min_rate_fps <= 1000 * (1 + 1e-9)
         meets &= problem.memory_bytes is None or s.memory_bytes <= problem.memory_bytes
-        if sends and d.keep == "input":
-            meets &= s.cut.kind != "input"
-        elif sends and d.keep != "nothing":
-            meets &= d.keep in s.layers
+        if sends and d.keep != "nothing":
+            meets &= not s.is_input if d.keep == "input" else d.keep in s.layers
         joules = (3.0 * s.head_ms + 1.0 * sending) / 1e3
         value = d.weights.time * total / 1e3 + d.weights.energy * joules + d.weights.cost * server / 1e3
         if meets and (best is None or value < best):

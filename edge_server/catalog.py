@@ -1,0 +1,52 @@
+"""The bundles of a store, opened once and opened again when another process has replaced one."""
+
+from __future__ import annotations
+
+import threading
+from typing import TypeAlias
+
+from calibration.bundle import Bundle
+from edge_agent import errors
+from edge_agent.protocol.messages import ModelInfo, SegmentRef
+from edge_server.store import Store
+
+_Mark: TypeAlias = tuple[int, int]  # inode and time of a bundle's folder: a new bundle is a new folder
+
+
+class Catalog:
+    """Open bundles and their segments. Calls block; safe from several threads."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[_Mark, Bundle]] = {}
+        self._building = threading.Lock()
+
+    def bundle(self, name: str) -> Bundle:
+        """Raises `errors.UnknownModelError`, or `errors.ModelError` for a bundle that is damaged."""
+        path = self.store.bundle_path(name)
+        status = path.stat()
+        mark = status.st_ino, status.st_mtime_ns
+        with self._lock:
+            held = self._open.get(name)
+            if held is None or held[0] != mark:
+                self._open[name] = held = mark, Bundle.open(path)
+            return held[1]
+
+    def models(self) -> list[ModelInfo]:
+        """Every model that opens; one that another process removes meanwhile is left out."""
+        found = []
+        for name in self.store.bundle_names():
+            try:
+                found.append(self.bundle(name).info())
+            except errors.UnknownModelError:
+                continue
+        return found
+
+    def segment(self, bundle: Bundle, cut: int, weight_bits: int) -> SegmentRef:
+        """The segment of ``bundle`` for this cut and these weights, built where it is not in the store yet."""
+        with self._building:
+            known = self.store.known_segments(bundle.sha256).get((cut, weight_bits))
+            if known is not None:
+                return known
+            return self.store.put_segment(bundle.segment(cut, weight_bits), bundle.sha256, cut, weight_bits)

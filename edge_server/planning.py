@@ -1,0 +1,131 @@
+"""From a plan request to a plan: a `Problem` of the bundle, the profile and the link; the planner's choice; its segment; the message."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+
+from calibration.bundle import Bundle
+from device_profiles import predict, schema
+from edge_agent import errors, limits
+from edge_agent.head.segment import Concat, Conv, Header, Pad, Reshape, Transpose
+from edge_agent.protocol.messages import PROTOCOL_VERSION, Codec, Plan, PlanRequest
+from edge_server.catalog import Catalog
+from edge_server.planner import Choice, Point, Power, Problem, Site, plan, verify_plan
+from edge_server.planner.candidates import mode_of
+
+_MOVES = (Reshape, Transpose, Pad, Concat)  # operators that compute nothing: behind them lies the input itself
+
+
+def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
+    """The plan for ``request``, stored and with its segment built. Blocks for as long as building a segment takes.
+
+    Raises `errors.UnknownModelError`, `errors.UsageError`, `errors.InfeasibleError`, `errors.ProtocolError` (versions, profile).
+    """
+    if request.protocol != PROTOCOL_VERSION:
+        raise errors.ProtocolError(
+            f"the agent speaks protocol {request.protocol} and this server {PROTOCOL_VERSION}: upgrade the older of the two"
+        )
+    profile = schema.from_dict(request.profile)
+    bundle = catalog.bundle(request.model)
+    problem = problem_of(catalog, bundle, profile, request)
+    choice = plan(problem)
+    if faults := verify_plan(problem, choice):
+        raise errors.PlanError(f"the planner contradicts itself ({'; '.join(faults)}): please report this")
+    answer = _message(catalog, bundle, problem, choice, held=set(request.held))
+    catalog.store.put_plan(answer)
+    return answer
+
+
+def problem_of(catalog: Catalog, bundle: Bundle, profile: schema.DeviceProfile, request: PlanRequest) -> Problem:
+    """What the planner needs to know, as plain data."""
+    headers = {index: bundle.header(index) for index in bundle.offered}
+    return Problem(
+        model=bundle.name,
+        sites=tuple(_site(bundle, index, headers[index], profile) for index in sorted(headers)),
+        points=tuple(
+            Point(p.cut, p.weight_bits, p.activation_bits, p.rule, p.drop, p.low, p.high, p.samples)
+            for p in bundle.grid
+        ),
+        link=request.link,
+        demand=request.demand,
+        segment_bytes=_segment_bytes(catalog, bundle, headers, set(request.held)),
+        power=_power(profile.power),
+        memory_bytes=profile.machine.memory_available_bytes or None,
+        layers=tuple(cut.layer for cut in bundle.cuts if cut.kind != "input"),
+    )
+
+
+def _site(bundle: Bundle, index: int, header: Header, profile: schema.DeviceProfile) -> Site:
+    cut = bundle.cuts[index]
+    return Site(
+        cut=cut,
+        head_ms=predict.head_ms(header, profile),
+        tail_ms=bundle.tail_ms[index],
+        memory_bytes=header.arena_bytes + _weights(header),
+        layers=frozenset({cut.layer, *(op.name for op in header.ops)}),
+        is_input=all(isinstance(op, _MOVES) for op in header.ops),
+    )
+
+
+def _power(power: schema.Power) -> Power:
+    """A board that is not known to draw less while it sends counts at its load."""
+    sending = power.idle_watts if power.idle_watts is not None else power.load_watts
+    return Power(power.load_watts, sending, measured=power.source == "sensor")
+
+
+def _segment_bytes(
+    catalog: Catalog, bundle: Bundle, headers: dict[int, Header], held: set[str]
+) -> dict[tuple[int, int], int]:
+    """Bytes to fetch for each (cut, weight bits): exact where the segment was built before, else estimated; 0 where it is held."""
+    known = catalog.store.known_segments(bundle.sha256)
+    sizes = {}
+    for cut, bits in {(point.cut, point.weight_bits) for point in bundle.grid if point.cut in headers}:
+        ref = known.get((cut, bits))
+        size = ref.size if ref is not None else _estimated_bytes(headers[cut], bits)
+        sizes[cut, bits] = 0 if ref is not None and ref.sha256 in held else size
+    return sizes
+
+
+def _estimated_bytes(header: Header, bits: int) -> int:
+    """Packed weights, a bias and a multiplier for each channel, about 300 bytes of JSON for each operator."""
+    channels = sum(header.tensors[op.out].shape[-1] for op in header.ops if isinstance(op, Conv))
+    return _weights(header) * bits // 8 + 8 * channels + 300 * len(header.ops)
+
+
+def _weights(header: Header) -> int:
+    """Weights of a head, which it holds at a byte each once they are unpacked."""
+    total = 0
+    for op in header.ops:
+        if isinstance(op, Conv):
+            channels = header.tensors[op.x].shape[-1] // op.groups
+            total += header.tensors[op.out].shape[-1] * channels * math.prod(op.kernel)
+    return total
+
+
+def _message(catalog: Catalog, bundle: Bundle, problem: Problem, choice: Choice, held: set[str]) -> Plan:
+    chosen = choice.chosen
+    index = chosen.cut.index
+    segment = catalog.segment(bundle, index, chosen.weight_bits)
+    chosen.prediction.segment_bytes = 0 if segment.sha256 in held else segment.size
+    ladder: list[Codec] = [bundle.codec(index, point.rule, point.activation_bits) for point in choice.ladder]
+    return Plan(
+        id=secrets.token_urlsafe(18),
+        model=bundle.name,
+        bundle=bundle.sha256,
+        mode=mode_of(chosen),
+        cut=chosen.cut,
+        weight_bits=chosen.weight_bits,
+        ladder=ladder,
+        codec=choice.codec,
+        segment=segment,
+        preprocess=bundle.preprocess,
+        prediction=chosen.prediction,
+        runners_up=list(choice.runners_up),
+        considered=choice.considered,
+        expires_unix=time.time() + limits.PLAN_LIFETIME,
+        demand=problem.demand,
+        labels=bundle.labels,
+        metric=bundle.metric,
+    )

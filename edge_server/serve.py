@@ -1,0 +1,120 @@
+"""The listening server: address, certificate, signals, an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import signal
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from edge_agent import errors, limits
+from edge_server.app import make_app
+from edge_server.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where and how to listen. Port 0 takes any free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 8470
+    cert: Path | None = None
+    key: Path | None = None
+    auth: bool = True
+    insecure: bool = False
+
+
+def check(listen: Listen) -> list[str]:
+    """Warnings to show. Raises `errors.UsageError` for a server that others could reach without a token or in clear text."""
+    if (listen.cert is None) != (listen.key is None):
+        raise errors.UsageError("--cert and --key belong together: give both or neither")
+    if _is_loopback(listen.host):
+        return []
+    lacks = " and without ".join(
+        name for name, missing in (("a token", not listen.auth), ("TLS", listen.cert is None)) if missing
+    )
+    if lacks and not listen.insecure:
+        raise errors.UsageError(
+            f"other machines would reach {listen.host} without {lacks}: "
+            "give --cert and --key and leave out --no-auth, or accept the risk with --insecure"
+        )
+    return [f"warning: other machines reach {listen.host} without {lacks}"] if lacks else []
+
+
+def tls(listen: Listen) -> ssl.SSLContext | None:
+    """The server's TLS context, or None for plain HTTP. Raises `errors.ConfigError`."""
+    if listen.cert is None or listen.key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    for path in (listen.cert, listen.key):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise errors.ConfigError(f"{path} cannot be read ({error.strerror}): check its path and mode") from error
+    try:
+        context.load_cert_chain(listen.cert, listen.key, password=lambda: b"")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise errors.ConfigError(
+            f"{listen.cert} and {listen.key} are not a certificate and its key without a password (PEM): "
+            "check that they belong together"
+        ) from error
+    return context
+
+
+async def serve(store: Store, listen: Listen, ready: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then ends open streams in order. ``ready`` gets the URL once the port is open."""
+    context = tls(listen)
+    runner = web.AppRunner(
+        make_app(store, auth=listen.auth), access_log=None, shutdown_timeout=limits.DRAIN, keepalive_timeout=75
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, listen.host, listen.port, ssl_context=context)
+        try:
+            await site.start()
+        except OSError as error:
+            raise errors.UsageError(_no_port(listen, error)) from error
+        with _stopped() as stop:
+            ready(_url(listen, runner.addresses[0], context is not None))
+            await stop.wait()
+    finally:
+        await runner.cleanup()
+
+
+@contextlib.contextmanager
+def _stopped() -> Iterator[asyncio.Event]:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _no_port(listen: Listen, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {listen.port} of {listen.host} is in use: end the program that holds it, or give another --port"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"port {listen.port} needs rights that this user lacks: give a --port above 1023"
+    return f"{listen.host} is not an address of this machine ({error.strerror or error}): give another --host"
+
+
+def _url(listen: Listen, address: tuple[str, int], secure: bool) -> str:
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    return f"http{'s' if secure else ''}://{host}:{address[1]}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,147 @@
+"""Tails: the rest of the network in ONNX Runtime, on threads of their own, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edge_agent import codec, errors, limits
+from edge_agent.protocol.frames import Frame, pack_topk
+from edge_agent.protocol.messages import Codec
+
+THREADS: Final = 2  # tails that run at once; each uses all cores for its products
+_PASS_ON: Final = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Transpose"}
+
+Key: TypeAlias = tuple[str, int]  # a bundle's SHA-256 and the index of the cut
+
+
+class Tail:
+    """One loaded tail. ``shape`` is the cut tensor's, channels last without the batch axis.
+
+    ``probabilities``: the network itself ends in a softmax.
+    """
+
+    def __init__(self, model: bytes, shape: list[int]) -> None:
+        """Raises `errors.ModelError` if ONNX Runtime refuses ``model``."""
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        # between frames a tail waits for the network: spinning threads would take the cores from everything else here
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self.probabilities = _ends_in_softmax(onnx.load_model_from_string(model).graph)
+        except Exception as error:  # ONNX Runtime's errors have no common base
+            raise errors.ModelError(
+                "the tail of this model does not load: add the model to the server again"
+            ) from error
+        self._input = self._session.get_inputs()[0].name
+        self.shape = shape
+
+    def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x float32 of ``shape`` -> the output as float32, channels last without the batch axis."""
+        entry = x.transpose(2, 0, 1) if x.ndim == 3 else x
+        y = self._session.run(None, {self._input: np.ascontiguousarray(entry[None])})[0]
+        out: NDArray[np.float32] = np.asarray(y, np.float32)[0]
+        return np.ascontiguousarray(out.transpose(1, 2, 0)) if out.ndim == 3 else out
+
+
+class Tails:
+    """The tails in memory, at most `limits.MAX_TAILS`, and the threads that run them."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tail")
+        self._lock = threading.Lock()
+        self._loaded: OrderedDict[Key, Tail] = OrderedDict()
+        self._waiting = 0
+
+    def close(self) -> None:
+        """Ends the threads once what they run is done; what waits is cancelled."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def get(self, key: Key, load: Callable[[], Tail]) -> Tail:
+        """The tail ``key``, loaded if need be; the least recently used one goes. Blocks."""
+        with self._lock:
+            tail = self._loaded.pop(key, None) or load()
+            self._loaded[key] = tail
+            while len(self._loaded) > limits.MAX_TAILS:
+                self._loaded.popitem(last=False)
+            return tail
+
+    async def submit(self, work: Callable[[], tuple[bytes, int]]) -> tuple[bytes, int]:
+        """Runs ``work`` on a tail's thread. Raises `errors.BusyError` where too many frames wait already."""
+        if self._waiting >= limits.TAIL_QUEUE:
+            raise errors.BusyError(f"{self._waiting} frames wait for the server already: send fewer, or add a server")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._waiting -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """Answers the frames of one stream: ``ladder`` decodes them, ``load`` makes the tail ``key`` where it is not in memory."""
+
+    tails: Tails
+    key: Key
+    load: Callable[[], Tail]
+    ladder: list[Codec]
+    topk: int  # 0: whole outputs
+
+    async def ready(self) -> None:
+        """Loads the tail, so that the first frame does not wait for it."""
+        await asyncio.to_thread(self.tails.get, self.key, self.load)
+
+    async def answer(self, frame: Frame) -> tuple[bytes, int]:
+        """The answer's payload and the microseconds of work. Raises `errors.CodecError` for a frame that does not fit the plan."""
+        return await self.tails.submit(lambda: self._work(frame))
+
+    def _work(self, frame: Frame) -> tuple[bytes, int]:
+        tail = self.tails.get(self.key, self.load)
+        start = time.perf_counter()
+        y = tail.run(decode_frame(frame, self.ladder, tail.shape))
+        payload = answer_payload(y, self.topk, probabilities=tail.probabilities)
+        return payload, round((time.perf_counter() - start) * 1e6)
+
+
+def decode_frame(frame: Frame, ladder: list[Codec], shape: list[int]) -> NDArray[np.float32]:
+    """The tensor in ``frame``. Raises `errors.CodecError` for a codec that is not on the ladder or a payload of the wrong size."""
+    if frame.codec >= len(ladder):
+        raise errors.CodecError(f"the frame names codec {frame.codec} of a ladder of {len(ladder)}: ask for a new plan")
+    return codec.decode(frame.payload, ladder[frame.codec], shape)
+
+
+def answer_payload(y: NDArray[np.float32], topk: int, *, probabilities: bool) -> bytes:
+    """``topk`` (class, probability) pairs, greatest first, the lower class first among equals; for 0, ``y`` as it stands.
+
+    ``probabilities``: ``y`` holds probabilities; else logits, of which a softmax makes them. Raises `errors.ModelError` for NaN.
+    """
+    if not np.isfinite(y).all():
+        raise errors.ModelError("the model's output is not finite: try it with this input in float before it is split")
+    if topk <= 0:
+        return y.astype("<f4").tobytes()
+    flat = y.reshape(-1).astype(np.float64)
+    if not probabilities:
+        flat = np.exp(flat - flat.max())
+        flat /= flat.sum()
+    order = np.argsort(-flat, kind="stable")[:topk]
+    return pack_topk((int(i), float(flat[i])) for i in order)
+
+
+def _ends_in_softmax(graph: onnx.GraphProto) -> bool:
+    makers = {name: node for node in graph.node for name in node.output}
+    node = makers.get(graph.output[0].name)
+    while node is not None and node.op_type in _PASS_ON:
+        node = makers.get(node.input[0])
+    return node is not None and node.op_type == "Softmax"

@@ -1,0 +1,132 @@
+"""Tails on real ONNX models: layout, softmax or not, wrong payloads, what is kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+import onnx
+import pytest
+import pytest_asyncio
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_agent import codec, errors, limits
+from edge_agent.protocol.frames import Frame, unpack_topk
+from edge_server.tails import Handler, Tail, Tails, answer_payload
+
+RNG = np.random.default_rng(7)
+WEIGHT = RNG.normal(size=(5, 3, 2, 2)).astype(np.float32)
+SHAPE = [4, 4, 3]
+
+
+def tail_bytes(*ends: str) -> bytes:
+    """Convolution over the whole plane to 5 values, then the operators ``ends``."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["t0"]), helper.make_node("GlobalAveragePool", ["t0"], ["t1"])]
+    nodes.append(helper.make_node("Flatten", ["t1"], ["t2"]))
+    for i, op in enumerate(ends):
+        nodes.append(helper.make_node(op, [f"t{2 + i}"], [f"t{3 + i}"]))
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 4, 4])
+    leave = helper.make_tensor_value_info(f"t{2 + len(ends)}", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "tail", [entry], [leave], [numpy_helper.from_array(WEIGHT, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def logits(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The tail of `tail_bytes`, written out: x [4, 4, 3]."""
+    out = np.zeros(5)
+    for row in range(3):
+        for column in range(3):
+            window = x[row : row + 2, column : column + 2].transpose(2, 0, 1)
+            out += (WEIGHT.astype(np.float64) * window).sum(axis=(1, 2, 3))
+    return out / 9
+
+
+def softmax(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    e = np.exp(z - z.max())
+    return np.asarray(e / e.sum())
+
+
+@pytest_asyncio.fixture
+async def tails() -> AsyncIterator[Tails]:
+    made = Tails()
+    yield made
+    made.close()
+
+
+X = RNG.normal(size=SHAPE).astype(np.float32)
+LADDER = [codec.fit(X, "minmax", 8), codec.fit(X, "minmax", 4)]
+
+
+def handler(tails: Tails, topk: int, *ends: str, load: Callable[[], Tail] | None = None) -> Handler:
+    return Handler(tails, ("b", 1), load or (lambda: Tail(tail_bytes(*ends), SHAPE)), LADDER, topk)
+
+
+@pytest.mark.parametrize("ends", [(), ("Softmax",), ("Softmax", "Identity")])
+async def test_topk_is_the_softmax_of_the_logits_exactly_once(tails: Tails, ends: tuple[str, ...]) -> None:
+    payload = codec.encode(X, LADDER[0])
+    answer, tail_us = await handler(tails, 3, *ends).answer(Frame(1, 0, 0, payload))
+    pairs = unpack_topk(answer)
+    expected = softmax(logits(codec.decode(payload, LADDER[0], SHAPE)))
+    order = np.argsort(-expected)[:3]
+    assert [index for index, _ in pairs] == order.tolist()
+    assert [p for _, p in pairs] == pytest.approx(expected[order], abs=1e-5)
+    assert tail_us > 0
+
+
+async def test_each_frame_is_decoded_by_its_own_codec(tails: Tails) -> None:
+    for index, chosen in enumerate(LADDER):
+        payload = codec.encode(X, chosen)
+        answer, _ = await handler(tails, 0).answer(Frame(1, index, 0, payload))
+        expected = logits(codec.decode(payload, chosen, SHAPE))
+        np.testing.assert_allclose(np.frombuffer(answer, "<f4"), expected, atol=1e-5)
+
+
+async def test_a_payload_of_the_wrong_size_is_refused(tails: Tails) -> None:
+    with pytest.raises(errors.CodecError, match="bytes"):
+        await handler(tails, 1).answer(Frame(1, 0, 0, b"\0" * 47))
+
+
+async def test_a_codec_off_the_ladder_is_refused(tails: Tails) -> None:
+    with pytest.raises(errors.CodecError, match="codec 2 of a ladder of 2"):
+        await handler(tails, 1).answer(Frame(1, 2, 0, b"\0" * 48))
+
+
+async def test_a_tail_is_loaded_once_and_the_least_used_goes(tails: Tails, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_TAILS", 2)
+    data, loads = tail_bytes(), []
+
+    def load(cut: int) -> Callable[[], Tail]:
+        return lambda: (loads.append(cut), Tail(data, SHAPE))[1]
+
+    for cut in (0, 1, 0, 2, 0, 1):
+        tails.get(("b", cut), load(cut))
+    assert loads == [0, 1, 2, 1]
+
+
+async def test_frames_beyond_the_queue_are_refused_not_queued(tails: Tails, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TAIL_QUEUE", 0)
+    with pytest.raises(errors.BusyError):
+        await handler(tails, 1).answer(Frame(1, 0, 0, codec.encode(X, LADDER[0])))
+
+
+def test_a_tail_that_does_not_load_is_one_sentence() -> None:
+    with pytest.raises(errors.ModelError, match="does not load"):
+        Tail(b"not a model", SHAPE)
+
+
+def test_an_output_that_is_not_finite_is_an_error_never_an_answer() -> None:
+    with pytest.raises(errors.ModelError, match="not finite"):
+        answer_payload(np.array([1.0, np.nan], np.float32), 5, probabilities=False)
+
+
+def test_a_plane_comes_back_channels_last() -> None:
+    node = helper.make_node("Relu", ["x"], ["y"])
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])
+    leave = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 4, 4])
+    graph = helper.make_graph([node], "g", [entry], [leave])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    np.testing.assert_array_equal(Tail(model.SerializeToString(), SHAPE).run(X), np.maximum(X, 0))
