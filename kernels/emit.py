@@ -83,6 +83,20 @@ def store(b: ir.IRBuilder, value: ir.Value, base: ir.Value, offset: ir.Value | i
     b.store(value, b.bitcast(at(b, base, offset), value.type.as_pointer()), align=1)
 
 
+def store_first(b: ir.IRBuilder, value: ir.Value, base: ir.Value, count: ir.Value) -> None:
+    """Store the first ``count`` bytes of ``value`` <n x i8>, count < n: one masked store where there are byte masks, else byte by byte."""
+    lanes = value.type.count
+    if TARGET.bits == 512:
+        wanted = b.icmp_signed("<", ir.Constant(vector(I8, lanes), list(range(lanes))), splat(b, b.trunc(count, I8), lanes))
+        kind = ir.FunctionType(ir.VoidType(), [value.type, PTR, I32, vector(ir.IntType(1), lanes)])
+        store_masked = cgutils.get_or_insert_function(b.module, kind, f"llvm.masked.store.v{lanes}i8.p0")
+        b.call(store_masked, [value, base, I32(1), wanted])
+        return
+    for lane in range(lanes):
+        with b.if_then(b.icmp_signed("<", I64(lane), count)):
+            store(b, b.extract_element(value, I32(lane)), base, lane)
+
+
 def at(b: ir.IRBuilder, base: ir.Value, offset: ir.Value | int) -> ir.Value:
     return b.gep(base, [I64(offset) if isinstance(offset, int) else offset])
 

@@ -94,9 +94,7 @@ def _store_columns(b: ir.IRBuilder, codes: ir.Value, target: ir.Value, columns: 
         with then:
             emit.store(b, codes, target)
         with otherwise:
-            for lane in range(LANES):
-                with b.if_then(b.icmp_signed("<", I64(v * LANES + lane), columns)):
-                    emit.store(b, b.extract_element(codes, I32(lane)), target, lane)
+            emit.store_first(b, codes, target, b.sub(columns, I64(v * LANES)))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
