@@ -1,0 +1,255 @@
+"""A segment with a right hash and hostile contents is refused before a kernel sees a pointer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from edge_agent.errors import SegmentError
+from edge_agent.head import Head, segment as seg
+from edge_agent.head.verify import verify
+from tests.segment_builder import Builder
+
+
+def network() -> Builder:
+    """A little of everything."""
+    b = Builder([8, 8, 4], seed=1, zero_point=9)
+    x = b.conv(b.input, 8, (3, 3), (1, 1), (1, 1, 1, 1))
+    y = b.conv(x, 8, (3, 3), (1, 1), (1, 1, 1, 1), groups=8, bits=4)
+    y = b.append(seg.Add, [8, 8, 8], a=x, b=y, multiplier_a=0.5, multiplier_b=0.5, lo=0, hi=255)
+    y = b.append(seg.Lut, [8, 8, 8], x=y, table=b.constant(np.arange(256, dtype=np.uint8)))
+    y = b.append(seg.Concat, [8, 8, 16], inputs=[x, y], tables=[-1, b.ops[-1].table])
+    y = b.append(seg.Pad, [9, 10, 16], x=y, pad=[1, 1, 0, 1], value=0)
+    y = b.append(seg.Transpose, [16, 9, 10], x=y, perm=[2, 0, 1])
+    y = b.append(seg.Reshape, [9, 10, 16], x=y)
+    y = b.append(
+        seg.Pool, [1, 1, 16], x=y, **{"kind": "avg"}, kernel=[9, 10], stride=[1, 1], pad=[0] * 4, count_pad=False, multiplier=1.0, lo=0, hi=255
+    )  # fmt: skip
+    y = b.append(seg.Mul, [9, 10, 16], a=y - 1, b=y, multiplier=1 / 128, lo=0, hi=255)
+    b.append(seg.Softmax, [9, 10, 16], 0, 1 / 256, x=y, lo=0, hi=255)
+    return b
+
+
+def test_the_network_of_these_tests_is_accepted() -> None:
+    Head(network().finish(), check_golden=False).run(network().codes())
+
+
+def tensor(index: int, **changes: Any) -> Callable[[seg.Segment], None]:
+    def hurt(segment: seg.Segment) -> None:
+        for name, value in changes.items():
+            setattr(segment.header.tensors[index], name, value)
+
+    return hurt
+
+
+def op(index: int, **changes: Any) -> Callable[[seg.Segment], None]:
+    def hurt(segment: seg.Segment) -> None:
+        for name, value in changes.items():
+            assert hasattr(segment.header.ops[index], name)
+            setattr(segment.header.ops[index], name, value)
+
+    return hurt
+
+
+def header(**changes: Any) -> Callable[[seg.Segment], None]:
+    def hurt(segment: seg.Segment) -> None:
+        for name, value in changes.items():
+            setattr(segment.header, name, value)
+
+    return hurt
+
+
+def overflowing_bias(segment: seg.Segment) -> None:
+    first = segment.header.ops[0]
+    assert isinstance(first, seg.Conv)
+    segment.blob = segment.blob.copy()
+    segment.blob[first.bias : first.bias + 4] = np.frombuffer(np.int32(2**31 - 1).tobytes(), np.uint8)
+
+
+def infinite_multiplier(segment: seg.Segment) -> None:
+    first = segment.header.ops[0]
+    assert isinstance(first, seg.Conv)
+    segment.blob = segment.blob.copy()
+    segment.blob[first.multiplier : first.multiplier + 4] = np.frombuffer(np.float32(np.inf).tobytes(), np.uint8)
+
+
+def meaningless_code(segment: seg.Segment) -> None:
+    first = segment.header.ops[0]
+    assert isinstance(first, seg.Conv)
+    segment.blob = segment.blob.copy()
+    segment.blob[first.weight] = 255
+
+
+HOSTILE: list[tuple[str, Callable[[seg.Segment], None], str]] = [
+    ("a tensor beyond the arena", tensor(1, offset=1 << 20), "outside its arena"),
+    ("a negative offset", tensor(1, offset=-64), "not a multiple of 64"),
+    ("an odd offset", tensor(1, offset=1), "not a multiple of 64"),
+    ("an enormous offset", tensor(1, offset=(1 << 62)), "outside its arena"),
+    ("an enormous shape", tensor(1, shape=[1 << 20, 1 << 20]), "too many elements"),
+    ("an empty shape", tensor(1, shape=[]), "impossible shape"),
+    ("a shape with a zero", tensor(1, shape=[8, 0, 8]), "impossible shape"),
+    ("five axes", tensor(1, shape=[1] * 5), "impossible shape"),
+    ("an infinite scale", tensor(1, scale=math.inf), "positive float32"),
+    ("a scale that is no float32", tensor(1, scale=0.1), "positive float32"),
+    ("a zero scale", tensor(1, scale=0.0), "positive float32"),
+    ("a zero point of 256", tensor(1, zero_point=256), "no code"),
+    ("an arena over the limit", header(arena_bytes=1 << 40), "more memory"),
+    ("an input that does not exist", header(input=99), "does not exist"),
+    ("an output that is never written", header(output=-1), "does not exist"),
+    ("an operator's input that does not exist", op(0, x=99), "does not exist"),
+    ("a negative tensor", op(0, x=-1), "does not exist"),
+    ("reading before writing", op(0, x=5), "before it is written"),
+    ("writing twice", op(1, out=1), "twice"),
+    ("writing over the input", op(0, out=0), "twice"),
+    ("overlap with a living tensor", tensor(2, offset=0), "too many|still in use|outside|not fit"),
+    ("weights outside the blob", op(0, weight=1 << 30), "outside its constants"),
+    ("weights at a negative offset", op(0, weight=-64), "outside its constants"),
+    ("a bias outside the blob", op(0, bias=1 << 30), "outside its constants"),
+    ("a multiplier outside the blob", op(0, multiplier=1 << 30), "outside its constants"),
+    ("nine bits", op(0, bits=9), "9 bits"),
+    ("one bit", op(0, bits=1), "1 bits"),
+    ("groups that do not divide", op(0, groups=3), "groups"),
+    ("no groups", op(0, groups=0), "groups"),
+    ("a zero stride", op(0, stride=[0, 1]), "impossible window"),
+    ("a negative pad", op(0, pad=[-1, 1, 1, 1]), "impossible window"),
+    ("three pads", op(0, pad=[1, 1, 1]), "impossible window"),
+    ("a kernel of three axes", op(0, kernel=[3, 3, 3]), "impossible window"),
+    ("more padding than window", op(0, pad=[3, 1, 3, 1]), "pads more"),
+    ("a stride that does not fit the output", op(0, stride=[2, 1]), "does not fit"),
+    ("a huge dilation", op(0, dilation=[60000, 1]), "does not fit|pads more"),
+    ("codes beyond a byte", op(0, hi=256), "impossible range"),
+    ("an empty range of codes", op(0, lo=9, hi=8), "impossible range"),
+    ("a multiplier that is not finite", op(2, multiplier_a=math.nan), "not a finite float32"),
+    ("a negative multiplier", op(2, multiplier_b=-1.0), "not a finite float32"),
+    ("sums of different shapes", op(2, b=0), "do not fit"),
+    ("a table outside the blob", op(3, table=1 << 30), "outside its constants"),
+    ("a table that crosses the end", op(3, table=1 << 12), "outside its constants"),
+    ("a concatenation table outside", op(4, tables=[-1, -64]), "outside its constants"),
+    ("a missing table", op(4, tables=[-1]), "do not fit"),
+    ("an empty concatenation", op(4, inputs=[], tables=[]), "do not fit"),
+    ("padding that does not fit", op(5, pad=[2, 1, 0, 1]), "do not fit"),
+    ("negative padding", op(5, pad=[-1, 1, 2, 1]), "do not fit"),
+    ("a padding code of 300", op(5, value=300), "do not fit"),
+    ("an axis twice", op(6, perm=[2, 2, 1]), "do not fit"),
+    ("an axis too many", op(6, perm=[2, 0, 1, 3]), "do not fit"),
+    ("a reshape to another size", tensor(8, shape=[9, 10, 15]), "do not fit"),
+    ("a window beyond the plane", op(8, kernel=[9, 9]), "does not fit"),
+    ("a product of other shapes", tensor(9, shape=[1, 2, 8]), "do not fit|does not fit"),
+    ("softmax to another shape", tensor(11, shape=[9, 10, 8]), "do not fit"),
+    ("a sum that could overflow", overflowing_bias, "overflow"),
+    ("an infinite multiplier in the blob", infinite_multiplier, "not a finite float32"),
+    ("a weight code without meaning", meaningless_code, "no meaning"),
+]
+
+
+@pytest.mark.parametrize(("hurt", "reason"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])
+def test_hostile_contents_are_refused(hurt: Callable[[seg.Segment], None], reason: str) -> None:
+    segment = network().finish()
+    hurt(segment)
+    with pytest.raises(SegmentError, match=reason):
+        verify(segment)
+
+
+def test_an_operator_may_not_write_over_its_own_input() -> None:
+    builder = Builder([8, 8, 8])
+    builder.conv(builder.input, 8)
+    builder.tensors[1].offset = 0
+    with pytest.raises(SegmentError, match="still in use"):
+        verify(builder.finish())
+
+
+def test_a_reshape_may_share_its_input_exactly() -> None:
+    builder = Builder([8, 8, 8])
+    flat = builder.append(seg.Reshape, [512], x=builder.input)
+    builder.tensors[flat].offset = 0
+    codes = builder.codes()
+    assert Head(builder.finish(), check_golden=False).run(codes).tolist() == codes.reshape(-1).tolist()
+    builder.append(seg.Lut, [8, 8, 8], x=builder.input, table=builder.constant(np.arange(256, dtype=np.uint8)))
+    builder.tensors[-1].offset = 0
+    with pytest.raises(SegmentError, match="still in use"):
+        verify(builder.finish())
+
+
+def test_computation_without_bound_is_refused() -> None:
+    builder = Builder([1000, 1000, 1])
+    builder.append(
+        seg.Conv, [1000, 1000, 256], x=builder.input, bits=8, weight=0, bias=0, multiplier=0, kernel=[101, 101], stride=[1, 1], dilation=[1, 1],
+        pad=[50] * 4, groups=1, lo=0, hi=255,
+    )  # fmt: skip
+    builder.constant(np.zeros(256 * 101 * 101, np.uint8))
+    with pytest.raises(SegmentError, match="more computation"):
+        verify(builder.finish())
+
+
+_GOOD = network().finish()
+_FILE = seg.build(_GOOD.header, _GOOD.blob.tobytes())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_change_of_the_header_is_refused_or_harmless(data: st.DataObject) -> None:
+    """Whatever one number in the header becomes, the verifier refuses it or the executor runs it within its arena."""
+    tree = msgspec.json.decode(msgspec.json.encode(_GOOD.header))
+    places = list(_numbers(tree))
+    holder, key = data.draw(st.sampled_from(places))
+    before = holder[key]
+    holder[key] = data.draw(st.one_of(st.integers(-(2**40), 2**40), st.integers(-2, 300), st.just(before * 2)))
+    try:
+        segment = seg.Segment(msgspec.convert(tree, seg.Header), copy.deepcopy(_GOOD.blob))
+        head = Head(segment, check_golden=False)
+    except (SegmentError, msgspec.ValidationError):
+        return
+    codes = np.zeros(segment.header.tensors[segment.header.input].shape, np.uint8)
+    head._arena[-8:] = 99
+    head.run(codes)
+    assert head._arena[-8:].tolist() == [99] * 8
+
+
+def _numbers(tree: Any) -> Any:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        if isinstance(value, dict | list):
+            yield from _numbers(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield tree, key
+
+
+@given(st.binary(max_size=400) | st.integers(0, len(_FILE)).map(lambda n: _FILE[:n]) | st.integers(0, len(_FILE) - 1).map(lambda i: _FILE[:i] + bytes([_FILE[i] ^ 1]) + _FILE[i + 1 :]))  # fmt: skip
+def test_parse_returns_a_segment_or_raises_segment_error(data: bytes) -> None:
+    try:
+        seg.parse(data)
+    except SegmentError:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "not a segment file"),
+        (b"NOTASEGM" + bytes(100), "not a segment file"),
+        (seg.MAGIC + bytes([9, 0, 0, 0]) + bytes(100), "upgrade"),
+        (_FILE[:50], "truncated"),
+        (_FILE[:-1], "fetch it again"),
+        (_FILE + b"x", "fetch it again"),
+        (seg.MAGIC + (1).to_bytes(4, "little") + (2).to_bytes(4, "little") + b"{]", "corrupt"),
+        (seg.MAGIC + (1).to_bytes(4, "little") + (2**31).to_bytes(4, "little"), "truncated"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_sentence(data: bytes, reason: str) -> None:
+    with pytest.raises(SegmentError, match=reason):
+        seg.parse(data)
+
+
+def test_a_built_file_parses_to_the_same_segment() -> None:
+    parsed = seg.parse(_FILE)
+    assert parsed.header == _GOOD.header
+    assert parsed.blob.tobytes() == _GOOD.blob.tobytes()
+    with pytest.raises(SegmentError, match="bytes of blob"):
+        seg.build(_GOOD.header, b"")
