@@ -1,0 +1,194 @@
+"""The `edge-agent` command. Only options here: each command imports its work when it is called, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import edge_agent
+from edge_agent.config import Settings, load
+
+app = typer.Typer(
+    help="The program on the board: runs the integer head of a split network and streams the cut to an edge-server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+service_app = typer.Typer(help="The agent as a systemd service.", no_args_is_help=True)
+app.add_typer(service_app, name="service")
+
+Config = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with any of these settings.", show_default=False)
+]
+Server = Annotated[str | None, typer.Option("--server", help="URL of the edge-server.")]
+Token = Annotated[
+    str | None,
+    typer.Option("--token", help="Bearer token; better in SPLITEDGE_TOKEN or a file."),
+]
+TokenFile = Annotated[str | None, typer.Option("--token-file", help="File that holds the token.")]
+Model = Annotated[str | None, typer.Option("--model", help="Name of the model on the server.")]
+Ca = Annotated[str | None, typer.Option("--ca", help="Certificate authority to trust (PEM).")]
+Insecure = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-insecure",
+        help="Send the token over plain HTTP beyond this machine.",
+        show_default=False,
+    ),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option("--profile", help="Profile written by `edge-agent profile --out`."),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option("--max-drop", help="Accuracy that may be lost, in points [1.0]."),
+]
+MaxLatency = Annotated[float | None, typer.Option("--max-latency", help="Greatest latency wanted, in ms.")]
+MinRate = Annotated[float | None, typer.Option("--min-rate", help="Frames a second wanted.")]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        "--keep",
+        help="What must not leave: nothing, input, or everything before a named layer.",
+    ),
+]
+WeightTime = Annotated[float | None, typer.Option("--weight-time", help="Weight of a second [1].")]
+WeightEnergy = Annotated[float | None, typer.Option("--weight-energy", help="Weight of a joule [0].")]
+WeightCost = Annotated[float | None, typer.Option("--weight-cost", help="Weight of a server second [0].")]
+MaxAway = Annotated[float | None, typer.Option("--max-away", help="Seconds the server may be away [10].")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"edge-agent {edge_agent.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """The program on the board."""
+
+
+@app.command()
+def profile(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and repetitions.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the profile (JSON) here.", show_default=False)
+    ] = None,
+    watts: Annotated[float | None, typer.Option("--watts", min=0.01, help="Power under load, if you know it.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure this machine and print what it can do."""
+    from edge_agent.commands import profile as command
+
+    command.profile(quick=quick, out=out, json=json, watts=watts)
+
+
+@app.command()
+def models(
+    config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
+    allow_insecure: Insecure = None, json: Json = False,
+) -> None:  # fmt: skip
+    """List the models of the server."""
+    settings = _settings(locals())
+    from edge_agent.commands import plan as command
+
+    asyncio.run(command.models(settings, json=json))
+
+
+@app.command()
+def plan(
+    config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
+    allow_insecure: Insecure = None, model: Model = None, profile: Profile = None, max_drop: MaxDrop = None,
+    max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, weight_time: WeightTime = None,
+    weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Ask the server for a plan and explain it."""
+    settings = _settings(locals())
+    from edge_agent.commands import plan as command
+
+    asyncio.run(command.plan(settings, json=json))
+
+
+@app.command()
+def infer(
+    images: Annotated[list[str], typer.Argument(help="Files, folders, globs, or - for standard input.", show_default=False)],
+    config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
+    allow_insecure: Insecure = None, model: Model = None, profile: Profile = None, max_drop: MaxDrop = None,
+    max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, weight_time: WeightTime = None,
+    weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None,
+    topk: Annotated[int | None, typer.Option("--topk", help="Classes in an answer [5].")] = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Classify images and say where the time went."""
+    settings = _settings(locals())
+    from edge_agent.commands import infer as command
+
+    raise typer.Exit(asyncio.run(command.infer(settings, images, json=json)))
+
+
+@app.command()
+def run(
+    config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
+    allow_insecure: Insecure = None, model: Model = None, profile: Profile = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address of the local API [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port of the local API [8471].")] = None,
+) -> None:  # fmt: skip
+    """Run the agent with its local HTTP API until it is told to stop."""
+    settings = _settings(locals())
+    from edge_agent.commands import run as command
+
+    asyncio.run(command.run(settings))
+
+
+@service_app.command()
+def install(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Configuration of the service [/etc/splitedge/agent.toml].")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option("--token-file", help="File that holds the token.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit and change nothing.")] = False,
+) -> None:
+    """Write the systemd unit, enable and start it."""
+    from edge_agent.commands import service as command
+
+    command.install(config, token_file, dry_run=dry_run)
+
+
+@service_app.command()
+def uninstall() -> None:
+    """Stop and remove the service."""
+    from edge_agent.commands import service as command
+
+    command.uninstall()
+
+
+@service_app.command()
+def status() -> None:
+    """Say what systemd says of the service."""
+    from edge_agent.commands import service as command
+
+    raise typer.Exit(command.status())
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    """The settings in force; ``given`` maps parameter names of a command to their values, None where an option was not given."""
+    options = {_KEYS.get(name, name): value for name, value in given.items() if name not in _NOT_SETTINGS}
+    return load(given["config"], options)
+
+
+_NOT_SETTINGS = {"config", "json", "images"}
+_KEYS = {
+    "host": "api.host", "port": "api.port", "max_drop": "demand.max_drop_points", "max_latency": "demand.max_latency_ms",
+    "min_rate": "demand.min_rate_fps", "keep": "demand.keep", "max_away": "demand.max_away_s",
+    "weight_time": "demand.weights.time", "weight_energy": "demand.weights.energy", "weight_cost": "demand.weights.cost",
+}  # fmt: skip
