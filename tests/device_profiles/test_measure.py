@@ -1,0 +1,80 @@
+"""The measurement on this very machine: complete, honest about gaps, never a figure asserted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from device_profiles import from_dict, measure, to_dict
+from device_profiles.measure import SHAPES, one_operator
+from device_profiles.schema import KINDS, Shape
+from edge_agent.head import Head, segment
+from kernels.isa import ISA
+
+
+@pytest.fixture(scope="module")
+def quick():
+    steps = []
+    return measure(quick=True, declared_watts=6.5, progress=lambda *step: steps.append(step)), steps
+
+
+def test_a_quick_profile_is_complete_and_may_travel(quick):
+    profile, _ = quick
+    assert [(row.kind, row.shape) for row in profile.kernels] == list(SHAPES)
+    assert {row.kind for row in profile.kernels} == set(KINDS)
+    assert all(row.runs >= 5 and row.time_us > 0 for row in profile.kernels)
+    assert profile.machine.isa == ISA
+    assert from_dict(to_dict(profile)) == profile
+
+
+def test_what_was_not_measured_is_said(quick):
+    profile, _ = quick
+    assert profile.warmup is None
+    assert "kernel warm-up" in profile.unmeasured
+    for value, name in (
+        (profile.condition.temperature_c, "temperature"),
+        (profile.condition.throttling, "throttling"),
+        (profile.copy_gbps, "memory copy"),
+        (profile.machine.board, "board"),
+    ):
+        assert (value is None) == (name in profile.unmeasured)
+
+
+def test_declared_power_is_marked_as_such(quick):
+    profile, _ = quick
+    assert (profile.power.source, profile.power.load_watts) == ("declared", 6.5)
+    assert "power" not in profile.unmeasured
+
+
+def test_progress_counts_every_step_to_its_end(quick):
+    _, steps = quick
+    totals = {total for _, total, _ in steps}
+    assert len(totals) == 1
+    assert [done for done, _, _ in steps] == list(range(totals.pop() + 1))
+    assert steps[-1][2] == "done"
+
+
+@pytest.mark.slow
+def test_a_whole_profile_measures_the_start_in_a_new_process():
+    profile = measure()
+    assert profile.warmup is not None
+    assert profile.warmup.warm_s is not None or "warm start" in profile.unmeasured
+    assert (profile.warmup.cold_s is None) == ("cold start" in profile.unmeasured)
+    if profile.power.source == "unknown":
+        assert "power" in profile.unmeasured
+
+
+@pytest.mark.parametrize(("kind", "shape"), SHAPES)
+def test_a_measured_segment_is_one_that_a_server_could_send(kind, shape):
+    made = one_operator(kind, shape)
+    again = segment.parse(segment.build(made.header, made.blob.tobytes()))
+    assert again.header == made.header
+    codes = np.random.default_rng(5).integers(0, 256, (shape.h, shape.w, shape.c), np.uint8)
+    answer = Head(again, check_golden=False).run(codes)
+    assert list(answer.shape) == made.header.tensors[1].shape
+    assert len(np.unique(answer)) > 1
+
+
+def test_a_chain_has_as_many_operators_as_asked():
+    header = one_operator("lut", Shape(1, 1, 64, 64), chain=5).header
+    assert [(op.x, op.out) for op in header.ops] == [(i, i + 1) for i in range(5)]

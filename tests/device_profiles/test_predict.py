@@ -1,0 +1,111 @@
+"""The arithmetic of predictions, and one look at a real head."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import msgspec
+import numpy as np
+import pytest
+
+from device_profiles import measure, predict
+from device_profiles.measure import SHAPES, one_operator
+from device_profiles.schema import Shape
+from edge_agent.errors import ProtocolError
+from edge_agent.head import Head
+from edge_agent.head import segment as seg
+
+
+def _header(tensors: list[list[int]], ops: list[seg.AnyOp]) -> seg.Header:
+    header = one_operator("lut", Shape(1, 1, 64, 64)).header
+    return msgspec.structs.replace(header, tensors=[seg.Tensor(shape, 1.0, 0, 0) for shape in tensors], ops=ops)
+
+
+def _conv(kernel: int = 1, stride: int = 1, groups: int = 1) -> seg.Conv:
+    return seg.Conv("c", 1, 0, 8, 0, 0, 0, [kernel] * 2, [stride] * 2, [1, 1], [0] * 4, groups, 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "op", "kind", "macs", "size"),
+    [
+        ([[14, 14, 24], [14, 14, 48]], _conv(), "pointwise", 196 * 24 * 48, 196 * 72 + 24 * 48),
+        ([[14, 14, 24], [7, 7, 48]], _conv(1, 2), "pointwise", 49 * 24 * 48, 196 * 24 + 49 * 48 + 24 * 48),
+        ([[14, 14, 24], [14, 14, 24]], _conv(3, 1, 24), "depthwise", 196 * 24 * 9, 2 * 196 * 24 + 9 * 24),
+        ([[14, 14, 24], [14, 14, 48]], _conv(3, 1, 24), "conv", 196 * 48 * 9, 196 * 72 + 9 * 48),
+        ([[14, 14, 24], [14, 14, 48]], _conv(3, 1, 4), "conv", 196 * 48 * 54, 196 * 72 + 54 * 48),
+        ([[14, 14, 1], [14, 14, 8]], _conv(3), "conv", 196 * 8 * 9, 196 * 9 + 72),
+        ([[1, 1, 64], [1, 1, 10]], _conv(), "dense", 640, 74 + 640),
+        ([[64], [10]], _conv(), "dense", 640, 74 + 640),
+        ([[14, 14, 24], [14, 14, 24]], seg.Lut("l", 1, 0, 0), "lut", 0, 2 * 196 * 24),
+        ([[14, 14, 24], [14, 14, 24]], seg.Add("a", 1, 0, 0, 1, 1, 0, 255), "add", 0, 3 * 196 * 24),
+        ([[14, 14, 24], [14, 14, 24]], seg.Mul("m", 1, 0, 0, 1, 0, 255), "add", 0, 3 * 196 * 24),
+        ([[4, 4, 8], [4, 4, 16]], seg.Concat("c", 1, [0, 0], [-1, -1]), "lut", 0, 16 * 32),
+        ([[10], [10]], seg.Softmax("s", 1, 0, 0, 255), "add", 0, 20),
+    ],
+)
+def test_kind_work_and_bytes_of_an_operator(tensors, op, kind, macs, size):
+    header = _header(tensors, [op])
+    assert predict.op_kind(op, header) == kind
+    assert predict.op_macs(op, header) == macs
+    assert predict.op_bytes(op, header) == size
+
+
+@pytest.mark.parametrize(("kind", "shape"), SHAPES)
+def test_a_measured_shape_is_predicted_by_its_own_figure(profile, kind, shape):
+    header = one_operator(kind, shape).header
+    row = next(row for row in profile.kernels if (row.kind, row.shape) == (kind, shape))
+    row.time_us *= 3
+    assert predict.op_point(header.ops[0], header) == predict.kernel_point(row)
+    expected = (row.time_us + profile.overhead.op_us) / 1000
+    assert predict.op_ms(header.ops[0], header, profile) == pytest.approx(expected, rel=1e-3)
+
+
+def test_between_measured_shapes_the_rate_lies_between(profile):
+    rows = [row for row in profile.kernels if row.kind == "pointwise"]
+    for row, rate in zip(rows, (5_000, 10_000, 20_000), strict=True):
+        row.time_us = row.macs / rate
+    op = _conv()
+    header = _header([[28, 28, 64], [28, 28, 96]], [op])
+    microseconds = predict.op_ms(op, header, profile) * 1000 - profile.overhead.op_us
+    assert 5_000 < predict.op_macs(op, header) / microseconds < 20_000
+
+
+def test_a_head_is_the_sum_of_its_operators_and_the_call(profile):
+    header = one_operator("lut", Shape(56, 56, 144, 144), chain=4).header
+    one = predict.op_ms(header.ops[0], header, profile)
+    assert predict.head_ms(header, profile) == pytest.approx(0.005 + 4 * one)
+
+
+def test_a_head_without_operators_takes_no_time(profile):
+    assert predict.head_ms(_header([[8, 8, 3]], []), profile) == 0.0
+
+
+def test_windows_that_overlap_count_each_cell(profile):
+    def pool(kernel):
+        op = seg.Pool("p", 1, 0, "max", [kernel] * 2, [2, 2], [0] * 4, False, 1.0, 0, 255)
+        return predict.op_ms(op, _header([[56, 56, 64], [28, 28, 64]], [op]), profile)
+
+    assert pool(5) > pool(3) > pool(2)
+
+
+def test_a_kind_without_measurement_is_an_error_not_a_guess(profile):
+    profile.kernels = [row for row in profile.kernels if row.kind != "lut"]
+    header = one_operator("lut", Shape(1, 1, 64, 64)).header
+    with pytest.raises(ProtocolError, match="no measurement of 'lut'"):
+        predict.head_ms(header, profile)
+
+
+@pytest.mark.slow
+def test_this_machine_is_predicted_within_reason():
+    """A bound against wrong units and forgotten terms, not a claim of accuracy."""
+    segment = one_operator("conv", Shape(28, 28, 96, 96, k=3), chain=4)
+    head = Head(segment, check_golden=False)
+    codes = np.zeros((28, 28, 96), np.uint8)
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        head.run(codes)
+        times.append(time.perf_counter() - start)
+    predicted = predict.head_ms(segment.header, measure(quick=True))
+    assert 0.25 < predicted / (median(times) * 1000) < 4
