@@ -9,13 +9,13 @@ import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from aiohttp import web
 
 from edge_agent import errors, limits
-from edge_agent.link.listen import serve_session
+from edge_agent.link import listen
 from edge_agent.protocol.messages import PROTOCOL_VERSION, Open, PlanRequest, ServerVersion, decode
 from edge_server.catalog import Catalog
 from edge_server.planning import make_plan
@@ -40,7 +40,7 @@ def make_app(store: Store, *, auth: bool = True) -> web.Application:
     app.router.add_get("/v1/segments/{sha256}", service.segment)
     app.router.add_post("/v1/probe", service.probe)
     app.router.add_get("/v1/stream", service.stream)
-    app.on_shutdown.append(service.drain)
+    listen.install(app)
     app.on_cleanup.append(service.close)
     return app
 
@@ -51,7 +51,7 @@ class _Service:
         self._auth = auth
         self._catalog = Catalog(store)
         self._tails = Tails()
-        self._streams: set[asyncio.Task[Any]] = set()
+        self._streams = 0
 
     @web.middleware
     async def authorize(self, request: web.Request, handler: _Next) -> web.StreamResponse:
@@ -63,7 +63,7 @@ class _Service:
 
     async def health(self, _: web.Request) -> web.Response:
         await asyncio.to_thread(self._store.tokens)  # a disk or database that fails shows here
-        return _json({"status": "ok", "streams": len(self._streams)})
+        return _json({"status": "ok", "streams": self._streams})
 
     async def version(self, _: web.Request) -> web.Response:
         return _json(ServerVersion(version("splitedge"), PROTOCOL_VERSION))
@@ -72,7 +72,7 @@ class _Service:
         return _json(await asyncio.to_thread(self._catalog.models))
 
     async def plan(self, request: web.Request) -> web.Response:
-        asked = decode(await _body(request), PlanRequest)
+        asked: PlanRequest = decode(await _body(request), PlanRequest)
         return _json(await asyncio.to_thread(make_plan, self._catalog, asked))
 
     async def segment(self, request: web.Request) -> web.StreamResponse:
@@ -90,15 +90,13 @@ class _Service:
         return web.Response(body=body, content_type="application/octet-stream")
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        if len(self._streams) >= limits.MAX_STREAMS:
-            raise errors.BusyError(f"the server has {len(self._streams)} streams open already: try again later")
-        task = asyncio.current_task()
-        assert task is not None
-        self._streams.add(task)
+        if self._streams >= limits.MAX_STREAMS:
+            raise errors.BusyError(f"the server has {self._streams} streams open already: try again later")
+        self._streams += 1
         try:
-            return await serve_session(request, self._open)
+            return await listen.serve_session(request, self._open)
         finally:
-            self._streams.discard(task)
+            self._streams -= 1
 
     async def _open(self, asked: Open) -> Handler:
         plan = await asyncio.to_thread(self._store.plan, asked.plan)
@@ -119,13 +117,6 @@ class _Service:
         handler = Handler(self._tails, (bundle.sha256, plan.cut.index), load, plan.ladder, topk)
         await handler.ready()
         return handler
-
-    async def drain(self, _: web.Application) -> None:
-        """Open streams are told to end and get `limits.DRAIN` seconds."""
-        for task in self._streams:
-            task.cancel()
-        if self._streams:
-            await asyncio.wait(self._streams, timeout=limits.DRAIN)
 
     async def close(self, _: web.Application) -> None:
         await asyncio.to_thread(self._tails.close)

@@ -6,6 +6,7 @@ import threading
 from typing import TypeAlias
 
 from calibration.bundle import Bundle
+
 from edge_agent import errors
 from edge_agent.protocol.messages import ModelInfo, SegmentRef
 from edge_server.store import Store

@@ -1,0 +1,36 @@
+"""`edge-server serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+from edge_server.serve import Listen, check
+from edge_server.serve import serve as listen_and_serve
+from edge_server.store import Store, default_folder
+
+
+def serve(
+    folder: Path | None, *, host: str, port: int, cert: Path | None, key: Path | None, auth: bool, insecure: bool
+) -> None:
+    """Serves until SIGTERM or SIGINT; prints one line with the URL once the port is open."""
+    listen = Listen(host, port, cert, key, auth, insecure)
+    for warning in check(listen):
+        _say(warning)
+    logging.basicConfig(level=logging.WARNING, format="edge-server: %(message)s")
+    with Store(folder or default_folder()) as store:
+        if auth and not store.tokens():
+            _say("there is no token yet, so no agent can log in: run edge-server token")
+        if not store.bundle_names():
+            _say("there is no model yet: run edge-server add")
+        asyncio.run(listen_and_serve(store, listen, _ready))
+
+
+def _ready(url: str) -> None:
+    print(f"edge-server ready on {url}", flush=True)
+
+
+def _say(text: str) -> None:
+    print(f"edge-server: {text}", file=sys.stderr)

@@ -1,0 +1,20 @@
+"""`edge-server token`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from edge_server.store import Store, default_folder
+
+
+def token(folder: Path | None, name: str, *, revoke: bool, show: bool) -> None:
+    """Prints a new token and nothing else, so that a script can take it; or revokes one; or lists names."""
+    with Store(folder or default_folder()) as store:
+        if show:
+            for known in store.tokens():
+                print(f"{known.name}\t{datetime.fromtimestamp(known.created_unix, UTC):%Y-%m-%d %H:%M} UTC")
+        elif revoke:
+            store.revoke_token(name)
+        else:
+            print(store.add_token(name))
