@@ -105,7 +105,7 @@ def _no_port(listen: Listen, error: OSError) -> str:
         return f"port {listen.port} of {listen.host} is in use: end the program that holds it, or give another --port"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"port {listen.port} needs rights that this user lacks: give a --port above 1023"
-    return f"{listen.host} is not an address of this machine ({error.strerror or error}): give another --host"
+    return f"{listen.host} is not an address of this machine that can be listened on: give another --host"
 
 
 def _url(listen: Listen, address: tuple[str, int], secure: bool) -> str:

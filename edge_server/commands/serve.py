@@ -21,14 +21,19 @@ def serve(
         _say(warning)
     logging.basicConfig(level=logging.WARNING, format="edge-server: %(message)s")
     with Store(folder or default_folder()) as store:
-        if auth and not store.tokens():
-            _say("there is no token yet, so no agent can log in: run edge-server token")
-        if not store.bundle_names():
-            _say("there is no model yet: run edge-server add")
-        asyncio.run(listen_and_serve(store, listen, _ready))
+        hints = _hints(store, auth)
+        asyncio.run(listen_and_serve(store, listen, lambda url: _ready(url, hints)))
 
 
-def _ready(url: str) -> None:
+def _hints(store: Store, auth: bool) -> list[str]:
+    tokenless = auth and not store.tokens()
+    hints = ["there is no token yet, so no agent can log in: run edge-server token"] if tokenless else []
+    return hints if store.bundle_names() else [*hints, "there is no model yet: run edge-server add"]
+
+
+def _ready(url: str, hints: list[str]) -> None:
+    for hint in hints:
+        _say(hint)
     print(f"edge-server ready on {url}", flush=True)
 
 
