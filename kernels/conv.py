@@ -39,11 +39,11 @@ def pack_columns(values: Any, groups: int) -> Any:
     return np.concatenate([gemm.pack_columns(part) for part in np.split(values, groups)])
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _copy16(typingctx, arena, target, source):  # type: ignore[no-untyped-def]
+@intrinsic
+def _copy16(typingctx, arena, target, source):
     """16 bytes from arena[source:] to arena[target:]."""
 
-    def codegen(context, b, sig, a):  # type: ignore[no-untyped-def]
+    def codegen(context, b, sig, a):
         base = emit.array_pointer(context, b, sig.args[0], a[0])
         emit.store(b, emit.load(b, emit.vector(I8, 16), base, a[2]), base, a[1])
         return context.get_dummy_value()
@@ -52,14 +52,33 @@ def _copy16(typingctx, arena, target, source):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _copy(arena, target, source, n):  # type: ignore[no-untyped-def]
+def _copy(arena, target, source, n):
     """n bytes, up to 15 more read and written: whatever follows is written later, or is slack."""
     for i in range(0, n, 16):
         _copy16(arena, target + i, source + i)
 
 
 @inline
-def _gather(arena, x, height, width, pitch, channels, oy, ox, kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, top, left, zero_x, target):  # type: ignore[no-untyped-def]
+def _gather(
+    arena,
+    x,
+    height,
+    width,
+    pitch,
+    channels,
+    oy,
+    ox,
+    kernel_h,
+    kernel_w,
+    stride_h,
+    stride_w,
+    dilation_h,
+    dilation_w,
+    top,
+    left,
+    zero_x,
+    target,
+):
     """One window of ``channels`` of each cell (cells are ``pitch`` bytes apart) to arena[target:]."""
     x0 = ox * stride_w - left
     whole = x0 >= 0 and x0 + (kernel_w - 1) * dilation_w < width
@@ -82,7 +101,7 @@ def _gather(arena, x, height, width, pitch, channels, oy, ox, kernel_h, kernel_w
 
 
 @inline
-def conv(  # type: ignore[no-untyped-def]
+def conv(
     arena, x, height, width, pitch, weights, w, bias, bias_at, multiplier, mul_at, y, out_height, out_width, out_channels, kernel_h, kernel_w,
     stride_h, stride_w, dilation_h, dilation_w, top, left, groups, zero_x, lo, hi, zero, windows,
 ):  # fmt: skip

@@ -15,10 +15,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels import emit
+from kernels import emit, reference
 from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET, Target
 from kernels.jit import inline
-from kernels.reference import F32, I32 as I32Array, S8, U8
+from kernels.reference import F32, S8, U8
 
 GROUP = TARGET.group
 #: Vector widths in bits, widest first; narrow ones serve layers of few channels.
@@ -70,7 +70,7 @@ def pack_weights(w: S8) -> U8:
     return np.concatenate(parts).view(np.uint8)
 
 
-def pack_channels(values: F32 | I32Array) -> Any:
+def pack_channels(values: F32 | reference.I32) -> Any:
     """A per-channel vector in the order of the blocks' accumulators."""
     if len(values) < SMALLEST:
         return values
@@ -81,17 +81,26 @@ def _unpack_order(lanes: int, high: int, width: int) -> list[int]:
     """Mask that interleaves elements of two vectors within 128-bit quarters (x86 unpack low / high); ``width`` elements a quarter."""
     total = lanes
     half = width // 2
-    return [i for q in range(0, total, width) for e in range(half) for i in (q + high * half + e, total + q + high * half + e)]
+    return [
+        i
+        for q in range(0, total, width)
+        for e in range(half)
+        for i in (q + high * half + e, total + q + high * half + e)
+    ]
 
 
 def _interleave(b: ir.IRBuilder, taps: list[ir.Value], size: int) -> list[ir.Value]:
     """GROUP vectors of ``size`` channels (bytes, or words) to GROUP vectors whose lanes hold one channel's GROUP taps."""
     if GROUP == 2:
         words = [b.zext(tap, emit.vector(TARGET.element, size)) for tap in taps]
-        return [emit.shuffle(b, *words, _unpack_order(size, high, 8)) for high in (0, 1)]
+        return [emit.shuffle(b, words[0], words[1], _unpack_order(size, high, 8)) for high in (0, 1)]
     pairs = [[emit.shuffle(b, taps[i], taps[i + 1], _unpack_order(size, high, 16)) for high in (0, 1)] for i in (0, 2)]
     halves = [[b.bitcast(v, emit.vector(ir.IntType(16), size // 2)) for v in pair] for pair in pairs]
-    quads = [emit.shuffle(b, halves[0][i], halves[1][i], _unpack_order(size // 2, high, 8)) for i in (0, 1) for high in (0, 1)]
+    quads = [
+        emit.shuffle(b, halves[0][i], halves[1][i], _unpack_order(size // 2, high, 8))
+        for i in (0, 1)
+        for high in (0, 1)
+    ]
     return [b.bitcast(quad, emit.vector(I8, size)) for quad in quads]
 
 
@@ -129,27 +138,58 @@ def _run_body(size: int) -> Any:
             origin = emit.at(b, base, b.mul(pixel, step_x))
             with emit.loop(b, groups, *start) as (g, acc, following):
                 offsets = [emit.load(b, I64, taps, b.add(b.mul(g, I64(GROUP * 8)), I64(t * 8))) for t in range(GROUP)]
-                cells = _interleave(b, [emit.load(b, emit.vector(I8, size), origin, offset) for offset in offsets], size)
+                cells = _interleave(
+                    b, [emit.load(b, emit.vector(I8, size), origin, offset) for offset in offsets], size
+                )
                 panel = emit.at(b, w, b.mul(g, I64(GROUP * width)))
-                following += [emit.dot(b, acc[j], cells[j], emit.load(b, operand, panel, j * width)) for j in range(GROUP)]
+                following += [
+                    emit.dot(b, acc[j], cells[j], emit.load(b, operand, panel, j * width)) for j in range(GROUP)
+                ]
             codes = [emit.requantize(b, following[j], factors[j], *bounds) for j in range(GROUP)]
             emit.store(b, _narrow(b, codes, size), y, b.mul(pixel, step_y))
 
     return body
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _run(  # type: ignore[no-untyped-def]
-    typingctx, arena, base, taps, groups, weights, w, bias, bias_at, multiplier, mul_at, y, pixels, step_x, step_y, lo, hi, zero, block
+@intrinsic
+def _run(
+    typingctx,
+    arena,
+    base,
+    taps,
+    groups,
+    weights,
+    w,
+    bias,
+    bias_at,
+    multiplier,
+    mul_at,
+    y,
+    pixels,
+    step_x,
+    step_y,
+    lo,
+    hi,
+    zero,
+    block,
 ):
     signature = types.void(arena, types.int64, taps, types.int64, weights, types.int64, bias, types.int64, multiplier, types.int64, types.int64,
                            types.int64, types.int64, types.int64, types.float32, types.float32, types.int32, types.int64)  # fmt: skip
 
-    def codegen(context, b, sig, a):  # type: ignore[no-untyped-def]
+    def codegen(context, b, sig, a):
         def pointer(array: int, offset: int | None) -> ir.Value:
             return emit.array_pointer(context, b, sig.args[array], a[array], None if offset is None else a[offset])
 
-        arguments = [pointer(0, 1), pointer(2, None), a[3], pointer(4, 5), pointer(6, 7), pointer(8, 9), pointer(0, 10), *a[11:17]]
+        arguments = [
+            pointer(0, 1),
+            pointer(2, None),
+            a[3],
+            pointer(4, 5),
+            pointer(6, 7),
+            pointer(8, 9),
+            pointer(0, 10),
+            *a[11:17],
+        ]
         done = b.append_basic_block("run.done")
         choice = b.switch(a[17], done)
         for i, size in enumerate(BLOCKS):
@@ -168,7 +208,9 @@ _BLOCK_SIZES = np.array(BLOCKS, np.int64)
 
 
 @inline
-def _run_row(arena, base, taps, count, weights, w, bias, bias_at, multiplier, mul_at, y, pixels, step_x, channels, lo, hi, zero):  # type: ignore[no-untyped-def]
+def _run_row(
+    arena, base, taps, count, weights, w, bias, bias_at, multiplier, mul_at, y, pixels, step_x, channels, lo, hi, zero
+):
     """A run of output pixels, all channels; ``taps`` are byte offsets from ``base`` for the first pixel, padded to whole groups."""
     groups = (count + GROUP - 1) // GROUP
     if channels < SMALLEST:
@@ -176,7 +218,9 @@ def _run_row(arena, base, taps, count, weights, w, bias, bias_at, multiplier, mu
             for c in range(channels):
                 acc = bias[bias_at + c]
                 for t in range(count):
-                    acc += np.int32(arena[base + taps[t] + p * step_x + c]) * np.int32(np.int8(weights[w + t * channels + c]))
+                    acc += np.int32(arena[base + taps[t] + p * step_x + c]) * np.int32(
+                        np.int8(weights[w + t * channels + c])
+                    )
                 real = min(max(np.float32(acc) * multiplier[mul_at + c], lo), hi)
                 arena[y + p * channels + c] = np.uint8(np.int32(np.rint(real)) + zero)
         return
@@ -188,7 +232,26 @@ def _run_row(arena, base, taps, count, weights, w, bias, bias_at, multiplier, mu
             block += 1
         size = _BLOCK_SIZES[block]
         start = min(start, channels - size)
-        _run(arena, base + start, taps, groups, weights, w, bias, bias_at, multiplier, mul_at, y + start, pixels, step_x, channels, lo, hi, zero, block)
+        _run(
+            arena,
+            base + start,
+            taps,
+            groups,
+            weights,
+            w,
+            bias,
+            bias_at,
+            multiplier,
+            mul_at,
+            y + start,
+            pixels,
+            step_x,
+            channels,
+            lo,
+            hi,
+            zero,
+            block,
+        )
         w += groups * size * GROUP * (1 if GROUP == 4 else 2)
         bias_at += size
         mul_at += size
@@ -196,18 +259,25 @@ def _run_row(arena, base, taps, count, weights, w, bias, bias_at, multiplier, mu
 
 
 @inline
-def depthwise(  # type: ignore[no-untyped-def]
+def depthwise(
     arena, x, height, width, channels, weights, w, bias, bias_at, multiplier, mul_at, y, out_height, out_width, kernel_h, kernel_w,
     stride_h, stride_w, dilation_h, dilation_w, top, left, zero_x, lo, hi, zero, zeros, taps,
 ):  # fmt: skip
     """y [OH, OW, C] from x [H, W, C]. ``zeros``: arena offset of a scratch row of W x C + slack bytes; ``taps``: scratch int64 [>= window + group]."""
-    if top > 0 or left > 0 or (out_height - 1) * stride_h + (kernel_h - 1) * dilation_h >= height or (out_width - 1) * stride_w + (
-        kernel_w - 1
-    ) * dilation_w >= width:
+    if (
+        top > 0
+        or left > 0
+        or (out_height - 1) * stride_h + (kernel_h - 1) * dilation_h >= height
+        or (out_width - 1) * stride_w + (kernel_w - 1) * dilation_w >= width
+    ):
         arena[zeros : zeros + width * channels] = zero_x
     count = kernel_h * kernel_w
     first = min(out_width, (left + stride_w - 1) // stride_w)
-    last = (width - 1 - (kernel_w - 1) * dilation_w + left) // stride_w + 1 if width + left > (kernel_w - 1) * dilation_w else 0
+    last = (
+        (width - 1 - (kernel_w - 1) * dilation_w + left) // stride_w + 1
+        if width + left > (kernel_w - 1) * dilation_w
+        else 0
+    )
     last = max(first, min(out_width, last))
     for oy in range(out_height):
         ox = 0

@@ -13,13 +13,13 @@ _ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds 
 
 
 @inline
-def _code(real, lo, hi, zero):  # type: ignore[no-untyped-def]
+def _code(real, lo, hi, zero):
     clamped = min(max(real, lo), hi)
     return np.uint8(np.int32((clamped + _ROUND) - _ROUND) + zero)
 
 
 @inline
-def lut(arena, x, y, n, tables, table):  # type: ignore[no-untyped-def]
+def lut(arena, x, y, n, tables, table):
     """y[i] = table[x[i]]."""
     source, target, entries = arena[x : x + n], arena[y : y + n], tables[table : table + 256]
     for i in range(n):
@@ -27,10 +27,14 @@ def lut(arena, x, y, n, tables, table):  # type: ignore[no-untyped-def]
 
 
 @inline
-def add(arena, a, b, y, n, period, za, zb, ma, mb, lo, hi, zero):  # type: ignore[no-untyped-def]
+def add(arena, a, b, y, n, period, za, zb, ma, mb, lo, hi, zero):
     """``b`` repeats every ``period`` values: n for the same shape, the channels for a per-channel b."""
     for start in range(0, n, period):
-        left, right, target = arena[a + start : a + start + period], arena[b : b + period], arena[y + start : y + start + period]
+        left, right, target = (
+            arena[a + start : a + start + period],
+            arena[b : b + period],
+            arena[y + start : y + start + period],
+        )
         for i in range(period):
             first = (np.float32(left[i]) - za) * ma
             second = (np.float32(right[i]) - zb) * mb
@@ -38,16 +42,22 @@ def add(arena, a, b, y, n, period, za, zb, ma, mb, lo, hi, zero):  # type: ignor
 
 
 @inline
-def mul(arena, a, b, y, n, period, za, zb, m, lo, hi, zero):  # type: ignore[no-untyped-def]
+def mul(arena, a, b, y, n, period, za, zb, m, lo, hi, zero):
     for start in range(0, n, period):
-        left, right, target = arena[a + start : a + start + period], arena[b : b + period], arena[y + start : y + start + period]
+        left, right, target = (
+            arena[a + start : a + start + period],
+            arena[b : b + period],
+            arena[y + start : y + start + period],
+        )
         for i in range(period):
             product = (np.int32(left[i]) - za) * (np.int32(right[i]) - zb)
             target[i] = _code(np.float32(product) * m, lo, hi, zero)
 
 
 @inline
-def max_pool(arena, x, height, width, channels, y, out_height, out_width, kernel_h, kernel_w, stride_h, stride_w, top, left):  # type: ignore[no-untyped-def]
+def max_pool(
+    arena, x, height, width, channels, y, out_height, out_width, kernel_h, kernel_w, stride_h, stride_w, top, left
+):
     for oy in range(out_height):
         for ox in range(out_width):
             target = y + (oy * out_width + ox) * channels
@@ -65,7 +75,7 @@ def max_pool(arena, x, height, width, channels, y, out_height, out_width, kernel
 
 
 @inline
-def avg_pool(  # type: ignore[no-untyped-def]
+def avg_pool(
     arena, x, height, width, channels, y, out_height, out_width, kernel_h, kernel_w, stride_h, stride_w, top, left, count_pad, zero_x, m, lo, hi,
     zero, sums,
 ):  # fmt: skip
@@ -88,7 +98,7 @@ def avg_pool(  # type: ignore[no-untyped-def]
 
 
 @inline
-def copy_columns(arena, x, y, rows, columns, step, tables, table):  # type: ignore[no-untyped-def]
+def copy_columns(arena, x, y, rows, columns, step, tables, table):
     """Rows of x [rows, columns] into y with ``step`` bytes from row to row, through a table unless ``table`` < 0 (one input of Concat)."""
     for r in range(rows):
         source, target = arena[x + r * columns :][:columns], arena[y + r * step :][:columns]
@@ -101,21 +111,24 @@ def copy_columns(arena, x, y, rows, columns, step, tables, table):  # type: igno
 
 
 @inline
-def pad2d(arena, x, height, width, channels, y, top, left, bottom, right, value):  # type: ignore[no-untyped-def]
+def pad2d(arena, x, height, width, channels, y, top, left, bottom, right, value):
     row = (width + left + right) * channels
     arena[y : y + top * row] = value
     arena[y + (top + height) * row : y + (top + height + bottom) * row] = value
     for h in range(height):
         start = y + (top + h) * row
         arena[start : start + left * channels] = value
-        source, target = arena[x + h * width * channels :][: width * channels], arena[start + left * channels :][: width * channels]
+        source, target = (
+            arena[x + h * width * channels :][: width * channels],
+            arena[start + left * channels :][: width * channels],
+        )
         for i in range(width * channels):
             target[i] = source[i]
         arena[start + (left + width) * channels : start + row] = value
 
 
 @inline
-def transpose(arena, x, y, sizes, steps):  # type: ignore[no-untyped-def]
+def transpose(arena, x, y, sizes, steps):
     """y [sizes] (4 axes, written in order) from x with ``steps`` bytes from one to the next along each axis of y."""
     i = y
     for a in range(sizes[0]):
@@ -128,7 +141,7 @@ def transpose(arena, x, y, sizes, steps):  # type: ignore[no-untyped-def]
 
 
 @inline
-def exp(x):  # type: ignore[no-untyped-def]
+def exp(x):
     """`reference.exp` of one float32; 2^n is built by repeated squaring of exact powers, n in -126..0."""
     x = max(x, np.float32(-87.0))
     n = (x * np.float32(1.44269504) + _ROUND) - _ROUND
@@ -150,7 +163,7 @@ def exp(x):  # type: ignore[no-untyped-def]
 
 
 @inline
-def softmax(arena, x, y, rows, columns, scale_x, scale_y, lo, hi, zero, exps):  # type: ignore[no-untyped-def]
+def softmax(arena, x, y, rows, columns, scale_x, scale_y, lo, hi, zero, exps):
     """Over the last axis; ``exps``: float32 scratch [columns + 16], the last 16 are the lanes of the sum."""
     lanes = exps[columns : columns + 16]
     for r in range(rows):

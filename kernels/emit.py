@@ -87,7 +87,9 @@ def store_first(b: ir.IRBuilder, value: ir.Value, base: ir.Value, count: ir.Valu
     """Store the first ``count`` bytes of ``value`` <n x i8>, count < n: one masked store where there are byte masks, else byte by byte."""
     lanes = value.type.count
     if TARGET.bits == 512:
-        wanted = b.icmp_signed("<", ir.Constant(vector(I8, lanes), list(range(lanes))), splat(b, b.trunc(count, I8), lanes))
+        wanted = b.icmp_signed(
+            "<", ir.Constant(vector(I8, lanes), list(range(lanes))), splat(b, b.trunc(count, I8), lanes)
+        )
         kind = ir.FunctionType(ir.VoidType(), [value.type, PTR, I32, vector(ir.IntType(1), lanes)])
         store_masked = cgutils.get_or_insert_function(b.module, kind, f"llvm.masked.store.v{lanes}i8.p0")
         b.call(store_masked, [value, base, I32(1), wanted])
@@ -102,7 +104,9 @@ def at(b: ir.IRBuilder, base: ir.Value, offset: ir.Value | int) -> ir.Value:
 
 
 @contextmanager
-def loop(b: ir.IRBuilder, count: ir.Value, *carried: ir.Value) -> Iterator[tuple[ir.Value, list[ir.Value], list[ir.Value]]]:
+def loop(
+    b: ir.IRBuilder, count: ir.Value, *carried: ir.Value
+) -> Iterator[tuple[ir.Value, list[ir.Value], list[ir.Value]]]:
     """``count`` turns. Yields (index, carried values, a list to which the body appends their next values); after the block that list
     holds the final values."""
     head, body, end = (b.append_basic_block(f"loop.{part}") for part in ("head", "body", "end"))
@@ -142,14 +146,18 @@ def _pair_products(b: ir.IRBuilder, x: ir.Value, w: ir.Value, lanes: int) -> ir.
         return b.call(_declare(b, name, vector(I32, lanes), [x.type, w.type]), [x, w])
     wide = vector(I32, 2 * lanes)
     products = b.mul(b.sext(x, wide), b.sext(w, wide))
-    return b.add(shuffle(b, products, products, range(0, 2 * lanes, 2)), shuffle(b, products, products, range(1, 2 * lanes, 2)))
+    return b.add(
+        shuffle(b, products, products, range(0, 2 * lanes, 2)), shuffle(b, products, products, range(1, 2 * lanes, 2))
+    )
 
 
 def _declare(b: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Function:
     return cgutils.get_or_insert_function(b.module, ir.FunctionType(result, arguments), name)
 
 
-def requantize(b: ir.IRBuilder, acc: ir.Value, multiplier: ir.Value, lo: ir.Value, hi: ir.Value, zero: ir.Value) -> ir.Value:
+def requantize(
+    b: ir.IRBuilder, acc: ir.Value, multiplier: ir.Value, lo: ir.Value, hi: ir.Value, zero: ir.Value
+) -> ir.Value:
     """<n x i32> accumulators to <n x i32> whose low bytes are the codes, as `reference.requantize`; ``lo``, ``hi``, ``zero`` are vectors."""
     real = b.fmul(b.sitofp(acc, multiplier.type), multiplier)
     real = b.select(b.fcmp_ordered(">", real, lo), real, lo)
@@ -158,13 +166,17 @@ def requantize(b: ir.IRBuilder, acc: ir.Value, multiplier: ir.Value, lo: ir.Valu
     return b.add(b.bitcast(rounded, acc.type), zero)
 
 
-def array_pointer(context: Any, b: ir.IRBuilder, kind: Any, value: ir.Value, offset: ir.Value | None = None) -> ir.Value:
+def array_pointer(
+    context: Any, b: ir.IRBuilder, kind: Any, value: ir.Value, offset: ir.Value | None = None
+) -> ir.Value:
     """Byte pointer to element ``offset`` of a Numba array."""
     data = context.make_array(kind)(context, b, value).data
     return b.bitcast(data if offset is None else b.gep(data, [offset]), PTR)
 
 
-def private_function(b: ir.IRBuilder, name: str, arguments: list[ir.Type], body: Callable[[ir.IRBuilder, list[ir.Value]], None]) -> ir.Function:
+def private_function(
+    b: ir.IRBuilder, name: str, arguments: list[ir.Type], body: Callable[[ir.IRBuilder, list[ir.Value]], None]
+) -> ir.Function:
     """The function ``name`` of this module, generated on first use; never inlined, so that its registers are its own."""
     if name in b.module.globals:
         return b.module.globals[name]

@@ -14,10 +14,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels import emit
+from kernels import emit, reference
 from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET
 from kernels.jit import inline
-from kernels.reference import F32, I32 as I32Array, S8, U8
+from kernels.reference import F32, S8, U8
 
 LANES, GROUP = TARGET.lanes, TARGET.group
 WIDEST = max(TARGET.tiles)
@@ -46,7 +46,7 @@ def pack_weights(w: S8) -> U8:
     return np.concatenate(panels).view(np.uint8)
 
 
-def pack_columns(values: F32 | I32Array) -> Any:
+def pack_columns(values: F32 | reference.I32) -> Any:
     """A per-column vector padded with zeros to whole vectors."""
     return np.concatenate([values, np.zeros(-len(values) % LANES, values.dtype)])
 
@@ -73,7 +73,9 @@ def _tile_body(rows: int, vectors: int) -> Any:
         bounds = [emit.splat(b, value, LANES) for value in (lo, hi, zero)]
         for r in range(rows):
             for v in range(vectors):
-                codes = b.trunc(emit.requantize(b, following[r * vectors + v], factors[v], *bounds), emit.vector(I8, LANES))
+                codes = b.trunc(
+                    emit.requantize(b, following[r * vectors + v], factors[v], *bounds), emit.vector(I8, LANES)
+                )
                 _store_columns(b, codes, emit.at(b, y, b.add(b.mul(ldy, I64(r)), I64(v * LANES))), columns, v)
 
     return body
@@ -97,15 +99,33 @@ def _store_columns(b: ir.IRBuilder, codes: ir.Value, target: ir.Value, columns: 
             emit.store_first(b, codes, target, b.sub(columns, I64(v * LANES)))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _tile(  # type: ignore[no-untyped-def]
-    typingctx, arena, x, ldx, weights, w, groups, bias, bias_at, multiplier, mul_at, y, ldy, lo, hi, zero, columns, vectors, rows
+@intrinsic
+def _tile(
+    typingctx,
+    arena,
+    x,
+    ldx,
+    weights,
+    w,
+    groups,
+    bias,
+    bias_at,
+    multiplier,
+    mul_at,
+    y,
+    ldy,
+    lo,
+    hi,
+    zero,
+    columns,
+    vectors,
+    rows,
 ):
     """Dispatch to the micro-kernel of ``vectors`` x ``rows``."""
     signature = types.void(arena, types.int64, types.int64, weights, types.int64, types.int64, bias, types.int64, multiplier, types.int64,
                            types.int64, types.int64, types.float32, types.float32, types.int32, types.int64, types.int64, types.int64)  # fmt: skip
 
-    def codegen(context, b, sig, a):  # type: ignore[no-untyped-def]
+    def codegen(context, b, sig, a):
         def pointer(array: int, offset: int) -> ir.Value:
             return emit.array_pointer(context, b, sig.args[array], a[array], a[offset])
 
@@ -131,7 +151,7 @@ for _vectors, _rows in TARGET.tiles.items():
 
 
 @inline
-def gemm(arena, x, ldx, m, k, weights, w, n, bias, bias_at, multiplier, mul_at, y, ldy, lo, hi, zero):  # type: ignore[no-untyped-def]
+def gemm(arena, x, ldx, m, k, weights, w, n, bias, bias_at, multiplier, mul_at, y, ldy, lo, hi, zero):
     """y [m, n] = requantized x [m, k] * w + bias; offsets are in elements of their arrays.
 
     Reads up to ``GROUP`` - 1 bytes beyond each row of x (times zero weights): the arena has that slack. Writes only y [m, n].

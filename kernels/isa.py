@@ -18,7 +18,10 @@ ISAS: Final = ("avx512vnni", "avx2", "portable")
 
 _AVX512: Final = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
 # What LLVM is told of the processor when a lower set is asked for, so that the loops it vectorizes itself keep to it too.
-_MODEL: Final = {"avx2": ("haswell", "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt"), "portable": ("x86-64", "")}
+_MODEL: Final = {
+    "avx2": ("haswell", "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt"),
+    "portable": ("x86-64", ""),
+}
 
 
 X86: Final = platform.machine() in ("x86_64", "AMD64")
@@ -49,7 +52,11 @@ def choose() -> str:
         return available
     if asked != available and asked in _MODEL and X86:
         if "numba" in sys.modules:
-            warnings.warn("SPLITEDGE_ISA has only part of its effect: numba was imported before kernels", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                "SPLITEDGE_ISA has only part of its effect: numba was imported before kernels",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = _MODEL[asked]
     return asked
 

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from kernels import isa  # before numba: it may set what numba reads at import
+import llvmlite
+import llvmlite.binding as llvm
+import numba
 
-import llvmlite  # noqa: E402  isort: skip
-import llvmlite.binding as llvm  # noqa: E402  isort: skip
-import numba  # noqa: E402  isort: skip
+from kernels import isa  # before numba: it may set what numba reads at import
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,7 +39,10 @@ def fingerprint(sources: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(sources.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    cpu = (os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name(), os.environ.get("NUMBA_CPU_FEATURES") or sorted(isa.host_features()))
+    cpu = (
+        os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name(),
+        os.environ.get("NUMBA_CPU_FEATURES") or sorted(isa.host_features()),
+    )
     digest.update(repr((numba.__version__, llvmlite.__version__, isa.ISA, cpu)).encode())
     return digest.hexdigest()[:16]
 
@@ -63,11 +66,16 @@ if not CACHE_PROBLEM:
     numba.config.CACHE_DIR = str(CACHE_DIR)
 
 
+_OPTIONS: Final = {"nogil": True, "error_model": "numpy", "fastmath": False, "boundscheck": False}
+
+
 def kernel(function: F) -> F:
     """Compile ``function``: no Python objects, the GIL released, IEEE arithmetic exactly as written, result kept on disk."""
-    return numba.njit(nogil=True, cache=not CACHE_PROBLEM, error_model="numpy", fastmath=False, boundscheck=False)(function)  # type: ignore[no-any-return]
+    compiled: F = numba.njit(cache=not CACHE_PROBLEM, **_OPTIONS)(function)
+    return compiled
 
 
 def inline(function: F) -> F:
     """A helper that only kernels call; it is compiled with them."""
-    return numba.njit(nogil=True, error_model="numpy", fastmath=False, boundscheck=False)(function)  # type: ignore[no-any-return]
+    compiled: F = numba.njit(**_OPTIONS)(function)
+    return compiled

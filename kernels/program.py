@@ -9,8 +9,12 @@ from __future__ import annotations
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kernels import conv as conv_kernel, depthwise as depthwise_kernel, elementwise, gemm as gemm_kernel
+from kernels import conv as conv_kernel
+from kernels import depthwise as depthwise_kernel
+from kernels import elementwise
+from kernels import gemm as gemm_kernel
 from kernels.jit import kernel
 
 
@@ -75,7 +79,20 @@ REALS = 2  # float32 operands of an operator: multipliers of ADD, MUL, AVG_POOL;
 
 
 @kernel
-def run(ops, reals, start, stop, arena, weights, biases, multipliers, tables, ints, floats, taps):  # type: ignore[no-untyped-def]
+def run(
+    ops: NDArray[np.int64],
+    reals: NDArray[np.float32],
+    start: int,
+    stop: int,
+    arena: NDArray[np.uint8],
+    weights: NDArray[np.uint8],
+    biases: NDArray[np.int32],
+    multipliers: NDArray[np.float32],
+    tables: NDArray[np.uint8],
+    ints: NDArray[np.int32],
+    floats: NDArray[np.float32],
+    taps: NDArray[np.int64],
+) -> None:
     """Run operators ``start`` to ``stop`` of the table ops [n, FIELDS] int64 and reals [n, REALS] float32.
 
     arena uint8; weights uint8 (packed panels); biases int32; multipliers float32; tables uint8; scratch: ints int32, floats float32, taps int64.
@@ -86,7 +103,9 @@ def run(ops, reals, start, stop, arena, weights, biases, multipliers, tables, in
         zx, zy = op[20], op[21]
         lo, hi, zero = np.float32(op[22] - zy), np.float32(op[23] - zy), np.int32(zy)
         if kind == 0:
-            gemm_kernel.gemm(arena, x, c, h, c, weights, op[24], op[8], biases, op[25], multipliers, op[26], y, op[8], lo, hi, zero)
+            gemm_kernel.gemm(
+                arena, x, c, h, c, weights, op[24], op[8], biases, op[25], multipliers, op[26], y, op[8], lo, hi, zero
+            )
         elif kind == 1:
             conv_kernel.conv(arena, x, h, w, c, weights, op[24], biases, op[25], multipliers, op[26], y, op[6], op[7], op[8], op[9], op[10], op[11],
                              op[12], op[13], op[14], op[15], op[16], op[19], np.uint8(zx), lo, hi, zero, op[27])  # fmt: skip
@@ -94,7 +113,21 @@ def run(ops, reals, start, stop, arena, weights, biases, multipliers, tables, in
             depthwise_kernel.depthwise(arena, x, h, w, c, weights, op[24], biases, op[25], multipliers, op[26], y, op[6], op[7], op[9], op[10], op[11],
                                        op[12], op[13], op[14], op[15], op[16], np.uint8(zx), lo, hi, zero, op[27], taps)  # fmt: skip
         elif kind == 3:
-            elementwise.add(arena, x, op[28], y, h, op[31], np.float32(zx), np.float32(op[29]), reals[i, 0], reals[i, 1], lo, hi, zero)
+            elementwise.add(
+                arena,
+                x,
+                op[28],
+                y,
+                h,
+                op[31],
+                np.float32(zx),
+                np.float32(op[29]),
+                reals[i, 0],
+                reals[i, 1],
+                lo,
+                hi,
+                zero,
+            )
         elif kind == 4:
             elementwise.mul(arena, x, op[28], y, h, op[31], np.int32(zx), np.int32(op[29]), reals[i, 0], lo, hi, zero)
         elif kind == 5:

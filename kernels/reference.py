@@ -34,7 +34,9 @@ def conv(
     for ky in range(kh):
         for kx in range(kw):
             y0, x0 = ky * dilation[0], kx * dilation[1]
-            cells = padded[y0 : y0 + (oh - 1) * stride[0] + 1 : stride[0], x0 : x0 + (ow - 1) * stride[1] + 1 : stride[1]]
+            cells = padded[
+                y0 : y0 + (oh - 1) * stride[0] + 1 : stride[0], x0 : x0 + (ow - 1) * stride[1] + 1 : stride[1]
+            ]
             for g in range(groups):
                 outs = slice(g * oc // groups, (g + 1) * oc // groups)
                 acc[:, :, outs] += cells[:, :, g * cg : (g + 1) * cg] @ w[outs, ky, kx].astype(np.int32).T
@@ -70,7 +72,9 @@ def _windows(height: int, width: int, kernel: tuple[int, int], stride: tuple[int
 
 def max_pool(x: U8, kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int, int, int]) -> U8:
     """x [H, W, C]; padding never wins."""
-    cells = {(oy, ox): x[ys, xs].max(axis=(0, 1)) for oy, ox, ys, xs in _windows(x.shape[0], x.shape[1], kernel, stride, pad)}
+    cells = {
+        (oy, ox): x[ys, xs].max(axis=(0, 1)) for oy, ox, ys, xs in _windows(x.shape[0], x.shape[1], kernel, stride, pad)
+    }
     oh, ow = max(cells)
     return np.array([[cells[r, c] for c in range(ow + 1)] for r in range(oh + 1)], np.uint8)
 
@@ -101,7 +105,10 @@ def pad2d(x: U8, pad: tuple[int, int, int, int], value: int) -> U8:
 
 
 _LOG2E, _LN2_HI, _LN2_LO = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
-_EXP = tuple(np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1))
+_EXP = tuple(
+    np.float32(c)
+    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+)
 
 
 def exp(x: F32) -> F32:
@@ -114,7 +121,8 @@ def exp(x: F32) -> F32:
     for c in _EXP[1:]:
         p = p * r + c
     p = p * (r * r) + r + np.float32(1.0)
-    return p * ((n.astype(np.int32) + 127) << 23).view(np.float32)
+    result: F32 = p * ((n.astype(np.int32) + 127) << 23).view(np.float32)
+    return result
 
 
 def softmax(x: U8, scale_x: float, scale_y: float, zero_y: int, lo: int, hi: int) -> U8:
@@ -127,7 +135,7 @@ def softmax(x: U8, scale_x: float, scale_y: float, zero_y: int, lo: int, hi: int
     total = lanes[..., 0]
     for lane in range(1, 16):
         total = total + lanes[..., lane]
-    return requantize(e / total[..., None] / np.float32(scale_y), zero_y, lo, hi)
+    return requantize((e / total[..., None] / np.float32(scale_y)).astype(np.float32), zero_y, lo, hi)
 
 
 # --- weights: b-bit codes, packed tightly, least significant bit first ------------------------------------------------
@@ -149,7 +157,8 @@ def pack_bits(codes: U8, bits: int) -> U8:
 def unpack_bits(packed: U8, bits: int, count: int) -> U8:
     """The ``count`` codes in ``packed``."""
     each = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-    return (each << np.arange(bits, dtype=np.uint8)).sum(axis=1).astype(np.uint8)
+    codes: U8 = (each << np.arange(bits, dtype=np.uint8)).sum(axis=1).astype(np.uint8)
+    return codes
 
 
 # --- the codec at the cut: value = lo + scale * code, float32 throughout ------------------------------------------------

@@ -48,9 +48,13 @@ def _run(segment: seg.Segment, op: seg.AnyOp, values: dict[int, U8]) -> U8:
         )  # fmt: skip
     if isinstance(op, seg.Mul):
         a, b = tensors[op.a], tensors[op.b]
-        return reference.mul(values[op.a], values[op.b], a.zero_point, b.zero_point, op.multiplier, y.zero_point, op.lo, op.hi)
+        return reference.mul(
+            values[op.a], values[op.b], a.zero_point, b.zero_point, op.multiplier, y.zero_point, op.lo, op.hi
+        )
     if isinstance(op, seg.Concat):
-        return reference.concat([values[i] for i in op.inputs], [None if t == -1 else blob[t : t + 256] for t in op.tables])
+        return reference.concat(
+            [values[i] for i in op.inputs], [None if t == -1 else blob[t : t + 256] for t in op.tables]
+        )
     x, zx = values[op.x], tensors[op.x].zero_point
     if isinstance(op, seg.Lut):
         return reference.lut(x, blob[op.table : op.table + 256])

@@ -36,7 +36,9 @@ class Builder:
         self.blob += data + bytes(-len(data) % 64)
         return offset
 
-    def append(self, op: type, shape: Sequence[int], zero_point: int | None = None, scale: float = 1.0, **fields: Any) -> int:
+    def append(
+        self, op: type, shape: Sequence[int], zero_point: int | None = None, scale: float = 1.0, **fields: Any
+    ) -> int:
         out = self.tensor(shape, scale, zero_point)
         self.ops.append(op(name=f"{op.__name__.lower()}{len(self.ops)}", out=out, **fields))
         return out
@@ -73,4 +75,6 @@ class Builder:
 
     def codes(self, tensor: int | None = None) -> Any:
         """Random input codes."""
-        return self.random.integers(0, 256, self.tensors[self.input if tensor is None else tensor].shape).astype(np.uint8)
+        return self.random.integers(0, 256, self.tensors[self.input if tensor is None else tensor].shape).astype(
+            np.uint8
+        )

@@ -100,7 +100,9 @@ class Head:
 
     def _put(self, x: U8) -> None:
         if x.dtype != np.uint8 or list(x.shape) != self.input.shape:
-            raise InputError(f"the head takes uint8 codes of shape {self.input.shape}, not {x.dtype} of shape {list(x.shape)}")
+            raise InputError(
+                f"the head takes uint8 codes of shape {self.input.shape}, not {x.dtype} of shape {list(x.shape)}"
+            )
         self._arena[self.input.offset :][: x.size] = x.reshape(-1)
 
     def _get(self, tensor: int) -> U8:
@@ -109,12 +111,27 @@ class Head:
 
     def _call(self, start: int, stop: int) -> None:
         t = self._table
-        run(t.ops, t.reals, start, stop, self._arena, t.weights, t.biases, t.multipliers, t.tables, t.ints, t.floats, t.taps)
+        run(
+            t.ops,
+            t.reals,
+            start,
+            stop,
+            self._arena,
+            t.weights,
+            t.biases,
+            t.multipliers,
+            t.tables,
+            t.ints,
+            t.floats,
+            t.taps,
+        )
 
     def _check_golden(self) -> None:
         codes = seg.golden_input(self.header.golden.seed, math.prod(self.input.shape)).reshape(self.input.shape)
         if hashlib.sha256(self.run(codes).tobytes()).hexdigest() != self.header.golden.sha256:
-            raise SegmentError("this machine does not compute the segment's golden answer; fetch it again, and if that does not help, report it")
+            raise SegmentError(
+                "this machine does not compute the segment's golden answer; fetch it again, and if that does not help, report it"
+            )
 
 
 def load(data: bytes) -> Head:
@@ -146,7 +163,7 @@ class _Pool:
         return start
 
     def array(self) -> NDArray[Any]:
-        memory = _aligned(max(64, self.size * self.kind.itemsize)).view(self.kind)
+        memory: NDArray[Any] = _aligned(max(64, self.size * self.kind.itemsize)).view(self.kind)
         if self.parts:
             np.concatenate(self.parts, out=memory[: self.size])
         return memory
@@ -177,7 +194,7 @@ class _Lowering:
 
     segment: seg.Segment
     rows: list[NDArray[np.int64]] = field(default_factory=list)
-    reals: list[tuple[float, float]] = field(default_factory=list)
+    reals: list[list[float]] = field(default_factory=list)
     weights: _Pool = field(default_factory=lambda: _Pool(np.uint8))
     biases: _Pool = field(default_factory=lambda: _Pool(np.int32))
     multipliers: _Pool = field(default_factory=lambda: _Pool(np.float32))
@@ -190,7 +207,7 @@ class _Lowering:
     def tensor(self, index: int) -> seg.Tensor:
         return self.segment.header.tensors[index]
 
-    def row(self, kind: Kind, x: int, out: int, reals: tuple[float, float] = (0.0, 0.0), **fields: int) -> None:
+    def row(self, kind: Kind, x: int, out: int, *reals: float, **fields: int) -> None:
         """Append a row: places and zero points of x and out, and ``fields`` by the names of `Field`."""
         row = np.zeros(FIELDS, np.int64)
         source, target = self.tensor(x), self.tensor(out)
@@ -199,7 +216,7 @@ class _Lowering:
         for name, value in fields.items():
             row[Field[name]] = value
         self.rows.append(row)
-        self.reals.append(reals)
+        self.reals.append([*reals, 0.0, 0.0][:REALS])
 
     def table(self, offset: int) -> int:
         return self.tables.put(self.segment.blob[offset : offset + 256])
@@ -262,9 +279,11 @@ def _lower_conv(low: _Lowering, op: seg.Conv, w: NDArray[np.int8]) -> str:
 def _lower_pair(low: _Lowering, op: seg.Add | seg.Mul) -> None:
     a, b = low.tensor(op.a), low.tensor(op.b)
     size = math.prod(a.shape)
-    kind, reals = (Kind.ADD, (op.multiplier_a, op.multiplier_b)) if isinstance(op, seg.Add) else (Kind.MUL, (op.multiplier, 0.0))
+    kind, reals = (
+        (Kind.ADD, (op.multiplier_a, op.multiplier_b)) if isinstance(op, seg.Add) else (Kind.MUL, (op.multiplier,))
+    )
     period = size if a.shape == b.shape else b.shape[-1]
-    low.row(kind, op.a, op.out, reals, H=size, B=b.offset, ZB=b.zero_point, PERIOD=period, LO=op.lo, HI=op.hi)
+    low.row(kind, op.a, op.out, *reals, H=size, B=b.offset, ZB=b.zero_point, PERIOD=period, LO=op.lo, HI=op.hi)
 
 
 def _lower_lut(low: _Lowering, op: seg.Lut) -> None:
@@ -275,7 +294,7 @@ def _lower_pool(low: _Lowering, op: seg.Pool) -> None:
     x, y = hwc(low.tensor(op.x).shape), hwc(low.tensor(op.out).shape)
     low.ints = max(low.ints, x[2])
     kind = Kind.MAX_POOL if op.kind == "max" else Kind.AVG_POOL
-    low.row(kind, op.x, op.out, (op.multiplier, 0.0), **_window(op, x, y), PERIOD=int(op.count_pad), LO=op.lo, HI=op.hi)
+    low.row(kind, op.x, op.out, op.multiplier, **_window(op, x, y), PERIOD=int(op.count_pad), LO=op.lo, HI=op.hi)
 
 
 def _lower_concat(low: _Lowering, op: seg.Concat) -> None:
@@ -314,7 +333,7 @@ def _lower_pad(low: _Lowering, op: seg.Pad) -> None:
 def _lower_softmax(low: _Lowering, op: seg.Softmax) -> None:
     x, y = low.tensor(op.x), low.tensor(op.out)
     low.floats = max(low.floats, x.shape[-1] + 16)
-    low.row(Kind.SOFTMAX, op.x, op.out, (x.scale, y.scale), H=math.prod(x.shape[:-1]), C=x.shape[-1], LO=op.lo, HI=op.hi)
+    low.row(Kind.SOFTMAX, op.x, op.out, x.scale, y.scale, H=math.prod(x.shape[:-1]), C=x.shape[-1], LO=op.lo, HI=op.hi)
 
 
 _LOWER: dict[type, Any] = {

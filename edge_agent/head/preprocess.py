@@ -20,11 +20,15 @@ F64 = NDArray[np.float64]
 def load_image(data: bytes) -> Image.Image:
     """The image encoded in ``data``, upright. Raises `errors.InputError` if it is none, truncated, or beyond the limits."""
     if len(data) > limits.MAX_IMAGE_BYTES:
-        raise errors.InputError(f"an image of {len(data)} bytes is over the limit of {limits.MAX_IMAGE_BYTES}; send a smaller one")
+        raise errors.InputError(
+            f"an image of {len(data)} bytes is over the limit of {limits.MAX_IMAGE_BYTES}; send a smaller one"
+        )
     try:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > limits.MAX_IMAGE_PIXELS:
-            raise errors.InputError(f"an image of {image.width} x {image.height} pixels is over the limit; send a smaller one")
+            raise errors.InputError(
+                f"an image of {image.width} x {image.height} pixels is over the limit; send a smaller one"
+            )
         image.load()
         return ImageOps.exif_transpose(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -65,7 +69,9 @@ def pixels_to_codes(pixels: U8, table: U8) -> U8:
 def quantize_tensor(x: NDArray[np.generic], tensor: Tensor) -> U8:
     """An array in the shape of ``tensor`` (channels last) to its codes. Raises `errors.InputError` for another shape, NaN or infinity."""
     if list(x.shape) != tensor.shape:
-        raise errors.InputError(f"the model takes an array of shape {tensor.shape}, this one has {list(x.shape)}", shape=tensor.shape)
+        raise errors.InputError(
+            f"the model takes an array of shape {tensor.shape}, this one has {list(x.shape)}", shape=tensor.shape
+        )
     values = x.astype(np.float64)
     if not np.isfinite(values).all():
         raise errors.InputError("the input holds NaN or infinite values; send finite numbers")

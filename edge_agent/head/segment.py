@@ -208,7 +208,9 @@ def parse(data: bytes) -> Segment:
         raise errors.SegmentError("this is not a segment file; fetch it from the server again")
     version, length = int.from_bytes(data[8:12], "little"), int.from_bytes(data[12:16], "little")
     if version != FORMAT_VERSION:
-        raise errors.SegmentError(f"segment format {version} is not one this agent reads ({FORMAT_VERSION}); upgrade splitedge")
+        raise errors.SegmentError(
+            f"segment format {version} is not one this agent reads ({FORMAT_VERSION}); upgrade splitedge"
+        )
     if length > limits.MAX_HEADER_BYTES or 16 + length > len(data):
         raise errors.SegmentError("the segment is truncated; fetch it from the server again")
     try:
@@ -217,7 +219,9 @@ def parse(data: bytes) -> Segment:
         raise errors.SegmentError(f"the segment's header is corrupt: {str(error)[:300]}") from error
     start = _roundup(16 + length)
     if len(data) - start != header.blob_bytes:
-        raise errors.SegmentError(f"the segment has {max(0, len(data) - start)} bytes of weights where its header says {header.blob_bytes}; fetch it again")
+        raise errors.SegmentError(
+            f"the segment has {max(0, len(data) - start)} bytes of weights where its header says {header.blob_bytes}; fetch it again"
+        )
     return Segment(header, np.frombuffer(data, np.uint8, offset=start))
 
 

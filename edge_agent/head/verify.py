@@ -67,14 +67,22 @@ def inputs(op: seg.AnyOp) -> list[int]:
 
 def _check(condition: bool, what: str) -> None:
     if not condition:
-        raise SegmentError(f"the segment was refused because it {what}; fetch it again, and if that does not help, distrust its server")
+        raise SegmentError(
+            f"the segment was refused because it {what}; fetch it again, and if that does not help, distrust its server"
+        )
 
 
 def _check_tensor(index: int, tensor: seg.Tensor, arena: int) -> None:
-    _check(1 <= len(tensor.shape) <= 4 and all(1 <= n <= limits.MAX_DIM for n in tensor.shape), f"gives tensor {index} an impossible shape")
+    _check(
+        1 <= len(tensor.shape) <= 4 and all(1 <= n <= limits.MAX_DIM for n in tensor.shape),
+        f"gives tensor {index} an impossible shape",
+    )
     size = math.prod(tensor.shape)
     _check(size <= limits.MAX_ELEMENTS, f"gives tensor {index} too many elements")
-    _check(tensor.offset >= 0 and tensor.offset % seg.ALIGN == 0, f"gives tensor {index} an offset that is not a multiple of {seg.ALIGN}")
+    _check(
+        tensor.offset >= 0 and tensor.offset % seg.ALIGN == 0,
+        f"gives tensor {index} an offset that is not a multiple of {seg.ALIGN}",
+    )
     _check(tensor.offset + _owned(size) <= arena, f"places tensor {index} outside its arena")
     _check(_float32(tensor.scale) and tensor.scale > 0, f"gives tensor {index} a scale that is not a positive float32")
     _check(0 <= tensor.zero_point <= 255, f"gives tensor {index} a zero point that is no code")
@@ -94,7 +102,10 @@ def _check_order(header: seg.Header) -> None:
     _check(0 <= header.input < count and 0 <= header.output < count, "names an input or output that does not exist")
     written = {header.input}
     for op in header.ops:
-        _check(all(0 <= t < count for t in inputs(op)) and 0 <= op.out < count, f"names a tensor that does not exist in {op.name!r}")
+        _check(
+            all(0 <= t < count for t in inputs(op)) and 0 <= op.out < count,
+            f"names a tensor that does not exist in {op.name!r}",
+        )
         _check(written.issuperset(inputs(op)), f"reads a tensor before it is written in {op.name!r}")
         _check(op.out not in written, f"writes a tensor twice in {op.name!r}")
         written.add(op.out)
@@ -114,7 +125,10 @@ def _check_overlap(header: seg.Header) -> None:
         start, end = extent[op.out]
         for t in live:
             alias = isinstance(op, seg.Reshape) and t == op.x and extent[t] == (start, end)
-            _check(alias or end <= extent[t][0] or extent[t][1] <= start, f"writes over a tensor still in use in {op.name!r}")
+            _check(
+                alias or end <= extent[t][0] or extent[t][1] <= start,
+                f"writes over a tensor still in use in {op.name!r}",
+            )
         live.add(op.out)
 
 
@@ -126,7 +140,7 @@ def _shape(segment: seg.Segment, index: int) -> list[int]:
 
 
 def _check_blob(segment: seg.Segment, op: seg.Op, offset: int, size: int) -> None:
-    inside = 0 <= offset and offset % seg.ALIGN == 0 and offset + size <= len(segment.blob)
+    inside = offset >= 0 and offset % seg.ALIGN == 0 and offset + size <= len(segment.blob)
     _check(inside, f"points outside its constants in {op.name!r}")
 
 
@@ -135,7 +149,9 @@ def _check_codes(op: Any) -> None:
 
 
 def _check_factor(op: seg.Op, *factors: float) -> None:
-    _check(all(_float32(f) and f >= 0 for f in factors), f"has a multiplier that is not a finite float32 in {op.name!r}")
+    _check(
+        all(_float32(f) and f >= 0 for f in factors), f"has a multiplier that is not a finite float32 in {op.name!r}"
+    )
 
 
 def _check_window(op: Any, size: Shape, out: Shape, dilation: Sequence[int]) -> None:
@@ -148,14 +164,22 @@ def _check_window(op: Any, size: Shape, out: Shape, dilation: Sequence[int]) -> 
         before, after = op.pad[axis], op.pad[axis + 2]
         _check(before < window and after < window, f"pads more than its window in {op.name!r}")
         room = size[axis] + before + after - window
-        _check(room >= 0 and out[axis] == room // op.stride[axis] + 1, f"has an output shape that does not fit in {op.name!r}")
-        _check((out[axis] - 1) * op.stride[axis] - before < size[axis], f"has a window outside its input in {op.name!r}")
+        _check(
+            room >= 0 and out[axis] == room // op.stride[axis] + 1,
+            f"has an output shape that does not fit in {op.name!r}",
+        )
+        _check(
+            (out[axis] - 1) * op.stride[axis] - before < size[axis], f"has a window outside its input in {op.name!r}"
+        )
 
 
 def _conv(segment: seg.Segment, op: seg.Conv) -> None:
     x, y = hwc(_shape(segment, op.x)), hwc(_shape(segment, op.out))
     _check(2 <= op.bits <= 8, f"has weights of {op.bits} bits in {op.name!r}")
-    _check(op.groups >= 1 and x[2] % op.groups == 0 and y[2] % op.groups == 0, f"has groups that do not divide its channels in {op.name!r}")
+    _check(
+        op.groups >= 1 and x[2] % op.groups == 0 and y[2] % op.groups == 0,
+        f"has groups that do not divide its channels in {op.name!r}",
+    )
     _check_window(op, x, y, op.dilation)
     _check_codes(op)
     window = op.kernel[0] * op.kernel[1] * (x[2] // op.groups)
@@ -164,7 +188,10 @@ def _conv(segment: seg.Segment, op: seg.Conv) -> None:
     _check_blob(segment, op, op.bias, 4 * y[2])
     _check_blob(segment, op, op.multiplier, 4 * y[2])
     factors = segment.blob[op.multiplier : op.multiplier + 4 * y[2]].view(np.float32)
-    _check(bool(np.isfinite(factors).all() and (factors >= 0).all()), f"has a multiplier that is not a finite float32 in {op.name!r}")
+    _check(
+        bool(np.isfinite(factors).all() and (factors >= 0).all()),
+        f"has a multiplier that is not a finite float32 in {op.name!r}",
+    )
 
 
 def _products(header: seg.Header, op: seg.Conv) -> int:
@@ -179,7 +206,10 @@ def _weights(segment: seg.Segment, op: seg.Conv) -> NDArray[np.int8]:
     packed = segment.blob[op.weight : op.weight + -(-count * op.bits // 8)].copy()  # writable: one compiled version
     codes = np.empty(count, np.uint8)
     codec_kernels.unpack(packed, op.bits, codes)
-    _check(op.bits == 2 or not bool((codes == (1 << op.bits) - 1).any()), f"uses a weight code that has no meaning in {op.name!r}")
+    _check(
+        op.bits == 2 or not bool((codes == (1 << op.bits) - 1).any()),
+        f"uses a weight code that has no meaning in {op.name!r}",
+    )
     weights: NDArray[np.int8] = weight_levels(op.bits)[codes].reshape(shape)
     total = np.abs(weights.reshape(outs, -1)).astype(np.int64).sum(axis=1) * 255
     bias = segment.blob[op.bias : op.bias + 4 * outs].view(np.int32).astype(np.int64)
@@ -225,13 +255,24 @@ def _transpose(segment: seg.Segment, op: seg.Transpose) -> None:
 
 
 def _reshape(segment: seg.Segment, op: seg.Reshape) -> None:
-    _check(math.prod(_shape(segment, op.x)) == math.prod(_shape(segment, op.out)), f"has shapes that do not fit in {op.name!r}")
+    _check(
+        math.prod(_shape(segment, op.x)) == math.prod(_shape(segment, op.out)),
+        f"has shapes that do not fit in {op.name!r}",
+    )
 
 
 def _pad(segment: seg.Segment, op: seg.Pad) -> None:
     x, y = _shape(segment, op.x), _shape(segment, op.out)
-    fits = len(x) == len(y) == 3 and len(op.pad) == 4 and all(0 <= n <= limits.MAX_DIM for n in op.pad) and 0 <= op.value <= 255
-    _check(fits and y == [x[0] + op.pad[0] + op.pad[2], x[1] + op.pad[1] + op.pad[3], x[2]], f"has shapes that do not fit in {op.name!r}")
+    fits = (
+        len(x) == len(y) == 3
+        and len(op.pad) == 4
+        and all(0 <= n <= limits.MAX_DIM for n in op.pad)
+        and 0 <= op.value <= 255
+    )
+    _check(
+        fits and y == [x[0] + op.pad[0] + op.pad[2], x[1] + op.pad[1] + op.pad[3], x[2]],
+        f"has shapes that do not fit in {op.name!r}",
+    )
 
 
 def _softmax(segment: seg.Segment, op: seg.Softmax) -> None:
