@@ -1,0 +1,111 @@
+"""The one output form of every benchmark: a table on the terminal, and ``--json OUT`` with ``machine``, ``rows`` and a flat ``summary``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from kernels import isa
+
+Row = Mapping[str, Any]
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has: ``--json OUT`` and ``--quick``."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.add_argument("--json", metavar="OUT", type=Path, help="write rows and summary to this file")
+    options.add_argument("--quick", action="store_true", help="fewer repeats or samples: under 30 seconds")
+    return options
+
+
+def report(
+    title: str, rows: Sequence[Row], summary: Mapping[str, float], out: Path | None = None, notes: Sequence[str] = ()
+) -> None:
+    """Print ``rows`` (all with the same keys) and ``summary``, and write both to ``out``."""
+    console = Console()
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in rows[0] if rows else ():
+        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*[_text(value) for value in row.values()])
+    console.print(table)
+    for note in notes:
+        console.print(f"[dim]{note}[/dim]", highlight=False)
+    for name, value in summary.items():
+        console.print(f"{name} = {value:.4g}", highlight=False)
+    if out:
+        document = {
+            "title": title,
+            "machine": machine(),
+            "rows": list(rows),
+            "summary": dict(summary),
+            "notes": list(notes),
+        }
+        out.write_text(json.dumps(document, indent=1, default=float) + "\n")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """``rows`` as a Markdown table, for the documentation."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join(lines + ["| " + " | ".join(_text(row[name]) for name in names) + " |" for row in rows])
+
+
+def machine() -> dict[str, Any]:
+    """What a figure must be read with."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "isa": isa.ISA,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
+    """Milliseconds of each call, taken A B C A B C ...: a machine whose speed drifts slows all of them alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + warmup):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn >= warmup:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def spread(times: Sequence[float]) -> str:
+    """mean ± standard deviation."""
+    return f"{statistics.fmean(times):.3f} ± {statistics.pstdev(times):.3f}"
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """How many times as fast ours is: the median of the pair-by-pair ratios theirs / ours."""
+    return float(np.median(np.asarray(theirs) / np.asarray(ours)))
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))),
+        platform.machine(),
+    )

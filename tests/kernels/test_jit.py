@@ -1,0 +1,101 @@
+"""The compiled-code cache: never stale, never needed, warm when it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kernels
+from kernels import isa, jit
+
+PROGRAM = """
+import json, warnings
+from kernels import jit, user
+result = user.twice_helped(20)
+stats = user.twice_helped.stats
+print(json.dumps([result, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), jit.CACHE_PROBLEM, jit.CACHE_DIR.name]))
+"""
+HELPER = "from kernels.jit import inline\n@inline\ndef helped(x):\n    return x + {}\n"
+USER = "from kernels.helper import helped\nfrom kernels.jit import kernel\n@kernel\ndef twice_helped(x):\n    return 2 * helped(x)\n"
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the real plumbing with one kernel and, in another file, one helper."""
+    copy = tmp_path / "kernels"
+    copy.mkdir()
+    for name in ("__init__.py", "isa.py", "jit.py"):
+        shutil.copy(Path(kernels.__file__).parent / name, copy / name)
+    (copy / "helper.py").write_text(HELPER.format(1))
+    (copy / "user.py").write_text(USER)
+    return copy
+
+
+def run(package: Path, **environment: str) -> tuple[int, int, int, str, str]:
+    """Result, cache hits, cache misses, the cache's problem and its name, in a fresh process."""
+    settings = {"SPLITEDGE_CACHE_DIR": str(package.parent / "cache"), **environment}
+    child = subprocess.run(
+        [sys.executable, "-P", "-c", PROGRAM],
+        env=os.environ | {"PYTHONPATH": str(package.parent)} | settings,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=package.parent,
+    )
+    result: tuple[int, int, int, str, str] = tuple(json.loads(child.stdout))
+    return result
+
+
+def test_an_edited_helper_gives_the_new_result(package: Path) -> None:
+    before = run(package)
+    (package / "helper.py").write_text(HELPER.format(2))
+    after = run(package)
+    assert (before[0], after[0]) == (42, 44)
+    assert before[4] != after[4]
+
+
+def test_a_warm_start_compiles_nothing(package: Path) -> None:
+    assert run(package)[:3] == (42, 0, 1)
+    assert run(package)[:3] == (42, 1, 0)
+
+
+def test_without_a_writable_cache_kernels_still_run(package: Path) -> None:
+    (package.parent / "file").write_text("not a folder")
+    result, _, _, problem, _ = run(package, SPLITEDGE_CACHE_DIR=str(package.parent / "file" / "cache"))
+    assert result == 42
+    assert problem
+
+
+def test_the_service_managers_cache_directory_is_used(package: Path) -> None:
+    run(package, SPLITEDGE_CACHE_DIR="", CACHE_DIRECTORY=str(package.parent / "given"))
+    assert list((package.parent / "given").glob("kernels-*/**/*.nbi"))
+
+
+def test_the_fingerprint_depends_on_every_source_file(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1")
+    one = jit.fingerprint(tmp_path)
+    assert one == jit.fingerprint(tmp_path)
+    (tmp_path / "b.py").write_text("")
+    two = jit.fingerprint(tmp_path)
+    (tmp_path / "a.py").write_text("x = 2")
+    assert len({one, two, jit.fingerprint(tmp_path)}) == 3
+
+
+@pytest.mark.skipif(not isa.X86, reason="names of x86 instruction sets")
+def test_the_fastest_available_instruction_set_is_chosen() -> None:
+    every = frozenset({"avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"})
+    assert isa.best(every) == "avx512vnni"
+    assert isa.best(every - {"avx512vnni"}) == "avx2"
+    assert isa.best(frozenset()) == "portable"
+
+
+def test_an_instruction_set_that_is_not_there_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPLITEDGE_ISA", "avx1024")
+    with pytest.warns(RuntimeWarning, match="avx1024 is not available here"):
+        assert isa.choose() == isa.best(isa.host_features())
