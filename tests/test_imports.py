@@ -22,6 +22,7 @@ OUTSIDE = {
     "edge_agent.protocol": {"msgspec"},
 }
 IMPORT_NAMES = {"pillow": "PIL"}  # where a distribution is imported under another name
+BROUGHT = {"llvmlite", "yarl"}  # by numba and aiohttp, whose interfaces they are a part of
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_the_low_layers_import_only_what_they_may(graph: grimp.ImportGraph, pack
 def test_the_agent_imports_only_what_the_default_install_brings(graph: grimp.ImportGraph, root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     default = {re.split(r"[<>=\[; ]", line)[0] for line in project["dependencies"]}
-    allowed = {IMPORT_NAMES.get(name, name) for name in default} | {"llvmlite"}  # numba brings llvmlite
+    allowed = {IMPORT_NAMES.get(name, name) for name in default} | BROUGHT
     assert outside(graph, "edge_agent") | outside(graph, "device_profiles") | outside(graph, "kernels") <= allowed
 
 
