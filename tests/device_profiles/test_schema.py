@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import msgspec
@@ -87,10 +88,8 @@ def test_anything_else_is_a_protocol_error(value):
     place=st.sampled_from(["machine", "kernels", "overhead", "warmup", "condition", "power", "unmeasured"]), value=_JSON
 )
 def test_a_damaged_profile_is_a_profile_or_a_protocol_error(profile, place, value):
-    try:
-        from_dict(to_dict(profile) | {place: value})
-    except ProtocolError as error:
-        assert "\n" not in str(error)
+    with contextlib.suppress(ProtocolError):
+        assert to_dict(from_dict(to_dict(profile) | {place: value}))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe", b'{"schema_version": 7}', b"[" * 100_000])
