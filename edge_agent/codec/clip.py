@@ -126,7 +126,8 @@ def grid(lo: float, hi: float, bits: int) -> tuple[np.float32, np.float32]:
 def squared_error(values: NDArray[Any], weights: NDArray[Any] | None, lo: F32, scale: F32, bits: int) -> float:
     """Sum of weight x (value - decoded)^2 over values [..., C], exactly as the codec computes them."""
     x = values.astype(np.float32)
-    decoded = reference.codec_dequantize(reference.codec_quantize(x, lo, scale, bits), lo, scale)
+    with np.errstate(over="ignore"):  # of a range too wide for float32, whose error is then infinite
+        decoded = reference.codec_dequantize(reference.codec_quantize(x, lo, scale, bits), lo, scale)
     square = (x.astype(np.float64) - decoded) ** 2
     return float(square.sum() if weights is None else (square * weights).sum())
 
