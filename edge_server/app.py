@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -20,7 +21,7 @@ from edge_agent.protocol.messages import PROTOCOL_VERSION, Open, PlanRequest, Se
 from edge_server.catalog import Catalog
 from edge_server.planning import make_plan
 from edge_server.store import Store
-from edge_server.tails import Handler, Tail, Tails
+from edge_server.tails import Handler, Tails
 
 _log = logging.getLogger("edge_server")
 _OPEN_TO_ALL: Final = {"/healthz", "/v1/version"}
@@ -103,18 +104,8 @@ class _Service:
         bundle = await asyncio.to_thread(self._catalog.bundle, plan.model)
         if bundle.sha256 != plan.bundle:
             raise errors.UnknownPlanError(f"{plan.model} was replaced since this plan was made: ask for a new one")
-        if plan.mode == "device":
-            raise errors.ProtocolError(
-                "this plan sends nothing to the server: run it on the device, or ask for a new one"
-            )
-
-        def load() -> Tail:
-            model = bundle.tail(plan.cut.index)
-            assert model is not None
-            return Tail(model, plan.cut.shape)
-
-        topk = asked.topk if bundle.metric in ("top1", "top5") else 0
-        handler = Handler(self._tails, (bundle.sha256, plan.cut.index), load, plan.ladder, topk)
+        load = functools.partial(self._catalog.tail, bundle, plan.cut)
+        handler = Handler(self._tails, (bundle.sha256, plan.cut.index), load, plan.ladder, asked.topk)
         await handler.ready()
         return handler
 

@@ -6,10 +6,10 @@ import threading
 from typing import TypeAlias
 
 from calibration.bundle import Bundle
-
 from edge_agent import errors
-from edge_agent.protocol.messages import ModelInfo, SegmentRef
+from edge_agent.protocol.messages import Cut, ModelInfo, SegmentRef
 from edge_server.store import Store
+from edge_server.tails import Tail
 
 _Mark: TypeAlias = tuple[int, int]  # inode and time of a bundle's folder: a new bundle is a new folder
 
@@ -51,3 +51,15 @@ class Catalog:
             if known is not None:
                 return known
             return self.store.put_segment(bundle.segment(cut, weight_bits), bundle.sha256, cut, weight_bits)
+
+    def tail(self, bundle: Bundle, cut: Cut) -> Tail:
+        """The tail behind ``cut``, ready to run. Raises `errors.UnknownPlanError` if the bundle was removed since it was opened."""
+        try:
+            model = bundle.tail(cut.index)
+        except FileNotFoundError as error:
+            raise errors.UnknownPlanError(f"{bundle.name} was removed from the server: ask for a new plan") from error
+        if model is None:
+            raise errors.ProtocolError(
+                "this plan sends nothing to the server: run it on the device, or ask for a new one"
+            )
+        return Tail(model, cut.shape)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edge_agent.errors import UsageError
+
 app = typer.Typer(
     help="The remote peer: imports and calibrates models, plans splits, serves the rest of the network.",
     no_args_is_help=True,
@@ -36,6 +38,56 @@ def main(
     ] = False,
 ) -> None:
     """The remote peer."""
+
+
+@app.command()
+def add(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="An .onnx file, an exported program (.pt2), or package.module:callable.", show_default=False
+        ),
+    ],
+    name: Annotated[str | None, typer.Option("--name", help="What agents call it [the file's name].")] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of calibration images; a labels.csv in it is used.")
+    ] = None,
+    arrays: Annotated[
+        Path | None, typer.Option("--arrays", help="Folder of .npy arrays, channels last, or one .npy of many.")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", help="CSV of file and class index, .npy of indices, or a regular expression."),
+    ] = None,
+    class_names: Annotated[Path | None, typer.Option("--class-names", help="One a line, or CSV, or JSON.")] = None,
+    preprocess: Annotated[
+        Path | None, typer.Option("--preprocess", help="JSON or TOML with any of the options below.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option("--mean", help="Of pixel values 0 to 255, one or three, with commas [0].")
+    ] = None,
+    std: Annotated[str | None, typer.Option("--std", help="The same: the input is (pixel - mean) / std [1].")] = None,
+    resize: Annotated[int | None, typer.Option("--resize", help="Short side before the crop [size / 0.875].")] = None,
+    fit: Annotated[str | None, typer.Option("--fit", help="crop or stretch [crop].")] = None,
+    interpolation: Annotated[str | None, typer.Option("--interpolation", help="bicubic or bilinear [bicubic].")] = None,
+    input_shape: Annotated[
+        str | None, typer.Option("--input-shape", help="1,3,224,224: for a torch module or open dimensions.")
+    ] = None,
+    size: Annotated[int | None, typer.Option("--size", min=1, help="Short for --input-shape 1,3,SIZE,SIZE.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Use at most so many samples.")] = None,
+    store: StoreFolder = None,
+) -> None:
+    """Import and calibrate a model, and list where it may be cut."""
+    from edge_server.commands import add as command
+
+    options = {"mean": _numbers("--mean", mean), "std": _numbers("--std", std), "resize": resize, "fit": fit}
+    shape = f"1,3,{size},{size}" if size is not None and input_shape is None else input_shape
+    command.add(
+        store,
+        command.Request(
+            model, name, images, arrays, labels, class_names, preprocess, options | {"interpolation": interpolation}, shape, samples
+        ),
+    )  # fmt: skip
 
 
 @app.command()
@@ -83,3 +135,12 @@ def serve(
     from edge_server.commands import serve as command
 
     command.serve(store, host=host, port=port, cert=cert, key=key, auth=not no_auth, insecure=insecure)
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{option} {text} is not a list of numbers: give one, or three with commas") from error

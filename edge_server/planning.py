@@ -7,7 +7,6 @@ import secrets
 import time
 
 from calibration.bundle import Bundle
-
 from device_profiles import predict, schema
 from edge_agent import errors, limits
 from edge_agent.head.segment import Concat, Conv, Header, Pad, Reshape, Transpose

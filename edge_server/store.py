@@ -194,15 +194,19 @@ class Store:
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
-    def remove_bundle(self, name: str, sha256: str) -> None:
-        """Removes the bundle ``name`` and the segments of ``sha256`` that no other bundle uses."""
+    def remove_bundle(self, name: str) -> None:
+        """Removes the folder of the bundle ``name``; its segments are `drop_segments`' work."""
         path = self.bundle_path(name)
-        with self._transaction() as db:
-            ours = {sha for (sha,) in db.execute("SELECT sha256 FROM segments WHERE bundle = ?", (sha256,))}
-            db.execute("DELETE FROM segments WHERE bundle = ?", (sha256,))
-            others = {sha for (sha,) in db.execute("SELECT sha256 FROM segments")}
         with self._guard():
             shutil.rmtree(self._set_aside(path))
+
+    def drop_segments(self, bundle: str) -> None:
+        """Forgets the segments of ``bundle`` and deletes those that no other bundle uses."""
+        with self._transaction() as db:
+            ours = {sha for (sha,) in db.execute("SELECT sha256 FROM segments WHERE bundle = ?", (bundle,))}
+            db.execute("DELETE FROM segments WHERE bundle = ?", (bundle,))
+            others = {sha for (sha,) in db.execute("SELECT sha256 FROM segments")}
+        with self._guard():
             for sha in ours - others:
                 (self.segments / f"{sha}.segment").unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edge_agent import errors
 from edge_agent.protocol.messages import ModelInfo
 from edge_server.catalog import Catalog
 from edge_server.store import Store, default_folder
@@ -26,8 +27,19 @@ def models(folder: Path | None) -> None:
 def remove(folder: Path | None, name: str) -> None:
     """Removes the bundle and what was built from it."""
     with Store(folder or default_folder()) as store:
-        store.remove_bundle(name, Catalog(store).bundle(name).sha256)
+        sha256 = _hash(store, name)
+        store.remove_bundle(name)
+        if sha256 is not None:
+            store.drop_segments(sha256)
     print(f"removed {name}")
+
+
+def _hash(store: Store, name: str) -> str | None:
+    """None for a bundle that is damaged: it can be removed all the same."""
+    try:
+        return Catalog(store).bundle(name).sha256
+    except errors.ModelError:
+        return None
 
 
 def _row(info: ModelInfo, offered: int) -> list[str]:

@@ -159,7 +159,8 @@ def test_removing_a_bundle_takes_only_its_own_segments(store: Store) -> None:
         path.mkdir()
     shared, own = store.put_segment(b"s", "sha-net", 0, 8), store.put_segment(b"o", "sha-net", 1, 8)
     store.put_segment(b"s", "sha-other", 0, 8)
-    store.remove_bundle("net", "sha-net")
+    store.remove_bundle("net")
+    store.drop_segments("sha-net")
     assert store.bundle_names() == []
     assert store.segment_path(shared.sha256) is not None
     assert store.segment_path(own.sha256) is None

@@ -1,0 +1,133 @@
+"""`edge-server add`: import, calibrate, show the cuts."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from calibration import bundle as bundles
+from calibration import importer, samples
+from calibration.graph import Graph
+from edge_agent import errors
+from edge_agent.protocol.messages import Preprocess
+from edge_server import preprocessing
+from edge_server.catalog import Catalog
+from edge_server.store import Store, check_name, default_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What `edge-server add` was told."""
+
+    source: str
+    name: str | None
+    images: Path | None
+    arrays: Path | None
+    labels: str | None
+    class_names: Path | None
+    preprocess: Path | None
+    options: dict[str, Any]  # fields of `preprocessing.Spec`, None where not given
+    input_shape: str | None
+    most: int | None
+
+
+def add(folder: Path | None, request: Request) -> None:
+    """Calibrates a model into the store and prints its cuts."""
+    name = request.name or _name_of(request.source)
+    check_name(name, "model")
+    place = _place(request)
+    spec = preprocessing.read(request.preprocess, request.options)
+    console = Console(stderr=True)
+    with Store(folder or default_folder()) as store:
+        with console.status("importing the model"):
+            model = importer.load(request.source, _shape(request.input_shape))
+            graph = Graph.of(model)
+            shape = graph.stored_shape(graph.input)
+        given = _preprocess(request, spec, shape)
+        found = samples.open_samples(place, given, request.labels, request.most)
+        names = samples.read_names(request.class_names) if request.class_names is not None else []
+        former = _former(store, name)
+        with store.new_bundle(name) as path, _progress(console) as progress:
+            bundles.create(path, name, model, found, names, progress)
+        bundle = Catalog(store).bundle(name)
+        if former and former != bundle.sha256:
+            store.drop_segments(former)
+    _show(bundle)
+
+
+def _name_of(source: str) -> str:
+    stem = source.rpartition(":")[2] if ":" in source else Path(source).stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "model"
+
+
+def _place(request: Request) -> Path:
+    place = request.images or request.arrays
+    if place is None or (request.images and request.arrays):
+        raise errors.UsageError("give calibration samples: either --images DIR or --arrays DIR")
+    return place
+
+
+def _shape(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = re.split(r"[,x]", text)
+    if not all(p.strip().isdigit() and 0 < int(p) < 1 << 20 for p in parts):
+        raise errors.UsageError(f"--input-shape {text} is not a shape: give numbers such as 1,3,224,224")
+    return [int(p) for p in parts]
+
+
+def _preprocess(request: Request, spec: preprocessing.Spec, shape: list[int]) -> Preprocess:
+    return preprocessing.of_images(spec, shape) if request.images else Preprocess("tensor", shape)
+
+
+def _former(store: Store, name: str) -> str | None:
+    """SHA-256 of the bundle that this one replaces, if there is one that can be read."""
+    try:
+        return Catalog(store).bundle(name).sha256
+    except (errors.UnknownModelError, errors.ModelError):
+        return None
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, transient=True) as bar:
+
+        def show(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, total=total)
+            bar.update(tasks[phase], completed=done, total=total)
+
+        yield show
+
+
+def _show(bundle: bundles.Bundle) -> None:
+    drops = {(p.cut, p.weight_bits, p.activation_bits): p.drop for p in bundle.grid}
+    table = Table(title=f"{bundle.name}: where it may be cut", title_justify="left", title_style="")
+    for heading in ("cut", "after", "tensor", "kB as float", "drop at 8/8 bits", "at 8/4 bits", "offered"):
+        table.add_column(heading, justify="right" if heading in ("cut", "kB as float") else "left", overflow="fold")
+    for cut, reason in zip(bundle.cuts, bundle.reasons, strict=True):
+        measured = (drops.get((cut.index, 8, 8)), drops.get((cut.index, 8, 4)))
+        shown = ["" if drop is None else f"{drop:.2f}" for drop in measured]
+        size = f"{math.prod(cut.shape) * 4 / 1000:.1f}" if cut.shape else "?"
+        shape = "x".join(map(str, cut.shape))
+        table.add_row(
+            str(cut.index), escape(cut.layer), shape, size, *shown, escape(f"no: {reason}" if reason else "yes")
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    if bundle.unsupported:
+        console.print("not in the integer head: " + ", ".join(bundle.unsupported), markup=False, highlight=False)
+    count = f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered"
+    console.print(f"{count}; drops in points of {bundle.metric} over {bundle.samples} samples", markup=False)
