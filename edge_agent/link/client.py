@@ -1,0 +1,340 @@
+"""The agent's end of the frame stream: one WebSocket at a time, dialled again when it breaks, and the account of every frame."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import random
+import ssl as ssl_module
+from collections import deque
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+
+from edge_agent import errors, limits
+from edge_agent.link import dial
+from edge_agent.link.pump import MAX_MSG_SIZE, Pump
+from edge_agent.protocol.flight import Flight, Stats
+from edge_agent.protocol.frames import Answer, Refusal
+from edge_agent.protocol.messages import Open, Opened
+from edge_agent.protocol.session import Event, Role, Session
+
+
+class LinkState(enum.Enum):
+    """Where the stream is in reaching its server."""
+
+    NEW = "new"
+    CONNECTING = "connecting"  # dialling and opening the plan
+    STREAMING = "streaming"
+    WAITING = "waiting"  # for the next attempt
+    FAILED = "failed"  # by an error that trying again does not heal
+    CLOSED = "closed"
+
+
+TRANSITIONS: Final[dict[LinkState, tuple[LinkState, ...]]] = {
+    LinkState.NEW: (LinkState.CONNECTING, LinkState.CLOSED),
+    LinkState.CONNECTING: (LinkState.STREAMING, LinkState.WAITING, LinkState.FAILED, LinkState.CLOSED),
+    LinkState.STREAMING: (LinkState.WAITING, LinkState.FAILED, LinkState.CLOSED),
+    LinkState.WAITING: (LinkState.CONNECTING, LinkState.CLOSED),
+    LinkState.FAILED: (LinkState.CLOSED,),
+    LinkState.CLOSED: (),
+}
+
+
+class FrameStream:
+    """Sends frames of one plan and returns their answers, over as many connections as it takes.
+
+    ``async with stream:`` starts dialling and does not wait for it. At most ``window`` frames (and `limits.MAX_INFLIGHT_BYTES`) are in
+    flight; each is answered, refused, aged out after ``frame_age_s``, or failed, and `stats` says how many of each. When the server is away
+    for more than ``max_away_s``, frames fail at once until it is back. ``ssl`` is a context from `dial.tls_context`; None trusts the
+    system's authorities. Raises `errors.UsageError` for an address that is none, or a token that would cross a network in the clear
+    (unless ``allow_insecure``).
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None,
+        plan_id: str,
+        *,
+        topk: int = 5,
+        window: int = 8,
+        max_away_s: float = 10.0,
+        frame_age_s: float = limits.FRAME_AGE,
+        ssl: ssl_module.SSLContext | None = None,
+        allow_insecure: bool = False,
+        heartbeat_s: float = limits.HEARTBEAT,
+        silence_s: float = limits.SILENCE,
+        backoff_first_s: float = limits.BACKOFF_FIRST,
+        backoff_max_s: float = limits.BACKOFF_MAX,
+    ) -> None:
+        self._base = dial.server_url(base_url, token, allow_insecure=allow_insecure)
+        self._headers, self._ssl = dial.headers(token), ssl
+        self._open = Open(plan_id, topk=topk, window=max(1, min(window, limits.MAX_WINDOW)))
+        self._max_away_s, self._frame_age_s = max_away_s, frame_age_s
+        self._times = {"heartbeat_s": heartbeat_s, "silence_s": silence_s}
+        self._backoff_first_s, self._backoff_max_s = backoff_first_s, backoff_max_s
+        self.state = LinkState.NEW
+        self.error: errors.SplitEdgeError | None = None  # why the state is FAILED, or why the last connection ended
+        self._flight = Flight(self._open.window)
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._unsent: deque[int] = deque()  # numbers not yet sent in this session
+        self._session: Session | None = None
+        self._pump: Pump | None = None
+        self._away_since: float | None = None
+        self._ever_open, self._opened_at = False, 0.0
+        self._turn = asyncio.Lock()  # callers take room in the order in which they came
+        self._changed = asyncio.Event()  # room was made, or the state changed
+        self._timer: asyncio.TimerHandle | None = None
+        self._runner: asyncio.Task[None] | None = None
+
+    @property
+    def stats(self) -> Stats:
+        """The counts, live: copy them with `dataclasses.replace` to keep them."""
+        return self._flight.stats
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._away_since = self._loop.time()
+        self._runner = self._loop.create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            await self._drain()
+        self._enter(LinkState.CLOSED)
+        self._fail_all(errors.LinkLostError("the stream was closed before the frame was answered"))
+        if self._timer is not None:
+            self._timer.cancel()
+        assert self._runner is not None
+        if self._session is not None and self._pump is not None:
+            self._session.close()
+            self._pump.wake()
+            await asyncio.wait([self._runner], timeout=limits.CLOSE_TIMEOUT)
+        self._runner.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._runner
+
+    async def send(self, payload: bytes, codec: int) -> Answer:
+        """Send one frame, coded by ladder entry ``codec``, and return its answer; the wait for room in the window comes first.
+
+        Raises the server's error if it refuses the frame; `errors.LinkLostError` if the frame aged out, or the server is away for
+        longer than ``max_away_s`` (`errors.UnreachableError` if it never was there); at once whatever no new attempt can heal:
+        `errors.AuthError`, `errors.UnknownPlanError`, `errors.ProtocolError`, a certificate. A caller that is cancelled
+        leaves its frame in flight; it is counted when it ends.
+        """
+        if len(payload) > limits.MAX_FRAME_BYTES:
+            raise errors.ProtocolError(
+                f"a frame of {len(payload)} bytes is over the limit of {limits.MAX_FRAME_BYTES}; use fewer bits or a later cut"
+            )
+        async with self._turn:
+            await self._room(len(payload))
+            seq = self._flight.accept(payload, codec, self._loop.time() + self._frame_age_s)
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiting[seq] = answer
+        self._unsent.append(seq)
+        self._arm()
+        if self._pump is not None:
+            self._pump.wake()
+        return await answer
+
+    # --- room and accounts
+
+    async def _room(self, size: int) -> None:
+        while True:
+            self._check()
+            if self._flight.has_room(size):
+                return
+            self._changed.clear()
+            self._arm()
+            await self._changed.wait()
+
+    def _check(self) -> None:
+        """Raise why no frame can be taken now, if so."""
+        if self._runner is None or self.state is LinkState.CLOSED:
+            raise errors.LinkLostError("the stream is closed; open a new one")
+        if self.state is LinkState.FAILED and self.error is not None:
+            raise _copy(self.error)
+        if self._loop.time() >= self._away_deadline():
+            raise self._away_error()
+
+    def _away_deadline(self) -> float:
+        return float("inf") if self._away_since is None else self._away_since + self._max_away_s
+
+    def _away_error(self) -> errors.SplitEdgeError:
+        if not self._ever_open:
+            last = self.error or dial.explain(TimeoutError(), self._base)
+            return errors.UnreachableError(last.message, **last.data)
+        reason = f" ({self.error.message})" if self.error else ""
+        return errors.LinkLostError(
+            f"the server {self._base.origin()} has been away for more than {self._max_away_s:g} s{reason}"
+        )
+
+    def _settle(self, reply: Answer | Refusal, now: float) -> None:
+        if not self._flight.settle(reply, now):
+            return
+        if isinstance(reply, Answer):
+            future = self._waiting.pop(reply.seq)
+            if not future.done():
+                future.set_result(reply)
+        else:
+            self._raise_in([reply.seq], errors.from_wire(reply.error))
+        self._changed.set()
+
+    def _fail_all(self, error: errors.SplitEdgeError) -> None:
+        self._raise_in(self._flight.fail_all(), error)
+        self._changed.set()
+
+    def _raise_in(self, numbers: list[int], error: errors.SplitEdgeError) -> None:
+        for seq in numbers:
+            future = self._waiting.pop(seq)
+            if not future.done():
+                future.set_exception(_copy(error))
+
+    def _arm(self) -> None:
+        """See to it that `_on_time` runs when the next frame ages out or the server has been away too long."""
+        when = min(self._flight.next_deadline(), self._away_deadline())
+        if self._timer is not None and self._timer.when() > when:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None and when != float("inf"):
+            self._timer = self._loop.call_at(when, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        aged = self._flight.expire(now)
+        self._raise_in(
+            aged,
+            errors.LinkLostError(f"no answer came within {self._frame_age_s:g} s; check the network or ask for less"),
+        )
+        if now >= self._away_deadline():
+            self._fail_all(self._away_error())
+        self._changed.set()
+        if self._flight:
+            self._arm()
+
+    async def _drain(self) -> None:
+        """Give frames in flight `limits.CLOSE_TIMEOUT` to end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.CLOSE_TIMEOUT):
+                while self._flight:
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    # --- the connection
+
+    async def _run(self) -> None:
+        """Dial, stream, wait and dial again, until closed or an error that does not heal."""
+        connector = aiohttp.TCPConnector(limit=1, force_close=True)
+        wait = 0.0
+        async with aiohttp.ClientSession(connector=connector, ws_response_class=_Socket) as http:
+            while await self._attempt(http):
+                lived = self._loop.time() - self._opened_at if self.state is LinkState.STREAMING else 0.0
+                wait = (
+                    self._backoff_first_s
+                    if lived > wait
+                    else min(2 * wait or self._backoff_first_s, self._backoff_max_s)
+                )
+                self._enter(LinkState.WAITING)
+                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+
+    async def _attempt(self, http: aiohttp.ClientSession) -> bool:
+        """One connection. Whether to try another."""
+        self._enter(LinkState.CONNECTING)
+        try:
+            await self._connection(http)
+        except errors.SplitEdgeError as error:
+            self.error = error
+            if not dial.heals(error):
+                self._give_up(error)
+        except Exception as error:  # a defect of ours: no caller may wait for ever because of it
+            self._give_up(
+                errors.SplitEdgeError(f"the stream stopped on an internal error ({error!r}); please report it")
+            )
+            raise
+        return self.state not in (LinkState.CLOSED, LinkState.FAILED)
+
+    def _give_up(self, error: errors.SplitEdgeError) -> None:
+        if self.state is not LinkState.CLOSED:
+            self.error = error
+            self._enter(LinkState.FAILED)
+            self._fail_all(error)
+
+    async def _connection(self, http: aiohttp.ClientSession) -> None:
+        """One connection from dial to end. Raises why it ended, unless the server closed it in order."""
+        ws = await self._dial(http)
+        session = self._session = Session(Role.AGENT, self._loop.time(), **self._times)
+        session.open(self._open)
+        self._pump = Pump(ws, ws.transport, session, self._on_event, self._next_frame)
+        try:
+            await self._pump.run()
+        finally:
+            self._session = self._pump = None
+            if self._away_since is None:
+                self._away_since = self._loop.time()
+                self._arm()
+        if session.error is not None:
+            raise session.error
+
+    async def _dial(self, http: aiohttp.ClientSession) -> _Socket:
+        url = self._base / "v1/stream"
+        try:
+            async with asyncio.timeout(limits.CONNECT_TIMEOUT):
+                return await http.ws_connect(  # type: ignore[return-value]  # ws_response_class of this session
+                    url,
+                    headers=self._headers,
+                    ssl=self._ssl or True,
+                    max_msg_size=MAX_MSG_SIZE,
+                    compress=0,
+                    autoclose=False,
+                    autoping=False,
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            raise dial.status_error(error.status, url) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise dial.explain(error, url) from error
+
+    def _on_event(self, event: Event, now: float) -> None:
+        if isinstance(event, Opened):
+            self.stats.reconnects += self._ever_open
+            self._ever_open, self._away_since, self.error = True, None, None
+            self._opened_at = now
+            self._unsent = deque(self._flight)
+            self._enter(LinkState.STREAMING)
+        elif isinstance(event, Answer | Refusal):
+            self._settle(event, now)
+
+    def _next_frame(self, now: float) -> bytes | None:
+        while self._session is not None and self._unsent:
+            size = self._flight.size(self._unsent[0])
+            if size is None:  # aged out before it was sent
+                self._unsent.popleft()
+            elif self._session.has_room(size):
+                return self._session.send(self._flight.frame(self._unsent.popleft(), now))
+            else:
+                break
+        return None
+
+    def _enter(self, state: LinkState) -> None:
+        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
+        self.state = state
+        self._changed.set()
+
+
+class _Socket(aiohttp.ClientWebSocketResponse):
+    """A client's WebSocket that shows its transport and waits after each message until the transport took it."""
+
+    def __init__(self, reader: Any, writer: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(reader, writer, *args, **kwargs)
+        writer._limit = 0  # aiohttp's client has no public name for it; the server's is writer_limit
+        self.transport: asyncio.Transport = writer.transport
+
+
+def _copy(error: errors.SplitEdgeError) -> errors.SplitEdgeError:
+    """The same error for another caller: one exception raised in two tasks would mix their tracebacks."""
+    return type(error)(error.message, **error.data)

@@ -1,0 +1,280 @@
+"""The server's HTTP interface: version, models, plans, segments, and the measurement of the link."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import re
+import ssl as ssl_module
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Self
+
+import aiohttp
+
+from edge_agent import errors, limits
+from edge_agent.link import dial, measure
+from edge_agent.link.dial import tls_context
+from edge_agent.protocol.messages import (
+    LinkEstimate,
+    ModelInfo,
+    Plan,
+    PlanRequest,
+    SegmentRef,
+    ServerVersion,
+    decode,
+    encode,
+)
+
+__all__ = ["ServerClient", "tls_context"]
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_CHUNK: Final = 256 * 1024
+_VERSION_BYTES: Final = 4096
+
+
+class ServerClient:
+    """One server's HTTP interface, over kept-alive connections.
+
+    ``ssl`` is a context from `tls_context`; None trusts the system's authorities. Every method raises `errors.UnreachableError` when nothing
+    answers or the certificate is not accepted, `errors.AuthError` for a refused token, the error that the server names, and
+    `errors.ProtocolError` for an answer that is none. The constructor raises `errors.UsageError` for an address that is none, or a
+    token that would cross a network in the clear (unless ``allow_insecure``).
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None,
+        *,
+        ssl: ssl_module.SSLContext | None = None,
+        allow_insecure: bool = False,
+    ) -> None:
+        self._base = dial.server_url(base_url, token, allow_insecure=allow_insecure)
+        self._headers, self._ssl = dial.headers(token), ssl
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(
+            headers=self._headers,
+            connector=aiohttp.TCPConnector(limit=4, ssl=self._ssl or True),
+            timeout=aiohttp.ClientTimeout(total=limits.REQUEST_TIMEOUT, sock_connect=limits.CONNECT_TIMEOUT),
+            auto_decompress=False,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._http is not None
+        await self._http.close()
+
+    async def version(self) -> ServerVersion:
+        body = await self._ask("GET", "v1/version", _VERSION_BYTES)
+        return decode(body, ServerVersion)
+
+    async def models(self) -> list[ModelInfo]:
+        body = await self._ask("GET", "v1/models", limits.MAX_PLAN_BYTES)
+        return decode(body, list[ModelInfo])
+
+    async def plan(self, request: PlanRequest) -> Plan:
+        """A plan for ``request``, or `errors.PlanError` (unknown model, infeasible demand)."""
+        body = encode(request)
+        if len(body) > limits.MAX_REQUEST_BYTES:
+            raise errors.ProtocolError(
+                f"a plan request of {len(body)} bytes is over the limit of {limits.MAX_REQUEST_BYTES}; shorten the profile"
+            )
+        return decode(await self._ask("POST", "v1/plan", limits.MAX_PLAN_BYTES, data=body), Plan)
+
+    async def measure_link(self) -> LinkEstimate:
+        """Round trip and rates between here and the server; takes one to two seconds."""
+        noise = await asyncio.to_thread(os.urandom, limits.MAX_PROBE_BYTES)  # nothing on the way can compress it
+        return await measure.measure(lambda up, down: measure.timed(self._probe(noise[:up], down)))
+
+    async def fetch_segment(self, ref: SegmentRef, directory: Path) -> Path:
+        """The file of segment ``ref`` in ``directory`` (made if need be), fetched unless it is there already.
+
+        It grows as ``SHA.part``, over broken connections and earlier runs, and is named ``SHA.segment`` once its SHA-256 is right. Raises
+        `errors.SegmentError` for a wrong hash or size (the part is deleted), `errors.StoreError` for a folder that cannot be
+        written, `errors.LinkLostError` when the connection breaks `limits.FETCH_TRIES` times without bringing a byte.
+        """
+        if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= limits.MAX_SEGMENT_BYTES:
+            raise errors.SegmentError(
+                f"the plan names an impossible segment ({ref.size} bytes); ask the server for a new plan"
+            )
+        done, part = directory / f"{ref.sha256}.segment", directory / f"{ref.sha256}.part"
+        try:
+            if not await asyncio.to_thread(_is_whole, done, ref):
+                await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
+                await self._complete(ref, part)
+                await asyncio.to_thread(_accept, part, done, ref)
+        except errors.SegmentError:
+            await asyncio.to_thread(part.unlink, missing_ok=True)
+            raise
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise errors.StoreError(
+                f"a segment cannot be kept in {directory} ({reason}); free space there or choose another folder"
+            ) from error
+        return done
+
+    # --- requests
+
+    async def _ask(self, method: str, path: str, limit: int, data: bytes | None = None) -> bytes:
+        async with self._request(method, path, data=data) as response:
+            return await _bounded(response, limit)
+
+    async def _probe(self, up: bytes, down: int) -> None:
+        async with self._request("POST", "v1/probe", data=up, params={"down": str(down)}) as response:
+            body = await _bounded(response, down)
+        if len(body) != down:
+            raise errors.ProtocolError(
+                f"a probe for {down} bytes brought {len(body)}; run the same splitedge on both sides"
+            )
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, path: str, data: bytes | None = None, **options: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A response with a good status. Failures of the connection, while it is read too, become errors of ours."""
+        if self._http is None:
+            raise RuntimeError("use ServerClient as an async context manager")
+        url = self._base / path
+        # aiohttp sends a large `bytes` in one piece and warns of it; it sends a file in pieces.
+        body = io.BytesIO(data) if data and len(data) > _CHUNK else data
+        try:
+            async with self._http.request(method, url, data=body, allow_redirects=False, **options) as response:
+                if response.status not in (200, 206):
+                    raise await _refused(response)
+                yield response
+        except (aiohttp.ClientError, TimeoutError, ConnectionError, ssl_module.SSLError) as error:
+            raise dial.explain(error, url) from error
+
+    # --- segments
+
+    async def _complete(self, ref: SegmentRef, part: Path) -> None:
+        """Fetch until ``part`` has all its bytes, each connection going on where the last one broke."""
+        failures = 0
+        while (have := await asyncio.to_thread(_length, part, ref.size)) < ref.size:
+            try:
+                await self._fetch(ref, part, have)
+            except errors.LinkError as error:
+                if not dial.heals(error) or (failures == 0 and isinstance(error, errors.UnreachableError)):
+                    raise
+                grown = await asyncio.to_thread(_length, part, ref.size) > have
+                failures = 1 if grown else failures + 1
+                if failures >= limits.FETCH_TRIES:
+                    raise
+                await asyncio.sleep(limits.BACKOFF_FIRST * 2**failures)
+
+    async def _fetch(self, ref: SegmentRef, part: Path, have: int) -> None:
+        """Append what one connection brings to the ``have`` bytes in ``part``."""
+        wants = {"Range": f"bytes={have}-"} if have else {}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.CONNECT_TIMEOUT, sock_read=limits.STALL)
+        async with self._request("GET", f"v1/segments/{ref.sha256}", headers=wants, timeout=timeout) as response:
+            size = _first_byte(response, ref, have)
+            file = await asyncio.to_thread(part.open, "ab" if size else "wb")
+            try:
+                async for chunk in response.content.iter_chunked(_CHUNK):
+                    size += len(chunk)
+                    if size > ref.size:
+                        raise _wrong_size(ref, size)
+                    await asyncio.to_thread(file.write, chunk)
+                await asyncio.to_thread(_sync, file)
+            finally:
+                await asyncio.to_thread(file.close)
+        if size < ref.size:
+            raise errors.LinkLostError("the segment's download ended early; check the network and fetch it again")
+
+
+async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body of ``response``, at most ``limit`` bytes. Raises `errors.ProtocolError` for more, before it is read."""
+    body = bytearray()
+    if (response.content_length or 0) <= limit:
+        async for chunk in response.content.iter_chunked(_CHUNK):
+            body += chunk
+            if len(body) > limit:
+                break
+        else:
+            return bytes(body)
+    raise errors.ProtocolError(
+        f"the server's answer is over the limit of {limit} bytes; check that it is an edge-server"
+    )
+
+
+async def _refused(response: aiohttp.ClientResponse) -> errors.SplitEdgeError:
+    """The error in a response: ``{"error": {...}}`` of the server, or what its status means."""
+    if response.status == 416:
+        return errors.SegmentError("the server's segment is shorter than the plan says; ask the server for a new plan")
+    try:
+        body = await _bounded(response, limits.MAX_MESSAGE_BYTES)
+        document: dict[str, dict[str, Any]] = decode(body, dict[str, dict[str, Any]])
+        return errors.from_wire(document["error"])
+    except (errors.ProtocolError, KeyError):  # somebody else's error page
+        return dial.status_error(response.status, response.url)
+
+
+def _first_byte(response: aiohttp.ClientResponse, ref: SegmentRef, have: int) -> int:
+    """Where in the segment the body of ``response`` begins: ``have``, or 0 from a server that ignores ranges."""
+    if response.status == 200:
+        if response.content_length not in (None, ref.size):
+            raise _wrong_size(ref, response.content_length)
+        return 0
+    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if found is None or int(found[1]) != have:
+        raise errors.ProtocolError(
+            f"the server did not answer the range from byte {have}; check that it is an edge-server"
+        )
+    if int(found[2]) != ref.size:
+        raise _wrong_size(ref, int(found[2]))
+    return have
+
+
+def _wrong_size(ref: SegmentRef, size: int | None) -> errors.SegmentError:
+    return errors.SegmentError(
+        f"the server's segment has {size} bytes where the plan says {ref.size}; ask the server for a new plan"
+    )
+
+
+def _length(part: Path, most: int) -> int:
+    """Bytes in ``part``; one that is longer than ``most`` is no part of this segment, and is emptied."""
+    try:
+        size = part.stat().st_size
+    except FileNotFoundError:
+        return 0
+    if size <= most:
+        return size
+    part.unlink()
+    return 0
+
+
+def _is_whole(path: Path, ref: SegmentRef) -> bool:
+    """Whether ``path`` is the segment ``ref``, by size and hash."""
+    try:
+        with path.open("rb") as file:
+            return (
+                os.fstat(file.fileno()).st_size == ref.size
+                and hashlib.file_digest(file, "sha256").hexdigest() == ref.sha256
+            )
+    except FileNotFoundError:
+        return False
+
+
+def _accept(part: Path, done: Path, ref: SegmentRef) -> None:
+    """Give ``part`` its final name, if it is the segment."""
+    if not _is_whole(part, ref):
+        raise errors.SegmentError(
+            "the segment's hash is not the one that the plan names; ask the server for a new plan"
+        )
+    part.replace(done)
+
+
+def _sync(file: BinaryIO) -> None:
+    """Bytes to the disk before the name: a board loses power without notice."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,174 @@
+"""The listening end of the frame stream: one WebSocket request becomes one session that answers frames."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Protocol
+
+from aiohttp import web
+
+from edge_agent import errors, limits
+from edge_agent.link.pump import MAX_MSG_SIZE, Pump
+from edge_agent.protocol.frames import Answer, Frame, Refusal
+from edge_agent.protocol.messages import Open
+from edge_agent.protocol.session import Event, Role, Session, wire_error
+
+log = logging.getLogger(__name__)
+
+
+class Handler(Protocol):
+    """Answers the frames of one opened plan; called for several frames at once."""
+
+    async def answer(self, frame: Frame) -> tuple[bytes, int]:
+        """The answer's payload and the microseconds that the tail took. ``frame.wait_ms`` is what is left of its wait, 0 for no limit."""
+        ...
+
+
+OpenPlan = Callable[[Open], Awaitable[Handler]]
+
+SESSIONS: Final = web.AppKey("sessions", set[Callable[[], None]])
+
+
+def install(app: web.Application) -> None:
+    """Close the sessions of ``app`` in order when it shuts down: what is in flight is answered, then the agents dial again."""
+    sessions: set[Callable[[], None]] = set()
+    app[SESSIONS] = sessions
+    app.on_shutdown.append(_close_all)
+
+
+async def serve_session(
+    request: web.Request,
+    open_plan: OpenPlan,
+    *,
+    workers: int = limits.SESSION_WORKERS,
+    heartbeat_s: float = limits.HEARTBEAT,
+    silence_s: float = limits.SILENCE,
+) -> web.WebSocketResponse:
+    """Serve ``request`` as a frame session until it ends.
+
+    ``open_plan`` may raise `errors.SplitEdgeError`: the agent gets it, and the session ends. Up to ``workers`` frames are with the handler at
+    once; the rest of the window waits in order, and a frame whose wait ran out there is refused without reaching the handler. What the
+    handler raises becomes the frame's refusal; the session goes on.
+    """
+    ws = web.WebSocketResponse(
+        max_msg_size=MAX_MSG_SIZE,
+        compress=False,
+        autoclose=False,
+        autoping=False,
+        timeout=limits.CLOSE_TIMEOUT,
+        writer_limit=0,
+    )
+    await ws.prepare(request)
+    if request.transport is None:  # gone already
+        return ws
+    session = Session(Role.SERVER, asyncio.get_running_loop().time(), heartbeat_s=heartbeat_s, silence_s=silence_s)
+    listener = _Listener(ws, request.transport, session, open_plan, workers)
+    sessions = request.app.get(SESSIONS, set())
+    sessions.add(listener.close)
+    try:
+        await listener.run()
+    finally:
+        sessions.discard(listener.close)
+    return ws
+
+
+async def _close_all(app: web.Application) -> None:
+    sessions = app[SESSIONS]
+    for close in list(sessions):
+        close()
+
+
+class _Listener:
+    def __init__(
+        self,
+        ws: web.WebSocketResponse,
+        transport: asyncio.Transport,
+        session: Session,
+        open_plan: OpenPlan,
+        workers: int,
+    ) -> None:
+        self._session, self._open_plan = session, open_plan
+        self._pump = Pump(ws, transport, session, self._on_event, self._next_reply)
+        self._time = asyncio.get_running_loop().time
+        self._workers = asyncio.Semaphore(workers)
+        self._replies: deque[Answer | Refusal] = deque()  # no more than the window
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._handler: Handler | None = None
+
+    async def run(self) -> None:
+        try:
+            await self._pump.run()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._session.error is not None:
+            log.info("session ended: %s", self._session.error)
+
+    def close(self) -> None:
+        self._session.close()
+        self._pump.wake()
+
+    def _on_event(self, event: Event, now: float) -> None:
+        if isinstance(event, Open):
+            self._spawn(self._open(event))
+        elif isinstance(event, Frame):
+            self._spawn(self._answer(event, now))
+
+    async def _open(self, message: Open) -> None:
+        try:
+            self._handler = await self._open_plan(message)
+            self._session.opened()
+        except Exception as error:
+            self._session.fail(_presentable(error, f"plan {message.plan[: limits.MAX_NAME]!r}"))
+        self._pump.wake()
+
+    async def _answer(self, frame: Frame, arrived: float) -> None:
+        try:
+            async with self._workers:
+                payload, tail_us = await self._tail(frame, arrived)
+            total_us = int((self._time() - arrived) * 1e6)
+            reply: Answer | Refusal = Answer(frame.seq, _u32(total_us - tail_us), _u32(tail_us), payload)
+        except Exception as error:
+            reply = Refusal(frame.seq, wire_error(_presentable(error, f"frame {frame.seq}")))
+        self._replies.append(reply)
+        self._pump.wake()
+
+    async def _tail(self, frame: Frame, arrived: float) -> tuple[bytes, int]:
+        assert self._handler is not None  # a frame before Opened is a breach, and never gets here
+        if frame.wait_ms:
+            left_ms = frame.wait_ms - int((self._time() - arrived) * 1000)
+            if left_ms <= 0:
+                raise errors.LinkLostError(
+                    f"the frame waited {frame.wait_ms} ms on the server, longer than it may; send fewer at once"
+                )
+            frame = Frame(frame.seq, frame.codec, left_ms, frame.payload)
+        payload, tail_us = await self._handler.answer(frame)
+        if len(payload) > limits.MAX_FRAME_BYTES:
+            raise errors.ModelError(
+                f"an answer of {len(payload)} bytes is over the limit of {limits.MAX_FRAME_BYTES}; ask for topk"
+            )
+        return payload, tail_us
+
+    def _next_reply(self, now: float) -> bytes | None:  # noqa: ARG002  the pump's interface
+        return self._session.reply(self._replies.popleft()) if self._replies else None
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _presentable(error: Exception, what: str) -> errors.SplitEdgeError:
+    """The error that the agent may see; a defect of ours is logged with its traceback and told in general words."""
+    if isinstance(error, errors.SplitEdgeError):
+        return error
+    log.error("%s failed", what, exc_info=error)
+    return errors.SplitEdgeError(f"the server failed on {what}; its log says why")
+
+
+def _u32(value: int) -> int:
+    return min(max(0, value), 0xFFFFFFFF)

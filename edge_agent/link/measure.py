@@ -1,0 +1,56 @@
+"""The link as an agent sees it: round trip by tiny requests, rates by growing ones."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from edge_agent import limits
+from edge_agent.protocol.messages import LinkEstimate
+
+#: Seconds that one request took which sent ``up`` bytes and brought ``down`` bytes, on a connection that stays open.
+Probe = Callable[[int, int], Awaitable[float]]
+
+_TRIPS: Final = 6
+_SHARE_S: Final = 0.7  # after so long no further request begins in the same third of the measurement
+_FIRST_BYTES: Final = 4096  # 0.3 s at 0.1 Mbit/s
+_GROWTH: Final = 4
+_LEAST_S: Final = 1e-4  # a transfer shorter than the spread of round trips says nothing finer
+
+
+async def measure(probe: Probe) -> LinkEstimate:
+    """Measure with ``probe``: about a second, two on a slow or distant link. The last, largest request of each direction gives its rate.
+
+    The reported round trip is the median, and the smallest one is taken off each transfer.
+    """
+    await probe(0, 0)  # opens the connection
+    trips: list[float] = []
+    while len(trips) < _TRIPS and sum(trips) < _SHARE_S:
+        trips.append(await probe(0, 0))
+    up = await _rate(lambda size: probe(size, 0), min(trips))
+    down = await _rate(lambda size: probe(0, size), min(trips))
+    return LinkEstimate(rtt_ms=statistics.median(trips) * 1e3, uplink_mbps=up, downlink_mbps=down)
+
+
+async def _rate(transfer: Callable[[int], Awaitable[float]], trip_s: float) -> float:
+    """Mbit/s of transfers that grow until one takes `limits.PROBE_TIME` beyond the round trip."""
+    size, spent = _FIRST_BYTES, 0.0
+    while True:
+        whole = await transfer(size)
+        spent += whole
+        seconds = max(_LEAST_S, whole - trip_s)
+        if seconds >= limits.PROBE_TIME or size >= limits.MAX_PROBE_BYTES or spent >= _SHARE_S:
+            return size * 8 / seconds / 1e6
+        # Not far beyond PROBE_TIME at the rate seen so far, which slow start makes a low guess.
+        wanted = int(size * 1.5 * limits.PROBE_TIME / seconds)
+        size = min(max(2 * size, min(_GROWTH * size, wanted)), limits.MAX_PROBE_BYTES)
+
+
+async def timed(work: Awaitable[object]) -> float:
+    """Seconds that ``work`` took."""
+    time = asyncio.get_running_loop().time
+    start = time()
+    await work
+    return time() - start
