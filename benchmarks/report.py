@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def report(
     title: str, rows: Sequence[Row], summary: Mapping[str, float], out: Path | None = None, notes: Sequence[str] = ()
 ) -> None:
     """Print ``rows`` (all with the same keys) and ``summary``, and write both to ``out``."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=110)
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in rows[0] if rows else ():
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right", overflow="fold")
