@@ -14,7 +14,8 @@ from edge_agent.protocol.messages import LinkEstimate
 Probe = Callable[[int, int], Awaitable[float]]
 
 _TRIPS: Final = 6
-_SHARE_S: Final = 0.7  # after so long no further request begins in the same third of the measurement
+_TRIPS_S: Final = 0.7  # after so long the round trip is known well enough
+_SHARE_S: Final = 1.0  # after so long no further request begins in the same direction
 _FIRST_BYTES: Final = 4096  # 0.3 s at 0.1 Mbit/s
 _GROWTH: Final = 4
 _LEAST_S: Final = 1e-4  # a transfer shorter than the spread of round trips says nothing finer
@@ -27,7 +28,7 @@ async def measure(probe: Probe) -> LinkEstimate:
     """
     await probe(0, 0)  # opens the connection
     trips: list[float] = []
-    while len(trips) < _TRIPS and sum(trips) < _SHARE_S:
+    while len(trips) < _TRIPS and sum(trips) < _TRIPS_S:
         trips.append(await probe(0, 0))
     up = await _rate(lambda size: probe(size, 0), min(trips))
     down = await _rate(lambda size: probe(0, size), min(trips))
@@ -35,16 +36,20 @@ async def measure(probe: Probe) -> LinkEstimate:
 
 
 async def _rate(transfer: Callable[[int], Awaitable[float]], trip_s: float) -> float:
-    """Mbit/s of transfers that grow until one takes `limits.PROBE_TIME` beyond the round trip."""
+    """Mbit/s of transfers that grow until one takes `limits.PROBE_TIME`, and three round trips, beyond its own.
+
+    The round trips matter on a distant link: TCP's slow start spends one for each doubling, whatever the rate.
+    """
+    enough = max(limits.PROBE_TIME, 3 * trip_s)
     size, spent = _FIRST_BYTES, 0.0
     while True:
         whole = await transfer(size)
         spent += whole
         seconds = max(_LEAST_S, whole - trip_s)
-        if seconds >= limits.PROBE_TIME or size >= limits.MAX_PROBE_BYTES or spent >= _SHARE_S:
+        if seconds >= enough or size >= limits.MAX_PROBE_BYTES or spent >= _SHARE_S:
             return size * 8 / seconds / 1e6
-        # Not far beyond PROBE_TIME at the rate seen so far, which slow start makes a low guess.
-        wanted = int(size * 1.5 * limits.PROBE_TIME / seconds)
+        # Not far beyond `enough` at the rate seen so far, which slow start makes a low guess.
+        wanted = int(size * 1.5 * enough / seconds)
         size = min(max(2 * size, min(_GROWTH * size, wanted)), limits.MAX_PROBE_BYTES)
 
 

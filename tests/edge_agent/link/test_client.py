@@ -259,6 +259,23 @@ async def test_a_silent_link_is_noticed_and_every_frame_accounted_for():
         assert balanced(stream)
 
 
+async def test_cuts_and_silence_under_tls_lose_no_frame(server_tls, ca_file):
+    app = stream_app(Tail(), heartbeat_s=0.1, silence_s=0.4)
+    async with serving(app, server_tls) as url, Relay(port_of(url)) as relay:
+        address, tls = relay.url.replace("http:", "https:"), dial.tls_context(ca_file)
+        async with FrameStream(address, "secret", "plan", ssl=tls, **QUICK) as stream:
+            sends = asyncio.create_task(send_all(stream, 10, bytes(2_000_000)))
+            await until(lambda: stream.stats.answered >= 1)
+            relay.cut()
+            await until(lambda: stream.stats.answered >= 5)
+            relay.swallow = True
+            await until(lambda: stream.state is LinkState.WAITING)
+            relay.swallow = False
+            assert all(isinstance(r, frames.Answer) for r in await sends)
+            assert stream.stats.answered == stream.stats.accepted == 10
+            assert balanced(stream)
+
+
 async def test_frames_survive_a_silence_that_ends_in_time():
     async with (
         serving(stream_app(Tail(), heartbeat_s=0.1, silence_s=0.4)) as url,
