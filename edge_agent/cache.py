@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
 
 from edge_agent import errors, limits
-from edge_agent.head import segment
-from edge_agent.protocol.messages import SegmentRef
 
-_NAME = re.compile(r"[0-9a-f]{64}\.seg")
+_SEGMENT = re.compile(r"[0-9a-f]{64}\.segment")
+_PART = re.compile(r"[0-9a-f]{64}\.part")
+_STALE_S = 86_400.0  # a download that nobody went on with for a day
 
 
 class Cache:
-    """A folder of segments and profiles. Every failure to read or write it is an `errors.StoreError`."""
+    """A folder. Segments come into it by `ServerClient.fetch_segment`, which checks their hash whenever one is asked for.
+
+    Every failure to read or write it is an `errors.StoreError`.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -27,39 +31,30 @@ class Cache:
             raise _unusable(directory, error) from error
 
     def held(self) -> list[str]:
-        """SHA-256 of the segments that are here, newest first; their contents are checked when they are read."""
+        """SHA-256 of the segments that are here, the last used first."""
+        return [path.stem for path in self._files(_SEGMENT)]
+
+    def read(self, path: Path) -> bytes:
+        """A segment that was fetched; it counts as used now."""
         try:
-            found = [path for path in self.directory.iterdir() if _NAME.fullmatch(path.name)]
-            return [path.stem for path in sorted(found, key=lambda path: -path.stat().st_mtime)]
+            os.utime(path)
+            return path.read_bytes()
         except OSError as error:
             raise _unusable(self.directory, error) from error
-
-    def path(self, ref: SegmentRef) -> Path:
-        """Where the segment belongs. Raises `errors.ProtocolError` if its hash is none."""
-        if not _NAME.fullmatch(f"{ref.sha256}.seg"):
-            raise errors.ProtocolError(
-                "the server names a segment by something that is not a SHA-256; upgrade the older side"
-            )
-        return self.directory / f"{ref.sha256}.seg"
-
-    def read(self, ref: SegmentRef) -> bytes | None:
-        """The segment, or None if it is not here or not whole; a damaged file is removed, to be fetched again."""
-        path = self.path(ref)
-        try:
-            data = path.read_bytes() if path.exists() and path.stat().st_size == ref.size else b""
-            if data and segment.digest(data) == ref.sha256:
-                os.utime(path)
-                return data
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise _unusable(self.directory, error) from error
-        return None
 
     def prune(self) -> None:
-        """Keep the `limits.CACHED_SEGMENTS` newest segments."""
+        """Keep the `limits.CACHED_SEGMENTS` last used segments, and no part of a download that was given up."""
         try:
-            for sha256 in self.held()[limits.CACHED_SEGMENTS :]:
-                (self.directory / f"{sha256}.seg").unlink(missing_ok=True)
+            old = self._files(_SEGMENT)[limits.CACHED_SEGMENTS :]
+            for path in old + [p for p in self._files(_PART) if time.time() - p.stat().st_mtime > _STALE_S]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unusable(self.directory, error) from error
+
+    def _files(self, pattern: re.Pattern[str]) -> list[Path]:
+        try:
+            found = [path for path in self.directory.iterdir() if pattern.fullmatch(path.name)]
+            return sorted(found, key=lambda path: -path.stat().st_mtime)
         except OSError as error:
             raise _unusable(self.directory, error) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_agent.service import install as service
+from edge_agent.service.unit import NAME
 
 
 def install(config: Path | None, token_file: Path | None, *, dry_run: bool) -> None:
@@ -12,11 +13,7 @@ def install(config: Path | None, token_file: Path | None, *, dry_run: bool) -> N
     given = {"config_path": config.absolute()} if config else {}
     options = service.default_options(**given, token_file=token_file.absolute() if token_file else None)
     text = service.install(options, dry_run=dry_run)
-    print(
-        text
-        if dry_run
-        else f"installed and started; see `edge-agent service status` and `journalctl -u {service.NAME}`"
-    )
+    print(text if dry_run else f"installed and started; see `edge-agent service status` and `journalctl -u {NAME}`")
 
 
 def uninstall() -> None:
@@ -29,7 +26,7 @@ def status() -> int:
     """Print the state; returns 0 if the service runs, else 3, as systemctl does."""
     state = service.status()
     print(
-        f"{service.NAME}: {state.active} ({state.state}), {'enabled' if state.enabled else 'not enabled'}, {state.restarts} restarts"
+        f"{NAME}: {state.active} ({state.state}), {'enabled' if state.enabled else 'not enabled'}, {state.restarts} restarts"
     )
     if state.pid:
         print(f"process {state.pid} since {state.since}")

@@ -1,55 +1,54 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 import pytest
 
 from edge_agent import errors, limits
 from edge_agent.cache import Cache
-from edge_agent.head.segment import digest
-from edge_agent.protocol.messages import SegmentRef
 
 
-def put(cache: Cache, data: bytes, age: float = 0) -> SegmentRef:
-    ref = SegmentRef(digest(data), len(data))
-    cache.path(ref).write_bytes(data)
-    os.utime(cache.path(ref), (1e9 - age, 1e9 - age))
-    return ref
+def put(folder: Path, name: str, age: float = 0) -> Path:
+    path = folder / name
+    path.write_bytes(b"segment")
+    os.utime(path, (time.time() - age, time.time() - age))
+    return path
 
 
-def test_a_whole_segment_is_read_and_listed(tmp_path):
+def test_segments_are_listed_the_last_used_first(tmp_path):
     cache = Cache(tmp_path / "made" / "here")
-    ref = put(cache, b"segment")
-    assert cache.read(ref) == b"segment"
-    assert cache.held() == [ref.sha256]
-    assert cache.read(SegmentRef("0" * 64, 7)) is None
+    old = put(cache.directory, "a" * 64 + ".segment", age=100)
+    put(cache.directory, "b" * 64 + ".segment", age=50)
+    for other in ("c" * 63 + ".segment", "d" * 64 + ".part", "profile-1.json"):
+        put(cache.directory, other)
+    assert cache.held() == ["b" * 64, "a" * 64]
+    assert cache.read(old) == b"segment"
+    assert cache.held() == ["a" * 64, "b" * 64]
 
 
-@pytest.mark.parametrize("damage", [b"", b"segmen", b"segmenT", b"segments"])
-def test_a_damaged_segment_is_removed_to_be_fetched_again(tmp_path, damage):
+def test_only_the_last_used_are_kept_and_other_files_are_left_alone(tmp_path):
     cache = Cache(tmp_path)
-    ref = put(cache, b"segment")
-    cache.path(ref).write_bytes(damage)
-    assert cache.read(ref) is None
-    assert cache.held() == []
-
-
-@pytest.mark.parametrize("name", ["../../etc/passwd", "A" * 64, "", "0" * 63, "0" * 64 + "\n"])
-def test_a_name_that_is_no_hash_never_becomes_a_path(tmp_path, name):
-    with pytest.raises(errors.ProtocolError, match="SHA-256"):
-        Cache(tmp_path).path(SegmentRef(name, 1))
-
-
-def test_only_the_newest_are_kept_and_other_files_are_left_alone(tmp_path):
-    cache = Cache(tmp_path)
-    refs = [put(cache, bytes([i]), age=i) for i in range(limits.CACHED_SEGMENTS + 3)]
-    (tmp_path / "notes.txt").write_text("mine")
+    names = [f"{i:064x}" for i in range(limits.CACHED_SEGMENTS + 3)]
+    for age, name in enumerate(names):
+        put(tmp_path, name + ".segment", age)
+    put(tmp_path, "a" * 64 + ".part", age=100_000)
+    put(tmp_path, "b" * 64 + ".part")
+    put(tmp_path, "notes.txt", age=100_000)
     cache.prune()
-    assert cache.held() == [ref.sha256 for ref in refs[: limits.CACHED_SEGMENTS]]
-    assert (tmp_path / "notes.txt").exists()
+    assert cache.held() == names[: limits.CACHED_SEGMENTS]
+    assert {path.name for path in tmp_path.iterdir()} >= {"b" * 64 + ".part", "notes.txt"}
+    assert not (tmp_path / ("a" * 64 + ".part")).exists()
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.StoreError, match=r"the cache folder .*file cannot be used .*set `cache_dir`"):
         Cache(tmp_path / "file")
+    cache = Cache(tmp_path / "folder")
+    with pytest.raises(errors.StoreError, match="cannot be used"):
+        cache.read(tmp_path / "folder" / "absent.segment")
+    (tmp_path / "folder").rmdir()
+    with pytest.raises(errors.StoreError, match="cannot be used"):
+        cache.held()

@@ -1,0 +1,300 @@
+"""The agent: negotiates a plan, keeps its head warm and its stream open, and answers frames.
+
+    async with Agent(settings) as agent:
+        result = await agent.infer(frame)
+
+The event loop only waits: preprocessing, head and codec of a frame run in one worker thread, so while frame n is on the link, n + 1 is in the
+head. What is between a caller and its answer is bounded (`admission`). Every frame ends in exactly one of answered, dropped by policy, failed with
+an error that its caller sees (`counters`). When the plan expires or the server has forgotten it, a new one is made while the old one serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edge_agent
+from edge_agent import errors, limits, negotiation
+from edge_agent.admission import Admission
+from edge_agent.cache import Cache
+from edge_agent.config import Settings
+from edge_agent.engine import Encoded, Engine, Frame, frame_bytes
+from edge_agent.link.client import FrameStream, LinkState
+from edge_agent.protocol.frames import HEADER_BYTES, Answer, Buffer, unpack_topk
+from edge_agent.protocol.messages import Plan
+from edge_agent.results import Counters, Result, Timing, TopClass, stages, top_classes
+
+
+class Agent:
+    """One model on this board. ``progress`` hears in a few words what start-up is doing."""
+
+    def __init__(self, settings: Settings, progress: Callable[[str], object] = lambda _: None) -> None:
+        self.settings = settings
+        self.counters = Counters()
+        self.admission = Admission()
+        self.state = "not started"
+        self._progress = progress
+        self._started = time.monotonic()
+        self._worker = ThreadPoolExecutor(1, "head")
+        self._planning = asyncio.Lock()
+        self._active: _Active | None = None
+        self._renew = asyncio.Event()  # a new plan is wanted before the old one expires
+        self._reconnects = 0  # of streams that were closed
+        self._plans = 0
+        self._keeper: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Agent:
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether frames are served."""
+        return self._active is not None
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan in force, or None before there is one."""
+        return self._active.engine.plan if self._active else None
+
+    @property
+    def window(self) -> int:
+        """Frames that a caller should keep going at once to fill link and head."""
+        return WINDOW + 2
+
+    async def start(self) -> None:
+        """Become ready, or raise the error that stands in the way; it may be called again."""
+        self._active = await self._prepare()
+        self._keeper = asyncio.create_task(self._keep_fresh())
+
+    async def close(self) -> None:
+        """Let frames in flight end for at most `limits.DRAIN_TIMEOUT`, then stop."""
+        active, self._active = self._active, None
+        self.state = "stopped"
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        if active is not None:
+            self._begin_retiring(active)
+        await asyncio.gather(*self._retiring)
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    async def infer(self, frame: Frame) -> Result:
+        """The answer to ``frame``.
+
+        Raises `errors.BusyError` at once if too much is waiting, `errors.InputError` for a frame that does not fit the model, `errors.LinkError`
+        when it was not answered in time, and whatever the server said.
+        """
+        try:
+            with self.admission.slot(frame_bytes(frame)):
+                result = await self._answer(frame, time.perf_counter())
+        except errors.SplitEdgeError as error:
+            self.counters.end(error)
+            raise
+        except asyncio.CancelledError:
+            self.counters.dropped["cancelled"] += 1
+            raise
+        except BaseException:
+            self.counters.failed["internal"] += 1
+            raise
+        self.counters.answer(result)
+        return result
+
+    def status(self) -> dict[str, Any]:
+        """Everything about the agent that a person may want to know, as JSON values; no secrets."""
+        counters = self.counters
+        return {
+            "version": edge_agent.__version__, "ready": self.ready, "state": self.state, "server": self.settings.server,
+            "model": self.settings.model, "uptime_s": round(time.monotonic() - self._started, 1), "plan": self.plan_info() or None,
+            "frames": {"answered": counters.answered, "dropped": dict(counters.dropped), "failed": dict(counters.failed)},
+            "queue": {"frames": self.admission.frames, "bytes": self.admission.bytes},
+            "payload_bytes": counters.payload_bytes, **self.gauges(),
+        }  # fmt: skip
+
+    def gauges(self) -> dict[str, float]:
+        """Figures of the moment, by name; a name that ends in _total only grows."""
+        stream = self._active.stream if self._active else None
+        return {
+            "ready": float(self.ready), "queue_frames": self.admission.frames, "queue_bytes": self.admission.bytes,
+            "reconnects_total": self._reconnects + (stream.stats.reconnects if stream else 0), "plans_total": self._plans,
+        }  # fmt: skip
+
+    def plan_info(self) -> dict[str, str]:
+        """The plan in force in a few words, or nothing."""
+        if self._active is None:
+            return {}
+        plan = self._active.engine.plan
+        codec = plan.ladder[self._active.engine.codec] if plan.mode != "device" else None
+        return {
+            "id": plan.id, "model": plan.model, "mode": plan.mode, "cut": plan.cut.layer, "weight_bits": str(plan.weight_bits),
+            "activation_bits": str(codec.bits) if codec else "", "rule": codec.rule if codec else "",
+        }  # fmt: skip
+
+    # --- a frame
+
+    async def _answer(self, frame: Frame, start: float) -> Result:
+        active = self._require_active()
+        try:
+            return await self._through(active, frame, start)
+        except errors.UnknownPlanError:
+            await self._replan(active)
+            return await self._through(self._require_active(), frame, start)
+        except errors.SplitEdgeError:
+            if active.stream is not None and active.stream.state is LinkState.FAILED:
+                self._renew.set()
+            raise
+
+    async def _through(self, active: _Active, frame: Frame, start: float) -> Result:
+        engine = active.engine
+        async with active.use():
+            encoded = await asyncio.get_running_loop().run_in_executor(self._worker, engine.process, frame)
+            sent = time.perf_counter()
+            answer = await active.stream.send(encoded.payload, engine.codec) if active.stream else None
+        timing = _timing(encoded, answer, start, sent)
+        sent_bytes = HEADER_BYTES + len(encoded.payload) if answer else 0
+        top, values = self._interpret(engine, encoded, answer)
+        return Result(top, timing, sent_bytes, engine.plan.id, engine.plan.mode, values)
+
+    def _interpret(
+        self, engine: Engine, encoded: Encoded, answer: Answer | None
+    ) -> tuple[list[TopClass], list[float] | None]:
+        """The best classes, or the output's values where the model's metric is not one of classes."""
+        if not negotiation.classifies(engine.plan):
+            values = _floats(answer.payload) if answer else engine.values(encoded.codes)
+            return [], values.reshape(-1).tolist()
+        pairs = unpack_topk(answer.payload) if answer else engine.top(encoded.codes, self.settings.topk)
+        return top_classes(pairs, engine.plan.labels), None
+
+    def _require_active(self) -> _Active:
+        if self._active is None:
+            raise errors.UnreachableError(f"the agent is not ready ({self.state}); try again later")
+        return self._active
+
+    # --- the plan
+
+    async def _prepare(self) -> _Active:
+        """Profile, link, plan, segment, warm head, open stream."""
+        settings, cache = self.settings, Cache(negotiation.cache_directory(self.settings))
+        profile = await negotiation.profile(settings, self._say)
+        async with negotiation.client(settings) as client:
+            plan = await negotiation.plan(client, settings, profile, cache.held(), self._say)
+            data = await negotiation.fetch(client, cache, plan, self._say)
+        self._say("preparing the head")
+        engine = await asyncio.to_thread(Engine, plan, data, settings.demand)
+        stream = None if plan.mode == "device" else await negotiation.stream(settings, plan, WINDOW).__aenter__()
+        self._plans += 1
+        self._say("ready")
+        return _Active(engine, stream)
+
+    async def _replan(self, old: _Active) -> None:
+        """Put a new plan in the place of ``old``, unless somebody else just did."""
+        async with self._planning:
+            if self._active is old:
+                self._active = await self._prepare()
+                self._begin_retiring(old)
+
+    async def _keep_fresh(self) -> None:
+        """Make a new plan before the present one expires; when that fails, the old one serves on."""
+        backoff = limits.BACKOFF_FIRST
+        while self._active is not None:
+            active = self._active
+            # A board's clock may be years off: a plan is kept for some time whatever its expiry says.
+            left = 0.9 * (active.engine.plan.expires_unix - time.time())
+            await self._renewal(min(max(left, limits.REPLAN_LEAST), limits.PLAN_LIFETIME))
+            while self._active is active:
+                try:
+                    await self._replan(active)
+                    backoff = limits.BACKOFF_FIRST
+                except errors.SplitEdgeError as error:
+                    self._say(f"ready with the old plan; no new one: {error.message}")
+                    await asyncio.sleep(backoff)
+                    backoff = min(2 * backoff, limits.BACKOFF_MAX)
+
+    async def _renewal(self, seconds: float) -> None:
+        """Wait until a new plan is wanted, at most ``seconds``."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._renew.wait()
+        self._renew.clear()
+
+    async def _retire(self, active: _Active) -> None:
+        await active.drained(limits.DRAIN_TIMEOUT)
+        if active.stream is not None:
+            self._reconnects += active.stream.stats.reconnects
+            await active.stream.__aexit__(None, None, None)
+
+    def _begin_retiring(self, active: _Active) -> None:
+        task = asyncio.create_task(self._retire(active))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    def _say(self, text: str) -> None:
+        self.state = text
+        self._progress(text)
+
+
+WINDOW = 8  # frames on the link at once
+
+
+class _Active:
+    """A plan in use: its engine, its stream (None in mode "device"), and the frames that are in them."""
+
+    def __init__(self, engine: Engine, stream: FrameStream | None) -> None:
+        self.engine, self.stream = engine, stream
+        self._users = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[None]:
+        self._users += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._idle.set()
+
+    async def drained(self, timeout: float) -> None:
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except TimeoutError:
+            return  # the stream's close fails what is left, and each caller sees it
+
+
+def _timing(encoded: Encoded, answer: Answer | None, start: float, sent: float) -> Timing:
+    end = time.perf_counter()
+    queue_ms, tail_ms = (answer.queue_us / 1e3, answer.tail_us / 1e3) if answer else (0.0, 0.0)
+    timing = Timing(
+        preprocess_ms=encoded.preprocess_ms, head_ms=encoded.head_ms, encode_ms=encoded.encode_ms,
+        link_ms=max(0.0, 1e3 * (end - sent) - queue_ms - tail_ms), queue_ms=queue_ms, tail_ms=tail_ms, total_ms=1e3 * (end - start),
+    )  # fmt: skip
+    timing.wait_ms = max(0.0, timing.total_ms - sum(value for _, value in stages(timing)))
+    return timing
+
+
+def _floats(payload: Buffer) -> NDArray[np.float32]:
+    if len(payload) % 4:
+        raise errors.ProtocolError(
+            f"an answer of {len(payload)} bytes is not a tensor of float32; run the same splitedge on both sides"
+        )
+    return np.frombuffer(payload, "<f4")

@@ -1,0 +1,118 @@
+"""`edge-agent infer IMAGE...`: classify files, in order, pipelined, and say where the time went."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+
+import msgspec
+from rich.console import Console
+
+from edge_agent import errors
+from edge_agent.agent import Agent
+from edge_agent.config import Settings
+from edge_agent.explain import headline, plain, size
+from edge_agent.inputs.sources import Source, expand, load_array
+from edge_agent.results import Result, Timing, to_json
+
+Outcome = Result | errors.SplitEdgeError
+
+
+async def infer(settings: Settings, patterns: list[str], *, json: bool) -> int:
+    """Print a line for each frame that ``patterns`` name, and a summary; returns 0, or the exit status of the first frame that failed."""
+    sources = expand(patterns, sys.stdin.buffer)
+    console = Console(stderr=True)
+    results: list[Result] = []
+    status = 0
+    with console.status("starting") as spinner:
+        agent = await Agent(settings, lambda text: spinner.update(plain(text))).__aenter__()
+    try:
+        if not json and agent.plan is not None:
+            print(f"{headline(agent.plan)}\n")
+        async for source, outcome in _outcomes(agent, sources):
+            if isinstance(outcome, Result):
+                results.append(outcome)
+            else:
+                status = status or outcome.exit_status
+            _show(source, outcome, json=json)
+    finally:
+        await agent.close()
+    print(_summary(results, len(sources)), file=sys.stderr if json else sys.stdout)
+    return status
+
+
+async def _outcomes(agent: Agent, sources: list[Source]) -> AsyncIterator[tuple[Source, Outcome]]:
+    """What became of each source, in their order, with so many under way as fill head and link."""
+    under_way: deque[tuple[Source, asyncio.Task[Outcome]]] = deque()
+    for source in sources:
+        under_way.append((source, asyncio.create_task(_one(agent, source))))
+        if len(under_way) >= agent.window:
+            first, task = under_way.popleft()
+            yield first, await task
+    for first, task in under_way:
+        yield first, await task
+
+
+async def _one(agent: Agent, source: Source) -> Outcome:
+    try:
+        data = await asyncio.to_thread(source.read)
+        frame = load_array(data, source.name) if source.name.lower().endswith(".npy") else data
+        await agent.admission.room(len(data))
+        return await agent.infer(frame)
+    except errors.SplitEdgeError as error:
+        return error
+
+
+def _show(source: Source, outcome: Outcome, *, json: bool) -> None:
+    if isinstance(outcome, Result):
+        sys.stdout.write(
+            to_json(outcome, image=source.name).decode() + "\n" if json else _line(source.name, outcome) + "\n"
+        )
+    elif json:
+        sys.stdout.write(msgspec.json.encode({"image": source.name, "error": outcome.to_wire()}).decode() + "\n")
+    if not isinstance(outcome, Result):
+        named = outcome.message if source.name in outcome.message else f"{source.name}: {outcome.message}"
+        print(f"edge-agent: {named}", file=sys.stderr)
+    sys.stdout.flush()
+
+
+def _line(name: str, result: Result) -> str:
+    sent = f"{size(result.payload_bytes)} sent" if result.payload_bytes else "nothing sent"
+    return f"{plain(name)}: {plain(_answer(result))}\n    {_times(result.timing)}; {sent}"
+
+
+def _answer(result: Result) -> str:
+    if not result.top:
+        values = result.output or []
+        return (
+            f"{len(values)} values: "
+            + " ".join(f"{value:.4g}" for value in values[:8])
+            + (" ..." if len(values) > 8 else "")
+        )
+    best, others = result.top[0], ", ".join(f"{c.label} {100 * c.probability:.0f} %" for c in result.top[1:3])
+    return f"{best.label} {100 * best.probability:.1f} %" + (f"  ({others})" if others else "")
+
+
+def _times(t: Timing) -> str:
+    stages = {
+        "wait": t.wait_ms,
+        "prepare": t.preprocess_ms,
+        "head": t.head_ms,
+        "encode": t.encode_ms,
+        "link": t.link_ms,
+    }
+    stages |= {"server": t.queue_ms + t.tail_ms}
+    return f"{t.total_ms:.1f} ms = " + " + ".join(f"{name} {value:.1f}" for name, value in stages.items())
+
+
+def _summary(results: list[Result], total: int) -> str:
+    text = f"frames answered {len(results)}/{total}"
+    if not results:
+        return text
+    mean = Timing(**{
+        name: sum(getattr(r.timing, name) for r in results) / len(results) for name in Timing.__struct_fields__
+    })  # fmt: skip
+    sent = sum(r.payload_bytes for r in results) / len(results)
+    return f"{text}; on average {_times(mean)}; {size(sent)} a frame sent"

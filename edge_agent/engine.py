@@ -1,0 +1,191 @@
+"""One plan's head, ready for frames: preprocess, integer head, codec. Blocking code for one thread at a time; no network.
+
+The plan comes from a server, so before a frame is touched the engine checks that it keeps what the demand wants kept on the device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edge_agent import codec, errors, limits
+from edge_agent.head import executor, preprocess, segment
+from edge_agent.protocol.messages import Demand, Plan, Preprocess
+from edge_agent.results import best
+
+Frame: TypeAlias = bytes | Image.Image | NDArray[np.generic]
+"""An encoded image, a decoded one, a uint8 [H, W, 3] picture, or the model's input as float32 of exactly its shape."""
+
+
+MAX_RESIZE = 8192  # pixels of an image's short side on its way to a model
+
+
+class Encoded(NamedTuple):
+    """A frame after the head. ``codes`` are the output's (uint8, its shape); ``payload`` is empty in mode "device"."""
+
+    codes: NDArray[np.uint8]
+    payload: bytes
+    preprocess_ms: float
+    head_ms: float
+    encode_ms: float
+
+
+class Engine:
+    """The head of ``plan``. ``data`` is its segment file.
+
+    Building one parses, verifies, proves by the golden vector and warms the head. Raises `errors.SegmentError` for a segment that fails, and
+    `errors.PlanError` for a plan that does not fit the segment or breaks ``demand``.
+    """
+
+    def __init__(self, plan: Plan, data: bytes, demand: Demand) -> None:
+        self.plan = plan
+        self._head = executor.load(data)
+        header = self._head.header
+        check_plan(plan, header, demand)
+        self._input, self._output = self._head.input, self._head.output
+        self._table = preprocess.code_table(plan.preprocess, self._input) if plan.preprocess.kind == "image" else None
+        self._probabilities = _ends_in_softmax(header)
+        self.codec = plan.codec
+        self._encode(np.zeros(self._output.shape, np.uint8))  # compiles, and refuses a codec that does not fit
+
+    def process(self, frame: Frame) -> Encoded:
+        """``frame`` through preprocessing, head and codec. Raises `errors.InputError` for a frame that does not fit the model."""
+        start = time.perf_counter()
+        codes = self._codes(frame)
+        prepared = time.perf_counter()
+        out = self._head.run(codes)
+        done = time.perf_counter()
+        payload = self._encode(out)
+        end = time.perf_counter()
+        return Encoded(out, payload, 1e3 * (prepared - start), 1e3 * (done - prepared), 1e3 * (end - done))
+
+    def top(self, codes: NDArray[np.uint8], k: int) -> list[tuple[int, float]]:
+        """The ``k`` best (class, probability) of the output ``codes`` in mode "device"."""
+        return best(self.values(codes), k, probabilities=self._probabilities)
+
+    def values(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The real values of the output ``codes``."""
+        return (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
+
+    def _encode(self, codes: NDArray[np.uint8]) -> bytes:
+        if self.plan.mode == "device":
+            return b""
+        return codec.encode_codes(codes, self._output.scale, self._output.zero_point, self.plan.ladder[self.codec])
+
+    def _codes(self, frame: Frame) -> NDArray[np.uint8]:
+        spec = self.plan.preprocess
+        if isinstance(frame, np.ndarray):
+            if list(frame.shape) == spec.shape and frame.dtype == np.float32:
+                return preprocess.quantize_tensor(frame.astype(np.float32, copy=False), self._input)
+            if spec.kind == "tensor" or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+                raise _wrong_tensor(frame, spec.shape, spec.kind)
+            frame = Image.fromarray(frame)
+        if self._table is None:
+            raise errors.InputError(
+                f"the model takes a float32 tensor of shape {spec.shape}, not an image; send an array"
+            )
+        return preprocess.pixels_to_codes(_pixels(frame, spec), self._table)
+
+
+def frame_bytes(frame: Frame) -> int:
+    """How much memory ``frame`` holds, in bytes."""
+    if isinstance(frame, Image.Image):
+        return frame.width * frame.height * len(frame.getbands())
+    return frame.nbytes if isinstance(frame, np.ndarray) else len(frame)
+
+
+def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
+    """Raise `errors.PlanError` unless ``plan`` is consistent, fits the segment, and sends nothing that ``demand.keep`` wants kept.
+
+    The segment itself is the proof: every operator in it lies before the cut, so a layer that is in it has been passed on the device.
+    """
+    if plan.preprocess != header.preprocess or header.tensors[header.output].shape != plan.cut.shape:
+        raise errors.PlanError(
+            "the server's plan and its segment do not fit together; ask for a new plan", plan=plan.id
+        )
+    if not _check_preprocess(plan.preprocess):
+        raise errors.PlanError(
+            "the server's plan prepares images in an impossible way; import the model again", plan=plan.id
+        )
+    if {"server": "input", "split": "inside", "device": "output"}[plan.mode] != plan.cut.kind:
+        raise errors.PlanError(
+            "the server's plan names a cut that its mode does not have; upgrade the older side", plan=plan.id
+        )
+    if plan.mode != "device" and not 0 <= plan.codec < len(plan.ladder):
+        raise errors.PlanError(
+            "the server's plan names a codec that is not on its ladder; upgrade the older side", plan=plan.id
+        )
+    if len(plan.labels) > limits.MAX_LABELS:
+        raise errors.PlanError(f"the server's plan has more than {limits.MAX_LABELS} labels", plan=plan.id)
+    if plan.mode != "device" and not _keeps(header, plan, demand.keep):
+        raise errors.PlanError(
+            f"the server's plan would send {plan.cut.tensor[:100]}, which the demand to keep {demand.keep!r} forbids; the plan is refused",
+            plan=plan.id, keep=demand.keep,
+        )  # fmt: skip
+
+
+def _check_preprocess(spec: Preprocess) -> bool:
+    """Whether ``spec``, which a server sent, is one that costs bounded memory and divides by nothing that is zero."""
+    if spec.kind == "tensor":
+        return True
+    channels = spec.shape[-1]
+    return (
+        len(spec.shape) == 3
+        and channels in (1, 3)
+        and 1 <= spec.resize <= MAX_RESIZE
+        and len(spec.mean) in (1, channels)
+        and len(spec.std) in (1, channels)
+        and all(math.isfinite(value) for value in spec.mean)
+        and all(math.isfinite(value) and value > 0 for value in spec.std)
+    )
+
+
+def _pixels(frame: bytes | Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
+    """The pixels that the model looks at. Raises `errors.InputError` for bytes that are no image, or one that cannot be resized."""
+    try:
+        image = preprocess.load_image(frame) if isinstance(frame, bytes) else frame
+        short, long = sorted(image.size)
+        if spec.fit == "crop" and long * spec.resize**2 > short * limits.MAX_IMAGE_PIXELS:
+            raise errors.InputError(
+                f"an image of {image.width} x {image.height} pixels is too narrow for this model; crop it"
+            )
+        return preprocess.prepare_image(image, spec)
+    except errors.InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever they meet: KeyError, struct.error, OverflowError, ...
+        raise errors.InputError(
+            f"this image cannot be read ({type(error).__name__}); save it again as JPEG or PNG"
+        ) from error
+
+
+def _keeps(header: segment.Header, plan: Plan, keep: str) -> bool:
+    if keep == "nothing":
+        return True
+    if keep == "input":  # a head that only moves bytes about would send the input itself
+        return any(
+            not isinstance(op, segment.Reshape | segment.Transpose | segment.Pad | segment.Concat) for op in header.ops
+        )
+    return keep == plan.cut.layer or any(op.name == keep for op in header.ops)
+
+
+def _ends_in_softmax(header: segment.Header) -> bool:
+    at = header.output
+    for op in reversed(header.ops):
+        if op.out == at and isinstance(op, segment.Reshape):
+            at = op.x
+        elif op.out == at:
+            return isinstance(op, segment.Softmax)
+    return False
+
+
+def _wrong_tensor(frame: NDArray[np.generic], shape: list[int], kind: str) -> errors.InputError:
+    also = " or a uint8 picture [H, W, 3]" if kind == "image" else ""
+    return errors.InputError(
+        f"the frame is {frame.dtype} of shape {list(frame.shape)}, the model takes float32 of shape {shape}{also}",
+        shape=list(frame.shape), wanted=shape,
+    )  # fmt: skip

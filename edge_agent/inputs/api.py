@@ -1,0 +1,158 @@
+"""The local HTTP API.
+
+    POST /v1/infer   an image as the body, or a float32 little-endian tensor as application/octet-stream with `X-Shape: 224,224,3`
+    GET  /v1/status  the agent's state, plan and counts, as JSON
+    GET  /healthz    200 when frames are served, 503 until then
+    GET  /metrics    Prometheus text
+
+It asks for no token and listens on the loopback unless told otherwise. An error is ``{"error": {"code", "message", "data"}}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+
+import numpy as np
+from aiohttp import web
+from numpy.typing import NDArray
+
+from edge_agent import errors, limits
+from edge_agent.admission import Admission
+from edge_agent.agent import Agent
+from edge_agent.inputs import metrics
+from edge_agent.results import to_json
+
+AGENT = web.AppKey("agent", Agent)
+BODIES = web.AppKey("bodies", Admission)  # request bodies that are being read or answered
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class BodyTooLargeError(errors.InputError):
+    """More bytes than a frame may have."""
+
+    http_status = 413
+
+
+def application(agent: Agent) -> web.Application:
+    """The API of ``agent``, to be served by aiohttp."""
+    app = web.Application(middlewares=[_errors_as_json], client_max_size=limits.MAX_IMAGE_BYTES)
+    app[AGENT] = agent
+    app[BODIES] = Admission()
+    app.add_routes([
+        web.post("/v1/infer", _infer), web.get("/v1/status", _status), web.get("/healthz", _healthz), web.get("/metrics", _metrics),
+    ])  # fmt: skip
+    return app
+
+
+async def serve(agent: Agent, host: str, port: int) -> tuple[web.AppRunner, str]:
+    """Serve the API of ``agent``; returns the runner (to be cleaned up by the caller) and the URL, with the port that was bound.
+
+    Raises `errors.ConfigError` if ``host``:``port`` cannot be bound.
+    """
+    runner = web.AppRunner(
+        application(agent), access_log=None, handler_cancellation=True, shutdown_timeout=limits.DRAIN_TIMEOUT
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise errors.ConfigError(
+            f"the local API cannot listen on {host}:{port} ({error.strerror or error}); set `api.host` and `api.port` to others"
+        ) from error
+    bound = runner.addresses[0]
+    return runner, f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
+
+
+async def _infer(request: web.Request) -> web.Response:
+    agent = request.app[AGENT]
+    with ExitStack() as stack:
+        try:
+            size = _declared_size(request)
+            stack.enter_context(request.app[BODIES].slot(size))
+            frame = await _frame(request, size)
+        except errors.SplitEdgeError as error:
+            agent.counters.end(error)
+            raise
+        result = await agent.infer(frame)
+    return web.Response(body=to_json(result), content_type="application/json")
+
+
+async def _status(request: web.Request) -> web.Response:
+    return web.json_response(request.app[AGENT].status())
+
+
+async def _healthz(request: web.Request) -> web.Response:
+    agent = request.app[AGENT]
+    return web.json_response({"ready": agent.ready, "state": agent.state}, status=200 if agent.ready else 503)
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    agent = request.app[AGENT]
+    text = metrics.render(agent.counters, agent.gauges(), agent.plan_info())
+    return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def _declared_size(request: web.Request) -> int:
+    """The body's length, or the greatest allowed where the client does not say."""
+    size = request.content_length
+    if size is not None and size > limits.MAX_IMAGE_BYTES:
+        raise _too_large(f" ({size} bytes)")
+    return limits.MAX_IMAGE_BYTES if size is None else size
+
+
+async def _frame(request: web.Request, size: int) -> bytes | NDArray[np.float32]:
+    if "X-Shape" not in request.headers:
+        return await _body(request)
+    shape = _shape(request.headers["X-Shape"])
+    _check_length(shape, size if request.content_length is not None else 4 * math.prod(shape))
+    body = await _body(request)
+    _check_length(shape, len(body))
+    return np.frombuffer(body, "<f4").reshape(shape)
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(limits.BODY_TIMEOUT):
+            return await request.read()
+    except TimeoutError as error:
+        raise errors.InputError(f"the body did not arrive within {limits.BODY_TIMEOUT:g} s; send it again") from error
+    except web.HTTPRequestEntityTooLarge as error:
+        raise _too_large("") from error
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.split(",") if len(text) <= 100 else []
+    if not 1 <= len(parts) <= 4 or not all(
+        p.strip().isascii() and p.strip().isdigit() and 0 < int(p) <= limits.MAX_DIM for p in parts
+    ):
+        raise errors.InputError(f"X-Shape must be 1 to 4 sizes like 224,224,3, not {text[:100]!r}")
+    return tuple(int(p) for p in parts)
+
+
+def _check_length(shape: tuple[int, ...], size: int) -> None:
+    wanted = 4 * math.prod(shape)
+    if wanted > limits.MAX_IMAGE_BYTES:
+        raise _too_large(f" ({wanted} bytes)")
+    if size != wanted:
+        raise errors.InputError(f"a float32 tensor of shape {list(shape)} has {wanted} bytes, the body has {size}")
+
+
+def _too_large(size: str) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the body is larger{size} than the {limits.MAX_IMAGE_BYTES} bytes allowed; scale it down")
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except errors.SplitEdgeError as error:
+        headers = {"Retry-After": "1"} if error.http_status in (429, 503) else {}
+        return web.json_response({"error": error.to_wire()}, status=error.http_status, headers=headers)
+    except web.HTTPException as error:
+        wire = {"code": "http", "message": error.reason, "data": {}}
+        return web.json_response({"error": wire}, status=error.status)

@@ -1,0 +1,94 @@
+"""The steps from settings to a plan, its segment and its stream. Each raises the error that stands in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import device_profiles
+from device_profiles import DeviceProfile
+from edge_agent import config, errors, limits
+from edge_agent.cache import Cache
+from edge_agent.config import Settings
+from edge_agent.link.client import FrameStream
+from edge_agent.link.http import ServerClient, tls_context
+from edge_agent.protocol.messages import Plan, PlanRequest
+from kernels import jit
+
+CLASSIFIER_METRICS = ("top1", "top5")
+Say = Callable[[str], object]
+
+
+def client(settings: Settings) -> ServerClient:
+    """The server's HTTP interface; use it as an async context manager."""
+    ca = _path(settings.ca) if settings.ca else None
+    token = config.token(settings) or None
+    return ServerClient(settings.server, token, ssl=tls_context(ca), allow_insecure=settings.allow_insecure)
+
+
+def stream(settings: Settings, plan: Plan, window: int) -> FrameStream:
+    """The stream for ``plan``'s frames; use it as an async context manager. Answers are classes where the metric is one of classes."""
+    ca = _path(settings.ca) if settings.ca else None
+    away = settings.demand.max_away_s
+    return FrameStream(
+        settings.server, config.token(settings) or None, plan.id, topk=settings.topk if classifies(plan) else 0, window=window,
+        max_away_s=away, frame_age_s=max(limits.FRAME_AGE, away), ssl=tls_context(ca), allow_insecure=settings.allow_insecure,
+    )  # fmt: skip
+
+
+def classifies(plan: Plan) -> bool:
+    """Whether an answer is a list of classes; else it is the model's output as it stands."""
+    return plan.metric in CLASSIFIER_METRICS
+
+
+def cache_directory(settings: Settings) -> Path:
+    """Where this agent keeps its files."""
+    return _path(settings.cache_dir) if settings.cache_dir else jit.cache_base()
+
+
+async def profile(settings: Settings, say: Say) -> DeviceProfile:
+    """The profile that the settings name, else the one measured once for these kernels, else a quick measurement, which is kept."""
+    if settings.profile:
+        return await asyncio.to_thread(device_profiles.load, _path(settings.profile))
+    path = cache_directory(settings) / f"profile-{jit.CACHE_DIR.name.removeprefix('kernels-')}.json"
+    try:
+        return device_profiles.load(path)
+    except errors.ConfigError:  # not there, or of another version of splitedge: measured anew
+        say("measuring this machine")
+    measured = await asyncio.to_thread(device_profiles.measure, quick=True)
+    await asyncio.to_thread(device_profiles.save, measured, path)
+    return measured
+
+
+async def plan(server: ServerClient, settings: Settings, profile: DeviceProfile, held: list[str], say: Say) -> Plan:
+    """Measure the link and ask for a plan. Raises `errors.ConfigError` if no model is set."""
+    if not settings.model:
+        raise errors.ConfigError(
+            "no model is chosen; give `--model` or set `model`, `edge-agent models` lists them", key="model"
+        )
+    say("measuring the link")
+    link = await server.measure_link()
+    say("asking for a plan")
+    answer = await server.plan(
+        PlanRequest(settings.model, device_profiles.to_dict(profile), link, settings.demand, held)
+    )
+    if answer.model != settings.model:
+        raise errors.PlanError(
+            f"the server answered with a plan for another model than {settings.model}; upgrade the older side"
+        )
+    return answer
+
+
+async def fetch(server: ServerClient, cache: Cache, plan: Plan, say: Say) -> bytes:
+    """The segment of ``plan``, from the cache or the server."""
+    say("fetching the segment")
+    path = await server.fetch_segment(plan.segment, cache.directory)
+    data = await asyncio.to_thread(cache.read, path)
+    await asyncio.to_thread(cache.prune)
+    return data
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises for a user without a home)

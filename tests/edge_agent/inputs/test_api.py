@@ -1,0 +1,218 @@
+"""The local HTTP API over real sockets, in front of a real agent of a small server."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_agent import errors, limits
+from edge_agent.admission import Admission
+from edge_agent.agent import Agent
+from edge_agent.inputs import api
+from tests.small_server import TOKEN, SmallServer
+
+
+def png(seed: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@asynccontextmanager
+async def serving(settings, started: bool = True) -> AsyncIterator[tuple[SmallServer, Agent, aiohttp.ClientSession]]:
+    async with SmallServer() as server:
+        agent = Agent(settings(server))
+        runner, url = await api.serve(agent, "127.0.0.1", 0)
+        try:
+            if started:
+                await agent.start()
+            async with aiohttp.ClientSession(url) as http:
+                yield server, agent, http
+        finally:
+            await runner.cleanup()
+            await agent.close()
+
+
+async def error_of(response: aiohttp.ClientResponse) -> tuple[int, str, str]:
+    error = (await response.json())["error"]
+    return response.status, error["code"], error["message"]
+
+
+async def test_an_image_is_classified_whatever_content_type_it_has(settings):
+    async with serving(settings) as (_, agent, http):
+        for kind in ("image/png", "application/octet-stream", "application/x-www-form-urlencoded"):
+            async with http.post("/v1/infer", data=png(), headers={"Content-Type": kind}) as response:
+                value = await response.json()
+                assert response.status == 200
+                assert value["top"][0]["label"].startswith("label ")
+                assert value["timing"]["total_ms"] > 0
+        assert agent.counters.answered == 3
+
+
+async def test_a_tensor_is_taken_with_its_shape_and_a_wrong_one_names_both_shapes(settings):
+    async with serving(settings) as (_, agent, http):
+        good = np.zeros((16, 16, 3), "<f4").tobytes()
+        async with http.post("/v1/infer", data=good, headers={"X-Shape": "16,16,3"}) as response:
+            assert response.status == 200
+        async with http.post("/v1/infer", data=good, headers={"X-Shape": "16, 48"}) as response:
+            status, code, message = await error_of(response)
+            assert (status, code) == (400, "input")
+            assert "[16, 48]" in message
+            assert "[16, 16, 3]" in message
+        async with http.post("/v1/infer", data=good[:-4], headers={"X-Shape": "16,16,3"}) as response:
+            assert (await error_of(response))[
+                2
+            ] == "a float32 tensor of shape [16, 16, 3] has 3072 bytes, the body has 3068"
+        assert agent.counters.failed == {"input": 2}
+
+
+@pytest.mark.parametrize("shape", ["", "a", "0", "-1,3", "1,2,3,4,5", "16,,3", "1e3", "²", "9" * 200, "2097152"])
+async def test_a_shape_that_is_none_is_refused(settings, shape):
+    async with (
+        serving(settings, started=False) as (_, _agent, http),
+        http.post("/v1/infer", data=b"1234", headers={"X-Shape": shape}) as response,
+    ):
+        assert (await error_of(response))[0] == 400
+
+
+async def test_a_body_over_the_limit_is_refused_before_it_is_read(settings, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_IMAGE_BYTES", 10_000)
+    async with serving(settings) as (_, agent, http):
+        sent = 0
+
+        async def endless() -> AsyncIterator[bytes]:
+            nonlocal sent
+            for _ in range(1000):
+                sent += 4096
+                yield bytes(4096)
+
+        async with http.post("/v1/infer", data=bytes(10_001)) as response:
+            assert (await error_of(response))[:2] == (413, "input")
+        async with http.post("/v1/infer", data=b"", headers={"X-Shape": "1000,1000"}) as response:
+            assert (await error_of(response))[0] == 413
+        try:
+            async with http.post("/v1/infer", data=endless()) as response:
+                assert (await error_of(response))[:2] == (413, "input")
+        except aiohttp.ClientError:
+            pass  # the server closed the connection while the body was still coming
+        assert agent.counters.failed["input"] == 3
+        assert sent < 4096 * 1000
+
+
+async def test_when_too_much_waits_the_next_request_is_told_to_come_later(settings):
+    async with serving(settings) as (server, agent, http):
+        server.tail_s = 0.2
+        agent.admission = Admission(frames=2)
+
+        async def post(seed: int) -> tuple[int, str | None]:
+            async with http.post("/v1/infer", data=png(seed)) as response:
+                return response.status, response.headers.get("Retry-After")
+
+        ended = await asyncio.gather(*(post(i) for i in range(6)))
+        assert sorted(status for status, _ in ended) == [200] * 2 + [429] * 4
+        assert {wait for status, wait in ended if status == 429} == {"1"}
+        assert agent.counters.dropped == {"queue_full": 4}
+
+
+async def test_bodies_on_their_way_are_bounded_too(settings, monkeypatch):
+    monkeypatch.setattr(Admission.__init__, "__defaults__", (1, 1000))
+    async with serving(settings) as (_, agent, http):
+        held, release = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield b"1"
+            held.set()
+            await release.wait()
+
+        first = asyncio.create_task(http.post("/v1/infer", data=slow()))
+        await held.wait()
+        await asyncio.sleep(0.1)  # until the server has read the head of the request
+        async with http.post("/v1/infer", data=b"2") as response:
+            assert response.status == 429
+        release.set()
+        assert (await error_of(await first))[1] == "input"
+        assert agent.counters.dropped["queue_full"] == 1
+
+
+async def test_a_client_that_trickles_its_body_is_cut_off(settings, monkeypatch):
+    monkeypatch.setattr(limits, "BODY_TIMEOUT", 0.1)
+    async with serving(settings) as (_, _agent, http):
+
+        async def never() -> AsyncIterator[bytes]:
+            yield b"1"
+            await asyncio.sleep(3)
+
+        async with http.post("/v1/infer", data=never()) as response:
+            status, code, message = await error_of(response)
+            assert (status, code) == (400, "input")
+            assert "did not arrive" in message
+
+
+async def test_before_it_is_ready_it_says_so_and_afterwards_it_serves(settings):
+    async with serving(settings, started=False) as (_, agent, http):
+        async with http.get("/healthz") as response:
+            assert (response.status, await response.json()) == (503, {"ready": False, "state": "not started"})
+        async with http.post("/v1/infer", data=png()) as response:
+            assert response.headers["Retry-After"] == "1"
+            assert (await error_of(response))[:2] == (503, "unreachable")
+        await agent.start()
+        async with http.get("/healthz") as response:
+            assert (response.status, await response.json()) == (200, {"ready": True, "state": "ready"})
+
+
+async def test_status_and_metrics_tell_what_happened(settings):
+    async with serving(settings) as (_, _agent, http):
+        async with http.post("/v1/infer", data=png()) as response:
+            assert response.status == 200
+        async with http.post("/v1/infer", data=b"no image") as response:
+            assert (await error_of(response))[0] == 400
+        async with http.get("/v1/status") as response:
+            status = await response.json()
+            assert status["frames"] == {"answered": 1, "dropped": {}, "failed": {"input": 1}}
+            assert status["plan"]["mode"] == "split"
+            assert TOKEN not in await response.text()
+        async with http.get("/metrics") as response:
+            assert response.content_type == "text/plain"
+            text = await response.text()
+        assert 'splitedge_frames_total{outcome="answered",reason=""} 1' in text
+        assert 'splitedge_frames_total{outcome="failed",reason="input"} 1' in text
+        assert 'cut="conv0"' in text
+        assert "splitedge_reconnects_total 0" in text
+
+
+async def test_what_is_not_there_is_an_error_in_the_same_form(settings):
+    async with serving(settings, started=False) as (_, _agent, http):
+        async with http.get("/nothing") as response:
+            assert (await error_of(response))[0] == 404
+        async with http.get("/v1/infer") as response:
+            assert (await error_of(response))[0] == 405
+
+
+async def test_a_client_that_goes_away_is_counted(settings):
+    async with serving(settings) as (server, agent, http):
+        server.tail_s = 0.5
+        with pytest.raises(TimeoutError):
+            await http.post("/v1/infer", data=png(), timeout=aiohttp.ClientTimeout(total=0.1))
+        async with asyncio.timeout(5):
+            while agent.counters.total == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert agent.counters.dropped == {"cancelled": 1}
+
+
+async def test_an_address_that_is_taken_is_one_sentence(settings):
+    async with SmallServer() as server:
+        agent = Agent(settings(server))
+        runner, url = await api.serve(agent, "127.0.0.1", 0)
+        try:
+            with pytest.raises(errors.ConfigError, match="cannot listen on"):
+                await api.serve(agent, "127.0.0.1", int(url.rsplit(":", 1)[1]))
+        finally:
+            await runner.cleanup()
+            await agent.close()

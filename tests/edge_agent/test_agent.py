@@ -1,0 +1,364 @@
+"""The agent against a real server of the protocol, with hand-made plans: see tests/small_server.py."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import device_profiles
+from device_profiles import DeviceProfile
+from edge_agent import codec, errors, limits
+from edge_agent.admission import Admission
+from edge_agent.agent import Agent
+from edge_agent.config import DemandConfig
+from edge_agent.engine import check_plan
+from edge_agent.head import load, preprocess
+from edge_agent.head import segment as seg
+from edge_agent.results import stages
+from tests.segment_builder import Builder
+from tests.small_server import IMAGE, TENSOR, TOKEN, SmallServer, expected_class, make_plan, segment_file
+
+
+def picture(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 24, 3)).astype(np.uint8))
+
+
+def png(seed: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def payload(server: SmallServer, image: Image.Image) -> bytes:
+    """What the agent must send for ``image``, step by step."""
+    head = load(server.data)
+    codes = preprocess.pixels_to_codes(preprocess.prepare_image(image, IMAGE), preprocess.code_table(IMAGE, head.input))
+    return codec.encode_codes(head.run(codes), head.output.scale, head.output.zero_point, server.plan.ladder[0])
+
+
+@pytest.mark.parametrize("mode", ["split", "server"])
+async def test_bytes_a_picture_and_an_array_of_it_give_the_same_answer(settings, mode):
+    async with SmallServer(mode) as server, Agent(settings(server)) as agent:
+        expected = payload(server, picture())
+        for frame in (png(), picture(), np.asarray(picture())):
+            result = await agent.infer(frame)
+            assert result.top[0].index == expected_class(expected)
+            assert result.top[0].label == f"label {expected_class(expected)}"
+            assert (result.mode, result.plan) == (mode, server.plan.id)
+            assert result.payload_bytes == len(expected) + 40
+        assert agent.counters.answered == server.frames == 3
+
+
+async def test_a_times_stages_sum_to_its_total_and_hold_the_servers_share(settings):
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        server.tail_s = 0.02
+        timing = (await agent.infer(png())).timing
+        assert sum(value for _, value in stages(timing)) == pytest.approx(timing.total_ms)
+        assert timing.tail_ms == pytest.approx(20)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+async def test_a_whole_model_on_the_device_sends_nothing(settings, softmax):
+    async with SmallServer("device") as server:
+        server.data = segment_file("device", softmax=softmax)
+        server.plan = make_plan("device", server.data)
+        async with Agent(settings(server)) as agent:
+            result = await agent.infer(png())
+            head = load(server.data)
+            codes = preprocess.pixels_to_codes(
+                preprocess.prepare_image(picture(), IMAGE), preprocess.code_table(IMAGE, head.input)
+            )
+            real = (head.run(codes).astype(float) - head.output.zero_point).reshape(-1) * head.output.scale
+            wanted = real if softmax else np.exp(real - real.max()) / np.exp(real - real.max()).sum()
+            assert result.top[0].index == int(np.argmax(wanted))
+            assert result.top[0].probability == pytest.approx(wanted.max(), abs=1e-5)
+            assert (result.payload_bytes, result.timing.link_ms < 5) == (0, True)
+            assert server.frames == 0
+
+
+async def test_a_model_whose_metric_is_not_of_classes_answers_with_its_output(settings):
+    async with SmallServer("device", metric="mse") as server, Agent(settings(server)) as agent:
+        result = await agent.infer(png())
+        assert result.top == []
+        assert len(result.output or []) == 10
+
+
+async def test_a_raw_tensor_of_the_right_shape_is_taken_and_another_names_both_shapes(settings):
+    async with SmallServer(preprocess=TENSOR) as server, Agent(settings(server)) as agent:
+        await agent.infer(np.zeros((16, 16, 3), np.float32))
+        with pytest.raises(errors.InputError, match=r"shape \[16, 16\].*shape \[16, 16, 3\]"):
+            await agent.infer(np.zeros((16, 16), np.float32))
+        with pytest.raises(errors.InputError, match="float64"):
+            await agent.infer(np.zeros((16, 16, 3)))
+        with pytest.raises(errors.InputError, match="not an image"):
+            await agent.infer(png())
+        with pytest.raises(errors.InputError, match="NaN"):
+            await agent.infer(np.full((16, 16, 3), np.nan, np.float32))
+        assert agent.counters.failed == {"input": 4}
+
+
+async def test_bad_images_fail_one_by_one_and_are_counted(settings):
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        for bad in (b"", b"not an image", png()[:200], np.zeros((3, 3), np.uint8)):
+            with pytest.raises(errors.InputError):
+                await agent.infer(bad)
+        await agent.infer(png())
+        assert (agent.counters.failed["input"], agent.counters.answered) == (4, 1)
+
+
+async def test_frames_overlap_and_the_event_loop_keeps_ticking(settings):
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        server.tail_s = 0.05
+        await agent.infer(png())
+        slow = agent._active.engine.process
+
+        def slower(frame: object) -> object:
+            time.sleep(0.05)
+            return slow(frame)
+
+        agent._active.engine.process = slower
+        done, ticks = asyncio.Event(), 0
+
+        async def tick() -> int:
+            nonlocal ticks
+            while not done.is_set():
+                await asyncio.sleep(0.001)
+                ticks += 1
+            return ticks
+
+        ticking = asyncio.create_task(tick())
+        await asyncio.gather(*(agent.infer(png(i)) for i in range(6)))
+        done.set()
+        assert await ticking > 20
+
+
+async def test_the_frame_beyond_the_queue_is_refused_and_counted(settings):
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        agent.admission = Admission(frames=2)
+        server.tail_s = 0.1
+        ended = await asyncio.gather(*(agent.infer(png(i)) for i in range(5)), return_exceptions=True)
+        assert sum(isinstance(end, errors.BusyError) for end in ended) == 3
+        assert (agent.counters.answered, agent.counters.dropped["queue_full"]) == (2, 3)
+        assert (agent.admission.frames, agent.admission.bytes) == (0, 0)
+
+
+async def test_a_cancelled_frame_is_counted_as_dropped(settings):
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        server.tail_s = 0.3
+        task = asyncio.create_task(agent.infer(png()))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert agent.counters.dropped == {"cancelled": 1}
+        assert agent.counters.total == 1
+
+
+async def test_what_the_server_refuses_reaches_the_caller_and_the_next_frame_is_answered(settings):
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        server.refuse = errors.ModelError("the tail does not like this")
+        with pytest.raises(errors.ModelError, match="does not like"):
+            await agent.infer(png())
+        server.refuse = None
+        await agent.infer(png())
+        assert agent.counters.failed == {"model": 1}
+
+
+async def test_a_forgotten_plan_is_replaced_and_no_frame_is_lost(settings):
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        await agent.infer(png())
+        server.plans.clear()
+        server.plan = make_plan("split", server.data)
+        server.refuse = errors.UnknownPlanError("forgotten")
+        old = agent.plan
+
+        server.on_plan = lambda: setattr(server, "refuse", None)
+        results = await asyncio.gather(*(agent.infer(png(i)) for i in range(4)))
+        assert {result.plan for result in results} == {server.plan.id}
+        assert agent.plan is not old
+        assert len(server.requests) == 2
+        assert agent.counters.answered == 5
+
+
+async def test_an_expired_plan_is_renewed_while_the_old_one_serves(settings, monkeypatch):
+    monkeypatch.setattr(limits, "REPLAN_LEAST", 0.05)
+    async with SmallServer(life=0.01) as server, Agent(settings(server)) as agent:
+        first = agent.plan.id
+        server.plan = make_plan("split", server.data)
+        async with asyncio.timeout(10):
+            while agent.plan.id == first:
+                await agent.infer(png())
+        assert (await agent.infer(png())).plan == server.plan.id
+        assert not agent.counters.failed
+        assert server.requests[1].held == [server.plan.segment.sha256]
+        assert server.segments_served == 1
+
+
+async def test_when_no_new_plan_can_be_had_the_old_one_serves_on(settings, monkeypatch):
+    monkeypatch.setattr(limits, "REPLAN_LEAST", 0.05)
+    async with SmallServer(life=0.01) as server, Agent(settings(server)) as agent:
+        server.plan = make_plan("split", server.data, name="another")
+        async with asyncio.timeout(10):
+            while "no new one" not in agent.state:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert (await agent.infer(png())).mode == "split"
+        assert agent.ready
+
+
+@pytest.mark.parametrize(
+    ("mode", "keep", "allowed"),
+    [
+        ("server", "nothing", True), ("server", "input", False), ("server", "conv0", False), ("split", "input", True),
+        ("split", "conv0", True), ("split", "a-later-layer", False), ("device", "a-later-layer", True), ("device", "input", True),
+    ],
+)  # fmt: skip
+async def test_a_plan_that_would_send_what_must_stay_is_refused_before_a_frame_is_sent(settings, mode, keep, allowed):
+    async with SmallServer(mode) as server:
+        agent = Agent(settings(server, demand=DemandConfig(keep=keep)))
+        if allowed:
+            async with agent:
+                await agent.infer(png())
+        else:
+            with pytest.raises(errors.PlanError, match="forbids"):
+                await agent.__aenter__()
+            assert server.frames == 0
+        assert server.requests[0].demand.keep == keep
+
+
+def test_a_head_that_only_moves_bytes_about_does_not_keep_the_input(settings):
+    builder = Builder(IMAGE.shape, scale=1 / 128, zero_point=128)
+    builder.append(seg.Transpose, [16, 16, 3], 128, 1 / 128, x=builder.input, perm=[1, 0, 2])
+    header = builder.finish(preprocess=IMAGE).header
+    plan = make_plan("split", seg.build(header, builder.blob))
+    with pytest.raises(errors.PlanError, match="forbids"):
+        check_plan(plan, header, DemandConfig(keep="input"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"codec": 1},
+        {"codec": -1},
+        {"ladder": []},
+        {"mode": "device"},
+        {"mode": "server"},
+        {"preprocess": TENSOR},
+    ],
+)
+async def test_a_plan_that_does_not_fit_itself_is_refused(settings, changes):
+    async with SmallServer() as server:
+        for name, value in changes.items():
+            setattr(server.plan, name, value)
+        with pytest.raises(errors.PlanError):
+            await Agent(settings(server)).__aenter__()
+        assert server.frames == 0
+
+
+async def test_nothing_of_a_frame_stays_on_disk(settings, tmp_path):
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        await agent.infer(png())
+    assert sorted(path.suffix for path in (tmp_path / "cache").rglob("*") if path.is_file()) == [".segment"]
+
+
+async def test_a_damaged_segment_in_the_cache_is_fetched_again(settings, tmp_path):
+    async with SmallServer() as server:
+        async with Agent(settings(server)):
+            pass
+        (path,) = (tmp_path / "cache").glob("*.segment")
+        for damage in (server.data[:100], server.data[:-1] + b"x"):
+            path.write_bytes(damage)
+            async with Agent(settings(server)) as agent:
+                await agent.infer(png())
+            assert path.read_bytes() == server.data
+        assert server.segments_served == 3
+
+
+async def test_a_server_that_sends_a_wrong_segment_is_one_sentence(settings):
+    async with SmallServer() as server:
+        server.data = server.data[:-1] + bytes([server.data[-1] ^ 1])
+        with pytest.raises(errors.SegmentError) as caught:
+            await Agent(settings(server)).__aenter__()
+        assert caught.value.exit_status == 7
+
+
+async def test_a_hostile_segment_with_the_right_hash_is_refused_by_the_verifier(settings):
+    async with SmallServer() as server:
+        parsed = seg.parse(server.data)
+        parsed.header.tensors[1].offset = 1 << 40
+        server.data = seg.build(parsed.header, parsed.blob.tobytes())
+        server.plan.segment.sha256, server.plan.segment.size = seg.digest(server.data), len(server.data)
+        with pytest.raises(errors.SegmentError):
+            await Agent(settings(server)).__aenter__()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"token": "wrong"}, errors.AuthError), ({"model": "absent"}, errors.UnknownModelError), ({"model": ""}, errors.ConfigError),
+        ({"server": "http://127.0.0.1:9"}, errors.UnreachableError), ({"cache_dir": "/proc/nowhere"}, errors.StoreError),
+        ({"profile": "/nowhere/profile.json"}, errors.ConfigError), ({"ca": "/nowhere/ca.pem"}, errors.ConfigError),
+        ({"server": "http://10.255.255.1:1"}, errors.UsageError),
+    ],
+)  # fmt: skip
+async def test_what_stands_in_the_way_of_a_start_is_said_and_leaves_nothing_running(settings, changes, error):
+    async with SmallServer() as server:
+        with pytest.raises(error) as caught:
+            await Agent(settings(server, **changes)).__aenter__()
+        assert "\n" not in str(caught.value)
+
+
+async def test_the_profile_is_measured_once_for_these_kernels_and_kept(settings, tmp_path, monkeypatch, profile_file):
+    measured = []
+
+    def measure(*, quick: bool) -> DeviceProfile:
+        measured.append(quick)
+        return device_profiles.load(profile_file)
+
+    monkeypatch.setattr(device_profiles, "measure", measure)
+    async with SmallServer() as server:
+        for _ in range(2):
+            async with Agent(settings(server, profile="")):
+                pass
+        assert measured == [True]
+        (kept,) = (tmp_path / "cache").glob("profile-*.json")
+        kept.write_text("{}")
+        async with Agent(settings(server, profile="")):
+            pass
+        assert measured == [True, True]
+        assert server.requests[2].profile == device_profiles.to_dict(device_profiles.load(profile_file))
+
+
+async def test_before_the_start_and_after_the_end_frames_fail_with_a_sentence(settings):
+    async with SmallServer() as server:
+        agent = Agent(settings(server))
+        with pytest.raises(errors.UnreachableError, match="not ready"):
+            await agent.infer(png())
+        async with agent:
+            await agent.infer(png())
+        with pytest.raises(errors.UnreachableError, match="stopped"):
+            await agent.infer(png())
+        assert agent.counters.total == 3
+
+
+async def test_frames_in_flight_are_answered_when_the_agent_closes(settings):
+    async with SmallServer() as server:
+        async with Agent(settings(server)) as agent:
+            server.tail_s = 0.1
+            tasks = [asyncio.create_task(agent.infer(png(i))) for i in range(3)]
+            await asyncio.sleep(0.03)
+        assert [type(end).__name__ for end in await asyncio.gather(*tasks, return_exceptions=True)] == ["Result"] * 3
+
+
+async def test_status_tells_the_plan_and_the_counts_and_no_secret(settings):
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        await agent.infer(png())
+        status = agent.status()
+        assert status["ready"]
+        assert status["frames"]["answered"] == 1
+        assert status["plan"]["activation_bits"] == "4"
+        assert TOKEN not in repr(status)

@@ -1,0 +1,106 @@
+"""What is hostile or odd in plans, segments and pictures: the engine without a network. See tests/small_server.py for the segments."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from edge_agent import errors
+from edge_agent.engine import Engine, frame_bytes
+from edge_agent.head import segment as seg
+from edge_agent.protocol.messages import Demand
+from tests.small_server import IMAGE, make_plan, segment_file
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    data = segment_file()
+    return Engine(make_plan("split", data), data, Demand())
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F", "CMYK", "HSV"])
+def test_a_picture_of_any_colour_mode_is_prepared_or_refused(engine, mode):
+    image = Image.new(mode, (30, 20))
+    with contextlib.suppress(errors.InputError):
+        assert len(engine.process(image).payload) == 256
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (16, 16), (17, 15), (3000, 2)])
+def test_a_picture_of_any_proportion_is_prepared(engine, size):
+    assert len(engine.process(Image.new("RGB", size)).payload) == 256
+
+
+def test_a_sliver_that_would_be_resized_to_gigabytes_is_refused(engine):
+    with pytest.raises(errors.InputError, match="too narrow"):
+        engine.process(Image.new("L", (40_000_000, 1)))
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(engine):
+    bomb = encoded(Image.new("1", (8_100, 8_100)), "PNG")
+    assert len(bomb) < 1_000_000
+    with pytest.raises(errors.InputError, match="8100 x 8100"):
+        engine.process(bomb)
+
+
+def test_the_orientation_that_a_camera_noted_is_respected(engine):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side: turn by 90 degrees clockwise
+    turned = encoded(image, "PNG", exif=exif)
+    assert engine.process(turned).payload == engine.process(image.transpose(Image.Transpose.ROTATE_270)).payload
+    assert engine.process(turned).payload != engine.process(image).payload
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_damaged_images_are_read_or_refused_and_nothing_else(engine, kind, data):
+    good = bytearray(encoded(Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(20, 20, 3)), kind))
+    for place in data.draw(st.lists(st.integers(0, len(good) - 1), max_size=6)):
+        good[place] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(errors.InputError):
+        engine.process(bytes(good[: data.draw(st.integers(0, len(good)))]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resize": 0}, {"resize": 1 << 40}, {"std": [0.0]}, {"std": [1.0, 1.0]}, {"mean": []}, {"std": [float("nan")]},
+        {"mean": [float("inf")]}, {"shape": [16, 48]},
+    ],
+)  # fmt: skip
+def test_impossible_preprocessing_from_a_server_is_refused(changes):
+    data = segment_file()
+    parsed = seg.parse(data)
+    for name, value in changes.items():
+        setattr(parsed.header.preprocess, name, value)
+    data = seg.build(parsed.header, parsed.blob.tobytes())
+    with pytest.raises((errors.PlanError, errors.SegmentError)):
+        Engine(make_plan("split", data), data, Demand())
+
+
+def test_a_codec_that_does_not_fit_the_tensor_is_refused_before_the_first_frame():
+    data = segment_file()
+    plan = make_plan("split", data)
+    plan.ladder[0].lo, plan.ladder[0].scale = [0.0] * 3, [1.0] * 3
+    with pytest.raises(errors.CodecError, match="3 channels"):
+        Engine(plan, data, Demand())
+
+
+def test_memory_of_a_frame_is_counted_whatever_it_is():
+    assert frame_bytes(b"12345") == 5
+    assert frame_bytes(np.zeros((2, 3), np.float32)) == 24
+    assert frame_bytes(Image.new("RGB", (4, 5))) == 60
+    assert IMAGE.shape == [16, 16, 3]

@@ -1,0 +1,146 @@
+"""A server of hand-made plans that speaks the real protocol: for tests of the agent that need no model and no store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from aiohttp import web
+
+from edge_agent import errors
+from edge_agent.head import Head
+from edge_agent.head import segment as seg
+from edge_agent.link.listen import install, serve_session
+from edge_agent.protocol import messages as m
+from edge_agent.protocol.frames import Frame, pack_topk
+from tests.segment_builder import Builder
+
+TOKEN = "small-token"
+IMAGE = m.Preprocess("image", [16, 16, 3], resize=18, mean=[127.0], std=[128.0])
+TENSOR = m.Preprocess("tensor", [16, 16, 3])
+
+
+def segment_file(mode: str = "split", preprocess: m.Preprocess = IMAGE, seed: int = 0, softmax: bool = False) -> bytes:
+    """A head of one or two layers whose golden answer holds: none ("server"), to [8, 8, 8] ("split"), or to [1, 1, 10] ("device")."""
+    builder = Builder(preprocess.shape, seed, scale=1 / 128, zero_point=128)
+    if mode == "split":
+        builder.conv(builder.input, 8, (3, 3), (2, 2), (1, 1, 1, 1))
+    elif mode == "device":
+        out = builder.conv(builder.input, 10, (16, 16))
+        if softmax:
+            builder.append(seg.Softmax, [1, 1, 10], 0, 1 / 255, x=out, lo=0, hi=255)
+    parsed = builder.finish(preprocess=preprocess)
+    golden = seg.golden_input("seed", math.prod(preprocess.shape)).reshape(preprocess.shape)
+    answer = hashlib.sha256(Head(parsed, check_golden=False).run(golden).tobytes()).hexdigest()
+    header = builder.finish(preprocess=preprocess, golden=seg.Golden("seed", answer)).header
+    return seg.build(header, builder.blob)
+
+
+def make_plan(mode: str, data: bytes, *, name: str = "small", life: float = 3600.0, **changes: Any) -> m.Plan:
+    """A plan of ``mode`` for the segment in ``data``."""
+    header = seg.parse(data).header
+    output = header.tensors[header.output]
+    kind = {"server": "input", "split": "inside", "device": "output"}[mode]
+    layer = header.ops[-1].name if header.ops else "input"
+    low = -output.scale * output.zero_point
+    codec = m.Codec("minmax", 4, [float(np.float32(low))], [float(np.float32(255 * output.scale / 15))])
+    guess = m.Prediction(1.0, 2.0, 3.0, 6.0, 0.0, "unknown", 0.1, 0.0, 0.2, 100, 296, 2048, len(data), 6.0)
+    fields: dict[str, Any] = {
+        "id": hashlib.sha256(data + str(time.monotonic_ns()).encode()).hexdigest()[:16], "model": name, "bundle": "0" * 64, "mode": mode,
+        "cut": m.Cut(1, layer, layer, output.shape, kind), "weight_bits": 8, "ladder": [] if mode == "device" else [codec], "codec": 0,
+        "segment": m.SegmentRef(seg.digest(data), len(data)), "preprocess": header.preprocess, "prediction": guess, "runners_up": [],
+        "considered": 1, "expires_unix": time.time() + life, "demand": m.Demand(), "labels": [f"label {i}" for i in range(1000)],
+    }  # fmt: skip
+    return m.Plan(**(fields | changes))
+
+
+def expected_class(payload: bytes) -> int:
+    """The class with which the server answers ``payload``."""
+    return zlib.crc32(payload) % 1000
+
+
+class SmallServer:
+    """Serves ``plan`` (which a test may replace) on a free port of the loopback; ``async with`` starts it."""
+
+    def __init__(self, mode: str = "split", preprocess: m.Preprocess = IMAGE, **changes: Any) -> None:
+        self.data = segment_file(mode, preprocess)
+        self.plan = make_plan(mode, self.data, **changes)
+        self.plans: dict[str, m.Plan] = {}
+        self.requests: list[m.PlanRequest] = []
+        self.segments_served = self.frames = 0
+        self.tail_s = 0.0
+        self.refuse: errors.SplitEdgeError | None = None
+        self.on_plan: Callable[[], object] = lambda: None
+
+    async def __aenter__(self) -> SmallServer:
+        app = web.Application(middlewares=[_errors], client_max_size=8 << 20)
+        install(app)
+        app.add_routes([
+            web.get("/v1/models", self._models), web.post("/v1/plan", self._plan), web.get("/v1/segments/{sha256}", self._segment),
+            web.post("/v1/probe", self._probe), web.get("/v1/stream", self._stream), web.get("/v1/version", self._version),
+        ])  # fmt: skip
+        self._runner = web.AppRunner(app, shutdown_timeout=0.5)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    async def answer(self, frame: Frame) -> tuple[bytes, int]:
+        self.frames += 1
+        if self.refuse is not None:
+            raise self.refuse
+        await asyncio.sleep(self.tail_s)
+        return pack_topk([(expected_class(bytes(frame.payload)), 0.75), (1, 0.25)]), int(self.tail_s * 1e6)
+
+    async def _models(self, request: web.Request) -> web.Response:
+        found = [m.ModelInfo("small", "0" * 64, "top1", 100, [self.plan.cut], ["Odd (node)"], self.plan.preprocess)]
+        return web.Response(body=m.encode(found), content_type="application/json")  # type: ignore[arg-type]
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return web.Response(body=m.encode(m.ServerVersion("0", m.PROTOCOL_VERSION)), content_type="application/json")
+
+    async def _plan(self, request: web.Request) -> web.Response:
+        asked = m.decode(await request.read(), m.PlanRequest)
+        self.requests.append(asked)
+        if asked.model != self.plan.model:
+            raise errors.UnknownModelError(f"there is no model {asked.model!r}; `edge-agent models` lists them")
+        self.plans[self.plan.id] = self.plan
+        self.on_plan()
+        return web.Response(body=m.encode(self.plan), content_type="application/json")
+
+    async def _segment(self, request: web.Request) -> web.Response:
+        self.segments_served += 1
+        start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        headers = {"Content-Range": f"bytes {start}-{len(self.data) - 1}/{len(self.data)}"} if start else {}
+        return web.Response(body=self.data[start:], status=206 if start else 200, headers=headers)
+
+    async def _probe(self, request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response(body=bytes(int(request.query.get("down", "0"))))
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        return await serve_session(request, self._open)
+
+    async def _open(self, asked: m.Open) -> SmallServer:
+        if asked.plan not in self.plans:
+            raise errors.UnknownPlanError("the server does not know this plan; ask for a new one")
+        return self
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
+    try:
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            raise errors.AuthError("the server refused the token; make one with `edge-server token`")
+        return await handler(request)  # type: ignore[no-any-return]
+    except errors.SplitEdgeError as error:
+        return web.json_response({"error": error.to_wire()}, status=error.http_status)
