@@ -1,0 +1,354 @@
+"""A bundle: a folder with a calibrated model, all that a server needs to plan, to build segments and to run tails.
+
+    bundle.json         `Manifest`: cuts, codes of every tensor, the accuracy grid, hashes of the other files
+    model.onnx          the simplified float model
+    stats.safetensors   ``counts/CUT`` [C, 256]: codes at each offered cut; ``mean/TENSOR`` [C]: mean inputs of layers
+
+It is written whole or not at all, and never changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import onnx
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from calibration import accuracy, cuts, layers, observe
+from calibration.accuracy import CHANNEL, GridPoint, Spot, Tail
+from calibration.graph import Graph, tail_model
+from calibration.importer import session
+from calibration.lower import Calibration, Lowered, lower
+from calibration.observe import Progress, Quantization
+from calibration.samples import Samples
+from edge_agent import errors
+from edge_agent.head import segment as seg
+from edge_agent.head.executor import Head
+from edge_agent.head.preprocess import input_quantization
+from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+FORMAT: Final = 1
+TAIL_RUNS: Final = 9
+
+
+class Listed(msgspec.Struct):
+    """A cut, whether a head reaches it, and, unless it is offered, why not."""
+
+    cut: Cut
+    reachable: bool
+    reason: str
+
+
+class Manifest(msgspec.Struct):
+    format: int
+    name: str
+    metric: str  # top1 where the samples had labels, else agreement
+    labels: list[str]
+    samples: int
+    preprocess: Preprocess
+    cuts: list[Listed]
+    unsupported: list[str]
+    batched: bool
+    quantizations: dict[str, tuple[float, int]]
+    grid: list[GridPoint]
+    tail_ms: dict[int, float]
+    files: dict[str, str]  # SHA-256
+
+
+class TailInput(NamedTuple):
+    """The tail's input, and the axes by which a batch [N, ...] in the stored layout is transposed for it."""
+
+    name: str
+    axes: tuple[int, ...]
+
+
+def _quiet(phase: str, done: int, total: int) -> None:
+    """Progress that nobody sees."""
+
+
+class Bundle:
+    """An open bundle. Methods may be called from several threads."""
+
+    def __init__(self, path: Path, manifest: Manifest, sha256: str) -> None:
+        self.path, self.manifest, self.sha256 = path, manifest, sha256
+        self.name, self.metric, self.labels = manifest.name, manifest.metric, manifest.labels
+        self.samples, self.preprocess, self.grid = manifest.samples, manifest.preprocess, manifest.grid
+        self.cuts: list[Cut] = [listed.cut for listed in manifest.cuts]
+        self.offered: list[int] = [listed.cut.index for listed in manifest.cuts if not listed.reason]
+        self.reasons: list[str] = [listed.reason for listed in manifest.cuts]
+        self.unsupported, self.tail_ms = manifest.unsupported, manifest.tail_ms
+        self._codecs: dict[tuple[int, str, int], Codec] = {}
+        self._lowered: dict[tuple[int, int], Lowered] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """The bundle in ``path``. Raises `errors.ModelError` if a file is missing or damaged."""
+        try:
+            text = (path / "bundle.json").read_bytes()
+            manifest = msgspec.json.decode(text, type=Manifest)
+            for name, wanted in manifest.files.items():
+                if _digest(path / name) != wanted:
+                    raise errors.ModelError(f"{path / name} is damaged; add the model to the server again")
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise errors.ModelError(f"{path} is not a readable bundle; add the model to the server again") from error
+        if manifest.format != FORMAT:
+            raise errors.ModelError(f"{path} has bundle format {manifest.format}, not {FORMAT}; add the model again")
+        return cls(path, manifest, hashlib.sha256(text).hexdigest())
+
+    def info(self) -> ModelInfo:
+        """The bundle as a model listing shows it."""
+        return ModelInfo(
+            self.name, self.sha256, self.metric, self.samples, self.cuts, self.unsupported, self.preprocess
+        )
+
+    def header(self, cut: int, weight_bits: int = 8) -> seg.Header:
+        """The segment's header without its golden hash; computes no weights."""
+        return self._lower(cut, weight_bits).header
+
+    def segment(self, cut: int, weight_bits: int) -> bytes:
+        """The segment file of the head up to ``cut``; always the same bytes. Raises `errors.UsageError` for a cut that no head reaches."""
+        return self._lower(cut, weight_bits).segment()
+
+    def tail(self, cut: int) -> bytes | None:
+        """ONNX model from the cut's tensor (float32, ONNX layout) to the output; the whole model for cut 0, None at the output."""
+        if self.cuts[cut].kind == "output":
+            return None
+        tensor = self.cuts[cut].tensor
+        made: bytes = tail_model(self._model, tensor, self._network.graph.shapes[tensor][1:]).SerializeToString()
+        return made
+
+    def tail_input(self, cut: int) -> TailInput:
+        """How a tensor at ``cut`` is handed to the tail."""
+        axes = (0, 3, 1, 2) if len(self.cuts[cut].shape) == 3 else tuple(range(len(self.cuts[cut].shape) + 1))
+        return TailInput(self.cuts[cut].tensor, axes)
+
+    def codec(self, cut: int, rule: str, bits: int, per_channel: bool = False) -> Codec:
+        """The codec for an offered ``cut``, fitted to what its tensor was at calibration.
+
+        ``rule`` as in `GridPoint`: a clip rule, with a range for each channel if it ends in `CHANNEL` or ``per_channel`` is set.
+        """
+        name = rule.removesuffix(CHANNEL) + (CHANNEL if per_channel or rule.endswith(CHANNEL) else "")
+        key = cut, name, bits
+        if key not in self._codecs:
+            self._codecs[key] = accuracy.fit(self._quantization(cut).values(), self.counts(cut), name, bits)
+        return self._codecs[key]
+
+    def counts(self, cut: int) -> I64:
+        """How often each code occurred in each channel of an offered ``cut`` at calibration: [C, 256]."""
+        if cut not in self.offered:
+            raise errors.UsageError(f"cut {cut} is not offered; choose one of {self.offered}")
+        counts: I64 = self._stats[f"counts/{cut}"]
+        return counts
+
+    def _quantization(self, cut: int) -> Quantization:
+        header = self.header(cut)
+        return Quantization(header.tensors[header.output].scale, header.tensors[header.output].zero_point)
+
+    def _lower(self, cut: int, weight_bits: int) -> Lowered:
+        if not (0 <= cut < len(self.cuts) and self.manifest.cuts[cut].reachable):
+            deepest = max(listed.cut.index for listed in self.manifest.cuts if listed.reachable)
+            raise errors.UsageError(f"no integer head reaches cut {cut}; the deepest is {deepest}")
+        if not 2 <= weight_bits <= 8:
+            raise errors.UsageError(f"weights cannot have {weight_bits} bits; choose 2 to 8")
+        key = cut, weight_bits
+        if key not in self._lowered:
+            self._lowered[key] = lower(
+                self._network, self._calibration, self.cuts[cut].tensor, weight_bits, self.name, self.preprocess
+            )
+        return self._lowered[key]
+
+    @functools.cached_property
+    def _model(self) -> onnx.ModelProto:
+        return onnx.load(self.path / "model.onnx")
+
+    @functools.cached_property
+    def _network(self) -> layers.Network:
+        return layers.build(Graph.of(self._model))
+
+    @functools.cached_property
+    def _stats(self) -> dict[str, NDArray[Any]]:
+        stats: dict[str, NDArray[Any]] = safetensors.numpy.load_file(self.path / "stats.safetensors")
+        return stats
+
+    @functools.cached_property
+    def _calibration(self) -> Calibration:
+        quantizations = {t: Quantization(*q) for t, q in self.manifest.quantizations.items()}
+        means = {k.removeprefix("mean/"): v.astype(np.float32) for k, v in self._stats.items() if k.startswith("mean/")}
+        return Calibration(quantizations, means)
+
+
+# --- making one -------------------------------------------------------------------------------------------------------
+
+
+def create(
+    path: Path,
+    name: str,
+    model: onnx.ModelProto,
+    samples: Samples,
+    labels: Sequence[str] = (),
+    progress: Progress = _quiet,
+) -> Bundle:
+    """Calibrate ``model`` (from `calibration.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
+
+    ``labels`` are class names. ``progress(phase, done, total)`` is called often. Raises `errors.ModelError`, `errors.InputError` (samples that
+    do not fit the model), `errors.StoreError` (the folder cannot be written).
+    """
+    network = layers.build(Graph.of(model))
+    check_shape(network.graph, samples.preprocess)
+    places = cuts.find(network)
+    calibration = calibrate(model, network, samples, progress)
+    measured = _measure(model, network, calibration, places, samples, name, progress)
+    stats: dict[str, NDArray[np.generic]] = {f"mean/{t}": m for t, m in calibration.means.items()}
+    stats |= {f"counts/{cut}": counts for cut, counts in measured.counts.items()}
+    manifest = Manifest(
+        FORMAT, name, "agreement" if samples.classes is None else "top1", list(labels), len(samples), samples.preprocess,
+        [Listed(p.cut, p.reachable, p.reason) for p in places], cuts.unsupported(network), _batched(model),
+        {t: (q.scale, q.zero_point) for t, q in calibration.quantizations.items()}, measured.grid, measured.tail_ms, {},
+    )  # fmt: skip
+    _write(
+        path, manifest, {"model.onnx": model.SerializeToString(), "stats.safetensors": safetensors.numpy.save(stats)}
+    )
+    return Bundle.open(path)
+
+
+def check_shape(graph: Graph, preprocess: Preprocess) -> None:
+    """Raises `errors.InputError` where preprocessing does not yield the model's input."""
+    wanted = graph.stored_shape(graph.input)
+    if preprocess.shape != wanted:
+        raise errors.InputError(
+            f"preprocessing gives {preprocess.shape}, the model takes {wanted} (channels last); make them the same"
+        )
+    if preprocess.kind == "image" and (len(wanted) != 3 or wanted[2] not in (1, 3)):
+        raise errors.InputError(f"the model's input {wanted} is not an image; calibrate it with .npy arrays")
+
+
+def calibrate(
+    model: onnx.ModelProto, network: layers.Network, samples: Samples, progress: Progress = _quiet
+) -> Calibration:
+    """The codes of every tensor that a head yields, and the mean inputs of its layers."""
+    graph, reachable = network.graph, network.reachable()
+    tensors = [graph.input, *(la.out for la in network.layers if la.out in reachable and la.out in graph.shapes)]
+    found = observe.observe(model, graph, tensors, samples, progress)
+    quantizations = {t: observe.quantization(*observe.best_range(s)) for t, s in found.items()}
+    if samples.preprocess.kind == "image":
+        quantizations[graph.input] = Quantization(*input_quantization(samples.preprocess))
+    fed = {la.inputs[0] for la in network.layers if isinstance(la, layers.Conv)}
+    return Calibration(quantizations, {t: s.mean.astype(np.float32) for t, s in found.items() if t in fed})
+
+
+class _Measured(NamedTuple):
+    grid: list[GridPoint]
+    counts: dict[int, I64]
+    tail_ms: dict[int, float]
+
+
+def _measure(
+    model: onnx.ModelProto,
+    network: layers.Network,
+    calibration: Calibration,
+    places: list[cuts.Place],
+    samples: Samples,
+    name: str,
+    progress: Progress,
+) -> _Measured:
+    offered = [p.cut for p in places if p.offered]
+    deepest = offered[-1].tensor
+    tensors = [cut.tensor for cut in offered]
+
+    @functools.cache
+    def heads(bits: int) -> tuple[Head, list[int]]:
+        made = lower(network, calibration, deepest, bits, name, samples.preprocess)
+        return Head(seg.parse(made.segment()), check_golden=False), [made.index[t] for t in tensors]
+
+    head, taps = heads(8)
+    spots = [_spot(model, network, head.header.tensors[t], cut) for cut, t in zip(offered, taps, strict=True)]
+    counts = accuracy.histograms(head, taps, samples, progress)
+    outputs = accuracy.float_outputs(_tail(model), samples)
+    rules = accuracy.choose_rules(spots, counts, head, taps, samples, outputs, progress)
+    by_cut = {spot.index: (spot, c) for spot, c in zip(spots, counts, strict=True)}
+
+    @functools.cache
+    def codecs(cut: int, rule: str, bits: int) -> Codec:
+        spot, count = by_cut[cut]
+        return accuracy.fit(spot.quantization.values(), count, rule, bits)
+
+    grid = accuracy.measure(spots, codecs, rules, heads, samples, accuracy.top1(outputs), progress)
+    times = {cut.index: _tail_ms(model, network.graph, cut) for cut in offered}
+    return _Measured(grid, {spot.index: c for spot, c in zip(spots, counts, strict=True)}, times)
+
+
+def _spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:
+    load: Callable[[], Tail] | None = None
+    if cut.kind != "output":
+        load = functools.partial(_load_tail, model, network.graph, cut)
+    return Spot(cut.index, cut.tensor, Quantization(tensor.scale, tensor.zero_point), math.prod(cut.shape), load)
+
+
+def _load_tail(model: onnx.ModelProto, graph: Graph, cut: Cut) -> Tail:
+    return _tail(tail_model(model, cut.tensor, graph.shapes[cut.tensor][1:]))
+
+
+def _tail(model: onnx.ModelProto, threads: int = 0) -> Tail:
+    made = session(model, threads)
+    entry = made.get_inputs()[0].name
+    return accuracy.tail_of(lambda x: made.run(None, {entry: x})[0], _batched(model))
+
+
+def _batched(model: onnx.ModelProto) -> bool:
+    return bool(Graph.input_of(model).type.tensor_type.shape.dim[0].HasField("dim_param"))
+
+
+def _tail_ms(model: onnx.ModelProto, graph: Graph, cut: Cut) -> float:
+    """Median milliseconds of a tail for one frame, on all cores; 0 at the output."""
+    if cut.kind == "output":
+        return 0.0
+    run, x = _load_tail(model, graph, cut), np.zeros((1, *cut.shape), np.float32)
+    times = []
+    for _ in range(TAIL_RUNS + 2):
+        start = time.perf_counter()
+        run(x)
+        times.append(time.perf_counter() - start)
+    return 1000.0 * median(times[2:])
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
+    """All files into a folder beside ``path``, which then takes its name."""
+    manifest.files = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    if path.exists():
+        raise errors.StoreError(f"{path} exists already; remove it or choose another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".bundle-", dir=path.parent))
+    except OSError as error:
+        raise errors.StoreError(f"{path.parent} cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        for name, data in files.items():
+            (work / name).write_bytes(data)
+        (work / "bundle.json").write_bytes(msgspec.json.encode(manifest))
+        work.chmod(0o755)
+        work.rename(path)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise errors.StoreError(
+            f"the bundle {path} cannot be written ({error.strerror}); make room and try again"
+        ) from error

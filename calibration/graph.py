@@ -1,0 +1,187 @@
+"""A simplified ONNX graph as plain Python values: nodes in order, constants, shapes, who makes and who reads each tensor.
+
+Layout: an ONNX tensor of rank 4 is [1, C, H, W] and is stored [H, W, C] in a head and on the wire; one of rank 3 or 2 is stored as it
+stands, without the batch axis. `stored_shape` and `STORED_AXES` are that rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edge_agent import errors, limits
+
+#: For each ONNX rank, the ONNX axis that each stored axis holds.
+STORED_AXES: dict[int, tuple[int, ...]] = {2: (1,), 3: (1, 2), 4: (2, 3, 1)}
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    op: str
+    name: str
+    inputs: tuple[str, ...]  # with the tensors that a subgraph captures; "" is an absent optional input
+    outputs: tuple[str, ...]
+    attrs: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.op} ({self.name})"
+
+
+@dataclass
+class Graph:
+    """The nodes that depend on the input and that the output depends on; shapes are ONNX shapes with a batch of 1."""
+
+    input: str
+    output: str
+    nodes: list[Node]
+    constants: dict[str, NDArray[Any]]
+    shapes: dict[str, tuple[int, ...]]
+    producer: dict[str, Node]
+    consumers: dict[str, list[Node]]
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> Graph:
+        """The graph of a model with one input and one output; every dimension but the batch must be known at the input."""
+        inferred = onnx.shape_inference.infer_shapes(with_batch(model, 1), data_prop=True).graph
+        constants = {t.name: onnx.numpy_helper.to_array(t) for t in inferred.initializer}
+        constants |= {n.output[0]: _constant(n) for n in inferred.node if n.op_type == "Constant"}
+        name = _inputs(inferred)[0].name
+        nodes = _needed(_dependent(_nodes(inferred), name), inferred.output[0].name)
+        graph = cls(name, inferred.output[0].name, nodes, constants, _shapes(inferred), {}, {})
+        graph.producer = {t: n for n in nodes for t in n.outputs}
+        for node in nodes:
+            for tensor in set(node.inputs):
+                graph.consumers.setdefault(tensor, []).append(node)
+        return graph
+
+    @staticmethod
+    def input_of(model: onnx.ModelProto) -> onnx.ValueInfoProto:
+        """The model's one input that is no weight."""
+        return _inputs(model.graph)[0]
+
+    def stored_shape(self, tensor: str) -> list[int]:
+        """Shape of ``tensor`` in a head: channels last, no batch axis. Raises `KeyError` where it has none."""
+        shape = self.shapes[tensor]
+        return [shape[axis] for axis in STORED_AXES[len(shape)]]
+
+    def storable(self, tensor: str) -> bool:
+        """Whether a head can hold ``tensor``: a batch of 1, rank 2 to 4, known dimensions."""
+        shape = self.shapes.get(tensor, ())
+        return len(shape) in STORED_AXES and shape[0] == 1 and all(0 < d <= limits.MAX_DIM for d in shape)
+
+    def sole_consumer(self, tensor: str) -> Node | None:
+        """The one node that reads ``tensor``, if nothing else needs it."""
+        readers = self.consumers.get(tensor, [])
+        return readers[0] if len(readers) == 1 and tensor != self.output else None
+
+
+def with_batch(model: onnx.ModelProto, batch: int | str) -> onnx.ModelProto:
+    """A copy of ``model`` whose input has ``batch`` as its first dimension, without inferred shapes."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    dimension = _inputs(copy.graph)[0].type.tensor_type.shape.dim[0]
+    dimension.Clear()
+    if isinstance(batch, int):
+        dimension.dim_value = batch
+    else:
+        dimension.dim_param = batch
+    del copy.graph.value_info[:]
+    for out in copy.graph.output:
+        out.type.tensor_type.ClearField("shape")
+    return copy
+
+
+def tail_model(model: onnx.ModelProto, tensor: str, shape: Iterable[int]) -> onnx.ModelProto:
+    """The part of ``model`` from ``tensor`` (ONNX ``shape`` without the batch) to the output."""
+    source = model.graph
+    wanted, nodes = {source.output[0].name}, []
+    for node in reversed(source.node):
+        if (wanted - {tensor}) & set(node.output):
+            nodes.append(node)
+            wanted |= set(_reads(node))
+    batch = _inputs(source)[0].type.tensor_type.shape.dim[0]
+    entry = onnx.helper.make_tensor_value_info(
+        tensor, onnx.TensorProto.FLOAT, [batch.dim_param or batch.dim_value, *shape]
+    )
+    weights = [t for t in source.initializer if t.name in wanted]
+    graph = onnx.helper.make_graph(nodes[::-1], source.name, [entry], list(source.output), weights)
+    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def short(name: str) -> str:
+    """``name``, or its beginning and a hash where it is longer than `limits.MAX_NAME`."""
+    return (
+        name
+        if len(name) <= limits.MAX_NAME
+        else f"{name[: limits.MAX_NAME - 9]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    )
+
+
+def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    weights = {t.name for t in graph.initializer}
+    return [i for i in graph.input if i.name not in weights]
+
+
+def _constant(node: onnx.NodeProto) -> NDArray[Any]:
+    attribute = node.attribute[0]
+    value = onnx.helper.get_attribute_value(attribute)
+    return onnx.numpy_helper.to_array(value) if attribute.name == "value" else np.asarray(value)
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """Names that ``node`` reads, those captured by its subgraphs included."""
+    names = list(node.input)
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            names += [name for inner in graph.node for name in _reads(inner)] + [out.name for out in graph.output]
+    return names
+
+
+def _nodes(graph: onnx.GraphProto) -> list[Node]:
+    found = []
+    for index, node in enumerate(graph.node):
+        attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        label = short(node.name or f"{node.op_type}_{index}")
+        op = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        found.append(Node(op, label, tuple(_reads(node)), tuple(t for t in node.output if t), attrs))
+    return found
+
+
+def _dependent(nodes: list[Node], start: str) -> list[Node]:
+    """The nodes that depend on the tensor ``start``, in topological order (ONNX promises it)."""
+    known, found = {start}, []
+    for node in nodes:
+        if known & set(node.inputs):
+            known |= set(node.outputs)
+            found.append(node)
+    return found
+
+
+def _needed(nodes: list[Node], output: str) -> list[Node]:
+    wanted, found = {output}, []
+    for node in reversed(nodes):
+        if wanted & set(node.outputs):
+            wanted |= set(node.inputs)
+            found.append(node)
+    if not found and nodes:
+        raise errors.ModelError("the model's output does not depend on its input; export the model again")
+    return found[::-1]
+
+
+def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for info in [*graph.input, *graph.value_info, *graph.output]:
+        kind = info.type.tensor_type
+        if (
+            kind.elem_type == onnx.TensorProto.FLOAT
+            and kind.HasField("shape")
+            and all(d.HasField("dim_value") for d in kind.shape.dim)
+        ):
+            shapes[info.name] = tuple(d.dim_value for d in kind.shape.dim)
+    return shapes

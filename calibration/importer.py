@@ -1,0 +1,272 @@
+"""A trained model, wherever it comes from, to a simplified ONNX model with standard operators only."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from calibration.graph import Graph, with_batch
+from edge_agent import errors, limits
+
+#: Symbolic name of the batch axis where a model works on batches.
+BATCH = "batch"
+
+
+def load(source: str, input_shape: Sequence[int] | None = None) -> onnx.ModelProto:
+    """The model in ``source``: an ``.onnx`` file, an exported program ``.pt2``, or ``package.module:callable`` that returns an nn.Module.
+
+    ``input_shape`` is the whole ONNX shape with a batch of 1, such as [1, 3, 224, 224]: a module needs it, an ONNX file only where its
+    dimensions are open. The result has one float input and one output, constants and batch norms folded, standard operators, and a
+    batch axis named `BATCH` where the model computes each sample of a batch alike, else 1. Raises `errors.ModelError`.
+    """
+    model = _read(source, input_shape)
+    _check(model, source)
+    return batched(simplify(_fixed(model, input_shape)))
+
+
+def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` after ONNX Runtime's basic offline optimisation, and every batch norm that is left as a Mul and an Add.
+
+    Where that makes operators that are not standard ONNX, the model stays as it is but for the batch norms.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
+        _session(model, options)
+        simple = onnx.load(options.optimized_model_filepath)
+    if any(node.domain not in ("", "ai.onnx") for node in simple.graph.node):
+        simple = model
+    standard = [o for o in simple.opset_import if o.domain in {node.domain for node in simple.graph.node} | {""}]
+    del simple.opset_import[:]
+    simple.opset_import.extend(standard)
+    _batch_norms_to_affine(simple)
+    return simple
+
+
+def batched(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` with an open batch axis if a batch of two then gives what two batches of one give; else with a batch of 1."""
+    opened = with_batch(model, BATCH)
+    weights = {t.name: t for t in opened.graph.initializer}
+    for node in opened.graph.node:
+        if node.op_type == "Reshape" and node.input[1] in weights:
+            _open_reshape(opened.graph, node, onnx.numpy_helper.to_array(weights[node.input[1]]))
+    return opened if _treats_samples_alike(opened) else with_batch(model, 1)
+
+
+def session_options(threads: int = 0) -> ort.SessionOptions:
+    """Options of every ONNX Runtime session here: quiet; ``threads`` 0 means as many as there are cores."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    # spinning threads take the cores from whatever else runs here between two calls
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def session(model: onnx.ModelProto, threads: int = 0) -> ort.InferenceSession:
+    """An inference session of ``model`` on the CPU. Raises `errors.ModelError`."""
+    return _session(model, session_options(threads))
+
+
+def _session(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common base below Exception
+        raise errors.ModelError(f"ONNX Runtime cannot run the model ({_brief(error)}); export it again") from error
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def _read(source: str, input_shape: Sequence[int] | None) -> onnx.ModelProto:
+    path = Path(source)
+    if path.suffix == ".onnx":
+        return _read_onnx(_existing(path))
+    if path.suffix == ".pt2":
+        return _export(_read_exported(_existing(path)), None)
+    if ":" in source:
+        if input_shape is None:
+            raise errors.ModelError(f"{source} needs an input shape such as 1,3,224,224; give one")
+        return _export(_call(source), input_shape)
+    raise errors.ModelError(f"{source} is not a model: give an .onnx file, a .pt2 file, or package.module:callable")
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise errors.ModelError(f"there is no model file {path}; check the path")
+    if path.stat().st_size > limits.MAX_MODEL_BYTES:
+        raise errors.ModelError(f"{path} is larger than {limits.MAX_MODEL_BYTES} bytes; use a smaller model")
+    return path
+
+
+def _read_onnx(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(path)
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf, checker and file errors have no common base
+        raise errors.ModelError(f"{path} is not a readable ONNX model ({_brief(error)}); export it again") from error
+    return model
+
+
+def _read_exported(path: Path) -> Any:
+    torch = _torch()
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # zip, json and version errors
+        raise errors.ModelError(
+            f"{path} is not a readable exported program ({_brief(error)}); save it with torch.export.save"
+        ) from error
+
+
+def _call(source: str) -> Any:
+    torch = _torch()
+    module_name, _, attribute = source.partition(":")
+    sys.path.insert(0, "")
+    try:
+        made = getattr(importlib.import_module(module_name), attribute)()
+    except Exception as error:  # the user's own code runs here
+        raise errors.ModelError(
+            f"{source} cannot be called ({_brief(error)}); check the module and the callable"
+        ) from error
+    finally:
+        sys.path.remove("")
+    if not isinstance(made, torch.nn.Module):
+        raise errors.ModelError(f"{source} returned a {type(made).__name__}; it must return a torch.nn.Module")
+    return made.eval()
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise errors.ModelError(
+            "a torch model needs PyTorch; install splitedge[torch] or give an .onnx file"
+        ) from error
+    return torch
+
+
+def _export(module: Any, shape: Sequence[int] | None) -> onnx.ModelProto:
+    torch = _torch()
+    example = None if shape is None else (torch.zeros(*shape),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's
+        try:
+            program = torch.onnx.export(module, example, dynamo=True, verbose=False)
+        except Exception as error:  # torch raises what it likes
+            raise errors.ModelError(
+                f"PyTorch cannot export the model to ONNX ({_brief(error)}); export it yourself"
+            ) from error
+    return program.model_proto
+
+
+# --- checks and rewrites --------------------------------------------------------------------------------------------
+
+
+def _check(model: onnx.ModelProto, source: str) -> None:
+    weights = {t.name for t in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in weights]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        counts = f"{len(inputs)} inputs and {len(model.graph.output)} outputs"
+        raise errors.ModelError(f"{source} has {counts}; export it with one of each")
+    kind = inputs[0].type.tensor_type
+    if kind.elem_type != onnx.TensorProto.FLOAT or not 2 <= len(kind.shape.dim) <= 4:
+        raise errors.ModelError(f"the input of {source} is not a float32 tensor of 2 to 4 axes; export it with one")
+
+
+def _fixed(model: onnx.ModelProto, input_shape: Sequence[int] | None) -> onnx.ModelProto:
+    """``model`` with a batch of 1 and every other dimension of its input known."""
+    fixed = with_batch(model, 1)
+    weights = {t.name for t in fixed.graph.initializer}
+    dims = next(i for i in fixed.graph.input if i.name not in weights).type.tensor_type.shape.dim
+    if input_shape is not None:
+        if len(input_shape) != len(dims) or input_shape[0] != 1:
+            raise errors.ModelError(f"the input shape must have {len(dims)} numbers, the first of them 1")
+        for dim, size in zip(dims, input_shape, strict=True):
+            if dim.dim_value not in (0, size):
+                raise errors.ModelError(
+                    f"the model's input is {[d.dim_value for d in dims]}, not {list(input_shape)}; leave the shape out"
+                )
+            dim.dim_value = size
+    if not all(0 < dim.dim_value <= limits.MAX_DIM for dim in dims):
+        raise errors.ModelError(
+            "the model leaves dimensions of its input open; give an input shape such as 1,3,224,224"
+        )
+    return fixed
+
+
+def _batch_norms_to_affine(model: onnx.ModelProto) -> None:
+    graph = model.graph
+    weights = {t.name: t for t in graph.initializer}
+    ranks = _ranks(model)
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "BatchNormalization" or not all(name in weights for name in node.input[1:]):
+            nodes.append(node)
+            continue
+        gamma, beta, mean, var = (
+            onnx.numpy_helper.to_array(weights[name]).astype(np.float64) for name in node.input[1:5]
+        )
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        factor = gamma / np.sqrt(var + epsilon)
+        rank = ranks[node.input[0]]
+        names = [f"{node.output[0]}@{part}" for part in ("factor", "offset", "scaled")]
+        graph.initializer.append(_weight(names[0], _over_channels(factor, rank)))
+        graph.initializer.append(_weight(names[1], _over_channels(beta - mean * factor, rank)))
+        nodes.append(onnx.helper.make_node("Mul", [node.input[0], names[0]], [names[2]], f"{node.name}@mul"))
+        nodes.append(onnx.helper.make_node("Add", [names[2], names[1]], [node.output[0]], node.name))
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _weight(name: str, values: NDArray[np.float64]) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(values.astype(np.float32), name)
+
+
+def _over_channels(values: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
+    return values.reshape(1, -1, *[1] * (rank - 2))
+
+
+def _ranks(model: onnx.ModelProto) -> dict[str, int]:
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return {i.name: len(i.type.tensor_type.shape.dim) for i in [*graph.input, *graph.value_info]}
+
+
+def _open_reshape(graph: onnx.GraphProto, node: onnx.NodeProto, shape: NDArray[np.int64]) -> None:
+    """Let a Reshape to a constant shape of batch 1 take any batch."""
+    if shape.size and shape[0] == 1:
+        opened = shape.copy()
+        opened[0] = 0 if -1 in shape else -1
+        name = f"{node.output[0]}@shape"
+        graph.initializer.append(onnx.numpy_helper.from_array(opened, name))
+        node.input[1] = name
+
+
+def _treats_samples_alike(model: onnx.ModelProto) -> bool:
+    graph = Graph.of(model)
+    x = np.random.default_rng(0).normal(size=(2, *graph.shapes[graph.input][1:])).astype(np.float32)
+    try:
+        run = session(model).run
+        both = run(None, {graph.input: x})[0]
+        each = [run(None, {graph.input: x[i : i + 1]})[0] for i in range(2)]
+    except Exception:  # a batch of two does not fit this graph: ONNX Runtime says so in many ways
+        return False
+    return both.shape[:1] == (2,) and np.allclose(
+        both, np.concatenate(each), rtol=1e-3, atol=1e-4 * (1 + np.abs(both).max())
+    )

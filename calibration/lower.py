@@ -1,0 +1,266 @@
+"""Layers and ranges to a segment: integer weights, multipliers, tables, a place in the arena for every tensor, and a golden answer."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration import arena, layers
+from calibration.graph import short
+from calibration.layers import Clamp, Layer, Network
+from calibration.observe import Quantization
+from calibration.quantize import Weights, quantize
+from edge_agent import errors, limits
+from edge_agent.head import segment as seg
+from edge_agent.head.executor import Head
+from edge_agent.head.verify import hwc, inputs
+from edge_agent.protocol.messages import Preprocess
+from kernels.reference import pack_bits
+
+F32 = NDArray[np.float32]
+
+
+@dataclass
+class Calibration:
+    """What observation gives to lowering: the codes of every tensor, and the mean of each channel of the inputs of convolutions."""
+
+    quantizations: dict[str, Quantization]
+    means: dict[str, F32]
+
+
+@dataclass
+class Lowered:
+    """A segment that is laid out; its constants are computed when asked for. ``index``: the header's tensor for each ONNX tensor."""
+
+    header: seg.Header
+    index: dict[str, int]
+    _constants: _Constants
+
+    def segment(self) -> bytes:
+        """The segment file, golden answer included. The same input gives the same bytes."""
+        blob = self._constants.blob()
+        head = Head(seg.parse(seg.build(self.header, blob)), check_golden=False)
+        codes = seg.golden_input(self.header.golden.seed, math.prod(head.input.shape)).reshape(head.input.shape)
+        self.header.golden.sha256 = hashlib.sha256(head.run(codes).tobytes()).hexdigest()
+        return seg.build(self.header, blob)
+
+
+def lower(
+    network: Network,
+    calibration: Calibration,
+    cut: str,
+    weight_bits: int,
+    model: str = "model",
+    preprocess: Preprocess | None = None,
+) -> Lowered:
+    """The head of ``network`` up to the tensor ``cut`` (reachable) with ``weight_bits`` in 2..8."""
+    graph = network.graph
+    work = _Lowering(network, calibration, weight_bits)
+    source = work.tensor(graph.input, graph.stored_shape(graph.input), calibration.quantizations[graph.input])
+    for layer in network.needed(cut):
+        work.add(layer)
+    output = work.index[cut]
+    layer_name = short(network.made[cut].name if cut in network.made else cut)
+    spec = preprocess or Preprocess("tensor", work.tensors[source].shape)
+    golden = seg.Golden(f"{model}/{layer_name}/{weight_bits}", "0" * 64)
+    size = _place(work.tensors, work.ops, source, output)
+    header = seg.Header(
+        model, layer_name, weight_bits, spec, work.tensors, source, output, work.ops, size, work.constants.size, golden
+    )  # fmt: skip
+    return Lowered(header, work.index, work.constants)
+
+
+class _Constants:
+    """The blob: parts of known size, each at a multiple of `seg.ALIGN`, whose bytes are made at the end."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._parts: list[tuple[int, int, Callable[[], NDArray[np.generic]]]] = []
+
+    def put(self, size: int, make: Callable[[], NDArray[np.generic]]) -> int:
+        offset = self.size
+        self._parts.append((offset, size, make))
+        self.size += -(-size // seg.ALIGN) * seg.ALIGN
+        return offset
+
+    def blob(self) -> bytes:
+        data = np.zeros(self.size, np.uint8)
+        for offset, size, make in self._parts:
+            data[offset : offset + size] = np.ascontiguousarray(make()).reshape(-1).view(np.uint8)
+        return data.tobytes()
+
+
+@dataclass
+class _Lowering:
+    network: Network
+    calibration: Calibration
+    bits: int
+    tensors: list[seg.Tensor] = field(default_factory=list)
+    ops: list[seg.AnyOp] = field(default_factory=list)
+    index: dict[str, int] = field(default_factory=dict)
+    constants: _Constants = field(default_factory=_Constants)
+
+    def tensor(self, name: str, shape: list[int], quantization: Quantization) -> int:
+        self.tensors.append(seg.Tensor(list(shape), quantization.scale, quantization.zero_point, 0))
+        self.index[name] = len(self.tensors) - 1
+        return self.index[name]
+
+    def add(self, layer: Layer) -> None:
+        _LOWER[type(layer)](self, layer)
+
+    def out(self, layer: Layer, shape: list[int] | None = None, like: int | None = None) -> int:
+        """The layer's output tensor: with codes of its own, or those of the tensor ``like``."""
+        codes = self.calibration.quantizations[layer.out] if like is None else self.quantization(like)
+        return self.tensor(layer.out, self.network.graph.stored_shape(layer.out) if shape is None else shape, codes)
+
+    def quantization(self, tensor: int) -> Quantization:
+        return Quantization(self.tensors[tensor].scale, self.tensors[tensor].zero_point)
+
+    def clamp(self, clamp: Clamp, tensor: int) -> tuple[int, int]:
+        """Least and greatest code."""
+        lo, hi = self.quantization(tensor).codes(np.clip(np.array(clamp), -1e30, 1e30))
+        return int(lo), int(hi)
+
+    def viewed(self, name: str, shape: list[int], label: str) -> int:
+        """The tensor ``name`` under another ``shape``: itself where a convolution reads it so anyway."""
+        tensor = self.index[name]
+        if len(self.tensors[tensor].shape) < 4 and list(hwc(self.tensors[tensor].shape)) == shape:
+            return tensor
+        view = self.tensor(f"{name}@{shape}", shape, self.quantization(tensor))
+        self.ops.append(seg.Reshape(label, view, tensor))
+        return view
+
+    def table(self, make: Callable[[], NDArray[np.uint8]]) -> int:
+        return self.constants.put(256, make)
+
+
+def _conv(work: _Lowering, layer: layers.Conv) -> None:
+    name = layer.inputs[0]
+    x = work.index[name] if layer.view is None else work.viewed(name, layer.view, short(layer.name))
+    y = work.out(layer)
+    source, target, bits = work.tensors[x], work.tensors[y], work.bits
+    means = work.calibration.means.get(name)
+    if means is not None and layer.groups == 1:  # a flattened plane repeats its channels
+        means = np.tile(means, layer.weight.shape[3] // len(means))
+
+    @functools.cache
+    def weights() -> Weights:
+        return quantize(layer.weight, layer.bias, bits, source.scale, source.zero_point, means)
+
+    def multipliers() -> F32:
+        return np.float32(source.scale) * weights().scale / np.float32(target.scale)
+
+    outs, put = len(layer.bias), work.constants.put
+    weight = put(-(-layer.weight.size * bits // 8), lambda: pack_bits(weights().codes(bits), bits))
+    bias, multiplier = put(4 * outs, lambda: weights().bias), put(4 * outs, multipliers)
+    lo, hi = work.clamp(layer.clamp, y)
+    kernel = list(layer.weight.shape[1:3])
+    geometry = (kernel, list(layer.stride), list(layer.dilation), list(layer.pad), layer.groups)
+    work.ops.append(seg.Conv(short(layer.name), y, x, bits, weight, bias, multiplier, *geometry, lo, hi))
+
+
+def _binary(work: _Lowering, layer: layers.Binary) -> None:
+    a, b = (work.index[t] for t in layer.inputs)
+    y = work.out(layer)
+    scale_a, scale_b, scale_y = (np.float32(work.tensors[t].scale) for t in (a, b, y))
+    lo, hi = work.clamp(layer.clamp, y)
+    if layer.kind == "add":
+        work.ops.append(seg.Add(short(layer.name), y, a, b, float(scale_a / scale_y), float(scale_b / scale_y), lo, hi))
+    else:
+        work.ops.append(seg.Mul(short(layer.name), y, a, b, float(scale_a * scale_b / scale_y), lo, hi))
+
+
+def _unary(work: _Lowering, layer: layers.Unary) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.out(layer)
+    before, after = work.quantization(x), work.quantization(y)
+    table = work.table(lambda: after.codes(np.nan_to_num(layer.function(before.values()))))
+    work.ops.append(seg.Lut(short(layer.name), y, x, table))
+
+
+def _pool(work: _Lowering, layer: layers.Pool) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.out(layer, like=x if layer.kind == "max" else None)
+    ratio = np.float32(work.tensors[x].scale) / np.float32(work.tensors[y].scale)
+    lo, hi = work.clamp(layer.clamp, y)
+    window = (list(layer.kernel), list(layer.stride), list(layer.pad), layer.count_pad)
+    work.ops.append(seg.Pool(short(layer.name), y, x, layer.kind, *window, float(ratio), lo, hi))
+
+
+def _concat(work: _Lowering, layer: layers.Concat) -> None:
+    parts = [work.index[t] for t in layer.inputs]
+    y = work.out(layer)
+    after = work.quantization(y)
+    tables = []
+    for part in parts:
+        before = work.quantization(part)
+        same = before == after
+        tables.append(-1 if same else work.table(lambda before=before: after.codes(before.values())))  # type: ignore[misc]
+    work.ops.append(seg.Concat(short(layer.name), y, parts, tables))
+
+
+def _transpose(work: _Lowering, layer: layers.Transpose) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.out(layer, [work.tensors[x].shape[axis] for axis in layer.perm], like=x)
+    work.ops.append(seg.Transpose(short(layer.name), y, x, layer.perm))
+
+
+def _reshape(work: _Lowering, layer: layers.Reshape) -> None:
+    x = work.index[layer.inputs[0]]
+    work.ops.append(seg.Reshape(short(layer.name), work.out(layer, layer.shape, like=x), x))
+
+
+def _pad(work: _Lowering, layer: layers.Pad) -> None:
+    x = work.index[layer.inputs[0]]
+    work.ops.append(seg.Pad(short(layer.name), work.out(layer, like=x), x, list(layer.pad), work.tensors[x].zero_point))
+
+
+def _softmax(work: _Lowering, layer: layers.Softmax) -> None:
+    x = work.index[layer.inputs[0]]
+    work.ops.append(seg.Softmax(short(layer.name), work.out(layer), x, 0, 255))
+
+
+_LOWER: dict[type, Callable[..., None]] = {
+    layers.Conv: _conv,
+    layers.Binary: _binary,
+    layers.Unary: _unary,
+    layers.Pool: _pool,
+    layers.Concat: _concat,
+    layers.Transpose: _transpose,
+    layers.Reshape: _reshape,
+    layers.Pad: _pad,
+    layers.Softmax: _softmax,
+}
+
+
+# --- the arena --------------------------------------------------------------------------------------------------------
+
+
+def _place(tensors: list[seg.Tensor], ops: list[seg.AnyOp], source: int, output: int) -> int:
+    """Give every tensor its offset; returns the arena's bytes. A reshaped tensor lies where the tensor lies that it reshapes."""
+    owner = list(range(len(tensors)))
+    first, last = {source: -1}, {source: -1}
+    for step, op in enumerate(ops):
+        if isinstance(op, seg.Reshape):
+            owner[op.out] = owner[op.x]
+        for t in (*inputs(op), op.out):
+            first.setdefault(owner[t], step)
+            last[owner[t]] = step
+    last[owner[output]] = len(ops)
+    blocks = sorted(first)
+    extents = [arena.Extent(math.prod(tensors[b].shape), first[b], last[b]) for b in blocks]
+    offsets, size = arena.plan(extents)
+    places = dict(zip(blocks, offsets, strict=True))
+    for t, tensor in enumerate(tensors):
+        tensor.offset = places[owner[t]]
+    if size > limits.MAX_ARENA_BYTES:
+        raise errors.ModelError(
+            f"a head of this model needs {size} bytes of activations, over the limit; use a smaller input"
+        )
+    return size

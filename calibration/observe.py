@@ -1,0 +1,175 @@
+"""What values a network's tensors take: calibration samples through ONNX Runtime, and from their histograms the ranges of uint8 codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration.graph import Graph, with_batch
+from calibration.importer import session
+from edge_agent import errors
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+BINS: Final = 2048
+#: Values of one tensor of one sample that enter its histogram; least, greatest and mean look at all of them.
+HISTOGRAM_VALUES: Final = 16_384
+#: Bytes of activations that one run of ONNX Runtime may hand back.
+RUN_BYTES: Final = 256 << 20
+
+Progress = Callable[[str, int, int], None]  # phase, done, total
+
+
+@dataclass
+class Statistics:
+    """Of one tensor over all samples: least and greatest value, histogram of ``BINS`` bins between them, mean of each channel."""
+
+    lo: float
+    hi: float
+    counts: NDArray[np.int64]
+    mean: F64
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """value = scale * (code - zero_point); ``scale`` is an exact float32."""
+
+    scale: float
+    zero_point: int
+
+    def codes(self, values: F64) -> NDArray[np.uint8]:
+        """The nearest codes."""
+        codes: NDArray[np.uint8] = np.clip(np.rint(values / self.scale) + self.zero_point, 0, 255).astype(np.uint8)
+        return codes
+
+    def values(self) -> F64:
+        """The value of each code 0..255."""
+        return self.scale * (np.arange(256.0) - self.zero_point)
+
+
+def observe(
+    model: onnx.ModelProto, graph: Graph, tensors: Sequence[str], samples: Sequence[F32], progress: Progress
+) -> dict[str, Statistics]:
+    """`Statistics` of ``tensors`` over ``samples`` (float32, stored layout).
+
+    Two passes, one sample at a time. Raises `errors.ModelError` where a tensor is not finite.
+    """
+    found: dict[str, Statistics] = {}
+    groups = list(_groups(graph, tensors))
+    total = 2 * len(groups) * len(samples)
+    for index, group in enumerate(groups):
+        tap = Tap(model, graph, group)
+        for i, values in enumerate(tap.over(samples)):
+            _widen(found, values, graph, i)
+            progress("observe", 2 * index * len(samples) + i + 1, total)
+        for i, values in enumerate(tap.over(samples)):
+            for name, value in values.items():
+                _count(found[name], value)
+            progress("observe", (2 * index + 1) * len(samples) + i + 1, total)
+    for statistics in found.values():
+        statistics.mean /= len(samples)
+    return found
+
+
+class Tap:
+    """The float model with some of its tensors as outputs."""
+
+    def __init__(self, model: onnx.ModelProto, graph: Graph, tensors: Sequence[str]) -> None:
+        opened = with_batch(model, 1)
+        infos = [onnx.helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, None) for t in tensors]
+        del opened.graph.output[:]
+        opened.graph.output.extend(infos)
+        self._session, self._tensors, self._input = session(opened), list(tensors), graph.input
+
+    def over(self, samples: Iterable[F32]) -> Iterator[dict[str, F32]]:
+        """The tensors, ONNX layout, for each sample (stored layout)."""
+        for sample in samples:
+            yield dict(
+                zip(self._tensors, self._session.run(self._tensors, {self._input: to_onnx(sample[None])}), strict=True)
+            )
+
+
+def to_onnx(x: F32) -> F32:
+    """A batch in the stored layout [N, H, W, C] to the ONNX layout [N, C, H, W]; other ranks are the same in both."""
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x
+
+
+def best_range(statistics: Statistics) -> tuple[float, float]:
+    """The range [lo, hi], zero within, whose 256 uniform codes have the least squared error over the histogram.
+
+    Error of a range: what is clipped, exactly over the bins, and step^2 / 12 for the rest but zero, which has a code of its own. The
+    whole range stays where cutting it gains less than a tenth: outliers matter more than their number.
+    """
+    lo, hi = min(statistics.lo, 0.0), max(statistics.hi, 0.0)
+    width = (statistics.hi - statistics.lo) / BINS
+    centres = statistics.lo + (np.arange(BINS) + 0.5) * width
+    counts = np.where((centres - width / 2 <= 0) & (centres + width / 2 > 0), 0, statistics.counts).astype(np.float64)
+    shares = np.linspace(0.2, 1.0, 81)
+    lows: F64 = lo * shares
+    highs: F64 = hi * shares
+    error: F64 = _clipped(-centres[::-1], counts[::-1], -lows)[:, None] + _clipped(centres, counts, highs)[None, :]
+    error += counts.sum() * (highs[None, :] - lows[:, None]) ** 2 / 255**2 / 12
+    if error.min() > 0.9 * error[-1, -1]:
+        return lo, hi
+    row, column = np.unravel_index(int(error.argmin()), error.shape)
+    return float(lows[row]), float(highs[column])
+
+
+def quantization(lo: float, hi: float) -> Quantization:
+    """uint8 codes for [lo, hi], which is widened to hold zero."""
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = float(np.float32((hi - lo) / 255)) or 1.0
+    return Quantization(scale, int(np.clip(np.rint(-lo / scale), 0, 255)))
+
+
+def _clipped(centres: F64, counts: F64, highs: F64) -> F64:
+    """Squared error of clipping at each of ``highs``: sum of counts * (centre - high)^2 over the centres above."""
+    above = [np.concatenate([np.cumsum((counts * centres**k)[::-1])[::-1], [0.0]]) for k in range(3)]
+    at = np.searchsorted(centres, highs, side="right")
+    error: F64 = above[2][at] - 2 * highs * above[1][at] + highs**2 * above[0][at]
+    return np.maximum(error, 0.0)
+
+
+def _groups(graph: Graph, tensors: Sequence[str]) -> Iterator[list[str]]:
+    """``tensors`` in groups that fit in `RUN_BYTES`."""
+    group: list[str] = []
+    room = RUN_BYTES
+    for tensor in tensors:
+        size = 4 * math.prod(graph.shapes[tensor])
+        if group and size > room:
+            yield group
+            group, room = [], RUN_BYTES
+        group.append(tensor)
+        room -= size
+    if group:
+        yield group
+
+
+def _widen(found: dict[str, Statistics], values: dict[str, F32], graph: Graph, sample: int) -> None:
+    for name, value in values.items():
+        lo, hi = float(value.min()), float(value.max())
+        if not (math.isfinite(lo) and math.isfinite(hi)):
+            where = graph.producer.get(name, name)
+            raise errors.ModelError(
+                f"sample {sample} gives NaN or infinity after {where}; check the model and the preprocessing"
+            )
+        mean = value.mean(axis=(0, 2, 3) if value.ndim == 4 else tuple(range(value.ndim - 1)), dtype=np.float64)
+        if name not in found:
+            found[name] = Statistics(lo, hi, np.zeros(BINS, np.int64), np.zeros(mean.shape))
+        known = found[name]
+        known.lo, known.hi = min(known.lo, lo), max(known.hi, hi)
+        known.mean += mean
+
+
+def _count(statistics: Statistics, value: F32) -> None:
+    flat = value.reshape(-1)
+    step = -(-flat.size // HISTOGRAM_VALUES) | 1  # odd: even steps would keep to some columns of a plane
+    top = max(statistics.hi, np.nextafter(np.float32(statistics.lo), np.float32(np.inf)))
+    statistics.counts += np.histogram(flat[::step], BINS, (statistics.lo, float(top)))[0]

@@ -1,0 +1,101 @@
+"""Weights of a layer as integers of 2 to 8 bits with a scale for each output channel, and the bias that goes with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent import errors
+
+F32 = NDArray[np.float32]
+S8 = NDArray[np.int8]
+
+#: A bias may take a quarter of the 32-bit range: the products and the zero point's share need the rest.
+BIAS_LIMIT: Final = 2.0**29
+#: Shares of the channel's greatest weight that are tried as the greatest integer weight.
+SHARES: Final = {8: np.linspace(0.85, 1.0, 6), 7: np.linspace(0.75, 1.0, 8), 6: np.linspace(0.6, 1.0, 12)}
+FEW_BITS_SHARES: Final = np.linspace(0.2, 1.0, 28)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Integer ``weight`` [OC, KH, KW, C / groups], ``scale`` [OC] float32, ``bias`` [OC] int32 with the zero point's share."""
+
+    weight: S8
+    scale: F32
+    bias: NDArray[np.int32]
+
+    def codes(self, bits: int) -> NDArray[np.uint8]:
+        """The codes that are packed (docs/architecture.md)."""
+        w = self.weight.astype(np.int16)
+        return ((w + 3) // 2 if bits == 2 else w + top_level(bits)).astype(np.uint8)
+
+
+def top_level(bits: int) -> int:
+    """The greatest integer weight."""
+    return 3 if bits == 2 else 2 ** (bits - 1) - 1
+
+
+def quantize(weight: F32, bias: F32, bits: int, scale_x: float, zero_x: int, mean_x: F32 | None = None) -> Weights:
+    """A convolution's weights [OC, KH, KW, C / groups] and bias [OC] for an input of ``scale_x`` and ``zero_x``.
+
+    ``mean_x`` [C]: the mean input of each channel; if given, the mean error that rounding the weights makes is taken out of the bias
+    (padding at the border is neglected). Raises `errors.ModelError` for a layer whose sums cannot be held in 32 bits.
+    """
+    outs = len(weight)
+    least = np.abs(bias.astype(np.float64)) / (scale_x * BIAS_LIMIT)
+    levels, scale = _search(weight.reshape(outs, -1), bits, least.astype(np.float32))
+    levels_4d = levels.reshape(weight.shape)
+    wanted = bias.astype(np.float64)
+    if mean_x is not None:
+        wanted = wanted + _mean_error(weight, levels_4d, scale, mean_x)
+    sums = levels.astype(np.int64).sum(axis=1)
+    codes = np.rint(wanted / (np.float64(scale_x) * scale)).astype(np.int64) - zero_x * sums
+    if (255 * np.abs(levels.astype(np.int64)).sum(axis=1) + np.abs(codes) >= 1 << 31).any():
+        raise errors.ModelError(
+            f"a layer sums {levels.shape[1]} products, more than 32 bits hold; use fewer weight bits or a smaller layer"
+        )
+    return Weights(levels_4d, scale, codes.astype(np.int32))
+
+
+def _search(weight: F32, bits: int, least: F32) -> tuple[S8, F32]:
+    """Levels and scale of each row of ``weight`` [OC, K] with the least squared error; no scale is below ``least`` [OC].
+
+    For given levels q the best scale is <w, q> / <q, q> and leaves |w|^2 - <w, q>^2 / <q, q>.
+    """
+    top = top_level(bits)
+    peak = np.maximum(np.abs(weight).max(axis=1), np.float32(1e-30))
+    best_gain = np.full(len(weight), -1.0, np.float32)
+    best = np.zeros(len(weight), np.float32)
+    for share in SHARES.get(bits, FEW_BITS_SHARES):
+        levels = _levels(weight, peak * np.float32(share / top), bits)
+        along = np.einsum("ij,ij->i", weight, levels)
+        square = np.maximum(np.einsum("ij,ij->i", levels, levels), np.float32(1e-30))
+        gain = along / square * along
+        best = np.where(gain > best_gain, along / square, best)
+        best_gain = np.maximum(gain, best_gain)
+    scale = np.maximum(np.maximum(best, least), np.float32(1e-20)).astype(np.float32)
+    return _levels(weight, scale, bits).astype(np.int8), scale
+
+
+def _levels(weight: F32, scale: F32, bits: int) -> F32:
+    """The integer weight nearest to weight / scale, as float32."""
+    top = np.float32(top_level(bits))
+    x = weight / scale[:, None]
+    if bits == 2:
+        x = 2 * np.floor(x / 2) + 1
+    levels: F32 = np.clip(np.rint(x), -top, top)
+    return levels
+
+
+def _mean_error(weight: F32, levels: S8, scale: F32, mean_x: F32) -> NDArray[np.float64]:
+    """Mean of sum (w - scale * level) * x for each output channel."""
+    error = (weight.astype(np.float64) - levels * scale.astype(np.float64)[:, None, None, None]).sum(axis=(1, 2))
+    outs, width = error.shape
+    groups = len(mean_x) // width
+    means = np.repeat(mean_x.astype(np.float64).reshape(groups, width), outs // groups, axis=0)
+    total: NDArray[np.float64] = (error * means).sum(axis=1)
+    return total
