@@ -78,14 +78,11 @@ def _power(power: schema.Power) -> Power:
 def _segment_bytes(
     catalog: Catalog, bundle: Bundle, headers: dict[int, Header], held: set[str]
 ) -> dict[tuple[int, int], int]:
-    """Bytes to fetch for each (cut, weight bits): exact where the segment was built before, else estimated; 0 where it is held."""
+    """Bytes to fetch for each (cut, weight bits): 0 where the agent holds it, else estimated, so that a plan depends on no past one."""
     known = catalog.store.known_segments(bundle.sha256)
-    sizes = {}
-    for cut, bits in {(point.cut, point.weight_bits) for point in bundle.grid if point.cut in headers}:
-        ref = known.get((cut, bits))
-        size = ref.size if ref is not None else _estimated_bytes(headers[cut], bits)
-        sizes[cut, bits] = 0 if ref is not None and ref.sha256 in held else size
-    return sizes
+    ours = {key for key, ref in known.items() if ref.sha256 in held}
+    wanted = {(point.cut, point.weight_bits) for point in bundle.grid if point.cut in headers}
+    return {key: 0 if key in ours else _estimated_bytes(headers[key[0]], key[1]) for key in wanted}
 
 
 def _estimated_bytes(header: Header, bits: int) -> int:

@@ -113,21 +113,33 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _show(bundle: bundles.Bundle) -> None:
-    drops = {(p.cut, p.weight_bits, p.activation_bits): p.drop for p in bundle.grid}
     table = Table(title=f"{bundle.name}: where it may be cut", title_justify="left", title_style="")
-    for heading in ("cut", "after", "tensor", "kB as float", "drop at 8/8 bits", "at 8/4 bits", "offered"):
-        table.add_column(heading, justify="right" if heading in ("cut", "kB as float") else "left", overflow="fold")
-    for cut, reason in zip(bundle.cuts, bundle.reasons, strict=True):
-        measured = (drops.get((cut.index, 8, 8)), drops.get((cut.index, 8, 4)))
-        shown = ["" if drop is None else f"{drop:.2f}" for drop in measured]
-        size = f"{math.prod(cut.shape) * 4 / 1000:.1f}" if cut.shape else "?"
-        shape = "x".join(map(str, cut.shape))
-        table.add_row(
-            str(cut.index), escape(cut.layer), shape, size, *shown, escape(f"no: {reason}" if reason else "yes")
+    for heading in ("cut", "after", "tensor", "float kB", "drop 8/8", "drop 8/4", "offered"):
+        table.add_column(
+            heading, justify="left" if heading in ("after", "tensor", "offered") else "right", overflow="fold"
         )
+    for cut, reason in zip(bundle.cuts, bundle.reasons, strict=True):
+        size = f"{math.prod(cut.shape) * 4 / 1000:.2f}" if cut.shape else "?"
+        drops = (_drop(bundle, cut.index, 8, bits) for bits in (8, 4))
+        row = (
+            str(cut.index),
+            cut.layer,
+            "x".join(map(str, cut.shape)),
+            size,
+            *drops,
+            f"no: {reason}" if reason else "yes",
+        )
+        table.add_row(*map(escape, row))
     console = Console(highlight=False)
     console.print(table)
     if bundle.unsupported:
-        console.print("not in the integer head: " + ", ".join(bundle.unsupported), markup=False, highlight=False)
+        console.print("not in the integer head: " + ", ".join(bundle.unsupported), markup=False)
     count = f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered"
-    console.print(f"{count}; drops in points of {bundle.metric} over {bundle.samples} samples", markup=False)
+    what = f"drop: points of {bundle.metric} lost over {bundle.samples} samples at weight/activation bits"
+    console.print(f"{count}; {what}", markup=False)
+
+
+def _drop(bundle: bundles.Bundle, cut: int, weight_bits: int, activation_bits: int) -> str:
+    wanted = (cut, weight_bits, activation_bits)
+    drops = [p.drop for p in bundle.grid if (p.cut, p.weight_bits, p.activation_bits) == wanted]
+    return f"{min(drops):.2f}" if drops else ""

@@ -1,0 +1,206 @@
+"""`edge-server add` and its neighbours: what they make, and the one sentence that bad input gets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibration.bundle import Bundle
+from edge_agent import errors
+from edge_server import preprocessing
+from edge_server.commands.add import add
+from edge_server.commands.models import models, remove
+from edge_server.store import Store
+from tests.edge_server.small_network import request_of, save_network
+
+
+def run(*options: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edge_server", *map(str, options)],
+        capture_output=True, text=True, timeout=120, check=False, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def sentence(done: subprocess.CompletedProcess[str], status: int) -> str:
+    """The one sentence of a command that failed with ``status``."""
+    assert done.returncode == status, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("edge-server: ")
+    return line
+
+
+@pytest.mark.slow
+def test_add_lists_the_cuts_and_models_the_model(network: Path, tmp_path: Path) -> None:
+    done = run(
+        "add", network, "--arrays", network.parent / "x.npy", "--name", "net", "--store", tmp_path, COLUMNS="150"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "net: where it may be cut" in done.stdout
+    assert "5 of 5 cuts are offered" in done.stdout
+    listed = run("models", "--store", tmp_path, COLUMNS="150")
+    assert "16x16x3" in listed.stdout
+
+
+@pytest.mark.slow
+def test_an_unsupported_operator_is_named_and_limits_the_cuts(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_network(tmp_path / "norm.onnx", last="LpNormalization")
+    add(tmp_path / "s", request_of(tmp_path / "norm.onnx", arrays=network.parent / "x.npy"))
+    with Store(tmp_path / "s") as store:
+        bundle = Bundle.open(store.bundle_path("norm"))
+    assert bundle.unsupported == ["LpNormalization (body_last)"]
+    assert [bundle.cuts[i].layer for i in bundle.offered][:2] == ["x", "stem"]
+    assert "fc" not in [bundle.cuts[i].layer for i in bundle.offered]
+    assert "not in the integer head: LpNormalization (body_last)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_adding_again_replaces_the_model_and_its_segments(network: Path, tmp_path: Path) -> None:
+    add(tmp_path, request_of(network, name="net"))
+    with Store(tmp_path) as store:
+        former = Bundle.open(store.bundle_path("net"))
+        ref = store.put_segment(b"old", former.sha256, 1, 8)
+        add(tmp_path, request_of(network, name="net", most=9))
+        assert Bundle.open(store.bundle_path("net")).samples == 9
+        assert store.segment_path(ref.sha256) is None
+
+
+def test_removed_is_gone(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    remove(store.folder, "tiny")
+    models(store.folder)
+    assert "there is no model yet" in capsys.readouterr().out
+    with pytest.raises(errors.UnknownModelError, match="no model named 'tiny'"):
+        remove(store.folder, "tiny")
+
+
+def test_a_damaged_model_can_be_removed(store: Store) -> None:
+    (store.bundles / "tiny" / "bundle.json").write_text("x")
+    remove(store.folder, "tiny")
+    assert store.bundle_names() == []
+
+
+def test_images_are_preprocessed_as_told(tmp_path: Path) -> None:
+    save_network(tmp_path / "net.onnx")
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(1)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / "photos" / f"{i}_{i % 2}.png")
+    (tmp_path / "names.txt").write_text("\n".join(f"class {i}" for i in range(10)))
+    options = {"mean": [127.0], "std": [128.0], "resize": 18, "fit": None}
+    add(
+        tmp_path / "s",
+        request_of(
+            tmp_path / "net.onnx", arrays=None, images=tmp_path / "photos", labels=r"_(\d)\.png$",
+            class_names=tmp_path / "names.txt", options=options,
+        ),
+    )  # fmt: skip
+    with Store(tmp_path / "s") as store:
+        bundle = Bundle.open(store.bundle_path("net"))
+    assert (bundle.metric, bundle.samples, bundle.labels[3]) == ("top1", 4, "class 3")
+    assert bundle.preprocess.shape == [16, 16, 3]
+    assert (bundle.preprocess.mean, bundle.preprocess.std, bundle.preprocess.resize) == ([127.0], [128.0], 18)
+
+
+# --- bad input
+
+
+def test_no_such_model_file(network: Path, tmp_path: Path) -> None:
+    done = run("add", tmp_path / "no.onnx", "--arrays", network.parent, "--store", tmp_path / "s")
+    assert "no model file" in sentence(done, 5)
+
+
+def test_a_corrupt_onnx_file(network: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(network.read_bytes()[:500])
+    done = run("add", tmp_path / "bad.onnx", "--arrays", network.parent / "x.npy", "--store", tmp_path / "s")
+    assert "not a readable ONNX model" in sentence(done, 5)
+    assert list((tmp_path / "s" / "bundles").iterdir()) == []
+
+
+def test_no_samples(network: Path, tmp_path: Path) -> None:
+    assert "give calibration samples" in sentence(run("add", network, "--store", tmp_path), 2)
+
+
+def test_a_wrong_path_to_samples(network: Path, tmp_path: Path) -> None:
+    with pytest.raises(errors.UsageError, match="check the path"):
+        add(tmp_path, request_of(network, arrays=tmp_path / "nowhere"))
+
+
+def test_samples_of_the_wrong_shape(network: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 8, 8, 3), np.float32))
+    with pytest.raises(errors.InputError, match=r"\[8, 8, 3\]"):
+        add(tmp_path / "s", request_of(network, arrays=tmp_path / "x.npy"))
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,3,x", "1,,3", "0,3,4,4", "9999999,1"])
+def test_an_input_shape_that_is_none(network: Path, tmp_path: Path, text: str) -> None:
+    with pytest.raises(errors.UsageError, match="is not a shape"):
+        add(tmp_path, request_of(network, input_shape=text))
+
+
+def test_a_store_that_cannot_be_written(network: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("add", network, "--arrays", network.parent / "x.npy", "--store", tmp_path / "file")
+    assert "is not a folder" in sentence(done, 12)
+
+
+def test_removing_what_is_not_there(tmp_path: Path) -> None:
+    assert "no model named 'x'" in sentence(run("remove", "x", "--store", tmp_path), 11)
+
+
+def test_a_missing_extra_is_named_with_its_cure(tmp_path: Path) -> None:
+    (tmp_path / "onnx.py").write_text("raise ModuleNotFoundError(\"No module named 'onnx'\", name='onnx')")
+    done = run("models", "--store", tmp_path / "s", PYTHONPATH=str(tmp_path))
+    assert "pip install 'splitedge[server]'" in sentence(done, 4)
+
+
+def test_a_defect_is_one_sentence_unless_asked_for_more(tmp_path: Path) -> None:
+    (tmp_path / "onnx.py").write_text("raise RuntimeError('broken')")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    assert "internal error: RuntimeError: broken" in sentence(
+        run("models", "--store", tmp_path / "s", **environment), 70
+    )
+    assert "Traceback" in run("models", "--store", tmp_path / "s", **environment, SPLITEDGE_DEBUG="1").stderr
+
+
+# --- preprocessing
+
+
+@pytest.mark.parametrize(("name", "text"), [("p.json", '{"mean": [1, 2, 3], "fit": "stretch"}'), ("p.toml", 'mean = [1, 2, 3]\nfit = "stretch"')])  # fmt: skip
+def test_a_specification_is_json_or_toml_and_options_win(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    spec = preprocessing.read(tmp_path / name, {"fit": "crop", "resize": None})
+    assert (spec.mean, spec.fit, spec.resize) == ([1.0, 2.0, 3.0], "crop", None)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"meen": [1]}', '{"mean": "1"}', "\xff"])
+def test_a_specification_that_is_none_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.json").write_text(text, encoding="latin-1")
+    with pytest.raises(errors.ConfigError, match=r"p\.json"):
+        preprocessing.read(tmp_path / "p.json", {})
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"std": [0.229, 0.224, 0.225]}, "multiply mean and std by 255"),
+        ({"std": [0.0]}, "multiply"),
+        ({"mean": [1.0, 2.0]}, "one for each of 3 channels"),
+        ({"mean": [float("nan")]}, "one for each"),
+        ({"resize": 100}, "at least 224"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(options: dict[str, object], complaint: str) -> None:
+    with pytest.raises(errors.ConfigError, match=complaint):
+        preprocessing.of_images(preprocessing.read(None, options), [224, 224, 3])
+
+
+def test_a_vector_is_no_image() -> None:
+    with pytest.raises(errors.UsageError, match="--arrays"):
+        preprocessing.of_images(preprocessing.Spec(), [784])

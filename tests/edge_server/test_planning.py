@@ -1,0 +1,137 @@
+"""Plans from a real bundle."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge_agent import codec, errors, limits
+from edge_agent.head import executor, segment
+from edge_agent.protocol.messages import Demand, LinkEstimate, Plan, PlanRequest, Weights
+from edge_server import planning
+from edge_server.catalog import Catalog
+from edge_server.store import Store
+
+NEAR = LinkEstimate(rtt_ms=0.0, uplink_mbps=10_000.0, downlink_mbps=10_000.0)
+FAR = LinkEstimate(rtt_ms=80.0, uplink_mbps=1.0, downlink_mbps=1.0)
+
+
+def ask(store: Store, profile: dict[str, Any], link: LinkEstimate = NEAR, **fields: Any) -> Plan:
+    held = fields.pop("held", [])
+    demand = Demand(**{"max_drop_points": 100.0} | fields)
+    return planning.make_plan(Catalog(store), PlanRequest("tiny", profile, link, demand, held))
+
+
+@pytest.mark.parametrize(("keep", "mode", "layer"), [("nothing", "server", "x"), ("input", "split", "stem"), ("body", "split", "body"), ("fc", "device", "fc")])  # fmt: skip
+def test_a_slow_board_keeps_no_more_than_it_must(
+    store: Store, profile: dict[str, Any], keep: str, mode: str, layer: str
+) -> None:
+    plan = ask(store, profile, keep=keep)
+    assert (plan.mode, plan.cut.layer) == (mode, layer)
+
+
+def test_far_from_the_server_the_board_does_it_all(store: Store, profile: dict[str, Any]) -> None:
+    plan = ask(store, profile, FAR)
+    assert (plan.mode, plan.ladder, plan.prediction.payload_bytes) == ("device", [], 0)
+
+
+def test_the_segment_of_a_plan_is_in_the_store_and_runs(store: Store, profile: dict[str, Any]) -> None:
+    plan = ask(store, profile, keep="input")
+    path = store.segment_path(plan.segment.sha256)
+    assert path is not None
+    data = path.read_bytes()
+    assert (segment.digest(data), len(data)) == (plan.segment.sha256, plan.segment.size)
+    header = executor.load(data).header
+    assert header.tensors[header.output].shape == plan.cut.shape
+    assert header.tensors[header.input].shape == plan.preprocess.shape
+
+
+def test_the_ladder_is_codecs_of_the_cut(store: Store, profile: dict[str, Any]) -> None:
+    plan = ask(store, profile, keep="input")
+    assert [c.bits for c in plan.ladder] == [8, 6, 4, 3, 2]
+    for rung in plan.ladder:
+        codec.validate(rung)
+    chosen = plan.ladder[plan.codec]
+    assert plan.prediction.payload_bytes == 40 + codec.payload_bytes(8 * 8 * 8, chosen.bits)
+
+
+def test_a_plan_survives_the_wire_and_the_store(store: Store, profile: dict[str, Any]) -> None:
+    plan = ask(store, profile, keep="input")
+    assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
+    assert store.plan(plan.id) == plan
+    assert 0 < plan.expires_unix - time.time() <= limits.PLAN_LIFETIME
+
+
+def test_a_held_segment_is_not_counted(store: Store, profile: dict[str, Any]) -> None:
+    fresh = ask(store, profile, keep="input")
+    held = ask(store, profile, keep="input", held=[fresh.segment.sha256])
+    assert fresh.prediction.segment_bytes == fresh.segment.size > 0
+    assert (held.segment, held.prediction.segment_bytes) == (fresh.segment, 0)
+
+
+def test_a_segment_is_built_once(store: Store, profile: dict[str, Any]) -> None:
+    first = ask(store, profile, keep="input")
+    path = store.segment_path(first.segment.sha256)
+    assert path is not None
+    before = path.stat()
+    assert ask(store, profile, keep="input").segment == first.segment
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_segment_sizes_are_foreseen(store: Store) -> None:
+    bundle = Catalog(store).bundle("tiny")
+    for cut in bundle.offered:
+        for bits in (8, 4):
+            foreseen = planning._estimated_bytes(bundle.header(cut), bits)
+            assert abs(len(bundle.segment(cut, bits)) - foreseen) < 3000
+
+
+def test_energy_is_of_declared_watts(store: Store, profile: dict[str, Any]) -> None:
+    p = ask(store, profile, keep="input", weights=Weights(0.0, 1.0, 0.0)).prediction
+    assert p.energy_source == "declared"
+    assert p.energy_j == pytest.approx((5.0 * p.device_ms + 2.0 * p.transfer_ms) / 1000)
+
+
+def test_an_unknown_model_is_named_beside_the_known(store: Store, profile: dict[str, Any]) -> None:
+    with pytest.raises(errors.UnknownModelError, match="no model named 'huge': the server has tiny"):
+        planning.make_plan(Catalog(store), PlanRequest("huge", profile, NEAR))
+
+
+def test_another_protocol_is_refused(store: Store, profile: dict[str, Any]) -> None:
+    with pytest.raises(errors.ProtocolError, match="protocol 99"):
+        planning.make_plan(Catalog(store), PlanRequest("tiny", profile, NEAR, protocol=99))
+
+
+def test_a_profile_that_is_none_is_refused(store: Store) -> None:
+    with pytest.raises(errors.ProtocolError, match="profile"):
+        planning.make_plan(Catalog(store), PlanRequest("tiny", {"kernels": 3}, NEAR))
+
+
+def test_an_unknown_layer_is_refused_with_some_that_exist(store: Store, profile: dict[str, Any]) -> None:
+    with pytest.raises(errors.UsageError, match=r"no layer 'nose'.*stem"):
+        ask(store, profile, keep="nose")
+
+
+def test_a_replaced_bundle_is_seen(store: Store, profile: dict[str, Any]) -> None:
+    catalog = Catalog(store)
+    before = catalog.bundle("tiny")
+    text = (store.bundles / "tiny" / "bundle.json").read_bytes()
+    with store.new_bundle("tiny") as path:
+        path.mkdir()
+        for old in before.path.iterdir():
+            (path / old.name).write_bytes(old.read_bytes())
+        (path / "bundle.json").write_bytes(text.replace(b'"labels":[]', b'"labels":["a"]'))
+    assert catalog.bundle("tiny").labels == ["a"]
+    assert catalog.bundle("tiny").sha256 != before.sha256
+    store.remove_bundle("tiny")
+    with pytest.raises(errors.UnknownPlanError, match="removed"):
+        catalog.tail(before, before.cuts[0])
+
+
+def test_a_damaged_bundle_is_one_sentence(store: Store) -> None:
+    (store.bundles / "tiny" / "model.onnx").write_bytes(b"x")
+    with pytest.raises(errors.ModelError, match="damaged"):
+        Catalog(store).bundle("tiny")

@@ -1,0 +1,168 @@
+"""Frames through the real application by the agent's own client: plan, segment, head, codec, tail, answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime as ort
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from edge_agent import codec, errors
+from edge_agent.head import executor, preprocess
+from edge_agent.link.client import FrameStream
+from edge_agent.protocol.frames import unpack_topk
+from edge_agent.protocol.messages import Demand, LinkEstimate, Plan, PlanRequest
+from edge_server.app import make_app
+from edge_server.store import Store
+
+NEAR = LinkEstimate(rtt_ms=0.0, uplink_mbps=10_000.0, downlink_mbps=10_000.0)
+
+
+@dataclass
+class Served:
+    client: TestClient[web.Request, web.Application]
+    store: Store
+    token: str
+    profile: dict[str, Any]
+
+    async def plan(self, keep: str) -> Plan:
+        asked = PlanRequest("tiny", self.profile, NEAR, Demand(max_drop_points=100.0, keep=keep))
+        headers = {"Authorization": f"Bearer {self.token}"}
+        response = await self.client.post("/v1/plan", data=msgspec.json.encode(asked), headers=headers)
+        body = await response.read()
+        if response.status != 200:
+            raise errors.from_wire(msgspec.json.decode(body)["error"])
+        return msgspec.json.decode(body, type=Plan)
+
+    def stream(self, plan: Plan, topk: int = 3) -> FrameStream:
+        return FrameStream(str(self.client.make_url("")), self.token, plan.id, topk=topk, max_away_s=0.5)
+
+
+@pytest_asyncio.fixture
+async def served(store: Store, profile: dict[str, Any]) -> AsyncIterator[Served]:
+    token = store.add_token("test")
+    async with TestClient(TestServer(make_app(store))) as client:
+        yield Served(client, store, token, profile)
+
+
+def payload_of(store: Store, plan: Plan, x: np.ndarray, rung: int) -> bytes:
+    """What the agent would send for input ``x``."""
+    path = store.segment_path(plan.segment.sha256)
+    assert path is not None
+    head = executor.load(path.read_bytes())
+    out = head.header.tensors[head.header.output]
+    codes = head.run(preprocess.quantize_tensor(x, head.header.tensors[head.header.input]))
+    return codec.encode_codes(codes, out.scale, out.zero_point, plan.ladder[rung])
+
+
+def float_logits(store: Store, x: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(store.bundles / "tiny" / "model.onnx", providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.transpose(2, 0, 1)[None]})
+    return np.asarray(y)[0]
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    return np.random.default_rng(11).normal(size=(16, 16, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("keep", ["nothing", "input", "body"])
+async def test_answers_are_near_the_float_models_at_every_kind_of_cut(served: Served, x: np.ndarray, keep: str) -> None:
+    plan = await served.plan(keep)
+    async with served.stream(plan, topk=0) as stream:
+        answer = await stream.send(payload_of(served.store, plan, x, 0), 0)
+    expected = float_logits(served.store, x)
+    assert np.abs(np.frombuffer(answer.payload, "<f4") - expected).max() < 0.1 * np.ptp(expected)
+    assert answer.tail_us > 0
+
+
+async def test_every_rung_of_the_ladder_is_answered(served: Served, x: np.ndarray) -> None:
+    plan = await served.plan("input")
+    async with served.stream(plan) as stream:
+        sent = [stream.send(payload_of(served.store, plan, x, rung), rung) for rung in range(len(plan.ladder))]
+        answers = await asyncio.gather(*sent)
+    for answer in answers:
+        pairs = unpack_topk(answer.payload)
+        assert len(pairs) == 3
+        assert 0 < sum(p for _, p in pairs) <= 1
+
+
+async def test_a_frame_of_the_wrong_size_is_refused_and_the_stream_goes_on(served: Served, x: np.ndarray) -> None:
+    plan = await served.plan("input")
+    async with served.stream(plan) as stream:
+        with pytest.raises(errors.CodecError, match="bytes"):
+            await stream.send(b"\0" * 7, 0)
+        with pytest.raises(errors.CodecError, match="ladder"):
+            await stream.send(b"\0" * 7, 99)
+        assert (await stream.send(payload_of(served.store, plan, x, 0), 0)).payload
+
+
+async def test_a_plan_of_a_replaced_model_is_unknown(served: Served) -> None:
+    plan = await served.plan("input")
+    manifest = served.store.bundles / "tiny" / "bundle.json"
+    files = {p.name: p.read_bytes() for p in manifest.parent.iterdir()}
+    with served.store.new_bundle("tiny") as path:
+        path.mkdir()
+        for name, data in files.items():
+            (path / name).write_bytes(data + b" " if name == "bundle.json" else data)
+    async with served.stream(plan) as stream:
+        with pytest.raises(errors.UnknownPlanError, match="replaced"):
+            await stream.send(b"", 0)
+
+
+async def test_a_plan_that_sends_nothing_has_no_stream(served: Served) -> None:
+    plan = await served.plan("fc")
+    assert plan.mode == "device"
+    async with served.stream(plan) as stream:
+        with pytest.raises(errors.ProtocolError, match="sends nothing"):
+            await stream.send(b"", 0)
+
+
+async def test_a_wrong_token_is_refused(served: Served) -> None:
+    plan = await served.plan("input")
+    served.token = "se_wrong"
+    async with served.stream(plan) as stream:
+        with pytest.raises(errors.AuthError):
+            await stream.send(b"", 0)
+
+
+async def test_infeasible_demands_say_so_over_the_wire(served: Served) -> None:
+    asked = PlanRequest("tiny", served.profile, NEAR, Demand(max_drop_points=100.0, max_latency_ms=1e-6))
+    headers = {"Authorization": f"Bearer {served.token}"}
+    response = await served.client.post("/v1/plan", data=msgspec.json.encode(asked), headers=headers)
+    error = errors.from_wire(msgspec.json.decode(await response.read())["error"])
+    assert response.status == 409
+    assert isinstance(error, errors.InfeasibleError)
+    assert error.data["binding"] == ["max_latency_ms"]
+
+
+async def test_models_are_listed(served: Served) -> None:
+    response = await served.client.get("/v1/models", headers={"Authorization": f"Bearer {served.token}"})
+    (model,) = await response.json()
+    assert (model["name"], model["metric"], len(model["cuts"])) == ("tiny", "agreement", 5)
+
+
+async def test_a_stopping_server_answers_what_is_in_flight(
+    store: Store, profile: dict[str, Any], x: np.ndarray
+) -> None:
+    token = store.add_token("test")
+    client = TestClient(TestServer(make_app(store)))
+    await client.start_server()
+    served = Served(client, store, token, profile)
+    plan = await served.plan("input")
+    payload = payload_of(store, plan, x, 0)
+    async with served.stream(plan) as stream:
+        await stream.send(payload, 0)
+        sent = [asyncio.ensure_future(stream.send(payload, 0)) for _ in range(4)]
+        await asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED)
+        await client.close()
+        outcomes = await asyncio.gather(*sent, return_exceptions=True)
+    assert all(not isinstance(o, BaseException) or isinstance(o, errors.LinkError) for o in outcomes)
