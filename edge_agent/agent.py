@@ -199,10 +199,29 @@ class Agent:
             data = await negotiation.fetch(client, cache, plan, self._say)
         self._say("preparing the head")
         engine = await asyncio.to_thread(Engine, plan, data, settings.demand)
-        stream = None if plan.mode == "device" else await negotiation.stream(settings, plan, WINDOW).__aenter__()
+        stream = None if plan.mode == "device" else await self._open(plan)
         self._plans += 1
         self._say("ready")
         return _Active(engine, stream)
+
+    async def _open(self, plan: Plan) -> FrameStream:
+        """The stream of ``plan``, open on the server's side too, or the error that stands in the way."""
+        self._say("opening the stream")
+        stream = await negotiation.stream(self.settings, plan, WINDOW).__aenter__()
+        try:
+            async with asyncio.timeout(limits.REQUEST_TIMEOUT):
+                while stream.state in (LinkState.NEW, LinkState.CONNECTING):  # noqa: ASYNC110 (it has no event to wait for)
+                    await asyncio.sleep(0.005)
+            if stream.state is not LinkState.STREAMING:
+                raise stream.error or errors.LinkLostError("the stream was closed while it opened; try again")
+        except BaseException as error:
+            await stream.__aexit__(type(error), error, None)
+            if isinstance(error, TimeoutError):
+                raise errors.UnreachableError(
+                    "the server did not open the stream in time; look into its log"
+                ) from error
+            raise
+        return stream
 
     async def _replan(self, old: _Active) -> None:
         """Put a new plan in the place of ``old``, unless somebody else just did."""

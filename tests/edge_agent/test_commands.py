@@ -1,0 +1,249 @@
+"""The command line as a user runs it: a process, its output and its exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+
+import aiohttp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.small_server import TENSOR, TOKEN, SmallServer
+
+pytestmark = pytest.mark.slow
+
+FORBIDDEN = {"torch", "onnx", "onnxruntime", "edge_server", "calibration"}
+
+
+def png(seed: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def environment(tmp_path, profile_file):
+    """``environment(server)``: what an agent's process needs, and nothing of this user's settings."""
+
+    def make(server: SmallServer | None, **changes: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SPLITEDGE_")}
+        ours = {
+            "SPLITEDGE_SERVER": server.url if server else "http://127.0.0.1:9", "SPLITEDGE_TOKEN": TOKEN, "SPLITEDGE_MODEL": "small",
+            "SPLITEDGE_PROFILE": str(profile_file), "XDG_CONFIG_HOME": str(tmp_path / "config"), "COLUMNS": "160",
+        }  # fmt: skip
+        return kept | ours | changes
+
+    return make
+
+
+async def run(environment: dict[str, str], *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+    """Exit status, standard output, standard error."""
+    process = await start(environment, *arguments)
+    out, err = await asyncio.wait_for(process.communicate(stdin), 60)
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def start(environment: dict[str, str], *arguments: str) -> Process:
+    command = [sys.executable, "-W", "error", "-m", "edge_agent", *arguments]
+    return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
+
+
+def sentence(err: str) -> str:
+    """The one line that a failed command leaves."""
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("edge-agent: ")
+    assert "Traceback" not in err
+    return lines[0]
+
+
+async def test_images_are_classified_in_order_and_a_bad_one_does_not_stop_the_others(tmp_path, environment):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    (tmp_path / "1.png").write_bytes(b"not an image")
+    async with SmallServer() as server:
+        status, out, err = await run(environment(server), "infer", str(tmp_path / "*.png"), "-", stdin=png(9))
+    assert status == 3
+    assert sentence(err).startswith(f"edge-agent: {tmp_path}/1.png: this is not an image")
+    named = [line.split(":")[0] for line in out.splitlines() if " %  (" in line]
+    assert named == [f"{tmp_path}/0.png", f"{tmp_path}/2.png", "-"]
+    assert "frames answered 3/4" in out
+    assert "link" in out
+
+
+async def test_json_is_one_object_a_line_and_the_summary_goes_elsewhere(tmp_path, environment):
+    (tmp_path / "a.png").write_bytes(png())
+    async with SmallServer() as server:
+        status, out, err = await run(environment(server), "infer", "--json", str(tmp_path))
+    (value,) = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert value["image"].endswith("a.png")
+    assert value["top"][0]["label"].startswith("label ")
+    assert "frames answered 1/1" in err
+
+
+async def test_an_array_of_the_wrong_size_names_both_shapes(tmp_path, environment):
+    np.save(tmp_path / "good.npy", np.zeros((16, 16, 3), np.float32))
+    np.save(tmp_path / "wrong.npy", np.zeros((8, 8, 3), np.float32))
+    async with SmallServer(preprocess=TENSOR) as server:
+        status, out, err = await run(environment(server), "infer", str(tmp_path))
+    assert status == 3
+    assert "[8, 8, 3]" in sentence(err)
+    assert "[16, 16, 3]" in err
+    assert "frames answered 1/2" in out
+
+
+async def test_a_plan_is_explained_and_as_json_it_is_whole(environment):
+    async with SmallServer() as server:
+        env = environment(server)
+        (status, out, _), (json_status, text, _) = await asyncio.gather(
+            run(env, "plan", "--keep", "input", "--max-drop", "2"), run(env, "plan", "--json")
+        )
+        assert status == json_status == 0
+        assert "cut after conv0" in out
+        assert "100 samples" in out
+        assert json.loads(text)["mode"] == "split"
+        assert {(r.demand.keep, r.demand.max_drop_points) for r in server.requests} == {
+            ("input", 2.0),
+            ("nothing", 1.0),
+        }
+
+
+async def test_models_are_listed(environment):
+    async with SmallServer() as server:
+        status, out, _ = await run(environment(server), "models")
+    assert status == 0
+    assert "16 x 16 x 3" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "status", "words"),
+    [
+        ({"SPLITEDGE_TOKEN": "wrong"}, ["plan"], 10, "token"),
+        ({}, ["plan", "--model", "absent"], 11, "absent"),
+        ({}, ["infer", "--keep", "later", "x.png"], 11, "forbids"),
+        ({"SPLITEDGE_CACHE_DIR": "/proc/nowhere"}, ["infer", "x.png"], 12, "cache folder"),
+    ],
+)
+async def test_what_the_server_or_the_disk_refuses_is_one_sentence(environment, changes, arguments, status, words):
+    async with SmallServer() as server:
+        ended = await run(environment(server, **changes), *arguments)
+    assert ended[0] == status
+    assert words in sentence(ended[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["plan"], 9, "nothing answers"),
+        (["infer", "/nowhere/*.png"], 3, "nothing matches"),
+        (["plan", "--config", "/nowhere/agent.toml"], 2, "/nowhere/agent.toml cannot be read"),
+        (["plan", "--max-drop", "-1"], 2, "0 to 100"),
+        (["plan", "--ca", "/nowhere/ca.pem"], 2, "CA file"),
+        (["plan", "--server", "http://192.0.2.1:1"], 2, "unencrypted"),
+        (["run", "--port", "99999"], 2, "65535"),
+    ],
+)
+async def test_what_is_wrong_on_this_side_is_one_sentence(environment, arguments, status, words):
+    ended = await run(environment(None), *arguments)
+    assert ended[0] == status
+    assert words in sentence(ended[2])
+
+
+async def test_a_malformed_configuration_is_one_sentence(environment, tmp_path):
+    path = tmp_path / "agent.toml"
+    path.write_text("[api]\nprot = 1\n")
+    status, _, err = await run(environment(None), "run", "--config", str(path))
+    assert status == 2
+    assert "`api.prot`" in sentence(err)
+
+
+async def test_debugging_shows_the_traceback(environment):
+    _, _, err = await run(environment(None, SPLITEDGE_DEBUG="1"), "plan", "--max-drop", "-1")
+    assert "Traceback" in err
+
+
+async def test_help_and_version_load_nothing_heavy(environment):
+    code = (
+        "import sys\nfrom edge_agent.__main__ import main\n"
+        "try:\n main()\nfinally:\n print(sorted({m.split('.')[0] for m in sys.modules} & {'numpy', 'numba', 'aiohttp'}))"
+    )
+    for option in ("--help", "--version"):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, option, stdout=PIPE, env=environment(None)
+        )
+        out, _ = await process.communicate()
+        assert process.returncode == 0
+        assert out.decode().endswith("[]\n")
+
+
+async def test_the_agent_waits_for_its_server_serves_and_stops_in_order(environment, tmp_path):
+    """One life of `edge-agent run` under systemd's eyes: no server yet, then one, a frame, SIGTERM; and what it had loaded by then."""
+    code = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: open({str(tmp_path / 'modules')!r}, 'w').write(' '.join({{m.split('.')[0] for m in sys.modules}})))\n"
+        "from edge_agent.__main__ import main\nmain()"
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        said: list[str] = []
+        asyncio.get_running_loop().add_reader(systemd, lambda: said.append(systemd.recv(4096).decode()))
+        env = environment(None, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="300000")
+        async with SmallServer() as server:
+            relay = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
+            port = relay.sockets[0].getsockname()[1]
+            env["SPLITEDGE_SERVER"] = f"http://127.0.0.1:{port}"
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", code, "run", "--port", "0", stdout=PIPE, stderr=PIPE, env=env
+            )
+            assert process.stderr is not None
+            url = (await process.stderr.readline()).decode().rsplit(" ", 1)[1].strip()
+            assert b"waiting for the server" in await process.stderr.readline()
+            async with aiohttp.ClientSession(url) as http:
+                assert (await http.get("/healthz")).status == 503
+                assert (await http.post("/v1/infer", data=png())).status == 503
+                relay.close()
+                await relay.wait_closed()
+                to = int(server.url.rsplit(":", 1)[1])
+                relay = await asyncio.start_server(lambda r, w: _pipe(r, w, to), "127.0.0.1", port)
+                async with asyncio.timeout(60):
+                    while (await http.get("/healthz")).status != 200:  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+                value = await (await http.post("/v1/infer", data=png())).json()
+                assert value["mode"] == "split"
+            process.send_signal(signal.SIGTERM)
+            _, err = await asyncio.wait_for(process.communicate(), 30)
+            relay.close()
+        asyncio.get_running_loop().remove_reader(systemd)
+    assert process.returncode == 0, err.decode()
+    assert "Traceback" not in err.decode()
+    assert err.decode().endswith("edge-agent: stopped\n")
+    assert any("READY=1" in message for message in said)
+    assert said.count("WATCHDOG=1") > 1
+    assert "STATUS=ready" in said
+    assert said[-1] == "STOPPING=1"
+    loaded = set((tmp_path / "modules").read_text().split())
+    assert {"numpy", "numba", "aiohttp", "kernels", "device_profiles"} <= loaded
+    assert not loaded & FORBIDDEN
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
+    """A client's connection passed on to ``port``."""
+    far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            target.write(data)
+            await target.drain()
+        target.close()
+
+    await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer), return_exceptions=True)
