@@ -106,6 +106,7 @@ class FrameStream:
     ) -> None:
         if kind is None:
             await self._drain()
+        failed = self.state is LinkState.FAILED  # then the runner is about to end by itself
         self._enter(LinkState.CLOSED)
         self._fail_all(errors.LinkLostError("the stream was closed before the frame was answered"))
         if self._timer is not None:
@@ -114,10 +115,19 @@ class FrameStream:
         if self._session is not None and self._pump is not None:
             self._session.close()
             self._pump.wake()
+        if failed or self._pump is not None:
             await asyncio.wait([self._runner], timeout=limits.CLOSE_TIMEOUT)
         self._runner.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._runner
+
+    async def ready(self) -> None:
+        """Wait until frames flow. Raises what `send` raises when they cannot."""
+        while self.state is not LinkState.STREAMING:
+            self._check()
+            self._changed.clear()
+            self._arm()
+            await self._changed.wait()
 
     async def send(self, payload: bytes, codec: int) -> Answer:
         """Send one frame, coded by ladder entry ``codec``, and return its answer; the wait for room in the window comes first.

@@ -105,11 +105,9 @@ def status_error(status: int, url: yarl.URL) -> errors.SplitEdgeError:
 
 def heals(error: errors.SplitEdgeError) -> bool:
     """Whether the same request may succeed later without anybody's doing."""
-    return (
-        isinstance(error, errors.LinkError)
-        and not isinstance(error, errors.AuthError)
-        and not error.data.get("certificate")
-    )
+    if isinstance(error, errors.LinkError):
+        return not isinstance(error, errors.AuthError) and not error.data.get("certificate")
+    return isinstance(error, errors.BusyError)
 
 
 def _is_loopback(host: str) -> bool:

@@ -156,6 +156,33 @@ async def test_bad_bytes_from_the_server_fail_the_stream():
             await stream.send(b"x", 0)
 
 
+async def test_a_server_that_refuses_our_bytes_fails_the_stream():
+    async def stream(request):
+        ws = web.WebSocketResponse()
+        await ws.prepare(request)
+        await ws.close(code=1009)
+        return ws
+
+    app = web.Application()
+    app.router.add_get("/v1/stream", stream)
+    async with serving(app) as url, FrameStream(url, "secret", "plan") as stream:
+        with pytest.raises(errors.ProtocolError, match="too long"):
+            await stream.send(b"x", 0)
+
+
+async def test_a_defect_of_the_stream_itself_leaves_no_caller_waiting(monkeypatch):
+    async def broken(self, http):
+        await asyncio.sleep(0.05)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(FrameStream, "_dial", broken)
+    stream = await FrameStream("http://127.0.0.1:9", "secret", "plan").__aenter__()
+    with pytest.raises(errors.SplitEdgeError, match="please report"):
+        await stream.send(b"x", 0)
+    with pytest.raises(ZeroDivisionError):
+        await stream.__aexit__(None, None, None)
+
+
 # --- the server is not there
 
 
@@ -174,6 +201,19 @@ async def test_a_server_that_comes_late_gets_the_frame(unused_tcp_port):
         await asyncio.sleep(0.1)
         async with serving(stream_app(Tail()), port=unused_tcp_port):
             assert (await send).payload == b"x"
+
+
+async def test_ready_waits_for_a_late_server_and_raises_for_none(unused_tcp_port):
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    async with FrameStream(url, "secret", "plan", max_away_s=0.1, **QUICK) as stream:
+        with pytest.raises(errors.UnreachableError):
+            await stream.ready()
+    async with FrameStream(url, "secret", "plan", **QUICK) as stream:
+        ready = asyncio.create_task(stream.ready())
+        await asyncio.sleep(0.1)
+        async with serving(stream_app(Tail()), port=unused_tcp_port):
+            await ready
+            assert stream.state is LinkState.STREAMING
 
 
 async def test_a_certificate_nobody_signed_is_refused_at_once(server_tls):
@@ -350,12 +390,14 @@ async def test_a_frame_that_waited_too_long_on_the_server_never_reaches_the_tail
     tail = Tail(gate=asyncio.Event())
     async with (
         serving(stream_app(tail, workers=1)) as url,
-        FrameStream(url, "secret", "plan", frame_age_s=0.1) as stream,
+        FrameStream(url, "secret", "plan", frame_age_s=0.3) as stream,
     ):
+        await until(lambda: stream.state is LinkState.STREAMING)
         await send_all(stream, 3)
         tail.gate.set()
-        await until(lambda: stream.stats.late == 3)
-        assert tail.seen == [0]
+        await until(lambda: stream.stats.late == stream.stats.sent)
+        assert stream.stats.aged == 3
+        assert tail.seen in ([0], [])
 
 
 async def test_a_cancelled_caller_leaves_the_account_in_balance():
@@ -427,6 +469,15 @@ async def test_an_agent_that_says_nothing_is_dropped(caplog):
         message = await ws.receive(timeout=5)
         assert message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR, aiohttp.WSMsgType.CLOSE)
         await until(lambda: "said nothing" in caplog.text)
+
+
+async def test_a_websocket_ping_is_answered():
+    async with serving(stream_app(Tail())) as url, raw_session() as http:
+        ws = await http.ws_connect(f"{url}/v1/stream", headers={"Authorization": "Bearer secret"}, autoping=False)
+        await ws.ping(b"here?")
+        message = await ws.receive(timeout=5)
+        assert (message.type, bytes(message.data)) == (aiohttp.WSMsgType.PONG, b"here?")
+        await ws.close()
 
 
 async def test_a_slow_long_message_is_no_silence():

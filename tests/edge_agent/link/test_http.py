@@ -9,7 +9,16 @@ from aiohttp import web
 
 from edge_agent import errors, limits
 from edge_agent.link.http import ServerClient, tls_context
-from edge_agent.protocol.messages import LinkEstimate, PlanRequest, SegmentRef, ServerVersion, encode
+from edge_agent.protocol.messages import (
+    Cut,
+    LinkEstimate,
+    ModelInfo,
+    PlanRequest,
+    Preprocess,
+    SegmentRef,
+    ServerVersion,
+    encode,
+)
 
 from .conftest import Relay, serving
 
@@ -65,6 +74,20 @@ def cache(tmp_path) -> Path:
 async def test_a_version_is_read():
     async with serving(answering(encode(ServerVersion("0.1.0", 1)))) as url, ServerClient(url, None) as client:
         assert await client.version() == ServerVersion("0.1.0", 1)
+
+
+async def test_models_are_listed():
+    cut = Cut(0, "input", "x", [4, 4, 3], "input")
+    model = ModelInfo("m", "0" * 64, "top1", 10, [cut], [], Preprocess("tensor", [4, 4, 3]))
+    body = msgspec.json.encode([model])
+    async with serving(answering(body, path="/v1/models")) as url, ServerClient(url, None) as client:
+        assert await client.models() == [model]
+
+
+async def test_a_plan_request_over_the_limit_is_not_sent():
+    async with ServerClient("http://127.0.0.1:9", "t") as client:
+        with pytest.raises(errors.ProtocolError, match="shorten the profile"):
+            await client.plan(PlanRequest("m", {"x": "y" * limits.MAX_REQUEST_BYTES}, LinkEstimate(1.0, 1.0, 1.0)))
 
 
 async def test_a_server_that_is_down_is_named(unused_tcp_port):
