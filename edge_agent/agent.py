@@ -18,9 +18,6 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 import edge_agent
 from edge_agent import errors, limits, negotiation
 from edge_agent.admission import Admission
@@ -28,9 +25,10 @@ from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.engine import Encoded, Engine, Frame, frame_bytes
 from edge_agent.link.client import FrameStream, LinkState
-from edge_agent.protocol.frames import HEADER_BYTES, Answer, Buffer, unpack_topk
+from edge_agent.link.dial import heals
+from edge_agent.protocol.frames import HEADER_BYTES, Answer, unpack_topk
 from edge_agent.protocol.messages import Plan
-from edge_agent.results import Counters, Result, Timing, TopClass, stages, top_classes
+from edge_agent.results import Counters, Result, Timing, stages, top_classes
 
 
 class Agent:
@@ -44,7 +42,7 @@ class Agent:
         self._progress = progress
         self._started = time.monotonic()
         self._worker = ThreadPoolExecutor(1, "head")
-        self._planning = asyncio.Lock()
+        self._replanning: asyncio.Task[None] | None = None
         self._active: _Active | None = None
         self._renew = asyncio.Event()  # a new plan is wanted before the old one expires
         self._reconnects = 0  # of streams that were closed
@@ -89,9 +87,10 @@ class Agent:
         """Let frames in flight end for at most `limits.DRAIN_TIMEOUT`, then stop."""
         active, self._active = self._active, None
         self.state = "stopped"
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
+        for task in (self._keeper, self._replanning):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         if active is not None:
             self._begin_retiring(active)
         await asyncio.gather(*self._retiring)
@@ -170,18 +169,9 @@ class Agent:
             answer = await active.stream.send(encoded.payload, engine.codec) if active.stream else None
         timing = _timing(encoded, answer, start, sent)
         sent_bytes = HEADER_BYTES + len(encoded.payload) if answer else 0
-        top, values = self._interpret(engine, encoded, answer)
-        return Result(top, timing, sent_bytes, engine.plan.id, engine.plan.mode, values)
-
-    def _interpret(
-        self, engine: Engine, encoded: Encoded, answer: Answer | None
-    ) -> tuple[list[TopClass], list[float] | None]:
-        """The best classes, or the output's values where the model's metric is not one of classes."""
-        if not negotiation.classifies(engine.plan):
-            values = _floats(answer.payload) if answer else engine.values(encoded.codes)
-            return [], values.reshape(-1).tolist()
         pairs = unpack_topk(answer.payload) if answer else engine.top(encoded.codes, self.settings.topk)
-        return top_classes(pairs, engine.plan.labels), None
+        top = top_classes(pairs, engine.plan.labels)
+        return Result(top, timing, sent_bytes, engine.plan.id, engine.plan.mode)
 
     def _require_active(self) -> _Active:
         if self._active is None:
@@ -224,14 +214,27 @@ class Agent:
         return stream
 
     async def _replan(self, old: _Active) -> None:
-        """Put a new plan in the place of ``old``, unless somebody else just did."""
-        async with self._planning:
-            if self._active is old:
-                self._active = await self._prepare()
-                self._begin_retiring(old)
+        """Put a new plan in the place of ``old``. However many ask for it at once, it is made once, and its failure is the failure of all."""
+        if self._active is old and self._replanning is None:
+            self._replanning = asyncio.create_task(self._replace(old))
+            self._replanning.add_done_callback(self._replanned)
+        if (task := self._replanning) is not None:
+            await asyncio.wait({task})
+            if task.cancelled():
+                raise errors.LinkLostError("the agent stopped before the frame was answered; send it again")
+            task.result()
+
+    async def _replace(self, old: _Active) -> None:
+        self._active = await self._prepare()
+        self._begin_retiring(old)
+
+    def _replanned(self, task: asyncio.Task[None]) -> None:
+        self._replanning = None
+        if not task.cancelled():
+            task.exception()  # whoever asked has seen it; all may have been cancelled meanwhile
 
     async def _keep_fresh(self) -> None:
-        """Make a new plan before the present one expires; when that fails, the old one serves on."""
+        """Make a new plan before the present one expires, or when its stream failed for good; until then the old one serves on."""
         backoff = limits.BACKOFF_FIRST
         while self._active is not None:
             active = self._active
@@ -244,7 +247,7 @@ class Agent:
                     backoff = limits.BACKOFF_FIRST
                 except errors.SplitEdgeError as error:
                     self._say(f"ready with the old plan; no new one: {error.message}")
-                    await asyncio.sleep(backoff)
+                    await asyncio.sleep(backoff if heals(error) else limits.REPLAN_LEAST)  # each attempt loads the link
                     backoff = min(2 * backoff, limits.BACKOFF_MAX)
 
     async def _renewal(self, seconds: float) -> None:
@@ -309,11 +312,3 @@ def _timing(encoded: Encoded, answer: Answer | None, start: float, sent: float) 
     )  # fmt: skip
     timing.wait_ms = max(0.0, timing.total_ms - sum(value for _, value in stages(timing)))
     return timing
-
-
-def _floats(payload: Buffer) -> NDArray[np.float32]:
-    if len(payload) % 4:
-        raise errors.ProtocolError(
-            f"an answer of {len(payload)} bytes is not a tensor of float32; run the same splitedge on both sides"
-        )
-    return np.frombuffer(payload, "<f4")

@@ -66,11 +66,8 @@ class Engine:
 
     def top(self, codes: NDArray[np.uint8], k: int) -> list[tuple[int, float]]:
         """The ``k`` best (class, probability) of the output ``codes`` in mode "device"."""
-        return best(self.values(codes), k, probabilities=self._probabilities)
-
-    def values(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The real values of the output ``codes``."""
-        return (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
+        values = (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
+        return best(values, k, probabilities=self._probabilities)
 
     def _encode(self, codes: NDArray[np.uint8]) -> bytes:
         if self.plan.mode == "device":

@@ -17,7 +17,6 @@ from edge_agent.link.http import ServerClient, tls_context
 from edge_agent.protocol.messages import Plan, PlanRequest
 from kernels import jit
 
-CLASSIFIER_METRICS = ("top1", "top5")
 Say = Callable[[str], object]
 
 
@@ -29,18 +28,13 @@ def client(settings: Settings) -> ServerClient:
 
 
 def stream(settings: Settings, plan: Plan, window: int) -> FrameStream:
-    """The stream for ``plan``'s frames; use it as an async context manager. Answers are classes where the metric is one of classes."""
+    """The stream for ``plan``'s frames; use it as an async context manager."""
     ca = _path(settings.ca) if settings.ca else None
     away = settings.demand.max_away_s
     return FrameStream(
-        settings.server, config.token(settings) or None, plan.id, topk=settings.topk if classifies(plan) else 0, window=window,
+        settings.server, config.token(settings) or None, plan.id, topk=settings.topk, window=window,
         max_away_s=away, frame_age_s=max(limits.FRAME_AGE, away), ssl=tls_context(ca), allow_insecure=settings.allow_insecure,
     )  # fmt: skip
-
-
-def classifies(plan: Plan) -> bool:
-    """Whether an answer is a list of classes; else it is the model's output as it stands."""
-    return plan.metric in CLASSIFIER_METRICS
 
 
 def cache_directory(settings: Settings) -> Path:

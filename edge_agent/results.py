@@ -42,17 +42,13 @@ class Timing(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """The answer to one frame. ``payload_bytes`` left the device for it (header included; 0 in mode "device").
-
-    ``output`` holds the model's output (float32 values, flat) where it is not one of classes; then ``top`` is empty.
-    """
+    """The answer to one frame. ``payload_bytes`` left the device for it (header included; 0 in mode "device")."""
 
     top: list[TopClass]
     timing: Timing
     payload_bytes: int
     plan: str
     mode: str
-    output: list[float] | None = None
 
 
 class Counters:

@@ -85,12 +85,7 @@ def _line(name: str, result: Result) -> str:
 
 def _answer(result: Result) -> str:
     if not result.top:
-        values = result.output or []
-        return (
-            f"{len(values)} values: "
-            + " ".join(f"{value:.4g}" for value in values[:8])
-            + (" ..." if len(values) > 8 else "")
-        )
+        return "no class"
     best, others = result.top[0], ", ".join(f"{c.label} {100 * c.probability:.0f} %" for c in result.top[1:3])
     return f"{best.label} {100 * best.probability:.1f} %" + (f"  ({others})" if others else "")
 

@@ -104,4 +104,5 @@ def _real_table(preprocess: Preprocess) -> F64:
 
 
 def _codes(values: F64, scale: float, zero_point: int) -> U8:
-    return np.clip(np.rint(values / np.float64(scale)) + zero_point, 0, 255).astype(np.uint8)
+    codes: U8 = np.clip(np.rint(values / np.float64(scale)) + zero_point, 0, 255).astype(np.uint8)
+    return codes

@@ -81,13 +81,6 @@ async def test_a_whole_model_on_the_device_sends_nothing(settings, softmax):
             assert server.frames == 0
 
 
-async def test_a_model_whose_metric_is_not_of_classes_answers_with_its_output(settings):
-    async with SmallServer("device", metric="mse") as server, Agent(settings(server)) as agent:
-        result = await agent.infer(png())
-        assert result.top == []
-        assert len(result.output or []) == 10
-
-
 async def test_a_raw_tensor_of_the_right_shape_is_taken_and_another_names_both_shapes(settings):
     async with SmallServer(preprocess=TENSOR) as server, Agent(settings(server)) as agent:
         await agent.infer(np.zeros((16, 16, 3), np.float32))
@@ -183,6 +176,29 @@ async def test_a_forgotten_plan_is_replaced_and_no_frame_is_lost(settings):
         assert agent.plan is not old
         assert len(server.requests) == 2
         assert agent.counters.answered == 5
+
+
+async def test_when_a_forgotten_plan_cannot_be_replaced_every_frame_fails_and_the_server_is_asked_once(settings):
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        server.refuse = errors.UnknownPlanError("forgotten")
+        server.plan = make_plan("split", server.data, name="another")
+        ended = await asyncio.gather(*(agent.infer(png(i)) for i in range(5)), return_exceptions=True)
+        assert {type(end) for end in ended} == {errors.UnknownModelError}
+        assert len(server.requests) == 2
+        assert agent.counters.failed == {"unknown_model": 5}
+
+
+async def test_closing_in_the_middle_of_a_new_plan_leaves_nothing_running(settings):
+    async with SmallServer() as server:
+        agent = await Agent(settings(server)).__aenter__()
+        server.refuse = errors.UnknownPlanError("forgotten")
+        frame = asyncio.create_task(agent.infer(png()))
+        await asyncio.sleep(0.1)
+        await agent.close()
+        with pytest.raises(errors.LinkError):
+            await frame
+        assert not agent.ready
+        assert agent.counters.total == 1
 
 
 async def test_an_expired_plan_is_renewed_while_the_old_one_serves(settings, monkeypatch):
