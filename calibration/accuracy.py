@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.clipping import RULES, fit, squared_error
 from calibration.observe import Progress, Quantization, to_onnx
 from calibration.samples import Samples
 from edge_agent import codec
@@ -24,9 +25,6 @@ Bools = NDArray[np.bool_]
 
 WEIGHT_BITS: Final = (8, 6, 4)
 ACTIVATION_BITS: Final = (8, 6, 4, 3, 2)
-#: Ending of a rule's name where each channel has a range of its own.
-CHANNEL: Final = "-channel"
-RULES: Final = tuple(rule + scope for rule in codec.RULES for scope in ("", CHANNEL))
 #: Rules whose error at the output is measured: those of least squared error at the cut.
 FINALISTS: Final = 4
 CHOICE_SAMPLES: Final = 16
@@ -41,7 +39,7 @@ Tail = Callable[[F32], F32]  # a batch at the cut, stored layout -> outputs [N, 
 class GridPoint(msgspec.Struct):
     """What was measured at a cut with these bits.
 
-    ``rule``: a clip rule, with `CHANNEL` at its end where each channel has its own range. ``drop``, ``low``, ``high``: points of the metric below the
+    ``rule``: a clip rule, with `clipping.CHANNEL` at its end where each channel has its own range. ``drop``, ``low``, ``high``: points of the metric below the
     float model and the paired 95 % interval. ``agreement``: share of samples (0..1) with the float model's top-1. The input has points for 8 weight bits
     only and the output for 8 activation bits only, since nothing is computed before the one and nothing sent after the other.
     """
@@ -124,16 +122,6 @@ def compare(reference: I64, found: I64, classes: I64 | None) -> tuple[float, flo
 # --- measurement ------------------------------------------------------------------------------------------------------
 
 
-def fit(values: NDArray[np.float64], counts: I64, rule: str, bits: int) -> Codec:
-    """The codec of ``rule`` (`RULES`) for a tensor with ``counts`` [C, 256] of codes that stand for ``values`` [256].
-
-    A channel without a count (none exists after calibration) is an error of the codec's.
-    """
-    if rule.endswith(CHANNEL):
-        return codec.fit_channels(values, rule.removesuffix(CHANNEL), bits, weights=counts)
-    return codec.fit(values, rule, bits, weights=counts.sum(axis=0))
-
-
 def real_table(made: Codec, quantization: Quantization) -> F32:
     """What the server decodes for each code of the head's tensor, float32 [C, 256], C 1 for a range per tensor."""
     lo, scale = (np.array(v, np.float32)[:, None] for v in (made.lo, made.scale))
@@ -193,12 +181,8 @@ def choose_rules(
 
 def _finalists(spot: Spot, counts: I64, bits: int) -> list[str]:
     values = spot.quantization.values()
-    errors_at_cut = {}
-    for rule in RULES:
-        made = fit(values, counts, rule, bits)
-        per_tensor = not rule.endswith(CHANNEL)
-        errors_at_cut[rule] = codec.squared_error(values, counts.sum(axis=0) if per_tensor else counts, made)
-    return sorted(RULES, key=lambda rule: errors_at_cut[rule])[:FINALISTS]
+    error = {rule: squared_error(values, counts, fit(values, counts, rule, bits)) for rule in RULES}
+    return sorted(RULES, key=lambda rule: error[rule])[:FINALISTS]
 
 
 def _output_error(spot: Spot, counts: I64, rule: str, bits: int, codes: U8, run: Tail, outputs: F32) -> float:

@@ -26,8 +26,9 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from calibration import accuracy, cuts, layers, observe
-from calibration.accuracy import CHANNEL, GridPoint, Spot, Tail
+from calibration import accuracy, clipping, cuts, layers, observe
+from calibration.accuracy import GridPoint, Spot, Tail
+from calibration.clipping import CHANNEL
 from calibration.graph import Graph, tail_model
 from calibration.importer import session
 from calibration.lower import Calibration, Lowered, lower
@@ -145,7 +146,7 @@ class Bundle:
         name = rule.removesuffix(CHANNEL) + (CHANNEL if per_channel or rule.endswith(CHANNEL) else "")
         key = cut, name, bits
         if key not in self._codecs:
-            self._codecs[key] = accuracy.fit(self._quantization(cut).values(), self.counts(cut), name, bits)
+            self._codecs[key] = clipping.fit(self._quantization(cut).values(), self.counts(cut), name, bits)
         return self._codecs[key]
 
     def counts(self, cut: int) -> I64:
@@ -285,7 +286,7 @@ def _measure(
     @functools.cache
     def codecs(cut: int, rule: str, bits: int) -> Codec:
         spot, count = by_cut[cut]
-        return accuracy.fit(spot.quantization.values(), count, rule, bits)
+        return clipping.fit(spot.quantization.values(), count, rule, bits)
 
     grid = accuracy.measure(spots, codecs, rules, heads, samples, accuracy.top1(outputs), progress)
     times = {cut.index: _tail_ms(model, network.graph, cut) for cut in offered}

@@ -57,10 +57,13 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 def batched(model: onnx.ModelProto) -> onnx.ModelProto:
     """``model`` with an open batch axis if a batch of two then gives what two batches of one give; else with a batch of 1."""
     opened = with_batch(model, BATCH)
-    weights = {t.name: t for t in opened.graph.initializer}
+    graph = Graph.of(model)
     for node in opened.graph.node:
-        if node.op_type == "Reshape" and node.input[1] in weights:
-            _open_reshape(opened.graph, node, onnx.numpy_helper.to_array(weights[node.input[1]]))
+        shape = graph.shapes.get(node.output[0], ())
+        if node.op_type == "Reshape" and shape[:1] == (1,):
+            name = f"{node.output[0]}@shape"
+            opened.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, *shape[1:]], np.int64), name))
+            node.input[1] = name
     return opened if _treats_samples_alike(opened) else with_batch(model, 1)
 
 
@@ -246,16 +249,6 @@ def _over_channels(values: NDArray[np.float64], rank: int) -> NDArray[np.float64
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     graph = onnx.shape_inference.infer_shapes(model).graph
     return {i.name: len(i.type.tensor_type.shape.dim) for i in [*graph.input, *graph.value_info]}
-
-
-def _open_reshape(graph: onnx.GraphProto, node: onnx.NodeProto, shape: NDArray[np.int64]) -> None:
-    """Let a Reshape to a constant shape of batch 1 take any batch."""
-    if shape.size and shape[0] == 1:
-        opened = shape.copy()
-        opened[0] = 0 if -1 in shape else -1
-        name = f"{node.output[0]}@shape"
-        graph.initializer.append(onnx.numpy_helper.from_array(opened, name))
-        node.input[1] = name
 
 
 def _treats_samples_alike(model: onnx.ModelProto) -> bool:
