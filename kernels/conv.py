@@ -60,44 +60,18 @@ def _copy(arena, target, source, n):
 
 @inline
 def _gather(
-    arena,
-    x,
-    height,
-    width,
-    pitch,
-    channels,
-    oy,
-    ox,
-    kernel_h,
-    kernel_w,
-    stride_h,
-    stride_w,
-    dilation_h,
-    dilation_w,
-    top,
-    left,
-    zero_x,
-    target,
+    arena, x, height, width, pitch, channels, y0, x0, kernel_h, kernel_w, dilation_h, dilation_w, zero_x, target
 ):
-    """One window of ``channels`` of each cell (cells are ``pitch`` bytes apart) to arena[target:]."""
-    x0 = ox * stride_w - left
-    whole = x0 >= 0 and x0 + (kernel_w - 1) * dilation_w < width
+    """The window from cell (y0, x0) on, ``channels`` of each cell (cells are ``pitch`` bytes apart), to arena[target:]."""
     for ky in range(kernel_h):
-        iy = oy * stride_h - top + ky * dilation_h
-        if iy < 0 or iy >= height:
-            arena[target : target + kernel_w * channels] = zero_x
-            target += kernel_w * channels
-        elif whole and dilation_w == 1 and pitch == channels:
-            _copy(arena, target, x + (iy * width + x0) * pitch, kernel_w * channels)
-            target += kernel_w * channels
-        else:
-            for kx in range(kernel_w):
-                ix = x0 + kx * dilation_w
-                if ix < 0 or ix >= width:
-                    arena[target : target + channels] = zero_x
-                else:
-                    _copy(arena, target, x + (iy * width + ix) * pitch, channels)
-                target += channels
+        iy = y0 + ky * dilation_h
+        for kx in range(kernel_w):
+            ix = x0 + kx * dilation_w
+            if iy < 0 or iy >= height or ix < 0 or ix >= width:
+                arena[target : target + channels] = zero_x
+            else:
+                _copy(arena, target, x + (iy * width + ix) * pitch, channels)
+            target += channels
 
 
 @inline
@@ -112,12 +86,36 @@ def conv(
     vectors = (outs + gemm.LANES - 1) // gemm.LANES
     panel = vectors * gemm.LANES * stride * (1 if gemm.GROUP == 4 else 2)
     total = out_height * out_width
+    run = kernel_w * channels
+    line = dilation_h * width * pitch
+    plain = dilation_w == 1 and pitch == channels
     for first in range(0, total, WINDOWS):
         count = min(WINDOWS, total - first)
         for g in range(groups):
-            for p in range(count):
-                oy, ox = (first + p) // out_width, (first + p) % out_width
-                _gather(arena, x + g * channels, height, width, pitch, channels, oy, ox, kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w,
-                        top, left, zero_x, windows + p * stride)  # fmt: skip
-            gemm.gemm(arena, windows, stride, count, size, weights, w + g * panel, outs, bias, bias_at + g * vectors * gemm.LANES, multiplier,
-                      mul_at + g * vectors * gemm.LANES, y + first * out_channels + g * outs, out_channels, lo, hi, zero)  # fmt: skip
+            oy, ox = first // out_width, first % out_width
+            target = windows
+            for _ in range(count):
+                y0, x0 = oy * stride_h - top, ox * stride_w - left
+                if (
+                    plain
+                    and y0 >= 0
+                    and y0 + (kernel_h - 1) * dilation_h < height
+                    and x0 >= 0
+                    and x0 + kernel_w <= width
+                ):
+                    source, into = x + (y0 * width + x0) * pitch, target
+                    for _ in range(kernel_h):
+                        _copy(arena, into, source, run)
+                        into += run
+                        source += line
+                else:
+                    _gather(arena, x + g * channels, height, width, pitch, channels, y0, x0, kernel_h, kernel_w,
+                            dilation_h, dilation_w, zero_x, target)  # fmt: skip
+                target += stride
+                ox += 1
+                if ox == out_width:
+                    ox = 0
+                    oy += 1
+            columns = g * vectors * gemm.LANES
+            gemm.gemm(arena, windows, stride, count, size, weights, w + g * panel, outs, bias, bias_at + columns, multiplier, mul_at + columns,
+                      y + first * out_channels + g * outs, out_channels, lo, hi, zero)  # fmt: skip
