@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TypeAlias
 
@@ -11,6 +12,7 @@ from edge_agent.protocol.messages import Cut, ModelInfo, SegmentRef
 from edge_server.store import Store
 from edge_server.tails import Tail
 
+_log = logging.getLogger(__name__)
 _Mark: TypeAlias = tuple[int, int]  # inode and time of a bundle's folder: a new bundle is a new folder
 
 
@@ -35,13 +37,15 @@ class Catalog:
             return held[1]
 
     def models(self) -> list[ModelInfo]:
-        """Every model that opens; one that another process removes meanwhile is left out."""
+        """Every model that opens. One that another process removes meanwhile is left out, and so is, with a warning, a damaged one."""
         found = []
         for name in self.store.bundle_names():
             try:
                 found.append(self.bundle(name).info())
             except errors.UnknownModelError:
                 continue
+            except errors.ModelError as error:
+                _log.warning("%s is not listed: %s", name, error)
         return found
 
     def segment(self, bundle: Bundle, cut: int, weight_bits: int) -> SegmentRef:

@@ -113,30 +113,33 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _show(bundle: bundles.Bundle) -> None:
-    table = Table(title=f"{bundle.name}: where it may be cut", title_justify="left", title_style="")
-    for heading in ("cut", "after", "tensor", "float kB", "drop 8/8", "drop 8/4", "offered"):
-        table.add_column(
-            heading, justify="left" if heading in ("after", "tensor", "offered") else "right", overflow="fold"
-        )
+    console = Console(highlight=False, markup=False)
+    console.print(_offered(bundle))
+    what = (
+        f"8/8 and 8/4: points of {bundle.metric} lost over {bundle.samples} samples at these weight and activation bits"
+    )
+    console.print(f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered; {what}", soft_wrap=True)
     for cut, reason in zip(bundle.cuts, bundle.reasons, strict=True):
-        size = f"{math.prod(cut.shape) * 4 / 1000:.2f}" if cut.shape else "?"
-        drops = (_drop(bundle, cut.index, 8, bits) for bits in (8, 4))
-        row = (
-            str(cut.index),
-            cut.layer,
-            "x".join(map(str, cut.shape)),
-            size,
-            *drops,
-            f"no: {reason}" if reason else "yes",
-        )
-        table.add_row(*map(escape, row))
-    console = Console(highlight=False)
-    console.print(table)
+        if reason:
+            console.print(f"not offered: {cut.index}, after {cut.layer} {_by(cut.shape)}: {reason}", soft_wrap=True)
     if bundle.unsupported:
-        console.print("not in the integer head: " + ", ".join(bundle.unsupported), markup=False)
-    count = f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered"
-    what = f"drop: points of {bundle.metric} lost over {bundle.samples} samples at weight/activation bits"
-    console.print(f"{count}; {what}", markup=False)
+        console.print("not in the integer head: " + ", ".join(bundle.unsupported), soft_wrap=True)
+
+
+def _offered(bundle: bundles.Bundle) -> Table:
+    table = Table(title=f"{bundle.name}: where it may be cut", title_justify="left", title_style="")
+    for heading in ("cut", "after", "tensor", "float kB", "8/8", "8/4"):
+        table.add_column(heading, justify="left" if heading in ("after", "tensor") else "right", overflow="fold")
+    for cut in (bundle.cuts[index] for index in bundle.offered):
+        drops = (_drop(bundle, cut.index, 8, bits) for bits in (8, 4))
+        table.add_row(
+            str(cut.index), escape(cut.layer), _by(cut.shape), f"{math.prod(cut.shape) * 4 / 1000:.2f}", *drops
+        )
+    return table
+
+
+def _by(shape: list[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _drop(bundle: bundles.Bundle, cut: int, weight_bits: int, activation_bits: int) -> str:

@@ -135,3 +135,4 @@ def test_a_damaged_bundle_is_one_sentence(store: Store) -> None:
     (store.bundles / "tiny" / "model.onnx").write_bytes(b"x")
     with pytest.raises(errors.ModelError, match="damaged"):
         Catalog(store).bundle("tiny")
+    assert Catalog(store).models() == []
