@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -21,7 +22,11 @@ OUTSIDE = {
     "kernels": {"numpy", "numba", "llvmlite"},
     "edge_agent.protocol": {"msgspec"},
 }
-IMPORT_NAMES = {"pillow": "PIL"}  # where a distribution is imported under another name
+IMPORT_NAMES = {
+    "pillow": "PIL",
+    "ai-edge-litert": "ai_edge_litert",
+    "tflite-runtime": "tflite_runtime",
+}  # where a distribution is imported under another name
 BROUGHT = {"llvmlite", "yarl"}  # by numba and aiohttp, whose interfaces they are a part of
 
 
@@ -71,6 +76,18 @@ def test_the_agent_imports_only_what_the_default_install_brings(graph: grimp.Imp
     default = {re.split(r"[<>=\[; ]", line)[0] for line in project["dependencies"]}
     allowed = {IMPORT_NAMES.get(name, name) for name in default} | BROUGHT
     assert outside(graph, "edge_agent") | outside(graph, "device_profiles") | outside(graph, "kernels") <= allowed
+
+
+def test_the_demo_imports_only_what_its_extra_brings(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["server"], *extras["torch"], *extras["demo"]]
+    names = {re.split(r"[<>=\[; ]", line)[0] for line in lines}
+    allowed = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names} | set(PACKAGES) | {"benchmarks"}
+    tree = ast.parse((root / "scripts/demo.py").read_text())
+    imports = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    imports += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert {name.split(".")[0] for name in imports} - sys.stdlib_module_names <= allowed
 
 
 def test_no_module_of_the_agent_loads_the_server_or_its_libraries(root: Path) -> None:
