@@ -172,6 +172,21 @@ def test_verifier_notices_tampering() -> None:
     assert "the chosen codec is not on the ladder" in faults
 
 
+def test_verifier_notices_a_twisted_ladder_and_a_better_rival() -> None:
+    problem = small()
+    choice = plan(problem)
+    twisted = dataclasses.replace(choice, ladder=choice.ladder[::-1], codec=0)
+    assert "the ladder is not ordered from most to fewest bits" in verify_plan(problem, twisted)
+    stray = dataclasses.replace(choice, ladder=(*choice.ladder, grid(1, {(8, 2): 30.0})[0]))
+    assert "a codec of the ladder is over the demanded drop" in verify_plan(problem, stray)
+    worse = next(c for c in choice.runners_up if c.cut.kind == "output")
+    swapped = dataclasses.replace(choice, chosen=worse, ladder=(), runners_up=(choice.chosen, choice.chosen))
+    faults = verify_plan(problem, swapped)
+    assert {"a cut appears twice", "a runner-up has no reason", "cut 1 meets the demand at a smaller objective"} <= set(
+        faults
+    )
+
+
 # --- properties -----------------------------------------------------------------------------------------------------
 
 
