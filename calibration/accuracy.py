@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.clipping import RULES, fit, squared_error
+from calibration.clipping import RULES, Histogram
 from calibration.observe import Progress, Quantization, to_onnx
 from calibration.samples import Samples
 from edge_agent import codec
@@ -25,8 +25,9 @@ Bools = NDArray[np.bool_]
 
 WEIGHT_BITS: Final = (8, 6, 4)
 ACTIVATION_BITS: Final = (8, 6, 4, 3, 2)
-#: Rules whose error at the output is measured: those of least squared error at the cut.
-FINALISTS: Final = 4
+#: By activation bits: so many rules, those of least squared error at the cut, have their error at the output measured. At 8 bits all are alike.
+FINALISTS: Final = {8: 1, 6: 2}
+FINALISTS_FEW_BITS: Final = 4
 CHOICE_SAMPLES: Final = 16
 BATCH: Final = 16
 #: Bytes of codes at the cuts that are held at once.
@@ -57,7 +58,7 @@ class GridPoint(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Spot:
-    """An offered cut as measurement sees it. ``counts`` [C, 256]: how often each code occurs; ``load`` makes the tail, None at the output."""
+    """An offered cut as measurement sees it; ``load`` makes the tail, None at the output."""
 
     index: int
     tensor: str
@@ -137,7 +138,7 @@ def look_up(codes: U8, table: F32) -> F32:
     return real
 
 
-def histograms(head: Head, taps: Sequence[int], samples: Samples, progress: Progress) -> list[I64]:
+def count_codes(head: Head, taps: Sequence[int], samples: Samples, progress: Progress) -> list[I64]:
     """Counts [C, 256] of the codes of each of the header's tensors ``taps`` over all samples."""
     channels = [head.header.tensors[t].shape[-1] for t in taps]
     counts = [np.zeros(256 * c, np.int64) for c in channels]
@@ -150,7 +151,7 @@ def histograms(head: Head, taps: Sequence[int], samples: Samples, progress: Prog
 
 def choose_rules(
     spots: Sequence[Spot],
-    counts: Sequence[I64],
+    histograms: Sequence[Histogram],
     head: Head,
     taps: Sequence[int],
     samples: Samples,
@@ -159,36 +160,40 @@ def choose_rules(
 ) -> dict[tuple[int, int], str]:
     """The rule of least mean squared error at the output for each (cut, activation bits), with the 8-bit head.
 
-    The `FINALISTS` of least squared error at the cut are tried on the first `CHOICE_SAMPLES` samples; ``outputs`` are the float model's.
+    The `FINALISTS` are tried on `CHOICE_SAMPLES` samples, evenly spread; ``outputs`` [n, ...] are the float model's.
     """
     chosen = {}
-    few = min(len(samples), CHOICE_SAMPLES)
-    tapped = [head.taps(samples.codes(i, head.input), list(taps)) for i in range(few)]
-    for place, (spot, count) in enumerate(zip(spots, counts, strict=True)):
+    few = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), CHOICE_SAMPLES)).round().astype(int))
+    tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
+    for place, (spot, histogram) in enumerate(zip(spots, histograms, strict=True)):
         codes = np.stack([t[place] for t in tapped])
         run = spot.load() if spot.load else None
         for bits in ACTIVATION_BITS:
-            rules = _finalists(spot, count, bits)
+            rules = finalists(histogram, bits)
             if run is None or len(rules) == 1:
                 chosen[spot.index, bits] = rules[0]
-                continue
-            chosen[spot.index, bits] = min(
-                rules, key=lambda rule: _output_error(spot, count, rule, bits, codes, run, outputs[:few])
-            )
+            else:
+                chosen[spot.index, bits] = _least(spot, histogram, rules, bits, codes, run, outputs[few])
         progress("clip rules", place + 1, len(spots))
     return chosen
 
 
-def _finalists(spot: Spot, counts: I64, bits: int) -> list[str]:
-    values = spot.quantization.values()
-    error = {rule: squared_error(values, counts, fit(values, counts, rule, bits)) for rule in RULES}
-    return sorted(RULES, key=lambda rule: error[rule])[:FINALISTS]
+def finalists(histogram: Histogram, bits: int) -> list[str]:
+    """The rules of least squared error at the cut, the best first."""
+    error = {rule: histogram.squared_error(histogram.fit(rule, bits)) for rule in RULES}
+    return sorted(RULES, key=lambda rule: error[rule])[: FINALISTS.get(bits, FINALISTS_FEW_BITS)]
 
 
-def _output_error(spot: Spot, counts: I64, rule: str, bits: int, codes: U8, run: Tail, outputs: F32) -> float:
-    values = spot.quantization.values()
-    found = run_tail(run, codes, real_table(fit(values, counts, rule, bits), spot.quantization))
-    return float(((found - outputs) ** 2).mean())
+def _least(
+    spot: Spot, histogram: Histogram, rules: Sequence[str], bits: int, codes: U8, run: Tail, outputs: F32
+) -> str:
+    """Of ``rules`` the one of least squared error at the output."""
+
+    def error(rule: str) -> float:
+        found = run_tail(run, codes, real_table(histogram.fit(rule, bits), spot.quantization))
+        return float(((found - outputs) ** 2).mean())
+
+    return min(rules, key=error)
 
 
 def run_tail(run: Tail, codes: U8, table: F32) -> F32:
@@ -204,7 +209,7 @@ def top1(outputs: F32 | U8) -> I64:
 
 def measure(
     spots: Sequence[Spot],
-    codecs: Callable[[int, str, int], Codec],
+    histograms: Sequence[Histogram],
     rules: dict[tuple[int, int], str],
     heads: Callable[[int], tuple[Head, list[int]]],
     samples: Samples,
@@ -230,11 +235,8 @@ def measure(
                 if run is None:
                     answers = top1(codes)
                 else:
-                    answers = top1(
-                        run_tail(
-                            run, codes, real_table(codecs(spot.index, rules[spot.index, bits], bits), spot.quantization)
-                        )
-                    )
+                    made = histograms[place].fit(rules[spot.index, bits], bits)
+                    answers = top1(run_tail(run, codes, real_table(made, spot.quantization)))
                 found.setdefault((spot.index, weight_bits, bits), []).append(answers)
             done += 1
             progress("accuracy", done, total)

@@ -26,9 +26,9 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from calibration import accuracy, clipping, cuts, layers, observe
+from calibration import accuracy, cuts, layers, observe
 from calibration.accuracy import GridPoint, Spot, Tail
-from calibration.clipping import CHANNEL
+from calibration.clipping import CHANNEL, Histogram
 from calibration.graph import Graph, tail_model
 from calibration.importer import session
 from calibration.lower import Calibration, Lowered, lower
@@ -93,7 +93,7 @@ class Bundle:
         self.offered: list[int] = [listed.cut.index for listed in manifest.cuts if not listed.reason]
         self.reasons: list[str] = [listed.reason for listed in manifest.cuts]
         self.unsupported, self.tail_ms = manifest.unsupported, manifest.tail_ms
-        self._codecs: dict[tuple[int, str, int], Codec] = {}
+        self._histograms: dict[int, Histogram] = {}
         self._lowered: dict[tuple[int, int], Lowered] = {}
 
     @classmethod
@@ -144,10 +144,9 @@ class Bundle:
         ``rule`` as in `GridPoint`: a clip rule, with a range for each channel if it ends in `CHANNEL` or ``per_channel`` is set.
         """
         name = rule.removesuffix(CHANNEL) + (CHANNEL if per_channel or rule.endswith(CHANNEL) else "")
-        key = cut, name, bits
-        if key not in self._codecs:
-            self._codecs[key] = clipping.fit(self._quantization(cut).values(), self.counts(cut), name, bits)
-        return self._codecs[key]
+        if cut not in self._histograms:
+            self._histograms[cut] = Histogram(self._quantization(cut).values(), self.counts(cut))
+        return self._histograms[cut].fit(name, bits)
 
     def counts(self, cut: int) -> I64:
         """How often each code occurred in each channel of an offered ``cut`` at calibration: [C, 256]."""
@@ -278,17 +277,11 @@ def _measure(
 
     head, taps = heads(8)
     spots = [_spot(model, network, head.header.tensors[t], cut) for cut, t in zip(offered, taps, strict=True)]
-    counts = accuracy.histograms(head, taps, samples, progress)
+    counts = accuracy.count_codes(head, taps, samples, progress)
+    histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True)]
     outputs = accuracy.float_outputs(_tail(model), samples)
-    rules = accuracy.choose_rules(spots, counts, head, taps, samples, outputs, progress)
-    by_cut = {spot.index: (spot, c) for spot, c in zip(spots, counts, strict=True)}
-
-    @functools.cache
-    def codecs(cut: int, rule: str, bits: int) -> Codec:
-        spot, count = by_cut[cut]
-        return clipping.fit(spot.quantization.values(), count, rule, bits)
-
-    grid = accuracy.measure(spots, codecs, rules, heads, samples, accuracy.top1(outputs), progress)
+    rules = accuracy.choose_rules(spots, histograms, head, taps, samples, outputs, progress)
+    grid = accuracy.measure(spots, histograms, rules, heads, samples, accuracy.top1(outputs), progress)
     times = {cut.index: _tail_ms(model, network.graph, cut) for cut in offered}
     return _Measured(grid, {spot.index: c for spot, c in zip(spots, counts, strict=True)}, times)
 

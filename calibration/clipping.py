@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import codec
+from edge_agent.codec import clip
 from edge_agent.protocol.messages import Codec
 
 F64 = NDArray[np.float64]
@@ -18,23 +20,43 @@ CHANNEL: Final = "-channel"
 RULES: Final = tuple(rule + scope for rule in codec.RULES for scope in ("", CHANNEL))
 
 #: Of the distance from the mean to each end: ranges that are tried before the best is refined.
-_SHARES: Final = (1.0, 0.85, 0.7, 0.55, 0.42, 0.3, 0.2)
+_SHARES: Final = (1.0, 0.8, 0.6, 0.42, 0.28)
 _ROUNDS: Final = 12
 
 
-def fit(values: F64, counts: I64, rule: str, bits: int) -> Codec:
-    """The codec of ``rule`` (`RULES`) for a tensor with ``counts`` [C, 256] of the codes that stand for ``values`` [256]."""
-    if rule == "mse" + CHANNEL:
-        lo, scale = _least_squares(values, counts, bits)
-        return Codec("mse", bits, [float(v) for v in lo], [float(v) for v in scale])
-    if rule.endswith(CHANNEL):
-        return codec.fit_channels(values, rule.removesuffix(CHANNEL), bits, weights=counts)
-    return codec.fit(values, rule, bits, weights=counts.sum(axis=0))
+class Histogram:
+    """How often each of 256 codes, which stand for ``values`` [256], occurs in each channel of a tensor: ``counts`` [C, 256].
 
+    Every channel has a count. Codecs are kept once they are fitted.
+    """
 
-def squared_error(values: F64, counts: I64, made: Codec) -> float:
-    """Sum of squared errors over a tensor with ``counts`` [C, 256]."""
-    return codec.squared_error(values, counts if len(made.lo) > 1 else counts.sum(axis=0), made)
+    def __init__(self, values: F64, counts: I64) -> None:
+        self.values, self.counts = values, counts
+        self._fitted: dict[tuple[str, int], Codec] = {}
+
+    def fit(self, rule: str, bits: int) -> Codec:
+        """The codec of ``rule``, one of `RULES`. Raises `errors.CodecError` for another."""
+        if (rule, bits) not in self._fitted:
+            self._fitted[rule, bits] = self._fit(rule, bits)
+        return self._fitted[rule, bits]
+
+    def squared_error(self, made: Codec) -> float:
+        """Sum of squared errors over the tensor."""
+        return codec.squared_error(self.values, self.counts if len(made.lo) > 1 else self.counts.sum(axis=0), made)
+
+    def _fit(self, rule: str, bits: int) -> Codec:
+        if rule not in RULES or not rule.endswith(CHANNEL):
+            return codec.fit(self.values, rule, bits, weights=self.counts.sum(axis=0))
+        kind = rule.removesuffix(CHANNEL)
+        if kind == "mse":
+            lo, scale = _least_squares(self.values, self.counts, bits)
+            return Codec(kind, bits, [float(v) for v in lo], [float(v) for v in scale])
+        grids = [clip.grid(*clip.clip_range(d, kind, bits), bits) for d in self._channels]
+        return Codec(kind, bits, [float(lo) for lo, _ in grids], [float(scale) for _, scale in grids])
+
+    @functools.cached_property
+    def _channels(self) -> list[clip.Distribution]:
+        return [clip.distribution(self.values, row) for row in self.counts]
 
 
 def _least_squares(values: F64, counts: I64, bits: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

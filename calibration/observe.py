@@ -109,12 +109,13 @@ def best_range(statistics: Statistics) -> tuple[float, float]:
     """
     lo, hi = min(statistics.lo, 0.0), max(statistics.hi, 0.0)
     width = (statistics.hi - statistics.lo) / BINS
-    centres = statistics.lo + (np.arange(BINS) + 0.5) * width
+    centres: F64 = statistics.lo + (np.arange(BINS, dtype=np.float64) + 0.5) * width
     counts = np.where((centres - width / 2 <= 0) & (centres + width / 2 > 0), 0, statistics.counts).astype(np.float64)
     shares = np.linspace(0.2, 1.0, 81)
     lows: F64 = lo * shares
     highs: F64 = hi * shares
-    error: F64 = _clipped(-centres[::-1], counts[::-1], -lows)[:, None] + _clipped(centres, counts, highs)[None, :]
+    below, above = _clipped(-centres[::-1], counts[::-1], -lows), _clipped(centres, counts, highs)
+    error: F64 = np.add.outer(below, above)
     error += counts.sum() * (highs[None, :] - lows[:, None]) ** 2 / 255**2 / 12
     if error.min() > 0.9 * error[-1, -1]:
         return lo, hi
