@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import tempfile
 import warnings
@@ -43,7 +44,8 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         options = session_options()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
-        _session(model, options)
+        # MatMul with rows and a bias would become a Gemm between two reshapes that put rows where the batch was
+        _session(model, options, ["MatMulAddFusion"])
         simple = onnx.load(options.optimized_model_filepath)
     if any(node.domain not in ("", "ai.onnx") for node in simple.graph.node):
         simple = model
@@ -82,9 +84,12 @@ def session(model: onnx.ModelProto, threads: int = 0) -> ort.InferenceSession:
     return _session(model, session_options(threads))
 
 
-def _session(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+def _session(model: onnx.ModelProto, options: ort.SessionOptions, without: Sequence[str] = ()) -> ort.InferenceSession:
+    data = model.SerializeToString()
     try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+        )
     except Exception as error:  # ONNX Runtime's errors have no common base below Exception
         raise errors.ModelError(f"ONNX Runtime cannot run the model ({_brief(error)}); export it again") from error
 
@@ -168,8 +173,10 @@ def _torch() -> Any:
 def _export(module: Any, shape: Sequence[int] | None) -> onnx.ModelProto:
     torch = _torch()
     example = None if shape is None else (torch.zeros(*shape),)
+    # The exporter's own deprecations, and its regret that torchvision is not there, are not the user's.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's
+        warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(module, example, dynamo=True, verbose=False)
         except Exception as error:  # torch raises what it likes
