@@ -74,7 +74,7 @@ class SmallServer:
         self.plans: dict[str, m.Plan] = {}
         self.requests: list[m.PlanRequest] = []
         self.segments_served = self.frames = 0
-        self.tail_s = 0.0
+        self.tail_s = self.plan_s = 0.0
         self.refuse: errors.SplitEdgeError | None = None
         self.on_plan: Callable[[], object] = lambda: None
 
@@ -115,6 +115,7 @@ class SmallServer:
             raise errors.UnknownModelError(f"there is no model {asked.model!r}; `edge-agent models` lists them")
         self.plans[self.plan.id] = self.plan
         self.on_plan()
+        await asyncio.sleep(self.plan_s)
         return web.Response(body=m.encode(self.plan), content_type="application/json")
 
     async def _segment(self, request: web.Request) -> web.Response:

@@ -191,9 +191,11 @@ async def test_when_a_forgotten_plan_cannot_be_replaced_every_frame_fails_and_th
 async def test_closing_in_the_middle_of_a_new_plan_leaves_nothing_running(settings):
     async with SmallServer() as server:
         agent = await Agent(settings(server)).__aenter__()
-        server.refuse = errors.UnknownPlanError("forgotten")
+        server.refuse, server.plan_s = errors.UnknownPlanError("forgotten"), 30.0
+        asked = asyncio.Event()
+        server.on_plan = asked.set
         frame = asyncio.create_task(agent.infer(png()))
-        await asyncio.sleep(0.1)
+        await asyncio.wait_for(asked.wait(), 10)
         await agent.close()
         with pytest.raises(errors.LinkError):
             await frame

@@ -166,6 +166,27 @@ async def test_a_malformed_configuration_is_one_sentence(environment, tmp_path):
     assert "`api.prot`" in sentence(err)
 
 
+async def test_the_unit_can_be_seen_before_it_is_installed(environment, tmp_path):
+    status, out, _ = await run(
+        environment(None), "service", "install", "--dry-run", "--config", str(tmp_path / "agent.toml")
+    )
+    assert status == 0
+    assert f"run --config {tmp_path}/agent.toml" in out
+    assert "Type=notify" in out
+
+
+async def test_a_profile_is_printed_and_written(environment, tmp_path):
+    status, out, _ = await run(
+        environment(None), "profile", "--quick", "--out", str(tmp_path / "p.json"), "--watts", "5"
+    )
+    assert status == 0
+    assert "pointwise 56x56x24 -> 144" in out
+    written = json.loads((tmp_path / "p.json").read_text())
+    assert written["power"]["load_watts"] == 5
+    status, out, _ = await run(environment(None), "profile", "--quick", "--json")
+    assert json.loads(out)["schema_version"] == written["schema_version"]
+
+
 async def test_debugging_shows_the_traceback(environment):
     _, _, err = await run(environment(None, SPLITEDGE_DEBUG="1"), "plan", "--max-drop", "-1")
     assert "Traceback" in err
