@@ -276,17 +276,17 @@ def _measure(
         return Head(seg.parse(made.segment()), check_golden=False), [made.index[t] for t in tensors]
 
     head, taps = heads(8)
-    spots = [_spot(model, network, head.header.tensors[t], cut) for cut, t in zip(offered, taps, strict=True)]
+    spots = [spot(model, network, head.header.tensors[t], cut) for cut, t in zip(offered, taps, strict=True)]
     counts = accuracy.count_codes(head, taps, samples, progress)
     histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True)]
-    outputs = accuracy.float_outputs(_tail(model), samples)
+    outputs = accuracy.float_outputs(runner(model), samples)
     rules = accuracy.choose_rules(spots, histograms, head, taps, samples, outputs, progress)
     grid = accuracy.measure(spots, histograms, rules, heads, samples, accuracy.top1(outputs), progress)
     times = {cut.index: _tail_ms(model, network.graph, cut) for cut in offered}
     return _Measured(grid, {spot.index: c for spot, c in zip(spots, counts, strict=True)}, times)
 
 
-def _spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:
+def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:
     load: Callable[[], Tail] | None = None
     if cut.kind != "output":
         load = functools.partial(_load_tail, model, network.graph, cut)
@@ -294,10 +294,10 @@ def _spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, c
 
 
 def _load_tail(model: onnx.ModelProto, graph: Graph, cut: Cut) -> Tail:
-    return _tail(tail_model(model, cut.tensor, graph.shapes[cut.tensor][1:]))
+    return runner(tail_model(model, cut.tensor, graph.shapes[cut.tensor][1:]))
 
 
-def _tail(model: onnx.ModelProto, threads: int = 0) -> Tail:
+def runner(model: onnx.ModelProto, threads: int = 0) -> Tail:
     made = session(model, threads)
     entry = made.get_inputs()[0].name
     return accuracy.tail_of(lambda x: made.run(None, {entry: x})[0], _batched(model))

@@ -1,0 +1,164 @@
+"""Top-1 of EfficientNet-Lite0, split: 8-bit head x clip rule x bits at the cut, against the float model on the same photographs.
+
+    python -m benchmarks.accuracy --images DIR --labels FILE --json OUT
+
+Every other photograph calibrates (ranges, rules); all figures are of the rest. Drops are in points of top-1 with their paired 95 %
+interval (`calibration.accuracy.paired_drop`); agreement is the share of photographs with the float model's top-1. The rule of the summary
+is chosen on the calibration photographs only, by squared error of the logits.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import models
+from benchmarks.report import parser, report
+from calibration import accuracy, bundle, cuts, importer, layers
+from calibration.accuracy import ACTIVATION_BITS, Spot
+from calibration.clipping import CHANNEL, RULES, Histogram
+from calibration.graph import Graph
+from calibration.lower import lower
+from calibration.samples import Samples, open_samples
+from edge_agent import errors
+from edge_agent.codec import payload_bytes
+from edge_agent.head import segment as seg
+from edge_agent.head.executor import Head
+
+I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
+
+#: Shares of the network's offered cuts, by their order; the middle one is the summary's.
+PLACES: Final = (0.2, 0.4, 0.55, 0.85)
+MIDDLE: Final = 0.55
+SUMMARY_BITS: Final = 4
+QUICK_PHOTOS: Final = 48
+
+
+@dataclass
+class Split:
+    """The 8-bit head at some cuts, and what they take at calibration."""
+
+    head: Head
+    taps: list[int]
+    spots: list[Spot]
+    layers: list[str]
+    histograms: list[Histogram]
+    rules: dict[tuple[int, int], str]
+    run: accuracy.Tail
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _options().parse_args(arguments)
+    photos = open_samples(
+        options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if options.quick else None
+    )
+    if photos.classes is None:
+        raise errors.UsageError("accuracy needs labels; give --labels with a CSV of file name and class index")
+    calibrating, held = photos[::2], photos[1::2]
+    split = prepare(calibrating)
+    rows, summary = measure(split, held)
+    notes = [f"{len(calibrating)} photographs calibrate, figures are of the {len(held)} others"]
+    report("EfficientNet-Lite0 split, 8-bit head: top-1 by clip rule and bits", rows, summary, options.json, notes)
+
+
+def prepare(samples: Samples) -> Split:
+    """Calibrate Lite0 with ``samples`` and choose the rules of its cuts."""
+    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+    network = layers.build(Graph.of(model))
+    calibration = bundle.calibrate(model, network, samples)
+    offered = [p.cut for p in cuts.find(network) if p.offered and p.cut.kind == "inside"]
+    chosen = [offered[round(share * (len(offered) - 1))] for share in PLACES]
+    lowered = lower(network, calibration, network.graph.output, 8, "lite0", samples.preprocess)
+    head = Head(seg.parse(lowered.segment()))
+    taps = [lowered.index[cut.tensor] for cut in chosen]
+    spots = [bundle.spot(model, network, head.header.tensors[t], cut) for cut, t in zip(chosen, taps, strict=True)]
+    counts = accuracy.count_codes(head, taps, samples, _quiet)
+    histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True)]
+    run = bundle.runner(model)
+    outputs = accuracy.float_outputs(run, samples)
+    rules = accuracy.choose_rules(spots, histograms, head, taps, samples, outputs, _quiet)
+    return Split(head, taps, spots, [cut.layer for cut in chosen], histograms, rules, run)
+
+
+def measure(split: Split, samples: Samples) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """All rows, and the summary, on ``samples``."""
+    classes = samples.classes
+    assert classes is not None
+    reference = accuracy.top1(accuracy.float_outputs(split.run, samples))
+    each = [
+        split.head.taps(samples.codes(i, split.head.input), [*split.taps, split.head.header.output])
+        for i in range(len(samples))
+    ]
+    codes = [np.stack(of_cut) for of_cut in zip(*each, strict=True)]
+    rows = [
+        _row("none: float model", "", "", 0, reference, reference, classes, 0),
+        _row("output: all on the device", "", "", 0, reference, accuracy.top1(codes[-1]), classes, 0),
+    ]
+    summary = {"lite0.float_top1": 100.0 * float((reference == classes).mean()), "lite0.head8_top1": rows[1]["top1"]}
+    for place, spot in enumerate(split.spots):
+        assert spot.load
+        tail = spot.load()
+        for rule in RULES:
+            for bits in ACTIVATION_BITS:
+                table = accuracy.real_table(split.histograms[place].fit(rule, bits), spot.quantization)
+                found = accuracy.top1(accuracy.run_tail(tail, codes[place], table))
+                chosen = split.rules[spot.index, bits] == rule
+                rows.append(
+                    _row(split.layers[place], rule, "*" if chosen else "", bits, reference, found, classes, spot.size)
+                )
+                if chosen and bits == SUMMARY_BITS and PLACES[place] == MIDDLE:
+                    summary |= _summary(rows[-1], len(samples))
+    return rows, summary
+
+
+def _row(
+    layer: str, rule: str, chosen: str, bits: int, reference: I64, found: I64, classes: I64, size: int
+) -> dict[str, Any]:
+    drop, low, high, agreement = accuracy.compare(reference, found, classes)
+    return {
+        "cut after": layer,
+        "rule": rule.removesuffix(CHANNEL),
+        "ranges": "" if not rule else "channel" if rule.endswith(CHANNEL) else "tensor",
+        "chosen": chosen,
+        "bits": bits or "",
+        "bytes": payload_bytes(size, bits),
+        "top1": 100.0 * float((found == classes).mean()),
+        "drop": drop,
+        "low": low,
+        "high": high,
+        "agree": 100.0 * agreement,
+    }
+
+
+def _summary(row: dict[str, Any], samples: int) -> dict[str, float]:
+    return {
+        "lite0.split_top1": row["top1"],
+        "lite0.drop_points": row["drop"],
+        "lite0.drop_low": row["low"],
+        "lite0.drop_high": row["high"],
+        "lite0.agreement": row["agree"],
+        "lite0.payload_bytes": float(row["bytes"]),
+        "lite0.samples": float(samples),
+    }
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser(__doc__.splitlines()[0] if __doc__ else "")
+    options.add_argument("--images", type=Path, required=True, help="folder of photographs")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
+    return options
+
+
+def _quiet(phase: str, done: int, total: int) -> None:
+    """No progress bar: the table is the output."""
+
+
+if __name__ == "__main__":
+    main()
