@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from calibration.accuracy import GridPoint
 from edge_agent import codec, errors, limits
 from edge_agent.head import executor, segment
 from edge_agent.protocol.messages import Demand, LinkEstimate, Plan, PlanRequest, Weights
@@ -136,3 +137,11 @@ def test_a_damaged_bundle_is_one_sentence(store: Store) -> None:
     with pytest.raises(errors.ModelError, match="damaged"):
         Catalog(store).bundle("tiny")
     assert Catalog(store).models() == []
+
+
+def test_gains_on_few_samples_do_not_hide_losses() -> None:
+    """Of 50 answers 6 changed, 3 for the better: the drop is measured as 0, and 6 points are half of what changed."""
+    point = planning.expected(GridPoint(1, 8, 2, "mse", 0.0, -9.0, 9.0, 0.88, 50))
+    assert point.drop == pytest.approx(6.0)
+    assert point.low <= point.drop <= point.high
+    assert planning.expected(GridPoint(1, 8, 8, "mse", 4.0, -1.0, 9.0, 0.96, 50)).drop == 4.0
