@@ -199,17 +199,9 @@ class Agent:
         self._say("opening the stream")
         stream = await negotiation.stream(self.settings, plan, WINDOW).__aenter__()
         try:
-            async with asyncio.timeout(limits.REQUEST_TIMEOUT):
-                while stream.state in (LinkState.NEW, LinkState.CONNECTING):  # noqa: ASYNC110 (it has no event to wait for)
-                    await asyncio.sleep(0.005)
-            if stream.state is not LinkState.STREAMING:
-                raise stream.error or errors.LinkLostError("the stream was closed while it opened; try again")
+            await stream.ready()
         except BaseException as error:
             await stream.__aexit__(type(error), error, None)
-            if isinstance(error, TimeoutError):
-                raise errors.UnreachableError(
-                    "the server did not open the stream in time; look into its log"
-                ) from error
             raise
         return stream
 
