@@ -123,7 +123,11 @@ def _narrow(b: ir.IRBuilder, codes: list[ir.Value], size: int) -> ir.Value:
 _RUN_ARGS = [PTR, PTR, I64, PTR, PTR, PTR, PTR, I64, I64, I64, FLOAT, FLOAT, I32]
 
 
-def _run_body(size: int) -> Any:
+#: Groups of taps of the windows 3 x 3 and 5 x 5: their loops are unrolled, and the weights of the first stay in registers.
+UNROLLED = [-(-taps // GROUP) for taps in (9, 25)]
+
+
+def _run_body(size: int, unrolled: int | None) -> Any:
     """IR of a run of output pixels for one block: base, taps, groups, w, bias, multiplier, y, pixels, step of x, step of y, lo, hi, zero."""
     lanes = size // GROUP
     target: Target = replace(TARGET, bits=lanes * 32)
@@ -134,18 +138,32 @@ def _run_body(size: int) -> Any:
         bounds = [emit.splat(b, value, lanes) for value in (lo, hi, zero)]
         factors = [emit.load(b, emit.vector(FLOAT, lanes), multiplier, j * lanes * 4) for j in range(GROUP)]
         start = [emit.load(b, ints, bias, j * lanes * 4) for j in range(GROUP)]
+
+        def offsets_of(g: ir.Value) -> list[ir.Value]:
+            return [emit.load(b, I64, taps, b.add(b.mul(g, I64(GROUP * 8)), I64(t * 8))) for t in range(GROUP)]
+
+        def weights_of(g: ir.Value) -> list[ir.Value]:
+            panel = emit.at(b, w, b.mul(g, I64(GROUP * width)))
+            return [emit.load(b, operand, panel, j * width) for j in range(GROUP)]
+
+        def step(
+            acc: list[ir.Value], origin: ir.Value, offsets: list[ir.Value], weights: list[ir.Value]
+        ) -> list[ir.Value]:
+            cells = _interleave(b, [emit.load(b, emit.vector(I8, size), origin, at) for at in offsets], size)
+            return [emit.dot(b, acc[j], cells[j], weights[j]) for j in range(GROUP)]
+
+        known = [offsets_of(I64(g)) for g in range(unrolled or 0)]
+        kept = [weights_of(I64(g)) for g in range(unrolled or 0)] if unrolled == UNROLLED[0] else []
         with emit.loop(b, pixels) as (pixel, _, _):
             origin = emit.at(b, base, b.mul(pixel, step_x))
-            with emit.loop(b, groups, *start) as (g, acc, following):
-                offsets = [emit.load(b, I64, taps, b.add(b.mul(g, I64(GROUP * 8)), I64(t * 8))) for t in range(GROUP)]
-                cells = _interleave(
-                    b, [emit.load(b, emit.vector(I8, size), origin, offset) for offset in offsets], size
-                )
-                panel = emit.at(b, w, b.mul(g, I64(GROUP * width)))
-                following += [
-                    emit.dot(b, acc[j], cells[j], emit.load(b, operand, panel, j * width)) for j in range(GROUP)
-                ]
-            codes = [emit.requantize(b, following[j], factors[j], *bounds) for j in range(GROUP)]
+            acc = start
+            if unrolled:
+                for g in range(unrolled):
+                    acc = step(acc, origin, known[g], kept[g] if kept else weights_of(I64(g)))
+            else:
+                with emit.loop(b, groups, *start) as (index, before, acc):
+                    acc += step(before, origin, offsets_of(index), weights_of(index))
+            codes = [emit.requantize(b, acc[j], factors[j], *bounds) for j in range(GROUP)]
             emit.store(b, _narrow(b, codes, size), y, b.mul(pixel, step_y))
 
     return body
@@ -190,14 +208,20 @@ def _run(
             pointer(0, 10),
             *a[11:17],
         ]
-        done = b.append_basic_block("run.done")
-        choice = b.switch(a[17], done)
+        done, general = b.append_basic_block("run.done"), b.append_basic_block("run.general")
+        known = b.switch(b.add(b.mul(a[17], I64(256)), a[3]), general)
+        b.position_at_end(general)
+        other = b.switch(a[17], done)
         for i, size in enumerate(BLOCKS):
-            block = b.append_basic_block(f"run.{size}")
-            choice.add_case(I64(i), block)
-            b.position_at_end(block)
-            b.call(emit.private_function(b, f"splitedge_depthwise_{size}", _RUN_ARGS, _run_body(size)), arguments)
-            b.branch(done)
+            for unrolled in (*UNROLLED, None):
+                name = f"splitedge_depthwise_{size}_{unrolled or 'n'}"
+                block = b.append_basic_block(name)
+                (other if unrolled is None else known).add_case(
+                    I64(i if unrolled is None else i * 256 + unrolled), block
+                )
+                b.position_at_end(block)
+                b.call(emit.private_function(b, name, _RUN_ARGS, _run_body(size, unrolled)), arguments)
+                b.branch(done)
         b.position_at_end(done)
         return context.get_dummy_value()
 

@@ -62,8 +62,8 @@ def main() -> None:
     store = import_model(photos)
     profile = measure_machine()
     step("Serving it", f"edge-server serve; the link is held to {MBPS:.0f} Mbit/s")
+    token = command("edge-server", "token", "demo", "--store", str(store)).strip()
     with server(store) as port, relay(port) as link:
-        token = command("edge-server", "token", "demo", "--store", str(store)).strip().splitlines()[-1]
         settings = {
             "SPLITEDGE_SERVER": f"http://127.0.0.1:{link}",
             "SPLITEDGE_TOKEN": token,
