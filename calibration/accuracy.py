@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.clipping import RULES, Histogram
+from calibration.clipping import Histogram
 from calibration.observe import Progress, Quantization, to_onnx
 from calibration.samples import Samples
 from edge_agent import codec
@@ -180,8 +180,8 @@ def choose_rules(
 
 def finalists(histogram: Histogram, bits: int) -> list[str]:
     """The rules of least squared error at the cut, the best first."""
-    error = {rule: histogram.squared_error(histogram.fit(rule, bits)) for rule in RULES}
-    return sorted(RULES, key=lambda rule: error[rule])[: FINALISTS.get(bits, FINALISTS_FEW_BITS)]
+    error = {rule: histogram.squared_error(histogram.fit(rule, bits)) for rule in histogram.rules}
+    return sorted(error, key=lambda rule: error[rule])[: FINALISTS.get(bits, FINALISTS_FEW_BITS)]
 
 
 def _least(

@@ -227,7 +227,7 @@ def create(
 
 
 def check_shape(graph: Graph, preprocess: Preprocess) -> None:
-    """Raises `errors.InputError` where preprocessing does not yield the model's input."""
+    """Raises `errors.InputError` where preprocessing does not yield the model's input, or makes no sense."""
     wanted = graph.stored_shape(graph.input)
     if preprocess.shape != wanted:
         raise errors.InputError(
@@ -235,6 +235,12 @@ def check_shape(graph: Graph, preprocess: Preprocess) -> None:
         )
     if preprocess.kind == "image" and (len(wanted) != 3 or wanted[2] not in (1, 3)):
         raise errors.InputError(f"the model's input {wanted} is not an image; calibrate it with .npy arrays")
+    if preprocess.kind == "image":
+        lengths = {len(preprocess.mean), len(preprocess.std)}
+        if not lengths <= {1, wanted[2]} or not all(s > 0 for s in preprocess.std):
+            raise errors.InputError(
+                "mean and std need one number, or one for each channel, and std above 0; correct them"
+            )
 
 
 def calibrate(

@@ -18,6 +18,10 @@ I64 = NDArray[np.int64]
 #: Ending of a rule's name where each channel has a range of its own.
 CHANNEL: Final = "-channel"
 RULES: Final = tuple(rule + scope for rule in codec.RULES for scope in ("", CHANNEL))
+#: Values of a channel below which its own range would only fit the calibration samples.
+LEAST_COUNT: Final = 256
+#: Channels above which their ranges would make a plan larger than a frame.
+MOST_CHANNELS: Final = 2048
 
 #: Of the distance from the mean to each end: ranges that are tried before the best is refined.
 _SHARES: Final = (1.0, 0.8, 0.6, 0.42, 0.28)
@@ -33,6 +37,12 @@ class Histogram:
     def __init__(self, values: F64, counts: I64) -> None:
         self.values, self.counts = values, counts
         self._fitted: dict[tuple[str, int], Codec] = {}
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The `RULES` that this histogram can tell: ranges for channels only where each was seen often, and where a plan can carry them."""
+        seldom = int(self.counts[0].sum()) < LEAST_COUNT
+        return tuple(r for r in RULES if not (r.endswith(CHANNEL) and (seldom or len(self.counts) > MOST_CHANNELS)))
 
     def fit(self, rule: str, bits: int) -> Codec:
         """The codec of ``rule``, one of `RULES`. Raises `errors.CodecError` for another."""

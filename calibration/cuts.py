@@ -88,8 +88,8 @@ def _blocker(network: Network, tensor: str) -> str:
     for node in reversed(graph.nodes):
         if needed & set(node.outputs):
             needed |= set(node.inputs)
-    node, why = next(((n, w) for n, w in network.unsupported if needed & set(n.outputs)), network.unsupported[0])
-    return f"behind {node}: {why}"
+    blocking = next((f"{n}: {why}" for n, why in network.unsupported if needed & set(n.outputs)), "")
+    return f"behind {blocking or 'an operator on constants that was not folded'}"
 
 
 def _too_wide(network: Network, tensors: list[str], widths: list[float], index: int) -> str:

@@ -111,7 +111,7 @@ def best_range(statistics: Statistics) -> tuple[float, float]:
     width = (statistics.hi - statistics.lo) / BINS
     centres: F64 = statistics.lo + (np.arange(BINS, dtype=np.float64) + 0.5) * width
     counts = np.where((centres - width / 2 <= 0) & (centres + width / 2 > 0), 0, statistics.counts).astype(np.float64)
-    shares = np.linspace(0.2, 1.0, 81)
+    shares = np.geomspace(0.05, 1.0, 97)
     lows: F64 = lo * shares
     highs: F64 = hi * shares
     below, above = _clipped(-centres[::-1], counts[::-1], -lows), _clipped(centres, counts, highs)

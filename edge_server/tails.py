@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -100,8 +101,13 @@ class Handler:
     topk: int  # 0: whole outputs
 
     async def ready(self) -> None:
-        """Loads the tail, so that the first frame does not wait for it."""
-        await asyncio.to_thread(self.tails.get, self.key, self.load)
+        """Loads the tail and runs it once with the decoder, so that the first frame does not wait for either."""
+        await asyncio.to_thread(self._warm)
+
+    def _warm(self) -> None:
+        tail = self.tails.get(self.key, self.load)
+        zeros = bytes(codec.payload_bytes(math.prod(tail.shape), self.ladder[0].bits))
+        tail.run(decode_frame(Frame(0, 0, 0, zeros), self.ladder, tail.shape))
 
     async def answer(self, frame: Frame) -> tuple[bytes, int]:
         """The answer's payload and the microseconds of work. Raises `errors.CodecError` for a frame that does not fit the plan."""

@@ -48,9 +48,12 @@ def fingerprint(sources: Path) -> str:
 
 
 def _writable(directory: Path) -> str:
-    """Why ``directory`` cannot be used, or an empty string."""
+    """Why ``directory`` cannot be used, or an empty string. What lies there is run, so it must be ours alone to write."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            return "others may write to it"
         with tempfile.TemporaryFile(dir=directory) as probe:
             probe.write(b"splitedge")
     except OSError as error:

@@ -62,7 +62,7 @@ def main() -> None:
     store = import_model(photos)
     profile = measure_machine()
     step("Serving it", f"edge-server serve; the link is held to {MBPS:.0f} Mbit/s")
-    token = command("edge-server", "token", "demo", "--store", str(store)).strip()
+    token = command("edge-server", "token", f"demo-{time.time_ns()}", "--store", str(store)).strip()
     with server(store) as port, relay(port) as link:
         settings = {
             "SPLITEDGE_SERVER": f"http://127.0.0.1:{link}",
@@ -93,7 +93,9 @@ def show(text: str) -> None:
 def command(name: str, *arguments: str, **environment: str) -> str:
     """Standard output of one of our commands; its standard error goes to the terminal. A failure ends the demo."""
     settings = os.environ | {"COLUMNS": str(console.width), "PYTHONPATH": str(ROOT)} | environment
-    done = subprocess.run([COMMANDS / name, *arguments], stdout=subprocess.PIPE, text=True, env=settings, check=False)
+    done = subprocess.run(
+        [str(COMMANDS / name), *arguments], stdout=subprocess.PIPE, text=True, env=settings, check=False
+    )
     if done.returncode:
         show(done.stdout)
         sys.exit(f"demo: {name} {arguments[0]} failed; look above for the reason")
@@ -207,7 +209,7 @@ def measure_machine() -> Path:
 @contextmanager
 def server(store: Path) -> Iterator[int]:
     """A running `edge-server serve`; yields its port."""
-    arguments = [COMMANDS / "edge-server", "serve", "--port", "0", "--store", str(store)]
+    arguments = [str(COMMANDS / "edge-server"), "serve", "--port", "0", "--store", str(store)]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
         assert process.stdout is not None

@@ -56,7 +56,8 @@ class Net:
     def model(self) -> onnx.ModelProto:
         output = helper.make_tensor_value_info(self.last, TensorProto.FLOAT, None)
         graph = helper.make_graph(self.nodes, "net", [self.input], [output], self.weights)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=9)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=9)
+        return onnx.shape_inference.infer_shapes(model)
 
 
 def cnn(classes: int = 10) -> onnx.ModelProto:

@@ -5,15 +5,18 @@
     GET  /healthz    200 when frames are served, 503 until then
     GET  /metrics    Prometheus text
 
-It asks for no token and listens on the loopback unless told otherwise. An error is ``{"error": {"code", "message", "data"}}``.
+It asks for no token and listens on the loopback unless told otherwise. A page in a browser on the board is not a client: a request with an
+``Origin``, or one whose ``Host`` is a name other than localhost (a name that was made to point here), is refused. An error is ``{"error": {"code", "message", "data"}}``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from urllib.parse import urlsplit
 
 import numpy as np
 from aiohttp import web
@@ -37,9 +40,15 @@ class BodyTooLargeError(errors.InputError):
     http_status = 413
 
 
+class ForeignRequestError(errors.UsageError):
+    """A request that a page in a browser made."""
+
+    http_status = 403
+
+
 def application(agent: Agent) -> web.Application:
     """The API of ``agent``, to be served by aiohttp."""
-    app = web.Application(middlewares=[_errors_as_json], client_max_size=limits.MAX_IMAGE_BYTES)
+    app = web.Application(middlewares=[_errors_as_json, _no_browsers], client_max_size=limits.MAX_IMAGE_BYTES)
     app[AGENT] = agent
     app[BODIES] = Admission()
     app.add_routes([
@@ -66,6 +75,24 @@ async def serve(agent: Agent, host: str, port: int) -> tuple[web.AppRunner, str]
         ) from error
     bound = runner.addresses[0]
     return runner, f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
+
+
+@web.middleware
+async def _no_browsers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if "Origin" in request.headers or not _own_name(request.host):
+        raise ForeignRequestError(
+            "the local API serves programs on this board, not pages in a browser; ask it by its address"
+        )
+    return await handler(request)
+
+
+def _own_name(host: str) -> bool:
+    """Whether ``host`` (a Host header) is an address or localhost: a name in somebody's DNS may have been pointed at this machine."""
+    name = urlsplit(f"//{host}").hostname or ""
+    with suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
+    return name == "localhost"
 
 
 async def _infer(request: web.Request) -> web.Response:

@@ -99,3 +99,11 @@ def test_an_instruction_set_that_is_not_there_is_not_used(monkeypatch: pytest.Mo
     monkeypatch.setenv("SPLITEDGE_ISA", "avx1024")
     with pytest.warns(RuntimeWarning, match="avx1024 is not available here"):
         assert isa.choose() == isa.best(isa.host_features())
+
+
+def test_a_cache_that_others_may_write_to_is_not_used(package: Path) -> None:
+    """What lies in the cache is run."""
+    name = run(package)[4]
+    (package.parent / "cache" / name).chmod(0o777)
+    result, hits, _, problem, _ = run(package)
+    assert (result, hits, problem) == (42, 0, "others may write to it")

@@ -216,3 +216,13 @@ async def test_an_address_that_is_taken_is_one_sentence(settings):
         finally:
             await runner.cleanup()
             await agent.close()
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "https://example.org"}, {"Host": "rebound.example.org:8471"}])
+async def test_a_page_in_a_browser_is_refused(settings, headers):
+    async with serving(settings) as (_server, agent, http):
+        async with http.post("/v1/infer", data=png(), headers=headers) as response:
+            status, _, message = await error_of(response)
+        assert status == 403
+        assert "browser" in message
+        assert agent.counters.total == 0
