@@ -15,6 +15,7 @@ from pathlib import Path
 from aiohttp import web
 
 from edge_agent import errors, limits
+from edge_server import tails
 from edge_server.app import make_app
 from edge_server.store import Store
 
@@ -75,6 +76,7 @@ async def serve(store: Store, listen: Listen, ready: Callable[[str], None]) -> N
         make_app(store, auth=listen.auth), access_log=None, shutdown_timeout=limits.DRAIN, keepalive_timeout=75
     )
     await runner.setup()
+    await asyncio.to_thread(tails.warm)
     try:
         site = web.TCPSite(runner, listen.host, listen.port, ssl_context=context)
         try:

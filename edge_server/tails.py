@@ -121,6 +121,11 @@ class Handler:
         return payload, round((time.perf_counter() - start) * 1e6)
 
 
+def warm() -> None:
+    """Compile or load the decoder, so that the first stream does not wait for it: seconds where nothing is cached."""
+    codec.decode(bytes(1), Codec("minmax", 8, [0.0], [1.0]), [1])
+
+
 def decode_frame(frame: Frame, ladder: list[Codec], shape: list[int]) -> NDArray[np.float32]:
     """The tensor in ``frame``. Raises `errors.CodecError` for a codec that is not on the ladder or a payload of the wrong size."""
     if frame.codec >= len(ladder):

@@ -43,7 +43,7 @@ class Served:
         return msgspec.json.decode(body, type=Plan)
 
     def stream(self, plan: Plan, topk: int = 3) -> FrameStream:
-        return FrameStream(str(self.client.make_url("")), self.token, plan.id, topk=topk, max_away_s=0.5)
+        return FrameStream(str(self.client.make_url("")), self.token, plan.id, topk=topk, max_away_s=60)
 
 
 @pytest_asyncio.fixture
