@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
@@ -12,12 +9,7 @@ import pytest
 from calibration import cuts, layers
 from calibration.graph import Graph
 from calibration.importer import simplify
-
-spec = importlib.util.spec_from_file_location("small_models", Path(__file__).parents[1] / "small_models.py")
-assert spec
-assert spec.loader
-small = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(small)
+from tests import small_models as small
 
 
 def places(model: onnx.ModelProto) -> list[cuts.Place]:

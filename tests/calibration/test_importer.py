@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -15,12 +14,7 @@ from onnx import TensorProto, helper
 from calibration import importer
 from calibration.graph import Graph
 from edge_agent import errors
-
-spec = importlib.util.spec_from_file_location("small_models", Path(__file__).parents[1] / "small_models.py")
-assert spec
-assert spec.loader
-small = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(small)
+from tests import small_models as small
 
 MODULE = """
 import torch
@@ -140,7 +134,7 @@ def test_open_dimensions_need_a_shape(tmp_path: Path) -> None:
 
 def test_models_with_other_inputs_or_outputs_are_refused(tmp_path: Path) -> None:
     two = small.mlp()
-    two.graph.output.append(helper.make_tensor_value_info("t0", TensorProto.FLOAT, None))
+    two.graph.output.append(helper.make_tensor_value_info("t0", TensorProto.FLOAT, [1, 48]))
     with pytest.raises(errors.ModelError, match="2 outputs"):
         importer.load(saved(two, tmp_path))
     whole_numbers = small.mlp()

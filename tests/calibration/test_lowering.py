@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -20,19 +18,9 @@ from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
 from edge_agent.head.preprocess import quantize_tensor
 from edge_agent.protocol.messages import Preprocess
+from tests import reference_head as twin
+from tests import small_models as small
 
-
-def _load(name: str):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-small = _load("small_models")
-twin = _load("reference_head")
 Net = small.Net
 
 

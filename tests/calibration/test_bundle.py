@@ -1,0 +1,235 @@
+"""A bundle from its making to its parts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from calibration import bundle
+from calibration.accuracy import ACTIVATION_BITS, WEIGHT_BITS
+from calibration.bundle import Bundle
+from calibration.importer import batched, session, simplify
+from calibration.samples import Samples
+from edge_agent import codec, errors
+from edge_agent.head import executor
+from edge_agent.head.preprocess import quantize_tensor
+from edge_agent.protocol.messages import Preprocess
+from tests import small_models as small
+
+SHAPE = [16, 16, 3]
+MAKERS = {"cnn": small.cnn, "resnet": small.resnet, "mobilenet": small.mobilenet, "mlp": small.mlp}
+
+
+def samples(count: int = 24, labels: bool = True, shape: list[int] = SHAPE) -> Samples:
+    rng = np.random.default_rng(5)
+    arrays = [(rng.normal(size=shape) + rng.normal(size=shape[-1])).astype(np.float32) for _ in range(count)]
+    return Samples(Preprocess("tensor", shape), arrays, rng.integers(0, 10, count) if labels else None)
+
+
+def make(folder: Path, model: onnx.ModelProto, inputs: Samples | None = None, **options: object) -> Bundle:
+    return bundle.create(folder / "b", "net", batched(simplify(model)), inputs or samples(), **options)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make(tmp_path_factory.mktemp("bundle"), small.resnet(), labels=["cat", "dog"])
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_split_anywhere_the_answer_is_nearly_the_models(tmp_path: Path, name: str) -> None:
+    model = batched(simplify(MAKERS[name]()))
+    inputs = samples(shape=[64] if name == "mlp" else SHAPE)
+    opened = make(tmp_path, model, inputs)
+    whole = session(model)
+    for index in opened.offered[:-1]:
+        head = executor.load(opened.segment(index, 8))
+        made_by = opened.codec(index, "minmax", 8)
+        tail = opened.tail(index)
+        assert tail
+        run = session(onnx.load_from_string(tail))
+        entry = opened.tail_input(index)
+        for x in list(inputs)[:3]:
+            codes = head.run(quantize_tensor(x, head.input))
+            payload = codec.encode_codes(codes, head.output.scale, head.output.zero_point, made_by)
+            real = codec.decode(payload, made_by, codes.shape)
+            found = run.run(None, {entry.name: np.ascontiguousarray(real[None].transpose(entry.axes))})[0]
+            batch = np.ascontiguousarray(x[None].transpose(opened.tail_input(0).axes))
+            wanted = whole.run(None, {"x": batch})[0]
+            assert np.abs(found - wanted).max() < 0.25 * wanted.std() + 0.05
+
+
+def test_grid_covers_every_offered_cut(made: Bundle) -> None:
+    inside = [c for c in made.offered if made.cuts[c].kind == "inside"]
+    points = {(p.cut, p.weight_bits, p.activation_bits) for p in made.grid}
+    wanted = {(c, w, a) for c in inside for w in WEIGHT_BITS for a in ACTIVATION_BITS}
+    wanted |= {(0, 8, a) for a in ACTIVATION_BITS} | {(made.offered[-1], w, 8) for w in WEIGHT_BITS}
+    assert points == wanted
+    for p in made.grid:
+        assert p.low <= p.drop <= p.high
+        assert 0 <= p.agreement <= 1
+        assert p.samples == 24
+        assert made.codec(p.cut, p.rule, p.activation_bits).bits == p.activation_bits
+
+
+def test_more_bits_agree_more(made: Bundle) -> None:
+    def agreement(weight_bits: int, activation_bits: int) -> float:
+        return float(
+            np.mean(
+                [p.agreement for p in made.grid if (p.weight_bits, p.activation_bits) == (weight_bits, activation_bits)]
+            )
+        )
+
+    assert agreement(8, 8) > 0.95
+    assert agreement(8, 8) >= agreement(8, 2)
+    assert agreement(8, 8) >= agreement(4, 8)
+
+
+def test_without_labels_the_metric_is_agreement(tmp_path: Path) -> None:
+    opened = make(tmp_path, small.cnn(), samples(labels=False))
+    assert opened.metric == "agreement"
+    assert all(p.drop == pytest.approx(100 * (1 - p.agreement)) for p in opened.grid)
+
+
+def test_opened_again_it_says_the_same(made: Bundle) -> None:
+    again = Bundle.open(made.path)
+    assert again.sha256 == made.sha256
+    assert again.manifest == made.manifest
+    for cut in made.offered:
+        assert again.segment(cut, 4) == made.segment(cut, 4)
+        assert again.header(cut).tensors == made.header(cut).tensors
+        assert again.tail(cut) == made.tail(cut)
+    assert again.labels == ["cat", "dog"]
+    assert again.info().cuts == made.cuts
+
+
+def test_a_header_alone_is_the_segments_but_for_its_golden_hash(made: Bundle) -> None:
+    fresh = Bundle.open(made.path)
+    for cut in made.offered:
+        header = fresh.header(cut, 6)
+        size = len(fresh.segment(cut, 6))
+        assert header.weight_bits == 6
+        assert header.blob_bytes <= size
+        assert header.cut == made.cuts[cut].layer
+
+
+def test_the_input_has_a_head_without_operators_and_the_output_no_tail(made: Bundle) -> None:
+    head = executor.load(made.segment(0, 8))
+    assert head.header.ops == []
+    x = np.arange(768, dtype=np.uint8).reshape(SHAPE)
+    np.testing.assert_array_equal(head.run(x), x)
+    last = made.offered[-1]
+    assert made.cuts[last].kind == "output"
+    assert made.tail(last) is None
+    assert made.tail_ms[last] == 0.0
+    assert set(made.tail_ms) == set(made.offered)
+
+
+def test_ranges_for_each_channel(made: Bundle) -> None:
+    cut = made.offered[1]
+    channels = made.cuts[cut].shape[-1]
+    assert len(made.codec(cut, "mse", 4, per_channel=True).lo) == channels
+    assert made.codec(cut, "mse-channel", 4) == made.codec(cut, "mse", 4, per_channel=True)
+    assert len(made.codec(cut, "mse", 4).lo) == 1
+    assert made.counts(cut).shape == (channels, 256)
+
+
+def test_tails_take_batches(made: Bundle) -> None:
+    tail = made.tail(made.offered[1])
+    assert tail
+    entry = made.tail_input(made.offered[1])
+    x = np.zeros((3, *made.cuts[made.offered[1]].shape), np.float32).transpose(entry.axes)
+    assert session(onnx.load_from_string(tail)).run(None, {entry.name: np.ascontiguousarray(x)})[0].shape == (3, 10)
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    make(tmp_path, small.mlp(), samples(shape=[64]), progress=lambda *step: told.append(step))
+    assert [p for i, (p, _, _) in enumerate(told) if i == 0 or told[i - 1][0] != p] == [
+        "observe",
+        "histograms",
+        "clip rules",
+        "accuracy",
+    ]
+    for phase in {p for p, _, _ in told}:
+        steps = [(done, total) for p, done, total in told if p == phase]
+        assert [d for d, _ in steps] == list(range(1, steps[0][1] + 1))
+
+
+def test_an_unsupported_operator_at_the_input_still_makes_a_bundle(tmp_path: Path) -> None:
+    net = small.Net([1, 3, 16, 16])
+    net.add("InstanceNormalization", "x", net.constant([1] * 3), net.constant([0] * 3), name="norm")
+    net.conv(4, 3)
+    net.add("GlobalAveragePool")
+    opened = make(tmp_path, net.model())
+    assert opened.offered == [0]
+    assert opened.unsupported == ["InstanceNormalization (norm)"]
+    assert {p.cut for p in opened.grid} == {0}
+    with pytest.raises(errors.UsageError, match="no integer head reaches cut 1; the deepest is 0"):
+        opened.segment(1, 8)
+
+
+def test_bad_requests_are_refused(made: Bundle) -> None:
+    for cut in (-1, len(made.cuts)):
+        with pytest.raises(errors.UsageError, match="no integer head"):
+            made.segment(cut, 8)
+    for bits in (1, 9):
+        with pytest.raises(errors.UsageError, match="bits"):
+            made.segment(0, bits)
+    with pytest.raises(errors.UsageError, match="no integer head"):
+        made.codec(len(made.cuts), "mse", 4)
+    with pytest.raises(errors.CodecError, match="no clip rule"):
+        made.codec(0, "best", 4)
+
+
+def test_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.InputError, match="channels last"):
+        make(tmp_path, small.cnn(), samples(shape=[3, 16, 16]))
+    with pytest.raises(errors.InputError, match="not an image"):
+        make(tmp_path, small.mlp(), Samples(Preprocess("image", [64]), [tmp_path]))
+    with pytest.raises(errors.InputError, match="mean and std"):
+        make(tmp_path, small.cnn(), Samples(Preprocess("image", SHAPE, std=[1.0, 0.0, 1.0]), [tmp_path]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_samples_that_break_the_model_are_refused(tmp_path: Path) -> None:
+    net = small.Net([1, 3, 16, 16])
+    net.add("Div", "x", "x")
+    net.conv(2, 3)
+    zeros = Samples(Preprocess("tensor", SHAPE), [np.zeros(SHAPE, np.float32)])
+    with pytest.raises(errors.ModelError, match="NaN or infinity"):
+        make(tmp_path, net.model(), zeros)
+
+
+def test_damage_is_noticed(made: Bundle, tmp_path: Path) -> None:
+    for name in ("model.onnx", "stats.safetensors", "bundle.json"):
+        copy = tmp_path / name
+        copy.mkdir()
+        for file in made.path.iterdir():
+            (copy / file.name).write_bytes(file.read_bytes())
+        (copy / name).write_bytes((copy / name).read_bytes()[:-7])
+        with pytest.raises(errors.ModelError, match="add the model"):
+            Bundle.open(copy)
+        (copy / name).unlink()
+        with pytest.raises(errors.ModelError, match="add the model"):
+            Bundle.open(copy)
+
+
+def test_a_bundle_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(errors.StoreError, match="No space left"):
+            make(tmp_path, small.mlp(), samples(2, shape=[64]))
+    assert list(tmp_path.iterdir()) == []
+    make(tmp_path, small.mlp(), samples(2, shape=[64]))
+    with pytest.raises(errors.StoreError, match="exists already"):
+        make(tmp_path, small.mlp(), samples(2, shape=[64]))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.StoreError, match="cannot be written"):
+        bundle.create(tmp_path / "file" / "b", "net", batched(simplify(small.mlp())), samples(2, shape=[64]))

@@ -1,0 +1,123 @@
+"""Samples, labels and class names, good and bad."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibration.samples import Samples, open_samples, read_names
+from edge_agent import errors
+from edge_agent.head.segment import Tensor
+from edge_agent.protocol.messages import Preprocess
+
+IMAGE = Preprocess("image", [8, 8, 3], resize=8, mean=[127.0], std=[128.0])
+ARRAY = Preprocess("tensor", [4, 3])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 256, (10, 12, 3), np.uint8)).save(tmp_path / f"cat_{i}.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_images_become_what_the_model_and_the_head_see(folder: Path) -> None:
+    samples = open_samples(folder, IMAGE)
+    assert len(samples) == 6
+    assert samples.classes is None
+    tensor = Tensor([8, 8, 3], 1 / 128, 127, 0)
+    codes = samples.codes(2, tensor)
+    np.testing.assert_allclose(samples[2], (codes.astype(np.float32) - 127) / 128, atol=1e-6)
+
+
+def test_labels_from_a_file_beside_a_named_file_and_the_names(folder: Path, tmp_path: Path) -> None:
+    rows = "".join(f"cat_{i}.png,{i * 10},cat\n" for i in range(6))
+    named = tmp_path / "elsewhere.csv"
+    named.write_text("file,index,name\n" + rows)
+    assert list(open_samples(folder, IMAGE, str(named)).classes) == [0, 10, 20, 30, 40, 50]
+    assert list(open_samples(folder, IMAGE, r"_(\d+)\.png$").classes) == [0, 1, 2, 3, 4, 5]
+    (folder / "labels.csv").write_text(rows)
+    assert list(open_samples(folder, IMAGE).classes) == [0, 10, 20, 30, 40, 50]
+    assert list(open_samples(folder, IMAGE, most=3).classes) == [0, 20, 50]
+    part = open_samples(folder, IMAGE)[1::2]
+    assert isinstance(part, Samples)
+    assert list(part.classes) == [10, 30, 50]
+
+
+def test_arrays_in_a_folder_and_in_one_file(tmp_path: Path) -> None:
+    values = np.arange(36, dtype=np.float64).reshape(3, 4, 3)
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", values[i])
+    np.testing.assert_array_equal(open_samples(tmp_path, ARRAY)[1], values[1])
+    together = tmp_path / "all" / "x.npy"
+    together.parent.mkdir()
+    np.save(together, values)
+    np.save(together.parent / "y.npy", np.array([4, 5, 6]))
+    samples = open_samples(together, ARRAY, str(together.parent / "y.npy"))
+    np.testing.assert_array_equal(samples[2], values[2])
+    assert list(samples.classes) == [4, 5, 6]
+    assert samples.codes(0, Tensor([4, 3], 1.0, 0, 0)).dtype == np.uint8
+
+
+@pytest.mark.parametrize("labels", ["absent.csv", r"_(\d+)_(\d+)", "(", r"dog_(\d+)"])
+def test_labels_that_do_not_fit_are_refused(folder: Path, labels: str) -> None:
+    with pytest.raises(errors.UsageError):
+        open_samples(folder, IMAGE, labels)
+
+
+def test_labels_of_another_length_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 4, 3)))
+    np.save(tmp_path / "y.npy", np.zeros(2, int))
+    with pytest.raises(errors.UsageError, match="2 labels for 3 samples"):
+        open_samples(tmp_path / "x.npy", ARRAY, str(tmp_path / "y.npy"))
+
+
+def test_places_without_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.UsageError, match="no folder"):
+        open_samples(tmp_path / "absent", IMAGE)
+    with pytest.raises(errors.UsageError, match="no images"):
+        open_samples(tmp_path, IMAGE)
+
+
+def test_samples_that_are_no_samples_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"not an image")
+    with pytest.raises(errors.InputError, match="not an image"):
+        open_samples(tmp_path, IMAGE)[0]
+    np.save(tmp_path / "b.npy", np.zeros((2, 2)))
+    with pytest.raises(errors.InputError, match=r"b.npy has shape \[2, 2\]"):
+        open_samples(tmp_path, ARRAY)[0]
+    (tmp_path / "b.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(errors.InputError, match="npy"):
+        open_samples(tmp_path, ARRAY)[0]
+    np.save(tmp_path / "b.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(errors.InputError, match="npy"):
+        open_samples(tmp_path, ARRAY)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "tench\ngoldfish\n"),
+        ("a.csv", "index,name\n0,tench\n1,goldfish\n"),
+        ("b.csv", "file,imagenet_index,name\nx.jpg,1,goldfish\ny.jpg,0,tench\n"),
+        ("a.json", '["tench", "goldfish"]'),
+        ("b.json", '{"1": ["n01443537", "goldfish"], "0": ["n01440764", "tench"]}'),
+    ],
+)
+def test_class_names(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert read_names(tmp_path / name) == ["tench", "goldfish"]
+
+
+def test_class_names_that_are_none_are_refused(tmp_path: Path) -> None:
+    for text in ("{", '{"a": "b"}', "3", '{"99999999999": "x"}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(errors.UsageError):
+            read_names(tmp_path / "bad.json")
+    with pytest.raises(errors.UsageError, match="cannot be read"):
+        read_names(tmp_path / "absent.txt")
