@@ -147,9 +147,9 @@ class Head:
             )
 
 
-def load(data: bytes) -> Head:
+def load(data: bytes, threads: int = 1) -> Head:
     """The head in a segment file: parsed, verified, prepared, compiled kernels warm, golden answer checked."""
-    return Head(seg.parse(data))
+    return Head(seg.parse(data), threads=threads)
 
 
 def _aligned(size: int) -> U8:
