@@ -104,10 +104,10 @@ def status_error(status: int, url: yarl.URL) -> errors.SplitEdgeError:
 
 
 def heals(error: errors.SplitEdgeError) -> bool:
-    """Whether the same request may succeed later without anybody's doing."""
+    """Whether the same request may succeed later without anybody's doing here: trouble of the server's own (a full disk, a fault) is one."""
     if isinstance(error, errors.LinkError):
         return not isinstance(error, errors.AuthError) and not error.data.get("certificate")
-    return isinstance(error, errors.BusyError)
+    return isinstance(error, errors.BusyError) or (error.remote and error.http_status >= 500)
 
 
 def _is_loopback(host: str) -> bool:
