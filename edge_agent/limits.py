@@ -22,6 +22,7 @@ MAX_PLAN_BYTES: Final = 4 * MiB  # a plan with labels and runners-up
 MAX_PROBE_BYTES: Final = 4 * MiB  # one link measurement
 MAX_IMAGE_BYTES: Final = 32 * MiB  # an encoded image handed to the agent
 MAX_IMAGE_PIXELS: Final = 64_000_000  # a decompression bomb
+MAX_RESIZE: Final = 8192  # pixels of an image's short side on its way to a model
 MAX_LABELS: Final = 100_000
 MAX_NAME: Final = 100  # a model, layer, or tensor name
 

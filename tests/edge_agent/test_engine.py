@@ -14,7 +14,7 @@ from PIL import Image
 from edge_agent import errors
 from edge_agent.engine import Engine, frame_bytes
 from edge_agent.head import segment as seg
-from edge_agent.protocol.messages import Demand
+from edge_agent.protocol.messages import Demand, Preprocess
 from tests.small_server import IMAGE, make_plan, segment_file
 
 
@@ -45,6 +45,13 @@ def test_a_picture_of_any_proportion_is_prepared(engine, size):
 def test_a_sliver_that_would_be_resized_to_gigabytes_is_refused(engine):
     with pytest.raises(errors.InputError, match="too narrow"):
         engine.process(Image.new("L", (40_000_000, 1)))
+
+
+@pytest.mark.parametrize("size", [(1, 40_000), (40_000, 1)])
+def test_a_sliver_is_refused_by_the_crop_that_it_must_hold_too(size):
+    data = segment_file("server", Preprocess("image", [64, 64, 3], resize=1))
+    with pytest.raises(errors.InputError, match="too narrow"):
+        Engine(make_plan("server", data), data, Demand()).process(Image.new("L", size))
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(engine):
@@ -78,7 +85,8 @@ def test_damaged_images_are_read_or_refused_and_nothing_else(engine, kind, data)
     "changes",
     [
         {"resize": 0}, {"resize": 1 << 40}, {"std": [0.0]}, {"std": [1.0, 1.0]}, {"mean": []}, {"std": [float("nan")]},
-        {"mean": [float("inf")]}, {"shape": [16, 48]},
+        {"mean": [float("inf")]}, {"shape": [16, 48]}, {"shape": []}, {"shape": [30000, 30000, 3]}, {"shape": [-1, -1, 3]},
+        {"kind": "tensor", "shape": []}, {"kind": "tensor", "shape": [8, 8, 3]},
     ],
 )  # fmt: skip
 def test_impossible_preprocessing_from_a_server_is_refused(changes):

@@ -194,6 +194,7 @@ def test_a_specification_that_is_none_is_one_sentence(tmp_path: Path, text: str)
         ({"mean": [1.0, 2.0]}, "one for each of 3 channels"),
         ({"mean": [float("nan")]}, "one for each"),
         ({"resize": 100}, "at least 224"),
+        ({"resize": 8193}, "at most 8192"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(options: dict[str, object], complaint: str) -> None:
