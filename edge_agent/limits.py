@@ -59,6 +59,7 @@ MAX_QUEUED_BYTES: Final = 64 * MiB  # the same in bytes of input: 32 large photo
 MAX_CONFIG_BYTES: Final = 64 * 1024
 MAX_SOURCE_FILES: Final = 1_000_000  # files that one folder or glob may name
 CACHED_SEGMENTS: Final = 8  # the newest are kept
+CACHED_PROFILES: Final = 4  # one for each build of the kernels that ran here; the newest are kept
 BODY_TIMEOUT: Final = 30.0  # a client that trickles its request body
 DRAIN_TIMEOUT: Final = 5.0  # how long frames in flight may take after a request to stop
 REPLAN_LEAST: Final = 60.0  # a plan is kept so long whatever its expiry says: a board's clock may be years off
@@ -72,6 +73,9 @@ WARMUP_TIMEOUT: Final = 600.0  # a child process that compiles every kernel from
 MAX_PLANS: Final = 10_000  # plans kept at once; the oldest go first
 PLAN_GRACE: Final = 600.0  # an expired plan may still be dialled for so long, while its successor is made
 STORE_BUSY: Final = 5.0  # wait for another process that holds the database
+LEFTOVER_AGE: Final = (
+    86_400.0  # unfinished files of a process that was killed go when the store is opened so much later
+)
 MAX_STREAMS: Final = 256  # sessions one server process serves at once
 MAX_TAILS: Final = 8  # tails loaded at once; the least recently used goes
 TAIL_QUEUE: Final = 256  # frames of all sessions that may wait for a tail

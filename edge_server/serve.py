@@ -75,9 +75,9 @@ async def serve(store: Store, listen: Listen, ready: Callable[[str], None]) -> N
     runner = web.AppRunner(
         make_app(store, auth=listen.auth), access_log=None, shutdown_timeout=limits.DRAIN, keepalive_timeout=75
     )
-    await runner.setup()
-    await asyncio.to_thread(tails.warm)
     try:
+        await runner.setup()
+        await asyncio.to_thread(tails.warm)
         site = web.TCPSite(runner, listen.host, listen.port, ssl_context=context)
         try:
             await site.start()
