@@ -110,10 +110,7 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
         raise errors.PlanError(
             "the server's plan names a cut that its mode does not have; upgrade the older side", plan=plan.id
         )
-    if plan.mode != "device" and not 0 <= plan.codec < len(plan.ladder):
-        raise errors.PlanError(
-            "the server's plan names a codec that is not on its ladder; upgrade the older side", plan=plan.id
-        )
+    check_ladder(plan)
     if len(plan.labels) > limits.MAX_LABELS:
         raise errors.PlanError(f"the server's plan has more than {limits.MAX_LABELS} labels", plan=plan.id)
     if plan.mode != "device" and not _keeps(header, plan, demand.keep):
@@ -121,6 +118,14 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
             f"the server's plan would send {plan.cut.tensor[:100]}, which the demand to keep {demand.keep!r} forbids; the plan is refused",
             plan=plan.id, keep=demand.keep,
         )  # fmt: skip
+
+
+def check_ladder(plan: Plan) -> None:
+    """Raise `errors.PlanError` unless the codec that ``plan`` begins with is on its ladder, or it sends nothing."""
+    if plan.mode != "device" and not 0 <= plan.codec < len(plan.ladder):
+        raise errors.PlanError(
+            "the server's plan names a codec that is not on its ladder; upgrade the older side", plan=plan.id
+        )
 
 
 def _check_preprocess(spec: Preprocess, shape: list[int]) -> bool:
@@ -160,10 +165,8 @@ def _pixels(frame: bytes | Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
 def _keeps(header: segment.Header, plan: Plan, keep: str) -> bool:
     if keep == "nothing":
         return True
-    if keep == "input":  # a head that only moves bytes about would send the input itself
-        return any(
-            not isinstance(op, segment.Reshape | segment.Transpose | segment.Pad | segment.Concat) for op in header.ops
-        )
+    if keep == "input":
+        return not segment.only_moves(header)
     return keep == plan.cut.layer or any(op.name == keep for op in header.ops)
 
 

@@ -100,7 +100,7 @@ def _time(prediction: Prediction) -> RenderableType:
     values = (prediction.device_ms, prediction.transfer_ms, prediction.server_ms)
     bar, total = Text("time    "), max(prediction.total_ms, sum(values), 1e-9)
     for value, (_, colour, block) in zip(values, _STAGES, strict=True):
-        bar.append(block * round(BAR_WIDTH * value / total), style=colour)
+        bar.append(block * round(BAR_WIDTH * (value / total)), style=colour)
     legend = Text("        ")
     for value, (name, colour, block) in zip(values, _STAGES, strict=True):
         legend.append(f"{block} ", style=colour).append(f"{name} {value:.2f} ms   ")

@@ -182,6 +182,11 @@ class Header(msgspec.Struct):
     golden: Golden
 
 
+def only_moves(header: Header) -> bool:
+    """Whether the head computes nothing: it moves bytes about, so that what leaves it is the input itself, however it is called."""
+    return all(isinstance(op, Reshape | Transpose | Pad | Concat) for op in header.ops)
+
+
 class Segment(msgspec.Struct):
     """A parsed segment: the header, and the blob as uint8."""
 

@@ -21,6 +21,7 @@ from edge_agent.head import load, preprocess
 from edge_agent.head import segment as seg
 from edge_agent.link.client import FrameStream
 from edge_agent.results import stages
+from kernels import jit
 from tests.segment_builder import Builder
 from tests.small_server import IMAGE, TENSOR, TOKEN, SmallServer, expected_class, make_plan, segment_file
 
@@ -420,6 +421,19 @@ async def test_the_profile_is_measured_once_for_these_kernels_and_kept(settings,
             pass
         assert measured == [True, True]
         assert server.requests[2].profile == device_profiles.to_dict(device_profiles.load(profile_file))
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_a_kept_profile_is_brought_up_to_date_and_a_named_one_is_not(settings, tmp_path, profile_file, named):
+    old = device_profiles.load(profile_file)
+    old.machine.memory_available_bytes, old.condition.mhz_max = 1, 12.5
+    fingerprint = jit.CACHE_DIR.name.removeprefix("kernels-")
+    path = tmp_path / "cache" / f"profile-{fingerprint}.json"
+    device_profiles.save(old, path)
+    async with SmallServer() as server, Agent(settings(server, profile=str(path) if named else "")):
+        sent = device_profiles.from_dict(server.requests[0].profile)
+    assert (sent.machine.memory_available_bytes == 1) == (sent.condition.mhz_max == 12.5) == named
+    assert (sent.kernels, sent.machine.isa) == (old.kernels, old.machine.isa)
 
 
 async def test_before_the_start_and_after_the_end_frames_fail_with_a_sentence(settings):

@@ -99,6 +99,20 @@ def test_impossible_preprocessing_from_a_server_is_refused(changes):
         Engine(make_plan("split", data), data, Demand())
 
 
+@pytest.mark.parametrize(
+    ("op", "moves"),
+    [
+        (seg.Reshape("r", 1, 0), True), (seg.Transpose("t", 1, 0, [1, 0, 2]), True), (seg.Pad("p", 1, 0, [0] * 4, 0), True),
+        (seg.Concat("c", 1, [0], [-1]), True), (seg.Lut("l", 1, 0, 0), False), (seg.Softmax("s", 1, 0, 0, 255), False),
+    ],
+)  # fmt: skip
+def test_only_operators_that_compute_nothing_move_bytes(op, moves):
+    header = seg.parse(segment_file("server")).header
+    assert seg.only_moves(header)
+    header.ops.append(op)
+    assert seg.only_moves(header) is moves
+
+
 def test_a_codec_that_does_not_fit_the_tensor_is_refused_before_the_first_frame():
     data = segment_file()
     plan = make_plan("split", data)

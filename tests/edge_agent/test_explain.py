@@ -66,6 +66,10 @@ def test_a_plan_without_times_or_runners_up_still_prints_on_any_terminal(width):
     assert "lite0" in text(plan(), width)
 
 
+def test_times_beyond_all_measure_still_print():
+    assert "total" in text(plan(prediction=prediction(device_ms=1.7e308, transfer_ms=1.7e308)))
+
+
 def test_names_from_the_server_cannot_steer_the_terminal_or_the_markup():
     hostile = plan(model="\x1b[2Jm[bold]x[/nope]", metric="[red]")
     assert "\x1b" not in text(hostile)
