@@ -37,7 +37,7 @@ class SplitEdgeError(Exception):
     http_status: ClassVar[int] = 500
     remote = False  # whether a peer said so: then `from_wire` made it
 
-    def __init__(self, message: str, **data: Any) -> None:
+    def __init__(self, message: str, /, **data: Any) -> None:
         super().__init__(message)
         self.message = message
         self.data = data
