@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from calibration import accuracy, cuts, layers, observe
 from calibration.accuracy import GridPoint, Spot, Tail
-from calibration.clipping import CHANNEL, Histogram
+from calibration.clipping import Histogram
 from calibration.graph import Graph, tail_model
 from calibration.importer import session
 from calibration.lower import Calibration, Lowered, lower
@@ -65,18 +65,10 @@ class Manifest(msgspec.Struct):
     preprocess: Preprocess
     cuts: list[Listed]
     unsupported: list[str]
-    batched: bool
     quantizations: dict[str, tuple[float, int]]
     grid: list[GridPoint]
     tail_ms: dict[int, float]
     files: dict[str, str]  # SHA-256
-
-
-class TailInput(NamedTuple):
-    """The tail's input, and the axes by which a batch [N, ...] in the stored layout is transposed for it."""
-
-    name: str
-    axes: tuple[int, ...]
 
 
 def _quiet(phase: str, done: int, total: int) -> None:
@@ -139,20 +131,11 @@ class Bundle:
         made: bytes = tail_model(self._model, tensor, self._network.graph.shapes[tensor][1:]).SerializeToString()
         return made
 
-    def tail_input(self, cut: int) -> TailInput:
-        """How a tensor at ``cut`` is handed to the tail."""
-        axes = (0, 3, 1, 2) if len(self.cuts[cut].shape) == 3 else tuple(range(len(self.cuts[cut].shape) + 1))
-        return TailInput(self.cuts[cut].tensor, axes)
-
-    def codec(self, cut: int, rule: str, bits: int, per_channel: bool = False) -> Codec:
-        """The codec for an offered ``cut``, fitted to what its tensor was at calibration.
-
-        ``rule`` as in `GridPoint`: a clip rule, with a range for each channel if it ends in `CHANNEL` or ``per_channel`` is set.
-        """
-        name = rule.removesuffix(CHANNEL) + (CHANNEL if per_channel or rule.endswith(CHANNEL) else "")
+    def codec(self, cut: int, rule: str, bits: int) -> Codec:
+        """The codec for an offered ``cut``, fitted to what its tensor was at calibration; ``rule`` as in `GridPoint`."""
         if cut not in self._histograms:
             self._histograms[cut] = Histogram(self._quantization(cut).values(), self.counts(cut))
-        return self._histograms[cut].fit(name, bits)
+        return self._histograms[cut].fit(rule, bits)
 
     def counts(self, cut: int) -> I64:
         """How often each code occurred in each channel of an offered ``cut`` at calibration: [C, 256]."""
@@ -219,7 +202,7 @@ def create(
     stats |= {f"counts/{cut}": counts for cut, counts in measured.counts.items()}
     manifest = Manifest(
         FORMAT, name, "agreement" if samples.classes is None else "top1", list(labels), len(samples), samples.preprocess,
-        [Listed(p.cut, p.reachable, p.reason) for p in places], cuts.unsupported(network), _batched(model),
+        [Listed(p.cut, p.reachable, p.reason) for p in places], cuts.unsupported(network),
         {t: (q.scale, q.zero_point) for t, q in calibration.quantizations.items()}, measured.grid, measured.tail_ms, {},
     )  # fmt: skip
     _write(

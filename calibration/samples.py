@@ -71,7 +71,10 @@ class Samples(Sequence[F32]):
         if kept is None:
             path = self.sources[index]
             assert isinstance(path, Path)
-            kept = prepare_image(load_image(_read(path)), self.preprocess)
+            try:
+                kept = prepare_image(load_image(_read(path)), self.preprocess)
+            except errors.InputError as error:
+                raise errors.InputError(f"{path.name}: {error}") from error
             if kept.nbytes <= self._room:
                 self._room -= kept.nbytes
                 self._kept[index] = kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from calibration import bundle
 from calibration.accuracy import ACTIVATION_BITS, WEIGHT_BITS
 from calibration.bundle import Bundle
 from calibration.importer import batched, session, simplify
+from calibration.observe import to_onnx
+from calibration.quantize import Weights
 from calibration.samples import Samples
-from edge_agent import codec, errors
+from edge_agent import codec, errors, limits
 from edge_agent.head import executor
 from edge_agent.head.preprocess import quantize_tensor
 from edge_agent.protocol.messages import Preprocess
@@ -51,14 +54,12 @@ def test_split_anywhere_the_answer_is_nearly_the_models(tmp_path: Path, name: st
         tail = opened.tail(index)
         assert tail
         run = session(onnx.load_from_string(tail))
-        entry = opened.tail_input(index)
         for x in list(inputs)[:3]:
             codes = head.run(quantize_tensor(x, head.input))
             payload = codec.encode_codes(codes, head.output.scale, head.output.zero_point, made_by)
             real = codec.decode(payload, made_by, codes.shape)
-            found = run.run(None, {entry.name: np.ascontiguousarray(real[None].transpose(entry.axes))})[0]
-            batch = np.ascontiguousarray(x[None].transpose(opened.tail_input(0).axes))
-            wanted = whole.run(None, {"x": batch})[0]
+            found = run.run(None, {opened.cuts[index].tensor: to_onnx(real[None])})[0]
+            wanted = whole.run(None, {"x": to_onnx(x[None])})[0]
             assert np.abs(found - wanted).max() < 0.25 * wanted.std() + 0.05
 
 
@@ -116,6 +117,12 @@ def test_a_header_alone_is_the_segments_but_for_its_golden_hash(made: Bundle) ->
         assert header.cut == made.cuts[cut].layer
 
 
+def test_a_segment_that_was_made_leaves_no_weights_behind(made: Bundle) -> None:
+    made.segment(made.offered[-1], 8)
+    gc.collect()
+    assert not any(type(thing) is Weights for thing in gc.get_objects())
+
+
 def test_the_input_has_a_head_without_operators_and_the_output_no_tail(made: Bundle) -> None:
     head = executor.load(made.segment(0, 8))
     assert head.header.ops == []
@@ -131,18 +138,17 @@ def test_the_input_has_a_head_without_operators_and_the_output_no_tail(made: Bun
 def test_ranges_for_each_channel(made: Bundle) -> None:
     cut = made.offered[1]
     channels = made.cuts[cut].shape[-1]
-    assert len(made.codec(cut, "mse", 4, per_channel=True).lo) == channels
-    assert made.codec(cut, "mse-channel", 4) == made.codec(cut, "mse", 4, per_channel=True)
+    assert len(made.codec(cut, "mse-channel", 4).lo) == channels
     assert len(made.codec(cut, "mse", 4).lo) == 1
     assert made.counts(cut).shape == (channels, 256)
 
 
 def test_tails_take_batches(made: Bundle) -> None:
-    tail = made.tail(made.offered[1])
+    cut = made.cuts[made.offered[1]]
+    tail = made.tail(cut.index)
     assert tail
-    entry = made.tail_input(made.offered[1])
-    x = np.zeros((3, *made.cuts[made.offered[1]].shape), np.float32).transpose(entry.axes)
-    assert session(onnx.load_from_string(tail)).run(None, {entry.name: np.ascontiguousarray(x)})[0].shape == (3, 10)
+    x = to_onnx(np.zeros((3, *cut.shape), np.float32))
+    assert session(onnx.load_from_string(tail)).run(None, {cut.tensor: x})[0].shape == (3, 10)
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
@@ -202,6 +208,17 @@ def test_samples_that_break_the_model_are_refused(tmp_path: Path) -> None:
     zeros = Samples(Preprocess("tensor", SHAPE), [np.zeros(SHAPE, np.float32)])
     with pytest.raises(errors.ModelError, match="NaN or infinity"):
         make(tmp_path, net.model(), zeros)
+
+
+@pytest.mark.parametrize(
+    ("limit", "complaint"), [("MAX_MACS", "more computation"), ("MAX_OPS", "too many operators"), ("MAX_ARENA_BYTES", "bytes of activations")]
+)  # fmt: skip
+def test_a_model_that_agents_would_refuse_is_a_model_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, complaint: str
+) -> None:
+    monkeypatch.setattr(limits, limit, 2)
+    with pytest.raises(errors.ModelError, match=f"{complaint}.*smaller"):
+        make(tmp_path, small.cnn(), samples(2))
 
 
 def test_damage_is_noticed(made: Bundle, tmp_path: Path) -> None:

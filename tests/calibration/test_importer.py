@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from google.protobuf.message import EncodeError
 from onnx import TensorProto, helper
 
 from calibration import importer
 from calibration.graph import Graph
-from edge_agent import errors
+from edge_agent import errors, limits
 from tests import small_models as small
 
 MODULE = """
@@ -114,6 +115,36 @@ def test_corrupt_files_are_refused(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(errors.ModelError, match="not a readable"):
             importer.load(str(tmp_path / name))
+
+
+def test_a_model_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_MODEL_BYTES", 1000)
+    with pytest.raises(errors.ModelError, match="larger than 1000 bytes"):
+        importer.load(saved(small.cnn(), tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["grown", "missing"])
+def test_weights_beside_the_model_that_do_not_fit_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(small.cnn(), path, save_as_external_data=True, location="weights", size_threshold=0)
+    importer.load(str(path))
+    if damage == "missing":
+        (tmp_path / "weights").unlink()
+    else:
+        monkeypatch.setattr(limits, "MAX_MODEL_BYTES", (tmp_path / "weights").stat().st_size)
+    with pytest.raises(errors.ModelError, match="larger than" if damage == "grown" else "not a readable"):
+        importer.load(str(path))
+
+
+def test_a_model_too_large_to_be_serialized_is_one_sentence() -> None:
+    class TooLarge:
+        def SerializeToString(self) -> bytes:  # what protobuf does above 2 GiB
+            raise EncodeError("Failed to serialize proto")
+
+    with pytest.raises(errors.ModelError, match="Failed to serialize"):
+        importer.session(TooLarge())
 
 
 def test_open_dimensions_need_a_shape(tmp_path: Path) -> None:
