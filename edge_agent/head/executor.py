@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edge_agent.errors import InputError, SegmentError
 from edge_agent.head import segment as seg
 from edge_agent.head.verify import hwc, verify
-from kernels import conv, depthwise, gemm
+from kernels import conv, depthwise, emit, gemm
 from kernels.program import FIELDS, REALS, Field, Kind, run
 
 U8 = NDArray[np.uint8]
@@ -251,7 +251,7 @@ def _lower_conv(low: _Lowering, op: seg.Conv, w: NDArray[np.int8]) -> str:
     """Choose the kernel: a plain matrix product, depthwise, or gathered windows. Returns its kind for people."""
     x, y = hwc(low.tensor(op.x).shape), hwc(low.tensor(op.out).shape)
     blob = low.segment.blob
-    bias = blob[op.bias : op.bias + 4 * y[2]].view(np.int32)
+    bias = emit.correct_bias(blob[op.bias : op.bias + 4 * y[2]].view(np.int32), w)
     multiplier = blob[op.multiplier : op.multiplier + 4 * y[2]].view(np.float32)
     pointwise = w.shape[1:3] == (1, 1) and op.groups == 1 and op.stride == [1, 1] and not any(op.pad)
     if pointwise:
