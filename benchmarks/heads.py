@@ -1,9 +1,9 @@
-"""Whole networks, batch 1, one thread: our integer head against ONNX Runtime float and int8 (QDQ, per channel), and LiteRT, in turn.
+"""Whole networks, batch 1: our integer head against ONNX Runtime float and int8 (QDQ, per channel), and LiteRT, in turn.
 
     python -m benchmarks.heads [--tflite FILE] [--json OUT] [--quick]
 
-Speed does not depend on the values, so calibration runs on noise. Peers get the options that make them fastest for batch 1: all graph
-optimisations, sequential execution, no spinning threads beside ours.
+Speed does not depend on the values, so calibration runs on noise, and all but EfficientNet-Lite0 have random weights. The peers get what makes them
+fastest for batch 1: all graph optimisations, and as many threads as we use.
 """
 
 from __future__ import annotations
@@ -27,65 +27,89 @@ from calibration import bundle, importer, layers
 from calibration.graph import Graph, with_batch
 from calibration.lower import lower
 from calibration.samples import Samples
+from device_profiles.machine import usable_threads
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
 from edge_agent.protocol.messages import Preprocess
 
 SAMPLES = 8
+SHAPE = [224, 224, 3]
+#: Name in the summary: name for people, what `calibration.importer.load` takes.
+NETWORKS = {
+    "lite0": ("EfficientNet-Lite0", models.LITE0),
+    "mobilenetv2": ("MobileNetV2-like", "benchmarks.models:mobilenet_v2"),
+    "resnet": ("ResNet-18-like", "benchmarks.models:resnet18"),
+}
 
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("--tflite", type=Path, help="a .tflite model to time in LiteRT beside the others")
-    options.add_argument("--repeats", type=int, help="frames of each, taken in turn", default=200)
+    options.add_argument(
+        "--tflite", type=Path, help="a .tflite of EfficientNet-Lite0 to time in LiteRT beside the others"
+    )
+    options.add_argument("--repeats", type=int, help="frames of each, taken in turn", default=100)
     arguments = options.parse_args()
-    repeats = min(arguments.repeats, 60) if arguments.quick else arguments.repeats
+    repeats = min(arguments.repeats, 25) if arguments.quick else arguments.repeats
+    rows: list[dict[str, Any]] = []
+    summary: dict[str, float] = {}
+    kinds: list[dict[str, Any]] = []
+    for key, (title, source) in NETWORKS.items():
+        model = importer.load(source, models.LITE0_SHAPE)
+        for threads in sorted({1, min(2, usable_threads())}):
+            head = our_head(model, SHAPE, threads)
+            calls = {"splitedge int8": _ours(head)} | onnx_runtime_peers(model, threads)
+            if arguments.tflite and key == "lite0":
+                calls["LiteRT"] = litert(arguments.tflite, threads)
+            times = in_turn(calls, repeats)
+            ours = times["splitedge int8"]
+            rows += [_row(title, threads, name, ours, taken) for name, taken in times.items()]
+            summary |= {
+                f"{key}.ms_{threads}t": statistics.median(ours),
+                f"{key}.ratio_ort_int8_{threads}t": ratio(ours, times["ONNX Runtime int8"]),
+                f"{key}.ratio_ort_float_{threads}t": ratio(ours, times["ONNX Runtime float"]),
+            }
+            if "LiteRT" in times:
+                summary[f"{key}.ratio_litert_{threads}t"] = ratio(ours, times["LiteRT"])
+            if threads == 1:
+                summary[f"{key}.arena_mib"] = head.arena_bytes / 2**20
+                summary[f"{key}.constants_mib"] = head.constant_bytes / 2**20
+                kinds += time_by_kind(title, head, repeats)
+    report("Ours, one thread, by kind of operator", kinds, {})
+    report("Whole heads, batch 1", rows, summary, arguments.json)
 
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
-    head = our_head(model, models.LITE0_PREPROCESS.shape)
-    codes = np.random.default_rng(0).integers(0, 256, head.input.shape).astype(np.uint8)
-    frame = np.zeros(models.LITE0_SHAPE, np.float32)
-    calls: dict[str, Callable[[], Any]] = {"splitedge int8": lambda: head.run(codes)}
-    calls |= onnx_runtime_peers(model, frame)
-    if arguments.tflite:
-        calls["LiteRT"] = litert(arguments.tflite)
-    times = in_turn(calls, repeats)
-    ours = times["splitedge int8"]
-    rows = [
-        {
-            "network": "EfficientNet-Lite0",
-            "runtime": name,
-            "ms (mean ± sd)": spread(taken),
-            "median ms": statistics.median(taken),
-            "ours is faster by": ratio(ours, taken),
-        }
-        for name, taken in times.items()
-    ]
-    summary = {
-        "lite0.ms_1t": statistics.median(ours),
-        "lite0.ratio_ort_int8_1t": ratio(ours, times["ONNX Runtime int8"]),
-        "lite0.ratio_ort_float_1t": ratio(ours, times["ONNX Runtime float"]),
-        "lite0.arena_mib": head.arena_bytes / 2**20,
-        "lite0.constants_mib": head.constant_bytes / 2**20,
+
+def _row(title: str, threads: int, name: str, ours: list[float], taken: list[float]) -> dict[str, Any]:
+    return {
+        "network": title,
+        "threads": threads,
+        "runtime": name,
+        "ms (mean ± sd)": spread(taken),
+        "median ms": statistics.median(taken),
+        "ours is faster by": ratio(ours, taken),
     }
-    if arguments.tflite:
-        summary["lite0.ratio_litert_1t"] = ratio(ours, times["LiteRT"])
-    report("Whole heads, batch 1, one thread", rows, summary, arguments.json)
-    by_kind = time_by_kind(head, codes, repeats)
-    report("EfficientNet-Lite0, ours, by kind of operator", by_kind, {})
 
 
-def our_head(model: onnx.ModelProto, shape: list[int]) -> Head:
+def _ours(head: Head) -> Callable[[], Any]:
+    codes = _codes(head)
+    return lambda: head.run(codes)
+
+
+def _codes(head: Head) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, head.input.shape).astype(np.uint8)
+
+
+def our_head(model: onnx.ModelProto, shape: list[int], threads: int) -> Head:
     """The whole network as one integer head with 8-bit weights; ``shape`` of a frame, channels last."""
     network = layers.build(Graph.of(model))
     random = np.random.default_rng(1)
     noise = [random.normal(size=shape).astype(np.float32) for _ in range(SAMPLES)]
     calibration = bundle.calibrate(model, network, Samples(Preprocess("tensor", shape), noise))
-    return Head(seg.parse(lower(network, calibration, network.graph.output, 8).segment()))
+    return Head(seg.parse(lower(network, calibration, network.graph.output, 8).segment()), threads=threads)
 
 
-def onnx_runtime_peers(model: onnx.ModelProto, frame: NDArray[np.float32]) -> dict[str, Callable[[], Any]]:
-    """The float model and its QDQ per-channel int8 form, each on one thread."""
+def onnx_runtime_peers(model: onnx.ModelProto, threads: int) -> dict[str, Callable[[], Any]]:
+    """The float model and its QDQ per-channel int8 form."""
+    frame = np.zeros(models.LITE0_SHAPE, np.float32)
     name = Graph.of(model).input
     single = with_batch(model, 1)
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +124,7 @@ def onnx_runtime_peers(model: onnx.ModelProto, frame: NDArray[np.float32]) -> di
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        sessions = {"ONNX Runtime float": _session(plain), "ONNX Runtime int8": _session(quantized)}
+        sessions = {"ONNX Runtime float": _session(plain, threads), "ONNX Runtime int8": _session(quantized, threads)}
     return {runtime: _runner(session, name, frame) for runtime, session in sessions.items()}
 
 
@@ -113,9 +137,10 @@ class _Noise(CalibrationDataReader):  # type: ignore[misc]
         return next(self._frames, None)
 
 
-def _session(path: str) -> ort.InferenceSession:
+def _session(path: str, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -125,13 +150,13 @@ def _runner(session: ort.InferenceSession, name: str, frame: NDArray[np.float32]
     return lambda: session.run(None, {name: frame})
 
 
-def litert(path: Path) -> Callable[[], Any]:
-    """One frame of zeros through the .tflite model at ``path``, on one thread."""
+def litert(path: Path, threads: int) -> Callable[[], Any]:
+    """One frame of zeros through the .tflite model at ``path``, on ``threads``."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         from tflite_runtime.interpreter import Interpreter
-    interpreter = Interpreter(str(path), num_threads=1)
+    interpreter = Interpreter(str(path), num_threads=threads)
     interpreter.allocate_tensors()
     entry = interpreter.get_input_details()[0]
     interpreter.set_tensor(entry["index"], np.zeros(entry["shape"], entry["dtype"]))
@@ -139,18 +164,19 @@ def litert(path: Path) -> Callable[[], Any]:
     return invoke
 
 
-def time_by_kind(head: Head, codes: NDArray[np.uint8], repeats: int) -> list[dict[str, Any]]:
+def time_by_kind(title: str, head: Head, repeats: int) -> list[dict[str, Any]]:
     """Where the time of a frame goes: operators of one kind together."""
     us: dict[str, float] = defaultdict(float)
     macs: dict[str, int] = defaultdict(int)
     count: dict[str, int] = defaultdict(int)
-    for timing in head.profile(codes, max(10, repeats // 4)):
+    for timing in head.profile(_codes(head), max(10, repeats // 4)):
         us[timing.kind] += timing.us
         macs[timing.kind] += timing.macs
         count[timing.kind] += 1
     total = sum(us.values())
     return [
         {
+            "network": title,
             "operator": kind,
             "count": count[kind],
             "us": us[kind],

@@ -45,6 +45,7 @@ I64 = NDArray[np.int64]
 
 FORMAT: Final = 1
 TAIL_RUNS: Final = 9
+OUTPUT_ROOM: Final = 1.2
 
 
 class Listed(msgspec.Struct):
@@ -94,7 +95,7 @@ class Bundle:
         self.reasons: list[str] = [listed.reason for listed in manifest.cuts]
         self.unsupported, self.tail_ms = manifest.unsupported, manifest.tail_ms
         self._histograms: dict[int, Histogram] = {}
-        self._lowered: dict[tuple[int, int], Lowered] = {}
+        self._headers: dict[tuple[int, int], seg.Header] = {}
 
     @classmethod
     def open(cls, path: Path) -> Bundle:
@@ -119,7 +120,10 @@ class Bundle:
 
     def header(self, cut: int, weight_bits: int = 8) -> seg.Header:
         """The segment's header without its golden hash; computes no weights."""
-        return self._lower(cut, weight_bits).header
+        key = cut, weight_bits
+        if key not in self._headers:
+            self._headers[key] = self._lower(cut, weight_bits).header
+        return self._headers[key]
 
     def segment(self, cut: int, weight_bits: int) -> bytes:
         """The segment file of the head up to ``cut``; always the same bytes. Raises `errors.UsageError` for a cut that no head reaches."""
@@ -129,6 +133,8 @@ class Bundle:
         """ONNX model from the cut's tensor (float32, ONNX layout) to the output; the whole model for cut 0, None at the output."""
         if self.cuts[cut].kind == "output":
             return None
+        if not self.cuts[cut].shape:
+            raise errors.UsageError(f"nobody knows the shape at cut {cut}; choose one of {self.offered}")
         tensor = self.cuts[cut].tensor
         made: bytes = tail_model(self._model, tensor, self._network.graph.shapes[tensor][1:]).SerializeToString()
         return made
@@ -165,12 +171,8 @@ class Bundle:
             raise errors.UsageError(f"no integer head reaches cut {cut}; the deepest is {deepest}")
         if not 2 <= weight_bits <= 8:
             raise errors.UsageError(f"weights cannot have {weight_bits} bits; choose 2 to 8")
-        key = cut, weight_bits
-        if key not in self._lowered:
-            self._lowered[key] = lower(
-                self._network, self._calibration, self.cuts[cut].tensor, weight_bits, self.name, self.preprocess
-            )
-        return self._lowered[key]
+        tensor = self.cuts[cut].tensor
+        return lower(self._network, self._calibration, tensor, weight_bits, self.name, self.preprocess)
 
     @functools.cached_property
     def _model(self) -> onnx.ModelProto:
@@ -251,10 +253,19 @@ def calibrate(
     tensors = [graph.input, *(la.out for la in network.layers if la.out in reachable and la.out in graph.shapes)]
     found = observe.observe(model, graph, tensors, samples, progress)
     quantizations = {t: observe.quantization(*observe.best_range(s)) for t, s in found.items()}
+    if graph.output in found:
+        quantizations[graph.output] = _output_quantization(network, found[graph.output])
     if samples.preprocess.kind == "image":
         quantizations[graph.input] = Quantization(*input_quantization(samples.preprocess))
     fed = {la.inputs[0] for la in network.layers if isinstance(la, layers.Conv)}
     return Calibration(quantizations, {t: s.mean.astype(np.float32) for t, s in found.items() if t in fed})
+
+
+def _output_quantization(network: layers.Network, statistics: observe.Statistics) -> Quantization:
+    """Codes of the answer: a fifth more than was seen, because two clipped logits would tie for the first place."""
+    if isinstance(network.made[network.graph.output], layers.Softmax):
+        return observe.quantization(0.0, 1.0)
+    return observe.quantization(OUTPUT_ROOM * statistics.lo, OUTPUT_ROOM * statistics.hi)
 
 
 class _Measured(NamedTuple):

@@ -218,7 +218,10 @@ def _reshape(work: _Lowering, layer: layers.Reshape) -> None:
 
 def _pad(work: _Lowering, layer: layers.Pad) -> None:
     x = work.index[layer.inputs[0]]
-    work.ops.append(seg.Pad(short(layer.name), work.out(layer, like=x), x, list(layer.pad), work.tensors[x].zero_point))
+    top, left, bottom, right = layer.pad
+    height, width, channels = work.tensors[x].shape
+    y = work.out(layer, [height + top + bottom, width + left + right, channels], like=x)
+    work.ops.append(seg.Pad(short(layer.name), y, x, list(layer.pad), work.tensors[x].zero_point))
 
 
 def _softmax(work: _Lowering, layer: layers.Softmax) -> None:

@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Any
 
 import edge_agent
+from device_profiles.machine import usable_threads
+from device_profiles.predict import best_threads
 from edge_agent import errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.cache import Cache
@@ -188,7 +190,8 @@ class Agent:
             plan = await negotiation.plan(client, settings, profile, cache.held(), self._say)
             data = await negotiation.fetch(client, cache, plan, self._say)
         self._say("preparing the head")
-        engine = await asyncio.to_thread(Engine, plan, data, settings.demand)
+        threads = min(best_threads(profile), usable_threads())  # the profile may be another machine's
+        engine = await asyncio.to_thread(Engine, plan, data, settings.demand, threads)
         stream = None if plan.mode == "device" else await self._open(plan)
         self._plans += 1
         self._say("ready")

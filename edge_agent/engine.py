@@ -38,13 +38,13 @@ class Encoded(NamedTuple):
 class Engine:
     """The head of ``plan``. ``data`` is its segment file.
 
-    Building one parses, verifies, proves by the golden vector and warms the head. Raises `errors.SegmentError` for a segment that fails, and
+    ``threads`` work on one frame. Building one parses, verifies, proves by the golden vector and warms the head. Raises `errors.SegmentError` for a segment that fails, and
     `errors.PlanError` for a plan that does not fit the segment or breaks ``demand``.
     """
 
-    def __init__(self, plan: Plan, data: bytes, demand: Demand) -> None:
+    def __init__(self, plan: Plan, data: bytes, demand: Demand, threads: int = 1) -> None:
         self.plan = plan
-        self._head = executor.load(data)
+        self._head = executor.load(data, threads)
         header = self._head.header
         check_plan(plan, header, demand)
         self._input, self._output = self._head.input, self._head.output

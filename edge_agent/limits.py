@@ -29,6 +29,7 @@ MAX_NAME: Final = 100  # a model, layer, or tensor name
 MAX_SEGMENT_BYTES: Final = 512 * MiB
 MAX_HEADER_BYTES: Final = 8 * MiB  # a segment's JSON header
 MAX_ARENA_BYTES: Final = 512 * MiB  # activations of one head
+MAX_THREADS: Final = 64  # of one head
 MAX_OPS: Final = 4_096
 MAX_TENSORS: Final = 8_192
 MAX_DIM: Final = 1 << 20  # one side of one tensor

@@ -43,7 +43,17 @@ def cache_directory(settings: Settings) -> Path:
 
 
 async def profile(settings: Settings, say: Say) -> DeviceProfile:
-    """The profile that the settings name, else the one measured once for these kernels, else a quick measurement, which is kept."""
+    """The profile that the settings name, else the one measured once for these kernels, else a quick measurement, which is kept.
+
+    Measurements on more threads than the settings allow are left out: `predict.best_threads` then is what a head may run on.
+    """
+    found = await _profile(settings, say)
+    if settings.threads:
+        found.kernels = [kernel for kernel in found.kernels if kernel.threads <= settings.threads]
+    return found
+
+
+async def _profile(settings: Settings, say: Say) -> DeviceProfile:
     if settings.profile:
         return await asyncio.to_thread(device_profiles.load, _path(settings.profile))
     path = cache_directory(settings) / f"profile-{jit.CACHE_DIR.name.removeprefix('kernels-')}.json"

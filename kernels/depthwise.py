@@ -19,6 +19,7 @@ from kernels import emit, reference
 from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET, Target
 from kernels.jit import inline
 from kernels.reference import F32, S8, U8
+from kernels.team import share
 
 GROUP = TARGET.group
 #: Vector widths in bits, widest first; narrow ones serve layers of few channels.
@@ -293,7 +294,7 @@ def _run_row(
 @inline
 def depthwise(
     arena, x, height, width, channels, weights, w, bias, bias_at, multiplier, mul_at, y, out_height, out_width, kernel_h, kernel_w,
-    stride_h, stride_w, dilation_h, dilation_w, top, left, zero_x, lo, hi, zero, zeros, taps,
+    stride_h, stride_w, dilation_h, dilation_w, top, left, zero_x, lo, hi, zero, zeros, taps, part, parts,
 ):  # fmt: skip
     """y [OH, OW, C] from x [H, W, C]. ``zeros``: arena offset of a scratch row of W x C + slack bytes; ``taps``: scratch int64 [>= window + group]."""
     if (
@@ -311,7 +312,8 @@ def depthwise(
         else 0
     )
     last = max(first, min(out_width, last))
-    for oy in range(out_height):
+    begin, end = share(out_height, part, parts)
+    for oy in range(begin, end):
         ox = 0
         while ox < out_width:
             inside = first <= ox < last

@@ -18,6 +18,7 @@ from kernels import emit, reference
 from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET
 from kernels.jit import inline
 from kernels.reference import F32, S8, U8
+from kernels.team import share
 
 LANES = TARGET.lanes
 #: Of K, in one step of the micro-kernel.
@@ -216,26 +217,37 @@ for _vectors, _rows in TARGET.tiles.items():
 
 
 @inline
-def gemm(arena, x, ldx, m, k, weights, w, n, bias, bias_at, multiplier, mul_at, y, ldy, lo, hi, zero):
-    """y [m, n] = requantized x [m, k] * w + bias; offsets are in elements of their arrays.
+def gemm(
+    arena, x, ldx, m, k, weights, w, n, bias, bias_at, multiplier, mul_at, y, ldy, lo, hi, zero, part, parts
+):  # fmt: skip
+    """y [m, n] = requantized x [m, k] * w + bias; offsets are in elements of their arrays. Computes one of ``parts``: of the columns, or of the rows.
 
     Reads up to ``GROUP`` - 1 bytes beyond each row of x (times zero weights): the arena has that slack. Writes only y [m, n].
     """
     groups = (k + GROUP - 1) // GROUP
     left = (n + LANES - 1) // LANES
-    start = 0
+    first, last, row0, row1 = 0, left, 0, m
+    if parts > 1:
+        tiles = (left + WIDEST - 1) // WIDEST
+        if tiles >= 4 * parts or tiles % parts == 0 or m < 2 * parts:
+            first, last = share(tiles, part, parts)
+        else:
+            row0, row1 = share(m, part, parts)
+    tile = start = 0
     while left > 0:
         vectors = min(WIDEST, left)
         if WIDEST > 2 and left == WIDEST + 1:
             vectors = WIDEST - 1
-        row, choice = 0, 0
-        while row < m:
-            while _HEIGHTS[vectors, choice] > m - row:
-                choice += 1
-            rows = _HEIGHTS[vectors, choice]
-            _tile(arena, x + row * ldx, ldx, weights, w, groups, bias, bias_at + start, multiplier, mul_at + start,
-                  y + row * ldy + start, ldy, lo, hi, zero, n - start, vectors, rows)  # fmt: skip
-            row += rows
+        if first <= tile < last:
+            row, choice = row0, 0
+            while row < row1:
+                while _HEIGHTS[vectors, choice] > row1 - row:
+                    choice += 1
+                rows = _HEIGHTS[vectors, choice]
+                _tile(arena, x + row * ldx, ldx, weights, w, groups, bias, bias_at + start, multiplier, mul_at + start,
+                      y + row * ldy + start, ldy, lo, hi, zero, n - start, vectors, rows)  # fmt: skip
+                row += rows
         w += vectors * LANES * groups * GROUP * WIDTH
         start += vectors * LANES
         left -= vectors
+        tile += 1

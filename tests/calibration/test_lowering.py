@@ -262,6 +262,13 @@ def test_padding_alone_and_before_a_convolution() -> None:
     check(net.model())
 
 
+def test_padding_wider_than_the_window_stays_an_operator() -> None:
+    net = Net(IMAGE)
+    net.add("Pad", "x", net.constant([0, 0, 3, 3, 0, 0, 3, 3], np.int64))
+    net.conv(5, 6)
+    assert [type(o) for o in check(net.model()).header.ops] == [seg.Pad, seg.Conv]
+
+
 def test_softmax_over_classes_and_channels() -> None:
     check(one([1, 10], lambda n: n.add("Softmax", axis=-1)))
     check(one(IMAGE, lambda n: n.add("Softmax", axis=1)))

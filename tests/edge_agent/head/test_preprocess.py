@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from edge_agent import errors, limits
@@ -90,6 +93,17 @@ def test_photographs_are_turned_upright() -> None:
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(errors.InputError, match="not an image"):
         pre.load_image(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_damaged_images_are_read_or_refused(kind: str, data: st.DataObject) -> None:
+    whole = bytearray(encoded(noise(12, 9), kind))
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(errors.InputError):
+        pre.prepare_image(pre.load_image(bytes(whole)), spec())
 
 
 def test_too_many_bytes_and_too_many_pixels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
