@@ -122,10 +122,12 @@ def _operator(
     elif kind == 8:
         a, b = team.share(h, part, parts)
         elementwise.copy_columns(arena, x + a * c, y + a * op[31], b - a, c, op[31], tables, op[30])
+    elif kind == 6:
+        elementwise.max_pool(
+            arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16], part, parts
+        )
     elif part == 0:  # what is left is small
-        if kind == 6:
-            elementwise.max_pool(arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16])
-        elif kind == 7:
+        if kind == 7:
             elementwise.avg_pool(arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16], op[31], np.int32(zx),
                                  reals[i, 0], lo, hi, zero, ints[member])  # fmt: skip
         elif kind == 9:
