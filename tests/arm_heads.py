@@ -62,8 +62,11 @@ def answers() -> Iterator[tuple[str, str, float]]:
     yield "mixed network", _golden_hash(), time.perf_counter() - start
     start = time.perf_counter()
     builder = lite0_like()
-    head = Head(builder.finish(), check_golden=False)
-    yield "Lite0's shapes", _hash(head.run(builder.codes())), time.perf_counter() - start
+    segment, x = builder.finish(), builder.codes()
+    yield "Lite0's shapes", _hash(Head(segment, check_golden=False).run(x)), time.perf_counter() - start
+    start = time.perf_counter()
+    head = Head(segment, check_golden=False, threads=2)
+    yield "Lite0's shapes, two threads", _hash(head.run(x)), time.perf_counter() - start
     for name in sys.argv[1:]:
         start = time.perf_counter()
         head = load(Path(name).read_bytes())
