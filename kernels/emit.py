@@ -64,8 +64,12 @@ TARGETS: Final = {
     "avx2": Target("avx2", 256, 2, {2: (4, 2, 1), 1: (6, 3, 1)}),
     "portable": Target("portable", 128, 2, {2: (4, 2, 1), 1: (6, 3, 1)}),
     # 32 registers. usmmla keeps 2 x 2 accumulators in one. Larger tiles, and on neon more than 2 rows, made LLVM spill.
-    "i8mm": Target("i8mm", 128, 4, {4: (4, 2, 1), 3: (6, 4, 2, 1), 2: (8, 4, 2, 1), 1: (8, 4, 2, 1)}, (2, 1), matrix=True),
-    "dotprod": Target("dotprod", 128, 4, {4: (4, 2, 1), 3: (6, 4, 2, 1), 2: (8, 4, 2, 1), 1: (8, 4, 2, 1)}, (4, 1), 128),
+    "i8mm": Target(
+        "i8mm", 128, 4, {4: (4, 2, 1), 3: (6, 4, 2, 1), 2: (8, 4, 2, 1), 1: (8, 4, 2, 1)}, (2, 1), matrix=True
+    ),
+    "dotprod": Target(
+        "dotprod", 128, 4, {4: (4, 2, 1), 3: (6, 4, 2, 1), 2: (8, 4, 2, 1), 1: (8, 4, 2, 1)}, (4, 1), 128
+    ),
     "neon": Target("neon", 128, 4, {4: (2, 1), 3: (2, 1), 2: (4, 2, 1), 1: (6, 4, 2, 1)}, (4, 1), 128, pairs=True),
 }
 TARGET: Final = TARGETS[isa.ISA]

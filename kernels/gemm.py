@@ -87,7 +87,13 @@ def _tile_body(rows: int, vectors: int) -> Any:
 
 
 def _steps(
-    b: ir.IRBuilder, acc: list[ir.Value], rows: list[ir.Value], offset: ir.Value, panel: ir.Value, vectors: int, span: int
+    b: ir.IRBuilder,
+    acc: list[ir.Value],
+    rows: list[ir.Value],
+    offset: ir.Value,
+    panel: ir.Value,
+    vectors: int,
+    span: int,
 ) -> list[ir.Value]:
     """``acc`` and the products of ``span`` groups: activations at ``offset`` of each row, weights at ``panel``."""
     size = TARGET.bits // 8
@@ -122,9 +128,7 @@ def _activations(b: ir.IRBuilder, rows: list[ir.Value], offset: ir.Value, span: 
 def _operand(b: ir.IRBuilder, row: list[ir.Value], group: int, span: int) -> Any:
     """Group ``group`` of what `_activations` loaded of a row (or two), as operand of the step: in every lane, or one row beside the other."""
     if TARGET.matrix:
-        return emit.shuffle(
-            b, *row, [part * span * GROUP + group * GROUP + i for part in (0, 1) for i in range(GROUP)]
-        )
+        return emit.shuffle(b, *row, [part * span * GROUP + group * GROUP + i for part in (0, 1) for i in range(GROUP)])
     (cells,) = row
     if TARGET.pairs:
         return [emit.shuffle(b, cells, cells, [group * 4 + pair, group * 4 + pair + 1] * LANES) for pair in (0, 2)]

@@ -48,11 +48,9 @@ _HWCAPS: Final = {"asimd": (_AT_HWCAP, 1), "asimddp": (_AT_HWCAP, 20), "sve": (_
 
 @dataclass(frozen=True)
 class Choice:
-    """``isa`` is used; ``found`` features of this machine matter; ``told`` is the core and the features numba is told of, if any; ``problem`` may be
-    empty."""
+    """``isa`` is used; ``told`` is the core and the features that numba must be told of, if any; ``problem`` is for a warning, or empty."""
 
     isa: str
-    found: tuple[str, ...]
     told: tuple[str, str] | None
     problem: str = ""
 
@@ -60,7 +58,7 @@ class Choice:
 def host_features() -> frozenset[str]:
     """The CPU features of this machine: LLVM's names on x86, those of /proc/cpuinfo on ARM."""
     if ARM:
-        return _auxiliary_vector() or _cpuinfo(Path("/proc/cpuinfo"))
+        return _auxiliary_vector() or cpuinfo_features(Path("/proc/cpuinfo"))
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
@@ -85,7 +83,6 @@ def best_arm(features: frozenset[str]) -> str:
 def decide(features: frozenset[str], asked: str, numba_loaded: bool) -> Choice:
     """The choice for a machine with ``features`` where the user ``asked`` for a set (or for none: an empty string)."""
     available = used = best(features)
-    found = tuple(sorted(features & {*_AVX512, "avx2", *_HWCAPS}))
     problem = ""
     if asked and (asked not in ISAS or ISAS.index(asked) < ISAS.index(available)):
         problem = f"SPLITEDGE_ISA={asked} is not available here; using {available}"
@@ -97,7 +94,7 @@ def decide(features: frozenset[str], asked: str, numba_loaded: bool) -> Choice:
         if ARM and used in ("i8mm", "dotprod"):  # LLVM would abort on an instruction that it was not told of
             used, told = "neon", None
             problem = "the dot-product instructions stay unused: numba was imported before kernels"
-    return Choice(used, found, told, problem)
+    return Choice(used, told, problem)
 
 
 def choose() -> str:
@@ -111,14 +108,25 @@ def choose() -> str:
 
 
 def explain() -> str:
-    """What was found, what was chosen and why, in a line or two for people."""
+    """What was found, what was chosen and why, in one line for people."""
     features = host_features()
-    found = ", ".join(sorted(features & {*_AVX512, "avx2", *_HWCAPS})) or "none of the features that matter"
-    where = "the Linux kernel reports" if ARM else "LLVM finds"
+    found = ", ".join(sorted(features & {*_AVX512, "avx2", *_HWCAPS})) or "nothing that matters"
     available = best(features)
-    why = "the fastest it allows" if available == ISA else f"lower than {available}, the fastest it allows"
-    told = f"{os.environ['NUMBA_CPU_NAME']} {os.environ['NUMBA_CPU_FEATURES']}" if "NUMBA_CPU_NAME" in os.environ else ""
-    return f"{ISA}: {where} {found}, and this is {why}" + (f"; LLVM may use {told}" if told else "")
+    why = "the fastest set for that" if available == ISA else f"slower than {available}, the fastest set for that"
+    told = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
+    return f"{ISA}, {why}: {'the Linux kernel reports' if ARM else 'LLVM finds'} {found}" + (
+        f"; compiled for {told[0]} {told[1]}" if told[0] else ""
+    )
+
+
+def cpuinfo_features(path: Path) -> frozenset[str]:
+    """The features that all cores in /proc/cpuinfo share; empty where there is no such file."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    cores = [frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("Features")]
+    return frozenset.intersection(*cores) if cores else frozenset()
 
 
 def _auxiliary_vector() -> frozenset[str]:
@@ -129,16 +137,6 @@ def _auxiliary_vector() -> frozenset[str]:
         return frozenset()
     getauxval.restype, getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
     return frozenset(name for name, (entry, bit) in _HWCAPS.items() if getauxval(entry) >> bit & 1)
-
-
-def _cpuinfo(path: Path) -> frozenset[str]:
-    """The features that all cores in /proc/cpuinfo share; empty where there is no such file."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return frozenset()
-    cores = [frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("Features")]
-    return frozenset.intersection(*cores) if cores else frozenset()
 
 
 ISA: Final = choose()
