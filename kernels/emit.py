@@ -151,7 +151,8 @@ def loop(
 
 def correct_bias(bias: NDArray[np.int32], w: NDArray[np.int8]) -> NDArray[np.int32]:
     """``bias`` [OC] and what `Target.offset` takes away: offset * sum of w [OC, ...]. Sums wrap as those of the kernels do."""
-    return bias + np.int32(TARGET.offset) * w.reshape(len(w), -1).sum(axis=1, dtype=np.int32)
+    taken: NDArray[np.int32] = np.int32(TARGET.offset) * w.reshape(len(w), -1).sum(axis=1, dtype=np.int32)
+    return bias + taken
 
 
 def pair_order(data: NDArray[Any]) -> NDArray[Any]:

@@ -128,7 +128,10 @@ def _activations(b: ir.IRBuilder, rows: list[ir.Value], offset: ir.Value, span: 
 def _operand(b: ir.IRBuilder, row: list[ir.Value], group: int, span: int) -> Any:
     """Group ``group`` of what `_activations` loaded of a row (or two), as operand of the step: in every lane, or one row beside the other."""
     if TARGET.matrix:
-        return emit.shuffle(b, *row, [part * span * GROUP + group * GROUP + i for part in (0, 1) for i in range(GROUP)])
+        first, second = row
+        return emit.shuffle(
+            b, first, second, [part * span * GROUP + group * GROUP + i for part in (0, 1) for i in range(GROUP)]
+        )
     (cells,) = row
     if TARGET.pairs:
         return [emit.shuffle(b, cells, cells, [group * 4 + pair, group * 4 + pair + 1] * LANES) for pair in (0, 2)]

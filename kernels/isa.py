@@ -34,7 +34,7 @@ _MODEL: Final = {
     "avx2": ("haswell", "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt"),
     "portable": ("x86-64", ""),
 }
-_ARM_MODEL: Final = {
+ARM_MODEL: Final = {
     "i8mm": ("generic", "+fp-armv8,+neon,+dotprod,+i8mm"),
     "dotprod": ("generic", "+fp-armv8,+neon,+dotprod"),
     "neon": ("generic", "+fp-armv8,+neon"),
@@ -88,7 +88,7 @@ def decide(features: frozenset[str], asked: str, numba_loaded: bool) -> Choice:
         problem = f"SPLITEDGE_ISA={asked} is not available here; using {available}"
     elif asked:
         used = asked
-    told = _ARM_MODEL[used] if ARM else _MODEL.get(used) if X86 and used != available else None
+    told = ARM_MODEL[used] if ARM else _MODEL.get(used) if X86 and used != available else None
     if told and numba_loaded:
         problem = "SPLITEDGE_ISA has only part of its effect: numba was imported before kernels"
         if ARM and used in ("i8mm", "dotprod"):  # LLVM would abort on an instruction that it was not told of
