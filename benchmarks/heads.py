@@ -100,11 +100,16 @@ def _codes(head: Head) -> NDArray[np.uint8]:
 
 def our_head(model: onnx.ModelProto, shape: list[int], threads: int) -> Head:
     """The whole network as one integer head with 8-bit weights; ``shape`` of a frame, channels last."""
+    return Head(seg.parse(our_segment(model, shape, 8)), threads=threads)
+
+
+def our_segment(model: onnx.ModelProto, shape: list[int], weight_bits: int) -> bytes:
+    """The whole network as one segment, calibrated on noise."""
     network = layers.build(Graph.of(model))
     random = np.random.default_rng(1)
     noise = [random.normal(size=shape).astype(np.float32) for _ in range(SAMPLES)]
     calibration = bundle.calibrate(model, network, Samples(Preprocess("tensor", shape), noise))
-    return Head(seg.parse(lower(network, calibration, network.graph.output, 8).segment()), threads=threads)
+    return lower(network, calibration, network.graph.output, weight_bits).segment()
 
 
 def onnx_runtime_peers(model: onnx.ModelProto, threads: int) -> dict[str, Callable[[], Any]]:

@@ -88,7 +88,7 @@ def conv(
     size = kernel_h * kernel_w * channels
     stride = (size + gemm.GROUP - 1) // gemm.GROUP * gemm.GROUP
     vectors = (outs + gemm.LANES - 1) // gemm.LANES
-    panel = vectors * gemm.LANES * stride * (1 if gemm.GROUP == 4 else 2)
+    panel = vectors * gemm.LANES * stride * gemm.WIDTH
     total = out_height * out_width
     run = kernel_w * channels
     line = dilation_h * width * pitch

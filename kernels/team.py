@@ -10,15 +10,13 @@ a sleep costs more than most of them.
 
 from __future__ import annotations
 
-import platform
-
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.emit import I64, PTR
-from kernels.isa import X86
+from kernels.emit import I32, I64, PTR
+from kernels.isa import ARM, X86
 from kernels.jit import inline
 
 NEXT, DONE, EPOCH, SLEEPERS, QUIT, FIRST, BASE, TARGET = 0, 8, 16, 24, 32, 33, 34, 35
@@ -82,8 +80,9 @@ def _relax(typingctx):
         nothing = ir.FunctionType(ir.VoidType(), [])
         if X86:
             b.call(cgutils.get_or_insert_function(b.module, nothing, "llvm.x86.sse2.pause"), [])
-        elif platform.machine() == "aarch64":
-            b.asm(nothing, "yield", "", [], True)
+        elif ARM:  # the hint "yield"; inline assembly would abort, for numba brings no assembler
+            hint = ir.FunctionType(ir.VoidType(), [I32])
+            b.call(cgutils.get_or_insert_function(b.module, hint, "llvm.aarch64.hint"), [I32(1)])
         return context.get_dummy_value()
 
     return types.void(), codegen

@@ -18,7 +18,7 @@ from edge_agent import limits
 from edge_agent.errors import InputError, SegmentError, UsageError
 from edge_agent.head import segment as seg
 from edge_agent.head.verify import hwc, verify
-from kernels import conv, depthwise, gemm, team
+from kernels import conv, depthwise, emit, gemm, team
 from kernels.program import FIELDS, REALS, Field, Kind, dismiss, follow, run
 
 U8 = NDArray[np.uint8]
@@ -264,7 +264,7 @@ def _lower_conv(low: _Lowering, op: seg.Conv, w: NDArray[np.int8]) -> str:
     """Choose the kernel: a plain matrix product, depthwise, or gathered windows. Returns its kind for people."""
     x, y = hwc(low.tensor(op.x).shape), hwc(low.tensor(op.out).shape)
     blob = low.segment.blob
-    bias = blob[op.bias : op.bias + 4 * y[2]].view(np.int32)
+    bias = emit.correct_bias(blob[op.bias : op.bias + 4 * y[2]].view(np.int32), w)
     multiplier = blob[op.multiplier : op.multiplier + 4 * y[2]].view(np.float32)
     pointwise = w.shape[1:3] == (1, 1) and op.groups == 1 and op.stride == [1, 1] and not any(op.pad)
     if pointwise:
