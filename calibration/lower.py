@@ -95,7 +95,7 @@ class _Constants:
     def put(self, size: int, make: Callable[[], NDArray[np.generic]]) -> int:
         offset = self.size
         self._parts.append((offset, size, make))
-        self.size += -(-size // seg.ALIGN) * seg.ALIGN
+        self.size += seg.roundup(size)
         return offset
 
     def blob(self) -> bytes:

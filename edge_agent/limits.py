@@ -73,9 +73,7 @@ WARMUP_TIMEOUT: Final = 600.0  # a child process that compiles every kernel from
 MAX_PLANS: Final = 10_000  # plans kept at once; the oldest go first
 PLAN_GRACE: Final = 600.0  # an expired plan may still be dialled for so long, while its successor is made
 STORE_BUSY: Final = 5.0  # wait for another process that holds the database
-LEFTOVER_AGE: Final = (
-    86_400.0  # unfinished files of a process that was killed go when the store is opened so much later
-)
+LEFTOVER_AGE: Final = 86_400.0  # unfinished files so old belong to a process that was killed: they go
 MAX_STREAMS: Final = 256  # sessions one server process serves at once
 MAX_TAILS: Final = 8  # tails loaded at once; the least recently used goes
 TAIL_QUEUE: Final = 256  # frames of all sessions that may wait for a tail

@@ -47,11 +47,19 @@ def server_url(base_url: str, token: str | None, *, allow_insecure: bool = False
         raise errors.UsageError(
             f"{shown} is not a server's address; write it as https://host:port, without a user or a query"
         )
-    if token and url.scheme == "http" and not allow_insecure and not _is_loopback(url.host or ""):
+    if token and url.scheme == "http" and not allow_insecure and not is_loopback(url.host or ""):
         raise errors.UsageError(
             f"the token would cross the network unencrypted to {url}; use https://, or allow it explicitly"
         )
     return url
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` (a name or an address) is this machine itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def headers(token: str | None) -> dict[str, str]:
@@ -114,10 +122,3 @@ def heals(error: errors.SplitEdgeError) -> bool:
     if isinstance(error, errors.LinkError):
         return not isinstance(error, errors.AuthError) and not error.data.get("certificate")
     return isinstance(error, errors.BusyError) or (error.remote and error.http_status >= 500)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
