@@ -10,6 +10,7 @@ import os
 import platform
 import struct
 import sys
+import warnings
 from collections.abc import Callable
 
 from edge_agent.errors import PlatformError, SplitEdgeError
@@ -21,8 +22,9 @@ INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 def run(program: str, start: Callable[[], object]) -> None:
     """`check`, then ``start()``. An error ends as one line on standard error and an exit status, never as a traceback.
 
-    ``SPLITEDGE_DEBUG=1`` lets the error through and shows the traceback.
+    ``SPLITEDGE_DEBUG=1`` lets the error through and shows the traceback. A warning is one line, too.
     """
+    warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {message}\n"
     try:
         check()
         start()
