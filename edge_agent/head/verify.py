@@ -85,13 +85,9 @@ def _check_tensor(index: int, tensor: seg.Tensor, arena: int) -> None:
         tensor.offset >= 0 and tensor.offset % seg.ALIGN == 0,
         f"gives tensor {index} an offset that is not a multiple of {seg.ALIGN}",
     )
-    _check(tensor.offset + _owned(size) <= arena, f"places tensor {index} outside its arena")
+    _check(tensor.offset + seg.roundup(size) <= arena, f"places tensor {index} outside its arena")
     _check(_float32(tensor.scale) and tensor.scale > 0, f"gives tensor {index} a scale that is not a positive float32")
     _check(0 <= tensor.zero_point <= 255, f"gives tensor {index} a zero point that is no code")
-
-
-def _owned(size: int) -> int:
-    return -(-size // seg.ALIGN) * seg.ALIGN
 
 
 def _float32(value: float) -> bool:
@@ -120,7 +116,7 @@ def _check_overlap(header: seg.Header) -> None:
     for i, op in enumerate(header.ops):
         for t in inputs(op):
             last_use[t] = max(last_use.get(t, -1), i)
-    extent = [(t.offset, t.offset + _owned(math.prod(t.shape))) for t in header.tensors]
+    extent = [(t.offset, t.offset + seg.roundup(math.prod(t.shape))) for t in header.tensors]
     live = {header.input}
     root = list(range(len(header.tensors)))  # the tensor whose bytes these are, through reshapes in place
     for i, op in enumerate(header.ops):
