@@ -69,6 +69,7 @@ class Manifest(msgspec.Struct):
     grid: list[GridPoint]
     tail_ms: dict[int, float]
     files: dict[str, str]  # SHA-256
+    float_top1: float | None = None  # per cent of the samples that the float model has right; None without labels
 
 
 def _quiet(phase: str, done: int, total: int) -> None:
@@ -107,8 +108,9 @@ class Bundle:
     def info(self) -> ModelInfo:
         """The bundle as a model listing shows it."""
         return ModelInfo(
-            self.name, self.sha256, self.metric, self.samples, self.cuts, self.unsupported, self.preprocess
-        )
+            self.name, self.sha256, self.metric, self.samples, self.cuts, self.unsupported, self.preprocess,
+            self.manifest.float_top1,
+        )  # fmt: skip
 
     def header(self, cut: int, weight_bits: int = 8) -> seg.Header:
         """The segment's header without its golden hash; computes no weights."""
@@ -190,11 +192,12 @@ def create(
 ) -> Bundle:
     """Calibrate ``model`` (from `calibration.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
 
-    ``labels`` are class names. ``progress(phase, done, total)`` is called often. Raises `errors.ModelError`, `errors.InputError` (samples that
-    do not fit the model), `errors.StoreError` (the folder cannot be written).
+    ``labels`` are class names. ``progress(phase, done, total)`` is called often. Raises `errors.ModelError`, `errors.InputError` (samples,
+    their classes, or class names that do not fit the model), `errors.StoreError` (the folder cannot be written).
     """
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
+    _check_classes(model, samples, labels)
     places = cuts.find(network)
     calibration = calibrate(model, network, samples, progress)
     measured = _measure(model, network, calibration, places, samples, name, progress)
@@ -203,7 +206,7 @@ def create(
     manifest = Manifest(
         FORMAT, name, "agreement" if samples.classes is None else "top1", list(labels), len(samples), samples.preprocess,
         [Listed(p.cut, p.reachable, p.reason) for p in places], cuts.unsupported(network),
-        {t: (q.scale, q.zero_point) for t, q in calibration.quantizations.items()}, measured.grid, measured.tail_ms, {},
+        {t: (q.scale, q.zero_point) for t, q in calibration.quantizations.items()}, measured.grid, measured.tail_ms, {}, measured.float_top1,
     )  # fmt: skip
     _write(
         path, manifest, {"model.onnx": model.SerializeToString(), "stats.safetensors": safetensors.numpy.save(stats)}
@@ -251,10 +254,21 @@ def _output_quantization(network: layers.Network, statistics: observe.Statistics
     return observe.quantization(OUTPUT_ROOM * statistics.lo, OUTPUT_ROOM * statistics.hi)
 
 
+def _check_classes(model: onnx.ModelProto, samples: Samples, names: Sequence[str]) -> None:
+    outputs = runner(model)(samples[0][None]).size
+    samples.check_classes(outputs)
+    if names and len(names) != outputs:
+        raise errors.InputError(
+            f"there are {len(names)} class names and the model has {outputs} outputs; "
+            "give one name for each, with one for a background class where the model has that"
+        )
+
+
 class _Measured(NamedTuple):
     grid: list[GridPoint]
     counts: dict[int, I64]
     tail_ms: dict[int, float]
+    float_top1: float | None
 
 
 def _measure(
@@ -281,9 +295,11 @@ def _measure(
     histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True)]
     outputs = accuracy.float_outputs(runner(model), samples)
     rules = accuracy.choose_rules(spots, histograms, head, taps, samples, outputs, progress)
-    grid = accuracy.measure(spots, histograms, rules, heads, samples, accuracy.top1(outputs), progress)
+    answers = accuracy.top1(outputs)
+    grid = accuracy.measure(spots, histograms, rules, heads, samples, answers, progress)
+    top1 = None if samples.classes is None else 100.0 * float((answers == samples.classes).mean())
     times = {cut.index: _tail_ms(model, network.graph, cut) for cut in offered}
-    return _Measured(grid, {spot.index: c for spot, c in zip(spots, counts, strict=True)}, times)
+    return _Measured(grid, {spot.index: c for spot, c in zip(spots, counts, strict=True)}, times, top1)
 
 
 def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:

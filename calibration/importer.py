@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import sys
@@ -151,11 +152,13 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
 
 def _read_exported(path: Path) -> Any:
     torch = _torch()
+    logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
     try:
         return torch.export.load(path)
     except Exception as error:  # zip, json and version errors
+        reason = _brief(error).partition(" Please check the warnings")[0]
         raise errors.ModelError(
-            f"{path} is not a readable exported program ({_brief(error)}); save it with torch.export.save"
+            f"{path} is not a readable exported program ({reason}); save it with torch.export.save"
         ) from error
 
 
@@ -164,7 +167,8 @@ def _call(source: str) -> Any:
     module_name, _, attribute = source.partition(":")
     sys.path.insert(0, "")
     try:
-        made = getattr(importlib.import_module(module_name), attribute)()
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for our own answer
+            made = getattr(importlib.import_module(module_name), attribute)()
     except Exception as error:  # the user's own code runs here
         raise errors.ModelError(
             f"{source} cannot be called ({_brief(error)}); check the module and the callable"

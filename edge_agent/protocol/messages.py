@@ -177,6 +177,7 @@ class ModelInfo(Message):
     cuts: list[Cut]
     unsupported: list[str]  # operators that the integer head does not support: "OpType (node name)"
     preprocess: Preprocess
+    float_top1: float | None = None  # per cent of the calibration samples, of the float model; None without labels
 
 
 class ServerVersion(Message):

@@ -24,6 +24,7 @@ from edge_agent.protocol.messages import Preprocess
 from tests import small_models as small
 
 SHAPE = [16, 16, 3]
+NAMES = [f"class {i}" for i in range(10)]
 MAKERS = {"cnn": small.cnn, "resnet": small.resnet, "mobilenet": small.mobilenet, "mlp": small.mlp}
 
 
@@ -39,7 +40,7 @@ def make(folder: Path, model: onnx.ModelProto, inputs: Samples | None = None, **
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make(tmp_path_factory.mktemp("bundle"), small.resnet(), labels=["cat", "dog"])
+    return make(tmp_path_factory.mktemp("bundle"), small.resnet(), labels=NAMES)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -89,9 +90,35 @@ def test_more_bits_agree_more(made: Bundle) -> None:
     assert agreement(8, 8) >= agreement(4, 8)
 
 
+def test_the_float_models_own_top1_is_kept(tmp_path: Path) -> None:
+    model = batched(simplify(small.mlp()))
+    inputs = samples(20, shape=[64])
+    right = session(model).run(None, {"x": np.stack(list(inputs))})[0].argmax(axis=1)
+    right[:5] = (right[:5] + 1) % 10
+    opened = make(tmp_path, small.mlp(), Samples(inputs.preprocess, inputs.sources, right))
+    assert opened.info().float_top1 == 75.0
+    assert Bundle.open(opened.path).manifest.float_top1 == 75.0
+
+
+@pytest.mark.parametrize("wrong", [-1, 10, 99999])
+def test_a_label_that_is_no_output_of_the_model_is_refused(tmp_path: Path, wrong: int) -> None:
+    inputs = samples(4, shape=[64])
+    labelled = Samples(inputs.preprocess, inputs.sources, np.array([0, 9, wrong, wrong]))
+    with pytest.raises(errors.InputError, match=rf"label of sample 2 is class {wrong}, .* 10 outputs .*\(2 of 4"):
+        make(tmp_path, small.mlp(), labelled)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [1, 9, 11])
+def test_class_names_are_as_many_as_outputs(tmp_path: Path, count: int) -> None:
+    with pytest.raises(errors.InputError, match=f"{count} class names and the model has 10 outputs"):
+        make(tmp_path, small.mlp(), samples(2, shape=[64]), labels=["x"] * count)
+
+
 def test_without_labels_the_metric_is_agreement(tmp_path: Path) -> None:
     opened = make(tmp_path, small.cnn(), samples(labels=False))
     assert opened.metric == "agreement"
+    assert opened.info().float_top1 is None
     assert all(p.drop == pytest.approx(100 * (1 - p.agreement)) for p in opened.grid)
 
 
@@ -103,7 +130,7 @@ def test_opened_again_it_says_the_same(made: Bundle) -> None:
         assert again.segment(cut, 4) == made.segment(cut, 4)
         assert again.header(cut).tensors == made.header(cut).tensors
         assert again.tail(cut) == made.tail(cut)
-    assert again.labels == ["cat", "dog"]
+    assert again.labels == NAMES
     assert again.info().cuts == made.cuts
 
 
@@ -170,7 +197,7 @@ def test_an_unsupported_operator_at_the_input_still_makes_a_bundle(tmp_path: Pat
     net.add("InstanceNormalization", "x", net.constant([1] * 3), net.constant([0] * 3), name="norm")
     net.conv(4, 3)
     net.add("GlobalAveragePool")
-    opened = make(tmp_path, net.model())
+    opened = make(tmp_path, net.model(), samples(labels=False))
     assert opened.offered == [0]
     assert opened.unsupported == ["InstanceNormalization (norm)"]
     assert {p.cut for p in opened.grid} == {0}

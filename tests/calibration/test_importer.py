@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,10 @@ def make():
 
 def wrong():
     return 3
+
+def talking():
+    print("Loaded pretrained weights")
+    return make()
 
 def broken():
     raise RuntimeError("no weights")
@@ -115,6 +120,22 @@ def test_corrupt_files_are_refused(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(errors.ModelError, match="not a readable"):
             importer.load(str(tmp_path / name))
+
+
+def test_a_corrupt_exported_program_does_not_point_at_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/something", b"x")
+    with pytest.raises(errors.ModelError, match="not a readable") as caught:
+        importer.load(str(path))
+    assert "warnings above" not in str(caught.value)
+
+
+def test_what_a_callable_prints_is_not_on_standard_output(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    importer.load(f"{module}:talking", [1, 3, 8, 8])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Loaded pretrained weights" in printed.err
 
 
 def test_a_model_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
