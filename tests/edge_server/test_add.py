@@ -75,7 +75,7 @@ def test_adding_again_replaces_the_model_and_its_segments(network: Path, tmp_pat
 
 
 def test_the_float_models_top1_is_shown_and_doubted_where_it_is_chance(
-    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = np.load(network.parent / "x.npy")
     right = session(onnx.load(network)).run(None, {"x": x.transpose(0, 3, 1, 2)})[0].argmax(axis=1)
@@ -89,6 +89,9 @@ def test_the_float_models_top1_is_shown_and_doubted_where_it_is_chance(
     shown = capsys.readouterr().out
     assert "float top-1 on these 12 samples: 0.0 %" in shown
     assert "warning: with 10 classes that is hardly better than chance (10 %)" in shown
+    monkeypatch.setenv("COLUMNS", "150")
+    models(tmp_path / "s")
+    assert "top1, float 0.0 %" in capsys.readouterr().out
 
 
 def test_chance_is_not_thrice_itself_for_few_classes() -> None:
