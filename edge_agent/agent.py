@@ -34,14 +34,20 @@ from edge_agent.results import Counters, Result, Timing, stages, top_classes
 
 
 class Agent:
-    """One model on this board. ``progress`` hears in a few words what start-up is doing."""
+    """One model on this board. ``progress`` hears in a few words what start-up is doing, ``on_link`` once each that the link is lost or back."""
 
-    def __init__(self, settings: Settings, progress: Callable[[str], object] = lambda _: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        progress: Callable[[str], object] = lambda _: None,
+        on_link: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self.settings = settings
         self.counters = Counters()
         self.admission = Admission()
-        self.state = "not started"
-        self._progress = progress
+        self._state = "not started"
+        self._progress, self._on_link = progress, on_link
+        self._link_up = True
         self._started = time.monotonic()
         self._worker = ThreadPoolExecutor(1, "head")
         self._replanning: asyncio.Task[None] | None = None
@@ -68,8 +74,16 @@ class Agent:
 
     @property
     def ready(self) -> bool:
-        """Whether frames are served."""
-        return self._active is not None
+        """Whether frames are served: there is a plan and, where it needs the server, the link is up."""
+        return self._active is not None and self._active.link_up
+
+    @property
+    def state(self) -> str:
+        """What the agent does, in a few words."""
+        if self._active is None or self._active.link_up:
+            return self._state
+        error = self._active.stream.error if self._active.stream is not None else None
+        return "the link to the server is down" + (f": {error.message}" if error else "")
 
     @property
     def plan(self) -> Plan | None:
@@ -83,7 +97,7 @@ class Agent:
 
     async def start(self) -> None:
         """Become ready, or raise the error that stands in the way; it may be called again."""
-        self._active = await self._prepare()
+        self._use(await self._prepare())
         self._keeper = asyncio.create_task(self._keep_fresh())
 
     async def close(self) -> None:
@@ -95,7 +109,7 @@ class Agent:
         if tasks:
             await asyncio.wait(tasks)  # a new plan that is just ready becomes the active one, or is never opened
         active, self._active = self._active, None
-        self.state = "stopped"
+        self._state = "stopped"
         if active is not None:
             self._begin_retiring(active)
         try:
@@ -134,17 +148,20 @@ class Agent:
             "version": edge_agent.__version__, "ready": self.ready, "state": self.state, "server": self.settings.server,
             "model": self.settings.model, "uptime_s": round(time.monotonic() - self._started, 1), "plan": self.plan_info() or None,
             "frames": {"answered": counters.answered, "dropped": dict(counters.dropped), "failed": dict(counters.failed)},
-            "queue": {"frames": self.admission.frames, "bytes": self.admission.bytes},
-            "payload_bytes": counters.payload_bytes, **self.gauges(),
+            "queue": {"frames": self.admission.frames, "bytes": self.admission.bytes}, "payload_bytes": counters.payload_bytes,
+            "reconnects_total": self._reconnects_total(), "plans_total": self._plans,
         }  # fmt: skip
 
     def gauges(self) -> dict[str, float]:
         """Figures of the moment, by name; a name that ends in _total only grows."""
-        streams = [*self._retiring.values(), *([self._active] if self._active else [])]
         return {
             "ready": float(self.ready), "queue_frames": self.admission.frames, "queue_bytes": self.admission.bytes,
-            "reconnects_total": self._reconnects + sum(active.reconnects for active in streams), "plans_total": self._plans,
+            "reconnects_total": self._reconnects_total(), "plans_total": self._plans,
         }  # fmt: skip
+
+    def _reconnects_total(self) -> int:
+        streams = [*self._retiring.values(), *([self._active] if self._active else [])]
+        return self._reconnects + sum(active.reconnects for active in streams)
 
     def plan_info(self) -> dict[str, str]:
         """The plan in force in a few words, or nothing."""
@@ -167,7 +184,7 @@ class Agent:
             await self._replan(active)
             return await self._through(self._require_active(), frame, start)
         except errors.SplitEdgeError:
-            if active.stream is not None and active.stream.state is LinkState.FAILED:
+            if active.failed:
                 self._renew.set()
             raise
 
@@ -193,24 +210,25 @@ class Agent:
     async def _prepare(self) -> _Active:
         """Profile, link, plan, segment, warm head, open stream."""
         settings, cache = self.settings, Cache(negotiation.cache_directory(self.settings))
-        profile = await negotiation.profile(settings, self._say)
+        profile = await negotiation.profile(settings, self.say)
         async with negotiation.client(settings) as client:
-            plan = await negotiation.plan(client, settings, profile, cache.held(), self._say)
-            data = await negotiation.fetch(client, cache, plan, self._say)
-        self._say("preparing the head")
+            plan = await negotiation.plan(client, settings, profile, cache.held(), self.say)
+            data = await negotiation.fetch(client, cache, plan, self.say)
+        self.say("preparing the head")
         threads = min(best_threads(profile), usable_threads())  # the profile may be another machine's
         engine = await asyncio.to_thread(Engine, plan, data, settings.demand, threads)
         stream = None if plan.mode == "device" else await self._open(plan)
         self._plans += 1
-        self._say("ready")
+        self.say("ready")
         return _Active(engine, stream)
 
     async def _open(self, plan: Plan) -> FrameStream:
         """The stream of ``plan``, open on the server's side too, or the error that stands in the way."""
-        self._say("opening the stream")
+        self.say("opening the stream")
         stream = await negotiation.stream(self.settings, plan, WINDOW).__aenter__()
         try:
             await stream.ready()
+            stream.on_state = self._link_changed
         except BaseException as error:
             await stream.__aexit__(type(error), error, None)
             raise
@@ -230,7 +248,7 @@ class Agent:
             task.result()
 
     async def _replace(self, old: _Active) -> None:
-        self._active = await self._prepare()
+        self._use(await self._prepare())
         self._begin_retiring(old)
 
     def _replanned(self, task: asyncio.Task[None]) -> None:
@@ -251,7 +269,7 @@ class Agent:
                     await self._replan(active)
                     backoff = limits.BACKOFF_FIRST
                 except errors.SplitEdgeError as error:
-                    self._say(f"ready with the old plan; no new one: {error.message}")
+                    self.say(f"ready with the old plan; no new one: {error.message}")
                     await asyncio.sleep(backoff if heals(error) else limits.REPLAN_LEAST)  # each attempt loads the link
                     backoff = min(2 * backoff, limits.BACKOFF_MAX)
 
@@ -275,8 +293,21 @@ class Agent:
     def _retired(self, task: asyncio.Task[None]) -> None:
         self._reconnects += self._retiring.pop(task).reconnects
 
-    def _say(self, text: str) -> None:
-        self.state = text
+    def _use(self, active: _Active) -> None:
+        self._active = active
+        self._link_changed()
+
+    def _link_changed(self) -> None:
+        """Tell that the link of the plan in force was lost, or is back, if that is news."""
+        if self._active is not None and self._active.link_up != self._link_up:
+            self._link_up = self._active.link_up
+            self._on_link("the link to the server is back; ready" if self._link_up else self.state)
+        if self._active is not None and self._active.failed:
+            self._renew.set()  # whoever heeds `ready` sends no frame that would ask for a new plan
+
+    def say(self, text: str) -> None:
+        """Make ``text`` the state, and tell it."""
+        self._state = text
         self._progress(text)
 
 
@@ -292,6 +323,14 @@ class _Active:
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def link_up(self) -> bool:
+        return self.stream is None or self.stream.state is LinkState.STREAMING
+
+    @property
+    def failed(self) -> bool:
+        return self.stream is not None and self.stream.state is LinkState.FAILED
 
     @property
     def reconnects(self) -> int:

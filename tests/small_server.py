@@ -75,6 +75,8 @@ class SmallServer:
         self.requests: list[m.PlanRequest] = []
         self.segments_served = self.frames = 0
         self.tail_s = self.plan_s = 0.0
+        self.away, self.refused = False, 0  # refuse streams; streams that were refused
+        self.streams: set[asyncio.Transport] = set()
         self.refuse: errors.SplitEdgeError | None = None
         self.on_plan: Callable[[], object] = lambda: None
 
@@ -93,6 +95,13 @@ class SmallServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self._runner.cleanup()
+
+    def leave(self) -> None:
+        """Cut all streams and take no new one until ``away`` is False again."""
+        self.away = True
+        for transport in self.streams:
+            transport.abort()
+        self.streams.clear()
 
     async def answer(self, frame: Frame) -> tuple[bytes, int]:
         self.frames += 1
@@ -129,6 +138,11 @@ class SmallServer:
         return web.Response(body=bytes(int(request.query.get("down", "0"))))
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
+        if self.away:
+            self.refused += 1
+            raise errors.BusyError("the server is away; try again later")
+        assert request.transport is not None
+        self.streams.add(request.transport)
         return await serve_session(request, self._open)
 
     async def _open(self, asked: m.Open) -> SmallServer:

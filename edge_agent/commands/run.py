@@ -27,7 +27,7 @@ async def run(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    agent = Agent(settings, notify.status)
+    agent = Agent(settings, notify.status, _on_link)
     runner, url = await api.serve(agent, settings.api.host, settings.api.port)
     _log(f"the local API listens on {url}")
     notify.ready("starting")
@@ -62,13 +62,17 @@ async def _become_ready(agent: Agent, url: str) -> None:
         except errors.SplitEdgeError as error:
             if not heals(error):
                 raise
-            agent.state = f"waiting for the server: {error.message}"
-            notify.status(agent.state)
+            agent.say(f"waiting for the server: {error.message}")
             _log(f"{agent.state}; next try in about {backoff:.1f} s")
         await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
         backoff = min(2 * backoff, limits.BACKOFF_MAX)
     plan = agent.plan_info()
     _log(f"edge-agent ready on {url}: {plan['model']}, {plan['mode']}, cut after {plan['cut']}")
+
+
+def _on_link(text: str) -> None:
+    notify.status(text)
+    _log(text)
 
 
 def _log(text: str) -> None:

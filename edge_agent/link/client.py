@@ -8,6 +8,7 @@ import enum
 import random
 import ssl as ssl_module
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -77,6 +78,7 @@ class FrameStream:
         self._times = {"heartbeat_s": heartbeat_s, "silence_s": silence_s}
         self._backoff_first_s, self._backoff_max_s = backoff_first_s, backoff_max_s
         self.state = LinkState.NEW
+        self.on_state: Callable[[], object] = lambda: None  # called after each change of the state
         self.error: errors.SplitEdgeError | None = None  # why the state is FAILED, or why the last connection ended
         self._flight = Flight(self._open.window)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
@@ -346,6 +348,7 @@ class FrameStream:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
         self.state = state
         self._changed.set()
+        self.on_state()
 
 
 class _Socket(aiohttp.ClientWebSocketResponse):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -261,6 +262,50 @@ async def test_a_stream_that_cannot_be_closed_does_not_keep_the_others_open(sett
         assert agent._worker._shutdown
 
 
+async def until(met: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not met():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_while_the_link_is_down_it_is_not_ready_and_loss_and_return_are_told_once(settings):
+    heard: list[str] = []
+    async with SmallServer() as server, Agent(settings(server), on_link=heard.append) as agent:
+        assert (agent.ready, agent.state, heard) == (True, "ready", [])
+        server.leave()
+        await until(lambda: not agent.ready)
+        assert agent.state.startswith("the link to the server is down: ")
+        assert agent.gauges()["ready"] == 0
+        refused = server.refused
+        await until(lambda: server.refused > refused + 2)
+        assert len(heard) == 1
+        server.away = False
+        await until(lambda: agent.ready)
+        assert agent.state == "ready"
+        assert (await agent.infer(png())).mode == "split"
+    assert heard == [heard[0], "the link to the server is back; ready"]
+    assert heard[0].startswith("the link to the server is down")
+
+
+async def test_a_plan_that_the_server_forgot_is_replaced_without_a_frame(settings):
+    heard: list[str] = []
+    async with SmallServer() as server, Agent(settings(server), on_link=heard.append) as agent:
+        first, server.plan = agent.plan.id, make_plan("split", server.data)
+        server.plans.clear()
+        server.leave()
+        server.away = False
+        await until(lambda: agent.plan.id != first)
+        assert agent.ready
+    assert len(heard) == 2
+
+
+async def test_a_device_that_sends_nothing_is_ready_without_its_server(settings):
+    async with SmallServer("device") as server, Agent(settings(server)) as agent:
+        server.leave()
+        await asyncio.sleep(0.05)
+        assert agent.ready
+
+
 async def test_reconnects_only_grow_while_a_plan_is_replaced(settings):
     async with SmallServer() as server, Agent(settings(server)) as agent:
         old = agent._active
@@ -429,6 +474,7 @@ async def test_a_kept_profile_is_brought_up_to_date_and_a_named_one_is_not(setti
     old.machine.memory_available_bytes, old.condition.mhz_max = 1, 12.5
     fingerprint = jit.CACHE_DIR.name.removeprefix("kernels-")
     path = tmp_path / "cache" / f"profile-{fingerprint}.json"
+    path.parent.mkdir()
     device_profiles.save(old, path)
     async with SmallServer() as server, Agent(settings(server, profile=str(path) if named else "")):
         sent = device_profiles.from_dict(server.requests[0].profile)
