@@ -180,12 +180,24 @@ def load(path: Path) -> DeviceProfile:
         raise errors.ConfigError(f"{path}: {error}") from error
 
 
+def require_folder(path: Path) -> None:
+    """Raise `errors.StoreError` unless the folder that ``path`` would be in is there."""
+    if not path.parent.exists():
+        raise errors.StoreError(f"the folder {path.parent} is not there: make it, or name another file")
+
+
 def save(profile: DeviceProfile, path: Path) -> None:
-    """Write ``path`` whole or not at all. Raises `errors.StoreError`."""
+    """Write ``path`` whole or not at all; what is there and no regular file (a device, a link, a pipe) is written into, not replaced.
+
+    Raises `errors.StoreError`, also for a folder that is not there.
+    """
     text = msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n"
+    require_folder(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.write_bytes(text)
+            return
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), 0o644)

@@ -64,6 +64,7 @@ async def _profile(settings: Settings, say: Say) -> DeviceProfile:
     try:
         return await asyncio.to_thread(_refreshed, device_profiles.load(path))
     except errors.ConfigError:  # not there, or of another version of splitedge: measured anew
+        Cache(path.parent)  # the folder is there and can be written, or an error before the measurement
         say("measuring this machine")
     measured = await asyncio.to_thread(device_profiles.measure, quick=True)
     await asyncio.to_thread(device_profiles.save, measured, path)

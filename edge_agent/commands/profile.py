@@ -9,10 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from device_profiles import measure, save, table
+from device_profiles.schema import require_folder
 
 
 def profile(*, quick: bool, out: Path | None, json: bool, watts: float | None) -> None:
     """Print a table, or JSON; write the profile to ``out``. The bar goes to standard error."""
+    if out is not None:
+        require_folder(out)  # before the minutes of measuring
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("")

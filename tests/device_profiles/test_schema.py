@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 
 import msgspec
 import pytest
@@ -22,6 +23,7 @@ _JSON = st.recursive(
 
 def test_a_profile_survives_its_file(profile, tmp_path):
     path = tmp_path / "new folder" / "board.json"
+    path.parent.mkdir()
     save(profile, path)
     assert load(path) == profile
     assert [p.name for p in path.parent.iterdir()] == ["board.json"]
@@ -117,6 +119,29 @@ def test_a_place_that_cannot_be_written_is_one_sentence(profile, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="name another file"):
         save(profile, tmp_path / "file" / "board.json")
+
+
+def test_a_folder_that_is_not_there_is_one_sentence_and_is_not_made(profile, tmp_path):
+    with pytest.raises(StoreError, match=r"the folder .*/none is not there: make it"):
+        save(profile, tmp_path / "none" / "board.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_or_a_pipe_is_written_into_and_stays(profile, tmp_path):
+    link, target = tmp_path / "link.json", tmp_path / "target.json"
+    link.symlink_to(target)
+    save(profile, link)
+    assert link.is_symlink()
+    assert load(target) == profile
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        save(profile, pipe)
+        assert os.read(reader, 1) == b"{"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(profile, tmp_path):
