@@ -14,7 +14,7 @@ from edge_agent import errors
 from edge_agent.agent import Agent
 from edge_agent.config import Settings
 from edge_agent.explain import headline, plain, size
-from edge_agent.inputs.sources import Source, expand, load_array
+from edge_agent.inputs.sources import Source, expand, is_array, load_array
 from edge_agent.results import Result, Timing, to_json
 
 Outcome = Result | errors.SplitEdgeError
@@ -58,7 +58,7 @@ async def _outcomes(agent: Agent, sources: list[Source]) -> AsyncIterator[tuple[
 async def _one(agent: Agent, source: Source) -> Outcome:
     try:
         data = await asyncio.to_thread(source.read)
-        frame = load_array(data, source.name) if source.name.lower().endswith(".npy") else data
+        frame = load_array(data, source.name) if is_array(data) else data
         await agent.admission.room(len(data))
         return await agent.infer(frame)
     except errors.SplitEdgeError as error:
@@ -91,15 +91,16 @@ def _answer(result: Result) -> str:
 
 
 def _times(t: Timing) -> str:
+    """What a frame took; its wait in the queue that keeps head and link busy at once is named apart."""
     stages = {
-        "wait": t.wait_ms,
         "prepare": t.preprocess_ms,
         "head": t.head_ms,
         "encode": t.encode_ms,
         "link": t.link_ms,
     }
     stages |= {"server": t.queue_ms + t.tail_ms}
-    return f"{t.total_ms:.1f} ms = " + " + ".join(f"{name} {value:.1f}" for name, value in stages.items())
+    text = f"{sum(stages.values()):.1f} ms = " + " + ".join(f"{name} {value:.1f}" for name, value in stages.items())
+    return text + (f" (queued {t.wait_ms:.1f} ms)" if t.wait_ms >= 0.05 else "")
 
 
 def _summary(results: list[Result], total: int) -> str:

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edge_agent import errors, limits
 from edge_agent.head.segment import Tensor
@@ -38,6 +38,17 @@ def load_image(data: bytes) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a hostile file makes them stumble over
         raise errors.InputError("this is not an image that can be read; send a JPEG, PNG, WebP or BMP file") from error
+
+
+def is_image(data: bytes) -> bool:
+    """Whether ``data`` begins as an image of a kind that `load_image` reads; nothing is decoded."""
+    try:
+        Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # a header that Pillow knows and stumbles over
+        return True
+    return True
 
 
 def prepare_image(image: Image.Image, preprocess: Preprocess) -> U8:

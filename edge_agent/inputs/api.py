@@ -25,7 +25,10 @@ from numpy.typing import NDArray
 from edge_agent import errors, limits
 from edge_agent.admission import Admission
 from edge_agent.agent import Agent
+from edge_agent.head.preprocess import is_image
 from edge_agent.inputs import metrics
+from edge_agent.link import dial
+from edge_agent.protocol.messages import Plan
 from edge_agent.results import to_json
 
 AGENT = web.AppKey("agent", Agent)
@@ -71,7 +74,7 @@ async def serve(agent: Agent, host: str, port: int) -> tuple[web.AppRunner, str]
     except OSError as error:
         await runner.cleanup()
         raise errors.ConfigError(
-            f"the local API cannot listen on {host}:{port} ({error.strerror or error}); set `api.host` and `api.port` to others"
+            f"the local API cannot listen on {host}:{port} ({dial.os_reason(error)}); set `api.host` and `api.port` to others"
         ) from error
     bound = runner.addresses[0]
     return runner, f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
@@ -106,7 +109,12 @@ async def _infer(request: web.Request) -> web.Response:
         except errors.SplitEdgeError as error:
             agent.counters.end(error)
             raise
-        result = await agent.infer(frame)
+        try:
+            result = await agent.infer(frame)
+        except errors.InputError as error:
+            if isinstance(frame, bytes) and request.content_type == "application/octet-stream" and not is_image(frame):
+                raise _no_shape(agent.plan) from error
+            raise
     return web.Response(body=to_json(result), content_type="application/json")
 
 
@@ -160,6 +168,13 @@ def _shape(text: str) -> tuple[int, ...]:
     ):
         raise errors.InputError(f"X-Shape must be 1 to 4 sizes like 224,224,3, not {text[:100]!r}")
     return tuple(int(p) for p in parts)
+
+
+def _no_shape(plan: Plan | None) -> errors.InputError:
+    example = ",".join(map(str, plan.preprocess.shape if plan else (224, 224, 3)))
+    return errors.InputError(
+        f"the body is not an image, and a tensor needs its sizes: X-Shape is missing; send `X-Shape: {example}`"
+    )
 
 
 def _check_length(shape: tuple[int, ...], size: int) -> None:

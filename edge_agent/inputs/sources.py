@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_agent import errors, limits
 
+STDIN = "standard input"
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy"))
 
 
@@ -43,6 +44,11 @@ def read_bounded(file: BinaryIO, name: str, limit: int = limits.MAX_IMAGE_BYTES)
     return data
 
 
+def is_array(data: bytes) -> bool:
+    """Whether ``data`` begins as a .npy array."""
+    return data.startswith(b"\x93NUMPY")
+
+
 def load_array(data: bytes, name: str = "the array") -> NDArray[np.generic]:
     """The array in ``data`` (.npy, never pickled). Raises `errors.InputError` for anything else."""
     if len(data) > limits.MAX_IMAGE_BYTES:
@@ -63,7 +69,7 @@ def load_array(data: bytes, name: str = "the array") -> NDArray[np.generic]:
 def _expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
     path = Path(pattern)
     if pattern == "-":
-        yield Source("-", partial(read_bounded, stdin, "standard input"))
+        yield Source(STDIN, partial(_read_stdin, stdin))
     elif path.is_dir():
         yield from _folder(path)
     elif path.exists() or not glob.has_magic(pattern):
@@ -83,6 +89,13 @@ def _folder(path: Path) -> Iterator[Source]:
     if not files:
         raise errors.InputError(f"the folder {path} holds no images", name=str(path))
     yield from (Source(str(file), partial(_read, file)) for file in files)
+
+
+def _read_stdin(stdin: BinaryIO) -> bytes:
+    data = read_bounded(stdin, STDIN)
+    if not data:
+        raise errors.InputError(f"{STDIN} is empty; send an image or a .npy array through it", name=STDIN)
+    return data
 
 
 def _read(path: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import ssl
 from pathlib import Path
@@ -49,7 +50,7 @@ def server_url(base_url: str, token: str | None, *, allow_insecure: bool = False
         )
     if token and url.scheme == "http" and not allow_insecure and not is_loopback(url.host or ""):
         raise errors.UsageError(
-            f"the token would cross the network unencrypted to {url}; use https://, or allow it explicitly"
+            f"the token would cross the network unencrypted to {url}; use https://, or allow it with `--allow-insecure`"
         )
     return url
 
@@ -74,7 +75,7 @@ def explain(error: BaseException, url: yarl.URL) -> errors.SplitEdgeError:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         reason = getattr(error.certificate_error, "verify_message", "") or "it cannot be verified"
         return errors.UnreachableError(
-            f"the certificate of {where} is not accepted ({reason}); give the CA file that signed it, or mend the certificate",
+            f"the certificate of {where} is not accepted ({reason}); name the CA file that signed it with `--ca`, or mend the certificate",
             certificate=True,
         )
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
@@ -86,9 +87,8 @@ def explain(error: BaseException, url: yarl.URL) -> errors.SplitEdgeError:
             f"the host name {where.host!r} is not known here; check the server's address and this machine's DNS"
         )
     if isinstance(error, aiohttp.ClientConnectorError):
-        reason = (error.os_error.strerror or "no connection").lower()
         return errors.UnreachableError(
-            f"nothing answers at {where} ({reason}); start edge-server there or correct the address"
+            f"nothing answers at {where} ({os_reason(error.os_error)}); start edge-server there or correct the address"
         )
     if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.SocketTimeoutError):
         return errors.UnreachableError(
@@ -97,6 +97,12 @@ def explain(error: BaseException, url: yarl.URL) -> errors.SplitEdgeError:
     return errors.LinkLostError(
         f"the connection to {where} broke ({type(error).__name__}); check the network and the server's log"
     )
+
+
+def os_reason(error: OSError) -> str:
+    """What the operating system said, in its words: asyncio's own text holds addresses as Python writes them."""
+    number = error.errno or 0  # a name's lookup fails with negative numbers and its own words
+    return (os.strerror(number) if number > 0 else error.strerror or "no connection").lower()
 
 
 def status_error(status: int, url: yarl.URL) -> errors.SplitEdgeError:

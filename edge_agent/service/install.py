@@ -48,18 +48,19 @@ def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None 
 def install(options: UnitOptions | None = None, *, dry_run: bool = False, root: Path = ROOT) -> str:
     """Write the unit, enable it, and (re)start it; returns the unit's text once the agent's local API listens.
 
-    Frames are answered later, when the server gave a plan and the kernels are compiled: `status` tells. With ``dry_run`` nothing is touched.
-    Raises `PlatformError` (not root, no systemd, it did not start), `ConfigError` (a path that is missing or that the service's user cannot
+    Frames are answered later, when the server gave a plan and the kernels are compiled: `status` tells. With ``dry_run`` the same files are checked
+    and nothing is touched.    Raises `PlatformError` (not root, no systemd, it did not start), `ConfigError` (a path that is missing or that the service's user cannot
     read), `StoreError` (a file that cannot be written).
     """
     if options is None:
         options = default_options()
     text = render(options)
+    if root == ROOT and not dry_run:
+        _require_systemd()
+    if root == ROOT:
+        _check_paths(options)
     if dry_run:
         return text
-    if root == ROOT:
-        _require_systemd()
-        _check_paths(options)
     _write(_below(root, UNIT_PATH), text)
     if root == ROOT:
         _systemctl("daemon-reload")

@@ -221,8 +221,8 @@ def _limit(problem: Problem, name: str) -> str:
     demand = problem.demand
     return {
         "max_drop_points": f"a drop of at most {demand.max_drop_points:g} points",
-        "max_latency_ms": f"a latency of at most {demand.max_latency_ms} ms",
-        "min_rate_fps": f"at least {demand.min_rate_fps} frames/s",
+        "max_latency_ms": f"a latency of at most {demand.max_latency_ms or 0:.10g} ms",
+        "min_rate_fps": f"at least {demand.min_rate_fps or 0:.10g} frames/s",
         "memory": f"{_down((problem.memory_bytes or 0) / 2**20)} MiB of memory on the device",
         "keep": f"keep = {demand.keep!r}",
     }[name]

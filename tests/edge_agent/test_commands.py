@@ -10,12 +10,15 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
+from pathlib import Path
 
 import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
 
+from edge_agent.commands import service
+from edge_agent.service import install
 from tests.small_server import TENSOR, TOKEN, SmallServer
 
 pytestmark = pytest.mark.slow
@@ -47,8 +50,18 @@ def environment(tmp_path, profile_file):
 async def run(environment: dict[str, str], *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
     """Exit status, standard output, standard error."""
     process = await start(environment, *arguments)
-    out, err = await asyncio.wait_for(process.communicate(stdin), 60)
+    try:
+        out, err = await asyncio.wait_for(process.communicate(stdin), 60)
+    finally:
+        await ended(process)
     return process.returncode or 0, out.decode(), err.decode()
+
+
+async def ended(process: Process) -> None:
+    """Kill ``process`` if it runs still: one that is left to the garbage collector fails another test."""
+    if process.returncode is None:
+        process.kill()
+        await process.communicate()
 
 
 async def start(environment: dict[str, str], *arguments: str) -> Process:
@@ -74,7 +87,7 @@ async def test_images_are_classified_in_order_and_a_bad_one_does_not_stop_the_ot
     assert status == 3
     assert sentence(err).startswith(f"edge-agent: {tmp_path}/1.png: this is not an image")
     named = [line.split(":")[0] for line in out.splitlines() if " %  (" in line]
-    assert named == [f"{tmp_path}/0.png", f"{tmp_path}/2.png", "-"]
+    assert named == [f"{tmp_path}/0.png", f"{tmp_path}/2.png", "standard input"]
     assert "frames answered 3/4" in out
     assert "link" in out
 
@@ -88,6 +101,22 @@ async def test_json_is_one_object_a_line_and_the_summary_goes_elsewhere(tmp_path
     assert value["image"].endswith("a.png")
     assert value["top"][0]["label"].startswith("label ")
     assert "frames answered 1/1" in err
+
+
+async def test_an_array_is_known_by_its_content_also_from_standard_input(tmp_path, environment):
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((16, 16, 3), np.float32))
+    (tmp_path / "array.png").write_bytes(buffer.getvalue())
+    async with SmallServer(preprocess=TENSOR) as server:
+        status, out, _ = await run(
+            environment(server), "infer", str(tmp_path / "array.png"), "-", stdin=buffer.getvalue()
+        )
+        assert status == 0
+        assert "frames answered 2/2" in out
+        assert "wait" not in out
+        status, _, err = await run(environment(server), "infer", "-")
+    assert status == 3
+    assert sentence(err).startswith("edge-agent: standard input is empty; ")
 
 
 async def test_an_array_of_the_wrong_size_names_both_shapes(tmp_path, environment):
@@ -156,7 +185,10 @@ async def test_what_the_server_or_the_disk_refuses_is_one_sentence(environment, 
         (["plan", "--config", "/nowhere/agent.toml"], 2, "/nowhere/agent.toml cannot be read"),
         (["plan", "--max-drop", "-1"], 2, "0 to 100"),
         (["plan", "--ca", "/nowhere/ca.pem"], 2, "CA file"),
-        (["plan", "--server", "http://192.0.2.1:1"], 2, "unencrypted"),
+        (["plan", "--server", "http://192.0.2.1:1"], 2, "`--allow-insecure`"),
+        (["plan", "--server", "http://127.0.0.1:9"], 9, "(connection refused)"),
+        (["profile", "--quick", "--out", "/nowhere/deep/p.json"], 12, "the folder /nowhere/deep is not there"),
+        (["service", "install", "--dry-run", "--config", "/nowhere/agent.toml"], 2, "the service's user cannot"),
         (["run", "--port", "99999"], 2, "65535"),
     ],
 )
@@ -174,12 +206,11 @@ async def test_a_malformed_configuration_is_one_sentence(environment, tmp_path):
     assert "`api.prot`" in sentence(err)
 
 
-async def test_the_unit_can_be_seen_before_it_is_installed(environment, tmp_path):
-    status, out, _ = await run(
-        environment(None), "service", "install", "--dry-run", "--config", str(tmp_path / "agent.toml")
-    )
-    assert status == 0
-    assert f"run --config {tmp_path}/agent.toml" in out
+def test_the_unit_can_be_seen_before_it_is_installed(capsys, monkeypatch):
+    monkeypatch.setattr(install, "unreachable", lambda path: "")  # whether others may read it depends on this machine
+    service.install(Path("/srv/agent.toml"), None, dry_run=True)
+    out = capsys.readouterr().out
+    assert "run --config /srv/agent.toml" in out
     assert "Type=notify" in out
 
 
@@ -249,6 +280,12 @@ async def test_the_agent_waits_for_its_server_serves_and_stops_in_order(environm
                         await asyncio.sleep(0.05)
                 value = await (await http.post("/v1/infer", data=png())).json()
                 assert value["mode"] == "split"
+                while b"ready on" not in await process.stderr.readline():
+                    pass  # it waits for the server
+                server.leave()
+                assert b"the link to the server is down" in await process.stderr.readline()
+                server.away = False
+                assert b"the link to the server is back" in await process.stderr.readline()
             process.send_signal(signal.SIGTERM)
             _, err = await asyncio.wait_for(process.communicate(), 30)
             relay.close()
@@ -270,9 +307,11 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port
     far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while data := await source.read(65536):
-            target.write(data)
-            await target.drain()
-        target.close()
+        try:
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+        finally:  # also when the loop ends first
+            target.close()
 
     await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer), return_exceptions=True)

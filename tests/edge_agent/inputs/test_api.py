@@ -73,6 +73,19 @@ async def test_a_tensor_is_taken_with_its_shape_and_a_wrong_one_names_both_shape
         assert agent.counters.failed == {"input": 2}
 
 
+async def test_bytes_that_are_neither_an_image_nor_said_to_be_a_tensor_are_told_what_is_missing(settings):
+    async with serving(settings) as (_, agent, http):
+        kind = {"Content-Type": "application/octet-stream"}
+        async with http.post("/v1/infer", data=bytes(3072), headers=kind) as response:
+            status, _, message = await error_of(response)
+            assert status == 400
+            assert "X-Shape is missing; send `X-Shape: 16,16,3`" in message
+        for data, headers in ((png()[:200], kind), (bytes(3072), {"Content-Type": "image/png"})):
+            async with http.post("/v1/infer", data=data, headers=headers) as response:
+                assert "X-Shape" not in (await error_of(response))[2]
+        assert agent.counters.failed == {"input": 3}
+
+
 @pytest.mark.parametrize("shape", ["", "a", "0", "-1,3", "1,2,3,4,5", "16,,3", "1e3", "²", "9" * 200, "2097152"])
 async def test_a_shape_that_is_none_is_refused(settings, shape):
     async with (
@@ -85,25 +98,20 @@ async def test_a_shape_that_is_none_is_refused(settings, shape):
 async def test_a_body_over_the_limit_is_refused_before_it_is_read(settings, monkeypatch):
     monkeypatch.setattr(limits, "MAX_IMAGE_BYTES", 10_000)
     async with serving(settings) as (_, agent, http):
-        sent = 0
+        refused = asyncio.Event()
 
-        async def endless() -> AsyncIterator[bytes]:
-            nonlocal sent
-            for _ in range(1000):
-                sent += 4096
-                yield bytes(4096)
+        async def unfinished() -> AsyncIterator[bytes]:
+            yield bytes(10_001)
+            await refused.wait()
 
         async with http.post("/v1/infer", data=bytes(10_001)) as response:
             assert (await error_of(response))[:2] == (413, "input")
         async with http.post("/v1/infer", data=b"", headers={"X-Shape": "1000,1000"}) as response:
             assert (await error_of(response))[0] == 413
-        try:
-            async with http.post("/v1/infer", data=endless()) as response:
-                assert (await error_of(response))[:2] == (413, "input")
-        except aiohttp.ClientError:
-            pass  # the server closed the connection while the body was still coming
+        async with asyncio.timeout(20), http.post("/v1/infer", data=unfinished()) as response:
+            assert (await error_of(response))[:2] == (413, "input")  # while the rest of the body was still to come
+            refused.set()
         assert agent.counters.failed["input"] == 3
-        assert sent < 4096 * 1000
 
 
 async def test_when_too_much_waits_the_next_request_is_told_to_come_later(settings):
@@ -167,6 +175,16 @@ async def test_before_it_is_ready_it_says_so_and_afterwards_it_serves(settings):
             assert (response.status, await response.json()) == (200, {"ready": True, "state": "ready"})
 
 
+async def test_while_the_server_is_away_it_says_so(settings):
+    async with serving(settings) as (server, _, http):
+        server.leave()
+        async with asyncio.timeout(20):
+            while (await (response := await http.get("/healthz")).json())["ready"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert response.status == 503
+        assert (await response.json())["state"].startswith("the link to the server is down")
+
+
 async def test_status_and_metrics_tell_what_happened(settings):
     async with serving(settings) as (_, _agent, http):
         async with http.post("/v1/infer", data=png()) as response:
@@ -177,6 +195,9 @@ async def test_status_and_metrics_tell_what_happened(settings):
             status = await response.json()
             assert status["frames"] == {"answered": 1, "dropped": {}, "failed": {"input": 1}}
             assert status["plan"]["mode"] == "split"
+            assert status["ready"] is True
+            assert status["queue"] == {"frames": 0, "bytes": 0}
+            assert not {"queue_frames", "queue_bytes"} & status.keys()
             assert TOKEN not in await response.text()
         async with http.get("/metrics") as response:
             assert response.content_type == "text/plain"
@@ -211,7 +232,7 @@ async def test_an_address_that_is_taken_is_one_sentence(settings):
         agent = Agent(settings(server))
         runner, url = await api.serve(agent, "127.0.0.1", 0)
         try:
-            with pytest.raises(errors.ConfigError, match="cannot listen on"):
+            with pytest.raises(errors.ConfigError, match=r"cannot listen on .* \(address already in use\); set"):
                 await api.serve(agent, "127.0.0.1", int(url.rsplit(":", 1)[1]))
         finally:
             await runner.cleanup()

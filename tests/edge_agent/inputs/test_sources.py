@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent import errors
-from edge_agent.inputs.sources import expand, load_array, read_bounded
+from edge_agent.inputs.sources import expand, is_array, load_array, read_bounded
 
 
 def names(patterns: list[str]) -> list[str]:
@@ -38,7 +38,9 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
 
 def test_a_dash_is_standard_input():
     (source,) = expand(["-"], io.BytesIO(b"in"))
-    assert source.read() == b"in"
+    assert (source.name, source.read()) == ("standard input", b"in")
+    with pytest.raises(errors.InputError, match=r"^standard input is empty; send"):
+        source.read()
 
 
 def test_a_missing_file_fails_in_its_turn_by_its_name(tmp_path):
@@ -64,6 +66,12 @@ def npy(array: object) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=True)
     return buffer.getvalue()
+
+
+def test_an_array_is_known_by_its_first_bytes():
+    assert is_array(npy(np.zeros(3)))
+    assert not is_array(b"")
+    assert not is_array(b"\x89PNG\r\n")
 
 
 def test_an_array_is_read_and_a_pickle_is_not():

@@ -112,10 +112,12 @@ class Relay:
 
     async def __aexit__(self, *_) -> None:
         self._server.close()
-        self.cut()
+        await asyncio.sleep(0)  # a connection that was just accepted has its task now
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.cut()
+        await asyncio.sleep(0)  # what was aborted closes in the loop's next round
 
     def cut(self) -> None:
         for writer in self._writers:
@@ -126,12 +128,13 @@ class Relay:
         self.connections += 1
         budget, self.cut_after = self.cut_after, None
         self._tasks.add(asyncio.current_task())
+        self._writers.add(writer)  # before the wait: it is closed also if the relay ends meanwhile
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.port)
         except OSError:
             writer.transport.abort()
             return
-        self._writers |= {writer, far_writer}
+        self._writers.add(far_writer)
         await asyncio.gather(self._pass(reader, far_writer, None, up=True), self._pass(far_reader, writer, budget))
 
     async def _pass(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import limits
-from edge_agent.errors import PlatformError, SplitEdgeError, StoreError, UsageError
+from edge_agent.errors import ConfigError, PlatformError, SplitEdgeError, StoreError, UsageError
 from edge_agent.service import install as service
 from edge_agent.service.unit import NAME, TOKEN_PATH, UnitOptions, render
 
@@ -33,6 +33,15 @@ def test_install_again_replaces_the_unit(tmp_path):
 def test_a_dry_run_touches_nothing(tmp_path):
     assert service.install(OPTIONS, dry_run=True, root=tmp_path) == render(OPTIONS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_checks_the_files_that_it_names_as_the_real_install_does(monkeypatch):
+    missing = UnitOptions(Path("/opt/splitedge/bin/edge-agent"), Path("/etc/nothing-of-this-name.toml"))
+    with pytest.raises(ConfigError, match="cannot use /opt/splitedge/bin/edge-agent"):
+        service.install(missing, dry_run=True)
+    monkeypatch.setattr(service, "unreachable", lambda path: "gone" if path == missing.config else "")
+    with pytest.raises(ConfigError, match=r"cannot read the configuration /etc/nothing-of-this-name\.toml"):
+        service.install(missing, dry_run=True)
 
 
 def test_uninstall_removes_the_unit_and_keeps_the_token(tmp_path):

@@ -95,6 +95,11 @@ def test_unknown_layer_is_an_error_that_names_some_that_exist() -> None:
         plan(small(demand=demand(keep="layerX")))
 
 
+def test_the_limits_of_a_demand_are_said_as_a_person_writes_them() -> None:
+    with pytest.raises(errors.InfeasibleError, match=r"at least 100000 frames/s"):
+        plan(small(demand=demand(min_rate_fps=100_000.0)))
+
+
 def test_a_kept_layer_behind_every_offered_cut_is_infeasible() -> None:
     problem = small(sites=small().sites[:2], demand=demand(keep="layer3"))
     with pytest.raises(errors.InfeasibleError, match=r"keep = 'layer3'.*allow keep = 'layer1'") as caught:
