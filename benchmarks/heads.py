@@ -12,7 +12,8 @@ import logging
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ def main() -> None:
     kinds: list[dict[str, Any]] = []
     for key, (title, source) in NETWORKS.items():
         model = importer.load(source, models.LITE0_SHAPE)
+        peers = peer_models(model)
         for threads in sorted({1, min(2, usable_threads())}):
             head = our_head(model, SHAPE, threads)
-            calls = {"splitedge int8": _ours(head)} | onnx_runtime_peers(model, threads)
+            calls = {"splitedge int8": _ours(head)} | onnx_runtime_peers(peers, threads)
             if arguments.tflite and key == "lite0":
                 calls["LiteRT"] = litert(arguments.tflite, threads)
             times = in_turn(calls, repeats)
@@ -113,29 +115,39 @@ def our_segment(model: onnx.ModelProto, shape: list[int], weight_bits: int) -> b
     return lower(network, calibration, network.graph.output, weight_bits).segment()
 
 
-def onnx_runtime_peers(model: onnx.ModelProto, threads: int) -> dict[str, Callable[[], Any]]:
-    """The float model and its QDQ per-channel int8 form."""
-    frame = np.zeros(models.LITE0_SHAPE, np.float32)
-    name = Graph.of(model).input
+def peer_models(model: onnx.ModelProto) -> dict[str, bytes]:
+    """The float model, and its QDQ per-channel int8 form, for ONNX Runtime at batch 1."""
     single = with_batch(model, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        plain, quantized = str(Path(folder) / "float.onnx"), str(Path(folder) / "int8.onnx")
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        plain, quantized = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(single, plain)
-        logging.disable(logging.WARNING)  # it advises the root logger's readers to preprocess: all is folded already
-        try:
-            quantize_static(
-                plain,
-                quantized,
-                _Noise(name, frame.shape),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
-        finally:
-            logging.disable(logging.NOTSET)
-        sessions = {"ONNX Runtime float": _session(plain, threads), "ONNX Runtime int8": _session(quantized, threads)}
-    return {runtime: _runner(session, name, frame) for runtime, session in sessions.items()}
+        quantize_static(
+            str(plain),
+            str(quantized),
+            _Noise(Graph.of(model).input, tuple(models.LITE0_SHAPE)),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return {"ONNX Runtime float": plain.read_bytes(), "ONNX Runtime int8": quantized.read_bytes()}
+
+
+def onnx_runtime_peers(peers: dict[str, bytes], threads: int) -> dict[str, Callable[[], Any]]:
+    """One frame of zeros through each of `peer_models`, on ``threads``."""
+    return {name: _runner(_session(data, threads)) for name, data in peers.items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer advises to fold the model first, which it is, and ONNX Runtime tells of each constant that it drops."""
+    logging.disable(logging.WARNING)
+    ort.set_default_logger_severity(3)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        ort.set_default_logger_severity(2)
 
 
 class _Noise(CalibrationDataReader):  # type: ignore[misc]
@@ -147,16 +159,17 @@ class _Noise(CalibrationDataReader):  # type: ignore[misc]
         return next(self._frames, None)
 
 
-def _session(path: str, threads: int) -> ort.InferenceSession:
+def _session(model: bytes, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _runner(session: ort.InferenceSession, name: str, frame: NDArray[np.float32]) -> Callable[[], Any]:
+def _runner(session: ort.InferenceSession) -> Callable[[], Any]:
+    name, frame = session.get_inputs()[0].name, np.zeros(models.LITE0_SHAPE, np.float32)
     return lambda: session.run(None, {name: frame})
 
 
