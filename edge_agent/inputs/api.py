@@ -2,7 +2,7 @@
 
     POST /v1/infer   an image as the body, or a float32 little-endian tensor as application/octet-stream with `X-Shape: 224,224,3`
     GET  /v1/status  the agent's state, plan and counts, as JSON
-    GET  /healthz    200 when frames are served, 503 until then
+    GET  /healthz    200 while frames are served, else 503: at the start, and while a plan that needs the server has no link to it
     GET  /metrics    Prometheus text
 
 It asks for no token and listens on the loopback unless told otherwise. A page in a browser on the board is not a client: a request with an
