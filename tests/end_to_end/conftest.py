@@ -93,8 +93,7 @@ async def end(process: Process) -> None:
     if process.returncode is None:
         process.kill()
     await process.wait()
-    if process.stdout is not None:
-        process._transport.close()  # type: ignore[attr-defined]  # else the loop warns of an open pipe
+    process._transport.close()  # type: ignore[attr-defined]  # else the loop warns of an open pipe, of standard error too
 
 
 class Cable:

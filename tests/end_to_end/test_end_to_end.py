@@ -28,7 +28,10 @@ async def run(environment: dict[str, str], *arguments: str | Path) -> tuple[int,
     """`edge-agent` with ``arguments``: exit status, standard output, standard error."""
     command = [sys.executable, "-m", "edge_agent", *map(str, arguments)]
     process = await asyncio.create_subprocess_exec(*command, stdin=None, stdout=PIPE, stderr=PIPE, env=environment)
-    out, err = await asyncio.wait_for(process.communicate(), 120)
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), 120)
+    finally:
+        await end(process)
     assert "Traceback" not in err.decode()
     return process.returncode or 0, out.decode(), err.decode()
 
