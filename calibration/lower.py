@@ -43,9 +43,18 @@ class Lowered:
     _constants: _Constants
 
     def segment(self) -> bytes:
-        """The segment file, golden answer included. The same input gives the same bytes."""
+        """The segment file, golden answer included. The same input gives the same bytes.
+
+        Raises `errors.ModelError` where agents would refuse it because it goes beyond `edge_agent.limits`.
+        """
         blob = self._constants.blob()
-        head = Head(seg.parse(seg.build(self.header, blob)), check_golden=False)
+        try:
+            head = Head(seg.parse(seg.build(self.header, blob)), check_golden=False)
+        except errors.SegmentError as error:
+            reason = str(error).partition(";")[0]
+            raise errors.ModelError(
+                f"agents would refuse a head of this model ({reason}); use a smaller model or a smaller input"
+            ) from error
         codes = seg.golden_input(self.header.golden.seed, math.prod(head.input.shape)).reshape(head.input.shape)
         self.header.golden.sha256 = hashlib.sha256(head.run(codes).tobytes()).hexdigest()
         return seg.build(self.header, blob)
@@ -86,7 +95,7 @@ class _Constants:
     def put(self, size: int, make: Callable[[], NDArray[np.generic]]) -> int:
         offset = self.size
         self._parts.append((offset, size, make))
-        self.size += -(-size // seg.ALIGN) * seg.ALIGN
+        self.size += seg.roundup(size)
         return offset
 
     def blob(self) -> bytes:

@@ -123,7 +123,7 @@ def one_operator(kind: KernelKind, shape: Shape, *, chain: int = 1) -> seg.Segme
     for each in shapes:
         tensors.append(seg.Tensor(each, 0.0625, 128, offset))
         offset += -(-int(np.prod(each)) // seg.ALIGN) * seg.ALIGN
-    blob = _blob(kind, shape)
+    blob = np.tile(_blob(kind, shape), chain)
     ops = [_operator(kind, shape, i) for i in range(chain)]
     preprocess = Preprocess("tensor", shapes[0])
     golden = seg.Golden("", "")
@@ -249,7 +249,7 @@ def _operator(kind: KernelKind, shape: Shape, i: int) -> seg.AnyOp:
     if kind == "add":
         return seg.Add(kind, i + 1, i, i, 0.5, 0.5, 0, 255)
     if kind == "lut":
-        return seg.Lut(kind, i + 1, i, 0)
+        return seg.Lut(kind, i + 1, i, 256 * i)
     window = [shape.k, shape.k]
     if kind == "pool":
         return seg.Pool(kind, i + 1, i, "avg", window, window, [0] * 4, True, 1.0, 0, 255)

@@ -14,7 +14,8 @@ from typing import Final
 
 from device_profiles.schema import KINDS, DeviceProfile, Kernel, KernelKind
 from edge_agent.errors import ProtocolError
-from edge_agent.head.segment import Add, AnyOp, Concat, Conv, Header, Mul, Pool, Softmax, Tensor
+from edge_agent.head.segment import Add, AnyOp, Conv, Header, Mul, Pool, Softmax, Tensor
+from edge_agent.head.verify import inputs
 
 # The measured kind that stands for an operator which is not measured itself.
 _LIKE: Final[dict[type, KernelKind]] = {Add: "add", Mul: "add", Pool: "pool"}
@@ -73,9 +74,9 @@ def op_macs(op: AnyOp, header: Header) -> int:
 
 def op_bytes(op: AnyOp, header: Header) -> int:
     """Bytes of activations read and written, once each, and of weights as the kernels hold them (one byte each)."""
-    inputs = sum(_elements(header.tensors[i]) for i in _inputs(op))
+    read = sum(_elements(header.tensors[i]) for i in inputs(op))
     weights = header.tensors[op.out].shape[-1] * _depth(op, header) if isinstance(op, Conv) else 0
-    return inputs + _elements(header.tensors[op.out]) + weights
+    return read + _elements(header.tensors[op.out]) + weights
 
 
 def op_point(op: AnyOp, header: Header) -> Point:
@@ -115,12 +116,6 @@ def _work_bytes(op: AnyOp, header: Header) -> int:
     if isinstance(op, Pool):
         return _elements(header.tensors[op.out]) * (math.prod(op.kernel) + 1)
     return op_bytes(op, header) * (_SOFTMAX_WORK if isinstance(op, Softmax) else 1)
-
-
-def _inputs(op: AnyOp) -> list[int]:
-    if isinstance(op, Concat):
-        return op.inputs
-    return [op.a, op.b] if isinstance(op, Add | Mul) else [op.x]
 
 
 def _depth(op: Conv, header: Header) -> int:

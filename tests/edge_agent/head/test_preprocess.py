@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from edge_agent import errors, limits
 from edge_agent.head import preprocess as pre
@@ -95,7 +95,16 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
         pre.load_image(data)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "TGA", "ICO"])
+def test_no_decoder_of_another_format_sees_the_bytes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **_: started.append(a))
+    with pytest.raises(errors.InputError, match="not an image"):
+        pre.load_image(encoded(noise(30, 30), kind))
+    assert not started
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_damaged_images_are_read_or_refused(kind: str, data: st.DataObject) -> None:
