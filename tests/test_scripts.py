@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("scripts/common.sh", "scripts/demo", "scripts/test", ".ci/run")
+SCRIPTS = ("scripts/common.sh", "scripts/demo", "scripts/test", "scripts/test-arm", ".ci/run")
 COMMAND = re.compile(r"`(edge-(?:agent|server)(?: [a-z]+)+)")
 
 
