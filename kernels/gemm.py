@@ -59,16 +59,8 @@ def _tile_body(rows: int, vectors: int) -> Any:
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
         x, ldx, w, groups, bias, multiplier, y, ldy, lo, hi, zero, columns = args
-        ints, operand = emit.vector(I32, LANES), emit.vector(TARGET.element, LANES * GROUP)
-        size = TARGET.bits // 8
-        start = [emit.load(b, ints, bias, v * LANES * 4) for v in range(vectors)]
-        row_pointers = [emit.at(b, x, b.mul(ldx, I64(r))) for r in range(rows)]
-        with emit.loop(b, groups, *(start * rows)) as (index, acc, following):
-            panel = emit.at(b, w, b.mul(index, I64(vectors * size)))
-            weights = [emit.load(b, operand, panel, v * size) for v in range(vectors)]
-            for r in range(rows):
-                cells = _broadcast(b, row_pointers[r], b.mul(index, I64(GROUP)))
-                following += [emit.dot(b, acc[r * vectors + v], cells, weights[v]) for v in range(vectors)]
+        start = [emit.load(b, emit.vector(I32, LANES), bias, v * LANES * 4) for v in range(vectors)]
+        following = accumulate(b, rows, vectors, x, ldx, w, groups, start)
         factors = [emit.load(b, emit.vector(FLOAT, LANES), multiplier, v * LANES * 4) for v in range(vectors)]
         bounds = [emit.splat(b, value, LANES) for value in (lo, hi, zero)]
         for r in range(rows):
@@ -79,6 +71,21 @@ def _tile_body(rows: int, vectors: int) -> Any:
                 _store_columns(b, codes, emit.at(b, y, b.add(b.mul(ldy, I64(r)), I64(v * LANES))), columns, v)
 
     return body
+
+
+def accumulate(
+    b: ir.IRBuilder, rows: int, vectors: int, x: ir.Value, ldx: ir.Value, w: ir.Value, groups: ir.Value, start: list[ir.Value]
+) -> list[ir.Value]:  # fmt: skip
+    """IR of the loop over K: the accumulators of ``rows`` x ``vectors``, row by row; every row starts with the vectors ``start``."""
+    operand, size = emit.vector(TARGET.element, LANES * GROUP), TARGET.bits // 8
+    row_pointers = [emit.at(b, x, b.mul(ldx, I64(r))) for r in range(rows)]
+    with emit.loop(b, groups, *(start * rows)) as (index, acc, following):
+        panel = emit.at(b, w, b.mul(index, I64(vectors * size)))
+        weights = [emit.load(b, operand, panel, v * size) for v in range(vectors)]
+        for r in range(rows):
+            cells = _broadcast(b, row_pointers[r], b.mul(index, I64(GROUP)))
+            following += [emit.dot(b, acc[r * vectors + v], cells, weights[v]) for v in range(vectors)]
+    return following
 
 
 def _broadcast(b: ir.IRBuilder, row: ir.Value, offset: ir.Value) -> ir.Value:

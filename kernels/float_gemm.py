@@ -1,0 +1,149 @@
+"""The matrix product of `kernels.gemm` with a float32 epilogue: rows quantized one by one, columns with a scale of their own.
+
+y[r, n] = float32(sum (x[r, k] - row_zero[r]) * w[n, k]) * row_scale[r] * scale[n] + bias[n]; `reference.product`. Also the packing of weights
+that exist only at run time: the keys and values of attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from kernels import emit, gemm, rows
+from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET
+from kernels.gemm import GROUP, LANES, WIDEST
+from kernels.jit import inline
+
+_HEIGHTS = gemm._HEIGHTS
+WORD = 4 if GROUP == 4 else 2  # products whose weights share 4 bytes of a panel
+
+
+def panel_bytes(n: int, k: int) -> int:
+    """Bytes of the panels of n columns and k products."""
+    return -(-n // LANES) * LANES * (-(-k // GROUP)) * 4
+
+
+_ARGS = [PTR, I64, PTR, I64, PTR, PTR, PTR, PTR, PTR, PTR, I64, I64]
+
+
+def _tile_body(height: int, vectors: int) -> Any:
+    """IR of one tile: x, ldx, w, groups of K, sums of the weights, scale, bias, row scale, row zero, y, ldy in bytes, columns that are stored."""
+
+    def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
+        x, ldx, w, groups, sums, scale, bias, row_scale, row_zero, y, ldy, columns = args
+        ints, floats = emit.vector(I32, LANES), emit.vector(FLOAT, LANES)
+        zeros = [ir.Constant(ints, [0] * LANES)] * vectors
+        acc = gemm.accumulate(b, height, vectors, x, ldx, w, groups, zeros)
+        columns_of = [
+            [emit.load(b, kind, base, v * LANES * 4) for kind, base in ((ints, sums), (floats, scale), (floats, bias))]
+            for v in range(vectors)
+        ]
+        for r in range(height):
+            factor = emit.splat(b, emit.load(b, FLOAT, row_scale, 4 * r), LANES)
+            zero = emit.splat(b, emit.load(b, I32, row_zero, 4 * r), LANES)
+            for v, (total, column, offset) in enumerate(columns_of):
+                centred = b.sub(acc[r * vectors + v], b.mul(total, zero))
+                real = b.fadd(b.fmul(b.fmul(b.sitofp(centred, floats), factor), column), offset)
+                _store(b, real, emit.at(b, y, b.add(b.mul(ldy, I64(r)), I64(v * LANES * 4))), columns, v)
+
+    return body
+
+
+def _store(b: ir.IRBuilder, real: ir.Value, target: ir.Value, columns: ir.Value, v: int) -> None:
+    whole = b.icmp_signed(">=", columns, I64((v + 1) * LANES))
+    with b.if_else(whole, likely=True) as (then, otherwise):
+        with then:
+            emit.store(b, real, target)
+        with otherwise, b.if_then(b.icmp_signed(">", columns, I64(v * LANES))):
+            data = b.bitcast(real, emit.vector(I8, 4 * LANES))
+            emit.store_first(b, data, target, b.mul(b.sub(columns, I64(v * LANES)), I64(4)))
+
+
+@intrinsic
+def _tile(
+    typingctx, x, ldx, w, groups, sums, scale, bias, row_scale, row_zero, y, ldy, columns, vectors, height
+):  # fmt: skip
+    """Dispatch to the micro-kernel of ``vectors`` x ``height``; everything that is not a count is an address."""
+
+    def codegen(context, b, sig, a):
+        arguments = [b.inttoptr(v, PTR) if kind == PTR else v for v, kind in zip(a, _ARGS, strict=False)]
+        done = b.append_basic_block("tile.done")
+        choice = b.switch(b.add(b.mul(a[12], I64(64)), a[13]), done)
+        for nv, heights in TARGET.tiles.items():
+            for mr in heights:
+                block = b.append_basic_block(f"tile.{mr}x{nv}")
+                choice.add_case(I64(nv * 64 + mr), block)
+                b.position_at_end(block)
+                name = f"splitedge_float_tile_{mr}x{nv}"
+                b.call(emit.private_function(b, name, _ARGS, _tile_body(mr, nv)), arguments)
+                b.branch(done)
+        b.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 14), codegen
+
+
+@inline
+def float_gemm(x, ldx, m, k, w, n, sums, scale, bias, row_scale, row_zero, y, ldy):
+    """y [m, n] float32 (``ldy`` bytes from row to row) from codes x [m, k] (``ldx`` bytes) and panels w; all others are addresses.
+
+    Reads up to ``GROUP`` - 1 bytes beyond each row of x (times zero weights), and whole vectors of sums, scale and bias. Writes only y.
+    """
+    groups = (k + GROUP - 1) // GROUP
+    left = (n + LANES - 1) // LANES
+    start = 0
+    while left > 0:
+        vectors = min(WIDEST, left)
+        if WIDEST > 2 and left == WIDEST + 1:
+            vectors = WIDEST - 1
+        row, choice = 0, 0
+        while row < m:
+            while _HEIGHTS[vectors, choice] > m - row:
+                choice += 1
+            height = _HEIGHTS[vectors, choice]
+            _tile(x + row * ldx, ldx, w, groups, sums + 4 * start, scale + 4 * start, bias + 4 * start, row_scale + 4 * row,
+                  row_zero + 4 * row, y + row * ldy + 4 * start, ldy, n - start, vectors, height)  # fmt: skip
+            row += height
+        w += vectors * LANES * groups * 4
+        start += vectors * LANES
+        left -= vectors
+
+
+@inline
+def _word(codes, at, step):
+    """The weights of one column that share 4 bytes of a panel, ``step`` elements apart."""
+    if GROUP == 4:
+        low = (np.uint32(codes[at]) & np.uint32(255)) | ((np.uint32(codes[at + step]) & np.uint32(255)) << np.uint32(8))
+        high = (np.uint32(codes[at + 2 * step]) & np.uint32(255)) | (
+            (np.uint32(codes[at + 3 * step]) & np.uint32(255)) << np.uint32(8)
+        )
+        return low | (high << np.uint32(16))
+    return (np.uint32(codes[at]) & np.uint32(0xFFFF)) | (np.uint32(codes[at + step]) << np.uint32(16))
+
+
+@inline
+def pack(codes, source, column_step, k_step, n, k, words, target):
+    """int8 codes[source + column * column_step + i * k_step] of n columns and k products to panels at words[target:] (uint32).
+
+    Like `gemm.pack_weights`, but columns beyond n hold what they held; elements up to a multiple of ``GROUP`` beyond k must be zeros.
+    """
+    groups = (k + GROUP - 1) // GROUP
+    left = (n + LANES - 1) // LANES
+    start = 0
+    while left > 0:
+        vectors = min(WIDEST, left)
+        if WIDEST > 2 and left == WIDEST + 1:
+            vectors = WIDEST - 1
+        width = vectors * LANES
+        for g in range(groups):
+            place = target + g * width
+            first = source + start * column_step + g * WORD * k_step
+            for c in range(min(width, n - start)):
+                words[place + c] = _word(codes, first + c * column_step, k_step)
+        target += groups * width
+        start += width
+        left -= vectors
