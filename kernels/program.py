@@ -15,7 +15,8 @@ from kernels import conv as conv_kernel
 from kernels import depthwise as depthwise_kernel
 from kernels import elementwise
 from kernels import gemm as gemm_kernel
-from kernels.jit import kernel
+from kernels import rows, transformer
+from kernels.jit import inline, kernel
 
 
 class Kind(IntEnum):
@@ -33,6 +34,10 @@ class Kind(IntEnum):
     TRANSPOSE = 9
     PAD = 10
     SOFTMAX = 11
+    EMBED = 12
+    LINEAR = 13
+    NORM = 14
+    ATTENTION = 15
 
 
 class Field(IntEnum):
@@ -70,12 +75,35 @@ class Field(IntEnum):
     ZB = 29
     TABLE = 30
     PERIOD = 31  # of a broadcast second input; row step of COPY_COLUMNS; 1 where AVG_POOL counts padding
+    HEADS = 19  # transformers: the same columns under the names of other things
+    PAD_TOKEN = 13
+    RESIDUAL = 28  # arena offset, -1 for none; ATTENTION: of the token ids
+    FLOATS = 30  # bias of LINEAR, beta of NORM, positions of EMBED: among the multipliers
+    GELU = 31
     SIZE0 = 32  # TRANSPOSE: four sizes of y and four steps in x
     STEP0 = 36
 
 
 FIELDS = 40
-REALS = 2  # float32 operands of an operator: multipliers of ADD, MUL, AVG_POOL; scales of SOFTMAX
+REALS = 2  # float32 operands of an operator: multipliers of ADD, MUL, AVG_POOL; scales of SOFTMAX; epsilon of NORM, factor of ATTENTION
+
+
+@inline
+def _transformer(op, kind, real, arena, weights, biases, multipliers):
+    """The operators on float32 tensors: places become addresses."""
+    x, y, h, c = op[1], op[2], op[3], op[5]
+    base, factors = rows.address(arena), rows.address(multipliers)
+    if kind == 12:
+        scales = multipliers[op[26] :]
+        transformer.embed(arena[x : x + 4 * h].view(np.int32), h, rows.address(weights) + op[24], op[8], c, scales, factors + 4 * op[30], base + y)
+    elif kind == 13:
+        residual = base + op[28] if op[28] >= 0 else 0
+        transformer.linear(base + x, h, c, rows.address(weights) + op[24], op[8], rows.address(biases) + 4 * op[25], factors + 4 * op[26],
+                           factors + 4 * op[30], op[31], residual, base + y, base + op[27])  # fmt: skip
+    elif kind == 14:
+        transformer.norm(base + x, h, c, factors + 4 * op[26], factors + 4 * op[30], real, base + y)
+    elif kind == 15:
+        transformer.attention(arena, x, h, c, op[19], real, op[28], op[13], y, op[27])
 
 
 @kernel
@@ -145,3 +173,5 @@ def run(
             elementwise.pad2d(arena, x, h, w, c, y, op[15], op[16], op[17], op[18], np.uint8(zx))
         elif kind == 11:
             elementwise.softmax(arena, x, y, h, c, reals[i, 0], reals[i, 1], lo, hi, zero, floats)
+        elif kind >= 12:
+            _transformer(op, kind, reals[i, 0], arena, weights, biases, multipliers)
