@@ -112,7 +112,7 @@ class _Encoder:
         packed = pack_bits(Weights(levels, scale, np.zeros(0, np.int32)).codes(self.bits), self.bits)
         return self.constants.put(packed.nbytes, lambda: packed), self.floats(scale)
 
-    def linear(self, name: str, label: str, parts: list[_Product], activation: Any = "none", residual: int = -1) -> int:
+    def linear(self, label: str, parts: list[_Product], activation: Any = "none", residual: int = -1) -> int:
         """One product of the joined ``parts``, which read the same tensor."""
         x = self.stream(parts[0].x)
         weight, scale = self.weights(np.concatenate([p.weight for p in parts]))
@@ -123,7 +123,9 @@ class _Encoder:
 
 
 def _unknown(node: Node) -> ModelError:
-    return ModelError(f"{node} is not a part of an encoder that a head can run; cut the model elsewhere", operator=node.op)
+    return ModelError(
+        f"{node} is not a part of an encoder that a head can run; cut the model elsewhere", operator=node.op
+    )
 
 
 # --- products ---------------------------------------------------------------------------------------------------------
@@ -162,11 +164,11 @@ def _sum(work: _Encoder, node: Node) -> int:
     """A product with its bias and perhaps a residual, or the embedding."""
     product = _product(work, node.outputs[0])
     if product is not None:
-        return work.linear(node.outputs[0], node.name, [product])
+        return work.linear(node.name, [product])
     for x, other in (node.inputs, node.inputs[::-1]):
         product = _product(work, x)
         if product is not None and work.graph.sole_consumer(x) is node:
-            return work.linear(node.outputs[0], node.name, [product], residual=work.stream(other))
+            return work.linear(node.name, [product], residual=work.stream(other))
     return _embedding(work, node)
 
 
@@ -174,14 +176,14 @@ def _matmul(work: _Encoder, node: Node) -> int:
     product = _product(work, node.outputs[0])
     if product is None:
         raise _unknown(node)
-    return work.linear(node.outputs[0], node.name, [product])
+    return work.linear(node.name, [product])
 
 
 def _gelu(work: _Encoder, node: Node) -> int:
     product = _product(work, node.inputs[0])
     if product is None or node.attrs.get("approximate", b"none") != b"none":
         raise _unknown(node)
-    return work.linear(node.outputs[0], node.name, [product], activation="gelu")
+    return work.linear(node.name, [product], activation="gelu")
 
 
 def _erf_gelu(work: _Encoder, node: Node) -> int:
@@ -189,14 +191,14 @@ def _erf_gelu(work: _Encoder, node: Node) -> int:
     factors, scale = _factors(work, node), 1.0
     values = [f for f in factors if isinstance(f, str)]
     scale = math.prod(f for f in factors if not isinstance(f, str))
-    erf = next((f for f in values if work.node(f).op == "Add"  and _erf_argument(work, work.node(f))), None)
+    erf = next((f for f in values if work.node(f).op == "Add" and _erf_argument(work, work.node(f))), None)
     if erf is None or len(values) != 2:
         raise _unknown(node)
     x = next(f for f in values if f != erf)
     product = _product(work, x)
     if product is None or _erf_argument(work, work.node(erf)) != x or not math.isclose(scale, 0.5, rel_tol=1e-5):
         raise _unknown(node)
-    return work.linear(node.outputs[0], node.name, [product], activation="gelu")
+    return work.linear(node.name, [product], activation="gelu")
 
 
 def _factors(work: _Encoder, node: Node) -> list[str | float]:
@@ -326,7 +328,7 @@ def _attention(work: _Encoder, node: Node) -> int:
         raise _unknown(product)
     if value.factor != 1:
         raise _unknown(values)
-    joined = work.linear(f"{node.outputs[0]}@qkv", f"{product.name}/qkv", [p for p in parts if p is not None])
+    joined = work.linear(f"{product.name}/qkv", [p for p in parts if p is not None])
     tokens, width = work.tensors[joined].shape
     out = work.tensor([tokens, width // 3])
     factor = float(np.float32(inner.factor * query.factor * key.factor))

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels import emit, gemm, rows
+from kernels import emit, gemm
 from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET
 from kernels.gemm import GROUP, LANES, WIDEST
 from kernels.jit import inline

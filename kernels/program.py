@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from kernels import conv as conv_kernel
 from kernels import depthwise as depthwise_kernel
-from kernels import elementwise
+from kernels import elementwise, rows, transformer
 from kernels import gemm as gemm_kernel
-from kernels import rows, transformer
 from kernels.jit import inline, kernel
 
 
@@ -95,7 +94,16 @@ def _transformer(op, kind, real, arena, weights, biases, multipliers):
     base, factors = rows.address(arena), rows.address(multipliers)
     if kind == 12:
         scales = multipliers[op[26] :]
-        transformer.embed(arena[x : x + 4 * h].view(np.int32), h, rows.address(weights) + op[24], op[8], c, scales, factors + 4 * op[30], base + y)
+        transformer.embed(
+            arena[x : x + 4 * h].view(np.int32),
+            h,
+            rows.address(weights) + op[24],
+            op[8],
+            c,
+            scales,
+            factors + 4 * op[30],
+            base + y,
+        )
     elif kind == 13:
         residual = base + op[28] if op[28] >= 0 else 0
         transformer.linear(base + x, h, c, rows.address(weights) + op[24], op[8], rows.address(biases) + 4 * op[25], factors + 4 * op[26],

@@ -254,7 +254,7 @@ def attention(x: F32, heads: int, factor: float, counted: NDArray[np.bool_] | No
     tokens, channels = x.shape[0], x.shape[1] // 3
     kept = x if counted is None else x[counted]
     y = np.zeros((tokens, channels), np.float32)
-    nothing = np.float32(0)
+    nothing = np.zeros(1, np.float32)
     for head in np.split(np.arange(channels), heads) if len(kept) else []:
         keys, key_scale = quantize_signed(kept[:, channels + head], axis=1)
         scores = product(*quantize_rows(x[:, head]), keys, key_scale[:, 0] * np.float32(factor), nothing)

@@ -281,9 +281,7 @@ def widen_columns(typingctx, x, n, tops):
         x, tops = pointer(b, x), pointer(b, tops)
 
         def step(block):
-            _magnitude(block.load(x)).above(block.load(tops)).store(
-                emit.at(b, tops, b.mul(block.start, I64(4))), None
-            )
+            _magnitude(block.load(x)).above(block.load(tops)).store(emit.at(b, tops, b.mul(block.start, I64(4))), None)
             return []
 
         _sweep(b, n, step)
@@ -302,7 +300,8 @@ def column_scales(typingctx, tops, n, inverses):
         def step(block):
             scale = block.load(tops) / 127.0
             usable = b.and_(
-                b.fcmp_ordered(">=", scale.value, scale._other(least)), b.fcmp_ordered("<=", scale.value, scale._other(most))
+                b.fcmp_ordered(">=", scale.value, scale._other(least)),
+                b.fcmp_ordered("<=", scale.value, scale._other(most)),
             )
             inverse = Lanes(b, scale._other(1.0)) / scale
             place = b.mul(block.start, I64(4))

@@ -22,7 +22,7 @@ def linear_scratch(row_count: int, k: int) -> int:
 
 def attention_scratch(tokens: int, channels: int, heads: int) -> int:
     """Bytes of scratch that `attention` wants."""
-    return int(_layout.py_func(tokens, channels, heads)[-1])
+    return int(_layout(tokens, channels, heads)[-1])
 
 
 @inline
@@ -64,7 +64,6 @@ def embed(ids, count, w, vocabulary, n, scales, position, y):
         rows.embed_row(w + row * n, n, scales[row], position + 4 * t * n, y + 4 * t * n)
 
 
-@inline
 def _layout(tokens, channels, heads):
     """Where in the scratch of `attention` each part starts, all multiples of 64; the last number is the size of all."""
     size, list_bytes = channels // heads, (tokens + 31) // 16 * 64
@@ -89,6 +88,9 @@ def _layout(tokens, channels, heads):
     weight_scale = weights + BLOCK * list_bytes // 4 + 64
     return (counted, key_scale, key_sum, zeros, query_scale, query_zero, queries, keys, values, value_scale, value_inverse, key_panels,
             value_panels, scores, weights, weight_scale, weight_scale + 4 * BLOCK + 64)  # fmt: skip
+
+
+_places = inline(_layout)
 
 
 @inline
@@ -122,7 +124,7 @@ def attention(arena, x, tokens, channels, heads, factor, ids, pad, y, scratch):
     row_bytes, size = 12 * channels, channels // heads
     list_bytes, head_bytes, column_bytes = (tokens + 31) // 16 * 64, (size + 63) // 64 * 64, (channels + 31) // 16 * 64
     (counted, key_scale, key_sum, zeros, query_scale, query_zero, queries, keys, values, value_scale, value_inverse, key_panels,
-     value_panels, scores, weights, weight_scale, _) = _layout(tokens, channels, heads)  # fmt: skip
+     value_panels, scores, weights, weight_scale, _) = _places(tokens, channels, heads)  # fmt: skip
     place = base + scratch
     counted_at = (scratch + counted) // 4
     count = _count_tokens(words, tokens, ids // 4 if ids >= 0 else -1, np.uint32(pad), counted_at)

@@ -88,7 +88,10 @@ def _transformer(
         return reference.norm(x, floats(op.gamma, x.shape[-1]), floats(op.beta, x.shape[-1]), op.epsilon)
     if isinstance(op, seg.Attention):
         return reference.attention(x, op.heads, op.factor, None if op.ids == -1 else values[op.ids] != op.pad)
-    shape = (op.vocabulary if isinstance(op, seg.Embed) else out[-1], out[-1] if isinstance(op, seg.Embed) else x.shape[-1])
+    shape = (
+        op.vocabulary if isinstance(op, seg.Embed) else out[-1],
+        out[-1] if isinstance(op, seg.Embed) else x.shape[-1],
+    )
     count = math.prod(shape)
     codes = reference.unpack_bits(segment.blob[op.weight : op.weight + -(-count * op.bits // 8)], op.bits, count)
     w = reference.weight_levels(op.bits)[codes].reshape(shape)

@@ -26,9 +26,7 @@ class Builder:
         self.arena = 0
         self.input = self.tensor(shape, scale, zero_point, dtype)
 
-    def tensor(
-        self, shape: Sequence[int], scale: float = 1.0, zero_point: int | None = None, dtype: Any = "u8"
-    ) -> int:
+    def tensor(self, shape: Sequence[int], scale: float = 1.0, zero_point: int | None = None, dtype: Any = "u8") -> int:
         zero = int(self.random.integers(0, 256)) if zero_point is None and dtype == "u8" else zero_point or 0
         self.tensors.append(seg.Tensor([int(n) for n in shape], float(np.float32(scale)), zero, self.arena, dtype))
         self.arena += -(-self.tensors[-1].nbytes // 64) * 64

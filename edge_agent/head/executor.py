@@ -107,14 +107,19 @@ class Head:
         wanted = seg.DTYPES[self.input.dtype]
         if x.dtype != wanted or list(x.shape) != self.input.shape:
             kind = {"u8": "uint8 codes", "f32": "float32 values", "i32": "int32 token ids"}[self.input.dtype]
-            raise InputError(f"the head takes {kind} of shape {self.input.shape}, not {x.dtype} of shape {list(x.shape)}")
-        if self.input.dtype == "i32" and not (0 <= int(x.min()) and int(x.max()) < self._vocabulary):
-            raise InputError(f"the model knows the token ids 0 to {self._vocabulary - 1}; use the tokenizer of this model")
+            raise InputError(
+                f"the head takes {kind} of shape {self.input.shape}, not {x.dtype} of shape {list(x.shape)}"
+            )
+        if self.input.dtype == "i32" and not (int(x.min()) >= 0 and int(x.max()) < self._vocabulary):
+            raise InputError(
+                f"the model knows the token ids 0 to {self._vocabulary - 1}; use the tokenizer of this model"
+            )
         self._arena[self.input.offset :][: x.nbytes] = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
 
     def _get(self, tensor: int) -> Values:
         t = self.header.tensors[tensor]
-        return self._arena[t.offset : t.offset + t.nbytes].view(seg.DTYPES[t.dtype]).reshape(t.shape).copy()
+        values: Values = self._arena[t.offset : t.offset + t.nbytes].view(seg.DTYPES[t.dtype])
+        return values.reshape(t.shape).copy()
 
     def _call(self, start: int, stop: int) -> None:
         t = self._table
@@ -174,7 +179,9 @@ class _Pool:
         return start
 
     def array(self) -> NDArray[Any]:
-        memory: NDArray[Any] = _aligned(self.size * self.kind.itemsize + 64).view(self.kind)  # a vector may be read beyond
+        memory: NDArray[Any] = _aligned(self.size * self.kind.itemsize + 64).view(
+            self.kind
+        )  # a vector may be read beyond
         if self.parts:
             np.concatenate(self.parts, out=memory[: self.size])
         return memory
@@ -223,7 +230,11 @@ class _Lowering:
         row = np.zeros(FIELDS, np.int64)
         source, target = self.tensor(x), self.tensor(out)
         row[[Field.KIND, Field.X, Field.Y]] = kind, source.offset, target.offset
-        row[[Field.ZX, Field.ZY, Field.SCRATCH]] = source.zero_point, target.zero_point, _roundup(self.segment.header.arena_bytes)
+        row[[Field.ZX, Field.ZY, Field.SCRATCH]] = (
+            source.zero_point,
+            target.zero_point,
+            _roundup(self.segment.header.arena_bytes),
+        )
         for name, value in fields.items():
             row[Field[name]] = value
         self.rows.append(row)
@@ -364,11 +375,11 @@ def _lower_transformer(low: _Lowering, op: seg.Linear | seg.Embed | seg.Attentio
     """Operators with products or weights; returns the products."""
     x, y = low.tensor(op.x).shape, low.tensor(op.out).shape
     if isinstance(op, seg.Attention):
-        low.scratch = max(low.scratch, transformer.attention_scratch(*y, op.heads))
+        low.scratch = max(low.scratch, transformer.attention_scratch(y[0], y[1], op.heads))
         ids = -1 if op.ids == -1 else low.tensor(op.ids).offset
         low.row(Kind.ATTENTION, op.x, op.out, op.factor, H=y[0], C=y[1], HEADS=op.heads, RESIDUAL=ids, PAD_TOKEN=op.pad)
         return 2 * y[0] * y[0] * y[1]
-    assert w is not None  # noqa: S101
+    assert w is not None
     if isinstance(op, seg.Embed):
         low.row(
             Kind.EMBED, op.x, op.out, H=y[0], C=y[1], OC=op.vocabulary, WEIGHT=low.weights.put(w.view(np.uint8)),

@@ -29,7 +29,7 @@ FORMAT_VERSION = 1
 ALIGN = 64
 
 
-DTYPES = {"u8": np.dtype(np.uint8), "f32": np.dtype(np.float32), "i32": np.dtype(np.int32)}
+DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype(np.uint8), "f32": np.dtype(np.float32), "i32": np.dtype(np.int32)}
 
 
 class Tensor(msgspec.Struct, omit_defaults=True):

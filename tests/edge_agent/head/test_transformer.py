@@ -45,7 +45,7 @@ def test_products_of_every_width_equal_the_twin(inner: int) -> None:
         assert_equal_to_twin(builder)
 
 
-@pytest.mark.parametrize("rows", (*AWKWARD, 48, 49, 96))
+@pytest.mark.parametrize("rows", [*AWKWARD, 48, 49, 96])
 def test_products_of_every_number_of_rows_equal_the_twin(rows: int) -> None:
     builder = Builder([rows, 20], seed=rows, dtype="f32")
     hidden = builder.linear(builder.input, 35, activation="gelu")
