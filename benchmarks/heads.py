@@ -179,7 +179,7 @@ def onnx_runtime_peers(model: onnx.ModelProto, frame: NDArray[np.float32]) -> di
     return {runtime: _runner(session, name, frame) for runtime, session in sessions.items()}
 
 
-class _Noise(CalibrationDataReader):
+class _Noise(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:
         random = np.random.default_rng(1)
         self._frames = iter([{name: random.normal(size=shape).astype(np.float32)} for _ in range(SAMPLES)])

@@ -6,6 +6,7 @@ that exist only at run time: the keys and values of attention.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,24 +39,36 @@ def _tile_body(height: int, vectors: int) -> Any:
         ints, floats = emit.vector(I32, LANES), emit.vector(FLOAT, LANES)
         zeros = [ir.Constant(ints, [0] * LANES)] * vectors
         acc = gemm.accumulate(b, height, vectors, x, ldx, w, groups, zeros)
-        columns_of = [
-            [emit.load(b, kind, base, v * LANES * 4) for kind, base in ((ints, sums), (floats, scale), (floats, bias))]
-            for v in range(vectors)
-        ]
-        for r in range(height):
-            factor = emit.splat(b, emit.load(b, FLOAT, row_scale, 4 * r), LANES)
-            zero = emit.splat(b, emit.load(b, I32, row_zero, 4 * r), LANES)
-            for v, (total, column, offset) in enumerate(columns_of):
-                centred = b.sub(acc[r * vectors + v], b.mul(total, zero))
-                real = b.fadd(b.fmul(b.fmul(b.sitofp(centred, floats), factor), column), offset)
-                _store(b, real, emit.at(b, y, b.add(b.mul(ldy, I64(r)), I64(v * LANES * 4))), columns, v)
+
+        def finish(put: Callable[[ir.Value, ir.Value, int], None]) -> None:
+            per_column = [
+                [
+                    emit.load(b, kind, base, v * LANES * 4)
+                    for kind, base in ((ints, sums), (floats, scale), (floats, bias))
+                ]
+                for v in range(vectors)
+            ]
+            for r in range(height):
+                factor = emit.splat(b, emit.load(b, FLOAT, row_scale, 4 * r), LANES)
+                zero = emit.splat(b, emit.load(b, I32, row_zero, 4 * r), LANES)
+                target = emit.at(b, y, b.mul(ldy, I64(r)))
+                for v, (total, column, offset) in enumerate(per_column):
+                    centred = b.sub(acc[r * vectors + v], b.mul(total, zero))
+                    real = b.fadd(b.fmul(b.fmul(b.sitofp(centred, floats), factor), column), offset)
+                    put(real, emit.at(b, target, v * LANES * 4), v)
+
+        with b.if_else(b.icmp_signed(">=", columns, I64(vectors * LANES)), likely=True) as (whole, ragged):
+            with whole:
+                finish(lambda real, target, _: emit.store(b, real, target))
+            with ragged:
+                finish(lambda real, target, v: _store_columns(b, real, target, columns, v))
 
     return body
 
 
-def _store(b: ir.IRBuilder, real: ir.Value, target: ir.Value, columns: ir.Value, v: int) -> None:
-    whole = b.icmp_signed(">=", columns, I64((v + 1) * LANES))
-    with b.if_else(whole, likely=True) as (then, otherwise):
+def _store_columns(b: ir.IRBuilder, real: ir.Value, target: ir.Value, columns: ir.Value, v: int) -> None:
+    """Only the lanes that are columns of the matrix."""
+    with b.if_else(b.icmp_signed(">=", columns, I64((v + 1) * LANES))) as (then, otherwise):
         with then:
             emit.store(b, real, target)
         with otherwise, b.if_then(b.icmp_signed(">", columns, I64(v * LANES))):
@@ -129,6 +142,7 @@ def _word(codes, at, step):
 def pack(codes, source, column_step, k_step, n, k, words, target):
     """int8 codes[source + column * column_step + i * k_step] of n columns and k products to panels at words[target:] (uint32).
 
+    ``codes`` and ``words`` are views of one array.
     Like `gemm.pack_weights`, but columns beyond n hold what they held; elements up to a multiple of ``GROUP`` beyond k must be zeros.
     """
     groups = (k + GROUP - 1) // GROUP
@@ -142,8 +156,13 @@ def pack(codes, source, column_step, k_step, n, k, words, target):
         for g in range(groups):
             place = target + g * width
             first = source + start * column_step + g * WORD * k_step
-            for c in range(min(width, n - start)):
-                words[place + c] = _word(codes, first + c * column_step, k_step)
+            count = min(width, n - start)
+            if GROUP == 4 and k_step == 1 and (first | column_step) % 4 == 0:
+                for c in range(count):  # the four bytes lie side by side
+                    words[place + c] = words[(first + c * column_step) >> 2]
+            else:
+                for c in range(count):
+                    words[place + c] = _word(codes, first + c * column_step, k_step)
         target += groups * width
         start += width
         left -= vectors

@@ -23,7 +23,7 @@ _FLOATS, _INTS = emit.vector(FLOAT, WIDE), emit.vector(I32, WIDE)
 
 
 class Lanes:
-    """A <16 x float> in the making: each operator emits one IEEE operation; a number or a scalar stands for 16 copies of itself."""
+    """A <16 x float> in the making: each operator emits one IEEE operation; a number or a scalar stands for copies of itself."""
 
     def __init__(self, b: ir.IRBuilder, value: ir.Value) -> None:
         self.b, self.value = b, value
@@ -65,6 +65,10 @@ class Lanes:
     def integers(self) -> ir.Value:
         """<16 x i32> of values that are integers already."""
         return self.b.fptosi(self.value, _INTS)
+
+    def bits(self) -> ir.Value:
+        """The same bits as integers."""
+        return self.b.bitcast(self.value, _INTS)
 
     def kept(self, mask: ir.Value | None, fill: float) -> Lanes:
         """``fill`` in the lanes that are beyond the row."""
@@ -152,15 +156,20 @@ def _exp(x: Lanes) -> Lanes:
     """`reference.exp`."""
     b = x.b
     x = x.above(-87.0)
-    n = (x * float(reference._LOG2E)).rounded()
+    shifted = x * float(reference._LOG2E) + emit.ROUND  # its low bits are the integer n
+    n = shifted - emit.ROUND
     r = x - n * float(reference._LN2_HI)
     r = r - n * float(reference._LN2_LO)
     p = r * float(reference._EXP[0]) + float(reference._EXP[1])
     for c in reference._EXP[2:]:
         p = p * r + float(c)
     p = p * (r * r) + r + 1.0
-    power = b.shl(b.add(n.integers(), ir.Constant(_INTS, [127] * WIDE)), ir.Constant(_INTS, [23] * WIDE))
+    power = b.shl(b.add(shifted.bits(), _copies(127)), _copies(23))
     return p * Lanes(b, b.bitcast(power, _FLOATS))
+
+
+def _copies(value: int) -> ir.Value:
+    return ir.Constant(_INTS, [value] * WIDE)
 
 
 def _polynomial(x: Lanes, coefficients: Any) -> Lanes:
@@ -199,70 +208,79 @@ def address(typingctx, array):
     return types.int64(array), codegen
 
 
-@intrinsic
-def write(typingctx, place, value):
-    """Store a float32 at an address."""
-
-    def body(b, place, value):
-        emit.store(b, value, pointer(b, place))
-
-    return call("write", body, place, value)
-
-
 # --- the kernels ------------------------------------------------------------------------------------------------------
 
 
 @intrinsic
-def quantize_row(typingctx, x, n, codes, scale, zero):
-    """x float32 [n] to uint8 codes [n, padded to 16], one float32 scale, one int32 zero point; `reference.quantize_rows`."""
+def quantize_rows(typingctx, x, step, count, n, codes, codes_step, scale, zero):
+    """``count`` rows of x float32 [n], ``step`` bytes apart, to uint8 codes [n, padded to 16], a float32 scale and an int32 zero point each.
 
-    def body(b, x, n, codes, scale, zero):
-        x, codes = pointer(b, x), pointer(b, codes)
+    `reference.quantize_rows`.
+    """
 
-        def widen(block, lo, hi):
-            value = block.load(x).kept(block.mask, 0.0)
-            return [value.below(Lanes(b, lo)).value, value.above(Lanes(b, hi)).value]
+    def body(b, x, step, count, n, codes, codes_step, scale, zero):
+        x, codes, scale, zero = (pointer(b, p) for p in (x, codes, scale, zero))
+        with emit.loop(b, count) as (r, _, _):
+            place = b.mul(r, I64(4))
+            row = emit.at(b, x, b.mul(r, step)), n, emit.at(b, codes, b.mul(r, codes_step))
+            _quantize_row(b, *row, emit.at(b, scale, place), emit.at(b, zero, place))
 
-        lo, hi = _sweep(b, n, widen, _zeros(), _zeros())
-        lo, hi = _extreme(b, lo, "<"), _extreme(b, hi, ">")
-        step, inverse = _usable(b, b.fdiv(b.fsub(hi, lo), FLOAT(255.0)))
-        offset = Lanes(b, emit.splat(b, b.fmul(b.fsub(FLOAT(0.0), lo), inverse), WIDE)).rounded()
+    return call("quantize_rows", body, x, step, count, n, codes, codes_step, scale, zero)
 
-        def code(block):
-            value = (block.load(x) * inverse).rounded() + offset
-            block.store_bytes(value.above(0.0).below(255.0).kept(block.mask, 0.0).integers(), codes)
-            return []
 
-        _sweep(b, n, code)
-        emit.store(b, step, pointer(b, scale))
-        emit.store(b, b.extract_element(offset.integers(), I32(0)), pointer(b, zero))
+def _quantize_row(b: ir.IRBuilder, x: ir.Value, n: ir.Value, codes: ir.Value, scale: ir.Value, zero: ir.Value) -> None:
+    def widen(block: Block, lo: ir.Value, hi: ir.Value) -> list[ir.Value]:
+        value = block.load(x).kept(block.mask, 0.0)
+        return [value.below(Lanes(b, lo)).value, value.above(Lanes(b, hi)).value]
 
-    return call("quantize_row", body, x, n, codes, scale, zero)
+    lo, hi = _sweep(b, n, widen, _zeros(), _zeros())
+    lo, hi = _extreme(b, lo, "<"), _extreme(b, hi, ">")
+    step, inverse = _usable(b, b.fdiv(b.fsub(hi, lo), FLOAT(255.0)))
+    offset = Lanes(b, emit.splat(b, b.fmul(b.fsub(FLOAT(0.0), lo), inverse), WIDE)).rounded()
+
+    def code(block: Block) -> list[ir.Value]:
+        value = (block.load(x) * inverse).rounded() + offset
+        block.store_bytes(value.above(0.0).below(255.0).kept(block.mask, 0.0).integers(), codes)
+        return []
+
+    _sweep(b, n, code)
+    emit.store(b, step, scale)
+    emit.store(b, b.extract_element(offset.integers(), I32(0)), zero)
 
 
 @intrinsic
-def quantize_key(typingctx, x, n, factor, codes, scale, total):
-    """x float32 [n] to int8 codes [n, padded to 16], scale * ``factor``, and the int32 sum of the codes; `reference.quantize_signed`."""
+def quantize_keys(typingctx, x, step, tokens, count, n, factor, codes, codes_step, scale, total):
+    """The rows ``tokens`` (int32 [count]) of x float32 [n], ``step`` bytes apart, to int8 codes [n, padded to 16], scales * ``factor``, and the
+    int32 sums of the codes; `reference.quantize_signed`."""
 
-    def body(b, x, n, factor, codes, scale, total):
-        x, codes = pointer(b, x), pointer(b, codes)
+    def body(b, x, step, tokens, count, n, factor, codes, codes_step, scale, total):
+        x, tokens, codes, scale, total = (pointer(b, p) for p in (x, tokens, codes, scale, total))
+        with emit.loop(b, count) as (r, _, _):
+            place = b.mul(r, I64(4))
+            token = b.zext(emit.load(b, I32, tokens, place), I64)
+            row = emit.at(b, x, b.mul(token, step)), n, factor, emit.at(b, codes, b.mul(r, codes_step))
+            _quantize_key(b, *row, emit.at(b, scale, place), emit.at(b, total, place))
 
-        def widen(block, top):
-            return [_magnitude(block.load(x).kept(block.mask, 0.0)).above(Lanes(b, top)).value]
+    return call("quantize_keys", body, x, step, tokens, count, n, factor, codes, codes_step, scale, total)
 
-        top = _extreme(b, _sweep(b, n, widen, _zeros())[0], ">")
-        step, inverse = _usable(b, b.fdiv(top, FLOAT(127.0)))
 
-        def code(block, sums):
-            value = _signed_code(block.load(x) * inverse).kept(block.mask, 0.0).integers()
-            block.store_bytes(value, codes)
-            return [b.add(sums, value)]
+def _quantize_key(
+    b: ir.IRBuilder, x: ir.Value, n: ir.Value, factor: ir.Value, codes: ir.Value, scale: ir.Value, total: ir.Value
+) -> None:
+    def widen(block: Block, top: ir.Value) -> list[ir.Value]:
+        return [_magnitude(block.load(x).kept(block.mask, 0.0)).above(Lanes(b, top)).value]
 
-        sums = _sweep(b, n, code, _zeros(_INTS))[0]
-        emit.store(b, b.fmul(step, factor), pointer(b, scale))
-        emit.store(b, _halves(b, sums, b.add), pointer(b, total))
+    top = _extreme(b, _sweep(b, n, widen, _zeros())[0], ">")
+    step, inverse = _usable(b, b.fdiv(top, FLOAT(127.0)))
 
-    return call("quantize_key", body, x, n, factor, codes, scale, total)
+    def code(block: Block, sums: ir.Value) -> list[ir.Value]:
+        value = _signed_code(block.load(x) * inverse).kept(block.mask, 0.0).integers()
+        block.store_bytes(value, codes)
+        return [b.add(sums, value)]
+
+    sums = _sweep(b, n, code, _zeros(_INTS))[0]
+    emit.store(b, b.fmul(step, factor), scale)
+    emit.store(b, _halves(b, sums, b.add), total)
 
 
 def _magnitude(value: Lanes) -> Lanes:
@@ -331,28 +349,44 @@ def quantize_value(typingctx, x, n, inverses, codes):
 
 
 @intrinsic
-def softmax_row(typingctx, x, n, codes, scale):
-    """exp(x - max x) [n] as uint8 codes of 1/255 [n, padded to 16], and 1 / the sum of the codes; `reference.softmax_codes`."""
+def softmax_rows(typingctx, x, step, count, n, codes, codes_step, scale):
+    """``count`` rows of x float32 [n] to uint8 codes of 1/255 [n, padded to 16] and for each the scale 1 / sum; `reference.softmax_codes`.
 
-    def body(b, x, n, codes, scale):
-        x, codes = pointer(b, x), pointer(b, codes)
-        low = float("-inf")
+    The maxima are a pass of their own, so that the exponentials of one row do not wait for its maximum.
+    """
 
-        def widen(block, top):
-            return [block.load(x).kept(block.mask, low).above(Lanes(b, top)).value]
+    def body(b, x, step, count, n, codes, codes_step, scale):
+        x, codes, scale = (pointer(b, p) for p in (x, codes, scale))
+        with emit.loop(b, count) as (r, _, _):
+            emit.store(b, _greatest(b, emit.at(b, x, b.mul(r, step)), n), emit.at(b, scale, b.mul(r, I64(4))))
+        with emit.loop(b, count) as (r, _, _):
+            row = emit.at(b, x, b.mul(r, step)), n, emit.at(b, codes, b.mul(r, codes_step))
+            _softmax_row(b, *row, emit.at(b, scale, b.mul(r, I64(4))))
 
-        top = _extreme(b, _sweep(b, n, widen, ir.Constant(_FLOATS, [low] * WIDE))[0], ">")
+    return call("softmax_rows", body, x, step, count, n, codes, codes_step, scale)
 
-        def code(block, sums):
-            value = _exp(block.load(x).kept(block.mask, low) - top) * 255.0
-            codes_here = value.rounded().above(0.0).below(255.0).integers()
-            block.store_bytes(codes_here, codes)
-            return [b.add(sums, codes_here)]
 
-        total = _halves(b, _sweep(b, n, code, _zeros(_INTS))[0], b.add)
-        emit.store(b, b.fdiv(FLOAT(1.0), b.sitofp(total, FLOAT)), pointer(b, scale))
+def _greatest(b: ir.IRBuilder, x: ir.Value, n: ir.Value) -> ir.Value:
+    low = float("-inf")
 
-    return call("softmax_row", body, x, n, codes, scale)
+    def widen(block: Block, top: ir.Value) -> list[ir.Value]:
+        return [block.load(x).kept(block.mask, low).above(Lanes(b, top)).value]
+
+    return _extreme(b, _sweep(b, n, widen, ir.Constant(_FLOATS, [low] * WIDE))[0], ">")
+
+
+def _softmax_row(b: ir.IRBuilder, x: ir.Value, n: ir.Value, codes: ir.Value, scale: ir.Value) -> None:
+    """``scale`` holds the greatest of x, and then 1 / the sum of the codes."""
+    top = emit.load(b, FLOAT, scale)
+
+    def code(block: Block, sums: ir.Value) -> list[ir.Value]:
+        e = _exp(block.load(x).kept(block.mask, float("-inf")) - top)
+        bits = (e * 255.0 + emit.ROUND).bits()  # e is 0 to 1 for any bits of x: the low byte is the code
+        block.store_bytes(bits, codes)
+        return [b.add(sums, b.and_(bits, _copies(255)))]
+
+    total = _halves(b, _sweep(b, n, code, _zeros(_INTS))[0], b.add)
+    emit.store(b, b.fdiv(FLOAT(1.0), b.sitofp(total, FLOAT)), scale)
 
 
 @intrinsic

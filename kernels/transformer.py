@@ -36,8 +36,7 @@ def linear(x, m, k, w, n, sums, scale, bias, gelu, residual, y, scratch):
     step = _pitch(k)
     row_scale = scratch + m * step
     row_zero = row_scale + _pitch(4 * m)
-    for r in range(m):
-        rows.quantize_row(x + 4 * r * k, k, scratch + r * step, row_scale + 4 * r, row_zero + 4 * r)
+    rows.quantize_rows(x, 4 * k, m, k, scratch, step, row_scale, row_zero)
     for first in range(0, m, BLOCK):
         count = min(BLOCK, m - first)
         target = y + 4 * first * n
@@ -139,13 +138,11 @@ def attention(arena, x, tokens, channels, heads, factor, ids, pad, y, scratch):
                      place + value_inverse, place + values, column_bytes)  # fmt: skip
     for head in range(heads):
         column = base + x + 4 * head * size
-        for i in range(count):
-            token = np.int64(words[counted_at + i])
-            rows.quantize_key(column + 4 * channels + token * row_bytes, size, factor, place + keys + i * head_bytes,
-                              place + key_scale + 4 * i, place + key_sum + 4 * i)  # fmt: skip
-        for t in range(tokens):
-            rows.quantize_row(column + t * row_bytes, size, place + queries + t * head_bytes, place + query_scale + 4 * t,
-                              place + query_zero + 4 * t)  # fmt: skip
+        rows.quantize_keys(column + 4 * channels, row_bytes, place + counted, count, size, factor, place + keys, head_bytes,
+                           place + key_scale, place + key_sum)  # fmt: skip
+        rows.quantize_rows(
+            column, row_bytes, tokens, size, place + queries, head_bytes, place + query_scale, place + query_zero
+        )
         pack(codes, scratch + keys, head_bytes, 1, count, size, words, (scratch + key_panels) // 4)
         pack(codes, scratch + values + head * size, 1, column_bytes, size, count, words, (scratch + value_panels) // 4)
         for first in range(0, tokens, BLOCK):
@@ -153,9 +150,9 @@ def attention(arena, x, tokens, channels, heads, factor, ids, pad, y, scratch):
             float_gemm(place + queries + first * head_bytes, head_bytes, some, size, place + key_panels, count, place + key_sum,
                        place + key_scale, place + zeros, place + query_scale + 4 * first, place + query_zero + 4 * first,
                        place + scores, list_bytes)  # fmt: skip
-            for r in range(some):
-                rows.softmax_row(place + scores + r * list_bytes, count, place + weights + r * (list_bytes // 4),
-                                 place + weight_scale + 4 * r)  # fmt: skip
+            rows.softmax_rows(
+                place + scores, list_bytes, some, count, place + weights, list_bytes // 4, place + weight_scale
+            )
             float_gemm(place + weights, list_bytes // 4, some, count, place + value_panels, size, place + zeros,
                        place + value_scale + 4 * head * size, place + zeros, place + weight_scale, place + zeros,
                        base + y + 4 * (head * size + first * channels), 4 * channels)  # fmt: skip

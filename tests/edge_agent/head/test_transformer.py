@@ -138,8 +138,8 @@ def test_attention_is_near_the_exact_one() -> None:
 
 
 @kernel
-def _pack(codes, source, column_step, k_step, n, k, words):  # type: ignore[no-untyped-def]
-    float_gemm.pack(codes, source, column_step, k_step, n, k, words, 0)
+def _pack(memory, source, column_step, k_step, n, k):  # type: ignore[no-untyped-def]
+    float_gemm.pack(memory.view(np.int8), source, column_step, k_step, n, k, memory.view(np.uint32), 0)
 
 
 @pytest.mark.parametrize("n", [1, 16, 33, 79, 130])
@@ -151,9 +151,10 @@ def test_packing_at_run_time_gives_the_panels_of_packing_at_load(n: int, k: int)
     padded = np.zeros((n, k + 8), np.int8)
     padded[:, :k] = w
     for source, column_step, k_step in ((padded, k + 8, 1), (np.ascontiguousarray(padded.T), 1, n)):
-        words = np.zeros(expected.size // 4, np.uint32)
-        _pack(source.reshape(-1), 0, column_step, k_step, n, k, words)
-        np.testing.assert_array_equal(words.view(np.uint8), expected)
+        memory = np.zeros(expected.size + -(-source.size // 4) * 4, np.uint8)
+        memory[expected.size :][: source.size] = source.reshape(-1).view(np.uint8)
+        _pack(memory, expected.size, column_step, k_step, n, k)
+        np.testing.assert_array_equal(memory[: expected.size], expected)
 
 
 def test_token_ids_that_the_model_does_not_know_are_refused() -> None:
