@@ -119,6 +119,7 @@ def _check_order(header: seg.Header) -> None:
         _check(op.out not in written, f"writes a tensor twice in {op.name!r}")
         written.add(op.out)
     _check(header.output in written, "never writes its output")
+    _check(header.tensors[header.output].dtype != "i32", "yields token ids")
 
 
 def _check_overlap(header: seg.Header) -> None:
