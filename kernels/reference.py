@@ -154,11 +154,11 @@ def _inverse(scale: F32) -> tuple[F32, F32]:
 def quantize_rows(x: F32) -> tuple[U8, F32, I32]:
     """x [R, K] to codes [R, K], scale [R] and zero point [R]: the range of each row, zero included, over 255 steps.
 
-    code = clamp(rint(x * (1 / scale)) + zero, 0, 255); zero = rint(-lo * (1 / scale)).
+    code = clamp(rint(x * (1 / scale)) + zero, 0, 255); zero = clamp(rint(-lo * (1 / scale)), 0, 255).
     """
     lo, hi = np.minimum(x.min(axis=-1), np.float32(0)), np.maximum(x.max(axis=-1), np.float32(0))
     scale, inverse = _inverse((hi - lo) / np.float32(255))
-    zero = np.rint((np.float32(0) - lo) * inverse)
+    zero = np.clip(np.rint((np.float32(0) - lo) * inverse), np.float32(0), np.float32(255))
     codes = np.clip(np.rint(x * inverse[:, None]) + zero[:, None], np.float32(0), np.float32(255))
     return codes.astype(np.uint8), scale, zero.astype(np.int32)
 

@@ -236,7 +236,7 @@ def _quantize_row(b: ir.IRBuilder, x: ir.Value, n: ir.Value, codes: ir.Value, sc
     lo, hi = _sweep(b, n, widen, _zeros(), _zeros())
     lo, hi = _extreme(b, lo, "<"), _extreme(b, hi, ">")
     step, inverse = _usable(b, b.fdiv(b.fsub(hi, lo), FLOAT(255.0)))
-    offset = Lanes(b, emit.splat(b, b.fmul(b.fsub(FLOAT(0.0), lo), inverse), WIDE)).rounded()
+    offset = Lanes(b, emit.splat(b, b.fmul(b.fsub(FLOAT(0.0), lo), inverse), WIDE)).rounded().above(0.0).below(255.0)
 
     def code(block: Block) -> list[ir.Value]:
         value = (block.load(x) * inverse).rounded() + offset

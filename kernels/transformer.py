@@ -64,9 +64,12 @@ def embed(ids, count, w, vocabulary, n, scales, position, y):
 
 
 def _layout(tokens, channels, heads):
-    """Where in the scratch of `attention` each part starts, all multiples of 64; the last number is the size of all."""
+    """Where in the scratch of `attention` each part starts, all multiples of 16; the last number is the size of all.
+
+    A list has 4 bytes for each token, ``column`` parts 4 for each channel, and all are padded by a block of 16 elements at least.
+    """
     size, list_bytes = channels // heads, (tokens + 31) // 16 * 64
-    head_bytes, column_bytes = (size + 63) // 64 * 64, (channels + 31) // 16 * 64
+    head_bytes, column_bytes = (size + 15) // 16 * 16, (channels + 31) // 16 * 64
     key_panel = (tokens + LANES - 1) // LANES * LANES * ((size + GROUP - 1) // GROUP) * 4
     value_panel = (size + LANES - 1) // LANES * LANES * ((tokens + GROUP - 1) // GROUP) * 4
     counted = 0
@@ -78,7 +81,7 @@ def _layout(tokens, channels, heads):
     queries = query_zero + list_bytes
     keys = queries + tokens * head_bytes
     values = keys + tokens * head_bytes
-    value_scale = values + (tokens + GROUP) * column_bytes
+    value_scale = values + (tokens + GROUP) * column_bytes // 4
     value_inverse = value_scale + column_bytes
     key_panels = value_inverse + column_bytes
     value_panels = key_panels + (key_panel + 63) // 64 * 64
@@ -121,7 +124,7 @@ def attention(arena, x, tokens, channels, heads, factor, ids, pad, y, scratch):
     """
     base, words, codes = rows.address(arena), arena.view(np.uint32), arena.view(np.int8)
     row_bytes, size = 12 * channels, channels // heads
-    list_bytes, head_bytes, column_bytes = (tokens + 31) // 16 * 64, (size + 63) // 64 * 64, (channels + 31) // 16 * 64
+    list_bytes, head_bytes, value_bytes = (tokens + 31) // 16 * 64, (size + 15) // 16 * 16, (channels + 31) // 16 * 16
     (counted, key_scale, key_sum, zeros, query_scale, query_zero, queries, keys, values, value_scale, value_inverse, key_panels,
      value_panels, scores, weights, weight_scale, _) = _places(tokens, channels, heads)  # fmt: skip
     place = base + scratch
@@ -132,10 +135,10 @@ def attention(arena, x, tokens, channels, heads, factor, ids, pad, y, scratch):
         return
     arena[scratch + zeros : scratch + query_scale] = np.uint8(0)
     arena[scratch + value_scale : scratch + value_inverse] = np.uint8(0)
-    after = scratch + values + count * column_bytes
-    arena[after : after + GROUP * column_bytes] = np.uint8(0)  # the products beyond the last token
+    after = scratch + values + count * value_bytes
+    arena[after : after + GROUP * value_bytes] = np.uint8(0)  # the products beyond the last token
     _quantize_values(words, counted_at, count, base + x + 8 * channels, row_bytes, channels, place + value_scale,
-                     place + value_inverse, place + values, column_bytes)  # fmt: skip
+                     place + value_inverse, place + values, value_bytes)  # fmt: skip
     for head in range(heads):
         column = base + x + 4 * head * size
         rows.quantize_keys(column + 4 * channels, row_bytes, place + counted, count, size, factor, place + keys, head_bytes,
@@ -144,7 +147,7 @@ def attention(arena, x, tokens, channels, heads, factor, ids, pad, y, scratch):
             column, row_bytes, tokens, size, place + queries, head_bytes, place + query_scale, place + query_zero
         )
         pack(codes, scratch + keys, head_bytes, 1, count, size, words, (scratch + key_panels) // 4)
-        pack(codes, scratch + values + head * size, 1, column_bytes, size, count, words, (scratch + value_panels) // 4)
+        pack(codes, scratch + values + head * size, 1, value_bytes, size, count, words, (scratch + value_panels) // 4)
         for first in range(0, tokens, BLOCK):
             some = min(BLOCK, tokens - first)
             float_gemm(place + queries + first * head_bytes, head_bytes, some, size, place + key_panels, count, place + key_sum,
