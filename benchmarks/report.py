@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -34,17 +35,19 @@ def report(
     title: str, rows: Sequence[Row], summary: Mapping[str, float], out: Path | None = None, notes: Sequence[str] = ()
 ) -> None:
     """Print ``rows`` (all with the same keys) and ``summary``, and write both to ``out``."""
-    console = Console() if sys.stdout.isatty() else Console(width=110)
+    console = Console() if sys.stdout.isatty() else Console(width=130)
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in rows[0] if rows else ():
-        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right", overflow="fold")
+        text = isinstance(rows[0][name], str)
+        one_word = text and not any(" " in str(row[name]) for row in rows)
+        table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=one_word)
     for row in rows:
         table.add_row(*[_text(value) for value in row.values()])
     console.print(table)
     for note in notes:
         console.print(f"[dim]{note}[/dim]", highlight=False)
     for name, value in summary.items():
-        console.print(f"{name} = {value:.4g}", highlight=False)
+        console.print(f"{name} = {plain(value)}", highlight=False)
     if out:
         document = {
             "title": title,
@@ -54,6 +57,13 @@ def report(
             "notes": list(notes),
         }
         out.write_text(json.dumps(document, indent=1, default=float) + "\n")
+
+
+def plain(value: float) -> str:
+    """Whole numbers whole, others with 4 significant digits; never an exponent."""
+    if not math.isfinite(value) or value == int(value):
+        return f"{value:.0f}"
+    return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edge_agent.head.segment import ALIGN
+from edge_agent.head.segment import roundup
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Extent:
 
 
 def plan(extents: Sequence[Extent]) -> tuple[list[int], int]:
-    """An offset for each extent, a multiple of `ALIGN`, and the bytes of the whole arena.
+    """An offset for each extent, a multiple of `segment.ALIGN`, and the bytes of the whole arena.
 
     Greedy by size, as TFLite's planner does it: the largest first, each into the smallest gap between those that live with it.
     """
@@ -28,17 +28,13 @@ def plan(extents: Sequence[Extent]) -> tuple[list[int], int]:
     for index in sorted(range(len(extents)), key=lambda i: (-extents[i].size, i)):
         block = extents[index]
         others = sorted(
-            (offsets[o], offsets[o] + _owned(extents[o].size))
+            (offsets[o], offsets[o] + roundup(extents[o].size))
             for o in placed
             if extents[o].first <= block.last and block.first <= extents[o].last
         )
-        offsets[index] = _best_gap(others, _owned(block.size))
+        offsets[index] = _best_gap(others, roundup(block.size))
         placed.append(index)
-    return offsets, max((o + _owned(e.size) for o, e in zip(offsets, extents, strict=True)), default=0)
-
-
-def _owned(size: int) -> int:
-    return -(-size // ALIGN) * ALIGN
+    return offsets, max((o + roundup(e.size) for o, e in zip(offsets, extents, strict=True)), default=0)
 
 
 def _best_gap(taken: list[tuple[int, int]], size: int) -> int:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from calibration import accuracy, cuts, layers, observe
 from calibration.accuracy import GridPoint, Spot, Tail
-from calibration.clipping import CHANNEL, Histogram
+from calibration.clipping import Histogram
 from calibration.graph import Graph, tail_model
 from calibration.importer import session
 from calibration.lower import Calibration, Lowered, lower
@@ -45,6 +45,7 @@ I64 = NDArray[np.int64]
 
 FORMAT: Final = 1
 TAIL_RUNS: Final = 9
+OUTPUT_ROOM: Final = 1.2
 
 
 class Listed(msgspec.Struct):
@@ -64,18 +65,11 @@ class Manifest(msgspec.Struct):
     preprocess: Preprocess
     cuts: list[Listed]
     unsupported: list[str]
-    batched: bool
     quantizations: dict[str, tuple[float, int]]
     grid: list[GridPoint]
     tail_ms: dict[int, float]
     files: dict[str, str]  # SHA-256
-
-
-class TailInput(NamedTuple):
-    """The tail's input, and the axes by which a batch [N, ...] in the stored layout is transposed for it."""
-
-    name: str
-    axes: tuple[int, ...]
+    float_top1: float | None = None  # per cent of the samples that the float model has right; None without labels
 
 
 def _quiet(phase: str, done: int, total: int) -> None:
@@ -94,7 +88,7 @@ class Bundle:
         self.reasons: list[str] = [listed.reason for listed in manifest.cuts]
         self.unsupported, self.tail_ms = manifest.unsupported, manifest.tail_ms
         self._histograms: dict[int, Histogram] = {}
-        self._lowered: dict[tuple[int, int], Lowered] = {}
+        self._headers: dict[tuple[int, int], seg.Header] = {}
 
     @classmethod
     def open(cls, path: Path) -> Bundle:
@@ -114,12 +108,16 @@ class Bundle:
     def info(self) -> ModelInfo:
         """The bundle as a model listing shows it."""
         return ModelInfo(
-            self.name, self.sha256, self.metric, self.samples, self.cuts, self.unsupported, self.preprocess
-        )
+            self.name, self.sha256, self.metric, self.samples, self.cuts, self.unsupported, self.preprocess,
+            self.manifest.float_top1,
+        )  # fmt: skip
 
     def header(self, cut: int, weight_bits: int = 8) -> seg.Header:
         """The segment's header without its golden hash; computes no weights."""
-        return self._lower(cut, weight_bits).header
+        key = cut, weight_bits
+        if key not in self._headers:
+            self._headers[key] = self._lower(cut, weight_bits).header
+        return self._headers[key]
 
     def segment(self, cut: int, weight_bits: int) -> bytes:
         """The segment file of the head up to ``cut``; always the same bytes. Raises `errors.UsageError` for a cut that no head reaches."""
@@ -129,24 +127,17 @@ class Bundle:
         """ONNX model from the cut's tensor (float32, ONNX layout) to the output; the whole model for cut 0, None at the output."""
         if self.cuts[cut].kind == "output":
             return None
+        if not self.cuts[cut].shape:
+            raise errors.UsageError(f"nobody knows the shape at cut {cut}; choose one of {self.offered}")
         tensor = self.cuts[cut].tensor
         made: bytes = tail_model(self._model, tensor, self._network.graph.shapes[tensor][1:]).SerializeToString()
         return made
 
-    def tail_input(self, cut: int) -> TailInput:
-        """How a tensor at ``cut`` is handed to the tail."""
-        axes = (0, 3, 1, 2) if len(self.cuts[cut].shape) == 3 else tuple(range(len(self.cuts[cut].shape) + 1))
-        return TailInput(self.cuts[cut].tensor, axes)
-
-    def codec(self, cut: int, rule: str, bits: int, per_channel: bool = False) -> Codec:
-        """The codec for an offered ``cut``, fitted to what its tensor was at calibration.
-
-        ``rule`` as in `GridPoint`: a clip rule, with a range for each channel if it ends in `CHANNEL` or ``per_channel`` is set.
-        """
-        name = rule.removesuffix(CHANNEL) + (CHANNEL if per_channel or rule.endswith(CHANNEL) else "")
+    def codec(self, cut: int, rule: str, bits: int) -> Codec:
+        """The codec for an offered ``cut``, fitted to what its tensor was at calibration; ``rule`` as in `GridPoint`."""
         if cut not in self._histograms:
             self._histograms[cut] = Histogram(self._quantization(cut).values(), self.counts(cut))
-        return self._histograms[cut].fit(name, bits)
+        return self._histograms[cut].fit(rule, bits)
 
     def counts(self, cut: int) -> I64:
         """How often each code occurred in each channel of an offered ``cut`` at calibration: [C, 256]."""
@@ -165,12 +156,8 @@ class Bundle:
             raise errors.UsageError(f"no integer head reaches cut {cut}; the deepest is {deepest}")
         if not 2 <= weight_bits <= 8:
             raise errors.UsageError(f"weights cannot have {weight_bits} bits; choose 2 to 8")
-        key = cut, weight_bits
-        if key not in self._lowered:
-            self._lowered[key] = lower(
-                self._network, self._calibration, self.cuts[cut].tensor, weight_bits, self.name, self.preprocess
-            )
-        return self._lowered[key]
+        tensor = self.cuts[cut].tensor
+        return lower(self._network, self._calibration, tensor, weight_bits, self.name, self.preprocess)
 
     @functools.cached_property
     def _model(self) -> onnx.ModelProto:
@@ -205,11 +192,12 @@ def create(
 ) -> Bundle:
     """Calibrate ``model`` (from `calibration.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
 
-    ``labels`` are class names. ``progress(phase, done, total)`` is called often. Raises `errors.ModelError`, `errors.InputError` (samples that
-    do not fit the model), `errors.StoreError` (the folder cannot be written).
+    ``labels`` are class names. ``progress(phase, done, total)`` is called often. Raises `errors.ModelError`, `errors.InputError` (samples,
+    their classes, or class names that do not fit the model), `errors.StoreError` (the folder cannot be written).
     """
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
+    _check_classes(model, samples, labels)
     places = cuts.find(network)
     calibration = calibrate(model, network, samples, progress)
     measured = _measure(model, network, calibration, places, samples, name, progress)
@@ -217,8 +205,8 @@ def create(
     stats |= {f"counts/{cut}": counts for cut, counts in measured.counts.items()}
     manifest = Manifest(
         FORMAT, name, "agreement" if samples.classes is None else "top1", list(labels), len(samples), samples.preprocess,
-        [Listed(p.cut, p.reachable, p.reason) for p in places], cuts.unsupported(network), _batched(model),
-        {t: (q.scale, q.zero_point) for t, q in calibration.quantizations.items()}, measured.grid, measured.tail_ms, {},
+        [Listed(p.cut, p.reachable, p.reason) for p in places], cuts.unsupported(network),
+        {t: (q.scale, q.zero_point) for t, q in calibration.quantizations.items()}, measured.grid, measured.tail_ms, {}, measured.float_top1,
     )  # fmt: skip
     _write(
         path, manifest, {"model.onnx": model.SerializeToString(), "stats.safetensors": safetensors.numpy.save(stats)}
@@ -251,16 +239,36 @@ def calibrate(
     tensors = [graph.input, *(la.out for la in network.layers if la.out in reachable and la.out in graph.shapes)]
     found = observe.observe(model, graph, tensors, samples, progress)
     quantizations = {t: observe.quantization(*observe.best_range(s)) for t, s in found.items()}
+    if graph.output in found:
+        quantizations[graph.output] = _output_quantization(network, found[graph.output])
     if samples.preprocess.kind == "image":
         quantizations[graph.input] = Quantization(*input_quantization(samples.preprocess))
     fed = {la.inputs[0] for la in network.layers if isinstance(la, layers.Conv)}
     return Calibration(quantizations, {t: s.mean.astype(np.float32) for t, s in found.items() if t in fed})
 
 
+def _output_quantization(network: layers.Network, statistics: observe.Statistics) -> Quantization:
+    """Codes of the answer: a fifth more than was seen, because two clipped logits would tie for the first place."""
+    if isinstance(network.made[network.graph.output], layers.Softmax):
+        return observe.quantization(0.0, 1.0)
+    return observe.quantization(OUTPUT_ROOM * statistics.lo, OUTPUT_ROOM * statistics.hi)
+
+
+def _check_classes(model: onnx.ModelProto, samples: Samples, names: Sequence[str]) -> None:
+    outputs = runner(model)(samples[0][None]).size
+    samples.check_classes(outputs)
+    if names and len(names) != outputs:
+        raise errors.InputError(
+            f"there are {len(names)} class names and the model has {outputs} outputs; "
+            "give one name for each, with one for a background class where the model has that"
+        )
+
+
 class _Measured(NamedTuple):
     grid: list[GridPoint]
     counts: dict[int, I64]
     tail_ms: dict[int, float]
+    float_top1: float | None
 
 
 def _measure(
@@ -287,9 +295,11 @@ def _measure(
     histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True)]
     outputs = accuracy.float_outputs(runner(model), samples)
     rules = accuracy.choose_rules(spots, histograms, head, taps, samples, outputs, progress)
-    grid = accuracy.measure(spots, histograms, rules, heads, samples, accuracy.top1(outputs), progress)
+    answers = accuracy.top1(outputs)
+    grid = accuracy.measure(spots, histograms, rules, heads, samples, answers, progress)
+    top1 = None if samples.classes is None else 100.0 * float((answers == samples.classes).mean())
     times = {cut.index: _tail_ms(model, network.graph, cut) for cut in offered}
-    return _Measured(grid, {spot.index: c for spot, c in zip(spots, counts, strict=True)}, times)
+    return _Measured(grid, {spot.index: c for spot, c in zip(spots, counts, strict=True)}, times, top1)
 
 
 def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:

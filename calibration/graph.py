@@ -44,6 +44,7 @@ class Graph:
     shapes: dict[str, tuple[int, ...]]
     producer: dict[str, Node]
     consumers: dict[str, list[Node]]
+    opset: int  # version of ONNX's own operators
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Graph:
@@ -53,7 +54,8 @@ class Graph:
         constants |= {n.output[0]: _constant(n) for n in inferred.node if n.op_type == "Constant"}
         name = _inputs(inferred)[0].name
         nodes = _needed(_dependent(_nodes(inferred), name), inferred.output[0].name)
-        graph = cls(name, inferred.output[0].name, nodes, constants, _shapes(inferred), {}, {})
+        opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        graph = cls(name, inferred.output[0].name, nodes, constants, _shapes(inferred), {}, {}, opset)
         graph.producer = {t: n for n in nodes for t in n.outputs}
         for node in nodes:
             for tensor in set(node.inputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import sys
@@ -85,12 +86,11 @@ def session(model: onnx.ModelProto, threads: int = 0) -> ort.InferenceSession:
 
 
 def _session(model: onnx.ModelProto, options: ort.SessionOptions, without: Sequence[str] = ()) -> ort.InferenceSession:
-    data = model.SerializeToString()
     try:
         return ort.InferenceSession(
-            data, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
         )
-    except Exception as error:  # ONNX Runtime's errors have no common base below Exception
+    except Exception as error:  # ONNX Runtime's errors have no common base below Exception; protobuf's limit is 2 GiB
         raise errors.ModelError(f"ONNX Runtime cannot run the model ({_brief(error)}); export it again") from error
 
 
@@ -118,16 +118,33 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise errors.ModelError(f"there is no model file {path}; check the path")
     if path.stat().st_size > limits.MAX_MODEL_BYTES:
-        raise errors.ModelError(f"{path} is larger than {limits.MAX_MODEL_BYTES} bytes; use a smaller model")
+        raise _too_large(path)
     return path
+
+
+def _too_large(path: Path) -> errors.ModelError:
+    return errors.ModelError(f"{path} is larger than {limits.MAX_MODEL_BYTES} bytes; use a smaller model")
+
+
+def _external_bytes(model: onnx.ModelProto, folder: Path) -> int:
+    """Bytes of the weights that lie in files beside the model."""
+    stored = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    places = {entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location"}
+    return sum((folder / place).stat().st_size for place in places)
 
 
 def _read_onnx(path: Path) -> onnx.ModelProto:
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
+        size = path.stat().st_size + _external_bytes(model, path.parent)
+        if size > limits.MAX_MODEL_BYTES:
+            raise _too_large(path)
+        onnx.load_external_data_for_model(model, str(path.parent))
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         onnx.checker.check_model(model)
+    except errors.ModelError:
+        raise
     except Exception as error:  # protobuf, checker and file errors have no common base
         raise errors.ModelError(f"{path} is not a readable ONNX model ({_brief(error)}); export it again") from error
     return model
@@ -135,11 +152,13 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
 
 def _read_exported(path: Path) -> Any:
     torch = _torch()
+    logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
     try:
         return torch.export.load(path)
     except Exception as error:  # zip, json and version errors
+        reason = _brief(error).partition(" Please check the warnings")[0]
         raise errors.ModelError(
-            f"{path} is not a readable exported program ({_brief(error)}); save it with torch.export.save"
+            f"{path} is not a readable exported program ({reason}); save it with torch.export.save"
         ) from error
 
 
@@ -148,7 +167,8 @@ def _call(source: str) -> Any:
     module_name, _, attribute = source.partition(":")
     sys.path.insert(0, "")
     try:
-        made = getattr(importlib.import_module(module_name), attribute)()
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for our own answer
+            made = getattr(importlib.import_module(module_name), attribute)()
     except Exception as error:  # the user's own code runs here
         raise errors.ModelError(
             f"{source} cannot be called ({_brief(error)}); check the module and the callable"

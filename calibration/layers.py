@@ -7,7 +7,7 @@ alone, so that operators behind an unsupported one are judged too. An operator i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -222,12 +222,18 @@ def _conv(network: Network, node: Node) -> list[Layer]:
     )
     stride, dilation = _pair(node, "strides"), _pair(node, "dilations")
     pad = _padding(graph, node, (weight.shape[2], weight.shape[3]), stride, dilation)
+    window = [(weight.shape[2 + i] - 1) * dilation[i] + 1 for i in range(2)]
+    layers: list[Layer] = []
+    if not _within(pad, window):
+        layers.append(Pad(node.name, f"{node.outputs[0]}@padded", [x], pad))
+        x, pad = layers[0].out, (0, 0, 0, 0)
     before = network.made.get(x)
-    if isinstance(before, Pad):
+    if isinstance(before, Pad) and _within(_sum(pad, before.pad), window):
         x, pad = before.inputs[0], _sum(pad, before.pad)
     groups = int(node.attrs.get("group", 1))
     stored = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
-    return [Conv(_layer_name(graph, node), node.outputs[0], [x], stored, bias, stride, dilation, pad, groups)]
+    conv = Conv(_layer_name(graph, node), node.outputs[0], [x], stored, bias, stride, dilation, pad, groups)
+    return [*layers, conv]
 
 
 def _pair(node: Node, name: str) -> tuple[int, int]:
@@ -237,6 +243,11 @@ def _pair(node: Node, name: str) -> tuple[int, int]:
 
 def _sum(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]
+
+
+def _within(pad: Sequence[int], window: Sequence[int]) -> bool:
+    """Whether every window touches the plane on each side, as the verifier demands."""
+    return max(pad[0], pad[2]) < window[0] and max(pad[1], pad[3]) < window[1]
 
 
 def _padding(
@@ -476,7 +487,7 @@ def _elu(node: Node) -> UnaryFunction:
 
 def _power(network: Network, node: Node) -> UnaryFunction:
     exponent = _scalar(_argument(network.graph, node, 1, "exponent"))
-    if exponent != int(exponent) or exponent < 0:
+    if not exponent.is_integer() or exponent < 0:
         raise Unsupported("an exponent that is not a whole number")
     return lambda x: x ** int(exponent)
 
@@ -501,7 +512,7 @@ def _pool(network: Network, node: Node) -> list[Layer]:
     count_pad = bool(node.attrs.get("count_include_pad", 0)) and any(pad)
     if count_pad and node.attrs.get("ceil_mode", 0):
         raise Unsupported("an average that counts its padding, with an output rounded up")
-    if max(pad[0], pad[2]) >= kernel[0] or max(pad[1], pad[3]) >= kernel[1]:
+    if not _within(pad, kernel):
         raise Unsupported("a window that lies in the padding")
     kind: Literal["max", "avg"] = "max" if node.op == "MaxPool" else "avg"
     return [Pool(node.name, node.outputs[0], [x], kind, kernel, stride, pad, count_pad)]
@@ -593,9 +604,14 @@ def _pad(network: Network, node: Node) -> list[Layer]:
 
 def _softmax(network: Network, node: Node) -> list[Layer]:
     graph, x = network.graph, node.inputs[0]
-    rank = len(graph.shapes[x])
-    if int(node.attrs.get("axis", -1)) % rank != STORED_AXES[rank][-1]:
-        raise Unsupported("it runs over another axis than the channels")
+    shape, rank = graph.shapes[x], len(graph.shapes[x])
+    if graph.opset >= 13:
+        axes = [int(node.attrs.get("axis", -1)) % rank]
+    else:  # over the axes from this one on, flattened: those of one element do not matter
+        first = int(node.attrs.get("axis", 1)) % rank
+        axes = [axis for axis in range(first, rank) if shape[axis] > 1] or [rank - 1]
+    if axes != [STORED_AXES[rank][-1]]:
+        raise Unsupported("it runs over other axes than the channels alone")
     return [Softmax(node.name, node.outputs[0], [x])]
 
 

@@ -42,9 +42,18 @@ class Lowered:
     _constants: Constants
 
     def segment(self) -> bytes:
-        """The segment file, golden answer included. The same input gives the same bytes."""
+        """The segment file, golden answer included. The same input gives the same bytes.
+
+        Raises `errors.ModelError` where agents would refuse it because it goes beyond `edge_agent.limits`.
+        """
         blob = self._constants.blob()
-        head = Head(seg.parse(seg.build(self.header, blob)), check_golden=False)
+        try:
+            head = Head(seg.parse(seg.build(self.header, blob)), check_golden=False)
+        except errors.SegmentError as error:
+            reason = str(error).partition(";")[0]
+            raise errors.ModelError(
+                f"agents would refuse a head of this model ({reason}); use a smaller model or a smaller input"
+            ) from error
         answer = head.run(seg.golden_frame(self.header))
         self.header.golden.sha256 = hashlib.sha256(answer.tobytes()).hexdigest()
         return seg.build(self.header, blob)
@@ -85,7 +94,7 @@ class Constants:
     def put(self, size: int, make: Callable[[], NDArray[np.generic]]) -> int:
         offset = self.size
         self._parts.append((offset, size, make))
-        self.size += -(-size // seg.ALIGN) * seg.ALIGN
+        self.size += seg.roundup(size)
         return offset
 
     def blob(self) -> bytes:
@@ -217,7 +226,10 @@ def _reshape(work: _Lowering, layer: layers.Reshape) -> None:
 
 def _pad(work: _Lowering, layer: layers.Pad) -> None:
     x = work.index[layer.inputs[0]]
-    work.ops.append(seg.Pad(short(layer.name), work.out(layer, like=x), x, list(layer.pad), work.tensors[x].zero_point))
+    top, left, bottom, right = layer.pad
+    height, width, channels = work.tensors[x].shape
+    y = work.out(layer, [height + top + bottom, width + left + right, channels], like=x)
+    work.ops.append(seg.Pad(short(layer.name), y, x, list(layer.pad), work.tensors[x].zero_point))
 
 
 def _softmax(work: _Lowering, layer: layers.Softmax) -> None:

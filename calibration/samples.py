@@ -29,6 +29,8 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 IMAGES: Final = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+#: What a label beyond 64 bits becomes: no model has so many outputs.
+NO_CLASS: Final = 2**63 - 1
 #: Decoded pixels that are kept between the passes of a calibration.
 KEPT_BYTES: Final = 256 << 20
 
@@ -60,6 +62,19 @@ class Samples(Sequence[F32]):
             return normalise(self._pixels(index), self.preprocess)
         return self._array(index)
 
+    def check_classes(self, outputs: int) -> None:
+        """Raises `errors.InputError` where a label is not the index of one of the model's ``outputs``."""
+        if self.classes is None:
+            return
+        wrong = np.flatnonzero((self.classes < 0) | (self.classes >= outputs))
+        if len(wrong):
+            source, found = self.sources[wrong[0]], int(self.classes[wrong[0]])
+            where = source.name if isinstance(source, Path) else f"sample {wrong[0]}"
+            raise errors.InputError(
+                f"the label of {where} is class {found}, and the model's {outputs} outputs are classes 0 to {outputs - 1}; "
+                f"correct the labels ({len(wrong)} of {len(self)} are wrong)"
+            )
+
     def codes(self, index: int, tensor: Tensor) -> U8:
         """What the integer head sees: codes of its input ``tensor``."""
         if self.preprocess.kind == "image":
@@ -71,7 +86,10 @@ class Samples(Sequence[F32]):
         if kept is None:
             path = self.sources[index]
             assert isinstance(path, Path)
-            kept = prepare_image(load_image(_read(path)), self.preprocess)
+            try:
+                kept = prepare_image(load_image(_read(path)), self.preprocess)
+            except errors.InputError as error:
+                raise errors.InputError(f"{path.name}: {error}") from error
             if kept.nbytes <= self._room:
                 self._room -= kept.nbytes
                 self._kept[index] = kept
@@ -177,7 +195,7 @@ def _classes(labels: str, sources: Sequence[Path | NDArray[np.generic]]) -> I64:
     missing = [n for n in names if n not in known]
     if missing:
         raise errors.UsageError(f"{labels} gives no label for {len(missing)} samples, {missing[0]} for one; add them")
-    return np.array([known[n] for n in names], np.int64)
+    return np.array([min(known[n], NO_CLASS) for n in names], np.int64)
 
 
 def _from_csv(path: Path, names: Sequence[str]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from device_profiles.schema import Condition, Machine, Throttling
+from edge_agent import limits
 
 ROOT = Path("/")
 _MAX_TEXT = 1 << 20  # /proc/cpuinfo of a machine with 256 cores is 400 KiB
@@ -110,6 +111,13 @@ def instruction_sets(root: Path = ROOT) -> list[str]:
     each = [flags for flags in each if flags]
     common = set.intersection(*each) if each else set()
     return list(dict.fromkeys(name for flag, name in _FLAGS.items() if flag in common))
+
+
+def usable_threads(root: Path = ROOT) -> int:
+    """How many threads a head may use: the cores that this process may be scheduled on, no more than its control group's quota."""
+    cores = len(os.sched_getaffinity(0))
+    quota = cpu_quota(root)
+    return max(1, min(cores, limits.MAX_THREADS, int(quota) if quota else cores))
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:

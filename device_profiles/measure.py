@@ -64,12 +64,13 @@ _CHAIN = 33  # operators in the head that tells the cost of one more
 def measure(
     *, quick: bool = False, progress: Progress | None = None, declared_watts: float | None = None
 ) -> DeviceProfile:
-    """The profile of this machine, one thread: 5 to 10 seconds of work, ``quick`` about 2 (and no new process for the warm-up).
+    """The profile of this machine, on one thread and on all it may use: 10 to 20 seconds of work, ``quick`` about 4 (no warm-up in new processes).
 
     Kernels that are not in the cache yet are compiled first, which takes longer once. ``declared_watts`` is the board's power under load as
     its owner knows it. Nothing is guessed: see `DeviceProfile.unmeasured`. Raises `PlatformError` if the kernels do not run here.
     """
-    steps = _Steps(progress, len(SHAPES) + (3 if quick else 4))
+    counts = sorted({1, machine.usable_threads()})
+    steps = _Steps(progress, len(counts) * len(SHAPES) + (3 if quick else 4))
     warmup, gaps = (None, {"kernel warm-up": "not measured in a quick profile"}) if quick else _warmup(steps)
     steps("machine")
     found, more = machine.machine(ISA)
@@ -77,15 +78,17 @@ def measure(
     meter = power.find()
     idle = _idle_watts(meter)
     steps("overhead of a call")
-    overhead, dispatch_us = _overhead()
+    overhead = _overhead()
     if meter is not None:
         meter.start()
     kernels = []
-    for kind, shape in SHAPES:
-        steps(describe(kind, shape))
-        kernels.append(_kernel(kind, shape, dispatch_us, _QUICK_KERNEL_S if quick else _KERNEL_S))
-        if meter is not None:
-            meter.sample()
+    for threads in counts:
+        dispatch_us = _dispatch_us(threads, overhead)
+        for kind, shape in SHAPES:
+            steps(describe(kind, shape))
+            kernels.append(_kernel(kind, shape, threads, dispatch_us, _QUICK_KERNEL_S if quick else _KERNEL_S))
+            if meter is not None:
+                meter.sample()
     condition, more = machine.condition()
     gaps |= more
     drawn = _power(meter, idle, declared_watts)
@@ -120,7 +123,7 @@ def one_operator(kind: KernelKind, shape: Shape, *, chain: int = 1) -> seg.Segme
     for each in shapes:
         tensors.append(seg.Tensor(each, 0.0625, 128, offset))
         offset += -(-int(np.prod(each)) // seg.ALIGN) * seg.ALIGN
-    blob = _blob(kind, shape)
+    blob = np.tile(_blob(kind, shape), chain)
     ops = [_operator(kind, shape, i) for i in range(chain)]
     preprocess = Preprocess("tensor", shapes[0])
     golden = seg.Golden("", "")
@@ -167,9 +170,9 @@ class _Steps:
 # --- kernels --------------------------------------------------------------------------------------------------------
 
 
-def _kernel(kind: KernelKind, shape: Shape, dispatch_us: float, seconds: float) -> Kernel:
+def _kernel(kind: KernelKind, shape: Shape, threads: int, dispatch_us: float, seconds: float) -> Kernel:
     segment = one_operator(kind, shape)
-    head = _first_run(segment)
+    head = _first_run(segment, threads)
     times = list(_times(head, _codes(segment), seconds))
     middle = median(times)
     op, header = segment.header.ops[0], segment.header
@@ -177,7 +180,7 @@ def _kernel(kind: KernelKind, shape: Shape, dispatch_us: float, seconds: float) 
         kind=kind,
         name=describe(kind, shape),
         shape=shape,
-        threads=1,
+        threads=threads,
         macs=op_macs(op, header),
         bytes=op_bytes(op, header),
         time_us=max(middle - dispatch_us, middle / 20),
@@ -187,26 +190,34 @@ def _kernel(kind: KernelKind, shape: Shape, dispatch_us: float, seconds: float) 
 
 
 def _times(head: Head, codes: NDArray[np.uint8], seconds: float, least: int = 5) -> Iterator[float]:
-    """Microseconds of the head's only operator, run after run: its input in the cache, its weights as `_SWEEP_BYTES` leaves them."""
+    """Microseconds of the head's only operator, run after run: its input in the cache, its weights as `_SWEEP_BYTES` leaves them.
+
+    A team of threads falls asleep during such a sweep and is awake within a frame, so it is measured without one.
+    """
     sweep = np.ones(_SWEEP_BYTES // 8, np.int64)
     end = time.perf_counter() + seconds
     count = 0
     while count < least or time.perf_counter() < end:
-        sweep.max()
+        if head.threads == 1:
+            sweep.max()
         yield head.profile(codes, 1)[0].us
         count += 1
 
 
-def _overhead() -> tuple[Overhead, float]:
-    """The costs beside the work, and what `Head.profile` adds to the time of each operator: from tables over 64 values."""
+def _overhead() -> Overhead:
+    """The costs beside the work, from tables over 64 values."""
     shape = Shape(1, 1, 64, 64)
     single, chain = one_operator("lut", shape), one_operator("lut", shape, chain=_CHAIN)
-    codes = _codes(single)
-    one, many = (_run_us(_first_run(segment), codes) for segment in (single, chain))
+    one, many = (_run_us(_first_run(segment), _codes(single)) for segment in (single, chain))
     op_us = max(0.0, (many - one) / (_CHAIN - 1))
-    head = _first_run(single)
-    timed = median(head.profile(codes, 1)[0].us for _ in range(300))
-    return Overhead(call_us=max(0.0, one - op_us), op_us=op_us), max(0.0, timed - op_us)
+    return Overhead(call_us=max(0.0, one - op_us), op_us=op_us)
+
+
+def _dispatch_us(threads: int, overhead: Overhead) -> float:
+    """What `Head.profile` adds to the time of each operator."""
+    single = one_operator("lut", Shape(1, 1, 64, 64))
+    head, codes = _first_run(single, threads), _codes(single)
+    return max(0.0, median(head.profile(codes, 1)[0].us for _ in range(300)) - overhead.op_us)
 
 
 def _run_us(head: Head, codes: NDArray[np.uint8], runs: int = 300) -> float:
@@ -218,8 +229,8 @@ def _run_us(head: Head, codes: NDArray[np.uint8], runs: int = 300) -> float:
     return median(times) * 1e6
 
 
-def _first_run(segment: seg.Segment) -> Head:
-    head = Head(segment, check_golden=False)
+def _first_run(segment: seg.Segment, threads: int = 1) -> Head:
+    head = Head(segment, check_golden=False, threads=threads)
     head.run(_codes(segment))
     return head
 
@@ -238,7 +249,7 @@ def _operator(kind: KernelKind, shape: Shape, i: int) -> seg.AnyOp:
     if kind == "add":
         return seg.Add(kind, i + 1, i, i, 0.5, 0.5, 0, 255)
     if kind == "lut":
-        return seg.Lut(kind, i + 1, i, 0)
+        return seg.Lut(kind, i + 1, i, 256 * i)
     window = [shape.k, shape.k]
     if kind == "pool":
         return seg.Pool(kind, i + 1, i, "avg", window, window, [0] * 4, True, 1.0, 0, 255)

@@ -12,9 +12,10 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from device_profiles.schema import DeviceProfile, Kernel, KernelKind
+from device_profiles.schema import KINDS, DeviceProfile, Kernel, KernelKind
 from edge_agent.errors import ProtocolError
-from edge_agent.head.segment import Add, AnyOp, Concat, Conv, Header, Mul, Pool, Softmax, Tensor
+from edge_agent.head.segment import Add, AnyOp, Conv, Header, Mul, Pool, Softmax, Tensor
+from edge_agent.head.verify import inputs
 
 # The measured kind that stands for an operator which is not measured itself.
 _LIKE: Final[dict[type, KernelKind]] = {Add: "add", Mul: "add", Pool: "pool"}
@@ -24,20 +25,30 @@ _SOFTMAX_WORK: Final = 8
 Point = tuple[float, float, float]
 
 
+def best_threads(profile: DeviceProfile) -> int:
+    """The number of threads on which the measured kernels took least time, all together: what a head runs on. 1 where a kind was not measured."""
+    sums: dict[int, float] = {}
+    for kernel in profile.kernels:
+        sums[kernel.threads] = sums.get(kernel.threads, 0.0) + kernel.time_us
+    whole = {t: s for t, s in sums.items() if {k.kind for k in profile.kernels if k.threads == t} >= set(KINDS)}
+    return min(whole, key=lambda threads: (whole[threads], threads), default=1)
+
+
 def head_ms(header: Header, profile: DeviceProfile) -> float:
-    """Predicted milliseconds of one run of the head on one thread; 0 for a head without operators (the cut is the input)."""
+    """Predicted milliseconds of one run of the head on `best_threads`; 0 for a head without operators (the cut is the input)."""
     if not header.ops:
         return 0.0
-    return profile.overhead.call_us / 1000 + sum(op_ms(op, header, profile) for op in header.ops)
+    threads = best_threads(profile)
+    return profile.overhead.call_us / 1000 + sum(op_ms(op, header, profile, threads) for op in header.ops)
 
 
-def op_ms(op: AnyOp, header: Header, profile: DeviceProfile) -> float:
+def op_ms(op: AnyOp, header: Header, profile: DeviceProfile, threads: int = 1) -> float:
     """Predicted milliseconds of one operator. Raises `ProtocolError` if the profile has no measurement of its kind."""
     kind = op_kind(op, header)
-    rows = [kernel for kernel in profile.kernels if kernel.kind == kind and kernel.threads == 1]
+    rows = [kernel for kernel in profile.kernels if kernel.kind == kind and kernel.threads == threads]
     if not rows:
         raise ProtocolError(
-            f"the device profile has no measurement of '{kind}' on one thread: run 'edge-agent profile' again"
+            f"the device profile has no measurement of '{kind}' on {threads} threads: run 'edge-agent profile' again"
         )
     work = op_macs(op, header) if isinstance(op, Conv) else _work_bytes(op, header)
     rate = _interpolate(op_point(op, header), rows, _macs_rate if isinstance(op, Conv) else _bytes_rate)
@@ -63,9 +74,9 @@ def op_macs(op: AnyOp, header: Header) -> int:
 
 def op_bytes(op: AnyOp, header: Header) -> int:
     """Bytes of activations read and written, once each, and of weights as the kernels hold them (one byte each)."""
-    inputs = sum(_elements(header.tensors[i]) for i in _inputs(op))
+    read = sum(_elements(header.tensors[i]) for i in inputs(op))
     weights = header.tensors[op.out].shape[-1] * _depth(op, header) if isinstance(op, Conv) else 0
-    return inputs + _elements(header.tensors[op.out]) + weights
+    return read + _elements(header.tensors[op.out]) + weights
 
 
 def op_point(op: AnyOp, header: Header) -> Point:
@@ -105,12 +116,6 @@ def _work_bytes(op: AnyOp, header: Header) -> int:
     if isinstance(op, Pool):
         return _elements(header.tensors[op.out]) * (math.prod(op.kernel) + 1)
     return op_bytes(op, header) * (_SOFTMAX_WORK if isinstance(op, Softmax) else 1)
-
-
-def _inputs(op: AnyOp) -> list[int]:
-    if isinstance(op, Concat):
-        return op.inputs
-    return [op.a, op.b] if isinstance(op, Add | Mul) else [op.x]
 
 
 def _depth(op: Conv, header: Header) -> int:

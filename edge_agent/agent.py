@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Any
 
 import edge_agent
+from device_profiles.machine import usable_threads
+from device_profiles.predict import best_threads
 from edge_agent import errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.cache import Cache
@@ -45,10 +47,11 @@ class Agent:
         self._replanning: asyncio.Task[None] | None = None
         self._active: _Active | None = None
         self._renew = asyncio.Event()  # a new plan is wanted before the old one expires
+        self._closing = False
         self._reconnects = 0  # of streams that were closed
         self._plans = 0
         self._keeper: asyncio.Task[None] | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], _Active] = {}
 
     async def __aenter__(self) -> Agent:
         try:
@@ -85,16 +88,23 @@ class Agent:
 
     async def close(self) -> None:
         """Let frames in flight end for at most `limits.DRAIN_TIMEOUT`, then stop."""
+        self._closing = True
+        tasks = [task for task in (self._keeper, self._replanning) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)  # a new plan that is just ready becomes the active one, or is never opened
         active, self._active = self._active, None
         self.state = "stopped"
-        for task in (self._keeper, self._replanning):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
         if active is not None:
             self._begin_retiring(active)
-        await asyncio.gather(*self._retiring)
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        try:
+            ended = await asyncio.gather(*self._retiring, return_exceptions=True)
+        finally:
+            self._worker.shutdown(wait=False, cancel_futures=True)
+        for error in ended:
+            if error is not None:
+                raise error
 
     async def infer(self, frame: Frame) -> Result:
         """The answer to ``frame``.
@@ -130,10 +140,10 @@ class Agent:
 
     def gauges(self) -> dict[str, float]:
         """Figures of the moment, by name; a name that ends in _total only grows."""
-        stream = self._active.stream if self._active else None
+        streams = [*self._retiring.values(), *([self._active] if self._active else [])]
         return {
             "ready": float(self.ready), "queue_frames": self.admission.frames, "queue_bytes": self.admission.bytes,
-            "reconnects_total": self._reconnects + (stream.stats.reconnects if stream else 0), "plans_total": self._plans,
+            "reconnects_total": self._reconnects + sum(active.reconnects for active in streams), "plans_total": self._plans,
         }  # fmt: skip
 
     def plan_info(self) -> dict[str, str]:
@@ -188,7 +198,8 @@ class Agent:
             plan = await negotiation.plan(client, settings, profile, cache.held(), self._say)
             data = await negotiation.fetch(client, cache, plan, self._say)
         self._say("preparing the head")
-        engine = await asyncio.to_thread(Engine, plan, data, settings.demand)
+        threads = min(best_threads(profile), usable_threads())  # the profile may be another machine's
+        engine = await asyncio.to_thread(Engine, plan, data, settings.demand, threads)
         stream = None if plan.mode == "device" else await self._open(plan)
         self._plans += 1
         self._say("ready")
@@ -207,13 +218,15 @@ class Agent:
 
     async def _replan(self, old: _Active) -> None:
         """Put a new plan in the place of ``old``. However many ask for it at once, it is made once, and its failure is the failure of all."""
+        if self._closing:
+            raise errors.LinkLostError(_STOPPED)
         if self._active is old and self._replanning is None:
             self._replanning = asyncio.create_task(self._replace(old))
             self._replanning.add_done_callback(self._replanned)
         if (task := self._replanning) is not None:
             await asyncio.wait({task})
             if task.cancelled():
-                raise errors.LinkLostError("the agent stopped before the frame was answered; send it again")
+                raise errors.LinkLostError(_STOPPED)
             task.result()
 
     async def _replace(self, old: _Active) -> None:
@@ -252,13 +265,15 @@ class Agent:
     async def _retire(self, active: _Active) -> None:
         await active.drained(limits.DRAIN_TIMEOUT)
         if active.stream is not None:
-            self._reconnects += active.stream.stats.reconnects
             await active.stream.__aexit__(None, None, None)
 
     def _begin_retiring(self, active: _Active) -> None:
         task = asyncio.create_task(self._retire(active))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retiring[task] = active
+        task.add_done_callback(self._retired)
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        self._reconnects += self._retiring.pop(task).reconnects
 
     def _say(self, text: str) -> None:
         self.state = text
@@ -266,6 +281,7 @@ class Agent:
 
 
 WINDOW = 8  # frames on the link at once
+_STOPPED = "the agent stopped before the frame was answered; send it again"
 
 
 class _Active:
@@ -276,6 +292,10 @@ class _Active:
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def reconnects(self) -> int:
+        return self.stream.stats.reconnects if self.stream is not None else 0
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[None]:

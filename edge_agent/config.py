@@ -68,6 +68,9 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     allow_insecure: Annotated[bool, Meta(description="true or false")] = False
     cache_dir: _Path = ""
     profile: _Path = ""
+    threads: Annotated[
+        int, Meta(ge=0, le=limits.MAX_THREADS, description="a whole number from 0 (as many as help) to 64")
+    ] = 0
     api: ApiConfig = msgspec.field(default_factory=ApiConfig)
     demand: DemandConfig = msgspec.field(default_factory=DemandConfig)
 

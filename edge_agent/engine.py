@@ -22,9 +22,6 @@ Frame: TypeAlias = bytes | Image.Image | NDArray[np.generic]
 """An encoded image, a decoded one, a uint8 [H, W, 3] picture, or the model's input of exactly its shape: float32, or integer token ids."""
 
 
-MAX_RESIZE = 8192  # pixels of an image's short side on its way to a model
-
-
 class Encoded(NamedTuple):
     """A frame after the head. ``codes`` are the output's (uint8 or float32, its shape); ``payload`` is empty in mode "device"."""
 
@@ -38,13 +35,13 @@ class Encoded(NamedTuple):
 class Engine:
     """The head of ``plan``. ``data`` is its segment file.
 
-    Building one parses, verifies, proves by the golden vector and warms the head. Raises `errors.SegmentError` for a segment that fails, and
+    ``threads`` work on one frame. Building one parses, verifies, proves by the golden vector and warms the head. Raises `errors.SegmentError` for a segment that fails, and
     `errors.PlanError` for a plan that does not fit the segment or breaks ``demand``.
     """
 
-    def __init__(self, plan: Plan, data: bytes, demand: Demand) -> None:
+    def __init__(self, plan: Plan, data: bytes, demand: Demand, threads: int = 1) -> None:
         self.plan = plan
-        self._head = executor.load(data)
+        self._head = executor.load(data, threads)
         header = self._head.header
         check_plan(plan, header, demand)
         self._input, self._output = self._head.input, self._head.output
@@ -86,7 +83,7 @@ class Engine:
             return _values(frame, self._input)
         if isinstance(frame, np.ndarray):
             if list(frame.shape) == spec.shape and frame.dtype == np.float32:
-                return preprocess.quantize_tensor(frame.astype(np.float32, copy=False), self._input)
+                return preprocess.quantize_tensor(frame, self._input)
             if spec.kind == "tensor" or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
                 raise _wrong_tensor(frame, spec.shape, spec.kind)
             frame = Image.fromarray(frame)
@@ -132,18 +129,15 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
         raise errors.PlanError(
             "the server's plan and its segment do not fit together; ask for a new plan", plan=plan.id
         )
-    if not _check_preprocess(plan.preprocess):
+    if not _check_preprocess(plan.preprocess, header.tensors[header.input].shape):
         raise errors.PlanError(
-            "the server's plan prepares images in an impossible way; import the model again", plan=plan.id
+            "the server's plan prepares frames in an impossible way; import the model again", plan=plan.id
         )
     if {"server": "input", "split": "inside", "device": "output"}[plan.mode] != plan.cut.kind:
         raise errors.PlanError(
             "the server's plan names a cut that its mode does not have; upgrade the older side", plan=plan.id
         )
-    if plan.mode != "device" and not 0 <= plan.codec < len(plan.ladder):
-        raise errors.PlanError(
-            "the server's plan names a codec that is not on its ladder; upgrade the older side", plan=plan.id
-        )
+    check_ladder(plan)
     if len(plan.labels) > limits.MAX_LABELS:
         raise errors.PlanError(f"the server's plan has more than {limits.MAX_LABELS} labels", plan=plan.id)
     if plan.mode != "device" and not _keeps(header, plan, demand.keep):
@@ -153,15 +147,24 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
         )  # fmt: skip
 
 
-def _check_preprocess(spec: Preprocess) -> bool:
-    """Whether ``spec``, which a server sent, is one that costs bounded memory and divides by nothing that is zero."""
+def check_ladder(plan: Plan) -> None:
+    """Raise `errors.PlanError` unless the codec that ``plan`` begins with is on its ladder, or it sends nothing."""
+    if plan.mode != "device" and not 0 <= plan.codec < len(plan.ladder):
+        raise errors.PlanError(
+            "the server's plan names a codec that is not on its ladder; upgrade the older side", plan=plan.id
+        )
+
+
+def _check_preprocess(spec: Preprocess, shape: list[int]) -> bool:
+    """Whether ``spec``, which a server sent, makes a head's input of ``shape``, costs bounded memory, and divides by nothing that is zero."""
+    if spec.shape != shape or (spec.kind == "image" and len(shape) != 3):
+        return False
     if spec.kind == "tensor":
         return True
-    channels = spec.shape[-1]
+    channels = shape[-1]
     return (
-        len(spec.shape) == 3
-        and channels in (1, 3)
-        and 1 <= spec.resize <= MAX_RESIZE
+        channels in (1, 3)
+        and 1 <= spec.resize <= limits.MAX_RESIZE
         and len(spec.mean) in (1, channels)
         and len(spec.std) in (1, channels)
         and all(math.isfinite(value) for value in spec.mean)
@@ -173,8 +176,7 @@ def _pixels(frame: bytes | Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
     """The pixels that the model looks at. Raises `errors.InputError` for bytes that are no image, or one that cannot be resized."""
     try:
         image = preprocess.load_image(frame) if isinstance(frame, bytes) else frame
-        short, long = sorted(image.size)
-        if spec.fit == "crop" and long * spec.resize**2 > short * limits.MAX_IMAGE_PIXELS:
+        if spec.fit == "crop" and math.prod(preprocess.resized(image, spec)) > limits.MAX_IMAGE_PIXELS:
             raise errors.InputError(
                 f"an image of {image.width} x {image.height} pixels is too narrow for this model; crop it"
             )
@@ -190,9 +192,8 @@ def _pixels(frame: bytes | Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
 def _keeps(header: segment.Header, plan: Plan, keep: str) -> bool:
     if keep == "nothing":
         return True
-    if keep == "input":  # a head that only moves bytes about, or looks tokens up, would send the input itself
-        moves = segment.Reshape | segment.Transpose | segment.Pad | segment.Concat | segment.Embed
-        return any(not isinstance(op, moves) for op in header.ops)
+    if keep == "input":
+        return not segment.only_moves(header)
     return keep == plan.cut.layer or any(op.name == keep for op in header.ops)
 
 

@@ -35,8 +35,9 @@ class SplitEdgeError(Exception):
     code: ClassVar[str] = "error"
     exit_status: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
+    remote = False  # whether a peer said so: then `from_wire` made it
 
-    def __init__(self, message: str, **data: Any) -> None:
+    def __init__(self, message: str, /, **data: Any) -> None:
         super().__init__(message)
         self.message = message
         self.data = data
@@ -134,4 +135,6 @@ def from_wire(value: object) -> SplitEdgeError:
     message = "".join(c for c in str(fields.get("message", "the peer gave no reason"))[:500] if c.isprintable())
     data = fields.get("data")
     kind = _tree(SplitEdgeError).get(str(fields.get("code")), SplitEdgeError)
-    return kind(message, **{str(k)[:40]: v for k, v in data.items()} if isinstance(data, dict) else {})
+    error = kind(message, **{str(k)[:40]: v for k, v in data.items()} if isinstance(data, dict) else {})
+    error.remote = True
+    return error

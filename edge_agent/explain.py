@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -9,20 +10,22 @@ from rich.text import Text
 from edge_agent.protocol.messages import Candidate, Cut, Plan, Prediction
 
 BAR_WIDTH = 48
+SHOWN = 8  # runners-up with a cut inside the network
+WIDE = 100  # columns of a terminal from which the table of runners-up names clipping rules
 _STAGES = (("device", "green", "█"), ("transfer", "yellow", "▒"), ("server", "blue", "░"))
+_COME_ON_TOP = "decoding and resizing the image come on top; `edge-agent infer` shows them"
 
 
-def explain(plan: Plan) -> RenderableType:
-    """Everything about ``plan`` that a person wants to know, for a rich console."""
-    parts: list[RenderableType] = [
-        Text(headline(plan), style="bold"),
-        Text(),
-        _facts(plan),
-        Text(),
-        _time(plan.prediction),
-    ]
+def explain(plan: Plan, width: int = 80) -> RenderableType:
+    """Everything about ``plan`` that a person wants to know, for a rich console of ``width`` columns."""
+    parts: list[RenderableType] = [Text(headline(plan), style="bold"), Text(), _facts(plan)]
+    if doubt := unproven(plan):
+        parts += [Text(), Text(doubt, style="yellow")]
+    parts += [Text(), _time(plan.prediction, width)]
+    if plan.preprocess.kind == "image":
+        parts.append(Text(_COME_ON_TOP, style="dim"))
     if plan.runners_up:
-        parts += [Text(), runners_up(plan)]
+        parts += [Text(), runners_up(plan, width)]
     return Group(*parts)
 
 
@@ -36,15 +39,37 @@ def headline(plan: Plan) -> str:
     return plain(where[plan.mode])
 
 
-def runners_up(plan: Plan) -> Table:
-    """The plans that lost, and why."""
-    table = Table(title=f"Runners-up ({plan.considered} plans weighed)", title_justify="left", title_style="")
-    for name in ("cut after", "weights", "activation", "total ms", "drop", "payload"):
-        table.add_column(name, justify="left" if name == "cut after" else "right", no_wrap=name != "cut after")
-    table.add_column("why it lost", ratio=1)
-    for candidate in plan.runners_up:
-        table.add_row(*(Text(plain(cell)) for cell in _row(candidate)))
-    return table
+def unproven(plan: Plan) -> str:
+    """A sentence if the samples behind ``plan`` leave room for a greater drop than was allowed; else an empty string."""
+    p, allowed = plan.prediction, plan.demand.max_drop_points
+    if p.drop_high <= allowed:
+        return ""
+    return (
+        f"{p.samples} samples cannot prove a drop under {allowed} points (95 % interval up to {p.drop_high:.2f}): "
+        "calibrate with more labelled samples"
+    )
+
+
+def runners_up(plan: Plan, width: int = 80) -> RenderableType:
+    """The best plans that lost, and why: at most `SHOWN` that cut inside the network, one a cut, and those that do not cut."""
+    shown = _best(plan.runners_up)
+    wide = width >= WIDE
+    headers = ("cut after", "weights / activation" if wide else "bits", "ms", "drop", "sent", "why it lost")
+    rows = [[plain(cell) for cell in _row(candidate, wide=wide)] for candidate in shown]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name in headers:
+        table.add_column(
+            name, justify="right" if name in ("ms", "drop", "sent") else "left", no_wrap=name != "why it lost"
+        )
+    # The other columns come first, then the names; a reason is wrapped where even short names leave it too little.
+    taken = sum(2 + min(max(map(len, column)), _REASON) for column in list(zip(headers, *rows, strict=True))[1:])
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in (_shortened(row[0], max(width - taken, _SHORTEST)), *row[1:])))
+    title = f"Runners-up ({plan.considered} plans weighed{'' if wide else '; bits of weights / activation'})"
+    parts: list[RenderableType] = [Text(title, style="bold"), Text(), table]
+    if left := len(plan.runners_up) - len(shown):
+        parts.append(Text(f"and {left} more; `edge-agent plan --json` has them all", style="dim"))
+    return Group(*parts)
 
 
 def plain(text: str) -> str:
@@ -96,32 +121,65 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def _time(prediction: Prediction) -> RenderableType:
+def _time(prediction: Prediction, width: int) -> RenderableType:
     values = (prediction.device_ms, prediction.transfer_ms, prediction.server_ms)
-    bar, total = Text("time    "), max(prediction.total_ms, sum(values), 1e-9)
+    bar, total = Text(), max(prediction.total_ms, sum(values), 1e-9)
     for value, (_, colour, block) in zip(values, _STAGES, strict=True):
-        bar.append(block * round(BAR_WIDTH * value / total), style=colour)
-    legend = Text("        ")
-    for value, (name, colour, block) in zip(values, _STAGES, strict=True):
-        legend.append(f"{block} ", style=colour).append(f"{name} {value:.2f} ms   ")
-    return Group(bar, legend.append(f"total {prediction.total_ms:.2f} ms", style="bold"))
+        bar.append(block * round(min(BAR_WIDTH, width) * (value / total)), style=colour)
+    legend = [
+        Text.assemble((block, colour), f" {name} {_ms(value)} ms")
+        for value, (name, colour, block) in zip(values, _STAGES, strict=True)
+    ]
+    line = Text("   ").join(legend)
+    head = Text.assemble(("time  ", "cyan"), (f"total {_ms(prediction.total_ms)} ms a frame", "bold"))
+    return Group(head, bar, *([line] if line.cell_len <= width else legend))
+
+
+def _ms(value: float) -> str:
+    """Milliseconds in at most 8 characters."""
+    if value < 1000:
+        return f"{value:.2f}"
+    return f"{value:.0f}" if value < 1e6 else f"{value:.2g}"
 
 
 def _cut(cut: Cut) -> str:
     return {"input": "the input", "output": "the output", "inside": cut.layer}[cut.kind]
 
 
-def _row(candidate: Candidate) -> tuple[str, ...]:
+_REASON = 31  # characters that a reason is given before it is wrapped
+_SHORTEST = 17  # of a shortened name: "all on the server" is whole
+
+
+def _best(candidates: list[Candidate]) -> list[Candidate]:
+    """The candidates to show, in their order."""
+    found: list[Candidate] = []
+    for candidate in candidates:
+        inside = [c.cut.index for c in found if c.cut.kind == "inside"]
+        if candidate.cut.kind != "inside" or (len(inside) < SHOWN and candidate.cut.index not in inside):
+            found.append(candidate)
+    return found
+
+
+def _row(candidate: Candidate, *, wide: bool) -> tuple[str, ...]:
+    """One cell for each of the headers."""
     p, kind = candidate.prediction, candidate.cut.kind
-    weights = "-" if kind == "input" else f"{candidate.weight_bits} bits"
-    activation = "-" if kind == "output" else f"{candidate.activation_bits} bits {candidate.rule}"
-    payload = size(p.payload_bytes) if p.payload_bytes else "none"
+    place = {"input": "all on the server", "output": "all on the device"}.get(kind, candidate.cut.layer)
+    weights = "-" if kind == "input" else str(candidate.weight_bits)
+    activation = "-" if kind == "output" else str(candidate.activation_bits)
+    rule = f" {candidate.rule}" if wide and kind != "output" else ""
     return (
-        _cut(candidate.cut),
-        weights,
-        activation,
-        f"{p.total_ms:.2f}",
+        place,
+        f"{weights} / {activation}{rule}",
+        _ms(p.total_ms),
         f"{p.drop_points:.2f}",
-        payload,
+        size(p.payload_bytes) if p.payload_bytes else "none",
         candidate.reason,
     )
+
+
+def _shortened(name: str, room: int) -> str:
+    """``name`` in at most ``room`` characters, its middle left out: what tells two layers apart is at their ends."""
+    if len(name) <= room:
+        return name
+    front = 5 * room // 8
+    return f"{name[:front]}…{name[front + 1 - room :]}"

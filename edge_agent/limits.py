@@ -22,6 +22,7 @@ MAX_PLAN_BYTES: Final = 4 * MiB  # a plan with labels and runners-up
 MAX_PROBE_BYTES: Final = 4 * MiB  # one link measurement
 MAX_IMAGE_BYTES: Final = 32 * MiB  # an encoded image handed to the agent
 MAX_IMAGE_PIXELS: Final = 64_000_000  # a decompression bomb
+MAX_RESIZE: Final = 8192  # pixels of an image's short side on its way to a model
 MAX_LABELS: Final = 100_000
 MAX_NAME: Final = 100  # a model, layer, or tensor name
 
@@ -29,6 +30,7 @@ MAX_NAME: Final = 100  # a model, layer, or tensor name
 MAX_SEGMENT_BYTES: Final = 512 * MiB
 MAX_HEADER_BYTES: Final = 8 * MiB  # a segment's JSON header
 MAX_ARENA_BYTES: Final = 512 * MiB  # activations of one head
+MAX_THREADS: Final = 64  # of one head
 MAX_OPS: Final = 4_096
 MAX_TENSORS: Final = 8_192
 MAX_DIM: Final = 1 << 20  # one side of one tensor
@@ -57,12 +59,13 @@ MAX_QUEUED_BYTES: Final = 64 * MiB  # the same in bytes of input: 32 large photo
 MAX_CONFIG_BYTES: Final = 64 * 1024
 MAX_SOURCE_FILES: Final = 1_000_000  # files that one folder or glob may name
 CACHED_SEGMENTS: Final = 8  # the newest are kept
+CACHED_PROFILES: Final = 4  # one for each build of the kernels that ran here; the newest are kept
 BODY_TIMEOUT: Final = 30.0  # a client that trickles its request body
 DRAIN_TIMEOUT: Final = 5.0  # how long frames in flight may take after a request to stop
 REPLAN_LEAST: Final = 60.0  # a plan is kept so long whatever its expiry says: a board's clock may be years off
 
 # --- the service and the device profile
-SERVICE_TIMEOUT: Final = 330.0  # one systemctl call: longer than the unit's own start timeout, a first start compiles
+SERVICE_TIMEOUT: Final = 120.0  # one systemctl call: longer than the unit's own timeouts for stop and start
 MAX_KERNEL_ROWS: Final = 1000  # measurements in one profile
 WARMUP_TIMEOUT: Final = 600.0  # a child process that compiles every kernel from nothing, on a slow board
 
@@ -70,6 +73,7 @@ WARMUP_TIMEOUT: Final = 600.0  # a child process that compiles every kernel from
 MAX_PLANS: Final = 10_000  # plans kept at once; the oldest go first
 PLAN_GRACE: Final = 600.0  # an expired plan may still be dialled for so long, while its successor is made
 STORE_BUSY: Final = 5.0  # wait for another process that holds the database
+LEFTOVER_AGE: Final = 86_400.0  # unfinished files so old belong to a process that was killed: they go
 MAX_STREAMS: Final = 256  # sessions one server process serves at once
 MAX_TAILS: Final = 8  # tails loaded at once; the least recently used goes
 TAIL_QUEUE: Final = 256  # frames of all sessions that may wait for a tail

@@ -7,11 +7,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 import device_profiles
-from device_profiles import DeviceProfile
+from device_profiles import DeviceProfile, machine
 from edge_agent import config, errors, limits
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
+from edge_agent.engine import check_ladder
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import ServerClient, tls_context
 from edge_agent.protocol.messages import Plan, PlanRequest
@@ -43,12 +46,23 @@ def cache_directory(settings: Settings) -> Path:
 
 
 async def profile(settings: Settings, say: Say) -> DeviceProfile:
-    """The profile that the settings name, else the one measured once for these kernels, else a quick measurement, which is kept."""
+    """The profile that the settings name, else the one measured once for these kernels, else a quick measurement, which is kept.
+
+    A profile that was kept tells the speeds of then and the memory, clock and throttling of now; one that the settings name is taken as it is.
+    Measurements on more threads than the settings allow are left out: `predict.best_threads` then is what a head may run on.
+    """
+    found = await _profile(settings, say)
+    if settings.threads:
+        found.kernels = [kernel for kernel in found.kernels if kernel.threads <= settings.threads]
+    return found
+
+
+async def _profile(settings: Settings, say: Say) -> DeviceProfile:
     if settings.profile:
         return await asyncio.to_thread(device_profiles.load, _path(settings.profile))
     path = cache_directory(settings) / f"profile-{jit.CACHE_DIR.name.removeprefix('kernels-')}.json"
     try:
-        return device_profiles.load(path)
+        return await asyncio.to_thread(_refreshed, device_profiles.load(path))
     except errors.ConfigError:  # not there, or of another version of splitedge: measured anew
         say("measuring this machine")
     measured = await asyncio.to_thread(device_profiles.measure, quick=True)
@@ -56,8 +70,19 @@ async def profile(settings: Settings, say: Say) -> DeviceProfile:
     return measured
 
 
+def _refreshed(profile: DeviceProfile) -> DeviceProfile:
+    now, gaps = machine.machine(profile.machine.isa)
+    condition, more = machine.condition()
+    return msgspec.structs.replace(
+        profile, machine=now, condition=condition, unmeasured=profile.unmeasured | gaps | more
+    )
+
+
 async def plan(server: ServerClient, settings: Settings, profile: DeviceProfile, held: list[str], say: Say) -> Plan:
-    """Measure the link and ask for a plan. Raises `errors.ConfigError` if no model is set."""
+    """Measure the link and ask for a plan.
+
+    Raises `errors.ConfigError` if no model is set, `errors.PlanError` for a plan of another model, or one whose codec is not on its ladder.
+    """
     if not settings.model:
         raise errors.ConfigError(
             "no model is chosen; give `--model` or set `model`, `edge-agent models` lists them", key="model"
@@ -72,6 +97,7 @@ async def plan(server: ServerClient, settings: Settings, profile: DeviceProfile,
         raise errors.PlanError(
             f"the server answered with a plan for another model than {settings.model}; upgrade the older side"
         )
+    check_ladder(answer)
     return answer
 
 

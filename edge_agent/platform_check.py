@@ -1,19 +1,37 @@
-"""Refuse, in one sentence, a machine or an installation that splitedge cannot run on.
+"""The first and the last thing that both commands do: refuse a platform that splitedge cannot run on, and end every error as one sentence.
 
-Imports the standard library only (and the error tree): it runs before numpy or numba, which would fail there with a traceback. `check` is the
-first thing that both commands do.
+Imports the standard library only (and the error tree): it runs before numpy or numba, which would fail there with a traceback.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import struct
 import sys
+import warnings
+from collections.abc import Callable
 
-from edge_agent.errors import PlatformError
+from edge_agent.errors import PlatformError, SplitEdgeError
 
 MIN_PYTHON = (3, 11)
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+
+
+def run(program: str, start: Callable[[], object]) -> None:
+    """`check`, then ``start()``. An error ends as one line on standard error and an exit status, never as a traceback.
+
+    ``SPLITEDGE_DEBUG=1`` lets the error through and shows the traceback. A warning is one line, too.
+    """
+    warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {message}\n"
+    try:
+        check()
+        start()
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("SPLITEDGE_DEBUG"):
+            raise
+        sys.exit(_ended(program, error))
 
 
 def check() -> None:
@@ -25,6 +43,22 @@ def check() -> None:
     )
     if problem:
         raise PlatformError(problem)
+
+
+def _ended(program: str, error: BaseException) -> int:
+    """Say what ``error`` is; returns the exit status that it has."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout once more
+        return 141
+    if isinstance(error, SplitEdgeError):
+        message, status = error.message, error.exit_status
+    elif isinstance(error, KeyboardInterrupt):
+        message, status = "interrupted", 130
+    else:
+        message = f"internal error: {type(error).__name__}: {error}; SPLITEDGE_DEBUG=1 shows more, please report it"
+        status = INTERNAL_ERROR
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    return status
 
 
 def _width_problem(pointer_bits: int, maxsize: int, machine: str) -> str:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Final
 
@@ -22,6 +23,8 @@ from edge_server.catalog import Catalog
 from edge_server.planning import make_plan
 from edge_server.store import Store
 from edge_server.tails import Handler, Tails
+
+PLANNERS: Final = 2  # plans that are made at once; on threads of their own, as one may take a segment's building
 
 _log = logging.getLogger("edge_server")
 _OPEN_TO_ALL: Final = {"/healthz", "/v1/version"}
@@ -52,6 +55,7 @@ class _Service:
         self._auth = auth
         self._catalog = Catalog(store)
         self._tails = Tails()
+        self._planners = ThreadPoolExecutor(PLANNERS, thread_name_prefix="plan")
         self._streams = 0
 
     @web.middleware
@@ -74,7 +78,8 @@ class _Service:
 
     async def plan(self, request: web.Request) -> web.Response:
         asked: PlanRequest = decode(await _body(request), PlanRequest)
-        return _json(await asyncio.to_thread(make_plan, self._catalog, asked))
+        loop = asyncio.get_running_loop()
+        return _json(await loop.run_in_executor(self._planners, make_plan, self._catalog, asked))
 
     async def segment(self, request: web.Request) -> web.StreamResponse:
         path = await asyncio.to_thread(self._store.segment_path, request.match_info["sha256"])
@@ -110,6 +115,7 @@ class _Service:
         return handler
 
     async def close(self, _: web.Application) -> None:
+        await asyncio.to_thread(self._planners.shutdown, cancel_futures=True)
         await asyncio.to_thread(self._tails.close)
 
 

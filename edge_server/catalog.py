@@ -28,7 +28,10 @@ class Catalog:
     def bundle(self, name: str) -> Bundle:
         """Raises `errors.UnknownModelError`, or `errors.ModelError` for a bundle that is damaged."""
         path = self.store.bundle_path(name)
-        status = path.stat()
+        try:
+            status = path.stat()
+        except FileNotFoundError as error:  # another process removed it since
+            raise errors.UnknownModelError(f"there is no model named {name!r} any more: choose another") from error
         mark = status.st_ino, status.st_mtime_ns
         with self._lock:
             held = self._open.get(name)

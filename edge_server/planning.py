@@ -10,13 +10,11 @@ from calibration.accuracy import GridPoint
 from calibration.bundle import Bundle
 from device_profiles import predict, schema
 from edge_agent import errors, limits
-from edge_agent.head.segment import Concat, Conv, Header, Pad, Reshape, Transpose
+from edge_agent.head.segment import Conv, Header, only_moves
 from edge_agent.protocol.messages import PROTOCOL_VERSION, Codec, Plan, PlanRequest
 from edge_server.catalog import Catalog
 from edge_server.planner import Choice, Point, Power, Problem, Site, plan, verify_plan
 from edge_server.planner.candidates import mode_of
-
-_MOVES = (Reshape, Transpose, Pad, Concat)  # operators that compute nothing: behind them lies the input itself
 
 
 def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
@@ -73,7 +71,7 @@ def _site(bundle: Bundle, index: int, header: Header, profile: schema.DeviceProf
         tail_ms=bundle.tail_ms[index],
         memory_bytes=header.arena_bytes + _weights(header),
         layers=frozenset({cut.layer, *(op.name for op in header.ops)}),
-        is_input=all(isinstance(op, _MOVES) for op in header.ops),
+        is_input=only_moves(header),
     )
 
 

@@ -49,8 +49,10 @@ def of_images(spec: Spec, shape: list[int]) -> Preprocess:
         )
     short = min(shape[:2])
     resize = spec.resize if spec.resize is not None else round(short / 0.875)
-    if not short <= resize <= limits.MAX_DIM:
-        raise errors.ConfigError(f"resize is {resize}: give at least {short}, the short side of what the model sees")
+    if not short <= resize <= limits.MAX_RESIZE:
+        raise errors.ConfigError(
+            f"resize is {resize}: give at least {short}, the short side of what the model sees, and at most {limits.MAX_RESIZE}"
+        )
     return Preprocess("image", shape, resize, spec.fit, spec.interpolation, spec.mean, spec.std)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import signal
 import ssl
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from aiohttp import web
 
 from edge_agent import errors, limits
+from edge_agent.link.dial import is_loopback
 from edge_server import tails
 from edge_server.app import make_app
 from edge_server.store import Store
@@ -36,7 +36,7 @@ def check(listen: Listen) -> list[str]:
     """Warnings to show. Raises `errors.UsageError` for a server that others could reach without a token or in clear text."""
     if (listen.cert is None) != (listen.key is None):
         raise errors.UsageError("--cert and --key belong together: give both or neither")
-    if _is_loopback(listen.host):
+    if is_loopback(listen.host):
         return []
     lacks = " and without ".join(
         name for name, missing in (("a token", not listen.auth), ("TLS", listen.cert is None)) if missing
@@ -75,9 +75,9 @@ async def serve(store: Store, listen: Listen, ready: Callable[[str], None]) -> N
     runner = web.AppRunner(
         make_app(store, auth=listen.auth), access_log=None, shutdown_timeout=limits.DRAIN, keepalive_timeout=75
     )
-    await runner.setup()
-    await asyncio.to_thread(tails.warm)
     try:
+        await runner.setup()
+        await asyncio.to_thread(tails.warm)
         site = web.TCPSite(runner, listen.host, listen.port, ssl_context=context)
         try:
             await site.start()
@@ -113,10 +113,3 @@ def _no_port(listen: Listen, error: OSError) -> str:
 def _url(listen: Listen, address: tuple[str, int], secure: bool) -> str:
     host = f"[{listen.host}]" if ":" in listen.host else listen.host
     return f"http{'s' if secure else ''}://{host}:{address[1]}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

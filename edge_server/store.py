@@ -75,6 +75,7 @@ class Store:
             )
             try:
                 self._prepare(self._db)
+                self._sweep()
             except BaseException:
                 self.close()
                 raise
@@ -189,7 +190,13 @@ class Store:
             yield work / name
             with self._guard():
                 old = self._set_aside(self.bundles / name)
-                (work / name).rename(self.bundles / name)
+                try:
+                    (work / name).rename(self.bundles / name)
+                except OSError:
+                    if (old / name).exists():
+                        (old / name).rename(self.bundles / name)
+                    old.rmdir()
+                    raise
                 shutil.rmtree(old)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -219,6 +226,17 @@ class Store:
         db.execute("PRAGMA journal_mode = WAL")
         if version < _VERSION:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+
+    def _sweep(self) -> None:
+        """Deletes what a process that was killed left behind. Only after a day: an import that still runs has such a folder too."""
+        for left in [*self.bundles.glob(".old-*"), *self.bundles.glob(".new-*"), *self.segments.glob(".new-*")]:
+            with contextlib.suppress(FileNotFoundError):  # another process sweeps, or its import ended
+                if left.stat().st_mtime > time.time() - limits.LEFTOVER_AGE:
+                    continue
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
 
     def _set_aside(self, path: Path) -> Path:
         """Takes ``path``, if it is there, away in one step, into a folder to delete."""

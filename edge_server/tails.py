@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -17,6 +17,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from calibration.importer import session_options
+from calibration.observe import to_onnx
 from edge_agent import codec, errors, limits
 from edge_agent.protocol.frames import Frame, pack_topk
 from edge_agent.protocol.messages import Codec
@@ -35,12 +37,8 @@ class Tail:
 
     def __init__(self, model: bytes, shape: list[int]) -> None:
         """Raises `errors.ModelError` if ONNX Runtime refuses ``model``."""
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        # between frames a tail waits for the network: spinning threads would take the cores from everything else here
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
             self.probabilities = _ends_in_softmax(onnx.load_model_from_string(model).graph)
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise errors.ModelError(
@@ -51,8 +49,7 @@ class Tail:
 
     def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """x float32 of ``shape`` -> the output as float32, channels last without the batch axis."""
-        entry = x.transpose(2, 0, 1) if x.ndim == 3 else x
-        y = self._session.run(None, {self._input: np.ascontiguousarray(entry[None])})[0]
+        y = self._session.run(None, {self._input: to_onnx(x[None])})[0]
         out: NDArray[np.float32] = np.asarray(y, np.float32)[0]
         return np.ascontiguousarray(out.transpose(1, 2, 0)) if out.ndim == 3 else out
 
@@ -62,22 +59,40 @@ class Tails:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tail")
+        self._loaders = ThreadPoolExecutor(THREADS, thread_name_prefix="load")
         self._lock = threading.Lock()
-        self._loaded: OrderedDict[Key, Tail] = OrderedDict()
+        self._loaded: OrderedDict[Key, Future[Tail]] = OrderedDict()
         self._waiting = 0
 
     def close(self) -> None:
         """Ends the threads once what they run is done; what waits is cancelled."""
+        self._loaders.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def get(self, key: Key, load: Callable[[], Tail]) -> Tail:
-        """The tail ``key``, loaded if need be; the least recently used one goes. Blocks."""
+        """The tail ``key``, loaded if need be; the least recently used one goes. Blocks, but not for another key's loading."""
         with self._lock:
-            tail = self._loaded.pop(key, None) or load()
+            held = self._loaded.pop(key, None)
+            tail: Future[Tail] = Future() if held is None else held
             self._loaded[key] = tail
             while len(self._loaded) > limits.MAX_TAILS:
                 self._loaded.popitem(last=False)
-            return tail
+        if held is None:
+            self._load(key, tail, load)
+        return tail.result()
+
+    def _load(self, key: Key, tail: Future[Tail], load: Callable[[], Tail]) -> None:
+        try:
+            tail.set_result(load())
+        except BaseException as error:
+            with self._lock:
+                if self._loaded.get(key) is tail:
+                    del self._loaded[key]
+            tail.set_exception(error)
+
+    async def prepare(self, work: Callable[[], None]) -> None:
+        """Runs ``work``, which loads a tail, on a thread where neither frames nor other requests wait behind it."""
+        await asyncio.get_running_loop().run_in_executor(self._loaders, work)
 
     async def submit(self, work: Callable[[], tuple[bytes, int]]) -> tuple[bytes, int]:
         """Runs ``work`` on a tail's thread. Raises `errors.BusyError` where too many frames wait already."""
@@ -102,7 +117,7 @@ class Handler:
 
     async def ready(self) -> None:
         """Loads the tail and runs it once with the decoder, so that the first frame does not wait for either."""
-        await asyncio.to_thread(self._warm)
+        await self.tails.prepare(self._warm)
 
     def _warm(self) -> None:
         tail = self.tails.get(self.key, self.load)

@@ -15,6 +15,7 @@ from kernels import emit, gemm
 from kernels.emit import I8
 from kernels.jit import inline
 from kernels.reference import S8, U8
+from kernels.team import share
 
 WINDOWS = 48  # a multiple of the tile heights 6 and 12; 48 x 576 bytes stay in a first-level cache
 
@@ -77,20 +78,27 @@ def _gather(
 @inline
 def conv(
     arena, x, height, width, pitch, weights, w, bias, bias_at, multiplier, mul_at, y, out_height, out_width, out_channels, kernel_h, kernel_w,
-    stride_h, stride_w, dilation_h, dilation_w, top, left, groups, zero_x, lo, hi, zero, windows,
+    stride_h, stride_w, dilation_h, dilation_w, top, left, groups, zero_x, lo, hi, zero, windows, part, parts,
 ):  # fmt: skip
-    """y [OH, OW, OC] from x [H, W, pitch]; ``windows``: arena offset of `scratch_bytes` of scratch."""
+    """y [OH, OW, OC] from x [H, W, pitch]; ``windows``: arena offset of `scratch_bytes` of scratch.
+
+    Computes one of ``parts``: of the output pixels, or, where they are few, of each product.
+    """
     channels, outs = pitch // groups, out_channels // groups
     size = kernel_h * kernel_w * channels
     stride = (size + gemm.GROUP - 1) // gemm.GROUP * gemm.GROUP
     vectors = (outs + gemm.LANES - 1) // gemm.LANES
-    panel = vectors * gemm.LANES * stride * (1 if gemm.GROUP == 4 else 2)
+    panel = vectors * gemm.LANES * stride * gemm.WIDTH
     total = out_height * out_width
     run = kernel_w * channels
     line = dilation_h * width * pitch
     plain = dilation_w == 1 and pitch == channels
-    for first in range(0, total, WINDOWS):
-        count = min(WINDOWS, total - first)
+    begin, end = 0, total
+    if total >= 2 * WINDOWS * parts:
+        begin, end = share(total, part, parts)
+        part, parts = 0, 1
+    for first in range(begin, end, WINDOWS):
+        count = min(WINDOWS, end - first)
         for g in range(groups):
             oy, ox = first // out_width, first % out_width
             target = windows
@@ -118,4 +126,4 @@ def conv(
                     oy += 1
             columns = g * vectors * gemm.LANES
             gemm.gemm(arena, windows, stride, count, size, weights, w + g * panel, outs, bias, bias_at + columns, multiplier, mul_at + columns,
-                      y + first * out_channels + g * outs, out_channels, lo, hi, zero)  # fmt: skip
+                      y + first * out_channels + g * outs, out_channels, lo, hi, zero, part, parts)  # fmt: skip

@@ -19,6 +19,7 @@ from kernels import emit, reference
 from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET, Target
 from kernels.jit import inline
 from kernels.reference import F32, S8, U8
+from kernels.team import share
 
 GROUP = TARGET.group
 #: Vector widths in bits, widest first; narrow ones serve layers of few channels.
@@ -66,7 +67,7 @@ def pack_weights(w: S8) -> U8:
     for start, index in blocks(channels):
         ordered = padded[start + _channel_order(index)]  # [GROUP, lanes, taps]
         grouped = ordered.reshape(*ordered.shape[:2], -1, GROUP).transpose(2, 0, 1, 3)
-        parts.append(np.ascontiguousarray(grouped).reshape(-1))
+        parts.append(emit.pair_order(np.ascontiguousarray(grouped)).reshape(-1))
     return np.concatenate(parts).view(np.uint8)
 
 
@@ -89,12 +90,19 @@ def _unpack_order(lanes: int, high: int, width: int) -> list[int]:
     ]
 
 
-def _interleave(b: ir.IRBuilder, taps: list[ir.Value], size: int) -> list[ir.Value]:
-    """GROUP vectors of ``size`` channels (bytes, or words) to GROUP vectors whose lanes hold one channel's GROUP taps."""
+def _interleave(b: ir.IRBuilder, taps: list[ir.Value], size: int) -> list[Any]:
+    """GROUP vectors of ``size`` channels (bytes, or words) to GROUP operands whose lanes hold one channel's GROUP taps."""
     if GROUP == 2:
         words = [b.zext(tap, emit.vector(TARGET.element, size)) for tap in taps]
         return [emit.shuffle(b, words[0], words[1], _unpack_order(size, high, 8)) for high in (0, 1)]
+    taps = [emit.as_operand(b, tap) for tap in taps]
     pairs = [[emit.shuffle(b, taps[i], taps[i + 1], _unpack_order(size, high, 16)) for high in (0, 1)] for i in (0, 2)]
+    if TARGET.pairs:  # of 4 channels each: taps 0 and 1, then 2 and 3
+        return [
+            [emit.shuffle(b, v, v, range(half, half + 8)) for v in (first, second)]
+            for first, second in zip(*pairs, strict=True)
+            for half in (0, 8)
+        ]
     halves = [[b.bitcast(v, emit.vector(ir.IntType(16), size // 2)) for v in pair] for pair in pairs]
     quads = [
         emit.shuffle(b, halves[0][i], halves[1][i], _unpack_order(size // 2, high, 8))
@@ -228,6 +236,7 @@ def _run(
     return signature, codegen
 
 
+_OFFSET = np.int32(TARGET.offset)
 _BLOCK_SIZES = np.array(BLOCKS, np.int64)
 
 
@@ -242,7 +251,7 @@ def _run_row(
             for c in range(channels):
                 acc = bias[bias_at + c]
                 for t in range(count):
-                    acc += np.int32(arena[base + taps[t] + p * step_x + c]) * np.int32(
+                    acc += (np.int32(arena[base + taps[t] + p * step_x + c]) - _OFFSET) * np.int32(
                         np.int8(weights[w + t * channels + c])
                     )
                 real = min(max(np.float32(acc) * multiplier[mul_at + c], lo), hi)
@@ -285,7 +294,7 @@ def _run_row(
 @inline
 def depthwise(
     arena, x, height, width, channels, weights, w, bias, bias_at, multiplier, mul_at, y, out_height, out_width, kernel_h, kernel_w,
-    stride_h, stride_w, dilation_h, dilation_w, top, left, zero_x, lo, hi, zero, zeros, taps,
+    stride_h, stride_w, dilation_h, dilation_w, top, left, zero_x, lo, hi, zero, zeros, taps, part, parts,
 ):  # fmt: skip
     """y [OH, OW, C] from x [H, W, C]. ``zeros``: arena offset of a scratch row of W x C + slack bytes; ``taps``: scratch int64 [>= window + group]."""
     if (
@@ -303,7 +312,8 @@ def depthwise(
         else 0
     )
     last = max(first, min(out_width, last))
-    for oy in range(out_height):
+    begin, end = share(out_height, part, parts)
+    for oy in range(begin, end):
         ox = 0
         while ox < out_width:
             inside = first <= ox < last

@@ -6,8 +6,12 @@ Each writes y and reads only its inputs; float32 steps are those of `kernels.ref
 from __future__ import annotations
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
+from kernels import emit
 from kernels.jit import inline
+from kernels.team import share
 
 _ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds half to even
 
@@ -54,24 +58,39 @@ def mul(arena, a, b, y, n, period, za, zb, m, lo, hi, zero):
             target[i] = _code(np.float32(product) * m, lo, hi, zero)
 
 
+@intrinsic
+def _max16(typingctx, arena, target, source):
+    """The greater of 16 bytes at arena[target:] and at arena[source:], to the former."""
+
+    def codegen(context, b, sig, a):
+        base, kind = emit.array_pointer(context, b, sig.args[0], a[0]), emit.vector(emit.I8, 16)
+        best, cell = emit.load(b, kind, base, a[1]), emit.load(b, kind, base, a[2])
+        emit.store(b, b.select(b.icmp_unsigned(">", cell, best), cell, best), base, a[1])
+        return context.get_dummy_value()
+
+    return types.void(arena, types.int64, types.int64), codegen
+
+
 @inline
 def max_pool(
-    arena, x, height, width, channels, y, out_height, out_width, kernel_h, kernel_w, stride_h, stride_w, top, left
-):
-    for oy in range(out_height):
+    arena, x, height, width, channels, y, out_height, out_width, kernel_h, kernel_w, stride_h, stride_w, top, left, part, parts
+):  # fmt: skip
+    """One of ``parts`` of y [OH, OW, C]."""
+    whole = channels // 16 * 16
+    begin, end = share(out_height, part, parts)
+    for oy in range(begin, end):
+        y0, y1 = max(oy * stride_h - top, 0), min(oy * stride_h - top + kernel_h, height)
         for ox in range(out_width):
+            x0, x1 = max(ox * stride_w - left, 0), min(ox * stride_w - left + kernel_w, width)
             target = y + (oy * out_width + ox) * channels
-            first = True
-            for iy in range(max(oy * stride_h - top, 0), min(oy * stride_h - top + kernel_h, height)):
-                for ix in range(max(ox * stride_w - left, 0), min(ox * stride_w - left + kernel_w, width)):
-                    cell, best = arena[x + (iy * width + ix) * channels :][:channels], arena[target : target + channels]
-                    if first:
-                        for c in range(channels):
-                            best[c] = cell[c]
-                    else:
-                        for c in range(channels):
-                            best[c] = max(best[c], cell[c])
-                    first = False
+            arena[target : target + channels] = np.uint8(0)
+            for iy in range(y0, y1):
+                for ix in range(x0, x1):
+                    cell = x + (iy * width + ix) * channels
+                    for c in range(0, whole, 16):
+                        _max16(arena, target + c, cell + c)
+                    for c in range(whole, channels):
+                        arena[target + c] = max(arena[target + c], arena[cell + c])
 
 
 @inline

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
+from numpy.typing import NDArray
 
 from kernels import isa
 
@@ -27,13 +29,22 @@ class Target:
     """An instruction set as the generators see it.
 
     ``bits``: vector width. ``group``: products that one dot step adds into one int32 (4 bytes of u8 x s8, or 2 words of s16 x s16).
-    ``tiles``: register blocking of GEMM: vectors of columns -> rows, largest first.
+    ``tiles``: register blocking of GEMM: vectors of columns -> rows, largest first. ``spans``: groups of K that GEMM takes in one turn, so that one
+    load of activations serves them all; the last span, 1, takes what is left.
+
+    ``offset``: 128 where the dot step takes s8 x s8: activations are turned into s8 by subtracting it, and `correct_bias` gives it back.
+    ``pairs``: the dot step wants the bytes of a vector as pairs: those 0, 1 of every lane's group, then those 2, 3.
+    ``matrix``: GEMM has an instruction for 2 rows x 8 of K by 8 of K x 2 columns.
     """
 
     name: str
     bits: int
     group: int
     tiles: dict[int, tuple[int, ...]]
+    spans: tuple[int, ...] = (1,)
+    offset: int = 0
+    pairs: bool = False
+    matrix: bool = False
 
     @property
     def lanes(self) -> int:
@@ -52,6 +63,14 @@ TARGETS: Final = {
     # 16 registers: 4 x 2 accumulators, 2 weights, broadcasts, products.
     "avx2": Target("avx2", 256, 2, {2: (4, 2, 1), 1: (6, 3, 1)}),
     "portable": Target("portable", 128, 2, {2: (4, 2, 1), 1: (6, 3, 1)}),
+    # 32 registers. usmmla keeps 2 x 2 accumulators in one. Larger tiles, and on neon more than 2 rows, made LLVM spill.
+    "i8mm": Target(
+        "i8mm", 128, 4, {4: (4, 2, 1), 3: (6, 4, 2, 1), 2: (8, 4, 2, 1), 1: (8, 4, 2, 1)}, (2, 1), matrix=True
+    ),
+    "dotprod": Target(
+        "dotprod", 128, 4, {4: (4, 2, 1), 3: (6, 4, 2, 1), 2: (8, 4, 2, 1), 1: (8, 4, 2, 1)}, (4, 1), 128
+    ),
+    "neon": Target("neon", 128, 4, {4: (2, 1), 3: (2, 1), 2: (4, 2, 1), 1: (6, 4, 2, 1)}, (4, 1), 128, pairs=True),
 }
 TARGET: Final = TARGETS[isa.ISA]
 
@@ -130,14 +149,57 @@ def loop(
     following[:] = phis
 
 
-def dot(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, w: ir.Value) -> ir.Value:
-    """acc[i] + the sum of x * w over group i: groups of 4 u8 x s8, or of 2 s16 x s16. No saturation anywhere."""
+def correct_bias(bias: NDArray[np.int32], w: NDArray[np.int8]) -> NDArray[np.int32]:
+    """``bias`` [OC] and what `Target.offset` takes away: offset * sum of w [OC, ...]. Sums wrap as those of the kernels do."""
+    taken: NDArray[np.int32] = np.int32(TARGET.offset) * w.reshape(len(w), -1).sum(axis=1, dtype=np.int32)
+    return bias + taken
+
+
+def pair_order(data: NDArray[Any]) -> NDArray[Any]:
+    """Bytes of whole vectors in natural order [..., lanes, group] to the order of the dot step, where that is another (`Target.pairs`)."""
+    if not TARGET.pairs:
+        return data
+    return np.ascontiguousarray(data.reshape(-1, TARGET.lanes, 2, 2).transpose(0, 2, 1, 3))
+
+
+def as_operand(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """Activation bytes as the dot step takes them: as they are, or less `Target.offset` and then s8."""
+    return b.xor(x, ir.Constant(x.type, [TARGET.offset] * x.type.count)) if TARGET.offset else x
+
+
+def dot(b: ir.IRBuilder, acc: ir.Value, x: Any, w: ir.Value) -> ir.Value:
+    """acc[i] + the sum of x * w over group i: groups of 4 bytes (u8 x s8, or s8 x s8, see `as_operand`), or of 2 s16 x s16. No saturation anywhere.
+
+    With `Target.pairs` x is two half vectors: the pairs of bytes 0, 1 and those of bytes 2, 3.
+    """
     lanes = acc.type.count
+    if isa.ARM and w.type.element == I8:
+        return _dot_arm(b, acc, x, w)
     if x.type.element == I8:  # x and w as <lanes x i32>: LLVM upgrades this older signature where it has a newer one
         kind = vector(I32, lanes)
         name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
         return b.call(_declare(b, name, kind, [kind] * 3), [acc, b.bitcast(x, kind), b.bitcast(w, kind)])
     return b.add(acc, _pair_products(b, x, w, lanes))
+
+
+def _dot_arm(b: ir.IRBuilder, acc: ir.Value, x: Any, w: ir.Value) -> ir.Value:
+    if not TARGET.pairs:  # in this order LLVM takes x by element, where it is one word in every lane
+        name, operands = ("sdot", [w, x]) if TARGET.offset else ("usdot", [x, w])
+        kind = f"llvm.aarch64.neon.{name}.v4i32.v16i8"
+        return b.call(_declare(b, kind, acc.type, [acc.type, x.type, w.type]), [acc, *operands])
+    halves, words = vector(I8, 8), vector(I16, 8)
+    multiply = _declare(b, "llvm.aarch64.neon.smull.v8i16", words, [halves, halves])
+    low, high = (
+        b.call(multiply, [half, shuffle(b, w, w, range(at, at + 8))]) for half, at in zip(x, (0, 8), strict=True)
+    )  # 2 products fit s16: 2 x 128 x 127 < 2^15
+    add_pairs = _declare(b, "llvm.aarch64.neon.saddlp.v4i32.v8i16", acc.type, [words])
+    return b.add(acc, b.call(add_pairs, [b.add(low, high)]))
+
+
+def multiply_matrices(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, w: ir.Value) -> ir.Value:
+    """acc [2 rows, 2 columns] + x [2 rows, 8] u8 * w [2 columns, 8] s8, transposed (`Target.matrix`)."""
+    name = "llvm.aarch64.neon.usmmla.v4i32.v16i8"
+    return b.call(_declare(b, name, acc.type, [acc.type, x.type, w.type]), [acc, x, w])
 
 
 def _pair_products(b: ir.IRBuilder, x: ir.Value, w: ir.Value, lanes: int) -> ir.Value:

@@ -16,16 +16,18 @@ from numba.extending import intrinsic
 
 from kernels import emit, gemm
 from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET
-from kernels.gemm import GROUP, LANES, WIDEST
+from kernels.gemm import GROUP, LANES, WIDEST, WIDTH
 from kernels.jit import inline
 
 _HEIGHTS = gemm._HEIGHTS
-WORD = 4 if GROUP == 4 else 2  # products whose weights share 4 bytes of a panel
+STEP = 4 // WIDTH  # products whose weights share 4 bytes of a panel
+WORDS = GROUP // STEP  # such words of one column in a group
+PAIRS = TARGET.pairs
 
 
 def panel_bytes(n: int, k: int) -> int:
     """Bytes of the panels of n columns and k products."""
-    return -(-n // LANES) * LANES * (-(-k // GROUP)) * 4
+    return -(-n // LANES) * LANES * (-(-k // GROUP)) * GROUP * WIDTH
 
 
 _ARGS = [PTR, I64, PTR, I64, PTR, PTR, PTR, PTR, PTR, PTR, I64, I64]
@@ -50,7 +52,8 @@ def _tile_body(height: int, vectors: int) -> Any:
             ]
             for r in range(height):
                 factor = emit.splat(b, emit.load(b, FLOAT, row_scale, 4 * r), LANES)
-                zero = emit.splat(b, emit.load(b, I32, row_zero, 4 * r), LANES)
+                # codes less `Target.offset` were summed
+                zero = emit.splat(b, b.sub(emit.load(b, I32, row_zero, 4 * r), I32(TARGET.offset)), LANES)
                 target = emit.at(b, y, b.mul(ldy, I64(r)))
                 for v, (total, column, offset) in enumerate(per_column):
                     centred = b.sub(acc[r * vectors + v], b.mul(total, zero))
@@ -121,7 +124,7 @@ def float_gemm(x, ldx, m, k, w, n, sums, scale, bias, row_scale, row_zero, y, ld
             _tile(x + row * ldx, ldx, w, groups, sums + 4 * start, scale + 4 * start, bias + 4 * start, row_scale + 4 * row,
                   row_zero + 4 * row, y + row * ldy + 4 * start, ldy, n - start, vectors, height)  # fmt: skip
             row += height
-        w += vectors * LANES * groups * 4
+        w += vectors * LANES * groups * GROUP * WIDTH
         start += vectors * LANES
         left -= vectors
 
@@ -129,7 +132,7 @@ def float_gemm(x, ldx, m, k, w, n, sums, scale, bias, row_scale, row_zero, y, ld
 @inline
 def _word(codes, at, step):
     """The weights of one column that share 4 bytes of a panel, ``step`` elements apart."""
-    if GROUP == 4:
+    if WIDTH == 1:
         low = (np.uint32(codes[at]) & np.uint32(255)) | ((np.uint32(codes[at + step]) & np.uint32(255)) << np.uint32(8))
         high = (np.uint32(codes[at + 2 * step]) & np.uint32(255)) | (
             (np.uint32(codes[at + 3 * step]) & np.uint32(255)) << np.uint32(8)
@@ -139,11 +142,22 @@ def _word(codes, at, step):
 
 
 @inline
+def _put(words, place, word, column):
+    """Word of ``column`` of a group that starts at words[place:]: in order, or for `Target.pairs` its halves apart."""
+    if PAIRS:
+        halves = words.view(np.uint16)
+        at = 2 * (place + column // LANES * LANES) + column % LANES
+        halves[at], halves[at + LANES] = np.uint16(word & np.uint32(0xFFFF)), np.uint16(word >> np.uint32(16))
+    else:
+        words[place + column * WORDS] = word
+
+
+@inline
 def pack(codes, source, column_step, k_step, n, k, words, target):
     """int8 codes[source + column * column_step + i * k_step] of n columns and k products to panels at words[target:] (uint32).
 
-    ``codes`` and ``words`` are views of one array.
-    Like `gemm.pack_weights`, but columns beyond n hold what they held; elements up to a multiple of ``GROUP`` beyond k must be zeros.
+    ``codes`` and ``words`` are views of one array. Like `gemm.pack_weights`, but columns beyond n hold what they held; elements up to a multiple
+    of ``GROUP`` beyond k must be zeros.
     """
     groups = (k + GROUP - 1) // GROUP
     left = (n + LANES - 1) // LANES
@@ -153,16 +167,16 @@ def pack(codes, source, column_step, k_step, n, k, words, target):
         if WIDEST > 2 and left == WIDEST + 1:
             vectors = WIDEST - 1
         width = vectors * LANES
-        for g in range(groups):
-            place = target + g * width
-            first = source + start * column_step + g * WORD * k_step
+        for g in range(groups * WORDS):
+            place = target + g // WORDS * width * WORDS + g % WORDS
+            first = source + start * column_step + g * STEP * k_step
             count = min(width, n - start)
-            if GROUP == 4 and k_step == 1 and (first | column_step) % 4 == 0:
+            if WIDTH == 1 and not PAIRS and k_step == 1 and (first | column_step) % 4 == 0:
                 for c in range(count):  # the four bytes lie side by side
-                    words[place + c] = words[(first + c * column_step) >> 2]
+                    words[place + c * WORDS] = words[(first + c * column_step) >> 2]
             else:
                 for c in range(count):
-                    words[place + c] = _word(codes, first + c * column_step, k_step)
-        target += groups * width
+                    _put(words, place, _word(codes, first + c * column_step, k_step), c)
+        target += groups * width * WORDS
         start += width
         left -= vectors

@@ -18,8 +18,13 @@ from kernels import emit, reference
 from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET
 from kernels.jit import inline
 from kernels.reference import F32, S8, U8
+from kernels.team import share
 
-LANES, GROUP = TARGET.lanes, TARGET.group
+LANES = TARGET.lanes
+#: Of K, in one step of the micro-kernel.
+GROUP = 8 if TARGET.matrix else TARGET.group
+#: Bytes of a packed weight.
+WIDTH = 2 if GROUP == 2 else 1
 WIDEST = max(TARGET.tiles)
 
 
@@ -36,12 +41,12 @@ def column_tiles(vectors: int) -> Iterator[int]:
 def pack_weights(w: S8) -> U8:
     """w [N, K] int8 to panels as bytes: for each column tile [K / group, columns, group], zeros beyond N and K."""
     n, k = w.shape
-    padded = np.zeros((-(-n // LANES) * LANES, -(-k // GROUP) * GROUP), np.int8 if GROUP == 4 else np.int16)
+    padded = np.zeros((-(-n // LANES) * LANES, -(-k // GROUP) * GROUP), np.int8 if WIDTH == 1 else np.int16)
     padded[:n, :k] = w
     panels, start = [], 0
     for tile in column_tiles(padded.shape[0] // LANES):
         rows = padded[start : start + tile * LANES].reshape(tile * LANES, -1, GROUP)
-        panels.append(np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(-1))
+        panels.append(emit.pair_order(np.ascontiguousarray(rows.transpose(1, 0, 2))).reshape(-1))
         start += tile * LANES
     return np.concatenate(panels).view(np.uint8)
 
@@ -59,41 +64,108 @@ def _tile_body(rows: int, vectors: int) -> Any:
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
         x, ldx, w, groups, bias, multiplier, y, ldy, lo, hi, zero, columns = args
-        start = [emit.load(b, emit.vector(I32, LANES), bias, v * LANES * 4) for v in range(vectors)]
-        following = accumulate(b, rows, vectors, x, ldx, w, groups, start)
+        bias = [emit.load(b, emit.vector(I32, LANES), bias, v * LANES * 4) for v in range(vectors)]
+        acc = accumulate(b, rows, vectors, x, ldx, w, groups, bias)
         factors = [emit.load(b, emit.vector(FLOAT, LANES), multiplier, v * LANES * 4) for v in range(vectors)]
         bounds = [emit.splat(b, value, LANES) for value in (lo, hi, zero)]
         for r in range(rows):
             for v in range(vectors):
-                codes = b.trunc(
-                    emit.requantize(b, following[r * vectors + v], factors[v], *bounds), emit.vector(I8, LANES)
-                )
+                codes = b.trunc(emit.requantize(b, acc[r * vectors + v], factors[v], *bounds), emit.vector(I8, LANES))
                 _store_columns(b, codes, emit.at(b, y, b.add(b.mul(ldy, I64(r)), I64(v * LANES))), columns, v)
 
     return body
 
 
 def accumulate(
-    b: ir.IRBuilder, rows: int, vectors: int, x: ir.Value, ldx: ir.Value, w: ir.Value, groups: ir.Value, start: list[ir.Value]
+    b: ir.IRBuilder, rows: int, vectors: int, x: ir.Value, ldx: ir.Value, w: ir.Value, groups: ir.Value, bias: list[ir.Value]
 ) -> list[ir.Value]:  # fmt: skip
-    """IR of the loop over K: the accumulators of ``rows`` x ``vectors``, row by row; every row starts with the vectors ``start``."""
-    operand, size = emit.vector(TARGET.element, LANES * GROUP), TARGET.bits // 8
+    """IR of the walk over K: ``bias`` (a vector for each vector of columns) and the products, for each row its vectors of columns."""
     row_pointers = [emit.at(b, x, b.mul(ldx, I64(r))) for r in range(rows)]
-    with emit.loop(b, groups, *(start * rows)) as (index, acc, following):
-        panel = emit.at(b, w, b.mul(index, I64(vectors * size)))
-        weights = [emit.load(b, operand, panel, v * size) for v in range(vectors)]
-        for r in range(rows):
-            cells = _broadcast(b, row_pointers[r], b.mul(index, I64(GROUP)))
-            following += [emit.dot(b, acc[r * vectors + v], cells, weights[v]) for v in range(vectors)]
-    return following
+    acc, done = _start(b, bias, rows), I64(0)
+    for span in TARGET.spans:
+        turns = groups if TARGET.spans == (1,) else b.udiv(b.sub(groups, done), I64(span))
+        with emit.loop(b, turns, *acc) as (index, before, following):
+            group = b.add(done, b.mul(index, I64(span)))
+            panel = emit.at(b, w, b.mul(group, I64(vectors * LANES * GROUP * WIDTH)))
+            following += _steps(b, before, row_pointers, b.mul(group, I64(GROUP)), panel, vectors, span)
+        done, acc = b.mul(turns, I64(span)), following
+    return _by_rows(b, acc, rows, vectors)
 
 
-def _broadcast(b: ir.IRBuilder, row: ir.Value, offset: ir.Value) -> ir.Value:
-    """One group of activation bytes in every lane, as operand of the dot step."""
+def _steps(
+    b: ir.IRBuilder,
+    acc: list[ir.Value],
+    rows: list[ir.Value],
+    offset: ir.Value,
+    panel: ir.Value,
+    vectors: int,
+    span: int,
+) -> list[ir.Value]:
+    """``acc`` and the products of ``span`` groups: activations at ``offset`` of each row, weights at ``panel``."""
+    size = TARGET.bits // 8
+    each = vectors * LANES * GROUP * WIDTH // size  # operands of weights in a group
+    loaded = _activations(b, rows, offset, span)
+    multiply = emit.multiply_matrices if TARGET.matrix else emit.dot
+    for g in range(span):
+        weights = [
+            emit.load(b, emit.vector(TARGET.element, size // WIDTH), panel, (g * each + i) * size) for i in range(each)
+        ]
+        following: list[ir.Value] = []
+        for r, row in enumerate(loaded):
+            cells = _operand(b, row, g, span)
+            following += [multiply(b, acc[r * each + i], cells, weight) for i, weight in enumerate(weights)]
+        acc = following
+    return acc
+
+
+def _activations(b: ir.IRBuilder, rows: list[ir.Value], offset: ir.Value, span: int) -> list[list[ir.Value]]:
+    """``span`` groups of activations at ``offset`` of each row; for `Target.matrix` of each two rows, a single row standing for both."""
+    if TARGET.matrix:
+        loaded = [emit.load(b, emit.vector(I8, span * GROUP), row, offset) for row in rows]
+        return [list(pair) for pair in zip(loaded[::2], loaded[1::2] or loaded, strict=True)]
+    if span > 1:
+        return [[emit.as_operand(b, emit.load(b, emit.vector(I8, span * GROUP), row, offset))] for row in rows]
     if GROUP == 4:
-        return b.bitcast(emit.splat(b, emit.load(b, I32, row, offset), LANES), emit.vector(I8, LANES * 4))
-    words = b.zext(emit.load(b, emit.vector(I8, 2), row, offset), emit.vector(TARGET.element, 2))
-    return emit.shuffle(b, words, words, [0, 1] * LANES)
+        words = [emit.splat(b, emit.load(b, I32, row, offset), LANES) for row in rows]
+        return [[emit.as_operand(b, b.bitcast(word, emit.vector(I8, LANES * 4)))] for word in words]
+    return [[b.zext(emit.load(b, emit.vector(I8, 2), row, offset), emit.vector(TARGET.element, 2))] for row in rows]
+
+
+def _operand(b: ir.IRBuilder, row: list[ir.Value], group: int, span: int) -> Any:
+    """Group ``group`` of what `_activations` loaded of a row (or two), as operand of the step: in every lane, or one row beside the other."""
+    if TARGET.matrix:
+        first, second = row
+        return emit.shuffle(
+            b, first, second, [part * span * GROUP + group * GROUP + i for part in (0, 1) for i in range(GROUP)]
+        )
+    (cells,) = row
+    if TARGET.pairs:
+        return [emit.shuffle(b, cells, cells, [group * 4 + pair, group * 4 + pair + 1] * LANES) for pair in (0, 2)]
+    if GROUP == 2:
+        return emit.shuffle(b, cells, cells, [0, 1] * LANES)
+    if span == 1:
+        return cells
+    words = b.bitcast(cells, emit.vector(I32, LANES))
+    return b.bitcast(emit.shuffle(b, words, words, [group] * LANES), cells.type)
+
+
+def _start(b: ir.IRBuilder, bias: list[ir.Value], rows: int) -> list[ir.Value]:
+    """The accumulators of a tile: for each row its vectors of columns, or for each two rows 2 x 2 squares."""
+    if not TARGET.matrix:
+        return bias * rows
+    return [emit.shuffle(b, v, v, [c, c + 1, c, c + 1]) for v in bias for c in (0, 2)] * ((rows + 1) // 2)
+
+
+def _by_rows(b: ir.IRBuilder, acc: list[ir.Value], rows: int, vectors: int) -> list[ir.Value]:
+    """The inverse of `_start`'s order: for each row its vectors of columns."""
+    if not TARGET.matrix:
+        return acc
+    return [
+        emit.shuffle(b, acc[square], acc[square + 1], [low, low + 1, low + 4, low + 5])
+        for row in range(rows)
+        for low in (row % 2 * 2,)
+        for square in range(row // 2 * 2 * vectors, (row // 2 + 1) * 2 * vectors, 2)
+    ]
 
 
 def _store_columns(b: ir.IRBuilder, codes: ir.Value, target: ir.Value, columns: ir.Value, v: int) -> None:
@@ -158,26 +230,37 @@ for _vectors, _rows in TARGET.tiles.items():
 
 
 @inline
-def gemm(arena, x, ldx, m, k, weights, w, n, bias, bias_at, multiplier, mul_at, y, ldy, lo, hi, zero):
-    """y [m, n] = requantized x [m, k] * w + bias; offsets are in elements of their arrays.
+def gemm(
+    arena, x, ldx, m, k, weights, w, n, bias, bias_at, multiplier, mul_at, y, ldy, lo, hi, zero, part, parts
+):  # fmt: skip
+    """y [m, n] = requantized x [m, k] * w + bias; offsets are in elements of their arrays. Computes one of ``parts``: of the columns, or of the rows.
 
     Reads up to ``GROUP`` - 1 bytes beyond each row of x (times zero weights): the arena has that slack. Writes only y [m, n].
     """
     groups = (k + GROUP - 1) // GROUP
     left = (n + LANES - 1) // LANES
-    start = 0
+    first, last, row0, row1 = 0, left, 0, m
+    if parts > 1:
+        tiles = (left + WIDEST - 1) // WIDEST
+        if tiles >= 4 * parts or tiles % parts == 0 or m < 2 * parts:
+            first, last = share(tiles, part, parts)
+        else:
+            row0, row1 = share(m, part, parts)
+    tile = start = 0
     while left > 0:
         vectors = min(WIDEST, left)
         if WIDEST > 2 and left == WIDEST + 1:
             vectors = WIDEST - 1
-        row, choice = 0, 0
-        while row < m:
-            while _HEIGHTS[vectors, choice] > m - row:
-                choice += 1
-            rows = _HEIGHTS[vectors, choice]
-            _tile(arena, x + row * ldx, ldx, weights, w, groups, bias, bias_at + start, multiplier, mul_at + start,
-                  y + row * ldy + start, ldy, lo, hi, zero, n - start, vectors, rows)  # fmt: skip
-            row += rows
-        w += vectors * LANES * groups * GROUP * (1 if GROUP == 4 else 2)
+        if first <= tile < last:
+            row, choice = row0, 0
+            while row < row1:
+                while _HEIGHTS[vectors, choice] > row1 - row:
+                    choice += 1
+                rows = _HEIGHTS[vectors, choice]
+                _tile(arena, x + row * ldx, ldx, weights, w, groups, bias, bias_at + start, multiplier, mul_at + start,
+                      y + row * ldy + start, ldy, lo, hi, zero, n - start, vectors, rows)  # fmt: skip
+                row += rows
+        w += vectors * LANES * groups * GROUP * WIDTH
         start += vectors * LANES
         left -= vectors
+        tile += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -73,9 +74,26 @@ _OPTIONS: Final = {"nogil": True, "error_model": "numpy", "fastmath": False, "bo
 
 
 def kernel(function: F) -> F:
-    """Compile ``function``: no Python objects, the GIL released, IEEE arithmetic exactly as written, result kept on disk."""
-    compiled: F = numba.njit(cache=not CACHE_PROBLEM, **_OPTIONS)(function)
-    return compiled
+    """Compile ``function``: no Python objects, the GIL released, IEEE arithmetic exactly as written, result kept on disk if there is room."""
+    compiled: Any = numba.njit(cache=not CACHE_PROBLEM, **_OPTIONS)(function)
+    if not CACHE_PROBLEM:
+        compiled._cache.save_overload = _unless_full(compiled._cache.save_overload)
+    kept: F = compiled
+    return kept
+
+
+def _unless_full(save: Callable[..., None]) -> Callable[..., None]:
+    """``save``, which numba calls after it compiled; a disk that is full costs the next start some seconds, not this one its life."""
+
+    def attempt(*arguments: Any) -> None:
+        try:
+            save(*arguments)
+        except OSError as error:
+            warnings.warn(
+                f"compiled kernels cannot be kept in {CACHE_DIR}: {error.strerror}", RuntimeWarning, stacklevel=2
+            )
+
+    return attempt
 
 
 def inline(function: F) -> F:

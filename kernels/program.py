@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kernels import conv as conv_kernel
 from kernels import depthwise as depthwise_kernel
-from kernels import elementwise, rows, transformer
+from kernels import elementwise, rows, team, transformer
 from kernels import gemm as gemm_kernel
 from kernels.jit import inline, kernel
 
@@ -88,30 +88,88 @@ REALS = 2  # float32 operands of an operator: multipliers of ADD, MUL, AVG_POOL;
 
 
 @inline
-def _transformer(op, kind, real, arena, weights, biases, multipliers):
-    """The operators on float32 tensors: places become addresses."""
-    x, y, h, c = op[1], op[2], op[3], op[5]
+def _transformer(op, kind, real, arena, weights, biases, multipliers, scratch, part, parts):
+    """A part of an operator on float32 tensors, rows or heads of it; places become addresses."""
+    x, y, h, c, n = op[1], op[2], op[3], op[5], op[8]
     base, factors = rows.address(arena), rows.address(multipliers)
+    a, b = team.share(h, part, parts)
     if kind == 12:
-        scales = multipliers[op[26] :]
-        transformer.embed(
-            arena[x : x + 4 * h].view(np.int32),
-            h,
-            rows.address(weights) + op[24],
-            op[8],
-            c,
-            scales,
-            factors + 4 * op[30],
-            base + y,
-        )
+        ids, scales = arena[x + 4 * a : x + 4 * b].view(np.int32), multipliers[op[26] :]
+        positions = factors + 4 * (op[30] + a * c)
+        transformer.embed(ids, b - a, rows.address(weights) + op[24], n, c, scales, positions, base + y + 4 * a * c)
     elif kind == 13:
-        residual = base + op[28] if op[28] >= 0 else 0
-        transformer.linear(base + x, h, c, rows.address(weights) + op[24], op[8], rows.address(biases) + 4 * op[25], factors + 4 * op[26],
-                           factors + 4 * op[30], op[31], residual, base + y, base + op[27])  # fmt: skip
+        residual = base + op[28] + 4 * a * n if op[28] >= 0 else 0
+        transformer.linear(base + x + 4 * a * c, b - a, c, rows.address(weights) + op[24], n, rows.address(biases) + 4 * op[25],
+                           factors + 4 * op[26], factors + 4 * op[30], op[31], residual, base + y + 4 * a * n, base + scratch)  # fmt: skip
     elif kind == 14:
-        transformer.norm(base + x, h, c, factors + 4 * op[26], factors + 4 * op[30], real, base + y)
+        transformer.norm(
+            base + x + 4 * a * c, b - a, c, factors + 4 * op[26], factors + 4 * op[30], real, base + y + 4 * a * c
+        )
     elif kind == 15:
-        transformer.attention(arena, x, h, c, op[19], real, op[28], op[13], y, op[27])
+        first, last = team.share(op[19], part, parts)
+        transformer.attention(arena, x, h, c, op[19], first, last, real, op[28], op[13], y, scratch)
+
+
+@inline
+def _pair_share(size, period, second, part, parts):
+    """A part of ADD or MUL: bytes of a piece, first and last piece, offset of its second input, and that input's period."""
+    if period == size:  # as large as the first input: cut anywhere
+        a, b = team.share(size, part, parts)
+        return 1, a, b, second + a, max(b - a, 1)
+    a, b = team.share(size // period, part, parts)  # repeated: cut between its repetitions
+    return period, a, b, second, period
+
+
+@inline
+def _operator(
+    ops, reals, i, part, parts, member, arena, weights, biases, multipliers, tables, ints, floats, taps, scratch
+):
+    """Piece ``part`` of ``parts`` of operator i, with the scratch of ``member``."""
+    op = ops[i]
+    kind, x, y, h, w, c = op[0], op[1], op[2], op[3], op[4], op[5]
+    zx, zy = op[20], op[21]
+    lo, hi, zero = np.float32(op[22] - zy), np.float32(op[23] - zy), np.int32(zy)
+    own = op[27] + member * scratch
+    if kind == 0:
+        gemm_kernel.gemm(arena, x, c, h, c, weights, op[24], op[8], biases, op[25], multipliers, op[26], y, op[8], lo, hi, zero, part,
+                         parts)  # fmt: skip
+    elif kind == 1:
+        conv_kernel.conv(arena, x, h, w, c, weights, op[24], biases, op[25], multipliers, op[26], y, op[6], op[7], op[8], op[9], op[10], op[11],
+                         op[12], op[13], op[14], op[15], op[16], op[19], np.uint8(zx), lo, hi, zero, own, part, parts)  # fmt: skip
+    elif kind == 2:
+        depthwise_kernel.depthwise(arena, x, h, w, c, weights, op[24], biases, op[25], multipliers, op[26], y, op[6], op[7], op[9], op[10], op[11],
+                                   op[12], op[13], op[14], op[15], op[16], np.uint8(zx), lo, hi, zero, own, taps[member], part,
+                                   parts)  # fmt: skip
+    elif kind == 3:
+        step, a, b, moved, period = _pair_share(h, op[31], op[28], part, parts)
+        elementwise.add(arena, x + a * step, moved, y + a * step, (b - a) * step, period, np.float32(zx), np.float32(op[29]), reals[i, 0],
+                        reals[i, 1], lo, hi, zero)  # fmt: skip
+    elif kind == 4:
+        step, a, b, moved, period = _pair_share(h, op[31], op[28], part, parts)
+        elementwise.mul(arena, x + a * step, moved, y + a * step, (b - a) * step, period, np.int32(zx), np.int32(op[29]), reals[i, 0], lo, hi,
+                        zero)  # fmt: skip
+    elif kind == 5:
+        a, b = team.share(h, part, parts)
+        elementwise.lut(arena, x + a, y + a, b - a, tables, op[30])
+    elif kind == 8:
+        a, b = team.share(h, part, parts)
+        elementwise.copy_columns(arena, x + a * c, y + a * op[31], b - a, c, op[31], tables, op[30])
+    elif kind == 6:
+        elementwise.max_pool(
+            arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16], part, parts
+        )
+    elif kind >= 12:
+        _transformer(op, kind, reals[i, 0], arena, weights, biases, multipliers, own, part, parts)
+    elif part == 0:  # what is left is small
+        if kind == 7:
+            elementwise.avg_pool(arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16], op[31], np.int32(zx),
+                                 reals[i, 0], lo, hi, zero, ints[member])  # fmt: skip
+        elif kind == 9:
+            elementwise.transpose(arena, x, y, op[32:36], op[36:40])
+        elif kind == 10:
+            elementwise.pad2d(arena, x, h, w, c, y, op[15], op[16], op[17], op[18], np.uint8(zx))
+        elif kind == 11:
+            elementwise.softmax(arena, x, y, h, c, reals[i, 0], reals[i, 1], lo, hi, zero, floats[member])
 
 
 @kernel
@@ -128,58 +186,131 @@ def run(
     ints: NDArray[np.int32],
     floats: NDArray[np.float32],
     taps: NDArray[np.int64],
+    scratch: int,
+    parts: int,
+    sync: NDArray[np.int64],
 ) -> None:
-    """Run operators ``start`` to ``stop`` of the table ops [n, FIELDS] int64 and reals [n, REALS] float32.
+    """Run operators ``start`` to ``stop`` of the table ops [n, FIELDS] int64 and reals [n, REALS] float32, with the team of ``parts`` members.
 
-    arena uint8; weights uint8 (packed panels); biases int32; multipliers float32; tables uint8; scratch: ints int32, floats float32, taps int64.
+    arena uint8; weights uint8 (packed panels); biases int32; multipliers float32; tables uint8. Scratch: a row for each member of ints int32, floats
+    float32 and taps int64, and ``scratch`` bytes for each in the arena. The caller is member 0; the others are in `follow`.
     """
-    for i in range(start, stop):
-        op = ops[i]
-        kind, x, y, h, w, c = op[0], op[1], op[2], op[3], op[4], op[5]
-        zx, zy = op[20], op[21]
-        lo, hi, zero = np.float32(op[22] - zy), np.float32(op[23] - zy), np.int32(zy)
-        if kind == 0:
-            gemm_kernel.gemm(
-                arena, x, c, h, c, weights, op[24], op[8], biases, op[25], multipliers, op[26], y, op[8], lo, hi, zero
-            )
-        elif kind == 1:
-            conv_kernel.conv(arena, x, h, w, c, weights, op[24], biases, op[25], multipliers, op[26], y, op[6], op[7], op[8], op[9], op[10], op[11],
-                             op[12], op[13], op[14], op[15], op[16], op[19], np.uint8(zx), lo, hi, zero, op[27])  # fmt: skip
-        elif kind == 2:
-            depthwise_kernel.depthwise(arena, x, h, w, c, weights, op[24], biases, op[25], multipliers, op[26], y, op[6], op[7], op[9], op[10], op[11],
-                                       op[12], op[13], op[14], op[15], op[16], np.uint8(zx), lo, hi, zero, op[27], taps)  # fmt: skip
-        elif kind == 3:
-            elementwise.add(
+    if parts == 1:
+        for i in range(start, stop):
+            _operator(ops, reals, i, 0, 1, 0, arena, weights, biases, multipliers, tables, ints, floats, taps, scratch)
+        return
+    pieces = (stop - start) * parts
+    base = team.launch(sync, start, pieces)
+    _work(
+        ops,
+        reals,
+        start,
+        base,
+        base + pieces,
+        0,
+        arena,
+        weights,
+        biases,
+        multipliers,
+        tables,
+        ints,
+        floats,
+        taps,
+        scratch,
+        parts,
+        sync,
+    )
+
+
+@kernel
+def follow(
+    ops: NDArray[np.int64],
+    reals: NDArray[np.float32],
+    arena: NDArray[np.uint8],
+    weights: NDArray[np.uint8],
+    biases: NDArray[np.int32],
+    multipliers: NDArray[np.float32],
+    tables: NDArray[np.uint8],
+    ints: NDArray[np.int32],
+    floats: NDArray[np.float32],
+    taps: NDArray[np.int64],
+    scratch: int,
+    member: int,
+    parts: int,
+    sync: NDArray[np.int64],
+) -> None:
+    """Member ``member`` of a team: sleep, help with what `run` starts, until `dismiss`."""
+    epoch = 0
+    while team.wait(sync, epoch):
+        epoch = team.load(sync, team.EPOCH)
+        first, base, target = team.load(sync, team.FIRST), team.load(sync, team.BASE), team.load(sync, team.TARGET)
+        if team.load(sync, team.EPOCH) == epoch:  # else these are of two epochs
+            _work(
+                ops,
+                reals,
+                first,
+                base,
+                target,
+                member,
                 arena,
-                x,
-                op[28],
-                y,
-                h,
-                op[31],
-                np.float32(zx),
-                np.float32(op[29]),
-                reals[i, 0],
-                reals[i, 1],
-                lo,
-                hi,
-                zero,
+                weights,
+                biases,
+                multipliers,
+                tables,
+                ints,
+                floats,
+                taps,
+                scratch,
+                parts,
+                sync,
             )
-        elif kind == 4:
-            elementwise.mul(arena, x, op[28], y, h, op[31], np.int32(zx), np.int32(op[29]), reals[i, 0], lo, hi, zero)
-        elif kind == 5:
-            elementwise.lut(arena, x, y, h, tables, op[30])
-        elif kind == 6:
-            elementwise.max_pool(arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16])
-        elif kind == 7:
-            elementwise.avg_pool(arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16], op[31], np.int32(zx),
-                                 reals[i, 0], lo, hi, zero, ints)  # fmt: skip
-        elif kind == 8:
-            elementwise.copy_columns(arena, x, y, h, c, op[31], tables, op[30])
-        elif kind == 9:
-            elementwise.transpose(arena, x, y, op[32:36], op[36:40])
-        elif kind == 10:
-            elementwise.pad2d(arena, x, h, w, c, y, op[15], op[16], op[17], op[18], np.uint8(zx))
-        elif kind == 11:
-            elementwise.softmax(arena, x, y, h, c, reals[i, 0], reals[i, 1], lo, hi, zero, floats)
-        elif kind >= 12:
-            _transformer(op, kind, reals[i, 0], arena, weights, biases, multipliers)
+
+
+@inline
+def _work(
+    ops,
+    reals,
+    first,
+    base,
+    target,
+    member,
+    arena,
+    weights,
+    biases,
+    multipliers,
+    tables,
+    ints,
+    floats,
+    taps,
+    scratch,
+    parts,
+    sync,
+):
+    """Take pieces until there are none."""
+    piece = team.take(sync, base, target, parts)
+    while piece >= 0:
+        _operator(
+            ops,
+            reals,
+            first + piece // parts,
+            piece % parts,
+            parts,
+            member,
+            arena,
+            weights,
+            biases,
+            multipliers,
+            tables,
+            ints,
+            floats,
+            taps,
+            scratch,
+        )
+        team.finish(sync)
+        piece = team.take(sync, base, target, parts)
+
+
+@kernel
+def dismiss(sync: NDArray[np.int64]) -> None:
+    """End the team: every member returns from `follow`. Not while a frame runs."""
+    team.dismiss(sync)

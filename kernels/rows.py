@@ -333,19 +333,22 @@ def column_scales(typingctx, tops, n, inverses):
 
 
 @intrinsic
-def quantize_value(typingctx, x, n, inverses, codes):
-    """x float32 [n] to int8 codes [n, padded to 16] by the inverse scale of each column."""
+def quantize_value(typingctx, x, n, inverses, codes, totals):
+    """x float32 [n] to int8 codes [n, padded to 16] by the inverse scale of each column; the codes are added to the int32 ``totals``."""
 
-    def body(b, x, n, inverses, codes):
-        x, inverses, codes = pointer(b, x), pointer(b, inverses), pointer(b, codes)
+    def body(b, x, n, inverses, codes, totals):
+        x, inverses, codes, totals = (pointer(b, p) for p in (x, inverses, codes, totals))
 
         def step(block):
-            block.store_bytes(_signed_code(block.load(x) * block.load(inverses)).integers(), codes)
+            value = _signed_code(block.load(x) * block.load(inverses)).integers()
+            block.store_bytes(value, codes)
+            place = emit.at(b, totals, b.mul(block.start, I64(4)))
+            emit.store(b, b.add(emit.load(b, _INTS, place), value), place)
             return []
 
         _sweep(b, n, step)
 
-    return call("quantize_value", body, x, n, inverses, codes)
+    return call("quantize_value", body, x, n, inverses, codes, totals)
 
 
 @intrinsic

@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels import rows
 from kernels.float_gemm import float_gemm, pack
-from kernels.gemm import GROUP, LANES
+from kernels.gemm import GROUP, LANES, WIDTH
 from kernels.jit import inline
 
 BLOCK = 48  # rows of a product that are finished (GELU, residual) while they lie in the second-level cache; a multiple of the tile heights
@@ -70,8 +70,8 @@ def _layout(tokens, channels, heads):
     """
     size, list_bytes = channels // heads, (tokens + 31) // 16 * 64
     head_bytes, column_bytes = (size + 15) // 16 * 16, (channels + 31) // 16 * 64
-    key_panel = (tokens + LANES - 1) // LANES * LANES * ((size + GROUP - 1) // GROUP) * 4
-    value_panel = (size + LANES - 1) // LANES * LANES * ((tokens + GROUP - 1) // GROUP) * 4
+    key_panel = (tokens + LANES - 1) // LANES * LANES * ((size + GROUP - 1) // GROUP) * GROUP * WIDTH
+    value_panel = (size + LANES - 1) // LANES * LANES * ((tokens + GROUP - 1) // GROUP) * GROUP * WIDTH
     counted = 0
     key_scale = counted + list_bytes
     key_sum = key_scale + list_bytes
@@ -82,14 +82,15 @@ def _layout(tokens, channels, heads):
     keys = queries + tokens * head_bytes
     values = keys + tokens * head_bytes
     value_scale = values + (tokens + GROUP) * column_bytes // 4
-    value_inverse = value_scale + column_bytes
+    value_sum = value_scale + column_bytes
+    value_inverse = value_sum + column_bytes
     key_panels = value_inverse + column_bytes
     value_panels = key_panels + (key_panel + 63) // 64 * 64
     scores = value_panels + (value_panel + 63) // 64 * 64
     weights = scores + BLOCK * list_bytes
     weight_scale = weights + BLOCK * list_bytes // 4 + 64
-    return (counted, key_scale, key_sum, zeros, query_scale, query_zero, queries, keys, values, value_scale, value_inverse, key_panels,
-            value_panels, scores, weights, weight_scale, weight_scale + 4 * BLOCK + 64)  # fmt: skip
+    return (counted, key_scale, key_sum, zeros, query_scale, query_zero, queries, keys, values, value_scale, value_sum, value_inverse,
+            key_panels, value_panels, scores, weights, weight_scale, weight_scale + 4 * BLOCK + 64)  # fmt: skip
 
 
 _places = inline(_layout)
@@ -107,26 +108,26 @@ def _count_tokens(words, tokens, ids, pad, counted):
 
 
 @inline
-def _quantize_values(words, counted, count, x, row_bytes, channels, scale, inverse, codes, step):
-    """The values of all heads at once: one scale for each column over the tokens that count."""
+def _quantize_values(words, counted, count, x, row_bytes, columns, scale, inverse, codes, step, totals):
+    """The values of several heads at once: one scale and one sum for each column over the tokens that count."""
     for i in range(count):
-        rows.widen_columns(x + np.int64(words[counted + i]) * row_bytes, channels, scale)
-    rows.column_scales(scale, channels, inverse)
+        rows.widen_columns(x + np.int64(words[counted + i]) * row_bytes, columns, scale)
+    rows.column_scales(scale, columns, inverse)
     for i in range(count):
-        rows.quantize_value(x + np.int64(words[counted + i]) * row_bytes, channels, inverse, codes + i * step)
+        rows.quantize_value(x + np.int64(words[counted + i]) * row_bytes, columns, inverse, codes + i * step, totals)
 
 
 @inline
-def attention(arena, x, tokens, channels, heads, factor, ids, pad, y, scratch):
-    """y [tokens, channels] from x [tokens, 3 * channels]; ``x``, ``y``, ``scratch`` and ``ids`` (-1: every token counts) are offsets of ``arena``.
+def attention(arena, x, tokens, channels, heads, first_head, last_head, factor, ids, pad, y, scratch):
+    """The columns of some heads of y [tokens, channels] from x [tokens, 3 * channels]; ``x``, ``y``, ``scratch`` and ``ids`` (-1: every token counts) are offsets of ``arena``.
 
     ``ids`` int32 [tokens]. Keys and values are packed once for each head; scores pass in blocks of rows that stay in the first-level cache.
     """
     base, words, codes = rows.address(arena), arena.view(np.uint32), arena.view(np.int8)
     row_bytes, size = 12 * channels, channels // heads
     list_bytes, head_bytes, value_bytes = (tokens + 31) // 16 * 64, (size + 15) // 16 * 16, (channels + 31) // 16 * 16
-    (counted, key_scale, key_sum, zeros, query_scale, query_zero, queries, keys, values, value_scale, value_inverse, key_panels,
-     value_panels, scores, weights, weight_scale, _) = _places(tokens, channels, heads)  # fmt: skip
+    (counted, key_scale, key_sum, zeros, query_scale, query_zero, queries, keys, values, value_scale, value_sum, value_inverse,
+     key_panels, value_panels, scores, weights, weight_scale, _) = _places(tokens, channels, heads)  # fmt: skip
     place = base + scratch
     counted_at = (scratch + counted) // 4
     count = _count_tokens(words, tokens, ids // 4 if ids >= 0 else -1, np.uint32(pad), counted_at)
@@ -137,9 +138,11 @@ def attention(arena, x, tokens, channels, heads, factor, ids, pad, y, scratch):
     arena[scratch + value_scale : scratch + value_inverse] = np.uint8(0)
     after = scratch + values + count * value_bytes
     arena[after : after + GROUP * value_bytes] = np.uint8(0)  # the products beyond the last token
-    _quantize_values(words, counted_at, count, base + x + 8 * channels, row_bytes, channels, place + value_scale,
-                     place + value_inverse, place + values, value_bytes)  # fmt: skip
-    for head in range(heads):
+    done = first_head * size
+    _quantize_values(words, counted_at, count, base + x + 8 * channels + 4 * done, row_bytes, (last_head - first_head) * size,
+                     place + value_scale + 4 * done, place + value_inverse + 4 * done, place + values + done, value_bytes,
+                     place + value_sum + 4 * done)  # fmt: skip
+    for head in range(first_head, last_head):
         column = base + x + 4 * head * size
         rows.quantize_keys(column + 4 * channels, row_bytes, place + counted, count, size, factor, place + keys, head_bytes,
                            place + key_scale, place + key_sum)  # fmt: skip
@@ -156,6 +159,6 @@ def attention(arena, x, tokens, channels, heads, factor, ids, pad, y, scratch):
             rows.softmax_rows(
                 place + scores, list_bytes, some, count, place + weights, list_bytes // 4, place + weight_scale
             )
-            float_gemm(place + weights, list_bytes // 4, some, count, place + value_panels, size, place + zeros,
+            float_gemm(place + weights, list_bytes // 4, some, count, place + value_panels, size, place + value_sum + 4 * head * size,
                        place + value_scale + 4 * head * size, place + zeros, place + weight_scale, place + zeros,
                        base + y + 4 * (head * size + first * channels), 4 * channels)  # fmt: skip

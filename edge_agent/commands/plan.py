@@ -26,7 +26,8 @@ async def plan(settings: Settings, *, json: bool) -> None:
     if json:
         print(msgspec.json.encode(chosen).decode())
     else:
-        Console(highlight=False).print(explain(chosen))
+        console = Console(highlight=False)
+        console.print(explain(chosen, console.width))
 
 
 async def models(settings: Settings, *, json: bool) -> None:

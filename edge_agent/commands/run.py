@@ -1,7 +1,8 @@
 """`edge-agent run`: the long-running agent with its local HTTP API.
 
 The API listens at once; `/healthz` says 503 until frames are served. systemd hears READY as soon as the API listens: a server that is down must not
-make the board's start-up fail. A server that cannot be reached is tried again for ever; any other error ends the program.
+make the board's start-up fail. A server that cannot be reached or has trouble of its own is tried again for ever; any other error ends the
+program, and systemd starts it again after a while.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import hashlib
 import math
 import threading
 import time
+import weakref
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.errors import InputError, SegmentError
+from edge_agent import limits
+from edge_agent.errors import InputError, SegmentError, UsageError
 from edge_agent.head import segment as seg
 from edge_agent.head.verify import hwc, verify
-from kernels import conv, depthwise, gemm, transformer
-from kernels.program import FIELDS, REALS, Field, Kind, run
+from kernels import conv, depthwise, emit, gemm, team, transformer
+from kernels.program import FIELDS, REALS, Field, Kind, dismiss, follow, run
 
 U8 = NDArray[np.uint8]
 Values = NDArray[Any]
@@ -43,15 +45,38 @@ class Head:
     hash promises.
     """
 
-    def __init__(self, segment: seg.Segment, *, check_golden: bool = True) -> None:
+    def __init__(self, segment: seg.Segment, *, check_golden: bool = True, threads: int = 1) -> None:
+        """``threads``: how many work on one frame; the bits are the same for any number."""
         weights = verify(segment)
+        if not 1 <= threads <= limits.MAX_THREADS:
+            raise UsageError(f"a head runs on 1 to {limits.MAX_THREADS} threads, not {threads}")
         self.header = segment.header
         self.input = self.header.tensors[self.header.input]
         self.output = self.header.tensors[self.header.output]
-        self._table = _lower(segment, weights)
+        self.threads = threads
         self._vocabulary = seg.vocabulary(self.header)
-        self._arena = _aligned(_roundup(_roundup(self.header.arena_bytes) + self._table.scratch_bytes) + SLACK)
+        self._table = _lower(segment, weights, threads)
+        self._arena = _aligned(seg.roundup(self.header.arena_bytes) + threads * self._table.scratch_bytes + SLACK)
         self._lock = threading.Lock()
+        self._sync = _aligned(8 * team.SYNC).view(np.int64)
+        for part in range(1, threads):
+            t = self._table
+            member = (
+                t.ops,
+                t.reals,
+                self._arena,
+                t.weights,
+                t.biases,
+                t.multipliers,
+                t.tables,
+                t.ints,
+                t.floats,
+                t.taps,
+            )
+            arguments = (*member, t.scratch_bytes, part, threads, self._sync)
+            threading.Thread(target=follow, args=arguments, name=f"head-{part}", daemon=True).start()
+        if threads > 1:
+            weakref.finalize(self, dismiss, self._sync)
         if check_golden:
             self._check_golden()
 
@@ -123,20 +148,8 @@ class Head:
 
     def _call(self, start: int, stop: int) -> None:
         t = self._table
-        run(
-            t.ops,
-            t.reals,
-            start,
-            stop,
-            self._arena,
-            t.weights,
-            t.biases,
-            t.multipliers,
-            t.tables,
-            t.ints,
-            t.floats,
-            t.taps,
-        )
+        run(t.ops, t.reals, start, stop, self._arena, t.weights, t.biases, t.multipliers, t.tables, t.ints, t.floats, t.taps,
+             t.scratch_bytes, self.threads, self._sync)  # fmt: skip
 
     def _check_golden(self) -> None:
         frame = seg.golden_frame(self.header)
@@ -146,13 +159,9 @@ class Head:
             )
 
 
-def load(data: bytes) -> Head:
+def load(data: bytes, threads: int = 1) -> Head:
     """The head in a segment file: parsed, verified, prepared, compiled kernels warm, golden answer checked."""
-    return Head(seg.parse(data))
-
-
-def _roundup(size: int) -> int:
-    return -(-size // seg.ALIGN) * seg.ALIGN
+    return Head(seg.parse(data), threads=threads)
 
 
 def _aligned(size: int) -> U8:
@@ -233,7 +242,7 @@ class _Lowering:
         row[[Field.ZX, Field.ZY, Field.SCRATCH]] = (
             source.zero_point,
             target.zero_point,
-            _roundup(self.segment.header.arena_bytes),
+            seg.roundup(self.segment.header.arena_bytes),
         )
         for name, value in fields.items():
             row[Field[name]] = value
@@ -248,7 +257,7 @@ class _Lowering:
         return self.tables.put(self.segment.blob[offset : offset + 256])
 
 
-def _lower(segment: seg.Segment, weights: dict[int, NDArray[np.int8]]) -> _Table:
+def _lower(segment: seg.Segment, weights: dict[int, NDArray[np.int8]], threads: int) -> _Table:
     low = _Lowering(segment)
     starts, kinds, macs = [0], [], []
     for i, op in enumerate(segment.header.ops):
@@ -266,8 +275,8 @@ def _lower(segment: seg.Segment, weights: dict[int, NDArray[np.int8]]) -> _Table
     return _Table(
         np.array(low.rows, np.int64).reshape(-1, FIELDS), np.array(low.reals, np.float32).reshape(-1, REALS),
         low.weights.array(), low.biases.array(), low.multipliers.array(), low.tables.array(),
-        np.zeros(low.ints, np.int32), np.zeros(low.floats, np.float32), np.zeros(low.taps, np.int64),
-        low.scratch, starts, kinds, macs,
+        np.zeros((threads, low.ints), np.int32), np.zeros((threads, low.floats), np.float32), np.zeros((threads, low.taps), np.int64),
+        -(-low.scratch // 64) * 64, starts, kinds, macs,
     )  # fmt: skip
 
 
@@ -280,7 +289,7 @@ def _lower_conv(low: _Lowering, op: seg.Conv, w: NDArray[np.int8]) -> str:
     """Choose the kernel: a plain matrix product, depthwise, or gathered windows. Returns its kind for people."""
     x, y = hwc(low.tensor(op.x).shape), hwc(low.tensor(op.out).shape)
     blob = low.segment.blob
-    bias = blob[op.bias : op.bias + 4 * y[2]].view(np.int32)
+    bias = emit.correct_bias(blob[op.bias : op.bias + 4 * y[2]].view(np.int32), w)
     multiplier = blob[op.multiplier : op.multiplier + 4 * y[2]].view(np.float32)
     pointwise = w.shape[1:3] == (1, 1) and op.groups == 1 and op.stride == [1, 1] and not any(op.pad)
     if pointwise:

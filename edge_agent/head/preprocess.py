@@ -16,6 +16,9 @@ U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
+# Pillow would try some forty decoders, that of EPS among them, which hands the bytes to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
 
 def load_image(data: bytes) -> Image.Image:
     """The image encoded in ``data``, upright. Raises `errors.InputError` if it is none, truncated, or beyond the limits."""
@@ -24,14 +27,16 @@ def load_image(data: bytes) -> Image.Image:
             f"an image of {len(data)} bytes is over the limit of {limits.MAX_IMAGE_BYTES}; send a smaller one"
         )
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > limits.MAX_IMAGE_PIXELS:
             raise errors.InputError(
                 f"an image of {image.width} x {image.height} pixels is over the limit; send a smaller one"
             )
         image.load()
         return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except errors.InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a hostile file makes them stumble over
         raise errors.InputError("this is not an image that can be read; send a JPEG, PNG, WebP or BMP file") from error
 
 
@@ -43,12 +48,17 @@ def prepare_image(image: Image.Image, preprocess: Preprocess) -> U8:
     if preprocess.fit == "stretch":
         image = image.resize((width, height), method)
     else:
-        short = min(image.size)
-        scale = max(preprocess.resize / short, height / image.height, width / image.width)
-        image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))), method)
+        image = image.resize(resized(image, preprocess), method)
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         image = image.crop((left, top, left + width, top + height))
     return np.asarray(image, np.uint8).reshape(height, width, channels)
+
+
+def resized(image: Image.Image, preprocess: Preprocess) -> tuple[int, int]:
+    """Width and height of ``image`` before the crop: its short side at ``preprocess.resize``, or more where the crop would not fit."""
+    height, width, _ = preprocess.shape
+    scale = max(preprocess.resize / min(image.size), height / image.height, width / image.width)
+    return max(width, round(image.width * scale)), max(height, round(image.height * scale))
 
 
 def normalise(pixels: U8, preprocess: Preprocess) -> F32:

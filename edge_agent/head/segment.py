@@ -246,6 +246,11 @@ class Header(msgspec.Struct):
     golden: Golden
 
 
+def only_moves(header: Header) -> bool:
+    """Whether the head computes nothing: it moves bytes about or looks tokens up, so that what leaves it is the input itself, however it is called."""
+    return all(isinstance(op, Reshape | Transpose | Pad | Concat | Embed) for op in header.ops)
+
+
 class Segment(msgspec.Struct):
     """A parsed segment: the header, and the blob as uint8."""
 
@@ -253,7 +258,8 @@ class Segment(msgspec.Struct):
     blob: NDArray[np.uint8]
 
 
-def _roundup(n: int) -> int:
+def roundup(n: int) -> int:
+    """The least multiple of `ALIGN` that is not below ``n``."""
     return -(-n // ALIGN) * ALIGN
 
 
@@ -263,7 +269,7 @@ def build(header: Header, blob: bytes) -> bytes:
         raise errors.SegmentError(f"the header says {header.blob_bytes} bytes of blob, there are {len(blob)}")
     text = msgspec.json.encode(header)
     start = MAGIC + FORMAT_VERSION.to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
-    return start + bytes(_roundup(len(start)) - len(start)) + blob
+    return start + bytes(roundup(len(start)) - len(start)) + blob
 
 
 def parse(data: bytes) -> Segment:
@@ -281,7 +287,7 @@ def parse(data: bytes) -> Segment:
         header = msgspec.json.decode(data[16 : 16 + length], type=Header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.SegmentError(f"the segment's header is corrupt: {str(error)[:300]}") from error
-    start = _roundup(16 + length)
+    start = roundup(16 + length)
     if len(data) - start != header.blob_bytes:
         raise errors.SegmentError(
             f"the segment has {max(0, len(data) - start)} bytes of weights where its header says {header.blob_bytes}; fetch it again"

@@ -7,7 +7,8 @@ Rules, each before a kernel sees a pointer:
 - every weight, bias, multiplier and table lies within the blob, and every scale and multiplier is finite;
 - for every output channel 255 * sum |w| + |bias| < 2^31: no accumulator can overflow, in any order of summation; nor can the sums of
   attention, 255 * 127 for each product;
-- arena, scratch and the number of products are within `edge_agent.limits`.
+- operators share no constants: what they claim, all together, is in the blob once, so preparing them costs memory in proportion to the file;
+- arena, scratch, operators' inputs and the work of a frame are within `edge_agent.limits`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from kernels.reference import weight_levels
 
 Shape = tuple[int, int, int]
 
+MAX_FACTOR = 1e30
+
 
 def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
     """Check everything; returns the integer weights by the index of their operator: [OC, KH, KW, C / groups] of `Conv`, [N, K] of `Linear`,
@@ -41,16 +44,17 @@ def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
         _check_tensor(i, tensor, header.arena_bytes)
     _check_order(header)
     _check_overlap(header)
-    weights: dict[int, NDArray[np.int8]] = {}
-    products = 0
-    for i, op in enumerate(header.ops):
+    _check(sum(len(inputs(op)) for op in header.ops) <= limits.MAX_TENSORS, "reads too many tensors")
+    for op in header.ops:
         _check_types(header, op)
         _RULES[type(op)](segment, op)
-        products += _products(header, op)
-        _check(products <= limits.MAX_MACS, "wants more computation than an agent gives")
-        if isinstance(op, seg.Conv | seg.Linear | seg.Embed):
-            weights[i] = _weights(segment, op)
-    return weights
+    _check(sum(_work(header, op) for op in header.ops) <= limits.MAX_MACS, "wants more computation than an agent gives")
+    _check(
+        sum(_claimed(header, op) for op in header.ops) <= len(segment.blob), "uses the same constants more than once"
+    )
+    return {
+        i: _weights(segment, op) for i, op in enumerate(header.ops) if isinstance(op, seg.Conv | seg.Linear | seg.Embed)
+    }
 
 
 def hwc(shape: Sequence[int]) -> Shape:
@@ -90,15 +94,11 @@ def _check_tensor(index: int, tensor: seg.Tensor, arena: int) -> None:
         tensor.offset >= 0 and tensor.offset % seg.ALIGN == 0,
         f"gives tensor {index} an offset that is not a multiple of {seg.ALIGN}",
     )
-    _check(tensor.offset + _owned(tensor.nbytes) <= arena, f"places tensor {index} outside its arena")
+    _check(tensor.offset + seg.roundup(tensor.nbytes) <= arena, f"places tensor {index} outside its arena")
     plain = tensor.dtype == "u8" or (tensor.scale == 1 and tensor.zero_point == 0)
     _check(plain, f"gives tensor {index} a scale or zero point that its type does not have")
     _check(_float32(tensor.scale) and tensor.scale > 0, f"gives tensor {index} a scale that is not a positive float32")
     _check(0 <= tensor.zero_point <= 255, f"gives tensor {index} a zero point that is no code")
-
-
-def _owned(size: int) -> int:
-    return -(-size // seg.ALIGN) * seg.ALIGN
 
 
 def _float32(value: float) -> bool:
@@ -128,13 +128,16 @@ def _check_overlap(header: seg.Header) -> None:
     for i, op in enumerate(header.ops):
         for t in inputs(op):
             last_use[t] = max(last_use.get(t, -1), i)
-    extent = [(t.offset, t.offset + _owned(t.nbytes)) for t in header.tensors]
+    extent = [(t.offset, t.offset + seg.roundup(t.nbytes)) for t in header.tensors]
     live = {header.input}
+    root = list(range(len(header.tensors)))  # the tensor whose bytes these are, through reshapes in place
     for i, op in enumerate(header.ops):
         live = {t for t in live if last_use.get(t, -1) >= i}
         start, end = extent[op.out]
+        if isinstance(op, seg.Reshape) and extent[op.x] == (start, end):
+            root[op.out] = root[op.x]
         for t in live:
-            alias = isinstance(op, seg.Reshape) and t == op.x and extent[t] == (start, end)
+            alias = root[t] == root[op.out] and extent[t] == (start, end)
             _check(
                 alias or end <= extent[t][0] or extent[t][1] <= start,
                 f"writes over a tensor still in use in {op.name!r}",
@@ -173,9 +176,9 @@ def _check_codes(op: Any) -> None:
 
 
 def _check_factor(op: seg.Op, *factors: float) -> None:
-    _check(
-        all(_float32(f) and f >= 0 for f in factors), f"has a multiplier that is not a finite float32 in {op.name!r}"
-    )
+    """Times any difference, product or sum of codes a factor stays finite: an infinity less another would be no number."""
+    in_range = all(_float32(f) and 0 <= f <= MAX_FACTOR for f in factors)
+    _check(in_range, f"has a multiplier that is not a finite float32 in {op.name!r}")
 
 
 def _check_window(op: Any, size: Shape, out: Shape, dilation: Sequence[int]) -> None:
@@ -213,18 +216,37 @@ def _conv(segment: seg.Segment, op: seg.Conv) -> None:
     _check_blob(segment, op, op.multiplier, 4 * y[2])
     factors = segment.blob[op.multiplier : op.multiplier + 4 * y[2]].view(np.float32)
     _check(
-        bool(np.isfinite(factors).all() and (factors >= 0).all()),
+        bool(((factors >= 0) & (factors <= MAX_FACTOR)).all()),
         f"has a multiplier that is not a finite float32 in {op.name!r}",
     )
 
 
-def _products(header: seg.Header, op: seg.AnyOp) -> int:
-    x, size = header.tensors[inputs(op)[0]].shape, math.prod(header.tensors[op.out].shape)
+def _work(header: seg.Header, op: seg.AnyOp) -> int:
+    """Values that the operator looks at, each as often as it does: products, cells of a `Pool`."""
+    x, outputs = header.tensors[inputs(op)[0]].shape, math.prod(header.tensors[op.out].shape)
     if isinstance(op, seg.Conv):
-        return size * op.kernel[0] * op.kernel[1] * (hwc(x)[2] // op.groups)
+        return outputs * op.kernel[0] * op.kernel[1] * (hwc(x)[2] // op.groups)
     if isinstance(op, seg.Linear):
-        return size * x[-1]
-    return 2 * size * x[0] if isinstance(op, seg.Attention) else 0
+        return outputs * x[-1]
+    if isinstance(op, seg.Attention):
+        return 2 * outputs * x[0]
+    return outputs * (op.kernel[0] * op.kernel[1] if isinstance(op, seg.Pool) else 1)
+
+
+def _claimed(header: seg.Header, op: seg.AnyOp) -> int:
+    """Bytes of the blob that are the operator's own."""
+    x, y = header.tensors[inputs(op)[0]].shape, header.tensors[op.out].shape
+    if isinstance(op, seg.Conv):
+        outs, channels = hwc(y)[2], hwc(x)[2]
+        window = op.kernel[0] * op.kernel[1] * (channels // op.groups)
+        return -(-outs * window * op.bits // 8) + 8 * outs
+    if isinstance(op, seg.Linear):
+        return -(-y[-1] * x[-1] * op.bits // 8) + 8 * y[-1]
+    if isinstance(op, seg.Embed):
+        return -(-op.vocabulary * y[1] * op.bits // 8) + 4 * (op.vocabulary + y[0] * y[1])
+    if isinstance(op, seg.Concat):
+        return 256 * sum(table != -1 for table in op.tables)
+    return 8 * y[-1] if isinstance(op, seg.Norm) else 256 if isinstance(op, seg.Lut) else 0
 
 
 def _weight_shape(segment: seg.Segment, op: seg.Conv | seg.Linear | seg.Embed) -> tuple[int, ...]:
@@ -247,7 +269,7 @@ def _weights(segment: seg.Segment, op: seg.Conv | seg.Linear | seg.Embed) -> NDA
     weights: NDArray[np.int8] = weight_levels(op.bits)[codes].reshape(shape)
     if isinstance(op, seg.Embed):
         return weights
-    total = np.abs(weights.reshape(outs, -1)).astype(np.int64).sum(axis=1) * 255
+    total = np.abs(weights.reshape(outs, -1)).sum(axis=1, dtype=np.int64) * 255
     if isinstance(op, seg.Conv):
         total += np.abs(segment.blob[op.bias : op.bias + 4 * outs].view(np.int32).astype(np.int64))
     _check(bool((total < 1 << 31).all()), f"could overflow a 32-bit sum in {op.name!r}")
@@ -272,6 +294,9 @@ def _pool(segment: seg.Segment, op: seg.Pool) -> None:
     _check_window(op, x, y, (1, 1))
     _check_codes(op)
     _check_factor(op, op.multiplier)
+    a, b = segment.header.tensors[op.x], segment.header.tensors[op.out]
+    same = (a.scale, a.zero_point) == (b.scale, b.zero_point)
+    _check(op.kind != "max" or same, f"changes the codes' meaning without arithmetic in {op.name!r}")
     # 255 a cell in an int32 sum.
     _check(op.kernel[0] * op.kernel[1] < 1 << 23, f"could overflow a 32-bit sum in {op.name!r}")
 

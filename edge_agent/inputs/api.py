@@ -88,8 +88,9 @@ async def _no_browsers(request: web.Request, handler: Handler) -> web.StreamResp
 
 def _own_name(host: str) -> bool:
     """Whether ``host`` (a Host header) is an address or localhost: a name in somebody's DNS may have been pointed at this machine."""
-    name = urlsplit(f"//{host}").hostname or ""
+    name = ""
     with suppress(ValueError):
+        name = urlsplit(f"//{host}").hostname or ""
         ipaddress.ip_address(name)
         return True
     return name == "localhost"

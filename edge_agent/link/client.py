@@ -104,8 +104,13 @@ class FrameStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            await self._drain()
+        try:
+            if kind is None:
+                await self._drain()
+        finally:  # a caller that is cancelled in between leaves no task and no socket behind
+            await self._shut()
+
+    async def _shut(self) -> None:
         failed = self.state is LinkState.FAILED  # then the runner is about to end by itself
         self._enter(LinkState.CLOSED)
         self._fail_all(errors.LinkLostError("the stream was closed before the frame was answered"))
@@ -115,11 +120,14 @@ class FrameStream:
         if self._session is not None and self._pump is not None:
             self._session.close()
             self._pump.wake()
-        if failed or self._pump is not None:
-            await asyncio.wait([self._runner], timeout=limits.CLOSE_TIMEOUT)
-        self._runner.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._runner
+        try:
+            if failed or self._pump is not None:
+                await asyncio.wait([self._runner], timeout=limits.CLOSE_TIMEOUT)
+        finally:
+            self._runner.cancel()
+            await asyncio.wait([self._runner])
+        if not self._runner.cancelled():
+            self._runner.result()
 
     async def ready(self) -> None:
         """Wait until frames flow. Raises what `send` raises when they cannot."""
@@ -185,18 +193,20 @@ class FrameStream:
         )
 
     def _settle(self, reply: Answer | Refusal, now: float) -> None:
+        error = errors.from_wire(reply.error) if isinstance(reply, Refusal) else None
         if not self._flight.settle(reply, now):
             return
-        if isinstance(reply, Answer):
+        if error is not None:
+            self._raise_in([reply.seq], error)
+        elif isinstance(reply, Answer):
             future = self._waiting.pop(reply.seq)
             if not future.done():
                 future.set_result(reply)
-        else:
-            self._raise_in([reply.seq], errors.from_wire(reply.error))
         self._changed.set()
 
     def _fail_all(self, error: errors.SplitEdgeError) -> None:
-        self._raise_in(self._flight.fail_all(), error)
+        self._flight.fail_all()
+        self._raise_in(list(self._waiting), error)
         self._changed.set()
 
     def _raise_in(self, numbers: list[int], error: errors.SplitEdgeError) -> None:
@@ -242,7 +252,9 @@ class FrameStream:
         """Dial, stream, wait and dial again, until closed or an error that does not heal."""
         connector = aiohttp.TCPConnector(limit=1, force_close=True)
         wait = 0.0
-        async with aiohttp.ClientSession(connector=connector, ws_response_class=_Socket) as http:
+        async with aiohttp.ClientSession(
+            connector=connector, ws_response_class=_Socket, trace_configs=[_no_redirects()]
+        ) as http:
             while await self._attempt(http):
                 lived = self._loop.time() - self._opened_at if self.state is LinkState.STREAMING else 0.0
                 wait = (
@@ -343,6 +355,18 @@ class _Socket(aiohttp.ClientWebSocketResponse):
         super().__init__(reader, writer, *args, **kwargs)
         writer._limit = 0  # aiohttp's client has no public name for it; the server's is writer_limit
         self.transport: asyncio.Transport = writer.transport
+
+
+def _no_redirects() -> aiohttp.TraceConfig:
+    """Ends a request at its first redirect, which may lead to another server or out of TLS; `ws_connect` has no option for it."""
+
+    async def refuse(_: aiohttp.ClientSession, __: object, redirect: aiohttp.TraceRequestRedirectParams) -> None:
+        redirect.response.close()
+        raise dial.status_error(redirect.response.status, redirect.url)
+
+    config = aiohttp.TraceConfig()
+    config.on_request_redirect.append(refuse)
+    return config
 
 
 def _copy(error: errors.SplitEdgeError) -> errors.SplitEdgeError:

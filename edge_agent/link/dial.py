@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 from pathlib import Path
 
@@ -30,22 +31,35 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext | None:
 
 
 def server_url(base_url: str, token: str | None, *, allow_insecure: bool = False) -> yarl.URL:
-    """``base_url`` as a URL without a slash at its end.
+    """``base_url`` as a URL without a slash at its end. A path is the prefix under which a reverse proxy shows the server.
 
-    Raises `errors.UsageError` if it is not ``http(s)://host[:port]``, or if ``token`` would cross a network in the clear.
+    Raises `errors.UsageError` if it is not ``http(s)://host[:port][/path]``, or if ``token`` would cross a network in the clear. No message
+    shows what may be a password.
     """
     try:
         url = yarl.URL(base_url.rstrip("/"))
-        valid = url.scheme in ("http", "https") and bool(url.host) and not url.query_string and not url.user
+        extra = url.user or url.password or url.query_string or url.fragment
+        valid = url.scheme in ("http", "https") and bool(url.host) and not extra
     except ValueError:
         valid = False
     if not valid:
-        raise errors.UsageError(f"{base_url[:200]!r} is not a server's address; write it as https://host:port")
-    if token and url.scheme == "http" and not allow_insecure and not _is_loopback(url.host or ""):
+        shown = "what was given" if re.search("[@?#]", base_url) else repr(base_url[:200])
+        raise errors.UsageError(
+            f"{shown} is not a server's address; write it as https://host:port, without a user or a query"
+        )
+    if token and url.scheme == "http" and not allow_insecure and not is_loopback(url.host or ""):
         raise errors.UsageError(
             f"the token would cross the network unencrypted to {url}; use https://, or allow it explicitly"
         )
     return url
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` (a name or an address) is this machine itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def headers(token: str | None) -> dict[str, str]:
@@ -104,14 +118,7 @@ def status_error(status: int, url: yarl.URL) -> errors.SplitEdgeError:
 
 
 def heals(error: errors.SplitEdgeError) -> bool:
-    """Whether the same request may succeed later without anybody's doing."""
+    """Whether the same request may succeed later without anybody's doing here: trouble of the server's own (a full disk, a fault) is one."""
     if isinstance(error, errors.LinkError):
         return not isinstance(error, errors.AuthError) and not error.data.get("certificate")
-    return isinstance(error, errors.BusyError)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return isinstance(error, errors.BusyError) or (error.remote and error.http_status >= 500)

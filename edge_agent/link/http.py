@@ -99,7 +99,8 @@ class ServerClient:
     async def fetch_segment(self, ref: SegmentRef, directory: Path) -> Path:
         """The file of segment ``ref`` in ``directory`` (made if need be), fetched unless it is there already.
 
-        It grows as ``SHA.part``, over broken connections and earlier runs, and is named ``SHA.segment`` once its SHA-256 is right. Raises
+        It grows as ``SHA.part``, over broken connections and earlier runs, and is named ``SHA.segment`` once its SHA-256 is right; if it is
+        wrong and an earlier run left a part (which a power cut may have damaged), all of it is fetched once more. Raises
         `errors.SegmentError` for a wrong hash or size (the part is deleted), `errors.StoreError` for a folder that cannot be
         written, `errors.LinkLostError` when the connection breaks `limits.FETCH_TRIES` times without bringing a byte.
         """
@@ -111,8 +112,7 @@ class ServerClient:
         try:
             if not await asyncio.to_thread(_is_whole, done, ref):
                 await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
-                await self._complete(ref, part)
-                await asyncio.to_thread(_accept, part, done, ref)
+                await self._fetch_whole(ref, part, done)
         except errors.SegmentError:
             await asyncio.to_thread(part.unlink, missing_ok=True)
             raise
@@ -156,6 +156,18 @@ class ServerClient:
             raise dial.explain(error, url) from error
 
     # --- segments
+
+    async def _fetch_whole(self, ref: SegmentRef, part: Path, done: Path) -> None:
+        tries = 2 if await asyncio.to_thread(part.exists) else 1
+        for _ in range(tries):
+            await self._complete(ref, part)
+            if await asyncio.to_thread(_is_whole, part, ref):
+                await asyncio.to_thread(part.replace, done)
+                return
+            await asyncio.to_thread(part.unlink)
+        raise errors.SegmentError(
+            "the segment's hash is not the one that the plan names; ask the server for a new plan"
+        )
 
     async def _complete(self, ref: SegmentRef, part: Path) -> None:
         """Fetch until ``part`` has all its bytes, each connection going on where the last one broke."""
@@ -263,15 +275,6 @@ def _is_whole(path: Path, ref: SegmentRef) -> bool:
             )
     except FileNotFoundError:
         return False
-
-
-def _accept(part: Path, done: Path, ref: SegmentRef) -> None:
-    """Give ``part`` its final name, if it is the segment."""
-    if not _is_whole(part, ref):
-        raise errors.SegmentError(
-            "the segment's hash is not the one that the plan names; ask the server for a new plan"
-        )
-    part.replace(done)
 
 
 def _sync(file: BinaryIO) -> None:

@@ -94,7 +94,8 @@ class _Listener:
         self._pump = Pump(ws, transport, session, self._on_event, self._next_reply)
         self._time = asyncio.get_running_loop().time
         self._workers = asyncio.Semaphore(workers)
-        self._replies: deque[Answer | Refusal] = deque()  # no more than the window
+        self._replies: deque[Answer | Refusal] = deque()  # no more than the window, and see `_room`
+        self._written = asyncio.Event()  # a reply left `_replies`
         self._tasks: set[asyncio.Task[None]] = set()
         self._handler: Handler | None = None
 
@@ -129,6 +130,7 @@ class _Listener:
     async def _answer(self, frame: Frame, arrived: float) -> None:
         try:
             async with self._workers:
+                await self._room()
                 payload, tail_us = await self._tail(frame, arrived)
             total_us = int((self._time() - arrived) * 1e6)
             reply: Answer | Refusal = Answer(frame.seq, _u32(total_us - tail_us), _u32(tail_us), payload)
@@ -136,6 +138,12 @@ class _Listener:
             reply = Refusal(frame.seq, wire_error(_presentable(error, f"frame {frame.seq}")))
         self._replies.append(reply)
         self._pump.wake()
+
+    async def _room(self) -> None:
+        """Wait while an agent that does not read has `limits.MAX_INFLIGHT_BYTES` of answers here; each worker may add one to them."""
+        while sum(len(r.payload) for r in self._replies if isinstance(r, Answer)) >= limits.MAX_INFLIGHT_BYTES:
+            self._written.clear()
+            await self._written.wait()
 
     async def _tail(self, frame: Frame, arrived: float) -> tuple[bytes, int]:
         assert self._handler is not None  # a frame before Opened is a breach, and never gets here
@@ -154,7 +162,10 @@ class _Listener:
         return payload, tail_us
 
     def _next_reply(self, now: float) -> bytes | None:  # noqa: ARG002  the pump's interface
-        return self._session.reply(self._replies.popleft()) if self._replies else None
+        if not self._replies:
+            return None
+        self._written.set()
+        return self._session.reply(self._replies.popleft())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -177,6 +177,7 @@ class ModelInfo(Message):
     cuts: list[Cut]
     unsupported: list[str]  # operators that the integer head does not support: "OpType (node name)"
     preprocess: Preprocess
+    float_top1: float | None = None  # per cent of the calibration samples, of the float model; None without labels
 
 
 class ServerVersion(Message):
@@ -235,5 +236,5 @@ def decode(data: bytes | str, kind: type[T] | Any, limit: int = limits.MAX_REQUE
         raise errors.ProtocolError(f"a message of {len(data)} bytes is over the limit of {limit}", limit=limit)
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise errors.ProtocolError(f"a message does not follow the protocol: {str(error)[:300]}") from error

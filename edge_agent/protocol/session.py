@@ -3,12 +3,13 @@
 Time is an argument (``now``, seconds on any clock that never goes back). Rules:
 
 - `TRANSITIONS` is the whole machine, for both roles. What it does not list is a breach of the protocol.
-- Bad bytes never raise: the session becomes FAILED, `error` says why, and the peer is told so.
+- Bad bytes never raise: the session becomes FAILED, `error` says why, and the peer is told so. What the peer's Failed says is not answered.
 - Frame numbers ascend within a session: a number that is repeated or lower is a breach. Gaps are allowed (frames that aged out unsent).
 - Each frame gets exactly one answer or refusal in a session. It takes its place in the window until then, even if its sender has
   given it up: the window bounds what the receiver holds.
-- A side that heard nothing for ``heartbeat_s`` sends Ping. ``silence_s`` without a byte, or `limits.REQUEST_TIMEOUT` without a whole
-  message (a peer that dribbles bytes), ends the session.
+- A side that got no whole message for ``heartbeat_s`` sends Ping, even while bytes of a long one arrive: the peer's own Ping waits behind
+  that message, so ours is all it hears. ``silence_s`` without a byte, or `limits.REQUEST_TIMEOUT` without a whole message (a peer that
+  dribbles bytes), ends the session.
 - After Close the session lasts until nothing is in flight; its receiver sends no further frames.
 """
 
@@ -273,7 +274,7 @@ class Session:
         return self._started + limits.REQUEST_TIMEOUT if waiting else math.inf
 
     def _ping_at(self) -> float:
-        return math.inf if self.state is State.NEW else max(self._last_byte, self._last_ping) + self._heartbeat_s
+        return math.inf if self.state is State.NEW else max(self._last_message, self._last_ping) + self._heartbeat_s
 
     def _decode(self, data: Buffer | str) -> SessionMessage | Frame | Answer | Refusal:
         if isinstance(data, str):

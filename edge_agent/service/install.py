@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import edge_agent
-from edge_agent import config, limits
+from edge_agent import limits
 from edge_agent.errors import ConfigError, PlatformError, StoreError, UsageError
 from edge_agent.service.unit import CONFIG_PATH, NAME, TOKEN_PATH, UNIT_PATH, UnitOptions, render
 
@@ -36,7 +36,7 @@ class ServiceStatus:
 
 
 def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None = None) -> UnitOptions:
-    """The unit of this very installation. ``token_file`` None: the file that `install` wrote, if there is one."""
+    """The unit of this very installation. ``token_file`` None: `TOKEN_PATH`, if there is such a file."""
     if token_file is None and TOKEN_PATH.is_file():
         token_file = TOKEN_PATH
     executable = Path(sys.executable).parent / "edge-agent"
@@ -45,29 +45,22 @@ def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None 
     return UnitOptions(executable, config_path, token_file, home_visible=home)
 
 
-def install(
-    options: UnitOptions | None = None, *, token: str | None = None, dry_run: bool = False, root: Path = ROOT
-) -> str:
-    """Write the unit, enable it, and (re)start it; returns the unit's text once the agent reports that it is ready.
+def install(options: UnitOptions | None = None, *, dry_run: bool = False, root: Path = ROOT) -> str:
+    """Write the unit, enable it, and (re)start it; returns the unit's text once the agent's local API listens.
 
-    ``token`` is stored in `TOKEN_PATH`, readable by root only, and handed to the service as a credential. With ``dry_run`` nothing is
-    touched. Raises `PlatformError` (not root, no systemd, it did not start), `ConfigError` (a path that is missing or that the service's
-    user cannot read), `StoreError` (a file that cannot be written).
+    Frames are answered later, when the server gave a plan and the kernels are compiled: `status` tells. With ``dry_run`` nothing is touched.
+    Raises `PlatformError` (not root, no systemd, it did not start), `ConfigError` (a path that is missing or that the service's user cannot
+    read), `StoreError` (a file that cannot be written).
     """
     if options is None:
         options = default_options()
-    if token is not None:
-        token = config.token(config.Settings(token=token))
-        options = UnitOptions(**{**vars(options), "token_file": TOKEN_PATH})
     text = render(options)
     if dry_run:
         return text
     if root == ROOT:
         _require_systemd()
         _check_paths(options)
-    if token is not None:
-        _write(_below(root, TOKEN_PATH), token + "\n", 0o600)
-    _write(_below(root, UNIT_PATH), text, 0o644)
+    _write(_below(root, UNIT_PATH), text)
     if root == ROOT:
         _systemctl("daemon-reload")
         _systemctl("reset-failed", NAME, check=False)
@@ -167,14 +160,14 @@ def unreachable(path: Path) -> str:
         return error.strerror or str(error)
 
 
-def _write(path: Path, text: str, mode: int) -> None:
-    """Write ``path`` whole or not at all; its folder is made if it is not there."""
+def _write(path: Path, text: str) -> None:
+    """Write ``path``, readable by everyone, whole or not at all; its folder is made if it is not there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w") as file:
-                os.fchmod(file.fileno(), mode)
+                os.fchmod(file.fileno(), 0o644)
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

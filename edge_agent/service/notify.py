@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from edge_agent.errors import PlatformError
 
@@ -35,15 +35,11 @@ def stopping() -> bool:
     return send({"STOPPING": "1"})
 
 
-async def keep_alive(healthy: Callable[[], bool] = lambda: True) -> None:
-    """Feed the watchdog from the event loop, so that a stuck loop starves it; returns at once where no watchdog is set.
-
-    Runs until cancelled. While ``healthy()`` is False nothing is sent.
-    """
+async def keep_alive() -> None:
+    """Feed the watchdog from the event loop until cancelled, so that a stuck loop starves it; returns at once where no watchdog is set."""
     period = watchdog_interval()
     while period is not None:
-        if healthy():
-            watchdog()
+        watchdog()
         await asyncio.sleep(period / 3)
 
 

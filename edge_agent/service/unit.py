@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.config import CREDENTIAL
@@ -24,19 +23,17 @@ class UnitOptions:
     executable: Path  # the installed edge-agent
     config: Path = CONFIG_PATH
     token_file: Path | None = None  # root-only; the service gets it as a systemd credential
-    environment: Mapping[str, str] = field(default_factory=dict)  # no secrets: the unit is readable by everyone
     home_visible: bool = False  # the executable or the configuration lies below /home or /root
-    start_timeout_s: int = 300  # a first start compiles the kernels
+    start_timeout_s: int = 90  # until the local API listens: imports, nothing is compiled yet
     watchdog_s: int = 30
 
 
 def render(options: UnitOptions) -> str:
-    """The unit's text. Raises `ConfigError` for paths or variables that a unit cannot hold."""
+    """The unit's text. Raises `ConfigError` for paths that a unit cannot hold."""
     futile = sorted({UsageError.exit_status, PlatformError.exit_status})
     return _TEMPLATE.format(
         command=f"{_word(_absolute(options.executable))} run --config {_word(_absolute(options.config)).replace('$', '$$')}",
         environment_file=_plain(str(ENVIRONMENT_PATH)),
-        environment="".join(f"Environment={_assignment(k, v)}\n" for k, v in sorted(options.environment.items())),
         credential=f"LoadCredential={CREDENTIAL}:{_plain(_absolute(options.token_file))}\n"
         if options.token_file
         else "",
@@ -55,15 +52,15 @@ _TEMPLATE = """\
 Description=splitedge agent: the head of a split neural network
 Wants=network-online.target
 After=network-online.target
-StartLimitIntervalSec=60
-StartLimitBurst=5
+# A board has nobody who would start it again: no number of failures is the last.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
 NotifyAccess=main
 ExecStart={command}
 Restart=on-failure
-RestartSec=5
+RestartSec=10
 # A wrong configuration or platform is not cured by another start.
 RestartPreventExitStatus={futile}
 TimeoutStartSec={start_timeout}
@@ -71,7 +68,7 @@ TimeoutStopSec=15
 WatchdogSec={watchdog}
 
 Environment=PYTHONUNBUFFERED=1
-{environment}EnvironmentFile=-{environment_file}
+EnvironmentFile=-{environment_file}
 {credential}
 DynamicUser=yes
 StateDirectory=splitedge
@@ -123,25 +120,13 @@ def _absolute(path: Path) -> str:
 def _plain(text: str) -> str:
     """A value that runs to the end of its line; ``%`` would be a specifier."""
     if not text.isprintable():
-        raise ConfigError("a systemd unit cannot hold a control character: use another path or value")
+        raise ConfigError("a systemd unit cannot hold a control character: use another path")
     return text.replace("%", "%%")
 
 
 def _word(text: str) -> str:
-    """One word of a line that systemd splits, quoted where it must be."""
+    """One word of a line that systemd splits, quoted where it must be; see `_absolute` for what it cannot hold."""
     plain = _plain(text)
     if re.fullmatch(r"[\w./%$:@+=,-]+", plain):
         return plain
-    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _assignment(name: str, value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ConfigError(
-            f"'{name[:100]}' is not the name of an environment variable: use letters, digits and underscores"
-        )
-    if re.search("TOKEN|PASSWORD|SECRET", name.upper()):
-        raise ConfigError(
-            f"{name} looks like a secret and the unit is readable by everyone: put it into {ENVIRONMENT_PATH}"
-        )
-    return _word(f"{name}={value}")
+    return f'"{plain}"'

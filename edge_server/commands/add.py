@@ -102,7 +102,8 @@ def _former(store: Store, name: str) -> str | None:
 def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True) as bar:
+    # elsewhere than on a terminal, the end of a bar is an empty line
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
 
         def show(phase: str, done: int, total: int) -> None:
             if phase not in tasks:
@@ -115,6 +116,8 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 def _show(bundle: bundles.Bundle) -> None:
     console = Console(highlight=False, markup=False)
     console.print(_offered(bundle))
+    for line in _float_top1(bundle):
+        console.print(line, soft_wrap=True)
     what = (
         f"8/8 and 8/4: points of {bundle.metric} lost over {bundle.samples} samples at these weight and activation bits"
     )
@@ -124,6 +127,26 @@ def _show(bundle: bundles.Bundle) -> None:
             console.print(f"not offered: {cut.index}, after {cut.layer} {_by(cut.shape)}: {reason}", soft_wrap=True)
     if bundle.unsupported:
         console.print("not in the integer head: " + ", ".join(bundle.unsupported), soft_wrap=True)
+
+
+def _float_top1(bundle: bundles.Bundle) -> Iterator[str]:
+    """What losses are counted from, and a warning where they then mean nothing."""
+    top1, output = bundle.manifest.float_top1, bundle.cuts[-1].shape
+    if top1 is None:
+        return
+    yield f"float top-1 on these {bundle.samples} samples: {top1:.1f} %"
+    classes = math.prod(output)
+    if output and top1 < 100 * hardly_above_chance(classes):
+        yield (
+            f"warning: with {classes} classes that is hardly better than chance ({100 / classes:.3g} %), so the losses say little; "
+            "check --mean, --std, --resize and the order of the labels"
+        )
+
+
+def hardly_above_chance(classes: int) -> float:
+    """Share of right answers (0..1) below which a model of so many ``classes`` is suspect: thrice chance; of few, a quarter of the way to 1."""
+    chance = 1 / classes
+    return min(3 * chance, chance + (1 - chance) / 4)
 
 
 def _offered(bundle: bundles.Bundle) -> Table:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+from edge_agent import codec
+from edge_agent.protocol import frames
 from edge_agent.protocol.messages import Prediction
 from edge_server.planner.problem import Point, Problem, Site
 
-FRAME_HEADER_BYTES = 40  # the WebSocket's own 6 to 14 bytes are not counted
-
 
 def payload_bytes(elements: int, bits: int) -> int:
-    """Bytes of one frame on the link: header and ``elements`` codes packed tightly at ``bits``."""
-    return FRAME_HEADER_BYTES + -(-elements * bits // 8)
+    """Bytes of one frame on the link: header and ``elements`` codes; the WebSocket's own 6 to 14 bytes are not counted."""
+    return frames.HEADER_BYTES + codec.payload_bytes(elements, bits)
 
 
 def sending_ms(size: int, uplink_mbps: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from calibration import bundle
 from calibration.accuracy import ACTIVATION_BITS, WEIGHT_BITS
 from calibration.bundle import Bundle
 from calibration.importer import batched, session, simplify
+from calibration.observe import to_onnx
+from calibration.quantize import Weights
 from calibration.samples import Samples
-from edge_agent import codec, errors
+from edge_agent import codec, errors, limits
 from edge_agent.head import executor
 from edge_agent.head.preprocess import quantize_tensor
 from edge_agent.protocol.messages import Preprocess
 from tests import small_models as small
 
 SHAPE = [16, 16, 3]
+NAMES = [f"class {i}" for i in range(10)]
 MAKERS = {"cnn": small.cnn, "resnet": small.resnet, "mobilenet": small.mobilenet, "mlp": small.mlp}
 
 
@@ -36,7 +40,7 @@ def make(folder: Path, model: onnx.ModelProto, inputs: Samples | None = None, **
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make(tmp_path_factory.mktemp("bundle"), small.resnet(), labels=["cat", "dog"])
+    return make(tmp_path_factory.mktemp("bundle"), small.resnet(), labels=NAMES)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -51,14 +55,12 @@ def test_split_anywhere_the_answer_is_nearly_the_models(tmp_path: Path, name: st
         tail = opened.tail(index)
         assert tail
         run = session(onnx.load_from_string(tail))
-        entry = opened.tail_input(index)
         for x in list(inputs)[:3]:
             codes = head.run(quantize_tensor(x, head.input))
             payload = codec.encode_codes(codes, head.output.scale, head.output.zero_point, made_by)
             real = codec.decode(payload, made_by, codes.shape)
-            found = run.run(None, {entry.name: np.ascontiguousarray(real[None].transpose(entry.axes))})[0]
-            batch = np.ascontiguousarray(x[None].transpose(opened.tail_input(0).axes))
-            wanted = whole.run(None, {"x": batch})[0]
+            found = run.run(None, {opened.cuts[index].tensor: to_onnx(real[None])})[0]
+            wanted = whole.run(None, {"x": to_onnx(x[None])})[0]
             assert np.abs(found - wanted).max() < 0.25 * wanted.std() + 0.05
 
 
@@ -88,9 +90,35 @@ def test_more_bits_agree_more(made: Bundle) -> None:
     assert agreement(8, 8) >= agreement(4, 8)
 
 
+def test_the_float_models_own_top1_is_kept(tmp_path: Path) -> None:
+    model = batched(simplify(small.mlp()))
+    inputs = samples(20, shape=[64])
+    right = session(model).run(None, {"x": np.stack(list(inputs))})[0].argmax(axis=1)
+    right[:5] = (right[:5] + 1) % 10
+    opened = make(tmp_path, small.mlp(), Samples(inputs.preprocess, inputs.sources, right))
+    assert opened.info().float_top1 == 75.0
+    assert Bundle.open(opened.path).manifest.float_top1 == 75.0
+
+
+@pytest.mark.parametrize("wrong", [-1, 10, 99999])
+def test_a_label_that_is_no_output_of_the_model_is_refused(tmp_path: Path, wrong: int) -> None:
+    inputs = samples(4, shape=[64])
+    labelled = Samples(inputs.preprocess, inputs.sources, np.array([0, 9, wrong, wrong]))
+    with pytest.raises(errors.InputError, match=rf"label of sample 2 is class {wrong}, .* 10 outputs .*\(2 of 4"):
+        make(tmp_path, small.mlp(), labelled)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [1, 9, 11])
+def test_class_names_are_as_many_as_outputs(tmp_path: Path, count: int) -> None:
+    with pytest.raises(errors.InputError, match=f"{count} class names and the model has 10 outputs"):
+        make(tmp_path, small.mlp(), samples(2, shape=[64]), labels=["x"] * count)
+
+
 def test_without_labels_the_metric_is_agreement(tmp_path: Path) -> None:
     opened = make(tmp_path, small.cnn(), samples(labels=False))
     assert opened.metric == "agreement"
+    assert opened.info().float_top1 is None
     assert all(p.drop == pytest.approx(100 * (1 - p.agreement)) for p in opened.grid)
 
 
@@ -102,7 +130,7 @@ def test_opened_again_it_says_the_same(made: Bundle) -> None:
         assert again.segment(cut, 4) == made.segment(cut, 4)
         assert again.header(cut).tensors == made.header(cut).tensors
         assert again.tail(cut) == made.tail(cut)
-    assert again.labels == ["cat", "dog"]
+    assert again.labels == NAMES
     assert again.info().cuts == made.cuts
 
 
@@ -114,6 +142,12 @@ def test_a_header_alone_is_the_segments_but_for_its_golden_hash(made: Bundle) ->
         assert header.weight_bits == 6
         assert header.blob_bytes <= size
         assert header.cut == made.cuts[cut].layer
+
+
+def test_a_segment_that_was_made_leaves_no_weights_behind(made: Bundle) -> None:
+    made.segment(made.offered[-1], 8)
+    gc.collect()
+    assert not any(type(thing) is Weights for thing in gc.get_objects())
 
 
 def test_the_input_has_a_head_without_operators_and_the_output_no_tail(made: Bundle) -> None:
@@ -131,18 +165,17 @@ def test_the_input_has_a_head_without_operators_and_the_output_no_tail(made: Bun
 def test_ranges_for_each_channel(made: Bundle) -> None:
     cut = made.offered[1]
     channels = made.cuts[cut].shape[-1]
-    assert len(made.codec(cut, "mse", 4, per_channel=True).lo) == channels
-    assert made.codec(cut, "mse-channel", 4) == made.codec(cut, "mse", 4, per_channel=True)
+    assert len(made.codec(cut, "mse-channel", 4).lo) == channels
     assert len(made.codec(cut, "mse", 4).lo) == 1
     assert made.counts(cut).shape == (channels, 256)
 
 
 def test_tails_take_batches(made: Bundle) -> None:
-    tail = made.tail(made.offered[1])
+    cut = made.cuts[made.offered[1]]
+    tail = made.tail(cut.index)
     assert tail
-    entry = made.tail_input(made.offered[1])
-    x = np.zeros((3, *made.cuts[made.offered[1]].shape), np.float32).transpose(entry.axes)
-    assert session(onnx.load_from_string(tail)).run(None, {entry.name: np.ascontiguousarray(x)})[0].shape == (3, 10)
+    x = to_onnx(np.zeros((3, *cut.shape), np.float32))
+    assert session(onnx.load_from_string(tail)).run(None, {cut.tensor: x})[0].shape == (3, 10)
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
@@ -164,7 +197,7 @@ def test_an_unsupported_operator_at_the_input_still_makes_a_bundle(tmp_path: Pat
     net.add("InstanceNormalization", "x", net.constant([1] * 3), net.constant([0] * 3), name="norm")
     net.conv(4, 3)
     net.add("GlobalAveragePool")
-    opened = make(tmp_path, net.model())
+    opened = make(tmp_path, net.model(), samples(labels=False))
     assert opened.offered == [0]
     assert opened.unsupported == ["InstanceNormalization (norm)"]
     assert {p.cut for p in opened.grid} == {0}
@@ -202,6 +235,17 @@ def test_samples_that_break_the_model_are_refused(tmp_path: Path) -> None:
     zeros = Samples(Preprocess("tensor", SHAPE), [np.zeros(SHAPE, np.float32)])
     with pytest.raises(errors.ModelError, match="NaN or infinity"):
         make(tmp_path, net.model(), zeros)
+
+
+@pytest.mark.parametrize(
+    ("limit", "complaint"), [("MAX_MACS", "more computation"), ("MAX_OPS", "too many operators"), ("MAX_ARENA_BYTES", "bytes of activations")]
+)  # fmt: skip
+def test_a_model_that_agents_would_refuse_is_a_model_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, complaint: str
+) -> None:
+    monkeypatch.setattr(limits, limit, 2)
+    with pytest.raises(errors.ModelError, match=f"{complaint}.*smaller"):
+        make(tmp_path, small.cnn(), samples(2))
 
 
 def test_damage_is_noticed(made: Bundle, tmp_path: Path) -> None:

@@ -101,6 +101,12 @@ def test_an_unsupported_operator_at_the_input_leaves_the_server() -> None:
     [
         ("Flatten", {"axis": 2}),
         ("MaxPool", {"kernel_shape": [2, 2], "dilations": [2, 2]}),
+        (
+            "AveragePool",
+            {"kernel_shape": [2, 2], "ceil_mode": 1, "count_include_pad": 1, "pads": [1, 1, 1, 1], "strides": [2, 2]},
+        ),
+        ("ReduceMean", {"keepdims": 1}),
+        ("ArgMax", {}),
         ("Transpose", {"perm": [1, 0, 2, 3]}),
         ("Softmax", {"axis": 2}),
         ("Sin", {}),
@@ -128,3 +134,23 @@ def test_spatial_concat_and_padding_with_ones_are_unsupported() -> None:
 
 def test_layer_names_come_from_their_weights() -> None:
     assert {p.cut.layer for p in places(small.mlp())} == {"x", "fc0", "fc2", "fc4"}
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 3, 3, 3), (3, 4, 3)])
+def test_convolutions_over_other_than_planes_are_unsupported(shape: tuple[int, ...]) -> None:
+    net = small.Net([1, 4, *[8] * (len(shape) - 2)])
+    net.add("Conv", "x", net.random_weight(*shape))
+    assert layers.build(Graph.of(net.model())).unsupported
+
+
+def test_products_of_two_tensors_are_unsupported() -> None:
+    net = small.Net([1, 6, 6])
+    net.add("MatMul", "x", "x")
+    assert layers.build(Graph.of(net.model())).unsupported
+
+
+def test_differences_of_two_tensors_are_unsupported() -> None:
+    for op in ("Sub", "Div"):
+        net = small.Net([1, 4, 8, 8])
+        net.add(op, net.conv(4, 4), net.conv(4, 4, x="x"))
+        assert [n.op for n, _ in layers.build(Graph.of(net.model())).unsupported] == [op]

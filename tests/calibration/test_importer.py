@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from google.protobuf.message import EncodeError
 from onnx import TensorProto, helper
 
 from calibration import importer
 from calibration.graph import Graph
-from edge_agent import errors
+from edge_agent import errors, limits
 from tests import small_models as small
 
 MODULE = """
@@ -27,6 +29,10 @@ def make():
 
 def wrong():
     return 3
+
+def talking():
+    print("Loaded pretrained weights")
+    return make()
 
 def broken():
     raise RuntimeError("no weights")
@@ -114,6 +120,52 @@ def test_corrupt_files_are_refused(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(errors.ModelError, match="not a readable"):
             importer.load(str(tmp_path / name))
+
+
+def test_a_corrupt_exported_program_does_not_point_at_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/something", b"x")
+    with pytest.raises(errors.ModelError, match="not a readable") as caught:
+        importer.load(str(path))
+    assert "warnings above" not in str(caught.value)
+
+
+def test_what_a_callable_prints_is_not_on_standard_output(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    importer.load(f"{module}:talking", [1, 3, 8, 8])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Loaded pretrained weights" in printed.err
+
+
+def test_a_model_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_MODEL_BYTES", 1000)
+    with pytest.raises(errors.ModelError, match="larger than 1000 bytes"):
+        importer.load(saved(small.cnn(), tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["grown", "missing"])
+def test_weights_beside_the_model_that_do_not_fit_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(small.cnn(), path, save_as_external_data=True, location="weights", size_threshold=0)
+    importer.load(str(path))
+    if damage == "missing":
+        (tmp_path / "weights").unlink()
+    else:
+        monkeypatch.setattr(limits, "MAX_MODEL_BYTES", (tmp_path / "weights").stat().st_size)
+    with pytest.raises(errors.ModelError, match="larger than" if damage == "grown" else "not a readable"):
+        importer.load(str(path))
+
+
+def test_a_model_too_large_to_be_serialized_is_one_sentence() -> None:
+    class TooLarge:
+        def SerializeToString(self) -> bytes:  # what protobuf does above 2 GiB
+            raise EncodeError("Failed to serialize proto")
+
+    with pytest.raises(errors.ModelError, match="Failed to serialize"):
+        importer.session(TooLarge())
 
 
 def test_open_dimensions_need_a_shape(tmp_path: Path) -> None:

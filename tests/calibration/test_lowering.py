@@ -76,6 +76,7 @@ CONVS = {
     "valid": {"kernel": 3, "auto_pad": "VALID"},
     "grouped": {"kernel": 3, "groups": 2},
     "depthwise": {"kernel": 5, "groups": 6},
+    "padded beyond its window": {"kernel": 1, "pads": [1, 1, 1, 1]},
 }
 
 
@@ -262,9 +263,37 @@ def test_padding_alone_and_before_a_convolution() -> None:
     check(net.model())
 
 
+def test_padding_wider_than_the_window_stays_an_operator() -> None:
+    net = Net(IMAGE)
+    net.add("Pad", "x", net.constant([0, 0, 3, 3, 0, 0, 3, 3], np.int64))
+    net.conv(5, 6)
+    assert [type(o) for o in check(net.model()).header.ops] == [seg.Pad, seg.Conv]
+
+
 def test_softmax_over_classes_and_channels() -> None:
     check(one([1, 10], lambda n: n.add("Softmax", axis=-1)))
     check(one(IMAGE, lambda n: n.add("Softmax", axis=1)))
+
+
+@pytest.mark.parametrize(("shape", "attrs"), [([1, 10], {}), ([1, 10, 1, 1], {}), ([1, 5, 10], {"axis": 2}), ([1, 1, 10], {"axis": 1})])  # fmt: skip
+def test_softmax_of_an_old_operator_set(shape: list[int], attrs: dict) -> None:
+    net = Net(shape, opset=11)
+    net.add("Softmax", **attrs)
+    check(net.model())
+
+
+@pytest.mark.parametrize(("shape", "attrs"), [(IMAGE, {}), ([1, 5, 10], {}), (IMAGE, {"axis": 3}), (IMAGE, {"axis": -1})])  # fmt: skip
+def test_softmax_of_an_old_operator_set_that_flattens_more_is_unsupported(shape: list[int], attrs: dict) -> None:
+    net = Net(shape, opset=11)
+    net.add("Softmax", **attrs)
+    assert [node.op for node, _ in layers.build(Graph.of(simplify(net.model()))).unsupported] == ["Softmax"]
+
+
+@pytest.mark.parametrize("exponent", [np.inf, -np.inf, np.nan, 0.5, -1.0])
+def test_an_exponent_that_is_no_count_is_unsupported(exponent: float) -> None:
+    net = Net(IMAGE)
+    net.add("Pow", "x", net.constant(exponent))
+    assert len(layers.build(Graph.of(net.model())).unsupported) == 1
 
 
 def test_matrix_product_of_rows_with_a_constant() -> None:

@@ -70,6 +70,17 @@ def test_labels_that_do_not_fit_are_refused(folder: Path, labels: str) -> None:
         open_samples(folder, IMAGE, labels)
 
 
+def test_a_label_that_is_no_class_names_its_file(folder: Path) -> None:
+    huge = "9" * 30
+    (folder / "labels.csv").write_text("".join(f"cat_{i}.png,{huge if i == 4 else i}\n" for i in range(6)))
+    samples = open_samples(folder, IMAGE)
+    with pytest.raises(errors.InputError, match=r"label of cat_4\.png .* 0 to 9; correct"):
+        samples.check_classes(10)
+    samples[:4].check_classes(4)
+    with pytest.raises(errors.InputError, match=r"cat_3\.png is class 3"):
+        samples[:4].check_classes(3)
+
+
 def test_labels_of_another_length_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((3, 4, 3)))
     np.save(tmp_path / "y.npy", np.zeros(2, int))
@@ -86,7 +97,7 @@ def test_places_without_samples_are_refused(tmp_path: Path) -> None:
 
 def test_samples_that_are_no_samples_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"not an image")
-    with pytest.raises(errors.InputError, match="not an image"):
+    with pytest.raises(errors.InputError, match=r"^a\.jpg: this is not an image"):
         open_samples(tmp_path, IMAGE)[0]
     np.save(tmp_path / "b.npy", np.zeros((2, 2)))
     with pytest.raises(errors.InputError, match=r"b.npy has shape \[2, 2\]"):

@@ -145,3 +145,13 @@ def test_this_machine_can_be_read():
     found, _ = machine.machine("portable")
     assert found.memory_total_bytes > 0
     assert 1 <= found.usable_cores <= found.logical_cores
+
+
+def test_threads_follow_the_quota_of_the_control_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(machine, "cpu_quota", lambda _root: None)
+    assert machine.usable_threads(tmp_path) == 4
+    monkeypatch.setattr(machine, "cpu_quota", lambda _root: 2.5)
+    assert machine.usable_threads(tmp_path) == 2
+    monkeypatch.setattr(machine, "cpu_quota", lambda _root: 0.5)
+    assert machine.usable_threads(tmp_path) == 1

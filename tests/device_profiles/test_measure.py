@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from device_profiles import from_dict, measure, to_dict
+from device_profiles.machine import usable_threads
 from device_profiles.measure import SHAPES, one_operator
 from device_profiles.schema import KINDS, Shape
 from edge_agent.head import Head, segment
@@ -20,7 +21,10 @@ def quick():
 
 def test_a_quick_profile_is_complete_and_may_travel(quick):
     profile, _ = quick
-    assert [(row.kind, row.shape) for row in profile.kernels] == list(SHAPES)
+    counts = sorted({1, usable_threads()})
+    assert [(row.threads, row.kind, row.shape) for row in profile.kernels] == [
+        (n, *shape) for n in counts for shape in SHAPES
+    ]
     assert {row.kind for row in profile.kernels} == set(KINDS)
     assert all(row.runs >= 5 and row.time_us > 0 for row in profile.kernels)
     assert profile.machine.isa == ISA

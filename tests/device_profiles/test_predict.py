@@ -109,3 +109,12 @@ def test_this_machine_is_predicted_within_reason():
         times.append(time.perf_counter() - start)
     predicted = predict.head_ms(segment.header, measure(quick=True))
     assert 0.25 < predicted / (median(times) * 1000) < 4
+
+
+def test_the_number_of_threads_that_took_least_time_is_chosen(profile):
+    one = profile.kernels
+    assert predict.best_threads(profile) == 1
+    two = [msgspec.structs.replace(k, threads=2, time_us=k.time_us / 1.5) for k in one]
+    four = [msgspec.structs.replace(k, threads=4, time_us=k.time_us * 1.5) for k in one]
+    partial = [msgspec.structs.replace(one[0], threads=8, time_us=1e-3)]
+    assert predict.best_threads(msgspec.structs.replace(profile, kernels=[*one, *two, *four, *partial])) == 2

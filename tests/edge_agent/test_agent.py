@@ -12,14 +12,16 @@ from PIL import Image
 
 import device_profiles
 from device_profiles import DeviceProfile
-from edge_agent import codec, errors, limits
+from edge_agent import codec, errors, limits, negotiation
 from edge_agent.admission import Admission
-from edge_agent.agent import Agent
+from edge_agent.agent import Agent, _Active
 from edge_agent.config import DemandConfig
 from edge_agent.engine import check_plan
 from edge_agent.head import load, preprocess
 from edge_agent.head import segment as seg
+from edge_agent.link.client import FrameStream
 from edge_agent.results import stages
+from kernels import jit
 from tests.segment_builder import Builder
 from tests.small_server import IMAGE, TENSOR, TOKEN, SmallServer, expected_class, make_plan, segment_file
 
@@ -203,6 +205,76 @@ async def test_closing_in_the_middle_of_a_new_plan_leaves_nothing_running(settin
         assert agent.counters.total == 1
 
 
+@pytest.fixture
+def closed(monkeypatch):
+    """The streams that were closed, in their order."""
+    closed: list[FrameStream] = []
+    leave = FrameStream.__aexit__
+
+    async def spy(stream, *why):
+        closed.append(stream)
+        await leave(stream, *why)
+
+    monkeypatch.setattr(FrameStream, "__aexit__", spy)
+    return closed
+
+
+async def test_closing_just_as_a_new_plan_is_ready_closes_every_stream_once(settings, monkeypatch, closed):
+    async with SmallServer() as server:
+        agent = await Agent(settings(server)).__aenter__()
+        old, arrived, opened = agent._active, asyncio.Event(), [agent._active.stream]
+
+        async def prepare() -> _Active:
+            await arrived.wait()
+            opened.append(await negotiation.stream(agent.settings, old.engine.plan, 1).__aenter__())
+            return _Active(old.engine, opened[-1])
+
+        monkeypatch.setattr(agent, "_prepare", prepare)
+        asked = asyncio.create_task(agent._replan(old))
+        await asyncio.sleep(0.01)
+        arrived.set()
+        await agent.close()
+        await asyncio.gather(asked, return_exceptions=True)
+        assert not agent.ready
+        assert sorted(map(id, closed)) == sorted(map(id, opened))
+        with pytest.raises(errors.LinkLostError, match="stopped"):
+            await agent._replan(old)
+
+
+async def test_a_stream_that_cannot_be_closed_does_not_keep_the_others_open(settings, closed):
+    async with SmallServer() as server:
+        agent = await Agent(settings(server)).__aenter__()
+        good, broken = agent._active, _Active(agent._active.engine, agent._active.stream)
+
+        async def fail(seconds: float) -> None:
+            await asyncio.sleep(0.05)
+            raise RuntimeError("a fault of ours")
+
+        async def slow(seconds: float) -> None:
+            await asyncio.sleep(0.1)
+
+        broken.drained, good.drained = fail, slow
+        agent._begin_retiring(broken)
+        with pytest.raises(RuntimeError, match="of ours"):
+            await agent.close()
+        assert closed == [good.stream]
+        assert agent._worker._shutdown
+
+
+async def test_reconnects_only_grow_while_a_plan_is_replaced(settings):
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        old = agent._active
+        old.stream.stats.reconnects = 5
+        async with old.use():
+            await agent._replan(old)
+            assert agent.gauges()["reconnects_total"] == 5
+            old.stream.stats.reconnects = 6
+            assert agent.gauges()["reconnects_total"] == 6
+        while agent._retiring:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert agent.gauges()["reconnects_total"] == 6
+
+
 async def test_an_expired_plan_is_renewed_while_the_old_one_serves(settings, monkeypatch):
     monkeypatch.setattr(limits, "REPLAN_LEAST", 0.05)
     async with SmallServer(life=0.01) as server, Agent(settings(server)) as agent:
@@ -349,6 +421,19 @@ async def test_the_profile_is_measured_once_for_these_kernels_and_kept(settings,
             pass
         assert measured == [True, True]
         assert server.requests[2].profile == device_profiles.to_dict(device_profiles.load(profile_file))
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_a_kept_profile_is_brought_up_to_date_and_a_named_one_is_not(settings, tmp_path, profile_file, named):
+    old = device_profiles.load(profile_file)
+    old.machine.memory_available_bytes, old.condition.mhz_max = 1, 12.5
+    fingerprint = jit.CACHE_DIR.name.removeprefix("kernels-")
+    path = tmp_path / "cache" / f"profile-{fingerprint}.json"
+    device_profiles.save(old, path)
+    async with SmallServer() as server, Agent(settings(server, profile=str(path) if named else "")):
+        sent = device_profiles.from_dict(server.requests[0].profile)
+    assert (sent.machine.memory_available_bytes == 1) == (sent.condition.mhz_max == 12.5) == named
+    assert (sent.kernels, sent.machine.isa) == (old.kernels, old.machine.isa)
 
 
 async def test_before_the_start_and_after_the_end_frames_fail_with_a_sentence(settings):

@@ -36,10 +36,18 @@ def test_only_the_last_used_are_kept_and_other_files_are_left_alone(tmp_path):
     put(tmp_path, "a" * 64 + ".part", age=100_000)
     put(tmp_path, "b" * 64 + ".part")
     put(tmp_path, "notes.txt", age=100_000)
+    put(tmp_path, "profile-of-mine.json", age=100_000)
+    profiles = [f"profile-{i:016x}.json" for i in range(limits.CACHED_PROFILES + 2)]
+    for age, name in enumerate(profiles):
+        put(tmp_path, name, age)
     cache.prune()
     assert cache.held() == names[: limits.CACHED_SEGMENTS]
     assert {path.name for path in tmp_path.iterdir()} >= {"b" * 64 + ".part", "notes.txt"}
     assert not (tmp_path / ("a" * 64 + ".part")).exists()
+    assert {path.name for path in tmp_path.glob("profile-*")} == {
+        "profile-of-mine.json",
+        *profiles[: limits.CACHED_PROFILES],
+    }
 
 
 def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path):

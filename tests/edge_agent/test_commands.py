@@ -117,6 +117,14 @@ async def test_a_plan_is_explained_and_as_json_it_is_whole(environment):
         }
 
 
+@pytest.mark.parametrize("changes", [{"ladder": []}, {"codec": 1}, {"codec": -1}])
+async def test_a_plan_without_its_codec_is_one_sentence(environment, changes):
+    async with SmallServer(**changes) as server:
+        status, _, err = await run(environment(server), "plan")
+    assert status == 11
+    assert "codec" in sentence(err)
+
+
 async def test_models_are_listed(environment):
     async with SmallServer() as server:
         status, out, _ = await run(environment(server), "models")

@@ -50,6 +50,13 @@ def test_a_sliver_that_would_be_resized_to_gigabytes_is_refused(engine):
         engine.process(Image.new("L", (40_000_000, 1)))
 
 
+@pytest.mark.parametrize("size", [(1, 40_000), (40_000, 1)])
+def test_a_sliver_is_refused_by_the_crop_that_it_must_hold_too(size):
+    data = segment_file("server", Preprocess("image", [64, 64, 3], resize=1))
+    with pytest.raises(errors.InputError, match="too narrow"):
+        Engine(make_plan("server", data), data, Demand()).process(Image.new("L", size))
+
+
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(engine):
     bomb = encoded(Image.new("1", (8_100, 8_100)), "PNG")
     assert len(bomb) < 1_000_000
@@ -81,7 +88,8 @@ def test_damaged_images_are_read_or_refused_and_nothing_else(engine, kind, data)
     "changes",
     [
         {"resize": 0}, {"resize": 1 << 40}, {"std": [0.0]}, {"std": [1.0, 1.0]}, {"mean": []}, {"std": [float("nan")]},
-        {"mean": [float("inf")]}, {"shape": [16, 48]},
+        {"mean": [float("inf")]}, {"shape": [16, 48]}, {"shape": []}, {"shape": [30000, 30000, 3]}, {"shape": [-1, -1, 3]},
+        {"kind": "tensor", "shape": []}, {"kind": "tensor", "shape": [8, 8, 3]},
     ],
 )  # fmt: skip
 def test_impossible_preprocessing_from_a_server_is_refused(changes):
@@ -92,6 +100,20 @@ def test_impossible_preprocessing_from_a_server_is_refused(changes):
     data = seg.build(parsed.header, parsed.blob.tobytes())
     with pytest.raises((errors.PlanError, errors.SegmentError)):
         Engine(make_plan("split", data), data, Demand())
+
+
+@pytest.mark.parametrize(
+    ("op", "moves"),
+    [
+        (seg.Reshape("r", 1, 0), True), (seg.Transpose("t", 1, 0, [1, 0, 2]), True), (seg.Pad("p", 1, 0, [0] * 4, 0), True),
+        (seg.Concat("c", 1, [0], [-1]), True), (seg.Lut("l", 1, 0, 0), False), (seg.Softmax("s", 1, 0, 0, 255), False),
+    ],
+)  # fmt: skip
+def test_only_operators_that_compute_nothing_move_bytes(op, moves):
+    header = seg.parse(segment_file("server")).header
+    assert seg.only_moves(header)
+    header.ops.append(op)
+    assert seg.only_moves(header) is moves
 
 
 def test_a_codec_that_does_not_fit_the_tensor_is_refused_before_the_first_frame():

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from edge_agent.explain import drop, explain, headline, plain, size
+from edge_agent.explain import drop, explain, headline, plain, size, unproven
 from edge_agent.protocol.messages import Candidate, Codec, Cut, Demand, Plan, Prediction, Preprocess, SegmentRef
 
 
@@ -35,7 +35,7 @@ def plan(mode: str = "split", **changes: object) -> Plan:
 
 def text(value: Plan, width: int = 120) -> str:
     buffer = io.StringIO()
-    Console(file=buffer, width=width).print(explain(value))
+    Console(file=buffer, width=width).print(explain(value, width))
     return buffer.getvalue()
 
 
@@ -64,6 +64,58 @@ def test_a_plan_without_times_or_runners_up_still_prints_on_any_terminal(width):
     nothing = prediction(device_ms=0.0, transfer_ms=0.0, server_ms=0.0, total_ms=0.0, payload_bytes=0, float_bytes=0)
     assert "lite0" in text(plan(prediction=nothing, runners_up=[]), width)
     assert "lite0" in text(plan(), width)
+
+
+def test_times_beyond_all_measure_still_print():
+    assert "total" in text(plan(prediction=prediction(device_ms=1.7e308, transfer_ms=1.7e308)))
+
+
+def rivals(inside: int) -> list[Candidate]:
+    """A runner-up for each of so many cuts, then all on the server, then all on the device."""
+    cuts = [Cut(i + 1, f"_blocks.{i}._project_convolution", f"t{i}", [14, 14, 48], "inside") for i in range(inside)]
+    ends = [Cut(0, "input", "x", [224, 224, 3], "input"), Cut(99, "_fc", "y", [1000], "output")]
+    reason = "+272 % time: transfer 4.95 ms"
+    return [Candidate(c, 8, 2, "aciq-gauss-channel", prediction(total_ms=106.95), reason) for c in cuts + ends]
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_each_runner_up_has_one_line_in_which_its_cut_can_be_told(width):
+    lines = text(plan(runners_up=rivals(20)), width).splitlines()
+    assert max(map(len, lines)) <= width
+    rows = [line for line in lines if "+272 % time: transfer 4.95 ms" in line]
+    assert len(rows) == 8 + 2
+    assert len({row.split()[0] for row in rows[:8]}) == 8
+    assert all(row.startswith(f"_blocks.{i}.") for i, row in enumerate(rows[:8]))
+    assert rows[8].startswith("all on the server")
+    assert rows[9].startswith("all on the device")
+    assert "and 12 more" in lines[-1]
+    assert any("device 4.00 ms" in line and "server 2.00 ms" in line for line in lines)
+
+
+def test_few_runners_up_are_all_and_a_cut_is_shown_once():
+    assert "more" not in text(plan(runners_up=rivals(8)))
+    twice = rivals(1)[:1] * 2
+    assert text(plan(runners_up=twice), 80).count("_blocks.0") == 1
+
+
+def test_the_greatest_times_keep_their_legend_on_one_line():
+    slow = prediction(device_ms=99_999.0, transfer_ms=999_999.0, server_ms=99_999.0, total_ms=1.2e6)
+    lines = text(plan(prediction=slow), 80).splitlines()
+    assert any("device 99999 ms" in line and "server 99999 ms" in line for line in lines)
+    assert max(map(len, text(plan(prediction=slow, runners_up=[]), 40).splitlines())) <= 40
+
+
+def test_what_the_prediction_leaves_out_is_said_where_there_is_an_image():
+    assert "decoding and resizing the image come on top" in text(plan(), 80)
+    assert "decoding" not in text(plan(preprocess=Preprocess("tensor", [4])), 80)
+
+
+def test_too_few_samples_for_the_demand_are_said():
+    few = prediction(drop_high=7.13, samples=50)
+    shown = " ".join(text(plan(prediction=few), 80).split())
+    assert "50 samples cannot prove a drop under 1.0 points (95 % interval up to 7.13): calibrate with more" in shown
+    assert unproven(plan()) == ""
+    assert unproven(plan(prediction=few, demand=Demand(max_drop_points=8.0))) == ""
 
 
 def test_names_from_the_server_cannot_steer_the_terminal_or_the_markup():

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from calibration.bundle import Bundle
+from calibration.importer import session
 from edge_agent import errors
 from edge_server import preprocessing
-from edge_server.commands.add import add
+from edge_server.commands.add import add, hardly_above_chance
 from edge_server.commands.models import models, remove
 from edge_server.store import Store
 from tests.edge_server.small_network import request_of, save_network
@@ -72,6 +74,32 @@ def test_adding_again_replaces_the_model_and_its_segments(network: Path, tmp_pat
         assert store.segment_path(ref.sha256) is None
 
 
+def test_the_float_models_top1_is_shown_and_doubted_where_it_is_chance(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.load(network.parent / "x.npy")
+    right = session(onnx.load(network)).run(None, {"x": x.transpose(0, 3, 1, 2)})[0].argmax(axis=1)
+    np.save(tmp_path / "y.npy", right)
+    add(tmp_path / "s", request_of(network, labels=str(tmp_path / "y.npy")))
+    shown = capsys.readouterr().out
+    assert "float top-1 on these 12 samples: 100.0 %" in shown
+    assert "warning" not in shown
+    np.save(tmp_path / "y.npy", (right + 1) % 10)
+    add(tmp_path / "s", request_of(network, labels=str(tmp_path / "y.npy")))
+    shown = capsys.readouterr().out
+    assert "float top-1 on these 12 samples: 0.0 %" in shown
+    assert "warning: with 10 classes that is hardly better than chance (10 %)" in shown
+    monkeypatch.setenv("COLUMNS", "150")
+    models(tmp_path / "s")
+    assert "top1, float 0.0 %" in capsys.readouterr().out
+
+
+def test_chance_is_not_thrice_itself_for_few_classes() -> None:
+    assert hardly_above_chance(1000) == pytest.approx(0.003)
+    assert hardly_above_chance(10) == pytest.approx(0.3)
+    assert hardly_above_chance(2) == pytest.approx(0.625)
+
+
 def test_removed_is_gone(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     remove(store.folder, "tiny")
     models(store.folder)
@@ -121,6 +149,28 @@ def test_a_corrupt_onnx_file(network: Path, tmp_path: Path) -> None:
     done = run("add", tmp_path / "bad.onnx", "--arrays", network.parent / "x.npy", "--store", tmp_path / "s")
     assert "not a readable ONNX model" in sentence(done, 5)
     assert list((tmp_path / "s" / "bundles").iterdir()) == []
+
+
+def test_a_label_that_is_no_class_of_the_model(network: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", np.full(12, 99999))
+    place = network.parent / "x.npy"
+    done = run("add", network, "--arrays", place, "--labels", tmp_path / "y.npy", "--store", tmp_path / "s")
+    assert "the label of sample 0 is class 99999" in sentence(done, 3)
+
+
+def test_samples_that_break_off_under_the_progress_bar(tmp_path: Path) -> None:
+    save_network(tmp_path / "net.onnx")
+    (tmp_path / "a.npy").write_bytes(b"x")
+    np.save(tmp_path / "0.npy", np.zeros((16, 16, 3)))
+    done = run("add", tmp_path / "net.onnx", "--arrays", tmp_path, "--store", tmp_path / "s")
+    assert "a.npy is not a readable" in sentence(done, 3)
+
+
+@pytest.mark.slow
+def test_a_corrupt_exported_program(network: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.pt2").write_bytes(b"not a model at all")
+    done = run("add", tmp_path / "bad.pt2", "--arrays", network.parent / "x.npy", "--store", tmp_path / "s")
+    assert "not a readable exported program" in sentence(done, 5)
 
 
 def test_no_samples(network: Path, tmp_path: Path) -> None:
@@ -194,6 +244,7 @@ def test_a_specification_that_is_none_is_one_sentence(tmp_path: Path, text: str)
         ({"mean": [1.0, 2.0]}, "one for each of 3 channels"),
         ({"mean": [float("nan")]}, "one for each"),
         ({"resize": 100}, "at least 224"),
+        ({"resize": 8193}, "at most 8192"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(options: dict[str, object], complaint: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from edge_agent import errors, limits
+from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
+from edge_server import app
 from edge_server.app import make_app
 from edge_server.store import Store
 
@@ -98,6 +101,20 @@ async def test_a_malformed_plan_request_is_a_protocol_error(server: Running, bod
     response = await server.client.post("/v1/plan", data=body, headers=server.headers)
     assert response.status == 400
     assert isinstance(await error_of(response), errors.ProtocolError)
+
+
+async def test_plans_that_take_long_delay_nothing_else(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    going = threading.Event()
+    monkeypatch.setattr(app, "make_plan", lambda catalog, asked: going.wait(10))
+    body = msgspec.json.encode(PlanRequest("m", {}, LinkEstimate(0, 1, 1), Demand()))
+    asked = [asyncio.create_task(server.client.post("/v1/plan", data=body, headers=server.headers)) for _ in range(64)]
+    await asyncio.sleep(0.2)
+    try:
+        async with asyncio.timeout(5):
+            assert (await server.client.get("/v1/models", headers=server.headers)).status == 200
+    finally:
+        going.set()
+    assert {response.status for response in await asyncio.gather(*asked)} == {200}
 
 
 async def test_an_oversize_plan_request_is_refused(server: Running) -> None:

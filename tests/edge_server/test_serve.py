@@ -15,9 +15,14 @@ from pathlib import Path
 
 import pytest
 import trustme
+from aiohttp import web
 
 from edge_agent import errors
-from edge_server.serve import Listen, check, tls
+from edge_server import serve as serving_module
+from edge_server import tails
+from edge_server.app import make_app
+from edge_server.serve import Listen, check, serve, tls
+from edge_server.store import Store
 
 COMMAND = [sys.executable, "-m", "edge_server"]
 
@@ -58,6 +63,26 @@ def test_serves_until_it_is_told_to_stop_and_leaves_in_order(tmp_path: Path, num
         _, complaints = process.communicate(timeout=20)
         assert process.returncode == 0
         assert "run edge-server token" in complaints
+
+
+async def test_a_server_that_fails_before_it_listens_is_cleaned_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaned: list[web.Application] = []
+
+    async def note(app: web.Application) -> None:
+        cleaned.append(app)
+
+    def noting(store: Store, *, auth: bool) -> web.Application:
+        app = make_app(store, auth=auth)
+        app.on_cleanup.append(note)
+        return app
+
+    monkeypatch.setattr(serving_module, "make_app", noting)
+    monkeypatch.setattr(tails, "warm", lambda: 1 / 0)
+    with Store(tmp_path) as store, pytest.raises(ZeroDivisionError):
+        await serve(store, Listen(port=0), print)
+    assert len(cleaned) == 1
 
 
 def test_tls_by_certificate_and_key(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +154,30 @@ def test_a_failed_import_leaves_the_old_bundle(store: Store) -> None:
         (path / "no such folder" / "half").touch()
     assert list(store.bundle_path("net").iterdir()) == []
     assert [p.name for p in store.bundles.iterdir()] == ["net"]
+
+
+def test_a_bundle_that_cannot_take_its_place_leaves_the_old_one(store: Store) -> None:
+    with store.new_bundle("net") as path:
+        path.mkdir()
+        (path / "x").write_text("one")
+    with pytest.raises(errors.StoreError), store.new_bundle("net"):
+        pass  # nothing was built, so there is nothing to rename
+    assert (store.bundle_path("net") / "x").read_text() == "one"
+    assert [p.name for p in store.bundles.iterdir()] == ["net"]
+
+
+def test_what_a_crash_left_behind_goes_after_a_day(store: Store) -> None:
+    with store.new_bundle("net") as path:
+        path.mkdir()
+    for name, age in (("old", 2 * 86400), ("new", 3600)):
+        for left in (store.bundles / f".new-{name}", store.bundles / f".old-{name}"):
+            (left / "net").mkdir(parents=True)
+            os.utime(left, (0, time.time() - age))
+        (store.segments / f".new-{name}").touch()
+        os.utime(store.segments / f".new-{name}", (0, time.time() - age))
+    with Store(store.folder):
+        assert sorted(p.name for p in store.bundles.iterdir()) == [".new-new", ".old-new", "net"]
+        assert [p.name for p in store.segments.iterdir()] == [".new-new"]
 
 
 def test_removing_a_bundle_takes_only_its_own_segments(store: Store) -> None:

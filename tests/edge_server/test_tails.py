@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 
 import numpy as np
@@ -104,6 +106,53 @@ async def test_a_tail_is_loaded_once_and_the_least_used_goes(tails: Tails, monke
     for cut in (0, 1, 0, 2, 0, 1):
         tails.get(("b", cut), load(cut))
     assert loads == [0, 1, 2, 1]
+
+
+async def test_a_tail_that_loads_delays_no_frame_of_another(tails: Tails) -> None:
+    going, begun = threading.Event(), threading.Event()
+
+    def slow() -> Tail:
+        begun.set()
+        assert going.wait(10)
+        return Tail(tail_bytes(), SHAPE)
+
+    quick = handler(tails, 1)
+    await quick.ready()
+    loads = [asyncio.create_task(asyncio.to_thread(tails.get, ("b", 2), slow)) for _ in range(2)]
+    await asyncio.to_thread(begun.wait, 10)
+    try:
+        async with asyncio.timeout(5):
+            await quick.answer(Frame(1, 0, 0, codec.encode(X, LADDER[0])))
+    finally:
+        going.set()
+    first, second = await asyncio.gather(*loads)
+    assert first is second
+
+
+async def test_tails_that_load_leave_the_shared_threads_free(tails: Tails) -> None:
+    going = threading.Event()
+
+    def slow() -> Tail:
+        assert going.wait(10)
+        return Tail(tail_bytes(), SHAPE)
+
+    streams = [asyncio.create_task(handler(tails, 1, load=slow).ready()) for _ in range(64)]
+    await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(5):
+            assert await asyncio.to_thread(lambda: 1) == 1
+    finally:
+        going.set()
+        await asyncio.gather(*streams)
+
+
+async def test_a_tail_that_failed_to_load_is_tried_again(tails: Tails) -> None:
+    def fail() -> Tail:
+        raise errors.ModelError("not now")
+
+    with pytest.raises(errors.ModelError, match="not now"):
+        tails.get(("b", 1), fail)
+    assert tails.get(("b", 1), lambda: Tail(tail_bytes(), SHAPE)).shape == SHAPE
 
 
 async def test_frames_beyond_the_queue_are_refused_not_queued(tails: Tails, monkeypatch: pytest.MonkeyPatch) -> None:

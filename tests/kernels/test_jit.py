@@ -72,6 +72,29 @@ def test_without_a_writable_cache_kernels_still_run(package: Path) -> None:
     assert problem
 
 
+def test_a_disk_that_fills_up_costs_the_cache_and_nothing_else(package: Path) -> None:
+    (package / "full.py").write_text(
+        "import warnings\n"
+        "from kernels.user import twice_helped\n"
+        "def no_room(*_):\n"
+        "    raise OSError(28, 'No space left on device')\n"
+        "twice_helped._cache._impl.__class__.reduce = no_room\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    print(twice_helped(20), seen[0].message)\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-P", "-m", "kernels.full"],
+        env=os.environ | {"PYTHONPATH": str(package.parent), "SPLITEDGE_CACHE_DIR": str(package.parent / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=package.parent,
+    )
+    assert child.stdout.startswith("42 compiled kernels cannot be kept in")
+    assert "No space left on device" in child.stdout
+
+
 def test_the_service_managers_cache_directory_is_used(package: Path) -> None:
     run(package, SPLITEDGE_CACHE_DIR="", CACHE_DIRECTORY=str(package.parent / "given"))
     assert list((package.parent / "given").glob("kernels-*/**/*.nbi"))

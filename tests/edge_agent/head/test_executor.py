@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.errors import InputError, SegmentError
+from edge_agent.errors import InputError, SegmentError, UsageError
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
 from kernels import isa
@@ -27,6 +28,7 @@ AWKWARD = (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 48, 63, 65, 80, 127, 257)
 def assert_equal_to_twin(builder: Builder, frames: int = 2) -> None:
     segment = builder.finish()
     head = Head(segment, check_golden=False)
+    team = Head(segment, check_golden=False, threads=3)
     tensors = list(range(len(builder.tensors)))
     for _ in range(frames):
         x = builder.codes()
@@ -34,6 +36,8 @@ def assert_equal_to_twin(builder: Builder, frames: int = 2) -> None:
         for tensor, got in zip(tensors, head.taps(x, tensors), strict=True):
             np.testing.assert_array_equal(got, expected[tensor], err_msg=f"tensor {tensor}")
         np.testing.assert_array_equal(head.run(x), expected[segment.header.output])
+        for tensor, got in zip(tensors, team.taps(x, tensors), strict=True):
+            np.testing.assert_array_equal(got, expected[tensor], err_msg=f"tensor {tensor} by three threads")
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -188,6 +192,27 @@ def test_every_instruction_set_gives_the_same_bits(lower: str) -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=root
     )
     assert child.stdout.strip() == _golden_hash()
+
+
+def test_a_team_ends_with_its_head() -> None:
+    builder = Builder([8, 8, 16])
+    builder.conv(builder.input, 32)
+    others = set(threading.enumerate())
+    head = Head(builder.finish(), check_golden=False, threads=4)
+    members = [thread for thread in threading.enumerate() if thread not in others]
+    assert len(members) == 3
+    head.run(builder.codes())
+    del head
+    gc.collect()
+    for member in members:
+        member.join(10)
+    assert not any(member.is_alive() for member in members)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 65])
+def test_an_impossible_number_of_threads_is_refused(threads: int) -> None:
+    with pytest.raises(UsageError, match="1 to 64 threads"):
+        Head(Builder([4]).finish(), check_golden=False, threads=threads)
 
 
 def test_a_wrong_shape_or_type_is_refused_in_one_sentence() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import EpsImagePlugin, Image
 
 from edge_agent import errors, limits
 from edge_agent.head import preprocess as pre
@@ -90,6 +93,26 @@ def test_photographs_are_turned_upright() -> None:
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(errors.InputError, match="not an image"):
         pre.load_image(data)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "TGA", "ICO"])
+def test_no_decoder_of_another_format_sees_the_bytes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **_: started.append(a))
+    with pytest.raises(errors.InputError, match="not an image"):
+        pre.load_image(encoded(noise(30, 30), kind))
+    assert not started
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_damaged_images_are_read_or_refused(kind: str, data: st.DataObject) -> None:
+    whole = bytearray(encoded(noise(12, 9), kind))
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(errors.InputError):
+        pre.prepare_image(pre.load_image(bytes(whole)), spec())
 
 
 def test_too_many_bytes_and_too_many_pixels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

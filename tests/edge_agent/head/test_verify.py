@@ -28,7 +28,7 @@ def network() -> Builder:
     y = b.conv(x, 8, (3, 3), (1, 1), (1, 1, 1, 1), groups=8, bits=4)
     y = b.append(seg.Add, [8, 8, 8], a=x, b=y, multiplier_a=0.5, multiplier_b=0.5, lo=0, hi=255)
     y = b.append(seg.Lut, [8, 8, 8], x=y, table=b.constant(np.arange(256, dtype=np.uint8)))
-    y = b.append(seg.Concat, [8, 8, 16], inputs=[x, y], tables=[-1, b.ops[-1].table])
+    y = b.append(seg.Concat, [8, 8, 16], inputs=[x, y], tables=[-1, b.constant(np.arange(256, dtype=np.uint8))])
     y = b.append(seg.Pad, [9, 10, 16], x=y, pad=[1, 1, 0, 1], value=0)
     y = b.append(seg.Transpose, [16, 9, 10], x=y, perm=[2, 0, 1])
     y = b.append(seg.Reshape, [9, 10, 16], x=y)
@@ -284,6 +284,73 @@ def test_computation_without_bound_is_refused() -> None:
     builder.constant(np.zeros(256 * 101 * 101, np.uint8))
     with pytest.raises(SegmentError, match="more computation"):
         verify(builder.finish())
+
+
+def test_pooling_without_bound_is_refused() -> None:
+    """1.8e13 cells to look at, in 16 MiB of tensors."""
+    builder = Builder([4095, 4095, 1])
+    builder.append(
+        seg.Pool, [2048, 2048, 1], x=builder.input, **{"kind": "avg"}, kernel=[2048, 2048], stride=[1, 1], pad=[0] * 4,
+        count_pad=False, multiplier=1.0, lo=0, hi=255,
+    )  # fmt: skip
+    with pytest.raises(SegmentError, match="more computation"):
+        verify(builder.finish())
+
+
+def test_constants_that_operators_share_are_refused() -> None:
+    """Each operator unpacks its own copy: a small file could want any amount of memory."""
+    builder = Builder([4, 4, 64])
+    x = builder.conv(builder.input, 64)
+    for _ in range(3):
+        x = builder.conv(x, 64)
+    for op in builder.ops[1:]:
+        first = builder.ops[0]
+        assert isinstance(op, seg.Conv)
+        assert isinstance(first, seg.Conv)
+        op.weight, op.bias, op.multiplier = first.weight, first.bias, first.multiplier
+    segment = builder.finish()
+    segment.blob = segment.blob[: len(segment.blob) // 4]
+    with pytest.raises(SegmentError, match="constants more than once"):
+        verify(segment)
+
+
+def test_a_concatenation_of_too_many_is_refused() -> None:
+    builder = Builder([4])
+    builder.append(seg.Concat, [4 * 10_000], inputs=[builder.input] * 10_000, tables=[-1] * 10_000)
+    with pytest.raises(SegmentError, match="too many tensors"):
+        verify(builder.finish())
+
+
+def test_a_sum_of_infinities_is_refused() -> None:
+    builder = Builder([4], zero_point=9)
+    huge = float(np.float32(3e38))
+    builder.append(seg.Add, [4], a=builder.input, b=builder.input, multiplier_a=huge, multiplier_b=huge, lo=0, hi=255)
+    with pytest.raises(SegmentError, match="not a finite float32"):
+        verify(builder.finish())
+
+
+def test_maximum_pooling_may_not_change_the_codes_meaning() -> None:
+    builder = Builder([4, 4, 8], zero_point=9)
+    builder.append(
+        seg.Pool, [2, 2, 8], 10, x=builder.input, **{"kind": "max"}, kernel=[2, 2], stride=[2, 2], pad=[0] * 4, count_pad=False,
+        multiplier=1.0, lo=0, hi=255,
+    )  # fmt: skip
+    with pytest.raises(SegmentError, match="without arithmetic"):
+        verify(builder.finish())
+
+
+def test_a_family_of_reshapes_may_share_its_bytes() -> None:
+    builder = Builder([8, 8, 8])
+    flat = builder.append(seg.Reshape, [512], x=builder.input)
+    rows = builder.append(seg.Reshape, [64, 8], x=flat)
+    other = builder.append(seg.Reshape, [8, 64], x=builder.input)
+    for alias in (flat, rows, other):
+        builder.tensors[alias].offset = 0
+    wide = builder.append(seg.Reshape, [512], x=other)
+    builder.append(seg.Concat, [1024], inputs=[flat, wide], tables=[-1, -1])
+    codes = builder.codes()
+    out = Head(builder.finish(), check_golden=False).run(codes)
+    assert out.tolist() == codes.reshape(-1).tolist() * 2
 
 
 _GOOD = network().finish()

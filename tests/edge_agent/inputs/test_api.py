@@ -218,7 +218,9 @@ async def test_an_address_that_is_taken_is_one_sentence(settings):
             await agent.close()
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "https://example.org"}, {"Host": "rebound.example.org:8471"}])
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "https://example.org"}, {"Host": "rebound.example.org:8471"}, {"Host": "["}]
+)
 async def test_a_page_in_a_browser_is_refused(settings, headers):
     async with serving(settings) as (_server, agent, http):
         async with http.post("/v1/infer", data=png(), headers=headers) as response:

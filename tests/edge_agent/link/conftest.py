@@ -91,11 +91,15 @@ def stream_app(tail: Tail, token: str = "secret", **options) -> web.Application:
 
 
 class Relay:
-    """A TCP relay to ``port``. ``swallow``: nothing passes and nothing closes. `cut` resets every connection."""
+    """A TCP relay to ``port``. ``swallow``: nothing passes and nothing closes. `cut` resets every connection.
 
-    def __init__(self, port: int) -> None:
+    ``up_rate``: bytes a second that pass to ``port``.
+    """
+
+    def __init__(self, port: int, up_rate: int | None = None) -> None:
         self.port = port
         self.swallow = False
+        self.up_rate = up_rate
         self.cut_after: int | None = None  # bytes to the client, of the next connection
         self.connections = 0
         self._writers: set[asyncio.StreamWriter] = set()
@@ -128,11 +132,15 @@ class Relay:
             writer.transport.abort()
             return
         self._writers |= {writer, far_writer}
-        await asyncio.gather(self._pass(reader, far_writer, None), self._pass(far_reader, writer, budget))
+        await asyncio.gather(self._pass(reader, far_writer, None, up=True), self._pass(far_reader, writer, budget))
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, budget: int | None) -> None:
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, budget: int | None, up: bool = False
+    ) -> None:
         with contextlib.suppress(ConnectionError):
-            while data := await reader.read(1 << 14):
+            while data := await reader.read(self.up_rate // 50 if up and self.up_rate else 1 << 14):
+                if up and self.up_rate:
+                    await asyncio.sleep(len(data) / self.up_rate)
                 while self.swallow:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
                 if budget is not None and len(data) >= budget:

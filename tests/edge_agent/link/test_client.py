@@ -113,7 +113,39 @@ async def test_a_defect_of_the_handler_is_logged_and_told_without_details(caplog
     caplog.clear()
 
 
+@pytest.mark.parametrize("key", ["self", "message"])
+async def test_a_refusal_with_hostile_data_is_raised_and_the_stream_goes_on(key):
+    def act(frame):
+        error = errors.CodecError("no")
+        error.data = {key: 1}
+        raise error
+
+    tail = Tail(act)
+    async with serving(stream_app(tail)) as url, FrameStream(url, "secret", "plan") as stream:
+        with pytest.raises(errors.CodecError) as caught:
+            await asyncio.wait_for(stream.send(b"x", 0), 5)
+        assert caught.value.data == {key: 1}
+        tail.act = lambda frame: None
+        await stream.send(b"x", 0)
+        assert stream.stats.reconnects == 0
+
+
 # --- errors that do not heal
+
+
+async def test_a_redirect_is_not_followed_with_frames_or_token():
+    tail = Tail()
+    async with serving(stream_app(tail)) as elsewhere:
+
+        async def redirect(request):
+            raise web.HTTPTemporaryRedirect(f"{elsewhere}/v1/stream")
+
+        app = web.Application()
+        app.router.add_get("/v1/stream", redirect)
+        async with serving(app) as url, FrameStream(url, "secret", "plan") as stream:
+            with pytest.raises(errors.ProtocolError, match="307"):
+                await stream.send(b"x", 0)
+    assert tail.opened == []
 
 
 async def test_a_wrong_token_fails_what_is_in_flight_at_once():
@@ -181,6 +213,25 @@ async def test_a_defect_of_the_stream_itself_leaves_no_caller_waiting(monkeypatc
         await stream.send(b"x", 0)
     with pytest.raises(ZeroDivisionError):
         await stream.__aexit__(None, None, None)
+
+
+async def test_a_defect_while_a_refusal_is_read_leaves_no_caller_waiting(monkeypatch):
+    def broken(value):
+        raise ZeroDivisionError
+
+    def act(frame):
+        raise errors.CodecError("no")
+
+    async with serving(stream_app(Tail(act))) as url:
+        stream = await FrameStream(url, "secret", "plan").__aenter__()
+        await stream.ready()
+        monkeypatch.setattr(errors, "from_wire", broken)
+        with pytest.raises(errors.SplitEdgeError, match="please report"):
+            await asyncio.wait_for(stream.send(b"x", 0), 5)
+        assert stream.stats.failed == 1
+        assert balanced(stream)
+        with pytest.raises(ZeroDivisionError):
+            await stream.__aexit__(None, None, None)
 
 
 # --- the server is not there
@@ -316,6 +367,16 @@ async def test_cuts_and_silence_under_tls_lose_no_frame(server_tls, ca_file):
             assert balanced(stream)
 
 
+async def test_a_frame_slower_than_the_silence_allowed_gets_through():
+    async with (
+        serving(stream_app(Tail(), heartbeat_s=0.1, silence_s=1.0)) as url,
+        Relay(port_of(url), up_rate=25_000) as relay,
+        FrameStream(relay.url, "secret", "plan", **QUICK | {"silence_s": 1.0}) as stream,
+    ):
+        assert len((await stream.send(bytes(35_000), 0)).payload) == 35_000
+        assert (stream.stats.sent, stream.stats.reconnects) == (1, 0)
+
+
 async def test_frames_survive_a_silence_that_ends_in_time():
     async with (
         serving(stream_app(Tail(), heartbeat_s=0.1, silence_s=0.4)) as url,
@@ -428,6 +489,38 @@ async def test_leaving_a_stream_on_a_dead_link_does_not_hang(monkeypatch):
             await stream.send(b"x", 0)
 
 
+@pytest.mark.parametrize("when", ["waiting for an answer", "shaking hands on a dead link"])
+async def test_leaving_a_stream_may_be_cancelled_and_leaves_nothing_behind(monkeypatch, when):
+    dead = when != "waiting for an answer"
+    if dead:
+        monkeypatch.setattr(limits, "CLOSE_TIMEOUT", 0.3)
+    tail = Tail(gate=asyncio.Event())
+    sends = []
+
+    async def use(stream, relay):
+        async with stream:
+            await stream.ready()
+            relay.swallow = dead
+            sends.append(asyncio.create_task(stream.send(bytes(5_000_000), 0)))
+            await until(lambda: tail.at_once == 1 or (dead and stream.stats.sent == 1))
+
+    async with serving(stream_app(tail)) as url, Relay(port_of(url)) as relay:
+        stream = FrameStream(relay.url, "secret", "plan")
+        leaving = asyncio.create_task(use(stream, relay))
+        await until(lambda: stream.state is LinkState.CLOSED if dead else tail.at_once == 1)
+        await asyncio.sleep(0.02)
+        leaving.cancel()
+        await asyncio.sleep(0.02)
+        tail.gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert stream.state is LinkState.CLOSED
+        assert stream._runner.done()
+        with pytest.raises(errors.LinkLostError, match="closed before"):
+            await asyncio.wait_for(sends[0], 5)
+        assert balanced(stream)
+
+
 def test_every_state_but_closed_leads_to_closed():
     for state, following in client.TRANSITIONS.items():
         assert (LinkState.CLOSED in following) is (state is not LinkState.CLOSED)
@@ -493,6 +586,29 @@ async def test_a_slow_long_message_is_no_silence():
             ws.transport.write(raw[start : start + 100])
             await asyncio.sleep(0.06)
         await until(lambda: tail.seen == [0])
+        await ws.close()
+
+
+async def test_an_agent_that_does_not_read_makes_the_server_hold_few_answers(monkeypatch):
+    monkeypatch.setattr(limits, "MAX_INFLIGHT_BYTES", 2_000_000)
+
+    class Long(Tail):
+        async def answer(self, frame):
+            await super().answer(frame)
+            return bytes(1_000_000), 10
+
+    tail = Long()
+    async with serving(stream_app(tail)) as url, raw_session() as http:
+        ws = await dial_raw(http, url)
+        await ws.send_str(encode(Open("plan", window=40)).decode())
+        await ws.receive(timeout=5)
+        for seq in range(40):
+            await ws.send_bytes(frames.encode(Frame(seq, 0, 0, b"")))
+        await until(lambda: len(tail.seen) >= 4)
+        await asyncio.sleep(0.2)
+        assert len(tail.seen) < 25  # some lie in the kernel's buffers
+        answers = [frames.parse((await ws.receive(timeout=5)).data) for _ in range(40)]
+        assert sorted(answer.seq for answer in answers) == list(range(40))
         await ws.close()
 
 

@@ -185,6 +185,31 @@ def test_an_address_that_is_none_is_refused(address):
         ServerClient(address, None)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://me:hunter2@host",
+        "https://:hunter2@host",
+        "https://hunter2@host",
+        "https://me:hunter2/@host:x",
+        "https://me:hunter2?@host",
+        "me:hunter2@host",
+        "https://host?token=hunter2",
+        "https://host#hunter2",
+    ],
+)
+def test_a_rejected_address_is_not_shown_with_its_password(address):
+    with pytest.raises(errors.UsageError, match="https://host:port") as caught:
+        ServerClient(address, None)
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_server_may_be_shown_under_a_path():
+    app = answering(encode(ServerVersion("0.1.0", 1)), path="/edge/v1/version")
+    async with serving(app) as url, ServerClient(f"{url}/edge/", None) as client:
+        assert (await client.version()).version == "0.1.0"
+
+
 def test_a_token_does_not_cross_a_network_in_the_clear():
     with pytest.raises(errors.UsageError, match="unencrypted"):
         ServerClient("http://192.0.2.1:8470", "t")
@@ -247,6 +272,28 @@ async def test_a_tampered_segment_is_refused_and_forgotten(tmp_path, cache):
     async with serving(server.app) as url, ServerClient(url, "t") as client:
         with pytest.raises(errors.SegmentError, match="hash"):
             await client.fetch_segment(REF, cache)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [1234, len(DATA)])
+async def test_a_part_damaged_by_a_power_cut_is_fetched_from_the_start(tmp_path, cache, size):
+    server = SegmentServer(tmp_path)
+    cache.mkdir(parents=True)
+    (cache / f"{REF.sha256}.part").write_bytes(bytes(size))
+    async with serving(server.app) as url, ServerClient(url, "t") as client:
+        assert (await client.fetch_segment(REF, cache)).read_bytes() == DATA
+    assert server.ranges == [*(["bytes=1234-"] if size < len(DATA) else []), None]
+    assert [p.name for p in cache.iterdir()] == [f"{REF.sha256}.segment"]
+
+
+async def test_a_tampered_segment_behind_a_damaged_part_is_refused_after_one_more_try(tmp_path, cache):
+    server = SegmentServer(tmp_path, DATA[:-1] + b"x")
+    cache.mkdir(parents=True)
+    (cache / f"{REF.sha256}.part").write_bytes(DATA[:1234])
+    async with serving(server.app) as url, ServerClient(url, "t") as client:
+        with pytest.raises(errors.SegmentError, match="hash"):
+            await client.fetch_segment(REF, cache)
+    assert server.ranges == ["bytes=1234-", None]
     assert list(cache.iterdir()) == []
 
 

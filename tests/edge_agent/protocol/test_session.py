@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,6 +113,13 @@ def test_failed_carries_the_error_to_the_peer():
     assert agent.error.data == {"plan": "p"}
 
 
+@pytest.mark.parametrize("message", ['{"type": "failed", "error": {"data": {"self": 1, "message": 2}}}', "\ud800"])
+def test_hostile_text_fails_the_session_and_raises_nothing(message):
+    agent, _ = pair()
+    assert agent.receive(message, 0.0) is None
+    assert agent.state is State.FAILED
+
+
 def test_a_window_is_cut_to_the_limit():
     agent, server = pair(window=10_000)
     assert agent.window == server.window == limits.MAX_WINDOW
@@ -151,6 +160,17 @@ def test_silence_ends_the_session_and_a_byte_puts_it_off():
     assert agent.state is State.FAILED
     assert isinstance(agent.error, errors.LinkLostError)
     assert agent.broken
+
+
+def test_a_long_message_on_its_way_does_not_stop_the_pings():
+    """Its sender's pings wait behind it: ours are all that it hears."""
+    server = pair(heartbeat_s=2.0, silence_s=6.0)[1]
+    pings = []
+    for second in range(1, 11):
+        server.heard(float(second))
+        server.tick(float(second))
+        pings += controls(server)
+    assert pings == [Ping(0)] * 5
 
 
 def test_dribbled_bytes_do_not_hold_a_session_for_ever():
@@ -208,10 +228,12 @@ def test_every_live_state_can_fail_and_no_end_can_be_left():
         assert any(s is state for s, _ in TRANSITIONS) is not ended
 
 
-def test_the_table_is_drawn_for_the_docs():
+def test_the_docs_show_the_table():
     lines = transition_table().splitlines()
     assert len(lines) == 2 + len(State)
     assert lines[2] == "| NEW | OPENING |  |  |  |  | CLOSED |  |  | FAILED |"
+    document = Path(__file__).parents[3] / "docs/architecture.md"
+    assert f"\n\n{transition_table()}\n\n" in document.read_text()
 
 
 MESSAGES = st.one_of(

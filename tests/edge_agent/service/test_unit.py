@@ -41,9 +41,7 @@ def _options(folder: Path, **changes) -> UnitOptions:
 def test_systemd_accepts_the_unit(tmp_path, folder):
     place = tmp_path / folder
     place.mkdir()
-    options = _options(
-        place, config=place / "agent.toml", environment={"SPLITEDGE_ISA": "avx2", "NOTE": 'a "b" 5% c\\'}
-    )
+    options = _options(place, config=place / "agent.toml")
     done = _analyze(render(options), tmp_path, "verify", "--man=no")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -59,7 +57,7 @@ def test_the_unit_is_hardened_below_the_stated_exposure(tmp_path):
 def test_it_notifies_restarts_and_runs_as_a_user_of_its_own(tmp_path):
     unit = render(_options(tmp_path))
     for line in (
-        "Type=notify", "Restart=on-failure", "StartLimitBurst=5", "WatchdogSec=30", "DynamicUser=yes",
+        "Type=notify", "Restart=on-failure", "StartLimitIntervalSec=0", "RestartSec=10", "WatchdogSec=30", "DynamicUser=yes",
         "StateDirectory=splitedge", "CacheDirectory=splitedge", "ConfigurationDirectory=splitedge",
         "After=network-online.target", "RestartPreventExitStatus=2 4",
         f"ExecStart={tmp_path}/edge-agent run --config /etc/splitedge/agent.toml",
@@ -90,9 +88,6 @@ def test_without_a_token_file_no_credential_is_loaded():
         (UnitOptions(Path("bin/edge-agent")), "absolute path"),
         (UnitOptions(Path("/bin/a\nUser=root")), "control character"),
         (UnitOptions(Path("/bin/a"), config=Path("/etc/a\\")), "no quotes and backslashes"),
-        (UnitOptions(Path("/bin/a"), environment={"A B": "1"}), "not the name"),
-        (UnitOptions(Path("/bin/a"), environment={"A": "1\nUser=root"}), "control character"),
-        (UnitOptions(Path("/bin/a"), environment={"SPLITEDGE_TOKEN": "x"}), "looks like a secret"),
     ],
 )
 def test_what_a_unit_cannot_hold_is_refused(options, message):

@@ -1,0 +1,163 @@
+"""The inner loops of GEMM on ARM cores that are not here: cycles from llvm-mca's model of the core, against the peak of the instruction.
+
+    python -m benchmarks.arm_cycles [--asm DIR] [--json OUT]
+
+The same generators that the JIT uses are compiled for aarch64 here, the busiest loop is cut out of the assembly, and llvm-mca 19 (Debian:
+llvm-19) counts. Peak: the same model's count of a loop of nothing but the instruction, on registers. neoverse-n1 stands in for Cortex-A76 (Raspberry Pi
+5) and A78AE (Jetson Orin), cortex-a72 is the Raspberry Pi 4, neoverse-n2 any core with i8mm. A model knows no caches: this is the limit, not a board's
+speed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from benchmarks.report import parser, report
+
+TURNS: Final = 200
+
+
+class Core(NamedTuple):
+    key: str
+    title: str
+    isa: str
+    model: str
+    macs: int  # of one turn of `peak`
+    peak: tuple[str, ...]  # {d}: a register of its own
+
+
+CORES: Final = (
+    Core("a76", "Cortex-A76, A78AE (neoverse-n1)", "dotprod", "neoverse-n1", 16, ("sdot v{d}.4s, v30.16b, v31.4b[0]",)),
+    Core(
+        "a72",
+        "Cortex-A72",
+        "neon",
+        "cortex-a72",
+        16,
+        ("smull v{d}.8h, v30.8b, v31.8b", "smlal v{d}.8h, v30.8b, v31.8b", "sadalp v{a}.4s, v{d}.8h"),
+    ),
+    Core("i8mm", "neoverse-n2", "i8mm", "neoverse-n2", 32, ("usmmla v{d}.4s, v30.16b, v31.16b",)),
+)
+
+# Run in a process of its own: which instruction set the generators speak is decided at import.
+CHILD: Final = """
+import json, sys
+from kernels import isa
+isa.X86, isa.ARM, isa.ISA = False, True, sys.argv[1]
+from benchmarks import arm_cycles
+print(json.dumps(arm_cycles.assemble(sys.argv[1])))
+"""
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("--asm", type=Path, help="write the assembly of every tile to this folder")
+    arguments = options.parse_args()
+    if not shutil.which("llvm-mca-19"):
+        sys.exit("llvm-mca-19 is not here; install it (Debian: apt-get install llvm-19) and run again")
+    rows: list[dict[str, Any]] = []
+    summary: dict[str, float] = {}
+    for core in CORES:
+        found = core_rows(core, arguments.asm)
+        rows += found
+        summary[f"{core.key}.gemm_peak_share"] = max(row["share of peak"] for row in found)
+        summary[f"{core.key}.gemm_mac_per_cycle"] = max(row["MAC / cycle"] for row in found)
+    notes = ["the summary is of the largest tile, which does almost all work of a layer; the others do its remainders"]
+    report("Inner loops of GEMM by llvm-mca", rows, summary, arguments.json, notes)
+
+
+def core_rows(core: Core, folder: Path | None) -> list[dict[str, Any]]:
+    """One row for each tile of ``core``'s instruction set."""
+    child = [sys.executable, "-c", CHILD, core.isa]
+    tiles = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
+    peak = core.macs * 16 / cycles(core, peak_loop(core))
+    rows = []
+    for name, (assembly, macs) in tiles.items():
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{core.isa}-{name}.s").write_text(assembly)
+        loop = busiest_loop(assembly)
+        speed = macs / cycles(core, loop)
+        spills = sum("[sp" in line for line in loop)
+        rows.append({
+            "core": core.title, "instructions": core.isa, "tile": name, "spills": spills, "MAC / cycle": speed, "peak": peak,
+            "share of peak": speed / peak,
+        })  # fmt: skip
+    return rows
+
+
+def assemble(isa_name: str) -> dict[str, tuple[str, int]]:
+    """Assembly of each tile (rows x columns) of this process' instruction set, and the products of one turn of its main loop."""
+    from kernels import emit, gemm
+
+    per_turn = max(emit.TARGET.spans) * gemm.GROUP * gemm.LANES
+    return {
+        f"{rows}x{vectors * gemm.LANES}": (_compile(isa_name, rows, vectors), rows * vectors * per_turn)
+        for vectors, heights in emit.TARGET.tiles.items()
+        for rows in heights
+    }
+
+
+def _compile(isa_name: str, rows: int, vectors: int) -> str:
+    import llvmlite.binding as llvm
+    from llvmlite import ir
+
+    from kernels import gemm, isa
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    module = ir.Module()
+    module.triple = "aarch64-unknown-linux-gnu"
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), gemm._TILE_ARGS), "tile")
+    builder = ir.IRBuilder(function.append_basic_block())
+    gemm._tile_body(rows, vectors)(builder, list(function.args))
+    builder.ret_void()
+    cpu, features = isa.ARM_MODEL[isa_name]
+    machine = llvm.Target.from_triple(module.triple).create_target_machine(cpu=cpu, features=features, opt=3)
+    parsed = llvm.parse_assembly(str(module))
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(parsed, passes)
+    return str(machine.emit_assembly(parsed))
+
+
+def busiest_loop(assembly: str) -> list[str]:
+    """The longest loop of one basic block: the instructions from a label to the branch back to it, with no label between."""
+    loops: list[list[str]] = []
+    label, block = "", list[str]()
+    for line in (raw.split("//")[0].strip() for raw in assembly.splitlines()):
+        if line.endswith(":"):
+            label, block = line[:-1], []
+        elif line and not line.startswith("."):
+            block.append(line)
+            if line.startswith(("b.", "cb", "tb")) and line.split()[-1] == label:
+                loops.append(list(block))
+    return max(loops, key=len)
+
+
+def peak_loop(core: Core) -> list[str]:
+    """16 times the step on registers of their own."""
+    return [line.format(d=i if len(core.peak) == 1 else 16 + i % 14, a=i) for i in range(16) for line in core.peak]
+
+
+def cycles(core: Core, loop: list[str]) -> float:
+    """Cycles of one turn of ``loop``."""
+    command = [
+        "llvm-mca-19",
+        "-mtriple=aarch64",
+        f"-mcpu={core.model}",
+        "-mattr=+dotprod,+i8mm",
+        f"-iterations={TURNS}",
+    ]
+    done = subprocess.run(command, input="\n".join(loop), capture_output=True, text=True, check=True)
+    (total,) = re.findall(r"Total Cycles:\s+(\d+)", done.stdout)
+    return int(total) / TURNS
+
+
+if __name__ == "__main__":
+    main()
