@@ -90,7 +90,8 @@ def encoder(place: Path, repeats: int, rows: list[dict[str, Any]], kinds: list[d
     """MiniLM over `TOKENS` tokens against ONNX Runtime's dynamic int8: appends to the tables, returns figures of speed, and of fidelity over `TEXTS`."""
     model = minilm.encoder(place, TOKENS)
     segment, name = lower_encoder(model, 8, "minilm"), Graph.of(model).input
-    title, summary = f"MiniLM, {TOKENS} tokens", {}
+    title = f"MiniLM, {TOKENS} tokens"
+    summary: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = {"ONNX Runtime float": f"{folder}/float.onnx", "ONNX Runtime int8": f"{folder}/int8.onnx"}
         onnx.save(model, paths["ONNX Runtime float"])
@@ -109,7 +110,7 @@ def encoder(place: Path, repeats: int, rows: list[dict[str, Any]], kinds: list[d
             summary |= _figures("minilm", head, times)
             if threads == 1:
                 kinds += time_by_kind(title, head, repeats)
-    return summary | _fidelity(place, head, *sessions.values(), name)
+    return summary | _fidelity(place, head, sessions["ONNX Runtime float"], sessions["ONNX Runtime int8"], name)
 
 
 def _fidelity(

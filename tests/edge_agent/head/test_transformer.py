@@ -187,6 +187,21 @@ def test_a_tensor_of_codes_is_written_as_before() -> None:
     assert b"dtype" not in seg.build(segment.header, segment.blob.tobytes())
 
 
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_a_team_gives_the_bits_of_one_thread(threads: int) -> None:
+    for tokens, heads in ((1, 1), (2, 2), (37, 3), (64, 12)):
+        builder = Builder([tokens], seed=tokens, dtype="i32")
+        x = builder.norm(builder.embed(builder.input, 24 * heads))
+        mixed = builder.attention(builder.linear(x, 72 * heads), heads, ids=builder.input)
+        builder.norm(builder.linear(mixed, 24 * heads, activation="gelu", residual=x))
+        segment = builder.finish()
+        alone, team = Head(segment, check_golden=False), Head(segment, check_golden=False, threads=threads)
+        for _ in range(5):
+            ids = builder.codes()
+            np.testing.assert_array_equal(team.run(ids), alone.run(ids))
+        np.testing.assert_array_equal(team.run(ids * 0), alone.run(ids * 0))
+
+
 def _golden_hash() -> str:
     """One hash over a small encoder."""
     builder = Builder([37], seed=5, dtype="i32")
