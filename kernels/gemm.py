@@ -64,18 +64,8 @@ def _tile_body(rows: int, vectors: int) -> Any:
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
         x, ldx, w, groups, bias, multiplier, y, ldy, lo, hi, zero, columns = args
-        ints = emit.vector(I32, LANES)
-        row_pointers = [emit.at(b, x, b.mul(ldx, I64(r))) for r in range(rows)]
-        acc = _start(b, [emit.load(b, ints, bias, v * LANES * 4) for v in range(vectors)], rows)
-        done = I64(0)
-        for span in TARGET.spans:
-            turns = groups if TARGET.spans == (1,) else b.udiv(b.sub(groups, done), I64(span))
-            with emit.loop(b, turns, *acc) as (index, before, following):
-                group = b.add(done, b.mul(index, I64(span)))
-                panel = emit.at(b, w, b.mul(group, I64(vectors * LANES * GROUP * WIDTH)))
-                following += _steps(b, before, row_pointers, b.mul(group, I64(GROUP)), panel, vectors, span)
-            done, acc = b.mul(turns, I64(span)), following
-        acc = _by_rows(b, acc, rows, vectors)
+        bias = [emit.load(b, emit.vector(I32, LANES), bias, v * LANES * 4) for v in range(vectors)]
+        acc = accumulate(b, rows, vectors, x, ldx, w, groups, bias)
         factors = [emit.load(b, emit.vector(FLOAT, LANES), multiplier, v * LANES * 4) for v in range(vectors)]
         bounds = [emit.splat(b, value, LANES) for value in (lo, hi, zero)]
         for r in range(rows):
@@ -84,6 +74,22 @@ def _tile_body(rows: int, vectors: int) -> Any:
                 _store_columns(b, codes, emit.at(b, y, b.add(b.mul(ldy, I64(r)), I64(v * LANES))), columns, v)
 
     return body
+
+
+def accumulate(
+    b: ir.IRBuilder, rows: int, vectors: int, x: ir.Value, ldx: ir.Value, w: ir.Value, groups: ir.Value, bias: list[ir.Value]
+) -> list[ir.Value]:  # fmt: skip
+    """IR of the walk over K: ``bias`` (a vector for each vector of columns) and the products, for each row its vectors of columns."""
+    row_pointers = [emit.at(b, x, b.mul(ldx, I64(r))) for r in range(rows)]
+    acc, done = _start(b, bias, rows), I64(0)
+    for span in TARGET.spans:
+        turns = groups if TARGET.spans == (1,) else b.udiv(b.sub(groups, done), I64(span))
+        with emit.loop(b, turns, *acc) as (index, before, following):
+            group = b.add(done, b.mul(index, I64(span)))
+            panel = emit.at(b, w, b.mul(group, I64(vectors * LANES * GROUP * WIDTH)))
+            following += _steps(b, before, row_pointers, b.mul(group, I64(GROUP)), panel, vectors, span)
+        done, acc = b.mul(turns, I64(span)), following
+    return _by_rows(b, acc, rows, vectors)
 
 
 def _steps(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kernels import conv as conv_kernel
 from kernels import depthwise as depthwise_kernel
-from kernels import elementwise, team
+from kernels import elementwise, rows, team, transformer
 from kernels import gemm as gemm_kernel
 from kernels.jit import inline, kernel
 
@@ -33,6 +33,10 @@ class Kind(IntEnum):
     TRANSPOSE = 9
     PAD = 10
     SOFTMAX = 11
+    EMBED = 12
+    LINEAR = 13
+    NORM = 14
+    ATTENTION = 15
 
 
 class Field(IntEnum):
@@ -70,12 +74,40 @@ class Field(IntEnum):
     ZB = 29
     TABLE = 30
     PERIOD = 31  # of a broadcast second input; row step of COPY_COLUMNS; 1 where AVG_POOL counts padding
+    HEADS = 19  # transformers: the same columns under the names of other things
+    PAD_TOKEN = 13
+    RESIDUAL = 28  # arena offset, -1 for none; ATTENTION: of the token ids
+    FLOATS = 30  # bias of LINEAR, beta of NORM, positions of EMBED: among the multipliers
+    GELU = 31
     SIZE0 = 32  # TRANSPOSE: four sizes of y and four steps in x
     STEP0 = 36
 
 
 FIELDS = 40
-REALS = 2  # float32 operands of an operator: multipliers of ADD, MUL, AVG_POOL; scales of SOFTMAX
+REALS = 2  # float32 operands of an operator: multipliers of ADD, MUL, AVG_POOL; scales of SOFTMAX; epsilon of NORM, factor of ATTENTION
+
+
+@inline
+def _transformer(op, kind, real, arena, weights, biases, multipliers, scratch, part, parts):
+    """A part of an operator on float32 tensors, rows or heads of it; places become addresses."""
+    x, y, h, c, n = op[1], op[2], op[3], op[5], op[8]
+    base, factors = rows.address(arena), rows.address(multipliers)
+    a, b = team.share(h, part, parts)
+    if kind == 12:
+        ids, scales = arena[x + 4 * a : x + 4 * b].view(np.int32), multipliers[op[26] :]
+        positions = factors + 4 * (op[30] + a * c)
+        transformer.embed(ids, b - a, rows.address(weights) + op[24], n, c, scales, positions, base + y + 4 * a * c)
+    elif kind == 13:
+        residual = base + op[28] + 4 * a * n if op[28] >= 0 else 0
+        transformer.linear(base + x + 4 * a * c, b - a, c, rows.address(weights) + op[24], n, rows.address(biases) + 4 * op[25],
+                           factors + 4 * op[26], factors + 4 * op[30], op[31], residual, base + y + 4 * a * n, base + scratch)  # fmt: skip
+    elif kind == 14:
+        transformer.norm(
+            base + x + 4 * a * c, b - a, c, factors + 4 * op[26], factors + 4 * op[30], real, base + y + 4 * a * c
+        )
+    elif kind == 15:
+        first, last = team.share(op[19], part, parts)
+        transformer.attention(arena, x, h, c, op[19], first, last, real, op[28], op[13], y, scratch)
 
 
 @inline
@@ -126,6 +158,8 @@ def _operator(
         elementwise.max_pool(
             arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16], part, parts
         )
+    elif kind >= 12:
+        _transformer(op, kind, reals[i, 0], arena, weights, biases, multipliers, own, part, parts)
     elif part == 0:  # what is left is small
         if kind == 7:
             elementwise.avg_pool(arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16], op[31], np.int32(zx),

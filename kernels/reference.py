@@ -138,6 +138,139 @@ def softmax(x: U8, scale_x: float, scale_y: float, zero_y: int, lo: int, hi: int
     return requantize((e / total[..., None] / np.float32(scale_y)).astype(np.float32), zero_y, lo, hi)
 
 
+# --- transformers: a float32 stream; both operands of every product are quantized on the way ------------------------------
+
+#: A row whose scale is outside is coded as zeros: its inverse could not be trusted.
+SCALES = (np.float32(1e-30), np.float32(1e30))
+
+
+def _inverse(scale: F32) -> tuple[F32, F32]:
+    """``scale`` and 1 / scale in float32, both 0 where the scale is outside `SCALES`."""
+    with np.errstate(all="ignore"):
+        usable = (scale >= SCALES[0]) & (scale <= SCALES[1])
+        return np.where(usable, scale, np.float32(0)), np.where(usable, np.float32(1) / scale, np.float32(0))
+
+
+def quantize_rows(x: F32) -> tuple[U8, F32, I32]:
+    """x [R, K] to codes [R, K], scale [R] and zero point [R]: the range of each row, zero included, over 255 steps.
+
+    code = clamp(rint(x * (1 / scale)) + zero, 0, 255); zero = clamp(rint(-lo * (1 / scale)), 0, 255).
+    """
+    lo, hi = np.minimum(x.min(axis=-1), np.float32(0)), np.maximum(x.max(axis=-1), np.float32(0))
+    scale, inverse = _inverse((hi - lo) / np.float32(255))
+    zero = np.clip(np.rint((np.float32(0) - lo) * inverse), np.float32(0), np.float32(255))
+    codes = np.clip(np.rint(x * inverse[:, None]) + zero[:, None], np.float32(0), np.float32(255))
+    return codes.astype(np.uint8), scale, zero.astype(np.int32)
+
+
+def quantize_signed(x: F32, axis: int) -> tuple[S8, F32]:
+    """x to codes -127 .. 127 with one scale for each slice along ``axis`` (the scale's shape has 1 there)."""
+    scale, inverse = _inverse(np.abs(x).max(axis=axis, keepdims=True) / np.float32(127))
+    return np.clip(np.rint(x * inverse), np.float32(-127), np.float32(127)).astype(np.int8), scale
+
+
+def product(codes: U8, row_scale: F32, row_zero: I32, w: S8, scale: F32, bias: F32) -> F32:
+    """codes [R, K] x w [N, K] -> float32 [R, N]: float32(sum (code - zero) * w) * row_scale * scale + bias, each step rounded."""
+    centred = codes.astype(np.float64) - row_zero[:, None]
+    acc = centred @ w.astype(np.float64).T  # exact: integers below 2^31
+    result: F32 = acc.astype(np.float32) * row_scale[:, None] * scale + bias
+    return result
+
+
+def linear(x: F32, w: S8, scale: F32, bias: F32, activation: str = "none", residual: F32 | None = None) -> F32:
+    """x [R, K] float32, quantized by rows, times w [N, K] int8 with scale [N]; then bias, GELU, residual."""
+    y = product(*quantize_rows(x), w, scale, bias)
+    y = gelu(y) if activation == "gelu" else y
+    return y if residual is None else y + residual
+
+
+_SQRT_HALF = np.float32(0.70710678)
+# erf(z) = z * top(z^2) / bottom(z^2) for |z| <= 4, the rational function of Eigen; highest power first.
+_ERF_TOP = tuple(
+    np.float32(c)
+    for c in (
+        -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05, -7.34990630326855e-04,
+        -2.95459980854025e-03, -1.60960333262415e-02,
+    )
+)  # fmt: skip
+_ERF_BOTTOM = tuple(
+    np.float32(c)
+    for c in (
+        -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02,
+    )
+)  # fmt: skip
+
+
+def _polynomial(x: F32, coefficients: tuple[np.float32, ...]) -> F32:
+    value = x * coefficients[0] + coefficients[1]
+    for c in coefficients[2:]:
+        value = value * x + c
+    return value
+
+
+def gelu(x: F32) -> F32:
+    """x / 2 * (1 + erf(x / sqrt 2)) as x / 2 + x / 2 * erf, each step one float32 operation."""
+    z = np.minimum(np.maximum(x * _SQRT_HALF, np.float32(-4)), np.float32(4))
+    square = z * z
+    erf = z * _polynomial(square, _ERF_TOP) / _polynomial(square, _ERF_BOTTOM)
+    half = x * np.float32(0.5)
+    result: F32 = half + half * erf
+    return result
+
+
+def lane_sum(x: F32) -> F32:
+    """Sum over the last axis in 16 lanes (lane i takes i, i + 16, ...); then lane i takes i + 8, then i + 4, i + 2, i + 1."""
+    lanes = np.zeros((*x.shape[:-1], 16), np.float32)
+    padded = np.concatenate([x, np.zeros((*x.shape[:-1], -x.shape[-1] % 16), np.float32)], axis=-1)
+    for i in range(0, padded.shape[-1], 16):
+        lanes = lanes + padded[..., i : i + 16]
+    for distance in (8, 4, 2, 1):
+        lanes = lanes[..., :distance] + lanes[..., distance : 2 * distance]
+    result: F32 = lanes[..., 0]
+    return result
+
+
+def norm(x: F32, gamma: F32, beta: F32, epsilon: float) -> F32:
+    """Layer norm over the last axis: d = x - mean; y = d * (1 / sqrt(mean d^2 + epsilon)) * gamma + beta. Sums by `lane_sum`."""
+    length = np.float32(x.shape[-1])
+    d = x - (lane_sum(x) / length)[..., None]
+    inverse = np.float32(1) / np.sqrt(lane_sum(d * d) / length + np.float32(epsilon))
+    result: F32 = d * inverse[..., None] * gamma + beta
+    return result
+
+
+def softmax_codes(x: F32) -> tuple[U8, F32]:
+    """exp(x - max) over the last axis as codes of 1 / 255, and for each row the scale 1 / sum of its codes: weights that sum to 1."""
+    codes = np.rint(exp(x - x.max(axis=-1, keepdims=True)) * np.float32(255)).astype(np.uint8)
+    return codes, np.float32(1) / codes.sum(axis=-1, dtype=np.int32).astype(np.float32)
+
+
+def attention(x: F32, heads: int, factor: float, counted: NDArray[np.bool_] | None = None) -> F32:
+    """x [T, 3 C]: queries, keys and values, C = heads * D -> [T, C]. Only the tokens ``counted`` are keys; without any, y is 0.
+
+    For each head: scores = queries (`quantize_rows`) x keys (`quantize_signed` by token) * ``factor``; weights by `softmax_codes`;
+    y = weights x values (`quantize_signed` by column over the counted tokens).
+    """
+    tokens, channels = x.shape[0], x.shape[1] // 3
+    kept = x if counted is None else x[counted]
+    y = np.zeros((tokens, channels), np.float32)
+    nothing = np.zeros(1, np.float32)
+    for head in np.split(np.arange(channels), heads) if len(kept) else []:
+        keys, key_scale = quantize_signed(kept[:, channels + head], axis=1)
+        scores = product(*quantize_rows(x[:, head]), keys, key_scale[:, 0] * np.float32(factor), nothing)
+        codes, row_scale = softmax_codes(scores)
+        values, value_scale = quantize_signed(kept[:, 2 * channels + head], axis=0)
+        y[:, head] = product(codes, row_scale, np.zeros(tokens, np.int32), values.T, value_scale[0], nothing)
+    return y
+
+
+def embed(ids: I32, w: S8, scale: F32, position: F32) -> F32:
+    """Row ids[t] of w [V, C] times its scale [V], plus position[t]; an id outside is taken as the nearest inside."""
+    row = np.clip(ids, 0, len(w) - 1)
+    result: F32 = w[row].astype(np.float32) * scale[row][:, None] + position[: len(ids)]
+    return result
+
+
 # --- weights: b-bit codes, packed tightly, least significant bit first ------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,11 @@ from edge_agent.head import segment as seg
 from kernels import reference
 
 U8 = NDArray[np.uint8]
+Values = NDArray[Any]
 
 
-def run(segment: seg.Segment, x: U8) -> dict[int, U8]:
-    """The codes of every tensor, by its index in the header."""
+def run(segment: seg.Segment, x: Values) -> dict[int, Values]:
+    """The codes or values of every tensor, by its index in the header."""
     tensors = segment.header.tensors
     values = {segment.header.input: x}
     for op in segment.header.ops:
@@ -27,8 +29,10 @@ def _plane(x: U8) -> U8:
     return x if x.ndim == 3 else x.reshape(-1, 1, x.shape[-1])
 
 
-def _run(segment: seg.Segment, op: seg.AnyOp, values: dict[int, U8]) -> U8:
+def _run(segment: seg.Segment, op: seg.AnyOp, values: dict[int, Values]) -> Values:
     tensors, blob = segment.header.tensors, segment.blob
+    if isinstance(op, seg.Embed | seg.Linear | seg.Norm | seg.Attention):
+        return _transformer(segment, op, values)
     y = tensors[op.out]
     if isinstance(op, seg.Conv):
         x, zx = _plane(values[op.x]), tensors[op.x].zero_point
@@ -70,3 +74,29 @@ def _run(segment: seg.Segment, op: seg.AnyOp, values: dict[int, U8]) -> U8:
     if isinstance(op, seg.Pad):
         return reference.pad2d(_plane(x), tuple(op.pad), op.value)
     return reference.softmax(x, tensors[op.x].scale, y.scale, y.zero_point, op.lo, op.hi)
+
+
+def _transformer(
+    segment: seg.Segment, op: seg.Embed | seg.Linear | seg.Norm | seg.Attention, values: dict[int, Values]
+) -> Values:
+    x, out = values[op.x], segment.header.tensors[op.out].shape
+
+    def floats(offset: int, count: int) -> NDArray[np.float32]:
+        return segment.blob[offset : offset + 4 * count].view(np.float32)
+
+    if isinstance(op, seg.Norm):
+        return reference.norm(x, floats(op.gamma, x.shape[-1]), floats(op.beta, x.shape[-1]), op.epsilon)
+    if isinstance(op, seg.Attention):
+        return reference.attention(x, op.heads, op.factor, None if op.ids == -1 else values[op.ids] != op.pad)
+    shape = (
+        op.vocabulary if isinstance(op, seg.Embed) else out[-1],
+        out[-1] if isinstance(op, seg.Embed) else x.shape[-1],
+    )
+    count = math.prod(shape)
+    codes = reference.unpack_bits(segment.blob[op.weight : op.weight + -(-count * op.bits // 8)], op.bits, count)
+    w = reference.weight_levels(op.bits)[codes].reshape(shape)
+    if isinstance(op, seg.Embed):
+        return reference.embed(x, w, floats(op.scales, shape[0]), floats(op.position, math.prod(out)).reshape(out))
+    residual = None if op.residual == -1 else values[op.residual].reshape(-1, out[-1])
+    rows = x.reshape(-1, shape[1])
+    return reference.linear(rows, w, floats(op.scales, shape[0]), floats(op.bias, shape[0]), op.activation, residual)

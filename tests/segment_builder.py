@@ -16,18 +16,20 @@ from kernels import reference
 class Builder:
     """A segment that grows: each method appends one operator and returns its output tensor. Every tensor has its own place in the arena."""
 
-    def __init__(self, shape: Sequence[int], seed: int = 0, scale: float = 1.0, zero_point: int = 0) -> None:
+    def __init__(
+        self, shape: Sequence[int], seed: int = 0, scale: float = 1.0, zero_point: int = 0, dtype: Any = "u8"
+    ) -> None:
         self.random = np.random.default_rng(seed)
         self.tensors: list[seg.Tensor] = []
         self.ops: list[seg.AnyOp] = []
         self.blob = b""
         self.arena = 0
-        self.input = self.tensor(shape, scale, zero_point)
+        self.input = self.tensor(shape, scale, zero_point, dtype)
 
-    def tensor(self, shape: Sequence[int], scale: float = 1.0, zero_point: int | None = None) -> int:
-        zero = int(self.random.integers(0, 256)) if zero_point is None else zero_point
-        self.tensors.append(seg.Tensor([int(n) for n in shape], float(np.float32(scale)), zero, self.arena))
-        self.arena += -(-math.prod(shape) // 64) * 64
+    def tensor(self, shape: Sequence[int], scale: float = 1.0, zero_point: int | None = None, dtype: Any = "u8") -> int:
+        zero = int(self.random.integers(0, 256)) if zero_point is None and dtype == "u8" else zero_point or 0
+        self.tensors.append(seg.Tensor([int(n) for n in shape], float(np.float32(scale)), zero, self.arena, dtype))
+        self.arena += -(-self.tensors[-1].nbytes // 64) * 64
         return len(self.tensors) - 1
 
     def constant(self, values: Any) -> int:
@@ -37,9 +39,9 @@ class Builder:
         return offset
 
     def append(
-        self, op: type, shape: Sequence[int], zero_point: int | None = None, scale: float = 1.0, **fields: Any
-    ) -> int:
-        out = self.tensor(shape, scale, zero_point)
+        self, op: type, shape: Sequence[int], zero_point: int | None = None, scale: float = 1.0, dtype: Any = "u8", **fields: Any
+    ) -> int:  # fmt: skip
+        out = self.tensor(shape, scale, zero_point, dtype)
         self.ops.append(op(name=f"{op.__name__.lower()}{len(self.ops)}", out=out, **fields))
         return out
 
@@ -63,6 +65,42 @@ class Builder:
             kernel=list(kernel), stride=list(stride), dilation=list(dilation), pad=list(pad), groups=groups, lo=lo, hi=hi,
         )  # fmt: skip
 
+    def weights(self, shape: tuple[int, ...], bits: int) -> int:
+        """Packed random codes."""
+        top = (1 << bits) - (1 if bits == 2 else 2)
+        codes = self.random.integers(0, top + 1, math.prod(shape)).astype(np.uint8)
+        return self.constant(reference.pack_bits(codes, bits))
+
+    def floats(self, *shape: int, scale: float = 1.0) -> int:
+        return self.constant((self.random.normal(size=shape) * scale).astype(np.float32))
+
+    def embed(self, x: int, channels: int, vocabulary: int = 99, bits: int = 8) -> int:
+        tokens = self.tensors[x].shape[0]
+        return self.append(
+            seg.Embed, [tokens, channels], dtype="f32", x=x, bits=bits, vocabulary=vocabulary, weight=self.weights((vocabulary, channels), bits),
+            scales=self.floats(vocabulary, scale=0.01), position=self.floats(tokens, channels),
+        )  # fmt: skip
+
+    def linear(self, x: int, outs: int, bits: int = 8, activation: str = "none", residual: int = -1) -> int:
+        *rows, inner = self.tensors[x].shape
+        spread = 1 / (np.abs(reference.weight_levels(bits).astype(np.float64)).mean() * math.sqrt(inner))
+        return self.append(
+            seg.Linear, [*rows, outs], dtype="f32", x=x, bits=bits, weight=self.weights((outs, inner), bits),
+            scales=self.floats(outs, scale=spread), bias=self.floats(outs), activation=activation, residual=residual,
+        )  # fmt: skip
+
+    def norm(self, x: int) -> int:
+        shape = self.tensors[x].shape
+        places = {"gamma": self.floats(shape[-1]), "beta": self.floats(shape[-1])}
+        return self.append(seg.Norm, shape, dtype="f32", x=x, epsilon=float(np.float32(1e-5)), **places)
+
+    def attention(self, x: int, heads: int, ids: int = -1) -> int:
+        tokens, width = self.tensors[x].shape
+        factor = float(np.float32(1 / math.sqrt(width / 3 / heads)))
+        return self.append(
+            seg.Attention, [tokens, width // 3], dtype="f32", x=x, heads=heads, factor=factor, ids=ids, pad=0
+        )
+
     def finish(self, output: int | None = None, **changes: Any) -> seg.Segment:
         """The parsed segment; ``changes`` replace fields of the header. Its golden hash is not meant to hold."""
         fields: dict[str, Any] = {
@@ -74,7 +112,11 @@ class Builder:
         return seg.parse(seg.build(header, self.blob))
 
     def codes(self, tensor: int | None = None) -> Any:
-        """Random input codes."""
-        return self.random.integers(0, 256, self.tensors[self.input if tensor is None else tensor].shape).astype(
-            np.uint8
-        )
+        """Random input codes, values, or token ids of which a third are 0."""
+        chosen = self.tensors[self.input if tensor is None else tensor]
+        if chosen.dtype == "f32":
+            return self.random.normal(size=chosen.shape).astype(np.float32)
+        if chosen.dtype == "i32":
+            ids = self.random.integers(0, 99, chosen.shape) * (self.random.random(chosen.shape) < 0.7)
+            return ids.astype(np.int32)
+        return self.random.integers(0, 256, chosen.shape).astype(np.uint8)

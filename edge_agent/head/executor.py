@@ -18,10 +18,11 @@ from edge_agent import limits
 from edge_agent.errors import InputError, SegmentError, UsageError
 from edge_agent.head import segment as seg
 from edge_agent.head.verify import hwc, verify
-from kernels import conv, depthwise, emit, gemm, team
+from kernels import conv, depthwise, emit, gemm, team, transformer
 from kernels.program import FIELDS, REALS, Field, Kind, dismiss, follow, run
 
 U8 = NDArray[np.uint8]
+Values = NDArray[Any]
 
 #: Kernels read and copy whole vectors: up to a vector beyond the last byte of a tensor, never used and never outside the arena.
 SLACK = 256
@@ -53,8 +54,9 @@ class Head:
         self.input = self.header.tensors[self.header.input]
         self.output = self.header.tensors[self.header.output]
         self.threads = threads
+        self._vocabulary = seg.vocabulary(self.header)
         self._table = _lower(segment, weights, threads)
-        self._arena = _aligned(self.header.arena_bytes + threads * self._table.scratch_bytes + SLACK)
+        self._arena = _aligned(seg.roundup(self.header.arena_bytes) + threads * self._table.scratch_bytes + SLACK)
         self._lock = threading.Lock()
         self._sync = _aligned(8 * team.SYNC).view(np.int64)
         for part in range(1, threads):
@@ -89,16 +91,19 @@ class Head:
         t = self._table
         return sum(a.nbytes for a in (t.weights, t.biases, t.multipliers, t.tables))
 
-    def run(self, x: U8) -> U8:
-        """Output codes of the input codes ``x`` (uint8, the input's shape). Raises `InputError` for another shape or type."""
+    def run(self, x: Values) -> Values:
+        """Output codes of the input codes ``x`` (uint8, the input's shape), or float32 values where the output's ``dtype`` is f32.
+
+        Raises `InputError` for another shape or type than the input's, and for token ids that the model does not know.
+        """
         with self._lock:
             self._put(x)
             self._call(0, len(self._table.ops))
             return self._get(self.header.output)
 
-    def taps(self, x: U8, tensors: list[int]) -> list[U8]:
-        """The codes of several tensors of one frame, in the order of ``tensors`` (indices into the header's tensors)."""
-        found: dict[int, U8] = {}
+    def taps(self, x: Values, tensors: list[int]) -> list[Values]:
+        """The codes or values of several tensors of one frame, in the order of ``tensors`` (indices into the header's tensors)."""
+        found: dict[int, Values] = {}
         with self._lock:
             self._put(x)
             found[self.header.input] = self._get(self.header.input)
@@ -108,7 +113,7 @@ class Head:
                     found[op.out] = self._get(op.out)
         return [found[t] for t in tensors]
 
-    def profile(self, x: U8, repeats: int = 20) -> list[OpTiming]:
+    def profile(self, x: Values, repeats: int = 20) -> list[OpTiming]:
         """Median time of each operator over ``repeats`` frames; the sum is more than a whole frame's time by a call for each operator."""
         times: list[list[float]] = [[] for _ in self.header.ops]
         with self._lock:
@@ -123,16 +128,23 @@ class Head:
             for op, kind, macs, into in zip(self.header.ops, self._table.kinds, self._table.macs, times, strict=True)
         ]
 
-    def _put(self, x: U8) -> None:
-        if x.dtype != np.uint8 or list(x.shape) != self.input.shape:
+    def _put(self, x: Values) -> None:
+        wanted = seg.DTYPES[self.input.dtype]
+        if x.dtype != wanted or list(x.shape) != self.input.shape:
+            kind = {"u8": "uint8 codes", "f32": "float32 values", "i32": "int32 token ids"}[self.input.dtype]
             raise InputError(
-                f"the head takes uint8 codes of shape {self.input.shape}, not {x.dtype} of shape {list(x.shape)}"
+                f"the head takes {kind} of shape {self.input.shape}, not {x.dtype} of shape {list(x.shape)}"
             )
-        self._arena[self.input.offset :][: x.size] = x.reshape(-1)
+        if self.input.dtype == "i32" and not (int(x.min()) >= 0 and int(x.max()) < self._vocabulary):
+            raise InputError(
+                f"the model knows the token ids 0 to {self._vocabulary - 1}; use the tokenizer of this model"
+            )
+        self._arena[self.input.offset :][: x.nbytes] = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
 
-    def _get(self, tensor: int) -> U8:
+    def _get(self, tensor: int) -> Values:
         t = self.header.tensors[tensor]
-        return self._arena[t.offset : t.offset + math.prod(t.shape)].reshape(t.shape).copy()
+        values: Values = self._arena[t.offset : t.offset + t.nbytes].view(seg.DTYPES[t.dtype])
+        return values.reshape(t.shape).copy()
 
     def _call(self, start: int, stop: int) -> None:
         t = self._table
@@ -140,8 +152,8 @@ class Head:
              t.scratch_bytes, self.threads, self._sync)  # fmt: skip
 
     def _check_golden(self) -> None:
-        codes = seg.golden_input(self.header.golden.seed, math.prod(self.input.shape)).reshape(self.input.shape)
-        if hashlib.sha256(self.run(codes).tobytes()).hexdigest() != self.header.golden.sha256:
+        frame = seg.golden_frame(self.header)
+        if hashlib.sha256(self.run(frame).tobytes()).hexdigest() != self.header.golden.sha256:
             raise SegmentError(
                 "this machine does not compute the segment's golden answer; fetch it again, and if that does not help, report it"
             )
@@ -176,7 +188,9 @@ class _Pool:
         return start
 
     def array(self) -> NDArray[Any]:
-        memory: NDArray[Any] = _aligned(max(64, self.size * self.kind.itemsize)).view(self.kind)
+        memory: NDArray[Any] = _aligned(self.size * self.kind.itemsize + 64).view(
+            self.kind
+        )  # a vector may be read beyond
         if self.parts:
             np.concatenate(self.parts, out=memory[: self.size])
         return memory
@@ -225,11 +239,19 @@ class _Lowering:
         row = np.zeros(FIELDS, np.int64)
         source, target = self.tensor(x), self.tensor(out)
         row[[Field.KIND, Field.X, Field.Y]] = kind, source.offset, target.offset
-        row[[Field.ZX, Field.ZY, Field.SCRATCH]] = source.zero_point, target.zero_point, self.segment.header.arena_bytes
+        row[[Field.ZX, Field.ZY, Field.SCRATCH]] = (
+            source.zero_point,
+            target.zero_point,
+            seg.roundup(self.segment.header.arena_bytes),
+        )
         for name, value in fields.items():
             row[Field[name]] = value
         self.rows.append(row)
         self.reals.append([*reals, 0.0, 0.0][:REALS])
+
+    def floats_at(self, offset: int, count: int) -> int:
+        """Place among the multipliers of ``count`` float32 numbers in the blob."""
+        return self.multipliers.put(self.segment.blob[offset : offset + 4 * count].view(np.float32))
 
     def table(self, offset: int) -> int:
         return self.tables.put(self.segment.blob[offset : offset + 256])
@@ -242,6 +264,9 @@ def _lower(segment: seg.Segment, weights: dict[int, NDArray[np.int8]], threads: 
         if isinstance(op, seg.Conv):
             kinds.append(_lower_conv(low, op, weights[i]))
             macs.append(math.prod(low.tensor(op.out).shape) * weights[i][0].size)
+        elif isinstance(op, seg.Linear | seg.Embed | seg.Attention):
+            kinds.append(type(op).__name__.lower())
+            macs.append(_lower_transformer(low, op, weights.get(i)))
         else:
             _LOWER[type(op)](low, op)
             kinds.append(type(op).__name__.lower())
@@ -333,7 +358,7 @@ def _lower_reshape(low: _Lowering, op: seg.Reshape) -> None:
     """Nothing to do where both tensors are the same bytes."""
     x, y = low.tensor(op.x), low.tensor(op.out)
     if x.offset != y.offset:
-        size = math.prod(x.shape)
+        size = x.nbytes
         low.row(Kind.COPY_COLUMNS, op.x, op.out, H=1, C=size, PERIOD=size, TABLE=-1)
 
 
@@ -349,7 +374,39 @@ def _lower_softmax(low: _Lowering, op: seg.Softmax) -> None:
     low.row(Kind.SOFTMAX, op.x, op.out, x.scale, y.scale, H=math.prod(x.shape[:-1]), C=x.shape[-1], LO=op.lo, HI=op.hi)
 
 
+def _lower_norm(low: _Lowering, op: seg.Norm) -> None:
+    shape = low.tensor(op.x).shape
+    places = {"MULTIPLIER": low.floats_at(op.gamma, shape[-1]), "FLOATS": low.floats_at(op.beta, shape[-1])}
+    low.row(Kind.NORM, op.x, op.out, op.epsilon, H=math.prod(shape[:-1]), C=shape[-1], **places)
+
+
+def _lower_transformer(low: _Lowering, op: seg.Linear | seg.Embed | seg.Attention, w: NDArray[np.int8] | None) -> int:
+    """Operators with products or weights; returns the products."""
+    x, y = low.tensor(op.x).shape, low.tensor(op.out).shape
+    if isinstance(op, seg.Attention):
+        low.scratch = max(low.scratch, transformer.attention_scratch(y[0], y[1], op.heads))
+        ids = -1 if op.ids == -1 else low.tensor(op.ids).offset
+        low.row(Kind.ATTENTION, op.x, op.out, op.factor, H=y[0], C=y[1], HEADS=op.heads, RESIDUAL=ids, PAD_TOKEN=op.pad)
+        return 2 * y[0] * y[0] * y[1]
+    assert w is not None
+    if isinstance(op, seg.Embed):
+        low.row(
+            Kind.EMBED, op.x, op.out, H=y[0], C=y[1], OC=op.vocabulary, WEIGHT=low.weights.put(w.view(np.uint8)),
+            MULTIPLIER=low.floats_at(op.scales, op.vocabulary), FLOATS=low.floats_at(op.position, math.prod(y)),
+        )  # fmt: skip
+        return 0
+    row_count = math.prod(x[:-1])
+    low.scratch = max(low.scratch, transformer.linear_scratch(row_count, x[-1]))
+    low.row(
+        Kind.LINEAR, op.x, op.out, H=row_count, C=x[-1], OC=y[-1], WEIGHT=low.weights.put(gemm.pack_weights(w)),
+        BIAS=low.biases.put(gemm.pack_columns(w.sum(axis=1, dtype=np.int32))), MULTIPLIER=low.floats_at(op.scales, y[-1]),
+        FLOATS=low.floats_at(op.bias, y[-1]), GELU=int(op.activation == "gelu"),
+        RESIDUAL=-1 if op.residual == -1 else low.tensor(op.residual).offset,
+    )  # fmt: skip
+    return row_count * w.size
+
+
 _LOWER: dict[type, Any] = {
     seg.Add: _lower_pair, seg.Mul: _lower_pair, seg.Lut: _lower_lut, seg.Pool: _lower_pool, seg.Concat: _lower_concat,
-    seg.Transpose: _lower_transpose, seg.Reshape: _lower_reshape, seg.Pad: _lower_pad, seg.Softmax: _lower_softmax,
+    seg.Transpose: _lower_transpose, seg.Reshape: _lower_reshape, seg.Pad: _lower_pad, seg.Softmax: _lower_softmax, seg.Norm: _lower_norm,
 }  # fmt: skip

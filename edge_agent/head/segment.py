@@ -14,7 +14,8 @@ container, `edge_agent.head.verify` everything else, before a kernel sees a poin
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -28,16 +29,25 @@ FORMAT_VERSION = 1
 ALIGN = 64
 
 
-class Tensor(msgspec.Struct):
+DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype(np.uint8), "f32": np.dtype(np.float32), "i32": np.dtype(np.int32)}
+
+
+class Tensor(msgspec.Struct, omit_defaults=True):
     """One activation: uint8 codes, value = scale * (code - zero_point); ``shape`` channels last without the batch axis, 1 to 4 axes.
 
     ``offset`` is its first byte in the arena, a multiple of 64. A tensor of n bytes owns the arena up to offset + roundup(n, 64).
+    Where ``dtype`` is ``f32`` (the stream of a transformer, [tokens, channels]) or ``i32`` (token ids), scale is 1 and zero_point 0.
     """
 
     shape: list[int]
     scale: float  # an exact float32
     zero_point: int
     offset: int
+    dtype: Literal["u8", "f32", "i32"] = "u8"
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 class Op(msgspec.Struct, tag_field="op"):
@@ -158,7 +168,61 @@ class Softmax(Op, tag="softmax"):
     hi: int
 
 
-AnyOp = Conv | Add | Mul | Lut | Pool | Concat | Transpose | Reshape | Pad | Softmax
+# Transformers. x and y are f32 [..., channels], every axis but the last counts rows. All but `Embed` quantize on the way.
+
+
+class Embed(Op, tag="embed"):
+    """y[t] = w[x[t]] * scales[x[t]] + position[t]: token ids i32 [T] to f32 [T, C].
+
+    weight [vocabulary, C] at ``bits`` bits; scales [vocabulary] float32; position [T, C] float32. An id outside is taken as the nearest inside.
+    """
+
+    x: int
+    bits: int
+    vocabulary: int
+    weight: int
+    scales: int
+    position: int
+
+
+class Linear(Op, tag="linear"):
+    """y = activation(x * w + bias) + residual by `kernels.reference.linear`: each row of x is quantized to 8 bits by its own range.
+
+    weight [N, K] at ``bits`` bits; scales and bias [N] float32. ``residual``: a tensor of y's shape, or -1.
+    """
+
+    x: int
+    bits: int
+    weight: int
+    scales: int
+    bias: int
+    activation: Literal["none", "gelu"]
+    residual: int
+
+
+class Norm(Op, tag="norm"):
+    """Layer norm over the last axis by `kernels.reference.norm`; gamma and beta [C] float32."""
+
+    x: int
+    gamma: int
+    beta: int
+    epsilon: float
+
+
+class Attention(Op, tag="attention"):
+    """x [T, 3 C] (queries, keys, values) to [T, C] by `kernels.reference.attention`; scores are multiplied by ``factor``.
+
+    ``ids``: the tensor of token ids i32 [T], of which those equal to ``pad`` are no keys; or -1, and every token is one.
+    """
+
+    x: int
+    heads: int
+    factor: float
+    ids: int
+    pad: int
+
+
+AnyOp = Conv | Add | Mul | Lut | Pool | Concat | Transpose | Reshape | Pad | Softmax | Embed | Linear | Norm | Attention
 
 
 class Golden(msgspec.Struct):
@@ -183,8 +247,8 @@ class Header(msgspec.Struct):
 
 
 def only_moves(header: Header) -> bool:
-    """Whether the head computes nothing: it moves bytes about, so that what leaves it is the input itself, however it is called."""
-    return all(isinstance(op, Reshape | Transpose | Pad | Concat) for op in header.ops)
+    """Whether the head computes nothing: it moves bytes about or looks tokens up, so that what leaves it is the input itself, however it is called."""
+    return all(isinstance(op, Reshape | Transpose | Pad | Concat | Embed) for op in header.ops)
 
 
 class Segment(msgspec.Struct):
@@ -239,3 +303,20 @@ def digest(data: bytes) -> str:
 def golden_input(seed: str, size: int) -> NDArray[np.uint8]:
     """The golden input codes: SHAKE-256 of ``seed``, ``size`` bytes."""
     return np.frombuffer(hashlib.shake_256(seed.encode()).digest(size), np.uint8)
+
+
+def golden_frame(header: Header) -> NDArray[Any]:
+    """The golden input of the head's own type: codes as they are; float32 (byte - 128) / 32; token ids (two bytes) mod the vocabulary."""
+    tensor = header.tensors[header.input]
+    count = math.prod(tensor.shape)
+    if tensor.dtype == "i32":
+        pairs = golden_input(header.golden.seed, 2 * count).view("<u2").astype(np.int64)
+        return (pairs % vocabulary(header)).astype(np.int32).reshape(tensor.shape)
+    codes = golden_input(header.golden.seed, count).reshape(tensor.shape)
+    return codes if tensor.dtype == "u8" else (codes.astype(np.float32) - np.float32(128)) / np.float32(32)
+
+
+def vocabulary(header: Header) -> int:
+    """How many token ids the head's input may name."""
+    sizes = [op.vocabulary for op in header.ops if isinstance(op, Embed) and op.x == header.input]
+    return min(sizes, default=1 << 31)

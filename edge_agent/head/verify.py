@@ -2,10 +2,11 @@
 
 Rules, each before a kernel sees a pointer:
 - every tensor lies within the arena, at a multiple of 64, and no operator writes over a tensor that is still needed;
-- every tensor is written once, before it is read; the output is written;
+- every tensor is written once, before it is read; the output is written; an operator finds the types that it works on;
 - every shape follows from the operator's inputs and attributes; windows touch at least one cell of the plane;
 - every weight, bias, multiplier and table lies within the blob, and every scale and multiplier is finite;
-- for every output channel 255 * sum |w| + |bias| < 2^31: no accumulator can overflow, in any order of summation;
+- for every output channel 255 * sum |w| + |bias| < 2^31: no accumulator can overflow, in any order of summation; nor can the sums of
+  attention, 255 * 127 for each product;
 - operators share no constants: what they claim, all together, is in the blob once, so preparing them costs memory in proportion to the file;
 - arena, scratch, operators' inputs and the work of a frame are within `edge_agent.limits`.
 """
@@ -24,6 +25,7 @@ from edge_agent.errors import SegmentError
 from edge_agent.head import segment as seg
 from kernels import codec as codec_kernels
 from kernels import conv as conv_kernel
+from kernels import transformer
 from kernels.reference import weight_levels
 
 Shape = tuple[int, int, int]
@@ -32,7 +34,8 @@ MAX_FACTOR = 1e30
 
 
 def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
-    """Check everything; returns the integer weights [OC, KH, KW, C / groups] of each `Conv` by its index. Raises `SegmentError`."""
+    """Check everything; returns the integer weights by the index of their operator: [OC, KH, KW, C / groups] of `Conv`, [N, K] of `Linear`,
+    [vocabulary, C] of `Embed`. Raises `SegmentError`."""
     header = segment.header
     _check(len(header.ops) <= limits.MAX_OPS, "has too many operators")
     _check(0 < len(header.tensors) <= limits.MAX_TENSORS, "has no tensors or too many")
@@ -43,12 +46,15 @@ def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
     _check_overlap(header)
     _check(sum(len(inputs(op)) for op in header.ops) <= limits.MAX_TENSORS, "reads too many tensors")
     for op in header.ops:
+        _check_types(header, op)
         _RULES[type(op)](segment, op)
     _check(sum(_work(header, op) for op in header.ops) <= limits.MAX_MACS, "wants more computation than an agent gives")
     _check(
         sum(_claimed(header, op) for op in header.ops) <= len(segment.blob), "uses the same constants more than once"
     )
-    return {i: _weights(segment, op) for i, op in enumerate(header.ops) if isinstance(op, seg.Conv)}
+    return {
+        i: _weights(segment, op) for i, op in enumerate(header.ops) if isinstance(op, seg.Conv | seg.Linear | seg.Embed)
+    }
 
 
 def hwc(shape: Sequence[int]) -> Shape:
@@ -64,7 +70,10 @@ def inputs(op: seg.AnyOp) -> list[int]:
     """The tensors that ``op`` reads."""
     if isinstance(op, seg.Concat):
         return list(op.inputs)
-    return [op.a, op.b] if isinstance(op, seg.Add | seg.Mul) else [op.x]
+    if isinstance(op, seg.Add | seg.Mul):
+        return [op.a, op.b]
+    optional = op.residual if isinstance(op, seg.Linear) else op.ids if isinstance(op, seg.Attention) else -1
+    return [op.x] if optional == -1 else [op.x, optional]
 
 
 def _check(condition: bool, what: str) -> None:
@@ -85,7 +94,9 @@ def _check_tensor(index: int, tensor: seg.Tensor, arena: int) -> None:
         tensor.offset >= 0 and tensor.offset % seg.ALIGN == 0,
         f"gives tensor {index} an offset that is not a multiple of {seg.ALIGN}",
     )
-    _check(tensor.offset + seg.roundup(size) <= arena, f"places tensor {index} outside its arena")
+    _check(tensor.offset + seg.roundup(tensor.nbytes) <= arena, f"places tensor {index} outside its arena")
+    plain = tensor.dtype == "u8" or (tensor.scale == 1 and tensor.zero_point == 0)
+    _check(plain, f"gives tensor {index} a scale or zero point that its type does not have")
     _check(_float32(tensor.scale) and tensor.scale > 0, f"gives tensor {index} a scale that is not a positive float32")
     _check(0 <= tensor.zero_point <= 255, f"gives tensor {index} a zero point that is no code")
 
@@ -108,6 +119,7 @@ def _check_order(header: seg.Header) -> None:
         _check(op.out not in written, f"writes a tensor twice in {op.name!r}")
         written.add(op.out)
     _check(header.output in written, "never writes its output")
+    _check(header.tensors[header.output].dtype != "i32", "yields token ids")
 
 
 def _check_overlap(header: seg.Header) -> None:
@@ -116,7 +128,7 @@ def _check_overlap(header: seg.Header) -> None:
     for i, op in enumerate(header.ops):
         for t in inputs(op):
             last_use[t] = max(last_use.get(t, -1), i)
-    extent = [(t.offset, t.offset + seg.roundup(math.prod(t.shape))) for t in header.tensors]
+    extent = [(t.offset, t.offset + seg.roundup(t.nbytes)) for t in header.tensors]
     live = {header.input}
     root = list(range(len(header.tensors)))  # the tensor whose bytes these are, through reshapes in place
     for i, op in enumerate(header.ops):
@@ -134,6 +146,20 @@ def _check_overlap(header: seg.Header) -> None:
 
 
 # --- one rule for each operator ---------------------------------------------------------------------------------------
+
+_TYPES = {seg.Embed: ("i32", "f32"), **dict.fromkeys((seg.Linear, seg.Norm, seg.Attention), ("f32", "f32"))}
+
+
+def _check_types(header: seg.Header, op: seg.AnyOp) -> None:
+    types = [header.tensors[t].dtype for t in (*inputs(op), op.out)]
+    if isinstance(op, seg.Reshape):
+        _check(types[0] == types[1], f"has types that do not fit in {op.name!r}")
+        return
+    source, target = _TYPES.get(type(op), ("u8", "u8"))
+    wanted = [source] * (len(types) - 1) + [target]
+    if isinstance(op, seg.Attention) and op.ids != -1:
+        wanted[1] = "i32"
+    _check(types == wanted, f"has types that do not fit in {op.name!r}")
 
 
 def _shape(segment: seg.Segment, index: int) -> list[int]:
@@ -196,28 +222,43 @@ def _conv(segment: seg.Segment, op: seg.Conv) -> None:
 
 
 def _work(header: seg.Header, op: seg.AnyOp) -> int:
-    """Values that the operator looks at, each as often as it does: products of a `Conv`, cells of a `Pool`."""
-    outputs = math.prod(header.tensors[op.out].shape)
+    """Values that the operator looks at, each as often as it does: products, cells of a `Pool`."""
+    x, outputs = header.tensors[inputs(op)[0]].shape, math.prod(header.tensors[op.out].shape)
     if isinstance(op, seg.Conv):
-        return outputs * op.kernel[0] * op.kernel[1] * (hwc(header.tensors[op.x].shape)[2] // op.groups)
+        return outputs * op.kernel[0] * op.kernel[1] * (hwc(x)[2] // op.groups)
+    if isinstance(op, seg.Linear):
+        return outputs * x[-1]
+    if isinstance(op, seg.Attention):
+        return 2 * outputs * x[0]
     return outputs * (op.kernel[0] * op.kernel[1] if isinstance(op, seg.Pool) else 1)
 
 
 def _claimed(header: seg.Header, op: seg.AnyOp) -> int:
     """Bytes of the blob that are the operator's own."""
+    x, y = header.tensors[inputs(op)[0]].shape, header.tensors[op.out].shape
     if isinstance(op, seg.Conv):
-        outs, channels = hwc(header.tensors[op.out].shape)[2], hwc(header.tensors[op.x].shape)[2]
+        outs, channels = hwc(y)[2], hwc(x)[2]
         window = op.kernel[0] * op.kernel[1] * (channels // op.groups)
         return -(-outs * window * op.bits // 8) + 8 * outs
+    if isinstance(op, seg.Linear):
+        return -(-y[-1] * x[-1] * op.bits // 8) + 8 * y[-1]
+    if isinstance(op, seg.Embed):
+        return -(-op.vocabulary * y[1] * op.bits // 8) + 4 * (op.vocabulary + y[0] * y[1])
     if isinstance(op, seg.Concat):
         return 256 * sum(table != -1 for table in op.tables)
-    return 256 if isinstance(op, seg.Lut) else 0
+    return 8 * y[-1] if isinstance(op, seg.Norm) else 256 if isinstance(op, seg.Lut) else 0
 
 
-def _weights(segment: seg.Segment, op: seg.Conv) -> NDArray[np.int8]:
-    outs, channels = hwc(_shape(segment, op.out))[2], hwc(_shape(segment, op.x))[2]
-    shape = (outs, op.kernel[0], op.kernel[1], channels // op.groups)
-    count = math.prod(shape)
+def _weight_shape(segment: seg.Segment, op: seg.Conv | seg.Linear | seg.Embed) -> tuple[int, ...]:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    if isinstance(op, seg.Conv):
+        return hwc(y)[2], op.kernel[0], op.kernel[1], hwc(x)[2] // op.groups
+    return (y[-1], x[-1]) if isinstance(op, seg.Linear) else (op.vocabulary, y[-1])
+
+
+def _weights(segment: seg.Segment, op: seg.Conv | seg.Linear | seg.Embed) -> NDArray[np.int8]:
+    shape = _weight_shape(segment, op)
+    outs, count = shape[0], math.prod(shape)
     packed = segment.blob[op.weight : op.weight + -(-count * op.bits // 8)].copy()  # writable: one compiled version
     codes = np.empty(count, np.uint8)
     codec_kernels.unpack(packed, op.bits, codes)
@@ -226,9 +267,12 @@ def _weights(segment: seg.Segment, op: seg.Conv) -> NDArray[np.int8]:
         f"uses a weight code that has no meaning in {op.name!r}",
     )
     weights: NDArray[np.int8] = weight_levels(op.bits)[codes].reshape(shape)
+    if isinstance(op, seg.Embed):
+        return weights
     total = np.abs(weights.reshape(outs, -1)).sum(axis=1, dtype=np.int64) * 255
-    bias = segment.blob[op.bias : op.bias + 4 * outs].view(np.int32).astype(np.int64)
-    _check(bool((total + np.abs(bias) < 1 << 31).all()), f"could overflow a 32-bit sum in {op.name!r}")
+    if isinstance(op, seg.Conv):
+        total += np.abs(segment.blob[op.bias : op.bias + 4 * outs].view(np.int32).astype(np.int64))
+    _check(bool((total < 1 << 31).all()), f"could overflow a 32-bit sum in {op.name!r}")
     return weights
 
 
@@ -298,7 +342,58 @@ def _softmax(segment: seg.Segment, op: seg.Softmax) -> None:
     _check_codes(op)
 
 
+def _check_floats(segment: seg.Segment, op: seg.Op, offset: int, count: int) -> None:
+    _check_blob(segment, op, offset, 4 * count)
+    finite = np.isfinite(segment.blob[offset : offset + 4 * count].view(np.float32)).all()
+    _check(bool(finite), f"has a constant that is not a finite float32 in {op.name!r}")
+
+
+def _check_scratch(op: seg.Op, size: int) -> None:
+    _check(size <= limits.MAX_ARENA_BYTES, f"wants more memory than an agent gives in {op.name!r}")
+
+
+def _embed(segment: seg.Segment, op: seg.Embed) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    _check(len(x) == 1 and len(y) == 2 and x[0] == y[0], f"has shapes that do not fit in {op.name!r}")
+    _check(2 <= op.bits <= 8, f"has weights of {op.bits} bits in {op.name!r}")
+    _check(1 <= op.vocabulary <= limits.MAX_DIM, f"has an impossible vocabulary in {op.name!r}")
+    _check_blob(segment, op, op.weight, -(-op.vocabulary * y[1] * op.bits // 8))
+    _check_floats(segment, op, op.scales, op.vocabulary)
+    _check_floats(segment, op, op.position, y[0] * y[1])
+
+
+def _linear(segment: seg.Segment, op: seg.Linear) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    fits = x[:-1] == y[:-1] and (op.residual == -1 or _shape(segment, op.residual) == y)
+    _check(fits, f"has shapes that do not fit in {op.name!r}")
+    _check(2 <= op.bits <= 8, f"has weights of {op.bits} bits in {op.name!r}")
+    _check_scratch(op, transformer.linear_scratch(math.prod(x[:-1]), x[-1]))
+    _check_blob(segment, op, op.weight, -(-y[-1] * x[-1] * op.bits // 8))
+    _check_floats(segment, op, op.scales, y[-1])
+    _check_floats(segment, op, op.bias, y[-1])
+
+
+def _norm(segment: seg.Segment, op: seg.Norm) -> None:
+    shape = _shape(segment, op.x)
+    _check(shape == _shape(segment, op.out), f"has shapes that do not fit in {op.name!r}")
+    _check(_float32(op.epsilon) and op.epsilon > 0, f"has an epsilon that is not a positive float32 in {op.name!r}")
+    _check_floats(segment, op, op.gamma, shape[-1])
+    _check_floats(segment, op, op.beta, shape[-1])
+
+
+def _attention(segment: seg.Segment, op: seg.Attention) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    fits = len(x) == len(y) == 2 and x == [y[0], 3 * y[1]] and (op.ids == -1 or _shape(segment, op.ids) == y[:1])
+    _check(fits, f"has shapes that do not fit in {op.name!r}")
+    _check(1 <= op.heads <= y[1] and y[1] % op.heads == 0, f"has heads that do not divide its channels in {op.name!r}")
+    _check(0 <= op.pad < 1 << 31, f"pads with an impossible token in {op.name!r}")
+    _check(_float32(op.factor) and op.factor > 0, f"has a factor that is not a positive float32 in {op.name!r}")
+    _check(255 * 127 * max(y) < 1 << 31, f"could overflow a 32-bit sum in {op.name!r}")
+    _check_scratch(op, transformer.attention_scratch(y[0], y[1], op.heads))
+
+
 _RULES: dict[type, Callable[[seg.Segment, Any], None]] = {
     seg.Conv: _conv, seg.Add: _same_or_per_channel, seg.Mul: _same_or_per_channel, seg.Lut: _lut, seg.Pool: _pool, seg.Concat: _concat,
-    seg.Transpose: _transpose, seg.Reshape: _reshape, seg.Pad: _pad, seg.Softmax: _softmax,
+    seg.Transpose: _transpose, seg.Reshape: _reshape, seg.Pad: _pad, seg.Softmax: _softmax, seg.Embed: _embed,
+    seg.Linear: _linear, seg.Norm: _norm, seg.Attention: _attention,
 }  # fmt: skip

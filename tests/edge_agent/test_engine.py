@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 
 import numpy as np
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge_agent import errors
+from edge_agent import codec, errors
 from edge_agent.engine import Engine, frame_bytes
+from edge_agent.head import Head
 from edge_agent.head import segment as seg
 from edge_agent.protocol.messages import Demand, Preprocess
+from tests.segment_builder import Builder
 from tests.small_server import IMAGE, make_plan, segment_file
 
 
@@ -126,3 +129,59 @@ def test_memory_of_a_frame_is_counted_whatever_it_is():
     assert frame_bytes(np.zeros((2, 3), np.float32)) == 24
     assert frame_bytes(Image.new("RGB", (4, 5))) == 60
     assert IMAGE.shape == [16, 16, 3]
+
+
+def encoder_file(embedding_only: bool = False) -> bytes:
+    """Token ids [9] to the stream [9, 24]."""
+    builder = Builder([9], dtype="i32")
+    x = builder.embed(builder.input, 24, vocabulary=99)
+    if not embedding_only:
+        builder.norm(builder.linear(builder.attention(builder.linear(x, 72), 3, ids=builder.input), 24, residual=x))
+    spec = Preprocess("tensor", [9])
+    parsed = builder.finish(preprocess=spec)
+    answer = hashlib.sha256(Head(parsed, check_golden=False).run(seg.golden_frame(parsed.header)).tobytes()).hexdigest()
+    header = builder.finish(preprocess=spec, golden=seg.Golden("seed", answer)).header
+    return seg.build(header, builder.blob)
+
+
+def test_token_ids_become_the_payload_of_their_float_stream():
+    data = encoder_file()
+    engine = Engine(make_plan("split", data), data, Demand(keep="input"))
+    ids = np.array([5, 98, 3, 7, 0, 0, 0, 0, 0])
+    done = engine.process(ids)
+    assert done.codes.dtype == np.float32
+    assert done.payload == codec.encode(done.codes, engine.plan.ladder[0])
+    assert len(done.payload) == 9 * 24 // 2
+    assert engine.top(done.codes, 1)[0][0] == int(done.codes.argmax())
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (np.zeros(9, np.float32), "integer token ids of shape"),
+        (np.zeros(8, np.int32), "integer token ids of shape"),
+        (np.full(9, 99), "token ids 0 to 98"),
+        (np.full(9, 1 << 32), "token ids 0 to 98"),
+        (np.full(9, -1), "token ids 0 to 98"),
+        (b"text", "not an image"),
+    ],
+)
+def test_what_are_no_token_ids_is_refused(frame, reason):
+    data = encoder_file()
+    with pytest.raises(errors.InputError, match=reason):
+        Engine(make_plan("split", data), data, Demand()).process(frame)
+
+
+def test_an_embedding_alone_does_not_keep_the_input():
+    data = encoder_file(embedding_only=True)
+    with pytest.raises(errors.PlanError, match="forbids"):
+        Engine(make_plan("split", data), data, Demand(keep="input"))
+
+
+def test_images_for_a_head_of_token_ids_are_refused():
+    data = encoder_file()
+    segment = seg.parse(data)
+    segment.header.preprocess = Preprocess("image", [9])
+    data = seg.build(segment.header, segment.blob.tobytes())
+    with pytest.raises(errors.PlanError, match="do not fit together"):
+        Engine(make_plan("split", data), data, Demand())

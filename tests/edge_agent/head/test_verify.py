@@ -160,6 +160,101 @@ def test_hostile_contents_are_refused(hurt: Callable[[seg.Segment], None], reaso
         verify(segment)
 
 
+def encoder() -> Builder:
+    """Every operator of a transformer; x is 1, qkv 2, heads 3, sum 4, norm 5, hidden 6, view 7."""
+    b = Builder([6], seed=2, dtype="i32")
+    x = b.embed(b.input, 12, vocabulary=50)
+    heads = b.attention(b.linear(x, 36), 3, ids=b.input)
+    x = b.norm(b.linear(heads, 12, residual=x))
+    x = b.linear(x, 20, bits=4, activation="gelu")
+    b.append(seg.Reshape, [3, 40], dtype="f32", x=x)
+    return b
+
+
+def constant(op_index: int, name: str, value: float) -> Callable[[seg.Segment], None]:
+    """Put a number where the operator's field ``name`` points."""
+
+    def hurt(segment: seg.Segment) -> None:
+        place = getattr(segment.header.ops[op_index], name)
+        segment.blob = segment.blob.copy()
+        segment.blob[place : place + 4] = np.frombuffer(np.float32(value).tobytes(), np.uint8)
+
+    return hurt
+
+
+HOSTILE_ENCODER: list[tuple[str, Callable[[seg.Segment], None], str]] = [
+    ("a stream with a scale", tensor(1, scale=2.0), "type does not have"),
+    ("a stream with a zero point", tensor(1, zero_point=1), "type does not have"),
+    ("a stream that ends beyond the arena", header(arena_bytes=300), "outside its arena"),
+    ("floats where they overlap", tensor(2, offset=64), "still in use"),
+    ("token ids as the output", header(output=0), "yields token ids"),
+    ("an embedding of codes", tensor(0, dtype="u8"), "types that do not fit"),
+    ("a product of codes", tensor(1, dtype="u8"), "types that do not fit"),
+    ("a product into codes", tensor(6, dtype="u8"), "types that do not fit"),
+    ("a view of another type", tensor(7, dtype="u8"), "types that do not fit"),
+    ("token ids that are floats", op(2, ids=1), "types that do not fit"),
+    ("token ids that do not exist", op(2, ids=-2), "does not exist"),
+    ("an embedding of other tokens", tensor(1, shape=[5, 12]), "do not fit|outside"),
+    ("an empty vocabulary", op(0, vocabulary=0), "vocabulary"),
+    ("a vocabulary beyond the blob", op(0, vocabulary=1 << 20), "outside its constants"),
+    ("an endless vocabulary", op(0, vocabulary=1 << 60), "vocabulary"),
+    ("nine bits of embedding", op(0, bits=9), "9 bits"),
+    ("positions outside", op(0, position=1 << 20), "outside its constants"),
+    ("scales outside", op(0, scales=-64), "outside its constants"),
+    ("an infinite scale", constant(0, "scales", math.inf), "finite float32"),
+    ("a bias that is no number", constant(1, "bias", math.nan), "finite float32"),
+    ("a scale that is no number", constant(1, "scales", math.nan), "finite float32"),
+    ("weights outside", op(1, weight=1 << 20), "outside its constants"),
+    ("one bit", op(1, bits=1), "1 bits"),
+    ("a residual of another shape", op(3, residual=2), "do not fit"),
+    ("a residual from the future", op(3, residual=6), "before it is written"),
+    ("a residual that does not exist", op(3, residual=-2), "does not exist"),
+    ("rows that do not fit", tensor(2, shape=[5, 36]), "do not fit"),
+    ("no heads", op(2, heads=0), "heads"),
+    ("heads that do not divide", op(2, heads=5), "heads"),
+    ("a negative factor", op(2, factor=-1.0), "factor"),
+    ("an infinite factor", op(2, factor=math.inf), "factor"),
+    ("a negative token", op(2, pad=-1), "impossible token"),
+    ("queries without keys", tensor(3, shape=[6, 9]), "do not fit"),
+    ("a norm of another shape", tensor(5, shape=[12, 6]), "do not fit"),
+    ("a gamma outside", op(4, gamma=1 << 20), "outside its constants"),
+    ("a beta that is no number", constant(4, "beta", math.nan), "finite float32"),
+    ("no epsilon", op(4, epsilon=0.0), "epsilon"),
+    ("an epsilon that is no number", op(4, epsilon=math.nan), "epsilon"),
+]
+
+
+@pytest.mark.parametrize(
+    ("hurt", "reason"), [case[1:] for case in HOSTILE_ENCODER], ids=[case[0] for case in HOSTILE_ENCODER]
+)
+def test_hostile_encoders_are_refused(hurt: Callable[[seg.Segment], None], reason: str) -> None:
+    segment = encoder().finish()
+    verify(segment)
+    hurt(segment)
+    with pytest.raises(SegmentError, match=reason):
+        verify(segment)
+
+
+def test_sums_of_transformers_that_could_overflow_are_refused() -> None:
+    wide = Builder([1, 70_000], dtype="f32")
+    wide.linear(wide.input, 1)
+    codes = np.full(70_000, 254, np.uint8)  # 127 each
+    wide.blob = codes.tobytes() + wide.blob[70_000:]
+    with pytest.raises(SegmentError, match="overflow"):
+        verify(wide.finish())
+    long = Builder([70_000, 3], dtype="f32")
+    long.attention(long.input, 1)
+    with pytest.raises(SegmentError, match="overflow"):
+        verify(long.finish())
+
+
+def test_scratch_without_bound_is_refused() -> None:
+    builder = Builder([1 << 20, 16, 1], dtype="f32")
+    builder.linear(builder.input, 1)
+    with pytest.raises(SegmentError, match="more memory"):
+        verify(builder.finish())
+
+
 def test_an_operator_may_not_write_over_its_own_input() -> None:
     builder = Builder([8, 8, 8])
     builder.conv(builder.input, 8)
@@ -262,21 +357,22 @@ _GOOD = network().finish()
 _FILE = seg.build(_GOOD.header, _GOOD.blob.tobytes())
 
 
+@pytest.mark.parametrize("good", [_GOOD, encoder().finish()], ids=["network", "encoder"])
 @settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_any_change_of_the_header_is_refused_or_harmless(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_any_change_of_the_header_is_refused_or_harmless(good: seg.Segment, data: st.DataObject) -> None:
     """Whatever one number in the header becomes, the verifier refuses it or the executor runs it within its arena."""
-    tree = msgspec.json.decode(msgspec.json.encode(_GOOD.header))
+    tree = msgspec.json.decode(msgspec.json.encode(good.header))
     places = list(_numbers(tree))
     holder, key = data.draw(st.sampled_from(places))
     before = holder[key]
     holder[key] = data.draw(st.one_of(st.integers(-(2**40), 2**40), st.integers(-2, 300), st.just(before * 2)))
     try:
-        segment = seg.Segment(msgspec.convert(tree, seg.Header), copy.deepcopy(_GOOD.blob))
+        segment = seg.Segment(msgspec.convert(tree, seg.Header), copy.deepcopy(good.blob))
         head = Head(segment, check_golden=False)
     except (SegmentError, msgspec.ValidationError):
         return
-    codes = np.zeros(segment.header.tensors[segment.header.input].shape, np.uint8)
+    codes = np.zeros(head.input.shape, seg.DTYPES[head.input.dtype])
     head._arena[-8:] = 99
     head.run(codes)
     assert head._arena[-8:].tolist() == [99] * 8

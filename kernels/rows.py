@@ -1,0 +1,475 @@
+"""What happens to rows of float32 between the products of a transformer: quantization, layer norm, GELU, softmax, sums.
+
+Each is LLVM IR over 16 lanes, so that the order of every sum and every rounding is written here and not left to a vectorizer; LLVM cuts the
+16 lanes to the machine's vectors. Arguments are addresses (`address`), counts of elements, and float32 numbers. The last, partial block of a row
+is read whole (the arena has that slack) and its idle lanes are replaced. Twins: the transformers' part of `kernels.reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from kernels import emit, reference
+from kernels.emit import FLOAT, I8, I32, I64, PTR
+
+WIDE: Final = 16  # lanes of every sum, on every instruction set
+_FLOATS, _INTS = emit.vector(FLOAT, WIDE), emit.vector(I32, WIDE)
+
+
+class Lanes:
+    """A <16 x float> in the making: each operator emits one IEEE operation; a number or a scalar stands for copies of itself."""
+
+    def __init__(self, b: ir.IRBuilder, value: ir.Value) -> None:
+        self.b, self.value = b, value
+
+    def _other(self, other: Any) -> ir.Value:
+        if isinstance(other, Lanes):
+            return other.value
+        if isinstance(other, ir.Value):
+            return emit.splat(self.b, other, WIDE)
+        return ir.Constant(_FLOATS, [float(other)] * WIDE)
+
+    def __add__(self, other: Any) -> Lanes:
+        return Lanes(self.b, self.b.fadd(self.value, self._other(other)))
+
+    def __sub__(self, other: Any) -> Lanes:
+        return Lanes(self.b, self.b.fsub(self.value, self._other(other)))
+
+    def __mul__(self, other: Any) -> Lanes:
+        return Lanes(self.b, self.b.fmul(self.value, self._other(other)))
+
+    def __truediv__(self, other: Any) -> Lanes:
+        return Lanes(self.b, self.b.fdiv(self.value, self._other(other)))
+
+    def above(self, other: Any) -> Lanes:
+        """The greater of both; ``other`` where self is no number."""
+        return self._choose(">", self._other(other))
+
+    def below(self, other: Any) -> Lanes:
+        """The lesser of both; ``other`` where self is no number."""
+        return self._choose("<", self._other(other))
+
+    def _choose(self, relation: str, other: ir.Value) -> Lanes:
+        return Lanes(self.b, self.b.select(self.b.fcmp_ordered(relation, self.value, other), self.value, other))
+
+    def rounded(self) -> Lanes:
+        """To the nearest integer, half to even; |self| < 2^22."""
+        return (self + emit.ROUND) - emit.ROUND
+
+    def integers(self) -> ir.Value:
+        """<16 x i32> of values that are integers already."""
+        return self.b.fptosi(self.value, _INTS)
+
+    def bits(self) -> ir.Value:
+        """The same bits as integers."""
+        return self.b.bitcast(self.value, _INTS)
+
+    def kept(self, mask: ir.Value | None, fill: float) -> Lanes:
+        """``fill`` in the lanes that are beyond the row."""
+        if mask is None:
+            return self
+        return Lanes(self.b, self.b.select(mask, self.value, self._other(fill)))
+
+    def store(self, place: ir.Value, mask_count: ir.Value | None) -> None:
+        if mask_count is None:
+            emit.store(self.b, self.value, place)
+        else:
+            data = self.b.bitcast(self.value, emit.vector(I8, 4 * WIDE))
+            emit.store_first(self.b, data, place, self.b.mul(mask_count, I64(4)))
+
+
+class Block:
+    """16 elements of a row: where they start, and in the last block how many of them there are."""
+
+    def __init__(self, b: ir.IRBuilder, start: ir.Value, count: ir.Value | None) -> None:
+        self.b, self.start, self.count = b, start, count
+        self.mask = None
+        if count is not None:
+            lanes = ir.Constant(emit.vector(I64, WIDE), list(range(WIDE)))
+            self.mask = b.icmp_signed("<", lanes, emit.splat(b, count, WIDE))
+
+    def load(self, row: ir.Value) -> Lanes:
+        return Lanes(self.b, emit.load(self.b, _FLOATS, row, self.b.mul(self.start, I64(4))))
+
+    def load_bytes(self, row: ir.Value) -> Lanes:
+        """Signed bytes as floats."""
+        small = emit.load(self.b, emit.vector(I8, WIDE), row, self.start)
+        return Lanes(self.b, self.b.sitofp(self.b.sext(small, _INTS), _FLOATS))
+
+    def store(self, value: Lanes, row: ir.Value) -> None:
+        """Only the elements of the row."""
+        value.store(emit.at(self.b, row, self.b.mul(self.start, I64(4))), self.count)
+
+    def store_bytes(self, codes: ir.Value, row: ir.Value) -> None:
+        """All 16: rows of codes are padded to that."""
+        emit.store(self.b, self.b.trunc(codes, emit.vector(I8, WIDE)), row, self.start)
+
+
+def _sweep(b: ir.IRBuilder, n: ir.Value, body: Callable[..., list[ir.Value]], *carried: ir.Value) -> list[ir.Value]:
+    """``body``(block, carried values) -> their next values, for each block of a row of ``n`` elements; returns the last."""
+    full = b.ashr(n, I64(4))
+    with emit.loop(b, full, *carried) as (index, before, following):
+        following += body(Block(b, b.shl(index, I64(4)), None), *before)
+    values, entry, rest = list(following), b.block, b.and_(n, I64(15))
+    with b.if_then(b.icmp_signed("!=", rest, I64(0))):
+        changed = body(Block(b, b.shl(full, I64(4)), rest), *values)
+        inside = b.block
+    for i, value in enumerate(values):
+        phi = b.phi(value.type)
+        phi.add_incoming(value, entry)
+        phi.add_incoming(changed[i], inside)
+        values[i] = phi
+    return values
+
+
+def _halves(b: ir.IRBuilder, value: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
+    """All lanes into one: lane i with i + 8, then i + 4, i + 2, i + 1."""
+    for distance in (8, 4, 2, 1):
+        turned = emit.shuffle(b, value, value, [(i + distance) % WIDE for i in range(WIDE)])
+        value = combine(value, turned)
+    return b.extract_element(value, I32(0))
+
+
+def _extreme(b: ir.IRBuilder, value: ir.Value, relation: str) -> ir.Value:
+    return _halves(b, value, lambda x, y: b.select(b.fcmp_ordered(relation, x, y), x, y))
+
+
+def _zeros(kind: ir.Type = _FLOATS) -> ir.Value:
+    return ir.Constant(kind, [0] * WIDE)
+
+
+def _usable(b: ir.IRBuilder, scale: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """``scale`` and 1 / scale, or 0 and 0 where it is outside `reference.SCALES`."""
+    least, most = (FLOAT(float(bound)) for bound in reference.SCALES)
+    usable = b.and_(b.fcmp_ordered(">=", scale, least), b.fcmp_ordered("<=", scale, most))
+    zero = FLOAT(0.0)
+    return b.select(usable, scale, zero), b.select(usable, b.fdiv(FLOAT(1.0), scale), zero)
+
+
+def _exp(x: Lanes) -> Lanes:
+    """`reference.exp`."""
+    b = x.b
+    x = x.above(-87.0)
+    shifted = x * float(reference._LOG2E) + emit.ROUND  # its low bits are the integer n
+    n = shifted - emit.ROUND
+    r = x - n * float(reference._LN2_HI)
+    r = r - n * float(reference._LN2_LO)
+    p = r * float(reference._EXP[0]) + float(reference._EXP[1])
+    for c in reference._EXP[2:]:
+        p = p * r + float(c)
+    p = p * (r * r) + r + 1.0
+    power = b.shl(b.add(shifted.bits(), _copies(127)), _copies(23))
+    return p * Lanes(b, b.bitcast(power, _FLOATS))
+
+
+def _copies(value: int) -> ir.Value:
+    return ir.Constant(_INTS, [value] * WIDE)
+
+
+def _polynomial(x: Lanes, coefficients: Any) -> Lanes:
+    value = x * float(coefficients[0]) + float(coefficients[1])
+    for c in coefficients[2:]:
+        value = value * x + float(c)
+    return value
+
+
+# --- the plumbing from Numba ------------------------------------------------------------------------------------------
+
+
+def call(name: str, body: Callable[..., None], *arguments: Any) -> Any:
+    """What an intrinsic returns: a call of the private function ``name``, whose ``body`` gets 64-bit integers and float32 numbers."""
+    kinds = [types.float32 if isinstance(a, types.Float) else types.int64 for a in arguments]
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> Any:
+        ours = [FLOAT if kind == types.float32 else I64 for kind in kinds]
+        b.call(emit.private_function(b, f"splitedge_{name}", ours, lambda inner, a: body(inner, *a)), values)
+        return context.get_dummy_value()
+
+    return types.void(*kinds), codegen
+
+
+def pointer(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    return b.inttoptr(address, PTR)
+
+
+@intrinsic
+def address(typingctx, array):
+    """Where the data of ``array`` starts."""
+
+    def codegen(context, b, sig, a):
+        return b.ptrtoint(emit.array_pointer(context, b, sig.args[0], a[0]), I64)
+
+    return types.int64(array), codegen
+
+
+# --- the kernels ------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def quantize_rows(typingctx, x, step, count, n, codes, codes_step, scale, zero):
+    """``count`` rows of x float32 [n], ``step`` bytes apart, to uint8 codes [n, padded to 16], a float32 scale and an int32 zero point each.
+
+    `reference.quantize_rows`.
+    """
+
+    def body(b, x, step, count, n, codes, codes_step, scale, zero):
+        x, codes, scale, zero = (pointer(b, p) for p in (x, codes, scale, zero))
+        with emit.loop(b, count) as (r, _, _):
+            place = b.mul(r, I64(4))
+            row = emit.at(b, x, b.mul(r, step)), n, emit.at(b, codes, b.mul(r, codes_step))
+            _quantize_row(b, *row, emit.at(b, scale, place), emit.at(b, zero, place))
+
+    return call("quantize_rows", body, x, step, count, n, codes, codes_step, scale, zero)
+
+
+def _quantize_row(b: ir.IRBuilder, x: ir.Value, n: ir.Value, codes: ir.Value, scale: ir.Value, zero: ir.Value) -> None:
+    def widen(block: Block, lo: ir.Value, hi: ir.Value) -> list[ir.Value]:
+        value = block.load(x).kept(block.mask, 0.0)
+        return [value.below(Lanes(b, lo)).value, value.above(Lanes(b, hi)).value]
+
+    lo, hi = _sweep(b, n, widen, _zeros(), _zeros())
+    lo, hi = _extreme(b, lo, "<"), _extreme(b, hi, ">")
+    step, inverse = _usable(b, b.fdiv(b.fsub(hi, lo), FLOAT(255.0)))
+    offset = Lanes(b, emit.splat(b, b.fmul(b.fsub(FLOAT(0.0), lo), inverse), WIDE)).rounded().above(0.0).below(255.0)
+
+    def code(block: Block) -> list[ir.Value]:
+        value = (block.load(x) * inverse).rounded() + offset
+        block.store_bytes(value.above(0.0).below(255.0).kept(block.mask, 0.0).integers(), codes)
+        return []
+
+    _sweep(b, n, code)
+    emit.store(b, step, scale)
+    emit.store(b, b.extract_element(offset.integers(), I32(0)), zero)
+
+
+@intrinsic
+def quantize_keys(typingctx, x, step, tokens, count, n, factor, codes, codes_step, scale, total):
+    """The rows ``tokens`` (int32 [count]) of x float32 [n], ``step`` bytes apart, to int8 codes [n, padded to 16], scales * ``factor``, and the
+    int32 sums of the codes; `reference.quantize_signed`."""
+
+    def body(b, x, step, tokens, count, n, factor, codes, codes_step, scale, total):
+        x, tokens, codes, scale, total = (pointer(b, p) for p in (x, tokens, codes, scale, total))
+        with emit.loop(b, count) as (r, _, _):
+            place = b.mul(r, I64(4))
+            token = b.zext(emit.load(b, I32, tokens, place), I64)
+            row = emit.at(b, x, b.mul(token, step)), n, factor, emit.at(b, codes, b.mul(r, codes_step))
+            _quantize_key(b, *row, emit.at(b, scale, place), emit.at(b, total, place))
+
+    return call("quantize_keys", body, x, step, tokens, count, n, factor, codes, codes_step, scale, total)
+
+
+def _quantize_key(
+    b: ir.IRBuilder, x: ir.Value, n: ir.Value, factor: ir.Value, codes: ir.Value, scale: ir.Value, total: ir.Value
+) -> None:
+    def widen(block: Block, top: ir.Value) -> list[ir.Value]:
+        return [_magnitude(block.load(x).kept(block.mask, 0.0)).above(Lanes(b, top)).value]
+
+    top = _extreme(b, _sweep(b, n, widen, _zeros())[0], ">")
+    step, inverse = _usable(b, b.fdiv(top, FLOAT(127.0)))
+
+    def code(block: Block, sums: ir.Value) -> list[ir.Value]:
+        value = _signed_code(block.load(x) * inverse).kept(block.mask, 0.0).integers()
+        block.store_bytes(value, codes)
+        return [b.add(sums, value)]
+
+    sums = _sweep(b, n, code, _zeros(_INTS))[0]
+    emit.store(b, b.fmul(step, factor), scale)
+    emit.store(b, _halves(b, sums, b.add), total)
+
+
+def _magnitude(value: Lanes) -> Lanes:
+    return value.above(Lanes(value.b, _zeros()) - value)
+
+
+def _signed_code(value: Lanes) -> Lanes:
+    return value.rounded().above(-127.0).below(127.0)
+
+
+@intrinsic
+def widen_columns(typingctx, x, n, tops):
+    """tops[i] = max(tops[i], |x[i]|); ``tops`` is padded to 16."""
+
+    def body(b, x, n, tops):
+        x, tops = pointer(b, x), pointer(b, tops)
+
+        def step(block):
+            _magnitude(block.load(x)).above(block.load(tops)).store(emit.at(b, tops, b.mul(block.start, I64(4))), None)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("widen_columns", body, x, n, tops)
+
+
+@intrinsic
+def column_scales(typingctx, tops, n, inverses):
+    """tops [n] in place to scales tops / 127, and their inverses; `reference.quantize_signed`. Both are padded to 16."""
+
+    def body(b, tops, n, inverses):
+        tops, inverses = pointer(b, tops), pointer(b, inverses)
+        least, most = (float(bound) for bound in reference.SCALES)
+
+        def step(block):
+            scale = block.load(tops) / 127.0
+            usable = b.and_(
+                b.fcmp_ordered(">=", scale.value, scale._other(least)),
+                b.fcmp_ordered("<=", scale.value, scale._other(most)),
+            )
+            inverse = Lanes(b, scale._other(1.0)) / scale
+            place = b.mul(block.start, I64(4))
+            inverse.kept(usable, 0.0).store(emit.at(b, inverses, place), None)
+            scale.kept(usable, 0.0).store(emit.at(b, tops, place), None)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("column_scales", body, tops, n, inverses)
+
+
+@intrinsic
+def quantize_value(typingctx, x, n, inverses, codes, totals):
+    """x float32 [n] to int8 codes [n, padded to 16] by the inverse scale of each column; the codes are added to the int32 ``totals``."""
+
+    def body(b, x, n, inverses, codes, totals):
+        x, inverses, codes, totals = (pointer(b, p) for p in (x, inverses, codes, totals))
+
+        def step(block):
+            value = _signed_code(block.load(x) * block.load(inverses)).integers()
+            block.store_bytes(value, codes)
+            place = emit.at(b, totals, b.mul(block.start, I64(4)))
+            emit.store(b, b.add(emit.load(b, _INTS, place), value), place)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("quantize_value", body, x, n, inverses, codes, totals)
+
+
+@intrinsic
+def softmax_rows(typingctx, x, step, count, n, codes, codes_step, scale):
+    """``count`` rows of x float32 [n] to uint8 codes of 1/255 [n, padded to 16] and for each the scale 1 / sum; `reference.softmax_codes`.
+
+    The maxima are a pass of their own, so that the exponentials of one row do not wait for its maximum.
+    """
+
+    def body(b, x, step, count, n, codes, codes_step, scale):
+        x, codes, scale = (pointer(b, p) for p in (x, codes, scale))
+        with emit.loop(b, count) as (r, _, _):
+            emit.store(b, _greatest(b, emit.at(b, x, b.mul(r, step)), n), emit.at(b, scale, b.mul(r, I64(4))))
+        with emit.loop(b, count) as (r, _, _):
+            row = emit.at(b, x, b.mul(r, step)), n, emit.at(b, codes, b.mul(r, codes_step))
+            _softmax_row(b, *row, emit.at(b, scale, b.mul(r, I64(4))))
+
+    return call("softmax_rows", body, x, step, count, n, codes, codes_step, scale)
+
+
+def _greatest(b: ir.IRBuilder, x: ir.Value, n: ir.Value) -> ir.Value:
+    low = float("-inf")
+
+    def widen(block: Block, top: ir.Value) -> list[ir.Value]:
+        return [block.load(x).kept(block.mask, low).above(Lanes(b, top)).value]
+
+    return _extreme(b, _sweep(b, n, widen, ir.Constant(_FLOATS, [low] * WIDE))[0], ">")
+
+
+def _softmax_row(b: ir.IRBuilder, x: ir.Value, n: ir.Value, codes: ir.Value, scale: ir.Value) -> None:
+    """``scale`` holds the greatest of x, and then 1 / the sum of the codes."""
+    top = emit.load(b, FLOAT, scale)
+
+    def code(block: Block, sums: ir.Value) -> list[ir.Value]:
+        e = _exp(block.load(x).kept(block.mask, float("-inf")) - top)
+        bits = (e * 255.0 + emit.ROUND).bits()  # e is 0 to 1 for any bits of x: the low byte is the code
+        block.store_bytes(bits, codes)
+        return [b.add(sums, b.and_(bits, _copies(255)))]
+
+    total = _halves(b, _sweep(b, n, code, _zeros(_INTS))[0], b.add)
+    emit.store(b, b.fdiv(FLOAT(1.0), b.sitofp(total, FLOAT)), scale)
+
+
+@intrinsic
+def gelu_row(typingctx, x, n):
+    """x = gelu(x) in place; `reference.gelu`."""
+
+    def body(b, x, n):
+        x = pointer(b, x)
+
+        def step(block):
+            value = block.load(x)
+            z = (value * float(reference._SQRT_HALF)).above(-4.0).below(4.0)
+            square = z * z
+            erf = z * _polynomial(square, reference._ERF_TOP) / _polynomial(square, reference._ERF_BOTTOM)
+            half = value * 0.5
+            block.store(half + half * erf, x)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("gelu_row", body, x, n)
+
+
+@intrinsic
+def add_row(typingctx, y, x, n):
+    """y = y + x."""
+
+    def body(b, y, x, n):
+        y, x = pointer(b, y), pointer(b, x)
+
+        def step(block):
+            block.store(block.load(y) + block.load(x), y)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("add_row", body, y, x, n)
+
+
+@intrinsic
+def norm_row(typingctx, x, n, gamma, beta, epsilon, y):
+    """Layer norm of x [n]; `reference.norm`. y may be x."""
+
+    def body(b, x, n, gamma, beta, epsilon, y):
+        x, gamma, beta, y = (pointer(b, p) for p in (x, gamma, beta, y))
+        length = b.sitofp(n, FLOAT)
+
+        def total(block, sums):
+            return [(Lanes(b, sums) + block.load(x).kept(block.mask, 0.0)).value]
+
+        mean = b.fdiv(_halves(b, _sweep(b, n, total, _zeros())[0], b.fadd), length)
+
+        def squares(block, sums):
+            d = block.load(x) - mean
+            return [(Lanes(b, sums) + (d * d).kept(block.mask, 0.0)).value]
+
+        variance = b.fdiv(_halves(b, _sweep(b, n, squares, _zeros())[0], b.fadd), length)
+        sqrt = cgutils.get_or_insert_function(b.module, ir.FunctionType(FLOAT, [FLOAT]), "llvm.sqrt.f32")
+        inverse = b.fdiv(FLOAT(1.0), b.call(sqrt, [b.fadd(variance, epsilon)]))
+
+        def step(block):
+            block.store((block.load(x) - mean) * inverse * block.load(gamma) + block.load(beta), y)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("norm_row", body, x, n, gamma, beta, epsilon, y)
+
+
+@intrinsic
+def embed_row(typingctx, w, n, scale, position, y):
+    """y = w * scale + position, w int8 [n]; `reference.embed`."""
+
+    def body(b, w, n, scale, position, y):
+        w, position, y = (pointer(b, p) for p in (w, position, y))
+
+        def step(block):
+            block.store(block.load_bytes(w) * scale + block.load(position), y)
+            return []
+
+        _sweep(b, n, step)
+
+    return call("embed_row", body, w, n, scale, position, y)
