@@ -6,7 +6,9 @@ Nothing is checked here: `edge_agent.head` has verified every number in the tabl
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,10 +89,40 @@ FIELDS = 40
 REALS = 2  # float32 operands of an operator: multipliers of ADD, MUL, AVG_POOL; scales of SOFTMAX; epsilon of NORM, factor of ATTENTION
 
 
+class Memory(NamedTuple):
+    """All that a head works on: the operator table ops [n, FIELDS] int64 and reals [n, REALS] float32; one arena of activations; constants (weights:
+    packed panels); scratch, a row of ints int32, floats float32 and taps int64 for each member of the team; and the team's own counters.
+    """
+
+    ops: NDArray[np.int64]
+    reals: NDArray[np.float32]
+    arena: NDArray[np.uint8]
+    weights: NDArray[np.uint8]
+    biases: NDArray[np.int32]
+    multipliers: NDArray[np.float32]
+    tables: NDArray[np.uint8]
+    ints: NDArray[np.int32]
+    floats: NDArray[np.float32]
+    taps: NDArray[np.int64]
+    sync: NDArray[np.int64]
+
+
+def families(kinds: Iterable[int]) -> tuple[int | None, int | None]:
+    """The arguments ``integers`` and ``transformers`` of `run` for a table of operators of these kinds.
+
+    None leaves a family's operators out of the interpreter: numba compiles one for each combination of types, so that a head of convolutions does
+    not wait for the compiler to finish what only transformers need.
+    """
+    needed = {kind >= Kind.EMBED for kind in kinds}
+    return None if needed == {True} else 1, 1 if True in needed else None
+
+
 @inline
-def _transformer(op, kind, real, arena, weights, biases, multipliers, scratch, part, parts):
+def _transformer(memory, i, scratch, part, parts):
     """A part of an operator on float32 tensors, rows or heads of it; places become addresses."""
-    x, y, h, c, n = op[1], op[2], op[3], op[5], op[8]
+    op, real = memory.ops[i], memory.reals[i, 0]
+    arena, weights, biases, multipliers = memory.arena, memory.weights, memory.biases, memory.multipliers
+    kind, x, y, h, c, n = op[0], op[1], op[2], op[3], op[5], op[8]
     base, factors = rows.address(arena), rows.address(multipliers)
     a, b = team.share(h, part, parts)
     if kind == 12:
@@ -121,24 +153,28 @@ def _pair_share(size, period, second, part, parts):
 
 
 @inline
-def _operator(
-    ops, reals, i, part, parts, member, arena, weights, biases, multipliers, tables, ints, floats, taps, scratch
-):
-    """Piece ``part`` of ``parts`` of operator i, with the scratch of ``member``."""
-    op = ops[i]
+def _integer(memory, i, scratch, member, part, parts):
+    """The same of an operator on codes."""
+    op, reals = memory.ops[i], memory.reals
+    arena, weights, biases, multipliers, tables = (
+        memory.arena,
+        memory.weights,
+        memory.biases,
+        memory.multipliers,
+        memory.tables,
+    )
     kind, x, y, h, w, c = op[0], op[1], op[2], op[3], op[4], op[5]
     zx, zy = op[20], op[21]
     lo, hi, zero = np.float32(op[22] - zy), np.float32(op[23] - zy), np.int32(zy)
-    own = op[27] + member * scratch
     if kind == 0:
         gemm_kernel.gemm(arena, x, c, h, c, weights, op[24], op[8], biases, op[25], multipliers, op[26], y, op[8], lo, hi, zero, part,
                          parts)  # fmt: skip
     elif kind == 1:
         conv_kernel.conv(arena, x, h, w, c, weights, op[24], biases, op[25], multipliers, op[26], y, op[6], op[7], op[8], op[9], op[10], op[11],
-                         op[12], op[13], op[14], op[15], op[16], op[19], np.uint8(zx), lo, hi, zero, own, part, parts)  # fmt: skip
+                         op[12], op[13], op[14], op[15], op[16], op[19], np.uint8(zx), lo, hi, zero, scratch, part, parts)  # fmt: skip
     elif kind == 2:
         depthwise_kernel.depthwise(arena, x, h, w, c, weights, op[24], biases, op[25], multipliers, op[26], y, op[6], op[7], op[9], op[10], op[11],
-                                   op[12], op[13], op[14], op[15], op[16], np.uint8(zx), lo, hi, zero, own, taps[member], part,
+                                   op[12], op[13], op[14], op[15], op[16], np.uint8(zx), lo, hi, zero, scratch, memory.taps[member], part,
                                    parts)  # fmt: skip
     elif kind == 3:
         step, a, b, moved, period = _pair_share(h, op[31], op[28], part, parts)
@@ -158,159 +194,72 @@ def _operator(
         elementwise.max_pool(
             arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16], part, parts
         )
-    elif kind >= 12:
-        _transformer(op, kind, reals[i, 0], arena, weights, biases, multipliers, own, part, parts)
     elif part == 0:  # what is left is small
         if kind == 7:
             elementwise.avg_pool(arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16], op[31], np.int32(zx),
-                                 reals[i, 0], lo, hi, zero, ints[member])  # fmt: skip
+                                 reals[i, 0], lo, hi, zero, memory.ints[member])  # fmt: skip
         elif kind == 9:
             elementwise.transpose(arena, x, y, op[32:36], op[36:40])
         elif kind == 10:
             elementwise.pad2d(arena, x, h, w, c, y, op[15], op[16], op[17], op[18], np.uint8(zx))
         elif kind == 11:
-            elementwise.softmax(arena, x, y, h, c, reals[i, 0], reals[i, 1], lo, hi, zero, floats[member])
+            elementwise.softmax(arena, x, y, h, c, reals[i, 0], reals[i, 1], lo, hi, zero, memory.floats[member])
+
+
+@inline
+def _operator(memory, integers, transformers, i, scratch, member, part, parts):
+    """Piece ``part`` of ``parts`` of operator i, with the scratch of ``member``."""
+    own = memory.ops[i, 27] + member * scratch
+    transforming = memory.ops[i, 0] >= 12
+    if transformers is not None and transforming:
+        _transformer(memory, i, own, part, parts)
+    if integers is not None and not transforming:
+        _integer(memory, i, own, member, part, parts)
+
+
+@inline
+def _work(memory, integers, transformers, first, base, target, scratch, member, parts):
+    """Take pieces until there are none."""
+    piece = team.take(memory.sync, base, target, parts)
+    while piece >= 0:
+        _operator(memory, integers, transformers, first + piece // parts, scratch, member, piece % parts, parts)
+        team.finish(memory.sync)
+        piece = team.take(memory.sync, base, target, parts)
 
 
 @kernel
 def run(
-    ops: NDArray[np.int64],
-    reals: NDArray[np.float32],
+    memory: Memory,
+    integers: int | None,
+    transformers: int | None,
     start: int,
     stop: int,
-    arena: NDArray[np.uint8],
-    weights: NDArray[np.uint8],
-    biases: NDArray[np.int32],
-    multipliers: NDArray[np.float32],
-    tables: NDArray[np.uint8],
-    ints: NDArray[np.int32],
-    floats: NDArray[np.float32],
-    taps: NDArray[np.int64],
-    scratch: int,
-    parts: int,
-    sync: NDArray[np.int64],
-) -> None:
-    """Run operators ``start`` to ``stop`` of the table ops [n, FIELDS] int64 and reals [n, REALS] float32, with the team of ``parts`` members.
-
-    arena uint8; weights uint8 (packed panels); biases int32; multipliers float32; tables uint8. Scratch: a row for each member of ints int32, floats
-    float32 and taps int64, and ``scratch`` bytes for each in the arena. The caller is member 0; the others are in `follow`.
-    """
-    if parts == 1:
-        for i in range(start, stop):
-            _operator(ops, reals, i, 0, 1, 0, arena, weights, biases, multipliers, tables, ints, floats, taps, scratch)
-        return
-    pieces = (stop - start) * parts
-    base = team.launch(sync, start, pieces)
-    _work(
-        ops,
-        reals,
-        start,
-        base,
-        base + pieces,
-        0,
-        arena,
-        weights,
-        biases,
-        multipliers,
-        tables,
-        ints,
-        floats,
-        taps,
-        scratch,
-        parts,
-        sync,
-    )
-
-
-@kernel
-def follow(
-    ops: NDArray[np.int64],
-    reals: NDArray[np.float32],
-    arena: NDArray[np.uint8],
-    weights: NDArray[np.uint8],
-    biases: NDArray[np.int32],
-    multipliers: NDArray[np.float32],
-    tables: NDArray[np.uint8],
-    ints: NDArray[np.int32],
-    floats: NDArray[np.float32],
-    taps: NDArray[np.int64],
     scratch: int,
     member: int,
     parts: int,
-    sync: NDArray[np.int64],
 ) -> None:
-    """Member ``member`` of a team: sleep, help with what `run` starts, until `dismiss`."""
-    epoch = 0
-    while team.wait(sync, epoch):
-        epoch = team.load(sync, team.EPOCH)
-        first, base, target = team.load(sync, team.FIRST), team.load(sync, team.BASE), team.load(sync, team.TARGET)
-        if team.load(sync, team.EPOCH) == epoch:  # else these are of two epochs
-            _work(
-                ops,
-                reals,
-                first,
-                base,
-                target,
-                member,
-                arena,
-                weights,
-                biases,
-                multipliers,
-                tables,
-                ints,
-                floats,
-                taps,
-                scratch,
-                parts,
-                sync,
-            )
+    """Run operators ``start`` to ``stop`` with a team of ``parts`` members; ``scratch``: bytes of the arena for each of them; see `families`.
 
-
-@inline
-def _work(
-    ops,
-    reals,
-    first,
-    base,
-    target,
-    member,
-    arena,
-    weights,
-    biases,
-    multipliers,
-    tables,
-    ints,
-    floats,
-    taps,
-    scratch,
-    parts,
-    sync,
-):
-    """Take pieces until there are none."""
-    piece = team.take(sync, base, target, parts)
-    while piece >= 0:
-        _operator(
-            ops,
-            reals,
-            first + piece // parts,
-            piece % parts,
-            parts,
-            member,
-            arena,
-            weights,
-            biases,
-            multipliers,
-            tables,
-            ints,
-            floats,
-            taps,
-            scratch,
-        )
-        team.finish(sync)
-        piece = team.take(sync, base, target, parts)
+    The caller is member 0. Another member sleeps and helps with whatever member 0 starts, until `dismiss`; its ``start`` and ``stop`` say nothing.
+    """
+    sync = memory.sync
+    if parts == 1:
+        for i in range(start, stop):
+            _operator(memory, integers, transformers, i, scratch, member, member, parts)
+    elif member == 0:
+        pieces = (stop - start) * parts
+        base = team.launch(sync, start, pieces)
+        _work(memory, integers, transformers, start, base, base + pieces, scratch, member, parts)
+    else:
+        epoch = 0
+        while team.wait(sync, epoch):
+            epoch = team.load(sync, team.EPOCH)
+            first, base, target = team.load(sync, team.FIRST), team.load(sync, team.BASE), team.load(sync, team.TARGET)
+            if team.load(sync, team.EPOCH) == epoch:  # else these are of two epochs
+                _work(memory, integers, transformers, first, base, target, scratch, member, parts)
 
 
 @kernel
 def dismiss(sync: NDArray[np.int64]) -> None:
-    """End the team: every member returns from `follow`. Not while a frame runs."""
+    """End the team: every other member returns from `run`. Not while a frame runs."""
     team.dismiss(sync)

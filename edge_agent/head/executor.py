@@ -19,7 +19,7 @@ from edge_agent.errors import InputError, SegmentError, UsageError
 from edge_agent.head import segment as seg
 from edge_agent.head.verify import hwc, verify
 from kernels import conv, depthwise, emit, gemm, team, transformer
-from kernels.program import FIELDS, REALS, Field, Kind, dismiss, follow, run
+from kernels.program import FIELDS, REALS, Field, Kind, Memory, dismiss, families, run
 
 U8 = NDArray[np.uint8]
 Values = NDArray[Any]
@@ -58,25 +58,16 @@ class Head:
         self._table = _lower(segment, weights, threads)
         self._arena = _aligned(seg.roundup(self.header.arena_bytes) + threads * self._table.scratch_bytes + SLACK)
         self._lock = threading.Lock()
-        self._sync = _aligned(8 * team.SYNC).view(np.int64)
-        for part in range(1, threads):
-            t = self._table
-            member = (
-                t.ops,
-                t.reals,
-                self._arena,
-                t.weights,
-                t.biases,
-                t.multipliers,
-                t.tables,
-                t.ints,
-                t.floats,
-                t.taps,
-            )
-            arguments = (*member, t.scratch_bytes, part, threads, self._sync)
-            threading.Thread(target=follow, args=arguments, name=f"head-{part}", daemon=True).start()
+        t, sync = self._table, _aligned(8 * team.SYNC).view(np.int64)
+        self._memory = Memory(
+            t.ops, t.reals, self._arena, t.weights, t.biases, t.multipliers, t.tables, t.ints, t.floats, t.taps, sync
+        )
+        self._families = families(t.ops[:, Field.KIND])
+        for member in range(1, threads):
+            arguments = (self._memory, *self._families, 0, 0, t.scratch_bytes, member, threads)
+            threading.Thread(target=run, args=arguments, name=f"head-{member}", daemon=True).start()
         if threads > 1:
-            weakref.finalize(self, dismiss, self._sync)
+            weakref.finalize(self, dismiss, sync)
         if check_golden:
             self._check_golden()
 
@@ -147,9 +138,7 @@ class Head:
         return values.reshape(t.shape).copy()
 
     def _call(self, start: int, stop: int) -> None:
-        t = self._table
-        run(t.ops, t.reals, start, stop, self._arena, t.weights, t.biases, t.multipliers, t.tables, t.ints, t.floats, t.taps,
-             t.scratch_bytes, self.threads, self._sync)  # fmt: skip
+        run(self._memory, *self._families, start, stop, self._table.scratch_bytes, 0, self.threads)
 
     def _check_golden(self) -> None:
         frame = seg.golden_frame(self.header)
