@@ -17,9 +17,10 @@ class Builder:
     """A segment that grows: each method appends one operator and returns its output tensor. Every tensor has its own place in the arena."""
 
     def __init__(
-        self, shape: Sequence[int], seed: int = 0, scale: float = 1.0, zero_point: int = 0, dtype: Any = "u8"
+        self, shape: Sequence[int], seed: Any = 0, scale: float = 1.0, zero_point: int = 0, dtype: Any = "u8"
     ) -> None:
-        self.random = np.random.default_rng(seed)
+        """``seed``: of numpy's generator, or what is to be used in its place."""
+        self.random: Any = np.random.default_rng(seed) if isinstance(seed, int) else seed
         self.tensors: list[seg.Tensor] = []
         self.ops: list[seg.AnyOp] = []
         self.blob = b""

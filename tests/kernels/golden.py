@@ -1,0 +1,314 @@
+"""Golden hashes: every kernel over seeded inputs of awkward sizes, one hash for each group, the same on every processor and instruction set.
+
+``python -m tests.kernels.golden [GROUP...]`` prints, as JSON, the hashes that this machine's kernels give (of these groups, else of all).
+``python -m tests.kernels.golden --write`` makes golden.json anew from the slow twins in `kernels.reference`, after a change of what is computed.
+
+What is hashed is each tensor whole, and the bytes beside what the codec writes. Inputs come from SHAKE-256 and exact arithmetic: no library's
+random numbers and no library's logarithm have a part in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.head import Head
+from edge_agent.head import segment as seg
+from kernels import codec
+from kernels import reference as ref
+from tests import reference_head
+from tests.segment_builder import Builder
+
+Array = NDArray[Any]
+FILE = Path(__file__).with_name("golden.json")
+SIZES = (1, 2, 3, 5, 7, 8, 15, 31, 63, 127, 257)  # eleven, a prime: see `walk`
+BITS = range(2, 9)
+WINDOWS = [
+    # kernel, stride, pad, dilation
+    ((3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    ((3, 3), (2, 2), (0, 0, 1, 1), (1, 1)),
+    ((5, 5), (1, 1), (2, 2, 2, 2), (1, 1)),
+    ((5, 5), (2, 2), (2, 2, 2, 2), (1, 1)),
+    ((3, 3), (1, 1), (2, 2, 2, 2), (2, 2)),
+    ((1, 7), (1, 3), (0, 3, 0, 3), (1, 1)),
+    ((2, 3), (2, 1), (1, 0, 0, 2), (1, 1)),
+    ((7, 9), (1, 1), (0, 0, 0, 0), (1, 1)),
+]
+PLANE = (7, 11)
+
+
+class Stream:
+    """What `Builder` wants of a numpy generator, from SHAKE-256 of a name and a counter."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.drawn = name, 0
+
+    def _numbers(self, size: int | Sequence[int] | None, each: int) -> Array:
+        """[*size, each] of 16 random bits."""
+        shape = () if size is None else (size,) if isinstance(size, int) else tuple(size)
+        self.drawn += 1
+        data = hashlib.shake_256(f"{self.name} {self.drawn}".encode()).digest(2 * each * math.prod(shape))
+        return np.frombuffer(data, "<u2").astype(np.int64).reshape(*shape, each)
+
+    def integers(self, low: int, high: int, size: int | Sequence[int] | None = None) -> Any:
+        """low .. high - 1."""
+        pair = self._numbers(size, 2)
+        return low + (pair[..., 0] + (pair[..., 1] << 16)) % (high - low)
+
+    def random(self, size: int | Sequence[int] | None = None) -> Any:
+        """0 to 1, multiples of 2^-16."""
+        return self._numbers(size, 1)[..., 0] * 2.0**-16
+
+    def normal(self, size: int | Sequence[int] | None = None) -> Any:
+        """Nearly normal, mean 0 and deviation 1: a sum of four."""
+        return (self._numbers(size, 4).sum(axis=-1) - 2 * 65535) / 37837.0
+
+
+def build(shape: Sequence[int], dtype: str = "u8", zero_point: int = 0, scale: float = 1.0) -> Builder:
+    """A builder whose numbers depend on its input's shape and type alone."""
+    return Builder(shape, Stream(f"{dtype} {list(shape)} {scale}"), scale, zero_point, dtype)
+
+
+def tensors(builder: Builder, twin: bool, factor: float = 1) -> list[Array]:
+    """Every tensor after one frame (of numbers times ``factor``, if they are floats), the arena full of ones before it."""
+    segment, x = builder.finish(), builder.codes()
+    if factor != 1:
+        x = x * np.float32(factor)
+    if twin:
+        found = reference_head.run(segment, x)
+        return [found[t] for t in range(len(builder.tensors))]
+    head = Head(segment, check_golden=False)
+    head._arena[: head.header.arena_bytes] = 0xFF
+    head.run(x)
+    return [head._get(t) for t in range(len(builder.tensors))]
+
+
+def walk() -> Iterator[int]:
+    """`SIZES` in such an order that each follows each, itself too."""
+    at = 0
+    for stride in range(1, len(SIZES)):
+        for _ in SIZES:
+            if stride == 1:
+                yield SIZES[at]
+            at = (at + stride) % len(SIZES)
+            yield SIZES[at]
+
+
+def gemm(twin: bool) -> Iterator[Array]:
+    """Products of every number of rows, depth and columns, weights of 2 to 8 bits."""
+    for rows in SIZES:
+        builder = build([rows, 1, SIZES[0]], zero_point=7)
+        x = builder.input
+        for i, outs in enumerate(walk()):
+            x = builder.conv(x, outs, bits=BITS[i % 7], lo=3 * (i % 2), hi=255 - 5 * (i % 2))
+        yield from tensors(builder, twin)
+
+
+def conv(twin: bool) -> Iterator[Array]:
+    """Every number of channels in every window; groups."""
+    for i, channels in enumerate(SIZES):
+        builder = build([*PLANE, channels], zero_point=13)
+        for j, window in enumerate(WINDOWS):
+            builder.conv(builder.input, SIZES[(i * 5 + j) % 11], *window, bits=BITS[(i + j) % 7])
+        yield from tensors(builder, twin)
+    for channels, outs, groups in ((18, 12, 3), (8, 16, 8), (40, 20, 4), (6, 6, 2), (62, 34, 2)):
+        builder = build([*PLANE, channels], zero_point=200)
+        for j, window in enumerate(WINDOWS):
+            builder.conv(builder.input, outs, *window, groups=groups, bits=BITS[j % 7])
+        yield from tensors(builder, twin)
+
+
+def depthwise(twin: bool) -> Iterator[Array]:
+    """Every number of channels in every window."""
+    for i, channels in enumerate((*SIZES, 16, 17, 24, 33, 48, 64, 96, 144)):
+        builder = build([*PLANE, channels], zero_point=77)
+        for j, window in enumerate(WINDOWS):
+            builder.conv(builder.input, channels, *window, groups=channels, bits=BITS[(i + j) % 7])
+        yield from tensors(builder, twin)
+
+
+def elementwise(twin: bool) -> Iterator[Array]:
+    """Tables, sums and products of tensors, and of a tensor and a value for each channel."""
+    first, second, third = (float(np.float32(f)) for f in (0.37, 0.81, 0.0042))
+    for channels in SIZES:
+        shape = [3, 4, channels]
+        b = build(shape, zero_point=100)
+        a = b.append(seg.Lut, shape, x=b.input, table=b.constant(b.random.integers(0, 256, 256).astype(np.uint8)))
+        c = b.append(seg.Add, shape, a=b.input, b=a, multiplier_a=first, multiplier_b=second, lo=0, hi=255)
+        d = b.append(seg.Mul, shape, a=c, b=a, multiplier=third, lo=5, hi=240)
+        row = b.append(seg.Pool, [1, 1, channels], x=d, **pooled("avg", [3, 4], [1, 1], [0] * 4))
+        b.append(seg.Mul, shape, a=d, b=row, multiplier=third, lo=0, hi=255)
+        b.append(seg.Add, shape, a=d, b=row, multiplier_a=first, multiplier_b=second, lo=0, hi=255)
+        yield from tensors(b, twin)
+
+
+def pooled(kind: str, kernel: list[int], stride: list[int], pad: list[int], count_pad: bool = False) -> dict[str, Any]:
+    """The fields of a pool but its input."""
+    window = {"kernel": kernel, "stride": stride, "pad": pad, "count_pad": count_pad}
+    return {"kind": kind, **window, "multiplier": float(np.float32(0.9)), "lo": 0, "hi": 255}
+
+
+def pools(twin: bool) -> Iterator[Array]:
+    """Both kinds over overlapping, padded and whole windows."""
+    for channels in SIZES:
+        builder = build([7, 9, channels], zero_point=40)
+        for kernel, stride, pad in (([3, 3], [2, 2], [1] * 4), ([2, 2], [2, 2], [0] * 4), ([7, 9], [1, 1], [0] * 4)):
+            out = [(n + pad[i] + pad[i + 2] - kernel[i]) // stride[i] + 1 for i, n in enumerate((7, 9))]
+            for kind, count_pad in (("max", False), ("avg", False), ("avg", True)):
+                fields = pooled(kind, kernel, stride, pad, count_pad)
+                builder.append(seg.Pool, [*out, channels], 40 if kind == "max" else None, x=builder.input, **fields)
+        yield from tensors(builder, twin)
+
+
+def moves(twin: bool) -> Iterator[Array]:
+    """Padding, transposition, concatenation with and without a table."""
+    for channels in SIZES:
+        b = build([4, 5, channels])
+        table = b.constant(b.random.integers(0, 256, 256).astype(np.uint8))
+        padded = b.append(seg.Pad, [7, 10, channels], x=b.input, pad=[1, 2, 2, 3], value=9)
+        turned = b.append(seg.Transpose, [channels, 7, 10], x=padded, perm=[2, 0, 1])
+        flat = b.append(seg.Reshape, [channels * 7, 10], x=turned)
+        joined = b.append(seg.Concat, [channels * 7, 20], inputs=[flat, flat], tables=[-1, table])
+        b.append(seg.Transpose, [20, channels * 7], x=joined, perm=[1, 0])
+        yield from tensors(b, twin)
+
+
+def softmax(twin: bool) -> Iterator[Array]:
+    """Narrow and wide rows of small and great scale."""
+    for columns in (*SIZES, 16, 17, 1000):
+        for scale in (1e-3, 0.1, 2.0):
+            builder = build([3, columns], scale=scale)
+            builder.append(seg.Softmax, [3, columns], 0, 1 / 256, x=builder.input, lo=0, hi=255)
+            yield from tensors(builder, twin)
+
+
+def linear(twin: bool) -> Iterator[Array]:
+    """Float products of every number of rows, depth and columns, quantized row by row; GELU; residuals."""
+    for rows in (*SIZES, 48, 49):
+        builder = build([rows, SIZES[0]], "f32")
+        x = builder.input
+        for i, outs in enumerate(walk()):
+            same = builder.tensors[x].shape == [rows, outs]
+            kind = "gelu" if i % 3 == 1 else "none"
+            x = builder.linear(x, outs, BITS[i % 7], kind, residual=x if same else -1)
+        yield from tensors(builder, twin)
+    for factor in (0, 1e-38, 1e-31, 1e-29, 1e25, 1e37):  # rows whose range is of no use
+        builder = build([4, 33], "f32")
+        builder.linear(builder.input, 20)
+        yield from tensors(builder, twin, factor)
+
+
+def norm(twin: bool) -> Iterator[Array]:
+    """Layer norm of every width."""
+    for channels in SIZES:
+        builder = build([5, channels], "f32")
+        builder.norm(builder.norm(builder.input))
+        yield from tensors(builder, twin)
+
+
+def attention(twin: bool) -> Iterator[Array]:
+    """Every number of tokens, all of them counted or some; heads of several sizes."""
+    for tokens in SIZES:
+        for heads, size in ((1, 1), (2, 3), (3, 8), (2, 15), (1, 33), (4, 32)):
+            builder = build([tokens], "i32")
+            stream = builder.embed(builder.input, 3 * heads * size)
+            builder.attention(stream, heads, ids=builder.input)
+            builder.attention(stream, heads)
+            yield from tensors(builder, twin)
+
+
+def embed(twin: bool) -> Iterator[Array]:
+    """Rows of every width and bit width."""
+    for i, channels in enumerate(SIZES):
+        builder = build([7], "i32")
+        for j in range(2):
+            builder.embed(builder.input, channels, bits=BITS[(i + 3 * j) % 7])
+        yield from tensors(builder, twin)
+
+
+def at_the_cut(twin: bool) -> Iterator[Array]:
+    """The codec, a range for the tensor or for each channel: payloads of values and of 8-bit codes, values and codes out of them again."""
+    block, answer = codec.BLOCK, _codec_twin if twin else _codec
+    for rows, channels in (*((n, 1) for n in (*SIZES, block - 1, block, block + 13)), *((31, n) for n in SIZES)):
+        stream = Stream(f"codec {rows} {channels}")
+        x = (stream.normal((rows, channels)) * 3).astype(np.float32)
+        codes = stream.integers(0, 256, (rows, channels)).astype(np.uint8)
+        for bits in BITS:
+            lo = (stream.random(channels) * -3).astype(np.float32)
+            scale = ((1 + 5 * stream.random(channels)) / ((1 << bits) - 1)).astype(np.float32)
+            scale[1::4] = 0
+            yield from answer(x, codes, lo, scale, bits)
+    most, least = float(np.finfo(np.float32).max), 1e-45
+    ends = np.array([[0, -0.0, most, -most, least, -least, 1, -1, 0.5, 1.5, 2.5, 3.5, 1e30, -1e-30]], np.float32).T
+    for lo, scale in itertools.product((0, -most, most, least, -1), (0, least, 1e-38, 1, most / 255)):
+        yield from answer(ends, ends.astype(bool).view(np.uint8), np.float32([lo]), np.float32([scale]), 5)
+
+
+def _codec_twin(x: Array, codes: Array, lo: Array, scale: Array, bits: int) -> list[Array]:
+    cut = ref.codec_quantize(x, lo, scale, bits)
+    looked_up = ref.codec_tables(0.037, 77, lo, scale, bits)[np.arange(len(lo)), codes]
+    payload, other = (_framed(ref.pack_bits(part.reshape(-1), bits)) for part in (cut, looked_up))
+    return [
+        payload,
+        other,
+        payload,
+        _framed(cut.reshape(-1)),
+        _framed(ref.codec_dequantize(cut, lo, scale).reshape(-1)),
+    ]
+
+
+def _codec(x: Array, codes: Array, lo: Array, scale: Array, bits: int) -> list[Array]:
+    size = -(-x.size * bits // 8)
+    payload, other, packed = (_framed(np.zeros(size, np.uint8)) for _ in range(3))
+    cut, values = _framed(np.zeros(x.size, np.uint8)), _framed(np.zeros(x.size, np.float32))
+    codec.encode(x.reshape(-1), lo, ref.codec_inverse(scale), bits, payload[8:-8])
+    tables = ref.codec_tables(0.037, 77, lo, scale, bits)
+    codec.encode_codes(codes.reshape(-1), tables.reshape(-1), bits, other[8:-8])
+    codec.unpack(payload[8:-8].copy(), bits, cut[8:-8])
+    codec.pack(cut[8:-8], bits, packed[8:-8])
+    codec.decode(payload[8:-8], lo, scale, bits, values[8:-8])
+    return [payload, other, packed, cut, values]
+
+
+def _framed(values: Array) -> Array:
+    """``values`` between eight elements on each side that nobody may write to."""
+    return np.concatenate([np.full(8, 91, values.dtype), values, np.full(8, 91, values.dtype)])
+
+
+GROUPS: dict[str, Callable[[bool], Iterator[Array]]] = {
+    "gemm": gemm, "conv": conv, "depthwise": depthwise, "elementwise": elementwise, "pools": pools, "moves": moves, "softmax": softmax,
+    "linear": linear, "norm": norm, "attention": attention, "embed": embed, "codec": at_the_cut,
+}  # fmt: skip
+#: Those that need the integer half of the interpreter; the others need its transformers' half, or none.
+INTEGERS = ("gemm", "conv", "depthwise", "elementwise", "pools", "moves", "softmax")
+
+
+def digest(group: str, twin: bool = False) -> str:
+    """Hash of what the kernels of ``group`` compute, or of what their twins do."""
+    found = hashlib.sha256()
+    with np.errstate(all="ignore"):  # the ends of float32
+        for values in GROUPS[group](twin):
+            found.update(values.tobytes())
+    return found.hexdigest()
+
+
+def expected() -> dict[str, str]:
+    """The committed hashes."""
+    hashes: dict[str, str] = json.loads(FILE.read_text())
+    return hashes
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        FILE.write_text(json.dumps({group: digest(group, twin=True) for group in GROUPS}, indent=2) + "\n")
+    else:
+        print(json.dumps({group: digest(group) for group in sys.argv[1:] or GROUPS}))
