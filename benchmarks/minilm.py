@@ -33,10 +33,12 @@ def folder() -> Path | None:
     return None if found is None or found.origin is None else Path(found.origin).parent / "model"
 
 
-def encoder(place: Path, tokens: int) -> onnx.ModelProto:
-    """The encoder as simplified ONNX: token ids [1, tokens] to its last hidden state; the id 0 is padding."""
+def encoder(place: Path | None, tokens: int) -> onnx.ModelProto:
+    """The encoder as simplified ONNX: token ids [1, tokens] to its last hidden state; the id 0 is padding. Without ``place``, with seeded weights."""
+    torch.manual_seed(0)
     module = Encoder()
-    module.load_state_dict(_renamed(load_file(place / "model.safetensors")))
+    if place is not None:
+        module.load_state_dict(_renamed(load_file(place / "model.safetensors")))
     ids = torch.ones((1, tokens), dtype=torch.int64)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations

@@ -1,14 +1,15 @@
-"""What scripts/test-arm runs here and on an emulated ARM: heads whose answers must be the same bits.
+"""What scripts/test-arm runs here and on emulated processors: every kernel against its committed hash, and whole heads against the answer that
+this machine gave when it made them.
 
-``python -m tests.arm_heads --make FILE`` writes a segment: all of EfficientNet-Lite0 with its real weights, in 6 bits, with its golden answer.
-``python -m tests.arm_heads FILE [--team]`` prints a line of JSON: the instruction set, why, and [name, hash of the answer, seconds] of each head; with
-``--team`` also of two threads.
+``python -m tests.arm_heads --make FAMILY FILE`` writes a segment with its golden answer: for "integers" EfficientNet-Lite0 in 6 bits, for
+"transformers" the MiniLM encoder over 16 tokens in 8 bits, with seeded weights in place of its own where the package is not installed.
+``python -m tests.arm_heads PROCESSOR SET FAMILY FILE [--team]`` prints a row for each check and fails unless all agree and this process uses the
+instruction set SET; with ``--team`` two threads run the head, too. A process needs one half of the interpreter only, which is what takes long.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -17,40 +18,60 @@ from pathlib import Path
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
 from kernels import isa
-from tests.edge_agent.head.test_executor import _golden_hash
+from tests.kernels import golden
+
+TOKENS = 16
+TITLES = {"integers": "EfficientNet-Lite0", "transformers": f"MiniLM, {TOKENS} tokens"}
 
 
-def make(path: Path) -> None:
-    from benchmarks import heads, models
-    from calibration import importer
+def make(family: str, path: Path) -> None:
+    if family == "integers":
+        from benchmarks import heads, models
+        from calibration import importer
 
-    path.write_bytes(heads.our_segment(importer.load(models.LITE0, models.LITE0_SHAPE), heads.SHAPE, weight_bits=6))
+        path.write_bytes(heads.our_segment(importer.load(models.LITE0, models.LITE0_SHAPE), heads.SHAPE, weight_bits=6))
+    else:
+        from benchmarks import minilm
+        from calibration.encoder import lower_encoder
+
+        path.write_bytes(lower_encoder(minilm.encoder(minilm.folder(), TOKENS), 8, "minilm"))
 
 
-def lite0(segment: seg.Segment, threads: int) -> str:
-    """Hash of the golden answer; `SegmentError` where it is another than on the machine that made the segment."""
-    head = Head(segment, threads=threads)
-    codes = seg.golden_input(segment.header.golden.seed, 3 * 224 * 224).reshape(head.input.shape)
-    return hashlib.sha256(head.run(codes).tobytes()).hexdigest()
+def kernels_differ(family: str) -> str:
+    """The groups of `golden` whose hash is not the committed one."""
+    expected = golden.expected()
+    groups = [g for g in golden.GROUPS if (g in golden.INTEGERS) == (family == "integers")]
+    return " ".join(group for group in groups if golden.digest(group) != expected[group])
 
 
-def timed(name: str, answer: Callable[[], str]) -> tuple[str, str, float]:
-    start = time.perf_counter()
-    return name, answer(), time.perf_counter() - start
+def head_differs(segment: seg.Segment, threads: int) -> str:
+    """Empty, or the hash of an answer that is not the segment's golden one."""
+    head = Head(segment, check_golden=False, threads=threads)
+    found = hashlib.sha256(head.run(seg.golden_frame(segment.header)).tobytes()).hexdigest()
+    return "" if found == segment.header.golden.sha256 else found
 
 
 def main() -> None:
     if sys.argv[1] == "--make":
-        make(Path(sys.argv[2]))
+        make(sys.argv[2], Path(sys.argv[3]))
         return
-    segment = seg.parse(Path(sys.argv[1]).read_bytes())
-    answers = [
-        timed("every kernel, mixed bits", _golden_hash),  # the first call compiles
-        timed("EfficientNet-Lite0", lambda: lite0(segment, 1)),
-    ]
-    if "--team" in sys.argv:  # compiles much of it again
-        answers.append(timed("EfficientNet-Lite0, two threads", lambda: lite0(segment, 2)))
-    print(json.dumps({"isa": isa.ISA, "why": isa.explain(), "heads": answers}))
+    processor, wanted, family, file, *team = sys.argv[1:]
+    segment = seg.parse(Path(file).read_bytes())
+    checks: dict[str, Callable[[], str]] = {
+        "instruction set": lambda: "" if wanted == isa.ISA else isa.explain(),
+        f"kernels, {family}": lambda: kernels_differ(family),
+        TITLES[family]: lambda: head_differs(segment, 1),
+    }
+    if team:
+        checks[f"{TITLES[family]}, two threads"] = lambda: head_differs(segment, 2)
+    failed = False
+    for name, check in checks.items():
+        start = time.monotonic()
+        difference = check()
+        failed = failed or bool(difference)
+        verdict = f"DIFFERS: {difference}" if difference else "ok"
+        print(f"{processor:11} {isa.ISA:11} {name:32} {time.monotonic() - start:5.0f} s  {verdict}", flush=True)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
