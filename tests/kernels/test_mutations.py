@@ -1,0 +1,67 @@
+"""The golden hashes notice a kernel that is wrong in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kernels import golden
+
+ROOT = Path(__file__).parents[2]
+MUTATIONS = {
+    # name: file, line, what it becomes, group of golden.py
+    "rounding constant": ("emit.py", "ROUND: Final = 12582912.0", "ROUND: Final = 12582913.0", "gemm"),
+    "order of the columns in a panel": ("gemm.py", "rows.transpose(1, 0, 2)", "rows[::-1].transpose(1, 0, 2)", "gemm"),
+    "height of a tile": ("gemm.py", "for r in range(rows):", "for r in range(max(1, rows - 1)):", "gemm"),
+    "order of the channels in a block": ("depthwise.py", "q * 4 * GROUP + j * 4 + e", "q * 4 * GROUP + e * GROUP + j", "depthwise"),
+    "zero point of padding": ("depthwise.py", "width * channels] = zero_x", "width * channels] = np.uint8(0)", "depthwise"),
+    "zero point of a row": ("float_gemm.py", "centred = b.sub(acc[r * vectors + v], b.mul(total, zero))", "centred = acc[r * vectors + v]", "linear"),
+    "steps of a row's range": ("rows.py", "b.fdiv(b.fsub(hi, lo), FLOAT(255.0))", "b.fdiv(b.fsub(hi, lo), FLOAT(254.0))", "linear"),
+    "order of a sum": ("rows.py", "for distance in (8, 4, 2, 1):", "for distance in (1, 2, 4, 8):", "norm"),
+    "idle lanes of a softmax": ("rows.py", 'kept(block.mask, float("-inf")) - top', "kept(None, 0.0) - top", "attention"),
+    "upper clamp of the codec": ("codec.py", "v = v if v < top else top", "v = v if v < top else top - np.float32(1)", "codec"),
+    "lower clamp of the codec": ("codec.py", "v = v if v > np.float32(0) else np.float32(0)", "v = v if v > np.float32(1) else np.float32(0)", "codec"),
+    "order of packed codes": ("codec.py", "pairs[i] | (pairs[i] >> np.uint16(4))", "(pairs[i] << np.uint16(4)) | (pairs[i] >> np.uint16(8))", "codec"),
+}  # fmt: skip
+
+
+def hashes(folder: Path, *groups: str) -> dict[str, str]:
+    """Of ``groups``, by the kernels in ``folder``. Compiled without optimization, which changes no bit and takes half the time."""
+    settings = {"PYTHONPATH": f"{folder}:{ROOT}", "SPLITEDGE_CACHE_DIR": str(folder / "cache"), "NUMBA_OPT": "0"}
+    command = [sys.executable, "-P", "-m", "tests.kernels.golden", *groups]
+    child = subprocess.run(
+        command, env=os.environ | settings, capture_output=True, text=True, check=True, cwd=folder, timeout=500
+    )
+    found: dict[str, str] = json.loads(child.stdout)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the kernels."""
+    shutil.copytree(ROOT / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_plain_copy_computes_the_committed_hashes(folder: Path) -> None:
+    assert hashes(folder) == golden.expected()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_one_wrong_line_is_noticed(folder: Path, name: str) -> None:
+    file, line, mutated, group = MUTATIONS[name]
+    path = folder / "kernels" / file
+    text = path.read_text()
+    assert text.count(line) == 1, "the line to change is no longer there once: name another"
+    path.write_text(text.replace(line, mutated))
+    assert hashes(folder, group)[group] != golden.expected()[group]
