@@ -68,7 +68,11 @@ def main() -> None:
         rows += found
         summary[f"{core.key}.gemm_peak_share"] = max(row["share of peak"] for row in found)
         summary[f"{core.key}.gemm_mac_per_cycle"] = max(row["MAC / cycle"] for row in found)
-    notes = ["the summary is of the largest tile, which does almost all work of a layer; the others do its remainders"]
+        summary[f"{core.key}.gemm_spills"] = sum(row["spills"] for row in found)
+    notes = [
+        "the summary is of the best tile; it should be the largest, which does almost all work of a layer, while the others do its remainders",
+        "spills are of all tiles together",
+    ]
     report("Inner loops of GEMM by llvm-mca", rows, summary, arguments.json, notes)
 
 
