@@ -55,6 +55,13 @@ def test_help_needs_no_set_up() -> None:
     assert "--fast" in done.stdout
 
 
+def test_a_processor_that_cannot_be_emulated_is_refused_before_anything_is_built() -> None:
+    bare = {"PATH": "/usr/bin:/bin", "SPLITEDGE_PYTHON": "none"}
+    done = subprocess.run(["scripts/test-arm", "cortex-m4"], cwd=ROOT, env=bare, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "test-arm: no such processor: cortex-m4; name some of cortex-a72, cortex-a76 and max\n"
+
+
 def test_a_good_python_is_found() -> None:
     done = bash("find_python", SPLITEDGE_PYTHON=sys.executable)
     assert done.stdout.strip() == sys.executable
