@@ -23,7 +23,6 @@ MUTATIONS = {
     "order of the channels in a block": ("depthwise.py", "q * 4 * GROUP + j * 4 + e", "q * 4 * GROUP + e * GROUP + j", "depthwise"),
     "zero point of padding": ("depthwise.py", "width * channels] = zero_x", "width * channels] = np.uint8(0)", "depthwise"),
     "zero point of a row": ("float_gemm.py", "centred = b.sub(acc[r * vectors + v], b.mul(total, zero))", "centred = acc[r * vectors + v]", "linear"),
-    "steps of a row's range": ("rows.py", "b.fdiv(b.fsub(hi, lo), FLOAT(255.0))", "b.fdiv(b.fsub(hi, lo), FLOAT(254.0))", "linear"),
     "order of a sum": ("rows.py", "for distance in (8, 4, 2, 1):", "for distance in (1, 2, 4, 8):", "norm"),
     "idle lanes of a softmax": ("rows.py", 'kept(block.mask, float("-inf")) - top', "kept(None, 0.0) - top", "attention"),
     "upper clamp of the codec": ("codec.py", "v = v if v < top else top", "v = v if v < top else top - np.float32(1)", "codec"),
