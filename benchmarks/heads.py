@@ -38,6 +38,9 @@ from edge_agent.head.verify import inputs
 from edge_agent.protocol.messages import Preprocess
 
 SAMPLES = 8
+#: Seconds between two runtimes with threads. ONNX Runtime's go on spinning after a frame; measured on two cores: without a rest the next one takes up to
+#: twice as long, with 3 ms the order no longer matters.
+REST: Final = 0.003
 SHAPE = [224, 224, 3]
 TOKENS = 128
 TEXTS = (
@@ -66,7 +69,7 @@ class Tables:
     repeats: int
     rows: list[dict[str, Any]] = field(default_factory=list)
     kinds: list[dict[str, Any]] = field(default_factory=list)
-    layers: list[dict[str, Any]] = field(default_factory=list)
+    layers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     memory: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -87,7 +90,8 @@ def main() -> None:
         tables.summary |= fidelity(place, networks["minilm"][1])
     lower_sets(tables, networks, arguments.quick)
     if arguments.layers:
-        report("Ours, one thread, every operator", tables.layers, {})
+        for title, rows in tables.layers.items():
+            report(f"{title}, ours, one thread, every operator", rows, {})
     report("Ours, one thread, by kind of operator", tables.kinds, {})
     report("Memory of our heads, one thread, MiB", tables.memory, {})
     report("Whole heads, batch 1", tables.rows, tables.summary, arguments.json, tables.notes)
@@ -158,7 +162,7 @@ def whole_network(tables: Tables, key: str, title: str, files: Files) -> None:
         calls = {OURS: _ours(head)} | {name: rivals.onnx_runtime(files[name], threads, frame) for name in (FLOAT, INT8)}
         if LITERT in files:
             calls[LITERT] = rivals.litert(files[LITERT], threads)
-        times = in_turn(calls, tables.repeats)
+        times = in_turn(calls, tables.repeats, rest=REST if threads > 1 else 0.0)
         tables.rows += [_row(title, threads, name, taken, ratio(times[OURS], taken)) for name, taken in times.items()]
         tables.summary |= _figures(key, threads, times)
         if threads == 1:
@@ -175,8 +179,8 @@ def lower_sets(tables: Tables, networks: Mapping[str, tuple[str, Files]], quick:
         names, keys = names[:1], keys[:1]
     if names:
         tables.notes.append(
-            "rows that say `only`: a child process right after, with ONNX Runtime float in turn beside it in the summary; ONNX Runtime cannot be "
-            "kept from this machine's own instructions without building it anew"
+            "a lower instruction set is timed in a process of its own right after the others, with ONNX Runtime float in turn beside it for the summary; "
+            "ONNX Runtime uses this machine's own instructions there too, for it cannot be restricted without building it anew"
         )
     for name in names:
         times = restricted.timed(name, {key: networks[key][1] for key in keys}, tables.repeats)
@@ -203,7 +207,7 @@ def _look_inside(tables: Tables, key: str, title: str, head: Head, file_bytes: i
     best, repeats = peak.gops(), max(10, tables.repeats // 4)
     timings = head.profile(rivals.noise(head)[0], repeats)
     tables.kinds += by_kind(title, timings, best)
-    tables.layers += by_layer(title, head, timings, best)
+    tables.layers[title] = by_layer(head, timings, best)
     sizes = {"activations": head.arena_bytes / _MIB, "constants": head.constant_bytes / _MIB, "file": file_bytes / _MIB}
     tables.memory.append({"network": title, **sizes})
     gops = 2 * sum(timing.macs for timing in timings) / tables.summary[f"{key}.ms_1t"] / 1e6
@@ -228,16 +232,10 @@ def by_kind(title: str, timings: list[OpTiming], best: float) -> list[dict[str, 
     return sorted(rows, key=lambda row: -row["us"])
 
 
-def by_layer(title: str, head: Head, timings: list[OpTiming], best: float) -> list[dict[str, Any]]:
+def by_layer(head: Head, timings: list[OpTiming], best: float) -> list[dict[str, Any]]:
     """Every operator in its order, against ``best`` GOPS."""
     return [
-        {
-            "network": title,
-            "operator": timing.name,
-            "kind": timing.kind,
-            "shape": _shape(head.header, op),
-            "us": timing.us,
-        }
+        {"operator": timing.name, "kind": timing.kind, "shape": _shape(head.header, op), "us": timing.us}
         | _speed(timing.macs, timing.us, best)
         for op, timing in zip(head.header.ops, timings, strict=True)
     ]

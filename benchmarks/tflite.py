@@ -84,7 +84,7 @@ def convolution(
 def network(data: bytes) -> bytes:
     """The .tflite of the convolutional head in the segment file ``data``: the same scales, weights and padding.
 
-    Knows convolutions (with groups: depthwise only), sums of equal shapes, maximum pooling and the average over a whole plane. Raises `ModelError`
+    Knows convolutions (with groups: depthwise only), sums of equal shapes, maximum pooling, the average over a whole plane and reshaping. Raises `ModelError`
     for any other operator.
     """
     segment = seg.parse(data)
@@ -110,6 +110,8 @@ class _Translation:
                 self._max_pool(op)
             elif isinstance(op, seg.Pool) and tuple(op.kernel) == hwc(self._tensor(op.x).shape)[:2] and not any(op.pad):
                 self._mean(op)
+            elif isinstance(op, seg.Reshape):
+                self._reshape(op)
             else:
                 raise ModelError(
                     f"operator {op.name!r} has no form in .tflite here; compare this network with ONNX Runtime only"
@@ -187,6 +189,10 @@ class _Translation:
     def _mean(self, op: seg.Pool) -> None:
         axes = self.model.constant(np.array([1, 2], np.int32))
         self.model.operator("MEAN", [self.index[op.x], axes], self._activation(op.out), "ReducerOptions", KeepDims=True)
+
+    def _reshape(self, op: seg.Reshape) -> None:
+        shape = self.model.constant(np.array([1, *self._tensor(op.out).shape], np.int32))
+        self.model.operator("RESHAPE", [self.index[op.x], shape], self._activation(op.out), "ReshapeOptions")
 
 
 def _same(size: tuple[int, int], spans: list[int], stride: list[int]) -> list[int]:
