@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge_agent.errors import ModelError, UsageError
 from edge_agent.head import segment as seg
-from edge_agent.head.verify import hwc, verify
+from edge_agent.head.verify import hwc, inputs, verify
 
 U8 = NDArray[np.uint8]
 
@@ -26,7 +26,8 @@ SHIFT: Final = 128
 _ALIGN: Final = 16  # of constants, as the schema has it
 _SCHEMA: Final = 3
 _TYPES: Final = {np.dtype(np.int8): tflite.TensorType.INT8, np.dtype(np.int32): tflite.TensorType.INT32}
-_NONE, _RELU, _RELU6 = (getattr(tflite.ActivationFunctionType, name) for name in ("NONE", "RELU", "RELU6"))
+_NONE: Final = tflite.ActivationFunctionType.NONE
+_RELU6: Final = tflite.ActivationFunctionType.RELU6
 
 
 def signed(codes: U8) -> NDArray[np.int8]:
@@ -63,20 +64,17 @@ def convolution(
             "only a convolution that keeps its shape can be chained; use stride 1 and as many channels out as in"
         )
     random, model = np.random.default_rng(0), _Model()
-    taps = kernel * kernel * (1 if depthwise else channels)
+    depth = 1 if depthwise else channels
+    spread = 73 * kernel * math.sqrt(depth)  # of a sum of products with such weights
     source = tensor = model.activation([1, height, width, channels], 6 / 255, -SHIFT)
     for _ in range(chain):
-        weights = random.integers(-127, 128, (out_channels, kernel, kernel, 1 if depthwise else channels)).astype(
-            np.int8
-        )
-        bias = random.integers(-1000, 1000, out_channels).astype(np.int32)
-        scales = random.uniform(0.5, 1.5, out_channels) / (
-            73 * math.sqrt(taps)
-        )  # so that outputs spread over the range
+        weights = random.integers(-127, 128, (out_channels, kernel, kernel, depth), np.int8)
+        bias = random.integers(-1000, 1000, out_channels, np.int32)
+        scales = random.uniform(0.5, 1.5, out_channels) / spread
         shape = [1, -(-height // stride), -(-width // stride), out_channels]
         target = model.activation(shape, 6 / 255, -SHIFT)
-        size = [stride, stride], [1, 1]
-        model.convolve(tensor, target, weights, bias, scales, *size, tflite.Padding.SAME, _RELU6 if relu6 else _NONE)
+        activation = _RELU6 if relu6 else _NONE
+        model.convolve(tensor, target, weights, bias, scales, [stride, stride], [1, 1], tflite.Padding.SAME, activation)
         tensor = target
     return model.finish(source, tensor)
 
@@ -102,21 +100,30 @@ class _Translation:
     def translate(self) -> bytes:
         source = self._activation(self.header.input)
         for i, op in enumerate(self.header.ops):
-            if isinstance(op, seg.Conv):
-                self._conv(op, self.weights[i])
-            elif isinstance(op, seg.Add) and self._tensor(op.a).shape == self._tensor(op.b).shape:
-                self._add(op)
-            elif isinstance(op, seg.Pool) and op.kind == "max":
-                self._max_pool(op)
-            elif isinstance(op, seg.Pool) and tuple(op.kernel) == hwc(self._tensor(op.x).shape)[:2] and not any(op.pad):
-                self._mean(op)
-            elif isinstance(op, seg.Reshape):
-                self._reshape(op)
-            else:
+            if not self._has_form(op):
                 raise ModelError(
                     f"operator {op.name!r} has no form in .tflite here; compare this network with ONNX Runtime only"
                 )
+            if isinstance(op, seg.Conv):
+                self._conv(op, self.weights[i])
+            elif isinstance(op, seg.Pool) and op.kind == "max":
+                self._max_pool(op)
+            else:
+                self._plain(op)
         return self.model.finish(source, self.index[self.header.output])
+
+    def _has_form(self, op: seg.AnyOp) -> bool:
+        """A fused ReLU or ReLU6 needs no clamp of its own: the range of the codes ends where it does."""
+        if (getattr(op, "lo", 0), getattr(op, "hi", 255)) != (0, 255):
+            return False
+        if isinstance(op, seg.Conv):
+            return op.groups == 1 or op.groups == hwc(self._tensor(op.x).shape)[2] == hwc(self._tensor(op.out).shape)[2]
+        if isinstance(op, seg.Add):
+            return self._tensor(op.a).shape == self._tensor(op.b).shape
+        if isinstance(op, seg.Pool):
+            x = self._tensor(op.x)  # PAD writes the zero point, which wins over no code only where it is the least
+            return x.zero_point == 0 if op.kind == "max" else (*op.kernel, *op.pad) == (*hwc(x.shape)[:2], 0, 0, 0, 0)
+        return isinstance(op, seg.Reshape)
 
     def _tensor(self, index: int) -> seg.Tensor:
         return self.header.tensors[index]
@@ -128,17 +135,21 @@ class _Translation:
 
     def _conv(self, op: seg.Conv, weights: NDArray[np.int8]) -> None:
         x, y, outs = self._tensor(op.x), self._tensor(op.out), len(weights)
-        if op.groups not in (1, outs):
-            raise ModelError(f"convolution {op.name!r} has groups; compare this network with ONNX Runtime only")
         multiplier = self.blob[op.multiplier :][: 4 * outs].view(np.float32)
         bias = self.blob[op.bias :][: 4 * outs].view(np.int32)
         sums = weights.reshape(outs, -1).sum(axis=1, dtype=np.int32)
         scales = multiplier.astype(np.float64) * y.scale / x.scale
         source, padding = self._padded(op)
         self.model.convolve(
-            source, self._activation(op.out), weights, bias + x.zero_point * sums, scales, op.stride, op.dilation, padding,
-            self._activation_function(op),
-        )  # fmt: skip
+            source,
+            self._activation(op.out),
+            weights,
+            bias + x.zero_point * sums,
+            scales,
+            op.stride,
+            op.dilation,
+            padding,
+        )
 
     def _padded(self, op: seg.Conv | seg.Pool) -> tuple[int, int]:
         """The tensor that ``op`` reads, behind a PAD where it must be, and how TFLite is to pad it."""
@@ -150,10 +161,6 @@ class _Translation:
             return self.index[op.x], tflite.Padding.VALID
         if op.pad == _same((height, width), spans, op.stride):
             return self.index[op.x], tflite.Padding.SAME
-        if isinstance(op, seg.Pool) and x.zero_point:
-            raise ModelError(
-                f"pooling {op.name!r} pads with more than its least code; compare this network with ONNX Runtime only"
-            )
         top, left, bottom, right = op.pad
         shape = [1, height + top + bottom, width + left + right, channels]
         target = self.model.activation(shape, x.scale, x.zero_point - SHIFT)
@@ -161,38 +168,24 @@ class _Translation:
         self.model.operator("PAD", [self.index[op.x], amounts], target, "PadOptions")
         return target, tflite.Padding.VALID
 
-    def _activation_function(self, op: seg.Conv | seg.Add | seg.Pool) -> int:
-        y = self._tensor(op.out)
-        if (op.lo, op.hi) == (0, 255):
-            return int(_NONE)
-        tops = {255: _RELU, min(255, y.zero_point + round(6 / y.scale)): _RELU6}
-        if op.lo != y.zero_point or op.hi not in tops:
-            raise ModelError(
-                f"operator {op.name!r} clamps as TFLite cannot; compare this network with ONNX Runtime only"
-            )
-        return int(tops[op.hi])
-
-    def _add(self, op: seg.Add) -> None:
-        inputs, target = [self.index[op.a], self.index[op.b]], self._activation(op.out)
-        self.model.operator("ADD", inputs, target, "AddOptions", FusedActivationFunction=self._activation_function(op))
-
     def _max_pool(self, op: seg.Pool) -> None:
         source, padding = self._padded(op)
         (kh, kw), (sh, sw) = op.kernel, op.stride
         window = {"Padding": padding, "StrideH": sh, "StrideW": sw, "FilterHeight": kh, "FilterWidth": kw}
-        activation = self._activation_function(op)
+        self.model.operator("MAX_POOL_2D", [source], self._activation(op.out), "Pool2DOptions", **window)
+
+    def _plain(self, op: seg.AnyOp) -> None:
+        """Operators that TFLite has as they are: a sum, the average of a plane, another shape."""
         target = self._activation(op.out)
-        self.model.operator(
-            "MAX_POOL_2D", [source], target, "Pool2DOptions", **window, FusedActivationFunction=activation
-        )
-
-    def _mean(self, op: seg.Pool) -> None:
-        axes = self.model.constant(np.array([1, 2], np.int32))
-        self.model.operator("MEAN", [self.index[op.x], axes], self._activation(op.out), "ReducerOptions", KeepDims=True)
-
-    def _reshape(self, op: seg.Reshape) -> None:
-        shape = self.model.constant(np.array([1, *self._tensor(op.out).shape], np.int32))
-        self.model.operator("RESHAPE", [self.index[op.x], shape], self._activation(op.out), "ReshapeOptions")
+        sources = [self.index[t] for t in inputs(op)]
+        if isinstance(op, seg.Add):
+            self.model.operator("ADD", sources, target, "AddOptions")
+        elif isinstance(op, seg.Pool):
+            axes = self.model.constant(np.array([1, 2], np.int32))
+            self.model.operator("MEAN", [*sources, axes], target, "ReducerOptions", KeepDims=True)
+        else:
+            shape = self.model.constant(np.array([1, *self._tensor(op.out).shape], np.int32))
+            self.model.operator("RESHAPE", [*sources, shape], target, "ReshapeOptions")
 
 
 def _same(size: tuple[int, int], spans: list[int], stride: list[int]) -> list[int]:
@@ -227,7 +220,7 @@ class _Model:
 
     def convolve(
         self, source: int, target: int, weights: NDArray[np.int8], bias: NDArray[np.int32], scales: NDArray[Any],
-        stride: list[int], dilation: list[int], padding: int, activation: int,
+        stride: list[int], dilation: list[int], padding: int, activation: int = _NONE,
     ) -> None:  # fmt: skip
         """``weights`` [OC, KH, KW, C / groups] become CONV_2D, DEPTHWISE_CONV_2D or FULLY_CONNECTED; ``scales`` [OC] are theirs."""
         (outs, *window, depth), plane = weights.shape, self._shapes[source][1:-1]

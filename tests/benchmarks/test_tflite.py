@@ -14,6 +14,7 @@ from calibration import importer
 from calibration.importer import batched, simplify
 from edge_agent import errors
 from edge_agent.head import load
+from edge_agent.head import segment as seg
 from tests import small_models as small
 
 pytest.importorskip("ai_edge_litert", reason="LiteRT has no package for this system")
@@ -80,13 +81,33 @@ def test_litert_computes_our_whole_networks(key: str) -> None:
     compare(heads.our_segment(model, heads.SHAPE, 8), same=0.5)
 
 
-def test_what_tflite_cannot_say_is_refused() -> None:
+def convolution_then(*operator: Any, **attributes: Any) -> onnx.ModelProto:
     net = small.Net([1, 3, 8, 8])
     net.conv(4, 3)
-    net.add("Sigmoid")
-    segment = heads.our_segment(batched(simplify(net.model())), [8, 8, 3], 8)
+    net.add(*operator, **attributes)
+    return net.model()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        convolution_then("Sigmoid"),
+        convolution_then("AveragePool", kernel_shape=[2, 2]),
+        convolution_then("MaxPool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),  # pads with less than its least code
+    ],
+    ids=["table", "average", "maximum"],
+)
+def test_what_tflite_cannot_say_is_refused(model: onnx.ModelProto) -> None:
     with pytest.raises(errors.ModelError, match=r"ONNX Runtime only"):
-        tflite.network(segment)
+        tflite.network(heads.our_segment(batched(simplify(model)), [8, 8, 3], 8))
+
+
+def test_a_clamp_within_the_range_is_refused() -> None:
+    segment = seg.parse(heads.our_segment(batched(simplify(small.resnet())), [16, 16, 3], 8))
+    tflite.network(seg.build(segment.header, segment.blob.tobytes()))
+    segment.header.ops[0].hi = 200  # type: ignore[union-attr]
+    with pytest.raises(errors.ModelError, match=r"ONNX Runtime only"):
+        tflite.network(seg.build(segment.header, segment.blob.tobytes()))
 
 
 @pytest.mark.parametrize(
