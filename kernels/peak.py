@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
-from kernels import emit
+from kernels import emit, isa
 from kernels.emit import I32, TARGET
 from kernels.gemm import GROUP
 from kernels.jit import kernel
 
 _TURNS = 20_000
 #: Accumulators in flight: enough to hide the latency of any dot step, few enough for the registers that there are.
-_CHAINS = 24 if TARGET.bits == 512 or emit.isa.ARM else 12
+_CHAINS = 24 if TARGET.bits == 512 or isa.ARM else 12
 
 
 @intrinsic
 def _spin(typingctx, turns, seeds):
-    """``turns`` times a step on each accumulator, which is also its own operand so that no step can be moved out of the loop; returns a sum of them all, so that nothing can be left out."""
+    """``turns`` times a step on each accumulator, its own operand too so that no step can leave the loop; a sum of them all, so that all are needed."""
 
     def codegen(context, b, sig, a):
         array = emit.array_pointer(context, b, sig.args[1], a[1])
@@ -49,19 +51,19 @@ def _step(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, w: ir.Value) -> ir.Value:
 
 
 @kernel
-def _run(turns, seeds):
+def _run(turns: int, seeds: NDArray[np.int32]) -> Any:
     return _spin(turns, seeds)
 
 
 def gops(repeats: int = 5) -> float:
     """10^9 operations (a product and its sum are two) per second: the best of ``repeats`` runs of some tenths of a millisecond."""
     seeds = np.random.default_rng(0).integers(0, 100, 16 * (1 + _CHAINS)).astype(np.int32)
-    _run(np.int64(_TURNS), seeds)
+    _run(_TURNS, seeds)
     best = min(_timed(seeds) for _ in range(repeats))
     return 2 * _TURNS * _CHAINS * TARGET.lanes * GROUP / best / 1e9
 
 
-def _timed(seeds: np.ndarray) -> float:
+def _timed(seeds: NDArray[np.int32]) -> float:
     start = time.perf_counter()
-    _run(np.int64(_TURNS), seeds)
+    _run(_TURNS, seeds)
     return time.perf_counter() - start
