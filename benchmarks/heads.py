@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 
-from benchmarks import cache, minilm, models, peak, restricted, rivals
+from benchmarks import cache, minilm, models, restricted, rivals
 from benchmarks.report import in_turn, parser, ratio, report, spread
 from benchmarks.restricted import OURS
 from benchmarks.rivals import FLOAT, INT8, LITERT
@@ -36,6 +36,7 @@ from edge_agent.head import segment as seg
 from edge_agent.head.executor import OpTiming
 from edge_agent.head.verify import inputs
 from edge_agent.protocol.messages import Preprocess
+from kernels import peak
 
 SAMPLES = 8
 #: Seconds between two runtimes with threads. ONNX Runtime's go on spinning after a frame; measured on two cores: without a rest the next one takes up to
