@@ -21,7 +21,7 @@ _PACKAGES: Final = (
     "tflite", "torch",
 )  # fmt: skip
 #: Of each name, so that two working trees side by side do not make theirs anew each time.
-_KEPT: Final = 3
+_KEPT: Final = 2
 
 
 def kept(name: str, make: Callable[[], Mapping[str, bytes]]) -> dict[str, bytes]:

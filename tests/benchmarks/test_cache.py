@@ -29,7 +29,7 @@ def test_files_of_other_sources_are_not_taken(folder: Path, monkeypatch: pytest.
     for i in range(6):
         monkeypatch.setattr(cache, "fingerprint", lambda i=i: f"{i:016}")
         assert cache.kept("net", lambda i=i: {"n": bytes([i])}) == {"n": bytes([i])}
-    assert len(list(folder.iterdir())) == 3  # the newest few stay
+    assert len(list(folder.iterdir())) == 2  # the newest few stay
 
 
 def test_the_fingerprint_sees_sources_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
