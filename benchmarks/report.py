@@ -85,11 +85,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken A B C A B C ...: a machine whose speed drifts slows all of them alike."""
+def in_turn(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 3, rest: float = 0.0
+) -> dict[str, list[float]]:
+    """Milliseconds of each call, taken A B C A B C ...: a machine whose speed drifts slows all of them alike.
+
+    ``rest``: seconds of sleep before each, so that threads that still spin after one call do not slow the next one.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + warmup):
         for name, call in calls.items():
+            if rest:
+                time.sleep(rest)
             start = time.perf_counter()
             call()
             if turn >= warmup:
