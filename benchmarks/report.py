@@ -49,14 +49,19 @@ def report(
     for name, value in summary.items():
         console.print(f"{name} = {plain(value)}", highlight=False)
     if out:
-        document = {
-            "title": title,
-            "machine": machine(),
-            "rows": list(rows),
-            "summary": dict(summary),
-            "notes": list(notes),
-        }
-        out.write_text(json.dumps(document, indent=1, default=float) + "\n")
+        write(out, title, rows, summary, notes)
+
+
+def write(out: Path, title: str, rows: Sequence[Row], summary: Mapping[str, float], notes: Sequence[str] = ()) -> None:
+    """The document of ``--json``: what was measured, on which machine."""
+    document = {
+        "title": title,
+        "machine": machine(),
+        "rows": list(rows),
+        "summary": dict(summary),
+        "notes": list(notes),
+    }
+    out.write_text(json.dumps(document, indent=1, default=float) + "\n")
 
 
 def plain(value: float) -> str:
