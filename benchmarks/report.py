@@ -49,14 +49,19 @@ def report(
     for name, value in summary.items():
         console.print(f"{name} = {plain(value)}", highlight=False)
     if out:
-        document = {
-            "title": title,
-            "machine": machine(),
-            "rows": list(rows),
-            "summary": dict(summary),
-            "notes": list(notes),
-        }
-        out.write_text(json.dumps(document, indent=1, default=float) + "\n")
+        write(out, title, rows, summary, notes)
+
+
+def write(out: Path, title: str, rows: Sequence[Row], summary: Mapping[str, float], notes: Sequence[str] = ()) -> None:
+    """The document of ``--json``: what was measured, on which machine."""
+    document = {
+        "title": title,
+        "machine": machine(),
+        "rows": list(rows),
+        "summary": dict(summary),
+        "notes": list(notes),
+    }
+    out.write_text(json.dumps(document, indent=1, default=float) + "\n")
 
 
 def plain(value: float) -> str:
@@ -85,11 +90,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken A B C A B C ...: a machine whose speed drifts slows all of them alike."""
+def in_turn(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 3, rest: float = 0.0
+) -> dict[str, list[float]]:
+    """Milliseconds of each call, taken A B C A B C ...: a machine whose speed drifts slows all of them alike.
+
+    ``rest``: seconds of sleep before each, so that threads that still spin after one call do not slow the next one.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + warmup):
         for name, call in calls.items():
+            if rest:
+                time.sleep(rest)
             start = time.perf_counter()
             call()
             if turn >= warmup:

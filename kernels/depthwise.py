@@ -1,13 +1,15 @@
 """Depthwise convolution, u8 x s8 -> int32 -> u8, any window, stride, dilation and padding.
 
-Channels run along the vector. The bytes (or words) of ``group`` taps are interleaved so that one dot step adds them all; the window is a table of
-offsets, and a tap outside the plane points into a row of zero points. A block covers `BLOCKS`[i] channels; the last block of a row overlaps
-the one before instead of being cut, and writes the same bytes again.
+Channels run along the vector, `BLOCKS`[i] of them in a block; the last block of a row overlaps the one before instead of being cut, and writes
+the same bytes again. The bytes (or words) of ``group`` taps are interleaved so that one dot step adds them all. A tap outside the plane reads
+zero points.
+
+The windows of almost all networks (`slides`) walk along a row: a column of the window is loaded and interleaved once, and added to every pixel
+that it belongs to; those pixels' accumulators stay in registers. Any other window is a table of offsets, looked up again for each pixel.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels import emit, reference
-from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET, Target
+from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET
 from kernels.jit import inline
 from kernels.reference import F32, S8, U8
 from kernels.team import share
@@ -53,16 +55,28 @@ def _channel_order(index: int) -> Any:
     return (q * 4 * GROUP + j * 4 + e).transpose(1, 0, 2).reshape(GROUP, quarters * 4)
 
 
-def pack_weights(w: S8) -> U8:
-    """w [C, taps] int8 to bytes: for each block, each group of taps, each accumulator, [lanes, group]; zeros for missing taps.
+def slides(channels: int, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> bool:
+    """Whether the sliding kernel takes this window; `pack_weights` and `depthwise` must agree."""
+    same = kernel[0] == kernel[1] and stride[0] == stride[1]
+    return channels >= SMALLEST and same and kernel[0] in (3, 5) and stride[0] in (1, 2) and dilation == (1, 1)
 
-    With fewer channels than `SMALLEST`: [taps, C] as it is.
+
+_slides = inline(slides)
+
+
+def pack_weights(w: S8, stride: tuple[int, int], dilation: tuple[int, int]) -> U8:
+    """w [C, KH, KW] int8 to bytes: for each block, each group of taps, each accumulator, [lanes, group]; zeros for missing taps.
+
+    Groups of taps: of each column where the window `slides`, else of all taps. With fewer channels than `SMALLEST`: [taps, C] as it is.
     """
-    channels, taps = w.shape
+    channels, kernel_h, kernel_w = w.shape
     if channels < SMALLEST:
-        return np.ascontiguousarray(w.T).reshape(-1).view(np.uint8)
-    padded = np.zeros((channels, -(-taps // GROUP) * GROUP), np.int8 if GROUP == 4 else np.int16)
-    padded[:, :taps] = w
+        return np.ascontiguousarray(w.reshape(channels, -1).T).reshape(-1).view(np.uint8)
+    columns = slides(channels, (kernel_h, kernel_w), stride, dilation)
+    groups = w.transpose(0, 2, 1) if columns else w.reshape(channels, 1, -1)  # [C, columns, taps]
+    fill = -groups.shape[2] % GROUP
+    padded = np.pad(groups, ((0, 0), (0, 0), (0, fill))).reshape(channels, -1)
+    padded = padded.astype(np.int8 if GROUP == 4 else np.int16)
     parts = []
     for start, index in blocks(channels):
         ordered = padded[start + _channel_order(index)]  # [GROUP, lanes, taps]
@@ -91,7 +105,15 @@ def _unpack_order(lanes: int, high: int, width: int) -> list[int]:
 
 
 def _interleave(b: ir.IRBuilder, taps: list[ir.Value], size: int) -> list[Any]:
-    """GROUP vectors of ``size`` channels (bytes, or words) to GROUP operands whose lanes hold one channel's GROUP taps."""
+    """Up to GROUP vectors of ``size`` channels (bytes) to GROUP operands whose lanes hold one channel's GROUP taps; what is missing is anything."""
+    if len(taps) == 1 and GROUP == 4 and not TARGET.pairs:
+        (tap,) = taps
+        tap = emit.as_operand(b, tap)
+        return [
+            emit.shuffle(b, tap, tap, [q + j * 4 + e for q in range(0, size, 16) for e in range(4) for _ in range(4)])
+            for j in range(4)
+        ]
+    taps = [*taps, *[taps[0]] * (GROUP - len(taps))]
     if GROUP == 2:
         words = [b.zext(tap, emit.vector(TARGET.element, size)) for tap in taps]
         return [emit.shuffle(b, words[0], words[1], _unpack_order(size, high, 8)) for high in (0, 1)]
@@ -115,48 +137,124 @@ def _interleave(b: ir.IRBuilder, taps: list[ir.Value], size: int) -> list[Any]:
 _RUN_ARGS = [PTR, PTR, I64, PTR, PTR, PTR, PTR, I64, I64, I64, FLOAT, FLOAT, I32]
 
 
-#: Groups of taps of the windows 3 x 3 and 5 x 5: their loops are unrolled, and the weights of the first stay in registers.
-UNROLLED = [-(-taps // GROUP) for taps in (9, 25)]
-
-
-def _run_body(size: int, unrolled: int | None) -> Any:
+def _run_body(size: int) -> Any:
     """IR of a run of output pixels for one block: base, taps, groups, w, bias, multiplier, y, pixels, step of x, step of y, lo, hi, zero."""
-    lanes = size // GROUP
-    target: Target = replace(TARGET, bits=lanes * 32)
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
         base, taps, groups, w, bias, multiplier, y, pixels, step_x, step_y, lo, hi, zero = args
-        ints, operand, width = emit.vector(I32, lanes), emit.vector(target.element, lanes * GROUP), target.bits // 8
-        bounds = emit.code_bounds(b, lo, hi, zero)
-        factors = [emit.load(b, emit.vector(FLOAT, lanes), multiplier, j * lanes * 4) for j in range(GROUP)]
-        start = [emit.load(b, ints, bias, j * lanes * 4) for j in range(GROUP)]
-
-        def offsets_of(g: ir.Value) -> list[ir.Value]:
-            return [emit.load(b, I64, taps, b.add(b.mul(g, I64(GROUP * 8)), I64(t * 8))) for t in range(GROUP)]
-
-        def weights_of(g: ir.Value) -> list[ir.Value]:
-            panel = emit.at(b, w, b.mul(g, I64(GROUP * width)))
-            return [emit.load(b, operand, panel, j * width) for j in range(GROUP)]
-
-        def step(
-            acc: list[ir.Value], origin: ir.Value, offsets: list[ir.Value], weights: list[ir.Value]
-        ) -> list[ir.Value]:
-            cells = _interleave(b, [emit.load(b, emit.vector(I8, size), origin, at) for at in offsets], size)
-            return [emit.dot(b, acc[j], cells[j], weights[j]) for j in range(GROUP)]
-
-        known = [offsets_of(I64(g)) for g in range(unrolled or 0)]
-        kept = [weights_of(I64(g)) for g in range(unrolled or 0)] if unrolled == UNROLLED[0] else []
+        block = _Block(b, size, w, bias, multiplier, lo, hi, zero)
         with emit.loop(b, pixels) as (pixel, _, _):
             origin = emit.at(b, base, b.mul(pixel, step_x))
-            acc = start
-            if unrolled:
-                for g in range(unrolled):
-                    acc = step(acc, origin, known[g], kept[g] if kept else weights_of(I64(g)))
-            else:
-                with emit.loop(b, groups, *start) as (index, before, acc):
-                    acc += step(before, origin, offsets_of(index), weights_of(index))
-            (codes,) = emit.requantize(b, [acc], factors, bounds, interleaved=True, branch=False)
-            emit.store(b, codes, y, b.mul(pixel, step_y))
+            with emit.loop(b, groups, *block.start) as (index, before, acc):
+                places = [
+                    emit.load(b, I64, taps, b.add(b.mul(index, I64(GROUP * 8)), I64(t * 8))) for t in range(GROUP)
+                ]
+                cells = _interleave(b, [emit.load(b, emit.vector(I8, size), origin, place) for place in places], size)
+                acc += block.step(before, cells, block.weights(index))
+            block.finish(acc, emit.at(b, y, b.mul(pixel, step_y)))
+
+    return body
+
+
+class _Block:
+    """What the pixels of one block of channels share, loaded once."""
+
+    def __init__(
+        self,
+        b: ir.IRBuilder,
+        size: int,
+        w: ir.Value,
+        bias: ir.Value,
+        multiplier: ir.Value,
+        lo: ir.Value,
+        hi: ir.Value,
+        zero: ir.Value,
+    ) -> None:
+        self.b, self.w = b, w
+        lanes = size // GROUP
+        self.operand = emit.vector(TARGET.element, lanes * GROUP)
+        self.width = lanes * 4
+        self.bounds = emit.code_bounds(b, lo, hi, zero)
+        self.factors = [emit.load(b, emit.vector(FLOAT, lanes), multiplier, j * self.width) for j in range(GROUP)]
+        self.start = [emit.load(b, emit.vector(I32, lanes), bias, j * self.width) for j in range(GROUP)]
+
+    def weights(self, group: ir.Value) -> list[ir.Value]:
+        """Operands of one group of taps, one for each accumulator."""
+        panel = emit.at(self.b, self.w, self.b.mul(group, I64(GROUP * self.width)))
+        return [emit.load(self.b, self.operand, panel, j * self.width) for j in range(GROUP)]
+
+    def step(self, acc: list[ir.Value], cells: list[Any], weights: list[ir.Value]) -> list[ir.Value]:
+        """``acc`` and one group of taps."""
+        return [emit.dot(self.b, *operands) for operands in zip(acc, cells, weights, strict=True)]
+
+    def finish(self, acc: list[ir.Value], y: ir.Value) -> None:
+        """One pixel's codes to ``y``."""
+        (codes,) = emit.requantize(self.b, [acc], self.factors, self.bounds, interleaved=True, branch=False)
+        emit.store(self.b, codes, y)
+
+
+_SLIDE_ARGS = [PTR, PTR, PTR, PTR, PTR, PTR, *[I64] * 8, FLOAT, FLOAT, I32]
+WINDOWS = ((3, 1), (3, 2), (5, 1), (5, 2))
+
+
+def _slide_body(size: int, kernel: int, stride: int) -> Any:
+    """IR of some output rows of one block: x, zeros, w, bias, multiplier, y (of the first row), height, width, channels, output width, first row,
+    rows, top, left, lo, hi, zero. ``zeros``: zero points, as many as channels.
+
+    Before pixel p all columns of the window but the last ``stride`` are in the accumulators of the pixels that they belong to: p and those after it.
+    """
+    groups = -(-kernel // GROUP)  # of one column of the window
+    waiting = (kernel - 1) // stride  # pixels that were begun before
+
+    def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
+        x, zeros, w, bias, multiplier, y, height, width, channels, out_width, first, rows, top, left, lo, hi, zero = (
+            args
+        )
+        block = _Block(b, size, w, bias, multiplier, lo, hi, zero)
+        kept = [block.weights(I64(g)) for g in range(kernel * groups)] if kernel == 3 else []
+
+        def row_of(row: ir.Value, r: int) -> tuple[ir.Value, ir.Value]:
+            """Tap row r of an output row: its column 0 and the step to the next, or zeros and no step."""
+            iy = b.add(b.sub(b.mul(row, I64(stride)), top), I64(r))
+            inside = b.icmp_unsigned("<", iy, height)
+            place = emit.at(b, x, b.mul(iy, b.mul(width, channels)))
+            return b.select(inside, place, zeros), b.select(inside, channels, I64(0))
+
+        def column(places: list[tuple[ir.Value, ir.Value]], ix: ir.Value) -> list[list[Any]]:
+            """Cells of column ``ix``, group by group."""
+            inside = b.icmp_unsigned("<", ix, width)
+            at = [b.select(inside, emit.at(b, place, b.mul(ix, step)), zeros) for place, step in places]
+            taps = [emit.load(b, emit.vector(I8, size), place) for place in at]
+            return [_interleave(b, taps[g : g + GROUP], size) for g in range(0, kernel, GROUP)]
+
+        def add(pixels: list[list[ir.Value]], cells: list[list[Any]], offset: int) -> list[list[ir.Value]]:
+            """A column, ``offset`` to the right of the first pixel's window, to every pixel that it belongs to."""
+            if offset % stride == 0 and offset // stride == len(pixels):
+                pixels = [*pixels, block.start]
+            added = []
+            for i, acc in enumerate(pixels):
+                kx = offset - i * stride
+                for g in range(groups if 0 <= kx < kernel else 0):
+                    index = kx * groups + g
+                    acc = block.step(acc, cells[g], kept[index] if kept else block.weights(I64(index)))
+                added.append(acc)
+            return added
+
+        with emit.loop(b, rows) as (index, _, _):
+            row = b.add(first, index)
+            places = [row_of(row, r) for r in range(kernel)]
+            origin = b.sub(I64(0), left)
+            pixels: list[list[ir.Value]] = []
+            for offset in range(kernel - stride):
+                pixels = add(pixels, column(places, b.add(origin, I64(offset))), offset)
+            target = emit.at(b, y, b.mul(index, b.mul(out_width, channels)))
+            with emit.loop(b, out_width, *[v for acc in pixels for v in acc]) as (pixel, before, following):
+                pixels = [before[i * GROUP : (i + 1) * GROUP] for i in range(waiting)]
+                ix = b.add(origin, b.mul(pixel, I64(stride)))
+                for offset in range(kernel - stride, kernel):
+                    pixels = add(pixels, column(places, b.add(ix, I64(offset))), offset)
+                block.finish(pixels[0], emit.at(b, target, b.mul(pixel, channels)))
+                following += [v for acc in pixels[1:] for v in acc]
 
     return body
 
@@ -200,28 +298,72 @@ def _run(
             pointer(0, 10),
             *a[11:17],
         ]
-        done, general = b.append_basic_block("run.done"), b.append_basic_block("run.general")
-        known = b.switch(b.add(b.mul(a[17], I64(256)), a[3]), general)
-        b.position_at_end(general)
-        other = b.switch(a[17], done)
-        for i, size in enumerate(BLOCKS):
-            for unrolled in (*UNROLLED, None):
-                name = f"splitedge_depthwise_{size}_{unrolled or 'n'}"
-                block = b.append_basic_block(name)
-                (other if unrolled is None else known).add_case(
-                    I64(i if unrolled is None else i * 256 + unrolled), block
-                )
-                b.position_at_end(block)
-                b.call(emit.private_function(b, name, _RUN_ARGS, _run_body(size, unrolled)), arguments)
-                b.branch(done)
-        b.position_at_end(done)
+        _choose(
+            b,
+            a[17],
+            {i: (f"splitedge_depthwise_{size}", _RUN_ARGS, _run_body(size)) for i, size in enumerate(BLOCKS)},
+            arguments,
+        )
         return context.get_dummy_value()
 
     return signature, codegen
 
 
+@intrinsic
+def _slide(
+    typingctx, arena, x, zeros, weights, w, bias, bias_at, multiplier, mul_at, y, height, width, channels, out_width, first, rows, top, left, lo, hi,
+    zero, choice,
+):  # fmt: skip
+    """`_slide_body` number ``choice``: of block i and window j of `WINDOWS` it is 4 i + j."""
+    signature = types.void(arena, types.int64, types.int64, weights, types.int64, bias, types.int64, multiplier, types.int64,
+                           *[types.int64] * 9, types.float32, types.float32, types.int32, types.int64)  # fmt: skip
+
+    def codegen(context, b, sig, a):
+        places = [(0, 1), (0, 2), (3, 4), (5, 6), (7, 8), (0, 9)]
+        pointers = [emit.array_pointer(context, b, sig.args[array], a[array], a[offset]) for array, offset in places]
+        bodies = {
+            i * len(WINDOWS) + j: (
+                f"splitedge_slide_{size}_{kernel}_{stride}",
+                _SLIDE_ARGS,
+                _slide_body(size, kernel, stride),
+            )
+            for i, size in enumerate(BLOCKS)
+            for j, (kernel, stride) in enumerate(WINDOWS)
+        }
+        _choose(b, a[21], bodies, [*pointers, *a[10:21]])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _choose(
+    b: ir.IRBuilder, choice: ir.Value, bodies: dict[int, tuple[str, list[ir.Type], Any]], arguments: list[ir.Value]
+) -> None:
+    """Call the function of ``choice``."""
+    done = b.append_basic_block("chosen")
+    switch = b.switch(choice, done)
+    for number, (name, kinds, body) in bodies.items():
+        block = b.append_basic_block(name)
+        switch.add_case(I64(number), block)
+        b.position_at_end(block)
+        b.call(emit.private_function(b, name, kinds, body), arguments)
+        b.branch(done)
+    b.position_at_end(done)
+
+
 _OFFSET = np.int32(TARGET.offset)
 _BLOCK_SIZES = np.array(BLOCKS, np.int64)
+
+
+@inline
+def _block(channels, start):
+    """The index into `BLOCKS` of the block that begins at ``start`` or, for the last one, before; as `blocks` has it."""
+    block = 0
+    while block + 1 < len(_BLOCK_SIZES) and (
+        _BLOCK_SIZES[block] > channels or _BLOCK_SIZES[block + 1] >= channels - start
+    ):
+        block += 1
+    return block
 
 
 @inline
@@ -243,10 +385,7 @@ def _run_row(
         return
     start = 0
     while start < channels:
-        left = channels - start
-        block = 0
-        while block + 1 < len(_BLOCK_SIZES) and (_BLOCK_SIZES[block] > channels or _BLOCK_SIZES[block + 1] >= left):
-            block += 1
+        block = _block(channels, start)
         size = _BLOCK_SIZES[block]
         start = min(start, channels - size)
         _run(
@@ -275,6 +414,34 @@ def _run_row(
         start += size
 
 
+#: Pixels of a block of channels that are finished before the next block: few, so that their cells stay in the first-level cache.
+_TURN = 64
+
+
+@inline
+def _slide_rows(
+    arena, x, height, width, channels, weights, w, bias, bias_at, multiplier, mul_at, y, out_width, begin, end, kernel, stride, top, left, lo, hi, zero,
+    zeros,
+):  # fmt: skip
+    """Output rows ``begin`` to ``end``, all channels."""
+    groups = kernel * ((kernel + GROUP - 1) // GROUP)
+    window = (kernel - 3) + stride - 1  # index into `WINDOWS`
+    turn = max(1, _TURN // out_width)
+    for first in range(begin, end, turn):
+        rows = min(turn, end - first)
+        start = done = panel = 0
+        while start < channels:
+            block = _block(channels, start)
+            size = _BLOCK_SIZES[block]
+            start = min(start, channels - size)
+            _slide(arena, x + start, zeros + start, weights, w + panel, bias, bias_at + done, multiplier, mul_at + done,
+                   y + first * out_width * channels + start, height, width, channels, out_width, first, rows, top, left, lo, hi, zero,
+                   block * len(WINDOWS) + window)  # fmt: skip
+            panel += groups * size * GROUP * (1 if GROUP == 4 else 2)
+            done += size
+            start += size
+
+
 @inline
 def depthwise(
     arena, x, height, width, channels, weights, w, bias, bias_at, multiplier, mul_at, y, out_height, out_width, kernel_h, kernel_w,
@@ -288,6 +455,11 @@ def depthwise(
         or (out_width - 1) * stride_w + (kernel_w - 1) * dilation_w >= width
     ):
         arena[zeros : zeros + width * channels] = zero_x
+    begin, end = share(out_height, part, parts)
+    if _slides(channels, (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w)):
+        _slide_rows(arena, x, height, width, channels, weights, w, bias, bias_at, multiplier, mul_at, y, out_width, begin, end, kernel_h, stride_h, top,
+                    left, lo, hi, zero, zeros)  # fmt: skip
+        return
     count = kernel_h * kernel_w
     first = min(out_width, (left + stride_w - 1) // stride_w)
     last = (
@@ -296,7 +468,6 @@ def depthwise(
         else 0
     )
     last = max(first, min(out_width, last))
-    begin, end = share(out_height, part, parts)
     for oy in range(begin, end):
         ox = 0
         while ox < out_width:

@@ -285,8 +285,9 @@ def _lower_conv(low: _Lowering, op: seg.Conv, w: NDArray[np.int8]) -> str:
         kind, packed, spread = Kind.GEMM, gemm.pack_weights(w.reshape(y[2], -1)), gemm.pack_columns
         fields = {"H": x[0] * x[1], "C": x[2], "OC": y[2]}
     elif op.groups == x[2] == y[2]:
-        kind, packed, spread = Kind.DEPTHWISE, depthwise.pack_weights(w.reshape(y[2], -1)), depthwise.pack_channels
-        fields = _window(op, x, y)
+        kind, spread, fields = Kind.DEPTHWISE, depthwise.pack_channels, _window(op, x, y)
+        stride, dilation = (op.stride[0], op.stride[1]), (op.dilation[0], op.dilation[1])
+        packed = depthwise.pack_weights(w.reshape(w.shape[:3]), stride, dilation)
         low.scratch = max(low.scratch, x[1] * x[2] + SLACK)
         low.taps = max(low.taps, w.shape[1] * w.shape[2] + depthwise.GROUP)
     else:

