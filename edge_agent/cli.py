@@ -95,6 +95,14 @@ def profile(
 
 
 @app.command()
+def warm() -> None:
+    """Compile every kernel that a service may need, once for this version, so that no start has to."""
+    from edge_agent.commands import warm as command
+
+    command.warm()
+
+
+@app.command()
 def models(
     config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
     allow_insecure: Insecure = None, json: Json = False,

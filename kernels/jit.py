@@ -10,7 +10,7 @@ import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -94,6 +94,30 @@ def _unless_full(save: Callable[..., None]) -> Callable[..., None]:
             )
 
     return attempt
+
+
+def is_kept(compiled: Any, arguments: Sequence[Any]) -> bool:
+    """Whether the cache holds what a call of the kernel ``compiled`` with ``arguments`` would run. Nothing is compiled."""
+    return compiled._cache.load_overload(_signature(compiled, arguments), compiled.targetctx) is not None
+
+
+def compile_for(compiled: Any, arguments: Sequence[Any]) -> None:
+    """Compile the kernel ``compiled`` as a call with ``arguments`` would, and keep the result; it is not called."""
+    compiled.compile(_signature(compiled, arguments))
+
+
+def _signature(compiled: Any, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(compiled.typeof_pyval(argument) for argument in arguments)
+
+
+def advice() -> str:
+    """Empty, or one sentence for people: that compiled kernels cannot be kept, why, and what to do."""
+    if not CACHE_PROBLEM:
+        return ""
+    return (
+        f"compiled kernels cannot be kept in {CACHE_DIR} ({CACHE_PROBLEM}), so every start compiles them anew: make the folder this user's own "
+        "and writable, or name another in SPLITEDGE_CACHE_DIR"
+    )
 
 
 def inline(function: F) -> F:
