@@ -12,7 +12,7 @@ from kernels import warm as kernels
 
 
 def warm() -> None:
-    """A line for each kernel as it is done, and a summary. Raises `StoreError` where compiled kernels cannot be kept."""
+    """A line for each kernel that had to be compiled, as it is done, and a summary. Raises `StoreError` where compiled kernels cannot be kept."""
     if jit.CACHE_PROBLEM:
         raise StoreError(jit.advice())
     started = time.monotonic()
@@ -31,7 +31,6 @@ def warm() -> None:
 def _compile(step: kernels.Step) -> bool:
     """Whether ``step`` had to be compiled."""
     if step.is_kept():
-        print(f"  {step.name:24} there already", flush=True)
         return False
     started = time.monotonic()
     with Console(stderr=True).status(f"compiling: {step.name}"):
