@@ -18,7 +18,7 @@ from calibration.quantize import Weights, quantize
 from edge_agent import errors, limits
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
-from edge_agent.head.verify import hwc, inputs
+from edge_agent.head.verify import MAX_REAL, hwc, inputs
 from edge_agent.protocol.messages import Preprocess
 from kernels.reference import pack_bits
 
@@ -162,7 +162,10 @@ def _conv(work: _Lowering, layer: layers.Conv) -> None:
         return quantize(layer.weight, layer.bias, bits, source.scale, source.zero_point, means)
 
     def multipliers() -> F32:
-        return np.float32(source.scale) * weights().scale / np.float32(target.scale)
+        """As the verifier wants them; only a layer whose answers were all but equal on the calibration's samples comes near its limit."""
+        greatest = (MAX_REAL / 2 / np.maximum(weights().reach(), 1)).astype(np.float32)
+        factors: F32 = np.minimum(np.float32(source.scale) * weights().scale / np.float32(target.scale), greatest)
+        return factors
 
     outs, put = len(layer.bias), work.constants.put
     weight = put(-(-layer.weight.size * bits // 8), lambda: pack_bits(weights().codes(bits), bits))

@@ -33,6 +33,12 @@ class Weights:
         w = self.weight.astype(np.int16)
         return ((w + 3) // 2 if bits == 2 else w + top_level(bits)).astype(np.uint8)
 
+    def reach(self) -> NDArray[np.int64]:
+        """No accumulator [OC] is further from 0."""
+        products = np.abs(self.weight.astype(np.int64)).reshape(len(self.weight), -1).sum(axis=1)
+        reach: NDArray[np.int64] = 255 * products + np.abs(self.bias.astype(np.int64))
+        return reach
+
 
 def top_level(bits: int) -> int:
     """The greatest integer weight."""

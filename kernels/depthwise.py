@@ -112,22 +112,6 @@ def _interleave(b: ir.IRBuilder, taps: list[ir.Value], size: int) -> list[Any]:
     return [b.bitcast(quad, emit.vector(I8, size)) for quad in quads]
 
 
-def _narrow(b: ir.IRBuilder, codes: list[ir.Value], size: int) -> ir.Value:
-    """GROUP vectors of int32 whose low bytes are codes to one vector of bytes in channel order."""
-    lanes = size // GROUP
-    order = np.empty(size, np.int64)
-    order[_channel_order(_WIDTHS.index(lanes * 32)).reshape(-1)] = np.arange(size)
-    if GROUP == 2:
-        low = [b.trunc(v, emit.vector(I8, lanes)) for v in codes]
-        return emit.shuffle(b, low[0], low[1], [int(i) for i in order])
-    bytes_ = [b.bitcast(v, emit.vector(I8, lanes * 4)) for v in codes]
-    pairs = []
-    for k in (0, 2):  # both halves of the channels, each in its place, anything elsewhere
-        mask = [int(i % lanes) * 4 + (i // lanes - k) * lanes * 4 if k <= i // lanes < k + 2 else 0 for i in order]
-        pairs.append(emit.shuffle(b, bytes_[k], bytes_[k + 1], [int(i) for i in mask]))
-    return emit.shuffle(b, pairs[0], pairs[1], [i if order[i] // lanes < 2 else size + i for i in range(size)])
-
-
 _RUN_ARGS = [PTR, PTR, I64, PTR, PTR, PTR, PTR, I64, I64, I64, FLOAT, FLOAT, I32]
 
 
@@ -143,7 +127,7 @@ def _run_body(size: int, unrolled: int | None) -> Any:
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
         base, taps, groups, w, bias, multiplier, y, pixels, step_x, step_y, lo, hi, zero = args
         ints, operand, width = emit.vector(I32, lanes), emit.vector(target.element, lanes * GROUP), target.bits // 8
-        bounds = [emit.splat(b, value, lanes) for value in (lo, hi, zero)]
+        bounds = emit.code_bounds(b, lo, hi, zero)
         factors = [emit.load(b, emit.vector(FLOAT, lanes), multiplier, j * lanes * 4) for j in range(GROUP)]
         start = [emit.load(b, ints, bias, j * lanes * 4) for j in range(GROUP)]
 
@@ -171,8 +155,8 @@ def _run_body(size: int, unrolled: int | None) -> Any:
             else:
                 with emit.loop(b, groups, *start) as (index, before, acc):
                     acc += step(before, origin, offsets_of(index), weights_of(index))
-            codes = [emit.requantize(b, acc[j], factors[j], *bounds) for j in range(GROUP)]
-            emit.store(b, _narrow(b, codes, size), y, b.mul(pixel, step_y))
+            (codes,) = emit.requantize(b, [acc], factors, bounds, interleaved=True, branch=False)
+            emit.store(b, codes, y, b.mul(pixel, step_y))
 
     return body
 

@@ -22,6 +22,7 @@ PTR: Final = I8.as_pointer()
 
 #: 1.5 * 2^23: added to |x| < 2^22 it leaves x, rounded half to even, in the low bits of the float's pattern.
 ROUND: Final = 12582912.0
+_ROUND_BITS: Final = 0x4B400000  # its pattern
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,14 @@ class Target:
 
 TARGETS: Final = {
     # 32 registers: 6 x 4 accumulators, 4 weights, 1 broadcast; narrow tiles are tall to keep 2 dot products a cycle in flight.
-    "avx512vnni": Target("avx512vnni", 512, 4, {4: (6, 4, 2, 1), 3: (8, 4, 2, 1), 2: (12, 6, 2, 1), 1: (14, 7, 2, 1)}),
+    "avx512vnni": Target(
+        "avx512vnni",
+        512,
+        4,
+        {4: (6, 5, 4, 3, 2, 1), 3: (8, 7, 6, 4, 2, 1), 2: (12, 10, 8, 6, 4, 2, 1), 1: (14, 8, 4, 2, 1)},
+    ),
     # 16 registers: 4 x 2 accumulators, 2 weights, broadcasts, products.
-    "avx2": Target("avx2", 256, 2, {2: (4, 2, 1), 1: (6, 3, 1)}),
+    "avx2": Target("avx2", 256, 2, {2: (4, 3, 2, 1), 1: (6, 4, 3, 2, 1)}),
     "portable": Target("portable", 128, 2, {2: (4, 2, 1), 1: (6, 3, 1)}),
     # 32 registers. usmmla keeps 2 x 2 accumulators in one. Larger tiles, and on neon more than 2 rows, made LLVM spill.
     "i8mm": Target(
@@ -73,6 +79,17 @@ TARGETS: Final = {
     "neon": Target("neon", 128, 4, {4: (2, 1), 3: (2, 1), 2: (4, 2, 1), 1: (6, 4, 2, 1)}, (4, 1), 128, pairs=True),
 }
 TARGET: Final = TARGETS[isa.ISA]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of codes: the least and the greatest as uint8, the zero point as int16, and whether either matters."""
+
+    lo: ir.Value
+    hi: ir.Value
+    zero: ir.Value
+    shifted: ir.Value
+    clamped: ir.Value
 
 
 def vector(element: ir.Type, count: int) -> ir.VectorType:
@@ -218,14 +235,128 @@ def _declare(b: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Typ
 
 
 def requantize(
-    b: ir.IRBuilder, acc: ir.Value, multiplier: ir.Value, lo: ir.Value, hi: ir.Value, zero: ir.Value
-) -> ir.Value:
-    """<n x i32> accumulators to <n x i32> whose low bytes are the codes, as `reference.requantize`; ``lo``, ``hi``, ``zero`` are vectors."""
-    real = b.fmul(b.sitofp(acc, multiplier.type), multiplier)
-    real = b.select(b.fcmp_ordered(">", real, lo), real, lo)
-    real = b.select(b.fcmp_ordered("<", real, hi), real, hi)
-    rounded = b.fadd(real, ir.Constant(real.type, [ROUND] * acc.type.count))
-    return b.add(b.bitcast(rounded, acc.type), zero)
+    b: ir.IRBuilder,
+    rows: list[list[ir.Value]],
+    factors: list[ir.Value],
+    bounds: Bounds,
+    interleaved: bool = False,
+    branch: bool = True,
+) -> list[ir.Value]:
+    """Codes of rows of 1 to 4 vectors of int32 accumulators, each row as one vector of bytes; `reference.requantize` of acc * factor.
+
+    In a row one vector after the other; ``interleaved``: the first 128-bit quarter of each, then the second, as the x86 pack instructions leave
+    them. Zero points of 0 and clamps to 0 .. 255 are so common, and GEMM's epilogue so dear, that it takes a ``branch`` around each.
+
+    A product with a factor must fit int32 (the verifier sees to it). Rounding first and clamping codes gives the same as clamping first.
+    """
+    together = 4 // len(factors)  # rows of one or two vectors share the packing of four
+    groups = [[v for row in rows[at : at + together] for v in row] for at in range(0, len(rows), together)]
+    words = [word for group in groups for word in _words(b, group, factors * together)]
+    words = _if(b, bounds.shifted, branch, words, lambda word: _add_saturated(b, word, bounds.zero))
+    codes = []
+    for group in groups:
+        own, words = words[: (len(group) + 1) // 2], words[(len(group) + 1) // 2 :]
+        codes.append(_in_order(b, own, len(group), interleaved))
+    codes = _if(b, bounds.clamped, branch, codes, lambda code: _clamp(b, code, bounds))
+    size = len(factors) * factors[0].type.count
+    return [shuffle(b, code, code, range(at, at + size)) for code in codes for at in range(0, code.type.count, size)]
+
+
+def code_bounds(b: ir.IRBuilder, lo: ir.Value, hi: ir.Value, zero: ir.Value) -> Bounds:
+    """What `requantize` takes, from the kernels' arguments: float32 bounds less the zero point, and the int32 zero point."""
+    least, most = (b.trunc(b.add(b.fptosi(bound, I32), zero), I8) for bound in (lo, hi))
+    clamped = b.or_(b.icmp_signed("!=", least, I8(0)), b.icmp_signed("!=", most, I8(-1)))
+    return Bounds(least, most, b.trunc(zero, I16), b.icmp_signed("!=", zero, I32(0)), clamped)
+
+
+def _if(
+    b: ir.IRBuilder, condition: ir.Value, branch: bool, values: list[ir.Value], change: Callable[[ir.Value], ir.Value]
+) -> list[ir.Value]:
+    """``values`` changed where the condition holds; without ``branch`` always, for ``change`` then does nothing where it does not hold."""
+    if not branch:
+        return [change(value) for value in values]
+    before = b.block
+    with b.if_then(condition):
+        changed, inside = [change(value) for value in values], b.block
+    merged = []
+    for old, new in zip(values, changed, strict=True):
+        phi = b.phi(old.type)
+        phi.add_incoming(old, before)
+        phi.add_incoming(new, inside)
+        merged.append(phi)
+    return merged
+
+
+def _words(b: ir.IRBuilder, row: list[ir.Value], factors: list[ir.Value]) -> list[ir.Value]:
+    """1 to 4 vectors of accumulators as rounded int16 in 1 or 2 vectors, quarter by quarter; what is missing is a repetition."""
+    values = [_round(b, b.fmul(b.sitofp(v, f.type), f)) for v, f in zip(row, factors, strict=False)]
+    values += [values[0]] * (-len(row) % 2 if len(row) < 3 else 4 - len(row))
+    return [_pack(b, values[i], values[i + 1], signed=True) for i in range(0, len(values), 2)]
+
+
+def _in_order(b: ir.IRBuilder, words: list[ir.Value], count: int, interleaved: bool) -> ir.Value:
+    """The bytes of what `_words` made of ``count`` vectors."""
+    codes = _pack(b, words[0], words[-1], signed=False)
+    quarters = codes.type.count // 16
+    cells = [(q, v) for v in range(count) for q in range(quarters)]
+    in_fours = b.bitcast(codes, vector(I32, codes.type.count // 4))
+    order = [q * 4 + v for q, v in (sorted(cells) if interleaved else cells)]
+    return b.bitcast(shuffle(b, in_fours, in_fours, order), vector(I8, 4 * len(order)))
+
+
+def _add_saturated(b: ir.IRBuilder, word: ir.Value, zero: ir.Value) -> ir.Value:
+    add = _declare(b, f"llvm.sadd.sat.v{word.type.count}i16", word.type, [word.type] * 2)
+    return b.call(add, [word, splat(b, zero, word.type.count)])
+
+
+def _clamp(b: ir.IRBuilder, codes: ir.Value, bounds: Bounds) -> ir.Value:
+    lo, hi = (splat(b, bound, codes.type.count) for bound in (bounds.lo, bounds.hi))
+    codes = b.select(b.icmp_unsigned(">", codes, lo), codes, lo)
+    return b.select(b.icmp_unsigned("<", codes, hi), codes, hi)
+
+
+def _round(b: ir.IRBuilder, real: ir.Value) -> ir.Value:
+    """To int32, half to even."""
+    lanes = real.type.count
+    ints = vector(I32, lanes)
+    if isa.X86 and lanes == 16:  # 8: to nearest whatever the control register says
+        name, kinds = "llvm.x86.avx512.mask.cvtps2dq.512", [real.type, ints, I16, I32]
+        return b.call(_declare(b, name, ints, kinds), [real, ir.Constant(ints, ir.Undefined), I16(-1), I32(8)])
+    if isa.X86:
+        name = "llvm.x86.avx.cvt.ps2dq.256" if lanes == 8 else "llvm.x86.sse2.cvtps2dq"
+        return b.call(_declare(b, name, ints, [real.type]), [real])
+    if isa.ARM:
+        return b.call(_declare(b, "llvm.aarch64.neon.fcvtns.v4i32.v4f32", ints, [real.type]), [real])
+    for relation, bound in ((">", -(2.0**21)), ("<", 2.0**21)):
+        limit = ir.Constant(real.type, [bound] * lanes)
+        real = b.select(b.fcmp_ordered(relation, real, limit), real, limit)
+    shifted = b.fadd(real, ir.Constant(real.type, [ROUND] * lanes))
+    return b.sub(b.bitcast(shifted, ints), ir.Constant(ints, [_ROUND_BITS] * lanes))
+
+
+def _pack(b: ir.IRBuilder, x: ir.Value, y: ir.Value, signed: bool) -> ir.Value:
+    """Each quarter of x, then that of y, at half the width: int32 to int16, or (not ``signed``) int16 to uint8."""
+    element, count = (I16 if signed else I8), x.type.count
+    result, each = vector(element, 2 * count), 128 // x.type.element.width
+    if isa.X86:
+        family = {512: "avx512", 256: "avx2", 128: "sse2"}[count * x.type.element.width]
+        suffix = {"avx512": ".512", "avx2": "", "sse2": ".128"}[family]
+        name = f"llvm.x86.{family}.{'packssdw' if signed else 'packuswb'}{suffix}"
+        return b.call(_declare(b, name, result, [x.type] * 2), [x, y])
+    if isa.ARM:
+        name = f"llvm.aarch64.neon.{'sqxtn.v4i16' if signed else 'sqxtun.v8i8'}"
+        first, second = (b.call(_declare(b, name, vector(element, count), [x.type]), [v]) for v in (x, y))
+        return shuffle(b, first, second, range(2 * count))
+    least, most = (-(2**15), 2**15 - 1) if signed else (0, 255)
+    low, high = (ir.Constant(x.type, [bound] * count) for bound in (least, most))
+
+    def saturate(v: ir.Value) -> ir.Value:
+        v = b.select(b.icmp_signed(">", v, low), v, low)
+        return b.trunc(b.select(b.icmp_signed("<", v, high), v, high), vector(element, count))
+
+    quarters = [(part, q) for q in range(count // each) for part in (0, 1)]
+    order = [part * count + q * each + i for part, q in quarters for i in range(each)]
+    return shuffle(b, saturate(x), saturate(y), order)
 
 
 def array_pointer(

@@ -19,7 +19,6 @@ from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET
 from kernels.gemm import GROUP, LANES, WIDEST, WIDTH
 from kernels.jit import inline
 
-_HEIGHTS = gemm._HEIGHTS
 STEP = 4 // WIDTH  # products whose weights share 4 bytes of a panel
 WORDS = GROUP // STEP  # such words of one column in a group
 PAIRS = TARGET.pairs
@@ -116,11 +115,9 @@ def float_gemm(x, ldx, m, k, w, n, sums, scale, bias, row_scale, row_zero, y, ld
         vectors = min(WIDEST, left)
         if WIDEST > 2 and left == WIDEST + 1:
             vectors = WIDEST - 1
-        row, choice = 0, 0
+        row = 0
         while row < m:
-            while _HEIGHTS[vectors, choice] > m - row:
-                choice += 1
-            height = _HEIGHTS[vectors, choice]
+            height = gemm.height(vectors, m - row)
             _tile(x + row * ldx, ldx, w, groups, sums + 4 * start, scale + 4 * start, bias + 4 * start, row_scale + 4 * row,
                   row_zero + 4 * row, y + row * ldy + 4 * start, ldy, n - start, vectors, height)  # fmt: skip
             row += height
@@ -156,7 +153,7 @@ def _put(words, place, word, column):
 def pack(codes, source, column_step, k_step, n, k, words, target):
     """int8 codes[source + column * column_step + i * k_step] of n columns and k products to panels at words[target:] (uint32).
 
-    ``codes`` and ``words`` are views of one array. Like `gemm.pack_weights`, but columns beyond n hold what they held; elements up to a multiple
+    ``codes`` and ``words`` are views of one array. Like `gemm.pack_panels`, but columns beyond n hold what they held; elements up to a multiple
     of ``GROUP`` beyond k must be zeros.
     """
     groups = (k + GROUP - 1) // GROUP

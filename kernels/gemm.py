@@ -13,6 +13,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from kernels import emit, reference
 from kernels.emit import FLOAT, I8, I32, I64, PTR, TARGET
@@ -38,7 +39,20 @@ def column_tiles(vectors: int) -> Iterator[int]:
         vectors -= tile
 
 
+def column_order(n: int) -> NDArray[np.int64]:
+    """The column of each lane: a last vector that is not full starts at n - `LANES` and computes some columns again, so that it is stored whole."""
+    order = np.arange(n)
+    if n % LANES == 0 or n < LANES:
+        return order
+    return np.concatenate([order[: n // LANES * LANES], order[n - LANES :]])
+
+
 def pack_weights(w: S8) -> U8:
+    """w [N, K] int8 to the panels of `gemm`: `pack_panels` of `column_order`."""
+    return pack_panels(w[column_order(len(w))])
+
+
+def pack_panels(w: S8) -> U8:
     """w [N, K] int8 to panels as bytes: for each column tile [K / group, columns, group], zeros beyond N and K."""
     n, k = w.shape
     padded = np.zeros((-(-n // LANES) * LANES, -(-k // GROUP) * GROUP), np.int8 if WIDTH == 1 else np.int16)
@@ -52,6 +66,11 @@ def pack_weights(w: S8) -> U8:
 
 
 def pack_columns(values: F32 | reference.I32) -> Any:
+    """A per-column vector for `gemm`: in `column_order`, then zeros to whole vectors."""
+    return pad_columns(values[column_order(len(values))])
+
+
+def pad_columns(values: F32 | reference.I32) -> Any:
     """A per-column vector padded with zeros to whole vectors."""
     return np.concatenate([values, np.zeros(-len(values) % LANES, values.dtype)])
 
@@ -67,11 +86,16 @@ def _tile_body(rows: int, vectors: int) -> Any:
         bias = [emit.load(b, emit.vector(I32, LANES), bias, v * LANES * 4) for v in range(vectors)]
         acc = accumulate(b, rows, vectors, x, ldx, w, groups, bias)
         factors = [emit.load(b, emit.vector(FLOAT, LANES), multiplier, v * LANES * 4) for v in range(vectors)]
-        bounds = [emit.splat(b, value, LANES) for value in (lo, hi, zero)]
-        for r in range(rows):
-            for v in range(vectors):
-                codes = b.trunc(emit.requantize(b, acc[r * vectors + v], factors[v], *bounds), emit.vector(I8, LANES))
-                _store_columns(b, codes, emit.at(b, y, b.add(b.mul(ldy, I64(r)), I64(v * LANES))), columns, v)
+        by_row = [acc[r * vectors : (r + 1) * vectors] for r in range(rows)]
+        codes = emit.requantize(b, by_row, factors, emit.code_bounds(b, lo, hi, zero))
+        targets = [emit.at(b, y, b.mul(ldy, I64(r))) for r in range(rows)]
+        with b.if_else(b.icmp_signed(">=", columns, I64(vectors * LANES)), likely=True) as (whole, ragged):
+            with whole:
+                for row, target in zip(codes, targets, strict=True):
+                    emit.store(b, row, target)
+            with ragged:
+                for row, target in zip(codes, targets, strict=True):
+                    _store_ragged(b, row, target, columns)
 
     return body
 
@@ -168,14 +192,15 @@ def _by_rows(b: ir.IRBuilder, acc: list[ir.Value], rows: int, vectors: int) -> l
     ]
 
 
-def _store_columns(b: ir.IRBuilder, codes: ir.Value, target: ir.Value, columns: ir.Value, v: int) -> None:
-    """Store a vector of codes, or, in the last tile, only the lanes that are columns of the matrix."""
-    whole = b.icmp_signed(">=", columns, I64((v + 1) * LANES))
-    with b.if_else(whole, likely=True) as (then, otherwise):
-        with then:
-            emit.store(b, codes, target)
-        with otherwise:
-            emit.store_first(b, codes, target, b.sub(columns, I64(v * LANES)))
+def _store_ragged(b: ir.IRBuilder, codes: ir.Value, target: ir.Value, columns: ir.Value) -> None:
+    """Store vectors of codes that are in `column_order`, the last of them in part a repetition; fewer columns than a vector has come alone."""
+    parts = [emit.shuffle(b, codes, codes, range(at, at + LANES)) for at in range(0, codes.type.count, LANES)]
+    for v, part in enumerate(parts[:-1]):
+        emit.store(b, part, target, v * LANES)
+    if len(parts) > 1:
+        emit.store(b, parts[-1], target, b.sub(columns, I64(LANES)))
+    else:
+        emit.store_first(b, parts[-1], target, columns)
 
 
 @intrinsic
@@ -224,9 +249,35 @@ def _tile(
     return signature, codegen
 
 
-_HEIGHTS = np.zeros((WIDEST + 1, 4), np.int64)
-for _vectors, _rows in TARGET.tiles.items():
-    _HEIGHTS[_vectors, : len(_rows)] = _rows
+#: Dot steps that must be in flight to hide their latency; and what a tile costs beside its steps, in the same unit.
+_IN_FLIGHT, _TILE_COST = 8, 1
+
+
+def row_tiles(vectors: int, rows: int) -> list[int]:
+    """The height of the first tile for 0, 1, 2 ... ``rows`` rows that are left, so that all tiles together take the fewest steps: 49 rows as 4 of 6
+    and 5 of 5, not as 8 of 6 and a slow one of 1.
+    """
+    costs, first = [0], [0]
+    for left in range(1, rows + 1):
+        options = [
+            (costs[left - h] + max(h * vectors, _IN_FLIGHT) + _TILE_COST, -h)
+            for h in TARGET.tiles[vectors]
+            if h <= left
+        ]
+        cost, height = min(options)
+        costs.append(cost)
+        first.append(-height)
+    return first
+
+
+_FEW = 64  # rows from which on the tallest tile is taken without a look at what follows
+HEIGHTS = np.array([[0] * (_FEW + 1), *(row_tiles(vectors, _FEW) for vectors in range(1, WIDEST + 1))])
+
+
+@inline
+def height(vectors, left):
+    """Rows of the next tile where ``left`` rows are left."""
+    return HEIGHTS[vectors, min(left, _FEW)]
 
 
 @inline
@@ -252,13 +303,14 @@ def gemm(
         if WIDEST > 2 and left == WIDEST + 1:
             vectors = WIDEST - 1
         if first <= tile < last:
-            row, choice = row0, 0
+            place, columns = start, n - start
+            if columns < LANES <= n:  # one vector, in part a repetition of columns before it
+                place, columns = n - LANES, LANES
+            row = row0
             while row < row1:
-                while _HEIGHTS[vectors, choice] > row1 - row:
-                    choice += 1
-                rows = _HEIGHTS[vectors, choice]
+                rows = height(vectors, row1 - row)
                 _tile(arena, x + row * ldx, ldx, weights, w, groups, bias, bias_at + start, multiplier, mul_at + start,
-                      y + row * ldy + start, ldy, lo, hi, zero, n - start, vectors, rows)  # fmt: skip
+                      y + row * ldy + place, ldy, lo, hi, zero, columns, vectors, rows)  # fmt: skip
                 row += rows
         w += vectors * LANES * groups * GROUP * WIDTH
         start += vectors * LANES

@@ -387,8 +387,8 @@ def _lower_transformer(low: _Lowering, op: seg.Linear | seg.Embed | seg.Attentio
     row_count = math.prod(x[:-1])
     low.scratch = max(low.scratch, transformer.linear_scratch(row_count, x[-1]))
     low.row(
-        Kind.LINEAR, op.x, op.out, H=row_count, C=x[-1], OC=y[-1], WEIGHT=low.weights.put(gemm.pack_weights(w)),
-        BIAS=low.biases.put(gemm.pack_columns(w.sum(axis=1, dtype=np.int32))), MULTIPLIER=low.floats_at(op.scales, y[-1]),
+        Kind.LINEAR, op.x, op.out, H=row_count, C=x[-1], OC=y[-1], WEIGHT=low.weights.put(gemm.pack_panels(w)),
+        BIAS=low.biases.put(gemm.pad_columns(w.sum(axis=1, dtype=np.int32))), MULTIPLIER=low.floats_at(op.scales, y[-1]),
         FLOATS=low.floats_at(op.bias, y[-1]), GELU=int(op.activation == "gelu"),
         RESIDUAL=-1 if op.residual == -1 else low.tensor(op.residual).offset,
     )  # fmt: skip

@@ -6,7 +6,7 @@ Rules, each before a kernel sees a pointer:
 - every shape follows from the operator's inputs and attributes; windows touch at least one cell of the plane;
 - every weight, bias, multiplier and table lies within the blob, and every scale and multiplier is finite;
 - for every output channel 255 * sum |w| + |bias| < 2^31: no accumulator can overflow, in any order of summation; nor can the sums of
-  attention, 255 * 127 for each product;
+  attention, 255 * 127 for each product; and that bound times the channel's multiplier is below 2^30;
 - operators share no constants: what they claim, all together, is in the blob once, so preparing them costs memory in proportion to the file;
 - arena, scratch, operators' inputs and the work of a frame are within `edge_agent.limits`.
 """
@@ -31,6 +31,8 @@ from kernels.reference import weight_levels
 Shape = tuple[int, int, int]
 
 MAX_FACTOR = 1e30
+#: Of an accumulator times its multiplier: it becomes an int32 before it is clamped.
+MAX_REAL = 2.0**30
 
 
 def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
@@ -273,6 +275,11 @@ def _weights(segment: seg.Segment, op: seg.Conv | seg.Linear | seg.Embed) -> NDA
     if isinstance(op, seg.Conv):
         total += np.abs(segment.blob[op.bias : op.bias + 4 * outs].view(np.int32).astype(np.int64))
     _check(bool((total < 1 << 31).all()), f"could overflow a 32-bit sum in {op.name!r}")
+    if isinstance(op, seg.Conv):
+        factors = segment.blob[op.multiplier : op.multiplier + 4 * outs].view(np.float32)
+        _check(
+            bool((total * factors.astype(np.float64) < MAX_REAL).all()), f"has too great a multiplier in {op.name!r}"
+        )
     return weights
 
 

@@ -146,7 +146,7 @@ def _pack(memory, source, column_step, k_step, n, k):  # type: ignore[no-untyped
 @pytest.mark.parametrize("k", [1, 4, 7, 32, 65])
 def test_packing_at_run_time_gives_the_panels_of_packing_at_load(n: int, k: int) -> None:
     w = np.random.default_rng(n * k).integers(-127, 128, (n, k)).astype(np.int8)
-    expected = gemm.pack_weights(w)
+    expected = gemm.pack_panels(w)
     assert expected.size == float_gemm.panel_bytes(n, k)
     padded = np.zeros((n, k + 8), np.int8)
     padded[:, :k] = w

@@ -76,11 +76,14 @@ def overflowing_bias(segment: seg.Segment) -> None:
     segment.blob[first.bias : first.bias + 4] = np.frombuffer(np.int32(2**31 - 1).tobytes(), np.uint8)
 
 
-def infinite_multiplier(segment: seg.Segment) -> None:
-    first = segment.header.ops[0]
-    assert isinstance(first, seg.Conv)
-    segment.blob = segment.blob.copy()
-    segment.blob[first.multiplier : first.multiplier + 4] = np.frombuffer(np.float32(np.inf).tobytes(), np.uint8)
+def with_multiplier(value: float) -> Callable[[seg.Segment], None]:
+    def change(segment: seg.Segment) -> None:
+        first = segment.header.ops[0]
+        assert isinstance(first, seg.Conv)
+        segment.blob = segment.blob.copy()
+        segment.blob[first.multiplier : first.multiplier + 4] = np.frombuffer(np.float32(value).tobytes(), np.uint8)
+
+    return change
 
 
 def meaningless_code(segment: seg.Segment) -> None:
@@ -147,7 +150,8 @@ HOSTILE: list[tuple[str, Callable[[seg.Segment], None], str]] = [
     ("a product of other shapes", tensor(9, shape=[1, 2, 8]), "do not fit|does not fit"),
     ("softmax to another shape", tensor(11, shape=[9, 10, 8]), "do not fit"),
     ("a sum that could overflow", overflowing_bias, "overflow"),
-    ("an infinite multiplier in the blob", infinite_multiplier, "not a finite float32"),
+    ("an infinite multiplier in the blob", with_multiplier(np.inf), "not a finite float32"),
+    ("a multiplier that no int32 survives", with_multiplier(1e9), "too great a multiplier"),
     ("a weight code without meaning", meaningless_code, "no meaning"),
 ]
 
