@@ -23,6 +23,7 @@ from edge_agent.protocol.messages import Codec
 from kernels import jit, warm
 from tests.segment_builder import Builder
 
+NOT_SERVED = {"kernels.peak._run"}  # benchmarks run it
 SERVE = """
 from tests.edge_agent.test_warm import serve
 serve()
@@ -96,7 +97,7 @@ def dispatchers() -> dict[str, Any]:
 @pytest.mark.skipif(bool(jit.CACHE_PROBLEM), reason="kernels cannot be kept here")
 def test_every_kernel_is_on_the_list() -> None:
     listed = {f"{step.kernel.py_func.__module__}.{step.kernel.__name__}" for step in warm.steps()}
-    assert listed == set(dispatchers())
+    assert listed == set(dispatchers()) - NOT_SERVED
     assert "kernels.program.run" in listed
 
 
