@@ -141,6 +141,13 @@ def clock(root: Path = ROOT) -> tuple[float | None, float | None]:
     return (max(now) / 1000 if now else max(shown, default=None)), (max(most) / 1000 if most else None)
 
 
+def governors(root: Path = ROOT) -> dict[str, str]:
+    """What decides over the clock of the cores: each governor with the driver that obeys it; empty where the system shows none."""
+    folders = _sorted(root, "sys/devices/system/cpu/cpu*/cpufreq")
+    found = {_text(folder / "scaling_governor").strip(): _text(folder / "scaling_driver").strip() for folder in folders}
+    return {governor: driver for governor, driver in found.items() if governor}
+
+
 def temperature(root: Path = ROOT) -> float | None:
     """Degrees Celsius of the processor: the hottest of its thermal zones or hardware monitors."""
     zones = [(_text(zone / "type").strip(), zone / "temp") for zone in _sorted(root, "sys/class/thermal/thermal_zone*")]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_profiles import machine, power
-from device_profiles.predict import op_bytes, op_macs
+from device_profiles.predict import explain_threads, op_bytes, op_macs
 from device_profiles.schema import (
     SCHEMA_VERSION,
     Condition,
@@ -32,8 +32,7 @@ from edge_agent.errors import PlatformError
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
 from edge_agent.protocol.messages import Preprocess
-from kernels import jit
-from kernels.isa import ISA
+from kernels import isa, jit
 
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what comes next
 
@@ -73,7 +72,7 @@ def measure(
     steps = _Steps(progress, len(counts) * len(SHAPES) + (3 if quick else 4))
     warmup, gaps = (None, {"kernel warm-up": "not measured in a quick profile"}) if quick else _warmup(steps)
     steps("machine")
-    found, more = machine.machine(ISA)
+    found, more = machine.machine(isa.ISA)
     gaps |= more
     meter = power.find()
     idle = _idle_watts(meter)
@@ -366,6 +365,7 @@ def _profile(
     warmup: Warmup | None, condition: Condition, drawn: Power, gaps: dict[str, str],
 ) -> DeviceProfile:  # fmt: skip
     created = datetime.now(UTC).isoformat(timespec="seconds")
+    chosen = {"instruction set": isa.explain()[:300], "threads": explain_threads(kernels, found)}
     return DeviceProfile(
-        SCHEMA_VERSION, created, quick, found, kernels, overhead, copy_gbps, warmup, condition, drawn, gaps
+        SCHEMA_VERSION, created, quick, found, kernels, overhead, copy_gbps, warmup, condition, drawn, gaps, chosen
     )

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from device_profiles.schema import KINDS, DeviceProfile, Kernel, KernelKind
+from device_profiles.schema import KINDS, DeviceProfile, Kernel, KernelKind, Machine
 from edge_agent.errors import ProtocolError
 from edge_agent.head.segment import Add, AnyOp, Conv, Header, Mul, Pool, Softmax, Tensor
 from edge_agent.head.verify import inputs
@@ -27,11 +27,26 @@ Point = tuple[float, float, float]
 
 def best_threads(profile: DeviceProfile) -> int:
     """The number of threads on which the measured kernels took least time, all together: what a head runs on. 1 where a kind was not measured."""
-    sums: dict[int, float] = {}
-    for kernel in profile.kernels:
-        sums[kernel.threads] = sums.get(kernel.threads, 0.0) + kernel.time_us
-    whole = {t: s for t, s in sums.items() if {k.kind for k in profile.kernels if k.threads == t} >= set(KINDS)}
+    whole = _time_by_threads(profile.kernels)
     return min(whole, key=lambda threads: (whole[threads], threads), default=1)
+
+
+def explain_threads(kernels: list[Kernel], machine: Machine) -> str:
+    """The number of threads that a head runs on, and why, in one line for people."""
+    whole = _time_by_threads(kernels)
+    if len(whole) < 2:
+        quota = f", quota {machine.cpu_quota:g} cores" if machine.cpu_quota is not None else ""
+        return f"1: this process has {machine.usable_cores} of {machine.logical_cores} threads of the processor{quota}"
+    best, *others = sorted(whole, key=lambda threads: (whole[threads], threads))
+    slower = ", ".join(f"{whole[threads] / 1000:.2f} ms on {threads}" for threads in others)
+    return f"{best}: the measured kernels took {whole[best] / 1000:.2f} ms together, against {slower}"
+
+
+def _time_by_threads(kernels: list[Kernel]) -> dict[int, float]:
+    """Microseconds of all measured kernels together, by the number of threads, where every kind was measured."""
+    counts = {kernel.threads for kernel in kernels}
+    groups = {threads: [kernel for kernel in kernels if kernel.threads == threads] for threads in counts}
+    return {t: sum(k.time_us for k in group) for t, group in groups.items() if {k.kind for k in group} >= set(KINDS)}
 
 
 def head_ms(header: Header, profile: DeviceProfile) -> float:

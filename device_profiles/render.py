@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from device_profiles.schema import Condition, DeviceProfile, Kernel, Machine, Overhead, Power, Throttling, Warmup
+from device_profiles.schema import Condition, DeviceProfile, Kernel, Overhead, Power, Throttling, Warmup
 
 _MIB = 1 << 20
 
@@ -24,7 +24,7 @@ def _facts(profile: DeviceProfile) -> Table:
     grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     grid.add_column(style="bold cyan", no_wrap=True)
     grid.add_column(overflow="fold")
-    rows = _machine(profile.machine) + _condition(profile.condition)
+    rows = _machine(profile) + _condition(profile.condition)
     rows += [("memory copy", f"{profile.copy_gbps:.1f} GB/s read + written" if profile.copy_gbps else "")]
     rows += _warmup(profile.warmup)
     rows += [("overhead", _overhead(profile.overhead)), ("power", _power(profile.power))]
@@ -35,20 +35,22 @@ def _facts(profile: DeviceProfile) -> Table:
     return grid
 
 
-def _machine(machine: Machine) -> list[tuple[str, str | Text]]:
+def _machine(profile: DeviceProfile) -> list[tuple[str, str | Text]]:
+    machine = profile.machine
     cores = f"{machine.physical_cores} cores, {machine.logical_cores} threads"
     if machine.usable_cores < machine.logical_cores:
         cores += f", {machine.usable_cores} for this process"
     if machine.cpu_quota is not None:
         cores += f", quota {machine.cpu_quota:g} cores"
     sets = Text(", ".join(machine.instruction_sets) or "none that matters")
-    sets.append(f"  kernels use {machine.isa}", style="bold")
     total, free = machine.memory_total_bytes / _MIB, machine.memory_available_bytes / _MIB
     return [
         ("board", machine.board or ""),
         ("processor", f"{machine.cpu} ({machine.architecture})"),
         ("instructions", sets),
+        ("kernels use", Text(profile.chosen.get("instruction set") or machine.isa, style="bold")),
         ("cores", cores),
+        ("threads", profile.chosen.get("threads", "")),
         ("memory", f"{total:,.0f} MiB, {free:,.0f} MiB available"),
         ("system", machine.os),
     ]

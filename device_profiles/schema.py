@@ -131,6 +131,9 @@ class DeviceProfile(msgspec.Struct):
     condition: Condition
     power: Power
     unmeasured: dict[Text, Text]  # what could not be measured: why
+    chosen: dict[
+        Text, Text
+    ] = {}  # what was chosen ("instruction set", "threads"): the choice and why; older files do not say
 
 
 def from_dict(value: object) -> DeviceProfile:

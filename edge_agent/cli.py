@@ -80,6 +80,18 @@ def main(
 
 
 @app.command()
+def doctor(
+    config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
+    allow_insecure: Insecure = None, model: Model = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Check this machine, the installation and the way to the server, and say what to do about what is not right."""
+    given = locals()
+    from edge_agent.commands import doctor as command
+
+    raise typer.Exit(asyncio.run(command.doctor(config, _options(given), json=json)))
+
+
+@app.command()
 def profile(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and repetitions.")] = False,
     out: Annotated[
@@ -92,6 +104,14 @@ def profile(
     from edge_agent.commands import profile as command
 
     command.profile(quick=quick, out=out, json=json, watts=watts)
+
+
+@app.command()
+def warm() -> None:
+    """Compile every kernel that a service may need, once for this version, so that no start has to."""
+    from edge_agent.commands import warm as command
+
+    command.warm()
 
 
 @app.command()
@@ -182,8 +202,12 @@ def status() -> None:
 
 def _settings(given: dict[str, Any]) -> Settings:
     """The settings in force; ``given`` maps parameter names of a command to their values, None where an option was not given."""
-    options = {_KEYS.get(name, name): value for name, value in given.items() if name not in _NOT_SETTINGS}
-    return load(given["config"], options)
+    return load(given["config"], _options(given))
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """Values by the keys of the settings, None where an option was not given."""
+    return {_KEYS.get(name, name): value for name, value in given.items() if name not in _NOT_SETTINGS}
 
 
 _NOT_SETTINGS = {"config", "json", "images"}

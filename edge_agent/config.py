@@ -95,6 +95,15 @@ def load(
     return settings
 
 
+def file(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The configuration file where no option names one, or None if there is none."""
+    if environ.get("SPLITEDGE_CONFIG"):
+        return Path(environ["SPLITEDGE_CONFIG"])
+    home = environ.get("XDG_CONFIG_HOME") or (environ["HOME"] + "/.config" if environ.get("HOME") else "")
+    places = [Path(home) / "splitedge/agent.toml"] if home else []
+    return next((place for place in [*places, Path("/etc/splitedge/agent.toml")] if place.is_file()), None)
+
+
 def token(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
     """The bearer token: the setting itself, else the file it names, else systemd's credential, else an empty string.
 
@@ -157,18 +166,10 @@ def _wrong(key: str, value: object, where: str) -> errors.ConfigError:
 
 
 def _from_file(path: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
-    path = path or _default_file(environ)
+    path = path or file(environ)
     if path is None:
         return {}
     return _flatten(_parse(path), path, "")
-
-
-def _default_file(environ: Mapping[str, str]) -> Path | None:
-    if environ.get("SPLITEDGE_CONFIG"):
-        return Path(environ["SPLITEDGE_CONFIG"])
-    home = environ.get("XDG_CONFIG_HOME") or (environ["HOME"] + "/.config" if environ.get("HOME") else "")
-    places = [Path(home) / "splitedge/agent.toml"] if home else []
-    return next((place for place in [*places, Path("/etc/splitedge/agent.toml")] if place.is_file()), None)
 
 
 def _parse(path: Path) -> dict[str, Any]:

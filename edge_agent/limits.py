@@ -65,8 +65,15 @@ DRAIN_TIMEOUT: Final = 5.0  # how long frames in flight may take after a request
 REPLAN_LEAST: Final = 60.0  # a plan is kept so long whatever its expiry says: a board's clock may be years off
 
 # --- the service and the device profile
-SERVICE_TIMEOUT: Final = 120.0  # one systemctl call: longer than the unit's own timeouts for stop and start
+SERVICE_TIMEOUT: Final = (
+    1900.0  # one systemctl call: longer than the unit's own timeouts for a stop and the two commands of a start
+)
 MAX_KERNEL_ROWS: Final = 1000  # measurements in one profile
+LOW_MEMORY: Final = 256 * MiB  # a board with less to spare may kill the agent with a large head
+COMPILE_MEMORY: Final = (
+    640 * MiB
+)  # `edge-agent warm` held 505 MiB at its peak when it compiled, 174 MiB when it did not
+DOCTOR_TIMEOUT: Final = 3.0  # `edge-agent doctor` waits so long for the server
 WARMUP_TIMEOUT: Final = 600.0  # a child process that compiles every kernel from nothing, on a slow board
 
 # --- the server

@@ -298,7 +298,7 @@ def _run(
             pointer(0, 10),
             *a[11:17],
         ]
-        _choose(
+        emit.choose(
             b,
             a[17],
             {i: (f"splitedge_depthwise_{size}", _RUN_ARGS, _run_body(size)) for i, size in enumerate(BLOCKS)},
@@ -330,25 +330,10 @@ def _slide(
             for i, size in enumerate(BLOCKS)
             for j, (kernel, stride) in enumerate(WINDOWS)
         }
-        _choose(b, a[21], bodies, [*pointers, *a[10:21]])
+        emit.choose(b, a[21], bodies, [*pointers, *a[10:21]])
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-def _choose(
-    b: ir.IRBuilder, choice: ir.Value, bodies: dict[int, tuple[str, list[ir.Type], Any]], arguments: list[ir.Value]
-) -> None:
-    """Call the function of ``choice``."""
-    done = b.append_basic_block("chosen")
-    switch = b.switch(choice, done)
-    for number, (name, kinds, body) in bodies.items():
-        block = b.append_basic_block(name)
-        switch.add_case(I64(number), block)
-        b.position_at_end(block)
-        b.call(emit.private_function(b, name, kinds, body), arguments)
-        b.branch(done)
-    b.position_at_end(done)
 
 
 _OFFSET = np.int32(TARGET.offset)

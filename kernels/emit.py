@@ -135,6 +135,12 @@ def store_first(b: ir.IRBuilder, value: ir.Value, base: ir.Value, count: ir.Valu
             store(b, b.extract_element(value, I32(lane)), base, lane)
 
 
+def prefetch(b: ir.IRBuilder, place: ir.Value) -> None:
+    """Ask for the cache line at ``place``, which may lie anywhere."""
+    kind = ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32])
+    b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0"), [place, I32(0), I32(3), I32(1)])
+
+
 def at(b: ir.IRBuilder, base: ir.Value, offset: ir.Value | int) -> ir.Value:
     return b.gep(base, [I64(offset) if isinstance(offset, int) else offset])
 
@@ -262,6 +268,13 @@ def requantize(
     return [shuffle(b, code, code, range(at, at + size)) for code in codes for at in range(0, code.type.count, size)]
 
 
+def saturated_bytes(b: ir.IRBuilder, real: list[ir.Value]) -> ir.Value:
+    """4 vectors of float32, none above 255, rounded to bytes one after the other; what is below 0 becomes 0."""
+    first, second, third, fourth = (_round(b, v) for v in real)
+    words = [_pack(b, first, second, signed=True), _pack(b, third, fourth, signed=True)]
+    return _in_order(b, words, 4, interleaved=False)
+
+
 def code_bounds(b: ir.IRBuilder, lo: ir.Value, hi: ir.Value, zero: ir.Value) -> Bounds:
     """What `requantize` takes, from the kernels' arguments: float32 bounds less the zero point, and the int32 zero point."""
     least, most = (b.trunc(b.add(b.fptosi(bound, I32), zero), I8) for bound in (lo, hi))
@@ -380,3 +393,21 @@ def private_function(
     body(inner, list(function.args))
     inner.ret_void()
     return function
+
+
+Body = Callable[[ir.IRBuilder, list[ir.Value]], None]
+
+
+def choose(
+    b: ir.IRBuilder, choice: ir.Value, bodies: dict[int, tuple[str, list[ir.Type], Body]], arguments: list[ir.Value]
+) -> None:
+    """Call the `private_function` (name, types, body) of ``choice``; nothing where there is none."""
+    done = b.append_basic_block("chosen")
+    switch = b.switch(choice, done)
+    for number, (name, kinds, body) in bodies.items():
+        block = b.append_basic_block(name)
+        switch.add_case(I64(number), block)
+        b.position_at_end(block)
+        b.call(private_function(b, name, kinds, body), arguments)
+        b.branch(done)
+    b.position_at_end(done)

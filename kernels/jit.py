@@ -7,10 +7,15 @@ upgrade. So the cache directory is named by a hash of all kernel sources, the ve
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import re
+import shutil
 import tempfile
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,6 +26,9 @@ import numba
 from kernels import isa  # before numba: it may set what numba reads at import
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_KEPT_S: Final = 30 * 86_400.0  # a cache of another version that nothing has used for so long goes
+_PRUNED: Final = 8  # at most so many at one start: removing them takes its time
 
 
 def cache_base() -> Path:
@@ -49,7 +57,7 @@ def fingerprint(sources: Path) -> str:
 
 
 def _writable(directory: Path) -> str:
-    """Why ``directory`` cannot be used, or an empty string. What lies there is run, so it must be ours alone to write."""
+    """Why ``directory`` cannot be used, or an empty string: then it is marked as used now. What lies there is run, so it must be ours alone to write."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
@@ -57,9 +65,31 @@ def _writable(directory: Path) -> str:
             return "others may write to it"
         with tempfile.TemporaryFile(dir=directory) as probe:
             probe.write(b"splitedge")
+        os.utime(directory)
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def prune(own: Path) -> None:
+    """Remove caches of other versions beside ``own`` that no process has begun to use for `_KEPT_S`.
+
+    One that still runs has what it loaded; should it compile more, that is not kept and its next start compiles again. What cannot be listed or
+    removed costs disk space and nothing else, so it is left to the next start.
+    """
+    with suppress(OSError):
+        for path in itertools.islice(_unused(own), _PRUNED):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _unused(own: Path) -> Iterator[Path]:
+    with os.scandir(own.parent) as entries:
+        for entry in entries:
+            ours = re.fullmatch(r"kernels-[0-9a-f]{16}", entry.name) and entry.is_dir(follow_symlinks=False)
+            if ours and entry.name != own.name:
+                status = entry.stat(follow_symlinks=False)
+                if status.st_uid == os.getuid() and time.time() - status.st_mtime > _KEPT_S:
+                    yield Path(entry.path)
 
 
 CACHE_DIR: Final = cache_base() / f"kernels-{fingerprint(Path(__file__).parent)}"
@@ -68,6 +98,7 @@ CACHE_PROBLEM: Final = _writable(CACHE_DIR)
 
 if not CACHE_PROBLEM:
     numba.config.CACHE_DIR = str(CACHE_DIR)
+    prune(CACHE_DIR)
 
 
 _OPTIONS: Final = {"nogil": True, "error_model": "numpy", "fastmath": False, "boundscheck": False}
@@ -94,6 +125,30 @@ def _unless_full(save: Callable[..., None]) -> Callable[..., None]:
             )
 
     return attempt
+
+
+def is_kept(compiled: Any, arguments: Sequence[Any]) -> bool:
+    """Whether the cache holds what a call of the kernel ``compiled`` with ``arguments`` would run. Nothing is compiled."""
+    return compiled._cache.load_overload(_signature(compiled, arguments), compiled.targetctx) is not None
+
+
+def compile_for(compiled: Any, arguments: Sequence[Any]) -> None:
+    """Compile the kernel ``compiled`` as a call with ``arguments`` would, and keep the result; it is not called."""
+    compiled.compile(_signature(compiled, arguments))
+
+
+def _signature(compiled: Any, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(compiled.typeof_pyval(argument) for argument in arguments)
+
+
+def advice() -> str:
+    """Empty, or one sentence for people: that compiled kernels cannot be kept, why, and what to do."""
+    if not CACHE_PROBLEM:
+        return ""
+    return (
+        f"compiled kernels cannot be kept in {CACHE_DIR} ({CACHE_PROBLEM}), so every start compiles them anew: make the folder this user's own "
+        "and writable, or name another in SPLITEDGE_CACHE_DIR"
+    )
 
 
 def inline(function: F) -> F:

@@ -20,6 +20,7 @@ from edge_agent.explain import plain
 from edge_agent.inputs import api
 from edge_agent.link.dial import heals
 from edge_agent.service import notify
+from kernels import jit
 
 
 async def run(settings: Settings) -> None:
@@ -27,6 +28,8 @@ async def run(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if jit.CACHE_PROBLEM:
+        _log(f"warning: {jit.advice()}")
     agent = Agent(settings, notify.status, _on_link)
     runner, url = await api.serve(agent, settings.api.host, settings.api.port)
     _log(f"the local API listens on {url}")

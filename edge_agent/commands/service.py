@@ -12,7 +12,7 @@ def install(config: Path | None, token_file: Path | None, *, dry_run: bool) -> N
     """Write the unit and start it; with ``dry_run`` print it only."""
     given = {"config_path": config.absolute()} if config else {}
     options = service.default_options(**given, token_file=token_file.absolute() if token_file else None)
-    text = service.install(options, dry_run=dry_run)
+    text = service.install(options, dry_run=dry_run, say=lambda words: print(words, flush=True))
     print(text if dry_run else f"installed and started; see `edge-agent service status` and `journalctl -u {NAME}`")
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +46,18 @@ def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None 
     return UnitOptions(executable, config_path, token_file, home_visible=home)
 
 
-def install(options: UnitOptions | None = None, *, dry_run: bool = False, root: Path = ROOT) -> str:
+def install(
+    options: UnitOptions | None = None,
+    *,
+    dry_run: bool = False,
+    root: Path = ROOT,
+    say: Callable[[str], object] = lambda _: None,
+) -> str:
     """Write the unit, enable it, and (re)start it; returns the unit's text once the agent's local API listens.
 
-    Frames are answered later, when the server gave a plan and the kernels are compiled: `status` tells. With ``dry_run`` the same files are checked
-    and nothing is touched.    Raises `PlatformError` (not root, no systemd, it did not start), `ConfigError` (a path that is missing or that the service's user cannot
+    By then every kernel is compiled, by the unit's first command and as the service's user: minutes on a small board, which ``say`` hears before.
+    Frames are answered later, when the server gave a plan: `status` tells. With ``dry_run`` the same files are checked and nothing is touched.
+    Raises `PlatformError` (not root, no systemd, it did not start), `ConfigError` (a path that is missing or that the service's user cannot
     read), `StoreError` (a file that cannot be written).
     """
     if options is None:
@@ -66,6 +74,7 @@ def install(options: UnitOptions | None = None, *, dry_run: bool = False, root: 
         _systemctl("daemon-reload")
         _systemctl("reset-failed", NAME, check=False)
         _systemctl("enable", NAME)
+        say("compiling kernels as the service's user and starting it: minutes on a small board, the first time")
         _systemctl("restart", NAME)
     return text
 

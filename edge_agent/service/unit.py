@@ -24,15 +24,17 @@ class UnitOptions:
     config: Path = CONFIG_PATH
     token_file: Path | None = None  # root-only; the service gets it as a systemd credential
     home_visible: bool = False  # the executable or the configuration lies below /home or /root
-    start_timeout_s: int = 90  # until the local API listens: imports, nothing is compiled yet
+    start_timeout_s: int = 900  # for each command of a start: compiling on a small board takes minutes
     watchdog_s: int = 30
 
 
 def render(options: UnitOptions) -> str:
     """The unit's text. Raises `ConfigError` for paths that a unit cannot hold."""
     futile = sorted({UsageError.exit_status, PlatformError.exit_status})
+    executable = _word(_absolute(options.executable))
     return _TEMPLATE.format(
-        command=f"{_word(_absolute(options.executable))} run --config {_word(_absolute(options.config)).replace('$', '$$')}",
+        executable=executable,
+        command=f"{executable} run --config {_word(_absolute(options.config)).replace('$', '$$')}",
         environment_file=_plain(str(ENVIRONMENT_PATH)),
         credential=f"LoadCredential={CREDENTIAL}:{_plain(_absolute(options.token_file))}\n"
         if options.token_file
@@ -58,11 +60,16 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 NotifyAccess=main
+# Compiles the kernels into CacheDirectory as the user that will run them, in the same sandbox: what lies there is run, so nobody else may write
+# it, and before a first start there is no such user. Once for each version of splitedge and each processor; later it finds them there in a
+# second or two, and neither the start nor a new plan compiles anything. Where it fails ("-") the agent compiles what it needs itself.
+ExecStartPre=-{executable} warm
 ExecStart={command}
 Restart=on-failure
 RestartSec=10
 # A wrong configuration or platform is not cured by another start.
 RestartPreventExitStatus={futile}
+# Each of the two commands may take so long. What is compiled is kept, so after a timeout the next start gets further.
 TimeoutStartSec={start_timeout}
 TimeoutStopSec=15
 WatchdogSec={watchdog}
@@ -78,7 +85,7 @@ CacheDirectoryMode=0700
 ConfigurationDirectory=splitedge
 UMask=0077
 
-# The agent compiles its kernels when it starts: memory must be writable and then executable.
+# Kernels are compiled here: memory must be writable and then executable.
 MemoryDenyWriteExecute=no
 SystemCallArchitectures=native
 SystemCallFilter=@system-service

@@ -8,6 +8,7 @@ import pytest
 from device_profiles import from_dict, measure, to_dict
 from device_profiles.machine import usable_threads
 from device_profiles.measure import SHAPES, one_operator
+from device_profiles.predict import best_threads
 from device_profiles.schema import KINDS, Shape
 from edge_agent.head import Head, segment
 from kernels.isa import ISA
@@ -28,6 +29,8 @@ def test_a_quick_profile_is_complete_and_may_travel(quick):
     assert {row.kind for row in profile.kernels} == set(KINDS)
     assert all(row.runs >= 5 and row.time_us > 0 for row in profile.kernels)
     assert profile.machine.isa == ISA
+    assert profile.chosen["instruction set"].startswith(f"{ISA}, ")
+    assert profile.chosen["threads"].startswith(f"{best_threads(profile)}: ")
     assert from_dict(to_dict(profile)) == profile
 
 

@@ -118,3 +118,15 @@ def test_the_number_of_threads_that_took_least_time_is_chosen(profile):
     four = [msgspec.structs.replace(k, threads=4, time_us=k.time_us * 1.5) for k in one]
     partial = [msgspec.structs.replace(one[0], threads=8, time_us=1e-3)]
     assert predict.best_threads(msgspec.structs.replace(profile, kernels=[*one, *two, *four, *partial])) == 2
+
+
+def test_the_number_of_threads_is_explained(profile):
+    one = profile.kernels
+    two = [msgspec.structs.replace(k, threads=2, time_us=k.time_us / 2) for k in one]
+    total = sum(k.time_us for k in one) / 1000
+    text = predict.explain_threads([*one, *two], profile.machine)
+    assert text == f"2: the measured kernels took {total / 2:.2f} ms together, against {total:.2f} ms on 1"
+    narrow = msgspec.structs.replace(profile.machine, usable_cores=3, cpu_quota=1.5)
+    assert (
+        predict.explain_threads(one, narrow) == "1: this process has 3 of 4 threads of the processor, quota 1.5 cores"
+    )

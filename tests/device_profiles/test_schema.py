@@ -34,6 +34,13 @@ def test_a_profile_survives_a_plan_request(profile):
     assert from_dict(json.loads(json.dumps(to_dict(profile)))) == profile
 
 
+def test_an_older_file_that_does_not_say_what_was_chosen_is_read(profile):
+    profile.chosen = {"threads": "1: because"}
+    value = to_dict(profile)
+    assert value.pop("chosen") == {"threads": "1: because"}
+    assert from_dict(value).chosen == {}
+
+
 def test_a_newer_peer_s_extra_fields_are_ignored(profile):
     assert from_dict(to_dict(profile) | {"gpu": {"name": "none"}}) == profile
 

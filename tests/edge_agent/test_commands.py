@@ -206,6 +206,25 @@ async def test_a_malformed_configuration_is_one_sentence(environment, tmp_path):
     assert "`api.prot`" in sentence(err)
 
 
+async def test_without_a_place_for_compiled_kernels_the_agent_runs_and_says_so(environment, tmp_path):
+    (tmp_path / "file").write_text("where a folder should be")
+    (tmp_path / "agent.toml").write_text(f"cache_dir = '{tmp_path}/segments'\n")
+    env = environment(None, XDG_CACHE_HOME=str(tmp_path / "file"), SPLITEDGE_CONFIG=str(tmp_path / "agent.toml"))
+    process = await start(env, "run", "--port", "0")
+    try:
+        assert process.stderr is not None
+        warning = (await process.stderr.readline()).decode()
+        assert b"the local API listens" in await process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        await ended(process)
+    assert warning.startswith(
+        f"edge-agent: warning: compiled kernels cannot be kept in {tmp_path}/file/splitedge/kernels-"
+    )
+    assert process.returncode == 0
+
+
 def test_the_unit_can_be_seen_before_it_is_installed(capsys, monkeypatch):
     monkeypatch.setattr(install, "unreachable", lambda path: "")  # whether others may read it depends on this machine
     service.install(Path("/srv/agent.toml"), None, dry_run=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,49 @@ def test_an_instruction_set_that_is_not_there_is_not_used(monkeypatch: pytest.Mo
     monkeypatch.setenv("SPLITEDGE_ISA", "avx1024")
     with pytest.warns(RuntimeWarning, match="avx1024 is not available here"):
         assert isa.choose() == isa.best(isa.host_features())
+
+
+def aged(path: Path, days: float) -> Path:
+    """``path``, last used so long ago."""
+    then = time.time() - days * 86_400
+    os.utime(path, (then, then))
+    return path
+
+
+def test_caches_of_other_versions_go_when_nothing_has_used_them_for_a_month(package: Path) -> None:
+    cache = package.parent / "cache"
+    names = {"kernels-0123456789abcdef": 31, "kernels-fedcba9876543210": 29, "kernels-of-mine": 99, "segments": 99}
+    for name in names:
+        (cache / name / "kernels_1").mkdir(parents=True)
+        (cache / name / "kernels_1" / "user.twice.nbc").write_text("code")
+    (cache / "kernels-00000000000000ff").symlink_to(cache / "segments")
+    for name, days in names.items():
+        aged(cache / name, days)
+    own = run(package)[4]
+    assert {path.name for path in cache.iterdir()} == {own, "kernels-00000000000000ff", *names} - {
+        "kernels-0123456789abcdef"
+    }
+    assert (cache / "segments/kernels_1/user.twice.nbc").exists()
+
+
+def test_a_start_counts_as_use_and_one_s_own_cache_never_goes(package: Path) -> None:
+    own = package.parent / "cache" / run(package)[4]
+    aged(own, 99)
+    assert run(package)[1:3] == (1, 0)
+    assert time.time() - own.stat().st_mtime < 86_400
+    (package / "helper.py").write_text(HELPER.format(2))
+    run(package)  # another version
+    assert own.exists()
+
+
+def test_a_cache_that_cannot_be_removed_stops_no_start(package: Path) -> None:
+    jit.prune(package.parent / "nowhere" / "kernels-0123456789abcdef")
+    cache = package.parent / "cache"
+    for i in range(20):
+        (cache / f"kernels-{i:016x}").mkdir(parents=True)
+        aged(cache / f"kernels-{i:016x}", 31)
+    assert run(package)[0] == 42
+    assert 0 < len(list(cache.iterdir())) - 1 < 20  # some at each start
 
 
 def test_a_cache_that_others_may_write_to_is_not_used(package: Path) -> None:

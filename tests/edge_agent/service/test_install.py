@@ -62,9 +62,10 @@ def test_without_a_unit_the_way_to_install_is_named(tmp_path, action):
 
 def test_systemctl_is_given_longer_than_the_unit_takes_to_stop_and_start():
     unit = render(OPTIONS)
-    waits = [int(found) for found in re.findall(r"^TimeoutSt(?:art|op)Sec=(\d+)$", unit, re.MULTILINE)]
-    assert len(waits) == 2
-    assert sum(waits) < limits.SERVICE_TIMEOUT
+    start, stop = (int(re.findall(rf"^Timeout{of}Sec=(\d+)$", unit, re.MULTILINE)[0]) for of in ("Start", "Stop"))
+    commands = len(re.findall(r"^ExecStart(?:Pre)?=", unit, re.MULTILINE))
+    assert commands == 2
+    assert stop + commands * start < limits.SERVICE_TIMEOUT
 
 
 def test_a_root_that_cannot_be_written_is_one_sentence(tmp_path):

@@ -1,0 +1,71 @@
+"""Every entry point that a service calls, so that all of them can be compiled before it starts.
+
+A kernel is compiled for the types of its arguments. None of those depends on the number of threads, on a shape, on the bits of weights or on those of
+a codec, so this list is short. A test holds it complete: each kernel is in it, and heads and codecs compile nothing after it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels import codec, jit, program, team
+from kernels.program import FIELDS, REALS, Kind, Memory
+
+
+class Step(NamedTuple):
+    """One compilation: what it is for, in a few words for people, the kernel, and arguments of the types of a real call."""
+
+    name: str
+    kernel: Any
+    arguments: tuple[Any, ...]
+
+    def is_kept(self) -> bool:
+        """Whether it lies in the cache already."""
+        return jit.is_kept(self.kernel, self.arguments)
+
+    def compile(self) -> None:
+        """Load it from the cache, or compile it: seconds, on a small board minutes."""
+        jit.compile_for(self.kernel, self.arguments)
+
+
+def steps() -> list[Step]:
+    """All of them, in the order of their use."""
+    codes, reals = np.zeros(8, np.uint8), np.zeros(1, np.float32)
+    frame, tensor = _readonly(np.zeros(8, np.uint8)), _readonly(np.zeros(8, np.float32))
+    return [
+        Step("weights", codec.unpack, (codes, 8, codes)),
+        _head("heads of convolutions", Kind.GEMM),
+        _head("heads of transformers", Kind.LINEAR),
+        _head("heads of both", Kind.GEMM, Kind.LINEAR),
+        Step("threads", program.dismiss, (np.zeros(team.SYNC, np.int64),)),
+        Step("encoding values", codec.encode, (tensor, reals, reals, 8, codes)),
+        Step("encoding 8-bit codes", codec.encode_codes, (frame, frame, 8, codes)),
+        Step("decoding", codec.decode, (frame, reals, reals, 8, np.zeros(8, np.float32))),
+        Step("packing", codec.pack, (codes, 8, codes)),
+    ]
+
+
+def missing() -> list[str]:
+    """Names of the steps that would have to be compiled; nothing is. Takes a fraction of a second."""
+    return [step.name for step in steps() if not step.is_kept()]
+
+
+def _head(name: str, *kinds: Kind) -> Step:
+    return Step(name, program.run, (_memory(), *program.families(kinds), 0, 0, 0, 0, 1))
+
+
+def _memory() -> Memory:
+    u8, f32 = np.zeros(64, np.uint8), np.zeros(16, np.float32)
+    return Memory(
+        ops=np.zeros((1, FIELDS), np.int64), reals=np.zeros((1, REALS), np.float32), arena=u8, weights=u8, biases=np.zeros(16, np.int32),
+        multipliers=f32, tables=u8, ints=np.zeros((1, 1), np.int32), floats=np.zeros((1, 1), np.float32), taps=np.zeros((1, 1), np.int64),
+        sync=np.zeros(team.SYNC, np.int64),
+    )  # fmt: skip
+
+
+def _readonly(x: NDArray[Any]) -> NDArray[Any]:
+    x.flags.writeable = False
+    return x
