@@ -38,7 +38,8 @@ def _encode_body(bits: int) -> emit.Body:
                 value, lo, inv = (emit.load(b, floats, base, place) for base in (x, lows, invs))
                 bad = b.or_(bad, b.bitcast(b.fsub(value, value), ints))  # 0 unless it is infinite or no number
                 code = b.fmul(b.fsub(value, lo), inv)
-                codes.append(b.select(b.fcmp_ordered("<", code, most), code, most))
+                # Infinity times 0 is no number here and stays none: rounding and saturation make 0 of it on every set.
+                codes.append(b.select(b.fcmp_ordered(">", code, most), most, code))
             following.append(bad)
             _store_bits(b, emit.saturated_bytes(b, codes), bits, emit.at(b, out, b.mul(index, I64(GROUP * bits // 8))))
         for lane in range(lanes):

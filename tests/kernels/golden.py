@@ -248,7 +248,8 @@ def at_the_cut(twin: bool) -> Iterator[Array]:
             scale[1::4] = 0
             yield from answer(x, codes, lo, scale, bits)
     most, least = float(np.finfo(np.float32).max), 1e-45
-    ends = np.array([[0, -0.0, most, -most, least, -least, 1, -1, 0.5, 1.5, 2.5, 3.5, 1e30, -1e-30]], np.float32).T
+    few = np.array([0, -0.0, most, -most, least, -least, 1, -1, 0.5, 1.5, 2.5, 3.5, 1e30, -1e-30], np.float32)
+    ends = np.tile(few, 24)[:, None]
     for lo, scale in itertools.product((0, -most, most, least, -1), (0, least, 1e-38, 1, most / 255)):
         yield from answer(ends, ends.astype(bool).view(np.uint8), np.float32([lo]), np.float32([scale]), 5)
 
