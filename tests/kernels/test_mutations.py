@@ -25,7 +25,7 @@ MUTATIONS = {
     "zero point of a row": ("float_gemm.py", "centred = b.sub(acc[r * vectors + v], b.mul(total, zero))", "centred = acc[r * vectors + v]", "linear"),
     "order of a sum": ("rows.py", "for distance in (8, 4, 2, 1):", "for distance in (1, 2, 4, 8):", "norm"),
     "idle lanes of a softmax": ("rows.py", 'kept(block.mask, float("-inf")) - top', "kept(None, 0.0) - top", "attention"),
-    "upper clamp of the codec": ("codec.py", "v = v if v < top else top", "v = v if v < top else top - np.float32(1)", "codec"),
+    "upper clamp of the codec": ("packing.py", 'fcmp_ordered(">", code, most), most, code)', 'fcmp_ordered(">", code, most), code, code)', "codec"),
     "lower clamp of the codec": ("codec.py", "v = v if v > np.float32(0) else np.float32(0)", "v = v if v > np.float32(1) else np.float32(0)", "codec"),
     "order of packed codes": ("codec.py", "pairs[i] | (pairs[i] >> np.uint16(4))", "(pairs[i] << np.uint16(4)) | (pairs[i] >> np.uint16(8))", "codec"),
 }  # fmt: skip
