@@ -100,8 +100,8 @@ def measured(layer: Layer, repeats: int) -> dict[str, Any]:
 
 def _rivals(layer: Layer) -> tuple[dict[str, Call], dict[str, Call]]:
     """Their calls for this layer, and for nothing."""
-    calls = {f"{ORT} convolution": layers.onnx_convolution(layer)}
-    empty = {ORT: layers.onnx_nothing()}
+    calls: dict[str, Call] = {f"{ORT} convolution": layers.onnx_convolution(layer)}
+    empty: dict[str, Call] = {ORT: layers.onnx_nothing()}
     if layer.kernel == 1:
         calls |= {f"{ORT} product": layers.onnx_product(layer)}
         if layer.height > 16:  # torch refuses fewer rows

@@ -25,6 +25,7 @@ from tests.segment_builder import Builder
 
 NOT_SERVED = {"kernels.peak._run", "kernels.codec.pack"}  # benchmarks and tests run them
 SERVE = """
+import kernels
 from tests.edge_agent.test_warm import serve
 serve()
 """
