@@ -68,13 +68,13 @@ def head(layer: Layer) -> Head:
     return Head(_segment(layer), check_golden=False)
 
 
-def ours(layer: Layer, us: float) -> tuple[int, Call]:
-    """A call of the compiled interpreter that runs the layer as often as lasts about ``us``: (how often, call)."""
+def ours(layer: Layer, us: float, least: int = 1) -> tuple[int, Call]:
+    """A call of the compiled interpreter that runs the layer as often as lasts about ``us``, but ``least`` times: (how often, call)."""
     one = head(layer)
     memory = one._memory
     random = np.random.default_rng(1)
     memory.arena[:] = random.integers(0, 256, memory.arena.size).astype(np.uint8)
-    times = max(1, round(us * 1e3 / max(layer.operations / (30 if layer.depthwise else 300), 1)))
+    times = max(least, round(us * 1e3 / max(layer.operations / (30 if layer.depthwise else 300), 1)))
     table = memory._replace(ops=np.repeat(memory.ops, times, axis=0), reals=np.repeat(memory.reals, times, axis=0))
     return times, lambda: program.run(table, *one._families, 0, times, one._table.scratch_bytes, 0, 1)
 
