@@ -18,6 +18,7 @@ from edge_agent.protocol.messages import Preprocess
 from kernels import program, reference
 
 Call = Callable[[], Any]
+U8 = NDArray[np.uint8]
 SCALE: Final = 0.0625  # of every activation
 WEIGHT_SCALE: Final = 0.001
 
@@ -56,29 +57,36 @@ class Layer(NamedTuple):
         shape = (self.outs, self.kernel, self.kernel, 1 if self.depthwise else self.channels)
         return np.random.default_rng(0).integers(-127, 128, shape).astype(np.int8)
 
+    def bias(self) -> NDArray[np.int32]:
+        """What takes the input's zero point of 128 out of the sums [OC]; the layer has no other."""
+        taken: NDArray[np.int32] = -128 * self.weights().reshape(self.outs, -1).sum(axis=1, dtype=np.int32)
+        return taken
 
-def ours(layer: Layer, us: float) -> tuple[int, Call]:
-    """The layer as a head whose only operator the compiled interpreter runs as many times in one call as last about ``us``: (times, call).
 
-    A ReLU6's clamp, as in most layers: codes from 0 to 255 with a zero point of 0.
-    """
-    head = Head(_segment(layer), check_golden=False)
-    memory = head._memory
+def head(layer: Layer) -> Head:
+    """The layer as a head of ours: a ReLU6's clamp, as in most layers, is codes from 0 to 255 with a zero point of 0."""
+    return Head(_segment(layer), check_golden=False)
+
+
+def ours(layer: Layer, us: float, least: int = 1) -> tuple[int, Call]:
+    """A call of the compiled interpreter that runs the layer as often as lasts about ``us``, but ``least`` times: (how often, call)."""
+    one = head(layer)
+    memory = one._memory
     random = np.random.default_rng(1)
     memory.arena[:] = random.integers(0, 256, memory.arena.size).astype(np.uint8)
-    times = max(1, round(us * 1e3 / max(layer.operations / (30 if layer.depthwise else 300), 1)))
+    times = max(least, round(us * 1e3 / max(layer.operations / (30 if layer.depthwise else 300), 1)))
     table = memory._replace(ops=np.repeat(memory.ops, times, axis=0), reals=np.repeat(memory.reals, times, axis=0))
-    return times, lambda: program.run(table, *head._families, 0, times, head._table.scratch_bytes, 0, 1)
+    return times, lambda: program.run(table, *one._families, 0, times, one._table.scratch_bytes, 0, 1)
 
 
 def _segment(layer: Layer) -> seg.Segment:
     shape, out = [layer.height, layer.width, layer.channels], list(layer.out)
     sizes = [seg.roundup(math.prod(s)) for s in (shape, out)]
     w = layer.weights()
-    multiplier = np.full(layer.outs, SCALE * WEIGHT_SCALE / SCALE, np.float32)
+    multiplier = np.full(layer.outs, WEIGHT_SCALE, np.float32)
     parts: list[NDArray[Any]] = [
         (w.reshape(-1).astype(np.int16) + 127).astype(np.uint8),
-        np.zeros(layer.outs, np.int32),
+        layer.bias(),
         multiplier,
     ]
     blob, places = b"", []
@@ -97,7 +105,7 @@ def _segment(layer: Layer) -> seg.Segment:
     return seg.parse(seg.build(header, blob))
 
 
-def onnx_product(layer: Layer) -> Call:
+def onnx_product(layer: Layer) -> _Bound:
     """MatMulInteger: u8 x s8 to int32, nothing requantized."""
     k, n = layer.channels, layer.outs
     m = layer.height * layer.width
@@ -109,7 +117,7 @@ def onnx_product(layer: Layer) -> Call:
     return _onnx(nodes, constants, [m, k], (TensorProto.INT32, [m, n]))
 
 
-def onnx_convolution(layer: Layer) -> Call:
+def onnx_convolution(layer: Layer) -> _Bound:
     """QLinearConv, channels last as ONNX Runtime itself arranges it: u8 x s8, scales per channel, requantized to u8."""
     w = np.ascontiguousarray(layer.weights().transpose(0, 3, 1, 2))
     names = ["x", "sx", "zx", "w", "sw", "zw", "sy", "zy", "bias"]
@@ -127,25 +135,44 @@ def onnx_convolution(layer: Layer) -> Call:
     return _onnx([node], constants, shape, (TensorProto.UINT8, [1, *layer.out]))
 
 
-def onnx_nothing() -> Call:
+def onnx_nothing() -> _Bound:
     """One operator on one value: what a call of ONNX Runtime costs."""
     return _onnx([helper.make_node("Identity", ["x"], ["y"])], {}, [1], (TensorProto.UINT8, [1]))
 
 
 def _onnx(
     nodes: list[onnx.NodeProto], constants: dict[str, NDArray[Any]], shape: list[int], result: tuple[int, list[int]]
-) -> Call:
+) -> _Bound:
     graph = helper.make_graph(
         nodes, "layer", [helper.make_tensor_value_info("x", TensorProto.UINT8, shape)], [helper.make_tensor_value_info("y", *result)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    runtime = rivals.session(model.SerializeToString(), 1)
-    binding = runtime.io_binding()  # no copies of input and output
-    binding.bind_cpu_input("x", np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8))
-    binding.bind_output("y")
-    return lambda: runtime.run_with_iobinding(binding)
+    return _Bound(model, codes(shape))
+
+
+def codes(shape: list[int]) -> U8:
+    """The input of every rival, random."""
+    return np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
+
+
+class _Bound:
+    """A model with its input and output in place, so that a call copies neither."""
+
+    def __init__(self, model: onnx.ModelProto, x: U8) -> None:
+        self.runtime = rivals.session(model.SerializeToString(), 1)
+        self.binding = self.runtime.io_binding()
+        self.binding.bind_cpu_input("x", x)
+        self.binding.bind_output("y")
+
+    def __call__(self) -> None:
+        self.runtime.run_with_iobinding(self.binding)
+
+    def answer(self) -> NDArray[Any]:
+        self()
+        found: NDArray[Any] = self.binding.copy_outputs_to_cpu()[0]
+        return found
 
 
 def torch_product(layer: Layer) -> Call:
@@ -173,22 +200,10 @@ def litert_nothing() -> Call:
     return rivals.litert(tflite.convolution(1, 1, 1, 1, 1), 1)
 
 
-def reference_codes(layer: Layer, x: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def reference_codes(layer: Layer, x: U8) -> U8:
     """What ours must compute: the slow twin."""
-    multiplier = np.full(layer.outs, SCALE * WEIGHT_SCALE / SCALE, np.float32)
-    stride = (layer.stride, layer.stride)
-    groups = layer.channels if layer.depthwise else 1
+    multiplier = np.full(layer.outs, WEIGHT_SCALE, np.float32)
+    stride, groups = (layer.stride, layer.stride), layer.channels if layer.depthwise else 1
     return reference.conv(
-        x,
-        layer.weights(),
-        np.zeros(layer.outs, np.int32),
-        multiplier,
-        stride,
-        (1, 1),
-        layer.pads,
-        groups,
-        128,
-        0,
-        0,
-        255,
+        x, layer.weights(), layer.bias(), multiplier, stride, (1, 1), layer.pads, groups, 128, 0, 0, 255
     )

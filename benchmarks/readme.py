@@ -1,8 +1,9 @@
-"""Put measured tables between the marks of README.md.
+"""Put measured tables between the marks of README.md and docs/kernels.md.
 
 python -m benchmarks.accuracy --images DIR --labels FILE --json accuracy.json
 python -m benchmarks.heads --json heads.json
-python -m benchmarks.readme --accuracy accuracy.json --heads heads.json
+python -m benchmarks.kernels --json kernels.json
+python -m benchmarks.readme --accuracy accuracy.json --heads heads.json --kernels kernels.json
 """
 
 from __future__ import annotations
@@ -12,25 +13,35 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import markdown
+from benchmarks.report import markdown, plain
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--accuracy", type=Path, required=True, help="what benchmarks.accuracy wrote with --json")
-    parser.add_argument("--heads", type=Path, required=True, help="what benchmarks.heads wrote with --json")
-    arguments = parser.parse_args()
-    text = README.read_text()
-    for name, path, make in (("accuracy", arguments.accuracy, accuracy), ("heads", arguments.heads, heads)):
-        made = make(json.loads(path.read_text()))
-        before, start, rest = text.partition(f"<!-- figures: {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        if not end:
-            raise SystemExit(f"README.md has no place for {name}")
-        text = before + start + made + end + after
-    README.write_text(text)
+    makers = {
+        "accuracy": (accuracy, "README.md"),
+        "heads": (heads, "README.md"),
+        "kernels": (kernels, "docs/kernels.md"),
+    }
+    for name, (_, place) in makers.items():
+        parser.add_argument(f"--{name}", type=Path, help=f"what benchmarks.{name} wrote with --json; goes into {place}")
+    given = {name: path for name, path in vars(parser.parse_args()).items() if path}
+    if not given:
+        parser.error("name at least one file that a benchmark wrote")
+    for name, path in given.items():
+        make, place = makers[name]
+        replace(ROOT / place, name, make(json.loads(path.read_text())))
+
+
+def replace(page: Path, name: str, made: str) -> None:
+    """``made`` instead of what stands between the marks of ``name``. Exits where there are none."""
+    before, start, rest = page.read_text().partition(f"<!-- figures: {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not end:
+        raise SystemExit(f"{page.name} has no place for {name}")
+    page.write_text(before + start + made + end + after)
 
 
 def accuracy(document: dict[str, Any]) -> str:
@@ -71,6 +82,30 @@ def heads(document: dict[str, Any]) -> str:
         f"Whole networks, batch 1, in turn in one process, on {machine['cpu']} ({machine['cores']} cores, {machine['isa']}); below 1 ours is slower.\n"
         f"`python -m benchmarks.heads`\n\n{markdown(rows)}\n\n{notes}"
     )
+
+
+def kernels(document: dict[str, Any]) -> str:
+    """Products, convolutions and the codec, each a table; then the figures that goals are about."""
+    machine = document["machine"]
+    groups: dict[str, list[dict[str, Any]]] = {"product": [], "convolution": [], "codec": []}
+    for row in document["rows"]:
+        name = next(name for name in groups if name in row)
+        groups[name].append({column: _short(column, value) for column, value in row.items()})
+    tables = "\n\n".join(markdown(rows) for rows in groups.values())
+    goals = markdown([{"figure": f"`{name}`", "measured": plain(value)} for name, value in document["summary"].items()])
+    notes = "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
+    return (
+        f"One thread on {machine['cpu']} ({machine['isa']}); `vs`: how many times as fast ours is, below 1 it is slower.\n"
+        f"`python -m benchmarks.kernels`\n\n{tables}\n\n{notes}{goals}\n\n"
+    )
+
+
+def _short(column: str, value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    if column == "of peak":
+        return f"{100 * value:.0f} %"
+    return f"{value:.1f}" if column.endswith("us") else f"{value:.0f}" if column == "GOPS" else f"{value:.2f}"
 
 
 if __name__ == "__main__":

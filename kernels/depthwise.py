@@ -10,7 +10,7 @@ that it belongs to; those pixels' accumulators stay in registers. Any other wind
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -64,19 +64,47 @@ def slides(channels: int, kernel: tuple[int, int], stride: tuple[int, int], dila
 _slides = inline(slides)
 
 
+class TapGroup(NamedTuple):
+    """(row, column) of the taps that one dot step adds, None where there is none; the column at which it is complete; whether it runs along a row."""
+
+    taps: list[tuple[int, int] | None]
+    column: int
+    along: bool
+
+
+def tap_groups(kernel: int) -> list[TapGroup]:
+    """All taps of a square window in the order of the packed weights.
+
+    Groups run down a column, so do two or three rows that are left. A single row that is left is taken along: 5 x 5 are 7 groups of 4, not 10.
+    """
+    along = kernel % GROUP == 1
+    groups = []
+    for column in range(kernel):
+        for row in range(0, kernel - 1 if along else kernel, GROUP):
+            taps = [(r, column) if r < kernel else None for r in range(row, row + GROUP)]
+            groups.append(TapGroup(taps, column, False))
+    for first in range(0, kernel if along else 0, GROUP):
+        last = min(first + GROUP, kernel) - 1
+        taps = [(kernel - 1, c) if c >= first else None for c in range(last - GROUP + 1, last + 1)]
+        groups.append(TapGroup(taps, last, True))
+    return groups
+
+
 def pack_weights(w: S8, stride: tuple[int, int], dilation: tuple[int, int]) -> U8:
     """w [C, KH, KW] int8 to bytes: for each block, each group of taps, each accumulator, [lanes, group]; zeros for missing taps.
 
-    Groups of taps: of each column where the window `slides`, else of all taps. With fewer channels than `SMALLEST`: [taps, C] as it is.
+    Groups of taps: `tap_groups` where the window `slides`, else of all taps. With fewer channels than `SMALLEST`: [taps, C] as it is.
     """
     channels, kernel_h, kernel_w = w.shape
     if channels < SMALLEST:
         return np.ascontiguousarray(w.reshape(channels, -1).T).reshape(-1).view(np.uint8)
-    columns = slides(channels, (kernel_h, kernel_w), stride, dilation)
-    groups = w.transpose(0, 2, 1) if columns else w.reshape(channels, 1, -1)  # [C, columns, taps]
-    fill = -groups.shape[2] % GROUP
-    padded = np.pad(groups, ((0, 0), (0, 0), (0, fill))).reshape(channels, -1)
-    padded = padded.astype(np.int8 if GROUP == 4 else np.int16)
+    if slides(channels, (kernel_h, kernel_w), stride, dilation):
+        taps = [tap for group in tap_groups(kernel_h) for tap in group.taps]
+        order = np.array([-1 if tap is None else tap[0] * kernel_w + tap[1] for tap in taps])
+    else:
+        order = np.arange(-(-kernel_h * kernel_w // GROUP) * GROUP)
+        order[kernel_h * kernel_w :] = -1
+    padded = np.where(order >= 0, w.reshape(channels, -1)[:, order], 0).astype(np.int8 if GROUP == 4 else np.int16)
     parts = []
     for start, index in blocks(channels):
         ordered = padded[start + _channel_order(index)]  # [GROUP, lanes, taps]
@@ -145,7 +173,7 @@ def _run_body(size: int) -> Any:
         block = _Block(b, size, w, bias, multiplier, lo, hi, zero)
         with emit.loop(b, pixels) as (pixel, _, _):
             origin = emit.at(b, base, b.mul(pixel, step_x))
-            with emit.loop(b, groups, *block.start) as (index, before, acc):
+            with emit.loop(b, groups, *block.start()) as (index, before, acc):
                 places = [
                     emit.load(b, I64, taps, b.add(b.mul(index, I64(GROUP * 8)), I64(t * 8))) for t in range(GROUP)
                 ]
@@ -175,8 +203,11 @@ class _Block:
         self.operand = emit.vector(TARGET.element, lanes * GROUP)
         self.width = lanes * 4
         self.bounds = emit.code_bounds(b, lo, hi, zero)
-        self.factors = [emit.load(b, emit.vector(FLOAT, lanes), multiplier, j * self.width) for j in range(GROUP)]
-        self.start = [emit.load(b, emit.vector(I32, lanes), bias, j * self.width) for j in range(GROUP)]
+        self.bias, self.multiplier, self.lanes = bias, multiplier, lanes
+
+    def start(self) -> list[ir.Value]:
+        """The accumulators of a new pixel. Loaded anew each time: registers are for weights and accumulators."""
+        return [emit.load(self.b, emit.vector(I32, self.lanes), self.bias, j * self.width) for j in range(GROUP)]
 
     def weights(self, group: ir.Value) -> list[ir.Value]:
         """Operands of one group of taps, one for each accumulator."""
@@ -189,7 +220,9 @@ class _Block:
 
     def finish(self, acc: list[ir.Value], y: ir.Value) -> None:
         """One pixel's codes to ``y``."""
-        (codes,) = emit.requantize(self.b, [acc], self.factors, self.bounds, interleaved=True, branch=False)
+        kind = emit.vector(FLOAT, self.lanes)
+        factors = [emit.load(self.b, kind, self.multiplier, j * self.width) for j in range(GROUP)]
+        (codes,) = emit.requantize(self.b, [acc], factors, self.bounds, interleaved=True, branch=False)
         emit.store(self.b, codes, y)
 
 
@@ -203,15 +236,14 @@ def _slide_body(size: int, kernel: int, stride: int) -> Any:
 
     Before pixel p all columns of the window but the last ``stride`` are in the accumulators of the pixels that they belong to: p and those after it.
     """
-    groups = -(-kernel // GROUP)  # of one column of the window
+    groups = tap_groups(kernel)
+    along = any(group.along for group in groups)
     waiting = (kernel - 1) // stride  # pixels that were begun before
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
-        x, zeros, w, bias, multiplier, y, height, width, channels, out_width, first, rows, top, left, lo, hi, zero = (
-            args
-        )
-        block = _Block(b, size, w, bias, multiplier, lo, hi, zero)
-        kept = [block.weights(I64(g)) for g in range(kernel * groups)] if kernel == 3 else []
+        x, zeros, w, bias, multiplier, y, height, width, channels, out_width, first, rows, top, left, *rest = args
+        block = _Block(b, size, w, bias, multiplier, *rest)
+        kept = [block.weights(I64(g)) for g in range(len(groups))] if kernel == 3 else []
 
         def row_of(row: ir.Value, r: int) -> tuple[ir.Value, ir.Value]:
             """Tap row r of an output row: its column 0 and the step to the next, or zeros and no step."""
@@ -220,43 +252,55 @@ def _slide_body(size: int, kernel: int, stride: int) -> Any:
             place = emit.at(b, x, b.mul(iy, b.mul(width, channels)))
             return b.select(inside, place, zeros), b.select(inside, channels, I64(0))
 
-        def column(places: list[tuple[ir.Value, ir.Value]], ix: ir.Value) -> list[list[Any]]:
-            """Cells of column ``ix``, group by group."""
+        def load(places: list[tuple[ir.Value, ir.Value]], ix: ir.Value) -> list[ir.Value]:
+            """The taps of column ``ix``."""
             inside = b.icmp_unsigned("<", ix, width)
             at = [b.select(inside, emit.at(b, place, b.mul(ix, step)), zeros) for place, step in places]
-            taps = [emit.load(b, emit.vector(I8, size), place) for place in at]
-            return [_interleave(b, taps[g : g + GROUP], size) for g in range(0, kernel, GROUP)]
+            return [emit.load(b, emit.vector(I8, size), place) for place in at]
 
-        def add(pixels: list[list[ir.Value]], cells: list[list[Any]], offset: int) -> list[list[ir.Value]]:
+        def add(state: _Walk, taps: list[ir.Value], offset: int) -> _Walk:
             """A column, ``offset`` to the right of the first pixel's window, to every pixel that it belongs to."""
-            if offset % stride == 0 and offset // stride == len(pixels):
-                pixels = [*pixels, block.start]
-            added = []
-            for i, acc in enumerate(pixels):
-                kx = offset - i * stride
-                for g in range(groups if 0 <= kx < kernel else 0):
-                    index = kx * groups + g
-                    acc = block.step(acc, cells[g], kept[index] if kept else block.weights(I64(index)))
-                added.append(acc)
-            return added
+            pixels = [*state.pixels, block.start()] if offset == len(state.pixels) * stride else state.pixels
+            recent = [*state.recent, taps[-1]][-GROUP:] if along else []
+            down = [_interleave(b, taps[r : r + GROUP], size) for r in range(0, kernel - len(recent[:1]), GROUP)]
+            wanted = [
+                (n, i) for i in range(len(pixels)) for n, g in enumerate(groups) if g.column == offset - i * stride
+            ]
+            reach = max((GROUP - groups[n].taps.count(None) for n, _ in wanted if groups[n].along), default=0)
+            row = _interleave(b, recent[-1:] if reach == 1 else recent, size) if reach else []
+            for number, i in wanted:
+                cells = row if groups[number].along else down[number % len(down)]
+                weights = kept[number] if kept else block.weights(I64(number))
+                pixels = [*pixels[:i], block.step(pixels[i], cells, weights), *pixels[i + 1 :]]
+            return _Walk(pixels, recent[-(GROUP - 1) :])
 
         with emit.loop(b, rows) as (index, _, _):
             row = b.add(first, index)
             places = [row_of(row, r) for r in range(kernel)]
             origin = b.sub(I64(0), left)
-            pixels: list[list[ir.Value]] = []
+            state = _Walk([], [])
             for offset in range(kernel - stride):
-                pixels = add(pixels, column(places, b.add(origin, I64(offset))), offset)
+                state = add(state, load(places, b.add(origin, I64(offset))), offset)
             target = emit.at(b, y, b.mul(index, b.mul(out_width, channels)))
-            with emit.loop(b, out_width, *[v for acc in pixels for v in acc]) as (pixel, before, following):
-                pixels = [before[i * GROUP : (i + 1) * GROUP] for i in range(waiting)]
+            with emit.loop(b, out_width, *state.values()) as (pixel, before, following):
+                state = _Walk([before[i * GROUP : (i + 1) * GROUP] for i in range(waiting)], before[waiting * GROUP :])
                 ix = b.add(origin, b.mul(pixel, I64(stride)))
                 for offset in range(kernel - stride, kernel):
-                    pixels = add(pixels, column(places, b.add(ix, I64(offset))), offset)
-                block.finish(pixels[0], emit.at(b, target, b.mul(pixel, channels)))
-                following += [v for acc in pixels[1:] for v in acc]
+                    state = add(state, load(places, b.add(ix, I64(offset))), offset)
+                block.finish(state.pixels[0], emit.at(b, target, b.mul(pixel, channels)))
+                following += _Walk(state.pixels[1:], state.recent).values()
 
     return body
+
+
+class _Walk(NamedTuple):
+    """What is carried from column to column: accumulators of the pixels that were begun, and the last row's taps of the columns before."""
+
+    pixels: list[list[ir.Value]]
+    recent: list[ir.Value]
+
+    def values(self) -> list[ir.Value]:
+        return [v for acc in self.pixels for v in acc] + self.recent
 
 
 @intrinsic
@@ -399,6 +443,7 @@ def _run_row(
         start += size
 
 
+_GROUPS = np.array([len(tap_groups(kernel)) for kernel in range(6)])
 #: Pixels of a block of channels that are finished before the next block: few, so that their cells stay in the first-level cache.
 _TURN = 64
 
@@ -409,7 +454,7 @@ def _slide_rows(
     zeros,
 ):  # fmt: skip
     """Output rows ``begin`` to ``end``, all channels."""
-    groups = kernel * ((kernel + GROUP - 1) // GROUP)
+    groups = _GROUPS[kernel]
     window = (kernel - 3) + stride - 1  # index into `WINDOWS`
     turn = max(1, _TURN // out_width)
     for first in range(begin, end, turn):

@@ -30,19 +30,54 @@ def lut(arena, x, y, n, tables, table):
         target[i] = entries[source[i]]
 
 
+_GROUP = 4 * emit.TARGET.lanes
+_ADD_ARGS = [emit.PTR, emit.PTR, emit.PTR, emit.I64, *[emit.FLOAT] * 6, emit.I32]
+
+
+def _add_body(b, args):
+    """IR: a, b, y, groups of `_GROUP` codes, za, zb, ma, mb, lo, hi, zero."""
+    left, right, y, groups, za, zb, ma, mb, lo, hi, zero = args
+    lanes = emit.TARGET.lanes
+    floats, ints = emit.vector(emit.FLOAT, lanes), emit.vector(emit.I32, lanes)
+    bounds, most = emit.code_bounds(b, lo, hi, zero), emit.splat(b, hi, lanes)
+    sides = [
+        (left, emit.splat(b, za, lanes), emit.splat(b, ma, lanes)),
+        (right, emit.splat(b, zb, lanes), emit.splat(b, mb, lanes)),
+    ]
+    with emit.loop(b, groups) as (index, _, _):
+        place = b.mul(index, emit.I64(_GROUP))
+        terms = []
+        for base, point, factor in sides:
+            codes = emit.load(b, emit.vector(emit.I8, _GROUP), base, place)
+            for v in range(4):
+                own = emit.shuffle(b, codes, codes, range(v * lanes, (v + 1) * lanes))
+                terms.append(b.fmul(b.fsub(b.sitofp(b.zext(own, ints), floats), point), factor))
+        emit.store(b, emit.quantized(b, [b.fadd(terms[v], terms[4 + v]) for v in range(4)], most, bounds), y, place)
+
+
+@intrinsic
+def _add_groups(typingctx, arena, a, b, y, groups, za, zb, ma, mb, lo, hi, zero):
+    """`_add_body`; a, b and y are offsets into the arena."""
+    signature = types.void(arena, *[types.int64] * 4, *[types.float32] * 6, types.int32)
+
+    def codegen(context, builder, sig, args):
+        pointers = [emit.array_pointer(context, builder, sig.args[0], args[0], args[i]) for i in (1, 2, 3)]
+        builder.call(emit.private_function(builder, "splitedge_add", _ADD_ARGS, _add_body), [*pointers, *args[4:]])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 @inline
 def add(arena, a, b, y, n, period, za, zb, ma, mb, lo, hi, zero):
     """``b`` repeats every ``period`` values: n for the same shape, the channels for a per-channel b."""
     for start in range(0, n, period):
-        left, right, target = (
-            arena[a + start : a + start + period],
-            arena[b : b + period],
-            arena[y + start : y + start + period],
-        )
-        for i in range(period):
-            first = (np.float32(left[i]) - za) * ma
-            second = (np.float32(right[i]) - zb) * mb
-            target[i] = _code(first + second, lo, hi, zero)
+        groups = period // _GROUP
+        _add_groups(arena, a + start, b, y + start, groups, za, zb, ma, mb, lo, hi, zero)
+        for i in range(groups * _GROUP, period):
+            first = (np.float32(arena[a + start + i]) - za) * ma
+            second = (np.float32(arena[b + i]) - zb) * mb
+            arena[y + start + i] = _code(first + second, lo, hi, zero)
 
 
 @inline

@@ -275,6 +275,13 @@ def saturated_bytes(b: ir.IRBuilder, real: list[ir.Value]) -> ir.Value:
     return _in_order(b, words, 4, interleaved=False)
 
 
+def quantized(b: ir.IRBuilder, real: list[ir.Value], most: ir.Value, bounds: Bounds) -> ir.Value:
+    """Codes of 4 vectors of float32, one after the other; ``most``: the upper bound less the zero point, in every lane."""
+    first, second, third, fourth = (_round(b, b.select(b.fcmp_ordered("<", v, most), v, most)) for v in real)
+    words = [_pack(b, first, second, signed=True), _pack(b, third, fourth, signed=True)]
+    return _clamp(b, _in_order(b, [_add_saturated(b, w, bounds.zero) for w in words], 4, interleaved=False), bounds)
+
+
 def code_bounds(b: ir.IRBuilder, lo: ir.Value, hi: ir.Value, zero: ir.Value) -> Bounds:
     """What `requantize` takes, from the kernels' arguments: float32 bounds less the zero point, and the int32 zero point."""
     least, most = (b.trunc(b.add(b.fptosi(bound, I32), zero), I8) for bound in (lo, hi))

@@ -39,12 +39,10 @@ def steps() -> list[Step]:
         Step("weights", codec.unpack, (codes, 8, codes)),
         _head("heads of convolutions", Kind.GEMM),
         _head("heads of transformers", Kind.LINEAR),
-        _head("heads of both", Kind.GEMM, Kind.LINEAR),
         Step("threads", program.dismiss, (np.zeros(team.SYNC, np.int64),)),
         Step("encoding values", codec.encode, (tensor, reals, reals, 8, codes)),
         Step("encoding 8-bit codes", codec.encode_codes, (frame, frame, 8, codes)),
         Step("decoding", codec.decode, (frame, reals, reals, 8, np.zeros(8, np.float32))),
-        Step("packing", codec.pack, (codes, 8, codes)),
     ]
 
 
