@@ -147,7 +147,7 @@ def at(b: ir.IRBuilder, base: ir.Value, offset: ir.Value | int) -> ir.Value:
 
 @contextmanager
 def loop(
-    b: ir.IRBuilder, count: ir.Value, *carried: ir.Value
+    b: ir.IRBuilder, count: ir.Value, *carried: ir.Value, unroll: bool = True
 ) -> Iterator[tuple[ir.Value, list[ir.Value], list[ir.Value]]]:
     """``count`` turns. Yields (index, carried values, a list to which the body appends their next values); after the block that list
     holds the final values."""
@@ -167,9 +167,18 @@ def loop(
     index.add_incoming(b.add(index, I64(1)), b.block)
     for phi, value in zip(phis, following, strict=True):
         phi.add_incoming(value, b.block)
-    b.branch(head)
+    again = b.branch(head)
+    if not unroll:
+        again.set_metadata("llvm.loop", _as_it_stands(b.module))
     b.position_at_end(end)
     following[:] = phis
+
+
+def _as_it_stands(module: ir.Module) -> Any:
+    """Metadata of a loop that LLVM shall not unroll: a node that names itself, which `ir.Module.add_metadata` cannot make."""
+    node = ir.values.MDValue(module, [], str(len(module.metadata)))
+    node.operands = (node, module.add_metadata(["llvm.loop.unroll.disable"]))
+    return node
 
 
 def correct_bias(bias: NDArray[np.int32], w: NDArray[np.int8]) -> NDArray[np.int32]:
@@ -298,12 +307,17 @@ def _if(
     before = b.block
     with b.if_then(condition):
         changed, inside = [change(value) for value in values], b.block
-    merged = []
-    for old, new in zip(values, changed, strict=True):
-        phi = b.phi(old.type)
-        phi.add_incoming(old, before)
-        phi.add_incoming(new, inside)
-        merged.append(phi)
+    return merge(b, before, values, inside, changed)
+
+
+def merge(
+    b: ir.IRBuilder, before: ir.Block, old: list[ir.Value], inside: ir.Block, new: list[ir.Value]
+) -> list[ir.Value]:
+    """After an ``if``: ``old`` where control comes from the block ``before`` it, ``new`` where it comes from ``inside``."""
+    merged = [b.phi(value.type) for value in old]
+    for phi, was, became in zip(merged, old, new, strict=True):
+        phi.add_incoming(was, before)
+        phi.add_incoming(became, inside)
     return merged
 
 
