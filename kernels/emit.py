@@ -66,6 +66,8 @@ TARGETS: Final = {
         4,
         {4: (6, 5, 4, 3, 2, 1), 3: (8, 7, 6, 4, 2, 1), 2: (12, 10, 8, 6, 4, 2, 1), 1: (14, 8, 4, 2, 1)},
     ),
+    # 16 registers: 6 x 2 accumulators, 2 weights, 1 broadcast.
+    "avxvnni": Target("avxvnni", 256, 4, {2: (6, 5, 4, 3, 2, 1), 1: (12, 10, 8, 6, 4, 2, 1)}),
     # 16 registers: 4 x 2 accumulators, 2 weights, broadcasts, products.
     "avx2": Target("avx2", 256, 2, {2: (4, 3, 2, 1), 1: (6, 4, 3, 2, 1)}),
     "portable": Target("portable", 128, 2, {2: (4, 2, 1), 1: (6, 3, 1)}),
@@ -207,7 +209,9 @@ def dot(b: ir.IRBuilder, acc: ir.Value, x: Any, w: ir.Value) -> ir.Value:
     lanes = acc.type.count
     if isa.ARM and w.type.element == I8:
         return _dot_arm(b, acc, x, w)
-    if x.type.element == I8:  # x and w as <lanes x i32>: LLVM upgrades this older signature where it has a newer one
+    if x.type.element == I8:
+        # x and w as <lanes x i32>: LLVM upgrades this older signature where it has a newer one. The name is that of AVX-512's instruction for
+        # AVX-VNNI's of 256 bits too: LLVM takes the encoding that the processor has.
         kind = vector(I32, lanes)
         name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
         return b.call(_declare(b, name, kind, [kind] * 3), [acc, b.bitcast(x, kind), b.bitcast(w, kind)])

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from kernels import codec
+from kernels import codec, isa
 from kernels import reference as ref
 
 BLOCK = codec.BLOCK
@@ -153,9 +153,9 @@ def test_this_machine_computes_the_golden_bits():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ["avx2", "portable"])
-def test_a_lower_instruction_set_computes_the_golden_bits(isa):
-    environment = {**os.environ, "SPLITEDGE_ISA": isa}
+@pytest.mark.parametrize("lower", isa.lower())
+def test_a_lower_instruction_set_computes_the_golden_bits(lower):
+    environment = {**os.environ, "SPLITEDGE_ISA": lower}
     child = subprocess.run(
         [sys.executable, __file__], env=environment, capture_output=True, text=True, check=True, timeout=100
     )
