@@ -36,7 +36,7 @@ from edge_agent.head import segment as seg
 from edge_agent.head.executor import OpTiming
 from edge_agent.head.verify import inputs
 from edge_agent.protocol.messages import Preprocess
-from kernels import peak
+from kernels import isa, peak
 
 SAMPLES = 8
 #: Seconds between two runtimes with threads. ONNX Runtime's go on spinning after a frame; measured on two cores: without a rest the next one takes up to
@@ -172,7 +172,7 @@ def whole_network(tables: Tables, key: str, title: str, files: Files) -> None:
 
 def lower_sets(tables: Tables, networks: Mapping[str, tuple[str, Files]], quick: bool) -> None:
     """Our heads on the instruction sets below this machine's, each in a child, one thread; ``quick``: the first set and the first network only."""
-    names, keys = restricted.lower_sets(), list(networks)
+    names, keys = isa.lower(), list(networks)
     if quick:
         tables.notes.append(
             "left out by --quick: all instruction sets and networks on lower ones but the first; 25 frames of each instead of 100"

@@ -17,19 +17,13 @@ from typing import Final
 from benchmarks import rivals
 from benchmarks.report import in_turn
 from edge_agent.head import load
-from kernels import isa
 
 OURS: Final = "splitedge int8"
 #: How people call the sets.
-TITLES: Final = {"avx2": "AVX2", "dotprod": "dot product", "neon": "NEON"}
+TITLES: Final = {"avxvnni": "AVX-VNNI", "avx2": "AVX2", "dotprod": "dot product", "neon": "NEON"}
 _SECONDS: Final = 900  # a first run compiles
 
 Times = dict[str, dict[str, list[float]]]
-
-
-def lower_sets() -> list[str]:
-    """The instruction sets below the one in use, fastest first."""
-    return list(isa.ISAS[isa.ISAS.index(isa.ISA) + 1 :])
 
 
 def timed(name: str, networks: Mapping[str, Mapping[str, bytes]], repeats: int) -> Times:

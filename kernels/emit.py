@@ -66,6 +66,8 @@ TARGETS: Final = {
         4,
         {4: (6, 5, 4, 3, 2, 1), 3: (8, 7, 6, 4, 2, 1), 2: (12, 10, 8, 6, 4, 2, 1), 1: (14, 8, 4, 2, 1)},
     ),
+    # 16 registers: 6 x 2 accumulators, 2 weights, 1 broadcast.
+    "avxvnni": Target("avxvnni", 256, 4, {2: (6, 5, 4, 3, 2, 1), 1: (12, 10, 8, 6, 4, 2, 1)}),
     # 16 registers: 4 x 2 accumulators, 2 weights, broadcasts, products.
     "avx2": Target("avx2", 256, 2, {2: (4, 3, 2, 1), 1: (6, 4, 3, 2, 1)}),
     "portable": Target("portable", 128, 2, {2: (4, 2, 1), 1: (6, 3, 1)}),
@@ -147,7 +149,7 @@ def at(b: ir.IRBuilder, base: ir.Value, offset: ir.Value | int) -> ir.Value:
 
 @contextmanager
 def loop(
-    b: ir.IRBuilder, count: ir.Value, *carried: ir.Value
+    b: ir.IRBuilder, count: ir.Value, *carried: ir.Value, unroll: bool = True
 ) -> Iterator[tuple[ir.Value, list[ir.Value], list[ir.Value]]]:
     """``count`` turns. Yields (index, carried values, a list to which the body appends their next values); after the block that list
     holds the final values."""
@@ -167,9 +169,18 @@ def loop(
     index.add_incoming(b.add(index, I64(1)), b.block)
     for phi, value in zip(phis, following, strict=True):
         phi.add_incoming(value, b.block)
-    b.branch(head)
+    again = b.branch(head)
+    if not unroll:
+        again.set_metadata("llvm.loop", _as_it_stands(b.module))
     b.position_at_end(end)
     following[:] = phis
+
+
+def _as_it_stands(module: ir.Module) -> Any:
+    """Metadata of a loop that LLVM shall not unroll: a node that names itself, which `ir.Module.add_metadata` cannot make."""
+    node = ir.values.MDValue(module, [], str(len(module.metadata)))
+    node.operands = (node, module.add_metadata(["llvm.loop.unroll.disable"]))
+    return node
 
 
 def correct_bias(bias: NDArray[np.int32], w: NDArray[np.int8]) -> NDArray[np.int32]:
@@ -198,7 +209,9 @@ def dot(b: ir.IRBuilder, acc: ir.Value, x: Any, w: ir.Value) -> ir.Value:
     lanes = acc.type.count
     if isa.ARM and w.type.element == I8:
         return _dot_arm(b, acc, x, w)
-    if x.type.element == I8:  # x and w as <lanes x i32>: LLVM upgrades this older signature where it has a newer one
+    if x.type.element == I8:
+        # x and w as <lanes x i32>: LLVM upgrades this older signature where it has a newer one. The name is that of AVX-512's instruction for
+        # AVX-VNNI's of 256 bits too: LLVM takes the encoding that the processor has.
         kind = vector(I32, lanes)
         name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
         return b.call(_declare(b, name, kind, [kind] * 3), [acc, b.bitcast(x, kind), b.bitcast(w, kind)])
@@ -298,12 +311,17 @@ def _if(
     before = b.block
     with b.if_then(condition):
         changed, inside = [change(value) for value in values], b.block
-    merged = []
-    for old, new in zip(values, changed, strict=True):
-        phi = b.phi(old.type)
-        phi.add_incoming(old, before)
-        phi.add_incoming(new, inside)
-        merged.append(phi)
+    return merge(b, before, values, inside, changed)
+
+
+def merge(
+    b: ir.IRBuilder, before: ir.Block, old: list[ir.Value], inside: ir.Block, new: list[ir.Value]
+) -> list[ir.Value]:
+    """After an ``if``: ``old`` where control comes from the block ``before`` it, ``new`` where it comes from ``inside``."""
+    merged = [b.phi(value.type) for value in old]
+    for phi, was, became in zip(merged, old, new, strict=True):
+        phi.add_incoming(was, before)
+        phi.add_incoming(became, inside)
     return merged
 
 

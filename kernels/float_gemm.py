@@ -39,7 +39,7 @@ def _tile_body(height: int, vectors: int) -> Any:
         x, ldx, w, groups, sums, scale, bias, row_scale, row_zero, y, ldy, columns = args
         ints, floats = emit.vector(I32, LANES), emit.vector(FLOAT, LANES)
         zeros = [ir.Constant(ints, [0] * LANES)] * vectors
-        acc = gemm.accumulate(b, height, vectors, x, ldx, w, groups, zeros)
+        acc = gemm.accumulate(b, gemm.row_pointers(b, x, ldx, height), vectors, w, groups, zeros)
 
         def finish(put: Callable[[ir.Value, ir.Value, int], None]) -> None:
             per_column = [

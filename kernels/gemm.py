@@ -75,16 +75,17 @@ def pad_columns(values: F32 | reference.I32) -> Any:
     return np.concatenate([values, np.zeros(-len(values) % LANES, values.dtype)])
 
 
-_TILE_ARGS = [PTR, I64, PTR, I64, PTR, PTR, PTR, I64, FLOAT, FLOAT, I32, I64]
+_TILE_ARGS = [PTR, *[I64] * 6, PTR, PTR, PTR, PTR, I64, FLOAT, FLOAT, I32, I64]
 
 
 def _tile_body(rows: int, vectors: int) -> Any:
-    """IR of one tile: x, ldx, w, groups of K, bias, multiplier, y, ldy, lo, hi, zero, columns that are stored."""
+    """IR of one tile: x, ldx, split, jump, lines, line step, groups of a line, w, bias, multiplier, y, ldy, lo, hi, zero, columns that are stored."""
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
-        x, ldx, w, groups, bias, multiplier, y, ldy, lo, hi, zero, columns = args
+        x, ldx, split, jump, lines, step, groups, w, bias, multiplier, y, ldy, lo, hi, zero, columns = args
         bias = [emit.load(b, emit.vector(I32, LANES), bias, v * LANES * 4) for v in range(vectors)]
-        acc = accumulate(b, rows, vectors, x, ldx, w, groups, bias)
+        pointers = _turned(b, row_pointers(b, x, ldx, rows), split, jump)
+        acc = accumulate(b, pointers, vectors, w, groups, bias, lines, step)
         factors = [emit.load(b, emit.vector(FLOAT, LANES), multiplier, v * LANES * 4) for v in range(vectors)]
         by_row = [acc[r * vectors : (r + 1) * vectors] for r in range(rows)]
         codes = emit.requantize(b, by_row, factors, emit.code_bounds(b, lo, hi, zero))
@@ -100,20 +101,65 @@ def _tile_body(rows: int, vectors: int) -> Any:
     return body
 
 
+def row_pointers(b: ir.IRBuilder, x: ir.Value, ldx: ir.Value, rows: int) -> list[ir.Value]:
+    """Where each of ``rows`` rows starts, ``ldx`` bytes apart."""
+    return [emit.at(b, x, b.mul(ldx, I64(r))) for r in range(rows)]
+
+
+def _turned(b: ir.IRBuilder, rows: list[ir.Value], split: ir.Value, jump: ir.Value) -> list[ir.Value]:
+    """The pointers ``rows``, those from number ``split`` on moved by ``jump`` bytes."""
+    straight = b.block
+    with b.if_then(b.icmp_signed("<", split, I64(len(rows))), likely=False):
+        moved = [
+            emit.at(b, row, b.select(b.icmp_signed("<=", split, I64(r)), jump, I64(0))) for r, row in enumerate(rows)
+        ]
+        inside = b.block
+    return emit.merge(b, straight, rows, inside, moved)
+
+
 def accumulate(
-    b: ir.IRBuilder, rows: int, vectors: int, x: ir.Value, ldx: ir.Value, w: ir.Value, groups: ir.Value, bias: list[ir.Value]
-) -> list[ir.Value]:  # fmt: skip
-    """IR of the walk over K: ``bias`` (a vector for each vector of columns) and the products, for each row its vectors of columns."""
-    row_pointers = [emit.at(b, x, b.mul(ldx, I64(r))) for r in range(rows)]
-    acc, done = _start(b, bias, rows), I64(0)
+    b: ir.IRBuilder,
+    rows: list[ir.Value],
+    vectors: int,
+    w: ir.Value,
+    groups: ir.Value,
+    bias: list[ir.Value],
+    lines: ir.Value | None = None,
+    step: ir.Value | None = None,
+) -> list[ir.Value]:
+    """IR of the walk over K: ``bias`` (a vector for each vector of columns) and the products, for each row its vectors of columns.
+
+    ``rows``: where each row starts. K is ``groups`` groups, or that many in each of ``lines``, ``step`` bytes apart.
+    """
+    acc = _start(b, bias, len(rows))
+    if lines is None or step is None:
+        *acc, _ = _line(b, acc, rows, I64(0), w, vectors, groups)
+        return _by_rows(b, acc, len(rows), vectors)
+    with emit.loop(b, lines, I64(0), w, *acc, unroll=False) as (_, (offset, panel, *before), following):
+        *after, panel = _line(b, before, rows, offset, panel, vectors, groups)
+        following += [b.add(offset, step), panel, *after]
+    return _by_rows(b, following[2:], len(rows), vectors)
+
+
+def _line(
+    b: ir.IRBuilder,
+    acc: list[ir.Value],
+    rows: list[ir.Value],
+    offset: ir.Value,
+    w: ir.Value,
+    vectors: int,
+    groups: ir.Value,
+) -> list[ir.Value]:
+    """``acc`` and the products of ``groups`` groups that lie one after the other: activations from ``offset`` of each row on, weights from ``w`` on."""
+    done: ir.Value = I64(0)
     for span in TARGET.spans:
         turns = groups if TARGET.spans == (1,) else b.udiv(b.sub(groups, done), I64(span))
-        with emit.loop(b, turns, *acc) as (index, before, following):
-            group = b.add(done, b.mul(index, I64(span)))
-            panel = emit.at(b, w, b.mul(group, I64(vectors * LANES * GROUP * WIDTH)))
-            following += _steps(b, before, row_pointers, b.mul(group, I64(GROUP)), panel, vectors, span)
-        done, acc = b.mul(turns, I64(span)), following
-    return _by_rows(b, acc, rows, vectors)
+        with emit.loop(b, turns, offset, w, *acc, unroll=False) as (_, (at, panel, *before), following):
+            after = _steps(b, before, rows, at, panel, vectors, span)
+            size = vectors * LANES * span * GROUP * WIDTH
+            following += [b.add(at, I64(span * GROUP)), emit.at(b, panel, size), *after]
+        done, (offset, w, *acc) = b.mul(turns, I64(span)), following
+    return [*acc, w]
 
 
 def _steps(
@@ -209,9 +255,13 @@ def _tile(
     arena,
     x,
     ldx,
+    split,
+    jump,
+    lines,
+    step,
+    groups,
     weights,
     w,
-    groups,
     bias,
     bias_at,
     multiplier,
@@ -226,16 +276,17 @@ def _tile(
     rows,
 ):
     """Dispatch to the micro-kernel of ``vectors`` x ``rows``."""
-    signature = types.void(arena, types.int64, types.int64, weights, types.int64, types.int64, bias, types.int64, multiplier, types.int64,
-                           types.int64, types.int64, types.float32, types.float32, types.int32, types.int64, types.int64, types.int64)  # fmt: skip
+    i64 = types.int64
+    signature = types.void(arena, *[i64] * 7, weights, i64, bias, i64, multiplier, i64, i64, i64, types.float32, types.float32, types.int32,
+                           i64, i64, i64)  # fmt: skip
 
     def codegen(context, b, sig, a):
         def pointer(array: int, offset: int) -> ir.Value:
             return emit.array_pointer(context, b, sig.args[array], a[array], a[offset])
 
-        arguments = [pointer(0, 1), a[2], pointer(3, 4), a[5], pointer(6, 7), pointer(8, 9), pointer(0, 10), *a[11:16]]
+        arguments = [pointer(0, 1), *a[2:8], pointer(8, 9), pointer(10, 11), pointer(12, 13), pointer(0, 14), *a[15:20]]
         done = b.append_basic_block("tile.done")
-        choice = b.switch(b.add(b.mul(a[16], I64(64)), a[17]), done)
+        choice = b.switch(b.add(b.mul(a[20], I64(64)), a[21]), done)
         for nv, heights in TARGET.tiles.items():
             for mr in heights:
                 block = b.append_basic_block(f"tile.{mr}x{nv}")
@@ -282,13 +333,15 @@ def height(vectors, left):
 
 @inline
 def gemm(
-    arena, x, ldx, m, k, weights, w, n, bias, bias_at, multiplier, mul_at, y, ldy, lo, hi, zero, part, parts
+    arena, x, ldx, width, row_step, lines, step, m, run, weights, w, n, bias, bias_at, multiplier, mul_at, y, ldy, lo, hi, zero, part, parts
 ):  # fmt: skip
     """y [m, n] = requantized x [m, k] * w + bias; offsets are in elements of their arrays. Computes one of ``parts``: of the columns, or of the rows.
 
-    Reads up to ``GROUP`` - 1 bytes beyond each row of x (times zero weights): the arena has that slack. Writes only y [m, n].
+    Row r of x is at x + r // width * row_step + r % width * ldx: ``lines`` runs of ``run`` bytes, ``step`` apart, which k = lines * run counts
+    together. In the panels each run is padded to whole groups: so up to ``GROUP`` - 1 bytes beyond it are read (times zero weights), and the arena
+    has that slack. Writes only y [m, n].
     """
-    groups = (k + GROUP - 1) // GROUP
+    groups = (run + GROUP - 1) // GROUP
     left = (n + LANES - 1) // LANES
     first, last, row0, row1 = 0, left, 0, m
     if parts > 1:
@@ -297,22 +350,27 @@ def gemm(
             first, last = share(tiles, part, parts)
         else:
             row0, row1 = share(m, part, parts)
+    start_column, start_place, jump = row0 % width, x + row0 // width * row_step, row_step - width * ldx
     tile = start = 0
     while left > 0:
         vectors = min(WIDEST, left)
         if WIDEST > 2 and left == WIDEST + 1:
             vectors = WIDEST - 1
         if first <= tile < last:
-            place, columns = start, n - start
+            target, columns = y + start, n - start
             if columns < LANES <= n:  # one vector, in part a repetition of columns before it
-                place, columns = n - LANES, LANES
-            row = row0
+                target, columns = y + n - LANES, LANES
+            row, column, place = row0, start_column, start_place
             while row < row1:
-                rows = height(vectors, row1 - row)
-                _tile(arena, x + row * ldx, ldx, weights, w, groups, bias, bias_at + start, multiplier, mul_at + start,
-                      y + row * ldy + place, ldy, lo, hi, zero, columns, vectors, rows)  # fmt: skip
+                rows = height(vectors, min(row1 - row, 2 * width - column))  # a tile turns to the next line once
+                _tile(arena, place + column * ldx, ldx, width - column, jump, lines, step, groups, weights, w, bias, bias_at + start,
+                      multiplier, mul_at + start, target + row * ldy, ldy, lo, hi, zero, columns, vectors, rows)  # fmt: skip
                 row += rows
-        w += vectors * LANES * groups * GROUP * WIDTH
+                column += rows
+                while column >= width:
+                    column -= width
+                    place += row_step
+        w += vectors * LANES * lines * groups * GROUP * WIDTH
         start += vectors * LANES
         left -= vectors
         tile += 1

@@ -1,6 +1,6 @@
 """Which instruction set the JIT may use: decided once, before numba is imported.
 
-``SPLITEDGE_ISA`` (a name in `ISAS`) overrides the choice, downwards only: a set that the machine lacks would abort the process. Every choice gives
+``SPLITEDGE_ISA`` (a name in `ISAS`) overrides the choice, where the machine has that set: another would abort the process. Every choice gives
 the same bits; they differ in speed.
 
 On x86 LLVM finds the processor's features itself. On ARM it never finds dotprod and i8mm: they would come only with the name of a core that it
@@ -24,14 +24,26 @@ import llvmlite.binding as llvm
 X86: Final = platform.machine() in ("x86_64", "AMD64")
 ARM: Final = platform.machine() in ("aarch64", "arm64") and sys.maxsize > 2**32
 
-X86_ISAS: Final = ("avx512vnni", "avx2", "portable")
+X86_ISAS: Final = ("avx512vnni", "avxvnni", "avx2", "portable")
 ARM_ISAS: Final = ("i8mm", "dotprod", "neon", "portable")
 ISAS: Final = X86_ISAS if X86 else ARM_ISAS if ARM else ("portable",)
 
 _AVX512: Final = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
+#: The features that each set needs: LLVM's names on x86, those of /proc/cpuinfo on ARM. A server may have AVX-512 VNNI and not AVX-VNNI.
+_NEEDS: Final[dict[str, tuple[str, ...]]] = {
+    "avx512vnni": _AVX512,
+    "avxvnni": ("avx2", "avxvnni"),
+    "avx2": ("avx2",),
+    "i8mm": ("asimddp", "i8mm"),
+    "dotprod": ("asimddp",),
+    "neon": (),
+    "portable": (),
+}
 # What LLVM is told of the processor: on x86 only when a lower set is asked for, so that the loops it vectorizes itself keep to it too.
+_HASWELL: Final = "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt"
 _MODEL: Final = {
-    "avx2": ("haswell", "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt"),
+    "avxvnni": ("haswell", f"{_HASWELL},+avxvnni"),
+    "avx2": ("haswell", _HASWELL),
     "portable": ("x86-64", ""),
 }
 ARM_MODEL: Final = {
@@ -62,29 +74,26 @@ def host_features() -> frozenset[str]:
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
+def usable(features: frozenset[str]) -> list[str]:
+    """The sets in `ISAS` that ``features`` allow, fastest first."""
+    return [name for name in ISAS if features.issuperset(_NEEDS[name])]
+
+
 def best(features: frozenset[str]) -> str:
-    """The fastest set in `ISAS` that ``features`` allows."""
-    if ARM:
-        return best_arm(features)
-    if not X86:
-        return "portable"
-    if features.issuperset(_AVX512):
-        return "avx512vnni"
-    return "avx2" if "avx2" in features else "portable"
+    """The fastest of them."""
+    return usable(features)[0]
 
 
-def best_arm(features: frozenset[str]) -> str:
-    """The fastest set in `ARM_ISAS`; ``features`` as /proc/cpuinfo names them. 64-bit ARM always has the baseline."""
-    if features.issuperset(("asimddp", "i8mm")):
-        return "i8mm"
-    return "dotprod" if "asimddp" in features else "neon"
+def lower() -> list[str]:
+    """The sets that this machine has below the one in use, fastest first."""
+    return [name for name in usable(host_features()) if ISAS.index(name) > ISAS.index(ISA)]
 
 
 def decide(features: frozenset[str], asked: str, numba_loaded: bool) -> Choice:
     """The choice for a machine with ``features`` where the user ``asked`` for a set (or for none: an empty string)."""
     available = used = best(features)
     problem = ""
-    if asked and (asked not in ISAS or ISAS.index(asked) < ISAS.index(available)):
+    if asked and asked not in usable(features):
         problem = f"SPLITEDGE_ISA={asked} is not available here; using {available}"
     elif asked:
         used = asked
@@ -110,7 +119,7 @@ def choose() -> str:
 def explain() -> str:
     """What was found, what was chosen and why, in one line for people."""
     features = host_features()
-    found = ", ".join(sorted(features & {*_AVX512, "avx2", *_HWCAPS})) or "nothing that matters"
+    found = ", ".join(sorted(features & {*_AVX512, "avxvnni", "avx2", *_HWCAPS})) or "nothing that matters"
     available = best(features)
     why = "the fastest set for that" if available == ISA else f"slower than {available}, the fastest set for that"
     told = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]

@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 from kernels import conv as conv_kernel
 from kernels import depthwise as depthwise_kernel
 from kernels import elementwise, rows, team, transformer
-from kernels import gemm as gemm_kernel
 from kernels.jit import inline, kernel
 
 
 class Kind(IntEnum):
     """The operators of the table."""
 
-    GEMM = 0
     CONV = 1
     DEPTHWISE = 2
     ADD = 3
@@ -75,7 +73,7 @@ class Field(IntEnum):
     B = 28  # the second input
     ZB = 29
     TABLE = 30
-    PERIOD = 31  # of a broadcast second input; row step of COPY_COLUMNS; 1 where AVG_POOL counts padding
+    PERIOD = 31  # of a broadcast second input; row step of COPY_COLUMNS; 1 where AVG_POOL counts padding; `conv.Plan.turn` of CONV
     HEADS = 19  # transformers: the same columns under the names of other things
     PAD_TOKEN = 13
     RESIDUAL = 28  # arena offset, -1 for none; ATTENTION: of the token ids
@@ -166,12 +164,10 @@ def _integer(memory, i, scratch, member, part, parts):
     kind, x, y, h, w, c = op[0], op[1], op[2], op[3], op[4], op[5]
     zx, zy = op[20], op[21]
     lo, hi, zero = np.float32(op[22] - zy), np.float32(op[23] - zy), np.int32(zy)
-    if kind == 0:
-        gemm_kernel.gemm(arena, x, c, h, c, weights, op[24], op[8], biases, op[25], multipliers, op[26], y, op[8], lo, hi, zero, part,
-                         parts)  # fmt: skip
-    elif kind == 1:
+    if kind == 1:
         conv_kernel.conv(arena, x, h, w, c, weights, op[24], biases, op[25], multipliers, op[26], y, op[6], op[7], op[8], op[9], op[10], op[11],
-                         op[12], op[13], op[14], op[15], op[16], op[19], np.uint8(zx), lo, hi, zero, scratch, part, parts)  # fmt: skip
+                         op[12], op[13], op[14], op[15], op[16], op[19], np.uint8(zx), lo, hi, zero, scratch, op[31], part,
+                         parts)  # fmt: skip
     elif kind == 2:
         depthwise_kernel.depthwise(arena, x, h, w, c, weights, op[24], biases, op[25], multipliers, op[26], y, op[6], op[7], op[9], op[10], op[11],
                                    op[12], op[13], op[14], op[15], op[16], np.uint8(zx), lo, hi, zero, scratch, memory.taps[member], part,

@@ -37,7 +37,7 @@ def steps() -> list[Step]:
     frame, tensor = _readonly(np.zeros(8, np.uint8)), _readonly(np.zeros(8, np.float32))
     return [
         Step("weights", codec.unpack, (codes, 8, codes)),
-        _head("heads of convolutions", Kind.GEMM),
+        _head("heads of convolutions", Kind.CONV),
         _head("heads of transformers", Kind.LINEAR),
         Step("threads", program.dismiss, (np.zeros(team.SYNC, np.int64),)),
         Step("encoding values", codec.encode, (tensor, reals, reals, 8, codes)),

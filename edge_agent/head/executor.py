@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edge_agent import limits
 from edge_agent.errors import InputError, SegmentError, UsageError
 from edge_agent.head import segment as seg
-from edge_agent.head.verify import hwc, verify
+from edge_agent.head.verify import conv_plan, hwc, verify
 from kernels import conv, depthwise, emit, gemm, team, transformer
 from kernels.program import FIELDS, REALS, Field, Kind, Memory, dismiss, families, run
 
@@ -275,31 +275,30 @@ def _window(op: seg.Conv | seg.Pool, x: tuple[int, int, int], y: tuple[int, int,
 
 
 def _lower_conv(low: _Lowering, op: seg.Conv, w: NDArray[np.int8]) -> str:
-    """Choose the kernel: a plain matrix product, depthwise, or gathered windows. Returns its kind for people."""
+    """Choose the kernel: depthwise, or products of matrices. Returns its kind for people."""
     x, y = hwc(low.tensor(op.x).shape), hwc(low.tensor(op.out).shape)
     blob = low.segment.blob
     bias = emit.correct_bias(blob[op.bias : op.bias + 4 * y[2]].view(np.int32), w)
     multiplier = blob[op.multiplier : op.multiplier + 4 * y[2]].view(np.float32)
     pointwise = w.shape[1:3] == (1, 1) and op.groups == 1 and op.stride == [1, 1] and not any(op.pad)
-    if pointwise:
-        kind, packed, spread = Kind.GEMM, gemm.pack_weights(w.reshape(y[2], -1)), gemm.pack_columns
-        fields = {"H": x[0] * x[1], "C": x[2], "OC": y[2]}
-    elif op.groups == x[2] == y[2]:
-        kind, spread, fields = Kind.DEPTHWISE, depthwise.pack_channels, _window(op, x, y)
+    fields = _window(op, x, y)
+    if op.groups == x[2] == y[2] and not pointwise:
+        kind, spread = Kind.DEPTHWISE, depthwise.pack_channels
         stride, dilation = (op.stride[0], op.stride[1]), (op.dilation[0], op.dilation[1])
         packed = depthwise.pack_weights(w.reshape(w.shape[:3]), stride, dilation)
         low.scratch = max(low.scratch, x[1] * x[2] + SLACK)
         low.taps = max(low.taps, w.shape[1] * w.shape[2] + depthwise.GROUP)
     else:
-        kind, packed = Kind.CONV, conv.pack_weights(w, op.groups)
+        plan = conv_plan(op, x, y)
+        kind, packed = Kind.CONV, conv.pack_weights(w, op.groups, plan.lines)
         spread = lambda values: conv.pack_columns(values, op.groups)  # noqa: E731
-        fields = _window(op, x, y)
-        low.scratch = max(low.scratch, conv.scratch_bytes(*w.shape[1:]))
+        fields["PERIOD"] = plan.turn
+        low.scratch = max(low.scratch, plan.scratch_bytes)
     low.row(
         kind, op.x, op.out, **fields, DH=op.dilation[0], DW=op.dilation[1], GROUPS=op.groups, LO=op.lo, HI=op.hi,
         WEIGHT=low.weights.put(packed), BIAS=low.biases.put(spread(bias)), MULTIPLIER=low.multipliers.put(spread(multiplier)),
     )  # fmt: skip
-    if kind is Kind.GEMM:
+    if pointwise:
         return "dense" if x[0] * x[1] == 1 else "pointwise"
     return kind.name.lower()
 

@@ -212,7 +212,7 @@ def _conv(segment: seg.Segment, op: seg.Conv) -> None:
     _check_window(op, x, y, op.dilation)
     _check_codes(op)
     window = op.kernel[0] * op.kernel[1] * (x[2] // op.groups)
-    _check(window * conv_kernel.WINDOWS <= limits.MAX_ARENA_BYTES, f"has too large a window in {op.name!r}")
+    _check_scratch(op, conv_plan(op, x, y).scratch_bytes)
     _check_blob(segment, op, op.weight, -(-y[2] * window * op.bits // 8))
     _check_blob(segment, op, op.bias, 4 * y[2])
     _check_blob(segment, op, op.multiplier, 4 * y[2])
@@ -221,6 +221,12 @@ def _conv(segment: seg.Segment, op: seg.Conv) -> None:
         bool(((factors >= 0) & (factors <= MAX_FACTOR)).all()),
         f"has a multiplier that is not a finite float32 in {op.name!r}",
     )
+
+
+def conv_plan(op: seg.Conv, x: Shape, y: Shape) -> conv_kernel.Plan:
+    """How the kernel finds the windows of ``op``, from x to y."""
+    kernel, stride, dilation, pad = ((pair[0], pair[1]) for pair in (op.kernel, op.stride, op.dilation, op.pad))
+    return conv_kernel.plan(x, y[:2], kernel, stride, dilation, pad, op.groups)
 
 
 def _work(header: seg.Header, op: seg.AnyOp) -> int:

@@ -66,7 +66,7 @@ def test_every_operator_is_shown_with_its_shape(files: dict[str, bytes]) -> None
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(isa.ISA == "portable", reason="there is no lower instruction set")
 def test_a_lower_instruction_set_is_timed_beside_onnx_runtime(files: dict[str, bytes]) -> None:
-    name = restricted.lower_sets()[0]
+    name = isa.lower()[0]
     times = restricted.timed(name, {"net": files}, 4)
     assert {runtime: len(taken) for runtime, taken in times["net"].items()} == {OURS: 4, rivals.FLOAT: 4}
     tables = heads.Tables(repeats=4)
@@ -79,5 +79,5 @@ def test_a_lower_instruction_set_is_timed_beside_onnx_runtime(files: dict[str, b
 
 
 def test_sets_below_the_machines_own_are_all_slower_ones() -> None:
-    assert isa.ISA not in restricted.lower_sets()
-    assert isa.ISA == "portable" or restricted.lower_sets()[-1] == "portable"
+    assert isa.ISA not in isa.lower()
+    assert isa.ISA == "portable" or isa.lower()[-1] == "portable"

@@ -11,6 +11,9 @@ from kernels import isa
 PI4 = frozenset({"fp", "asimd", "evtstrm", "crc32", "cpuid"})
 PI5 = PI4 | {"asimddp", "atomics"}
 V9 = PI5 | {"i8mm", "sve", "sve2"}
+HASWELL = frozenset({"avx", "avx2", "fma"})
+ALDER_LAKE = HASWELL | {"avxvnni"}
+CASCADE_LAKE = HASWELL | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}
 
 
 @pytest.fixture
@@ -21,12 +24,56 @@ def arm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isa, "ISAS", isa.ARM_ISAS)
 
 
+@pytest.fixture
+def x86(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decisions as on x86-64."""
+    monkeypatch.setattr(isa, "ARM", False)
+    monkeypatch.setattr(isa, "X86", True)
+    monkeypatch.setattr(isa, "ISAS", isa.X86_ISAS)
+
+
+@pytest.mark.usefixtures("x86")
+@pytest.mark.parametrize(
+    ("features", "sets"),
+    [
+        (frozenset(), ["portable"]),
+        (HASWELL, ["avx2", "portable"]),
+        (ALDER_LAKE, ["avxvnni", "avx2", "portable"]),
+        (CASCADE_LAKE, ["avx512vnni", "avx2", "portable"]),
+        (CASCADE_LAKE - {"avx512vnni"}, ["avx2", "portable"]),
+        (CASCADE_LAKE | ALDER_LAKE, ["avx512vnni", "avxvnni", "avx2", "portable"]),
+    ],
+)
+def test_an_x86_core_may_use_the_sets_that_it_has_fastest_first(features: frozenset[str], sets: list[str]) -> None:
+    assert isa.usable(features) == sets
+    assert isa.best(features) == sets[0]
+
+
+@pytest.mark.usefixtures("x86")
+def test_a_set_below_the_best_is_refused_where_the_core_lacks_it() -> None:
+    refused = isa.decide(CASCADE_LAKE, "avxvnni", numba_loaded=False)
+    assert refused.isa == "avx512vnni"
+    assert "SPLITEDGE_ISA=avxvnni is not available here" in refused.problem
+
+
+@pytest.mark.usefixtures("x86")
+def test_llvm_is_told_of_a_lower_x86_set_and_of_nothing_above_it() -> None:
+    choice = isa.decide(CASCADE_LAKE | ALDER_LAKE, "avxvnni", numba_loaded=False)
+    assert choice.told is not None
+    name, flags = choice.told
+    assert (choice.isa, name) == ("avxvnni", "haswell")
+    assert flags.endswith("+avxvnni")
+    assert "avx512" not in flags
+    assert isa.decide(ALDER_LAKE, "", numba_loaded=False) == isa.Choice("avxvnni", None)
+
+
+@pytest.mark.usefixtures("arm")
 @pytest.mark.parametrize(
     ("features", "best"),
     [(frozenset(), "neon"), (PI4, "neon"), (PI5, "dotprod"), (V9, "i8mm"), (V9 - {"asimddp"}, "neon")],
 )
 def test_an_arm_core_gets_the_fastest_set_that_it_has(features: frozenset[str], best: str) -> None:
-    assert isa.best_arm(features) == best
+    assert isa.best(features) == best
 
 
 @pytest.mark.usefixtures("arm")

@@ -111,14 +111,6 @@ def test_the_fingerprint_depends_on_every_source_file(tmp_path: Path) -> None:
     assert len({one, two, jit.fingerprint(tmp_path)}) == 3
 
 
-@pytest.mark.skipif(not isa.X86, reason="names of x86 instruction sets")
-def test_the_fastest_available_instruction_set_is_chosen() -> None:
-    every = frozenset({"avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"})
-    assert isa.best(every) == "avx512vnni"
-    assert isa.best(every - {"avx512vnni"}) == "avx2"
-    assert isa.best(frozenset()) == "portable"
-
-
 def test_an_instruction_set_that_is_not_there_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPLITEDGE_ISA", "avx1024")
     with pytest.warns(RuntimeWarning, match="avx1024 is not available here"):
