@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels import codec, isa
+from kernels import codec
 from kernels import reference as ref
 
 BLOCK = codec.BLOCK
