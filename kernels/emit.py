@@ -281,6 +281,13 @@ def requantize(
     return [shuffle(b, code, code, range(at, at + size)) for code in codes for at in range(0, code.type.count, size)]
 
 
+def in_order(b: ir.IRBuilder, codes: ir.Value) -> ir.Value:
+    """Interleaved codes of 4 vectors, one vector after the other."""
+    fours = b.bitcast(codes, vector(I32, codes.type.count // 4))
+    order = [q * 4 + v for v in range(4) for q in range(codes.type.count // 16)]
+    return b.bitcast(shuffle(b, fours, fours, order), codes.type)
+
+
 def saturated_bytes(b: ir.IRBuilder, real: list[ir.Value]) -> ir.Value:
     """4 vectors of float32, none above 255, rounded to bytes one after the other; what is below 0 becomes 0."""
     first, second, third, fourth = (_round(b, v) for v in real)

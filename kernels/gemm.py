@@ -27,6 +27,8 @@ GROUP = 8 if TARGET.matrix else TARGET.group
 #: Bytes of a packed weight.
 WIDTH = 2 if GROUP == 2 else 1
 WIDEST = max(TARGET.tiles)
+#: Vectors of a tile whose codes are packed without a look at their order; 0 for none. Where a vector has no quarters they are in order anyway.
+INTERLEAVED = 4 if TARGET.bits == 512 else 0
 
 
 def column_tiles(vectors: int) -> Iterator[int]:
@@ -40,11 +42,21 @@ def column_tiles(vectors: int) -> Iterator[int]:
 
 
 def column_order(n: int) -> NDArray[np.int64]:
-    """The column of each lane: a last vector that is not full starts at n - `LANES` and computes some columns again, so that it is stored whole."""
+    """The column of each lane.
+
+    A last vector that is not full starts at n - `LANES` and computes some columns again, so that it is stored whole. A whole tile of `INTERLEAVED`
+    vectors has its columns where the epilogue's packing puts their codes in order.
+    """
     order = np.arange(n)
-    if n % LANES == 0 or n < LANES:
-        return order
-    return np.concatenate([order[: n // LANES * LANES], order[n - LANES :]])
+    if n % LANES and n > LANES:
+        order = np.concatenate([order[: n // LANES * LANES], order[n - LANES :]])
+    start = 0
+    for tile in column_tiles(-(-n // LANES)):
+        columns = order[start : start + tile * LANES]
+        if tile == INTERLEAVED and start + len(columns) <= n:
+            columns[:] = columns.reshape(-1, tile, 4).transpose(1, 0, 2).reshape(-1)
+        start += tile * LANES
+    return order
 
 
 def pack_weights(w: S8) -> U8:
@@ -75,30 +87,46 @@ def pad_columns(values: F32 | reference.I32) -> Any:
     return np.concatenate([values, np.zeros(-len(values) % LANES, values.dtype)])
 
 
-_TILE_ARGS = [PTR, *[I64] * 6, PTR, PTR, PTR, PTR, I64, FLOAT, FLOAT, I32, I64]
+_TILE_ARGS = [I64, PTR, *[I64] * 7, PTR, PTR, PTR, PTR, I64, FLOAT, FLOAT, I32, I64]
 
 
 def _tile_body(rows: int, vectors: int) -> Any:
-    """IR of one tile: x, ldx, split, jump, lines, line step, groups of a line, w, bias, multiplier, y, ldy, lo, hi, zero, columns that are stored."""
+    """IR of ``turns`` tiles one below the other: turns, x, ldx, width, split, jump, lines, line step, groups of a line, w, bias, multiplier, y, ldy, lo,
+    hi, zero, columns that are stored. ``split``: rows until a row of the plane ends, which has ``width`` of them.
+    """
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
-        x, ldx, split, jump, lines, step, groups, w, bias, multiplier, y, ldy, lo, hi, zero, columns = args
-        bias = [emit.load(b, emit.vector(I32, LANES), bias, v * LANES * 4) for v in range(vectors)]
-        pointers = _turned(b, row_pointers(b, x, ldx, rows), split, jump)
-        acc = accumulate(b, pointers, vectors, w, groups, bias, lines, step)
-        factors = [emit.load(b, emit.vector(FLOAT, LANES), multiplier, v * LANES * 4) for v in range(vectors)]
-        by_row = [acc[r * vectors : (r + 1) * vectors] for r in range(rows)]
-        codes = emit.requantize(b, by_row, factors, emit.code_bounds(b, lo, hi, zero))
-        targets = [emit.at(b, y, b.mul(ldy, I64(r))) for r in range(rows)]
-        with b.if_else(b.icmp_signed(">=", columns, I64(vectors * LANES)), likely=True) as (whole, ragged):
-            with whole:
-                for row, target in zip(codes, targets, strict=True):
-                    emit.store(b, row, target)
-            with ragged:
-                for row, target in zip(codes, targets, strict=True):
-                    _store_ragged(b, row, target, columns)
+        turns, x, ldx, width, split, jump, lines, step, groups, w, bias, multiplier, y, ldy, lo, hi, zero, columns = (
+            args
+        )
+        bounds = emit.code_bounds(b, lo, hi, zero)
+        below = [b.mul(ld, I64(rows)) for ld in (ldx, ldy)]
+        with emit.loop(b, turns, x, y, split, unroll=False) as (_, (x, y, split), following):
+            start = [emit.load(b, emit.vector(I32, LANES), bias, v * LANES * 4) for v in range(vectors)]
+            pointers = _turned(b, row_pointers(b, x, ldx, rows), split, jump)
+            acc = accumulate(b, pointers, vectors, w, groups, start, lines, step)
+            factors = [emit.load(b, emit.vector(FLOAT, LANES), multiplier, v * LANES * 4) for v in range(vectors)]
+            by_row = [acc[r * vectors : (r + 1) * vectors] for r in range(rows)]
+            codes = emit.requantize(b, by_row, factors, bounds, interleaved=vectors == INTERLEAVED)
+            _store_rows(b, codes, [emit.at(b, y, b.mul(ldy, I64(r))) for r in range(rows)], columns, vectors)
+            left = b.sub(split, I64(rows))
+            ended = b.icmp_signed("<=", left, I64(0))
+            x = emit.at(b, x, b.add(below[0], b.select(ended, jump, I64(0))))
+            following += [x, emit.at(b, y, below[1]), b.add(left, b.select(ended, width, I64(0)))]
 
     return body
+
+
+def _store_rows(
+    b: ir.IRBuilder, codes: list[ir.Value], targets: list[ir.Value], columns: ir.Value, vectors: int
+) -> None:
+    with b.if_else(b.icmp_signed(">=", columns, I64(vectors * LANES)), likely=True) as (whole, ragged):
+        with whole:
+            for row, target in zip(codes, targets, strict=True):
+                emit.store(b, row, target)
+        with ragged:
+            for row, target in zip(codes, targets, strict=True):
+                _store_ragged(b, emit.in_order(b, row) if vectors == INTERLEAVED else row, target, columns)
 
 
 def row_pointers(b: ir.IRBuilder, x: ir.Value, ldx: ir.Value, rows: int) -> list[ir.Value]:
@@ -253,8 +281,10 @@ def _store_ragged(b: ir.IRBuilder, codes: ir.Value, target: ir.Value, columns: i
 def _tile(
     typingctx,
     arena,
+    turns,
     x,
     ldx,
+    width,
     split,
     jump,
     lines,
@@ -275,26 +305,23 @@ def _tile(
     vectors,
     rows,
 ):
-    """Dispatch to the micro-kernel of ``vectors`` x ``rows``."""
+    """``turns`` micro-kernels of ``vectors`` x ``rows``, one below the other."""
     i64 = types.int64
-    signature = types.void(arena, *[i64] * 7, weights, i64, bias, i64, multiplier, i64, i64, i64, types.float32, types.float32, types.int32,
+    signature = types.void(arena, *[i64] * 9, weights, i64, bias, i64, multiplier, i64, i64, i64, types.float32, types.float32, types.int32,
                            i64, i64, i64)  # fmt: skip
 
     def codegen(context, b, sig, a):
         def pointer(array: int, offset: int) -> ir.Value:
             return emit.array_pointer(context, b, sig.args[array], a[array], a[offset])
 
-        arguments = [pointer(0, 1), *a[2:8], pointer(8, 9), pointer(10, 11), pointer(12, 13), pointer(0, 14), *a[15:20]]
-        done = b.append_basic_block("tile.done")
-        choice = b.switch(b.add(b.mul(a[20], I64(64)), a[21]), done)
-        for nv, heights in TARGET.tiles.items():
-            for mr in heights:
-                block = b.append_basic_block(f"tile.{mr}x{nv}")
-                choice.add_case(I64(nv * 64 + mr), block)
-                b.position_at_end(block)
-                b.call(emit.private_function(b, f"splitedge_tile_{mr}x{nv}", _TILE_ARGS, _tile_body(mr, nv)), arguments)
-                b.branch(done)
-        b.position_at_end(done)
+        constants = [pointer(10, 11), pointer(12, 13), pointer(14, 15)]
+        bodies = {
+            vectors * 64 + rows: (f"splitedge_tile_{rows}x{vectors}", _TILE_ARGS, _tile_body(rows, vectors))
+            for vectors, heights in TARGET.tiles.items()
+            for rows in heights
+        }
+        arguments = [a[1], pointer(0, 2), *a[3:10], *constants, pointer(0, 16), *a[17:22]]
+        emit.choose(b, b.add(b.mul(a[22], I64(64)), a[23]), bodies, arguments)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -332,6 +359,15 @@ def height(vectors, left):
 
 
 @inline
+def repeats(vectors, rows, left):
+    """How many tiles of ``rows`` come one after the other where ``left`` rows are left."""
+    turns = max(1, (left - _FEW) // rows) if rows == HEIGHTS[vectors, _FEW] else 1
+    while height(vectors, left - turns * rows) == rows:
+        turns += 1
+    return turns
+
+
+@inline
 def gemm(
     arena, x, ldx, width, row_step, lines, step, m, run, weights, w, n, bias, bias_at, multiplier, mul_at, y, ldy, lo, hi, zero, part, parts
 ):  # fmt: skip
@@ -362,14 +398,16 @@ def gemm(
                 target, columns = y + n - LANES, LANES
             row, column, place = row0, start_column, start_place
             while row < row1:
-                rows = height(vectors, min(row1 - row, 2 * width - column))  # a tile turns to the next line once
-                _tile(arena, place + column * ldx, ldx, width - column, jump, lines, step, groups, weights, w, bias, bias_at + start,
+                rows = height(
+                    vectors, min(row1 - row, 2 * width - column)
+                )  # a tile turns to the next row of the plane once
+                turns = repeats(vectors, rows, row1 - row) if rows <= width else 1
+                _tile(arena, turns, place + column * ldx, ldx, width, width - column, jump, lines, step, groups, weights, w, bias, bias_at + start,
                       multiplier, mul_at + start, target + row * ldy, ldy, lo, hi, zero, columns, vectors, rows)  # fmt: skip
-                row += rows
-                column += rows
-                while column >= width:
-                    column -= width
-                    place += row_step
+                row += turns * rows
+                column += turns * rows
+                place += column // width * row_step
+                column %= width
         w += vectors * LANES * lines * groups * GROUP * WIDTH
         start += vectors * LANES
         left -= vectors
