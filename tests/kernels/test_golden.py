@@ -15,7 +15,7 @@ from kernels import isa
 from tests.kernels import golden
 
 ROOT = Path(__file__).parents[2]
-HERE = isa.ISAS[isa.ISAS.index(isa.best(isa.host_features())) :]
+HERE = isa.usable(isa.host_features())
 
 
 @pytest.mark.parametrize("group", golden.GROUPS)
