@@ -137,10 +137,10 @@ def store_first(b: ir.IRBuilder, value: ir.Value, base: ir.Value, count: ir.Valu
             store(b, b.extract_element(value, I32(lane)), base, lane)
 
 
-def prefetch(b: ir.IRBuilder, place: ir.Value) -> None:
-    """Ask for the cache line at ``place``, which may lie anywhere."""
+def prefetch(b: ir.IRBuilder, place: ir.Value, level: int = 1) -> None:
+    """Ask for the cache line at ``place``, which may lie anywhere, in the cache of this level."""
     kind = ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32])
-    b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0"), [place, I32(0), I32(3), I32(1)])
+    b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0"), [place, I32(0), I32(4 - level), I32(1)])
 
 
 def at(b: ir.IRBuilder, base: ir.Value, offset: ir.Value | int) -> ir.Value:
