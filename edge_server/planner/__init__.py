@@ -2,6 +2,6 @@
 
 from edge_server.planner.choose import plan
 from edge_server.planner.problem import Choice, Point, Power, Problem, Site
-from edge_server.planner.verify import verify_plan
+from edge_server.planner.verify import verify_allocation, verify_plan
 
-__all__ = ["Choice", "Point", "Power", "Problem", "Site", "plan", "verify_plan"]
+__all__ = ["Choice", "Point", "Power", "Problem", "Site", "plan", "verify_allocation", "verify_plan"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
+
 from edge_agent.protocol.messages import Candidate
+from edge_server.planner.allocation import Allocation, CutCodec, Layer
 from edge_server.planner.problem import Choice, Problem
 
 
@@ -84,3 +88,57 @@ def _ladder_faults(problem: Problem, choice: Choice) -> list[str]:
 
 def _close(a: float, b: float) -> bool:
     return abs(a - b) <= 1e-9 * max(1.0, abs(a), abs(b))
+
+
+def verify_allocation(
+    layers: Sequence[Layer], budget: float, codecs: Sequence[CutCodec], frame_weight: float, found: Allocation
+) -> list[str]:
+    """What is wrong with ``found``, a sentence each; empty if it fits, its arithmetic holds, and neither a change nor the relaxation betrays it.
+
+    Wholly by other means than the search: exact fractions, each change of one choice, and the Lagrangian bound by bisection. What is optimal lies
+    within one item's range of that bound, for the relaxation's best has at most one item between two choices.
+    """
+    if len(found.bits) != len(layers) or (found.codec is None) != (not codecs):
+        return ["it answers another question"]
+    items = [[((layer.weights * b + 7) // 8, noise) for b, noise in enumerate(layer.noise, 2)] for layer in layers]
+    taken = [b - 2 for b in found.bits]
+    if codecs:
+        items.append([(round(frame_weight * codec.frame_bytes), codec.noise) for codec in codecs])
+        taken.append(found.codec or 0)
+    if any(not 0 <= i < len(item) for i, item in zip(taken, items, strict=True)):
+        return ["a width or a codec does not exist"]
+    now = [item[i] for i, item in zip(taken, items, strict=True)]
+    if any(noise == float("inf") for _, noise in now):
+        return ["a width that is not allowed is taken"]
+    bytes_, spare = sum(size for size, _ in now), Fraction(budget) - sum(Fraction(noise) for _, noise in now)
+    checks = {
+        "the noise is over the budget": spare >= 0,
+        "the segment's size is wrong": found.segment_bytes == sum(size for size, _ in now[: len(layers)]),
+        "the objective is wrong": found.objective == bytes_,
+        "the noise is wrong": _close(found.noise, float(Fraction(budget) - spare)),
+        "the bound is over the objective": found.bound <= found.objective,
+        "fewer bytes in one place would do": not any(
+            size < own[0] and noise - own[1] < float(spare) * (1 - 1e-9)
+            for own, item in zip(now, items, strict=True)
+            for size, noise in item
+        ),
+        "it is far from the relaxation's bound": bytes_ - _dual(items, budget) <= 1 + _widest(items),
+    }
+    return [fault for fault, holds in checks.items() if not holds]
+
+
+def _dual(items: list[list[tuple[int, float]]], budget: float) -> float:
+    """A lower bound on the bytes of all that meets the budget: the best price of noise, found by halving an interval of exponents."""
+    low, high, best = -1100.0, 1100.0, 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        price = 2.0 ** min(max(middle, -1000.0), 1000.0)
+        picks = [min(item, key=lambda pair: (pair[0] + price * pair[1], pair[1])) for item in items]
+        noise = sum(noise for _, noise in picks)
+        best = max(best, sum(size for size, _ in picks) + price * (noise - budget))
+        low, high = (middle, high) if noise > budget else (low, middle)
+    return best
+
+
+def _widest(items: list[list[tuple[int, float]]]) -> int:
+    return max((max(item)[0] - min(item)[0] for item in items), default=0)
