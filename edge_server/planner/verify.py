@@ -7,6 +7,8 @@ from fractions import Fraction
 
 from edge_agent.protocol.messages import Candidate
 from edge_server.planner.allocation import Allocation, CutCodec, Layer
+from edge_server.planner.online import Pick, Request
+from edge_server.planner.patterns import Table
 from edge_server.planner.problem import Choice, Problem
 
 
@@ -142,3 +144,65 @@ def _dual(items: list[list[tuple[int, float]]], budget: float) -> float:
 
 def _widest(items: list[list[tuple[int, float]]]) -> int:
     return max((max(item)[0] - min(item)[0] for item in items), default=0)
+
+
+def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:
+    """What is wrong with ``pick``, a sentence each; empty if it meets the demand, and its noise, sizes and costs follow from the tables."""
+    place, pattern, demand = table.places[pick.place], table.patterns[pick.pattern], request.demand
+    sends = place.cut.kind != "output"
+    if pattern.place != pick.place or sends != (pick.codec is not None):
+        return ["pattern, codec and place do not belong together"]
+    codecs = [place.codecs[i] for i in ([] if pick.codec is None else [pick.codec, *pick.ladder])]
+    weights = sum(Fraction(layer.noise[b - 2]) for layer, b in zip(place.layers, pattern.bits, strict=True))
+    size = place.other_bytes + sum(
+        (layer.weights * b + 7) // 8 for layer, b in zip(place.layers, pattern.bits, strict=True)
+    )
+    frame = codecs[0].frame_bytes if codecs else 0
+    allowed = max((level.noise for level in table.levels if level.drop_points <= demand.max_drop_points), default=-1.0)
+    most = max([weights + Fraction(codec.noise) for codec in codecs], default=weights)
+    slowest = max(pick.device_ms, pick.server_ms, frame * 8e-3 / request.link.uplink_mbps)
+    kept = demand.keep in place.inside
+    checks = {
+        "the noise is over the demand": float(most) <= allowed,
+        "the drop is over the demand": pick.drop_points <= demand.max_drop_points,
+        "the latency is over the demand": demand.max_latency_ms is None
+        or pick.total_ms <= demand.max_latency_ms * (1 + 1e-9),
+        "the rate is under the demand": not demand.min_rate_fps or slowest * demand.min_rate_fps <= 1000 * (1 + 1e-9),
+        "the device's memory does not suffice": request.memory_bytes is None
+        or place.memory_bytes <= request.memory_bytes,
+        "the input leaves the device": not sends
+        or demand.keep != "input"
+        or not (place.is_input or place.cut.kind == "input"),
+        "a kept tensor leaves the device": not sends or demand.keep in ("nothing", "input") or kept,
+        "the segment's size is wrong": pick.segment_bytes == (0 if pick.pattern in request.held else size),
+        "the payload's size is wrong": pick.payload_bytes == frame,
+        "the ladder is not ordered from most to fewest bits": [c.bits for c in codecs[1:]]
+        == sorted({c.bits for c in codecs[1:]}, reverse=True),
+        "the ladder lacks the chosen codec": pick.codec is None or pick.codec in pick.ladder,
+    }
+    return [fault for fault, holds in checks.items() if not holds] + _cost_faults(table, request, pick, size, frame)
+
+
+def _cost_faults(table: Table, request: Request, pick: Pick, size: int, frame: int) -> list[str]:
+    link, weights, power = request.link, request.demand.weights, request.power
+    away = pick.codec is not None
+    head, tail = request.head_ms[pick.place], table.places[pick.place].tail_ms if away else 0.0
+    seconds = frame * 8 / (link.uplink_mbps * 1e6)
+    transfer = 1e3 * seconds + link.rtt_ms if away else 0.0
+    total = head + transfer + tail + (request.queue_ms if away else 0.0)
+    energy = (power.compute_w or 0.0) * head / 1e3 + (power.transmit_w or 0.0) * seconds
+    fetch = (
+        0.0
+        if request.frames is None or pick.pattern in request.held
+        else size * 8 / (link.downlink_mbps * 1e6) / request.frames
+    )
+    objective = weights.time * (total / 1e3 + fetch) + weights.energy * energy + weights.cost * tail / 1e3
+    checks = {
+        "a time is wrong": _close(pick.device_ms, head)
+        and _close(pick.server_ms, tail)
+        and _close(pick.transfer_ms, transfer),
+        "the total is not the sum of its parts": _close(pick.total_ms, total),
+        "the energy is wrong": _close(pick.energy_j, energy),
+        "the objective is wrong": _close(pick.objective, objective),
+    }
+    return [fault for fault, holds in checks.items() if not holds]
