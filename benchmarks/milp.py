@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, sparse
@@ -20,16 +26,32 @@ def solve(
     rows, columns = cost.shape
     one_each = sparse.kron(sparse.eye_array(rows), np.ones((1, columns)), format="csr")
     share = np.where(noise <= budget, noise, 2 * budget) / budget * _BUDGET
-    found = optimize.milp(
-        cost.ravel().astype(np.float64),
-        integrality=np.ones(cost.size),
-        bounds=optimize.Bounds(0, (noise <= budget).ravel().astype(np.float64)),
-        constraints=[
-            optimize.LinearConstraint(one_each, 1, 1),
-            optimize.LinearConstraint(share.reshape(1, -1), -np.inf, _BUDGET),
-        ],
-        options={"mip_rel_gap": 0.0, "time_limit": seconds},
-    )
+    with _no_output():
+        found = optimize.milp(
+            cost.ravel().astype(np.float64),
+            integrality=np.ones(cost.size),
+            bounds=optimize.Bounds(0, (noise <= budget).ravel().astype(np.float64)),
+            constraints=[
+                optimize.LinearConstraint(one_each, 1, 1),
+                optimize.LinearConstraint(share.reshape(1, -1), -np.inf, _BUDGET),
+            ],
+            options={"mip_rel_gap": 0.0, "time_limit": seconds},
+        )
     if found.status != 0:
         return None
     return np.asarray(found.x.reshape(rows, columns).argmax(axis=1), np.int64)
+
+
+@contextmanager
+def _no_output() -> Iterator[None]:
+    """HiGHS 1.12 prints a line of its own for some solutions, whatever it is told; C's buffer is emptied before the output comes back."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

@@ -104,9 +104,12 @@ def test_six_layers_equal_every_one_of_their_117649_combinations(seed: int) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "wobble"), [(10, 0.0), (10, 1.0), (20, 0.0), (20, 0.3), (40, 0.3), (60, 0.0)])
+@pytest.mark.parametrize(
+    ("count", "wobble"), [(10, 0.0), (10, 1.0), (20, 0.0), (20, 0.3), (40, 2.0), (60, 0.0), (200, 0.3)]
+)
 def test_equals_an_integer_program(count: int, wobble: float) -> None:
     """HiGHS keeps the budget to a tolerance only: what it finds is no better than ours with a hair more noise, and ours is no worse than it."""
+    compared = 0
     for seed, part in enumerate((0.15, 0.4, 0.7)):
         layers = network(seed, count, wobble)
         budget = between(layers, part)
@@ -119,6 +122,8 @@ def test_equals_an_integer_program(count: int, wobble: float) -> None:
         assert allocate(layers, budget * (1 + 1e-9)).objective <= theirs
         if total_noise(layers, [WIDTHS[i] for i in choice]) <= budget:
             assert ours.objective == theirs
+            compared += 1
+    assert compared
 
 
 def between(layers: list[Layer], part: float) -> float:
