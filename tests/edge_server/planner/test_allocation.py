@@ -178,6 +178,12 @@ def test_a_narrow_search_is_honest_about_what_it_did_not_prove() -> None:
     assert narrow.bound < narrow.cost
 
 
+def test_even_noise_too_small_for_a_float_sum_counts() -> None:
+    layers = [Layer("loud", 100, (1.0,) + (0.5,) * 6), Layer("quiet", 100, (1e-30,) * 7)]
+    assert allocate(layers, 1.0).bits == (3, 2)
+    assert allocate(layers[:1], 1.0).bits == (2,)
+
+
 def test_infeasible_names_the_least_noise() -> None:
     layers = [Layer("a", 10, (7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.5)), Layer("b", 10, (0.5,) * 7)]
     with pytest.raises(errors.InfeasibleError, match=r"allow 2\.000002$") as caught:
