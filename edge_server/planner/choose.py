@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from edge_agent import errors
 from edge_agent.protocol.messages import Candidate, Demand
+from edge_server.planner import words
 from edge_server.planner.candidates import candidates
 from edge_server.planner.cost import rate_fps
 from edge_server.planner.problem import Choice, Point, Problem, Site, check
+from edge_server.planner.words import down, up
 
 
 def plan(problem: Problem) -> Choice:
@@ -31,7 +33,7 @@ def plan(problem: Problem) -> Choice:
     chosen = min(feasible, key=_order)
     ladder = _ladder(problem, chosen)
     codec = next((i for i, p in enumerate(ladder) if p.activation_bits == chosen.activation_bits), 0)
-    return Choice(chosen, ladder, codec, _runners_up(problem, found, broken, chosen), len(found))
+    return Choice(chosen, ladder, codec, _runnersup(problem, found, broken, chosen), len(found))
 
 
 # --- order and constraints ------------------------------------------------------------------------------------------
@@ -56,21 +58,21 @@ def _violations(problem: Problem, candidate: Candidate) -> dict[str, _Violation]
     found = {}
     if p.drop_points > demand.max_drop_points:
         excess = (p.drop_points - demand.max_drop_points) / max(1.0, demand.max_drop_points)
-        found["max_drop_points"] = _Violation(excess, f"drop {_up(p.drop_points)} points > {demand.max_drop_points:g}")
+        found["max_drop_points"] = _Violation(excess, f"drop {up(p.drop_points)} points > {demand.max_drop_points:g}")
     if not _may_leave(site, demand):
         what = "the input" if site.is_input or site.cut.kind == "input" else f"a tensor before {demand.keep}"
         found["keep"] = _Violation(1000.0, f"lets {what} leave the device")
     if demand.max_latency_ms is not None and p.total_ms > demand.max_latency_ms:
         excess = p.total_ms / demand.max_latency_ms - 1
-        found["max_latency_ms"] = _Violation(excess, f"{_up(p.total_ms)} ms > {demand.max_latency_ms:g} ms")
+        found["max_latency_ms"] = _Violation(excess, f"{up(p.total_ms)} ms > {demand.max_latency_ms:g} ms")
     rate = rate_fps(p, problem.link.rtt_ms)
     if demand.min_rate_fps is not None and rate < demand.min_rate_fps:
         excess = demand.min_rate_fps / rate - 1
-        found["min_rate_fps"] = _Violation(excess, f"{_down(rate)} frames/s < {demand.min_rate_fps:g}")
+        found["min_rate_fps"] = _Violation(excess, f"{down(rate)} frames/s < {demand.min_rate_fps:g}")
     if problem.memory_bytes is not None and site.memory_bytes > problem.memory_bytes:
         excess = site.memory_bytes / max(1, problem.memory_bytes) - 1
         need, have = site.memory_bytes / 2**20, problem.memory_bytes / 2**20
-        found["memory"] = _Violation(excess, f"needs {_up(need)} MiB of {_down(have)} MiB free on the device")
+        found["memory"] = _Violation(excess, f"needs {up(need)} MiB of {down(have)} MiB free on the device")
     return found
 
 
@@ -107,7 +109,7 @@ def _ladder(problem: Problem, chosen: Candidate) -> tuple[Point, ...]:
 # --- why the others lost --------------------------------------------------------------------------------------------
 
 
-def _runners_up(
+def _runnersup(
     problem: Problem, found: list[Candidate], broken: list[dict[str, _Violation]], chosen: Candidate
 ) -> tuple[Candidate, ...]:
     """The best candidate of each other cut, nearest rival first, each with its reason."""
@@ -145,10 +147,10 @@ def _margin(problem: Problem, candidate: Candidate, chosen: Candidate) -> str:
         stages = ("device", "transfer", "server")
         worst = max(stages, key=lambda s: getattr(theirs, f"{s}_ms") - getattr(ours, f"{s}_ms"))
         more = f"+{percent:.0f} %" if math.isfinite(percent) else "more"
-        return f"{more} {_measure(problem.demand)}: {worst} {_up(getattr(theirs, f'{worst}_ms'))} ms"
+        return f"{more} {_measure(problem.demand)}: {worst} {up(getattr(theirs, f'{worst}_ms'))} ms"
     if theirs.segment_bytes > ours.segment_bytes:
         more_kb = (theirs.segment_bytes - ours.segment_bytes) / 1000
-        return f"no better, and {_up(more_kb)} kB more to fetch"
+        return f"no better, and {up(more_kb)} kB more to fetch"
     return "no better"
 
 
@@ -172,22 +174,12 @@ def _infeasible(
             if held is None or _relaxation(problem, name, candidate) < _relaxation(problem, name, held):
                 alone[name] = candidate
     if alone:
-        nearest, joint = alone, " or "
+        nearest = alone
     else:
         index = min(range(len(found)), key=lambda i: (sum(v.excess for v in broken[i].values()), _order(found[i])))
-        nearest, joint = dict.fromkeys(broken[index], found[index]), " and "
-    values = {name: _value(problem, name, candidate) for name, candidate in sorted(nearest.items(), key=_place)}
-    limits = " and ".join(_limit(problem, name) for name in values)
-    return errors.InfeasibleError(
-        f"no plan of {problem.model} meets {limits}: allow {joint.join(_words(n, v) for n, v in values.items())}",
-        binding=list(values),
-        nearest=values,
-        all_of=not alone,
-    )
-
-
-def _place(item: tuple[str, Candidate]) -> int:
-    return ("keep", "max_drop_points", "max_latency_ms", "min_rate_fps", "memory").index(item[0])
+        nearest = dict.fromkeys(broken[index], found[index])
+    values = {name: _value(problem, name, candidate) for name, candidate in nearest.items()}
+    return words.infeasible(problem.model, problem.demand, problem.memory_bytes, values, all_of=not alone)
 
 
 def _relaxation(problem: Problem, name: str, candidate: Candidate) -> tuple[float, float]:
@@ -215,36 +207,3 @@ def _value(problem: Problem, name: str, candidate: Candidate) -> float | str:
 
 def _kept(site: Site) -> str:
     return "nothing" if site.is_input or site.cut.kind == "input" else site.cut.layer
-
-
-def _limit(problem: Problem, name: str) -> str:
-    demand = problem.demand
-    return {
-        "max_drop_points": f"a drop of at most {demand.max_drop_points:g} points",
-        "max_latency_ms": f"a latency of at most {demand.max_latency_ms or 0:.10g} ms",
-        "min_rate_fps": f"at least {demand.min_rate_fps or 0:.10g} frames/s",
-        "memory": f"{_down((problem.memory_bytes or 0) / 2**20)} MiB of memory on the device",
-        "keep": f"keep = {demand.keep!r}",
-    }[name]
-
-
-def _words(name: str, value: float | str) -> str:
-    if isinstance(value, str):
-        return f"keep = {value!r}"
-    return {
-        "max_drop_points": f"a drop of {_up(value)} points",
-        "max_latency_ms": f"{_up(value)} ms of latency",
-        "min_rate_fps": f"a rate of {_down(value)} frames/s",
-        "memory": f"{_up(value / 2**20)} MiB of memory",
-    }[name]
-
-
-def _up(value: float) -> str:
-    """Rounded up to what a person reads, so that the number given back as a demand is met."""
-    step = 0.01 if value < 10 else 0.1 if value < 100 else 1.0
-    return f"{math.ceil(round(value / step, 6)) * step:.6g}"
-
-
-def _down(value: float) -> str:
-    step = 0.01 if value < 10 else 0.1 if value < 100 else 1.0
-    return f"{math.floor(round(value / step, 6)) * step:.6g}" if math.isfinite(value) else "any"

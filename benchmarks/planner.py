@@ -1,0 +1,288 @@
+"""The planner's speed and its optimum, on made networks of 20 to 200 layers with sizes and noise like EfficientNet's and ResNet's.
+
+    python -m benchmarks.planner [--quick] [--json OUT]
+
+"from scratch": the bits of all layers at one noise budget. "plan": the online choice of cut, pattern and codec with the patterns in memory, for
+a mix of 1,000 devices, links and demands, one core, each answer checked by the planner's verifier outside the timing. Gaps are in bytes of packed
+weights: ours over HiGHS's optimum, QPART's closed form and uniform bits over ours.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import milp
+from benchmarks.report import parser, report
+from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Weights
+from edge_server.planner import (
+    CutCodec,
+    Layer,
+    Level,
+    Place,
+    Power,
+    Request,
+    Table,
+    allocate,
+    choose,
+    closed_form,
+    precompute,
+    uniform,
+    verify_allocation,
+    verify_pick,
+)
+from edge_server.planner.allocation import WIDTHS, packed_bytes
+
+LAYERS: Final = (20, 50, 100, 200)
+DEVICES: Final = 1000
+DROPS: Final = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)  # points, of the accuracy levels
+CUTS: Final = 24  # places to cut, as many as a bundle offers of a deep network
+MILP_SECONDS: Final = 20.0
+
+# Sides of the plane, channels in, expansion and window of an EfficientNet-Lite0 stage; planes and widths of a ResNet50 stage.
+EFFICIENT: Final = (
+    (112, 16, 1, 3),
+    (56, 24, 6, 3),
+    (28, 40, 6, 5),
+    (14, 80, 6, 3),
+    (14, 112, 6, 5),
+    (7, 192, 6, 5),
+    (7, 320, 6, 3),
+)
+RESIDUAL: Final = ((56, 64), (28, 128), (14, 256), (7, 512))
+
+T = TypeVar("T")
+Made = tuple[int, int]  # weights, and values in the layer's output
+Maker = Callable[[int], list[Made]]
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "").parse_args()
+    counts = LAYERS[:2] if arguments.quick else LAYERS
+    budgets, devices = (6, 200) if arguments.quick else (40, DEVICES)
+    rows = [row(name, count, budgets, devices) for count in counts for name in ("EfficientNet", "ResNet")]
+    notes = [
+        "pairs of pattern and codec are weighed; closed, uniform: bytes more than the optimum",
+        f"{budgets} noise budgets and {devices} devices for each network; every answer passed the verifier",
+        f"MILPs: budgets that HiGHS solved within {MILP_SECONDS:.0f} s and really kept; it keeps a constraint to a tolerance only",
+    ]
+    if arguments.quick:
+        notes.append(f"left out by --quick: networks of {' and '.join(map(str, LAYERS[2:]))} layers")
+    report("Planner", rows, summary(rows), arguments.json, notes)
+
+
+def row(name: str, count: int, budgets: int, devices: int) -> dict[str, Any]:
+    """Everything about one network."""
+    rng = np.random.default_rng(count)
+    made = {"EfficientNet": efficient, "ResNet": residual}[name](count)
+    layers = with_noise(made, rng)
+    scratch, gaps = allocations(layers, budgets)
+    start = time.perf_counter()
+    table = precompute(name, places(made, layers, rng), levels(layers))
+    offline = time.perf_counter() - start
+    plans = online(table, [request(table, rng) for _ in range(devices)])
+    return {
+        "network": name,
+        "layers": count,
+        "scratch p50 ms": percentile(scratch, 50),
+        "scratch p99 ms": percentile(scratch, 99),
+        "offline s": offline,
+        "pairs": len(table.level),
+        "plan p50 ms": percentile(plans, 50),
+        "plan p99 ms": percentile(plans, 99),
+        "plans/s": round(1e3 / float(np.mean(plans))),
+        **gaps,
+    }
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The worst of each over the networks; means for gaps of the baselines."""
+    found = {
+        f"p99_ms_{count}_layers": max(row["plan p99 ms"] for row in rows if row["layers"] == count)
+        for count in dict.fromkeys(row["layers"] for row in rows)
+    }
+    return found | {
+        "plans_per_s": 1 / float(np.mean([1 / row["plans/s"] for row in rows])),
+        "optimality_gap_max_percent": max((row["gap %"] for row in rows if row["MILPs"]), default=math.nan),
+        "milp_compared": sum(row["MILPs"] for row in rows),
+        "closed_form_gap_percent": float(np.mean([row["closed +%"] for row in rows])),
+        "uniform_gap_percent": float(np.mean([row["uniform +%"] for row in rows])),
+    }
+
+
+# --- bits at one budget ---------------------------------------------------------------------------------------------
+
+
+def allocations(layers: Sequence[Layer], budgets: int) -> tuple[list[float], dict[str, float]]:
+    """Milliseconds of each allocation, and the gaps of ours and of the baselines in per cent."""
+    low, high = (sum(layer.noise[i] for layer in layers) for i in (-1, 0))
+    times: list[float] = []
+    theirs: list[float] = []
+    baselines: dict[str, list[float]] = {"closed +%": [], "uniform +%": []}
+    for part in np.linspace(0.1, 0.8, budgets):
+        budget = low * (high / low) ** part
+        taken, found = timed(partial(allocate, layers, budget))
+        times.append(taken)
+        must(verify_allocation(layers, budget, (), 0.0, found) + ["not proven"] * (found.bound < found.objective))
+        theirs += [gap(found.objective, best) for best in highs(layers, budget)]
+        for (_, gaps), rule in zip(baselines.items(), (closed_form, uniform), strict=True):
+            if (baseline := rule(layers, budget)) is not None:
+                gaps.append(gap(baseline.objective, found.objective))
+    means = {name: float(np.mean(gaps)) for name, gaps in baselines.items()}
+    return times, {"MILPs": len(theirs), "gap %": max(theirs, default=math.nan), **means}
+
+
+def highs(layers: Sequence[Layer], budget: float) -> list[int]:
+    """The bytes of HiGHS's optimum; none where it takes too long, or keeps the budget only to its tolerance."""
+    cost = np.array([[packed_bytes(layer.weights, bits) for bits in WIDTHS] for layer in layers])
+    noise = np.array([layer.noise for layer in layers])
+    choice = milp.solve(cost, noise, budget, MILP_SECONDS)
+    rows = np.arange(len(layers))
+    if choice is None or noise[rows, choice].sum() > budget:
+        return []
+    return [int(cost[rows, choice].sum())]
+
+
+def gap(more: int, best: int) -> float:
+    """How much ``more`` is over ``best``, in per cent."""
+    return 100 * (more / best - 1)
+
+
+# --- plans with patterns in memory ----------------------------------------------------------------------------------
+
+
+def online(table: Table, requests: Sequence[Request]) -> list[float]:
+    """Milliseconds of each plan."""
+    for asked in requests[:20]:
+        choose(table, asked)
+    times = []
+    for asked in requests:
+        taken, pick = timed(partial(choose, table, asked))
+        times.append(taken)
+        must(verify_pick(table, asked, pick))
+    return times
+
+
+def request(table: Table, rng: np.random.Generator) -> Request:
+    """A device between a microcontroller's big brother and a fast board, its link, its demand, and a segment that it may hold."""
+    speed, rate = np.exp(rng.uniform(np.log(2.0), np.log(500.0))), np.exp(rng.uniform(np.log(0.25), np.log(1000.0)))
+    works = np.array([sum(layer.weights for layer in place.layers) for place in table.places]) / 1e5
+    weights = Weights(time=1.0, energy=float(rng.choice([0.0, 0.2])), cost=float(rng.choice([0.0, 0.5])))
+    drop = float(rng.uniform(DROPS[0], DROPS[-1]))
+    return Request(
+        demand=Demand(max_drop_points=drop, weights=weights, keep=str(rng.choice(["nothing", "input"]))),
+        link=LinkEstimate(float(rng.uniform(1, 200)), float(rate), float(rate * 2)),
+        head_ms=tuple((works * 50 / speed).tolist()),
+        power=Power(5.0, 3.0),
+        memory_bytes=int(rng.choice([2**22, 2**28])) if rng.random() < 0.5 else None,
+        queue_ms=float(rng.exponential(2.0)),
+        frames=float(np.exp(rng.uniform(0, 12))),
+        held=frozenset(rng.choice(len(table.patterns), 2).tolist()) if rng.random() < 0.5 else frozenset(),
+    )
+
+
+def timed(call: Callable[[], T]) -> tuple[float, T]:
+    start = time.perf_counter()
+    found = call()
+    return (time.perf_counter() - start) * 1e3, found
+
+
+def must(faults: list[str]) -> None:
+    """End here if a verifier found something."""
+    if faults:
+        raise SystemExit(f"the verifier found: {'; '.join(faults)}")
+
+
+def percentile(times: Sequence[float], share: float) -> float:
+    return float(np.percentile(times, share))
+
+
+# --- made networks --------------------------------------------------------------------------------------------------
+
+
+def efficient(count: int) -> list[Made]:
+    """Inverted residuals: a stem, then expansion, depthwise window and projection, stages of equal depth."""
+    made = [(3 * 3 * 3 * 32, 112 * 112 * 32)]
+    for i in range(count - 2):
+        side, channels, times, window = EFFICIENT[i * len(EFFICIENT) // (count - 2)]
+        wide = channels * times
+        made.append(
+            [
+                (channels * wide, side * side * wide),
+                (window * window * wide, side * side * wide),
+                (wide * channels, side * side * channels),
+            ][i % 3]
+        )
+    return [*made, (1280 * 1000, 1000)]
+
+
+def residual(count: int) -> list[Made]:
+    """Bottlenecks: 1x1, 3x3, 1x1."""
+    made = [(7 * 7 * 3 * 64, 56 * 56 * 64)]
+    for i in range(count - 2):
+        side, width = RESIDUAL[i * len(RESIDUAL) // (count - 2)]
+        made.append(
+            [
+                (4 * width * width, side * side * width),
+                (9 * width * width, side * side * width),
+                (4 * width * width, side * side * 4 * width),
+            ][i % 3]
+        )
+    return [*made, (2048 * 1000, 1000)]
+
+
+def with_noise(made: Sequence[Made], rng: np.random.Generator) -> list[Layer]:
+    """Noise p 4^-b as measured: p spread over two decades, smaller layers more sensitive, each width a few per cent off, 2 bits worse than the fit."""
+    layers = []
+    for i, (weights, _) in enumerate(made):
+        p = np.exp(rng.normal(0, 1.2)) * weights**-0.2 * 20
+        wobble = np.exp(rng.normal(0, 0.05, len(WIDTHS))) * np.where(np.array(WIDTHS) == 2, 2.0, 1.0)
+        noise = np.maximum.accumulate((p * 4.0 ** -np.array(WIDTHS) * wobble)[::-1])[::-1]
+        layers.append(Layer(f"layer{i}", weights, tuple(noise.tolist())))
+    return layers
+
+
+def levels(layers: Sequence[Layer]) -> list[Level]:
+    """From the noise of 7 bits everywhere to that of 3, as the drop allows."""
+    low, high = (sum(layer.noise[i] for layer in layers) for i in (-2, 1))
+    return [Level(drop, low * (high / low) ** (i / (len(DROPS) - 1))) for i, drop in enumerate(DROPS)]
+
+
+def places(made: Sequence[Made], layers: Sequence[Layer], rng: np.random.Generator) -> list[Place]:
+    """The input, cuts spread over the layers, and the output."""
+    ends = sorted({round(end) for end in np.linspace(0, len(made), CUTS)})
+    total = sum(weights for weights, _ in made)
+    scale = sum(layer.noise[1] for layer in layers)
+    found = []
+    for index, end in enumerate(ends):
+        kind: Any = "input" if end == 0 else "output" if end == len(made) else "inside"
+        values = made[end - 1][1] if end else 224 * 224 * 3
+        held = sum(weights for weights, _ in made[:end])
+        cut = Cut(index, f"layer{end - 1}" if end else "input", f"t{end}", [values], kind)
+        codecs = () if kind == "output" else cut_codecs(values, scale * float(np.exp(rng.normal(-2, 1))))
+        inside = frozenset(layer.name for layer in layers[:end])
+        found.append(
+            Place(
+                cut, tuple(layers[:end]), codecs, 10.0 * (1 - held / total), 2 * held + values, inside, False, 300 * end
+            )
+        )
+    return found
+
+
+def cut_codecs(values: int, scale: float) -> tuple[CutCodec, ...]:
+    """A codec a width; 8 bits free of charge is what the input as it is would be."""
+    spread: NDArray[np.float64] = scale * 64 * 4.0 ** -np.array([8.0, 6.0, 4.0, 3.0, 2.0])
+    return tuple(
+        CutCodec("mse", bits, 40 + -(-values * bits // 8), float(noise))
+        for bits, noise in zip((8, 6, 4, 3, 2), spread, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Online: the candidate of least objective for one device, link and demand (QPART's second algorithm), over a table of patterns in memory.
+
+    total    = head + transfer + queue + tail                                       where nothing is sent, head alone
+    transfer = frame bytes / uplink + round trip
+    energy   = watts computing x head + watts sending x frame bytes / uplink
+    objective = time x (total + fetch) + energy x joules + cost x tail              in seconds
+    fetch    = segment bytes / downlink / expected frames, 0 for a segment the device holds
+
+Exact: every candidate of every cut, pattern and codec is weighed, in a few passes over arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent import errors
+from edge_agent.protocol.messages import Demand, LinkEstimate
+from edge_server.planner import words
+from edge_server.planner.patterns import Place, Table
+from edge_server.planner.problem import Power, Problem, check
+
+F64 = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """``head_ms[p]``: this device's time for the head of the table's place p. ``frames``: how many a segment is expected to serve; None: no end."""
+
+    demand: Demand
+    link: LinkEstimate
+    head_ms: tuple[float, ...]
+    power: Power = field(default_factory=Power)
+    memory_bytes: int | None = None  # free on the board; None: not known, not checked
+    queue_ms: float = 0.0  # how long a frame waits at the server now
+    frames: float | None = None
+    held: frozenset[int] = field(
+        default_factory=frozenset
+    )  # indices of the table's patterns whose segments the device has
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A candidate with its costs. ``ladder``: codecs of the place that meet the demand with this pattern, one a bit width, most bits first."""
+
+    place: int
+    pattern: int
+    codec: int | None
+    ladder: tuple[int, ...]
+    device_ms: float
+    transfer_ms: float
+    queue_ms: float
+    server_ms: float
+    total_ms: float
+    energy_j: float
+    drop_points: float  # of the strictest level that it meets
+    noise: float
+    payload_bytes: int
+    segment_bytes: int  # to fetch
+    objective: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """The best candidate of another place, and which constraints it breaks; none where it only costs more."""
+
+    pick: Pick
+    broken: tuple[str, ...]
+
+
+def choose(table: Table, request: Request) -> Pick:
+    """The candidate of least objective that meets the demand; ties go to the fewest bytes to fetch, then to the least noise.
+
+    Raises `errors.UsageError` for a request that makes no sense, `errors.InfeasibleError` where no candidate meets it.
+    """
+    _check(table, request)
+    level = _level(table, request.demand)
+    count = int(table.ends[level]) if level >= 0 else 0
+    costs = _costs(table, request, count)
+    for broken in _broken(table, request, costs).values():
+        costs.objective[broken] = np.inf
+    least = costs.objective.min(initial=np.inf)
+    if least == np.inf:
+        raise _infeasible(table, request)
+    ties = np.flatnonzero(costs.objective == least)
+    best = ties[np.lexsort((table.noise[ties], costs.fetched[ties]))[0]]
+    return _pick(table, request, costs, int(best))
+
+
+def rivals(table: Table, request: Request, chosen: Pick) -> tuple[Rival, ...]:
+    """The best candidate of every other place: those that break least first, then by objective."""
+    costs = _costs(table, request, len(table.level))
+    broken = _broken(table, request, costs)
+    counts = sum((mask.astype(np.int64) for mask in broken.values()), np.zeros(len(table.level), np.int64))
+    order = np.lexsort((table.noise, costs.fetched, costs.objective, counts))
+    _, first = np.unique(table.place[order], return_index=True)
+    best = [int(i) for i in order[np.sort(first)] if table.place[i] != chosen.place]
+    return tuple(
+        Rival(_pick(table, request, costs, i), tuple(name for name, mask in broken.items() if mask[i])) for i in best
+    )
+
+
+class _Costs(NamedTuple):
+    """Of the first candidates of a table, one entry each."""
+
+    objective: F64
+    total_ms: F64
+    pace_ms: F64  # of the slowest stage
+    fetched: F64  # bytes of segment to fetch
+
+
+def _costs(table: Table, request: Request, count: int) -> _Costs:
+    demand, link, power = request.demand, request.link, request.power
+    weights = demand.weights
+    head = np.array(request.head_ms)
+    sends = np.array([place.cut.kind != "output" for place in table.places])
+    tail = np.where(sends, [place.tail_ms for place in table.places], 0.0)
+    still = head + np.where(sends, tail + (request.queue_ms + link.rtt_ms), 0.0)
+    base = (weights.time * still + weights.energy * (power.compute_w or 0.0) * head + weights.cost * tail) / 1000
+    place = table.place[:count]
+    sending = table.frame_bytes[:count] * (8e-3 / link.uplink_mbps)
+    fetched = table.segment_bytes[:count]
+    if request.held:
+        fetched = np.where(_held(table, request)[table.pattern[:count]], 0.0, fetched)
+    objective = base[place] + sending * ((weights.time + weights.energy * (power.transmit_w or 0.0)) / 1000)
+    if request.frames is not None:
+        objective += fetched * (weights.time * 8e-6 / link.downlink_mbps / request.frames)
+    return _Costs(objective, still[place] + sending, np.maximum(np.maximum(head, tail)[place], sending), fetched)
+
+
+def _held(table: Table, request: Request) -> Mask:
+    mask = np.zeros(len(table.patterns), np.bool_)
+    mask[list(request.held)] = True
+    return mask
+
+
+def _broken(table: Table, request: Request, costs: _Costs) -> dict[str, Mask]:
+    """For each constraint of the demand, which of the candidates break it."""
+    demand, count = request.demand, len(costs.objective)
+    place, found = table.place[:count], {}
+    if demand.keep != "nothing":
+        found["keep"] = np.array([not _may_leave(one, demand.keep) for one in table.places])[place]
+    found["max_drop_points"] = table.level[:count] > _level(table, demand)
+    if demand.max_latency_ms is not None:
+        found["max_latency_ms"] = costs.total_ms > demand.max_latency_ms
+    if demand.min_rate_fps is not None:
+        found["min_rate_fps"] = costs.pace_ms * demand.min_rate_fps > 1000
+    if request.memory_bytes is not None:
+        found["memory"] = np.array([one.memory_bytes > request.memory_bytes for one in table.places])[place]
+    return found
+
+
+def _may_leave(place: Place, keep: str) -> bool:
+    if place.cut.kind == "output":
+        return True
+    if keep == "input":
+        return not (place.is_input or place.cut.kind == "input")
+    return keep in place.inside
+
+
+def _level(table: Table, demand: Demand) -> int:
+    """The loosest level within the demand; -1 where there is none."""
+    return int(np.searchsorted([level.drop_points for level in table.levels], demand.max_drop_points, side="right")) - 1
+
+
+def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
+    index, codec = int(table.place[i]), int(table.codec[i])
+    place, head = table.places[index], request.head_ms[index]
+    sends = codec >= 0
+    sending = float(table.frame_bytes[i]) * 8e-3 / request.link.uplink_mbps
+    joules = ((request.power.compute_w or 0.0) * head + (request.power.transmit_w or 0.0) * sending) / 1000
+    return Pick(
+        place=index,
+        pattern=int(table.pattern[i]),
+        codec=codec if sends else None,
+        ladder=_ladder(table, request, i) if sends else (),
+        device_ms=head,
+        transfer_ms=sending + request.link.rtt_ms if sends else 0.0,
+        queue_ms=request.queue_ms if sends else 0.0,
+        server_ms=place.tail_ms if sends else 0.0,
+        total_ms=float(costs.total_ms[i]),
+        energy_j=joules,
+        drop_points=table.levels[int(table.level[i])].drop_points,
+        noise=float(table.noise[i]),
+        payload_bytes=int(table.frame_bytes[i]),
+        segment_bytes=int(costs.fetched[i]),
+        objective=float(costs.objective[i]),
+    )
+
+
+def _ladder(table: Table, request: Request, i: int) -> tuple[int, ...]:
+    """Of each bit width the codec of least noise, the candidate's own where it is one of them."""
+    codecs, own = table.places[int(table.place[i])].codecs, int(table.codec[i])
+    limit = max(_level(table, request.demand), int(table.level[i]))
+    best = {codecs[own].bits: own}
+    same = np.flatnonzero(table.pattern[: int(table.ends[limit])] == table.pattern[i])
+    for codec in table.codec[same[np.argsort(table.noise[same], kind="stable")]].tolist():
+        best.setdefault(codecs[codec].bits, codec)
+    return tuple(best[bits] for bits in sorted(best, reverse=True))
+
+
+def _infeasible(table: Table, request: Request) -> errors.InfeasibleError:
+    """Names the binding constraints: each whose relaxation alone would do, else all that the nearest candidate breaks."""
+    costs = _costs(table, request, len(table.level))
+    broken = _broken(table, request, costs)
+    counts = sum((mask.astype(np.int64) for mask in broken.values()), np.zeros(len(table.level), np.int64))
+    values = {name: _needed(table, name, costs) for name in broken}
+    alone = {
+        name: np.flatnonzero(mask & (counts == 1)) for name, mask in broken.items() if (mask & (counts == 1)).any()
+    }
+    if alone:
+        nearest = {name: int(rows[values[name][rows].argmin()]) for name, rows in alone.items()}
+    else:
+        least = int(np.lexsort((costs.objective, counts))[0])
+        nearest = {name: least for name, mask in broken.items() if mask[least]}
+    wanted = {name: _value(table, name, values[name], i) for name, i in nearest.items()}
+    return words.infeasible(table.model, request.demand, request.memory_bytes, wanted, all_of=not alone)
+
+
+def _needed(table: Table, name: str, costs: _Costs) -> F64:
+    """How far the constraint ``name`` must be relaxed to admit each candidate; the less the better."""
+    match name:
+        case "max_drop_points":
+            return np.array([level.drop_points for level in table.levels])[table.level]
+        case "max_latency_ms":
+            return costs.total_ms
+        case "min_rate_fps":
+            return costs.pace_ms
+        case "memory":
+            return np.array([place.memory_bytes for place in table.places], np.float64)[table.place]
+        case _:
+            return -table.place.astype(np.float64)  # the later the cut, the less is given away
+
+
+def _value(table: Table, name: str, needed: F64, i: int) -> float | str:
+    """The least demanding value of the constraint ``name`` that candidate ``i`` meets."""
+    if name == "keep":
+        place = table.places[int(table.place[i])]
+        return "nothing" if place.is_input or place.cut.kind == "input" else place.cut.layer
+    value = float(needed[i])
+    if name == "min_rate_fps":
+        return 1000 / value if value > 0 else math.inf
+    return int(value) if name == "memory" else value
+
+
+def _check(table: Table, request: Request) -> None:
+    layers = tuple(place.cut.layer for place in table.places if place.cut.kind != "input")
+    inside = (
+        tuple(set().union(*(place.inside for place in table.places)))
+        if request.demand.keep not in ("nothing", "input")
+        else ()
+    )
+    check(Problem(table.model, (), (), request.link, request.demand, power=request.power, layers=layers + inside))
+    if len(request.head_ms) != len(table.places) or not all(ms >= 0 for ms in request.head_ms):
+        raise errors.UsageError(
+            f"head_ms has {len(request.head_ms)} times: give one of 0 or more for each of {len(table.places)} places"
+        )
+    if not request.queue_ms >= 0 or (request.frames is not None and not request.frames > 0):
+        raise errors.UsageError("queue_ms must be 0 or more and frames more than 0: correct the request")
+    if any(not 0 <= pattern < len(table.patterns) for pattern in request.held):
+        raise errors.UsageError("held names a pattern that the table lacks: give indices into its patterns")

@@ -1,0 +1,154 @@
+"""Offline: the best bits for every cut and accuracy level, computed once for a bundle (QPART's first algorithm).
+
+A cut's pattern depends on the codec too, for what the codec adds in noise the weights must save. So for each cut, level and codec the weights get
+the optimal bits for what the codec leaves of the level's noise; then every codec is tried with every pattern of its cut, since a device that holds a
+segment at a stricter level uses it for free. Each pair that meets the loosest level is a candidate of the online choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent import errors
+from edge_agent.protocol.messages import Cut
+from edge_server.planner.allocation import Allocation, CutCodec, Layer, allocate, total_noise
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """An accuracy level: so much noise on the output costs at most ``drop_points``."""
+
+    drop_points: float
+    noise: float
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A cut, the weights of its head, and the codecs for its tensor: none at the output, where nothing is sent.
+
+    ``inside`` names every layer whose output is computed in the head; ``memory_bytes`` is what the head needs on the board; ``other_bytes`` is what a
+    segment holds beside weights, which no bits change; ``is_input``: the head only moves bytes about, so what leaves is the input itself.
+    """
+
+    cut: Cut
+    layers: tuple[Layer, ...]
+    codecs: tuple[CutCodec, ...]
+    tail_ms: float
+    memory_bytes: int
+    inside: frozenset[str] = frozenset()
+    is_input: bool = False
+    other_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Bits for each weight layer of a place; ``segment_bytes`` counts all of the segment, ``noise`` that of the weights."""
+
+    place: int
+    bits: tuple[int, ...]
+    segment_bytes: int
+    noise: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """All that the online choice needs of a model. Candidate i: ``patterns[pattern[i]]`` with codec ``codec[i]`` (-1: nothing is sent).
+
+    Candidates are in order of ``level[i]``, the strictest level that they meet; ``ends[k]``: how many meet level k.
+    """
+
+    model: str
+    places: tuple[Place, ...]
+    levels: tuple[Level, ...]
+    patterns: tuple[Pattern, ...]
+    place: I64
+    pattern: I64
+    codec: I64
+    level: I64
+    noise: F64
+    frame_bytes: F64
+    segment_bytes: F64
+    ends: I64
+
+
+def precompute(
+    model: str,
+    places: Sequence[Place],
+    levels: Sequence[Level],
+    progress: Callable[[int, int], None] | None = None,
+) -> Table:
+    """The table of a model. ``progress`` hears how many places of all are done.
+
+    Raises `errors.UsageError` for levels that do not rise in both columns, or where no place meets the loosest one.
+    """
+    rises = all(a.drop_points < b.drop_points and a.noise < b.noise for a, b in pairwise(levels))
+    if not levels or not rises:
+        raise errors.UsageError("accuracy levels must rise in drop and in noise: calibrate the model again")
+    patterns: list[Pattern] = []
+    rows: list[tuple[int, int, int, float, int]] = []
+    for index, place in enumerate(places):
+        for pattern in _patterns(index, place, levels):
+            for codec, (frame_bytes, noise) in _codecs(place).items():
+                total = total_noise(place.layers, pattern.bits, noise)
+                if total <= levels[-1].noise:
+                    rows.append((index, len(patterns), codec, total, frame_bytes))
+            patterns.append(pattern)
+        if progress:
+            progress(index + 1, len(places))
+    if not rows:
+        raise errors.UsageError(f"no bit widths of {model} meet the loosest accuracy level: add a level of more noise")
+    return _table(model, tuple(places), tuple(levels), tuple(patterns), rows)
+
+
+def _codecs(place: Place) -> dict[int, tuple[int, float]]:
+    """Frame bytes and noise of each codec; where nothing is sent, of none."""
+    if place.cut.kind == "output":
+        return {-1: (0, 0.0)}
+    return {i: (codec.frame_bytes, codec.noise) for i, codec in enumerate(place.codecs)}
+
+
+def _patterns(index: int, place: Place, levels: Sequence[Level]) -> list[Pattern]:
+    """The optimal patterns of a place, each once."""
+    found: dict[tuple[int, ...], Pattern] = {}
+    for level in levels:
+        for _, noise in _codecs(place).values():
+            best = _best(place.layers, level.noise - noise)
+            if best is not None:
+                size = best.segment_bytes + place.other_bytes
+                found.setdefault(best.bits, Pattern(index, best.bits, size, best.noise))
+    return list(found.values())
+
+
+def _best(layers: Sequence[Layer], budget: float) -> Allocation | None:
+    if budget < 0:
+        return None
+    try:
+        return allocate(layers, budget)
+    except errors.InfeasibleError:
+        return None
+
+
+def _table(
+    model: str,
+    places: tuple[Place, ...],
+    levels: tuple[Level, ...],
+    patterns: tuple[Pattern, ...],
+    rows: list[tuple[int, int, int, float, int]],
+) -> Table:
+    place, pattern, codec = (np.array([row[i] for row in rows], np.int64) for i in range(3))
+    noise, frame_bytes = (np.array([row[i] for row in rows], np.float64) for i in (3, 4))
+    level = np.searchsorted([one.noise for one in levels], noise)
+    segment_bytes = np.array([patterns[i].segment_bytes for i in pattern], np.float64)
+    order = np.lexsort((noise, segment_bytes, level))
+    return Table(
+        model, places, levels, patterns, place[order], pattern[order], codec[order], level[order], noise[order], frame_bytes[order],
+        segment_bytes[order], np.searchsorted(level[order], np.arange(len(levels)), side="right"),
+    )  # fmt: skip

@@ -1,0 +1,337 @@
+"""The online choice against a plain loop over everything, its verifier, and the answers a person would expect."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_agent import errors
+from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Weights
+from edge_server.planner import (
+    CutCodec,
+    Layer,
+    Level,
+    Pick,
+    Place,
+    Power,
+    Request,
+    Table,
+    allocate,
+    choose,
+    precompute,
+    rivals,
+    verify_pick,
+)
+from edge_server.planner.allocation import WIDTHS
+
+LINK = LinkEstimate(rtt_ms=10.0, uplink_mbps=20.0, downlink_mbps=20.0)
+LEVELS = (Level(0.25, 0.004), Level(1.0, 0.02), Level(5.0, 0.2))
+
+
+def network(layers: int = 4, seed: int = 0, levels: tuple[Level, ...] = LEVELS) -> Table:
+    """Cuts at the input, after every layer, and the output; tensors that shrink and weights that grow."""
+    rng = np.random.default_rng(seed)
+    weights = [
+        Layer(f"layer{i}", int(200 * 2**i), tuple((rng.uniform(0.2, 2) * 4.0**-b) for b in WIDTHS))
+        for i in range(1, layers + 1)
+    ]
+    places = []
+    for i in range(layers + 1):
+        kind = "input" if i == 0 else "output" if i == layers else "inside"
+        elements = 20_000 // 2**i
+        codecs = [
+            CutCodec("mse", b, 40 + elements * b // 8, float(0.3 * 4.0**-b * rng.uniform(0.5, 2))) for b in (8, 6, 4, 2)
+        ]
+        places.append(
+            Place(
+                cut=Cut(i, f"layer{i}" if i else "input", f"t{i}", [elements], kind),
+                layers=tuple(weights[:i]),
+                codecs=() if kind == "output" else tuple(codecs),
+                tail_ms=float(layers - i),
+                memory_bytes=1000 * (i + 1),
+                inside=frozenset(f"layer{j}" for j in range(1, i + 1)),
+                other_bytes=100 * i,
+            )
+        )
+    return precompute("net", places, levels)
+
+
+TABLE = network()
+
+
+def request(**changes: object) -> Request:
+    made = Request(Demand(), LINK, (0.0, 3.0, 6.0, 12.0, 60.0), Power(2.0, 1.0))
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def demand(**fields: object) -> Demand:
+    return Demand(**fields)  # type: ignore[arg-type]
+
+
+def by_hand(table: Table, asked: Request) -> float:
+    """The least objective of all pairs of pattern and codec, one at a time; infinite where none meets the demand."""
+    wanted, link, best = asked.demand, asked.link, math.inf
+    budget = max((level.noise for level in table.levels if level.drop_points <= wanted.max_drop_points), default=-1.0)
+    for index, pattern in enumerate(table.patterns):
+        place, head = table.places[pattern.place], asked.head_ms[pattern.place]
+        away = place.cut.kind != "output"
+        if asked.memory_bytes is not None and place.memory_bytes > asked.memory_bytes:
+            continue
+        if (
+            away
+            and wanted.keep != "nothing"
+            and (place.cut.kind == "input" if wanted.keep == "input" else wanted.keep not in place.inside)
+        ):
+            continue
+        for codec in place.codecs or (CutCodec("", 0, 0, 0.0),):
+            if pattern.noise + codec.noise > budget:
+                continue
+            sending = codec.frame_bytes * 8 / link.uplink_mbps / 1000
+            tail = place.tail_ms if away else 0.0
+            total = head + sending + (link.rtt_ms + asked.queue_ms + tail if away else 0.0)
+            if wanted.max_latency_ms is not None and total > wanted.max_latency_ms:
+                continue
+            if wanted.min_rate_fps is not None and max(head, tail, sending) > 1000 / wanted.min_rate_fps:
+                continue
+            fetch = (
+                0.0
+                if asked.frames is None or index in asked.held
+                else pattern.segment_bytes * 8 / link.downlink_mbps / 1000 / asked.frames
+            )
+            joules = ((asked.power.compute_w or 0) * head + (asked.power.transmit_w or 0) * sending) / 1000
+            w = wanted.weights
+            best = min(best, w.time * (total + fetch) / 1000 + w.energy * joules + w.cost * tail / 1000)
+    return best
+
+
+several = st.one_of(st.none(), st.floats(0.1, 100))
+demands = st.builds(
+    Demand,
+    max_drop_points=st.sampled_from([0.1, 0.25, 0.9, 1.0, 7.0]),
+    max_latency_ms=several,
+    min_rate_fps=several,
+    weights=st.builds(Weights, time=st.floats(0, 1), energy=st.floats(0, 1), cost=st.floats(0, 1)),
+    keep=st.sampled_from(["nothing", "nothing", "input", "layer2", "layer4"]),
+)
+requests = st.builds(
+    Request,
+    demand=demands,
+    link=st.builds(
+        LinkEstimate, rtt_ms=st.floats(0, 100), uplink_mbps=st.floats(0.1, 1000), downlink_mbps=st.floats(0.1, 1000)
+    ),
+    head_ms=st.tuples(*[st.floats(0, 50)] * 5),
+    power=st.just(Power(3.0, 1.5)),
+    memory_bytes=st.none() | st.integers(500, 6000),
+    queue_ms=st.floats(0, 50),
+    frames=st.none() | st.floats(1, 10_000),
+    held=st.frozensets(st.integers(0, len(TABLE.patterns) - 1), max_size=3),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(requests)
+def test_equals_a_loop_over_everything(asked: Request) -> None:
+    least = by_hand(TABLE, asked)
+    if least == math.inf:
+        with pytest.raises(errors.InfeasibleError):
+            choose(TABLE, asked)
+        return
+    pick = choose(TABLE, asked)
+    assert pick.objective == pytest.approx(least, rel=1e-9, abs=1e-15)
+    assert verify_pick(TABLE, asked, pick) == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(requests)
+def test_what_an_infeasible_answer_allows_is_enough(asked: Request) -> None:
+    try:
+        choose(TABLE, asked)
+    except errors.InfeasibleError as error:
+        nearest = error.data["nearest"]
+        ways = [nearest] if error.data["all_of"] else [{name: value} for name, value in nearest.items()]
+        for way in ways:
+            choose(TABLE, relaxed(asked, way))
+
+
+def relaxed(asked: Request, allowed: dict[str, float | str]) -> Request:
+    """The request with each limit that is named moved to its value, and a hair beyond it where rounding counts."""
+    hair = {"max_latency_ms": 1 + 1e-9, "min_rate_fps": 1 - 1e-9}
+    fields = {
+        name: value * hair[name] if name in hair and not isinstance(value, str) else value
+        for name, value in allowed.items()
+    }
+    memory = fields.pop("memory", asked.memory_bytes)
+    old = {
+        name: getattr(asked.demand, name)
+        for name in ("max_drop_points", "max_latency_ms", "min_rate_fps", "weights", "keep")
+    }
+    return dataclasses.replace(asked, demand=demand(**(old | fields)), memory_bytes=memory)
+
+
+def test_every_level_and_codec_has_its_optimal_pattern() -> None:
+    for index, place in enumerate(TABLE.places):
+        for level, codec in itertools.product(LEVELS, place.codecs or (CutCodec("", 0, 0, 0.0),)):
+            fits = [p for p in TABLE.patterns if p.place == index and p.noise + codec.noise <= level.noise]
+            try:
+                best = allocate(place.layers, level.noise - codec.noise).segment_bytes + place.other_bytes
+            except errors.SplitEdgeError:  # the codec alone is over the level, or even 8 bits are
+                assert fits == []
+                continue
+            assert min(pattern.segment_bytes for pattern in fits) == best
+
+
+@settings(max_examples=60, deadline=None)
+@given(requests, st.floats(0, 10), st.floats(0, 10))
+def test_a_looser_demand_never_costs_more(asked: Request, one: float, other: float) -> None:
+    tight, loose = (
+        by_hand_or_choice(dataclasses.replace(asked, demand=demand(max_drop_points=drop)))
+        for drop in sorted((one, other))
+    )
+    assert loose <= tight
+
+
+def by_hand_or_choice(asked: Request) -> float:
+    try:
+        return choose(TABLE, asked).objective
+    except errors.InfeasibleError:
+        return math.inf
+
+
+def test_a_slow_link_moves_the_cut_towards_the_output() -> None:
+    cuts = [choose(TABLE, request(link=LinkEstimate(10.0, mbps, 100.0))).place for mbps in (1000.0, 20.0, 3.0, 0.1)]
+    assert cuts == sorted(cuts)
+    assert (cuts[0], cuts[-1]) == (0, 4)
+
+
+def test_on_the_device_nothing_is_sent() -> None:
+    pick = choose(TABLE, request(link=LinkEstimate(500.0, 0.1, 1.0), queue_ms=7.0))
+    assert (pick.place, pick.codec, pick.ladder, pick.payload_bytes) == (4, None, (), 0)
+    assert (pick.transfer_ms, pick.queue_ms, pick.server_ms, pick.total_ms) == (0.0, 0.0, 0.0, 60.0)
+
+
+def test_a_busy_server_drives_work_to_the_device() -> None:
+    assert choose(TABLE, request()).place < 4
+    assert choose(TABLE, request(queue_ms=1000.0)).place == 4
+
+
+def test_a_segment_that_is_held_is_worth_more_than_a_smaller_one() -> None:
+    """Few frames: fetching counts; held at a stricter level, the segment costs nothing and serves a looser demand."""
+    keep = demand(keep="layer3", max_drop_points=5.0)
+    loose = choose(TABLE, request(demand=keep, frames=2.0))
+    strict = choose(TABLE, request(demand=demand(keep="layer3", max_drop_points=0.25), frames=2.0))
+    again = choose(TABLE, request(demand=keep, frames=2.0, held=frozenset({strict.pattern})))
+    assert (loose.place, strict.place, again.place) == (3, 3, 3)
+    assert TABLE.patterns[strict.pattern].segment_bytes > loose.segment_bytes > again.segment_bytes == 0
+    assert again.pattern == strict.pattern
+    assert again.objective < loose.objective
+
+
+def test_without_an_expected_number_of_frames_the_smaller_segment_still_wins_a_tie() -> None:
+    pick = choose(TABLE, request(demand=demand(keep="layer3", max_drop_points=5.0)))
+    same = (TABLE.pattern[(TABLE.place == pick.place) & (TABLE.codec == pick.codec)]).tolist()
+    assert pick.segment_bytes == min(TABLE.patterns[i].segment_bytes for i in same)
+
+
+def test_the_ladder_holds_every_width_that_the_pattern_leaves_room_for() -> None:
+    pick = choose(TABLE, request(demand=demand(max_drop_points=5.0)))
+    place, pattern = TABLE.places[pick.place], TABLE.patterns[pick.pattern]
+    room = LEVELS[-1].noise - pattern.noise
+    assert [place.codecs[i].bits for i in pick.ladder] == [c.bits for c in place.codecs if c.noise <= room]
+
+
+def test_rivals_are_the_best_of_each_other_cut_with_what_they_break() -> None:
+    asked = request(demand=demand(keep="input"), memory_bytes=4500)
+    pick = choose(TABLE, asked)
+    found = rivals(TABLE, asked, pick)
+    assert sorted(rival.pick.place for rival in found) == [i for i in range(5) if i != pick.place]
+    broken = {rival.pick.place: rival.broken for rival in found}
+    assert (broken[0], broken[4]) == (("keep",), ("memory",))
+    feasible = [rival.pick.objective for rival in found if not rival.broken]
+    assert feasible == sorted(feasible)
+    assert all(objective >= pick.objective for objective in feasible)
+
+
+def test_infeasible_names_the_constraint_and_what_would_do() -> None:
+    with pytest.raises(errors.InfeasibleError, match="no plan of net meets a latency of at most 1 ms: allow") as caught:
+        choose(TABLE, request(demand=demand(max_latency_ms=1.0)))
+    assert caught.value.data["binding"] == ["max_latency_ms"]
+    assert caught.value.data["all_of"] is False
+    with pytest.raises(errors.InfeasibleError, match=r"allow a drop of 0\.25 points"):
+        choose(TABLE, request(demand=demand(max_drop_points=0.1)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head_ms": (1.0,)},
+        {"head_ms": (0.0, 1.0, math.nan, 1.0, 1.0)},
+        {"queue_ms": -1.0},
+        {"frames": 0.0},
+        {"held": frozenset({10_000})},
+        {"demand": Demand(keep="layer9")},
+        {"demand": Demand(max_drop_points=math.nan)},
+        {"link": LinkEstimate(1.0, 0.0, 1.0)},
+        {"demand": Demand(weights=Weights(energy=1.0)), "power": Power()},
+    ],
+)
+def test_refuses_a_request_that_makes_no_sense(changes: dict[str, object]) -> None:
+    with pytest.raises(errors.UsageError):
+        choose(TABLE, request(**changes))
+
+
+@pytest.mark.parametrize(
+    "levels", [(), (Level(1.0, 0.1), Level(1.0, 0.2)), (Level(1.0, 0.2), Level(2.0, 0.1)), (Level(1.0, 1e-9),)]
+)
+def test_refuses_levels_that_do_not_rise_or_that_nothing_meets(levels: tuple[Level, ...]) -> None:
+    with pytest.raises(errors.UsageError):
+        network(levels=levels)
+
+
+def test_progress_hears_of_every_place() -> None:
+    heard: list[tuple[int, int]] = []
+    precompute("net", TABLE.places, LEVELS, lambda done, total: heard.append((done, total)))
+    assert heard == [(i, 5) for i in range(1, 6)]
+
+
+def test_the_verifier_finds_faults() -> None:
+    asked = request(memory_bytes=10_000, frames=100.0)
+    pick = choose(TABLE, asked)
+
+    def faults(**changes: object) -> list[str]:
+        return verify_pick(TABLE, asked, dataclasses.replace(pick, **changes))  # type: ignore[arg-type]
+
+    assert faults() == []
+    for name, fault in {
+        "segment_bytes": "the segment's size is wrong",
+        "payload_bytes": "the payload's size is wrong",
+        "total_ms": "the total is not the sum of its parts",
+        "energy_j": "the energy is wrong",
+        "objective": "the objective is wrong",
+    }.items():
+        assert faults(**{name: getattr(pick, name) + 1}) == [fault]
+    assert faults(ladder=pick.ladder[::-1]) == ["the ladder is not ordered from most to fewest bits"]
+    assert faults(codec=None) == faults(place=pick.place + 1) == ["pattern, codec and place do not belong together"]
+    strict = dataclasses.replace(
+        asked, demand=demand(max_drop_points=0.25, keep="input", max_latency_ms=0.1, min_rate_fps=1e6), memory_bytes=1
+    )
+    found = verify_pick(TABLE, strict, worst(asked))
+    assert {"the noise is over the demand", "the latency is over the demand", "the rate is under the demand"} <= set(
+        found
+    )
+    assert {"the device's memory does not suffice", "the input leaves the device"} <= set(found)
+
+
+def worst(asked: Request) -> Pick:
+    """A pick at the input with the loosest demand."""
+    return choose(
+        TABLE,
+        dataclasses.replace(
+            asked, link=LinkEstimate(0.0, 1.0, 1.0), demand=demand(max_drop_points=5.0), head_ms=(0.0, *[1e6] * 4)
+        ),
+    )
