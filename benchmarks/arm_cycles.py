@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 from benchmarks.report import parser, report
 
 TURNS: Final = 200
+STEPS: Final = ("usmmla", "sdot", "sadalp")  # what adds products, one for each set
 
 
 class Core(NamedTuple):
@@ -131,7 +132,7 @@ def _compile(isa_name: str, rows: int, vectors: int) -> str:
 
 
 def busiest_loop(assembly: str) -> list[str]:
-    """The longest loop of one basic block: the instructions from a label to the branch back to it, with no label between."""
+    """The loop of one basic block with the most products, or the longest: the instructions from a label to the branch back to it, no label between."""
     loops: list[list[str]] = []
     label, block = "", list[str]()
     for line in (raw.split("//")[0].strip() for raw in assembly.splitlines()):
@@ -141,7 +142,7 @@ def busiest_loop(assembly: str) -> list[str]:
             block.append(line)
             if line.startswith(("b.", "cb", "tb")) and line.split()[-1] == label:
                 loops.append(list(block))
-    return max(loops, key=len)
+    return max(loops, key=lambda loop: (sum(line.startswith(STEPS) for line in loop), len(loop)))
 
 
 def peak_loop(core: Core) -> list[str]:
