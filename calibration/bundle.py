@@ -31,7 +31,7 @@ from calibration.accuracy import GridPoint, Spot, Tail
 from calibration.clipping import Histogram
 from calibration.graph import Graph, tail_model
 from calibration.importer import session
-from calibration.lower import Calibration, Lowered, lower
+from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
 from calibration.samples import Samples
 from edge_agent import errors
@@ -112,15 +112,20 @@ class Bundle:
             self.manifest.float_top1,
         )  # fmt: skip
 
-    def header(self, cut: int, weight_bits: int = 8) -> seg.Header:
+    def header(self, cut: int, weight_bits: Bits = 8) -> seg.Header:
         """The segment's header without its golden hash; computes no weights."""
+        if not isinstance(weight_bits, int):
+            return self._lower(cut, weight_bits).header
         key = cut, weight_bits
         if key not in self._headers:
             self._headers[key] = self._lower(cut, weight_bits).header
         return self._headers[key]
 
-    def segment(self, cut: int, weight_bits: int) -> bytes:
-        """The segment file of the head up to ``cut``; always the same bytes. Raises `errors.UsageError` for a cut that no head reaches."""
+    def segment(self, cut: int, weight_bits: Bits) -> bytes:
+        """The segment file of the head up to ``cut``; always the same bytes. ``weight_bits`` as in `lower`, by the names in `weight_layers`.
+
+        Raises `errors.UsageError` for a cut that no head reaches, and for bits that do not fit its layers.
+        """
         return self._lower(cut, weight_bits).segment()
 
     def tail(self, cut: int) -> bytes | None:
@@ -150,14 +155,18 @@ class Bundle:
         header = self.header(cut)
         return Quantization(header.tensors[header.output].scale, header.tensors[header.output].zero_point)
 
-    def _lower(self, cut: int, weight_bits: int) -> Lowered:
+    def weight_layers(self, cut: int) -> list[str]:
+        """The tensors that the layers with weights of the head up to ``cut`` yield, in order: the keys of a mapping of bits."""
+        return [layer.out for layer in self._network.weighted(self._reached(cut))]
+
+    def _reached(self, cut: int) -> str:
         if not (0 <= cut < len(self.cuts) and self.manifest.cuts[cut].reachable):
             deepest = max(listed.cut.index for listed in self.manifest.cuts if listed.reachable)
             raise errors.UsageError(f"no integer head reaches cut {cut}; the deepest is {deepest}")
-        if not 2 <= weight_bits <= 8:
-            raise errors.UsageError(f"weights cannot have {weight_bits} bits; choose 2 to 8")
-        tensor = self.cuts[cut].tensor
-        return lower(self._network, self._calibration, tensor, weight_bits, self.name, self.preprocess)
+        return self.cuts[cut].tensor
+
+    def _lower(self, cut: int, weight_bits: Bits) -> Lowered:
+        return lower(self._network, self._calibration, self._reached(cut), weight_bits, self.name, self.preprocess)
 
     @functools.cached_property
     def _model(self) -> onnx.ModelProto:

@@ -19,6 +19,7 @@ from calibration.quantize import Weights
 from calibration.samples import Samples
 from edge_agent import codec, errors, limits
 from edge_agent.head import executor
+from edge_agent.head import segment as seg
 from edge_agent.head.preprocess import quantize_tensor
 from edge_agent.protocol.messages import Preprocess
 from tests import small_models as small
@@ -148,6 +149,19 @@ def test_a_segment_that_was_made_leaves_no_weights_behind(made: Bundle) -> None:
     made.segment(made.offered[-1], 8)
     gc.collect()
     assert not any(type(thing) is Weights for thing in gc.get_objects())
+
+
+def test_a_segment_with_bits_of_its_own_for_each_layer(made: Bundle) -> None:
+    cut = made.offered[-1]
+    names = made.weight_layers(cut)
+    mixed = dict(zip(names, [8, 3, 5, 2, 4, 7, 6], strict=True))
+    head = executor.load(made.segment(cut, mixed))
+    assert [op.bits for op in head.header.ops if isinstance(op, seg.Conv)] == list(mixed.values())
+    assert made.header(cut, mixed).blob_bytes == head.header.blob_bytes
+    assert made.segment(cut, mixed) == made.segment(cut, mixed)
+    assert made.weight_layers(0) == []
+    with pytest.raises(errors.UsageError, match="bits for"):
+        made.segment(made.offered[1], mixed)
 
 
 def test_the_input_has_a_head_without_operators_and_the_output_no_tail(made: Bundle) -> None:
