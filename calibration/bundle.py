@@ -3,8 +3,10 @@
     bundle.json         `Manifest`: cuts, codes of every tensor, the accuracy grid, hashes of the other files
     model.onnx          the simplified float model
     stats.safetensors   ``counts/CUT`` [C, 256]: codes at each offered cut; ``mean/TENSOR`` [C]: mean inputs of layers
+    weights.safetensors the weights of each layer at 2 to 8 bits, where they were rounded with the samples' help (`calibration.stored`)
 
-It is written whole or not at all, and never changed.
+Weights so rounded are stored and not made again: their making goes through BLAS, which rounds differently from machine to machine, and needs
+matrices larger than they are. They take 35 bits a weight, about as much as the float model. The bundle is written whole or not at all, and never changed.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from calibration import accuracy, cuts, layers, observe
+from calibration import accuracy, cuts, layers, observe, stored
 from calibration.accuracy import GridPoint, Spot, Tail
 from calibration.clipping import Histogram
 from calibration.graph import Graph, tail_model
 from calibration.importer import session
 from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
+from calibration.rounding import Rounding, round_layers
 from calibration.samples import Samples
 from edge_agent import errors
 from edge_agent.head import segment as seg
@@ -43,7 +46,7 @@ from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 TAIL_RUNS: Final = 9
 OUTPUT_ROOM: Final = 1.2
 
@@ -185,7 +188,9 @@ class Bundle:
     def _calibration(self) -> Calibration:
         quantizations = {t: Quantization(*q) for t, q in self.manifest.quantizations.items()}
         means = {k.removeprefix("mean/"): v.astype(np.float32) for k, v in self._stats.items() if k.startswith("mean/")}
-        return Calibration(quantizations, means)
+        if stored.FILE not in self.manifest.files:
+            return Calibration(quantizations, means)
+        return Calibration(quantizations, means, stored.Stored(self.path / stored.FILE, self._network))
 
 
 # --- making one -------------------------------------------------------------------------------------------------------
@@ -198,10 +203,12 @@ def create(
     samples: Samples,
     labels: Sequence[str] = (),
     progress: Progress = _quiet,
+    rounding: Rounding = "gptq",
 ) -> Bundle:
     """Calibrate ``model`` (from `calibration.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
 
-    ``labels`` are class names. ``progress(phase, done, total)`` is called often. Raises `errors.ModelError`, `errors.InputError` (samples,
+    ``labels`` are class names. ``progress(phase, done, total)`` is called often. ``rounding`` of weights: to the nearest grid point, or by what it
+    does to the samples (`calibration.rounding`), which loses much less below 8 bits. Raises `errors.ModelError`, `errors.InputError` (samples,
     their classes, or class names that do not fit the model), `errors.StoreError` (the folder cannot be written).
     """
     network = layers.build(Graph.of(model))
@@ -209,6 +216,9 @@ def create(
     _check_classes(model, samples, labels)
     places = cuts.find(network)
     calibration = calibrate(model, network, samples, progress)
+    if rounding == "gptq":
+        deepest = [place.cut.tensor for place in places if place.reachable][-1]
+        calibration.roundings = round_layers(model, network, calibration, deepest, samples, progress)
     measured = _measure(model, network, calibration, places, samples, name, progress)
     stats: dict[str, NDArray[np.generic]] = {f"mean/{t}": m for t, m in calibration.means.items()}
     stats |= {f"counts/{cut}": counts for cut, counts in measured.counts.items()}
@@ -217,9 +227,10 @@ def create(
         [Listed(p.cut, p.reachable, p.reason) for p in places], cuts.unsupported(network),
         {t: (q.scale, q.zero_point) for t, q in calibration.quantizations.items()}, measured.grid, measured.tail_ms, {}, measured.float_top1,
     )  # fmt: skip
-    _write(
-        path, manifest, {"model.onnx": model.SerializeToString(), "stats.safetensors": safetensors.numpy.save(stats)}
-    )
+    files = {"model.onnx": model.SerializeToString(), "stats.safetensors": safetensors.numpy.save(stats)}
+    if calibration.roundings:
+        files[stored.FILE] = stored.save(calibration.roundings)
+    _write(path, manifest, files)
     return Bundle.open(path)
 
 

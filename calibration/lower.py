@@ -15,13 +15,12 @@ from calibration import arena, layers
 from calibration.graph import short
 from calibration.layers import Clamp, Layer, Network
 from calibration.observe import Quantization
-from calibration.quantize import Weights, quantize
+from calibration.quantize import Rounded, Weights, integers, least_scale, nearest, pack
 from edge_agent import errors, limits
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
 from edge_agent.head.verify import MAX_REAL, hwc, inputs
 from edge_agent.protocol.messages import Preprocess
-from kernels.reference import pack_bits
 
 F32 = NDArray[np.float32]
 #: Weight bits 2..8: of every layer, or of each by the tensor that it yields (`Network.weighted`).
@@ -30,10 +29,24 @@ Bits: TypeAlias = int | Mapping[str, int]
 
 @dataclass
 class Calibration:
-    """What observation gives to lowering: the codes of every tensor, and the mean of each channel of the inputs of convolutions."""
+    """What observation gives to lowering: the codes of every tensor, and the mean of each channel of the inputs of convolutions.
+
+    ``roundings``: by layer (the tensor that it yields) and bits, weights that were rounded with the samples' help; others go to the nearest.
+    """
 
     quantizations: dict[str, Quantization]
     means: dict[str, F32]
+    roundings: Mapping[tuple[str, int], Rounded] = field(default_factory=dict)
+
+    def rounded(self, layer: layers.Conv, bits: int, scale_x: float) -> Rounded:
+        """The layer's weights at ``bits``, for an input of ``scale_x``."""
+        known = self.roundings.get((layer.out, bits))
+        if known is not None:
+            return known
+        means = self.means.get(layer.inputs[0])
+        if means is not None and layer.groups == 1:  # a flattened plane repeats its channels
+            means = np.tile(means, layer.weight.shape[3] // len(means))
+        return nearest(layer.weight, layer.bias, bits, least_scale(layer.bias, scale_x), means)
 
 
 @dataclass
@@ -175,13 +188,10 @@ def _conv(work: _Lowering, layer: layers.Conv) -> None:
     x = work.index[name] if layer.view is None else work.viewed(name, layer.view, short(layer.name))
     y = work.out(layer)
     source, target, bits = work.tensors[x], work.tensors[y], work.bits[layer.out]
-    means = work.calibration.means.get(name)
-    if means is not None and layer.groups == 1:  # a flattened plane repeats its channels
-        means = np.tile(means, layer.weight.shape[3] // len(means))
 
     @functools.cache
     def weights() -> Weights:
-        return quantize(layer.weight, layer.bias, bits, source.scale, source.zero_point, means)
+        return integers(work.calibration.rounded(layer, bits, source.scale), source.scale, source.zero_point)
 
     def multipliers() -> F32:
         """As the verifier wants them; only a layer whose answers were all but equal on the calibration's samples comes near its limit."""
@@ -190,7 +200,7 @@ def _conv(work: _Lowering, layer: layers.Conv) -> None:
         return factors
 
     outs, put = len(layer.bias), work.constants.put
-    weight = put(-(-layer.weight.size * bits // 8), lambda: pack_bits(weights().codes(bits), bits))
+    weight = put(-(-layer.weight.size * bits // 8), lambda: pack(weights().weight, bits))
     bias, multiplier = put(4 * outs, lambda: weights().bias), put(4 * outs, multipliers)
     lo, hi = work.clamp(layer.clamp, y)
     kernel = list(layer.weight.shape[1:3])
