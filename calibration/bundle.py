@@ -325,12 +325,13 @@ def _measure(
 def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:
     load: Callable[[], Tail] | None = None
     if cut.kind != "output":
-        load = functools.partial(_load_tail, model, network.graph, cut)
+        load = functools.partial(tail_runner, model, network.graph, cut.tensor)
     return Spot(cut.index, cut.tensor, Quantization(tensor.scale, tensor.zero_point), math.prod(cut.shape), load)
 
 
-def _load_tail(model: onnx.ModelProto, graph: Graph, cut: Cut) -> Tail:
-    return runner(tail_model(model, cut.tensor, graph.shapes[cut.tensor][1:]))
+def tail_runner(model: onnx.ModelProto, graph: Graph, tensor: str) -> Tail:
+    """The part of ``model`` behind ``tensor``, ready to run."""
+    return runner(tail_model(model, tensor, graph.shapes[tensor][1:]))
 
 
 def runner(model: onnx.ModelProto, threads: int = 0) -> Tail:
@@ -347,7 +348,7 @@ def _tail_ms(model: onnx.ModelProto, graph: Graph, cut: Cut) -> float:
     """Median milliseconds of a tail for one frame, on all cores; 0 at the output."""
     if cut.kind == "output":
         return 0.0
-    run, x = _load_tail(model, graph, cut), np.zeros((1, *cut.shape), np.float32)
+    run, x = tail_runner(model, graph, cut.tensor), np.zeros((1, *cut.shape), np.float32)
     times = []
     for _ in range(TAIL_RUNS + 2):
         start = time.perf_counter()
