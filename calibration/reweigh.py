@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,7 +41,7 @@ def reweigh(
     return made
 
 
-def weights(layer: Conv, weight: F32, bias: F32) -> dict[str, F32]:
+def weights(layer: Conv, weight: F32, bias: NDArray[np.floating[Any]]) -> dict[str, F32]:
     """The tensors of the changed model for ``weight`` [OC, KH, KW, C / groups] and ``bias`` [OC] of ``layer``."""
     shapes = _shapes(layer)
     if layer.view is None:
