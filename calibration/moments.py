@@ -19,11 +19,14 @@ from calibration.samples import Samples
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-#: Positions of one sample that enter the moments of a layer, evenly spread. At 5 x 5 inputs and more positions OpenBLAS would start its
-#: threads for each channel's little product: 100 times as slow.
-POSITIONS: Final = 392
-#: Samples that enter, evenly spread.
-SAMPLES: Final = 128
+#: Positions of one sample that enter the moments of a layer, evenly spread: a plane of 14 x 14 enters whole.
+POSITIONS: Final = 196
+#: Samples that enter, evenly spread. Matrix products after pooling have one position each, so these must not be few.
+SAMPLES: Final = 256
+#: Positions that are multiplied at once. With 419 or more of 5 x 5 inputs OpenBLAS would start its threads for each channel's little product: 100
+#: times as slow.
+TOGETHER: Final = 1024
+TOGETHER_GROUPED: Final = 196
 #: Bytes of moments that are summed in one pass over the samples.
 PASS_BYTES: Final = 512 << 20
 
@@ -64,20 +67,30 @@ class _Sums:
     def __init__(self, network: Network, layer: Conv) -> None:
         self.tensor, self._pad = source(network, layer)
         self.layer = layer
-        self._sum, self._square = np.zeros(()), np.zeros(())
+        groups, depth = layer.groups, math.prod(layer.weight.shape[1:])
+        self._sum, self._square = np.zeros((groups, depth)), np.zeros((groups, depth, depth))
         self._about: F32 | None = None
+        self._held: list[F32] = []
         self._count = 0
 
     def add(self, values: Mapping[str, F32]) -> None:
-        x = _windows(_stored(values[self.tensor], self.layer), self.layer, self._pad)
+        self._held.append(_windows(_stored(values[self.tensor], self.layer), self.layer, self._pad))
+        if sum(x.shape[1] for x in self._held) >= (TOGETHER if self.layer.groups == 1 else TOGETHER_GROUPED):
+            self._flush()
+
+    def _flush(self) -> None:
+        x = np.concatenate(self._held, axis=1)
+        self._held = []
         if self._about is None:  # sums about a mean lose no digits to it
             self._about = x.mean(axis=1, keepdims=True)
         x -= self._about
-        self._sum = self._sum + x.sum(axis=1, dtype=np.float64)
-        self._square = self._square + x.transpose(0, 2, 1) @ x
+        self._sum += x.sum(axis=1, dtype=np.float64)
+        self._square += x.transpose(0, 2, 1) @ x
         self._count += x.shape[1]
 
     def moments(self) -> Moments:
+        if self._held:
+            self._flush()
         mean = self._sum / self._count
         covariance = self._square / self._count - mean[:, :, None] * mean[:, None, :]
         assert self._about is not None

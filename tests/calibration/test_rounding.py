@@ -115,8 +115,9 @@ def test_few_positions_are_trusted_less() -> None:
 
 
 @pytest.mark.parametrize("make", [small.cnn, small.mlp, small.mobilenet, small.resnet], ids=lambda f: f.__name__)
-def test_moments_predict_the_outputs_of_a_layer(make: object) -> None:
+def test_moments_predict_the_outputs_of_a_layer(make: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """bias + mean x w is the mean output, and w' covariance w its variance, of every layer, padding and strides included."""
+    monkeypatch.setattr(moments, "POSITIONS", 256)  # all of them
     model = simplify(make())  # type: ignore[operator]
     network = layers.build(Graph.of(model))
     shape = network.graph.stored_shape("x")
