@@ -35,7 +35,7 @@ from calibration.graph import Graph, tail_model
 from calibration.importer import session
 from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
-from calibration.rounding import Rounding, round_layers
+from calibration.rounding import SEEN, Rounding, round_layers
 from calibration.samples import Samples
 from edge_agent import errors
 from edge_agent.head import segment as seg
@@ -218,7 +218,7 @@ def create(
     calibration = calibrate(model, network, samples, progress)
     if rounding == "gptq":
         deepest = [place.cut.tensor for place in places if place.reachable][-1]
-        calibration.roundings = round_layers(model, network, calibration, deepest, samples, progress)
+        calibration.roundings = round_layers(model, network, calibration, deepest, samples[SEEN], progress)
     measured = _measure(model, network, calibration, places, samples, name, progress)
     stats: dict[str, NDArray[np.generic]] = {f"mean/{t}": m for t, m in calibration.means.items()}
     stats |= {f"counts/{cut}": counts for cut, counts in measured.counts.items()}

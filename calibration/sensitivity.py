@@ -78,7 +78,10 @@ def fit(tensor: str, noise: Sequence[float]) -> Sensitivity:
 
 
 class Probe:
-    """A float model, a few of its samples and their logits. ``cache``: a folder in which measurements are kept by what they depend on."""
+    """A float model, a few of its samples and their logits; samples that rounding has seen show too little noise (`rounding.UNSEEN`).
+
+    ``cache``: a folder in which measurements are kept by what they depend on.
+    """
 
     def __init__(
         self,
