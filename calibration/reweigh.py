@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from calibration.graph import reads
 from calibration.layers import Conv, Network
 from calibration.moments import source
 
@@ -91,7 +92,7 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
     kept = []
     for node in reversed(graph.node):
         if wanted & set(node.output):
-            wanted |= set(node.input)
+            wanted |= set(reads(node))
             kept.append(node)
     weights = [t for t in graph.initializer if t.name in wanted]
     del graph.node[:], graph.initializer[:]
