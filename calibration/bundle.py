@@ -3,8 +3,10 @@
     bundle.json         `Manifest`: cuts, codes of every tensor, the accuracy grid, hashes of the other files
     model.onnx          the simplified float model
     stats.safetensors   ``counts/CUT`` [C, 256]: codes at each offered cut; ``mean/TENSOR`` [C]: mean inputs of layers
+    weights.safetensors the weights of each layer at 2 to 8 bits, where they were rounded with the samples' help (`calibration.stored`)
 
-It is written whole or not at all, and never changed.
+Weights so rounded are stored and not made again: their making goes through BLAS, which rounds differently from machine to machine, and needs
+matrices larger than they are. They take 35 bits a weight, about as much as the float model. The bundle is written whole or not at all, and never changed.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from calibration import accuracy, cuts, layers, observe
+from calibration import accuracy, cuts, layers, observe, stored
 from calibration.accuracy import GridPoint, Spot, Tail
 from calibration.clipping import Histogram
 from calibration.graph import Graph, tail_model
 from calibration.importer import session
-from calibration.lower import Calibration, Lowered, lower
+from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
+from calibration.rounding import SEEN, Rounding, round_layers
 from calibration.samples import Samples
 from edge_agent import errors
 from edge_agent.head import segment as seg
@@ -43,7 +46,7 @@ from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 TAIL_RUNS: Final = 9
 OUTPUT_ROOM: Final = 1.2
 
@@ -112,15 +115,20 @@ class Bundle:
             self.manifest.float_top1,
         )  # fmt: skip
 
-    def header(self, cut: int, weight_bits: int = 8) -> seg.Header:
+    def header(self, cut: int, weight_bits: Bits = 8) -> seg.Header:
         """The segment's header without its golden hash; computes no weights."""
+        if not isinstance(weight_bits, int):
+            return self._lower(cut, weight_bits).header
         key = cut, weight_bits
         if key not in self._headers:
             self._headers[key] = self._lower(cut, weight_bits).header
         return self._headers[key]
 
-    def segment(self, cut: int, weight_bits: int) -> bytes:
-        """The segment file of the head up to ``cut``; always the same bytes. Raises `errors.UsageError` for a cut that no head reaches."""
+    def segment(self, cut: int, weight_bits: Bits) -> bytes:
+        """The segment file of the head up to ``cut``; always the same bytes. ``weight_bits`` as in `lower`, by the names in `weight_layers`.
+
+        Raises `errors.UsageError` for a cut that no head reaches, and for bits that do not fit its layers.
+        """
         return self._lower(cut, weight_bits).segment()
 
     def tail(self, cut: int) -> bytes | None:
@@ -150,14 +158,18 @@ class Bundle:
         header = self.header(cut)
         return Quantization(header.tensors[header.output].scale, header.tensors[header.output].zero_point)
 
-    def _lower(self, cut: int, weight_bits: int) -> Lowered:
+    def weight_layers(self, cut: int) -> list[str]:
+        """The tensors that the layers with weights of the head up to ``cut`` yield, in order: the keys of a mapping of bits."""
+        return [layer.out for layer in self._network.weighted(self._reached(cut))]
+
+    def _reached(self, cut: int) -> str:
         if not (0 <= cut < len(self.cuts) and self.manifest.cuts[cut].reachable):
             deepest = max(listed.cut.index for listed in self.manifest.cuts if listed.reachable)
             raise errors.UsageError(f"no integer head reaches cut {cut}; the deepest is {deepest}")
-        if not 2 <= weight_bits <= 8:
-            raise errors.UsageError(f"weights cannot have {weight_bits} bits; choose 2 to 8")
-        tensor = self.cuts[cut].tensor
-        return lower(self._network, self._calibration, tensor, weight_bits, self.name, self.preprocess)
+        return self.cuts[cut].tensor
+
+    def _lower(self, cut: int, weight_bits: Bits) -> Lowered:
+        return lower(self._network, self._calibration, self._reached(cut), weight_bits, self.name, self.preprocess)
 
     @functools.cached_property
     def _model(self) -> onnx.ModelProto:
@@ -176,7 +188,9 @@ class Bundle:
     def _calibration(self) -> Calibration:
         quantizations = {t: Quantization(*q) for t, q in self.manifest.quantizations.items()}
         means = {k.removeprefix("mean/"): v.astype(np.float32) for k, v in self._stats.items() if k.startswith("mean/")}
-        return Calibration(quantizations, means)
+        if stored.FILE not in self.manifest.files:
+            return Calibration(quantizations, means)
+        return Calibration(quantizations, means, stored.Stored(self.path / stored.FILE, self._network))
 
 
 # --- making one -------------------------------------------------------------------------------------------------------
@@ -189,10 +203,12 @@ def create(
     samples: Samples,
     labels: Sequence[str] = (),
     progress: Progress = _quiet,
+    rounding: Rounding = "gptq",
 ) -> Bundle:
     """Calibrate ``model`` (from `calibration.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
 
-    ``labels`` are class names. ``progress(phase, done, total)`` is called often. Raises `errors.ModelError`, `errors.InputError` (samples,
+    ``labels`` are class names. ``progress(phase, done, total)`` is called often. ``rounding`` of weights: to the nearest grid point, or by what it
+    does to the samples (`calibration.rounding`), which loses much less below 8 bits. Raises `errors.ModelError`, `errors.InputError` (samples,
     their classes, or class names that do not fit the model), `errors.StoreError` (the folder cannot be written).
     """
     network = layers.build(Graph.of(model))
@@ -200,6 +216,9 @@ def create(
     _check_classes(model, samples, labels)
     places = cuts.find(network)
     calibration = calibrate(model, network, samples, progress)
+    if rounding == "gptq":
+        deepest = [place.cut.tensor for place in places if place.reachable][-1]
+        calibration.roundings = round_layers(model, network, calibration, deepest, samples[SEEN], progress)
     measured = _measure(model, network, calibration, places, samples, name, progress)
     stats: dict[str, NDArray[np.generic]] = {f"mean/{t}": m for t, m in calibration.means.items()}
     stats |= {f"counts/{cut}": counts for cut, counts in measured.counts.items()}
@@ -208,9 +227,10 @@ def create(
         [Listed(p.cut, p.reachable, p.reason) for p in places], cuts.unsupported(network),
         {t: (q.scale, q.zero_point) for t, q in calibration.quantizations.items()}, measured.grid, measured.tail_ms, {}, measured.float_top1,
     )  # fmt: skip
-    _write(
-        path, manifest, {"model.onnx": model.SerializeToString(), "stats.safetensors": safetensors.numpy.save(stats)}
-    )
+    files = {"model.onnx": model.SerializeToString(), "stats.safetensors": safetensors.numpy.save(stats)}
+    if calibration.roundings:
+        files[stored.FILE] = stored.save(calibration.roundings)
+    _write(path, manifest, files)
     return Bundle.open(path)
 
 
@@ -305,12 +325,13 @@ def _measure(
 def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:
     load: Callable[[], Tail] | None = None
     if cut.kind != "output":
-        load = functools.partial(_load_tail, model, network.graph, cut)
+        load = functools.partial(tail_runner, model, network.graph, cut.tensor)
     return Spot(cut.index, cut.tensor, Quantization(tensor.scale, tensor.zero_point), math.prod(cut.shape), load)
 
 
-def _load_tail(model: onnx.ModelProto, graph: Graph, cut: Cut) -> Tail:
-    return runner(tail_model(model, cut.tensor, graph.shapes[cut.tensor][1:]))
+def tail_runner(model: onnx.ModelProto, graph: Graph, tensor: str) -> Tail:
+    """The part of ``model`` behind ``tensor``, ready to run."""
+    return runner(tail_model(model, tensor, graph.shapes[tensor][1:]))
 
 
 def runner(model: onnx.ModelProto, threads: int = 0) -> Tail:
@@ -327,7 +348,7 @@ def _tail_ms(model: onnx.ModelProto, graph: Graph, cut: Cut) -> float:
     """Median milliseconds of a tail for one frame, on all cores; 0 at the output."""
     if cut.kind == "output":
         return 0.0
-    run, x = _load_tail(model, graph, cut), np.zeros((1, *cut.shape), np.float32)
+    run, x = tail_runner(model, graph, cut.tensor), np.zeros((1, *cut.shape), np.float32)
     times = []
     for _ in range(TAIL_RUNS + 2):
         start = time.perf_counter()

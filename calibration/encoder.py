@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from calibration.graph import Graph, Node, short, with_batch
 from calibration.importer import session
 from calibration.lower import Constants, place
-from calibration.quantize import Weights, quantize_matrix
+from calibration.quantize import pack, quantize_matrix
 from edge_agent.errors import ModelError
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
 from edge_agent.protocol.messages import Preprocess
-from kernels.reference import pack_bits
 
 F32 = NDArray[np.float32]
 
@@ -109,7 +108,7 @@ class _Encoder:
     def weights(self, weight: F32) -> tuple[int, int]:
         """Places of the packed codes and the scales of weight [N, K]."""
         levels, scale = quantize_matrix(np.ascontiguousarray(weight, np.float32), self.bits)
-        packed = pack_bits(Weights(levels, scale, np.zeros(0, np.int32)).codes(self.bits), self.bits)
+        packed = pack(levels, self.bits)
         return self.constants.put(packed.nbytes, lambda: packed), self.floats(scale)
 
     def linear(self, label: str, parts: list[_Product], activation: Any = "none", residual: int = -1) -> int:

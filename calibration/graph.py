@@ -106,7 +106,7 @@ def tail_model(model: onnx.ModelProto, tensor: str, shape: Iterable[int]) -> onn
     for node in reversed(source.node):
         if (wanted - {tensor}) & set(node.output):
             nodes.append(node)
-            wanted |= set(_reads(node))
+            wanted |= set(reads(node))
     batch = _inputs(source)[0].type.tensor_type.shape.dim[0]
     entry = onnx.helper.make_tensor_value_info(
         tensor, onnx.TensorProto.FLOAT, [batch.dim_param or batch.dim_value, *shape]
@@ -136,12 +136,12 @@ def _constant(node: onnx.NodeProto) -> NDArray[Any]:
     return onnx.numpy_helper.to_array(value) if attribute.name == "value" else np.asarray(value)
 
 
-def _reads(node: onnx.NodeProto) -> list[str]:
+def reads(node: onnx.NodeProto) -> list[str]:
     """Names that ``node`` reads, those captured by its subgraphs included."""
     names = list(node.input)
     for attribute in node.attribute:
         for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            names += [name for inner in graph.node for name in _reads(inner)] + [out.name for out in graph.output]
+            names += [name for inner in graph.node for name in reads(inner)] + [out.name for out in graph.output]
     return names
 
 
@@ -151,7 +151,7 @@ def _nodes(graph: onnx.GraphProto) -> list[Node]:
         attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         label = short(node.name or f"{node.op_type}_{index}")
         op = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-        found.append(Node(op, label, tuple(_reads(node)), tuple(t for t in node.output if t), attrs))
+        found.append(Node(op, label, tuple(reads(node)), tuple(t for t in node.output if t), attrs))
     return found
 
 

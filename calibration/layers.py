@@ -117,6 +117,10 @@ class Network:
         """The layers that yield ``tensor``, in order; empty for the input. The tensor must be reachable."""
         return self._backwards({tensor})
 
+    def weighted(self, tensor: str) -> list[Conv]:
+        """The layers with weights among those that yield ``tensor``, in order."""
+        return [layer for layer in self.needed(tensor) if isinstance(layer, Conv)]
+
     def alive(self) -> list[Layer]:
         """The layers that something reads: the output, or an unsupported operator."""
         roots = {t for node, _ in self.unsupported for t in node.inputs}

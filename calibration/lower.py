@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,23 +15,38 @@ from calibration import arena, layers
 from calibration.graph import short
 from calibration.layers import Clamp, Layer, Network
 from calibration.observe import Quantization
-from calibration.quantize import Weights, quantize
+from calibration.quantize import Rounded, Weights, integers, least_scale, nearest, pack
 from edge_agent import errors, limits
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
 from edge_agent.head.verify import MAX_REAL, hwc, inputs
 from edge_agent.protocol.messages import Preprocess
-from kernels.reference import pack_bits
 
 F32 = NDArray[np.float32]
+#: Weight bits 2..8: of every layer, or of each by the tensor that it yields (`Network.weighted`).
+Bits: TypeAlias = int | Mapping[str, int]
 
 
 @dataclass
 class Calibration:
-    """What observation gives to lowering: the codes of every tensor, and the mean of each channel of the inputs of convolutions."""
+    """What observation gives to lowering: the codes of every tensor, and the mean of each channel of the inputs of convolutions.
+
+    ``roundings``: by layer (the tensor that it yields) and bits, weights that were rounded with the samples' help; others go to the nearest.
+    """
 
     quantizations: dict[str, Quantization]
     means: dict[str, F32]
+    roundings: Mapping[tuple[str, int], Rounded] = field(default_factory=dict)
+
+    def rounded(self, layer: layers.Conv, bits: int, scale_x: float) -> Rounded:
+        """The layer's weights at ``bits``, for an input of ``scale_x``."""
+        known = self.roundings.get((layer.out, bits))
+        if known is not None:
+            return known
+        means = self.means.get(layer.inputs[0])
+        if means is not None and layer.groups == 1:  # a flattened plane repeats its channels
+            means = np.tile(means, layer.weight.shape[3] // len(means))
+        return nearest(layer.weight, layer.bias, bits, least_scale(layer.bias, scale_x), means)
 
 
 @dataclass
@@ -63,25 +79,44 @@ def lower(
     network: Network,
     calibration: Calibration,
     cut: str,
-    weight_bits: int,
+    weight_bits: Bits,
     model: str = "model",
     preprocess: Preprocess | None = None,
 ) -> Lowered:
-    """The head of ``network`` up to the tensor ``cut`` (reachable) with ``weight_bits`` in 2..8."""
+    """The head of ``network`` up to the tensor ``cut`` (reachable); its header's ``weight_bits`` are the most of any layer.
+
+    Raises `errors.UsageError` where ``weight_bits`` has no width, or none of 2..8, for a layer of the head, or names one outside it.
+    """
     graph = network.graph
-    work = _Lowering(network, calibration, weight_bits)
+    widths = layer_bits(network, cut, weight_bits)
+    most = max(widths.values(), default=weight_bits if isinstance(weight_bits, int) else 8)
+    work = _Lowering(network, calibration, widths)
     source = work.tensor(graph.input, graph.stored_shape(graph.input), calibration.quantizations[graph.input])
     for layer in network.needed(cut):
         work.add(layer)
     output = work.index[cut]
     layer_name = short(network.made[cut].name if cut in network.made else cut)
     spec = preprocess or Preprocess("tensor", work.tensors[source].shape)
-    golden = seg.Golden(f"{model}/{layer_name}/{weight_bits}", "0" * 64)
+    golden = seg.Golden(f"{model}/{layer_name}/{most}", "0" * 64)
     size = place(work.tensors, work.ops, source, output)
     header = seg.Header(
-        model, layer_name, weight_bits, spec, work.tensors, source, output, work.ops, size, work.constants.size, golden
+        model, layer_name, most, spec, work.tensors, source, output, work.ops, size, work.constants.size, golden
     )  # fmt: skip
     return Lowered(header, work.index, work.constants)
+
+
+def layer_bits(network: Network, cut: str, weight_bits: Bits) -> dict[str, int]:
+    """The bits of each layer with weights of the head up to ``cut``, in order. Raises `errors.UsageError` as `lower` does."""
+    heads = [layer.out for layer in network.weighted(cut)]
+    given = [weight_bits] if isinstance(weight_bits, int) else weight_bits.values()
+    for bits in given:
+        if not 2 <= bits <= 8:
+            raise errors.UsageError(f"weights cannot have {bits} bits; choose 2 to 8")
+    if isinstance(weight_bits, int):
+        return dict.fromkeys(heads, weight_bits)
+    if wrong := sorted(set(heads) ^ set(weight_bits)):
+        raise errors.UsageError(f"bits for {wrong[0]} are missing or too many; give them to the layers {heads}")
+    return {out: weight_bits[out] for out in heads}
 
 
 class Constants:
@@ -108,7 +143,7 @@ class Constants:
 class _Lowering:
     network: Network
     calibration: Calibration
-    bits: int
+    bits: Mapping[str, int]
     tensors: list[seg.Tensor] = field(default_factory=list)
     ops: list[seg.AnyOp] = field(default_factory=list)
     index: dict[str, int] = field(default_factory=dict)
@@ -152,14 +187,11 @@ def _conv(work: _Lowering, layer: layers.Conv) -> None:
     name = layer.inputs[0]
     x = work.index[name] if layer.view is None else work.viewed(name, layer.view, short(layer.name))
     y = work.out(layer)
-    source, target, bits = work.tensors[x], work.tensors[y], work.bits
-    means = work.calibration.means.get(name)
-    if means is not None and layer.groups == 1:  # a flattened plane repeats its channels
-        means = np.tile(means, layer.weight.shape[3] // len(means))
+    source, target, bits = work.tensors[x], work.tensors[y], work.bits[layer.out]
 
     @functools.cache
     def weights() -> Weights:
-        return quantize(layer.weight, layer.bias, bits, source.scale, source.zero_point, means)
+        return integers(work.calibration.rounded(layer, bits, source.scale), source.scale, source.zero_point)
 
     def multipliers() -> F32:
         """As the verifier wants them; only a layer whose answers were all but equal on the calibration's samples comes near its limit."""
@@ -168,7 +200,7 @@ def _conv(work: _Lowering, layer: layers.Conv) -> None:
         return factors
 
     outs, put = len(layer.bias), work.constants.put
-    weight = put(-(-layer.weight.size * bits // 8), lambda: pack_bits(weights().codes(bits), bits))
+    weight = put(-(-layer.weight.size * bits // 8), lambda: pack(weights().weight, bits))
     bias, multiplier = put(4 * outs, lambda: weights().bias), put(4 * outs, multipliers)
     lo, hi = work.clamp(layer.clamp, y)
     kernel = list(layer.weight.shape[1:3])

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors
+from kernels.reference import pack_bits
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 S8 = NDArray[np.int8]
 
 #: A bias may take a quarter of the 32-bit range: the products and the zero point's share need the rest.
@@ -28,11 +30,6 @@ class Weights:
     scale: F32
     bias: NDArray[np.int32]
 
-    def codes(self, bits: int) -> NDArray[np.uint8]:
-        """The codes that are packed (docs/architecture.md)."""
-        w = self.weight.astype(np.int16)
-        return ((w + 3) // 2 if bits == 2 else w + top_level(bits)).astype(np.uint8)
-
     def reach(self) -> NDArray[np.int64]:
         """No accumulator [OC] is further from 0."""
         products = np.abs(self.weight.astype(np.int64)).reshape(len(self.weight), -1).sum(axis=1)
@@ -45,34 +42,65 @@ def top_level(bits: int) -> int:
     return 3 if bits == 2 else 2 ** (bits - 1) - 1
 
 
-def quantize(weight: F32, bias: F32, bits: int, scale_x: float, zero_x: int, mean_x: F32 | None = None) -> Weights:
-    """A convolution's weights [OC, KH, KW, C / groups] and bias [OC] for an input of ``scale_x`` and ``zero_x``.
+def pack(levels: S8, bits: int) -> NDArray[np.uint8]:
+    """Integer weights as codes at ``bits`` bits (docs/architecture.md)."""
+    w = levels.astype(np.int16)
+    return pack_bits(((w + 3) // 2 if bits == 2 else w + top_level(bits)).astype(np.uint8), bits)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A layer's weights on a grid: integer ``levels`` [OC, KH, KW, C / groups] x ``scale`` [OC] float32, and a real ``bias`` [OC] float64."""
+
+    levels: S8
+    scale: F32
+    bias: F64
+
+    def values(self) -> F32:
+        """The weights that the levels stand for."""
+        return self.levels * self.scale[:, None, None, None]
+
+
+def nearest(weight: F32, bias: F32, bits: int, least: F32, mean_x: F32 | None = None) -> Rounded:
+    """A convolution's weights [OC, KH, KW, C / groups] on the grid of least squared error, no scale below ``least`` [OC] (`least_scale`).
 
     ``mean_x`` [C]: the mean input of each channel; if given, the mean error that rounding the weights makes is taken out of the bias
-    (padding at the border is neglected). Raises `errors.ModelError` for a layer whose sums cannot be held in 32 bits.
+    (padding at the border is neglected).
     """
-    outs = len(weight)
-    least = np.abs(bias.astype(np.float64)) / (scale_x * BIAS_LIMIT)
-    levels, scale = _search(weight.reshape(outs, -1), bits, least.astype(np.float32))
+    levels, scale = search(weight.reshape(len(weight), -1), bits, least)
     levels_4d = levels.reshape(weight.shape)
     wanted = bias.astype(np.float64)
     if mean_x is not None:
         wanted = wanted + _mean_error(weight, levels_4d, scale, mean_x)
-    sums = levels.astype(np.int64).sum(axis=1)
-    codes = np.rint(wanted / (np.float64(scale_x) * scale)).astype(np.int64) - zero_x * sums
-    if (255 * np.abs(levels.astype(np.int64)).sum(axis=1) + np.abs(codes) >= 1 << 31).any():
+    return Rounded(levels_4d, scale, wanted)
+
+
+def least_scale(bias: F32, scale_x: float) -> F32:
+    """The least weight scale [OC] with which ``bias`` fits 32-bit sums."""
+    least: F32 = (np.abs(bias.astype(np.float64)) / (scale_x * BIAS_LIMIT)).astype(np.float32)
+    return least
+
+
+def integers(rounded: Rounded, scale_x: float, zero_x: int) -> Weights:
+    """What a segment holds for an input of ``scale_x`` and ``zero_x``.
+
+    Raises `errors.ModelError` for a layer whose sums cannot be held in 32 bits.
+    """
+    levels = rounded.levels.reshape(len(rounded.levels), -1).astype(np.int64)
+    codes = np.rint(rounded.bias / (np.float64(scale_x) * rounded.scale)).astype(np.int64) - zero_x * levels.sum(axis=1)
+    if (255 * np.abs(levels).sum(axis=1) + np.abs(codes) >= 1 << 31).any():
         raise errors.ModelError(
             f"a layer sums {levels.shape[1]} products, more than 32 bits hold; use fewer weight bits or a smaller layer"
         )
-    return Weights(levels_4d, scale, codes.astype(np.int32))
+    return Weights(rounded.levels, rounded.scale, codes.astype(np.int32))
 
 
 def quantize_matrix(weight: F32, bits: int) -> tuple[S8, F32]:
     """weight [N, K] as integers -top .. top and the scale [N] of least squared error."""
-    return _search(weight, bits, np.zeros(len(weight), np.float32))
+    return search(weight, bits, np.zeros(len(weight), np.float32))
 
 
-def _search(weight: F32, bits: int, least: F32) -> tuple[S8, F32]:
+def search(weight: F32, bits: int, least: F32) -> tuple[S8, F32]:
     """Levels and scale of each row of ``weight`` [OC, K] with the least squared error; no scale is below ``least`` [OC].
 
     For given levels q the best scale is <w, q> / <q, q> and leaves |w|^2 - <w, q>^2 / <q, q>.
@@ -102,11 +130,11 @@ def _levels(weight: F32, scale: F32, bits: int) -> F32:
     return levels
 
 
-def _mean_error(weight: F32, levels: S8, scale: F32, mean_x: F32) -> NDArray[np.float64]:
+def _mean_error(weight: F32, levels: S8, scale: F32, mean_x: F32) -> F64:
     """Mean of sum (w - scale * level) * x for each output channel."""
     error = (weight.astype(np.float64) - levels * scale.astype(np.float64)[:, None, None, None]).sum(axis=(1, 2))
     outs, width = error.shape
     groups = len(mean_x) // width
     means = np.repeat(mean_x.astype(np.float64).reshape(groups, width), outs // groups, axis=0)
-    total: NDArray[np.float64] = (error * means).sum(axis=1)
+    total: F64 = (error * means).sum(axis=1)
     return total

@@ -235,7 +235,7 @@ class Golden(msgspec.Struct):
 class Header(msgspec.Struct):
     model: str
     cut: str
-    weight_bits: int
+    weight_bits: int  # the most of any operator
     preprocess: Preprocess
     tensors: list[Tensor]
     input: int

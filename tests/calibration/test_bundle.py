@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import safetensors.numpy
 
-from calibration import bundle
+from calibration import bundle, stored
 from calibration.accuracy import ACTIVATION_BITS, WEIGHT_BITS
 from calibration.bundle import Bundle
 from calibration.importer import batched, session, simplify
@@ -19,6 +20,7 @@ from calibration.quantize import Weights
 from calibration.samples import Samples
 from edge_agent import codec, errors, limits
 from edge_agent.head import executor
+from edge_agent.head import segment as seg
 from edge_agent.head.preprocess import quantize_tensor
 from edge_agent.protocol.messages import Preprocess
 from tests import small_models as small
@@ -150,6 +152,51 @@ def test_a_segment_that_was_made_leaves_no_weights_behind(made: Bundle) -> None:
     assert not any(type(thing) is Weights for thing in gc.get_objects())
 
 
+def test_a_segment_with_bits_of_its_own_for_each_layer(made: Bundle) -> None:
+    cut = made.offered[-1]
+    names = made.weight_layers(cut)
+    mixed = dict(zip(names, [8, 3, 5, 2, 4, 7, 6], strict=True))
+    head = executor.load(made.segment(cut, mixed))
+    assert [op.bits for op in head.header.ops if isinstance(op, seg.Conv)] == list(mixed.values())
+    assert made.header(cut, mixed).blob_bytes == head.header.blob_bytes
+    assert made.segment(cut, mixed) == made.segment(cut, mixed)
+    assert made.weight_layers(0) == []
+    with pytest.raises(errors.UsageError, match="bits for"):
+        made.segment(made.offered[1], mixed)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_stored_weights_are_those_that_were_rounded(tmp_path: Path, name: str) -> None:
+    opened = make(tmp_path, MAKERS[name](), samples(shape=[64] if name == "mlp" else SHAPE))
+    last = opened.offered[-1]
+    for bits in range(2, 9):
+        head = executor.load(opened.segment(last, bits))
+        for out, op in zip(
+            opened.weight_layers(last), [o for o in head.header.ops if isinstance(o, seg.Conv)], strict=True
+        ):
+            packed = safetensors.numpy.load_file(opened.path / stored.FILE)[f"codes/{bits}/{out}"]
+            blob = seg.parse(opened.segment(last, bits)).blob
+            np.testing.assert_array_equal(blob[op.weight : op.weight + packed.size], packed)
+
+
+def test_rounding_to_the_nearest_stores_nothing_and_loses_more(tmp_path: Path, made: Bundle) -> None:
+    plain = make(tmp_path, small.resnet(), rounding="nearest")
+    assert not (plain.path / stored.FILE).exists()
+    last = plain.offered[-1]
+    run, inputs = session(batched(simplify(small.resnet()))), list(samples())
+
+    def error(opened: Bundle) -> float:
+        head = executor.load(opened.segment(last, 4))
+        real = [
+            head.output.scale * (head.run(quantize_tensor(x, head.input)).astype(float) - head.output.zero_point)
+            for x in inputs
+        ]
+        wanted = [run.run(None, {"x": to_onnx(x[None])})[0][0] for x in inputs]
+        return float(((np.array(real) - np.array(wanted)) ** 2).mean())
+
+    assert error(made) < error(plain)
+
+
 def test_the_input_has_a_head_without_operators_and_the_output_no_tail(made: Bundle) -> None:
     head = executor.load(made.segment(0, 8))
     assert head.header.ops == []
@@ -183,6 +230,8 @@ def test_progress_is_told(tmp_path: Path) -> None:
     make(tmp_path, small.mlp(), samples(shape=[64]), progress=lambda *step: told.append(step))
     assert [p for i, (p, _, _) in enumerate(told) if i == 0 or told[i - 1][0] != p] == [
         "observe",
+        "moments",
+        "rounding",
         "histograms",
         "clip rules",
         "accuracy",

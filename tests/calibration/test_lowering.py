@@ -11,9 +11,10 @@ import pytest
 from calibration import bundle, cuts, layers
 from calibration.graph import Graph
 from calibration.importer import batched, session, simplify
-from calibration.lower import Lowered, lower
+from calibration.lower import Bits, Lowered, lower
 from calibration.observe import to_onnx
 from calibration.samples import Samples
+from edge_agent import errors
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
 from edge_agent.head.preprocess import quantize_tensor
@@ -24,7 +25,7 @@ from tests import small_models as small
 Net = small.Net
 
 
-def head_of(model: onnx.ModelProto, bits: int = 8, count: int = 12) -> tuple[Lowered, Samples, layers.Network]:
+def head_of(model: onnx.ModelProto, bits: Bits = 8, count: int = 12) -> tuple[Lowered, Samples, layers.Network]:
     """The whole model as a head, calibrated with normal noise."""
     network = layers.build(Graph.of(model))
     assert not network.unsupported
@@ -35,7 +36,7 @@ def head_of(model: onnx.ModelProto, bits: int = 8, count: int = 12) -> tuple[Low
     return lower(network, calibration, network.graph.output, bits), samples, network
 
 
-def check(model: onnx.ModelProto, tolerance: float = 3.0, bits: int = 8) -> Lowered:
+def check(model: onnx.ModelProto, tolerance: float = 3.0, bits: Bits = 8) -> Lowered:
     """The head's outputs lie within ``tolerance`` codes of ONNX Runtime's (root mean square), and equal the twin's exactly."""
     model = simplify(model)
     lowered, samples, network = head_of(model, bits)
@@ -89,6 +90,35 @@ def test_convolution(kind: str) -> None:
 def test_weights_of_every_width(bits: int) -> None:
     tolerance = {2: 40.0, 3: 25.0, 4: 12.0, 5: 6.0}.get(bits, 4.0)
     check(one(IMAGE, lambda n: n.conv(8, 6)), tolerance, bits)
+
+
+def test_each_layer_has_bits_of_its_own() -> None:
+    lowered, _, network = head_of(simplify(small.mobilenet()))
+    outs = [layer.out for layer in network.weighted(network.graph.output)]
+    assert len(outs) == len([o for o in lowered.header.ops if isinstance(o, seg.Conv)])
+    wanted = {out: 2 + i % 7 for i, out in enumerate(outs)}
+    check(small.mobilenet(), 40.0, wanted)
+    mixed = head_of(simplify(small.mobilenet()), wanted)[0]
+    assert [o.bits for o in mixed.header.ops if isinstance(o, seg.Conv)] == list(wanted.values())
+    assert mixed.header.weight_bits == 8
+    same = head_of(simplify(small.mobilenet()), dict.fromkeys(outs, 5))[0]
+    assert same.segment() == head_of(simplify(small.mobilenet()), 5)[0].segment()
+
+
+@pytest.mark.parametrize(("change", "message"), [(1, "cannot have 1 bits"), (9, "cannot have 9"), (None, "missing or too many")])  # fmt: skip
+def test_bits_that_do_not_fit_the_layers_are_refused(change: int | None, message: str) -> None:
+    network = layers.build(Graph.of(simplify(small.mlp())))
+    bits = {layer.out: 4 for layer in network.weighted(network.graph.output)}
+    out = next(iter(bits))
+    if change is None:
+        del bits[out]
+    else:
+        bits[out] = change
+    with pytest.raises(errors.UsageError, match=message):
+        head_of(simplify(small.mlp()), bits)
+    if change is None:
+        with pytest.raises(errors.UsageError, match="nothing"):
+            head_of(simplify(small.mlp()), bits | {out: 4, "nothing": 4})
 
 
 UNARY = {

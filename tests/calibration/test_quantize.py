@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from calibration.observe import BINS, Quantization, Statistics, best_range, quantization
-from calibration.quantize import quantize, top_level
+from calibration.quantize import Weights, integers, least_scale, nearest, pack, top_level
 from edge_agent import errors
-from kernels.reference import weight_levels
+from kernels.reference import unpack_bits, weight_levels
 
 NO_BIAS = np.zeros(5, np.float32)
 
@@ -17,12 +17,19 @@ def weights(seed: int = 0, outs: int = 5) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(outs, 3, 3, 4)).astype(np.float32)
 
 
+def quantize(
+    w: np.ndarray, bias: np.ndarray, bits: int, scale_x: float, zero_x: int, mean_x: np.ndarray | None = None
+) -> Weights:
+    return integers(nearest(w, bias, bits, least_scale(bias, scale_x), mean_x), scale_x, zero_x)
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_codes_stand_for_their_levels(bits: int) -> None:
     made = quantize(weights(), NO_BIAS, bits, 0.1, 7)
     assert np.abs(made.weight).max() == top_level(bits)
-    np.testing.assert_array_equal(weight_levels(bits)[made.codes(bits)], made.weight)
-    assert bits == 2 or made.codes(bits).max() < 2**bits - 1
+    codes = unpack_bits(pack(made.weight, bits), bits, made.weight.size)
+    np.testing.assert_array_equal(weight_levels(bits)[codes], made.weight.reshape(-1))
+    assert bits == 2 or codes.max() < 2**bits - 1
 
 
 @pytest.mark.parametrize(("bits", "loss"), [(2, 0.125), (3, 0.05), (4, 0.02), (5, 0.006), (6, 0.002), (8, 0.0002)])

@@ -1,0 +1,145 @@
+"""How the inputs of each layer with weights vary together: mean and covariance of what one output sums, over the calibration's samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from calibration.layers import Conv, Network, Pad
+from calibration.observe import Progress, Tap
+from calibration.samples import Samples
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+#: Positions of one sample that enter the moments of a layer, evenly spread: a plane of 14 x 14 enters whole.
+POSITIONS: Final = 196
+#: Samples that enter, evenly spread. Matrix products after pooling have one position each, so these must not be few.
+SAMPLES: Final = 256
+#: Positions that are multiplied at once. With 419 or more of 5 x 5 inputs OpenBLAS would start its threads for each channel's little product: 100
+#: times as slow.
+TOGETHER: Final = 1024
+TOGETHER_GROUPED: Final = 196
+#: Bytes of moments that are summed in one pass over the samples.
+PASS_BYTES: Final = 512 << 20
+
+
+@dataclass(frozen=True)
+class Moments:
+    """``mean`` [G, K] and ``covariance`` [G, K, K] of the K = KH KW C / groups inputs of an output, for each group, over ``count`` positions.
+
+    Inputs are in the order of the stored weights [KH, KW, C / groups]; padding counts as the zeros that it is.
+    """
+
+    mean: F64
+    covariance: F64
+    count: int
+
+
+def collect(
+    model: onnx.ModelProto, network: Network, layers: Sequence[Conv], samples: Samples, progress: Progress
+) -> Iterator[tuple[Conv, Moments]]:
+    """Each of ``layers`` with the `Moments` of its inputs in the float model; few are held at once."""
+    few = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), SAMPLES)).round().astype(int))
+    parts = list(_passes(layers))
+    for index, part in enumerate(parts):
+        sums = [_Sums(network, layer) for layer in part]
+        tap = Tap(model, network.graph, sorted({s.tensor for s in sums}))
+        for i, values in enumerate(tap.over(samples[int(k)] for k in few)):
+            for total in sums:
+                total.add(values)
+            progress("moments", index * len(few) + i + 1, len(parts) * len(few))
+        while sums:
+            total = sums.pop(0)
+            yield total.layer, total.moments()
+
+
+class _Sums:
+    """Running sums of one layer's inputs."""
+
+    def __init__(self, network: Network, layer: Conv) -> None:
+        self.tensor, self._pad = source(network, layer)
+        self.layer = layer
+        groups, depth = layer.groups, math.prod(layer.weight.shape[1:])
+        self._sum, self._square = np.zeros((groups, depth)), np.zeros((groups, depth, depth))
+        self._about: F32 | None = None
+        self._held: list[F32] = []
+        self._count = 0
+
+    def add(self, values: Mapping[str, F32]) -> None:
+        self._held.append(_windows(_stored(values[self.tensor], self.layer), self.layer, self._pad))
+        if sum(x.shape[1] for x in self._held) >= (TOGETHER if self.layer.groups == 1 else TOGETHER_GROUPED):
+            self._flush()
+
+    def _flush(self) -> None:
+        x = np.concatenate(self._held, axis=1)
+        self._held = []
+        if self._about is None:  # sums about a mean lose no digits to it
+            self._about = x.mean(axis=1, keepdims=True)
+        x -= self._about
+        self._sum += x.sum(axis=1, dtype=np.float64)
+        self._square += x.transpose(0, 2, 1) @ x
+        self._count += x.shape[1]
+
+    def moments(self) -> Moments:
+        if self._held:
+            self._flush()
+        mean = self._sum / self._count
+        covariance = self._square / self._count - mean[:, :, None] * mean[:, None, :]
+        assert self._about is not None
+        return Moments(mean + self._about[:, 0], covariance, self._count)
+
+
+def source(network: Network, layer: Conv) -> tuple[str, tuple[int, int, int, int]]:
+    """The model's own tensor that ``layer`` reads, and the padding between the two, its own included."""
+    name, pad = layer.inputs[0], layer.pad
+    before = network.made.get(name)
+    if isinstance(before, Pad) and name not in network.graph.shapes:
+        a, b, c, d = before.pad
+        return before.inputs[0], (pad[0] + a, pad[1] + b, pad[2] + c, pad[3] + d)
+    return name, pad
+
+
+def _stored(value: F32, layer: Conv) -> F32:
+    """A sample [1, ...] of a tensor, ONNX layout, as the plane [H, W, C] that ``layer`` reads."""
+    x = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
+    plane: F32 = x[0] if layer.view is None else x.reshape(layer.view)
+    return plane
+
+
+def _windows(x: F32, layer: Conv, pad: tuple[int, int, int, int]) -> F32:
+    """What the outputs sum at up to `POSITIONS` positions of ``x`` [H, W, C]: [G, positions, K]."""
+    top, left, bottom, right = pad
+    x = np.pad(x, ((top, bottom), (left, right), (0, 0)))
+    high, wide = ((n - 1) * d + 1 for n, d in zip(layer.weight.shape[1:3], layer.dilation, strict=True))
+    windows = sliding_window_view(x, (high, wide), axis=(0, 1))
+    windows = windows[:: layer.stride[0], :: layer.stride[1], :, :: layer.dilation[0], :: layer.dilation[1]]
+    rows, columns, channels = windows.shape[:3]
+    step = math.ceil(rows * columns / POSITIONS) | 1  # odd: even steps would keep to some columns
+    at = np.arange(0, rows * columns, step)
+    taken = windows[at // columns, at % columns]  # [positions, C, KH, KW]
+    grouped = taken.reshape(len(at), layer.groups, channels // layer.groups, *taken.shape[2:]).transpose(1, 0, 3, 4, 2)
+    made: F32 = np.ascontiguousarray(grouped).reshape(layer.groups, len(at), -1)
+    return made
+
+
+def _passes(layers: Sequence[Conv]) -> Iterator[list[Conv]]:
+    """``layers`` in parts whose sums fit in `PASS_BYTES`."""
+    part: list[Conv] = []
+    room = PASS_BYTES
+    for layer in layers:
+        size = 8 * layer.groups * math.prod(layer.weight.shape[1:]) ** 2
+        if part and size > room:
+            yield part
+            part, room = [], PASS_BYTES
+        part.append(layer)
+        room -= size
+    if part:
+        yield part

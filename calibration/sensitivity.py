@@ -1,0 +1,238 @@
+"""How much noise the bits of each layer, and of each cut, put on the logits: one at a time in the float network, and whether the parts add up.
+
+Noise is the mean squared difference of the logits to the float model's. A layer is measured with the real quantizer's weights in its place, from
+the last cut before it on. E(b) = p x 4^-b is fitted to each; what was measured is kept beside it, for below 4 bits the fit may be far off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration import cuts
+from calibration.graph import tail_model
+from calibration.importer import session
+from calibration.layers import Conv, Network
+from calibration.moments import source
+from calibration.observe import Progress, Tap, to_onnx
+from calibration.quantize import Rounded
+from calibration.reweigh import reweigh, weights
+from calibration.rounding import WIDTHS
+from calibration.samples import Samples
+from edge_agent import codec
+from edge_agent.protocol.messages import Codec
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+Rounder = Callable[[Conv, int], Rounded]
+
+#: Samples that are measured, evenly spread.
+SAMPLES: Final = 32
+BATCH: Final = 16
+
+
+class Sensitivity(msgspec.Struct, frozen=True):
+    """Of the layer or cut that yields ``tensor``: ``noise[i]`` at ``WIDTHS[i]`` bits, and the fit coefficient x 4^-bits.
+
+    ``error``: root mean square distance of the measured noise from the fit, in bits (one bit is a factor of 4).
+    """
+
+    tensor: str
+    noise: list[float]
+    coefficient: float
+    error: float
+
+    def at(self, bits: int) -> float:
+        """The measured noise."""
+        return self.noise[WIDTHS.index(bits)]
+
+
+class Additivity(msgspec.Struct, frozen=True):
+    """Noise of random mixes of bits: what the layers' own noises sum to, and what was measured.
+
+    Corrected is scale x predicted^power, the fit of one to the other. Errors are root mean squares in bits, before and after the correction.
+    """
+
+    predicted: list[float]
+    measured: list[float]
+    scale: float
+    power: float
+    error: float
+    corrected_error: float
+
+
+def fit(tensor: str, noise: Sequence[float]) -> Sensitivity:
+    """The `Sensitivity` of ``noise``, one for each of `WIDTHS`; 0 everywhere where there is no noise at all."""
+    found: F64 = np.asarray(noise, np.float64)
+    if not found.any():
+        return Sensitivity(tensor, list(noise), 0.0, 0.0)
+    scaled = np.log2(np.maximum(found, 1e-30)) + 2.0 * np.array(WIDTHS)
+    return Sensitivity(tensor, list(noise), float(2 ** scaled.mean()), float(scaled.std() / 2))
+
+
+class Probe:
+    """A float model, a few of its samples and their logits; samples that rounding has seen show too little noise (`rounding.UNSEEN`).
+
+    ``cache``: a folder in which measurements are kept by what they depend on.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        network: Network,
+        samples: Samples,
+        count: int = SAMPLES,
+        cache: Path | None = None,
+    ) -> None:
+        few = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), count)).round().astype(int))
+        self.model, self.network = model, network
+        self._x: F32 = np.stack([samples[int(i)] for i in few])
+        self._batch = BATCH if network.graph.input_of(model).type.tensor_type.shape.dim[0].HasField("dim_param") else 1
+        self.logits = self._run(model, to_onnx(self._x))({})
+        self._cache = cache
+        places = [p.cut.tensor for p in cuts.find(network) if p.reachable and p.cut.tensor in network.graph.shapes]
+        self._before = {t: {la.out for la in network.needed(t)} | {network.graph.input} for t in places}
+        self._digest = hashlib.sha256(model.SerializeToString(deterministic=True) + self._x.tobytes()).digest()
+
+    def layers(self, layers: Sequence[Conv], rounder: Rounder, progress: Progress) -> list[Sensitivity]:
+        """What rounding each of ``layers`` alone does, at each of `WIDTHS`. Reads and writes the cache."""
+        entries = {layer.out: self._entry(layer) for layer in layers}
+        at, x = "", self._x
+        found = []
+        for done, layer in enumerate(layers):
+            rounded = [rounder(layer, bits) for bits in WIDTHS]
+            key = self._key(layer.out, *[part for r in rounded for part in (r.levels, r.scale, r.bias)])
+            noise = self._known(key)
+            if noise is None:
+                if entries[layer.out] != at:
+                    at = entries[layer.out]
+                    x = self._values(at)
+                noise = self._layer(layer, rounded, at, x)
+                self._keep(key, noise)
+            found.append(fit(layer.out, noise))
+            progress("sensitivity of layers", done + 1, len(layers))
+        return found
+
+    def cuts(self, codecs: Mapping[str, Sequence[Codec]], progress: Progress) -> list[Sensitivity]:
+        """What coding the tensor of each cut alone does; ``codecs``: one for each of `WIDTHS`, by tensor. Reads and writes the cache."""
+        found = []
+        for done, (tensor, made) in enumerate(codecs.items()):
+            key = self._key(tensor, np.frombuffer(msgspec.json.encode(made), np.uint8))
+            noise = self._known(key)
+            if noise is None:
+                noise = self._cut(tensor, made)
+                self._keep(key, noise)
+            found.append(fit(tensor, noise))
+            progress("sensitivity of cuts", done + 1, len(codecs))
+        return found
+
+    def noise(self, rounded: Mapping[str, Rounded]) -> float:
+        """Of the network with all these weights in place, by the tensor that a layer yields."""
+        layers = [layer for layer in self.network.layers if isinstance(layer, Conv) and layer.out in rounded]
+        values: dict[str, F32] = {}
+        for layer in layers:
+            values |= weights(layer, rounded[layer.out].values(), rounded[layer.out].bias)
+        changed = reweigh(self.model, self.network, layers, values)
+        return self._difference(self._run(changed, to_onnx(self._x))({}))
+
+    def _layer(self, layer: Conv, rounded: Sequence[Rounded], entry: str, x: F32) -> list[float]:
+        run = self._run(reweigh(self._tail(entry), self.network, [layer]), x)
+        return [self._difference(run(weights(layer, r.values(), r.bias))) for r in rounded]
+
+    def _cut(self, tensor: str, made: Sequence[Codec]) -> list[float]:
+        x = self._values(tensor)
+        stored = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+        tail = None if tensor == self.network.graph.output else session(self._tail(tensor))
+        found = []
+        for one in made:
+            coded = np.stack([codec.decode(codec.encode(np.ascontiguousarray(v), one), one, v.shape) for v in stored])
+            y = to_onnx(coded)
+            found.append(self._difference(y if tail is None else self._batches(tail, tensor, y, {})))
+        return found
+
+    def _entry(self, layer: Conv) -> str:
+        """The last cut behind which ``layer`` and all that it reads lie."""
+        reads, best = source(self.network, layer)[0], self.network.graph.input
+        for tensor, before in self._before.items():
+            if layer.out in before or reads in before - {tensor}:
+                break
+            best = tensor
+        return best
+
+    def _tail(self, tensor: str) -> onnx.ModelProto:
+        graph = self.network.graph
+        return self.model if tensor == graph.input else tail_model(self.model, tensor, graph.shapes[tensor][1:])
+
+    def _values(self, tensor: str) -> F32:
+        """``tensor`` of all samples, ONNX layout."""
+        if tensor == self.network.graph.input:
+            return to_onnx(self._x)
+        return np.concatenate([v[tensor] for v in Tap(self.model, self.network.graph, [tensor]).over(self._x)])
+
+    def _run(self, model: onnx.ModelProto, x: F32) -> Callable[[Mapping[str, F32]], F32]:
+        """The outputs of ``model`` for ``x`` and further inputs."""
+        made = session(model)
+        name = self.network.graph.input_of(model).name
+        return lambda more: self._batches(made, name, x, more)
+
+    def _batches(self, made: Any, name: str, x: F32, more: Mapping[str, F32]) -> F32:
+        parts = range(0, len(x), self._batch)
+        return np.concatenate([made.run(None, {name: x[i : i + self._batch], **more})[0] for i in parts])
+
+    def _difference(self, logits: F32) -> float:
+        return float(((logits.astype(np.float64) - self.logits) ** 2).mean())
+
+    def _key(self, tensor: str, *parts: NDArray[np.generic]) -> str:
+        made = hashlib.sha256(self._digest + tensor.encode())
+        for part in parts:
+            made.update(np.ascontiguousarray(part).tobytes())
+        return made.hexdigest()
+
+    def _known(self, key: str) -> list[float] | None:
+        try:
+            return msgspec.json.decode((self._cache / key).read_bytes(), type=list[float]) if self._cache else None
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def _keep(self, key: str, noise: list[float]) -> None:
+        if self._cache:
+            self._cache.mkdir(parents=True, exist_ok=True)
+            (self._cache / key).write_bytes(msgspec.json.encode(noise))
+
+
+def additivity(
+    probe: Probe, layers: Sequence[Conv], found: Sequence[Sensitivity], rounder: Rounder, mixes: int, progress: Progress
+) -> Additivity:
+    """The sum of the layers' own noises against the noise of ``mixes`` random mixes of bits, from coarse ones to fine ones."""
+    predicted, measured = [], []
+    for done, mix in enumerate(_mixes(len(layers), mixes)):
+        predicted.append(sum(one.at(bits) for one, bits in zip(found, mix, strict=True)))
+        rounded = {layer.out: rounder(layer, bits) for layer, bits in zip(layers, mix, strict=True)}
+        measured.append(probe.noise(rounded))
+        progress("additivity", done + 1, mixes)
+    return compare(predicted, measured)
+
+
+def _mixes(layers: int, count: int) -> Iterator[list[int]]:
+    """Bits for each layer, drawn from windows of four widths that move from the least to the greatest."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        low = round(i * (len(WIDTHS) - 4) / max(1, count - 1))
+        yield [int(bits) for bits in random.choice(WIDTHS[low : low + 4], layers)]
+
+
+def compare(predicted: Sequence[float], measured: Sequence[float]) -> Additivity:
+    """`Additivity` of two or more pairs, all above 0."""
+    x, y = np.log2(predicted), np.log2(measured)
+    power, offset = np.polyfit(x, y, 1)
+    before, after = ((y - x) ** 2).mean(), ((y - power * x - offset) ** 2).mean()
+    return Additivity(
+        list(predicted), list(measured), float(2**offset), float(power), float(before**0.5 / 2), float(after**0.5 / 2)
+    )

@@ -1,0 +1,56 @@
+"""Rounded weights in a bundle: one safetensors file, packed at their bits, read a layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from calibration.layers import Conv, Network
+from calibration.quantize import Rounded, pack
+from kernels.reference import unpack_bits, weight_levels
+
+FILE: Final = "weights.safetensors"
+_PARTS: Final = ("codes", "scale", "bias")
+
+
+def save(roundings: Mapping[tuple[str, int], Rounded]) -> bytes:
+    """The file: ``codes/BITS/TENSOR`` uint8, packed as in a segment, ``scale/...`` [OC] float32, ``bias/...`` [OC] float64."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for (out, bits), rounded in roundings.items():
+        parts: tuple[NDArray[np.generic], ...] = (pack(rounded.levels, bits), rounded.scale, rounded.bias)
+        arrays |= {f"{kind}/{bits}/{out}": part for kind, part in zip(_PARTS, parts, strict=True)}
+    made: bytes = safetensors.numpy.save(arrays)
+    return made
+
+
+class Stored(Mapping[tuple[str, int], Rounded]):
+    """What `save` wrote of the layers of ``network``, by the tensor that a layer yields and bits. Nothing is kept in memory but the names."""
+
+    def __init__(self, path: Path, network: Network) -> None:
+        self._path = path
+        self._layers = {layer.out: layer for layer in network.layers if isinstance(layer, Conv)}
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = [key.split("/", 2) for key in file.keys() if key.startswith("scale/")]  # noqa: SIM118  no mapping
+        self._keys = {(out, int(bits)) for _, bits, out in names}
+
+    def __getitem__(self, key: tuple[str, int]) -> Rounded:
+        if key not in self._keys:
+            raise KeyError(key)
+        out, bits = key
+        with safetensors.safe_open(self._path, framework="numpy") as file:
+            packed, scale, bias = (file.get_tensor(f"{kind}/{bits}/{out}") for kind in _PARTS)
+        shape = self._layers[out].weight.shape
+        codes = unpack_bits(packed, bits, self._layers[out].weight.size)
+        return Rounded(weight_levels(bits)[codes].astype(np.int8).reshape(shape), scale, bias)
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(sorted(self._keys))
+
+    def __len__(self) -> int:
+        return len(self._keys)

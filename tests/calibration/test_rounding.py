@@ -1,0 +1,176 @@
+"""Rounding by what it does to a layer's outputs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from calibration import bundle, layers, moments
+from calibration.graph import Graph
+from calibration.importer import simplify
+from calibration.layers import Conv
+from calibration.moments import Moments
+from calibration.observe import Tap
+from calibration.quantize import Rounded, nearest, top_level
+from calibration.rounding import WIDTHS, Options, Rounder, damped, round_layers
+from calibration.samples import Samples
+from edge_agent.protocol.messages import Preprocess
+from tests import small_models as small
+
+#: Mean error of all outputs over the least that any integers have at any scale, on these inputs, whose covariances are ill-conditioned: 1.1 to 1.6.
+BOUND = 1.75
+
+
+def problem(
+    groups: int, outs: int, depth: int, count: int = 400, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, Moments]:
+    """Weights [groups * outs, 1, 1, depth] and inputs [groups, count, depth] that vary together, with their moments."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(groups, depth, depth)) + 2 * np.ones((depth, depth)) * rng.normal(size=(groups, 1, 1))
+    x = rng.normal(size=(groups, count, depth)) @ mixing + rng.normal(size=(groups, 1, depth))
+    w = rng.normal(size=(groups * outs, 1, 1, depth)).astype(np.float32)
+    mean = x.mean(axis=1)
+    return w, x, Moments(mean, np.stack([np.cov(one.T, bias=True).reshape(depth, depth) for one in x]), count)
+
+
+def errors_of(made: Rounded, w: np.ndarray, x: np.ndarray, bias: np.ndarray, best_bias: bool = False) -> np.ndarray:
+    """Mean squared error of each output; with ``best_bias`` at the bias that makes it least."""
+    groups, _, depth = x.shape
+    wrong = (w - made.values()).reshape(groups, -1, depth)
+    out = np.einsum("gpk,grk->gpr", x, wrong) + (bias - made.bias).reshape(groups, 1, -1)
+    return (out.var(axis=1) if best_bias else (out**2).mean(axis=1)).reshape(-1)
+
+
+def rounded(w: np.ndarray, known: Moments, bits: int, options: Options | None = None) -> Rounded:
+    outs = len(w)
+    return Rounder(w, np.zeros(outs, np.float32), np.zeros(outs, np.float32), known, options or Options()).at(bits)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("shape", [(1, 12, 70), (1, 6, 150), (8, 1, 9), (3, 2, 5), (1, 4, 1)])
+def test_never_worse_than_the_nearest_on_the_samples(bits: int, shape: tuple[int, int, int]) -> None:
+    w, x, known = problem(*shape)
+    bias = np.zeros(len(w), np.float32)
+    plain = nearest(w, bias, bits, bias)
+    ours = errors_of(rounded(w, known, bits), w, x, bias)
+    theirs = errors_of(plain, w, x, bias, best_bias=True)
+    assert (ours <= theirs * (1 + 1e-4) + 1e-12).all()
+    if shape[2] > 1:
+        assert ours.mean() < 0.7 * theirs.mean()
+
+
+@pytest.mark.parametrize("options", [Options(order=False), Options(sweeps=0), Options(damping=0.2)])
+def test_every_option_beats_the_nearest(options: Options) -> None:
+    w, x, known = problem(1, 20, 40)
+    bias = np.zeros(20, np.float32)
+    plain = errors_of(nearest(w, bias, 3, bias), w, x, bias, best_bias=True)
+    assert errors_of(rounded(w, known, 3, options), w, x, bias).mean() < 0.7 * plain.mean()
+
+
+@pytest.mark.parametrize(("bits", "depth"), [(2, 4), (2, 6), (3, 4), (3, 5)])
+def test_near_the_optimum_where_all_integers_can_be_tried(bits: int, depth: int) -> None:
+    w, x, known = problem(1, 40, depth, seed=bits + depth)
+    ours = errors_of(rounded(w, known, bits, Options(damping=0.0)), w, x, np.zeros(40, np.float32))
+    step = 2 if bits == 2 else 1
+    grid = range(-top_level(bits), top_level(bits) + 1, step)
+    q = np.array(list(itertools.product(grid, repeat=depth)), float)
+    h, flat = known.covariance[0], w.reshape(40, depth).astype(float)
+    along, square = flat @ h @ q.T, np.einsum("ik,kl,il->i", q, h, q)
+    scale = np.maximum(along, 0) / np.where(square > 0, square, 1)
+    optimum = (np.einsum("rk,kl,rl->r", flat, h, flat)[:, None] - scale * along).min(axis=1)
+    assert (ours >= optimum - 1e-5 * ours.max()).all()
+    assert ours.mean() <= BOUND * optimum.mean()
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_levels_lie_on_the_grid(bits: int) -> None:
+    made = rounded(*problem(4, 3, 9)[::2], bits)
+    allowed = range(-top_level(bits), top_level(bits) + 1, 2 if bits == 2 else 1)
+    assert set(np.unique(made.levels)) <= set(allowed)
+    assert (made.scale > 0).all()
+
+
+def test_scales_keep_room_for_the_bias() -> None:
+    w, _, known = problem(1, 5, 8)
+    least = np.array([0, 0, 5, 0.01, 0], np.float32)
+    assert (Rounder(w, np.zeros(5, np.float32), least, known).at(4).scale >= least).all()
+
+
+def test_inputs_that_never_change_and_weights_of_zero() -> None:
+    w, _, known = problem(2, 2, 6)
+    w[0], w[3] = 0, 0
+    known.covariance[0], known.covariance[1, 2], known.covariance[1, :, 2] = 0, 0, 0
+    made = rounded(w, known, 4)
+    assert np.isfinite(made.bias).all()
+    assert (made.levels[0] == 0).all()
+
+
+def test_few_positions_are_trusted_less() -> None:
+    few, many = (problem(1, 1, 30, count)[2] for count in (20, 20_000))
+    share = [1 - damped(m, 0.01)[0, 0, 1] / m.covariance[0, 0, 1] for m in (few, many)]
+    assert share[0] > 0.05 > share[1] == pytest.approx(0.01, abs=0.01)
+    np.linalg.cholesky(damped(few, 0.01))
+
+
+@pytest.mark.parametrize("make", [small.cnn, small.mlp, small.mobilenet, small.resnet], ids=lambda f: f.__name__)
+def test_moments_predict_the_outputs_of_a_layer(make: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bias + mean x w is the mean output, and w' covariance w its variance, of every layer, padding and strides included."""
+    monkeypatch.setattr(moments, "POSITIONS", 256)  # all of them
+    model = simplify(make())  # type: ignore[operator]
+    network = layers.build(Graph.of(model))
+    shape = network.graph.stored_shape("x")
+    samples = Samples(
+        Preprocess("tensor", shape), list(np.random.default_rng(0).normal(size=(6, *shape)).astype(np.float32))
+    )
+    found = {
+        la.out: (la, m)
+        for la, m in moments.collect(model, network, network.weighted(network.graph.output), samples, quiet)
+    }
+    free = [out for out, (la, _) in found.items() if la.clamp == layers.OPEN]
+    assert free
+    values = list(Tap(model, network.graph, free).over(samples))
+    for out in free:
+        layer, known = found[out]
+        outputs = np.stack([v[out][0].reshape(len(layer.bias), -1) for v in values])
+        w = layer.weight.reshape(known.mean.shape[0], -1, known.mean.shape[1]).astype(float)
+        mean = np.einsum("gk,grk->gr", known.mean, w).reshape(-1) + layer.bias
+        variance = np.einsum("grk,gkl,grl->gr", w, known.covariance, w).reshape(-1)
+        np.testing.assert_allclose(mean, outputs.mean(axis=(0, 2)), atol=1e-4)
+        np.testing.assert_allclose(variance, outputs.var(axis=(0, 2)), rtol=1e-3, atol=1e-6)
+
+
+def test_moments_of_a_padded_dilated_grouped_convolution() -> None:
+    net = small.Net([1, 6, 9, 11])
+    net.add("Pad", "x", net.constant([0, 0, 3, 3, 0, 0, 3, 3], np.int64))
+    net.conv(4, 6, groups=2, strides=[2, 1], dilations=[2, 1])
+    model = simplify(net.model())
+    network = layers.build(Graph.of(model))
+    layer = network.weighted(network.graph.output)[0]
+    shape = network.graph.stored_shape("x")
+    samples = Samples(
+        Preprocess("tensor", shape), list(np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32))
+    )
+    ((_, known),) = moments.collect(model, network, [layer], samples, quiet)
+    outputs = np.stack([v[layer.out][0] for v in Tap(model, network.graph, [layer.out]).over(samples)])
+    mean = np.einsum("gk,grk->gr", known.mean, layer.weight.reshape(2, 2, -1).astype(float)).reshape(-1) + layer.bias
+    np.testing.assert_allclose(mean, outputs.mean(axis=(0, 2, 3)), atol=1e-4)
+
+
+def test_rounding_all_layers_of_a_network() -> None:
+    model = simplify(small.mobilenet())
+    network = layers.build(Graph.of(model))
+    shape = network.graph.stored_shape("x")
+    samples = Samples(
+        Preprocess("tensor", shape), list(np.random.default_rng(0).normal(size=(6, *shape)).astype(np.float32))
+    )
+    calibration = bundle.calibrate(model, network, samples)
+    found = round_layers(model, network, calibration, network.graph.output, samples, quiet, (3, 8))
+    convs: list[Conv] = network.weighted(network.graph.output)
+    assert set(found) == {(la.out, bits) for la in convs for bits in (3, 8)}
+    assert all(found[la.out, 3].levels.shape == la.weight.shape for la in convs)
+
+
+def quiet(phase: str, done: int, total: int) -> None:
+    """Progress that nobody sees."""

@@ -1,0 +1,181 @@
+"""Noise of each layer's bits on the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from calibration import layers, sensitivity
+from calibration.graph import Graph
+from calibration.importer import batched, session, simplify
+from calibration.layers import Conv
+from calibration.observe import to_onnx
+from calibration.quantize import Rounded, nearest
+from calibration.reweigh import reweigh, weights
+from calibration.rounding import WIDTHS
+from calibration.samples import Samples
+from calibration.sensitivity import Probe, additivity, compare, fit
+from edge_agent import codec
+from edge_agent.protocol.messages import Preprocess
+from tests import small_models as small
+
+MAKERS = [small.cnn, small.mlp, small.mobilenet, small.resnet]
+
+
+def network_of(make: Callable[[], onnx.ModelProto]) -> tuple[onnx.ModelProto, layers.Network, Samples]:
+    model = batched(simplify(make()))
+    network = layers.build(Graph.of(model))
+    shape = network.graph.stored_shape("x")
+    arrays = list(np.random.default_rng(0).normal(size=(20, *shape)).astype(np.float32))
+    return model, network, Samples(Preprocess("tensor", shape), arrays)
+
+
+def rounder(layer: Conv, bits: int) -> Rounded:
+    return nearest(layer.weight, layer.bias, bits, np.zeros(len(layer.bias), np.float32))
+
+
+def exact(layer: Conv) -> Rounded:
+    return Rounded(layer.weight, np.ones(len(layer.bias), np.float32), layer.bias.astype(float))  # type: ignore[arg-type]
+
+
+def quiet(phase: str, done: int, total: int) -> None:
+    """Progress that nobody sees."""
+
+
+def padded() -> onnx.ModelProto:
+    """A padding wider than the window, rows times a matrix, an affine map of a flattened tensor."""
+    net = small.Net([1, 6, 9, 11])
+    net.add("Pad", "x", net.constant([0, 0, 3, 3, 0, 0, 3, 3], np.int64))
+    net.conv(4, 6, groups=2, strides=[2, 1], dilations=[2, 1])
+    net.add("Clip", net.last, net.constant(-0.5), net.constant(0.5))
+    net.add("GlobalAveragePool")
+    net.add("Flatten")
+    net.add("Relu")
+    net.add("Mul", net.last, net.constant([1.0, 2.0, 3.0, 4.0]))
+    net.gemm(5, 4)
+    return net.model()
+
+
+def rows() -> onnx.ModelProto:
+    net = small.Net([1, 5, 16])
+    net.add("MatMul", "x", net.random_weight(16, 24, scale=0.25))
+    net.add("Add", net.last, net.random_weight(24, scale=0.5))
+    return net.model()
+
+
+@pytest.mark.parametrize("make", [*MAKERS, padded, rows], ids=lambda f: f.__name__)
+def test_a_network_computed_from_the_layers_own_weights_is_itself(make: Callable[[], onnx.ModelProto]) -> None:
+    model, network, samples = network_of(make)
+    found = network.weighted(network.graph.output)
+    x = to_onnx(np.stack(list(samples))[:1])
+    wanted = session(model).run(None, {"x": x})[0]
+    feeds: dict[str, np.ndarray] = {}
+    for layer in found:
+        feeds |= weights(layer, layer.weight, layer.bias)
+    given = session(reweigh(model, network, found)).run(None, {"x": x, **feeds})[0]
+    baked = session(reweigh(model, network, found, feeds)).run(None, {"x": x})[0]
+    np.testing.assert_allclose(given, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(baked, wanted, rtol=1e-4, atol=1e-5)
+    name = next(iter(weights(found[0], found[0].weight, found[0].bias)))
+    changed = session(reweigh(model, network, found)).run(None, {"x": x, **feeds, name: 0 * feeds[name]})[0]
+    assert np.abs(changed - wanted).max() > 1e-2
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
+def test_a_layers_noise_is_that_of_the_whole_network_with_only_it_rounded(make: Callable[[], onnx.ModelProto]) -> None:
+    model, network, samples = network_of(make)
+    probe = Probe(model, network, samples)
+    found = network.weighted(network.graph.output)
+    for layer, one in zip(found, probe.layers(found, rounder, quiet), strict=True):
+        assert one.tensor == layer.out
+        for bits in (2, 5, 8):
+            wanted = probe.noise({la.out: rounder(la, bits) if la is layer else exact(la) for la in found})
+            assert one.at(bits) == pytest.approx(wanted, rel=1e-2, abs=1e-10)
+        assert one.at(2) > one.at(4) > one.at(8) > 0
+        assert one.error < 1
+
+
+def test_the_sum_of_noises_against_direct_evaluation() -> None:
+    model, network, samples = network_of(small.mlp)
+    probe = Probe(model, network, samples)
+    found = network.weighted(network.graph.output)
+    alone = probe.layers(found, rounder, quiet)
+    made = additivity(probe, found, alone, rounder, 9, quiet)
+    mixes = list(sensitivity._mixes(len(found), 9))
+    assert mixes[0] != mixes[-1]
+    assert {bits for mix in mixes for bits in mix} == set(WIDTHS)
+    run = session(model)
+    x = np.stack(list(samples))
+    for mix, predicted, measured in zip(mixes, made.predicted, made.measured, strict=True):
+        assert predicted == pytest.approx(sum(one.at(b) for one, b in zip(alone, mix, strict=True)))
+        y = x
+        for layer, bits in zip(found, mix, strict=True):
+            rounded = rounder(layer, bits)
+            y = np.maximum(y @ rounded.values().reshape(len(rounded.scale), -1).T + rounded.bias, layer.clamp[0])
+        wanted = ((y - run.run(None, {"x": x})[0]) ** 2).mean()
+        assert measured == pytest.approx(wanted, rel=1e-3)
+    assert made.error < 0.5
+    assert made.corrected_error <= made.error
+
+
+def test_correction_of_noises_that_grow_less_than_their_parts() -> None:
+    predicted = [0.01, 0.1, 1.0, 10.0]
+    made = compare(predicted, [0.5 * p**0.8 for p in predicted])
+    assert (made.scale, made.power) == (pytest.approx(0.5), pytest.approx(0.8))
+    assert made.corrected_error == pytest.approx(0, abs=1e-6)
+    assert made.error > 0.4
+    assert compare(predicted, [4 * p for p in predicted]).error == pytest.approx(1)  # one bit
+
+
+def test_fit_of_an_exact_law_and_of_none() -> None:
+    made = fit("t", [3.0 * 4.0**-bits for bits in WIDTHS])
+    assert (made.coefficient, made.error) == (pytest.approx(3.0), pytest.approx(0, abs=1e-9))
+    off = fit("t", [3.0 * 4.0 ** -(bits + (-1) ** bits) for bits in WIDTHS])
+    assert off.error == pytest.approx(1, abs=0.02)
+    assert fit("t", [0.0] * len(WIDTHS)).coefficient == 0
+
+
+def test_only_what_changed_is_measured_again(tmp_path: Path) -> None:
+    model, network, samples = network_of(small.resnet)
+    found = network.weighted(network.graph.output)
+    probe = Probe(model, network, samples, cache=tmp_path)
+    first = probe.layers(found, rounder, quiet)
+    kept = set(tmp_path.iterdir())
+    assert len(kept) == len(found)
+    for path in kept:
+        path.write_text("[7,6,5,4,3,2,1]")
+    changed = found[2]
+    second = probe.layers(found, lambda la, b: rounder(la, 2 if la is changed else b), quiet)
+    assert [one.noise[0] == 7 for one in second] == [la is not changed for la in found]
+    assert len(set(tmp_path.iterdir()) - kept) == 1
+    others = Probe(model, network, samples[:5], cache=tmp_path).layers(found, rounder, quiet)
+    assert all(one.noise[0] != 7 for one in others)
+    for path in kept:
+        path.write_text("[1")  # a file that was cut short is no answer
+    assert probe.layers(found, rounder, quiet) == first
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
+def test_noise_of_a_cut_falls_with_its_bits(make: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
+    model, network, samples = network_of(make)
+    probe = Probe(model, network, samples, cache=tmp_path)
+    places = [p.cut.tensor for p in sensitivity.cuts.find(network) if p.offered]
+    codecs = {}
+    for tensor in places:
+        values = probe._values(tensor)
+        codecs[tensor] = [codec.fit(values, "minmax", bits) for bits in WIDTHS]
+    steps: list[tuple[str, int, int]] = []
+    found = probe.cuts(codecs, lambda *step: steps.append(step))
+    assert steps[-1] == ("sensitivity of cuts", len(places), len(places))
+    for one in found:
+        assert one.at(2) > one.at(5) > one.at(8) > 0
+        assert one.error < 1
+    last = found[-1]  # the output: its noise is the codec's own error
+    values = to_onnx(probe.logits)
+    coded = [codec.decode(codec.encode(v, codecs[last.tensor][2]), codecs[last.tensor][2], v.shape) for v in values]
+    assert last.at(WIDTHS[2]) == pytest.approx(float(((np.stack(coded) - values) ** 2).mean()), rel=1e-3)
+    assert probe.cuts(codecs, quiet) == found
