@@ -35,7 +35,7 @@ from calibration.graph import Graph, tail_model
 from calibration.importer import session
 from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
-from calibration.rounding import SEEN, Rounding, round_layers
+from calibration.rounding import SEEN, UNSEEN, Rounding, round_layers
 from calibration.samples import Samples
 from edge_agent import errors
 from edge_agent.head import segment as seg
@@ -316,7 +316,8 @@ def _measure(
     outputs = accuracy.float_outputs(runner(model), samples)
     rules = accuracy.choose_rules(spots, histograms, head, taps, samples, outputs, progress)
     answers = accuracy.top1(outputs)
-    grid = accuracy.measure(spots, histograms, rules, heads, samples, answers, progress)
+    judged = UNSEEN if calibration.roundings and len(samples) > 1 else slice(None)  # rounding flatters what it has seen
+    grid = accuracy.measure(spots, histograms, rules, heads, samples[judged], answers[judged], progress)
     top1 = None if samples.classes is None else 100.0 * float((answers == samples.classes).mean())
     times = {cut.index: _tail_ms(model, network.graph, cut) for cut in offered}
     return _Measured(grid, {spot.index: c for spot, c in zip(spots, counts, strict=True)}, times, top1)

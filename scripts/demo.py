@@ -1,7 +1,7 @@
 """The whole path once, on this machine: import and calibrate, serve, profile, plan, stream, classify, sum up.
 
 Two things are made up, and both are printed: the link is a relay that holds every connection to 20 Mbit/s, and the planner is told of a board
-20 times slower than this machine (about a Raspberry Pi 4). Between two processes of one fast machine nothing would be worth cutting.
+40 times slower than this machine (about a Raspberry Pi 4). Between two processes of one fast machine nothing would be worth cutting.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "demo"
 COMMANDS = Path(sys.executable).parent
 MBPS = 20.0
-SLOWER = 20
+SLOWER = 40
 VIEWS = 5  # of each photo that calibration sees
 PHOTO = re.compile(r"foolbox/data/imagenet_(\d+)_(\d+)\.jpg")
 console = Console() if sys.stdout.isatty() else Console(width=110)
@@ -300,11 +300,12 @@ def summary(
 def figures(
     photos: list[Photo], split: list[int], floats: list[int], answered: list[dict[str, Any]], plan: dict[str, Any]
 ) -> Iterator[tuple[str, str]]:
-    codec = plan["ladder"][plan["codec"]]
-    yield (
-        "plan",
-        f"cut after {plan['cut']['layer']}: weights {plan['weight_bits']} bits, activations {codec['bits']} bits ({codec['rule']})",
-    )
+    if plan["ladder"]:
+        codec = plan["ladder"][plan["codec"]]
+        sends = f"activations {codec['bits']} bits ({codec['rule']})"
+    else:
+        sends = "nothing is sent"
+    yield "plan", f"cut after {plan['cut']['layer']}: weights {plan['weight_bits']} bits, {sends}"
     held = [i for i, p in enumerate(photos) if not p.seen]
 
     def right(found: list[int], which: list[int]) -> str:
