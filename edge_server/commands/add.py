@@ -118,8 +118,10 @@ def _show(bundle: bundles.Bundle) -> None:
     console.print(_offered(bundle))
     for line in _float_top1(bundle):
         console.print(line, soft_wrap=True)
+    judged = max((point.samples for point in bundle.grid), default=0)
+    unseen = " that the rounding of weights has not seen" if judged < bundle.samples else ""
     what = (
-        f"8/8 and 8/4: points of {bundle.metric} lost over {bundle.samples} samples at these weight and activation bits"
+        f"8/8 and 8/4: points of {bundle.metric} lost at these weight and activation bits over {judged} samples{unseen}"
     )
     console.print(f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered; {what}", soft_wrap=True)
     for cut, reason in zip(bundle.cuts, bundle.reasons, strict=True):
