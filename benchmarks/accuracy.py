@@ -9,17 +9,15 @@ is chosen on the calibration photographs only, by squared error of the logits.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import models
-from benchmarks.report import parser, report
+from benchmarks.report import photo_parser, quiet, report
 from calibration import accuracy, bundle, cuts, importer, layers
 from calibration.accuracy import ACTIVATION_BITS, Spot
 from calibration.clipping import CHANNEL, RULES, Histogram
@@ -59,7 +57,7 @@ class Split:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _options().parse_args(arguments)
+    options = photo_parser(__doc__ or "").parse_args(arguments)
     photos = open_samples(
         options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if options.quick else None
     )
@@ -83,11 +81,11 @@ def prepare(samples: Samples, places: Sequence[float]) -> Split:
     head = Head(seg.parse(lowered.segment()))
     taps = [lowered.index[cut.tensor] for cut in chosen]
     spots = [bundle.spot(model, network, head.header.tensors[t], cut) for cut, t in zip(chosen, taps, strict=True)]
-    counts = accuracy.count_codes(head, taps, samples, _quiet)
+    counts = accuracy.count_codes(head, taps, samples, quiet)
     histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True)]
     run = bundle.runner(model)
     outputs = accuracy.float_outputs(run, samples)
-    rules = accuracy.choose_rules(spots, histograms, head, taps, samples, outputs, _quiet)
+    rules = accuracy.choose_rules(spots, histograms, head, taps, samples, outputs, quiet)
     return Split(head, taps, places, spots, [cut.layer for cut in chosen], histograms, rules, run)
 
 
@@ -153,17 +151,6 @@ def _summary(row: dict[str, Any], samples: int) -> dict[str, float]:
         "lite0.payload_bytes": float(row["bytes"]),
         "lite0.samples": float(samples),
     }
-
-
-def _options() -> argparse.ArgumentParser:
-    options = parser(__doc__.splitlines()[0] if __doc__ else "")
-    options.add_argument("--images", type=Path, required=True, help="folder of photographs")
-    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
-    return options
-
-
-def _quiet(phase: str, done: int, total: int) -> None:
-    """No progress bar: the table is the output."""
 
 
 if __name__ == "__main__":

@@ -31,6 +31,18 @@ def parser(description: str) -> argparse.ArgumentParser:
     return options
 
 
+def photo_parser(description: str) -> argparse.ArgumentParser:
+    """The same, and where the photographs are that accuracy is measured on."""
+    options = parser(description.splitlines()[0])
+    options.add_argument("--images", type=Path, required=True, help="folder of photographs")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
+    return options
+
+
+def quiet(phase: str, done: int, total: int) -> None:
+    """No progress bar: the table is the output."""
+
+
 def report(
     title: str, rows: Sequence[Row], summary: Mapping[str, float], out: Path | None = None, notes: Sequence[str] = ()
 ) -> None:

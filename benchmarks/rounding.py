@@ -9,18 +9,16 @@ interval. A cut's per cent is the head's share of the network's products. Rows a
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import models
-from benchmarks.report import parser, report
+from benchmarks.report import photo_parser, quiet, report
 from calibration import accuracy, bundle, cuts, importer, layers
 from calibration.graph import Graph
 from calibration.lower import Calibration, lower
@@ -54,7 +52,7 @@ class Network:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _options().parse_args(arguments)
+    options = photo_parser(__doc__ or "").parse_args(arguments)
     photos = open_samples(
         options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if options.quick else None
     )
@@ -75,7 +73,7 @@ def prepare(samples: Samples, places: Sequence[float], widths: Sequence[int]) ->
     network = layers.build(Graph.of(model))
     plain = bundle.calibrate(model, network, samples)
     output = network.graph.output
-    rounded = replace(plain, roundings=round_layers(model, network, plain, output, samples, _quiet, widths))
+    rounded = replace(plain, roundings=round_layers(model, network, plain, output, samples, quiet, widths))
     tensors = {share: _cut(network, share) for share in places}
     tails = {
         share: None if t == output else bundle.tail_runner(model, network.graph, t) for share, t in tensors.items()
@@ -157,17 +155,6 @@ def summary(rows: Sequence[dict[str, Any]], samples: int) -> dict[str, float]:
             key = f"lite0.{row['rounding']}{row['others']}"
             found |= {f"{key}.drop_points": row["drop"], f"{key}.noise": row["noise"]}
     return found
-
-
-def _options() -> argparse.ArgumentParser:
-    options = parser(__doc__.splitlines()[0] if __doc__ else "")
-    options.add_argument("--images", type=Path, required=True, help="folder of photographs")
-    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
-    return options
-
-
-def _quiet(phase: str, done: int, total: int) -> None:
-    """No progress bar: the table is the output."""
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from calibration.layers import Conv, Network, Pad
-from calibration.observe import Progress, Tap
+from calibration.observe import Progress, Tap, in_parts
 from calibration.samples import Samples
 
 F32 = NDArray[np.float32]
@@ -48,7 +48,7 @@ def collect(
 ) -> Iterator[tuple[Conv, Moments]]:
     """Each of ``layers`` with the `Moments` of its inputs in the float model; few are held at once."""
     few = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), SAMPLES)).round().astype(int))
-    parts = list(_passes(layers))
+    parts = list(in_parts(layers, lambda la: 8 * la.groups * math.prod(la.weight.shape[1:]) ** 2, PASS_BYTES))
     for index, part in enumerate(parts):
         sums = [_Sums(network, layer) for layer in part]
         tap = Tap(model, network.graph, sorted({s.tensor for s in sums}))
@@ -128,18 +128,3 @@ def _windows(x: F32, layer: Conv, pad: tuple[int, int, int, int]) -> F32:
     grouped = taken.reshape(len(at), layer.groups, channels // layer.groups, *taken.shape[2:]).transpose(1, 0, 3, 4, 2)
     made: F32 = np.ascontiguousarray(grouped).reshape(layer.groups, len(at), -1)
     return made
-
-
-def _passes(layers: Sequence[Conv]) -> Iterator[list[Conv]]:
-    """``layers`` in parts whose sums fit in `PASS_BYTES`."""
-    part: list[Conv] = []
-    room = PASS_BYTES
-    for layer in layers:
-        size = 8 * layer.groups * math.prod(layer.weight.shape[1:]) ** 2
-        if part and size > room:
-            yield part
-            part, room = [], PASS_BYTES
-        part.append(layer)
-        room -= size
-    if part:
-        yield part

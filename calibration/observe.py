@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from calibration.graph import Graph, with_batch
 from calibration.importer import session
 from edge_agent import errors
 
+T = TypeVar("T")
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
@@ -62,7 +63,7 @@ def observe(
     Two passes, one sample at a time. Raises `errors.ModelError` where a tensor is not finite.
     """
     found: dict[str, Statistics] = {}
-    groups = list(_groups(graph, tensors))
+    groups = list(in_parts(tensors, lambda tensor: 4 * math.prod(graph.shapes[tensor]), RUN_BYTES))
     total = 2 * len(groups) * len(samples)
     for index, group in enumerate(groups):
         tap = Tap(model, graph, group)
@@ -138,19 +139,18 @@ def _clipped(centres: F64, counts: F64, highs: F64) -> F64:
     return np.maximum(error, 0.0)
 
 
-def _groups(graph: Graph, tensors: Sequence[str]) -> Iterator[list[str]]:
-    """``tensors`` in groups that fit in `RUN_BYTES`."""
-    group: list[str] = []
-    room = RUN_BYTES
-    for tensor in tensors:
-        size = 4 * math.prod(graph.shapes[tensor])
-        if group and size > room:
-            yield group
-            group, room = [], RUN_BYTES
-        group.append(tensor)
-        room -= size
-    if group:
-        yield group
+def in_parts(items: Sequence[T], size: Callable[[T], int], room: int) -> Iterator[list[T]]:
+    """``items`` in order, in parts whose sizes together fit in ``room``; one that does not fit is alone."""
+    part: list[T] = []
+    left = room
+    for item in items:
+        if part and size(item) > left:
+            yield part
+            part, left = [], room
+        part.append(item)
+        left -= size(item)
+    if part:
+        yield part
 
 
 def _widen(found: dict[str, Statistics], values: dict[str, F32], graph: Graph, sample: int) -> None:
