@@ -87,14 +87,19 @@ class Tap:
         infos = [onnx.helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, None) for t in tensors]
         del opened.graph.output[:]
         opened.graph.output.extend(infos)
-        self._session, self._tensors, self._input = session(opened), list(tensors), graph.input
+        self._session, self._tensors, self._graph = session(opened), list(tensors), graph
 
     def over(self, samples: Iterable[F32]) -> Iterator[dict[str, F32]]:
         """The tensors, ONNX layout, for each sample (stored layout)."""
         for sample in samples:
             yield dict(
-                zip(self._tensors, self._session.run(self._tensors, {self._input: to_onnx(sample[None])}), strict=True)
+                zip(self._tensors, self._session.run(self._tensors, feed(self._graph, sample[None])), strict=True)
             )
+
+
+def feed(graph: Graph, x: F32) -> dict[str, NDArray[np.generic]]:
+    """What a model takes for a batch ``x`` (stored layout): token ids become the integers that they are."""
+    return {graph.input: x.astype(np.int64) if graph.takes_ids else to_onnx(x)}
 
 
 def to_onnx(x: F32) -> F32:

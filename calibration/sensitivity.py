@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from calibration import cuts
 from calibration.graph import tail_model
 from calibration.importer import session
-from calibration.layers import Conv, Network
-from calibration.moments import source
+from calibration.layers import Network, Weighted
+from calibration.moments import entry
 from calibration.observe import Progress, Tap, to_onnx
 from calibration.quantize import Rounded
 from calibration.reweigh import reweigh, weights
@@ -31,7 +31,7 @@ from edge_agent.protocol.messages import Codec
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-Rounder = Callable[[Conv, int], Rounded]
+Rounder = Callable[[Weighted, int], Rounded]
 
 #: Samples that are measured, evenly spread.
 SAMPLES: Final = 32
@@ -101,7 +101,7 @@ class Probe:
         self._before = {t: {la.out for la in network.needed(t)} | {network.graph.input} for t in places}
         self._digest = hashlib.sha256(model.SerializeToString(deterministic=True) + self._x.tobytes()).digest()
 
-    def layers(self, layers: Sequence[Conv], rounder: Rounder, progress: Progress) -> list[Sensitivity]:
+    def layers(self, layers: Sequence[Weighted], rounder: Rounder, progress: Progress) -> list[Sensitivity]:
         """What rounding each of ``layers`` alone does, at each of `WIDTHS`. Reads and writes the cache."""
         entries = {layer.out: self._entry(layer) for layer in layers}
         at, x = "", self._x
@@ -135,14 +135,14 @@ class Probe:
 
     def noise(self, rounded: Mapping[str, Rounded]) -> float:
         """Of the network with all these weights in place, by the tensor that a layer yields."""
-        layers = [layer for layer in self.network.layers if isinstance(layer, Conv) and layer.out in rounded]
+        layers = [layer for layer in self.network.layers if isinstance(layer, Weighted) and layer.out in rounded]
         values: dict[str, F32] = {}
         for layer in layers:
             values |= weights(layer, rounded[layer.out].values(), rounded[layer.out].bias)
         changed = reweigh(self.model, self.network, layers, values)
         return self._difference(self._run(changed, to_onnx(self._x))({}))
 
-    def _layer(self, layer: Conv, rounded: Sequence[Rounded], entry: str, x: F32) -> list[float]:
+    def _layer(self, layer: Weighted, rounded: Sequence[Rounded], entry: str, x: F32) -> list[float]:
         run = self._run(reweigh(self._tail(entry), self.network, [layer]), x)
         return [self._difference(run(weights(layer, r.values(), r.bias))) for r in rounded]
 
@@ -157,9 +157,9 @@ class Probe:
             found.append(self._difference(y if tail is None else self._batches(tail, tensor, y, {})))
         return found
 
-    def _entry(self, layer: Conv) -> str:
+    def _entry(self, layer: Weighted) -> str:
         """The last cut behind which ``layer`` and all that it reads lie."""
-        reads, best = source(self.network, layer)[0], self.network.graph.input
+        reads, best = entry(self.network, layer).tensor, self.network.graph.input
         for tensor, before in self._before.items():
             if layer.out in before or reads in before - {tensor}:
                 break
@@ -183,7 +183,8 @@ class Probe:
         return lambda more: self._batches(made, name, x, more)
 
     def _batches(self, made: Any, name: str, x: F32, more: Mapping[str, F32]) -> F32:
-        parts = range(0, len(x), self._batch)
+        ids = name == self.network.graph.input and self.network.graph.takes_ids
+        x, parts = x.astype(np.int64) if ids else x, range(0, len(x), self._batch)
         return np.concatenate([made.run(None, {name: x[i : i + self._batch], **more})[0] for i in parts])
 
     def _difference(self, logits: F32) -> float:
@@ -208,7 +209,12 @@ class Probe:
 
 
 def additivity(
-    probe: Probe, layers: Sequence[Conv], found: Sequence[Sensitivity], rounder: Rounder, mixes: int, progress: Progress
+    probe: Probe,
+    layers: Sequence[Weighted],
+    found: Sequence[Sensitivity],
+    rounder: Rounder,
+    mixes: int,
+    progress: Progress,
 ) -> Additivity:
     """The sum of the layers' own noises against the noise of ``mixes`` random mixes of bits, from coarse ones to fine ones."""
     predicted, measured = [], []

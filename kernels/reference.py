@@ -286,10 +286,11 @@ def position(x: F32, table: F32) -> F32:
 
 def mean(x: F32) -> F32:
     """The sum of the rows of x [N, C], one after another, over N."""
-    total = x[0]
+    total: F32 = x[0]
     for row in x[1:]:
         total = total + row
-    return total / np.float32(len(x))
+    result: F32 = total / np.float32(len(x))
+    return result
 
 
 # --- weights: b-bit codes, packed tightly, least significant bit first ------------------------------------------------

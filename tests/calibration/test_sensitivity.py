@@ -12,8 +12,8 @@ import pytest
 from calibration import layers, sensitivity
 from calibration.graph import Graph
 from calibration.importer import batched, session, simplify
-from calibration.layers import Conv
-from calibration.observe import to_onnx
+from calibration.layers import Weighted
+from calibration.observe import feed, to_onnx
 from calibration.quantize import Rounded, nearest
 from calibration.reweigh import reweigh, weights
 from calibration.rounding import WIDTHS
@@ -22,24 +22,54 @@ from calibration.sensitivity import Probe, additivity, compare, fit
 from edge_agent import codec
 from edge_agent.protocol.messages import Preprocess
 from tests import small_models as small
+from tests import small_transformers as transformers
 
-MAKERS = [small.cnn, small.mlp, small.mobilenet, small.resnet]
+
+def vit() -> onnx.ModelProto:
+    return transformers.vit_model("fused", "mean", "conv")
+
+
+def cut_image() -> onnx.ModelProto:
+    """A ViT with a class token, a product for each of queries, keys and values, and squares cut by views."""
+    return transformers.vit_model("separate", "token", "linear")
+
+
+def encoder() -> onnx.ModelProto:
+    return transformers.encoder_model()
+
+
+def masked() -> onnx.ModelProto:
+    net = transformers.Encoder(seed=1)
+    stream = net.last
+    mask = net.mask()
+    net.last = stream
+    net.block(mask, gelu="Erf")
+    return net.model()
+
+
+CNNS = [small.cnn, small.mlp, small.mobilenet, small.resnet]
+TRANSFORMERS = [vit, cut_image, encoder, masked]
+MAKERS = [*CNNS, *TRANSFORMERS]
 
 
 def network_of(make: Callable[[], onnx.ModelProto]) -> tuple[onnx.ModelProto, layers.Network, Samples]:
     model = batched(simplify(make()))
     network = layers.build(Graph.of(model))
     shape = network.graph.stored_shape("x")
-    arrays = list(np.random.default_rng(0).normal(size=(20, *shape)).astype(np.float32))
+    random = np.random.default_rng(0)
+    if network.graph.takes_ids:
+        arrays = list(random.integers(0, 50, (20, *shape)).astype(np.float32))
+    else:
+        arrays = list(random.normal(size=(20, *shape)).astype(np.float32))
     return model, network, Samples(Preprocess("tensor", shape), arrays)
 
 
-def rounder(layer: Conv, bits: int) -> Rounded:
-    return nearest(layer.weight, layer.bias, bits, np.zeros(len(layer.bias), np.float32))
+def rounder(layer: Weighted, bits: int) -> Rounded:
+    return nearest(layer.weight, layer.bias, bits, np.zeros(len(layer.weight), np.float32))
 
 
-def exact(layer: Conv) -> Rounded:
-    return Rounded(layer.weight, np.ones(len(layer.bias), np.float32), layer.bias.astype(float))  # type: ignore[arg-type]
+def exact(layer: Weighted) -> Rounded:
+    return Rounded(layer.weight, np.ones(len(layer.weight), np.float32), layer.bias.astype(float))  # type: ignore[arg-type]
 
 
 def quiet(phase: str, done: int, total: int) -> None:
@@ -71,17 +101,17 @@ def rows() -> onnx.ModelProto:
 def test_a_network_computed_from_the_layers_own_weights_is_itself(make: Callable[[], onnx.ModelProto]) -> None:
     model, network, samples = network_of(make)
     found = network.weighted(network.graph.output)
-    x = to_onnx(np.stack(list(samples))[:1])
-    wanted = session(model).run(None, {"x": x})[0]
+    x = feed(network.graph, np.stack(list(samples))[:1])
+    wanted = session(model).run(None, x)[0]
     feeds: dict[str, np.ndarray] = {}
     for layer in found:
         feeds |= weights(layer, layer.weight, layer.bias)
-    given = session(reweigh(model, network, found)).run(None, {"x": x, **feeds})[0]
-    baked = session(reweigh(model, network, found, feeds)).run(None, {"x": x})[0]
+    given = session(reweigh(model, network, found)).run(None, {**x, **feeds})[0]
+    baked = session(reweigh(model, network, found, feeds)).run(None, x)[0]
     np.testing.assert_allclose(given, wanted, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(baked, wanted, rtol=1e-4, atol=1e-5)
     name = next(iter(weights(found[0], found[0].weight, found[0].bias)))
-    changed = session(reweigh(model, network, found)).run(None, {"x": x, **feeds, name: 0 * feeds[name]})[0]
+    changed = session(reweigh(model, network, found)).run(None, {**x, **feeds, name: 0 * feeds[name]})[0]
     assert np.abs(changed - wanted).max() > 1e-2
 
 
