@@ -254,7 +254,9 @@ def check_shape(graph: Graph, preprocess: Preprocess) -> None:
 def calibrate(
     model: onnx.ModelProto, network: layers.Network, samples: Samples, progress: Progress = _quiet
 ) -> Calibration:
-    """The codes of every tensor that a head yields, and the mean inputs of its layers."""
+    """The codes of every tensor that a head yields, and the mean inputs of its layers; a transformer's stream needs neither."""
+    if network.source != "u8":
+        return Calibration({}, {})
     graph, reachable = network.graph, network.reachable()
     tensors = [graph.input, *(la.out for la in network.layers if la.out in reachable and la.out in graph.shapes)]
     found = observe.observe(model, graph, tensors, samples, progress)
