@@ -33,8 +33,8 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Rounder = Callable[[Weighted, int], Rounded]
 
-#: Samples that are measured, evenly spread.
-SAMPLES: Final = 32
+#: Differences of outputs that a measured noise is the mean of, at least: samples x outputs, but no fewer samples than the second.
+ENOUGH: Final = (16_384, 16)
 BATCH: Final = 16
 
 
@@ -77,6 +77,16 @@ def fit(tensor: str, noise: Sequence[float]) -> Sensitivity:
     return Sensitivity(tensor, list(noise), float(2 ** scaled.mean()), float(scaled.std() / 2))
 
 
+def enough(outputs: int) -> int:
+    """How many samples suffice for a noise over so many ``outputs`` each."""
+    return max(ENOUGH[1], -(-ENOUGH[0] // outputs))
+
+
+def spread(samples: int, count: int) -> NDArray[np.int64]:
+    """Indices of at most ``count`` of so many samples, evenly spread."""
+    return np.unique(np.linspace(0, samples - 1, min(samples, count)).round().astype(np.int64))
+
+
 class Probe:
     """A float model, a few of its samples and their logits; samples that rounding has seen show too little noise (`rounding.UNSEEN`).
 
@@ -88,10 +98,10 @@ class Probe:
         model: onnx.ModelProto,
         network: Network,
         samples: Samples,
-        count: int = SAMPLES,
+        count: int,
         cache: Path | None = None,
     ) -> None:
-        few = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), count)).round().astype(int))
+        few = spread(len(samples), count)
         self.model, self.network = model, network
         self._x: F32 = np.stack([samples[int(i)] for i in few])
         self._batch = BATCH if network.graph.input_of(model).type.tensor_type.shape.dim[0].HasField("dim_param") else 1

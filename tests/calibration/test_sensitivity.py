@@ -118,7 +118,7 @@ def test_a_network_computed_from_the_layers_own_weights_is_itself(make: Callable
 @pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
 def test_a_layers_noise_is_that_of_the_whole_network_with_only_it_rounded(make: Callable[[], onnx.ModelProto]) -> None:
     model, network, samples = network_of(make)
-    probe = Probe(model, network, samples)
+    probe = Probe(model, network, samples, 32)
     found = network.weighted(network.graph.output)
     for layer, one in zip(found, probe.layers(found, rounder, quiet), strict=True):
         assert one.tensor == layer.out
@@ -131,7 +131,7 @@ def test_a_layers_noise_is_that_of_the_whole_network_with_only_it_rounded(make: 
 
 def test_the_sum_of_noises_against_direct_evaluation() -> None:
     model, network, samples = network_of(small.mlp)
-    probe = Probe(model, network, samples)
+    probe = Probe(model, network, samples, 32)
     found = network.weighted(network.graph.output)
     alone = probe.layers(found, rounder, quiet)
     made = additivity(probe, found, alone, rounder, 9, quiet)
@@ -172,7 +172,7 @@ def test_fit_of_an_exact_law_and_of_none() -> None:
 def test_only_what_changed_is_measured_again(tmp_path: Path) -> None:
     model, network, samples = network_of(small.resnet)
     found = network.weighted(network.graph.output)
-    probe = Probe(model, network, samples, cache=tmp_path)
+    probe = Probe(model, network, samples, 32, cache=tmp_path)
     first = probe.layers(found, rounder, quiet)
     kept = set(tmp_path.iterdir())
     assert len(kept) == len(found)
@@ -182,7 +182,7 @@ def test_only_what_changed_is_measured_again(tmp_path: Path) -> None:
     second = probe.layers(found, lambda la, b: rounder(la, 2 if la is changed else b), quiet)
     assert [one.noise[0] == 7 for one in second] == [la is not changed for la in found]
     assert len(set(tmp_path.iterdir()) - kept) == 1
-    others = Probe(model, network, samples[:5], cache=tmp_path).layers(found, rounder, quiet)
+    others = Probe(model, network, samples[:5], 32, cache=tmp_path).layers(found, rounder, quiet)
     assert all(one.noise[0] != 7 for one in others)
     for path in kept:
         path.write_text("[1")  # a file that was cut short is no answer
@@ -192,7 +192,7 @@ def test_only_what_changed_is_measured_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
 def test_noise_of_a_cut_falls_with_its_bits(make: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
     model, network, samples = network_of(make)
-    probe = Probe(model, network, samples, cache=tmp_path)
+    probe = Probe(model, network, samples, 32, cache=tmp_path)
     places = [p.cut.tensor for p in sensitivity.cuts.find(network) if p.offered]
     codecs = {}
     for tensor in places:
