@@ -13,7 +13,7 @@ near a margin of 0 there are as many samples as a little further off; and so, wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -51,18 +51,18 @@ class Drop(msgspec.Struct, frozen=True):
 class AccuracyModel(msgspec.Struct, frozen=True):
     """The curve: at ``noise[i]``, rising from 0, ``expected[i]``, ``low[i]`` and ``high[i]`` points are lost.
 
-    ``metric``: "top1", or "agreement" where there were no labels and every changed answer counts as lost. ``samples``, ``variants``: how many were
-    counted. ``threshold``: QPART's mean adversarial noise, E[(z1 - z2)^2] / 2 of the two greatest logits. The interval is that of a measurement on
-    ``promise_samples`` samples.
+    ``metric``: "top1", or "agreement" where there were no labels and every changed answer counts as lost. ``samples``: how many were counted.
+    ``counts``: for the greatest of the noises, lost and gained answers of each variant that spoke for it; the lesser noises overturn too few to
+    count. ``threshold``: QPART's mean adversarial noise. The interval is that of a measurement on ``promise_samples`` samples.
     """
 
     samples: int
     metric: str
-    variants: int
     noise: list[float]
     expected: list[float]
     low: list[float]
     high: list[float]
+    counts: list[list[tuple[int, int]]]
     threshold: float
     promise_samples: int
 
@@ -76,8 +76,16 @@ class AccuracyModel(msgspec.Struct, frozen=True):
         return self._greatest(self.high, points)
 
     def qpart(self, points: float) -> float:
-        """The noise that QPART's rule allows: its threshold times the ratio at which the variants lose ``points`` in the mean, without an interval."""
+        """The noise that QPART's rule allows: its threshold, times the ratio to it at which the variants lose ``points`` in the mean.
+
+        A baseline: no more than the mean is known, so about every other measurement loses more.
+        """
         return self._greatest(self.expected, points)
+
+    def promising(self, samples: int) -> AccuracyModel:
+        """The same with the interval of a measurement on ``samples`` samples."""
+        low, high = _interval(np.array(self.noise[1:]), self.counts, self.samples, self.metric == "top1", samples)
+        return msgspec.structs.replace(self, low=low, high=high, promise_samples=samples)
 
     def _read(self, curve: Sequence[float], noise: float) -> float:
         return float(np.interp(np.sqrt(noise), np.sqrt(self.noise), curve))
@@ -121,19 +129,25 @@ def fit(
     noisy = energies > 0
     counted = _Variants(z, classes, [d for d, keep in zip(made, noisy, strict=True) if keep], energies[noisy])
     grid = energies.max() * np.geomspace(FAINT, 1.0, POINTS)
-    expected, low, high = _curves(grid, counted, promise_samples)
-    ordered = np.partition(z, -2, axis=1)[:, -2:].astype(np.float64)
-    return AccuracyModel(
+    counts = _counts(grid, counted)
+    made_of = AccuracyModel(
         samples=len(z),
         metric="agreement" if classes is None else "top1",
-        variants=int(noisy.sum()),
         noise=[0.0, *grid.tolist()],
-        expected=[0.0, *(100.0 * np.maximum(_rising(expected), 0.0)).tolist()],
-        low=[0.0, *(100.0 * low).tolist()],
-        high=[0.0, *(100.0 * np.maximum.accumulate(np.maximum(high, 0.0))).tolist()],
-        threshold=float(((ordered[:, 1] - ordered[:, 0]) ** 2).mean() / 2),
-        promise_samples=promise_samples,
+        expected=_expected(grid, counts, len(z), classes is not None),
+        low=[],
+        high=[],
+        counts=counts,
+        threshold=threshold(z),
+        promise_samples=0,
     )
+    return made_of.promising(promise_samples)
+
+
+def threshold(logits: F32) -> float:
+    """QPART's mean adversarial noise of ``logits`` [n, C]: E[(z1 - z2)^2] / 2 of the two greatest."""
+    ordered = np.partition(logits, -2, axis=1)[:, -2:].astype(np.float64)
+    return float(((ordered[:, 1] - ordered[:, 0]) ** 2).mean() / 2)
 
 
 class _Variants:
@@ -146,32 +160,57 @@ class _Variants:
         self._wanted = answers if classes is None else classes
         self._right = answers == self._wanted
 
-    def counts(self, energy: float) -> F64:
-        """[K, 2]: lost and gained answers of each of the nearest variants."""
+    def counts(self, energy: float) -> list[tuple[int, int]]:
+        """Lost and gained answers of each of the nearest variants."""
         near = np.argsort(np.abs(np.log(self._energies / energy)), kind="stable")[:NEAREST]
-        return np.array([self._counted(self._deltas[k], float(np.sqrt(energy / self._energies[k]))) for k in near])
+        return [self._counted(self._deltas[k], float(np.sqrt(energy / self._energies[k]))) for k in near]
 
     def _counted(self, delta: F32, scale: float) -> tuple[int, int]:
         right = (self._logits + np.float32(scale) * delta).argmax(axis=1) == self._wanted
         return int((self._right & ~right).sum()), int((~self._right & right).sum())
 
 
-def _curves(grid: F64, counted: _Variants, fresh: int) -> tuple[F64, F64, F64]:
-    """Expected share lost at each energy of ``grid``, and the ends of the interval of a measurement on ``fresh`` samples."""
+def _counts(grid: F64, variants: _Variants) -> list[list[tuple[int, int]]]:
+    """Of the greatest energies of ``grid``, as long as there is enough to count."""
+    found: list[list[tuple[int, int]]] = []
+    for energy in grid[::-1]:
+        made = variants.counts(energy)
+        if found and sum(map(sum, made)) < LEAST_COUNT * len(made):
+            break
+        found.insert(0, made)
+    return found
+
+
+def _expected(grid: F64, counts: Sequence[Sequence[tuple[int, int]]], samples: int, labelled: bool) -> list[float]:
+    """Points lost in the mean at 0 and at each energy of ``grid``, rising."""
+    shares = [_fainter(np.mean(c, axis=0, keepdims=True) / samples, r, labelled)[0] for c, r in _sources(grid, counts)]
+    drops = [float(lost - gained) for lost, gained in shares]
+    return [0.0, *(100.0 * np.maximum(_rising(np.array(drops)), 0.0)).tolist()]
+
+
+def _interval(
+    grid: F64, counts: Sequence[Sequence[tuple[int, int]]], samples: int, labelled: bool, fresh: int
+) -> tuple[list[float], list[float]]:
+    """The ends, in points, at 0 and at each energy of ``grid``; the upper ones rise."""
     random = np.random.default_rng(0)
-    expected, low, high = (np.empty(len(grid)) for _ in range(3))
-    prior = np.array([0.5, 0.5 if counted.labelled else 0.0])  # Jeffreys': where none was seen there may be some
-    counts, start = np.empty((0, 2)), 1.0
-    for i in reversed(range(len(grid))):
-        if not len(counts) or counts.sum(axis=1).mean() >= LEAST_COUNT:
-            counts, start = counted.counts(grid[i]), grid[i]
-        drawn = counts[random.integers(len(counts), size=DRAWS)] + prior
-        shares = _fainter(random.gamma(drawn) / counted.samples, grid[i] / start, counted.labelled)
-        lost, gained = random.poisson(fresh * shares).T
-        low[i], high[i] = np.quantile((lost - gained) / fresh, (TAIL, 1.0 - TAIL), method="inverted_cdf")
-        mean = _fainter(counts.mean(axis=0)[None] / counted.samples, grid[i] / start, counted.labelled)[0]
-        expected[i] = mean[0] - mean[1]
-    return expected, low, high
+    prior = np.array([0.5, 0.5 if labelled else 0.0])  # Jeffreys': where none was seen there may be some
+    low, high = [0.0], [0.0]
+    for counted, ratio in _sources(grid, counts):
+        drawn = random.gamma(random.choice(counted, DRAWS) + prior) / samples
+        lost, gained = random.binomial(fresh, np.minimum(_fainter(drawn, ratio, labelled), 1.0)).T
+        ends = np.quantile((lost - gained) / fresh, (TAIL, 1.0 - TAIL), method="inverted_cdf")
+        low.append(100.0 * float(ends[0]))
+        high.append(max(high[-1], 100.0 * float(ends[1])))
+    return low, high
+
+
+def _sources(
+    grid: F64, counts: Sequence[Sequence[tuple[int, int]]]
+) -> Iterator[tuple[Sequence[tuple[int, int]], float]]:
+    """For each energy the counts that speak for it, and its ratio to the energy at which they were taken."""
+    first = len(grid) - len(counts)
+    for i, energy in enumerate(grid):
+        yield counts[max(0, i - first)], min(1.0, float(energy / grid[first]))
 
 
 def _fainter(shares: F64, ratio: float, labelled: bool) -> F64:

@@ -77,9 +77,10 @@ def test_the_interval_is_no_wider_than_it_must_be(model):
     assert model.at(1.0).high - model.at(1.0).low < 2 * spread
 
 
-def test_few_samples_promise_less():
-    few, many = model_of(125), model_of(3000)
-    assert few.within(2.0) < many.within(2.0)
+def test_few_samples_know_less(model):
+    few = model_of(125)
+    for energy in (0.001, 0.03, 1.0):
+        assert few.at(energy).high - few.at(energy).low > 1.2 * (model.at(energy).high - model.at(energy).low)
     assert few.within(5.0) > 0
 
 
@@ -109,7 +110,7 @@ def test_without_labels_every_changed_answer_is_lost(model):
 def test_qparts_rule_allows_the_noise_of_the_mean_drop(model):
     logits, _ = make(3000, 1)
     first, second = np.sort(logits, axis=1)[:, :-3:-1].T
-    assert model.threshold == pytest.approx(((first - second) ** 2).mean() / 2)
+    assert model.threshold == margins.threshold(logits) == pytest.approx(((first - second) ** 2).mean() / 2)
     assert model.at(model.qpart(1.0)).expected == pytest.approx(1.0)
     assert model.qpart(1.0) > model.within(1.0)
 
@@ -119,6 +120,14 @@ def test_noise_that_was_underrated_is_allowed_for():
     deltas = [noisy(logits, e, 100 + i) for i, e in enumerate(energies(24))]
     thought = margins.fit(logits, classes, deltas, [e / 2 for e in energies(24)])
     assert thought.within(1.0) == pytest.approx(margins.fit(logits, classes, deltas).within(1.0) / 2, rel=0.01)
+
+
+def test_the_fewer_samples_somebody_measures_the_less_is_promised(model):
+    few = model.promising(100)
+    assert few.promise_samples == 100
+    assert few.within(2.0) < model.within(2.0)
+    assert few.expected == model.expected
+    assert few.promising(model.promise_samples) == model
 
 
 def test_the_same_input_gives_the_same_model_and_it_survives_json(model):
