@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import inspect
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -111,9 +113,13 @@ def network(name: str, data: Data) -> onnx.ModelProto:
 
     Raises `errors.ModelError` where it must be trained and PyTorch is missing.
     """
-    source = Path(__file__).read_bytes()
-    made_by = hashlib.sha256(source + data.train.pixels.tobytes() + data.train.classes.tobytes()).hexdigest()[:16]
-    made = cache.kept(f"fashion-{name}", lambda: {"model.onnx": _train(name, data.train).SerializeToString()}, made_by)
+    recipe, digest = NETWORKS[name], hashlib.sha256(data.train.pixels.tobytes() + data.train.classes.tobytes())
+    digest.update(repr((recipe.epochs, recipe.rate)).encode())
+    for function in (recipe.make, _train, _fit, _onnx):
+        digest.update(inspect.getsource(function).encode())
+    made = cache.kept(
+        f"fashion-{name}", lambda: {"model.onnx": _train(name, data.train).SerializeToString()}, digest.hexdigest()[:16]
+    )
     return onnx.load_from_string(made["model.onnx"])
 
 
@@ -167,7 +173,7 @@ def mlp() -> Any:
 
     sizes = (SIDE * SIDE, 512, 256, 128)
     layers: list[Any] = [nn.Flatten()]
-    for ins, outs in zip(sizes, sizes[1:], strict=False):
+    for ins, outs in itertools.pairwise(sizes):
         layers += [nn.Linear(ins, outs), nn.ReLU(), nn.Dropout(0.2)]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], CLASSES))
 
