@@ -22,10 +22,12 @@ from device_profiles.schema import (
     Kernel,
     KernelKind,
     Machine,
+    Origin,
     Overhead,
     Power,
     Shape,
     Warmup,
+    measured_origins,
 )
 from edge_agent import limits
 from edge_agent.errors import PlatformError
@@ -366,6 +368,9 @@ def _profile(
 ) -> DeviceProfile:  # fmt: skip
     created = datetime.now(UTC).isoformat(timespec="seconds")
     chosen = {"instruction set": isa.explain()[:300], "threads": explain_threads(kernels, found)}
+    origins = measured_origins("machine", "kernels", "overhead", "copy_gbps", "warmup", "condition", "power")
+    if drawn.source == "declared":
+        origins["power"] = Origin("estimated", "declared by the board's owner with --watts")
     return DeviceProfile(
-        SCHEMA_VERSION, created, quick, found, kernels, overhead, copy_gbps, warmup, condition, drawn, gaps, chosen
-    )
+        SCHEMA_VERSION, created, quick, found, kernels, overhead, copy_gbps, warmup, condition, drawn, gaps, chosen, origins,
+    )  # fmt: skip
