@@ -145,7 +145,7 @@ BOARDS: Final = (
         },
     ),
     Board(
-        "x86-avx2", "a PC with an Intel Core i5-7200U", "Intel Core i5-7200U", "avx2", "skylake", ("sse4.2", "avx", "avx2", "fma"), 2, 2500.0,
+        "x86-avx2", "PC with an Intel Core i5-7200U", "Intel Core i5-7200U", "avx2", "skylake", ("sse4.2", "avx", "avx2", "fma"), 2, 2500.0,
         8 << 30, 3 << 20, 19.4, None, 15.0, 1.5,
         {
             "machine": specified(f"{_ARK}: i5-7200U, 2 cores, 4 threads, 3 MB cache, AVX2"),
@@ -157,7 +157,7 @@ BOARDS: Final = (
         4,
     ),
     Board(
-        "x86-vnni", "a PC with an Intel Core i3-1115G4", "Intel Core i3-1115G4", "avx512vnni", "tigerlake",
+        "x86-vnni", "PC with an Intel Core i3-1115G4", "Intel Core i3-1115G4", "avx512vnni", "tigerlake",
         ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"), 2, 3000.0, 8 << 30, 6 << 20,
         29.2, None, 28.0, 1.2,
         {
