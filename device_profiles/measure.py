@@ -94,7 +94,7 @@ def measure(
     gaps |= more
     drawn = _power(meter, idle, declared_watts)
     if drawn.source == "unknown":
-        gaps["power"] = "no power sensor was found and none was declared"
+        gaps["power"] = f"{power.why_none()}; declare the watts with --watts"
     steps("memory copy")
     copy_gbps = _copy_gbps(found)
     if copy_gbps is None:
