@@ -3,7 +3,7 @@
     python -m benchmarks.known_boards [--out DIR]
 
 Nobody measured these boards with splitedge. Time of a kernel = the greater of two limits, a roofline: cycles of its loops on the core over the clock, and
-bytes read and written over the rate of a memory copy. Cycles: llvm-mca 19 (Debian: llvm-19) on the assembly of the generators that the JIT uses, as
+bytes that the last cache does not hold over the rate of a memory copy. Cycles: llvm-mca 19 (Debian: llvm-19) on the assembly of the generators that the JIT uses, as
 `benchmarks.arm_cycles` does, the epilogue of GEMM and whole depthwise loops included; it knows no caches. Operators without products are counted by
 their instructions. `benchmarks.boards` shows how far the same method is off on the machine where it runs.
 """
@@ -25,7 +25,11 @@ from benchmarks import arm_cycles
 from device_profiles import known, predict, schema
 from device_profiles.measure import SHAPES, describe, one_operator
 from device_profiles.schema import KINDS, Kernel, KernelKind, Origin, Shape
+from edge_agent.head.segment import AnyOp, Header
+from edge_agent.head.verify import inputs
 
+#: Weights and activations of EfficientNet-Lite0, which stands for what a frame touches between two runs of an operator.
+NETWORK_BYTES: Final = 6 << 20
 CREATED: Final = "2026-11-22T00:00:00+00:00"  # when the sources were looked up
 #: What a split of an operator among threads costs, microseconds.
 TEAM_US: Final = 5.0
@@ -224,10 +228,20 @@ def kernel(board: Board, counted: Cost, kind: KernelKind, shape: Shape, threads:
     op = header.ops[0]
     size = predict.op_bytes(op, header)
     computing = cycles(counted, kind, shape) / board.mhz / threads
-    microseconds = max(computing, size / board.copy_gbps / 1000) + (TEAM_US if threads > 1 else 0.0)
+    moving = uncached(board, op, header) / board.copy_gbps / 1000
+    microseconds = max(computing, moving) + (TEAM_US if threads > 1 else 0.0)
     return Kernel(
         kind, describe(kind, shape), shape, threads, predict.op_macs(op, header), size, round(microseconds, 2), 0.0, 1
     )
+
+
+def uncached(board: Board, op: AnyOp, header: Header) -> int:
+    """Bytes of one operator that come from memory or go there: its weights, where a whole network does not fit into the last cache, and all it
+    reads and writes where that alone does not fit."""
+    size = predict.op_bytes(op, header)
+    activations = sum(math.prod(header.tensors[tensor].shape) for tensor in (*inputs(op), op.out))
+    weights = size - activations if board.last_cache < NETWORK_BYTES else 0
+    return size if size > board.last_cache else weights
 
 
 def cycles(counted: Cost, kind: KernelKind, shape: Shape) -> float:
@@ -255,7 +269,7 @@ def _origins(board: Board, counted: Cost) -> dict[str, Origin]:
     core = f"{MCA} {board.model}"
     product = (
         f"roofline: {board.mhz:g} MHz, products in {best:.1f} MAC a cycle and {counted.epilogue:.2f} cycles an output ({core}, on our tiles), "
-        f"or bytes / copy rate"
+        f"or uncached bytes / copy rate"
     )
     windows = ", ".join(
         f"{value:.1f} cycles a pixel of {counted.block} channels at {k}x{k}" for k, value in counted.depthwise.items()
@@ -264,7 +278,7 @@ def _origins(board: Board, counted: Cost) -> dict[str, Origin]:
         kind: f"{getattr(counted, kind):g} cycles an element, counted by instructions"
         for kind in ("add", "lut", "pool")
     }
-    told = dict.fromkeys(KINDS, product) | {"depthwise": f"{windows} ({core}) at {board.mhz:g} MHz, or bytes / copy rate"} | each  # fmt: skip
+    told = dict.fromkeys(KINDS, product) | {"depthwise": f"{windows} ({core}) at {board.mhz:g} MHz, or uncached bytes / copy rate"} | each  # fmt: skip
     kernels = {f"kernels.{kind}": estimated(text) for kind, text in told.items()}
     rest = {
         "kernels": estimated(TEAM_SOURCE),
