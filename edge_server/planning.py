@@ -24,7 +24,7 @@ from edge_server.catalog import Catalog
 from edge_server.planner import Pick, Power, Request, Table, choose, reason, rivals, verify_pick
 from edge_server.planner.allocation import WIDTHS
 
-_MODES: dict[str, Mode] = {"input": "server", "inside": "split", "output": "device"}
+MODES: dict[str, Mode] = {"input": "server", "inside": "split", "output": "device"}
 
 
 def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
@@ -58,7 +58,7 @@ def request_of(
         demand=request.demand,
         link=request.link,
         head_ms=tuple(predict.head_ms(bundle.header(place.cut.index), profile) for place in table.places),
-        power=_power(profile.power),
+        power=power_of(profile.power),
         memory_bytes=profile.machine.memory_available_bytes or None,
         held=frozenset(
             i for i, one in enumerate(table.patterns) if (table.places[one.place].cut.index, one.bits) in held
@@ -70,7 +70,7 @@ def predict_pick(bundle: Bundle, table: Table, asked: Request, pick: Pick) -> Pr
     """The prediction of a plan from its pick."""
     cut, weights = table.places[pick.place].cut, asked.demand.weights
     drop = bundle.accuracy.at(pick.noise)
-    source = _energy_source(asked.power)
+    source = energy_source(asked.power)
     parts = Parts(
         time=weights.time * pick.total_ms / 1000,
         fetch=_fetch_s(asked, pick) * weights.time,
@@ -91,13 +91,14 @@ def _fetch_s(asked: Request, pick: Pick) -> float:
     return pick.segment_bytes * 8e-6 / asked.link.downlink_mbps / asked.demand.frames
 
 
-def _power(power: schema.Power) -> Power:
+def power_of(power: schema.Power) -> Power:
     """A board that is not known to draw less while it sends counts at its load."""
     sending = power.idle_watts if power.idle_watts is not None else power.load_watts
     return Power(power.load_watts, sending, measured=power.source == "sensor")
 
 
-def _energy_source(power: Power) -> Literal["measured", "declared", "unknown"]:
+def energy_source(power: Power) -> Literal["measured", "declared", "unknown"]:
+    """Where a plan's energy comes from."""
     if power.compute_w is None or power.transmit_w is None:
         return "unknown"
     return "measured" if power.measured else "declared"
@@ -115,7 +116,7 @@ def _message(catalog: Catalog, bundle: Bundle, table: Table, asked: Request, pic
         id=secrets.token_urlsafe(18),
         model=bundle.name,
         bundle=bundle.sha256,
-        mode=_MODES[cut.kind],
+        mode=MODES[cut.kind],
         cut=cut,
         layers=[
             LayerBits(layer.name, b, layer.weights, layer.noise[b - WIDTHS[0]] / whole)
