@@ -195,7 +195,7 @@ class Agent:
         plan = self._active.engine.plan
         codec = plan.ladder[self._active.engine.codec] if plan.mode != "device" else None
         return {
-            "id": plan.id, "model": plan.model, "mode": plan.mode, "cut": plan.cut.layer, "weight_bits": str(plan.weight_bits),
+            "id": plan.id, "model": plan.model, "mode": plan.mode, "cut": plan.cut.layer, "weight_bits": f"{plan.mean_bits():.2f}",
             "activation_bits": str(codec.bits) if codec else "", "rule": codec.rule if codec else "",
         }  # fmt: skip
 

@@ -57,6 +57,7 @@ Keep = Annotated[
         help="What must not leave: nothing, input, or everything before a named layer.",
     ),
 ]
+Frames = Annotated[float | None, typer.Option("--frames", help="How many the plan is expected to serve.")]
 WeightTime = Annotated[float | None, typer.Option("--weight-time", help="Weight of a second [1].")]
 WeightEnergy = Annotated[float | None, typer.Option("--weight-energy", help="Weight of a joule [0].")]
 WeightCost = Annotated[float | None, typer.Option("--weight-cost", help="Weight of a server second [0].")]
@@ -135,8 +136,8 @@ def models(
 def plan(
     config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None, max_drop: MaxDrop = None,
-    max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, weight_time: WeightTime = None,
-    weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None,
+    max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, frames: Frames = None,
+    weight_time: WeightTime = None, weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None,
     board: Annotated[str | None, typer.Option("--board", help="What if: plan for this known board, which nobody measured.")] = None,
     uplink: Annotated[float | None, typer.Option("--uplink", min=1e-3, help="What if: Mbit/s to the server.")] = None,
     downlink: Annotated[float | None, typer.Option("--downlink", min=1e-3, help="What if: Mbit/s from the server.")] = None,
@@ -157,7 +158,8 @@ def infer(
     images: Annotated[list[str], typer.Argument(help="Files, folders, globs, or - for standard input.", show_default=False)],
     config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None, max_drop: MaxDrop = None,
-    max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, weight_time: WeightTime = None,
+    max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, frames: Frames = None,
+    weight_time: WeightTime = None,
     weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None,
     topk: Annotated[int | None, typer.Option("--topk", help="Classes in an answer [5].")] = None, json: Json = False,
 ) -> None:  # fmt: skip
@@ -225,6 +227,6 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 _NOT_SETTINGS = {"config", "json", "images", "board", "uplink", "downlink", "rtt"}
 _KEYS = {
     "host": "api.host", "port": "api.port", "max_drop": "demand.max_drop_points", "max_latency": "demand.max_latency_ms",
-    "min_rate": "demand.min_rate_fps", "keep": "demand.keep", "max_away": "demand.max_away_s",
+    "min_rate": "demand.min_rate_fps", "keep": "demand.keep", "frames": "demand.frames", "max_away": "demand.max_away_s",
     "weight_time": "demand.weights.time", "weight_energy": "demand.weights.energy", "weight_cost": "demand.weights.cost",
 }  # fmt: skip
