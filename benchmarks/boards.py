@@ -146,7 +146,7 @@ def plan_row(
     return {
         "board": name, "is": "prediction", "Mbit/s up": f"{up:g}", "rtt ms": f"{rtt:g}", "mode": mode_of(chosen),
         "cut after": chosen.cut.layer.lstrip("_"), "ms": chosen.prediction.total_ms, "all on server": server, "all on board": device,
-        f"J, {power.energy_source}": power.energy_j,
+        "J a frame": f"{power.energy_j:.3f} ({power.energy_source})",
     }  # fmt: skip
 
 
