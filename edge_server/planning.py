@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from dataclasses import dataclass
 from typing import Literal
 
 from calibration.bundle import Bundle
@@ -14,21 +15,42 @@ from edge_agent.protocol.messages import (
     PROTOCOL_VERSION,
     Candidate,
     LayerBits,
-    Mode,
     Parts,
     Plan,
     PlanRequest,
     Prediction,
 )
 from edge_server.catalog import Catalog
-from edge_server.planner import Pick, Power, Request, Table, choose, reason, rivals, verify_pick
+from edge_server.curves import Format, curves, draw
+from edge_server.planner import MODES, Pick, Power, Request, Table, choose, reason, rivals, verify_pick
 from edge_server.planner.allocation import WIDTHS
 
-MODES: dict[str, Mode] = {"input": "server", "inside": "split", "output": "device"}
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The planner's choice for a plan request, and what it was made from."""
+
+    bundle: Bundle
+    table: Table
+    asked: Request
+    pick: Pick
 
 
 def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
-    """The plan for ``request``, stored and with its segment built. Blocks for as long as building a segment takes.
+    """The plan for ``request``, stored and with its segment built. Blocks for as long as building a segment takes. Raises as `choose_plan` does."""
+    answer = _message(catalog, choose_plan(catalog, request))
+    catalog.store.put_plan(answer)
+    return answer
+
+
+def draw_curves(catalog: Catalog, request: PlanRequest, form: Format) -> bytes:
+    """The picture of the trade-offs around the plan for ``request``. Raises as `choose_plan` and `curves.draw` do."""
+    chosen = choose_plan(catalog, request)
+    return draw(curves(chosen.table, chosen.asked, chosen.pick), form)
+
+
+def choose_plan(catalog: Catalog, request: PlanRequest) -> Chosen:
+    """What the planner chooses for ``request``, checked.
 
     Raises `errors.UnknownModelError`, `errors.UsageError`, `errors.InfeasibleError`, `errors.ProtocolError` (versions, profile).
     """
@@ -43,9 +65,7 @@ def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
     pick = choose(table, asked)
     if faults := verify_pick(table, asked, pick):
         raise errors.PlanError(f"the planner contradicts itself ({'; '.join(faults)}): please report this")
-    answer = _message(catalog, bundle, table, asked, pick)
-    catalog.store.put_plan(answer)
-    return answer
+    return Chosen(bundle, table, asked, pick)
 
 
 def request_of(
@@ -104,7 +124,8 @@ def energy_source(power: Power) -> Literal["measured", "declared", "unknown"]:
     return "measured" if power.measured else "declared"
 
 
-def _message(catalog: Catalog, bundle: Bundle, table: Table, asked: Request, pick: Pick) -> Plan:
+def _message(catalog: Catalog, chosen: Chosen) -> Plan:
+    bundle, table, asked, pick = chosen.bundle, chosen.table, chosen.asked, chosen.pick
     place, bits = table.places[pick.place], table.patterns[pick.pattern].bits
     cut = place.cut
     segment = catalog.segment(bundle, cut.index, bits)

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors
-from edge_agent.protocol.messages import Demand, LinkEstimate
+from edge_agent.protocol.messages import Demand, LinkEstimate, Mode
 from edge_server.planner import words
 from edge_server.planner.demands import Power, check
 from edge_server.planner.patterns import Place, Table
+
+#: What a cut of each kind makes of a plan.
+MODES: Final[dict[str, Mode]] = {"input": "server", "inside": "split", "output": "device"}
 
 F64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -145,6 +148,8 @@ def _broken(table: Table, request: Request, costs: _Costs) -> dict[str, Mask]:
     place, found = table.place[:count], {}
     if demand.keep != "nothing":
         found["keep"] = np.array([not _may_leave(one, demand.keep) for one in table.places])[place]
+    if demand.mode != "any":
+        found["mode"] = np.array([MODES[one.cut.kind] != demand.mode for one in table.places])[place]
     found["max_drop_points"] = table.level[:count] > _level(table, demand)
     if demand.max_latency_ms is not None:
         found["max_latency_ms"] = costs.total_ms > demand.max_latency_ms
@@ -243,6 +248,8 @@ def _value(table: Table, name: str, needed: F64, i: int) -> float | str:
     if name == "keep":
         place = table.places[int(table.place[i])]
         return "nothing" if place.is_input or place.cut.kind == "input" else place.cut.layer
+    if name == "mode":
+        return "any"
     value = float(needed[i])
     if name == "min_rate_fps":
         return 1000 / value if value > 0 else math.inf
