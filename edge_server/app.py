@@ -20,6 +20,7 @@ from edge_agent import errors, limits
 from edge_agent.link import listen
 from edge_agent.protocol.messages import PROTOCOL_VERSION, Open, PlanRequest, ServerVersion, decode
 from edge_server.catalog import Catalog
+from edge_server.curves import form_of
 from edge_server.planning import draw_curves, make_plan
 from edge_server.store import Store
 from edge_server.tails import Handler, Tails
@@ -83,13 +84,11 @@ class _Service:
         return _json(await loop.run_in_executor(self._planners, make_plan, self._catalog, asked))
 
     async def curves(self, request: web.Request) -> web.Response:
-        form = request.query.get("format", "svg")
-        if form not in ("svg", "png"):
-            raise errors.ProtocolError(f"format={form[:20]!r}: give svg or png")
+        form = form_of("." + request.query.get("format", "svg"))
         asked: PlanRequest = decode(await _body(request), PlanRequest)
         loop = asyncio.get_running_loop()
         image = await loop.run_in_executor(self._planners, draw_curves, self._catalog, asked, form)
-        return web.Response(body=image, content_type={"svg": "image/svg+xml", "png": "image/png"}[form])
+        return web.Response(body=image, content_type="image/svg+xml" if form == "svg" else "image/png")
 
     async def segment(self, request: web.Request) -> web.StreamResponse:
         path = await asyncio.to_thread(self._store.segment_path, request.match_info["sha256"])
