@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edge_agent.protocol.messages import Candidate, Cut, Plan, Prediction
+from device_profiles.schema import MARKS, DeviceProfile
+from edge_agent.protocol.messages import Candidate, Cut, LinkEstimate, Plan, Prediction
 
 BAR_WIDTH = 48
 SHOWN = 8  # runners-up with a cut inside the network
@@ -27,6 +32,47 @@ def explain(plan: Plan, width: int = 80) -> RenderableType:
     if plan.runners_up:
         parts += [Text(), runners_up(plan, width)]
     return Group(*parts)
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """What a plan was asked for in place of this machine and its link: a known ``board`` with its profile, and the ``given`` values of the link."""
+
+    board: str | None
+    profile: DeviceProfile | None
+    link: LinkEstimate
+    given: list[str]
+
+    def document(self) -> dict[str, Any]:
+        """JSON values: the board with the origin of each field of its profile, and the link with the origin of each value."""
+        marks = {field: "given" if field in self.given else "measured" for field in LinkEstimate.__struct_fields__}
+        found: dict[str, Any] = {"link": msgspec.to_builtins(self.link), "link_marks": marks, "board": self.board}
+        if self.profile is not None:
+            found |= {"title": self.profile.machine.board, "marks": msgspec.to_builtins(self.profile.origins)}
+        return found
+
+    def words(self) -> RenderableType:
+        """What is assumed, and that times for a board that is not here are predictions."""
+        parts = [Text(f"What if: {self._board()}, {self._link()}", style="bold yellow")]
+        if self.profile is not None:
+            fields: dict[str, list[str]] = {mark: [] for mark in MARKS}
+            for path, origin in self.profile.origins.items():
+                whole = self.profile.origins.get(path.rpartition(".")[0])
+                if whole is None or whole.mark != origin.mark:
+                    fields[origin.mark].append(path)
+            told = "; ".join(f"{mark}: {', '.join(paths)}" for mark, paths in fields.items() if paths)
+            parts.append(Text("All times are predictions for a board that nobody measured.", style="yellow"))
+            parts.append(Text(f"Of its profile {told}. Sources: edge-agent profile --known {self.board}", style="dim"))
+        return Group(*parts)
+
+    def _board(self) -> str:
+        return "this machine" if self.profile is None else f"{self.board} ({self.profile.machine.board})"
+
+    def _link(self) -> str:
+        units = {"uplink_mbps": "{:g} Mbit/s up", "downlink_mbps": "{:g} Mbit/s down", "rtt_ms": "{:g} ms round trip"}
+        values = {name: words.format(round(getattr(self.link, name), 2)) for name, words in units.items()}
+        origin = {True: "given", False: "measured"}
+        return ", ".join(f"{value} ({origin[name in self.given]})" for name, value in values.items())
 
 
 def headline(plan: Plan) -> str:
