@@ -76,9 +76,7 @@ class Subject:
 
     def measure(self, table: Table, pick: Pick) -> Bools:
         """Which samples the plan has right."""
-        place, bits = table.places[pick.place], table.patterns[pick.pattern].bits
-        made = None if pick.codec is None else (place.codecs[pick.codec].rule, place.codecs[pick.codec].bits)
-        key = (place.cut.index, bits, made)
+        key = plan_of(table, pick.place, pick.pattern, pick.codec)
         if key not in self.known:
             found = outputs(self.bundle, key, self.task.evaluated)
             self.known[key] = accuracy.top1(found) == self.task.evaluated.classes
@@ -236,6 +234,12 @@ def _macs(bundle: Bundle, cut: int) -> int:
     return sum(predict.op_macs(op, header) for op in header.ops)
 
 
+def plan_of(table: Table, place: int, pattern: int, chosen: int | None) -> Plan:
+    """A candidate by the names that its bundle knows."""
+    made = None if chosen is None else table.places[place].codecs[chosen]
+    return table.places[place].cut.index, table.patterns[pattern].bits, None if made is None else (made.rule, made.bits)
+
+
 def outputs(bundle: Bundle, plan: Plan, samples: Samples) -> F32:
     """What a split network answers [n, ...]: integer head, real codec, float tail."""
     cut, bits, rule = plan
@@ -274,6 +278,7 @@ def row(subject: Subject, rule: str, found: Sequence[Verdict]) -> dict[str, Any]
         "plans": len({one.plan for one in found}),
         "demanded": sum(one.demanded for one in found) / count,
         "lost": sum(one.fold for one in found) / count,
+        "above high %": 100.0 * sum(one.fold > one.high for one in found) / count,
         "violations %": 100.0 * sum(one.fold > one.demanded for one in found) / count,
         "error": sum(abs(one.lost - one.expected) for one in found) / count,
     }
