@@ -250,9 +250,15 @@ def outputs(bundle: Bundle, plan: Plan, samples: Samples) -> F32:
     found = []
     for start in range(0, len(samples), BATCH):
         batch = range(start, min(start + BATCH, len(samples)))
-        sent = np.stack([_sent(head, samples.codes(i, head.input), made) for i in batch])
+        sent = np.stack([_sent(head, _fed(head, samples, i), made) for i in batch])
         found.append(sent if run is None else run(sent))
     return np.concatenate(found)
+
+
+def _fed(head: Head, samples: Samples, i: int) -> NDArray[Any]:
+    """What the head takes for a sample: codes, or values or token ids as they are."""
+    dtype = head.input.dtype
+    return samples.codes(i, head.input) if dtype == "u8" else samples[i].astype(seg.DTYPES[dtype])
 
 
 def _sent(head: Head, x: NDArray[Any], made: codec.Codec | None) -> F32:
