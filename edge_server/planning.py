@@ -11,10 +11,10 @@ from calibration.bundle import Bundle
 from device_profiles import predict, schema
 from edge_agent import errors, limits
 from edge_agent.head.segment import Conv, Header, only_moves
-from edge_agent.protocol.messages import PROTOCOL_VERSION, Codec, Plan, PlanRequest
+from edge_agent.protocol.messages import PROTOCOL_VERSION, Codec, Demand, Plan, PlanRequest
 from edge_server.catalog import Catalog
 from edge_server.planner import Choice, Point, Power, Problem, Site, plan, verify_plan
-from edge_server.planner.candidates import mode_of
+from edge_server.planner.candidates import MODES, mode_of
 
 
 def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
@@ -39,7 +39,7 @@ def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
 
 def problem_of(catalog: Catalog, bundle: Bundle, profile: schema.DeviceProfile, request: PlanRequest) -> Problem:
     """What the planner needs to know, as plain data."""
-    headers = {index: bundle.header(index) for index in bundle.offered}
+    headers = {index: bundle.header(index) for index in _allowed(bundle, request.demand)}
     return Problem(
         model=bundle.name,
         sites=tuple(_site(bundle, index, headers[index], profile) for index in sorted(headers)),
@@ -51,6 +51,17 @@ def problem_of(catalog: Catalog, bundle: Bundle, profile: schema.DeviceProfile, 
         memory_bytes=profile.machine.memory_available_bytes or None,
         layers=tuple(cut.layer for cut in bundle.cuts if cut.kind != "input"),
     )
+
+
+def _allowed(bundle: Bundle, demand: Demand) -> list[int]:
+    """The offered cuts of the mode that is asked for. Raises `errors.InfeasibleError` where there is none."""
+    found = [i for i in bundle.offered if demand.mode in ("any", MODES[bundle.cuts[i].kind])]
+    if not found:
+        raise errors.InfeasibleError(
+            f"no offered cut of {bundle.name} has the mode {demand.mode!r}: allow mode = 'any'",
+            binding=["mode"], nearest={"mode": "any"}, all_of=False,
+        )  # fmt: skip
+    return found
 
 
 def expected(measured: GridPoint) -> Point:

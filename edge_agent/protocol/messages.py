@@ -23,6 +23,9 @@ class Message(msgspec.Struct, forbid_unknown_fields=False, omit_defaults=False):
 
 # --- the demand and the request -------------------------------------------------------------------------------------
 
+Mode = Literal["server", "split", "device"]
+"""Which side computes: all on the server, both, or all on the device."""
+
 
 class Weights(Message):
     """Weights of the planner's objective: ``time * total_s + energy * energy_j + cost * server_s``."""
@@ -36,7 +39,8 @@ class Demand(Message):
     """What the caller wants of a plan.
 
     ``keep`` says what must not leave the device: ``"nothing"``, ``"input"``, or the name of a layer: then no tensor before that
-    layer's output may be sent. ``max_away_s`` is how long the server may be away before a frame fails.
+    layer's output may be sent. ``max_away_s`` is how long the server may be away before a frame fails. ``mode`` other than ``"any"`` leaves
+    the planner only cuts of that mode: to compare with, or where a board must not or need not compute.
     """
 
     max_drop_points: float = 1.0
@@ -45,6 +49,7 @@ class Demand(Message):
     weights: Weights = msgspec.field(default_factory=Weights)
     keep: str = "nothing"
     max_away_s: float = 10.0
+    mode: Literal["any"] | Mode = "any"
 
 
 class LinkEstimate(Message):
@@ -139,9 +144,6 @@ class Candidate(Message):
     rule: str
     prediction: Prediction
     reason: str = ""
-
-
-Mode = Literal["server", "split", "device"]
 
 
 class Plan(Message):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from edge_agent.protocol.messages import Candidate, Mode
 from edge_server.planner.cost import predict
 from edge_server.planner.problem import Problem
+
+#: The mode of a cut, by its kind.
+MODES: Final[dict[str, Mode]] = {"input": "server", "inside": "split", "output": "device"}
 
 
 def candidates(problem: Problem) -> list[Candidate]:
@@ -32,5 +37,4 @@ def candidates(problem: Problem) -> list[Candidate]:
 
 def mode_of(candidate: Candidate) -> Mode:
     """Which side computes: all on the server, all on the device, or split."""
-    modes: dict[str, Mode] = {"input": "server", "inside": "split", "output": "device"}
-    return modes[candidate.cut.kind]
+    return MODES[candidate.cut.kind]

@@ -34,6 +34,12 @@ def test_a_slow_board_keeps_no_more_than_it_must(
     assert (plan.mode, plan.cut.layer) == (mode, layer)
 
 
+@pytest.mark.parametrize("mode", ["server", "split", "device"])
+def test_a_mode_that_is_asked_for_is_kept_however_slow(store: Store, profile: dict[str, Any], mode: str) -> None:
+    for link in (NEAR, FAR):
+        assert ask(store, profile, link, mode=mode).mode == mode
+
+
 def test_far_from_the_server_the_board_does_it_all(store: Store, profile: dict[str, Any]) -> None:
     plan = ask(store, profile, FAR)
     assert (plan.mode, plan.ladder, plan.prediction.payload_bytes) == ("device", [], 0)
