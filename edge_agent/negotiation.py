@@ -18,6 +18,7 @@ from edge_agent.engine import check_ladder
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import ServerClient, tls_context
 from edge_agent.protocol.messages import Plan, PlanRequest
+from edge_agent.timings import Timings
 from kernels import jit
 
 Say = Callable[[str], object]
@@ -60,7 +61,7 @@ async def profile(settings: Settings, say: Say) -> DeviceProfile:
 async def _profile(settings: Settings, say: Say) -> DeviceProfile:
     if settings.profile:
         return await asyncio.to_thread(device_profiles.load, _path(settings.profile))
-    path = cache_directory(settings) / f"profile-{jit.CACHE_DIR.name.removeprefix('kernels-')}.json"
+    path = _of_this_build(settings, "profile")
     try:
         return await asyncio.to_thread(_refreshed, device_profiles.load(path))
     except errors.ConfigError:  # not there, or of another version of splitedge: measured anew
@@ -71,6 +72,16 @@ async def _profile(settings: Settings, say: Say) -> DeviceProfile:
     return measured
 
 
+def timings(settings: Settings) -> Timings:
+    """What heads took here with these kernels. Not kept beside a profile that the settings name, which may be another machine's."""
+    return Timings(None if settings.profile else _of_this_build(settings, "timings"))
+
+
+def _of_this_build(settings: Settings, name: str) -> Path:
+    """The file in the cache folder that holds measurements of these kernels."""
+    return cache_directory(settings) / f"{name}-{jit.CACHE_DIR.name.removeprefix('kernels-')}.json"
+
+
 def _refreshed(profile: DeviceProfile) -> DeviceProfile:
     now, gaps = machine.machine(profile.machine.isa)
     condition, more = machine.condition()
@@ -79,8 +90,15 @@ def _refreshed(profile: DeviceProfile) -> DeviceProfile:
     )
 
 
-async def plan(server: ServerClient, settings: Settings, profile: DeviceProfile, held: list[str], say: Say) -> Plan:
-    """Measure the link and ask for a plan.
+async def plan(
+    server: ServerClient,
+    settings: Settings,
+    profile: DeviceProfile,
+    held: list[str],
+    measured: dict[str, float],
+    say: Say,
+) -> Plan:
+    """Measure the link and ask for a plan. ``measured``: what heads took here, by their segment.
 
     Raises `errors.ConfigError` if no model is set, `errors.PlanError` for a plan of another model, or one whose codec is not on its ladder.
     """
@@ -92,7 +110,7 @@ async def plan(server: ServerClient, settings: Settings, profile: DeviceProfile,
     link = await server.measure_link()
     say("asking for a plan")
     answer = await server.plan(
-        PlanRequest(settings.model, device_profiles.to_dict(profile), link, settings.demand, held)
+        PlanRequest(settings.model, device_profiles.to_dict(profile), link, settings.demand, held, measured)
     )
     if answer.model != settings.model:
         raise errors.PlanError(

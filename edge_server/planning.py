@@ -8,13 +8,14 @@ import time
 
 from calibration.accuracy import GridPoint
 from calibration.bundle import Bundle
-from device_profiles import predict, schema
+from device_profiles import schema
 from edge_agent import errors, limits
 from edge_agent.head.segment import Conv, Header, only_moves
 from edge_agent.protocol.messages import PROTOCOL_VERSION, Codec, Demand, Plan, PlanRequest
 from edge_server.catalog import Catalog
 from edge_server.planner import Choice, Point, Power, Problem, Site, plan, verify_plan
 from edge_server.planner.candidates import MODES, mode_of
+from edge_server.times import head_times
 
 
 def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
@@ -40,9 +41,12 @@ def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
 def problem_of(catalog: Catalog, bundle: Bundle, profile: schema.DeviceProfile, request: PlanRequest) -> Problem:
     """What the planner needs to know, as plain data."""
     headers = {index: bundle.header(index) for index in _allowed(bundle, request.demand)}
+    segments = {ref.sha256: cut for (cut, _), ref in catalog.store.known_segments(bundle.sha256).items()}
+    times = head_times(bundle, bundle.offered, profile, request.measured, segments)
+    heads = dict(zip(bundle.offered, times, strict=True))
     return Problem(
         model=bundle.name,
-        sites=tuple(_site(bundle, index, headers[index], profile) for index in sorted(headers)),
+        sites=tuple(_site(bundle, index, headers[index], heads[index]) for index in sorted(headers)),
         points=tuple(expected(point) for point in bundle.grid),
         link=request.link,
         demand=request.demand,
@@ -74,11 +78,11 @@ def expected(measured: GridPoint) -> Point:
     return Point(m.cut, m.weight_bits, m.activation_bits, m.rule, drop, min(m.low, drop), max(m.high, drop), m.samples)
 
 
-def _site(bundle: Bundle, index: int, header: Header, profile: schema.DeviceProfile) -> Site:
+def _site(bundle: Bundle, index: int, header: Header, head_ms: float) -> Site:
     cut = bundle.cuts[index]
     return Site(
         cut=cut,
-        head_ms=predict.head_ms(header, profile),
+        head_ms=head_ms,
         tail_ms=bundle.tail_ms[index],
         memory_bytes=header.arena_bytes + _weights(header),
         layers=frozenset({cut.layer, *(op.name for op in header.ops)}),

@@ -22,12 +22,16 @@ async def plan(settings: Settings, *, json: bool) -> None:
 
         profile = await negotiation.profile(settings, say)
         async with negotiation.client(settings) as client:
-            chosen = await negotiation.plan(client, settings, profile, [], say)
+            chosen = await negotiation.plan(client, settings, profile, [], _measured(settings), say)
     if json:
         print(msgspec.json.encode(chosen).decode())
     else:
         console = Console(highlight=False)
         console.print(explain(chosen, console.width))
+
+
+def _measured(settings: Settings) -> dict[str, float]:
+    return negotiation.timings(settings).known()
 
 
 async def models(settings: Settings, *, json: bool) -> None:

@@ -66,6 +66,7 @@ class PlanRequest(Message):
     link: LinkEstimate
     demand: Demand = msgspec.field(default_factory=Demand)
     held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments the agent already has
+    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that head and encoding really took on the device
     protocol: int = PROTOCOL_VERSION
 
 

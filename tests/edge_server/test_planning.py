@@ -151,3 +151,27 @@ def test_gains_on_few_samples_do_not_hide_losses() -> None:
     assert point.drop == pytest.approx(6.0)
     assert point.low <= point.drop <= point.high
     assert planning.expected(GridPoint(1, 8, 8, "mse", 4.0, -1.0, 9.0, 0.96, 50)).drop == 4.0
+
+
+def test_what_a_device_measured_itself_counts_more_than_its_profile(store: Store, profile: dict[str, Any]) -> None:
+    catalog = Catalog(store)
+    whole = ask(store, profile, mode="device")
+    request = PlanRequest("tiny", profile, FAR, Demand(max_drop_points=100.0, mode="device"))
+    request.measured = {whole.segment.sha256: 1234.5, "0" * 64: 9.0}
+    assert planning.make_plan(catalog, request).prediction.device_ms == 1234.5
+    request.demand.mode = "split"
+    ratio = 1234.5 / whole.prediction.device_ms
+    split = ask(store, profile, FAR, mode="split")
+    found = planning.make_plan(catalog, request)
+    assert {c.cut.index: c.prediction.device_ms for c in [found, *found.runners_up]}[split.cut.index] == pytest.approx(
+        ratio * split.prediction.device_ms
+    )
+
+
+@pytest.mark.parametrize("measured", [{"aa": -1.0}, {"aa": float("inf")}, dict.fromkeys(map(str, range(999)), 1.0)])
+def test_measured_times_that_are_none_are_refused(
+    store: Store, profile: dict[str, Any], measured: dict[str, float]
+) -> None:
+    request = PlanRequest("tiny", profile, NEAR, Demand(), measured=measured)
+    with pytest.raises(errors.ProtocolError, match="measured times"):
+        planning.make_plan(Catalog(store), request)
