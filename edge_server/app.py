@@ -79,7 +79,7 @@ class _Service:
     async def plan(self, request: web.Request) -> web.Response:
         asked: PlanRequest = decode(await _body(request), PlanRequest)
         loop = asyncio.get_running_loop()
-        return _json(await loop.run_in_executor(self._planners, make_plan, self._catalog, asked))
+        return _json(await loop.run_in_executor(self._planners, make_plan, self._catalog, asked, self._tails))
 
     async def segment(self, request: web.Request) -> web.StreamResponse:
         path = await asyncio.to_thread(self._store.segment_path, request.match_info["sha256"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import secrets
 import time
@@ -15,11 +16,14 @@ from edge_agent.protocol.messages import PROTOCOL_VERSION, Codec, Demand, Plan, 
 from edge_server.catalog import Catalog
 from edge_server.planner import Choice, Point, Power, Problem, Site, plan, verify_plan
 from edge_server.planner.candidates import MODES, mode_of
+from edge_server.tails import Handler, Tails
 from edge_server.times import head_times
 
 
-def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
+def make_plan(catalog: Catalog, request: PlanRequest, tails: Tails | None = None) -> Plan:
     """The plan for ``request``, stored and with its segment built. Blocks for as long as building a segment takes.
+
+    ``tails``: those of this process, whose times and queue count; without them the bundle's times do.
 
     Raises `errors.UnknownModelError`, `errors.UsageError`, `errors.InfeasibleError`, `errors.ProtocolError` (versions, profile).
     """
@@ -29,7 +33,7 @@ def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
         )
     profile = schema.from_dict(request.profile)
     bundle = catalog.bundle(request.model)
-    problem = problem_of(catalog, bundle, profile, request)
+    problem = problem_of(catalog, bundle, profile, request, tails)
     choice = plan(problem)
     if faults := verify_plan(problem, choice):
         raise errors.PlanError(f"the planner contradicts itself ({'; '.join(faults)}): please report this")
@@ -38,15 +42,21 @@ def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
     return answer
 
 
-def problem_of(catalog: Catalog, bundle: Bundle, profile: schema.DeviceProfile, request: PlanRequest) -> Problem:
+def problem_of(
+    catalog: Catalog, bundle: Bundle, profile: schema.DeviceProfile, request: PlanRequest, tails: Tails | None = None
+) -> Problem:
     """What the planner needs to know, as plain data."""
     headers = {index: bundle.header(index) for index in _allowed(bundle, request.demand)}
     segments = {ref.sha256: cut for (cut, _), ref in catalog.store.known_segments(bundle.sha256).items()}
     times = head_times(bundle, bundle.offered, profile, request.measured, segments)
     heads = dict(zip(bundle.offered, times, strict=True))
+    queue = 0.0 if tails is None else tails.times.queue_ms()
+    behind = dict(zip(bundle.offered, tail_times(catalog, bundle, tails), strict=True))
     return Problem(
         model=bundle.name,
-        sites=tuple(_site(bundle, index, headers[index], heads[index]) for index in sorted(headers)),
+        sites=tuple(
+            _site(bundle, index, headers[index], heads[index], queue + behind[index]) for index in sorted(headers)
+        ),
         points=tuple(expected(point) for point in bundle.grid),
         link=request.link,
         demand=request.demand,
@@ -55,6 +65,19 @@ def problem_of(catalog: Catalog, bundle: Bundle, profile: schema.DeviceProfile, 
         memory_bytes=profile.machine.memory_available_bytes or None,
         layers=tuple(cut.layer for cut in bundle.cuts if cut.kind != "input"),
     )
+
+
+def tail_times(catalog: Catalog, bundle: Bundle, tails: Tails | None) -> tuple[float, ...]:
+    """Milliseconds of a frame on the server for each offered cut."""
+    if tails is None:
+        return tuple(bundle.tail_ms[cut] for cut in bundle.offered)
+
+    def measure(index: int) -> None:
+        cut = bundle.cuts[index]
+        load = functools.partial(catalog.tail, bundle, cut)
+        Handler(tails, (bundle.sha256, index), load, [bundle.codec(index, "minmax", 8)], topk=5).warm()
+
+    return tails.times.of(bundle, bundle.offered, measure)
 
 
 def _allowed(bundle: Bundle, demand: Demand) -> list[int]:
@@ -78,12 +101,12 @@ def expected(measured: GridPoint) -> Point:
     return Point(m.cut, m.weight_bits, m.activation_bits, m.rule, drop, min(m.low, drop), max(m.high, drop), m.samples)
 
 
-def _site(bundle: Bundle, index: int, header: Header, head_ms: float) -> Site:
+def _site(bundle: Bundle, index: int, header: Header, head_ms: float, tail_ms: float) -> Site:
     cut = bundle.cuts[index]
     return Site(
         cut=cut,
         head_ms=head_ms,
-        tail_ms=bundle.tail_ms[index],
+        tail_ms=tail_ms,
         memory_bytes=header.arena_bytes + _weights(header),
         layers=frozenset({cut.layer, *(op.name for op in header.ops)}),
         is_input=only_moves(header),

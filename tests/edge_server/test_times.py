@@ -1,0 +1,45 @@
+"""Tails' times as a server process knows them, on a real bundle."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge_server import times
+from edge_server.catalog import Catalog
+from edge_server.planning import tail_times
+from edge_server.store import Store
+from edge_server.tails import Tails
+
+
+def test_the_first_plan_finds_a_tail_that_was_run_here(store: Store) -> None:
+    catalog, tails = Catalog(store), Tails()
+    bundle = catalog.bundle("tiny")
+    found = tail_times(catalog, bundle, tails)
+    tails.close()
+    assert len(found) == len(bundle.offered)
+    assert found[0] > 0
+    assert found[0] != bundle.tail_ms[bundle.offered[0]]
+    assert found[-1] == 0.0
+
+
+def test_a_tail_has_the_time_that_frames_took_and_the_others_scale_with_it(store: Store) -> None:
+    bundle = Catalog(store).bundle("tiny")
+    known = times.TailTimes()
+    first = bundle.offered[0]
+    for ms in (40.0, 50.0, 900.0):
+        known.add((bundle.sha256, first), ms)
+    known.add(("another", first), 1.0)
+    found = known.of(bundle, bundle.offered, pytest.fail)
+    assert found[0] == 50.0
+    assert found[1] == pytest.approx(50.0 * bundle.tail_ms[bundle.offered[1]] / bundle.tail_ms[first])
+
+
+def test_a_wait_counts_while_it_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, now = times.TailTimes(), 100.0
+    monkeypatch.setattr(times.time, "monotonic", lambda: now)
+    assert known.queue_ms() == 0.0
+    known.waited(2.0)
+    known.waited(6.0)
+    assert known.queue_ms() == 4.0
+    now += 60
+    assert known.queue_ms() == 0.0
