@@ -36,7 +36,10 @@ Timings = list[dict[str, float]]
 class Board:
     """A running board; a context manager. ``environment``: its settings as variables. Errors of the agent are raised as `errors.SplitEdgeError`."""
 
-    def __init__(self, prefix: Sequence[str], environment: Mapping[str, str], photos: Path, most: int = 8) -> None:
+    def __init__(
+        self, name: str, prefix: Sequence[str], environment: Mapping[str, str], photos: Path, most: int = 8
+    ) -> None:
+        self.name = name
         self._command = [*prefix, sys.executable, "-m", "benchmarks.board", str(photos), str(most)]
         self._environment = environment
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from benchmarks.models import LITE0, LITE0_PREPROCESS
 from benchmarks.report import photo_parser, report
 from benchmarks.slower import slower
 from edge_agent import errors
-from edge_agent.protocol.messages import Plan
+from edge_agent.protocol.messages import Plan, Prediction
 from kernels.jit import cache_base
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -49,6 +50,7 @@ FRAMES, QUICK_FRAMES = 30, 8  # that are timed, of each plan
 TURN: Final = 5  # frames in a turn, beside the first
 SECONDS, QUICK_SECONDS = 12.0, 4.0  # for the frames at one link
 TRIES: Final = 5  # to have a plan
+UNTRUE: Final = 0.05  # a device's time so far off its prediction is worth a new plan
 HOPELESS: Final = 1.5  # a plan so many times slower than the best after a turn is not run again
 
 
@@ -92,11 +94,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument(
         "--device", choices=[d.name for d in DEVICES], action="append", help="only this one; may be repeated"
     )
+    options.add_argument(
+        "--link", metavar="MBPSxMS", type=_link, action="append", help="only this one, such as 16x20; may be repeated"
+    )
     given = options.parse_args(arguments)
     devices = [
         d for d in DEVICES if d.name in (given.device or [d.name for d in (DEVICES[1:2] if given.quick else DEVICES)])
     ]
-    links = QUICK_LINKS if given.quick else LINKS
+    links = given.link or (QUICK_LINKS if given.quick else LINKS)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="splitedge-regret-") as folder, Network(2) as network:
         store = bundle_store(given)
@@ -135,16 +140,33 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def sweep(
     device: Device, board: Board, network: Network, links: Sequence[tuple[float, float]], *, quick: bool
 ) -> Iterator[dict[str, Any]]:
-    """A row for each link, best first: there the extremes are negotiated, once."""
+    """A row for each link, best first: there the extremes are negotiated, once. The choice is made anew at each, and again where its frames told
+    the agent that the head takes longer or shorter than was thought: as an agent does when its plan expires.
+    """
     plans: dict[str, Plan] = {}
     for mbps, rtt in sorted(links, key=lambda link: (link[1], -link[0])):
         network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
-        for mode in EXTREMES:
-            if mode not in plans:
-                plans[mode] = negotiate(board, mode, network, mbps, rtt)
-        plans[CHOSEN] = negotiate(board, CHOSEN, network, mbps, rtt)
+        for name in (CHOSEN, *EXTREMES):
+            share_profile(Path(board.name), name)
+            if name == CHOSEN or name not in plans:
+                plans[name] = negotiate(board, name, network, mbps, rtt)
+        if abs(device_ms(board.frames(CHOSEN, TURN)) / max(1e-3, plans[CHOSEN].prediction.device_ms) - 1) > UNTRUE:
+            plans[CHOSEN] = negotiate(board, CHOSEN, network, mbps, rtt)
         runs = timed(board, plans, *((QUICK_FRAMES, QUICK_SECONDS) if quick else (FRAMES, SECONDS)))
         yield row(device, mbps, rtt, runs)
+
+
+def share_profile(place: Path, name: str) -> None:
+    """Give the agent ``name`` the profile that the one of the choice has measured, once there is one."""
+    own = place.with_name(f"{place.name}-{name}")
+    own.mkdir(exist_ok=True)
+    for profile in place.with_name(f"{place.name}-{CHOSEN}").glob("profile-*.json"):
+        if not (own / profile.name).exists():
+            shutil.copy(profile, own)
+
+
+def device_ms(timings: Timings) -> float:
+    return median(t["head_ms"] + t["encode_ms"] for t in timings)
 
 
 def negotiate(board: Board, name: str, network: Network, mbps: float, rtt: float) -> Plan:
@@ -156,15 +178,18 @@ def negotiate(board: Board, name: str, network: Network, mbps: float, rtt: float
         elif text == "preparing the head":
             network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
 
-    mode = "any" if name == CHOSEN else name
+    settings = {
+        "SPLITEDGE_DEMAND_MODE": "any" if name == CHOSEN else name,
+        "SPLITEDGE_CONFIG": f"{board.name}-{name}.toml",
+    }
     for _ in range(TRIES - 1):
         try:
-            return board.plan(name, on_step, SPLITEDGE_DEMAND_MODE=mode)
+            return board.plan(name, on_step, **settings)
         except (
             errors.LinkError
         ):  # a server may be longer about building a segment than a request waits; it is ready at the next one
             network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
-    return board.plan(name, on_step, SPLITEDGE_DEMAND_MODE=mode)
+    return board.plan(name, on_step, **settings)
 
 
 def timed(board: Board, plans: dict[str, Plan], frames: int, seconds: float) -> dict[str, Run]:
@@ -215,13 +240,17 @@ def row(device: Device, mbps: float, rtt: float, runs: dict[str, Run]) -> dict[s
         "device": device.name, "Mbit/s": f"{mbps:g}", "rtt": f"{rtt:g}", "chosen": where, "bits": bits,
         **{f"{name} ms": run.ms for name, run in runs.items()}, "regret %": 100 * (chosen.ms / best - 1),
         "gain": extreme / chosen.ms if plan.mode == "split" else 1.0,
-        **{f"{name} parts": parts(run) for name, run in runs.items()}, "predicted ms": plan.prediction.total_ms,
+        **{f"{name} parts": parts(run, expected(plan, run.plan)) for name, run in runs.items()}, "predicted ms": plan.prediction.total_ms,
     }  # fmt: skip
 
 
-def parts(run: Run) -> str:
+def expected(chosen: Plan, other: Plan) -> Prediction:
+    """What was predicted of ``other`` (its cut, at least) when ``chosen`` was."""
+    return next((c.prediction for c in chosen.runners_up if c.cut.index == other.cut.index), chosen.prediction)
+
+
+def parts(run: Run, p: Prediction) -> str:
     """Predicted / measured ms of device, transfer and server, and what of the frame is in neither."""
-    p = run.plan.prediction
     pairs = ((p.device_ms, ("head", "encode")), (p.transfer_ms, ("link",)), (p.server_ms, ("queue", "tail")))
     return (
         " ".join(f"{predicted:.1f}/{run.stage(*stages):.1f}" for predicted, stages in pairs)
@@ -243,11 +272,13 @@ def on_board(device: Device, network: Network, photos: Path, folder: Path, token
     """A board that has measured itself, or does so at its first plan."""
     core, _ = cores()
     place = folder / device.name.replace(" ", "-").replace(",", "")
-    (settings := place.with_suffix(".toml")).write_text(
-        f"cache_dir = '{place}'\n"
-    )  # the variable would move the kernels
+    for name in (
+        CHOSEN,
+        *EXTREMES,
+    ):  # a folder for each: the agent of the choice learns nothing from the extremes; a variable would move the kernels
+        (folder / f"{place.name}-{name}.toml").write_text(f"cache_dir = '{place}-{name}'\n")
     environment = {
-        "SPLITEDGE_CONFIG": str(settings), "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}", "SPLITEDGE_TOKEN": token,
+        "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}", "SPLITEDGE_TOKEN": token,
         "SPLITEDGE_MODEL": MODEL, "SPLITEDGE_ALLOW_INSECURE": "true", "SPLITEDGE_ISA": device.isa, "SPLITEDGE_DEMAND_MAX_AWAY_S": "120",
         "SPLITEDGE_DEMAND_MAX_DROP_POINTS": "2",
     }  # fmt: skip
@@ -260,7 +291,7 @@ def on_board(device: Device, network: Network, photos: Path, folder: Path, token
         check=True,
     )
     prefix = [*network.inside(BOARD), "taskset", "-c", str(core)]
-    with Board(prefix, environment, photos) as board, slower(core, device.times):
+    with Board(str(place), prefix, environment, photos) as board, slower(core, device.times):
         yield board
 
 
@@ -306,6 +337,11 @@ def bundle_store(given: argparse.Namespace) -> Path:
 def _command(store: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "edge_server", *arguments, "--store", str(store)]
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def _link(text: str) -> tuple[float, float]:
+    mbps, rtt = map(float, text.split("x"))
+    return mbps, rtt
 
 
 def _show(done: int, total: int, row: dict[str, Any]) -> None:
