@@ -233,9 +233,8 @@ def row(device: Device, mbps: float, rtt: float, runs: dict[str, Run]) -> dict[s
     best = min(run.ms for run in runs.values())
     extreme = min(runs[name].ms for name in EXTREMES)
     where = plan.cut.layer if plan.mode == "split" else plan.mode
-    bits = (
-        f"{plan.weight_bits if plan.mode != 'server' else '-'}/{plan.ladder[plan.codec].bits if plan.ladder else '-'}"
-    )
+    weights = "-" if plan.mode == "server" else f"{plan.mean_bits():.1f}"
+    bits = f"{weights}/{plan.ladder[plan.codec].bits if plan.ladder else '-'}"
     return {
         "device": device.name, "Mbit/s": f"{mbps:g}", "rtt": f"{rtt:g}", "chosen": where, "bits": bits,
         **{f"{name} ms": run.ms for name, run in runs.items()}, "regret %": 100 * (chosen.ms / best - 1),
@@ -251,7 +250,11 @@ def expected(chosen: Plan, other: Plan) -> Prediction:
 
 def parts(run: Run, p: Prediction) -> str:
     """Predicted / measured ms of device, transfer and server, and what of the frame is in neither."""
-    pairs = ((p.device_ms, ("head", "encode")), (p.transfer_ms, ("link",)), (p.server_ms, ("queue", "tail")))
+    pairs = (
+        (p.device_ms, ("head", "encode")),
+        (p.transfer_ms, ("link",)),
+        (p.queue_ms + p.server_ms, ("queue", "tail")),
+    )
     return (
         " ".join(f"{predicted:.1f}/{run.stage(*stages):.1f}" for predicted, stages in pairs)
         + f" -/{run.stage('wait'):.1f}"

@@ -12,6 +12,7 @@ Exact: every candidate of every cut, pattern and codec is weighed, in a few pass
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,8 +22,8 @@ from numpy.typing import NDArray
 from edge_agent import errors
 from edge_agent.protocol.messages import Demand, LinkEstimate
 from edge_server.planner import words
+from edge_server.planner.demands import MODES, Power, check
 from edge_server.planner.patterns import Place, Table
-from edge_server.planner.problem import Power, Problem, check
 
 F64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -30,15 +31,17 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``head_ms[p]``: this device's time for the head of the table's place p. ``frames``: how many a segment is expected to serve; None: no end."""
+    """``head_ms[p]``: this device's time for the head of the table's place p; ``tail_ms[p]``: this server's for the tail, where it knows better than
+    the table.
+    """
 
     demand: Demand
     link: LinkEstimate
     head_ms: tuple[float, ...]
     power: Power = field(default_factory=Power)
     memory_bytes: int | None = None  # free on the board; None: not known, not checked
+    tail_ms: tuple[float, ...] | None = None
     queue_ms: float = 0.0  # how long a frame waits at the server now
-    frames: float | None = None
     held: frozenset[int] = field(
         default_factory=frozenset
     )  # indices of the table's patterns whose segments the device has
@@ -57,8 +60,9 @@ class Pick:
     queue_ms: float
     server_ms: float
     total_ms: float
+    pace_ms: float  # of the slowest stage
     energy_j: float
-    drop_points: float  # of the strictest level that it meets
+    drop_points: float  # of the strictest level that it meets, so the upper end of what it may lose
     noise: float
     payload_bytes: int
     segment_bytes: int  # to fetch
@@ -119,7 +123,7 @@ def _costs(table: Table, request: Request, count: int) -> _Costs:
     weights = demand.weights
     head = np.array(request.head_ms)
     sends = np.array([place.cut.kind != "output" for place in table.places])
-    tail = np.where(sends, [place.tail_ms for place in table.places], 0.0)
+    tail = np.where(sends, tail_times(table, request), 0.0)
     still = head + np.where(sends, tail + (request.queue_ms + link.rtt_ms), 0.0)
     base = (weights.time * still + weights.energy * (power.compute_w or 0.0) * head + weights.cost * tail) / 1000
     place = table.place[:count]
@@ -128,9 +132,14 @@ def _costs(table: Table, request: Request, count: int) -> _Costs:
     if request.held:
         fetched = np.where(_held(table, request)[table.pattern[:count]], 0.0, fetched)
     objective = base[place] + sending * ((weights.time + weights.energy * (power.transmit_w or 0.0)) / 1000)
-    if request.frames is not None:
-        objective += fetched * (weights.time * 8e-6 / link.downlink_mbps / request.frames)
+    if demand.frames is not None:
+        objective += fetched * (weights.time * 8e-6 / link.downlink_mbps / demand.frames)
     return _Costs(objective, still[place] + sending, np.maximum(np.maximum(head, tail)[place], sending), fetched)
+
+
+def tail_times(table: Table, request: Request) -> Sequence[float]:
+    """Milliseconds of the tail behind each place."""
+    return [place.tail_ms for place in table.places] if request.tail_ms is None else request.tail_ms
 
 
 def _held(table: Table, request: Request) -> Mask:
@@ -145,6 +154,8 @@ def _broken(table: Table, request: Request, costs: _Costs) -> dict[str, Mask]:
     place, found = table.place[:count], {}
     if demand.keep != "nothing":
         found["keep"] = np.array([not _may_leave(one, demand.keep) for one in table.places])[place]
+    if demand.mode != "any":
+        found["mode"] = np.array([MODES[one.cut.kind] != demand.mode for one in table.places])[place]
     found["max_drop_points"] = table.level[:count] > _level(table, demand)
     if demand.max_latency_ms is not None:
         found["max_latency_ms"] = costs.total_ms > demand.max_latency_ms
@@ -170,8 +181,7 @@ def _level(table: Table, demand: Demand) -> int:
 
 def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
     index, codec = int(table.place[i]), int(table.codec[i])
-    place, head = table.places[index], request.head_ms[index]
-    sends = codec >= 0
+    head, sends = request.head_ms[index], codec >= 0
     sending = float(table.frame_bytes[i]) * 8e-3 / request.link.uplink_mbps
     joules = ((request.power.compute_w or 0.0) * head + (request.power.transmit_w or 0.0) * sending) / 1000
     return Pick(
@@ -182,8 +192,9 @@ def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
         device_ms=head,
         transfer_ms=sending + request.link.rtt_ms if sends else 0.0,
         queue_ms=request.queue_ms if sends else 0.0,
-        server_ms=place.tail_ms if sends else 0.0,
+        server_ms=tail_times(table, request)[index] if sends else 0.0,
         total_ms=float(costs.total_ms[i]),
+        pace_ms=float(costs.pace_ms[i]),
         energy_j=joules,
         drop_points=table.levels[int(table.level[i])].drop_points,
         noise=float(table.noise[i]),
@@ -242,6 +253,8 @@ def _value(table: Table, name: str, needed: F64, i: int) -> float | str:
     if name == "keep":
         place = table.places[int(table.place[i])]
         return "nothing" if place.is_input or place.cut.kind == "input" else place.cut.layer
+    if name == "mode":
+        return MODES[table.places[int(table.place[i])].cut.kind]
     value = float(needed[i])
     if name == "min_rate_fps":
         return 1000 / value if value > 0 else math.inf
@@ -249,18 +262,19 @@ def _value(table: Table, name: str, needed: F64, i: int) -> float | str:
 
 
 def _check(table: Table, request: Request) -> None:
-    layers = tuple(place.cut.layer for place in table.places if place.cut.kind != "input")
-    inside = (
-        tuple(set().union(*(place.inside for place in table.places)))
-        if request.demand.keep not in ("nothing", "input")
-        else ()
-    )
-    check(Problem(table.model, (), (), request.link, request.demand, power=request.power, layers=layers + inside))
+    layers = [place.cut.layer for place in table.places if place.cut.kind != "input"]
+    if request.demand.keep not in ("nothing", "input"):
+        layers += sorted(set().union(*(place.inside for place in table.places)))
+    check(table.model, request.demand, request.link, request.power, layers)
     if len(request.head_ms) != len(table.places) or not all(ms >= 0 for ms in request.head_ms):
         raise errors.UsageError(
             f"head_ms has {len(request.head_ms)} times: give one of 0 or more for each of {len(table.places)} places"
         )
-    if not request.queue_ms >= 0 or (request.frames is not None and not request.frames > 0):
-        raise errors.UsageError("queue_ms must be 0 or more and frames more than 0: correct the request")
+    if request.tail_ms is not None and (len(request.tail_ms) != len(table.places) or min(request.tail_ms) < 0):
+        raise errors.UsageError(
+            f"tail_ms has {len(request.tail_ms)} times: give one of 0 or more for each of {len(table.places)} places"
+        )
+    if not request.queue_ms >= 0:
+        raise errors.UsageError(f"queue_ms is {request.queue_ms}: give 0 or more")
     if any(not 0 <= pattern < len(table.patterns) for pattern in request.held):
         raise errors.UsageError("held names a pattern that the table lacks: give indices into its patterns")

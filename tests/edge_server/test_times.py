@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
 from edge_server import times
 from edge_server.catalog import Catalog
-from edge_server.planning import tail_times
+from edge_server.planning import make_plan
 from edge_server.store import Store
 from edge_server.tails import Tails
 
 
-def test_the_first_plan_finds_a_tail_that_was_run_here(store: Store) -> None:
+def test_the_first_plan_counts_on_tails_that_were_run_here(store: Store, profile: dict[str, Any]) -> None:
     catalog, tails = Catalog(store), Tails()
-    bundle = catalog.bundle("tiny")
-    found = tail_times(catalog, bundle, tails)
+    request = PlanRequest("tiny", profile, LinkEstimate(0.0, 1e4, 1e4), Demand(max_drop_points=100.0, mode="server"))
+    tails.times.waited(7.0)
+    found = make_plan(catalog, request, tails).prediction
     tails.close()
-    assert len(found) == len(bundle.offered)
-    assert found[0] > 0
-    assert found[0] != bundle.tail_ms[bundle.offered[0]]
-    assert found[-1] == 0.0
+    bundle = catalog.bundle("tiny")
+    assert found.server_ms > 0
+    assert found.server_ms != bundle.tail_ms[0]
+    assert found.server_ms == tails.times.of(bundle, [0], pytest.fail)[0]
+    assert found.queue_ms == 7.0
 
 
 def test_a_tail_has_the_time_that_frames_took_and_the_others_scale_with_it(store: Store) -> None:
