@@ -60,6 +60,11 @@ def head_ms(header: Header, profile: DeviceProfile) -> float:
     return profile.overhead.call_us / 1000 + sum(op_ms(op, header, profile, threads) for op in header.ops)
 
 
+def encode_ms(elements: int, profile: DeviceProfile) -> float:
+    """Predicted milliseconds of coding a tensor of so many values for the link."""
+    return 1e-6 * elements * profile.overhead.value_ns
+
+
 def refined(predicted: Sequence[float], measured: Mapping[int, float]) -> tuple[float, ...]:
     """Times of heads, in ms, by what the device itself measured of some: ``measured[i]`` is the time of the head that ``predicted[i]`` is of.
 

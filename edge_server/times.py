@@ -72,17 +72,23 @@ def head_times(
     measured: Mapping[str, float],
     segments: Mapping[str, int],
 ) -> tuple[float, ...]:
-    """Of the head for each of ``cuts``. ``measured``: what the device found, by a segment's SHA-256; ``segments``: the cut of each segment known here.
+    """Of head and encoding for each of ``cuts``. ``measured``: what the device found, by a segment's SHA-256; ``segments``: the cut of each segment known here.
 
     Raises `errors.ProtocolError` for measurements that are none.
     """
     check(measured)
-    predicted = [predict.head_ms(bundle.header(cut), profile) for cut in cuts]
+    predicted = [_predicted(bundle, cut, profile) for cut in cuts]
     found: dict[int, list[float]] = {}
     for sha256, ms in measured.items():
         if segments.get(sha256) in cuts:
             found.setdefault(cuts.index(segments[sha256]), []).append(ms)
     return predict.refined(predicted, {place: fmean(times) for place, times in found.items()})
+
+
+def _predicted(bundle: Bundle, index: int, profile: DeviceProfile) -> float:
+    cut = bundle.cuts[index]
+    sent = 0 if cut.kind == "output" else math.prod(cut.shape)
+    return predict.head_ms(bundle.header(index), profile) + predict.encode_ms(sent, profile)
 
 
 def check(measured: Mapping[str, float]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
+from device_profiles import from_dict
 from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
 from edge_server import times
 from edge_server.catalog import Catalog
@@ -14,7 +16,10 @@ from edge_server.store import Store
 from edge_server.tails import Tails
 
 
-def test_the_first_plan_counts_on_tails_that_were_run_here(store: Store, profile: dict[str, Any]) -> None:
+def test_the_first_plan_counts_on_tails_that_were_run_here(
+    store: Store, profile: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(times.time, "monotonic", lambda: 100.0)  # waits stay fresh however long the plan takes
     catalog, tails = Catalog(store), Tails()
     request = PlanRequest("tiny", profile, LinkEstimate(0.0, 1e4, 1e4), Demand(max_drop_points=100.0, mode="server"))
     tails.times.waited(7.0)
@@ -48,3 +53,15 @@ def test_a_wait_counts_while_it_is_fresh(monkeypatch: pytest.MonkeyPatch) -> Non
     assert known.queue_ms() == 4.0
     now += 60
     assert known.queue_ms() == 0.0
+
+
+def test_what_is_sent_must_be_coded_too(store: Store, profile: dict[str, Any]) -> None:
+    bundle = Catalog(store).bundle("tiny")
+    profile["overhead"]["value_ns"] = 0.0
+    plain = times.head_times(bundle, bundle.offered, from_dict(profile), {}, {})
+    profile["overhead"]["value_ns"] = 1000.0
+    found = times.head_times(bundle, bundle.offered, from_dict(profile), {}, {})
+    sizes = [math.prod(bundle.cuts[cut].shape) for cut in bundle.offered]
+    assert [after - before for after, before in zip(found, plain, strict=True)] == pytest.approx(
+        [size / 1000 for size in sizes[:-1]] + [0.0]
+    )
