@@ -81,13 +81,13 @@ class _Service:
     async def plan(self, request: web.Request) -> web.Response:
         asked: PlanRequest = decode(await _body(request), PlanRequest)
         loop = asyncio.get_running_loop()
-        return _json(await loop.run_in_executor(self._planners, make_plan, self._catalog, asked))
+        return _json(await loop.run_in_executor(self._planners, make_plan, self._catalog, asked, self._tails))
 
     async def curves(self, request: web.Request) -> web.Response:
         form = form_of("." + request.query.get("format", "svg"))
         asked: PlanRequest = decode(await _body(request), PlanRequest)
         loop = asyncio.get_running_loop()
-        image = await loop.run_in_executor(self._planners, draw_curves, self._catalog, asked, form)
+        image = await loop.run_in_executor(self._planners, draw_curves, self._catalog, asked, form, self._tails)
         return web.Response(body=image, content_type="image/svg+xml" if form == "svg" else "image/png")
 
     async def segment(self, request: web.Request) -> web.StreamResponse:
