@@ -2,7 +2,7 @@
 
     store.sqlite          tokens (hashed), plans, which segment belongs to which bundle; WAL
     bundles/NAME/         calibrated models
-    segments/SHA.segment  quantized heads, by content
+    segments/SHA.segment  quantized heads, by content; SHA-SHA.upgrade: what makes the first of the second
 
 Calls are short and block: on an event loop use ``asyncio.to_thread``. Every failure of disk or database is a `StoreError`.
 """
@@ -33,7 +33,7 @@ from edge_agent.protocol.messages import Plan, SegmentRef
 
 NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.MAX_NAME - 1}}}")
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
-_VERSION: Final = 1
+_VERSION: Final = 2  # 1: segments of a format that agents no longer read
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS tokens (name TEXT PRIMARY KEY, hash BLOB NOT NULL, created REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS plans (id TEXT PRIMARY KEY, expires REAL NOT NULL, body BLOB NOT NULL);
@@ -42,7 +42,8 @@ CREATE TABLE IF NOT EXISTS segments (
     bundle TEXT NOT NULL, cut INTEGER NOT NULL, weight_bits INTEGER NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL,
     PRIMARY KEY (bundle, cut, weight_bits)
 );
-"""
+DELETE FROM segments;
+"""  # run once for each version: what an older one built is built anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,21 @@ class Store:
         path = self.segments / f"{sha256}.segment"
         return path if path.is_file() else None
 
+    def upgrade_path(self, wanted: str, held: str) -> Path | None:
+        """The file that makes the segment ``wanted`` of ``held``, or None where it was not made yet."""
+        path = self._upgrade(wanted, held)
+        return path if path.is_file() else None
+
+    def put_upgrade(self, data: bytes, wanted: str, held: str) -> Path:
+        """Writes the way from ``held`` to ``wanted``, both segments that are here, whole or not at all."""
+        path = self._upgrade(wanted, held)
+        with self._guard():
+            self._write(path, data)
+        return path
+
+    def _upgrade(self, wanted: str, held: str) -> Path:
+        return self.segments / f"{wanted}-{held}.upgrade"
+
     # --- bundles
 
     def bundle_names(self) -> list[str]:
@@ -215,7 +231,8 @@ class Store:
             others = {sha for (sha,) in db.execute("SELECT sha256 FROM segments")}
         with self._guard():
             for sha in ours - others:
-                (self.segments / f"{sha}.segment").unlink(missing_ok=True)
+                for path in (self.segments / f"{sha}.segment", *self.segments.glob(f"*{sha}*.upgrade")):
+                    path.unlink(missing_ok=True)
 
     # --- inside
 
@@ -226,6 +243,8 @@ class Store:
         db.execute("PRAGMA journal_mode = WAL")
         if version < _VERSION:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+            for path in self.segments.glob("*.segment"):
+                path.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         """Deletes what a process that was killed left behind. Only after a day: an import that still runs has such a folder too."""
