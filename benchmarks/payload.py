@@ -59,6 +59,7 @@ BATCH: Final = 250
 #: Evaluation samples from which on a goal is judged by the interval's upper end.
 ENOUGH: Final = 1000
 Z90: Final = 1.2815515655446004
+TEMPERATURES: Final = tuple(float(t) for t in np.geomspace(0.5, 4.0, 31))
 
 
 @dataclass(frozen=True)
@@ -300,15 +301,37 @@ def floats(model: onnx.ModelProto, samples: Samples) -> F32:
     return np.concatenate([run(np.stack([samples[i] for i in range(p, min(p + BATCH, len(samples)))])) for p in parts])
 
 
-def predicted(reference: I64, found: I64, classes: I64, evaluated: int) -> float:
-    """What the upper end of the interval on ``evaluated`` other samples will be at most, at 9 of 10; on few, the drop itself."""
-    before, after = reference == classes, found == classes
-    drop = float(before.mean() - after.mean())
-    if evaluated < ENOUGH:
-        return 100.0 * drop
-    variance = max(float((before != after).mean()), 1.0 / len(found))
-    unseen, here = variance / evaluated, variance / len(found)
-    return 100.0 * (drop + accuracy.Z95 * math.sqrt(unseen) + Z90 * math.sqrt(unseen + here))
+class Forecast:
+    """What drop other samples will show, from answers to samples with known classes.
+
+    A changed answer costs the float model's probability of its own answer less that of the new one: nothing is expected of luck, and of answers that
+    are all but equal little is lost. Temperature first makes the probabilities those with which the float model is right.
+    """
+
+    def __init__(self, outputs: F32, classes: I64) -> None:
+        self._chosen = accuracy.top1(outputs)
+        scaled = [_softmax(outputs.reshape(len(outputs), -1) / t) for t in TEMPERATURES]
+        loss = [-np.log(np.maximum(p[np.arange(len(p)), classes], 1e-12)).mean() for p in scaled]
+        self._probability = scaled[int(np.argmin(loss))]
+
+    def upper(self, found: F32, evaluated: int) -> float:
+        """What the upper end of the interval on ``evaluated`` other samples will be at most, at 9 of 10, in points; of few the drop alone."""
+        rows, answers = np.arange(len(found)), accuracy.top1(found)
+        lost = self._probability[rows, self._chosen] - self._probability[rows, answers]
+        drop = float(lost.mean())
+        if evaluated < ENOUGH:
+            return 100.0 * drop
+        right = self._probability[rows, self._chosen] + self._probability[rows, answers]
+        changed = float(np.where(answers == self._chosen, 0.0, right).mean()) + 1.0 / len(found)
+        here = float(lost.var()) / len(found)
+        return 100.0 * (
+            drop + accuracy.Z95 * math.sqrt(changed / evaluated) + Z90 * math.sqrt(changed / evaluated + here)
+        )
+
+
+def _softmax(x: F32) -> F32:
+    made: F32 = np.exp(x - x.max(axis=1, keepdims=True))
+    return made / made.sum(axis=1, keepdims=True)
 
 
 class Judge:
@@ -317,14 +340,13 @@ class Judge:
     def __init__(self, tables: Tables) -> None:
         self.tables, self.case = tables, tables.case
         self.unseen = self.case.calibration[UNSEEN]
-        self.reference = accuracy.top1(floats(self.case.model, self.unseen))
+        assert self.unseen.classes is not None
+        self.forecast = Forecast(floats(self.case.model, self.unseen), self.unseen.classes)
         self.outputs = floats(self.case.model, self.case.evaluation)
 
     def keeps(self, found: F32) -> bool:
         """Whether answers to the unseen calibration samples foretell that the goal is met."""
-        assert self.unseen.classes is not None
-        upper = predicted(self.reference, accuracy.top1(found), self.unseen.classes, len(self.case.evaluation))
-        return upper <= self.case.goal
+        return self.forecast.upper(found, len(self.case.evaluation)) <= self.case.goal
 
     def search(self, cut: str) -> float:
         """The greatest noise budget whose exact plan keeps the goal."""
@@ -399,6 +421,14 @@ def at_cut(judge: Judge, share: float, cut: str) -> list[dict[str, Any]]:
     tensor = 4 * math.prod(tables.network.graph.stored_shape(cut)) if inside else 0
     rows.append(judge.row(share, cut, "float32", weights, tensor, judge.outputs, ""))
     return rows
+
+
+def _size(tables: Tables, cut: str, plan: Plan, segment: bytes) -> int:
+    points = [tables.points[la.out][i] for la, i in zip(tables.layers(cut), plan.choice, strict=True)]
+    widths = [
+        width(p.rounded.levels) if i >= len(WIDTHS) else WIDTHS[i] for p, i in zip(points, plan.choice, strict=True)
+    ]
+    return len(segment) - sum(-(-p.rounded.levels.size * w // 8) - p.size for p, w in zip(points, widths, strict=True))
 
 
 def _detail(tables: Tables, cut: str, plan: Plan) -> str:
