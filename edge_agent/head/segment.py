@@ -168,7 +168,7 @@ class Softmax(Op, tag="softmax"):
     hi: int
 
 
-# Transformers. x and y are f32 [..., channels], every axis but the last counts rows. All but `Embed` quantize on the way.
+# Transformers. x and y are f32 [..., channels], every axis but the last counts rows. `Linear` and `Attention` quantize on the way.
 
 
 class Embed(Op, tag="embed"):
@@ -222,7 +222,32 @@ class Attention(Op, tag="attention"):
     pad: int
 
 
-AnyOp = Conv | Add | Mul | Lut | Pool | Concat | Transpose | Reshape | Pad | Softmax | Embed | Linear | Norm | Attention
+class Patches(Op, tag="patches"):
+    """y = the squares of ``size`` x ``size`` pixels of x f32 [H, W, C], row by row: [H / size * W / size, size * size * C], each square as it lies."""
+
+    x: int
+    size: int
+
+
+class Position(Op, tag="position"):
+    """y = table + x, x behind the rows that only the table has: f32 [T, C] to [R, C], R >= T. ``table``: [R, C] float32."""
+
+    x: int
+    table: int
+
+
+class Mean(Op, tag="mean"):
+    """y = mean of ``count`` rows of x f32 [T, C] from row ``first`` on, by `kernels.reference.mean`: [C] or [1, C]."""
+
+    x: int
+    first: int
+    count: int
+
+
+AnyOp = (
+    Conv | Add | Mul | Lut | Pool | Concat | Transpose | Reshape | Pad | Softmax
+    | Embed | Linear | Norm | Attention | Patches | Position | Mean
+)  # fmt: skip
 
 
 class Golden(msgspec.Struct):
@@ -247,8 +272,10 @@ class Header(msgspec.Struct):
 
 
 def only_moves(header: Header) -> bool:
-    """Whether the head computes nothing: it moves bytes about or looks tokens up, so that what leaves it is the input itself, however it is called."""
-    return all(isinstance(op, Reshape | Transpose | Pad | Concat | Embed) for op in header.ops)
+    """Whether the head computes nothing: it moves bytes about, looks tokens up or adds a constant, so that what leaves it is the input itself, however
+    it is called.
+    """
+    return all(isinstance(op, Reshape | Transpose | Pad | Concat | Embed | Patches | Position) for op in header.ops)
 
 
 class Segment(msgspec.Struct):

@@ -147,7 +147,7 @@ async def test_a_failing_store_is_an_error_with_its_status(server: Running) -> N
 
 async def test_a_segment_comes_whole_or_in_ranges(server: Running) -> None:
     data = hashlib.shake_256(b"x").digest(300_000)
-    ref = server.store.put_segment(data, "b", 0, 8)
+    ref = server.store.put_segment(data, "b", 0, (8, 3))
     url = f"/v1/segments/{ref.sha256}"
     response = await server.client.get(url, headers=server.headers)
     assert (response.status, await response.read()) == (200, data)
