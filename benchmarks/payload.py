@@ -16,7 +16,7 @@ are points of top-1 on the evaluation samples, with their paired 95 % interval; 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -27,15 +27,15 @@ from numpy.typing import NDArray
 
 from benchmarks import fashion, models
 from benchmarks.report import parser, quiet, report
-from calibration import accuracy, bundle, cuts, importer, layers, reweigh
+from calibration import accuracy, bundle, cuts, importer, layers, observe, reweigh
 from calibration.clipping import Histogram
 from calibration.graph import Graph
-from calibration.layers import Conv
-from calibration.lower import Calibration, lower
+from calibration.layers import Conv, Embed, Linear, Weighted
+from calibration.lower import Calibration, Lowered, lower
 from calibration.moments import collect
 from calibration.observe import Quantization, to_onnx
-from calibration.quantize import Rounded, least_scale
-from calibration.rounding import SEEN, UNSEEN, WIDTHS, Rounder, entropy, width
+from calibration.quantize import Rounded, least_scale, nearest
+from calibration.rounding import SEEN, UNSEEN, WIDTHS, Rounder, entropy, even_step, width
 from calibration.samples import Samples, open_samples
 from calibration.sensitivity import Probe
 from edge_agent import codec, errors
@@ -49,6 +49,8 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 SHARES: Final = (0.25, 0.5, 0.75, 1.0)
+#: Shares of the products by which a cut may be further from where it should be, if it is narrower.
+NEAR: Final = 0.05
 #: Bits a weight of the grids that are one for a whole layer.
 RATES: Final = (1.25, 1.6, 2.0, 2.4, 2.8, 3.3, 4.0)
 PROBED: Final = 512
@@ -93,7 +95,7 @@ class Tables:
     points: dict[str, list[Point]] = field(default_factory=dict)
     codecs: dict[str, list[tuple[Codec, float]]] = field(default_factory=dict)
 
-    def layers(self, cut: str) -> list[Conv]:
+    def layers(self, cut: str) -> list[Weighted]:
         return self.network.weighted(cut)
 
 
@@ -142,34 +144,71 @@ def load(name: str, folder: Path, images: Path | None, labels: str | None, quick
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def tabulate(case: Case, tensors: Sequence[str]) -> Tables:
+def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tables:
     """Ranges, grids and noises of all layers up to the last of ``tensors``, and of codecs at each."""
-    model, network = case.model, layers.build(Graph.of(case.model))
     seen, unseen = case.calibration[SEEN], case.calibration[UNSEEN]
-    plain = bundle.calibrate(model, network, seen[: 4 * COUNTED])
+    plain = bundle.calibrate(case.model, network, seen[: 4 * COUNTED])
     tables = Tables(case, network, plain)
-    deepest = network.graph.output
-    probe = Probe(model, network, unseen, PROBED)
+    deepest = max(tensors, key=lambda tensor: len(network.needed(tensor)))
+    probe = Probe(case.model, network, unseen, PROBED)
     lowered = lower(network, plain, deepest, 8)
-    for layer, moments in collect(model, network, network.weighted(deepest), seen, quiet):
-        scale = lowered.header.tensors[lowered.index[layer.inputs[0]]].scale
-        rounder = Rounder(layer.weight, layer.bias, least_scale(layer.bias, scale), moments)
-        made = [[rounder.at(bits) for bits in WIDTHS], [rounder.even(rate) for rate in RATES]]
-        noises = [probe.layers([layer], _taking(part), quiet)[0].noise for part in made]
-        pairs = zip([*made[0], *made[1]], [*noises[0], *noises[1]], strict=True)
+    for layer, grids in _grids(case.model, network, lowered, deepest, seen):
+        halves = [grids[: len(WIDTHS)], grids[len(WIDTHS) :]]
+        noises = [noise for half in halves for noise in probe.layers([layer], _taking(half), quiet)[0].noise]
+        pairs = zip(grids, noises, strict=True)
         tables.points[layer.out] = [Point(rounded, coded_bytes(rounded), noise) for rounded, noise in pairs]
     inside = [tensor for tensor in tensors if tensor != network.graph.output]
-    head = Head(seg.parse(lowered.segment()), check_golden=False)
-    taps = [lowered.index[tensor] for tensor in inside]
-    counts = accuracy.count_codes(head, taps, seen[:COUNTED], quiet) if taps else []
-    for tensor, tap, count in zip(inside, taps, counts, strict=True):
-        form = head.header.tensors[tap]
-        histogram = Histogram(Quantization(form.scale, form.zero_point).values(), count)
+    for tensor, histogram in _histograms(case.model, network, lowered, inside, seen[:COUNTED]).items():
         tables.codecs[tensor] = _codecs(probe, tensor, histogram)
     return tables
 
 
-def _taking(made: Sequence[Rounded]) -> Callable[[Conv, int], Rounded]:
+def _grids(
+    model: onnx.ModelProto, network: layers.Network, lowered: Lowered, deepest: str, seen: Samples
+) -> Iterator[tuple[Weighted, list[Rounded]]]:
+    """Each layer's weights at `WIDTHS` and `RATES`."""
+    held = network.weighted(deepest)
+    for table in [la for la in held if isinstance(la, Embed)]:
+        none = np.zeros(len(table.weight), np.float32)
+        yield (
+            table,
+            [nearest(table.weight, table.bias, bits, none) for bits in WIDTHS] + [_even(table, r) for r in RATES],
+        )
+    products = [la for la in held if isinstance(la, Conv | Linear)]
+    for layer, moments in collect(model, network, products, seen, quiet):
+        scale = lowered.header.tensors[lowered.index[layer.inputs[0]]].scale
+        least = least_scale(layer.bias, scale) if isinstance(layer, Conv) else np.zeros(len(layer.bias), np.float32)
+        rounder = Rounder(layer.weight, layer.bias, least, moments)
+        yield layer, [rounder.at(bits) for bits in WIDTHS] + [rounder.even(rate) for rate in RATES]
+
+
+def _even(table: Embed, rate: float) -> Rounded:
+    """The rows of an embedding, which no inputs say anything about, at the nearest levels of one grid."""
+    step = np.float32(even_step(table.weight, rate))
+    levels = np.clip(np.rint(table.weight / step), -127, 127).astype(np.int8)
+    return Rounded(levels, np.full(len(levels), step), table.bias.astype(np.float64))
+
+
+def _histograms(
+    model: onnx.ModelProto, network: layers.Network, lowered: Lowered, tensors: Sequence[str], samples: Samples
+) -> dict[str, Histogram]:
+    """Of each of ``tensors``."""
+    if not tensors:
+        return {}
+    if network.source != "u8":
+        return {
+            t: Histogram(*each)
+            for t, each in observe.count_values(model, network.graph, tensors, samples, quiet).items()
+        }
+    head = Head(seg.parse(lowered.segment()), check_golden=False)
+    taps = [lowered.index[tensor] for tensor in tensors]
+    forms = [head.header.tensors[tap] for tap in taps]
+    values = [Quantization(form.scale, form.zero_point).values() for form in forms]
+    counts = accuracy.count_codes(head, taps, samples, quiet)
+    return {t: Histogram(v, c) for t, v, c in zip(tensors, values, counts, strict=True)}
+
+
+def _taking(made: Sequence[Rounded]) -> Callable[[Weighted, int], Rounded]:
     return lambda _, bits: made[WIDTHS.index(bits)]
 
 
@@ -187,24 +226,32 @@ def _codecs(probe: Probe, tensor: str, histogram: Histogram) -> list[tuple[Codec
 
 
 def coded_bytes(rounded: Rounded) -> int:
-    """What the levels take in a segment file."""
-    return math.ceil(rounded.levels.size * entropy(rounded.levels) / 8)
+    """What the levels take in a segment file, nearly: by their entropy, and so much for every kind of level to learn its frequency."""
+    kinds = len(np.unique(rounded.levels))
+    return math.ceil(
+        (rounded.levels.size * entropy(rounded.levels) + 0.5 * kinds * math.log2(rounded.levels.size + 1)) / 8
+    )
 
 
 def fixed_cuts(network: layers.Network, shares: Sequence[float]) -> dict[float, str]:
-    """By share of the products: the tensor of the offered cut behind the input whose head has nearest to it, of equals the narrowest."""
-    total = _products(network, network.graph.output)
-    offered = [p.cut for p in cuts.find(network) if p.offered and network.weighted(p.cut.tensor)]
+    """By share of the products: of the cuts behind the input whose heads have nearly (within `NEAR`) as near to it as any, the narrowest."""
+    reachable = [p.cut for p in cuts.find(network) if p.reachable and network.weighted(p.cut.tensor)]
+    total = sum(_products(network, la) for la in network.layers if isinstance(la, Conv | Linear))
+    own = {c.tensor: sum(_products(network, la) for la in network.weighted(c.tensor)) / total for c in reachable}
+    found = {}
+    for share in shares:
+        nearest_one = min(abs(mine - share) for mine in own.values())
+        near = [cut for cut in reachable if abs(own[cut.tensor] - share) <= nearest_one + (NEAR if share < 1 else 0.0)]
+        found[share] = min(near, key=lambda cut: math.prod(cut.shape)).tensor
+    return found
 
-    def distance(share: float, tensor: str, size: int) -> tuple[float, int]:
-        return round(abs(_products(network, tensor) / total - share), 6), size
 
-    return {s: min(offered, key=lambda cut: distance(s, cut.tensor, math.prod(cut.shape))).tensor for s in shares}
-
-
-def _products(network: layers.Network, tensor: str) -> int:
-    found = network.weighted(tensor)
-    return sum(la.weight.size * math.prod(network.graph.stored_shape(la.out)[:-1]) for la in found)
+def _products(network: layers.Network, layer: Weighted) -> int:
+    """Products of weights and inputs; a transformer's products of two activations are left out."""
+    if isinstance(layer, Embed):
+        return 0
+    made = layer.products if isinstance(layer, Linear) else [layer.out]
+    return sum(math.prod(network.graph.shapes[t]) for t in made) * math.prod(layer.weight.shape[1:])
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -280,25 +327,16 @@ def logits(tables: Tables, cut: str, segment: bytes, made: Codec | None, samples
     """[n, classes] of the integer head, the frames that it sends and the float tail."""
     head = Head(seg.parse(segment), check_golden=False)
     form = head.header.tensors[head.header.output]
-    answers = []
-    for i in range(len(samples)):
-        codes = head.run(samples.codes(i, head.input))
-        if made is None:
-            answers.append(((codes.astype(np.float32) - form.zero_point) * np.float32(form.scale)).reshape(-1))
-        else:
-            payload = codec.encode_codes(codes, form.scale, form.zero_point, made)
-            answers.append(codec.decode(payload, made, form.shape))
-    found = np.stack(answers)
-    if made is None:
-        return found
-    run = bundle.tail_runner(tables.case.model, tables.network.graph, cut)
-    return np.concatenate([run(found[i : i + BATCH]) for i in range(0, len(found), BATCH)])
+    values = np.stack([head.run(samples.codes(i, head.input)) for i in range(len(samples))])
+    known = Quantization(form.scale, form.zero_point) if form.dtype == "u8" else None
+    last = cut == tables.network.graph.output
+    run = None if last else bundle.tail_runner(tables.case.model, tables.network.graph, cut)
+    return accuracy.output_of(run, values, accuracy.arrival(known, made)).reshape(len(samples), -1)
 
 
 def floats(model: onnx.ModelProto, samples: Samples) -> F32:
-    run = bundle.runner(model)
-    parts = range(0, len(samples), BATCH)
-    return np.concatenate([run(np.stack([samples[i] for i in range(p, min(p + BATCH, len(samples)))])) for p in parts])
+    """[n, classes] of the float ``model``."""
+    return accuracy.float_outputs(bundle.runner(model), samples).reshape(len(samples), -1)
 
 
 class Forecast:
@@ -330,8 +368,9 @@ class Forecast:
 
 
 def _softmax(x: F32) -> F32:
-    made: F32 = np.exp(x - x.max(axis=1, keepdims=True))
-    return made / made.sum(axis=1, keepdims=True)
+    made = np.exp(x - x.max(axis=1, keepdims=True))
+    shares: F32 = made / made.sum(axis=1, keepdims=True)
+    return shares
 
 
 class Judge:
@@ -384,7 +423,7 @@ def measure(case: Case, shares: Sequence[float]) -> list[dict[str, Any]]:
     """All rows of a network."""
     network = layers.build(Graph.of(case.model))
     places = fixed_cuts(network, shares)
-    tables = tabulate(case, list(dict.fromkeys(places.values())))
+    tables = tabulate(case, network, list(dict.fromkeys(places.values())))
     judge = Judge(tables)
     kept: dict[str, list[dict[str, Any]]] = {}
     rows = []
@@ -421,14 +460,6 @@ def at_cut(judge: Judge, share: float, cut: str) -> list[dict[str, Any]]:
     tensor = 4 * math.prod(tables.network.graph.stored_shape(cut)) if inside else 0
     rows.append(judge.row(share, cut, "float32", weights, tensor, judge.outputs, ""))
     return rows
-
-
-def _size(tables: Tables, cut: str, plan: Plan, segment: bytes) -> int:
-    points = [tables.points[la.out][i] for la, i in zip(tables.layers(cut), plan.choice, strict=True)]
-    widths = [
-        width(p.rounded.levels) if i >= len(WIDTHS) else WIDTHS[i] for p, i in zip(points, plan.choice, strict=True)
-    ]
-    return len(segment) - sum(-(-p.rounded.levels.size * w // 8) - p.size for p, w in zip(points, widths, strict=True))
 
 
 def _detail(tables: Tables, cut: str, plan: Plan) -> str:
