@@ -373,6 +373,9 @@ def _constants(header: Header, op: AnyOp) -> Iterator[Constant]:
         case Norm():
             yield Constant(op, "gamma", "f32", _side(header, op.out))
             yield Constant(op, "beta", "f32", _side(header, op.out))
+        case Position():
+            _side(header, op.out)
+            yield Constant(op, "table", "f32", math.prod(header.tensors[op.out].shape))
         case Lut():
             yield Constant(op, "table", "table", coding.TABLE)
         case Concat():
