@@ -21,7 +21,8 @@ from typing import Any, Final, NamedTuple
 from benchmarks.report import parser, report
 
 TURNS: Final = 200
-STEPS: Final = ("usmmla", "sdot", "sadalp")  # what adds products, one for each set
+STEPS: Final = ("usmmla", "sdot", "sadalp", "vpdpbusd", "vpmaddwd")  # what adds products, one for each set
+BRANCHES: Final = ("b.", "cb", "tb", "j")
 
 
 class Core(NamedTuple):
@@ -110,20 +111,24 @@ def assemble(isa_name: str) -> dict[str, tuple[str, int]]:
 
 
 def _compile(isa_name: str, rows: int, vectors: int) -> str:
+    from kernels import gemm, isa
+
+    return compile_body(gemm._TILE_ARGS, gemm._tile_body(rows, vectors), "aarch64", *isa.ARM_MODEL[isa_name])
+
+
+def compile_body(kinds: list[Any], body: Any, architecture: str, cpu: str, features: str) -> str:
+    """Assembly of a function whose arguments are of ``kinds`` and whose IR is written by ``body``(builder, arguments)."""
     import llvmlite.binding as llvm
     from llvmlite import ir
-
-    from kernels import gemm, isa
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     module = ir.Module()
-    module.triple = "aarch64-unknown-linux-gnu"
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), gemm._TILE_ARGS), "tile")
+    module.triple = f"{architecture}-unknown-linux-gnu"
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "kernel")
     builder = ir.IRBuilder(function.append_basic_block())
-    gemm._tile_body(rows, vectors)(builder, list(function.args))
+    body(builder, list(function.args))
     builder.ret_void()
-    cpu, features = isa.ARM_MODEL[isa_name]
     machine = llvm.Target.from_triple(module.triple).create_target_machine(cpu=cpu, features=features, opt=3)
     parsed = llvm.parse_assembly(str(module))
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
@@ -140,7 +145,7 @@ def busiest_loop(assembly: str) -> list[str]:
             label, block = line[:-1], []
         elif line and not line.startswith("."):
             block.append(line)
-            if line.startswith(("b.", "cb", "tb")) and line.split()[-1] == label:
+            if line.startswith(BRANCHES) and line.split()[-1] == label:
                 loops.append(list(block))
     return max(loops, key=lambda loop: (sum(line.startswith(STEPS) for line in loop), len(loop)))
 
@@ -152,14 +157,15 @@ def peak_loop(core: Core) -> list[str]:
 
 def cycles(core: Core, loop: list[str]) -> float:
     """Cycles of one turn of ``loop``."""
-    command = [
-        "llvm-mca-19",
-        "-mtriple=aarch64",
-        f"-mcpu={core.model}",
-        "-mattr=+dotprod,+i8mm",
-        f"-iterations={TURNS}",
-    ]
-    done = subprocess.run(command, input="\n".join(loop), capture_output=True, text=True, check=True)
+    return model_cycles(core.model, loop, "aarch64")
+
+
+def model_cycles(model: str, lines: list[str], architecture: str) -> float:
+    """Cycles that llvm-mca's ``model`` of a core takes for ``lines`` where they are run over and over."""
+    command = ["llvm-mca-19", f"-mtriple={architecture}", f"-mcpu={model}", f"-iterations={TURNS}"]
+    if architecture == "aarch64":
+        command.append("-mattr=+dotprod,+i8mm")
+    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, check=True)
     (total,) = re.findall(r"Total Cycles:\s+(\d+)", done.stdout)
     return int(total) / TURNS
 

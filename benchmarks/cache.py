@@ -24,12 +24,12 @@ _PACKAGES: Final = (
 _KEPT: Final = 2
 
 
-def kept(name: str, make: Callable[[], Mapping[str, bytes]]) -> dict[str, bytes]:
+def kept(name: str, make: Callable[[], Mapping[str, bytes]], made_by: str | None = None) -> dict[str, bytes]:
     """The files that ``make`` returns, by name; from the cache where the same sources and packages have made ``name`` before.
 
-    Where the cache cannot be written they are made each time, with a warning.
+    ``made_by``: a hash of what they depend on, where that is not `fingerprint`. Where the cache cannot be written they are made each time, with a warning.
     """
-    place = cache_base() / "benchmarks" / f"{name}-{fingerprint()}"
+    place = cache_base() / "benchmarks" / f"{name}-{made_by or fingerprint()}"
     if not place.is_dir():
         made = dict(make())
         try:

@@ -26,9 +26,8 @@ from benchmarks.report import in_turn, parser, ratio, report, spread
 from benchmarks.restricted import OURS
 from benchmarks.rivals import FLOAT, INT8, LITERT
 from calibration import bundle, importer, layers
-from calibration.encoder import lower_encoder
 from calibration.graph import Graph
-from calibration.lower import lower
+from calibration.lower import Calibration, lower
 from calibration.samples import Samples
 from device_profiles.machine import usable_threads
 from edge_agent.head import Head, load
@@ -140,7 +139,13 @@ def encoder_files(place: Path) -> dict[str, bytes]:
     from benchmarks import minilm_model
 
     model = minilm_model.encoder(place, TOKENS)
-    return {OURS: lower_encoder(model, 8, "minilm")} | rivals.dynamic(model)
+    return {OURS: encoder_segment(model, 8)} | rivals.dynamic(model)
+
+
+def encoder_segment(model: onnx.ModelProto, weight_bits: int) -> bytes:
+    """A whole transformer as one segment; its weights go to the nearest, and nothing else of it wants calibration."""
+    network = layers.build(Graph.of(model))
+    return lower(network, Calibration({}, {}), network.graph.output, weight_bits, "minilm").segment()
 
 
 def our_segment(model: onnx.ModelProto, shape: list[int], weight_bits: int) -> bytes:

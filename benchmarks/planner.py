@@ -176,13 +176,17 @@ def request(table: Table, rng: np.random.Generator) -> Request:
     weights = Weights(time=1.0, energy=float(rng.choice([0.0, 0.2])), cost=float(rng.choice([0.0, 0.5])))
     drop = float(rng.uniform(DROPS[0], DROPS[-1]))
     return Request(
-        demand=Demand(max_drop_points=drop, weights=weights, keep=str(rng.choice(["nothing", "input"]))),
+        demand=Demand(
+            max_drop_points=drop,
+            weights=weights,
+            keep=str(rng.choice(["nothing", "input"])),
+            frames=float(np.exp(rng.uniform(0, 12))),
+        ),
         link=LinkEstimate(float(rng.uniform(1, 200)), float(rate), float(rate * 2)),
         head_ms=tuple((works * 50 / speed).tolist()),
         power=Power(5.0, 3.0),
         memory_bytes=int(rng.choice([2**22, 2**28])) if rng.random() < 0.5 else None,
         queue_ms=float(rng.exponential(2.0)),
-        frames=float(np.exp(rng.uniform(0, 12))),
         held=frozenset(rng.choice(len(table.patterns), 2).tolist()) if rng.random() < 0.5 else frozenset(),
     )
 

@@ -1,9 +1,10 @@
-"""Put measured tables between the marks of README.md and docs/kernels.md.
+"""Put the tables of benchmarks between the marks of README.md, docs/boards.md and docs/kernels.md.
 
 python -m benchmarks.accuracy --images DIR --labels FILE --json accuracy.json
+python -m benchmarks.boards --json boards.json
 python -m benchmarks.heads --json heads.json
 python -m benchmarks.kernels --json kernels.json
-python -m benchmarks.readme --accuracy accuracy.json --heads heads.json --kernels kernels.json
+python -m benchmarks.readme --accuracy accuracy.json --boards boards.json --heads heads.json --kernels kernels.json
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     makers = {
         "accuracy": (accuracy, "README.md"),
+        "boards": (boards, "docs/boards.md"),
         "heads": (heads, "README.md"),
         "kernels": (kernels, "docs/kernels.md"),
     }
@@ -65,6 +67,40 @@ def accuracy(document: dict[str, Any]) -> str:
         f" (float {summary['lite0.float_top1']:.1f} %). The rule is chosen on other photos; the last column is the worst choice.\n"
         f"`python -m benchmarks.accuracy --images DIR --labels FILE`\n\n{markdown(rows)}\n\n"
     )
+
+
+def boards(document: dict[str, Any]) -> str:
+    """Head times, plans with a column for each link, and how far the method is off where something was measured."""
+    groups: dict[str, list[dict[str, Any]]] = {"100 %": [], "mode": [], "what": []}
+    for row in document["rows"]:
+        groups[next(name for name in groups if name in row)].append(row)
+    heads = [{column: _milliseconds(column, value) for column, value in row.items()} for row in groups["100 %"]]
+    plans: dict[str, dict[str, str]] = {}
+    for row in groups["mode"]:
+        link = f"{row['Mbit/s up']} Mbit/s, {row['rtt ms']} ms"
+        where = (
+            f"cut after {row['cut after']}"
+            if row["mode"] == "split"
+            else f"all on {'server' if row['mode'] == 'server' else 'board'}"
+        )
+        plans.setdefault(row["board"], {"board": f"{row['board']} ({row['is']})"})[link] = (
+            f"{where}, {row['ms']:.1f} ms"
+        )
+    checks = [
+        {column: f"{value:.2f}" if isinstance(value, float) else value for column, value in row.items()}
+        for row in groups["what"]
+    ]
+    notes = "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
+    return (
+        f"What if: predictions, not measurements.\n`python -m benchmarks.boards`, on {document['machine']['cpu']}\n\n{notes}"
+        f"Predicted ms of the head of EfficientNet-Lite0 up to the cut nearest to a share of its products:\n\n{markdown(heads)}\n\n"
+        f"Predicted plan for EfficientNet-Lite0, by uplink and round trip:\n\n{markdown(list(plans.values()))}\n\n"
+        f"The same method where something was measured:\n\n{markdown(checks)}\n\n"
+    )
+
+
+def _milliseconds(column: str, value: Any) -> Any:
+    return f"{value:.1f}" if column.endswith("%") else value
 
 
 def heads(document: dict[str, Any]) -> str:

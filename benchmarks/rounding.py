@@ -22,6 +22,7 @@ from benchmarks.report import photo_parser, quiet, report
 from calibration import accuracy, bundle, cuts, importer, layers
 from calibration.graph import Graph
 from calibration.lower import Calibration, lower
+from calibration.moments import groups
 from calibration.rounding import Rounding, round_layers
 from calibration.samples import Samples, open_samples
 from edge_agent import errors
@@ -99,7 +100,7 @@ def measure(ready: Network, samples: Samples, schemes: Sequence[tuple[int, int]]
     rows = []
     for depthwise, others in schemes:
         bits = {
-            la.out: depthwise if la.groups > 1 else others for la in ready.network.weighted(ready.network.graph.output)
+            la.out: depthwise if groups(la) > 1 else others for la in ready.network.weighted(ready.network.graph.output)
         }
         for rounding in ROUNDINGS:
             found = _logits(ready, rounding, bits, samples)
@@ -131,7 +132,7 @@ def _row(
     found = accuracy.top1(logits)
     drop, low, high, agreement = accuracy.compare(accuracy.top1(outputs), found, samples.classes)
     held = ready.network.weighted(ready.tensors[share])
-    packed = sum(la.weight.size * bits[la.groups == 1] for la in held) / (32 * sum(la.weight.size for la in held))
+    packed = sum(la.weight.size * bits[groups(la) == 1] for la in held) / (32 * sum(la.weight.size for la in held))
     return {
         "cut %": round(100 * share),
         "depthwise": bits[0],

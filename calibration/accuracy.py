@@ -1,9 +1,9 @@
-"""What splitting costs in accuracy: every cut x weight bits x activation bits against the float model, on the same samples."""
+"""What splitting costs: intervals of accuracy lost, and the noise that codecs at the cuts put on the output."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from calibration.clipping import Histogram
 from calibration.observe import Progress, Quantization, to_onnx
 from calibration.samples import Samples
+from calibration.sensitivity import enough, spread
 from edge_agent import codec
 from edge_agent.head.executor import Head
 from edge_agent.protocol.messages import Codec
@@ -23,37 +24,37 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-WEIGHT_BITS: Final = (8, 6, 4)
+#: Bits of the codecs at a cut.
 ACTIVATION_BITS: Final = (8, 6, 4, 3, 2)
 #: By activation bits: so many rules, those of least squared error at the cut, have their error at the output measured. At 8 bits all are alike.
 FINALISTS: Final = {8: 1, 6: 2}
 FINALISTS_FEW_BITS: Final = 4
-CHOICE_SAMPLES: Final = 16
 BATCH: Final = 16
-#: Bytes of codes at the cuts that are held at once.
-CHUNK_BYTES: Final = 128 << 20
 Z95: Final = 1.959963984540054
 
 Tail = Callable[[F32], F32]  # a batch at the cut, stored layout -> outputs [N, ...]
 
 
-class GridPoint(msgspec.Struct):
-    """What was measured at a cut with these bits.
+class CodecNoise(msgspec.Struct, frozen=True):
+    """``noise`` at the output where the tensor at a cut is sent by the codec of this rule and bits; the head's own is in it.
 
-    ``rule``: a clip rule, with `clipping.CHANNEL` at its end where each channel has its own range. ``drop``, ``low``, ``high``: points of the metric below the
-    float model and the paired 95 % interval. ``agreement``: share of samples (0..1) with the float model's top-1. The input has points for 8 weight bits
-    only and the output for 8 activation bits only, since nothing is computed before the one and nothing sent after the other.
+    ``rule``: a clip rule, with `clipping.CHANNEL` at its end where each channel has its own range.
+    """
+
+    bits: int
+    rule: str
+    noise: float
+
+
+class CutNoise(msgspec.Struct, frozen=True):
+    """Noise at the output behind an integer head with 8-bit weights: mean squared difference to the float model's outputs.
+
+    ``head``: where the head's tensor goes on as it is; ``codecs``: where it is coded, most bits first, none at the output, where nothing is sent.
     """
 
     cut: int
-    weight_bits: int
-    activation_bits: int
-    rule: str
-    drop: float
-    low: float
-    high: float
-    agreement: float
-    samples: int
+    head: float
+    codecs: list[CodecNoise]
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def count_codes(head: Head, taps: Sequence[int], samples: Samples, progress: Pro
     return [total.reshape(c, 256) for total, c in zip(counts, channels, strict=True)]
 
 
-def choose_rules(
+def cut_noises(
     spots: Sequence[Spot],
     histograms: Sequence[Histogram],
     head: Head,
@@ -157,25 +158,21 @@ def choose_rules(
     samples: Samples,
     outputs: F32,
     progress: Progress,
-) -> dict[tuple[int, int], str]:
-    """The rule of least mean squared error at the output for each (cut, activation bits), with the 8-bit head.
+) -> list[CutNoise]:
+    """For each cut the rule of least noise at the output for each of `ACTIVATION_BITS`, with ``head``, whose weights have 8 bits.
 
-    The `FINALISTS` are tried on `CHOICE_SAMPLES` samples, evenly spread; ``outputs`` [n, ...] are the float model's.
+    The `FINALISTS` are tried on `sensitivity.enough` samples; ``outputs`` [n, ...] are the float model's.
     """
-    chosen = {}
-    few = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), CHOICE_SAMPLES)).round().astype(int))
+    found = []
+    few = spread(len(samples), enough(outputs[0].size))
     tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
     for place, (spot, histogram) in enumerate(zip(spots, histograms, strict=True)):
-        codes = np.stack([t[place] for t in tapped])
-        run = spot.load() if spot.load else None
-        for bits in ACTIVATION_BITS:
-            rules = finalists(histogram, bits)
-            if run is None or len(rules) == 1:
-                chosen[spot.index, bits] = rules[0]
-            else:
-                chosen[spot.index, bits] = _least(spot, histogram, rules, bits, codes, run, outputs[few])
-        progress("clip rules", place + 1, len(spots))
-    return chosen
+        measure = _meter(spot, np.stack([t[place] for t in tapped]), outputs[few])
+        own = measure(as_it_is(spot.quantization))
+        codecs = [] if spot.load is None else [_least(spot, histogram, bits, measure) for bits in ACTIVATION_BITS]
+        found.append(CutNoise(spot.index, own, codecs))
+        progress("noise of cuts", place + 1, len(spots))
+    return found
 
 
 def finalists(histogram: Histogram, bits: int) -> list[str]:
@@ -184,16 +181,38 @@ def finalists(histogram: Histogram, bits: int) -> list[str]:
     return sorted(error, key=lambda rule: error[rule])[: FINALISTS.get(bits, FINALISTS_FEW_BITS)]
 
 
-def _least(
-    spot: Spot, histogram: Histogram, rules: Sequence[str], bits: int, codes: U8, run: Tail, outputs: F32
-) -> str:
-    """Of ``rules`` the one of least squared error at the output."""
+def _least(spot: Spot, histogram: Histogram, bits: int, measure: Callable[[F32], float]) -> CodecNoise:
+    """Of the finalists the one of least noise."""
+    tried = [
+        CodecNoise(bits, rule, measure(real_table(histogram.fit(rule, bits), spot.quantization)))
+        for rule in finalists(histogram, bits)
+    ]
+    return min(tried, key=lambda one: one.noise)
 
-    def error(rule: str) -> float:
-        found = run_tail(run, codes, real_table(histogram.fit(rule, bits), spot.quantization))
-        return float(((found - outputs) ** 2).mean())
 
-    return min(rules, key=error)
+def _meter(spot: Spot, codes: U8, outputs: F32) -> Callable[[F32], float]:
+    """Noise at the output where the ``codes`` [n, ...] at the cut are read through a table."""
+    run = spot.load() if spot.load else None
+
+    def measure(table: F32) -> float:
+        return noise(output_of(run, codes, table), outputs)
+
+    return measure
+
+
+def noise(found: F32, outputs: F32) -> float:
+    """Mean squared difference."""
+    return float(((found.astype(np.float64) - outputs) ** 2).mean())
+
+
+def as_it_is(quantization: Quantization) -> F32:
+    """The table that stands for sending a head's codes themselves."""
+    return quantization.values().astype(np.float32)[None]
+
+
+def output_of(run: Tail | None, codes: U8, table: F32) -> F32:
+    """Outputs [n, ...] for ``codes`` [n, ...] at the cut, through ``table`` and the tail; without a tail the codes are the output's."""
+    return look_up(codes, table) if run is None else run_tail(run, codes, table)
 
 
 def run_tail(run: Tail, codes: U8, table: F32) -> F32:
@@ -205,63 +224,6 @@ def top1(outputs: F32 | U8) -> I64:
     """The greatest output of each sample, the first among equals."""
     found: I64 = outputs.reshape(len(outputs), -1).argmax(axis=1)
     return found
-
-
-def measure(
-    spots: Sequence[Spot],
-    histograms: Sequence[Histogram],
-    rules: dict[tuple[int, int], str],
-    heads: Callable[[int], tuple[Head, list[int]]],
-    samples: Samples,
-    reference: I64,
-    progress: Progress,
-) -> list[GridPoint]:
-    """The whole grid. ``heads(weight bits)``: a head that reaches every spot, and the spots' tensors in it; ``reference`` [n]: the float top-1.
-
-    Samples go through in chunks of `CHUNK_BYTES` of codes, so that memory does not grow with their number.
-    """
-    found: dict[tuple[int, int, int], list[I64]] = {}
-    ready = {bits: heads(bits) for bits in WEIGHT_BITS}
-    chunk = max(1, CHUNK_BYTES // (len(WEIGHT_BITS) * sum(s.size for s in spots)))
-    starts = range(0, len(samples), chunk)
-    done, total = 0, len(starts) * len(spots)
-    for start in starts:
-        part = range(start, min(start + chunk, len(samples)))
-        tapped = {bits: _taps(head, taps, samples, part) for bits, (head, taps) in ready.items()}
-        for place, spot in enumerate(spots):
-            run = spot.load() if spot.load else None
-            for weight_bits, bits in _points(spot):
-                codes = tapped[weight_bits][place]
-                if run is None:
-                    answers = top1(codes)
-                else:
-                    made = histograms[place].fit(rules[spot.index, bits], bits)
-                    answers = top1(run_tail(run, codes, real_table(made, spot.quantization)))
-                found.setdefault((spot.index, weight_bits, bits), []).append(answers)
-            done += 1
-            progress("accuracy", done, total)
-    return [
-        GridPoint(
-            cut,
-            weight_bits,
-            bits,
-            rules[cut, bits],
-            *compare(reference, np.concatenate(parts), samples.classes),
-            len(samples),
-        )
-        for (cut, weight_bits, bits), parts in found.items()
-    ]
-
-
-def _taps(head: Head, taps: list[int], samples: Samples, part: range) -> list[U8]:
-    each = [head.taps(samples.codes(i, head.input), taps) for i in part]
-    return [np.stack(codes) for codes in zip(*each, strict=True)]
-
-
-def _points(spot: Spot) -> Iterator[tuple[int, int]]:
-    for weight_bits in WEIGHT_BITS if spot.index else WEIGHT_BITS[:1]:
-        for bits in ACTIVATION_BITS if spot.load else ACTIVATION_BITS[:1]:
-            yield weight_bits, bits
 
 
 def float_outputs(run: Tail, samples: Samples) -> F32:

@@ -1,6 +1,6 @@
 """A bundle: a folder with a calibrated model, all that a server needs to plan, to build segments and to run tails.
 
-    bundle.json         `Manifest`: cuts, codes of every tensor, the accuracy grid, hashes of the other files
+    bundle.json         `Manifest`: cuts, codes of every tensor, noise of layers and codecs, the accuracy model, hashes of the other files
     model.onnx          the simplified float model
     stats.safetensors   ``counts/CUT`` [C, 256]: codes at each offered cut; ``mean/TENSOR`` [C]: mean inputs of layers
     weights.safetensors the weights of each layer at 2 to 8 bits, where they were rounded with the samples' help (`calibration.stored`)
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -28,15 +28,18 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from calibration import accuracy, cuts, layers, observe, stored
-from calibration.accuracy import GridPoint, Spot, Tail
+from calibration import accuracy, cuts, layers, margins, observe, stored, trials
+from calibration.accuracy import CutNoise, Spot, Tail
 from calibration.clipping import Histogram
-from calibration.graph import Graph, tail_model
+from calibration.graph import Graph, short, tail_model
 from calibration.importer import session
 from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
+from calibration.quantize import Rounded
 from calibration.rounding import SEEN, UNSEEN, Rounding, round_layers
 from calibration.samples import Samples
+from calibration.sensitivity import Probe, Sensitivity, enough
+from calibration.trials import Site, Trial
 from edge_agent import errors
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
@@ -46,7 +49,7 @@ from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 TAIL_RUNS: Final = 9
 OUTPUT_ROOM: Final = 1.2
 
@@ -59,6 +62,14 @@ class Listed(msgspec.Struct):
     reason: str
 
 
+class LayerNoise(msgspec.Struct):
+    """A layer with weights: how many, and the noise that its bits alone put on the output."""
+
+    name: str
+    weights: int
+    noise: Sensitivity
+
+
 class Manifest(msgspec.Struct):
     format: int
     name: str
@@ -69,7 +80,10 @@ class Manifest(msgspec.Struct):
     cuts: list[Listed]
     unsupported: list[str]
     quantizations: dict[str, tuple[float, int]]
-    grid: list[GridPoint]
+    layers: list[LayerNoise]
+    cut_noises: list[CutNoise]
+    trials: list[Trial]
+    accuracy: margins.AccuracyModel
     tail_ms: dict[int, float]
     files: dict[str, str]  # SHA-256
     float_top1: float | None = None  # per cent of the samples that the float model has right; None without labels
@@ -85,7 +99,10 @@ class Bundle:
     def __init__(self, path: Path, manifest: Manifest, sha256: str) -> None:
         self.path, self.manifest, self.sha256 = path, manifest, sha256
         self.name, self.metric, self.labels = manifest.name, manifest.metric, manifest.labels
-        self.samples, self.preprocess, self.grid = manifest.samples, manifest.preprocess, manifest.grid
+        self.samples, self.preprocess = manifest.samples, manifest.preprocess
+        self.accuracy = manifest.accuracy
+        self.layers = {layer.noise.tensor: layer for layer in manifest.layers}
+        self.cut_noises = {noise.cut: noise for noise in manifest.cut_noises}
         self.cuts: list[Cut] = [listed.cut for listed in manifest.cuts]
         self.offered: list[int] = [listed.cut.index for listed in manifest.cuts if not listed.reason]
         self.reasons: list[str] = [listed.reason for listed in manifest.cuts]
@@ -142,7 +159,7 @@ class Bundle:
         return made
 
     def codec(self, cut: int, rule: str, bits: int) -> Codec:
-        """The codec for an offered ``cut``, fitted to what its tensor was at calibration; ``rule`` as in `GridPoint`."""
+        """The codec for an offered ``cut``, fitted to what its tensor was at calibration; ``rule`` as in `CodecNoise`."""
         if cut not in self._histograms:
             self._histograms[cut] = Histogram(self._quantization(cut).values(), self.counts(cut))
         return self._histograms[cut].fit(rule, bits)
@@ -204,34 +221,125 @@ def create(
     labels: Sequence[str] = (),
     progress: Progress = _quiet,
     rounding: Rounding = "gptq",
+    cache: Path | None = None,
 ) -> Bundle:
     """Calibrate ``model`` (from `calibration.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
 
     ``labels`` are class names. ``progress(phase, done, total)`` is called often. ``rounding`` of weights: to the nearest grid point, or by what it
-    does to the samples (`calibration.rounding`), which loses much less below 8 bits. Raises `errors.ModelError`, `errors.InputError` (samples,
-    their classes, or class names that do not fit the model), `errors.StoreError` (the folder cannot be written).
+    does to the samples (`calibration.rounding`), which loses much less below 8 bits. ``cache``: a folder for measurements of layers, so that only
+    what changed is measured again. Raises `errors.ModelError`, `errors.InputError` (samples, their classes, or class names that do not fit the
+    model), `errors.StoreError` (the folder cannot be written).
     """
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
     _check_classes(model, samples, labels)
-    places = cuts.find(network)
-    calibration = calibrate(model, network, samples, progress)
-    if rounding == "gptq":
-        deepest = [place.cut.tensor for place in places if place.reachable][-1]
-        calibration.roundings = round_layers(model, network, calibration, deepest, samples[SEEN], progress)
-    measured = _measure(model, network, calibration, places, samples, name, progress)
-    stats: dict[str, NDArray[np.generic]] = {f"mean/{t}": m for t, m in calibration.means.items()}
-    stats |= {f"counts/{cut}": counts for cut, counts in measured.counts.items()}
+    work = _Making(model, network, cuts.find(network), samples, name, progress, rounding)
+    sites = work.sites()
+    noises = work.layer_noises(cache)
+    accuracy_model, tried = work.accuracy_model(sites, noises)
+    top1 = None if samples.classes is None else 100.0 * float((work.answers == samples.classes).mean())
+    stats: dict[str, NDArray[np.generic]] = {f"mean/{t}": m for t, m in work.calibration.means.items()}
+    stats |= {f"counts/{site.spot.index}": site.histogram.counts for site in sites}
     manifest = Manifest(
         FORMAT, name, "agreement" if samples.classes is None else "top1", list(labels), len(samples), samples.preprocess,
-        [Listed(p.cut, p.reachable, p.reason) for p in places], cuts.unsupported(network),
-        {t: (q.scale, q.zero_point) for t, q in calibration.quantizations.items()}, measured.grid, measured.tail_ms, {}, measured.float_top1,
+        [Listed(p.cut, p.reachable, p.reason) for p in work.places], cuts.unsupported(network),
+        {t: (q.scale, q.zero_point) for t, q in work.calibration.quantizations.items()}, list(noises.values()),
+        [site.noise for site in sites], tried, accuracy_model, work.tail_ms(), {}, top1,
     )  # fmt: skip
     files = {"model.onnx": model.SerializeToString(), "stats.safetensors": safetensors.numpy.save(stats)}
-    if calibration.roundings:
-        files[stored.FILE] = stored.save(calibration.roundings)
+    if work.calibration.roundings:
+        files[stored.FILE] = stored.save(work.calibration.roundings)
     _write(path, manifest, files)
     return Bundle.open(path)
+
+
+class _Making:
+    """A bundle in the making."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        network: layers.Network,
+        places: list[cuts.Place],
+        samples: Samples,
+        name: str,
+        progress: Progress,
+        rounding: Rounding,
+    ) -> None:
+        self.model, self.network, self.places, self.samples = model, network, places, samples
+        self._name, self._progress = name, progress
+        self.calibration = calibrate(model, network, samples, progress)
+        deepest = [place.cut.tensor for place in places if place.reachable][-1]
+        if rounding == "gptq":
+            self.calibration.roundings = round_layers(
+                model, network, self.calibration, deepest, samples[SEEN], progress
+            )
+        self.weighted = network.weighted(deepest)
+        self._deepest = deepest
+        self.outputs = accuracy.float_outputs(runner(model), samples)
+        self.answers = accuracy.top1(self.outputs)
+        #: Rounding flatters what it has seen, so all that is promised is measured on the rest.
+        self.judged = UNSEEN if self.calibration.roundings and len(samples) > 1 else slice(None)
+
+    def head(self, cut: str, bits: Bits) -> tuple[Head, dict[str, int]]:
+        """A head that runs, and its header's tensor for each ONNX tensor."""
+        made = lower(self.network, self.calibration, cut, bits, self._name, self.samples.preprocess)
+        return Head(seg.parse(made.segment()), check_golden=False), made.index
+
+    def sites(self) -> list[Site]:
+        """What is measured at the offered cuts with the 8-bit head."""
+        offered = [p.cut for p in self.places if p.offered]
+        head, index = self.head(offered[-1].tensor, 8)
+        taps = [index[cut.tensor] for cut in offered]
+        spots = [
+            spot(self.model, self.network, head.header.tensors[t], cut) for cut, t in zip(offered, taps, strict=True)
+        ]
+        counts = accuracy.count_codes(head, taps, self.samples, self._progress)
+        histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True)]
+        judged, outputs = self.samples[self.judged], self.outputs[self.judged]
+        found = accuracy.cut_noises(spots, histograms, head, taps, judged, outputs, self._progress)
+        weights = [{la.out: la.weight.size for la in self.network.weighted(cut.tensor)} for cut in offered]
+        return [Site(*each) for each in zip(spots, histograms, found, weights, strict=True)]
+
+    def layer_noises(self, cache: Path | None) -> dict[str, LayerNoise]:
+        """What the bits of each layer do alone."""
+        if not self.weighted:
+            return {}
+        head = lower(self.network, self.calibration, self._deepest, 8)
+
+        def rounder(layer: layers.Weighted, bits: int) -> Rounded:
+            return self.calibration.rounded(layer, bits, head.header.tensors[head.index[layer.inputs[0]]].scale)
+
+        count = enough(self.outputs[0].size)
+        probe = Probe(self.model, self.network, self.samples[self.judged], count, cache)
+        found = probe.layers(self.weighted, rounder, self._progress)
+        return {
+            layer.out: LayerNoise(short(layer.name), layer.weight.size, noise)
+            for layer, noise in zip(self.weighted, found, strict=True)
+        }
+
+    def accuracy_model(
+        self, sites: Sequence[Site], noises: dict[str, LayerNoise]
+    ) -> tuple[margins.AccuracyModel, list[Trial]]:
+        """From trials of whole heads on the judged samples. Its noise is what the parts sum to, for that is what a planner knows."""
+        judged, outputs = self.samples[self.judged], self.outputs[self.judged]
+        step = -(-len(judged) // trials.SAMPLES)
+        judged, outputs = judged[::step], outputs[::step]
+        flat = outputs.reshape(len(outputs), -1)
+        found, deltas = trials.run(
+            sites,
+            {tensor: layer.noise for tensor, layer in noises.items()},
+            margins.threshold(flat),
+            lambda site, bits: self.head(site.spot.tensor, bits)[0],
+            judged,
+            outputs,
+            self._progress,
+        )
+        each = [delta.reshape(flat.shape) for delta in deltas]
+        return margins.fit(flat, judged.classes, each, [trial.predicted for trial in found]), found
+
+    def tail_ms(self) -> dict[int, float]:
+        return {p.cut.index: _tail_ms(self.model, self.network.graph, p.cut) for p in self.places if p.offered}
 
 
 def check_shape(graph: Graph, preprocess: Preprocess) -> None:
@@ -254,7 +362,9 @@ def check_shape(graph: Graph, preprocess: Preprocess) -> None:
 def calibrate(
     model: onnx.ModelProto, network: layers.Network, samples: Samples, progress: Progress = _quiet
 ) -> Calibration:
-    """The codes of every tensor that a head yields, and the mean inputs of its layers."""
+    """The codes of every tensor that a head yields, and the mean inputs of its layers; a transformer's stream needs neither."""
+    if network.source != "u8":
+        return Calibration({}, {})
     graph, reachable = network.graph, network.reachable()
     tensors = [graph.input, *(la.out for la in network.layers if la.out in reachable and la.out in graph.shapes)]
     found = observe.observe(model, graph, tensors, samples, progress)
@@ -282,45 +392,6 @@ def _check_classes(model: onnx.ModelProto, samples: Samples, names: Sequence[str
             f"there are {len(names)} class names and the model has {outputs} outputs; "
             "give one name for each, with one for a background class where the model has that"
         )
-
-
-class _Measured(NamedTuple):
-    grid: list[GridPoint]
-    counts: dict[int, I64]
-    tail_ms: dict[int, float]
-    float_top1: float | None
-
-
-def _measure(
-    model: onnx.ModelProto,
-    network: layers.Network,
-    calibration: Calibration,
-    places: list[cuts.Place],
-    samples: Samples,
-    name: str,
-    progress: Progress,
-) -> _Measured:
-    offered = [p.cut for p in places if p.offered]
-    deepest = offered[-1].tensor
-    tensors = [cut.tensor for cut in offered]
-
-    @functools.cache
-    def heads(bits: int) -> tuple[Head, list[int]]:
-        made = lower(network, calibration, deepest, bits, name, samples.preprocess)
-        return Head(seg.parse(made.segment()), check_golden=False), [made.index[t] for t in tensors]
-
-    head, taps = heads(8)
-    spots = [spot(model, network, head.header.tensors[t], cut) for cut, t in zip(offered, taps, strict=True)]
-    counts = accuracy.count_codes(head, taps, samples, progress)
-    histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True)]
-    outputs = accuracy.float_outputs(runner(model), samples)
-    rules = accuracy.choose_rules(spots, histograms, head, taps, samples, outputs, progress)
-    answers = accuracy.top1(outputs)
-    judged = UNSEEN if calibration.roundings and len(samples) > 1 else slice(None)  # rounding flatters what it has seen
-    grid = accuracy.measure(spots, histograms, rules, heads, samples[judged], answers[judged], progress)
-    top1 = None if samples.classes is None else 100.0 * float((answers == samples.classes).mean())
-    times = {cut.index: _tail_ms(model, network.graph, cut) for cut in offered}
-    return _Measured(grid, {spot.index: c for spot, c in zip(spots, counts, strict=True)}, times, top1)
 
 
 def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:

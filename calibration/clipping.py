@@ -20,6 +20,8 @@ CHANNEL: Final = "-channel"
 RULES: Final = tuple(rule + scope for rule in codec.RULES for scope in ("", CHANNEL))
 #: Values of a channel below which its own range would only fit the calibration samples.
 LEAST_COUNT: Final = 256
+#: Values that stand for a tensor whose channels have 256 of their own.
+WHOLE: Final = 4096
 #: Channels above which their ranges would make a plan larger than a frame.
 MOST_CHANNELS: Final = 2048
 
@@ -29,13 +31,15 @@ _ROUNDS: Final = 12
 
 
 class Histogram:
-    """How often each of 256 codes, which stand for ``values`` [256], occurs in each channel of a tensor: ``counts`` [C, 256].
+    """How often each of 256 codes, which stand for ``values`` [256], or in each channel for values of its own [C, 256] (`count_values`), occurs in each
+    channel of a tensor: ``counts`` [C, 256].
 
     Every channel has a count. Codecs are kept once they are fitted.
     """
 
     def __init__(self, values: F64, counts: I64) -> None:
         self.values, self.counts = values, counts
+        self._own = np.broadcast_to(values, counts.shape)
         self._fitted: dict[tuple[str, int], Codec] = {}
 
     @property
@@ -52,34 +56,49 @@ class Histogram:
 
     def squared_error(self, made: Codec) -> float:
         """Sum of squared errors over the tensor."""
-        return codec.squared_error(self.values, self.counts if len(made.lo) > 1 else self.counts.sum(axis=0), made)
+        lo, scale = np.array(made.lo, np.float32), np.array(made.scale, np.float32)
+        if len(lo) == 1:
+            values, counts = self._whole
+            return clip.squared_error(values, counts.astype(np.float64), lo, scale, made.bits)
+        return clip.squared_error(self._own.T, self.counts.T.astype(np.float64), lo, scale, made.bits)
 
     def _fit(self, rule: str, bits: int) -> Codec:
         if rule not in RULES or not rule.endswith(CHANNEL):
-            return codec.fit(self.values, rule, bits, weights=self.counts.sum(axis=0))
+            values, counts = self._whole
+            return codec.fit(values, rule, bits, weights=counts)
         kind = rule.removesuffix(CHANNEL)
         if kind == "mse":
-            lo, scale = _least_squares(self.values, self.counts, bits)
+            lo, scale = _least_squares(self._own, self.counts, bits)
             return Codec(kind, bits, [float(v) for v in lo], [float(v) for v in scale])
         grids = [clip.grid(*clip.clip_range(d, kind, bits), bits) for d in self._channels]
         return Codec(kind, bits, [float(lo) for lo, _ in grids], [float(scale) for _, scale in grids])
 
     @functools.cached_property
     def _channels(self) -> list[clip.Distribution]:
-        return [clip.distribution(self.values, row) for row in self.counts]
+        return [clip.distribution(*pair) for pair in zip(self._own, self.counts, strict=True)]
+
+    @functools.cached_property
+    def _whole(self) -> tuple[F64, I64]:
+        """Values and counts of the tensor without its channels, at most `WHOLE` of them where channels have values of their own."""
+        if self.values.ndim == 1:
+            return self.values, self.counts.sum(axis=0)
+        lo, hi = float(self._own.min()), float(self._own.max())
+        values: F64 = np.linspace(lo, hi, WHOLE)
+        places = np.rint((self._own - lo) * ((WHOLE - 1) / (hi - lo or 1.0))).astype(np.int64)
+        return values, np.bincount(places.reshape(-1), self.counts.reshape(-1), WHOLE).astype(np.int64)
 
 
 def _least_squares(values: F64, counts: I64, bits: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """lo and scale [C] of least squared error for each channel, all channels at once.
+    """lo and scale [C] of least squared error for each channel of ``values`` and ``counts`` [C, 256], all channels at once.
 
     The same search as the rule of a whole tensor (`edge_agent.codec.clip`), which takes 10 ms a channel: too long for 1,280 of them.
     A lattice of ranges around the mean, then Lloyd's rule held to equal steps: level by regression of value on code, code by nearness.
     """
     weights, top = counts.astype(np.float64), float((1 << bits) - 1)
     weights /= weights.sum(axis=1, keepdims=True)
-    mean = weights @ values
-    present = counts > 0
-    least, greatest = values[present.argmax(axis=1)], values[255 - present[:, ::-1].argmax(axis=1)]
+    mean = (weights * values).sum(axis=1)
+    present, every = counts > 0, np.arange(len(counts))
+    least, greatest = values[every, present.argmax(axis=1)], values[every, 255 - present[:, ::-1].argmax(axis=1)]
     best_lo, best_step = least, (greatest - least) / top
     best = _error(values, weights, best_lo, best_step, top)
     tried = [(mean - s * (mean - least), mean + t * (greatest - mean)) for s in _SHARES for t in _SHARES]
@@ -115,9 +134,9 @@ def _better(
 def _regress(values: F64, weights: F64, lo: F64, step: F64, top: float) -> tuple[F64, F64]:
     """The (lo, step) that fit the values best while every value keeps its code."""
     codes = _codes(values, lo, step, top)
-    mean_code, mean_value = (weights * codes).sum(axis=1), weights @ values
+    mean_code, mean_value = (weights * codes).sum(axis=1), (weights * values).sum(axis=1)
     away = codes - mean_code[:, None]
     spread = (weights * away**2).sum(axis=1)
-    slope = (weights * away) @ values / np.where(spread > 0, spread, 1.0)
+    slope = (weights * away * values).sum(axis=1) / np.where(spread > 0, spread, 1.0)
     slope = np.where(spread > 0, slope, step)
     return mean_value - slope * mean_code, slope

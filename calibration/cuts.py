@@ -33,7 +33,7 @@ def find(network: Network) -> list[Place]:
     """
     tensors = _single_tensors(network)
     reachable = network.reachable()
-    widths = [_width(network.graph, t) for t in tensors]
+    widths = [_width(network.graph, t) if t in reachable else math.inf for t in tensors]
     places = []
     for index, tensor in enumerate(tensors):
         shape = network.graph.stored_shape(tensor) if network.graph.storable(tensor) else []
@@ -84,6 +84,8 @@ def _layer(network: Network, tensor: str) -> str:
 def _blocker(network: Network, tensor: str) -> str:
     """The first unsupported operator on the way to ``tensor``."""
     graph = network.graph
+    if tensor == graph.input:
+        return "token ids are not sent as they are"
     needed = {tensor}
     for node in reversed(graph.nodes):
         if needed & set(node.outputs):

@@ -45,6 +45,7 @@ class Graph:
     producer: dict[str, Node]
     consumers: dict[str, list[Node]]
     opset: int  # version of ONNX's own operators
+    takes_ids: bool = False  # the input is int64: token ids
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Graph:
@@ -52,10 +53,11 @@ class Graph:
         inferred = onnx.shape_inference.infer_shapes(with_batch(model, 1), data_prop=True).graph
         constants = {t.name: onnx.numpy_helper.to_array(t) for t in inferred.initializer}
         constants |= {n.output[0]: _constant(n) for n in inferred.node if n.op_type == "Constant"}
-        name = _inputs(inferred)[0].name
+        entry = _inputs(inferred)[0]
+        name, takes_ids = entry.name, entry.type.tensor_type.elem_type == onnx.TensorProto.INT64
         nodes = _needed(_dependent(_nodes(inferred), name), inferred.output[0].name)
         opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-        graph = cls(name, inferred.output[0].name, nodes, constants, _shapes(inferred), {}, {}, opset)
+        graph = cls(name, inferred.output[0].name, nodes, constants, _shapes(inferred), {}, {}, opset, takes_ids)
         graph.producer = {t: n for n in nodes for t in n.outputs}
         for node in nodes:
             for tensor in set(node.inputs):
@@ -177,11 +179,12 @@ def _needed(nodes: list[Node], output: str) -> list[Node]:
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    shapes = {}
+    """Of the floats, and of the input."""
+    shapes, entry = {}, _inputs(graph)[0].name
     for info in [*graph.input, *graph.value_info, *graph.output]:
         kind = info.type.tensor_type
         if (
-            kind.elem_type == onnx.TensorProto.FLOAT
+            (kind.elem_type == onnx.TensorProto.FLOAT or info.name == entry)
             and kind.HasField("shape")
             and all(d.HasField("dim_value") for d in kind.shape.dim)
         ):

@@ -28,7 +28,7 @@ def load(source: str, input_shape: Sequence[int] | None = None) -> onnx.ModelPro
     """The model in ``source``: an ``.onnx`` file, an exported program ``.pt2``, or ``package.module:callable`` that returns an nn.Module.
 
     ``input_shape`` is the whole ONNX shape with a batch of 1, such as [1, 3, 224, 224]: a module needs it, an ONNX file only where its
-    dimensions are open. The result has one float input and one output, constants and batch norms folded, standard operators, and a
+    dimensions are open. The result has one input, float32 or int64 token ids, and one output, constants and batch norms folded, standard operators, and a
     batch axis named `BATCH` where the model computes each sample of a batch alike, else 1. Raises `errors.ModelError`.
     """
     model = _read(source, input_shape)
@@ -106,11 +106,11 @@ def _read(source: str, input_shape: Sequence[int] | None) -> onnx.ModelProto:
     if path.suffix == ".onnx":
         return _read_onnx(_existing(path))
     if path.suffix == ".pt2":
-        return _export(_read_exported(_existing(path)), None)
+        return export(_read_exported(_existing(path)), None)
     if ":" in source:
         if input_shape is None:
             raise errors.ModelError(f"{source} needs an input shape such as 1,3,224,224; give one")
-        return _export(_call(source), input_shape)
+        return export(_call(source), input_shape)
     raise errors.ModelError(f"{source} is not a model: give an .onnx file, a .pt2 file, or package.module:callable")
 
 
@@ -190,9 +190,13 @@ def _torch() -> Any:
     return torch
 
 
-def _export(module: Any, shape: Sequence[int] | None) -> onnx.ModelProto:
+def export(module: Any, shape: Sequence[int] | None) -> onnx.ModelProto:
+    """A torch module, or an exported program (``shape`` None), as ONNX. A module with an embedding and an input of two axes takes token ids.
+
+    Raises `errors.ModelError`.
+    """
     torch = _torch()
-    example = None if shape is None else (torch.zeros(*shape),)
+    example = None if shape is None else (_example(module, shape),)
     # The exporter's own deprecations, and its regret that torchvision is not there, are not the user's.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -206,6 +210,12 @@ def _export(module: Any, shape: Sequence[int] | None) -> onnx.ModelProto:
     return program.model_proto
 
 
+def _example(module: Any, shape: Sequence[int]) -> Any:
+    torch = _torch()
+    ids = len(shape) == 2 and any(isinstance(part, torch.nn.Embedding) for part in module.modules())
+    return torch.ones(*shape, dtype=torch.int64) if ids else torch.zeros(*shape)
+
+
 # --- checks and rewrites --------------------------------------------------------------------------------------------
 
 
@@ -216,8 +226,11 @@ def _check(model: onnx.ModelProto, source: str) -> None:
         counts = f"{len(inputs)} inputs and {len(model.graph.output)} outputs"
         raise errors.ModelError(f"{source} has {counts}; export it with one of each")
     kind = inputs[0].type.tensor_type
-    if kind.elem_type != onnx.TensorProto.FLOAT or not 2 <= len(kind.shape.dim) <= 4:
-        raise errors.ModelError(f"the input of {source} is not a float32 tensor of 2 to 4 axes; export it with one")
+    ids = kind.elem_type == onnx.TensorProto.INT64 and len(kind.shape.dim) == 2
+    if not ids and (kind.elem_type != onnx.TensorProto.FLOAT or not 2 <= len(kind.shape.dim) <= 4):
+        raise errors.ModelError(
+            f"the input of {source} is neither a float32 tensor of 2 to 4 axes nor int64 token ids [batch, tokens]; export it with one"
+        )
 
 
 def _fixed(model: onnx.ModelProto, input_shape: Sequence[int] | None) -> onnx.ModelProto:
@@ -280,7 +293,8 @@ def _ranks(model: onnx.ModelProto) -> dict[str, int]:
 
 def _treats_samples_alike(model: onnx.ModelProto) -> bool:
     graph = Graph.of(model)
-    x = np.random.default_rng(0).normal(size=(2, *graph.shapes[graph.input][1:])).astype(np.float32)
+    random, shape = np.random.default_rng(0), (2, *graph.shapes[graph.input][1:])
+    x = random.integers(0, 2, shape) if graph.takes_ids else random.normal(size=shape).astype(np.float32)
     try:
         run = session(model).run
         both = run(None, {graph.input: x})[0]

@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,8 @@ Bits: TypeAlias = int | Mapping[str, int]
 
 @dataclass
 class Calibration:
-    """What observation gives to lowering: the codes of every tensor, and the mean of each channel of the inputs of convolutions.
+    """What observation gives to lowering: the codes of every tensor, and the mean of each channel of the inputs of convolutions (a transformer has
+    neither).
 
     ``roundings``: by layer (the tensor that it yields) and bits, weights that were rounded with the samples' help; others go to the nearest.
     """
@@ -38,11 +39,13 @@ class Calibration:
     means: dict[str, F32]
     roundings: Mapping[tuple[str, int], Rounded] = field(default_factory=dict)
 
-    def rounded(self, layer: layers.Conv, bits: int, scale_x: float) -> Rounded:
-        """The layer's weights at ``bits``, for an input of ``scale_x``."""
+    def rounded(self, layer: layers.Weighted, bits: int, scale_x: float = 1.0) -> Rounded:
+        """The layer's weights at ``bits``; those of a `Conv` for an input of ``scale_x``."""
         known = self.roundings.get((layer.out, bits))
         if known is not None:
             return known
+        if not isinstance(layer, layers.Conv):
+            return nearest(layer.weight, layer.bias, bits, np.zeros(len(layer.weight), np.float32))
         means = self.means.get(layer.inputs[0])
         if means is not None and layer.groups == 1:  # a flattened plane repeats its channels
             means = np.tile(means, layer.weight.shape[3] // len(means))
@@ -85,13 +88,15 @@ def lower(
 ) -> Lowered:
     """The head of ``network`` up to the tensor ``cut`` (reachable); its header's ``weight_bits`` are the most of any layer.
 
-    Raises `errors.UsageError` where ``weight_bits`` has no width, or none of 2..8, for a layer of the head, or names one outside it.
+    Raises `errors.ModelError` for a tensor that no head reaches, and `errors.UsageError` where ``weight_bits`` has no width, or none of 2..8, for a layer of the head, or names one outside it.
     """
-    graph = network.graph
+    if cut not in network.reachable():
+        reason = "; ".join(f"{node}: {why}" for node, why in network.unsupported[:1]) or "it computes nothing"
+        raise errors.ModelError(f"no integer head reaches {short(cut)} ({reason}); cut the model before it")
     widths = layer_bits(network, cut, weight_bits)
     most = max(widths.values(), default=weight_bits if isinstance(weight_bits, int) else 8)
     work = _Lowering(network, calibration, widths)
-    source = work.tensor(graph.input, graph.stored_shape(graph.input), calibration.quantizations[graph.input])
+    source = work.source()
     for layer in network.needed(cut):
         work.add(layer)
     output = work.index[cut]
@@ -153,6 +158,34 @@ class _Lowering:
         self.tensors.append(seg.Tensor(list(shape), quantization.scale, quantization.zero_point, 0))
         self.index[name] = len(self.tensors) - 1
         return self.index[name]
+
+    def source(self) -> int:
+        graph = self.network.graph
+        shape = graph.stored_shape(graph.input)
+        if self.network.source == "u8":
+            return self.tensor(graph.input, shape, self.calibration.quantizations[graph.input])
+        return self.stream(graph.input, shape)
+
+    def stream(self, name: str, shape: list[int]) -> int:
+        """The tensor ``name`` of a transformer."""
+        self.tensors.append(seg.Tensor(list(shape), 1.0, 0, 0, self.network.dtype(name)))
+        self.index[name] = len(self.tensors) - 1
+        return self.index[name]
+
+    def floats(self, values: NDArray[np.floating[Any]]) -> int:
+        return self.constants.put(4 * values.size, lambda: values.astype(np.float32))
+
+    def weights(self, layer: layers.Weighted) -> tuple[int, int, int]:
+        """Places of a transformer layer's packed codes, scales, and bias (of no meaning where it has none)."""
+        bits, put = self.bits[layer.out], self.constants.put
+
+        @functools.cache
+        def rounded() -> Rounded:
+            return self.calibration.rounded(layer, bits)
+
+        codes = put(-(-layer.weight.size * bits // 8), lambda: pack(rounded().levels, bits))
+        scales = put(4 * len(layer.weight), lambda: rounded().scale)
+        return codes, scales, put(4 * layer.bias.size, lambda: rounded().bias.astype(np.float32))
 
     def add(self, layer: Layer) -> None:
         _LOWER[type(layer)](self, layer)
@@ -261,6 +294,9 @@ def _transpose(work: _Lowering, layer: layers.Transpose) -> None:
 
 def _reshape(work: _Lowering, layer: layers.Reshape) -> None:
     x = work.index[layer.inputs[0]]
+    if work.network.source != "u8":
+        work.ops.append(seg.Reshape(short(layer.name), work.stream(layer.out, layer.shape), x))
+        return
     work.ops.append(seg.Reshape(short(layer.name), work.out(layer, layer.shape, like=x), x))
 
 
@@ -277,6 +313,53 @@ def _softmax(work: _Lowering, layer: layers.Softmax) -> None:
     work.ops.append(seg.Softmax(short(layer.name), work.out(layer), x, 0, 255))
 
 
+def _embed(work: _Lowering, layer: layers.Embed) -> None:
+    y = work.stream(layer.out, list(layer.position.shape))
+    weight, scales, _ = work.weights(layer)
+    place = work.floats(layer.position)
+    bits, x = work.bits[layer.out], work.index[layer.inputs[0]]
+    work.ops.append(seg.Embed(short(layer.name), y, x, bits, len(layer.weight), weight, scales, place))
+
+
+def _linear(work: _Lowering, layer: layers.Linear) -> None:
+    x, *more = (work.index[t] for t in layer.inputs)
+    y = work.stream(layer.out, [*work.tensors[x].shape[:-1], len(layer.bias)])
+    places, bits = work.weights(layer), work.bits[layer.out]
+    residual = more[0] if more else -1
+    work.ops.append(seg.Linear(short(layer.name), y, x, bits, *places, layer.activation, residual))
+
+
+def _norm(work: _Lowering, layer: layers.Norm) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.stream(layer.out, work.tensors[x].shape)
+    work.ops.append(seg.Norm(short(layer.name), y, x, work.floats(layer.gamma), work.floats(layer.beta), layer.epsilon))
+
+
+def _attention(work: _Lowering, layer: layers.Attention) -> None:
+    x, *ids = (work.index[t] for t in layer.inputs)
+    tokens, width = work.tensors[x].shape
+    y = work.stream(layer.out, [tokens, width // 3])
+    kept = ids[0] if ids else -1
+    work.ops.append(seg.Attention(short(layer.name), y, x, layer.heads, layer.factor, kept, layer.pad))
+
+
+def _patches(work: _Lowering, layer: layers.Patches) -> None:
+    x = work.index[layer.inputs[0]]
+    height, width, channels = work.tensors[x].shape
+    shape = [height * width // layer.size**2, channels * layer.size**2]
+    work.ops.append(seg.Patches(short(layer.name), work.stream(layer.out, shape), x, layer.size))
+
+
+def _position(work: _Lowering, layer: layers.Position) -> None:
+    y = work.stream(layer.out, list(layer.table.shape))
+    work.ops.append(seg.Position(short(layer.name), y, work.index[layer.inputs[0]], work.floats(layer.table)))
+
+
+def _mean(work: _Lowering, layer: layers.Mean) -> None:
+    y = work.stream(layer.out, work.network.graph.stored_shape(layer.out))
+    work.ops.append(seg.Mean(short(layer.name), y, work.index[layer.inputs[0]], layer.first, layer.count))
+
+
 _LOWER: dict[type, Callable[..., None]] = {
     layers.Conv: _conv,
     layers.Binary: _binary,
@@ -287,6 +370,13 @@ _LOWER: dict[type, Callable[..., None]] = {
     layers.Reshape: _reshape,
     layers.Pad: _pad,
     layers.Softmax: _softmax,
+    layers.Embed: _embed,
+    layers.Linear: _linear,
+    layers.Norm: _norm,
+    layers.Attention: _attention,
+    layers.Patches: _patches,
+    layers.Position: _position,
+    layers.Mean: _mean,
 }
 
 

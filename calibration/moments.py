@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import onnx
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from calibration.layers import Conv, Network, Pad
+from calibration.layers import Conv, Linear, Network, Pad, Patches, Weighted
 from calibration.observe import Progress, Tap, in_parts
 from calibration.samples import Samples
+from kernels import reference
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+Product: TypeAlias = Conv | Linear
 
 #: Positions of one sample that enter the moments of a layer, evenly spread: a plane of 14 x 14 enters whole.
 POSITIONS: Final = 196
@@ -44,11 +46,11 @@ class Moments:
 
 
 def collect(
-    model: onnx.ModelProto, network: Network, layers: Sequence[Conv], samples: Samples, progress: Progress
-) -> Iterator[tuple[Conv, Moments]]:
+    model: onnx.ModelProto, network: Network, layers: Sequence[Product], samples: Samples, progress: Progress
+) -> Iterator[tuple[Product, Moments]]:
     """Each of ``layers`` with the `Moments` of its inputs in the float model; few are held at once."""
     few = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), SAMPLES)).round().astype(int))
-    parts = list(in_parts(layers, lambda la: 8 * la.groups * math.prod(la.weight.shape[1:]) ** 2, PASS_BYTES))
+    parts = list(in_parts(layers, lambda la: 8 * groups(la) * math.prod(la.weight.shape[1:]) ** 2, PASS_BYTES))
     for index, part in enumerate(parts):
         sums = [_Sums(network, layer) for layer in part]
         tap = Tap(model, network.graph, sorted({s.tensor for s in sums}))
@@ -61,21 +63,28 @@ def collect(
             yield total.layer, total.moments()
 
 
+def groups(layer: Weighted) -> int:
+    """Groups of outputs that read inputs of their own."""
+    return layer.groups if isinstance(layer, Conv) else 1
+
+
 class _Sums:
     """Running sums of one layer's inputs."""
 
-    def __init__(self, network: Network, layer: Conv) -> None:
-        self.tensor, self._pad = source(network, layer)
-        self.layer = layer
-        groups, depth = layer.groups, math.prod(layer.weight.shape[1:])
-        self._sum, self._square = np.zeros((groups, depth)), np.zeros((groups, depth, depth))
+    def __init__(self, network: Network, layer: Product) -> None:
+        self.layer, self._entry = layer, entry(network, layer)
+        self.tensor = self._entry.tensor
+        count, depth = groups(layer), math.prod(layer.weight.shape[1:])
+        self._sum, self._square = np.zeros((count, depth)), np.zeros((count, depth, depth))
         self._about: F32 | None = None
         self._held: list[F32] = []
         self._count = 0
 
     def add(self, values: Mapping[str, F32]) -> None:
-        self._held.append(_windows(_stored(values[self.tensor], self.layer), self.layer, self._pad))
-        if sum(x.shape[1] for x in self._held) >= (TOGETHER if self.layer.groups == 1 else TOGETHER_GROUPED):
+        plane = self._entry.read(values[self.tensor])
+        read = _windows(plane, self.layer, self._entry.pad) if isinstance(self.layer, Conv) else _rows(plane)
+        self._held.append(read)
+        if sum(x.shape[1] for x in self._held) >= (TOGETHER if len(self._sum) == 1 else TOGETHER_GROUPED):
             self._flush()
 
     def _flush(self) -> None:
@@ -97,21 +106,43 @@ class _Sums:
         return Moments(mean + self._about[:, 0], covariance, self._count)
 
 
-def source(network: Network, layer: Conv) -> tuple[str, tuple[int, int, int, int]]:
-    """The model's own tensor that ``layer`` reads, and the padding between the two, its own included."""
-    name, pad = layer.inputs[0], layer.pad
+@dataclass(frozen=True)
+class Entry:
+    """What a layer reads: the model's own tensor ``tensor``, stored, under the shape ``view`` (None: its own), padded by ``pad``; or, unless
+    ``square`` is 0, cut into squares of that size."""
+
+    tensor: str
+    view: list[int] | None = None
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0)
+    square: int = 0
+
+    def read(self, value: F32) -> F32:
+        """From a sample [1, ...] of the tensor in the ONNX layout; not padded."""
+        x = (value.transpose(0, 2, 3, 1) if value.ndim == 4 else value)[0]
+        if self.square:
+            return reference.patches(np.ascontiguousarray(x), self.square)
+        plane: F32 = x if self.view is None else x.reshape(self.view)
+        return plane
+
+
+def entry(network: Network, layer: Weighted) -> Entry:
+    """What ``layer`` reads."""
+    name = layer.inputs[0]
     before = network.made.get(name)
+    if isinstance(before, Patches):
+        return Entry(before.inputs[0], square=before.size)
+    if not isinstance(layer, Conv):
+        return Entry(name)
     if isinstance(before, Pad) and name not in network.graph.shapes:
-        a, b, c, d = before.pad
-        return before.inputs[0], (pad[0] + a, pad[1] + b, pad[2] + c, pad[3] + d)
-    return name, pad
+        total = [own + other for own, other in zip(layer.pad, before.pad, strict=True)]
+        return Entry(before.inputs[0], layer.view, (total[0], total[1], total[2], total[3]))
+    return Entry(name, layer.view, layer.pad)
 
 
-def _stored(value: F32, layer: Conv) -> F32:
-    """A sample [1, ...] of a tensor, ONNX layout, as the plane [H, W, C] that ``layer`` reads."""
-    x = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
-    plane: F32 = x[0] if layer.view is None else x.reshape(layer.view)
-    return plane
+def _rows(x: F32) -> F32:
+    """Up to `POSITIONS` of the rows of x [..., K]: [1, positions, K]."""
+    rows = x.reshape(1, -1, x.shape[-1])
+    return np.ascontiguousarray(rows[:, :: math.ceil(rows.shape[1] / POSITIONS) | 1])
 
 
 def _windows(x: F32, layer: Conv, pad: tuple[int, int, int, int]) -> F32:

@@ -79,6 +79,53 @@ def observe(
     return found
 
 
+def count_values(
+    model: onnx.ModelProto, graph: Graph, tensors: Sequence[str], samples: Sequence[F32], progress: Progress
+) -> dict[str, tuple[F64, NDArray[np.int64]]]:
+    """For each of ``tensors``, which hold floats, the 256 values between the least and the greatest of each channel, [C, 256], and how often one of
+    them was the nearest over ``samples``, [C, 256]: what `clipping.Histogram` takes.
+
+    Two passes, one sample at a time. Raises `errors.ModelError` where a tensor is not finite.
+    """
+    found: dict[str, tuple[F64, NDArray[np.int64]]] = {}
+    groups = list(in_parts(tensors, lambda tensor: 4 * math.prod(graph.shapes[tensor]), RUN_BYTES))
+    total = 2 * len(groups) * len(samples)
+    for index, group in enumerate(groups):
+        tap = Tap(model, graph, group)
+        ends: dict[str, tuple[F32, F32]] = {}
+        for i, values in enumerate(tap.over(samples)):
+            for name, value in values.items():
+                refuse_nonfinite(value, graph, name, i)
+                rows = stored_rows(value)
+                lo, hi = rows.min(axis=0), rows.max(axis=0)
+                known = ends.get(name, (lo, hi))
+                ends[name] = np.minimum(known[0], lo), np.maximum(known[1], hi)
+            progress("histograms", 2 * index * len(samples) + i + 1, total)
+        for name, (lo, hi) in ends.items():
+            steps = np.arange(256) / 255
+            found[name] = (
+                lo[:, None] + steps * (hi - lo).astype(np.float64)[:, None],
+                np.zeros((len(lo), 256), np.int64),
+            )
+        for i, values in enumerate(tap.over(samples)):
+            for name, value in values.items():
+                _count_codes(found[name][1], stored_rows(value), *ends[name])
+            progress("histograms", (2 * index + 1) * len(samples) + i + 1, total)
+    return found
+
+
+def stored_rows(value: F32) -> F32:
+    """A tensor [1, ...] in the ONNX layout as rows of its channels, [n, C]."""
+    x = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
+    return x.reshape(-1, x.shape[-1])
+
+
+def _count_codes(counts: NDArray[np.int64], rows: F32, lo: F32, hi: F32) -> None:
+    width = (hi - lo).astype(np.float64)
+    codes = np.rint((rows - lo) * (255 / np.where(width > 0, width, 1.0))).astype(np.int64)
+    counts += np.bincount((codes + 256 * np.arange(len(lo))).reshape(-1), minlength=counts.size).reshape(counts.shape)
+
+
 class Tap:
     """The float model with some of its tensors as outputs."""
 
@@ -87,14 +134,19 @@ class Tap:
         infos = [onnx.helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, None) for t in tensors]
         del opened.graph.output[:]
         opened.graph.output.extend(infos)
-        self._session, self._tensors, self._input = session(opened), list(tensors), graph.input
+        self._session, self._tensors, self._graph = session(opened), list(tensors), graph
 
     def over(self, samples: Iterable[F32]) -> Iterator[dict[str, F32]]:
         """The tensors, ONNX layout, for each sample (stored layout)."""
         for sample in samples:
             yield dict(
-                zip(self._tensors, self._session.run(self._tensors, {self._input: to_onnx(sample[None])}), strict=True)
+                zip(self._tensors, self._session.run(self._tensors, feed(self._graph, sample[None])), strict=True)
             )
+
+
+def feed(graph: Graph, x: F32) -> dict[str, NDArray[np.generic]]:
+    """What a model takes for a batch ``x`` (stored layout): token ids become the integers that they are."""
+    return {graph.input: x.astype(np.int64) if graph.takes_ids else to_onnx(x)}
 
 
 def to_onnx(x: F32) -> F32:
@@ -153,14 +205,19 @@ def in_parts(items: Sequence[T], size: Callable[[T], int], room: int) -> Iterato
         yield part
 
 
+def refuse_nonfinite(value: F32, graph: Graph, name: str, sample: int) -> None:
+    """Raises `errors.ModelError` for NaN or infinity in ``value``, the tensor ``name`` of a sample."""
+    if not (math.isfinite(value.min()) and math.isfinite(value.max())):
+        where = graph.producer.get(name, name)
+        raise errors.ModelError(
+            f"sample {sample} gives NaN or infinity after {where}; check the model and the preprocessing"
+        )
+
+
 def _widen(found: dict[str, Statistics], values: dict[str, F32], graph: Graph, sample: int) -> None:
     for name, value in values.items():
+        refuse_nonfinite(value, graph, name, sample)
         lo, hi = float(value.min()), float(value.max())
-        if not (math.isfinite(lo) and math.isfinite(hi)):
-            where = graph.producer.get(name, name)
-            raise errors.ModelError(
-                f"sample {sample} gives NaN or infinity after {where}; check the model and the preprocessing"
-            )
         mean = value.mean(axis=(0, 2, 3) if value.ndim == 4 else tuple(range(value.ndim - 1)), dtype=np.float64)
         if name not in found:
             found[name] = Statistics(lo, hi, np.zeros(BINS, np.int64), np.zeros(mean.shape))

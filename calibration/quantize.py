@@ -62,7 +62,8 @@ def pack(levels: S8, bits: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A layer's weights on a grid: integer ``levels`` [OC, KH, KW, C / groups] x ``scale`` [OC] float32, and a real ``bias`` [OC] float64."""
+    """A layer's weights on a grid: integer ``levels``, in the shape of the weights [OC, ...], x ``scale`` [OC] float32, and a real ``bias`` [OC]
+    float64 (empty where the layer has none)."""
 
     levels: S8
     scale: F32
@@ -70,21 +71,22 @@ class Rounded:
 
     def values(self) -> F32:
         """The weights that the levels stand for."""
-        return self.levels * self.scale[:, None, None, None]
+        values: F32 = self.levels * self.scale.reshape(-1, *[1] * (self.levels.ndim - 1))
+        return values
 
 
 def nearest(weight: F32, bias: F32, bits: int, least: F32, mean_x: F32 | None = None) -> Rounded:
-    """A convolution's weights [OC, KH, KW, C / groups] on the grid of least squared error, no scale below ``least`` [OC] (`least_scale`).
+    """A layer's weights [OC, ...] on the grid of least squared error, no scale below ``least`` [OC] (`least_scale`).
 
-    ``mean_x`` [C]: the mean input of each channel; if given, the mean error that rounding the weights makes is taken out of the bias
+    ``mean_x`` [C], for a convolution: the mean input of each channel; if given, the mean error that rounding the weights makes is taken out of the bias
     (padding at the border is neglected).
     """
     levels, scale = search(weight.reshape(len(weight), -1), bits, least)
-    levels_4d = levels.reshape(weight.shape)
+    levels = levels.reshape(weight.shape)
     wanted = bias.astype(np.float64)
     if mean_x is not None:
-        wanted = wanted + _mean_error(weight, levels_4d, scale, mean_x)
-    return Rounded(levels_4d, scale, wanted)
+        wanted = wanted + _mean_error(weight, levels, scale, mean_x)
+    return Rounded(levels, scale, wanted)
 
 
 def least_scale(bias: F32, scale_x: float) -> F32:

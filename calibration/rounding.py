@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.layers import Network
+from calibration.layers import Conv, Embed, Linear, Network
 from calibration.lower import Calibration, lower
 from calibration.moments import Moments, collect
 from calibration.observe import Progress
@@ -68,20 +68,28 @@ def round_layers(
     widths: Sequence[int] = WIDTHS,
     options: Options = DEFAULT,
 ) -> dict[tuple[str, int], Rounded]:
-    """The weights of each layer of the head up to ``cut`` at each of ``widths``: what `Calibration.roundings` takes."""
+    """The weights of each layer of the head up to ``cut`` at each of ``widths``: what `Calibration.roundings` takes.
+
+    The rows of an embedding, of which each answer holds but one, go to the nearest.
+    """
     lowered = lower(network, calibration, cut, 8)
     layers = network.weighted(cut)
     found: dict[tuple[str, int], Rounded] = {}
-    for layer, moments in collect(model, network, layers, samples, progress):
+    for table in [layer for layer in layers if isinstance(layer, Embed)]:
+        found |= {(table.out, bits): calibration.rounded(table, bits) for bits in widths}
+        progress("rounding", len(found) // len(widths), len(layers))
+    products = [layer for layer in layers if isinstance(layer, Conv | Linear)]
+    for layer, moments in collect(model, network, products, samples, progress):
         scale_x = lowered.header.tensors[lowered.index[layer.inputs[0]]].scale
-        rounder = Rounder(layer.weight, layer.bias, least_scale(layer.bias, scale_x), moments, options)
+        least = least_scale(layer.bias, scale_x) if isinstance(layer, Conv) else np.zeros(len(layer.bias), np.float32)
+        rounder = Rounder(layer.weight, layer.bias, least, moments, options)
         found |= {(layer.out, bits): rounder.at(bits) for bits in widths}
         progress("rounding", len(found) // len(widths), len(layers))
     return found
 
 
 class Rounder:
-    """A convolution's weights [OC, KH, KW, C / groups] and bias [OC], ready to be rounded; no scale will be below ``least`` [OC].
+    """A layer's weights [OC, ...] (the axes behind the first are what one output sums) and bias [OC], ready to be rounded; no scale will be below ``least`` [OC].
 
     All sizes below: G groups of R outputs, each the sum of K inputs. Arrays are [G, K, R], inputs in the order in which they are rounded.
     """

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from calibration import cuts
 from calibration.graph import tail_model
 from calibration.importer import session
-from calibration.layers import Conv, Network
-from calibration.moments import source
+from calibration.layers import Network, Weighted
+from calibration.moments import entry
 from calibration.observe import Progress, Tap, to_onnx
 from calibration.quantize import Rounded
 from calibration.reweigh import reweigh, weights
@@ -31,10 +31,10 @@ from edge_agent.protocol.messages import Codec
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-Rounder = Callable[[Conv, int], Rounded]
+Rounder = Callable[[Weighted, int], Rounded]
 
-#: Samples that are measured, evenly spread.
-SAMPLES: Final = 32
+#: Differences of outputs that a measured noise is the mean of, at least: samples x outputs, but no fewer samples than the second.
+ENOUGH: Final = (16_384, 16)
 BATCH: Final = 16
 
 
@@ -77,6 +77,16 @@ def fit(tensor: str, noise: Sequence[float]) -> Sensitivity:
     return Sensitivity(tensor, list(noise), float(2 ** scaled.mean()), float(scaled.std() / 2))
 
 
+def enough(outputs: int) -> int:
+    """How many samples suffice for a noise over so many ``outputs`` each."""
+    return max(ENOUGH[1], -(-ENOUGH[0] // outputs))
+
+
+def spread(samples: int, count: int) -> NDArray[np.int64]:
+    """Indices of at most ``count`` of so many samples, evenly spread."""
+    return np.unique(np.linspace(0, samples - 1, min(samples, count)).round().astype(np.int64))
+
+
 class Probe:
     """A float model, a few of its samples and their logits; samples that rounding has seen show too little noise (`rounding.UNSEEN`).
 
@@ -88,10 +98,10 @@ class Probe:
         model: onnx.ModelProto,
         network: Network,
         samples: Samples,
-        count: int = SAMPLES,
+        count: int,
         cache: Path | None = None,
     ) -> None:
-        few = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), count)).round().astype(int))
+        few = spread(len(samples), count)
         self.model, self.network = model, network
         self._x: F32 = np.stack([samples[int(i)] for i in few])
         self._batch = BATCH if network.graph.input_of(model).type.tensor_type.shape.dim[0].HasField("dim_param") else 1
@@ -101,7 +111,7 @@ class Probe:
         self._before = {t: {la.out for la in network.needed(t)} | {network.graph.input} for t in places}
         self._digest = hashlib.sha256(model.SerializeToString(deterministic=True) + self._x.tobytes()).digest()
 
-    def layers(self, layers: Sequence[Conv], rounder: Rounder, progress: Progress) -> list[Sensitivity]:
+    def layers(self, layers: Sequence[Weighted], rounder: Rounder, progress: Progress) -> list[Sensitivity]:
         """What rounding each of ``layers`` alone does, at each of `WIDTHS`. Reads and writes the cache."""
         entries = {layer.out: self._entry(layer) for layer in layers}
         at, x = "", self._x
@@ -135,14 +145,14 @@ class Probe:
 
     def noise(self, rounded: Mapping[str, Rounded]) -> float:
         """Of the network with all these weights in place, by the tensor that a layer yields."""
-        layers = [layer for layer in self.network.layers if isinstance(layer, Conv) and layer.out in rounded]
+        layers = [layer for layer in self.network.layers if isinstance(layer, Weighted) and layer.out in rounded]
         values: dict[str, F32] = {}
         for layer in layers:
             values |= weights(layer, rounded[layer.out].values(), rounded[layer.out].bias)
         changed = reweigh(self.model, self.network, layers, values)
         return self._difference(self._run(changed, to_onnx(self._x))({}))
 
-    def _layer(self, layer: Conv, rounded: Sequence[Rounded], entry: str, x: F32) -> list[float]:
+    def _layer(self, layer: Weighted, rounded: Sequence[Rounded], entry: str, x: F32) -> list[float]:
         run = self._run(reweigh(self._tail(entry), self.network, [layer]), x)
         return [self._difference(run(weights(layer, r.values(), r.bias))) for r in rounded]
 
@@ -157,9 +167,9 @@ class Probe:
             found.append(self._difference(y if tail is None else self._batches(tail, tensor, y, {})))
         return found
 
-    def _entry(self, layer: Conv) -> str:
+    def _entry(self, layer: Weighted) -> str:
         """The last cut behind which ``layer`` and all that it reads lie."""
-        reads, best = source(self.network, layer)[0], self.network.graph.input
+        reads, best = entry(self.network, layer).tensor, self.network.graph.input
         for tensor, before in self._before.items():
             if layer.out in before or reads in before - {tensor}:
                 break
@@ -183,7 +193,8 @@ class Probe:
         return lambda more: self._batches(made, name, x, more)
 
     def _batches(self, made: Any, name: str, x: F32, more: Mapping[str, F32]) -> F32:
-        parts = range(0, len(x), self._batch)
+        ids = name == self.network.graph.input and self.network.graph.takes_ids
+        x, parts = x.astype(np.int64) if ids else x, range(0, len(x), self._batch)
         return np.concatenate([made.run(None, {name: x[i : i + self._batch], **more})[0] for i in parts])
 
     def _difference(self, logits: F32) -> float:
@@ -208,7 +219,12 @@ class Probe:
 
 
 def additivity(
-    probe: Probe, layers: Sequence[Conv], found: Sequence[Sensitivity], rounder: Rounder, mixes: int, progress: Progress
+    probe: Probe,
+    layers: Sequence[Weighted],
+    found: Sequence[Sensitivity],
+    rounder: Rounder,
+    mixes: int,
+    progress: Progress,
 ) -> Additivity:
     """The sum of the layers' own noises against the noise of ``mixes`` random mixes of bits, from coarse ones to fine ones."""
     predicted, measured = [], []

@@ -11,7 +11,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from calibration.layers import Conv, Network
+from calibration.layers import Network, Weighted
 from calibration.quantize import Rounded, pack
 from kernels.reference import unpack_bits, weight_levels
 
@@ -34,7 +34,7 @@ class Stored(Mapping[tuple[str, int], Rounded]):
 
     def __init__(self, path: Path, network: Network) -> None:
         self._path = path
-        self._layers = {layer.out: layer for layer in network.layers if isinstance(layer, Conv)}
+        self._layers = {layer.out: layer for layer in network.layers if isinstance(layer, Weighted)}
         with safetensors.safe_open(path, framework="numpy") as file:
             names = [key.split("/", 2) for key in file.keys() if key.startswith("scale/")]  # noqa: SIM118  no mapping
         self._keys = {(out, int(bits)) for _, bits, out in names}

@@ -22,10 +22,12 @@ from device_profiles.schema import (
     Kernel,
     KernelKind,
     Machine,
+    Origin,
     Overhead,
     Power,
     Shape,
     Warmup,
+    measured_origins,
 )
 from edge_agent import limits
 from edge_agent.errors import PlatformError
@@ -92,7 +94,7 @@ def measure(
     gaps |= more
     drawn = _power(meter, idle, declared_watts)
     if drawn.source == "unknown":
-        gaps["power"] = "no power sensor was found and none was declared"
+        gaps["power"] = f"{power.why_none()}; declare the watts with --watts"
     steps("memory copy")
     copy_gbps = _copy_gbps(found)
     if copy_gbps is None:
@@ -366,6 +368,9 @@ def _profile(
 ) -> DeviceProfile:  # fmt: skip
     created = datetime.now(UTC).isoformat(timespec="seconds")
     chosen = {"instruction set": isa.explain()[:300], "threads": explain_threads(kernels, found)}
+    origins = measured_origins("machine", "kernels", "overhead", "copy_gbps", "warmup", "condition", "power")
+    if drawn.source == "declared":
+        origins["power"] = Origin("estimated", "declared by the board's owner with --watts")
     return DeviceProfile(
-        SCHEMA_VERSION, created, quick, found, kernels, overhead, copy_gbps, warmup, condition, drawn, gaps, chosen
-    )
+        SCHEMA_VERSION, created, quick, found, kernels, overhead, copy_gbps, warmup, condition, drawn, gaps, chosen, origins,
+    )  # fmt: skip

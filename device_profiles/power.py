@@ -1,73 +1,117 @@
-"""Power from the sensors that boards and PCs have; None where there is none."""
+"""Power from the sensors that boards and PCs have; none where there is none.
+
+In this order: a power monitor (INA2xx, INA3221) on the rail that feeds the whole board, the sum of the rails that are monitored, the power management
+chip of a Raspberry Pi 5, the processor's energy counter (RAPL), which leaves out the rest of a PC.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 
-_RAILS = re.compile(r"VDD_IN|POM_5V_IN|VIN_SYS", re.IGNORECASE)  # a Jetson's rail for the whole module
+ROOT = Path("/")
+_WHOLE = re.compile(r"VDD_IN|POM_5V_IN", re.IGNORECASE)  # a Jetson's rail for the whole module
+_ENERGY_ZONES = (("psys",), ("package-0", "package-1", "package-2", "package-3"))  # the platform, else all packages
+
+#: Readings of all rails (watts) or all counters (joules); None where one of them gave no answer.
+Read = Callable[[], Sequence[float] | None]
 
 
 class PowerMeter:
-    """Mean watts since `start`. A sensor of momentary power is read at each `sample`, an energy counter at both ends."""
+    """Energy since `start`, sampled: between two samples power is taken to go straight from one reading to the next.
 
-    def __init__(self, name: str, read: Callable[[], float | None], *, counts_joules: bool, wrap: float = 0.0) -> None:
+    ``read`` gives the watts of rails whose sum is meant or, with ``wraps``, the joules of counters that begin anew at those values; they must be
+    sampled more often than they begin anew (every minute at the least).
+    """
+
+    def __init__(self, name: str, read: Read, wraps: Sequence[float] | None = None) -> None:
         self.name = name
-        self._read, self._joules, self._wrap = read, counts_joules, wrap
+        self._read, self._wraps = read, wraps
         self.start()
 
     def start(self) -> None:
-        self._since = time.monotonic()
-        first = self._read()
-        self._values = [] if first is None else [first]
+        """Count from now on."""
+        self.joules = self.seconds = 0.0
+        self._last = self._reading()
 
     def sample(self) -> None:
-        value = self._read()
-        if value is not None:
-            self._values.append(value)
+        """Count up to now. A sensor that gives no answer is passed over: the next sample counts for that time too."""
+        now = self._reading()
+        if now is None:
+            return
+        if self._last is not None:
+            elapsed = now[0] - self._last[0]
+            self.joules += self._energy(self._last[1], now[1], elapsed)
+            self.seconds += elapsed
+        self._last = now
 
     def watts(self) -> float | None:
-        """Mean power in watts, or None if the sensor gave no answer or too little time has passed."""
+        """Mean power in watts up to now, or None if the sensor gave no answer or no time has passed."""
         self.sample()
-        if not self._joules:
-            return fmean(self._values) if self._values else None
-        seconds = time.monotonic() - self._since
-        if len(self._values) < 2 or seconds <= 0:
-            return None
-        joules = self._values[-1] - self._values[0]
-        return (joules + self._wrap if joules < 0 else joules) / seconds
+        return self.joules / self.seconds if self.seconds > 0 else None
+
+    def _reading(self) -> tuple[float, Sequence[float]] | None:
+        values = self._read()
+        return None if values is None else (time.monotonic(), values)
+
+    def _energy(self, before: Sequence[float], after: Sequence[float], seconds: float) -> float:
+        if self._wraps is None:
+            return (sum(before) + sum(after)) / 2 * seconds
+        return sum((b - a) % wrap for a, b, wrap in zip(before, after, self._wraps, strict=True))
 
 
-def find(root: Path = Path("/")) -> PowerMeter | None:
-    """The best power sensor of this machine: the whole board's, else the processor package's energy counter."""
-    return _board_rail(root) or _package(root)
+def find(root: Path = ROOT) -> PowerMeter | None:
+    """The best power sensor of this machine that this user may read."""
+    return _monitors(root) or (_pi_chip() if root == ROOT else None) or _energy_counters(root)
 
 
-def _board_rail(root: Path) -> PowerMeter | None:
+def why_none(root: Path = ROOT) -> str:
+    """Why `find` found nothing, for people."""
+    if any((zone / "energy_uj").exists() for zone in root.glob("sys/class/powercap/intel-rapl:*")):
+        return "the processor counts its energy (RAPL), but this user may not read it: only root may"
+    return "no power sensor was found"
+
+
+# --- power monitors -------------------------------------------------------------------------------------------------
+
+
+def _monitors(root: Path) -> PowerMeter | None:
+    rails = _hwmon_rails(root) + _l4t_rails(root)
+    if not (readable := [(name, watts) for name, watts in rails if watts() is not None]):
+        return None
+    whole = [rail for rail in readable if _WHOLE.search(rail[0])][:1] or readable
+    return PowerMeter(" + ".join(name for name, _ in whole)[:300], partial(_all, [watts for _, watts in whole]))
+
+
+def _hwmon_rails(root: Path) -> list[tuple[str, Callable[[], float | None]]]:
+    """Each rail of each INA chip: its name, and what reads its watts. An INA2xx has one and tells its power, an INA3221 three by volts and amperes."""
+    found: list[tuple[str, Callable[[], float | None]]] = []
     for chip in sorted(root.glob("sys/class/hwmon/hwmon*")):
-        if not _text(chip / "name").startswith("ina"):
+        name = _text(chip / "name")
+        if not name.startswith("ina"):
             continue
-        for label in sorted(chip.glob("in*_label")):
-            number = label.name[2:].removesuffix("_label")
-            if _RAILS.search(_text(label)) and _product(chip, number) is not None:
-                return PowerMeter(
-                    f"{_text(label)} ({_text(chip / 'name')})", partial(_product, chip, number), counts_joules=False
-                )
-    return None
+        if (chip / "power1_input").exists():
+            label = _text(chip / "label")
+            found.append((f"{label} ({name})" if label else name, partial(_scaled, chip / "power1_input", 1e-6)))
+            continue
+        for path in sorted(chip.glob("in*_label")):
+            number = path.name[2:].removesuffix("_label")
+            found.append((f"{_text(path)} ({name})", partial(_product, chip, number)))
+    return found
 
 
-def _package(root: Path) -> PowerMeter | None:
-    zones = {_text(zone / "name"): zone for zone in sorted(root.glob("sys/class/powercap/intel-rapl:?"))}
-    for name in ("psys", "package-0"):
-        zone = zones.get(name)
-        wrap = _number(zone / "max_energy_range_uj") if zone else None
-        if zone and wrap and _joules(zone) is not None:
-            return PowerMeter(f"RAPL {name}", partial(_joules, zone), counts_joules=True, wrap=wrap / 1e6)
-    return None
+def _l4t_rails(root: Path) -> list[tuple[str, Callable[[], float | None]]]:
+    """The rails of a Jetson whose kernel is 4.9, as the Jetson Nano's is: NVIDIA's own driver, milliwatts."""
+    names = sorted(root.glob("sys/bus/i2c/drivers/ina3221x/*/iio*/rail_name_*"))
+    return [
+        (f"{_text(path)} (ina3221x)", partial(_scaled, path.with_name(f"in_power{path.name[10:]}_input"), 1e-3))
+        for path in names
+    ]
 
 
 def _product(chip: Path, number: str) -> float | None:
@@ -76,9 +120,57 @@ def _product(chip: Path, number: str) -> float | None:
     return None if volts is None or amperes is None else volts * amperes / 1e6
 
 
-def _joules(zone: Path) -> float | None:
-    energy = _number(zone / "energy_uj")
-    return None if energy is None else energy / 1e6
+def _scaled(path: Path, unit: float) -> float | None:
+    value = _number(path)
+    return None if value is None else value * unit
+
+
+def _all(reads: Sequence[Callable[[], float | None]]) -> list[float] | None:
+    values = [value for read in reads if (value := read()) is not None]
+    return values if len(values) == len(reads) else None
+
+
+# --- Raspberry Pi 5 -------------------------------------------------------------------------------------------------
+
+
+def _pi_chip() -> PowerMeter | None:
+    """The chip that makes the board's voltages; what USB devices draw does not pass it. It answers members of the group `video`."""
+    tool = shutil.which("vcgencmd")
+    if tool is None or _pi_watts(tool) is None:
+        return None
+    return PowerMeter("all rails of the power management chip (vcgencmd)", partial(_pi_watts, tool))
+
+
+def _pi_watts(tool: str) -> list[float] | None:
+    try:
+        done = subprocess.run([tool, "pmic_read_adc"], capture_output=True, text=True, timeout=2, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no answer is what None means
+    return rail_watts(done.stdout)
+
+
+def rail_watts(text: str) -> list[float] | None:
+    """Watts of each rail that ``vcgencmd pmic_read_adc`` tells amperes and volts of; None if there is none, as on boards before the Raspberry Pi 5."""
+    found = re.findall(r"^\s*(\w+)_([AV]) \w+\(\d+\)=(\d+\.\d+)[AV]\s*$", text, re.MULTILINE)
+    values = {(rail, unit): float(value) for rail, unit, value in found}
+    return [amperes * values[rail, "V"] for (rail, unit), amperes in values.items() if unit == "A" and (rail, "V") in values] or None  # fmt: skip
+
+
+# --- energy counters ------------------------------------------------------------------------------------------------
+
+
+def _energy_counters(root: Path) -> PowerMeter | None:
+    zones = {_text(zone / "name"): zone for zone in sorted(root.glob("sys/class/powercap/intel-rapl:*"))}
+    for names in _ENERGY_ZONES:
+        chosen = {name: zones[name] for name in names if name in zones}
+        wraps = _all([partial(_scaled, zone / "max_energy_range_uj", 1e-6) for zone in chosen.values()])
+        read = partial(_all, [partial(_scaled, zone / "energy_uj", 1e-6) for zone in chosen.values()])
+        if chosen and wraps and all(wraps) and read() is not None:
+            return PowerMeter(f"RAPL {' + '.join(chosen)}", read, wraps)
+    return None
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
 
 
 def _text(path: Path) -> str:

@@ -7,16 +7,33 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from device_profiles.schema import Condition, DeviceProfile, Kernel, Overhead, Power, Throttling, Warmup
+from device_profiles.schema import (
+    Condition,
+    DeviceProfile,
+    Kernel,
+    Origin,
+    Overhead,
+    Power,
+    Throttling,
+    Warmup,
+    is_measured,
+)
 
 _MIB = 1 << 20
 
 
 def table(profile: DeviceProfile) -> RenderableType:
-    """Everything in ``profile``: the machine, its state, the kernels, and what could not be measured."""
-    parts: list[RenderableType] = [_facts(profile), Text(), _kernels(profile.kernels)]
-    if profile.unmeasured:
+    """Everything in ``profile``: the machine, its state, the kernels, what could not be measured, and where what was not measured comes from."""
+    measured = is_measured(profile)
+    parts: list[RenderableType] = [_facts(profile), Text(), _kernels(profile.kernels, measured=measured)]
+    if not measured:
+        parts.insert(
+            0, Text("Nobody measured this board: what follows is published or estimated.\n", style="bold yellow")
+        )
+    if profile.unmeasured and measured:
         parts += [Text(), _unmeasured(profile.unmeasured)]
+    if others := {path: origin for path, origin in profile.origins.items() if origin.mark != "measured"}:
+        parts += [Text(), _origins(others)]
     return Group(*parts)
 
 
@@ -28,7 +45,9 @@ def _facts(profile: DeviceProfile) -> Table:
     rows += [("memory copy", f"{profile.copy_gbps:.1f} GB/s read + written" if profile.copy_gbps else "")]
     rows += _warmup(profile.warmup)
     rows += [("overhead", _overhead(profile.overhead)), ("power", _power(profile.power))]
-    rows += [("measured", profile.created + (", quick" if profile.quick else ""))]
+    rows += [
+        ("measured" if is_measured(profile) else "written", profile.created + (", quick" if profile.quick else ""))
+    ]
     for name, value in rows:
         if value:
             grid.add_row(name, Text(value) if isinstance(value, str) else value)
@@ -94,14 +113,16 @@ def _power(power: Power) -> str:
     return f"{power.load_watts:.2f} W under load{idle} ({power.sensor or power.source})"
 
 
-def _kernels(kernels: list[Kernel]) -> Table:
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="integer kernels (medians)", title_justify="left")
+def _kernels(kernels: list[Kernel], *, measured: bool) -> Table:
+    title = f"integer kernels ({'medians' if measured else 'estimated'})"
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     shown.add_column("kernel and shape", no_wrap=True)
     for name in ("threads", "time us", "± sd", "GOPS", "GB/s"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in kernels:
         gops = f"{row.gops:,.1f}" if row.macs else "-"
-        cells = (Text(row.name), str(row.threads), f"{row.time_us:,.1f}", f"{row.sd_us:,.1f}", gops, f"{row.gbps:,.1f}")
+        spread = f"{row.sd_us:,.1f}" if measured else "-"
+        cells = (Text(row.name), str(row.threads), f"{row.time_us:,.1f}", spread, gops, f"{row.gbps:,.1f}")
         shown.add_row(*cells)
     return shown
 
@@ -114,4 +135,16 @@ def _unmeasured(gaps: dict[str, str]) -> Table:
     shown.add_column("why", overflow="fold")
     for what, why in gaps.items():
         shown.add_row(Text(what), Text(why))
+    return shown
+
+
+def _origins(origins: dict[str, Origin]) -> Table:
+    shown = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title="not measured", title_justify="left", title_style="bold yellow"
+    )
+    shown.add_column("what", style="yellow", no_wrap=True)
+    shown.add_column("mark", no_wrap=True)
+    shown.add_column("source", overflow="fold")
+    for path, origin in origins.items():
+        shown.add_row(Text(path), origin.mark, Text(origin.source))
     return shown

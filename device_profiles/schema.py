@@ -1,7 +1,8 @@
-"""The device profile: what a board can do, as measured on it. JSON, versioned; it travels in a plan request.
+"""The device profile: what a board can do, as measured on it or, for what-if, as its maker says. JSON, versioned; it travels in a plan request.
 
 Units are in the names: ``_us`` microseconds, ``_s`` seconds, ``_c`` degrees Celsius, ``gops`` 10^9 operations a second where a
-multiply-accumulate is two operations. None means not known; `DeviceProfile.unmeasured` says why. Nothing is guessed.
+multiply-accumulate is two operations. None means not known; `DeviceProfile.unmeasured` says why. `DeviceProfile.origins` says where each value
+comes from: a measurement guesses nothing, and what was not measured is never carried out as if it had been (`require_measured`).
 """
 
 from __future__ import annotations
@@ -119,6 +120,20 @@ class Power(msgspec.Struct):
     load_watts: Amount | None = None  # while kernels ran, or as declared
 
 
+Mark = Literal["measured", "specified", "estimated"]
+MARKS: tuple[Mark, ...] = ("measured", "specified", "estimated")
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where a value comes from. ``measured``: by splitedge on the board itself; ``specified``: published by its maker; ``estimated``: all else."""
+
+    mark: Mark
+    source: Text  # a document, an address, or the formula
+
+
+_MEASURED = Origin("measured", "edge-agent profile, on this board")
+
+
 class DeviceProfile(msgspec.Struct):
     schema_version: int
     created: Text  # ISO 8601, UTC
@@ -134,6 +149,39 @@ class DeviceProfile(msgspec.Struct):
     chosen: dict[
         Text, Text
     ] = {}  # what was chosen ("instruction set", "threads"): the choice and why; older files do not say
+    # A field by its path ("power.idle_watts"), a kind of kernel as "kernels.KIND": its origin, which holds for the fields within it too.
+    # What is not listed was measured.
+    origins: Annotated[dict[Text, Origin], Meta(max_length=200)] = {}
+
+
+def origin(profile: DeviceProfile, path: str) -> Origin:
+    """Where the field ``path`` ("power.load_watts", "kernels.pointwise") comes from: its own entry, else that of what it is a part of."""
+    while path:
+        if path in profile.origins:
+            return profile.origins[path]
+        path = path.rpartition(".")[0]
+    return _MEASURED
+
+
+def measured_origins(*fields: str) -> dict[str, Origin]:
+    """The origins of ``fields`` that were measured on this board."""
+    return dict.fromkeys(fields, _MEASURED)
+
+
+def is_measured(profile: DeviceProfile) -> bool:
+    """Whether the times in ``profile`` were measured on the board, so that a plan may be carried out there."""
+    return all(
+        origin(profile, path).mark == "measured" for path in (*(f"kernels.{kind}" for kind in KINDS), "overhead")
+    )
+
+
+def require_measured(profile: DeviceProfile) -> None:
+    """Raise `errors.ConfigError` for a profile of a board that nobody measured."""
+    if not is_measured(profile):
+        raise errors.ConfigError(
+            f"the profile of {profile.machine.board or 'this board'} was estimated, not measured: run 'edge-agent profile' on the board, "
+            "or ask what-if with 'edge-agent plan --board'"
+        )
 
 
 def from_dict(value: object) -> DeviceProfile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,13 @@ class Admission:
         self.max_frames, self.max_bytes = frames, size
         self.frames = 0
         self.bytes = 0
+        self._busy_s, self._busy_since = 0.0, 0.0
         self._freed = asyncio.Event()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which at least one frame was under way."""
+        return self._busy_s + (time.monotonic() - self._busy_since if self.frames else 0.0)
 
     @contextmanager
     def slot(self, size: int) -> Iterator[None]:
@@ -26,13 +33,17 @@ class Admission:
                 f"{self.frames} frames of {self.bytes} bytes are waiting already; try again when some are answered",
                 frames=self.frames, bytes=self.bytes,
             )  # fmt: skip
+        if not self.frames:
+            self._busy_since = time.monotonic()
         self.frames += 1
         self.bytes += size
         try:
             yield
         finally:
+            self._busy_s = self.busy_s
             self.frames -= 1
             self.bytes -= size
+            self._busy_since = time.monotonic()
             self._freed.set()
 
     async def room(self, size: int) -> None:

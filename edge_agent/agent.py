@@ -19,12 +19,14 @@ from types import TracebackType
 from typing import Any
 
 import edge_agent
+from device_profiles import power
 from device_profiles.machine import usable_threads
 from device_profiles.predict import best_threads
 from edge_agent import errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
+from edge_agent.energy import FrameEnergy
 from edge_agent.engine import Encoded, Engine, Frame, frame_bytes
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
@@ -57,6 +59,8 @@ class Agent:
         self._reconnects = 0  # of streams that were closed
         self._plans = 0
         self._keeper: asyncio.Task[None] | None = None
+        self._energy: FrameEnergy | None = None  # None: no sensor
+        self._metering: asyncio.Task[None] | None = None
         self._retiring: dict[asyncio.Task[None], _Active] = {}
 
     async def __aenter__(self) -> Agent:
@@ -98,16 +102,21 @@ class Agent:
     async def start(self) -> None:
         """Become ready, or raise the error that stands in the way; it may be called again."""
         self._use(await self._prepare())
+        if (meter := await asyncio.to_thread(power.find)) is not None:
+            self._energy = FrameEnergy(meter, self.admission)
+            self._metering = asyncio.create_task(self._energy.run())
         self._keeper = asyncio.create_task(self._keep_fresh())
 
     async def close(self) -> None:
         """Let frames in flight end for at most `limits.DRAIN_TIMEOUT`, then stop."""
         self._closing = True
-        tasks = [task for task in (self._keeper, self._replanning) if task is not None]
+        tasks = [task for task in (self._keeper, self._replanning, self._metering) if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)  # a new plan that is just ready becomes the active one, or is never opened
+        if self._energy is not None:
+            await asyncio.to_thread(self._energy.update)
         active, self._active = self._active, None
         self._state = "stopped"
         if active is not None:
@@ -149,15 +158,31 @@ class Agent:
             "model": self.settings.model, "uptime_s": round(time.monotonic() - self._started, 1), "plan": self.plan_info() or None,
             "frames": {"answered": counters.answered, "dropped": dict(counters.dropped), "failed": dict(counters.failed)},
             "queue": {"frames": self.admission.frames, "bytes": self.admission.bytes}, "payload_bytes": counters.payload_bytes,
-            "reconnects_total": self._reconnects_total(), "plans_total": self._plans,
+            "reconnects_total": self._reconnects_total(), "plans_total": self._plans, "energy": self.energy(),
         }  # fmt: skip
 
-    def gauges(self) -> dict[str, float]:
-        """Figures of the moment, by name; a name that ends in _total only grows."""
+    def energy(self) -> dict[str, Any] | None:
+        """What the board's power sensor says: its name, joules while frames were under way, joules for each answered frame; None without a sensor."""
+        if self._energy is None:
+            return None
+        joules, frames = self._energy.frames_j, self.counters.answered
         return {
+            "sensor": self._energy.sensor,
+            "joules": joules,
+            "joules_per_frame": joules / frames if frames else None,
+        }
+
+    def gauges(self) -> dict[str, float]:
+        """Figures of the moment, by name; a name that ends in _total only grows. Energy only where there is a sensor."""
+        found = {
             "ready": float(self.ready), "queue_frames": self.admission.frames, "queue_bytes": self.admission.bytes,
             "reconnects_total": self._reconnects_total(), "plans_total": self._plans,
         }  # fmt: skip
+        if energy := self.energy():
+            found["frame_joules_total"] = energy["joules"]
+            if energy["joules_per_frame"] is not None:
+                found["joules_per_frame"] = energy["joules_per_frame"]
+        return found
 
     def _reconnects_total(self) -> int:
         streams = [*self._retiring.values(), *([self._active] if self._active else [])]
@@ -170,7 +195,7 @@ class Agent:
         plan = self._active.engine.plan
         codec = plan.ladder[self._active.engine.codec] if plan.mode != "device" else None
         return {
-            "id": plan.id, "model": plan.model, "mode": plan.mode, "cut": plan.cut.layer, "weight_bits": str(plan.weight_bits),
+            "id": plan.id, "model": plan.model, "mode": plan.mode, "cut": plan.cut.layer, "weight_bits": f"{plan.mean_bits():.2f}",
             "activation_bits": str(codec.bits) if codec else "", "rule": codec.rule if codec else "",
         }  # fmt: skip
 

@@ -57,6 +57,7 @@ Keep = Annotated[
         help="What must not leave: nothing, input, or everything before a named layer.",
     ),
 ]
+Frames = Annotated[float | None, typer.Option("--frames", help="How many the plan is expected to serve.")]
 WeightTime = Annotated[float | None, typer.Option("--weight-time", help="Weight of a second [1].")]
 WeightEnergy = Annotated[float | None, typer.Option("--weight-energy", help="Weight of a joule [0].")]
 WeightCost = Annotated[float | None, typer.Option("--weight-cost", help="Weight of a server second [0].")]
@@ -98,12 +99,17 @@ def profile(
         Path | None, typer.Option("--out", help="Write the profile (JSON) here.", show_default=False)
     ] = None,
     watts: Annotated[float | None, typer.Option("--watts", min=0.01, help="Power under load, if you know it.")] = None,
+    known: Annotated[bool, typer.Option("--known", help="Measure nothing: list the known boards, or print BOARD.")] = False,
+    board: Annotated[str | None, typer.Argument(help="A known board, with --known.", show_default=False)] = None,
     json: Json = False,
-) -> None:
-    """Measure this machine and print what it can do."""
+) -> None:  # fmt: skip
+    """Measure this machine and print what it can do, or show what is known of other boards."""
     from edge_agent.commands import profile as command
 
-    command.profile(quick=quick, out=out, json=json, watts=watts)
+    if known or board:
+        command.known_boards(board, asked=known, json=json)
+    else:
+        command.profile(quick=quick, out=out, json=json, watts=watts)
 
 
 @app.command()
@@ -130,14 +136,21 @@ def models(
 def plan(
     config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None, max_drop: MaxDrop = None,
-    max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, weight_time: WeightTime = None,
-    weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None, json: Json = False,
+    max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, frames: Frames = None,
+    weight_time: WeightTime = None, weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None,
+    board: Annotated[str | None, typer.Option("--board", help="What if: plan for this known board, which nobody measured.")] = None,
+    uplink: Annotated[float | None, typer.Option("--uplink", min=1e-3, help="What if: Mbit/s to the server.")] = None,
+    downlink: Annotated[float | None, typer.Option("--downlink", min=1e-3, help="What if: Mbit/s from the server.")] = None,
+    rtt: Annotated[float | None, typer.Option("--rtt", min=0, help="What if: round trip, in ms.")] = None,
+    json: Json = False,
 ) -> None:  # fmt: skip
-    """Ask the server for a plan and explain it."""
+    """Ask the server for a plan and explain it; with --board or a link's values, for what is not here."""
     settings = _settings(locals())
     from edge_agent.commands import plan as command
 
-    asyncio.run(command.plan(settings, json=json))
+    link = {"uplink_mbps": uplink, "downlink_mbps": downlink, "rtt_ms": rtt}
+    given = {name: value for name, value in link.items() if value is not None}
+    asyncio.run(command.plan(settings, json=json, board=board, given=given))
 
 
 @app.command()
@@ -145,7 +158,8 @@ def infer(
     images: Annotated[list[str], typer.Argument(help="Files, folders, globs, or - for standard input.", show_default=False)],
     config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None, max_drop: MaxDrop = None,
-    max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, weight_time: WeightTime = None,
+    max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, frames: Frames = None,
+    weight_time: WeightTime = None,
     weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None,
     topk: Annotated[int | None, typer.Option("--topk", help="Classes in an answer [5].")] = None, json: Json = False,
 ) -> None:  # fmt: skip
@@ -210,9 +224,9 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return {_KEYS.get(name, name): value for name, value in given.items() if name not in _NOT_SETTINGS}
 
 
-_NOT_SETTINGS = {"config", "json", "images"}
+_NOT_SETTINGS = {"config", "json", "images", "board", "uplink", "downlink", "rtt"}
 _KEYS = {
     "host": "api.host", "port": "api.port", "max_drop": "demand.max_drop_points", "max_latency": "demand.max_latency_ms",
-    "min_rate": "demand.min_rate_fps", "keep": "demand.keep", "max_away": "demand.max_away_s",
+    "min_rate": "demand.min_rate_fps", "keep": "demand.keep", "frames": "demand.frames", "max_away": "demand.max_away_s",
     "weight_time": "demand.weights.time", "weight_energy": "demand.weights.energy", "weight_cost": "demand.weights.cost",
 }  # fmt: skip

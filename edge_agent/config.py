@@ -46,6 +46,7 @@ class DemandConfig(Demand, forbid_unknown_fields=True):
     keep: Annotated[
         str, Meta(min_length=1, max_length=limits.MAX_NAME, description='"nothing", "input" or a layer\'s name')
     ] = "nothing"
+    frames: Annotated[float, Meta(gt=0, le=1e12, description="a number of frames above 0")] | None = None
     max_away_s: Annotated[float, Meta(gt=0, le=3600, description="a number of seconds above 0, at most 3600")] = 10.0
 
 

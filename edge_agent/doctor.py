@@ -137,7 +137,8 @@ def heat(root: Path = machine.ROOT) -> Check:
 def sensor(root: Path = machine.ROOT) -> Check:
     """What measures power."""
     meter = power.find(root)
-    return Check("power", "ok", meter.name if meter else "no sensor; `edge-agent profile --watts` takes your figure")
+    found = meter.name if meter else f"{power.why_none(root)}; `edge-agent profile --watts` takes your figure"
+    return Check("power", "ok", found)
 
 
 def configuration(path: Path | None, options: Mapping[str, Any]) -> tuple[Settings | None, Check]:

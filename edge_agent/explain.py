@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edge_agent.protocol.messages import Candidate, Cut, Plan, Prediction
+from device_profiles.schema import MARKS, DeviceProfile
+from edge_agent.protocol.messages import Candidate, Cut, LinkEstimate, Plan, Prediction
 
 BAR_WIDTH = 48
 SHOWN = 8  # runners-up with a cut inside the network
@@ -19,14 +24,55 @@ _COME_ON_TOP = "decoding and resizing the image come on top; `edge-agent infer` 
 def explain(plan: Plan, width: int = 80) -> RenderableType:
     """Everything about ``plan`` that a person wants to know, for a rich console of ``width`` columns."""
     parts: list[RenderableType] = [Text(headline(plan), style="bold"), Text(), _facts(plan)]
-    if doubt := unproven(plan):
-        parts += [Text(), Text(doubt, style="yellow")]
     parts += [Text(), _time(plan.prediction, width)]
     if plan.preprocess.kind == "image":
         parts.append(Text(_COME_ON_TOP, style="dim"))
+    if plan.layers:
+        parts += [Text(), noise(plan)]
     if plan.runners_up:
         parts += [Text(), runners_up(plan, width)]
     return Group(*parts)
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """What a plan was asked for in place of this machine and its link: a known ``board`` with its profile, and the ``given`` values of the link."""
+
+    board: str | None
+    profile: DeviceProfile | None
+    link: LinkEstimate
+    given: list[str]
+
+    def document(self) -> dict[str, Any]:
+        """JSON values: the board with the origin of each field of its profile, and the link with the origin of each value."""
+        marks = {field: "given" if field in self.given else "measured" for field in LinkEstimate.__struct_fields__}
+        found: dict[str, Any] = {"link": msgspec.to_builtins(self.link), "link_marks": marks, "board": self.board}
+        if self.profile is not None:
+            found |= {"title": self.profile.machine.board, "marks": msgspec.to_builtins(self.profile.origins)}
+        return found
+
+    def words(self) -> RenderableType:
+        """What is assumed, and that times for a board that is not here are predictions."""
+        parts = [Text(f"What if: {self._board()}, {self._link()}", style="bold yellow")]
+        if self.profile is not None:
+            fields: dict[str, list[str]] = {mark: [] for mark in MARKS}
+            for path, origin in self.profile.origins.items():
+                whole = self.profile.origins.get(path.rpartition(".")[0])
+                if whole is None or whole.mark != origin.mark:
+                    fields[origin.mark].append(path)
+            told = "; ".join(f"{mark}: {', '.join(paths)}" for mark, paths in fields.items() if paths)
+            parts.append(Text("All times are predictions for a board that nobody measured.", style="yellow"))
+            parts.append(Text(f"Of its profile {told}. Sources: edge-agent profile --known {self.board}", style="dim"))
+        return Group(*parts)
+
+    def _board(self) -> str:
+        return "this machine" if self.profile is None else f"{self.board} ({self.profile.machine.board})"
+
+    def _link(self) -> str:
+        units = {"uplink_mbps": "{:g} Mbit/s up", "downlink_mbps": "{:g} Mbit/s down", "rtt_ms": "{:g} ms round trip"}
+        values = {name: words.format(round(getattr(self.link, name), 2)) for name, words in units.items()}
+        origin = {True: "given", False: "measured"}
+        return ", ".join(f"{value} ({origin[name in self.given]})" for name, value in values.items())
 
 
 def headline(plan: Plan) -> str:
@@ -39,15 +85,31 @@ def headline(plan: Plan) -> str:
     return plain(where[plan.mode])
 
 
-def unproven(plan: Plan) -> str:
-    """A sentence if the samples behind ``plan`` leave room for a greater drop than was allowed; else an empty string."""
-    p, allowed = plan.prediction, plan.demand.max_drop_points
-    if p.drop_high <= allowed:
-        return ""
-    return (
-        f"{p.samples} samples cannot prove a drop under {allowed} points (95 % interval up to {p.drop_high:.2f}): "
-        "calibrate with more labelled samples"
-    )
+def noise(plan: Plan) -> RenderableType:
+    """Bits and share of the noise of every layer, the codec and the head's activations."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name in ("layer", "weights", "bits", "noise"):
+        table.add_column(name, justify="left" if name == "layer" else "right", overflow="fold")
+    for layer in plan.layers:
+        table.add_row(Text(plain(layer.layer)), str(layer.weights), str(layer.bits), _share(layer.noise_share))
+    if plan.mode != "device":
+        table.add_row("the codec at the cut", "", str(plan.ladder[plan.codec].bits), _share(plan.codec_share))
+    table.add_row("8-bit activations of the head", "", "", _share(plan.head_share))
+    return Group(Text("Noise on the output, by what makes it", style="bold"), Text(), table)
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def bits(plan: Plan) -> str:
+    """The weights' bits: ``3.4 bits in the mean, 2 to 6 by layer``."""
+    if not plan.layers:
+        return "none here"
+    widths = [layer.bits for layer in plan.layers]
+    if min(widths) == max(widths):
+        return f"{widths[0]} bits"
+    return f"{plan.mean_bits():.1f} bits in the mean, {min(widths)} to {max(widths)} by layer"
 
 
 def runners_up(plan: Plan, width: int = 80) -> RenderableType:
@@ -105,7 +167,7 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
     p, sent = plan.prediction, plan.mode != "device"
     rows = [
         ("cut", _cut(plan.cut) + f" {plan.cut.shape}"),
-        ("weights", f"{plan.weight_bits} bits" if plan.mode != "server" else "none here"),
+        ("weights", bits(plan)),
     ]
     if sent:
         chosen = plan.ladder[plan.codec]
@@ -164,7 +226,7 @@ def _row(candidate: Candidate, *, wide: bool) -> tuple[str, ...]:
     """One cell for each of the headers."""
     p, kind = candidate.prediction, candidate.cut.kind
     place = {"input": "all on the server", "output": "all on the device"}.get(kind, candidate.cut.layer)
-    weights = "-" if kind == "input" else str(candidate.weight_bits)
+    weights = f"{candidate.weight_bits:.1f}" if candidate.weight_bits else "-"
     activation = "-" if kind == "output" else str(candidate.activation_bits)
     rule = f" {candidate.rule}" if wide and kind != "output" else ""
     return (

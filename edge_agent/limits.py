@@ -65,6 +65,7 @@ CACHED_SEGMENTS: Final = 8  # the newest are kept
 CACHED_PROFILES: Final = 4  # one for each build of the kernels that ran here; the newest are kept
 BODY_TIMEOUT: Final = 30.0  # a client that trickles its request body
 DRAIN_TIMEOUT: Final = 5.0  # how long frames in flight may take after a request to stop
+POWER_PERIOD: Final = 0.2  # between two looks at a power sensor, which may need a process of its own for each
 REPLAN_LEAST: Final = 60.0  # a plan is kept so long whatever its expiry says: a board's clock may be years off
 
 # --- the service and the device profile

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
 import device_profiles
-from device_profiles import DeviceProfile, machine
+from device_profiles import DeviceProfile, machine, schema
 from edge_agent import config, errors, limits
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
@@ -18,7 +18,7 @@ from edge_agent.engine import check_ladder
 from edge_agent.head import upgrade
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import Base, ServerClient, tls_context
-from edge_agent.protocol.messages import Plan, PlanRequest
+from edge_agent.protocol.messages import LinkEstimate, Plan, PlanRequest
 from kernels import jit
 
 Say = Callable[[str], object]
@@ -49,7 +49,8 @@ def cache_directory(settings: Settings) -> Path:
 async def profile(settings: Settings, say: Say) -> DeviceProfile:
     """The profile that the settings name, else the one measured once for these kernels, else a quick measurement, which is kept.
 
-    A profile that was kept tells the speeds of then and the memory, clock and throttling of now; one that the settings name is taken as it is.
+    A profile that was kept tells the speeds of then and the memory, clock and throttling of now; one that the settings name is taken as it is, and
+    refused with `errors.ConfigError` if nobody measured it.
     Measurements on more threads than the settings allow are left out: `predict.best_threads` then is what a head may run on.
     """
     found = await _profile(settings, say)
@@ -60,7 +61,9 @@ async def profile(settings: Settings, say: Say) -> DeviceProfile:
 
 async def _profile(settings: Settings, say: Say) -> DeviceProfile:
     if settings.profile:
-        return await asyncio.to_thread(device_profiles.load, _path(settings.profile))
+        found = await asyncio.to_thread(device_profiles.load, _path(settings.profile))
+        schema.require_measured(found)
+        return found
     path = cache_directory(settings) / f"profile-{jit.CACHE_DIR.name.removeprefix('kernels-')}.json"
     try:
         return await asyncio.to_thread(_refreshed, device_profiles.load(path))
@@ -80,8 +83,23 @@ def _refreshed(profile: DeviceProfile) -> DeviceProfile:
     )
 
 
-async def plan(server: ServerClient, settings: Settings, profile: DeviceProfile, held: list[str], say: Say) -> Plan:
-    """Measure the link and ask for a plan.
+async def link(server: ServerClient, given: Mapping[str, float], say: Say) -> LinkEstimate:
+    """The link with the values of ``given``, by the names of `LinkEstimate`; those that are not given are measured."""
+    if len(given) == len(LinkEstimate.__struct_fields__):
+        return LinkEstimate(**given)
+    say("measuring the link")
+    return msgspec.structs.replace(await server.measure_link(), **given)
+
+
+async def plan(
+    server: ServerClient,
+    settings: Settings,
+    profile: DeviceProfile,
+    held: list[str],
+    say: Say,
+    estimate: LinkEstimate | None = None,
+) -> Plan:
+    """Ask for a plan, for the link ``estimate`` or, without one, for the link as it is measured now.
 
     Raises `errors.ConfigError` if no model is set, `errors.PlanError` for a plan of another model, or one whose codec is not on its ladder.
     """
@@ -89,11 +107,10 @@ async def plan(server: ServerClient, settings: Settings, profile: DeviceProfile,
         raise errors.ConfigError(
             "no model is chosen; give `--model` or set `model`, `edge-agent models` lists them", key="model"
         )
-    say("measuring the link")
-    link = await server.measure_link()
+    estimate = estimate or await link(server, {}, say)
     say("asking for a plan")
     answer = await server.plan(
-        PlanRequest(settings.model, device_profiles.to_dict(profile), link, settings.demand, held)
+        PlanRequest(settings.model, device_profiles.to_dict(profile), estimate, settings.demand, held)
     )
     if answer.model != settings.model:
         raise errors.PlanError(

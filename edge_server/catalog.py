@@ -5,26 +5,33 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from calibration.bundle import Bundle
 from edge_agent import errors
 from edge_agent.head import upgrade
 from edge_agent.protocol.messages import Cut, ModelInfo, SegmentRef
+from edge_server.planner import Table
 from edge_server.store import Store
+from edge_server.tables import table_of
 from edge_server.tails import Tail
 
 _log = logging.getLogger(__name__)
+
+#: Tables that are kept in memory: one of a deep network takes a few MB.
+MOST_TABLES: Final = 32
+
 _Mark: TypeAlias = tuple[int, int]  # inode and time of a bundle's folder: a new bundle is a new folder
 
 
 class Catalog:
-    """Open bundles and their segments. Calls block; safe from several threads."""
+    """Open bundles, their tables of patterns and their segments. Calls block; safe from several threads."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._lock = threading.Lock()
         self._open: dict[str, tuple[_Mark, Bundle]] = {}
+        self._tables: dict[str, Table] = {}
         self._building = threading.Lock()
 
     def bundle(self, name: str) -> Bundle:
@@ -53,13 +60,23 @@ class Catalog:
                 _log.warning("%s is not listed: %s", name, error)
         return found
 
-    def segment(self, bundle: Bundle, cut: int, weight_bits: int) -> SegmentRef:
-        """The segment of ``bundle`` for this cut and these weights, built where it is not in the store yet."""
+    def table(self, bundle: Bundle) -> Table:
+        """The patterns of ``bundle``: made at the first call, which may take seconds, and kept for the last `MOST_TABLES` bundles."""
         with self._building:
-            known = self.store.known_segments(bundle.sha256).get((cut, weight_bits))
+            if bundle.sha256 not in self._tables:
+                while len(self._tables) >= MOST_TABLES:
+                    self._tables.pop(next(iter(self._tables)))
+                self._tables[bundle.sha256] = table_of(bundle)
+            return self._tables[bundle.sha256]
+
+    def segment(self, bundle: Bundle, cut: int, bits: tuple[int, ...]) -> SegmentRef:
+        """The segment of ``bundle`` for this cut and these bits of its layers, built where it is not in the store yet."""
+        with self._building:
+            known = self.store.known_segments(bundle.sha256).get((cut, bits))
             if known is not None:
                 return known
-            return self.store.put_segment(bundle.segment(cut, weight_bits), bundle.sha256, cut, weight_bits)
+            data = bundle.segment(cut, dict(zip(bundle.weight_layers(cut), bits, strict=True)))
+            return self.store.put_segment(data, bundle.sha256, cut, bits)
 
     def upgrade(self, wanted: str, held: str) -> Path | None:
         """The file that makes the segment ``wanted`` of ``held``, made where it is not in the store yet; None where one of them is not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -75,6 +75,10 @@ def add(
     ] = None,
     size: Annotated[int | None, typer.Option("--size", min=1, help="Short for --input-shape 1,3,SIZE,SIZE.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Use at most so many samples.")] = None,
+    rounding: Annotated[
+        Literal["nearest", "gptq"],
+        typer.Option("--rounding", help="Of weights: gptq looks at what it does to the samples."),
+    ] = "gptq",
     store: StoreFolder = None,
 ) -> None:
     """Import and calibrate a model, and list where it may be cut."""
@@ -85,7 +89,7 @@ def add(
     command.add(
         store,
         command.Request(
-            model, name, images, arrays, labels, class_names, preprocess, options | {"interpolation": interpolation}, shape, samples
+            model, name, images, arrays, labels, class_names, preprocess, options | {"interpolation": interpolation}, shape, samples, rounding
         ),
     )  # fmt: skip
 

@@ -1,20 +1,30 @@
-"""From a plan request to a plan: a `Problem` of the bundle, the profile and the link; the planner's choice; its segment; the message."""
+"""From a plan request to a plan: what the planner needs to know of the device, its pick, the segment, and the message."""
 
 from __future__ import annotations
 
 import math
 import secrets
 import time
+from typing import Literal
 
-from calibration.accuracy import GridPoint
 from calibration.bundle import Bundle
 from device_profiles import predict, schema
 from edge_agent import errors, limits
-from edge_agent.head.segment import Conv, Header, only_moves
-from edge_agent.protocol.messages import PROTOCOL_VERSION, Codec, Plan, PlanRequest
+from edge_agent.protocol.messages import (
+    PROTOCOL_VERSION,
+    Candidate,
+    LayerBits,
+    Mode,
+    Parts,
+    Plan,
+    PlanRequest,
+    Prediction,
+)
 from edge_server.catalog import Catalog
-from edge_server.planner import Choice, Point, Power, Problem, Site, plan, verify_plan
-from edge_server.planner.candidates import mode_of
+from edge_server.planner import Pick, Power, Request, Table, choose, reason, rivals, verify_pick
+from edge_server.planner.allocation import WIDTHS
+
+MODES: dict[str, Mode] = {"input": "server", "inside": "split", "output": "device"}
 
 
 def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
@@ -28,107 +38,123 @@ def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
         )
     profile = schema.from_dict(request.profile)
     bundle = catalog.bundle(request.model)
-    problem = problem_of(catalog, bundle, profile, request)
-    choice = plan(problem)
-    if faults := verify_plan(problem, choice):
+    table = catalog.table(bundle)
+    asked = request_of(catalog, bundle, table, profile, request)
+    pick = choose(table, asked)
+    if faults := verify_pick(table, asked, pick):
         raise errors.PlanError(f"the planner contradicts itself ({'; '.join(faults)}): please report this")
-    answer = _message(catalog, bundle, problem, choice, held=set(request.held))
+    answer = _message(catalog, bundle, table, asked, pick)
     catalog.store.put_plan(answer)
     return answer
 
 
-def problem_of(catalog: Catalog, bundle: Bundle, profile: schema.DeviceProfile, request: PlanRequest) -> Problem:
-    """What the planner needs to know, as plain data."""
-    headers = {index: bundle.header(index) for index in bundle.offered}
-    return Problem(
-        model=bundle.name,
-        sites=tuple(_site(bundle, index, headers[index], profile) for index in sorted(headers)),
-        points=tuple(expected(point) for point in bundle.grid),
-        link=request.link,
+def request_of(
+    catalog: Catalog, bundle: Bundle, table: Table, profile: schema.DeviceProfile, request: PlanRequest
+) -> Request:
+    """What the planner needs to know of a device, its link and its demand."""
+    known = catalog.store.known_segments(bundle.sha256)
+    held = {key for key, ref in known.items() if ref.sha256 in set(request.held)}
+    return Request(
         demand=request.demand,
-        segment_bytes=_segment_bytes(catalog, bundle, headers, set(request.held)),
-        power=_power(profile.power),
+        link=request.link,
+        head_ms=tuple(predict.head_ms(bundle.header(place.cut.index), profile) for place in table.places),
+        power=power_of(profile.power),
         memory_bytes=profile.machine.memory_available_bytes or None,
-        layers=tuple(cut.layer for cut in bundle.cuts if cut.kind != "input"),
+        held=frozenset(
+            i for i, one in enumerate(table.patterns) if (table.places[one.place].cut.index, one.bits) in held
+        ),
     )
 
 
-def expected(measured: GridPoint) -> Point:
-    """What the planner counts on: the measured drop, or half of the answers that changed where that is more.
-
-    A change that happens to mend an answer hides one that spoils it; the best of hundreds of combinations, each measured on a few samples, is
-    as a rule one where that happened.
-    """
-    m, drop = measured, max(measured.drop, 50 * (1 - measured.agreement))
-    return Point(m.cut, m.weight_bits, m.activation_bits, m.rule, drop, min(m.low, drop), max(m.high, drop), m.samples)
-
-
-def _site(bundle: Bundle, index: int, header: Header, profile: schema.DeviceProfile) -> Site:
-    cut = bundle.cuts[index]
-    return Site(
-        cut=cut,
-        head_ms=predict.head_ms(header, profile),
-        tail_ms=bundle.tail_ms[index],
-        memory_bytes=header.arena_bytes + _weights(header),
-        layers=frozenset({cut.layer, *(op.name for op in header.ops)}),
-        is_input=only_moves(header),
+def predict_pick(bundle: Bundle, table: Table, asked: Request, pick: Pick) -> Prediction:
+    """The prediction of a plan from its pick."""
+    cut, weights = table.places[pick.place].cut, asked.demand.weights
+    drop = bundle.accuracy.at(pick.noise)
+    source = energy_source(asked.power)
+    parts = Parts(
+        time=weights.time * pick.total_ms / 1000,
+        fetch=_fetch_s(asked, pick) * weights.time,
+        energy=weights.energy * pick.energy_j,
+        cost=weights.cost * pick.server_ms / 1000,
     )
+    return Prediction(
+        pick.device_ms, pick.transfer_ms, pick.queue_ms, pick.server_ms, pick.total_ms, pick.energy_j, source,
+        drop.expected, drop.low, drop.high, bundle.accuracy.samples, pick.noise, pick.payload_bytes, 4 * math.prod(cut.shape),
+        pick.segment_bytes, pick.objective, parts,
+    )  # fmt: skip
 
 
-def _power(power: schema.Power) -> Power:
+def _fetch_s(asked: Request, pick: Pick) -> float:
+    """Seconds of the segment's transfer that fall on one frame."""
+    if asked.demand.frames is None:
+        return 0.0
+    return pick.segment_bytes * 8e-6 / asked.link.downlink_mbps / asked.demand.frames
+
+
+def power_of(power: schema.Power) -> Power:
     """A board that is not known to draw less while it sends counts at its load."""
     sending = power.idle_watts if power.idle_watts is not None else power.load_watts
     return Power(power.load_watts, sending, measured=power.source == "sensor")
 
 
-def _segment_bytes(
-    catalog: Catalog, bundle: Bundle, headers: dict[int, Header], held: set[str]
-) -> dict[tuple[int, int], int]:
-    """Bytes to fetch for each (cut, weight bits): 0 where the agent holds it, else estimated, so that a plan depends on no past one."""
-    known = catalog.store.known_segments(bundle.sha256)
-    ours = {key for key, ref in known.items() if ref.sha256 in held}
-    wanted = {(point.cut, point.weight_bits) for point in bundle.grid if point.cut in headers}
-    return {key: 0 if key in ours else _estimated_bytes(headers[key[0]], key[1]) for key in wanted}
+def energy_source(power: Power) -> Literal["measured", "declared", "unknown"]:
+    """Where a plan's energy comes from."""
+    if power.compute_w is None or power.transmit_w is None:
+        return "unknown"
+    return "measured" if power.measured else "declared"
 
 
-def _estimated_bytes(header: Header, bits: int) -> int:
-    """Packed weights, a bias and a multiplier for each channel, about 300 bytes of JSON for each operator."""
-    channels = sum(header.tensors[op.out].shape[-1] for op in header.ops if isinstance(op, Conv))
-    return _weights(header) * bits // 8 + 8 * channels + 300 * len(header.ops)
-
-
-def _weights(header: Header) -> int:
-    """Weights of a head, which it holds at a byte each once they are unpacked."""
-    total = 0
-    for op in header.ops:
-        if isinstance(op, Conv):
-            channels = header.tensors[op.x].shape[-1] // op.groups
-            total += header.tensors[op.out].shape[-1] * channels * math.prod(op.kernel)
-    return total
-
-
-def _message(catalog: Catalog, bundle: Bundle, problem: Problem, choice: Choice, held: set[str]) -> Plan:
-    chosen = choice.chosen
-    index = chosen.cut.index
-    segment = catalog.segment(bundle, index, chosen.weight_bits)
-    chosen.prediction.segment_bytes = 0 if segment.sha256 in held else segment.size
-    ladder: list[Codec] = [bundle.codec(index, point.rule, point.activation_bits) for point in choice.ladder]
+def _message(catalog: Catalog, bundle: Bundle, table: Table, asked: Request, pick: Pick) -> Plan:
+    place, bits = table.places[pick.place], table.patterns[pick.pattern].bits
+    cut = place.cut
+    segment = catalog.segment(bundle, cut.index, bits)
+    prediction = predict_pick(bundle, table, asked, pick)
+    prediction.segment_bytes = 0 if pick.pattern in asked.held else segment.size
+    whole = pick.noise or 1.0
+    codec = None if pick.codec is None else place.codecs[pick.codec]
     return Plan(
         id=secrets.token_urlsafe(18),
         model=bundle.name,
         bundle=bundle.sha256,
-        mode=mode_of(chosen),
-        cut=chosen.cut,
-        weight_bits=chosen.weight_bits,
-        ladder=ladder,
-        codec=choice.codec,
+        mode=MODES[cut.kind],
+        cut=cut,
+        layers=[
+            LayerBits(layer.name, b, layer.weights, layer.noise[b - WIDTHS[0]] / whole)
+            for layer, b in zip(place.layers, bits, strict=True)
+        ],
+        codec_share=codec.noise / whole if codec else 0.0,
+        head_share=place.noise / whole,
+        ladder=[bundle.codec(cut.index, place.codecs[i].rule, place.codecs[i].bits) for i in pick.ladder],
+        codec=0 if pick.codec is None else pick.ladder.index(pick.codec),
         segment=segment,
         preprocess=bundle.preprocess,
-        prediction=chosen.prediction,
-        runners_up=list(choice.runners_up),
-        considered=choice.considered,
+        prediction=prediction,
+        runners_up=[
+            candidate(bundle, table, asked, rival.pick, reason(table, asked, rival, pick))
+            for rival in rivals(table, asked, pick)
+        ],
+        considered=len(table.pattern),
         expires_unix=time.time() + limits.PLAN_LIFETIME,
-        demand=problem.demand,
+        demand=asked.demand,
         labels=bundle.labels,
         metric=bundle.metric,
     )
+
+
+def candidate(bundle: Bundle, table: Table, asked: Request, pick: Pick, why: str) -> Candidate:
+    """A pick as runners-up are told."""
+    place = table.places[pick.place]
+    codec = None if pick.codec is None else place.codecs[pick.codec]
+    return Candidate(
+        place.cut,
+        mean_bits([layer.weights for layer in place.layers], table.patterns[pick.pattern].bits),
+        codec.bits if codec else 0,
+        codec.rule if codec else "",
+        predict_pick(bundle, table, asked, pick),
+        why,
+    )
+
+
+def mean_bits(weights: list[int], bits: tuple[int, ...]) -> float:
+    """Bits of a weight in the mean; 0 without weights."""
+    return sum(w * b for w, b in zip(weights, bits, strict=True)) / max(1, sum(weights))

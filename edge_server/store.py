@@ -33,17 +33,19 @@ from edge_agent.protocol.messages import Plan, SegmentRef
 
 NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.MAX_NAME - 1}}}")
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
-_VERSION: Final = 2  # 1: segments of a format that agents no longer read
+_VERSION: Final = 3
+#: Plans and segments of older versions are dropped: they are made anew when asked for.
 _SCHEMA: Final = """
+DROP TABLE IF EXISTS plans;
+DROP TABLE IF EXISTS segments;
 CREATE TABLE IF NOT EXISTS tokens (name TEXT PRIMARY KEY, hash BLOB NOT NULL, created REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS plans (id TEXT PRIMARY KEY, expires REAL NOT NULL, body BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS plans_expires ON plans (expires);
-CREATE TABLE IF NOT EXISTS segments (
-    bundle TEXT NOT NULL, cut INTEGER NOT NULL, weight_bits INTEGER NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL,
-    PRIMARY KEY (bundle, cut, weight_bits)
+CREATE TABLE plans (id TEXT PRIMARY KEY, expires REAL NOT NULL, body BLOB NOT NULL);
+CREATE INDEX plans_expires ON plans (expires);
+CREATE TABLE segments (
+    bundle TEXT NOT NULL, cut INTEGER NOT NULL, bits BLOB NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL,
+    PRIMARY KEY (bundle, cut, bits)
 );
-DELETE FROM segments;
-"""  # run once for each version: what an older one built is built anew
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +146,20 @@ class Store:
 
     # --- segments
 
-    def put_segment(self, data: bytes, bundle: str, cut: int, weight_bits: int) -> SegmentRef:
-        """Writes a segment under its content's hash, whole or not at all, and remembers what it belongs to."""
+    def put_segment(self, data: bytes, bundle: str, cut: int, bits: tuple[int, ...]) -> SegmentRef:
+        """Writes a segment under its content's hash, whole or not at all, and remembers what it belongs to: a cut and the bits of its layers."""
         ref = SegmentRef(hashlib.sha256(data).hexdigest(), len(data))
         with self._guard():
             self._write(self.segments / f"{ref.sha256}.segment", data)
         with self._transaction() as db:
-            row = (bundle, cut, weight_bits, ref.sha256, ref.size)
+            row = (bundle, cut, bytes(bits), ref.sha256, ref.size)
             db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)", row)
         return ref
 
-    def known_segments(self, bundle: str) -> dict[tuple[int, int], SegmentRef]:
-        """The segments that were built of ``bundle`` and are still on disk, by (cut, weight bits)."""
-        rows = self._read("SELECT cut, weight_bits, sha256, size FROM segments WHERE bundle = ?", (bundle,))
-        refs = {(cut, bits): SegmentRef(sha, size) for cut, bits, sha, size in rows}
+    def known_segments(self, bundle: str) -> dict[tuple[int, tuple[int, ...]], SegmentRef]:
+        """The segments that were built of ``bundle`` and are still on disk, by cut and bits of layers."""
+        rows = self._read("SELECT cut, bits, sha256, size FROM segments WHERE bundle = ?", (bundle,))
+        refs = {(cut, tuple(bits)): SegmentRef(sha, size) for cut, bits, sha, size in rows}
         return {key: ref for key, ref in refs.items() if self.segment_path(ref.sha256) is not None}
 
     def segment_path(self, sha256: str) -> Path | None:
@@ -243,8 +245,8 @@ class Store:
         db.execute("PRAGMA journal_mode = WAL")
         if version < _VERSION:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-            for path in self.segments.glob("*.segment"):
-                path.unlink(missing_ok=True)
+            for left in [*self.segments.glob("*.segment"), *self.segments.glob("*.upgrade")]:
+                left.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         """Deletes what a process that was killed left behind. Only after a day: an import that still runs has such a folder too."""

@@ -37,6 +37,9 @@ class Kind(IntEnum):
     LINEAR = 13
     NORM = 14
     ATTENTION = 15
+    PATCHES = 16
+    POSITION = 17
+    MEAN = 18
 
 
 class Field(IntEnum):
@@ -57,7 +60,7 @@ class Field(IntEnum):
     SW = 12
     DH = 13
     DW = 14
-    TOP = 15
+    TOP = 15  # POSITION: rows of the table ahead of x's
     LEFT = 16
     BOTTOM = 17
     RIGHT = 18
@@ -77,7 +80,7 @@ class Field(IntEnum):
     HEADS = 19  # transformers: the same columns under the names of other things
     PAD_TOKEN = 13
     RESIDUAL = 28  # arena offset, -1 for none; ATTENTION: of the token ids
-    FLOATS = 30  # bias of LINEAR, beta of NORM, positions of EMBED: among the multipliers
+    FLOATS = 30  # bias of LINEAR, beta of NORM, positions of EMBED, table of POSITION: among the multipliers
     GELU = 31
     SIZE0 = 32  # TRANSPOSE: four sizes of y and four steps in x
     STEP0 = 36
@@ -138,6 +141,12 @@ def _transformer(memory, i, scratch, part, parts):
     elif kind == 15:
         first, last = team.share(op[19], part, parts)
         transformer.attention(arena, x, h, c, op[19], first, last, real, op[28], op[13], y, scratch)
+    elif kind == 16:
+        transformer.patches(arena, x, a, b, op[4], c, op[9], y)
+    elif kind == 17:
+        transformer.position(arena, x, a, b, op[15], c, multipliers, op[30], y)
+    elif kind == 18 and part == 0:
+        transformer.mean(arena, x, h, c, y)
 
 
 @inline

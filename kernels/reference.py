@@ -271,6 +271,28 @@ def embed(ids: I32, w: S8, scale: F32, position: F32) -> F32:
     return result
 
 
+def patches(x: F32, size: int) -> F32:
+    """The squares of ``size`` x ``size`` pixels of x [H, W, C], row by row: [H / size * W / size, size * size * C]."""
+    height, width, channels = x.shape
+    cut = x.reshape(height // size, size, width // size, size * channels).transpose(0, 2, 1, 3)
+    return cut.reshape(-1, size * size * channels)
+
+
+def position(x: F32, table: F32) -> F32:
+    """x [T, C] + the last T rows of ``table`` [R, C], behind its first R - T rows."""
+    first = len(table) - len(x)
+    return np.concatenate([table[:first], table[first:] + x])
+
+
+def mean(x: F32) -> F32:
+    """The sum of the rows of x [N, C], one after another, over N."""
+    total: F32 = x[0]
+    for row in x[1:]:
+        total = total + row
+    result: F32 = total / np.float32(len(x))
+    return result
+
+
 # --- weights: b-bit codes, packed tightly, least significant bit first ------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """The operators of a transformer's head. Tensors and constants come as addresses, scratch as an offset into the arena.
 
-`linear`, `attention`, `norm` and `embed` equal their twins in `kernels.reference`; the steps on one row are in `kernels.rows`.
+All equal their twins in `kernels.reference`; the steps on one row are in `kernels.rows`.
 """
 
 from __future__ import annotations
@@ -61,6 +61,45 @@ def embed(ids, count, w, vocabulary, n, scales, position, y):
     for t in range(count):
         row = min(max(np.int64(ids[t]), 0), vocabulary - 1)
         rows.embed_row(w + row * n, n, scales[row], position + 4 * t * n, y + 4 * t * n)
+
+
+@inline
+def patches(arena, x, first, last, columns, channels, size, y):
+    """Rows ``first`` to ``last`` of y, the squares of a picture of ``columns`` squares a row; ``x`` and ``y`` are offsets of ``arena``."""
+    step = 4 * size * channels
+    for t in range(first, last):
+        corner = x + (t // columns * size * columns + t % columns) * step
+        for line in range(size):
+            source = arena[corner + line * columns * step :][:step]
+            target = arena[y + (t * size + line) * step :][:step]
+            for i in range(step):
+                target[i] = source[i]
+
+
+@inline
+def position(arena, x, first, last, ahead, n, multipliers, table, y):
+    """Rows ``first`` to ``last`` of y [..., n]: the table's, and x's added from row ``ahead`` on; ``x`` and ``y`` are offsets of ``arena``."""
+    base = rows.address(arena)
+    for t in range(first, last):
+        target = arena[y + 4 * t * n :][: 4 * n].view(np.float32)
+        source = multipliers[table + t * n :][:n]
+        for i in range(n):
+            target[i] = source[i]
+        if t >= ahead:
+            rows.add_row(base + y + 4 * t * n, base + x + 4 * (t - ahead) * n, n)
+
+
+@inline
+def mean(arena, x, count, n, y):
+    """y [n] = mean of the rows of x [count, n]; ``x`` and ``y`` are offsets of ``arena``."""
+    base = rows.address(arena)
+    source, target = arena[x : x + 4 * n].view(np.float32), arena[y : y + 4 * n].view(np.float32)
+    for i in range(n):
+        target[i] = source[i]
+    for t in range(1, count):
+        rows.add_row(base + y, base + x + 4 * t * n, n)
+    for i in range(n):
+        target[i] = target[i] / np.float32(count)
 
 
 def _layout(tokens, channels, heads):

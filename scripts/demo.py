@@ -305,7 +305,9 @@ def figures(
         sends = f"activations {codec['bits']} bits ({codec['rule']})"
     else:
         sends = "nothing is sent"
-    yield "plan", f"cut after {plan['cut']['layer']}: weights {plan['weight_bits']} bits, {sends}"
+    widths = [layer["bits"] for layer in plan["layers"]]
+    weights = f"{min(widths)} to {max(widths)} bits" if widths else "none"
+    yield "plan", f"cut after {plan['cut']['layer']}: weights {weights}, {sends}"
     held = [i for i, p in enumerate(photos) if not p.seen]
 
     def right(found: list[int], which: list[int]) -> str:

@@ -31,10 +31,9 @@ def make(family: str, path: Path) -> None:
 
         path.write_bytes(heads.our_segment(importer.load(models.LITE0, models.LITE0_SHAPE), heads.SHAPE, weight_bits=6))
     else:
-        from benchmarks import minilm, minilm_model
-        from calibration.encoder import lower_encoder
+        from benchmarks import heads, minilm, minilm_model
 
-        path.write_bytes(lower_encoder(minilm_model.encoder(minilm.folder(), TOKENS), 8, "minilm"))
+        path.write_bytes(heads.encoder_segment(minilm_model.encoder(minilm.folder(), TOKENS), 8))
 
 
 def kernels_differ(family: str) -> str:

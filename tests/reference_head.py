@@ -31,7 +31,7 @@ def _plane(x: U8) -> U8:
 
 def _run(segment: seg.Segment, op: seg.AnyOp, values: dict[int, Values]) -> Values:
     tensors, blob = segment.header.tensors, segment.blob
-    if isinstance(op, seg.Embed | seg.Linear | seg.Norm | seg.Attention):
+    if isinstance(op, seg.Embed | seg.Linear | seg.Norm | seg.Attention | seg.Patches | seg.Position | seg.Mean):
         return _transformer(segment, op, values)
     y = tensors[op.out]
     if isinstance(op, seg.Conv):
@@ -77,13 +77,21 @@ def _run(segment: seg.Segment, op: seg.AnyOp, values: dict[int, Values]) -> Valu
 
 
 def _transformer(
-    segment: seg.Segment, op: seg.Embed | seg.Linear | seg.Norm | seg.Attention, values: dict[int, Values]
+    segment: seg.Segment,
+    op: seg.Embed | seg.Linear | seg.Norm | seg.Attention | seg.Patches | seg.Position | seg.Mean,
+    values: dict[int, Values],
 ) -> Values:
     x, out = values[op.x], segment.header.tensors[op.out].shape
 
     def floats(offset: int, count: int) -> NDArray[np.float32]:
         return segment.blob[offset : offset + 4 * count].view(np.float32)
 
+    if isinstance(op, seg.Patches):
+        return reference.patches(x, op.size)
+    if isinstance(op, seg.Position):
+        return reference.position(x, floats(op.table, math.prod(out)).reshape(out))
+    if isinstance(op, seg.Mean):
+        return reference.mean(x[op.first : op.first + op.count])
     if isinstance(op, seg.Norm):
         return reference.norm(x, floats(op.gamma, x.shape[-1]), floats(op.beta, x.shape[-1]), op.epsilon)
     if isinstance(op, seg.Attention):

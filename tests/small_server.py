@@ -50,10 +50,13 @@ def make_plan(mode: str, data: bytes, *, name: str = "small", life: float = 3600
     layer = header.ops[-1].name if header.ops else "input"
     low = -output.scale * output.zero_point
     codec = m.Codec("minmax", 4, [float(np.float32(low))], [float(np.float32(255 * output.scale / 15))])
-    guess = m.Prediction(1.0, 2.0, 3.0, 6.0, 0.0, "unknown", 0.1, 0.0, 0.2, 100, 296, 2048, len(data), 6.0)
+    parts = m.Parts(0.006, 0.0, 0.0, 0.0)
+    guess = m.Prediction(
+        1.0, 2.0, 0.0, 3.0, 6.0, 0.0, "unknown", 0.1, 0.0, 0.2, 100, 0.1, 296, 2048, len(data), 0.006, parts
+    )
     fields: dict[str, Any] = {
         "id": hashlib.sha256(data + str(time.monotonic_ns()).encode()).hexdigest()[:16], "model": name, "bundle": "0" * 64, "mode": mode,
-        "cut": m.Cut(1, layer, layer, output.shape, kind), "weight_bits": 8, "ladder": [] if mode == "device" else [codec], "codec": 0,
+        "cut": m.Cut(1, layer, layer, output.shape, kind), "layers": [], "codec_share": 1.0, "head_share": 0.0, "ladder": [] if mode == "device" else [codec], "codec": 0,
         "segment": m.SegmentRef(seg.digest(data), len(data)), "preprocess": header.preprocess, "prediction": guess, "runners_up": [],
         "considered": 1, "expires_unix": time.time() + life, "demand": m.Demand(), "labels": [f"label {i}" for i in range(1000)],
     }  # fmt: skip

@@ -39,7 +39,7 @@ async def infer(settings: Settings, patterns: list[str], *, json: bool) -> int:
             _show(source, outcome, json=json)
     finally:
         await agent.close()
-    print(_summary(results, len(sources)), file=sys.stderr if json else sys.stdout)
+    print(_summary(results, len(sources)) + _joules(agent), file=sys.stderr if json else sys.stdout)
     return status
 
 
@@ -112,3 +112,11 @@ def _summary(results: list[Result], total: int) -> str:
     })  # fmt: skip
     sent = sum(r.payload_bytes for r in results) / len(results)
     return f"{text}; on average {_times(mean)}; {size(sent)} a frame sent"
+
+
+def _joules(agent: Agent) -> str:
+    """What a frame cost in energy, where there is a sensor and it has seen frames."""
+    energy = agent.energy()
+    if energy is None or not energy["joules_per_frame"]:
+        return ""
+    return f"; {energy['joules_per_frame']:.3g} J a frame, measured ({plain(energy['sensor'])})"

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from device_profiles import known
 from edge_agent import negotiation
 from edge_agent.config import Settings
-from edge_agent.explain import explain, plain
+from edge_agent.explain import WhatIf, explain, plain
 
 
-async def plan(settings: Settings, *, json: bool) -> None:
-    """Print the plan that the server makes for this machine and link; nothing is fetched or run."""
+async def plan(
+    settings: Settings, *, json: bool, board: str | None = None, given: Mapping[str, float] | None = None
+) -> None:
+    """Print the plan that the server makes for this machine and link; nothing is fetched or run.
+
+    ``board`` names a known board to plan for in place of this machine, ``given`` the values of the link (as in `LinkEstimate`) that are not to be
+    measured; the output says so.
+    """
+    given = given or {}
+    stands_in = known.load(board) if board else None
     spinner = Console(stderr=True).status("measuring this machine")
     with spinner:
 
         def say(text: str) -> None:
             spinner.update(plain(text))
 
-        profile = await negotiation.profile(settings, say)
+        profile = stands_in or await negotiation.profile(settings, say)
         async with negotiation.client(settings) as client:
-            chosen = await negotiation.plan(client, settings, profile, [], say)
+            link = await negotiation.link(client, given, say)
+            chosen = await negotiation.plan(client, settings, profile, [], say, link)
+    what_if = WhatIf(board, stands_in, link, sorted(given)) if board or given else None
     if json:
-        print(msgspec.json.encode(chosen).decode())
+        extra = {"what_if": what_if.document()} if what_if else {}
+        print(msgspec.json.encode(msgspec.to_builtins(chosen) | extra).decode())
     else:
         console = Console(highlight=False)
+        if what_if:
+            console.print(what_if.words(), "")
         console.print(explain(chosen, console.width))
 
 

@@ -369,6 +369,22 @@ def _lower_norm(low: _Lowering, op: seg.Norm) -> None:
     low.row(Kind.NORM, op.x, op.out, op.epsilon, H=math.prod(shape[:-1]), C=shape[-1], **places)
 
 
+def _lower_patches(low: _Lowering, op: seg.Patches) -> None:
+    x, y = low.tensor(op.x).shape, low.tensor(op.out).shape
+    low.row(Kind.PATCHES, op.x, op.out, H=y[0], W=x[1] // op.size, C=x[2], KH=op.size)
+
+
+def _lower_position(low: _Lowering, op: seg.Position) -> None:
+    rows, channels = low.tensor(op.out).shape
+    table = low.floats_at(op.table, rows * channels)
+    low.row(Kind.POSITION, op.x, op.out, H=rows, C=channels, TOP=rows - low.tensor(op.x).shape[0], FLOATS=table)
+
+
+def _lower_mean(low: _Lowering, op: seg.Mean) -> None:
+    channels = low.tensor(op.x).shape[1]
+    low.row(Kind.MEAN, op.x, op.out, X=low.tensor(op.x).offset + 4 * op.first * channels, H=op.count, C=channels)
+
+
 def _lower_transformer(low: _Lowering, op: seg.Linear | seg.Embed | seg.Attention, w: NDArray[np.int8] | None) -> int:
     """Operators with products or weights; returns the products."""
     x, y = low.tensor(op.x).shape, low.tensor(op.out).shape
@@ -398,4 +414,5 @@ def _lower_transformer(low: _Lowering, op: seg.Linear | seg.Embed | seg.Attentio
 _LOWER: dict[type, Any] = {
     seg.Add: _lower_pair, seg.Mul: _lower_pair, seg.Lut: _lower_lut, seg.Pool: _lower_pool, seg.Concat: _lower_concat,
     seg.Transpose: _lower_transpose, seg.Reshape: _lower_reshape, seg.Pad: _lower_pad, seg.Softmax: _lower_softmax, seg.Norm: _lower_norm,
+    seg.Patches: _lower_patches, seg.Position: _lower_position, seg.Mean: _lower_mean,
 }  # fmt: skip

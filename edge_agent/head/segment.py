@@ -182,7 +182,7 @@ class Softmax(Op, tag="softmax"):
     hi: int
 
 
-# Transformers. x and y are f32 [..., channels], every axis but the last counts rows. All but `Embed` quantize on the way.
+# Transformers. x and y are f32 [..., channels], every axis but the last counts rows. `Linear` and `Attention` quantize on the way.
 
 
 class Embed(Op, tag="embed"):
@@ -236,7 +236,32 @@ class Attention(Op, tag="attention"):
     pad: int
 
 
-AnyOp = Conv | Add | Mul | Lut | Pool | Concat | Transpose | Reshape | Pad | Softmax | Embed | Linear | Norm | Attention
+class Patches(Op, tag="patches"):
+    """y = the squares of ``size`` x ``size`` pixels of x f32 [H, W, C], row by row: [H / size * W / size, size * size * C], each square as it lies."""
+
+    x: int
+    size: int
+
+
+class Position(Op, tag="position"):
+    """y = table + x, x behind the rows that only the table has: f32 [T, C] to [R, C], R >= T. ``table``: [R, C] float32."""
+
+    x: int
+    table: int
+
+
+class Mean(Op, tag="mean"):
+    """y = mean of ``count`` rows of x f32 [T, C] from row ``first`` on, by `kernels.reference.mean`: [C] or [1, C]."""
+
+    x: int
+    first: int
+    count: int
+
+
+AnyOp = (
+    Conv | Add | Mul | Lut | Pool | Concat | Transpose | Reshape | Pad | Softmax
+    | Embed | Linear | Norm | Attention | Patches | Position | Mean
+)  # fmt: skip
 
 
 class Golden(msgspec.Struct):
@@ -261,8 +286,10 @@ class Header(msgspec.Struct):
 
 
 def only_moves(header: Header) -> bool:
-    """Whether the head computes nothing: it moves bytes about or looks tokens up, so that what leaves it is the input itself, however it is called."""
-    return all(isinstance(op, Reshape | Transpose | Pad | Concat | Embed) for op in header.ops)
+    """Whether the head computes nothing: it moves bytes about, looks tokens up or adds a constant, so that what leaves it is the input itself, however
+    it is called.
+    """
+    return all(isinstance(op, Reshape | Transpose | Pad | Concat | Embed | Patches | Position) for op in header.ops)
 
 
 class Segment(msgspec.Struct):
@@ -346,6 +373,8 @@ def _constants(header: Header, op: AnyOp) -> Iterator[Constant]:
         case Norm():
             yield Constant(op, "gamma", "f32", _side(header, op.out))
             yield Constant(op, "beta", "f32", _side(header, op.out))
+        case Position():
+            yield Constant(op, "table", "f32", math.prod(header.tensors[op.out].shape) if _side(header, op.out) else 0)
         case Lut():
             yield Constant(op, "table", "table", coding.TABLE)
         case Concat():
@@ -374,13 +403,20 @@ def _bits(op: Conv | Linear | Embed) -> int:
 def build(header: Header, blob: bytes) -> bytes:
     """The segment file of ``header`` and ``blob``; ``header.blob_bytes`` must be the blob's length.
 
-    The file holds what `constants` lists and nothing else of the blob; parsed, their offsets may be others.
+    The file holds what `constants` lists, all else in the blob must be 0; parsed, offsets may be others.
     """
     if header.blob_bytes != len(blob):
         raise errors.SegmentError(f"the header says {header.blob_bytes} bytes of blob, there are {len(blob)}")
     places = parts(header)
     if any(part.offset < 0 or part.offset + part.nbytes > len(blob) for part in places):
         raise errors.SegmentError("the header has constants outside the blob; place them within it")
+    rest = np.frombuffer(blob, np.uint8).copy()
+    for part in places:
+        part.of(rest)[:] = 0
+    if rest.any():
+        raise errors.SegmentError(
+            "the blob has bytes that no operator names; say in `segment.constants` whose they are"
+        )
     data = frame(header) + coding.encode(np.frombuffer(blob, np.uint8), places)
     check_inflation(header, len(data))
     return data

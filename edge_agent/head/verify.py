@@ -51,9 +51,8 @@ def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
         _check_types(header, op)
         _RULES[type(op)](segment, op)
     _check(sum(_work(header, op) for op in header.ops) <= limits.MAX_MACS, "wants more computation than an agent gives")
-    _check(
-        sum(_claimed(header, op) for op in header.ops) <= len(segment.blob), "uses the same constants more than once"
-    )
+    claimed = sum(part.nbytes for part in seg.parts(header))
+    _check(claimed <= len(segment.blob), "uses the same constants more than once")
     return {
         i: _weights(segment, op) for i, op in enumerate(header.ops) if isinstance(op, seg.Conv | seg.Linear | seg.Embed)
     }
@@ -149,7 +148,8 @@ def _check_overlap(header: seg.Header) -> None:
 
 # --- one rule for each operator ---------------------------------------------------------------------------------------
 
-_TYPES = {seg.Embed: ("i32", "f32"), **dict.fromkeys((seg.Linear, seg.Norm, seg.Attention), ("f32", "f32"))}
+_FLOATS = (seg.Linear, seg.Norm, seg.Attention, seg.Patches, seg.Position, seg.Mean)
+_TYPES = {seg.Embed: ("i32", "f32"), **dict.fromkeys(_FLOATS, ("f32", "f32"))}
 
 
 def _check_types(header: seg.Header, op: seg.AnyOp) -> None:
@@ -238,23 +238,9 @@ def _work(header: seg.Header, op: seg.AnyOp) -> int:
         return outputs * x[-1]
     if isinstance(op, seg.Attention):
         return 2 * outputs * x[0]
+    if isinstance(op, seg.Mean):
+        return outputs * op.count
     return outputs * (op.kernel[0] * op.kernel[1] if isinstance(op, seg.Pool) else 1)
-
-
-def _claimed(header: seg.Header, op: seg.AnyOp) -> int:
-    """Bytes of the blob that are the operator's own."""
-    x, y = header.tensors[inputs(op)[0]].shape, header.tensors[op.out].shape
-    if isinstance(op, seg.Conv):
-        outs, channels = hwc(y)[2], hwc(x)[2]
-        window = op.kernel[0] * op.kernel[1] * (channels // op.groups)
-        return -(-outs * window * op.bits // 8) + 8 * outs
-    if isinstance(op, seg.Linear):
-        return -(-y[-1] * x[-1] * op.bits // 8) + 8 * y[-1]
-    if isinstance(op, seg.Embed):
-        return -(-op.vocabulary * y[1] * op.bits // 8) + 4 * (op.vocabulary + y[0] * y[1])
-    if isinstance(op, seg.Concat):
-        return 256 * sum(table != -1 for table in op.tables)
-    return 8 * y[-1] if isinstance(op, seg.Norm) else 256 if isinstance(op, seg.Lut) else 0
 
 
 def _weight_shape(segment: seg.Segment, op: seg.Conv | seg.Linear | seg.Embed) -> tuple[int, ...]:
@@ -405,8 +391,29 @@ def _attention(segment: seg.Segment, op: seg.Attention) -> None:
     _check_scratch(op, transformer.attention_scratch(y[0], y[1], op.heads))
 
 
+def _patches(segment: seg.Segment, op: seg.Patches) -> None:
+    x, y, size = _shape(segment, op.x), _shape(segment, op.out), op.size
+    whole = len(x) == 3 and size >= 1 and x[0] % size == 0 and x[1] % size == 0
+    fits = whole and y == [x[0] // size * (x[1] // size), size * size * x[2]]
+    _check(fits, f"has shapes that do not fit in {op.name!r}")
+
+
+def _position(segment: seg.Segment, op: seg.Position) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    fits = len(x) == len(y) == 2 and x[0] <= y[0] and x[1] == y[1]
+    _check(fits, f"has shapes that do not fit in {op.name!r}")
+    _check_floats(segment, op, op.table, y[0] * y[1])
+
+
+def _mean(segment: seg.Segment, op: seg.Mean) -> None:
+    x, y = _shape(segment, op.x), _shape(segment, op.out)
+    _check(len(x) == 2 and y in ([x[1]], [1, x[1]]), f"has shapes that do not fit in {op.name!r}")
+    inside = 0 <= op.first < x[0] and 1 <= op.count <= x[0] - op.first
+    _check(inside, f"takes the mean of rows that are not there in {op.name!r}")
+
+
 _RULES: dict[type, Callable[[seg.Segment, Any], None]] = {
     seg.Conv: _conv, seg.Add: _same_or_per_channel, seg.Mul: _same_or_per_channel, seg.Lut: _lut, seg.Pool: _pool, seg.Concat: _concat,
     seg.Transpose: _transpose, seg.Reshape: _reshape, seg.Pad: _pad, seg.Softmax: _softmax, seg.Embed: _embed,
-    seg.Linear: _linear, seg.Norm: _norm, seg.Attention: _attention,
+    seg.Linear: _linear, seg.Norm: _norm, seg.Attention: _attention, seg.Patches: _patches, seg.Position: _position, seg.Mean: _mean,
 }  # fmt: skip

@@ -12,7 +12,7 @@ import msgspec
 
 from edge_agent import errors, limits
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 T = TypeVar("T")
 
@@ -35,8 +35,10 @@ class Weights(Message):
 class Demand(Message):
     """What the caller wants of a plan.
 
-    ``keep`` says what must not leave the device: ``"nothing"``, ``"input"``, or the name of a layer: then no tensor before that
-    layer's output may be sent. ``max_away_s`` is how long the server may be away before a frame fails.
+    ``max_drop_points`` bounds the upper end of the predicted drop's interval. ``keep`` says what must not leave the device: ``"nothing"``,
+    ``"input"``, or the name of a layer: then no tensor before that layer's output may be sent. ``frames``: how many the plan is expected to serve,
+    among which the segment's transfer is shared out; None: so many that it does not count. ``max_away_s`` is how long the server may be away before
+    a frame fails.
     """
 
     max_drop_points: float = 1.0
@@ -44,6 +46,7 @@ class Demand(Message):
     min_rate_fps: float | None = None
     weights: Weights = msgspec.field(default_factory=Weights)
     keep: str = "nothing"
+    frames: float | None = None
     max_away_s: float = 10.0
 
 
@@ -111,11 +114,25 @@ class SegmentRef(Message):
     size: int
 
 
+class Parts(Message):
+    """What the objective is made of, each with its weight: time of a frame, transfer of the segment for each frame, energy, server cost."""
+
+    time: float
+    fetch: float
+    energy: float
+    cost: float
+
+
 class Prediction(Message):
-    """What the planner expects of a candidate. ``drop_points`` carries its paired 95 % interval and the number of samples behind it."""
+    """What the planner expects of a candidate.
+
+    ``drop_points`` is the expected drop, of which ``drop_low`` to ``drop_high`` holds 95 % of what a measurement on `promise` samples would show;
+    ``samples`` are those behind the prediction. ``noise``: energy at the output of weights, codec and head together.
+    """
 
     device_ms: float
     transfer_ms: float
+    queue_ms: float  # waiting at the server
     server_ms: float
     total_ms: float
     energy_j: float
@@ -124,17 +141,28 @@ class Prediction(Message):
     drop_low: float
     drop_high: float
     samples: int
+    noise: float
     payload_bytes: int  # one frame, header included; 0 where nothing is sent
     float_bytes: int  # the same tensor in float32
-    segment_bytes: int
+    segment_bytes: int  # to fetch
     objective: float
+    parts: Parts
+
+
+class LayerBits(Message):
+    """A layer of the head: its weights' number and bits, and their share (0..1) of the plan's noise."""
+
+    layer: str
+    bits: int
+    weights: int
+    noise_share: float
 
 
 class Candidate(Message):
-    """One plan that was weighed: ``cut`` x ``weight_bits`` x ``activation_bits``, and, unless it was chosen, why it lost."""
+    """The best plan of another cut, and why it lost. ``weight_bits``: the mean over its weights, 0 without any; ``activation_bits`` 0 where nothing is sent."""
 
     cut: Cut
-    weight_bits: int
+    weight_bits: float
     activation_bits: int
     rule: str
     prediction: Prediction
@@ -145,14 +173,19 @@ Mode = Literal["server", "split", "device"]
 
 
 class Plan(Message):
-    """The planner's answer. ``ladder[codec]`` is the codec to start with; every codec on the ladder meets the demand."""
+    """The planner's answer. ``ladder[codec]`` is the codec to start with; every codec on the ladder meets the demand.
+
+    ``layers``: the head's layers with weights, in order; ``codec_share`` and ``head_share``: of the noise, what the codec and the head's activations add.
+    """
 
     id: str
     model: str
     bundle: str  # SHA-256 of the bundle the plan was made from
     mode: Mode
     cut: Cut
-    weight_bits: int
+    layers: list[LayerBits]
+    codec_share: float
+    head_share: float
     ladder: list[Codec]
     codec: int
     segment: SegmentRef
@@ -164,6 +197,10 @@ class Plan(Message):
     demand: Demand
     labels: list[str] = msgspec.field(default_factory=list)
     metric: str = "top1"
+
+    def mean_bits(self) -> float:
+        """Bits of a weight in the mean; 0 without weights."""
+        return sum(one.bits * one.weights for one in self.layers) / max(1, sum(one.weights for one in self.layers))
 
 
 # --- model listing --------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -18,11 +19,18 @@ from rich.table import Table
 from calibration import bundle as bundles
 from calibration import importer, samples
 from calibration.graph import Graph
+from calibration.rounding import Rounding
 from edge_agent import errors
 from edge_agent.protocol.messages import Preprocess
 from edge_server import preprocessing
 from edge_server.catalog import Catalog
+from edge_server.planner import Table as Patterns
+from edge_server.planning import mean_bits
 from edge_server.store import Store, check_name, default_folder
+from edge_server.tables import table_of
+
+#: Points of accuracy that the table of cuts lets them lose.
+SHOWN_DROP: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,7 @@ class Request:
     options: dict[str, Any]  # fields of `preprocessing.Spec`, None where not given
     input_shape: str | None
     most: int | None
+    rounding: Rounding = "gptq"
 
 
 def add(folder: Path | None, request: Request) -> None:
@@ -58,11 +67,13 @@ def add(folder: Path | None, request: Request) -> None:
         names = samples.read_names(request.class_names) if request.class_names is not None else []
         former = _former(store, name)
         with store.new_bundle(name) as path, _progress(console) as progress:
-            bundles.create(path, name, model, found, names, progress)
+            bundles.create(path, name, model, found, names, progress, request.rounding, store.folder / "cache")
         bundle = Catalog(store).bundle(name)
         if former and former != bundle.sha256:
             store.drop_segments(former)
-    _show(bundle)
+        with _progress(console) as progress:
+            patterns = table_of(bundle, lambda done, total: progress("patterns", done, total))
+    _show(bundle, patterns)
 
 
 def _name_of(source: str) -> str:
@@ -113,16 +124,13 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def _show(bundle: bundles.Bundle) -> None:
+def _show(bundle: bundles.Bundle, patterns: Patterns) -> None:
     console = Console(highlight=False, markup=False)
-    console.print(_offered(bundle))
+    console.print(_offered(bundle, patterns))
     for line in _float_top1(bundle):
         console.print(line, soft_wrap=True)
-    judged = max((point.samples for point in bundle.grid), default=0)
-    unseen = " that the rounding of weights has not seen" if judged < bundle.samples else ""
-    what = (
-        f"8/8 and 8/4: points of {bundle.metric} lost at these weight and activation bits over {judged} samples{unseen}"
-    )
+    unseen = " that the rounding of weights has not seen" if bundle.accuracy.samples < bundle.samples else ""
+    what = f"bits and bytes are for a drop of at most {SHOWN_DROP:g} point, judged on {bundle.accuracy.samples} samples{unseen}"
     console.print(f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered; {what}", soft_wrap=True)
     for cut, reason in zip(bundle.cuts, bundle.reasons, strict=True):
         if reason:
@@ -151,23 +159,31 @@ def hardly_above_chance(classes: int) -> float:
     return min(3 * chance, chance + (1 - chance) / 4)
 
 
-def _offered(bundle: bundles.Bundle) -> Table:
+def _offered(bundle: bundles.Bundle, patterns: Patterns) -> Table:
     table = Table(title=f"{bundle.name}: where it may be cut", title_justify="left", title_style="")
-    for heading in ("cut", "after", "tensor", "float kB", "8/8", "8/4"):
+    for heading in ("cut", "after", "tensor", "float kB", "weights", "segment kB", "codec", "frame kB"):
         table.add_column(heading, justify="left" if heading in ("after", "tensor") else "right", overflow="fold")
-    for cut in (bundle.cuts[index] for index in bundle.offered):
-        drops = (_drop(bundle, cut.index, 8, bits) for bits in (8, 4))
-        table.add_row(
-            str(cut.index), escape(cut.layer), _by(cut.shape), f"{math.prod(cut.shape) * 4 / 1000:.2f}", *drops
-        )
+    for place, index in enumerate(bundle.offered):
+        cut = bundle.cuts[index]
+        size = f"{math.prod(cut.shape) * 4 / 1000:.2f}"
+        table.add_row(str(index), escape(cut.layer), _by(cut.shape), size, *_least(patterns, place))
     return table
+
+
+def _least(patterns: Patterns, index: int) -> tuple[str, ...]:
+    """Bits and bytes of the place's candidate of fewest bytes, segment and frame, that loses at most `SHOWN_DROP`; nothing where none does."""
+    level = max((i for i, one in enumerate(patterns.levels) if one.drop_points <= SHOWN_DROP), default=-1)
+    rows = np.flatnonzero((patterns.place == index) & (patterns.level <= level))
+    if not len(rows):
+        return ("over it",) + ("",) * 3
+    best = rows[(patterns.segment_bytes + patterns.frame_bytes)[rows].argmin()]
+    place, pattern = patterns.places[index], patterns.patterns[patterns.pattern[best]]
+    bits = mean_bits([layer.weights for layer in place.layers], pattern.bits)
+    segment = (f"{bits:.1f} bits", f"{pattern.segment_bytes / 1000:.1f}") if place.layers else ("", "")
+    if (codec := patterns.codec[best]) < 0:
+        return *segment, "", ""
+    return *segment, f"{place.codecs[codec].bits} bits", f"{patterns.frame_bytes[best] / 1000:.2f}"
 
 
 def _by(shape: list[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _drop(bundle: bundles.Bundle, cut: int, weight_bits: int, activation_bits: int) -> str:
-    wanted = (cut, weight_bits, activation_bits)
-    drops = [p.drop for p in bundle.grid if (p.cut, p.weight_bits, p.activation_bits) == wanted]
-    return f"{min(drops):.2f}" if drops else ""

@@ -1,40 +1,35 @@
 """Chooses where to cut and with how many bits. Pure functions on plain data.
 
-`plan` answers a `Problem` with a `Choice` among measured combinations, one weight width for a head. `precompute` (offline, a `Table` of optimal
-layer-wise patterns) and `choose` (online, a `Pick` for a `Request`) are the exact planner over layer-wise bits; `allocate` is its core.
+`precompute` makes, offline, a `Table` of optimal layer-wise patterns of a model; `choose` takes from it, online, the `Pick` for a `Request`;
+`allocate` is the core of the first. `verify_allocation` and `verify_pick` check both by other means.
 """
 
 from edge_server.planner.allocation import Allocation, CutCodec, Layer, allocate, closed_form, uniform
-from edge_server.planner.choose import plan
+from edge_server.planner.demands import Power
 from edge_server.planner.online import Pick, Request, Rival, choose, rivals
 from edge_server.planner.patterns import Level, Pattern, Place, Table, precompute
-from edge_server.planner.problem import Choice, Point, Power, Problem, Site
-from edge_server.planner.verify import verify_allocation, verify_pick, verify_plan
+from edge_server.planner.reasons import reason
+from edge_server.planner.verify import verify_allocation, verify_pick
 
 __all__ = [
     "Allocation",
-    "Choice",
     "CutCodec",
     "Layer",
     "Level",
     "Pattern",
     "Pick",
     "Place",
-    "Point",
     "Power",
-    "Problem",
     "Request",
     "Rival",
-    "Site",
     "Table",
     "allocate",
     "choose",
     "closed_form",
-    "plan",
     "precompute",
+    "reason",
     "rivals",
     "uniform",
     "verify_allocation",
     "verify_pick",
-    "verify_plan",
 ]

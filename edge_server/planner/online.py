@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from edge_agent import errors
 from edge_agent.protocol.messages import Demand, LinkEstimate
 from edge_server.planner import words
+from edge_server.planner.demands import Power, check
 from edge_server.planner.patterns import Place, Table
-from edge_server.planner.problem import Power, Problem, check
 
 F64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -30,7 +30,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``head_ms[p]``: this device's time for the head of the table's place p. ``frames``: how many a segment is expected to serve; None: no end."""
+    """``head_ms[p]``: this device's time for the head of the table's place p."""
 
     demand: Demand
     link: LinkEstimate
@@ -38,7 +38,6 @@ class Request:
     power: Power = field(default_factory=Power)
     memory_bytes: int | None = None  # free on the board; None: not known, not checked
     queue_ms: float = 0.0  # how long a frame waits at the server now
-    frames: float | None = None
     held: frozenset[int] = field(
         default_factory=frozenset
     )  # indices of the table's patterns whose segments the device has
@@ -57,8 +56,9 @@ class Pick:
     queue_ms: float
     server_ms: float
     total_ms: float
+    pace_ms: float  # of the slowest stage
     energy_j: float
-    drop_points: float  # of the strictest level that it meets
+    drop_points: float  # of the strictest level that it meets, so the upper end of what it may lose
     noise: float
     payload_bytes: int
     segment_bytes: int  # to fetch
@@ -128,8 +128,8 @@ def _costs(table: Table, request: Request, count: int) -> _Costs:
     if request.held:
         fetched = np.where(_held(table, request)[table.pattern[:count]], 0.0, fetched)
     objective = base[place] + sending * ((weights.time + weights.energy * (power.transmit_w or 0.0)) / 1000)
-    if request.frames is not None:
-        objective += fetched * (weights.time * 8e-6 / link.downlink_mbps / request.frames)
+    if demand.frames is not None:
+        objective += fetched * (weights.time * 8e-6 / link.downlink_mbps / demand.frames)
     return _Costs(objective, still[place] + sending, np.maximum(np.maximum(head, tail)[place], sending), fetched)
 
 
@@ -184,6 +184,7 @@ def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
         queue_ms=request.queue_ms if sends else 0.0,
         server_ms=place.tail_ms if sends else 0.0,
         total_ms=float(costs.total_ms[i]),
+        pace_ms=float(costs.pace_ms[i]),
         energy_j=joules,
         drop_points=table.levels[int(table.level[i])].drop_points,
         noise=float(table.noise[i]),
@@ -249,18 +250,15 @@ def _value(table: Table, name: str, needed: F64, i: int) -> float | str:
 
 
 def _check(table: Table, request: Request) -> None:
-    layers = tuple(place.cut.layer for place in table.places if place.cut.kind != "input")
-    inside = (
-        tuple(set().union(*(place.inside for place in table.places)))
-        if request.demand.keep not in ("nothing", "input")
-        else ()
-    )
-    check(Problem(table.model, (), (), request.link, request.demand, power=request.power, layers=layers + inside))
+    layers = [place.cut.layer for place in table.places if place.cut.kind != "input"]
+    if request.demand.keep not in ("nothing", "input"):
+        layers += sorted(set().union(*(place.inside for place in table.places)))
+    check(table.model, request.demand, request.link, request.power, layers)
     if len(request.head_ms) != len(table.places) or not all(ms >= 0 for ms in request.head_ms):
         raise errors.UsageError(
             f"head_ms has {len(request.head_ms)} times: give one of 0 or more for each of {len(table.places)} places"
         )
-    if not request.queue_ms >= 0 or (request.frames is not None and not request.frames > 0):
-        raise errors.UsageError("queue_ms must be 0 or more and frames more than 0: correct the request")
+    if not request.queue_ms >= 0:
+        raise errors.UsageError(f"queue_ms is {request.queue_ms}: give 0 or more")
     if any(not 0 <= pattern < len(table.patterns) for pattern in request.held):
         raise errors.UsageError("held names a pattern that the table lacks: give indices into its patterns")

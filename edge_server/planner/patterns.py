@@ -35,7 +35,8 @@ class Place:
     """A cut, the weights of its head, and the codecs for its tensor: none at the output, where nothing is sent.
 
     ``inside`` names every layer whose output is computed in the head; ``memory_bytes`` is what the head needs on the board; ``other_bytes`` is what a
-    segment holds beside weights, which no bits change; ``is_input``: the head only moves bytes about, so what leaves is the input itself.
+    segment holds beside weights, which no bits change; ``noise`` is that of the head's activations; ``is_input``: the head only moves bytes about,
+    so what leaves is the input itself.
     """
 
     cut: Cut
@@ -46,6 +47,7 @@ class Place:
     inside: frozenset[str] = frozenset()
     is_input: bool = False
     other_bytes: int = 0
+    noise: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +111,10 @@ def precompute(
 
 
 def _codecs(place: Place) -> dict[int, tuple[int, float]]:
-    """Frame bytes and noise of each codec; where nothing is sent, of none."""
+    """Frame bytes of each codec, and its noise with the place's own; where nothing is sent, of none."""
     if place.cut.kind == "output":
-        return {-1: (0, 0.0)}
-    return {i: (codec.frame_bytes, codec.noise) for i, codec in enumerate(place.codecs)}
+        return {-1: (0, place.noise)}
+    return {i: (codec.frame_bytes, place.noise + codec.noise) for i, codec in enumerate(place.codecs)}
 
 
 def _patterns(index: int, place: Place, levels: Sequence[Level]) -> list[Pattern]:

@@ -5,87 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from edge_agent.protocol.messages import Candidate
 from edge_server.planner.allocation import Allocation, CutCodec, Layer
 from edge_server.planner.online import Pick, Request
 from edge_server.planner.patterns import Table
-from edge_server.planner.problem import Choice, Problem
-
-
-def verify_plan(problem: Problem, choice: Choice) -> list[str]:
-    """What is wrong with ``choice``, a sentence each; empty if it meets the demand and its arithmetic holds."""
-    faults = _demand_faults(problem, choice.chosen) + _arithmetic_faults(problem, choice.chosen)
-    faults += _ladder_faults(problem, choice)
-    cuts = [choice.chosen.cut.index, *(c.cut.index for c in choice.runners_up)]
-    if len(set(cuts)) != len(cuts):
-        faults.append("a cut appears twice")
-    if any(not c.reason for c in choice.runners_up):
-        faults.append("a runner-up has no reason")
-    for rival in choice.runners_up:
-        if rival.prediction.objective < choice.chosen.prediction.objective and not _demand_faults(problem, rival):
-            faults.append(f"cut {rival.cut.index} meets the demand at a smaller objective")
-    return faults
-
-
-def _demand_faults(problem: Problem, candidate: Candidate) -> list[str]:
-    demand, p, link = problem.demand, candidate.prediction, problem.link
-    site = {s.cut.index: s for s in problem.sites}[candidate.cut.index]
-    sends = candidate.cut.index != max(s.cut.index for s in problem.sites) or candidate.cut.kind != "output"
-    pace = max(p.device_ms, p.server_ms, p.payload_bytes * 8e-3 / link.uplink_mbps) / 1000
-    checks = {
-        "the drop is over the demand": p.drop_points <= demand.max_drop_points,
-        "the latency is over the demand": demand.max_latency_ms is None or p.total_ms <= demand.max_latency_ms,
-        "the rate is under the demand": not demand.min_rate_fps or pace * demand.min_rate_fps <= 1 + 1e-9,
-        "the device's memory does not suffice": problem.memory_bytes is None
-        or site.memory_bytes <= problem.memory_bytes,
-        "the input leaves the device": not sends
-        or demand.keep != "input"
-        or not (site.is_input or candidate.cut.kind == "input"),
-        "a kept tensor leaves the device": not sends
-        or demand.keep in ("nothing", "input")
-        or demand.keep in site.layers,
-    }
-    return [fault for fault, holds in checks.items() if not holds]
-
-
-def _arithmetic_faults(problem: Problem, candidate: Candidate) -> list[str]:
-    p, weights = candidate.prediction, problem.demand.weights
-    values = 1
-    for side in candidate.cut.shape:
-        values *= side
-    sends = candidate.cut.kind != "output"
-    size = 40 + (values * candidate.activation_bits + 7) // 8 if sends else 0
-    transfer = size * 8 / (problem.link.uplink_mbps * 1e6) * 1e3 + problem.link.rtt_ms if sends else 0.0
-    total = p.device_ms + p.transfer_ms + p.server_ms
-    objective = weights.time * p.total_ms * 1e-3 + weights.energy * p.energy_j + weights.cost * p.server_ms * 1e-3
-    checks = {
-        "the payload's size is wrong": p.payload_bytes == size,
-        "the float size is wrong": p.float_bytes == 4 * values,
-        "the transfer time is wrong": _close(p.transfer_ms, transfer),
-        "the total is not the sum of its parts": _close(p.total_ms, total),
-        "the objective is wrong": _close(p.objective, objective),
-    }
-    return [fault for fault, holds in checks.items() if not holds]
-
-
-def _ladder_faults(problem: Problem, choice: Choice) -> list[str]:
-    chosen, faults = choice.chosen, []
-    if chosen.cut.kind == "output":
-        return ["a plan that sends nothing has a ladder"] if choice.ladder else []
-    if not 0 <= choice.codec < len(choice.ladder):
-        return ["the chosen codec is not on the ladder"]
-    start = choice.ladder[choice.codec]
-    if (start.activation_bits, start.rule) != (chosen.activation_bits, chosen.rule):
-        faults.append("the ladder's codec is not the chosen one")
-    for point in choice.ladder:
-        if (point.cut, point.weight_bits) != (chosen.cut.index, chosen.weight_bits) or point not in problem.points:
-            faults.append("a codec of the ladder was not measured at this cut")
-        if point.drop > problem.demand.max_drop_points:
-            faults.append("a codec of the ladder is over the demanded drop")
-    bits = [point.activation_bits for point in choice.ladder]
-    if bits != sorted(set(bits), reverse=True):
-        faults.append("the ladder is not ordered from most to fewest bits")
-    return faults
 
 
 def _close(a: float, b: float) -> bool:
@@ -159,6 +81,7 @@ def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:
     )
     frame = codecs[0].frame_bytes if codecs else 0
     allowed = max((level.noise for level in table.levels if level.drop_points <= demand.max_drop_points), default=-1.0)
+    weights += Fraction(place.noise)
     most = max([weights + Fraction(codec.noise) for codec in codecs], default=weights)
     slowest = max(pick.device_ms, pick.server_ms, frame * 8e-3 / request.link.uplink_mbps)
     kept = demand.keep in place.inside
@@ -193,8 +116,8 @@ def _cost_faults(table: Table, request: Request, pick: Pick, size: int, frame: i
     energy = (power.compute_w or 0.0) * head / 1e3 + (power.transmit_w or 0.0) * seconds
     fetch = (
         0.0
-        if request.frames is None or pick.pattern in request.held
-        else size * 8 / (link.downlink_mbps * 1e6) / request.frames
+        if request.demand.frames is None or pick.pattern in request.held
+        else size * 8 / (link.downlink_mbps * 1e6) / request.demand.frames
     )
     objective = weights.time * (total / 1e3 + fetch) + weights.energy * energy + weights.cost * tail / 1e3
     checks = {

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from benchmarks import heads, readme
-from benchmarks.report import report
+from benchmarks.report import report, write
 
 
 def test_the_table_of_heads_has_every_row_and_note(tmp_path: Path) -> None:
@@ -20,3 +20,28 @@ def test_the_table_of_heads_has_every_row_and_note(tmp_path: Path) -> None:
     assert "| A network | 1 | LiteRT int8 | 3.000 ± 0.000 | 3.00 | 1.50 |" in text
     assert "| splitedge int8, AVX2 only |" in text
     assert "A lower set is timed right after.\n" in text
+
+
+def test_the_tables_of_boards_say_that_they_are_predictions(tmp_path: Path) -> None:
+    out = tmp_path / "boards.json"
+    heads_row = {"board": "pi5", "is": "prediction", "kernels": "dotprod", "threads": 4, "25 %": 1.0, "100 %": 2.75}
+    plan_row = {
+        "board": "pi5",
+        "is": "prediction",
+        "Mbit/s up": "5",
+        "rtt ms": "40",
+        "mode": "split",
+        "cut after": "conv7",
+        "ms": 12.34,
+        "all on server": 50.0,
+    }
+    there = plan_row | {"Mbit/s up": "1000", "rtt ms": "1", "mode": "server", "cut after": "input", "ms": 3.0}
+    check = {"what": "this machine", "predicted ms": 1.5, "measured ms": 1.4}
+    write(out, "What if", [heads_row, plan_row, there, check], {}, ["predictions for boards that nobody measured"])
+    text = readme.boards(json.loads(out.read_text()))
+    assert text.startswith("What if: predictions, not measurements.\n")
+    assert "Predictions for boards that nobody measured." in text
+    assert "| pi5 | prediction | dotprod | 4 | 1.0 | 2.8 |" in text
+    assert "| board | 5 Mbit/s, 40 ms | 1000 Mbit/s, 1 ms |" in text
+    assert "| pi5 (prediction) | cut after conv7, 12.3 ms | all on server, 3.0 ms |" in text
+    assert "| this machine | 1.50 | 1.40 |" in text

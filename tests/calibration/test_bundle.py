@@ -11,8 +11,8 @@ import onnx
 import pytest
 import safetensors.numpy
 
-from calibration import bundle, stored
-from calibration.accuracy import ACTIVATION_BITS, WEIGHT_BITS
+from calibration import bundle, stored, trials
+from calibration.accuracy import ACTIVATION_BITS
 from calibration.bundle import Bundle
 from calibration.importer import batched, session, simplify
 from calibration.observe import to_onnx
@@ -66,30 +66,33 @@ def test_split_anywhere_the_answer_is_nearly_the_models(tmp_path: Path, name: st
             assert np.abs(found - wanted).max() < 0.25 * wanted.std() + 0.05
 
 
-def test_grid_covers_every_offered_cut(made: Bundle) -> None:
-    inside = [c for c in made.offered if made.cuts[c].kind == "inside"]
-    points = {(p.cut, p.weight_bits, p.activation_bits) for p in made.grid}
-    wanted = {(c, w, a) for c in inside for w in WEIGHT_BITS for a in ACTIVATION_BITS}
-    wanted |= {(0, 8, a) for a in ACTIVATION_BITS} | {(made.offered[-1], w, 8) for w in WEIGHT_BITS}
-    assert points == wanted
-    for p in made.grid:
-        assert p.low <= p.drop <= p.high
-        assert 0 <= p.agreement <= 1
-        assert p.samples == 12  # the half of them that rounding has not seen
-        assert made.codec(p.cut, p.rule, p.activation_bits).bits == p.activation_bits
+def test_every_layer_and_every_codec_of_an_offered_cut_has_its_noise(made: Bundle) -> None:
+    last = made.offered[-1]
+    assert list(made.layers) == made.weight_layers(last)
+    for layer in made.layers.values():
+        assert layer.weights > 0
+        assert layer.noise.noise[0] > layer.noise.noise[2] > layer.noise.noise[-1] > 0
+    assert list(made.cut_noises) == made.offered
+    for cut, noise in made.cut_noises.items():
+        assert [c.bits for c in noise.codecs] == ([] if cut == last else list(ACTIVATION_BITS))
+        assert noise.head >= 0
+        for one in noise.codecs:
+            assert made.codec(cut, one.rule, one.bits).bits == one.bits
+        assert not noise.codecs or noise.codecs[-1].noise > 2 * noise.head
 
 
-def test_more_bits_agree_more(made: Bundle) -> None:
-    def agreement(weight_bits: int, activation_bits: int) -> float:
-        return float(
-            np.mean(
-                [p.agreement for p in made.grid if (p.weight_bits, p.activation_bits) == (weight_bits, activation_bits)]
-            )
-        )
-
-    assert agreement(8, 8) > 0.95
-    assert agreement(8, 8) >= agreement(8, 2)
-    assert agreement(8, 8) >= agreement(4, 8)
+def test_trials_run_from_hardly_any_noise_to_much(made: Bundle) -> None:
+    tried = made.manifest.trials
+    assert len(tried) == trials.TRIALS
+    assert len({trial.cut for trial in tried}) > 1
+    assert tried[-1].predicted > 100 * tried[0].predicted
+    for trial in tried:
+        assert list(trial.bits) == made.weight_layers(trial.cut)
+        assert 0.1 < trial.measured / trial.predicted < 10
+        assert trial.low <= trial.drop <= trial.high
+    assert tried[0].agreement > 0.9
+    assert made.accuracy.samples == 12  # the half of them that rounding has not seen
+    assert 0 < made.accuracy.within(1.0) < made.accuracy.within(20.0)
 
 
 def test_the_float_models_own_top1_is_kept(tmp_path: Path) -> None:
@@ -121,7 +124,8 @@ def test_without_labels_the_metric_is_agreement(tmp_path: Path) -> None:
     opened = make(tmp_path, small.cnn(), samples(labels=False))
     assert opened.metric == "agreement"
     assert opened.info().float_top1 is None
-    assert all(p.drop == pytest.approx(100 * (1 - p.agreement)) for p in opened.grid)
+    assert opened.accuracy.metric == "agreement"
+    assert all(t.drop == pytest.approx(100 * (1 - t.agreement)) for t in opened.manifest.trials)
 
 
 def test_opened_again_it_says_the_same(made: Bundle) -> None:
@@ -234,8 +238,9 @@ def test_progress_is_told(tmp_path: Path) -> None:
         "moments",
         "rounding",
         "histograms",
-        "clip rules",
-        "accuracy",
+        "noise of cuts",
+        "sensitivity of layers",
+        "trials",
     ]
     for phase in {p for p, _, _ in told}:
         steps = [(done, total) for p, done, total in told if p == phase]
@@ -250,7 +255,9 @@ def test_an_unsupported_operator_at_the_input_still_makes_a_bundle(tmp_path: Pat
     opened = make(tmp_path, net.model(), samples(labels=False))
     assert opened.offered == [0]
     assert opened.unsupported == ["InstanceNormalization (norm)"]
-    assert {p.cut for p in opened.grid} == {0}
+    assert set(opened.cut_noises) == {0}
+    assert opened.layers == {}
+    assert opened.accuracy.within(50.0) > 0
     with pytest.raises(errors.UsageError, match="no integer head reaches cut 1; the deepest is 0"):
         opened.segment(1, 8)
 

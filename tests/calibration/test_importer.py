@@ -190,7 +190,7 @@ def test_models_with_other_inputs_or_outputs_are_refused(tmp_path: Path) -> None
     with pytest.raises(errors.ModelError, match="2 outputs"):
         importer.load(saved(two, tmp_path))
     whole_numbers = small.mlp()
-    whole_numbers.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    whole_numbers.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
     with pytest.raises(errors.ModelError, match="float32"):
         importer.load(saved(whole_numbers, tmp_path))
 

@@ -12,8 +12,8 @@ import pytest
 from calibration import layers, sensitivity
 from calibration.graph import Graph
 from calibration.importer import batched, session, simplify
-from calibration.layers import Conv
-from calibration.observe import to_onnx
+from calibration.layers import Weighted
+from calibration.observe import feed, to_onnx
 from calibration.quantize import Rounded, nearest
 from calibration.reweigh import reweigh, weights
 from calibration.rounding import WIDTHS
@@ -22,24 +22,54 @@ from calibration.sensitivity import Probe, additivity, compare, fit
 from edge_agent import codec
 from edge_agent.protocol.messages import Preprocess
 from tests import small_models as small
+from tests import small_transformers as transformers
 
-MAKERS = [small.cnn, small.mlp, small.mobilenet, small.resnet]
+
+def vit() -> onnx.ModelProto:
+    return transformers.vit_model("fused", "mean", "conv")
+
+
+def cut_image() -> onnx.ModelProto:
+    """A ViT with a class token, a product for each of queries, keys and values, and squares cut by views."""
+    return transformers.vit_model("separate", "token", "linear")
+
+
+def encoder() -> onnx.ModelProto:
+    return transformers.encoder_model()
+
+
+def masked() -> onnx.ModelProto:
+    net = transformers.Encoder(seed=1)
+    stream = net.last
+    mask = net.mask()
+    net.last = stream
+    net.block(mask, gelu="Erf")
+    return net.model()
+
+
+CNNS = [small.cnn, small.mlp, small.mobilenet, small.resnet]
+TRANSFORMERS = [vit, cut_image, encoder, masked]
+MAKERS = [*CNNS, *TRANSFORMERS]
 
 
 def network_of(make: Callable[[], onnx.ModelProto]) -> tuple[onnx.ModelProto, layers.Network, Samples]:
     model = batched(simplify(make()))
     network = layers.build(Graph.of(model))
     shape = network.graph.stored_shape("x")
-    arrays = list(np.random.default_rng(0).normal(size=(20, *shape)).astype(np.float32))
+    random = np.random.default_rng(0)
+    if network.graph.takes_ids:
+        arrays = list(random.integers(0, 50, (20, *shape)).astype(np.float32))
+    else:
+        arrays = list(random.normal(size=(20, *shape)).astype(np.float32))
     return model, network, Samples(Preprocess("tensor", shape), arrays)
 
 
-def rounder(layer: Conv, bits: int) -> Rounded:
-    return nearest(layer.weight, layer.bias, bits, np.zeros(len(layer.bias), np.float32))
+def rounder(layer: Weighted, bits: int) -> Rounded:
+    return nearest(layer.weight, layer.bias, bits, np.zeros(len(layer.weight), np.float32))
 
 
-def exact(layer: Conv) -> Rounded:
-    return Rounded(layer.weight, np.ones(len(layer.bias), np.float32), layer.bias.astype(float))  # type: ignore[arg-type]
+def exact(layer: Weighted) -> Rounded:
+    return Rounded(layer.weight, np.ones(len(layer.weight), np.float32), layer.bias.astype(float))  # type: ignore[arg-type]
 
 
 def quiet(phase: str, done: int, total: int) -> None:
@@ -71,24 +101,24 @@ def rows() -> onnx.ModelProto:
 def test_a_network_computed_from_the_layers_own_weights_is_itself(make: Callable[[], onnx.ModelProto]) -> None:
     model, network, samples = network_of(make)
     found = network.weighted(network.graph.output)
-    x = to_onnx(np.stack(list(samples))[:1])
-    wanted = session(model).run(None, {"x": x})[0]
+    x = feed(network.graph, np.stack(list(samples))[:1])
+    wanted = session(model).run(None, x)[0]
     feeds: dict[str, np.ndarray] = {}
     for layer in found:
         feeds |= weights(layer, layer.weight, layer.bias)
-    given = session(reweigh(model, network, found)).run(None, {"x": x, **feeds})[0]
-    baked = session(reweigh(model, network, found, feeds)).run(None, {"x": x})[0]
+    given = session(reweigh(model, network, found)).run(None, {**x, **feeds})[0]
+    baked = session(reweigh(model, network, found, feeds)).run(None, x)[0]
     np.testing.assert_allclose(given, wanted, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(baked, wanted, rtol=1e-4, atol=1e-5)
     name = next(iter(weights(found[0], found[0].weight, found[0].bias)))
-    changed = session(reweigh(model, network, found)).run(None, {"x": x, **feeds, name: 0 * feeds[name]})[0]
+    changed = session(reweigh(model, network, found)).run(None, {**x, **feeds, name: 0 * feeds[name]})[0]
     assert np.abs(changed - wanted).max() > 1e-2
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
 def test_a_layers_noise_is_that_of_the_whole_network_with_only_it_rounded(make: Callable[[], onnx.ModelProto]) -> None:
     model, network, samples = network_of(make)
-    probe = Probe(model, network, samples)
+    probe = Probe(model, network, samples, 32)
     found = network.weighted(network.graph.output)
     for layer, one in zip(found, probe.layers(found, rounder, quiet), strict=True):
         assert one.tensor == layer.out
@@ -101,7 +131,7 @@ def test_a_layers_noise_is_that_of_the_whole_network_with_only_it_rounded(make: 
 
 def test_the_sum_of_noises_against_direct_evaluation() -> None:
     model, network, samples = network_of(small.mlp)
-    probe = Probe(model, network, samples)
+    probe = Probe(model, network, samples, 32)
     found = network.weighted(network.graph.output)
     alone = probe.layers(found, rounder, quiet)
     made = additivity(probe, found, alone, rounder, 9, quiet)
@@ -142,7 +172,7 @@ def test_fit_of_an_exact_law_and_of_none() -> None:
 def test_only_what_changed_is_measured_again(tmp_path: Path) -> None:
     model, network, samples = network_of(small.resnet)
     found = network.weighted(network.graph.output)
-    probe = Probe(model, network, samples, cache=tmp_path)
+    probe = Probe(model, network, samples, 32, cache=tmp_path)
     first = probe.layers(found, rounder, quiet)
     kept = set(tmp_path.iterdir())
     assert len(kept) == len(found)
@@ -152,7 +182,7 @@ def test_only_what_changed_is_measured_again(tmp_path: Path) -> None:
     second = probe.layers(found, lambda la, b: rounder(la, 2 if la is changed else b), quiet)
     assert [one.noise[0] == 7 for one in second] == [la is not changed for la in found]
     assert len(set(tmp_path.iterdir()) - kept) == 1
-    others = Probe(model, network, samples[:5], cache=tmp_path).layers(found, rounder, quiet)
+    others = Probe(model, network, samples[:5], 32, cache=tmp_path).layers(found, rounder, quiet)
     assert all(one.noise[0] != 7 for one in others)
     for path in kept:
         path.write_text("[1")  # a file that was cut short is no answer
@@ -162,7 +192,7 @@ def test_only_what_changed_is_measured_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
 def test_noise_of_a_cut_falls_with_its_bits(make: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
     model, network, samples = network_of(make)
-    probe = Probe(model, network, samples, cache=tmp_path)
+    probe = Probe(model, network, samples, 32, cache=tmp_path)
     places = [p.cut.tensor for p in sensitivity.cuts.find(network) if p.offered]
     codecs = {}
     for tensor in places:

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from edge_agent import admission as admissions
 from edge_agent import errors
 from edge_agent.admission import Admission
 
@@ -23,6 +24,25 @@ def test_bytes_are_bounded_too_but_a_lone_frame_always_fits():
         pass
     with admission.slot(60), pytest.raises(errors.BusyError), admission.slot(41):
         pass
+
+
+def test_the_time_with_frames_under_way_is_counted_once_however_many_there_are(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(admissions.time, "monotonic", lambda: now[0])
+    admission = Admission()
+    first, second = admission.slot(1), admission.slot(1)
+    now[0] = 12.0
+    with first:
+        now[0] = 13.0
+        with second:
+            now[0] = 14.0
+            assert admission.busy_s == 2.0
+        now[0] = 15.0
+    now[0] = 20.0
+    assert admission.busy_s == 3.0
+    with admission.slot(1):
+        now[0] = 21.0
+    assert admission.busy_s == 4.0
 
 
 async def test_a_patient_caller_waits_for_room():

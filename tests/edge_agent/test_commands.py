@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from device_profiles import known, schema
 from edge_agent.commands import service
+from edge_agent.protocol.messages import LinkEstimate
 from edge_agent.service import install
 from tests.small_server import TENSOR, TOKEN, SmallServer
 
@@ -144,6 +146,66 @@ async def test_a_plan_is_explained_and_as_json_it_is_whole(environment):
             ("input", 2.0),
             ("nothing", 1.0),
         }
+
+
+async def test_what_if_plans_for_a_known_board_and_a_link_that_is_given_and_says_so(environment):
+    link = ["--uplink", "5", "--downlink", "20", "--rtt", "30"]
+    async with SmallServer() as server:
+        (status, out, _), (json_status, text, _) = await asyncio.gather(
+            run(environment(server), "plan", "--board", "pi5", *link), run(environment(server), "plan", "--board", "pi4", *link, "--json")
+        )  # fmt: skip
+        requests = server.requests
+    assert status == json_status == 0
+    assert (
+        "What if: pi5 (Raspberry Pi 5, 8 GB), 5 Mbit/s up (given), 20 Mbit/s down (given), 30 ms round trip (given)"
+        in out
+    )
+    assert "All times are predictions for a board that nobody measured." in out
+    told = " ".join(out.split())
+    assert "specified: machine, power.idle_watts, condition" in told
+    assert "estimated: copy_gbps, power.load_watts, kernels, overhead, machine.memory_available_bytes" in told
+    assert {r.profile["machine"]["cpu"] for r in requests} == {"Cortex-A76", "Cortex-A72"}
+    assert [r.link for r in requests] == [LinkEstimate(30, 5, 20)] * 2
+    document = json.loads(text)
+    assert document["mode"] == "split"
+    what_if = document["what_if"]
+    assert (what_if["board"], what_if["link"]["rtt_ms"]) == ("pi4", 30)
+    assert what_if["marks"]["kernels.depthwise"]["mark"] == "estimated"
+    assert "llvm-mca" in what_if["marks"]["kernels.depthwise"]["source"]
+    assert set(what_if["link_marks"].values()) == {"given"}
+
+
+async def test_what_if_of_the_link_alone_keeps_the_own_profile_and_measures_what_is_not_given(environment):
+    async with SmallServer() as server:
+        status, out, _ = await run(environment(server), "plan", "--uplink", "5")
+        (request,) = server.requests
+    assert status == 0
+    assert "What if: this machine, 5 Mbit/s up (given)" in out
+    assert "(measured)" in out
+    assert "nobody measured" not in out
+    assert request.link.uplink_mbps == 5
+
+
+@pytest.mark.parametrize("command", [["run"], ["infer", __file__], ["plan"]])
+async def test_a_profile_that_nobody_measured_is_not_carried_out(environment, command):
+    env = environment(None, SPLITEDGE_PROFILE=str(known.FOLDER / "pi5.json"))
+    status, _, err = await run(env, *command)
+    assert status == 2
+    assert "estimated, not measured: run 'edge-agent profile' on the board, or ask what-if" in err
+
+
+async def test_known_boards_are_listed_and_printed_and_nothing_is_measured(environment):
+    listed, printed, wrong, unasked = await asyncio.gather(
+        run(environment(None), "profile", "--known"),
+        run(environment(None), "profile", "--known", "pi4", "--json"),
+        run(environment(None), "profile", "--known", "pi9"),
+        run(environment(None), "profile", "pi4"),
+    )
+    assert listed[0] == 0
+    assert "Raspberry Pi 4 Model B, 4 GB" in listed[1]
+    assert schema.from_dict(json.loads(printed[1])) == known.load("pi4")
+    assert "no board is known as 'pi9': name one of jetson-nano" in sentence(wrong[2])
+    assert "say --known pi4" in sentence(unasked[2])
 
 
 @pytest.mark.parametrize("changes", [{"ladder": []}, {"codec": 1}, {"codec": -1}])

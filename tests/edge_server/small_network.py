@@ -49,4 +49,10 @@ def save_network(path: Path, last: str = "Relu") -> None:
 def request_of(source: Path, **changes: Any) -> Request:
     """What `edge-server add SOURCE --arrays x.npy` asks for."""
     given: dict[str, Any] = dict.fromkeys(Request.__dataclass_fields__)
-    return Request(**(given | {"source": str(source), "options": {}, "arrays": source.parent / "x.npy"} | changes))
+    return Request(
+        **(
+            given
+            | {"source": str(source), "options": {}, "rounding": "gptq", "arrays": source.parent / "x.npy"}
+            | changes
+        )
+    )

@@ -68,7 +68,7 @@ def test_adding_again_replaces_the_model_and_its_segments(network: Path, tmp_pat
     add(tmp_path, request_of(network, name="net"))
     with Store(tmp_path) as store:
         former = Bundle.open(store.bundle_path("net"))
-        ref = store.put_segment(b"old", former.sha256, 1, 8)
+        ref = store.put_segment(b"old", former.sha256, 1, (8, 3))
         add(tmp_path, request_of(network, name="net", most=9))
         assert Bundle.open(store.bundle_path("net")).samples == 9
         assert store.segment_path(ref.sha256) is None

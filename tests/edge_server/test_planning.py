@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from calibration.accuracy import GridPoint
 from edge_agent import codec, errors, limits
 from edge_agent.head import executor, segment
 from edge_agent.protocol.messages import Demand, LinkEstimate, Plan, PlanRequest, Weights
@@ -83,11 +82,45 @@ def test_a_segment_is_built_once(store: Store, profile: dict[str, Any]) -> None:
 
 
 def test_segment_sizes_are_foreseen(store: Store) -> None:
-    bundle = Catalog(store).bundle("tiny")
-    for cut in bundle.offered:
-        for bits in (8, 4):
-            foreseen = planning._estimated_bytes(bundle.header(cut), bits)
-            assert abs(len(bundle.segment(cut, bits)) - foreseen) < 3000
+    catalog = Catalog(store)
+    bundle = catalog.bundle("tiny")
+    table = catalog.table(bundle)
+    for pattern in table.patterns[:: len(table.patterns) // 9]:
+        cut = table.places[pattern.place].cut.index
+        size = len(bundle.segment(cut, dict(zip(bundle.weight_layers(cut), pattern.bits, strict=True))))
+        assert abs(size - pattern.segment_bytes) < 3000
+
+
+def test_a_plan_tells_each_layers_bits_and_all_shares_of_the_noise(store: Store, profile: dict[str, Any]) -> None:
+    plan = ask(store, profile, keep="input", max_drop_points=20.0)
+    assert [layer.layer for layer in plan.layers] == ["stem"]
+    path = store.segment_path(plan.segment.sha256)
+    assert path is not None
+    ops = executor.load(path.read_bytes()).header.ops
+    assert [op.bits for op in ops if isinstance(op, segment.Conv)] == [layer.bits for layer in plan.layers]
+    shares = [plan.codec_share, plan.head_share, *(layer.noise_share for layer in plan.layers)]
+    assert all(share >= 0 for share in shares)
+    assert sum(shares) == pytest.approx(1.0)
+
+
+def test_the_promise_is_within_the_demand_and_stricter_demands_get_more_bits(
+    store: Store, profile: dict[str, Any]
+) -> None:
+    strict, loose = (ask(store, profile, keep="body", max_drop_points=drop) for drop in (10.0, 50.0))
+    for plan, drop in ((strict, 10.0), (loose, 50.0)):
+        p = plan.prediction
+        assert p.drop_low <= p.drop_points <= p.drop_high <= drop
+    assert strict.prediction.noise < loose.prediction.noise
+    assert strict.mean_bits() >= loose.mean_bits()
+
+
+def test_expected_frames_share_the_segments_transfer(store: Store, profile: dict[str, Any]) -> None:
+    plan = ask(store, profile, FAR, keep="input", frames=10.0)
+    parts = plan.prediction.parts
+    assert parts.fetch > 0
+    assert sum((parts.time, parts.fetch, parts.energy, parts.cost)) == pytest.approx(plan.prediction.objective)
+    again = ask(store, profile, FAR, keep="input", frames=10.0, held=[plan.segment.sha256])
+    assert again.prediction.parts.fetch == 0.0
 
 
 def test_energy_is_of_declared_watts(store: Store, profile: dict[str, Any]) -> None:
@@ -137,11 +170,3 @@ def test_a_damaged_bundle_is_one_sentence(store: Store) -> None:
     with pytest.raises(errors.ModelError, match="damaged"):
         Catalog(store).bundle("tiny")
     assert Catalog(store).models() == []
-
-
-def test_gains_on_few_samples_do_not_hide_losses() -> None:
-    """Of 50 answers 6 changed, 3 for the better: the drop is measured as 0, and 6 points are half of what changed."""
-    point = planning.expected(GridPoint(1, 8, 2, "mse", 0.0, -9.0, 9.0, 0.88, 50))
-    assert point.drop == pytest.approx(6.0)
-    assert point.low <= point.drop <= point.high
-    assert planning.expected(GridPoint(1, 8, 8, "mse", 4.0, -1.0, 9.0, 0.96, 50)).drop == 4.0

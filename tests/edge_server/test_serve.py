@@ -18,6 +18,7 @@ import trustme
 from aiohttp import web
 
 from edge_agent import errors
+from edge_agent.protocol.messages import PROTOCOL_VERSION
 from edge_server import serve as serving_module
 from edge_server import tails
 from edge_server.app import make_app
@@ -97,7 +98,7 @@ def test_tls_by_certificate_and_key(tmp_path: Path) -> None:
     ) as (_, url):
         assert url.startswith("https://127.0.0.1:")
         with urllib.request.urlopen(f"{url}/v1/version", timeout=10, context=trusting) as response:
-            assert json.load(response)["protocol"] == 1
+            assert json.load(response)["protocol"] == PROTOCOL_VERSION
 
 
 def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import errors, limits
-from edge_agent.protocol.messages import Cut, Demand, Plan, Prediction, Preprocess, SegmentRef
+from edge_agent.protocol.messages import Cut, Demand, Parts, Plan, Prediction, Preprocess, SegmentRef
 from edge_server.store import Store
 
 
@@ -26,14 +26,17 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def a_plan(plan_id: str, expires: float) -> Plan:
-    prediction = Prediction(1, 2, 3, 6, 0, "unknown", 0.1, 0.0, 0.2, 250, 100, 400, 1000, 0.006)
+    parts = Parts(0.006, 0.0, 0.0, 0.0)
+    prediction = Prediction(1, 2, 0, 3, 6, 0, "unknown", 0.1, 0.0, 0.2, 250, 0.1, 100, 400, 1000, 0.006, parts)
     return Plan(
         id=plan_id,
         model="net",
         bundle="b" * 64,
         mode="split",
         cut=Cut(1, "conv", "t", [4, 4, 2], "inside"),
-        weight_bits=8,
+        layers=[],
+        codec_share=1.0,
+        head_share=0.0,
         ladder=[],
         codec=0,
         segment=SegmentRef("a" * 64, 10),
@@ -122,11 +125,11 @@ def test_expired_plans_are_purged_and_their_number_is_bounded(tmp_path: Path, mo
 
 
 def test_a_segment_lies_under_its_hash(store: Store) -> None:
-    ref = store.put_segment(b"weights", "bundle", 3, 8)
+    ref = store.put_segment(b"weights", "bundle", 3, (8, 3))
     path = store.segment_path(ref.sha256)
     assert path is not None
     assert path.read_bytes() == b"weights"
-    assert store.known_segments("bundle") == {(3, 8): ref}
+    assert store.known_segments("bundle") == {(3, (8, 3)): ref}
     assert store.known_segments("other") == {}
     path.unlink()
     assert store.known_segments("bundle") == {}
@@ -183,8 +186,8 @@ def test_what_a_crash_left_behind_goes_after_a_day(store: Store) -> None:
 def test_removing_a_bundle_takes_only_its_own_segments(store: Store) -> None:
     with store.new_bundle("net") as path:
         path.mkdir()
-    shared, own = store.put_segment(b"s", "sha-net", 0, 8), store.put_segment(b"o", "sha-net", 1, 8)
-    store.put_segment(b"s", "sha-other", 0, 8)
+    shared, own = store.put_segment(b"s", "sha-net", 0, (8, 3)), store.put_segment(b"o", "sha-net", 1, (8, 3))
+    store.put_segment(b"s", "sha-other", 0, (8, 3))
     store.remove_bundle("net")
     store.drop_segments("sha-net")
     assert store.bundle_names() == []
@@ -193,8 +196,8 @@ def test_removing_a_bundle_takes_only_its_own_segments(store: Store) -> None:
 
 
 def test_an_upgrade_goes_with_either_of_its_segments(store: Store) -> None:
-    few, many = store.put_segment(b"few", "net", 0, 4).sha256, store.put_segment(b"many", "net", 0, 8).sha256
-    other = store.put_segment(b"other", "other", 0, 8).sha256
+    few, many = store.put_segment(b"few", "net", 0, (4,)).sha256, store.put_segment(b"many", "net", 0, (8,)).sha256
+    other = store.put_segment(b"other", "other", 0, (8,)).sha256
     assert store.upgrade_path(many, few) is None
     for wanted, held in ((many, few), (other, many), (few, other)):
         made = store.put_upgrade(b"way", wanted, held)
@@ -208,15 +211,15 @@ def test_an_upgrade_goes_with_either_of_its_segments(store: Store) -> None:
 def test_segments_of_the_format_before_are_dropped(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         token = store.add_token("kept")
-        old = store.put_segment(b"old format", "net", 0, 8)
-        store._open().execute("PRAGMA user_version = 1")
+        old = store.put_segment(b"old format", "net", 0, (8,))
+        store._open().execute("PRAGMA user_version = 2")
     with Store(tmp_path) as store:
         assert store.segment_path(old.sha256) is None
         assert store.known_segments("net") == {}
         assert store.accepts(token)
-        new = store.put_segment(b"new format", "net", 0, 8)
+        new = store.put_segment(b"new format", "net", 0, (8,))
     with Store(tmp_path) as store:
-        assert store.known_segments("net") == {(0, 8): new}
+        assert store.known_segments("net") == {(0, (8,)): new}
 
 
 def test_an_unknown_bundle_is_named_beside_the_known(store: Store) -> None:
@@ -284,7 +287,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_segment(small_disk: Path) -> None:
     with Store(small_disk) as store:
         with pytest.raises(errors.StoreError, match="is full: free some space"):
-            store.put_segment(bytes(1 << 20), "b", 0, 8)
+            store.put_segment(bytes(1 << 20), "b", 0, (8, 3))
         assert list(store.segments.iterdir()) == []
 
 

@@ -235,6 +235,19 @@ def embed(twin: bool) -> Iterator[Array]:
         yield from tensors(builder, twin)
 
 
+def rows(twin: bool) -> Iterator[Array]:
+    """Squares of a picture, a table of positions with rows ahead, means of some rows and of one."""
+    for size, channels in ((1, 1), (2, 3), (3, 7), (4, 16), (5, 33)):
+        builder = build([2 * size, 3 * size, channels], "f32")
+        wide = size * size * channels
+        x = builder.append(seg.Patches, [6, wide], dtype="f32", x=builder.input, size=size)
+        for ahead in (0, 1, 2):
+            y = builder.append(seg.Position, [6 + ahead, wide], dtype="f32", x=x, table=builder.floats(6 + ahead, wide))
+            for first, count in ((0, 1), (ahead, 6), (1, 3)):
+                builder.append(seg.Mean, [wide], dtype="f32", x=y, first=first, count=count)
+        yield from tensors(builder, twin)
+
+
 def at_the_cut(twin: bool) -> Iterator[Array]:
     """The codec, a range for the tensor or for each channel: payloads of values and of 8-bit codes, values and codes out of them again."""
     block, answer = codec.BLOCK, _codec_twin if twin else _codec
@@ -321,7 +334,7 @@ def _framed(values: Array) -> Array:
 
 GROUPS: dict[str, Callable[[bool], Iterator[Array]]] = {
     "gemm": gemm, "conv": conv, "depthwise": depthwise, "elementwise": elementwise, "pools": pools, "moves": moves, "softmax": softmax,
-    "linear": linear, "norm": norm, "attention": attention, "embed": embed, "codec": at_the_cut, "entropy": entropy_coded,
+    "linear": linear, "norm": norm, "attention": attention, "embed": embed, "rows": rows, "codec": at_the_cut, "entropy": entropy_coded,
 }  # fmt: skip
 #: Those that need the integer half of the interpreter; the others need its transformers' half, or none.
 INTEGERS = ("gemm", "conv", "depthwise", "elementwise", "pools", "moves", "softmax")

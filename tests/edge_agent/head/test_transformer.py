@@ -75,6 +75,18 @@ def test_attention_equals_the_twin(tokens: int, heads: int, size: int) -> None:
     assert_equal_to_twin(builder)
 
 
+@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_a_pictures_tokens_equal_the_twin(size: int, channels: int) -> None:
+    builder = Builder([3 * size, 5 * size, channels], seed=size, dtype="f32")
+    width = size * size * channels
+    x = builder.append(seg.Patches, [15, width], dtype="f32", x=builder.input, size=size)
+    x = builder.append(seg.Position, [16, width], dtype="f32", x=x, table=builder.floats(16, width))
+    builder.append(seg.Mean, [1, width], dtype="f32", x=x, first=0, count=1)
+    builder.append(seg.Mean, [width], dtype="f32", x=x, first=1, count=15)
+    assert_equal_to_twin(builder)
+
+
 def test_attention_without_a_key_is_zero() -> None:
     builder = Builder([9], dtype="i32")
     builder.attention(builder.embed(builder.input, 24), 2, ids=builder.input)

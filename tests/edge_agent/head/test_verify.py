@@ -227,6 +227,44 @@ HOSTILE_ENCODER: list[tuple[str, Callable[[seg.Segment], None], str]] = [
 ]
 
 
+def picture() -> Builder:
+    """The operators around a picture's tokens; patches are 1, positions 2, the mean 3."""
+    b = Builder([4, 6, 3], seed=3, dtype="f32")
+    x = b.append(seg.Patches, [6, 12], dtype="f32", x=b.input, size=2)
+    x = b.append(seg.Position, [7, 12], dtype="f32", x=x, table=b.floats(7, 12))
+    b.append(seg.Mean, [12], dtype="f32", x=x, first=1, count=6)
+    return b
+
+
+HOSTILE_PICTURE: list[tuple[str, Callable[[seg.Segment], None], str]] = [
+    ("squares of no size", op(0, size=0), "do not fit"),
+    ("squares that do not divide", op(0, size=3), "do not fit"),
+    ("squares of another size", op(0, size=1), "do not fit"),
+    ("squares of a row", tensor(0, shape=[24, 3]), "do not fit"),
+    ("squares of codes", tensor(0, dtype="u8"), "types that do not fit"),
+    ("fewer positions than rows", tensor(2, shape=[5, 12]), "do not fit"),
+    ("positions of another width", tensor(2, shape=[12, 7]), "do not fit"),
+    ("positions outside", op(1, table=1 << 20), "outside its constants"),
+    ("a position that is no number", constant(1, "table", math.nan), "finite float32"),
+    ("a mean of no rows", op(2, count=0), "not there"),
+    ("a mean of too many rows", op(2, count=7), "not there"),
+    ("a mean of rows before the first", op(2, first=-1), "not there"),
+    ("a mean of rows behind the last", op(2, first=7, count=1), "not there"),
+    ("a mean of another width", tensor(3, shape=[6]), "do not fit"),
+]
+
+
+@pytest.mark.parametrize(
+    ("hurt", "reason"), [case[1:] for case in HOSTILE_PICTURE], ids=[case[0] for case in HOSTILE_PICTURE]
+)
+def test_hostile_pictures_are_refused(hurt: Callable[[seg.Segment], None], reason: str) -> None:
+    segment = picture().finish()
+    verify(segment)
+    hurt(segment)
+    with pytest.raises(SegmentError, match=reason):
+        verify(segment)
+
+
 @pytest.mark.parametrize(
     ("hurt", "reason"), [case[1:] for case in HOSTILE_ENCODER], ids=[case[0] for case in HOSTILE_ENCODER]
 )

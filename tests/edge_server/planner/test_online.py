@@ -101,8 +101,8 @@ def by_hand(table: Table, asked: Request) -> float:
                 continue
             fetch = (
                 0.0
-                if asked.frames is None or index in asked.held
-                else pattern.segment_bytes * 8 / link.downlink_mbps / 1000 / asked.frames
+                if asked.demand.frames is None or index in asked.held
+                else pattern.segment_bytes * 8 / link.downlink_mbps / 1000 / asked.demand.frames
             )
             joules = ((asked.power.compute_w or 0) * head + (asked.power.transmit_w or 0) * sending) / 1000
             w = wanted.weights
@@ -118,6 +118,7 @@ demands = st.builds(
     min_rate_fps=several,
     weights=st.builds(Weights, time=st.floats(0, 1), energy=st.floats(0, 1), cost=st.floats(0, 1)),
     keep=st.sampled_from(["nothing", "nothing", "input", "layer2", "layer4"]),
+    frames=st.none() | st.floats(1, 10_000),
 )
 requests = st.builds(
     Request,
@@ -129,7 +130,6 @@ requests = st.builds(
     power=st.just(Power(3.0, 1.5)),
     memory_bytes=st.none() | st.integers(500, 6000),
     queue_ms=st.floats(0, 50),
-    frames=st.none() | st.floats(1, 10_000),
     held=st.frozensets(st.integers(0, len(TABLE.patterns) - 1), max_size=3),
 )
 
@@ -222,10 +222,10 @@ def test_a_busy_server_drives_work_to_the_device() -> None:
 
 def test_a_segment_that_is_held_is_worth_more_than_a_smaller_one() -> None:
     """Few frames: fetching counts; held at a stricter level, the segment costs nothing and serves a looser demand."""
-    keep = demand(keep="layer3", max_drop_points=5.0)
-    loose = choose(TABLE, request(demand=keep, frames=2.0))
-    strict = choose(TABLE, request(demand=demand(keep="layer3", max_drop_points=0.25), frames=2.0))
-    again = choose(TABLE, request(demand=keep, frames=2.0, held=frozenset({strict.pattern})))
+    keep = demand(keep="layer3", max_drop_points=5.0, frames=2.0)
+    loose = choose(TABLE, request(demand=keep))
+    strict = choose(TABLE, request(demand=demand(keep="layer3", max_drop_points=0.25, frames=2.0)))
+    again = choose(TABLE, request(demand=keep, held=frozenset({strict.pattern})))
     assert (loose.place, strict.place, again.place) == (3, 3, 3)
     assert TABLE.patterns[strict.pattern].segment_bytes > loose.segment_bytes > again.segment_bytes == 0
     assert again.pattern == strict.pattern
@@ -272,7 +272,7 @@ def test_infeasible_names_the_constraint_and_what_would_do() -> None:
         {"head_ms": (1.0,)},
         {"head_ms": (0.0, 1.0, math.nan, 1.0, 1.0)},
         {"queue_ms": -1.0},
-        {"frames": 0.0},
+        {"demand": Demand(frames=0.0)},
         {"held": frozenset({10_000})},
         {"demand": Demand(keep="layer9")},
         {"demand": Demand(max_drop_points=math.nan)},
@@ -300,7 +300,7 @@ def test_progress_hears_of_every_place() -> None:
 
 
 def test_the_verifier_finds_faults() -> None:
-    asked = request(memory_bytes=10_000, frames=100.0)
+    asked = request(memory_bytes=10_000, demand=demand(frames=100.0))
     pick = choose(TABLE, asked)
 
     def faults(**changes: object) -> list[str]:

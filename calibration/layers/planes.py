@@ -1,164 +1,48 @@
-"""The ONNX graph as layers that the integer head can run, still in real numbers: activations fused, batch norms and constants merged.
+"""Layers of convolutional networks, uint8 codes between them: activations fused, batch norms and constants merged.
 
-Every layer writes one stored tensor (channels last) and bears the name of the ONNX tensor that it yields. `build` looks at each operator
-alone, so that operators behind an unsupported one are judged too. An operator it cannot express exactly is unsupported, never guessed.
+`convert` looks at each operator alone, so that operators behind an unsupported one are judged too. An operator it cannot express exactly is
+unsupported, never guessed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibration.graph import STORED_AXES, Graph, Node
+from calibration.layers.network import (
+    F32,
+    F64,
+    OPEN,
+    Binary,
+    Concat,
+    Conv,
+    Layer,
+    Network,
+    Pad,
+    Pool,
+    Reshape,
+    Softmax,
+    Transpose,
+    Unary,
+    UnaryFunction,
+    Unsupported,
+    argument,
+    gemm_weights,
+    layer_name,
+    rename,
+    scalar,
+    weights,
+)  # fmt: skip
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-Clamp = tuple[float, float]
-UnaryFunction = Callable[[F64], F64]
-
-OPEN: Clamp = (-math.inf, math.inf)
 _ONE, _NONE = np.ones(()), np.zeros(())
 
 
-@dataclass(eq=False)
-class Layer:
-    """``out`` and ``inputs`` are ONNX tensor names (or derived from one with an ``@``)."""
-
-    name: str
-    out: str
-    inputs: list[str]
-
-
-@dataclass(eq=False)
-class Conv(Layer):
-    """weight [OC, KH, KW, C / groups], bias [OC]. ``view``: the shape [rows, 1, K] under which the input is read, or None."""
-
-    weight: F32
-    bias: F32
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    pad: tuple[int, int, int, int] = (0, 0, 0, 0)
-    groups: int = 1
-    view: list[int] | None = None
-    clamp: Clamp = OPEN
-
-
-@dataclass(eq=False)
-class Binary(Layer):
-    """Sum or product of two tensors; the second has the same shape or one value for each channel."""
-
-    kind: Literal["add", "mul"]
-    clamp: Clamp = OPEN
-
-
-@dataclass(eq=False)
-class Unary(Layer):
-    """``function`` of every element."""
-
-    function: UnaryFunction
-
-
-@dataclass(eq=False)
-class Pool(Layer):
-    kind: Literal["max", "avg"]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    pad: tuple[int, int, int, int]
-    count_pad: bool = False
-    clamp: Clamp = OPEN
-
-
-@dataclass(eq=False)
-class Concat(Layer):
-    """Along the last stored axis."""
-
-
-@dataclass(eq=False)
-class Transpose(Layer):
-    """By ``perm`` of the stored axes."""
-
-    perm: list[int]
-
-
-@dataclass(eq=False)
-class Reshape(Layer):
-    """The same bytes under ``shape``."""
-
-    shape: list[int]
-
-
-@dataclass(eq=False)
-class Pad(Layer):
-    """Zeros around [H, W, C]: top, left, bottom, right."""
-
-    pad: tuple[int, int, int, int]
-
-
-@dataclass(eq=False)
-class Softmax(Layer):
-    """Over the last stored axis."""
-
-
-@dataclass
-class Network:
-    """All layers in order, and the operators that are not layers with the reason."""
-
-    graph: Graph
-    layers: list[Layer]
-    unsupported: list[tuple[Node, str]]
-    made: dict[str, Layer]
-
-    def needed(self, tensor: str) -> list[Layer]:
-        """The layers that yield ``tensor``, in order; empty for the input. The tensor must be reachable."""
-        return self._backwards({tensor})
-
-    def weighted(self, tensor: str) -> list[Conv]:
-        """The layers with weights among those that yield ``tensor``, in order."""
-        return [layer for layer in self.needed(tensor) if isinstance(layer, Conv)]
-
-    def alive(self) -> list[Layer]:
-        """The layers that something reads: the output, or an unsupported operator."""
-        roots = {t for node, _ in self.unsupported for t in node.inputs}
-        return self._backwards(roots | {self.graph.output})
-
-    def _backwards(self, wanted: set[str]) -> list[Layer]:
-        found = []
-        for layer in reversed(self.layers):
-            if layer.out in wanted:
-                wanted |= set(layer.inputs)
-                found.append(layer)
-        return found[::-1]
-
-    def reachable(self) -> set[str]:
-        """The tensors that a head can yield."""
-        known = {self.graph.input}
-        for layer in self.layers:
-            if known >= set(layer.inputs):
-                known.add(layer.out)
-        return known & set(self.made) | {self.graph.input}
-
-
-class Unsupported(Exception):  # noqa: N818  an outcome, not an error: it ends in the listing
-    """Why the integer head cannot run an operator."""
-
-
-def build(graph: Graph) -> Network:
-    """The layers of ``graph``."""
-    network = Network(graph, [], [], {})
-    for node in graph.nodes:
-        try:
-            _convert(network, node)
-        except Unsupported as reason:
-            network.unsupported.append((node, str(reason)))
-    return network
-
-
-def _convert(network: Network, node: Node) -> None:
+def convert(network: Network, node: Node) -> None:
+    """Append the layers of ``node``. Raises `Unsupported`."""
     builder = _BUILDERS.get(node.op)
     if builder is None:
         raise Unsupported("the integer head has no such operator")
@@ -173,40 +57,6 @@ def _convert(network: Network, node: Node) -> None:
         network.made[layer.out] = layer
 
 
-# --- constants and attributes -----------------------------------------------------------------------------------------
-
-
-def _argument(graph: Graph, node: Node, index: int, attribute: str, default: Any = None) -> Any:
-    """A constant that newer operator sets pass as an input and older ones as an attribute."""
-    if len(node.inputs) > index and node.inputs[index]:
-        if node.inputs[index] not in graph.constants:
-            raise Unsupported(f"{attribute} is not a constant")
-        return graph.constants[node.inputs[index]]
-    return node.attrs.get(attribute, default)
-
-
-def _scalar(value: Any) -> float:
-    if np.size(value) != 1:
-        raise Unsupported("a constant of more than one value")
-    return float(np.asarray(value).reshape(()))
-
-
-def _weights(graph: Graph, name: str) -> F32:
-    if name not in graph.constants:
-        raise Unsupported("its weights are not constant")
-    values: F32 = graph.constants[name].astype(np.float32)
-    if not np.isfinite(values).all():
-        raise Unsupported("its weights are not finite")
-    return values
-
-
-def _layer_name(graph: Graph, node: Node) -> str:
-    """The layer's name in the training framework where its weight tells it, else the operator's."""
-    weight = node.inputs[1] if len(node.inputs) > 1 and node.inputs[1] in graph.constants else ""
-    owners = graph.consumers.get(weight, [])
-    return weight.removesuffix(".weight") if weight.endswith(".weight") and len(owners) == 1 else node.name
-
-
 def _spatial_rank(graph: Graph, tensor: str) -> None:
     if len(graph.shapes[tensor]) != 4:
         raise Unsupported("it works on something else than [N, C, H, W]")
@@ -218,11 +68,9 @@ def _spatial_rank(graph: Graph, tensor: str) -> None:
 def _conv(network: Network, node: Node) -> list[Layer]:
     graph, x = network.graph, node.inputs[0]
     _spatial_rank(graph, x)
-    weight = _weights(graph, node.inputs[1])
+    weight = weights(graph, node.inputs[1])
     bias = (
-        _weights(graph, node.inputs[2])
-        if len(node.inputs) > 2 and node.inputs[2]
-        else np.zeros(len(weight), np.float32)
+        weights(graph, node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else np.zeros(len(weight), np.float32)
     )
     stride, dilation = _pair(node, "strides"), _pair(node, "dilations")
     pad = _padding(graph, node, (weight.shape[2], weight.shape[3]), stride, dilation)
@@ -236,7 +84,7 @@ def _conv(network: Network, node: Node) -> list[Layer]:
         x, pad = before.inputs[0], _sum(pad, before.pad)
     groups = int(node.attrs.get("group", 1))
     stored = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
-    conv = Conv(_layer_name(graph, node), node.outputs[0], [x], stored, bias, stride, dilation, pad, groups)
+    conv = Conv(layer_name(graph, node), node.outputs[0], [x], stored, bias, stride, dilation, pad, groups)
     return [*layers, conv]
 
 
@@ -274,25 +122,14 @@ def _padding(
 
 
 def _gemm(network: Network, node: Node) -> list[Layer]:
-    graph, attrs = network.graph, node.attrs
-    weight = _weights(graph, node.inputs[1]) * np.float32(attrs.get("alpha", 1.0))
-    weight = weight if attrs.get("transB", 0) else weight.T
-    bias = np.zeros(len(weight), np.float32)
-    if len(node.inputs) > 2 and node.inputs[2]:
-        added = _weights(graph, node.inputs[2]) * np.float32(attrs.get("beta", 1.0))
-        if added.size not in (1, len(weight)):
-            raise Unsupported("a bias that is not one value for each output")
-        bias = np.broadcast_to(added.reshape(-1), bias.shape).copy()
-    if attrs.get("transA", 0):
-        raise Unsupported("its first input is transposed")
-    return [_product(network, node, weight, bias)]
+    return [_product(network, node, *gemm_weights(network.graph, node))]
 
 
 def _matmul(network: Network, node: Node) -> list[Layer]:
     graph = network.graph
     if node.inputs[0] in graph.constants or len(graph.shapes[node.inputs[0]]) == 4:
         raise Unsupported("a matrix product of other than [N, K] or [N, T, K] with a constant")
-    weight = _weights(graph, node.inputs[1])
+    weight = weights(graph, node.inputs[1])
     if weight.ndim != 2:
         raise Unsupported("its weights are not a matrix")
     return [_product(network, node, weight.T, np.zeros(weight.shape[1], np.float32))]
@@ -309,7 +146,7 @@ def _product(network: Network, node: Node, weight: F32, bias: F32) -> Conv:
             x = flatten.inputs[0]
             weight = weight.reshape(-1, *plane[1:]).transpose(0, 2, 3, 1)
     stored = np.ascontiguousarray(weight.reshape(len(weight), 1, 1, depth))
-    return Conv(_layer_name(graph, node), node.outputs[0], [x], stored, bias, view=[rows, 1, depth])
+    return Conv(layer_name(graph, node), node.outputs[0], [x], stored, bias, view=[rows, 1, depth])
 
 
 # --- element-wise operators -------------------------------------------------------------------------------------------
@@ -367,7 +204,7 @@ def _div(network: Network, node: Node) -> list[Layer]:
         return _same_root(network, node, _quotient)
     value = _constant_for(network.graph, node, tensors[0], constants[0])
     if node.inputs[0] in network.graph.constants:
-        above = np.full((), _scalar(value))
+        above = np.full((), scalar(value))
         return [_unary_layer(network, node, lambda x: _quotient(above, x))]
     if not value.all():
         raise Unsupported("a division by zero")
@@ -385,7 +222,7 @@ def _affine(network: Network, node: Node, x: str, factor: F64, offset: F64) -> l
         scale = np.broadcast_to(factor, before.bias.shape)
         before.weight = (before.weight * scale[:, None, None, None]).astype(np.float32)
         before.bias = (before.bias * scale + offset).astype(np.float32)
-        return _rename(network, before, node.outputs[0])
+        return rename(network, before, node.outputs[0])
     if factor.ndim == offset.ndim == 0:
         return [_unary_layer(network, node, lambda v: v * factor + offset)]
     shape = graph.stored_shape(x)
@@ -394,14 +231,6 @@ def _affine(network: Network, node: Node, x: str, factor: F64, offset: F64) -> l
     bias = np.broadcast_to(offset, channels).astype(np.float32)
     view = None if len(shape) == 3 else [math.prod(shape[:-1]), 1, channels]
     return [Conv(node.name, node.outputs[0], [x], weight, bias, groups=channels, view=view)]
-
-
-def _rename(network: Network, layer: Layer, out: str) -> list[Layer]:
-    """Let ``layer`` yield ``out`` instead: what made ``out`` from its old output is now part of it."""
-    del network.made[layer.out]
-    layer.out = out
-    network.made[out] = layer
-    return []
 
 
 def _binary(
@@ -456,14 +285,14 @@ def _clip(network: Network, node: Node) -> list[Layer]:
     if node.op == "Relu":
         lo, hi = 0.0, math.inf
     else:
-        lo = _scalar(_argument(graph, node, 1, "min", -math.inf))
-        hi = _scalar(_argument(graph, node, 2, "max", math.inf))
+        lo = scalar(argument(graph, node, 1, "min", -math.inf))
+        hi = scalar(argument(graph, node, 2, "max", math.inf))
     before = network.made.get(x)
     fusible = isinstance(before, Conv | Binary) or (isinstance(before, Pool) and before.kind == "avg")
     if fusible and graph.sole_consumer(x) is node:
         assert isinstance(before, Conv | Binary | Pool)
         before.clamp = (min(max(before.clamp[0], lo), hi), min(max(before.clamp[1], lo), hi))
-        return _rename(network, before, node.outputs[0])
+        return rename(network, before, node.outputs[0])
     return [_unary_layer(network, node, lambda v: np.minimum(np.maximum(v, lo), hi))]
 
 
@@ -490,7 +319,7 @@ def _elu(node: Node) -> UnaryFunction:
 
 
 def _power(network: Network, node: Node) -> UnaryFunction:
-    exponent = _scalar(_argument(network.graph, node, 1, "exponent"))
+    exponent = scalar(argument(network.graph, node, 1, "exponent"))
     if not exponent.is_integer() or exponent < 0:
         raise Unsupported("an exponent that is not a whole number")
     return lambda x: x ** int(exponent)
@@ -536,7 +365,7 @@ def _reduce_plane(network: Network, node: Node) -> list[Layer]:
     """ReduceMean or ReduceMax over H and W."""
     graph = network.graph
     _spatial_rank(graph, node.inputs[0])
-    axes = _argument(graph, node, 1, "axes")
+    axes = argument(graph, node, 1, "axes")
     if axes is None or sorted(int(a) % 4 for a in np.asarray(axes).reshape(-1)) != [2, 3]:
         raise Unsupported("it reduces other axes than height and width")
     kind: Literal["max", "avg"] = "max" if node.op == "ReduceMax" else "avg"
@@ -596,9 +425,9 @@ def _concat(network: Network, node: Node) -> list[Layer]:
 def _pad(network: Network, node: Node) -> list[Layer]:
     graph, x = network.graph, node.inputs[0]
     _spatial_rank(graph, x)
-    if node.attrs.get("mode", b"constant") != b"constant" or _scalar(_argument(graph, node, 2, "value", 0.0)) != 0.0:
+    if node.attrs.get("mode", b"constant") != b"constant" or scalar(argument(graph, node, 2, "value", 0.0)) != 0.0:
         raise Unsupported("it pads with something else than zeros")
-    pads = [int(p) for p in np.asarray(_argument(graph, node, 1, "pads")).reshape(-1)]
+    pads = [int(p) for p in np.asarray(argument(graph, node, 1, "pads")).reshape(-1)]
     if len(node.inputs) > 3 and node.inputs[3]:
         raise Unsupported("it pads chosen axes")
     if min(pads) < 0 or any(pads[i] for i in (0, 1, 4, 5)):
@@ -640,7 +469,7 @@ _BUILDERS: dict[str, Callable[[Network, Node], list[Layer]]] = {
     "HardSwish": _plain(lambda x: x * np.clip(x / 6.0 + 0.5, 0.0, 1.0)),
     "HardSigmoid": _unary(lambda _network, node: _hard_sigmoid(node)),
     "LeakyRelu": _unary(lambda _network, node: _leaky(float(node.attrs.get("alpha", 0.01)))),
-    "PRelu": _unary(lambda network, node: _leaky(_scalar(_argument(network.graph, node, 1, "slope")))),
+    "PRelu": _unary(lambda network, node: _leaky(scalar(argument(network.graph, node, 1, "slope")))),
     "Elu": _unary(lambda _network, node: _elu(node)),
     "Gelu": _unary(lambda _network, node: _gelu(node)),
     "Pow": _unary(_power),

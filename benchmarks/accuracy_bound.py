@@ -1,0 +1,326 @@
+"""Does the accuracy bound hold: random demands, the plan for each, and what it loses on data that calibration has not seen.
+
+    python -m benchmarks.accuracy_bound [--fashion FOLDER] [--images DIR] [--labels FILE] [--plot FILE] [--json OUT] [--quick]
+
+A demand is a device, a link, weights of time, energy and cost, and a drop of 0.25 to 5 points that may not be passed. Its plan comes from the bundle
+as a server would make it; the integer head, the codec and the tail then answer the evaluation data, of which the demand is held against one fold.
+A violation is a fold on which more was lost than demanded. The error is that of the expected drop against the drop on all the evaluation data. Beside
+it stands QPART's rule, whose bound is the noise at which the demanded drop is lost in the mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from benchmarks import cache, fashion, models
+from benchmarks.report import parser, quiet, report
+from calibration import accuracy, importer
+from calibration import bundle as bundles
+from calibration.bundle import Bundle
+from calibration.samples import Samples, open_samples
+from device_profiles import predict
+from edge_agent import codec, errors
+from edge_agent.head import segment as seg
+from edge_agent.head.executor import Head
+from edge_agent.protocol.messages import Demand, LinkEstimate, Weights
+from edge_server.planner import Level, Pick, Power, Request, Table, choose, precompute
+from edge_server.tables import DROPS, table_of
+
+F32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+Rule = Callable[[Bundle], Table]
+Plan = tuple[int, tuple[int, ...], tuple[str, int] | None]  # cut, bits, rule and bits of the codec
+
+#: Demands of each network, and how many may be asked to find so many that can be met.
+DEMANDS, ASKED = 60, 240
+QUICK_DEMANDS: Final = 12
+#: Images that calibrate a network for Fashion-MNIST, and those of a fold.
+CALIBRATING, FOLD = 4000, 1000
+QUICK_CALIBRATING, QUICK_EVALUATED = 500, 2000
+#: Of 500 photographs every other calibrates and the rest make as many folds.
+PHOTO_FOLDS: Final = 2
+BATCH: Final = 250
+#: Ranges from which demands are drawn, evenly in the logarithm. A device is known by its time for the deepest head.
+POINTS, UPLINK, ROUND_TRIP = (0.25, 5.0), (0.25, 1000.0), (1.0, 200.0)
+DEVICE_MS, WATTS, FRAMES = (0.3, 1000.0), (0.5, 15.0), (10.0, 1e6)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network, what calibrates it, and the labelled data on which plans are judged, ``fold`` samples at a time."""
+
+    name: str
+    model: Callable[[], onnx.ModelProto]
+    calibrating: Samples
+    evaluated: Samples
+    fold: int
+
+
+@dataclass
+class Subject:
+    """A calibrated task. ``right``: which of the evaluated samples the float model has right; ``known``: the same of plans that were run."""
+
+    task: Task
+    bundle: Bundle
+    right: Bools
+    known: dict[Plan, Bools] = field(default_factory=dict)
+
+    def measure(self, table: Table, pick: Pick) -> Bools:
+        """Which samples the plan has right."""
+        place, bits = table.places[pick.place], table.patterns[pick.pattern].bits
+        made = None if pick.codec is None else (place.codecs[pick.codec].rule, place.codecs[pick.codec].bits)
+        key = (place.cut.index, bits, made)
+        if key not in self.known:
+            self.known[key] = self._answers(*key)
+        return self.known[key]
+
+    def _answers(self, cut: int, bits: tuple[int, ...], rule: tuple[str, int] | None) -> Bools:
+        named = dict(zip(self.bundle.weight_layers(cut), bits, strict=True))
+        head = Head(seg.parse(self.bundle.segment(cut, named)))
+        made = None if rule is None else self.bundle.codec(cut, *rule)
+        data = self.bundle.tail(cut)
+        run = None if data is None else bundles.runner(onnx.load_model_from_string(data))
+        samples, classes = self.task.evaluated, self.task.evaluated.classes
+        assert classes is not None
+        found = []
+        for part in _parts(len(samples)):
+            sent = np.stack([_sent(head, samples.codes(i, head.input), made) for i in part])
+            found.append(accuracy.top1(sent if run is None else run(sent)))
+        right: Bools = np.concatenate(found) == classes
+        return right
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _options().parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+    pairs: dict[str, list[tuple[float, float, float, float]]] = {}
+    for seed, task in enumerate(tasks(options)):
+        with tempfile.TemporaryDirectory() as folder:
+            subject = prepare(task, Path(folder))
+            for name, rule in RULES.items():
+                found = judge(subject, rule, np.random.default_rng(seed), QUICK_DEMANDS if options.quick else DEMANDS)
+                rows.append(row(subject, name, found))
+                if name == OURS:
+                    pairs[task.name] = [(one.expected, one.lost, one.low, one.high) for one in found]
+    notes = [
+        "drops in points of top-1; a fold's drop is held against the demand, the whole evaluation data's against the expected"
+    ]
+    report("The accuracy bound", rows, summary(rows), options.json, notes)
+    if options.plot:
+        plot(options.plot, pairs)
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser((__doc__ or "").splitlines()[0])
+    fashion.add_option(options)
+    options.add_argument("--images", type=Path, help="folder of photographs; without it EfficientNet-Lite0 is left out")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
+    options.add_argument("--plot", metavar="FILE", type=Path, help="draw predicted against measured drops, as PNG")
+    return options
+
+
+def tasks(options: argparse.Namespace) -> Iterator[Task]:
+    """The networks that can be measured here."""
+    data = fashion.load(options.fashion)
+    calibrating = data.calibration.samples(QUICK_CALIBRATING if options.quick else CALIBRATING)
+    evaluated = data.test.samples(QUICK_EVALUATED if options.quick else None)
+    for name in ("mlp",) if options.quick else fashion.NETWORKS:
+        yield Task(name, lambda name=name: fashion.network(name, data), calibrating, evaluated, FOLD)  # type: ignore[misc]
+    if options.images and not options.quick:
+        photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels)
+        if photos.classes is None:
+            raise errors.UsageError("the bound needs labels; give --labels with a CSV of file name and class index")
+        held = photos[1::2]
+        yield Task(
+            "lite0",
+            lambda: importer.load(models.LITE0, models.LITE0_SHAPE),
+            photos[::2],
+            held,
+            len(held) // PHOTO_FOLDS,
+        )
+
+
+def prepare(task: Task, folder: Path) -> Subject:
+    """Calibrate ``task`` in ``folder``, or take its bundle from the cache; what it promises is for a fold."""
+    count = len(task.calibrating)
+    files = cache.kept(f"bound-{task.name}-{count}", lambda: _bundle(task, folder / "made"))
+    kept = folder / "bundle"
+    kept.mkdir()
+    for name, data in files.items():
+        (kept / name).write_bytes(data)
+    bundle = Bundle.open(kept)
+    bundle.accuracy = bundle.accuracy.promising(task.fold)
+    run = bundles.runner(onnx.load(kept / "model.onnx"))
+    found = accuracy.top1(accuracy.float_outputs(run, task.evaluated))
+    return Subject(task, bundle, found == task.evaluated.classes)
+
+
+def _bundle(task: Task, folder: Path) -> Mapping[str, bytes]:
+    made = bundles.create(folder, task.name, task.model(), task.calibrating, progress=quiet)
+    return {path.name: path.read_bytes() for path in made.path.iterdir()}
+
+
+def mean_rule(bundle: Bundle) -> Table:
+    """Patterns for QPART's bound."""
+    places = table_of(bundle).places
+    levels: list[Level] = []
+    for drop in DROPS:
+        noise = bundle.accuracy.qpart(drop)
+        if noise > (levels[-1].noise if levels else 0.0):
+            levels.append(Level(drop, noise))
+    return precompute(bundle.name, places, levels)
+
+
+OURS, QPARTS = "interval", "mean"
+RULES: Final[Mapping[str, Rule]] = {OURS: table_of, QPARTS: mean_rule}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Points: what a demand allowed, what its plan lost on its fold and on all data, and what was predicted of it. ``plan`` names it."""
+
+    demanded: float
+    fold: float
+    lost: float
+    expected: float
+    low: float
+    high: float
+    plan: tuple[int, int, int | None]
+
+
+def judge(subject: Subject, rule: Rule, random: np.random.Generator, count: int) -> list[Verdict]:
+    """Up to ``count`` demands that can be met, each with its plan."""
+    table, found = rule(subject.bundle), []
+    macs = [_macs(subject.bundle, place.cut.index) for place in table.places]
+    folds = len(subject.right) // subject.task.fold
+    for _ in range(ASKED):
+        request, fold = draw(random, macs), int(random.integers(folds)) * subject.task.fold
+        try:
+            pick = choose(table, request)
+        except errors.InfeasibleError:
+            continue
+        found.append(_verdict(subject, table, request, pick, slice(fold, fold + subject.task.fold)))
+        if len(found) == count:
+            break
+    return found
+
+
+def _verdict(subject: Subject, table: Table, request: Request, pick: Pick, fold: slice) -> Verdict:
+    before, after = subject.right, subject.measure(table, pick)
+    promised = subject.bundle.accuracy.at(pick.noise)
+    return Verdict(
+        request.demand.max_drop_points,
+        100.0 * float(before[fold].mean() - after[fold].mean()),
+        100.0 * float(before.mean() - after.mean()),
+        promised.expected,
+        promised.low,
+        promised.high,
+        (pick.place, pick.pattern, pick.codec),
+    )
+
+
+def draw(random: np.random.Generator, macs: Sequence[int]) -> Request:
+    """A device, a link and a demand. ``macs``: products of the head of each place."""
+
+    def between(limits: tuple[float, float]) -> float:
+        return float(np.exp(random.uniform(*np.log(limits))))
+
+    whole, (time, energy, cost) = between(DEVICE_MS) / max(1, *macs), random.dirichlet([1.0, 0.5, 0.5])
+    demand = Demand(
+        max_drop_points=between(POINTS),
+        weights=Weights(float(time), float(energy), float(cost)),
+        keep=str(random.choice(["nothing", "input"])),
+        frames=between(FRAMES),
+    )
+    link = LinkEstimate(between(ROUND_TRIP), between(UPLINK), between(UPLINK))
+    return Request(demand, link, tuple(count * whole for count in macs), Power(between(WATTS), between(WATTS)))
+
+
+def _macs(bundle: Bundle, cut: int) -> int:
+    header = bundle.header(cut)
+    return sum(predict.op_macs(op, header) for op in header.ops)
+
+
+def _sent(head: Head, x: NDArray[Any], made: codec.Codec | None) -> F32:
+    """What the server has of a frame: the decoded tensor, or where nothing is sent the head's answer."""
+    y, tensor = head.run(x), head.output
+    if made is None:
+        return y.astype(np.float32)
+    coded = tensor.dtype == "u8"
+    data = codec.encode_codes(y, tensor.scale, tensor.zero_point, made) if coded else codec.encode(y, made)
+    return codec.decode(data, made, y.shape)
+
+
+def _parts(count: int) -> Iterator[range]:
+    for start in range(0, count, BATCH):
+        yield range(start, min(start + BATCH, count))
+
+
+def row(subject: Subject, rule: str, found: Sequence[Verdict]) -> dict[str, Any]:
+    """Of one network and rule."""
+    count = max(1, len(found))
+    return {
+        "network": subject.task.name,
+        "rule": rule,
+        "fold": subject.task.fold,
+        "evaluated": len(subject.right),
+        "demands": len(found),
+        "plans": len({one.plan for one in found}),
+        "demanded": sum(one.demanded for one in found) / count,
+        "lost": sum(one.fold for one in found) / count,
+        "violations %": 100.0 * sum(one.fold > one.demanded for one in found) / count,
+        "error": sum(abs(one.lost - one.expected) for one in found) / count,
+    }
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Violations over all networks; the error over those with thousands of evaluated samples, for fewer cannot tell it."""
+
+    def mean(chosen: Sequence[Mapping[str, Any]], name: str) -> float:
+        total = sum(float(one[name]) * int(one["demands"]) for one in chosen)
+        return total / max(1, sum(int(one["demands"]) for one in chosen))
+
+    ours, theirs = ([one for one in rows if one["rule"] == rule] for rule in (OURS, QPARTS))
+    many = [one for one in ours if one["evaluated"] >= FOLD]
+    return {
+        "demands": float(sum(one["demands"] for one in ours)),
+        "networks": float(len(ours)),
+        "violations_percent": mean(ours, "violations %"),
+        "violations_percent_mean_rule": mean(theirs, "violations %"),
+        "mean_abs_error_points": mean(many, "error"),
+    }
+
+
+def plot(out: Path, pairs: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> None:
+    """Predicted against measured drops with their intervals, a colour for each network, to a PNG file."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise errors.UsageError("--plot needs matplotlib; install it with pip or leave --plot out") from error
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.add_subplot(xlabel="predicted drop, points", ylabel="measured drop, points", aspect="equal")
+    most = 0.5
+    for name, found in pairs.items():
+        expected, lost, low, high = np.array(sorted(set(found))).reshape(-1, 4).T
+        spread = [expected - np.minimum(low, expected), np.maximum(high, expected) - expected]
+        axes.errorbar(expected, lost, xerr=spread, fmt="o", markersize=4, elinewidth=0.5, alpha=0.7, label=name)
+        most = max(most, float(lost.max(initial=0.0)), float(high.max(initial=0.0)))
+    axes.plot([0, most], [0, most], color="black", linewidth=1)
+    axes.legend()
+    try:
+        figure.savefig(out, format="png", dpi=150)
+    except OSError as error:
+        raise errors.UsageError(f"{out} cannot be written ({error.strerror}); choose another file") from error
+
+
+if __name__ == "__main__":
+    main()

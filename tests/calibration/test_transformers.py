@@ -1,0 +1,203 @@
+"""Transformers of several exporters' habits become segments that answer as the float model does; anything else is unsupported, by name."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+
+from calibration import cuts, layers
+from calibration.graph import Graph, tail_model
+from calibration.importer import session
+from calibration.layers import Embed, Linear, Network
+from calibration.lower import Calibration, lower
+from calibration.observe import feed
+from edge_agent.errors import ModelError
+from edge_agent.head import load
+from edge_agent.head import segment as seg
+from tests import reference_head as twin
+from tests import small_transformers as small
+from tests.small_transformers import HEADS, TOKENS, WIDTH, Encoder
+
+
+def network_of(model: onnx.ModelProto) -> Network:
+    return layers.build(Graph.of(model))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum() / math.sqrt((a**2).sum() * (b**2).sum()))
+
+
+def check(model: onnx.ModelProto, bits: int = 8, least: float = 0.999) -> seg.Segment:
+    """The whole network as a segment, after its answer was compared with the twin's and the float model's."""
+    network = network_of(model)
+    assert network.unsupported == []
+    x = small.frame(network.graph)
+    data = lower(network, Calibration({}, {}), network.graph.output, bits).segment()
+    assert data == lower(network_of(model), Calibration({}, {}), network.graph.output, bits).segment()
+    head, segment = load(data), seg.parse(data)
+    found = head.run(x)
+    np.testing.assert_array_equal(found, twin.run(segment, x)[segment.header.output])
+    assert cosine(found, session(model).run(None, feed(network.graph, x[None]))[0][0]) > least
+    return segment
+
+
+def unsupported(model: onnx.ModelProto) -> str:
+    """All that is unsupported; no head reaches the output."""
+    network = network_of(model)
+    with pytest.raises(ModelError, match="no integer head reaches"):
+        lower(network, Calibration({}, {}), network.graph.output, 8)
+    return "; ".join(f"{node}: {why}" for node, why in network.unsupported)
+
+
+@pytest.mark.parametrize("late_factor", [False, True])
+@pytest.mark.parametrize("gelu", ["Gelu", "Erf"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_encoder_answers_as_the_float_model(masked: bool, gelu: str, late_factor: bool) -> None:
+    net = Encoder(seed=1)
+    stream = net.last
+    mask = net.mask() if masked else ""
+    net.last = stream
+    net.block(mask, gelu, late_factor)
+    net.block(mask, gelu, late_factor)
+    kinds = [type(op).__name__ for op in check(net.model()).header.ops]
+    assert kinds == ["Embed", "Norm", *["Linear", "Attention", "Linear", "Norm", "Linear", "Linear", "Norm"] * 2]
+
+
+def test_activations_share_the_arena() -> None:
+    net = Encoder()
+    for _ in range(6):
+        net.block()
+    header = check(net.model()).header
+    assert header.arena_bytes < sum(t.nbytes for t in header.tensors) / 3
+
+
+def test_a_graph_that_is_no_encoder_is_listed_by_the_name_of_its_operator() -> None:
+    net = Encoder()
+    net.add("Tanh", name="odd")
+    assert "Tanh (odd)" in unsupported(net.model())
+
+
+def test_an_approximate_gelu_is_not_taken_for_the_exact_one() -> None:
+    net = Encoder()
+    net.add("Gelu", net.linear(net.last, WIDTH, WIDTH), approximate="tanh", name="odd")
+    assert "Gelu (odd): an approximate GELU" in unsupported(net.model())
+
+
+def test_softmax_over_another_axis_is_unsupported() -> None:
+    net = Encoder()
+    net.block()
+    model = net.model()
+    next(n for n in model.graph.node if n.op_type == "Softmax").attribute[0].i = 1
+    assert "other axes" in unsupported(model)
+
+
+def test_heads_that_are_joined_in_another_order_are_unsupported() -> None:
+    """They have the shapes of an attention, and other values."""
+    net = Encoder(seed=2)
+    net.block()
+    model = net.model()
+    joined = [n for n in model.graph.node if n.op_type == "Transpose"][-1]
+    joined.attribute[0].ints[:] = [0, 3, 2, 1]
+    assert "side by side" in unsupported(onnx.shape_inference.infer_shapes(model))
+
+
+@pytest.mark.parametrize("kind", ["inverted", "causal", "weak"])
+def test_a_mask_that_does_something_else_is_unsupported(kind: str) -> None:
+    """It has the operators of a mask of padding: what counts is what it computes."""
+    net = Encoder(seed=3)
+    stream = net.last
+    if kind == "causal":
+        mask = net.constant(np.triu(np.full((1, 1, TOKENS, TOKENS), -1e9), 1))
+    else:
+        mask = net.mask(inverted=kind == "inverted", away=-1.0 if kind == "weak" else -1e9)
+    net.last = stream
+    net.block(mask)
+    assert "mask" in unsupported(net.model())
+
+
+def test_a_part_of_a_product_that_is_none_of_queries_keys_and_values_is_unsupported() -> None:
+    net = Encoder()
+    net.fused_attention(net.last, spare=8)
+    assert "neither query nor key nor value" in unsupported(net.model())
+
+
+def test_queries_of_another_tensor_are_unsupported() -> None:
+    net = Encoder()
+    net.attention(net.last, other=net.norm(net.last))
+    assert "products of one tensor" in unsupported(net.model())
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_fused_product_is_put_in_order(interleaved: bool) -> None:
+    """Queries, keys and values side by side, or head by head: the segment's order is its own."""
+    net = Encoder(seed=4)
+    net.fused_attention(net.last, interleaved=interleaved)
+    kinds = [type(op).__name__ for op in check(net.model()).header.ops]
+    assert kinds == ["Embed", "Norm", "Linear", "Attention"]
+
+
+def test_names_of_layers_come_from_their_weights() -> None:
+    network = network_of(small.vit_model("fused", "mean", "conv"))
+    named = [la.name for la in network.weighted(network.graph.output)]
+    assert named == [
+        "embed",
+        *[f"blocks.{i}.{part}" for i in range(2) for part in ("parts.0", "joined", "up", "down")],
+        "head",
+    ]
+
+
+@pytest.mark.parametrize("patches", ["conv", "linear"])
+@pytest.mark.parametrize("pool", ["mean", "token"])
+@pytest.mark.parametrize("qkv", ["fused", "chunk", "separate"])
+def test_a_vit_answers_as_the_float_model(qkv: str, pool: str, patches: str) -> None:
+    kinds = [type(op).__name__ for op in check(small.vit_model(qkv, pool, patches)).header.ops]
+    block = ["Norm", "Linear", "Attention", "Linear", "Norm", "Linear", "Linear"]
+    assert kinds == ["Patches", "Linear", "Position", *block * 2, "Norm", "Mean", "Linear"]
+
+
+def test_bits_may_be_mixed() -> None:
+    network = network_of(small.vit_model("fused", "token", "conv"))
+    held = network.weighted(network.graph.output)
+    bits = {la.out: 2 + i % 7 for i, la in enumerate(held)}
+    header = lower(network, Calibration({}, {}), network.graph.output, bits).header
+    assert [op.bits for op in header.ops if isinstance(op, seg.Linear)] == list(bits.values())
+
+
+def test_cuts_lie_between_the_parts_of_blocks() -> None:
+    model = small.vit_model("fused", "mean", "conv")
+    network = network_of(model)
+    places = [p for p in cuts.find(network) if p.offered]
+    assert [p.cut.layer for p in places if p.cut.shape == [16, 24]] == [
+        "embed", "node_add", "blocks.0.joined", "blocks.0.down", "blocks.1.joined", "blocks.1.down"
+    ]  # fmt: skip
+    x = small.frame(network.graph)
+    wanted = session(model).run(None, feed(network.graph, x[None]))[0]
+    for place in places[1:-1]:
+        head = load(lower(network, Calibration({}, {}), place.cut.tensor, 8).segment())
+        tail = tail_model(model, place.cut.tensor, network.graph.shapes[place.cut.tensor][1:])
+        found = session(tail).run(None, {place.cut.tensor: head.run(x)[None]})[0]
+        assert cosine(found, wanted) > 0.999
+
+
+def test_token_ids_themselves_are_no_cut() -> None:
+    net = Encoder()
+    net.block()
+    places = cuts.find(network_of(net.model()))
+    assert not places[0].offered
+    assert "token ids" in places[0].reason
+    assert all(p.offered for p in places[1:])
+    assert len(places) == 7
+
+
+def test_weights_of_a_transformer_are_those_of_its_layers() -> None:
+    net = Encoder()
+    net.block()
+    network = network_of(net.model())
+    table, *products = network.weighted(network.graph.output)
+    assert isinstance(table, Embed)
+    assert all(isinstance(la, Linear) for la in products)
+    assert [la.weight.shape for la in products] == [(3 * WIDTH, WIDTH), (WIDTH, WIDTH), (40, WIDTH), (WIDTH, 40)]
+    assert HEADS * 8 == WIDTH
