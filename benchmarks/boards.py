@@ -31,8 +31,8 @@ from edge_agent.head import load
 from edge_agent.head import segment as seg
 from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Preprocess
 from edge_server import planner
-from edge_server.planner import CutCodec, Level, Pick, Request, choose, precompute
-from edge_server.planning import MODES, energy_source, power_of
+from edge_server.planner import MODES, CutCodec, Level, Pick, Request, choose, precompute
+from edge_server.planning import energy_source, power_of
 from edge_server.tables import payload_bytes
 from kernels import isa, peak
 
