@@ -15,7 +15,7 @@ from calibration import arena, layers
 from calibration.graph import short
 from calibration.layers import Clamp, Layer, Network
 from calibration.observe import Quantization
-from calibration.quantize import Rounded, Weights, few_digits, integers, least_scale, nearest, pack
+from calibration.quantize import FLOAT_DIGITS, Rounded, Weights, few_digits, integers, least_scale, nearest, pack
 from edge_agent import errors, limits
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
@@ -173,7 +173,7 @@ class _Lowering:
         return self.index[name]
 
     def floats(self, values: NDArray[np.floating[Any]]) -> int:
-        return self.constants.put(4 * values.size, lambda: values.astype(np.float32))
+        return self.constants.put(4 * values.size, lambda: few_digits(values.astype(np.float32), FLOAT_DIGITS))
 
     def weights(self, layer: layers.Weighted) -> tuple[int, int, int]:
         """Places of a transformer layer's packed codes, scales, and bias (of no meaning where it has none)."""
@@ -184,8 +184,12 @@ class _Lowering:
             return self.calibration.rounded(layer, bits)
 
         codes = put(-(-layer.weight.size * bits // 8), lambda: pack(rounded().levels, bits))
-        scales = put(4 * len(layer.weight), lambda: rounded().scale)
-        return codes, scales, put(4 * layer.bias.size, lambda: rounded().bias.astype(np.float32))
+        scales = put(4 * len(layer.weight), lambda: few_digits(rounded().scale))
+        return (
+            codes,
+            scales,
+            put(4 * layer.bias.size, lambda: few_digits(rounded().bias.astype(np.float32), FLOAT_DIGITS)),
+        )
 
     def add(self, layer: Layer) -> None:
         _LOWER[type(layer)](self, layer)

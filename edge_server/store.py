@@ -33,7 +33,7 @@ from edge_agent.protocol.messages import Plan, SegmentRef
 
 NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.MAX_NAME - 1}}}")
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
-_VERSION: Final = 2
+_VERSION: Final = 3
 #: Plans and segments of older versions are dropped: they are made anew when asked for.
 _SCHEMA: Final = """
 DROP TABLE IF EXISTS plans;
@@ -245,8 +245,8 @@ class Store:
         db.execute("PRAGMA journal_mode = WAL")
         if version < _VERSION:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-            for path in self.segments.glob("*.segment"):
-                path.unlink(missing_ok=True)
+            for left in [*self.segments.glob("*.segment"), *self.segments.glob("*.upgrade")]:
+                left.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         """Deletes what a process that was killed left behind. Only after a day: an import that still runs has such a folder too."""

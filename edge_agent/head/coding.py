@@ -124,7 +124,7 @@ def decode(data: bytes, parts: Sequence[Part], size: int, known: Known | None = 
         part.of(blob)[:] = np.cumsum(step, dtype=np.uint8)
     for index, part in enumerate(parts):
         if part.kind == "codes":
-            _pack(reader.codes(part, known.guess(index, blob) if known else None), blob, part)
+            pack(reader.codes(part, known.guess(index, blob) if known else None), blob, part)
     reader.close()
     return blob
 
@@ -245,5 +245,6 @@ def unpack(blob: U8, part: Part) -> U8:
     return codes
 
 
-def _pack(codes: U8, blob: U8, part: Part) -> None:
+def pack(codes: U8, blob: U8, part: Part) -> None:
+    """The inverse of `unpack`."""
     codec.pack(codes, part.bits, part.of(blob))

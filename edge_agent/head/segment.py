@@ -404,13 +404,20 @@ def _bits(op: Conv | Linear | Embed) -> int:
 def build(header: Header, blob: bytes) -> bytes:
     """The segment file of ``header`` and ``blob``; ``header.blob_bytes`` must be the blob's length.
 
-    The file holds what `constants` lists and nothing else of the blob; parsed, their offsets may be others.
+    The file holds what `constants` lists, all else in the blob must be 0; parsed, offsets may be others.
     """
     if header.blob_bytes != len(blob):
         raise errors.SegmentError(f"the header says {header.blob_bytes} bytes of blob, there are {len(blob)}")
     places = parts(header)
     if any(part.offset < 0 or part.offset + part.nbytes > len(blob) for part in places):
         raise errors.SegmentError("the header has constants outside the blob; place them within it")
+    rest = np.frombuffer(blob, np.uint8).copy()
+    for part in places:
+        part.of(rest)[:] = 0
+    if rest.any():
+        raise errors.SegmentError(
+            "the blob has bytes that no operator names; say in `segment.constants` whose they are"
+        )
     data = frame(header) + coding.encode(np.frombuffer(blob, np.uint8), places)
     check_inflation(header, len(data))
     return data

@@ -101,7 +101,8 @@ def _scales(constant: seg.Constant, blob: U8) -> F64:
     """Scale of each row of weights, or what is proportional to it; 1 where that is no number."""
     op = constant.op
     place = op.multiplier if isinstance(op, seg.Conv) else op.scales  # type: ignore[union-attr]
-    scales = blob[place : place + 4 * constant.rows].view("<f4").astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a hostile file may hold any kind of NaN
+        scales = blob[place : place + 4 * constant.rows].view("<f4").astype(np.float64)
     return np.where(np.isfinite(scales) & (scales > 0), scales, 1.0)
 
 

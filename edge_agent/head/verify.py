@@ -51,9 +51,8 @@ def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
         _check_types(header, op)
         _RULES[type(op)](segment, op)
     _check(sum(_work(header, op) for op in header.ops) <= limits.MAX_MACS, "wants more computation than an agent gives")
-    _check(
-        sum(_claimed(header, op) for op in header.ops) <= len(segment.blob), "uses the same constants more than once"
-    )
+    claimed = sum(part.nbytes for part in seg.parts(header))
+    _check(claimed <= len(segment.blob), "uses the same constants more than once")
     return {
         i: _weights(segment, op) for i, op in enumerate(header.ops) if isinstance(op, seg.Conv | seg.Linear | seg.Embed)
     }
@@ -242,24 +241,6 @@ def _work(header: seg.Header, op: seg.AnyOp) -> int:
     if isinstance(op, seg.Mean):
         return outputs * op.count
     return outputs * (op.kernel[0] * op.kernel[1] if isinstance(op, seg.Pool) else 1)
-
-
-def _claimed(header: seg.Header, op: seg.AnyOp) -> int:
-    """Bytes of the blob that are the operator's own."""
-    x, y = header.tensors[inputs(op)[0]].shape, header.tensors[op.out].shape
-    if isinstance(op, seg.Conv):
-        outs, channels = hwc(y)[2], hwc(x)[2]
-        window = op.kernel[0] * op.kernel[1] * (channels // op.groups)
-        return -(-outs * window * op.bits // 8) + 8 * outs
-    if isinstance(op, seg.Linear):
-        return -(-y[-1] * x[-1] * op.bits // 8) + 8 * y[-1]
-    if isinstance(op, seg.Embed):
-        return -(-op.vocabulary * y[1] * op.bits // 8) + 4 * (op.vocabulary + y[0] * y[1])
-    if isinstance(op, seg.Position):
-        return 4 * y[0] * y[1]
-    if isinstance(op, seg.Concat):
-        return 256 * sum(table != -1 for table in op.tables)
-    return 8 * y[-1] if isinstance(op, seg.Norm) else 256 if isinstance(op, seg.Lut) else 0
 
 
 def _weight_shape(segment: seg.Segment, op: seg.Conv | seg.Linear | seg.Embed) -> tuple[int, ...]:

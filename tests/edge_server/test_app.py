@@ -168,7 +168,7 @@ async def test_a_segment_that_is_not_there_is_an_error(server: Running, name: st
 
 
 async def test_an_upgrade_is_made_once_and_leads_to_the_segment(server: Running) -> None:
-    few, many = (server.store.put_segment(conv_file(bits), "b", 0, bits) for bits in (4, 6))
+    few, many = (server.store.put_segment(conv_file(bits), "b", 0, (bits,)) for bits in (4, 6))
     url = f"/v1/segments/{many.sha256}/upgrade/{few.sha256}"
     assert (await server.client.get(url)).status == 401
     response = await server.client.head(url, headers=server.headers)
@@ -185,7 +185,7 @@ async def test_an_upgrade_is_made_once_and_leads_to_the_segment(server: Running)
 
 @pytest.mark.parametrize("name", ["0" * 64, "..%2f..%2fstore.sqlite", "x"])
 async def test_an_upgrade_of_what_is_not_there_is_an_error(server: Running, name: str) -> None:
-    have = server.store.put_segment(conv_file(4), "b", 0, 4).sha256
+    have = server.store.put_segment(conv_file(4), "b", 0, (4,)).sha256
     for url in (f"/v1/segments/{have}/upgrade/{name}", f"/v1/segments/{name}/upgrade/{have}"):
         response = await server.client.get(url, headers=server.headers)
         assert response.status == 404

@@ -196,8 +196,8 @@ def test_removing_a_bundle_takes_only_its_own_segments(store: Store) -> None:
 
 
 def test_an_upgrade_goes_with_either_of_its_segments(store: Store) -> None:
-    few, many = store.put_segment(b"few", "net", 0, 4).sha256, store.put_segment(b"many", "net", 0, 8).sha256
-    other = store.put_segment(b"other", "other", 0, 8).sha256
+    few, many = store.put_segment(b"few", "net", 0, (4,)).sha256, store.put_segment(b"many", "net", 0, (8,)).sha256
+    other = store.put_segment(b"other", "other", 0, (8,)).sha256
     assert store.upgrade_path(many, few) is None
     for wanted, held in ((many, few), (other, many), (few, other)):
         made = store.put_upgrade(b"way", wanted, held)
@@ -211,15 +211,15 @@ def test_an_upgrade_goes_with_either_of_its_segments(store: Store) -> None:
 def test_segments_of_the_format_before_are_dropped(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         token = store.add_token("kept")
-        old = store.put_segment(b"old format", "net", 0, (8, 3))
-        store._open().execute("PRAGMA user_version = 1")
+        old = store.put_segment(b"old format", "net", 0, (8,))
+        store._open().execute("PRAGMA user_version = 2")
     with Store(tmp_path) as store:
         assert store.segment_path(old.sha256) is None
         assert store.known_segments("net") == {}
         assert store.accepts(token)
-        new = store.put_segment(b"new format", "net", 0, (8, 3))
+        new = store.put_segment(b"new format", "net", 0, (8,))
     with Store(tmp_path) as store:
-        assert store.known_segments("net") == {(0, (8, 3)): new}
+        assert store.known_segments("net") == {(0, (8,)): new}
 
 
 def test_an_unknown_bundle_is_named_beside_the_known(store: Store) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import tracemalloc
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,14 +36,14 @@ def test_a_built_file_parses_to_the_same_segment(builder: Builder) -> None:
 def test_constants_may_lie_anywhere_in_the_blob() -> None:
     """The file keeps their order, not their places."""
     builder = Builder([6, 6, 3])
-    builder.constant(np.full(300, 9, np.uint8))
+    builder.constant(np.zeros(300, np.uint8))
     builder.conv(builder.input, 8, (3, 3), bits=3)
     codes = builder.codes()
     moved = builder.finish()
     here = seg.Segment(moved.header, np.frombuffer(builder.blob, np.uint8))
     assert moved.header.ops[0].weight == 0  # type: ignore[union-attr]
     assert moved.header.blob_bytes == len(builder.blob) - 320
-    here.header = msgspec.json.decode(msgspec.json.encode(moved.header), type=seg.Header)
+    here.header = copy.deepcopy(moved.header)
     for constant in seg.constants(here.header):
         constant.place(constant.offset + 320)
     again = Head(here, check_golden=False).run(codes)
@@ -53,10 +53,15 @@ def test_constants_may_lie_anywhere_in_the_blob() -> None:
 def test_what_is_no_segment_is_not_built() -> None:
     with pytest.raises(SegmentError, match="bytes of blob"):
         seg.build(_GOOD.header, b"")
-    header = msgspec.json.decode(msgspec.json.encode(_GOOD.header), type=seg.Header)
+    header = copy.deepcopy(_GOOD.header)
     seg.constants(header)[0].place(1 << 30)
     with pytest.raises(SegmentError, match="outside the blob"):
         seg.build(header, _GOOD.blob.tobytes())
+    header = copy.deepcopy(_GOOD.header)
+    header.blob_bytes += 64
+    assert seg.parse(seg.build(header, _GOOD.blob.tobytes() + bytes(64))).blob.tobytes() == _GOOD.blob.tobytes()
+    with pytest.raises(SegmentError, match="no operator names"):
+        seg.build(header, _GOOD.blob.tobytes() + bytes(63) + b"x")
 
 
 def test_weights_take_less_than_their_bits() -> None:
