@@ -106,6 +106,16 @@ def _unsqueeze(torch: Any, inputs: list[Any], attributes: Mapping[str, Any]) -> 
     return inputs[0]
 
 
+def _slice(torch: Any, inputs: list[Any], attributes: Mapping[str, Any]) -> Any:
+    x, *given = inputs
+    starts, ends = (part.tolist() for part in given[:2])
+    axes = given[2].tolist() if len(given) > 2 else range(len(starts))
+    steps = given[3].tolist() if len(given) > 3 else [1] * len(starts)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        x = x[(slice(None),) * (axis % x.ndim) + (slice(start, min(end, x.shape[axis]), step),)]
+    return x
+
+
 def _split(torch: Any, inputs: list[Any], attributes: Mapping[str, Any]) -> Any:
     x, axis = inputs[0], attributes.get("axis", 0)
     if len(inputs) > 1:
@@ -159,6 +169,7 @@ _OPERATORS: Mapping[str, Callable[[Any, list[Any], Mapping[str, Any]], Any]] = {
     "Relu": lambda t, i, a: i[0].relu(),
     "Reshape": _reshape,
     "Sigmoid": lambda t, i, a: i[0].sigmoid(),
+    "Slice": _slice,
     "Softmax": lambda t, i, a: i[0].softmax(a.get("axis", -1)),
     "Split": _split,
     "Sqrt": lambda t, i, a: i[0].sqrt(),

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.layers import Conv, Network
+from calibration.layers import Conv, Embed, Linear, Network, Weighted
 from calibration.lower import Calibration
 from calibration.observe import Progress, to_onnx
 from calibration.quantize import Rounded, least_scale, top_level
@@ -58,12 +58,12 @@ def tune(
     options: Options = DEFAULT,
 ) -> dict[str, Rounded]:
     """``rounded`` (bits and weights of each layer of the head up to ``cut``, by the tensor that it yields) tuned on the samples ``x`` [n, ...], stored
-    layout. ``codec``: what is sent of the cut's tensor. The same input gives the same weights on the same machine; PyTorch promises no more.
+    layout; embeddings stay. ``codec``: what is sent of the cut's tensor. The same input gives the same weights on the same machine; PyTorch promises no more.
 
     Raises `errors.ModelError` without PyTorch, or for a network with operators that it is not taught.
     """
     torch = _torch()
-    layers = network.weighted(cut)
+    layers = [layer for layer in network.weighted(cut) if not isinstance(layer, Embed)]
     run = Torched(torch, reweigh(model, network, layers))
     float_run, name = Torched(torch, model), network.graph.input_of(model).name
     data = torch.from_numpy(to_onnx(x))
@@ -92,21 +92,22 @@ def tune(
             schedule.step()
             done += 1
             progress("tuning", done, steps)
-    return {state.layer.out: state.rounded() for state in states}
+    return {out: known for out, (_, known) in rounded.items()} | {s.layer.out: s.rounded() for s in states}
 
 
 class _State:
     """The parameters of one layer: weights ``u`` in units of their scale, the scale's logarithm, and the bias in units of the outputs' size."""
 
-    def __init__(self, torch: Any, layer: Conv, bits: int, rounded: Rounded, least: F32, options: Options) -> None:
+    def __init__(self, torch: Any, layer: Weighted, bits: int, rounded: Rounded, least: F32, options: Options) -> None:
         self._torch, self.layer, self._bits = torch, layer, bits
-        scale = rounded.scale.astype(np.float64)[:, None, None, None]
+        self._rows = (-1, *[1] * (layer.weight.ndim - 1))
+        scale = rounded.scale.astype(np.float64).reshape(self._rows)
         lean = options.lean * (2 if bits == 2 else 1)
         u = rounded.levels + np.clip(layer.weight / scale - rounded.levels, -lean, lean)
         self.u = torch.tensor(u.astype(np.float32), requires_grad=True)
         self.log_scale = torch.tensor(np.log(rounded.scale), requires_grad=True)
         self._bias = torch.tensor(rounded.bias.astype(np.float32))
-        self._size = float(np.abs(layer.bias).mean() + np.sqrt((layer.weight**2).sum(axis=(1, 2, 3)).mean()))
+        self._size = float(np.abs(layer.bias).mean() + np.sqrt((layer.weight**2).sum() / len(layer.bias)))
         self.shift = torch.zeros(len(layer.bias), requires_grad=True)
         self._floor = torch.from_numpy(np.log(np.maximum(least, 1e-20)))
 
@@ -123,16 +124,8 @@ class _State:
         top = top_level(self._bits)
         inside = self.u.clamp(-top, top)
         levels = inside + (self._levels() - inside).detach()
-        weight = levels * self._scale()[:, None, None, None]
-        layer = self.layer
-        bias = self._bias + self._size * self.shift
-        if layer.view is None:
-            weight = weight.permute(0, 3, 1, 2)
-        elif layer.groups == 1:
-            weight = weight.reshape(len(weight), -1).T
-        else:
-            weight = weight.reshape(len(weight))
-        return {f"{layer.out}@weight": weight, f"{layer.out}@bias": bias}
+        weight = levels * self._scale().reshape(self._rows)
+        return _named(self.layer, weight, self._bias + self._size * self.shift)
 
     def rounded(self) -> Rounded:
         with self._torch.no_grad():
@@ -141,12 +134,22 @@ class _State:
         return Rounded(levels, scale, bias)
 
 
-def _least(calibration: Calibration, layer: Conv) -> F32:
-    return (
-        least_scale(layer.bias, calibration.quantizations[layer.inputs[0]].scale)
-        if layer.inputs[0] in calibration.quantizations
-        else np.zeros(len(layer.bias), np.float32)
-    )
+def _named(layer: Weighted, weight: Any, bias: Any) -> dict[str, Any]:
+    """`reweigh.weights` for torch."""
+    if isinstance(layer, Linear):
+        parts = [(t, weight[places].T, bias[places]) for t, places in layer.products.items()]
+        return {name: value for t, w, b in parts for name, value in ((f"{t}@weight", w), (f"{t}@bias", b))}
+    assert isinstance(layer, Conv)
+    if layer.view is None:
+        weight = weight.permute(0, 3, 1, 2)
+    else:
+        weight = weight.reshape(len(weight), -1).T if layer.groups == 1 else weight.reshape(len(weight))
+    return {f"{layer.out}@weight": weight, f"{layer.out}@bias": bias}
+
+
+def _least(calibration: Calibration, layer: Weighted) -> F32:
+    known = calibration.quantizations.get(layer.inputs[0])
+    return np.zeros(len(layer.bias), np.float32) if known is None else least_scale(layer.bias, known.scale)
 
 
 def _changed(
