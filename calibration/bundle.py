@@ -307,7 +307,7 @@ class _Making:
             return {}
         head = lower(self.network, self.calibration, self._deepest, 8)
 
-        def rounder(layer: layers.Conv, bits: int) -> Rounded:
+        def rounder(layer: layers.Weighted, bits: int) -> Rounded:
             return self.calibration.rounded(layer, bits, head.header.tensors[head.index[layer.inputs[0]]].scale)
 
         count = enough(self.outputs[0].size)

@@ -20,7 +20,7 @@ from edge_agent import errors, limits
 from edge_agent.link import listen
 from edge_agent.protocol.messages import PROTOCOL_VERSION, Open, PlanRequest, ServerVersion, decode
 from edge_server.catalog import Catalog
-from edge_server.planning import make_plan
+from edge_server.planning import draw_curves, make_plan
 from edge_server.store import Store
 from edge_server.tails import Handler, Tails
 
@@ -41,6 +41,7 @@ def make_app(store: Store, *, auth: bool = True) -> web.Application:
     app.router.add_get("/v1/version", service.version)
     app.router.add_get("/v1/models", service.models)
     app.router.add_post("/v1/plan", service.plan)
+    app.router.add_post("/v1/curves", service.curves)
     app.router.add_get("/v1/segments/{sha256}", service.segment)
     app.router.add_post("/v1/probe", service.probe)
     app.router.add_get("/v1/stream", service.stream)
@@ -80,6 +81,15 @@ class _Service:
         asked: PlanRequest = decode(await _body(request), PlanRequest)
         loop = asyncio.get_running_loop()
         return _json(await loop.run_in_executor(self._planners, make_plan, self._catalog, asked, self._tails))
+
+    async def curves(self, request: web.Request) -> web.Response:
+        form = request.query.get("format", "svg")
+        if form not in ("svg", "png"):
+            raise errors.ProtocolError(f"format={form[:20]!r}: give svg or png")
+        asked: PlanRequest = decode(await _body(request), PlanRequest)
+        loop = asyncio.get_running_loop()
+        image = await loop.run_in_executor(self._planners, draw_curves, self._catalog, asked, form, self._tails)
+        return web.Response(body=image, content_type={"svg": "image/svg+xml", "png": "image/png"}[form])
 
     async def segment(self, request: web.Request) -> web.StreamResponse:
         path = await asyncio.to_thread(self._store.segment_path, request.match_info["sha256"])
