@@ -82,7 +82,7 @@ def prepare(samples: Samples, places: Sequence[float]) -> Split:
     taps = [lowered.index[cut.tensor] for cut in chosen]
     spots = [bundle.spot(model, network, head.header.tensors[t], cut) for cut, t in zip(chosen, taps, strict=True)]
     counts = accuracy.count_codes(head, taps, samples, quiet)
-    histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True)]
+    histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True) if s.quantization]
     run = bundle.runner(model)
     outputs = accuracy.float_outputs(run, samples)
     found = accuracy.cut_noises(spots, histograms, head, taps, samples, outputs, quiet)
@@ -113,8 +113,8 @@ def measure(split: Split, samples: Samples, rules: Sequence[str]) -> tuple[list[
                 chosen = split.rules[spot.index, bits] == rule
                 if not chosen and rule not in rules:
                     continue
-                table = accuracy.real_table(split.histograms[place].fit(rule, bits), spot.quantization)
-                found = accuracy.top1(accuracy.run_tail(tail, codes[place], table))
+                arrive = accuracy.arrival(spot.quantization, split.histograms[place].fit(rule, bits))
+                found = accuracy.top1(accuracy.run_tail(tail, codes[place], arrive))
                 rows.append(
                     _row(split.layers[place], rule, "*" if chosen else "", bits, reference, found, classes, spot.size)
                 )

@@ -23,6 +23,7 @@ from calibration import accuracy, bundle, cuts, importer, layers
 from calibration.graph import Graph
 from calibration.lower import Calibration, lower
 from calibration.moments import groups
+from calibration.observe import Quantization
 from calibration.rounding import Rounding, round_layers
 from calibration.samples import Samples, open_samples
 from edge_agent import errors
@@ -118,10 +119,9 @@ def _logits(ready: Network, rounding: Rounding, bits: Mapping[str, int], samples
     found = {}
     for place, (share, tap) in enumerate(taps.items()):
         tensor = head.header.tensors[tap]
-        values = (np.float32(tensor.scale) * (np.arange(256, dtype=np.float32) - tensor.zero_point))[None]
+        arrive = accuracy.arrival(Quantization(tensor.scale, tensor.zero_point), None)
         codes = np.stack([one[place] for one in each])
-        tail = ready.tails[share]
-        found[share] = accuracy.look_up(codes, values) if tail is None else accuracy.run_tail(tail, codes, values)
+        found[share] = accuracy.output_of(ready.tails[share], codes, arrive)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -32,6 +32,8 @@ FINALISTS_FEW_BITS: Final = 4
 BATCH: Final = 16
 Z95: Final = 1.959963984540054
 
+Values = NDArray[Any]  # of a head's tensor: uint8 codes, or float32 where the head is a transformer's
+Arrival = Callable[[Values], F32]  # a batch of a head's tensor -> what the tail gets of it
 Tail = Callable[[F32], F32]  # a batch at the cut, stored layout -> outputs [N, ...]
 
 
@@ -59,11 +61,11 @@ class CutNoise(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Spot:
-    """An offered cut as measurement sees it; ``load`` makes the tail, None at the output."""
+    """An offered cut as measurement sees it; ``load`` makes the tail, None at the output; ``quantization`` is None where the tensor holds floats."""
 
     index: int
     tensor: str
-    quantization: Quantization
+    quantization: Quantization | None
     size: int
     load: Callable[[], Tail] | None
 
@@ -130,6 +132,17 @@ def real_table(made: Codec, quantization: Quantization) -> F32:
     return lo + scale * codec.tables(quantization.scale, quantization.zero_point, made).astype(np.float32)
 
 
+def arrival(quantization: Quantization | None, made: Codec | None) -> Arrival:
+    """What the tail gets where a head's tensor goes on as it is, or is coded by ``made``. Without a ``quantization`` it holds floats."""
+    if quantization is not None:
+        own = quantization.values().astype(np.float32)[None]
+        table = own if made is None else real_table(made, quantization)
+        return lambda codes: look_up(codes, table)
+    if made is None:
+        return lambda x: x
+    return lambda x: np.stack([codec.decode(codec.encode(one, made), made, one.shape) for one in x])
+
+
 def look_up(codes: U8, table: F32) -> F32:
     """``codes`` [..., C] through ``table`` [C or 1, 256]."""
     if len(table) == 1:
@@ -168,8 +181,8 @@ def cut_noises(
     tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
     for place, (spot, histogram) in enumerate(zip(spots, histograms, strict=True)):
         measure = _meter(spot, np.stack([t[place] for t in tapped]), outputs[few])
-        own = measure(as_it_is(spot.quantization))
-        codecs = [] if spot.load is None else [_least(spot, histogram, bits, measure) for bits in ACTIVATION_BITS]
+        own = measure(None)
+        codecs = [] if spot.load is None else [_least(histogram, bits, measure) for bits in ACTIVATION_BITS]
         found.append(CutNoise(spot.index, own, codecs))
         progress("noise of cuts", place + 1, len(spots))
     return found
@@ -181,23 +194,16 @@ def finalists(histogram: Histogram, bits: int) -> list[str]:
     return sorted(error, key=lambda rule: error[rule])[: FINALISTS.get(bits, FINALISTS_FEW_BITS)]
 
 
-def _least(spot: Spot, histogram: Histogram, bits: int, measure: Callable[[F32], float]) -> CodecNoise:
+def _least(histogram: Histogram, bits: int, measure: Callable[[Codec | None], float]) -> CodecNoise:
     """Of the finalists the one of least noise."""
-    tried = [
-        CodecNoise(bits, rule, measure(real_table(histogram.fit(rule, bits), spot.quantization)))
-        for rule in finalists(histogram, bits)
-    ]
+    tried = [CodecNoise(bits, rule, measure(histogram.fit(rule, bits))) for rule in finalists(histogram, bits)]
     return min(tried, key=lambda one: one.noise)
 
 
-def _meter(spot: Spot, codes: U8, outputs: F32) -> Callable[[F32], float]:
-    """Noise at the output where the ``codes`` [n, ...] at the cut are read through a table."""
+def _meter(spot: Spot, values: Values, outputs: F32) -> Callable[[Codec | None], float]:
+    """Noise at the output where the ``values`` [n, ...] at the cut are coded, or go on as they are."""
     run = spot.load() if spot.load else None
-
-    def measure(table: F32) -> float:
-        return noise(output_of(run, codes, table), outputs)
-
-    return measure
+    return lambda made: noise(output_of(run, values, arrival(spot.quantization, made)), outputs)
 
 
 def noise(found: F32, outputs: F32) -> float:
@@ -205,19 +211,14 @@ def noise(found: F32, outputs: F32) -> float:
     return float(((found.astype(np.float64) - outputs) ** 2).mean())
 
 
-def as_it_is(quantization: Quantization) -> F32:
-    """The table that stands for sending a head's codes themselves."""
-    return quantization.values().astype(np.float32)[None]
+def output_of(run: Tail | None, values: Values, arrive: Arrival) -> F32:
+    """Outputs [n, ...] for ``values`` [n, ...] of a head's tensor, through the tail, in batches; without a tail they are the output's."""
+    return arrive(values) if run is None else run_tail(run, values, arrive)
 
 
-def output_of(run: Tail | None, codes: U8, table: F32) -> F32:
-    """Outputs [n, ...] for ``codes`` [n, ...] at the cut, through ``table`` and the tail; without a tail the codes are the output's."""
-    return look_up(codes, table) if run is None else run_tail(run, codes, table)
-
-
-def run_tail(run: Tail, codes: U8, table: F32) -> F32:
-    """Outputs [n, ...] for ``codes`` [n, ...] at the cut, through ``table`` and the tail, in batches."""
-    return np.concatenate([run(look_up(codes[i : i + BATCH], table)) for i in range(0, len(codes), BATCH)])
+def run_tail(run: Tail, values: Values, arrive: Arrival) -> F32:
+    """Outputs [n, ...] for ``values`` [n, ...] of a head's tensor, through the tail, in batches."""
+    return np.concatenate([run(arrive(values[i : i + BATCH])) for i in range(0, len(values), BATCH)])
 
 
 def top1(outputs: F32 | U8) -> I64:

@@ -2,7 +2,7 @@
 
     bundle.json         `Manifest`: cuts, codes of every tensor, noise of layers and codecs, the accuracy model, hashes of the other files
     model.onnx          the simplified float model
-    stats.safetensors   ``counts/CUT`` [C, 256]: codes at each offered cut; ``mean/TENSOR`` [C]: mean inputs of layers
+    stats.safetensors   ``counts/CUT`` [C, 256]: codes at each offered cut, or, of a transformer, of the values ``values/CUT`` [C, 256]; ``mean/TENSOR`` [C]: mean inputs of layers
     weights.safetensors the weights of each layer at 2 to 8 bits, where they were rounded with the samples' help (`calibration.stored`)
 
 Weights so rounded are stored and not made again: their making goes through BLAS, which rounds differently from machine to machine, and needs
@@ -161,19 +161,22 @@ class Bundle:
     def codec(self, cut: int, rule: str, bits: int) -> Codec:
         """The codec for an offered ``cut``, fitted to what its tensor was at calibration; ``rule`` as in `CodecNoise`."""
         if cut not in self._histograms:
-            self._histograms[cut] = Histogram(self._quantization(cut).values(), self.counts(cut))
+            self._histograms[cut] = Histogram(self._cut_values(cut), self.counts(cut))
         return self._histograms[cut].fit(rule, bits)
 
     def counts(self, cut: int) -> I64:
-        """How often each code occurred in each channel of an offered ``cut`` at calibration: [C, 256]."""
+        """How often each code, or each of 256 values, occurred in each channel of an offered ``cut`` at calibration: [C, 256]."""
         if cut not in self.offered:
             raise errors.UsageError(f"cut {cut} is not offered; choose one of {self.offered}")
         counts: I64 = self._stats[f"counts/{cut}"]
         return counts
 
-    def _quantization(self, cut: int) -> Quantization:
+    def _cut_values(self, cut: int) -> NDArray[np.float64]:
+        """What the counts are counts of: codes' values [256], or those of each channel [C, 256]."""
+        if f"values/{cut}" in self._stats:
+            return self._stats[f"values/{cut}"]
         header = self.header(cut)
-        return Quantization(header.tensors[header.output].scale, header.tensors[header.output].zero_point)
+        return Quantization(header.tensors[header.output].scale, header.tensors[header.output].zero_point).values()
 
     def weight_layers(self, cut: int) -> list[str]:
         """The tensors that the layers with weights of the head up to ``cut`` yield, in order: the keys of a mapping of bits."""
@@ -240,6 +243,7 @@ def create(
     top1 = None if samples.classes is None else 100.0 * float((work.answers == samples.classes).mean())
     stats: dict[str, NDArray[np.generic]] = {f"mean/{t}": m for t, m in work.calibration.means.items()}
     stats |= {f"counts/{site.spot.index}": site.histogram.counts for site in sites}
+    stats |= {f"values/{site.spot.index}": site.histogram.values for site in sites if site.spot.quantization is None}
     manifest = Manifest(
         FORMAT, name, "agreement" if samples.classes is None else "top1", list(labels), len(samples), samples.preprocess,
         [Listed(p.cut, p.reachable, p.reason) for p in work.places], cuts.unsupported(network),
@@ -294,12 +298,20 @@ class _Making:
         spots = [
             spot(self.model, self.network, head.header.tensors[t], cut) for cut, t in zip(offered, taps, strict=True)
         ]
-        counts = accuracy.count_codes(head, taps, self.samples, self._progress)
-        histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True)]
+        histograms = self._histograms(head, taps, spots)
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
         found = accuracy.cut_noises(spots, histograms, head, taps, judged, outputs, self._progress)
         weights = [{la.out: la.weight.size for la in self.network.weighted(cut.tensor)} for cut in offered]
         return [Site(*each) for each in zip(spots, histograms, found, weights, strict=True)]
+
+    def _histograms(self, head: Head, taps: list[int], spots: Sequence[Spot]) -> list[Histogram]:
+        graph, tensors = self.network.graph, [s.tensor for s in spots]
+        if self.network.source != "u8":
+            counted = observe.count_values(self.model, graph, tensors, self.samples, self._progress)
+            return [Histogram(*counted[tensor]) for tensor in tensors]
+        counts = accuracy.count_codes(head, taps, self.samples, self._progress)
+        known = [s.quantization for s in spots]
+        return [Histogram(q.values(), c) for q, c in zip(known, counts, strict=True) if q is not None]
 
     def layer_noises(self, cache: Path | None) -> dict[str, LayerNoise]:
         """What the bits of each layer do alone."""
@@ -398,7 +410,8 @@ def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cu
     load: Callable[[], Tail] | None = None
     if cut.kind != "output":
         load = functools.partial(tail_runner, model, network.graph, cut.tensor)
-    return Spot(cut.index, cut.tensor, Quantization(tensor.scale, tensor.zero_point), math.prod(cut.shape), load)
+    quantization = Quantization(tensor.scale, tensor.zero_point) if tensor.dtype == "u8" else None
+    return Spot(cut.index, cut.tensor, quantization, math.prod(cut.shape), load)
 
 
 def tail_runner(model: onnx.ModelProto, graph: Graph, tensor: str) -> Tail:
@@ -408,8 +421,9 @@ def tail_runner(model: onnx.ModelProto, graph: Graph, tensor: str) -> Tail:
 
 def runner(model: onnx.ModelProto, threads: int = 0) -> Tail:
     made = session(model, threads)
-    entry = made.get_inputs()[0].name
-    return accuracy.tail_of(lambda x: made.run(None, {entry: x})[0], _batched(model))
+    entry = made.get_inputs()[0]
+    kind = np.int64 if entry.type == "tensor(int64)" else np.float32
+    return accuracy.tail_of(lambda x: made.run(None, {entry.name: x.astype(kind, copy=False)})[0], _batched(model))
 
 
 def _batched(model: onnx.ModelProto) -> bool:

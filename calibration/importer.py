@@ -62,6 +62,7 @@ def batched(model: onnx.ModelProto) -> onnx.ModelProto:
     """``model`` with an open batch axis if a batch of two then gives what two batches of one give; else with a batch of 1."""
     opened = with_batch(model, BATCH)
     graph = Graph.of(model)
+    _class_tokens_to_sums(opened, graph)
     for node in opened.graph.node:
         shape = graph.shapes.get(node.output[0], ())
         if node.op_type == "Reshape" and shape[:1] == (1,):
@@ -280,6 +281,27 @@ def _batch_norms_to_affine(model: onnx.ModelProto) -> None:
         nodes.append(onnx.helper.make_node("Add", [names[2], names[1]], [node.output[0]], node.name))
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _class_tokens_to_sums(model: onnx.ModelProto, graph: Graph) -> None:
+    """Constant rows that are joined ahead of [1, T, C] become rows of zeros ahead of it and a sum, which any batch may have."""
+    nodes = []
+    for node in model.graph.node:
+        shape = graph.shapes.get(node.output[0], ())
+        ahead = graph.constants.get(node.input[0]) if node.op_type == "Concat" and len(node.input) == 2 else None
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        if ahead is None or len(shape) != 3 or axis % 3 != 1 or ahead.shape != (1, ahead.shape[1], shape[2]):
+            nodes.append(node)
+            continue
+        table = np.zeros(shape, np.float64)
+        table[:, : ahead.shape[1]] = ahead
+        names = [f"{node.output[0]}@{part}" for part in ("pads", "rows", "table")]
+        pads = np.array([0, ahead.shape[1], 0, 0, 0, 0], np.int64)
+        model.graph.initializer.extend([onnx.numpy_helper.from_array(pads, names[0]), _weight(names[2], table)])
+        nodes.append(onnx.helper.make_node("Pad", [node.input[1], names[0]], [names[1]], f"{node.name}@pad"))
+        nodes.append(onnx.helper.make_node("Add", [names[1], names[2]], [node.output[0]], node.name))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _weight(name: str, values: NDArray[np.float64]) -> onnx.TensorProto:

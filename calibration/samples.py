@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, overload
+from typing import Any, Final, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from edge_agent.head.preprocess import (
     prepare_image,
     quantize_tensor,
 )
-from edge_agent.head.segment import Tensor
+from edge_agent.head.segment import DTYPES, Tensor
 from edge_agent.protocol.messages import Preprocess
 
 U8 = NDArray[np.uint8]
@@ -75,8 +75,10 @@ class Samples(Sequence[F32]):
                 f"correct the labels ({len(wrong)} of {len(self)} are wrong)"
             )
 
-    def codes(self, index: int, tensor: Tensor) -> U8:
-        """What the integer head sees: codes of its input ``tensor``."""
+    def codes(self, index: int, tensor: Tensor) -> NDArray[Any]:
+        """What the integer head sees: codes of its input ``tensor``, or the float32 values or int32 token ids that it holds."""
+        if tensor.dtype != "u8":
+            return np.ascontiguousarray(self[index], DTYPES[tensor.dtype])
         if self.preprocess.kind == "image":
             return pixels_to_codes(self._pixels(index), code_table(self.preprocess, tensor))
         return quantize_tensor(self._array(index), tensor)

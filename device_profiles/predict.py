@@ -11,18 +11,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 from device_profiles.schema import KINDS, DeviceProfile, Kernel, KernelKind, Machine
 from edge_agent.errors import ProtocolError
-from edge_agent.head.segment import Add, AnyOp, Conv, Header, Mul, Pool, Softmax, Tensor
+from edge_agent.head.segment import (
+    Add,
+    AnyOp,
+    Attention,
+    Conv,
+    Embed,
+    Header,
+    Linear,
+    Mean,
+    Mul,
+    Norm,
+    Patches,
+    Pool,
+    Position,
+    Softmax,
+    Tensor,
+)
 from edge_agent.head.verify import inputs
 
 # The measured kind that stands for an operator which is not measured itself.
 _LIKE: Final[dict[type, KernelKind]] = {Add: "add", Mul: "add", Pool: "pool"}
 #: A softmax value costs an exponential and a division: so many times the bytes of an addition, counted from the fixed sequence.
 _SOFTMAX_WORK: Final = 8
+#: And a GELU in float32, a rational function and a division, so many times its tensor.
+_GELU_WORK: Final = 2
+_PRODUCTS: Final = ("conv", "depthwise", "pointwise", "dense")
 
 Point = tuple[float, float, float]
 Point2 = tuple[float, float]
@@ -91,15 +111,53 @@ def _on_line(x: float, points: Sequence[Point2]) -> float:
 
 def op_ms(op: AnyOp, header: Header, profile: DeviceProfile, threads: int = 1) -> float:
     """Predicted milliseconds of one operator. Raises `ProtocolError` if the profile has no measurement of its kind."""
-    kind = op_kind(op, header)
-    rows = [kernel for kernel in profile.kernels if kernel.kind == kind and kernel.threads == threads]
-    if not rows:
-        raise ProtocolError(
-            f"the device profile has no measurement of '{kind}' on {threads} threads: run 'edge-agent profile' again"
-        )
-    work = op_macs(op, header) if isinstance(op, Conv) else _work_bytes(op, header)
-    rate = _interpolate(op_point(op, header), rows, _macs_rate if isinstance(op, Conv) else _bytes_rate)
-    return (work / rate + profile.overhead.op_us) / 1000
+    parts = _transformer_parts(op, header) or [_Part(op_kind(op, header), op_point(op, header), _work(op, header))]
+    return (sum(part.us(profile, threads) for part in parts) + profile.overhead.op_us) / 1000
+
+
+@dataclass(frozen=True)
+class _Part:
+    """So much work, products or bytes, of a measured kind at a point."""
+
+    kind: KernelKind
+    point: Point
+    work: float
+
+    def us(self, profile: DeviceProfile, threads: int) -> float:
+        rows = [kernel for kernel in profile.kernels if kernel.kind == self.kind and kernel.threads == threads]
+        if not rows:
+            raise ProtocolError(
+                f"the device profile has no measurement of '{self.kind}' on {threads} threads: run 'edge-agent profile' again"
+            )
+        rate = _macs_rate if self.kind in _PRODUCTS else _bytes_rate
+        return self.work / _interpolate(self.point, rows, rate)
+
+
+def _transformer_parts(op: AnyOp, header: Header) -> list[_Part]:
+    """The products of a transformer's operator as those of a convolution, and what it does to floats as additions; empty for any other operator."""
+    out = header.tensors[op.out]
+    rows, channels = _positions(out), out.shape[-1]
+    if isinstance(op, Linear):
+        depth = header.tensors[op.x].shape[-1]
+        floats = 4 * rows * (depth + channels * (1 + (_GELU_WORK if op.activation == "gelu" else 0)))
+        return [_product(rows, depth, channels), _floats(rows, channels, floats)]
+    if isinstance(op, Attention):
+        each = rows * op.heads
+        scores, mixed = _product(each, channels // op.heads, rows), _product(each, rows, channels // op.heads)
+        return [scores, mixed, _floats(rows, channels, each * rows * _SOFTMAX_WORK + 16 * rows * channels)]
+    if isinstance(op, Norm | Embed | Patches | Position | Mean):
+        read = 4 * _elements(header.tensors[op.x]) if isinstance(op, Mean) else 0
+        return [_floats(rows, channels, read + 4 * rows * channels * (3 if isinstance(op, Norm) else 2))]
+    return []
+
+
+def _product(rows: int, depth: int, channels: int) -> _Part:
+    point = math.log2(rows), math.log2(depth), math.log2(channels)
+    return _Part("dense" if rows == 1 else "pointwise", point, rows * depth * channels)
+
+
+def _floats(rows: int, channels: int, work: float) -> _Part:
+    return _Part("add", (math.log2(rows), 0.0, math.log2(channels)), work)
 
 
 def op_kind(op: AnyOp, header: Header) -> KernelKind:
@@ -158,8 +216,10 @@ def _bytes_rate(kernel: Kernel) -> float:
     return max(kernel.bytes, 1) / kernel.time_us
 
 
-def _work_bytes(op: AnyOp, header: Header) -> int:
-    """Bytes as the profile counts them, but a window's cells each time they are read."""
+def _work(op: AnyOp, header: Header) -> int:
+    """Products, or bytes as the profile counts them, but a window's cells each time they are read."""
+    if isinstance(op, Conv):
+        return op_macs(op, header)
     if isinstance(op, Pool):
         return _elements(header.tensors[op.out]) * (math.prod(op.kernel) + 1)
     return op_bytes(op, header) * (_SOFTMAX_WORK if isinstance(op, Softmax) else 1)

@@ -45,7 +45,8 @@ class Engine:
         header = self._head.header
         check_plan(plan, header, demand)
         self._input, self._output = self._head.input, self._head.output
-        self._table = preprocess.code_table(plan.preprocess, self._input) if plan.preprocess.kind == "image" else None
+        coded = plan.preprocess.kind == "image" and self._input.dtype == "u8"
+        self._table = preprocess.code_table(plan.preprocess, self._input) if coded else None
         self._probabilities = _ends_in_softmax(header)
         self.codec = plan.codec
         self._encode(
@@ -79,7 +80,7 @@ class Engine:
 
     def _codes(self, frame: Frame) -> NDArray[Any]:
         spec = self.plan.preprocess
-        if self._input.dtype != "u8":
+        if self._input.dtype != "u8" and (spec.kind == "tensor" or _holds_values(frame)):
             return _values(frame, self._input)
         if isinstance(frame, np.ndarray):
             if list(frame.shape) == spec.shape and frame.dtype == np.float32:
@@ -87,11 +88,21 @@ class Engine:
             if spec.kind == "tensor" or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
                 raise _wrong_tensor(frame, spec.shape, spec.kind)
             frame = Image.fromarray(frame)
-        if self._table is None:
+        if spec.kind == "tensor":
             raise errors.InputError(
                 f"the model takes a float32 tensor of shape {spec.shape}, not an image; send an array"
             )
-        return preprocess.pixels_to_codes(_pixels(frame, spec), self._table)
+        pixels = _pixels(frame, spec)
+        return (
+            preprocess.normalise(pixels, spec)
+            if self._table is None
+            else preprocess.pixels_to_codes(pixels, self._table)
+        )
+
+
+def _holds_values(frame: Frame) -> bool:
+    """Whether ``frame`` is an array that is no picture."""
+    return isinstance(frame, np.ndarray) and frame.dtype != np.uint8
 
 
 def _values(frame: Frame, tensor: segment.Tensor) -> NDArray[Any]:
@@ -124,7 +135,7 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
     The segment itself is the proof: every operator in it lies before the cut, so a layer that is in it has been passed on the device.
     """
     source = header.tensors[header.input]
-    odd = plan.preprocess.kind == "image" and source.dtype != "u8"
+    odd = plan.preprocess.kind == "image" and source.dtype == "i32"
     if plan.preprocess != header.preprocess or header.tensors[header.output].shape != plan.cut.shape or odd:
         raise errors.PlanError(
             "the server's plan and its segment do not fit together; ask for a new plan", plan=plan.id

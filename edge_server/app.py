@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -20,6 +21,7 @@ from edge_agent import errors, limits
 from edge_agent.link import listen
 from edge_agent.protocol.messages import PROTOCOL_VERSION, Open, PlanRequest, ServerVersion, decode
 from edge_server.catalog import Catalog
+from edge_server.curves import form_of
 from edge_server.planning import draw_curves, make_plan
 from edge_server.store import Store
 from edge_server.tails import Handler, Tails
@@ -43,6 +45,7 @@ def make_app(store: Store, *, auth: bool = True) -> web.Application:
     app.router.add_post("/v1/plan", service.plan)
     app.router.add_post("/v1/curves", service.curves)
     app.router.add_get("/v1/segments/{sha256}", service.segment)
+    app.router.add_get("/v1/segments/{sha256}/upgrade/{held}", service.upgrade)
     app.router.add_post("/v1/probe", service.probe)
     app.router.add_get("/v1/stream", service.stream)
     listen.install(app)
@@ -83,19 +86,19 @@ class _Service:
         return _json(await loop.run_in_executor(self._planners, make_plan, self._catalog, asked, self._tails))
 
     async def curves(self, request: web.Request) -> web.Response:
-        form = request.query.get("format", "svg")
-        if form not in ("svg", "png"):
-            raise errors.ProtocolError(f"format={form[:20]!r}: give svg or png")
+        form = form_of("." + request.query.get("format", "svg"))
         asked: PlanRequest = decode(await _body(request), PlanRequest)
         loop = asyncio.get_running_loop()
         image = await loop.run_in_executor(self._planners, draw_curves, self._catalog, asked, form, self._tails)
-        return web.Response(body=image, content_type={"svg": "image/svg+xml", "png": "image/png"}[form])
+        return web.Response(body=image, content_type="image/svg+xml" if form == "svg" else "image/png")
 
     async def segment(self, request: web.Request) -> web.StreamResponse:
-        path = await asyncio.to_thread(self._store.segment_path, request.match_info["sha256"])
-        if path is None:
-            raise errors.UnknownPlanError("the server does not have this segment any more: ask for a new plan")
-        return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})
+        return _file(await asyncio.to_thread(self._store.segment_path, request.match_info["sha256"]))
+
+    async def upgrade(self, request: web.Request) -> web.StreamResponse:
+        wanted, held = request.match_info["sha256"], request.match_info["held"]
+        loop = asyncio.get_running_loop()
+        return _file(await loop.run_in_executor(self._planners, self._catalog.upgrade, wanted, held))
 
     async def probe(self, request: web.Request) -> web.Response:
         down = request.query.get("down", "0")
@@ -162,6 +165,12 @@ def _error(error: errors.SplitEdgeError, status: int) -> web.Response:
     if status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"
     return answer
+
+
+def _file(path: Path | None) -> web.FileResponse:
+    if path is None:
+        raise errors.UnknownPlanError("the server does not have this segment any more: ask for a new plan")
+    return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})
 
 
 def _json(value: object, status: int = 200) -> web.Response:

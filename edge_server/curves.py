@@ -18,6 +18,7 @@ from edge_server.planner import Allocation, Pick, Place, Request, Table, choose,
 #: Uplinks, in Mbit/s, at which the planner is asked.
 RATES: Final = tuple(float(rate) for rate in np.geomspace(0.1, 1000, 61))
 Format = Literal["png", "svg"]
+_PLAIN: Final = "{x:g}"  # 0.1, 1, 10 and not powers of ten
 
 
 class Payload(msgspec.Struct):
@@ -157,6 +158,7 @@ def _draw_payload(axes: Any, found: Curves) -> None:
     )
     axes.axvline(found.max_drop_points, color="grey", linewidth=0.8)
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(_PLAIN)
     axes.grid(alpha=0.3)
     axes.legend()
 
@@ -165,28 +167,30 @@ def _draw_bandwidth(axes: Any, found: Curves) -> None:
     from matplotlib import colormaps
 
     rates = [one.uplink_mbps for one in found.bandwidth]
-    for name, label, style in (("server", "all on the server", "--"), ("device", "all on the device", ":")):
-        axes.plot(rates, [_number(getattr(one, name)) for one in found.bandwidth], style, color="grey", label=label)
+    for end, label, style in (("server", "all on the server", "--"), ("device", "all on the device", ":")):
+        axes.plot(rates, [_number(getattr(one, end)) for one in found.bandwidth], style, color="grey", label=label)
     axes.plot(rates, [_number(one.objective) for one in found.bandwidth], "-", color="black", label="the plan")
     regions = [(cut, list(run)) for cut, run in itertools.groupby(found.bandwidth, key=lambda one: one.cut) if cut]
     names = list(dict.fromkeys(cut for cut, _ in regions))
     colours = dict(zip(names, colormaps["tab20"](np.linspace(0, 1, max(2, len(names)))), strict=False))
     step = math.sqrt(rates[1] / rates[0])
     for cut, run in regions:
-        label = cut if cut in names else None
+        said = cut if cut in names else None
         axes.axvspan(
             run[0].uplink_mbps / step,
             run[-1].uplink_mbps * step,
             color=colours[cut],
             alpha=0.3,
-            label=label,
+            label=said,
             linewidth=0,
         )
         names = [name for name in names if name != cut]  # a cut that wins twice stands in the legend once
     axes.set(
         xscale="log", yscale="log", xlim=(rates[0], rates[-1]), xlabel="uplink, Mbit/s", ylabel="objective, s (or as weighed)",
-        title=f"which cut wins, at most {found.max_drop_points:g} points lost",
+        title=f"which cut wins where at most {found.max_drop_points:g} points may be lost",
     )  # fmt: skip
+    axes.xaxis.set_major_formatter(_PLAIN)
+    axes.yaxis.set_major_formatter(_PLAIN)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
 
@@ -197,7 +201,8 @@ def _number(value: float | None) -> float:
 
 def form_of(name: str) -> Format:
     """The format that a file's name asks for. Raises `errors.UsageError` for another than PNG and SVG."""
-    for form in ("png", "svg"):
+    forms: tuple[Format, ...] = ("png", "svg")
+    for form in forms:
         if name.lower().endswith(f".{form}"):
             return form
     raise errors.UsageError(f"{name[-40:]} is no picture that can be drawn: give a name that ends in .png or .svg")

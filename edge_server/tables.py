@@ -9,7 +9,7 @@ from typing import Final
 from calibration import trials
 from calibration.bundle import Bundle
 from edge_agent import codec
-from edge_agent.head.segment import Conv, Header, only_moves
+from edge_agent.head.segment import Header, only_moves
 from edge_agent.protocol import frames
 from edge_server.planner import CutCodec, Layer, Level, Place, Table, precompute
 
@@ -48,7 +48,7 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
         memory_bytes=header.arena_bytes + sum(layer.weights for layer in inside),
         inside=frozenset({cut.layer, *(op.name for op in header.ops)}),
         is_input=only_moves(header),
-        other_bytes=other_bytes(header),
+        other_bytes=other_bytes(header, sum(layer.weights for layer in inside)),
         noise=trials.head_noise(noise, [layer.noise for layer in inside]),
     )
 
@@ -58,7 +58,6 @@ def payload_bytes(elements: int, bits: int) -> int:
     return frames.HEADER_BYTES + codec.payload_bytes(elements, bits)
 
 
-def other_bytes(header: Header) -> int:
-    """What a segment holds beside weights: a bias and a multiplier for each channel, about 300 bytes of JSON for each operator."""
-    channels = sum(header.tensors[op.out].shape[-1] for op in header.ops if isinstance(op, Conv))
-    return 8 * channels + 300 * len(header.ops)
+def other_bytes(header: Header, weights: int) -> int:
+    """What a segment holds beside its ``weights``, which have 8 bits in ``header``: scales, biases, tables, about 300 bytes of JSON an operator."""
+    return header.blob_bytes - weights + 300 * len(header.ops)

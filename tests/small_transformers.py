@@ -159,11 +159,17 @@ class ViT(nn.Module):  # type: ignore[misc]
 
 @functools.cache
 def vit_model(qkv: str = "fused", pool: str = "mean", patches: str = "conv") -> onnx.ModelProto:
-    """`ViT`, exported and simplified as the importer does it."""
+    """`ViT` as the importer makes it."""
+    return importer.batched(exported(qkv, pool, patches))
+
+
+@functools.cache
+def exported(qkv: str, pool: str, patches: str) -> onnx.ModelProto:
+    """`ViT`, exported and simplified, with a batch of 1."""
     torch.manual_seed(0)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     module = ViT(qkv, pool, patches).eval()
-    return importer.batched(importer.simplify(importer.export(module, [1, 3, SIZE, SIZE])))
+    return importer.simplify(importer.export(module, [1, 3, SIZE, SIZE]))
 
 
 def encoder_model(blocks: int = 2, seed: int = 0) -> onnx.ModelProto:

@@ -259,6 +259,17 @@ def _concat(network: Network, node: Node) -> list[Layer]:
     return [Position(node.name, node.outputs[0], [node.inputs[1]], table)]
 
 
+def _pad(network: Network, node: Node) -> list[Layer]:
+    """Rows of zeros ahead of the stream."""
+    graph, shape = network.graph, graph_shape(network, node)
+    pads = [int(p) for p in np.asarray(argument(graph, node, 1, "pads")).reshape(-1)]
+    value = argument(graph, node, 2, "value", 0.0)
+    plain = node.attrs.get("mode", b"constant") == b"constant" and len(node.inputs) < 4 and not np.any(value)
+    if not plain or len(shape) != 3 or any(pads[:1] + pads[2:]) or pads[1] < 0:
+        raise Unsupported("it pads with something else than rows of zeros ahead")
+    return [Position(node.name, node.outputs[0], [node.inputs[0]], np.zeros(shape[1:], np.float32))]
+
+
 def graph_shape(network: Network, node: Node) -> tuple[int, ...]:
     """Shape of what ``node`` yields."""
     return network.graph.shapes[node.outputs[0]]
@@ -455,6 +466,7 @@ _BUILDERS: dict[str, Callable[[Network, Node], list[Layer]]] = {
     "Gelu": _gelu,
     "Add": _add,
     "Concat": _concat,
+    "Pad": _pad,
     "LayerNormalization": _norm,
     "Gather": _gather,
     "Cast": _cast,

@@ -16,15 +16,15 @@ PROTOCOL_VERSION = 2
 
 T = TypeVar("T")
 
+Mode = Literal["server", "split", "device"]
+"""Which side computes: all on the server, both, or all on the device."""
+
 
 class Message(msgspec.Struct, forbid_unknown_fields=False, omit_defaults=False):
     """Base of everything that is sent; a newer peer's extra fields are ignored."""
 
 
 # --- the demand and the request -------------------------------------------------------------------------------------
-
-Mode = Literal["server", "split", "device"]
-"""Which side computes: all on the server, both, or all on the device."""
 
 
 class Weights(Message):
@@ -41,8 +41,7 @@ class Demand(Message):
     ``max_drop_points`` bounds the upper end of the predicted drop's interval. ``keep`` says what must not leave the device: ``"nothing"``,
     ``"input"``, or the name of a layer: then no tensor before that layer's output may be sent. ``frames``: how many the plan is expected to serve,
     among which the segment's transfer is shared out; None: so many that it does not count. ``max_away_s`` is how long the server may be away before
-    a frame fails. ``mode`` other than ``"any"`` leaves the planner only cuts of that mode: to compare with, or where a board must not or need not
-    compute.
+    a frame fails. ``mode`` other than ``"any"`` leaves only plans of that mode: to compare with, or where a board must not or need not compute.
     """
 
     max_drop_points: float = 1.0

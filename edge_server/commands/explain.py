@@ -10,7 +10,7 @@ from rich.text import Text
 
 import device_profiles
 from device_profiles import known
-from device_profiles.schema import DeviceProfile
+from device_profiles.schema import DeviceProfile, is_measured
 from edge_agent import errors
 from edge_agent.explain import explain as plan_in_words
 from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
@@ -52,7 +52,7 @@ def explain(
         print(msgspec.json.encode({"plan": plan, "curves": found}).decode())
         return
     console = Console(highlight=False)
-    if not profile.is_measured():
+    if not is_measured(profile):
         console.print(
             Text(f"{profile.machine.board}: a board that nobody measured; all times are predictions", "bold yellow"), ""
         )

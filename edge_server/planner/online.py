@@ -14,19 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors
-from edge_agent.protocol.messages import Demand, LinkEstimate, Mode
+from edge_agent.protocol.messages import Demand, LinkEstimate
 from edge_server.planner import words
-from edge_server.planner.demands import Power, check
+from edge_server.planner.demands import MODES, Power, check
 from edge_server.planner.patterns import Place, Table
-
-#: What a cut of each kind makes of a plan.
-MODES: Final[dict[str, Mode]] = {"input": "server", "inside": "split", "output": "device"}
 
 F64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -257,7 +254,7 @@ def _value(table: Table, name: str, needed: F64, i: int) -> float | str:
         place = table.places[int(table.place[i])]
         return "nothing" if place.is_input or place.cut.kind == "input" else place.cut.layer
     if name == "mode":
-        return "any"
+        return MODES[table.places[int(table.place[i])].cut.kind]
     value = float(needed[i])
     if name == "min_rate_fps":
         return 1000 / value if value > 0 else math.inf

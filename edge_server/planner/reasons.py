@@ -25,11 +25,11 @@ def _broken(table: Table, request: Request, pick: Pick, name: str) -> str:
             return f"{up(pick.total_ms)} ms > {demand.max_latency_ms:g} ms"
         case "min_rate_fps":
             return f"{down(1000 / pick.pace_ms)} frames/s < {demand.min_rate_fps:g}"
-        case "mode":
-            return f"not of mode {demand.mode!r}"
         case "memory":
             need, have = place.memory_bytes / 2**20, (request.memory_bytes or 0) / 2**20
             return f"needs {up(need)} MiB of {down(have)} MiB free on the device"
+        case "mode":
+            return f"is not of the mode {demand.mode!r}"
         case _:
             what = "the input" if place.is_input or place.cut.kind == "input" else f"a tensor before {demand.keep}"
             return f"lets {what} leave the device"

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from calibration import cuts, layers
+from calibration import cuts, importer, layers
 from calibration.graph import Graph, tail_model
 from calibration.importer import session
 from calibration.layers import Embed, Linear, Network
@@ -201,3 +201,18 @@ def test_weights_of_a_transformer_are_those_of_its_layers() -> None:
     assert all(isinstance(la, Linear) for la in products)
     assert [la.weight.shape for la in products] == [(3 * WIDTH, WIDTH), (WIDTH, WIDTH), (40, WIDTH), (WIDTH, 40)]
     assert HEADS * 8 == WIDTH
+
+
+def test_class_tokens_that_are_joined_do_without_a_batch_of_their_own() -> None:
+    """As exporters write them, and as the importer does, so that tails work on batches."""
+    as_exported = small.exported("fused", "token", "conv")
+    assert "Concat" in [n.op_type for n in as_exported.graph.node]
+    opened = small.vit_model("fused", "token", "conv")
+    assert opened.graph.input[0].type.tensor_type.shape.dim[0].dim_param == importer.BATCH
+    ones = [[type(la).__name__ for la in network_of(m).layers] for m in (as_exported, opened)]
+    assert ones[0] == ones[1]
+    tables = [
+        next(la.table for la in network_of(m).layers if isinstance(la, layers.Position)) for m in (as_exported, opened)
+    ]
+    np.testing.assert_array_equal(*tables)
+    check(as_exported)

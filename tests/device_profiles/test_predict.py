@@ -132,6 +132,42 @@ def test_the_number_of_threads_is_explained(profile):
     )
 
 
+def _linear(rows: int, depth: int, outs: int, activation: str = "none") -> tuple[seg.Header, seg.AnyOp]:
+    op = seg.Linear("l", 1, 0, 8, 0, 0, 0, activation, -1)
+    return _header([[rows, depth], [rows, outs]], [op]), op
+
+
+def test_a_transformers_product_costs_that_of_a_convolution_and_its_floats(profile):
+    header, op = _linear(49, 64, 128)
+    plain = _header([[7, 7, 64], [7, 7, 128]], [_conv()])
+    ours, theirs = predict.op_ms(op, header, profile), predict.op_ms(_conv(), plain, profile)
+    assert theirs < ours < 4 * theirs
+    assert ours < predict.op_ms(*reversed(_linear(49, 64, 128, "gelu")), profile)
+    dense = profile.kernels[[row.kind for row in profile.kernels].index("dense")]
+    before = predict.op_ms(*reversed(_linear(1, 64, 128)), profile)
+    dense.time_us *= 10
+    assert predict.op_ms(*reversed(_linear(1, 64, 128)), profile) > before
+
+
+def test_attention_grows_with_the_square_of_its_tokens(profile):
+    op = seg.Attention("a", 1, 0, 4, 0.1, -1, 0)
+
+    def ms(tokens: int) -> float:
+        return predict.op_ms(op, _header([[tokens, 384], [tokens, 128]], [op]), profile)
+
+    assert 3 < ms(256) / ms(128) < 8
+
+
+def test_other_operators_of_a_transformer_cost_their_floats(profile):
+    shapes = [[64, 96], [64, 96]]
+    costs = [predict.op_ms(op, _header(shapes, [op]), profile) for op in (
+        seg.Norm("n", 1, 0, 0, 0, 1e-5), seg.Position("p", 1, 0, 0), seg.Embed("e", 1, 0, 8, 99, 0, 0, 0)
+    )]  # fmt: skip
+    assert all(cost > profile.overhead.op_us / 1000 for cost in costs)
+    mean = seg.Mean("m", 1, 0, 0, 64)
+    assert predict.op_ms(mean, _header([[64, 96], [96]], [mean]), profile) < costs[0]
+
+
 def test_without_own_timings_a_prediction_stands() -> None:
     assert predict.refined([0.0, 3.0, 7.0], {}) == (0.0, 3.0, 7.0)
 

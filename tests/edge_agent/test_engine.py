@@ -191,3 +191,30 @@ def test_images_for_a_head_of_token_ids_are_refused():
     data = seg.build(segment.header, segment.blob.tobytes())
     with pytest.raises(errors.PlanError, match="do not fit together"):
         Engine(make_plan("split", data), data, Demand())
+
+
+def picture_file() -> bytes:
+    """A picture [4, 6, 3], as float32, to the mean of its tokens [12]."""
+    builder = Builder([4, 6, 3], dtype="f32")
+    x = builder.linear(builder.append(seg.Patches, [6, 12], dtype="f32", x=builder.input, size=2), 12)
+    builder.append(seg.Mean, [12], dtype="f32", x=x, first=0, count=6)
+    spec = Preprocess("image", [4, 6, 3], resize=8, mean=[120.0], std=[60.0])
+    parsed = builder.finish(preprocess=spec)
+    answer = hashlib.sha256(Head(parsed, check_golden=False).run(seg.golden_frame(parsed.header)).tobytes()).hexdigest()
+    return seg.build(builder.finish(preprocess=spec, golden=seg.Golden("seed", answer)).header, builder.blob)
+
+
+def test_a_picture_becomes_the_floats_that_a_transformer_takes():
+    data = picture_file()
+    engine = Engine(make_plan("split", data), data, Demand(keep="input"))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    values = ((pixels.astype(np.float64) - 120) / 60).astype(np.float32)
+    wanted = engine.process(values).codes
+    prepared = engine._codes(Image.new("RGB", (12, 8), (120, 180, 0)))
+    np.testing.assert_allclose(prepared, np.broadcast_to(np.float32([0, 1, -2]), (4, 6, 3)))
+    assert prepared.dtype == np.float32
+    assert wanted.shape == engine.process(pixels).codes.shape == (12,)
+    with pytest.raises(errors.InputError, match="NaN or infinity"):
+        engine.process(np.full((4, 6, 3), np.nan, np.float32))
+    with pytest.raises(errors.InputError, match=r"float32 of shape \[4, 6, 3\]"):
+        engine.process(np.zeros((4, 6, 3)))

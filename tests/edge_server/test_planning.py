@@ -39,13 +39,13 @@ def test_a_mode_that_is_asked_for_is_kept_however_slow(store: Store, profile: di
         plan = ask(store, profile, link, mode=mode)
         assert plan.mode == mode
         others = [c for c in plan.runners_up if c.cut.kind != plan.cut.kind]
-        assert all("not of mode" in c.reason for c in others)
+        assert all("not of the mode" in c.reason for c in others)
 
 
 def test_a_mode_that_what_must_stay_here_forbids_is_infeasible(store: Store, profile: dict[str, Any]) -> None:
     with pytest.raises(errors.InfeasibleError, match="mode = 'server'") as raised:
         ask(store, profile, mode="server", keep="input")
-    assert raised.value.data["nearest"] == {"keep": "nothing", "mode": "any"}
+    assert raised.value.data["nearest"] == {"keep": "nothing", "mode": "device"}
 
 
 def test_far_from_the_server_the_board_does_it_all(store: Store, profile: dict[str, Any]) -> None:
