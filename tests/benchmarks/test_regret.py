@@ -31,11 +31,12 @@ class Told(Board):
 @pytest.fixture(scope="module")
 def plans() -> dict[str, Plan]:
     data = segment_file()
-    kinds = {CHOSEN: ("split", 3, "inside"), "device": ("device", 9, "output"), "server": ("server", 0, "input")}
-    return {
-        name: make_plan(mode, data, cut=Cut(index, name, name, [4], kind))
-        for name, (mode, index, kind) in kinds.items()
+    cuts = {
+        CHOSEN: Cut(3, "a", "a", [4], "inside"),
+        "device": Cut(9, "b", "b", [4], "output"),
+        "server": Cut(0, "x", "x", [4], "input"),
     }
+    return {name: make_plan("split" if name == CHOSEN else name, data, cut=cut) for name, cut in cuts.items()}
 
 
 def test_regret_is_over_the_best_of_the_three_and_gain_over_the_better_extreme(plans: dict[str, Plan]) -> None:
