@@ -42,6 +42,8 @@ BLOCK: Final = 64
 #: Scales that are tried, as shares of the one of least squared weight error. Up to `SHALLOW` inputs, as in depthwise layers, many cost nothing.
 SHARES: Final = (0.9, 1.0)
 SHALLOW: Final = 32
+#: Weights of a layer whose entropy stands for all.
+ENTROPY_WEIGHTS: Final = 1 << 20
 SHALLOW_SHARES: Final = tuple(float(s) for s in np.geomspace(0.4, 2.0, 24))
 
 
@@ -168,14 +170,16 @@ def width(levels: S8) -> int:
 
 def entropy(levels: NDArray[np.integer[Any]]) -> float:
     """Bits that a level takes in the mean where each costs what its frequency demands."""
-    counts = np.unique(levels, return_counts=True)[1]
-    shares = counts / counts.sum()
+    flat = levels.reshape(-1).astype(np.int64)
+    counts = np.bincount(flat - flat.min(initial=0))
+    shares = counts[counts > 0] / max(1, flat.size)
     return float(-(shares * np.log2(shares)).sum())
 
 
 def even_step(weight: F32, rate: float) -> float:
     """The step at which the nearest levels of ``weight`` have an entropy of ``rate`` bits; no coarser than its greatest weight, nor finer than 8 bits."""
     peak = max(float(np.abs(weight).max(initial=0.0)), 1e-20)
+    weight = weight.reshape(-1)[:: 1 + weight.size // ENTROPY_WEIGHTS]
     fine, coarse = peak / 127, peak
     if entropy(np.rint(weight / np.float32(fine)).astype(np.int64)) <= rate:
         return fine

@@ -141,7 +141,12 @@ def test_the_worst_cut_is_the_summary(case: payload.Case) -> None:
 
 def test_a_network_that_is_none_is_refused() -> None:
     with pytest.raises(errors.UsageError, match="alexnet"):
-        payload.load("alexnet", fashion.FOLDER, None, None, True)
+        payload.main(["--networks", "alexnet"])
+
+
+def test_photographs_are_asked_for() -> None:
+    with pytest.raises(errors.UsageError, match="--images"):
+        payload.main(["--networks", "lite0"])
 
 
 @pytest.mark.slow
