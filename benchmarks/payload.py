@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -33,10 +33,9 @@ from calibration.clipping import Histogram
 from calibration.graph import Graph
 from calibration.layers import Conv, Embed, Linear, Weighted
 from calibration.lower import Calibration, Lowered, lower
-from calibration.moments import collect
 from calibration.observe import Quantization
-from calibration.quantize import Rounded, least_scale, nearest
-from calibration.rounding import SEEN, UNSEEN, WIDTHS, Rounder, entropy, even_step, width
+from calibration.quantize import Rounded
+from calibration.rounding import SEEN, UNSEEN, WIDTHS, entropy, grids, width
 from calibration.samples import Samples, open_samples
 from calibration.sensitivity import Probe
 from edge_agent import codec, errors
@@ -162,41 +161,15 @@ def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tab
     deepest = max(tensors, key=lambda tensor: len(network.needed(tensor)))
     probe = Probe(case.model, network, unseen, case.probed)
     lowered = lower(network, plain, deepest, 8)
-    for layer, grids in _grids(case.model, network, lowered, deepest, seen):
-        halves = [grids[: len(WIDTHS)], grids[len(WIDTHS) :]]
+    for layer, made in grids(case.model, network, plain, deepest, seen, quiet, WIDTHS, RATES):
+        halves = [made[: len(WIDTHS)], made[len(WIDTHS) :]]
         noises = [noise for half in halves for noise in probe.layers([layer], _taking(half), quiet)[0].noise]
-        pairs = zip(grids, noises, strict=True)
+        pairs = zip(made, noises, strict=True)
         tables.points[layer.out] = [Point(rounded, coded_bytes(rounded), noise) for rounded, noise in pairs]
     inside = [tensor for tensor in tensors if tensor != network.graph.output]
     for tensor, histogram in _histograms(case.model, network, lowered, inside, seen[:COUNTED]).items():
         tables.codecs[tensor] = _codecs(probe, tensor, histogram)
     return tables
-
-
-def _grids(
-    model: onnx.ModelProto, network: layers.Network, lowered: Lowered, deepest: str, seen: Samples
-) -> Iterator[tuple[Weighted, list[Rounded]]]:
-    """Each layer's weights at `WIDTHS` and `RATES`."""
-    held = network.weighted(deepest)
-    for table in [la for la in held if isinstance(la, Embed)]:
-        none = np.zeros(len(table.weight), np.float32)
-        yield (
-            table,
-            [nearest(table.weight, table.bias, bits, none) for bits in WIDTHS] + [_even(table, r) for r in RATES],
-        )
-    products = [la for la in held if isinstance(la, Conv | Linear)]
-    for layer, moments in collect(model, network, products, seen, quiet):
-        scale = lowered.header.tensors[lowered.index[layer.inputs[0]]].scale
-        least = least_scale(layer.bias, scale) if isinstance(layer, Conv) else np.zeros(len(layer.bias), np.float32)
-        rounder = Rounder(layer.weight, layer.bias, least, moments)
-        yield layer, [rounder.at(bits) for bits in WIDTHS] + [rounder.even(rate) for rate in RATES]
-
-
-def _even(table: Embed, rate: float) -> Rounded:
-    """The rows of an embedding, which no inputs say anything about, at the nearest levels of one grid."""
-    step = np.float32(even_step(table.weight, rate))
-    levels = np.clip(np.rint(table.weight / step), -127, 127).astype(np.int8)
-    return Rounded(levels, np.full(len(levels), step), table.bias.astype(np.float64))
 
 
 def _histograms(
