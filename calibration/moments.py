@@ -69,7 +69,9 @@ def collect(
 
 def _wanted(network: Network, layer: Product) -> int:
     """Samples that enter the layer's moments."""
-    known = layer.out if layer.out in network.graph.shapes else layer.inputs[0]  # joined products have as many rows as their input
+    known = (
+        layer.out if layer.out in network.graph.shapes else layer.inputs[0]
+    )  # joined products have as many rows as their input
     positions = min(POSITIONS, math.prod(network.graph.stored_shape(known)[:-1]))
     return min(MOST_SAMPLES, max(SAMPLES, -(-DEEP * math.prod(layer.weight.shape[1:]) // positions)))
 

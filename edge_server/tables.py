@@ -39,7 +39,9 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
     inside = [bundle.layers[name] for name in bundle.weight_layers(index)]
     return Place(
         cut=cut,
-        layers=tuple(Layer(layer.name, layer.weights, tuple(layer.noise.noise)) for layer in inside),
+        layers=tuple(
+            Layer(layer.name, layer.weights, tuple(layer.noise.noise), tuple(layer.coded_bytes)) for layer in inside
+        ),
         codecs=tuple(
             CutCodec(one.rule, one.bits, payload_bytes(math.prod(cut.shape), one.bits), trials.codec_noise(noise, one))
             for one in noise.codecs
@@ -48,7 +50,7 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
         memory_bytes=header.arena_bytes + sum(layer.weights for layer in inside),
         inside=frozenset({cut.layer, *(op.name for op in header.ops)}),
         is_input=only_moves(header),
-        other_bytes=other_bytes(header, sum(layer.weights for layer in inside)),
+        other_bytes=bundle.other_bytes[index],
         noise=trials.head_noise(noise, [layer.noise for layer in inside]),
     )
 
@@ -56,8 +58,3 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
 def payload_bytes(elements: int, bits: int) -> int:
     """Bytes of one frame on the link: header and ``elements`` codes; the WebSocket's own 6 to 14 bytes are not counted."""
     return frames.HEADER_BYTES + codec.payload_bytes(elements, bits)
-
-
-def other_bytes(header: Header, weights: int) -> int:
-    """What a segment holds beside its ``weights``, which have 8 bits in ``header``: scales, biases, tables, about 300 bytes of JSON an operator."""
-    return header.blob_bytes - weights + 300 * len(header.ops)
