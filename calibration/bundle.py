@@ -342,7 +342,7 @@ class _Making:
     ) -> tuple[margins.AccuracyModel, list[Trial]]:
         """From trials of whole heads on the judged samples. Its noise is what the parts sum to, for that is what a planner knows."""
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
-        step = -(-len(judged) // trials.SAMPLES)
+        step = -(-len(judged) // trials.most(math.prod(self.samples.preprocess.shape)))
         judged, outputs = judged[::step], outputs[::step]
         flat = outputs.reshape(len(outputs), -1)
         found, deltas = trials.run(
