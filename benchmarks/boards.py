@@ -30,8 +30,10 @@ from device_profiles import known, measure, predict, schema
 from edge_agent.head import load
 from edge_agent.head import segment as seg
 from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Preprocess
-from edge_server.planner import Point, Power, Problem, Site, plan
-from edge_server.planner.candidates import mode_of
+from edge_server import planner
+from edge_server.planner import MODES, CutCodec, Level, Pick, Request, choose, precompute
+from edge_server.planning import energy_source, power_of
+from edge_server.tables import payload_bytes
 from kernels import isa, peak
 
 WEIGHT_BITS, CUT_BITS, INPUT_BITS = 8, 6, 8
@@ -67,7 +69,7 @@ def main() -> None:
     found = places(9 if not arguments.quick else 3)
     profiles = {name: known.load(name) for name in known.names()}
     notes = [
-        "predictions for boards that nobody measured: limits of their instructions and memory, so the boards themselves are slower",
+        "predictions for boards that nobody measured; misses of the inner caches and throttling are left out: expect the boards to be slower",
         f"{WEIGHT_BITS}-bit heads, {CUT_BITS} bits at the cut, {INPUT_BITS} for the input; accuracy is left out; the server is one core of this machine",
     ]
     head_rows = [head_row(name, profile, found) for name, profile in profiles.items()]
@@ -139,28 +141,35 @@ def plan_row(
 ) -> dict[str, Any]:
     """One row of the second table: what the planner chooses for the least time, and the two rivals that do not cut."""
     up, down, rtt = link
-    chosen = plan(problem(profile, found, LinkEstimate(rtt, up, down))).chosen
-    alone = {kind: problem(profile, [p for p in found if p.cut.kind == kind], LinkEstimate(rtt, up, down)) for kind in ("input", "output")}  # fmt: skip
-    server, device = (plan(alone[kind]).chosen.prediction.total_ms for kind in ("input", "output"))
-    power = chosen.prediction
+    chosen, cut = best(profile, found, LinkEstimate(rtt, up, down))
+    server, device = (
+        best(profile, [p for p in found if p.cut.kind == kind], LinkEstimate(rtt, up, down))[0].total_ms
+        for kind in ("input", "output")
+    )
     return {
-        "board": name, "is": "prediction", "Mbit/s up": f"{up:g}", "rtt ms": f"{rtt:g}", "mode": mode_of(chosen),
-        "cut after": chosen.cut.layer.lstrip("_"), "ms": chosen.prediction.total_ms, "all on server": server, "all on board": device,
-        "J a frame": f"{power.energy_j:.3f} ({power.energy_source})",
+        "board": name, "is": "prediction", "Mbit/s up": f"{up:g}", "rtt ms": f"{rtt:g}", "mode": MODES[cut.kind],
+        "cut after": cut.layer.lstrip("_"), "ms": chosen.total_ms, "all on server": server, "all on board": device,
+        "J a frame": f"{chosen.energy_j:.3f} ({energy_source(power_of(profile.power))})",
     }  # fmt: skip
 
 
-def problem(profile: schema.DeviceProfile, found: list[Place], link: LinkEstimate) -> Problem:
-    """What the planner is asked: the least time over the cuts ``found``, all of them as accurate as the float model."""
-    sites = tuple(
-        Site(p.cut, predict.head_ms(p.header, profile), p.tail_ms, p.header.arena_bytes, frozenset({p.cut.layer}), p.cut.kind == "input")
+def best(profile: schema.DeviceProfile, found: list[Place], link: LinkEstimate) -> tuple[Pick, Cut]:
+    """The planner's choice of the least time over the cuts ``found``, all of them taken as accurate as the float model."""
+    bits = {"input": INPUT_BITS, "inside": CUT_BITS}
+    sites = [
+        planner.Place(
+            cut=p.cut,
+            layers=(),
+            codecs=() if p.cut.kind == "output" else (CutCodec("minmax", b := bits[p.cut.kind], payload_bytes(math.prod(p.cut.shape), b), 0.0),),
+            tail_ms=p.tail_ms,
+            memory_bytes=p.header.arena_bytes,
+        )
         for p in found
-    )  # fmt: skip
-    bits = {place.cut.index: INPUT_BITS if place.cut.kind == "input" else CUT_BITS for place in found}
-    points = tuple(Point(index, WEIGHT_BITS, bits[index], "minmax", 0.0, 0.0, 0.0, 1) for index in bits)
-    idle = profile.power.idle_watts if profile.power.idle_watts is not None else profile.power.load_watts
-    power = Power(profile.power.load_watts, idle, measured=profile.power.source == "sensor")
-    return Problem("lite0", sites, points, link, Demand(max_drop_points=1.0), power=power)
+    ]  # fmt: skip
+    table = precompute("lite0", sites, [Level(1.0, 1.0)])
+    heads_ms = tuple(predict.head_ms(p.header, profile) for p in found)
+    pick = choose(table, Request(Demand(), link, heads_ms, power_of(profile.power)))
+    return pick, table.places[pick.place].cut
 
 
 # --- the method against measurements ----------------------------------------------------------------------------------

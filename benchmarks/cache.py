@@ -7,7 +7,7 @@ import importlib.metadata
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -42,10 +42,10 @@ def kept(name: str, make: Callable[[], Mapping[str, bytes]], made_by: str | None
     return {path.name: path.read_bytes() for path in sorted(place.iterdir())}
 
 
-def fingerprint() -> str:
-    """Hash of the sources and of the versions of the packages that make the files."""
+def fingerprint(sources: Sequence[str] = _SOURCES) -> str:
+    """Hash of the sources, folders in this working tree, and of the versions of the packages that make the files."""
     digest = hashlib.sha256()
-    for folder in _SOURCES:
+    for folder in sources:
         for path in sorted((_ROOT / folder).glob("*.py")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(repr([_version(package) for package in _PACKAGES]).encode())

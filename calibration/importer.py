@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import sys
 import tempfile
 import warnings
@@ -72,10 +73,13 @@ def batched(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def session_options(threads: int = 0) -> ort.SessionOptions:
-    """Options of every ONNX Runtime session here: quiet; ``threads`` 0 means as many as there are cores."""
+    """Options of every ONNX Runtime session here: quiet; ``threads`` 0 means as many as there are cores that this process may use.
+
+    ONNX Runtime itself would count, and bind its threads to, all cores of the machine.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0)
     # spinning threads take the cores from whatever else runs here between two calls
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

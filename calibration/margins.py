@@ -3,7 +3,8 @@
 Noise is the mean squared difference of the logits to the float model's, as in `calibration.sensitivity`. A variant is the network with some mix of
 bits; its delta is what it adds to the logits of each sample. At an energy E the `NEAREST` variants, those whose own energy is nearest to E, are each
 scaled to E and added to the float logits: what is lost and gained there is counted. So the noise keeps its shape: larger where the logits are large,
-alike in classes that are alike. Both the expected drop and the upper end are then made to rise with noise.
+alike in classes that are alike. (`benchmarks.accuracy_forms` holds that against Gaussian noise and against thresholds on the margins.) Both the
+expected drop and the upper end are then made to rise with noise.
 
 The interval is of what somebody would measure on `promise_samples` other samples. It is drawn by lot, and each draw holds one variant of those that
 are near (quantizations of equal noise differ), shares of lost and gained answers that its counts allow (calibration's samples are few), and what of

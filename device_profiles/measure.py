@@ -29,11 +29,11 @@ from device_profiles.schema import (
     Warmup,
     measured_origins,
 )
-from edge_agent import limits
+from edge_agent import codec, limits
 from edge_agent.errors import PlatformError
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
-from edge_agent.protocol.messages import Preprocess
+from edge_agent.protocol.messages import Codec, Preprocess
 from kernels import isa, jit
 
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what comes next
@@ -59,6 +59,7 @@ _COPY_BYTES_LEAST, _COPY_BYTES_MOST = 32 * limits.MiB, 256 * limits.MiB
 # Read between two runs: as much as a whole head touches (Lite0: 4.8 MB of constants, 1.7 MB of arena), so that weights come from where they lie in
 # a real frame. Where that is memory it counts: dense 1280 -> 1000 took 14 us with its weights in a cache and 70 us without.
 _SWEEP_BYTES = 6 * limits.MiB
+_SENT = (28, 28, 40)  # a tensor at a cut
 _CHAIN = 33  # operators in the head that tells the cost of one more
 
 
@@ -211,7 +212,19 @@ def _overhead() -> Overhead:
     single, chain = one_operator("lut", shape), one_operator("lut", shape, chain=_CHAIN)
     one, many = (_run_us(_first_run(segment), _codes(single)) for segment in (single, chain))
     op_us = max(0.0, (many - one) / (_CHAIN - 1))
-    return Overhead(call_us=max(0.0, one - op_us), op_us=op_us)
+    return Overhead(max(0.0, one - op_us), op_us, _value_ns())
+
+
+def _value_ns() -> float:
+    """The codec's time for one value of a tensor as a head yields it, with a range for each channel."""
+    codes = np.random.default_rng(1).integers(0, 256, _SENT, np.uint8)
+    made = Codec("minmax", 4, [0.0] * _SENT[-1], [1.0] * _SENT[-1])
+    times = []
+    for _ in range(30):
+        start = time.perf_counter()
+        codec.encode_codes(codes, 0.0625, 128, made)
+        times.append(time.perf_counter() - start)
+    return 1e9 * median(times) / codes.size
 
 
 def _dispatch_us(threads: int, overhead: Overhead) -> float:

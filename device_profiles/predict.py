@@ -3,14 +3,16 @@
 Where multiplications dominate (convolutions, products) an operator's time is its multiply-accumulates over a throughput; elsewhere its bytes
 over a rate. The throughput is interpolated between the measurements of the same kind, weighted by 1 / distance^2 in the space of
 log2(output positions), log2(sum length), log2(output channels): twice as large in one of them is one unit away, and a measured shape
-gets its own figure. An operator in the table adds `Overhead.op_us`, the call `Overhead.call_us`.
+gets its own figure. An operator in the table adds `Overhead.op_us`, the call `Overhead.call_us`. Once frames flow the device knows some heads'
+times better than that: `refined`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from device_profiles.schema import KINDS, DeviceProfile, Kernel, KernelKind, Machine
@@ -43,6 +45,7 @@ _GELU_WORK: Final = 2
 _PRODUCTS: Final = ("conv", "depthwise", "pointwise", "dense")
 
 Point = tuple[float, float, float]
+Point2 = tuple[float, float]
 
 
 def best_threads(profile: DeviceProfile) -> int:
@@ -75,6 +78,35 @@ def head_ms(header: Header, profile: DeviceProfile) -> float:
         return 0.0
     threads = best_threads(profile)
     return profile.overhead.call_us / 1000 + sum(op_ms(op, header, profile, threads) for op in header.ops)
+
+
+def encode_ms(elements: int, profile: DeviceProfile) -> float:
+    """Predicted milliseconds of coding a tensor of so many values for the link."""
+    return 1e-6 * elements * profile.overhead.value_ns
+
+
+def refined(predicted: Sequence[float], measured: Mapping[int, float]) -> tuple[float, ...]:
+    """Times of heads, in ms, by what the device itself measured of some: ``measured[i]`` is the time of the head that ``predicted[i]`` is of.
+
+    A measured head has its own time. The others follow a line from nothing through the measured ones in the order of their predictions: heads of
+    one network begin alike, so what a longer one adds is as much off as its neighbours were. Beyond the last the ratio at the last holds.
+    """
+    points = [(0.0, 0.0)]
+    for expected, found in sorted((predicted[i], ms) for i, ms in measured.items() if predicted[i] > 0):
+        points.append((expected, max(found, points[-1][1])))
+    if len(points) == 1:
+        return tuple(measured.get(i, ms) for i, ms in enumerate(predicted))
+    last, at_last = points[-1]
+    return tuple(
+        measured[i] if i in measured else _on_line(ms, points) if ms < last else ms * at_last / last
+        for i, ms in enumerate(predicted)
+    )
+
+
+def _on_line(x: float, points: Sequence[Point2]) -> float:
+    """The line through ``points`` (ascending) at ``x``, which lies before the last."""
+    (x0, y0), (x1, y1) = next((a, b) for a, b in pairwise(points) if a[0] <= x < b[0])
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
 def op_ms(op: AnyOp, header: Header, profile: DeviceProfile, threads: int = 1) -> float:

@@ -86,6 +86,7 @@ class Overhead(msgspec.Struct):
 
     call_us: Amount  # one run of a head: Python, checks, copies
     op_us: Amount  # one more operator in the table
+    value_ns: Amount = 0.0  # one value of the tensor that is sent: quantized and packed; older files do not say
 
 
 class Warmup(msgspec.Struct):

@@ -33,6 +33,7 @@ from edge_agent.link.dial import heals
 from edge_agent.protocol.frames import HEADER_BYTES, Answer, unpack_topk
 from edge_agent.protocol.messages import Plan
 from edge_agent.results import Counters, Result, Timing, stages, top_classes
+from edge_agent.timings import Timings
 
 
 class Agent:
@@ -54,6 +55,7 @@ class Agent:
         self._worker = ThreadPoolExecutor(1, "head")
         self._replanning: asyncio.Task[None] | None = None
         self._active: _Active | None = None
+        self._timings: Timings | None = None
         self._renew = asyncio.Event()  # a new plan is wanted before the old one expires
         self._closing = False
         self._reconnects = 0  # of streams that were closed
@@ -125,6 +127,8 @@ class Agent:
             ended = await asyncio.gather(*self._retiring, return_exceptions=True)
         finally:
             self._worker.shutdown(wait=False, cancel_futures=True)
+            if self._timings is not None:
+                self._timings.save()
         for error in ended:
             if error is not None:
                 raise error
@@ -220,6 +224,8 @@ class Agent:
             sent = time.perf_counter()
             answer = await active.stream.send(encoded.payload, engine.codec) if active.stream else None
         timing = _timing(encoded, answer, start, sent)
+        if self._timings is not None:
+            self._timings.add(engine.plan.segment.sha256, timing.head_ms + timing.encode_ms)
         sent_bytes = HEADER_BYTES + len(encoded.payload) if answer else 0
         pairs = unpack_topk(answer.payload) if answer else engine.top(encoded.codes, self.settings.topk)
         top = top_classes(pairs, engine.plan.labels)
@@ -237,7 +243,7 @@ class Agent:
         settings, cache = self.settings, Cache(negotiation.cache_directory(self.settings))
         profile = await negotiation.profile(settings, self.say)
         async with negotiation.client(settings) as client:
-            plan = await negotiation.plan(client, settings, profile, cache.held(), self.say)
+            plan = await negotiation.plan(client, settings, profile, cache.held(), self._known(), self.say)
             data = await negotiation.fetch(client, cache, plan, self.say)
         self.say("preparing the head")
         threads = min(best_threads(profile), usable_threads())  # the profile may be another machine's
@@ -246,6 +252,12 @@ class Agent:
         self._plans += 1
         self.say("ready")
         return _Active(engine, stream)
+
+    def _known(self) -> dict[str, float]:
+        """What heads took here so far; kept, as an agent may be ended at any time."""
+        self._timings = self._timings or negotiation.timings(self.settings)
+        self._timings.save()
+        return self._timings.known()
 
     async def _open(self, plan: Plan) -> FrameStream:
         """The stream of ``plan``, open on the server's side too, or the error that stands in the way."""

@@ -13,6 +13,7 @@ from edge_agent import errors, limits
 _SEGMENT = re.compile(r"[0-9a-f]{64}\.segment")
 _PART = re.compile(r"[0-9a-f]{64}\.part")
 _PROFILE = re.compile(r"profile-[0-9a-f]{16}\.json")
+_TIMINGS = re.compile(r"timings-[0-9a-f]{16}\.json")
 _STALE_S = 86_400.0  # a download that nobody went on with for a day
 
 
@@ -47,6 +48,7 @@ class Cache:
         """Keep the last used segments, the newest profiles (`limits`), and no part of a download that was given up."""
         try:
             old = self._files(_SEGMENT)[limits.CACHED_SEGMENTS :] + self._files(_PROFILE)[limits.CACHED_PROFILES :]
+            old += self._files(_TIMINGS)[limits.CACHED_PROFILES :]
             for path in old + [p for p in self._files(_PART) if time.time() - p.stat().st_mtime > _STALE_S]:
                 path.unlink(missing_ok=True)
         except OSError as error:

@@ -13,14 +13,14 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
 from edge_agent import errors, limits
-from edge_agent.protocol.messages import Demand, Weights
+from edge_agent.protocol.messages import Demand, Mode, Weights
 
 CREDENTIAL = "splitedge-token"  # the name under which systemd's LoadCredential hands the token over
 
@@ -48,6 +48,7 @@ class DemandConfig(Demand, forbid_unknown_fields=True):
     ] = "nothing"
     frames: Annotated[float, Meta(gt=0, le=1e12, description="a number of frames above 0")] | None = None
     max_away_s: Annotated[float, Meta(gt=0, le=3600, description="a number of seconds above 0, at most 3600")] = 10.0
+    mode: Annotated[Literal["any"] | Mode, Meta(description='"any", "server", "split" or "device"')] = "any"
 
 
 class ApiConfig(msgspec.Struct, forbid_unknown_fields=True):

@@ -148,6 +148,11 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
         raise errors.PlanError(
             "the server's plan names a cut that its mode does not have; upgrade the older side", plan=plan.id
         )
+    if demand.mode not in ("any", plan.mode):
+        raise errors.PlanError(
+            f"the server's plan has the mode {plan.mode!r} and {demand.mode!r} was asked for; upgrade the older side",
+            plan=plan.id,
+        )
     check_ladder(plan)
     if len(plan.labels) > limits.MAX_LABELS:
         raise errors.PlanError(f"the server's plan has more than {limits.MAX_LABELS} labels", plan=plan.id)

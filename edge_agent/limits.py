@@ -23,6 +23,7 @@ MAX_PROBE_BYTES: Final = 4 * MiB  # one link measurement
 MAX_IMAGE_BYTES: Final = 32 * MiB  # an encoded image handed to the agent
 MAX_IMAGE_PIXELS: Final = 64_000_000  # a decompression bomb
 MAX_RESIZE: Final = 8192  # pixels of an image's short side on its way to a model
+MAX_MEASURED: Final = 200  # heads' times in one plan request
 MAX_LABELS: Final = 100_000
 MAX_NAME: Final = 100  # a model, layer, or tensor name
 
@@ -58,6 +59,7 @@ MAX_QUEUED_FRAMES: Final = 32  # frames between a caller and their answers; the 
 MAX_QUEUED_BYTES: Final = 64 * MiB  # the same in bytes of input: 32 large photos would fill a small board
 MAX_CONFIG_BYTES: Final = 64 * 1024
 MAX_SOURCE_FILES: Final = 1_000_000  # files that one folder or glob may name
+MAX_TIMINGS_BYTES: Final = 64 * 1024  # what the agent keeps of its own heads' times
 CACHED_SEGMENTS: Final = 8  # the newest are kept
 CACHED_PROFILES: Final = 4  # one for each build of the kernels that ran here; the newest are kept
 BODY_TIMEOUT: Final = 30.0  # a client that trickles its request body

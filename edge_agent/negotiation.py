@@ -18,6 +18,7 @@ from edge_agent.engine import check_ladder
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import ServerClient, tls_context
 from edge_agent.protocol.messages import LinkEstimate, Plan, PlanRequest
+from edge_agent.timings import Timings
 from kernels import jit
 
 Say = Callable[[str], object]
@@ -63,7 +64,7 @@ async def _profile(settings: Settings, say: Say) -> DeviceProfile:
         found = await asyncio.to_thread(device_profiles.load, _path(settings.profile))
         schema.require_measured(found)
         return found
-    path = cache_directory(settings) / f"profile-{jit.CACHE_DIR.name.removeprefix('kernels-')}.json"
+    path = _of_this_build(settings, "profile")
     try:
         return await asyncio.to_thread(_refreshed, device_profiles.load(path))
     except errors.ConfigError:  # not there, or of another version of splitedge: measured anew
@@ -72,6 +73,16 @@ async def _profile(settings: Settings, say: Say) -> DeviceProfile:
     measured = await asyncio.to_thread(device_profiles.measure, quick=True)
     await asyncio.to_thread(device_profiles.save, measured, path)
     return measured
+
+
+def timings(settings: Settings) -> Timings:
+    """What heads took here with these kernels. Not kept beside a profile that the settings name, which may be another machine's."""
+    return Timings(None if settings.profile else _of_this_build(settings, "timings"))
+
+
+def _of_this_build(settings: Settings, name: str) -> Path:
+    """The file in the cache folder that holds measurements of these kernels."""
+    return cache_directory(settings) / f"{name}-{jit.CACHE_DIR.name.removeprefix('kernels-')}.json"
 
 
 def _refreshed(profile: DeviceProfile) -> DeviceProfile:
@@ -95,10 +106,11 @@ async def plan(
     settings: Settings,
     profile: DeviceProfile,
     held: list[str],
+    measured: dict[str, float],
     say: Say,
     estimate: LinkEstimate | None = None,
 ) -> Plan:
-    """Ask for a plan, for the link ``estimate`` or, without one, for the link as it is measured now.
+    """Ask for a plan, for the link ``estimate`` or, without one, for the link as it is measured now. ``measured``: what heads took here, by segment.
 
     Raises `errors.ConfigError` if no model is set, `errors.PlanError` for a plan of another model, or one whose codec is not on its ladder.
     """
@@ -109,7 +121,7 @@ async def plan(
     estimate = estimate or await link(server, {}, say)
     say("asking for a plan")
     answer = await server.plan(
-        PlanRequest(settings.model, device_profiles.to_dict(profile), estimate, settings.demand, held)
+        PlanRequest(settings.model, device_profiles.to_dict(profile), estimate, settings.demand, held, measured)
     )
     if answer.model != settings.model:
         raise errors.PlanError(

@@ -20,7 +20,8 @@ from edge_agent import errors, limits
 from edge_agent.link import listen
 from edge_agent.protocol.messages import PROTOCOL_VERSION, Open, PlanRequest, ServerVersion, decode
 from edge_server.catalog import Catalog
-from edge_server.planning import make_plan
+from edge_server.curves import form_of
+from edge_server.planning import draw_curves, make_plan
 from edge_server.store import Store
 from edge_server.tails import Handler, Tails
 
@@ -41,6 +42,7 @@ def make_app(store: Store, *, auth: bool = True) -> web.Application:
     app.router.add_get("/v1/version", service.version)
     app.router.add_get("/v1/models", service.models)
     app.router.add_post("/v1/plan", service.plan)
+    app.router.add_post("/v1/curves", service.curves)
     app.router.add_get("/v1/segments/{sha256}", service.segment)
     app.router.add_post("/v1/probe", service.probe)
     app.router.add_get("/v1/stream", service.stream)
@@ -79,7 +81,14 @@ class _Service:
     async def plan(self, request: web.Request) -> web.Response:
         asked: PlanRequest = decode(await _body(request), PlanRequest)
         loop = asyncio.get_running_loop()
-        return _json(await loop.run_in_executor(self._planners, make_plan, self._catalog, asked))
+        return _json(await loop.run_in_executor(self._planners, make_plan, self._catalog, asked, self._tails))
+
+    async def curves(self, request: web.Request) -> web.Response:
+        form = form_of("." + request.query.get("format", "svg"))
+        asked: PlanRequest = decode(await _body(request), PlanRequest)
+        loop = asyncio.get_running_loop()
+        image = await loop.run_in_executor(self._planners, draw_curves, self._catalog, asked, form, self._tails)
+        return web.Response(body=image, content_type="image/svg+xml" if form == "svg" else "image/png")
 
     async def segment(self, request: web.Request) -> web.StreamResponse:
         path = await asyncio.to_thread(self._store.segment_path, request.match_info["sha256"])

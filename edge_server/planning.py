@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import secrets
 import time
+from dataclasses import dataclass
 from typing import Literal
 
 from calibration.bundle import Bundle
-from device_profiles import predict, schema
+from device_profiles import schema
 from edge_agent import errors, limits
 from edge_agent.protocol.messages import (
     PROTOCOL_VERSION,
     Candidate,
     LayerBits,
-    Mode,
     Parts,
     Plan,
     PlanRequest,
     Prediction,
 )
 from edge_server.catalog import Catalog
-from edge_server.planner import Pick, Power, Request, Table, choose, reason, rivals, verify_pick
+from edge_server.curves import Format, curves, draw
+from edge_server.planner import MODES, Pick, Power, Request, Table, choose, reason, rivals, verify_pick
 from edge_server.planner.allocation import WIDTHS
+from edge_server.tails import Handler, Tails
+from edge_server.times import head_times
 
-_MODES: dict[str, Mode] = {"input": "server", "inside": "split", "output": "device"}
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The planner's choice for a plan request, and what it was made from."""
+
+    bundle: Bundle
+    table: Table
+    asked: Request
+    pick: Pick
 
 
-def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
-    """The plan for ``request``, stored and with its segment built. Blocks for as long as building a segment takes.
+def make_plan(catalog: Catalog, request: PlanRequest, tails: Tails | None = None) -> Plan:
+    """The plan for ``request``, stored and with its segment built. Blocks for as long as building a segment takes. Raises as `choose_plan` does."""
+    answer = _message(catalog, choose_plan(catalog, request, tails))
+    catalog.store.put_plan(answer)
+    return answer
+
+
+def draw_curves(catalog: Catalog, request: PlanRequest, form: Format, tails: Tails | None = None) -> bytes:
+    """The picture of the trade-offs around the plan for ``request``. Raises as `choose_plan` and `curves.draw` do."""
+    chosen = choose_plan(catalog, request, tails)
+    return draw(curves(chosen.table, chosen.asked, chosen.pick), form)
+
+
+def choose_plan(catalog: Catalog, request: PlanRequest, tails: Tails | None = None) -> Chosen:
+    """What the planner chooses for ``request``, checked.
+
+    ``tails``: those of this process, whose times and queue count; without them the bundle's times do.
 
     Raises `errors.UnknownModelError`, `errors.UsageError`, `errors.InfeasibleError`, `errors.ProtocolError` (versions, profile).
     """
@@ -39,26 +66,33 @@ def make_plan(catalog: Catalog, request: PlanRequest) -> Plan:
     profile = schema.from_dict(request.profile)
     bundle = catalog.bundle(request.model)
     table = catalog.table(bundle)
-    asked = request_of(catalog, bundle, table, profile, request)
+    asked = request_of(catalog, bundle, table, profile, request, tails)
     pick = choose(table, asked)
     if faults := verify_pick(table, asked, pick):
         raise errors.PlanError(f"the planner contradicts itself ({'; '.join(faults)}): please report this")
-    answer = _message(catalog, bundle, table, asked, pick)
-    catalog.store.put_plan(answer)
-    return answer
+    return Chosen(bundle, table, asked, pick)
 
 
 def request_of(
-    catalog: Catalog, bundle: Bundle, table: Table, profile: schema.DeviceProfile, request: PlanRequest
+    catalog: Catalog,
+    bundle: Bundle,
+    table: Table,
+    profile: schema.DeviceProfile,
+    request: PlanRequest,
+    tails: Tails | None = None,
 ) -> Request:
     """What the planner needs to know of a device, its link and its demand."""
     known = catalog.store.known_segments(bundle.sha256)
     held = {key for key, ref in known.items() if ref.sha256 in set(request.held)}
+    cuts = [place.cut.index for place in table.places]
+    segments = {ref.sha256: cut for (cut, _), ref in known.items()}
     return Request(
         demand=request.demand,
         link=request.link,
-        head_ms=tuple(predict.head_ms(bundle.header(place.cut.index), profile) for place in table.places),
-        power=_power(profile.power),
+        head_ms=head_times(bundle, cuts, profile, request.measured, segments),
+        tail_ms=None if tails is None else _tail_times(catalog, bundle, cuts, tails),
+        queue_ms=0.0 if tails is None else tails.times.queue_ms(),
+        power=power_of(profile.power),
         memory_bytes=profile.machine.memory_available_bytes or None,
         held=frozenset(
             i for i, one in enumerate(table.patterns) if (table.places[one.place].cut.index, one.bits) in held
@@ -66,11 +100,19 @@ def request_of(
     )
 
 
+def _tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: Tails) -> tuple[float, ...]:
+    def measure(index: int) -> None:
+        load = functools.partial(catalog.tail, bundle, bundle.cuts[index])
+        Handler(tails, (bundle.sha256, index), load, [bundle.codec(index, "minmax", 8)], topk=5).warm()
+
+    return tails.times.of(bundle, cuts, measure)
+
+
 def predict_pick(bundle: Bundle, table: Table, asked: Request, pick: Pick) -> Prediction:
     """The prediction of a plan from its pick."""
     cut, weights = table.places[pick.place].cut, asked.demand.weights
     drop = bundle.accuracy.at(pick.noise)
-    source = _energy_source(asked.power)
+    source = energy_source(asked.power)
     parts = Parts(
         time=weights.time * pick.total_ms / 1000,
         fetch=_fetch_s(asked, pick) * weights.time,
@@ -91,19 +133,21 @@ def _fetch_s(asked: Request, pick: Pick) -> float:
     return pick.segment_bytes * 8e-6 / asked.link.downlink_mbps / asked.demand.frames
 
 
-def _power(power: schema.Power) -> Power:
+def power_of(power: schema.Power) -> Power:
     """A board that is not known to draw less while it sends counts at its load."""
     sending = power.idle_watts if power.idle_watts is not None else power.load_watts
     return Power(power.load_watts, sending, measured=power.source == "sensor")
 
 
-def _energy_source(power: Power) -> Literal["measured", "declared", "unknown"]:
+def energy_source(power: Power) -> Literal["measured", "declared", "unknown"]:
+    """Where a plan's energy comes from."""
     if power.compute_w is None or power.transmit_w is None:
         return "unknown"
     return "measured" if power.measured else "declared"
 
 
-def _message(catalog: Catalog, bundle: Bundle, table: Table, asked: Request, pick: Pick) -> Plan:
+def _message(catalog: Catalog, chosen: Chosen) -> Plan:
+    bundle, table, asked, pick = chosen.bundle, chosen.table, chosen.asked, chosen.pick
     place, bits = table.places[pick.place], table.patterns[pick.pattern].bits
     cut = place.cut
     segment = catalog.segment(bundle, cut.index, bits)
@@ -115,7 +159,7 @@ def _message(catalog: Catalog, bundle: Bundle, table: Table, asked: Request, pic
         id=secrets.token_urlsafe(18),
         model=bundle.name,
         bundle=bundle.sha256,
-        mode=_MODES[cut.kind],
+        mode=MODES[cut.kind],
         cut=cut,
         layers=[
             LayerBits(layer.name, b, layer.weights, layer.noise[b - WIDTHS[0]] / whole)

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 import onnx
@@ -22,11 +22,12 @@ from calibration.observe import to_onnx
 from edge_agent import codec, errors, limits
 from edge_agent.protocol.frames import Frame, pack_topk
 from edge_agent.protocol.messages import Codec
+from edge_server.times import Key, TailTimes
 
 THREADS: Final = 2  # tails that run at once; each uses all cores for its products
 _PASS_ON: Final = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Transpose"}
 
-Key: TypeAlias = tuple[str, int]  # a bundle's SHA-256 and the index of the cut
+WARM_RUNS: Final = 4  # of a new tail; the first, slower one does not count as its time
 
 
 class Tail:
@@ -63,6 +64,7 @@ class Tails:
         self._lock = threading.Lock()
         self._loaded: OrderedDict[Key, Future[Tail]] = OrderedDict()
         self._waiting = 0
+        self.times = TailTimes()
 
     def close(self) -> None:
         """Ends the threads once what they run is done; what waits is cancelled."""
@@ -99,8 +101,14 @@ class Tails:
         if self._waiting >= limits.TAIL_QUEUE:
             raise errors.BusyError(f"{self._waiting} frames wait for the server already: send fewer, or add a server")
         self._waiting += 1
+        asked = time.perf_counter()
+
+        def timed() -> tuple[bytes, int]:
+            self.times.waited(1e3 * (time.perf_counter() - asked))
+            return work()
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, timed)
         finally:
             self._waiting -= 1
 
@@ -116,24 +124,31 @@ class Handler:
     topk: int  # 0: whole outputs
 
     async def ready(self) -> None:
-        """Loads the tail and runs it once with the decoder, so that the first frame does not wait for either."""
-        await self.tails.prepare(self._warm)
+        """Loads the tail and runs it with the decoder, so that the first frame does not wait for either."""
+        await self.tails.prepare(self.warm)
 
-    def _warm(self) -> None:
+    def warm(self) -> None:
+        """The same, blocking: afterwards `Tails.times` knows how long a frame takes."""
         tail = self.tails.get(self.key, self.load)
         zeros = bytes(codec.payload_bytes(math.prod(tail.shape), self.ladder[0].bits))
-        tail.run(decode_frame(Frame(0, 0, 0, zeros), self.ladder, tail.shape))
+        for run in range(WARM_RUNS):
+            self._run(tail, Frame(0, 0, 0, zeros), counts=run > 0)
 
     async def answer(self, frame: Frame) -> tuple[bytes, int]:
         """The answer's payload and the microseconds of work. Raises `errors.CodecError` for a frame that does not fit the plan."""
         return await self.tails.submit(lambda: self._work(frame))
 
     def _work(self, frame: Frame) -> tuple[bytes, int]:
-        tail = self.tails.get(self.key, self.load)
+        return self._run(self.tails.get(self.key, self.load), frame)
+
+    def _run(self, tail: Tail, frame: Frame, *, counts: bool = True) -> tuple[bytes, int]:
         start = time.perf_counter()
         y = tail.run(decode_frame(frame, self.ladder, tail.shape))
         payload = answer_payload(y, self.topk, probabilities=tail.probabilities)
-        return payload, round((time.perf_counter() - start) * 1e6)
+        seconds = time.perf_counter() - start
+        if counts:
+            self.tails.times.add(self.key, 1e3 * seconds)
+        return payload, round(seconds * 1e6)
 
 
 def warm() -> None:

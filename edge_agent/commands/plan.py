@@ -34,7 +34,8 @@ async def plan(
         profile = stands_in or await negotiation.profile(settings, say)
         async with negotiation.client(settings) as client:
             link = await negotiation.link(client, given, say)
-            chosen = await negotiation.plan(client, settings, profile, [], say, link)
+            measured = {} if stands_in else negotiation.timings(settings).known()
+            chosen = await negotiation.plan(client, settings, profile, [], measured, say, link)
     what_if = WhatIf(board, stands_in, link, sorted(given)) if board or given else None
     if json:
         extra = {"what_if": what_if.document()} if what_if else {}
@@ -44,6 +45,10 @@ async def plan(
         if what_if:
             console.print(what_if.words(), "")
         console.print(explain(chosen, console.width))
+
+
+def _measured(settings: Settings) -> dict[str, float]:
+    return negotiation.timings(settings).known()
 
 
 async def models(settings: Settings, *, json: bool) -> None:

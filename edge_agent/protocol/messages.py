@@ -16,12 +16,17 @@ PROTOCOL_VERSION = 2
 
 T = TypeVar("T")
 
+Mode = Literal["server", "split", "device"]
+
 
 class Message(msgspec.Struct, forbid_unknown_fields=False, omit_defaults=False):
     """Base of everything that is sent; a newer peer's extra fields are ignored."""
 
 
 # --- the demand and the request -------------------------------------------------------------------------------------
+
+Mode = Literal["server", "split", "device"]
+"""Which side computes: all on the server, both, or all on the device."""
 
 
 class Weights(Message):
@@ -38,7 +43,7 @@ class Demand(Message):
     ``max_drop_points`` bounds the upper end of the predicted drop's interval. ``keep`` says what must not leave the device: ``"nothing"``,
     ``"input"``, or the name of a layer: then no tensor before that layer's output may be sent. ``frames``: how many the plan is expected to serve,
     among which the segment's transfer is shared out; None: so many that it does not count. ``max_away_s`` is how long the server may be away before
-    a frame fails.
+    a frame fails. ``mode`` other than ``"any"`` leaves only plans of that mode: to compare with, or where a board must not or need not compute.
     """
 
     max_drop_points: float = 1.0
@@ -48,6 +53,7 @@ class Demand(Message):
     keep: str = "nothing"
     frames: float | None = None
     max_away_s: float = 10.0
+    mode: Literal["any"] | Mode = "any"
 
 
 class LinkEstimate(Message):
@@ -64,6 +70,7 @@ class PlanRequest(Message):
     link: LinkEstimate
     demand: Demand = msgspec.field(default_factory=Demand)
     held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments the agent already has
+    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that head and encoding really took on the device
     protocol: int = PROTOCOL_VERSION
 
 
@@ -167,9 +174,6 @@ class Candidate(Message):
     rule: str
     prediction: Prediction
     reason: str = ""
-
-
-Mode = Literal["server", "split", "device"]
 
 
 class Plan(Message):

@@ -5,13 +5,14 @@
 """
 
 from edge_server.planner.allocation import Allocation, CutCodec, Layer, allocate, closed_form, uniform
-from edge_server.planner.demands import Power
+from edge_server.planner.demands import MODES, Power
 from edge_server.planner.online import Pick, Request, Rival, choose, rivals
 from edge_server.planner.patterns import Level, Pattern, Place, Table, precompute
 from edge_server.planner.reasons import reason
 from edge_server.planner.verify import verify_allocation, verify_pick
 
 __all__ = [
+    "MODES",
     "Allocation",
     "CutCodec",
     "Layer",

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from edge_agent import errors
-from edge_agent.protocol.messages import Demand, LinkEstimate
+from edge_agent.protocol.messages import Demand, LinkEstimate, Mode
+
+#: The mode of a plan, by the kind of its cut.
+MODES: Final[dict[str, Mode]] = {"input": "server", "inside": "split", "output": "device"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ Exact: every candidate of every cut, pattern and codec is weighed, in a few pass
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from edge_agent import errors
 from edge_agent.protocol.messages import Demand, LinkEstimate
 from edge_server.planner import words
-from edge_server.planner.demands import Power, check
+from edge_server.planner.demands import MODES, Power, check
 from edge_server.planner.patterns import Place, Table
 
 F64 = NDArray[np.float64]
@@ -30,13 +31,16 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``head_ms[p]``: this device's time for the head of the table's place p."""
+    """``head_ms[p]``: this device's time for the head of the table's place p; ``tail_ms[p]``: this server's for the tail, where it knows better than
+    the table.
+    """
 
     demand: Demand
     link: LinkEstimate
     head_ms: tuple[float, ...]
     power: Power = field(default_factory=Power)
     memory_bytes: int | None = None  # free on the board; None: not known, not checked
+    tail_ms: tuple[float, ...] | None = None
     queue_ms: float = 0.0  # how long a frame waits at the server now
     held: frozenset[int] = field(
         default_factory=frozenset
@@ -119,7 +123,7 @@ def _costs(table: Table, request: Request, count: int) -> _Costs:
     weights = demand.weights
     head = np.array(request.head_ms)
     sends = np.array([place.cut.kind != "output" for place in table.places])
-    tail = np.where(sends, [place.tail_ms for place in table.places], 0.0)
+    tail = np.where(sends, tail_times(table, request), 0.0)
     still = head + np.where(sends, tail + (request.queue_ms + link.rtt_ms), 0.0)
     base = (weights.time * still + weights.energy * (power.compute_w or 0.0) * head + weights.cost * tail) / 1000
     place = table.place[:count]
@@ -131,6 +135,11 @@ def _costs(table: Table, request: Request, count: int) -> _Costs:
     if demand.frames is not None:
         objective += fetched * (weights.time * 8e-6 / link.downlink_mbps / demand.frames)
     return _Costs(objective, still[place] + sending, np.maximum(np.maximum(head, tail)[place], sending), fetched)
+
+
+def tail_times(table: Table, request: Request) -> Sequence[float]:
+    """Milliseconds of the tail behind each place."""
+    return [place.tail_ms for place in table.places] if request.tail_ms is None else request.tail_ms
 
 
 def _held(table: Table, request: Request) -> Mask:
@@ -145,6 +154,8 @@ def _broken(table: Table, request: Request, costs: _Costs) -> dict[str, Mask]:
     place, found = table.place[:count], {}
     if demand.keep != "nothing":
         found["keep"] = np.array([not _may_leave(one, demand.keep) for one in table.places])[place]
+    if demand.mode != "any":
+        found["mode"] = np.array([MODES[one.cut.kind] != demand.mode for one in table.places])[place]
     found["max_drop_points"] = table.level[:count] > _level(table, demand)
     if demand.max_latency_ms is not None:
         found["max_latency_ms"] = costs.total_ms > demand.max_latency_ms
@@ -170,8 +181,7 @@ def _level(table: Table, demand: Demand) -> int:
 
 def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
     index, codec = int(table.place[i]), int(table.codec[i])
-    place, head = table.places[index], request.head_ms[index]
-    sends = codec >= 0
+    head, sends = request.head_ms[index], codec >= 0
     sending = float(table.frame_bytes[i]) * 8e-3 / request.link.uplink_mbps
     joules = ((request.power.compute_w or 0.0) * head + (request.power.transmit_w or 0.0) * sending) / 1000
     return Pick(
@@ -182,7 +192,7 @@ def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
         device_ms=head,
         transfer_ms=sending + request.link.rtt_ms if sends else 0.0,
         queue_ms=request.queue_ms if sends else 0.0,
-        server_ms=place.tail_ms if sends else 0.0,
+        server_ms=tail_times(table, request)[index] if sends else 0.0,
         total_ms=float(costs.total_ms[i]),
         pace_ms=float(costs.pace_ms[i]),
         energy_j=joules,
@@ -243,6 +253,8 @@ def _value(table: Table, name: str, needed: F64, i: int) -> float | str:
     if name == "keep":
         place = table.places[int(table.place[i])]
         return "nothing" if place.is_input or place.cut.kind == "input" else place.cut.layer
+    if name == "mode":
+        return MODES[table.places[int(table.place[i])].cut.kind]
     value = float(needed[i])
     if name == "min_rate_fps":
         return 1000 / value if value > 0 else math.inf
@@ -257,6 +269,10 @@ def _check(table: Table, request: Request) -> None:
     if len(request.head_ms) != len(table.places) or not all(ms >= 0 for ms in request.head_ms):
         raise errors.UsageError(
             f"head_ms has {len(request.head_ms)} times: give one of 0 or more for each of {len(table.places)} places"
+        )
+    if request.tail_ms is not None and (len(request.tail_ms) != len(table.places) or min(request.tail_ms) < 0):
+        raise errors.UsageError(
+            f"tail_ms has {len(request.tail_ms)} times: give one of 0 or more for each of {len(table.places)} places"
         )
     if not request.queue_ms >= 0:
         raise errors.UsageError(f"queue_ms is {request.queue_ms}: give 0 or more")

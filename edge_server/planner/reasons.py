@@ -28,6 +28,8 @@ def _broken(table: Table, request: Request, pick: Pick, name: str) -> str:
         case "memory":
             need, have = place.memory_bytes / 2**20, (request.memory_bytes or 0) / 2**20
             return f"needs {up(need)} MiB of {down(have)} MiB free on the device"
+        case "mode":
+            return f"is not of the mode {demand.mode!r}"
         case _:
             what = "the input" if place.is_input or place.cut.kind == "input" else f"a tensor before {demand.keep}"
             return f"lets {what} leave the device"

@@ -97,6 +97,8 @@ def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:
         or demand.keep != "input"
         or not (place.is_input or place.cut.kind == "input"),
         "a kept tensor leaves the device": not sends or demand.keep in ("nothing", "input") or kept,
+        "the mode is not the demanded one": demand.mode == "any"
+        or {"server": "input", "split": "inside", "device": "output"}[demand.mode] == place.cut.kind,
         "the segment's size is wrong": pick.segment_bytes == (0 if pick.pattern in request.held else size),
         "the payload's size is wrong": pick.payload_bytes == frame,
         "the ladder is not ordered from most to fewest bits": [c.bits for c in codecs[1:]]
@@ -109,7 +111,8 @@ def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:
 def _cost_faults(table: Table, request: Request, pick: Pick, size: int, frame: int) -> list[str]:
     link, weights, power = request.link, request.demand.weights, request.power
     away = pick.codec is not None
-    head, tail = request.head_ms[pick.place], table.places[pick.place].tail_ms if away else 0.0
+    tails = request.tail_ms or [place.tail_ms for place in table.places]
+    head, tail = request.head_ms[pick.place], tails[pick.place] if away else 0.0
     seconds = frame * 8 / (link.uplink_mbps * 1e6)
     transfer = 1e3 * seconds + link.rtt_ms if away else 0.0
     total = head + transfer + tail + (request.queue_ms if away else 0.0)

@@ -9,7 +9,7 @@ from typing import Final
 from edge_agent import errors
 from edge_agent.protocol.messages import Demand
 
-CONSTRAINTS: Final = ("keep", "max_drop_points", "max_latency_ms", "min_rate_fps", "memory")
+CONSTRAINTS: Final = ("keep", "mode", "max_drop_points", "max_latency_ms", "min_rate_fps", "memory")
 
 
 def infeasible(
@@ -31,12 +31,13 @@ def _limit(demand: Demand, memory_bytes: int | None, name: str) -> str:
         "min_rate_fps": f"at least {demand.min_rate_fps or 0:.10g} frames/s",
         "memory": f"{down((memory_bytes or 0) / 2**20)} MiB of memory on the device",
         "keep": f"keep = {demand.keep!r}",
+        "mode": f"mode = {demand.mode!r}",
     }[name]
 
 
 def _wish(name: str, value: float | str) -> str:
     if isinstance(value, str):
-        return f"keep = {value!r}"
+        return f"{name} = {value!r}"
     return {
         "max_drop_points": f"a drop of {up(value)} points",
         "max_latency_ms": f"{up(value)} ms of latency",

@@ -34,6 +34,10 @@ def test_a_quick_profile_is_complete_and_may_travel(quick):
     assert from_dict(to_dict(profile)) == profile
 
 
+def test_coding_a_value_takes_longer_than_a_cycle_and_less_than_a_millionth_of_a_second(quick):
+    assert 0.01 < quick[0].overhead.value_ns < 1000
+
+
 def test_what_was_not_measured_is_said(quick):
     profile, _ = quick
     assert profile.warmup is None

@@ -166,3 +166,27 @@ def test_other_operators_of_a_transformer_cost_their_floats(profile):
     assert all(cost > profile.overhead.op_us / 1000 for cost in costs)
     mean = seg.Mean("m", 1, 0, 0, 64)
     assert predict.op_ms(mean, _header([[64, 96], [96]], [mean]), profile) < costs[0]
+
+
+def test_without_own_timings_a_prediction_stands() -> None:
+    assert predict.refined([0.0, 3.0, 7.0], {}) == (0.0, 3.0, 7.0)
+
+
+def test_a_measured_head_has_its_own_time_and_the_others_are_scaled_with_it() -> None:
+    assert predict.refined([0.0, 2.0, 4.0, 8.0], {2: 6.0}) == pytest.approx((0.0, 3.0, 6.0, 12.0))
+
+
+def test_a_head_between_two_measured_ones_lies_between_their_times() -> None:
+    assert predict.refined([0.0, 2.0, 4.0, 6.0, 8.0], {1: 2.0, 3: 10.0}) == pytest.approx(
+        (0.0, 2.0, 6.0, 10.0, 8 * 10 / 6)
+    )
+
+
+def test_timings_that_fall_where_predictions_rise_make_no_head_negative_or_endless() -> None:
+    times = predict.refined([0.0, 1.0, 2.0, 3.0, 3.0], {1: 5.0, 2: 1.0, 4: 1.0})
+    assert times[1:3] == (5.0, 1.0)
+    assert times[3] == pytest.approx(5.0)
+
+
+def test_what_an_input_takes_to_be_sent_is_its_own_time() -> None:
+    assert predict.refined([0.0, 4.0], {0: 0.5}) == (0.5, 4.0)

@@ -172,6 +172,12 @@ def test_what_are_no_token_ids_is_refused(frame, reason):
         Engine(make_plan("split", data), data, Demand()).process(frame)
 
 
+def test_a_plan_of_another_mode_than_was_asked_for_is_refused():
+    data = encoder_file()
+    with pytest.raises(errors.PlanError, match="'split' and 'server' was asked for"):
+        Engine(make_plan("split", data), data, Demand(mode="server"))
+
+
 def test_an_embedding_alone_does_not_keep_the_input():
     data = encoder_file(embedding_only=True)
     with pytest.raises(errors.PlanError, match="forbids"):

@@ -105,7 +105,7 @@ async def test_a_malformed_plan_request_is_a_protocol_error(server: Running, bod
 
 async def test_plans_that_take_long_delay_nothing_else(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     going = threading.Event()
-    monkeypatch.setattr(app, "make_plan", lambda catalog, asked: going.wait(10))
+    monkeypatch.setattr(app, "make_plan", lambda catalog, asked, tails: going.wait(10))
     body = msgspec.json.encode(PlanRequest("m", {}, LinkEstimate(0, 1, 1), Demand()))
     asked = [asyncio.create_task(server.client.post("/v1/plan", data=body, headers=server.headers)) for _ in range(64)]
     await asyncio.sleep(0.2)

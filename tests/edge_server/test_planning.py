@@ -33,6 +33,21 @@ def test_a_slow_board_keeps_no_more_than_it_must(
     assert (plan.mode, plan.cut.layer) == (mode, layer)
 
 
+@pytest.mark.parametrize("mode", ["server", "split", "device"])
+def test_a_mode_that_is_asked_for_is_kept_however_slow(store: Store, profile: dict[str, Any], mode: str) -> None:
+    for link in (NEAR, FAR):
+        plan = ask(store, profile, link, mode=mode)
+        assert plan.mode == mode
+        others = [c for c in plan.runners_up if c.cut.kind != plan.cut.kind]
+        assert all("not of the mode" in c.reason for c in others)
+
+
+def test_a_mode_that_what_must_stay_here_forbids_is_infeasible(store: Store, profile: dict[str, Any]) -> None:
+    with pytest.raises(errors.InfeasibleError, match="mode = 'server'") as raised:
+        ask(store, profile, mode="server", keep="input")
+    assert raised.value.data["nearest"] == {"keep": "nothing", "mode": "device"}
+
+
 def test_far_from_the_server_the_board_does_it_all(store: Store, profile: dict[str, Any]) -> None:
     plan = ask(store, profile, FAR)
     assert (plan.mode, plan.ladder, plan.prediction.payload_bytes) == ("device", [], 0)
@@ -170,3 +185,25 @@ def test_a_damaged_bundle_is_one_sentence(store: Store) -> None:
     with pytest.raises(errors.ModelError, match="damaged"):
         Catalog(store).bundle("tiny")
     assert Catalog(store).models() == []
+
+
+def test_what_a_device_measured_itself_counts_more_than_its_profile(store: Store, profile: dict[str, Any]) -> None:
+    catalog = Catalog(store)
+    whole = ask(store, profile, mode="device")
+    request = PlanRequest("tiny", profile, FAR, Demand(max_drop_points=100.0, mode="device"))
+    request.measured = {whole.segment.sha256: 1234.5, "0" * 64: 9.0}
+    found = planning.make_plan(catalog, request)
+    assert found.prediction.device_ms == 1234.5
+    ratio = 1234.5 / whole.prediction.device_ms
+    before = {c.cut.index: c.prediction.device_ms for c in whole.runners_up}
+    after = {c.cut.index: c.prediction.device_ms for c in found.runners_up}
+    assert after == pytest.approx({cut: ratio * ms for cut, ms in before.items()})
+
+
+@pytest.mark.parametrize("measured", [{"aa": -1.0}, {"aa": float("inf")}, dict.fromkeys(map(str, range(999)), 1.0)])
+def test_measured_times_that_are_none_are_refused(
+    store: Store, profile: dict[str, Any], measured: dict[str, float]
+) -> None:
+    request = PlanRequest("tiny", profile, NEAR, Demand(), measured=measured)
+    with pytest.raises(errors.ProtocolError, match="measured times"):
+        planning.make_plan(Catalog(store), request)

@@ -1,0 +1,185 @@
+"""Which form of noise predicts the accuracy that quantization costs: forms compared on the same plans, samples and energies.
+
+    python -m benchmarks.accuracy_forms [--fashion FOLDER] [--json OUT] [--quick]
+
+Plans are drawn from a network's patterns. Half of them, on a few calibration samples that rounding has not seen, teach each form; of the other half
+the drop on the test images is predicted from the energy of their noise. That is done again for several draws of samples and of halves.
+
+    own          no form at all: the plan's own drop on the calibration samples, which is what their number lets one know
+    threshold    a sample is overturned where the noise is more than half its squared margin (QPART's adversarial noise, sample by sample)
+    gauss        independent Gaussian noise on every logit
+    covariance   Gaussian noise with the plans' covariance over classes
+    nearest N    the differences of the N plans of nearest energy, scaled; `calibration.margins` is this
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from benchmarks import accuracy_bound, fashion
+from benchmarks.report import parser, report
+from calibration import accuracy, margins
+from calibration.bundle import Bundle, runner
+from calibration.rounding import UNSEEN
+from edge_server.tables import table_of
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Form = Callable[[float], float]  # energy -> points lost
+
+PLANS, TAUGHT, DRAWS = 32, 1000, 8
+QUICK_PLANS, QUICK_DRAWS = 8, 2
+#: Plans that lose more are nobody's wish.
+MOST_POINTS: Final = 6.0
+GAUSSIANS: Final = 8
+NEAREST: Final = (1, margins.NEAREST, 16)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Logits [n, C] and ``classes`` [n], and what each plan adds to the logits, [plans, n, C]."""
+
+    logits: F32
+    classes: I64
+    deltas: F32
+
+    def some(self, samples: I64, plans: I64) -> Answers:
+        return Answers(self.logits[samples], self.classes[samples], self.deltas[plans][:, samples])
+
+    @functools.cached_property
+    def energies(self) -> F64:
+        """Of each plan."""
+        return np.array([np.square(delta, dtype=np.float64).mean() for delta in self.deltas])
+
+    def drop(self, delta: F32) -> float:
+        """Points lost where ``delta`` is added."""
+        before, after = (z.argmax(axis=1) == self.classes for z in (self.logits, self.logits + delta))
+        return 100.0 * float(before.mean() - after.mean())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser((__doc__ or "").splitlines()[0])
+    fashion.add_option(options)
+    options.set_defaults(images=None, labels=None)
+    chosen = options.parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+    for task in accuracy_bound.tasks(chosen):
+        calibrating, evaluated = run(task, QUICK_PLANS if chosen.quick else PLANS)
+        found = compare(calibrating, evaluated, QUICK_DRAWS if chosen.quick else DRAWS)
+        rows += [row(task.name, form, pairs) for form, pairs in found.items()]
+    report("From noise to accuracy, by form", rows, summary(rows), chosen.json, ["errors and drops in points of top-1"])
+
+
+def run(task: accuracy_bound.Task, plans: int) -> tuple[Answers, Answers]:
+    """Plans of a task on its unseen calibration samples and on its evaluated ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = accuracy_bound.prepare(task, Path(folder)).bundle
+        chosen = draw(bundle, plans)
+        model = runner(onnx.load(bundle.path / "model.onnx"))
+        found = []
+        for samples in (task.calibrating[UNSEEN], task.evaluated):
+            assert samples.classes is not None
+            logits = accuracy.float_outputs(model, samples)
+            deltas = np.stack([accuracy_bound.outputs(bundle, plan, samples) - logits for plan in chosen])
+            found.append(Answers(logits, samples.classes, deltas))
+        return found[0], found[1]
+
+
+def draw(bundle: Bundle, count: int) -> list[accuracy_bound.Plan]:
+    """Candidates of the bundle's table, spread evenly over the logarithm of their noise."""
+    table, random = table_of(bundle), np.random.default_rng(0)
+    noise = np.log(table.noise)
+    wanted = random.permutation(np.linspace(noise.min(), noise.max(), count))
+    found = []
+    for one in wanted:
+        near = np.argsort(np.abs(noise - one), kind="stable")[:20]
+        i = int(random.choice(near))
+        made = int(table.codec[i])
+        found.append(
+            accuracy_bound.plan_of(table, int(table.place[i]), int(table.pattern[i]), None if made < 0 else made)
+        )
+    return found
+
+
+def compare(calibrating: Answers, evaluated: Answers, draws: int) -> dict[str, list[tuple[float, float]]]:
+    """For each form pairs of predicted and measured points."""
+    random, found = np.random.default_rng(0), dict[str, list[tuple[float, float]]]()
+    lost = np.array([evaluated.drop(delta) for delta in evaluated.deltas])
+    for _ in range(draws):
+        samples = random.permutation(len(calibrating.logits))[:TAUGHT]
+        teaching, asked = np.split(random.permutation(len(lost)), 2)
+        learnt, own = calibrating.some(samples, teaching), calibrating.some(samples, asked)
+        for name, form in forms(learnt, random).items():
+            pairs = [(form(e), lost[k]) for e, k in zip(own.energies, asked, strict=True) if lost[k] <= MOST_POINTS]
+            found.setdefault(name, []).extend(pairs)
+        itself = [
+            (own.drop(delta), lost[k]) for delta, k in zip(own.deltas, asked, strict=True) if lost[k] <= MOST_POINTS
+        ]
+        found.setdefault("own", []).extend(itself)
+    return found
+
+
+def forms(learnt: Answers, random: np.random.Generator) -> Mapping[str, Form]:
+    noise = random.normal(size=(GAUSSIANS, *learnt.logits.shape)).astype(np.float32)
+    unit = (learnt.deltas / np.sqrt(learnt.energies)[:, None, None]).astype(np.float32)
+    flat = unit.reshape(-1, unit.shape[-1]).astype(np.float64)
+    values, axes = np.linalg.eigh(flat.T @ flat / len(flat))
+    shaped = noise @ (axes * np.sqrt(np.maximum(values, 0.0))).T.astype(np.float32)
+
+    def mean(deltas: F32) -> Form:
+        return lambda energy: float(np.mean([learnt.drop(np.float32(energy**0.5) * delta) for delta in deltas]))
+
+    def nearest(count: int) -> Form:
+        def form(energy: float) -> float:
+            near = np.argsort(np.abs(np.log(learnt.energies / energy)), kind="stable")[:count]
+            return mean(unit[near])(energy)
+
+        return form
+
+    made: dict[str, Form] = {
+        "threshold": functools.partial(_threshold, learnt),
+        "gauss": mean(noise),
+        "covariance": mean(shaped),
+    }
+    return made | {f"nearest {count}": nearest(count) for count in NEAREST}
+
+
+def _threshold(learnt: Answers, energy: float) -> float:
+    """The first two classes change places where the noise's squared length is more than half the squared margin."""
+    second, first = np.argsort(learnt.logits, axis=1)[:, -2:].T
+    greatest = np.sort(learnt.logits, axis=1)[:, -2:]
+    overturned = (greatest[:, 1] - greatest[:, 0]) ** 2 / 2 < energy * learnt.logits.shape[1]
+    lost, gained = overturned & (first == learnt.classes), overturned & (second == learnt.classes)
+    return 100.0 * float(lost.mean() - gained.mean())
+
+
+def row(network: str, form: str, pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    predicted, lost = np.array(pairs).reshape(-1, 2).T
+    wrong = predicted - lost
+    return {
+        "network": network,
+        "form": form,
+        "predictions": len(pairs),
+        "mean error": float(np.abs(wrong).mean()),
+        "root mean square": float(np.sqrt((wrong**2).mean())),
+        "bias": float(wrong.mean()),
+        "mean drop": float(lost.mean()),
+    }
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {f"{one['network']}.{one['form'].replace(' ', '')}.mean_abs_error_points": one["mean error"] for one in rows}
+
+
+if __name__ == "__main__":
+    main()

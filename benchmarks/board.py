@@ -1,0 +1,151 @@
+"""An agent in a process of its own that does what it is told: the board of a benchmark.
+
+`Board` starts ``python -m benchmarks.board FOLDER`` with a command prefix (a namespace, a core) and talks to it by lines of JSON. The process
+runs `edge_agent.agent.Agent`, what `edge-agent run` and `edge-agent infer` run, one for each name that it is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edge_agent import config, errors
+from edge_agent.agent import Agent
+from edge_agent.protocol.messages import Plan
+
+PATIENCE: Final = 300.0  # seconds without a line from the board
+_SIDE: Final = 256  # pixels of a photo's short side: decoding large ones is nobody's choice
+
+Timings = list[dict[str, float]]
+
+
+class Board:
+    """A running board; a context manager. ``environment``: its settings as variables. Errors of the agent are raised as `errors.SplitEdgeError`."""
+
+    def __init__(
+        self, name: str, prefix: Sequence[str], environment: Mapping[str, str], photos: Path, most: int = 8
+    ) -> None:
+        self.name = name
+        self._command = [*prefix, sys.executable, "-m", "benchmarks.board", str(photos), str(most)]
+        self._environment = environment
+
+    def __enter__(self) -> Self:
+        root = Path(__file__).resolve().parent.parent
+        environment = os.environ | dict(self._environment)
+        self._process = subprocess.Popen(
+            self._command, cwd=root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+
+    def plan(self, name: str, on_step: Callable[[str], object] = lambda _: None, **settings: str) -> Plan:
+        """Make a new agent of this name (the former one ends) and have it negotiate; ``on_step`` hears what it does, as `Agent` says it."""
+        answer = self._ask({"do": "plan", "name": name, "settings": settings}, on_step)
+        return msgspec.convert(answer["plan"], Plan)
+
+    def frames(self, name: str, count: int) -> Timings:
+        """The timings (`edge_agent.results.Timing`) of so many frames, one after another, of the agent of this name."""
+        found: Timings = self._ask({"do": "frames", "name": name, "count": count})["timings"]
+        return found
+
+    def _ask(self, message: dict[str, Any], on_step: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+        while True:
+            try:
+                answer: dict[str, Any] = json.loads(self._lines.get(timeout=PATIENCE) or "null") or {}
+            except queue.Empty:
+                answer = {}
+            if "error" in answer:
+                raise errors.from_wire(answer["error"])
+            if not answer:
+                raise errors.UnreachableError("the board's process ended or fell silent: look at its message above")
+            if "step" not in answer:
+                return answer
+            on_step(answer["step"])
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
+        self._lines.put("")
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+async def _obey(pictures: list[NDArray[np.uint8]]) -> None:
+    agents: dict[str, Agent] = {}
+    try:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            message = json.loads(line)
+            try:
+                _say(await _do(message, agents, pictures))
+            except errors.SplitEdgeError as error:
+                _say({"error": error.to_wire()})
+    finally:
+        for agent in agents.values():
+            await agent.close()
+
+
+async def _do(message: dict[str, Any], agents: dict[str, Agent], pictures: list[NDArray[np.uint8]]) -> dict[str, Any]:
+    name = message["name"]
+    if message["do"] == "plan":
+        if name in agents:
+            await agents.pop(name).close()
+        settings = config.load(environ=os.environ | message["settings"])
+        agents[name] = await Agent(settings, lambda text: _say({"step": text})).__aenter__()
+        return {"plan": msgspec.to_builtins(agents[name].plan)}
+    timings = [(await agents[name].infer(pictures[i % len(pictures)])).timing for i in range(message["count"])]
+    return {"timings": msgspec.to_builtins(timings)}
+
+
+def _picture(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    scale = _SIDE / min(image.size)
+    return np.asarray(image.resize((round(image.width * scale), round(image.height * scale))), np.uint8)
+
+
+def _say(value: object) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def main() -> None:
+    folder, most = Path(sys.argv[1]), int(sys.argv[2])
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    asyncio.run(_obey([_picture(path) for path in found[:most]]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+"""Regret of the planner's choice: the chosen plan, all on the server and all on the device, run and timed over emulated links.
+
+    python -m benchmarks.regret --images DIR [--quick] [--json OUT]      (as root, on Linux)
+
+A real server and a real agent, each in a network namespace and on a core of its own, with a link between them (`benchmarks.links`). The agent
+measures itself and the link, and negotiates EfficientNet-Lite0. Slower devices are this machine's core, less of it (`benchmarks.slower`), or with
+kernels that use no instructions beyond the basic ones; their profiles are measured there like any other.
+
+Frames go one at a time, each plan's in turn, the first of each turn untimed: TCP starts anew after a pause. A frame's time is what the agent says
+it took, less preprocessing, which is the same for every plan and which the planner leaves out. Regret is the chosen plan's median over the best of
+the three, gain the better of the two extremes over a split that beats both. Where two of the three are the same plan it is run once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from benchmarks.board import Board, Timings
+from benchmarks.cache import fingerprint
+from benchmarks.links import RATES, ROUND_TRIPS, Network
+from benchmarks.models import LITE0, LITE0_PREPROCESS
+from benchmarks.report import photo_parser, report
+from benchmarks.slower import slower
+from edge_agent import errors
+from edge_agent.protocol.messages import Plan, Prediction
+from kernels.jit import cache_base
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+BOARD, SERVER = 0, 1  # nodes of the network
+PORT: Final = 8470
+MODEL: Final = "lite0"
+CHOSEN, EXTREMES = "chosen", ("device", "server")
+SAMPLES: Final = 100  # that calibrate
+SOURCES: Final = ("calibration", "kernels", "edge_agent/head", "edge_agent/codec")
+
+FRAMES, QUICK_FRAMES = 30, 8  # that are timed, of each plan
+TURN: Final = 5  # frames in a turn, beside the first
+SECONDS, QUICK_SECONDS = 12.0, 4.0  # for the frames at one link
+TRIES: Final = 5  # to have a plan
+UNTRUE: Final = 0.05  # a device's time so far off its prediction is worth a new plan
+HOPELESS: Final = 1.5  # a plan so many times slower than the best after a turn is not run again
+
+
+@dataclass(frozen=True)
+class Device:
+    """A board made of one core: ``times`` slower, its kernels on the instruction set ``isa`` (empty: the best)."""
+
+    name: str
+    times: float = 1.0
+    isa: str = ""
+
+
+DEVICES: Final = (
+    Device("this core"),
+    Device("a tenth of it", 10),
+    Device("a tenth, portable kernels", 10, "portable"),
+)
+QUICK_LINKS: Final = ((4.0, 20.0), (64.0, 1.0))
+LINKS: Final = tuple((mbps, rtt) for rtt in ROUND_TRIPS for mbps in RATES)
+
+
+@dataclass
+class Run:
+    """A plan and its frames' timings so far."""
+
+    plan: Plan
+    timings: Timings = field(default_factory=list)
+    first: float = 0.0  # ms of the first frame, which found a cold connection
+
+    @property
+    def ms(self) -> float:
+        return median(map(_ms, self.timings)) if self.timings else self.first
+
+    def stage(self, *names: str) -> float:
+        """Median milliseconds of these stages together."""
+        return median(sum(t[f"{name}_ms"] for name in names) for t in self.timings) if self.timings else 0.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = photo_parser(__doc__ or "")
+    options.add_argument(
+        "--device", choices=[d.name for d in DEVICES], action="append", help="only this one; may be repeated"
+    )
+    options.add_argument(
+        "--link", metavar="MBPSxMS", type=_link, action="append", help="only this one, such as 16x20; may be repeated"
+    )
+    given = options.parse_args(arguments)
+    devices = [
+        d for d in DEVICES if d.name in (given.device or [d.name for d in (DEVICES[1:2] if given.quick else DEVICES)])
+    ]
+    links = given.link or (QUICK_LINKS if given.quick else LINKS)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="splitedge-regret-") as folder, Network(2) as network:
+        store = bundle_store(given)
+        token = _command(store, "token", f"regret-{time.time_ns()}").strip()
+        with serving(store, network):
+            for device in devices:
+                with on_board(device, network, given.images, Path(folder), token) as board:
+                    for row in sweep(device, board, network, links, quick=given.quick):
+                        rows.append(row)
+                        _show(len(rows), len(devices) * len(links), row)
+    report("Regret: chosen plan, all on the server, all on the device, timed", rows, summary(rows), given.json, NOTES)
+
+
+NOTES: Final = [
+    "ms: median of a frame without preprocessing; a figure of a hopeless plan is of few frames",
+    "parts: predicted / measured ms on the device (head, encoding), of transfer (link), on the server (queue, tail), and elsewhere in the agent",
+]
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    off = [abs(row["predicted ms"] / row["chosen ms"] - 1) for row in rows]
+    return {
+        "worst_regret_percent": max(row["regret %"] for row in rows),
+        "regret_over_5_percent": float(sum(row["regret %"] > 5 for row in rows)),
+        "best_gain_times": max(row["gain"] for row in rows),
+        "links_where_split_wins": float(sum(row["gain"] > 1 for row in rows)),
+        "links": float(len(rows)),
+        "prediction_error_percent_median": 100 * median(off),
+        "prediction_error_percent_worst": 100 * max(off),
+    }
+
+
+# --- one device over all links ----------------------------------------------------------------------------------------
+
+
+def sweep(
+    device: Device, board: Board, network: Network, links: Sequence[tuple[float, float]], *, quick: bool
+) -> Iterator[dict[str, Any]]:
+    """A row for each link, best first: there the extremes are negotiated, once. The choice is made anew at each, and again where its frames told
+    the agent that the head takes longer or shorter than was thought: as an agent does when its plan expires.
+    """
+    plans: dict[str, Plan] = {}
+    for mbps, rtt in sorted(links, key=lambda link: (link[1], -link[0])):
+        network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
+        for name in (CHOSEN, *EXTREMES):
+            share_profile(Path(board.name), name)
+            if name == CHOSEN or name not in plans:
+                plans[name] = negotiate(board, name, network, mbps, rtt)
+        if abs(device_ms(board.frames(CHOSEN, TURN)) / max(1e-3, plans[CHOSEN].prediction.device_ms) - 1) > UNTRUE:
+            plans[CHOSEN] = negotiate(board, CHOSEN, network, mbps, rtt)
+        runs = timed(board, plans, *((QUICK_FRAMES, QUICK_SECONDS) if quick else (FRAMES, SECONDS)))
+        yield row(device, mbps, rtt, runs)
+
+
+def share_profile(place: Path, name: str) -> None:
+    """Give the agent ``name`` the profile that the one of the choice has measured, once there is one."""
+    own = place.with_name(f"{place.name}-{name}")
+    own.mkdir(exist_ok=True)
+    for profile in place.with_name(f"{place.name}-{CHOSEN}").glob("profile-*.json"):
+        if not (own / profile.name).exists():
+            shutil.copy(profile, own)
+
+
+def device_ms(timings: Timings) -> float:
+    return median(t["head_ms"] + t["encode_ms"] for t in timings)
+
+
+def negotiate(board: Board, name: str, network: Network, mbps: float, rtt: float) -> Plan:
+    """The plan of the agent ``name`` over the link as it is. The segment is fetched over a better one: no frame waits for it."""
+
+    def on_step(text: str) -> None:
+        if text == "fetching the segment":
+            network.link(BOARD, SERVER, mbps=1000, rtt_ms=1)
+        elif text == "preparing the head":
+            network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
+
+    settings = {
+        "SPLITEDGE_DEMAND_MODE": "any" if name == CHOSEN else name,
+        "SPLITEDGE_CONFIG": f"{board.name}-{name}.toml",
+    }
+    for _ in range(TRIES - 1):
+        try:
+            return board.plan(name, on_step, **settings)
+        except (
+            errors.LinkError
+        ):  # a server may be longer about building a segment than a request waits; it is ready at the next one
+            network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
+    return board.plan(name, on_step, **settings)
+
+
+def timed(board: Board, plans: dict[str, Plan], frames: int, seconds: float) -> dict[str, Run]:
+    """A run of each plan, in turns, until each has its frames or the time is over; the same run for the same plan."""
+    runs: dict[str, Run] = {}
+    for name in (CHOSEN, *EXTREMES):
+        same = next((runs[other] for other in runs if identity(runs[other].plan) == identity(plans[name])), None)
+        runs[name] = same or Run(plans[name])
+    left = {name: run for name, run in runs.items() if next(n for n in runs if runs[n] is run) == name}
+    end = time.monotonic() + seconds
+    while left:
+        for name, run in list(left.items()):
+            _turn(board, name, run, min((r.ms for r in runs.values() if r.timings), default=float("inf")))
+            best = min((r.ms for r in runs.values() if r.timings), default=float("inf"))
+            if not run.timings or len(run.timings) >= frames or run.ms > HOPELESS * best or time.monotonic() > end:
+                del left[name]
+    return runs
+
+
+def _turn(board: Board, name: str, run: Run, best: float) -> None:
+    """A frame to wake the connection, and `TURN` that count; no more than the first where it says that there is no hope."""
+    first = _ms(board.frames(name, 1)[0])
+    run.first = run.first or first
+    if first < 4 * best:
+        count = TURN if first < 1000 else 2
+        run.timings += board.frames(name, count)
+
+
+def identity(plan: Plan) -> tuple[object, ...]:
+    """What makes two plans the same for a frame's time."""
+    codec = plan.ladder[plan.codec] if plan.ladder else None
+    return plan.cut.index, plan.segment.sha256, codec and (codec.rule, codec.bits)
+
+
+def _ms(timing: dict[str, float]) -> float:
+    return timing["total_ms"] - timing["preprocess_ms"]
+
+
+def row(device: Device, mbps: float, rtt: float, runs: dict[str, Run]) -> dict[str, Any]:
+    chosen, plan = runs[CHOSEN], runs[CHOSEN].plan
+    best = min(run.ms for run in runs.values())
+    extreme = min(runs[name].ms for name in EXTREMES)
+    where = plan.cut.layer if plan.mode == "split" else plan.mode
+    weights = "-" if plan.mode == "server" else f"{plan.mean_bits():.1f}"
+    bits = f"{weights}/{plan.ladder[plan.codec].bits if plan.ladder else '-'}"
+    return {
+        "device": device.name, "Mbit/s": f"{mbps:g}", "rtt": f"{rtt:g}", "chosen": where, "bits": bits,
+        **{f"{name} ms": run.ms for name, run in runs.items()}, "regret %": 100 * (chosen.ms / best - 1),
+        "gain": extreme / chosen.ms if plan.mode == "split" else 1.0,
+        **{f"{name} parts": parts(run, expected(plan, run.plan)) for name, run in runs.items()}, "predicted ms": plan.prediction.total_ms,
+    }  # fmt: skip
+
+
+def expected(chosen: Plan, other: Plan) -> Prediction:
+    """What was predicted of ``other`` (its cut, at least) when ``chosen`` was."""
+    return next((c.prediction for c in chosen.runners_up if c.cut.index == other.cut.index), chosen.prediction)
+
+
+def parts(run: Run, p: Prediction) -> str:
+    """Predicted / measured ms of device, transfer and server, and what of the frame is in neither."""
+    pairs = (
+        (p.device_ms, ("head", "encode")),
+        (p.transfer_ms, ("link",)),
+        (p.queue_ms + p.server_ms, ("queue", "tail")),
+    )
+    return (
+        " ".join(f"{predicted:.1f}/{run.stage(*stages):.1f}" for predicted, stages in pairs)
+        + f" -/{run.stage('wait'):.1f}"
+    )
+
+
+# --- the processes ----------------------------------------------------------------------------------------------------
+
+
+def cores() -> tuple[int, int]:
+    """The cores of board and server: two where there are two."""
+    usable = sorted(os.sched_getaffinity(0))
+    return usable[-1], usable[0]
+
+
+@contextmanager
+def on_board(device: Device, network: Network, photos: Path, folder: Path, token: str) -> Iterator[Board]:
+    """A board that has measured itself, or does so at its first plan."""
+    core, _ = cores()
+    place = folder / device.name.replace(" ", "-").replace(",", "")
+    for name in (
+        CHOSEN,
+        *EXTREMES,
+    ):  # a folder for each: the agent of the choice learns nothing from the extremes; a variable would move the kernels
+        (folder / f"{place.name}-{name}.toml").write_text(f"cache_dir = '{place}-{name}'\n")
+    environment = {
+        "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}", "SPLITEDGE_TOKEN": token,
+        "SPLITEDGE_MODEL": MODEL, "SPLITEDGE_ALLOW_INSECURE": "true", "SPLITEDGE_ISA": device.isa, "SPLITEDGE_DEMAND_MAX_AWAY_S": "120",
+        "SPLITEDGE_DEMAND_MAX_DROP_POINTS": "2",
+    }  # fmt: skip
+    # Compiling is not what is measured; it would take minutes on the slower core.
+    subprocess.run(
+        [sys.executable, "-m", "edge_agent", "warm"],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    prefix = [*network.inside(BOARD), "taskset", "-c", str(core)]
+    with Board(str(place), prefix, environment, photos) as board, slower(core, device.times):
+        yield board
+
+
+@contextmanager
+def serving(store: Path, network: Network) -> Iterator[None]:
+    """`edge-server serve` on its node and core."""
+    _, core = cores()
+    command = [*network.inside(SERVER), "taskset", "-c", str(core), sys.executable, "-m", "edge_server", "serve"]
+    options = ["--host", network.address(SERVER), "--port", str(PORT), "--insecure", "--store", str(store)]
+    process = subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            if "ready" not in lines.readline():
+                sys.exit("benchmarks.regret: the server did not start; look at its message above")
+            yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:  # it builds a segment
+            process.kill()
+            process.wait()
+
+
+def bundle_store(given: argparse.Namespace) -> Path:
+    """A store with Lite0, calibrated once for these sources and photographs."""
+    names = "\n".join(sorted(path.name for path in given.images.iterdir()))
+    key = hashlib.sha256(f"{fingerprint(SOURCES)}{SAMPLES}{names}{given.labels}".encode()).hexdigest()[:16]
+    place = cache_base() / "benchmarks" / f"regret-{key}"
+    if not (place / "ready").exists():
+        print(f"calibrating EfficientNet-Lite0 on {SAMPLES} photographs: minutes, once", file=sys.stderr)
+        spec = LITE0_PREPROCESS
+        options = ["--labels", given.labels] if given.labels else []
+        _command(
+            place, "add", LITE0, "--name", MODEL, "--images", str(given.images), *options, "--samples", str(SAMPLES),
+            "--size", str(spec.shape[0]), "--resize", str(spec.resize), "--mean", str(spec.mean[0]), "--std", str(spec.std[0]),
+        )  # fmt: skip
+        (place / "ready").touch()
+    return place
+
+
+def _command(store: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "edge_server", *arguments, "--store", str(store)]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def _link(text: str) -> tuple[float, float]:
+    mbps, rtt = map(float, text.split("x"))
+    return mbps, rtt
+
+
+def _show(done: int, total: int, row: dict[str, Any]) -> None:
+    words = (f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values())
+    print(f"[{done}/{total}] {' | '.join(words)}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

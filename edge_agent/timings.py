@@ -1,0 +1,63 @@
+"""What heads really took on this device: kept beside the profile, sent with the next plan request, which they refine."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import msgspec
+
+from edge_agent import errors, limits
+
+_LEAST: Final = 5  # frames before a median counts
+_LAST: Final = 50  # frames that it is taken over
+
+
+class Timings:
+    """Milliseconds of head and encoding, by the segment's SHA-256; in the file ``path``, or nowhere if that is None."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._kept = _read(path) if path else {}
+        self._last: dict[str, deque[float]] = {}
+
+    def add(self, segment: str, ms: float) -> None:
+        """A frame took ``ms`` through ``segment``."""
+        self._last.setdefault(segment, deque(maxlen=_LAST)).append(ms)
+
+    def known(self) -> dict[str, float]:
+        """The medians, those of earlier runs where this one has too few frames; the last `limits.MAX_MEASURED` segments."""
+        for segment, times in self._last.items():
+            if len(times) >= _LEAST:
+                self._kept.pop(segment, None)
+                self._kept[segment] = median(times)
+        self._kept = dict(list(self._kept.items())[-limits.MAX_MEASURED :])
+        return dict(self._kept)
+
+    def save(self) -> None:
+        """Write what is known. Raises `errors.StoreError`."""
+        if self._path is None or not self.known():
+            return
+        try:
+            part = self._path.with_suffix(".part")
+            part.write_bytes(msgspec.json.encode(self._kept))
+            part.replace(self._path)
+        except OSError as error:
+            raise errors.StoreError(
+                f"{self._path} cannot be written ({error.strerror}); free space, make it writable, or set `cache_dir`"
+            ) from error
+
+
+def _read(path: Path) -> dict[str, float]:
+    """What was kept; nothing where there is no such file, or one that another version or a broken disk wrote: it is measured anew."""
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(limits.MAX_TIMINGS_BYTES), type=dict[str, float])
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+    except OSError as error:
+        raise errors.StoreError(
+            f"{path} cannot be read ({error.strerror}); make it readable, or set `cache_dir`"
+        ) from error

@@ -1,0 +1,99 @@
+"""What heads and tails take, in ms, from the best that is known: own measurements of device and server before predictions."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, median
+from typing import Final, TypeAlias
+
+from calibration.bundle import Bundle
+from device_profiles import DeviceProfile, predict
+from edge_agent import errors, limits
+
+_LAST: Final = 50  # runs that a median is taken over
+_FRESH_S: Final = 10.0  # a wait longer ago says nothing of now
+
+Key: TypeAlias = tuple[str, int]  # a bundle's SHA-256 and the index of the cut
+
+
+class TailTimes:
+    """What tails take in this process, decoding and answer included, and how long frames waited for them. Safe from several threads.
+
+    Nothing that is kept: each process of a server measures for itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._works: dict[Key, deque[float]] = {}
+        self._waits: deque[tuple[float, float]] = deque(maxlen=_LAST)
+
+    def add(self, key: Key, work_ms: float) -> None:
+        """The tail ``key`` took ``work_ms`` for a frame."""
+        with self._lock:
+            self._works.setdefault(key, deque(maxlen=_LAST)).append(work_ms)
+
+    def waited(self, ms: float) -> None:
+        """A frame waited so long for a thread."""
+        with self._lock:
+            self._waits.append((time.monotonic(), ms))
+
+    def queue_ms(self) -> float:
+        """What a frame waits now: the mean of the waits that just were, 0 where none was."""
+        now = time.monotonic()
+        with self._lock:
+            fresh = [ms for when, ms in self._waits if now - when < _FRESH_S]
+        return fmean(fresh) if fresh else 0.0
+
+    def of(self, bundle: Bundle, cuts: Sequence[int], measure: Callable[[int], None]) -> tuple[float, ...]:
+        """Of the tail behind each of ``cuts`` (0 behind the output): its median, or the bundle's figure, refined by the tails that were measured.
+
+        Where none was, ``measure`` is called with the first cut; it runs that tail and calls `add`.
+        """
+        found = self._medians(bundle.sha256)
+        if not found and bundle.cuts[cuts[0]].kind != "output":
+            measure(cuts[0])
+            found = self._medians(bundle.sha256)
+        places = {place: found[cut] for place, cut in enumerate(cuts) if cut in found}
+        return predict.refined([bundle.tail_ms[cut] for cut in cuts], places)
+
+    def _medians(self, sha256: str) -> dict[int, float]:
+        with self._lock:
+            return {cut: median(works) for (of, cut), works in self._works.items() if of == sha256}
+
+
+def head_times(
+    bundle: Bundle,
+    cuts: Sequence[int],
+    profile: DeviceProfile,
+    measured: Mapping[str, float],
+    segments: Mapping[str, int],
+) -> tuple[float, ...]:
+    """Of head and encoding for each of ``cuts``. ``measured``: what the device found, by a segment's SHA-256; ``segments``: the cut of each segment known here.
+
+    Raises `errors.ProtocolError` for measurements that are none.
+    """
+    check(measured)
+    predicted = [_predicted(bundle, cut, profile) for cut in cuts]
+    found: dict[int, list[float]] = {}
+    for sha256, ms in measured.items():
+        if segments.get(sha256) in cuts:
+            found.setdefault(cuts.index(segments[sha256]), []).append(ms)
+    return predict.refined(predicted, {place: fmean(times) for place, times in found.items()})
+
+
+def _predicted(bundle: Bundle, index: int, profile: DeviceProfile) -> float:
+    cut = bundle.cuts[index]
+    sent = 0 if cut.kind == "output" else math.prod(cut.shape)
+    return predict.head_ms(bundle.header(index), profile) + predict.encode_ms(sent, profile)
+
+
+def check(measured: Mapping[str, float]) -> None:
+    """Raises `errors.ProtocolError` for times that are negative, not finite, or too many."""
+    if len(measured) > limits.MAX_MEASURED or not all(math.isfinite(ms) and ms >= 0 for ms in measured.values()):
+        raise errors.ProtocolError(
+            f"the request's measured times are not {limits.MAX_MEASURED} or fewer numbers of 0 or more: remove the agent's timings file"
+        )

@@ -1,0 +1,108 @@
+"""Trade-offs around a plan: their figures against the planner, and the pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_agent import errors
+from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
+from edge_server import curves
+from edge_server.catalog import Catalog
+from edge_server.commands.explain import explain, profile_of
+from edge_server.planner import choose, closed_form, uniform
+from edge_server.planning import Chosen, choose_plan
+from edge_server.store import Store
+
+LINK = LinkEstimate(rtt_ms=2.0, uplink_mbps=10.0, downlink_mbps=30.0)
+
+
+@pytest.fixture
+def chosen(store: Store, profile: dict[str, Any]) -> Chosen:
+    return choose_plan(Catalog(store), PlanRequest("tiny", profile, LINK, Demand(max_drop_points=50.0)))
+
+
+def test_the_payload_falls_with_what_may_be_lost_and_the_exact_is_the_least(chosen: Chosen) -> None:
+    table = chosen.table
+    for index, place in enumerate(table.places):
+        if not place.layers:
+            continue
+        found = curves.payload_curve(table, index)
+        whole = 4 * (sum(layer.weights for layer in place.layers) + math.prod(place.cut.shape))
+        exact = [one.exact for one in found if one.exact is not None]
+        assert exact == sorted(exact, reverse=True)
+        assert exact[-1] * whole / 100 == pytest.approx((table.segment_bytes + table.frame_bytes)[table.place == index].min())  # fmt: skip
+        for one in found:
+            for other in (one.closed_form, one.uniform):
+                assert other is None or (one.exact is not None and one.exact <= other + 1e-9)
+
+
+def test_a_baseline_is_its_rule_with_the_best_codec(chosen: Chosen) -> None:
+    index = next(i for i, place in enumerate(chosen.table.places) if place.layers and place.codecs)
+    place, level = chosen.table.places[index], chosen.table.levels[-1]
+    last = curves.payload_curve(chosen.table, index)[-1]
+    whole = 4 * (sum(layer.weights for layer in place.layers) + math.prod(place.cut.shape)) / 100
+    for rule, shown in ((closed_form, last.closed_form), (uniform, last.uniform)):
+        sizes = []
+        for codec in place.codecs:
+            made = rule(place.layers, max(0.0, level.noise - place.noise - codec.noise))
+            if made is not None and made.noise + place.noise + codec.noise <= level.noise:
+                sizes.append(made.segment_bytes + place.other_bytes + codec.frame_bytes)
+        assert shown == pytest.approx(min(sizes) / whole)
+
+
+def test_the_plan_at_each_bandwidth_is_the_planners(chosen: Chosen) -> None:
+    found = curves.curves(chosen.table, chosen.asked, chosen.pick)
+    assert [one.uplink_mbps for one in found.bandwidth] == list(curves.RATES)
+    for one in found.bandwidth[::10]:
+        link = LinkEstimate(2.0, one.uplink_mbps, 3 * one.uplink_mbps)
+        pick = choose(chosen.table, dataclasses.replace(chosen.asked, link=link))
+        assert one.objective == pytest.approx(pick.objective)
+        assert one.cut == curves.name_of(chosen.table.places[pick.place])
+        assert one.server is not None
+        assert one.device is not None
+        assert one.objective <= min(one.server, one.device)
+    assert found.bandwidth[0].server > found.bandwidth[-1].server  # type: ignore[operator]
+
+
+def test_where_nothing_meets_the_demand_there_is_no_plan(chosen: Chosen) -> None:
+    hurried = dataclasses.replace(chosen.asked, demand=Demand(max_drop_points=50.0, max_latency_ms=1e-3))
+    assert all(one.objective is None and one.cut == "" for one in curves.curves(chosen.table, hurried, chosen.pick).bandwidth)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_pictures(chosen: Chosen, form: curves.Format) -> None:
+    found = curves.curves(chosen.table, chosen.asked, chosen.pick)
+    image = curves.draw(found, form)
+    assert image[:8] == b"\x89PNG\r\n\x1a\n" if form == "png" else b"<svg" in image[:1000]
+    assert curves.form_of(f"a.{form.upper()}") == form
+
+
+def test_another_format_is_refused() -> None:
+    with pytest.raises(errors.UsageError, match=r"ends in \.png or \.svg"):
+        curves.form_of("curves.pdf")
+
+
+def test_explained_for_a_known_board(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, board = store.folder, profile_of(None, "pi4")
+    explain(folder, "tiny", board, LINK, Demand(max_drop_points=50.0), tmp_path / "c.svg", json=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "a board that nobody measured" in shown
+    assert "Noise on the output" in shown
+    assert (tmp_path / "c.svg").stat().st_size > 1000
+    explain(folder, "tiny", board, LINK, Demand(max_drop_points=50.0), None, json=True)
+    made = json.loads(capsys.readouterr().out)
+    assert made["plan"]["model"] == made["curves"]["model"] == "tiny"
+    with pytest.raises(errors.StoreError, match="cannot be written"):
+        explain(folder, "tiny", board, LINK, Demand(max_drop_points=50.0), tmp_path / "no" / "c.svg", json=False)
+
+
+def test_one_device_is_named() -> None:
+    for both in ((None, None), (Path("x"), "pi4")):
+        with pytest.raises(errors.UsageError, match="name one device"):
+            profile_of(*both)

@@ -1,0 +1,67 @@
+"""Tails' times as a server process knows them, on a real bundle."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from device_profiles import from_dict
+from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
+from edge_server import times
+from edge_server.catalog import Catalog
+from edge_server.planning import make_plan
+from edge_server.store import Store
+from edge_server.tails import Tails
+
+
+def test_the_first_plan_counts_on_tails_that_were_run_here(
+    store: Store, profile: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(times.time, "monotonic", lambda: 100.0)  # waits stay fresh however long the plan takes
+    catalog, tails = Catalog(store), Tails()
+    request = PlanRequest("tiny", profile, LinkEstimate(0.0, 1e4, 1e4), Demand(max_drop_points=100.0, mode="server"))
+    tails.times.waited(7.0)
+    found = make_plan(catalog, request, tails).prediction
+    tails.close()
+    bundle = catalog.bundle("tiny")
+    assert found.server_ms > 0
+    assert found.server_ms != bundle.tail_ms[0]
+    assert found.server_ms == tails.times.of(bundle, [0], pytest.fail)[0]
+    assert found.queue_ms == 7.0
+
+
+def test_a_tail_has_the_time_that_frames_took_and_the_others_scale_with_it(store: Store) -> None:
+    bundle = Catalog(store).bundle("tiny")
+    known = times.TailTimes()
+    first = bundle.offered[0]
+    for ms in (40.0, 50.0, 900.0):
+        known.add((bundle.sha256, first), ms)
+    known.add(("another", first), 1.0)
+    found = known.of(bundle, bundle.offered, pytest.fail)
+    assert found[0] == 50.0
+    assert found[1] == pytest.approx(50.0 * bundle.tail_ms[bundle.offered[1]] / bundle.tail_ms[first])
+
+
+def test_a_wait_counts_while_it_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, now = times.TailTimes(), 100.0
+    monkeypatch.setattr(times.time, "monotonic", lambda: now)
+    assert known.queue_ms() == 0.0
+    known.waited(2.0)
+    known.waited(6.0)
+    assert known.queue_ms() == 4.0
+    now += 60
+    assert known.queue_ms() == 0.0
+
+
+def test_what_is_sent_must_be_coded_too(store: Store, profile: dict[str, Any]) -> None:
+    bundle = Catalog(store).bundle("tiny")
+    profile["overhead"]["value_ns"] = 0.0
+    plain = times.head_times(bundle, bundle.offered, from_dict(profile), {}, {})
+    profile["overhead"]["value_ns"] = 1000.0
+    found = times.head_times(bundle, bundle.offered, from_dict(profile), {}, {})
+    sizes = [math.prod(bundle.cuts[cut].shape) for cut in bundle.offered]
+    assert [after - before for after, before in zip(found, plain, strict=True)] == pytest.approx(
+        [size / 1000 for size in sizes[:-1]] + [0.0]
+    )
