@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,7 +15,7 @@ from calibration import arena, layers
 from calibration.graph import short
 from calibration.layers import Clamp, Layer, Network
 from calibration.observe import Quantization
-from calibration.quantize import Rounded, Weights, integers, least_scale, nearest, pack
+from calibration.quantize import Rounded, Weights, few_digits, integers, least_scale, nearest, pack
 from edge_agent import errors, limits
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
@@ -67,15 +67,15 @@ class Lowered:
         """
         blob = self._constants.blob()
         try:
-            head = Head(seg.parse(seg.build(self.header, blob)), check_golden=False)
+            head = Head(seg.Segment(self.header, np.frombuffer(blob, np.uint8)), check_golden=False)
+            answer = head.run(seg.golden_frame(self.header))
+            self.header.golden.sha256 = hashlib.sha256(answer.tobytes()).hexdigest()
+            return seg.build(self.header, blob)
         except errors.SegmentError as error:
             reason = str(error).partition(";")[0]
             raise errors.ModelError(
                 f"agents would refuse a head of this model ({reason}); use a smaller model or a smaller input"
             ) from error
-        answer = head.run(seg.golden_frame(self.header))
-        self.header.golden.sha256 = hashlib.sha256(answer.tobytes()).hexdigest()
-        return seg.build(self.header, blob)
 
 
 def lower(
@@ -222,15 +222,20 @@ def _conv(work: _Lowering, layer: layers.Conv) -> None:
     y = work.out(layer)
     source, target, bits = work.tensors[x], work.tensors[y], work.bits[layer.out]
 
+    def multiplier_of(scale: F32) -> F32:
+        return few_digits(np.float32(source.scale) * scale / np.float32(target.scale))
+
     @functools.cache
     def weights() -> Weights:
-        return integers(work.calibration.rounded(layer, bits, source.scale), source.scale, source.zero_point)
+        """With the scales that the multipliers stand for."""
+        rounded = work.calibration.rounded(layer, bits, source.scale)
+        scale = multiplier_of(rounded.scale) * (np.float32(target.scale) / np.float32(source.scale))
+        return integers(replace(rounded, scale=scale), source.scale, source.zero_point)
 
     def multipliers() -> F32:
         """As the verifier wants them; only a layer whose answers were all but equal on the calibration's samples comes near its limit."""
         greatest = (MAX_REAL / 2 / np.maximum(weights().reach(), 1)).astype(np.float32)
-        factors: F32 = np.minimum(np.float32(source.scale) * weights().scale / np.float32(target.scale), greatest)
-        return factors
+        return np.minimum(multiplier_of(weights().scale), greatest)
 
     outs, put = len(layer.bias), work.constants.put
     weight = put(-(-layer.weight.size * bits // 8), lambda: pack(weights().weight, bits))

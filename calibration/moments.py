@@ -23,8 +23,10 @@ Product: TypeAlias = Conv | Linear
 
 #: Positions of one sample that enter the moments of a layer, evenly spread: a plane of 14 x 14 enters whole.
 POSITIONS: Final = 196
-#: Samples that enter, evenly spread. Matrix products after pooling have one position each, so these must not be few.
+#: Samples that enter, evenly spread: so many, or as many as give a layer `DEEP` positions for each of its inputs, where it has few a sample.
 SAMPLES: Final = 256
+MOST_SAMPLES: Final = 4096
+DEEP: Final = 16
 #: Positions that are multiplied at once. With 419 or more of 5 x 5 inputs OpenBLAS would start its threads for each channel's little product: 100
 #: times as slow.
 TOGETHER: Final = 1024
@@ -50,18 +52,32 @@ def collect(
     model: onnx.ModelProto, network: Network, layers: Sequence[Product], samples: Samples, progress: Progress
 ) -> Iterator[tuple[Product, Moments]]:
     """Each of ``layers`` with the `Moments` of its inputs in the float model; few are held at once."""
-    few = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), SAMPLES)).round().astype(int))
     parts = list(in_parts(layers, lambda la: 8 * groups(la) * math.prod(la.weight.shape[1:]) ** 2, PASS_BYTES))
     for index, part in enumerate(parts):
         sums = [_Sums(network, layer) for layer in part]
+        wanted = [min(len(samples), _wanted(network, layer)) for layer in part]
+        chosen = [set(_spread(max(wanted), count)) for count in wanted]
         tap = Tap(model, network.graph, sorted({t for s in sums for t in s.tensors}))
-        for i, values in enumerate(tap.over(samples[int(k)] for k in few)):
-            for total in sums:
-                total.add(values)
-            progress("moments", index * len(few) + i + 1, len(parts) * len(few))
+        for i, values in enumerate(tap.over(samples[k] for k in _spread(len(samples), max(wanted)))):
+            for total, own in zip(sums, chosen, strict=True):
+                if i in own:
+                    total.add(values)
+            progress("moments", index * max(wanted) + i + 1, len(parts) * max(wanted))
         while sums:
             total = sums.pop(0)
             yield total.layer, total.moments()
+
+
+def _wanted(network: Network, layer: Product) -> int:
+    """Samples that enter the layer's moments."""
+    made = next(iter(layer.products)) if isinstance(layer, Linear) else layer.out
+    positions = min(POSITIONS, math.prod(network.graph.stored_shape(made)[:-1]))
+    return min(MOST_SAMPLES, max(SAMPLES, -(-DEEP * math.prod(layer.weight.shape[1:]) // positions)))
+
+
+def _spread(among: int, count: int) -> list[int]:
+    """``count`` of the numbers 0 .. ``among`` - 1, evenly spread."""
+    return [int(k) for k in np.unique(np.linspace(0, among - 1, count).round())]
 
 
 def groups(layer: Weighted) -> int:

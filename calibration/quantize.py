@@ -17,6 +17,9 @@ S8 = NDArray[np.int8]
 
 #: A bias may take a quarter of the 32-bit range: the products and the zero point's share need the rest.
 BIAS_LIMIT: Final = 2.0**29
+#: Binary digits of a channel's multiplier after the first. It is then wrong by 0.1 per cent (rms), less than a fiftieth of what 8-bit activations are, and takes
+#: 1.3 bytes of a segment file, not 3.3: in the first half of EfficientNet-Lite0 at 4 bits that is a twentieth of the file.
+SCALE_DIGITS: Final = 8
 #: Shares of the channel's greatest weight that are tried as the greatest integer weight.
 SHARES: Final = {8: np.linspace(0.85, 1.0, 6), 7: np.linspace(0.75, 1.0, 8), 6: np.linspace(0.6, 1.0, 12)}
 FEW_BITS_SHARES: Final = np.linspace(0.2, 1.0, 28)
@@ -35,6 +38,15 @@ class Weights:
         products = np.abs(self.weight.astype(np.int64)).reshape(len(self.weight), -1).sum(axis=1)
         reach: NDArray[np.int64] = 255 * products + np.abs(self.bias.astype(np.int64))
         return reach
+
+
+def few_digits(x: F32, digits: int = SCALE_DIGITS) -> F32:
+    """The nearest numbers with ``digits`` binary digits after the first, ties to even; an entropy coder makes little of the zeros that follow."""
+    cut = np.uint32(23 - digits)
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    half = np.uint32((1 << int(cut)) // 2 - 1) + ((bits >> cut) & np.uint32(1))
+    short: F32 = ((bits + half) >> cut << cut).view(np.float32)
+    return short
 
 
 def top_level(bits: int) -> int:

@@ -11,9 +11,10 @@ of every width can be made once, at calibration.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import onnx
@@ -28,6 +29,7 @@ from calibration.samples import Samples
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+S8 = NDArray[np.int8]
 Rounding: TypeAlias = Literal["nearest", "gptq"]
 
 WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8)
@@ -116,13 +118,24 @@ class Rounder:
         ends = [self._from(np.maximum(scale * share, self._floor), bits) for share in shares]
         return self._elect([*ends, (start, scale)])
 
-    def _from(self, scale: F64, bits: int) -> tuple[F64, F64]:
+    def even(self, rate: float) -> Rounded:
+        """The weights on one grid for all outputs, as fine as ``rate`` bits a weight pay for where an entropy coder stores them.
+
+        Rare great weights then cost bits only where they are, and channels of small weights cost few: less noise for the same bytes than a grid
+        for each channel, which spends as much on each. The levels may need all of 8 bits where they are packed.
+        """
+        step = even_step(self._weight, rate)
+        levels, scale = self._from(np.maximum(np.full_like(self._floor, step), self._floor), 8, refit=False)
+        return self._elect([(levels, scale)])
+
+    def _from(self, scale: F64, bits: int, refit: bool = True) -> tuple[F64, F64]:
         """Levels and scale to which the descent leads from ``scale``; the second is a float32 value."""
+        scale = scale if refit else scale.astype(np.float32).astype(np.float64)
         levels = _successive(self._w, self._feed, scale, bits)
         for _ in range(self._options.sweeps):
-            scale = _refit(self._w, levels, self._cost, scale, self._floor)
+            scale = _refit(self._w, levels, self._cost, scale, self._floor) if refit else scale
             _descend(self._w, levels, self._cost, scale, bits)
-        scale = _refit(self._w, levels, self._cost, scale, self._floor)
+        scale = _refit(self._w, levels, self._cost, scale, self._floor) if refit else scale
         return levels, scale.astype(np.float32).astype(np.float64)
 
     def _elect(self, candidates: Sequence[tuple[F64, F64]]) -> Rounded:
@@ -145,6 +158,32 @@ class Rounder:
         groups, depth = self._order.shape
         columns: F64 = weight.astype(np.float64).reshape(groups, -1, depth).transpose(0, 2, 1)[self._rows, self._order]
         return columns
+
+
+def width(levels: S8) -> int:
+    """The bits at which ``levels`` can be packed."""
+    most = int(np.abs(levels.astype(np.int16)).max(initial=0))
+    return max(3, most.bit_length() + 1)
+
+
+def entropy(levels: NDArray[np.integer[Any]]) -> float:
+    """Bits that a level takes in the mean where each costs what its frequency demands."""
+    counts = np.unique(levels, return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def even_step(weight: F32, rate: float) -> float:
+    """The step at which the nearest levels of ``weight`` have an entropy of ``rate`` bits; no coarser than its greatest weight, nor finer than 8 bits."""
+    peak = max(float(np.abs(weight).max(initial=0.0)), 1e-20)
+    fine, coarse = peak / 127, peak
+    if entropy(np.rint(weight / np.float32(fine)).astype(np.int64)) <= rate:
+        return fine
+    for _ in range(24):
+        step = math.sqrt(fine * coarse)
+        enough = entropy(np.rint(weight / np.float32(step)).astype(np.int64)) <= rate
+        fine, coarse = (fine, step) if enough else (step, coarse)
+    return coarse
 
 
 def damped(moments: Moments, damping: float) -> F64:

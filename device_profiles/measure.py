@@ -290,7 +290,7 @@ def _offsets(kind: KernelKind, shape: Shape) -> tuple[int, int, int]:
 def _blob(kind: KernelKind, shape: Shape) -> NDArray[np.uint8]:
     rng = np.random.default_rng(0)
     if kind in ("lut", "add", "pool"):
-        return rng.permutation(256).astype(np.uint8)
+        return rng.permutation(256 if kind == "lut" else 0).astype(np.uint8)
     _, bias, multiplier = _offsets(kind, shape)
     end = multiplier + -(-4 * shape.oc // seg.ALIGN) * seg.ALIGN
     blob = np.zeros(end, np.uint8)

@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 from edge_agent import errors, limits
+from edge_agent.head.segment import parse_header
 
 _SEGMENT = re.compile(r"[0-9a-f]{64}\.segment")
-_PART = re.compile(r"[0-9a-f]{64}\.part")
+_PART = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{64})?\.part")  # of a segment, or of the way to it from another
 _PROFILE = re.compile(r"profile-[0-9a-f]{16}\.json")
 _TIMINGS = re.compile(r"timings-[0-9a-f]{16}\.json")
+_HEADER_BYTES = 256 * 1024  # one that is longer is not looked at
 _STALE_S = 86_400.0  # a download that nobody went on with for a day
 
 
@@ -35,6 +37,20 @@ class Cache:
     def held(self) -> list[str]:
         """SHA-256 of the segments that are here, the last used first."""
         return [path.stem for path in self._files(_SEGMENT)]
+
+    def nearest(self, model: str, cut: str) -> Path | None:
+        """The segment of ``model`` from which one that ends at the layer ``cut`` may be made: of that cut if there is one, the last used."""
+        others = []
+        for path in self._files(_SEGMENT):
+            try:
+                with path.open("rb") as file:
+                    header = parse_header(file.read(_HEADER_BYTES))[0]
+            except (OSError, errors.SegmentError):  # one that is fetched again if it is ever asked for
+                continue
+            if header.model == model and header.cut == cut:
+                return path
+            others += [path] if header.model == model else []
+        return others[0] if others else None
 
     def read(self, path: Path) -> bytes:
         """A segment that was fetched; it counts as used now."""

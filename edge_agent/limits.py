@@ -29,11 +29,14 @@ MAX_NAME: Final = 100  # a model, layer, or tensor name
 
 # --- segments
 MAX_SEGMENT_BYTES: Final = 512 * MiB
+MAX_INFLATION: Final = 64  # a segment's constants to its file: a small download must not fill the memory
+SMALL_BLOB: Final = 16 * MiB  # constants that a file of any size may hold
 MAX_HEADER_BYTES: Final = 8 * MiB  # a segment's JSON header
 MAX_ARENA_BYTES: Final = 512 * MiB  # activations of one head
 MAX_THREADS: Final = 64  # of one head
 MAX_OPS: Final = 4_096
 MAX_TENSORS: Final = 8_192
+MAX_CONSTANTS: Final = 16_384  # arrays of weights, biases, multipliers and tables in one head
 MAX_DIM: Final = 1 << 20  # one side of one tensor
 MAX_ELEMENTS: Final = 1 << 28  # elements of one tensor
 MAX_CHANNELS: Final = 1 << 16  # ranges in one codec; each may have a table of 256 bytes

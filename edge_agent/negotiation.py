@@ -15,8 +15,9 @@ from edge_agent import config, errors, limits
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.engine import check_ladder
+from edge_agent.head import upgrade
 from edge_agent.link.client import FrameStream
-from edge_agent.link.http import ServerClient, tls_context
+from edge_agent.link.http import Base, ServerClient, tls_context
 from edge_agent.protocol.messages import LinkEstimate, Plan, PlanRequest
 from edge_agent.timings import Timings
 from kernels import jit
@@ -132,12 +133,21 @@ async def plan(
 
 
 async def fetch(server: ServerClient, cache: Cache, plan: Plan, say: Say) -> bytes:
-    """The segment of ``plan``, from the cache or the server."""
+    """The segment of ``plan``, from the cache or the server, which sends what a held one of the same model lacks."""
     say("fetching the segment")
-    path = await server.fetch_segment(plan.segment, cache.directory)
+    base = await asyncio.to_thread(_base, cache, plan)
+    path = await server.fetch_segment(plan.segment, cache.directory, base)
     data = await asyncio.to_thread(cache.read, path)
     await asyncio.to_thread(cache.prune)
     return data
+
+
+def _base(cache: Cache, plan: Plan) -> Base | None:
+    """What is held that the segment of ``plan`` may be made of."""
+    held = cache.nearest(plan.model, plan.cut.layer)
+    if held is None:
+        return None
+    return Base(held.stem, lambda patch: upgrade.apply(cache.read(held), patch, plan.segment.sha256))
 
 
 def _path(text: str) -> Path:

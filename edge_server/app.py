@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -44,6 +45,7 @@ def make_app(store: Store, *, auth: bool = True) -> web.Application:
     app.router.add_post("/v1/plan", service.plan)
     app.router.add_post("/v1/curves", service.curves)
     app.router.add_get("/v1/segments/{sha256}", service.segment)
+    app.router.add_get("/v1/segments/{sha256}/upgrade/{held}", service.upgrade)
     app.router.add_post("/v1/probe", service.probe)
     app.router.add_get("/v1/stream", service.stream)
     listen.install(app)
@@ -91,10 +93,12 @@ class _Service:
         return web.Response(body=image, content_type="image/svg+xml" if form == "svg" else "image/png")
 
     async def segment(self, request: web.Request) -> web.StreamResponse:
-        path = await asyncio.to_thread(self._store.segment_path, request.match_info["sha256"])
-        if path is None:
-            raise errors.UnknownPlanError("the server does not have this segment any more: ask for a new plan")
-        return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})
+        return _file(await asyncio.to_thread(self._store.segment_path, request.match_info["sha256"]))
+
+    async def upgrade(self, request: web.Request) -> web.StreamResponse:
+        wanted, held = request.match_info["sha256"], request.match_info["held"]
+        loop = asyncio.get_running_loop()
+        return _file(await loop.run_in_executor(self._planners, self._catalog.upgrade, wanted, held))
 
     async def probe(self, request: web.Request) -> web.Response:
         down = request.query.get("down", "0")
@@ -161,6 +165,12 @@ def _error(error: errors.SplitEdgeError, status: int) -> web.Response:
     if status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"
     return answer
+
+
+def _file(path: Path | None) -> web.FileResponse:
+    if path is None:
+        raise errors.UnknownPlanError("the server does not have this segment any more: ask for a new plan")
+    return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})
 
 
 def _json(value: object, status: int = 200) -> web.Response:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 from typing import Final, TypeAlias
 
 from calibration.bundle import Bundle
 from edge_agent import errors
+from edge_agent.head import upgrade
 from edge_agent.protocol.messages import Cut, ModelInfo, SegmentRef
 from edge_server.planner import Table
 from edge_server.store import Store
@@ -75,6 +77,18 @@ class Catalog:
                 return known
             data = bundle.segment(cut, dict(zip(bundle.weight_layers(cut), bits, strict=True)))
             return self.store.put_segment(data, bundle.sha256, cut, bits)
+
+    def upgrade(self, wanted: str, held: str) -> Path | None:
+        """The file that makes the segment ``wanted`` of ``held``, made where it is not in the store yet; None where one of them is not."""
+        paths = [self.store.segment_path(sha) for sha in (wanted, held)]
+        if None in paths:
+            return None
+        with self._building:
+            made = self.store.upgrade_path(wanted, held)
+            if made is None:
+                new, old = (path.read_bytes() for path in paths if path is not None)
+                made = self.store.put_upgrade(upgrade.make(old, new), wanted, held)
+            return made
 
     def tail(self, bundle: Bundle, cut: Cut) -> Tail:
         """The tail behind ``cut``, ready to run. Raises `errors.UnknownPlanError` if the bundle was removed since it was opened."""

@@ -175,13 +175,13 @@ def _draw_bandwidth(axes: Any, found: Curves) -> None:
     colours = dict(zip(names, colormaps["tab20"](np.linspace(0, 1, max(2, len(names)))), strict=False))
     step = math.sqrt(rates[1] / rates[0])
     for cut, run in regions:
-        label = cut if cut in names else None
+        said = cut if cut in names else None
         axes.axvspan(
             run[0].uplink_mbps / step,
             run[-1].uplink_mbps * step,
             color=colours[cut],
             alpha=0.3,
-            label=label,
+            label=said,
             linewidth=0,
         )
         names = [name for name in names if name != cut]  # a cut that wins twice stands in the legend once

@@ -2,7 +2,7 @@
 
     store.sqlite          tokens (hashed), plans, which segment belongs to which bundle; WAL
     bundles/NAME/         calibrated models
-    segments/SHA.segment  quantized heads, by content
+    segments/SHA.segment  quantized heads, by content; SHA-SHA.upgrade: what makes the first of the second
 
 Calls are short and block: on an event loop use ``asyncio.to_thread``. Every failure of disk or database is a `StoreError`.
 """
@@ -169,6 +169,21 @@ class Store:
         path = self.segments / f"{sha256}.segment"
         return path if path.is_file() else None
 
+    def upgrade_path(self, wanted: str, held: str) -> Path | None:
+        """The file that makes the segment ``wanted`` of ``held``, or None where it was not made yet."""
+        path = self._upgrade(wanted, held)
+        return path if path.is_file() else None
+
+    def put_upgrade(self, data: bytes, wanted: str, held: str) -> Path:
+        """Writes the way from ``held`` to ``wanted``, both segments that are here, whole or not at all."""
+        path = self._upgrade(wanted, held)
+        with self._guard():
+            self._write(path, data)
+        return path
+
+    def _upgrade(self, wanted: str, held: str) -> Path:
+        return self.segments / f"{wanted}-{held}.upgrade"
+
     # --- bundles
 
     def bundle_names(self) -> list[str]:
@@ -218,7 +233,8 @@ class Store:
             others = {sha for (sha,) in db.execute("SELECT sha256 FROM segments")}
         with self._guard():
             for sha in ours - others:
-                (self.segments / f"{sha}.segment").unlink(missing_ok=True)
+                for path in (self.segments / f"{sha}.segment", *self.segments.glob(f"*{sha}*.upgrade")):
+                    path.unlink(missing_ok=True)
 
     # --- inside
 
@@ -229,8 +245,8 @@ class Store:
         db.execute("PRAGMA journal_mode = WAL")
         if version < _VERSION:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-            for left in self.segments.glob("*.segment"):
-                left.unlink(missing_ok=True)
+            for path in self.segments.glob("*.segment"):
+                path.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         """Deletes what a process that was killed left behind. Only after a day: an import that still runs has such a folder too."""

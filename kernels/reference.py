@@ -343,3 +343,58 @@ def codec_tables(scale_x: float, zero_x: int, lo: F32, scale: F32, bits: int) ->
     """[C, 256]: for each channel the code at the cut of every 8-bit code x, which stands for scale_x * (x - zero_x)."""
     values = np.float32(scale_x) * (np.arange(256) - zero_x).astype(np.float32)
     return codec_quantize(values[None, :], lo[:, None], scale[:, None], bits)
+
+
+# --- the entropy coder of constants ------------------------------------------------------------------------------------
+
+
+def entropy_sums(counts: NDArray[np.int64]) -> list[int]:
+    """``counts`` [symbols] as frequencies that sum to 2^16, each at least 1, summed up from 0; the commonest symbol takes what rounding leaves."""
+    spare = (1 << 16) - len(counts)
+    shares = [1 + int(n) * spare // int(counts.sum()) for n in counts]
+    shares[int(np.argmax(counts))] += (1 << 16) - sum(shares)
+    return [sum(shares[:s]) for s in range(len(shares) + 1)]
+
+
+def entropy_epochs(count: int) -> list[range]:
+    """The symbols of an array in the parts within which frequencies stay: 16 of them, then a quarter of those before, 16 at least."""
+    parts: list[range] = []
+    while count > (begin := parts[-1].stop if parts else 0):
+        parts.append(range(begin, min(count, begin + max(16, begin // 4))))
+    return parts
+
+
+def entropy_encode(arrays: list[tuple[U8, U8, NDArray[np.int64]]]) -> tuple[int, list[int]]:
+    """``arrays`` of (codes, contexts, counts at the start) as a number and 32-bit words, in the order in which they are read."""
+    steps: list[tuple[int, int]] = []
+    for codes, contexts, start in arrays:
+        counts, where = start.copy(), np.broadcast_to(contexts, codes.shape)
+        for part in entropy_epochs(len(codes)):
+            sums = [entropy_sums(row) for row in counts]
+            steps += [(sums[where[i]][codes[i]], sums[where[i]][codes[i] + 1]) for i in part]
+            np.add.at(counts, (where[part.start : part.stop], codes[part.start : part.stop]), 32)
+    x, words = 1 << 31, []
+    for low, high in reversed(steps):
+        if x >= (high - low) << 47:
+            words.append(x & 0xFFFFFFFF)
+            x >>= 32
+        x = (x // (high - low) << 16) + x % (high - low) + low
+    return x, words[::-1]
+
+
+def entropy_decode(x: int, words: list[int], arrays: list[tuple[int, U8, NDArray[np.int64]]]) -> list[U8]:
+    """The codes of each of ``arrays`` of (how many, contexts, counts at the start): what `entropy_encode` was given."""
+    left, found = list(words), []
+    for count, contexts, start in arrays:
+        counts, where, codes = start.copy(), np.broadcast_to(contexts, count), np.zeros(count, np.uint8)
+        for part in entropy_epochs(count):
+            sums = [entropy_sums(row) for row in counts]
+            for i in part:
+                mine, slot = sums[where[i]], x & 0xFFFF
+                codes[i] = max(s for s in range(len(mine) - 1) if mine[s] <= slot)
+                x = (mine[codes[i] + 1] - mine[codes[i]]) * (x >> 16) + slot - mine[codes[i]]
+                if x < 1 << 31:
+                    x = x << 32 | (left.pop(0) if left else 0)
+            np.add.at(counts, (where[part.start : part.stop], codes[part.start : part.stop]), 32)
+        found.append(codes)
+    return found

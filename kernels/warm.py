@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import codec, jit, program, team
+from kernels import codec, entropy, jit, program, team
 from kernels.program import FIELDS, REALS, Kind, Memory
 
 
@@ -34,9 +34,13 @@ class Step(NamedTuple):
 def steps() -> list[Step]:
     """All of them, in the order of their use."""
     codes, reals = np.zeros(8, np.uint8), np.zeros(1, np.float32)
+    words, counts, places = np.zeros(2, np.uint32), np.ones((1, 2), np.int64), np.zeros(2, np.int64)
     frame, tensor = _readonly(np.zeros(8, np.uint8)), _readonly(np.zeros(8, np.float32))
     return [
+        Step("segment files", entropy.decode, (words, codes, counts, places, codes)),
+        Step("their upgrades", entropy.encode, (codes, codes, counts, places, words)),
         Step("weights", codec.unpack, (codes, 8, codes)),
+        Step("packing weights", codec.pack, (codes, 8, codes)),
         _head("heads of convolutions", Kind.CONV),
         _head("heads of transformers", Kind.LINEAR),
         Step("threads", program.dismiss, (np.zeros(team.SYNC, np.int64),)),

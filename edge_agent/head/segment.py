@@ -1,32 +1,46 @@
 """The segment file: the quantized head of a network, as the server sends it and the agent stores it.
 
     offset  0   8 bytes   magic b"SPLITSEG"
-            8   u32       format version (1), little-endian as everything here
+            8   u32       format version (2), little-endian as everything here
            12   u32       length of the header
-           16   header    UTF-8 JSON of `Header`
-            .   zeros     up to the next multiple of 64
-            .   blob      weights, biases, multipliers, tables, each at a multiple of 64 bytes from the blob's start
+           16   header    UTF-8 JSON of `Header`, deflated with `DICTIONARY`; offsets into the blob and its size are 0 there
+            .   constants weights, biases, multipliers, tables: see `edge_agent.head.coding`
 
-The header's ``blob_bytes`` is exact: a file that is shorter or longer is refused. Nothing in a segment is trusted: `parse` checks the
-container, `edge_agent.head.verify` everything else, before a kernel sees a pointer.
+Loaded, a segment is its header and a blob of its constants, as `constants` lists them, each at a multiple of 64 bytes. Their number and size
+follow from the operators, so the file does not say them, and memory is bounded before any is taken. Nothing in a segment is trusted: `parse`
+checks the container, `edge_agent.head.verify` everything else, before a kernel sees a pointer.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
-from typing import Any, Literal
+import zlib
+from collections.abc import Iterator
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors, limits
+from edge_agent.head import coding
 from edge_agent.protocol.messages import Preprocess
 
 MAGIC = b"SPLITSEG"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ALIGN = 64
+#: What headers have in common. It is part of the format: another text is another version.
+DICTIONARY: Final = (
+    b'{"model":"","cut":"","weight_bits":8,"preprocess":{"kind":"image","shape":[224,224,3],"resize":256,"fit":"crop","interpolation":"bicubic",'
+    b'"mean":[127.0],"std":[128.0]},"tensors":[{"shape":[],"scale":0.0,"zero_point":0,"offset":0,"dtype":"f32"}],"input":0,"output":1,"ops":[],'
+    b'"arena_bytes":0,"blob_bytes":0,"golden":{"seed":"","sha256":""}}{"op":"linear","name":"","out":2,"x":1,"bits":8,"weight":0,"scales":0,'
+    b'"bias":0,"activation":"gelu","residual":-1},"activation":"none",{"op":"add","name":"","out":2,"a":1,"b":0,"multiplier_a":0.,"multiplier_b":0.,'
+    b'"lo":0,"hi":255},{"op":"conv","name":"","out":2,"x":1,"bits":8,"weight":0,"bias":0,"multiplier":0,"kernel":[3,3],"stride":[1,1],'
+    b'"dilation":[1,1],"pad":[1,1,1,1],"groups":1,"lo":0,"hi":255},{"op":"conv","name":"","out":2,"x":1,"bits":8,"weight":0,"bias":0,'
+    b'"multiplier":0,"kernel":[1,1],"stride":[1,1],"dilation":[1,1],"pad":[0,0,0,0],"groups":1,"lo":0,"hi":255},'
+)
 
 
 DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype(np.uint8), "f32": np.dtype(np.float32), "i32": np.dtype(np.int32)}
@@ -290,17 +304,149 @@ def roundup(n: int) -> int:
     return -(-n // ALIGN) * ALIGN
 
 
+class Constant(NamedTuple):
+    """An array of an operator: ``size`` values of ``kind``, codes at ``bits`` bits, in ``rows`` output channels. Its offset is in ``field``
+    of ``op``, or for a `Concat` at ``entry`` of it."""
+
+    op: AnyOp
+    field: str
+    kind: coding.Kind
+    size: int
+    bits: int = 8
+    rows: int = 1
+    entry: int = -1
+
+    @property
+    def offset(self) -> int:
+        value = getattr(self.op, self.field)
+        return int(value if self.entry < 0 else value[self.entry])
+
+    def place(self, offset: int) -> None:
+        """Put it at ``offset``."""
+        if self.entry < 0:
+            setattr(self.op, self.field, offset)
+        else:
+            getattr(self.op, self.field)[self.entry] = offset
+
+    def part(self) -> coding.Part:
+        """Where it is in the blob."""
+        return coding.Part(self.kind, self.offset, self.size, self.bits)
+
+
+def constants(header: Header) -> list[Constant]:
+    """Every array of the operators, in the order of the file. Raises `errors.SegmentError` for sizes beyond all bounds."""
+    found: list[Constant] = []
+    size = 0
+    for op in header.ops:
+        for constant in _constants(header, op):
+            found.append(constant)
+            size += roundup(constant.part().nbytes)
+            if constant.size < 0 or size > limits.MAX_SEGMENT_BYTES or len(found) > limits.MAX_CONSTANTS:
+                raise errors.SegmentError(
+                    "the segment asks for more constants than an agent holds; use a smaller model"
+                )
+    return found
+
+
+def parts(header: Header) -> list[coding.Part]:
+    """Where all `constants` are in the blob."""
+    return [constant.part() for constant in constants(header)]
+
+
+def _constants(header: Header, op: AnyOp) -> Iterator[Constant]:
+    match op:
+        case Conv():
+            rows, inner = _side(header, op.out), _side(header, op.x) // max(op.groups, 1)
+            yield Constant(op, "weight", "codes", rows * _area(op) * inner, _bits(op), rows)
+            yield Constant(op, "bias", "i32", rows)
+            yield Constant(op, "multiplier", "f32", rows)
+        case Linear():
+            rows = _side(header, op.out)
+            yield Constant(op, "weight", "codes", rows * _side(header, op.x), _bits(op), rows)
+            yield Constant(op, "scales", "f32", rows)
+            yield Constant(op, "bias", "f32", rows)
+        case Embed():
+            width, tokens = _side(header, op.out), _side(header, op.x)
+            yield Constant(op, "weight", "codes", op.vocabulary * width, _bits(op), op.vocabulary)
+            yield Constant(op, "scales", "f32", op.vocabulary)
+            yield Constant(op, "position", "f32", tokens * width)
+        case Norm():
+            yield Constant(op, "gamma", "f32", _side(header, op.out))
+            yield Constant(op, "beta", "f32", _side(header, op.out))
+        case Lut():
+            yield Constant(op, "table", "table", coding.TABLE)
+        case Concat():
+            for entry, table in enumerate(op.tables):
+                if table != -1:
+                    yield Constant(op, "tables", "table", coding.TABLE, entry=entry)
+
+
+def _side(header: Header, tensor: int) -> int:
+    """The last axis of a tensor."""
+    if not 0 <= tensor < len(header.tensors) or not header.tensors[tensor].shape:
+        raise errors.SegmentError("the segment names a tensor that does not exist or has no shape; fetch it again")
+    return header.tensors[tensor].shape[-1]
+
+
+def _area(op: Conv) -> int:
+    return math.prod(op.kernel[:2])
+
+
+def _bits(op: Conv | Linear | Embed) -> int:
+    if not 2 <= op.bits <= 8:
+        raise errors.SegmentError(f"the segment has weights of {op.bits} bits in {op.name!r}; fetch it again")
+    return op.bits
+
+
 def build(header: Header, blob: bytes) -> bytes:
-    """The segment file of ``header`` and ``blob``; ``header.blob_bytes`` must be the blob's length."""
+    """The segment file of ``header`` and ``blob``; ``header.blob_bytes`` must be the blob's length.
+
+    The file holds what `constants` lists and nothing else of the blob; parsed, their offsets may be others.
+    """
     if header.blob_bytes != len(blob):
         raise errors.SegmentError(f"the header says {header.blob_bytes} bytes of blob, there are {len(blob)}")
-    text = msgspec.json.encode(header)
-    start = MAGIC + FORMAT_VERSION.to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
-    return start + bytes(roundup(len(start)) - len(start)) + blob
+    places = parts(header)
+    if any(part.offset < 0 or part.offset + part.nbytes > len(blob) for part in places):
+        raise errors.SegmentError("the header has constants outside the blob; place them within it")
+    data = frame(header) + coding.encode(np.frombuffer(blob, np.uint8), places)
+    check_inflation(header, len(data))
+    return data
+
+
+def frame(header: Header) -> bytes:
+    """A segment file up to its constants."""
+    bare = copy.deepcopy(header)
+    bare.blob_bytes = 0
+    for constant in constants(bare):
+        constant.place(0)
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, DICTIONARY)
+    text = deflate.compress(msgspec.json.encode(bare)) + deflate.flush()
+    return MAGIC + FORMAT_VERSION.to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
 
 
 def parse(data: bytes) -> Segment:
-    """The segment in ``data``. Raises `errors.SegmentError` if the container is not exactly right; see `verify` for its contents."""
+    """The segment in ``data``. Raises `errors.SegmentError` if the container is not exactly right; see `verify` for its contents.
+
+    Its blob may take `limits.MAX_INFLATION` times the memory of ``data`` (or `limits.SMALL_BLOB`), and `limits.MAX_SEGMENT_BYTES` at most.
+    """
+    header, start = parse_header(data)
+    check_inflation(header, len(data))
+    return Segment(header, coding.decode(data[start:], parts(header), header.blob_bytes))
+
+
+def check_inflation(header: Header, size: int) -> None:
+    """Raises `errors.SegmentError` where the blob is much larger than the ``size`` bytes that it comes from."""
+    if header.blob_bytes > max(limits.MAX_INFLATION * size, limits.SMALL_BLOB):
+        raise errors.SegmentError(
+            "the segment's constants are out of proportion to its file; fetch it from the server again"
+        )
+
+
+def parse_header(data: bytes) -> tuple[Header, int]:
+    """The header of the segment file that ``data`` is or begins, offsets in place, and where its constants begin.
+
+    Raises `errors.SegmentError`.
+    """
     if len(data) < 16 or data[:8] != MAGIC:
         raise errors.SegmentError("this is not a segment file; fetch it from the server again")
     version, length = int.from_bytes(data[8:12], "little"), int.from_bytes(data[12:16], "little")
@@ -311,15 +457,27 @@ def parse(data: bytes) -> Segment:
     if length > limits.MAX_HEADER_BYTES or 16 + length > len(data):
         raise errors.SegmentError("the segment is truncated; fetch it from the server again")
     try:
-        header = msgspec.json.decode(data[16 : 16 + length], type=Header)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        header = msgspec.json.decode(_inflated(data[16 : 16 + length]), type=Header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, zlib.error) as error:
         raise errors.SegmentError(f"the segment's header is corrupt: {str(error)[:300]}") from error
-    start = roundup(16 + length)
-    if len(data) - start != header.blob_bytes:
-        raise errors.SegmentError(
-            f"the segment has {max(0, len(data) - start)} bytes of weights where its header says {header.blob_bytes}; fetch it again"
-        )
-    return Segment(header, np.frombuffer(data, np.uint8, offset=start))
+    _place(header)
+    return header, 16 + length
+
+
+def _inflated(text: bytes) -> bytes:
+    inflate = zlib.decompressobj(-15, DICTIONARY)
+    found = inflate.decompress(text, limits.MAX_HEADER_BYTES)
+    if not inflate.eof or inflate.unused_data:
+        raise zlib.error("it is too long or incomplete")
+    return found
+
+
+def _place(header: Header) -> None:
+    """Give every constant its offset, one after the other at multiples of `ALIGN`."""
+    header.blob_bytes = 0
+    for constant in constants(header):
+        constant.place(header.blob_bytes)
+        header.blob_bytes += roundup(constant.part().nbytes)
 
 
 def digest(data: bytes) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import logging
 import os
 import re
 import ssl as ssl_module
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, NamedTuple, Self
 
 import aiohttp
 
@@ -30,12 +31,28 @@ from edge_agent.protocol.messages import (
     encode,
 )
 
-__all__ = ["ServerClient", "tls_context"]
+__all__ = ["Base", "ServerClient", "tls_context"]
 
+_log = logging.getLogger("edge_agent")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _CHUNK: Final = 256 * 1024
 _VERSION_BYTES: Final = 4096
+
+
+class Base(NamedTuple):
+    """A segment that is held, by its hash. ``apply`` makes of the bytes of an upgrade the file that is wanted and no other, or raises `errors.SegmentError`."""
+
+    sha256: str
+    apply: Callable[[bytes], bytes]
+
+
+class _Download(NamedTuple):
+    """What is fetched: its path on the server, its bytes, and the file that grows."""
+
+    path: str
+    size: int
+    part: Path
 
 
 class ServerClient:
@@ -96,8 +113,10 @@ class ServerClient:
         noise = await asyncio.to_thread(os.urandom, limits.MAX_PROBE_BYTES)  # nothing on the way can compress it
         return await measure.measure(lambda up, down: measure.timed(self._probe(noise[:up], down)))
 
-    async def fetch_segment(self, ref: SegmentRef, directory: Path) -> Path:
+    async def fetch_segment(self, ref: SegmentRef, directory: Path, base: Base | None = None) -> Path:
         """The file of segment ``ref`` in ``directory`` (made if need be), fetched unless it is there already.
+
+        Where ``base`` is given and the server knows a smaller way from there, only that is fetched; if it does not lead to ``ref``, all of it is.
 
         It grows as ``SHA.part``, over broken connections and earlier runs, and is named ``SHA.segment`` once its SHA-256 is right; if it is
         wrong and an earlier run left a part (which a power cut may have damaged), all of it is fetched once more. Raises
@@ -112,7 +131,8 @@ class ServerClient:
         try:
             if not await asyncio.to_thread(_is_whole, done, ref):
                 await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
-                await self._fetch_whole(ref, part, done)
+                if base is None or not await self._upgrade(ref, base, directory, done):
+                    await self._fetch_whole(ref, part, done)
         except errors.SegmentError:
             await asyncio.to_thread(part.unlink, missing_ok=True)
             raise
@@ -157,10 +177,31 @@ class ServerClient:
 
     # --- segments
 
+    async def _upgrade(self, ref: SegmentRef, base: Base, directory: Path, done: Path) -> bool:
+        """Whether the segment was made of ``base``. Only failures of the link and of the folder are raised."""
+        part = directory / f"{ref.sha256}-{base.sha256}.part"
+        path = f"v1/segments/{ref.sha256}/upgrade/{base.sha256}"
+        try:
+            async with self._request("HEAD", path) as response:
+                size = response.content_length or ref.size
+            if size >= ref.size:
+                return False
+            await self._complete(_Download(path, size, part))
+            await asyncio.to_thread(_apply, base, part, done)
+        except errors.LinkError:
+            raise
+        except (
+            errors.SplitEdgeError
+        ) as error:  # an older server, a segment that it has no more, an upgrade that does not fit
+            _log.info("the whole segment is fetched: %s", error)
+            await asyncio.to_thread(part.unlink, missing_ok=True)
+            return False
+        return True
+
     async def _fetch_whole(self, ref: SegmentRef, part: Path, done: Path) -> None:
         tries = 2 if await asyncio.to_thread(part.exists) else 1
         for _ in range(tries):
-            await self._complete(ref, part)
+            await self._complete(_Download(f"v1/segments/{ref.sha256}", ref.size, part))
             if await asyncio.to_thread(_is_whole, part, ref):
                 await asyncio.to_thread(part.replace, done)
                 return
@@ -169,38 +210,38 @@ class ServerClient:
             "the segment's hash is not the one that the plan names; ask the server for a new plan"
         )
 
-    async def _complete(self, ref: SegmentRef, part: Path) -> None:
-        """Fetch until ``part`` has all its bytes, each connection going on where the last one broke."""
+    async def _complete(self, wanted: _Download) -> None:
+        """Fetch until the part has all its bytes, each connection going on where the last one broke."""
         failures = 0
-        while (have := await asyncio.to_thread(_length, part, ref.size)) < ref.size:
+        while (have := await asyncio.to_thread(_length, wanted)) < wanted.size:
             try:
-                await self._fetch(ref, part, have)
+                await self._fetch(wanted, have)
             except errors.LinkError as error:
                 if not dial.heals(error) or (failures == 0 and isinstance(error, errors.UnreachableError)):
                     raise
-                grown = await asyncio.to_thread(_length, part, ref.size) > have
+                grown = await asyncio.to_thread(_length, wanted) > have
                 failures = 1 if grown else failures + 1
                 if failures >= limits.FETCH_TRIES:
                     raise
                 await asyncio.sleep(limits.BACKOFF_FIRST * 2**failures)
 
-    async def _fetch(self, ref: SegmentRef, part: Path, have: int) -> None:
-        """Append what one connection brings to the ``have`` bytes in ``part``."""
-        wants = {"Range": f"bytes={have}-"} if have else {}
+    async def _fetch(self, wanted: _Download, have: int) -> None:
+        """Append what one connection brings to the ``have`` bytes in the part."""
+        ranges = {"Range": f"bytes={have}-"} if have else {}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.CONNECT_TIMEOUT, sock_read=limits.STALL)
-        async with self._request("GET", f"v1/segments/{ref.sha256}", headers=wants, timeout=timeout) as response:
-            size = _first_byte(response, ref, have)
-            file = await asyncio.to_thread(part.open, "ab" if size else "wb")
+        async with self._request("GET", wanted.path, headers=ranges, timeout=timeout) as response:
+            size = _first_byte(response, wanted, have)
+            file = await asyncio.to_thread(wanted.part.open, "ab" if size else "wb")
             try:
                 async for chunk in response.content.iter_chunked(_CHUNK):
                     size += len(chunk)
-                    if size > ref.size:
-                        raise _wrong_size(ref, size)
+                    if size > wanted.size:
+                        raise _wrong_size(wanted, size)
                     await asyncio.to_thread(file.write, chunk)
                 await asyncio.to_thread(_sync, file)
             finally:
                 await asyncio.to_thread(file.close)
-        if size < ref.size:
+        if size < wanted.size:
             raise errors.LinkLostError("the segment's download ended early; check the network and fetch it again")
 
 
@@ -231,38 +272,47 @@ async def _refused(response: aiohttp.ClientResponse) -> errors.SplitEdgeError:
         return dial.status_error(response.status, response.url)
 
 
-def _first_byte(response: aiohttp.ClientResponse, ref: SegmentRef, have: int) -> int:
+def _first_byte(response: aiohttp.ClientResponse, wanted: _Download, have: int) -> int:
     """Where in the segment the body of ``response`` begins: ``have``, or 0 from a server that ignores ranges."""
     if response.status == 200:
-        if response.content_length not in (None, ref.size):
-            raise _wrong_size(ref, response.content_length)
+        if response.content_length not in (None, wanted.size):
+            raise _wrong_size(wanted, response.content_length)
         return 0
     found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if found is None or int(found[1]) != have:
         raise errors.ProtocolError(
             f"the server did not answer the range from byte {have}; check that it is an edge-server"
         )
-    if int(found[2]) != ref.size:
-        raise _wrong_size(ref, int(found[2]))
+    if int(found[2]) != wanted.size:
+        raise _wrong_size(wanted, int(found[2]))
     return have
 
 
-def _wrong_size(ref: SegmentRef, size: int | None) -> errors.SegmentError:
+def _wrong_size(wanted: _Download, size: int | None) -> errors.SegmentError:
     return errors.SegmentError(
-        f"the server's segment has {size} bytes where the plan says {ref.size}; ask the server for a new plan"
+        f"the server's segment has {size} bytes where the plan says {wanted.size}; ask the server for a new plan"
     )
 
 
-def _length(part: Path, most: int) -> int:
-    """Bytes in ``part``; one that is longer than ``most`` is no part of this segment, and is emptied."""
+def _length(wanted: _Download) -> int:
+    """Bytes in the part; one that is longer than what is wanted is no part of it, and is emptied."""
     try:
-        size = part.stat().st_size
+        size = wanted.part.stat().st_size
     except FileNotFoundError:
         return 0
-    if size <= most:
+    if size <= wanted.size:
         return size
-    part.unlink()
+    wanted.part.unlink()
     return 0
+
+
+def _apply(base: Base, part: Path, done: Path) -> None:
+    """Turn ``part``, an upgrade of ``base``, into the segment that is wanted, and name it ``done``."""
+    made = base.apply(part.read_bytes())
+    with part.open("wb") as file:
+        file.write(made)
+        _sync(file)
+    part.replace(done)
 
 
 def _is_whole(path: Path, ref: SegmentRef) -> bool:

@@ -17,6 +17,7 @@ PROTOCOL_VERSION = 2
 T = TypeVar("T")
 
 Mode = Literal["server", "split", "device"]
+"""Which side computes: all on the server, both, or all on the device."""
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=False, omit_defaults=False):
@@ -24,9 +25,6 @@ class Message(msgspec.Struct, forbid_unknown_fields=False, omit_defaults=False):
 
 
 # --- the demand and the request -------------------------------------------------------------------------------------
-
-Mode = Literal["server", "split", "device"]
-"""Which side computes: all on the server, both, or all on the device."""
 
 
 class Weights(Message):

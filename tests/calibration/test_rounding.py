@@ -17,7 +17,7 @@ from calibration.lower import Calibration, lower
 from calibration.moments import Moments
 from calibration.observe import Tap, feed
 from calibration.quantize import Rounded, nearest, top_level
-from calibration.rounding import WIDTHS, Options, Rounder, damped, round_layers
+from calibration.rounding import WIDTHS, Options, Rounder, damped, entropy, even_step, round_layers, width
 from calibration.samples import Samples
 from edge_agent.head import load
 from edge_agent.protocol.messages import Preprocess
@@ -229,3 +229,38 @@ def test_a_rounded_transformers_answers_are_nearer_to_the_float_models(
 
 def quiet(phase: str, done: int, total: int) -> None:
     """Progress that nobody sees."""
+
+
+def test_even_grids_cost_their_rate_and_beat_grids_of_the_same_entropy_for_each_output() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(4000, 48)) @ rng.normal(size=(48, 48))
+    size = rng.uniform(0.2, 2.0, size=(64, 1, 1, 1))
+    weight = (size * rng.laplace(size=(64, 1, 1, 48))).astype(np.float32)
+    bias = np.zeros(64, np.float32)
+    moments = Moments(x.mean(0)[None], np.cov(x.T, bias=True)[None], len(x))
+    rounder = Rounder(weight, bias, np.zeros(64, np.float32), moments)
+
+    def noise(rounded: Rounded) -> float:
+        wrong = (weight - rounded.values()).reshape(64, 48).astype(np.float64)
+        return float(np.einsum("ok,kl,ol->", wrong, moments.covariance[0], wrong))
+
+    each = rounder.at(4)
+    even = rounder.even(entropy(each.levels) - 0.1)
+    assert entropy(even.levels) < entropy(each.levels)
+    assert len(set(even.scale.tolist())) == 1
+    assert noise(even) < 0.8 * noise(each)
+
+
+@pytest.mark.parametrize("rate", [1.0, 2.5, 4.0])
+def test_the_even_step_spends_the_rate(rate: float) -> None:
+    weight = np.random.default_rng(0).normal(size=(64, 3, 3, 16)).astype(np.float32)
+    step = even_step(weight, rate)
+    assert rate - 0.1 < entropy(np.rint(weight / step).astype(np.int64)) <= rate
+
+
+def test_the_even_step_of_no_weights_at_all_is_a_number() -> None:
+    assert 0 < even_step(np.zeros((2, 1, 1, 3), np.float32), 3.0) < 1e-15
+
+
+def test_width_holds_the_levels() -> None:
+    assert [width(np.array([0, most], np.int8)) for most in (0, 3, 4, 7, -8, 63, 64, -127)] == [3, 3, 4, 4, 5, 7, 8, 8]

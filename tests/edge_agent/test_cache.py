@@ -8,6 +8,8 @@ import pytest
 
 from edge_agent import errors, limits
 from edge_agent.cache import Cache
+from edge_agent.head.segment import build
+from tests.segment_builder import Builder
 
 
 def put(folder: Path, name: str, age: float = 0) -> Path:
@@ -34,6 +36,7 @@ def test_only_the_last_used_are_kept_and_other_files_are_left_alone(tmp_path):
     for age, name in enumerate(names):
         put(tmp_path, name + ".segment", age)
     put(tmp_path, "a" * 64 + ".part", age=100_000)
+    put(tmp_path, f"{'a' * 64}-{'b' * 64}.part", age=100_000)
     put(tmp_path, "b" * 64 + ".part")
     put(tmp_path, "notes.txt", age=100_000)
     put(tmp_path, "profile-of-mine.json", age=100_000)
@@ -43,11 +46,33 @@ def test_only_the_last_used_are_kept_and_other_files_are_left_alone(tmp_path):
     cache.prune()
     assert cache.held() == names[: limits.CACHED_SEGMENTS]
     assert {path.name for path in tmp_path.iterdir()} >= {"b" * 64 + ".part", "notes.txt"}
-    assert not (tmp_path / ("a" * 64 + ".part")).exists()
+    assert not list(tmp_path.glob("a*.part"))
     assert {path.name for path in tmp_path.glob("profile-*")} == {
         "profile-of-mine.json",
         *profiles[: limits.CACHED_PROFILES],
     }
+
+
+def test_the_nearest_is_of_the_same_model_and_if_possible_of_the_same_cut(tmp_path):
+    def segment(name: str, model: str, cut: str, age: float) -> Path:
+        builder = Builder([4])
+        made = builder.finish(model=model, cut=cut)
+        path = put(tmp_path, name * 64 + ".segment", age)
+        path.write_bytes(build(made.header, made.blob.tobytes()))
+        os.utime(path, (time.time() - age, time.time() - age))
+        return path
+
+    cache = Cache(tmp_path)
+    assert cache.nearest("net", "conv1") is None
+    put(tmp_path, "0" * 64 + ".segment")
+    segment("a", "other", "conv1", 1)
+    assert cache.nearest("net", "conv1") is None
+    late = segment("b", "net", "conv9", 20)
+    segment("c", "net", "conv8", 30)
+    assert cache.nearest("net", "conv1") == late
+    same = segment("d", "net", "conv1", 40)
+    segment("e", "net", "conv1", 50)
+    assert cache.nearest("net", "conv1") == same
 
 
 def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path):

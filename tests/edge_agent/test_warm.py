@@ -23,7 +23,7 @@ from edge_agent.protocol.messages import Codec
 from kernels import jit, warm
 from tests.segment_builder import Builder
 
-NOT_SERVED = {"kernels.peak._run", "kernels.codec.pack"}  # benchmarks and tests run them
+NOT_SERVED = {"kernels.peak._run"}  # benchmarks run it
 SERVE = """
 import kernels
 from tests.edge_agent.test_warm import serve

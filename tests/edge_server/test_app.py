@@ -17,10 +17,12 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from edge_agent import errors, limits
+from edge_agent.head import segment, upgrade
 from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
 from edge_server import app
 from edge_server.app import make_app
 from edge_server.store import Store
+from tests.segment_builder import Builder
 
 Client = TestClient[web.Request, web.Application]
 
@@ -163,6 +165,39 @@ async def test_a_segment_that_is_not_there_is_an_error(server: Running, name: st
     response = await server.client.get(f"/v1/segments/{name}", headers=server.headers)
     assert response.status == 404
     await error_of(response)
+
+
+async def test_an_upgrade_is_made_once_and_leads_to_the_segment(server: Running) -> None:
+    few, many = (server.store.put_segment(conv_file(bits), "b", 0, bits) for bits in (4, 6))
+    url = f"/v1/segments/{many.sha256}/upgrade/{few.sha256}"
+    assert (await server.client.get(url)).status == 401
+    response = await server.client.head(url, headers=server.headers)
+    patch = await (await server.client.get(url, headers=server.headers)).read()
+    assert (response.status, response.content_length) == (200, len(patch))
+    assert upgrade.apply(conv_file(4), patch, many.sha256) == conv_file(6)
+    made = server.store.upgrade_path(many.sha256, few.sha256)
+    assert made is not None
+    before = made.stat()
+    response = await server.client.get(url, headers=server.headers | {"Range": "bytes=100-"})
+    assert (response.status, await response.read()) == (206, patch[100:])
+    assert made.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("name", ["0" * 64, "..%2f..%2fstore.sqlite", "x"])
+async def test_an_upgrade_of_what_is_not_there_is_an_error(server: Running, name: str) -> None:
+    have = server.store.put_segment(conv_file(4), "b", 0, 4).sha256
+    for url in (f"/v1/segments/{have}/upgrade/{name}", f"/v1/segments/{name}/upgrade/{have}"):
+        response = await server.client.get(url, headers=server.headers)
+        assert response.status == 404
+        await error_of(response)
+    assert [p.name for p in server.store.segments.iterdir()] == [f"{have}.segment"]
+
+
+def conv_file(bits: int) -> bytes:
+    builder = Builder([4, 4, 8])
+    builder.conv(builder.input, 16, bits=bits)
+    made = builder.finish()
+    return segment.build(made.header, made.blob.tobytes())
 
 
 # --- probe

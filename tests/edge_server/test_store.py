@@ -195,6 +195,33 @@ def test_removing_a_bundle_takes_only_its_own_segments(store: Store) -> None:
     assert store.segment_path(own.sha256) is None
 
 
+def test_an_upgrade_goes_with_either_of_its_segments(store: Store) -> None:
+    few, many = store.put_segment(b"few", "net", 0, 4).sha256, store.put_segment(b"many", "net", 0, 8).sha256
+    other = store.put_segment(b"other", "other", 0, 8).sha256
+    assert store.upgrade_path(many, few) is None
+    for wanted, held in ((many, few), (other, many), (few, other)):
+        made = store.put_upgrade(b"way", wanted, held)
+        assert store.upgrade_path(wanted, held) == made
+        assert made.read_bytes() == b"way"
+    store.put_upgrade(b"way", other, other)
+    store.drop_segments("net")
+    assert sorted(p.name for p in store.segments.iterdir()) == [f"{other}-{other}.upgrade", f"{other}.segment"]
+
+
+def test_segments_of_the_format_before_are_dropped(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        token = store.add_token("kept")
+        old = store.put_segment(b"old format", "net", 0, 8)
+        store._open().execute("PRAGMA user_version = 1")
+    with Store(tmp_path) as store:
+        assert store.segment_path(old.sha256) is None
+        assert store.known_segments("net") == {}
+        assert store.accepts(token)
+        new = store.put_segment(b"new format", "net", 0, 8)
+    with Store(tmp_path) as store:
+        assert store.known_segments("net") == {(0, 8): new}
+
+
 def test_an_unknown_bundle_is_named_beside_the_known(store: Store) -> None:
     with store.new_bundle("lite0") as path:
         path.mkdir()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
-from kernels import codec
+from kernels import codec, entropy
 from kernels import reference as ref
 from tests import reference_head
 from tests.segment_builder import Builder
@@ -293,6 +293,40 @@ def _codec(x: Array, codes: Array, lo: Array, scale: Array, bits: int) -> list[A
     return [payload, other, packed, cut, values]
 
 
+def entropy_coded(twin: bool) -> Iterator[Array]:
+    """Rows of arrays of every size and alphabet, lopsided and flat, of one context and several: the coder's number and words, and the codes again."""
+    for bits in BITS:
+        stream, arrays = Stream(f"entropy {bits}"), []
+        for i, size in enumerate((0, 64, 65, *SIZES, 2000)):
+            sides = stream.integers(0, 1 << bits, (1 + i % 3, size)).min(axis=0).astype(np.uint8)
+            contexts = 1 + 2 * (i % 2)
+            where = stream.integers(0, contexts, size if contexts > 1 else 1).astype(np.uint8)
+            arrays.append((sides, where, 1 + stream.integers(0, 300, (contexts, 1 << bits)).astype(np.int64)))
+        yield from _entropy_twin(arrays) if twin else _entropy(arrays)
+
+
+def _entropy_twin(arrays: list[tuple[Array, Array, Array]]) -> Iterator[Array]:
+    x, words = ref.entropy_encode(arrays)
+    yield _framed(np.array([x, *words], np.int64))
+    sizes = [(len(codes), where, start) for codes, where, start in arrays]
+    yield from (_framed(codes) for codes in ref.entropy_decode(x, words, sizes))
+
+
+def _entropy(arrays: list[tuple[Array, Array, Array]]) -> Iterator[Array]:
+    room = np.full(3000, 91, np.uint32)
+    state = np.array([entropy.SEED, 2992], np.int64)
+    for codes, where, start in reversed(arrays):
+        entropy.encode(codes, where, start, state, room)
+    words = room[state[1] : -8].copy()
+    yield _framed(np.array([state[0], *words], np.int64))
+    state[1] = 0
+    for codes, where, start in arrays:
+        out = _framed(np.zeros_like(codes))
+        entropy.decode(words, where, start, state, out[8:-8])
+        yield out
+    assert state.tolist() == [entropy.SEED, len(words)]
+
+
 def _framed(values: Array) -> Array:
     """``values`` between eight elements on each side that nobody may write to."""
     return np.concatenate([np.full(8, 91, values.dtype), values, np.full(8, 91, values.dtype)])
@@ -300,7 +334,7 @@ def _framed(values: Array) -> Array:
 
 GROUPS: dict[str, Callable[[bool], Iterator[Array]]] = {
     "gemm": gemm, "conv": conv, "depthwise": depthwise, "elementwise": elementwise, "pools": pools, "moves": moves, "softmax": softmax,
-    "linear": linear, "norm": norm, "attention": attention, "embed": embed, "rows": rows, "codec": at_the_cut,
+    "linear": linear, "norm": norm, "attention": attention, "embed": embed, "rows": rows, "codec": at_the_cut, "entropy": entropy_coded,
 }  # fmt: skip
 #: Those that need the integer half of the interpreter; the others need its transformers' half, or none.
 INTEGERS = ("gemm", "conv", "depthwise", "elementwise", "pools", "moves", "softmax")

@@ -29,6 +29,8 @@ MUTATIONS = {
     "upper clamp of the codec": ("packing.py", 'fcmp_ordered(">", code, most), most, code)', 'fcmp_ordered(">", code, most), code, code)', "codec"),
     "lower clamp of the codec": ("codec.py", "v = v if v > np.float32(0) else np.float32(0)", "v = v if v > np.float32(1) else np.float32(0)", "codec"),
     "order of packed codes": ("codec.py", "pairs[i] | (pairs[i] >> np.uint16(4))", "(pairs[i] << np.uint16(4)) | (pairs[i] >> np.uint16(8))", "codec"),
+    "rounding of frequencies": ("entropy.py", "at += 1 + counts[c, s] * spare // total", "at += 1 + (counts[c, s] * spare + 1) // total", "entropy"),
+    "place of an epoch's end": ("entropy.py", "max(FIRST, begin >> 2)", "max(FIRST, begin >> 3)", "entropy"),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from edge_agent import errors, limits
-from edge_agent.link.http import ServerClient, tls_context
+from edge_agent.link.http import Base, ServerClient, tls_context
 from edge_agent.protocol.messages import (
     Cut,
     LinkEstimate,
@@ -379,6 +379,82 @@ async def test_a_full_disk_is_a_store_error(tmp_path, cache):
     async with serving(server.app) as url, ServerClient(url, "t") as client:
         with pytest.raises(errors.StoreError, match="No space left"):
             await client.fetch_segment(REF, cache)
+
+
+# --- upgrades
+
+HELD = "b" * 64
+PATCH = os.urandom(200_000)
+PART = f"{REF.sha256}-{HELD}.part"
+
+
+def applied(patch: bytes) -> bytes:
+    if patch != PATCH:
+        raise errors.SegmentError("no upgrade")
+    return DATA
+
+
+class UpgradeServer(SegmentServer):
+    """Serves an upgrade from `HELD` too; ``whole`` counts the requests for all of the segment."""
+
+    def __init__(self, folder: Path, patch: bytes = PATCH) -> None:
+        super().__init__(folder)
+        self.patch = folder / "patch"
+        self.patch.write_bytes(patch)
+        self.asked: list[tuple[str, str | None]] = []
+        self.app.router.add_get("/v1/segments/{sha}/upgrade/{held}", self.upgrade)
+
+    async def upgrade(self, request: web.Request) -> web.StreamResponse:
+        assert (request.match_info["sha"], request.match_info["held"]) == (REF.sha256, HELD)
+        self.asked.append((request.method, request.headers.get("Range")))
+        return web.FileResponse(self.patch)
+
+
+async def test_what_is_held_saves_a_fetch(tmp_path, cache):
+    server = UpgradeServer(tmp_path)
+    async with serving(server.app) as url, ServerClient(url, "t") as client:
+        path = await client.fetch_segment(REF, cache, Base(HELD, applied))
+        assert path.read_bytes() == DATA
+        await client.fetch_segment(REF, cache, Base(HELD, applied))
+    assert (server.asked, server.ranges) == ([("HEAD", None), ("GET", None)], [])
+    assert [p.name for p in cache.iterdir()] == [path.name]
+
+
+async def test_an_upgrade_goes_on_where_the_connection_broke(tmp_path, cache):
+    server = UpgradeServer(tmp_path)
+    async with serving(server.app) as url, Relay(port_of(url)) as relay, ServerClient(relay.url, "t") as client:
+        relay.cut_after = 100_000
+        path = await client.fetch_segment(REF, cache, Base(HELD, applied))
+    assert path.read_bytes() == DATA
+    assert len(server.asked) > 2
+    assert server.asked[-1][1] is not None
+    assert server.ranges == []
+
+
+@pytest.mark.parametrize("left", [PATCH[:1234], PATCH], ids=["a beginning", "all of it"])
+async def test_an_upgrade_goes_on_where_an_earlier_run_stopped(tmp_path, cache, left):
+    server = UpgradeServer(tmp_path)
+    cache.mkdir(parents=True)
+    (cache / PART).write_bytes(left)
+    async with serving(server.app) as url, ServerClient(url, "t") as client:
+        assert (await client.fetch_segment(REF, cache, Base(HELD, applied))).read_bytes() == DATA
+    assert server.asked[1:] == ([("GET", "bytes=1234-")] if left != PATCH else [])
+
+
+@pytest.mark.parametrize("patch", [PATCH[1:], os.urandom(100), DATA, DATA + b"x"], ids=["wrong", "small", "no smaller", "larger"])  # fmt: skip
+async def test_an_upgrade_that_does_not_help_is_left_for_the_whole(tmp_path, cache, patch):
+    server = UpgradeServer(tmp_path, patch)
+    async with serving(server.app) as url, ServerClient(url, "t") as client:
+        path = await client.fetch_segment(REF, cache, Base(HELD, applied))
+    assert path.read_bytes() == DATA
+    assert server.ranges == [None]
+    assert [p.name for p in cache.iterdir()] == [path.name]
+
+
+async def test_a_server_that_knows_no_upgrades_sends_the_whole(tmp_path, cache):
+    server = SegmentServer(tmp_path)
+    async with serving(server.app) as url, ServerClient(url, "t") as client:
+        assert (await client.fetch_segment(REF, cache, Base(HELD, applied))).read_bytes() == DATA
 
 
 # --- the link

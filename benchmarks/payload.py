@@ -1,0 +1,542 @@
+"""What a plan sends, as a share of what it would send unquantized: real heads at fixed cuts, their drop measured on data that calibration never saw.
+
+    python -m benchmarks.payload [--networks mlp,cnn] [--fashion FOLDER] [--images DIR --labels FILE] [--json OUT] [--quick]
+
+Payload = (segment file + one frame at the cut) / (float32 weights + float32 tensor of the same cut). The file counts whole: header, scales, biases,
+tables; so does the frame. Where the network ends on the device nothing is sent but the segment, and the float32 side keeps the output's tensor out
+too. Float32 weights are the products' own: no biases, no batch norms. Cuts are those whose heads have nearest to 25, 50, 75 and 100 % of the network's
+products, the input excepted.
+
+Rows: exact (least bytes within a noise budget, over every layer's grids and the codecs of the cut), QPART's closed form and uniform bits at the same
+budget, float weights pruned by magnitude to the same goal (non-zeros as float32 and the cheaper of a bitmap or byte gaps), and nothing quantized.
+The budget is the greatest whose head keeps the goal, and the interval to be expected of it, on calibration samples that rounding has not seen. Drops
+are points of top-1 on the evaluation samples, with their paired 95 % interval; integer heads, real frames, float tails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from benchmarks import fashion, models
+from benchmarks.report import parser, quiet, report
+from calibration import accuracy, bundle, cuts, importer, layers, observe, reweigh
+from calibration.clipping import Histogram
+from calibration.graph import Graph
+from calibration.layers import Conv, Embed, Linear, Weighted
+from calibration.lower import Calibration, Lowered, lower
+from calibration.moments import collect
+from calibration.observe import Quantization, to_onnx
+from calibration.quantize import Rounded, least_scale, nearest
+from calibration.rounding import SEEN, UNSEEN, WIDTHS, Rounder, entropy, even_step, width
+from calibration.samples import Samples, open_samples
+from calibration.sensitivity import Probe
+from edge_agent import codec, errors
+from edge_agent.head import segment as seg
+from edge_agent.head.executor import Head
+from edge_agent.protocol import frames
+from edge_agent.protocol.messages import Codec
+from edge_server.planner import allocation, knapsack
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+SHARES: Final = (0.25, 0.5, 0.75, 1.0)
+#: Shares of the products by which a cut may be further from where it should be, if it is narrower.
+NEAR: Final = 0.05
+#: Bits a weight of the grids that are one for a whole layer.
+RATES: Final = (1.25, 1.6, 2.0, 2.4, 2.8, 3.3, 4.0)
+PROBED: Final = 512
+COUNTED: Final = 256
+#: Halvings of the range of budgets, in the logarithm.
+STEPS: Final = 7
+BATCH: Final = 250
+#: Evaluation samples from which on a goal is judged by the interval's upper end.
+ENOUGH: Final = 1000
+Z90: Final = 1.2815515655446004
+TEMPERATURES: Final = tuple(float(t) for t in np.geomspace(0.5, 4.0, 31))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with its data. ``calibration`` and ``evaluation`` share no sample. ``goal``: points of top-1, and ``percent`` of payload."""
+
+    name: str
+    model: onnx.ModelProto
+    calibration: Samples
+    evaluation: Samples
+    goal: float = 0.5
+    percent: float = 10.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A layer's weights on one grid: the bytes that they take in a segment, and their noise on the logits alone."""
+
+    rounded: Rounded
+    size: int
+    noise: float
+
+
+@dataclass
+class Tables:
+    """All that a plan chooses from. Points: for each layer first `WIDTHS` for each output, then `RATES` for the layer."""
+
+    case: Case
+    network: layers.Network
+    calibration: Calibration
+    points: dict[str, list[Point]] = field(default_factory=dict)
+    codecs: dict[str, list[tuple[Codec, float]]] = field(default_factory=dict)
+
+    def layers(self, cut: str) -> list[Weighted]:
+        return self.network.weighted(cut)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``choice``: the point of each layer; ``codec`` None at the output."""
+
+    choice: tuple[int, ...]
+    codec: Codec | None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser((__doc__ or "").splitlines()[0])
+    fashion.add_option(options)
+    options.add_argument("--images", type=Path, help="folder of photographs for EfficientNet-Lite0")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
+    options.add_argument("--networks", default="mlp,cnn,lite0", help="which, by comma")
+    chosen = options.parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+    summary: dict[str, float] = {}
+    for name in chosen.networks.split(","):
+        if name == "lite0" and chosen.images is None:
+            continue
+        case = load(name, chosen.fashion, chosen.images, chosen.labels, chosen.quick)
+        found = measure(case, (0.5, 1.0) if chosen.quick else SHARES)
+        rows += found
+        summary |= summarize(case, found)
+    report("Payload against float32, and what it costs", rows, summary, chosen.json)
+
+
+def load(name: str, folder: Path, images: Path | None, labels: str | None, quick: bool) -> Case:
+    """The network ``name`` and its data. Raises `errors.UsageError` for a name that is none."""
+    if name in fashion.NETWORKS:
+        data = fashion.load(folder)
+        count = 1000 if quick else None
+        return Case(name, fashion.network(name, data), data.calibration.samples(count), data.test.samples(count))
+    if name == "lite0" and images is not None:
+        photos = open_samples(images, models.LITE0_PREPROCESS, labels, 48 if quick else None)
+        if photos.classes is None:
+            raise errors.UsageError("payload needs labels; give --labels with a CSV of file name and class index")
+        model = importer.load(models.LITE0, models.LITE0_SHAPE)
+        return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0)
+    raise errors.UsageError(f"there is no network {name!r}; choose of mlp, cnn, vit, minilm, lite0")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tables:
+    """Ranges, grids and noises of all layers up to the last of ``tensors``, and of codecs at each."""
+    seen, unseen = case.calibration[SEEN], case.calibration[UNSEEN]
+    plain = bundle.calibrate(case.model, network, seen[: 4 * COUNTED])
+    tables = Tables(case, network, plain)
+    deepest = max(tensors, key=lambda tensor: len(network.needed(tensor)))
+    probe = Probe(case.model, network, unseen, PROBED)
+    lowered = lower(network, plain, deepest, 8)
+    for layer, grids in _grids(case.model, network, lowered, deepest, seen):
+        halves = [grids[: len(WIDTHS)], grids[len(WIDTHS) :]]
+        noises = [noise for half in halves for noise in probe.layers([layer], _taking(half), quiet)[0].noise]
+        pairs = zip(grids, noises, strict=True)
+        tables.points[layer.out] = [Point(rounded, coded_bytes(rounded), noise) for rounded, noise in pairs]
+    inside = [tensor for tensor in tensors if tensor != network.graph.output]
+    for tensor, histogram in _histograms(case.model, network, lowered, inside, seen[:COUNTED]).items():
+        tables.codecs[tensor] = _codecs(probe, tensor, histogram)
+    return tables
+
+
+def _grids(
+    model: onnx.ModelProto, network: layers.Network, lowered: Lowered, deepest: str, seen: Samples
+) -> Iterator[tuple[Weighted, list[Rounded]]]:
+    """Each layer's weights at `WIDTHS` and `RATES`."""
+    held = network.weighted(deepest)
+    for table in [la for la in held if isinstance(la, Embed)]:
+        none = np.zeros(len(table.weight), np.float32)
+        yield (
+            table,
+            [nearest(table.weight, table.bias, bits, none) for bits in WIDTHS] + [_even(table, r) for r in RATES],
+        )
+    products = [la for la in held if isinstance(la, Conv | Linear)]
+    for layer, moments in collect(model, network, products, seen, quiet):
+        scale = lowered.header.tensors[lowered.index[layer.inputs[0]]].scale
+        least = least_scale(layer.bias, scale) if isinstance(layer, Conv) else np.zeros(len(layer.bias), np.float32)
+        rounder = Rounder(layer.weight, layer.bias, least, moments)
+        yield layer, [rounder.at(bits) for bits in WIDTHS] + [rounder.even(rate) for rate in RATES]
+
+
+def _even(table: Embed, rate: float) -> Rounded:
+    """The rows of an embedding, which no inputs say anything about, at the nearest levels of one grid."""
+    step = np.float32(even_step(table.weight, rate))
+    levels = np.clip(np.rint(table.weight / step), -127, 127).astype(np.int8)
+    return Rounded(levels, np.full(len(levels), step), table.bias.astype(np.float64))
+
+
+def _histograms(
+    model: onnx.ModelProto, network: layers.Network, lowered: Lowered, tensors: Sequence[str], samples: Samples
+) -> dict[str, Histogram]:
+    """Of each of ``tensors``."""
+    if not tensors:
+        return {}
+    if network.source != "u8":
+        return {
+            t: Histogram(*each)
+            for t, each in observe.count_values(model, network.graph, tensors, samples, quiet).items()
+        }
+    head = Head(seg.parse(lowered.segment()), check_golden=False)
+    taps = [lowered.index[tensor] for tensor in tensors]
+    forms = [head.header.tensors[tap] for tap in taps]
+    values = [Quantization(form.scale, form.zero_point).values() for form in forms]
+    counts = accuracy.count_codes(head, taps, samples, quiet)
+    return {t: Histogram(v, c) for t, v, c in zip(tensors, values, counts, strict=True)}
+
+
+def _taking(made: Sequence[Rounded]) -> Callable[[Weighted, int], Rounded]:
+    return lambda _, bits: made[WIDTHS.index(bits)]
+
+
+def _codecs(probe: Probe, tensor: str, histogram: Histogram) -> list[tuple[Codec, float]]:
+    """For each of `WIDTHS` the codec of least noise on the logits among the finalists."""
+    ranked = [accuracy.finalists(histogram, bits) for bits in WIDTHS]
+    best: list[tuple[Codec, float]] = []
+    for rank in range(max(map(len, ranked))):
+        made = [
+            histogram.fit(rules[min(rank, len(rules) - 1)], bits) for rules, bits in zip(ranked, WIDTHS, strict=True)
+        ]
+        tried = list(zip(made, probe.cuts({tensor: made}, quiet)[0].noise, strict=True))
+        best = [min(pair, key=lambda one: one[1]) for pair in zip(best or tried, tried, strict=True)]
+    return best
+
+
+def coded_bytes(rounded: Rounded) -> int:
+    """What the levels take in a segment file, nearly: by their entropy, and so much for every kind of level to learn its frequency."""
+    kinds = len(np.unique(rounded.levels))
+    return math.ceil(
+        (rounded.levels.size * entropy(rounded.levels) + 0.5 * kinds * math.log2(rounded.levels.size + 1)) / 8
+    )
+
+
+def fixed_cuts(network: layers.Network, shares: Sequence[float]) -> dict[float, str]:
+    """By share of the products: of the cuts behind the input whose heads have nearly (within `NEAR`) as near to it as any, the narrowest."""
+    reachable = [p.cut for p in cuts.find(network) if p.reachable and network.weighted(p.cut.tensor)]
+    total = sum(_products(network, la) for la in network.layers if isinstance(la, Conv | Linear))
+    own = {c.tensor: sum(_products(network, la) for la in network.weighted(c.tensor)) / total for c in reachable}
+    found = {}
+    for share in shares:
+        nearest_one = min(abs(mine - share) for mine in own.values())
+        near = [cut for cut in reachable if abs(own[cut.tensor] - share) <= nearest_one + (NEAR if share < 1 else 0.0)]
+        found[share] = min(near, key=lambda cut: math.prod(cut.shape)).tensor
+    return found
+
+
+def _products(network: layers.Network, layer: Weighted) -> int:
+    """Products of weights and inputs; a transformer's products of two activations are left out."""
+    if isinstance(layer, Embed):
+        return 0
+    made = layer.products if isinstance(layer, Linear) else [layer.out]
+    return sum(math.prod(network.graph.shapes[t]) for t in made) * math.prod(layer.weight.shape[1:])
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+def exact(tables: Tables, cut: str, budget: float) -> Plan | None:
+    """The least bytes of segment and one frame within the noise ``budget``."""
+    found = [tables.points[layer.out] for layer in tables.layers(cut)]
+    codecs = tables.codecs.get(cut, [])
+    costs = [[p.size for p in row] for row in found] + (
+        [[_frame(tables, cut, made) for made, _ in codecs]] if codecs else []
+    )
+    noises = [[p.noise for p in row] for row in found] + ([[noise for _, noise in codecs]] if codecs else [])
+    most = max(map(len, costs))
+    cost = np.array([row + [1 << 30] * (most - len(row)) for row in costs], np.int64)
+    noise = np.array([row + [math.inf] * (most - len(row)) for row in noises])
+    solved = knapsack.solve(cost, noise, budget)
+    if solved is None:
+        return None
+    choice = solved.choice.tolist()
+    made = codecs[choice.pop()][0] if codecs else None
+    return Plan(tuple(choice), made)
+
+
+def by_widths(
+    tables: Tables, cut: str, budget: float, rule: Callable[..., allocation.Allocation | None]
+) -> Plan | None:
+    """``rule`` (the closed form, or uniform bits) over widths for each output, with the codec that makes the whole least."""
+    held = tables.layers(cut)
+    found = [
+        allocation.Layer(layer.out, layer.weight.size, tuple(p.noise for p in tables.points[layer.out][: len(WIDTHS)]))
+        for layer in held
+    ]
+    best: tuple[int, Plan] | None = None
+    for made, noise in tables.codecs.get(cut, [(None, 0.0)]):
+        answer = rule(found, budget - noise) if noise < budget else None
+        if answer is None:
+            continue
+        choice = tuple(bits - WIDTHS[0] for bits in answer.bits)
+        size = sum(tables.points[layer.out][i].size for layer, i in zip(held, choice, strict=True)) + _frame(
+            tables, cut, made
+        )
+        if best is None or size < best[0]:
+            best = size, Plan(choice, made)
+    return None if best is None else best[1]
+
+
+def _frame(tables: Tables, cut: str, made: Codec | None) -> int:
+    """Bytes of one frame, its header included; nothing is sent from the output."""
+    if made is None:
+        return 0
+    return frames.HEADER_BYTES + codec.payload_bytes(math.prod(tables.network.graph.stored_shape(cut)), made.bits)
+
+
+def build(tables: Tables, cut: str, plan: Plan) -> bytes:
+    """The segment file of ``plan``."""
+    chosen = {la.out: tables.points[la.out][i].rounded for la, i in zip(tables.layers(cut), plan.choice, strict=True)}
+    bits = {
+        out: width(rounded.levels) if i >= len(WIDTHS) else WIDTHS[i]
+        for (out, rounded), i in zip(chosen.items(), plan.choice, strict=True)
+    }
+    roundings = {(out, bits[out]): rounded for out, rounded in chosen.items()}
+    spec = tables.case.calibration.preprocess
+    return lower(
+        tables.network, replace(tables.calibration, roundings=roundings), cut, bits, tables.case.name, spec
+    ).segment()
+
+
+# --- measurement ------------------------------------------------------------------------------------------------------
+
+
+def logits(tables: Tables, cut: str, segment: bytes, made: Codec | None, samples: Samples) -> F32:
+    """[n, classes] of the integer head, the frames that it sends and the float tail."""
+    head = Head(seg.parse(segment), check_golden=False)
+    form = head.header.tensors[head.header.output]
+    values = np.stack([head.run(samples.codes(i, head.input)) for i in range(len(samples))])
+    known = Quantization(form.scale, form.zero_point) if form.dtype == "u8" else None
+    last = cut == tables.network.graph.output
+    run = None if last else bundle.tail_runner(tables.case.model, tables.network.graph, cut)
+    return accuracy.output_of(run, values, accuracy.arrival(known, made)).reshape(len(samples), -1)
+
+
+def floats(model: onnx.ModelProto, samples: Samples) -> F32:
+    """[n, classes] of the float ``model``."""
+    return accuracy.float_outputs(bundle.runner(model), samples).reshape(len(samples), -1)
+
+
+class Forecast:
+    """What drop other samples will show, from answers to samples with known classes.
+
+    A changed answer costs the float model's probability of its own answer less that of the new one: nothing is expected of luck, and of answers that
+    are all but equal little is lost. Temperature first makes the probabilities those with which the float model is right.
+    """
+
+    def __init__(self, outputs: F32, classes: I64) -> None:
+        self._chosen = accuracy.top1(outputs)
+        scaled = [_softmax(outputs.reshape(len(outputs), -1) / t) for t in TEMPERATURES]
+        loss = [-np.log(np.maximum(p[np.arange(len(p)), classes], 1e-12)).mean() for p in scaled]
+        self._probability = scaled[int(np.argmin(loss))]
+
+    def upper(self, found: F32, evaluated: int) -> float:
+        """What the upper end of the interval on ``evaluated`` other samples will be at most, at 9 of 10, in points; of few the drop alone."""
+        rows, answers = np.arange(len(found)), accuracy.top1(found)
+        lost = self._probability[rows, self._chosen] - self._probability[rows, answers]
+        drop = float(lost.mean())
+        if evaluated < ENOUGH:
+            return 100.0 * drop
+        right = self._probability[rows, self._chosen] + self._probability[rows, answers]
+        changed = float(np.where(answers == self._chosen, 0.0, right).mean()) + 1.0 / len(found)
+        here = float(lost.var()) / len(found)
+        return 100.0 * (
+            drop + accuracy.Z95 * math.sqrt(changed / evaluated) + Z90 * math.sqrt(changed / evaluated + here)
+        )
+
+
+def _softmax(x: F32) -> F32:
+    made = np.exp(x - x.max(axis=1, keepdims=True))
+    shares: F32 = made / made.sum(axis=1, keepdims=True)
+    return shares
+
+
+class Judge:
+    """Evaluation of plans at one cut, on the calibration samples that rounding has not seen and on the evaluation samples."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables, self.case = tables, tables.case
+        self.unseen = self.case.calibration[UNSEEN]
+        assert self.unseen.classes is not None
+        self.forecast = Forecast(floats(self.case.model, self.unseen), self.unseen.classes)
+        self.outputs = floats(self.case.model, self.case.evaluation)
+
+    def keeps(self, found: F32) -> bool:
+        """Whether answers to the unseen calibration samples foretell that the goal is met."""
+        return self.forecast.upper(found, len(self.case.evaluation)) <= self.case.goal
+
+    def search(self, cut: str) -> float:
+        """The greatest noise budget whose exact plan keeps the goal."""
+        rows = [self.tables.points[la.out] for la in self.tables.layers(cut)]
+        noises = [[p.noise for p in row] for row in rows] + [[n for _, n in self.tables.codecs.get(cut, [])] or [0.0]]
+        low, high = (math.log(max(sum(pick(row) for row in noises), 1e-12) * 1.001) for pick in (min, max))
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            plan = exact(self.tables, cut, math.exp(middle))
+            good = plan is not None and self.keeps(self.answers(cut, plan, self.unseen))
+            low, high = (middle, high) if good else (low, middle)
+        return math.exp(low)
+
+    def answers(self, cut: str, plan: Plan, samples: Samples) -> F32:
+        return logits(self.tables, cut, build(self.tables, cut, plan), plan.codec, samples)
+
+    def row(
+        self, share: float, cut: str, method: str, size: int, frame: int, found: F32, detail: str
+    ) -> dict[str, Any]:
+        """What ``found``, the answers to the evaluation samples, cost and are worth."""
+        held, classes = self.tables.layers(cut), self.case.evaluation.classes
+        assert classes is not None
+        drop, low, high, same = accuracy.compare(accuracy.top1(self.outputs), accuracy.top1(found), classes)
+        inside = cut != self.tables.network.graph.output
+        tensor = 4 * math.prod(self.tables.network.graph.stored_shape(cut)) if inside else 0
+        whole = 4 * sum(la.weight.size for la in held) + tensor
+        return {
+            "network": self.case.name, "cut %": round(100 * share), "method": method, "segment": size, "frame": frame,
+            "payload %": 100.0 * (size + frame) / whole, "drop": drop, "low": low, "high": high, "agree": 100.0 * same,
+            "noise": float(((found - self.outputs) ** 2).mean()), "samples": len(found), "bits": detail,
+        }  # fmt: skip
+
+
+def measure(case: Case, shares: Sequence[float]) -> list[dict[str, Any]]:
+    """All rows of a network."""
+    network = layers.build(Graph.of(case.model))
+    places = fixed_cuts(network, shares)
+    tables = tabulate(case, network, list(dict.fromkeys(places.values())))
+    judge = Judge(tables)
+    kept: dict[str, list[dict[str, Any]]] = {}
+    rows = []
+    for share, cut in places.items():
+        if cut not in kept:
+            kept[cut] = at_cut(judge, share, cut)
+        rows += [{**row, "cut %": round(100 * share)} for row in kept[cut]]
+    return rows
+
+
+def at_cut(judge: Judge, share: float, cut: str) -> list[dict[str, Any]]:
+    """The rows of one cut."""
+    tables, samples = judge.tables, judge.case.evaluation
+    budget = judge.search(cut)
+    plans = {
+        "exact": exact(tables, cut, budget),
+        "closed form": by_widths(tables, cut, budget, allocation.closed_form),
+        "uniform": by_widths(tables, cut, budget, allocation.uniform),
+    }
+    rows = []
+    for method, plan in plans.items():
+        if plan is None:
+            continue
+        segment = build(tables, cut, plan)
+        found = logits(tables, cut, segment, plan.codec, samples)
+        rows.append(
+            judge.row(
+                share, cut, method, len(segment), _frame(tables, cut, plan.codec), found, _detail(tables, cut, plan)
+            )
+        )
+    rows.append(pruned(judge, share, cut))
+    weights = 4 * sum(la.weight.size for la in tables.layers(cut))
+    inside = cut != tables.network.graph.output
+    tensor = 4 * math.prod(tables.network.graph.stored_shape(cut)) if inside else 0
+    rows.append(judge.row(share, cut, "float32", weights, tensor, judge.outputs, ""))
+    return rows
+
+
+def _detail(tables: Tables, cut: str, plan: Plan) -> str:
+    """Bits a weight of each layer, and of the frame."""
+    found = [tables.points[la.out][i] for la, i in zip(tables.layers(cut), plan.choice, strict=True)]
+    bits = " ".join(f"{8 * p.size / p.rounded.levels.size:.1f}" for p in found)
+    return bits if plan.codec is None else f"{bits} | {plan.codec.bits} {plan.codec.rule}"
+
+
+# --- pruning ----------------------------------------------------------------------------------------------------------
+
+
+def pruned(judge: Judge, share: float, cut: str) -> dict[str, Any]:
+    """The float head with its least weights set to 0, as many as the goal allows, and the float32 tensor at the cut."""
+    tables = judge.tables
+    held = tables.layers(cut)
+    model = reweigh.reweigh(judge.case.model, tables.network, held)
+    run = importer.session(model)
+    name = tables.network.graph.input_of(model).name
+    sizes = np.sort(np.concatenate([np.abs(la.weight).reshape(-1) for la in held]))
+
+    def answers(zeros: int, samples: Samples) -> tuple[F32, int]:
+        least = sizes[zeros] if zeros < len(sizes) else np.inf
+        kept = {la.out: np.where(np.abs(la.weight) >= least, la.weight, np.float32(0)) for la in held}
+        feeds = {k: v for la in held for k, v in reweigh.weights(la, kept[la.out], la.bias).items()}
+        parts = range(0, len(samples), BATCH if bundle._batched(judge.case.model) else 1)
+        step = parts.step
+        found = [
+            run.run(
+                None, {name: to_onnx(np.stack([samples[i] for i in range(p, min(p + step, len(samples)))])), **feeds}
+            )[0]
+            for p in parts
+        ]
+        return np.concatenate(found), sum(map(sparse_bytes, kept.values()))
+
+    low, high = 0, len(sizes)
+    while high - low > len(sizes) // 100:
+        middle = (low + high) // 2
+        good = judge.keeps(answers(middle, judge.unseen)[0])
+        low, high = (middle, high) if good else (low, middle)
+    found, size = answers(low, judge.case.evaluation)
+    inside = cut != tables.network.graph.output
+    tensor = 4 * math.prod(tables.network.graph.stored_shape(cut)) if inside else 0
+    return judge.row(share, cut, "pruned", size, tensor, found, f"{100 * low / len(sizes):.0f} % zeros")
+
+
+def sparse_bytes(weight: F32) -> int:
+    """Non-zeros as float32, and their places as a bitmap or as gaps of a byte (255: no weight here, go on), whichever is smaller."""
+    flat = np.flatnonzero(weight)
+    gaps = np.diff(flat, prepend=-1) - 1
+    return int(4 * len(flat) + min(-(-weight.size // 8), len(flat) + int((gaps // 255).sum())))
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def summarize(case: Case, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The worst over the fixed cuts, and each cut's own."""
+    found: dict[str, float] = {}
+    for method, ending in (
+        ("exact", ""),
+        ("closed form", "_closed_form"),
+        ("uniform", "_uniform"),
+        ("pruned", "_pruned"),
+    ):
+        own = [row for row in rows if row["method"] == method]
+        if not own:
+            continue
+        found[f"{case.name}.payload_percent{ending}"] = max(row["payload %"] for row in own)
+        if not ending:
+            found[f"{case.name}.drop_points"] = max(row["drop"] for row in own)
+            found[f"{case.name}.drop_points_high"] = max(row["high"] for row in own)
+            for row in own:
+                found[f"{case.name}.payload_percent_at_{row['cut %']}"] = row["payload %"]
+                found[f"{case.name}.drop_points_high_at_{row['cut %']}"] = row["high"]
+    return found
+
+
+if __name__ == "__main__":
+    main()

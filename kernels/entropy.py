@@ -1,0 +1,139 @@
+"""An adaptive entropy coder (range asymmetric numeral systems, rANS) for arrays of small symbols: one state for a row of arrays. Twin: `reference.entropy_encode`.
+
+The frequencies of a symbol are what was counted of it before, so nothing but the state and its words is sent. They are brought up to date after
+`FIRST` symbols and then whenever a quarter more were seen: a table of frequencies stays good for long, and decoding a symbol is one look-up and
+one product. Counting is by context, a small number for each symbol that both sides know beforehand; ``contexts`` has one entry for each symbol, or
+one for all.
+
+``start`` [contexts, symbols] int64, each at least 1, is what counts before anything was seen; a symbol that occurs adds `COUNT`. ``state`` [2] int64 is
+the coder's number and its place in ``words`` (uint32). The encoder begins with (`SEED`, len(words)), takes the arrays from the last to the first,
+and writes downwards; the decoder begins with what the encoder ended with and must end with (`SEED`, len(words)). Whatever the words are, a decoder
+writes only symbols of the alphabet: words beyond the end are 0, and its place then says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.jit import inline, kernel
+
+U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+I64 = NDArray[np.int64]
+Array = NDArray[Any]
+
+FIRST: Final = 16
+COUNT: Final = 32
+SEED: Final = 1 << 31
+SCALE: Final = 16  # frequencies sum to 2^16
+_LOOK: Final = 12  # bits of a place in it by which a symbol is looked up; the rest is walked
+
+
+@kernel
+def encode(codes: U8, contexts: U8, start: I64, state: I64, words: U32) -> None:
+    """Write ``codes`` below what is written already: at most a word for two symbols, and one more."""
+    counts, sums = start.copy(), np.empty((start.shape[0], start.shape[1] + 1), np.int64)
+    _count(codes, contexts, 0, codes.size, counts, COUNT)
+    x, place, stop = state[0], state[1], codes.size
+    begin = _last_epoch(stop)
+    while stop > 0:
+        _count(codes, contexts, begin, stop, counts, -COUNT)
+        _sum_up(counts, sums)
+        for i in range(stop - 1, begin - 1, -1):
+            context, symbol = np.int64(contexts[i if contexts.size > 1 else 0]), np.int64(codes[i])
+            low = sums[context, symbol]
+            frequency = sums[context, symbol + 1] - low
+            if x >> np.int64(63 - SCALE) >= frequency:
+                place -= 1
+                words[place] = np.uint32(x & np.int64(0xFFFFFFFF))
+                x >>= np.int64(32)
+            whole = x // frequency
+            x = (whole << np.int64(SCALE)) + x - whole * frequency + low
+        stop, begin = begin, _last_epoch(begin)
+    state[0], state[1] = x, place
+
+
+@kernel
+def decode(words: U32, contexts: U8, start: I64, state: I64, codes: U8) -> None:
+    """Read ``codes``. Any words will do; the state in the end tells whether they were right."""
+    counts, sums = start.copy(), np.empty((start.shape[0], start.shape[1] + 1), np.int64)
+    look = np.empty((start.shape[0], 1 << _LOOK), np.uint8)
+    lows, symbols = sums.reshape(-1), look.reshape(-1)
+    context = np.int64(contexts[0]) if contexts.size == 1 else np.int64(0)
+    x, place, begin, size = state[0], state[1], 0, words.size
+    while begin < codes.size:
+        stop = min(codes.size, _epoch_end(begin))
+        _sum_up(counts, sums)
+        _fill(sums, look)
+        for i in range(begin, stop):
+            if contexts.size > 1:
+                context = np.int64(contexts[i])
+            row, slot = context * np.int64(sums.shape[1]), x & np.int64((1 << SCALE) - 1)
+            at = row + np.int64(symbols[(context << np.int64(_LOOK)) + (slot >> np.int64(SCALE - _LOOK))])
+            low, high = lows[at], lows[at + 1]
+            while high <= slot:
+                at += 1
+                low, high = high, lows[at + 1]
+            x = (high - low) * (x >> np.int64(SCALE)) + slot - low
+            if x < SEED:
+                x = (x << np.int64(32)) | (np.int64(words[place]) if place < size else np.int64(0))
+                place += 1
+            codes[i] = np.uint8(at - row)
+        _count(codes, contexts, begin, stop, counts, COUNT)
+        begin = stop
+    state[0], state[1] = x, place
+
+
+@inline
+def _epoch_end(begin: int) -> int:
+    return begin + max(FIRST, begin >> 2)
+
+
+@inline
+def _last_epoch(size: int) -> int:
+    """Where the last epoch of ``size`` symbols begins."""
+    begin, end = 0, _epoch_end(0)
+    while end < size:
+        begin, end = end, _epoch_end(end)
+    return begin
+
+
+@inline
+def _count(codes: U8, contexts: U8, begin: int, stop: int, counts: I64, by: int) -> None:
+    for i in range(begin, stop):
+        counts[contexts[i if contexts.size > 1 else 0], codes[i]] += by
+
+
+@inline
+def _sum_up(counts: I64, sums: I64) -> None:
+    """Frequencies of at least 1 in proportion to ``counts``, summed up from 0 to 2^`SCALE`; what rounding leaves is the commonest symbol's."""
+    symbols = counts.shape[1]
+    spare = (1 << SCALE) - symbols
+    for c in range(counts.shape[0]):
+        total, most = np.int64(0), 0
+        for s in range(symbols):
+            total += counts[c, s]
+            most = s if counts[c, s] > counts[c, most] else most
+        left = np.int64(spare)
+        for s in range(symbols):
+            left -= counts[c, s] * spare // total
+        at = np.int64(0)
+        for s in range(symbols):
+            sums[c, s] = at
+            at += 1 + counts[c, s] * spare // total + (left if s == most else 0)
+        sums[c, symbols] = at
+
+
+@inline
+def _fill(sums: I64, look: U8) -> None:
+    """For each of the 2^`_LOOK` parts of the range, the symbol in which it begins."""
+    for c in range(sums.shape[0]):
+        part = 0
+        for s in range(sums.shape[1] - 1):
+            end = (sums[c, s + 1] + (1 << (SCALE - _LOOK)) - 1) >> np.int64(SCALE - _LOOK)
+            while part < end:
+                look[c, part] = np.uint8(s)
+                part += 1
