@@ -373,6 +373,9 @@ def _constants(header: Header, op: AnyOp) -> Iterator[Constant]:
         case Norm():
             yield Constant(op, "gamma", "f32", _side(header, op.out))
             yield Constant(op, "beta", "f32", _side(header, op.out))
+        case Position():
+            width = _side(header, op.out)
+            yield Constant(op, "table", "f32", width * math.prod(header.tensors[op.out].shape[:-1]))
         case Lut():
             yield Constant(op, "table", "table", coding.TABLE)
         case Concat():
