@@ -147,7 +147,7 @@ def load(name: str, options: argparse.Namespace) -> Case:
     if photos.classes is None:
         raise errors.UsageError("payload needs labels; give --labels with a CSV of file name and ImageNet class index")
     model = importer.load(models.LITE0, models.LITE0_SHAPE)
-    return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0)
+    return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0, probed=32)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
