@@ -24,7 +24,7 @@ def encoder(place: Path | None, tokens: int) -> onnx.ModelProto:
     torch.manual_seed(0)
     module = Encoder()
     if place is not None:
-        module.load_state_dict(_renamed(load_file(place / WEIGHTS)))
+        module.load_state_dict(renamed(load_file(place / WEIGHTS)))
     ids = torch.ones((1, tokens), dtype=torch.int64)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
@@ -76,7 +76,8 @@ _NAMES: Final = {
 }  # fmt: skip
 
 
-def _renamed(stored: dict[str, Any]) -> dict[str, Any]:
+def renamed(stored: dict[str, Any]) -> dict[str, Any]:
+    """The package's tensors under the names of `Encoder`."""
     names = {"word": "word_embeddings", "position": "position_embeddings", "kind": "token_type_embeddings"}
     found = {f"{ours}.weight": stored[f"embeddings.{theirs}.weight"] for ours, theirs in names.items()}
     for part in ("weight", "bias"):

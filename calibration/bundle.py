@@ -35,13 +35,14 @@ from calibration.graph import Graph, short, tail_model
 from calibration.importer import session
 from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
-from calibration.quantize import Rounded
+from calibration.quantize import Rounded, codes
 from calibration.rounding import SEEN, UNSEEN, Rounding, round_layers
 from calibration.samples import Samples
 from calibration.sensitivity import Probe, Sensitivity, enough
 from calibration.trials import Site, Trial
 from edge_agent import errors
 from edge_agent.head import segment as seg
+from edge_agent.head.coding import coded_bytes
 from edge_agent.head.executor import Head
 from edge_agent.head.preprocess import input_quantization
 from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess
@@ -63,11 +64,12 @@ class Listed(msgspec.Struct):
 
 
 class LayerNoise(msgspec.Struct):
-    """A layer with weights: how many, and the noise that its bits alone put on the output."""
+    """A layer with weights: how many, the noise that its bits alone put on the output, and the bytes that they take in a segment, at `WIDTHS`."""
 
     name: str
     weights: int
     noise: Sensitivity
+    coded_bytes: list[int]
 
 
 class Manifest(msgspec.Struct):
@@ -82,6 +84,7 @@ class Manifest(msgspec.Struct):
     quantizations: dict[str, tuple[float, int]]
     layers: list[LayerNoise]
     cut_noises: list[CutNoise]
+    other_bytes: dict[int, int]  # what the segment of an offered cut holds beside its weights
     trials: list[Trial]
     accuracy: margins.AccuracyModel
     tail_ms: dict[int, float]
@@ -100,7 +103,7 @@ class Bundle:
         self.path, self.manifest, self.sha256 = path, manifest, sha256
         self.name, self.metric, self.labels = manifest.name, manifest.metric, manifest.labels
         self.samples, self.preprocess = manifest.samples, manifest.preprocess
-        self.accuracy = manifest.accuracy
+        self.accuracy, self.other_bytes = manifest.accuracy, manifest.other_bytes
         self.layers = {layer.noise.tensor: layer for layer in manifest.layers}
         self.cut_noises = {noise.cut: noise for noise in manifest.cut_noises}
         self.cuts: list[Cut] = [listed.cut for listed in manifest.cuts]
@@ -248,7 +251,7 @@ def create(
         FORMAT, name, "agreement" if samples.classes is None else "top1", list(labels), len(samples), samples.preprocess,
         [Listed(p.cut, p.reachable, p.reason) for p in work.places], cuts.unsupported(network),
         {t: (q.scale, q.zero_point) for t, q in work.calibration.quantizations.items()}, list(noises.values()),
-        [site.noise for site in sites], tried, accuracy_model, work.tail_ms(), {}, top1,
+        [site.noise for site in sites], work.other_bytes(noises), tried, accuracy_model, work.tail_ms(), {}, top1,
     )  # fmt: skip
     files = {"model.onnx": model.SerializeToString(), "stats.safetensors": safetensors.numpy.save(stats)}
     if work.calibration.roundings:
@@ -319,14 +322,18 @@ class _Making:
             return {}
         head = lower(self.network, self.calibration, self._deepest, 8)
 
+        sizes: dict[str, list[int]] = {}
+
         def rounder(layer: layers.Weighted, bits: int) -> Rounded:
-            return self.calibration.rounded(layer, bits, head.header.tensors[head.index[layer.inputs[0]]].scale)
+            made = self.calibration.rounded(layer, bits, head.header.tensors[head.index[layer.inputs[0]]].scale)
+            sizes.setdefault(layer.out, []).append(coded_bytes(codes(made.levels, bits), bits))
+            return made
 
         count = enough(self.outputs[0].size)
         probe = Probe(self.model, self.network, self.samples[self.judged], count, cache)
         found = probe.layers(self.weighted, rounder, self._progress)
         return {
-            layer.out: LayerNoise(short(layer.name), layer.weight.size, noise)
+            layer.out: LayerNoise(short(layer.name), layer.weight.size, noise, sizes[layer.out])
             for layer, noise in zip(self.weighted, found, strict=True)
         }
 
@@ -335,7 +342,7 @@ class _Making:
     ) -> tuple[margins.AccuracyModel, list[Trial]]:
         """From trials of whole heads on the judged samples. Its noise is what the parts sum to, for that is what a planner knows."""
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
-        step = -(-len(judged) // trials.SAMPLES)
+        step = -(-len(judged) // trials.most(math.prod(self.samples.preprocess.shape)))
         judged, outputs = judged[::step], outputs[::step]
         flat = outputs.reshape(len(outputs), -1)
         found, deltas = trials.run(
@@ -349,6 +356,19 @@ class _Making:
         )
         each = [delta.reshape(flat.shape) for delta in deltas]
         return margins.fit(flat, judged.classes, each, [trial.predicted for trial in found]), found
+
+    def other_bytes(self, noises: dict[str, LayerNoise]) -> dict[int, int]:
+        """Of each offered cut, by building its segment with weights of 8 bits."""
+        found = {}
+        offered = [p.cut for p in self.places if p.offered]
+        for done, cut in enumerate(offered):
+            size = len(
+                lower(self.network, self.calibration, cut.tensor, 8, self._name, self.samples.preprocess).segment()
+            )
+            weights = [noises[layer.out].coded_bytes[-1] for layer in self.network.weighted(cut.tensor)]
+            found[cut.index] = size - sum(weights)
+            self._progress("segments", done + 1, len(offered))
+        return found
 
     def tail_ms(self) -> dict[int, float]:
         return {p.cut.index: _tail_ms(self.model, self.network.graph, p.cut) for p in self.places if p.offered}

@@ -56,10 +56,15 @@ def top_level(bits: int) -> int:
     return 3 if bits == 2 else 2 ** (bits - 1) - 1
 
 
-def pack(levels: S8, bits: int) -> NDArray[np.uint8]:
-    """Integer weights as codes at ``bits`` bits (docs/architecture.md)."""
+def codes(levels: S8, bits: int) -> NDArray[np.uint8]:
+    """Integer weights as codes at ``bits`` bits (docs/architecture.md), a byte each."""
     w = levels.astype(np.int16)
-    return pack_bits(((w + 3) // 2 if bits == 2 else w + top_level(bits)).astype(np.uint8), bits)
+    return ((w + 3) // 2 if bits == 2 else w + top_level(bits)).astype(np.uint8)
+
+
+def pack(levels: S8, bits: int) -> NDArray[np.uint8]:
+    """The same, packed."""
+    return pack_bits(codes(levels, bits), bits)
 
 
 @dataclass(frozen=True)

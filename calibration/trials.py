@@ -28,8 +28,9 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 TRIALS: Final = 16
-#: Samples of a trial, evenly spread.
-SAMPLES: Final = 1000
+#: Samples of a trial, evenly spread: so many input values in all, and so many samples at least and at most.
+VALUES: Final = 150_000_000
+SAMPLES: Final = (1000, 5000)
 #: Noise of the trials, of half the mean squared margin (`margins`): from 4 ** -7 to 4 ** -0.5 of it.
 EXPONENTS: Final = (-7.0, -0.5)
 _SPREAD: Final = (5**0.5 - 1) / 2  # multiples of the golden ratio, modulo 1, spread evenly
@@ -73,6 +74,11 @@ def codec_noise(noise: CutNoise, codec: CodecNoise) -> float:
     return max(0.0, codec.noise - noise.head)
 
 
+def most(values: int) -> int:
+    """Samples of a trial whose inputs have so many ``values`` each."""
+    return min(max(VALUES // values, SAMPLES[0]), SAMPLES[1])
+
+
 def run(
     sites: Sequence[Site],
     layers: Mapping[str, Sensitivity],
@@ -82,7 +88,7 @@ def run(
     outputs: F32,
     progress: Progress,
 ) -> tuple[list[Trial], list[F32]]:
-    """The trials, and each one's differences [n, ...] of the outputs to the float model's ``outputs`` on ``samples`` (at most `SAMPLES` long).
+    """The trials, and each one's differences [n, ...] of the outputs to the float model's ``outputs`` on ``samples``.
 
     ``margin``: the energy of noise that all else is measured by (`margins.threshold`); ``build`` makes a head with these bits.
     """

@@ -89,7 +89,8 @@ def refined(predicted: Sequence[float], measured: Mapping[int, float]) -> tuple[
     """Times of heads, in ms, by what the device itself measured of some: ``measured[i]`` is the time of the head that ``predicted[i]`` is of.
 
     A measured head has its own time. The others follow a line from nothing through the measured ones in the order of their predictions: heads of
-    one network begin alike, so what a longer one adds is as much off as its neighbours were. Beyond the last the ratio at the last holds.
+    one network begin alike, so what a longer one adds is as much off as its neighbours were. Beyond the last the ratio at the last holds; but where
+    that is over 1 it counts the less the shorter the last is: a head that is feared and never tried would never be measured.
     """
     points = [(0.0, 0.0)]
     for expected, found in sorted((predicted[i], ms) for i, ms in measured.items() if predicted[i] > 0):
@@ -98,9 +99,14 @@ def refined(predicted: Sequence[float], measured: Mapping[int, float]) -> tuple[
         return tuple(measured.get(i, ms) for i, ms in enumerate(predicted))
     last, at_last = points[-1]
     return tuple(
-        measured[i] if i in measured else _on_line(ms, points) if ms < last else ms * at_last / last
+        measured[i] if i in measured else _on_line(ms, points) if ms < last else ms * _beyond(at_last / last, last / ms)
         for i, ms in enumerate(predicted)
     )
+
+
+def _beyond(ratio: float, share: float) -> float:
+    """The ratio for a head of which a measured one is this share."""
+    return min(ratio, 1 + (ratio - 1) * share)
 
 
 def _on_line(x: float, points: Sequence[Point2]) -> float:

@@ -13,8 +13,36 @@ from edge_agent.head.segment import Header, only_moves
 from edge_agent.protocol import frames
 from edge_server.planner import CutCodec, Layer, Level, Place, Table, precompute
 
-#: Points of accuracy drop for which patterns are made.
-DROPS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 20.0, 50.0, 100.0)
+#: Points of accuracy drop for which patterns are made: what is asked for is rounded down to one of them.
+DROPS: Final = (
+    *(
+        0.01,
+        0.02,
+        0.05,
+        0.1,
+        0.15,
+        0.2,
+        0.25,
+        0.3,
+        0.35,
+        0.4,
+        0.45,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+        1.0,
+        1.2,
+        1.4,
+        1.7,
+        2.0,
+        2.4,
+        2.8,
+        3.3,
+    ),
+    *(4.0, 4.5, 5.0, 6.0, 7.0, 8.5, 10.0, 15.0, 20.0, 50.0, 100.0),
+)
 
 
 def table_of(bundle: Bundle, progress: Callable[[int, int], None] | None = None) -> Table:
@@ -39,7 +67,9 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
     inside = [bundle.layers[name] for name in bundle.weight_layers(index)]
     return Place(
         cut=cut,
-        layers=tuple(Layer(layer.name, layer.weights, tuple(layer.noise.noise)) for layer in inside),
+        layers=tuple(
+            Layer(layer.name, layer.weights, tuple(layer.noise.noise), tuple(layer.coded_bytes)) for layer in inside
+        ),
         codecs=tuple(
             CutCodec(one.rule, one.bits, payload_bytes(math.prod(cut.shape), one.bits), trials.codec_noise(noise, one))
             for one in noise.codecs
@@ -48,7 +78,7 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
         memory_bytes=header.arena_bytes + sum(layer.weights for layer in inside),
         inside=frozenset({cut.layer, *(op.name for op in header.ops)}),
         is_input=only_moves(header),
-        other_bytes=other_bytes(header, sum(layer.weights for layer in inside)),
+        other_bytes=bundle.other_bytes[index],
         noise=trials.head_noise(noise, [layer.noise for layer in inside]),
     )
 
@@ -56,8 +86,3 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
 def payload_bytes(elements: int, bits: int) -> int:
     """Bytes of one frame on the link: header and ``elements`` codes; the WebSocket's own 6 to 14 bytes are not counted."""
     return frames.HEADER_BYTES + codec.payload_bytes(elements, bits)
-
-
-def other_bytes(header: Header, weights: int) -> int:
-    """What a segment holds beside its ``weights``, which have 8 bits in ``header``: scales, biases, tables, about 300 bytes of JSON an operator."""
-    return header.blob_bytes - weights + 300 * len(header.ops)

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 from calibration.bundle import Bundle
 from device_profiles import DeviceProfile, predict
 from edge_agent import errors, limits
+from edge_agent.protocol.messages import Cut
 
 _LAST: Final = 50  # runs that a median is taken over
 _FRESH_S: Final = 10.0  # a wait longer ago says nothing of now
@@ -77,18 +78,19 @@ def head_times(
     Raises `errors.ProtocolError` for measurements that are none.
     """
     check(measured)
-    predicted = [_predicted(bundle, cut, profile) for cut in cuts]
+    heads = [predict.head_ms(bundle.header(cut), profile) for cut in cuts]
+    codes = [predict.encode_ms(_sent(bundle.cuts[cut]), profile) for cut in cuts]
     found: dict[int, list[float]] = {}
     for sha256, ms in measured.items():
         if segments.get(sha256) in cuts:
             found.setdefault(cuts.index(segments[sha256]), []).append(ms)
-    return predict.refined(predicted, {place: fmean(times) for place, times in found.items()})
+    alone = {place: max(0.0, fmean(times) - codes[place]) for place, times in found.items()}
+    return tuple(head + code for head, code in zip(predict.refined(heads, alone), codes, strict=True))
 
 
-def _predicted(bundle: Bundle, index: int, profile: DeviceProfile) -> float:
-    cut = bundle.cuts[index]
-    sent = 0 if cut.kind == "output" else math.prod(cut.shape)
-    return predict.head_ms(bundle.header(index), profile) + predict.encode_ms(sent, profile)
+def _sent(cut: Cut) -> int:
+    """Values that cross the link."""
+    return 0 if cut.kind == "output" else math.prod(cut.shape)
 
 
 def check(measured: Mapping[str, float]) -> None:

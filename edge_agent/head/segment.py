@@ -374,7 +374,8 @@ def _constants(header: Header, op: AnyOp) -> Iterator[Constant]:
             yield Constant(op, "gamma", "f32", _side(header, op.out))
             yield Constant(op, "beta", "f32", _side(header, op.out))
         case Position():
-            yield Constant(op, "table", "f32", math.prod(header.tensors[op.out].shape) if _side(header, op.out) else 0)
+            _side(header, op.out)
+            yield Constant(op, "table", "f32", math.prod(header.tensors[op.out].shape))
         case Lut():
             yield Constant(op, "table", "table", coding.TABLE)
         case Concat():

@@ -131,7 +131,7 @@ class Parts(Message):
 class Prediction(Message):
     """What the planner expects of a candidate.
 
-    ``drop_points`` is the expected drop, of which ``drop_low`` to ``drop_high`` holds 95 % of what a measurement on `promise` samples would show;
+    ``drop_points`` is the expected drop, of which a measurement on fresh samples is below ``drop_low`` or above ``drop_high`` in 3 % of cases each;
     ``samples`` are those behind the prediction. ``noise``: energy at the output of weights, codec and head together.
     """
 

@@ -1,6 +1,6 @@
 """Bits for every weight layer of a head, and a codec for its cut: least bytes under a bound on the noise that quantization adds.
 
-A layer's weights at b bits take ceil(weights x b / 8) bytes and add ``noise[b]`` to the output (energy, in any one unit); noises add up. `allocate` is
+A layer's weights at b bits take so many bytes of a segment, coded or packed, and add ``noise[b]`` to the output (energy, in any one unit); noises add up. `allocate` is
 exact (proof: `knapsack`), whatever the tables look like. `closed_form` is QPART's rule and `uniform` one width for all: baselines.
 """
 
@@ -28,12 +28,22 @@ _HAIR: Final = 1 + 1e-6  # so that the number in a message, given back, is enoug
 @dataclass(frozen=True, slots=True)
 class Layer:
     """``noise[i]``: what the weights at ``WIDTHS[i]`` bits add; infinite where they may not have so many. As a rule it falls with every bit, but
-    nothing here depends on that.
+    nothing here depends on that. ``coded[i]``: the bytes that they take in a segment; without it, those of packed codes count.
     """
 
     name: str
     weights: int
     noise: tuple[float, ...]
+    coded: tuple[int, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes at each of `WIDTHS`."""
+        return self.coded or tuple(packed_bytes(self.weights, bits) for bits in WIDTHS)
+
+    def size(self, bits: int) -> int:
+        """Bytes at ``bits``."""
+        return self.sizes[bits - WIDTHS[0]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,7 @@ def allocate(
     Raises `errors.UsageError` for tables and numbers that make no sense, `errors.InfeasibleError` where even the least noise is over the budget.
     """
     _check(layers, budget, codecs, frame_weight)
-    costs = [[packed_bytes(layer.weights, bits) for bits in WIDTHS] for layer in layers]
+    costs = [list(layer.sizes) for layer in layers]
     noises = [list(layer.noise) for layer in layers]
     if codecs:
         costs.append([round(frame_weight * codec.frame_bytes) for codec in codecs])
@@ -133,8 +143,8 @@ def packed_bytes(weights: int, bits: int) -> int:
 
 
 def segment_bytes(layers: Sequence[Layer], bits: Sequence[int]) -> int:
-    """Bytes of all packed weights; scales, biases and the header are not counted, for they do not depend on the bits."""
-    return sum(packed_bytes(layer.weights, b) for layer, b in zip(layers, bits, strict=True))
+    """Bytes of all weights; scales, biases and the header are not counted, for they do not depend on the bits."""
+    return sum(layer.size(b) for layer, b in zip(layers, bits, strict=True))
 
 
 def total_noise(layers: Sequence[Layer], bits: Sequence[int], extra: float = 0.0) -> float:
@@ -165,11 +175,7 @@ def _nearest(layer: Layer, size: int, budget: float) -> int:
 def _relief(layer: Layer, bits: int, to: int) -> float:
     """Noise taken away for each byte added."""
     before, after = layer.noise[bits - WIDTHS[0]], layer.noise[to - WIDTHS[0]]
-    return (
-        0.0
-        if before <= after
-        else (before - after) / max(1, packed_bytes(layer.weights, to) - packed_bytes(layer.weights, bits))
-    )
+    return 0.0 if before <= after else (before - after) / max(1, layer.size(to) - layer.size(bits))
 
 
 def _table(rows: Sequence[Sequence[float]], fill: float) -> F64:
@@ -185,9 +191,10 @@ def _check(layers: Sequence[Layer], budget: float, codecs: Sequence[CutCodec] = 
         if not (math.isfinite(value) and value >= 0):
             raise errors.UsageError(f"{name} is {value}: give a number of 0 or more")
     for layer in layers:
-        if layer.weights < 1 or len(layer.noise) != len(WIDTHS) or not all(noise >= 0 for noise in layer.noise):
+        sized = len(layer.sizes) == len(layer.noise) == len(WIDTHS) and min(layer.sizes) >= 0
+        if layer.weights < 1 or not sized or not all(noise >= 0 for noise in layer.noise):
             raise errors.UsageError(
-                f"layer {layer.name} needs weights and {len(WIDTHS)} noises of 0 or more: calibrate it again"
+                f"layer {layer.name} needs weights, and {len(WIDTHS)} sizes and noises of 0 or more: calibrate it again"
             )
     if not all(codec.noise >= 0 and codec.frame_bytes >= 0 for codec in codecs):
         raise errors.UsageError("a codec needs bytes and a noise of 0 or more: calibrate it again")

@@ -24,7 +24,7 @@ def verify_allocation(
     """
     if len(found.bits) != len(layers) or (found.codec is None) != (not codecs):
         return ["it answers another question"]
-    items = [[((layer.weights * b + 7) // 8, noise) for b, noise in enumerate(layer.noise, 2)] for layer in layers]
+    items = [[(_size(layer, b), noise) for b, noise in enumerate(layer.noise, 2)] for layer in layers]
     taken = [b - 2 for b in found.bits]
     if codecs:
         items.append([(round(frame_weight * codec.frame_bytes), codec.noise) for codec in codecs])
@@ -49,6 +49,10 @@ def verify_allocation(
         "it is far from the relaxation's bound": bytes_ - _dual(items, budget) <= 1 + _widest(items),
     }
     return [fault for fault, holds in checks.items() if not holds]
+
+
+def _size(layer: Layer, bits: int) -> int:
+    return layer.coded[bits - 2] if layer.coded else (layer.weights * bits + 7) // 8
 
 
 def _dual(items: list[list[tuple[int, float]]], budget: float) -> float:
@@ -76,9 +80,7 @@ def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:
         return ["pattern, codec and place do not belong together"]
     codecs = [place.codecs[i] for i in ([] if pick.codec is None else [pick.codec, *pick.ladder])]
     weights = sum(Fraction(layer.noise[b - 2]) for layer, b in zip(place.layers, pattern.bits, strict=True))
-    size = place.other_bytes + sum(
-        (layer.weights * b + 7) // 8 for layer, b in zip(place.layers, pattern.bits, strict=True)
-    )
+    size = place.other_bytes + sum(_size(layer, b) for layer, b in zip(place.layers, pattern.bits, strict=True))
     frame = codecs[0].frame_bytes if codecs else 0
     allowed = max((level.noise for level in table.levels if level.drop_points <= demand.max_drop_points), default=-1.0)
     weights += Fraction(place.noise)

@@ -73,6 +73,7 @@ def test_every_layer_and_every_codec_of_an_offered_cut_has_its_noise(made: Bundl
     assert list(made.layers) == made.weight_layers(last)
     for layer in made.layers.values():
         assert layer.weights > 0
+        assert all(size <= layer.weights * b / 8 + 40 for size, b in zip(layer.coded_bytes, range(2, 9), strict=True))
         assert layer.noise.noise[0] > layer.noise.noise[2] > layer.noise.noise[-1] > 0
     assert list(made.cut_noises) == made.offered
     for cut, noise in made.cut_noises.items():
@@ -243,6 +244,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
         "noise of cuts",
         "sensitivity of layers",
         "trials",
+        "segments",
     ]
     for phase in {p for p, _, _ in told}:
         steps = [(done, total) for p, done, total in told if p == phase]

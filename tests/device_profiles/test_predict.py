@@ -173,12 +173,19 @@ def test_without_own_timings_a_prediction_stands() -> None:
 
 
 def test_a_measured_head_has_its_own_time_and_the_others_are_scaled_with_it() -> None:
-    assert predict.refined([0.0, 2.0, 4.0, 8.0], {2: 6.0}) == pytest.approx((0.0, 3.0, 6.0, 12.0))
+    assert predict.refined([0.0, 2.0, 4.0, 8.0], {3: 12.0}) == pytest.approx((0.0, 3.0, 6.0, 12.0))
+    assert predict.refined([0.0, 2.0, 4.0, 8.0], {1: 1.0}) == pytest.approx((0.0, 1.0, 2.0, 4.0))
+
+
+def test_a_short_head_that_took_long_does_not_condemn_a_long_one_that_was_never_tried() -> None:
+    short, half = (predict.refined([1.0, 50.0, 100.0], measured)[2] for measured in ({0: 20.0}, {1: 1000.0}))
+    assert short == pytest.approx(100 * (1 + 19 / 100))
+    assert half == pytest.approx(100 * (1 + 19 / 2))
 
 
 def test_a_head_between_two_measured_ones_lies_between_their_times() -> None:
     assert predict.refined([0.0, 2.0, 4.0, 6.0, 8.0], {1: 2.0, 3: 10.0}) == pytest.approx(
-        (0.0, 2.0, 6.0, 10.0, 8 * 10 / 6)
+        (0.0, 2.0, 6.0, 10.0, 8 * (1 + (10 / 6 - 1) * 6 / 8))
     )
 
 

