@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -28,7 +28,7 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from calibration import accuracy, cuts, layers, margins, observe, stored, trials
+from calibration import accuracy, cuts, fidelity, layers, margins, observe, stored, trials
 from calibration.accuracy import CutNoise, Spot, Tail
 from calibration.clipping import Histogram
 from calibration.graph import Graph, short, tail_model
@@ -50,9 +50,13 @@ from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 TAIL_RUNS: Final = 9
 OUTPUT_ROOM: Final = 1.2
+
+#: What is lost: right answers, answers as the float model's, or the cosine to its outputs; "auto" is the first with labels, else the second.
+Metric = Literal["auto", "top1", "agreement", "cosine"]
+Model = margins.AccuracyModel | fidelity.FidelityModel
 
 
 class Listed(msgspec.Struct):
@@ -75,7 +79,7 @@ class LayerNoise(msgspec.Struct):
 class Manifest(msgspec.Struct):
     format: int
     name: str
-    metric: str  # top1 where the samples had labels, else agreement
+    metric: Literal["top1", "agreement", "cosine"]
     labels: list[str]
     samples: int
     preprocess: Preprocess
@@ -86,7 +90,7 @@ class Manifest(msgspec.Struct):
     cut_noises: list[CutNoise]
     other_bytes: dict[int, int]  # what the segment of an offered cut holds beside its weights
     trials: list[Trial]
-    accuracy: margins.AccuracyModel
+    accuracy: Model
     tail_ms: dict[int, float]
     files: dict[str, str]  # SHA-256
     float_top1: float | None = None  # per cent of the samples that the float model has right; None without labels
@@ -103,7 +107,8 @@ class Bundle:
         self.path, self.manifest, self.sha256 = path, manifest, sha256
         self.name, self.metric, self.labels = manifest.name, manifest.metric, manifest.labels
         self.samples, self.preprocess = manifest.samples, manifest.preprocess
-        self.accuracy, self.other_bytes = manifest.accuracy, manifest.other_bytes
+        self.accuracy: Model = manifest.accuracy
+        self.other_bytes = manifest.other_bytes
         self.layers = {layer.noise.tensor: layer for layer in manifest.layers}
         self.cut_noises = {noise.cut: noise for noise in manifest.cut_noises}
         self.cuts: list[Cut] = [listed.cut for listed in manifest.cuts]
@@ -228,18 +233,23 @@ def create(
     progress: Progress = _quiet,
     rounding: Rounding = "gptq",
     cache: Path | None = None,
+    metric: Metric = "auto",
 ) -> Bundle:
     """Calibrate ``model`` (from `calibration.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
 
     ``labels`` are class names. ``progress(phase, done, total)`` is called often. ``rounding`` of weights: to the nearest grid point, or by what it
     does to the samples (`calibration.rounding`), which loses much less below 8 bits. ``cache``: a folder for measurements of layers, so that only
-    what changed is measured again. Raises `errors.ModelError`, `errors.InputError` (samples, their classes, or class names that do not fit the
-    model), `errors.StoreError` (the folder cannot be written).
+    what changed is measured again. ``metric``: the samples' classes are looked at for "top1" alone. Raises `errors.ModelError`, `errors.InputError`
+    (samples, their classes, or class names that do not fit the model), `errors.UsageError` (a metric that needs classes, and there are none),
+    `errors.StoreError` (the folder cannot be written).
     """
+    judged_by = _metric(metric, samples)
+    if judged_by != "top1":
+        samples = Samples(samples.preprocess, samples.sources)
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
     _check_classes(model, samples, labels)
-    work = _Making(model, network, cuts.find(network), samples, name, progress, rounding)
+    work = _Making(model, network, cuts.find(network), samples, name, progress, rounding, judged_by)
     sites = work.sites()
     noises = work.layer_noises(cache)
     accuracy_model, tried = work.accuracy_model(sites, noises)
@@ -248,7 +258,7 @@ def create(
     stats |= {f"counts/{site.spot.index}": site.histogram.counts for site in sites}
     stats |= {f"values/{site.spot.index}": site.histogram.values for site in sites if site.spot.quantization is None}
     manifest = Manifest(
-        FORMAT, name, "agreement" if samples.classes is None else "top1", list(labels), len(samples), samples.preprocess,
+        FORMAT, name, judged_by, list(labels), len(samples), samples.preprocess,
         [Listed(p.cut, p.reachable, p.reason) for p in work.places], cuts.unsupported(network),
         {t: (q.scale, q.zero_point) for t, q in work.calibration.quantizations.items()}, list(noises.values()),
         [site.noise for site in sites], work.other_bytes(noises), tried, accuracy_model, work.tail_ms(), {}, top1,
@@ -272,9 +282,10 @@ class _Making:
         name: str,
         progress: Progress,
         rounding: Rounding,
+        metric: Literal["top1", "agreement", "cosine"],
     ) -> None:
         self.model, self.network, self.places, self.samples = model, network, places, samples
-        self._name, self._progress = name, progress
+        self._name, self._progress, self._metric = name, progress, metric
         self.calibration = calibrate(model, network, samples, progress)
         deepest = [place.cut.tensor for place in places if place.reachable][-1]
         if rounding == "gptq":
@@ -337,25 +348,26 @@ class _Making:
             for layer, noise in zip(self.weighted, found, strict=True)
         }
 
-    def accuracy_model(
-        self, sites: Sequence[Site], noises: dict[str, LayerNoise]
-    ) -> tuple[margins.AccuracyModel, list[Trial]]:
+    def accuracy_model(self, sites: Sequence[Site], noises: dict[str, LayerNoise]) -> tuple[Model, list[Trial]]:
         """From trials of whole heads on the judged samples. Its noise is what the parts sum to, for that is what a planner knows."""
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
-        step = -(-len(judged) // trials.most(math.prod(self.samples.preprocess.shape)))
+        step = -(-len(judged) // trials.most(math.prod(self.samples.preprocess.shape), outputs[0].size))
         judged, outputs = judged[::step], outputs[::step]
-        flat = outputs.reshape(len(outputs), -1)
+        flat, cosine = outputs.reshape(len(outputs), -1), self._metric == "cosine"
         found, deltas = trials.run(
             sites,
             {tensor: layer.noise for tensor, layer in noises.items()},
-            margins.threshold(flat),
+            fidelity.energy(flat) if cosine else margins.threshold(flat),
             lambda site, bits: self.head(site.spot.tensor, bits)[0],
             judged,
             outputs,
+            fidelity.compare if cosine else functools.partial(_compare_answers, judged.classes),
             self._progress,
         )
-        each = [delta.reshape(flat.shape) for delta in deltas]
-        return margins.fit(flat, judged.classes, each, [trial.predicted for trial in found]), found
+        each, noises_of = [delta.reshape(flat.shape) for delta in deltas], [trial.predicted for trial in found]
+        if cosine:
+            return fidelity.fit(flat, each, noises_of), found
+        return margins.fit(flat, judged.classes, each, noises_of), found
 
     def other_bytes(self, noises: dict[str, LayerNoise]) -> dict[int, int]:
         """Of each offered cut, by building its segment with weights of 8 bits."""
@@ -372,6 +384,21 @@ class _Making:
 
     def tail_ms(self) -> dict[int, float]:
         return {p.cut.index: _tail_ms(self.model, self.network.graph, p.cut) for p in self.places if p.offered}
+
+
+def _compare_answers(classes: I64 | None, outputs: F32, found: F32) -> tuple[float, float, float, float]:
+    return accuracy.compare(accuracy.top1(outputs), accuracy.top1(found), classes)
+
+
+def _metric(wanted: Metric, samples: Samples) -> Literal["top1", "agreement", "cosine"]:
+    """What ``samples`` are judged by."""
+    if wanted == "auto":
+        return "agreement" if samples.classes is None else "top1"
+    if wanted == "top1" and samples.classes is None:
+        raise errors.UsageError(
+            "--metric top1 needs labels: give --labels or a labels.csv, or choose agreement or cosine"
+        )
+    return wanted
 
 
 def check_shape(graph: Graph, preprocess: Preprocess) -> None:
@@ -418,6 +445,11 @@ def _output_quantization(network: layers.Network, statistics: observe.Statistics
 
 def _check_classes(model: onnx.ModelProto, samples: Samples, names: Sequence[str]) -> None:
     outputs = runner(model)(samples[0][None]).size
+    if outputs < 2:
+        raise errors.ModelError(
+            "the model has one output value, for which no --metric means anything (top-1 is always the same, a cosine only "
+            "tells its sign); give a model with two outputs or more"
+        )
     samples.check_classes(outputs)
     if names and len(names) != outputs:
         raise errors.InputError(
