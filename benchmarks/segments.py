@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     widths = QUICK_WIDTHS if options.quick else WIDTHS
     ready = rounding.prepare(photos[::2], (1.0,), widths)
-    rows = weights(ready.calibrations["gptq"].roundings, widths)
+    rows = weights(ready.rounded().roundings, widths)
     report("EfficientNet-Lite0: all weights by coder, per cent of packed", rows, {})
     steps = [step for step in STEPS if set(step) <= set(widths)]
     ways = upgrades(ready, steps, photos[1::2][: QUICK_PHOTOS // 2 if options.quick else NOISE_PHOTOS])
@@ -122,7 +122,7 @@ def _speed(arrays: Sequence[U8], bits: int) -> float:
 
 def upgrades(ready: rounding.Network, steps: Sequence[tuple[int, int]], photos: Samples) -> list[dict[str, Any]]:
     """A row for each step from few bits to more: the files, the way, and what nesting would do to the few."""
-    network, calibration = ready.network, ready.calibrations["gptq"]
+    network, calibration = ready.network, ready.rounded()
     files = {bits: lower(network, calibration, network.graph.output, bits).segment() for step in steps for bits in step}
     floats = accuracy.float_outputs(ready.run, photos)
     rows = []

@@ -22,6 +22,7 @@ from calibration.samples import Samples
 from edge_agent.head import load
 from edge_agent.protocol.messages import Preprocess
 from tests import small_models as small
+from tests import small_transformers
 from tests import small_transformers as transformers
 
 #: Mean error of all outputs over the least that any integers have at any scale, on these inputs, whose covariances are ill-conditioned: 1.1 to 1.6.
@@ -264,3 +265,14 @@ def test_the_even_step_of_no_weights_at_all_is_a_number() -> None:
 
 def test_width_holds_the_levels() -> None:
     assert [width(np.array([0, most], np.int8)) for most in (0, 3, 4, 7, -8, 63, 64, -127)] == [3, 3, 4, 4, 5, 7, 8, 8]
+
+
+def test_layers_of_few_positions_see_more_samples() -> None:
+    model = simplify(small_transformers.vit_model())
+    network = layers.build(Graph.of(model))
+    shape = network.graph.stored_shape(network.graph.input)
+    x = np.random.default_rng(0).normal(size=(400, *shape)).astype(np.float32)
+    samples = Samples(Preprocess("tensor", shape), list(x))
+    found = dict(moments.collect(model, network, network.weighted(network.graph.output), samples, lambda *_: None))
+    for each in found.values():
+        assert each.count >= min(moments.DEEP * each.mean.shape[1], len(samples))
