@@ -34,8 +34,8 @@ from calibration.graph import Graph
 from calibration.layers import Conv, Embed, Linear, Weighted
 from calibration.lower import Calibration, Lowered, lower
 from calibration.observe import Quantization
-from calibration.quantize import Rounded
-from calibration.rounding import SEEN, UNSEEN, WIDTHS, entropy, grids, width
+from calibration.quantize import Rounded, width
+from calibration.rounding import RATES, SEEN, UNSEEN, WIDTHS, entropy, grids
 from calibration.samples import Samples, open_samples
 from calibration.sensitivity import Probe
 from edge_agent import codec, errors
@@ -51,8 +51,6 @@ I64 = NDArray[np.int64]
 SHARES: Final = (0.25, 0.5, 0.75, 1.0)
 #: Shares of the products by which a cut may be further from where it should be, if it is narrower.
 NEAR: Final = 0.05
-#: Bits a weight of the grids that are one for a whole layer.
-RATES: Final = (1.25, 1.6, 2.0, 2.4, 2.8, 3.3, 4.0)
 COUNTED: Final = 256
 #: Halvings of the range of budgets, in the logarithm.
 STEPS: Final = 7

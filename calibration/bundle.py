@@ -36,7 +36,7 @@ from calibration.importer import session
 from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
 from calibration.quantize import Rounded, codes
-from calibration.rounding import SEEN, UNSEEN, Rounding, round_layers
+from calibration.rounding import EVEN, RATES, SEEN, UNSEEN, WIDTHS, Rounding, round_layers
 from calibration.samples import Samples
 from calibration.sensitivity import Probe, Sensitivity, enough
 from calibration.trials import Site, Trial
@@ -68,12 +68,19 @@ class Listed(msgspec.Struct):
 
 
 class LayerNoise(msgspec.Struct):
-    """A layer with weights: how many, the noise that its bits alone put on the output, and the bytes that they take in a segment, at `WIDTHS`."""
+    """A layer with weights: how many, the noise that its bits alone put on the output, that of its even grids (`rounding.EVEN`; none where weights go
+    to the nearest), and the bytes that they take in a segment, for all of `WIDTHS` and then of the even grids."""
 
     name: str
     weights: int
     noise: Sensitivity
+    even: list[float]
     coded_bytes: list[int]
+
+    @property
+    def noises(self) -> list[float]:
+        """Of all grids, as ``coded_bytes``."""
+        return [*self.noise.noise, *self.even]
 
 
 class Manifest(msgspec.Struct):
@@ -290,7 +297,7 @@ class _Making:
         deepest = [place.cut.tensor for place in places if place.reachable][-1]
         if rounding == "gptq":
             self.calibration.roundings = round_layers(
-                model, network, self.calibration, deepest, samples[SEEN], progress
+                model, network, self.calibration, deepest, samples[SEEN], progress, rates=RATES
             )
         self.weighted = network.weighted(deepest)
         self._deepest = deepest
@@ -332,21 +339,29 @@ class _Making:
         if not self.weighted:
             return {}
         head = lower(self.network, self.calibration, self._deepest, 8)
-
-        sizes: dict[str, list[int]] = {}
+        sizes: dict[str, list[int]] = {layer.out: [] for layer in self.weighted}
 
         def rounder(layer: layers.Weighted, bits: int) -> Rounded:
             made = self.calibration.rounded(layer, bits, head.header.tensors[head.index[layer.inputs[0]]].scale)
-            sizes.setdefault(layer.out, []).append(coded_bytes(codes(made.levels, bits), bits))
+            wide = self.calibration.width(layer.out, bits)
+            sizes[layer.out].append(coded_bytes(codes(made.levels, wide), wide))
             return made
 
         count = enough(self.outputs[0].size)
         probe = Probe(self.model, self.network, self.samples[self.judged], count, cache)
         found = probe.layers(self.weighted, rounder, self._progress)
+        even: list[list[float]] = [[] for _ in found]
+        if self.calibration.roundings:  # a probe takes as many grids as there are widths
+            grid_of = dict(zip(WIDTHS, EVEN, strict=True))
+            tried = probe.layers(self.weighted, lambda layer, bits: rounder(layer, grid_of[bits]), self._even)
+            even = [one.noise for one in tried]
         return {
-            layer.out: LayerNoise(short(layer.name), layer.weight.size, noise, sizes[layer.out])
-            for layer, noise in zip(self.weighted, found, strict=True)
+            layer.out: LayerNoise(short(layer.name), layer.weight.size, noise, more, sizes[layer.out])
+            for layer, noise, more in zip(self.weighted, found, even, strict=True)
         }
+
+    def _even(self, phase: str, done: int, total: int) -> None:
+        self._progress(f"{phase}, even grids", done, total)
 
     def accuracy_model(self, sites: Sequence[Site], noises: dict[str, LayerNoise]) -> tuple[Model, list[Trial]]:
         """From trials of whole heads on the judged samples. Its noise is what the parts sum to, for that is what a planner knows."""
@@ -377,7 +392,7 @@ class _Making:
             size = len(
                 lower(self.network, self.calibration, cut.tensor, 8, self._name, self.samples.preprocess).segment()
             )
-            weights = [noises[layer.out].coded_bytes[-1] for layer in self.network.weighted(cut.tensor)]
+            weights = [noises[layer.out].coded_bytes[WIDTHS.index(8)] for layer in self.network.weighted(cut.tensor)]
             found[cut.index] = size - sum(weights)
             self._progress("segments", done + 1, len(offered))
         return found

@@ -56,6 +56,12 @@ def top_level(bits: int) -> int:
     return 3 if bits == 2 else 2 ** (bits - 1) - 1
 
 
+def width(levels: S8) -> int:
+    """The bits at which ``levels`` can be packed."""
+    most = int(np.abs(levels.astype(np.int16)).max(initial=0))
+    return max(3, most.bit_length() + 1)
+
+
 def codes(levels: S8, bits: int) -> NDArray[np.uint8]:
     """Integer weights as codes at ``bits`` bits (docs/architecture.md), a byte each."""
     w = levels.astype(np.int16)

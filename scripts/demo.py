@@ -308,7 +308,7 @@ def figures(
     else:
         sends = "nothing is sent"
     widths = [layer["bits"] for layer in plan["layers"]]
-    weights = f"{min(widths)} to {max(widths)} bits" if widths else "none"
+    weights = f"{min(widths):.1f} to {max(widths):.1f} bits" if widths else "none"
     yield "plan", f"cut after {plan['cut']['layer']}: weights {weights}, {sends}"
     held = [i for i, p in enumerate(photos) if not p.seen]
 

@@ -182,7 +182,7 @@ def _least(patterns: Patterns, index: int) -> tuple[str, ...]:
         return ("over it",) + ("",) * 3
     best = rows[(patterns.segment_bytes + patterns.frame_bytes)[rows].argmin()]
     place, pattern = patterns.places[index], patterns.patterns[patterns.pattern[best]]
-    bits = mean_bits([layer.weights for layer in place.layers], pattern.bits)
+    bits = mean_bits(place.layers, pattern.bits)
     segment = (f"{bits:.1f} bits", f"{pattern.segment_bytes / 1000:.1f}") if place.layers else ("", "")
     if (codec := patterns.codec[best]) < 0:
         return *segment, "", ""

@@ -73,7 +73,10 @@ def test_every_layer_and_every_codec_of_an_offered_cut_has_its_noise(made: Bundl
     assert list(made.layers) == made.weight_layers(last)
     for layer in made.layers.values():
         assert layer.weights > 0
-        assert all(size <= layer.weights * b / 8 + 40 for size, b in zip(layer.coded_bytes, range(2, 9), strict=True))
+        assert all(size <= layer.weights * b / 8 + 40 for size, b in zip(layer.coded_bytes, range(2, 9), strict=False))
+        assert len(layer.noises) == len(layer.coded_bytes) == 14
+        assert layer.coded_bytes[7:] == sorted(layer.coded_bytes[7:])
+        assert layer.noises[7] > layer.noises[-1] > 0
         assert layer.noise.noise[0] > layer.noise.noise[2] > layer.noise.noise[-1] > 0
     assert list(made.cut_noises) == made.offered
     for cut, noise in made.cut_noises.items():
@@ -169,8 +172,14 @@ def test_a_segment_with_bits_of_its_own_for_each_layer(made: Bundle) -> None:
     assert made.header(cut, mixed).blob_bytes == head.header.blob_bytes
     assert made.segment(cut, mixed) == made.segment(cut, mixed)
     assert made.weight_layers(0) == []
+    even = mixed | {names[0]: 9, names[1]: 15}
+    ops = [op for op in executor.load(made.segment(cut, even)).header.ops if isinstance(op, seg.Conv)]
+    assert ops[0].bits < 8
+    assert [op.bits for op in ops[2:]] == list(mixed.values())[2:]
     with pytest.raises(errors.UsageError, match="bits for"):
         made.segment(made.offered[1], mixed)
+    with pytest.raises(errors.UsageError, match="16 bits"):
+        made.segment(cut, mixed | {names[0]: 16})
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -243,6 +252,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
         "histograms",
         "noise of cuts",
         "sensitivity of layers",
+        "sensitivity of layers, even grids",
         "trials",
         "segments",
     ]
