@@ -144,14 +144,17 @@ def _scatter(losses: F64) -> float:
 
 
 def _reach(between: F64, scatter: F64, variants: int, samples: int, fresh: int) -> F64:
-    """At each energy the logarithm of the interval's upper end over the mean: of `margins.TAIL` of measurements it is more."""
+    """At each energy the logarithm of the interval's upper end over the mean.
+
+    Half of `margins.TAIL` lies beyond each end: variants scatter more to one side than logarithms make even, and that takes the other half.
+    """
     random = np.random.default_rng(0)
     variant = math.sqrt(1 + 1 / variants) * random.standard_t(max(1, variants - 1), DRAWS)
     sample = random.standard_t(max(1, samples - 1), DRAWS) / math.sqrt(samples) + random.normal(size=DRAWS) / math.sqrt(
         fresh
     )
     drawn = [
-        np.quantile(np.abs(b * variant + s * sample), 1 - 2 * margins.TAIL)
+        np.quantile(np.abs(b * variant + s * sample), 1 - margins.TAIL)
         for b, s in zip(between, scatter, strict=True)
     ]
     return np.minimum(drawn, WIDEST)
