@@ -140,6 +140,7 @@ def map_net() -> onnx.ModelProto:
     return net.model()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", [small.cnn, map_net])
 def test_embeddings_and_maps_are_judged_by_their_cosine(tmp_path: Path, maker: Callable[[], onnx.ModelProto]) -> None:
     opened = make(tmp_path, maker(), samples(), metric="cosine")
