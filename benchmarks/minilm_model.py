@@ -53,10 +53,11 @@ class Layer(nn.Module):  # type: ignore[misc]
 
 
 class Encoder(nn.Module):  # type: ignore[misc]
-    """BERT without its pooler, the ids being its only input."""
+    """BERT without its pooler, the ids being its only input. Unless ``masked``, padding is a token as any other."""
 
-    def __init__(self) -> None:
+    def __init__(self, masked: bool = True) -> None:
         super().__init__()
+        self.masked = masked
         self.word, self.position = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(POSITIONS, WIDTH)
         self.kind, self.norm = nn.Embedding(2, WIDTH), nn.LayerNorm(WIDTH, eps=EPSILON)
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
@@ -64,7 +65,7 @@ class Encoder(nn.Module):  # type: ignore[misc]
     def forward(self, ids: Any) -> Any:
         places = self.position(torch.arange(ids.shape[1]))
         x = self.norm(self.word(ids) + places + self.kind.weight[0])
-        mask = (ids != 0)[:, None, None, :]
+        mask = (ids != 0)[:, None, None, :] if self.masked else None
         for layer in self.layers:
             x = layer(x, mask)
         return x

@@ -7,6 +7,7 @@ files for each class. Texts that occur twice are taken once, so that the probe's
 from __future__ import annotations
 
 import importlib.util
+import logging
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -84,7 +85,10 @@ def _tokens(place: Path, folder: Path) -> tuple[I32, I64]:
 
 
 def _network(place: Path, ids: I32, classes: I64) -> onnx.ModelProto:
-    """The encoder, the mean of its tokens that are no padding at length 1, and a probe fitted to ``ids`` and ``classes``."""
+    """The encoder, the mean of its tokens at length 1, and a probe fitted to ``ids`` and ``classes``.
+
+    Padding is a token as any other (nearly all texts fill `TOKENS`): else the tail would want the ids beside the tensor at the cut.
+    """
     import torch
     from safetensors.torch import load_file
     from torch import nn
@@ -94,12 +98,13 @@ def _network(place: Path, ids: I32, classes: I64) -> onnx.ModelProto:
     class Classifier(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.encoder, self.probe = minilm_model.Encoder(), nn.Linear(minilm_model.WIDTH, int(classes.max()) + 1)
+            self.encoder, self.probe = (
+                minilm_model.Encoder(masked=False),
+                nn.Linear(minilm_model.WIDTH, int(classes.max()) + 1),
+            )
 
         def embed(self, x: Any) -> Any:
-            held = (x != 0)[:, :, None].to(torch.float32)
-            mean = (self.encoder(x) * held).sum(dim=1) / held.sum(dim=1)
-            return nn.functional.normalize(mean, dim=1)
+            return nn.functional.normalize(self.encoder(x).mean(dim=1), dim=1)
 
         def forward(self, x: Any) -> Any:
             return self.probe(self.embed(x))
@@ -116,6 +121,7 @@ def _network(place: Path, ids: I32, classes: I64) -> onnx.ModelProto:
             optimizer.zero_grad()
             nn.functional.cross_entropy(module.probe(read), y).backward()
             optimizer.step()
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         path = Path(scratch) / "model.onnx"

@@ -1,6 +1,6 @@
 """What a plan sends, as a share of what it would send unquantized: real heads at fixed cuts, their drop measured on data that calibration never saw.
 
-    python -m benchmarks.payload [--networks mlp,cnn] [--fashion FOLDER] [--images DIR --labels FILE] [--json OUT] [--quick]
+    python -m benchmarks.payload [--networks mlp,cnn,vit,minilm,lite0] [--images DIR --labels FILE] [--json OUT] [--quick]
 
 Payload = (segment file + one frame at the cut) / (float32 weights + float32 tensor of the same cut). The file counts whole: header, scales, biases,
 tables; so does the frame. Where the network ends on the device nothing is sent but the segment, and the float32 side keeps the output's tensor out
@@ -15,8 +15,9 @@ are points of top-1 on the evaluation samples, with their paired 95 % interval; 
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,17 +26,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from benchmarks import fashion, models
+from benchmarks import fashion, models, news
 from benchmarks.report import parser, quiet, report
 from calibration import accuracy, bundle, cuts, importer, layers, observe, reweigh
 from calibration.clipping import Histogram
 from calibration.graph import Graph
 from calibration.layers import Conv, Embed, Linear, Weighted
 from calibration.lower import Calibration, Lowered, lower
-from calibration.moments import collect
-from calibration.observe import Quantization, to_onnx
-from calibration.quantize import Rounded, least_scale, nearest
-from calibration.rounding import SEEN, UNSEEN, WIDTHS, Rounder, entropy, even_step, width
+from calibration.observe import Quantization
+from calibration.quantize import Rounded
+from calibration.rounding import SEEN, UNSEEN, WIDTHS, entropy, grids, width
 from calibration.samples import Samples, open_samples
 from calibration.sensitivity import Probe
 from edge_agent import codec, errors
@@ -53,11 +53,9 @@ SHARES: Final = (0.25, 0.5, 0.75, 1.0)
 NEAR: Final = 0.05
 #: Bits a weight of the grids that are one for a whole layer.
 RATES: Final = (1.25, 1.6, 2.0, 2.4, 2.8, 3.3, 4.0)
-PROBED: Final = 512
 COUNTED: Final = 256
 #: Halvings of the range of budgets, in the logarithm.
 STEPS: Final = 7
-BATCH: Final = 250
 #: Evaluation samples from which on a goal is judged by the interval's upper end.
 ENOUGH: Final = 1000
 Z90: Final = 1.2815515655446004
@@ -66,7 +64,10 @@ TEMPERATURES: Final = tuple(float(t) for t in np.geomspace(0.5, 4.0, 31))
 
 @dataclass(frozen=True)
 class Case:
-    """A network with its data. ``calibration`` and ``evaluation`` share no sample. ``goal``: points of top-1, and ``percent`` of payload."""
+    """A network with its data. ``calibration`` and ``evaluation`` share no sample. ``goal``: points of top-1, and ``percent`` of payload.
+
+    ``probed``: samples on which the noise of each layer's grids is measured.
+    """
 
     name: str
     model: onnx.ModelProto
@@ -74,6 +75,7 @@ class Case:
     evaluation: Samples
     goal: float = 0.5
     percent: float = 10.0
+    probed: int = 512
 
 
 @dataclass(frozen=True)
@@ -112,33 +114,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fashion.add_option(options)
     options.add_argument("--images", type=Path, help="folder of photographs for EfficientNet-Lite0")
     options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
-    options.add_argument("--networks", default="mlp,cnn,lite0", help="which, by comma")
+    options.add_argument("--minilm", type=Path, help="folder of MiniLM; else the installed package's")
+    options.add_argument(
+        "--news", type=Path, help="folder of BBC News, a folder for each class; else the installed package's"
+    )
+    options.add_argument("--networks", default="mlp,cnn,vit", help="which of mlp, cnn, vit, minilm and lite0, by comma")
     chosen = options.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     summary: dict[str, float] = {}
     for name in chosen.networks.split(","):
-        if name == "lite0" and chosen.images is None:
-            continue
-        case = load(name, chosen.fashion, chosen.images, chosen.labels, chosen.quick)
+        case = load(name, chosen)
         found = measure(case, (0.5, 1.0) if chosen.quick else SHARES)
         rows += found
         summary |= summarize(case, found)
     report("Payload against float32, and what it costs", rows, summary, chosen.json)
 
 
-def load(name: str, folder: Path, images: Path | None, labels: str | None, quick: bool) -> Case:
-    """The network ``name`` and its data. Raises `errors.UsageError` for a name that is none."""
+def load(name: str, options: argparse.Namespace) -> Case:
+    """The network ``name`` and its data, as ``options`` say. Raises `errors.UsageError` for a name that is none, and for data that is not there."""
     if name in fashion.NETWORKS:
-        data = fashion.load(folder)
-        count = 1000 if quick else None
+        data = fashion.load(options.fashion)
+        count = 1000 if options.quick else None
         return Case(name, fashion.network(name, data), data.calibration.samples(count), data.test.samples(count))
-    if name == "lite0" and images is not None:
-        photos = open_samples(images, models.LITE0_PREPROCESS, labels, 48 if quick else None)
-        if photos.classes is None:
-            raise errors.UsageError("payload needs labels; give --labels with a CSV of file name and class index")
-        model = importer.load(models.LITE0, models.LITE0_SHAPE)
-        return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0)
-    raise errors.UsageError(f"there is no network {name!r}; choose of mlp, cnn, vit, minilm, lite0")
+    if name == "minilm":
+        read = news.load(options.minilm, options.news)
+        return Case(name, read.model, read.calibration, read.evaluation[:: 10 if options.quick else 1], probed=48)
+    if name != "lite0":
+        raise errors.UsageError(f"there is no network {name!r}; choose of mlp, cnn, vit, minilm and lite0")
+    if options.images is None:
+        raise errors.UsageError("EfficientNet-Lite0 needs photographs; give --images with a folder of them")
+    photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels, 48 if options.quick else None)
+    if photos.classes is None:
+        raise errors.UsageError("payload needs labels; give --labels with a CSV of file name and ImageNet class index")
+    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+    return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0, probed=32)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -150,43 +159,17 @@ def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tab
     plain = bundle.calibrate(case.model, network, seen[: 4 * COUNTED])
     tables = Tables(case, network, plain)
     deepest = max(tensors, key=lambda tensor: len(network.needed(tensor)))
-    probe = Probe(case.model, network, unseen, PROBED)
+    probe = Probe(case.model, network, unseen, case.probed)
     lowered = lower(network, plain, deepest, 8)
-    for layer, grids in _grids(case.model, network, lowered, deepest, seen):
-        halves = [grids[: len(WIDTHS)], grids[len(WIDTHS) :]]
+    for layer, made in grids(case.model, network, plain, deepest, seen, quiet, WIDTHS, RATES):
+        halves = [made[: len(WIDTHS)], made[len(WIDTHS) :]]
         noises = [noise for half in halves for noise in probe.layers([layer], _taking(half), quiet)[0].noise]
-        pairs = zip(grids, noises, strict=True)
+        pairs = zip(made, noises, strict=True)
         tables.points[layer.out] = [Point(rounded, coded_bytes(rounded), noise) for rounded, noise in pairs]
     inside = [tensor for tensor in tensors if tensor != network.graph.output]
     for tensor, histogram in _histograms(case.model, network, lowered, inside, seen[:COUNTED]).items():
         tables.codecs[tensor] = _codecs(probe, tensor, histogram)
     return tables
-
-
-def _grids(
-    model: onnx.ModelProto, network: layers.Network, lowered: Lowered, deepest: str, seen: Samples
-) -> Iterator[tuple[Weighted, list[Rounded]]]:
-    """Each layer's weights at `WIDTHS` and `RATES`."""
-    held = network.weighted(deepest)
-    for table in [la for la in held if isinstance(la, Embed)]:
-        none = np.zeros(len(table.weight), np.float32)
-        yield (
-            table,
-            [nearest(table.weight, table.bias, bits, none) for bits in WIDTHS] + [_even(table, r) for r in RATES],
-        )
-    products = [la for la in held if isinstance(la, Conv | Linear)]
-    for layer, moments in collect(model, network, products, seen, quiet):
-        scale = lowered.header.tensors[lowered.index[layer.inputs[0]]].scale
-        least = least_scale(layer.bias, scale) if isinstance(layer, Conv) else np.zeros(len(layer.bias), np.float32)
-        rounder = Rounder(layer.weight, layer.bias, least, moments)
-        yield layer, [rounder.at(bits) for bits in WIDTHS] + [rounder.even(rate) for rate in RATES]
-
-
-def _even(table: Embed, rate: float) -> Rounded:
-    """The rows of an embedding, which no inputs say anything about, at the nearest levels of one grid."""
-    step = np.float32(even_step(table.weight, rate))
-    levels = np.clip(np.rint(table.weight / step), -127, 127).astype(np.int8)
-    return Rounded(levels, np.full(len(levels), step), table.bias.astype(np.float64))
 
 
 def _histograms(
@@ -476,24 +459,14 @@ def pruned(judge: Judge, share: float, cut: str) -> dict[str, Any]:
     """The float head with its least weights set to 0, as many as the goal allows, and the float32 tensor at the cut."""
     tables = judge.tables
     held = tables.layers(cut)
-    model = reweigh.reweigh(judge.case.model, tables.network, held)
-    run = importer.session(model)
-    name = tables.network.graph.input_of(model).name
     sizes = np.sort(np.concatenate([np.abs(la.weight).reshape(-1) for la in held]))
 
     def answers(zeros: int, samples: Samples) -> tuple[F32, int]:
         least = sizes[zeros] if zeros < len(sizes) else np.inf
         kept = {la.out: np.where(np.abs(la.weight) >= least, la.weight, np.float32(0)) for la in held}
-        feeds = {k: v for la in held for k, v in reweigh.weights(la, kept[la.out], la.bias).items()}
-        parts = range(0, len(samples), BATCH if bundle._batched(judge.case.model) else 1)
-        step = parts.step
-        found = [
-            run.run(
-                None, {name: to_onnx(np.stack([samples[i] for i in range(p, min(p + step, len(samples)))])), **feeds}
-            )[0]
-            for p in parts
-        ]
-        return np.concatenate(found), sum(map(sparse_bytes, kept.values()))
+        values = {k: v for la in held for k, v in reweigh.weights(la, kept[la.out], la.bias).items()}
+        changed = reweigh.reweigh(judge.case.model, tables.network, held, values)
+        return floats(changed, samples), sum(map(sparse_bytes, kept.values()))
 
     low, high = 0, len(sizes)
     while high - low > len(sizes) // 100:

@@ -48,7 +48,7 @@ SOURCES: Final = ("calibration", "kernels", "edge_agent/head", "edge_agent/codec
 
 FRAMES, QUICK_FRAMES = 30, 8  # that are timed, of each plan
 TURN: Final = 5  # frames in a turn, beside the first
-SECONDS, QUICK_SECONDS = 12.0, 4.0  # for the frames at one link
+SECONDS, QUICK_SECONDS = 8.0, 4.0  # for the frames at one link
 TRIES: Final = 5  # to have a plan
 UNTRUE: Final = 0.05  # a device's time so far off its prediction is worth a new plan
 HOPELESS: Final = 1.5  # a plan so many times slower than the best after a turn is not run again

@@ -1,10 +1,11 @@
-"""What few-bit weights cost EfficientNet-Lite0: nearest rounding against rounding by the outputs, at uniform bits and with depthwise layers at 8.
+"""What few-bit weights cost EfficientNet-Lite0: nearest rounding, rounding by the outputs and even grids, at uniform bits and with depthwise layers at 8.
 
     python -m benchmarks.rounding --images DIR --labels FILE --json OUT
 
 Every other photograph calibrates (ranges, means, rounding); all figures are of the rest, from real integer heads with the float tail behind them
 and no codec between. Noise is the mean squared difference of the logits to the float model's. Drops are in points of top-1 with their paired 95 %
-interval. A cut's per cent is the head's share of the network's products. Rows at 8 bits are what 8-bit activations cost by themselves.
+interval. Weights are per cent of float32 by their entropy, as segments code them. A cut's per cent is the head's share of the network's products.
+Rows at 8 bits are what 8-bit activations cost by themselves.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from benchmarks import models
 from benchmarks.report import photo_parser, quiet, report
 from calibration import accuracy, bundle, cuts, importer, layers
 from calibration.graph import Graph
+from calibration.layers import Weighted
 from calibration.lower import Calibration, lower
 from calibration.moments import groups
 from calibration.observe import Quantization
-from calibration.rounding import Rounding, round_layers
+from calibration.quantize import Rounded
+from calibration.rounding import entropy, grids, width
 from calibration.samples import Samples, open_samples
 from edge_agent import errors
 from edge_agent.head import segment as seg
@@ -39,18 +42,25 @@ SCHEMES: Final = (*((bits, bits) for bits in range(3, 9)), *((8, bits) for bits 
 QUICK_PHOTOS: Final = 48
 QUICK_PLACES: Final = (0.5, 1.0)
 QUICK_SCHEMES: Final = ((4, 4), (8, 4))
-ROUNDINGS: Final[tuple[Rounding, ...]] = ("nearest", "gptq")
+#: Even: one grid for a whole layer, as fine as so many bits of entropy pay for; depthwise layers keep a grid for each output, packed at their bits.
+ROUNDINGS: Final = ("nearest", "gptq", "even")
 
 
 @dataclass
 class Network:
-    """The calibrated network with its cuts, by share, and the tails behind them (None at the output)."""
+    """The calibrated network with its cuts, by share, and the tails behind them (None at the output). ``grids``: by rounding, layer and bits."""
 
     network: layers.Network
-    calibrations: Mapping[Rounding, Calibration]
+    calibration: Calibration
+    grids: Mapping[tuple[str, str, int], Rounded]
     tensors: Mapping[float, str]
     tails: Mapping[float, accuracy.Tail | None]
     run: accuracy.Tail
+
+    def rounded(self) -> Calibration:
+        """With the weights that are rounded by the outputs."""
+        gptq = {(out, bits): grid for (kind, out, bits), grid in self.grids.items() if kind == "gptq"}
+        return replace(self.calibration, roundings=gptq)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,17 +80,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def prepare(samples: Samples, places: Sequence[float], widths: Sequence[int]) -> Network:
-    """Calibrate Lite0 with ``samples`` and round its weights at ``widths`` in both ways."""
+    """Calibrate Lite0 with ``samples`` and round its weights at ``widths`` in every way."""
     model = importer.load(models.LITE0, models.LITE0_SHAPE)
     network = layers.build(Graph.of(model))
     plain = bundle.calibrate(model, network, samples)
     output = network.graph.output
-    rounded = replace(plain, roundings=round_layers(model, network, plain, output, samples, quiet, widths))
-    tensors = {share: _cut(network, share) for share in places}
-    tails = {
-        share: None if t == output else bundle.tail_runner(model, network.graph, t) for share, t in tensors.items()
-    }
-    return Network(network, {"nearest": plain, "gptq": rounded}, tensors, tails, bundle.runner(model))
+    made: dict[tuple[str, str, int], Rounded] = {}
+    index, tensors = (lowered := lower(network, plain, output, 8)).index, lowered.header.tensors
+    for layer, each in grids(model, network, plain, output, samples, quiet, widths, widths):
+        scale = tensors[index[layer.inputs[0]]].scale
+        made |= {("nearest", layer.out, bits): plain.rounded(layer, bits, scale) for bits in widths}
+        even = each[: len(widths)] if groups(layer) > 1 else each[len(widths) :]
+        made |= {("gptq", layer.out, bits): grid for bits, grid in zip(widths, each, strict=False)}
+        made |= {("even", layer.out, bits): grid for bits, grid in zip(widths, even, strict=True)}
+    ends = {share: _cut(network, share) for share in places}
+    tails = {share: None if t == output else bundle.tail_runner(model, network.graph, t) for share, t in ends.items()}
+    return Network(network, plain, made, ends, tails, bundle.runner(model))
 
 
 def _cut(network: layers.Network, share: float) -> str:
@@ -104,15 +119,19 @@ def measure(ready: Network, samples: Samples, schemes: Sequence[tuple[int, int]]
             la.out: depthwise if groups(la) > 1 else others for la in ready.network.weighted(ready.network.graph.output)
         }
         for rounding in ROUNDINGS:
-            found = _logits(ready, rounding, bits, samples)
-            for share, logits in found.items():
-                rows.append(_row(ready, share, (depthwise, others), rounding, outputs, logits, samples))
+            chosen = {out: ready.grids[rounding, out, b] for out, b in bits.items()}
+            for share, logits in _logits(ready, chosen, samples).items():
+                place = {"cut %": round(100 * share), "depthwise": depthwise, "others": others, "rounding": rounding}
+                coded = _coded(chosen, ready.network.weighted(ready.tensors[share]))
+                rows.append({**place, "weights %": coded, **_worth(outputs, logits, samples)})
     return sorted(rows, key=lambda row: (row["cut %"], row["depthwise"] != row["others"], row["others"]))
 
 
-def _logits(ready: Network, rounding: Rounding, bits: Mapping[str, int], samples: Samples) -> dict[float, F32]:
-    """Logits [n, classes] for each cut, from the integer head with ``bits`` and the float tail."""
-    lowered = lower(ready.network, ready.calibrations[rounding], ready.network.graph.output, bits)
+def _logits(ready: Network, chosen: Mapping[str, Rounded], samples: Samples) -> dict[float, F32]:
+    """Logits [n, classes] for each cut, from the integer head with these weights and the float tail."""
+    bits = {out: width(grid.levels) for out, grid in chosen.items()}
+    calibration = replace(ready.calibration, roundings={(out, bits[out]): grid for out, grid in chosen.items()})
+    lowered = lower(ready.network, calibration, ready.network.graph.output, bits)
     head = Head(seg.parse(lowered.segment()), check_golden=False)
     taps = {share: lowered.index[tensor] for share, tensor in ready.tensors.items()}
     each = [head.taps(samples.codes(i, head.input), list(taps.values())) for i in range(len(samples))]
@@ -125,20 +144,17 @@ def _logits(ready: Network, rounding: Rounding, bits: Mapping[str, int], samples
     return found
 
 
-def _row(
-    ready: Network, share: float, bits: tuple[int, int], rounding: str, outputs: F32, logits: F32, samples: Samples
-) -> dict[str, Any]:
+def _coded(chosen: Mapping[str, Rounded], held: Sequence[Weighted]) -> float:
+    """Per cent of float32 that the weights take where each costs what its frequency demands."""
+    bits = sum(la.weight.size * entropy(chosen[la.out].levels) for la in held)
+    return 100.0 * bits / (32 * sum(la.weight.size for la in held))
+
+
+def _worth(outputs: F32, logits: F32, samples: Samples) -> dict[str, float]:
     assert samples.classes is not None
     found = accuracy.top1(logits)
     drop, low, high, agreement = accuracy.compare(accuracy.top1(outputs), found, samples.classes)
-    held = ready.network.weighted(ready.tensors[share])
-    packed = sum(la.weight.size * bits[groups(la) == 1] for la in held) / (32 * sum(la.weight.size for la in held))
     return {
-        "cut %": round(100 * share),
-        "depthwise": bits[0],
-        "others": bits[1],
-        "rounding": rounding,
-        "weights %": 100.0 * packed,
         "noise": float(((logits - outputs) ** 2).mean()),
         "top1": 100.0 * float((found == samples.classes).mean()),
         "drop": drop,

@@ -351,7 +351,7 @@ class _Making:
     def accuracy_model(self, sites: Sequence[Site], noises: dict[str, LayerNoise]) -> tuple[Model, list[Trial]]:
         """From trials of whole heads on the judged samples. Its noise is what the parts sum to, for that is what a planner knows."""
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
-        step = -(-len(judged) // min(trials.SAMPLES, max(1, trials.VALUES // outputs[0].size)))
+        step = -(-len(judged) // trials.most(math.prod(self.samples.preprocess.shape), outputs[0].size))
         judged, outputs = judged[::step], outputs[::step]
         flat, cosine = outputs.reshape(len(outputs), -1), self._metric == "cosine"
         found, deltas = trials.run(

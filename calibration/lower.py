@@ -46,10 +46,14 @@ class Calibration:
             return known
         if not isinstance(layer, layers.Conv):
             return nearest(layer.weight, layer.bias, bits, np.zeros(len(layer.weight), np.float32))
+        return nearest(layer.weight, layer.bias, bits, least_scale(layer.bias, scale_x), self.means_of(layer))
+
+    def means_of(self, layer: layers.Conv) -> F32 | None:
+        """The mean of each input of ``layer``, if it was observed."""
         means = self.means.get(layer.inputs[0])
         if means is not None and layer.groups == 1:  # a flattened plane repeats its channels
             means = np.tile(means, layer.weight.shape[3] // len(means))
-        return nearest(layer.weight, layer.bias, bits, least_scale(layer.bias, scale_x), means)
+        return means
 
 
 @dataclass

@@ -39,7 +39,8 @@ PASS_BYTES: Final = 512 << 20
 class Moments:
     """``mean`` [G, K] and ``covariance`` [G, K, K] of the K = KH KW C / groups inputs of an output, for each group, over ``count`` positions.
 
-    Inputs are in the order of the stored weights [KH, KW, C / groups]; padding counts as the zeros that it is.
+    Inputs are in the order of the stored weights [KH, KW, C / groups]; padding counts as the zeros that it is. Where positions do not count alike,
+    ``count`` is that of as many equal ones.
     """
 
     mean: F64
@@ -56,7 +57,7 @@ def collect(
         sums = [_Sums(network, layer) for layer in part]
         wanted = [min(len(samples), _wanted(network, layer)) for layer in part]
         chosen = [set(_spread(max(wanted), count)) for count in wanted]
-        tap = Tap(model, network.graph, sorted({s.tensor for s in sums}))
+        tap = Tap(model, network.graph, sorted({t for s in sums for t in s.tensors}))
         for i, values in enumerate(tap.over(samples[k] for k in _spread(len(samples), max(wanted)))):
             for total, own in zip(sums, chosen, strict=True):
                 if i in own:
@@ -69,10 +70,8 @@ def collect(
 
 def _wanted(network: Network, layer: Product) -> int:
     """Samples that enter the layer's moments."""
-    known = (
-        layer.out if layer.out in network.graph.shapes else layer.inputs[0]
-    )  # joined products have as many rows as their input
-    positions = min(POSITIONS, math.prod(network.graph.stored_shape(known)[:-1]))
+    made = next(iter(layer.products)) if isinstance(layer, Linear) else layer.out
+    positions = min(POSITIONS, math.prod(network.graph.stored_shape(made)[:-1]))
     return min(MOST_SAMPLES, max(SAMPLES, -(-DEEP * math.prod(layer.weight.shape[1:]) // positions)))
 
 
@@ -91,17 +90,22 @@ class _Sums:
 
     def __init__(self, network: Network, layer: Product) -> None:
         self.layer, self._entry = layer, entry(network, layer)
-        self.tensor = self._entry.tensor
+        #: A product that goes into the stream: its error counts as far as the norms behind it leave it.
+        self._stream = layer.out if isinstance(layer, Linear) and len(layer.inputs) > 1 else None
+        self.tensors = [self._entry.tensor, *([self._stream] if self._stream else [])]
         count, depth = groups(layer), math.prod(layer.weight.shape[1:])
         self._sum, self._square = np.zeros((count, depth)), np.zeros((count, depth, depth))
         self._about: F32 | None = None
         self._held: list[F32] = []
-        self._count = 0
+        self._shares: list[F32] = []
+        self._count = self._squares = 0.0
 
     def add(self, values: Mapping[str, F32]) -> None:
-        plane = self._entry.read(values[self.tensor])
+        plane = self._entry.read(values[self._entry.tensor])
         read = _windows(plane, self.layer, self._entry.pad) if isinstance(self.layer, Conv) else _rows(plane)
         self._held.append(read)
+        if self._stream:
+            self._shares.append(1 / np.maximum(_rows(values[self._stream])[0].var(axis=1), np.float32(1e-12)))
         if sum(x.shape[1] for x in self._held) >= (TOGETHER if len(self._sum) == 1 else TOGETHER_GROUPED):
             self._flush()
 
@@ -111,9 +115,13 @@ class _Sums:
         if self._about is None:  # sums about a mean lose no digits to it
             self._about = x.mean(axis=1, keepdims=True)
         x -= self._about
-        self._sum += x.sum(axis=1, dtype=np.float64)
-        self._square += x.transpose(0, 2, 1) @ x
-        self._count += x.shape[1]
+        share = np.concatenate(self._shares) if self._stream else np.ones(x.shape[1], np.float32)
+        self._shares = []
+        weighed = x * share[:, None] if self._stream else x
+        self._sum += weighed.sum(axis=1, dtype=np.float64)
+        self._square += x.transpose(0, 2, 1) @ weighed
+        self._count += float(share.sum(dtype=np.float64))
+        self._squares += float((share.astype(np.float64) ** 2).sum())
 
     def moments(self) -> Moments:
         if self._held:
@@ -121,7 +129,7 @@ class _Sums:
         mean = self._sum / self._count
         covariance = self._square / self._count - mean[:, :, None] * mean[:, None, :]
         assert self._about is not None
-        return Moments(mean + self._about[:, 0], covariance, self._count)
+        return Moments(mean + self._about[:, 0], covariance, round(self._count**2 / self._squares))
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def nearest(weight: F32, bias: F32, bits: int, least: F32, mean_x: F32 | None = 
     levels = levels.reshape(weight.shape)
     wanted = bias.astype(np.float64)
     if mean_x is not None:
-        wanted = wanted + _mean_error(weight, levels, scale, mean_x)
+        wanted = wanted + mean_error(weight, levels, scale, mean_x)
     return Rounded(levels, scale, wanted)
 
 
@@ -151,7 +151,7 @@ def _levels(weight: F32, scale: F32, bits: int) -> F32:
     return levels
 
 
-def _mean_error(weight: F32, levels: S8, scale: F32, mean_x: F32) -> F64:
+def mean_error(weight: F32, levels: S8, scale: F32, mean_x: F32) -> F64:
     """Mean of sum (w - scale * level) * x for each output channel."""
     error = (weight.astype(np.float64) - levels * scale.astype(np.float64)[:, None, None, None]).sum(axis=(1, 2))
     outs, width = error.shape

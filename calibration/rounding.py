@@ -12,7 +12,7 @@ of every width can be made once, at calibration.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.layers import Conv, Embed, Linear, Network
+from calibration.layers import Conv, Embed, Linear, Network, Weighted
 from calibration.lower import Calibration, lower
 from calibration.moments import Moments, collect
 from calibration.observe import Progress
@@ -42,6 +42,8 @@ BLOCK: Final = 64
 #: Scales that are tried, as shares of the one of least squared weight error. Up to `SHALLOW` inputs, as in depthwise layers, many cost nothing.
 SHARES: Final = (0.9, 1.0)
 SHALLOW: Final = 32
+#: Weights of a layer whose entropy stands for all.
+ENTROPY_WEIGHTS: Final = 1 << 20
 SHALLOW_SHARES: Final = tuple(float(s) for s in np.geomspace(0.4, 2.0, 24))
 
 
@@ -70,24 +72,45 @@ def round_layers(
     widths: Sequence[int] = WIDTHS,
     options: Options = DEFAULT,
 ) -> dict[tuple[str, int], Rounded]:
-    """The weights of each layer of the head up to ``cut`` at each of ``widths``: what `Calibration.roundings` takes.
+    """The weights of each layer of the head up to ``cut`` at each of ``widths``: what `Calibration.roundings` takes."""
+    made = grids(model, network, calibration, cut, samples, progress, widths, (), options)
+    return {(layer.out, bits): grid for layer, each in made for bits, grid in zip(widths, each, strict=True)}
+
+
+def grids(
+    model: onnx.ModelProto,
+    network: Network,
+    calibration: Calibration,
+    cut: str,
+    samples: Samples,
+    progress: Progress,
+    widths: Sequence[int] = WIDTHS,
+    rates: Sequence[float] = (),
+    options: Options = DEFAULT,
+) -> Iterator[tuple[Weighted, list[Rounded]]]:
+    """Each layer of the head up to ``cut`` with its weights at each of ``widths`` and, on even grids, of ``rates``.
 
     The rows of an embedding, of which each answer holds but one, go to the nearest.
     """
     lowered = lower(network, calibration, cut, 8)
     layers = network.weighted(cut)
-    found: dict[tuple[str, int], Rounded] = {}
-    for table in [layer for layer in layers if isinstance(layer, Embed)]:
-        found |= {(table.out, bits): calibration.rounded(table, bits) for bits in widths}
-        progress("rounding", len(found) // len(widths), len(layers))
+    tables = [layer for layer in layers if isinstance(layer, Embed)]
+    for done, table in enumerate(tables, 1):
+        yield table, [*(calibration.rounded(table, bits) for bits in widths), *(_even_table(table, r) for r in rates)]
+        progress("rounding", done, len(layers))
     products = [layer for layer in layers if isinstance(layer, Conv | Linear)]
-    for layer, moments in collect(model, network, products, samples, progress):
+    for done, (layer, moments) in enumerate(collect(model, network, products, samples, progress), len(tables) + 1):
         scale_x = lowered.header.tensors[lowered.index[layer.inputs[0]]].scale
         least = least_scale(layer.bias, scale_x) if isinstance(layer, Conv) else np.zeros(len(layer.bias), np.float32)
         rounder = Rounder(layer.weight, layer.bias, least, moments, options)
-        found |= {(layer.out, bits): rounder.at(bits) for bits in widths}
-        progress("rounding", len(found) // len(widths), len(layers))
-    return found
+        yield layer, [*map(rounder.at, widths), *map(rounder.even, rates)]
+        progress("rounding", done, len(layers))
+
+
+def _even_table(table: Embed, rate: float) -> Rounded:
+    step = np.float32(even_step(table.weight, rate))
+    levels = np.clip(np.rint(table.weight / step), -127, 127).astype(np.int8)
+    return Rounded(levels, np.full(len(levels), step), table.bias.astype(np.float64))
 
 
 class Rounder:
@@ -168,14 +191,16 @@ def width(levels: S8) -> int:
 
 def entropy(levels: NDArray[np.integer[Any]]) -> float:
     """Bits that a level takes in the mean where each costs what its frequency demands."""
-    counts = np.unique(levels, return_counts=True)[1]
-    shares = counts / counts.sum()
+    flat = levels.reshape(-1).astype(np.int64)
+    counts = np.bincount(flat - flat.min(initial=0))
+    shares = counts[counts > 0] / max(1, flat.size)
     return float(-(shares * np.log2(shares)).sum())
 
 
 def even_step(weight: F32, rate: float) -> float:
     """The step at which the nearest levels of ``weight`` have an entropy of ``rate`` bits; no coarser than its greatest weight, nor finer than 8 bits."""
     peak = max(float(np.abs(weight).max(initial=0.0)), 1e-20)
+    weight = weight.reshape(-1)[:: 1 + weight.size // ENTROPY_WEIGHTS]
     fine, coarse = peak / 127, peak
     if entropy(np.rint(weight / np.float32(fine)).astype(np.int64)) <= rate:
         return fine

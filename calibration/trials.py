@@ -28,9 +28,11 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 TRIALS: Final = 16
-#: Samples of a trial, evenly spread, and fewer where their outputs together are more values than `VALUES`: every trial's are kept.
-SAMPLES: Final = 1000
-VALUES: Final = 1 << 23
+#: Samples of a trial, evenly spread: as many as have so many input values together, but within these bounds; and no more than have so many output
+#: values, for every trial's are kept.
+VALUES: Final = 150_000_000
+SAMPLES: Final = (1000, 5000)
+OUTPUTS: Final = 1 << 23
 #: Noise of the trials, of half the mean squared margin (`margins`), or of the outputs' mean square (`fidelity`): from 4 ** -7 to 4 ** -0.5 of it.
 EXPONENTS: Final = (-7.0, -0.5)
 _SPREAD: Final = (5**0.5 - 1) / 2  # multiples of the golden ratio, modulo 1, spread evenly
@@ -77,6 +79,11 @@ def codec_noise(noise: CutNoise, codec: CodecNoise) -> float:
     return max(0.0, codec.noise - noise.head)
 
 
+def most(inputs: int, outputs: int) -> int:
+    """Samples of a trial of a network with so many values in and out."""
+    return max(1, min(max(VALUES // inputs, SAMPLES[0]), SAMPLES[1], OUTPUTS // outputs))
+
+
 def run(
     sites: Sequence[Site],
     layers: Mapping[str, Sensitivity],
@@ -87,7 +94,7 @@ def run(
     judge: Judge,
     progress: Progress,
 ) -> tuple[list[Trial], list[F32]]:
-    """The trials, and each one's differences [n, ...] of the outputs to the float model's ``outputs`` on ``samples`` (at most `SAMPLES` long).
+    """The trials, and each one's differences [n, ...] of the outputs to the float model's ``outputs`` on ``samples``.
 
     ``margin``: the energy of noise that all else is measured by (`margins.threshold`, `fidelity.energy`); ``build`` makes a head with these bits.
     """

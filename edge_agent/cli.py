@@ -142,6 +142,7 @@ def plan(
     uplink: Annotated[float | None, typer.Option("--uplink", min=1e-3, help="What if: Mbit/s to the server.")] = None,
     downlink: Annotated[float | None, typer.Option("--downlink", min=1e-3, help="What if: Mbit/s from the server.")] = None,
     rtt: Annotated[float | None, typer.Option("--rtt", min=0, help="What if: round trip, in ms.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Have the server draw the trade-offs into this .svg or .png.")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Ask the server for a plan and explain it; with --board or a link's values, for what is not here."""
@@ -150,7 +151,7 @@ def plan(
 
     link = {"uplink_mbps": uplink, "downlink_mbps": downlink, "rtt_ms": rtt}
     given = {name: value for name, value in link.items() if value is not None}
-    asyncio.run(command.plan(settings, json=json, board=board, given=given))
+    asyncio.run(command.plan(settings, json=json, board=board, given=given, plot=plot))
 
 
 @app.command()
@@ -224,7 +225,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return {_KEYS.get(name, name): value for name, value in given.items() if name not in _NOT_SETTINGS}
 
 
-_NOT_SETTINGS = {"config", "json", "images", "board", "uplink", "downlink", "rtt"}
+_NOT_SETTINGS = {"config", "json", "plot", "images", "board", "uplink", "downlink", "rtt"}
 _KEYS = {
     "host": "api.host", "port": "api.port", "max_drop": "demand.max_drop_points", "max_latency": "demand.max_latency_ms",
     "min_rate": "demand.min_rate_fps", "keep": "demand.keep", "frames": "demand.frames", "max_away": "demand.max_away_s",

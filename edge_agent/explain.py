@@ -16,8 +16,9 @@ from edge_agent.protocol.messages import Candidate, Cut, LinkEstimate, Plan, Pre
 
 BAR_WIDTH = 48
 SHOWN = 8  # runners-up with a cut inside the network
+MANY, TWO_COLUMNS = 16, 116  # rows of the noise's table, and columns of a terminal, from which it is set in two columns
 WIDE = 100  # columns of a terminal from which the table of runners-up names clipping rules
-_STAGES = (("device", "green", "█"), ("transfer", "yellow", "▒"), ("server", "blue", "░"))
+_STAGES = (("device", "green", "█"), ("transfer", "yellow", "▒"), ("queue", "magenta", "▓"), ("server", "blue", "░"))
 _COME_ON_TOP = "decoding and resizing the image come on top; `edge-agent infer` shows them"
 
 
@@ -28,7 +29,7 @@ def explain(plan: Plan, width: int = 80) -> RenderableType:
     if plan.preprocess.kind == "image":
         parts.append(Text(_COME_ON_TOP, style="dim"))
     if plan.layers:
-        parts += [Text(), noise(plan)]
+        parts += [Text(), noise(plan, width)]
     if plan.runners_up:
         parts += [Text(), runners_up(plan, width)]
     return Group(*parts)
@@ -85,17 +86,25 @@ def headline(plan: Plan) -> str:
     return plain(where[plan.mode])
 
 
-def noise(plan: Plan) -> RenderableType:
-    """Bits and share of the noise of every layer, the codec and the head's activations."""
+def noise(plan: Plan, width: int = 80) -> RenderableType:
+    """Bits and share of the noise of every layer, the codec and the head's activations; in two columns where they are many and ``width`` allows."""
+    rows = [(plain(one.layer), str(one.weights), str(one.bits), _share(one.noise_share)) for one in plan.layers]
+    if plan.mode != "device":
+        rows.append(("the codec at the cut", "", str(plan.ladder[plan.codec].bits), _share(plan.codec_share)))
+    rows.append(("8-bit activations of the head", "", "", _share(plan.head_share)))
+    half = -(-len(rows) // 2) if width >= TWO_COLUMNS and len(rows) > MANY else len(rows)
+    side_by_side = Table.grid(padding=(0, 4, 0, 0))
+    side_by_side.add_row(*(_noise_table(part) for part in (rows[:half], rows[half:]) if part))
+    return Group(Text("Noise on the output, by what makes it", style="bold"), Text(), side_by_side)
+
+
+def _noise_table(rows: list[tuple[str, str, str, str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for name in ("layer", "weights", "bits", "noise"):
         table.add_column(name, justify="left" if name == "layer" else "right", overflow="fold")
-    for layer in plan.layers:
-        table.add_row(Text(plain(layer.layer)), str(layer.weights), str(layer.bits), _share(layer.noise_share))
-    if plan.mode != "device":
-        table.add_row("the codec at the cut", "", str(plan.ladder[plan.codec].bits), _share(plan.codec_share))
-    table.add_row("8-bit activations of the head", "", "", _share(plan.head_share))
-    return Group(Text("Noise on the output, by what makes it", style="bold"), Text(), table)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
 
 
 def _share(value: float) -> str:
@@ -151,7 +160,7 @@ def size(count: float) -> str:
 def drop(prediction: Prediction) -> str:
     """The predicted accuracy drop with its interval and sample count."""
     return (
-        f"{prediction.drop_points:.2f} points (95 % interval {prediction.drop_low:.2f} to {prediction.drop_high:.2f}, "
+        f"{prediction.drop_points:.2f} points ({prediction.drop_low:.2f} to {prediction.drop_high:.2f} where it is measured; "
         f"{prediction.samples} samples)"
     )
 
@@ -180,11 +189,19 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
     rows += [(f"{plan.metric} drop", drop(p)), ("segment", size(p.segment_bytes)), ("must stay here", plan.demand.keep)]
     if p.energy_source != "unknown":
         rows.append(("energy", f"{p.energy_j:.3g} J a frame ({p.energy_source})"))
+    rows.append(("objective", _objective(plan)))
     return rows
 
 
+def _objective(plan: Plan) -> str:
+    """The sum and its parts, those that weigh nothing left out."""
+    parts = {name: getattr(plan.prediction.parts, name) for name in ("time", "fetch", "energy", "cost")}
+    told = " + ".join(f"{name} {value:.4g}" for name, value in parts.items() if value)
+    return f"{plan.prediction.objective:.4g} = {told}" if told else "0"
+
+
 def _time(prediction: Prediction, width: int) -> RenderableType:
-    values = (prediction.device_ms, prediction.transfer_ms, prediction.server_ms)
+    values = (prediction.device_ms, prediction.transfer_ms, prediction.queue_ms, prediction.server_ms)
     bar, total = Text(), max(prediction.total_ms, sum(values), 1e-9)
     for value, (_, colour, block) in zip(values, _STAGES, strict=True):
         bar.append(block * round(min(BAR_WIDTH, width) * (value / total)), style=colour)

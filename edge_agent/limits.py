@@ -19,6 +19,7 @@ UNSENT_BYTES: Final = 128 * 1024  # TCP_NOTSENT_LOWAT: bytes the kernel may hold
 # --- requests and documents
 MAX_REQUEST_BYTES: Final = 4 * MiB  # a plan request, a profile
 MAX_PLAN_BYTES: Final = 4 * MiB  # a plan with labels and runners-up
+MAX_PICTURE_BYTES: Final = 16 * MiB  # of trade-off curves
 MAX_PROBE_BYTES: Final = 4 * MiB  # one link measurement
 MAX_IMAGE_BYTES: Final = 32 * MiB  # an encoded image handed to the agent
 MAX_IMAGE_PIXELS: Final = 64_000_000  # a decompression bomb

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import device_profiles
 from device_profiles import known
-from edge_agent import negotiation
+from edge_agent import errors, negotiation
 from edge_agent.config import Settings
 from edge_agent.explain import WhatIf, explain, plain
+from edge_agent.protocol.messages import PlanRequest
 
 
 async def plan(
-    settings: Settings, *, json: bool, board: str | None = None, given: Mapping[str, float] | None = None
+    settings: Settings,
+    *,
+    json: bool,
+    board: str | None = None,
+    given: Mapping[str, float] | None = None,
+    plot: Path | None = None,
 ) -> None:
     """Print the plan that the server makes for this machine and link; nothing is fetched or run.
 
     ``board`` names a known board to plan for in place of this machine, ``given`` the values of the link (as in `LinkEstimate`) that are not to be
-    measured; the output says so.
+    measured; the output says so. ``plot``: a file for the picture of the trade-offs, which the server draws.
     """
     given = given or {}
+    form = _form(plot) if plot else ""
     stands_in = known.load(board) if board else None
     spinner = Console(stderr=True).status("measuring this machine")
     with spinner:
@@ -36,6 +46,12 @@ async def plan(
             link = await negotiation.link(client, given, say)
             measured = {} if stands_in else negotiation.timings(settings).known()
             chosen = await negotiation.plan(client, settings, profile, [], measured, say, link)
+            if plot:
+                say("drawing the trade-offs")
+                asked = PlanRequest(
+                    settings.model, device_profiles.to_dict(profile), link, settings.demand, [], measured
+                )
+                await asyncio.to_thread(_write, plot, await client.curves(asked, form))
     what_if = WhatIf(board, stands_in, link, sorted(given)) if board or given else None
     if json:
         extra = {"what_if": what_if.document()} if what_if else {}
@@ -45,10 +61,22 @@ async def plan(
         if what_if:
             console.print(what_if.words(), "")
         console.print(explain(chosen, console.width))
+        if plot:
+            console.print(Text(f"\nthe trade-offs are drawn in {plot}"))
 
 
-def _measured(settings: Settings) -> dict[str, float]:
-    return negotiation.timings(settings).known()
+def _form(plot: Path) -> str:
+    form = plot.suffix.lower().removeprefix(".")
+    if form not in ("png", "svg"):
+        raise errors.UsageError(f"{plot} is no picture that can be drawn: give a name that ends in .png or .svg")
+    return form
+
+
+def _write(path: Path, image: bytes) -> None:
+    try:
+        path.write_bytes(image)
+    except OSError as error:
+        raise errors.StoreError(f"{path} cannot be written ({error.strerror}): choose another place") from error
 
 
 async def models(settings: Settings, *, json: bool) -> None:

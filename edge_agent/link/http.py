@@ -101,12 +101,13 @@ class ServerClient:
 
     async def plan(self, request: PlanRequest) -> Plan:
         """A plan for ``request``, or `errors.PlanError` (unknown model, infeasible demand)."""
-        body = encode(request)
-        if len(body) > limits.MAX_REQUEST_BYTES:
-            raise errors.ProtocolError(
-                f"a plan request of {len(body)} bytes is over the limit of {limits.MAX_REQUEST_BYTES}; shorten the profile"
-            )
-        return decode(await self._ask("POST", "v1/plan", limits.MAX_PLAN_BYTES, data=body), Plan)
+        return decode(await self._ask("POST", "v1/plan", limits.MAX_PLAN_BYTES, data=_body(request)), Plan)
+
+    async def curves(self, request: PlanRequest, form: str) -> bytes:
+        """A picture (``png`` or ``svg``) of the trade-offs around the plan for ``request``. Raises as `plan` does."""
+        body = _body(request)
+        async with self._request("POST", "v1/curves", data=body, params={"format": form}) as response:
+            return await _bounded(response, limits.MAX_PICTURE_BYTES)
 
     async def measure_link(self) -> LinkEstimate:
         """Round trip and rates between here and the server; takes one to two seconds."""
@@ -270,6 +271,15 @@ async def _refused(response: aiohttp.ClientResponse) -> errors.SplitEdgeError:
         return errors.from_wire(document["error"])
     except (errors.ProtocolError, KeyError):  # somebody else's error page
         return dial.status_error(response.status, response.url)
+
+
+def _body(request: PlanRequest) -> bytes:
+    body = encode(request)
+    if len(body) > limits.MAX_REQUEST_BYTES:
+        raise errors.ProtocolError(
+            f"a plan request of {len(body)} bytes is over the limit of {limits.MAX_REQUEST_BYTES}; shorten the profile"
+        )
+    return body
 
 
 def _first_byte(response: aiohttp.ClientResponse, wanted: _Download, have: int) -> int:

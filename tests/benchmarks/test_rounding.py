@@ -22,7 +22,7 @@ def test_quick_run_shows_that_rounding_by_the_outputs_loses_less(
     found = json.loads(out.read_text())
     assert found["summary"]["lite0.gptq4.noise"] < 0.8 * found["summary"]["lite0.nearest4.noise"]
     rows = {(row["cut %"], row["depthwise"], row["others"], row["rounding"]): row for row in found["rows"]}
-    assert len(rows) == 8
+    assert len(rows) == 12
     for (cut, depthwise, others, kind), row in rows.items():
         assert row["low"] <= row["drop"] <= row["high"]
         assert row["noise"] > 0

@@ -22,6 +22,7 @@ from calibration.samples import Samples
 from edge_agent.head import load
 from edge_agent.protocol.messages import Preprocess
 from tests import small_models as small
+from tests import small_transformers
 from tests import small_transformers as transformers
 
 #: Mean error of all outputs over the least that any integers have at any scale, on these inputs, whose covariances are ill-conditioned: 1.1 to 1.6.
@@ -131,7 +132,10 @@ def samples_of(network: layers.Network, count: int) -> Samples:
     ids=lambda f: f.__name__,
 )
 def test_moments_predict_the_outputs_of_a_layer(make: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bias + mean x w is the mean output, and w' covariance w its variance, of every layer, padding and strides included."""
+    """bias + mean x w is the mean output, and w' covariance w its variance, of every layer, padding and strides included.
+
+    What a transformer adds to its stream counts in each row by what a norm of the sum leaves of it.
+    """
     monkeypatch.setattr(moments, "POSITIONS", 256)  # all of them
     model = simplify(make())  # type: ignore[operator]
     network = layers.build(Graph.of(model))
@@ -141,15 +145,22 @@ def test_moments_predict_the_outputs_of_a_layer(make: object, monkeypatch: pytes
     assert [la for la, _ in found] == held
     outs = {t: (la, m, places) for la, m in found for t, places in plain_outputs(la).items()}
     assert outs
-    values = list(Tap(model, network.graph, list(outs)).over(samples))
+    sums = [la.out for la, _ in found if len(la.inputs) > 1]
+    values = list(Tap(model, network.graph, [*outs, *sums]).over(samples))
     for out, (layer, known, places) in outs.items():
         channels_last = [v[out][0].transpose(1, 2, 0) if v[out].ndim == 4 else v[out][0] for v in values]
         outputs = np.stack([v.reshape(-1, len(places)) for v in channels_last])
+        share = np.ones(outputs.shape[:2])
+        if len(layer.inputs) > 1:
+            share = 1 / np.stack([v[layer.out][0].var(axis=-1) for v in values]).astype(float)
+        share = share[:, :, None] / share.sum()
+        average = (share * outputs).sum(axis=(0, 1))
         w = layer.weight.reshape(known.mean.shape[0], -1, known.mean.shape[1]).astype(float)
         mean = np.einsum("gk,grk->gr", known.mean, w).reshape(-1) + layer.bias
         variance = np.einsum("grk,gkl,grl->gr", w, known.covariance, w).reshape(-1)
-        np.testing.assert_allclose(mean[places], outputs.mean(axis=(0, 1)), atol=1e-4)
-        np.testing.assert_allclose(variance[places], outputs.var(axis=(0, 1)), rtol=2e-3, atol=1e-6)
+        np.testing.assert_allclose(mean[places], average, atol=1e-4)
+        spread = (share * (outputs - average) ** 2).sum(axis=(0, 1))
+        np.testing.assert_allclose(variance[places], spread, rtol=2e-3, atol=1e-6)
 
 
 def plain_outputs(layer: moments.Product) -> dict[str, np.ndarray]:
@@ -254,3 +265,14 @@ def test_the_even_step_of_no_weights_at_all_is_a_number() -> None:
 
 def test_width_holds_the_levels() -> None:
     assert [width(np.array([0, most], np.int8)) for most in (0, 3, 4, 7, -8, 63, 64, -127)] == [3, 3, 4, 4, 5, 7, 8, 8]
+
+
+def test_layers_of_few_positions_see_more_samples() -> None:
+    model = simplify(small_transformers.vit_model())
+    network = layers.build(Graph.of(model))
+    shape = network.graph.stored_shape(network.graph.input)
+    x = np.random.default_rng(0).normal(size=(400, *shape)).astype(np.float32)
+    samples = Samples(Preprocess("tensor", shape), list(x))
+    found = dict(moments.collect(model, network, network.weighted(network.graph.output), samples, lambda *_: None))
+    for each in found.values():
+        assert each.count >= min(moments.DEEP * each.mean.shape[1], len(samples))
