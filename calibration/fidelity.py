@@ -4,8 +4,8 @@ A sample's loss is 1 - cosine between the float model's output and the quantized
 Variants, energies and scaling are those of `calibration.margins`. The loss changes smoothly with the noise, so it is measured at every energy.
 
 The interval is of what somebody would measure on `promise_samples` other samples by another variant. The logarithm of that mean is taken to scatter
-by what the variants' means do (the near ones' or all's, where that is more: of few, the odd one is easily missed), and by what the samples' losses do: in calibration's mean, and in the fresh one. Logarithms,
-since a loss is never below 0 and its scatter is in proportion to it.
+by what the variants' means do (the near ones' or all's, where that is more: of few, the odd one is easily missed), and by what the samples' losses
+do: in calibration's mean, and in the fresh one. Logarithms, since a loss is never below 0 and its scatter is in proportion to it.
 """
 
 from __future__ import annotations
