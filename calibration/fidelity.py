@@ -4,8 +4,8 @@ A sample's loss is 1 - cosine between the float model's output and the quantized
 Variants, energies and scaling are those of `calibration.margins`. The loss changes smoothly with the noise, so it is measured at every energy.
 
 The interval is of what somebody would measure on `promise_samples` other samples by another variant. The logarithm of that mean is taken to scatter
-by what the near variants' means do (one more of as many), and by what the samples' losses do: in calibration's mean, and in the fresh one. Logarithms,
-since a loss is never below 0 and its scatter is in proportion to it.
+by what the variants' means do (the near ones' or all's, where that is more: of few, the odd one is easily missed), and by what the samples' losses
+do: in calibration's mean, and in the fresh one. Logarithms, since a loss is never below 0 and its scatter is in proportion to it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ WIDEST: Final = 50.0
 class FidelityModel(margins.Curve, frozen=True, tag="cosine"):
     """The curve of the cosine lost; ``metric`` is "cosine".
 
-    At ``noise[i + 1]`` the logarithms of the near variants' mean losses have the standard deviation ``between[i]`` (of ``variants[i]`` of them), and
-    the losses of single samples, over their mean, ``scatter[i]``.
+    At ``noise[i + 1]`` the logarithms of the variants' mean losses have the standard deviation ``between[i]``, and the losses of single samples, over
+    their mean, ``scatter[i]``. ``variants``: how many spoke for each noise.
     """
 
     WORST: ClassVar[float] = 200.0
@@ -71,12 +71,13 @@ def fit(
     means, between, scatter = [], [], []
     for energy in grid:
         near = margins.nearest(energies, float(energy))
-        scales = np.sqrt(energy / energies[near])[:, None]
-        cross, own = products[near, 0], products[near, 1]
-        found = _losses(powers, powers + scales * cross, powers + 2 * scales * cross + scales**2 * own)
-        means.append(float(found.mean()))
-        between.append(_between(found.mean(axis=1)))
-        scatter.append(_scatter(found))
+        scales = np.sqrt(energy / energies)[:, None]
+        cross, own = scales * products[:, 0], scales**2 * products[:, 1]
+        found = _losses(powers, powers + cross, powers + 2 * cross + own)
+        every = found.mean(axis=1)
+        means.append(float(every[near].mean()))
+        between.append(max(_between(every[near]), _between(every)))
+        scatter.append(_scatter(found[near]))
     made_of = FidelityModel(
         samples=len(z),
         metric="cosine",
@@ -144,14 +145,16 @@ def _scatter(losses: F64) -> float:
 
 
 def _reach(between: F64, scatter: F64, variants: int, samples: int, fresh: int) -> F64:
-    """At each energy the logarithm of the interval's upper end over the mean: of `margins.TAIL` of measurements it is more."""
+    """At each energy the logarithm of the interval's upper end over the mean.
+
+    Half of `margins.TAIL` lies beyond each end: variants scatter more to one side than logarithms make even, and that takes the other half.
+    """
     random = np.random.default_rng(0)
     variant = math.sqrt(1 + 1 / variants) * random.standard_t(max(1, variants - 1), DRAWS)
     sample = random.standard_t(max(1, samples - 1), DRAWS) / math.sqrt(samples) + random.normal(size=DRAWS) / math.sqrt(
         fresh
     )
     drawn = [
-        np.quantile(np.abs(b * variant + s * sample), 1 - 2 * margins.TAIL)
-        for b, s in zip(between, scatter, strict=True)
+        np.quantile(np.abs(b * variant + s * sample), 1 - margins.TAIL) for b, s in zip(between, scatter, strict=True)
     ]
     return np.minimum(drawn, WIDEST)

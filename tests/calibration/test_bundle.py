@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,43 @@ def test_without_labels_the_metric_is_agreement(tmp_path: Path) -> None:
     assert opened.info().float_top1 is None
     assert opened.accuracy.metric == "agreement"
     assert all(t.drop == pytest.approx(100 * (1 - t.agreement)) for t in opened.manifest.trials)
+
+
+def map_net() -> onnx.ModelProto:
+    net = small.Net([1, 3, 16, 16])
+    net.conv(8, 3)
+    net.add("Relu")
+    net.conv(4, 8, strides=[2, 2])
+    return net.model()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("maker", [small.cnn, map_net])
+def test_embeddings_and_maps_are_judged_by_their_cosine(tmp_path: Path, maker: Callable[[], onnx.ModelProto]) -> None:
+    opened = make(tmp_path, maker(), samples(), metric="cosine")
+    assert (opened.metric, opened.accuracy.metric, opened.info().float_top1) == ("cosine", "cosine", None)
+    assert Bundle.open(opened.path).manifest == opened.manifest
+    assert opened.cuts[opened.offered[-1]].kind == "output"
+    tried = opened.manifest.trials
+    assert 0 < tried[0].drop < 0.5 < 1.0 < tried[-1].drop < 50
+    assert all(t.low <= t.drop <= t.high for t in tried)
+    assert all(t.drop <= opened.accuracy.at(t.predicted).high for t in tried)
+    assert 0 < opened.accuracy.within(1.0) < opened.accuracy.within(20.0)
+
+
+def test_only_top1_looks_at_labels(tmp_path: Path) -> None:
+    inputs = samples(4, shape=[64])
+    wrong = Samples(inputs.preprocess, inputs.sources, np.array([0, 9, 10, 99]))
+    assert make(tmp_path, small.mlp(), wrong, metric="agreement").metric == "agreement"
+    with pytest.raises(errors.UsageError, match="--metric top1 needs labels"):
+        make(tmp_path / "c", small.mlp(), samples(4, labels=False, shape=[64]), metric="top1")
+
+
+@pytest.mark.parametrize("metric", ["auto", "agreement", "cosine"])
+def test_a_model_with_one_output_value_is_refused(tmp_path: Path, metric: str) -> None:
+    with pytest.raises(errors.ModelError, match="one output value, for which no --metric means anything"):
+        make(tmp_path, small.mlp(1), samples(4, labels=False, shape=[64]), metric=metric)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_opened_again_it_says_the_same(made: Bundle) -> None:

@@ -19,21 +19,28 @@ def make(count, seed):
 
 
 def noisy(outputs, energy, seed):
-    """Noise of this energy whose directions, and growth with the outputs, are the variant's own."""
-    random = np.random.default_rng(seed)
-    mixing = np.diag(np.random.default_rng(seed).lognormal(0.0, 1.0, WIDTH))
-    noise = random.normal(size=outputs.shape) @ mixing * (1 + np.abs(outputs).mean(axis=1, keepdims=True))
-    return (noise * np.sqrt(energy / (noise**2).mean())).astype(np.float32)
+    """What a variant adds: of this energy in the mean of all samples there are, whose channels' shares and growth with the outputs are its own."""
+    random = np.random.default_rng([seed, 1])  # not the draws of `make`
+    shares, growth = random.lognormal(0.0, 0.5, WIDTH), random.uniform(0.0, 1.0)
+
+    def amplitude(x):
+        return (1 + growth * np.abs(x).mean(axis=1, keepdims=True)) * shares
+
+    scale = np.sqrt(energy / np.square(amplitude(ALL)).mean())
+    return (scale * random.normal(size=outputs.shape) * amplitude(outputs)).astype(np.float32)
+
+
+ALL = make(4000, 0)
 
 
 def energies(count):
-    return fidelity.energy(make(3000, 1)) * np.geomspace(1e-4, 0.5, count)
+    return fidelity.energy(ALL) * np.geomspace(1e-4, 0.5, count)
 
 
-def model_of(count, promise_samples=1000):
-    outputs = make(count, 1)
-    deltas = [noisy(outputs, e, 100 + i) for i, e in enumerate(energies(16))]
-    return fidelity.fit(outputs, deltas, promise_samples=promise_samples)
+def model_of(count, promise_samples=1000, seed=1):
+    outputs = make(count, seed)
+    deltas = [noisy(outputs, e, 100 * seed + i) for i, e in enumerate(energies(16))]
+    return fidelity.fit(outputs, deltas, energies(16).tolist(), promise_samples)
 
 
 def measured(energy, seed, count):
@@ -82,10 +89,12 @@ def test_it_predicts_what_is_lost_on_other_samples_by_other_noise(model):
     assert 0.9 < np.mean(ratios) < 1.1
 
 
-@pytest.mark.parametrize(("samples", "fresh"), [(1000, 1000), (60, 1000), (60, 30), (1000, 30), (8, 8)])
+@pytest.mark.parametrize(("samples", "fresh"), [(500, 500), (60, 500), (60, 30), (500, 30), (8, 8)])
 def test_of_fresh_measurements_about_three_in_a_hundred_lie_above_the_upper_end(samples, fresh):
-    model = model_of(samples, promise_samples=fresh)
-    found = [(model.at(e), measured(e, 1000 + i, fresh)) for i, e in enumerate(np.tile(energies(20), 20))]
+    found = []
+    for seed in range(1, 25):  # what few samples and variants promise is as luck has it
+        model = model_of(samples, fresh, seed)
+        found += [(model.at(e), measured(e, 10_000 * seed + i, fresh)) for i, e in enumerate(energies(5))]
     assert np.mean([drop > promised.high for promised, drop in found]) < 0.05
     assert np.mean([drop < promised.low for promised, drop in found]) < 0.05
 
@@ -122,8 +131,9 @@ def test_beyond_the_roughest_variant_nothing_is_promised(model):
 def test_noise_that_was_underrated_is_allowed_for():
     outputs = make(300, 1)
     deltas = [noisy(outputs, e, 100 + i) for i, e in enumerate(energies(16))]
-    thought = fidelity.fit(outputs, deltas, [e / 2 for e in energies(16)])
-    assert thought.within(1.0) == pytest.approx(fidelity.fit(outputs, deltas).within(1.0) / 2, rel=0.01)
+    known = fidelity.fit(outputs, deltas, energies(16).tolist())
+    thought = fidelity.fit(outputs, deltas, (energies(16) / 2).tolist())
+    assert thought.within(1.0) == pytest.approx(known.within(1.0) / 2, rel=0.01)
 
 
 def test_a_variant_that_was_tried_again_counts_once():
@@ -137,7 +147,7 @@ def test_where_hardly_anything_is_known_hardly_anything_is_promised(samples, var
     outputs = make(samples, 1)
     made = fidelity.fit(outputs, [noisy(outputs, e, 7) for e in energies(variants)])
     assert np.isfinite(made.high).all()
-    assert made.high[-1] > 5 * made.expected[-1]
+    assert made.high[20] > 5 * made.expected[20] > 0
 
 
 def test_outputs_of_nothing_but_zeros_are_no_obstacle():
