@@ -9,7 +9,9 @@ products, the input excepted.
 
 Rows: exact (least bytes within a noise budget, over every layer's grids and the codecs of the cut), QPART's closed form and uniform bits at the same
 budget, float weights pruned by magnitude to the same goal (non-zeros as float32 and the cheaper of a bitmap or byte gaps), and nothing quantized.
-The budget is the greatest whose head keeps the goal, and the interval to be expected of it, on calibration samples that rounding has not seen. Drops
+The budget is the greatest whose head keeps the goal, and the interval to be expected of it, on calibration samples that rounding has not seen. Where
+the evaluation samples are too few to judge a goal by, that is a row of its own, and the others have the least budget that keeps the payload's goal:
+what cannot be measured well is best kept small. Drops
 are points of top-1 on the evaluation samples, with their paired 95 % interval; integer heads, real frames, float tails.
 """
 
@@ -51,6 +53,8 @@ I64 = NDArray[np.int64]
 SHARES: Final = (0.25, 0.5, 0.75, 1.0)
 #: Shares of the products by which a cut may be further from where it should be, if it is narrower.
 NEAR: Final = 0.05
+#: Where samples are few: the fewest bytes that seem to keep the goal, beside the least noise for the bytes that the goal allows.
+FEWEST: Final = "exact, fewest bytes"
 #: Points that ``--quick`` lets a network for Fashion-MNIST lose: so few samples cannot show less.
 QUICK_GOAL: Final = 2.0
 COUNTED: Final = 256
@@ -389,6 +393,29 @@ class Judge:
             low, high = (middle, high) if good else (low, middle)
         return math.exp(low)
 
+    def spend(self, cut: str, known: Plan) -> float:
+        """The least noise budget whose exact plan stays within the payload's goal. ``known``: a plan of the cut, to learn what does not change."""
+        other = len(build(self.tables, cut, known)) - self._coded(cut, known)
+        most = self.case.percent / 100 * self.whole(cut) - other
+        low, high = math.log(1e-9), math.log(1e3)
+        for _ in range(4 * STEPS):
+            middle = (low + high) / 2
+            plan = exact(self.tables, cut, math.exp(middle))
+            small = plan is not None and self._coded(cut, plan) + _frame(self.tables, cut, plan.codec) <= most
+            low, high = (low, middle) if small else (middle, high)
+        return math.exp(high)
+
+    def _coded(self, cut: str, plan: Plan) -> int:
+        return sum(
+            self.tables.points[la.out][i].size for la, i in zip(self.tables.layers(cut), plan.choice, strict=True)
+        )
+
+    def whole(self, cut: str) -> int:
+        """Bytes of the float32 weights and, where it is sent, of the float32 tensor."""
+        network = self.tables.network
+        tensor = 0 if cut == network.graph.output else 4 * math.prod(network.graph.stored_shape(cut))
+        return 4 * sum(la.weight.size for la in self.tables.layers(cut)) + tensor
+
     def answers(self, cut: str, plan: Plan, samples: Samples) -> F32:
         return logits(self.tables, cut, build(self.tables, cut, plan), plan.codec, samples)
 
@@ -396,12 +423,10 @@ class Judge:
         self, share: float, cut: str, method: str, size: int, frame: int, found: F32, detail: str
     ) -> dict[str, Any]:
         """What ``found``, the answers to the evaluation samples, cost and are worth."""
-        held, classes = self.tables.layers(cut), self.case.evaluation.classes
+        classes = self.case.evaluation.classes
         assert classes is not None
         drop, low, high, same = accuracy.compare(accuracy.top1(self.outputs), accuracy.top1(found), classes)
-        inside = cut != self.tables.network.graph.output
-        tensor = 4 * math.prod(self.tables.network.graph.stored_shape(cut)) if inside else 0
-        whole = 4 * sum(la.weight.size for la in held) + tensor
+        whole = self.whole(cut)
         return {
             "network": self.case.name, "cut %": round(100 * share), "method": method, "segment": size, "frame": frame,
             "payload %": 100.0 * (size + frame) / whole, "drop": drop, "low": low, "high": high, "agree": 100.0 * same,
@@ -428,8 +453,10 @@ def at_cut(judge: Judge, share: float, cut: str) -> list[dict[str, Any]]:
     """The rows of one cut."""
     tables, samples = judge.tables, judge.case.evaluation
     budget = judge.search(cut)
-    plans = {
-        "exact": exact(tables, cut, budget),
+    plans = {"exact": exact(tables, cut, budget)}
+    if len(samples) < ENOUGH and plans["exact"] is not None:
+        plans = {FEWEST: plans["exact"], "exact": exact(tables, cut, budget := judge.spend(cut, plans["exact"]))}
+    plans |= {
         "closed form": by_widths(tables, cut, budget, allocation.closed_form),
         "uniform": by_widths(tables, cut, budget, allocation.uniform),
     }
@@ -446,9 +473,7 @@ def at_cut(judge: Judge, share: float, cut: str) -> list[dict[str, Any]]:
         )
     rows.append(pruned(judge, share, cut))
     weights = 4 * sum(la.weight.size for la in tables.layers(cut))
-    inside = cut != tables.network.graph.output
-    tensor = 4 * math.prod(tables.network.graph.stored_shape(cut)) if inside else 0
-    rows.append(judge.row(share, cut, "float32", weights, tensor, judge.outputs, ""))
+    rows.append(judge.row(share, cut, "float32", weights, judge.whole(cut) - weights, judge.outputs, ""))
     return rows
 
 
