@@ -3,7 +3,7 @@
     python -m benchmarks.planner [--quick] [--json OUT]
 
 "from scratch": the bits of all layers at one noise budget. "plan": the online choice of cut, pattern and codec with the patterns in memory, for
-a mix of 1,000 devices, links and demands, one core, each answer checked by the planner's verifier outside the timing. Gaps are in bytes of packed
+a mix of 1,000 devices, links and demands, one core, each answer checked by the planner's verifier outside the timing. Gaps are in bytes of
 weights: ours over HiGHS's optimum, QPART's closed form and uniform bits over ours.
 """
 
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from benchmarks import milp
 from benchmarks.report import parser, report
+from calibration.rounding import RATES
 from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Weights
+from edge_server import tables
 from edge_server.planner import (
     CutCodec,
     Layer,
@@ -41,7 +43,7 @@ from edge_server.planner.allocation import WIDTHS, packed_bytes
 
 LAYERS: Final = (20, 50, 100, 200)
 DEVICES: Final = 1000
-DROPS: Final = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)  # points, of the accuracy levels
+DROPS: Final = tuple(drop for drop in tables.DROPS if 0.1 <= drop <= 20)  # points, of the accuracy levels
 CUTS: Final = 24  # places to cut, as many as a bundle offers of a deep network
 MILP_SECONDS: Final = 20.0
 
@@ -121,7 +123,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def allocations(layers: Sequence[Layer], budgets: int) -> tuple[list[float], dict[str, float]]:
     """Milliseconds of each allocation, and the gaps of ours and of the baselines in per cent."""
-    low, high = (sum(layer.noise[i] for layer in layers) for i in (-1, 0))
+    low, high = (sum(layer.noise[WIDTHS.index(bits)] for layer in layers) for bits in (8, 2))
     times: list[float] = []
     theirs: list[float] = []
     baselines: dict[str, list[float]] = {"closed +%": [], "uniform +%": []}
@@ -140,7 +142,7 @@ def allocations(layers: Sequence[Layer], budgets: int) -> tuple[list[float], dic
 
 def highs(layers: Sequence[Layer], budget: float) -> list[int]:
     """The bytes of HiGHS's optimum; none where it takes too long, or keeps the budget only to its tolerance."""
-    cost = np.array([[packed_bytes(layer.weights, bits) for bits in WIDTHS] for layer in layers])
+    cost = np.array([layer.sizes for layer in layers])
     noise = np.array([layer.noise for layer in layers])
     choice = milp.solve(cost, noise, budget, MILP_SECONDS)
     rows = np.arange(len(layers))
@@ -242,19 +244,24 @@ def residual(count: int) -> list[Made]:
 
 
 def with_noise(made: Sequence[Made], rng: np.random.Generator) -> list[Layer]:
-    """Noise p 4^-b as measured: p spread over two decades, smaller layers more sensitive, each width a few per cent off, 2 bits worse than the fit."""
+    """Noise p 4^-b as measured: p spread over two decades, smaller layers more sensitive, each width a few per cent off, 2 bits worse than the fit.
+
+    An even grid has the noise of a quarter of a bit more than it takes.
+    """
     layers = []
     for i, (weights, _) in enumerate(made):
         p = np.exp(rng.normal(0, 1.2)) * weights**-0.2 * 20
         wobble = np.exp(rng.normal(0, 0.05, len(WIDTHS))) * np.where(np.array(WIDTHS) == 2, 2.0, 1.0)
         noise = np.maximum.accumulate((p * 4.0 ** -np.array(WIDTHS) * wobble)[::-1])[::-1]
-        layers.append(Layer(f"layer{i}", weights, tuple(noise.tolist())))
+        even = p * 4.0 ** -(np.array(RATES) + 0.25) * np.exp(rng.normal(0, 0.05, len(RATES)))
+        sizes = [packed_bytes(weights, bits) for bits in WIDTHS] + [round(weights * rate / 8) + 40 for rate in RATES]
+        layers.append(Layer(f"layer{i}", weights, (*noise.tolist(), *even.tolist()), tuple(sizes)))
     return layers
 
 
 def levels(layers: Sequence[Layer]) -> list[Level]:
     """From the noise of 7 bits everywhere to that of 3, as the drop allows."""
-    low, high = (sum(layer.noise[i] for layer in layers) for i in (-2, 1))
+    low, high = (sum(layer.noise[WIDTHS.index(bits)] for layer in layers) for bits in (7, 3))
     return [Level(drop, low * (high / low) ** (i / (len(DROPS) - 1))) for i, drop in enumerate(DROPS)]
 
 

@@ -1,10 +1,12 @@
-"""Put the tables of benchmarks between the marks of README.md, docs/boards.md and docs/kernels.md.
+"""Put the tables of benchmarks between the marks of README.md and the pages in docs/.
 
 python -m benchmarks.accuracy --images DIR --labels FILE --json accuracy.json
 python -m benchmarks.boards --json boards.json
 python -m benchmarks.heads --json heads.json
 python -m benchmarks.kernels --json kernels.json
 python -m benchmarks.readme --accuracy accuracy.json --boards boards.json --heads heads.json --kernels kernels.json
+
+and so on with accuracy_bound, payload, planner and regret, for docs/planner.md
 """
 
 from __future__ import annotations
@@ -23,9 +25,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     makers = {
         "accuracy": (accuracy, "README.md"),
+        "accuracy_bound": (whole, "docs/planner.md"),
         "boards": (boards, "docs/boards.md"),
         "heads": (heads, "README.md"),
         "kernels": (kernels, "docs/kernels.md"),
+        "payload": (whole, "docs/planner.md"),
+        "planner": (whole, "docs/planner.md"),
+        "regret": (whole, "docs/planner.md"),
     }
     for name, (_, place) in makers.items():
         parser.add_argument(f"--{name}", type=Path, help=f"what benchmarks.{name} wrote with --json; goes into {place}")
@@ -34,7 +40,12 @@ def main() -> None:
         parser.error("name at least one file that a benchmark wrote")
     for name, path in given.items():
         make, place = makers[name]
-        replace(ROOT / place, name, make(json.loads(path.read_text())))
+        document = json.loads(path.read_text())
+        replace(
+            ROOT / place,
+            name,
+            f"`python -m benchmarks.{name}`\n\n{whole(document)}" if make is whole else make(document),
+        )
 
 
 def replace(page: Path, name: str, made: str) -> None:
@@ -118,6 +129,21 @@ def heads(document: dict[str, Any]) -> str:
         f"Whole networks, batch 1, in turn in one process, on {machine['cpu']} ({machine['cores']} cores, {machine['isa']}); below 1 ours is slower.\n"
         f"`python -m benchmarks.heads`\n\n{markdown(rows)}\n\n{notes}"
     )
+
+
+def whole(document: dict[str, Any]) -> str:
+    """Every row, what must be known with them, and the figures."""
+    machine = document["machine"]
+    rows = [
+        {
+            column: f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
+            for column, value in row.items()
+        }
+        for row in document["rows"]
+    ]
+    notes = "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
+    goals = markdown([{"figure": f"`{name}`", "measured": plain(value)} for name, value in document["summary"].items()])
+    return f"On {machine['cpu']} ({machine['cores']} cores).\n\n{markdown(rows)}\n\n{notes}{goals}\n\n"
 
 
 def kernels(document: dict[str, Any]) -> str:

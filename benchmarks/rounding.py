@@ -26,8 +26,8 @@ from calibration.layers import Weighted
 from calibration.lower import Calibration, lower
 from calibration.moments import groups
 from calibration.observe import Quantization
-from calibration.quantize import Rounded
-from calibration.rounding import entropy, grids, width
+from calibration.quantize import Rounded, width
+from calibration.rounding import entropy, grids
 from calibration.samples import Samples, open_samples
 from edge_agent import errors
 from edge_agent.head import segment as seg

@@ -5,7 +5,7 @@
 The first rows are all weights of the network, layer by layer: packed at their bits, their entropy when every layer has a table of its own (which is not
 counted), general compressors on as many codes as fit a byte, and our coder; per cent of packed. The rest are segment files: ``whole`` in bytes,
 an ``upgrade`` in per cent of the file it leads to. For the upgrades, weights at few bits that are the upper bits of those at more are tried too
-(``nested``): noise is the mean squared difference of the logits to the float model's, on photographs that calibration did not see.
+(``nested``, to the nearest, with their biases corrected): noise is the mean squared difference of the logits to the float model's, on photographs that calibration did not see.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from benchmarks import models, rounding
 from benchmarks.report import photo_parser, report
-from calibration import accuracy
+from calibration import accuracy, layers
 from calibration.lower import Calibration, lower
-from calibration.quantize import Rounded, pack, top_level
+from calibration.quantize import Rounded, mean_error, pack, top_level
 from calibration.samples import Samples, open_samples
 from edge_agent.head import coding, upgrade
 from edge_agent.head import segment as seg
@@ -66,8 +66,8 @@ def _codes(rounded: Rounded, bits: int) -> U8:
     return unpack_bits(pack(rounded.levels, bits), bits, rounded.levels.size)
 
 
-def _coders(bits: int, layers: Sequence[U8]) -> dict[str, Any]:
-    packed = sum(-(-codes.size * bits // 8) for codes in layers)
+def _coders(bits: int, arrays: Sequence[U8]) -> dict[str, Any]:
+    packed = sum(-(-codes.size * bits // 8) for codes in arrays)
     coders: dict[str, Callable[[U8], float]] = {
         "entropy": lambda codes: _entropy(codes) / 8,
         "zlib Huffman": lambda codes: len(_deflated(_bytes(codes, bits), zlib.Z_HUFFMAN_ONLY)),
@@ -75,8 +75,8 @@ def _coders(bits: int, layers: Sequence[U8]) -> dict[str, Any]:
         "lzma": lambda codes: len(_lzma(_bytes(codes, bits))),
         "ours": lambda codes: coding.coded_bytes(codes, bits),
     }
-    sizes = {name: 100.0 * sum(coder(codes) for codes in layers) / packed for name, coder in coders.items()}
-    return {"bits": bits, "packed": packed, **sizes, "decoded M/s": _speed(layers, bits)}
+    sizes = {name: 100.0 * sum(coder(codes) for codes in arrays) / packed for name, coder in coders.items()}
+    return {"bits": bits, "packed": packed, **sizes, "decoded M/s": _speed(arrays, bits)}
 
 
 def _entropy(codes: U8) -> float:
@@ -103,21 +103,21 @@ def _lzma(data: bytes) -> bytes:
     return lzma.compress(data, format=lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 6}])
 
 
-def _speed(layers: Sequence[U8], bits: int) -> float:
+def _speed(arrays: Sequence[U8], bits: int) -> float:
     """Million weights a second from coded to packed in memory."""
     parts, offset = [], 0
-    for codes in layers:
+    for codes in arrays:
         parts.append(coding.Part("codes", offset, codes.size, bits))
         offset += seg.roundup(parts[-1].nbytes)
     blob = np.zeros(offset, np.uint8)
-    for part, codes in zip(parts, layers, strict=True):
+    for part, codes in zip(parts, arrays, strict=True):
         coding.pack(codes, blob, part)
     data, best = coding.encode(blob, parts), float("inf")
     for _ in range(REPEATS):
         start = time.perf_counter()
         coding.decode(data, parts, offset)
         best = min(best, time.perf_counter() - start)
-    return sum(codes.size for codes in layers) / best / 1e6
+    return sum(codes.size for codes in arrays) / best / 1e6
 
 
 def upgrades(ready: rounding.Network, steps: Sequence[tuple[int, int]], photos: Samples) -> list[dict[str, Any]]:
@@ -131,7 +131,7 @@ def upgrades(ready: rounding.Network, steps: Sequence[tuple[int, int]], photos: 
         start = time.perf_counter()
         upgrade.apply(files[few], way, seg.digest(files[many]))
         took = time.perf_counter() - start
-        nested = lower(network, nest(calibration, few, many), network.graph.output, few).segment()
+        nested = lower(network, nest(network, calibration, few, many), network.graph.output, few).segment()
         rows.append(
             {
                 "from": few, "to": many, "few whole": len(files[few]), "many whole": len(files[many]), "upgrade %": 100 * len(way) / len(files[many]),
@@ -141,17 +141,17 @@ def upgrades(ready: rounding.Network, steps: Sequence[tuple[int, int]], photos: 
     return rows
 
 
-def nest(calibration: Calibration, few: int, many: int) -> Calibration:
-    """``calibration`` with weights at ``few`` bits that are those at ``many`` on a coarser grid, to the nearest."""
-    step = 2 ** (many - few)
-    coarse = {
-        (out, few): Rounded(
-            np.clip(np.rint(one.levels / step), -top_level(few), top_level(few)).astype(np.int8), one.scale * np.float32(step), one.bias
-        )
-        for (out, width), one in calibration.roundings.items()
-        if width == many
-    }  # fmt: skip
-    return replace(calibration, roundings=dict(calibration.roundings) | coarse)
+def nest(network: layers.Network, calibration: Calibration, few: int, many: int) -> Calibration:
+    """``calibration`` with weights at ``few`` bits that are those at ``many`` on a coarser grid, to the nearest, mean errors taken out of the biases."""
+    roundings = dict(calibration.roundings)
+    for layer in network.weighted(network.graph.output):
+        fine = calibration.roundings[layer.out, many]
+        step, top = 2 ** (many - few), top_level(few)
+        levels, scale = np.clip(np.rint(fine.levels / step), -top, top).astype(np.int8), fine.scale * np.float32(step)
+        means = calibration.means_of(layer) if isinstance(layer, layers.Conv) else None
+        error = 0.0 if means is None else mean_error(fine.values(), levels, scale, means)
+        roundings[layer.out, few] = Rounded(levels, scale, fine.bias + error)
+    return replace(calibration, roundings=roundings)
 
 
 def _noise(file: bytes, photos: Samples, floats: NDArray[np.float32]) -> float:

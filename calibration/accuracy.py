@@ -213,7 +213,7 @@ def noise(found: F32, outputs: F32) -> float:
 
 def output_of(run: Tail | None, values: Values, arrive: Arrival) -> F32:
     """Outputs [n, ...] for ``values`` [n, ...] of a head's tensor, through the tail, in batches; without a tail they are the output's."""
-    return arrive(values) if run is None else run_tail(run, values, arrive)
+    return to_onnx(arrive(values)) if run is None else run_tail(run, values, arrive)
 
 
 def run_tail(run: Tail, values: Values, arrive: Arrival) -> F32:

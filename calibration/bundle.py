@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -28,7 +28,7 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from calibration import accuracy, cuts, layers, margins, observe, stored, trials
+from calibration import accuracy, cuts, fidelity, layers, margins, observe, stored, trials
 from calibration.accuracy import CutNoise, Spot, Tail
 from calibration.clipping import Histogram
 from calibration.graph import Graph, short, tail_model
@@ -36,7 +36,7 @@ from calibration.importer import session
 from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
 from calibration.quantize import Rounded, codes
-from calibration.rounding import SEEN, UNSEEN, Rounding, round_layers
+from calibration.rounding import EVEN, RATES, SEEN, UNSEEN, WIDTHS, Rounding, round_layers
 from calibration.samples import Samples
 from calibration.sensitivity import Probe, Sensitivity, enough
 from calibration.trials import Site, Trial
@@ -50,9 +50,13 @@ from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 TAIL_RUNS: Final = 9
 OUTPUT_ROOM: Final = 1.2
+
+#: What is lost: right answers, answers as the float model's, or the cosine to its outputs; "auto" is the first with labels, else the second.
+Metric = Literal["auto", "top1", "agreement", "cosine"]
+Model = margins.AccuracyModel | fidelity.FidelityModel
 
 
 class Listed(msgspec.Struct):
@@ -64,18 +68,25 @@ class Listed(msgspec.Struct):
 
 
 class LayerNoise(msgspec.Struct):
-    """A layer with weights: how many, the noise that its bits alone put on the output, and the bytes that they take in a segment, at `WIDTHS`."""
+    """A layer with weights: how many, the noise that its bits alone put on the output, that of its even grids (`rounding.EVEN`; none where weights go
+    to the nearest), and the bytes that they take in a segment, for all of `WIDTHS` and then of the even grids."""
 
     name: str
     weights: int
     noise: Sensitivity
+    even: list[float]
     coded_bytes: list[int]
+
+    @property
+    def noises(self) -> list[float]:
+        """Of all grids, as ``coded_bytes``."""
+        return [*self.noise.noise, *self.even]
 
 
 class Manifest(msgspec.Struct):
     format: int
     name: str
-    metric: str  # top1 where the samples had labels, else agreement
+    metric: Literal["top1", "agreement", "cosine"]
     labels: list[str]
     samples: int
     preprocess: Preprocess
@@ -86,7 +97,7 @@ class Manifest(msgspec.Struct):
     cut_noises: list[CutNoise]
     other_bytes: dict[int, int]  # what the segment of an offered cut holds beside its weights
     trials: list[Trial]
-    accuracy: margins.AccuracyModel
+    accuracy: Model
     tail_ms: dict[int, float]
     files: dict[str, str]  # SHA-256
     float_top1: float | None = None  # per cent of the samples that the float model has right; None without labels
@@ -103,7 +114,8 @@ class Bundle:
         self.path, self.manifest, self.sha256 = path, manifest, sha256
         self.name, self.metric, self.labels = manifest.name, manifest.metric, manifest.labels
         self.samples, self.preprocess = manifest.samples, manifest.preprocess
-        self.accuracy, self.other_bytes = manifest.accuracy, manifest.other_bytes
+        self.accuracy: Model = manifest.accuracy
+        self.other_bytes = manifest.other_bytes
         self.layers = {layer.noise.tensor: layer for layer in manifest.layers}
         self.cut_noises = {noise.cut: noise for noise in manifest.cut_noises}
         self.cuts: list[Cut] = [listed.cut for listed in manifest.cuts]
@@ -228,18 +240,23 @@ def create(
     progress: Progress = _quiet,
     rounding: Rounding = "gptq",
     cache: Path | None = None,
+    metric: Metric = "auto",
 ) -> Bundle:
     """Calibrate ``model`` (from `calibration.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
 
     ``labels`` are class names. ``progress(phase, done, total)`` is called often. ``rounding`` of weights: to the nearest grid point, or by what it
     does to the samples (`calibration.rounding`), which loses much less below 8 bits. ``cache``: a folder for measurements of layers, so that only
-    what changed is measured again. Raises `errors.ModelError`, `errors.InputError` (samples, their classes, or class names that do not fit the
-    model), `errors.StoreError` (the folder cannot be written).
+    what changed is measured again. ``metric``: the samples' classes are looked at for "top1" alone. Raises `errors.ModelError`, `errors.InputError`
+    (samples, their classes, or class names that do not fit the model), `errors.UsageError` (a metric that needs classes, and there are none),
+    `errors.StoreError` (the folder cannot be written).
     """
+    judged_by = _metric(metric, samples)
+    if judged_by != "top1":
+        samples = Samples(samples.preprocess, samples.sources)
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
     _check_classes(model, samples, labels)
-    work = _Making(model, network, cuts.find(network), samples, name, progress, rounding)
+    work = _Making(model, network, cuts.find(network), samples, name, progress, rounding, judged_by)
     sites = work.sites()
     noises = work.layer_noises(cache)
     accuracy_model, tried = work.accuracy_model(sites, noises)
@@ -248,7 +265,7 @@ def create(
     stats |= {f"counts/{site.spot.index}": site.histogram.counts for site in sites}
     stats |= {f"values/{site.spot.index}": site.histogram.values for site in sites if site.spot.quantization is None}
     manifest = Manifest(
-        FORMAT, name, "agreement" if samples.classes is None else "top1", list(labels), len(samples), samples.preprocess,
+        FORMAT, name, judged_by, list(labels), len(samples), samples.preprocess,
         [Listed(p.cut, p.reachable, p.reason) for p in work.places], cuts.unsupported(network),
         {t: (q.scale, q.zero_point) for t, q in work.calibration.quantizations.items()}, list(noises.values()),
         [site.noise for site in sites], work.other_bytes(noises), tried, accuracy_model, work.tail_ms(), {}, top1,
@@ -272,14 +289,15 @@ class _Making:
         name: str,
         progress: Progress,
         rounding: Rounding,
+        metric: Literal["top1", "agreement", "cosine"],
     ) -> None:
         self.model, self.network, self.places, self.samples = model, network, places, samples
-        self._name, self._progress = name, progress
+        self._name, self._progress, self._metric = name, progress, metric
         self.calibration = calibrate(model, network, samples, progress)
         deepest = [place.cut.tensor for place in places if place.reachable][-1]
         if rounding == "gptq":
             self.calibration.roundings = round_layers(
-                model, network, self.calibration, deepest, samples[SEEN], progress
+                model, network, self.calibration, deepest, samples[SEEN], progress, rates=RATES
             )
         self.weighted = network.weighted(deepest)
         self._deepest = deepest
@@ -321,41 +339,50 @@ class _Making:
         if not self.weighted:
             return {}
         head = lower(self.network, self.calibration, self._deepest, 8)
-
-        sizes: dict[str, list[int]] = {}
+        sizes: dict[str, list[int]] = {layer.out: [] for layer in self.weighted}
 
         def rounder(layer: layers.Weighted, bits: int) -> Rounded:
             made = self.calibration.rounded(layer, bits, head.header.tensors[head.index[layer.inputs[0]]].scale)
-            sizes.setdefault(layer.out, []).append(coded_bytes(codes(made.levels, bits), bits))
+            wide = self.calibration.width(layer.out, bits)
+            sizes[layer.out].append(coded_bytes(codes(made.levels, wide), wide))
             return made
 
         count = enough(self.outputs[0].size)
         probe = Probe(self.model, self.network, self.samples[self.judged], count, cache)
         found = probe.layers(self.weighted, rounder, self._progress)
+        even: list[list[float]] = [[] for _ in found]
+        if self.calibration.roundings:  # a probe takes as many grids as there are widths
+            grid_of = dict(zip(WIDTHS, EVEN, strict=True))
+            tried = probe.layers(self.weighted, lambda layer, bits: rounder(layer, grid_of[bits]), self._even)
+            even = [one.noise for one in tried]
         return {
-            layer.out: LayerNoise(short(layer.name), layer.weight.size, noise, sizes[layer.out])
-            for layer, noise in zip(self.weighted, found, strict=True)
+            layer.out: LayerNoise(short(layer.name), layer.weight.size, noise, more, sizes[layer.out])
+            for layer, noise, more in zip(self.weighted, found, even, strict=True)
         }
 
-    def accuracy_model(
-        self, sites: Sequence[Site], noises: dict[str, LayerNoise]
-    ) -> tuple[margins.AccuracyModel, list[Trial]]:
+    def _even(self, phase: str, done: int, total: int) -> None:
+        self._progress(f"{phase}, even grids", done, total)
+
+    def accuracy_model(self, sites: Sequence[Site], noises: dict[str, LayerNoise]) -> tuple[Model, list[Trial]]:
         """From trials of whole heads on the judged samples. Its noise is what the parts sum to, for that is what a planner knows."""
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
-        step = -(-len(judged) // trials.most(math.prod(self.samples.preprocess.shape)))
+        step = -(-len(judged) // trials.most(math.prod(self.samples.preprocess.shape), outputs[0].size))
         judged, outputs = judged[::step], outputs[::step]
-        flat = outputs.reshape(len(outputs), -1)
+        flat, cosine = outputs.reshape(len(outputs), -1), self._metric == "cosine"
         found, deltas = trials.run(
             sites,
             {tensor: layer.noise for tensor, layer in noises.items()},
-            margins.threshold(flat),
+            fidelity.energy(flat) if cosine else margins.threshold(flat),
             lambda site, bits: self.head(site.spot.tensor, bits)[0],
             judged,
             outputs,
+            fidelity.compare if cosine else functools.partial(_compare_answers, judged.classes),
             self._progress,
         )
-        each = [delta.reshape(flat.shape) for delta in deltas]
-        return margins.fit(flat, judged.classes, each, [trial.predicted for trial in found]), found
+        each, noises_of = [delta.reshape(flat.shape) for delta in deltas], [trial.predicted for trial in found]
+        if cosine:
+            return fidelity.fit(flat, each, noises_of), found
+        return margins.fit(flat, judged.classes, each, noises_of), found
 
     def other_bytes(self, noises: dict[str, LayerNoise]) -> dict[int, int]:
         """Of each offered cut, by building its segment with weights of 8 bits."""
@@ -365,13 +392,28 @@ class _Making:
             size = len(
                 lower(self.network, self.calibration, cut.tensor, 8, self._name, self.samples.preprocess).segment()
             )
-            weights = [noises[layer.out].coded_bytes[-1] for layer in self.network.weighted(cut.tensor)]
+            weights = [noises[layer.out].coded_bytes[WIDTHS.index(8)] for layer in self.network.weighted(cut.tensor)]
             found[cut.index] = size - sum(weights)
             self._progress("segments", done + 1, len(offered))
         return found
 
     def tail_ms(self) -> dict[int, float]:
         return {p.cut.index: _tail_ms(self.model, self.network.graph, p.cut) for p in self.places if p.offered}
+
+
+def _compare_answers(classes: I64 | None, outputs: F32, found: F32) -> tuple[float, float, float, float]:
+    return accuracy.compare(accuracy.top1(outputs), accuracy.top1(found), classes)
+
+
+def _metric(wanted: Metric, samples: Samples) -> Literal["top1", "agreement", "cosine"]:
+    """What ``samples`` are judged by."""
+    if wanted == "auto":
+        return "agreement" if samples.classes is None else "top1"
+    if wanted == "top1" and samples.classes is None:
+        raise errors.UsageError(
+            "--metric top1 needs labels: give --labels or a labels.csv, or choose agreement or cosine"
+        )
+    return wanted
 
 
 def check_shape(graph: Graph, preprocess: Preprocess) -> None:
@@ -418,6 +460,11 @@ def _output_quantization(network: layers.Network, statistics: observe.Statistics
 
 def _check_classes(model: onnx.ModelProto, samples: Samples, names: Sequence[str]) -> None:
     outputs = runner(model)(samples[0][None]).size
+    if outputs < 2:
+        raise errors.ModelError(
+            "the model has one output value, for which no --metric means anything (top-1 is always the same, a cosine only "
+            "tells its sign); give a model with two outputs or more"
+        )
     samples.check_classes(outputs)
     if names and len(names) != outputs:
         raise errors.InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from calibration import arena, layers
 from calibration.graph import short
 from calibration.layers import Clamp, Layer, Network
 from calibration.observe import Quantization
-from calibration.quantize import FLOAT_DIGITS, Rounded, Weights, few_digits, integers, least_scale, nearest, pack
+from calibration.quantize import FLOAT_DIGITS, Rounded, Weights, few_digits, integers, least_scale, nearest, pack, width
 from edge_agent import errors, limits
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
@@ -23,7 +23,8 @@ from edge_agent.head.verify import MAX_REAL, hwc, inputs
 from edge_agent.protocol.messages import Preprocess
 
 F32 = NDArray[np.float32]
-#: Weight bits 2..8: of every layer, or of each by the tensor that it yields (`Network.weighted`).
+#: Weight bits 2..8: of every layer, or of each by the tensor that it yields (`Network.weighted`), where an even grid of `Calibration.roundings` will do
+#: as well (`rounding.EVEN`).
 Bits: TypeAlias = int | Mapping[str, int]
 
 
@@ -32,7 +33,7 @@ class Calibration:
     """What observation gives to lowering: the codes of every tensor, and the mean of each channel of the inputs of convolutions (a transformer has
     neither).
 
-    ``roundings``: by layer (the tensor that it yields) and bits, weights that were rounded with the samples' help; others go to the nearest.
+    ``roundings``: by layer (the tensor that it yields) and bits or even grid, weights that were rounded with the samples' help; others go to the nearest.
     """
 
     quantizations: dict[str, Quantization]
@@ -46,10 +47,18 @@ class Calibration:
             return known
         if not isinstance(layer, layers.Conv):
             return nearest(layer.weight, layer.bias, bits, np.zeros(len(layer.weight), np.float32))
+        return nearest(layer.weight, layer.bias, bits, least_scale(layer.bias, scale_x), self.means_of(layer))
+
+    def width(self, layer: str, bits: int) -> int:
+        """The bits that the codes of the layer's weights at ``bits``, or on that even grid, take in memory."""
+        return bits if bits <= 8 else width(self.roundings[layer, bits].levels)
+
+    def means_of(self, layer: layers.Conv) -> F32 | None:
+        """The mean of each input of ``layer``, if it was observed."""
         means = self.means.get(layer.inputs[0])
         if means is not None and layer.groups == 1:  # a flattened plane repeats its channels
             means = np.tile(means, layer.weight.shape[3] // len(means))
-        return nearest(layer.weight, layer.bias, bits, least_scale(layer.bias, scale_x), means)
+        return means
 
 
 @dataclass
@@ -93,9 +102,10 @@ def lower(
     if cut not in network.reachable():
         reason = "; ".join(f"{node}: {why}" for node, why in network.unsupported[:1]) or "it computes nothing"
         raise errors.ModelError(f"no integer head reaches {short(cut)} ({reason}); cut the model before it")
-    widths = layer_bits(network, cut, weight_bits)
+    grids = layer_bits(network, cut, weight_bits, calibration.roundings)
+    widths = {out: calibration.width(out, grid) for out, grid in grids.items()}
     most = max(widths.values(), default=weight_bits if isinstance(weight_bits, int) else 8)
-    work = _Lowering(network, calibration, widths)
+    work = _Lowering(network, calibration, grids, widths)
     source = work.source()
     for layer in network.needed(cut):
         work.add(layer)
@@ -110,12 +120,12 @@ def lower(
     return Lowered(header, work.index, work.constants)
 
 
-def layer_bits(network: Network, cut: str, weight_bits: Bits) -> dict[str, int]:
-    """The bits of each layer with weights of the head up to ``cut``, in order. Raises `errors.UsageError` as `lower` does."""
+def layer_bits(network: Network, cut: str, weight_bits: Bits, known: Container[tuple[str, int]] = ()) -> dict[str, int]:
+    """The bits, or even grid if it is ``known``, of each layer with weights of the head up to ``cut``, in order. Raises `errors.UsageError` as `lower` does."""
     heads = [layer.out for layer in network.weighted(cut)]
-    given = [weight_bits] if isinstance(weight_bits, int) else weight_bits.values()
-    for bits in given:
-        if not 2 <= bits <= 8:
+    given = [("", weight_bits)] if isinstance(weight_bits, int) else weight_bits.items()
+    for out, bits in given:
+        if not 2 <= bits <= 8 and (out, bits) not in known:
             raise errors.UsageError(f"weights cannot have {bits} bits; choose 2 to 8")
     if isinstance(weight_bits, int):
         return dict.fromkeys(heads, weight_bits)
@@ -148,6 +158,7 @@ class Constants:
 class _Lowering:
     network: Network
     calibration: Calibration
+    grids: Mapping[str, int]
     bits: Mapping[str, int]
     tensors: list[seg.Tensor] = field(default_factory=list)
     ops: list[seg.AnyOp] = field(default_factory=list)
@@ -181,7 +192,7 @@ class _Lowering:
 
         @functools.cache
         def rounded() -> Rounded:
-            return self.calibration.rounded(layer, bits)
+            return self.calibration.rounded(layer, self.grids[layer.out])
 
         codes = put(-(-layer.weight.size * bits // 8), lambda: pack(rounded().levels, bits))
         scales = put(4 * len(layer.weight), lambda: few_digits(rounded().scale))
@@ -232,7 +243,7 @@ def _conv(work: _Lowering, layer: layers.Conv) -> None:
     @functools.cache
     def weights() -> Weights:
         """With the scales that the multipliers stand for."""
-        rounded = work.calibration.rounded(layer, bits, source.scale)
+        rounded = work.calibration.rounded(layer, work.grids[layer.out], source.scale)
         scale = multiplier_of(rounded.scale) * (np.float32(target.scale) / np.float32(source.scale))
         return integers(replace(rounded, scale=scale), source.scale, source.zero_point)
 

@@ -15,7 +15,7 @@ near a margin of 0 there are as many samples as a little further off; and so, wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 import numpy as np
@@ -49,13 +49,14 @@ class Drop(msgspec.Struct, frozen=True):
     high: float
 
 
-class AccuracyModel(msgspec.Struct, frozen=True):
-    """The curve: at ``noise[i]``, rising from 0, ``expected[i]``, ``low[i]`` and ``high[i]`` points are lost.
+class Curve(msgspec.Struct, frozen=True):
+    """At ``noise[i]``, rising from 0, ``expected[i]``, ``low[i]`` and ``high[i]`` points of ``metric`` are lost.
 
-    ``metric``: "top1", or "agreement" where there were no labels and every changed answer counts as lost. ``samples``: how many were counted.
-    ``counts``: for the greatest of the noises, lost and gained answers of each variant that spoke for it; the lesser noises overturn too few to
-    count. ``threshold``: QPART's mean adversarial noise. The interval is that of a measurement on ``promise_samples`` samples.
+    ``samples``: how many were looked at. The interval is that of a measurement on ``promise_samples`` samples.
     """
+
+    #: Points that are lost at the worst.
+    WORST: ClassVar[float] = 100.0
 
     samples: int
     metric: str
@@ -63,14 +64,12 @@ class AccuracyModel(msgspec.Struct, frozen=True):
     expected: list[float]
     low: list[float]
     high: list[float]
-    counts: list[list[tuple[int, int]]]
-    threshold: float
     promise_samples: int
 
     def at(self, noise: float) -> Drop:
-        """What ``noise`` costs; 100 at the upper end where no variant had so much, since nobody knows."""
+        """What ``noise`` costs; `WORST` at the upper end where no variant had so much, since nobody knows."""
         low, expected = self._read(self.low, noise), self._read(self.expected, noise)
-        return Drop(expected, low, self._read(self.high, noise) if noise <= self.noise[-1] else 100.0)
+        return Drop(expected, low, self._read(self.high, noise) if noise <= self.noise[-1] else self.WORST)
 
     def within(self, points: float) -> float:
         """The greatest noise at which no more than ``points`` are promised to be lost; 0 where there is none."""
@@ -83,11 +82,6 @@ class AccuracyModel(msgspec.Struct, frozen=True):
         """
         return self._greatest(self.expected, points)
 
-    def promising(self, samples: int) -> AccuracyModel:
-        """The same with the interval of a measurement on ``samples`` samples."""
-        low, high = _interval(np.array(self.noise[1:]), self.counts, self.samples, self.metric == "top1", samples)
-        return msgspec.structs.replace(self, low=low, high=high, promise_samples=samples)
-
     def _read(self, curve: Sequence[float], noise: float) -> float:
         return float(np.interp(np.sqrt(noise), np.sqrt(self.noise), curve))
 
@@ -99,6 +93,22 @@ class AccuracyModel(msgspec.Struct, frozen=True):
         share = (points - curve[last]) / (curve[last + 1] - curve[last])
         amplitudes = np.sqrt(self.noise[last : last + 2])
         return float((amplitudes[0] + share * (amplitudes[1] - amplitudes[0])) ** 2)
+
+
+class AccuracyModel(Curve, frozen=True, tag="answers"):
+    """The curve of answers lost. ``metric``: "top1", or "agreement" where there were no labels and every changed answer counts as lost.
+
+    ``counts``: for the greatest of the noises, lost and gained answers of each variant that spoke for it; the lesser noises overturn too few to
+    count. ``threshold``: QPART's mean adversarial noise.
+    """
+
+    counts: list[list[tuple[int, int]]]
+    threshold: float
+
+    def promising(self, samples: int) -> AccuracyModel:
+        """The same with the interval of a measurement on ``samples`` samples."""
+        low, high = _interval(np.array(self.noise[1:]), self.counts, self.samples, self.metric == "top1", samples)
+        return msgspec.structs.replace(self, low=low, high=high, promise_samples=samples)
 
 
 def fit(
@@ -114,23 +124,9 @@ def fit(
     thinks the noise of each of them to be, where that is not its energy; the curve is then over these, and holds the error of such thoughts.
     Raises `errors.UsageError` where there is nothing to learn from.
     """
-    z = np.asarray(logits, np.float32).reshape(len(logits), -1)
-    if z.shape[1] < 2 or not len(z) or any(delta.shape != logits.shape for delta in deltas):
-        raise errors.UsageError(
-            "the accuracy model needs logits of two or more classes, and differences of the same shape"
-        )
-    made = [np.asarray(delta, np.float32).reshape(z.shape) for delta in deltas]
-    energies = np.array(
-        [np.square(delta, dtype=np.float64).mean() for delta in made] if noises is None else noises, np.float64
-    )
-    if len(energies) != len(made) or not (np.isfinite(energies).all() and energies.any()):
-        raise errors.UsageError(
-            "the accuracy model needs variants whose noise is above 0 and finite; give rougher ones"
-        )
-    noisy = energies > 0
-    counted = _Variants(z, classes, [d for d, keep in zip(made, noisy, strict=True) if keep], energies[noisy])
-    grid = energies.max() * np.geomspace(FAINT, 1.0, POINTS)
-    counts = _counts(grid, counted)
+    z, made, energies = variants(logits, deltas, noises)
+    grid = grid_of(energies)
+    counts = _counts(grid, _Variants(z, classes, made, energies))
     made_of = AccuracyModel(
         samples=len(z),
         metric="agreement" if classes is None else "top1",
@@ -143,6 +139,36 @@ def fit(
         promise_samples=0,
     )
     return made_of.promising(promise_samples)
+
+
+def variants(outputs: F32, deltas: Sequence[F32], noises: Sequence[float] | None) -> tuple[F32, list[F32], F64]:
+    """``outputs`` [n, C], and of the variants that have any noise their ``deltas`` [n, C] and energies; arguments and errors as in `fit`."""
+    z = np.asarray(outputs, np.float32).reshape(len(outputs), -1)
+    if z.shape[1] < 2 or not len(z) or any(delta.shape != outputs.shape for delta in deltas):
+        raise errors.UsageError(
+            "the accuracy model needs two or more outputs of each sample, and differences of the same shape"
+        )
+    made = [np.asarray(delta, np.float32).reshape(z.shape) for delta in deltas]
+    energies = np.array(
+        [np.square(delta, dtype=np.float64).mean() for delta in made] if noises is None else noises, np.float64
+    )
+    if len(energies) != len(made) or not (np.isfinite(energies).all() and energies.any()):
+        raise errors.UsageError(
+            "the accuracy model needs variants whose noise is above 0 and finite; give rougher ones"
+        )
+    noisy = energies > 0
+    return z, [delta for delta, keep in zip(made, noisy, strict=True) if keep], energies[noisy]
+
+
+def grid_of(energies: F64) -> F64:
+    """The energies of a curve, from variants of these."""
+    grid: F64 = energies.max() * np.geomspace(FAINT, 1.0, POINTS)
+    return grid
+
+
+def nearest(energies: F64, energy: float) -> I64:
+    """Which of the variants with these energies speak for ``energy``."""
+    return np.argsort(np.abs(np.log(energies / energy)), kind="stable")[:NEAREST]
 
 
 def threshold(logits: F32) -> float:
@@ -163,7 +189,7 @@ class _Variants:
 
     def counts(self, energy: float) -> list[tuple[int, int]]:
         """Lost and gained answers of each of the nearest variants."""
-        near = np.argsort(np.abs(np.log(self._energies / energy)), kind="stable")[:NEAREST]
+        near = nearest(self._energies, energy)
         return [self._counted(self._deltas[k], float(np.sqrt(energy / self._energies[k]))) for k in near]
 
     def _counted(self, delta: F32, scale: float) -> tuple[int, int]:
@@ -186,7 +212,7 @@ def _expected(grid: F64, counts: Sequence[Sequence[tuple[int, int]]], samples: i
     """Points lost in the mean at 0 and at each energy of ``grid``, rising."""
     shares = [_fainter(np.mean(c, axis=0, keepdims=True) / samples, r, labelled)[0] for c, r in _sources(grid, counts)]
     drops = [float(lost - gained) for lost, gained in shares]
-    return [0.0, *(100.0 * np.maximum(_rising(np.array(drops)), 0.0)).tolist()]
+    return [0.0, *(100.0 * np.maximum(rising(np.array(drops)), 0.0)).tolist()]
 
 
 def _interval(
@@ -222,7 +248,7 @@ def _fainter(shares: F64, ratio: float, labelled: bool) -> F64:
     return np.stack([changed + drop, changed - drop], axis=1) / 2
 
 
-def _rising(curve: F64) -> F64:
+def rising(curve: F64) -> F64:
     """The nearest curve, by squares, that never falls."""
     sums = np.concatenate([[0.0], curve.cumsum()])
     first, last = np.arange(len(curve))[:, None], np.arange(len(curve))[None]

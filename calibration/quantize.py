@@ -56,6 +56,12 @@ def top_level(bits: int) -> int:
     return 3 if bits == 2 else 2 ** (bits - 1) - 1
 
 
+def width(levels: S8) -> int:
+    """The bits at which ``levels`` can be packed."""
+    most = int(np.abs(levels.astype(np.int16)).max(initial=0))
+    return max(3, most.bit_length() + 1)
+
+
 def codes(levels: S8, bits: int) -> NDArray[np.uint8]:
     """Integer weights as codes at ``bits`` bits (docs/architecture.md), a byte each."""
     w = levels.astype(np.int16)
@@ -92,7 +98,7 @@ def nearest(weight: F32, bias: F32, bits: int, least: F32, mean_x: F32 | None = 
     levels = levels.reshape(weight.shape)
     wanted = bias.astype(np.float64)
     if mean_x is not None:
-        wanted = wanted + _mean_error(weight, levels, scale, mean_x)
+        wanted = wanted + mean_error(weight, levels, scale, mean_x)
     return Rounded(levels, scale, wanted)
 
 
@@ -151,7 +157,7 @@ def _levels(weight: F32, scale: F32, bits: int) -> F32:
     return levels
 
 
-def _mean_error(weight: F32, levels: S8, scale: F32, mean_x: F32) -> F64:
+def mean_error(weight: F32, levels: S8, scale: F32, mean_x: F32) -> F64:
     """Mean of sum (w - scale * level) * x for each output channel."""
     error = (weight.astype(np.float64) - levels * scale.astype(np.float64)[:, None, None, None]).sum(axis=(1, 2))
     outs, width = error.shape

@@ -33,6 +33,10 @@ S8 = NDArray[np.int8]
 Rounding: TypeAlias = Literal["nearest", "gptq"]
 
 WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8)
+#: Bits a weight of the even grids: one step for all of a layer, its levels entropy-coded. For great layers that is the least noise for its bytes.
+RATES: Final = (1.25, 1.6, 2.0, 2.4, 2.8, 3.3, 4.0)
+#: What names a layer's grid: 2..8 is a width, with a scale for each output; what follows are the `RATES`.
+EVEN: Final = tuple(range(9, 9 + len(RATES)))
 #: A bundle's samples that rounding sees, and those on which its noise can be measured: on the former the last layers of EfficientNet-Lite0, with
 #: one position a sample, show a fifth of the noise that they make on others.
 SEEN: Final = slice(0, None, 2)
@@ -71,10 +75,12 @@ def round_layers(
     progress: Progress,
     widths: Sequence[int] = WIDTHS,
     options: Options = DEFAULT,
+    rates: Sequence[float] = (),
 ) -> dict[tuple[str, int], Rounded]:
-    """The weights of each layer of the head up to ``cut`` at each of ``widths``: what `Calibration.roundings` takes."""
-    made = grids(model, network, calibration, cut, samples, progress, widths, (), options)
-    return {(layer.out, bits): grid for layer, each in made for bits, grid in zip(widths, each, strict=True)}
+    """The weights of each layer of the head up to ``cut`` at each of ``widths`` and, as `EVEN` grids, ``rates``: what `Calibration.roundings` takes."""
+    made = grids(model, network, calibration, cut, samples, progress, widths, rates, options)
+    names = (*widths, *EVEN[: len(rates)])
+    return {(layer.out, name): grid for layer, each in made for name, grid in zip(names, each, strict=True)}
 
 
 def grids(
@@ -181,12 +187,6 @@ class Rounder:
         groups, depth = self._order.shape
         columns: F64 = weight.astype(np.float64).reshape(groups, -1, depth).transpose(0, 2, 1)[self._rows, self._order]
         return columns
-
-
-def width(levels: S8) -> int:
-    """The bits at which ``levels`` can be packed."""
-    most = int(np.abs(levels.astype(np.int16)).max(initial=0))
-    return max(3, most.bit_length() + 1)
 
 
 def entropy(levels: NDArray[np.integer[Any]]) -> float:

@@ -1,4 +1,4 @@
-"""How much noise the bits of each layer, and of each cut, put on the logits: one at a time in the float network, and whether the parts add up.
+"""How much noise the bits of each layer, and of each cut, put on the logits: one at a time in the float network.
 
 Noise is the mean squared difference of the logits to the float model's. A layer is measured with the real quantizer's weights in its place, from
 the last cut before it on. E(b) = p x 4^-b is fitted to each; what was measured is kept beside it, for below 4 bits the fit may be far off.
@@ -7,7 +7,7 @@ the last cut before it on. E(b) = p x 4^-b is fitted to each; what was measured 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,20 +52,6 @@ class Sensitivity(msgspec.Struct, frozen=True):
     def at(self, bits: int) -> float:
         """The measured noise."""
         return self.noise[WIDTHS.index(bits)]
-
-
-class Additivity(msgspec.Struct, frozen=True):
-    """Noise of random mixes of bits: what the layers' own noises sum to, and what was measured.
-
-    Corrected is scale x predicted^power, the fit of one to the other. Errors are root mean squares in bits, before and after the correction.
-    """
-
-    predicted: list[float]
-    measured: list[float]
-    scale: float
-    power: float
-    error: float
-    corrected_error: float
 
 
 def fit(tensor: str, noise: Sequence[float]) -> Sensitivity:
@@ -216,39 +202,3 @@ class Probe:
         if self._cache:
             self._cache.mkdir(parents=True, exist_ok=True)
             (self._cache / key).write_bytes(msgspec.json.encode(noise))
-
-
-def additivity(
-    probe: Probe,
-    layers: Sequence[Weighted],
-    found: Sequence[Sensitivity],
-    rounder: Rounder,
-    mixes: int,
-    progress: Progress,
-) -> Additivity:
-    """The sum of the layers' own noises against the noise of ``mixes`` random mixes of bits, from coarse ones to fine ones."""
-    predicted, measured = [], []
-    for done, mix in enumerate(_mixes(len(layers), mixes)):
-        predicted.append(sum(one.at(bits) for one, bits in zip(found, mix, strict=True)))
-        rounded = {layer.out: rounder(layer, bits) for layer, bits in zip(layers, mix, strict=True)}
-        measured.append(probe.noise(rounded))
-        progress("additivity", done + 1, mixes)
-    return compare(predicted, measured)
-
-
-def _mixes(layers: int, count: int) -> Iterator[list[int]]:
-    """Bits for each layer, drawn from windows of four widths that move from the least to the greatest."""
-    random = np.random.default_rng(0)
-    for i in range(count):
-        low = round(i * (len(WIDTHS) - 4) / max(1, count - 1))
-        yield [int(bits) for bits in random.choice(WIDTHS[low : low + 4], layers)]
-
-
-def compare(predicted: Sequence[float], measured: Sequence[float]) -> Additivity:
-    """`Additivity` of two or more pairs, all above 0."""
-    x, y = np.log2(predicted), np.log2(measured)
-    power, offset = np.polyfit(x, y, 1)
-    before, after = ((y - x) ** 2).mean(), ((y - power * x - offset) ** 2).mean()
-    return Additivity(
-        list(predicted), list(measured), float(2**offset), float(power), float(before**0.5 / 2), float(after**0.5 / 2)
-    )

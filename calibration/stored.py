@@ -12,18 +12,20 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from calibration.layers import Network, Weighted
-from calibration.quantize import Rounded, pack
+from calibration.quantize import Rounded, pack, width
 from kernels.reference import unpack_bits, weight_levels
 
 FILE: Final = "weights.safetensors"
-_PARTS: Final = ("codes", "scale", "bias")
+_PARTS: Final = ("codes", "width", "scale", "bias")
 
 
 def save(roundings: Mapping[tuple[str, int], Rounded]) -> bytes:
-    """The file: ``codes/BITS/TENSOR`` uint8, packed as in a segment, ``scale/...`` [OC] float32, ``bias/...`` [OC] float64."""
+    """The file: ``codes/BITS/TENSOR`` (or /EVEN/, `rounding.EVEN`) uint8, packed as in a segment at ``width/...`` bits, ``scale/...`` [OC] float32, ``bias/...`` [OC] float64."""
     arrays: dict[str, NDArray[np.generic]] = {}
     for (out, bits), rounded in roundings.items():
-        parts: tuple[NDArray[np.generic], ...] = (pack(rounded.levels, bits), rounded.scale, rounded.bias)
+        wide = bits if bits <= 8 else width(rounded.levels)
+        packed = pack(rounded.levels, wide)
+        parts: tuple[NDArray[np.generic], ...] = (packed, np.array([wide], np.uint8), rounded.scale, rounded.bias)
         arrays |= {f"{kind}/{bits}/{out}": part for kind, part in zip(_PARTS, parts, strict=True)}
     made: bytes = safetensors.numpy.save(arrays)
     return made
@@ -44,10 +46,10 @@ class Stored(Mapping[tuple[str, int], Rounded]):
             raise KeyError(key)
         out, bits = key
         with safetensors.safe_open(self._path, framework="numpy") as file:
-            packed, scale, bias = (file.get_tensor(f"{kind}/{bits}/{out}") for kind in _PARTS)
+            packed, (wide,), scale, bias = (file.get_tensor(f"{kind}/{bits}/{out}") for kind in _PARTS)
         shape = self._layers[out].weight.shape
-        codes = unpack_bits(packed, bits, self._layers[out].weight.size)
-        return Rounded(weight_levels(bits)[codes].astype(np.int8).reshape(shape), scale, bias)
+        codes = unpack_bits(packed, int(wide), self._layers[out].weight.size)
+        return Rounded(weight_levels(int(wide))[codes].astype(np.int8).reshape(shape), scale, bias)
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         return iter(sorted(self._keys))

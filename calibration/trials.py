@@ -2,7 +2,7 @@
 
 A trial is a head as a planner would make it: a cut, its codec, and bits for each layer that take the fewest bytes for some noise, from hardly any
 to more than anyone wants. The integer head runs, its tensor is coded, the tail answers. The outputs' differences, over what the parts' noises sum
-to, give the accuracy model (`margins.fit`), so that where the parts do not add up the model knows.
+to, give the accuracy model (`margins.fit`, `fidelity.fit`), so that where the parts do not add up the model knows.
 """
 
 from __future__ import annotations
@@ -28,19 +28,24 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 TRIALS: Final = 16
-#: Samples of a trial, evenly spread: so many input values in all, and so many samples at least and at most.
+#: Samples of a trial, evenly spread: as many as have so many input values together, but within these bounds; and no more than have so many output
+#: values, for every trial's are kept.
 VALUES: Final = 150_000_000
 SAMPLES: Final = (1000, 5000)
-#: Noise of the trials, of half the mean squared margin (`margins`): from 4 ** -7 to 4 ** -0.5 of it.
+OUTPUTS: Final = 1 << 23
+#: Noise of the trials, of half the mean squared margin (`margins`), or of the outputs' mean square (`fidelity`): from 4 ** -7 to 4 ** -0.5 of it.
 EXPONENTS: Final = (-7.0, -0.5)
 _SPREAD: Final = (5**0.5 - 1) / 2  # multiples of the golden ratio, modulo 1, spread evenly
 _NO_CODEC: Final = CodecNoise(0, "", 0.0)
+
+#: Outputs [n, ...] of the float model and of a trial -> drop, low, high (points) and agreement (0..1) of top-1.
+Judge = Callable[[F32, F32], tuple[float, float, float, float]]
 
 
 class Trial(msgspec.Struct, frozen=True):
     """``bits`` of each layer's weights, by the tensor that it yields; ``activation_bits`` 0 where nothing is sent.
 
-    ``predicted`` and ``measured`` noise at the output; drop, low, high and agreement as in `accuracy.compare`.
+    ``predicted`` and ``measured`` noise at the output; drop, low, high and agreement as in `accuracy.compare` or `fidelity.compare`.
     """
 
     cut: int
@@ -74,9 +79,9 @@ def codec_noise(noise: CutNoise, codec: CodecNoise) -> float:
     return max(0.0, codec.noise - noise.head)
 
 
-def most(values: int) -> int:
-    """Samples of a trial whose inputs have so many ``values`` each."""
-    return min(max(VALUES // values, SAMPLES[0]), SAMPLES[1])
+def most(inputs: int, outputs: int) -> int:
+    """Samples of a trial of a network with so many values in and out."""
+    return max(1, min(max(VALUES // inputs, SAMPLES[0]), SAMPLES[1], OUTPUTS // outputs))
 
 
 def run(
@@ -86,11 +91,12 @@ def run(
     build: Callable[[Site, Mapping[str, int]], Head],
     samples: Samples,
     outputs: F32,
+    judge: Judge,
     progress: Progress,
 ) -> tuple[list[Trial], list[F32]]:
     """The trials, and each one's differences [n, ...] of the outputs to the float model's ``outputs`` on ``samples``.
 
-    ``margin``: the energy of noise that all else is measured by (`margins.threshold`); ``build`` makes a head with these bits.
+    ``margin``: the energy of noise that all else is measured by (`margins.threshold`, `fidelity.energy`); ``build`` makes a head with these bits.
     """
     tried = [site for site in sites if site.layers] or sites
     found, deltas = [], []
@@ -98,10 +104,8 @@ def run(
         site = tried[int(len(tried) * (i * _SPREAD % 1))]
         bits, codec, predicted = _mix(site, layers, margin * 4.0**exponent)
         delta = _answers(site, build(site, bits), codec, samples) - outputs
-        before, after = accuracy.top1(outputs), accuracy.top1(outputs + delta)
         measured = float((delta.astype(np.float64) ** 2).mean())
-        compared = accuracy.compare(before, after, samples.classes)
-        found.append(Trial(site.noise.cut, bits, codec.bits, predicted, measured, *compared))
+        found.append(Trial(site.noise.cut, bits, codec.bits, predicted, measured, *judge(outputs, outputs + delta)))
         deltas.append(delta)
         progress("trials", i + 1, TRIALS)
     return found, deltas

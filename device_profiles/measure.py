@@ -282,20 +282,24 @@ def _same_padding(shape: Shape) -> tuple[int, int]:
 
 def _offsets(kind: KernelKind, shape: Shape) -> tuple[int, int, int]:
     """Where weights, biases and multipliers begin in the blob."""
-    weights = shape.oc * shape.k**2 * (1 if kind == "depthwise" else shape.c)
-    bias = -(-weights // seg.ALIGN) * seg.ALIGN
+    bias = seg.roundup(_weights(kind, shape))
     return 0, bias, bias + -(-4 * shape.oc // seg.ALIGN) * seg.ALIGN
+
+
+def _weights(kind: KernelKind, shape: Shape) -> int:
+    return shape.oc * shape.k**2 * (1 if kind == "depthwise" else shape.c)
 
 
 def _blob(kind: KernelKind, shape: Shape) -> NDArray[np.uint8]:
     rng = np.random.default_rng(0)
     if kind in ("lut", "add", "pool"):
         return rng.permutation(256 if kind == "lut" else 0).astype(np.uint8)
-    _, bias, multiplier = _offsets(kind, shape)
+    _, _, multiplier = _offsets(kind, shape)
     end = multiplier + -(-4 * shape.oc // seg.ALIGN) * seg.ALIGN
     blob = np.zeros(end, np.uint8)
-    blob[:bias] = rng.integers(0, 255, bias, np.uint8)  # 255 is not a code of 8-bit weights
-    blob[multiplier:].view(np.float32)[:] = 0.001
+    weights = _weights(kind, shape)
+    blob[:weights] = rng.integers(0, 255, weights, np.uint8)  # 255 is not a code of 8-bit weights
+    blob[multiplier : multiplier + 4 * shape.oc].view(np.float32)[:] = 0.001
     return blob
 
 

@@ -88,7 +88,7 @@ def headline(plan: Plan) -> str:
 
 def noise(plan: Plan, width: int = 80) -> RenderableType:
     """Bits and share of the noise of every layer, the codec and the head's activations; in two columns where they are many and ``width`` allows."""
-    rows = [(plain(one.layer), str(one.weights), str(one.bits), _share(one.noise_share)) for one in plan.layers]
+    rows = [(plain(one.layer), str(one.weights), f"{one.bits:.1f}", _share(one.noise_share)) for one in plan.layers]
     if plan.mode != "device":
         rows.append(("the codec at the cut", "", str(plan.ladder[plan.codec].bits), _share(plan.codec_share)))
     rows.append(("8-bit activations of the head", "", "", _share(plan.head_share)))
@@ -116,9 +116,9 @@ def bits(plan: Plan) -> str:
     if not plan.layers:
         return "none here"
     widths = [layer.bits for layer in plan.layers]
-    if min(widths) == max(widths):
-        return f"{widths[0]} bits"
-    return f"{plan.mean_bits():.1f} bits in the mean, {min(widths)} to {max(widths)} by layer"
+    if len(widths) == 1:
+        return f"{widths[0]:.1f} bits"
+    return f"{plan.mean_bits():.1f} bits in the mean, {min(widths):.1f} to {max(widths):.1f} by layer"
 
 
 def runners_up(plan: Plan, width: int = 80) -> RenderableType:

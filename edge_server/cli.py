@@ -79,6 +79,14 @@ def add(
         Literal["nearest", "gptq"],
         typer.Option("--rounding", help="Of weights: gptq looks at what it does to the samples."),
     ] = "gptq",
+    metric: Annotated[
+        Literal["auto", "top1", "agreement", "cosine"],
+        typer.Option(
+            "--metric",
+            help="What a drop is of: right answers (top1, with labels), the float model's answers (agreement), or the cosine "
+            "to its outputs (embeddings, maps); auto is top1 with labels, else agreement.",
+        ),
+    ] = "auto",
     store: StoreFolder = None,
 ) -> None:
     """Import and calibrate a model, and list where it may be cut."""
@@ -89,7 +97,7 @@ def add(
     command.add(
         store,
         command.Request(
-            model, name, images, arrays, labels, class_names, preprocess, options | {"interpolation": interpolation}, shape, samples, rounding
+            model, name, images, arrays, labels, class_names, preprocess, options | {"interpolation": interpolation}, shape, samples, rounding, metric,
         ),
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import functools
 import math
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +25,7 @@ from edge_agent.protocol.messages import (
 from edge_server.catalog import Catalog
 from edge_server.curves import Format, curves, draw
 from edge_server.planner import MODES, Pick, Power, Request, Table, choose, reason, rivals, verify_pick
-from edge_server.planner.allocation import WIDTHS
+from edge_server.planner.allocation import WIDTHS, Layer, segment_bytes
 from edge_server.tails import Handler, Tails
 from edge_server.times import head_times
 
@@ -162,7 +163,7 @@ def _message(catalog: Catalog, chosen: Chosen) -> Plan:
         mode=MODES[cut.kind],
         cut=cut,
         layers=[
-            LayerBits(layer.name, b, layer.weights, layer.noise[b - WIDTHS[0]] / whole)
+            LayerBits(layer.name, mean_bits([layer], (b,)), layer.weights, layer.noise[b - WIDTHS[0]] / whole)
             for layer, b in zip(place.layers, bits, strict=True)
         ],
         codec_share=codec.noise / whole if codec else 0.0,
@@ -190,7 +191,7 @@ def candidate(bundle: Bundle, table: Table, asked: Request, pick: Pick, why: str
     codec = None if pick.codec is None else place.codecs[pick.codec]
     return Candidate(
         place.cut,
-        mean_bits([layer.weights for layer in place.layers], table.patterns[pick.pattern].bits),
+        mean_bits(place.layers, table.patterns[pick.pattern].bits),
         codec.bits if codec else 0,
         codec.rule if codec else "",
         predict_pick(bundle, table, asked, pick),
@@ -198,6 +199,6 @@ def candidate(bundle: Bundle, table: Table, asked: Request, pick: Pick, why: str
     )
 
 
-def mean_bits(weights: list[int], bits: tuple[int, ...]) -> float:
-    """Bits of a weight in the mean; 0 without weights."""
-    return sum(w * b for w, b in zip(weights, bits, strict=True)) / max(1, sum(weights))
+def mean_bits(layers: Sequence[Layer], bits: tuple[int, ...]) -> float:
+    """Bits that a weight takes in a segment, in the mean; 0 without weights."""
+    return 8 * segment_bytes(layers, bits) / max(1, sum(layer.weights for layer in layers))

@@ -68,7 +68,7 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
     return Place(
         cut=cut,
         layers=tuple(
-            Layer(layer.name, layer.weights, tuple(layer.noise.noise), tuple(layer.coded_bytes)) for layer in inside
+            Layer(layer.name, layer.weights, tuple(layer.noises), tuple(layer.coded_bytes)) for layer in inside
         ),
         codecs=tuple(
             CutCodec(one.rule, one.bits, payload_bytes(math.prod(cut.shape), one.bits), trials.codec_noise(noise, one))

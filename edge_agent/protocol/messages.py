@@ -155,10 +155,10 @@ class Prediction(Message):
 
 
 class LayerBits(Message):
-    """A layer of the head: its weights' number and bits, and their share (0..1) of the plan's noise."""
+    """A layer of the head: its weights' number, the bits that each takes in the segment, and their share (0..1) of the plan's noise."""
 
     layer: str
-    bits: int
+    bits: float
     weights: int
     noise_share: float
 

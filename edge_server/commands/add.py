@@ -48,6 +48,7 @@ class Request:
     input_shape: str | None
     most: int | None
     rounding: Rounding = "gptq"
+    metric: bundles.Metric = "auto"
 
 
 def add(folder: Path | None, request: Request) -> None:
@@ -55,6 +56,8 @@ def add(folder: Path | None, request: Request) -> None:
     name = request.name or _name_of(request.source)
     check_name(name, "model")
     place = _place(request)
+    if request.labels is not None and request.metric in ("agreement", "cosine"):
+        raise errors.UsageError(f"--metric {request.metric} takes no labels: leave out --labels, or choose top1")
     spec = preprocessing.read(request.preprocess, request.options)
     console = Console(stderr=True)
     with Store(folder or default_folder()) as store:
@@ -67,7 +70,8 @@ def add(folder: Path | None, request: Request) -> None:
         names = samples.read_names(request.class_names) if request.class_names is not None else []
         former = _former(store, name)
         with store.new_bundle(name) as path, _progress(console) as progress:
-            bundles.create(path, name, model, found, names, progress, request.rounding, store.folder / "cache")
+            cache = store.folder / "cache"
+            bundles.create(path, name, model, found, names, progress, request.rounding, cache, request.metric)
         bundle = Catalog(store).bundle(name)
         if former and former != bundle.sha256:
             store.drop_segments(former)
@@ -130,7 +134,7 @@ def _show(bundle: bundles.Bundle, patterns: Patterns) -> None:
     for line in _float_top1(bundle):
         console.print(line, soft_wrap=True)
     unseen = " that the rounding of weights has not seen" if bundle.accuracy.samples < bundle.samples else ""
-    what = f"bits and bytes are for a drop of at most {SHOWN_DROP:g} point, judged on {bundle.accuracy.samples} samples{unseen}"
+    what = f"bits and bytes are for a {bundle.metric} drop of at most {SHOWN_DROP:g} point, judged on {bundle.accuracy.samples} samples{unseen}"
     console.print(f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered; {what}", soft_wrap=True)
     for cut, reason in zip(bundle.cuts, bundle.reasons, strict=True):
         if reason:
@@ -178,7 +182,7 @@ def _least(patterns: Patterns, index: int) -> tuple[str, ...]:
         return ("over it",) + ("",) * 3
     best = rows[(patterns.segment_bytes + patterns.frame_bytes)[rows].argmin()]
     place, pattern = patterns.places[index], patterns.patterns[patterns.pattern[best]]
-    bits = mean_bits([layer.weights for layer in place.layers], pattern.bits)
+    bits = mean_bits(place.layers, pattern.bits)
     segment = (f"{bits:.1f} bits", f"{pattern.segment_bytes / 1000:.1f}") if place.layers else ("", "")
     if (codec := patterns.codec[best]) < 0:
         return *segment, "", ""

@@ -28,7 +28,8 @@ _HAIR: Final = 1 + 1e-6  # so that the number in a message, given back, is enoug
 @dataclass(frozen=True, slots=True)
 class Layer:
     """``noise[i]``: what the weights at ``WIDTHS[i]`` bits add; infinite where they may not have so many. As a rule it falls with every bit, but
-    nothing here depends on that. ``coded[i]``: the bytes that they take in a segment; without it, those of packed codes count.
+    nothing here depends on that. ``coded[i]``: the bytes that they take in a segment; without it, those of packed codes count. More entries than
+    `WIDTHS` are of further grids (`calibration.rounding.EVEN`), called 9, 10 and so on, which baselines do not know.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Layer:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Bytes at each of `WIDTHS`."""
+        """Bytes of each grid."""
         return self.coded or tuple(packed_bytes(self.weights, bits) for bits in WIDTHS)
 
     def size(self, bits: int) -> int:
@@ -98,7 +99,7 @@ def allocate(
         )
     choice = found.choice.tolist()
     codec = choice.pop() if codecs else None
-    bits = tuple(WIDTHS[i] for i in choice)
+    bits = tuple(WIDTHS[0] + i for i in choice)
     extra = 0.0 if codec is None else codecs[codec].noise
     return Allocation(
         bits, codec, segment_bytes(layers, bits), total_noise(layers, bits, extra), found.cost, found.bound
@@ -163,7 +164,7 @@ def _plain(layers: Sequence[Layer], bits: tuple[int, ...]) -> Allocation:
 
 
 def _nearest(layer: Layer, size: int, budget: float) -> int:
-    logs = [math.log(noise, 4) + bits for noise, bits in zip(layer.noise, WIDTHS, strict=True) if 0 < noise < math.inf]
+    logs = [math.log(noise, 4) + bits for noise, bits in zip(layer.noise, WIDTHS, strict=False) if 0 < noise < math.inf]
     if not logs:
         return WIDTHS[0]
     if not budget:
@@ -191,10 +192,10 @@ def _check(layers: Sequence[Layer], budget: float, codecs: Sequence[CutCodec] = 
         if not (math.isfinite(value) and value >= 0):
             raise errors.UsageError(f"{name} is {value}: give a number of 0 or more")
     for layer in layers:
-        sized = len(layer.sizes) == len(layer.noise) == len(WIDTHS) and min(layer.sizes) >= 0
+        sized = len(layer.sizes) == len(layer.noise) >= len(WIDTHS) and min(layer.sizes) >= 0
         if layer.weights < 1 or not sized or not all(noise >= 0 for noise in layer.noise):
             raise errors.UsageError(
-                f"layer {layer.name} needs weights, and {len(WIDTHS)} sizes and noises of 0 or more: calibrate it again"
+                f"layer {layer.name} needs weights, and {len(WIDTHS)} or more sizes and noises of 0 or more: calibrate it again"
             )
     if not all(codec.noise >= 0 and codec.frame_bytes >= 0 for codec in codecs):
         raise errors.UsageError("a codec needs bytes and a noise of 0 or more: calibrate it again")

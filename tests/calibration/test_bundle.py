@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,10 @@ def test_every_layer_and_every_codec_of_an_offered_cut_has_its_noise(made: Bundl
     assert list(made.layers) == made.weight_layers(last)
     for layer in made.layers.values():
         assert layer.weights > 0
-        assert all(size <= layer.weights * b / 8 + 40 for size, b in zip(layer.coded_bytes, range(2, 9), strict=True))
+        assert all(size <= layer.weights * b / 8 + 40 for size, b in zip(layer.coded_bytes, range(2, 9), strict=False))
+        assert len(layer.noises) == len(layer.coded_bytes) == 14
+        assert layer.coded_bytes[7:] == sorted(layer.coded_bytes[7:])
+        assert layer.noises[7] > layer.noises[-1] > 0
         assert layer.noise.noise[0] > layer.noise.noise[2] > layer.noise.noise[-1] > 0
     assert list(made.cut_noises) == made.offered
     for cut, noise in made.cut_noises.items():
@@ -131,6 +135,43 @@ def test_without_labels_the_metric_is_agreement(tmp_path: Path) -> None:
     assert all(t.drop == pytest.approx(100 * (1 - t.agreement)) for t in opened.manifest.trials)
 
 
+def map_net() -> onnx.ModelProto:
+    net = small.Net([1, 3, 16, 16])
+    net.conv(8, 3)
+    net.add("Relu")
+    net.conv(4, 8, strides=[2, 2])
+    return net.model()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("maker", [small.cnn, map_net])
+def test_embeddings_and_maps_are_judged_by_their_cosine(tmp_path: Path, maker: Callable[[], onnx.ModelProto]) -> None:
+    opened = make(tmp_path, maker(), samples(), metric="cosine")
+    assert (opened.metric, opened.accuracy.metric, opened.info().float_top1) == ("cosine", "cosine", None)
+    assert Bundle.open(opened.path).manifest == opened.manifest
+    assert opened.cuts[opened.offered[-1]].kind == "output"
+    tried = opened.manifest.trials
+    assert 0 < tried[0].drop < 0.5 < 1.0 < tried[-1].drop < 50
+    assert all(t.low <= t.drop <= t.high for t in tried)
+    assert all(t.drop <= opened.accuracy.at(t.predicted).high for t in tried)
+    assert 0 < opened.accuracy.within(1.0) < opened.accuracy.within(20.0)
+
+
+def test_only_top1_looks_at_labels(tmp_path: Path) -> None:
+    inputs = samples(4, shape=[64])
+    wrong = Samples(inputs.preprocess, inputs.sources, np.array([0, 9, 10, 99]))
+    assert make(tmp_path, small.mlp(), wrong, metric="agreement").metric == "agreement"
+    with pytest.raises(errors.UsageError, match="--metric top1 needs labels"):
+        make(tmp_path / "c", small.mlp(), samples(4, labels=False, shape=[64]), metric="top1")
+
+
+@pytest.mark.parametrize("metric", ["auto", "agreement", "cosine"])
+def test_a_model_with_one_output_value_is_refused(tmp_path: Path, metric: str) -> None:
+    with pytest.raises(errors.ModelError, match="one output value, for which no --metric means anything"):
+        make(tmp_path, small.mlp(1), samples(4, labels=False, shape=[64]), metric=metric)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_opened_again_it_says_the_same(made: Bundle) -> None:
     again = Bundle.open(made.path)
     assert again.sha256 == made.sha256
@@ -169,8 +210,14 @@ def test_a_segment_with_bits_of_its_own_for_each_layer(made: Bundle) -> None:
     assert made.header(cut, mixed).blob_bytes == head.header.blob_bytes
     assert made.segment(cut, mixed) == made.segment(cut, mixed)
     assert made.weight_layers(0) == []
+    even = mixed | {names[0]: 9, names[1]: 15}
+    ops = [op for op in executor.load(made.segment(cut, even)).header.ops if isinstance(op, seg.Conv)]
+    assert ops[0].bits < 8
+    assert [op.bits for op in ops[2:]] == list(mixed.values())[2:]
     with pytest.raises(errors.UsageError, match="bits for"):
         made.segment(made.offered[1], mixed)
+    with pytest.raises(errors.UsageError, match="16 bits"):
+        made.segment(cut, mixed | {names[0]: 16})
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -243,6 +290,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
         "histograms",
         "noise of cuts",
         "sensitivity of layers",
+        "sensitivity of layers, even grids",
         "trials",
         "segments",
     ]

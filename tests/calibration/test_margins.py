@@ -143,5 +143,5 @@ def test_nothing_to_learn_from_is_said():
         margins.fit(logits, classes, [])
     with pytest.raises(errors.UsageError, match="same shape"):
         margins.fit(logits, classes, [logits[:5]])
-    with pytest.raises(errors.UsageError, match="two or more classes"):
+    with pytest.raises(errors.UsageError, match="two or more outputs"):
         margins.fit(logits[:, :1], classes, [logits[:, :1]])

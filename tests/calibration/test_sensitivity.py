@@ -18,7 +18,7 @@ from calibration.quantize import Rounded, nearest
 from calibration.reweigh import reweigh, weights
 from calibration.rounding import WIDTHS
 from calibration.samples import Samples
-from calibration.sensitivity import Probe, additivity, compare, fit
+from calibration.sensitivity import Probe, fit
 from edge_agent import codec
 from edge_agent.protocol.messages import Preprocess
 from tests import small_models as small
@@ -127,38 +127,6 @@ def test_a_layers_noise_is_that_of_the_whole_network_with_only_it_rounded(make: 
             assert one.at(bits) == pytest.approx(wanted, rel=1e-2, abs=1e-10)
         assert one.at(2) > one.at(4) > one.at(8) > 0
         assert one.error < 1
-
-
-def test_the_sum_of_noises_against_direct_evaluation() -> None:
-    model, network, samples = network_of(small.mlp)
-    probe = Probe(model, network, samples, 32)
-    found = network.weighted(network.graph.output)
-    alone = probe.layers(found, rounder, quiet)
-    made = additivity(probe, found, alone, rounder, 9, quiet)
-    mixes = list(sensitivity._mixes(len(found), 9))
-    assert mixes[0] != mixes[-1]
-    assert {bits for mix in mixes for bits in mix} == set(WIDTHS)
-    run = session(model)
-    x = np.stack(list(samples))
-    for mix, predicted, measured in zip(mixes, made.predicted, made.measured, strict=True):
-        assert predicted == pytest.approx(sum(one.at(b) for one, b in zip(alone, mix, strict=True)))
-        y = x
-        for layer, bits in zip(found, mix, strict=True):
-            rounded = rounder(layer, bits)
-            y = np.maximum(y @ rounded.values().reshape(len(rounded.scale), -1).T + rounded.bias, layer.clamp[0])
-        wanted = ((y - run.run(None, {"x": x})[0]) ** 2).mean()
-        assert measured == pytest.approx(wanted, rel=1e-3)
-    assert made.error < 0.5
-    assert made.corrected_error <= made.error
-
-
-def test_correction_of_noises_that_grow_less_than_their_parts() -> None:
-    predicted = [0.01, 0.1, 1.0, 10.0]
-    made = compare(predicted, [0.5 * p**0.8 for p in predicted])
-    assert (made.scale, made.power) == (pytest.approx(0.5), pytest.approx(0.8))
-    assert made.corrected_error == pytest.approx(0, abs=1e-6)
-    assert made.error > 0.4
-    assert compare(predicted, [4 * p for p in predicted]).error == pytest.approx(1)  # one bit
 
 
 def test_fit_of_an_exact_law_and_of_none() -> None:

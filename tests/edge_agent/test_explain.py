@@ -53,7 +53,7 @@ def text(value: Plan, width: int = 120) -> str:
 def test_a_split_plan_tells_cut_bits_times_drop_and_payload():
     shown = text(plan())
     for words in (
-        "cut after blocks.5", "3.5 bits in the mean, 3 to 8 by layer", "body", "50.0 %", "4 bits, clipped by mse, per tensor", "device 4.00 ms", "transfer 10.00 ms", "server 2.00 ms",
+        "cut after blocks.5", "3.5 bits in the mean, 3.0 to 8.0 by layer", "body", "50.0 %", "4 bits, clipped by mse, per tensor", "device 4.00 ms", "transfer 10.00 ms", "server 2.00 ms",
         "total 16.00 ms", "0.40 points (-0.20 to 1.00 where it is measured; 500 samples)", "9.4 kB a frame; 75.3 kB in float, 12.6 % of it",
         "must stay here", "16 = time 16", "321 plans weighed", "slower by 44 ms",
     ):  # fmt: skip

@@ -52,7 +52,13 @@ def request_of(source: Path, **changes: Any) -> Request:
     return Request(
         **(
             given
-            | {"source": str(source), "options": {}, "rounding": "gptq", "arrays": source.parent / "x.npy"}
+            | {
+                "source": str(source),
+                "options": {},
+                "rounding": "gptq",
+                "metric": "auto",
+                "arrays": source.parent / "x.npy",
+            }
             | changes
         )
     )

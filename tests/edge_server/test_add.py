@@ -6,18 +6,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from calibration.bundle import Bundle
 from calibration.importer import session
 from edge_agent import errors
+from edge_agent.explain import explain
+from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
 from edge_server import preprocessing
+from edge_server.catalog import Catalog
 from edge_server.commands.add import add, hardly_above_chance
 from edge_server.commands.models import models, remove
+from edge_server.planning import make_plan
 from edge_server.store import Store
 from tests.edge_server.small_network import request_of, save_network
 
@@ -98,6 +104,33 @@ def test_chance_is_not_thrice_itself_for_few_classes() -> None:
     assert hardly_above_chance(1000) == pytest.approx(0.003)
     assert hardly_above_chance(10) == pytest.approx(0.3)
     assert hardly_above_chance(2) == pytest.approx(0.625)
+
+
+@pytest.mark.slow
+def test_a_metric_that_the_labels_do_not_fit_is_refused(network: Path, tmp_path: Path) -> None:
+    x = ["add", network, "--arrays", network.parent / "x.npy", "--store", tmp_path]
+    assert "--metric top1 needs labels" in sentence(run(*x, "--metric", "top1"), errors.UsageError.exit_status)
+    for metric in ("agreement", "cosine"):
+        with pytest.raises(errors.UsageError, match=f"--metric {metric} takes no labels"):
+            add(tmp_path, request_of(network, metric=metric, labels="labels.npy"))
+    assert run(*x, "--metric", "sine").returncode == 2
+
+
+@pytest.mark.slow
+def test_a_plan_for_an_embedding_promises_its_cosine(
+    network: Path, tmp_path: Path, profile: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(tmp_path, request_of(network, metric="cosine"))
+    assert "for a cosine drop of at most 1 point" in capsys.readouterr().out
+    models(tmp_path)
+    assert "cosine" in capsys.readouterr().out
+    link, demand = LinkEstimate(80.0, 1.0, 1.0), Demand(max_drop_points=5.0, mode="split")
+    with Store(tmp_path) as store:
+        plan = make_plan(Catalog(store), PlanRequest("tiny", profile, link, demand))
+    assert plan.metric == "cosine"
+    assert 0 <= plan.prediction.drop_low <= plan.prediction.drop_points <= plan.prediction.drop_high <= 5.0
+    Console(width=100).print(explain(plan, 100))
+    assert "cosine drop" in capsys.readouterr().out
 
 
 def test_removed_is_gone(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

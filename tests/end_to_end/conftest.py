@@ -59,7 +59,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     options = {"mean": [127.0], "std": [128.0]}
     add(
         folder / "store",
-        Request(**fields | {"source": str(folder / "tiny.onnx"), "images": images, "options": options}),
+        Request(
+            **fields | {"source": str(folder / "tiny.onnx"), "images": images, "options": options, "metric": "auto"}
+        ),
     )
     token = subprocess.run(
         [sys.executable, "-m", "edge_server", "token", "board", "--store", str(folder / "store")],

@@ -169,6 +169,13 @@ async def test_a_folder_is_classified_and_the_plan_explained(world: World, servi
         assert status == 0
         assert "tiny is cut after" in plan
         assert "why it lost" in plan
+        status, plan, err = await run(environment, "plan", "--plot", tmp_path / "trade.svg")
+        assert status == 0, err
+        assert "the trade-offs are drawn in" in plan
+        assert b"<svg" in (tmp_path / "trade.svg").read_bytes()[:1000]
+        status, _, err = await run(environment, "plan", "--plot", tmp_path / "trade.pdf")
+        assert status != 0
+        assert "ends in .png or .svg" in " ".join(err.split())
         (segment,) = (tmp_path / "cache").glob("*.segment")
         segment.write_bytes(segment.read_bytes()[:100])  # truncated in the cache: fetched again
         status, lines, _ = await run(environment, "infer", "--json", world.images[0])
