@@ -347,14 +347,15 @@ class Forecast:
         self._probability = scaled[int(np.argmin(loss))]
 
     def upper(self, found: F32, evaluated: int) -> float:
-        """What the upper end of the interval on ``evaluated`` other samples will be at most, at 9 of 10, in points; where they are few, the drop alone."""
+        """What the upper end of the interval on ``evaluated`` other samples will be at most, at 9 of 10, in points; of few the drop alone."""
         rows, answers = np.arange(len(found)), accuracy.top1(found)
         lost = self._probability[rows, self._chosen] - self._probability[rows, answers]
-        drop, here = float(lost.mean()), float(lost.var()) / len(found)
+        drop = float(lost.mean())
         if evaluated < ENOUGH:
-            return 100.0 * (drop + Z90 * math.sqrt(here))
+            return 100.0 * drop
         right = self._probability[rows, self._chosen] + self._probability[rows, answers]
         changed = float(np.where(answers == self._chosen, 0.0, right).mean()) + 1.0 / len(found)
+        here = float(lost.var()) / len(found)
         return 100.0 * (
             drop + accuracy.Z95 * math.sqrt(changed / evaluated) + Z90 * math.sqrt(changed / evaluated + here)
         )
