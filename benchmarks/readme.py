@@ -6,7 +6,7 @@ python -m benchmarks.heads --json heads.json
 python -m benchmarks.kernels --json kernels.json
 python -m benchmarks.readme --accuracy accuracy.json --boards boards.json --heads heads.json --kernels kernels.json
 
-and so on with accuracy_bound, payload, planner and regret, for docs/planner.md
+and so on with accuracy_bound, payload and planner, for docs/planner.md
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ def main() -> None:
         "kernels": (kernels, "docs/kernels.md"),
         "payload": (whole, "docs/planner.md"),
         "planner": (whole, "docs/planner.md"),
-        "regret": (whole, "docs/planner.md"),
     }
     for name, (_, place) in makers.items():
         parser.add_argument(f"--{name}", type=Path, help=f"what benchmarks.{name} wrote with --json; goes into {place}")
