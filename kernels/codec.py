@@ -97,7 +97,9 @@ def decode(data: U8, lo: F32, scale: F32, levels: F32, rotation: int, bits: int,
         decode_groups(data, at, lows, scales, phase, levels, kind, out, start, grouped // GROUP)
         if grouped < n:
             _unpack_block(data[at + grouped * bits // 8 :], n - grouped, bits, stream, words)
-            _dequantize(codes, lows[phase + grouped :], scales[phase + grouped :], levels, out[start + grouped : start + n])
+            _dequantize(
+                codes, lows[phase + grouped :], scales[phase + grouped :], levels, out[start + grouped : start + n]
+            )
         if rotation:
             _turn(out, start, out, start, n, rotation, np.float32(1) / np.float32(rotation))
 
@@ -117,7 +119,9 @@ def quantize(x: F32, lo: F32, scale: F32, top: F32, thresholds: F32, side: F32, 
         for c in range(channels):
             invs[c] = np.float32(1) / invs[c] if invs[c] > np.float32(0) else np.float32(0)
         for start in range(row * each, (row + 1) * each, channels):
-            bad |= _quantize_row(x[start : start + channels], lows, invs, top, thresholds, codes[start : start + channels])
+            bad |= _quantize_row(
+                x[start : start + channels], lows, invs, top, thresholds, codes[start : start + channels]
+            )
     return bool(bad == np.uint32(0))
 
 
@@ -273,7 +277,7 @@ def _magnitudes(x: F32) -> np.float32:
         for k in range(distance):
             lanes[k] += lanes[k + distance]
         distance //= 2
-    return lanes[0]
+    return np.float32(lanes[0])
 
 
 @inline

@@ -77,7 +77,9 @@ def _entry(b: ir.IRBuilder, places: ir.Value, entries: list[ir.Value]) -> ir.Val
     """The entry at each of ``places``, by halving their number, a power of two."""
     kind, bit = places.type, 1
     while len(entries) > 1:
-        odd = b.icmp_signed("!=", b.and_(places, ir.Constant(kind, [bit] * kind.count)), ir.Constant(kind, [0] * kind.count))
+        odd = b.icmp_signed(
+            "!=", b.and_(places, ir.Constant(kind, [bit] * kind.count)), ir.Constant(kind, [0] * kind.count)
+        )
         entries = [b.select(odd, entries[k + 1], entries[k]) for k in range(0, len(entries), 2)]
         bit *= 2
     return entries[0]

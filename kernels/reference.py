@@ -333,7 +333,8 @@ def codec_quantize(x: F32, lo: F32, scale: F32, bits: int, levels: F32 | None = 
     with np.errstate(all="ignore"):
         v = (x - lo) * codec_inverse(scale)
         if levels is not None:
-            return (v[..., None] > codec_thresholds(levels)).sum(axis=-1).astype(np.uint8)
+            codes: U8 = (v[..., None] > codec_thresholds(levels)).sum(axis=-1).astype(np.uint8)
+            return codes
     return codec_round(v, np.float32((1 << bits) - 1))
 
 
@@ -424,10 +425,10 @@ def rans_decode(states: list[int], words: list[int], tables: list[list[int]], co
     return codes
 
 
-def codec_tables(scale_x: float, zero_x: int, lo: F32, scale: F32, bits: int) -> U8:
+def codec_tables(scale_x: float, zero_x: int, lo: F32, scale: F32, bits: int, levels: F32 | None = None) -> U8:
     """[C, 256]: for each channel the code at the cut of every 8-bit code x, which stands for scale_x * (x - zero_x)."""
     values = np.float32(scale_x) * (np.arange(256) - zero_x).astype(np.float32)
-    return codec_quantize(values[None, :], lo[:, None], scale[:, None], bits)
+    return codec_quantize(values[None, :], lo[:, None], scale[:, None], bits, levels)
 
 
 # --- the entropy coder of constants ------------------------------------------------------------------------------------
