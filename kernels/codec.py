@@ -27,7 +27,6 @@ Array = NDArray[Any]
 BLOCK: Final = 2048  # codes: 8 KiB of float32; a multiple of 8, so that a block is a whole number of bytes at any width
 SLACK: Final = 8  # a group of 8 codes is stored and loaded as one 64-bit word, whatever its width
 
-_SPAN: Final = 128  # outputs of `project` whose sums stay in the first cache
 _ROUND: Final = np.float32(
     1 << 23
 )  # adding and subtracting it rounds 0 .. 2^22 half to even, and vectorizes on every instruction set
@@ -153,22 +152,6 @@ def measure(x: F32, by_range: bool, side: F32) -> None:
         else:
             side[row, 0] = np.float32(0)
             side[row, 1] = _round_up(_magnitudes(x[row]) / np.float32(x.shape[1]))
-
-
-@kernel
-def project(x: F32, centre: F32, matrix: F32, out: F32) -> None:
-    """``out`` [rows, K] = sum over c of (x [rows, C] - centre [C]) * matrix [C, K], c ascending, each product and each sum rounded."""
-    rows, ins, outs = x.shape[0], matrix.shape[0], matrix.shape[1]
-    for first in range(0, outs, _SPAN):
-        n = min(_SPAN, outs - first)
-        for row in range(rows):
-            sums = out[row, first : first + n]
-            for k in range(n):
-                sums[k] = np.float32(0)
-            for c in range(ins):
-                value = x[row, c] - centre[c]
-                for k in range(n):
-                    sums[k] += value * matrix[c, first + k]
 
 
 @kernel

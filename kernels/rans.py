@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import inline, kernel
+from kernels.jit import kernel
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -25,68 +25,69 @@ LEAST: Final = 1 << 15  # a state is in LEAST .. 2^31 - 1
 LANES: Final = 16
 #: Values below which one state is enough: sixteen would cost more than they gain.
 FEW: Final = 4096
+_ONE: Final = np.uint64(1)
 _RECIPROCAL: Final = 44  # x * ceil(2^44 / f) >> 44 is x // f for all f <= 2^12 and x < f * 2^19
 
 
 @kernel
 def encode(codes: U8, base: I64, starts: U32, reciprocals: U64, states: U32, words: U16) -> int:
-    """``codes`` [n, C] flat to the final ``states`` [lanes] and to the end of ``words``: how many, in the order in which they are read.
+    """``codes`` [n, C] flat to the final ``states`` [lanes] and to the end of ``words`` [n * C + 1]: how many, in the order in which they are read.
 
-    ``starts``: for each symbol of each table the sum before it, with the sum behind the last; ``reciprocals`` as `_RECIPROCAL` says.
+    ``starts``: for each symbol of each table the sum before it, with the sum behind the last; ``reciprocals`` as `_RECIPROCAL` says. A word is
+    written for each value and counts only where it is due: a branch would be guessed wrongly too often.
     """
-    lanes, channels = states.size, base.size
-    mask, place = lanes - 1, words.size
+    channels, mask = np.uint64(base.size), np.uint64(states.size - 1)
+    place, left = np.uint64(words.size - 1), np.uint64(codes.size)
     held = np.full(LANES, np.uint64(LEAST), np.uint64)
-    for row in range(codes.size - channels, -1, -channels):
-        for c in range(channels - 1, -1, -1):
-            at = base[c] + np.int64(codes[row + c])
+    while left:
+        c = channels
+        while c:
+            c, left = c - _ONE, left - _ONE
+            at = np.uint64(base[c]) + np.uint64(codes[left])
             start = np.uint64(starts[at])
-            f = np.uint64(starts[at + 1]) - start
-            lane = (row + c) & mask
+            f = np.uint64(starts[at + _ONE]) - start
+            lane = left & mask
             x = held[lane]
-            full = x >= f << np.uint64(19)
-            if full:
-                place -= 1
-                words[place] = np.uint16(x)
-                x >>= np.uint64(16)
+            words[place] = np.uint16(x)
+            full = np.uint64(x >= f << np.uint64(19))
+            place -= full
+            x >>= full << np.uint64(4)
             quotient = (x * reciprocals[at]) >> np.uint64(_RECIPROCAL)
             held[lane] = x + quotient * (np.uint64(1 << SCALE) - f) + start
-    for lane in range(lanes):
+    for lane in range(states.size):
         states[lane] = np.uint32(held[lane])
-    return words.size - place
+    return words.size - 1 - np.int64(place)
 
 
 @kernel
 def decode(states: U32, words: U16, base: I64, starts: U32, rows: I64, look: U8, codes: U8) -> bool:
     """The inverse, to ``codes`` [n, C] flat. ``look`` [tables, 2^`SCALE`]: the symbol at each place of a table; ``rows[c]``: where channel c's begins.
 
-    Returns whether the words were neither too few nor too many, and every state what it was at the start; nothing beyond ``words`` is read.
+    ``words`` are those of `encode` and one more, which may be anything. Returns whether the words were neither too few nor too many, and every state what
+    it was at the start; nothing beyond ``words`` is read.
     """
-    lanes, channels = states.size, base.size
-    mask, place = lanes - 1, 0
+    channels, mask = np.uint64(base.size), np.uint64(states.size - 1)
+    place, at_code, last, size = np.uint64(0), np.uint64(0), np.uint64(words.size - 1), np.uint64(codes.size)
     held = np.full(LANES, np.uint64(LEAST), np.uint64)
-    for lane in range(lanes):
+    for lane in range(states.size):
         held[lane] = np.uint64(states[lane])
-    for row in range(0, codes.size, channels):
-        for c in range(channels):
-            lane = (row + c) & mask
+    while at_code < size:
+        c = np.uint64(0)
+        while c < channels:
+            lane = at_code & mask
             x = held[lane]
             slot = x & np.uint64((1 << SCALE) - 1)
-            symbol = look[rows[c] + np.int64(slot)]
-            at = base[c] + np.int64(symbol)
+            symbol = look[np.uint64(rows[c]) + slot]
+            at = np.uint64(base[c]) + np.uint64(symbol)
             start = np.uint64(starts[at])
-            x = (np.uint64(starts[at + 1]) - start) * (x >> np.uint64(SCALE)) + slot - start
-            if x < np.uint64(LEAST):
-                x = (x << np.uint64(16)) | _word(words, place)
-                place += 1
-            held[lane] = x
-            codes[row + c] = symbol
-    whole = place == words.size
-    for lane in range(lanes):
+            x = (np.uint64(starts[at + _ONE]) - start) * (x >> np.uint64(SCALE)) + slot - start
+            short = np.uint64(x < np.uint64(LEAST))
+            word = np.uint64(words[place if place < last else last])
+            place += short
+            held[lane] = (x << (short << np.uint64(4))) | (word & (np.uint64(0) - short))
+            codes[at_code] = symbol
+            at_code, c = at_code + _ONE, c + _ONE
+    whole = place == last
+    for lane in range(states.size):
         whole = whole and held[lane] == np.uint64(LEAST)
     return whole
-
-
-@inline
-def _word(words: U16, place: int) -> np.uint64:
-    return np.uint64(words[place]) if place < words.size else np.uint64(0)

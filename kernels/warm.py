@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import codec, entropy, jit, program, rans, team
+from kernels import codec, entropy, jit, program, projection, rans, team
 from kernels.program import FIELDS, REALS, Kind, Memory
 
 
@@ -50,7 +50,7 @@ def steps() -> list[Step]:
         Step("encoding 8-bit codes", codec.encode_codes, (frame, frame, 8, codes)),
         Step("decoding", codec.decode, (frame, reals, reals, reals, 0, 8, np.zeros(8, np.float32))),
         Step("rotating", codec.rotate, (tensor, 8, np.float32(1), np.zeros(8, np.float32))),
-        Step("changing the basis", codec.project, (rows, reals, table, table)),
+        Step("changing the basis", projection.project, (rows, reals, np.zeros((1, 1, 2), np.float32), table)),
         Step("measuring ranges", codec.measure, (rows, True, table)),
         Step("quantizing", codec.quantize, (tensor, reals, reals, reals, reals, table, 8, codes)),
         Step("and back", codec.dequantize, (codes, reals, reals, reals, table, 8, np.zeros(8, np.float32))),

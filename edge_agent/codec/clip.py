@@ -138,15 +138,16 @@ def _published(d: Distribution, rule: str, bits: int) -> float:
     if rule == "ds-aciq":
         step = abs(1 / (2 * found.max()) - 1 / (2 * peak)) * first / (100 / (2 * peak))
     step = -step if found.max() > peak else step
-    tried = [b for b in (first + i * step for i in range(100)) if b > 0]
-    best = min(tried, key=lambda b: float(((found - _laplace(points, b)) ** 2).mean()))
-    return laplace_factor(bits) * best
+    tried = first + step * np.arange(100)
+    tried = tried[tried > 0]
+    away = ((found - _laplace(points, tried[:, None])) ** 2).mean(axis=1)
+    return laplace_factor(bits) * float(tried[away.argmin()])
 
 
-def _laplace(points: F64, scale: float) -> F64:
-    """The density at ``points``, their sum 1."""
+def _laplace(points: F64, scale: float | F64) -> F64:
+    """The density at ``points`` [n], their sum 1; [m, n] for ``scale`` [m, 1]."""
     density = np.exp(-(np.abs(points) - np.abs(points).min()) / scale)  # the least magnitude goes, lest all be 0
-    normal: F64 = density / density.sum()
+    normal: F64 = density / density.sum(axis=-1, keepdims=True)
     return normal
 
 

@@ -18,7 +18,7 @@ from edge_agent.codec import clip
 from edge_agent.codec.ready import FLOATS, Coder, Ready, prepare
 from edge_agent.protocol.messages import Codec
 from kernels import codec as kernels
-from kernels import rans, reference
+from kernels import projection, rans, reference
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -191,7 +191,7 @@ def _turned(rows: F32, ready: Ready) -> F32:
     """``rows`` [n, C] in the basis in which they are coded, [n, K]."""
     if ready.turn:
         out = np.empty((len(rows), ready.lo.size), np.float32)
-        kernels.project(rows, ready.turn.centre, ready.turn.forward, out)
+        projection.project(rows, ready.turn.centre, ready.turn.forward, out)
         return out
     if not ready.codec.rotation:
         return rows
@@ -211,7 +211,7 @@ def _restored(codes: U8, ready: Ready, side: F32, shape: tuple[int, int]) -> F32
     if ready.turn is None:
         return out
     values = np.empty((shape[0], ready.turn.centre.size), np.float32)
-    kernels.project(_readonly(out * ready.turn.weights), np.zeros(shape[1], np.float32), ready.turn.back, values)
+    projection.project(_readonly(out * ready.turn.weights), np.zeros(shape[1], np.float32), ready.turn.back, values)
     values += ready.turn.centre
     return values
 
@@ -289,7 +289,7 @@ def _pack(codes: U8, bits: int) -> bytes:
 
 def _entropy_coded(codes: U8, coder: Coder, channels: int) -> bytes:
     states = np.empty(lanes(codes.size), np.uint32)
-    words = np.empty(codes.size, np.uint16)
+    words = np.empty(codes.size + 1, np.uint16)
     base = np.ascontiguousarray(np.broadcast_to(coder.first[coder.index], channels))
     used = rans.encode(codes, base, coder.starts, coder.reciprocals, states, words)
     return states.astype("<u4").tobytes() + words[words.size - used :].astype("<u2").tobytes()
@@ -298,7 +298,7 @@ def _entropy_coded(codes: U8, coder: Coder, channels: int) -> bytes:
 def _entropy_decoded(body: U8, coder: Coder, channels: int, codes: U8) -> None:
     front = 4 * lanes(codes.size)
     states = np.frombuffer(body[:front].tobytes(), "<u4").astype(np.uint32)
-    words = np.frombuffer(body[front:].tobytes(), "<u2").astype(np.uint16)
+    words = np.frombuffer(body[front:].tobytes() + bytes(2), "<u2").astype(np.uint16)
     base, rows = (
         np.ascontiguousarray(np.broadcast_to(v[coder.index], channels))
         for v in (coder.first, np.arange(len(coder.sizes)) << rans.SCALE)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edge_agent import errors, limits
 from edge_agent.protocol.messages import Codec
-from kernels import packing, rans, reference, rotation
+from kernels import packing, projection, rans, reference, rotation
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
@@ -48,7 +48,7 @@ class Coder:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A change of basis: ``forward`` [C, K], ``back`` [K, C], ``weights`` [K] between them."""
+    """A change of basis: ``forward`` from C channels to K components and ``back``, as `projection.panels`; ``weights`` [K] between them."""
 
     centre: F32
     forward: F32
@@ -170,7 +170,8 @@ def _turn(basis: Any, channels: int) -> Turn:
             "a change of basis has a column of nothing or a centre that is not finite; ask for another plan"
         )
     forward = columns.astype(np.float32)
-    return Turn(centre, forward, np.ascontiguousarray(forward.T), np.float32(1) / squares.astype(np.float32))
+    ways = projection.panels(forward), projection.panels(forward.T)
+    return Turn(centre, *ways, np.float32(1) / squares.astype(np.float32))
 
 
 def _coder(codec: Codec, channels: int) -> Coder:

@@ -1,0 +1,136 @@
+"""How fast codecs make a frame's payload and read it: against a copy of the tensor and against PipeEdge's method.
+
+    python -m benchmarks.codec_speed [--json OUT] [--quick]
+
+One tensor of 197 x 768 float32 (a ViT-Base's), one thread, through the public `encode` and `decode`, every call's own overhead included; medians of calls
+in turn, each after one that is not timed. GB/s are of float32. PipeEdge's method is written anew here, in vectorised numpy as theirs: least and greatest value of the tensor, floor(32 / bits)
+codes to a 32-bit word, no clipping. Ours clip (and rotate, where the codec does). The default is ``hadamard``; speedup is the median of the ratios call
+by call. `entropy` and `pca` take about the bits shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.report import parser, ratio, report
+from edge_agent import codec
+
+U32 = NDArray[np.uint32]
+F32 = NDArray[np.float32]
+
+SHAPE: Final = (197, 768)
+BITS: Final = (2, 3, 4, 5, 6, 7, 8)
+DEFAULT: Final = "hadamard"
+FAMILIES: Final = (
+    "mse",
+    "mse-channel",
+    "lloyd-max-channel",
+    DEFAULT,
+    "minmax-token",
+    "hadamard-token",
+    "entropy",
+    "pca",
+)
+COPY, PIPEEDGE = "copy", "pipeedge"
+REPEATS: Final = 300
+QUICK: Final = 20
+FITTED: Final = 8  # tensors
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    chosen = parser((__doc__ or "").splitlines()[0]).parse_args(arguments)
+    rows, summary = [], {}
+    for bits in (2, 4, 8) if chosen.quick else BITS:
+        times = timed(bits, QUICK if chosen.quick else REPEATS)
+        rows += table(bits, times)
+        if bits == 2:
+            summary |= {f"{way}_2bit_us": 1e3 * float(np.median(times[way, DEFAULT])) for way in ("encode", "decode")}
+    for way, name in (("encode", "speedup_over_pipeedge_min"), ("decode", "decode_speedup_over_pipeedge_min")):
+        for family in FAMILIES:
+            least = min(row["of PipeEdge"] for row in rows if (row["codec"], row["way"]) == (family, way))
+            summary[name if family == DEFAULT else f"{family}.{name}"] = least
+    report("Codecs on one tensor of 197 x 768", rows, summary, chosen.json)
+
+
+def timed(bits: int, repeats: int) -> dict[tuple[str, str], list[float]]:
+    """Milliseconds of each call, by way and codec."""
+    rng = np.random.default_rng(0)
+    samples = rng.standard_t(5, (FITTED, *SHAPE)) * np.exp(rng.normal(0, 1, SHAPE[1]))
+    x, back = samples[0].astype(np.float32), np.empty(SHAPE, np.float32)
+    calls: dict[tuple[str, str], Callable[[], Any]] = {("encode", COPY): partial(np.copyto, back, x)}
+    packed = pipeedge_encode(x, bits)
+    calls["encode", PIPEEDGE], calls["decode", PIPEEDGE] = (
+        partial(pipeedge_encode, x, bits),
+        partial(pipeedge_decode, *packed, bits, SHAPE),
+    )
+    for family in FAMILIES:
+        made = codec.fit_samples(samples, family, bits)
+        data = codec.encode(x, made)
+        calls["encode", family], calls["decode", family] = (
+            partial(codec.encode, x, made),
+            partial(codec.decode, data, made, SHAPE),
+        )
+    times = in_turn_warm(calls, repeats)
+    return times | {("decode", COPY): times["encode", COPY]}
+
+
+def in_turn_warm(
+    calls: Mapping[tuple[str, str], Callable[[], Any]], repeats: int
+) -> dict[tuple[str, str], list[float]]:
+    """As `report.in_turn`, each after a call of its own that is not timed: all find their tensors in the cache, whatever the one before them left of it."""
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    for _ in range(repeats):
+        for key, call in calls.items():
+            call()
+            start = time.perf_counter()
+            call()
+            times[key].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def table(bits: int, times: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
+    size = 4 * SHAPE[0] * SHAPE[1]
+    return [
+        {
+            "codec": family,
+            "bits": bits,
+            "way": way,
+            "us": 1e3 * float(np.median(ms)),
+            "GB/s": size / float(np.median(ms)) / 1e6,
+            "of copy": ratio(ms, times[way, COPY]),
+            "of PipeEdge": ratio(ms, times[way, PIPEEDGE]),
+        }
+        for (way, family), ms in times.items()
+    ]
+
+
+def pipeedge_encode(x: F32, bits: int) -> tuple[U32, np.float32, np.float32]:
+    """Words, least value and range."""
+    least, each = x.min(), 32 // bits
+    span = x.max() - least
+    codes = np.rint((x - least) / span * np.float32((1 << bits) - 1)).astype(np.uint32).reshape(-1)
+    codes = np.concatenate([codes, np.zeros(-codes.size % each, np.uint32)]).reshape(-1, each)
+    words = np.zeros(len(codes), np.uint32)
+    for i in range(each):
+        words |= codes[:, i] << np.uint32(i * bits)
+    return words, least, span
+
+
+def pipeedge_decode(words: U32, least: np.float32, span: np.float32, bits: int, shape: tuple[int, ...]) -> F32:
+    """The inverse of `pipeedge_encode`."""
+    each, count = 32 // bits, shape[0] * shape[1]
+    codes = np.empty((words.size, each), np.uint32)
+    for i in range(each):
+        codes[:, i] = (words >> np.uint32(i * bits)) & np.uint32((1 << bits) - 1)
+    values: F32 = codes.reshape(-1)[:count].astype(np.float32) / np.float32((1 << bits) - 1) * span + least
+    return values.reshape(shape)
+
+
+if __name__ == "__main__":
+    main()
