@@ -27,6 +27,7 @@ Array = NDArray[Any]
 BLOCK: Final = 2048  # codes: 8 KiB of float32; a multiple of 8, so that a block is a whole number of bytes at any width
 SLACK: Final = 8  # a group of 8 codes is stored and loaded as one 64-bit word, whatever its width
 
+_LANES: Final = 16  # of sums, on every instruction set
 _ROUND: Final = np.float32(
     1 << 23
 )  # adding and subtracting it rounds 0 .. 2^22 half to even, and vectorizes on every instruction set
@@ -141,17 +142,15 @@ def measure(x: F32, by_range: bool, side: F32) -> None:
 
     ``by_range``: least value, rounded down, and greatest less that, rounded up; else 0 and the mean magnitude, rounded up, its sum in 16 lanes.
     """
+    least, greatest = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
     for row in range(side.shape[0]):
         if by_range:
-            least, greatest = x[row, 0], x[row, 0]
-            for i in range(x.shape[1]):
-                least = x[row, i] if x[row, i] < least else least
-                greatest = x[row, i] if x[row, i] > greatest else greatest
-            side[row, 0] = -_round_up(-least)
-            side[row, 1] = _round_up(greatest - side[row, 0])
+            _extremes(x[row], least, greatest)
+            side[row, 0] = -_round_up(-least[0])
+            side[row, 1] = _round_up(greatest[0] - side[row, 0])
         else:
             side[row, 0] = np.float32(0)
-            side[row, 1] = _round_up(_magnitudes(x[row]) / np.float32(x.shape[1]))
+            side[row, 1] = _round_up(_magnitudes(x[row], least) / np.float32(x.shape[1]))
 
 
 @kernel
@@ -202,11 +201,11 @@ def _quantize(x: F32, lows: F32, invs: F32, top: np.float32, thresholds: F32, co
     if thresholds.size:
         for i in range(x.size):
             bad |= np.float32(x[i] - x[i]).view(np.uint32)
-            v = (x[i] - lows[i]) * invs[i]
-            code = np.uint8(0)
-            for k in range(thresholds.size):
-                code += np.uint8(v > thresholds[k])
-            codes[i] = code
+            codes[i] = 0
+        for k in range(thresholds.size):  # a pass for each: a loop within the loop would not vectorize
+            threshold = thresholds[k]
+            for i in range(x.size):
+                codes[i] += np.uint8((x[i] - lows[i]) * invs[i] > threshold)
         return bad
     for i in range(x.size):
         bad |= np.float32(x[i] - x[i]).view(np.uint32)
@@ -249,13 +248,32 @@ def _round_up(value: np.float32) -> np.float32:
 
 
 @inline
-def _magnitudes(x: F32) -> np.float32:
+def _extremes(x: F32, least: F32, greatest: F32) -> None:
+    """The least and the greatest of ``x`` to least[0] and greatest[0]."""
+    least[:], greatest[:] = x[0], x[0]
+    whole = x.size // _LANES * _LANES
+    for start in range(0, whole, _LANES):
+        for k in range(_LANES):
+            v = x[start + k]
+            least[k] = v if v < least[k] else least[k]
+            greatest[k] = v if v > greatest[k] else greatest[k]
+    for i in range(whole, x.size):
+        least[0], greatest[0] = min(least[0], x[i]), max(greatest[0], x[i])
+    for k in range(1, _LANES):
+        least[0], greatest[0] = min(least[0], least[k]), max(greatest[0], greatest[k])
+
+
+@inline
+def _magnitudes(x: F32, lanes: F32) -> np.float32:
     """Sum of the magnitudes in 16 lanes, as `reference.lane_sum`."""
-    lanes = np.zeros(16, np.float32)
-    for start in range(0, x.size, 16):
-        for k in range(min(16, x.size - start)):
+    lanes[:] = np.float32(0)
+    whole = x.size // _LANES * _LANES
+    for start in range(0, whole, _LANES):
+        for k in range(_LANES):
             lanes[k] += np.float32(abs(x[start + k]))
-    distance = 8
+    for i in range(whole, x.size):
+        lanes[i - whole] += np.float32(abs(x[i]))
+    distance = _LANES // 2
     while distance:
         for k in range(distance):
             lanes[k] += lanes[k + distance]
@@ -267,7 +285,13 @@ def _magnitudes(x: F32) -> np.float32:
 def _dequantize(codes: U8, lows: F32, scales: F32, levels: F32, out: F32) -> None:
     if levels.size:
         for i in range(out.size):
-            out[i] = lows[i] + scales[i] * levels[codes[i]]
+            out[i] = levels[0]
+        for k in range(1, levels.size):
+            level = levels[k]
+            for i in range(out.size):
+                out[i] = level if codes[i] >= k else out[i]
+        for i in range(out.size):
+            out[i] = lows[i] + scales[i] * out[i]
     else:
         for i in range(out.size):
             out[i] = lows[i] + scales[i] * np.float32(codes[i])
