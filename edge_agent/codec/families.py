@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from edge_agent import errors, limits
 from edge_agent.codec import clip
 from edge_agent.codec.clip import PUBLISHED, RULES
-from edge_agent.codec.payload import lanes
+from edge_agent.codec.payload import encode, lanes
 from edge_agent.codec.ready import BITS, CODEBOOKS, FREQUENCIES, ROTATIONS, prepare
 from edge_agent.protocol.messages import Basis, Codec
 from kernels import reference
@@ -46,6 +46,9 @@ _REACH: Final = 127
 _SILENT: Final = 0.3
 _HALVINGS: Final = 18
 _LEAST_RATE: Final = 0.25
+_OTHERS: Final = 32  # samples whose payloads are measured
+#: Of the greatest value that a channel had in the samples, where codes suffice: beyond it values are clipped.
+_HEADROOM: Final = 2.0
 
 
 def fit_samples(samples: ArrayLike, family: str, bits: float) -> Codec:
@@ -62,20 +65,25 @@ def fit_samples(samples: ArrayLike, family: str, bits: float) -> Codec:
     if values.ndim == 0 or not values.size:
         raise errors.CodecError("there is no value to fit a codec to; calibrate with at least one sample")
     clip.refuse_nonfinite(values, "the calibration samples and the model")
-    rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
-    made = (
-        CODED[family](rows, family, _rate(values.shape, bits))
-        if family in CODED
-        else _PACKED[family](rows, family, int(bits))
-    )
+    made = _to_rate(values, family, bits) if family in CODED else _PACKED[family](_rows(values), family, int(bits))
     prepare(made)
     return made
 
 
-def _rate(shape: tuple[int, ...], bits: float) -> float:
-    """Bits of a code, so that with the states of the entropy stage a frame takes ``bits`` a value."""
-    size = math.prod(shape[1:])
-    return max(bits - 24 * lanes(size) / size, bits / 2)
+def _rows(values: F32) -> F64:
+    return values.reshape(-1, values.shape[-1]).astype(np.float64)
+
+
+def _to_rate(values: F32, family: str, bits: float) -> Codec:
+    """Of a family of `CODED`. Frequencies fit the samples that they were counted from best: how much more others take, half of them tell of the other half."""
+    size = math.prod(values.shape[1:])
+    rate = max(bits - 24 * lanes(size) / size, bits / 2)
+    if len(values) > 1:
+        half = CODED[family](_rows(values[::2]), family, rate)
+        others = values[1::2][:_OTHERS]
+        taken = 8 * sum(len(encode(x, half)) for x in others) / others.size
+        rate *= min(1.0, bits / taken)
+    return CODED[family](_rows(values), family, rate)
 
 
 def _clipped(rows: F64, family: str, bits: int) -> Codec:
@@ -211,7 +219,7 @@ def _tabled(values: F64, least: float) -> _Steps:
     channels = values.shape[1]
     peaks, deviations = np.abs(values).max(axis=0), values.std(axis=0)
     step = np.maximum(least, peaks / _REACH)
-    steps_away = np.rint(peaks / step).astype(np.int64)
+    steps_away = np.minimum(np.rint(_HEADROOM * peaks / step), _REACH).astype(np.int64)
     groups = np.array_split(
         np.argsort(deviations / step, kind="stable"), min(_TABLES, channels, max(1, values.size // _COUNTED))
     )
