@@ -46,7 +46,8 @@ FITTED: Final = 8  # tensors
 
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser((__doc__ or "").splitlines()[0]).parse_args(arguments)
-    rows, summary = [], {}
+    rows: list[dict[str, Any]] = []
+    summary: dict[str, float] = {}
     for bits in (2, 4, 8) if chosen.quick else BITS:
         times = timed(bits, QUICK if chosen.quick else REPEATS)
         rows += table(bits, times)

@@ -180,6 +180,7 @@ def _minilm(options: argparse.Namespace, counts: tuple[int, int, int]) -> Case:
     graph = Graph.of(read.model)
     embedding = next(t for t in graph.producer[graph.output].inputs if t in graph.producer)
     place = options.minilm or minilm.folder()
+    assert place is not None  # `news.load` has found it
     vocabulary, classes = (
         minilm.read_vocabulary(place),
         sorted(p.name for p in (options.news or news.folder()).iterdir() if p.is_dir()),

@@ -42,7 +42,7 @@ def encode(codes: U8, base: I64, starts: U32, reciprocals: U64, states: U32, wor
     while left:
         c = channels
         while c:
-            c, left = c - _ONE, left - _ONE
+            c, left = np.uint64(c - _ONE), np.uint64(left - _ONE)
             at = np.uint64(base[c]) + np.uint64(codes[left])
             start = np.uint64(starts[at])
             f = np.uint64(starts[at + _ONE]) - start
@@ -50,13 +50,13 @@ def encode(codes: U8, base: I64, starts: U32, reciprocals: U64, states: U32, wor
             x = held[lane]
             words[place] = np.uint16(x)
             full = np.uint64(x >= f << np.uint64(19))
-            place -= full
+            place = np.uint64(place - full)
             x >>= full << np.uint64(4)
             quotient = (x * reciprocals[at]) >> np.uint64(_RECIPROCAL)
             held[lane] = x + quotient * (np.uint64(1 << SCALE) - f) + start
-    for lane in range(states.size):
-        states[lane] = np.uint32(held[lane])
-    return words.size - 1 - np.int64(place)
+    for k in range(states.size):
+        states[k] = np.uint32(held[k])
+    return int(words.size - 1 - np.int64(place))
 
 
 @kernel
@@ -69,8 +69,8 @@ def decode(states: U32, words: U16, base: I64, starts: U32, rows: I64, look: U8,
     channels, mask = np.uint64(base.size), np.uint64(states.size - 1)
     place, at_code, last, size = np.uint64(0), np.uint64(0), np.uint64(words.size - 1), np.uint64(codes.size)
     held = np.full(LANES, np.uint64(LEAST), np.uint64)
-    for lane in range(states.size):
-        held[lane] = np.uint64(states[lane])
+    for k in range(states.size):
+        held[k] = np.uint64(states[k])
     while at_code < size:
         c = np.uint64(0)
         while c < channels:
@@ -83,11 +83,11 @@ def decode(states: U32, words: U16, base: I64, starts: U32, rows: I64, look: U8,
             x = (np.uint64(starts[at + _ONE]) - start) * (x >> np.uint64(SCALE)) + slot - start
             short = np.uint64(x < np.uint64(LEAST))
             word = np.uint64(words[place if place < last else last])
-            place += short
+            place = np.uint64(place + short)
             held[lane] = (x << (short << np.uint64(4))) | (word & (np.uint64(0) - short))
             codes[at_code] = symbol
-            at_code, c = at_code + _ONE, c + _ONE
-    whole = place == last
-    for lane in range(states.size):
-        whole = whole and held[lane] == np.uint64(LEAST)
+            at_code, c = np.uint64(at_code + _ONE), np.uint64(c + _ONE)
+    whole = bool(place == last)
+    for k in range(states.size):
+        whole = whole and bool(held[k] == np.uint64(LEAST))
     return whole

@@ -138,8 +138,7 @@ def _published(d: Distribution, rule: str, bits: int) -> float:
     if rule == "ds-aciq":
         step = abs(1 / (2 * found.max()) - 1 / (2 * peak)) * first / (100 / (2 * peak))
     step = -step if found.max() > peak else step
-    tried = first + step * np.arange(100)
-    tried = tried[tried > 0]
+    tried: F64 = np.array([b for b in (first + step * i for i in range(100)) if b > 0], np.float64)
     away = ((found - _laplace(points, tried[:, None])) ** 2).mean(axis=1)
     return laplace_factor(bits) * float(tried[away.argmin()])
 

@@ -35,8 +35,9 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 CHANNEL: Final = "-channel"
-#: Rows to which an entropy stage is fitted at most, evenly spread.
+#: Rows to which an entropy stage is fitted at most, evenly spread, and those by which its step is found.
 _ROWS: Final = 8192
+_SEARCHED: Final = 1024
 #: Tables that the channels share, at most, and values that one must have been counted from: else it fits these samples and no others.
 _TABLES: Final = 32
 _COUNTED: Final = 4096
@@ -195,17 +196,18 @@ def _stepped(family: str, mean: F64, found: _Steps, lengths: F64 | float = 1.0) 
 
 def _steps(values: F64, rate: float) -> _Steps:
     """The step at which ``values`` [n, C] of mean 0 cost ``rate`` bits each, and its tables."""
+    few = values[:: -(-len(values) // _SEARCHED)]
     high = max(float(np.abs(values).max()), 1e-30) * 4
     low = high * 2.0**-24
     for _ in range(_HALVINGS):
         step = math.sqrt(low * high)
-        low, high = (low, step) if _cost(_tabled(values, step), values) < rate else (step, high)
+        low, high = (low, step) if _cost(_tabled(few, step), few) < rate else (step, high)
     return _tabled(values, high)
 
 
 def _cost(found: _Steps, values: F64) -> float:
     """Bits of a value, by the tables."""
-    codes = _codes(values[::4], found.step, found.reach)
+    codes = _codes(values, found.step, found.reach)
     prices = [-np.log2(np.array(table) / FREQUENCIES) for table in found.tables]
     return float(np.mean([prices[t][codes[:, c]].mean() for c, t in enumerate(found.table)]))
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
-from kernels import codec, entropy
+from kernels import codec, entropy, packing, projection, rans, rotation
 from kernels import reference as ref
 from tests import reference_head
 from tests.segment_builder import Builder
@@ -294,6 +294,62 @@ def _codec(x: Array, codes: Array, lo: Array, scale: Array, bits: int) -> list[A
     return [payload, other, packed, cut, values]
 
 
+def stages(twin: bool) -> Iterator[Array]:
+    """What else the codec may do: rotations and codebooks, ranges of a row's own, changes of basis, and rANS."""
+    for size, rows in itertools.product(rotation.SIZES, (1, 2, 17)):
+        stream = Stream(f"rotation {size} {rows}")
+        x = (stream.normal((rows, size)) * 3).astype(np.float32)
+        lo, scale = (stream.random(size) * -3).astype(np.float32), (0.2 + stream.random(size)).astype(np.float32)
+        for bits in BITS:
+            levels = np.sort(stream.normal(1 << bits)).astype(np.float32) if bits in packing.CODEBOOKS else NONE
+            yield from (_turned_twin if twin else _turned)(x, lo, scale, levels, size, bits)
+    for rows, ins, outs in itertools.product((1, 2, 9), (1, 5, 40), SIZES):
+        stream = Stream(f"basis {rows} {ins} {outs}")
+        x, centre, matrix = ((stream.normal(s) * 3).astype(np.float32) for s in ((rows, ins), ins, (ins, outs)))
+        values, sides = np.empty((rows, outs), np.float32), np.empty((2, rows, 2), np.float32)
+        if twin:
+            yield ref.codec_project(x, centre, matrix)
+            yield np.stack([ref.codec_side(x, by_range) for by_range in (True, False)])
+        else:
+            projection.project(x, centre, projection.panels(matrix), values)
+            for side, by_range in zip(sides, (True, False), strict=True):
+                codec.measure(x, by_range, side)
+            yield from (values, sides)
+    for lanes, rows in itertools.product((1, rans.LANES), (1, 5, 200)):
+        codes = Stream(f"rans {rows}").integers(0, 3, (rows, 7)).astype(np.uint8)
+        table = [[4000, 90, 6], [1, 1, 4094]]
+        tables = [table[c % 2] for c in range(7)]
+        if twin:
+            states, words = ref.rans_encode(codes, tables, lanes)
+            yield from (np.array(states, np.uint32), np.array(words, np.uint16))
+        else:
+            yield from _rans(codes, table, lanes)
+
+
+def _turned_twin(x: Array, lo: Array, scale: Array, levels: Array, size: int, bits: int) -> list[Array]:
+    book = levels if levels.size else None
+    codes = ref.codec_quantize(ref.codec_rotate(x, size), lo, scale, bits, book)
+    values = ref.codec_rotate(ref.codec_dequantize(codes, lo, scale, book), size, 1 / size)
+    return [ref.pack_bits(codes.reshape(-1), bits), values]
+
+
+def _turned(x: Array, lo: Array, scale: Array, levels: Array, size: int, bits: int) -> list[Array]:
+    data, values = np.zeros(-(-x.size * bits // 8), np.uint8), np.empty_like(x)
+    limits = ref.codec_thresholds(levels) if levels.size else NONE
+    codec.encode(x.reshape(-1), lo, ref.codec_inverse(scale), limits, size, bits, data)
+    codec.decode(data, lo, scale, levels, size, bits, values.reshape(-1))
+    return [data, values]
+
+
+def _rans(codes: Array, table: list[list[int]], lanes: int) -> list[Array]:
+    starts = np.concatenate([[0, *np.cumsum(t)] for t in table]).astype(np.uint32)
+    inverse = np.concatenate([[*(-(-(1 << 44) // f) for f in t), 0] for t in table]).astype(np.uint64)
+    states, words = np.zeros(lanes, np.uint32), np.zeros(codes.size + 1, np.uint16)
+    base = np.arange(codes.shape[1], dtype=np.int64) % 2 * (len(table[0]) + 1)
+    used = rans.encode(codes.reshape(-1), base, starts, inverse, states, words)
+    return [states, words[words.size - used :]]
+
+
 def entropy_coded(twin: bool) -> Iterator[Array]:
     """Rows of arrays of every size and alphabet, lopsided and flat, of one context and several: the coder's number and words, and the codes again."""
     for bits in BITS:
@@ -335,7 +391,7 @@ def _framed(values: Array) -> Array:
 
 GROUPS: dict[str, Callable[[bool], Iterator[Array]]] = {
     "gemm": gemm, "conv": conv, "depthwise": depthwise, "elementwise": elementwise, "pools": pools, "moves": moves, "softmax": softmax,
-    "linear": linear, "norm": norm, "attention": attention, "embed": embed, "rows": rows, "codec": at_the_cut, "entropy": entropy_coded,
+    "linear": linear, "norm": norm, "attention": attention, "embed": embed, "rows": rows, "codec": at_the_cut, "stages": stages, "entropy": entropy_coded,
 }  # fmt: skip
 #: Those that need the integer half of the interpreter; the others need its transformers' half, or none.
 INTEGERS = ("gemm", "conv", "depthwise", "elementwise", "pools", "moves", "softmax")
