@@ -48,8 +48,8 @@ _SILENT: Final = 0.3
 _HALVINGS: Final = 18
 _LEAST_RATE: Final = 0.25
 _OTHERS: Final = 32  # samples whose payloads are measured
-#: Of the greatest value that a channel had in the samples, where codes suffice: beyond it values are clipped.
-_HEADROOM: Final = 2.0
+#: Of the greatest value that a channel had in the samples: beyond it values are clipped.
+_HEADROOM: Final = 1.5
 
 
 def fit_samples(samples: ArrayLike, family: str, bits: float) -> Codec:
@@ -219,9 +219,9 @@ def _codes(values: F64, step: F64, reach: I64 | int) -> I64:
 def _tabled(values: F64, least: float) -> _Steps:
     """Tables for steps of ``least``, or more where a channel would need too many; channels in order of their deviation share them."""
     channels = values.shape[1]
-    peaks, deviations = np.abs(values).max(axis=0), values.std(axis=0)
+    peaks, deviations = _HEADROOM * np.abs(values).max(axis=0), values.std(axis=0)
     step = np.maximum(least, peaks / _REACH)
-    steps_away = np.minimum(np.rint(_HEADROOM * peaks / step), _REACH).astype(np.int64)
+    steps_away = np.rint(peaks / step).astype(np.int64)
     groups = np.array_split(
         np.argsort(deviations / step, kind="stable"), min(_TABLES, channels, max(1, values.size // _COUNTED))
     )
