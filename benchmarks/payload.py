@@ -167,8 +167,7 @@ def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tab
     probe = Probe(case.model, network, unseen, case.probed)
     lowered = lower(network, plain, deepest, 8)
     for layer, made in grids(case.model, network, plain, deepest, seen, quiet, WIDTHS, RATES):
-        halves = [made[: len(WIDTHS)], made[len(WIDTHS) :]]
-        noises = [noise for half in halves for noise in probe.layers([layer], _taking(half), quiet)[0].noise]
+        noises = probe.layers([layer], _taking(made), range(len(made)), quiet)[0]
         pairs = zip(made, noises, strict=True)
         tables.points[layer.out] = [Point(rounded, coded_bytes(rounded), noise) for rounded, noise in pairs]
     inside = [tensor for tensor in tensors if tensor != network.graph.output]
@@ -197,7 +196,7 @@ def _histograms(
 
 
 def _taking(made: Sequence[Rounded]) -> Callable[[Weighted, int], Rounded]:
-    return lambda _, bits: made[WIDTHS.index(bits)]
+    return lambda _, index: made[index]
 
 
 def _codecs(probe: Probe, tensor: str, histogram: Histogram) -> list[tuple[Codec, float]]:

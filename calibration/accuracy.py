@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from calibration.clipping import Histogram
 from calibration.observe import Progress, Quantization, to_onnx
-from calibration.samples import Samples
-from calibration.sensitivity import enough, spread
+from calibration.samples import Samples, evenly
+from calibration.sensitivity import difference, enough
 from edge_agent import codec
 from edge_agent.head.executor import Head
 from edge_agent.protocol.messages import Codec
@@ -177,7 +177,7 @@ def cut_noises(
     The `FINALISTS` are tried on `sensitivity.enough` samples; ``outputs`` [n, ...] are the float model's.
     """
     found = []
-    few = spread(len(samples), enough(outputs[0].size))
+    few = evenly(len(samples), enough(outputs[0].size))
     tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
     for place, (spot, histogram) in enumerate(zip(spots, histograms, strict=True)):
         measure = _meter(spot, np.stack([t[place] for t in tapped]), outputs[few])
@@ -203,12 +203,7 @@ def _least(histogram: Histogram, bits: int, measure: Callable[[Codec | None], fl
 def _meter(spot: Spot, values: Values, outputs: F32) -> Callable[[Codec | None], float]:
     """Noise at the output where the ``values`` [n, ...] at the cut are coded, or go on as they are."""
     run = spot.load() if spot.load else None
-    return lambda made: noise(output_of(run, values, arrival(spot.quantization, made)), outputs)
-
-
-def noise(found: F32, outputs: F32) -> float:
-    """Mean squared difference."""
-    return float(((found.astype(np.float64) - outputs) ** 2).mean())
+    return lambda made: difference(output_of(run, values, arrival(spot.quantization, made)), outputs)
 
 
 def output_of(run: Tail | None, values: Values, arrive: Arrival) -> F32:

@@ -38,7 +38,7 @@ from calibration.observe import Progress, Quantization
 from calibration.quantize import Rounded, codes
 from calibration.rounding import EVEN, RATES, SEEN, UNSEEN, WIDTHS, Rounding, round_layers
 from calibration.samples import Samples
-from calibration.sensitivity import Probe, Sensitivity, enough
+from calibration.sensitivity import Probe, Sensitivity, enough, fit
 from calibration.trials import Site, Trial
 from edge_agent import errors
 from edge_agent.head import segment as seg
@@ -349,19 +349,14 @@ class _Making:
 
         count = enough(self.outputs[0].size)
         probe = Probe(self.model, self.network, self.samples[self.judged], count, cache)
-        found = probe.layers(self.weighted, rounder, self._progress)
-        even: list[list[float]] = [[] for _ in found]
-        if self.calibration.roundings:  # a probe takes as many grids as there are widths
-            grid_of = dict(zip(WIDTHS, EVEN, strict=True))
-            tried = probe.layers(self.weighted, lambda layer, bits: rounder(layer, grid_of[bits]), self._even)
-            even = [one.noise for one in tried]
+        grids = (*WIDTHS, *EVEN) if self.calibration.roundings else WIDTHS
+        found, n = probe.layers(self.weighted, rounder, grids, self._progress), len(WIDTHS)
         return {
-            layer.out: LayerNoise(short(layer.name), layer.weight.size, noise, more, sizes[layer.out])
-            for layer, noise, more in zip(self.weighted, found, even, strict=True)
+            layer.out: LayerNoise(
+                short(layer.name), layer.weight.size, fit(layer.out, noise[:n]), noise[n:], sizes[layer.out]
+            )
+            for layer, noise in zip(self.weighted, found, strict=True)
         }
-
-    def _even(self, phase: str, done: int, total: int) -> None:
-        self._progress(f"{phase}, even grids", done, total)
 
     def accuracy_model(self, sites: Sequence[Site], noises: dict[str, LayerNoise]) -> tuple[Model, list[Trial]]:
         """From trials of whole heads on the judged samples. Its noise is what the parts sum to, for that is what a planner knows."""

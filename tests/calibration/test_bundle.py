@@ -290,7 +290,6 @@ def test_progress_is_told(tmp_path: Path) -> None:
         "histograms",
         "noise of cuts",
         "sensitivity of layers",
-        "sensitivity of layers, even grids",
         "trials",
         "segments",
     ]
