@@ -13,6 +13,7 @@ import contextlib
 import errno
 import hashlib
 import hmac
+import json
 import os
 import re
 import secrets
@@ -21,7 +22,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -156,11 +157,18 @@ class Store:
             db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)", row)
         return ref
 
-    def known_segments(self, bundle: str) -> dict[tuple[int, tuple[int, ...]], SegmentRef]:
-        """The segments that were built of ``bundle`` and are still on disk, by cut and bits of layers."""
-        rows = self._read("SELECT cut, bits, sha256, size FROM segments WHERE bundle = ?", (bundle,))
-        refs = {(cut, tuple(bits)): SegmentRef(sha, size) for cut, bits, sha, size in rows}
-        return {key: ref for key, ref in refs.items() if self.segment_path(ref.sha256) is not None}
+    def segment(self, bundle: str, cut: int, bits: tuple[int, ...]) -> SegmentRef | None:
+        """The segment of ``bundle`` for this cut and these bits of its layers, if it was built and is still on disk."""
+        query = "SELECT sha256, size FROM segments WHERE bundle = ? AND cut = ? AND bits = ?"
+        for sha, size in self._read(query, (bundle, cut, bytes(bits))):
+            if self.segment_path(sha) is not None:
+                return SegmentRef(sha, size)
+        return None
+
+    def segments_named(self, bundle: str, hashes: Iterable[str]) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Of those segments by these SHA-256 that were built of ``bundle``: the cut and the bits of the layers."""
+        query = "SELECT sha256, cut, bits FROM segments WHERE bundle = ? AND sha256 IN (SELECT value FROM json_each(?))"
+        return {sha: (cut, tuple(bits)) for sha, cut, bits in self._read(query, (bundle, json.dumps([*hashes])))}
 
     def segment_path(self, sha256: str) -> Path | None:
         """The file of the segment ``sha256``, or None where there is none (or that is not a SHA-256)."""

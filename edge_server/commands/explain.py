@@ -16,7 +16,7 @@ from edge_agent.explain import explain as plan_in_words
 from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
 from edge_server import curves
 from edge_server.catalog import Catalog
-from edge_server.planning import choose_plan, make_plan
+from edge_server.planning import choose_plan, store_plan
 from edge_server.store import Store, default_folder
 
 
@@ -44,7 +44,8 @@ def explain(
     request = PlanRequest(model, device_profiles.to_dict(profile), link, demand)
     with Store(folder or default_folder()) as store:
         catalog = Catalog(store)
-        plan, chosen = make_plan(catalog, request), choose_plan(catalog, request)
+        chosen = choose_plan(catalog, request)
+        plan = store_plan(catalog, chosen)
     found = curves.curves(chosen.table, chosen.asked, chosen.pick)
     if plot and form:
         _write(plot, curves.draw(found, form))
