@@ -1,9 +1,10 @@
-"""A plan in words and tables: where the cut is, what it costs, and why the others lost."""
+"""A plan in words and tables: where the cut is, what it costs, and why the others lost; and the files of its pictures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 from rich import box
@@ -12,7 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from device_profiles.schema import MARKS, DeviceProfile
+from edge_agent import errors
 from edge_agent.protocol.messages import Candidate, Cut, LinkEstimate, Plan, Prediction
+
+PictureForm = Literal["png", "svg"]
 
 BAR_WIDTH = 48
 SHOWN = 8  # runners-up with a cut inside the network
@@ -262,3 +266,20 @@ def _shortened(name: str, room: int) -> str:
         return name
     front = 5 * room // 8
     return f"{name[:front]}…{name[front + 1 - room :]}"
+
+
+def picture_form(name: str) -> PictureForm:
+    """The format that a file's name asks for. Raises `errors.UsageError` for another than PNG and SVG."""
+    forms: tuple[PictureForm, ...] = ("png", "svg")
+    for form in forms:
+        if name.lower().endswith(f".{form}"):
+            return form
+    raise errors.UsageError(f"{name[-40:]} is no picture that can be drawn: give a name that ends in .png or .svg")
+
+
+def write_picture(path: Path, image: bytes) -> None:
+    """Raises `errors.StoreError` where ``path`` cannot be written."""
+    try:
+        path.write_bytes(image)
+    except OSError as error:
+        raise errors.StoreError(f"{path} cannot be written ({error.strerror}): choose another place") from error

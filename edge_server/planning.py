@@ -13,6 +13,7 @@ from typing import Literal
 from calibration.bundle import Bundle
 from device_profiles import predict, schema
 from edge_agent import errors, limits
+from edge_agent.explain import PictureForm
 from edge_agent.protocol.messages import (
     PROTOCOL_VERSION,
     Candidate,
@@ -23,7 +24,7 @@ from edge_agent.protocol.messages import (
     Prediction,
 )
 from edge_server.catalog import Catalog
-from edge_server.curves import Format, curves, draw
+from edge_server.curves import curves, draw
 from edge_server.planner import MODES, Pick, Power, Request, Table, choose, reason, rivals, verify_pick
 from edge_server.planner.allocation import WIDTHS, Layer, segment_bytes
 from edge_server.tails import Handler, Tails
@@ -52,7 +53,7 @@ def store_plan(catalog: Catalog, chosen: Chosen) -> Plan:
     return answer
 
 
-def draw_curves(catalog: Catalog, request: PlanRequest, form: Format, tails: Tails | None = None) -> bytes:
+def draw_curves(catalog: Catalog, request: PlanRequest, form: PictureForm, tails: Tails | None = None) -> bytes:
     """The picture of the trade-offs around the plan for ``request``. Raises as `choose_plan` and `curves.draw` do."""
     chosen = choose_plan(catalog, request, tails)
     return draw(curves(chosen.table, chosen.asked, chosen.pick), form)

@@ -15,34 +15,9 @@ from edge_server.planner import CutCodec, Layer, Level, Place, Table, precompute
 
 #: Points of accuracy drop for which patterns are made: what is asked for is rounded down to one of them.
 DROPS: Final = (
-    *(
-        0.01,
-        0.02,
-        0.05,
-        0.1,
-        0.15,
-        0.2,
-        0.25,
-        0.3,
-        0.35,
-        0.4,
-        0.45,
-        0.5,
-        0.6,
-        0.7,
-        0.8,
-        0.9,
-        1.0,
-        1.2,
-        1.4,
-        1.7,
-        2.0,
-        2.4,
-        2.8,
-        3.3,
-    ),
-    *(4.0, 4.5, 5.0, 6.0, 7.0, 8.5, 10.0, 15.0, 20.0, 50.0, 100.0),
-)
+    0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.8, 3.3,
+    4.0, 4.5, 5.0, 6.0, 7.0, 8.5, 10.0, 15.0, 20.0, 50.0, 100.0,
+)  # fmt: skip
 
 
 def table_of(bundle: Bundle, progress: Callable[[int, int], None] | None = None) -> Table:
