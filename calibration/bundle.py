@@ -41,6 +41,7 @@ from calibration.samples import Samples
 from calibration.sensitivity import Probe, Sensitivity, enough, fit
 from calibration.trials import Site, Trial
 from edge_agent import errors
+from edge_agent.codec import jpeg
 from edge_agent.head import segment as seg
 from edge_agent.head.coding import coded_bytes
 from edge_agent.head.executor import Head
@@ -50,7 +51,7 @@ from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 TAIL_RUNS: Final = 9
 OUTPUT_ROOM: Final = 1.2
 
@@ -176,7 +177,9 @@ class Bundle:
     def codec(self, cut: int, rule: str, bits: int) -> Codec:
         """The codec for an offered ``cut``, fitted to what its tensor was at calibration; ``rule`` as in `CodecNoise`."""
         if cut not in self._histograms:
-            self._histograms[cut] = Histogram(self._cut_values(cut), self.counts(cut))
+            self._histograms[cut] = Histogram(
+                self._cut_values(cut), self.counts(cut), picture_of(self.cuts[cut], self.preprocess)
+            )
         return self._histograms[cut].fit(rule, bits)
 
     def counts(self, cut: int) -> I64:
@@ -332,7 +335,12 @@ class _Making:
             return [Histogram(*counted[tensor]) for tensor in tensors]
         counts = accuracy.count_codes(head, taps, self.samples, self._progress)
         known = [s.quantization for s in spots]
-        return [Histogram(q.values(), c) for q, c in zip(known, counts, strict=True) if q is not None]
+        pictures = [picture_of(p.cut, self.samples.preprocess) for p in self.places if p.offered]
+        return [
+            Histogram(q.values(), c, picture)
+            for q, c, picture in zip(known, counts, pictures, strict=True)
+            if q is not None
+        ]
 
     def layer_noises(self, cache: Path | None) -> dict[str, LayerNoise]:
         """What the bits of each layer do alone."""
@@ -466,6 +474,12 @@ def _check_classes(model: onnx.ModelProto, samples: Samples, names: Sequence[str
             f"there are {len(names)} class names and the model has {outputs} outputs; "
             "give one name for each, with one for a background class where the model has that"
         )
+
+
+def picture_of(cut: Cut, preprocess: Preprocess) -> Preprocess | None:
+    """``preprocess`` where the tensor at ``cut`` is the picture that it makes."""
+    whole = cut.kind == "input" and preprocess.kind == "image" and jpeg.fits(tuple(preprocess.shape))
+    return preprocess if whole else None
 
 
 def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:

@@ -112,7 +112,7 @@ def head_ms(header: Header, profile: DeviceProfile) -> float:
 
 
 def encode_ms(elements: int, profile: DeviceProfile) -> float:
-    """Predicted milliseconds of coding a tensor of so many values for the link."""
+    """Predicted milliseconds of quantizing and packing a tensor of so many values for the link."""
     return 1e-6 * elements * profile.overhead.value_ns
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from calibration.bundle import Bundle
 from device_profiles import predict, schema
 from edge_agent import errors, limits
+from edge_agent.codec import STAGES
 from edge_agent.explain import PictureForm
 from edge_agent.protocol.messages import (
     PROTOCOL_VERSION,
@@ -100,6 +101,7 @@ def request_of(
         head_ms=head_times(cuts, heads, profile, request.measured, segments),
         tail_ms=None if tails is None else _tail_times(catalog, bundle, [cut.index for cut in cuts], tails),
         queue_ms=0.0 if tails is None else tails.times.queue_ms(),
+        stage_ns=tuple(profile.overhead.stage_ns.get(stage, 0.0) for stage in STAGES),
         power=power_of(profile.power),
         memory_bytes=profile.machine.memory_available_bytes or None,
         held=_held(table, {known[sha256] for sha256 in request.held if sha256 in known}),

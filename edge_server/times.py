@@ -73,7 +73,7 @@ def head_times(
     measured: Mapping[str, float],
     segments: Mapping[str, int],
 ) -> tuple[float, ...]:
-    """Of head and encoding for each of ``cuts``, whose heads are ``heads``. ``measured``: what the device found, by a segment's SHA-256; ``segments``:
+    """Of head and packing for each of ``cuts``, whose heads are ``heads``. ``measured``: what the device found of heads alone, by a segment's SHA-256; ``segments``:
     the index of the cut of each segment known here.
 
     Raises `errors.ProtocolError` for measurements that are none.
@@ -85,7 +85,7 @@ def head_times(
     for sha256, ms in measured.items():
         if (place := places.get(segments.get(sha256, -1))) is not None:
             found.setdefault(place, []).append(ms)
-    alone = {place: max(0.0, fmean(times) - codes[place]) for place, times in found.items()}
+    alone = {place: fmean(times) for place, times in found.items()}
     return tuple(head + code for head, code in zip(predict.refined(heads.ms(profile), alone), codes, strict=True))
 
 

@@ -68,7 +68,7 @@ class PlanRequest(Message):
     link: LinkEstimate
     demand: Demand = msgspec.field(default_factory=Demand)
     held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments the agent already has
-    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that head and encoding really took on the device
+    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that the head really took on the device
     protocol: int = PROTOCOL_VERSION
 
 
@@ -79,13 +79,15 @@ class Codec(Message):
     """What happens to the tensor at the cut: clip, then uniform quantization to ``bits``.
 
     value = lo[c] + scale[c] * code, code in 0 .. 2^bits - 1; ``lo`` and ``scale`` have one entry (per tensor) or one for each channel
-    (the last axis) and are exact float32 values. ``scale`` 0 means a constant: every code is 0 and decodes to ``lo``.
+    (the last axis) and are exact float32 values. ``scale`` 0 means a constant: every code is 0 and decodes to ``lo``. ``jpeg``: where it is not 0,
+    codes of 8 bits are the pixels of a picture [H, W, 1 or 3], which is sent as JPEG of this quality.
     """
 
-    rule: str  # minmax, percentile, aciq-laplace, aciq-gauss, aciq-onesided, mse
+    rule: str  # minmax, percentile, aciq-laplace, aciq-gauss, aciq-onesided, mse, jpeg-QUALITY
     bits: int
     lo: list[float]
     scale: list[float]
+    jpeg: int = 0
 
 
 class Preprocess(Message):
