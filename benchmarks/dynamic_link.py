@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from benchmarks import accuracy_bound, fashion
 from benchmarks.accuracy_bound import Subject
 from benchmarks.board import Board
+from benchmarks.dynamic_plots import Lane, draw
 from benchmarks.links import Network
 from benchmarks.report import parser, report
 from benchmarks.traces import TRACES, Trace, oracle
@@ -137,11 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows.append(row(bench, outcomes[-1]))
                 print(f"[{len(rows)}/{len(traces) * len(rivals)}] {rows[-1]}", file=sys.stderr, flush=True)
         if given.plots:
-            from benchmarks import dynamic_plots
-
-            dynamic_plots.draw(
-                given.plots, outcomes, [c.bits for c in bench.plan.ladder], bench.sizes, bench.setting.fps
-            )
+            plot(given.plots, bench, outcomes, rows)
     report("Links that change while frames flow", rows, summary(rows), given.json, notes(bench))
 
 
@@ -260,6 +257,28 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
             f"{prefix}frames_lost_percent": 100.0 * sum(row["lost"] for row in mine) / max(1, frames + sum(row["lost"] for row in mine)),
         }  # fmt: skip
     return found
+
+
+def plot(folder: Path, bench: Bench, outcomes: Sequence[Outcome], rows: Sequence[dict[str, Any]]) -> None:
+    """A picture of each trace."""
+    folder.mkdir(parents=True, exist_ok=True)
+    widths = [one.bits for one in bench.plan.ladder]
+    needs = [(bits, size * bench.setting.fps) for bits, size in zip(widths, bench.sizes, strict=True)]
+    for name in dict.fromkeys(outcome.trace_name for outcome in outcomes):
+        mine = [(outcome, one) for outcome, one in zip(outcomes, rows, strict=True) if outcome.trace_name == name]
+        lanes = [
+            Lane(
+                name=outcome.name,
+                sent=[(f[0], f[2]) for f in outcome.frames if f[5] == "answered"],
+                lost=[f[0] for f in outcome.frames if f[5] != "answered"],
+                held=windows_held(outcome),
+                best=[None if best is None else widths[best] for best in outcome.best],
+                caption=f"held {one['held %']:.0f} %, drop {one['drop']:.2f} points, p99 {one['p99 ms']:.0f} ms, {one['lost']} frames lost",
+            )
+            for outcome, one in mine
+        ]
+        title = f"{bench.setting.network}, {bench.setting.fps:g} frames/s, trace {name}: bits sent (blue), the oracle's (grey), windows missed (red)"
+        draw(folder / f"dynamic_link_{name}.png", title, mine[0][0].trace, needs, lanes, WINDOW_S)
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------
