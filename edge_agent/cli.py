@@ -62,6 +62,16 @@ WeightTime = Annotated[float | None, typer.Option("--weight-time", help="Weight 
 WeightEnergy = Annotated[float | None, typer.Option("--weight-energy", help="Weight of a joule [0].")]
 WeightCost = Annotated[float | None, typer.Option("--weight-cost", help="Weight of a server second [0].")]
 MaxAway = Annotated[float | None, typer.Option("--max-away", help="Seconds the server may be away [10].")]
+Controller = Annotated[
+    str | None,
+    typer.Option("--controller", help="What chooses codecs: adaptive, quantpipe, pipeedge or fixed [adaptive]."),
+]
+LinkBits = Annotated[
+    int | None, typer.Option("--bits", help="Begin with the codec of at most so many bits [as the plan says].")
+]
+MaxAge = Annotated[
+    float | None, typer.Option("--max-age", help="Milliseconds after which an unsent frame is dropped [never].")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -162,7 +172,8 @@ def infer(
     max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, frames: Frames = None,
     weight_time: WeightTime = None,
     weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None,
-    topk: Annotated[int | None, typer.Option("--topk", help="Classes in an answer [5].")] = None, json: Json = False,
+    topk: Annotated[int | None, typer.Option("--topk", help="Classes in an answer [5].")] = None,
+    controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Classify images and say where the time went."""
     settings = _settings(locals())
@@ -177,6 +188,7 @@ def run(
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None,
     host: Annotated[str | None, typer.Option("--host", help="Address of the local API [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port of the local API [8471].")] = None,
+    controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None,
 ) -> None:  # fmt: skip
     """Run the agent with its local HTTP API until it is told to stop."""
     settings = _settings(locals())
@@ -229,5 +241,6 @@ _NOT_SETTINGS = {"config", "json", "plot", "images", "board", "uplink", "downlin
 _KEYS = {
     "host": "api.host", "port": "api.port", "max_drop": "demand.max_drop_points", "max_latency": "demand.max_latency_ms",
     "min_rate": "demand.min_rate_fps", "keep": "demand.keep", "frames": "demand.frames", "max_away": "demand.max_away_s",
+    "controller": "link.controller", "bits": "link.bits", "max_age": "link.max_age_ms",
     "weight_time": "demand.weights.time", "weight_energy": "demand.weights.energy", "weight_cost": "demand.weights.cost",
 }  # fmt: skip

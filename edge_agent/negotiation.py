@@ -16,6 +16,7 @@ from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.engine import check_ladder
 from edge_agent.head import upgrade
+from edge_agent.link.adapt import Adaptation
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import Base, ServerClient, tls_context
 from edge_agent.protocol.messages import LinkEstimate, Plan, PlanRequest
@@ -32,13 +33,14 @@ def client(settings: Settings) -> ServerClient:
     return ServerClient(settings.server, token, ssl=tls_context(ca), allow_insecure=settings.allow_insecure)
 
 
-def stream(settings: Settings, plan: Plan, window: int) -> FrameStream:
-    """The stream for ``plan``'s frames; use it as an async context manager."""
+def stream(settings: Settings, plan: Plan, window: int, adaptation: Adaptation | None = None) -> FrameStream:
+    """The stream for ``plan``'s frames, which ``adaptation`` is told of; use it as an async context manager."""
     ca = _path(settings.ca) if settings.ca else None
     away = settings.demand.max_away_s
     return FrameStream(
         settings.server, config.token(settings) or None, plan.id, topk=settings.topk, window=window,
         max_away_s=away, frame_age_s=max(limits.FRAME_AGE, away), ssl=tls_context(ca), allow_insecure=settings.allow_insecure,
+        adaptation=adaptation,
     )  # fmt: skip
 
 

@@ -113,9 +113,9 @@ async def test_frames_overlap_and_the_event_loop_keeps_ticking(settings):
         await agent.infer(png())
         slow = agent._active.engine.process
 
-        def slower(frame: object) -> object:
+        def slower(*given: object) -> object:
             time.sleep(0.05)
-            return slow(frame)
+            return slow(*given)
 
         agent._active.engine.process = slower
         done, ticks = asyncio.Event(), 0
@@ -225,7 +225,7 @@ async def test_closing_just_as_a_new_plan_is_ready_closes_every_stream_once(sett
         agent = await Agent(settings(server)).__aenter__()
         old, arrived, opened = agent._active, asyncio.Event(), [agent._active.stream]
 
-        async def prepare() -> _Active:
+        async def prepare(known: object) -> _Active:
             await arrived.wait()
             opened.append(await negotiation.stream(agent.settings, old.engine.plan, 1).__aenter__())
             return _Active(old.engine, opened[-1])
