@@ -33,7 +33,7 @@ from edge_agent.protocol.messages import Plan, SegmentRef
 
 NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.MAX_NAME - 1}}}")
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
-_VERSION: Final = 3
+_VERSION: Final = 4
 #: Plans and segments of older versions are dropped: they are made anew when asked for.
 _SCHEMA: Final = """
 DROP TABLE IF EXISTS plans;
@@ -42,8 +42,8 @@ CREATE TABLE IF NOT EXISTS tokens (name TEXT PRIMARY KEY, hash BLOB NOT NULL, cr
 CREATE TABLE plans (id TEXT PRIMARY KEY, expires REAL NOT NULL, body BLOB NOT NULL);
 CREATE INDEX plans_expires ON plans (expires);
 CREATE TABLE segments (
-    bundle TEXT NOT NULL, cut INTEGER NOT NULL, bits BLOB NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL,
-    PRIMARY KEY (bundle, cut, bits)
+    bundle TEXT NOT NULL, start INTEGER NOT NULL, cut INTEGER NOT NULL, bits BLOB NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL,
+    PRIMARY KEY (bundle, start, cut, bits)
 );
 """
 
@@ -146,19 +146,21 @@ class Store:
 
     # --- segments
 
-    def put_segment(self, data: bytes, bundle: str, cut: int, bits: tuple[int, ...]) -> SegmentRef:
-        """Writes a segment under its content's hash, whole or not at all, and remembers what it belongs to: a cut and the bits of its layers."""
+    def put_segment(self, data: bytes, bundle: str, cut: int, bits: tuple[int, ...], start: int = 0) -> SegmentRef:
+        """Writes a segment under its content's hash, whole or not at all, and remembers what it belongs to: the cuts where it ends and begins, and the
+        bits of its layers."""
         ref = SegmentRef(hashlib.sha256(data).hexdigest(), len(data))
         with self._guard():
             self._write(self.segments / f"{ref.sha256}.segment", data)
         with self._transaction() as db:
-            row = (bundle, cut, bytes(bits), ref.sha256, ref.size)
-            db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)", row)
+            row = (bundle, start, cut, bytes(bits), ref.sha256, ref.size)
+            db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?)", row)
         return ref
 
-    def known_segments(self, bundle: str) -> dict[tuple[int, tuple[int, ...]], SegmentRef]:
-        """The segments that were built of ``bundle`` and are still on disk, by cut and bits of layers."""
-        rows = self._read("SELECT cut, bits, sha256, size FROM segments WHERE bundle = ?", (bundle,))
+    def known_segments(self, bundle: str, start: int = 0) -> dict[tuple[int, tuple[int, ...]], SegmentRef]:
+        """The segments of ``bundle`` from the cut ``start`` that were built and are still on disk, by the cut where they end and the bits of layers."""
+        query = "SELECT cut, bits, sha256, size FROM segments WHERE bundle = ? AND start = ?"
+        rows = self._read(query, (bundle, start))
         refs = {(cut, tuple(bits)): SegmentRef(sha, size) for cut, bits, sha, size in rows}
         return {key: ref for key, ref in refs.items() if self.segment_path(ref.sha256) is not None}
 
