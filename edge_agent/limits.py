@@ -71,6 +71,14 @@ DRAIN_TIMEOUT: Final = 5.0  # how long frames in flight may take after a request
 POWER_PERIOD: Final = 0.2  # between two looks at a power sensor, which may need a process of its own for each
 REPLAN_LEAST: Final = 60.0  # a plan is kept so long whatever its expiry says: a board's clock may be years off
 
+# --- chains of boards
+MAX_STAGES: Final = 8  # boards of one chain
+MAX_UPSTREAM: Final = (
+    16  # sessions that a stage serves at once: one of each plan in use, and those that are dialled again
+)
+STAGE_PLANS: Final = 2  # plans that a stage holds: the one in use and its successor, each with a head in memory
+STAGE_LINK_AGE: Final = 60.0  # a stage measures its links no more often: each time loads them
+
 # --- the service and the device profile
 SERVICE_TIMEOUT: Final = (
     1900.0  # one systemctl call: longer than the unit's own timeouts for a stop and the two commands of a start

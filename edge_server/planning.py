@@ -91,7 +91,7 @@ def request_of(
         demand=request.demand,
         link=request.link,
         head_ms=head_times(bundle, cuts, profile, request.measured, segments),
-        tail_ms=None if tails is None else _tail_times(catalog, bundle, cuts, tails),
+        tail_ms=None if tails is None else tail_times(catalog, bundle, cuts, tails),
         queue_ms=0.0 if tails is None else tails.times.queue_ms(),
         power=power_of(profile.power),
         memory_bytes=profile.machine.memory_available_bytes or None,
@@ -101,7 +101,9 @@ def request_of(
     )
 
 
-def _tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: Tails) -> tuple[float, ...]:
+def tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: Tails) -> tuple[float, ...]:
+    """Milliseconds of the tail behind each of ``cuts``, as this process finds them."""
+
     def measure(index: int) -> None:
         load = functools.partial(catalog.tail, bundle, bundle.cuts[index])
         Handler(tails, (bundle.sha256, index), load, [bundle.codec(index, "minmax", 8)], topk=5).warm()

@@ -164,6 +164,11 @@ class Store:
         refs = {(cut, tuple(bits)): SegmentRef(sha, size) for cut, bits, sha, size in rows}
         return {key: ref for key, ref in refs.items() if self.segment_path(ref.sha256) is not None}
 
+    def segment_cuts(self, bundle: str) -> dict[str, tuple[int, int]]:
+        """The cuts where each segment that was built of ``bundle`` begins and ends, by its SHA-256."""
+        rows = self._read("SELECT sha256, start, cut FROM segments WHERE bundle = ?", (bundle,))
+        return {sha: (start, cut) for sha, start, cut in rows}
+
     def segment_path(self, sha256: str) -> Path | None:
         """The file of the segment ``sha256``, or None where there is none (or that is not a SHA-256)."""
         if not _SHA.fullmatch(sha256):

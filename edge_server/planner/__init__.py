@@ -5,7 +5,7 @@
 """
 
 from edge_server.planner.allocation import Allocation, CutCodec, Layer, allocate, closed_form, uniform
-from edge_server.planner.chain import INPUT, Chain, Device, Objective, Route, Step, share
+from edge_server.planner.chain import INPUT, Chain, Device, Route, Step, share
 from edge_server.planner.demands import MODES, Power
 from edge_server.planner.online import Pick, Request, Rival, choose, rivals
 from edge_server.planner.patterns import Level, Pattern, Place, Table, precompute
@@ -21,7 +21,6 @@ __all__ = [
     "Device",
     "Layer",
     "Level",
-    "Objective",
     "Pattern",
     "Pick",
     "Place",

@@ -18,13 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors
-from edge_agent.protocol.messages import Demand, LinkEstimate
+from edge_agent.protocol.messages import Demand, LinkEstimate, Objective
 from edge_server.planner import words
 from edge_server.planner.allocation import Layer, allocate
 from edge_server.planner.demands import Power, check
@@ -33,7 +32,6 @@ from edge_server.planner.patterns import Level, Place
 
 F64 = NDArray[np.float64]
 
-Objective = Literal["latency", "rate"]
 INPUT = -1  # the place before the first
 
 
@@ -115,7 +113,9 @@ def share(chain: Chain) -> Route:
     slowest = math.inf if demand.min_rate_fps is None else 1000 / demand.min_rate_fps
     longest = math.inf if demand.max_latency_ms is None else demand.max_latency_ms
     longest = min(longest, slowest * chain.window)
-    best = _least_pace(chain, budget, slowest, longest) if chain.objective == "rate" else _fastest(chain, budget, slowest)
+    best = (
+        _least_pace(chain, budget, slowest, longest) if chain.objective == "rate" else _fastest(chain, budget, slowest)
+    )
     if best is None or best.ms > longest:
         raise _infeasible(chain, budget)
     return _route(chain, best, budget)
@@ -297,6 +297,8 @@ def _check(chain: Chain) -> None:
     if not chain.devices or any(device.span_ms.shape != shape for device in chain.devices):
         raise errors.UsageError(f"a chain needs a device and for each of them times {shape}: give both")
     if len(chain.tail_ms) != len(chain.places) or chain.span_bytes.shape != shape or chain.window < 1:
-        raise errors.UsageError("a chain's tails and memory belong to its places, and its window is 1 or more: give these")
+        raise errors.UsageError(
+            "a chain's tails and memory belong to its places, and its window is 1 or more: give these"
+        )
     if not chain.links or any(not 0 <= i < j <= count for i, j in chain.links):
         raise errors.UsageError("a chain's links lead from each device to a later one or to the server: give these")

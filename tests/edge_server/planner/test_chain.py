@@ -22,7 +22,9 @@ SLOW = LinkEstimate(5.0, 2.0, 2.0)
 
 def places(layers: int, rng: np.random.Generator) -> tuple[Place, ...]:
     """Cuts at the input, after every layer, and the output."""
-    weights = [Layer(f"layer{i}", 100, tuple(rng.uniform(0.1, 1) * 4.0**-b for b in range(2, 9))) for i in range(layers)]
+    weights = [
+        Layer(f"layer{i}", 100, tuple(rng.uniform(0.1, 1) * 4.0**-b for b in range(2, 9))) for i in range(layers)
+    ]
     found = []
     for i in range(layers + 1):
         kind = "input" if i == 0 else "output" if i == layers else "inside"
@@ -44,7 +46,9 @@ def spans(times: list[float], speed: float = 1.0, call: float = 0.0) -> np.ndarr
     return made
 
 
-def chain(times: list[float], speeds: list[float], links: dict[tuple[int, int], LinkEstimate], **changes: object) -> Chain:
+def chain(
+    times: list[float], speeds: list[float], links: dict[tuple[int, int], LinkEstimate], **changes: object
+) -> Chain:
     found = places(len(times), np.random.default_rng(0))
     count = len(found)
     tails = changes.pop("tail_ms", (1000.0,) * (count - 1) + (0.0,))
@@ -55,7 +59,9 @@ def chain(times: list[float], speeds: list[float], links: dict[tuple[int, int], 
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
-def routes(made: Chain, device: int = 0, start: int = INPUT) -> Iterator[list[tuple[int, int, int, int | None, int | None]]]:
+def routes(
+    made: Chain, device: int = 0, start: int = INPUT
+) -> Iterator[list[tuple[int, int, int, int | None, int | None]]]:
     """Every way on from ``device``, where place ``start`` has arrived: (device, start, end, codec, target) of each step."""
     count = len(made.devices)
     for end in range(max(0, start), len(made.places)):
@@ -96,7 +102,9 @@ def costs(made: Chain, steps: list[tuple[int, int, int, int | None, int | None]]
         tail = made.tail_ms[steps[-1][2]]
         total, pace = total + made.queue_ms + tail, max(pace, tail)
     pace = max(pace, total / made.window)
-    allowed = max((level.noise for level in made.levels if level.drop_points <= made.demand.max_drop_points), default=-1)
+    allowed = max(
+        (level.noise for level in made.levels if level.drop_points <= made.demand.max_drop_points), default=-1
+    )
     late = made.demand.max_latency_ms is not None and total > made.demand.max_latency_ms
     slow = made.demand.min_rate_fps is not None and pace * made.demand.min_rate_fps > 1000
     return None if noise > allowed or late or slow or math.isinf(total) else (total, pace, noise)
@@ -221,7 +229,11 @@ def test_what_no_chain_can_do_is_said_with_what_to_allow() -> None:
     with pytest.raises(errors.InfeasibleError, match="points: allow"):
         share(dataclasses.replace(made, demand=Demand(max_drop_points=0.1)))
     with pytest.raises(errors.InfeasibleError, match="memory"):
-        share(dataclasses.replace(made, span_bytes=np.full((6, 5), 10.0), devices=(Device(made.devices[0].span_ms, 1),) * 2))
+        share(
+            dataclasses.replace(
+                made, span_bytes=np.full((6, 5), 10.0), devices=(Device(made.devices[0].span_ms, 1),) * 2
+            )
+        )
 
 
 def test_a_chain_that_makes_no_sense_is_refused() -> None:
