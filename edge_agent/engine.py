@@ -5,6 +5,7 @@ The plan comes from a server, so before a frame is touched the engine checks tha
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from typing import Any, NamedTuple, TypeAlias
@@ -15,6 +16,7 @@ from PIL import Image
 
 from edge_agent import codec, errors, limits
 from edge_agent.head import executor, preprocess, segment
+from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Demand, Plan, Preprocess
 from edge_agent.results import best
 
@@ -153,7 +155,7 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
             f"the server's plan has the mode {plan.mode!r} and {demand.mode!r} was asked for; upgrade the older side",
             plan=plan.id,
         )
-    check_ladder(plan)
+    check_ladder(plan, demand)
     if len(plan.labels) > limits.MAX_LABELS:
         raise errors.PlanError(f"the server's plan has more than {limits.MAX_LABELS} labels", plan=plan.id)
     if plan.mode != "device" and not _keeps(header, plan, demand.keep):
@@ -163,12 +165,30 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
         )  # fmt: skip
 
 
-def check_ladder(plan: Plan) -> None:
-    """Raise `errors.PlanError` unless the codec that ``plan`` begins with is on its ladder, or it sends nothing."""
-    if plan.mode != "device" and not 0 <= plan.codec < len(plan.ladder):
+def check_ladder(plan: Plan, demand: Demand) -> None:
+    """Raise `errors.PlanError` unless the codec that ``plan`` begins with is on its ladder, all of which meets ``demand``, or it sends nothing."""
+    if plan.mode == "device":
+        return
+    if not 0 <= plan.codec < len(plan.ladder):
         raise errors.PlanError(
             "the server's plan names a codec that is not on its ladder; upgrade the older side", plan=plan.id
         )
+    if not _consistent(plan, demand.max_drop_points):
+        raise errors.PlanError(
+            "the server's plan has a ladder that contradicts itself; ask for a new plan", plan=plan.id
+        )
+
+
+def _consistent(plan: Plan, most: float) -> bool:
+    """Whether each codec has its rung, which loses ``most`` points at most and is cheaper and no more accurate than the one before."""
+    rungs = plan.rungs
+    return (
+        len(rungs) == len(plan.ladder) <= limits.MAX_LADDER
+        and all(0 < rung.payload_bytes <= limits.MAX_FRAME_BYTES + HEADER_BYTES for rung in rungs)
+        and all(0 <= rung.noise < math.inf and math.isfinite(rung.drop_points) for rung in rungs)
+        and all(rung.drop_high <= most * (1 + 1e-6) + 1e-6 for rung in rungs)
+        and all(a.payload_bytes > b.payload_bytes and a.noise <= b.noise for a, b in itertools.pairwise(rungs))
+    )
 
 
 def _check_preprocess(spec: Preprocess, shape: list[int]) -> bool:

@@ -182,6 +182,7 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
         chosen = plan.ladder[plan.codec]
         ranges = "per channel" if len(chosen.scale) > 1 else "per tensor"
         rows.append(("activation", f"{chosen.bits} bits, clipped by {chosen.rule}, {ranges}"))
+        rows.append(("ladder", _ladder(plan)))
         ratio = f", {100 * p.payload_bytes / p.float_bytes:.1f} % of it" if p.float_bytes else ""
         rows.append(("payload", f"{size(p.payload_bytes)} a frame; {size(p.float_bytes)} in float{ratio}"))
     else:
@@ -191,6 +192,18 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("energy", f"{p.energy_j:.3g} J a frame ({p.energy_source})"))
     rows.append(("objective", _objective(plan)))
     return rows
+
+
+def _ladder(plan: Plan) -> str:
+    """Between what codecs the agent may move while frames flow."""
+    widths = " ".join(str(codec.bits) for codec in plan.ladder)
+    first, last = plan.rungs[0], plan.rungs[-1]
+    if len(plan.rungs) == 1:
+        return f"{widths} bits only"
+    return (
+        f"{widths} bits, {size(first.payload_bytes)} to {size(last.payload_bytes)} a frame, "
+        f"{first.drop_points:.2f} to {last.drop_points:.2f} points"
+    )
 
 
 def _objective(plan: Plan) -> str:

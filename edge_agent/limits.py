@@ -26,6 +26,7 @@ MAX_IMAGE_PIXELS: Final = 64_000_000  # a decompression bomb
 MAX_RESIZE: Final = 8192  # pixels of an image's short side on its way to a model
 MAX_MEASURED: Final = 200  # heads' times in one plan request
 MAX_LABELS: Final = 100_000
+MAX_LADDER: Final = 16  # codecs of one plan: each has tables, and is tried before the first frame
 MAX_NAME: Final = 100  # a model, layer, or tensor name
 
 # --- segments

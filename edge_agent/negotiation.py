@@ -113,7 +113,7 @@ async def plan(
 ) -> Plan:
     """Ask for a plan, for the link ``estimate`` or, without one, for the link as it is measured now. ``measured``: what heads took here, by segment.
 
-    Raises `errors.ConfigError` if no model is set, `errors.PlanError` for a plan of another model, or one whose codec is not on its ladder.
+    Raises `errors.ConfigError` if no model is set, `errors.PlanError` for a plan of another model, or one whose ladder contradicts itself.
     """
     if not settings.model:
         raise errors.ConfigError(
@@ -128,7 +128,7 @@ async def plan(
         raise errors.PlanError(
             f"the server answered with a plan for another model than {settings.model}; upgrade the older side"
         )
-    check_ladder(answer)
+    check_ladder(answer, settings.demand)
     return answer
 
 

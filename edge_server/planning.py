@@ -21,6 +21,7 @@ from edge_agent.protocol.messages import (
     Plan,
     PlanRequest,
     Prediction,
+    Rung,
 )
 from edge_server.catalog import Catalog
 from edge_server.curves import Format, curves, draw
@@ -171,6 +172,7 @@ def _message(catalog: Catalog, chosen: Chosen) -> Plan:
         codec_share=codec.noise / whole if codec else 0.0,
         head_share=place.noise / whole,
         ladder=[bundle.codec(cut.index, place.codecs[i].rule, place.codecs[i].bits) for i in pick.ladder],
+        rungs=[rung(bundle, table, pick, codec) for codec in pick.ladder],
         codec=0 if pick.codec is None else pick.ladder.index(pick.codec),
         segment=segment,
         preprocess=bundle.preprocess,
@@ -185,6 +187,14 @@ def _message(catalog: Catalog, chosen: Chosen) -> Plan:
         labels=bundle.labels,
         metric=bundle.metric,
     )
+
+
+def rung(bundle: Bundle, table: Table, pick: Pick, codec: int) -> Rung:
+    """What codec number ``codec`` of the pick's place costs with the pick's weights."""
+    place, one = table.places[pick.place], table.places[pick.place].codecs[codec]
+    noise = table.patterns[pick.pattern].noise + place.noise + one.noise
+    drop = bundle.accuracy.at(noise)
+    return Rung(one.frame_bytes, noise, drop.expected, drop.high)
 
 
 def candidate(bundle: Bundle, table: Table, asked: Request, pick: Pick, why: str) -> Candidate:

@@ -12,7 +12,7 @@ import msgspec
 
 from edge_agent import errors, limits
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 T = TypeVar("T")
 
@@ -163,6 +163,15 @@ class LayerBits(Message):
     noise_share: float
 
 
+class Rung(Message):
+    """What a plan expects of a codec on its ladder: bytes of a frame (header included), noise at the output, and the drop as in `Prediction`."""
+
+    payload_bytes: int
+    noise: float
+    drop_points: float
+    drop_high: float
+
+
 class Candidate(Message):
     """The best plan of another cut, and why it lost. ``weight_bits``: the mean over its weights, 0 without any; ``activation_bits`` 0 where nothing is sent."""
 
@@ -208,6 +217,8 @@ class Stage(Message):
 class Plan(Message):
     """The planner's answer. ``ladder[codec]`` is the codec to start with; every codec on the ladder meets the demand.
 
+    ``rungs[i]`` says what ``ladder[i]`` costs; they go from the most accurate to the cheapest, and each is cheaper than the one before.
+
     ``layers``: the head's layers with weights, in order; ``codec_share`` and ``head_share``: of the noise, what the codec and the head's activations add.
     ``stage``: where the plan is one of a chain's; then ``prediction`` is from its board on, all that lies behind its link being ``server_ms``.
     """
@@ -221,6 +232,7 @@ class Plan(Message):
     codec_share: float
     head_share: float
     ladder: list[Codec]
+    rungs: list[Rung]
     codec: int
     segment: SegmentRef
     preprocess: Preprocess

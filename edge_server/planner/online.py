@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import errors
+from edge_agent import errors, limits
 from edge_agent.protocol.messages import Demand, LinkEstimate
 from edge_server.planner import words
 from edge_server.planner.demands import MODES, Power, check
@@ -49,7 +49,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A candidate with its costs. ``ladder``: codecs of the place that meet the demand with this pattern, one a bit width, most bits first."""
+    """A candidate with its costs.
+
+    ``ladder``: of the codecs of the place that meet the demand with this pattern those that no other beats in both bytes and noise, its own among them;
+    most accurate first, at most `limits.MAX_LADDER`.
+    """
 
     place: int
     pattern: int
@@ -78,7 +82,7 @@ class Rival:
 
 
 def choose(table: Table, request: Request) -> Pick:
-    """The candidate of least objective that meets the demand; ties go to the fewest bytes to fetch, then to the least noise.
+    """The candidate of least objective that meets the demand; ties go to the fewest bytes to fetch, the least noise, the smallest frames.
 
     Raises `errors.UsageError` for a request that makes no sense, `errors.InfeasibleError` where no candidate meets it.
     """
@@ -92,7 +96,7 @@ def choose(table: Table, request: Request) -> Pick:
     if least == np.inf:
         raise _infeasible(table, request)
     ties = np.flatnonzero(costs.objective == least)
-    best = ties[np.lexsort((table.noise[ties], costs.fetched[ties]))[0]]
+    best = ties[np.lexsort((table.frame_bytes[ties], table.noise[ties], costs.fetched[ties]))[0]]
     return _pick(table, request, costs, int(best))
 
 
@@ -101,7 +105,7 @@ def rivals(table: Table, request: Request, chosen: Pick) -> tuple[Rival, ...]:
     costs = _costs(table, request, len(table.level))
     broken = _broken(table, request, costs)
     counts = sum((mask.astype(np.int64) for mask in broken.values()), np.zeros(len(table.level), np.int64))
-    order = np.lexsort((table.noise, costs.fetched, costs.objective, counts))
+    order = np.lexsort((table.frame_bytes, table.noise, costs.fetched, costs.objective, counts))
     _, first = np.unique(table.place[order], return_index=True)
     best = [int(i) for i in order[np.sort(first)] if table.place[i] != chosen.place]
     return tuple(
@@ -206,14 +210,25 @@ def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
 
 
 def _ladder(table: Table, request: Request, i: int) -> tuple[int, ...]:
-    """Of each bit width the codec of least noise, the candidate's own where it is one of them."""
+    """The front of bytes against noise of all that meets the demand with the candidate's pattern."""
     codecs, own = table.places[int(table.place[i])].codecs, int(table.codec[i])
     limit = max(_level(table, request.demand), int(table.level[i]))
-    best = {codecs[own].bits: own}
     same = np.flatnonzero(table.pattern[: int(table.ends[limit])] == table.pattern[i])
-    for codec in table.codec[same[np.argsort(table.noise[same], kind="stable")]].tolist():
-        best.setdefault(codecs[codec].bits, codec)
-    return tuple(best[bits] for bits in sorted(best, reverse=True))
+    costs = {codec: (codecs[codec].noise, codecs[codec].frame_bytes) for codec in table.codec[same].tolist()}
+    front: list[int] = []
+    for codec in sorted(costs, key=lambda c: (costs[c], c != own)):
+        if not front or costs[codec][1] < costs[front[-1]][1]:
+            front.append(codec)
+    return tuple(_thinned(front, [costs[codec][1] for codec in front], own))
+
+
+def _thinned(front: list[int], sizes: list[int], own: int) -> list[int]:
+    """``front`` without the inner rungs that spare least over the rung before, until `limits.MAX_LADDER` are left."""
+    while len(front) > limits.MAX_LADDER:
+        spared = {k: sizes[k - 1] / sizes[k] for k in range(1, len(front) - 1) if front[k] != own}
+        least = min(spared, key=lambda k: spared[k])
+        front, sizes = front[:least] + front[least + 1 :], sizes[:least] + sizes[least + 1 :]
+    return front
 
 
 def _infeasible(table: Table, request: Request) -> errors.InfeasibleError:

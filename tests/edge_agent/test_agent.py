@@ -380,6 +380,7 @@ def test_a_head_that_only_moves_bytes_about_does_not_keep_the_input(settings):
         {"codec": 1},
         {"codec": -1},
         {"ladder": []},
+        {"rungs": []},
         {"mode": "device"},
         {"mode": "server"},
         {"preprocess": TENSOR},

@@ -16,6 +16,7 @@ from edge_agent.protocol.messages import (
     Plan,
     Prediction,
     Preprocess,
+    Rung,
     SegmentRef,
 )
 
@@ -37,7 +38,8 @@ def plan(mode: str = "split", **changes: object) -> Plan:
     )
     fields = {
         "id": "p1", "model": "lite0", "bundle": "0" * 64, "mode": mode, "cut": cut, "layers": [] if mode == "server" else [LayerBits("stem", 8, 100, 0.2), LayerBits("body", 3, 900, 0.5)], "codec_share": 0.2, "head_share": 0.1,
-        "ladder": [Codec("mse", 4, [0.0], [0.1])] if mode != "device" else [], "codec": 0, "segment": SegmentRef("0" * 64, 9),
+        "ladder": [Codec("mse", 4, [0.0], [0.1])] if mode != "device" else [], "codec": 0,
+        "rungs": [Rung(296, 0.1, 0.1, 0.2)] if mode != "device" else [], "segment": SegmentRef("0" * 64, 9),
         "preprocess": Preprocess("image", [224, 224, 3]), "prediction": prediction(), "runners_up": [other], "considered": 321,
         "expires_unix": 2e9, "demand": Demand(keep="input"),
     }  # fmt: skip

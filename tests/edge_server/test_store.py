@@ -38,6 +38,7 @@ def a_plan(plan_id: str, expires: float) -> Plan:
         codec_share=1.0,
         head_share=0.0,
         ladder=[],
+        rungs=[],
         codec=0,
         segment=SegmentRef("a" * 64, 10),
         preprocess=Preprocess("tensor", [8, 8, 3]),

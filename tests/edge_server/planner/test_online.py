@@ -315,7 +315,7 @@ def test_the_verifier_finds_faults() -> None:
         "objective": "the objective is wrong",
     }.items():
         assert faults(**{name: getattr(pick, name) + 1}) == [fault]
-    assert faults(ladder=pick.ladder[::-1]) == ["the ladder is not ordered from most to fewest bits"]
+    assert faults(ladder=pick.ladder[::-1]) == ["the ladder does not fall in bytes and rise in noise"]
     assert faults(codec=None) == faults(place=pick.place + 1) == ["pattern, codec and place do not belong together"]
     strict = dataclasses.replace(
         asked, demand=demand(max_drop_points=0.25, keep="input", max_latency_ms=0.1, min_rate_fps=1e6), memory_bytes=1
@@ -335,3 +335,55 @@ def worst(asked: Request) -> Pick:
             asked, link=LinkEstimate(0.0, 1.0, 1.0), demand=demand(max_drop_points=5.0), head_ms=(0.0, *[1e6] * 4)
         ),
     )
+
+
+def ladder_table(codecs: list[CutCodec]) -> Table:
+    """One cut without weights, and these codecs."""
+    place = Place(Cut(0, "input", "x", [100], "input"), (), tuple(codecs), 1.0, 1)
+    return precompute("net", [place], [Level(1.0, 1.0)])
+
+
+@settings(deadline=None)
+@given(
+    codecs=st.lists(st.tuples(st.integers(41, 60), st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, 1.5])), min_size=1, max_size=40),
+    time=st.sampled_from([0.0, 1.0]),
+)  # fmt: skip
+def test_the_ladder_is_the_front_of_bytes_against_noise(codecs: list[tuple[int, float]], time: float) -> None:
+    table_codecs = [CutCodec(f"rule{i}", 8, size, noise) for i, (size, noise) in enumerate(codecs)]
+    if all(codec.noise > 1.0 for codec in table_codecs):
+        return
+    table = ladder_table(table_codecs)
+    asked = Request(Demand(weights=Weights(time=time, cost=1.0)), LINK, (0.0,), Power())
+    pick = choose(table, asked)
+    assert verify_pick(table, asked, pick) == []
+    assert pick.codec in pick.ladder
+    rungs = [codecs[i] for i in pick.ladder]
+    fitting = [c for c in codecs if c[1] <= 1.0]
+    front = {c for c in fitting if not any(d[0] <= c[0] and d[1] <= c[1] and d != c for d in fitting)}
+    assert rungs == sorted(front, reverse=True)
+
+
+def test_a_long_ladder_is_thinned_and_keeps_its_ends_and_the_chosen_codec() -> None:
+    table = ladder_table([CutCodec("mse", 8, 1000 - i, 0.001 * i) for i in range(50)])
+    asked = Request(Demand(), LINK, (0.0,), Power())
+    pick = choose(table, asked)
+    assert verify_pick(table, asked, pick) == []
+    assert (len(pick.ladder), pick.ladder[0], pick.ladder[-1]) == (16, 0, 49)
+
+
+@pytest.mark.parametrize(
+    ("ladder", "fault"),
+    [
+        ((0, 1, 2, 3), "the ladder does not fall in bytes and rise in noise"),
+        ((0, 3), "the ladder lacks a codec that none on it beats"),
+        ((2, 3), "the ladder has a codec that another beats"),
+        ((0, 1), "the ladder lacks the chosen codec"),
+    ],
+)
+def test_the_verifier_finds_faults_of_ladders(ladder: tuple[int, ...], fault: str) -> None:
+    sizes = [(90, 0.1), (60, 0.2), (70, 0.3), (50, 0.4)]
+    table = ladder_table([CutCodec("mse", 8, size, noise) for size, noise in sizes])
+    asked = Request(Demand(), LINK, (0.0,), Power())
+    pick = choose(table, asked)
+    assert pick.ladder == (0, 1, 3)
+    assert fault in verify_pick(table, asked, dataclasses.replace(pick, ladder=ladder))
