@@ -26,6 +26,7 @@ from edge_agent.protocol.messages import (
     Plan,
     Prediction,
     Preprocess,
+    Rung,
     Stage,
     StageTime,
 )
@@ -229,7 +230,8 @@ def _plan(shared: _Shared, index: int) -> Plan:
         ],
         codec_share=own.noise / whole if own else 0.0,
         head_share=chain.places[steps[-1].end].noise / whole,
-        ladder=ladder,
+        ladder=[_codec(bundle, place.cut.index, one) for one in ladder],
+        rungs=[_rung(shared, step, one) for one in ladder],
         codec=chosen,
         segment=segment,
         preprocess=_preprocess(bundle, _start(shared, step)),
@@ -259,12 +261,17 @@ def _stage(shared: _Shared, index: int) -> Stage:
     return Stage(
         device=shared.request.devices[step.device].device,
         start=_start(shared, step),
-        incoming=_ladder(shared, steps[index - 1])[0] if index else [],
+        incoming=_incoming(shared, steps[index - 1]) if index else [],
         upstream=ids[index - 1] if index else "",
         downstream=ids[index + 1] if index + 1 < len(ids) else "",
         route=[_stage_time(shared, one) for one in steps],
         rate_fps=1000 / shared.route.pace_ms if shared.route.pace_ms > 0 else 0.0,
     )
+
+
+def _incoming(shared: _Shared, before: Step) -> list[Codec]:
+    cut = shared.chain.places[before.end].cut.index
+    return [_codec(shared.bundle, cut, one) for one in _ladder(shared, before)[0]]
 
 
 def _stage_time(shared: _Shared, step: Step) -> StageTime:
@@ -285,9 +292,12 @@ def _stage_time(shared: _Shared, step: Step) -> StageTime:
     )
 
 
-def _ladder(shared: _Shared, step: Step) -> tuple[list[Codec], int]:
-    """The codecs that a link may use and the index of the chosen one: of each bit width the one of least noise, if that is within the chosen one's and
-    the link's equal share of what the whole route leaves of the noise that the demand allows."""
+def _ladder(shared: _Shared, step: Step) -> tuple[list[CutCodec], int]:
+    """The codecs that a link may use, those that no other beats in bytes and noise, and the index of the chosen one.
+
+    What adds more noise than the chosen one may add no more than the link's equal share of what the whole route leaves of the noise that the demand
+    allows, so that all links may move at once.
+    """
     if step.codec is None:
         return [], 0
     chain, place = shared.chain, shared.chain.places[step.end]
@@ -295,12 +305,19 @@ def _ladder(shared: _Shared, step: Step) -> tuple[list[Codec], int]:
     links = sum(one.codec is not None for one in shared.route.steps)
     chosen = place.codecs[step.codec]
     most = chosen.noise + max(0.0, allowed - shared.route.noise) / links
-    best: dict[int, CutCodec] = {chosen.bits: chosen}
-    for codec in sorted(place.codecs, key=lambda one: one.noise):
-        if codec.noise <= most:
-            best.setdefault(codec.bits, codec)
-    ladder = [best[bits] for bits in sorted(best, reverse=True)]
-    return [_codec(shared.bundle, place.cut.index, one) for one in ladder], ladder.index(chosen)
+    front: list[CutCodec] = []
+    for codec in sorted(place.codecs, key=lambda one: (one.noise, one.frame_bytes)):
+        if codec.noise <= most and (not front or codec.frame_bytes < front[-1].frame_bytes):
+            front.append(codec)
+    return front, front.index(chosen)
+
+
+def _rung(shared: _Shared, step: Step, codec: CutCodec) -> Rung:
+    """What ``codec`` costs in place of the chosen one."""
+    own = shared.chain.places[step.end].codecs[step.codec or 0].noise
+    noise = shared.route.noise - own + codec.noise
+    drop = shared.bundle.accuracy.at(noise)
+    return Rung(codec.frame_bytes, noise, drop.expected, drop.high)
 
 
 def _codec(bundle: Bundle, cut: int, codec: CutCodec) -> Codec:
