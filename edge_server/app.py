@@ -40,7 +40,7 @@ def make_app(store: Store, *, auth: bool = True) -> web.Application:
     app.router.add_post("/v1/plan", service.plan)
     app.router.add_post("/v1/curves", service.curves)
     app.router.add_post("/v1/chain", service.chain)
-    app.router.add_get("/v1/plans/{id}/next", service.next_plan)
+    app.router.add_get("/v1/next", service.next_plan)
     app.router.add_get("/v1/segments/{sha256}", service.segment)
     app.router.add_get("/v1/segments/{sha256}/upgrade/{held}", service.upgrade)
     app.router.add_post("/v1/probe", serving.probe)
@@ -96,7 +96,7 @@ class _Service:
 
     async def next_plan(self, request: web.Request) -> web.Response:
         """The plan of the board that follows the one of the plan named."""
-        plan = await asyncio.to_thread(self._store.plan, request.match_info["id"])
+        plan = await asyncio.to_thread(self._store.plan, request.query.get("plan", ""))
         if plan.stage is None or not plan.stage.downstream:
             raise errors.ProtocolError("no board follows in this plan: it is dialled at the server")
         return serving.json(await asyncio.to_thread(self._store.plan, plan.stage.downstream))

@@ -109,7 +109,7 @@ def chain_of(
     times = tuple(place.tail_ms for place in places) if tails is None else tail_times(catalog, bundle, cuts, tails)
     return Chain(
         bundle.name, places, table.levels, request.demand, request.objective, tuple(devices), _links(request.devices),
-        _span_bytes(bundle, places), times, 0.0 if tails is None else tails.times.queue_ms(), WINDOW,
+        _span_bytes(bundle, places), times, 0.0 if tails is None else tails.times.queue_ms(), WINDOW, request.spread,
     )  # fmt: skip
 
 

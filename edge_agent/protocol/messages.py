@@ -273,7 +273,8 @@ class ChainDevice(Message):
 class ChainRequest(Message):
     """Share ``model`` among ``devices``, in this order, and the server. The answer is the plan of the first of them.
 
-    ``exact``: only codecs that send 8-bit codes as they are, so that the stages together compute the bits of one head.
+    ``exact``: only codecs that send 8-bit codes as they are, so that the stages together compute the bits of one head. ``spread``: every board and the
+    server must have a part, be it better or not.
     """
 
     model: str
@@ -281,6 +282,7 @@ class ChainRequest(Message):
     demand: Demand = msgspec.field(default_factory=Demand)
     objective: Objective = "latency"
     exact: bool = False
+    spread: bool = False
     protocol: int = PROTOCOL_VERSION
 
 

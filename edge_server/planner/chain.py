@@ -60,6 +60,7 @@ class Chain:
     tail_ms: tuple[float, ...]
     queue_ms: float = 0.0
     window: int = 8
+    spread: bool = False  # every device, and the server, must have a part
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ def _fastest(chain: Chain, budget: float, bound: float) -> _Label | None:
                 ends += [label for label in labels if label.noise <= rooms[end]]
                 continue
             for target in range(device + 1, count + 1):
-                link = chain.links.get((device, target))
+                link = chain.links.get((device, target)) if target == device + 1 or not chain.spread else None
                 if link is None or (device == 0 and not may_leave(chain.places[end], chain.demand.keep)):
                     continue
                 for label in _sent(chain, labels, end, target, link, bound):
@@ -193,11 +194,16 @@ def _computed(chain: Chain, device: int, arrived: dict[int, list[_Label]], bound
         for end in range(max(start, 0), len(chain.places)):
             ms = float(one.span_ms[start + 1, end])
             heavy = one.memory_bytes is not None and chain.span_bytes[start + 1, end] > one.memory_bytes
-            if heavy or not ms <= bound or ms == math.inf:
+            if heavy or (chain.spread and not _takes_part(chain, start, end)) or not ms <= bound or ms == math.inf:
                 continue
             step = Step(device, start, end, None, None, ms, 0.0, 0.0)
             found.setdefault(end, []).extend(_Label(label.ms + ms, label.noise, step, label) for label in kept)
     return {end: _unbeaten(labels) for end, labels in found.items()}
+
+
+def _takes_part(chain: Chain, start: int, end: int) -> bool:
+    """Whether something is computed from ``start`` to ``end``, and something is left to do."""
+    return end != start and chain.places[end].cut.kind == "inside"
 
 
 def _sent(

@@ -65,11 +65,13 @@ def routes(
     """Every way on from ``device``, where place ``start`` has arrived: (device, start, end, codec, target) of each step."""
     count = len(made.devices)
     for end in range(max(0, start), len(made.places)):
+        if made.spread and (end == start or made.places[end].cut.kind != "inside"):
+            continue
         if made.places[end].cut.kind == "output":
             yield [(device, start, end, None, None)]
             continue
         for target in range(device + 1, count + 1):
-            if (device, target) not in made.links:
+            if (device, target) not in made.links or (made.spread and target != device + 1):
                 continue
             for codec in range(len(made.places[end].codecs)):
                 step = (device, start, end, codec, target)
@@ -148,7 +150,7 @@ def test_no_route_is_better_than_the_one_chosen(seed: int) -> None:
         ),
         links=made_links, span_bytes=spans([100.0] * layers, 1.0, 100.0),
         tail_ms=(*rng.uniform(0.1, 20, layers).tolist(), 0.0), queue_ms=float(rng.choice([0.0, 3.0])),
-        window=int(rng.choice([1, 2, 8])),
+        window=int(rng.choice([1, 2, 8])), spread=bool(rng.random() < 0.3),
     )  # fmt: skip
     best = by_hand(made)
     if best is None:
@@ -188,6 +190,14 @@ def test_a_board_that_nothing_leads_past_passes_the_tensor_on() -> None:
     made = chain([10.0] * 4, [1.0, 0.01], {(0, 1): GIGABIT, (1, 2): GIGABIT}, tail_ms=(1.0, 1.0, 1.0, 1.0, 0.0))
     first, second = share(made).steps
     assert second.start == second.end == first.end
+
+
+def test_every_board_takes_part_where_that_is_asked_for() -> None:
+    links = {(0, 1): SLOW, (1, 2): SLOW, (0, 2): GIGABIT}
+    made = chain([10.0] * 4, [5.0, 0.1], links, tail_ms=(1.0,) * 5, spread=True)
+    first, second = share(made).steps
+    assert INPUT < 0 < first.end == second.start < second.end < 4
+    assert second.to == 2
 
 
 def test_memory_spreads_a_network_that_no_board_holds() -> None:
