@@ -124,7 +124,7 @@ class Bundle:
         self.reasons: list[str] = [listed.reason for listed in manifest.cuts]
         self.unsupported, self.tail_ms = manifest.unsupported, manifest.tail_ms
         self._histograms: dict[int, Histogram] = {}
-        self._headers: dict[tuple[int, int], seg.Header] = {}
+        self._headers: dict[tuple[int, int, int], seg.Header] = {}
 
     @classmethod
     def open(cls, path: Path) -> Bundle:
@@ -148,21 +148,22 @@ class Bundle:
             self.manifest.float_top1,
         )  # fmt: skip
 
-    def header(self, cut: int, weight_bits: Bits = 8) -> seg.Header:
+    def header(self, cut: int, weight_bits: Bits = 8, start: int = 0) -> seg.Header:
         """The segment's header without its golden hash; computes no weights."""
         if not isinstance(weight_bits, int):
-            return self._lower(cut, weight_bits).header
-        key = cut, weight_bits
+            return self._lower(cut, weight_bits, start).header
+        key = start, cut, weight_bits
         if key not in self._headers:
-            self._headers[key] = self._lower(cut, weight_bits).header
+            self._headers[key] = self._lower(cut, weight_bits, start).header
         return self._headers[key]
 
-    def segment(self, cut: int, weight_bits: Bits) -> bytes:
-        """The segment file of the head up to ``cut``; always the same bytes. ``weight_bits`` as in `lower`, by the names in `weight_layers`.
+    def segment(self, cut: int, weight_bits: Bits, start: int = 0) -> bytes:
+        """The segment file from the cut ``start`` (0: the input) to ``cut``; always the same bytes. ``weight_bits`` as in `lower`, by the names in
+        `weight_layers`.
 
         Raises `errors.UsageError` for a cut that no head reaches, and for bits that do not fit its layers.
         """
-        return self._lower(cut, weight_bits).segment()
+        return self._lower(cut, weight_bits, start).segment()
 
     def tail(self, cut: int) -> bytes | None:
         """ONNX model from the cut's tensor (float32, ONNX layout) to the output; the whole model for cut 0, None at the output."""
@@ -173,6 +174,16 @@ class Bundle:
         tensor = self.cuts[cut].tensor
         made: bytes = tail_model(self._model, tensor, self._network.graph.shapes[tensor][1:]).SerializeToString()
         return made
+
+    def exact_codec(self, cut: int) -> Codec | None:
+        """The codec that sends the 8-bit codes of ``cut`` as they are, so that the next stage computes on with the same bits; None where the tensor
+        holds floats."""
+        header = self.header(cut)
+        tensor = header.tensors[header.output]
+        if tensor.dtype != "u8":
+            return None
+        low = -np.float32(tensor.scale) * np.float32(tensor.zero_point)
+        return Codec("exact", 8, [float(low)], [tensor.scale])
 
     def codec(self, cut: int, rule: str, bits: int) -> Codec:
         """The codec for an offered ``cut``, fitted to what its tensor was at calibration; ``rule`` as in `CodecNoise`."""
@@ -196,9 +207,13 @@ class Bundle:
         header = self.header(cut)
         return Quantization(header.tensors[header.output].scale, header.tensors[header.output].zero_point).values()
 
-    def weight_layers(self, cut: int) -> list[str]:
-        """The tensors that the layers with weights of the head up to ``cut`` yield, in order: the keys of a mapping of bits."""
-        return [layer.out for layer in self._network.weighted(self._reached(cut))]
+    def weight_layers(self, cut: int, start: int = 0) -> list[str]:
+        """The tensors that the layers with weights from the cut ``start`` to ``cut`` yield, in order: the keys of a mapping of bits."""
+        return [layer.out for layer in self._network.weighted(self._reached(cut), self._start(start))]
+
+    def _start(self, start: int) -> str:
+        """The tensor at ``start``; of token ids, which no head yields, a head begins all the same."""
+        return self._network.graph.input if start == 0 else self._reached(start)
 
     def _reached(self, cut: int) -> str:
         if not (0 <= cut < len(self.cuts) and self.manifest.cuts[cut].reachable):
@@ -206,8 +221,9 @@ class Bundle:
             raise errors.UsageError(f"no integer head reaches cut {cut}; the deepest is {deepest}")
         return self.cuts[cut].tensor
 
-    def _lower(self, cut: int, weight_bits: Bits) -> Lowered:
-        return lower(self._network, self._calibration, self._reached(cut), weight_bits, self.name, self.preprocess)
+    def _lower(self, cut: int, weight_bits: Bits, start: int) -> Lowered:
+        ends = self._reached(cut), self._start(start)
+        return lower(self._network, self._calibration, ends[0], weight_bits, self.name, self.preprocess, ends[1])
 
     @functools.cached_property
     def _model(self) -> onnx.ModelProto:

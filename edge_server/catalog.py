@@ -72,14 +72,14 @@ class Catalog:
                 self._tables[bundle.sha256] = table, heads
             return self._tables[bundle.sha256]
 
-    def segment(self, bundle: Bundle, cut: int, bits: tuple[int, ...]) -> SegmentRef:
-        """The segment of ``bundle`` for this cut and these bits of its layers, built where it is not in the store yet."""
+    def segment(self, bundle: Bundle, cut: int, bits: tuple[int, ...], start: int = 0) -> SegmentRef:
+        """The segment of ``bundle`` from the cut ``start`` to ``cut`` with these bits of its layers, built where it is not in the store yet."""
         with self._building:
-            known = self.store.segment(bundle.sha256, cut, bits)
+            known = self.store.segment(bundle.sha256, cut, bits, start)
             if known is not None:
                 return known
-            data = bundle.segment(cut, dict(zip(bundle.weight_layers(cut), bits, strict=True)))
-            return self.store.put_segment(data, bundle.sha256, cut, bits)
+            data = bundle.segment(cut, dict(zip(bundle.weight_layers(cut, start), bits, strict=True)), start)
+            return self.store.put_segment(data, bundle.sha256, cut, bits, start)
 
     def upgrade(self, wanted: str, held: str) -> Path | None:
         """The file that makes the segment ``wanted`` of ``held``, made where it is not in the store yet; None where one of them is not."""

@@ -94,17 +94,18 @@ def request_of(
     """What the planner needs to know of a device, its link and its demand. ``heads``: of the table's places."""
     cuts = [place.cut for place in table.places]
     known = catalog.store.segments_named(bundle.sha256, {*request.held, *request.measured})
-    segments = {sha256: cut for sha256, (cut, _) in known.items()}
+    known = {sha256: one for sha256, one in known.items() if one[0] == 0}
+    segments = {sha256: cut for sha256, (_, cut, _) in known.items()}
     return Request(
         demand=request.demand,
         link=request.link,
         head_ms=head_times(cuts, heads, profile, request.measured, segments),
-        tail_ms=None if tails is None else _tail_times(catalog, bundle, [cut.index for cut in cuts], tails),
+        tail_ms=None if tails is None else tail_times(catalog, bundle, [cut.index for cut in cuts], tails),
         queue_ms=0.0 if tails is None else tails.times.queue_ms(),
         stage_ns=tuple(profile.overhead.stage_ns.get(stage, 0.0) for stage in STAGES),
         power=power_of(profile.power),
         memory_bytes=profile.machine.memory_available_bytes or None,
-        held=_held(table, {known[sha256] for sha256 in request.held if sha256 in known}),
+        held=_held(table, {known[sha256][1:] for sha256 in request.held if sha256 in known}),
     )
 
 
@@ -117,7 +118,9 @@ def _held(table: Table, segments: set[tuple[int, tuple[int, ...]]]) -> frozenset
     )
 
 
-def _tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: Tails) -> tuple[float, ...]:
+def tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: Tails) -> tuple[float, ...]:
+    """Milliseconds of the tail behind each of ``cuts``, as this process finds them."""
+
     def measure(index: int) -> None:
         load = functools.partial(catalog.tail, bundle, bundle.cuts[index])
         Handler(tails, (bundle.sha256, index), load, [bundle.codec(index, "minmax", 8)], topk=5).warm()

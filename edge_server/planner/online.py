@@ -164,7 +164,7 @@ def _broken(table: Table, request: Request, costs: _Costs) -> dict[str, Mask]:
     demand, count = request.demand, len(costs.objective)
     place, found = table.place[:count], {}
     if demand.keep != "nothing":
-        found["keep"] = np.array([not _may_leave(one, demand.keep) for one in table.places])[place]
+        found["keep"] = np.array([not may_leave(one, demand.keep) for one in table.places])[place]
     if demand.mode != "any":
         found["mode"] = np.array([MODES[one.cut.kind] != demand.mode for one in table.places])[place]
     found["max_drop_points"] = table.level[:count] > _level(table, demand)
@@ -177,8 +177,9 @@ def _broken(table: Table, request: Request, costs: _Costs) -> dict[str, Mask]:
     return found
 
 
-def _may_leave(place: Place, keep: str) -> bool:
-    if place.cut.kind == "output":
+def may_leave(place: Place, keep: str) -> bool:
+    """Whether what is at ``place`` may be sent by a device that must ``keep`` something."""
+    if place.cut.kind == "output" or keep == "nothing":
         return True
     if keep == "input":
         return not (place.is_input or place.cut.kind == "input")

@@ -133,7 +133,7 @@ def test_a_segment_lies_under_its_hash(store: Store) -> None:
     assert store.segment("bundle", 3, (8, 3)) == ref
     assert store.segment("bundle", 3, (8, 4)) is None
     assert store.segment("other", 3, (8, 3)) is None
-    assert store.segments_named("bundle", ["00" * 32, ref.sha256, "'"]) == {ref.sha256: (3, (8, 3))}
+    assert store.segments_named("bundle", ["00" * 32, ref.sha256, "'"]) == {ref.sha256: (0, 3, (8, 3))}
     assert store.segments_named("other", [ref.sha256]) == {}
     path.unlink()
     assert store.segment("bundle", 3, (8, 3)) is None
