@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -67,7 +68,7 @@ def test_climbs_that_fail_are_tried_ever_more_rarely():
         if now < before:
             changes.append(i / FPS)
         before = now
-    waits = [b - a for a, b in zip(changes, changes[1:], strict=False)]
+    waits = [b - a for a, b in itertools.pairwise(changes)]
     assert waits[0] < 1.0
     assert waits[-1] >= Adaptive.PATIENCE_MOST_S - 0.2
     assert len(changes) < 40
@@ -93,7 +94,7 @@ def test_whatever_a_controller_sees_it_stays_on_the_ladder(name, start, seen):
 @given(rate=st.floats(1e3, 1e6))
 def test_adaptive_does_not_swing_on_a_steady_link(rate):
     bits = settle(Adaptive(3), rate)
-    assert sum(a != b for a, b in zip(bits, bits[1:], strict=False)) <= 2
+    assert sum(a != b for a, b in itertools.pairwise(bits)) <= 2
 
 
 @pytest.mark.parametrize(
