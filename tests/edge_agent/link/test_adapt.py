@@ -129,3 +129,11 @@ def test_the_rate_offered_is_what_counts_without_a_demand():
 def test_it_begins_where_it_is_told():
     assert Adaptation(ladder(8000), LINK, Goal(), "fixed", bits=7).bits == 6
     assert Adaptation(ladder(8000), LINK, Goal(), "fixed").bits == 2
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_processors_that_are_busy_elsewhere_cost_little_accuracy_and_no_rate(name):
+    run = simulate(ladder(4704), name, "adaptive", fps=100.0, stalled=0.3)
+    assert run.held_percent() >= 95.0
+    mine, theirs = lost_points(run)
+    assert mine - theirs <= 0.25
