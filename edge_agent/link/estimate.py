@@ -131,9 +131,6 @@ def _runs(samples: Sequence[_Sample]) -> list[tuple[float, int]]:
 
 def _quantile(weighed: Sequence[tuple[float, int]], share: float) -> float:
     """The least value at which so large a share of the weight is reached."""
-    ordered, whole, passed = sorted(weighed), sum(weight for _, weight in weighed), 0
-    for value, weight in ordered:
-        passed += weight
-        if passed >= share * whole:
-            break
-    return value
+    ordered, whole = sorted(weighed), sum(weight for _, weight in weighed)
+    passed = itertools.accumulate(weight for _, weight in ordered)
+    return next(value for (value, _), sofar in zip(ordered, passed, strict=True) if sofar >= share * whole)
