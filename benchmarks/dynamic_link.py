@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -126,6 +127,9 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = _options().parse_args(arguments)
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("benchmarks.dynamic_link: told to stop")
+    )  # processes and files go with it
     seconds = QUICK_SECONDS if given.quick else SECONDS
     traces = given.trace or (QUICK_TRACES if given.quick else tuple(TRACES))
     rivals = given.controller or (QUICK_RIVALS if given.quick else tuple(RIVALS))
