@@ -254,7 +254,7 @@ class Agent:
                 answer = await stream.send(encoded.payload, encoded.rung, deadline, leave) if stream else None
         timing = _timing(encoded, answer, start, sent)
         if self._timings is not None:
-            self._timings.add(engine.plan.segment.sha256, timing.head_ms + timing.encode_ms)
+            self._timings.add(engine.plan.segment.sha256, timing.head_ms)
         sent_bytes = HEADER_BYTES + len(encoded.payload) if answer else 0
         pairs = unpack_topk(answer.payload) if answer else engine.top(encoded.codes, self.settings.topk)
         top = top_classes(pairs, engine.plan.labels)

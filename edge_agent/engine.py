@@ -18,7 +18,7 @@ from PIL import Image
 from edge_agent import codec, errors, limits
 from edge_agent.head import executor, preprocess, segment
 from edge_agent.protocol.frames import HEADER_BYTES
-from edge_agent.protocol.messages import Demand, Plan, Preprocess
+from edge_agent.protocol.messages import Codec, Demand, Plan, Preprocess
 from edge_agent.results import best
 
 Frame: TypeAlias = bytes | Image.Image | NDArray[np.generic]
@@ -52,6 +52,7 @@ class Engine:
         coded = plan.preprocess.kind == "image" and self._input.dtype == "u8"
         self._table = preprocess.code_table(plan.preprocess, self._input) if coded else None
         self._probabilities = _ends_in_softmax(header)
+        self._exact = _own_codes(self._input) if self._input.dtype == "u8" else None
         self.codec = plan.codec
         zeros = np.zeros(self._output.shape, segment.DTYPES[self._output.dtype])
         for rung in range(len(plan.ladder)):  # compiles, and refuses a codec that does not fit
@@ -63,7 +64,9 @@ class Engine:
         Raises `errors.InputError` for a frame that does not fit the model.
         """
         start = time.perf_counter()
-        codes = self._codes(frame)
+        return self._run(self._codes(frame), start, choose)
+
+    def _run(self, codes: NDArray[Any], start: float, choose: Callable[[], int] | None) -> Encoded:
         prepared = time.perf_counter()
         out = self._head.run(codes)
         done = time.perf_counter()
@@ -72,12 +75,26 @@ class Engine:
         end = time.perf_counter()
         return Encoded(out, payload, rung, 1e3 * (prepared - start), 1e3 * (done - prepared), 1e3 * (end - done))
 
+    def resume(self, x: NDArray[np.float32], choose: Callable[[], int] | None = None) -> Encoded:
+        """As `process`, of what the stage before has sent: float32 in the shape of the segment's input, for which ``preprocess_ms`` tells the way to codes.
+
+        Codes are clamp(rint((x - lo) x (1 / scale))) with lo the value of code 0, each step in float32: for a tensor that was sent as its codes, the same.
+        """
+        start = time.perf_counter()
+        codes: NDArray[Any] = x
+        if self._exact is not None:
+            codes = np.frombuffer(codec.encode(x, self._exact), np.uint8).reshape(x.shape)
+        return self._run(codes, start, choose)
+
     def top(self, codes: NDArray[Any], k: int) -> list[tuple[int, float]]:
         """The ``k`` best (class, probability) of the output ``codes`` in mode "device"."""
-        values = codes
-        if self._output.dtype == "u8":
-            values = (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
-        return best(values, k, probabilities=self._probabilities)
+        return best(self.values(codes), k, probabilities=self._probabilities)
+
+    def values(self, codes: NDArray[Any]) -> NDArray[np.float32]:
+        """What the output ``codes`` stand for."""
+        if self._output.dtype == "f32":
+            return codes
+        return (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
 
     def _encode(self, codes: NDArray[Any], rung: int) -> bytes:
         if self.plan.mode == "device":
@@ -106,6 +123,11 @@ class Engine:
             if self._table is None
             else preprocess.pixels_to_codes(pixels, self._table)
         )
+
+
+def _own_codes(tensor: segment.Tensor) -> Codec:
+    """The codec whose codes are those of the 8-bit ``tensor``."""
+    return Codec("exact", 8, [float(-np.float32(tensor.scale) * np.float32(tensor.zero_point))], [tensor.scale])
 
 
 def _holds_values(frame: Frame) -> bool:

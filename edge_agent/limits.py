@@ -77,6 +77,14 @@ REPLAN_LEAST: Final = (
 )
 LINK_PERIOD: Final = 0.5  # between two looks at whether the link still suffices
 
+# --- chains of boards
+MAX_STAGES: Final = 8  # boards of one chain
+MAX_UPSTREAM: Final = (
+    16  # sessions that a stage serves at once: one of each plan in use, and those that are dialled again
+)
+STAGE_PLANS: Final = 2  # plans that a stage holds: the one in use and its successor, each with a head in memory
+STAGE_LINK_AGE: Final = 60.0  # a stage measures its links no more often: each time loads them
+
 # --- the service and the device profile
 SERVICE_TIMEOUT: Final = (
     1900.0  # one systemctl call: longer than the unit's own timeouts for a stop and the two commands of a start

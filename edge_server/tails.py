@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections import OrderedDict
@@ -130,7 +129,7 @@ class Handler:
     def warm(self) -> None:
         """The same, blocking: afterwards `Tails.times` knows how long a frame takes."""
         tail = self.tails.get(self.key, self.load)
-        zeros = bytes(codec.payload_bytes(math.prod(tail.shape), self.ladder[0].bits))
+        zeros = codec.encode(np.zeros(tail.shape, np.float32), self.ladder[0])
         for run in range(WARM_RUNS):
             self._run(tail, Frame(0, 0, 0, zeros), counts=run > 0)
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edge_agent import errors, limits
-from edge_agent.codec import clip
+from edge_agent.codec import clip, jpeg
 from edge_agent.codec.clip import PERCENTILE, RULES
 from edge_agent.protocol.messages import Codec
 from kernels import codec as kernels
@@ -30,6 +30,7 @@ from kernels import reference
 __all__ = [
     "PERCENTILE",
     "RULES",
+    "STAGES",
     "Codec",
     "decode",
     "encode",
@@ -37,7 +38,9 @@ __all__ = [
     "fit",
     "fit_channels",
     "payload_bytes",
+    "pixels",
     "squared_error",
+    "stages",
     "tables",
     "validate",
 ]
@@ -47,6 +50,8 @@ F32 = NDArray[np.float32]
 Buffer = bytes | bytearray | memoryview
 
 BITS: Final = range(2, 9)
+#: What a codec may do to each value beside quantizing and packing it.
+STAGES: Final = ("jpeg",)
 _KEPT: Final = 32  # prepared codecs: more than the ladder of any plan
 
 
@@ -62,6 +67,14 @@ def fit(
     if weights is None and np.size(values) == 0:
         return Codec(rule, bits, [0.0], [0.0])
     return _build(rule, bits, [clip.clip_range(clip.distribution(values, weights), rule, bits, percentile)])
+
+
+def pixels(mean: Sequence[float], std: Sequence[float], quality: int) -> Codec:
+    """The codec of a picture whose values are (pixel - mean[c]) / std[c], as JPEG of ``quality`` 1..100. Raises for statistics that make no range."""
+    lo = [float(np.float32(-m / s)) for m, s in zip(mean, std, strict=True)]
+    codec = Codec(f"jpeg-{quality}", 8, lo, [float(np.float32(1 / s)) for s in std], jpeg=quality)
+    _check(codec)
+    return codec
 
 
 def fit_channels(
@@ -88,7 +101,7 @@ def fit_channels(
 
 
 def encode(x: F32, codec: Codec) -> bytes:
-    """The payload of tensor ``x`` (float32, channels last, any shape): `payload_bytes` bytes, row by row as numpy keeps it.
+    """The payload of tensor ``x`` (float32, channels last, any shape): `payload_bytes` bytes, row by row as numpy keeps it, or a JPEG.
 
     Raises for NaN or infinity, naming how many, for a channel count that is not the codec's, and for another type than float32.
     """
@@ -97,7 +110,7 @@ def encode(x: F32, codec: Codec) -> bytes:
     out = np.empty(payload_bytes(flat.size, ready.bits), np.uint8)
     if not kernels.encode(flat, ready.lo, ready.inverse, ready.bits, out):
         clip.refuse_nonfinite(flat, "the input and the model")
-    return out.tobytes()
+    return _packed(out, x.shape, codec)
 
 
 def encode_codes(codes: U8, scale: float, zero_point: int, codec: Codec) -> bytes:
@@ -106,7 +119,7 @@ def encode_codes(codes: U8, scale: float, zero_point: int, codec: Codec) -> byte
     flat = _flat(codes, np.uint8, ready)
     out = np.empty(payload_bytes(flat.size, ready.bits), np.uint8)
     kernels.encode_codes(flat, _tables(scale, zero_point, ready).reshape(-1), ready.bits, out)
-    return out.tobytes()
+    return _packed(out, codes.shape, codec)
 
 
 def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
@@ -119,6 +132,8 @@ def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
             f"a tensor of shape {list(shape)} is not one of at most {limits.MAX_ELEMENTS} values; ask for a new plan"
         )
     _check_channels(shape, count, ready)
+    if codec.jpeg:
+        data = jpeg.decode(data, shape).reshape(-1).data
     if memoryview(data).nbytes != payload_bytes(count, ready.bits):
         raise errors.CodecError(
             f"a payload of {memoryview(data).nbytes} bytes is not the {payload_bytes(count, ready.bits)} of shape {list(shape)} at {ready.bits} bits; "
@@ -129,8 +144,17 @@ def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
     return out
 
 
+def _packed(out: U8, shape: tuple[int, ...], codec: Codec) -> bytes:
+    return jpeg.encode(out.reshape(shape), codec.jpeg) if codec.jpeg else out.tobytes()
+
+
+def stages(codec: Codec) -> tuple[str, ...]:
+    """Of `STAGES` those that ``codec`` has."""
+    return ("jpeg",) if codec.jpeg else ()
+
+
 def payload_bytes(count: int, bits: int) -> int:
-    """Bytes of ``count`` codes of ``bits`` bits."""
+    """Bytes of ``count`` codes of ``bits`` bits that are packed."""
     return (count * bits + 7) // 8
 
 
@@ -189,6 +213,10 @@ def _check(codec: Codec) -> _Ready:
     if not 1 <= channels <= limits.MAX_CHANNELS or len(codec.scale) != channels:
         raise errors.CodecError(
             f"a codec with {channels} offsets and {len(codec.scale)} scales is not one of 1 to {limits.MAX_CHANNELS} channels; ask for another plan"
+        )
+    if codec.jpeg and (codec.bits != 8 or codec.jpeg not in jpeg.QUALITIES):
+        raise errors.CodecError(
+            f"JPEG of quality {codec.jpeg} for codes of {codec.bits} bits is not one of 1 to 100 for 8 bits; ask for another plan"
         )
     with np.errstate(over="ignore", invalid="ignore"):
         lo, scale = (np.array(values, np.float64).astype(np.float32) for values in (codec.lo, codec.scale))

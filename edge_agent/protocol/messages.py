@@ -68,7 +68,7 @@ class PlanRequest(Message):
     link: LinkEstimate
     demand: Demand = msgspec.field(default_factory=Demand)
     held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments the agent already has
-    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that head and encoding really took on the device
+    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that the head really took on the device
     protocol: int = PROTOCOL_VERSION
 
 
@@ -79,13 +79,15 @@ class Codec(Message):
     """What happens to the tensor at the cut: clip, then uniform quantization to ``bits``.
 
     value = lo[c] + scale[c] * code, code in 0 .. 2^bits - 1; ``lo`` and ``scale`` have one entry (per tensor) or one for each channel
-    (the last axis) and are exact float32 values. ``scale`` 0 means a constant: every code is 0 and decodes to ``lo``.
+    (the last axis) and are exact float32 values. ``scale`` 0 means a constant: every code is 0 and decodes to ``lo``. ``jpeg``: where it is not 0,
+    codes of 8 bits are the pixels of a picture [H, W, 1 or 3], which is sent as JPEG of this quality.
     """
 
-    rule: str  # minmax, percentile, aciq-laplace, aciq-gauss, aciq-onesided, mse
+    rule: str  # minmax, percentile, aciq-laplace, aciq-gauss, aciq-onesided, mse, jpeg-QUALITY
     bits: int
     lo: list[float]
     scale: list[float]
+    jpeg: int = 0
 
 
 class Preprocess(Message):
@@ -183,12 +185,44 @@ class Candidate(Message):
     reason: str = ""
 
 
+class StageTime(Message):
+    """What is predicted of one board of a chain: its part, its time with decoding and encoding, and its link to whoever comes next."""
+
+    device: str
+    start: str  # the layer behind which it begins
+    cut: str  # and after which it sends
+    weight_bits: float
+    activation_bits: int  # 0 where nothing is sent
+    device_ms: float
+    sending_ms: float  # a frame's bytes over the uplink
+    rtt_ms: float
+    payload_bytes: int
+
+
+class Stage(Message):
+    """A plan's place in a chain of boards, of which each has a plan of its own.
+
+    The board takes frames of the plan ``upstream`` ("" for the first board, whose frames come from callers), decodes them with ``incoming``, that plan's
+    ladder, and computes from ``start`` to the plan's cut. What it sends goes to the board of the plan ``downstream``, or to the server where that is "".
+    ``route``: what is predicted of all boards, in order; ``rate_fps``: of the whole.
+    """
+
+    device: str
+    start: Cut
+    incoming: list[Codec]
+    upstream: str
+    downstream: str
+    route: list[StageTime]
+    rate_fps: float
+
+
 class Plan(Message):
     """The planner's answer. ``ladder[codec]`` is the codec to start with; every codec on the ladder meets the demand.
 
     ``rungs[i]`` says what ``ladder[i]`` costs; they go from the most accurate to the cheapest, and each is cheaper than the one before.
 
     ``layers``: the head's layers with weights, in order; ``codec_share`` and ``head_share``: of the noise, what the codec and the head's activations add.
+    ``stage``: where the plan is one of a chain's; then ``prediction`` is from its board on, all that lies behind its link being ``server_ms``.
     """
 
     id: str
@@ -211,10 +245,47 @@ class Plan(Message):
     demand: Demand
     labels: list[str] = msgspec.field(default_factory=list)
     metric: str = "top1"
+    stage: Stage | None = None
 
     def mean_bits(self) -> float:
         """Bits of a weight in the mean; 0 without weights."""
         return sum(one.bits * one.weights for one in self.layers) / max(1, sum(one.weights for one in self.layers))
+
+
+# --- chains: a model over several boards and the server ---------------------------------------------------------------
+
+Objective = Literal["latency", "rate"]
+"""What a chain is planned for: the least time of a frame, or the most frames a second."""
+
+
+class ChainDevice(Message):
+    """A board of a chain, as it describes itself. ``next``: its link to the board after it, None for the last; ``server``: to the server.
+
+    ``device`` is the name that the board gave itself once: a plan says by it for whom it is. ``held`` and ``measured`` as in `PlanRequest`.
+    """
+
+    device: str
+    profile: dict[str, Any]
+    next: LinkEstimate | None
+    server: LinkEstimate
+    held: list[str] = msgspec.field(default_factory=list)
+    measured: dict[str, float] = {}
+
+
+class ChainRequest(Message):
+    """Share ``model`` among ``devices``, in this order, and the server. The answer is the plan of the first of them.
+
+    ``exact``: only codecs that send 8-bit codes as they are, so that the stages together compute the bits of one head. ``spread``: every board and the
+    server must have a part, be it better or not.
+    """
+
+    model: str
+    devices: list[ChainDevice]
+    demand: Demand = msgspec.field(default_factory=Demand)
+    objective: Objective = "latency"
+    exact: bool = False
+    spread: bool = False
+    protocol: int = PROTOCOL_VERSION
 
 
 # --- model listing --------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_a_segment_is_built_once(store: Store, profile: dict[str, Any]) -> None:
 def test_segment_sizes_are_foreseen(store: Store) -> None:
     catalog = Catalog(store)
     bundle = catalog.bundle("tiny")
-    table = catalog.table(bundle)
+    table, _ = catalog.table(bundle)
     for pattern in table.patterns[:: len(table.patterns) // 9]:
         cut = table.places[pattern.place].cut.index
         size = len(bundle.segment(cut, dict(zip(bundle.weight_layers(cut), pattern.bits, strict=True))))
