@@ -91,7 +91,7 @@ class Setting:
     drop: float
 
 
-FASHION: Final = Setting("cnn", "node_max_pool2d", 100.0, 4.0)
+FASHION: Final = Setting("cnn", "node_max_pool2d", 50.0, 4.0)
 PHOTOS: Final = Setting("lite0", "node_add_4", 30.0, 5.0)
 
 

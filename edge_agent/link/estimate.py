@@ -93,7 +93,7 @@ class Estimator:
     def tcp(self, sample: TcpSample, now: float) -> None:
         """What the kernel knows: an answer that is late although all was acknowledged is the server's doing."""
         if sample.trip_s is not None:
-            self.trip_s = min(self.trip_s, sample.trip_s)
+            self.trip_s = sample.trip_s
         if sample.idle:
             for passage in self._way.values():
                 passage.done = min(passage.done, now)

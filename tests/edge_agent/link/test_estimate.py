@@ -85,12 +85,12 @@ def test_a_stalled_server_is_not_the_links_fault_where_the_kernel_says_so():
     assert estimator.rate(end + 2.0) > 4e5
 
 
-def test_the_round_trip_is_the_least_that_was_seen():
-    estimator = Estimator(0.1)
-    estimator.tcp(TcpSample(idle=False, trip_s=0.02), 1.0)
+def test_the_round_trip_is_the_kernels_where_it_says_one():
+    estimator = Estimator(0.01)
+    estimator.tcp(TcpSample(idle=False, trip_s=None), 1.0)
+    assert estimator.trip_s == 0.01
     estimator.tcp(TcpSample(idle=False, trip_s=0.05), 2.0)
-    estimator.tcp(TcpSample(idle=False, trip_s=None), 3.0)
-    assert estimator.trip_s == 0.02
+    assert estimator.trip_s == 0.05
 
 
 def test_before_the_first_answer_the_plans_estimate_holds_and_an_outage_lowers_it():
