@@ -60,11 +60,14 @@ AGE_MS: Final = 500.0  # a frame that is not answered by then is too late
 SECONDS, QUICK_SECONDS = 30.0, 12.0
 QUICK_TRACES, QUICK_RIVALS = ("quantpipe", "step_down"), ("adaptive", "quantpipe", "fixed8")
 OURS: Final = "adaptive"
+FLOAT_BITS: Final = 32
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A controller and the bits that it begins with; ``slower``: the link is so many times slower, for frames that are so many times larger."""
+    """A controller and the bits that it begins with. ``float32``: where the ladder has no such codec, the widest one's frames over a link that is
+    slower by the ratio of their sizes stand in for it.
+    """
 
     controller: str
     bits: int = 0
@@ -163,8 +166,10 @@ def notes(bench: Bench) -> list[str]:
         f"{bench.setting.network} cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {widths}",
         f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, of those in which a codec could be held",
         "drop: points of top-1 below the float model on the answered frames; gap: below the oracle's codecs on the same frames",
-        "fixed32: float32 is no codec of ours; the widest one's frames over a link that is slower by the ratio of the sizes stand in for it",
-    ]
+    ] + ([STAND_IN] if bench.plan.ladder[0].bits < FLOAT_BITS else [])
+
+
+STAND_IN: Final = "fixed32: the ladder has no float32; the widest codec's frames over a link that is slower by the ratio of the sizes stand in for it"
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -176,7 +181,9 @@ def run(bench: Bench, name: str, trace_name: str, seconds: float) -> Outcome:
     trace = Trace.of(trace_name, seconds, bench.sizes[-1] * fps)
     bench.network.link(BOARD, SERVER, mbps=PLANNED_MBPS, rtt_ms=RTT_MS, back_mbps=BACK_MBPS)
     bench.board.plan(name, SPLITEDGE_LINK_CONTROLLER=rival.controller, SPLITEDGE_LINK_BITS=str(rival.bits))
-    slower = wire_bytes(bench.plan.prediction.float_bytes) / bench.sizes[0] if rival.float32 else 1.0
+    slower = 1.0
+    if rival.float32 and bench.plan.ladder[0].bits < FLOAT_BITS:
+        slower = wire_bytes(bench.plan.prediction.float_bytes) / bench.sizes[0]
     begin = time.monotonic() + 0.5
     stop = threading.Event()
     driver = threading.Thread(target=_drive, args=(bench.network, trace, begin, slower, stop))

@@ -338,7 +338,9 @@ class Agent:
     async def _replace(self, old: _Active) -> None:
         adaptation = old.adaptation
         known = None
-        if adaptation is not None and adaptation.changed and not self.settings.chain.next:  # a chain measures all its links
+        if (
+            adaptation is not None and adaptation.changed and not self.settings.chain.next
+        ):  # a chain measures all its links
             known = adaptation.estimate(time.monotonic())
         self._use(await self._prepare(known))
         self._begin_retiring(old)
