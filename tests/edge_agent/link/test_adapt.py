@@ -119,11 +119,23 @@ def test_a_demanded_latency_is_held_with_fewer_bits():
 
 
 def test_the_rate_offered_is_what_counts_without_a_demand():
-    seldom, often = (Adaptation(ladder(8000), LINK, Goal()) for _ in range(2))
+    plan = ladder(8000)
+    plan.prediction.total_ms = 200.0
+    seldom, often = (Adaptation(plan, LINK, Goal()) for _ in range(2))
     drive(seldom, 2e5, 5.0, fps=5.0)
     drive(often, 2e5, 5.0, fps=60.0)
     assert seldom.bits == 8
     assert often.bits < 8
+
+
+def test_without_a_demand_accuracy_may_cost_a_quarter_of_the_plans_time():
+    plan = ladder(8000)  # 16 ms, of which 12 for 2 bits over 10 ms of round trip and 8 Mbit/s
+    adaptation = Adaptation(plan, LINK, Goal())
+    drive(adaptation, 1e6, 5.0, fps=5.0)
+    assert adaptation.bits == 4
+    assert adaptation.holds
+    drive(adaptation, 1e5, 5.0, start=6.0, fps=5.0)
+    assert (adaptation.bits, adaptation.holds) == (2, True)
 
 
 def test_it_begins_where_it_is_told():
