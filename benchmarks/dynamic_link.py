@@ -138,7 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rivals = given.controller or (QUICK_RIVALS if given.quick else tuple(RIVALS))
     outcomes: list[Outcome] = []
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="splitedge-dynamic-") as folder, prepared(given, Path(folder)) as bench:
+    with (
+        tempfile.TemporaryDirectory(prefix="splitedge-dynamic-") as folder,
+        prepared(given, Path(folder), seconds) as bench,
+    ):
         for trace in traces:
             for name in rivals:
                 outcomes.append(run(bench, name, trace, seconds))
@@ -296,8 +299,8 @@ def plot(folder: Path, bench: Bench, outcomes: Sequence[Outcome], rows: Sequence
 
 
 @contextmanager
-def prepared(given: argparse.Namespace, folder: Path) -> Iterator[Bench]:
-    """The network calibrated, server and board running, and a plan made once to know the ladder."""
+def prepared(given: argparse.Namespace, folder: Path, seconds: float) -> Iterator[Bench]:
+    """The network calibrated, server and board running with frames for so long, and a plan made once to know the ladder."""
     setting = PHOTOS if given.images else FASHION
     given = argparse.Namespace(**{**vars(given), "quick": False})  # a calibration that is worth keeping
     task = next(task for task in accuracy_bound.tasks(given) if task.name == setting.network)
@@ -309,16 +312,16 @@ def prepared(given: argparse.Namespace, folder: Path) -> Iterator[Bench]:
             shutil.copytree(folder / "bundle", place, dirs_exist_ok=True)
         token = opened.add_token("benchmark")
     frames = folder / "frames.npy"
-    classes = task.evaluated.classes
-    assert classes is not None
+    assert task.evaluated.classes is not None
+    classes = task.evaluated.classes[: int(seconds * setting.fps)]
     np.save(frames, np.stack([task.evaluated[i] for i in range(len(classes))]))
     with Network(2) as network:
         network.link(BOARD, SERVER, mbps=PLANNED_MBPS, rtt_ms=RTT_MS, back_mbps=BACK_MBPS)
         with serving(store, network), board(setting, network, frames, folder, token) as running:
             plan = running.plan("first")
             with Store(store) as opened:
-                right = answers(opened, plan, subject) == classes
-            yield Bench(setting, network, running, plan, right, subject.right, np.asarray(classes))
+                right = answers(opened, plan, subject, len(classes)) == classes
+            yield Bench(setting, network, running, plan, right, subject.right[: len(classes)], np.asarray(classes))
 
 
 def offer_only(bundle: Path, layer: str) -> None:
@@ -332,15 +335,15 @@ def offer_only(bundle: Path, layer: str) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def answers(store: Store, plan: Plan, subject: Subject) -> NDArray[np.int64]:
-    """[rungs, samples]: the class that the plan names with each codec of its ladder."""
+def answers(store: Store, plan: Plan, subject: Subject, count: int) -> NDArray[np.int64]:
+    """[rungs, count]: the class that the plan names with each codec of its ladder, of the first evaluated samples."""
     catalog = Catalog(store)
     bundle = catalog.bundle(plan.model)
     path = store.segment_path(plan.segment.sha256)
     assert path is not None
     head, tail = load(path.read_bytes()), catalog.tail(bundle, bundle.cuts[plan.cut.index])
     found = []
-    for i in range(len(subject.task.evaluated)):
+    for i in range(count):
         codes = head.run(subject.task.evaluated.codes(i, head.input))
         payloads = [codec.encode_codes(codes, head.output.scale, head.output.zero_point, c) for c in plan.ladder]
         arrived = [codec.decode(p, c, plan.cut.shape) for p, c in zip(payloads, plan.ladder, strict=True)]
