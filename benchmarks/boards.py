@@ -27,7 +27,7 @@ from calibration.graph import Graph, tail_model
 from calibration.lower import lower
 from calibration.samples import Samples
 from device_profiles import known, measure, predict, schema
-from edge_agent.codec import STAGES, payload_bytes
+from edge_agent.codec import STAGES, packed_bytes
 from edge_agent.head import load
 from edge_agent.head import segment as seg
 from edge_agent.protocol.frames import HEADER_BYTES
@@ -179,11 +179,11 @@ def codecs(cut: Cut) -> tuple[CutCodec, ...]:
     """The one way in which the tensor at ``cut`` is sent."""
     size = math.prod(cut.shape)
     if cut.kind == "input":
-        return (CutCodec("jpeg-90", 8, HEADER_BYTES + payload_bytes(size, JPEG_BITS), 0.0, ("jpeg",)),)
+        return (CutCodec("jpeg-90", 8, HEADER_BYTES + packed_bytes(size, JPEG_BITS), 0.0, ("jpeg",)),)
     return (
         ()
         if cut.kind == "output"
-        else (CutCodec("minmax", CUT_BITS, HEADER_BYTES + payload_bytes(size, CUT_BITS), 0.0),)
+        else (CutCodec("minmax", CUT_BITS, HEADER_BYTES + packed_bytes(size, CUT_BITS), 0.0),)
     )
 
 

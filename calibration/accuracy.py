@@ -213,7 +213,7 @@ def finalists(histogram: Histogram, bits: int) -> list[str]:
 
 def _least(histogram: Histogram, bits: int, size: int, measure: Callable[[Codec | None], float]) -> CodecNoise:
     """Of the finalists the one of least noise."""
-    payload = codec.payload_bytes(size, bits)
+    payload = codec.packed_bytes(size, bits)
     tried = [CodecNoise(bits, rule, measure(histogram.fit(rule, bits)), payload) for rule in finalists(histogram, bits)]
     return min(tried, key=lambda one: one.noise)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from calibration.bundle import Bundle
 from device_profiles import predict, schema
 from edge_agent import errors, limits
-from edge_agent.codec import payload_bytes
+from edge_agent.codec import packed_bytes
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import (
     PROTOCOL_VERSION,
@@ -130,7 +130,7 @@ def _with_exact(bundle: Bundle, place: Place, *, only: bool) -> Place:
     exact = None if place.cut.kind == "output" else bundle.exact_codec(place.cut.index)
     if exact is None:
         return replace(place, codecs=()) if only else place
-    made = CutCodec(exact.rule, 8, HEADER_BYTES + payload_bytes(math.prod(place.cut.shape), 8), 0.0)
+    made = CutCodec(exact.rule, 8, HEADER_BYTES + packed_bytes(math.prod(place.cut.shape), 8), 0.0)
     return replace(place, codecs=(made, *(() if only else (one for one in place.codecs if one.bits != 8))))
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent import errors
+from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Weights
 from edge_server.planner import (
     CutCodec,
@@ -96,7 +97,9 @@ def by_hand(table: Table, asked: Request) -> float:
                 continue
             sending = codec.frame_bytes * 8 / link.uplink_mbps / 1000
             tail = place.tail_ms if away else 0.0
-            head = asked.head_ms[pattern.place] + 1e-6 * place.cut.shape[0] * asked.stage_ns[0] * len(codec.stages)
+            head = asked.head_ms[pattern.place] + 1e-6 * place.cut.shape[0] * sum(
+                asked.stage_ns[STAGES.index(s)] for s in codec.stages
+            )
             total = head + sending + (link.rtt_ms + asked.queue_ms + tail if away else 0.0)
             if wanted.max_latency_ms is not None and total > wanted.max_latency_ms:
                 continue
@@ -133,7 +136,7 @@ requests = st.builds(
     power=st.just(Power(3.0, 1.5)),
     memory_bytes=st.none() | st.integers(500, 6000),
     queue_ms=st.floats(0, 50),
-    stage_ns=st.tuples(st.floats(0, 2000)),
+    stage_ns=st.tuples(*[st.floats(0, 2000)] * len(STAGES)),
     held=st.frozensets(st.integers(0, len(TABLE.patterns) - 1), max_size=3),
 )
 
@@ -222,7 +225,10 @@ def test_on_the_device_nothing_is_sent() -> None:
 def test_a_stage_that_takes_long_is_left_out() -> None:
     link = LinkEstimate(1.0, 20.0, 20.0)
     quick, slow = (
-        choose(TABLE, request(link=link, demand=demand(mode="server", max_drop_points=0.25), stage_ns=(ns,)))
+        choose(
+            TABLE,
+            request(link=link, demand=demand(mode="server", max_drop_points=0.25), stage_ns=(0.0, 0.0, 0.0, 0.0, ns)),
+        )
         for ns in (1.0, 1e4)
     )
     rules = [TABLE.places[0].codecs[pick.codec or 0].rule for pick in (quick, slow)]
