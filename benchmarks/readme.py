@@ -28,6 +28,7 @@ def main() -> None:
         "accuracy": (accuracy, "README.md"),
         "accuracy_bound": (whole, "docs/planner.md"),
         "boards": (boards, "docs/boards.md"),
+        "dynamic_link": (dynamic_link, "README.md"),
         "heads": (heads, "README.md"),
         "kernels": (kernels, "docs/kernels.md"),
         "payload": (payload, "docs/planner.md"),
@@ -138,6 +139,29 @@ def heads(document: dict[str, Any]) -> str:
     return (
         f"Whole networks, batch 1, in turn in one process, on {machine['cpu']} ({machine['cores']} cores, {machine['isa']}); below 1 ours is slower.\n"
         f"`python -m benchmarks.heads`\n\n{markdown(rows)}\n\n{notes}"
+    )
+
+
+def dynamic_link(document: dict[str, Any]) -> str:
+    """A row for each controller: windows held on each trace, then what it costs."""
+    rows: dict[str, dict[str, str]] = {}
+    for row in document["rows"]:
+        rows.setdefault(row["controller"], {"controller": row["controller"]})[row["trace"]] = f"{row['held %']:.0f} %"
+    for name, made in rows.items():
+        prefix = "" if name == "adaptive" else f"{name}."
+        figures = {
+            key: document["summary"][prefix + key]
+            for key in ("held_percent", "accuracy_gap_points", "p99_ms", "frames_lost_percent")
+        }
+        made |= {
+            "all": f"{figures['held_percent']:.1f} %", "points below the oracle": f"{figures['accuracy_gap_points']:.2f}",
+            "worst p99 ms": f"{figures['p99_ms']:.0f}", "frames lost": f"{figures['frames_lost_percent']:.1f} %",
+        }  # fmt: skip
+    machine = document["machine"]
+    notes = "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
+    return (
+        f"Links that change while frames flow: windows held, of those in which some codec could be, by trace; on {machine['cpu']} ({machine['cores']} cores).\n"
+        f"`python -m benchmarks.dynamic_link`\n\n{markdown(list(rows.values()))}\n\n{notes}"
     )
 
 

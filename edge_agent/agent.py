@@ -337,7 +337,11 @@ class Agent:
 
     async def _replace(self, old: _Active) -> None:
         adaptation = old.adaptation
-        known = adaptation.estimate(time.monotonic()) if adaptation is not None and adaptation.changed else None
+        known = None
+        if (
+            adaptation is not None and adaptation.changed and not self.settings.chain.next
+        ):  # a chain measures all its links
+            known = adaptation.estimate(time.monotonic())
         self._use(await self._prepare(known))
         self._begin_retiring(old)
 
