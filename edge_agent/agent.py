@@ -31,7 +31,7 @@ from edge_agent.engine import Encoded, Engine, Frame, frame_bytes
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
 from edge_agent.protocol.frames import HEADER_BYTES, Answer, unpack_topk
-from edge_agent.protocol.messages import Plan
+from edge_agent.protocol.messages import PREPARING, Plan
 from edge_agent.results import Counters, Result, Timing, stages, top_classes
 from edge_agent.timings import Timings
 
@@ -226,6 +226,7 @@ class Agent:
         timing = _timing(encoded, answer, start, sent)
         if self._timings is not None:
             self._timings.add(engine.plan.segment.sha256, timing.head_ms + timing.encode_ms)
+            self._timings.add(PREPARING, timing.preprocess_ms)
         sent_bytes = HEADER_BYTES + len(encoded.payload) if answer else 0
         pairs = unpack_topk(answer.payload) if answer else engine.top(encoded.codes, self.settings.topk)
         top = top_classes(pairs, engine.plan.labels)

@@ -15,6 +15,7 @@ from calibration.bundle import Bundle
 from device_profiles import predict, schema
 from edge_agent import errors, limits
 from edge_agent.protocol.messages import (
+    PREPARING,
     PROTOCOL_VERSION,
     ChainDevice,
     ChainRequest,
@@ -106,6 +107,7 @@ def chain_of(
         Device(_spans(bundle, places, profile, device, known), profile.machine.memory_available_bytes or None)
         for device, profile in zip(request.devices, profiles, strict=True)
     ]
+    devices[0].span_ms[0] += request.devices[0].measured.get(PREPARING, 0.0)
     times = tuple(place.tail_ms for place in places) if tails is None else tail_times(catalog, bundle, cuts, tails)
     return Chain(
         bundle.name, places, table.levels, request.demand, request.objective, tuple(devices), _links(request.devices),
