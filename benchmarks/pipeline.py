@@ -30,7 +30,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.board import Board, pictures
+from benchmarks.board import Board, load_pictures
 from benchmarks.links import Network
 from benchmarks.regret import MODEL, PORT, ROOT, bundle_store, cores, serving
 from benchmarks.report import photo_parser, report
@@ -141,11 +141,11 @@ class Pipeline:
         """A row: the rate of ``frames`` frames beside the plan's. Plans are made until frames have taught the boards nothing that moves a cut."""
         plan = self._plan()
         for _ in range(PLANS - 1):
-            self._board.stream(AGENT, learn, AT_ONCE)
+            self._board.rush(AGENT, learn, AT_ONCE)
             before, plan = plan, self._plan()
             if _cuts(before) == _cuts(plan):
                 break
-        fps, ends = self._board.stream(AGENT, frames, AT_ONCE)
+        fps, ends = self._board.rush(AGENT, frames, AT_ONCE)
         assert plan.stage is not None
         first, second = plan.stage.route
         p = plan.prediction
@@ -160,7 +160,9 @@ class Pipeline:
     def bits_equal(self, store: Path) -> bool:
         """Whether the outputs of the pipeline, with exact codecs, are those of the same integer network in one process."""
         plan = self._plan(exact=True)
-        return self._board.outputs(AGENT, PICTURES) == in_one_process(store, plan, pictures(self._photos, PICTURES))
+        return self._board.outputs(AGENT, PICTURES) == in_one_process(
+            store, plan, load_pictures(self._photos, PICTURES)
+        )
 
     def killed(self, frames: int) -> int:
         """Frames of a stream that nobody accounts for: the second board is killed when about a third of it is through, and started again."""
@@ -168,7 +170,7 @@ class Pipeline:
         assert plan.stage is not None
         timer = threading.Timer(frames / 3 / plan.stage.rate_fps, self._restart)
         timer.start()
-        _, ends = self._board.stream(AGENT, frames, AT_ONCE)
+        _, ends = self._board.rush(AGENT, frames, AT_ONCE)
         timer.join()
         told = self._board.counted(AGENT)
         counted: int = told["answered"] + sum(told["dropped"].values()) + sum(told["failed"].values())

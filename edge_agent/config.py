@@ -87,6 +87,20 @@ class StageConfig(msgspec.Struct, forbid_unknown_fields=True):
     key: _Path = ""
 
 
+class LinkConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """``[link]``: what moves along the codecs that a plan allows, where it begins (0: where the plan does), when frames age, and whether a lasting change
+    of the link leads to a new plan.
+    """
+
+    controller: Annotated[
+        Literal["adaptive", "quantpipe", "pipeedge", "fixed"],
+        Meta(description='"adaptive", "quantpipe", "pipeedge" or "fixed"'),
+    ] = "adaptive"
+    bits: Annotated[int, Meta(ge=0, le=32, description="a whole number from 0 (as the plan says) to 32")] = 0
+    max_age_ms: Annotated[float, Meta(gt=0, le=1e6, description="a number of milliseconds above 0")] | None = None
+    replan: Annotated[bool, Meta(description="true or false")] = True
+
+
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """All settings. ``profile`` is a file that `edge-agent profile --out` wrote; without it the machine is measured once and remembered."""
 
@@ -106,6 +120,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     chain: ChainConfig = msgspec.field(default_factory=ChainConfig)
     stage: StageConfig = msgspec.field(default_factory=StageConfig)
     demand: DemandConfig = msgspec.field(default_factory=DemandConfig)
+    link: LinkConfig = msgspec.field(default_factory=LinkConfig)
 
     def __repr__(self) -> str:
         return f"Settings(server={self.server!r}, model={self.model!r})"  # a log never holds the token

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -29,6 +30,7 @@ class Encoded(NamedTuple):
 
     codes: NDArray[Any]
     payload: bytes
+    rung: int
     preprocess_ms: float
     head_ms: float
     encode_ms: float
@@ -52,24 +54,28 @@ class Engine:
         self._probabilities = _ends_in_softmax(header)
         self._exact = _own_codes(self._input) if self._input.dtype == "u8" else None
         self.codec = plan.codec
-        self._encode(
-            np.zeros(self._output.shape, segment.DTYPES[self._output.dtype])
-        )  # compiles, and refuses a codec that does not fit
+        zeros = np.zeros(self._output.shape, segment.DTYPES[self._output.dtype])
+        for rung in range(len(plan.ladder)):  # compiles, and refuses a codec that does not fit
+            self._encode(zeros, rung)
 
-    def process(self, frame: Frame) -> Encoded:
-        """``frame`` through preprocessing, head and codec. Raises `errors.InputError` for a frame that does not fit the model."""
+    def process(self, frame: Frame, choose: Callable[[], int] | None = None) -> Encoded:
+        """``frame`` through preprocessing, head and the codec of the rung that ``choose`` returns once the head is done, else the one to start with.
+
+        Raises `errors.InputError` for a frame that does not fit the model.
+        """
         start = time.perf_counter()
-        return self._run(self._codes(frame), start)
+        return self._run(self._codes(frame), start, choose)
 
-    def _run(self, codes: NDArray[Any], start: float) -> Encoded:
+    def _run(self, codes: NDArray[Any], start: float, choose: Callable[[], int] | None) -> Encoded:
         prepared = time.perf_counter()
         out = self._head.run(codes)
         done = time.perf_counter()
-        payload = self._encode(out)
+        rung = self.codec if choose is None else choose()
+        payload = self._encode(out, rung)
         end = time.perf_counter()
-        return Encoded(out, payload, 1e3 * (prepared - start), 1e3 * (done - prepared), 1e3 * (end - done))
+        return Encoded(out, payload, rung, 1e3 * (prepared - start), 1e3 * (done - prepared), 1e3 * (end - done))
 
-    def resume(self, x: NDArray[np.float32]) -> Encoded:
+    def resume(self, x: NDArray[np.float32], choose: Callable[[], int] | None = None) -> Encoded:
         """As `process`, of what the stage before has sent: float32 in the shape of the segment's input, for which ``preprocess_ms`` tells the way to codes.
 
         Codes are clamp(rint((x - lo) x (1 / scale))) with lo the value of code 0, each step in float32: for a tensor that was sent as its codes, the same.
@@ -78,7 +84,7 @@ class Engine:
         codes: NDArray[Any] = x
         if self._exact is not None:
             codes = np.frombuffer(codec.encode(x, self._exact), np.uint8).reshape(x.shape)
-        return self._run(codes, start)
+        return self._run(codes, start, choose)
 
     def top(self, codes: NDArray[Any], k: int) -> list[tuple[int, float]]:
         """The ``k`` best (class, probability) of the output ``codes`` in mode "device"."""
@@ -90,12 +96,12 @@ class Engine:
             return codes
         return (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
 
-    def _encode(self, codes: NDArray[Any]) -> bytes:
+    def _encode(self, codes: NDArray[Any], rung: int) -> bytes:
         if self.plan.mode == "device":
             return b""
         if self._output.dtype == "f32":
-            return codec.encode(codes, self.plan.ladder[self.codec])
-        return codec.encode_codes(codes, self._output.scale, self._output.zero_point, self.plan.ladder[self.codec])
+            return codec.encode(codes, self.plan.ladder[rung])
+        return codec.encode_codes(codes, self._output.scale, self._output.zero_point, self.plan.ladder[rung])
 
     def _codes(self, frame: Frame) -> NDArray[Any]:
         spec = self.plan.preprocess

@@ -14,7 +14,9 @@ MAX_FRAME_BYTES: Final = 8 * MiB  # one activation or one answer; a peer cannot 
 MAX_MESSAGE_BYTES: Final = 64 * 1024  # one session control message (JSON)
 MAX_WINDOW: Final = 64  # frames in flight in one session
 MAX_INFLIGHT_BYTES: Final = 16 * MiB  # bytes in flight in one session, on either side
-UNSENT_BYTES: Final = 128 * 1024  # TCP_NOTSENT_LOWAT: bytes the kernel may hold that are not yet sent
+UNSENT_BYTES: Final = (
+    16 * 1024
+)  # TCP_NOTSENT_LOWAT: bytes the kernel may hold that are not yet sent; frames behind them are still ours
 
 # --- requests and documents
 MAX_REQUEST_BYTES: Final = 4 * MiB  # a plan request, a profile
@@ -70,7 +72,10 @@ CACHED_PROFILES: Final = 4  # one for each build of the kernels that ran here; t
 BODY_TIMEOUT: Final = 30.0  # a client that trickles its request body
 DRAIN_TIMEOUT: Final = 5.0  # how long frames in flight may take after a request to stop
 POWER_PERIOD: Final = 0.2  # between two looks at a power sensor, which may need a process of its own for each
-REPLAN_LEAST: Final = 60.0  # a plan is kept so long whatever its expiry says: a board's clock may be years off
+REPLAN_LEAST: Final = (
+    60.0  # a plan is kept so long whatever its expiry (a board's clock may be years off) or its link say
+)
+LINK_PERIOD: Final = 0.5  # between two looks at whether the link still suffices
 
 # --- chains of boards
 MAX_STAGES: Final = 8  # boards of one chain

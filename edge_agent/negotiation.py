@@ -17,6 +17,7 @@ from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.engine import check_ladder
 from edge_agent.head import upgrade
+from edge_agent.link.adapt import Adaptation
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import Base, ServerClient, tls_context
 from edge_agent.protocol.messages import ChainDevice, ChainRequest, LinkEstimate, Plan, PlanRequest
@@ -45,8 +46,13 @@ def _next(settings: Settings) -> tuple[str, str | None, Path | None]:
     return chain.next, config.chain_token(settings) or None, path_of(chain.ca) if chain.ca else None
 
 
-def stream(settings: Settings, plan: Plan, window: int, topk: int | None = None) -> FrameStream:
-    """The stream for ``plan``'s frames, to the server or, in a chain, to the next board; use it as an async context manager."""
+def stream(
+    settings: Settings, plan: Plan, window: int, adaptation: Adaptation | None = None, topk: int | None = None
+) -> FrameStream:
+    """The stream for ``plan``'s frames, to the server or, in a chain, to the next board; ``adaptation`` is told of them. An async context manager.
+
+    ``topk``: that of the settings unless given.
+    """
     url, token, ca = settings.server, config.token(settings) or None, path_of(settings.ca) if settings.ca else None
     if plan.stage is not None and plan.stage.downstream:
         url, token, ca = _next(settings)
@@ -54,6 +60,7 @@ def stream(settings: Settings, plan: Plan, window: int, topk: int | None = None)
     return FrameStream(
         url, token, plan.id, topk=settings.topk if topk is None else topk, window=window,
         max_away_s=away, frame_age_s=max(limits.FRAME_AGE, away), ssl=tls_context(ca), allow_insecure=settings.allow_insecure,
+        adaptation=adaptation,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from calibration.bundle import Bundle
 from device_profiles import predict, schema
 from edge_agent import errors, limits
 from edge_agent.protocol.messages import (
-    PREPARING,
+    BESIDE,
     PROTOCOL_VERSION,
     ChainDevice,
     ChainRequest,
@@ -107,7 +107,6 @@ def chain_of(
         Device(_spans(bundle, places, profile, device, known), profile.machine.memory_available_bytes or None)
         for device, profile in zip(request.devices, profiles, strict=True)
     ]
-    devices[0].span_ms[0] += request.devices[0].measured.get(PREPARING, 0.0)
     times = tuple(place.tail_ms for place in places) if tails is None else tail_times(catalog, bundle, cuts, tails)
     return Chain(
         bundle.name, places, table.levels, request.demand, request.objective, tuple(devices), _links(request.devices),
@@ -143,7 +142,8 @@ def _spans(
 ) -> F64:
     """`Device.span_ms`, from the profile and, where the device measured segments of this model, bent to what it found.
 
-    A segment that was measured has its own time; the others are as much off as those that were measured are together.
+    A segment that was measured has its own time; the others are as much off as those that were measured are together. What frames take beside their
+    segment comes on top of each.
     """
     check(device.measured)
     predicted = _predicted(bundle, places, profile)
@@ -158,7 +158,7 @@ def _spans(
     spans = predicted * (sum(measured.values()) / whole) if whole > 0 else predicted
     for span, ms in measured.items():
         spans[span] = ms
-    return spans
+    return spans + device.measured.get(BESIDE, 0.0)
 
 
 def _predicted(bundle: Bundle, places: Sequence[Place], profile: schema.DeviceProfile) -> F64:
