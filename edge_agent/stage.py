@@ -151,7 +151,7 @@ class Stage:
 
     def _application(self) -> web.Application:
         app = web.Application(
-            middlewares=[self._count, serving.errors_as_json, self._authorize], client_max_size=limits.MAX_PROBE_BYTES
+            middlewares=[serving.errors_as_json, self._count, self._authorize], client_max_size=limits.MAX_PROBE_BYTES
         )
         app.add_routes([
             web.get("/healthz", self._healthz), web.get("/v1/stage", self._stage), web.post("/v1/probe", serving.probe),
@@ -162,10 +162,11 @@ class Stage:
 
     @web.middleware
     async def _count(self, request: web.Request, handler: _Next) -> web.StreamResponse:
-        response = await handler(request)
-        if response.status >= 400:
-            self.refused[{401: "auth", 429: "busy"}.get(response.status, "request")] += 1
-        return response
+        try:
+            return await handler(request)
+        except errors.SplitEdgeError as error:
+            self.refused[error.code] += 1
+            raise
 
     @web.middleware
     async def _authorize(self, request: web.Request, handler: _Next) -> web.StreamResponse:

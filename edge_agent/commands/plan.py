@@ -33,6 +33,10 @@ async def plan(
     measured; the output says so. ``plot``: a file for the picture of the trade-offs, which the server draws.
     """
     given = given or {}
+    if plot and settings.chain.next:
+        raise errors.UsageError(
+            "the trade-offs of a chain of boards are not drawn; leave out --plot, or the next board"
+        )
     form = _form(plot) if plot else ""
     stands_in = known.load(board) if board else None
     spinner = Console(stderr=True).status("measuring this machine")
