@@ -68,7 +68,7 @@ class Setting:
 
 SETTINGS: Final = (
     Setting("the first board bounds the rate", 8.0, (200.0, 2.0), (100.0, 10.0)),
-    Setting("the link between the boards does", 2.0, (1.0, 4.0), (50.0, 10.0)),
+    Setting("the link between the boards does", 2.0, (0.5, 4.0), (50.0, 10.0)),
 )
 
 

@@ -295,7 +295,7 @@ class Agent:
         self.say("preparing the head")
         threads = min(best_threads(profile), usable_threads())  # the profile may be another machine's
         engine = await asyncio.to_thread(Engine, plan, data, settings.demand, threads)
-        adaptation = None if plan.mode == "device" else self._adaptation(plan, link)
+        adaptation = None if plan.mode == "device" else self._adaptation(plan, negotiation.own_link(plan) or link)
         stream = None if adaptation is None else await self._open(plan, adaptation)
         self._plans += 1
         self._planned_at = time.monotonic()
@@ -341,7 +341,10 @@ class Agent:
 
     async def _replace(self, old: _Active) -> None:
         adaptation = old.adaptation
-        known = adaptation.estimate(time.monotonic()) if adaptation is not None and adaptation.changed else None
+        stage = old.engine.plan.stage
+        to_server = stage is None or not stage.downstream
+        changed = adaptation is not None and adaptation.changed and to_server
+        known = adaptation.estimate(time.monotonic()) if adaptation is not None and changed else None
         self._use(await self._prepare(known))
         self._begin_retiring(old)
 

@@ -64,6 +64,15 @@ def stream(
     )  # fmt: skip
 
 
+def own_link(plan: Plan) -> LinkEstimate | None:
+    """The link that the board of a chain's ``plan`` sends over, as the plan was made for it; None of any other plan, or where nothing is sent."""
+    route = [] if plan.stage is None else [one for one in plan.stage.route if one.device == plan.stage.device]
+    if not route or not route[0].sending_ms > 0:
+        return None
+    mbps = route[0].payload_bytes * 8e-3 / route[0].sending_ms
+    return LinkEstimate(route[0].rtt_ms, mbps, mbps)
+
+
 def cache_directory(settings: Settings) -> Path:
     """Where this agent keeps its files."""
     return path_of(settings.cache_dir) if settings.cache_dir else jit.cache_base()

@@ -44,7 +44,7 @@ from edge_agent.link import dial, listen, serving
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.protocol.frames import HEADER_BYTES, Answer, Frame, pack_topk
-from edge_agent.protocol.messages import BESIDE, ChainDevice, Demand, LinkEstimate, Open, Plan
+from edge_agent.protocol.messages import BESIDE, ChainDevice, Demand, Open, Plan
 from edge_agent.results import Counters, Result, Timing
 from edge_agent.timings import Timings, Turns
 
@@ -260,13 +260,11 @@ class Stage:
         return _Running(engine, stream, adaptation, asked.topk)
 
     def _adaptation(self, plan: Plan) -> Adaptation:
-        """Of the link as the plan was made for it."""
-        assert plan.stage is not None
-        own = next(one for one in plan.stage.route if one.device == plan.stage.device)
-        mbps = own.payload_bytes * 8e-3 / own.sending_ms if own.sending_ms > 0 else 1000.0
-        chosen = self.settings.link
+        chosen, link = self.settings.link, negotiation.own_link(plan)
+        if link is None:
+            raise errors.ProtocolError("the server's plan contradicts itself; run the same splitedge on all boards")
         goal = Goal(plan.demand.min_rate_fps, None)
-        return Adaptation(plan, LinkEstimate(own.rtt_ms, mbps, mbps), goal, chosen.controller, chosen.bits or None)
+        return Adaptation(plan, link, goal, chosen.controller, chosen.bits or None)
 
     async def _dial(self, plan: Plan, adaptation: Adaptation, topk: int) -> FrameStream:
         self.say("opening the stream")
