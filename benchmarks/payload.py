@@ -297,7 +297,7 @@ def _frame(tables: Tables, cut: str, made: Codec | None) -> int:
     """Bytes of one frame, its header included; nothing is sent from the output."""
     if made is None:
         return 0
-    return frames.HEADER_BYTES + codec.payload_bytes(math.prod(tables.network.graph.stored_shape(cut)), made.bits)
+    return frames.HEADER_BYTES + codec.packed_bytes(math.prod(tables.network.graph.stored_shape(cut)), made.bits)
 
 
 def build(tables: Tables, cut: str, plan: Plan) -> bytes:

@@ -85,4 +85,4 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
 
 def payload_bytes(elements: int, bits: int) -> int:
     """Bytes of one frame on the link: header and ``elements`` codes; the WebSocket's own 6 to 14 bytes are not counted."""
-    return frames.HEADER_BYTES + codec.payload_bytes(elements, bits)
+    return frames.HEADER_BYTES + codec.packed_bytes(elements, bits)

@@ -76,7 +76,7 @@ def test_the_ladder_is_codecs_of_the_cut(store: Store, profile: dict[str, Any]) 
     for rung in plan.ladder:
         codec.validate(rung)
     chosen = plan.ladder[plan.codec]
-    assert plan.prediction.payload_bytes == 40 + codec.payload_bytes(8 * 8 * 8, chosen.bits)
+    assert plan.prediction.payload_bytes == 40 + codec.packed_bytes(8 * 8 * 8, chosen.bits)
 
 
 def test_a_plan_survives_the_wire_and_the_store(store: Store, profile: dict[str, Any]) -> None:

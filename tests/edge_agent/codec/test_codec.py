@@ -27,7 +27,7 @@ def test_a_value_inside_the_range_comes_back_within_half_a_step_and_one_outside_
     fitted = (codec.fit_channels if by_channel else codec.fit)(x, rule, bits)
     payload = codec.encode(x, fitted)
     y = codec.decode(payload, fitted, x.shape)
-    assert len(payload) == codec.payload_bytes(x.size, bits)
+    assert len(payload) == codec.packed_bytes(x.size, bits)
     assert y.shape == x.shape
     lo, scale = np.array(fitted.lo), np.array(fitted.scale)
     nearest = np.clip(x.astype(np.float64), lo, lo + scale * (2**bits - 1))
@@ -61,7 +61,7 @@ def test_a_constant_comes_back_exactly(rule, value):
     for fitted in (codec.fit(x, rule, 3), codec.fit_channels(x, rule, 3)):
         assert set(fitted.scale) == {0.0}
         payload = codec.encode(x, fitted)
-        assert payload == bytes(codec.payload_bytes(15, 3))
+        assert payload == bytes(codec.packed_bytes(15, 3))
         assert codec.decode(payload, fitted, x.shape).tobytes() == x.tobytes()
 
 
@@ -244,5 +244,5 @@ def test_squared_error_is_that_of_the_decoded_tensor():
 @pytest.mark.parametrize(
     ("count", "bits", "size"), [(0, 5, 0), (1, 2, 1), (3, 3, 2), (8, 7, 7), (151_296, 4, 75_648), (9, 7, 8)]
 )
-def test_payload_bytes_are_tight(count, bits, size):
-    assert codec.payload_bytes(count, bits) == size
+def test_packed_bytes_are_tight(count, bits, size):
+    assert codec.packed_bytes(count, bits) == size
