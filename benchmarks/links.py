@@ -6,8 +6,8 @@
         network.link(0, 1, mbps=20, rtt_ms=30)
         subprocess.run([*network.inside(0), "edge-agent", ...])  # reaches network.address(1)
 
-Each node is a namespace of its own with one TUN device; the relay, a process, moves packets from one to another: held to the rate by the time at
-which their last bit would have left, then for half of the round trip. What waits is bounded, and what is beyond it is dropped, as in a router.
+Each node is a namespace of its own with one TUN device; the relay, a process, moves packets from one to another: each waits until its last bit
+would have left at the rate as it is meanwhile, then for half of the round trip. What waits is bounded, and what is beyond it is dropped, as in a router.
 Large TCP packets cross the devices whole (segmentation offload), else a relay in Python would not reach 1,000 Mbit/s; their headers count as if
 they were sent apart. The namespaces have no name: they are gone with the relay, and that ends with the process that began it, however it ends.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
+import math
 import os
 import select
 import signal
@@ -95,7 +96,7 @@ class Network:
         self._relay.stdout.close()
 
     def link(self, a: int, b: int, *, mbps: float, rtt_ms: float, back_mbps: float | None = None) -> None:
-        """``mbps`` from ``a`` to ``b``, the same or ``back_mbps`` back, and a round trip of ``rtt_ms``; for packets that enter from now on."""
+        """``mbps`` from ``a`` to ``b``, the same or ``back_mbps`` back, and a round trip of ``rtt_ms``; from now on, for what waits too."""
         for source, target, rate in ((a, b, mbps), (b, a, mbps if back_mbps is None else back_mbps)):
             self._tell({"source": source, "target": target, "mbps": rate, "delay_ms": rtt_ms / 2})
 
@@ -164,33 +165,60 @@ def missing() -> str:
 
 
 class _Direction:
-    """Packets from one node to another, in order."""
+    """Packets from one node to another, in order: they wait for the link, are sent at its rate as it is then, and fly for half of a round trip."""
 
-    def __init__(self) -> None:
-        self.queue: deque[tuple[float, int, bytes]] = deque()  # when it arrives, bytes on the link, packet
-        self.waiting = 0
-        self._free = 0.0  # when the link is done with what it was given
-        self.shape(1000.0, 0.5)
+    def __init__(self, now: float) -> None:
+        self._line: deque[tuple[int, bytes]] = deque()  # bytes on the link, packet; the first is being sent
+        self._flying: deque[tuple[float, int, bytes]] = deque()  # when it arrives, bytes on the link, packet
+        self._held = 0
+        self._left, self._now = 0.0, now  # bytes of the first that are still to be sent at that time
+        self._bytes_per_s = 0.0
+        self.shape(1000.0, 0.5, now)
 
-    def shape(self, mbps: float, delay_ms: float) -> None:
+    def shape(self, mbps: float, delay_ms: float, now: float) -> None:
+        """Send at ``mbps`` from now on, what waits too; 0 holds everything."""
+        self._advance(now)
         self._bytes_per_s, self._delay_s = mbps * 1e6 / 8, delay_ms / 1e3
         self._most = max(_QUEUE_BYTES, self._bytes_per_s * (_QUEUE_S + 2 * self._delay_s))
 
     def take(self, packet: bytes, now: float) -> None:
+        self._advance(now)
         size = _wire_bytes(packet)
-        if self.waiting + size > self._most:
+        if self._held + size > self._most:
             return
-        self._free = max(now, self._free) + size / self._bytes_per_s
-        arrives = self._free + self._delay_s
-        self.queue.append((max(arrives, self.queue[-1][0]) if self.queue else arrives, size, packet))
-        self.waiting += size
+        if not self._line:
+            self._left = size
+        self._line.append((size, packet))
+        self._held += size
 
     def due(self, now: float) -> bytes | None:
-        if not self.queue or self.queue[0][0] > now:
+        """A packet that has arrived by ``now``, if there is one."""
+        self._advance(now)
+        if not self._flying or self._flying[0][0] > now:
             return None
-        _, size, packet = self.queue.popleft()
-        self.waiting -= size
+        _, size, packet = self._flying.popleft()
+        self._held -= size
         return packet
+
+    def next_due(self) -> float:
+        """When the next packet arrives; infinity if none is on its way."""
+        if self._flying:
+            return self._flying[0][0]
+        if not self._line or not self._bytes_per_s:
+            return math.inf
+        return self._now + self._left / self._bytes_per_s + self._delay_s
+
+    def _advance(self, now: float) -> None:
+        """Let the link send until ``now``."""
+        while self._line and self._bytes_per_s and self._now + self._left / self._bytes_per_s <= now:
+            self._now += self._left / self._bytes_per_s
+            size, packet = self._line.popleft()
+            arrives = self._now + self._delay_s
+            self._flying.append((max(arrives, self._flying[-1][0]) if self._flying else arrives, size, packet))
+            self._left = self._line[0][0] if self._line else 0.0
+        if self._line:
+            self._left -= (now - self._now) * self._bytes_per_s
+        self._now = now
 
 
 def _wire_bytes(packet: bytes) -> int:
@@ -205,14 +233,14 @@ def _relay(nodes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with _cubic_allowed():
         namespaces, devices = zip(*[_node(i) for i in range(nodes)], strict=True)
-    directions = {(a, b): _Direction() for a in range(nodes) for b in range(nodes) if a != b}
+    directions = {(a, b): _Direction(time.monotonic()) for a in range(nodes) for b in range(nodes) if a != b}
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))  # a packet waits for its time, not for a core
     _say(list(namespaces))
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as control:
         while True:
             now = time.monotonic()
-            next_due = min((d.queue[0][0] for d in directions.values() if d.queue), default=now + 1)
+            next_due = min(now + 1, *(d.next_due() for d in directions.values()))
             ready, _, _ = select.select([control, *devices], [], [], max(0.0, next_due - now))
             if control in ready and not _obey(control.readline(), directions):
                 return
@@ -223,7 +251,7 @@ def _relay(nodes: int) -> None:
 def _obey(line: bytes, directions: dict[tuple[int, int], _Direction]) -> bool:
     if line:
         message = json.loads(line)
-        directions[message["source"], message["target"]].shape(message["mbps"], message["delay_ms"])
+        directions[message["source"], message["target"]].shape(message["mbps"], message["delay_ms"], time.monotonic())
         _say("done")
     return bool(line)
 

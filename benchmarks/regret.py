@@ -283,7 +283,7 @@ def on_board(device: Device, network: Network, photos: Path, folder: Path, token
     environment = {
         "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}", "SPLITEDGE_TOKEN": token,
         "SPLITEDGE_MODEL": MODEL, "SPLITEDGE_ALLOW_INSECURE": "true", "SPLITEDGE_ISA": device.isa, "SPLITEDGE_DEMAND_MAX_AWAY_S": "120",
-        "SPLITEDGE_DEMAND_MAX_DROP_POINTS": "2",
+        "SPLITEDGE_DEMAND_MAX_DROP_POINTS": "2", "SPLITEDGE_LINK_CONTROLLER": "fixed", "SPLITEDGE_LINK_REPLAN": "false",
     }  # fmt: skip
     # Compiling is not what is measured; it would take minutes on the slower core.
     subprocess.run(
@@ -299,11 +299,11 @@ def on_board(device: Device, network: Network, photos: Path, folder: Path, token
 
 
 @contextmanager
-def serving(store: Path, network: Network) -> Iterator[None]:
+def serving(store: Path, network: Network, node: int = SERVER) -> Iterator[None]:
     """`edge-server serve` on its node and core."""
     _, core = cores()
-    command = [*network.inside(SERVER), "taskset", "-c", str(core), sys.executable, "-m", "edge_server", "serve"]
-    options = ["--host", network.address(SERVER), "--port", str(PORT), "--insecure", "--store", str(store)]
+    command = [*network.inside(node), "taskset", "-c", str(core), sys.executable, "-m", "edge_server", "serve"]
+    options = ["--host", network.address(node), "--port", str(PORT), "--insecure", "--store", str(store)]
     process = subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -38,9 +38,10 @@ from calibration.observe import Progress, Quantization
 from calibration.quantize import Rounded, codes
 from calibration.rounding import EVEN, RATES, SEEN, UNSEEN, WIDTHS, Rounding, round_layers
 from calibration.samples import Samples
-from calibration.sensitivity import Probe, Sensitivity, enough
+from calibration.sensitivity import Probe, Sensitivity, enough, fit
 from calibration.trials import Site, Trial
 from edge_agent import errors
+from edge_agent.codec import jpeg
 from edge_agent.head import segment as seg
 from edge_agent.head.coding import coded_bytes
 from edge_agent.head.executor import Head
@@ -50,7 +51,7 @@ from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 TAIL_RUNS: Final = 9
 OUTPUT_ROOM: Final = 1.2
 
@@ -123,7 +124,7 @@ class Bundle:
         self.reasons: list[str] = [listed.reason for listed in manifest.cuts]
         self.unsupported, self.tail_ms = manifest.unsupported, manifest.tail_ms
         self._histograms: dict[int, Histogram] = {}
-        self._headers: dict[tuple[int, int], seg.Header] = {}
+        self._headers: dict[tuple[int, int, int], seg.Header] = {}
 
     @classmethod
     def open(cls, path: Path) -> Bundle:
@@ -147,21 +148,22 @@ class Bundle:
             self.manifest.float_top1,
         )  # fmt: skip
 
-    def header(self, cut: int, weight_bits: Bits = 8) -> seg.Header:
+    def header(self, cut: int, weight_bits: Bits = 8, start: int = 0) -> seg.Header:
         """The segment's header without its golden hash; computes no weights."""
         if not isinstance(weight_bits, int):
-            return self._lower(cut, weight_bits).header
-        key = cut, weight_bits
+            return self._lower(cut, weight_bits, start).header
+        key = start, cut, weight_bits
         if key not in self._headers:
-            self._headers[key] = self._lower(cut, weight_bits).header
+            self._headers[key] = self._lower(cut, weight_bits, start).header
         return self._headers[key]
 
-    def segment(self, cut: int, weight_bits: Bits) -> bytes:
-        """The segment file of the head up to ``cut``; always the same bytes. ``weight_bits`` as in `lower`, by the names in `weight_layers`.
+    def segment(self, cut: int, weight_bits: Bits, start: int = 0) -> bytes:
+        """The segment file from the cut ``start`` (0: the input) to ``cut``; always the same bytes. ``weight_bits`` as in `lower`, by the names in
+        `weight_layers`.
 
         Raises `errors.UsageError` for a cut that no head reaches, and for bits that do not fit its layers.
         """
-        return self._lower(cut, weight_bits).segment()
+        return self._lower(cut, weight_bits, start).segment()
 
     def tail(self, cut: int) -> bytes | None:
         """ONNX model from the cut's tensor (float32, ONNX layout) to the output; the whole model for cut 0, None at the output."""
@@ -173,10 +175,22 @@ class Bundle:
         made: bytes = tail_model(self._model, tensor, self._network.graph.shapes[tensor][1:]).SerializeToString()
         return made
 
+    def exact_codec(self, cut: int) -> Codec | None:
+        """The codec that sends the 8-bit codes of ``cut`` as they are, so that the next stage computes on with the same bits; None where the tensor
+        holds floats."""
+        header = self.header(cut)
+        tensor = header.tensors[header.output]
+        if tensor.dtype != "u8":
+            return None
+        low = -np.float32(tensor.scale) * np.float32(tensor.zero_point)
+        return Codec("exact", 8, [float(low)], [tensor.scale])
+
     def codec(self, cut: int, rule: str, bits: int) -> Codec:
         """The codec for an offered ``cut``, fitted to what its tensor was at calibration; ``rule`` as in `CodecNoise`."""
         if cut not in self._histograms:
-            self._histograms[cut] = Histogram(self._cut_values(cut), self.counts(cut))
+            self._histograms[cut] = Histogram(
+                self._cut_values(cut), self.counts(cut), picture_of(self.cuts[cut], self.preprocess)
+            )
         return self._histograms[cut].fit(rule, bits)
 
     def counts(self, cut: int) -> I64:
@@ -193,9 +207,13 @@ class Bundle:
         header = self.header(cut)
         return Quantization(header.tensors[header.output].scale, header.tensors[header.output].zero_point).values()
 
-    def weight_layers(self, cut: int) -> list[str]:
-        """The tensors that the layers with weights of the head up to ``cut`` yield, in order: the keys of a mapping of bits."""
-        return [layer.out for layer in self._network.weighted(self._reached(cut))]
+    def weight_layers(self, cut: int, start: int = 0) -> list[str]:
+        """The tensors that the layers with weights from the cut ``start`` to ``cut`` yield, in order: the keys of a mapping of bits."""
+        return [layer.out for layer in self._network.weighted(self._reached(cut), self._start(start))]
+
+    def _start(self, start: int) -> str:
+        """The tensor at ``start``; of token ids, which no head yields, a head begins all the same."""
+        return self._network.graph.input if start == 0 else self._reached(start)
 
     def _reached(self, cut: int) -> str:
         if not (0 <= cut < len(self.cuts) and self.manifest.cuts[cut].reachable):
@@ -203,8 +221,9 @@ class Bundle:
             raise errors.UsageError(f"no integer head reaches cut {cut}; the deepest is {deepest}")
         return self.cuts[cut].tensor
 
-    def _lower(self, cut: int, weight_bits: Bits) -> Lowered:
-        return lower(self._network, self._calibration, self._reached(cut), weight_bits, self.name, self.preprocess)
+    def _lower(self, cut: int, weight_bits: Bits, start: int) -> Lowered:
+        ends = self._reached(cut), self._start(start)
+        return lower(self._network, self._calibration, ends[0], weight_bits, self.name, self.preprocess, ends[1])
 
     @functools.cached_property
     def _model(self) -> onnx.ModelProto:
@@ -332,7 +351,12 @@ class _Making:
             return [Histogram(*counted[tensor]) for tensor in tensors]
         counts = accuracy.count_codes(head, taps, self.samples, self._progress)
         known = [s.quantization for s in spots]
-        return [Histogram(q.values(), c) for q, c in zip(known, counts, strict=True) if q is not None]
+        pictures = [picture_of(p.cut, self.samples.preprocess) for p in self.places if p.offered]
+        return [
+            Histogram(q.values(), c, picture)
+            for q, c, picture in zip(known, counts, pictures, strict=True)
+            if q is not None
+        ]
 
     def layer_noises(self, cache: Path | None) -> dict[str, LayerNoise]:
         """What the bits of each layer do alone."""
@@ -349,19 +373,14 @@ class _Making:
 
         count = enough(self.outputs[0].size)
         probe = Probe(self.model, self.network, self.samples[self.judged], count, cache)
-        found = probe.layers(self.weighted, rounder, self._progress)
-        even: list[list[float]] = [[] for _ in found]
-        if self.calibration.roundings:  # a probe takes as many grids as there are widths
-            grid_of = dict(zip(WIDTHS, EVEN, strict=True))
-            tried = probe.layers(self.weighted, lambda layer, bits: rounder(layer, grid_of[bits]), self._even)
-            even = [one.noise for one in tried]
+        grids = (*WIDTHS, *EVEN) if self.calibration.roundings else WIDTHS
+        found, n = probe.layers(self.weighted, rounder, grids, self._progress), len(WIDTHS)
         return {
-            layer.out: LayerNoise(short(layer.name), layer.weight.size, noise, more, sizes[layer.out])
-            for layer, noise, more in zip(self.weighted, found, even, strict=True)
+            layer.out: LayerNoise(
+                short(layer.name), layer.weight.size, fit(layer.out, noise[:n]), noise[n:], sizes[layer.out]
+            )
+            for layer, noise in zip(self.weighted, found, strict=True)
         }
-
-    def _even(self, phase: str, done: int, total: int) -> None:
-        self._progress(f"{phase}, even grids", done, total)
 
     def accuracy_model(self, sites: Sequence[Site], noises: dict[str, LayerNoise]) -> tuple[Model, list[Trial]]:
         """From trials of whole heads on the judged samples. Its noise is what the parts sum to, for that is what a planner knows."""
@@ -471,6 +490,12 @@ def _check_classes(model: onnx.ModelProto, samples: Samples, names: Sequence[str
             f"there are {len(names)} class names and the model has {outputs} outputs; "
             "give one name for each, with one for a background class where the model has that"
         )
+
+
+def picture_of(cut: Cut, preprocess: Preprocess) -> Preprocess | None:
+    """``preprocess`` where the tensor at ``cut`` is the picture that it makes."""
+    whole = cut.kind == "input" and preprocess.kind == "image" and jpeg.fits(tuple(preprocess.shape))
+    return preprocess if whole else None
 
 
 def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:

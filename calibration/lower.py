@@ -94,25 +94,31 @@ def lower(
     weight_bits: Bits,
     model: str = "model",
     preprocess: Preprocess | None = None,
+    start: str | None = None,
 ) -> Lowered:
     """The head of ``network`` up to the tensor ``cut`` (reachable); its header's ``weight_bits`` are the most of any layer.
+
+    ``start``: a tensor before ``cut`` to begin at in place of the network's input, for a later stage of a chain. It is held as the head that ends
+    there holds it, so that stages one after another compute the bits of one head; ``preprocess`` is then that of a tensor.
 
     Raises `errors.ModelError` for a tensor that no head reaches, and `errors.UsageError` where ``weight_bits`` has no width, or none of 2..8, for a layer of the head, or names one outside it.
     """
     if cut not in network.reachable():
         reason = "; ".join(f"{node}: {why}" for node, why in network.unsupported[:1]) or "it computes nothing"
         raise errors.ModelError(f"no integer head reaches {short(cut)} ({reason}); cut the model before it")
-    grids = layer_bits(network, cut, weight_bits, calibration.roundings)
+    start = start or network.graph.input
+    grids = layer_bits(network, cut, weight_bits, calibration.roundings, start)
     widths = {out: calibration.width(out, grid) for out, grid in grids.items()}
     most = max(widths.values(), default=weight_bits if isinstance(weight_bits, int) else 8)
     work = _Lowering(network, calibration, grids, widths)
-    source = work.source()
-    for layer in network.needed(cut):
+    source = work.source() if start == network.graph.input else work.resume(_tensor(network, calibration, start), start)
+    for layer in between(network, cut, start):
         work.add(layer)
     output = work.index[cut]
     layer_name = short(network.made[cut].name if cut in network.made else cut)
-    spec = preprocess or Preprocess("tensor", work.tensors[source].shape)
-    golden = seg.Golden(f"{model}/{layer_name}/{most}", "0" * 64)
+    whole = start == network.graph.input
+    spec = preprocess if preprocess and whole else Preprocess("tensor", work.tensors[source].shape)
+    golden = seg.Golden(f"{model}/{'' if whole else short(start) + '/'}{layer_name}/{most}", "0" * 64)
     size = place(work.tensors, work.ops, source, output)
     header = seg.Header(
         model, layer_name, most, spec, work.tensors, source, output, work.ops, size, work.constants.size, golden
@@ -120,9 +126,37 @@ def lower(
     return Lowered(header, work.index, work.constants)
 
 
-def layer_bits(network: Network, cut: str, weight_bits: Bits, known: Container[tuple[str, int]] = ()) -> dict[str, int]:
-    """The bits, or even grid if it is ``known``, of each layer with weights of the head up to ``cut``, in order. Raises `errors.UsageError` as `lower` does."""
-    heads = [layer.out for layer in network.weighted(cut)]
+def between(network: Network, cut: str, start: str) -> list[Layer]:
+    """The layers that make ``cut`` of ``start`` alone, in order. Raises `errors.UsageError` where something else is needed too."""
+    found = network.needed(cut, start)
+    known = {start, *(layer.out for layer in found)}
+    if not known >= {cut, *(name for layer in found for name in layer.inputs)}:
+        raise errors.UsageError(f"{short(cut)} is not made of {short(start)} alone; choose two cuts in their order")
+    return found
+
+
+def _tensor(network: Network, calibration: Calibration, name: str) -> seg.Tensor:
+    """The tensor ``name`` as the head that ends there holds it."""
+    bits = layer_bits(network, name, 8)
+    work = _Lowering(network, calibration, bits, bits)
+    work.source()
+    for layer in network.needed(name):
+        work.add(layer)
+    return work.tensors[work.index[name]]
+
+
+def layer_bits(
+    network: Network,
+    cut: str,
+    weight_bits: Bits,
+    known: Container[tuple[str, int]] = (),
+    start: str | None = None,
+) -> dict[str, int]:
+    """The bits, or even grid if it is ``known``, of each layer with weights from ``start`` (None: the input) to ``cut``, in order.
+
+    Raises `errors.UsageError` as `lower` does.
+    """
+    heads = [layer.out for layer in network.weighted(cut, start)]
     given = [("", weight_bits)] if isinstance(weight_bits, int) else weight_bits.items()
     for out, bits in given:
         if not 2 <= bits <= 8 and (out, bits) not in known:
@@ -176,6 +210,12 @@ class _Lowering:
         if self.network.source == "u8":
             return self.tensor(graph.input, shape, self.calibration.quantizations[graph.input])
         return self.stream(graph.input, shape)
+
+    def resume(self, tensor: seg.Tensor, name: str) -> int:
+        """The tensor ``name``, which an earlier stage yields, as the input."""
+        self.tensors.append(seg.Tensor(list(tensor.shape), tensor.scale, tensor.zero_point, 0, tensor.dtype))
+        self.index[name] = 0
+        return 0
 
     def stream(self, name: str, shape: list[int]) -> int:
         """The tensor ``name`` of a transformer."""

@@ -11,6 +11,7 @@ an error that its caller sees (`counters`). When the plan expires or the server 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,16 +29,20 @@ from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.energy import FrameEnergy
 from edge_agent.engine import Encoded, Engine, Frame, frame_bytes
+from edge_agent.gate import Gate
+from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
 from edge_agent.protocol.frames import HEADER_BYTES, Answer, unpack_topk
-from edge_agent.protocol.messages import Plan
+from edge_agent.protocol.messages import BESIDE, LinkEstimate, Plan
 from edge_agent.results import Counters, Result, Timing, stages, top_classes
-from edge_agent.timings import Timings
+from edge_agent.timings import Timings, Turns
 
 
 class Agent:
-    """One model on this board. ``progress`` hears in a few words what start-up is doing, ``on_link`` once each that the link is lost or back."""
+    """One model on this board. ``progress`` hears in a few words what start-up is doing, ``on_link`` once each that the link is lost or back, and
+    that it no longer holds what is wanted, or does again.
+    """
 
     def __init__(
         self,
@@ -56,10 +61,14 @@ class Agent:
         self._replanning: asyncio.Task[None] | None = None
         self._active: _Active | None = None
         self._timings: Timings | None = None
+        self._turns = Turns()
         self._renew = asyncio.Event()  # a new plan is wanted before the old one expires
         self._closing = False
         self._reconnects = 0  # of streams that were closed
         self._plans = 0
+        self._planned_at = 0.0
+        self._overloads, self._holds = 0, True  # of streams that were closed; what was told last
+        self._follower: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._energy: FrameEnergy | None = None  # None: no sensor
         self._metering: asyncio.Task[None] | None = None
@@ -108,11 +117,13 @@ class Agent:
             self._energy = FrameEnergy(meter, self.admission)
             self._metering = asyncio.create_task(self._energy.run())
         self._keeper = asyncio.create_task(self._keep_fresh())
+        self._follower = asyncio.create_task(self._follow_link())
 
     async def close(self) -> None:
         """Let frames in flight end for at most `limits.DRAIN_TIMEOUT`, then stop."""
         self._closing = True
-        tasks = [task for task in (self._keeper, self._replanning, self._metering) if task is not None]
+        own = (self._keeper, self._follower, self._replanning, self._metering)
+        tasks = [task for task in own if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -162,7 +173,18 @@ class Agent:
             "model": self.settings.model, "uptime_s": round(time.monotonic() - self._started, 1), "plan": self.plan_info() or None,
             "frames": {"answered": counters.answered, "dropped": dict(counters.dropped), "failed": dict(counters.failed)},
             "queue": {"frames": self.admission.frames, "bytes": self.admission.bytes}, "payload_bytes": counters.payload_bytes,
-            "reconnects_total": self._reconnects_total(), "plans_total": self._plans, "energy": self.energy(),
+            "reconnects_total": self._reconnects_total(), "plans_total": self._plans, "energy": self.energy(), "link": self.link(),
+        }  # fmt: skip
+
+    def link(self) -> dict[str, Any] | None:
+        """How the stream adapts: controller, codec in use, the link as it is estimated, and whether it holds what is wanted; None without a stream."""
+        if self._active is None or (adaptation := self._active.adaptation) is None:
+            return None
+        estimate, rungs = adaptation.estimate(time.monotonic()), self._active.engine.plan.rungs
+        return {
+            "controller": self.settings.link.controller, "rung": adaptation.rung, "rungs": len(rungs), "bits": adaptation.bits,
+            "drop_points": rungs[adaptation.rung].drop_points, "uplink_mbps": estimate.uplink_mbps, "rtt_ms": estimate.rtt_ms,
+            "holds": adaptation.holds, "overloads_total": self._overloads + adaptation.overloads, "waiting": self._active.gate.waiting(time.monotonic()),
         }  # fmt: skip
 
     def energy(self) -> dict[str, Any] | None:
@@ -182,6 +204,9 @@ class Agent:
             "ready": float(self.ready), "queue_frames": self.admission.frames, "queue_bytes": self.admission.bytes,
             "reconnects_total": self._reconnects_total(), "plans_total": self._plans,
         }  # fmt: skip
+        if link := self.link():
+            names = ("rung", "bits", "uplink_mbps", "rtt_ms", "holds", "overloads_total", "waiting")
+            found |= {f"link_{name}": float(link[name]) for name in names}
         if energy := self.energy():
             found["frame_joules_total"] = energy["joules"]
             if energy["joules_per_frame"] is not None:
@@ -218,18 +243,39 @@ class Agent:
             raise
 
     async def _through(self, active: _Active, frame: Frame, start: float) -> Result:
-        engine = active.engine
+        engine, deadline = active.engine, self._deadline(start)
         async with active.use():
-            encoded = await asyncio.get_running_loop().run_in_executor(self._worker, engine.process, frame)
-            sent = time.perf_counter()
-            answer = await active.stream.send(encoded.payload, engine.codec) if active.stream else None
+            if active.adaptation is not None:
+                active.adaptation.offered(time.monotonic())
+            async with active.gate.place(deadline) as leave:
+                choose = functools.partial(active.choose, self._late_s)
+                asked, work = time.perf_counter(), functools.partial(engine.process, frame, choose)
+                loop = asyncio.get_running_loop()
+                encoded, turn_ms = await loop.run_in_executor(self._worker, self._turns.run, asked, work)
+                sent = time.perf_counter()
+                stream = active.stream
+                answer = await stream.send(encoded.payload, encoded.rung, deadline, leave) if stream else None
         timing = _timing(encoded, answer, start, sent)
         if self._timings is not None:
-            self._timings.add(engine.plan.segment.sha256, timing.head_ms + timing.encode_ms)
+            self._timings.add(engine.plan.segment.sha256, timing.head_ms)
+            self._timings.add(BESIDE, max(0.0, turn_ms - timing.head_ms - timing.encode_ms))
         sent_bytes = HEADER_BYTES + len(encoded.payload) if answer else 0
         pairs = unpack_topk(answer.payload) if answer else engine.top(encoded.codes, self.settings.topk)
         top = top_classes(pairs, engine.plan.labels)
-        return Result(top, timing, sent_bytes, engine.plan.id, engine.plan.mode)
+        bits = engine.plan.ladder[encoded.rung].bits if answer else 0
+        return Result(top, timing, sent_bytes, engine.plan.id, engine.plan.mode, bits)
+
+    def _deadline(self, start: float) -> float | None:
+        """When a frame that came at ``start`` (of `time.perf_counter`) ages out, in the event loop's time; None: never, unless on the link."""
+        age_ms = self.settings.link.max_age_ms
+        if age_ms is None:
+            return None
+        return asyncio.get_running_loop().time() + age_ms / 1e3 - (time.perf_counter() - start)
+
+    @property
+    def _late_s(self) -> float:
+        """Frames that wait for so long at the gate wait too long: half of what they may."""
+        return (self.settings.link.max_age_ms or limits.FRAME_AGE * 1e3) / 2e3
 
     def _require_active(self) -> _Active:
         if self._active is None:
@@ -238,20 +284,29 @@ class Agent:
 
     # --- the plan
 
-    async def _prepare(self) -> _Active:
-        """Profile, link, plan, segment, warm head, open stream."""
+    async def _prepare(self, known: LinkEstimate | None = None) -> _Active:
+        """Profile, link (measured, unless it is ``known``), plan, segment, warm head, open stream."""
         settings, cache = self.settings, Cache(negotiation.cache_directory(self.settings))
         profile = await negotiation.profile(settings, self.say)
         async with negotiation.client(settings) as client:
-            plan = await negotiation.plan(client, settings, profile, cache.held(), self._known(), self.say)
+            link = known or await negotiation.link(client, {}, self.say)
+            plan = await negotiation.plan(client, settings, profile, cache.held(), self._known(), self.say, link)
             data = await negotiation.fetch(client, cache, plan, self.say)
         self.say("preparing the head")
         threads = min(best_threads(profile), usable_threads())  # the profile may be another machine's
         engine = await asyncio.to_thread(Engine, plan, data, settings.demand, threads)
-        stream = None if plan.mode == "device" else await self._open(plan)
+        adaptation = None if plan.mode == "device" else self._adaptation(plan, negotiation.own_link(plan) or link)
+        stream = None if adaptation is None else await self._open(plan, adaptation)
         self._plans += 1
+        self._planned_at = time.monotonic()
         self.say("ready")
-        return _Active(engine, stream)
+        return _Active(engine, stream, adaptation)
+
+    def _adaptation(self, plan: Plan, link: LinkEstimate) -> Adaptation:
+        demand, chosen = self.settings.demand, self.settings.link
+        return Adaptation(
+            plan, link, Goal(demand.min_rate_fps, demand.max_latency_ms), chosen.controller, chosen.bits or None
+        )
 
     def _known(self) -> dict[str, float]:
         """What heads took here so far; kept, as an agent may be ended at any time."""
@@ -259,10 +314,10 @@ class Agent:
         self._timings.save()
         return self._timings.known()
 
-    async def _open(self, plan: Plan) -> FrameStream:
+    async def _open(self, plan: Plan, adaptation: Adaptation) -> FrameStream:
         """The stream of ``plan``, open on the server's side too, or the error that stands in the way."""
         self.say("opening the stream")
-        stream = await negotiation.stream(self.settings, plan, WINDOW).__aenter__()
+        stream = await negotiation.stream(self.settings, plan, WINDOW, adaptation).__aenter__()
         try:
             await stream.ready()
             stream.on_state = self._link_changed
@@ -285,7 +340,12 @@ class Agent:
             task.result()
 
     async def _replace(self, old: _Active) -> None:
-        self._use(await self._prepare())
+        adaptation = old.adaptation
+        stage = old.engine.plan.stage
+        to_server = stage is None or not stage.downstream
+        changed = adaptation is not None and adaptation.changed and to_server
+        known = adaptation.estimate(time.monotonic()) if adaptation is not None and changed else None
+        self._use(await self._prepare(known))
         self._begin_retiring(old)
 
     def _replanned(self, task: asyncio.Task[None]) -> None:
@@ -310,6 +370,30 @@ class Agent:
                     await asyncio.sleep(backoff if heals(error) else limits.REPLAN_LEAST)  # each attempt loads the link
                     backoff = min(2 * backoff, limits.BACKOFF_MAX)
 
+    async def _follow_link(self) -> None:
+        """Tell when the link comes not to hold what is wanted, and make a new plan where it has changed for good."""
+        while True:
+            await asyncio.sleep(limits.LINK_PERIOD)
+            active = self._active
+            if active is None or active.adaptation is None or not active.link_up:
+                continue
+            if active.adaptation.holds != self._holds:
+                self._holds = active.adaptation.holds
+                self._on_link(self._holding(active.adaptation))
+            due = time.monotonic() - self._planned_at >= limits.REPLAN_LEAST
+            if due and active.adaptation.changed and self.settings.link.replan:
+                self._planned_at = time.monotonic()
+                try:
+                    await self._replan(active)
+                except errors.SplitEdgeError as error:
+                    self.say(f"ready with the old plan; no new one for the changed link: {error.message}")
+
+    def _holding(self, adaptation: Adaptation) -> str:
+        if adaptation.holds:
+            return "the link holds what is wanted again"
+        rate = adaptation.estimate(time.monotonic()).uplink_mbps
+        return f"the link carries {rate:.2g} Mbit/s, too little even for the cheapest codec of the plan; frames wait, and are dropped when they age"
+
     async def _renewal(self, seconds: float) -> None:
         """Wait until a new plan is wanted, at most ``seconds``."""
         with suppress(TimeoutError):
@@ -328,7 +412,9 @@ class Agent:
         task.add_done_callback(self._retired)
 
     def _retired(self, task: asyncio.Task[None]) -> None:
-        self._reconnects += self._retiring.pop(task).reconnects
+        active = self._retiring.pop(task)
+        self._reconnects += active.reconnects
+        self._overloads += active.adaptation.overloads if active.adaptation is not None else 0
 
     def _use(self, active: _Active) -> None:
         self._active = active
@@ -349,17 +435,26 @@ class Agent:
 
 
 WINDOW = 8  # frames on the link at once
+AHEAD = 2  # frames between the gate and the link: one in the head, one coded and next to go
 _STOPPED = "the agent stopped before the frame was answered; send it again"
 
 
 class _Active:
-    """A plan in use: its engine, its stream (None in mode "device"), and the frames that are in them."""
+    """A plan in use: its engine, its stream and what adapts it (None in mode "device"), and the frames that are in them."""
 
-    def __init__(self, engine: Engine, stream: FrameStream | None) -> None:
-        self.engine, self.stream = engine, stream
+    def __init__(self, engine: Engine, stream: FrameStream | None, adaptation: Adaptation | None = None) -> None:
+        self.engine, self.stream, self.adaptation = engine, stream, adaptation
+        self.gate = Gate(AHEAD)
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def choose(self, late_s: float) -> int:
+        """The rung for the frame that is coded now; in the head's thread. ``late_s``: who waits so long at the gate waits too long."""
+        if self.adaptation is None:
+            return self.engine.codec
+        now = time.monotonic()
+        return self.adaptation.choose(now, self.gate.waiting(now - late_s))
 
     @property
     def link_up(self) -> bool:

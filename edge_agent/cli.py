@@ -61,7 +61,20 @@ Frames = Annotated[float | None, typer.Option("--frames", help="How many the pla
 WeightTime = Annotated[float | None, typer.Option("--weight-time", help="Weight of a second [1].")]
 WeightEnergy = Annotated[float | None, typer.Option("--weight-energy", help="Weight of a joule [0].")]
 WeightCost = Annotated[float | None, typer.Option("--weight-cost", help="Weight of a server second [0].")]
+Next = Annotated[
+    str | None, typer.Option("--next", help="Share the model with the board at this URL and those behind it.")
+]
 MaxAway = Annotated[float | None, typer.Option("--max-away", help="Seconds the server may be away [10].")]
+Controller = Annotated[
+    str | None,
+    typer.Option("--controller", help="What chooses codecs: adaptive, quantpipe, pipeedge or fixed [adaptive]."),
+]
+LinkBits = Annotated[
+    int | None, typer.Option("--bits", help="Begin with the codec of at most so many bits [as the plan says].")
+]
+MaxAge = Annotated[
+    float | None, typer.Option("--max-age", help="Milliseconds after which an unsent frame is dropped [never].")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -138,6 +151,7 @@ def plan(
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None, max_drop: MaxDrop = None,
     max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, frames: Frames = None,
     weight_time: WeightTime = None, weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None,
+    next: Next = None,
     board: Annotated[str | None, typer.Option("--board", help="What if: plan for this known board, which nobody measured.")] = None,
     uplink: Annotated[float | None, typer.Option("--uplink", min=1e-3, help="What if: Mbit/s to the server.")] = None,
     downlink: Annotated[float | None, typer.Option("--downlink", min=1e-3, help="What if: Mbit/s from the server.")] = None,
@@ -161,8 +175,9 @@ def infer(
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None, max_drop: MaxDrop = None,
     max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, frames: Frames = None,
     weight_time: WeightTime = None,
-    weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None,
-    topk: Annotated[int | None, typer.Option("--topk", help="Classes in an answer [5].")] = None, json: Json = False,
+    weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None, next: Next = None,
+    topk: Annotated[int | None, typer.Option("--topk", help="Classes in an answer [5].")] = None,
+    controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Classify images and say where the time went."""
     settings = _settings(locals())
@@ -177,8 +192,12 @@ def run(
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None,
     host: Annotated[str | None, typer.Option("--host", help="Address of the local API [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port of the local API [8471].")] = None,
+    next: Next = None,
+    stage_host: Annotated[str | None, typer.Option("--stage-host", help="Address for boards before this one [127.0.0.1].")] = None,
+    stage_port: Annotated[int | None, typer.Option("--stage-port", help="Serve as a later stage of a chain on this port.")] = None,
+    controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None,
 ) -> None:  # fmt: skip
-    """Run the agent with its local HTTP API until it is told to stop."""
+    """Run the agent with its local HTTP API until it is told to stop; with --stage-port as a later stage of a chain of boards."""
     settings = _settings(locals())
     from edge_agent.commands import run as command
 
@@ -227,7 +246,8 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 
 _NOT_SETTINGS = {"config", "json", "plot", "images", "board", "uplink", "downlink", "rtt"}
 _KEYS = {
-    "host": "api.host", "port": "api.port", "max_drop": "demand.max_drop_points", "max_latency": "demand.max_latency_ms",
+    "host": "api.host", "port": "api.port", "next": "chain.next", "stage_host": "stage.host", "stage_port": "stage.port", "max_drop": "demand.max_drop_points", "max_latency": "demand.max_latency_ms",
     "min_rate": "demand.min_rate_fps", "keep": "demand.keep", "frames": "demand.frames", "max_away": "demand.max_away_s",
+    "controller": "link.controller", "bits": "link.bits", "max_age": "link.max_age_ms",
     "weight_time": "demand.weights.time", "weight_energy": "demand.weights.energy", "weight_cost": "demand.weights.cost",
 }  # fmt: skip

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_agent import errors, limits
-from edge_agent.protocol.messages import Demand, Mode, Weights
+from edge_agent.protocol.messages import Demand, Mode, Objective, Weights
 
 CREDENTIAL = "splitedge-token"  # the name under which systemd's LoadCredential hands the token over
 
@@ -58,6 +58,49 @@ class ApiConfig(msgspec.Struct, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65535, description="a whole number from 0 (any free port) to 65535")] = 8471
 
 
+class ChainConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """``[chain]``: the board after this one, if a model is shared among several, and, on the first of them, what the chain is planned for.
+
+    ``next`` is its address as a stage, ``token`` or ``token_file`` what it asks for. ``exact``: send 8-bit codes as they are.
+    ``spread``: give every board a part.
+    """
+
+    next: Annotated[str, Meta(max_length=2048, description="a URL like https://board:8472, or empty")] = ""
+    token: Annotated[str, Meta(max_length=4096, description="the token in quotes")] = ""
+    token_file: _Path = ""
+    ca: _Path = ""
+    objective: Annotated[Objective, Meta(description='"latency" or "rate"')] = "latency"
+    exact: Annotated[bool, Meta(description="true or false")] = False
+    spread: Annotated[bool, Meta(description="true or false")] = False
+
+
+class StageConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """``[stage]``: where boards before this one reach it, if it serves as a later stage of a chain: with a port and without `model` it does."""
+
+    host: Annotated[str, Meta(min_length=1, max_length=255, description="an address in quotes")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="a whole number from 0 (any free port) to 65535")] | None = (
+        None
+    )
+    token: Annotated[str, Meta(max_length=4096, description="the token in quotes")] = ""
+    token_file: _Path = ""
+    cert: _Path = ""
+    key: _Path = ""
+
+
+class LinkConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """``[link]``: what moves along the codecs that a plan allows, where it begins (0: where the plan does), when frames age, and whether a lasting change
+    of the link leads to a new plan.
+    """
+
+    controller: Annotated[
+        Literal["adaptive", "quantpipe", "pipeedge", "fixed"],
+        Meta(description='"adaptive", "quantpipe", "pipeedge" or "fixed"'),
+    ] = "adaptive"
+    bits: Annotated[int, Meta(ge=0, le=32, description="a whole number from 0 (as the plan says) to 32")] = 0
+    max_age_ms: Annotated[float, Meta(gt=0, le=1e6, description="a number of milliseconds above 0")] | None = None
+    replan: Annotated[bool, Meta(description="true or false")] = True
+
+
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """All settings. ``profile`` is a file that `edge-agent profile --out` wrote; without it the machine is measured once and remembered."""
 
@@ -74,7 +117,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
         int, Meta(ge=0, le=limits.MAX_THREADS, description="a whole number from 0 (as many as help) to 64")
     ] = 0
     api: ApiConfig = msgspec.field(default_factory=ApiConfig)
+    chain: ChainConfig = msgspec.field(default_factory=ChainConfig)
+    stage: StageConfig = msgspec.field(default_factory=StageConfig)
     demand: DemandConfig = msgspec.field(default_factory=DemandConfig)
+    link: LinkConfig = msgspec.field(default_factory=LinkConfig)
 
     def __repr__(self) -> str:
         return f"Settings(server={self.server!r}, model={self.model!r})"  # a log never holds the token
@@ -89,11 +135,9 @@ def load(
     """
     values = _from_file(path, environ) | _from_environment(environ) | _from_options(options or {})
     settings = msgspec.convert(_nest(values), Settings)
-    url = _split_url(settings.server)
-    if url is None:
-        raise errors.ConfigError(
-            f"`server` must be a URL like https://host:8470, not {settings.server[:100]!r}", key="server"
-        )
+    for key, url in (("server", settings.server), ("chain.next", settings.chain.next)):
+        if (url or key == "server") and _split_url(url) is None:
+            raise errors.ConfigError(f"`{key}` must be a URL like https://host:8470, not {url[:100]!r}", key=key)
     return settings
 
 
@@ -111,17 +155,31 @@ def token(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
 
     Raises `errors.ConfigError` if the file cannot be read or holds no single line of printable ASCII.
     """
-    if settings.token:
-        return _checked_token(settings.token, "the setting `token`")
-    path = Path(settings.token_file).expanduser() if settings.token_file else _credential(environ)
+    return _token(settings.token, settings.token_file, "", _credential(environ))
+
+
+def chain_token(settings: Settings) -> str:
+    """The token for the next board, or an empty string. Raises as `token`."""
+    return _token(settings.chain.token, settings.chain.token_file, "chain.", None)
+
+
+def stage_token(settings: Settings) -> str:
+    """The token that boards before this one must bear, or an empty string. Raises as `token`."""
+    return _token(settings.stage.token, settings.stage.token_file, "stage.", None)
+
+
+def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
+    if given:
+        return _checked_token(given, f"the setting `{prefix}token`")
+    path = Path(file).expanduser() if file else otherwise
     if path is None:
         return ""
     try:
-        with path.open("rb") as file:
-            text = file.read(8192)
+        with path.open("rb") as opened:
+            text = opened.read(8192)
     except OSError as error:
         raise errors.ConfigError(
-            f"the token file {path} cannot be read ({error.strerror}); check `token_file`"
+            f"the token file {path} cannot be read ({error.strerror}); check `{prefix}token_file`"
         ) from error
     return _checked_token(text.decode("ascii", "replace").strip(), f"the token file {path}")
 
@@ -163,7 +221,7 @@ def _convert(key: str, value: object, where: str, *, strict: bool) -> Any:
 
 
 def _wrong(key: str, value: object, where: str) -> errors.ConfigError:
-    shown = "what is there" if key == "token" else repr(value)[:60]
+    shown = "what is there" if key.endswith("token") else repr(value)[:60]
     return errors.ConfigError(f"{where} must be {_description(_KINDS[key])}, not {shown}", key=key)
 
 

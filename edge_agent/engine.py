@@ -5,8 +5,10 @@ The plan comes from a server, so before a frame is touched the engine checks tha
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,7 +17,8 @@ from PIL import Image
 
 from edge_agent import codec, errors, limits
 from edge_agent.head import executor, preprocess, segment
-from edge_agent.protocol.messages import Demand, Plan, Preprocess
+from edge_agent.protocol.frames import HEADER_BYTES
+from edge_agent.protocol.messages import Codec, Demand, Plan, Preprocess
 from edge_agent.results import best
 
 Frame: TypeAlias = bytes | Image.Image | NDArray[np.generic]
@@ -27,6 +30,7 @@ class Encoded(NamedTuple):
 
     codes: NDArray[Any]
     payload: bytes
+    rung: int
     preprocess_ms: float
     head_ms: float
     encode_ms: float
@@ -48,35 +52,56 @@ class Engine:
         coded = plan.preprocess.kind == "image" and self._input.dtype == "u8"
         self._table = preprocess.code_table(plan.preprocess, self._input) if coded else None
         self._probabilities = _ends_in_softmax(header)
+        self._exact = _own_codes(self._input) if self._input.dtype == "u8" else None
         self.codec = plan.codec
-        self._encode(
-            np.zeros(self._output.shape, segment.DTYPES[self._output.dtype])
-        )  # compiles, and refuses a codec that does not fit
+        zeros = np.zeros(self._output.shape, segment.DTYPES[self._output.dtype])
+        for rung in range(len(plan.ladder)):  # compiles, and refuses a codec that does not fit
+            self._encode(zeros, rung)
 
-    def process(self, frame: Frame) -> Encoded:
-        """``frame`` through preprocessing, head and codec. Raises `errors.InputError` for a frame that does not fit the model."""
+    def process(self, frame: Frame, choose: Callable[[], int] | None = None) -> Encoded:
+        """``frame`` through preprocessing, head and the codec of the rung that ``choose`` returns once the head is done, else the one to start with.
+
+        Raises `errors.InputError` for a frame that does not fit the model.
+        """
         start = time.perf_counter()
-        codes = self._codes(frame)
+        return self._run(self._codes(frame), start, choose)
+
+    def _run(self, codes: NDArray[Any], start: float, choose: Callable[[], int] | None) -> Encoded:
         prepared = time.perf_counter()
         out = self._head.run(codes)
         done = time.perf_counter()
-        payload = self._encode(out)
+        rung = self.codec if choose is None else choose()
+        payload = self._encode(out, rung)
         end = time.perf_counter()
-        return Encoded(out, payload, 1e3 * (prepared - start), 1e3 * (done - prepared), 1e3 * (end - done))
+        return Encoded(out, payload, rung, 1e3 * (prepared - start), 1e3 * (done - prepared), 1e3 * (end - done))
+
+    def resume(self, x: NDArray[np.float32], choose: Callable[[], int] | None = None) -> Encoded:
+        """As `process`, of what the stage before has sent: float32 in the shape of the segment's input, for which ``preprocess_ms`` tells the way to codes.
+
+        Codes are clamp(rint((x - lo) x (1 / scale))) with lo the value of code 0, each step in float32: for a tensor that was sent as its codes, the same.
+        """
+        start = time.perf_counter()
+        codes: NDArray[Any] = x
+        if self._exact is not None:
+            codes = np.frombuffer(codec.encode(x, self._exact), np.uint8).reshape(x.shape)
+        return self._run(codes, start, choose)
 
     def top(self, codes: NDArray[Any], k: int) -> list[tuple[int, float]]:
         """The ``k`` best (class, probability) of the output ``codes`` in mode "device"."""
-        values = codes
-        if self._output.dtype == "u8":
-            values = (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
-        return best(values, k, probabilities=self._probabilities)
+        return best(self.values(codes), k, probabilities=self._probabilities)
 
-    def _encode(self, codes: NDArray[Any]) -> bytes:
+    def values(self, codes: NDArray[Any]) -> NDArray[np.float32]:
+        """What the output ``codes`` stand for."""
+        if self._output.dtype == "f32":
+            return codes
+        return (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
+
+    def _encode(self, codes: NDArray[Any], rung: int) -> bytes:
         if self.plan.mode == "device":
             return b""
         if self._output.dtype == "f32":
-            return codec.encode(codes, self.plan.ladder[self.codec])
-        return codec.encode_codes(codes, self._output.scale, self._output.zero_point, self.plan.ladder[self.codec])
+            return codec.encode(codes, self.plan.ladder[rung])
+        return codec.encode_codes(codes, self._output.scale, self._output.zero_point, self.plan.ladder[rung])
 
     def _codes(self, frame: Frame) -> NDArray[Any]:
         spec = self.plan.preprocess
@@ -98,6 +123,11 @@ class Engine:
             if self._table is None
             else preprocess.pixels_to_codes(pixels, self._table)
         )
+
+
+def _own_codes(tensor: segment.Tensor) -> Codec:
+    """The codec whose codes are those of the 8-bit ``tensor``."""
+    return Codec("exact", 8, [float(-np.float32(tensor.scale) * np.float32(tensor.zero_point))], [tensor.scale])
 
 
 def _holds_values(frame: Frame) -> bool:
@@ -153,7 +183,7 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
             f"the server's plan has the mode {plan.mode!r} and {demand.mode!r} was asked for; upgrade the older side",
             plan=plan.id,
         )
-    check_ladder(plan)
+    check_ladder(plan, demand)
     if len(plan.labels) > limits.MAX_LABELS:
         raise errors.PlanError(f"the server's plan has more than {limits.MAX_LABELS} labels", plan=plan.id)
     if plan.mode != "device" and not _keeps(header, plan, demand.keep):
@@ -163,12 +193,30 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
         )  # fmt: skip
 
 
-def check_ladder(plan: Plan) -> None:
-    """Raise `errors.PlanError` unless the codec that ``plan`` begins with is on its ladder, or it sends nothing."""
-    if plan.mode != "device" and not 0 <= plan.codec < len(plan.ladder):
+def check_ladder(plan: Plan, demand: Demand) -> None:
+    """Raise `errors.PlanError` unless the codec that ``plan`` begins with is on its ladder, all of which meets ``demand``, or it sends nothing."""
+    if plan.mode == "device":
+        return
+    if not 0 <= plan.codec < len(plan.ladder):
         raise errors.PlanError(
             "the server's plan names a codec that is not on its ladder; upgrade the older side", plan=plan.id
         )
+    if not _consistent(plan, demand.max_drop_points):
+        raise errors.PlanError(
+            "the server's plan has a ladder that contradicts itself; ask for a new plan", plan=plan.id
+        )
+
+
+def _consistent(plan: Plan, most: float) -> bool:
+    """Whether each codec has its rung, which loses ``most`` points at most and is cheaper and no more accurate than the one before."""
+    rungs = plan.rungs
+    return (
+        len(rungs) == len(plan.ladder) <= limits.MAX_LADDER
+        and all(0 < rung.payload_bytes <= limits.MAX_FRAME_BYTES + HEADER_BYTES for rung in rungs)
+        and all(0 <= rung.noise < math.inf and math.isfinite(rung.drop_points) for rung in rungs)
+        and all(rung.drop_high <= most * (1 + 1e-6) + 1e-6 for rung in rungs)
+        and all(a.payload_bytes > b.payload_bytes and a.noise <= b.noise for a, b in itertools.pairwise(rungs))
+    )
 
 
 def _check_preprocess(spec: Preprocess, shape: list[int]) -> bool:

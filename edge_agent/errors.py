@@ -18,6 +18,7 @@
     │   ├── UnknownPlanError   the server has forgotten it or it expired: ask for a new one
     │   └── InfeasibleError    no plan meets the demand
     ├── BusyError              a queue is full: this frame was dropped by policy, try again later
+    │   └── AgedError          it waited longer than it may, and was never sent
     └── StoreError             a folder that cannot be read or written, a full disk
 
 Every error is one clear sentence that says what to do next, a ``code`` that programs may compare, and ``data``. It crosses
@@ -117,6 +118,10 @@ class StoreError(SplitEdgeError):
 
 class BusyError(SplitEdgeError):
     code, exit_status, http_status = "busy", 13, 429
+
+
+class AgedError(BusyError):
+    code = "aged"
 
 
 def _tree(root: type[SplitEdgeError]) -> dict[str, type[SplitEdgeError]]:

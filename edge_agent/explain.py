@@ -1,9 +1,10 @@
-"""A plan in words and tables: where the cut is, what it costs, and why the others lost."""
+"""A plan in words and tables: where the cut is, what it costs, and why the others lost; and the files of its pictures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 from rich import box
@@ -12,7 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from device_profiles.schema import MARKS, DeviceProfile
-from edge_agent.protocol.messages import Candidate, Cut, LinkEstimate, Plan, Prediction
+from edge_agent import errors
+from edge_agent.protocol.messages import Candidate, Codec, Cut, LinkEstimate, Plan, Prediction
+
+PictureForm = Literal["png", "svg"]
 
 BAR_WIDTH = 48
 SHOWN = 8  # runners-up with a cut inside the network
@@ -25,7 +29,11 @@ _COME_ON_TOP = "decoding and resizing the image come on top; `edge-agent infer` 
 def explain(plan: Plan, width: int = 80) -> RenderableType:
     """Everything about ``plan`` that a person wants to know, for a rich console of ``width`` columns."""
     parts: list[RenderableType] = [Text(headline(plan), style="bold"), Text(), _facts(plan)]
+    if boards(plan) > 1:
+        parts += [Text(), _chain(plan)]
     parts += [Text(), _time(plan.prediction, width)]
+    if boards(plan) > 1:
+        parts.append(Text("all that lies behind this board's link is told as server", style="dim"))
     if plan.preprocess.kind == "image":
         parts.append(Text(_COME_ON_TOP, style="dim"))
     if plan.layers:
@@ -76,8 +84,28 @@ class WhatIf:
         return ", ".join(f"{value} ({origin[name in self.given]})" for name, value in values.items())
 
 
+def boards(plan: Plan) -> int:
+    """How many boards share the model of ``plan``."""
+    return len(plan.stage.route) if plan.stage is not None else 1
+
+
+def _chain(plan: Plan) -> Table:
+    """What each board of a chain does, how long it takes, and its link to whoever follows."""
+    assert plan.stage is not None
+    title = f"{boards(plan)} boards, {plan.stage.rate_fps:.4g} frames/s"
+    table = Table("board", "from", "to", "weights / sent", "ms", "link ms", "a frame", title=title, box=box.SIMPLE)
+    for number, one in enumerate(plan.stage.route, 1):
+        bits = f"{one.weight_bits:.1f} / {one.activation_bits or '-'} bits"
+        link = _ms(one.sending_ms + one.rtt_ms) if one.activation_bits else "-"
+        cells = (str(number), one.start, one.cut, bits, _ms(one.device_ms), link, size(one.payload_bytes))
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    return table
+
+
 def headline(plan: Plan) -> str:
     """The choice in one sentence."""
+    if boards(plan) > 1:
+        return plain(f"{plan.model} is shared by {boards(plan)} boards: this one computes up to {_cut(plan.cut)}")
     where = {
         "server": f"{plan.model} runs wholly on the server; the input is sent",
         "device": f"{plan.model} runs wholly on this device; nothing is sent",
@@ -90,7 +118,7 @@ def noise(plan: Plan, width: int = 80) -> RenderableType:
     """Bits and share of the noise of every layer, the codec and the head's activations; in two columns where they are many and ``width`` allows."""
     rows = [(plain(one.layer), str(one.weights), f"{one.bits:.1f}", _share(one.noise_share)) for one in plan.layers]
     if plan.mode != "device":
-        rows.append(("the codec at the cut", "", str(plan.ladder[plan.codec].bits), _share(plan.codec_share)))
+        rows.append(("the codec at the cut", "", coding(plan.ladder[plan.codec]), _share(plan.codec_share)))
     rows.append(("8-bit activations of the head", "", "", _share(plan.head_share)))
     half = -(-len(rows) // 2) if width >= TWO_COLUMNS and len(rows) > MANY else len(rows)
     side_by_side = Table.grid(padding=(0, 4, 0, 0))
@@ -181,7 +209,9 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
     if sent:
         chosen = plan.ladder[plan.codec]
         ranges = "per channel" if len(chosen.scale) > 1 else "per tensor"
-        rows.append(("activation", f"{chosen.bits} bits, clipped by {chosen.rule}, {ranges}"))
+        told = f"{chosen.bits} bits, clipped by {chosen.rule}, {ranges}"
+        rows.append(("activation", f"a JPEG of quality {chosen.jpeg}" if chosen.jpeg else told))
+        rows.append(("ladder", _ladder(plan)))
         ratio = f", {100 * p.payload_bytes / p.float_bytes:.1f} % of it" if p.float_bytes else ""
         rows.append(("payload", f"{size(p.payload_bytes)} a frame; {size(p.float_bytes)} in float{ratio}"))
     else:
@@ -191,6 +221,28 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("energy", f"{p.energy_j:.3g} J a frame ({p.energy_source})"))
     rows.append(("objective", _objective(plan)))
     return rows
+
+
+def coding(codec: Codec | Candidate) -> str:
+    """How the tensor at a cut is coded, in a word: its bits, or that it is a JPEG of some quality."""
+    bits = codec.bits if isinstance(codec, Codec) else codec.activation_bits
+    return plain(codec.rule) if codec.rule.startswith("jpeg") else str(bits)
+
+
+def _ladder(plan: Plan) -> str:
+    """Between what codecs the agent may move while frames flow."""
+    widths = " ".join(coding(codec) for codec in plan.ladder)
+    first, last = plan.rungs[0], plan.rungs[-1]
+    if len(plan.rungs) == 1:
+        return f"{_bits(widths)} only"
+    return (
+        f"{_bits(widths)}, {size(first.payload_bytes)} to {size(last.payload_bytes)} a frame, "
+        f"{first.drop_points:.2f} to {last.drop_points:.2f} points"
+    )
+
+
+def _bits(widths: str) -> str:
+    return f"{widths} bits" if widths[-1:].isdigit() and not widths.rpartition(" ")[2].startswith("jpeg") else widths
 
 
 def _objective(plan: Plan) -> str:
@@ -244,8 +296,8 @@ def _row(candidate: Candidate, *, wide: bool) -> tuple[str, ...]:
     p, kind = candidate.prediction, candidate.cut.kind
     place = {"input": "all on the server", "output": "all on the device"}.get(kind, candidate.cut.layer)
     weights = f"{candidate.weight_bits:.1f}" if candidate.weight_bits else "-"
-    activation = "-" if kind == "output" else str(candidate.activation_bits)
-    rule = f" {candidate.rule}" if wide and kind != "output" else ""
+    activation = "-" if kind == "output" else coding(candidate)
+    rule = f" {candidate.rule}" if wide and kind != "output" and activation != candidate.rule else ""
     return (
         place,
         f"{weights} / {activation}{rule}",
@@ -262,3 +314,20 @@ def _shortened(name: str, room: int) -> str:
         return name
     front = 5 * room // 8
     return f"{name[:front]}…{name[front + 1 - room :]}"
+
+
+def picture_form(name: str) -> PictureForm:
+    """The format that a file's name asks for. Raises `errors.UsageError` for another than PNG and SVG."""
+    forms: tuple[PictureForm, ...] = ("png", "svg")
+    for form in forms:
+        if name.lower().endswith(f".{form}"):
+            return form
+    raise errors.UsageError(f"{name[-40:]} is no picture that can be drawn: give a name that ends in .png or .svg")
+
+
+def write_picture(path: Path, image: bytes) -> None:
+    """Raises `errors.StoreError` where ``path`` cannot be written."""
+    try:
+        path.write_bytes(image)
+    except OSError as error:
+        raise errors.StoreError(f"{path} cannot be written ({error.strerror}): choose another place") from error

@@ -14,7 +14,9 @@ MAX_FRAME_BYTES: Final = 8 * MiB  # one activation or one answer; a peer cannot 
 MAX_MESSAGE_BYTES: Final = 64 * 1024  # one session control message (JSON)
 MAX_WINDOW: Final = 64  # frames in flight in one session
 MAX_INFLIGHT_BYTES: Final = 16 * MiB  # bytes in flight in one session, on either side
-UNSENT_BYTES: Final = 128 * 1024  # TCP_NOTSENT_LOWAT: bytes the kernel may hold that are not yet sent
+UNSENT_BYTES: Final = (
+    16 * 1024
+)  # TCP_NOTSENT_LOWAT: bytes the kernel may hold that are not yet sent; frames behind them are still ours
 
 # --- requests and documents
 MAX_REQUEST_BYTES: Final = 4 * MiB  # a plan request, a profile
@@ -26,6 +28,7 @@ MAX_IMAGE_PIXELS: Final = 64_000_000  # a decompression bomb
 MAX_RESIZE: Final = 8192  # pixels of an image's short side on its way to a model
 MAX_MEASURED: Final = 200  # heads' times in one plan request
 MAX_LABELS: Final = 100_000
+MAX_LADDER: Final = 16  # codecs of one plan: each has tables, and is tried before the first frame
 MAX_NAME: Final = 100  # a model, layer, or tensor name
 
 # --- segments
@@ -71,7 +74,18 @@ CACHED_PROFILES: Final = 4  # one for each build of the kernels that ran here; t
 BODY_TIMEOUT: Final = 30.0  # a client that trickles its request body
 DRAIN_TIMEOUT: Final = 5.0  # how long frames in flight may take after a request to stop
 POWER_PERIOD: Final = 0.2  # between two looks at a power sensor, which may need a process of its own for each
-REPLAN_LEAST: Final = 60.0  # a plan is kept so long whatever its expiry says: a board's clock may be years off
+REPLAN_LEAST: Final = (
+    60.0  # a plan is kept so long whatever its expiry (a board's clock may be years off) or its link say
+)
+LINK_PERIOD: Final = 0.5  # between two looks at whether the link still suffices
+
+# --- chains of boards
+MAX_STAGES: Final = 8  # boards of one chain
+MAX_UPSTREAM: Final = (
+    16  # sessions that a stage serves at once: one of each plan in use, and those that are dialled again
+)
+STAGE_PLANS: Final = 2  # plans that a stage holds: the one in use and its successor, each with a head in memory
+STAGE_LINK_AGE: Final = 60.0  # a stage measures its links no more often: each time loads them
 
 # --- the service and the device profile
 SERVICE_TIMEOUT: Final = (

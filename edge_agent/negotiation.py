@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.engine import check_ladder
 from edge_agent.head import upgrade
+from edge_agent.link.adapt import Adaptation
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import Base, ServerClient, tls_context
-from edge_agent.protocol.messages import LinkEstimate, Plan, PlanRequest
+from edge_agent.protocol.messages import ChainDevice, ChainRequest, LinkEstimate, Plan, PlanRequest
 from edge_agent.timings import Timings
 from kernels import jit
 
@@ -27,24 +29,53 @@ Say = Callable[[str], object]
 
 def client(settings: Settings) -> ServerClient:
     """The server's HTTP interface; use it as an async context manager."""
-    ca = _path(settings.ca) if settings.ca else None
+    ca = path_of(settings.ca) if settings.ca else None
     token = config.token(settings) or None
     return ServerClient(settings.server, token, ssl=tls_context(ca), allow_insecure=settings.allow_insecure)
 
 
-def stream(settings: Settings, plan: Plan, window: int) -> FrameStream:
-    """The stream for ``plan``'s frames; use it as an async context manager."""
-    ca = _path(settings.ca) if settings.ca else None
+def next_stage(settings: Settings) -> ServerClient:
+    """The HTTP interface of the board after this one; use it as an async context manager."""
+    url, token, ca = _next(settings)
+    return ServerClient(url, token, ssl=tls_context(ca), allow_insecure=settings.allow_insecure)
+
+
+def _next(settings: Settings) -> tuple[str, str | None, Path | None]:
+    """Address, token and authority of the board after this one."""
+    chain = settings.chain
+    return chain.next, config.chain_token(settings) or None, path_of(chain.ca) if chain.ca else None
+
+
+def stream(
+    settings: Settings, plan: Plan, window: int, adaptation: Adaptation | None = None, topk: int | None = None
+) -> FrameStream:
+    """The stream for ``plan``'s frames, to the server or, in a chain, to the next board; ``adaptation`` is told of them. An async context manager.
+
+    ``topk``: that of the settings unless given.
+    """
+    url, token, ca = settings.server, config.token(settings) or None, path_of(settings.ca) if settings.ca else None
+    if plan.stage is not None and plan.stage.downstream:
+        url, token, ca = _next(settings)
     away = settings.demand.max_away_s
     return FrameStream(
-        settings.server, config.token(settings) or None, plan.id, topk=settings.topk, window=window,
+        url, token, plan.id, topk=settings.topk if topk is None else topk, window=window,
         max_away_s=away, frame_age_s=max(limits.FRAME_AGE, away), ssl=tls_context(ca), allow_insecure=settings.allow_insecure,
+        adaptation=adaptation,
     )  # fmt: skip
+
+
+def own_link(plan: Plan) -> LinkEstimate | None:
+    """The link that the board of a chain's ``plan`` sends over, as the plan was made for it; None of any other plan, or where nothing is sent."""
+    route = [] if plan.stage is None else [one for one in plan.stage.route if one.device == plan.stage.device]
+    if not route or not route[0].sending_ms > 0:
+        return None
+    mbps = route[0].payload_bytes * 8e-3 / route[0].sending_ms
+    return LinkEstimate(route[0].rtt_ms, mbps, mbps)
 
 
 def cache_directory(settings: Settings) -> Path:
     """Where this agent keeps its files."""
-    return _path(settings.cache_dir) if settings.cache_dir else jit.cache_base()
+    return path_of(settings.cache_dir) if settings.cache_dir else jit.cache_base()
 
 
 async def profile(settings: Settings, say: Say) -> DeviceProfile:
@@ -62,7 +93,7 @@ async def profile(settings: Settings, say: Say) -> DeviceProfile:
 
 async def _profile(settings: Settings, say: Say) -> DeviceProfile:
     if settings.profile:
-        found = await asyncio.to_thread(device_profiles.load, _path(settings.profile))
+        found = await asyncio.to_thread(device_profiles.load, path_of(settings.profile))
         schema.require_measured(found)
         return found
     path = _of_this_build(settings, "profile")
@@ -102,6 +133,46 @@ async def link(server: ServerClient, given: Mapping[str, float], say: Say) -> Li
     return msgspec.structs.replace(await server.measure_link(), **given)
 
 
+def device_name(settings: Settings) -> str:
+    """The name of this board in plans for chains: made up once, and kept in the cache folder. Raises `errors.StoreError`."""
+    path = Cache(cache_directory(settings)).directory / "device-name"
+    try:
+        return path.read_text("ascii").strip()[: limits.MAX_NAME] or _new_name(path)
+    except FileNotFoundError:
+        return _new_name(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.StoreError(f"{path} cannot be read ({error}); remove it") from error
+
+
+def _new_name(path: Path) -> str:
+    name = secrets.token_hex(16)
+    try:
+        part = path.with_suffix(".part")
+        part.write_text(name, "ascii")
+        part.replace(path)
+    except OSError as error:
+        raise errors.StoreError(f"{path} cannot be written ({error.strerror}); make it writable") from error
+    return name
+
+
+async def boards(settings: Settings, own: ChainDevice, before: int, say: Say) -> list[ChainDevice]:
+    """``own`` with its link to the next board, and all boards from there on, as they describe themselves. ``before``: how many come before ``own``.
+
+    Raises `errors.ProtocolError` for a chain that is too long or leads back to itself.
+    """
+    if not settings.chain.next:
+        return [own]
+    async with next_stage(settings) as further:
+        say("asking the boards behind this one")
+        found = await further.stages(before + 1)
+        estimate = await link(further, {}, say)
+    if before + 1 + len(found) > limits.MAX_STAGES:
+        raise errors.ProtocolError(
+            f"the chain has more than {limits.MAX_STAGES} boards or leads back to itself; correct `chain.next`"
+        )
+    return [msgspec.structs.replace(own, next=estimate), *found]
+
+
 async def plan(
     server: ServerClient,
     settings: Settings,
@@ -113,22 +184,29 @@ async def plan(
 ) -> Plan:
     """Ask for a plan, for the link ``estimate`` or, without one, for the link as it is measured now. ``measured``: what heads took here, by segment.
 
-    Raises `errors.ConfigError` if no model is set, `errors.PlanError` for a plan of another model, or one whose codec is not on its ladder.
+    Raises `errors.ConfigError` if no model is set, `errors.PlanError` for a plan of another model, or one whose ladder contradicts itself.
     """
     if not settings.model:
         raise errors.ConfigError(
             "no model is chosen; give `--model` or set `model`, `edge-agent models` lists them", key="model"
         )
     estimate = estimate or await link(server, {}, say)
-    say("asking for a plan")
-    answer = await server.plan(
-        PlanRequest(settings.model, device_profiles.to_dict(profile), estimate, settings.demand, held, measured)
-    )
+    known = device_profiles.to_dict(profile)
+    if settings.chain.next:
+        own = ChainDevice(device_name(settings), known, None, estimate, held, measured)
+        devices, chain = await boards(settings, own, 0, say), settings.chain
+        say("asking for a plan")
+        answer = await server.chain(
+            ChainRequest(settings.model, devices, settings.demand, chain.objective, chain.exact, chain.spread)
+        )
+    else:
+        say("asking for a plan")
+        answer = await server.plan(PlanRequest(settings.model, known, estimate, settings.demand, held, measured))
     if answer.model != settings.model:
         raise errors.PlanError(
             f"the server answered with a plan for another model than {settings.model}; upgrade the older side"
         )
-    check_ladder(answer)
+    check_ladder(answer, settings.demand)
     return answer
 
 
@@ -150,5 +228,6 @@ def _base(cache: Cache, plan: Plan) -> Base | None:
     return Base(held.stem, lambda patch: upgrade.apply(cache.read(held), patch, plan.segment.sha256))
 
 
-def _path(text: str) -> Path:
+def path_of(text: str) -> Path:
+    """``text`` with ~ as the home folder."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises for a user without a home)

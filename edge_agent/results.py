@@ -42,13 +42,14 @@ class Timing(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """The answer to one frame. ``payload_bytes`` left the device for it (header included; 0 in mode "device")."""
+    """The answer to one frame. ``payload_bytes`` left the device for it, coded at ``bits`` (header included; both 0 in mode "device")."""
 
     top: list[TopClass]
     timing: Timing
     payload_bytes: int
     plan: str
     mode: str
+    bits: int = 0
 
 
 class Counters:
@@ -69,8 +70,10 @@ class Counters:
         return self.answered + self.dropped.total() + self.failed.total()
 
     def end(self, error: errors.SplitEdgeError) -> None:
-        """Count a frame that ended in ``error``: a full queue drops it by policy, everything else is a failure its caller sees."""
-        if isinstance(error, errors.BusyError):
+        """Count a frame that ended in ``error``: a full queue or its age drop it by policy, everything else is a failure its caller sees."""
+        if isinstance(error, errors.AgedError):
+            self.dropped["aged"] += 1
+        elif isinstance(error, errors.BusyError):
             self.dropped["queue_full"] += 1
         else:
             self.failed[error.code] += 1

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import signal
-import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from aiohttp import web
 
 from edge_agent import errors, limits
+from edge_agent.link import serving
 from edge_agent.link.dial import is_loopback
 from edge_server import tails
 from edge_server.app import make_app
@@ -49,29 +49,9 @@ def check(listen: Listen) -> list[str]:
     return [f"warning: other machines reach {listen.host} without {lacks}"] if lacks else []
 
 
-def tls(listen: Listen) -> ssl.SSLContext | None:
-    """The server's TLS context, or None for plain HTTP. Raises `errors.ConfigError`."""
-    if listen.cert is None or listen.key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    for path in (listen.cert, listen.key):
-        try:
-            path.open("rb").close()
-        except OSError as error:
-            raise errors.ConfigError(f"{path} cannot be read ({error.strerror}): check its path and mode") from error
-    try:
-        context.load_cert_chain(listen.cert, listen.key, password=lambda: b"")
-    except (ssl.SSLError, OSError, ValueError) as error:
-        raise errors.ConfigError(
-            f"{listen.cert} and {listen.key} are not a certificate and its key without a password (PEM): "
-            "check that they belong together"
-        ) from error
-    return context
-
-
 async def serve(store: Store, listen: Listen, ready: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT, then ends open streams in order. ``ready`` gets the URL once the port is open."""
-    context = tls(listen)
+    context = serving.tls(listen.cert, listen.key)
     runner = web.AppRunner(
         make_app(store, auth=listen.auth), access_log=None, shutdown_timeout=limits.DRAIN, keepalive_timeout=75
     )

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import hashlib
 import hmac
+import json
 import os
 import re
 import secrets
@@ -21,7 +22,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +34,7 @@ from edge_agent.protocol.messages import Plan, SegmentRef
 
 NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.MAX_NAME - 1}}}")
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
-_VERSION: Final = 3
+_VERSION: Final = 4
 #: Plans and segments of older versions are dropped: they are made anew when asked for.
 _SCHEMA: Final = """
 DROP TABLE IF EXISTS plans;
@@ -42,8 +43,8 @@ CREATE TABLE IF NOT EXISTS tokens (name TEXT PRIMARY KEY, hash BLOB NOT NULL, cr
 CREATE TABLE plans (id TEXT PRIMARY KEY, expires REAL NOT NULL, body BLOB NOT NULL);
 CREATE INDEX plans_expires ON plans (expires);
 CREATE TABLE segments (
-    bundle TEXT NOT NULL, cut INTEGER NOT NULL, bits BLOB NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL,
-    PRIMARY KEY (bundle, cut, bits)
+    bundle TEXT NOT NULL, start INTEGER NOT NULL, cut INTEGER NOT NULL, bits BLOB NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL,
+    PRIMARY KEY (bundle, start, cut, bits)
 );
 """
 
@@ -146,21 +147,30 @@ class Store:
 
     # --- segments
 
-    def put_segment(self, data: bytes, bundle: str, cut: int, bits: tuple[int, ...]) -> SegmentRef:
-        """Writes a segment under its content's hash, whole or not at all, and remembers what it belongs to: a cut and the bits of its layers."""
+    def put_segment(self, data: bytes, bundle: str, cut: int, bits: tuple[int, ...], start: int = 0) -> SegmentRef:
+        """Writes a segment under its content's hash, whole or not at all, and remembers what it belongs to: the cuts where it ends and begins, and the
+        bits of its layers."""
         ref = SegmentRef(hashlib.sha256(data).hexdigest(), len(data))
         with self._guard():
             self._write(self.segments / f"{ref.sha256}.segment", data)
         with self._transaction() as db:
-            row = (bundle, cut, bytes(bits), ref.sha256, ref.size)
-            db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)", row)
+            row = (bundle, start, cut, bytes(bits), ref.sha256, ref.size)
+            db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?)", row)
         return ref
 
-    def known_segments(self, bundle: str) -> dict[tuple[int, tuple[int, ...]], SegmentRef]:
-        """The segments that were built of ``bundle`` and are still on disk, by cut and bits of layers."""
-        rows = self._read("SELECT cut, bits, sha256, size FROM segments WHERE bundle = ?", (bundle,))
-        refs = {(cut, tuple(bits)): SegmentRef(sha, size) for cut, bits, sha, size in rows}
-        return {key: ref for key, ref in refs.items() if self.segment_path(ref.sha256) is not None}
+    def segment(self, bundle: str, cut: int, bits: tuple[int, ...], start: int = 0) -> SegmentRef | None:
+        """The segment of ``bundle`` from the cut ``start`` to ``cut`` with these bits of its layers, if it was built and is still on disk."""
+        query = "SELECT sha256, size FROM segments WHERE bundle = ? AND start = ? AND cut = ? AND bits = ?"
+        for sha, size in self._read(query, (bundle, start, cut, bytes(bits))):
+            if self.segment_path(sha) is not None:
+                return SegmentRef(sha, size)
+        return None
+
+    def segments_named(self, bundle: str, hashes: Iterable[str]) -> dict[str, tuple[int, int, tuple[int, ...]]]:
+        """Of those segments by these SHA-256 that were built of ``bundle``: the cuts where each begins and ends, and the bits of its layers."""
+        query = "SELECT sha256, start, cut, bits FROM segments WHERE bundle = ? AND sha256 IN (SELECT value FROM json_each(?))"
+        rows = self._read(query, (bundle, json.dumps([*hashes])))
+        return {sha: (start, cut, tuple(bits)) for sha, start, cut, bits in rows}
 
     def segment_path(self, sha256: str) -> Path | None:
         """The file of the segment ``sha256``, or None where there is none (or that is not a SHA-256)."""

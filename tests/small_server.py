@@ -57,6 +57,7 @@ def make_plan(mode: str, data: bytes, *, name: str = "small", life: float = 3600
     fields: dict[str, Any] = {
         "id": hashlib.sha256(data + str(time.monotonic_ns()).encode()).hexdigest()[:16], "model": name, "bundle": "0" * 64, "mode": mode,
         "cut": m.Cut(1, layer, layer, output.shape, kind), "layers": [], "codec_share": 1.0, "head_share": 0.0, "ladder": [] if mode == "device" else [codec], "codec": 0,
+        "rungs": [] if mode == "device" else [m.Rung(296, 0.1, 0.1, 0.2)],
         "segment": m.SegmentRef(seg.digest(data), len(data)), "preprocess": header.preprocess, "prediction": guess, "runners_up": [],
         "considered": 1, "expires_unix": time.time() + life, "demand": m.Demand(), "labels": [f"label {i}" for i in range(1000)],
     }  # fmt: skip

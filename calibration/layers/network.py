@@ -191,23 +191,23 @@ class Network:
         """What a head holds of ``tensor``: 8-bit codes, or the float32 stream of a transformer; token ids at its input alone."""
         return self.source if tensor == self.graph.input or self.source == "u8" else "f32"
 
-    def needed(self, tensor: str) -> list[Layer]:
-        """The layers that yield ``tensor``, in order; empty for the input. The tensor must be reachable."""
-        return self._backwards({tensor})
+    def needed(self, tensor: str, start: str | None = None) -> list[Layer]:
+        """The layers that make ``tensor`` of ``start`` (None: of the input), in order; empty for ``start`` itself. The tensor must be reachable."""
+        return self._backwards({tensor}, start)
 
-    def weighted(self, tensor: str) -> list[Weighted]:
-        """The layers with weights among those that yield ``tensor``, in order."""
-        return [layer for layer in self.needed(tensor) if isinstance(layer, Weighted)]
+    def weighted(self, tensor: str, start: str | None = None) -> list[Weighted]:
+        """The layers with weights among those `needed`, in order."""
+        return [layer for layer in self.needed(tensor, start) if isinstance(layer, Weighted)]
 
     def alive(self) -> list[Layer]:
         """The layers that something reads: the output, or an unsupported operator."""
         roots = {t for node, _ in self.unsupported for t in node.inputs}
         return self._backwards(roots | {self.graph.output})
 
-    def _backwards(self, wanted: set[str]) -> list[Layer]:
+    def _backwards(self, wanted: set[str], start: str | None = None) -> list[Layer]:
         found = []
         for layer in reversed(self.layers):
-            if layer.out in wanted:
+            if layer.out in wanted and layer.out != start:
                 wanted |= set(layer.inputs)
                 found.append(layer)
         return found[::-1]

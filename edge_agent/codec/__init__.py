@@ -14,6 +14,9 @@ Every error is `errors.CodecError`. All functions may be called from several thr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -21,7 +24,16 @@ from edge_agent import errors
 from edge_agent.codec import clip
 from edge_agent.codec.clip import PERCENTILE, PUBLISHED, RULES
 from edge_agent.codec.families import FAMILIES, fit_samples
-from edge_agent.codec.payload import decode, encode, expected_bytes, flattened, max_bytes, packed_bytes, side_bytes
+from edge_agent.codec.payload import (
+    as_packed,
+    decode,
+    encode,
+    expected_bytes,
+    flattened,
+    max_bytes,
+    packed_bytes,
+    side_bytes,
+)
 from edge_agent.codec.ready import BITS, FLOATS, Ready, prepare
 from edge_agent.protocol.messages import Codec
 from kernels import codec as kernels
@@ -34,6 +46,7 @@ __all__ = [
     "PERCENTILE",
     "PUBLISHED",
     "RULES",
+    "STAGES",
     "Codec",
     "decode",
     "encode",
@@ -45,14 +58,18 @@ __all__ = [
     "fit_samples",
     "max_bytes",
     "packed_bytes",
+    "pixels",
     "side_bytes",
     "squared_error",
+    "stages",
     "tables",
     "validate",
 ]
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
+#: What a codec may do to each value beside quantizing and packing it: a rotation, another basis, ranges of the frame's own, entropy coding, JPEG.
+STAGES: Final = ("rotation", "basis", "range", "entropy", "jpeg")
 
 
 def fit(
@@ -67,6 +84,14 @@ def fit(
     if weights is None and np.size(values) == 0:
         return Codec(rule, bits, [0.0], [0.0])
     return _build(rule, bits, [clip.clip_range(clip.distribution(values, weights), rule, bits, percentile)])
+
+
+def pixels(mean: Sequence[float], std: Sequence[float], quality: int) -> Codec:
+    """The codec of a picture whose values are (pixel - mean[c]) / std[c], as JPEG of ``quality`` 1..100. Raises for statistics that make no range."""
+    lo = [float(np.float32(-m / s)) for m, s in zip(mean, std, strict=True)]
+    codec = Codec(f"jpeg-{quality}", 8, lo, [float(np.float32(1 / s)) for s in std], jpeg=quality)
+    prepare(codec)
+    return codec
 
 
 def fit_channels(
@@ -102,7 +127,13 @@ def encode_codes(codes: U8, scale: float, zero_point: int, codec: Codec) -> byte
         return encode(values[codes], codec)
     out = np.empty(packed_bytes(flat.size, ready.bits), np.uint8)
     kernels.encode_codes(flat, _tables(scale, zero_point, ready).reshape(-1), ready.bits, out)
-    return out.tobytes()
+    return as_packed(out, codes.shape, codec)
+
+
+def stages(codec: Codec) -> tuple[str, ...]:
+    """Of `STAGES` those that ``codec`` has."""
+    has = (codec.rotation, codec.basis, codec.dynamic, codec.tables, codec.jpeg)
+    return tuple(stage for stage, there in zip(STAGES, has, strict=True) if there)
 
 
 def error(samples: ArrayLike, codec: Codec) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors, limits
-from edge_agent.codec import clip
+from edge_agent.codec import clip, jpeg
 from edge_agent.codec.ready import FLOATS, Coder, Ready, prepare
 from edge_agent.protocol.messages import Codec
 from kernels import codec as kernels
@@ -42,7 +42,7 @@ def encode(x: F32, codec: Codec) -> bytes:
     if ready.bits in FLOATS:
         return _floats(flat, FLOATS[ready.bits])
     if not (ready.turn or codec.dynamic or ready.coder):
-        return _packed(flat, ready, ready.lo, ready.inverse, codec.rotation)
+        return as_packed(_packed(flat, ready, ready.lo, ready.inverse, codec.rotation), x.shape, codec)
     turned = _turned(flat.reshape(-1, x.shape[-1] if x.ndim else 1), ready)
     side = _measured(turned, ready) if codec.dynamic else _OWN
     if not np.isfinite(side).all():
@@ -54,7 +54,12 @@ def encode(x: F32, codec: Codec) -> bytes:
             _entropy_coded(codes, ready.coder, turned.shape[1]) if ready.coder else _pack(codes, ready.bits)
         )
     lo, scale = reference.codec_stretched(ready.lo, ready.scale, side[0])
-    return front + _packed(_readonly(turned.reshape(-1)), ready, lo, reference.codec_inverse(scale), 0)
+    return front + _packed(_readonly(turned.reshape(-1)), ready, lo, reference.codec_inverse(scale), 0).tobytes()
+
+
+def as_packed(out: U8, shape: tuple[int, ...], codec: Codec) -> bytes:
+    """Packed codes as they are sent: where they are the pixels of a tensor of ``shape``, as JPEG."""
+    return jpeg.encode(out.reshape(shape), codec.jpeg) if codec.jpeg else out.tobytes()
 
 
 def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
@@ -62,7 +67,10 @@ def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
     ready = prepare(codec)
     shape = tuple(shape)
     size, channels = _checked(shape, ready)
-    _check_length(memoryview(data).nbytes, codec, shape)
+    if codec.jpeg and size:
+        data = jpeg.decode(data, shape).reshape(-1).data
+    else:
+        _check_length(memoryview(data).nbytes, codec, shape)
     if not size:
         return np.empty(shape, np.float32)
     bytes_ = np.frombuffer(data, np.uint8)
@@ -99,12 +107,19 @@ def side_bytes(codec: Codec, shape: Sequence[int]) -> int:
 
 
 def expected_bytes(codec: Codec, shape: Sequence[int]) -> int:
-    """Bytes of the payload of a tensor of ``shape``, side information included: exact without an entropy stage, else what calibration's frequencies say."""
+    """Bytes of the payload of a tensor of ``shape``, side information included: exact without an entropy stage, else what calibration's frequencies say.
+
+    Of a JPEG nobody knows before it is made; the answer is a bit a value, as of a photograph of fair quality.
+    """
+    if codec.jpeg:
+        return packed_bytes(_checked(tuple(shape), prepare(codec))[0], 1)
     return _bytes(codec, shape, worst=False)
 
 
 def max_bytes(codec: Codec, shape: Sequence[int]) -> int:
-    """Bytes that no payload of a tensor of ``shape`` exceeds."""
+    """Bytes that no payload of a tensor of ``shape`` exceeds. A JPEG of noise at the best quality takes less than twice its pixels, and its headers."""
+    if codec.jpeg:
+        return 2 * _checked(tuple(shape), prepare(codec))[0] + 4096
     return _bytes(codec, shape, worst=True)
 
 
@@ -256,11 +271,11 @@ def _side_of(data: U8, ready: Ready) -> F32:
 # --- codes ------------------------------------------------------------------------------------------------------------
 
 
-def _packed(flat: F32, ready: Ready, lo: F32, inverse: F32, rotation: int) -> bytes:
+def _packed(flat: F32, ready: Ready, lo: F32, inverse: F32, rotation: int) -> U8:
     out = np.empty(packed_bytes(flat.size, ready.bits), np.uint8)
     if not kernels.encode(flat, lo, inverse, ready.thresholds, rotation, ready.bits, out):
         refuse_values(flat)
-    return out.tobytes()
+    return out
 
 
 def _quantized(turned: F32, ready: Ready, side: F32, flat: F32) -> U8:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors, limits
+from edge_agent.codec import jpeg
 from edge_agent.protocol.messages import Codec
 from kernels import packing, projection, rans, reference, rotation
 
@@ -103,7 +104,7 @@ def prepare(codec: Codec) -> Ready:
 
 def _fields(codec: Codec) -> tuple[Any, ...]:
     c = codec
-    return c.bits, c.lo, c.scale, c.levels, c.rotation, c.basis, c.dynamic, c.span, c.tables, c.table
+    return c.bits, c.lo, c.scale, c.levels, c.rotation, c.basis, c.dynamic, c.span, c.tables, c.table, c.jpeg
 
 
 def _check(codec: Codec, fields: tuple[Any, ...]) -> Ready:
@@ -116,6 +117,10 @@ def _check(codec: Codec, fields: tuple[Any, ...]) -> Ready:
         )
     if codec.bits in FLOATS and any(fields[3:7] + fields[8:]):
         raise errors.CodecError("a codec of floats has neither codes nor tables nor a rotation; ask for another plan")
+    if codec.jpeg and (codec.jpeg not in jpeg.QUALITIES or codec.bits != 8 or any(fields[3:7] + fields[8:10])):
+        raise errors.CodecError(
+            f"JPEG of quality {codec.jpeg} at {codec.bits} bits is not one of 1 to 100 for pixels of 8 bits; ask for another plan"
+        )
     levels, turn = _levels(codec), _turn(codec.basis, channels) if codec.basis else None
     if codec.rotation and (
         codec.rotation not in ROTATIONS or codec.basis or channels % codec.rotation * (channels > 1)

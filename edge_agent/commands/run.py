@@ -1,4 +1,4 @@
-"""`edge-agent run`: the long-running agent with its local HTTP API.
+"""`edge-agent run`: the long-running agent, or a later stage of a chain of boards, with its local HTTP API.
 
 The API listens at once; `/healthz` says 503 while no frames are served. systemd hears READY as soon as the API listens: a server that is down must not
 make the board's start-up fail. A server that cannot be reached or has trouble of its own is tried again for ever; any other error ends the
@@ -20,6 +20,7 @@ from edge_agent.explain import plain
 from edge_agent.inputs import api
 from edge_agent.link.dial import heals
 from edge_agent.service import notify
+from edge_agent.stage import Stage
 from kernels import jit
 
 
@@ -30,7 +31,7 @@ async def run(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if jit.CACHE_PROBLEM:
         _log(f"warning: {jit.advice()}")
-    agent = Agent(settings, notify.status, _on_link)
+    agent = _agent(settings)
     runner, url = await api.serve(agent, settings.api.host, settings.api.port)
     _log(f"the local API listens on {url}")
     notify.ready("starting")
@@ -48,6 +49,18 @@ async def run(settings: Settings) -> None:
     _log("stopped")
 
 
+def _agent(settings: Settings) -> Agent | Stage:
+    """What the settings ask for. Raises `errors.ConfigError` where they ask for both, or a stage may not listen so."""
+    if settings.stage.port is None:
+        return Agent(settings, notify.status, _on_link)
+    if settings.model:
+        raise errors.ConfigError(
+            "a board takes frames of a model or serves as a later stage, not both; unset `model` or `stage.port`",
+            key="stage.port",
+        )
+    return Stage(settings, notify.status)
+
+
 async def _until(starting: asyncio.Task[None], stopping: asyncio.Task[Literal[True]]) -> None:
     """Wait for the request to stop; an error that no retry cures is raised."""
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -56,7 +69,7 @@ async def _until(starting: asyncio.Task[None], stopping: asyncio.Task[Literal[Tr
         await stopping
 
 
-async def _become_ready(agent: Agent, url: str) -> None:
+async def _become_ready(agent: Agent | Stage, url: str) -> None:
     backoff = limits.BACKOFF_FIRST
     while True:
         try:
@@ -69,6 +82,9 @@ async def _become_ready(agent: Agent, url: str) -> None:
             _log(f"{agent.state}; next try in about {backoff:.1f} s")
         await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
         backoff = min(2 * backoff, limits.BACKOFF_MAX)
+    if isinstance(agent, Stage):
+        _log(f"edge-agent ready as a stage on {agent.url}")
+        return
     plan = agent.plan_info()
     _log(f"edge-agent ready on {url}: {plan['model']}, {plan['mode']}, cut after {plan['cut']}")
 

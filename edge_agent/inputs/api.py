@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -24,14 +25,32 @@ from numpy.typing import NDArray
 
 from edge_agent import errors, limits
 from edge_agent.admission import Admission
-from edge_agent.agent import Agent
+from edge_agent.engine import Frame
 from edge_agent.head.preprocess import is_image
 from edge_agent.inputs import metrics
 from edge_agent.link import dial
 from edge_agent.protocol.messages import Plan
-from edge_agent.results import to_json
+from edge_agent.results import Counters, Result, to_json
 
-AGENT = web.AppKey("agent", Agent)
+
+class Served(Protocol):
+    """What the API shows: an `edge_agent.agent.Agent`, or an `edge_agent.stage.Stage`, which takes no frames here."""
+
+    counters: Counters
+
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def plan(self) -> Plan | None: ...
+    async def infer(self, frame: Frame) -> Result: ...
+    def status(self) -> dict[str, Any]: ...
+    def gauges(self) -> Mapping[str, float]: ...
+    def plan_info(self) -> Mapping[str, str]: ...
+
+
+AGENT: Final = web.AppKey[Served]("agent")
 BODIES = web.AppKey("bodies", Admission)  # request bodies that are being read or answered
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -49,7 +68,7 @@ class ForeignRequestError(errors.UsageError):
     http_status = 403
 
 
-def application(agent: Agent) -> web.Application:
+def application(agent: Served) -> web.Application:
     """The API of ``agent``, to be served by aiohttp."""
     app = web.Application(middlewares=[_errors_as_json, _no_browsers], client_max_size=limits.MAX_IMAGE_BYTES)
     app[AGENT] = agent
@@ -60,7 +79,7 @@ def application(agent: Agent) -> web.Application:
     return app
 
 
-async def serve(agent: Agent, host: str, port: int) -> tuple[web.AppRunner, str]:
+async def serve(agent: Served, host: str, port: int) -> tuple[web.AppRunner, str]:
     """Serve the API of ``agent``; returns the runner (to be cleaned up by the caller) and the URL, with the port that was bound.
 
     Raises `errors.ConfigError` if ``host``:``port`` cannot be bound.

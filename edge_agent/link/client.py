@@ -16,9 +16,10 @@ import aiohttp
 
 from edge_agent import errors, limits
 from edge_agent.link import dial
+from edge_agent.link.adapt import Adaptation
 from edge_agent.link.pump import MAX_MSG_SIZE, Pump
 from edge_agent.protocol.flight import Flight, Stats
-from edge_agent.protocol.frames import Answer, Refusal
+from edge_agent.protocol.frames import HEADER_BYTES, Answer, Refusal
 from edge_agent.protocol.messages import Open, Opened
 from edge_agent.protocol.session import Event, Role, Session
 
@@ -51,7 +52,7 @@ class FrameStream:
     flight; each is answered, refused, aged out after ``frame_age_s``, or failed, and `stats` says how many of each. When the server is away
     for more than ``max_away_s``, frames fail at once until it is back. ``ssl`` is a context from `dial.tls_context`; None trusts the
     system's authorities. Raises `errors.UsageError` for an address that is none, or a token that would cross a network in the clear
-    (unless ``allow_insecure``).
+    (unless ``allow_insecure``). ``adaptation`` is told of every frame that is written and answered.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class FrameStream:
         frame_age_s: float = limits.FRAME_AGE,
         ssl: ssl_module.SSLContext | None = None,
         allow_insecure: bool = False,
+        adaptation: Adaptation | None = None,
         heartbeat_s: float = limits.HEARTBEAT,
         silence_s: float = limits.SILENCE,
         backoff_first_s: float = limits.BACKOFF_FIRST,
@@ -77,12 +79,14 @@ class FrameStream:
         self._max_away_s, self._frame_age_s = max_away_s, frame_age_s
         self._times = {"heartbeat_s": heartbeat_s, "silence_s": silence_s}
         self._backoff_first_s, self._backoff_max_s = backoff_first_s, backoff_max_s
+        self._adaptation = adaptation
         self.state = LinkState.NEW
         self.on_state: Callable[[], object] = lambda: None  # called after each change of the state
         self.error: errors.SplitEdgeError | None = None  # why the state is FAILED, or why the last connection ended
         self._flight = Flight(self._open.window)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._unsent: deque[int] = deque()  # numbers not yet sent in this session
+        self._leaving: dict[int, Callable[[], object]] = {}
         self._session: Session | None = None
         self._pump: Pump | None = None
         self._away_since: float | None = None
@@ -139,10 +143,20 @@ class FrameStream:
             self._arm()
             await self._changed.wait()
 
-    async def send(self, payload: bytes, codec: int) -> Answer:
+    async def send(
+        self,
+        payload: bytes,
+        codec: int,
+        deadline: float | None = None,
+        leaving: Callable[[], object] = lambda: None,
+    ) -> Answer:
         """Send one frame, coded by ladder entry ``codec``, and return its answer; the wait for room in the window comes first.
 
-        Raises the server's error if it refuses the frame; `errors.LinkLostError` if the frame aged out, or the server is away for
+        ``deadline``: when it ages out, by the event loop's clock, if not ``frame_age_s`` after it got room. ``leaving`` is called when it is first
+        written to a connection.
+
+        Raises the server's error if it refuses the frame; `errors.AgedError` if it aged out before it was sent; `errors.LinkLostError` if that was
+        later, or the server is away for
         longer than ``max_away_s`` (`errors.UnreachableError` if it never was there); at once whatever no new attempt can heal:
         `errors.AuthError`, `errors.UnknownPlanError`, `errors.ProtocolError`, a certificate. A caller that is cancelled
         leaves its frame in flight; it is counted when it ends.
@@ -153,9 +167,10 @@ class FrameStream:
             )
         async with self._turn:
             await self._room(len(payload))
-            seq = self._flight.accept(payload, codec, self._loop.time() + self._frame_age_s)
+            seq = self._flight.accept(payload, codec, deadline or self._loop.time() + self._frame_age_s)
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[seq] = answer
+        self._leaving[seq] = leaving
         self._unsent.append(seq)
         self._arm()
         if self._pump is not None:
@@ -196,6 +211,7 @@ class FrameStream:
 
     def _settle(self, reply: Answer | Refusal, now: float) -> None:
         error = errors.from_wire(reply.error) if isinstance(reply, Refusal) else None
+        self._tell(reply, now)
         if not self._flight.settle(reply, now):
             return
         if error is not None:
@@ -213,6 +229,7 @@ class FrameStream:
 
     def _raise_in(self, numbers: list[int], error: errors.SplitEdgeError) -> None:
         for seq in numbers:
+            self._leaving.pop(seq, None)
             future = self._waiting.pop(seq)
             if not future.done():
                 future.set_exception(_copy(error))
@@ -229,10 +246,11 @@ class FrameStream:
     def _on_time(self) -> None:
         self._timer = None
         now = self._loop.time()
-        aged = self._flight.expire(now)
+        unsent, aged = set(self._unsent), self._flight.expire(now)
+        self._raise_in([seq for seq in aged if seq in unsent], errors.AgedError(AGED))
         self._raise_in(
-            aged,
-            errors.LinkLostError(f"no answer came within {self._frame_age_s:g} s; check the network or ask for less"),
+            [seq for seq in aged if seq not in unsent],
+            errors.LinkLostError("no answer came in time; check the network or ask for less"),
         )
         if now >= self._away_deadline():
             self._fail_all(self._away_error())
@@ -299,6 +317,8 @@ class FrameStream:
             await self._pump.run()
         finally:
             self._session = self._pump = None
+            if self._adaptation is not None:
+                self._adaptation.cut()
             if self._away_since is None:
                 self._away_since = self._loop.time()
                 self._arm()
@@ -334,21 +354,50 @@ class FrameStream:
             self._settle(event, now)
 
     def _next_frame(self, now: float) -> bytes | None:
+        if now >= self._flight.next_deadline():
+            self._on_time()
         while self._session is not None and self._unsent:
             size = self._flight.size(self._unsent[0])
             if size is None:  # aged out before it was sent
                 self._unsent.popleft()
             elif self._session.has_room(size):
-                return self._session.send(self._flight.frame(self._unsent.popleft(), now))
+                return self._written(self._session, self._unsent.popleft(), now)
             else:
                 break
         return None
+
+    def _written(self, session: Session, seq: int, now: float) -> bytes:
+        """Frame ``seq`` as it goes out, told to whom it concerns."""
+        frame = self._flight.frame(seq, now)
+        if (leaving := self._leaving.pop(seq, None)) is not None:
+            leaving()
+        if self._adaptation is not None:
+            self._sample(now)
+            self._adaptation.sent(seq, frame.codec, HEADER_BYTES + len(frame.payload), now)
+        return session.send(frame)
+
+    def _tell(self, reply: Answer | Refusal, now: float) -> None:
+        """Tell the adaptation of a reply; of a late one too, whose frame was on the link all the same."""
+        if self._adaptation is None:
+            return
+        if isinstance(reply, Answer):
+            self._adaptation.acked(reply.seq, now, (reply.queue_us + reply.tail_us) / 1e6)
+        else:
+            self._adaptation.lost(reply.seq)
+        self._sample(now)
+
+    def _sample(self, now: float) -> None:
+        if self._adaptation is not None and self._pump is not None and (seen := self._pump.sample()) is not None:
+            self._adaptation.tcp(seen, now)
 
     def _enter(self, state: LinkState) -> None:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
         self.state = state
         self._changed.set()
         self.on_state()
+
+
+AGED: Final = "the frame waited longer than it may and was dropped; send fewer, or allow a greater age"
 
 
 class _Socket(aiohttp.ClientWebSocketResponse):

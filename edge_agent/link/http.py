@@ -21,6 +21,8 @@ from edge_agent import errors, limits
 from edge_agent.link import dial, measure
 from edge_agent.link.dial import tls_context
 from edge_agent.protocol.messages import (
+    ChainDevice,
+    ChainRequest,
     LinkEstimate,
     ModelInfo,
     Plan,
@@ -103,6 +105,19 @@ class ServerClient:
         """A plan for ``request``, or `errors.PlanError` (unknown model, infeasible demand)."""
         return decode(await self._ask("POST", "v1/plan", limits.MAX_PLAN_BYTES, data=_body(request)), Plan)
 
+    async def chain(self, request: ChainRequest) -> Plan:
+        """The plan of the first board of a chain. Raises as `plan` does."""
+        return decode(await self._ask("POST", "v1/chain", limits.MAX_PLAN_BYTES, data=_body(request)), Plan)
+
+    async def next_plan(self, plan_id: str) -> Plan:
+        """The plan of the board after the one of ``plan_id``. Raises `errors.UnknownPlanError`, `errors.ProtocolError` where none follows."""
+        return decode(await self._ask("GET", "v1/next", limits.MAX_PLAN_BYTES, params={"plan": plan_id}), Plan)
+
+    async def stages(self, before: int) -> list[ChainDevice]:
+        """Of a stage: itself and the boards behind it, each as it describes itself; it may measure its links first. ``before``: how many come before it."""
+        body = await self._ask("GET", "v1/stage", limits.MAX_REQUEST_BYTES, params={"before": str(before)})
+        return decode(body, list[ChainDevice])
+
     async def curves(self, request: PlanRequest, form: str) -> bytes:
         """A picture (``png`` or ``svg``) of the trade-offs around the plan for ``request``. Raises as `plan` does."""
         body = _body(request)
@@ -146,8 +161,8 @@ class ServerClient:
 
     # --- requests
 
-    async def _ask(self, method: str, path: str, limit: int, data: bytes | None = None) -> bytes:
-        async with self._request(method, path, data=data) as response:
+    async def _ask(self, method: str, path: str, limit: int, data: bytes | None = None, **options: Any) -> bytes:
+        async with self._request(method, path, data=data, **options) as response:
             return await _bounded(response, limit)
 
     async def _probe(self, up: bytes, down: int) -> None:
@@ -273,7 +288,7 @@ async def _refused(response: aiohttp.ClientResponse) -> errors.SplitEdgeError:
         return dial.status_error(response.status, response.url)
 
 
-def _body(request: PlanRequest) -> bytes:
+def _body(request: PlanRequest | ChainRequest) -> bytes:
     body = encode(request)
     if len(body) > limits.MAX_REQUEST_BYTES:
         raise errors.ProtocolError(

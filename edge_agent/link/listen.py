@@ -46,12 +46,14 @@ async def serve_session(
     workers: int = limits.SESSION_WORKERS,
     heartbeat_s: float = limits.HEARTBEAT,
     silence_s: float = limits.SILENCE,
+    on_end: Callable[[errors.SplitEdgeError | None], object] = lambda _: None,
 ) -> web.WebSocketResponse:
     """Serve ``request`` as a frame session until it ends.
 
     ``open_plan`` may raise `errors.SplitEdgeError`: the agent gets it, and the session ends. Up to ``workers`` frames are with the handler at
     once; the rest of the window waits in order, and a frame whose wait ran out there is refused without reaching the handler. What the
     handler raises becomes the frame's refusal; the session goes on.
+    ``on_end`` hears why it ended, None for an orderly end.
     """
     ws = web.WebSocketResponse(
         max_msg_size=MAX_MSG_SIZE,
@@ -72,6 +74,7 @@ async def serve_session(
         await listener.run()
     finally:
         sessions.discard(listener.close)
+        on_end(session.error)
     return ws
 
 

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import struct
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 import aiohttp
 
 from edge_agent import errors, limits
+from edge_agent.link import tcp
 from edge_agent.protocol import frames
 from edge_agent.protocol.session import Event, Session
 
 #: aiohttp (3.14 and later) refuses a message of this length or longer on its header, before it reads it.
 MAX_MSG_SIZE: Final = frames.MAX_MESSAGE + 1
-
-_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # named from Python 3.12 on; 25 on Linux
-_BYTES_RECEIVED: Final = struct.Struct("<128xQ")  # tcpi_bytes_received in Linux's struct tcp_info
 
 # What a peer closes a WebSocket with after bytes that break the protocol (RFC 6455, 7.4.1).
 _BREACH: Final = {
@@ -59,13 +55,17 @@ class Pump:
         self._on_event, self._next_frame = on_event, next_frame
         self._time = asyncio.get_running_loop().time
         self._wake = asyncio.Event()
-        self._received = bytes_received(transport)
+        self._received = tcp.bytes_received(transport)
         self._pong: bytes | None = None  # WebSocket's own ping, from a proxy in between
-        tune(transport)
+        tcp.tune(transport)
 
     def wake(self) -> None:
         """There may be something to write."""
         self._wake.set()
+
+    def sample(self) -> tcp.TcpSample | None:
+        """What the kernel says of the connection's sending side."""
+        return tcp.sample(self._transport)
 
     async def run(self) -> None:
         """Until the session ended and the connection is closed. Raises only what `on_event` or `next_frame` raise."""
@@ -105,7 +105,7 @@ class Pump:
             message = await self._ws.receive()
             now = self._time()
             if message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
-                self._received = bytes_received(self._transport)
+                self._received = tcp.bytes_received(self._transport)
                 event = self._session.receive(message.data, now)
                 if event is not None:
                     self._on_event(event, now)
@@ -153,7 +153,7 @@ class Pump:
     async def _beat(self) -> None:
         while not self._session.ended:
             await asyncio.sleep(max(0.0, self._session.next_deadline() - self._time()))
-            before, self._received = self._received, bytes_received(self._transport)
+            before, self._received = self._received, tcp.bytes_received(self._transport)
             if self._received != before:
                 self._session.heard(self._time())
             self._session.tick(self._time())
@@ -161,24 +161,3 @@ class Pump:
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work)
-
-
-def tune(transport: asyncio.Transport) -> None:
-    """Send at once; hold at most one write in the process and `limits.UNSENT_BYTES` unsent in the kernel."""
-    transport.set_write_buffer_limits(high=1)  # 0 would leave asyncio's TLS transport paused with nothing to write
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, limits.UNSENT_BYTES)
-
-
-def bytes_received(transport: asyncio.Transport) -> int:
-    """Bytes that the connection has brought so far by the kernel's count: a long message on a slow link is no silence. 0 if unknown."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.fileno() < 0:
-        return 0
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
-    except OSError:  # not Linux's TCP: whole messages must do
-        return 0
-    return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == _BYTES_RECEIVED.size else 0

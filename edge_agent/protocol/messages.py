@@ -12,7 +12,7 @@ import msgspec
 
 from edge_agent import errors, limits
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class PlanRequest(Message):
     link: LinkEstimate
     demand: Demand = msgspec.field(default_factory=Demand)
     held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments the agent already has
-    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that head and encoding really took on the device
+    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that the head really took on the device
     protocol: int = PROTOCOL_VERSION
 
 
@@ -94,7 +94,7 @@ class Codec(Message):
     thing each; docs/architecture.md has the arithmetic.
     """
 
-    rule: str  # how it was fitted: one of edge_agent.codec.FAMILIES
+    rule: str  # how it was fitted: one of edge_agent.codec.FAMILIES, or jpeg-QUALITY
     bits: int  # 2 to 8: of a code; 16 and 32: the values go as float16 and float32, and no other field is used
     lo: list[float]
     scale: list[float]
@@ -113,6 +113,7 @@ class Codec(Message):
         list[int]
     ] = []  # entropy stage: frequencies of the codes, 4096 in sum; a channel has as many codes as its table
     table: list[int] = []  # the table of each channel, or one for all
+    jpeg: int = 0  # codes of 8 bits are the pixels of a picture [H, W, 1 or 3], which goes as JPEG of this quality. 0: they do not
 
 
 class Preprocess(Message):
@@ -190,6 +191,15 @@ class LayerBits(Message):
     noise_share: float
 
 
+class Rung(Message):
+    """What a plan expects of a codec on its ladder: bytes of a frame (header included), noise at the output, and the drop as in `Prediction`."""
+
+    payload_bytes: int
+    noise: float
+    drop_points: float
+    drop_high: float
+
+
 class Candidate(Message):
     """The best plan of another cut, and why it lost. ``weight_bits``: the mean over its weights, 0 without any; ``activation_bits`` 0 where nothing is sent."""
 
@@ -201,10 +211,44 @@ class Candidate(Message):
     reason: str = ""
 
 
+class StageTime(Message):
+    """What is predicted of one board of a chain: its part, its time with decoding and encoding, and its link to whoever comes next."""
+
+    device: str
+    start: str  # the layer behind which it begins
+    cut: str  # and after which it sends
+    weight_bits: float
+    activation_bits: int  # 0 where nothing is sent
+    device_ms: float
+    sending_ms: float  # a frame's bytes over the uplink
+    rtt_ms: float
+    payload_bytes: int
+
+
+class Stage(Message):
+    """A plan's place in a chain of boards, of which each has a plan of its own.
+
+    The board takes frames of the plan ``upstream`` ("" for the first board, whose frames come from callers), decodes them with ``incoming``, that plan's
+    ladder, and computes from ``start`` to the plan's cut. What it sends goes to the board of the plan ``downstream``, or to the server where that is "".
+    ``route``: what is predicted of all boards, in order; ``rate_fps``: of the whole.
+    """
+
+    device: str
+    start: Cut
+    incoming: list[Codec]
+    upstream: str
+    downstream: str
+    route: list[StageTime]
+    rate_fps: float
+
+
 class Plan(Message):
     """The planner's answer. ``ladder[codec]`` is the codec to start with; every codec on the ladder meets the demand.
 
+    ``rungs[i]`` says what ``ladder[i]`` costs; they go from the most accurate to the cheapest, and each is cheaper than the one before.
+
     ``layers``: the head's layers with weights, in order; ``codec_share`` and ``head_share``: of the noise, what the codec and the head's activations add.
+    ``stage``: where the plan is one of a chain's; then ``prediction`` is from its board on, all that lies behind its link being ``server_ms``.
     """
 
     id: str
@@ -216,6 +260,7 @@ class Plan(Message):
     codec_share: float
     head_share: float
     ladder: list[Codec]
+    rungs: list[Rung]
     codec: int
     segment: SegmentRef
     preprocess: Preprocess
@@ -226,10 +271,52 @@ class Plan(Message):
     demand: Demand
     labels: list[str] = msgspec.field(default_factory=list)
     metric: str = "top1"
+    stage: Stage | None = None
 
     def mean_bits(self) -> float:
         """Bits of a weight in the mean; 0 without weights."""
         return sum(one.bits * one.weights for one in self.layers) / max(1, sum(one.weights for one in self.layers))
+
+
+# --- chains: a model over several boards and the server ---------------------------------------------------------------
+
+Objective = Literal["latency", "rate"]
+"""What a chain is planned for: the least time of a frame, or the most frames a second."""
+
+
+#: The key in a board's ``measured`` times of what a frame takes there beside segment and codec: preparing pictures, and the programs' own work.
+BESIDE = "beside"
+
+
+class ChainDevice(Message):
+    """A board of a chain, as it describes itself. ``next``: its link to the board after it, None for the last; ``server``: to the server.
+
+    ``device`` is the name that the board gave itself once: a plan says by it for whom it is. ``held`` and ``measured`` as in `PlanRequest`; a later
+    stage's times hold decoding too, and `BESIDE` comes on top, for it bounds a board's rate as its segment does.
+    """
+
+    device: str
+    profile: dict[str, Any]
+    next: LinkEstimate | None
+    server: LinkEstimate
+    held: list[str] = msgspec.field(default_factory=list)
+    measured: dict[str, float] = {}
+
+
+class ChainRequest(Message):
+    """Share ``model`` among ``devices``, in this order, and the server. The answer is the plan of the first of them.
+
+    ``exact``: only codecs that send 8-bit codes as they are, so that the stages together compute the bits of one head. ``spread``: every board and the
+    server must have a part, be it better or not.
+    """
+
+    model: str
+    devices: list[ChainDevice]
+    demand: Demand = msgspec.field(default_factory=Demand)
+    objective: Objective = "latency"
+    exact: bool = False
+    spread: bool = False
+    protocol: int = PROTOCOL_VERSION
 
 
 # --- model listing --------------------------------------------------------------------------------------------------

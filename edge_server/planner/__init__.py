@@ -1,10 +1,11 @@
 """Chooses where to cut and with how many bits. Pure functions on plain data.
 
 `precompute` makes, offline, a `Table` of optimal layer-wise patterns of a model; `choose` takes from it, online, the `Pick` for a `Request`;
-`allocate` is the core of the first. `verify_allocation` and `verify_pick` check both by other means.
+`allocate` is the core of the first. `share` finds the `Route` of a network over a chain of devices. `verify_allocation` and `verify_pick` check both by other means.
 """
 
 from edge_server.planner.allocation import Allocation, CutCodec, Layer, allocate, closed_form, uniform
+from edge_server.planner.chain import INPUT, Chain, Device, Route, Step, share
 from edge_server.planner.demands import MODES, Power
 from edge_server.planner.online import Pick, Request, Rival, choose, rivals
 from edge_server.planner.patterns import Level, Pattern, Place, Table, precompute
@@ -12,9 +13,12 @@ from edge_server.planner.reasons import reason
 from edge_server.planner.verify import verify_allocation, verify_pick
 
 __all__ = [
+    "INPUT",
     "MODES",
     "Allocation",
+    "Chain",
     "CutCodec",
+    "Device",
     "Layer",
     "Level",
     "Pattern",
@@ -23,6 +27,8 @@ __all__ = [
     "Power",
     "Request",
     "Rival",
+    "Route",
+    "Step",
     "Table",
     "allocate",
     "choose",
@@ -30,6 +36,7 @@ __all__ = [
     "precompute",
     "reason",
     "rivals",
+    "share",
     "uniform",
     "verify_allocation",
     "verify_pick",

@@ -1,8 +1,9 @@
 """Online: the candidate of least objective for one device, link and demand (QPART's second algorithm), over a table of patterns in memory.
 
-    total    = head + transfer + queue + tail                                       where nothing is sent, head alone
+    total    = head + coding + transfer + queue + tail                              where nothing is sent, head alone
+    coding   = values x ns of each stage of the codec beside packing, which is in the head's time
     transfer = frame bytes / uplink + round trip
-    energy   = watts computing x head + watts sending x frame bytes / uplink
+    energy   = watts computing x (head + coding) + watts sending x frame bytes / uplink
     objective = time x (total + fetch) + energy x joules + cost x tail              in seconds
     fetch    = segment bytes / downlink / expected frames, 0 for a segment the device holds
 
@@ -19,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import errors
+from edge_agent import errors, limits
+from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Demand, LinkEstimate
 from edge_server.planner import words
 from edge_server.planner.demands import MODES, Power, check
@@ -31,8 +33,8 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``head_ms[p]``: this device's time for the head of the table's place p; ``tail_ms[p]``: this server's for the tail, where it knows better than
-    the table.
+    """``head_ms[p]``: this device's time for the head of the table's place p and packing; ``tail_ms[p]``: this server's for the tail, where it knows
+    better than the table. ``stage_ns``: this device's time for each of `codec.STAGES` of a codec, a value.
     """
 
     demand: Demand
@@ -42,6 +44,7 @@ class Request:
     memory_bytes: int | None = None  # free on the board; None: not known, not checked
     tail_ms: tuple[float, ...] | None = None
     queue_ms: float = 0.0  # how long a frame waits at the server now
+    stage_ns: tuple[float, ...] = (0.0,) * len(STAGES)
     held: frozenset[int] = field(
         default_factory=frozenset
     )  # indices of the table's patterns whose segments the device has
@@ -49,7 +52,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A candidate with its costs. ``ladder``: codecs of the place that meet the demand with this pattern, one a bit width, most bits first."""
+    """A candidate with its costs.
+
+    ``ladder``: of the codecs of the place that meet the demand with this pattern those that no other beats in both bytes and noise, its own among them;
+    most accurate first, at most `limits.MAX_LADDER`.
+    """
 
     place: int
     pattern: int
@@ -78,7 +85,7 @@ class Rival:
 
 
 def choose(table: Table, request: Request) -> Pick:
-    """The candidate of least objective that meets the demand; ties go to the fewest bytes to fetch, then to the least noise.
+    """The candidate of least objective that meets the demand; ties go to the fewest bytes to fetch, the least noise, the smallest frames.
 
     Raises `errors.UsageError` for a request that makes no sense, `errors.InfeasibleError` where no candidate meets it.
     """
@@ -92,7 +99,7 @@ def choose(table: Table, request: Request) -> Pick:
     if least == np.inf:
         raise _infeasible(table, request)
     ties = np.flatnonzero(costs.objective == least)
-    best = ties[np.lexsort((table.noise[ties], costs.fetched[ties]))[0]]
+    best = ties[np.lexsort((table.frame_bytes[ties], table.noise[ties], costs.fetched[ties]))[0]]
     return _pick(table, request, costs, int(best))
 
 
@@ -101,7 +108,7 @@ def rivals(table: Table, request: Request, chosen: Pick) -> tuple[Rival, ...]:
     costs = _costs(table, request, len(table.level))
     broken = _broken(table, request, costs)
     counts = sum((mask.astype(np.int64) for mask in broken.values()), np.zeros(len(table.level), np.int64))
-    order = np.lexsort((table.noise, costs.fetched, costs.objective, counts))
+    order = np.lexsort((table.frame_bytes, table.noise, costs.fetched, costs.objective, counts))
     _, first = np.unique(table.place[order], return_index=True)
     best = [int(i) for i in order[np.sort(first)] if table.place[i] != chosen.place]
     return tuple(
@@ -113,6 +120,7 @@ class _Costs(NamedTuple):
     """Of the first candidates of a table, one entry each."""
 
     objective: F64
+    coding_ms: F64  # of the codec's stages
     total_ms: F64
     pace_ms: F64  # of the slowest stage
     fetched: F64  # bytes of segment to fetch
@@ -131,10 +139,13 @@ def _costs(table: Table, request: Request, count: int) -> _Costs:
     fetched = table.segment_bytes[:count]
     if request.held:
         fetched = np.where(_held(table, request)[table.pattern[:count]], 0.0, fetched)
+    coding = np.array(request.stage_ns) @ table.staged[:, :count] * 1e-6
     objective = base[place] + sending * ((weights.time + weights.energy * (power.transmit_w or 0.0)) / 1000)
+    objective += coding * ((weights.time + weights.energy * (power.compute_w or 0.0)) / 1000)
     if demand.frames is not None:
         objective += fetched * (weights.time * 8e-6 / link.downlink_mbps / demand.frames)
-    return _Costs(objective, still[place] + sending, np.maximum(np.maximum(head, tail)[place], sending), fetched)
+    pace = np.maximum(np.maximum(head[place] + coding, tail[place]), sending)
+    return _Costs(objective, coding, still[place] + coding + sending, pace, fetched)
 
 
 def tail_times(table: Table, request: Request) -> Sequence[float]:
@@ -153,7 +164,7 @@ def _broken(table: Table, request: Request, costs: _Costs) -> dict[str, Mask]:
     demand, count = request.demand, len(costs.objective)
     place, found = table.place[:count], {}
     if demand.keep != "nothing":
-        found["keep"] = np.array([not _may_leave(one, demand.keep) for one in table.places])[place]
+        found["keep"] = np.array([not may_leave(one, demand.keep) for one in table.places])[place]
     if demand.mode != "any":
         found["mode"] = np.array([MODES[one.cut.kind] != demand.mode for one in table.places])[place]
     found["max_drop_points"] = table.level[:count] > _level(table, demand)
@@ -166,8 +177,9 @@ def _broken(table: Table, request: Request, costs: _Costs) -> dict[str, Mask]:
     return found
 
 
-def _may_leave(place: Place, keep: str) -> bool:
-    if place.cut.kind == "output":
+def may_leave(place: Place, keep: str) -> bool:
+    """Whether what is at ``place`` may be sent by a device that must ``keep`` something."""
+    if place.cut.kind == "output" or keep == "nothing":
         return True
     if keep == "input":
         return not (place.is_input or place.cut.kind == "input")
@@ -181,7 +193,7 @@ def _level(table: Table, demand: Demand) -> int:
 
 def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
     index, codec = int(table.place[i]), int(table.codec[i])
-    head, sends = request.head_ms[index], codec >= 0
+    head, sends = request.head_ms[index] + float(costs.coding_ms[i]), codec >= 0
     sending = float(table.frame_bytes[i]) * 8e-3 / request.link.uplink_mbps
     joules = ((request.power.compute_w or 0.0) * head + (request.power.transmit_w or 0.0) * sending) / 1000
     return Pick(
@@ -205,14 +217,30 @@ def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
 
 
 def _ladder(table: Table, request: Request, i: int) -> tuple[int, ...]:
-    """Of each bit width the codec of least noise, the candidate's own where it is one of them."""
+    """The front of bytes against noise of all that meets the demand with the candidate's pattern.
+
+    What beats the candidate's codec in both, and was not chosen, is too slow for this device and stays out.
+    """
     codecs, own = table.places[int(table.place[i])].codecs, int(table.codec[i])
     limit = max(_level(table, request.demand), int(table.level[i]))
-    best = {codecs[own].bits: own}
     same = np.flatnonzero(table.pattern[: int(table.ends[limit])] == table.pattern[i])
-    for codec in table.codec[same[np.argsort(table.noise[same], kind="stable")]].tolist():
-        best.setdefault(codecs[codec].bits, codec)
-    return tuple(best[bits] for bits in sorted(best, reverse=True))
+    costs = {codec: (codecs[codec].noise, codecs[codec].frame_bytes) for codec in table.codec[same].tolist()}
+    noise, size = costs[own]
+    costs = {c: cost for c, cost in costs.items() if c == own or cost[0] > noise or cost[1] > size}
+    front: list[int] = []
+    for codec in sorted(costs, key=lambda c: (costs[c], c != own)):
+        if not front or costs[codec][1] < costs[front[-1]][1]:
+            front.append(codec)
+    return tuple(_thinned(front, [costs[codec][1] for codec in front], own))
+
+
+def _thinned(front: list[int], sizes: list[int], own: int) -> list[int]:
+    """``front`` without the inner rungs that spare least over the rung before, until `limits.MAX_LADDER` are left."""
+    while len(front) > limits.MAX_LADDER:
+        spared = {k: sizes[k - 1] / sizes[k] for k in range(1, len(front) - 1) if front[k] != own}
+        least = min(spared, key=lambda k: spared[k])
+        front, sizes = front[:least] + front[least + 1 :], sizes[:least] + sizes[least + 1 :]
+    return front
 
 
 def _infeasible(table: Table, request: Request) -> errors.InfeasibleError:
@@ -273,6 +301,10 @@ def _check(table: Table, request: Request) -> None:
     if request.tail_ms is not None and (len(request.tail_ms) != len(table.places) or min(request.tail_ms) < 0):
         raise errors.UsageError(
             f"tail_ms has {len(request.tail_ms)} times: give one of 0 or more for each of {len(table.places)} places"
+        )
+    if len(request.stage_ns) != len(STAGES) or not all(ns >= 0 for ns in request.stage_ns):
+        raise errors.UsageError(
+            f"stage_ns must be {len(STAGES)} times of 0 or more: one for each of {', '.join(STAGES)}"
         )
     if not request.queue_ms >= 0:
         raise errors.UsageError(f"queue_ms is {request.queue_ms}: give 0 or more")

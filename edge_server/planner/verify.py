@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
+from edge_agent import limits
+from edge_agent.codec import STAGES
 from edge_server.planner.allocation import Allocation, CutCodec, Layer
 from edge_server.planner.online import Pick, Request
 from edge_server.planner.patterns import Table
@@ -103,11 +107,35 @@ def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:
         or {"server": "input", "split": "inside", "device": "output"}[demand.mode] == place.cut.kind,
         "the segment's size is wrong": pick.segment_bytes == (0 if pick.pattern in request.held else size),
         "the payload's size is wrong": pick.payload_bytes == frame,
-        "the ladder is not ordered from most to fewest bits": [c.bits for c in codecs[1:]]
-        == sorted({c.bits for c in codecs[1:]}, reverse=True),
         "the ladder lacks the chosen codec": pick.codec is None or pick.codec in pick.ladder,
     }
-    return [fault for fault, holds in checks.items() if not holds] + _cost_faults(table, request, pick, size, frame)
+    faults = [fault for fault, holds in checks.items() if not holds]
+    fitting = [codec for codec in place.codecs if float(weights + Fraction(codec.noise)) <= allowed] if sends else []
+    return faults + _ladder_faults(codecs, fitting) + _cost_faults(table, request, pick, size, frame)
+
+
+def _ladder_faults(codecs: Sequence[CutCodec], fitting: Sequence[CutCodec]) -> list[str]:
+    """What is wrong with a ladder: ``codecs`` are the chosen one and then its rungs, ``fitting`` all codecs of the place that meet the demand."""
+    rungs = codecs[1:]
+    fitting = [one for one in fitting if not _beats(one, codecs[0])]  # what does is too slow for the device
+    falls = all(a.frame_bytes > b.frame_bytes and a.noise <= b.noise for a, b in pairwise(rungs))
+    beaten = any(_beats(other, rung) for rung in rungs for other in fitting)
+    whole = len(rungs) == limits.MAX_LADDER or all(any(_as_good(rung, codec) for rung in rungs) for codec in fitting)
+    checks = {
+        "the ladder does not fall in bytes and rise in noise": falls,
+        "the ladder has a codec that another beats": not beaten,
+        "the ladder lacks a codec that none on it beats": whole,
+        "the ladder is too long": len(rungs) <= limits.MAX_LADDER,
+    }
+    return [fault for fault, holds in checks.items() if not holds]
+
+
+def _as_good(a: CutCodec, b: CutCodec) -> bool:
+    return a.frame_bytes <= b.frame_bytes and a.noise <= b.noise
+
+
+def _beats(a: CutCodec, b: CutCodec) -> bool:
+    return _as_good(a, b) and (a.frame_bytes, a.noise) != (b.frame_bytes, b.noise)
 
 
 def _cost_faults(table: Table, request: Request, pick: Pick, size: int, frame: int) -> list[str]:
@@ -115,6 +143,9 @@ def _cost_faults(table: Table, request: Request, pick: Pick, size: int, frame: i
     away = pick.codec is not None
     tails = request.tail_ms or [place.tail_ms for place in table.places]
     head, tail = request.head_ms[pick.place], tails[pick.place] if away else 0.0
+    if pick.codec is not None:
+        chosen, values = table.places[pick.place].codecs[pick.codec], math.prod(table.places[pick.place].cut.shape)
+        head += sum(1e-6 * values * request.stage_ns[STAGES.index(stage)] for stage in chosen.stages)
     seconds = frame * 8 / (link.uplink_mbps * 1e6)
     transfer = 1e3 * seconds + link.rtt_ms if away else 0.0
     total = head + transfer + tail + (request.queue_ms if away else 0.0)

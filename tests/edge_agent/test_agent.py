@@ -16,11 +16,12 @@ from device_profiles import DeviceProfile
 from edge_agent import codec, errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.agent import Agent, _Active
-from edge_agent.config import DemandConfig
+from edge_agent.config import DemandConfig, LinkConfig
 from edge_agent.engine import check_plan
 from edge_agent.head import load, preprocess
 from edge_agent.head import segment as seg
 from edge_agent.link.client import FrameStream
+from edge_agent.protocol.messages import Codec, Rung
 from edge_agent.results import stages
 from kernels import jit
 from tests.segment_builder import Builder
@@ -113,9 +114,9 @@ async def test_frames_overlap_and_the_event_loop_keeps_ticking(settings):
         await agent.infer(png())
         slow = agent._active.engine.process
 
-        def slower(frame: object) -> object:
+        def slower(*given: object) -> object:
             time.sleep(0.05)
-            return slow(frame)
+            return slow(*given)
 
         agent._active.engine.process = slower
         done, ticks = asyncio.Event(), 0
@@ -225,7 +226,7 @@ async def test_closing_just_as_a_new_plan_is_ready_closes_every_stream_once(sett
         agent = await Agent(settings(server)).__aenter__()
         old, arrived, opened = agent._active, asyncio.Event(), [agent._active.stream]
 
-        async def prepare() -> _Active:
+        async def prepare(known: object) -> _Active:
             await arrived.wait()
             opened.append(await negotiation.stream(agent.settings, old.engine.plan, 1).__aenter__())
             return _Active(old.engine, opened[-1])
@@ -380,6 +381,7 @@ def test_a_head_that_only_moves_bytes_about_does_not_keep_the_input(settings):
         {"codec": 1},
         {"codec": -1},
         {"ladder": []},
+        {"rungs": []},
         {"mode": "device"},
         {"mode": "server"},
         {"preprocess": TENSOR},
@@ -511,3 +513,95 @@ async def test_status_tells_the_plan_and_the_counts_and_no_secret(settings):
         assert status["frames"]["answered"] == 1
         assert status["plan"]["activation_bits"] == "4"
         assert TOKEN not in repr(status)
+
+
+def with_ladder(server: SmallServer) -> None:
+    """A plan of three rungs for ``server``: 8, 4 and 2 bits."""
+    one = server.plan.ladder[0]
+    span = one.scale[0] * 15
+    server.plan.ladder = [Codec("minmax", bits, one.lo, [span / ((1 << bits) - 1)]) for bits in (8, 4, 2)]
+    server.plan.rungs = [Rung(40 + 64 * bits, 0.1 / bits, 0.1, 0.2) for bits in (8, 4, 2)]
+    server.plan.codec = 2
+
+
+@pytest.mark.parametrize(("bits", "found"), [(0, 2), (2, 2), (5, 4), (32, 8)])
+async def test_a_fixed_controller_sends_with_the_codec_that_it_is_told(settings, bits, found):
+    async with SmallServer() as server:
+        with_ladder(server)
+        link = LinkConfig(controller="fixed", bits=bits)
+        async with Agent(settings(server, link=link)) as agent:
+            result = await agent.infer(png())
+            assert (result.bits, result.payload_bytes) == (found, 40 + 64 * found)
+            assert agent.link()["bits"] == found
+
+
+async def test_on_a_wide_link_frames_become_as_accurate_as_the_ladder_allows(settings):
+    async with SmallServer() as server:
+        with_ladder(server)
+        slowly = settings(server, demand=DemandConfig(min_rate_fps=10.0))
+        async with Agent(slowly) as agent, asyncio.timeout(20):
+            while (await agent.infer(png())).bits != 8:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)  # a rate that the link can hold
+            status, gauges = agent.status()["link"], agent.gauges()
+            assert (status["controller"], status["rung"], status["rungs"], status["holds"]) == ("adaptive", 0, 3, True)
+            assert status["uplink_mbps"] > 0
+            assert (gauges["link_bits"], gauges["link_overloads_total"]) == (8.0, 0.0)
+
+
+async def test_frames_that_wait_too_long_are_dropped_and_counted_with_their_reason(settings):
+    async with SmallServer() as server:
+        async with Agent(settings(server, link=LinkConfig(max_age_ms=300.0))) as agent:
+            assert (await agent.infer(png())).mode == "split"
+            slow = agent._active.engine.process
+
+            def slower(*given: object) -> object:
+                time.sleep(0.4)
+                return slow(*given)
+
+            agent._active.engine.process = slower
+            found = await asyncio.gather(*(agent.infer(png()) for _ in range(6)), return_exceptions=True)
+        assert {type(f) for f in found} == {errors.AgedError}
+        assert agent.counters.dropped == {"aged": 6}
+        assert agent.counters.total == 7
+
+
+def adapted(agent: Agent, *, changed: bool, holds: bool) -> None:
+    adaptation = agent._active.adaptation
+    adaptation._changed.value, adaptation._holds.value = changed, holds
+
+
+async def test_a_link_that_changed_for_good_leads_to_a_plan_for_it_as_it_is(settings, monkeypatch):
+    monkeypatch.setattr(limits, "REPLAN_LEAST", 0.2)
+    monkeypatch.setattr(limits, "LINK_PERIOD", 0.02)
+    heard: list[str] = []
+    async with SmallServer() as server, Agent(settings(server), on_link=heard.append) as agent:
+        first = agent.plan.id
+        await asyncio.sleep(0.1)
+        assert len(server.requests) == 1
+        server.plan = make_plan("split", server.data)
+        known = agent._active.adaptation.estimate(time.monotonic())
+        adapted(agent, changed=True, holds=False)
+        await until(lambda: agent.plan.id != first)
+        assert server.requests[1].link.uplink_mbps == pytest.approx(known.uplink_mbps)
+        assert "too little even for the cheapest codec" in heard[0]
+        await until(lambda: len(heard) == 2)
+        assert heard[1] == "the link holds what is wanted again"
+
+
+async def test_a_changed_link_leads_to_no_plan_where_the_settings_forbid_it(settings, monkeypatch):
+    monkeypatch.setattr(limits, "REPLAN_LEAST", 0.01)
+    monkeypatch.setattr(limits, "LINK_PERIOD", 0.01)
+    async with SmallServer() as server, Agent(settings(server, link=LinkConfig(replan=False))) as agent:
+        adapted(agent, changed=True, holds=True)
+        await asyncio.sleep(0.1)
+        assert len(server.requests) == 1
+
+
+async def test_when_no_plan_can_be_had_for_a_changed_link_the_old_one_serves_on(settings, monkeypatch):
+    monkeypatch.setattr(limits, "REPLAN_LEAST", 0.05)
+    monkeypatch.setattr(limits, "LINK_PERIOD", 0.01)
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        server.plan = make_plan("split", server.data, name="another")
+        adapted(agent, changed=True, holds=True)
+        await until(lambda: "no new one for the changed link" in agent.state)
+        assert (await agent.infer(png())).mode == "split"

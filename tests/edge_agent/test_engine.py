@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge_agent import codec, errors
-from edge_agent.engine import Engine, frame_bytes
+from edge_agent.engine import Engine, check_ladder, frame_bytes
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
-from edge_agent.protocol.messages import Demand, Preprocess
+from edge_agent.protocol.messages import Demand, Preprocess, Rung
 from tests.segment_builder import Builder
 from tests.small_server import IMAGE, make_plan, segment_file
 
@@ -218,3 +218,38 @@ def test_a_picture_becomes_the_floats_that_a_transformer_takes():
         engine.process(np.full((4, 6, 3), np.nan, np.float32))
     with pytest.raises(errors.InputError, match=r"float32 of shape \[4, 6, 3\]"):
         engine.process(np.zeros((4, 6, 3)))
+
+
+@pytest.mark.parametrize(
+    "rungs",
+    [
+        [],
+        [(296, 0.1, 0.2)],
+        [(296, 0.1, 0.2), (296, 0.2, 0.3)],
+        [(200, 0.1, 0.2), (296, 0.2, 0.3)],
+        [(296, 0.3, 0.2), (200, 0.2, 0.3)],
+        [(296, 0.1, 0.2), (200, 0.2, 1.1)],
+        [(296, 0.1, 0.2), (200, float("inf"), 0.3)],
+        [(296, 0.1, 0.2), (200, 0.2, float("nan"))],
+        [(296, 0.1, 0.2), (0, 0.2, 0.3)],
+        [(1 << 40, 0.1, 0.2), (200, 0.2, 0.3)],
+    ],
+)
+def test_a_ladder_that_contradicts_itself_or_the_demand_is_refused(rungs):
+    data = segment_file()
+    plan = make_plan("split", data)
+    plan.ladder = plan.ladder * 2
+    plan.rungs = [Rung(size, noise, high / 2, high) for size, noise, high in rungs]
+    with pytest.raises(errors.PlanError, match="ladder"):
+        check_ladder(plan, Demand())
+    plan.rungs = [Rung(296, 0.1, 0.1, 0.2), Rung(200, 0.2, 0.2, 0.9)]
+    check_ladder(plan, Demand())
+
+
+def test_a_ladder_of_too_many_codecs_is_refused():
+    data = segment_file()
+    plan = make_plan("split", data)
+    plan.ladder = plan.ladder * 17
+    plan.rungs = [Rung(1000 - i, 0.1, 0.1, 0.2) for i in range(17)]
+    with pytest.raises(errors.PlanError, match="ladder"):
+        check_ladder(plan, Demand())

@@ -16,7 +16,10 @@ from edge_agent.protocol.messages import (
     Plan,
     Prediction,
     Preprocess,
+    Rung,
     SegmentRef,
+    Stage,
+    StageTime,
 )
 
 
@@ -37,7 +40,8 @@ def plan(mode: str = "split", **changes: object) -> Plan:
     )
     fields = {
         "id": "p1", "model": "lite0", "bundle": "0" * 64, "mode": mode, "cut": cut, "layers": [] if mode == "server" else [LayerBits("stem", 8, 100, 0.2), LayerBits("body", 3, 900, 0.5)], "codec_share": 0.2, "head_share": 0.1,
-        "ladder": [Codec("mse", 4, [0.0], [0.1])] if mode != "device" else [], "codec": 0, "segment": SegmentRef("0" * 64, 9),
+        "ladder": [Codec("mse", 4, [0.0], [0.1])] if mode != "device" else [], "codec": 0,
+        "rungs": [Rung(296, 0.1, 0.1, 0.2)] if mode != "device" else [], "segment": SegmentRef("0" * 64, 9),
         "preprocess": Preprocess("image", [224, 224, 3]), "prediction": prediction(), "runners_up": [other], "considered": 321,
         "expires_unix": 2e9, "demand": Demand(keep="input"),
     }  # fmt: skip
@@ -58,6 +62,15 @@ def test_a_split_plan_tells_cut_bits_times_drop_and_payload():
         "must stay here", "16 = time 16", "321 plans weighed", "slower by 44 ms",
     ):  # fmt: skip
         assert words in shown, words
+
+
+def test_a_plan_tells_between_what_codecs_the_agent_may_move():
+    one = plan()
+    assert "4 bits only" in text(one)
+    one.ladder = [Codec("mse", bits, [0.0], [0.1]) for bits in (8, 3)]
+    one.rungs = [Rung(5000, 0.1, 0.1, 0.2), Rung(2000, 0.2, 0.3, 0.4)]
+    one.codec = 1
+    assert "8 3 bits, 5.0 kB to 2.0 kB a frame, 0.10 to 0.30 points" in text(one)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +144,24 @@ def test_names_from_the_server_cannot_steer_the_terminal_or_the_markup():
 def test_sizes_are_for_people():
     assert [size(n) for n in (0, 999, 1000, 1.5e6, 2e9)] == ["0 B", "999 B", "1.0 kB", "1.5 MB", "2.0 GB"]
     assert drop(prediction()).startswith("0.40 points")
+
+
+def test_a_chain_tells_what_each_board_does():
+    route = [
+        StageTime("a", "x", "stem", 4.0, 6, 12.0, 3.0, 1.0, 900),
+        StageTime("b", "stem", "fc", 3.5, 0, 20.0, 0.0, 0.0, 0),
+    ]
+    stage = Stage("a", Cut(0, "x", "x", [8], "input"), [], "", "p2", route, 31.25)
+    shown = text(plan(stage=stage))
+    assert headline(plan(stage=stage)) == "lite0 is shared by 2 boards: this one computes up to blocks.5"
+    for words in (
+        "2 boards, 31.25 frames/s",
+        "4.0 / 6 bits",
+        "3.5 / - bits",
+        "12.00",
+        "4.00",
+        "900 B",
+        "behind this board's link",
+    ):
+        assert words in shown
+    assert "boards" not in text(plan(stage=Stage("a", stage.start, [], "", "", route[:1], 31.25)))

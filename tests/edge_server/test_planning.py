@@ -66,9 +66,13 @@ def test_the_segment_of_a_plan_is_in_the_store_and_runs(store: Store, profile: d
 
 def test_the_ladder_is_codecs_of_the_cut(store: Store, profile: dict[str, Any]) -> None:
     plan = ask(store, profile, keep="input")
-    bits = [c.bits for c in plan.ladder]
-    assert bits == sorted(set(bits), reverse=True)
-    assert bits[0] == 8
+    assert len(plan.ladder) == len(plan.rungs) > 1
+    assert plan.ladder[0].bits == 8
+    for codec_, rung in zip(plan.ladder, plan.rungs, strict=True):
+        assert rung.payload_bytes == 40 + codec.packed_bytes(8 * 8 * 8, codec_.bits)
+    assert [rung.noise for rung in plan.rungs] == sorted(rung.noise for rung in plan.rungs)
+    assert all(rung.drop_points <= rung.drop_high <= 100.0 for rung in plan.rungs)
+    assert plan.rungs[plan.codec].noise == pytest.approx(plan.prediction.noise)
     for rung in plan.ladder:
         codec.validate(rung)
     chosen = plan.ladder[plan.codec]
@@ -101,7 +105,7 @@ def test_a_segment_is_built_once(store: Store, profile: dict[str, Any]) -> None:
 def test_segment_sizes_are_foreseen(store: Store) -> None:
     catalog = Catalog(store)
     bundle = catalog.bundle("tiny")
-    table = catalog.table(bundle)
+    table, _ = catalog.table(bundle)
     for pattern in table.patterns[:: len(table.patterns) // 9]:
         cut = table.places[pattern.place].cut.index
         size = len(bundle.segment(cut, dict(zip(bundle.weight_layers(cut), pattern.bits, strict=True))))

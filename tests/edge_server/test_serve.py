@@ -18,11 +18,12 @@ import trustme
 from aiohttp import web
 
 from edge_agent import errors
+from edge_agent.link.serving import tls
 from edge_agent.protocol.messages import PROTOCOL_VERSION
 from edge_server import serve as serving_module
 from edge_server import tails
 from edge_server.app import make_app
-from edge_server.serve import Listen, check, serve, tls
+from edge_server.serve import Listen, check, serve
 from edge_server.store import Store
 
 COMMAND = [sys.executable, "-m", "edge_server"]
@@ -145,10 +146,10 @@ def test_a_certificate_without_its_key_is_refused() -> None:
 
 def test_a_certificate_that_is_missing_or_none_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigError, match="cannot be read"):
-        tls(Listen(cert=tmp_path / "no.pem", key=tmp_path / "no.key"))
+        tls(tmp_path / "no.pem", tmp_path / "no.key")
     (tmp_path / "x.pem").write_text("nonsense")
     with pytest.raises(errors.ConfigError, match="not a certificate and its key"):
-        tls(Listen(cert=tmp_path / "x.pem", key=tmp_path / "x.pem"))
+        tls(tmp_path / "x.pem", tmp_path / "x.pem")
 
 
 def test_a_key_with_a_password_is_refused_not_asked_for(tmp_path: Path) -> None:
@@ -162,4 +163,4 @@ def test_a_key_with_a_password_is_refused_not_asked_for(tmp_path: Path) -> None:
     (tmp_path / "key.pem").write_bytes(sealed)
     leaf.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
     with pytest.raises(errors.ConfigError, match="without a password"):
-        tls(Listen(cert=tmp_path / "cert.pem", key=tmp_path / "key.pem"))
+        tls(tmp_path / "cert.pem", tmp_path / "key.pem")

@@ -339,7 +339,10 @@ async def test_a_silent_link_is_noticed_and_every_frame_accounted_for():
         await stream.send(b"x", 0)
         relay.swallow = True
         results = await send_all(stream, 3, bytes(3_000_000))
-        assert [type(r) for r in results] == [errors.LinkLostError] * 3
+        assert {type(r) for r in results} <= {
+            errors.LinkLostError,
+            errors.AgedError,
+        }  # on the link, or behind one that is
         assert stream.stats.aged == 3
         await until(lambda: stream.state is not LinkState.STREAMING)
         relay.swallow = False
@@ -438,7 +441,7 @@ async def test_a_stopping_server_answers_what_it_has_and_the_agent_dials_again(u
 async def test_a_frame_ages_out_and_its_late_answer_is_dropped():
     tail = Tail(gate=asyncio.Event())
     async with serving(stream_app(tail)) as url, FrameStream(url, "secret", "plan", frame_age_s=0.1) as stream:
-        with pytest.raises(errors.LinkLostError, match=r"no answer came within 0.1 s"):
+        with pytest.raises(errors.LinkLostError, match="no answer came in time"):
             await stream.send(b"x", 0)
         tail.gate.set()
         await until(lambda: stream.stats.late == 1)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent import errors
+from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Weights
 from edge_server.planner import (
     CutCodec,
@@ -48,6 +49,8 @@ def network(layers: int = 4, seed: int = 0, levels: tuple[Level, ...] = LEVELS) 
         codecs = [
             CutCodec("mse", b, 40 + elements * b // 8, float(0.3 * 4.0**-b * rng.uniform(0.5, 2))) for b in (8, 6, 4, 2)
         ]
+        if i == 0:
+            codecs.append(CutCodec("jpeg-80", 8, 40 + elements * 3 // 8, 0.003, ("jpeg",)))
         places.append(
             Place(
                 cut=Cut(i, f"layer{i}" if i else "input", f"t{i}", [elements], kind),
@@ -79,7 +82,7 @@ def by_hand(table: Table, asked: Request) -> float:
     wanted, link, best = asked.demand, asked.link, math.inf
     budget = max((level.noise for level in table.levels if level.drop_points <= wanted.max_drop_points), default=-1.0)
     for index, pattern in enumerate(table.patterns):
-        place, head = table.places[pattern.place], asked.head_ms[pattern.place]
+        place = table.places[pattern.place]
         away = place.cut.kind != "output"
         if asked.memory_bytes is not None and place.memory_bytes > asked.memory_bytes:
             continue
@@ -94,6 +97,9 @@ def by_hand(table: Table, asked: Request) -> float:
                 continue
             sending = codec.frame_bytes * 8 / link.uplink_mbps / 1000
             tail = place.tail_ms if away else 0.0
+            head = asked.head_ms[pattern.place] + 1e-6 * place.cut.shape[0] * sum(
+                asked.stage_ns[STAGES.index(s)] for s in codec.stages
+            )
             total = head + sending + (link.rtt_ms + asked.queue_ms + tail if away else 0.0)
             if wanted.max_latency_ms is not None and total > wanted.max_latency_ms:
                 continue
@@ -130,6 +136,7 @@ requests = st.builds(
     power=st.just(Power(3.0, 1.5)),
     memory_bytes=st.none() | st.integers(500, 6000),
     queue_ms=st.floats(0, 50),
+    stage_ns=st.tuples(*[st.floats(0, 2000)] * len(STAGES)),
     held=st.frozensets(st.integers(0, len(TABLE.patterns) - 1), max_size=3),
 )
 
@@ -215,6 +222,21 @@ def test_on_the_device_nothing_is_sent() -> None:
     assert (pick.transfer_ms, pick.queue_ms, pick.server_ms, pick.total_ms) == (0.0, 0.0, 0.0, 60.0)
 
 
+def test_a_stage_that_takes_long_is_left_out() -> None:
+    link = LinkEstimate(1.0, 20.0, 20.0)
+    quick, slow = (
+        choose(
+            TABLE,
+            request(link=link, demand=demand(mode="server", max_drop_points=0.25), stage_ns=(0.0, 0.0, 0.0, 0.0, ns)),
+        )
+        for ns in (1.0, 1e4)
+    )
+    rules = [TABLE.places[0].codecs[pick.codec or 0].rule for pick in (quick, slow)]
+    assert rules == ["jpeg-80", "mse"]
+    assert quick.device_ms == pytest.approx(0.02)
+    assert quick.total_ms == pytest.approx(quick.device_ms + quick.transfer_ms + quick.server_ms)
+
+
 def test_a_busy_server_drives_work_to_the_device() -> None:
     assert choose(TABLE, request()).place < 4
     assert choose(TABLE, request(queue_ms=1000.0)).place == 4
@@ -242,7 +264,8 @@ def test_the_ladder_holds_every_width_that_the_pattern_leaves_room_for() -> None
     pick = choose(TABLE, request(demand=demand(max_drop_points=5.0)))
     place, pattern = TABLE.places[pick.place], TABLE.patterns[pick.pattern]
     room = LEVELS[-1].noise - pattern.noise
-    assert [place.codecs[i].bits for i in pick.ladder] == [c.bits for c in place.codecs if c.noise <= room]
+    fitting = sorted((c for c in place.codecs if c.noise <= room), key=lambda c: c.noise)
+    assert [place.codecs[i] for i in pick.ladder] == fitting
 
 
 def test_rivals_are_the_best_of_each_other_cut_with_what_they_break() -> None:
@@ -315,7 +338,7 @@ def test_the_verifier_finds_faults() -> None:
         "objective": "the objective is wrong",
     }.items():
         assert faults(**{name: getattr(pick, name) + 1}) == [fault]
-    assert faults(ladder=pick.ladder[::-1]) == ["the ladder is not ordered from most to fewest bits"]
+    assert faults(ladder=pick.ladder[::-1]) == ["the ladder does not fall in bytes and rise in noise"]
     assert faults(codec=None) == faults(place=pick.place + 1) == ["pattern, codec and place do not belong together"]
     strict = dataclasses.replace(
         asked, demand=demand(max_drop_points=0.25, keep="input", max_latency_ms=0.1, min_rate_fps=1e6), memory_bytes=1
@@ -335,3 +358,55 @@ def worst(asked: Request) -> Pick:
             asked, link=LinkEstimate(0.0, 1.0, 1.0), demand=demand(max_drop_points=5.0), head_ms=(0.0, *[1e6] * 4)
         ),
     )
+
+
+def ladder_table(codecs: list[CutCodec]) -> Table:
+    """One cut without weights, and these codecs."""
+    place = Place(Cut(0, "input", "x", [100], "input"), (), tuple(codecs), 1.0, 1)
+    return precompute("net", [place], [Level(1.0, 1.0)])
+
+
+@settings(deadline=None)
+@given(
+    codecs=st.lists(st.tuples(st.integers(41, 60), st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, 1.5])), min_size=1, max_size=40),
+    time=st.sampled_from([0.0, 1.0]),
+)  # fmt: skip
+def test_the_ladder_is_the_front_of_bytes_against_noise(codecs: list[tuple[int, float]], time: float) -> None:
+    table_codecs = [CutCodec(f"rule{i}", 8, size, noise) for i, (size, noise) in enumerate(codecs)]
+    if all(codec.noise > 1.0 for codec in table_codecs):
+        return
+    table = ladder_table(table_codecs)
+    asked = Request(Demand(weights=Weights(time=time, cost=1.0)), LINK, (0.0,), Power())
+    pick = choose(table, asked)
+    assert verify_pick(table, asked, pick) == []
+    assert pick.codec in pick.ladder
+    rungs = [codecs[i] for i in pick.ladder]
+    fitting = [c for c in codecs if c[1] <= 1.0]
+    front = {c for c in fitting if not any(d[0] <= c[0] and d[1] <= c[1] and d != c for d in fitting)}
+    assert rungs == sorted(front, reverse=True)
+
+
+def test_a_long_ladder_is_thinned_and_keeps_its_ends_and_the_chosen_codec() -> None:
+    table = ladder_table([CutCodec("mse", 8, 1000 - i, 0.001 * i) for i in range(50)])
+    asked = Request(Demand(), LINK, (0.0,), Power())
+    pick = choose(table, asked)
+    assert verify_pick(table, asked, pick) == []
+    assert (len(pick.ladder), pick.ladder[0], pick.ladder[-1]) == (16, 0, 49)
+
+
+@pytest.mark.parametrize(
+    ("ladder", "fault"),
+    [
+        ((0, 1, 2, 3), "the ladder does not fall in bytes and rise in noise"),
+        ((0, 3), "the ladder lacks a codec that none on it beats"),
+        ((2, 3), "the ladder has a codec that another beats"),
+        ((0, 1), "the ladder lacks the chosen codec"),
+    ],
+)
+def test_the_verifier_finds_faults_of_ladders(ladder: tuple[int, ...], fault: str) -> None:
+    sizes = [(90, 0.1), (60, 0.2), (70, 0.3), (50, 0.4)]
+    table = ladder_table([CutCodec("mse", 8, size, noise) for size, noise in sizes])
+    asked = Request(Demand(), LINK, (0.0,), Power())
+    pick = choose(table, asked)
+    assert pick.ladder == (0, 1, 3)
+    assert fault in verify_pick(table, asked, dataclasses.replace(pick, ladder=ladder))

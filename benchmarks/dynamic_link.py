@@ -1,0 +1,392 @@
+"""Links that change while frames flow: who holds the wanted rate, at what accuracy.
+
+    python -m benchmarks.dynamic_link [--images DIR --labels FILE] [--fashion FOLDER] [--json OUT] [--plots DIR] [--quick]
+
+A real agent and a real server, each in a network namespace, and between them a link that follows a trace (`benchmarks/traces.py`): QuantPipe's
+schedule and five more, scaled to the frames so that they bind. The agent is offered frames at a fixed rate and drops what is older than it may
+be. The network is a CNN for Fashion-MNIST, or EfficientNet-Lite0 where photographs are given, cut where its tensor is large; calibration has not seen
+the frames. Compared are our controller, QuantPipe's rule and PipeEdge's controller, all three with the same estimate of the link, and fixed widths.
+
+A window is held if 95 % of the frames offered in it are answered in time. The oracle knows the trace: of each window it says the most accurate
+codec that the link carries, and windows in which it carries none are not counted. Accuracy is that of the answered frames, in points against
+the float model's on the same frames, and against the oracle's codecs on the same frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import accuracy_bound, fashion
+from benchmarks.accuracy_bound import Subject
+from benchmarks.board import Board
+from benchmarks.dynamic_plots import Lane, draw
+from benchmarks.links import Network
+from benchmarks.report import parser, report
+from benchmarks.traces import TRACES, Trace, oracle
+from calibration import accuracy
+from edge_agent import codec, errors
+from edge_agent.head.executor import load
+from edge_agent.link.estimate import wire_bytes
+from edge_agent.protocol.messages import Plan
+from edge_server.catalog import Catalog
+from edge_server.store import Store
+
+Bools = NDArray[np.bool_]
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+BOARD, SERVER = 0, 1  # nodes of the network
+PORT: Final = 8470
+RTT_MS, BACK_MBPS, PLANNED_MBPS = 20.0, 50.0, 200.0
+WINDOW_S: Final = 1.0
+HELD: Final = 0.95
+AGE_MS: Final = 500.0  # a frame that is not answered by then is too late
+SECONDS, QUICK_SECONDS = 30.0, 12.0
+QUICK_TRACES, QUICK_RIVALS = ("quantpipe", "step_down"), ("adaptive", "quantpipe", "fixed8")
+OURS: Final = "adaptive"
+FLOAT_BITS: Final = 32
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A controller and the bits that it begins with. ``float32``: where the ladder has no such codec, the widest one's frames over a link that is
+    slower by the ratio of their sizes stand in for it.
+    """
+
+    controller: str
+    bits: int = 0
+    float32: bool = False
+
+
+RIVALS: Final[dict[str, Rival]] = {
+    "adaptive": Rival("adaptive"),
+    "quantpipe": Rival("quantpipe"),
+    "pipeedge": Rival("pipeedge"),
+    "fixed32": Rival("fixed", 32, float32=True),
+    "fixed8": Rival("fixed", 8),
+    "fixed2": Rival("fixed", 2),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network, the cut that its frames are to be sent at, frames a second, and the points that its plan may lose."""
+
+    network: str
+    cut: str
+    fps: float
+    drop: float
+
+
+FASHION: Final = Setting("cnn", "node_max_pool2d", 50.0, 4.0)
+PHOTOS: Final = Setting("lite0", "node_add_4", 30.0, 5.0)
+
+
+@dataclass
+class Bench:
+    """What all runs share. ``right[r]``: which samples are answered rightly with rung r of the ``plan``; ``floats``: by the float model."""
+
+    setting: Setting
+    network: Network
+    board: Board
+    plan: Plan
+    right: NDArray[np.bool_]
+    floats: Bools
+    classes: NDArray[np.int64]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [wire_bytes(rung.payload_bytes) for rung in self.plan.rungs]
+
+
+@dataclass
+class Outcome:
+    """A run of one controller over one trace."""
+
+    name: str
+    trace_name: str
+    trace: Trace
+    frames: list[list[Any]]
+    status: dict[str, Any]
+    bits: list[list[float]]
+    best: list[int | None]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = _options().parse_args(arguments)
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("benchmarks.dynamic_link: told to stop")
+    )  # processes and files go with it
+    seconds = QUICK_SECONDS if given.quick else SECONDS
+    traces = given.trace or (QUICK_TRACES if given.quick else tuple(TRACES))
+    rivals = given.controller or (QUICK_RIVALS if given.quick else tuple(RIVALS))
+    outcomes: list[Outcome] = []
+    rows: list[dict[str, Any]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="splitedge-dynamic-") as folder,
+        prepared(given, Path(folder), seconds) as bench,
+    ):
+        for trace in traces:
+            for name in rivals:
+                outcomes.append(run(bench, name, trace, seconds))
+                rows.append(row(bench, outcomes[-1]))
+                print(f"[{len(rows)}/{len(traces) * len(rivals)}] {rows[-1]}", file=sys.stderr, flush=True)
+        if given.plots:
+            plot(given.plots, bench, outcomes, rows)
+    report("Links that change while frames flow", rows, summary(rows), given.json, notes(bench))
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser((__doc__ or "").splitlines()[0])
+    fashion.add_option(options)
+    options.add_argument("--images", type=Path, help="folder of photographs: EfficientNet-Lite0 in place of the CNN")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
+    options.add_argument("--plots", metavar="DIR", type=Path, help="draw each trace's rates and bit widths, as PNG")
+    options.add_argument("--trace", choices=list(TRACES), action="append", help="only this one; may be repeated")
+    options.add_argument("--controller", choices=list(RIVALS), action="append", help="only this one; may be repeated")
+    return options
+
+
+def notes(bench: Bench) -> list[str]:
+    widths = ", ".join(f"{c.bits} ({size} bytes)" for c, size in zip(bench.plan.ladder, bench.sizes, strict=True))
+    return [
+        f"{bench.setting.network} cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {widths}",
+        f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, of those in which a codec could be held",
+        "drop: points of top-1 below the float model on the answered frames; gap: below the oracle's codecs on the same frames",
+    ] + ([STAND_IN] if bench.plan.ladder[0].bits < FLOAT_BITS else [])
+
+
+STAND_IN: Final = "fixed32: the ladder has no float32; the widest codec's frames over a link that is slower by the ratio of the sizes stand in for it"
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def run(bench: Bench, name: str, trace_name: str, seconds: float) -> Outcome:
+    """A new agent, which plans over a good link, then frames over the trace."""
+    rival, fps = RIVALS[name], bench.setting.fps
+    trace = Trace.of(trace_name, seconds, bench.sizes[-1] * fps)
+    bench.network.link(BOARD, SERVER, mbps=PLANNED_MBPS, rtt_ms=RTT_MS, back_mbps=BACK_MBPS)
+    bench.board.plan(name, SPLITEDGE_LINK_CONTROLLER=rival.controller, SPLITEDGE_LINK_BITS=str(rival.bits))
+    slower = 1.0
+    if rival.float32 and bench.plan.ladder[0].bits < FLOAT_BITS:
+        slower = wire_bytes(bench.plan.prediction.float_bytes) / bench.sizes[0]
+    begin = time.monotonic() + 0.5
+    stop = threading.Event()
+    driver = threading.Thread(target=_drive, args=(bench.network, trace, begin, slower, stop))
+    driver.start()
+    try:
+        found = bench.board.stream(name, begin, fps, int(seconds * fps))
+    finally:
+        stop.set()
+        driver.join()
+    best = oracle(trace, bench.sizes, fps, int(seconds / WINDOW_S), WINDOW_S)
+    return Outcome(name, trace_name, trace, found["frames"], found["status"], found["bits"], best)
+
+
+def _drive(network: Network, trace: Trace, begin: float, slower: float, stop: threading.Event) -> None:
+    for at, rate in trace.points:
+        if stop.wait(max(0.0, begin + at - time.monotonic())):
+            break
+        network.link(BOARD, SERVER, mbps=rate * 8e-6 / slower, rtt_ms=RTT_MS, back_mbps=BACK_MBPS)
+
+
+def row(bench: Bench, outcome: Outcome) -> dict[str, Any]:
+    """The figures of one run."""
+    answered = [(i, f) for i, f in enumerate(outcome.frames) if f[5] == "answered"]
+    latency = np.array([1e3 * (f[1] - f[0]) for _, f in answered] or [np.nan])
+    possible = [held for held in windows_held(outcome) if held is not None]
+    mine, float_right = right_of(bench, answered), bench.floats[[i % len(bench.floats) for i, _ in answered]]
+    counts = outcome.status["frames"]
+    ended = counts["answered"] + sum(counts["dropped"].values()) + sum(counts["failed"].values())
+    return {
+        "trace": outcome.trace_name, "controller": outcome.name, "held %": 100.0 * sum(possible) / max(1, len(possible)),
+        "windows": len(possible), "p50 ms": float(np.median(latency)), "p99 ms": float(np.quantile(latency, 0.99)),
+        "drop": 100.0 * float(float_right.mean() - mine.mean()), "gap": gap(bench, outcome, answered),
+        "bits": float(np.mean([f[2] for _, f in answered])) if answered else 0.0, "answered": len(answered),
+        "lost": ended - counts["answered"], "unaccounted": abs(len(outcome.frames) - ended) + abs(len(answered) - counts["answered"]),
+        "overloads": outcome.status["link"]["overloads_total"],
+    }  # fmt: skip
+
+
+def windows_held(outcome: Outcome) -> list[bool | None]:
+    """Of each window, whether it was held; None where the link carries no codec at the wanted rate."""
+    offered = [0] * len(outcome.best)
+    in_time = [0] * len(outcome.best)
+    for start, end, _, _, _, fate in outcome.frames:
+        k = min(len(offered) - 1, int(start / WINDOW_S))
+        offered[k] += 1
+        in_time[k] += (
+            fate == "answered" and end - start <= AGE_MS / 1e3 + 0.05
+        )  # an answer in time may be seen a little later
+    return [None if b is None else t >= HELD * o for b, t, o in zip(outcome.best, in_time, offered, strict=True)]
+
+
+def right_of(bench: Bench, answered: Sequence[tuple[int, list[Any]]]) -> Bools:
+    """Which of the answers name the right class."""
+    return np.array([f[3] == bench.classes[i % len(bench.classes)] for i, f in answered], bool)
+
+
+def gap(bench: Bench, outcome: Outcome, answered: Sequence[tuple[int, list[Any]]]) -> float:
+    """Points of top-1 below the oracle's codec of each window, over the answered frames of windows that a codec could hold."""
+    last = len(outcome.best) - 1
+    pairs = [(i, f, outcome.best[min(last, int(f[0] / WINDOW_S))]) for i, f in answered]
+    known = [(i, f, best) for i, f, best in pairs if best is not None]
+    if not known:
+        return 0.0
+    theirs = np.mean([bench.right[best, i % bench.right.shape[1]] for i, _, best in known])
+    return 100.0 * float(theirs - right_of(bench, [(i, f) for i, f, _ in known]).mean())
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Over all traces: windows held, the mean gap, frames unaccounted; of ours without a name, of the others with theirs."""
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(row["controller"] for row in rows):
+        mine = [row for row in rows if row["controller"] == name]
+        prefix = "" if name == OURS else f"{name}."
+        windows = sum(row["windows"] for row in mine)
+        frames = sum(row["answered"] for row in mine)
+        found |= {
+            f"{prefix}held_percent": sum(row["held %"] * row["windows"] for row in mine) / max(1, windows),
+            f"{prefix}accuracy_gap_points": sum(row["gap"] * row["answered"] for row in mine) / max(1, frames),
+            f"{prefix}frames_unaccounted": float(sum(row["unaccounted"] for row in mine)),
+            f"{prefix}p99_ms": max(row["p99 ms"] for row in mine),
+            f"{prefix}held_percent_worst": min(row["held %"] for row in mine),
+            f"{prefix}frames_lost_percent": 100.0 * sum(row["lost"] for row in mine) / max(1, frames + sum(row["lost"] for row in mine)),
+        }  # fmt: skip
+    return found
+
+
+def plot(folder: Path, bench: Bench, outcomes: Sequence[Outcome], rows: Sequence[dict[str, Any]]) -> None:
+    """A picture of each trace."""
+    folder.mkdir(parents=True, exist_ok=True)
+    widths = [one.bits for one in bench.plan.ladder]
+    needs = [(bits, size * bench.setting.fps) for bits, size in zip(widths, bench.sizes, strict=True)]
+    for name in dict.fromkeys(outcome.trace_name for outcome in outcomes):
+        mine = [(outcome, one) for outcome, one in zip(outcomes, rows, strict=True) if outcome.trace_name == name]
+        lanes = [
+            Lane(
+                name=outcome.name,
+                sent=[(f[0], f[2]) for f in outcome.frames if f[5] == "answered"],
+                lost=[f[0] for f in outcome.frames if f[5] != "answered"],
+                held=windows_held(outcome),
+                best=[None if best is None else widths[best] for best in outcome.best],
+                caption=f"held {one['held %']:.0f} %, drop {one['drop']:.2f} points, p99 {one['p99 ms']:.0f} ms, {one['lost']} frames lost",
+            )
+            for outcome, one in mine
+        ]
+        title = f"{bench.setting.network}, {bench.setting.fps:g} frames/s, trace {name}: bits sent (blue), the oracle's (grey), windows missed (red)"
+        draw(folder / f"dynamic_link_{name}.png", title, mine[0][0].trace, needs, lanes, WINDOW_S)
+
+
+# --- the processes ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def prepared(given: argparse.Namespace, folder: Path, seconds: float) -> Iterator[Bench]:
+    """The network calibrated, server and board running with frames for so long, and a plan made once to know the ladder."""
+    setting = PHOTOS if given.images else FASHION
+    given = argparse.Namespace(**{**vars(given), "quick": False})  # a calibration that is worth keeping
+    task = next(task for task in accuracy_bound.tasks(given) if task.name == setting.network)
+    subject = accuracy_bound.prepare(task, folder)
+    store = folder / "store"
+    with Store(store) as opened:
+        offer_only(folder / "bundle", setting.cut)
+        with opened.new_bundle(setting.network) as place:
+            shutil.copytree(folder / "bundle", place, dirs_exist_ok=True)
+        token = opened.add_token("benchmark")
+    frames = folder / "frames.npy"
+    assert task.evaluated.classes is not None
+    classes = task.evaluated.classes[: int(seconds * setting.fps)]
+    np.save(frames, np.stack([task.evaluated[i] for i in range(len(classes))]))
+    with Network(2) as network:
+        network.link(BOARD, SERVER, mbps=PLANNED_MBPS, rtt_ms=RTT_MS, back_mbps=BACK_MBPS)
+        with serving(store, network), board(setting, network, frames, folder, token) as running:
+            plan = running.plan("first")
+            with Store(store) as opened:
+                right = answers(opened, plan, subject, len(classes)) == classes
+            yield Bench(setting, network, running, plan, right, subject.right[: len(classes)], np.asarray(classes))
+
+
+def offer_only(bundle: Path, layer: str) -> None:
+    """Leave of a bundle's cuts only the one after ``layer``."""
+    path = bundle / "bundle.json"
+    manifest = json.loads(path.read_text())
+    if all(listed["cut"]["layer"] != layer for listed in manifest["cuts"]):
+        raise errors.UsageError(f"the network has no cut after {layer}; look at the names that the importer gives now")
+    for listed in manifest["cuts"]:
+        listed["reason"] = listed["reason"] or ("" if listed["cut"]["layer"] == layer else "left out by a benchmark")
+    path.write_text(json.dumps(manifest))
+
+
+def answers(store: Store, plan: Plan, subject: Subject, count: int) -> NDArray[np.int64]:
+    """[rungs, count]: the class that the plan names with each codec of its ladder, of the first evaluated samples."""
+    catalog = Catalog(store)
+    bundle = catalog.bundle(plan.model)
+    path = store.segment_path(plan.segment.sha256)
+    assert path is not None
+    head, tail = load(path.read_bytes()), catalog.tail(bundle, bundle.cuts[plan.cut.index])
+    found = []
+    for i in range(count):
+        codes = head.run(subject.task.evaluated.codes(i, head.input))
+        payloads = [codec.encode_codes(codes, head.output.scale, head.output.zero_point, c) for c in plan.ladder]
+        arrived = [codec.decode(p, c, plan.cut.shape) for p, c in zip(payloads, plan.ladder, strict=True)]
+        found.append([int(accuracy.top1(np.asarray(tail.run(x)).reshape(1, -1))[0]) for x in arrived])
+    return np.array(found).T
+
+
+@contextmanager
+def board(setting: Setting, network: Network, frames: Path, folder: Path, token: str) -> Iterator[Board]:
+    """The agent's process, its kernels compiled."""
+    environment = {
+        "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}", "SPLITEDGE_TOKEN": token, "SPLITEDGE_MODEL": setting.network,
+        "SPLITEDGE_ALLOW_INSECURE": "true", "SPLITEDGE_DEMAND_MODE": "split", "SPLITEDGE_DEMAND_MAX_DROP_POINTS": str(setting.drop),
+        "SPLITEDGE_DEMAND_MIN_RATE_FPS": str(setting.fps), "SPLITEDGE_LINK_MAX_AGE_MS": str(AGE_MS), "SPLITEDGE_LINK_REPLAN": "false",
+        "SPLITEDGE_THREADS": "1", "SPLITEDGE_CONFIG": str(folder / "board.toml"), "SPLITEDGE_TOPK": "1",
+    }  # fmt: skip
+    (folder / "board.toml").write_text(f"cache_dir = '{folder / 'board'}'\n")  # a variable would move the kernels too
+    warm = [sys.executable, "-m", "edge_agent", "warm"]
+    subprocess.run(warm, cwd=ROOT, env=os.environ | environment, stdout=subprocess.DEVNULL, check=True)
+    with Board("board", network.inside(BOARD), environment, frames, most=10_000) as running:
+        yield running
+
+
+@contextmanager
+def serving(store: Path, network: Network) -> Iterator[None]:
+    """`edge-server serve` on its node."""
+    command = [*network.inside(SERVER), sys.executable, "-m", "edge_server", "serve"]
+    options = ["--host", network.address(SERVER), "--port", str(PORT), "--insecure", "--store", str(store)]
+    process = subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            if "ready" not in lines.readline():
+                sys.exit("benchmarks.dynamic_link: the server did not start; look at its message above")
+            yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+if __name__ == "__main__":
+    main()

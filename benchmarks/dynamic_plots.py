@@ -1,0 +1,102 @@
+"""Pictures of `benchmarks.dynamic_link`: over time, what the link carries and the bits that each controller sent with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.traces import Trace
+from edge_agent import errors
+
+_LINK, _LINE, _ORACLE, _MISSED, _LOST = "#9ecae1", "#08519c", "#bdbdbd", "#fcae91", "#cb181d"
+_STEP_S: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One controller's run. ``sent``: (seconds, bits) of each answered frame; ``lost``: seconds of the others; of each window ``held`` (None: no codec
+    could be) and the oracle's ``best`` bits (None: none).
+    """
+
+    name: str
+    sent: Sequence[tuple[float, int]]
+    lost: Sequence[float]
+    held: Sequence[bool | None]
+    best: Sequence[int | None]
+    caption: str
+
+
+def draw(
+    path: Path, title: str, trace: Trace, needs: Sequence[tuple[int, float]], lanes: Sequence[Lane], window_s: float
+) -> None:
+    """Write ``path`` (PNG). ``needs``: (bits, bytes a second) of each codec at the wanted rate. Raises `errors.UsageError` without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise errors.UsageError("--plots needs matplotlib; install it with pip or leave --plots out") from error
+    seconds = window_s * len(lanes[0].held)
+    figure = Figure(figsize=(11, 2.4 + 1.15 * len(lanes)), dpi=130, layout="constrained")
+    heights = [2.0, *[1.0] * len(lanes)]
+    axes = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
+    _link(axes[0], trace, needs, seconds)
+    axes[0].set_title(title, loc="left", fontweight="bold")
+    for one, lane in zip(axes[1:], lanes, strict=True):
+        _lane(one, lane, [bits for bits, _ in needs], window_s)
+    axes[-1].set_xlabel("seconds")
+    axes[-1].set_xlim(0, seconds)
+    figure.savefig(path)
+
+
+def _link(axes: Any, trace: Trace, needs: Sequence[tuple[int, float]], seconds: float) -> None:
+    times = np.arange(0, seconds, _STEP_S)
+    top = 1.6 * max(need for _, need in needs) * 8e-6
+    rates = np.array([trace.rate(at) * 8e-6 for at in times])
+    axes.fill_between(times, np.minimum(rates, top), step="post", color=_LINK, alpha=0.6, linewidth=0)
+    axes.step(times, np.minimum(rates, top), where="post", color=_LINE, linewidth=1.2)
+    for bits, need in needs:
+        axes.axhline(need * 8e-6, color="#525252", linewidth=0.7, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"{bits} bits",
+            (1.003, need * 8e-6),
+            xycoords=("axes fraction", "data"),
+            fontsize=7,
+            va="center",
+            annotation_clip=False,
+        )
+    axes.set_ylim(0, top)
+    axes.set_ylabel("link, Mbit/s")
+    _bare(axes)
+
+
+def _lane(axes: Any, lane: Lane, widths: Sequence[int], window_s: float) -> None:
+    for k, held in enumerate(lane.held):
+        if held is not True:
+            colour = _MISSED if held is False else "#f0f0f0"
+            axes.axvspan(k * window_s, (k + 1) * window_s, color=colour, linewidth=0, zorder=0)
+    place = {bits: i for i, bits in enumerate(sorted(widths))}
+    best = [np.nan if bits is None else place[bits] for bits in lane.best]
+    axes.step(
+        window_s * np.arange(len(best) + 1),
+        [*best, best[-1]],
+        where="post",
+        color=_ORACLE,
+        linewidth=4,
+        solid_capstyle="butt",
+    )
+    times = [at for at, _ in lane.sent]
+    axes.step(times, [place[bits] for _, bits in lane.sent], where="post", color=_LINE, linewidth=1.1)
+    axes.plot(lane.lost, [-0.55] * len(lane.lost), "|", color=_LOST, markersize=5, markeredgewidth=0.7)
+    axes.set_yticks(range(len(place)), [str(bits) for bits in sorted(widths)], fontsize=7)
+    axes.set_ylim(-0.8, len(place) - 0.6)
+    axes.set_ylabel(lane.name, rotation=0, ha="right", va="center", labelpad=16, fontweight="bold", fontsize=9)
+    axes.set_title(lane.caption, loc="right", fontsize=7.5, pad=2)
+    _bare(axes)
+
+
+def _bare(axes: Any) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
