@@ -85,7 +85,7 @@ def prepare(samples: Samples, places: Sequence[float]) -> Split:
     histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True) if s.quantization]
     run = bundle.runner(model)
     outputs = accuracy.float_outputs(run, samples)
-    found = accuracy.cut_noises(spots, histograms, head, taps, samples, outputs, quiet)
+    found = accuracy.cut_noises(spots, histograms, head, taps, [[] for _ in spots], samples, outputs, quiet)
     rules = {(noise.cut, codec.bits): codec.rule for noise in found for codec in noise.codecs}
     return Split(head, taps, places, spots, [cut.layer for cut in chosen], histograms, rules, run)
 

@@ -179,7 +179,7 @@ def codecs(cut: Cut) -> tuple[CutCodec, ...]:
     """The one way in which the tensor at ``cut`` is sent."""
     size = math.prod(cut.shape)
     if cut.kind == "input":
-        return (CutCodec("jpeg-90", 8, HEADER_BYTES + packed_bytes(size, JPEG_BITS), 0.0, ("jpeg",)),)
+        return (CutCodec("jpeg-90", 8, HEADER_BYTES + packed_bytes(size, JPEG_BITS), 0.0, {"jpeg": float(size)}),)
     return (
         ()
         if cut.kind == "output"

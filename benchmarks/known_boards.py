@@ -37,8 +37,10 @@ TEAM_SOURCE: Final = (
     "on several threads: the loops shared evenly, and 5 us an operator: (1.07 ms on two threads - 1.44 ms / 2) / 65 operators, "
     "EfficientNet-Lite0 in README.md"
 )
-#: Of `Overhead`, measured on an AMD EPYC: a call of a head, one more operator, a value that is sent, the same as JPEG.
-CALL_US, OP_US, VALUE_NS, JPEG_NS = 2.5, 0.03, 0.1, 2.0
+#: Of `Overhead`, measured on an AMD EPYC: a call of a head, one more operator, a value that is sent.
+CALL_US, OP_US, VALUE_NS = 2.5, 0.03, 0.1
+#: A value, or a product, by the stages of a codec beside packing.
+STAGE_NS: Final = {"rotation": 0.6, "basis": 0.25, "range": 2.0, "entropy": 4.0, "jpeg": 1.3}
 MCA: Final = "llvm-mca 19, model"
 #: Products of one instruction that adds them up (on neon of the two multiplications before it).
 PRODUCTS: Final = {"vpdpbusd": 64, "vpmaddwd": 16, "sdot": 16, "sadalp": 16, "usmmla": 32}
@@ -212,7 +214,10 @@ def profile(board: Board, counted: Cost) -> schema.DeviceProfile:
         machine=machine,
         kernels=kernels,
         overhead=schema.Overhead(
-            CALL_US * board.slower, OP_US * board.slower, VALUE_NS * board.slower, {"jpeg": JPEG_NS * board.slower}
+            CALL_US * board.slower,
+            OP_US * board.slower,
+            VALUE_NS * board.slower,
+            {stage: ns * board.slower for stage, ns in STAGE_NS.items()},
         ),
         copy_gbps=board.copy_gbps,
         warmup=None,
@@ -285,7 +290,7 @@ def _origins(board: Board, counted: Cost) -> dict[str, Origin]:
     rest = {
         "kernels": estimated(TEAM_SOURCE),
         "overhead": estimated(
-            f"{CALL_US} us a call, {OP_US} us an operator, {VALUE_NS} ns a value that is sent and {JPEG_NS} more for JPEG as measured on an AMD EPYC, "
+            f"{CALL_US} us a call, {OP_US} us an operator, {VALUE_NS} ns a value that is sent and more for stages of codecs as measured on an AMD EPYC, "
             f"x {board.slower:g} for the core"
         ),
         "machine.memory_available_bytes": _FREE,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.clipping import JPEG, Histogram
+from calibration.families import Fitted, cost, worth_a_run
 from calibration.observe import Progress, Quantization, to_onnx
 from calibration.samples import Samples, evenly
 from calibration.sensitivity import difference, enough
@@ -31,6 +32,8 @@ FINALISTS: Final = {8: 1, 6: 2}
 FINALISTS_FEW_BITS: Final = 4
 #: Qualities of JPEG, where the input is a picture.
 QUALITIES: Final = (95, 90, 80, 65, 50)
+#: Samples on which a codec's noise is measured, and on which its error at the cut says whether it is worth that, at most.
+MOST, TRIED = 512, 16
 BATCH: Final = 16
 Z95: Final = 1.959963984540054
 
@@ -42,15 +45,16 @@ Tail = Callable[[F32], F32]  # a batch at the cut, stored layout -> outputs [N, 
 class CodecNoise(msgspec.Struct, frozen=True):
     """``noise`` at the output where the tensor at a cut is sent by the codec of this rule and bits; the head's own is in it.
 
-    ``rule``: a clip rule, with `clipping.CHANNEL` at its end where each channel has its own range, or `clipping.JPEG` and a quality. ``payload``: bytes of a
-    frame without its header; where they depend on what is in it, in the mean. ``stages``: those of `codec.STAGES` that it has.
+    ``rule``: a clip rule, with `clipping.CHANNEL` at its end where each channel has its own range; `clipping.JPEG` and a quality; or one of
+    `calibration.families`, of which the bundle keeps the codec itself. ``payload``: bytes of a
+    frame without its header; where they depend on what is in it, in the mean. ``work``: as `codec.work`.
     """
 
     bits: int
     rule: str
     noise: float
     payload: int
-    stages: tuple[str, ...] = ()
+    work: dict[str, float] = {}
 
 
 class CutNoise(msgspec.Struct, frozen=True):
@@ -139,7 +143,7 @@ def real_table(made: Codec, quantization: Quantization) -> F32:
 
 def arrival(quantization: Quantization | None, made: Codec | None) -> Arrival:
     """What the tail gets where a head's tensor goes on as it is, or is coded by ``made``. Without a ``quantization`` it holds floats."""
-    if quantization is not None and made is not None and codec.stages(made):
+    if quantization is not None and made is not None and codec.work(made, [1]):
         return lambda x: np.stack([codec.decode(sent(quantization, made, one), made, one.shape) for one in x])
     if quantization is not None:
         own = quantization.values().astype(np.float32)[None]
@@ -182,16 +186,18 @@ def cut_noises(
     histograms: Sequence[Histogram],
     head: Head,
     taps: Sequence[int],
+    families: Sequence[Sequence[Fitted]],
     samples: Samples,
     outputs: F32,
     progress: Progress,
 ) -> list[CutNoise]:
-    """For each cut the rule of least noise at the output for each of `ACTIVATION_BITS`, with ``head``, whose weights have 8 bits.
+    """For each cut the rule of least noise at the output for each of `ACTIVATION_BITS`, with ``head``, whose weights have 8 bits, JPEG where the tensor
+    is a picture, and of its ``families`` those that are worth a run.
 
-    The `FINALISTS` are tried on `sensitivity.enough` samples; ``outputs`` [n, ...] are the float model's.
+    The `FINALISTS` are tried on `sensitivity.enough` samples, but no more than `MOST`; ``outputs`` [n, ...] are the float model's.
     """
     found = []
-    few = evenly(len(samples), enough(outputs[0].size))
+    few = evenly(len(samples), min(MOST, enough(outputs[0].size)))
     tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
     for place, (spot, histogram) in enumerate(zip(spots, histograms, strict=True)):
         values = np.stack([t[place] for t in tapped])
@@ -200,6 +206,7 @@ def cut_noises(
         codecs = [] if spot.load is None else [_least(histogram, bits, spot.size, measure) for bits in ACTIVATION_BITS]
         if histogram.picture is not None:
             codecs += [_jpeg(spot, histogram, quality, values, measure) for quality in QUALITIES]
+        codecs += _coded(spot, families[place], values, measure)
         found.append(CutNoise(spot.index, own, codecs))
         progress("noise of cuts", place + 1, len(spots))
     return found
@@ -221,10 +228,23 @@ def _least(histogram: Histogram, bits: int, size: int, measure: Callable[[Codec 
 def _jpeg(
     spot: Spot, histogram: Histogram, quality: int, values: Values, measure: Callable[[Codec | None], float]
 ) -> CodecNoise:
-    rule = f"{JPEG}{quality}"
-    made = histogram.fit(rule, 8)
+    made = histogram.fit(f"{JPEG}{quality}", 8)
     payload = sum(len(sent(spot.quantization, made, one)) for one in values) / len(values)
-    return CodecNoise(8, rule, measure(made), math.ceil(payload), codec.stages(made))
+    return CodecNoise(8, made.rule, measure(made), math.ceil(payload), codec.work(made, values.shape[1:]))
+
+
+def _coded(
+    spot: Spot, fitted: Sequence[Fitted], values: Values, measure: Callable[[Codec | None], float]
+) -> list[CodecNoise]:
+    """Of the codecs ``fitted`` those that none of them beats on the ``values``."""
+    own = spot.quantization
+    some = values[:TRIED] if own is None else own.values().astype(np.float32)[values[:TRIED]]
+    costs = [cost(one.codec, some) for one in fitted]
+    kept = [(fitted[i], costs[i][0]) for i in worth_a_run(costs)]
+    return [
+        CodecNoise(one.bits, one.rule, measure(one.codec), math.ceil(size), codec.work(one.codec, some.shape[1:]))
+        for one, size in kept
+    ]
 
 
 def _meter(spot: Spot, values: Values, outputs: F32) -> Callable[[Codec | None], float]:

@@ -3,6 +3,7 @@
     bundle.json         `Manifest`: cuts, codes of every tensor, noise of layers and codecs, the accuracy model, hashes of the other files
     model.onnx          the simplified float model
     stats.safetensors   ``counts/CUT`` [C, 256]: codes at each offered cut, or, of a transformer, of the values ``values/CUT`` [C, 256]; ``mean/TENSOR`` [C]: mean inputs of layers
+    codecs.json         codecs at the cuts that no histogram tells (`calibration.families`), as ``CUT/RULE/BITS``
     weights.safetensors the weights of each layer at 2 to 8 bits, where they were rounded with the samples' help (`calibration.stored`)
 
 Weights so rounded are stored and not made again: their making goes through BLAS, which rounds differently from machine to machine, and needs
@@ -28,9 +29,10 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from calibration import accuracy, cuts, fidelity, layers, margins, observe, stored, trials
+from calibration import accuracy, cuts, families, fidelity, layers, margins, observe, stored, trials
 from calibration.accuracy import CutNoise, Spot, Tail
 from calibration.clipping import Histogram
+from calibration.families import Fitted
 from calibration.graph import Graph, short, tail_model
 from calibration.importer import session
 from calibration.lower import Bits, Calibration, Lowered, lower
@@ -52,6 +54,7 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 FORMAT: Final = 5
+CODECS: Final = "codecs.json"
 TAIL_RUNS: Final = 9
 OUTPUT_ROOM: Final = 1.2
 
@@ -191,7 +194,8 @@ class Bundle:
             self._histograms[cut] = Histogram(
                 self._cut_values(cut), self.counts(cut), picture_of(self.cuts[cut], self.preprocess)
             )
-        return self._histograms[cut].fit(rule, bits)
+        kept = self._codecs.get(f"{cut}/{rule}/{bits}")
+        return kept or self._histograms[cut].fit(rule, bits)
 
     def counts(self, cut: int) -> I64:
         """How often each code, or each of 256 values, occurred in each channel of an offered ``cut`` at calibration: [C, 256]."""
@@ -224,6 +228,10 @@ class Bundle:
     def _lower(self, cut: int, weight_bits: Bits, start: int) -> Lowered:
         ends = self._reached(cut), self._start(start)
         return lower(self._network, self._calibration, ends[0], weight_bits, self.name, self.preprocess, ends[1])
+
+    @functools.cached_property
+    def _codecs(self) -> dict[str, Codec]:
+        return msgspec.json.decode((self.path / CODECS).read_bytes(), type=dict[str, Codec])
 
     @functools.cached_property
     def _model(self) -> onnx.ModelProto:
@@ -289,7 +297,14 @@ def create(
         {t: (q.scale, q.zero_point) for t, q in work.calibration.quantizations.items()}, list(noises.values()),
         [site.noise for site in sites], work.other_bytes(noises), tried, accuracy_model, work.tail_ms(), {}, top1,
     )  # fmt: skip
-    files = {"model.onnx": model.SerializeToString(), "stats.safetensors": safetensors.numpy.save(stats)}
+    kept = {
+        f"{site.spot.index}/{rule}/{bits}": made for site in sites for (rule, bits), made in site.histogram.kept.items()
+    }
+    files = {
+        "model.onnx": model.SerializeToString(),
+        "stats.safetensors": safetensors.numpy.save(stats),
+        CODECS: msgspec.json.encode(kept),
+    }
     if work.calibration.roundings:
         files[stored.FILE] = stored.save(work.calibration.roundings)
     _write(path, manifest, files)
@@ -340,7 +355,11 @@ class _Making:
         ]
         histograms = self._histograms(head, taps, spots)
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
-        found = accuracy.cut_noises(spots, histograms, head, taps, judged, outputs, self._progress)
+        fitted = self._families(head, taps, spots)
+        found = accuracy.cut_noises(spots, histograms, head, taps, fitted, judged, outputs, self._progress)
+        for histogram, own, noise in zip(histograms, fitted, found, strict=True):
+            known = {(one.rule, one.bits) for one in noise.codecs}
+            histogram.keep({(one.rule, one.bits): one.codec for one in own if (one.rule, one.bits) in known})
         weights = [{la.out: la.weight.size for la in self.network.weighted(cut.tensor)} for cut in offered]
         return [Site(*each) for each in zip(spots, histograms, found, weights, strict=True)]
 
@@ -357,6 +376,16 @@ class _Making:
             for q, c, picture in zip(known, counts, pictures, strict=True)
             if q is not None
         ]
+
+    def _families(self, head: Head, taps: list[int], spots: Sequence[Spot]) -> list[list[Fitted]]:
+        """What is fitted to each cut's tensor beside rules for histograms: nothing at the output, where nothing is sent, and to a picture, which has JPEG."""
+        values = families.gather(head, taps, [spot.quantization for spot in spots], self.samples[SEEN])
+        pictures = {p.cut.index for p in self.places if picture_of(p.cut, self.samples.preprocess)}
+        fitted = []
+        for done, (spot, own) in enumerate(zip(spots, values, strict=True), 1):
+            fitted.append(families.fit(own) if spot.load is not None and spot.index not in pictures else [])
+            self._progress("codecs of cuts", done, len(spots))
+        return fitted
 
     def layer_noises(self, cache: Path | None) -> dict[str, LayerNoise]:
         """What the bits of each layer do alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -43,12 +44,18 @@ class Histogram:
         self.values, self.counts, self.picture = values, counts, picture
         self._own = np.broadcast_to(values, counts.shape)
         self._fitted: dict[tuple[str, int], Codec] = {}
+        self.kept: dict[tuple[str, int], Codec] = {}
 
     @property
     def rules(self) -> tuple[str, ...]:
         """The `RULES` that this histogram can tell: ranges for channels only where each was seen often, and where a plan can carry them."""
         seldom = int(self.counts[0].sum()) < LEAST_COUNT
         return tuple(r for r in RULES if not (r.endswith(CHANNEL) and (seldom or len(self.counts) > MOST_CHANNELS)))
+
+    def keep(self, codecs: Mapping[tuple[str, int], Codec]) -> None:
+        """Let `fit` know codecs that were fitted to more than counts."""
+        self.kept |= codecs
+        self._fitted |= codecs
 
     def fit(self, rule: str, bits: int) -> Codec:
         """The codec of ``rule``, one of `RULES`, or `JPEG` and a quality. Raises `errors.CodecError` for another."""

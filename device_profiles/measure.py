@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from statistics import median, stdev
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,7 +35,7 @@ from edge_agent.codec import jpeg
 from edge_agent.errors import PlatformError
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
-from edge_agent.protocol.messages import Codec, Preprocess
+from edge_agent.protocol.messages import Basis, Codec, Preprocess
 from kernels import isa, jit
 
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what comes next
@@ -62,6 +63,7 @@ _COPY_BYTES_LEAST, _COPY_BYTES_MOST = 32 * limits.MiB, 256 * limits.MiB
 _SWEEP_BYTES = 6 * limits.MiB
 _SENT = (28, 28, 40)  # a tensor at a cut
 _PICTURE = (224, 224, 3)
+_ROWS = (196, 128)  # of a tensor whose codec has stages
 _CHAIN = 33  # operators in the head that tells the cost of one more
 
 
@@ -214,19 +216,43 @@ def _overhead() -> Overhead:
     single, chain = one_operator("lut", shape), one_operator("lut", shape, chain=_CHAIN)
     one, many = (_run_us(_first_run(segment), _codes(single)) for segment in (single, chain))
     op_us = max(0.0, (many - one) / (_CHAIN - 1))
-    return Overhead(max(0.0, one - op_us), op_us, _value_ns(), {"jpeg": _jpeg_ns()})
+    return Overhead(max(0.0, one - op_us), op_us, _value_ns(), _stage_ns())
 
 
 def _value_ns() -> float:
     """The codec's time for one value of a tensor as a head yields it, with a range for each channel."""
-    codes = np.random.default_rng(1).integers(0, 256, _SENT, np.uint8)
-    made = Codec("minmax", 4, [0.0] * _SENT[-1], [1.0] * _SENT[-1])
+    return _coding_ns(_plain(_SENT[-1]), _SENT)
+
+
+def _plain(channels: int) -> Codec:
+    return Codec("minmax", 4, [0.0] * channels, [1.0] * channels)
+
+
+def _coding_ns(made: Codec, shape: tuple[int, ...]) -> float:
+    """Nanoseconds in which one value of a head's tensor is coded."""
+    codes = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
     times = []
     for _ in range(30):
         start = time.perf_counter()
         codec.encode_codes(codes, 0.0625, 128, made)
         times.append(time.perf_counter() - start)
     return 1e9 * median(times) / codes.size
+
+
+def _stage_ns() -> dict[str, float]:
+    """What each of `codec.STAGES` takes beside packing: for a value, of a change of basis for a product."""
+    channels, components = _ROWS[1], _ROWS[1] // 2
+    columns = np.random.default_rng(2).integers(-9, 10, (channels, components)).astype("<i2").tobytes()
+    ends, table = ([0.0] * components, [1.0] * components), [4096 // 16] * 16
+    made = {
+        "rotation": msgspec.structs.replace(_plain(channels), rotation=64),
+        "range": msgspec.structs.replace(_plain(1), dynamic="token"),
+        "entropy": msgspec.structs.replace(_plain(channels), tables=[table], table=[0]),
+        "basis": Codec("minmax", 4, *ends, basis=Basis([0.0] * channels, columns)),
+    }
+    plain = _coding_ns(_plain(channels), _ROWS)
+    found = {stage: max(0.0, _coding_ns(one, _ROWS) - plain) for stage, one in made.items()}
+    return found | {"basis": found["basis"] / components, "jpeg": _jpeg_ns()}
 
 
 def _jpeg_ns() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -210,6 +211,9 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
         chosen = plan.ladder[plan.codec]
         ranges = "per channel" if len(chosen.scale) > 1 else "per tensor"
         told = f"{chosen.bits} bits, clipped by {chosen.rule}, {ranges}"
+        if chosen.tables:
+            values = math.prod(plan.cut.shape)
+            told = f"{chosen.rule}: entropy-coded, {8 * p.payload_bytes / values:.1f} bits a value"
         rows.append(("activation", f"a JPEG of quality {chosen.jpeg}" if chosen.jpeg else told))
         rows.append(("ladder", _ladder(plan)))
         ratio = f", {100 * p.payload_bytes / p.float_bytes:.1f} % of it" if p.float_bytes else ""
@@ -226,7 +230,7 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
 def coding(codec: Codec | Candidate) -> str:
     """How the tensor at a cut is coded, in a word: its bits, or that it is a JPEG of some quality."""
     bits = codec.bits if isinstance(codec, Codec) else codec.activation_bits
-    return plain(codec.rule) if codec.rule.startswith("jpeg") else str(bits)
+    return plain(codec.rule) if codec.rule.startswith(("jpeg", "entropy", "pca")) else str(bits)
 
 
 def _ladder(plan: Plan) -> str:
@@ -242,7 +246,7 @@ def _ladder(plan: Plan) -> str:
 
 
 def _bits(widths: str) -> str:
-    return f"{widths} bits" if widths[-1:].isdigit() and not widths.rpartition(" ")[2].startswith("jpeg") else widths
+    return f"{widths} bits" if widths.rpartition(" ")[2].isdigit() else widths
 
 
 def _objective(plan: Plan) -> str:

@@ -44,7 +44,7 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
             Layer(layer.name, layer.weights, tuple(layer.noises), tuple(layer.coded_bytes)) for layer in inside
         ),
         codecs=tuple(
-            CutCodec(one.rule, one.bits, frames.HEADER_BYTES + one.payload, trials.codec_noise(noise, one), one.stages)
+            CutCodec(one.rule, one.bits, frames.HEADER_BYTES + one.payload, trials.codec_noise(noise, one), one.work)
             for one in noise.codecs
         ),
         tail_ms=bundle.tail_ms[index],

@@ -14,6 +14,7 @@ Every error is `errors.CodecError`. All functions may be called from several thr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -61,9 +62,9 @@ __all__ = [
     "pixels",
     "side_bytes",
     "squared_error",
-    "stages",
     "tables",
     "validate",
+    "work",
 ]
 
 U8 = NDArray[np.uint8]
@@ -130,10 +131,18 @@ def encode_codes(codes: U8, scale: float, zero_point: int, codec: Codec) -> byte
     return as_packed(out, codes.shape, codec)
 
 
-def stages(codec: Codec) -> tuple[str, ...]:
-    """Of `STAGES` those that ``codec`` has."""
-    has = (codec.rotation, codec.basis, codec.dynamic, codec.tables, codec.jpeg)
-    return tuple(stage for stage, there in zip(STAGES, has, strict=True) if there)
+def work(codec: Codec, shape: Sequence[int]) -> dict[str, float]:
+    """Of `STAGES` those that ``codec`` has, and on how many values of a tensor of ``shape``; of a basis, products."""
+    count = float(math.prod(shape))
+    coded = count if codec.basis is None else count * len(codec.lo) / len(codec.basis.centre)
+    each = {
+        "rotation": count * bool(codec.rotation),
+        "basis": 0.0 if codec.basis is None else count * len(codec.lo),
+        "range": count * bool(codec.dynamic),
+        "entropy": coded * bool(codec.tables),
+        "jpeg": count * bool(codec.jpeg),
+    }
+    return {stage: amount for stage, amount in each.items() if amount}
 
 
 def error(samples: ArrayLike, codec: Codec) -> float:

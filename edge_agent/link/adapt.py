@@ -16,7 +16,8 @@ from edge_agent.link import control
 from edge_agent.link.control import Step, View
 from edge_agent.link.estimate import Estimator, wire_bytes
 from edge_agent.link.tcp import TcpSample
-from edge_agent.protocol.messages import LinkEstimate, Plan
+from edge_agent.protocol.frames import HEADER_BYTES
+from edge_agent.protocol.messages import Codec, LinkEstimate, Plan, Rung
 
 _ARRIVALS: Final = 17  # the offered rate is that of so many last frames
 _PAUSE_S: Final = 2.0  # frames before a pause of so long say nothing of the rate after it
@@ -49,7 +50,7 @@ class Adaptation:
         self, plan: Plan, link: LinkEstimate, goal: Goal, controller: str = "adaptive", bits: int | None = None
     ) -> None:
         self._steps = [
-            Step(codec.bits, wire_bytes(rung.payload_bytes))
+            Step(_bits(plan, codec, rung), wire_bytes(rung.payload_bytes))
             for codec, rung in zip(plan.ladder, plan.rungs, strict=True)
         ]
         self._plan, self._planned, self._goal = plan, link, goal
@@ -182,3 +183,10 @@ class _Lasting:
             self.value, self._since = seen, None
             return True
         return False
+
+
+def _bits(plan: Plan, codec: Codec, rung: Rung) -> int:
+    """Bits that a value takes with ``codec``: those of its codes, or, where frames differ in size, the nearest number."""
+    if not (codec.tables or codec.jpeg):
+        return codec.bits
+    return max(1, round(8 * (rung.payload_bytes - HEADER_BYTES) / math.prod(plan.cut.shape)))

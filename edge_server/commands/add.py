@@ -18,7 +18,6 @@ from rich.table import Table
 
 from calibration import bundle as bundles
 from calibration import importer, samples
-from calibration.clipping import JPEG
 from calibration.graph import Graph
 from calibration.rounding import Rounding
 from edge_agent import errors
@@ -188,7 +187,7 @@ def _least(patterns: Patterns, index: int) -> tuple[str, ...]:
     if (codec := patterns.codec[best]) < 0:
         return *segment, "", ""
     made = place.codecs[codec]
-    coded = made.rule if made.rule.startswith(JPEG) else f"{made.bits} bits"
+    coded = made.rule if {"jpeg", "entropy"} & made.work.keys() else f"{made.bits} bits"
     return *segment, coded, f"{patterns.frame_bytes[best] / 1000:.2f}"
 
 

@@ -7,8 +7,8 @@ exact (proof: `knapsack`), whatever the tables look like. `closed_form` is QPART
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -51,14 +51,14 @@ class Layer:
 class CutCodec:
     """One way to send the tensor at the cut: a frame's bytes, header included, and the noise that it adds.
 
-    ``stages``: what is done to each value beside quantizing and packing it, of `codec.STAGES`.
+    ``work``: what is done beside quantizing and packing, by `codec.STAGES`, and to how many values.
     """
 
     rule: str
     bits: int
     frame_bytes: int
     noise: float
-    stages: tuple[str, ...] = ()
+    work: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

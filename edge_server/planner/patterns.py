@@ -7,7 +7,6 @@ segment at a stricter level uses it for free. Each pair that meets the loosest l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -165,7 +164,7 @@ def _staged(places: Sequence[Place], place: I64, codec: I64) -> F64:
     counts = np.zeros((len(STAGES), len(places), most + 1))  # the last, -1: nothing is sent
     for index, one in enumerate(places):
         for number, made in enumerate(one.codecs):
-            for stage in made.stages:
-                counts[STAGES.index(stage), index, number] = math.prod(one.cut.shape)
+            for stage, amount in made.work.items():
+                counts[STAGES.index(stage), index, number] = amount
     found: F64 = counts[:, place, codec]
     return found

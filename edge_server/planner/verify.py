@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -144,8 +143,8 @@ def _cost_faults(table: Table, request: Request, pick: Pick, size: int, frame: i
     tails = request.tail_ms or [place.tail_ms for place in table.places]
     head, tail = request.head_ms[pick.place], tails[pick.place] if away else 0.0
     if pick.codec is not None:
-        chosen, values = table.places[pick.place].codecs[pick.codec], math.prod(table.places[pick.place].cut.shape)
-        head += sum(1e-6 * values * request.stage_ns[STAGES.index(stage)] for stage in chosen.stages)
+        work = table.places[pick.place].codecs[pick.codec].work
+        head += sum(1e-6 * amount * request.stage_ns[STAGES.index(stage)] for stage, amount in work.items())
     seconds = frame * 8 / (link.uplink_mbps * 1e6)
     transfer = 1e3 * seconds + link.rtt_ms if away else 0.0
     total = head + transfer + tail + (request.queue_ms if away else 0.0)

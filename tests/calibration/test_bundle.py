@@ -82,7 +82,10 @@ def test_every_layer_and_every_codec_of_an_offered_cut_has_its_noise(made: Bundl
         assert layer.noise.noise[0] > layer.noise.noise[2] > layer.noise.noise[-1] > 0
     assert list(made.cut_noises) == made.offered
     for cut, noise in made.cut_noises.items():
-        assert [c.bits for c in noise.codecs] == ([] if cut == last else list(ACTIVATION_BITS))
+        plain = [
+            c.bits for c in noise.codecs if not (c.work or c.rule == "hadamard")
+        ]  # of few channels a rotation is none
+        assert plain == ([] if cut == last else list(ACTIVATION_BITS))
         assert noise.head >= 0
         for one in noise.codecs:
             assert made.codec(cut, one.rule, one.bits).bits == one.bits
@@ -286,7 +289,7 @@ def test_a_picture_may_be_sent_as_jpeg(tmp_path: Path) -> None:
     fine, coarse = noises["jpeg-95"], noises["jpeg-50"]
     assert fine.payload > coarse.payload
     assert fine.noise < coarse.noise
-    assert (fine.stages, fine.bits) == (("jpeg",), 8)
+    assert (fine.work, fine.bits) == ({"jpeg": 16 * 16 * 3}, 8)
     made_by = opened.codec(0, "jpeg-95", 8)
     sizes = [len(codec.encode(opened_samples, made_by)) for opened_samples in Samples(spec, files)]
     assert fine.payload == pytest.approx(np.mean(sizes), rel=0.2)
@@ -311,6 +314,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
         "moments",
         "rounding",
         "histograms",
+        "codecs of cuts",
         "noise of cuts",
         "sensitivity of layers",
         "trials",

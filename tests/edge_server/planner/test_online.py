@@ -50,7 +50,7 @@ def network(layers: int = 4, seed: int = 0, levels: tuple[Level, ...] = LEVELS) 
             CutCodec("mse", b, 40 + elements * b // 8, float(0.3 * 4.0**-b * rng.uniform(0.5, 2))) for b in (8, 6, 4, 2)
         ]
         if i == 0:
-            codecs.append(CutCodec("jpeg-80", 8, 40 + elements * 3 // 8, 0.003, ("jpeg",)))
+            codecs.append(CutCodec("jpeg-80", 8, 40 + elements * 3 // 8, 0.003, {"jpeg": float(elements)}))
         places.append(
             Place(
                 cut=Cut(i, f"layer{i}" if i else "input", f"t{i}", [elements], kind),
@@ -97,8 +97,8 @@ def by_hand(table: Table, asked: Request) -> float:
                 continue
             sending = codec.frame_bytes * 8 / link.uplink_mbps / 1000
             tail = place.tail_ms if away else 0.0
-            head = asked.head_ms[pattern.place] + 1e-6 * place.cut.shape[0] * sum(
-                asked.stage_ns[STAGES.index(s)] for s in codec.stages
+            head = asked.head_ms[pattern.place] + 1e-6 * sum(
+                amount * asked.stage_ns[STAGES.index(stage)] for stage, amount in codec.work.items()
             )
             total = head + sending + (link.rtt_ms + asked.queue_ms + tail if away else 0.0)
             if wanted.max_latency_ms is not None and total > wanted.max_latency_ms:

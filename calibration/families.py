@@ -1,0 +1,95 @@
+"""Codecs that no histogram can tell: rotations, principal components and entropy stages, fitted to tensors at the cut and judged by what they do there.
+
+They are fitted to samples that rounding has seen. Of all that were fitted only those are worth a run of the tail that no other beats in both bytes and
+squared error at the cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.observe import Quantization
+from calibration.samples import Samples, evenly
+from edge_agent import codec
+from edge_agent.codec.families import CODED, fit_samples
+from edge_agent.head.executor import Head
+from edge_agent.protocol.messages import Codec
+
+F32 = NDArray[np.float32]
+
+#: Bits of packed families, and bits a value to which the coded ones are fitted.
+PACKED: Final = {"hadamard": (2, 3)}
+RATES: Final = {"entropy": (1.5, 2.0, 3.0, 4.0, 5.0), "pca": (1.25, 2.0, 3.0)}
+#: Values and samples that a family is fitted to, at most, and rows at least.
+VALUES, SAMPLES, ROWS = 1 << 21, 256, 256
+#: Rows for each channel from which principal components are those of more than the samples, and numbers of a basis that a plan may carry.
+ROWS_A_CHANNEL: Final = 4
+BASIS: Final = 1 << 16
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A codec by the name and bits that a bundle knows it by."""
+
+    rule: str
+    bits: int
+    codec: Codec
+
+
+def gather(
+    head: Head, taps: Sequence[int], quantizations: Sequence[Quantization | None], samples: Samples
+) -> list[F32]:
+    """Of each of the header's tensors ``taps`` as many samples [n, ..., C], in float32, as `VALUES` lets be held."""
+    sizes = [math.prod(head.header.tensors[tap].shape) for tap in taps]
+    wanted = [max(1, min(SAMPLES, VALUES // size)) for size in sizes]
+    held: list[list[NDArray[Any]]] = [[] for _ in taps]
+    for i in evenly(len(samples), max(wanted, default=1)):
+        for own, most, tensor in zip(
+            held, wanted, head.taps(samples.codes(int(i), head.input), list(taps)), strict=True
+        ):
+            if len(own) < most:
+                own.append(tensor.copy())
+    return [_real(np.stack(own), quantization) for own, quantization in zip(held, quantizations, strict=True)]
+
+
+def _real(values: NDArray[Any], quantization: Quantization | None) -> F32:
+    return values if quantization is None else quantization.values().astype(np.float32)[values]
+
+
+def fit(values: F32) -> list[Fitted]:
+    """Every family that ``values`` [n, ..., C] are enough for, at each of its rates."""
+    rows = values.reshape(-1, values.shape[-1])
+    if len(rows) < ROWS or not np.ptp(rows):
+        return []
+    found = [Fitted(family, b, fit_samples(values, family, b)) for family, widths in PACKED.items() for b in widths]
+    for family, rates in RATES.items():
+        if family == "pca" and (len(rows) < ROWS_A_CHANNEL * rows.shape[1] or rows.shape[1] ** 2 > 1 << 20):
+            continue
+        made = [(rate, CODED[family](rows.astype(np.float64), f"{family}-{rate:g}", rate)) for rate in rates]
+        found += [
+            Fitted(one.rule, 8, one) for _, one in made if one.basis is None or len(one.basis.columns) <= 2 * BASIS
+        ]
+    return found
+
+
+def worth_a_run(candidates: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of those of (bytes, squared error) that no other beats in both."""
+    order = sorted(range(len(candidates)), key=lambda i: candidates[i])
+    kept: list[int] = []
+    for i in order:
+        if not kept or candidates[i][1] < candidates[kept[-1]][1]:
+            kept.append(i)
+    return sorted(kept)
+
+
+def cost(made: Codec, values: F32) -> tuple[float, float]:
+    """Mean bytes of a frame and mean squared error when ``values`` [n, ..., C] are coded."""
+    payloads = [codec.encode(np.ascontiguousarray(x), made) for x in values]
+    wrong = [float(((codec.decode(p, made, x.shape) - x) ** 2).mean()) for p, x in zip(payloads, values, strict=True)]
+    return float(np.mean([len(p) for p in payloads])), float(np.mean(wrong))
