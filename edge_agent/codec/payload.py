@@ -290,9 +290,7 @@ def _quantized(turned: F32, ready: Ready, side: F32, flat: F32) -> U8:
 
 def _by_channel(ready: Ready, channels: int) -> tuple[F32, F32, F32]:
     """lo, scale and greatest code, [C] each."""
-    lo, scale, top = (
-        np.ascontiguousarray(np.broadcast_to(v, channels)) for v in (ready.lo, ready.scale, ready.highest)
-    )
+    lo, scale, top = (np.broadcast_to(v, channels).copy() for v in (ready.lo, ready.scale, ready.highest))
     return lo, scale, top
 
 
@@ -305,7 +303,7 @@ def _pack(codes: U8, bits: int) -> bytes:
 def _entropy_coded(codes: U8, coder: Coder, channels: int) -> bytes:
     states = np.empty(lanes(codes.size), np.uint32)
     words = np.empty(codes.size + 1, np.uint16)
-    base = np.ascontiguousarray(np.broadcast_to(coder.first[coder.index], channels))
+    base = np.broadcast_to(coder.first[coder.index], channels).copy()
     used = rans.encode(codes, base, coder.starts, coder.reciprocals, states, words)
     return states.astype("<u4").tobytes() + words[words.size - used :].astype("<u2").tobytes()
 
@@ -315,7 +313,7 @@ def _entropy_decoded(body: U8, coder: Coder, channels: int, codes: U8) -> None:
     states = np.frombuffer(body[:front].tobytes(), "<u4").astype(np.uint32)
     words = np.frombuffer(body[front:].tobytes() + bytes(2), "<u2").astype(np.uint16)
     base, rows = (
-        np.ascontiguousarray(np.broadcast_to(v[coder.index], channels))
+        np.broadcast_to(v[coder.index], channels).copy()
         for v in (coder.first, np.arange(len(coder.sizes)) << rans.SCALE)
     )
     if not rans.decode(states, words, base, coder.starts, rows, coder.look, codes):

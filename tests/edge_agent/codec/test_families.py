@@ -49,7 +49,7 @@ def test_frames_of_a_rate_take_what_packed_codes_of_those_bits_do(family, bits):
     made = codec.fit_samples(samples(24, shape=shape), family, bits)
     sizes = [len(codec.encode(x, made)) for x in samples(8, seed=2, shape=shape)]
     packed = codec.packed_bytes(math.prod(shape), bits)
-    assert 0.93 * packed < np.mean(sizes) < 1.04 * packed
+    assert 0.9 * packed < np.mean(sizes) < 1.02 * packed
     assert codec.expected_bytes(made, shape) == pytest.approx(np.mean(sizes), rel=0.05)
 
 
@@ -68,7 +68,7 @@ def test_more_bits_are_less_error():
         widths = range(2, 5 if family in CODED else 9)  # with more, rare values beyond 127 steps are what remains
         errors_ = [codec.error(fresh, codec.fit_samples(fitted, family, bits)) for bits in widths]
         assert all(more < 1.02 * less for less, more in itertools.pairwise(errors_)), family
-        assert errors_[-1] < errors_[0] / 10
+        assert errors_[-1] < errors_[0] / 5
 
 
 @pytest.mark.parametrize("family", codec.FAMILIES)
