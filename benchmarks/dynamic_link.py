@@ -166,7 +166,7 @@ def _options() -> argparse.ArgumentParser:
 def notes(bench: Bench) -> list[str]:
     widths = ", ".join(f"{c.bits} ({size} bytes)" for c, size in zip(bench.plan.ladder, bench.sizes, strict=True))
     return [
-        f"{bench.setting.network} cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {widths}",
+        f"network {bench.setting.network}, cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {widths}",
         f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, of those in which a codec could be held",
         "drop: points of top-1 below the float model on the answered frames; gap: below the oracle's codecs on the same frames",
     ] + ([STAND_IN] if bench.plan.ladder[0].bits < FLOAT_BITS else [])
