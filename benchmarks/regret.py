@@ -299,11 +299,11 @@ def on_board(device: Device, network: Network, photos: Path, folder: Path, token
 
 
 @contextmanager
-def serving(store: Path, network: Network) -> Iterator[None]:
+def serving(store: Path, network: Network, node: int = SERVER) -> Iterator[None]:
     """`edge-server serve` on its node and core."""
     _, core = cores()
-    command = [*network.inside(SERVER), "taskset", "-c", str(core), sys.executable, "-m", "edge_server", "serve"]
-    options = ["--host", network.address(SERVER), "--port", str(PORT), "--insecure", "--store", str(store)]
+    command = [*network.inside(node), "taskset", "-c", str(core), sys.executable, "-m", "edge_server", "serve"]
+    options = ["--host", network.address(node), "--port", str(PORT), "--insecure", "--store", str(store)]
     process = subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

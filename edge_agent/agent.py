@@ -34,9 +34,9 @@ from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
 from edge_agent.protocol.frames import HEADER_BYTES, Answer, unpack_topk
-from edge_agent.protocol.messages import LinkEstimate, Plan
+from edge_agent.protocol.messages import BESIDE, LinkEstimate, Plan
 from edge_agent.results import Counters, Result, Timing, stages, top_classes
-from edge_agent.timings import Timings
+from edge_agent.timings import Timings, Turns
 
 
 class Agent:
@@ -61,6 +61,7 @@ class Agent:
         self._replanning: asyncio.Task[None] | None = None
         self._active: _Active | None = None
         self._timings: Timings | None = None
+        self._turns = Turns()
         self._renew = asyncio.Event()  # a new plan is wanted before the old one expires
         self._closing = False
         self._reconnects = 0  # of streams that were closed
@@ -248,13 +249,16 @@ class Agent:
                 active.adaptation.offered(time.monotonic())
             async with active.gate.place(deadline) as leave:
                 choose = functools.partial(active.choose, self._late_s)
-                encoded = await asyncio.get_running_loop().run_in_executor(self._worker, engine.process, frame, choose)
+                asked, work = time.perf_counter(), functools.partial(engine.process, frame, choose)
+                loop = asyncio.get_running_loop()
+                encoded, turn_ms = await loop.run_in_executor(self._worker, self._turns.run, asked, work)
                 sent = time.perf_counter()
                 stream = active.stream
                 answer = await stream.send(encoded.payload, encoded.rung, deadline, leave) if stream else None
         timing = _timing(encoded, answer, start, sent)
         if self._timings is not None:
             self._timings.add(engine.plan.segment.sha256, timing.head_ms)
+            self._timings.add(BESIDE, max(0.0, turn_ms - timing.head_ms - timing.encode_ms))
         sent_bytes = HEADER_BYTES + len(encoded.payload) if answer else 0
         pairs = unpack_topk(answer.payload) if answer else engine.top(encoded.codes, self.settings.topk)
         top = top_classes(pairs, engine.plan.labels)
@@ -291,7 +295,7 @@ class Agent:
         self.say("preparing the head")
         threads = min(best_threads(profile), usable_threads())  # the profile may be another machine's
         engine = await asyncio.to_thread(Engine, plan, data, settings.demand, threads)
-        adaptation = None if plan.mode == "device" else self._adaptation(plan, link)
+        adaptation = None if plan.mode == "device" else self._adaptation(plan, negotiation.own_link(plan) or link)
         stream = None if adaptation is None else await self._open(plan, adaptation)
         self._plans += 1
         self._planned_at = time.monotonic()
@@ -337,11 +341,10 @@ class Agent:
 
     async def _replace(self, old: _Active) -> None:
         adaptation = old.adaptation
-        known = None
-        if (
-            adaptation is not None and adaptation.changed and not self.settings.chain.next
-        ):  # a chain measures all its links
-            known = adaptation.estimate(time.monotonic())
+        stage = old.engine.plan.stage
+        to_server = stage is None or not stage.downstream
+        changed = adaptation is not None and adaptation.changed and to_server
+        known = adaptation.estimate(time.monotonic()) if adaptation is not None and changed else None
         self._use(await self._prepare(known))
         self._begin_retiring(old)
 

@@ -29,7 +29,11 @@ _COME_ON_TOP = "decoding and resizing the image come on top; `edge-agent infer` 
 def explain(plan: Plan, width: int = 80) -> RenderableType:
     """Everything about ``plan`` that a person wants to know, for a rich console of ``width`` columns."""
     parts: list[RenderableType] = [Text(headline(plan), style="bold"), Text(), _facts(plan)]
+    if boards(plan) > 1:
+        parts += [Text(), _chain(plan)]
     parts += [Text(), _time(plan.prediction, width)]
+    if boards(plan) > 1:
+        parts.append(Text("all that lies behind this board's link is told as server", style="dim"))
     if plan.preprocess.kind == "image":
         parts.append(Text(_COME_ON_TOP, style="dim"))
     if plan.layers:
@@ -80,8 +84,28 @@ class WhatIf:
         return ", ".join(f"{value} ({origin[name in self.given]})" for name, value in values.items())
 
 
+def boards(plan: Plan) -> int:
+    """How many boards share the model of ``plan``."""
+    return len(plan.stage.route) if plan.stage is not None else 1
+
+
+def _chain(plan: Plan) -> Table:
+    """What each board of a chain does, how long it takes, and its link to whoever follows."""
+    assert plan.stage is not None
+    title = f"{boards(plan)} boards, {plan.stage.rate_fps:.4g} frames/s"
+    table = Table("board", "from", "to", "weights / sent", "ms", "link ms", "a frame", title=title, box=box.SIMPLE)
+    for number, one in enumerate(plan.stage.route, 1):
+        bits = f"{one.weight_bits:.1f} / {one.activation_bits or '-'} bits"
+        link = _ms(one.sending_ms + one.rtt_ms) if one.activation_bits else "-"
+        cells = (str(number), one.start, one.cut, bits, _ms(one.device_ms), link, size(one.payload_bytes))
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    return table
+
+
 def headline(plan: Plan) -> str:
     """The choice in one sentence."""
+    if boards(plan) > 1:
+        return plain(f"{plan.model} is shared by {boards(plan)} boards: this one computes up to {_cut(plan.cut)}")
     where = {
         "server": f"{plan.model} runs wholly on the server; the input is sent",
         "device": f"{plan.model} runs wholly on this device; nothing is sent",

@@ -49,7 +49,10 @@ def _next(settings: Settings) -> tuple[str, str | None, Path | None]:
 def stream(
     settings: Settings, plan: Plan, window: int, adaptation: Adaptation | None = None, topk: int | None = None
 ) -> FrameStream:
-    """The stream for ``plan``'s frames, to the server or, in a chain, to the next board; ``adaptation`` is told of them. Use it as an async context manager."""
+    """The stream for ``plan``'s frames, to the server or, in a chain, to the next board; ``adaptation`` is told of them. An async context manager.
+
+    ``topk``: that of the settings unless given.
+    """
     url, token, ca = settings.server, config.token(settings) or None, path_of(settings.ca) if settings.ca else None
     if plan.stage is not None and plan.stage.downstream:
         url, token, ca = _next(settings)
@@ -59,6 +62,15 @@ def stream(
         max_away_s=away, frame_age_s=max(limits.FRAME_AGE, away), ssl=tls_context(ca), allow_insecure=settings.allow_insecure,
         adaptation=adaptation,
     )  # fmt: skip
+
+
+def own_link(plan: Plan) -> LinkEstimate | None:
+    """The link that the board of a chain's ``plan`` sends over, as the plan was made for it; None of any other plan, or where nothing is sent."""
+    route = [] if plan.stage is None else [one for one in plan.stage.route if one.device == plan.stage.device]
+    if not route or not route[0].sending_ms > 0:
+        return None
+    mbps = route[0].payload_bytes * 8e-3 / route[0].sending_ms
+    return LinkEstimate(route[0].rtt_ms, mbps, mbps)
 
 
 def cache_directory(settings: Settings) -> Path:

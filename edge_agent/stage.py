@@ -16,14 +16,14 @@ board before sends no more. A peer that breaks the protocol loses its session an
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from aiohttp import web
 
@@ -34,18 +34,20 @@ from device_profiles.machine import usable_threads
 from device_profiles.predict import best_threads
 from edge_agent import codec, config, errors, limits, negotiation
 from edge_agent.admission import Admission
+from edge_agent.agent import AHEAD, WINDOW
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.engine import Encoded, Engine
 from edge_agent.engine import Frame as Picture
+from edge_agent.gate import Gate
 from edge_agent.link import dial, listen, serving
+from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.protocol.frames import HEADER_BYTES, Answer, Frame, pack_topk
-from edge_agent.protocol.messages import ChainDevice, Demand, Open, Plan
+from edge_agent.protocol.messages import BESIDE, ChainDevice, Demand, Open, Plan
 from edge_agent.results import Counters, Result, Timing
-from edge_agent.timings import Timings
+from edge_agent.timings import Timings, Turns
 
-WINDOW: Final = 8  # frames of one session that are under way here, and on the link to whoever follows
 _Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -73,6 +75,7 @@ class Stage:
         self._runner: web.AppRunner | None = None
         self._profile: DeviceProfile | None = None
         self._timings: Timings | None = None
+        self._turns = Turns()
 
     @property
     def ready(self) -> bool:
@@ -148,7 +151,7 @@ class Stage:
 
     def _application(self) -> web.Application:
         app = web.Application(
-            middlewares=[self._count, serving.errors_as_json, self._authorize], client_max_size=limits.MAX_PROBE_BYTES
+            middlewares=[serving.errors_as_json, self._count, self._authorize], client_max_size=limits.MAX_PROBE_BYTES
         )
         app.add_routes([
             web.get("/healthz", self._healthz), web.get("/v1/stage", self._stage), web.post("/v1/probe", serving.probe),
@@ -159,10 +162,11 @@ class Stage:
 
     @web.middleware
     async def _count(self, request: web.Request, handler: _Next) -> web.StreamResponse:
-        response = await handler(request)
-        if response.status >= 400:
-            self.refused[{401: "auth", 429: "busy"}.get(response.status, "request")] += 1
-        return response
+        try:
+            return await handler(request)
+        except errors.SplitEdgeError as error:
+            self.refused[error.code] += 1
+            raise
 
     @web.middleware
     async def _authorize(self, request: web.Request, handler: _Next) -> web.StreamResponse:
@@ -250,13 +254,21 @@ class Stage:
         engine = await asyncio.to_thread(
             Engine, plan, data, Demand(max_drop_points=plan.demand.max_drop_points), threads
         )
-        stream = None if plan.mode == "device" else await self._dial(plan, asked.topk)
+        adaptation = None if plan.mode == "device" else self._adaptation(plan)
+        stream = None if adaptation is None else await self._dial(plan, adaptation, asked.topk)
         self.say("ready")
-        return _Running(engine, stream, asked.topk)
+        return _Running(engine, stream, adaptation, asked.topk)
 
-    async def _dial(self, plan: Plan, topk: int) -> FrameStream:
+    def _adaptation(self, plan: Plan) -> Adaptation:
+        chosen, link = self.settings.link, negotiation.own_link(plan)
+        if link is None:
+            raise errors.ProtocolError("the server's plan contradicts itself; run the same splitedge on all boards")
+        goal = Goal(plan.demand.min_rate_fps, None)
+        return Adaptation(plan, link, goal, chosen.controller, chosen.bits or None)
+
+    async def _dial(self, plan: Plan, adaptation: Adaptation, topk: int) -> FrameStream:
         self.say("opening the stream")
-        stream = await negotiation.stream(self.settings, plan, WINDOW, topk=topk).__aenter__()
+        stream = await negotiation.stream(self.settings, plan, WINDOW, adaptation, topk).__aenter__()
         try:
             await stream.ready()
         except BaseException as error:
@@ -280,7 +292,7 @@ class Stage:
         start = time.perf_counter()
         try:
             with self.admission.slot(len(frame.payload)):
-                payload, timing, sent = await self._through(running, frame, start)
+                payload, timing, sent, turn_ms = await self._through(running, frame, start)
         except errors.SplitEdgeError as error:
             self.counters.end(error)
             raise
@@ -294,16 +306,25 @@ class Stage:
         self.counters.answer(Result([], timing, sent, plan.id, plan.mode))
         if self._timings is not None:
             self._timings.add(plan.segment.sha256, timing.head_ms)
+            own_ms = timing.preprocess_ms + timing.head_ms + timing.encode_ms
+            self._timings.add(BESIDE, max(0.0, turn_ms - own_ms))
         return payload, round(1e3 * timing.total_ms)
 
-    async def _through(self, running: _Running, frame: Frame, start: float) -> tuple[bytes, Timing, int]:
-        async with _in_time(frame.wait_ms):
-            encoded = await asyncio.get_running_loop().run_in_executor(self._worker, running.compute, frame)
+    async def _through(self, running: _Running, frame: Frame, start: float) -> tuple[bytes, Timing, int, float]:
+        """The answer's payload, where the time went, bytes sent, and milliseconds for which the worker was not free."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + frame.wait_ms / 1000 if frame.wait_ms else None
+        if running.adaptation is not None:
+            running.adaptation.offered(time.monotonic())
+        async with running.gate.place(deadline) as leave:
+            asked, work = time.perf_counter(), functools.partial(running.compute, frame)
+            encoded, turn_ms = await loop.run_in_executor(self._worker, self._turns.run, asked, work)
             sent = time.perf_counter()
             if running.stream is None:
-                return running.top(encoded), _timing(encoded, None, start, sent), 0
-            answer = await running.stream.send(encoded.payload, running.engine.codec)
-        return bytes(answer.payload), _timing(encoded, answer, start, sent), HEADER_BYTES + len(encoded.payload)
+                return running.top(encoded), _timing(encoded, None, start, sent), 0, turn_ms
+            answer = await running.stream.send(encoded.payload, encoded.rung, deadline, leave)
+        size = HEADER_BYTES + len(encoded.payload)
+        return bytes(answer.payload), _timing(encoded, answer, start, sent), size, turn_ms
 
 
 @dataclass(eq=False)
@@ -312,8 +333,17 @@ class _Running:
 
     engine: Engine
     stream: FrameStream | None
+    adaptation: Adaptation | None
     topk: int
     sessions: int = 0
+    gate: Gate = field(default_factory=lambda: Gate(AHEAD))
+
+    def choose(self) -> int:
+        """The rung for the frame that is coded now; in the worker's thread."""
+        if self.adaptation is None:
+            return self.engine.codec
+        now = time.monotonic()
+        return self.adaptation.choose(now, self.gate.waiting(now - limits.FRAME_AGE / 2))
 
     @property
     def failed(self) -> bool:
@@ -330,7 +360,7 @@ class _Running:
             )
         x = codec.decode(frame.payload, plan.stage.incoming[frame.codec], plan.stage.start.shape)
         decoded_ms = 1e3 * (time.perf_counter() - start)
-        encoded = self.engine.resume(x)
+        encoded = self.engine.resume(x, self.choose)
         return encoded._replace(preprocess_ms=encoded.preprocess_ms + decoded_ms)
 
     def top(self, encoded: Encoded) -> bytes:
@@ -364,8 +394,8 @@ def check_stage(plan: Plan, upstream: str, device: str) -> None:
         )
     if stage.device != device:
         raise errors.ProtocolError("this plan was made for another board; ask for a new plan, or correct `chain.next`")
-    if not stage.incoming:
-        raise errors.ProtocolError("nothing is sent by the plan before this one; run the same splitedge on all boards")
+    if not stage.incoming or device not in [one.device for one in stage.route]:
+        raise errors.ProtocolError("the server's plan contradicts itself; run the same splitedge on all boards")
 
 
 def check_exposure(settings: Settings, token: str) -> None:
@@ -398,16 +428,6 @@ async def _listen(app: web.Application, settings: Settings) -> tuple[web.AppRunn
     host, port = runner.addresses[0][:2]
     scheme: Literal["http", "https"] = "https" if context else "http"
     return runner, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-@asynccontextmanager
-async def _in_time(wait_ms: int) -> AsyncIterator[None]:
-    """Ends what takes longer than a frame may wait; 0: no limit."""
-    try:
-        async with asyncio.timeout(wait_ms / 1000 if wait_ms else None):
-            yield
-    except TimeoutError as error:
-        raise errors.LinkLostError(f"the frame was not answered within its {wait_ms} ms; send fewer at once") from error
 
 
 def _timing(encoded: Encoded, answer: Answer | None, start: float, sent: float) -> Timing:

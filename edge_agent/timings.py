@@ -1,15 +1,19 @@
-"""What heads really took on this device: kept beside the profile, sent with the next plan request, which they refine."""
+"""What heads, and frames beside them, really took on this device: kept beside the profile, sent with the next plan request, which they refine."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from edge_agent import errors, limits
+
+T = TypeVar("T")
 
 _LEAST: Final = 5  # frames before a median counts
 _LAST: Final = 50  # frames that it is taken over
@@ -61,3 +65,16 @@ def _read(path: Path) -> dict[str, float]:
         raise errors.StoreError(
             f"{path} cannot be read ({error.strerror}); make it readable, or set `cache_dir`"
         ) from error
+
+
+class Turns:
+    """What a worker's turns take that does one frame after another: all that keeps it from the next frame, be it the frame's work or the programs'."""
+
+    def __init__(self) -> None:
+        self._free = 0.0  # when the last turn ended, of `time.perf_counter`
+
+    def run(self, asked: float, work: Callable[[], T]) -> tuple[T, float]:
+        """What ``work`` returns, and the milliseconds of its turn: from when it was ``asked`` for and the turn before had ended, to its end."""
+        found = work()
+        begun, self._free = max(asked, self._free), time.perf_counter()
+        return found, 1e3 * (self._free - begun)

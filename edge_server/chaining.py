@@ -17,6 +17,7 @@ from edge_agent import errors, limits
 from edge_agent.codec import packed_bytes
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import (
+    BESIDE,
     PROTOCOL_VERSION,
     ChainDevice,
     ChainRequest,
@@ -143,7 +144,8 @@ def _spans(
 ) -> F64:
     """`Device.span_ms`, from the profile and, where the device measured segments of this model, bent to what it found.
 
-    A segment that was measured has its own time; the others are as much off as those that were measured are together.
+    A segment that was measured has its own time; the others are as much off as those that were measured are together. What frames take beside their
+    segment comes on top of each.
     """
     check(device.measured)
     predicted, around = _predicted(bundle, places, profile)
@@ -158,7 +160,7 @@ def _spans(
     spans = predicted * (sum(measured.values()) / whole) if whole > 0 else predicted
     for span, ms in measured.items():
         spans[span] = ms
-    return spans + around
+    return spans + around + device.measured.get(BESIDE, 0.0)
 
 
 def _predicted(bundle: Bundle, places: Sequence[Place], profile: schema.DeviceProfile) -> tuple[F64, F64]:

@@ -37,23 +37,25 @@ I64 = NDArray[np.int64]
 CHANNEL: Final = "-channel"
 #: Rows to which an entropy stage is fitted at most, evenly spread.
 _ROWS: Final = 8192
-#: Tables that the channels share.
+#: Tables that the channels share, at most, and values that one must have been counted from: else it fits these samples and no others.
 _TABLES: Final = 32
+_COUNTED: Final = 4096
 #: Codes on either side of a channel's mean; where steps would be more, they are wider.
 _REACH: Final = 127
 #: Of a step: components that deviate less would get no bits.
 _SILENT: Final = 0.3
 _HALVINGS: Final = 18
+_LEAST_RATE: Final = 0.25
 
 
-def fit_samples(samples: ArrayLike, family: str, bits: int) -> Codec:
-    """The codec of ``family``, one of `FAMILIES`, at ``bits`` 2..8 for tensors like ``samples`` [n, ..., C].
+def fit_samples(samples: ArrayLike, family: str, bits: float) -> Codec:
+    """The codec of ``family``, one of `FAMILIES`, at ``bits`` 2..8 (any fraction from 0.25 on for those of `CODED`) for tensors like ``samples`` [n, ..., C].
 
     Raises for NaN, infinity and no samples at all, for an unknown family or width, and for a codebook at a width that has none.
     """
     if family not in FAMILIES:
         raise errors.CodecError(f"there is no codec {family!r}; choose one of {', '.join(FAMILIES)}")
-    if bits not in BITS:
+    if bits not in BITS and not (family in CODED and _LEAST_RATE <= bits <= BITS[-1]):
         raise errors.CodecError(f"{bits} bits cannot be had at the cut; choose {BITS[0]} to {BITS[-1]}")
     with np.errstate(over="ignore"):
         values = np.asarray(samples).astype(np.float32)
@@ -64,16 +66,16 @@ def fit_samples(samples: ArrayLike, family: str, bits: int) -> Codec:
     made = (
         CODED[family](rows, family, _rate(values.shape, bits))
         if family in CODED
-        else _PACKED[family](rows, family, bits)
+        else _PACKED[family](rows, family, int(bits))
     )
     prepare(made)
     return made
 
 
-def _rate(shape: tuple[int, ...], bits: int) -> float:
+def _rate(shape: tuple[int, ...], bits: float) -> float:
     """Bits of a code, so that with the states of the entropy stage a frame takes ``bits`` a value."""
     size = math.prod(shape[1:])
-    return bits - 24 * lanes(size) / size if size > 24 else float(bits)
+    return max(bits - 24 * lanes(size) / size, bits / 2)
 
 
 def _clipped(rows: F64, family: str, bits: int) -> Codec:
@@ -210,7 +212,9 @@ def _tabled(values: F64, least: float) -> _Steps:
     peaks, deviations = np.abs(values).max(axis=0), values.std(axis=0)
     step = np.maximum(least, peaks / _REACH)
     steps_away = np.rint(peaks / step).astype(np.int64)
-    groups = np.array_split(np.argsort(deviations / step, kind="stable"), min(_TABLES, channels))
+    groups = np.array_split(
+        np.argsort(deviations / step, kind="stable"), min(_TABLES, channels, max(1, values.size // _COUNTED))
+    )
     reach, table, tables = np.zeros(channels, np.int64), np.zeros(channels, np.int64), []
     for index, group in enumerate(groups):
         own = int(steps_away[group].max())

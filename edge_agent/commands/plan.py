@@ -13,7 +13,7 @@ from rich.text import Text
 
 import device_profiles
 from device_profiles import known
-from edge_agent import negotiation
+from edge_agent import errors, negotiation
 from edge_agent.config import Settings
 from edge_agent.explain import WhatIf, explain, picture_form, plain, write_picture
 from edge_agent.protocol.messages import PlanRequest
@@ -33,6 +33,10 @@ async def plan(
     measured; the output says so. ``plot``: a file for the picture of the trade-offs, which the server draws.
     """
     given = given or {}
+    if plot and settings.chain.next:
+        raise errors.UsageError(
+            "the trade-offs of a chain of boards are not drawn; leave out --plot, or the next board"
+        )
     form = picture_form(plot.name) if plot else "svg"
     stands_in = known.load(board) if board else None
     spinner = Console(stderr=True).status("measuring this machine")

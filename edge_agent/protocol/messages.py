@@ -284,10 +284,15 @@ Objective = Literal["latency", "rate"]
 """What a chain is planned for: the least time of a frame, or the most frames a second."""
 
 
+#: The key in a board's ``measured`` times of what a frame takes there beside segment and codec: preparing pictures, and the programs' own work.
+BESIDE = "beside"
+
+
 class ChainDevice(Message):
     """A board of a chain, as it describes itself. ``next``: its link to the board after it, None for the last; ``server``: to the server.
 
-    ``device`` is the name that the board gave itself once: a plan says by it for whom it is. ``held`` and ``measured`` as in `PlanRequest`.
+    ``device`` is the name that the board gave itself once: a plan says by it for whom it is. ``held`` and ``measured`` as in `PlanRequest`; a later
+    stage's times hold decoding too, and `BESIDE` comes on top, for it bounds a board's rate as its segment does.
     """
 
     device: str

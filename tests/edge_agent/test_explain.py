@@ -18,6 +18,8 @@ from edge_agent.protocol.messages import (
     Preprocess,
     Rung,
     SegmentRef,
+    Stage,
+    StageTime,
 )
 
 
@@ -142,3 +144,24 @@ def test_names_from_the_server_cannot_steer_the_terminal_or_the_markup():
 def test_sizes_are_for_people():
     assert [size(n) for n in (0, 999, 1000, 1.5e6, 2e9)] == ["0 B", "999 B", "1.0 kB", "1.5 MB", "2.0 GB"]
     assert drop(prediction()).startswith("0.40 points")
+
+
+def test_a_chain_tells_what_each_board_does():
+    route = [
+        StageTime("a", "x", "stem", 4.0, 6, 12.0, 3.0, 1.0, 900),
+        StageTime("b", "stem", "fc", 3.5, 0, 20.0, 0.0, 0.0, 0),
+    ]
+    stage = Stage("a", Cut(0, "x", "x", [8], "input"), [], "", "p2", route, 31.25)
+    shown = text(plan(stage=stage))
+    assert headline(plan(stage=stage)) == "lite0 is shared by 2 boards: this one computes up to blocks.5"
+    for words in (
+        "2 boards, 31.25 frames/s",
+        "4.0 / 6 bits",
+        "3.5 / - bits",
+        "12.00",
+        "4.00",
+        "900 B",
+        "behind this board's link",
+    ):
+        assert words in shown
+    assert "boards" not in text(plan(stage=Stage("a", stage.start, [], "", "", route[:1], 31.25)))

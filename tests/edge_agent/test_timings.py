@@ -1,9 +1,10 @@
+import time
 from pathlib import Path
 
 import pytest
 
 from edge_agent import errors, limits
-from edge_agent.timings import Timings
+from edge_agent.timings import Timings, Turns
 
 
 def test_a_median_counts_from_the_fifth_frame_on() -> None:
@@ -51,3 +52,13 @@ def test_a_file_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
         timings.add("aa", 1.0)
     with pytest.raises(errors.StoreError, match="cannot be written"):
         timings.save()
+
+
+def test_a_turn_begins_when_the_one_before_it_has_ended() -> None:
+    turns, asked = Turns(), time.perf_counter()
+    first, second = (turns.run(asked, lambda: time.sleep(0.01))[1] for _ in range(2))
+    assert first >= 10.0
+    assert 10.0 <= second < 1e3 * (time.perf_counter() - asked) - first + 1.0
+    time.sleep(0.05)
+    late = time.perf_counter()
+    assert turns.run(late, lambda: None)[1] <= 1e3 * (time.perf_counter() - late)
