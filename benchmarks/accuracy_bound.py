@@ -120,17 +120,22 @@ def tasks(options: argparse.Namespace) -> Iterator[Task]:
     for name in ("mlp",) if options.quick else fashion.NETWORKS:
         yield Task(name, lambda name=name: fashion.network(name, data), calibrating, evaluated, FOLD)  # type: ignore[misc]
     if options.images and not options.quick:
-        photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels)
-        if photos.classes is None:
-            raise errors.UsageError("the bound needs labels; give --labels with a CSV of file name and class index")
-        held = photos[1::2]
-        yield Task(
-            "lite0",
-            lambda: importer.load(models.LITE0, models.LITE0_SHAPE),
-            photos[::2],
-            held,
-            len(held) // PHOTO_FOLDS,
-        )
+        yield photo_task(options)
+
+
+def photo_task(options: argparse.Namespace) -> Task:
+    """EfficientNet-Lite0 and the photographs of ``options``, of which every other calibrates. Raises `errors.UsageError` without labels."""
+    photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels)
+    if photos.classes is None:
+        raise errors.UsageError("accuracy needs labels; give --labels with a CSV of file name and class index")
+    held = photos[1::2]
+    return Task(
+        "lite0",
+        lambda: importer.load(models.LITE0, models.LITE0_SHAPE),
+        photos[::2],
+        held,
+        len(held) // PHOTO_FOLDS,
+    )
 
 
 def prepare(task: Task, folder: Path) -> Subject:

@@ -57,7 +57,7 @@ RTT_MS, BACK_MBPS, PLANNED_MBPS = 20.0, 50.0, 200.0
 WINDOW_S: Final = 1.0
 HELD: Final = 0.95
 AGE_MS: Final = 500.0  # a frame that is not answered by then is too late
-SECONDS, QUICK_SECONDS = 30.0, 12.0
+SECONDS, QUICK_SECONDS = 30.0, 10.0
 QUICK_TRACES, QUICK_RIVALS = ("quantpipe", "step_down"), ("adaptive", "quantpipe", "fixed8")
 OURS: Final = "adaptive"
 FLOAT_BITS: Final = 32
@@ -166,7 +166,7 @@ def _options() -> argparse.ArgumentParser:
 def notes(bench: Bench) -> list[str]:
     widths = ", ".join(f"{c.bits} ({size} bytes)" for c, size in zip(bench.plan.ladder, bench.sizes, strict=True))
     return [
-        f"{bench.setting.network} cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {widths}",
+        f"network {bench.setting.network}, cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {widths}",
         f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, of those in which a codec could be held",
         "drop: points of top-1 below the float model on the answered frames; gap: below the oracle's codecs on the same frames",
     ] + ([STAND_IN] if bench.plan.ladder[0].bits < FLOAT_BITS else [])
@@ -303,7 +303,10 @@ def prepared(given: argparse.Namespace, folder: Path, seconds: float) -> Iterato
     """The network calibrated, server and board running with frames for so long, and a plan made once to know the ladder."""
     setting = PHOTOS if given.images else FASHION
     given = argparse.Namespace(**{**vars(given), "quick": False})  # a calibration that is worth keeping
-    task = next(task for task in accuracy_bound.tasks(given) if task.name == setting.network)
+    if given.images:
+        task = accuracy_bound.photo_task(given)
+    else:
+        task = next(task for task in accuracy_bound.tasks(given) if task.name == setting.network)
     subject = accuracy_bound.prepare(task, folder)
     store = folder / "store"
     with Store(store) as opened:

@@ -307,7 +307,7 @@ def figures(
         sends = (
             f"a JPEG of quality {codec['jpeg']}"
             if codec["jpeg"]
-            else f"activations {codec['bits']} bits ({codec['rule']})"
+            else f"activations {codec['bits']} bits at first ({codec['rule']})"
         )
     else:
         sends = "nothing is sent"

@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -103,7 +104,7 @@ class Simulator:
     def run(self) -> Run:
         frames = [Frame(i, i / self.fps) for i in range(int(self.seconds * self.fps))]
         for frame in frames:
-            self.at(frame.offered, lambda frame=frame: self.offer(frame))
+            self.at(frame.offered, partial(self.offer, frame))
         while self.events:
             self.now, _, what = heapq.heappop(self.events)
             what()
@@ -114,7 +115,7 @@ class Simulator:
     def offer(self, frame: Frame) -> None:
         self.adaptation.offered(self.now)
         self.waiting.append(frame)
-        self.at(frame.offered + self.age_s, lambda: self.age(frame))
+        self.at(frame.offered + self.age_s, partial(self.age, frame))
         self.enter()
 
     def age(self, frame: Frame) -> None:
@@ -135,7 +136,7 @@ class Simulator:
             frame = self.waiting.popleft()
             self.ahead += 1
             self.head_free = max(self.now, self.head_free) + self.head_s
-            self.at(self.head_free, lambda frame=frame: self.code(frame))
+            self.at(self.head_free, partial(self.code, frame))
 
     def code(self, frame: Frame) -> None:
         if frame.fate:
@@ -160,11 +161,11 @@ class Simulator:
             self.queued += size
             self.in_flight += 1
             self.link_free = self.passed(max(self.now, self.link_free), size)
-            self.at(self.link_free, lambda size=size: self.sent(size))
+            self.at(self.link_free, partial(self.sent, size))
             server_s = 0.001 + self.draw.expovariate(1 / self.jitter_s)
             lag = self.draw.expovariate(1 / self.jitter_s) + self.stall()
             arrives = self.link_free + self.trip_s / 2 + server_s + self.trip_s / 2 + lag
-            self.at(arrives, lambda frame=frame, server_s=server_s: self.answer(frame, server_s))
+            self.at(arrives, partial(self.answer, frame, server_s))
             self.leave()
 
     def stall(self) -> float:

@@ -84,7 +84,9 @@ async def test_every_frame_is_accounted_for_when_the_link_breaks_and_when_it_fal
     """Three phases under load: whole, cut, buried. Each frame posted is answered, as in the whole phase, or fails with an error."""
     images = [path.read_bytes() for path in world.images]
     async with serving() as server, Cable(server) as cable:
-        environment = world.environment(cable.url, tmp_path / "cache", SPLITEDGE_DEMAND_MAX_AWAY_S="2")
+        environment = world.environment(
+            cable.url, tmp_path / "cache", SPLITEDGE_DEMAND_MAX_AWAY_S="2", SPLITEDGE_LINK_CONTROLLER="fixed"
+        )  # so that a picture has one answer
         async with agent(environment) as (http, process):
             ended: Counter[str] = Counter()
             known: dict[int, Any] = {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.traces import TRACES
+from benchmarks.traces import TRACES, Trace
 from edge_agent.link.adapt import LASTING_S, Adaptation, Goal
+from edge_agent.link.estimate import wire_bytes
 from edge_agent.protocol.messages import Codec, LinkEstimate, Plan, Rung
-from tests.link_simulator import Run, simulate
+from tests.link_simulator import Run, Simulator, simulate
 from tests.small_server import make_plan, segment_file
 
 LINK = LinkEstimate(10.0, 10.0, 10.0)
@@ -149,3 +150,19 @@ def test_processors_that_are_busy_elsewhere_cost_little_accuracy_and_no_rate(nam
     assert run.held_percent() >= 95.0
     mine, theirs = lost_points(run)
     assert mine - theirs <= 0.25
+
+
+@pytest.mark.parametrize("share", [0.9, 1.0, 1.06, 1.12, 1.2])
+@pytest.mark.parametrize("rung", range(4))
+def test_on_a_steady_link_at_the_edge_of_a_rung_it_does_not_swing(rung, share):
+    plan = ladder(4704)
+    trace = Trace([(0.0, share * wire_bytes(plan.rungs[rung].payload_bytes) * 100.0)])
+    run = Simulator(plan, trace, "adaptive", fps=100.0, seconds=20.0).run()
+    assert run.held_percent() == 100.0
+    assert run.changes() <= 10
+
+
+def test_a_drop_is_answered_within_half_a_window():
+    run = simulate(ladder(4704), "step_down", "adaptive", fps=100.0)
+    assert {frame.rung for frame in run.frames if 9.0 <= frame.offered < 9.9} == {0}
+    assert {frame.rung for frame in run.frames if 10.5 <= frame.offered < 11.0} == {4}
