@@ -25,7 +25,7 @@ from calibration.graph import Graph
 from calibration.lower import lower
 from calibration.samples import Samples, open_samples
 from edge_agent import errors
-from edge_agent.codec import payload_bytes
+from edge_agent.codec import packed_bytes
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
 
@@ -133,7 +133,7 @@ def _row(
         "ranges": "" if not rule else "channel" if rule.endswith(CHANNEL) else "tensor",
         "chosen": chosen,
         "bits": bits or "",
-        "bytes": payload_bytes(size, bits),
+        "bytes": packed_bytes(size, bits),
         "top1": 100.0 * float((found == classes).mean()),
         "drop": drop,
         "low": low,

@@ -135,22 +135,26 @@ def tasks(options: argparse.Namespace) -> Iterator[Task]:
 
 def prepare(task: Task, folder: Path) -> Subject:
     """Calibrate ``task`` in ``folder``, or take its bundle from the cache; what it promises is for a fold."""
-    count = len(task.calibrating)
-    files = cache.kept(f"bound-{task.name}-{count}", lambda: _bundle(task, folder / "made"))
-    kept = folder / "bundle"
-    kept.mkdir()
-    for name, data in files.items():
-        (kept / name).write_bytes(data)
-    bundle = Bundle.open(kept)
+    bundle = calibrated(task.name, task.model, task.calibrating, folder)
     bundle.accuracy = bundle.accuracy.promising(task.fold)
-    run = bundles.runner(onnx.load(kept / "model.onnx"))
+    run = bundles.runner(onnx.load(bundle.path / "model.onnx"))
     found = accuracy.top1(accuracy.float_outputs(run, task.evaluated))
     return Subject(task, bundle, found == task.evaluated.classes)
 
 
-def _bundle(task: Task, folder: Path) -> Mapping[str, bytes]:
-    made = bundles.create(folder, task.name, task.model(), task.calibrating, progress=quiet)
-    return {path.name: path.read_bytes() for path in made.path.iterdir()}
+def calibrated(name: str, model: Callable[[], onnx.ModelProto], samples: Samples, folder: Path) -> Bundle:
+    """The bundle of ``model``, in ``folder``, made once for these sources."""
+
+    def make() -> Mapping[str, bytes]:
+        made = bundles.create(folder / "made", name, model(), samples, progress=quiet)
+        return {path.name: path.read_bytes() for path in made.path.iterdir()}
+
+    kept = folder / "bundle"
+    files = cache.kept(f"bound-{name}-{len(samples)}", make)
+    kept.mkdir()
+    for file, data in files.items():
+        (kept / file).write_bytes(data)
+    return Bundle.open(kept)
 
 
 def mean_rule(bundle: Bundle) -> Table:

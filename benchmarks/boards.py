@@ -3,7 +3,7 @@
     python -m benchmarks.boards [--json OUT] [--quick]
 
 Head times are predicted for the cuts nearest to a quarter, a half, three quarters and all of the network's products. The planner then chooses for each
-board and a few links between all on the server, all on the board and every cut: 8-bit heads, 6 bits at the cut, 8 bits for the input; accuracy is
+board and a few links between all on the server, all on the board and every cut: 8-bit heads, 6 bits at the cut, the input as JPEG; accuracy is
 left out. Server times are measured on one core of the machine where this runs. The last table holds the method against what was measured: on this machine, and
 by others on a Raspberry Pi 4.
 """
@@ -27,16 +27,19 @@ from calibration.graph import Graph, tail_model
 from calibration.lower import lower
 from calibration.samples import Samples
 from device_profiles import known, measure, predict, schema
+from edge_agent.codec import STAGES, packed_bytes
 from edge_agent.head import load
 from edge_agent.head import segment as seg
+from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Preprocess
 from edge_server import planner
 from edge_server.planner import MODES, CutCodec, Level, Pick, Request, choose, precompute
 from edge_server.planning import energy_source, power_of
-from edge_server.tables import payload_bytes
 from kernels import isa, peak
 
-WEIGHT_BITS, CUT_BITS, INPUT_BITS = 8, 6, 8
+WEIGHT_BITS, CUT_BITS = 8, 6
+#: Bits of a value of a photograph of 224 x 224 pixels that is sent as JPEG of quality 90.
+JPEG_BITS: Final = 1
 SHARES: Final = (25, 50, 75, 100)
 #: Mbit/s up, Mbit/s down, milliseconds of round trip.
 LINKS: Final = ((1.0, 4.0, 60.0), (5.0, 20.0, 40.0), (20.0, 50.0, 20.0), (100.0, 100.0, 5.0), (1000.0, 1000.0, 1.0))
@@ -70,7 +73,7 @@ def main() -> None:
     profiles = {name: known.load(name) for name in known.names()}
     notes = [
         "predictions for boards that nobody measured; misses of the inner caches and throttling are left out: expect the boards to be slower",
-        f"{WEIGHT_BITS}-bit heads, {CUT_BITS} bits at the cut, {INPUT_BITS} for the input; accuracy is left out; the server is one core of this machine",
+        f"{WEIGHT_BITS}-bit heads, {CUT_BITS} bits at the cut, the input as JPEG at {JPEG_BITS} bit a value; accuracy is left out; the server is one core of this machine",
     ]
     head_rows = [head_row(name, profile, found) for name, profile in profiles.items()]
     report(
@@ -155,12 +158,11 @@ def plan_row(
 
 def best(profile: schema.DeviceProfile, found: list[Place], link: LinkEstimate) -> tuple[Pick, Cut]:
     """The planner's choice of the least time over the cuts ``found``, all of them taken as accurate as the float model."""
-    bits = {"input": INPUT_BITS, "inside": CUT_BITS}
     sites = [
         planner.Place(
             cut=p.cut,
             layers=(),
-            codecs=() if p.cut.kind == "output" else (CutCodec("minmax", b := bits[p.cut.kind], payload_bytes(math.prod(p.cut.shape), b), 0.0),),
+            codecs=codecs(p.cut),
             tail_ms=p.tail_ms,
             memory_bytes=p.header.arena_bytes,
         )
@@ -168,8 +170,21 @@ def best(profile: schema.DeviceProfile, found: list[Place], link: LinkEstimate) 
     ]  # fmt: skip
     table = precompute("lite0", sites, [Level(1.0, 1.0)])
     heads_ms = tuple(predict.head_ms(p.header, profile) for p in found)
-    pick = choose(table, Request(Demand(), link, heads_ms, power_of(profile.power)))
+    jpeg = tuple(profile.overhead.stage_ns.get(stage, 0.0) for stage in STAGES)
+    pick = choose(table, Request(Demand(), link, heads_ms, power_of(profile.power), stage_ns=jpeg))
     return pick, table.places[pick.place].cut
+
+
+def codecs(cut: Cut) -> tuple[CutCodec, ...]:
+    """The one way in which the tensor at ``cut`` is sent."""
+    size = math.prod(cut.shape)
+    if cut.kind == "input":
+        return (CutCodec("jpeg-90", 8, HEADER_BYTES + packed_bytes(size, JPEG_BITS), 0.0, ("jpeg",)),)
+    return (
+        ()
+        if cut.kind == "output"
+        else (CutCodec("minmax", CUT_BITS, HEADER_BYTES + packed_bytes(size, CUT_BITS), 0.0),)
+    )
 
 
 # --- the method against measurements ----------------------------------------------------------------------------------

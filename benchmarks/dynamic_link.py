@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -59,11 +60,14 @@ AGE_MS: Final = 500.0  # a frame that is not answered by then is too late
 SECONDS, QUICK_SECONDS = 30.0, 12.0
 QUICK_TRACES, QUICK_RIVALS = ("quantpipe", "step_down"), ("adaptive", "quantpipe", "fixed8")
 OURS: Final = "adaptive"
+FLOAT_BITS: Final = 32
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A controller and the bits that it begins with; ``slower``: the link is so many times slower, for frames that are so many times larger."""
+    """A controller and the bits that it begins with. ``float32``: where the ladder has no such codec, the widest one's frames over a link that is
+    slower by the ratio of their sizes stand in for it.
+    """
 
     controller: str
     bits: int = 0
@@ -90,7 +94,7 @@ class Setting:
     drop: float
 
 
-FASHION: Final = Setting("cnn", "node_max_pool2d", 100.0, 4.0)
+FASHION: Final = Setting("cnn", "node_max_pool2d", 50.0, 4.0)
 PHOTOS: Final = Setting("lite0", "node_add_4", 30.0, 5.0)
 
 
@@ -126,12 +130,18 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = _options().parse_args(arguments)
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("benchmarks.dynamic_link: told to stop")
+    )  # processes and files go with it
     seconds = QUICK_SECONDS if given.quick else SECONDS
     traces = given.trace or (QUICK_TRACES if given.quick else tuple(TRACES))
     rivals = given.controller or (QUICK_RIVALS if given.quick else tuple(RIVALS))
     outcomes: list[Outcome] = []
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="splitedge-dynamic-") as folder, prepared(given, Path(folder)) as bench:
+    with (
+        tempfile.TemporaryDirectory(prefix="splitedge-dynamic-") as folder,
+        prepared(given, Path(folder), seconds) as bench,
+    ):
         for trace in traces:
             for name in rivals:
                 outcomes.append(run(bench, name, trace, seconds))
@@ -159,8 +169,10 @@ def notes(bench: Bench) -> list[str]:
         f"{bench.setting.network} cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {widths}",
         f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, of those in which a codec could be held",
         "drop: points of top-1 below the float model on the answered frames; gap: below the oracle's codecs on the same frames",
-        "fixed32: float32 is no codec of ours; the widest one's frames over a link that is slower by the ratio of the sizes stand in for it",
-    ]
+    ] + ([STAND_IN] if bench.plan.ladder[0].bits < FLOAT_BITS else [])
+
+
+STAND_IN: Final = "fixed32: the ladder has no float32; the widest codec's frames over a link that is slower by the ratio of the sizes stand in for it"
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -172,7 +184,9 @@ def run(bench: Bench, name: str, trace_name: str, seconds: float) -> Outcome:
     trace = Trace.of(trace_name, seconds, bench.sizes[-1] * fps)
     bench.network.link(BOARD, SERVER, mbps=PLANNED_MBPS, rtt_ms=RTT_MS, back_mbps=BACK_MBPS)
     bench.board.plan(name, SPLITEDGE_LINK_CONTROLLER=rival.controller, SPLITEDGE_LINK_BITS=str(rival.bits))
-    slower = wire_bytes(bench.plan.prediction.float_bytes) / bench.sizes[0] if rival.float32 else 1.0
+    slower = 1.0
+    if rival.float32 and bench.plan.ladder[0].bits < FLOAT_BITS:
+        slower = wire_bytes(bench.plan.prediction.float_bytes) / bench.sizes[0]
     begin = time.monotonic() + 0.5
     stop = threading.Event()
     driver = threading.Thread(target=_drive, args=(bench.network, trace, begin, slower, stop))
@@ -285,8 +299,8 @@ def plot(folder: Path, bench: Bench, outcomes: Sequence[Outcome], rows: Sequence
 
 
 @contextmanager
-def prepared(given: argparse.Namespace, folder: Path) -> Iterator[Bench]:
-    """The network calibrated, server and board running, and a plan made once to know the ladder."""
+def prepared(given: argparse.Namespace, folder: Path, seconds: float) -> Iterator[Bench]:
+    """The network calibrated, server and board running with frames for so long, and a plan made once to know the ladder."""
     setting = PHOTOS if given.images else FASHION
     given = argparse.Namespace(**{**vars(given), "quick": False})  # a calibration that is worth keeping
     task = next(task for task in accuracy_bound.tasks(given) if task.name == setting.network)
@@ -298,16 +312,16 @@ def prepared(given: argparse.Namespace, folder: Path) -> Iterator[Bench]:
             shutil.copytree(folder / "bundle", place, dirs_exist_ok=True)
         token = opened.add_token("benchmark")
     frames = folder / "frames.npy"
-    classes = task.evaluated.classes
-    assert classes is not None
+    assert task.evaluated.classes is not None
+    classes = task.evaluated.classes[: int(seconds * setting.fps)]
     np.save(frames, np.stack([task.evaluated[i] for i in range(len(classes))]))
     with Network(2) as network:
         network.link(BOARD, SERVER, mbps=PLANNED_MBPS, rtt_ms=RTT_MS, back_mbps=BACK_MBPS)
         with serving(store, network), board(setting, network, frames, folder, token) as running:
             plan = running.plan("first")
             with Store(store) as opened:
-                right = answers(opened, plan, subject) == classes
-            yield Bench(setting, network, running, plan, right, subject.right, np.asarray(classes))
+                right = answers(opened, plan, subject, len(classes)) == classes
+            yield Bench(setting, network, running, plan, right, subject.right[: len(classes)], np.asarray(classes))
 
 
 def offer_only(bundle: Path, layer: str) -> None:
@@ -321,15 +335,15 @@ def offer_only(bundle: Path, layer: str) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def answers(store: Store, plan: Plan, subject: Subject) -> NDArray[np.int64]:
-    """[rungs, samples]: the class that the plan names with each codec of its ladder."""
+def answers(store: Store, plan: Plan, subject: Subject, count: int) -> NDArray[np.int64]:
+    """[rungs, count]: the class that the plan names with each codec of its ladder, of the first evaluated samples."""
     catalog = Catalog(store)
     bundle = catalog.bundle(plan.model)
     path = store.segment_path(plan.segment.sha256)
     assert path is not None
     head, tail = load(path.read_bytes()), catalog.tail(bundle, bundle.cuts[plan.cut.index])
     found = []
-    for i in range(len(subject.task.evaluated)):
+    for i in range(count):
         codes = head.run(subject.task.evaluated.codes(i, head.input))
         payloads = [codec.encode_codes(codes, head.output.scale, head.output.zero_point, c) for c in plan.ladder]
         arrived = [codec.decode(p, c, plan.cut.shape) for p, c in zip(payloads, plan.ladder, strict=True)]

@@ -139,11 +139,12 @@ def codec_rows(repeats: int, quick: bool) -> list[dict[str, Any]]:
     for bits in (2, 3, 4, 6, 8):
         chosen = codec.fit(values[: 1 << 16], "mse", bits)
         lo, scale = np.array(chosen.lo, np.float32), np.array(chosen.scale, np.float32)
-        payload = np.zeros(codec.payload_bytes(values.size, bits), np.uint8)
+        none = np.zeros(0, np.float32)
+        payload = np.zeros(codec.packed_bytes(values.size, bits), np.uint8)
         calls: dict[str, Call] = {
             "copy": partial(np.copyto, back, values),
-            "encode": partial(codec_kernels.encode, values, lo, np.float32(1) / scale, bits, payload),
-            "decode": partial(codec_kernels.decode, payload, lo, scale, bits, back),
+            "encode": partial(codec_kernels.encode, values, lo, np.float32(1) / scale, none, 0, bits, payload),
+            "decode": partial(codec_kernels.decode, payload, lo, scale, none, 0, bits, back),
         }
         times = {name: np.array(ms) for name, ms in in_turn(calls, repeats, warmup=1).items()}
         rows += [_codec_row(name, bits, values.nbytes, payload.nbytes, times) for name in ("encode", "decode")]

@@ -37,8 +37,8 @@ TEAM_SOURCE: Final = (
     "on several threads: the loops shared evenly, and 5 us an operator: (1.07 ms on two threads - 1.44 ms / 2) / 65 operators, "
     "EfficientNet-Lite0 in README.md"
 )
-#: Of `Overhead`, measured on an AMD EPYC: a call of a head, one more operator.
-CALL_US, OP_US = 2.5, 0.03
+#: Of `Overhead`, measured on an AMD EPYC: a call of a head, one more operator, a value that is sent, the same as JPEG.
+CALL_US, OP_US, VALUE_NS, JPEG_NS = 2.5, 0.03, 0.1, 2.0
 MCA: Final = "llvm-mca 19, model"
 #: Products of one instruction that adds them up (on neon of the two multiplications before it).
 PRODUCTS: Final = {"vpdpbusd": 64, "vpmaddwd": 16, "sdot": 16, "sadalp": 16, "usmmla": 32}
@@ -211,7 +211,9 @@ def profile(board: Board, counted: Cost) -> schema.DeviceProfile:
         quick=False,
         machine=machine,
         kernels=kernels,
-        overhead=schema.Overhead(CALL_US * board.slower, OP_US * board.slower),
+        overhead=schema.Overhead(
+            CALL_US * board.slower, OP_US * board.slower, VALUE_NS * board.slower, {"jpeg": JPEG_NS * board.slower}
+        ),
         copy_gbps=board.copy_gbps,
         warmup=None,
         condition=schema.Condition(None, board.mhz, None, None),
@@ -282,7 +284,10 @@ def _origins(board: Board, counted: Cost) -> dict[str, Origin]:
     kernels = {f"kernels.{kind}": estimated(text) for kind, text in told.items()}
     rest = {
         "kernels": estimated(TEAM_SOURCE),
-        "overhead": estimated(f"{CALL_US} us a call and {OP_US} us an operator as measured on an AMD EPYC, x {board.slower:g} for the core"),
+        "overhead": estimated(
+            f"{CALL_US} us a call, {OP_US} us an operator, {VALUE_NS} ns a value that is sent and {JPEG_NS} more for JPEG as measured on an AMD EPYC, "
+            f"x {board.slower:g} for the core"
+        ),
         "machine.memory_available_bytes": _FREE,
         "condition": specified("the clock that is published; temperature and throttling are not known"),
     }  # fmt: skip

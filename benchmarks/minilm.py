@@ -26,9 +26,16 @@ def folder() -> Path | None:
 
 def tokenize(text: str, vocabulary: dict[str, int], tokens: int) -> NDArray[np.int32]:
     """BERT's uncased WordPiece: [CLS] text [SEP], cut or padded with 0 to ``tokens``."""
+    return windows(text, vocabulary, tokens)[0]
+
+
+def windows(text: str, vocabulary: dict[str, int], tokens: int) -> list[NDArray[np.int32]]:
+    """All of ``text`` as `tokenize` has its beginning, one window after the other; a rest that does not fill one is left out, unless it is all."""
     pieces = [vocabulary[p] for word in _words(text) for p in _pieces(word, vocabulary)]
-    ids = [vocabulary["[CLS]"], *pieces[: tokens - 2], vocabulary["[SEP]"]]
-    return np.array(ids + [0] * (tokens - len(ids)), np.int32)
+    parts = [pieces[i : i + tokens - 2] for i in range(0, max(1, len(pieces)), tokens - 2)]
+    whole = [part for part in parts if len(part) == tokens - 2] or parts
+    ids = [[vocabulary["[CLS]"], *part, vocabulary["[SEP]"]] for part in whole]
+    return [np.array(one + [0] * (tokens - len(one)), np.int32) for one in ids]
 
 
 def read_vocabulary(place: Path) -> dict[str, int]:

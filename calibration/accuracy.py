@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.clipping import Histogram
+from calibration.clipping import JPEG, Histogram
 from calibration.observe import Progress, Quantization, to_onnx
-from calibration.samples import Samples
-from calibration.sensitivity import enough, spread
+from calibration.samples import Samples, evenly
+from calibration.sensitivity import difference, enough
 from edge_agent import codec
 from edge_agent.head.executor import Head
 from edge_agent.protocol.messages import Codec
@@ -29,6 +29,8 @@ ACTIVATION_BITS: Final = (8, 6, 4, 3, 2)
 #: By activation bits: so many rules, those of least squared error at the cut, have their error at the output measured. At 8 bits all are alike.
 FINALISTS: Final = {8: 1, 6: 2}
 FINALISTS_FEW_BITS: Final = 4
+#: Qualities of JPEG, where the input is a picture.
+QUALITIES: Final = (95, 90, 80, 65, 50)
 BATCH: Final = 16
 Z95: Final = 1.959963984540054
 
@@ -40,12 +42,15 @@ Tail = Callable[[F32], F32]  # a batch at the cut, stored layout -> outputs [N, 
 class CodecNoise(msgspec.Struct, frozen=True):
     """``noise`` at the output where the tensor at a cut is sent by the codec of this rule and bits; the head's own is in it.
 
-    ``rule``: a clip rule, with `clipping.CHANNEL` at its end where each channel has its own range.
+    ``rule``: a clip rule, with `clipping.CHANNEL` at its end where each channel has its own range, or `clipping.JPEG` and a quality. ``payload``: bytes of a
+    frame without its header; where they depend on what is in it, in the mean. ``stages``: those of `codec.STAGES` that it has.
     """
 
     bits: int
     rule: str
     noise: float
+    payload: int
+    stages: tuple[str, ...] = ()
 
 
 class CutNoise(msgspec.Struct, frozen=True):
@@ -134,13 +139,22 @@ def real_table(made: Codec, quantization: Quantization) -> F32:
 
 def arrival(quantization: Quantization | None, made: Codec | None) -> Arrival:
     """What the tail gets where a head's tensor goes on as it is, or is coded by ``made``. Without a ``quantization`` it holds floats."""
+    if quantization is not None and made is not None and codec.stages(made):
+        return lambda x: np.stack([codec.decode(sent(quantization, made, one), made, one.shape) for one in x])
     if quantization is not None:
         own = quantization.values().astype(np.float32)[None]
         table = own if made is None else real_table(made, quantization)
         return lambda codes: look_up(codes, table)
     if made is None:
         return lambda x: x
-    return lambda x: np.stack([codec.decode(codec.encode(one, made), made, one.shape) for one in x])
+    return lambda x: np.stack([codec.decode(sent(None, made, one), made, one.shape) for one in x])
+
+
+def sent(quantization: Quantization | None, made: Codec, values: Values) -> bytes:
+    """The payload of one frame of a head's tensor."""
+    if quantization is None:
+        return codec.encode(values, made)
+    return codec.encode_codes(values, quantization.scale, quantization.zero_point, made)
 
 
 def look_up(codes: U8, table: F32) -> F32:
@@ -177,12 +191,15 @@ def cut_noises(
     The `FINALISTS` are tried on `sensitivity.enough` samples; ``outputs`` [n, ...] are the float model's.
     """
     found = []
-    few = spread(len(samples), enough(outputs[0].size))
+    few = evenly(len(samples), enough(outputs[0].size))
     tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
     for place, (spot, histogram) in enumerate(zip(spots, histograms, strict=True)):
-        measure = _meter(spot, np.stack([t[place] for t in tapped]), outputs[few])
+        values = np.stack([t[place] for t in tapped])
+        measure = _meter(spot, values, outputs[few])
         own = measure(None)
-        codecs = [] if spot.load is None else [_least(histogram, bits, measure) for bits in ACTIVATION_BITS]
+        codecs = [] if spot.load is None else [_least(histogram, bits, spot.size, measure) for bits in ACTIVATION_BITS]
+        if histogram.picture is not None:
+            codecs += [_jpeg(spot, histogram, quality, values, measure) for quality in QUALITIES]
         found.append(CutNoise(spot.index, own, codecs))
         progress("noise of cuts", place + 1, len(spots))
     return found
@@ -194,21 +211,26 @@ def finalists(histogram: Histogram, bits: int) -> list[str]:
     return sorted(error, key=lambda rule: error[rule])[: FINALISTS.get(bits, FINALISTS_FEW_BITS)]
 
 
-def _least(histogram: Histogram, bits: int, measure: Callable[[Codec | None], float]) -> CodecNoise:
+def _least(histogram: Histogram, bits: int, size: int, measure: Callable[[Codec | None], float]) -> CodecNoise:
     """Of the finalists the one of least noise."""
-    tried = [CodecNoise(bits, rule, measure(histogram.fit(rule, bits))) for rule in finalists(histogram, bits)]
+    payload = codec.packed_bytes(size, bits)
+    tried = [CodecNoise(bits, rule, measure(histogram.fit(rule, bits)), payload) for rule in finalists(histogram, bits)]
     return min(tried, key=lambda one: one.noise)
+
+
+def _jpeg(
+    spot: Spot, histogram: Histogram, quality: int, values: Values, measure: Callable[[Codec | None], float]
+) -> CodecNoise:
+    rule = f"{JPEG}{quality}"
+    made = histogram.fit(rule, 8)
+    payload = sum(len(sent(spot.quantization, made, one)) for one in values) / len(values)
+    return CodecNoise(8, rule, measure(made), math.ceil(payload), codec.stages(made))
 
 
 def _meter(spot: Spot, values: Values, outputs: F32) -> Callable[[Codec | None], float]:
     """Noise at the output where the ``values`` [n, ...] at the cut are coded, or go on as they are."""
     run = spot.load() if spot.load else None
-    return lambda made: noise(output_of(run, values, arrival(spot.quantization, made)), outputs)
-
-
-def noise(found: F32, outputs: F32) -> float:
-    """Mean squared difference."""
-    return float(((found.astype(np.float64) - outputs) ** 2).mean())
+    return lambda made: difference(output_of(run, values, arrival(spot.quantization, made)), outputs)
 
 
 def output_of(run: Tail | None, values: Values, arrive: Arrival) -> F32:

@@ -38,9 +38,10 @@ from calibration.observe import Progress, Quantization
 from calibration.quantize import Rounded, codes
 from calibration.rounding import EVEN, RATES, SEEN, UNSEEN, WIDTHS, Rounding, round_layers
 from calibration.samples import Samples
-from calibration.sensitivity import Probe, Sensitivity, enough
+from calibration.sensitivity import Probe, Sensitivity, enough, fit
 from calibration.trials import Site, Trial
 from edge_agent import errors
+from edge_agent.codec import jpeg
 from edge_agent.head import segment as seg
 from edge_agent.head.coding import coded_bytes
 from edge_agent.head.executor import Head
@@ -50,7 +51,7 @@ from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 TAIL_RUNS: Final = 9
 OUTPUT_ROOM: Final = 1.2
 
@@ -187,7 +188,9 @@ class Bundle:
     def codec(self, cut: int, rule: str, bits: int) -> Codec:
         """The codec for an offered ``cut``, fitted to what its tensor was at calibration; ``rule`` as in `CodecNoise`."""
         if cut not in self._histograms:
-            self._histograms[cut] = Histogram(self._cut_values(cut), self.counts(cut))
+            self._histograms[cut] = Histogram(
+                self._cut_values(cut), self.counts(cut), picture_of(self.cuts[cut], self.preprocess)
+            )
         return self._histograms[cut].fit(rule, bits)
 
     def counts(self, cut: int) -> I64:
@@ -348,7 +351,12 @@ class _Making:
             return [Histogram(*counted[tensor]) for tensor in tensors]
         counts = accuracy.count_codes(head, taps, self.samples, self._progress)
         known = [s.quantization for s in spots]
-        return [Histogram(q.values(), c) for q, c in zip(known, counts, strict=True) if q is not None]
+        pictures = [picture_of(p.cut, self.samples.preprocess) for p in self.places if p.offered]
+        return [
+            Histogram(q.values(), c, picture)
+            for q, c, picture in zip(known, counts, pictures, strict=True)
+            if q is not None
+        ]
 
     def layer_noises(self, cache: Path | None) -> dict[str, LayerNoise]:
         """What the bits of each layer do alone."""
@@ -365,19 +373,14 @@ class _Making:
 
         count = enough(self.outputs[0].size)
         probe = Probe(self.model, self.network, self.samples[self.judged], count, cache)
-        found = probe.layers(self.weighted, rounder, self._progress)
-        even: list[list[float]] = [[] for _ in found]
-        if self.calibration.roundings:  # a probe takes as many grids as there are widths
-            grid_of = dict(zip(WIDTHS, EVEN, strict=True))
-            tried = probe.layers(self.weighted, lambda layer, bits: rounder(layer, grid_of[bits]), self._even)
-            even = [one.noise for one in tried]
+        grids = (*WIDTHS, *EVEN) if self.calibration.roundings else WIDTHS
+        found, n = probe.layers(self.weighted, rounder, grids, self._progress), len(WIDTHS)
         return {
-            layer.out: LayerNoise(short(layer.name), layer.weight.size, noise, more, sizes[layer.out])
-            for layer, noise, more in zip(self.weighted, found, even, strict=True)
+            layer.out: LayerNoise(
+                short(layer.name), layer.weight.size, fit(layer.out, noise[:n]), noise[n:], sizes[layer.out]
+            )
+            for layer, noise in zip(self.weighted, found, strict=True)
         }
-
-    def _even(self, phase: str, done: int, total: int) -> None:
-        self._progress(f"{phase}, even grids", done, total)
 
     def accuracy_model(self, sites: Sequence[Site], noises: dict[str, LayerNoise]) -> tuple[Model, list[Trial]]:
         """From trials of whole heads on the judged samples. Its noise is what the parts sum to, for that is what a planner knows."""
@@ -487,6 +490,12 @@ def _check_classes(model: onnx.ModelProto, samples: Samples, names: Sequence[str
             f"there are {len(names)} class names and the model has {outputs} outputs; "
             "give one name for each, with one for a background class where the model has that"
         )
+
+
+def picture_of(cut: Cut, preprocess: Preprocess) -> Preprocess | None:
+    """``preprocess`` where the tensor at ``cut`` is the picture that it makes."""
+    whole = cut.kind == "input" and preprocess.kind == "image" and jpeg.fits(tuple(preprocess.shape))
+    return preprocess if whole else None
 
 
 def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge_agent import codec
 from edge_agent.codec import clip
-from edge_agent.protocol.messages import Codec
+from edge_agent.protocol.messages import Codec, Preprocess
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -18,6 +18,8 @@ I64 = NDArray[np.int64]
 #: Ending of a rule's name where each channel has a range of its own.
 CHANNEL: Final = "-channel"
 RULES: Final = tuple(rule + scope for rule in codec.RULES for scope in ("", CHANNEL))
+#: Beginning of a rule's name, before its quality, where a picture is sent as JPEG.
+JPEG: Final = "jpeg-"
 #: Values of a channel below which its own range would only fit the calibration samples.
 LEAST_COUNT: Final = 256
 #: Values that stand for a tensor whose channels have 256 of their own.
@@ -34,11 +36,11 @@ class Histogram:
     """How often each of 256 codes, which stand for ``values`` [256], or in each channel for values of its own [C, 256] (`count_values`), occurs in each
     channel of a tensor: ``counts`` [C, 256].
 
-    Every channel has a count. Codecs are kept once they are fitted.
+    Every channel has a count. Codecs are kept once they are fitted. ``picture``: how the tensor comes from pixels, if it does.
     """
 
-    def __init__(self, values: F64, counts: I64) -> None:
-        self.values, self.counts = values, counts
+    def __init__(self, values: F64, counts: I64, picture: Preprocess | None = None) -> None:
+        self.values, self.counts, self.picture = values, counts, picture
         self._own = np.broadcast_to(values, counts.shape)
         self._fitted: dict[tuple[str, int], Codec] = {}
 
@@ -49,7 +51,7 @@ class Histogram:
         return tuple(r for r in RULES if not (r.endswith(CHANNEL) and (seldom or len(self.counts) > MOST_CHANNELS)))
 
     def fit(self, rule: str, bits: int) -> Codec:
-        """The codec of ``rule``, one of `RULES`. Raises `errors.CodecError` for another."""
+        """The codec of ``rule``, one of `RULES`, or `JPEG` and a quality. Raises `errors.CodecError` for another."""
         if (rule, bits) not in self._fitted:
             self._fitted[rule, bits] = self._fit(rule, bits)
         return self._fitted[rule, bits]
@@ -63,6 +65,10 @@ class Histogram:
         return clip.squared_error(self._own.T, self.counts.T.astype(np.float64), lo, scale, made.bits)
 
     def _fit(self, rule: str, bits: int) -> Codec:
+        if self.picture is not None and rule.startswith(JPEG):
+            channels = self.picture.shape[-1]
+            mean, std = (values * (channels // len(values)) for values in (self.picture.mean, self.picture.std))
+            return codec.pixels(mean, std, int(rule.removeprefix(JPEG)))
         if rule not in RULES or not rule.endswith(CHANNEL):
             values, counts = self._whole
             return codec.fit(values, rule, bits, weights=counts)

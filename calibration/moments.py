@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.layers import Conv, Linear, Network, Pad, Patches, Weighted
 from calibration.observe import Progress, Tap, in_parts
-from calibration.samples import Samples
+from calibration.samples import Samples, evenly
 from kernels import reference
 
 F32 = NDArray[np.float32]
@@ -56,9 +56,9 @@ def collect(
     for index, part in enumerate(parts):
         sums = [_Sums(network, layer) for layer in part]
         wanted = [min(len(samples), _wanted(network, layer)) for layer in part]
-        chosen = [set(_spread(max(wanted), count)) for count in wanted]
+        chosen = [set(evenly(max(wanted), count).tolist()) for count in wanted]
         tap = Tap(model, network.graph, sorted({t for s in sums for t in s.tensors}))
-        for i, values in enumerate(tap.over(samples[k] for k in _spread(len(samples), max(wanted)))):
+        for i, values in enumerate(tap.over(samples[int(k)] for k in evenly(len(samples), max(wanted)))):
             for total, own in zip(sums, chosen, strict=True):
                 if i in own:
                     total.add(values)
@@ -73,11 +73,6 @@ def _wanted(network: Network, layer: Product) -> int:
     made = next(iter(layer.products)) if isinstance(layer, Linear) else layer.out
     positions = min(POSITIONS, math.prod(network.graph.stored_shape(made)[:-1]))
     return min(MOST_SAMPLES, max(SAMPLES, -(-DEEP * math.prod(layer.weight.shape[1:]) // positions)))
-
-
-def _spread(among: int, count: int) -> list[int]:
-    """``count`` of the numbers 0 .. ``among`` - 1, evenly spread."""
-    return [int(k) for k in np.unique(np.linspace(0, among - 1, count).round())]
 
 
 def groups(layer: Weighted) -> int:

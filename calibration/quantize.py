@@ -122,11 +122,6 @@ def integers(rounded: Rounded, scale_x: float, zero_x: int) -> Weights:
     return Weights(rounded.levels, rounded.scale, codes.astype(np.int32))
 
 
-def quantize_matrix(weight: F32, bits: int) -> tuple[S8, F32]:
-    """weight [N, K] as integers -top .. top and the scale [N] of least squared error."""
-    return search(weight, bits, np.zeros(len(weight), np.float32))
-
-
 def search(weight: F32, bits: int, least: F32) -> tuple[S8, F32]:
     """Levels and scale of each row of ``weight`` [OC, K] with the least squared error; no scale is below ``least`` [OC].
 

@@ -132,9 +132,14 @@ def open_samples(place: Path, preprocess: Preprocess, labels: str | None = None,
         labels = str(beside)
     classes = None if labels is None else _classes(labels, sources)
     if most is not None and most < len(sources):
-        chosen = np.linspace(0, len(sources) - 1, most).round().astype(int)
+        chosen = evenly(len(sources), most)
         sources, classes = [sources[i] for i in chosen], None if classes is None else classes[chosen]
     return Samples(preprocess, sources, classes)
+
+
+def evenly(among: int, count: int) -> I64:
+    """At most ``count`` of the numbers 0 .. ``among`` - 1, ascending and evenly spread."""
+    return np.unique(np.linspace(0, among - 1, min(among, count)).round().astype(np.int64))
 
 
 def read_names(path: Path) -> list[str]:

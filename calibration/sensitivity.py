@@ -25,7 +25,7 @@ from calibration.observe import Progress, Tap, to_onnx
 from calibration.quantize import Rounded
 from calibration.reweigh import reweigh, weights
 from calibration.rounding import WIDTHS
-from calibration.samples import Samples
+from calibration.samples import Samples, evenly
 from edge_agent import codec
 from edge_agent.protocol.messages import Codec
 
@@ -68,9 +68,9 @@ def enough(outputs: int) -> int:
     return max(ENOUGH[1], -(-ENOUGH[0] // outputs))
 
 
-def spread(samples: int, count: int) -> NDArray[np.int64]:
-    """Indices of at most ``count`` of so many samples, evenly spread."""
-    return np.unique(np.linspace(0, samples - 1, min(samples, count)).round().astype(np.int64))
+def difference(found: F32, outputs: F32) -> float:
+    """Mean squared difference: the noise of outputs ``found`` where the float model's are ``outputs``."""
+    return float(((found.astype(np.float64) - outputs) ** 2).mean())
 
 
 class Probe:
@@ -87,7 +87,7 @@ class Probe:
         count: int,
         cache: Path | None = None,
     ) -> None:
-        few = spread(len(samples), count)
+        few = evenly(len(samples), count)
         self.model, self.network = model, network
         self._x: F32 = np.stack([samples[int(i)] for i in few])
         self._batch = BATCH if network.graph.input_of(model).type.tensor_type.shape.dim[0].HasField("dim_param") else 1
@@ -97,13 +97,15 @@ class Probe:
         self._before = {t: {la.out for la in network.needed(t)} | {network.graph.input} for t in places}
         self._digest = hashlib.sha256(model.SerializeToString(deterministic=True) + self._x.tobytes()).digest()
 
-    def layers(self, layers: Sequence[Weighted], rounder: Rounder, progress: Progress) -> list[Sensitivity]:
-        """What rounding each of ``layers`` alone does, at each of `WIDTHS`. Reads and writes the cache."""
+    def layers(
+        self, layers: Sequence[Weighted], rounder: Rounder, grids: Sequence[int], progress: Progress
+    ) -> list[list[float]]:
+        """The noise of each of ``layers`` where it alone is rounded, to each of ``grids``, of which ``rounder`` knows. Reads and writes the cache."""
         entries = {layer.out: self._entry(layer) for layer in layers}
         at, x = "", self._x
         found = []
         for done, layer in enumerate(layers):
-            rounded = [rounder(layer, bits) for bits in WIDTHS]
+            rounded = [rounder(layer, grid) for grid in grids]
             key = self._key(layer.out, *[part for r in rounded for part in (r.levels, r.scale, r.bias)])
             noise = self._known(key)
             if noise is None:
@@ -112,7 +114,7 @@ class Probe:
                     x = self._values(at)
                 noise = self._layer(layer, rounded, at, x)
                 self._keep(key, noise)
-            found.append(fit(layer.out, noise))
+            found.append(noise)
             progress("sensitivity of layers", done + 1, len(layers))
         return found
 
@@ -136,11 +138,11 @@ class Probe:
         for layer in layers:
             values |= weights(layer, rounded[layer.out].values(), rounded[layer.out].bias)
         changed = reweigh(self.model, self.network, layers, values)
-        return self._difference(self._run(changed, to_onnx(self._x))({}))
+        return difference(self._run(changed, to_onnx(self._x))({}), self.logits)
 
     def _layer(self, layer: Weighted, rounded: Sequence[Rounded], entry: str, x: F32) -> list[float]:
         run = self._run(reweigh(self._tail(entry), self.network, [layer]), x)
-        return [self._difference(run(weights(layer, r.values(), r.bias))) for r in rounded]
+        return [difference(run(weights(layer, r.values(), r.bias)), self.logits) for r in rounded]
 
     def _cut(self, tensor: str, made: Sequence[Codec]) -> list[float]:
         x = self._values(tensor)
@@ -150,7 +152,7 @@ class Probe:
         for one in made:
             coded = np.stack([codec.decode(codec.encode(np.ascontiguousarray(v), one), one, v.shape) for v in stored])
             y = to_onnx(coded)
-            found.append(self._difference(y if tail is None else self._batches(tail, tensor, y, {})))
+            found.append(difference(y if tail is None else self._batches(tail, tensor, y, {}), self.logits))
         return found
 
     def _entry(self, layer: Weighted) -> str:
@@ -182,9 +184,6 @@ class Probe:
         ids = name == self.network.graph.input and self.network.graph.takes_ids
         x, parts = x.astype(np.int64) if ids else x, range(0, len(x), self._batch)
         return np.concatenate([made.run(None, {name: x[i : i + self._batch], **more})[0] for i in parts])
-
-    def _difference(self, logits: F32) -> float:
-        return float(((logits.astype(np.float64) - self.logits) ** 2).mean())
 
     def _key(self, tensor: str, *parts: NDArray[np.generic]) -> str:
         made = hashlib.sha256(self._digest + tensor.encode())

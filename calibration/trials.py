@@ -36,7 +36,7 @@ OUTPUTS: Final = 1 << 23
 #: Noise of the trials, of half the mean squared margin (`margins`), or of the outputs' mean square (`fidelity`): from 4 ** -7 to 4 ** -0.5 of it.
 EXPONENTS: Final = (-7.0, -0.5)
 _SPREAD: Final = (5**0.5 - 1) / 2  # multiples of the golden ratio, modulo 1, spread evenly
-_NO_CODEC: Final = CodecNoise(0, "", 0.0)
+_NO_CODEC: Final = CodecNoise(0, "", 0.0, 0)
 
 #: Outputs [n, ...] of the float model and of a trial -> drop, low, high (points) and agreement (0..1) of top-1.
 Judge = Callable[[F32, F32], tuple[float, float, float, float]]
@@ -117,7 +117,7 @@ def _mix(site: Site, layers: Mapping[str, Sensitivity], target: float) -> tuple[
     codecs = site.noise.codecs or [_NO_CODEC]
     costs = [np.array(WIDTHS, float) * count / 8 for count in site.layers.values()]
     noises = [np.array(layer.noise) for layer in inside]
-    costs.append(np.array([codec.bits * site.spot.size / 8 for codec in codecs]))
+    costs.append(np.array([float(codec.payload) for codec in codecs]))
     noises.append(np.array([codec_noise(site.noise, codec) for codec in codecs]))
     own = head_noise(site.noise, inside)
     chosen = cheapest(costs, noises, target - own)

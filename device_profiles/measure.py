@@ -30,6 +30,7 @@ from device_profiles.schema import (
     measured_origins,
 )
 from edge_agent import codec, limits
+from edge_agent.codec import jpeg
 from edge_agent.errors import PlatformError
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
@@ -60,6 +61,7 @@ _COPY_BYTES_LEAST, _COPY_BYTES_MOST = 32 * limits.MiB, 256 * limits.MiB
 # a real frame. Where that is memory it counts: dense 1280 -> 1000 took 14 us with its weights in a cache and 70 us without.
 _SWEEP_BYTES = 6 * limits.MiB
 _SENT = (28, 28, 40)  # a tensor at a cut
+_PICTURE = (224, 224, 3)
 _CHAIN = 33  # operators in the head that tells the cost of one more
 
 
@@ -212,7 +214,7 @@ def _overhead() -> Overhead:
     single, chain = one_operator("lut", shape), one_operator("lut", shape, chain=_CHAIN)
     one, many = (_run_us(_first_run(segment), _codes(single)) for segment in (single, chain))
     op_us = max(0.0, (many - one) / (_CHAIN - 1))
-    return Overhead(max(0.0, one - op_us), op_us, _value_ns())
+    return Overhead(max(0.0, one - op_us), op_us, _value_ns(), {"jpeg": _jpeg_ns()})
 
 
 def _value_ns() -> float:
@@ -225,6 +227,19 @@ def _value_ns() -> float:
         codec.encode_codes(codes, 0.0625, 128, made)
         times.append(time.perf_counter() - start)
     return 1e9 * median(times) / codes.size
+
+
+def _jpeg_ns() -> float:
+    """What JPEG takes for one value of a picture that is neither flat nor noise."""
+    y, x = np.mgrid[: _PICTURE[0], : _PICTURE[1]]
+    planes = [128 + 60 * np.sin(y / 5 + x / (7 + k)) + 30 * np.sin(x * y / 97) for k in range(_PICTURE[2])]
+    pixels = np.stack(planes, axis=-1).astype(np.uint8)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        jpeg.encode(pixels, 80)
+        times.append(time.perf_counter() - start)
+    return 1e9 * median(times) / pixels.size
 
 
 def _dispatch_us(threads: int, overhead: Overhead) -> float:

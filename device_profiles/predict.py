@@ -10,10 +10,13 @@ times better than that: `refined`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from device_profiles.schema import KINDS, DeviceProfile, Kernel, KernelKind, Machine
 from edge_agent.errors import ProtocolError
@@ -46,6 +49,7 @@ _PRODUCTS: Final = ("conv", "depthwise", "pointwise", "dense")
 
 Point = tuple[float, float, float]
 Point2 = tuple[float, float]
+F64 = NDArray[np.float64]
 
 
 def best_threads(profile: DeviceProfile) -> int:
@@ -72,16 +76,43 @@ def _time_by_threads(kernels: list[Kernel]) -> dict[int, float]:
     return {t: sum(k.time_us for k in group) for t, group in groups.items() if {k.kind for k in group} >= set(KINDS)}
 
 
+class Heads:
+    """Heads of one network as work of measured kinds: looked at once, so that each device after that costs a product of small matrices."""
+
+    def __init__(self, headers: Sequence[Header]) -> None:
+        operators = [[_parts(op, header) for op in header.ops] for header in headers]
+        places: dict[tuple[KernelKind, Point], int] = {}
+        for part in (part for ops in operators for parts in ops for part in parts):
+            places.setdefault((part.kind, part.point), len(places))
+        self._points: dict[KernelKind, list[tuple[int, Point]]] = {}
+        for (kind, point), place in places.items():
+            self._points.setdefault(kind, []).append((place, point))
+        self._ops = np.array([len(ops) for ops in operators], np.float64)
+        self._work = np.zeros((len(headers), len(places)))
+        for row, ops in zip(self._work, operators, strict=True):
+            for part in (part for parts in ops for part in parts):
+                row[places[part.kind, part.point]] += part.work
+
+    def ms(self, profile: DeviceProfile) -> list[float]:
+        """Predicted milliseconds of one run of each head on `best_threads`; 0 for a head without operators (the cut is the input).
+
+        Raises `ProtocolError` if the profile lacks a measurement of a kind that is needed.
+        """
+        threads, inverse = best_threads(profile), np.zeros(self._work.shape[1])
+        for kind, points in self._points.items():
+            inverse[[place for place, _ in points]] = 1 / _rates(kind, [point for _, point in points], profile, threads)
+        us = self._work @ inverse + self._ops * profile.overhead.op_us + (self._ops > 0) * profile.overhead.call_us
+        times: list[float] = (us / 1000).tolist()
+        return times
+
+
 def head_ms(header: Header, profile: DeviceProfile) -> float:
-    """Predicted milliseconds of one run of the head on `best_threads`; 0 for a head without operators (the cut is the input)."""
-    if not header.ops:
-        return 0.0
-    threads = best_threads(profile)
-    return profile.overhead.call_us / 1000 + sum(op_ms(op, header, profile, threads) for op in header.ops)
+    """As `Heads.ms`, of one head."""
+    return Heads([header]).ms(profile)[0]
 
 
 def encode_ms(elements: int, profile: DeviceProfile) -> float:
-    """Predicted milliseconds of coding a tensor of so many values for the link."""
+    """Predicted milliseconds of quantizing and packing a tensor of so many values for the link."""
     return 1e-6 * elements * profile.overhead.value_ns
 
 
@@ -117,8 +148,8 @@ def _on_line(x: float, points: Sequence[Point2]) -> float:
 
 def op_ms(op: AnyOp, header: Header, profile: DeviceProfile, threads: int = 1) -> float:
     """Predicted milliseconds of one operator. Raises `ProtocolError` if the profile has no measurement of its kind."""
-    parts = _transformer_parts(op, header) or [_Part(op_kind(op, header), op_point(op, header), _work(op, header))]
-    return (sum(part.us(profile, threads) for part in parts) + profile.overhead.op_us) / 1000
+    us = [part.work / _rates(part.kind, [part.point], profile, threads)[0] for part in _parts(op, header)]
+    return float(sum(us) + profile.overhead.op_us) / 1000
 
 
 @dataclass(frozen=True)
@@ -129,14 +160,10 @@ class _Part:
     point: Point
     work: float
 
-    def us(self, profile: DeviceProfile, threads: int) -> float:
-        rows = [kernel for kernel in profile.kernels if kernel.kind == self.kind and kernel.threads == threads]
-        if not rows:
-            raise ProtocolError(
-                f"the device profile has no measurement of '{self.kind}' on {threads} threads: run 'edge-agent profile' again"
-            )
-        rate = _macs_rate if self.kind in _PRODUCTS else _bytes_rate
-        return self.work / _interpolate(self.point, rows, rate)
+
+def _parts(op: AnyOp, header: Header) -> list[_Part]:
+    """What ``op`` is made of."""
+    return _transformer_parts(op, header) or [_Part(op_kind(op, header), op_point(op, header), _work(op, header))]
 
 
 def _transformer_parts(op: AnyOp, header: Header) -> list[_Part]:
@@ -205,13 +232,18 @@ def kernel_point(kernel: Kernel) -> Point:
     return math.log2(positions), math.log2(terms.get(kernel.kind, shape.k**2 * shape.c)), math.log2(shape.oc)
 
 
-def _interpolate(point: Point, rows: list[Kernel], rate: Callable[[Kernel], float]) -> float:
-    weighted = total = 0.0
-    for row in rows:
-        distance = math.dist(point, kernel_point(row))
-        weight = 1 / (distance * distance + 1e-6)
-        weighted, total = weighted + weight * rate(row), total + weight
-    return weighted / total
+def _rates(kind: KernelKind, points: Sequence[Point], profile: DeviceProfile, threads: int) -> F64:
+    """Products, or bytes, a microsecond at each of ``points``, from the measurements of ``kind``. Raises `ProtocolError` without any."""
+    rows = [kernel for kernel in profile.kernels if kernel.kind == kind and kernel.threads == threads]
+    if not rows:
+        raise ProtocolError(
+            f"the device profile has no measurement of '{kind}' on {threads} threads: run 'edge-agent profile' again"
+        )
+    rate = _macs_rate if kind in _PRODUCTS else _bytes_rate
+    away = np.array(points)[:, None] - np.array([kernel_point(row) for row in rows])
+    weights: F64 = 1 / ((away**2).sum(axis=2) + 1e-6)
+    found: F64 = weights @ np.array([rate(row) for row in rows]) / weights.sum(axis=1)
+    return found
 
 
 def _macs_rate(kernel: Kernel) -> float:

@@ -103,7 +103,8 @@ def _warmup(warmup: Warmup | None) -> list[tuple[str, str | Text]]:
 
 
 def _overhead(overhead: Overhead) -> str:
-    return f"{overhead.call_us:.1f} us a frame, {overhead.op_us:.2f} us an operator, {overhead.value_ns:.2f} ns a value that is sent"
+    stages = "".join(f", {ns:.2f} ns more for {stage}" for stage, ns in overhead.stage_ns.items())
+    return f"{overhead.call_us:.1f} us a frame, {overhead.op_us:.2f} us an operator, {overhead.value_ns:.2f} ns a value that is sent{stages}"
 
 
 def _power(power: Power) -> str:

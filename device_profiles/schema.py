@@ -87,6 +87,9 @@ class Overhead(msgspec.Struct):
     call_us: Amount  # one run of a head: Python, checks, copies
     op_us: Amount  # one more operator in the table
     value_ns: Amount = 0.0  # one value of the tensor that is sent: quantized and packed; older files do not say
+    stage_ns: Annotated[
+        dict[Text, Amount], Meta(max_length=20)
+    ] = {}  # a value, by what is done to it beside that: `edge_agent.codec.STAGES`
 
 
 class Warmup(msgspec.Struct):

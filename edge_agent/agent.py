@@ -257,7 +257,7 @@ class Agent:
                 answer = await stream.send(encoded.payload, encoded.rung, deadline, leave) if stream else None
         timing = _timing(encoded, answer, start, sent)
         if self._timings is not None:
-            self._timings.add(engine.plan.segment.sha256, timing.head_ms + timing.encode_ms)
+            self._timings.add(engine.plan.segment.sha256, timing.head_ms)
             self._timings.add(BESIDE, max(0.0, turn_ms - timing.head_ms - timing.encode_ms))
         sent_bytes = HEADER_BYTES + len(encoded.payload) if answer else 0
         pairs = unpack_topk(answer.payload) if answer else engine.top(encoded.codes, self.settings.topk)
@@ -341,10 +341,11 @@ class Agent:
 
     async def _replace(self, old: _Active) -> None:
         adaptation = old.adaptation
-        stage = old.engine.plan.stage
-        to_server = stage is None or not stage.downstream
-        changed = adaptation is not None and adaptation.changed and to_server
-        known = adaptation.estimate(time.monotonic()) if adaptation is not None and changed else None
+        known = None
+        if (
+            adaptation is not None and adaptation.changed and not self.settings.chain.next
+        ):  # a chain measures all its links
+            known = adaptation.estimate(time.monotonic())
         self._use(await self._prepare(known))
         self._begin_retiring(old)
 

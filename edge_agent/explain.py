@@ -1,9 +1,10 @@
-"""A plan in words and tables: where the cut is, what it costs, and why the others lost."""
+"""A plan in words and tables: where the cut is, what it costs, and why the others lost; and the files of its pictures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 from rich import box
@@ -12,7 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from device_profiles.schema import MARKS, DeviceProfile
-from edge_agent.protocol.messages import Candidate, Cut, LinkEstimate, Plan, Prediction
+from edge_agent import errors
+from edge_agent.protocol.messages import Candidate, Codec, Cut, LinkEstimate, Plan, Prediction
+
+PictureForm = Literal["png", "svg"]
 
 BAR_WIDTH = 48
 SHOWN = 8  # runners-up with a cut inside the network
@@ -114,7 +118,7 @@ def noise(plan: Plan, width: int = 80) -> RenderableType:
     """Bits and share of the noise of every layer, the codec and the head's activations; in two columns where they are many and ``width`` allows."""
     rows = [(plain(one.layer), str(one.weights), f"{one.bits:.1f}", _share(one.noise_share)) for one in plan.layers]
     if plan.mode != "device":
-        rows.append(("the codec at the cut", "", str(plan.ladder[plan.codec].bits), _share(plan.codec_share)))
+        rows.append(("the codec at the cut", "", coding(plan.ladder[plan.codec]), _share(plan.codec_share)))
     rows.append(("8-bit activations of the head", "", "", _share(plan.head_share)))
     half = -(-len(rows) // 2) if width >= TWO_COLUMNS and len(rows) > MANY else len(rows)
     side_by_side = Table.grid(padding=(0, 4, 0, 0))
@@ -205,7 +209,8 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
     if sent:
         chosen = plan.ladder[plan.codec]
         ranges = "per channel" if len(chosen.scale) > 1 else "per tensor"
-        rows.append(("activation", f"{chosen.bits} bits, clipped by {chosen.rule}, {ranges}"))
+        told = f"{chosen.bits} bits, clipped by {chosen.rule}, {ranges}"
+        rows.append(("activation", f"a JPEG of quality {chosen.jpeg}" if chosen.jpeg else told))
         rows.append(("ladder", _ladder(plan)))
         ratio = f", {100 * p.payload_bytes / p.float_bytes:.1f} % of it" if p.float_bytes else ""
         rows.append(("payload", f"{size(p.payload_bytes)} a frame; {size(p.float_bytes)} in float{ratio}"))
@@ -218,16 +223,26 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
+def coding(codec: Codec | Candidate) -> str:
+    """How the tensor at a cut is coded, in a word: its bits, or that it is a JPEG of some quality."""
+    bits = codec.bits if isinstance(codec, Codec) else codec.activation_bits
+    return plain(codec.rule) if codec.rule.startswith("jpeg") else str(bits)
+
+
 def _ladder(plan: Plan) -> str:
     """Between what codecs the agent may move while frames flow."""
-    widths = " ".join(str(codec.bits) for codec in plan.ladder)
+    widths = " ".join(coding(codec) for codec in plan.ladder)
     first, last = plan.rungs[0], plan.rungs[-1]
     if len(plan.rungs) == 1:
-        return f"{widths} bits only"
+        return f"{_bits(widths)} only"
     return (
-        f"{widths} bits, {size(first.payload_bytes)} to {size(last.payload_bytes)} a frame, "
+        f"{_bits(widths)}, {size(first.payload_bytes)} to {size(last.payload_bytes)} a frame, "
         f"{first.drop_points:.2f} to {last.drop_points:.2f} points"
     )
+
+
+def _bits(widths: str) -> str:
+    return f"{widths} bits" if widths[-1:].isdigit() and not widths.rpartition(" ")[2].startswith("jpeg") else widths
 
 
 def _objective(plan: Plan) -> str:
@@ -281,8 +296,8 @@ def _row(candidate: Candidate, *, wide: bool) -> tuple[str, ...]:
     p, kind = candidate.prediction, candidate.cut.kind
     place = {"input": "all on the server", "output": "all on the device"}.get(kind, candidate.cut.layer)
     weights = f"{candidate.weight_bits:.1f}" if candidate.weight_bits else "-"
-    activation = "-" if kind == "output" else str(candidate.activation_bits)
-    rule = f" {candidate.rule}" if wide and kind != "output" else ""
+    activation = "-" if kind == "output" else coding(candidate)
+    rule = f" {candidate.rule}" if wide and kind != "output" and activation != candidate.rule else ""
     return (
         place,
         f"{weights} / {activation}{rule}",
@@ -299,3 +314,20 @@ def _shortened(name: str, room: int) -> str:
         return name
     front = 5 * room // 8
     return f"{name[:front]}…{name[front + 1 - room :]}"
+
+
+def picture_form(name: str) -> PictureForm:
+    """The format that a file's name asks for. Raises `errors.UsageError` for another than PNG and SVG."""
+    forms: tuple[PictureForm, ...] = ("png", "svg")
+    for form in forms:
+        if name.lower().endswith(f".{form}"):
+            return form
+    raise errors.UsageError(f"{name[-40:]} is no picture that can be drawn: give a name that ends in .png or .svg")
+
+
+def write_picture(path: Path, image: bytes) -> None:
+    """Raises `errors.StoreError` where ``path`` cannot be written."""
+    try:
+        path.write_bytes(image)
+    except OSError as error:
+        raise errors.StoreError(f"{path} cannot be written ({error.strerror}): choose another place") from error

@@ -52,12 +52,15 @@ class Gate:
             return
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((loop.time(), turn))
+        entry = loop.time(), turn
+        self._waiting.append(entry)
         try:
             async with asyncio.timeout_at(deadline):
                 await turn
         except (TimeoutError, asyncio.CancelledError) as error:
-            if turn.done() and not turn.cancelled():  # it came just then: on to the next
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+            elif turn.done() and not turn.cancelled():  # it came just then: on to the next
                 self._leave()
             if isinstance(error, TimeoutError):
                 raise errors.AgedError(AGED) from None

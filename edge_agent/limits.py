@@ -44,6 +44,8 @@ MAX_CONSTANTS: Final = 16_384  # arrays of weights, biases, multipliers and tabl
 MAX_DIM: Final = 1 << 20  # one side of one tensor
 MAX_ELEMENTS: Final = 1 << 28  # elements of one tensor
 MAX_CHANNELS: Final = 1 << 16  # ranges in one codec; each may have a table of 256 bytes
+MAX_TABLES: Final = 64  # of frequencies in one codec
+MAX_BASIS: Final = 1 << 20  # numbers in one codec's change of basis: the work on each row of a frame
 MAX_MACS: Final = 1 << 40  # products in one head: a segment must not hang the board
 
 # --- models and calibration

@@ -306,7 +306,7 @@ class Stage:
         self.counters.answer(Result([], timing, sent, plan.id, plan.mode))
         if self._timings is not None:
             own_ms = timing.preprocess_ms + timing.head_ms + timing.encode_ms
-            self._timings.add(plan.segment.sha256, own_ms)
+            self._timings.add(plan.segment.sha256, timing.head_ms)
             self._timings.add(BESIDE, max(0.0, turn_ms - own_ms))
         return payload, round(1e3 * timing.total_ms)
 

@@ -20,7 +20,7 @@ _LAST: Final = 50  # frames that it is taken over
 
 
 class Timings:
-    """Milliseconds of head and encoding, by the segment's SHA-256; in the file ``path``, or nowhere if that is None."""
+    """Milliseconds of the head, by the segment's SHA-256; in the file ``path``, or nowhere if that is None."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -28,7 +28,7 @@ class Timings:
         self._last: dict[str, deque[float]] = {}
 
     def add(self, segment: str, ms: float) -> None:
-        """A frame took ``ms`` through ``segment``."""
+        """A frame took ``ms`` through the head ``segment``."""
         self._last.setdefault(segment, deque(maxlen=_LAST)).append(ms)
 
     def known(self) -> dict[str, float]:

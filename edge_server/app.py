@@ -13,11 +13,11 @@ from typing import Final
 from aiohttp import web
 
 from edge_agent import errors, limits
+from edge_agent.explain import picture_form
 from edge_agent.link import listen, serving
 from edge_agent.protocol.messages import PROTOCOL_VERSION, ChainRequest, Open, PlanRequest, ServerVersion, decode
 from edge_server.catalog import Catalog
 from edge_server.chaining import make_chain
-from edge_server.curves import form_of
 from edge_server.planning import draw_curves, make_plan
 from edge_server.store import Store
 from edge_server.tails import Handler, Tails
@@ -83,7 +83,7 @@ class _Service:
         return serving.json(await loop.run_in_executor(self._planners, make_plan, self._catalog, asked, self._tails))
 
     async def curves(self, request: web.Request) -> web.Response:
-        form = form_of("." + request.query.get("format", "svg"))
+        form = picture_form("." + request.query.get("format", "svg"))
         asked: PlanRequest = decode(await serving.body(request), PlanRequest)
         loop = asyncio.get_running_loop()
         image = await loop.run_in_executor(self._planners, draw_curves, self._catalog, asked, form, self._tails)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from calibration.bundle import Bundle
+from device_profiles import predict
 from edge_agent import errors
 from edge_agent.head import upgrade
 from edge_agent.protocol.messages import Cut, ModelInfo, SegmentRef
@@ -31,7 +32,7 @@ class Catalog:
         self.store = store
         self._lock = threading.Lock()
         self._open: dict[str, tuple[_Mark, Bundle]] = {}
-        self._tables: dict[str, Table] = {}
+        self._tables: dict[str, tuple[Table, predict.Heads]] = {}
         self._building = threading.Lock()
 
     def bundle(self, name: str) -> Bundle:
@@ -60,19 +61,21 @@ class Catalog:
                 _log.warning("%s is not listed: %s", name, error)
         return found
 
-    def table(self, bundle: Bundle) -> Table:
-        """The patterns of ``bundle``: made at the first call, which may take seconds, and kept for the last `MOST_TABLES` bundles."""
+    def table(self, bundle: Bundle) -> tuple[Table, predict.Heads]:
+        """The patterns of ``bundle`` and the heads of their places: made at the first call, which may take seconds, and kept for the last `MOST_TABLES` bundles."""
         with self._building:
             if bundle.sha256 not in self._tables:
                 while len(self._tables) >= MOST_TABLES:
                     self._tables.pop(next(iter(self._tables)))
-                self._tables[bundle.sha256] = table_of(bundle)
+                table = table_of(bundle)
+                heads = predict.Heads([bundle.header(place.cut.index) for place in table.places])
+                self._tables[bundle.sha256] = table, heads
             return self._tables[bundle.sha256]
 
     def segment(self, bundle: Bundle, cut: int, bits: tuple[int, ...], start: int = 0) -> SegmentRef:
         """The segment of ``bundle`` from the cut ``start`` to ``cut`` with these bits of its layers, built where it is not in the store yet."""
         with self._building:
-            known = self.store.known_segments(bundle.sha256, start).get((cut, bits))
+            known = self.store.segment(bundle.sha256, cut, bits, start)
             if known is not None:
                 return known
             data = bundle.segment(cut, dict(zip(bundle.weight_layers(cut, start), bits, strict=True)), start)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from calibration.bundle import Bundle
 from device_profiles import predict, schema
 from edge_agent import errors, limits
+from edge_agent.codec import packed_bytes
+from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import (
     BESIDE,
     PROTOCOL_VERSION,
@@ -35,7 +37,6 @@ from edge_server.catalog import Catalog
 from edge_server.planner import INPUT, MODES, Chain, CutCodec, Device, Place, Route, Step, share
 from edge_server.planner.allocation import WIDTHS
 from edge_server.planning import energy_source, mean_bits, power_of, tail_times
-from edge_server.tables import payload_bytes
 from edge_server.tails import Tails
 from edge_server.times import check
 
@@ -99,10 +100,11 @@ def chain_of(
     tails: Tails | None = None,
 ) -> Chain:
     """What the planner needs to know of the boards, their links and the demand."""
-    table = catalog.table(bundle)
+    table, _ = catalog.table(bundle)
     places = tuple(_with_exact(bundle, place, only=request.exact) for place in table.places)
     cuts = [place.cut.index for place in places]
-    known = catalog.store.segment_cuts(bundle.sha256)
+    named = catalog.store.segments_named(bundle.sha256, {sha for device in request.devices for sha in device.measured})
+    known = {sha256: one[:2] for sha256, one in named.items()}
     devices = [
         Device(_spans(bundle, places, profile, device, known), profile.machine.memory_available_bytes or None)
         for device, profile in zip(request.devices, profiles, strict=True)
@@ -125,12 +127,16 @@ def _links(devices: Sequence[ChainDevice]) -> dict[tuple[int, int], LinkEstimate
 
 
 def _with_exact(bundle: Bundle, place: Place, *, only: bool) -> Place:
-    """``place`` with the codec that sends 8-bit codes as they are, which adds no noise, in place of those of 8 bits; with ``only`` that one alone."""
+    """``place`` with the codec that sends 8-bit codes as they are, which adds no noise, in place of those of 8 bits; with ``only`` that one alone.
+
+    Codecs with further stages (JPEG) are left out, for a span's time is the same for every codec.
+    """
     exact = None if place.cut.kind == "output" else bundle.exact_codec(place.cut.index)
-    if exact is None:
-        return replace(place, codecs=()) if only else place
-    made = CutCodec(exact.rule, 8, payload_bytes(math.prod(place.cut.shape), 8), 0.0)
-    return replace(place, codecs=(made, *(() if only else (one for one in place.codecs if one.bits != 8))))
+    kept = [] if only else [one for one in place.codecs if not one.stages]
+    if exact is not None:
+        size = HEADER_BYTES + packed_bytes(math.prod(place.cut.shape), exact.bits)
+        kept = [CutCodec(exact.rule, exact.bits, size, 0.0), *(one for one in kept if one.bits != exact.bits)]
+    return replace(place, codecs=tuple(kept))
 
 
 def _spans(
@@ -146,7 +152,7 @@ def _spans(
     segment comes on top of each.
     """
     check(device.measured)
-    predicted = _predicted(bundle, places, profile)
+    predicted, around = _predicted(bundle, places, profile)
     at = {place.cut.index: i for i, place in enumerate(places)}
     found: dict[tuple[int, int], list[float]] = {}
     for sha256, ms in device.measured.items():
@@ -158,21 +164,23 @@ def _spans(
     spans = predicted * (sum(measured.values()) / whole) if whole > 0 else predicted
     for span, ms in measured.items():
         spans[span] = ms
-    return spans + device.measured.get(BESIDE, 0.0)
+    return spans + around + device.measured.get(BESIDE, 0.0)
 
 
-def _predicted(bundle: Bundle, places: Sequence[Place], profile: schema.DeviceProfile) -> F64:
-    """Spans by the profile: operators, the codec for what is sent, and the codec twice (decoding, codes again) for what came."""
+def _predicted(bundle: Bundle, places: Sequence[Place], profile: schema.DeviceProfile) -> tuple[F64, F64]:
+    """Spans by the profile: operators; and around them the codec for what is sent, and the codec twice (decoding, codes again) for what came."""
     call = profile.overhead.call_us / 1000
     heads = [max(0.0, predict.head_ms(bundle.header(place.cut.index), profile) - call) for place in places]
     codes = [predict.encode_ms(math.prod(place.cut.shape), profile) for place in places]
     spans = np.full((len(places) + 1, len(places)), np.inf)
+    around = np.zeros_like(spans)
     for start, end in _possible(bundle, places):
         before, arrived = (0.0, 0.0) if start == INPUT else (heads[start], 2 * codes[start])
         sent = 0.0 if places[end].cut.kind == "output" else codes[end]
         work = heads[end] - before
-        spans[start + 1, end] = arrived + max(0.0, work) + (call if work > 0 else 0.0) + sent
-    return spans
+        spans[start + 1, end] = max(0.0, work) + (call if work > 0 else 0.0)
+        around[start + 1, end] = arrived + sent
+    return spans, around
 
 
 def _span_bytes(bundle: Bundle, places: Sequence[Place]) -> F64:

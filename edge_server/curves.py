@@ -6,18 +6,18 @@ import dataclasses
 import io
 import itertools
 import math
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
 from edge_agent import errors
+from edge_agent.explain import PictureForm
 from edge_agent.protocol.messages import LinkEstimate
 from edge_server.planner import Allocation, Pick, Place, Request, Table, choose, closed_form, uniform
 
 #: Uplinks, in Mbit/s, at which the planner is asked.
 RATES: Final = tuple(float(rate) for rate in np.geomspace(0.1, 1000, 61))
-Format = Literal["png", "svg"]
 _PLAIN: Final = "{x:g}"  # 0.1, 1, 10 and not powers of ten
 
 
@@ -122,7 +122,7 @@ def name_of(place: Place) -> str:
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
-def draw(found: Curves, form: Format) -> bytes:
+def draw(found: Curves, form: PictureForm) -> bytes:
     """Both trade-offs side by side. Raises `errors.UsageError` where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -197,12 +197,3 @@ def _draw_bandwidth(axes: Any, found: Curves) -> None:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def form_of(name: str) -> Format:
-    """The format that a file's name asks for. Raises `errors.UsageError` for another than PNG and SVG."""
-    forms: tuple[Format, ...] = ("png", "svg")
-    for form in forms:
-        if name.lower().endswith(f".{form}"):
-            return form
-    raise errors.UsageError(f"{name[-40:]} is no picture that can be drawn: give a name that ends in .png or .svg")

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from calibration.bundle import Bundle
-from device_profiles import schema
+from device_profiles import predict, schema
 from edge_agent import errors, limits
+from edge_agent.codec import STAGES
+from edge_agent.explain import PictureForm
 from edge_agent.protocol.messages import (
     PROTOCOL_VERSION,
     Candidate,
@@ -24,7 +26,7 @@ from edge_agent.protocol.messages import (
     Rung,
 )
 from edge_server.catalog import Catalog
-from edge_server.curves import Format, curves, draw
+from edge_server.curves import curves, draw
 from edge_server.planner import MODES, Pick, Power, Request, Table, choose, reason, rivals, verify_pick
 from edge_server.planner.allocation import WIDTHS, Layer, segment_bytes
 from edge_server.tails import Handler, Tails
@@ -43,12 +45,17 @@ class Chosen:
 
 def make_plan(catalog: Catalog, request: PlanRequest, tails: Tails | None = None) -> Plan:
     """The plan for ``request``, stored and with its segment built. Blocks for as long as building a segment takes. Raises as `choose_plan` does."""
-    answer = _message(catalog, choose_plan(catalog, request, tails))
+    return store_plan(catalog, choose_plan(catalog, request, tails))
+
+
+def store_plan(catalog: Catalog, chosen: Chosen) -> Plan:
+    """The plan of a choice, stored and with its segment built."""
+    answer = _message(catalog, chosen)
     catalog.store.put_plan(answer)
     return answer
 
 
-def draw_curves(catalog: Catalog, request: PlanRequest, form: Format, tails: Tails | None = None) -> bytes:
+def draw_curves(catalog: Catalog, request: PlanRequest, form: PictureForm, tails: Tails | None = None) -> bytes:
     """The picture of the trade-offs around the plan for ``request``. Raises as `choose_plan` and `curves.draw` do."""
     chosen = choose_plan(catalog, request, tails)
     return draw(curves(chosen.table, chosen.asked, chosen.pick), form)
@@ -67,8 +74,8 @@ def choose_plan(catalog: Catalog, request: PlanRequest, tails: Tails | None = No
         )
     profile = schema.from_dict(request.profile)
     bundle = catalog.bundle(request.model)
-    table = catalog.table(bundle)
-    asked = request_of(catalog, bundle, table, profile, request, tails)
+    table, heads = catalog.table(bundle)
+    asked = request_of(catalog, bundle, table, heads, profile, request, tails)
     pick = choose(table, asked)
     if faults := verify_pick(table, asked, pick):
         raise errors.PlanError(f"the planner contradicts itself ({'; '.join(faults)}): please report this")
@@ -79,26 +86,35 @@ def request_of(
     catalog: Catalog,
     bundle: Bundle,
     table: Table,
+    heads: predict.Heads,
     profile: schema.DeviceProfile,
     request: PlanRequest,
     tails: Tails | None = None,
 ) -> Request:
-    """What the planner needs to know of a device, its link and its demand."""
-    known = catalog.store.known_segments(bundle.sha256)
-    held = {key for key, ref in known.items() if ref.sha256 in set(request.held)}
-    cuts = [place.cut.index for place in table.places]
-    segments = {ref.sha256: cut for (cut, _), ref in known.items()}
+    """What the planner needs to know of a device, its link and its demand. ``heads``: of the table's places."""
+    cuts = [place.cut for place in table.places]
+    known = catalog.store.segments_named(bundle.sha256, {*request.held, *request.measured})
+    known = {sha256: one for sha256, one in known.items() if one[0] == 0}
+    segments = {sha256: cut for sha256, (_, cut, _) in known.items()}
     return Request(
         demand=request.demand,
         link=request.link,
-        head_ms=head_times(bundle, cuts, profile, request.measured, segments),
-        tail_ms=None if tails is None else tail_times(catalog, bundle, cuts, tails),
+        head_ms=head_times(cuts, heads, profile, request.measured, segments),
+        tail_ms=None if tails is None else tail_times(catalog, bundle, [cut.index for cut in cuts], tails),
         queue_ms=0.0 if tails is None else tails.times.queue_ms(),
+        stage_ns=tuple(profile.overhead.stage_ns.get(stage, 0.0) for stage in STAGES),
         power=power_of(profile.power),
         memory_bytes=profile.machine.memory_available_bytes or None,
-        held=frozenset(
-            i for i, one in enumerate(table.patterns) if (table.places[one.place].cut.index, one.bits) in held
-        ),
+        held=_held(table, {known[sha256][1:] for sha256 in request.held if sha256 in known}),
+    )
+
+
+def _held(table: Table, segments: set[tuple[int, tuple[int, ...]]]) -> frozenset[int]:
+    """The table's patterns whose segments, told by cut and bits, are among these."""
+    if not segments:
+        return frozenset()
+    return frozenset(
+        i for i, one in enumerate(table.patterns) if (table.places[one.place].cut.index, one.bits) in segments
     )
 
 

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import hashlib
 import hmac
+import json
 import os
 import re
 import secrets
@@ -21,7 +22,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -157,17 +158,19 @@ class Store:
             db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?)", row)
         return ref
 
-    def known_segments(self, bundle: str, start: int = 0) -> dict[tuple[int, tuple[int, ...]], SegmentRef]:
-        """The segments of ``bundle`` from the cut ``start`` that were built and are still on disk, by the cut where they end and the bits of layers."""
-        query = "SELECT cut, bits, sha256, size FROM segments WHERE bundle = ? AND start = ?"
-        rows = self._read(query, (bundle, start))
-        refs = {(cut, tuple(bits)): SegmentRef(sha, size) for cut, bits, sha, size in rows}
-        return {key: ref for key, ref in refs.items() if self.segment_path(ref.sha256) is not None}
+    def segment(self, bundle: str, cut: int, bits: tuple[int, ...], start: int = 0) -> SegmentRef | None:
+        """The segment of ``bundle`` from the cut ``start`` to ``cut`` with these bits of its layers, if it was built and is still on disk."""
+        query = "SELECT sha256, size FROM segments WHERE bundle = ? AND start = ? AND cut = ? AND bits = ?"
+        for sha, size in self._read(query, (bundle, start, cut, bytes(bits))):
+            if self.segment_path(sha) is not None:
+                return SegmentRef(sha, size)
+        return None
 
-    def segment_cuts(self, bundle: str) -> dict[str, tuple[int, int]]:
-        """The cuts where each segment that was built of ``bundle`` begins and ends, by its SHA-256."""
-        rows = self._read("SELECT sha256, start, cut FROM segments WHERE bundle = ?", (bundle,))
-        return {sha: (start, cut) for sha, start, cut in rows}
+    def segments_named(self, bundle: str, hashes: Iterable[str]) -> dict[str, tuple[int, int, tuple[int, ...]]]:
+        """Of those segments by these SHA-256 that were built of ``bundle``: the cuts where each begins and ends, and the bits of its layers."""
+        query = "SELECT sha256, start, cut, bits FROM segments WHERE bundle = ? AND sha256 IN (SELECT value FROM json_each(?))"
+        rows = self._read(query, (bundle, json.dumps([*hashes])))
+        return {sha: (start, cut, tuple(bits)) for sha, start, cut, bits in rows}
 
     def segment_path(self, sha256: str) -> Path | None:
         """The file of the segment ``sha256``, or None where there is none (or that is not a SHA-256)."""

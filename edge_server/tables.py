@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final
 
 from calibration import trials
 from calibration.bundle import Bundle
-from edge_agent import codec
 from edge_agent.head.segment import Header, only_moves
 from edge_agent.protocol import frames
 from edge_server.planner import CutCodec, Layer, Level, Place, Table, precompute
 
 #: Points of accuracy drop for which patterns are made: what is asked for is rounded down to one of them.
 DROPS: Final = (
-    *(
-        0.01,
-        0.02,
-        0.05,
-        0.1,
-        0.15,
-        0.2,
-        0.25,
-        0.3,
-        0.35,
-        0.4,
-        0.45,
-        0.5,
-        0.6,
-        0.7,
-        0.8,
-        0.9,
-        1.0,
-        1.2,
-        1.4,
-        1.7,
-        2.0,
-        2.4,
-        2.8,
-        3.3,
-    ),
-    *(4.0, 4.5, 5.0, 6.0, 7.0, 8.5, 10.0, 15.0, 20.0, 50.0, 100.0),
-)
+    0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.8, 3.3,
+    4.0, 4.5, 5.0, 6.0, 7.0, 8.5, 10.0, 15.0, 20.0, 50.0, 100.0,
+)  # fmt: skip
 
 
 def table_of(bundle: Bundle, progress: Callable[[int, int], None] | None = None) -> Table:
@@ -71,7 +44,7 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
             Layer(layer.name, layer.weights, tuple(layer.noises), tuple(layer.coded_bytes)) for layer in inside
         ),
         codecs=tuple(
-            CutCodec(one.rule, one.bits, payload_bytes(math.prod(cut.shape), one.bits), trials.codec_noise(noise, one))
+            CutCodec(one.rule, one.bits, frames.HEADER_BYTES + one.payload, trials.codec_noise(noise, one), one.stages)
             for one in noise.codecs
         ),
         tail_ms=bundle.tail_ms[index],
@@ -81,8 +54,3 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
         other_bytes=bundle.other_bytes[index],
         noise=trials.head_noise(noise, [layer.noise for layer in inside]),
     )
-
-
-def payload_bytes(elements: int, bits: int) -> int:
-    """Bytes of one frame on the link: header and ``elements`` codes; the WebSocket's own 6 to 14 bytes are not counted."""
-    return frames.HEADER_BYTES + codec.payload_bytes(elements, bits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections import OrderedDict
@@ -130,9 +129,12 @@ class Handler:
     def warm(self) -> None:
         """The same, blocking: afterwards `Tails.times` knows how long a frame takes."""
         tail = self.tails.get(self.key, self.load)
-        zeros = bytes(codec.payload_bytes(math.prod(tail.shape), self.ladder[0].bits))
+        zeros = np.zeros(tail.shape, np.float32)
+        frames = [Frame(0, index, 0, codec.encode(zeros, one)) for index, one in enumerate(self.ladder)]
         for run in range(WARM_RUNS):
-            self._run(tail, Frame(0, 0, 0, zeros), counts=run > 0)
+            self._run(tail, frames[0], counts=run > 0)
+        for frame in frames[1:]:
+            decode_frame(frame, self.ladder, tail.shape)
 
     async def answer(self, frame: Frame) -> tuple[bytes, int]:
         """The answer's payload and the microseconds of work. Raises `errors.CodecError` for a frame that does not fit the plan."""

@@ -67,25 +67,26 @@ class TailTimes:
 
 
 def head_times(
-    bundle: Bundle,
-    cuts: Sequence[int],
+    cuts: Sequence[Cut],
+    heads: predict.Heads,
     profile: DeviceProfile,
     measured: Mapping[str, float],
     segments: Mapping[str, int],
 ) -> tuple[float, ...]:
-    """Of head and encoding for each of ``cuts``. ``measured``: what the device found, by a segment's SHA-256; ``segments``: the cut of each segment known here.
+    """Of head and packing for each of ``cuts``, whose heads are ``heads``. ``measured``: what the device found of heads alone, by a segment's SHA-256; ``segments``:
+    the index of the cut of each segment known here.
 
     Raises `errors.ProtocolError` for measurements that are none.
     """
     check(measured)
-    heads = [predict.head_ms(bundle.header(cut), profile) for cut in cuts]
-    codes = [predict.encode_ms(_sent(bundle.cuts[cut]), profile) for cut in cuts]
+    codes = [predict.encode_ms(_sent(cut), profile) for cut in cuts]
+    places = {cut.index: place for place, cut in enumerate(cuts)}
     found: dict[int, list[float]] = {}
     for sha256, ms in measured.items():
-        if segments.get(sha256) in cuts:
-            found.setdefault(cuts.index(segments[sha256]), []).append(ms)
-    alone = {place: max(0.0, fmean(times) - codes[place]) for place, times in found.items()}
-    return tuple(head + code for head, code in zip(predict.refined(heads, alone), codes, strict=True))
+        if (place := places.get(segments.get(sha256, -1))) is not None:
+            found.setdefault(place, []).append(ms)
+    alone = {place: fmean(times) for place, times in found.items()}
+    return tuple(head + code for head, code in zip(predict.refined(heads.ms(profile), alone), codes, strict=True))
 
 
 def _sent(cut: Cut) -> int:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.jit import inline, kernel
-from kernels.packing import GROUP, decode_groups, encode_groups
+from kernels.packing import CODEBOOK, GROUP, decode_groups, encode_groups
+from kernels.rotation import LEAST, rotate_blocks
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
@@ -26,32 +27,45 @@ Array = NDArray[Any]
 BLOCK: Final = 2048  # codes: 8 KiB of float32; a multiple of 8, so that a block is a whole number of bytes at any width
 SLACK: Final = 8  # a group of 8 codes is stored and loaded as one 64-bit word, whatever its width
 
+_SPAN: Final = 128  # outputs of `project` whose sums stay in the first cache
 _ROUND: Final = np.float32(
     1 << 23
 )  # adding and subtracting it rounds 0 .. 2^22 half to even, and vectorizes on every instruction set
 
 
 @kernel
-def encode(x: F32, lo: F32, inv: F32, bits: int, out: U8) -> bool:
-    """Clip, quantize and pack x [n]; ``inv`` is 1 / scale, 0 where scale is 0. Returns whether every value is finite.
+def encode(x: F32, lo: F32, inv: F32, thresholds: F32, rotation: int, bits: int, out: U8) -> bool:
+    """Rotate, clip, quantize and pack x [n]; ``inv`` is 1 / scale, 0 where scale is 0. Returns whether every value is finite.
 
-    code = rint(clamp((x - lo) * inv, 0, 2^bits - 1)), each step one float32 operation. ``out`` [ceil(n * bits / 8)].
+    code = rint(clamp((x - lo) * inv, 0, 2^bits - 1)), or how many of the ``thresholds`` (2^bits - 1 of a codebook, or none) (x - lo) * inv is
+    above; each step one float32 operation. ``rotation``: the block of `rotate`, which divides n, or 0. ``out`` [ceil(n * bits / 8)].
     """
-    top = np.float32((1 << bits) - 1)
+    top, kind = np.float32((1 << bits) - 1), bits + (CODEBOOK if thresholds.size else 0)
     lows, invs = _repeat(lo, x.size), _repeat(inv, x.size)
     words, stream = np.empty(BLOCK // 8, np.uint64), np.empty(BLOCK + SLACK, np.uint8)
     codes, finite = words.view(np.uint8), np.zeros(1, np.uint32)
-    whole, start = _whole(x.size, bits), 0
-    while start < x.size:
-        n, phase = min(BLOCK, x.size - start), start % lo.size
-        if start < whole:
-            n = min(n, whole - start)
-            encode_groups(x, start, lows, invs, phase, top, bits, out, start * bits // 8, n // GROUP, finite)
+    turned = np.empty(BLOCK, np.float32)
+    whole = _whole(x.size, bits)
+    for start in range(0, x.size, BLOCK):
+        n, phase, at = min(BLOCK, x.size - start), start % lo.size, start * bits // 8
+        grouped = min(max(whole - start, 0), n)
+        if rotation:
+            _turn(x, start, turned, 0, n, rotation, np.float32(1))
+            encode_groups(turned, 0, lows, invs, phase, top, thresholds, kind, out, at, grouped // GROUP, finite)
         else:
-            finite[0] |= _quantize(x[start : start + n], lows[phase : phase + n], invs[phase : phase + n], top, codes)
-            _pack_block(words, n, bits, stream, out[start * bits // 8 :])
-        start += n
+            encode_groups(x, start, lows, invs, phase, top, thresholds, kind, out, at, grouped // GROUP, finite)
+        if grouped < n:
+            rest = turned[grouped:n] if rotation else x[start + grouped : start + n]
+            lows_left, invs_left = lows[phase + grouped : phase + n], invs[phase + grouped : phase + n]
+            finite[0] |= _quantize(rest, lows_left, invs_left, top, thresholds, codes)
+            _pack_block(words, n - grouped, bits, stream, out[at + grouped * bits // 8 :])
     return bool(finite[0] == np.uint32(0))
+
+
+@kernel
+def rotate(x: F32, size: int, factor: np.float32, out: F32) -> None:
+    """Each ``size`` (8, 16, 32, 64 or 128) of x [n] through the Hadamard matrix, times ``factor``: see `reference.codec_rotate`."""
+    _turn(x, 0, out, 0, x.size, size, factor)
 
 
 @kernel
@@ -67,21 +81,94 @@ def encode_codes(x: U8, tables: U8, bits: int, out: U8) -> None:
 
 
 @kernel
-def decode(data: U8, lo: F32, scale: F32, bits: int, out: F32) -> None:
-    """Unpack and dequantize to ``out`` [n]: lo + scale * code, two float32 operations. ``data`` [ceil(n * bits / 8)]."""
+def decode(data: U8, lo: F32, scale: F32, levels: F32, rotation: int, bits: int, out: F32) -> None:
+    """Unpack and dequantize to ``out`` [n]: lo + scale * code, or scale * levels[code] of a codebook, two float32 operations; then rotate back.
+
+    ``data`` [ceil(n * bits / 8)].
+    """
+    kind = bits + (CODEBOOK if levels.size else 0)
     lows, scales = _repeat(lo, out.size), _repeat(scale, out.size)
     words, stream = np.empty(BLOCK // 8, np.uint64), np.empty(BLOCK + SLACK, np.uint8)
     codes = words.view(np.uint8)
-    whole, start = _whole(out.size, bits), 0
-    while start < out.size:
-        n, phase = min(BLOCK, out.size - start), start % lo.size
-        if start < whole:
-            n = min(n, whole - start)
-            decode_groups(data, start * bits // 8, lows, scales, phase, bits, out, start, n // GROUP)
+    whole = _whole(out.size, bits)
+    for start in range(0, out.size, BLOCK):
+        n, phase, at = min(BLOCK, out.size - start), start % lo.size, start * bits // 8
+        grouped = min(max(whole - start, 0), n)
+        decode_groups(data, at, lows, scales, phase, levels, kind, out, start, grouped // GROUP)
+        if grouped < n:
+            _unpack_block(data[at + grouped * bits // 8 :], n - grouped, bits, stream, words)
+            _dequantize(
+                codes, lows[phase + grouped :], scales[phase + grouped :], levels, out[start + grouped : start + n]
+            )
+        if rotation:
+            _turn(out, start, out, start, n, rotation, np.float32(1) / np.float32(rotation))
+
+
+@kernel
+def quantize(x: F32, lo: F32, scale: F32, top: F32, thresholds: F32, side: F32, each: int, codes: U8) -> bool:
+    """The codes of x [n], unpacked, for ranges that change within a tensor and for an entropy stage. Returns whether every value is finite.
+
+    ``top`` [C]: the greatest code of each channel. ``side`` [rows, 2] as `measure` gives it, for each ``each`` values: their range is
+    offset + size * lo and size * scale.
+    """
+    channels = lo.size
+    lows, invs = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    bad = np.uint32(0)
+    for row in range(x.size // each):
+        _stretch(lo, scale, side[row, 0], side[row, 1], lows, invs)
+        for c in range(channels):
+            invs[c] = np.float32(1) / invs[c] if invs[c] > np.float32(0) else np.float32(0)
+        for start in range(row * each, (row + 1) * each, channels):
+            bad |= _quantize_row(
+                x[start : start + channels], lows, invs, top, thresholds, codes[start : start + channels]
+            )
+    return bool(bad == np.uint32(0))
+
+
+@kernel
+def dequantize(codes: U8, lo: F32, scale: F32, levels: F32, side: F32, each: int, out: F32) -> None:
+    """The inverse of `quantize`, to ``out`` [n]."""
+    channels = lo.size
+    lows, scales = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    for row in range(out.size // each):
+        _stretch(lo, scale, side[row, 0], side[row, 1], lows, scales)
+        for start in range(row * each, (row + 1) * each, channels):
+            _dequantize(codes[start : start + channels], lows, scales, levels, out[start : start + channels])
+
+
+@kernel
+def measure(x: F32, by_range: bool, side: F32) -> None:
+    """What each of the rows of x [rows, n] spans, to ``side`` [rows, 2]: offset and size, float32 with 8 significant bits.
+
+    ``by_range``: least value, rounded down, and greatest less that, rounded up; else 0 and the mean magnitude, rounded up, its sum in 16 lanes.
+    """
+    for row in range(side.shape[0]):
+        if by_range:
+            least, greatest = x[row, 0], x[row, 0]
+            for i in range(x.shape[1]):
+                least = x[row, i] if x[row, i] < least else least
+                greatest = x[row, i] if x[row, i] > greatest else greatest
+            side[row, 0] = -_round_up(-least)
+            side[row, 1] = _round_up(greatest - side[row, 0])
         else:
-            _unpack_block(data[start * bits // 8 :], n, bits, stream, words)
-            _dequantize(codes, lows[phase:], scales[phase:], out[start : start + n])
-        start += n
+            side[row, 0] = np.float32(0)
+            side[row, 1] = _round_up(_magnitudes(x[row]) / np.float32(x.shape[1]))
+
+
+@kernel
+def project(x: F32, centre: F32, matrix: F32, out: F32) -> None:
+    """``out`` [rows, K] = sum over c of (x [rows, C] - centre [C]) * matrix [C, K], c ascending, each product and each sum rounded."""
+    rows, ins, outs = x.shape[0], matrix.shape[0], matrix.shape[1]
+    for first in range(0, outs, _SPAN):
+        n = min(_SPAN, outs - first)
+        for row in range(rows):
+            sums = out[row, first : first + n]
+            for k in range(n):
+                sums[k] = np.float32(0)
+            for c in range(ins):
+                value = x[row, c] - centre[c]
+                for k in range(n):
+                    sums[k] += value * matrix[c, first + k]
 
 
 @kernel
@@ -126,9 +213,18 @@ def _whole(count: int, bits: int) -> int:
 
 
 @inline
-def _quantize(x: F32, lows: F32, invs: F32, top: np.float32, codes: U8) -> np.uint32:
+def _quantize(x: F32, lows: F32, invs: F32, top: np.float32, thresholds: F32, codes: U8) -> np.uint32:
     """One block to codes. The answer is not 0 if a value was NaN or infinite."""
     bad = np.uint32(0)
+    if thresholds.size:
+        for i in range(x.size):
+            bad |= np.float32(x[i] - x[i]).view(np.uint32)
+            v = (x[i] - lows[i]) * invs[i]
+            code = np.uint8(0)
+            for k in range(thresholds.size):
+                code += np.uint8(v > thresholds[k])
+            codes[i] = code
+        return bad
     for i in range(x.size):
         bad |= np.float32(x[i] - x[i]).view(np.uint32)
         v = (x[i] - lows[i]) * invs[i]
@@ -139,9 +235,78 @@ def _quantize(x: F32, lows: F32, invs: F32, top: np.float32, codes: U8) -> np.ui
 
 
 @inline
-def _dequantize(codes: U8, lows: F32, scales: F32, out: F32) -> None:
-    for i in range(out.size):
-        out[i] = lows[i] + scales[i] * np.float32(codes[i])
+def _quantize_row(x: F32, lows: F32, invs: F32, top: F32, thresholds: F32, codes: U8) -> np.uint32:
+    """As `_quantize`, each channel with its own greatest code."""
+    if thresholds.size:
+        return _quantize(x, lows, invs, np.float32(thresholds.size), thresholds, codes)
+    bad = np.uint32(0)
+    for i in range(x.size):
+        bad |= np.float32(x[i] - x[i]).view(np.uint32)
+        v = (x[i] - lows[i]) * invs[i]
+        v = v if v > np.float32(0) else np.float32(0)
+        v = v if v < top[i] else top[i]
+        codes[i] = np.uint8(np.float32(v + _ROUND).view(np.uint32))
+    return bad
+
+
+@inline
+def _stretch(lo: F32, scale: F32, offset: np.float32, size: np.float32, lows: F32, scales: F32) -> None:
+    for c in range(lo.size):
+        lows[c] = offset + size * lo[c]
+        scales[c] = size * scale[c]
+
+
+@inline
+def _round_up(value: np.float32) -> np.float32:
+    """To 8 significant bits, not below ``value``."""
+    word = np.float32(value).view(np.uint32)
+    if word >> np.uint32(31) == 0 and word & np.uint32(0xFFFF):
+        word += np.uint32(0x10000)
+    return np.uint32(word & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+@inline
+def _magnitudes(x: F32) -> np.float32:
+    """Sum of the magnitudes in 16 lanes, as `reference.lane_sum`."""
+    lanes = np.zeros(16, np.float32)
+    for start in range(0, x.size, 16):
+        for k in range(min(16, x.size - start)):
+            lanes[k] += np.float32(abs(x[start + k]))
+    distance = 8
+    while distance:
+        for k in range(distance):
+            lanes[k] += lanes[k + distance]
+        distance //= 2
+    return np.float32(lanes[0])
+
+
+@inline
+def _dequantize(codes: U8, lows: F32, scales: F32, levels: F32, out: F32) -> None:
+    if levels.size:
+        for i in range(out.size):
+            out[i] = lows[i] + scales[i] * levels[codes[i]]
+    else:
+        for i in range(out.size):
+            out[i] = lows[i] + scales[i] * np.float32(codes[i])
+
+
+@inline
+def _turn(x: F32, start: int, out: F32, at: int, count: int, size: int, factor: np.float32) -> None:
+    """``count`` values of x[start:], in blocks of ``size``, to out[at:], which may be the same place."""
+    if size >= LEAST:
+        rotate_blocks(x, start, size, factor, out, at, count // size)
+    else:
+        for i in range(count):
+            out[at + i] = x[start + i]
+        h = 1
+        while h < size:
+            for first in range(at, at + count, 2 * h):
+                for i in range(first, first + h):
+                    a, b = out[i], out[i + h]
+                    out[i], out[i + h] = a + b, a - b
+            h *= 2
+        for i in range(at, at + count):
+            out[i] *= factor
 
 
 @inline

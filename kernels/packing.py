@@ -18,17 +18,22 @@ GROUP: Final = 4 * TARGET.lanes  # codes of one step; divides a block of `kernel
 #: Bytes of x that are asked for ahead: a tensor that left the cache is read half as fast again as by the processor's own prefetching.
 AHEAD: Final = 4096
 
-_ENCODE_ARGS = [PTR, PTR, PTR, FLOAT, PTR, I64, PTR]
+#: Widths at which a codebook may stand for equal steps, and what is added to the width to choose it.
+CODEBOOKS: Final = (2, 3)
+CODEBOOK: Final = 16
+
+_ENCODE_ARGS = [PTR, PTR, PTR, FLOAT, PTR, PTR, I64, PTR]
 
 
-def _encode_body(bits: int) -> emit.Body:
-    """IR: x, lows, invs, top, out, groups, and one word that is not 0 after a value that is not finite."""
+def _encode_body(bits: int, codebook: bool = False) -> emit.Body:
+    """IR: x, lows, invs, top, the codebook's thresholds, out, groups, and one word that is not 0 after a value that is not finite."""
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
-        x, lows, invs, top, out, groups, finite = args
+        x, lows, invs, top, thresholds, out, groups, finite = args
         lanes = TARGET.lanes
         floats, ints = emit.vector(FLOAT, lanes), emit.vector(I32, lanes)
         most = emit.splat(b, top, lanes)
+        limits = _entries(b, thresholds, (1 << bits) - 1) if codebook else []
         with emit.loop(b, groups, ir.Constant(ints, [0] * lanes)) as (index, (bad,), following):
             for line in range(0, GROUP * 4, 64):
                 emit.prefetch(b, emit.at(b, x, b.add(b.mul(index, I64(GROUP * 4)), I64(AHEAD + line))))
@@ -38,8 +43,11 @@ def _encode_body(bits: int) -> emit.Body:
                 value, lo, inv = (emit.load(b, floats, base, place) for base in (x, lows, invs))
                 bad = b.or_(bad, b.bitcast(b.fsub(value, value), ints))  # 0 unless it is infinite or no number
                 code = b.fmul(b.fsub(value, lo), inv)
-                # Infinity times 0 is no number here and stays none: rounding and saturation make 0 of it on every set.
-                codes.append(b.select(b.fcmp_ordered(">", code, most), most, code))
+                if codebook:
+                    codes.append(_rank(b, code, limits))
+                else:
+                    # Infinity times 0 is no number here and stays none: rounding and saturation make 0 of it on every set.
+                    codes.append(b.select(b.fcmp_ordered(">", code, most), most, code))
             following.append(bad)
             _store_bits(b, emit.saturated_bytes(b, codes), bits, emit.at(b, out, b.mul(index, I64(GROUP * bits // 8))))
         for lane in range(lanes):
@@ -47,6 +55,34 @@ def _encode_body(bits: int) -> emit.Body:
             emit.store(b, word, finite)
 
     return body
+
+
+def _entries(b: ir.IRBuilder, table: ir.Value, count: int) -> list[ir.Value]:
+    """The float32 numbers of ``table``, each in all lanes."""
+    return [emit.splat(b, emit.load(b, FLOAT, table, 4 * k), TARGET.lanes) for k in range(count)]
+
+
+def _rank(b: ir.IRBuilder, value: ir.Value, limits: list[ir.Value]) -> ir.Value:
+    """How many of the ascending ``limits`` (one less than a power of two) ``value`` is above, as float32; what is no number is above none."""
+    kind, half = value.type, len(limits) // 2
+    above = b.fcmp_ordered(">", value, limits[half])
+    gained, none = (ir.Constant(kind, [count] * kind.count) for count in (half + 1.0, 0.0))
+    if not half:
+        return b.select(above, gained, none)
+    following = [b.select(above, limits[half + 1 + k], limits[k]) for k in range(half)]
+    return b.fadd(b.select(above, gained, none), _rank(b, value, following))
+
+
+def _entry(b: ir.IRBuilder, places: ir.Value, entries: list[ir.Value]) -> ir.Value:
+    """The entry at each of ``places``, by halving their number, a power of two."""
+    kind, bit = places.type, 1
+    while len(entries) > 1:
+        odd = b.icmp_signed(
+            "!=", b.and_(places, ir.Constant(kind, [bit] * kind.count)), ir.Constant(kind, [0] * kind.count)
+        )
+        entries = [b.select(odd, entries[k + 1], entries[k]) for k in range(0, len(entries), 2)]
+        bit *= 2
+    return entries[0]
 
 
 def _store_bits(b: ir.IRBuilder, codes: ir.Value, bits: int, out: ir.Value) -> None:
@@ -75,22 +111,24 @@ def _mask(kind: ir.VectorType, width: int) -> ir.Value:
     return ir.Constant(kind, [sum(half << at for at in range(0, 64, 2 * width))] * kind.count)
 
 
-_DECODE_ARGS = [PTR, PTR, PTR, PTR, I64]
+_DECODE_ARGS = [PTR, PTR, PTR, PTR, PTR, I64]
 
 
-def _decode_body(bits: int) -> emit.Body:
-    """IR: data, lows, scales, out, groups."""
+def _decode_body(bits: int, codebook: bool = False) -> emit.Body:
+    """IR: data, lows, scales, the codebook's levels, out, groups."""
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
-        data, lows, scales, out, groups = args
+        data, lows, scales, levels, out, groups = args
         lanes = TARGET.lanes
-        floats = emit.vector(FLOAT, lanes)
+        floats, ints = emit.vector(FLOAT, lanes), emit.vector(I32, lanes)
+        entries = _entries(b, levels, 1 << bits) if codebook else []
         with emit.loop(b, groups) as (index, _, _):
             codes = _load_bits(b, bits, emit.at(b, data, b.mul(index, I64(GROUP * bits // 8))))
             for v in range(4):
                 place = b.add(b.mul(index, I64(GROUP * 4)), I64(v * lanes * 4))
                 own = emit.shuffle(b, codes, codes, range(v * lanes, (v + 1) * lanes))
-                real = b.sitofp(b.zext(own, emit.vector(I32, lanes)), floats)
+                places = b.zext(own, ints)
+                real = _entry(b, places, entries) if codebook else b.sitofp(places, floats)
                 lo, scale = (emit.load(b, floats, base, place) for base in (lows, scales))
                 emit.store(b, b.fadd(lo, b.fmul(scale, real)), out, place)
 
@@ -122,36 +160,42 @@ def _load_bits(b: ir.IRBuilder, bits: int, data: ir.Value) -> ir.Value:
 
 
 @intrinsic
-def encode_groups(typingctx, x, x_at, lows, invs, phase, top, bits, out, out_at, groups, finite):
-    """``groups`` of `GROUP` values of x[x_at:]; the ranges of the first at lows[phase] and invs[phase]."""
+def encode_groups(typingctx, x, x_at, lows, invs, phase, top, thresholds, bits, out, out_at, groups, finite):
+    """``groups`` of `GROUP` values of x[x_at:]; the ranges of the first at lows[phase] and invs[phase]. ``bits`` + `CODEBOOK`: by ``thresholds``."""
     places = types.int64
-    signature = types.void(x, places, lows, invs, places, types.float32, places, out, places, places, finite)
+    signature = types.void(
+        x, places, lows, invs, places, types.float32, thresholds, places, out, places, places, finite
+    )
 
     def codegen(context, b, sig, a):
         def pointer(array: int, offset: int | None) -> ir.Value:
             return emit.array_pointer(context, b, sig.args[array], a[array], None if offset is None else a[offset])
 
         bodies = {n: (f"splitedge_encode_{n}", _ENCODE_ARGS, _encode_body(n)) for n in range(2, 9)}
-        emit.choose(
-            b, a[6], bodies, [pointer(0, 1), pointer(2, 4), pointer(3, 4), a[5], pointer(7, 8), a[9], pointer(10, None)]
-        )
+        for n in CODEBOOKS:
+            bodies[CODEBOOK + n] = (f"splitedge_encode_book_{n}", _ENCODE_ARGS, _encode_body(n, codebook=True))
+        ranges = [pointer(2, 4), pointer(3, 4), a[5], pointer(6, None)]
+        emit.choose(b, a[7], bodies, [pointer(0, 1), *ranges, pointer(8, 9), a[10], pointer(11, None)])
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 @intrinsic
-def decode_groups(typingctx, data, data_at, lows, scales, phase, bits, out, out_at, groups):
+def decode_groups(typingctx, data, data_at, lows, scales, phase, levels, bits, out, out_at, groups):
     """The inverse of `encode_groups`, but for what rounding took."""
     places = types.int64
-    signature = types.void(data, places, lows, scales, places, places, out, places, places)
+    signature = types.void(data, places, lows, scales, places, levels, places, out, places, places)
 
     def codegen(context, b, sig, a):
-        def pointer(array: int, offset: int) -> ir.Value:
-            return emit.array_pointer(context, b, sig.args[array], a[array], a[offset])
+        def pointer(array: int, offset: int | None) -> ir.Value:
+            return emit.array_pointer(context, b, sig.args[array], a[array], None if offset is None else a[offset])
 
         bodies = {n: (f"splitedge_decode_{n}", _DECODE_ARGS, _decode_body(n)) for n in range(2, 9)}
-        emit.choose(b, a[5], bodies, [pointer(0, 1), pointer(2, 4), pointer(3, 4), pointer(6, 7), a[8]])
+        for n in CODEBOOKS:
+            bodies[CODEBOOK + n] = (f"splitedge_decode_book_{n}", _DECODE_ARGS, _decode_body(n, codebook=True))
+        ranges = [pointer(2, 4), pointer(3, 4), pointer(5, None)]
+        emit.choose(b, a[6], bodies, [pointer(0, 1), *ranges, pointer(7, 8), a[9]])
         return context.get_dummy_value()
 
     return signature, codegen

@@ -325,24 +325,110 @@ def codec_inverse(scale: F32) -> F32:
         return np.where(scale > 0, np.float32(1) / scale, np.float32(0))
 
 
-def codec_quantize(x: F32, lo: F32, scale: F32, bits: int) -> U8:
-    """x [..., C] to codes; ``lo`` and ``scale`` [1] or [C]. NaN becomes 0 here; who encodes has refused it before."""
-    top = np.float32((1 << bits) - 1)
+def codec_quantize(x: F32, lo: F32, scale: F32, bits: int, levels: F32 | None = None) -> U8:
+    """x [..., C] to codes; ``lo`` and ``scale`` [1] or [C]. NaN becomes 0 here; who encodes has refused it before.
+
+    With a codebook of ``levels`` [2^bits], the code is how many of its thresholds the value is above: the nearest level, the lower one at a tie.
+    """
     with np.errstate(all="ignore"):
         v = (x - lo) * codec_inverse(scale)
+        if levels is not None:
+            codes: U8 = (v[..., None] > codec_thresholds(levels)).sum(axis=-1).astype(np.uint8)
+            return codes
+    return codec_round(v, np.float32((1 << bits) - 1))
+
+
+def codec_round(v: F32, top: F32 | np.float32) -> U8:
+    """To the nearest of 0 .. ``top``, half to even; NaN to 0."""
     v = np.where(v > 0, v, np.float32(0))
     return np.rint(np.where(v < top, v, top)).astype(np.uint8)
 
 
-def codec_dequantize(codes: U8, lo: F32, scale: F32) -> F32:
+def codec_thresholds(levels: F32) -> F32:
+    """Half of the sum of each two neighbours."""
+    return (levels[1:] + levels[:-1]) * np.float32(0.5)
+
+
+def codec_dequantize(codes: U8, lo: F32, scale: F32, levels: F32 | None = None) -> F32:
     """Codes [..., C] to values: one product and one sum."""
-    return lo + scale * codes.astype(np.float32)
+    return lo + scale * (codes.astype(np.float32) if levels is None else levels[codes])
 
 
-def codec_tables(scale_x: float, zero_x: int, lo: F32, scale: F32, bits: int) -> U8:
+def codec_rotate(x: F32, size: int, factor: float = 1.0) -> F32:
+    """Each ``size`` of the last axis through a Hadamard matrix: sums and differences over the distances 1, 2, 4, ..., then one product.
+
+    With the factor 1 / size the same again is the inverse.
+    """
+    y = x.reshape(*x.shape[:-1], -1, size)
+    for power in range(size.bit_length() - 1):
+        pairs = y.reshape(*y.shape[:-1], -1, 2, 1 << power)
+        a, b = pairs[..., 0, :], pairs[..., 1, :]
+        y = np.stack((a + b, a - b), axis=-2).reshape(y.shape)
+    return (y * np.float32(factor)).reshape(x.shape)
+
+
+def codec_side(x: F32, by_range: bool) -> F32:
+    """Offset and size [..., 2] of each row x [..., n], see `kernels.codec.measure`."""
+    if by_range:
+        offset = -_up(-x.min(axis=-1))
+        return np.stack((offset, _up(x.max(axis=-1) - offset)), axis=-1)
+    size = _up(lane_sum(np.abs(x)) / np.float32(x.shape[-1]))
+    return np.stack((np.zeros_like(size), size), axis=-1)
+
+
+def _up(value: F32) -> F32:
+    """To the upper 16 bits of a float32, not below ``value``."""
+    word = value.astype(np.float32).view(np.uint32)
+    word = np.where((word >> 31 == 0) & (word & 0xFFFF != 0), word + np.uint32(0x10000), word)
+    return (word & np.uint32(0xFFFF0000)).astype(np.uint32).view(np.float32)
+
+
+def codec_stretched(lo: F32, scale: F32, side: F32) -> tuple[F32, F32]:
+    """``lo`` and ``scale`` [C] within the ranges ``side`` [..., 2], each [..., C]."""
+    offset, size = side[..., :1], side[..., 1:]
+    return offset + size * lo, size * scale
+
+
+def codec_project(x: F32, centre: F32, matrix: F32) -> F32:
+    """(x [..., C] - centre) through ``matrix`` [C, K], the sum over c in order, without fused products."""
+    total = np.zeros((*x.shape[:-1], matrix.shape[1]), np.float32)
+    for c in range(len(matrix)):
+        total = total + (x[..., c : c + 1] - centre[c]) * matrix[c]
+    return total
+
+
+def rans_encode(codes: U8, tables: list[list[int]], lanes: int) -> tuple[list[int], list[int]]:
+    """Final states, and 16-bit words in the order in which they are read, of ``codes`` [n, C]; ``tables`` [C] of frequencies that sum to 2^12."""
+    states, words, flat = [1 << 15] * lanes, [], codes.reshape(-1)
+    for i in range(len(flat) - 1, -1, -1):
+        table, code, lane = tables[i % len(tables)], int(flat[i]), i % lanes
+        f, x = table[code], states[lane]
+        if x >= f << 19:
+            words.append(x & 0xFFFF)
+            x >>= 16
+        states[lane] = (x // f << 12) + x % f + sum(table[:code])
+    return states, words[::-1]
+
+
+def rans_decode(states: list[int], words: list[int], tables: list[list[int]], count: int) -> U8:
+    """The ``count`` codes, flat. Raises ValueError unless all words are used and the states end as `rans_encode` began."""
+    held, left, codes = list(states), list(words), np.zeros(count, np.uint8)
+    for i in range(count):
+        table, lane = tables[i % len(tables)], i % len(states)
+        slot = held[lane] & 4095
+        code = next(s for s in range(len(table)) if sum(table[: s + 1]) > slot)
+        x = table[code] * (held[lane] >> 12) + slot - sum(table[:code])
+        held[lane] = x if x >= 1 << 15 else x << 16 | left.pop(0)
+        codes[i] = code
+    if left or held != [1 << 15] * len(states):
+        raise ValueError("the words do not end with the codes")
+    return codes
+
+
+def codec_tables(scale_x: float, zero_x: int, lo: F32, scale: F32, bits: int, levels: F32 | None = None) -> U8:
     """[C, 256]: for each channel the code at the cut of every 8-bit code x, which stands for scale_x * (x - zero_x)."""
     values = np.float32(scale_x) * (np.arange(256) - zero_x).astype(np.float32)
-    return codec_quantize(values[None, :], lo[:, None], scale[:, None], bits)
+    return codec_quantize(values[None, :], lo[:, None], scale[:, None], bits, levels)
 
 
 # --- the entropy coder of constants ------------------------------------------------------------------------------------

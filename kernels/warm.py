@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import codec, entropy, jit, program, team
+from kernels import codec, entropy, jit, program, rans, team
 from kernels.program import FIELDS, REALS, Kind, Memory
 
 
@@ -35,6 +35,8 @@ def steps() -> list[Step]:
     """All of them, in the order of their use."""
     codes, reals = np.zeros(8, np.uint8), np.zeros(1, np.float32)
     words, counts, places = np.zeros(2, np.uint32), np.ones((1, 2), np.int64), np.zeros(2, np.int64)
+    table, short = np.zeros((1, 2), np.float32), np.zeros(2, np.uint16)
+    rows = _readonly(np.zeros((1, 2), np.float32))
     frame, tensor = _readonly(np.zeros(8, np.uint8)), _readonly(np.zeros(8, np.float32))
     return [
         Step("segment files", entropy.decode, (words, codes, counts, places, codes)),
@@ -44,9 +46,16 @@ def steps() -> list[Step]:
         _head("heads of convolutions", Kind.CONV),
         _head("heads of transformers", Kind.LINEAR),
         Step("threads", program.dismiss, (np.zeros(team.SYNC, np.int64),)),
-        Step("encoding values", codec.encode, (tensor, reals, reals, 8, codes)),
+        Step("encoding values", codec.encode, (tensor, reals, reals, reals, 0, 8, codes)),
         Step("encoding 8-bit codes", codec.encode_codes, (frame, frame, 8, codes)),
-        Step("decoding", codec.decode, (frame, reals, reals, 8, np.zeros(8, np.float32))),
+        Step("decoding", codec.decode, (frame, reals, reals, reals, 0, 8, np.zeros(8, np.float32))),
+        Step("rotating", codec.rotate, (tensor, 8, np.float32(1), np.zeros(8, np.float32))),
+        Step("changing the basis", codec.project, (rows, reals, table, table)),
+        Step("measuring ranges", codec.measure, (rows, True, table)),
+        Step("quantizing", codec.quantize, (tensor, reals, reals, reals, reals, table, 8, codes)),
+        Step("and back", codec.dequantize, (codes, reals, reals, reals, table, 8, np.zeros(8, np.float32))),
+        Step("entropy coding", rans.encode, (codes, places, words, np.zeros(2, np.uint64), words, short)),
+        Step("and back", rans.decode, (words, short, places, words, places, codes, codes)),
     ]
 
 

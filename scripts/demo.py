@@ -304,7 +304,11 @@ def figures(
 ) -> Iterator[tuple[str, str]]:
     if plan["ladder"]:
         codec = plan["ladder"][plan["codec"]]
-        sends = f"activations {codec['bits']} bits ({codec['rule']})"
+        sends = (
+            f"a JPEG of quality {codec['jpeg']}"
+            if codec["jpeg"]
+            else f"activations {codec['bits']} bits ({codec['rule']})"
+        )
     else:
         sends = "nothing is sent"
     widths = [layer["bits"] for layer in plan["layers"]]

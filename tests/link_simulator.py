@@ -74,7 +74,8 @@ class Run:
 
 class Simulator:
     def __init__(self, plan: Plan, trace: Trace, controller: str, *, fps: float, seconds: float, trip_s: float = 0.01,
-                 age_s: float = 0.5, head_s: float = 0.002, jitter_s: float = 0.001, kernel_says: bool = True) -> None:  # fmt: skip
+                 age_s: float = 0.5, head_s: float = 0.002, jitter_s: float = 0.001, kernel_says: bool = True,
+                 stalled: float = 0.0) -> None:  # fmt: skip
         self.plan, self.trace, self.fps, self.seconds = plan, trace, fps, seconds
         self.trip_s, self.age_s, self.head_s, self.jitter_s, self.kernel_says = (
             trip_s,
@@ -93,7 +94,7 @@ class Simulator:
         self.coded: deque[Frame] = deque()  # coded, not yet in the kernel
         self.ahead = self.queued = self.in_flight = 0
         self.head_free = self.link_free = 0.0
-        self.draw = random.Random(1)
+        self.draw, self.stalled = random.Random(1), stalled
 
     def at(self, when: float, what: Callable[[], None]) -> None:
         self.ties += 1
@@ -161,10 +162,14 @@ class Simulator:
             self.link_free = self.passed(max(self.now, self.link_free), size)
             self.at(self.link_free, lambda size=size: self.sent(size))
             server_s = 0.001 + self.draw.expovariate(1 / self.jitter_s)
-            lag = self.draw.expovariate(1 / self.jitter_s)
+            lag = self.draw.expovariate(1 / self.jitter_s) + self.stall()
             arrives = self.link_free + self.trip_s / 2 + server_s + self.trip_s / 2 + lag
             self.at(arrives, lambda frame=frame, server_s=server_s: self.answer(frame, server_s))
             self.leave()
+
+    def stall(self) -> float:
+        """On a busy machine some answers are late by nobody's account: a process waits for its core."""
+        return self.draw.expovariate(1 / 0.012) if self.draw.random() < self.stalled else 0.0
 
     def sent(self, size: int) -> None:
         self.queued -= size

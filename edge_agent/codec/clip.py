@@ -11,7 +11,10 @@ What lies outside a range is clipped to its ends.
   over [min, min + alpha] are as fine as 2^(bits + 1) over the whole density, whose factor it therefore takes. lo is the minimum (0 after a
   ReLU) and never more: a tensor with a negative side keeps it. The scale is the mean distance above the minimum of those values that are not the
   minimum: what a ReLU has set to zero is exact at any range and says nothing about the tail.
-- ``mse``: least squared error on this distribution, by search. Never worse than any other rule.
+- ``mse``: least squared error on this distribution, by search. Never worse than any other of `RULES`.
+- ``aciq-gelu``: for the outputs of GELU, as QuantPipe's authors have it: +- W(3 x 4^(bits + 1)) x sqrt(mean x^2).
+- ``ds-aciq``, ``ds-aciq-fixed``: +- factor of Laplace x b, where b is searched for from mean |x| towards the density's peak, so that the Laplace density is
+  nearest to the histogram (QuantPipe). The step of the search is theirs, in their later and their earlier variant.
 
 The analytic ranges are cut at the least and greatest value: levels beyond them would never be used.
 """
@@ -33,8 +36,11 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 RULES: Final = ("minmax", "percentile", "aciq-laplace", "aciq-gauss", "aciq-onesided", "mse")
+#: Published rules that calibration does not choose from: they are here to be compared with.
+PUBLISHED: Final = ("aciq-gelu", "ds-aciq", "ds-aciq-fixed")
 PERCENTILE: Final = 99.9
 
+_BINS: Final = 200  # of QuantPipe's histogram
 _SHRINK: Final = (
     1.0,
     0.85,
@@ -97,7 +103,7 @@ def refuse_nonfinite(x: NDArray[Any], suspect: str) -> None:
 
 
 def clip_range(d: Distribution, rule: str, bits: int, percentile: float = PERCENTILE) -> tuple[float, float]:
-    """The range [lo, hi] of ``rule``, one of `RULES`, at ``bits`` 2..8; lo = hi only for a constant."""
+    """The range [lo, hi] of ``rule``, one of `RULES` or `PUBLISHED`, at ``bits`` 2..8; lo = hi only for a constant."""
     least, greatest = float(d.values[0]), float(d.values[-1])
     if least == greatest or rule == "minmax":
         return least, greatest
@@ -109,11 +115,39 @@ def clip_range(d: Distribution, rule: str, bits: int, percentile: float = PERCEN
     if rule == "aciq-onesided":
         above = float(np.average(d.values[1:] - least, weights=d.weights[1:]))
         return least, min(greatest, least + laplace_factor(bits + 1) * above)
+    if rule in PUBLISHED:
+        alpha = _published(d, rule, bits)
+        return (max(least, -alpha), min(greatest, alpha)) if least < alpha and greatest > -alpha else (least, greatest)
     if rule == "aciq-laplace":
         alpha = laplace_factor(bits) * d.deviation(1)
     else:
         alpha = gauss_factor(bits) * math.sqrt(d.deviation(2))
     return max(least, d.mean - alpha), min(greatest, d.mean + alpha)
+
+
+def _published(d: Distribution, rule: str, bits: int) -> float:
+    """Half the width of a range about 0."""
+    if rule == "aciq-gelu":
+        return laplace_factor(bits + 1) * math.sqrt(float(np.average(d.values**2, weights=d.weights)))
+    counts, edges = np.histogram(d.values, _BINS, weights=d.weights)
+    found = counts / counts.sum()
+    points = np.linspace(edges[0], edges[-1], _BINS)
+    first = float(np.average(np.abs(d.values), weights=d.weights))
+    peak = _laplace(points, first).max()
+    step = 0.4 * first / 100
+    if rule == "ds-aciq":
+        step = abs(1 / (2 * found.max()) - 1 / (2 * peak)) * first / (100 / (2 * peak))
+    step = -step if found.max() > peak else step
+    tried = [b for b in (first + i * step for i in range(100)) if b > 0]
+    best = min(tried, key=lambda b: float(((found - _laplace(points, b)) ** 2).mean()))
+    return laplace_factor(bits) * best
+
+
+def _laplace(points: F64, scale: float) -> F64:
+    """The density at ``points``, their sum 1."""
+    density = np.exp(-(np.abs(points) - np.abs(points).min()) / scale)  # the least magnitude goes, lest all be 0
+    normal: F64 = density / density.sum()
+    return normal
 
 
 def grid(lo: float, hi: float, bits: int) -> tuple[np.float32, np.float32]:
@@ -123,11 +157,13 @@ def grid(lo: float, hi: float, bits: int) -> tuple[np.float32, np.float32]:
         return start, np.float32(max(0.0, hi - float(start)) / ((1 << bits) - 1) if hi > lo else 0.0)
 
 
-def squared_error(values: NDArray[Any], weights: NDArray[Any] | None, lo: F32, scale: F32, bits: int) -> float:
+def squared_error(
+    values: NDArray[Any], weights: NDArray[Any] | None, lo: F32, scale: F32, bits: int, levels: F32 | None = None
+) -> float:
     """Sum of weight x (value - decoded)^2 over values [..., C], exactly as the codec computes them."""
     x = values.astype(np.float32)
     with np.errstate(over="ignore"):  # of a range too wide for float32, whose error is then infinite
-        decoded = reference.codec_dequantize(reference.codec_quantize(x, lo, scale, bits), lo, scale)
+        decoded = reference.codec_dequantize(reference.codec_quantize(x, lo, scale, bits, levels), lo, scale, levels)
     square = (x.astype(np.float64) - decoded) ** 2
     return float(square.sum() if weights is None else (square * weights).sum())
 

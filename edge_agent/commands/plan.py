@@ -15,7 +15,7 @@ import device_profiles
 from device_profiles import known
 from edge_agent import errors, negotiation
 from edge_agent.config import Settings
-from edge_agent.explain import WhatIf, explain, plain
+from edge_agent.explain import WhatIf, explain, picture_form, plain, write_picture
 from edge_agent.protocol.messages import PlanRequest
 
 
@@ -37,7 +37,7 @@ async def plan(
         raise errors.UsageError(
             "the trade-offs of a chain of boards are not drawn; leave out --plot, or the next board"
         )
-    form = _form(plot) if plot else ""
+    form = picture_form(plot.name) if plot else "svg"
     stands_in = known.load(board) if board else None
     spinner = Console(stderr=True).status("measuring this machine")
     with spinner:
@@ -55,7 +55,7 @@ async def plan(
                 asked = PlanRequest(
                     settings.model, device_profiles.to_dict(profile), link, settings.demand, [], measured
                 )
-                await asyncio.to_thread(_write, plot, await client.curves(asked, form))
+                await asyncio.to_thread(write_picture, plot, await client.curves(asked, form))
     what_if = WhatIf(board, stands_in, link, sorted(given)) if board or given else None
     if json:
         extra = {"what_if": what_if.document()} if what_if else {}
@@ -67,20 +67,6 @@ async def plan(
         console.print(explain(chosen, console.width))
         if plot:
             console.print(Text(f"\nthe trade-offs are drawn in {plot}"))
-
-
-def _form(plot: Path) -> str:
-    form = plot.suffix.lower().removeprefix(".")
-    if form not in ("png", "svg"):
-        raise errors.UsageError(f"{plot} is no picture that can be drawn: give a name that ends in .png or .svg")
-    return form
-
-
-def _write(path: Path, image: bytes) -> None:
-    try:
-        path.write_bytes(image)
-    except OSError as error:
-        raise errors.StoreError(f"{path} cannot be written ({error.strerror}): choose another place") from error
 
 
 async def models(settings: Settings, *, json: bool) -> None:

@@ -24,12 +24,16 @@ _SIZES: Final = 8  # a codec's size follows what its frames took, over about so 
 OVERLOADED_S: Final = 1.0  # the cheapest codec must fail, or do, for so long before it is said
 LASTING_S: Final = 10.0  # a change of the link must last for so long to be worth a new plan
 CHANGED_MS: Final = 5.0  # and so much: what is quicker than that is the processors' doing
+LONGER: Final = 1.25  # for a plan is made for the least time, as far as nothing else is asked
 CHANGED: Final = 2.0  # a frame takes so many times as long, or as short, as the plan thought
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is to be held: frames a second and milliseconds of a frame, where demanded; else the rate that is offered."""
+    """What is to be held: frames a second and milliseconds of a frame, where demanded.
+
+    Without either the rate that is offered is held, and a frame may take `LONGER` times as long as the plan said for the sake of accuracy.
+    """
 
     min_rate_fps: float | None = None
     max_latency_ms: float | None = None
@@ -125,9 +129,12 @@ class Adaptation:
             return LinkEstimate(self._estimator.trip_s * 1e3, max(up, 1e-3), self._planned.downlink_mbps)
 
     def _view(self, now: float, waiting: int) -> View:
-        left = math.inf
-        if self._goal.max_latency_ms is not None:
-            left = self._goal.max_latency_ms / 1e3 - self._other_s - self._estimator.trip_s
+        goal, whole_ms = self._goal, math.inf
+        if goal.max_latency_ms is not None:
+            whole_ms = goal.max_latency_ms
+        elif goal.min_rate_fps is None:
+            whole_ms = LONGER * self._plan.prediction.total_ms
+        left = whole_ms / 1e3 - self._other_s - self._estimator.trip_s
         rate, backlog = self._estimator.rate(now), self._estimator.backlog(now)
         return View(now, rate, backlog, self._period(), waiting, max(0.0, left))
 
@@ -142,7 +149,8 @@ class Adaptation:
         if view.rate is None:
             return
         least = self._steps[-1].size
-        fits = least <= min(view.period_s, view.left_s) * view.rate
+        demanded = view.left_s if self._goal.max_latency_ms is not None else math.inf
+        fits = least <= min(view.period_s, demanded) * view.rate
         if self._holds.update(fits, view.now, OVERLOADED_S):
             self.overloads += not self._holds.value
         self._changed.update(not self._holds.value or self._off(view), view.now, LASTING_S)

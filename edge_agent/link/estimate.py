@@ -1,25 +1,29 @@
 """What the link carries, from the answers to frames that were sent anyway: no probes. No I/O, no clock; times in seconds, sizes in bytes.
 
 A frame's own passage is measured: from when the link was free for it (it was sent and a round trip passed, or the frame before it arrived) to its
-answer, without what the server took. So the estimate is true even where the link is idle between frames. It is the median of the last samples, but
-no more than both of the last two say, and no more than the frame that is on its way leaves possible: a link that slows down is noticed
-before the first slow frame has arrived.
+answer, without what the server took. So the estimate is true even where the link is idle between frames. Frames that followed one another without a
+pause are taken together, for one that is answered late makes the next look quick. A processor that is busy elsewhere only ever makes a passage
+longer, so the estimate is near the upper end of what was seen, but no more than the last few frames say, and no more than the frame that is on its way leaves
+possible: a link that slows down is noticed before the first slow frame has arrived.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Final
 
 from edge_agent.link.tcp import TcpSample
 
-SAMPLES: Final = 9  # frames that the estimate is the median of
-FRESH_S: Final = 3.0  # older samples go, but for the last
+SAMPLES: Final = 16  # frames that the estimate is made of
+LAST: Final = 6  # frames that it must not exceed
+FRESH_S: Final = 3.0  # older frames go, but for the last
+SHARE: Final = 0.85  # of the frames, so many passed at the estimate or slower
 _LEAST_S: Final = 50e-6  # a passage shorter than the clocks' and the event loop's grain
-_SLACK_S: Final = 0.02  # an answer may be so late, by a busy processor, before it says anything about the link
+_SLACK_S: Final = 0.03  # an answer may be so late, by a busy processor, before it says anything about the link
 
 #: What one packet carries of a connection, what it adds (IP and TCP with timestamps), and a WebSocket's header from an agent.
 _SEGMENT, _PACKET, _MESSAGE = 1448, 52, 8
@@ -38,6 +42,14 @@ class _Passage:
     done: float = math.inf  # when the kernel is known to have had all acknowledged
 
 
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    at: float
+    size: int
+    took: float
+    run: int  # frames of one run followed one another without a pause
+
+
 class Estimator:
     """Told of each frame sent and answered. ``trip_s`` and ``rate`` (bytes a second) are what is thought before the first answer."""
 
@@ -45,8 +57,9 @@ class Estimator:
         self.trip_s = trip_s
         self._prior = rate
         self._way: dict[int, _Passage] = {}  # by number, in the order in which they were sent
-        self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)  # when, bytes a second
+        self._samples: deque[_Sample] = deque(maxlen=SAMPLES)
         self._free = -math.inf  # when the last frame was done
+        self._run = 0
         self.bytes_acked = 0
         self.busy_s = 0.0  # passages together: bytes_acked / busy_s is the mean goodput
 
@@ -61,9 +74,10 @@ class Estimator:
         if passage is None:
             return
         done = min(now - max(0.0, server_s), passage.done)
-        start = max(passage.sent + self.trip_s, self._free)
-        took = max(_LEAST_S, done - start)
-        self._samples.append((now, passage.size / took))
+        reached = passage.sent + self.trip_s
+        self._run += reached > self._free
+        took = max(_LEAST_S, done - max(reached, self._free))
+        self._samples.append(_Sample(now, passage.size, took, self._run))
         self._free = max(self._free, done)
         self.bytes_acked += passage.size
         self.busy_s += took
@@ -79,19 +93,20 @@ class Estimator:
     def tcp(self, sample: TcpSample, now: float) -> None:
         """What the kernel knows: an answer that is late although all was acknowledged is the server's doing."""
         if sample.trip_s is not None:
-            self.trip_s = min(self.trip_s, sample.trip_s)
+            self.trip_s = sample.trip_s
         if sample.idle:
             for passage in self._way.values():
                 passage.done = min(passage.done, now)
 
     def rate(self, now: float) -> float | None:
         """Bytes a second that the link carries now; None before anything is known."""
-        while len(self._samples) > 1 and self._samples[0][0] < now - FRESH_S:
+        while len(self._samples) > 1 and self._samples[0].at < now - FRESH_S:
             self._samples.popleft()
         if not self._samples:
-            return self._prior if self._prior is None else min(self._prior, self._possible(now))
-        rates = [rate for _, rate in self._samples]
-        return min(median(rates), max(rates[-2:]), self._possible(now))
+            return None if self._prior is None else min(self._prior, self._possible(now))
+        samples = list(self._samples)
+        last = max(rate for rate, _ in _runs(samples[-LAST:]))
+        return min(_quantile(_runs(samples), SHARE), last, self._possible(now))
 
     def backlog(self, now: float) -> float:
         """Bytes on their way beyond those that fill the round trip."""
@@ -106,3 +121,16 @@ class Estimator:
             return math.inf
         took = now - max(oldest.sent + self.trip_s, self._free) - _SLACK_S
         return oldest.size / took if took > 0 else math.inf
+
+
+def _runs(samples: Sequence[_Sample]) -> list[tuple[float, int]]:
+    """Of each run its rate and its number of frames."""
+    runs = [list(run) for _, run in itertools.groupby(samples, key=lambda sample: sample.run)]
+    return [(sum(one.size for one in run) / sum(one.took for one in run), len(run)) for run in runs]
+
+
+def _quantile(weighed: Sequence[tuple[float, int]], share: float) -> float:
+    """The least value at which so large a share of the weight is reached."""
+    ordered, whole = sorted(weighed), sum(weight for _, weight in weighed)
+    passed = itertools.accumulate(weight for _, weight in ordered)
+    return next(value for (value, _), sofar in zip(ordered, passed, strict=True) if sofar >= share * whole)

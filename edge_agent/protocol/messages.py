@@ -68,24 +68,52 @@ class PlanRequest(Message):
     link: LinkEstimate
     demand: Demand = msgspec.field(default_factory=Demand)
     held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments the agent already has
-    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that head and encoding really took on the device
+    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that the head really took on the device
     protocol: int = PROTOCOL_VERSION
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------
 
 
-class Codec(Message):
-    """What happens to the tensor at the cut: clip, then uniform quantization to ``bits``.
+class Basis(Message):
+    """An orthogonal change of the channel axis: component k = sum over c of (x[c] - centre[c]) * columns[c, k].
 
-    value = lo[c] + scale[c] * code, code in 0 .. 2^bits - 1; ``lo`` and ``scale`` have one entry (per tensor) or one for each channel
-    (the last axis) and are exact float32 values. ``scale`` 0 means a constant: every code is 0 and decodes to ``lo``.
+    ``columns``: int16 [channels, components], little-endian, row by row; at most as many components as channels. Squares need not sum to 1. Back:
+    x[c] = centre[c] + sum over k of component[k] / (sum of the squares of column k) * columns[c, k].
     """
 
-    rule: str  # minmax, percentile, aciq-laplace, aciq-gauss, aciq-onesided, mse
-    bits: int
+    centre: list[float]
+    columns: bytes
+
+
+class Codec(Message):
+    """What happens to the tensor at the cut: a change of its channel axis if any, clip, quantization to codes, and their packing.
+
+    value = lo[c] + scale[c] * code, code in 0 .. 2^bits - 1; ``lo`` and ``scale`` have one entry (per tensor) or one for each channel
+    (the last axis) and are exact float32 values. ``scale`` 0 means a constant: it decodes to ``lo`` whatever the code. The other fields change one
+    thing each; docs/architecture.md has the arithmetic.
+    """
+
+    rule: str  # how it was fitted: one of edge_agent.codec.FAMILIES, or jpeg-QUALITY
+    bits: int  # 2 to 8: of a code; 16 and 32: the values go as float16 and float32, and no other field is used
     lo: list[float]
     scale: list[float]
+    levels: list[
+        float
+    ] = []  # codebook of 2^bits ascending levels, at 2 and 3 bits: value = lo[c] + scale[c] * levels[code]
+    rotation: int = 0  # channels in one Hadamard block; lo and scale are those of the rotated channels. 0: none
+    basis: Basis | None = None  # instead of a rotation; lo and scale are those of the components
+    dynamic: Literal["", "tensor", "token"] = (
+        ""  # lo and scale are multiples of what each tensor, or row of its last axis, spans itself
+    )
+    span: Literal["range", "mean"] = (
+        "range"  # and that is: its least and greatest value; or its mean magnitude, offset 0
+    )
+    tables: list[
+        list[int]
+    ] = []  # entropy stage: frequencies of the codes, 4096 in sum; a channel has as many codes as its table
+    table: list[int] = []  # the table of each channel, or one for all
+    jpeg: int = 0  # codes of 8 bits are the pixels of a picture [H, W, 1 or 3], which goes as JPEG of this quality. 0: they do not
 
 
 class Preprocess(Message):

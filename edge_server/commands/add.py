@@ -18,6 +18,7 @@ from rich.table import Table
 
 from calibration import bundle as bundles
 from calibration import importer, samples
+from calibration.clipping import JPEG
 from calibration.graph import Graph
 from calibration.rounding import Rounding
 from edge_agent import errors
@@ -186,7 +187,9 @@ def _least(patterns: Patterns, index: int) -> tuple[str, ...]:
     segment = (f"{bits:.1f} bits", f"{pattern.segment_bytes / 1000:.1f}") if place.layers else ("", "")
     if (codec := patterns.codec[best]) < 0:
         return *segment, "", ""
-    return *segment, f"{place.codecs[codec].bits} bits", f"{patterns.frame_bytes[best] / 1000:.2f}"
+    made = place.codecs[codec]
+    coded = made.rule if made.rule.startswith(JPEG) else f"{made.bits} bits"
+    return *segment, coded, f"{patterns.frame_bytes[best] / 1000:.2f}"
 
 
 def _by(shape: list[int]) -> str:

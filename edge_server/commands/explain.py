@@ -13,10 +13,11 @@ from device_profiles import known
 from device_profiles.schema import DeviceProfile, is_measured
 from edge_agent import errors
 from edge_agent.explain import explain as plan_in_words
+from edge_agent.explain import picture_form, write_picture
 from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
 from edge_server import curves
 from edge_server.catalog import Catalog
-from edge_server.planning import choose_plan, make_plan
+from edge_server.planning import choose_plan, store_plan
 from edge_server.store import Store, default_folder
 
 
@@ -40,14 +41,15 @@ def explain(
     json: bool,
 ) -> None:
     """Prints the plan for ``profile`` and draws its trade-offs into ``plot``."""
-    form = curves.form_of(plot.name) if plot else None
+    form = picture_form(plot.name) if plot else None
     request = PlanRequest(model, device_profiles.to_dict(profile), link, demand)
     with Store(folder or default_folder()) as store:
         catalog = Catalog(store)
-        plan, chosen = make_plan(catalog, request), choose_plan(catalog, request)
+        chosen = choose_plan(catalog, request)
+        plan = store_plan(catalog, chosen)
     found = curves.curves(chosen.table, chosen.asked, chosen.pick)
     if plot and form:
-        _write(plot, curves.draw(found, form))
+        write_picture(plot, curves.draw(found, form))
     if json:
         print(msgspec.json.encode({"plan": plan, "curves": found}).decode())
         return
@@ -59,10 +61,3 @@ def explain(
     console.print(plan_in_words(plan, console.width))
     if plot:
         console.print(f"\nthe trade-offs are drawn in {plot}", markup=False)
-
-
-def _write(path: Path, image: bytes) -> None:
-    try:
-        path.write_bytes(image)
-    except OSError as error:
-        raise errors.StoreError(f"{path} cannot be written ({error.strerror}): choose another place") from error

@@ -49,12 +49,16 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class CutCodec:
-    """One way to send the tensor at the cut: a frame's bytes, header included, and the noise that it adds."""
+    """One way to send the tensor at the cut: a frame's bytes, header included, and the noise that it adds.
+
+    ``stages``: what is done to each value beside quantizing and packing it, of `codec.STAGES`.
+    """
 
     rule: str
     bits: int
     frame_bytes: int
     noise: float
+    stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Online: the candidate of least objective for one device, link and demand (QPART's second algorithm), over a table of patterns in memory.
 
-    total    = head + transfer + queue + tail                                       where nothing is sent, head alone
+    total    = head + coding + transfer + queue + tail                              where nothing is sent, head alone
+    coding   = values x ns of each stage of the codec beside packing, which is in the head's time
     transfer = frame bytes / uplink + round trip
-    energy   = watts computing x head + watts sending x frame bytes / uplink
+    energy   = watts computing x (head + coding) + watts sending x frame bytes / uplink
     objective = time x (total + fetch) + energy x joules + cost x tail              in seconds
     fetch    = segment bytes / downlink / expected frames, 0 for a segment the device holds
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors, limits
+from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Demand, LinkEstimate
 from edge_server.planner import words
 from edge_server.planner.demands import MODES, Power, check
@@ -31,8 +33,8 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``head_ms[p]``: this device's time for the head of the table's place p; ``tail_ms[p]``: this server's for the tail, where it knows better than
-    the table.
+    """``head_ms[p]``: this device's time for the head of the table's place p and packing; ``tail_ms[p]``: this server's for the tail, where it knows
+    better than the table. ``stage_ns``: this device's time for each of `codec.STAGES` of a codec, a value.
     """
 
     demand: Demand
@@ -42,6 +44,7 @@ class Request:
     memory_bytes: int | None = None  # free on the board; None: not known, not checked
     tail_ms: tuple[float, ...] | None = None
     queue_ms: float = 0.0  # how long a frame waits at the server now
+    stage_ns: tuple[float, ...] = (0.0,) * len(STAGES)
     held: frozenset[int] = field(
         default_factory=frozenset
     )  # indices of the table's patterns whose segments the device has
@@ -117,6 +120,7 @@ class _Costs(NamedTuple):
     """Of the first candidates of a table, one entry each."""
 
     objective: F64
+    coding_ms: F64  # of the codec's stages
     total_ms: F64
     pace_ms: F64  # of the slowest stage
     fetched: F64  # bytes of segment to fetch
@@ -135,10 +139,13 @@ def _costs(table: Table, request: Request, count: int) -> _Costs:
     fetched = table.segment_bytes[:count]
     if request.held:
         fetched = np.where(_held(table, request)[table.pattern[:count]], 0.0, fetched)
+    coding = np.array(request.stage_ns) @ table.staged[:, :count] * 1e-6
     objective = base[place] + sending * ((weights.time + weights.energy * (power.transmit_w or 0.0)) / 1000)
+    objective += coding * ((weights.time + weights.energy * (power.compute_w or 0.0)) / 1000)
     if demand.frames is not None:
         objective += fetched * (weights.time * 8e-6 / link.downlink_mbps / demand.frames)
-    return _Costs(objective, still[place] + sending, np.maximum(np.maximum(head, tail)[place], sending), fetched)
+    pace = np.maximum(np.maximum(head[place] + coding, tail[place]), sending)
+    return _Costs(objective, coding, still[place] + coding + sending, pace, fetched)
 
 
 def tail_times(table: Table, request: Request) -> Sequence[float]:
@@ -186,7 +193,7 @@ def _level(table: Table, demand: Demand) -> int:
 
 def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
     index, codec = int(table.place[i]), int(table.codec[i])
-    head, sends = request.head_ms[index], codec >= 0
+    head, sends = request.head_ms[index] + float(costs.coding_ms[i]), codec >= 0
     sending = float(table.frame_bytes[i]) * 8e-3 / request.link.uplink_mbps
     joules = ((request.power.compute_w or 0.0) * head + (request.power.transmit_w or 0.0) * sending) / 1000
     return Pick(
@@ -210,11 +217,16 @@ def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
 
 
 def _ladder(table: Table, request: Request, i: int) -> tuple[int, ...]:
-    """The front of bytes against noise of all that meets the demand with the candidate's pattern."""
+    """The front of bytes against noise of all that meets the demand with the candidate's pattern.
+
+    What beats the candidate's codec in both, and was not chosen, is too slow for this device and stays out.
+    """
     codecs, own = table.places[int(table.place[i])].codecs, int(table.codec[i])
     limit = max(_level(table, request.demand), int(table.level[i]))
     same = np.flatnonzero(table.pattern[: int(table.ends[limit])] == table.pattern[i])
     costs = {codec: (codecs[codec].noise, codecs[codec].frame_bytes) for codec in table.codec[same].tolist()}
+    noise, size = costs[own]
+    costs = {c: cost for c, cost in costs.items() if c == own or cost[0] > noise or cost[1] > size}
     front: list[int] = []
     for codec in sorted(costs, key=lambda c: (costs[c], c != own)):
         if not front or costs[codec][1] < costs[front[-1]][1]:
@@ -289,6 +301,10 @@ def _check(table: Table, request: Request) -> None:
     if request.tail_ms is not None and (len(request.tail_ms) != len(table.places) or min(request.tail_ms) < 0):
         raise errors.UsageError(
             f"tail_ms has {len(request.tail_ms)} times: give one of 0 or more for each of {len(table.places)} places"
+        )
+    if len(request.stage_ns) != len(STAGES) or not all(ns >= 0 for ns in request.stage_ns):
+        raise errors.UsageError(
+            f"stage_ns must be {len(STAGES)} times of 0 or more: one for each of {', '.join(STAGES)}"
         )
     if not request.queue_ms >= 0:
         raise errors.UsageError(f"queue_ms is {request.queue_ms}: give 0 or more")

@@ -7,6 +7,7 @@ segment at a stricter level uses it for free. Each pair that meets the loosest l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors
+from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Cut
 from edge_server.planner.allocation import Allocation, CutCodec, Layer, allocate, total_noise
 
@@ -78,6 +80,7 @@ class Table:
     noise: F64
     frame_bytes: F64
     segment_bytes: F64
+    staged: F64  # [len(codec.STAGES), candidates]: values that go through each stage of the codec
     ends: I64
 
 
@@ -152,5 +155,17 @@ def _table(
     order = np.lexsort((noise, segment_bytes, level))
     return Table(
         model, places, levels, patterns, place[order], pattern[order], codec[order], level[order], noise[order], frame_bytes[order],
-        segment_bytes[order], np.searchsorted(level[order], np.arange(len(levels)), side="right"),
+        segment_bytes[order], _staged(places, place[order], codec[order]), np.searchsorted(level[order], np.arange(len(levels)), side="right"),
     )  # fmt: skip
+
+
+def _staged(places: Sequence[Place], place: I64, codec: I64) -> F64:
+    """Values that go through each of `STAGES` with each candidate."""
+    most = max((len(one.codecs) for one in places), default=0)
+    counts = np.zeros((len(STAGES), len(places), most + 1))  # the last, -1: nothing is sent
+    for index, one in enumerate(places):
+        for number, made in enumerate(one.codecs):
+            for stage in made.stages:
+                counts[STAGES.index(stage), index, number] = math.prod(one.cut.shape)
+    found: F64 = counts[:, place, codec]
+    return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 
 from edge_agent import limits
+from edge_agent.codec import STAGES
 from edge_server.planner.allocation import Allocation, CutCodec, Layer
 from edge_server.planner.online import Pick, Request
 from edge_server.planner.patterns import Table
@@ -115,6 +117,7 @@ def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:
 def _ladder_faults(codecs: Sequence[CutCodec], fitting: Sequence[CutCodec]) -> list[str]:
     """What is wrong with a ladder: ``codecs`` are the chosen one and then its rungs, ``fitting`` all codecs of the place that meet the demand."""
     rungs = codecs[1:]
+    fitting = [one for one in fitting if not _beats(one, codecs[0])]  # what does is too slow for the device
     falls = all(a.frame_bytes > b.frame_bytes and a.noise <= b.noise for a, b in pairwise(rungs))
     beaten = any(_beats(other, rung) for rung in rungs for other in fitting)
     whole = len(rungs) == limits.MAX_LADDER or all(any(_as_good(rung, codec) for rung in rungs) for codec in fitting)
@@ -140,6 +143,9 @@ def _cost_faults(table: Table, request: Request, pick: Pick, size: int, frame: i
     away = pick.codec is not None
     tails = request.tail_ms or [place.tail_ms for place in table.places]
     head, tail = request.head_ms[pick.place], tails[pick.place] if away else 0.0
+    if pick.codec is not None:
+        chosen, values = table.places[pick.place].codecs[pick.codec], math.prod(table.places[pick.place].cut.shape)
+        head += sum(1e-6 * values * request.stage_ns[STAGES.index(stage)] for stage in chosen.stages)
     seconds = frame * 8 / (link.uplink_mbps * 1e6)
     transfer = 1e3 * seconds + link.rtt_ms if away else 0.0
     total = head + transfer + tail + (request.queue_ms if away else 0.0)

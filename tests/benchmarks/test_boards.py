@@ -19,9 +19,8 @@ def place(index: int, depth: int, kind: str, tail_ms: float) -> boards.Place:
     header = one_operator("conv", Shape(*SIZE, 64, k=3), chain=max(depth, 1)).header
     if not depth:
         header.ops.clear()
-    return boards.Place(
-        Cut(index, f"layer{index}", f"layer{index}", [1, 1, 10] if kind == "output" else SIZE, kind), header, tail_ms
-    )  # type: ignore[arg-type]
+    shape = {"input": [56, 56, 3], "inside": SIZE, "output": [1, 1, 10]}[kind]
+    return boards.Place(Cut(index, f"layer{index}", f"layer{index}", shape, kind), header, tail_ms)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -139,6 +139,17 @@ def test_the_worst_cut_is_the_summary(case: payload.Case) -> None:
     assert found["small.drop_points_high"] == 0.3
 
 
+def test_what_a_server_plans_stands_apart(case: payload.Case) -> None:
+    rows = {row["method"].removesuffix(", chosen"): row for row in payload.planned(case)}
+    assert set(rows) == {"split", "server", "device"}
+    assert sum(row["method"].endswith("chosen") for row in rows.values()) == 1
+    assert rows["device"]["frame"] == 0 < rows["server"]["frame"]
+    shape = case.calibration.preprocess.shape
+    sent = rows["server"]["segment"] + rows["server"]["frame"]
+    assert rows["server"]["payload %"] == pytest.approx(100 * sent / (4 * math.prod(shape)))
+    assert rows["device"]["payload %"] < 26 + 100 * 4000 / rows["device"]["segment"]
+
+
 def test_a_network_that_is_none_is_refused() -> None:
     with pytest.raises(errors.UsageError, match="alexnet"):
         payload.main(["--networks", "alexnet"])

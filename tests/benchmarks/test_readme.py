@@ -45,3 +45,25 @@ def test_the_tables_of_boards_say_that_they_are_predictions(tmp_path: Path) -> N
     assert "| board | 5 Mbit/s, 40 ms | 1000 Mbit/s, 1 ms |" in text
     assert "| pi5 (prediction) | cut after conv7, 12.3 ms | all on server, 3.0 ms |" in text
     assert "| this machine | 1.50 | 1.40 |" in text
+
+
+def test_payloads_of_several_runs_are_one_table_with_a_column_for_each_method() -> None:
+    def of(network: str, cut: object, method: str, percent: float) -> dict[str, object]:
+        drop = {"drop": 0.2, "low": -0.1, "high": 0.5, "samples": 100, "bits": "after c, 2.0 | 3 mse"}
+        return {"network": network, "cut %": cut, "method": method, "payload %": percent, **drop}
+
+    first = {
+        "rows": [of("mlp", 25, "exact", 6.0), of("mlp", 25, "uniform", 11.0)],
+        "summary": {"mlp.payload_percent": 6.0},
+    }
+    second = {
+        "rows": [of("cnn", 50, "exact", 8.0), of("cnn", "own", "split, chosen", 9.0), of("cnn", 50, "float32", 100.0)],
+        "summary": {"cnn.payload_percent": 8.0, "cnn.payload_percent_at_50": 8.0},
+    }
+    text = readme.payload(readme.joined([first, second]))
+    assert "| mlp | 25 | 100 | 6.00 % at 0.20 (-0.10 to 0.50) | 11.00 % at 0.20 (-0.10 to 0.50) |" in text
+    assert "| cnn | 50 | 100 | 8.00 % at 0.20 (-0.10 to 0.50) |  |" in text
+    assert "| cnn | split, chosen | 9.00 % at 0.20 (-0.10 to 0.50) | after c, 2.0 / 3 mse |" in text
+    assert "_at_50" not in text
+    assert "`cnn.payload_percent`" in text
+    assert "float32" not in text.replace("against float32", "")

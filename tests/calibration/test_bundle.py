@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 from calibration import bundle, stored, trials
 from calibration.accuracy import ACTIVATION_BITS
@@ -272,6 +273,28 @@ def test_ranges_for_each_channel(made: Bundle) -> None:
     assert made.counts(cut).shape == (channels, 256)
 
 
+def test_a_picture_may_be_sent_as_jpeg(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    files = []
+    for i in range(8):
+        noise = rng.normal(size=(4, 4, 3)).repeat(8, axis=0).repeat(8, axis=1)
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(np.clip(128 + 50 * noise, 0, 255).astype(np.uint8)).save(files[-1])
+    spec = Preprocess("image", SHAPE, 16, mean=[120.0, 125.0, 110.0], std=[60.0, 55.0, 65.0])
+    opened = make(tmp_path, small.resnet(), Samples(spec, files))
+    noises = {one.rule: one for one in opened.cut_noises[0].codecs}
+    fine, coarse = noises["jpeg-95"], noises["jpeg-50"]
+    assert fine.payload > coarse.payload
+    assert fine.noise < coarse.noise
+    assert (fine.stages, fine.bits) == (("jpeg",), 8)
+    made_by = opened.codec(0, "jpeg-95", 8)
+    sizes = [len(codec.encode(opened_samples, made_by)) for opened_samples in Samples(spec, files)]
+    assert fine.payload == pytest.approx(np.mean(sizes), rel=0.2)
+    assert all(not one.rule.startswith("jpeg") for cut in opened.offered[1:] for one in opened.cut_noises[cut].codecs)
+    with pytest.raises(errors.CodecError):
+        opened.codec(opened.offered[1], "jpeg-95", 8)
+
+
 def test_tails_take_batches(made: Bundle) -> None:
     cut = made.cuts[made.offered[1]]
     tail = made.tail(cut.index)
@@ -290,7 +313,6 @@ def test_progress_is_told(tmp_path: Path) -> None:
         "histograms",
         "noise of cuts",
         "sensitivity of layers",
-        "sensitivity of layers, even grids",
         "trials",
         "segments",
     ]

@@ -120,8 +120,8 @@ def test_a_layers_noise_is_that_of_the_whole_network_with_only_it_rounded(make: 
     model, network, samples = network_of(make)
     probe = Probe(model, network, samples, 32)
     found = network.weighted(network.graph.output)
-    for layer, one in zip(found, probe.layers(found, rounder, quiet), strict=True):
-        assert one.tensor == layer.out
+    for layer, noise in zip(found, probe.layers(found, rounder, WIDTHS, quiet), strict=True):
+        one = fit(layer.out, noise)
         for bits in (2, 5, 8):
             wanted = probe.noise({la.out: rounder(la, bits) if la is layer else exact(la) for la in found})
             assert one.at(bits) == pytest.approx(wanted, rel=1e-2, abs=1e-10)
@@ -141,20 +141,20 @@ def test_only_what_changed_is_measured_again(tmp_path: Path) -> None:
     model, network, samples = network_of(small.resnet)
     found = network.weighted(network.graph.output)
     probe = Probe(model, network, samples, 32, cache=tmp_path)
-    first = probe.layers(found, rounder, quiet)
+    first = probe.layers(found, rounder, WIDTHS, quiet)
     kept = set(tmp_path.iterdir())
     assert len(kept) == len(found)
     for path in kept:
         path.write_text("[7,6,5,4,3,2,1]")
     changed = found[2]
-    second = probe.layers(found, lambda la, b: rounder(la, 2 if la is changed else b), quiet)
-    assert [one.noise[0] == 7 for one in second] == [la is not changed for la in found]
+    second = probe.layers(found, lambda la, b: rounder(la, 2 if la is changed else b), WIDTHS, quiet)
+    assert [one[0] == 7 for one in second] == [la is not changed for la in found]
     assert len(set(tmp_path.iterdir()) - kept) == 1
-    others = Probe(model, network, samples[:5], 32, cache=tmp_path).layers(found, rounder, quiet)
-    assert all(one.noise[0] != 7 for one in others)
+    others = Probe(model, network, samples[:5], 32, cache=tmp_path).layers(found, rounder, WIDTHS, quiet)
+    assert all(one[0] != 7 for one in others)
     for path in kept:
         path.write_text("[1")  # a file that was cut short is no answer
-    assert probe.layers(found, rounder, quiet) == first
+    assert probe.layers(found, rounder, WIDTHS, quiet) == first
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)

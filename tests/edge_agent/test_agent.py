@@ -538,7 +538,8 @@ async def test_a_fixed_controller_sends_with_the_codec_that_it_is_told(settings,
 async def test_on_a_wide_link_frames_become_as_accurate_as_the_ladder_allows(settings):
     async with SmallServer() as server:
         with_ladder(server)
-        async with Agent(settings(server)) as agent, asyncio.timeout(20):
+        slowly = settings(server, demand=DemandConfig(min_rate_fps=10.0))
+        async with Agent(slowly) as agent, asyncio.timeout(20):
             while (await agent.infer(png())).bits != 8:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)  # a rate that the link can hold
             status, gauges = agent.status()["link"], agent.gauges()

@@ -64,6 +64,15 @@ def test_a_split_plan_tells_cut_bits_times_drop_and_payload():
         assert words in shown, words
 
 
+def test_a_plan_tells_between_what_codecs_the_agent_may_move():
+    one = plan()
+    assert "4 bits only" in text(one)
+    one.ladder = [Codec("mse", bits, [0.0], [0.1]) for bits in (8, 3)]
+    one.rungs = [Rung(5000, 0.1, 0.1, 0.2), Rung(2000, 0.2, 0.3, 0.4)]
+    one.codec = 1
+    assert "8 3 bits, 5.0 kB to 2.0 kB a frame, 0.10 to 0.30 points" in text(one)
+
+
 @pytest.mark.parametrize(
     ("mode", "words"),
     [("server", "wholly on the server; the input is sent"), ("device", "wholly on this device; nothing is sent")],

@@ -73,6 +73,10 @@ def serve() -> None:
                 )
                 codec.encode(tensor, at_cut)
                 codec.decode(data, at_cut, out.shape)
+    tensor = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
+    for family in codec.FAMILIES:
+        fitted = codec.fit_samples(tensor[None], family, 2)
+        codec.decode(codec.encode(tensor, fitted), fitted, tensor.shape)
 
 
 def files(cache: Path) -> dict[str, int]:

@@ -65,10 +65,9 @@ def test_the_segments_of_a_chain_compute_what_one_head_does(store: Store, profil
     first, second = shared_by_two(store, profile, exact=True)
     heads = [executor.load(store.segment_path(p.segment.sha256).read_bytes()) for p in (first, second)]  # type: ignore[union-attr]
     bundle = Catalog(store).bundle("tiny")
-    [(_, all_bits)] = [
-        key for key in store.known_segments(bundle.sha256, first.cut.index) if key[0] == second.cut.index
-    ]
-    [(_, some_bits)] = [key for key in store.known_segments(bundle.sha256) if key[0] == first.cut.index]
+    hashes = [first.segment.sha256, second.segment.sha256]
+    (start, cut, some_bits), (then, end, all_bits) = map(store.segments_named(bundle.sha256, hashes).get, hashes)  # type: ignore[misc]
+    assert (start, cut, then, end) == (0, first.cut.index, first.cut.index, second.cut.index)
     names = bundle.weight_layers(second.cut.index)
     whole = executor.load(bundle.segment(second.cut.index, dict(zip(names, some_bits + all_bits, strict=True))))
     x = quantize_tensor(np.random.default_rng(0).normal(size=(16, 16, 3)).astype(np.float32), whole.input)
@@ -116,7 +115,7 @@ def test_a_held_segment_is_not_fetched(store: Store, profile: dict[str, Any]) ->
 def test_the_ladder_of_each_link_meets_the_demand_together(store: Store, profile: dict[str, Any]) -> None:
     three = board(profile, "a"), board(profile, "b"), board(profile, "c", next=None, server=NEAR)
     found = plans(store, request(*three, objective="rate"))
-    levels = Catalog(store).table(Catalog(store).bundle("tiny")).levels
+    levels = Catalog(store).table(Catalog(store).bundle("tiny"))[0].levels
     assert sum(bool(plan.ladder) for plan in found) >= 2
     for plan in found:
         bits = [one.bits for one in plan.ladder]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edge_agent import errors
+from edge_agent.explain import PictureForm, picture_form
 from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
 from edge_server import curves
 from edge_server.catalog import Catalog
@@ -76,16 +77,16 @@ def test_where_nothing_meets_the_demand_there_is_no_plan(chosen: Chosen) -> None
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])
-def test_pictures(chosen: Chosen, form: curves.Format) -> None:
+def test_pictures(chosen: Chosen, form: PictureForm) -> None:
     found = curves.curves(chosen.table, chosen.asked, chosen.pick)
     image = curves.draw(found, form)
     assert image[:8] == b"\x89PNG\r\n\x1a\n" if form == "png" else b"<svg" in image[:1000]
-    assert curves.form_of(f"a.{form.upper()}") == form
+    assert picture_form(f"a.{form.upper()}") == form
 
 
 def test_another_format_is_refused() -> None:
     with pytest.raises(errors.UsageError, match=r"ends in \.png or \.svg"):
-        curves.form_of("curves.pdf")
+        picture_form("curves.pdf")
 
 
 def test_explained_for_a_known_board(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,14 +69,14 @@ def test_the_ladder_is_codecs_of_the_cut(store: Store, profile: dict[str, Any]) 
     assert len(plan.ladder) == len(plan.rungs) > 1
     assert plan.ladder[0].bits == 8
     for codec_, rung in zip(plan.ladder, plan.rungs, strict=True):
-        assert rung.payload_bytes == 40 + codec.payload_bytes(8 * 8 * 8, codec_.bits)
+        assert rung.payload_bytes == 40 + codec.packed_bytes(8 * 8 * 8, codec_.bits)
     assert [rung.noise for rung in plan.rungs] == sorted(rung.noise for rung in plan.rungs)
     assert all(rung.drop_points <= rung.drop_high <= 100.0 for rung in plan.rungs)
     assert plan.rungs[plan.codec].noise == pytest.approx(plan.prediction.noise)
     for rung in plan.ladder:
         codec.validate(rung)
     chosen = plan.ladder[plan.codec]
-    assert plan.prediction.payload_bytes == 40 + codec.payload_bytes(8 * 8 * 8, chosen.bits)
+    assert plan.prediction.payload_bytes == 40 + codec.packed_bytes(8 * 8 * 8, chosen.bits)
 
 
 def test_a_plan_survives_the_wire_and_the_store(store: Store, profile: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def test_a_segment_is_built_once(store: Store, profile: dict[str, Any]) -> None:
 def test_segment_sizes_are_foreseen(store: Store) -> None:
     catalog = Catalog(store)
     bundle = catalog.bundle("tiny")
-    table = catalog.table(bundle)
+    table, _ = catalog.table(bundle)
     for pattern in table.patterns[:: len(table.patterns) // 9]:
         cut = table.places[pattern.place].cut.index
         size = len(bundle.segment(cut, dict(zip(bundle.weight_layers(cut), pattern.bits, strict=True))))

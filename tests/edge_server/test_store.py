@@ -130,10 +130,13 @@ def test_a_segment_lies_under_its_hash(store: Store) -> None:
     path = store.segment_path(ref.sha256)
     assert path is not None
     assert path.read_bytes() == b"weights"
-    assert store.known_segments("bundle") == {(3, (8, 3)): ref}
-    assert store.known_segments("other") == {}
+    assert store.segment("bundle", 3, (8, 3)) == ref
+    assert store.segment("bundle", 3, (8, 4)) is None
+    assert store.segment("other", 3, (8, 3)) is None
+    assert store.segments_named("bundle", ["00" * 32, ref.sha256, "'"]) == {ref.sha256: (0, 3, (8, 3))}
+    assert store.segments_named("other", [ref.sha256]) == {}
     path.unlink()
-    assert store.known_segments("bundle") == {}
+    assert store.segment("bundle", 3, (8, 3)) is None
 
 
 @pytest.mark.parametrize("sha", ["", "..", "a" * 63, "A" * 64, "../" + "a" * 61, "a" * 64 + "\n"])
@@ -216,11 +219,11 @@ def test_segments_of_the_format_before_are_dropped(tmp_path: Path) -> None:
         store._open().execute("PRAGMA user_version = 2")
     with Store(tmp_path) as store:
         assert store.segment_path(old.sha256) is None
-        assert store.known_segments("net") == {}
+        assert store.segment("net", 0, (8,)) is None
         assert store.accepts(token)
         new = store.put_segment(b"new format", "net", 0, (8,))
     with Store(tmp_path) as store:
-        assert store.known_segments("net") == {(0, (8,)): new}
+        assert store.segment("net", 0, (8,)) == new
 
 
 def test_an_unknown_bundle_is_named_beside_the_known(store: Store) -> None:

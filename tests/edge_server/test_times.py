@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from calibration.bundle import Bundle
 from device_profiles import from_dict
-from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
+from device_profiles.predict import Heads
+from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, PlanRequest
 from edge_server import times
 from edge_server.catalog import Catalog
 from edge_server.planning import make_plan
@@ -54,12 +56,19 @@ def test_a_wait_counts_while_it_is_fresh(monkeypatch: pytest.MonkeyPatch) -> Non
     assert known.queue_ms() == 0.0
 
 
+def heads_of(store: Store) -> tuple[Bundle, list[Cut], Heads]:
+    catalog = Catalog(store)
+    bundle = catalog.bundle("tiny")
+    table, heads = catalog.table(bundle)
+    return bundle, [place.cut for place in table.places], heads
+
+
 def test_what_is_sent_must_be_coded_too(store: Store, profile: dict[str, Any]) -> None:
-    bundle = Catalog(store).bundle("tiny")
+    bundle, cuts, heads = heads_of(store)
     profile["overhead"]["value_ns"] = 0.0
-    plain = times.head_times(bundle, bundle.offered, from_dict(profile), {}, {})
+    plain = times.head_times(cuts, heads, from_dict(profile), {}, {})
     profile["overhead"]["value_ns"] = 1000.0
-    found = times.head_times(bundle, bundle.offered, from_dict(profile), {}, {})
+    found = times.head_times(cuts, heads, from_dict(profile), {}, {})
     sizes = [math.prod(bundle.cuts[cut].shape) for cut in bundle.offered]
     assert [after - before for after, before in zip(found, plain, strict=True)] == pytest.approx(
         [size / 1000 for size in sizes[:-1]] + [0.0]
@@ -67,9 +76,8 @@ def test_what_is_sent_must_be_coded_too(store: Store, profile: dict[str, Any]) -
 
 
 def test_what_sending_the_input_took_says_nothing_of_heads(store: Store, profile: dict[str, Any]) -> None:
-    catalog = Catalog(store)
-    bundle = catalog.bundle("tiny")
+    bundle, cuts, heads = heads_of(store)
     known = {"aa": bundle.offered[0]}
-    plain = times.head_times(bundle, bundle.offered, from_dict(profile), {}, known)
-    found = times.head_times(bundle, bundle.offered, from_dict(profile), {"aa": 77.0}, known)
+    plain = times.head_times(cuts, heads, from_dict(profile), {}, known)
+    found = times.head_times(cuts, heads, from_dict(profile), {"aa": 77.0}, known)
     assert found == (77.0, *plain[1:])

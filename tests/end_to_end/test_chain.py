@@ -91,9 +91,9 @@ async def test_answers_are_those_of_the_integer_network_in_one_piece(boards: Boa
         last = boards.store.plan(plan.stage.downstream)
         bits = {}
         for one, start in ((plan, 0), (last, plan.cut.index)):
-            known = boards.store.known_segments(one.bundle, start)
-            [key] = [key for key, ref in known.items() if ref == one.segment and key[0] == one.cut.index]
-            bits |= dict(zip(Catalog(boards.store).bundle("tiny").weight_layers(key[0], start), key[1], strict=True))
+            begun, cut, widths = boards.store.segments_named(one.bundle, [one.segment.sha256])[one.segment.sha256]
+            assert (begun, cut) == (start, one.cut.index)
+            bits |= dict(zip(Catalog(boards.store).bundle("tiny").weight_layers(cut, start), widths, strict=True))
         catalog = Catalog(boards.store)
         bundle = catalog.bundle("tiny")
         whole = executor.load(bundle.segment(last.cut.index, bits))

@@ -32,6 +32,7 @@ Array = NDArray[Any]
 FILE = Path(__file__).with_name("golden.json")
 SIZES = (1, 2, 3, 5, 7, 8, 15, 31, 63, 127, 257)  # eleven, a prime: see `walk`
 BITS = range(2, 9)
+NONE = np.zeros(0, np.float32)
 WINDOWS = [
     # kernel, stride, pad, dilation
     ((3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
@@ -284,12 +285,12 @@ def _codec(x: Array, codes: Array, lo: Array, scale: Array, bits: int) -> list[A
     size = -(-x.size * bits // 8)
     payload, other, packed = (_framed(np.zeros(size, np.uint8)) for _ in range(3))
     cut, values = _framed(np.zeros(x.size, np.uint8)), _framed(np.zeros(x.size, np.float32))
-    codec.encode(x.reshape(-1), lo, ref.codec_inverse(scale), bits, payload[8:-8])
+    codec.encode(x.reshape(-1), lo, ref.codec_inverse(scale), NONE, 0, bits, payload[8:-8])
     tables = ref.codec_tables(0.037, 77, lo, scale, bits)
     codec.encode_codes(codes.reshape(-1), tables.reshape(-1), bits, other[8:-8])
     codec.unpack(payload[8:-8].copy(), bits, cut[8:-8])
     codec.pack(cut[8:-8], bits, packed[8:-8])
-    codec.decode(payload[8:-8], lo, scale, bits, values[8:-8])
+    codec.decode(payload[8:-8], lo, scale, NONE, 0, bits, values[8:-8])
     return [payload, other, packed, cut, values]
 
 

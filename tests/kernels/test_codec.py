@@ -11,12 +11,13 @@ from kernels import reference as ref
 BLOCK = codec.BLOCK
 LENGTHS = (0, 1, 2, 3, 5, 7, 8, 9, 15, 31, 63, 127, 257, 1023, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 13)
 SENTINEL = 0xA5
+NONE = np.zeros(0, np.float32)
 
 
 def encode(x, lo, scale, bits):
     """Payload and finite flag, with a look at the bytes around the output."""
     room = np.full((x.size * bits + 7) // 8 + 16, SENTINEL, np.uint8)
-    finite = codec.encode(x, lo, ref.codec_inverse(scale), bits, room[8:-8])
+    finite = codec.encode(x, lo, ref.codec_inverse(scale), NONE, 0, bits, room[8:-8])
     assert (room[:8] == SENTINEL).all()
     assert (room[-8:] == SENTINEL).all()
     return room[8:-8].copy(), finite
@@ -24,7 +25,7 @@ def encode(x, lo, scale, bits):
 
 def decode(data, lo, scale, bits, count):
     room = np.full(count + 8, np.pi, np.float32)
-    codec.decode(data, lo, scale, bits, room[4:-4])
+    codec.decode(data, lo, scale, NONE, 0, bits, room[4:-4])
     assert (room[:4] == np.float32(np.pi)).all()
     assert (room[-4:] == np.float32(np.pi)).all()
     return room[4:-4].copy()

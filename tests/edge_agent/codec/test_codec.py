@@ -27,7 +27,7 @@ def test_a_value_inside_the_range_comes_back_within_half_a_step_and_one_outside_
     fitted = (codec.fit_channels if by_channel else codec.fit)(x, rule, bits)
     payload = codec.encode(x, fitted)
     y = codec.decode(payload, fitted, x.shape)
-    assert len(payload) == codec.payload_bytes(x.size, bits)
+    assert len(payload) == codec.packed_bytes(x.size, bits)
     assert y.shape == x.shape
     lo, scale = np.array(fitted.lo), np.array(fitted.scale)
     nearest = np.clip(x.astype(np.float64), lo, lo + scale * (2**bits - 1))
@@ -61,7 +61,7 @@ def test_a_constant_comes_back_exactly(rule, value):
     for fitted in (codec.fit(x, rule, 3), codec.fit_channels(x, rule, 3)):
         assert set(fitted.scale) == {0.0}
         payload = codec.encode(x, fitted)
-        assert payload == bytes(codec.payload_bytes(15, 3))
+        assert payload == bytes(codec.packed_bytes(15, 3))
         assert codec.decode(payload, fitted, x.shape).tobytes() == x.tobytes()
 
 
@@ -244,5 +244,50 @@ def test_squared_error_is_that_of_the_decoded_tensor():
 @pytest.mark.parametrize(
     ("count", "bits", "size"), [(0, 5, 0), (1, 2, 1), (3, 3, 2), (8, 7, 7), (151_296, 4, 75_648), (9, 7, 8)]
 )
-def test_payload_bytes_are_tight(count, bits, size):
-    assert codec.payload_bytes(count, bits) == size
+def test_packed_bytes_are_tight(count, bits, size):
+    assert codec.packed_bytes(count, bits) == size
+
+
+def picture(h: int = 24, w: int = 32) -> np.ndarray:
+    y, x = np.mgrid[:h, :w]
+    return np.stack([128 + 90 * np.sin((y + k * x) / 7) for k in range(1, 4)], axis=-1).round().astype(np.uint8)
+
+
+def test_a_picture_goes_as_jpeg_and_comes_back_as_values():
+    mean, std = [120.0, 118.0, 104.0], [58.0, 57.0, 59.0]
+    made = codec.pixels(mean, std, 90)
+    assert codec.stages(made) == ("jpeg",)
+    x = ((picture() - np.float32(mean)) / np.float32(std)).astype(np.float32)
+    payload = codec.encode(x, made)
+    assert payload[:2] == b"\xff\xd8"
+    assert len(payload) < x.size / 2
+    back = codec.decode(payload, made, x.shape)
+    assert np.abs(back - x).mean() * 58 < 6
+    received = messages.decode(messages.encode(made), Codec)
+    np.testing.assert_array_equal(codec.decode(payload, received, x.shape), back)
+
+
+def test_codes_of_pixels_make_the_same_jpeg():
+    codes = picture()
+    made = codec.pixels([127.0] * 3, [128.0] * 3, 80)
+    x = ((codes.astype(np.float32) - np.float32(127)) / np.float32(128)).astype(np.float32)
+    assert codec.encode_codes(codes, 1 / 128, 127, made) == codec.encode(x, made)
+
+
+@pytest.mark.parametrize(("bits", "jpeg"), [(4, 80), (8, 101), (8, -1)])
+def test_a_jpeg_of_other_bits_or_qualities_is_refused(bits, jpeg):
+    with pytest.raises(errors.CodecError, match="JPEG of quality"):
+        codec.validate(Codec("jpeg", bits, [0.0], [1.0], jpeg=jpeg))
+
+
+def test_a_frame_that_is_no_jpeg_of_the_plans_size_is_refused():
+    made = codec.pixels([0.0] * 3, [1.0] * 3, 80)
+    payload = codec.encode(picture().astype(np.float32), made)
+    for data, shape in (
+        (payload, (32, 24, 3)),
+        (b"", (24, 32, 3)),
+        (payload[:50], (24, 32, 3)),
+        (bytes(2304), (24, 32, 3)),
+    ):
+        with pytest.raises(errors.CodecError):
+            codec.decode(data, made, shape)

@@ -119,13 +119,33 @@ def test_a_demanded_latency_is_held_with_fewer_bits():
 
 
 def test_the_rate_offered_is_what_counts_without_a_demand():
-    seldom, often = (Adaptation(ladder(8000), LINK, Goal()) for _ in range(2))
+    plan = ladder(8000)
+    plan.prediction.total_ms = 200.0
+    seldom, often = (Adaptation(plan, LINK, Goal()) for _ in range(2))
     drive(seldom, 2e5, 5.0, fps=5.0)
     drive(often, 2e5, 5.0, fps=60.0)
     assert seldom.bits == 8
     assert often.bits < 8
 
 
+def test_without_a_demand_accuracy_may_cost_a_quarter_of_the_plans_time():
+    plan = ladder(8000)  # 16 ms, of which 12 for 2 bits over 10 ms of round trip and 8 Mbit/s
+    adaptation = Adaptation(plan, LINK, Goal())
+    drive(adaptation, 1e6, 5.0, fps=5.0)
+    assert adaptation.bits == 4
+    assert adaptation.holds
+    drive(adaptation, 1e5, 5.0, start=6.0, fps=5.0)
+    assert (adaptation.bits, adaptation.holds) == (2, True)
+
+
 def test_it_begins_where_it_is_told():
     assert Adaptation(ladder(8000), LINK, Goal(), "fixed", bits=7).bits == 6
     assert Adaptation(ladder(8000), LINK, Goal(), "fixed").bits == 2
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_processors_that_are_busy_elsewhere_cost_little_accuracy_and_no_rate(name):
+    run = simulate(ladder(4704), name, "adaptive", fps=100.0, stalled=0.3)
+    assert run.held_percent() >= 95.0
+    mine, theirs = lost_points(run)
+    assert mine - theirs <= 0.25

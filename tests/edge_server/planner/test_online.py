@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent import errors
+from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Weights
 from edge_server.planner import (
     CutCodec,
@@ -48,6 +49,8 @@ def network(layers: int = 4, seed: int = 0, levels: tuple[Level, ...] = LEVELS) 
         codecs = [
             CutCodec("mse", b, 40 + elements * b // 8, float(0.3 * 4.0**-b * rng.uniform(0.5, 2))) for b in (8, 6, 4, 2)
         ]
+        if i == 0:
+            codecs.append(CutCodec("jpeg-80", 8, 40 + elements * 3 // 8, 0.003, ("jpeg",)))
         places.append(
             Place(
                 cut=Cut(i, f"layer{i}" if i else "input", f"t{i}", [elements], kind),
@@ -79,7 +82,7 @@ def by_hand(table: Table, asked: Request) -> float:
     wanted, link, best = asked.demand, asked.link, math.inf
     budget = max((level.noise for level in table.levels if level.drop_points <= wanted.max_drop_points), default=-1.0)
     for index, pattern in enumerate(table.patterns):
-        place, head = table.places[pattern.place], asked.head_ms[pattern.place]
+        place = table.places[pattern.place]
         away = place.cut.kind != "output"
         if asked.memory_bytes is not None and place.memory_bytes > asked.memory_bytes:
             continue
@@ -94,6 +97,9 @@ def by_hand(table: Table, asked: Request) -> float:
                 continue
             sending = codec.frame_bytes * 8 / link.uplink_mbps / 1000
             tail = place.tail_ms if away else 0.0
+            head = asked.head_ms[pattern.place] + 1e-6 * place.cut.shape[0] * sum(
+                asked.stage_ns[STAGES.index(s)] for s in codec.stages
+            )
             total = head + sending + (link.rtt_ms + asked.queue_ms + tail if away else 0.0)
             if wanted.max_latency_ms is not None and total > wanted.max_latency_ms:
                 continue
@@ -130,6 +136,7 @@ requests = st.builds(
     power=st.just(Power(3.0, 1.5)),
     memory_bytes=st.none() | st.integers(500, 6000),
     queue_ms=st.floats(0, 50),
+    stage_ns=st.tuples(*[st.floats(0, 2000)] * len(STAGES)),
     held=st.frozensets(st.integers(0, len(TABLE.patterns) - 1), max_size=3),
 )
 
@@ -215,6 +222,21 @@ def test_on_the_device_nothing_is_sent() -> None:
     assert (pick.transfer_ms, pick.queue_ms, pick.server_ms, pick.total_ms) == (0.0, 0.0, 0.0, 60.0)
 
 
+def test_a_stage_that_takes_long_is_left_out() -> None:
+    link = LinkEstimate(1.0, 20.0, 20.0)
+    quick, slow = (
+        choose(
+            TABLE,
+            request(link=link, demand=demand(mode="server", max_drop_points=0.25), stage_ns=(0.0, 0.0, 0.0, 0.0, ns)),
+        )
+        for ns in (1.0, 1e4)
+    )
+    rules = [TABLE.places[0].codecs[pick.codec or 0].rule for pick in (quick, slow)]
+    assert rules == ["jpeg-80", "mse"]
+    assert quick.device_ms == pytest.approx(0.02)
+    assert quick.total_ms == pytest.approx(quick.device_ms + quick.transfer_ms + quick.server_ms)
+
+
 def test_a_busy_server_drives_work_to_the_device() -> None:
     assert choose(TABLE, request()).place < 4
     assert choose(TABLE, request(queue_ms=1000.0)).place == 4
@@ -242,7 +264,8 @@ def test_the_ladder_holds_every_width_that_the_pattern_leaves_room_for() -> None
     pick = choose(TABLE, request(demand=demand(max_drop_points=5.0)))
     place, pattern = TABLE.places[pick.place], TABLE.patterns[pick.pattern]
     room = LEVELS[-1].noise - pattern.noise
-    assert [place.codecs[i].bits for i in pick.ladder] == [c.bits for c in place.codecs if c.noise <= room]
+    fitting = sorted((c for c in place.codecs if c.noise <= room), key=lambda c: c.noise)
+    assert [place.codecs[i] for i in pick.ladder] == fitting
 
 
 def test_rivals_are_the_best_of_each_other_cut_with_what_they_break() -> None:

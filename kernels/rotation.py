@@ -1,0 +1,73 @@
+"""Blocks of values through a Hadamard matrix, as LLVM IR that keeps a block in the registers. Twin: `reference.codec_rotate`.
+
+The steps over distances 1, 2, 4, ... up to two vectors each take neighbours apart (even places, odd places) and put sums before differences: after
+as many steps as the pair of vectors has binary places, all stand where they belong. Greater distances are whole vectors apart.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from kernels import emit
+from kernels.emit import FLOAT, I64, PTR, TARGET
+
+#: Blocks that the agent and the server know.
+SIZES: Final = (8, 16, 32, 64, 128)
+#: The least that is done here on this instruction set; smaller ones take plain loops.
+LEAST: Final = 2 * TARGET.lanes
+
+_ARGS: Final = [PTR, FLOAT, PTR, I64]
+
+
+def _body(size: int) -> emit.Body:
+    """IR: x, factor, out, blocks."""
+
+    def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
+        x, factor, out, blocks = args
+        lanes, count = TARGET.lanes, size // TARGET.lanes
+        by = emit.splat(b, factor, lanes)
+        with emit.loop(b, blocks, unroll=False) as (index, _, _):
+            start = b.mul(index, I64(4 * size))
+            rows = [emit.load(b, emit.vector(FLOAT, lanes), x, b.add(start, I64(4 * lanes * r))) for r in range(count)]
+            for r in range(0, count, 2):
+                rows[r : r + 2] = _pair(b, rows[r], rows[r + 1])
+            distance = 2
+            while distance < count:
+                for r in range(count):
+                    if not r & distance:
+                        one, other = rows[r], rows[r + distance]
+                        rows[r], rows[r + distance] = b.fadd(one, other), b.fsub(one, other)
+                distance *= 2
+            for r, row in enumerate(rows):
+                emit.store(b, b.fmul(row, by), out, b.add(start, I64(4 * lanes * r)))
+
+    return body
+
+
+def _pair(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> list[ir.Value]:
+    """All steps within two vectors."""
+    lanes = TARGET.lanes
+    for _ in range(lanes.bit_length()):
+        even = emit.shuffle(b, first, second, range(0, 2 * lanes, 2))
+        odd = emit.shuffle(b, first, second, range(1, 2 * lanes, 2))
+        first, second = b.fadd(even, odd), b.fsub(even, odd)
+    return [first, second]
+
+
+@intrinsic
+def rotate_blocks(typingctx, x, x_at, size, factor, out, out_at, blocks):
+    """``blocks`` of ``size`` values of x[x_at:], times ``factor``, to out[out_at:], which may be the same place. ``size`` >= `LEAST`, one of `SIZES`."""
+    places = types.int64
+    signature = types.void(x, places, places, types.float32, out, places, places)
+
+    def codegen(context, b, sig, a):
+        source, target = (emit.array_pointer(context, b, sig.args[i], a[i], a[i + 1]) for i in (0, 4))
+        bodies = {n: (f"splitedge_rotate_{n}", _ARGS, _body(n)) for n in SIZES if n >= LEAST}
+        emit.choose(b, a[2], bodies, [source, a[3], target, a[6]])
+        return context.get_dummy_value()
+
+    return signature, codegen
