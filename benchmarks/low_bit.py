@@ -178,7 +178,7 @@ def _minilm(options: argparse.Namespace, counts: tuple[int, int, int]) -> Case:
     read = news.load(options.minilm, options.news)
     graph = Graph.of(read.model)
     embedding = next(t for t in graph.producer[graph.output].inputs if t in graph.producer)
-    place = options.minilm or minilm.folder()
+    place: Path = options.minilm or minilm.folder()
     vocabulary, classes = (
         minilm.read_vocabulary(place),
         sorted(p.name for p in (options.news or news.folder()).iterdir() if p.is_dir()),
