@@ -291,8 +291,8 @@ BESIDE = "beside"
 class ChainDevice(Message):
     """A board of a chain, as it describes itself. ``next``: its link to the board after it, None for the last; ``server``: to the server.
 
-    ``device`` is the name that the board gave itself once: a plan says by it for whom it is. ``held`` and ``measured`` as in `PlanRequest`; a later
-    stage's times hold decoding too, and `BESIDE` comes on top, for it bounds a board's rate as its segment does.
+    ``device`` is the name that the board gave itself once: a plan says by it for whom it is. ``held`` and ``measured`` as in `PlanRequest`; what is
+    there by the name `BESIDE` comes on top, for it bounds a board's rate as its segment does.
     """
 
     device: str
