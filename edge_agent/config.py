@@ -75,7 +75,7 @@ class LinkConfig(msgspec.Struct, forbid_unknown_fields=True):
 class ChainConfig(msgspec.Struct, forbid_unknown_fields=True):
     """``[chain]``: the board after this one, if a model is shared among several, and, on the first of them, what the chain is planned for.
 
-    ``next`` is its address as a stage, ``token`` or ``token_file`` what it asks for. ``exact``: send 8-bit codes as they are.
+    ``next`` is its address as a stage, ``token`` or ``token_file`` what it asks for. ``exact``: send tensors as they are.
     ``spread``: give every board a part.
     """
 

@@ -306,7 +306,7 @@ class ChainDevice(Message):
 class ChainRequest(Message):
     """Share ``model`` among ``devices``, in this order, and the server. The answer is the plan of the first of them.
 
-    ``exact``: only codecs that send 8-bit codes as they are, so that the stages together compute the bits of one head. ``spread``: every board and the
+    ``exact``: only codecs that send tensors as they are, so that the stages together compute the bits of one head. ``spread``: every board and the
     server must have a part, be it better or not.
     """
 
