@@ -7,7 +7,7 @@ has a core of which most is taken away (`benchmarks.slower`), the second shares 
 wait for each other, what bounds the rate is never there: in one setting the first board does, in the other the link behind it. Both boards use kernels
 of the basic instruction set, and keep the codecs that the plan chose. Needs root and two cores.
 
-bits_equal: with codecs that send 8-bit codes as they are, the outputs behind the last integer stage are, bit for bit, those of the same integer network
+bits_equal: with codecs that send tensors as they are, the outputs behind the last integer stage are, bit for bit, those of the same integer network
 in one process. throughput_prediction_error_percent: the rate of frames against the plan's, made after some frames have told the boards what their
 segments take and what a frame takes beside them (pictures prepared, the programs' own work). The prediction counts these, the links' bytes and round
 trips, and the tail. frames_unaccounted: frames of a stream, in the midst of which the second board is killed (SIGKILL) and started again, that did not

@@ -178,13 +178,12 @@ class Bundle:
         made: bytes = tail_model(self._model, tensor, self._network.graph.shapes[tensor][1:]).SerializeToString()
         return made
 
-    def exact_codec(self, cut: int) -> Codec | None:
-        """The codec that sends the 8-bit codes of ``cut`` as they are, so that the next stage computes on with the same bits; None where the tensor
-        holds floats."""
+    def exact_codec(self, cut: int) -> Codec:
+        """The codec that sends the tensor at ``cut`` as it is, its 8-bit codes or its floats, so that the next stage computes on with the same bits."""
         header = self.header(cut)
         tensor = header.tensors[header.output]
         if tensor.dtype != "u8":
-            return None
+            return Codec("exact", 32, [0.0], [1.0])
         low = -np.float32(tensor.scale) * np.float32(tensor.zero_point)
         return Codec("exact", 8, [float(low)], [tensor.scale])
 

@@ -341,10 +341,11 @@ class Agent:
 
     async def _replace(self, old: _Active) -> None:
         adaptation = old.adaptation
-        stage = old.engine.plan.stage
-        to_server = stage is None or not stage.downstream
-        changed = adaptation is not None and adaptation.changed and to_server
-        known = adaptation.estimate(time.monotonic()) if adaptation is not None and changed else None
+        known = None
+        if (
+            adaptation is not None and adaptation.changed and not self.settings.chain.next
+        ):  # a chain measures all its links
+            known = adaptation.estimate(time.monotonic())
         self._use(await self._prepare(known))
         self._begin_retiring(old)
 

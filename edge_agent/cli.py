@@ -192,10 +192,10 @@ def run(
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None,
     host: Annotated[str | None, typer.Option("--host", help="Address of the local API [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port of the local API [8471].")] = None,
+    controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None,
     next: Next = None,
     stage_host: Annotated[str | None, typer.Option("--stage-host", help="Address for boards before this one [127.0.0.1].")] = None,
     stage_port: Annotated[int | None, typer.Option("--stage-port", help="Serve as a later stage of a chain on this port.")] = None,
-    controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None,
 ) -> None:  # fmt: skip
     """Run the agent with its local HTTP API until it is told to stop; with --stage-port as a later stage of a chain of boards."""
     settings = _settings(locals())

@@ -58,10 +58,24 @@ class ApiConfig(msgspec.Struct, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65535, description="a whole number from 0 (any free port) to 65535")] = 8471
 
 
+class LinkConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """``[link]``: what moves along the codecs that a plan allows, where it begins (0: where the plan does), when frames age, and whether a lasting change
+    of the link leads to a new plan.
+    """
+
+    controller: Annotated[
+        Literal["adaptive", "quantpipe", "pipeedge", "fixed"],
+        Meta(description='"adaptive", "quantpipe", "pipeedge" or "fixed"'),
+    ] = "adaptive"
+    bits: Annotated[int, Meta(ge=0, le=32, description="a whole number from 0 (as the plan says) to 32")] = 0
+    max_age_ms: Annotated[float, Meta(gt=0, le=1e6, description="a number of milliseconds above 0")] | None = None
+    replan: Annotated[bool, Meta(description="true or false")] = True
+
+
 class ChainConfig(msgspec.Struct, forbid_unknown_fields=True):
     """``[chain]``: the board after this one, if a model is shared among several, and, on the first of them, what the chain is planned for.
 
-    ``next`` is its address as a stage, ``token`` or ``token_file`` what it asks for. ``exact``: send 8-bit codes as they are.
+    ``next`` is its address as a stage, ``token`` or ``token_file`` what it asks for. ``exact``: send tensors as they are.
     ``spread``: give every board a part.
     """
 
@@ -85,20 +99,6 @@ class StageConfig(msgspec.Struct, forbid_unknown_fields=True):
     token_file: _Path = ""
     cert: _Path = ""
     key: _Path = ""
-
-
-class LinkConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """``[link]``: what moves along the codecs that a plan allows, where it begins (0: where the plan does), when frames age, and whether a lasting change
-    of the link leads to a new plan.
-    """
-
-    controller: Annotated[
-        Literal["adaptive", "quantpipe", "pipeedge", "fixed"],
-        Meta(description='"adaptive", "quantpipe", "pipeedge" or "fixed"'),
-    ] = "adaptive"
-    bits: Annotated[int, Meta(ge=0, le=32, description="a whole number from 0 (as the plan says) to 32")] = 0
-    max_age_ms: Annotated[float, Meta(gt=0, le=1e6, description="a number of milliseconds above 0")] | None = None
-    replan: Annotated[bool, Meta(description="true or false")] = True
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):

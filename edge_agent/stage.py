@@ -305,8 +305,8 @@ class Stage:
         plan = running.engine.plan
         self.counters.answer(Result([], timing, sent, plan.id, plan.mode))
         if self._timings is not None:
-            self._timings.add(plan.segment.sha256, timing.head_ms)
             own_ms = timing.preprocess_ms + timing.head_ms + timing.encode_ms
+            self._timings.add(plan.segment.sha256, timing.head_ms)
             self._timings.add(BESIDE, max(0.0, turn_ms - own_ms))
         return payload, round(1e3 * timing.total_ms)
 
@@ -316,6 +316,10 @@ class Stage:
         deadline = loop.time() + frame.wait_ms / 1000 if frame.wait_ms else None
         if running.adaptation is not None:
             running.adaptation.offered(time.monotonic())
+            if self.settings.link.replan and running.outdated():
+                raise errors.UnknownPlanError(
+                    "the link behind this board is another one than was planned for; ask for a new plan"
+                )
         async with running.gate.place(deadline) as leave:
             asked, work = time.perf_counter(), functools.partial(running.compute, frame)
             encoded, turn_ms = await loop.run_in_executor(self._worker, self._turns.run, asked, work)
@@ -337,6 +341,14 @@ class _Running:
     topk: int
     sessions: int = 0
     gate: Gate = field(default_factory=lambda: Gate(AHEAD))
+    since: float = field(default_factory=time.monotonic)  # the plan was opened, or was said to be outdated
+
+    def outdated(self) -> bool:
+        """Whether the link has changed for good since the plan was made; said once in `limits.REPLAN_LEAST`: until there is another it serves on."""
+        now = time.monotonic()
+        due = self.adaptation is not None and self.adaptation.changed and now - self.since >= limits.REPLAN_LEAST
+        self.since = now if due else self.since
+        return due
 
     def choose(self) -> int:
         """The rung for the frame that is coded now; in the worker's thread."""

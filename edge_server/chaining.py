@@ -127,12 +127,16 @@ def _links(devices: Sequence[ChainDevice]) -> dict[tuple[int, int], LinkEstimate
 
 
 def _with_exact(bundle: Bundle, place: Place, *, only: bool) -> Place:
-    """``place`` with the codec that sends 8-bit codes as they are, which adds no noise, in place of those of 8 bits; with ``only`` that one alone."""
-    exact = None if place.cut.kind == "output" else bundle.exact_codec(place.cut.index)
-    if exact is None:
-        return replace(place, codecs=()) if only else place
-    made = CutCodec(exact.rule, 8, HEADER_BYTES + packed_bytes(math.prod(place.cut.shape), 8), 0.0)
-    return replace(place, codecs=(made, *(() if only else (one for one in place.codecs if one.bits != 8))))
+    """``place`` with the codec that sends its tensor as it is, which adds no noise, in place of those of as many bits; with ``only`` that one alone.
+
+    Codecs with further stages (JPEG) are left out, for a span's time is the same for every codec.
+    """
+    if place.cut.kind == "output":
+        return place
+    exact = bundle.exact_codec(place.cut.index)
+    size = HEADER_BYTES + packed_bytes(math.prod(place.cut.shape), exact.bits)
+    others = [] if only else [one for one in place.codecs if not one.stages and one.bits != exact.bits]
+    return replace(place, codecs=(CutCodec(exact.rule, exact.bits, size, 0.0), *others))
 
 
 def _spans(
@@ -327,8 +331,7 @@ def _rung(shared: _Shared, step: Step, codec: CutCodec) -> Rung:
 
 
 def _codec(bundle: Bundle, cut: int, codec: CutCodec) -> Codec:
-    exact = bundle.exact_codec(cut) if codec.rule == "exact" else None
-    return exact or bundle.codec(cut, codec.rule, codec.bits)
+    return bundle.exact_codec(cut) if codec.rule == "exact" else bundle.codec(cut, codec.rule, codec.bits)
 
 
 def _prediction(shared: _Shared, index: int, fetched: int) -> Prediction:

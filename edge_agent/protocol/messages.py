@@ -291,8 +291,8 @@ BESIDE = "beside"
 class ChainDevice(Message):
     """A board of a chain, as it describes itself. ``next``: its link to the board after it, None for the last; ``server``: to the server.
 
-    ``device`` is the name that the board gave itself once: a plan says by it for whom it is. ``held`` and ``measured`` as in `PlanRequest`; a later
-    stage's times hold decoding too, and `BESIDE` comes on top, for it bounds a board's rate as its segment does.
+    ``device`` is the name that the board gave itself once: a plan says by it for whom it is. ``held`` and ``measured`` as in `PlanRequest`; what is
+    there by the name `BESIDE` comes on top, for it bounds a board's rate as its segment does.
     """
 
     device: str
@@ -306,7 +306,7 @@ class ChainDevice(Message):
 class ChainRequest(Message):
     """Share ``model`` among ``devices``, in this order, and the server. The answer is the plan of the first of them.
 
-    ``exact``: only codecs that send 8-bit codes as they are, so that the stages together compute the bits of one head. ``spread``: every board and the
+    ``exact``: only codecs that send tensors as they are, so that the stages together compute the bits of one head. ``spread``: every board and the
     server must have a part, be it better or not.
     """
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,13 +92,16 @@ class Route:
     noise: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Label:
-    """One way to a state: its time and its codecs' noise so far, and the last step."""
+class _Label(NamedTuple):
+    """One way to a state: its time and its codecs' noise so far, the last step (`Step` without its times), and the way before that."""
 
     ms: float
     noise: float
-    step: Step | None = None
+    device: int = -1
+    start: int = INPUT
+    end: int = INPUT
+    codec: int | None = None
+    to: int | None = None
     before: _Label | None = None
 
 
@@ -156,28 +160,47 @@ def _sending(size: int, link: LinkEstimate) -> float:
 
 
 def _fastest(chain: Chain, budget: float, bound: float) -> _Label | None:
-    """The way of least time whose spans, sendings and tail all take ``bound`` or less; of equal ones the one of least noise."""
+    """The way of least time whose spans, sendings and tail all take ``bound`` or less. What takes as long as a whole way that is known goes no further."""
     rooms = [budget - _own_noise(place) for place in chain.places]
+    fronts = [_front(place) for place in chain.places]
     count = len(chain.devices)
-    arrived: list[dict[int, list[_Label]]] = [{} for _ in range(count + 1)]
+    arrived: list[dict[int, list[_Label]]] = [{} for _ in range(count)]
     arrived[0] = {INPUT: [_Label(0.0, 0.0)]}
-    ends: list[_Label] = []
+    best: _Label | None = None
     for device in range(count):
-        for end, labels in _computed(chain, device, arrived[device], bound).items():
+        limit = math.inf if best is None else best.ms
+        for end, labels in _computed(chain, device, arrived[device], bound, limit).items():
             if chain.places[end].cut.kind == "output":
-                ends += [label for label in labels if label.noise <= rooms[end]]
+                best = _least(best, [label for label in labels if label.noise <= rooms[end]])
                 continue
             for target in range(device + 1, count + 1):
                 link = chain.links.get((device, target)) if target == device + 1 or not chain.spread else None
                 if link is None or (device == 0 and not may_leave(chain.places[end], chain.demand.keep)):
                     continue
-                for label in _sent(chain, labels, end, target, link, bound):
-                    if target == count and chain.tail_ms[end] <= bound and label.noise <= rooms[end]:
-                        total = label.ms + chain.queue_ms + chain.tail_ms[end]
-                        ends.append(_Label(total, label.noise, label.step, label.before))
-                    elif target < count and label.noise <= max(rooms[end:]):
-                        arrived[target].setdefault(end, []).append(label)
-    return min(ends, key=lambda label: (label.ms, label.noise), default=None)
+                room = rooms[end] if target == count else max(rooms[end:])
+                sent = _sent(chain, labels, end, target, link, fronts[end], bound, room)
+                if target < count:
+                    arrived[target].setdefault(end, []).extend(sent)
+                elif chain.tail_ms[end] <= bound:
+                    away = chain.queue_ms + chain.tail_ms[end]
+                    best = _least(best, [label._replace(ms=label.ms + away) for label in sent])
+    return best
+
+
+def _least(best: _Label | None, found: Sequence[_Label]) -> _Label | None:
+    """The one of least time of ``found``, or ``best`` where none is faster."""
+    least = min(found, key=lambda label: label[:2], default=None)
+    return best if least is None or (best is not None and best.ms <= least.ms) else least
+
+
+def _front(place: Place) -> list[int]:
+    """The codecs of ``place`` that no other beats in bytes and noise."""
+    front: list[int] = []
+    order = sorted(range(len(place.codecs)), key=lambda i: (place.codecs[i].frame_bytes, place.codecs[i].noise))
+    for i in order:
+        if not front or place.codecs[i].noise < place.codecs[front[-1]].noise:
+            front.append(i)
+    return front
 
 
 def _own_noise(place: Place) -> float:
@@ -185,8 +208,10 @@ def _own_noise(place: Place) -> float:
     return place.noise + math.fsum(min(layer.noise) for layer in place.layers)
 
 
-def _computed(chain: Chain, device: int, arrived: dict[int, list[_Label]], bound: float) -> dict[int, list[_Label]]:
-    """Ways to have computed up to each place on ``device``; the last step of each is not sent yet."""
+def _computed(
+    chain: Chain, device: int, arrived: dict[int, list[_Label]], bound: float, limit: float
+) -> dict[int, list[_Label]]:
+    """Ways to have computed up to each place on ``device`` in less than ``limit``; the last step of each is not sent yet."""
     found: dict[int, list[_Label]] = {}
     one = chain.devices[device]
     for start, labels in arrived.items():
@@ -196,8 +221,11 @@ def _computed(chain: Chain, device: int, arrived: dict[int, list[_Label]], bound
             heavy = one.memory_bytes is not None and chain.span_bytes[start + 1, end] > one.memory_bytes
             if heavy or (chain.spread and not _takes_part(chain, start, end)) or not ms <= bound or ms == math.inf:
                 continue
-            step = Step(device, start, end, None, None, ms, 0.0, 0.0)
-            found.setdefault(end, []).extend(_Label(label.ms + ms, label.noise, step, label) for label in kept)
+            found.setdefault(end, []).extend(
+                _Label(label.ms + ms, label.noise, device, start, end, None, None, label)
+                for label in kept
+                if label.ms + ms < limit
+            )
     return {end: _unbeaten(labels) for end, labels in found.items()}
 
 
@@ -207,36 +235,58 @@ def _takes_part(chain: Chain, start: int, end: int) -> bool:
 
 
 def _sent(
-    chain: Chain, labels: Sequence[_Label], end: int, target: int, link: LinkEstimate, bound: float
+    chain: Chain,
+    labels: Sequence[_Label],
+    end: int,
+    target: int,
+    link: LinkEstimate,
+    front: Sequence[int],
+    bound: float,
+    room: float,
 ) -> list[_Label]:
-    """``labels``, each by every codec of the place ``end`` over ``link`` to ``target``."""
+    """``labels``, each by every codec ``front`` of the place ``end`` over ``link`` to ``target``, with no more noise than ``room``."""
     found = []
-    for index, codec in enumerate(chain.places[end].codecs):
+    for index in front:
+        codec = chain.places[end].codecs[index]
         sending = _sending(codec.frame_bytes, link)
-        if sending > bound:
-            continue
-        for label in labels:
-            assert label.step is not None
-            made = label.step
-            step = Step(made.device, made.start, end, index, target, made.span_ms, sending, link.rtt_ms)
-            found.append(_Label(label.ms + sending + link.rtt_ms, label.noise + codec.noise, step, label.before))
-    return found
+        if sending <= bound:
+            away = sending + link.rtt_ms
+            found += [
+                _Label(
+                    label.ms + away,
+                    label.noise + codec.noise,
+                    label.device,
+                    label.start,
+                    end,
+                    index,
+                    target,
+                    label.before,
+                )
+                for label in labels
+                if label.noise + codec.noise <= room
+            ]
+    return _unbeaten(found)
 
 
 def _unbeaten(labels: Sequence[_Label]) -> list[_Label]:
     """Those that no other equals or beats in time and in noise."""
     kept: list[_Label] = []
-    for label in sorted(labels, key=lambda one: (one.ms, one.noise)):
+    for label in sorted(labels, key=lambda one: one[:2]):
         if not kept or label.noise < kept[-1].noise:
             kept.append(label)
     return kept
 
 
-def _steps(label: _Label) -> tuple[Step, ...]:
+def _steps(chain: Chain, label: _Label) -> tuple[Step, ...]:
+    """All steps of a way, with their times."""
     found = []
     at: _Label | None = label
-    while at is not None and at.step is not None:
-        found.append(at.step)
+    while at is not None and at.device >= 0:
+        span, sending, rtt = float(chain.devices[at.device].span_ms[at.start + 1, at.end]), 0.0, 0.0
+        if at.codec is not None and at.to is not None:
+            link = chain.links[at.device, at.to]
+            sending, rtt = _sending(chain.places[at.end].codecs[at.codec].frame_bytes, link), link.rtt_ms
+        found.append(Step(at.device, at.start, at.end, at.codec, at.to, span, sending, rtt))
         at = at.before
     return tuple(reversed(found))
 
@@ -246,13 +296,13 @@ def _tail_of(chain: Chain, last: Step) -> float:
 
 
 def _pace(chain: Chain, label: _Label) -> float:
-    steps = _steps(label)
+    steps = _steps(chain, label)
     slowest = max(max(step.span_ms, step.sending_ms) for step in steps)
     return max(slowest, _tail_of(chain, steps[-1]), label.ms / chain.window)
 
 
 def _route(chain: Chain, best: _Label, budget: float) -> Route:
-    steps = _steps(best)
+    steps = _steps(chain, best)
     place = chain.places[steps[-1].end]
     bits = _bits(place.layers, budget - place.noise - best.noise)
     weights = math.fsum(layer.noise[b - 2] for layer, b in zip(place.layers, bits, strict=True))

@@ -94,7 +94,6 @@ def test_a_chain_with_exact_codecs_gives_the_bits_of_one_head(made: Bundle) -> N
             x, start = head.run(x), end
             if end != last:
                 exact = made.exact_codec(end)
-                assert exact is not None
                 sent = codec.encode_codes(x, head.output.scale, head.output.zero_point, exact)
                 assert sent == x.tobytes()
                 x = quantize_tensor(codec.decode(sent, exact, x.shape), head.output)
@@ -123,10 +122,14 @@ def test_cuts_in_the_wrong_order_are_refused(made: Bundle) -> None:
         made.segment(made.offered[1], 8, made.offered[-1])
 
 
-def test_floats_have_no_exact_codec(tmp_path: Path) -> None:
+def test_floats_are_sent_exactly_as_floats(tmp_path: Path) -> None:
     model = transformers.vit_model("fused", "mean", "conv")
     graph = Graph.of(model)
     frames = [transformers.frame(graph, seed) for seed in range(6)]
     inputs = Samples(Preprocess("tensor", graph.stored_shape(graph.input)), frames)
     opened = bundle.create(tmp_path / "b", "net", model, inputs, rounding="nearest")
-    assert opened.exact_codec(opened.offered[1]) is None
+    middle, last = opened.offered[2], opened.offered[-1]
+    whole, first, second = (executor.load(opened.segment(b, 6, a)) for a, b in ((0, last), (0, middle), (middle, last)))
+    sent, exact = first.run(frames[0]), opened.exact_codec(middle)
+    arrived = codec.decode(codec.encode(sent, exact), exact, sent.shape)
+    np.testing.assert_array_equal(second.run(arrived), whole.run(frames[0]))

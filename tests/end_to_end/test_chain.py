@@ -98,7 +98,6 @@ async def test_answers_are_those_of_the_integer_network_in_one_piece(boards: Boa
         bundle = catalog.bundle("tiny")
         whole = executor.load(bundle.segment(last.cut.index, bits))
         tail, exact = catalog.tail(bundle, last.cut), bundle.exact_codec(last.cut.index)
-        assert exact is not None
         assert last.ladder == [exact]
         for frame, result in zip(frames(4), results, strict=True):
             codes = whole.run(agent._active.engine._codes(frame))  # type: ignore[union-attr]
@@ -223,6 +222,21 @@ async def test_when_the_server_forgets_the_plan_the_first_board_asks_for_another
         assert agent.plan is not None
         assert agent.plan.id != old.id
         assert boards.stage.counters.failed == {"unknown_plan": 1}
+
+
+async def test_a_later_link_that_changed_for_good_leads_to_a_new_plan_and_loses_no_frame(boards: Boards) -> None:
+    async with boards.first() as agent:
+        [running] = boards.stage._running.values()
+        assert agent.plan is not None
+        old = agent.plan.id
+        running.adaptation._changed.value = True  # type: ignore[union-attr]
+        await agent.infer(frames(1)[0])
+        assert agent.plan.id == old  # so soon it is not worth the measurement
+        running.since -= limits.REPLAN_LEAST
+        await asyncio.gather(*(agent.infer(frame) for frame in frames(8)))
+        assert agent.plan.id != old
+        assert boards.stage.counters.failed == {"unknown_plan": 1}
+        assert agent.counters.answered == 9
 
 
 def test_a_stage_that_others_could_reach_unprotected_is_refused(world: World, tmp_path: Path) -> None:
