@@ -135,7 +135,7 @@ def _with_exact(bundle: Bundle, place: Place, *, only: bool) -> Place:
         return place
     exact = bundle.exact_codec(place.cut.index)
     size = HEADER_BYTES + packed_bytes(math.prod(place.cut.shape), exact.bits)
-    others = [] if only else [one for one in place.codecs if not one.stages and one.bits != exact.bits]
+    others = [] if only else [one for one in place.codecs if not one.work and one.bits != exact.bits]
     return replace(place, codecs=(CutCodec(exact.rule, exact.bits, size, 0.0), *others))
 
 
