@@ -118,8 +118,8 @@ class Probe:
             progress("sensitivity of layers", done + 1, len(layers))
         return found
 
-    def cuts(self, codecs: Mapping[str, Sequence[Codec]], progress: Progress) -> list[Sensitivity]:
-        """What coding the tensor of each cut alone does; ``codecs``: one for each of `WIDTHS`, by tensor. Reads and writes the cache."""
+    def cuts(self, codecs: Mapping[str, Sequence[Codec]], progress: Progress) -> list[list[float]]:
+        """The noise of coding the tensor of each cut alone, by each of its ``codecs``. Reads and writes the cache."""
         found = []
         for done, (tensor, made) in enumerate(codecs.items()):
             key = self._key(tensor, np.frombuffer(msgspec.json.encode(made), np.uint8))
@@ -127,7 +127,7 @@ class Probe:
             if noise is None:
                 noise = self._cut(tensor, made)
                 self._keep(key, noise)
-            found.append(fit(tensor, noise))
+            found.append(noise)
             progress("sensitivity of cuts", done + 1, len(codecs))
         return found
 

@@ -98,7 +98,7 @@ def test_a_row_counts_file_and_frame_against_float32(case: payload.Case, tables:
 
 def test_real_frames_lose_what_their_codec_loses(case: payload.Case, tables: payload.Tables) -> None:
     cut, codecs = next(iter(tables.codecs.items()))
-    plan = [payload.Plan((6,) * len(tables.layers(cut)), made) for made, _ in codecs]
+    plan = [payload.Plan((6,) * len(tables.layers(cut)), made) for made, _ in codecs[: len(WIDTHS)]]
     judge = payload.Judge(tables)
     noise = [float(((judge.answers(cut, one, case.evaluation) - judge.outputs) ** 2).mean()) for one in plan]
     assert noise[0] > 2 * noise[2] > 2 * noise[-1] > 0

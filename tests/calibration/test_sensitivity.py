@@ -169,11 +169,12 @@ def test_noise_of_a_cut_falls_with_its_bits(make: Callable[[], onnx.ModelProto],
     steps: list[tuple[str, int, int]] = []
     found = probe.cuts(codecs, lambda *step: steps.append(step))
     assert steps[-1] == ("sensitivity of cuts", len(places), len(places))
-    for one in found:
+    for tensor, noise in zip(places, found, strict=True):
+        one = fit(tensor, noise)
         assert one.at(2) > one.at(5) > one.at(8) > 0
         assert one.error < 1
-    last = found[-1]  # the output: its noise is the codec's own error
+    made = codecs[places[-1]][2]  # of the output: its noise is the codec's own error
     values = to_onnx(probe.logits)
-    coded = [codec.decode(codec.encode(v, codecs[last.tensor][2]), codecs[last.tensor][2], v.shape) for v in values]
-    assert last.at(WIDTHS[2]) == pytest.approx(float(((np.stack(coded) - values) ** 2).mean()), rel=1e-3)
+    coded = [codec.decode(codec.encode(v, made), made, v.shape) for v in values]
+    assert found[-1][2] == pytest.approx(float(((np.stack(coded) - values) ** 2).mean()), rel=1e-3)
     assert probe.cuts(codecs, quiet) == found
