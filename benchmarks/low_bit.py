@@ -61,6 +61,8 @@ DEFAULT: Final = "default"
 PACKED: Final = "hadamard"
 #: Of packed codes, what a codec with an entropy stage may take on samples that it was not fitted to, in the mean.
 ROOM: Final = 1.02
+#: Of the rate, what codecs with an entropy stage are fitted to: frames that nobody has seen may take more.
+MARGIN: Final = 0.95
 #: Bits of DS-ACIQ at which bytes are compared.
 COMPARED: Final = (2, 3, 4)
 #: Samples: fitted to, chosen by, evaluated on; and of --quick.
@@ -291,7 +293,7 @@ class Spot:
         yield (DEFAULT, bits), done[best] if best in done else self._outcome(best, known[best], bits)
 
     def _fit(self, family: str, bits: float) -> Codec:
-        return codec.fit_samples(self.fitted, family, bits)
+        return codec.fit_samples(self.fitted, family, bits * MARGIN if family in CODED else bits)
 
     def _trial(self, family: str, made: Codec, bits: float) -> tuple[float, float]:
         """Error and bytes on the samples to choose by."""
