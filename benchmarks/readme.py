@@ -28,9 +28,11 @@ def main() -> None:
         "accuracy": (accuracy, "README.md"),
         "accuracy_bound": (whole, "docs/planner.md"),
         "boards": (boards, "docs/boards.md"),
+        "codec_speed": (whole, "docs/codecs.md"),
         "dynamic_link": (dynamic_link, "README.md"),
         "heads": (heads, "README.md"),
         "kernels": (kernels, "docs/kernels.md"),
+        "low_bit": (low_bit, "docs/codecs.md"),
         "payload": (payload, "docs/planner.md"),
         "pipeline": (whole, "docs/planner.md"),
         "planner": (whole, "docs/planner.md"),
@@ -189,6 +191,28 @@ def payload(document: dict[str, Any]) -> str:
         "`python -m benchmarks.payload`\n\nPayload at points of top-1 lost (its 95 % interval), on samples that calibration never saw.\n\n"
         f"{markdown(tables[0])}\n\nWhat a server plans for a known board over a link, as predicted (`benchmarks.payload` says which):\n\n"
         f"{markdown(tables[1])}\n\n{goals}\n\n"
+    )
+
+
+#: Codecs of the table, and the widths that are shown.
+_SHOWN = ("minmax", "aciq-laplace", "ds-aciq", "ds-aciq-frame", "hadamard", "entropy", "pca", "default")
+_WIDTHS = ("2", "3", "4", "6", "8")
+
+
+def low_bit(document: dict[str, Any]) -> str:
+    """Of each network and codec the error and the accuracy at each width, the mean over cuts; then the figures that goals are about."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in document["rows"]:
+        if "cut" in row or row["codec"] not in _SHOWN or row["bits"] not in _WIDTHS:
+            continue
+        made = rows.setdefault((row["network"], row["codec"]), {"network": row["network"], "codec": row["codec"]})
+        made |= {f"{row['bits']} bits": f"{row['error']:.3g}, {row['accuracy']:.1f} (worst {row['worst']:.1f})"}
+    columns = ["network", "codec", *(f"{width} bits" for width in _WIDTHS)]
+    table = markdown([{column: row.get(column, "") for column in columns} for row in rows.values()])
+    goals = markdown([{"figure": f"`{name}`", "measured": plain(value)} for name, value in document["summary"].items()])
+    return (
+        "`python -m benchmarks.low_bit`\n\nError at the output, accuracy in per cent, and that of the worst cut; what each is of, `benchmarks.low_bit` says.\n\n"
+        f"{table}\n\n{goals}\n\n"
     )
 
 

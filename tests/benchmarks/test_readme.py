@@ -67,3 +67,29 @@ def test_payloads_of_several_runs_are_one_table_with_a_column_for_each_method() 
     assert "_at_50" not in text
     assert "`cnn.payload_percent`" in text
     assert "float32" not in text.replace("against float32", "")
+
+
+def test_codecs_are_a_row_each_with_a_column_for_each_width() -> None:
+    def of(codec: str, bits: str, **more: object) -> dict[str, object]:
+        return {
+            "network": "net",
+            "codec": codec,
+            "bits": bits,
+            "error": 0.01234,
+            "accuracy": 91.26,
+            "worst": 88.0,
+            **more,
+        }
+
+    rows = [
+        of("minmax", "2"),
+        of("minmax", "4"),
+        of("default", "2"),
+        of("mse", "2"),
+        of("default", "1.5"),
+        of("default", "2", cut="c"),
+    ]
+    text = readme.low_bit({"rows": rows, "summary": {"net.error_vs_ds_aciq_2bit": 0.2}})
+    assert "| net | minmax | 0.0123, 91.3 (worst 88.0) |  | 0.0123, 91.3 (worst 88.0) |  |  |" in text
+    assert text.count("| net |") == 2
+    assert "`net.error_vs_ds_aciq_2bit`" in text
