@@ -304,11 +304,12 @@ def figures(
 ) -> Iterator[tuple[str, str]]:
     if plan["ladder"]:
         codec = plan["ladder"][plan["codec"]]
-        sends = (
-            f"a JPEG of quality {codec['jpeg']}"
-            if codec["jpeg"]
-            else f"activations {codec['bits']} bits at first ({codec['rule']})"
-        )
+        if codec["jpeg"]:
+            sends = f"a JPEG of quality {codec['jpeg']}"
+        elif codec["tables"]:
+            sends = f"activations entropy-coded ({codec['rule']} at first)"
+        else:
+            sends = f"activations {codec['bits']} bits at first ({codec['rule']})"
     else:
         sends = "nothing is sent"
     widths = [layer["bits"] for layer in plan["layers"]]
