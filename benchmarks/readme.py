@@ -184,13 +184,14 @@ def payload(document: dict[str, Any]) -> str:
             )
             made[row["method"]] = told
     columns = list(dict.fromkeys(column for row in fixed.values() for column in row))
-    tables = [[{column: row.get(column, "") for column in columns} for row in fixed.values()], planned]
+    fixed_rows = [{column: row.get(column, "") for column in columns} for row in fixed.values()]
+    what = "What a server plans for a known board over a link, as predicted (`benchmarks.payload` says which):"
+    own = f"{what}\n\n{markdown(planned)}\n\n" if planned else ""
     of_goals = {name: value for name, value in document["summary"].items() if "_at_" not in name}
     goals = markdown([{"figure": f"`{name}`", "measured": plain(value)} for name, value in of_goals.items()])
     return (
         "`python -m benchmarks.payload`\n\nPayload at points of top-1 lost (its 95 % interval), on samples that calibration never saw.\n\n"
-        f"{markdown(tables[0])}\n\nWhat a server plans for a known board over a link, as predicted (`benchmarks.payload` says which):\n\n"
-        f"{markdown(tables[1])}\n\n{goals}\n\n"
+        f"{markdown(fixed_rows)}\n\n{own}{goals}\n\n"
     )
 
 
