@@ -150,18 +150,8 @@ class Agent:
         Raises `errors.BusyError` at once if too much is waiting, `errors.InputError` for a frame that does not fit the model, `errors.LinkError`
         when it was not answered in time, and whatever the server said.
         """
-        try:
-            with self.admission.slot(frame_bytes(frame)):
-                result = await self._answer(frame, time.perf_counter())
-        except errors.SplitEdgeError as error:
-            self.counters.end(error)
-            raise
-        except asyncio.CancelledError:
-            self.counters.dropped["cancelled"] += 1
-            raise
-        except BaseException:
-            self.counters.failed["internal"] += 1
-            raise
+        with self.counters.ending(), self.admission.slot(frame_bytes(frame)):
+            result = await self._answer(frame, time.perf_counter())
         self.counters.answer(result)
         return result
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -77,6 +79,21 @@ class Counters:
             self.dropped["queue_full"] += 1
         else:
             self.failed[error.code] += 1
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Count a frame that ends within without an answer, whatever ends it."""
+        try:
+            yield
+        except errors.SplitEdgeError as error:
+            self.end(error)
+            raise
+        except asyncio.CancelledError:
+            self.dropped["cancelled"] += 1
+            raise
+        except BaseException:
+            self.failed["internal"] += 1
+            raise
 
     def answer(self, result: Result) -> None:
         """Count ``result``."""

@@ -290,18 +290,8 @@ class Stage:
     async def answer(self, running: _Running, frame: Frame) -> tuple[bytes, int]:
         """The answer to ``frame``, counted, and the microseconds that it took from here on."""
         start = time.perf_counter()
-        try:
-            with self.admission.slot(len(frame.payload)):
-                payload, timing, sent, turn_ms = await self._through(running, frame, start)
-        except errors.SplitEdgeError as error:
-            self.counters.end(error)
-            raise
-        except asyncio.CancelledError:
-            self.counters.dropped["cancelled"] += 1
-            raise
-        except BaseException:
-            self.counters.failed["internal"] += 1
-            raise
+        with self.counters.ending(), self.admission.slot(len(frame.payload)):
+            payload, timing, sent, turn_ms = await self._through(running, frame, start)
         plan = running.engine.plan
         self.counters.answer(Result([], timing, sent, plan.id, plan.mode))
         if self._timings is not None:
