@@ -36,7 +36,7 @@ from calibration import cuts, importer, layers
 from calibration.graph import Graph, tail_model
 from calibration.observe import Tap, to_onnx
 from calibration.samples import Samples, open_samples
-from edge_agent import codec, errors
+from edge_agent import codec, errors, limits
 from edge_agent.codec import Codec
 from edge_agent.codec.families import CODED
 from edge_agent.protocol.messages import Cut, Preprocess
@@ -282,7 +282,8 @@ class Spot:
 
     def _ours(self, families: Sequence[str], bits: float) -> Iterator[tuple[tuple[str, float], Outcome]]:
         """Each family, and the one of least error on the samples to choose by, the naive one included, as the default."""
-        made = {f: self._fit(f, bits) for f in families}
+        wide = self.fitted.shape[-1] ** 2 > limits.MAX_BASIS  # where components are too many there are none
+        made = {f: self._fit(f, bits) for f in families if not (wide and f == "pca")}
         done = {f: self._outcome(f, c, bits) for f, c in made.items()}
         yield from (((f, bits), o) for f, o in done.items())
         known = made | ({NAIVE: self._fit(NAIVE, bits)} if bits in BITS else {})
@@ -332,7 +333,7 @@ def _stored(value: F32) -> F32:
 def table(name: str, found: Mapping[str, Found]) -> list[dict[str, Any]]:
     rows = []
     for key in dict.fromkeys(key for of in found.values() for key in of):
-        own = [of[key] for of in found.values()]
+        own = [of[key] for of in found.values() if key in of]
         rows.append(
             {
                 "network": name,
