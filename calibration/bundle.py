@@ -42,7 +42,7 @@ from calibration.rounding import EVEN, RATES, SEEN, UNSEEN, WIDTHS, Rounding, ro
 from calibration.samples import Samples
 from calibration.sensitivity import Probe, Sensitivity, enough, fit
 from calibration.trials import Site, Trial
-from edge_agent import errors
+from edge_agent import codec, errors
 from edge_agent.codec import jpeg
 from edge_agent.head import segment as seg
 from edge_agent.head.coding import coded_bytes
@@ -184,8 +184,7 @@ class Bundle:
         tensor = header.tensors[header.output]
         if tensor.dtype != "u8":
             return Codec("exact", 32, [0.0], [1.0])
-        low = -np.float32(tensor.scale) * np.float32(tensor.zero_point)
-        return Codec("exact", 8, [float(low)], [tensor.scale])
+        return codec.exact(tensor.scale, tensor.zero_point)
 
     def codec(self, cut: int, rule: str, bits: int) -> Codec:
         """The codec for an offered ``cut``, fitted to what its tensor was at calibration; ``rule`` as in `CodecNoise`."""

@@ -18,7 +18,7 @@ from PIL import Image
 from edge_agent import codec, errors, limits
 from edge_agent.head import executor, preprocess, segment
 from edge_agent.protocol.frames import HEADER_BYTES
-from edge_agent.protocol.messages import Codec, Demand, Plan, Preprocess
+from edge_agent.protocol.messages import Demand, Plan, Preprocess
 from edge_agent.results import best
 
 Frame: TypeAlias = bytes | Image.Image | NDArray[np.generic]
@@ -52,7 +52,8 @@ class Engine:
         coded = plan.preprocess.kind == "image" and self._input.dtype == "u8"
         self._table = preprocess.code_table(plan.preprocess, self._input) if coded else None
         self._probabilities = _ends_in_softmax(header)
-        self._exact = _own_codes(self._input) if self._input.dtype == "u8" else None
+        tensor = self._input
+        self._exact = codec.exact(tensor.scale, tensor.zero_point) if tensor.dtype == "u8" else None
         self.codec = plan.codec
         zeros = np.zeros(self._output.shape, segment.DTYPES[self._output.dtype])
         for rung in range(len(plan.ladder)):  # compiles, and refuses a codec that does not fit
@@ -123,11 +124,6 @@ class Engine:
             if self._table is None
             else preprocess.pixels_to_codes(pixels, self._table)
         )
-
-
-def _own_codes(tensor: segment.Tensor) -> Codec:
-    """The codec whose codes are those of the 8-bit ``tensor``."""
-    return Codec("exact", 8, [float(-np.float32(tensor.scale) * np.float32(tensor.zero_point))], [tensor.scale])
 
 
 def _holds_values(frame: Frame) -> bool:

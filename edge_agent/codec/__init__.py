@@ -53,6 +53,7 @@ __all__ = [
     "encode",
     "encode_codes",
     "error",
+    "exact",
     "expected_bytes",
     "fit",
     "fit_channels",
@@ -93,6 +94,11 @@ def pixels(mean: Sequence[float], std: Sequence[float], quality: int) -> Codec:
     codec = Codec(f"jpeg-{quality}", 8, lo, [float(np.float32(1 / s)) for s in std], jpeg=quality)
     prepare(codec)
     return codec
+
+
+def exact(scale: float, zero_point: int) -> Codec:
+    """The codec whose codes are those of the 8-bit tensor with this scale and zero point."""
+    return Codec("exact", 8, [float(-np.float32(scale) * np.float32(zero_point))], [scale])
 
 
 def fit_channels(
