@@ -19,6 +19,7 @@ from calibration.sensitivity import difference, enough
 from edge_agent import codec
 from edge_agent.head.executor import Head
 from edge_agent.protocol.messages import Codec
+from kernels import reference
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -138,7 +139,9 @@ def compare(reference: I64, found: I64, classes: I64 | None) -> tuple[float, flo
 def real_table(made: Codec, quantization: Quantization) -> F32:
     """What the server decodes for each code of the head's tensor, float32 [C, 256], C 1 for a range per tensor."""
     lo, scale = (np.array(v, np.float32)[:, None] for v in (made.lo, made.scale))
-    return lo + scale * codec.tables(quantization.scale, quantization.zero_point, made).astype(np.float32)
+    levels = np.array(made.levels, np.float32) if made.levels else None
+    codes = codec.tables(quantization.scale, quantization.zero_point, made)
+    return reference.codec_dequantize(codes, lo, scale, levels)
 
 
 def arrival(quantization: Quantization | None, made: Codec | None) -> Arrival:

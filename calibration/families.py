@@ -71,10 +71,9 @@ def fit(values: F32) -> list[Fitted]:
     for family, rates in RATES.items():
         if family == "pca" and (len(rows) < ROWS_A_CHANNEL * rows.shape[1] or rows.shape[1] ** 2 > 1 << 20):
             continue
-        made = [(rate, CODED[family](rows.astype(np.float64), f"{family}-{rate:g}", rate)) for rate in rates]
-        found += [
-            Fitted(one.rule, 8, one) for _, one in made if one.basis is None or len(one.basis.columns) <= 2 * BASIS
-        ]
+        at_rate = CODED[family](rows.astype(np.float64))
+        made = [at_rate(f"{family}-{rate:g}", rate) for rate in rates]
+        found += [Fitted(one.rule, 8, one) for one in made if one.basis is None or len(one.basis.columns) <= 2 * BASIS]
     return found
 
 

@@ -33,9 +33,10 @@ from kernels import reference
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+AtRate = Callable[[str, float], Codec]  # the name, and bits of a value
 
 CHANNEL: Final = "-channel"
-#: Rows to which an entropy stage is fitted at most, evenly spread, and those by which its step is found.
+#: Rows to which an entropy stage is fitted at most, evenly spread, and those by which its step is found, to so many bits, in so many tries at most.
 _ROWS: Final = 8192
 _SEARCHED: Final = 1024
 #: Tables that the channels share, at most, and values that one must have been counted from: else it fits these samples and no others.
@@ -45,7 +46,8 @@ _COUNTED: Final = 4096
 _REACH: Final = 127
 #: Of a step: components that deviate less would get no bits.
 _SILENT: Final = 0.3
-_HALVINGS: Final = 18
+_CLOSE: Final = 1e-3
+_TRIES: Final = 16
 _LEAST_RATE: Final = 0.25
 _OTHERS: Final = 32  # samples whose payloads are measured
 #: Of the greatest value that a channel had in the samples: beyond it values are clipped.
@@ -81,10 +83,10 @@ def _to_rate(values: F32, family: str, bits: float) -> Codec:
     held = np.arange(len(values)) % 4 == min(3, len(values) - 1)
     rate = max(bits - 24 * lanes(size) / size, bits / 2)
     if len(values) > 1:
-        most, others = CODED[family](_rows(values[~held]), family, rate), values[held][:_OTHERS]
+        most, others = CODED[family](_rows(values[~held]))(family, rate), values[held][:_OTHERS]
         taken = 8 * sum(len(encode(x, most)) for x in others) / others.size
         rate *= min(1.0, bits / taken)
-    return CODED[family](_rows(values), family, rate)
+    return CODED[family](_rows(values))(family, rate)
 
 
 def _clipped(rows: F64, family: str, bits: int) -> Codec:
@@ -155,37 +157,44 @@ def lloyd_max(known: clip.Distribution, count: int) -> F64:
 
 @dataclass(frozen=True)
 class _Steps:
-    """Channels cut into steps [C]: how far codes reach on either side of the mean, their table, and the tables."""
+    """Channels cut into steps [C]: how far codes reach on either side of the mean, their table, the tables, and the bits that a value takes by them."""
 
     step: F64
     reach: I64
     table: I64
     tables: list[list[int]]
+    bits: float
 
 
-def _entropy_coded(rows: F64, family: str, rate: float) -> Codec:
+def _entropy_coded(rows: F64) -> AtRate:
     some = rows[:: -(-len(rows) // _ROWS)]
     mean = some.mean(axis=0)
-    return _stepped(family, mean, _steps(some - mean, rate))
+    centred = some - mean
+    return lambda family, rate: _stepped(family, mean, _steps(centred, rate))
 
 
-def _components(rows: F64, family: str, rate: float) -> Codec:
+def _components(rows: F64) -> AtRate:
     """As `_entropy_coded`, of the principal components: their columns as 16-bit integers."""
     channels = rows.shape[1]
     if channels**2 > limits.MAX_BASIS:
         raise errors.CodecError(f"principal components of {channels} channels are too many; choose another codec")
     centre = rows.mean(axis=0).astype(np.float32)
-    some = rows[:: -(-len(rows) // _ROWS)] - centre
-    _, vectors = np.linalg.eigh((rows - centre).T @ (rows - centre) / len(rows))
+    centred = rows - centre
+    _, vectors = np.linalg.eigh(centred.T @ centred / len(rows))
     columns = np.rint(vectors[:, ::-1] * (32767 / np.abs(vectors).max(axis=0)[::-1])).astype("<i2")
     lengths = np.sqrt((columns.astype(np.float64) ** 2).sum(axis=0))
-    turned = some @ (columns / lengths)
-    silent = turned.std(axis=0) <= _SILENT * _steps(turned, rate).step
-    kept = max(1, int(silent.argmax()) if silent.any() else channels)
-    found = _steps(turned[:, :kept], rate * channels / kept)
-    made = _stepped(family, np.zeros(kept), found, lengths[:kept])
-    made.basis = Basis([float(v) for v in centre], np.ascontiguousarray(columns[:, :kept]).tobytes())
-    return made
+    turned = centred[:: -(-len(rows) // _ROWS)] @ (columns / lengths)
+    deviations = turned.std(axis=0)
+
+    def at_rate(family: str, rate: float) -> Codec:
+        silent = deviations <= _SILENT * _steps(turned, rate).step
+        kept = max(1, int(silent.argmax()) if silent.any() else channels)
+        found = _steps(turned[:, :kept], rate * channels / kept)
+        made = _stepped(family, np.zeros(kept), found, lengths[:kept])
+        made.basis = Basis([float(v) for v in centre], np.ascontiguousarray(columns[:, :kept]).tobytes())
+        return made
+
+    return at_rate
 
 
 def _stepped(family: str, mean: F64, found: _Steps, lengths: F64 | float = 1.0) -> Codec:
@@ -195,25 +204,18 @@ def _stepped(family: str, mean: F64, found: _Steps, lengths: F64 | float = 1.0) 
 
 
 def _steps(values: F64, rate: float) -> _Steps:
-    """The step at which ``values`` [n, C] of mean 0 cost ``rate`` bits each, and its tables."""
+    """The step at which ``values`` [n, C] of mean 0 cost ``rate`` bits each, and its tables.
+
+    A step of half the width costs one bit more where steps are narrow, and less where they are wide: each try is closer than the one before.
+    """
     few = values[:: -(-len(values) // _SEARCHED)]
-    high = max(float(np.abs(values).max()), 1e-30) * 4
-    low = high * 2.0**-24
-    for _ in range(_HALVINGS):
-        step = math.sqrt(low * high)
-        low, high = (low, step) if _cost(_tabled(few, step), few) < rate else (step, high)
-    return _tabled(values, high)
-
-
-def _cost(found: _Steps, values: F64) -> float:
-    """Bits of a value, by the tables."""
-    codes = _codes(values, found.step, found.reach)
-    prices = [-np.log2(np.array(table) / FREQUENCIES) for table in found.tables]
-    return float(np.mean([prices[t][codes[:, c]].mean() for c, t in enumerate(found.table)]))
-
-
-def _codes(values: F64, step: F64, reach: I64 | int) -> I64:
-    return np.clip(np.rint(values / step), -reach, reach).astype(np.int64) + reach
+    step = max(float(values.std(axis=0).mean()), 1e-30) * 2.0 ** (2 - rate)
+    for _ in range(_TRIES):
+        over = _tabled(few, step).bits - rate
+        if abs(over) <= _CLOSE:
+            break
+        step *= 2.0**over
+    return _tabled(values, step)
 
 
 def _tabled(values: F64, least: float) -> _Steps:
@@ -225,13 +227,15 @@ def _tabled(values: F64, least: float) -> _Steps:
     groups = np.array_split(
         np.argsort(deviations / step, kind="stable"), min(_TABLES, channels, max(1, values.size // _COUNTED))
     )
-    reach, table, tables = np.zeros(channels, np.int64), np.zeros(channels, np.int64), []
+    reach, table, tables, bits = np.zeros(channels, np.int64), np.zeros(channels, np.int64), [], 0.0
     for index, group in enumerate(groups):
         own = int(steps_away[group].max())
         reach[group], table[group] = own, index
-        codes = _codes(values[:, group], step[group], own)
-        tables.append(frequencies(np.bincount(codes.reshape(-1), minlength=2 * own + 1)))
-    return _Steps(step, reach, table, tables)
+        codes = np.clip(np.rint(values[:, group] / step[group]), -own, own).astype(np.int64) + own
+        counts = np.bincount(codes.reshape(-1), minlength=2 * own + 1)
+        tables.append(frequencies(counts))
+        bits -= float(counts @ np.log2(np.array(tables[-1]) / FREQUENCIES))
+    return _Steps(step, reach, table, tables, bits / values.size)
 
 
 def frequencies(counts: I64) -> list[int]:
@@ -258,6 +262,6 @@ _PACKED: Final[dict[str, Fit]] = {
     **dict.fromkeys(("lloyd-max", "lloyd-max-channel"), _codebook),
     **dict.fromkeys(("hadamard", "hadamard-token"), _rotated),
 }
-#: And what is fitted to a rate.
-CODED: Final[dict[str, Callable[[F64, str, float], Codec]]] = {"entropy": _entropy_coded, "pca": _components}
+#: And what is fitted to a rate: what all rates share is counted once.
+CODED: Final[dict[str, Callable[[F64], AtRate]]] = {"entropy": _entropy_coded, "pca": _components}
 FAMILIES: Final = (*_PACKED, *CODED)

@@ -98,6 +98,18 @@ def test_a_fitted_table_is_what_the_codec_sends(rule: str, bits: int) -> None:
     )
 
 
+@pytest.mark.parametrize("family", ["lloyd-max", "lloyd-max-channel", "hadamard"])
+def test_a_table_of_a_codebook_is_what_the_codec_sends(family: str) -> None:
+    codes, _, quantization = histogram(6)
+    x = quantization.values().astype(np.float32)[codes]
+    made = codec.fit_samples(x, family, 2)
+    assert made.levels
+    assert not codec.work(made, x.shape)
+    np.testing.assert_array_equal(
+        look_up(codes, real_table(made, quantization)), codec.decode(codec.encode(x, made), made, x.shape)
+    )
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 6])
 def test_least_squares_of_all_channels_at_once_is_as_good_as_one_by_one(bits: int) -> None:
     _, made_of, _ = histogram()
