@@ -36,7 +36,7 @@ from edge_agent.protocol.messages import (
 )
 from edge_server.catalog import Catalog
 from edge_server.planner import INPUT, MODES, Chain, CutCodec, Device, Place, Route, Step, share
-from edge_server.planner.allocation import WIDTHS
+from edge_server.planner.allocation import WIDTHS, front
 from edge_server.planning import energy_source, mean_bits, power_of, tail_times
 from edge_server.tails import Tails
 from edge_server.times import check
@@ -314,13 +314,9 @@ def _ladder(shared: _Shared, step: Step) -> tuple[list[CutCodec], int]:
     chain, place = shared.chain, shared.chain.places[step.end]
     allowed = max(one.noise for one in chain.levels if one.drop_points <= chain.demand.max_drop_points)
     links = sum(one.codec is not None for one in shared.route.steps)
-    chosen = place.codecs[step.codec]
-    most = chosen.noise + max(0.0, allowed - shared.route.noise) / links
-    front: list[CutCodec] = []
-    for codec in sorted(place.codecs, key=lambda one: (one.noise, one.frame_bytes)):
-        if codec.noise <= most and (not front or codec.frame_bytes < front[-1].frame_bytes):
-            front.append(codec)
-    return front, front.index(chosen)
+    most = place.codecs[step.codec].noise + max(0.0, allowed - shared.route.noise) / links
+    ladder = front(place.codecs, [i for i, one in enumerate(place.codecs) if one.noise <= most])
+    return [place.codecs[i] for i in ladder], ladder.index(step.codec)
 
 
 def _rung(shared: _Shared, step: Step, codec: CutCodec) -> Rung:
