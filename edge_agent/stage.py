@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from aiohttp import web
 
@@ -405,8 +405,8 @@ def check_exposure(settings: Settings, token: str) -> None:
     stage = settings.stage
     if bool(stage.cert) != bool(stage.key):
         raise errors.ConfigError("`stage.cert` and `stage.key` belong together; give both or neither", key="stage.cert")
-    lacks = " and without ".join(name for name, there in (("a token", token), ("TLS", stage.cert)) if not there)
-    if lacks and not settings.allow_insecure and not dial.is_loopback(stage.host):
+    lacks = serving.lacking(stage.host, token=bool(token), tls=bool(stage.cert))
+    if lacks and not settings.allow_insecure:
         raise errors.ConfigError(
             f"other machines would reach {stage.host} without {lacks}; set `stage.token_file`, `stage.cert` and `stage.key`, or `allow_insecure`",
             key="stage.host",
@@ -428,8 +428,7 @@ async def _listen(app: web.Application, settings: Settings) -> tuple[web.AppRunn
             f"the stage cannot listen on {stage.host}:{stage.port} ({dial.os_reason(error)}); set `stage.host` and `stage.port` to others"
         ) from error
     host, port = runner.addresses[0][:2]
-    scheme: Literal["http", "https"] = "https" if context else "http"
-    return runner, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    return runner, serving.url(host, port, tls=context is not None)
 
 
 def _timing(encoded: Encoded, answer: Answer | None, start: float, sent: float) -> Timing:
