@@ -12,6 +12,7 @@ import msgspec
 
 import device_profiles
 from device_profiles import DeviceProfile, machine, schema
+from device_profiles.predict import best_threads
 from edge_agent import config, errors, limits
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
@@ -64,6 +65,20 @@ def stream(
     )  # fmt: skip
 
 
+async def open_stream(
+    settings: Settings, plan: Plan, window: int, adaptation: Adaptation, say: Say, topk: int | None = None
+) -> FrameStream:
+    """`stream`, open on the other side too, or the error that stands in the way; whoever calls this closes it."""
+    say("opening the stream")
+    opened = await stream(settings, plan, window, adaptation, topk).__aenter__()
+    try:
+        await opened.ready()
+    except BaseException as error:
+        await opened.__aexit__(type(error), error, None)
+        raise
+    return opened
+
+
 def own_link(plan: Plan) -> LinkEstimate | None:
     """The link that the board of a chain's ``plan`` sends over, as the plan was made for it; None of any other plan, or where nothing is sent."""
     route = [] if plan.stage is None else [one for one in plan.stage.route if one.device == plan.stage.device]
@@ -89,6 +104,11 @@ async def profile(settings: Settings, say: Say) -> DeviceProfile:
     if settings.threads:
         found.kernels = [kernel for kernel in found.kernels if kernel.threads <= settings.threads]
     return found
+
+
+def threads(profile: DeviceProfile) -> int:
+    """On how many threads a head runs here: the profile may be another machine's."""
+    return min(best_threads(profile), machine.usable_threads())
 
 
 async def _profile(settings: Settings, say: Say) -> DeviceProfile:
