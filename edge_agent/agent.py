@@ -21,8 +21,6 @@ from typing import Any
 
 import edge_agent
 from device_profiles import power
-from device_profiles.machine import usable_threads
-from device_profiles.predict import best_threads
 from edge_agent import errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.cache import Cache
@@ -280,11 +278,13 @@ class Agent:
         profile = await negotiation.profile(settings, self.say)
         async with negotiation.client(settings) as client:
             link = known or await negotiation.link(client, {}, self.say)
-            plan = await negotiation.plan(client, settings, profile, cache.held(), self._known(), self.say, link)
+            rehearsed = await negotiation.rehearsal(client, settings, profile, self.say)
+            plan = await negotiation.plan(
+                client, settings, profile, cache.held(), self._known(), self.say, link, rehearsed
+            )
             data = await negotiation.fetch(client, cache, plan, self.say)
         self.say("preparing the head")
-        threads = min(best_threads(profile), usable_threads())  # the profile may be another machine's
-        engine = await asyncio.to_thread(Engine, plan, data, settings.demand, threads)
+        engine = await asyncio.to_thread(Engine, plan, data, settings.demand, negotiation.head_threads(profile))
         adaptation = None if plan.mode == "device" else self._adaptation(plan, negotiation.own_link(plan) or link)
         stream = None if adaptation is None else await self._open(plan, adaptation)
         self._plans += 1

@@ -30,8 +30,6 @@ from aiohttp import web
 import device_profiles
 import edge_agent
 from device_profiles import DeviceProfile
-from device_profiles.machine import usable_threads
-from device_profiles.predict import best_threads
 from edge_agent import codec, config, errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.agent import AHEAD, WINDOW
@@ -250,7 +248,7 @@ class Stage:
             data = await negotiation.fetch(server, Cache(negotiation.cache_directory(settings)), plan, self.say)
         self.say("preparing the head")
         assert self._profile is not None
-        threads = min(best_threads(self._profile), usable_threads())
+        threads = negotiation.head_threads(self._profile)
         engine = await asyncio.to_thread(
             Engine, plan, data, Demand(max_drop_points=plan.demand.max_drop_points), threads
         )
