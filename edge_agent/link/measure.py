@@ -25,7 +25,7 @@ _LEAST_S: Final = 1e-4  # a transfer shorter than the spread of round trips says
 
 
 async def measure(probe: Probe) -> LinkEstimate:
-    """Measure with ``probe``: about a second, two on a slow or distant link. The last, largest request of each direction gives its rate.
+    """Measure with ``probe``: about a second, two on a slow or distant link.
 
     The reported round trip is the median, and the smallest one is taken off each transfer.
     """
@@ -33,18 +33,19 @@ async def measure(probe: Probe) -> LinkEstimate:
     trips: list[float] = []
     while len(trips) < _TRIPS and sum(trips) < _TRIPS_S:
         trips.append(await probe(0, 0))
-    up = await _rate(lambda size: probe(size, 0), min(trips))
-    down = await _rate(lambda size: probe(0, size), min(trips))
+    trip, spread = min(trips), statistics.median(trips) - min(trips)
+    up = await _rate(lambda size: probe(size, 0), trip, spread)
+    down = await _rate(lambda size: probe(0, size), trip, spread)
     return LinkEstimate(rtt_ms=statistics.median(trips) * 1e3, uplink_mbps=up, downlink_mbps=down)
 
 
-async def _rate(transfer: Callable[[int], Awaitable[float]], trip_s: float) -> float:
-    """Mbit/s of transfers that grow until one takes `limits.PROBE_TIME` beyond its round trip.
+async def _rate(transfer: Callable[[int], Awaitable[float]], trip_s: float, spread_s: float) -> float:
+    """Mbit/s of transfers that grow until one takes `limits.PROBE_TIME` beyond its round trip: of the fastest, none being shorter than ``spread_s``.
 
     TCP starts slowly: a transfer on a connection that has not carried as much yet spends a round trip for each doubling, whatever the rate. Where
     those may be a good part of its time it is done again, with the window that it left; frames of a stream find such a window too.
     """
-    size, spent = _FIRST_BYTES, 0.0
+    size, spent, rate = _FIRST_BYTES, 0.0, 0.0
     while True:
         whole = await transfer(size)
         spent += whole
@@ -52,9 +53,10 @@ async def _rate(transfer: Callable[[int], Awaitable[float]], trip_s: float) -> f
             again = await transfer(size)
             spent += again
             whole = min(whole, again)
-        seconds = max(_LEAST_S, whole - trip_s)
+        seconds = max(_LEAST_S, spread_s, whole - trip_s)
+        rate = max(rate, size * 8e-6 / seconds)
         if seconds >= limits.PROBE_TIME or size >= limits.MAX_PROBE_BYTES or spent >= _SHARE_S:
-            return size * 8 / seconds / 1e6
+            return rate
         # Not far beyond what is enough at the rate seen so far.
         wanted = int(size * 1.5 * limits.PROBE_TIME / seconds)
         size = min(max(2 * size, min(_GROWTH * size, wanted)), limits.MAX_PROBE_BYTES)
