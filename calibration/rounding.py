@@ -161,7 +161,8 @@ class Rounder:
 
     def _all_from(self, scales: Sequence[F64], bits: int) -> list[tuple[F64, F64]]:
         """As `_from`, of each of ``scales``: side by side, as if they were outputs of their own, as many as memory has room for."""
-        together, found = max(1, TOGETHER // self._w.size), []
+        together = max(1, TOGETHER // self._w.size)
+        found: list[tuple[F64, F64]] = []
         for first in range(0, len(scales), together):
             some = scales[first : first + together]
             levels, ended = self._from(np.concatenate(some, axis=1), bits)
