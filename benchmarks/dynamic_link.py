@@ -38,6 +38,7 @@ from benchmarks.accuracy_bound import Subject
 from benchmarks.board import Board
 from benchmarks.dynamic_plots import Lane, draw
 from benchmarks.links import Network
+from benchmarks.processes import PORT, serving
 from benchmarks.report import parser, report
 from benchmarks.traces import TRACES, Trace, oracle
 from calibration import accuracy
@@ -52,7 +53,6 @@ Bools = NDArray[np.bool_]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 BOARD, SERVER = 0, 1  # nodes of the network
-PORT: Final = 8470
 RTT_MS, BACK_MBPS, PLANNED_MBPS = 20.0, 50.0, 200.0
 WINDOW_S: Final = 1.0
 HELD: Final = 0.95
@@ -320,7 +320,8 @@ def prepared(given: argparse.Namespace, folder: Path, seconds: float) -> Iterato
     np.save(frames, np.stack([task.evaluated[i] for i in range(len(classes))]))
     with Network(2) as network:
         network.link(BOARD, SERVER, mbps=PLANNED_MBPS, rtt_ms=RTT_MS, back_mbps=BACK_MBPS)
-        with serving(store, network), board(setting, network, frames, folder, token) as running:
+        server = serving(store, network.inside(SERVER), network.address(SERVER))
+        with server, board(setting, network, frames, folder, token) as running:
             plan = running.plan("first")
             with Store(store) as opened:
                 right = answers(opened, plan, subject, len(classes)) == classes
@@ -368,27 +369,6 @@ def board(setting: Setting, network: Network, frames: Path, folder: Path, token:
     subprocess.run(warm, cwd=ROOT, env=os.environ | environment, stdout=subprocess.DEVNULL, check=True)
     with Board("board", network.inside(BOARD), environment, frames, most=10_000) as running:
         yield running
-
-
-@contextmanager
-def serving(store: Path, network: Network) -> Iterator[None]:
-    """`edge-server serve` on its node."""
-    command = [*network.inside(SERVER), sys.executable, "-m", "edge_server", "serve"]
-    options = ["--host", network.address(SERVER), "--port", str(PORT), "--insecure", "--store", str(store)]
-    process = subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        with process.stdout as lines:
-            if "ready" not in lines.readline():
-                sys.exit("benchmarks.dynamic_link: the server did not start; look at its message above")
-            yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 if __name__ == "__main__":
