@@ -42,7 +42,7 @@ from benchmarks.processes import PORT, serving
 from benchmarks.report import parser, report
 from benchmarks.traces import TRACES, Trace, oracle
 from calibration import accuracy
-from edge_agent import codec, errors
+from edge_agent import errors
 from edge_agent.head.executor import load
 from edge_agent.link.estimate import wire_bytes
 from edge_agent.protocol.messages import Plan
@@ -346,13 +346,15 @@ def answers(store: Store, plan: Plan, subject: Subject, count: int) -> NDArray[n
     path = store.segment_path(plan.segment.sha256)
     assert path is not None
     head, tail = load(path.read_bytes()), catalog.tail(bundle, bundle.cuts[plan.cut.index])
-    found = []
-    for i in range(count):
-        codes = head.run(subject.task.evaluated.codes(i, head.input))
-        payloads = [codec.encode_codes(codes, head.output.scale, head.output.zero_point, c) for c in plan.ladder]
-        arrived = [codec.decode(p, c, plan.cut.shape) for p, c in zip(payloads, plan.ladder, strict=True)]
-        found.append([int(accuracy.top1(np.asarray(tail.run(x)).reshape(1, -1))[0]) for x in arrived])
-    return np.array(found).T
+    values, known = (
+        accuracy.head_values(head, subject.task.evaluated, range(count)),
+        accuracy.quantization_of(head.output),
+    )
+
+    def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.stack([tail.run(one) for one in batch])
+
+    return np.stack([accuracy.top1(accuracy.output_of(run, values, accuracy.arrival(known, c))) for c in plan.ladder])
 
 
 @contextmanager
