@@ -70,6 +70,20 @@ def stream(
     )  # fmt: skip
 
 
+async def open_stream(
+    settings: Settings, plan: Plan, window: int, adaptation: Adaptation, say: Say, topk: int | None = None
+) -> FrameStream:
+    """`stream`, open on the other side too, or the error that stands in the way; whoever calls this closes it."""
+    say("opening the stream")
+    opened = await stream(settings, plan, window, adaptation, topk).__aenter__()
+    try:
+        await opened.ready()
+    except BaseException as error:
+        await opened.__aexit__(type(error), error, None)
+        raise
+    return opened
+
+
 def own_link(plan: Plan) -> LinkEstimate | None:
     """The link that the board of a chain's ``plan`` sends over, as the plan was made for it; None of any other plan, or where nothing is sent."""
     route = [] if plan.stage is None else [one for one in plan.stage.route if one.device == plan.stage.device]
@@ -95,6 +109,11 @@ async def profile(settings: Settings, say: Say) -> DeviceProfile:
     if settings.threads:
         found.kernels = [kernel for kernel in found.kernels if kernel.threads <= settings.threads]
     return found
+
+
+def threads(profile: DeviceProfile) -> int:
+    """On how many threads a head runs here: the profile may be another machine's."""
+    return min(best_threads(profile), machine.usable_threads())
 
 
 async def _profile(settings: Settings, say: Say) -> DeviceProfile:
@@ -132,7 +151,7 @@ async def rehearsal(server: ServerClient, settings: Settings, profile: DevicePro
         if rehearsing.memory_bytes(outline) > profile.machine.memory_available_bytes:
             return None
         say("rehearsing the model")
-        found = await asyncio.to_thread(rehearsing.rehearse, outline, head_threads(profile))
+        found = await asyncio.to_thread(rehearsing.rehearse, outline, threads(profile))
     except (
         errors.ProtocolError,
         errors.SegmentError,
@@ -149,12 +168,7 @@ def rehearsals(settings: Settings) -> Rehearsals:
 
 
 def _rehearsed_as(settings: Settings, profile: DeviceProfile) -> str:
-    return f"{settings.model} on {head_threads(profile)}"
-
-
-def head_threads(profile: DeviceProfile) -> int:
-    """Threads that a head runs on here; the profile may be another machine's."""
-    return min(best_threads(profile), machine.usable_threads())
+    return f"{settings.model} on {threads(profile)}"
 
 
 def _of_this_build(settings: Settings, name: str) -> Path:
