@@ -61,9 +61,9 @@ _COPY_BYTES_LEAST, _COPY_BYTES_MOST = 32 * limits.MiB, 256 * limits.MiB
 # Read between two runs: as much as a whole head touches (Lite0: 4.8 MB of constants, 1.7 MB of arena), so that weights come from where they lie in
 # a real frame. Where that is memory it counts: dense 1280 -> 1000 took 14 us with its weights in a cache and 70 us without.
 _SWEEP_BYTES = 6 * limits.MiB
-_SENT = (28, 28, 40)  # a tensor at a cut
+_SENT = (56, 56, 48)  # a tensor at a cut, so large that what interrupts a run is a part of each
 _PICTURE = (224, 224, 3)
-_ROWS = (196, 128)  # of a tensor whose codec has stages
+_ROWS = (784, 128)  # of a tensor whose codec has stages
 _PAUSES, _PAUSE_S = 11, 0.01
 _CHAIN = 33  # operators in the head that tells the cost of one more
 
