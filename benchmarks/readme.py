@@ -206,8 +206,10 @@ def low_bit(document: dict[str, Any]) -> str:
         made |= {f"{row['bits']} bits": f"{row['error']:.3g}, {row['accuracy']:.1f} (worst {row['worst']:.1f})"}
     columns = ["network", "codec", *(f"{width} bits" for width in _WIDTHS)]
     table = markdown([{column: row.get(column, "") for column in columns} for row in rows.values()])
+    cuts = {name: len({r["cut"] for r in document["rows"] if "cut" in r and r["network"] == name}) for name, _ in rows}
+    counted = ", ".join(f"{count} of {name}" for name, count in cuts.items())
     return (
-        "`python -m benchmarks.low_bit`\n\nError at the output, accuracy in per cent, and that of the worst cut; what each is of, `benchmarks.low_bit` says.\n\n"
+        f"`python -m benchmarks.low_bit`\n\nError at the output, accuracy in per cent, and that of the worst cut; what each is of, `benchmarks.low_bit` says. Cuts: {counted}.\n\n"
         f"{table}\n\n{_figures(document['summary'])}\n\n"
     )
 
