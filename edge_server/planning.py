@@ -96,10 +96,12 @@ def request_of(
     known = catalog.store.segments_named(bundle.sha256, {*request.held, *request.measured})
     known = {sha256: one for sha256, one in known.items() if one[0] == 0}
     segments = {sha256: cut for sha256, (_, cut, _) in known.items()}
+    rehearsal = request.rehearsal
+    rehearsed = None if rehearsal is None or rehearsal.bundle != bundle.sha256 else rehearsal.ms
     return Request(
         demand=request.demand,
         link=request.link,
-        head_ms=head_times(cuts, heads, profile, request.measured, segments),
+        head_ms=head_times(cuts, heads, profile, request.measured, segments, rehearsed),
         tail_ms=None if tails is None else tail_times(catalog, bundle, [cut.index for cut in cuts], tails),
         queue_ms=0.0 if tails is None else tails.times.queue_ms(),
         stage_ns=stage_ns_of(profile),
