@@ -147,9 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 outcomes.append(run(bench, name, trace, seconds))
                 rows.append(row(bench, outcomes[-1]))
                 print(f"[{len(rows)}/{len(traces) * len(rivals)}] {rows[-1]}", file=sys.stderr, flush=True)
+        report("Links that change while frames flow", rows, summary(rows), given.json, notes(bench))
         if given.plots:
             plot(given.plots, bench, outcomes, rows)
-    report("Links that change while frames flow", rows, summary(rows), given.json, notes(bench))
 
 
 def _options() -> argparse.ArgumentParser:
@@ -164,9 +164,10 @@ def _options() -> argparse.ArgumentParser:
 
 
 def notes(bench: Bench) -> list[str]:
-    widths = ", ".join(f"{c.bits} ({size} bytes)" for c, size in zip(bench.plan.ladder, bench.sizes, strict=True))
+    codecs = zip(bench.plan.ladder, bench.sizes, strict=True)
+    ladder = ", ".join(f"{c.rule if c.tables else f'{c.rule} at {c.bits} bits'} ({size} bytes)" for c, size in codecs)
     return [
-        f"network {bench.setting.network}, cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {widths}",
+        f"network {bench.setting.network}, cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {ladder}",
         f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, of those in which a codec could be held",
         "drop: points of top-1 below the float model on the answered frames; gap: below the oracle's codecs on the same frames",
     ] + ([STAND_IN] if bench.plan.ladder[0].bits < FLOAT_BITS else [])
@@ -219,7 +220,7 @@ def row(bench: Bench, outcome: Outcome) -> dict[str, Any]:
         "trace": outcome.trace_name, "controller": outcome.name, "held %": 100.0 * sum(possible) / max(1, len(possible)),
         "windows": len(possible), "p50 ms": float(np.median(latency)), "p99 ms": float(np.quantile(latency, 0.99)),
         "drop": 100.0 * float(float_right.mean() - mine.mean()), "gap": gap(bench, outcome, answered),
-        "bits": float(np.mean([f[2] for _, f in answered])) if answered else 0.0, "answered": len(answered),
+        "bytes": float(np.mean([f[2] for _, f in answered])) if answered else 0.0, "answered": len(answered),
         "lost": ended - counts["answered"], "unaccounted": abs(len(outcome.frames) - ended) + abs(len(answered) - counts["answered"]),
         "overloads": outcome.status["link"]["overloads_total"],
     }  # fmt: skip
@@ -276,8 +277,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def plot(folder: Path, bench: Bench, outcomes: Sequence[Outcome], rows: Sequence[dict[str, Any]]) -> None:
     """A picture of each trace."""
     folder.mkdir(parents=True, exist_ok=True)
-    widths = [one.bits for one in bench.plan.ladder]
-    needs = [(bits, size * bench.setting.fps) for bits, size in zip(widths, bench.sizes, strict=True)]
     for name in dict.fromkeys(outcome.trace_name for outcome in outcomes):
         mine = [(outcome, one) for outcome, one in zip(outcomes, rows, strict=True) if outcome.trace_name == name]
         lanes = [
@@ -286,13 +285,21 @@ def plot(folder: Path, bench: Bench, outcomes: Sequence[Outcome], rows: Sequence
                 sent=[(f[0], f[2]) for f in outcome.frames if f[5] == "answered"],
                 lost=[f[0] for f in outcome.frames if f[5] != "answered"],
                 held=windows_held(outcome),
-                best=[None if best is None else widths[best] for best in outcome.best],
+                best=[None if best is None else bench.sizes[best] for best in outcome.best],
                 caption=f"held {one['held %']:.0f} %, drop {one['drop']:.2f} points, p99 {one['p99 ms']:.0f} ms, {one['lost']} frames lost",
             )
             for outcome, one in mine
         ]
-        title = f"{bench.setting.network}, {bench.setting.fps:g} frames/s, trace {name}: bits sent (blue), the oracle's (grey), windows missed (red)"
-        draw(folder / f"dynamic_link_{name}.png", title, mine[0][0].trace, needs, lanes, WINDOW_S)
+        title = f"{bench.setting.network}, {bench.setting.fps:g} frames/s, trace {name}: codec used (blue), the oracle's (grey), windows missed (red)"
+        draw(
+            folder / f"dynamic_link_{name}.png",
+            title,
+            mine[0][0].trace,
+            bench.sizes,
+            bench.setting.fps,
+            lanes,
+            WINDOW_S,
+        )
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_the_gap_is_to_the_oracles_codecs_on_the_same_frames() -> None:
     made = row(bench, found)
     assert made["gap"] == pytest.approx(100.0 * (1.0 - 0.5))  # the third frame's window could not be held
     assert made["drop"] == pytest.approx(100.0 * (1.0 - 1 / 3))
-    assert (made["unaccounted"], made["lost"], made["answered"], made["bits"]) == (0, 1, 3, 4.0)
+    assert (made["unaccounted"], made["lost"], made["answered"], made["bytes"]) == (0, 1, 3, 4.0)
     found.status["frames"]["dropped"] = {}
     assert row(bench, found)["unaccounted"] == 1
 
@@ -97,8 +97,9 @@ def test_the_summary_weighs_windows_and_frames() -> None:
 
 
 def test_a_picture_is_drawn(tmp_path: Any) -> None:
-    lane = Lane("adaptive", [(0.1, 8), (1.2, 2)], [1.5], [True, False, None], [8, 2, None], "held 50 %")
-    draw(tmp_path / "out.png", "title", Trace([(0.0, 1e5), (1.0, 3e4)]), [(8, 6e4), (2, 2e4)], [lane, lane], 1.0)
+    lane = Lane("adaptive", [(0.1, 1190), (1.2, 410)], [1.5], [True, False, None], [1200, 400, None], "held 50 %")
+    sizes = [1200, 400]  # of one width, as with an entropy stage, or of several
+    draw(tmp_path / "out.png", "title", Trace([(0.0, 1e5), (1.0, 3e4)]), sizes, 50.0, [lane, lane], 1.0)
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
 
 
