@@ -28,7 +28,7 @@ from calibration import bundle as bundles
 from calibration.bundle import Bundle
 from calibration.samples import Samples, open_samples
 from device_profiles import predict
-from edge_agent import codec, errors
+from edge_agent import errors
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
 from edge_agent.protocol.messages import Demand, LinkEstimate, Weights
@@ -48,7 +48,6 @@ CALIBRATING, FOLD = 4000, 1000
 QUICK_CALIBRATING, QUICK_EVALUATED = 500, 2000
 #: Of 500 photographs every other calibrates and the rest make as many folds.
 PHOTO_FOLDS: Final = 2
-BATCH: Final = 250
 #: Ranges from which demands are drawn, evenly in the logarithm. A device is known by its time for the deepest head.
 POINTS, UPLINK, ROUND_TRIP = (0.25, 5.0), (0.25, 1000.0), (1.0, 200.0)
 DEVICE_MS, WATTS, FRAMES = (0.3, 1000.0), (0.5, 15.0), (10.0, 1e6)
@@ -250,35 +249,13 @@ def plan_of(table: Table, place: int, pattern: int, chosen: int | None) -> Plan:
 
 
 def outputs(bundle: Bundle, plan: Plan, samples: Samples) -> F32:
-    """What a split network answers [n, ...]: integer head, real codec, float tail."""
+    """What a split network answers [n, ...]: integer head, codec, float tail."""
     cut, bits, rule = plan
     head = Head(seg.parse(bundle.segment(cut, dict(zip(bundle.weight_layers(cut), bits, strict=True)))))
     made = None if rule is None else bundle.codec(cut, *rule)
     data = bundle.tail(cut)
     run = None if data is None else bundles.runner(onnx.load_model_from_string(data))
-    found = []
-    for start in range(0, len(samples), BATCH):
-        batch = range(start, min(start + BATCH, len(samples)))
-        sent = np.stack([_sent(head, _fed(head, samples, i), made) for i in batch])
-        found.append(sent if run is None else run(sent))
-    return np.concatenate(found)
-
-
-def _fed(head: Head, samples: Samples, i: int) -> NDArray[Any]:
-    """What the head takes for a sample: codes, or values or token ids as they are."""
-    dtype = head.input.dtype
-    return samples.codes(i, head.input) if dtype == "u8" else samples[i].astype(seg.DTYPES[dtype])
-
-
-def _sent(head: Head, x: NDArray[Any], made: codec.Codec | None) -> F32:
-    """What the server has of a frame: the decoded tensor, or where nothing is sent the head's answer."""
-    y, tensor = head.run(x), head.output
-    coded = tensor.dtype == "u8"
-    if made is None:
-        real = np.float32(tensor.scale) * (y.astype(np.float32) - tensor.zero_point) if coded else y
-        return np.asarray(real, np.float32)
-    data = codec.encode_codes(y, tensor.scale, tensor.zero_point, made) if coded else codec.encode(y, made)
-    return codec.decode(data, made, y.shape)
+    return accuracy.split_outputs(head, made, run, samples)
 
 
 def row(subject: Subject, rule: str, found: Sequence[Verdict]) -> dict[str, Any]:

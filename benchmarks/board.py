@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.processes import reap
 from edge_agent import config, errors, negotiation
 from edge_agent.agent import Agent
 from edge_agent.protocol.messages import Plan
@@ -62,11 +63,7 @@ class Board:
     ) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        reap(self._process)
         self._reader.join()
 
     def plan(self, name: str, on_step: Callable[[str], object] = lambda _: None, **settings: str) -> Plan:

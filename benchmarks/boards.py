@@ -27,14 +27,14 @@ from calibration.graph import Graph, tail_model
 from calibration.lower import lower
 from calibration.samples import Samples
 from device_profiles import known, measure, predict, schema
-from edge_agent.codec import STAGES, packed_bytes
+from edge_agent.codec import packed_bytes
 from edge_agent.head import load
 from edge_agent.head import segment as seg
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Preprocess
 from edge_server import planner
 from edge_server.planner import MODES, CutCodec, Level, Pick, Request, choose, precompute
-from edge_server.planning import energy_source, power_of
+from edge_server.planning import energy_source, power_of, stage_ns_of
 from kernels import isa, peak
 
 WEIGHT_BITS, CUT_BITS = 8, 6
@@ -170,8 +170,8 @@ def best(profile: schema.DeviceProfile, found: list[Place], link: LinkEstimate) 
     ]  # fmt: skip
     table = precompute("lite0", sites, [Level(1.0, 1.0)])
     heads_ms = tuple(predict.head_ms(p.header, profile) for p in found)
-    jpeg = tuple(profile.overhead.stage_ns.get(stage, 0.0) for stage in STAGES)
-    pick = choose(table, Request(Demand(), link, heads_ms, power_of(profile.power), stage_ns=jpeg))
+    asked = Request(Demand(), link, heads_ms, power_of(profile.power), stage_ns=stage_ns_of(profile))
+    pick = choose(table, asked)
     return pick, table.places[pick.place].cut
 
 

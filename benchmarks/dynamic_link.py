@@ -38,10 +38,11 @@ from benchmarks.accuracy_bound import Subject
 from benchmarks.board import Board
 from benchmarks.dynamic_plots import Lane, draw
 from benchmarks.links import Network
+from benchmarks.processes import PORT, serving
 from benchmarks.report import parser, report
 from benchmarks.traces import TRACES, Trace, oracle
 from calibration import accuracy
-from edge_agent import codec, errors
+from edge_agent import errors
 from edge_agent.head.executor import load
 from edge_agent.link.estimate import wire_bytes
 from edge_agent.protocol.messages import Plan
@@ -52,7 +53,6 @@ Bools = NDArray[np.bool_]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 BOARD, SERVER = 0, 1  # nodes of the network
-PORT: Final = 8470
 RTT_MS, BACK_MBPS, PLANNED_MBPS = 20.0, 50.0, 200.0
 WINDOW_S: Final = 1.0
 HELD: Final = 0.95
@@ -320,7 +320,8 @@ def prepared(given: argparse.Namespace, folder: Path, seconds: float) -> Iterato
     np.save(frames, np.stack([task.evaluated[i] for i in range(len(classes))]))
     with Network(2) as network:
         network.link(BOARD, SERVER, mbps=PLANNED_MBPS, rtt_ms=RTT_MS, back_mbps=BACK_MBPS)
-        with serving(store, network), board(setting, network, frames, folder, token) as running:
+        server = serving(store, network.inside(SERVER), network.address(SERVER))
+        with server, board(setting, network, frames, folder, token) as running:
             plan = running.plan("first")
             with Store(store) as opened:
                 right = answers(opened, plan, subject, len(classes)) == classes
@@ -345,13 +346,15 @@ def answers(store: Store, plan: Plan, subject: Subject, count: int) -> NDArray[n
     path = store.segment_path(plan.segment.sha256)
     assert path is not None
     head, tail = load(path.read_bytes()), catalog.tail(bundle, bundle.cuts[plan.cut.index])
-    found = []
-    for i in range(count):
-        codes = head.run(subject.task.evaluated.codes(i, head.input))
-        payloads = [codec.encode_codes(codes, head.output.scale, head.output.zero_point, c) for c in plan.ladder]
-        arrived = [codec.decode(p, c, plan.cut.shape) for p, c in zip(payloads, plan.ladder, strict=True)]
-        found.append([int(accuracy.top1(np.asarray(tail.run(x)).reshape(1, -1))[0]) for x in arrived])
-    return np.array(found).T
+    values, known = (
+        accuracy.head_values(head, subject.task.evaluated, range(count)),
+        accuracy.quantization_of(head.output),
+    )
+
+    def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.stack([tail.run(one) for one in batch])
+
+    return np.stack([accuracy.top1(accuracy.output_of(run, values, accuracy.arrival(known, c))) for c in plan.ladder])
 
 
 @contextmanager
@@ -368,27 +371,6 @@ def board(setting: Setting, network: Network, frames: Path, folder: Path, token:
     subprocess.run(warm, cwd=ROOT, env=os.environ | environment, stdout=subprocess.DEVNULL, check=True)
     with Board("board", network.inside(BOARD), environment, frames, most=10_000) as running:
         yield running
-
-
-@contextmanager
-def serving(store: Path, network: Network) -> Iterator[None]:
-    """`edge-server serve` on its node."""
-    command = [*network.inside(SERVER), sys.executable, "-m", "edge_server", "serve"]
-    options = ["--host", network.address(SERVER), "--port", str(PORT), "--insecure", "--store", str(store)]
-    process = subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        with process.stdout as lines:
-            if "ready" not in lines.readline():
-                sys.exit("benchmarks.dynamic_link: the server did not start; look at its message above")
-            yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 if __name__ == "__main__":

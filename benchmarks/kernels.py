@@ -10,6 +10,7 @@ requantization, so less work) and QLinearConv, which does what ours does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -48,6 +49,7 @@ REPEATS: Final = 100
 QUICK: Final = 2  # of each list
 CALL_US: Final = 2000  # ours is repeated within a call until it lasts about this long, but at least
 TIMES: Final = 3
+LEAST_US: Final = 0.1  # of a rival without its empty call: the scatter of both is more than a small layer takes
 CODEC_BYTES: Final = 256 << 20  # of float32: more than any cache
 ORT, TORCH, LITERT = "ORT", "torch", "LiteRT"
 
@@ -101,14 +103,18 @@ def measured(layer: Layer, repeats: int) -> dict[str, Any]:
         "of peak": float(np.median(layer.operations / us / (peak.BURST / burst))),
     }
     for name in (ORT, TORCH, LITERT):
-        own = [taken[call] - np.median(taken[f"empty {name}"]) for call in calls if call.startswith(name)]
-        best: NDArray[np.float64] | None = np.maximum(np.min(own, axis=0), 0.1) if own else None
+        own = [_own(taken, call, name) for call in calls if call.startswith(name)]
+        best: NDArray[np.float64] | None = np.min(own, axis=0) if own else None
         if name == ORT and best is not None:
             row[f"{name} us"] = float(np.median(best))
         row[f"vs {name}"] = "-" if best is None else float(np.median(best / us))
-    alike = taken[f"{ORT} convolution"] - np.median(taken[f"empty {ORT}"])
-    row["vs QLinearConv"] = float(np.median(alike / us))
+    row["vs QLinearConv"] = float(np.median(_own(taken, f"{ORT} convolution", ORT) / us))
     return row
+
+
+def _own(taken: Mapping[str, NDArray[np.float64]], call: str, runtime: str) -> NDArray[np.float64]:
+    """Microseconds of a rival's ``call`` without those of its runtime's empty call."""
+    return np.maximum(taken[call] - np.median(taken[f"empty {runtime}"]), LEAST_US)
 
 
 def _again(call: Call, times: int) -> None:

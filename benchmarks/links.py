@@ -34,6 +34,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TextIO, TypeVar
 
+from benchmarks.processes import reap
 from benchmarks.report import parser, report
 from edge_agent import errors
 
@@ -88,11 +89,7 @@ class Network:
         assert self._relay.stdin is not None
         assert self._relay.stdout is not None
         self._relay.stdin.close()
-        try:
-            self._relay.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._relay.kill()
-            self._relay.wait()
+        reap(self._relay, patience=10)
         self._relay.stdout.close()
 
     def link(self, a: int, b: int, *, mbps: float, rtt_ms: float, back_mbps: float | None = None) -> None:

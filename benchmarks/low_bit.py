@@ -3,9 +3,9 @@
     python -m benchmarks.low_bit [--networks minilm,fashion_vit,saliency_vit,lite0] [--images DIR] [--minilm DIR] [--news DIR] [--saliency ONNX] [--json OUT]
 
 Only the tensor at the cut is coded, by real payloads; the float model runs before and after it. Codecs are fitted to calibration samples; ours are then
-chosen for each cut, among those of no more bytes, by the output error on other calibration samples; what is shown is measured on samples that neither has
-seen. A row is the mean and the worst over all offered cuts (where the integer head does not reach a network's stream: over all single tensors of the
-commonest shape).
+chosen for each cut, among those of no more bytes (of fewer bits too), by the output error on other calibration samples; what is shown is measured on
+samples that neither has seen. A row is the mean and the worst over all offered cuts (where the integer head does not reach a network's stream: over all
+single tensors of the commonest shape).
 
 Error: MiniLM: 1 - cosine between the embedding and the float model's; saliency: 1 - cosine of the map; the others: energy of what is added to the logits, less
 their mean, over the energy of the float logits. Accuracy: top-1, by the linear probe for MiniLM (zero-shot: nearest embedding of the classes' names); saliency:
@@ -87,6 +87,16 @@ class Outcome:
     accuracy: float
     zero_shot: float
     bytes: float
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A codec of ours: error and bytes on the samples to choose by, and what it does on those that nobody has seen."""
+
+    family: str
+    error: float
+    bytes: float
+    outcome: Outcome
 
 
 Score = Callable[[list[F32], list[F32], I64 | None], tuple[float, float, float]]
@@ -271,27 +281,31 @@ class Spot:
             tail.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
         self._tail, self._outputs = importer.session(tail), list(case.outputs)
         self._wanted = {id(x): self._run(x) for x in (self.chosen, self.evaluated)}
+        self._lesser: list[Rival] = []  # those of fewer bits
 
     def outcomes(self) -> Iterator[tuple[tuple[str, float], Outcome]]:
+        for rate in RATES:
+            yield from self._ours(tuple(CODED), rate)
         for bits in BITS:
             for family in BASELINES:
                 yield (family, bits), self._outcome(family, None if family == FRAME else self._fit(family, bits), bits)
             yield from self._ours(OURS, bits)
-        for rate in RATES:
-            yield from self._ours(tuple(CODED), rate)
 
     def _ours(self, families: Sequence[str], bits: float) -> Iterator[tuple[tuple[str, float], Outcome]]:
-        """Each family, and the one of least error on the samples to choose by, the naive one included, as the default."""
+        """Each family, and as the default, of these, those of fewer bits and the naive one, that of least error on the samples to choose by."""
         wide = self.fitted.shape[-1] ** 2 > limits.MAX_BASIS  # where components are too many there are none
-        made = {f: self._fit(f, bits) for f in families if not (wide and f == "pca")}
-        done = {f: self._outcome(f, c, bits) for f, c in made.items()}
-        yield from (((f, bits), o) for f, o in done.items())
-        known = made | ({NAIVE: self._fit(NAIVE, bits)} if bits in BITS else {})
-        tried = {f: self._trial(f, c, bits) for f, c in known.items()}
+        rivals = [self._rival(f, bits) for f in families if not (wide and f == "pca")]
+        yield from (((r.family, bits), r.outcome) for r in rivals)
+        self._lesser += rivals
+        known = [*self._lesser, *([self._rival(NAIVE, bits)] if bits in BITS else [])]
         room = ROOM * bits / 8 * self.fitted[0].size
-        fitting = {f: error for f, (error, size) in tried.items() if size <= room}
-        best = min(fitting, key=lambda f: fitting[f]) if fitting else min(tried, key=lambda f: tried[f][1])
-        yield (DEFAULT, bits), done[best] if best in done else self._outcome(best, known[best], bits)
+        fitting = [r for r in known if r.bytes <= room]
+        best = min(fitting, key=lambda r: r.error) if fitting else min(known, key=lambda r: r.bytes)
+        yield (DEFAULT, bits), best.outcome
+
+    def _rival(self, family: str, bits: float) -> Rival:
+        made = self._fit(family, bits)
+        return Rival(family, *self._trial(family, made, bits), self._outcome(family, made, bits))
 
     def _fit(self, family: str, bits: float) -> Codec:
         return codec.fit_samples(self.fitted, family, bits * MARGIN if family in CODED else bits)
@@ -332,7 +346,7 @@ def _stored(value: F32) -> F32:
 
 def table(name: str, found: Mapping[str, Found]) -> list[dict[str, Any]]:
     rows = []
-    for key in dict.fromkeys(key for of in found.values() for key in of):
+    for key in sorted(dict.fromkeys(key for of in found.values() for key in of), key=lambda key: key[1]):
         own = [of[key] for of in found.values() if key in of]
         rows.append(
             {

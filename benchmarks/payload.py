@@ -40,7 +40,7 @@ from calibration.bundle import Bundle
 from calibration.clipping import Histogram
 from calibration.graph import Graph
 from calibration.layers import Conv, Embed, Linear, Weighted
-from calibration.lower import Calibration, Lowered, lower
+from calibration.lower import Calibration, lower
 from calibration.observe import Quantization
 from calibration.quantize import Rounded, width
 from calibration.rounding import RATES, SEEN, UNSEEN, WIDTHS, entropy, grids
@@ -187,21 +187,15 @@ def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tab
         pairs = zip(made, noises, strict=True)
         tables.points[layer.out] = [Point(rounded, coded_bytes(rounded), noise) for rounded, noise in pairs]
     inside = [tensor for tensor in tensors if tensor != network.graph.output]
-    values = _gathered(lowered, inside, seen)
-    for tensor, histogram in _histograms(case.model, network, lowered, inside, seen[:COUNTED]).items():
-        tables.codecs[tensor] = _codecs(probe, tensor, histogram) + _families(probe, tensor, values[tensor])
+    if not inside:
+        return tables
+    head, taps = Head(seg.parse(lowered.segment()), check_golden=False), [lowered.index[tensor] for tensor in inside]
+    known = [accuracy.quantization_of(head.header.tensors[tap]) for tap in taps]
+    values = families.gather(head, taps, known, seen)
+    histograms = _histograms(tables, inside, head, taps, known)
+    for tensor, own, histogram in zip(inside, values, histograms, strict=True):
+        tables.codecs[tensor] = _codecs(probe, tensor, histogram) + _families(probe, tensor, own)
     return tables
-
-
-def _gathered(lowered: Lowered, tensors: Sequence[str], samples: Samples) -> dict[str, F32]:
-    """Some samples of each of ``tensors``, as the head yields them."""
-    if not tensors:
-        return {}
-    head = Head(seg.parse(lowered.segment()), check_golden=False)
-    taps = [lowered.index[tensor] for tensor in tensors]
-    forms = [head.header.tensors[tap] for tap in taps]
-    known = [Quantization(form.scale, form.zero_point) if form.dtype == "u8" else None for form in forms]
-    return dict(zip(tensors, families.gather(head, taps, known, samples), strict=True))
 
 
 def _families(probe: Probe, tensor: str, values: F32) -> list[tuple[Codec, float]]:
@@ -212,22 +206,15 @@ def _families(probe: Probe, tensor: str, values: F32) -> list[tuple[Codec, float
 
 
 def _histograms(
-    model: onnx.ModelProto, network: layers.Network, lowered: Lowered, tensors: Sequence[str], samples: Samples
-) -> dict[str, Histogram]:
-    """Of each of ``tensors``."""
-    if not tensors:
-        return {}
+    tables: Tables, tensors: Sequence[str], head: Head, taps: Sequence[int], known: Sequence[Quantization | None]
+) -> list[Histogram]:
+    """Of each of ``tensors``, the head's ``taps``, whose codes are as ``known``; of floats by the model itself."""
+    samples, network = tables.case.calibration[SEEN][:COUNTED], tables.network
     if network.source != "u8":
-        return {
-            t: Histogram(*each)
-            for t, each in observe.count_values(model, network.graph, tensors, samples, quiet).items()
-        }
-    head = Head(seg.parse(lowered.segment()), check_golden=False)
-    taps = [lowered.index[tensor] for tensor in tensors]
-    forms = [head.header.tensors[tap] for tap in taps]
-    values = [Quantization(form.scale, form.zero_point).values() for form in forms]
+        counted = observe.count_values(tables.case.model, network.graph, tensors, samples, quiet)
+        return [Histogram(*counted[tensor]) for tensor in tensors]
     counts = accuracy.count_codes(head, taps, samples, quiet)
-    return {t: Histogram(v, c) for t, v, c in zip(tensors, values, counts, strict=True)}
+    return [Histogram(q.values(), own) for q, own in zip(known, counts, strict=True) if q is not None]
 
 
 def _taking(made: Sequence[Rounded]) -> Callable[[Weighted, int], Rounded]:
@@ -354,12 +341,9 @@ def build(tables: Tables, cut: str, plan: Plan) -> bytes:
 def logits(tables: Tables, cut: str, segment: bytes, made: Codec | None, samples: Samples) -> F32:
     """[n, classes] of the integer head, the frames that it sends and the float tail."""
     head = Head(seg.parse(segment), check_golden=False)
-    form = head.header.tensors[head.header.output]
-    values = np.stack([head.run(samples.codes(i, head.input)) for i in range(len(samples))])
-    known = Quantization(form.scale, form.zero_point) if form.dtype == "u8" else None
     last = cut == tables.network.graph.output
     run = None if last else bundle.tail_runner(tables.case.model, tables.network.graph, cut)
-    return accuracy.output_of(run, values, accuracy.arrival(known, made)).reshape(len(samples), -1)
+    return accuracy.split_outputs(head, made, run, samples).reshape(len(samples), -1)
 
 
 def sent_bytes(tables: Tables, cut: str, segment: bytes, made: Codec | None, samples: Samples) -> int:
@@ -367,8 +351,7 @@ def sent_bytes(tables: Tables, cut: str, segment: bytes, made: Codec | None, sam
     if made is None or not made.tables:
         return _frame(tables, cut, made)
     head = Head(seg.parse(segment), check_golden=False)
-    form = head.header.tensors[head.header.output]
-    known = Quantization(form.scale, form.zero_point) if form.dtype == "u8" else None
+    known = accuracy.quantization_of(head.output)
     some = [samples.codes(i, head.input) for i in range(min(SENT, len(samples)))]
     sizes = [len(accuracy.sent(known, made, head.run(x))) for x in some]
     return frames.HEADER_BYTES + math.ceil(sum(sizes) / len(sizes))

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 
 from benchmarks.board import Board, load_pictures
 from benchmarks.links import Network
-from benchmarks.regret import MODEL, PORT, ROOT, bundle_store, cores, serving
+from benchmarks.processes import PORT, reap, serving
+from benchmarks.regret import MODEL, ROOT, bundle_store, cores
 from benchmarks.report import photo_parser, report
 from benchmarks.slower import slower
 from calibration.bundle import Bundle
@@ -83,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lost = 0
     with tempfile.TemporaryDirectory(prefix="splitedge-pipeline-") as folder, Network(3) as network:
         token = _token(store)
-        with serving(store, network, SERVER):
+        prefix = [*network.inside(SERVER), "taskset", "-c", str(cores()[1])]
+        with serving(store, prefix, network.address(SERVER)):
             for index, setting in enumerate(SETTINGS[: 1 if given.quick else None]):
                 _shape(network, setting)
                 place = Path(folder) / str(index)
@@ -136,7 +138,8 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self._slower.__exit__(None, None, None)
         self._board.__exit__(None, None, None)
-        _end(self._stage)
+        self._stage.terminate()
+        reap(self._stage)
 
     def rate(self, learn: int, frames: int) -> dict[str, Any]:
         """A row: the rate of ``frames`` frames beside the plan's. Plans are made until frames have taught the boards nothing that moves a cut."""
@@ -251,15 +254,6 @@ def _shape(network: Network, setting: Setting) -> None:
 def _token(store: Path) -> str:
     with Store(store) as opened:
         return opened.add_token(f"pipeline-{time.time_ns()}")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 if __name__ == "__main__":

@@ -115,9 +115,8 @@ def boards(document: dict[str, Any]) -> str:
         {column: f"{value:.2f}" if isinstance(value, float) else value for column, value in row.items()}
         for row in groups["what"]
     ]
-    notes = "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
     return (
-        f"What if: predictions, not measurements.\n`python -m benchmarks.boards`, on {document['machine']['cpu']}\n\n{notes}"
+        f"What if: predictions, not measurements.\n`python -m benchmarks.boards`, on {document['machine']['cpu']}\n\n{_notes(document)}"
         f"Predicted ms of the head of EfficientNet-Lite0 up to the cut nearest to a share of its products:\n\n{markdown(heads)}\n\n"
         f"Predicted plan for EfficientNet-Lite0, by uplink and round trip:\n\n{markdown(list(plans.values()))}\n\n"
         f"The same method where something was measured:\n\n{markdown(checks)}\n\n"
@@ -138,10 +137,9 @@ def heads(document: dict[str, Any]) -> str:
         for row in document["rows"]
     ]  # fmt: skip
     machine = document["machine"]
-    notes = "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
     return (
         f"Whole networks, batch 1, in turn in one process, on {machine['cpu']} ({machine['cores']} cores, {machine['isa']}); below 1 ours is slower.\n"
-        f"`python -m benchmarks.heads`\n\n{markdown(rows)}\n\n{notes}"
+        f"`python -m benchmarks.heads`\n\n{markdown(rows)}\n\n{_notes(document)}"
     )
 
 
@@ -161,10 +159,9 @@ def dynamic_link(document: dict[str, Any]) -> str:
             "worst p99 ms": f"{figures['p99_ms']:.0f}", "frames lost": f"{figures['frames_lost_percent']:.1f} %",
         }  # fmt: skip
     machine = document["machine"]
-    notes = "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
     return (
         f"Links that change while frames flow: windows held, of those in which some codec could be, by trace; on {machine['cpu']} ({machine['cores']} cores).\n"
-        f"`python -m benchmarks.dynamic_link`\n\n{markdown(list(rows.values()))}\n\n{notes}"
+        f"`python -m benchmarks.dynamic_link`\n\n{markdown(list(rows.values()))}\n\n{_notes(document)}"
     )
 
 
@@ -188,10 +185,9 @@ def payload(document: dict[str, Any]) -> str:
     what = "What a server plans for a known board over a link, as predicted (`benchmarks.payload` says which):"
     own = f"{what}\n\n{markdown(planned)}\n\n" if planned else ""
     of_goals = {name: value for name, value in document["summary"].items() if "_at_" not in name}
-    goals = markdown([{"figure": f"`{name}`", "measured": plain(value)} for name, value in of_goals.items()])
     return (
         "`python -m benchmarks.payload`\n\nPayload at points of top-1 lost (its 95 % interval), on samples that calibration never saw.\n\n"
-        f"{markdown(fixed_rows)}\n\n{own}{goals}\n\n"
+        f"{markdown(fixed_rows)}\n\n{own}{_figures(of_goals)}\n\n"
     )
 
 
@@ -210,10 +206,9 @@ def low_bit(document: dict[str, Any]) -> str:
         made |= {f"{row['bits']} bits": f"{row['error']:.3g}, {row['accuracy']:.1f} (worst {row['worst']:.1f})"}
     columns = ["network", "codec", *(f"{width} bits" for width in _WIDTHS)]
     table = markdown([{column: row.get(column, "") for column in columns} for row in rows.values()])
-    goals = markdown([{"figure": f"`{name}`", "measured": plain(value)} for name, value in document["summary"].items()])
     return (
         "`python -m benchmarks.low_bit`\n\nError at the output, accuracy in per cent, and that of the worst cut; what each is of, `benchmarks.low_bit` says.\n\n"
-        f"{table}\n\n{goals}\n\n"
+        f"{table}\n\n{_figures(document['summary'])}\n\n"
     )
 
 
@@ -227,9 +222,7 @@ def whole(document: dict[str, Any]) -> str:
         }
         for row in document["rows"]
     ]
-    notes = "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
-    goals = markdown([{"figure": f"`{name}`", "measured": plain(value)} for name, value in document["summary"].items()])
-    return f"On {machine['cpu']} ({machine['cores']} cores).\n\n{markdown(rows)}\n\n{notes}{goals}\n\n"
+    return f"On {machine['cpu']} ({machine['cores']} cores).\n\n{markdown(rows)}\n\n{_notes(document)}{_figures(document['summary'])}\n\n"
 
 
 def kernels(document: dict[str, Any]) -> str:
@@ -240,12 +233,20 @@ def kernels(document: dict[str, Any]) -> str:
         name = next(name for name in groups if name in row)
         groups[name].append({column: _short(column, value) for column, value in row.items()})
     tables = "\n\n".join(markdown(rows) for rows in groups.values())
-    goals = markdown([{"figure": f"`{name}`", "measured": plain(value)} for name, value in document["summary"].items()])
-    notes = "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
     return (
         f"One thread on {machine['cpu']} ({machine['isa']}); `vs`: how many times as fast ours is, below 1 it is slower.\n"
-        f"`python -m benchmarks.kernels`\n\n{tables}\n\n{notes}{goals}\n\n"
+        f"`python -m benchmarks.kernels`\n\n{tables}\n\n{_notes(document)}{_figures(document['summary'])}\n\n"
     )
+
+
+def _notes(document: dict[str, Any]) -> str:
+    """Each note as a paragraph."""
+    return "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
+
+
+def _figures(summary: dict[str, float]) -> str:
+    """The figures that goals are about, as a table."""
+    return markdown([{"figure": f"`{name}`", "measured": plain(value)} for name, value in summary.items()])
 
 
 def _short(column: str, value: Any) -> Any:

@@ -32,6 +32,7 @@ from benchmarks.board import Board, Timings
 from benchmarks.cache import fingerprint
 from benchmarks.links import RATES, ROUND_TRIPS, Network
 from benchmarks.models import LITE0, LITE0_PREPROCESS
+from benchmarks.processes import PORT, serving
 from benchmarks.report import photo_parser, report
 from benchmarks.slower import slower
 from edge_agent import errors
@@ -40,7 +41,6 @@ from kernels.jit import cache_base
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 BOARD, SERVER = 0, 1  # nodes of the network
-PORT: Final = 8470
 MODEL: Final = "lite0"
 CHOSEN, EXTREMES = "chosen", ("device", "server")
 SAMPLES: Final = 100  # that calibrate
@@ -106,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="splitedge-regret-") as folder, Network(2) as network:
         store = bundle_store(given)
         token = _command(store, "token", f"regret-{time.time_ns()}").strip()
-        with serving(store, network):
+        prefix = [*network.inside(SERVER), "taskset", "-c", str(cores()[1])]
+        with serving(store, prefix, network.address(SERVER)):
             for device in devices:
                 with on_board(device, network, given.images, Path(folder), token) as board:
                     for row in sweep(device, board, network, links, quick=given.quick):
@@ -296,28 +297,6 @@ def on_board(device: Device, network: Network, photos: Path, folder: Path, token
     prefix = [*network.inside(BOARD), "taskset", "-c", str(core)]
     with Board(str(place), prefix, environment, photos) as board, slower(core, device.times):
         yield board
-
-
-@contextmanager
-def serving(store: Path, network: Network, node: int = SERVER) -> Iterator[None]:
-    """`edge-server serve` on its node and core."""
-    _, core = cores()
-    command = [*network.inside(node), "taskset", "-c", str(core), sys.executable, "-m", "edge_server", "serve"]
-    options = ["--host", network.address(node), "--port", str(PORT), "--insecure", "--store", str(store)]
-    process = subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        with process.stdout as lines:
-            if "ready" not in lines.readline():
-                sys.exit("benchmarks.regret: the server did not start; look at its message above")
-            yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:  # it builds a segment
-            process.kill()
-            process.wait()
 
 
 def bundle_store(given: argparse.Namespace) -> Path:

@@ -25,7 +25,6 @@ from calibration.graph import Graph
 from calibration.layers import Weighted
 from calibration.lower import Calibration, lower
 from calibration.moments import groups
-from calibration.observe import Quantization
 from calibration.quantize import Rounded, width
 from calibration.rounding import entropy, grids
 from calibration.samples import Samples, open_samples
@@ -138,7 +137,7 @@ def _logits(ready: Network, chosen: Mapping[str, Rounded], samples: Samples) -> 
     found = {}
     for place, (share, tap) in enumerate(taps.items()):
         tensor = head.header.tensors[tap]
-        arrive = accuracy.arrival(Quantization(tensor.scale, tensor.zero_point), None)
+        arrive = accuracy.arrival(accuracy.quantization_of(tensor), None)
         codes = np.stack([one[place] for one in each])
         found[share] = accuracy.output_of(ready.tails[share], codes, arrive)
     return found

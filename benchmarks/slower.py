@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.processes import reap
+
 _IDLE_S = 5e-5  # what it leaves at a time, or as little more as the timer allows
 _LEFT_MOST_S = (
     5e-4  # what was left is paid back no longer: after a pause of the machine the core would be gone for seconds
@@ -37,11 +39,7 @@ def slower(core: int, times: float) -> Iterator[None]:
         yield
     finally:
         thief.stdin.close()
-        try:
-            thief.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            thief.kill()
-            thief.wait()
+        reap(thief, patience=10)
         thief.stdout.close()
 
 

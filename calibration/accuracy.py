@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from calibration.samples import Samples, evenly
 from calibration.sensitivity import difference, enough
 from edge_agent import codec
 from edge_agent.head.executor import Head
+from edge_agent.head.segment import Tensor
 from edge_agent.protocol.messages import Codec
 from kernels import reference
 
@@ -144,6 +145,11 @@ def real_table(made: Codec, quantization: Quantization) -> F32:
     return reference.codec_dequantize(codes, lo, scale, levels)
 
 
+def quantization_of(tensor: Tensor) -> Quantization | None:
+    """Of the codes of a head's ``tensor``; None where it holds floats."""
+    return Quantization(tensor.scale, tensor.zero_point) if tensor.dtype == "u8" else None
+
+
 def arrival(quantization: Quantization | None, made: Codec | None) -> Arrival:
     """What the tail gets where a head's tensor goes on as it is, or is coded by ``made``. Without a ``quantization`` it holds floats."""
     if quantization is not None and made is not None and codec.work(made, [1]):
@@ -254,6 +260,18 @@ def _meter(spot: Spot, values: Values, outputs: F32) -> Callable[[Codec | None],
     """Noise at the output where the ``values`` [n, ...] at the cut are coded, or go on as they are."""
     run = spot.load() if spot.load else None
     return lambda made: difference(output_of(run, values, arrival(spot.quantization, made)), outputs)
+
+
+def split_outputs(head: Head, made: Codec | None, run: Tail | None, samples: Samples) -> F32:
+    """What a split network answers [n, ...]: the integer ``head``, its tensor coded by ``made`` or as it is, and the tail ``run``, None at the output."""
+    arrive = arrival(quantization_of(head.output), made)
+    parts = (range(len(samples))[start : start + BATCH] for start in range(0, len(samples), BATCH))
+    return np.concatenate([output_of(run, head_values(head, samples, part), arrive) for part in parts])
+
+
+def head_values(head: Head, samples: Samples, which: Iterable[int]) -> Values:
+    """The tensor [n, ...] that ``head`` yields for each of the samples ``which``."""
+    return np.stack([head.run(samples.codes(i, head.input)) for i in which])
 
 
 def output_of(run: Tail | None, values: Values, arrive: Arrival) -> F32:

@@ -529,8 +529,7 @@ def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cu
     load: Callable[[], Tail] | None = None
     if cut.kind != "output":
         load = functools.partial(tail_runner, model, network.graph, cut.tensor)
-    quantization = Quantization(tensor.scale, tensor.zero_point) if tensor.dtype == "u8" else None
-    return Spot(cut.index, cut.tensor, quantization, math.prod(cut.shape), load)
+    return Spot(cut.index, cut.tensor, accuracy.quantization_of(tensor), math.prod(cut.shape), load)
 
 
 def tail_runner(model: onnx.ModelProto, graph: Graph, tensor: str) -> Tail:

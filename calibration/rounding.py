@@ -49,6 +49,8 @@ SHALLOW: Final = 32
 #: Weights of a layer whose entropy stands for all.
 ENTROPY_WEIGHTS: Final = 1 << 20
 SHALLOW_SHARES: Final = tuple(float(s) for s in np.geomspace(0.4, 2.0, 24))
+#: Weights that are rounded side by side from several scales, at most.
+TOGETHER: Final = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,8 @@ class Rounder:
         plain = nearest(self._weight, self._bias, bits, self._least)
         start, scale = self._columns(plain.levels), plain.scale.astype(np.float64).reshape(self._floor.shape)
         shares = SHARES if self._w.shape[1] > SHALLOW else SHALLOW_SHARES
-        ends = [self._from(np.maximum(scale * share, self._floor), bits) for share in shares]
-        return self._elect([*ends, (start, scale)])
+        starts = [np.maximum(scale * share, self._floor) for share in shares]
+        return self._elect([*self._all_from(starts, bits), (start, scale)])
 
     def even(self, rate: float) -> Rounded:
         """The weights on one grid for all outputs, as fine as ``rate`` bits a weight pay for where an entropy coder stores them.
@@ -157,14 +159,26 @@ class Rounder:
         levels, scale = self._from(np.maximum(np.full_like(self._floor, step), self._floor), 8, refit=False)
         return self._elect([(levels, scale)])
 
+    def _all_from(self, scales: Sequence[F64], bits: int) -> list[tuple[F64, F64]]:
+        """As `_from`, of each of ``scales``: side by side, as if they were outputs of their own, as many as memory has room for."""
+        together = max(1, TOGETHER // self._w.size)
+        found: list[tuple[F64, F64]] = []
+        for first in range(0, len(scales), together):
+            some = scales[first : first + together]
+            levels, ended = self._from(np.concatenate(some, axis=1), bits)
+            found += zip(np.split(levels, len(some), axis=2), np.split(ended, len(some), axis=1), strict=True)
+        return found
+
     def _from(self, scale: F64, bits: int, refit: bool = True) -> tuple[F64, F64]:
-        """Levels and scale to which the descent leads from ``scale``; the second is a float32 value."""
+        """Levels and scale to which the descent leads from ``scale`` [G, R or a multiple of it]; the second is a float32 value."""
+        copies = scale.shape[1] // self._w.shape[2]
+        w, floor = np.tile(self._w, (1, 1, copies)), np.tile(self._floor, (1, copies))
         scale = scale if refit else scale.astype(np.float32).astype(np.float64)
-        levels = _successive(self._w, self._feed, scale, bits)
+        levels = _successive(w, self._feed, scale, bits)
         for _ in range(self._options.sweeps):
-            scale = _refit(self._w, levels, self._cost, scale, self._floor) if refit else scale
-            _descend(self._w, levels, self._cost, scale, bits)
-        scale = _refit(self._w, levels, self._cost, scale, self._floor) if refit else scale
+            scale = _refit(w, levels, self._cost, scale, floor) if refit else scale
+            _descend(w, levels, self._cost, scale, bits)
+        scale = _refit(w, levels, self._cost, scale, floor) if refit else scale
         return levels, scale.astype(np.float32).astype(np.float64)
 
     def _elect(self, candidates: Sequence[tuple[F64, F64]]) -> Rounded:

@@ -145,13 +145,4 @@ def cheapest(costs: Sequence[F64], noises: Sequence[F64], budget: float) -> list
 def _answers(site: Site, head: Head, codec: CodecNoise, samples: Samples) -> F32:
     """The outputs [n, ...] of a split network."""
     made = site.histogram.fit(codec.rule, codec.bits) if codec.bits else None
-    arrive = accuracy.arrival(site.spot.quantization, made)
-    tail = site.spot.load() if site.spot.load else None
-    parts = range(0, len(samples), accuracy.BATCH)
-    return np.concatenate([accuracy.output_of(tail, _values(head, samples, start), arrive) for start in parts])
-
-
-def _values(head: Head, samples: Samples, start: int) -> accuracy.Values:
-    """What a head yields of one batch."""
-    batch = range(start, min(start + accuracy.BATCH, len(samples)))
-    return np.stack([head.run(samples.codes(i, head.input)) for i in batch])
+    return accuracy.split_outputs(head, made, site.spot.load() if site.spot.load else None, samples)

@@ -77,7 +77,10 @@ def _time_by_threads(kernels: list[Kernel]) -> dict[int, float]:
 
 
 class Heads:
-    """Heads of one network as work of measured kinds: looked at once, so that each device after that costs a product of small matrices."""
+    """Heads of one network as work of measured kinds: looked at once, so that each device after that costs a product of small matrices.
+
+    ``operators``: how many each has.
+    """
 
     def __init__(self, headers: Sequence[Header]) -> None:
         operators = [[_parts(op, header) for op in header.ops] for header in headers]
@@ -87,7 +90,8 @@ class Heads:
         self._points: dict[KernelKind, list[tuple[int, Point]]] = {}
         for (kind, point), place in places.items():
             self._points.setdefault(kind, []).append((place, point))
-        self._ops = np.array([len(ops) for ops in operators], np.float64)
+        self.operators = [len(ops) for ops in operators]
+        self._ops = np.array(self.operators, np.float64)
         self._work = np.zeros((len(headers), len(places)))
         for row, ops in zip(self._work, operators, strict=True):
             for part in (part for parts in ops for part in parts):

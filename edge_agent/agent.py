@@ -21,15 +21,13 @@ from typing import Any
 
 import edge_agent
 from device_profiles import power
-from device_profiles.machine import usable_threads
-from device_profiles.predict import best_threads
 from edge_agent import errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.energy import FrameEnergy
 from edge_agent.engine import Encoded, Engine, Frame, frame_bytes
-from edge_agent.gate import Gate
+from edge_agent.in_use import InUse
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
@@ -280,13 +278,18 @@ class Agent:
         profile = await negotiation.profile(settings, self.say)
         async with negotiation.client(settings) as client:
             link = known or await negotiation.link(client, {}, self.say)
-            plan = await negotiation.plan(client, settings, profile, cache.held(), self._known(), self.say, link)
+            rehearsed = await negotiation.rehearsal(client, settings, profile, self.say)
+            plan = await negotiation.plan(
+                client, settings, profile, cache.held(), self._known(), self.say, link, rehearsed
+            )
             data = await negotiation.fetch(client, cache, plan, self.say)
         self.say("preparing the head")
-        threads = min(best_threads(profile), usable_threads())  # the profile may be another machine's
-        engine = await asyncio.to_thread(Engine, plan, data, settings.demand, threads)
+        engine = await asyncio.to_thread(Engine, plan, data, settings.demand, negotiation.threads(profile))
         adaptation = None if plan.mode == "device" else self._adaptation(plan, negotiation.own_link(plan) or link)
-        stream = None if adaptation is None else await self._open(plan, adaptation)
+        stream = None
+        if adaptation is not None:
+            stream = await negotiation.open_stream(settings, plan, WINDOW, adaptation, self.say)
+            stream.on_state = self._link_changed
         self._plans += 1
         self._planned_at = time.monotonic()
         self.say("ready")
@@ -303,18 +306,6 @@ class Agent:
         self._timings = self._timings or negotiation.timings(self.settings)
         self._timings.save()
         return self._timings.known()
-
-    async def _open(self, plan: Plan, adaptation: Adaptation) -> FrameStream:
-        """The stream of ``plan``, open on the server's side too, or the error that stands in the way."""
-        self.say("opening the stream")
-        stream = await negotiation.stream(self.settings, plan, WINDOW, adaptation).__aenter__()
-        try:
-            await stream.ready()
-            stream.on_state = self._link_changed
-        except BaseException as error:
-            await stream.__aexit__(type(error), error, None)
-            raise
-        return stream
 
     async def _replan(self, old: _Active) -> None:
         """Put a new plan in the place of ``old``. However many ask for it at once, it is made once, and its failure is the failure of all."""
@@ -426,34 +417,21 @@ class Agent:
 
 
 WINDOW = 8  # frames on the link at once
-AHEAD = 2  # frames between the gate and the link: one in the head, one coded and next to go
 _STOPPED = "the agent stopped before the frame was answered; send it again"
 
 
-class _Active:
-    """A plan in use: its engine, its stream and what adapts it (None in mode "device"), and the frames that are in them."""
+class _Active(InUse):
+    """The plan that serves callers, and the frames of theirs that are in its engine and stream."""
 
     def __init__(self, engine: Engine, stream: FrameStream | None, adaptation: Adaptation | None = None) -> None:
-        self.engine, self.stream, self.adaptation = engine, stream, adaptation
-        self.gate = Gate(AHEAD)
+        super().__init__(engine, stream, adaptation)
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def choose(self, late_s: float) -> int:
-        """The rung for the frame that is coded now; in the head's thread. ``late_s``: who waits so long at the gate waits too long."""
-        if self.adaptation is None:
-            return self.engine.codec
-        now = time.monotonic()
-        return self.adaptation.choose(now, self.gate.waiting(now - late_s))
-
     @property
     def link_up(self) -> bool:
         return self.stream is None or self.stream.state is LinkState.STREAMING
-
-    @property
-    def failed(self) -> bool:
-        return self.stream is not None and self.stream.state is LinkState.FAILED
 
     @property
     def reconnects(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -12,7 +13,9 @@ import msgspec
 
 import device_profiles
 from device_profiles import DeviceProfile, machine, schema
+from device_profiles.predict import best_threads
 from edge_agent import config, errors, limits
+from edge_agent import rehearsal as rehearsing
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.engine import check_ladder
@@ -20,9 +23,12 @@ from edge_agent.head import upgrade
 from edge_agent.link.adapt import Adaptation
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import Base, ServerClient, tls_context
-from edge_agent.protocol.messages import ChainDevice, ChainRequest, LinkEstimate, Plan, PlanRequest
+from edge_agent.protocol.messages import ChainDevice, ChainRequest, LinkEstimate, Plan, PlanRequest, Rehearsal
+from edge_agent.rehearsal import Rehearsals
 from edge_agent.timings import Timings
 from kernels import jit
+
+_log = logging.getLogger(__name__)
 
 Say = Callable[[str], object]
 
@@ -64,6 +70,20 @@ def stream(
     )  # fmt: skip
 
 
+async def open_stream(
+    settings: Settings, plan: Plan, window: int, adaptation: Adaptation, say: Say, topk: int | None = None
+) -> FrameStream:
+    """`stream`, open on the other side too, or the error that stands in the way; whoever calls this closes it."""
+    say("opening the stream")
+    opened = await stream(settings, plan, window, adaptation, topk).__aenter__()
+    try:
+        await opened.ready()
+    except BaseException as error:
+        await opened.__aexit__(type(error), error, None)
+        raise
+    return opened
+
+
 def own_link(plan: Plan) -> LinkEstimate | None:
     """The link that the board of a chain's ``plan`` sends over, as the plan was made for it; None of any other plan, or where nothing is sent."""
     route = [] if plan.stage is None else [one for one in plan.stage.route if one.device == plan.stage.device]
@@ -91,6 +111,11 @@ async def profile(settings: Settings, say: Say) -> DeviceProfile:
     return found
 
 
+def threads(profile: DeviceProfile) -> int:
+    """On how many threads a head runs here: the profile may be another machine's."""
+    return min(best_threads(profile), machine.usable_threads())
+
+
 async def _profile(settings: Settings, say: Say) -> DeviceProfile:
     if settings.profile:
         found = await asyncio.to_thread(device_profiles.load, path_of(settings.profile))
@@ -110,6 +135,40 @@ async def _profile(settings: Settings, say: Say) -> DeviceProfile:
 def timings(settings: Settings) -> Timings:
     """What heads took here with these kernels. Not kept beside a profile that the settings name, which may be another machine's."""
     return Timings(None if settings.profile else _of_this_build(settings, "timings"))
+
+
+async def rehearsal(server: ServerClient, settings: Settings, profile: DeviceProfile, say: Say) -> Rehearsal | None:
+    """What the operators of the model take here, found once and kept; None where that cannot be known: for a profile that the settings name, which may
+    be another machine's, in a chain, whose boards have parts of the model, for a server without outlines, or a model beyond this board's memory.
+    """
+    if settings.profile or settings.chain.next or not settings.model:
+        return None
+    kept, key = rehearsals(settings), _rehearsed_as(settings, profile)
+    if (known := kept.get(key)) is not None:
+        return known
+    try:
+        outline = await server.outline(settings.model)
+        if rehearsing.memory_bytes(outline) > profile.machine.memory_available_bytes:
+            return None
+        say("rehearsing the model")
+        found = await asyncio.to_thread(rehearsing.rehearse, outline, threads(profile))
+    except (
+        errors.ProtocolError,
+        errors.SegmentError,
+    ) as error:  # another version's server, or a header that is none: the profile does
+        _log.info("the model is not rehearsed: %s", error)
+        return None
+    await asyncio.to_thread(kept.put, key, found)
+    return found
+
+
+def rehearsals(settings: Settings) -> Rehearsals:
+    """What models' operators took here with these kernels."""
+    return Rehearsals(_of_this_build(settings, "rehearsals"))
+
+
+def _rehearsed_as(settings: Settings, profile: DeviceProfile) -> str:
+    return f"{settings.model} on {threads(profile)}"
 
 
 def _of_this_build(settings: Settings, name: str) -> Path:
@@ -181,8 +240,10 @@ async def plan(
     measured: dict[str, float],
     say: Say,
     estimate: LinkEstimate | None = None,
+    rehearsed: Rehearsal | None = None,
 ) -> Plan:
-    """Ask for a plan, for the link ``estimate`` or, without one, for the link as it is measured now. ``measured``: what heads took here, by segment.
+    """Ask for a plan, for the link ``estimate`` or, without one, for the link as it is measured now. ``measured``: what heads took here, by segment;
+    ``rehearsed``: as `rehearsal` found.
 
     Raises `errors.ConfigError` if no model is set, `errors.PlanError` for a plan of another model, or one whose ladder contradicts itself.
     """
@@ -201,12 +262,16 @@ async def plan(
         )
     else:
         say("asking for a plan")
-        answer = await server.plan(PlanRequest(settings.model, known, estimate, settings.demand, held, measured))
+        answer = await server.plan(
+            PlanRequest(settings.model, known, estimate, settings.demand, held, measured, rehearsed)
+        )
     if answer.model != settings.model:
         raise errors.PlanError(
             f"the server answered with a plan for another model than {settings.model}; upgrade the older side"
         )
     check_ladder(answer, settings.demand)
+    if rehearsed is not None and rehearsed.bundle != answer.bundle:  # the model was replaced: the next plan knows
+        await asyncio.to_thread(rehearsals(settings).put, _rehearsed_as(settings, profile), None)
     return answer
 
 

@@ -22,27 +22,25 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
 import device_profiles
 import edge_agent
 from device_profiles import DeviceProfile
-from device_profiles.machine import usable_threads
-from device_profiles.predict import best_threads
 from edge_agent import codec, config, errors, limits, negotiation
 from edge_agent.admission import Admission
-from edge_agent.agent import AHEAD, WINDOW
+from edge_agent.agent import WINDOW
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.engine import Encoded, Engine
 from edge_agent.engine import Frame as Picture
-from edge_agent.gate import Gate
+from edge_agent.in_use import InUse
 from edge_agent.link import dial, listen, serving
 from edge_agent.link.adapt import Adaptation, Goal
-from edge_agent.link.client import FrameStream, LinkState
+from edge_agent.link.client import FrameStream
 from edge_agent.protocol.frames import HEADER_BYTES, Answer, Frame, pack_topk
 from edge_agent.protocol.messages import BESIDE, ChainDevice, Demand, Open, Plan
 from edge_agent.results import Counters, Result, Timing
@@ -250,12 +248,12 @@ class Stage:
             data = await negotiation.fetch(server, Cache(negotiation.cache_directory(settings)), plan, self.say)
         self.say("preparing the head")
         assert self._profile is not None
-        threads = min(best_threads(self._profile), usable_threads())
-        engine = await asyncio.to_thread(
-            Engine, plan, data, Demand(max_drop_points=plan.demand.max_drop_points), threads
-        )
-        adaptation = None if plan.mode == "device" else self._adaptation(plan)
-        stream = None if adaptation is None else await self._dial(plan, adaptation, asked.topk)
+        demand, threads = Demand(max_drop_points=plan.demand.max_drop_points), negotiation.threads(self._profile)
+        engine = await asyncio.to_thread(Engine, plan, data, demand, threads)
+        adaptation = stream = None
+        if plan.mode != "device":
+            adaptation = self._adaptation(plan)
+            stream = await negotiation.open_stream(settings, plan, WINDOW, adaptation, self.say, asked.topk)
         self.say("ready")
         return _Running(engine, stream, adaptation, asked.topk)
 
@@ -265,16 +263,6 @@ class Stage:
             raise errors.ProtocolError("the server's plan contradicts itself; run the same splitedge on all boards")
         goal = Goal(plan.demand.min_rate_fps, None)
         return Adaptation(plan, link, goal, chosen.controller, chosen.bits or None)
-
-    async def _dial(self, plan: Plan, adaptation: Adaptation, topk: int) -> FrameStream:
-        self.say("opening the stream")
-        stream = await negotiation.stream(self.settings, plan, WINDOW, adaptation, topk).__aenter__()
-        try:
-            await stream.ready()
-        except BaseException as error:
-            await stream.__aexit__(type(error), error, None)
-            raise
-        return stream
 
     async def _make_room(self, key: tuple[str, int]) -> None:
         """Ends what the plan ``key`` had before, and of the others the oldest that no session uses."""
@@ -321,17 +309,13 @@ class Stage:
         return bytes(answer.payload), _timing(encoded, answer, start, sent), size, turn_ms
 
 
-@dataclass(eq=False)
-class _Running:
-    """A plan in use: its engine, and its stream to whoever follows (None where the answer is made here)."""
+class _Running(InUse):
+    """A plan that serves sessions of the board before; its stream leads to whoever follows."""
 
-    engine: Engine
-    stream: FrameStream | None
-    adaptation: Adaptation | None
-    topk: int
-    sessions: int = 0
-    gate: Gate = field(default_factory=lambda: Gate(AHEAD))
-    since: float = field(default_factory=time.monotonic)  # the plan was opened, or was said to be outdated
+    def __init__(self, engine: Engine, stream: FrameStream | None, adaptation: Adaptation | None, topk: int) -> None:
+        super().__init__(engine, stream, adaptation)
+        self.topk, self.sessions = topk, 0
+        self.since = time.monotonic()  # the plan was opened, or was said to be outdated
 
     def outdated(self) -> bool:
         """Whether the link has changed for good since the plan was made; said once in `limits.REPLAN_LEAST`: until there is another it serves on."""
@@ -339,17 +323,6 @@ class _Running:
         due = self.adaptation is not None and self.adaptation.changed and now - self.since >= limits.REPLAN_LEAST
         self.since = now if due else self.since
         return due
-
-    def choose(self) -> int:
-        """The rung for the frame that is coded now; in the worker's thread."""
-        if self.adaptation is None:
-            return self.engine.codec
-        now = time.monotonic()
-        return self.adaptation.choose(now, self.gate.waiting(now - limits.FRAME_AGE / 2))
-
-    @property
-    def failed(self) -> bool:
-        return self.stream is not None and self.stream.state is LinkState.FAILED
 
     def compute(self, frame: Frame) -> Encoded:
         """``frame`` decoded, through the segment, and coded for the link; blocks."""
@@ -362,7 +335,7 @@ class _Running:
             )
         x = codec.decode(frame.payload, plan.stage.incoming[frame.codec], plan.stage.start.shape)
         decoded_ms = 1e3 * (time.perf_counter() - start)
-        encoded = self.engine.resume(x, self.choose)
+        encoded = self.engine.resume(x, functools.partial(self.choose, limits.FRAME_AGE / 2))
         return encoded._replace(preprocess_ms=encoded.preprocess_ms + decoded_ms)
 
     def top(self, encoded: Encoded) -> bytes:
@@ -405,8 +378,8 @@ def check_exposure(settings: Settings, token: str) -> None:
     stage = settings.stage
     if bool(stage.cert) != bool(stage.key):
         raise errors.ConfigError("`stage.cert` and `stage.key` belong together; give both or neither", key="stage.cert")
-    lacks = " and without ".join(name for name, there in (("a token", token), ("TLS", stage.cert)) if not there)
-    if lacks and not settings.allow_insecure and not dial.is_loopback(stage.host):
+    lacks = serving.lacking(stage.host, token=bool(token), tls=bool(stage.cert))
+    if lacks and not settings.allow_insecure:
         raise errors.ConfigError(
             f"other machines would reach {stage.host} without {lacks}; set `stage.token_file`, `stage.cert` and `stage.key`, or `allow_insecure`",
             key="stage.host",
@@ -428,8 +401,7 @@ async def _listen(app: web.Application, settings: Settings) -> tuple[web.AppRunn
             f"the stage cannot listen on {stage.host}:{stage.port} ({dial.os_reason(error)}); set `stage.host` and `stage.port` to others"
         ) from error
     host, port = runner.addresses[0][:2]
-    scheme: Literal["http", "https"] = "https" if context else "http"
-    return runner, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    return runner, serving.url(host, port, tls=context is not None)
 
 
 def _timing(encoded: Encoded, answer: Answer | None, start: float, sent: float) -> Timing:

@@ -37,6 +37,7 @@ def make_app(store: Store, *, auth: bool = True) -> web.Application:
     app.router.add_get("/healthz", service.health)
     app.router.add_get("/v1/version", service.version)
     app.router.add_get("/v1/models", service.models)
+    app.router.add_get("/v1/outline", service.outline)
     app.router.add_post("/v1/plan", service.plan)
     app.router.add_post("/v1/curves", service.curves)
     app.router.add_post("/v1/chain", service.chain)
@@ -76,6 +77,9 @@ class _Service:
 
     async def models(self, _: web.Request) -> web.Response:
         return serving.json(await asyncio.to_thread(self._catalog.models))
+
+    async def outline(self, request: web.Request) -> web.Response:
+        return serving.json(await asyncio.to_thread(self._catalog.outline, request.query.get("model", "")))
 
     async def plan(self, request: web.Request) -> web.Response:
         asked: PlanRequest = decode(await serving.body(request), PlanRequest)

@@ -10,8 +10,8 @@ from typing import Final, TypeAlias
 from calibration.bundle import Bundle
 from device_profiles import predict
 from edge_agent import errors
-from edge_agent.head import upgrade
-from edge_agent.protocol.messages import Cut, ModelInfo, SegmentRef
+from edge_agent.head import segment, upgrade
+from edge_agent.protocol.messages import Cut, ModelInfo, Outline, SegmentRef
 from edge_server.planner import Table
 from edge_server.store import Store
 from edge_server.tables import table_of
@@ -60,6 +60,12 @@ class Catalog:
             except errors.ModelError as error:
                 _log.warning("%s is not listed: %s", name, error)
         return found
+
+    def outline(self, name: str) -> Outline:
+        """What the longest head of a model computes. Raises as `bundle` does."""
+        bundle = self.bundle(name)
+        longest = max((bundle.header(cut) for cut in bundle.offered), key=lambda header: len(header.ops))
+        return Outline(bundle.sha256, segment.frame(longest))
 
     def table(self, bundle: Bundle) -> tuple[Table, predict.Heads]:
         """The patterns of ``bundle`` and the heads of their places: made at the first call, which may take seconds, and kept for the last `MOST_TABLES` bundles."""

@@ -15,6 +15,7 @@ from calibration.bundle import Bundle
 from device_profiles import predict, schema
 from edge_agent import errors, limits
 from edge_agent.codec import packed_bytes
+from edge_agent.head.segment import Header
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import (
     BESIDE,
@@ -35,7 +36,7 @@ from edge_agent.protocol.messages import (
 )
 from edge_server.catalog import Catalog
 from edge_server.planner import INPUT, MODES, Chain, CutCodec, Device, Place, Route, Step, share
-from edge_server.planner.allocation import WIDTHS
+from edge_server.planner.allocation import WIDTHS, front
 from edge_server.planning import energy_source, mean_bits, power_of, tail_times
 from edge_server.tails import Tails
 from edge_server.times import check
@@ -100,19 +101,23 @@ def chain_of(
     tails: Tails | None = None,
 ) -> Chain:
     """What the planner needs to know of the boards, their links and the demand."""
-    table, _ = catalog.table(bundle)
+    table, heads = catalog.table(bundle)
     places = tuple(_with_exact(bundle, place, only=request.exact) for place in table.places)
+    possible = _possible(bundle, places)
     cuts = [place.cut.index for place in places]
     named = catalog.store.segments_named(bundle.sha256, {sha for device in request.devices for sha in device.measured})
     known = {sha256: one[:2] for sha256, one in named.items()}
     devices = [
-        Device(_spans(bundle, places, profile, device, known), profile.machine.memory_available_bytes or None)
+        Device(
+            _spans(places, _predicted(places, heads, possible, profile), device, known),
+            profile.machine.memory_available_bytes or None,
+        )
         for device, profile in zip(request.devices, profiles, strict=True)
     ]
     times = tuple(place.tail_ms for place in places) if tails is None else tail_times(catalog, bundle, cuts, tails)
     return Chain(
         bundle.name, places, table.levels, request.demand, request.objective, tuple(devices), _links(request.devices),
-        _span_bytes(bundle, places), times, 0.0 if tails is None else tails.times.queue_ms(), WINDOW, request.spread,
+        _span_bytes(places, possible), times, 0.0 if tails is None else tails.times.queue_ms(), WINDOW, request.spread,
     )  # fmt: skip
 
 
@@ -140,19 +145,15 @@ def _with_exact(bundle: Bundle, place: Place, *, only: bool) -> Place:
 
 
 def _spans(
-    bundle: Bundle,
-    places: Sequence[Place],
-    profile: schema.DeviceProfile,
-    device: ChainDevice,
-    known: Mapping[str, tuple[int, int]],
+    places: Sequence[Place], by_profile: tuple[F64, F64], device: ChainDevice, known: Mapping[str, tuple[int, int]]
 ) -> F64:
-    """`Device.span_ms`, from the profile and, where the device measured segments of this model, bent to what it found.
+    """`Device.span_ms`, from what `_predicted` says and, where the device measured segments of this model, bent to what it found.
 
     A segment that was measured has its own time; the others are as much off as those that were measured are together. What frames take beside their
     segment comes on top of each.
     """
     check(device.measured)
-    predicted, around = _predicted(bundle, places, profile)
+    predicted, around = by_profile
     at = {place.cut.index: i for i, place in enumerate(places)}
     found: dict[tuple[int, int], list[float]] = {}
     for sha256, ms in device.measured.items():
@@ -167,46 +168,46 @@ def _spans(
     return spans + around + device.measured.get(BESIDE, 0.0)
 
 
-def _predicted(bundle: Bundle, places: Sequence[Place], profile: schema.DeviceProfile) -> tuple[F64, F64]:
+def _predicted(
+    places: Sequence[Place],
+    heads: predict.Heads,
+    possible: Mapping[tuple[int, int], Header],
+    profile: schema.DeviceProfile,
+) -> tuple[F64, F64]:
     """Spans by the profile: operators; and around them the codec for what is sent, and the codec twice (decoding, codes again) for what came."""
     call = profile.overhead.call_us / 1000
-    heads = [max(0.0, predict.head_ms(bundle.header(place.cut.index), profile) - call) for place in places]
+    alone = [max(0.0, ms - call) for ms in heads.ms(profile)]
     codes = [predict.encode_ms(math.prod(place.cut.shape), profile) for place in places]
     spans = np.full((len(places) + 1, len(places)), np.inf)
     around = np.zeros_like(spans)
-    for start, end in _possible(bundle, places):
-        before, arrived = (0.0, 0.0) if start == INPUT else (heads[start], 2 * codes[start])
+    for start, end in possible:
+        before, arrived = (0.0, 0.0) if start == INPUT else (alone[start], 2 * codes[start])
         sent = 0.0 if places[end].cut.kind == "output" else codes[end]
-        work = heads[end] - before
+        work = alone[end] - before
         spans[start + 1, end] = max(0.0, work) + (call if work > 0 else 0.0)
         around[start + 1, end] = arrived + sent
     return spans, around
 
 
-def _span_bytes(bundle: Bundle, places: Sequence[Place]) -> F64:
+def _span_bytes(places: Sequence[Place], possible: Mapping[tuple[int, int], Header]) -> F64:
     """`Chain.span_bytes`: activations, and weights as kernels hold them."""
     found = np.full((len(places) + 1, len(places)), np.inf)
-    for start, end in _possible(bundle, places):
+    for (start, end), header in possible.items():
         begun = 0 if start == INPUT else len(places[start].layers)
         weights = sum(layer.weights for layer in places[end].layers[begun:])
-        found[start + 1, end] = _header_bytes(bundle, places, start, end) + weights
+        found[start + 1, end] = header.arena_bytes + weights
     return found
 
 
-def _header_bytes(bundle: Bundle, places: Sequence[Place], start: int, end: int) -> int:
-    return bundle.header(places[end].cut.index, 8, _cut(places, start)).arena_bytes
-
-
-def _possible(bundle: Bundle, places: Sequence[Place]) -> list[tuple[int, int]]:
-    """Pairs of places between which one tensor is all that is needed."""
-    found = []
+def _possible(bundle: Bundle, places: Sequence[Place]) -> dict[tuple[int, int], Header]:
+    """Pairs of places between which one tensor is all that is needed, and the header of the segment from one to the other."""
+    found = {}
     for start in range(INPUT, len(places)):
         for end in range(max(0, start), len(places)):
             try:
-                bundle.header(places[end].cut.index, 8, _cut(places, start))
+                found[start, end] = bundle.header(places[end].cut.index, 8, _cut(places, start))
             except errors.UsageError:  # a mask lives on beside the tensor
                 continue
-            found.append((start, end))
     return found
 
 
@@ -313,13 +314,9 @@ def _ladder(shared: _Shared, step: Step) -> tuple[list[CutCodec], int]:
     chain, place = shared.chain, shared.chain.places[step.end]
     allowed = max(one.noise for one in chain.levels if one.drop_points <= chain.demand.max_drop_points)
     links = sum(one.codec is not None for one in shared.route.steps)
-    chosen = place.codecs[step.codec]
-    most = chosen.noise + max(0.0, allowed - shared.route.noise) / links
-    front: list[CutCodec] = []
-    for codec in sorted(place.codecs, key=lambda one: (one.noise, one.frame_bytes)):
-        if codec.noise <= most and (not front or codec.frame_bytes < front[-1].frame_bytes):
-            front.append(codec)
-    return front, front.index(chosen)
+    most = place.codecs[step.codec].noise + max(0.0, allowed - shared.route.noise) / links
+    ladder = front(place.codecs, [i for i, one in enumerate(place.codecs) if one.noise <= most])
+    return [place.codecs[i] for i in ladder], ladder.index(step.codec)
 
 
 def _rung(shared: _Shared, step: Step, codec: CutCodec) -> Rung:

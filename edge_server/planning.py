@@ -96,13 +96,15 @@ def request_of(
     known = catalog.store.segments_named(bundle.sha256, {*request.held, *request.measured})
     known = {sha256: one for sha256, one in known.items() if one[0] == 0}
     segments = {sha256: cut for sha256, (_, cut, _) in known.items()}
+    rehearsal = request.rehearsal
+    rehearsed = None if rehearsal is None or rehearsal.bundle != bundle.sha256 else rehearsal.ms
     return Request(
         demand=request.demand,
         link=request.link,
-        head_ms=head_times(cuts, heads, profile, request.measured, segments),
+        head_ms=head_times(cuts, heads, profile, request.measured, segments, rehearsed),
         tail_ms=None if tails is None else tail_times(catalog, bundle, [cut.index for cut in cuts], tails),
         queue_ms=0.0 if tails is None else tails.times.queue_ms(),
-        stage_ns=tuple(profile.overhead.stage_ns.get(stage, 0.0) for stage in STAGES),
+        stage_ns=stage_ns_of(profile),
         power=power_of(profile.power),
         memory_bytes=profile.machine.memory_available_bytes or None,
         held=_held(table, {known[sha256][1:] for sha256 in request.held if sha256 in known}),
@@ -151,6 +153,11 @@ def _fetch_s(asked: Request, pick: Pick) -> float:
     if asked.demand.frames is None:
         return 0.0
     return pick.segment_bytes * 8e-6 / asked.link.downlink_mbps / asked.demand.frames
+
+
+def stage_ns_of(profile: schema.DeviceProfile) -> tuple[float, ...]:
+    """Nanoseconds a value of each of `codec.STAGES`; what the profile does not tell costs nothing."""
+    return tuple(profile.overhead.stage_ns.get(stage, 0.0) for stage in STAGES)
 
 
 def power_of(power: schema.Power) -> Power:

@@ -14,7 +14,6 @@ from aiohttp import web
 
 from edge_agent import errors, limits
 from edge_agent.link import serving
-from edge_agent.link.dial import is_loopback
 from edge_server import tails
 from edge_server.app import make_app
 from edge_server.store import Store
@@ -36,11 +35,7 @@ def check(listen: Listen) -> list[str]:
     """Warnings to show. Raises `errors.UsageError` for a server that others could reach without a token or in clear text."""
     if (listen.cert is None) != (listen.key is None):
         raise errors.UsageError("--cert and --key belong together: give both or neither")
-    if is_loopback(listen.host):
-        return []
-    lacks = " and without ".join(
-        name for name, missing in (("a token", not listen.auth), ("TLS", listen.cert is None)) if missing
-    )
+    lacks = serving.lacking(listen.host, token=listen.auth, tls=listen.cert is not None)
     if lacks and not listen.insecure:
         raise errors.UsageError(
             f"other machines would reach {listen.host} without {lacks}: "
@@ -64,7 +59,7 @@ async def serve(store: Store, listen: Listen, ready: Callable[[str], None]) -> N
         except OSError as error:
             raise errors.UsageError(_no_port(listen, error)) from error
         with _stopped() as stop:
-            ready(_url(listen, runner.addresses[0], context is not None))
+            ready(serving.url(listen.host, runner.addresses[0][1], tls=context is not None))
             await stop.wait()
     finally:
         await runner.cleanup()
@@ -88,8 +83,3 @@ def _no_port(listen: Listen, error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"port {listen.port} needs rights that this user lacks: give a --port above 1023"
     return f"{listen.host} is not an address of this machine that can be listened on: give another --host"
-
-
-def _url(listen: Listen, address: tuple[str, int], secure: bool) -> str:
-    host = f"[{listen.host}]" if ":" in listen.host else listen.host
-    return f"http{'s' if secure else ''}://{host}:{address[1]}"

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean, median
 from typing import Final, TypeAlias
 
@@ -72,9 +73,11 @@ def head_times(
     profile: DeviceProfile,
     measured: Mapping[str, float],
     segments: Mapping[str, int],
+    rehearsed: Sequence[float] | None = None,
 ) -> tuple[float, ...]:
     """Of head and packing for each of ``cuts``, whose heads are ``heads``. ``measured``: what the device found of heads alone, by a segment's SHA-256; ``segments``:
-    the index of the cut of each segment known here.
+    the index of the cut of each segment known here; ``rehearsed``: what all operators of the longest head took, one after another, which then stands
+    in for the profile.
 
     Raises `errors.ProtocolError` for measurements that are none.
     """
@@ -86,7 +89,18 @@ def head_times(
         if (place := places.get(segments.get(sha256, -1))) is not None:
             found.setdefault(place, []).append(ms)
     alone = {place: fmean(times) for place, times in found.items()}
-    return tuple(head + code for head, code in zip(predict.refined(heads.ms(profile), alone), codes, strict=True))
+    apart = heads.ms(profile) if rehearsed is None else _rehearsed(rehearsed, heads.operators)
+    return tuple(head + code for head, code in zip(predict.refined(apart, alone), codes, strict=True))
+
+
+def _rehearsed(ms: Sequence[float], operators: Sequence[int]) -> list[float]:
+    """Times of heads of so many operators, each the beginning of the longest."""
+    rising = all(math.isfinite(b) and 0 <= a <= b for a, b in pairwise([0.0, *ms]))
+    if len(ms) != max(operators) or not rising:
+        raise errors.ProtocolError(
+            "the request's rehearsal is not one of this model: remove the agent's rehearsals file"
+        )
+    return [ms[count - 1] if count else 0.0 for count in operators]
 
 
 def _sent(cut: Cut) -> int:

@@ -79,6 +79,8 @@ class SmallServer:
         self.requests: list[m.PlanRequest] = []
         self.segments_served = self.frames = 0
         self.tail_s = self.plan_s = 0.0
+        self.outline: m.Outline | None = None  # None: as a server of a version without outlines
+        self.outlines_served = 0
         self.away, self.refused = False, 0  # refuse streams; streams that were refused
         self.streams: set[asyncio.Transport] = set()
         self.refuse: errors.SplitEdgeError | None = None
@@ -89,7 +91,7 @@ class SmallServer:
         install(app)
         app.add_routes([
             web.get("/v1/models", self._models), web.post("/v1/plan", self._plan), web.get("/v1/segments/{sha256}", self._segment),
-            web.post("/v1/probe", self._probe), web.get("/v1/stream", self._stream), web.get("/v1/version", self._version),
+            web.post("/v1/probe", self._probe), web.get("/v1/outline", self._outline), web.get("/v1/stream", self._stream), web.get("/v1/version", self._version),
         ])  # fmt: skip
         self._runner = web.AppRunner(app, shutdown_timeout=0.5)
         await self._runner.setup()
@@ -130,6 +132,12 @@ class SmallServer:
         self.on_plan()
         await asyncio.sleep(self.plan_s)
         return web.Response(body=m.encode(self.plan), content_type="application/json")
+
+    async def _outline(self, request: web.Request) -> web.Response:
+        self.outlines_served += 1
+        if self.outline is None:
+            raise web.HTTPNotFound
+        return web.Response(body=m.encode(self.outline), content_type="application/json")
 
     async def _segment(self, request: web.Request) -> web.Response:
         self.segments_served += 1

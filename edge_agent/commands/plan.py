@@ -49,11 +49,12 @@ async def plan(
         async with negotiation.client(settings) as client:
             link = await negotiation.link(client, given, say)
             measured = {} if stands_in else negotiation.timings(settings).known()
-            chosen = await negotiation.plan(client, settings, profile, [], measured, say, link)
+            rehearsed = None if stands_in else await negotiation.rehearsal(client, settings, profile, say)
+            chosen = await negotiation.plan(client, settings, profile, [], measured, say, link, rehearsed)
             if plot:
                 say("drawing the trade-offs")
                 asked = PlanRequest(
-                    settings.model, device_profiles.to_dict(profile), link, settings.demand, [], measured
+                    settings.model, device_profiles.to_dict(profile), link, settings.demand, [], measured, rehearsed
                 )
                 await asyncio.to_thread(write_picture, plot, await client.curves(asked, form))
     what_if = WhatIf(board, stands_in, link, sorted(given)) if board or given else None

@@ -25,6 +25,7 @@ from edge_agent.protocol.messages import (
     ChainRequest,
     LinkEstimate,
     ModelInfo,
+    Outline,
     Plan,
     PlanRequest,
     SegmentRef,
@@ -100,6 +101,10 @@ class ServerClient:
     async def models(self) -> list[ModelInfo]:
         body = await self._ask("GET", "v1/models", limits.MAX_PLAN_BYTES)
         return decode(body, list[ModelInfo])
+
+    async def outline(self, model: str) -> Outline:
+        """What the longest head of ``model`` computes. Raises `errors.UnknownModelError`, `errors.ProtocolError` from a server that knows no outlines."""
+        return decode(await self._ask("GET", "v1/outline", limits.MAX_PLAN_BYTES, params={"model": model}), Outline)
 
     async def plan(self, request: PlanRequest) -> Plan:
         """A plan for ``request``, or `errors.PlanError` (unknown model, infeasible demand)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -18,11 +19,13 @@ _TRIPS_S: Final = 0.7  # after so long the round trip is known well enough
 _SHARE_S: Final = 1.0  # after so long no further request begins in the same direction
 _FIRST_BYTES: Final = 4096  # 0.3 s at 0.1 Mbit/s
 _GROWTH: Final = 4
+_WINDOW_BYTES: Final = 10 * 1448  # which TCP sends before the first acknowledgement
+_STARTING: Final = 0.1  # of a transfer's time, slow start's round trips that do not matter
 _LEAST_S: Final = 1e-4  # a transfer shorter than the spread of round trips says nothing finer
 
 
 async def measure(probe: Probe) -> LinkEstimate:
-    """Measure with ``probe``: about a second, two on a slow or distant link. The last, largest request of each direction gives its rate.
+    """Measure with ``probe``: about a second, two on a slow or distant link.
 
     The reported round trip is the median, and the smallest one is taken off each transfer.
     """
@@ -30,27 +33,38 @@ async def measure(probe: Probe) -> LinkEstimate:
     trips: list[float] = []
     while len(trips) < _TRIPS and sum(trips) < _TRIPS_S:
         trips.append(await probe(0, 0))
-    up = await _rate(lambda size: probe(size, 0), min(trips))
-    down = await _rate(lambda size: probe(0, size), min(trips))
+    trip, spread = min(trips), statistics.median(trips) - min(trips)
+    up = await _rate(lambda size: probe(size, 0), trip, spread)
+    down = await _rate(lambda size: probe(0, size), trip, spread)
     return LinkEstimate(rtt_ms=statistics.median(trips) * 1e3, uplink_mbps=up, downlink_mbps=down)
 
 
-async def _rate(transfer: Callable[[int], Awaitable[float]], trip_s: float) -> float:
-    """Mbit/s of transfers that grow until one takes `limits.PROBE_TIME`, and three round trips, beyond its own.
+async def _rate(transfer: Callable[[int], Awaitable[float]], trip_s: float, spread_s: float) -> float:
+    """Mbit/s of transfers that grow until one takes `limits.PROBE_TIME` beyond its round trip: of the fastest, none being shorter than ``spread_s``.
 
-    The round trips matter on a distant link: TCP's slow start spends one for each doubling, whatever the rate.
+    TCP starts slowly: a transfer on a connection that has not carried as much yet spends a round trip for each doubling, whatever the rate. Where
+    those may be a good part of its time it is done again, with the window that it left; frames of a stream find such a window too.
     """
-    enough = max(limits.PROBE_TIME, 3 * trip_s)
-    size, spent = _FIRST_BYTES, 0.0
+    size, spent, rate = _FIRST_BYTES, 0.0, 0.0
     while True:
         whole = await transfer(size)
         spent += whole
-        seconds = max(_LEAST_S, whole - trip_s)
-        if seconds >= enough or size >= limits.MAX_PROBE_BYTES or spent >= _SHARE_S:
-            return size * 8 / seconds / 1e6
-        # Not far beyond `enough` at the rate seen so far, which slow start makes a low guess.
-        wanted = int(size * 1.5 * enough / seconds)
+        if _starting_s(size, trip_s) > _STARTING * (whole - trip_s):
+            again = await transfer(size)
+            spent += again
+            whole = min(whole, again)
+        seconds = max(_LEAST_S, spread_s, whole - trip_s)
+        rate = max(rate, size * 8e-6 / seconds)
+        if seconds >= limits.PROBE_TIME or size >= limits.MAX_PROBE_BYTES or spent >= _SHARE_S:
+            return rate
+        # Not far beyond what is enough at the rate seen so far.
+        wanted = int(size * 1.5 * limits.PROBE_TIME / seconds)
         size = min(max(2 * size, min(_GROWTH * size, wanted)), limits.MAX_PROBE_BYTES)
+
+
+def _starting_s(size: int, trip_s: float) -> float:
+    """Seconds that slow start may have spent on a first transfer of ``size`` bytes."""
+    return trip_s * max(0, math.ceil(math.log2(size / _WINDOW_BYTES + 1)) - 1)
 
 
 async def timed(work: Awaitable[object]) -> float:

@@ -16,6 +16,7 @@ import msgspec
 from aiohttp import web
 
 from edge_agent import errors, limits
+from edge_agent.link.dial import is_loopback
 
 _log = logging.getLogger("splitedge")
 _BEARER: Final = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
@@ -47,6 +48,19 @@ def tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
             "check that they belong together"
         ) from error
     return context
+
+
+def lacking(host: str, *, token: bool, tls: bool) -> str:
+    """Without what other machines reach an end that listens on ``host``: "a token", "TLS", both joined by "and without", or nothing; nobody else
+    reaches the loopback."""
+    if is_loopback(host):
+        return ""
+    return " and without ".join(name for name, there in (("a token", token), ("TLS", tls)) if not there)
+
+
+def url(host: str, port: int, *, tls: bool) -> str:
+    """The address of an end that listens there, for people and for peers."""
+    return f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def probe(request: web.Request) -> web.Response:

@@ -62,6 +62,20 @@ class LinkEstimate(Message):
     downlink_mbps: float
 
 
+class Outline(Message):
+    """What a model's longest head computes: ``header`` is the beginning of a segment file, without constants; ``bundle`` the bundle's SHA-256."""
+
+    bundle: str
+    header: bytes
+
+
+class Rehearsal(Message):
+    """What the head of an `Outline` takes on the device: ``ms[i]`` until its operator i is done."""
+
+    bundle: str
+    ms: list[float]
+
+
 class PlanRequest(Message):
     model: str
     profile: dict[str, Any]  # a device profile; its schema lives in device_profiles
@@ -69,6 +83,7 @@ class PlanRequest(Message):
     demand: Demand = msgspec.field(default_factory=Demand)
     held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments the agent already has
     measured: dict[str, float] = {}  # by a segment's SHA-256: ms that the head really took on the device
+    rehearsal: Rehearsal | None = None
     protocol: int = PROTOCOL_VERSION
 
 

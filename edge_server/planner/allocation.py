@@ -7,7 +7,7 @@ exact (proof: `knapsack`), whatever the tables look like. `closed_form` is QPART
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -140,6 +140,15 @@ def closed_form(layers: Sequence[Layer], budget: float) -> Allocation | None:
             return None
         bits[i] = to
     return _plain(layers, tuple(bits))
+
+
+def front(codecs: Sequence[CutCodec], among: Iterable[int]) -> list[int]:
+    """Of the codecs numbered ``among`` those that no other of them beats in bytes and noise, most accurate first; of equals the first."""
+    found: list[int] = []
+    for i in sorted(among, key=lambda i: (codecs[i].noise, codecs[i].frame_bytes)):
+        if not found or codecs[i].frame_bytes < codecs[found[-1]].frame_bytes:
+            found.append(i)
+    return found
 
 
 def packed_bytes(weights: int, bits: int) -> int:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from edge_agent import errors
 from edge_agent.protocol.messages import Demand, LinkEstimate, Objective
 from edge_server.planner import words
-from edge_server.planner.allocation import Layer, allocate
+from edge_server.planner.allocation import Layer, allocate, front
 from edge_server.planner.demands import Power, check
 from edge_server.planner.online import may_leave
 from edge_server.planner.patterns import Level, Place
@@ -162,7 +162,7 @@ def _sending(size: int, link: LinkEstimate) -> float:
 def _fastest(chain: Chain, budget: float, bound: float) -> _Label | None:
     """The way of least time whose spans, sendings and tail all take ``bound`` or less. What takes as long as a whole way that is known goes no further."""
     rooms = [budget - _own_noise(place) for place in chain.places]
-    fronts = [_front(place) for place in chain.places]
+    fronts = [front(place.codecs, range(len(place.codecs)))[::-1] for place in chain.places]  # fewest bytes first
     count = len(chain.devices)
     arrived: list[dict[int, list[_Label]]] = [{} for _ in range(count)]
     arrived[0] = {INPUT: [_Label(0.0, 0.0)]}
@@ -191,16 +191,6 @@ def _least(best: _Label | None, found: Sequence[_Label]) -> _Label | None:
     """The one of least time of ``found``, or ``best`` where none is faster."""
     least = min(found, key=lambda label: label[:2], default=None)
     return best if least is None or (best is not None and best.ms <= least.ms) else least
-
-
-def _front(place: Place) -> list[int]:
-    """The codecs of ``place`` that no other beats in bytes and noise."""
-    front: list[int] = []
-    order = sorted(range(len(place.codecs)), key=lambda i: (place.codecs[i].frame_bytes, place.codecs[i].noise))
-    for i in order:
-        if not front or place.codecs[i].noise < place.codecs[front[-1]].noise:
-            front.append(i)
-    return front
 
 
 def _own_noise(place: Place) -> float:
@@ -240,13 +230,13 @@ def _sent(
     end: int,
     target: int,
     link: LinkEstimate,
-    front: Sequence[int],
+    codecs: Sequence[int],
     bound: float,
     room: float,
 ) -> list[_Label]:
-    """``labels``, each by every codec ``front`` of the place ``end`` over ``link`` to ``target``, with no more noise than ``room``."""
+    """``labels``, each by every one of ``codecs`` of the place ``end`` over ``link`` to ``target``, with no more noise than ``room``."""
     found = []
-    for index in front:
+    for index in codecs:
         codec = chain.places[end].codecs[index]
         sending = _sending(codec.frame_bytes, link)
         if sending <= bound:

@@ -24,6 +24,7 @@ from edge_agent import errors, limits
 from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Demand, LinkEstimate
 from edge_server.planner import words
+from edge_server.planner.allocation import front
 from edge_server.planner.demands import MODES, Power, check
 from edge_server.planner.patterns import Place, Table
 
@@ -224,23 +225,23 @@ def _ladder(table: Table, request: Request, i: int) -> tuple[int, ...]:
     codecs, own = table.places[int(table.place[i])].codecs, int(table.codec[i])
     limit = max(_level(table, request.demand), int(table.level[i]))
     same = np.flatnonzero(table.pattern[: int(table.ends[limit])] == table.pattern[i])
-    costs = {codec: (codecs[codec].noise, codecs[codec].frame_bytes) for codec in table.codec[same].tolist()}
-    noise, size = costs[own]
-    costs = {c: cost for c, cost in costs.items() if c == own or cost[0] > noise or cost[1] > size}
-    front: list[int] = []
-    for codec in sorted(costs, key=lambda c: (costs[c], c != own)):
-        if not front or costs[codec][1] < costs[front[-1]][1]:
-            front.append(codec)
-    return tuple(_thinned(front, [costs[codec][1] for codec in front], own))
+    chosen = codecs[own]
+    beside = [
+        codec
+        for codec in table.codec[same].tolist()
+        if codec == own or codecs[codec].noise > chosen.noise or codecs[codec].frame_bytes > chosen.frame_bytes
+    ]
+    ladder = front(codecs, beside)
+    return tuple(_thinned(ladder, [codecs[codec].frame_bytes for codec in ladder], own))
 
 
-def _thinned(front: list[int], sizes: list[int], own: int) -> list[int]:
-    """``front`` without the inner rungs that spare least over the rung before, until `limits.MAX_LADDER` are left."""
-    while len(front) > limits.MAX_LADDER:
-        spared = {k: sizes[k - 1] / sizes[k] for k in range(1, len(front) - 1) if front[k] != own}
+def _thinned(ladder: list[int], sizes: list[int], own: int) -> list[int]:
+    """``ladder`` without the inner rungs that spare least over the rung before, until `limits.MAX_LADDER` are left."""
+    while len(ladder) > limits.MAX_LADDER:
+        spared = {k: sizes[k - 1] / sizes[k] for k in range(1, len(ladder) - 1) if ladder[k] != own}
         least = min(spared, key=lambda k: spared[k])
-        front, sizes = front[:least] + front[least + 1 :], sizes[:least] + sizes[least + 1 :]
-    return front
+        ladder, sizes = ladder[:least] + ladder[least + 1 :], sizes[:least] + sizes[least + 1 :]
+    return ladder
 
 
 def _infeasible(table: Table, request: Request) -> errors.InfeasibleError:

@@ -63,6 +63,14 @@ def test_the_peak_is_more_than_any_layer_reaches() -> None:
     assert row[f"vs {kernels.LITERT}"] == "-" if rivals.litert_missing() else row[f"vs {kernels.LITERT}"] > 0
 
 
+def test_a_layer_that_takes_no_longer_than_an_empty_call_has_figures_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels, "in_turn", lambda calls, repeats: {name: [1.0] * repeats for name in calls})
+    row = kernels.measured(Layer(12, 1, 64, 64), repeats=3)
+    assert all(value > 0 for name, value in row.items() if value != "-")
+
+
 def test_the_codec_is_measured_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "CODEC_BYTES", 1 << 20)
     rows = kernels.codec_rows(2, quick=True)

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from calibration import bundle, stored, trials
+from calibration import accuracy, bundle, stored, trials
 from calibration.accuracy import ACTIVATION_BITS
 from calibration.bundle import Bundle
 from calibration.graph import Graph
@@ -68,6 +68,18 @@ def test_split_anywhere_the_answer_is_nearly_the_models(tmp_path: Path, name: st
             found = run.run(None, {opened.cuts[index].tensor: to_onnx(real[None])})[0]
             wanted = whole.run(None, {"x": to_onnx(x[None])})[0]
             assert np.abs(found - wanted).max() < 0.25 * wanted.std() + 0.05
+
+
+def test_what_a_split_network_answers_is_what_its_frames_bytes_give(made: Bundle) -> None:
+    index, inputs = made.offered[1], samples()
+    assert len(inputs) > accuracy.BATCH
+    head, made_by = executor.load(made.segment(index, 4)), made.codec(index, "minmax", 2)
+    tail = bundle.runner(onnx.load_from_string(made.tail(index)))
+    for i, answer in enumerate(accuracy.split_outputs(head, made_by, tail, inputs)):
+        codes = head.run(inputs.codes(i, head.input))
+        payload = codec.encode_codes(codes, head.output.scale, head.output.zero_point, made_by)
+        wanted = tail(codec.decode(payload, made_by, codes.shape)[None])[0]
+        np.testing.assert_allclose(answer, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_every_layer_and_every_codec_of_an_offered_cut_has_its_noise(made: Bundle) -> None:

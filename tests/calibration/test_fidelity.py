@@ -4,9 +4,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from calibration import fidelity, margins
+from calibration import fidelity
 from calibration.bundle import Model
 from edge_agent import errors
+from tests.calibration.curves import check_curve
 
 WIDTH = 24
 
@@ -76,12 +77,7 @@ def test_a_trials_drop_has_its_normal_interval_and_agreement():
 
 
 def test_the_curve_starts_at_nothing_and_never_falls(model):
-    assert model.at(0.0) == margins.Drop(0.0, 0.0, 0.0)
-    assert np.all(np.diff(model.noise) > 0)
-    assert np.all(np.diff(model.expected) >= 0)
-    assert np.all(np.diff(model.high) >= 0)
-    assert np.all(np.array(model.low) <= model.expected)
-    assert np.all(np.array(model.expected) <= model.high)
+    check_curve(model)
 
 
 def test_it_predicts_what_is_lost_on_other_samples_by_other_noise(model):

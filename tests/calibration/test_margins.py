@@ -7,6 +7,7 @@ import pytest
 from calibration import margins
 from calibration.margins import AccuracyModel
 from edge_agent import errors
+from tests.calibration.curves import check_curve
 
 CLASSES = 10
 
@@ -50,12 +51,7 @@ def model():
 
 
 def test_the_curve_starts_at_nothing_and_never_falls(model):
-    assert model.at(0.0) == margins.Drop(0.0, 0.0, 0.0)
-    assert np.all(np.diff(model.noise) > 0)
-    assert np.all(np.diff(model.expected) >= 0)
-    assert np.all(np.diff(model.high) >= 0)
-    assert np.all(np.array(model.low) <= model.expected)
-    assert np.all(np.array(model.expected) <= model.high)
+    check_curve(model)
 
 
 def test_it_predicts_what_is_lost_on_other_samples_by_other_noise(model):

@@ -18,9 +18,10 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from edge_agent import errors, limits
 from edge_agent.head import segment, upgrade
-from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
+from edge_agent.protocol.messages import Demand, LinkEstimate, Outline, PlanRequest
 from edge_server import app
 from edge_server.app import make_app
+from edge_server.catalog import Catalog
 from edge_server.store import Store
 from tests.segment_builder import Builder
 
@@ -142,6 +143,21 @@ async def test_a_failing_store_is_an_error_with_its_status(server: Running) -> N
     response = await server.client.get("/healthz")
     assert response.status == 507
     assert isinstance(await error_of(response), errors.StoreError)
+
+
+async def test_an_outline_is_the_longest_heads_header(store: Store) -> None:
+    async with TestClient(TestServer(make_app(store, auth=False))) as client:
+        response = await client.get("/v1/outline", params={"model": "tiny"})
+        outline = msgspec.json.decode(await response.read(), type=Outline)
+        bundle = Catalog(store).bundle("tiny")
+        header, end = segment.parse_header(outline.header)
+        assert (outline.bundle, end) == (bundle.sha256, len(outline.header))
+        names = [op.name for op in header.ops]
+        for cut in bundle.offered:
+            own = [op.name for op in bundle.header(cut).ops]
+            assert own == names[: len(own)]
+        response = await client.get("/v1/outline", params={"model": "none"})
+        assert isinstance(await error_of(response), errors.UnknownModelError)
 
 
 # --- segments

@@ -10,7 +10,8 @@ import pytest
 from calibration.bundle import Bundle
 from device_profiles import from_dict
 from device_profiles.predict import Heads
-from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, PlanRequest
+from edge_agent import errors
+from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, PlanRequest, Rehearsal
 from edge_server import times
 from edge_server.catalog import Catalog
 from edge_server.planning import make_plan
@@ -81,3 +82,42 @@ def test_what_sending_the_input_took_says_nothing_of_heads(store: Store, profile
     plain = times.head_times(cuts, heads, from_dict(profile), {}, known)
     found = times.head_times(cuts, heads, from_dict(profile), {"aa": 77.0}, known)
     assert found == (77.0, *plain[1:])
+
+
+def test_heads_are_beginnings_of_the_longest_and_have_the_times_that_were_rehearsed(
+    store: Store, profile: dict[str, Any]
+) -> None:
+    _, cuts, heads = heads_of(store)
+    profile["overhead"]["value_ns"] = 0.0
+    ms = [2.0**i for i in range(max(heads.operators))]
+    found = times.head_times(cuts, heads, from_dict(profile), {}, {}, ms)
+    assert found == tuple(ms[count - 1] if count else 0.0 for count in heads.operators)
+
+
+def test_frames_know_better_than_a_rehearsal(store: Store, profile: dict[str, Any]) -> None:
+    bundle, cuts, heads = heads_of(store)
+    profile["overhead"]["value_ns"] = 0.0
+    ms = [1.0 + i for i in range(max(heads.operators))]
+    known = {"aa": bundle.offered[-1]}
+    found = times.head_times(cuts, heads, from_dict(profile), {"aa": 2 * ms[-1]}, known, ms)
+    assert found[-1] == 2 * ms[-1]
+    assert found[1] == pytest.approx(2 * ms[heads.operators[1] - 1])
+
+
+@pytest.mark.parametrize("ms", [[], [1.0], [3.0, 2.0, 4.0, 5.0], [1.0, math.nan, 2.0, 3.0], [-1.0, 2.0, 3.0, 4.0]])
+def test_a_rehearsal_of_another_model_is_refused(store: Store, profile: dict[str, Any], ms: list[float]) -> None:
+    _, cuts, heads = heads_of(store)
+    with pytest.raises(errors.ProtocolError, match="rehearsals file"):
+        times.head_times(
+            cuts, heads, from_dict(profile), {}, {}, (ms * 9)[: max(heads.operators)] if len(ms) > 1 else ms
+        )
+
+
+def test_a_rehearsal_of_the_model_before_it_was_replaced_says_nothing(store: Store, profile: dict[str, Any]) -> None:
+    catalog = Catalog(store)
+    asked = [
+        PlanRequest("tiny", profile, LinkEstimate(0.0, 1e4, 1e4), Demand(max_drop_points=100.0), rehearsal=one)
+        for one in (None, Rehearsal("0" * 64, [1.0]))
+    ]
+    without, stale = (make_plan(catalog, one).prediction for one in asked)
+    assert without == stale

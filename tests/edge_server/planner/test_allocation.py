@@ -22,6 +22,7 @@ from edge_server.planner.allocation import (
     Layer,
     allocate,
     closed_form,
+    front,
     packed_bytes,
     total_noise,
     uniform,
@@ -198,6 +199,14 @@ def test_a_codec_with_heavy_frames_is_traded_for_weight_bits() -> None:
     once, often = allocate(layers, 4.0**-4, codecs, 0.01), allocate(layers, 4.0**-4, codecs, 1000)
     assert (once.bits, once.codec, once.segment_bytes) == ((4,), 0, 500)
     assert (often.bits, often.codec, often.objective) == ((5,), 1, 625 + 290_000)
+
+
+def test_the_front_is_what_no_other_codec_beats_most_accurate_first() -> None:
+    sizes = [(100, 1.0), (80, 2.0), (90, 2.0), (80, 3.0), (40, 9.0), (120, 1.0), (100, 1.0)]
+    codecs = [CutCodec("mse", 8, size, noise) for size, noise in sizes]
+    assert front(codecs, range(7)) == [0, 1, 4]
+    assert front(codecs, [5, 3, 2]) == [5, 2, 3]
+    assert front(codecs, []) == []
 
 
 def test_the_closed_form_is_the_continuous_optimum_rounded() -> None:
