@@ -111,7 +111,7 @@ def with_batch(model: onnx.ModelProto, batch: int | str) -> onnx.ModelProto:
 
 
 def tail_model(model: onnx.ModelProto, tensor: str, shape: Iterable[int]) -> onnx.ModelProto:
-    """The part of ``model`` from ``tensor`` (ONNX ``shape`` without the batch) to the output."""
+    """The part of ``model`` from ``tensor`` (ONNX ``shape`` without the batch) to the output; where that reads the input too, it is the second one."""
     source = model.graph
     wanted, nodes = {source.output[0].name}, []
     for node in reversed(source.node):
@@ -122,8 +122,9 @@ def tail_model(model: onnx.ModelProto, tensor: str, shape: Iterable[int]) -> onn
     entry = onnx.helper.make_tensor_value_info(
         tensor, onnx.TensorProto.FLOAT, [batch.dim_param or batch.dim_value, *shape]
     )
+    entries = [entry, *(i for i in inputs(source) if i.name in wanted - {tensor})]
     weights = [t for t in source.initializer if t.name in wanted]
-    graph = onnx.helper.make_graph(nodes[::-1], source.name, [entry], list(source.output), weights)
+    graph = onnx.helper.make_graph(nodes[::-1], source.name, entries, list(source.output), weights)
     return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 

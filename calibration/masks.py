@@ -73,7 +73,8 @@ def _mask_of(graph: Graph, softmax: Node) -> _Mask | None:
 
 def _candidates(graph: Graph, node: Node) -> list[_Mask]:
     if node.op == "Add":
-        return [_Mask(node, *node.inputs), _Mask(node, *node.inputs[::-1])]
+        a, b = node.inputs
+        return [_Mask(node, a, b), _Mask(node, b, a)]
     if node.op != "Where":
         return []
     condition, yes, no = node.inputs
