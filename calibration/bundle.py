@@ -281,7 +281,7 @@ def create(
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
     _check_classes(model, samples, labels)
-    work = _Making(model, network, cuts.find(network), samples, name, progress, rounding, judged_by)
+    work = _Making(model, network, _places(network), samples, name, progress, rounding, judged_by)
     sites = work.sites()
     noises = work.layer_noises(cache)
     accuracy_model, tried = work.accuracy_model(sites, noises)
@@ -449,6 +449,18 @@ class _Making:
 
 def _compare_answers(classes: I64 | None, outputs: F32, found: F32) -> tuple[float, float, float, float]:
     return accuracy.compare(accuracy.top1(outputs), accuracy.top1(found), classes)
+
+
+def _places(network: layers.Network) -> list[cuts.Place]:
+    """Where it may be cut. Raises `errors.ModelError` where that is nowhere."""
+    places = cuts.find(network)
+    if not any(place.offered for place in places):
+        reason = "; ".join(f"{node}: {why}" for node, why in network.unsupported[:1])
+        raise errors.ModelError(
+            f"a device can compute no part of this model, whose token ids are not sent as they are ({reason}); "
+            "export a model that begins as docs/architecture.md says"
+        )
+    return places
 
 
 def _metric(wanted: Metric, samples: Samples) -> Literal["top1", "agreement", "cosine"]:

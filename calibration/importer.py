@@ -29,21 +29,21 @@ BATCH = "batch"
 
 
 def load(
-    source: str, input_shape: Sequence[int] | None = None, output: str | None = None, pad: int = 0
+    source: str, input_shape: Sequence[int] | None = None, output: str | None = None, padding: int = 0
 ) -> onnx.ModelProto:
     """The model in ``source``: an ``.onnx`` file, an exported program ``.pt2``, or ``package.module:callable`` that returns an nn.Module.
 
     ``input_shape`` is the whole ONNX shape with a batch of 1, such as [1, 3, 224, 224]: a module needs it, an ONNX file only where its
     dimensions are open. The result has one input, float32 or int64 token ids, and one output, constants and batch norms folded, standard operators, and a
     batch axis named `BATCH` where the model computes each sample of a batch alike, else 1. ``output`` names the one to keep of several (None: the first);
-    what a model takes beside token ids is made of them, the id ``pad`` being no token (`signature.derive_inputs`). Raises `errors.ModelError`.
+    what a model takes beside token ids is made of them, the id ``padding`` being no token (`signature.derive_inputs`). Raises `errors.ModelError`.
     """
     model = _read(source, input_shape)
     signature.keep_output(model, output)
     signature.main_input_first(model)
     _check(model, source)
     fixed = _fixed(model, input_shape)
-    signature.derive_inputs(fixed, pad)
+    signature.derive_inputs(fixed, padding)
     return batched(simplify(fixed))
 
 

@@ -45,8 +45,8 @@ def keep_output(model: onnx.ModelProto, name: str | None) -> None:
     model.graph.output.append(kept)
 
 
-def derive_inputs(model: onnx.ModelProto, pad: int) -> None:
-    """Makes of the first input [1, T], whose T is known, what ``model`` takes beside it: the mask is 1 where the id is not ``pad``, all tokens are of
+def derive_inputs(model: onnx.ModelProto, padding: int) -> None:
+    """Makes of the first input [1, T], whose T is known, what ``model`` takes beside it: the mask is 1 where the id is not ``padding``, all tokens are of
     type 0, and their positions count from 0."""
     graph, nodes = model.graph, []
     main, *others = inputs(graph)
@@ -55,7 +55,7 @@ def derive_inputs(model: onnx.ModelProto, pad: int) -> None:
     for side in others:
         role, kind = _role(side), side.type.tensor_type.elem_type
         if role == "mask":
-            nodes += _mask(graph, side.name, main.name, pad, kind)
+            nodes += _mask(graph, side.name, main.name, padding, kind)
         elif role is not None:
             values = constants[role].astype(helper.tensor_dtype_to_np_dtype(kind))
             graph.initializer.append(numpy_helper.from_array(values, side.name))
@@ -65,8 +65,8 @@ def derive_inputs(model: onnx.ModelProto, pad: int) -> None:
     graph.node.extend([*nodes, *kept])
 
 
-def _mask(graph: onnx.GraphProto, name: str, ids: str, pad: int, kind: int) -> list[onnx.NodeProto]:
-    graph.initializer.append(numpy_helper.from_array(np.array(pad, np.int64), f"{name}@pad"))
+def _mask(graph: onnx.GraphProto, name: str, ids: str, padding: int, kind: int) -> list[onnx.NodeProto]:
+    graph.initializer.append(numpy_helper.from_array(np.array(padding, np.int64), f"{name}@pad"))
     return [
         helper.make_node("Equal", [ids, f"{name}@pad"], [f"{name}@padding"], f"{name}@equal"),
         helper.make_node("Not", [f"{name}@padding"], [f"{name}@kept"], f"{name}@not"),

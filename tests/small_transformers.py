@@ -255,9 +255,12 @@ def exported(qkv: str, pool: str, patches: str) -> onnx.ModelProto:
     return importer.simplify(importer.export(module, [1, 3, SIZE, SIZE]))
 
 
-def encoder_model(blocks: int = 2, seed: int = 0) -> onnx.ModelProto:
-    """An encoder of token ids without a mask."""
-    net = Encoder(seed)
-    for _ in range(blocks):
-        net.block()
+def encoder_model(masked: bool = False) -> onnx.ModelProto:
+    """An encoder of token ids; ``masked``: those that are 0 are no keys."""
+    net = Encoder()
+    stream = net.last
+    mask = net.mask() if masked else ""
+    net.last = stream
+    for _ in range(2):
+        net.block(mask)
     return importer.batched(importer.simplify(net.model()))

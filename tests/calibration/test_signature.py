@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from calibration import importer
 from calibration.graph import Graph
@@ -76,24 +76,28 @@ def test_padding_may_have_another_id(tmp_path: Path) -> None:
     ids = np.where(padded(1) == 0, 7, padded(1))
     fed = {NAMES[0]: ids, NAMES[1]: (ids != 7).astype(np.int64), NAMES[2]: np.zeros_like(ids)}
     wanted = importer.session(onnx.load(source)).run(None, fed)[0]
-    found = importer.session(importer.load(source, pad=7)).run(None, {"input_ids": ids})[0]
+    found = importer.session(importer.load(source, padding=7)).run(None, {"input_ids": ids})[0]
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_positions_count_from_zero(tmp_path: Path) -> None:
-    net = small.Net([1, 5])
-    net.input = helper.make_tensor_value_info("x", TensorProto.INT64, [1, 5])
-    words = net.add("Gather", net.random_weight(9, 4), "x")
-    net.add("Add", words, net.add("Gather", table := net.random_weight(8, 4), "position_ids"))
-    model = net.model()
-    model.graph.input.append(helper.make_tensor_value_info("position_ids", TensorProto.INT64, [1, 5]))
-    onnx.save(model, tmp_path / "model.onnx")
+    words, places = (np.random.default_rng(i).normal(size=(9, 4)).astype(np.float32) for i in range(2))
+    entries = [helper.make_tensor_value_info(n, TensorProto.INT64, [1, 5]) for n in ("ids", "position_ids")]
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 5, 4])
+    nodes = [
+        helper.make_node("Gather", [table, ids], [f"{ids}/rows"])
+        for table, ids in (("w", "ids"), ("p", "position_ids"))
+    ]
+    nodes.append(helper.make_node("Add", ["ids/rows", "position_ids/rows"], ["y"]))
+    weights = [numpy_helper.from_array(words, "w"), numpy_helper.from_array(places, "p")]
+    graph = helper.make_graph(nodes, "g", entries, [out], weights)
+    onnx.save(
+        helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "model.onnx"
+    )
     made = importer.load(str(tmp_path / "model.onnx"))
-    ids = np.arange(5)[None]
-    weights = {t.name: onnx.numpy_helper.to_array(t) for t in net.weights}
-    first = weights[net.nodes[0].input[0]]
+    ids = np.array([[3, 1, 8, 8, 0]])
     np.testing.assert_allclose(
-        importer.session(made).run(None, {"x": ids})[0][0], first[:5] + weights[table][:5], rtol=1e-5
+        importer.session(made).run(None, {"ids": ids})[0][0], words[ids[0]] + places[:5], rtol=1e-5
     )
 
 

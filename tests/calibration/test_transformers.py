@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
+from onnx import TensorProto
 
 from calibration import cuts, importer, layers, masks
+from calibration.bundle import runner
 from calibration.graph import Graph, tail_model
 from calibration.importer import session
 from calibration.layers import Embed, Linear, Network
@@ -211,6 +215,41 @@ def test_cuts_lie_between_the_parts_of_blocks() -> None:
         tail = tail_model(model, place.cut.tensor, network.graph.shapes[place.cut.tensor][1:])
         found = session(tail).run(None, {place.cut.tensor: head.run(x)[None]})[0]
         assert cosine(found, wanted) > 0.999
+
+
+def test_a_network_with_a_mask_may_be_cut_inside(tmp_path: Path) -> None:
+    """What lies behind a cut reads of the ids only which are padding: those that stand in for them do as well."""
+    torch.manual_seed(1)
+    ids, ones = torch.ones((1, TOKENS), dtype=torch.int64), torch.ones((1, TOKENS), dtype=torch.int64)
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    model = importer.load(small.traced(small.Bert(), (ids, ones, 0 * ones), tmp_path / "bert.onnx", 13, names, False))
+    network = network_of(model)
+    places = cuts.find(network)
+    assert [p.cut.padding for p in places] == [None, *[0] * 7, *[None] * 3]
+    assert [p.offered for p in places] == [False, *[True] * 10]
+    x = small.frame(network.graph)
+    wanted = session(model).run(None, feed(network.graph, x[None]))[0]
+    for place in places[1:-1]:
+        head = load(lower(network, Calibration({}, {}), place.cut.tensor, 8).segment())
+        run = runner(tail_model(model, place.cut.tensor, network.graph.shapes[place.cut.tensor][1:]))
+        found = run(head.run(x)[None], (x[None] != 0).astype(np.int64))
+        assert cosine(found, wanted) > 0.999
+
+
+def test_a_tail_that_reads_the_mask_for_more_than_attention(tmp_path: Path) -> None:
+    """The mean of the tokens that are no padding: behind the last attention it needs to know them still."""
+    net = Encoder(seed=6)
+    stream = net.last
+    mask = net.mask()
+    net.last = stream
+    net.block(mask)
+    kept = net.add("Cast", net.add("Not", net.add("Equal", "x", net.constant(0, np.int64))), to=TensorProto.FLOAT)
+    column, one = net.add("Unsqueeze", kept, net.constant([2], np.int64)), net.constant([1], np.int64)
+    summed = net.add("ReduceSum", net.add("Mul", net.nodes[-5].output[0], column), one, keepdims=0)
+    net.add("Div", summed, net.add("ReduceSum", kept, one, keepdims=1))
+    network = network_of(net.model())
+    places = [p for p in cuts.find(network) if p.offered]
+    assert [p.cut.padding for p in places] == [0] * 5
 
 
 def test_token_ids_themselves_are_no_cut() -> None:
