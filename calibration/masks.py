@@ -34,7 +34,7 @@ class _Mask:
 def unify(model: onnx.ModelProto) -> None:
     """Replaces every mask of padding in ``model``, whose input are token ids [1, T], by Where(ids == pad, `OURS`, 0) as [1, 1, 1, T].
 
-    Other masks stay as they are.
+    Other masks stay as they are, and those that are so already.
     """
     graph = Graph.of(model)
     if not graph.takes_ids:
@@ -42,6 +42,8 @@ def unify(model: onnx.ModelProto) -> None:
     found = [mask for node in graph.nodes if node.op == "Softmax" and (mask := _mask_of(graph, node))]
     made: dict[int, str] = {}
     for mask in found:
+        if pad_of(graph, mask.tensor) is not None:
+            continue
         pad = next((p for p in sorted(_pads(graph)) if _leaves_out(model, graph, mask, p)), None)
         if pad is not None:
             made[pad] = made.get(pad) or _prepend(model, graph, pad)

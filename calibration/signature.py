@@ -23,7 +23,8 @@ def main_input_first(model: onnx.ModelProto) -> None:
     """Puts the input that frames bring ahead: the only one, or the token ids. Raises `errors.ModelError` where it is not clear which one that is."""
     found = inputs(model.graph)
     mains = [i for i in found if len(found) == 1 or _role(i) is None]
-    if len(mains) != 1 or (len(found) > 1 and not _is_ids(mains[0])):
+    others = [i for i in found if i not in mains]
+    if len(mains) != 1 or (others and not all(map(_holds_tokens, (mains[0], *others)))):
         names = ", ".join(i.name for i in found) or "none"
         raise errors.ModelError(
             f"the model's inputs are {names}; export it with one, or with token ids and beside them attention_mask, token_type_ids or position_ids"
@@ -78,6 +79,7 @@ def _role(value: onnx.ValueInfoProto) -> Role | None:
     return next((role for part, role in _ROLES.items() if part in value.name.lower()), None)
 
 
-def _is_ids(value: onnx.ValueInfoProto) -> bool:
+def _holds_tokens(value: onnx.ValueInfoProto) -> bool:
+    """Whether it holds a number for each token, [batch, T]; a mask may be one of other numbers."""
     kind = value.type.tensor_type
-    return kind.elem_type == TensorProto.INT64 and len(kind.shape.dim) == 2
+    return len(kind.shape.dim) == 2 and (kind.elem_type == TensorProto.INT64 or _role(value) == "mask")

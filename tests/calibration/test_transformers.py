@@ -225,7 +225,7 @@ def test_a_network_with_a_mask_may_be_cut_inside(tmp_path: Path) -> None:
     model = importer.load(small.traced(small.Bert(), (ids, ones, 0 * ones), tmp_path / "bert.onnx", 13, names, False))
     network = network_of(model)
     places = cuts.find(network)
-    assert [p.cut.padding for p in places] == [None, *[0] * 7, *[None] * 3]
+    assert [p.cut.padding for p in places] == [None, *[0] * 6, *[None] * 4]
     assert [p.offered for p in places] == [False, *[True] * 10]
     x = small.frame(network.graph)
     wanted = session(model).run(None, feed(network.graph, x[None]))[0]
@@ -249,7 +249,7 @@ def test_a_tail_that_reads_the_mask_for_more_than_attention(tmp_path: Path) -> N
     net.add("Div", summed, net.add("ReduceSum", kept, one, keepdims=1))
     network = network_of(net.model())
     places = [p for p in cuts.find(network) if p.offered]
-    assert [p.cut.padding for p in places] == [0] * 5
+    assert [p.cut.padding for p in places] == [0] * 6
 
 
 def test_token_ids_themselves_are_no_cut() -> None:
