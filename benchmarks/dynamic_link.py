@@ -358,7 +358,7 @@ def answers(store: Store, plan: Plan, subject: Subject, count: int) -> NDArray[n
         accuracy.quantization_of(head.output),
     )
 
-    def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(batch: NDArray[np.float32], _ids: NDArray[np.int64] | None = None, /) -> NDArray[np.float32]:
         return np.stack([tail.run(one) for one in batch])
 
     return np.stack([accuracy.top1(accuracy.output_of(run, values, accuracy.arrival(known, c))) for c in plan.ladder])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ from calibration.observe import Progress, Quantization, to_onnx
 from calibration.samples import Samples, evenly
 from calibration.sensitivity import difference, enough
 from edge_agent import codec
+from edge_agent.codec import marks
 from edge_agent.head.executor import Head
 from edge_agent.head.segment import Tensor
 from edge_agent.protocol.messages import Codec
@@ -41,7 +42,6 @@ Z95: Final = 1.959963984540054
 
 Values = NDArray[Any]  # of a head's tensor: uint8 codes, or float32 where the head is a transformer's
 Arrival = Callable[[Values], F32]  # a batch of a head's tensor -> what the tail gets of it
-Tail = Callable[[F32], F32]  # a batch at the cut, stored layout -> outputs [N, ...]
 
 
 class CodecNoise(msgspec.Struct, frozen=True):
@@ -70,15 +70,26 @@ class CutNoise(msgspec.Struct, frozen=True):
     codecs: list[CodecNoise]
 
 
+class Tail(Protocol):
+    """The network behind a cut: of a batch at the cut, stored layout, the outputs [N, ...]."""
+
+    def __call__(self, x: F32, ids: I64 | None = None, /) -> F32:
+        """``ids`` [N, T] are the token ids, where the model takes any; a tail whose cut has `Cut.padding` reads them."""
+
+
 @dataclass(frozen=True)
 class Spot:
-    """An offered cut as measurement sees it; ``load`` makes the tail, None at the output; ``quantization`` is None where the tensor holds floats."""
+    """An offered cut as measurement sees it; ``load`` makes the tail, None at the output; ``quantization`` is None where the tensor holds floats.
+
+    ``tokens``: of so many frames tell which are padding (`Cut.padding`); 0: of none.
+    """
 
     index: int
     tensor: str
     quantization: Quantization | None
     size: int
     load: Callable[[], Tail] | None
+    tokens: int = 0
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -210,9 +221,9 @@ def cut_noises(
     tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
     for place, (spot, histogram) in enumerate(zip(spots, histograms, strict=True)):
         values = np.stack([t[place] for t in tapped])
-        measure = _meter(spot, values, outputs[few])
+        measure = _meter(spot, values, outputs[few], token_ids(head, samples, few))
         own = measure(None)
-        codecs = [] if spot.load is None else [_least(histogram, bits, spot.size, measure) for bits in ACTIVATION_BITS]
+        codecs = [] if spot.load is None else [_least(spot, histogram, bits, measure) for bits in ACTIVATION_BITS]
         if histogram.picture is not None:
             codecs += [_jpeg(spot, histogram, quality, values, measure) for quality in QUALITIES]
         codecs += _coded(spot, families[place], values, measure)
@@ -227,9 +238,9 @@ def finalists(histogram: Histogram, bits: int) -> list[str]:
     return sorted(error, key=lambda rule: error[rule])[: FINALISTS.get(bits, FINALISTS_FEW_BITS)]
 
 
-def _least(histogram: Histogram, bits: int, size: int, measure: Callable[[Codec | None], float]) -> CodecNoise:
+def _least(spot: Spot, histogram: Histogram, bits: int, measure: Callable[[Codec | None], float]) -> CodecNoise:
     """Of the finalists the one of least noise."""
-    payload = codec.packed_bytes(size, bits)
+    payload = codec.packed_bytes(spot.size, bits) + marks.size(spot.tokens)
     tried = [CodecNoise(bits, rule, measure(histogram.fit(rule, bits)), payload) for rule in finalists(histogram, bits)]
     return min(tried, key=lambda one: one.noise)
 
@@ -249,24 +260,26 @@ def _coded(
     own = spot.quantization
     some = values[:TRIED] if own is None else own.values().astype(np.float32)[values[:TRIED]]
     costs = [cost(one.codec, some) for one in fitted]
-    kept = [(fitted[i], costs[i][0]) for i in worth_a_run(costs)]
+    kept = [(fitted[i], costs[i][0] + marks.size(spot.tokens)) for i in worth_a_run(costs)]
     return [
         CodecNoise(one.bits, one.rule, measure(one.codec), math.ceil(size), codec.work(one.codec, some.shape[1:]))
         for one, size in kept
     ]
 
 
-def _meter(spot: Spot, values: Values, outputs: F32) -> Callable[[Codec | None], float]:
+def _meter(spot: Spot, values: Values, outputs: F32, ids: I64 | None) -> Callable[[Codec | None], float]:
     """Noise at the output where the ``values`` [n, ...] at the cut are coded, or go on as they are."""
     run = spot.load() if spot.load else None
-    return lambda made: difference(output_of(run, values, arrival(spot.quantization, made)), outputs)
+    return lambda made: difference(output_of(run, values, arrival(spot.quantization, made), ids), outputs)
 
 
 def split_outputs(head: Head, made: Codec | None, run: Tail | None, samples: Samples) -> F32:
     """What a split network answers [n, ...]: the integer ``head``, its tensor coded by ``made`` or as it is, and the tail ``run``, None at the output."""
     arrive = arrival(quantization_of(head.output), made)
     parts = (range(len(samples))[start : start + BATCH] for start in range(0, len(samples), BATCH))
-    return np.concatenate([output_of(run, head_values(head, samples, part), arrive) for part in parts])
+    return np.concatenate(
+        [output_of(run, head_values(head, samples, part), arrive, token_ids(head, samples, part)) for part in parts]
+    )
 
 
 def head_values(head: Head, samples: Samples, which: Iterable[int]) -> Values:
@@ -274,14 +287,20 @@ def head_values(head: Head, samples: Samples, which: Iterable[int]) -> Values:
     return np.stack([head.run(samples.codes(i, head.input)) for i in which])
 
 
-def output_of(run: Tail | None, values: Values, arrive: Arrival) -> F32:
+def token_ids(head: Head, samples: Samples, which: Iterable[int]) -> I64 | None:
+    """Those [n, T] of the samples ``which``, if that is what ``head`` takes."""
+    return np.stack([samples[int(i)] for i in which]).astype(np.int64) if head.input.dtype == "i32" else None
+
+
+def output_of(run: Tail | None, values: Values, arrive: Arrival, ids: I64 | None = None) -> F32:
     """Outputs [n, ...] for ``values`` [n, ...] of a head's tensor, through the tail, in batches; without a tail they are the output's."""
-    return to_onnx(arrive(values)) if run is None else run_tail(run, values, arrive)
+    return to_onnx(arrive(values)) if run is None else run_tail(run, values, arrive, ids)
 
 
-def run_tail(run: Tail, values: Values, arrive: Arrival) -> F32:
-    """Outputs [n, ...] for ``values`` [n, ...] of a head's tensor, through the tail, in batches."""
-    return np.concatenate([run(arrive(values[i : i + BATCH])) for i in range(0, len(values), BATCH)])
+def run_tail(run: Tail, values: Values, arrive: Arrival, ids: I64 | None = None) -> F32:
+    """Outputs [n, ...] for ``values`` [n, ...] of a head's tensor, through the tail, in batches; ``ids`` as a `Tail` takes them."""
+    parts = (slice(i, i + BATCH) for i in range(0, len(values), BATCH))
+    return np.concatenate([run(arrive(values[part]), None if ids is None else ids[part]) for part in parts])
 
 
 def top1(outputs: F32 | U8) -> I64:
@@ -296,11 +315,12 @@ def float_outputs(run: Tail, samples: Samples) -> F32:
     return np.concatenate([run(np.stack([samples[i] for i in range(p, min(p + BATCH, len(samples)))])) for p in parts])
 
 
-def tail_of(run: Callable[[F32], F32], batched: bool) -> Tail:
+def tail_of(run: Callable[[F32, I64 | None], F32], batched: bool) -> Tail:
     """``run`` (ONNX layout) as a `Tail` of any batch, one sample at a time where the model takes no more."""
 
-    def tail(x: F32) -> F32:
+    def tail(x: F32, ids: I64 | None = None, /) -> F32:
         y = to_onnx(x)
-        return run(y) if batched else np.concatenate([run(y[i : i + 1]) for i in range(len(y))])
+        parts = [slice(None)] if batched else [slice(i, i + 1) for i in range(len(y))]
+        return np.concatenate([run(y[part], None if ids is None else ids[part]) for part in parts])
 
     return tail

@@ -281,7 +281,7 @@ def create(
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
     _check_classes(model, samples, labels)
-    work = _Making(model, network, cuts.find(network), samples, name, progress, rounding, judged_by)
+    work = _Making(model, network, _places(network), samples, name, progress, rounding, judged_by)
     sites = work.sites()
     noises = work.layer_noises(cache)
     accuracy_model, tried = work.accuracy_model(sites, noises)
@@ -451,6 +451,18 @@ def _compare_answers(classes: I64 | None, outputs: F32, found: F32) -> tuple[flo
     return accuracy.compare(accuracy.top1(outputs), accuracy.top1(found), classes)
 
 
+def _places(network: layers.Network) -> list[cuts.Place]:
+    """Where it may be cut. Raises `errors.ModelError` where that is nowhere."""
+    places = cuts.find(network)
+    if not any(place.offered for place in places):
+        reason = "; ".join(f"{node}: {why}" for node, why in network.unsupported[:1])
+        raise errors.ModelError(
+            f"a device can compute no part of this model, whose token ids are not sent as they are ({reason}); "
+            "export a model that begins as docs/architecture.md says"
+        )
+    return places
+
+
 def _metric(wanted: Metric, samples: Samples) -> Literal["top1", "agreement", "cosine"]:
     """What ``samples`` are judged by."""
     if wanted == "auto":
@@ -529,7 +541,8 @@ def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cu
     load: Callable[[], Tail] | None = None
     if cut.kind != "output":
         load = functools.partial(tail_runner, model, network.graph, cut.tensor)
-    return Spot(cut.index, cut.tensor, accuracy.quantization_of(tensor), math.prod(cut.shape), load)
+    tokens = 0 if cut.padding is None else math.prod(network.graph.shapes[network.graph.input])
+    return Spot(cut.index, cut.tensor, accuracy.quantization_of(tensor), math.prod(cut.shape), load, tokens)
 
 
 def tail_runner(model: onnx.ModelProto, graph: Graph, tensor: str) -> Tail:
@@ -538,10 +551,16 @@ def tail_runner(model: onnx.ModelProto, graph: Graph, tensor: str) -> Tail:
 
 
 def runner(model: onnx.ModelProto, threads: int = 0) -> Tail:
+    """``model``, or a tail of it, ready to run."""
     made = session(model, threads)
-    entry = made.get_inputs()[0]
+    entry, *more = made.get_inputs()
     kind = np.int64 if entry.type == "tensor(int64)" else np.float32
-    return accuracy.tail_of(lambda x: made.run(None, {entry.name: x.astype(kind, copy=False)})[0], _batched(model))
+
+    def run(x: F32, ids: I64 | None) -> F32:
+        found: F32 = made.run(None, {entry.name: x.astype(kind, copy=False)} | {one.name: ids for one in more})[0]
+        return found
+
+    return accuracy.tail_of(run, _batched(model))
 
 
 def _batched(model: onnx.ModelProto) -> bool:
@@ -553,10 +572,11 @@ def _tail_ms(model: onnx.ModelProto, graph: Graph, cut: Cut) -> float:
     if cut.kind == "output":
         return 0.0
     run, x = tail_runner(model, graph, cut.tensor), np.zeros((1, *cut.shape), np.float32)
+    ids = np.zeros(graph.shapes[graph.input], np.int64) if graph.takes_ids else None
     times = []
     for _ in range(TAIL_RUNS + 2):
         start = time.perf_counter()
-        run(x)
+        run(x, ids)
         times.append(time.perf_counter() - start)
     return 1000.0 * median(times[2:])
 

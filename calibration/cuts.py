@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,7 @@ class Place:
 
 
 def find(network: Network) -> list[Place]:
-    """Every single-tensor cut in order, from the input (index 0) to the output.
+    """Every single-tensor cut in order, from the input (index 0) to the output; which tokens are padding may be needed beside it.
 
     A tensor that a layer yields only inside itself (before its activation) is none. Offered are the input, the output, and of the
     others that a head reaches: those no wider than both neighbours, and those narrower than every cut before them. The others cost
@@ -37,7 +38,8 @@ def find(network: Network) -> list[Place]:
     places = []
     for index, tensor in enumerate(tensors):
         shape = network.graph.stored_shape(tensor) if network.graph.storable(tensor) else []
-        cut = Cut(index, _layer(network, tensor), tensor, shape, _kind(index, len(tensors)))
+        padding = network.padding if _reads_ids_behind(network.graph, tensor) else None
+        cut = Cut(index, _layer(network, tensor), tensor, shape, _kind(index, len(tensors)), padding)
         reason = _blocker(network, tensor) if tensor not in reachable else _too_wide(network, tensors, widths, index)
         places.append(Place(cut, tensor in reachable, reason))
     return places
@@ -53,13 +55,14 @@ def _kind(index: int, count: int) -> Literal["input", "inside", "output"]:
 
 
 def _single_tensors(network: Network) -> list[str]:
-    """After each operator: is one tensor all that is still needed? The order of operators does not matter for that."""
-    graph = network.graph
+    """After each operator: is one tensor all that is still needed, but for which tokens are padding? The order of operators does not matter for that."""
+    graph, marks = network.graph, network.marks()
     real = {layer.out for layer in network.alive()} | {t for node, _ in network.unsupported for t in node.outputs}
-    left = {t: len(readers) for t, readers in graph.consumers.items()}
-    left[graph.output] = left.get(graph.output, 0) + 1
+    nodes = [node for node in graph.nodes if not marks.issuperset(node.outputs)]
+    left = Counter(t for node in nodes for t in set(node.inputs) - marks)
+    left[graph.output] += 1
     live, found = {graph.input}, [graph.input]
-    for node in graph.nodes:
+    for node in nodes:
         for tensor in set(node.inputs) & live:
             left[tensor] -= 1
             if not left[tensor]:
@@ -68,6 +71,15 @@ def _single_tensors(network: Network) -> list[str]:
         if len(live) == 1 and (live <= real or graph.output in live) and found[-1] not in live:
             found += live
     return found
+
+
+def _reads_ids_behind(graph: Graph, tensor: str) -> bool:
+    """Whether what lies between ``tensor`` and the output reads the token ids."""
+    wanted = {graph.output}
+    for node in reversed(graph.nodes):
+        if (wanted - {tensor}) & set(node.outputs):
+            wanted |= set(node.inputs)
+    return graph.takes_ids and graph.input in wanted - {tensor}
 
 
 def _width(graph: Graph, tensor: str) -> float:

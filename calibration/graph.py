@@ -53,7 +53,7 @@ class Graph:
         inferred = onnx.shape_inference.infer_shapes(with_batch(model, 1), data_prop=True).graph
         constants = {t.name: onnx.numpy_helper.to_array(t) for t in inferred.initializer}
         constants |= {n.output[0]: _constant(n) for n in inferred.node if n.op_type == "Constant"}
-        entry = _inputs(inferred)[0]
+        entry = inputs(inferred)[0]
         name, takes_ids = entry.name, entry.type.tensor_type.elem_type == onnx.TensorProto.INT64
         nodes = _needed(_dependent(_nodes(inferred), name), inferred.output[0].name)
         opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
@@ -67,7 +67,7 @@ class Graph:
     @staticmethod
     def input_of(model: onnx.ModelProto) -> onnx.ValueInfoProto:
         """The model's one input that is no weight."""
-        return _inputs(model.graph)[0]
+        return inputs(model.graph)[0]
 
     def stored_shape(self, tensor: str) -> list[int]:
         """Shape of ``tensor`` in a head: channels last, no batch axis. Raises `KeyError` where it has none."""
@@ -79,6 +79,15 @@ class Graph:
         shape = self.shapes.get(tensor, ())
         return len(shape) in STORED_AXES and shape[0] == 1 and all(0 < d <= limits.MAX_DIM for d in shape)
 
+    def behind(self, tensor: str) -> list[Node]:
+        """All operators between the input and ``tensor``, in order."""
+        wanted, found = {tensor}, []
+        for node in reversed(self.nodes):
+            if wanted & set(node.outputs):
+                wanted |= set(node.inputs)
+                found.append(node)
+        return found[::-1]
+
     def sole_consumer(self, tensor: str) -> Node | None:
         """The one node that reads ``tensor``, if nothing else needs it."""
         readers = self.consumers.get(tensor, [])
@@ -89,7 +98,7 @@ def with_batch(model: onnx.ModelProto, batch: int | str) -> onnx.ModelProto:
     """A copy of ``model`` whose input has ``batch`` as its first dimension, without inferred shapes."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    dimension = _inputs(copy.graph)[0].type.tensor_type.shape.dim[0]
+    dimension = inputs(copy.graph)[0].type.tensor_type.shape.dim[0]
     dimension.Clear()
     if isinstance(batch, int):
         dimension.dim_value = batch
@@ -102,20 +111,35 @@ def with_batch(model: onnx.ModelProto, batch: int | str) -> onnx.ModelProto:
 
 
 def tail_model(model: onnx.ModelProto, tensor: str, shape: Iterable[int]) -> onnx.ModelProto:
-    """The part of ``model`` from ``tensor`` (ONNX ``shape`` without the batch) to the output."""
+    """The part of ``model`` from ``tensor`` (ONNX ``shape`` without the batch) to the output; where that reads the input too, it is the second one."""
     source = model.graph
     wanted, nodes = {source.output[0].name}, []
     for node in reversed(source.node):
         if (wanted - {tensor}) & set(node.output):
             nodes.append(node)
             wanted |= set(reads(node))
-    batch = _inputs(source)[0].type.tensor_type.shape.dim[0]
+    batch = inputs(source)[0].type.tensor_type.shape.dim[0]
     entry = onnx.helper.make_tensor_value_info(
         tensor, onnx.TensorProto.FLOAT, [batch.dim_param or batch.dim_value, *shape]
     )
+    entries = [entry, *(i for i in inputs(source) if i.name in wanted - {tensor})]
     weights = [t for t in source.initializer if t.name in wanted]
-    graph = onnx.helper.make_graph(nodes[::-1], source.name, [entry], list(source.output), weights)
+    graph = onnx.helper.make_graph(nodes[::-1], source.name, entries, list(source.output), weights)
     return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove what the output no longer depends on; sessions would warn of it and keep it in memory."""
+    wanted = {out.name for out in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            wanted |= set(reads(node))
+            kept.append(node)
+    weights = [t for t in graph.initializer if t.name in wanted]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(kept[::-1])
+    graph.initializer.extend(weights)
 
 
 def short(name: str) -> str:
@@ -127,7 +151,8 @@ def short(name: str) -> str:
     )
 
 
-def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+def inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that are no weights."""
     weights = {t.name for t in graph.initializer}
     return [i for i in graph.input if i.name not in weights]
 
@@ -180,7 +205,7 @@ def _needed(nodes: list[Node], output: str) -> list[Node]:
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
     """Of the floats, and of the input."""
-    shapes, entry = {}, _inputs(graph)[0].name
+    shapes, entry = {}, inputs(graph)[0].name
     for info in [*graph.input, *graph.value_info, *graph.output]:
         kind = info.type.tensor_type
         if (

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,29 +19,38 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from calibration.graph import Graph, with_batch
+from calibration import masks, signature
+from calibration.graph import Graph, inputs, with_batch
+from calibration.layers.views import rows_ahead
 from edge_agent import errors, limits
 
 #: Symbolic name of the batch axis where a model works on batches.
 BATCH = "batch"
 
 
-def load(source: str, input_shape: Sequence[int] | None = None) -> onnx.ModelProto:
+def load(
+    source: str, input_shape: Sequence[int] | None = None, output: str | None = None, padding: int = 0
+) -> onnx.ModelProto:
     """The model in ``source``: an ``.onnx`` file, an exported program ``.pt2``, or ``package.module:callable`` that returns an nn.Module.
 
     ``input_shape`` is the whole ONNX shape with a batch of 1, such as [1, 3, 224, 224]: a module needs it, an ONNX file only where its
     dimensions are open. The result has one input, float32 or int64 token ids, and one output, constants and batch norms folded, standard operators, and a
-    batch axis named `BATCH` where the model computes each sample of a batch alike, else 1. Raises `errors.ModelError`.
+    batch axis named `BATCH` where the model computes each sample of a batch alike, else 1. ``output`` names the one to keep of several (None: the first);
+    what a model takes beside token ids is made of them, the id ``padding`` being no token (`signature.derive_inputs`). Raises `errors.ModelError`.
     """
     model = _read(source, input_shape)
+    signature.keep_output(model, output)
+    signature.main_input_first(model)
     _check(model, source)
-    return batched(simplify(_fixed(model, input_shape)))
+    fixed = _fixed(model, input_shape)
+    signature.derive_inputs(fixed, padding)
+    return batched(simplify(fixed))
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` after ONNX Runtime's basic offline optimisation, and every batch norm that is left as a Mul and an Add.
+    """``model`` after ONNX Runtime's basic offline optimisation, every batch norm that is left as a Mul and an Add, masks of padding in one form.
 
-    Where that makes operators that are not standard ONNX, the model stays as it is but for the batch norms.
+    Where that makes operators that are not standard ONNX, the model stays as it is but for batch norms and masks.
     """
     with tempfile.TemporaryDirectory() as folder:
         options = session_options()
@@ -55,6 +65,8 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     del simple.opset_import[:]
     simple.opset_import.extend(standard)
     _batch_norms_to_affine(simple)
+    _averages_into_weights(simple)
+    masks.unify(simple)
     return simple
 
 
@@ -225,12 +237,7 @@ def _example(module: Any, shape: Sequence[int]) -> Any:
 
 
 def _check(model: onnx.ModelProto, source: str) -> None:
-    weights = {t.name for t in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in weights]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
-        counts = f"{len(inputs)} inputs and {len(model.graph.output)} outputs"
-        raise errors.ModelError(f"{source} has {counts}; export it with one of each")
-    kind = inputs[0].type.tensor_type
+    kind = inputs(model.graph)[0].type.tensor_type
     ids = kind.elem_type == onnx.TensorProto.INT64 and len(kind.shape.dim) == 2
     if not ids and (kind.elem_type != onnx.TensorProto.FLOAT or not 2 <= len(kind.shape.dim) <= 4):
         raise errors.ModelError(
@@ -241,8 +248,7 @@ def _check(model: onnx.ModelProto, source: str) -> None:
 def _fixed(model: onnx.ModelProto, input_shape: Sequence[int] | None) -> onnx.ModelProto:
     """``model`` with a batch of 1 and every other dimension of its input known."""
     fixed = with_batch(model, 1)
-    weights = {t.name for t in fixed.graph.initializer}
-    dims = next(i for i in fixed.graph.input if i.name not in weights).type.tensor_type.shape.dim
+    dims = inputs(fixed.graph)[0].type.tensor_type.shape.dim
     if input_shape is not None:
         if len(input_shape) != len(dims) or input_shape[0] != 1:
             raise errors.ModelError(f"the input shape must have {len(dims)} numbers, the first of them 1")
@@ -287,21 +293,44 @@ def _class_tokens_to_sums(model: onnx.ModelProto, graph: Graph) -> None:
     """Constant rows that are joined ahead of [1, T, C] become rows of zeros ahead of it and a sum, which any batch may have."""
     nodes = []
     for node in model.graph.node:
-        shape = graph.shapes.get(node.output[0], ())
-        ahead = graph.constants.get(node.input[0]) if node.op_type == "Concat" and len(node.input) == 2 else None
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-        if ahead is None or len(shape) != 3 or axis % 3 != 1 or ahead.shape != (1, ahead.shape[1], shape[2]):
+        known = graph.producer.get(node.output[0])
+        rows = None if known is None else rows_ahead(graph, known)
+        if rows is None:
             nodes.append(node)
             continue
-        table = np.zeros(shape, np.float64)
-        table[:, : ahead.shape[1]] = ahead
+        table = np.zeros(graph.shapes[node.output[0]], np.float64)
+        table[:, : len(rows)] = rows
         names = [f"{node.output[0]}@{part}" for part in ("pads", "rows", "table")]
-        pads = np.array([0, ahead.shape[1], 0, 0, 0, 0], np.int64)
+        pads = np.array([0, len(rows), 0, 0, 0, 0], np.int64)
         model.graph.initializer.extend([onnx.numpy_helper.from_array(pads, names[0]), _weight(names[2], table)])
-        nodes.append(onnx.helper.make_node("Pad", [node.input[1], names[0]], [names[1]], f"{node.name}@pad"))
+        nodes.append(onnx.helper.make_node("Pad", [node.input[-1], names[0]], [names[1]], f"{node.name}@pad"))
         nodes.append(onnx.helper.make_node("Add", [names[1], names[2]], [node.output[0]], node.name))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _averages_into_weights(model: onnx.ModelProto) -> None:
+    """A number times the sum of two products goes into their weights: what distilled transformers answer is the mean of two classifiers."""
+    graph = model.graph
+    weights = {t.name: t for t in graph.initializer}
+    makers = {t: n for n in graph.node for t in n.output}
+    readers = Counter(t for n in graph.node for t in n.input)
+    for node in [n for n in graph.node if n.op_type in ("Mul", "Div") and n.input[1] in weights]:
+        summed = makers.get(node.input[0])
+        products = [makers.get(t) for t in summed.input] if summed is not None and summed.op_type == "Add" else []
+        scaled = [t for p in products if p is not None and p.op_type == "Gemm" for t in p.input[1:]]
+        factor = onnx.numpy_helper.to_array(weights[node.input[1]]).astype(np.float64)
+        if len(scaled) != 4 or factor.size != 1 or not all(t in weights and readers[t] == 1 for t in scaled):
+            continue
+        assert summed is not None
+        if any(readers[t] > 1 for t in (*summed.input, *summed.output)):
+            continue
+        number = factor.item() if node.op_type == "Mul" else 1 / factor.item()
+        for name in scaled:
+            values = onnx.numpy_helper.to_array(weights[name]).astype(np.float64)
+            weights[name].CopyFrom(_weight(name, number * values))
+        summed.output[0] = node.output[0]
+        graph.node.remove(node)
 
 
 def _weight(name: str, values: NDArray[np.float64]) -> onnx.TensorProto:

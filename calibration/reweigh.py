@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.graph import reads
+from calibration.graph import drop_unread
 from calibration.layers import Conv, Embed, Linear, Network, Weighted
 from calibration.moments import Entry, entry
 
@@ -38,7 +38,7 @@ def reweigh(
                 made.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
             else:
                 made.graph.initializer.append(numpy_helper.from_array(values[name], name))
-    _drop_unread(made.graph)
+    drop_unread(made.graph)
     del made.graph.value_info[:]
     return made
 
@@ -127,17 +127,3 @@ def _conv(network: Network, layer: Conv) -> list[onnx.NodeProto]:
             nodes += [constant, helper.make_node(op, [nodes[-1].output[0], constant.output[0]], [f"{names[0]}{op}"])]
     nodes[-1].output[0] = layer.out
     return nodes
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Remove what the output no longer depends on; sessions would warn of it and keep it in memory."""
-    wanted = {out.name for out in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if wanted & set(node.output):
-            wanted |= set(reads(node))
-            kept.append(node)
-    weights = [t for t in graph.initializer if t.name in wanted]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(kept[::-1])
-    graph.initializer.extend(weights)

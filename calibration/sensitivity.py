@@ -181,9 +181,12 @@ class Probe:
         return lambda more: self._batches(made, name, x, more)
 
     def _batches(self, made: Any, name: str, x: F32, more: Mapping[str, F32]) -> F32:
-        ids = name == self.network.graph.input and self.network.graph.takes_ids
-        x, parts = x.astype(np.int64) if ids else x, range(0, len(x), self._batch)
-        return np.concatenate([made.run(None, {name: x[i : i + self._batch], **more})[0] for i in parts])
+        ids = self.network.graph.input
+        fed: dict[str, NDArray[Any]] = {name: x}
+        if self.network.graph.takes_ids and ids in {i.name for i in made.get_inputs()}:
+            fed[ids] = self._x.astype(np.int64)
+        parts = (slice(i, i + self._batch) for i in range(0, len(x), self._batch))
+        return np.concatenate([made.run(None, {**{n: v[part] for n, v in fed.items()}, **more})[0] for part in parts])
 
     def _key(self, tensor: str, *parts: NDArray[np.generic]) -> str:
         made = hashlib.sha256(self._digest + tensor.encode())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge_agent import codec, errors, limits
+from edge_agent.codec import marks
 from edge_agent.head import executor, preprocess, segment
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Demand, Plan, Preprocess
@@ -97,6 +98,8 @@ class Engine:
         if seen is None or seen.kept is None:
             rung = self.codec if choose is None else choose()
             payload = self._encode(out, rung)
+            if self.plan.cut.padding is not None:
+                payload += marks.pack(codes, self.plan.cut.padding)
         end = time.perf_counter()
         return Encoded(out, payload, rung, 1e3 * (prepared - start), 1e3 * (done - prepared), 1e3 * (end - done), seen)
 
@@ -185,7 +188,8 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
     The segment itself is the proof: every operator in it lies before the cut, so a layer that is in it has been passed on the device.
     """
     source = header.tensors[header.input]
-    odd = plan.preprocess.kind == "image" and source.dtype == "i32"
+    ids = source.dtype == "i32"
+    odd = ids if plan.preprocess.kind == "image" else plan.cut.padding is not None and not ids
     if plan.preprocess != header.preprocess or header.tensors[header.output].shape != plan.cut.shape or odd:
         raise errors.PlanError(
             "the server's plan and its segment do not fit together; ask for a new plan", plan=plan.id

@@ -110,4 +110,4 @@ class Catalog:
             raise errors.ProtocolError(
                 "this plan sends nothing to the server: run it on the device, or ask for a new one"
             )
-        return Tail(model, cut.shape)
+        return Tail(model, cut.shape, cut.padding)

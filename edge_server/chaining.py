@@ -200,15 +200,17 @@ def _span_bytes(places: Sequence[Place], possible: Mapping[tuple[int, int], Head
 
 
 def _possible(bundle: Bundle, places: Sequence[Place]) -> dict[tuple[int, int], Header]:
-    """Pairs of places between which one tensor is all that is needed, and the header of the segment from one to the other."""
-    found = {}
-    for start in range(INPUT, len(places)):
-        for end in range(max(0, start), len(places)):
-            try:
-                found[start, end] = bundle.header(places[end].cut.index, 8, _cut(places, start))
-            except errors.UsageError:  # a mask lives on beside the tensor
-                continue
-    return found
+    """Pairs of places between which one tensor is all that is needed, and the header of the segment from one to the other.
+
+    A place behind which it must be known which tokens are padding is none: only a board that has the token ids knows it.
+    """
+    alone = [i for i, place in enumerate(places) if place.cut.padding is None]
+    return {
+        (start, end): bundle.header(places[end].cut.index, 8, _cut(places, start))
+        for start in (INPUT, *alone)
+        for end in alone
+        if end >= start
+    }
 
 
 def _cut(places: Sequence[Place], place: int) -> int:

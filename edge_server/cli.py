@@ -74,6 +74,13 @@ def add(
         str | None, typer.Option("--input-shape", help="1,3,224,224: for a torch module or open dimensions.")
     ] = None,
     size: Annotated[int | None, typer.Option("--size", min=1, help="Short for --input-shape 1,3,SIZE,SIZE.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Which of several outputs to keep [the first].")
+    ] = None,
+    padding: Annotated[
+        int,
+        typer.Option("--padding", min=0, help="Token id of padding, for a text model that takes an attention mask."),
+    ] = 0,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Use at most so many samples.")] = None,
     rounding: Annotated[
         Literal["nearest", "gptq"],
@@ -98,6 +105,7 @@ def add(
         store,
         command.Request(
             model, name, images, arrays, labels, class_names, preprocess, options | {"interpolation": interpolation}, shape, samples, rounding, metric,
+            output, padding,
         ),
     )  # fmt: skip
 

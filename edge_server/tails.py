@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from calibration.importer import session_options
 from calibration.observe import to_onnx
 from edge_agent import codec, errors, limits
+from edge_agent.codec import marks
 from edge_agent.protocol.frames import Frame, pack_topk
 from edge_agent.protocol.messages import Codec
 from edge_server.times import Key, TailTimes
@@ -32,11 +33,11 @@ WARM_RUNS: Final = 4  # of a new tail; the first, slower one does not count as i
 class Tail:
     """One loaded tail. ``shape`` is the cut tensor's, channels last without the batch axis.
 
-    ``probabilities``: the network itself ends in a softmax.
+    ``probabilities``: the network itself ends in a softmax. ``tokens``: of so many it wants to know which are padding; 0: of none.
     """
 
-    def __init__(self, model: bytes, shape: list[int]) -> None:
-        """Raises `errors.ModelError` if ONNX Runtime refuses ``model``."""
+    def __init__(self, model: bytes, shape: list[int], padding: int | None = None) -> None:
+        """``padding``: the cut's. Raises `errors.ModelError` if ONNX Runtime refuses ``model``."""
         try:
             self._session = ort.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
             self.probabilities = _ends_in_softmax(onnx.load_model_from_string(model).graph)
@@ -44,12 +45,19 @@ class Tail:
             raise errors.ModelError(
                 "the tail of this model does not load: add the model to the server again"
             ) from error
-        self._input = self._session.get_inputs()[0].name
+        self._input, *ids = self._session.get_inputs()
+        self._ids = ids[0].name if ids else ""
+        self.tokens = int(ids[0].shape[1]) if ids else 0
+        #: An id that stands for padding, and one that stands for every other token.
+        self._stand_ins = (padding or 0, 0 if padding else 1)
         self.shape = shape
 
-    def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """x float32 of ``shape`` -> the output as float32, channels last without the batch axis."""
-        y = self._session.run(None, {self._input: to_onnx(x[None])})[0]
+    def run(self, x: NDArray[np.float32], kept: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """x float32 of ``shape`` -> the output as float32, channels last without the batch axis. ``kept`` [tokens]: which are no padding."""
+        fed: dict[str, NDArray[Any]] = {self._input.name: to_onnx(x[None])}
+        if kept is not None:
+            fed[self._ids] = np.array(self._stand_ins)[kept.astype(np.int64)][None]
+        y = self._session.run(None, fed)[0]
         out: NDArray[np.float32] = np.asarray(y, np.float32)[0]
         return np.ascontiguousarray(out.transpose(1, 2, 0)) if out.ndim == 3 else out
 
@@ -129,12 +137,12 @@ class Handler:
     def warm(self) -> None:
         """The same, blocking: afterwards `Tails.times` knows how long a frame takes."""
         tail = self.tails.get(self.key, self.load)
-        zeros = np.zeros(tail.shape, np.float32)
-        frames = [Frame(0, index, 0, codec.encode(zeros, one)) for index, one in enumerate(self.ladder)]
+        zeros, kept = np.zeros(tail.shape, np.float32), marks.pack(np.ones(tail.tokens, np.int32), 0)
+        frames = [Frame(0, index, 0, codec.encode(zeros, one) + kept) for index, one in enumerate(self.ladder)]
         for run in range(WARM_RUNS):
             self._run(tail, frames[0], counts=run > 0)
         for frame in frames[1:]:
-            decode_frame(frame, self.ladder, tail.shape)
+            decode_frame(frame, self.ladder, tail)
 
     async def answer(self, frame: Frame) -> tuple[bytes, int]:
         """The answer's payload and the microseconds of work. Raises `errors.CodecError` for a frame that does not fit the plan."""
@@ -145,7 +153,7 @@ class Handler:
 
     def _run(self, tail: Tail, frame: Frame, *, counts: bool = True) -> tuple[bytes, int]:
         start = time.perf_counter()
-        y = tail.run(decode_frame(frame, self.ladder, tail.shape))
+        y = tail.run(*decode_frame(frame, self.ladder, tail))
         payload = answer_payload(y, self.topk, probabilities=tail.probabilities)
         seconds = time.perf_counter() - start
         if counts:
@@ -158,11 +166,15 @@ def warm() -> None:
     codec.decode(bytes(1), Codec("minmax", 8, [0.0], [1.0]), [1])
 
 
-def decode_frame(frame: Frame, ladder: list[Codec], shape: list[int]) -> NDArray[np.float32]:
-    """The tensor in ``frame``. Raises `errors.CodecError` for a codec that is not on the ladder or a payload of the wrong size."""
+def decode_frame(frame: Frame, ladder: list[Codec], tail: Tail) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """What ``tail`` takes of ``frame``: the tensor, and which tokens are no padding.
+
+    Raises `errors.CodecError` for a codec that is not on the ladder or a payload of the wrong size.
+    """
     if frame.codec >= len(ladder):
         raise errors.CodecError(f"the frame names codec {frame.codec} of a ladder of {len(ladder)}: ask for a new plan")
-    return codec.decode(frame.payload, ladder[frame.codec], shape)
+    codes, kept = marks.split(frame.payload, tail.tokens) if tail.tokens else (frame.payload, None)
+    return codec.decode(codes, ladder[frame.codec], tail.shape), kept
 
 
 def answer_payload(y: NDArray[np.float32], topk: int, *, probabilities: bool) -> bytes:

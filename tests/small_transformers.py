@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,8 +35,8 @@ def frame(graph: Graph, seed: int = 0) -> NDArray[Any]:
 class Encoder(Net):
     """A small BERT, operator by operator."""
 
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__([1, TOKENS], seed, opset=20)
+    def __init__(self, seed: int = 0, opset: int = 20) -> None:
+        super().__init__([1, TOKENS], seed, opset)
         self.input = helper.make_tensor_value_info("x", TensorProto.INT64, [1, TOKENS])
         table = self.add("Gather", self.random_weight(50, WIDTH, scale=1.0), "x")
         places = self.add("Add", table, self.random_weight(1, TOKENS, WIDTH, scale=1.0))
@@ -43,6 +45,19 @@ class Encoder(Net):
     def norm(self, x: str = "") -> str:
         gamma = self.constant(self.random.uniform(0.5, 1.5, WIDTH))
         return self.add("LayerNormalization", x or self.last, gamma, self.random_weight(WIDTH, scale=0.2), epsilon=1e-6)
+
+    def norm_in_pieces(self, x: str, square: str = "Pow", twice: bool = False, odd: str = "") -> str:
+        """As exports before version 17 of the operators have it; ``odd`` tells what is not as in a norm."""
+        axes = self.constant([-2 if odd == "axis" else -1], np.int64)
+        centred = other = self.add("Sub", x, self.add("ReduceMean", x, axes, keepdims=1))
+        if twice:
+            other = self.add("Sub", x, self.add("ReduceMean", x, axes, keepdims=1))
+        two = self.constant(4.0 if odd == "power" else 2.0)
+        squared = self.add("Mul", other, other) if square == "Mul" else self.add("Pow", other, two)
+        variance = self.add("Add", self.add("ReduceMean", squared, axes, keepdims=1), self.constant(1e-6))
+        y = self.add("Div", centred, self.add("Sqrt", variance))
+        gamma = self.random.uniform(0.5, 1.5, 1 if odd == "gamma" else WIDTH)
+        return self.add("Add", self.add("Mul", y, self.constant(gamma)), self.random_weight(WIDTH, scale=0.2))
 
     def linear(self, x: str, outs: int, ins: int) -> str:
         product = self.add("MatMul", x, self.random_weight(ins, outs, scale=1 / math.sqrt(ins)))
@@ -94,12 +109,30 @@ class Encoder(Net):
         grown = self.add("Mul", x, self.add("Add", erf, self.constant(1.0)))
         return self.add("Mul", grown, self.constant(0.5))
 
+    def tanh_gelu(self, x: str, cubic: bool) -> str:
+        """The approximation, with the third power of x or with x x x."""
+        weight, root = self.constant(0.044715), self.constant(math.sqrt(2 / math.pi))
+        if cubic:
+            grown = self.add("Add", x, self.add("Mul", self.add("Pow", x, self.constant(3.0)), weight))
+            inner = self.add("Mul", grown, root)
+        else:
+            square = self.add("Mul", self.add("Mul", x, weight), x)
+            inner = self.add("Mul", self.add("Mul", x, root), self.add("Add", square, self.constant(1.0)))
+        half = self.add("Mul", x, self.constant(0.5))
+        return self.add("Mul", half, self.add("Add", self.add("Tanh", inner), self.constant(1.0)))
+
+    def gelu(self, x: str, form: str) -> str:
+        """GELU as an operator, exact or approximate, or in single ones, by erf or tanh."""
+        if form in ("Gelu", "approximate"):
+            return self.add("Gelu", x, approximate="none" if form == "Gelu" else "tanh")
+        return self.erf_gelu(x) if form == "erf" else self.tanh_gelu(x, form == "cubic")
+
     def block(self, mask: str = "", gelu: str = "Gelu", late_factor: bool = False) -> None:
         x = self.last
         out = self.linear(self.attention(x, mask, late_factor), WIDTH, WIDTH)
         x = self.norm(self.add("Add", x, out))
         hidden = self.linear(x, 40, WIDTH)
-        hidden = self.add("Gelu", hidden) if gelu == "Gelu" else self.erf_gelu(hidden)
+        hidden = self.gelu(hidden, gelu)
         self.norm(self.add("Add", self.linear(hidden, WIDTH, 40), x))
 
 
@@ -128,16 +161,17 @@ class Block(nn.Module):  # type: ignore[misc]
 
 
 class ViT(nn.Module):  # type: ignore[misc]
-    """``pool``: "mean" of the tokens, or a class "token"; ``patches``: by "conv" or "linear"."""
+    """``pool``: "mean" of the tokens, a class "token", or "two" of them with a classifier each; ``patches``: by "conv" or "linear"."""
 
     def __init__(self, qkv: str, pool: str, patches: str) -> None:
         super().__init__()
         self.pool, self.patches = pool, patches
         self.embed = nn.Conv2d(3, WIDTH, PATCH, PATCH) if patches == "conv" else nn.Linear(3 * PATCH * PATCH, WIDTH)
-        self.token = nn.Parameter(torch.randn(1, 1, WIDTH))
-        self.position = nn.Parameter(torch.randn(1, (SIZE // PATCH) ** 2 + (pool == "token"), WIDTH))
+        ahead = {"mean": 0, "token": 1, "two": 2}[pool]
+        self.tokens = nn.ParameterList(torch.randn(1, 1, WIDTH) for _ in range(ahead))
+        self.position = nn.Parameter(torch.randn(1, (SIZE // PATCH) ** 2 + ahead, WIDTH))
         self.blocks = nn.ModuleList(Block(qkv) for _ in range(2))
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
+        self.norm, self.head, self.other = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES), nn.Linear(WIDTH, CLASSES)
         for norm in (m for m in self.modules() if isinstance(m, nn.LayerNorm)):  # as after training: all different
             nn.init.uniform_(norm.weight, 0.5, 1.5)
             nn.init.normal_(norm.bias, std=0.2)
@@ -148,13 +182,62 @@ class ViT(nn.Module):  # type: ignore[misc]
         else:
             n, p = SIZE // PATCH, PATCH
             x = self.embed(x.reshape(-1, 3, n, p, n, p).permute(0, 2, 4, 3, 5, 1).reshape(-1, n * n, p * p * 3))
-        if self.pool == "token":
-            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        if self.pool != "mean":
+            x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in self.tokens), x], 1)
         x = x + self.position
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
+        if self.pool == "two":
+            return (self.head(x[:, 0]) + self.other(x[:, 1])) / 2
         return self.head(x[:, 0] if self.pool == "token" else x.mean(1))
+
+
+class Bert(nn.Module):  # type: ignore[misc]
+    """Takes and yields what the BERT of a library does: ids, mask and types; the last hidden state, and the first token's through a tanh."""
+
+    def __init__(self, gelu: str = "none") -> None:
+        super().__init__()
+        self.gelu = gelu
+        self.word, self.kind, self.place = nn.Embedding(50, WIDTH), nn.Embedding(2, WIDTH), nn.Embedding(32, WIDTH)
+        self.register_buffer("places", torch.arange(32)[None])
+        self.norm, self.pooler = nn.LayerNorm(WIDTH, eps=1e-12), nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList(Block("separate") for _ in range(2))
+        for norm in (m for m in self.modules() if isinstance(m, nn.LayerNorm)):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.2)
+
+    def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+        x = self.word(input_ids) + self.kind(token_type_ids) + self.place(self.places[:, : input_ids.shape[1]])
+        x = self.norm(x)
+        mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
+        for block in self.blocks:
+            x = self.block(block, x, mask)
+        return x, torch.tanh(self.pooler(x[:, 0]))
+
+    def block(self, block: Block, x: Any, mask: Any) -> Any:
+        """Norms behind the sums, and attention in single operators."""
+        query, key, value = (
+            part(x).view(x.shape[0], x.shape[1], HEADS, -1).permute(0, 2, 1, 3) for part in block.parts
+        )
+        scores = query @ key.transpose(-1, -2) / math.sqrt(WIDTH // HEADS) + mask
+        mixed = (scores.softmax(-1) @ value).permute(0, 2, 1, 3).contiguous()
+        x = block.norm1(block.joined(mixed.view(x.shape)) + x)
+        return block.norm2(block.down(nn.functional.gelu(block.up(x), approximate=self.gelu)) + x)
+
+
+def traced(module: nn.Module, args: tuple[Any, ...], path: Path, opset: int, names: list[str], dynamic: bool) -> str:
+    """``module`` in the file ``path``, exported by tracing, as most files that are about were; with ``dynamic`` axes of batch and tokens."""
+    axes = {
+        name: {0: "batch", 1: "sequence"} if x.ndim == 2 else {0: "batch"} for name, x in zip(names, args, strict=True)
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        torch.onnx.export(
+            module.eval(), args, path, dynamo=False, opset_version=opset, input_names=names,
+            dynamic_axes=axes if dynamic else None,
+        )  # fmt: skip
+    return str(path)
 
 
 @functools.cache
@@ -172,9 +255,12 @@ def exported(qkv: str, pool: str, patches: str) -> onnx.ModelProto:
     return importer.simplify(importer.export(module, [1, 3, SIZE, SIZE]))
 
 
-def encoder_model(blocks: int = 2, seed: int = 0) -> onnx.ModelProto:
-    """An encoder of token ids without a mask."""
-    net = Encoder(seed)
-    for _ in range(blocks):
-        net.block()
+def encoder_model(masked: bool = False) -> onnx.ModelProto:
+    """An encoder of token ids; ``masked``: those that are 0 are no keys."""
+    net = Encoder()
+    stream = net.last
+    mask = net.mask() if masked else ""
+    net.last = stream
+    for _ in range(2):
+        net.block(mask)
     return importer.batched(importer.simplify(net.model()))

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
 
+from calibration import masks
 from calibration.graph import Graph, Node
-from calibration.layers.network import I64, Unsupported, argument
+from calibration.layers.network import I64, Unsupported
 from calibration.layers.views import View, is_view, view
-
-#: A mask takes a score away if it adds no more than this.
-_AWAY: Final = -1e4
 
 
 @dataclass
@@ -99,7 +93,7 @@ def _scores(graph: Graph, tensor: str) -> tuple[View, int | None, list[Node]]:
         inner = None if scores in graph.constants else _seen(graph, scores)
         made = None if inner is None else graph.producer.get(inner.root)
         if inner is not None and made is not None and made.op == "MatMul" and seen.is_plain() and seen.factor == 1:
-            pad, nodes = _padding(graph, mask, graph.shapes[scores])
+            pad, nodes = _padding(graph, mask)
             return inner, pad, [node, *outer, *nodes]
     raise Unsupported("a mask of its scores that is not understood")
 
@@ -143,71 +137,13 @@ def _joined(graph: Graph, tensor: str, channels: int) -> tuple[str, list[Node]]:
     raise Unsupported("its heads are not joined side by side")
 
 
-# --- masks ------------------------------------------------------------------------------------------------------------
-
-
-def _padding(graph: Graph, mask: str, shape: tuple[int, ...]) -> tuple[int | None, list[Node]]:
-    """The token id that ``mask``, which is added to scores of ``shape``, leaves out of the keys, and its operators; None where it leaves out nothing.
-
-    The mask is computed for some ids, so that one that only looks like a mask of padding is not taken for one.
-    """
+def _padding(graph: Graph, mask: str) -> tuple[int | None, list[Node]]:
+    """The token id that ``mask``, which is added to scores, leaves out of the keys, and its operators; None where it leaves out nothing."""
     if mask in graph.constants:
         if graph.constants[mask].any():
             raise Unsupported("a mask that does not depend on the token ids")
         return None, []
-    nodes = _behind(graph, mask)
-    compared = {t for node in nodes if node.op == "Equal" for t in node.inputs if t in graph.constants}
-    pads = {int(graph.constants[t].reshape(-1)[0]) for t in compared if graph.constants[t].size == 1}
-    for pad in sorted(p for p in pads if p >= 0):
-        if all(_leaves_out(graph, nodes, mask, shape, pad, seed) for seed in range(3)):
-            return pad, nodes
-    raise Unsupported("a mask of its scores that is not one of padding")
-
-
-def _behind(graph: Graph, tensor: str) -> list[Node]:
-    """All operators between the input and ``tensor``, in order."""
-    wanted = {tensor}
-    found = []
-    for node in reversed(graph.nodes):
-        if wanted & set(node.outputs):
-            wanted |= set(node.inputs)
-            found.append(node)
-    return found[::-1]
-
-
-def _leaves_out(graph: Graph, nodes: list[Node], mask: str, shape: tuple[int, ...], pad: int, seed: int) -> bool:
-    ids = np.random.default_rng(seed).integers(0, 3, (1, shape[-1])) + pad
-    values: dict[str, NDArray[Any]] = {graph.input: ids}
-    for node in nodes:
-        if node.op not in (*_COMPUTED, "Cast", "Unsqueeze"):
-            return False
-        with np.errstate(all="ignore"):
-            values[node.outputs[0]] = _compute(graph, node, [_value(graph, values, t) for t in node.inputs])
-    try:
-        found = np.broadcast_to(values[mask], shape)
-    except ValueError:
-        return False
-    keys = np.broadcast_to((ids[0] != pad), shape)
-    return bool((found[keys] == 0).all() and (found[~keys] <= _AWAY).all())
-
-
-def _value(graph: Graph, values: dict[str, NDArray[Any]], tensor: str) -> Any:
-    return values[tensor] if tensor in values else graph.constants.get(tensor)
-
-
-def _compute(graph: Graph, node: Node, x: list[Any]) -> Any:
-    if node.op == "Cast":
-        return x[0].astype(onnx.helper.tensor_dtype_to_np_dtype(node.attrs["to"]))
-    if node.op == "Unsqueeze":
-        return np.expand_dims(x[0], tuple(int(a) for a in np.asarray(argument(graph, node, 1, "axes")).reshape(-1)))
-    return _COMPUTED[node.op](*x)
-
-
-def _expand(x: NDArray[Any], shape: I64) -> Any:
-    return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(int(n) for n in shape)))
-
-
-_COMPUTED: Final[dict[str, Callable[..., Any]]] = {
-    "Equal": np.equal, "Not": np.logical_not, "And": np.logical_and, "Or": np.logical_or, "Where": np.where,
-    "Mul": np.multiply, "Add": np.add, "Sub": np.subtract, "Reshape": np.reshape, "Expand": _expand,
-}  # fmt: skip
+    pad = masks.pad_of(graph, mask)
+    if pad is None:
+        raise Unsupported("a mask of its scores that is not one of padding")
+    return pad, graph.behind(mask)

@@ -191,6 +191,24 @@ class Network:
         """What a head holds of ``tensor``: 8-bit codes, or the float32 stream of a transformer; token ids at its input alone."""
         return self.source if tensor == self.graph.input or self.source == "u8" else "f32"
 
+    @property
+    def padding(self) -> int | None:
+        """The id of tokens that its attentions leave out; None where there is none."""
+        pads = {la.pad for la in self.layers if isinstance(la, Attention) and len(la.inputs) > 1}
+        return pads.pop() if len(pads) == 1 else None
+
+    def marks(self) -> set[str]:
+        """The tensors that depend on nothing but which tokens are padding."""
+        graph, padding = self.graph, self.padding
+        found: set[str] = set()
+        for node in graph.nodes if padding is not None else ():
+            moving = {t for t in node.inputs if t not in graph.constants}
+            numbers = [graph.constants[t] for t in node.inputs if t in graph.constants]
+            compares = node.op == "Equal" and moving == {graph.input} and all((c == padding).all() for c in numbers)
+            if compares or (moving and moving <= found):
+                found |= set(node.outputs)
+        return found
+
     def needed(self, tensor: str, start: str | None = None) -> list[Layer]:
         """The layers that make ``tensor`` of ``start`` (None: of the input), in order; empty for ``start`` itself. The tensor must be reachable."""
         return self._backwards({tensor}, start)

@@ -1,6 +1,6 @@
 """Layers of transformers, a float32 stream between them: token ids or an image in, products with GELU and residual, attention, layer norms.
 
-First what takes several operators is found in the graph (attention, GELU by erf, images cut into squares); then the operators that are left become
+First what takes several operators is found in the graph (attention, GELU and layer norms in pieces, images cut into squares); then the operators that are left become
 layers one by one. What is not known is unsupported, never guessed.
 """
 
@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from calibration.graph import Graph, Node
-from calibration.layers import attention
+from calibration.layers import attention, elementwise
 from calibration.layers.network import (
     F32,
     I64,
@@ -35,7 +35,8 @@ from calibration.layers.network import (
     rename,
     weights,
 )  # fmt: skip
-from calibration.layers.views import is_view, view
+from calibration.layers.norms import pieces
+from calibration.layers.views import is_view, rows_ahead, view
 
 _SMALLEST_EPSILON: Final = 1e-12
 
@@ -45,7 +46,9 @@ def is_transformer(graph: Graph) -> bool:
     if graph.takes_ids:
         return True
     convolutions = [node for node in graph.nodes if node.op == "Conv"]
-    normalised = any(node.op == "LayerNormalization" for node in graph.nodes)
+    normalised = any(
+        node.op == "LayerNormalization" or (node.op == "Sqrt" and pieces(graph, node)) for node in graph.nodes
+    )
     return normalised and all(_cuts_squares(graph, node) for node in convolutions)
 
 
@@ -140,8 +143,6 @@ def _gemm(network: Network, node: Node) -> list[Layer]:
 
 
 def _gelu(network: Network, node: Node) -> list[Layer]:
-    if node.attrs.get("approximate", b"none") != b"none":
-        raise Unsupported("an approximate GELU")
     if network.graph.sole_consumer(node.inputs[0]) is not node:
         raise Unsupported("something else reads what goes into it")
     return _activate(network, node.inputs[0], node.outputs[0])
@@ -155,48 +156,17 @@ def _activate(network: Network, x: str, out: str) -> list[Layer]:
     return rename(network, before, out)
 
 
-def _find_erf_gelu(work: _Work, node: Node) -> None:
-    """x * 0.5 * (1 + erf(x / sqrt 2)) in any order of its products, where ``node`` is the last of them."""
+def _find_gelu(work: _Work, node: Node) -> None:
+    """GELU in single operators around ``node``, an Erf or a Tanh: in whatever order they stand, they must compute it."""
     graph = work.network.graph
-    names, number, nodes = _factors(graph, node)
-    grown = next((name for name in names if _grown_erf(graph, name)), None)
-    if grown is None or len(names) != 2:
+    x = elementwise.source(graph, node.outputs[0])
+    if x is None:
         return
-    x, more = _grown_erf(graph, grown) or ("", [])
-    readers = set(graph.consumers.get(x, ()))
-    inside = {*nodes, *more}
-    if x in names and readers <= inside and math.isclose(number, 0.5, rel_tol=1e-5):
-        work.keep(node.outputs[0], [*inside], lambda: _activate(work.network, x, node.outputs[0]))
-
-
-def _factors(graph: Graph, node: Node) -> tuple[list[str], float, list[Node]]:
-    """The tensors and the number whose product is the result of ``node``, a Mul, and all the Muls."""
-    names: list[str] = []
-    number, nodes = 1.0, [node]
-    for name in node.inputs:
-        value, inner = graph.constants.get(name), graph.producer.get(name)
-        if value is not None and value.size == 1:
-            number *= float(value.reshape(-1)[0])
-        elif inner is not None and inner.op == "Mul" and graph.sole_consumer(name):
-            more, factor, within = _factors(graph, inner)
-            names, number, nodes = names + more, number * factor, nodes + within
-        else:
-            names.append(name)
-    return names, number, nodes
-
-
-def _grown_erf(graph: Graph, tensor: str) -> tuple[str, list[Node]] | None:
-    """x and the operators where ``tensor`` is 1 + erf(x / sqrt 2)."""
-    add = graph.producer.get(tensor)
-    for name, other in (add.inputs, add.inputs[::-1]) if add is not None and add.op == "Add" else ():
-        one, erf = graph.constants.get(other), graph.producer.get(name)
-        if one is None or one.size != 1 or float(one.reshape(-1)[0]) != 1 or erf is None or erf.op != "Erf":
-            continue
-        seen, scaled = view(graph, erf.inputs[0]), graph.producer.get(erf.inputs[0])
-        if seen and scaled and len(seen.nodes) == 1 and math.isclose(seen.factor, math.sqrt(0.5), rel_tol=1e-5):
-            assert add is not None
-            return seen.root, [add, erf, scaled]
-    return None
+    nodes = elementwise.behind(graph, x)
+    out = elementwise.end(graph, x, nodes)
+    if out is None or not elementwise.is_gelu(graph, x, nodes, out):
+        return
+    work.keep(out, nodes, lambda: _activate(work.network, x, out))
 
 
 # --- sums -------------------------------------------------------------------------------------------------------------
@@ -250,13 +220,11 @@ def _add_constant(network: Network, node: Node, x: str, constant: str) -> list[L
 
 def _concat(network: Network, node: Node) -> list[Layer]:
     """Constant rows ahead of the stream: class tokens."""
-    graph, out = network.graph, graph_shape(network, node)
-    ahead = graph.constants.get(node.inputs[0])
-    if len(node.inputs) != 2 or ahead is None or len(out) != 3 or int(node.attrs["axis"]) % 3 != 1 or out[0] != 1:
+    shape, rows = graph_shape(network, node), rows_ahead(network.graph, node)
+    if rows is None:
         raise Unsupported("it joins something else than constant rows and the rows behind them")
-    rows = ahead.reshape(-1, out[2]).astype(np.float32)
-    table = np.concatenate([rows, np.zeros((out[1] - len(rows), out[2]), np.float32)])
-    return [Position(node.name, node.outputs[0], [node.inputs[1]], table)]
+    table = np.concatenate([rows, np.zeros((shape[1] - len(rows), shape[2]), np.float32)])
+    return [Position(node.name, node.outputs[0], [node.inputs[-1]], table)]
 
 
 def _pad(network: Network, node: Node) -> list[Layer]:
@@ -287,6 +255,18 @@ def _norm(network: Network, node: Node) -> list[Layer]:
         raise Unsupported("a norm over other axes than the channels alone")
     epsilon = float(np.float32(max(node.attrs.get("epsilon", 1e-5), _SMALLEST_EPSILON)))
     return [Norm(layer_name(graph, node), node.outputs[0], [node.inputs[0]], gamma, beta, epsilon)]
+
+
+def _find_norm(work: _Work, node: Node) -> None:
+    """A layer norm in single operators around ``node``, a Sqrt, as exports before version 17 of the operators have it."""
+    graph = work.network.graph
+    found = pieces(graph, node)
+    if found is None:
+        return
+    gamma, beta = (graph.constants[t].astype(np.float32).reshape(-1) for t in (found.gamma, found.beta))
+    name = found.gamma.removesuffix(".weight") if found.gamma.endswith(".weight") else found.nodes[-1].name
+    epsilon = float(np.float32(max(found.epsilon, _SMALLEST_EPSILON)))
+    work.keep(found.out, found.nodes, lambda: [Norm(name, found.out, [found.x], gamma, beta, epsilon)])
 
 
 def _gather(network: Network, node: Node) -> list[Layer]:
@@ -455,7 +435,9 @@ def _find_cut_image(work: _Work, node: Node) -> None:
 
 _FINDERS: dict[str, Callable[[_Work, Node], None]] = {
     "Softmax": _find_attention,
-    "Mul": _find_erf_gelu,
+    "Erf": _find_gelu,
+    "Tanh": _find_gelu,
+    "Sqrt": _find_norm,
     "Conv": _find_squares,
     "MatMul": _find_cut_image,
 }

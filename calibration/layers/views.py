@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.graph import Graph, Node
-from calibration.layers.network import I64
+from calibration.layers.network import F32, I64
 
 _SHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
 Move = Callable[[I64], I64]
@@ -117,3 +117,13 @@ def _scalar_factor(graph: Graph, node: Node) -> tuple[str, float] | None:
             number = float(value.reshape(-1)[0])
             return x, number if node.op == "Mul" else 1 / number
     return None
+
+
+def rows_ahead(graph: Graph, node: Node) -> F32 | None:
+    """The constant rows [n, C], class tokens, that ``node``, a Concat, joins ahead of a stream [1, T, C]; None where it does something else."""
+    shape = graph.shapes.get(node.outputs[0], ()) if node.op == "Concat" else ()
+    if len(shape) != 3 or shape[0] != 1 or int(node.attrs["axis"]) % 3 != 1 or node.inputs[-1] in graph.constants:
+        return None
+    ahead = [graph.constants.get(t) for t in node.inputs[:-1]]
+    rows = [c.reshape(-1, shape[2]) for c in ahead if c is not None and c.ndim == 3]
+    return np.concatenate(rows).astype(np.float32) if rows and len(rows) == len(ahead) else None

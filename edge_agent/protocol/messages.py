@@ -148,13 +148,17 @@ class Preprocess(Message):
 
 
 class Cut(Message):
-    """Where a network may be cut: after ``layer``, which yields ``tensor`` of ``shape`` (channels last, no batch axis)."""
+    """Where a network may be cut: after ``layer``, which yields ``tensor`` of ``shape`` (channels last, no batch axis).
+
+    ``padding``: what lies behind needs to know which tokens are padding, those with this id: frames then tell it of each (`edge_agent.codec.marks`).
+    """
 
     index: int  # 0 is the input; the last is the output
     layer: str
     tensor: str
     shape: list[int]
     kind: Literal["input", "inside", "output"]
+    padding: int | None = None
 
 
 class SegmentRef(Message):

@@ -49,6 +49,8 @@ class Request:
     most: int | None
     rounding: Rounding = "gptq"
     metric: bundles.Metric = "auto"
+    output: str | None = None
+    padding: int = 0
 
 
 def add(folder: Path | None, request: Request) -> None:
@@ -62,7 +64,7 @@ def add(folder: Path | None, request: Request) -> None:
     console = Console(stderr=True)
     with Store(folder or default_folder()) as store:
         with console.status("importing the model"):
-            model = importer.load(request.source, _shape(request.input_shape))
+            model = importer.load(request.source, _shape(request.input_shape), request.output, request.padding)
             graph = Graph.of(model)
             shape = graph.stored_shape(graph.input)
         given = _preprocess(request, spec, shape)

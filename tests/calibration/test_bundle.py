@@ -426,11 +426,28 @@ def test_a_bundle_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         bundle.create(tmp_path / "file" / "b", "net", batched(simplify(small.mlp())), samples(2, shape=[64]))
 
 
+def test_a_text_model_that_no_head_can_begin_is_refused(tmp_path: Path) -> None:
+    """It looks up other positions for every text."""
+    net = transformers.Encoder()
+    places = net.add(
+        "Gather", net.random_weight(60, transformers.WIDTH), net.add("Add", "x", net.constant(1, np.int64))
+    )
+    net.add("Add", net.nodes[0].output[0], places)
+    graph = Graph.of(net.model())
+    inputs = Samples(Preprocess("tensor", graph.stored_shape(graph.input)), [transformers.frame(graph)] * 4)
+    with pytest.raises(errors.ModelError, match=r"no part of this model.*something else than the token ids"):
+        bundle.create(tmp_path / "b", "net", batched(simplify(net.model())), inputs)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vit", "encoder"])
+@pytest.mark.parametrize("kind", ["vit", "encoder", "masked"])
 def test_a_transformers_bundle_splits_it_anywhere(tmp_path: Path, kind: str) -> None:
     """Heads, codecs fitted to floats, tails, mixed bits: what a plan is made of."""
-    model = transformers.vit_model("fused", "mean", "conv") if kind == "vit" else transformers.encoder_model()
+    model = (
+        transformers.vit_model("fused", "mean", "conv")
+        if kind == "vit"
+        else transformers.encoder_model(kind == "masked")
+    )
     graph = Graph.of(model)
     frames = [transformers.frame(graph, seed) for seed in range(24)]
     inputs = Samples(Preprocess("tensor", graph.stored_shape(graph.input)), frames)
@@ -451,7 +468,8 @@ def test_a_transformers_bundle_splits_it_anywhere(tmp_path: Path, kind: str) -> 
         for x in frames[:3]:
             sent = head.run(x)
             arrived = codec.decode(codec.encode(sent, made_by), made_by, sent.shape)
-            found = run.run(None, {opened.cuts[index].tensor: to_onnx(arrived[None])})[0]
+            marked = {} if opened.cuts[index].padding is None else {"x": (x[None] != 0).astype(np.int64)}
+            found = run.run(None, {opened.cuts[index].tensor: to_onnx(arrived[None]), **marked})[0]
             wanted = whole.run(None, feed(graph, x[None]))[0]
             assert np.corrcoef(found.reshape(-1), wanted.reshape(-1))[0, 1] > 0.99
     assert all(layer.noise.at(2) > layer.noise.at(5) > layer.noise.at(8) for layer in opened.layers.values())

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from google.protobuf.message import EncodeError
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from calibration import importer
 from calibration.graph import Graph
@@ -184,11 +184,7 @@ def test_open_dimensions_need_a_shape(tmp_path: Path) -> None:
             importer.load(path, wrong)
 
 
-def test_models_with_other_inputs_or_outputs_are_refused(tmp_path: Path) -> None:
-    two = small.mlp()
-    two.graph.output.append(helper.make_tensor_value_info("t0", TensorProto.FLOAT, [1, 48]))
-    with pytest.raises(errors.ModelError, match="2 outputs"):
-        importer.load(saved(two, tmp_path))
+def test_models_with_other_inputs_are_refused(tmp_path: Path) -> None:
     whole_numbers = small.mlp()
     whole_numbers.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
     with pytest.raises(errors.ModelError, match="float32"):

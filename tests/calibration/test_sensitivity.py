@@ -43,7 +43,7 @@ def masked() -> onnx.ModelProto:
     stream = net.last
     mask = net.mask()
     net.last = stream
-    net.block(mask, gelu="Erf")
+    net.block(mask, gelu="erf")
     return net.model()
 
 

@@ -19,7 +19,7 @@ from edge_agent.head import segment as seg
 from edge_agent.protocol.messages import Demand, Preprocess, Rung
 from edge_agent.reuse import Kept, Seen
 from tests.segment_builder import Builder
-from tests.small_server import IMAGE, make_plan, segment_file
+from tests.small_server import IMAGE, TENSOR, make_plan, segment_file
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +174,22 @@ def test_token_ids_become_the_payload_of_their_float_stream():
     assert done.payload == codec.encode(done.codes, engine.plan.ladder[0])
     assert len(done.payload) == 9 * 24 // 2
     assert engine.top(done.codes, 1)[0][0] == int(done.codes.argmax())
+
+
+def test_marks_of_padding_follow_the_codes_where_the_cut_asks_for_them():
+    data = encoder_file()
+    plan = make_plan("split", data)
+    plan.cut.padding = 0
+    done = Engine(plan, data, Demand()).process(np.array([5, 98, 3, 7, 0, 0, 0, 0, 1]))
+    assert done.payload == codec.encode(done.codes, plan.ladder[0]) + b"\x0f\x01"
+
+
+def test_marks_of_padding_from_a_head_that_takes_no_ids_are_refused():
+    data = segment_file("split", TENSOR)
+    plan = make_plan("split", data)
+    plan.cut.padding = 0
+    with pytest.raises(errors.PlanError, match="do not fit together"):
+        Engine(plan, data, Demand())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent import codec, errors, limits
+from edge_agent.codec import marks
 from edge_agent.protocol.frames import Frame, unpack_topk
 from edge_server.tails import Handler, Tail, Tails, answer_payload
 
@@ -179,3 +180,40 @@ def test_a_plane_comes_back_channels_last() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     np.testing.assert_array_equal(Tail(model.SerializeToString(), SHAPE).run(X), np.maximum(X, 0))
+
+
+def marked_tail(padding: int) -> bytes:
+    """x [1, 9, 4] and token ids [1, 9] to the sum of the rows whose id is not ``padding``."""
+    nodes = [
+        helper.make_node("Equal", ["ids", "pad"], ["padding"]),
+        helper.make_node("Not", ["padding"], ["kept"]),
+        helper.make_node("Cast", ["kept"], ["weight"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["weight", "axis"], ["column"]),
+        helper.make_node("Mul", ["x", "column"], ["rows"]),
+        helper.make_node("ReduceSum", ["rows", "tokens"], ["y"], keepdims=0),
+    ]
+    constants = {"pad": np.array(padding), "axis": np.array([2]), "tokens": np.array([1])}
+    weights = [numpy_helper.from_array(value.astype(np.int64), name) for name, value in constants.items()]
+    entries = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 9, 4]),
+        helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 9]),
+    ]
+    leave = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", entries, [leave], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+@pytest.mark.parametrize("padding", [0, 1, 7])
+async def test_a_tail_learns_which_tokens_are_padding(tails: Tails, padding: int) -> None:
+    x = RNG.normal(size=(9, 4)).astype(np.float32)
+    ids = np.array([3, 4, padding, 5, 6, padding, 8, 9, 2], np.int32)
+    one = codec.fit(x, "minmax", 8)
+    served = Handler(tails, ("b", 1), lambda: Tail(marked_tail(padding), [9, 4], padding), [one], 0)
+    await served.ready()
+    codes = codec.encode(x, one)
+    answer, _ = await served.answer(Frame(1, 0, 0, codes + marks.pack(ids, padding)))
+    wanted = codec.decode(codes, one, [9, 4])[ids != padding].sum(axis=0)
+    np.testing.assert_allclose(np.frombuffer(answer, "<f4"), wanted, rtol=1e-5)
+    for payload in (codes, codes + b"\xff\xff", codes + b"\xff\x01\x00"):
+        with pytest.raises(errors.CodecError):
+            await served.answer(Frame(2, 0, 0, payload))
