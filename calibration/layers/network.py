@@ -202,7 +202,7 @@ class Network:
         graph, padding = self.graph, self.padding
         found: set[str] = set()
         for node in graph.nodes if padding is not None else ():
-            moving = {t for t in node.inputs if t not in graph.constants}
+            moving = {t for t in node.inputs if t and t not in graph.constants}
             numbers = [graph.constants[t] for t in node.inputs if t in graph.constants]
             compares = node.op == "Equal" and moving == {graph.input} and all((c == padding).all() for c in numbers)
             if compares or (moving and moving <= found):

@@ -59,6 +59,8 @@ def build(graph: Graph) -> Network:
         work.find(node)
     for node in graph.nodes:
         work.convert(node)
+    marks = work.network.marks()  # a tail computes them where it reads them; no head has to
+    work.network.unsupported = [one for one in work.network.unsupported if not marks.issuperset(one[0].outputs)]
     return work.network
 
 

@@ -246,10 +246,12 @@ def test_a_tail_that_reads_the_mask_for_more_than_attention(tmp_path: Path) -> N
     kept = net.add("Cast", net.add("Not", net.add("Equal", "x", net.constant(0, np.int64))), to=TensorProto.FLOAT)
     column, one = net.add("Unsqueeze", kept, net.constant([2], np.int64)), net.constant([1], np.int64)
     summed = net.add("ReduceSum", net.add("Mul", net.nodes[-5].output[0], column), one, keepdims=0)
-    net.add("Div", summed, net.add("ReduceSum", kept, one, keepdims=1))
+    count = net.add("Clip", net.add("ReduceSum", kept, one, keepdims=1), net.constant(1e-9), "")
+    net.add("Div", summed, count)
     network = network_of(net.model())
     places = [p for p in cuts.find(network) if p.offered]
     assert [p.cut.padding for p in places] == [0] * 6
+    assert [node.op for node, _ in network.unsupported] == ["Mul", "ReduceSum", "Div"]
 
 
 def test_token_ids_themselves_are_no_cut() -> None:
