@@ -100,7 +100,8 @@ PHOTOS: Final = Setting("lite0", "node_add_4", 30.0, 5.0)
 
 @dataclass
 class Bench:
-    """What all runs share. ``right[r]``: which samples are answered rightly with rung r of the ``plan``; ``floats``: by the float model."""
+    """What all runs share. ``right[r]``: which of all evaluation samples are answered rightly with rung r of the ``plan``, the frames' first; ``floats``:
+    which of the frames' by the float model."""
 
     setting: Setting
     network: Network
@@ -147,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 outcomes.append(run(bench, name, trace, seconds))
                 rows.append(row(bench, outcomes[-1]))
                 print(f"[{len(rows)}/{len(traces) * len(rivals)}] {rows[-1]}", file=sys.stderr, flush=True)
+        report("Links that change while frames flow", rows, summary(rows), given.json, notes(bench))
         if given.plots:
             plot(given.plots, bench, outcomes, rows)
-    report("Links that change while frames flow", rows, summary(rows), given.json, notes(bench))
 
 
 def _options() -> argparse.ArgumentParser:
@@ -164,11 +165,12 @@ def _options() -> argparse.ArgumentParser:
 
 
 def notes(bench: Bench) -> list[str]:
-    widths = ", ".join(f"{c.bits} ({size} bytes)" for c, size in zip(bench.plan.ladder, bench.sizes, strict=True))
+    codecs = zip(bench.plan.ladder, bench.sizes, strict=True)
+    ladder = ", ".join(f"{c.rule if c.tables else f'{c.rule} at {c.bits} bits'} ({size} bytes)" for c, size in codecs)
     return [
-        f"network {bench.setting.network}, cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {widths}",
+        f"network {bench.setting.network}, cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {ladder}",
         f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, of those in which a codec could be held",
-        "drop: points of top-1 below the float model on the answered frames; gap: below the oracle's codecs on the same frames",
+        "drop: points of top-1 below the float model on the answered frames; gap: of the codecs used below the oracle's, by their accuracy on all evaluation samples; of these frames: as they were answered",
     ] + ([STAND_IN] if bench.plan.ladder[0].bits < FLOAT_BITS else [])
 
 
@@ -214,12 +216,13 @@ def row(bench: Bench, outcome: Outcome) -> dict[str, Any]:
     possible = [held for held in windows_held(outcome) if held is not None]
     mine, float_right = right_of(bench, answered), bench.floats[[i % len(bench.floats) for i, _ in answered]]
     counts = outcome.status["frames"]
+    of_codecs, of_frames = gaps(bench, outcome, answered)
     ended = counts["answered"] + sum(counts["dropped"].values()) + sum(counts["failed"].values())
     return {
         "trace": outcome.trace_name, "controller": outcome.name, "held %": 100.0 * sum(possible) / max(1, len(possible)),
         "windows": len(possible), "p50 ms": float(np.median(latency)), "p99 ms": float(np.quantile(latency, 0.99)),
-        "drop": 100.0 * float(float_right.mean() - mine.mean()), "gap": gap(bench, outcome, answered),
-        "bits": float(np.mean([f[2] for _, f in answered])) if answered else 0.0, "answered": len(answered),
+        "drop": 100.0 * float(float_right.mean() - mine.mean()), "gap": of_codecs, "gap of these frames": of_frames,
+        "bytes": float(np.mean([f[2] for _, f in answered])) if answered else 0.0, "answered": len(answered),
         "lost": ended - counts["answered"], "unaccounted": abs(len(outcome.frames) - ended) + abs(len(answered) - counts["answered"]),
         "overloads": outcome.status["link"]["overloads_total"],
     }  # fmt: skip
@@ -243,15 +246,26 @@ def right_of(bench: Bench, answered: Sequence[tuple[int, list[Any]]]) -> Bools:
     return np.array([f[3] == bench.classes[i % len(bench.classes)] for i, f in answered], bool)
 
 
-def gap(bench: Bench, outcome: Outcome, answered: Sequence[tuple[int, list[Any]]]) -> float:
-    """Points of top-1 below the oracle's codec of each window, over the answered frames of windows that a codec could hold."""
+def gaps(bench: Bench, outcome: Outcome, answered: Sequence[tuple[int, list[Any]]]) -> tuple[float, float]:
+    """Points of top-1 below the oracle's codec of each window, over the answered frames of windows that a codec could hold: of the codecs, by their
+    accuracy on all evaluation samples, and as these frames happened to be answered.
+
+    Two codecs that are a tenth of a point apart are told apart by ten thousand samples, not by the frames of one run. A frame was sent by the codec
+    whose frames are nearest to it in size.
+    """
     last = len(outcome.best) - 1
     pairs = [(i, f, outcome.best[min(last, int(f[0] / WINDOW_S))]) for i, f in answered]
     known = [(i, f, best) for i, f, best in pairs if best is not None]
     if not known:
-        return 0.0
-    theirs = np.mean([bench.right[best, i % bench.right.shape[1]] for i, _, best in known])
-    return 100.0 * float(theirs - right_of(bench, [(i, f) for i, f, _ in known]).mean())
+        return 0.0, 0.0
+    sizes, accuracy_of = np.log([rung.payload_bytes for rung in bench.plan.rungs]), bench.right.mean(axis=1)
+    used = [int(np.abs(sizes - np.log(max(1, f[2]))).argmin()) for _, f, _ in known]
+    theirs = np.mean([bench.right[best, i] for i, _, best in known])
+    return (
+        100.0
+        * float(np.mean([accuracy_of[best] - accuracy_of[u] for u, (_, _, best) in zip(used, known, strict=True)])),
+        100.0 * float(theirs - right_of(bench, [(i, f) for i, f, _ in known]).mean()),
+    )
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -265,6 +279,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         found |= {
             f"{prefix}held_percent": sum(row["held %"] * row["windows"] for row in mine) / max(1, windows),
             f"{prefix}accuracy_gap_points": sum(row["gap"] * row["answered"] for row in mine) / max(1, frames),
+            f"{prefix}frames_gap_points": sum(row["gap of these frames"] * row["answered"] for row in mine) / max(1, frames),
             f"{prefix}frames_unaccounted": float(sum(row["unaccounted"] for row in mine)),
             f"{prefix}p99_ms": max(row["p99 ms"] for row in mine),
             f"{prefix}held_percent_worst": min(row["held %"] for row in mine),
@@ -276,8 +291,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def plot(folder: Path, bench: Bench, outcomes: Sequence[Outcome], rows: Sequence[dict[str, Any]]) -> None:
     """A picture of each trace."""
     folder.mkdir(parents=True, exist_ok=True)
-    widths = [one.bits for one in bench.plan.ladder]
-    needs = [(bits, size * bench.setting.fps) for bits, size in zip(widths, bench.sizes, strict=True)]
     for name in dict.fromkeys(outcome.trace_name for outcome in outcomes):
         mine = [(outcome, one) for outcome, one in zip(outcomes, rows, strict=True) if outcome.trace_name == name]
         lanes = [
@@ -286,13 +299,21 @@ def plot(folder: Path, bench: Bench, outcomes: Sequence[Outcome], rows: Sequence
                 sent=[(f[0], f[2]) for f in outcome.frames if f[5] == "answered"],
                 lost=[f[0] for f in outcome.frames if f[5] != "answered"],
                 held=windows_held(outcome),
-                best=[None if best is None else widths[best] for best in outcome.best],
+                best=[None if best is None else bench.sizes[best] for best in outcome.best],
                 caption=f"held {one['held %']:.0f} %, drop {one['drop']:.2f} points, p99 {one['p99 ms']:.0f} ms, {one['lost']} frames lost",
             )
             for outcome, one in mine
         ]
-        title = f"{bench.setting.network}, {bench.setting.fps:g} frames/s, trace {name}: bits sent (blue), the oracle's (grey), windows missed (red)"
-        draw(folder / f"dynamic_link_{name}.png", title, mine[0][0].trace, needs, lanes, WINDOW_S)
+        title = f"{bench.setting.network}, {bench.setting.fps:g} frames/s, trace {name}: codec used (blue), the oracle's (grey), windows missed (red)"
+        draw(
+            folder / f"dynamic_link_{name}.png",
+            title,
+            mine[0][0].trace,
+            bench.sizes,
+            bench.setting.fps,
+            lanes,
+            WINDOW_S,
+        )
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------
@@ -324,7 +345,7 @@ def prepared(given: argparse.Namespace, folder: Path, seconds: float) -> Iterato
         with server, board(setting, network, frames, folder, token) as running:
             plan = running.plan("first")
             with Store(store) as opened:
-                right = answers(opened, plan, subject, len(classes)) == classes
+                right = answers(opened, plan, subject, len(task.evaluated)) == task.evaluated.classes
             yield Bench(setting, network, running, plan, right, subject.right[: len(classes)], np.asarray(classes))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of `benchmarks.dynamic_link`: over time, what the link carries and the bits that each controller sent with."""
+"""Pictures of `benchmarks.dynamic_link`: over time, what the link carries and the codec that each controller sent with, told by the bytes of its frames."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _STEP_S: Final = 0.05
 
 @dataclass(frozen=True)
 class Lane:
-    """One controller's run. ``sent``: (seconds, bits) of each answered frame; ``lost``: seconds of the others; of each window ``held`` (None: no codec
-    could be) and the oracle's ``best`` bits (None: none).
+    """One controller's run. ``sent``: (seconds, bytes) of each answered frame; ``lost``: seconds of the others; of each window ``held`` (None: no codec
+    could be) and the bytes of the oracle's ``best`` codec (None: none).
     """
 
     name: str
@@ -31,9 +31,9 @@ class Lane:
 
 
 def draw(
-    path: Path, title: str, trace: Trace, needs: Sequence[tuple[int, float]], lanes: Sequence[Lane], window_s: float
+    path: Path, title: str, trace: Trace, sizes: Sequence[int], fps: float, lanes: Sequence[Lane], window_s: float
 ) -> None:
-    """Write ``path`` (PNG). ``needs``: (bits, bytes a second) of each codec at the wanted rate. Raises `errors.UsageError` without matplotlib."""
+    """Write ``path`` (PNG). ``sizes``: bytes of a frame by each codec, of which ``fps`` a second are wanted. Raises `errors.UsageError` without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -42,10 +42,10 @@ def draw(
     figure = Figure(figsize=(11, 2.4 + 1.15 * len(lanes)), dpi=130, layout="constrained")
     heights = [2.0, *[1.0] * len(lanes)]
     axes = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
-    _link(axes[0], trace, needs, seconds)
+    _link(axes[0], trace, [(size, size * fps) for size in sizes], seconds)
     axes[0].set_title(title, loc="left", fontweight="bold")
     for one, lane in zip(axes[1:], lanes, strict=True):
-        _lane(one, lane, [bits for bits, _ in needs], window_s)
+        _lane(one, lane, sorted(sizes), window_s)
     axes[-1].set_xlabel("seconds")
     axes[-1].set_xlim(0, seconds)
     figure.savefig(path)
@@ -57,10 +57,10 @@ def _link(axes: Any, trace: Trace, needs: Sequence[tuple[int, float]], seconds: 
     rates = np.array([trace.rate(at) * 8e-6 for at in times])
     axes.fill_between(times, np.minimum(rates, top), step="post", color=_LINK, alpha=0.6, linewidth=0)
     axes.step(times, np.minimum(rates, top), where="post", color=_LINE, linewidth=1.2)
-    for bits, need in needs:
+    for size, need in needs:
         axes.axhline(need * 8e-6, color="#525252", linewidth=0.7, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"{bits} bits",
+            f"{size:,} B",
             (1.003, need * 8e-6),
             xycoords=("axes fraction", "data"),
             fontsize=7,
@@ -72,13 +72,14 @@ def _link(axes: Any, trace: Trace, needs: Sequence[tuple[int, float]], seconds: 
     _bare(axes)
 
 
-def _lane(axes: Any, lane: Lane, widths: Sequence[int], window_s: float) -> None:
+def _lane(axes: Any, lane: Lane, sizes: Sequence[int], window_s: float) -> None:
+    """``sizes``: of the codecs' frames, ascending; a frame was sent by the one whose frames are nearest to it in size."""
     for k, held in enumerate(lane.held):
         if held is not True:
             colour = _MISSED if held is False else "#f0f0f0"
             axes.axvspan(k * window_s, (k + 1) * window_s, color=colour, linewidth=0, zorder=0)
-    place = {bits: i for i, bits in enumerate(sorted(widths))}
-    best = [np.nan if bits is None else place[bits] for bits in lane.best]
+    best = [np.nan if size is None else sizes.index(size) for size in lane.best]
+    sent = [int(np.abs(np.log(np.array(sizes) / max(1, size))).argmin()) for _, size in lane.sent]
     axes.step(
         window_s * np.arange(len(best) + 1),
         [*best, best[-1]],
@@ -88,10 +89,10 @@ def _lane(axes: Any, lane: Lane, widths: Sequence[int], window_s: float) -> None
         solid_capstyle="butt",
     )
     times = [at for at, _ in lane.sent]
-    axes.step(times, [place[bits] for _, bits in lane.sent], where="post", color=_LINE, linewidth=1.1)
+    axes.step(times, sent, where="post", color=_LINE, linewidth=1.1)
     axes.plot(lane.lost, [-0.55] * len(lane.lost), "|", color=_LOST, markersize=5, markeredgewidth=0.7)
-    axes.set_yticks(range(len(place)), [str(bits) for bits in sorted(widths)], fontsize=7)
-    axes.set_ylim(-0.8, len(place) - 0.6)
+    axes.set_yticks(range(len(sizes)), [f"{size:,}" for size in sizes], fontsize=5)
+    axes.set_ylim(-0.8, len(sizes) - 0.6)
     axes.set_ylabel(lane.name, rotation=0, ha="right", va="center", labelpad=16, fontweight="bold", fontsize=9)
     axes.set_title(lane.caption, loc="right", fontsize=7.5, pad=2)
     _bare(axes)

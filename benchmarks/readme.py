@@ -37,6 +37,7 @@ def main() -> None:
         "pipeline": (whole, "docs/planner.md"),
         "planner": (whole, "docs/planner.md"),
         "regret": (whole, "docs/planner.md"),
+        "reuse": (reuse, "docs/codecs.md"),
     }
     for name, (_, place) in makers.items():
         parser.add_argument(
@@ -206,9 +207,34 @@ def low_bit(document: dict[str, Any]) -> str:
         made |= {f"{row['bits']} bits": f"{row['error']:.3g}, {row['accuracy']:.1f} (worst {row['worst']:.1f})"}
     columns = ["network", "codec", *(f"{width} bits" for width in _WIDTHS)]
     table = markdown([{column: row.get(column, "") for column in columns} for row in rows.values()])
+    cuts = {name: len({r["cut"] for r in document["rows"] if "cut" in r and r["network"] == name}) for name, _ in rows}
+    counted = ", ".join(f"{count} of {name}" for name, count in cuts.items())
     return (
-        "`python -m benchmarks.low_bit`\n\nError at the output, accuracy in per cent, and that of the worst cut; what each is of, `benchmarks.low_bit` says.\n\n"
+        f"`python -m benchmarks.low_bit`\n\nError at the output, accuracy in per cent, and that of the worst cut; what each is of, `benchmarks.low_bit` says. Cuts: {counted}.\n\n"
         f"{table}\n\n{_figures(document['summary'])}\n\n"
+    )
+
+
+def reuse(document: dict[str, Any]) -> str:
+    """A row for each stream at each cut, a column for each threshold; then the figures."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in document["rows"]:
+        made = rows.setdefault(
+            (row["cut after"], row["stream"]),
+            {
+                "cut after": row["cut after"].lstrip("_"),
+                "stream": row["stream"],
+                "differ if all are sent": f"{row['differ, all sent %']:.1f} %",
+            },
+        )
+        missed = f", {row['missed cuts']} missed" if row["missed cuts"] else ""
+        made[f"{row['threshold']:g}"] = f"{row['not sent %']:.0f} %, {row['extra']:+.1f}{missed}"
+    notes = "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
+    goals = markdown([{"figure": f"`{name}`", "measured": plain(value)} for name, value in document["summary"].items()])
+    return (
+        "`python -m benchmarks.reuse --images DIR --labels FILE`\n\nBy threshold the share of frames that is not sent, and how many answers more in a hundred differ from the "
+        "float model's on the same frame; `missed`: frames that got another scene's answer. What the streams are, `benchmarks.reuse` says.\n\n"
+        f"{markdown(list(rows.values()))}\n\n{notes}{goals}\n\n"
     )
 
 

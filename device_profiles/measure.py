@@ -61,9 +61,10 @@ _COPY_BYTES_LEAST, _COPY_BYTES_MOST = 32 * limits.MiB, 256 * limits.MiB
 # Read between two runs: as much as a whole head touches (Lite0: 4.8 MB of constants, 1.7 MB of arena), so that weights come from where they lie in
 # a real frame. Where that is memory it counts: dense 1280 -> 1000 took 14 us with its weights in a cache and 70 us without.
 _SWEEP_BYTES = 6 * limits.MiB
-_SENT = (28, 28, 40)  # a tensor at a cut
+_SENT = (56, 56, 48)  # a tensor at a cut, so large that what interrupts a run is a part of each
 _PICTURE = (224, 224, 3)
-_ROWS = (196, 128)  # of a tensor whose codec has stages
+_ROWS = (784, 128)  # of a tensor whose codec has stages
+_PAUSES, _PAUSE_S = 11, 0.01
 _CHAIN = 33  # operators in the head that tells the cost of one more
 
 
@@ -231,12 +232,19 @@ def _plain(channels: int) -> Codec:
 def _coding_ns(made: Codec, shape: tuple[int, ...]) -> float:
     """Nanoseconds in which one value of a head's tensor is coded."""
     codes = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    codec.encode_codes(codes, 0.0625, 128, made)
+    return 1e9 * _after_pauses(lambda: codec.encode_codes(codes, 0.0625, 128, made)) / codes.size
+
+
+def _after_pauses(work: Callable[[], object]) -> float:
+    """Seconds that ``work`` takes a processor that has waited, as for the answer to the frame before: run after run it takes half of that."""
     times = []
-    for _ in range(30):
+    for _ in range(_PAUSES):
+        time.sleep(_PAUSE_S)
         start = time.perf_counter()
-        codec.encode_codes(codes, 0.0625, 128, made)
+        work()
         times.append(time.perf_counter() - start)
-    return 1e9 * median(times) / codes.size
+    return median(times)
 
 
 def _stage_ns() -> dict[str, float]:
@@ -260,12 +268,7 @@ def _jpeg_ns() -> float:
     y, x = np.mgrid[: _PICTURE[0], : _PICTURE[1]]
     planes = [128 + 60 * np.sin(y / 5 + x / (7 + k)) + 30 * np.sin(x * y / 97) for k in range(_PICTURE[2])]
     pixels = np.stack(planes, axis=-1).astype(np.uint8)
-    times = []
-    for _ in range(10):
-        start = time.perf_counter()
-        jpeg.encode(pixels, 80)
-        times.append(time.perf_counter() - start)
-    return 1e9 * median(times) / pixels.size
+    return 1e9 * _after_pauses(lambda: jpeg.encode(pixels, 80)) / pixels.size
 
 
 def _dispatch_us(threads: int, overhead: Overhead) -> float:

@@ -4,8 +4,9 @@
         result = await agent.infer(frame)
 
 The event loop only waits: preprocessing, head and codec of a frame run in one worker thread, so while frame n is on the link, n + 1 is in the
-head. What is between a caller and its answer is bounded (`admission`). Every frame ends in exactly one of answered, dropped by policy, failed with
-an error that its caller sees (`counters`). When the plan expires or the server has forgotten it, a new one is made while the old one serves.
+head. What is between a caller and its answer is bounded (`admission`). Every frame ends in exactly one of answered, given an earlier frame's answer
+(`reuse`), dropped by policy, failed with an error that its caller sees (`counters`). When the plan expires or the server has forgotten it, a new one is
+made while the old one serves.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any
+
+from numpy.typing import NDArray
 
 import edge_agent
 from device_profiles import power
@@ -34,6 +37,7 @@ from edge_agent.link.dial import heals
 from edge_agent.protocol.frames import HEADER_BYTES, Answer, unpack_topk
 from edge_agent.protocol.messages import BESIDE, LinkEstimate, Plan
 from edge_agent.results import Counters, Result, Timing, stages, top_classes
+from edge_agent.reuse import Pairs, Reuse, Seen
 from edge_agent.timings import Timings, Turns
 
 
@@ -159,8 +163,9 @@ class Agent:
         return {
             "version": edge_agent.__version__, "ready": self.ready, "state": self.state, "server": self.settings.server,
             "model": self.settings.model, "uptime_s": round(time.monotonic() - self._started, 1), "plan": self.plan_info() or None,
-            "frames": {"answered": counters.answered, "dropped": dict(counters.dropped), "failed": dict(counters.failed)},
+            "frames": {"answered": counters.answered, "reused": counters.reused, "dropped": dict(counters.dropped), "failed": dict(counters.failed)},
             "queue": {"frames": self.admission.frames, "bytes": self.admission.bytes}, "payload_bytes": counters.payload_bytes,
+            "saved_bytes": counters.saved_bytes,
             "reconnects_total": self._reconnects_total(), "plans_total": self._plans, "energy": self.energy(), "link": self.link(),
         }  # fmt: skip
 
@@ -176,10 +181,10 @@ class Agent:
         }  # fmt: skip
 
     def energy(self) -> dict[str, Any] | None:
-        """What the board's power sensor says: its name, joules while frames were under way, joules for each answered frame; None without a sensor."""
+        """What the board's power sensor says: its name, joules while frames were under way, joules for each frame with an answer; None without a sensor."""
         if self._energy is None:
             return None
-        joules, frames = self._energy.frames_j, self.counters.answered
+        joules, frames = self._energy.frames_j, self.counters.served
         return {
             "sensor": self._energy.sensor,
             "joules": joules,
@@ -233,25 +238,24 @@ class Agent:
     async def _through(self, active: _Active, frame: Frame, start: float) -> Result:
         engine, deadline = active.engine, self._deadline(start)
         async with active.use():
+            came = time.monotonic()
             if active.adaptation is not None:
-                active.adaptation.offered(time.monotonic())
+                active.adaptation.offered(came)
             async with active.gate.place(deadline) as leave:
                 choose = functools.partial(active.choose, self._late_s)
-                asked, work = time.perf_counter(), functools.partial(engine.process, frame, choose)
+                asked, work = time.perf_counter(), functools.partial(engine.process, frame, choose, active.look)
                 loop = asyncio.get_running_loop()
                 encoded, turn_ms = await loop.run_in_executor(self._worker, self._turns.run, asked, work)
                 sent = time.perf_counter()
-                stream = active.stream
+                if encoded.kept is not None and active.adaptation is not None:
+                    active.adaptation.spared(came)
+                stream = active.stream if encoded.kept is None else None
                 answer = await stream.send(encoded.payload, encoded.rung, deadline, leave) if stream else None
         timing = _timing(encoded, answer, start, sent)
         if self._timings is not None:
             self._timings.add(engine.plan.segment.sha256, timing.head_ms)
             self._timings.add(BESIDE, max(0.0, turn_ms - timing.head_ms - timing.encode_ms))
-        sent_bytes = HEADER_BYTES + len(encoded.payload) if answer else 0
-        pairs = unpack_topk(answer.payload) if answer else engine.top(encoded.codes, self.settings.topk)
-        top = top_classes(pairs, engine.plan.labels)
-        bits = engine.plan.ladder[encoded.rung].bits if answer else 0
-        return Result(top, timing, sent_bytes, engine.plan.id, engine.plan.mode, bits)
+        return active.result(encoded, answer, timing, self.settings.topk)
 
     def _deadline(self, start: float) -> float | None:
         """When a frame that came at ``start`` (of `time.perf_counter`) ages out, in the event loop's time; None: never, unless on the link."""
@@ -293,7 +297,8 @@ class Agent:
         self._plans += 1
         self._planned_at = time.monotonic()
         self.say("ready")
-        return _Active(engine, stream, adaptation)
+        reuse = Reuse(settings.reuse) if stream is not None and settings.reuse.threshold else None
+        return _Active(engine, stream, adaptation, reuse)
 
     def _adaptation(self, plan: Plan, link: LinkEstimate) -> Adaptation:
         demand, chosen = self.settings.demand, self.settings.link
@@ -403,7 +408,9 @@ class Agent:
         self._link_changed()
 
     def _link_changed(self) -> None:
-        """Tell that the link of the plan in force was lost, or is back, if that is news."""
+        """Tell that the link of the plan in force was lost, or is back, if that is news; what a server said that is gone serves no more."""
+        if self._active is not None and self._active.reuse is not None and not self._active.link_up:
+            self._active.reuse.forget()
         if self._active is not None and self._active.link_up != self._link_up:
             self._link_up = self._active.link_up
             self._on_link("the link to the server is back; ready" if self._link_up else self.state)
@@ -421,13 +428,43 @@ _STOPPED = "the agent stopped before the frame was answered; send it again"
 
 
 class _Active(InUse):
-    """The plan that serves callers, and the frames of theirs that are in its engine and stream."""
+    """The plan that serves callers, answers of theirs that serve twice, and the frames of theirs that are in its engine and stream."""
 
-    def __init__(self, engine: Engine, stream: FrameStream | None, adaptation: Adaptation | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        stream: FrameStream | None,
+        adaptation: Adaptation | None = None,
+        reuse: Reuse | None = None,
+    ) -> None:
         super().__init__(engine, stream, adaptation)
+        self.reuse = reuse
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def look(self) -> Callable[[NDArray[Any]], Seen] | None:
+        """Whether an answer serves for the head's output, in the head's thread; None where none is kept."""
+        reuse = self.reuse
+        return None if reuse is None else lambda tensor: reuse.look(tensor, time.monotonic())
+
+    def result(self, encoded: Encoded, answer: Answer | None, timing: Timing, k: int) -> Result:
+        """What the frame's caller gets. ``answer``: the server's, None where nothing was sent; it may serve again. ``k``: classes in an answer."""
+        plan, seen, kept = self.engine.plan, encoded.seen, encoded.kept
+        made = Result([], timing, 0, plan.id, plan.mode, distance=seen.distance if seen else None)
+        pairs: Pairs
+        if answer is not None:
+            pairs = unpack_topk(answer.payload)
+            made.payload_bytes, made.bits = HEADER_BYTES + len(encoded.payload), plan.ladder[encoded.rung].bits
+            if self.reuse is not None and seen is not None:
+                self.reuse.keep(seen, pairs, made.payload_bytes)
+        elif kept is not None:
+            pairs, made.cached, made.saved_bytes = kept.pairs, True, kept.sent_bytes
+        else:
+            pairs = self.engine.top(encoded.codes, k)
+        made.top = top_classes(pairs, plan.labels)
+        return made
 
     @property
     def link_up(self) -> bool:

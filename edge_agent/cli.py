@@ -75,6 +75,13 @@ LinkBits = Annotated[
 MaxAge = Annotated[
     float | None, typer.Option("--max-age", help="Milliseconds after which an unsent frame is dropped [never].")
 ]
+Reuse = Annotated[
+    float | None,
+    typer.Option(
+        "--reuse",
+        help="Give frames that differ less than this from an answered one its answer, and send nothing [0: never].",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -177,7 +184,7 @@ def infer(
     weight_time: WeightTime = None,
     weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None, next: Next = None,
     topk: Annotated[int | None, typer.Option("--topk", help="Classes in an answer [5].")] = None,
-    controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None, json: Json = False,
+    controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None, reuse: Reuse = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Classify images and say where the time went."""
     settings = _settings(locals())
@@ -192,7 +199,7 @@ def run(
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None,
     host: Annotated[str | None, typer.Option("--host", help="Address of the local API [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port of the local API [8471].")] = None,
-    controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None,
+    controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None, reuse: Reuse = None,
     next: Next = None,
     stage_host: Annotated[str | None, typer.Option("--stage-host", help="Address for boards before this one [127.0.0.1].")] = None,
     stage_port: Annotated[int | None, typer.Option("--stage-port", help="Serve as a later stage of a chain on this port.")] = None,
@@ -248,6 +255,6 @@ _NOT_SETTINGS = {"config", "json", "plot", "images", "board", "uplink", "downlin
 _KEYS = {
     "host": "api.host", "port": "api.port", "next": "chain.next", "stage_host": "stage.host", "stage_port": "stage.port", "max_drop": "demand.max_drop_points", "max_latency": "demand.max_latency_ms",
     "min_rate": "demand.min_rate_fps", "keep": "demand.keep", "frames": "demand.frames", "max_away": "demand.max_away_s",
-    "controller": "link.controller", "bits": "link.bits", "max_age": "link.max_age_ms",
+    "controller": "link.controller", "bits": "link.bits", "max_age": "link.max_age_ms", "reuse": "reuse.threshold",
     "weight_time": "demand.weights.time", "weight_energy": "demand.weights.energy", "weight_cost": "demand.weights.cost",
 }  # fmt: skip

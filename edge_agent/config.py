@@ -72,6 +72,17 @@ class LinkConfig(msgspec.Struct, forbid_unknown_fields=True):
     replan: Annotated[bool, Meta(description="true or false")] = True
 
 
+class ReuseConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """``[reuse]``: whether an answer serves again for frames that are nearly the one it was given for: see `edge_agent.reuse`.
+
+    ``threshold``: the greatest distance at which it does, 0: never. ``max_age_s``: how old that frame may be; ``max_run``: how many frames in all.
+    """
+
+    threshold: Annotated[float, Meta(ge=0, le=1, description="a number from 0 (never) to 1")] = 0.0
+    max_age_s: Annotated[float, Meta(gt=0, le=3600, description="a number of seconds above 0, at most 3600")] = 2.0
+    max_run: Annotated[int, Meta(ge=1, le=1_000_000, description="a whole number from 1 to 1000000")] = 50
+
+
 class ChainConfig(msgspec.Struct, forbid_unknown_fields=True):
     """``[chain]``: the board after this one, if a model is shared among several, and, on the first of them, what the chain is planned for.
 
@@ -121,6 +132,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     stage: StageConfig = msgspec.field(default_factory=StageConfig)
     demand: DemandConfig = msgspec.field(default_factory=DemandConfig)
     link: LinkConfig = msgspec.field(default_factory=LinkConfig)
+    reuse: ReuseConfig = msgspec.field(default_factory=ReuseConfig)
 
     def __repr__(self) -> str:
         return f"Settings(server={self.server!r}, model={self.model!r})"  # a log never holds the token

@@ -21,13 +21,16 @@ from edge_agent.head import executor, preprocess, segment
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Demand, Plan, Preprocess
 from edge_agent.results import best
+from edge_agent.reuse import Kept, Seen
 
 Frame: TypeAlias = bytes | Image.Image | NDArray[np.generic]
 """An encoded image, a decoded one, a uint8 [H, W, 3] picture, or the model's input of exactly its shape: float32, or integer token ids."""
 
 
 class Encoded(NamedTuple):
-    """A frame after the head. ``codes`` are the output's (uint8 or float32, its shape); ``payload`` is empty in mode "device"."""
+    """A frame after the head. ``codes`` are the output's (uint8 or float32, its shape); ``payload`` is empty in mode "device", and where the answer of a
+    frame ``seen`` before serves.
+    """
 
     codes: NDArray[Any]
     payload: bytes
@@ -35,6 +38,12 @@ class Encoded(NamedTuple):
     preprocess_ms: float
     head_ms: float
     encode_ms: float
+    seen: Seen | None = None
+
+    @property
+    def kept(self) -> Kept | None:
+        """The answer that serves this frame, which then is not sent."""
+        return self.seen.kept if self.seen is not None else None
 
 
 class Engine:
@@ -60,24 +69,39 @@ class Engine:
         for rung in range(len(plan.ladder)):  # compiles, and refuses a codec that does not fit
             self._encode(zeros, rung)
 
-    def process(self, frame: Frame, choose: Callable[[], int] | None = None) -> Encoded:
+    def process(
+        self,
+        frame: Frame,
+        choose: Callable[[], int] | None = None,
+        look: Callable[[NDArray[Any]], Seen] | None = None,
+    ) -> Encoded:
         """``frame`` through preprocessing, head and the codec of the rung that ``choose`` returns once the head is done, else the one to start with.
 
-        Raises `errors.InputError` for a frame that does not fit the model.
+        ``look`` sees the head's output before that; where it finds an answer that serves, nothing is chosen and coded. Its time is part of
+        ``encode_ms``. Raises `errors.InputError` for a frame that does not fit the model.
         """
         start = time.perf_counter()
-        return self._run(self._codes(frame), start, choose)
+        return self._run(self._codes(frame), start, choose, look)
 
-    def _run(self, codes: NDArray[Any], start: float, choose: Callable[[], int] | None) -> Encoded:
+    def _run(
+        self,
+        codes: NDArray[Any],
+        start: float,
+        choose: Callable[[], int] | None,
+        look: Callable[[NDArray[Any]], Seen] | None = None,
+    ) -> Encoded:
         prepared = time.perf_counter()
         out = self._head.run(codes)
         done = time.perf_counter()
-        rung = self.codec if choose is None else choose()
-        payload = self._encode(out, rung)
-        if self.plan.cut.padding is not None:
-            payload += marks.pack(codes, self.plan.cut.padding)
+        seen = None if look is None else look(out)
+        rung, payload = self.codec, b""
+        if seen is None or seen.kept is None:
+            rung = self.codec if choose is None else choose()
+            payload = self._encode(out, rung)
+            if self.plan.cut.padding is not None:
+                payload += marks.pack(codes, self.plan.cut.padding)
         end = time.perf_counter()
-        return Encoded(out, payload, rung, 1e3 * (prepared - start), 1e3 * (done - prepared), 1e3 * (end - done))
+        return Encoded(out, payload, rung, 1e3 * (prepared - start), 1e3 * (done - prepared), 1e3 * (end - done), seen)
 
     def resume(self, x: NDArray[np.float32], choose: Callable[[], int] | None = None) -> Encoded:
         """As `process`, of what the stage before has sent: float32 in the shape of the segment's input, for which ``preprocess_ms`` tells the way to codes.

@@ -104,6 +104,8 @@ WARMUP_TIMEOUT: Final = 600.0  # a child process that compiles every kernel from
 # --- the server
 MAX_PLANS: Final = 10_000  # plans kept at once; the oldest go first
 PLAN_GRACE: Final = 600.0  # an expired plan may still be dialled for so long, while its successor is made
+MAX_PATTERN_BYTES: Final = 16 * MiB  # of one bundle's patterns in the store; more are found anew by each process
+KEPT_PATTERNS: Final = 128  # bundles whose patterns the store keeps; the oldest go first
 STORE_BUSY: Final = 5.0  # wait for another process that holds the database
 LEFTOVER_AGE: Final = 86_400.0  # unfinished files so old belong to a process that was killed: they go
 MAX_STREAMS: Final = 256  # sessions one server process serves at once

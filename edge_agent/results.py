@@ -44,7 +44,11 @@ class Timing(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """The answer to one frame. ``payload_bytes`` left the device for it, coded at ``bits`` (header included; both 0 in mode "device")."""
+    """The answer to one frame. ``payload_bytes`` left the device for it, coded at ``bits`` (header included; both 0 in mode "device").
+
+    ``cached``: nothing was sent, for the answer of an earlier frame serves, which took ``saved_bytes``. ``distance``: how far the frame is from the one
+    whose answer was kept then, see `edge_agent.reuse`; None where there was none.
+    """
 
     top: list[TopClass]
     timing: Timing
@@ -52,16 +56,19 @@ class Result(msgspec.Struct):
     plan: str
     mode: str
     bits: int = 0
+    cached: bool = False
+    saved_bytes: int = 0
+    distance: float | None = None
 
 
 class Counters:
-    """Every frame ends in exactly one of these: ``answered``, ``dropped`` (by reason), ``failed`` (by error code)."""
+    """Every frame ends in exactly one of these: ``answered``, ``reused`` (an earlier frame's answer), ``dropped`` (by reason), ``failed`` (by error code)."""
 
     def __init__(self) -> None:
-        self.answered = 0
+        self.answered = self.reused = 0
         self.dropped: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
-        self.payload_bytes = 0
+        self.payload_bytes = self.saved_bytes = 0
         self.latency = [0] * (len(BUCKETS) + 1)
         self.latency_sum_s = 0.0
         self.stage_sum_s: defaultdict[str, float] = defaultdict(float)
@@ -69,7 +76,12 @@ class Counters:
     @property
     def total(self) -> int:
         """Frames that have ended."""
-        return self.answered + self.dropped.total() + self.failed.total()
+        return self.served + self.dropped.total() + self.failed.total()
+
+    @property
+    def served(self) -> int:
+        """Frames whose caller has an answer."""
+        return self.answered + self.reused
 
     def end(self, error: errors.SplitEdgeError) -> None:
         """Count a frame that ended in ``error``: a full queue or its age drop it by policy, everything else is a failure its caller sees."""
@@ -97,8 +109,10 @@ class Counters:
 
     def answer(self, result: Result) -> None:
         """Count ``result``."""
-        self.answered += 1
+        self.answered += not result.cached
+        self.reused += result.cached
         self.payload_bytes += result.payload_bytes
+        self.saved_bytes += result.saved_bytes
         seconds = result.timing.total_ms / 1e3
         self.latency[next((i for i, bound in enumerate(BUCKETS) if seconds <= bound), len(BUCKETS))] += 1
         self.latency_sum_s += seconds

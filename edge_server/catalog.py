@@ -14,7 +14,7 @@ from edge_agent.head import segment, upgrade
 from edge_agent.protocol.messages import Cut, ModelInfo, Outline, SegmentRef
 from edge_server.planner import Table
 from edge_server.store import Store
-from edge_server.tables import table_of
+from edge_server.tables import kept_table
 from edge_server.tails import Tail
 
 _log = logging.getLogger(__name__)
@@ -68,12 +68,13 @@ class Catalog:
         return Outline(bundle.sha256, segment.frame(longest))
 
     def table(self, bundle: Bundle) -> tuple[Table, predict.Heads]:
-        """The patterns of ``bundle`` and the heads of their places: made at the first call, which may take seconds, and kept for the last `MOST_TABLES` bundles."""
+        """The patterns of ``bundle`` and the heads of their places: read or made at the first call, which may take seconds, and held for the last
+        `MOST_TABLES` bundles."""
         with self._building:
             if bundle.sha256 not in self._tables:
                 while len(self._tables) >= MOST_TABLES:
                     self._tables.pop(next(iter(self._tables)))
-                table = table_of(bundle)
+                table = kept_table(self.store, bundle)
                 heads = predict.Heads([bundle.header(place.cut.index) for place in table.places])
                 self._tables[bundle.sha256] = table, heads
             return self._tables[bundle.sha256]

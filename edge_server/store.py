@@ -1,6 +1,6 @@
 """The server's only state: one folder that several processes may share.
 
-    store.sqlite          tokens (hashed), plans, which segment belongs to which bundle; WAL
+    store.sqlite          tokens (hashed), plans, patterns of bundles, which segment belongs to which bundle; WAL
     bundles/NAME/         calibrated models
     segments/SHA.segment  quantized heads, by content; SHA-SHA.upgrade: what makes the first of the second
 
@@ -34,14 +34,16 @@ from edge_agent.protocol.messages import Plan, SegmentRef
 
 NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.MAX_NAME - 1}}}")
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
-_VERSION: Final = 4
-#: Plans and segments of older versions are dropped: they are made anew when asked for.
+_VERSION: Final = 5
+#: Plans, patterns and segments of older versions are dropped: they are made anew when asked for.
 _SCHEMA: Final = """
 DROP TABLE IF EXISTS plans;
+DROP TABLE IF EXISTS patterns;
 DROP TABLE IF EXISTS segments;
 CREATE TABLE IF NOT EXISTS tokens (name TEXT PRIMARY KEY, hash BLOB NOT NULL, created REAL NOT NULL);
 CREATE TABLE plans (id TEXT PRIMARY KEY, expires REAL NOT NULL, body BLOB NOT NULL);
 CREATE INDEX plans_expires ON plans (expires);
+CREATE TABLE patterns (bundle TEXT PRIMARY KEY, made REAL NOT NULL, body BLOB NOT NULL);
 CREATE TABLE segments (
     bundle TEXT NOT NULL, start INTEGER NOT NULL, cut INTEGER NOT NULL, bits BLOB NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL,
     PRIMARY KEY (bundle, start, cut, bits)
@@ -145,6 +147,24 @@ class Store:
             raise errors.UnknownPlanError("the server does not know this plan or it expired: ask for a new one")
         return msgspec.json.decode(rows[0][0], type=Plan)
 
+    # --- patterns
+
+    def put_patterns(self, bundle: str, body: bytes) -> None:
+        """Keeps what the planner found for ``bundle``, unless it is over `limits.MAX_PATTERN_BYTES`; the oldest go where there are too many."""
+        if len(body) > limits.MAX_PATTERN_BYTES:
+            return
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO patterns VALUES (?, ?, ?)", (bundle, self._clock(), body))
+            db.execute(
+                "DELETE FROM patterns WHERE bundle IN (SELECT bundle FROM patterns ORDER BY made DESC LIMIT -1 OFFSET ?)",
+                (limits.KEPT_PATTERNS,),
+            )
+
+    def patterns(self, bundle: str) -> bytes | None:
+        """What `put_patterns` was given for ``bundle``; whoever wrote it proves that it is whole."""
+        query = "SELECT body FROM patterns WHERE bundle = ? AND length(body) <= ?"
+        return next((body for (body,) in self._read(query, (bundle, limits.MAX_PATTERN_BYTES))), None)
+
     # --- segments
 
     def put_segment(self, data: bytes, bundle: str, cut: int, bits: tuple[int, ...], start: int = 0) -> SegmentRef:
@@ -230,14 +250,15 @@ class Store:
             shutil.rmtree(work, ignore_errors=True)
 
     def remove_bundle(self, name: str) -> None:
-        """Removes the folder of the bundle ``name``; its segments are `drop_segments`' work."""
+        """Removes the folder of the bundle ``name``; what was made from it is `forget`'s work."""
         path = self.bundle_path(name)
         with self._guard():
             shutil.rmtree(self._set_aside(path))
 
-    def drop_segments(self, bundle: str) -> None:
-        """Forgets the segments of ``bundle`` and deletes those that no other bundle uses."""
+    def forget(self, bundle: str) -> None:
+        """Forgets patterns and segments of ``bundle`` and deletes the segments that no other bundle uses."""
         with self._transaction() as db:
+            db.execute("DELETE FROM patterns WHERE bundle = ?", (bundle,))
             ours = {sha for (sha,) in db.execute("SELECT sha256 FROM segments WHERE bundle = ?", (bundle,))}
             db.execute("DELETE FROM segments WHERE bundle = ?", (bundle,))
             others = {sha for (sha,) in db.execute("SELECT sha256 FROM segments")}

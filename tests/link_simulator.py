@@ -15,7 +15,8 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.traces import Trace, oracle
-from edge_agent.agent import AHEAD, WINDOW
+from edge_agent.agent import WINDOW
+from edge_agent.in_use import AHEAD
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.estimate import wire_bytes
 from edge_agent.link.tcp import TcpSample

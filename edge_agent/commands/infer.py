@@ -80,6 +80,8 @@ def _show(source: Source, outcome: Outcome, *, json: bool) -> None:
 
 def _line(name: str, result: Result) -> str:
     sent = f"{size(result.payload_bytes)} sent" if result.payload_bytes else "nothing sent"
+    if result.cached:
+        sent += ", the answer of an earlier frame"
     return f"{plain(name)}: {plain(_answer(result))}\n    {_times(result.timing)}; {sent}"
 
 
@@ -111,6 +113,8 @@ def _summary(results: list[Result], total: int) -> str:
         name: sum(getattr(r.timing, name) for r in results) / len(results) for name in Timing.__struct_fields__
     })  # fmt: skip
     sent = sum(r.payload_bytes for r in results) / len(results)
+    if reused := sum(r.cached for r in results):
+        text += f", {reused} of them with an earlier frame's answer, which saved {size(sum(r.saved_bytes for r in results))}"
     return f"{text}; on average {_times(mean)}; {size(sent)} a frame sent"
 
 

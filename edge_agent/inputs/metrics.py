@@ -12,7 +12,8 @@ def render(counters: Counters, gauges: Mapping[str, float], info: Mapping[str, s
     lines = [
         *_family("frames_total", "counter", "Frames that have ended, by outcome and reason.", _outcomes(counters)),
         *_family("payload_bytes_total", "counter", "Bytes sent for frames that were answered.", [("", counters.payload_bytes)]),
-        *_family("frame_stage_seconds_total", "counter", "Seconds that answered frames spent, by stage.",
+        *_family("saved_bytes_total", "counter", "Bytes not sent where an earlier frame's answer served.", [("", counters.saved_bytes)]),
+        *_family("frame_stage_seconds_total", "counter", "Seconds that frames with an answer spent, by stage.",
                  [(_labels(stage=stage), value) for stage, value in sorted(counters.stage_sum_s.items())]),
         *_histogram(counters),
         *_family("plan_info", "gauge", "The plan in force.", [(_labels(**info), 1)] if info else []),
@@ -33,7 +34,10 @@ def _family(name: str, kind: str, text: str, samples: list[tuple[str, float]]) -
 
 
 def _outcomes(counters: Counters) -> list[tuple[str, float]]:
-    samples: list[tuple[str, float]] = [(_labels(outcome="answered", reason=""), counters.answered)]
+    samples: list[tuple[str, float]] = [
+        (_labels(outcome="answered", reason=""), counters.answered),
+        (_labels(outcome="reused", reason=""), counters.reused),
+    ]
     samples += [(_labels(outcome="dropped", reason=reason), n) for reason, n in sorted(counters.dropped.items())]
     return samples + [(_labels(outcome="failed", reason=reason), n) for reason, n in sorted(counters.failed.items())]
 
@@ -44,7 +48,7 @@ def _histogram(counters: Counters) -> list[str]:
     for bound, count in zip((*(str(b) for b in BUCKETS), "+Inf"), counters.latency, strict=True):
         seen += count
         lines.append(f'{name}_bucket{{le="{bound}"}} {seen}')
-    return [*lines, f"{name}_sum {_number(counters.latency_sum_s)}", f"{name}_count {counters.answered}"]
+    return [*lines, f"{name}_sum {_number(counters.latency_sum_s)}", f"{name}_count {counters.served}"]
 
 
 def _labels(**labels: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -70,6 +71,11 @@ class Adaptation:
             if self._offered and now - self._offered[-1] > _PAUSE_S:
                 self._offered.clear()
             self._offered.append(now)
+
+    def spared(self, came: float) -> None:
+        """The frame that was offered at ``came`` is not sent: the link need not hold it."""
+        with self._lock, suppress(ValueError):  # it may have been forgotten already
+            self._offered.remove(came)
 
     def choose(self, now: float, waiting: int = 0) -> int:
         """The rung for the frame that is coded now, while ``waiting`` frames behind it wait longer than they should."""

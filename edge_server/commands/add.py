@@ -27,7 +27,7 @@ from edge_server.catalog import Catalog
 from edge_server.planner import Table as Patterns
 from edge_server.planning import mean_bits
 from edge_server.store import Store, check_name, default_folder
-from edge_server.tables import table_of
+from edge_server.tables import kept_table
 
 #: Points of accuracy that the table of cuts lets them lose.
 SHOWN_DROP: Final = 1.0
@@ -76,9 +76,9 @@ def add(folder: Path | None, request: Request) -> None:
             bundles.create(path, name, model, found, names, progress, request.rounding, cache, request.metric)
         bundle = Catalog(store).bundle(name)
         if former and former != bundle.sha256:
-            store.drop_segments(former)
+            store.forget(former)
         with _progress(console) as progress:
-            patterns = table_of(bundle, lambda done, total: progress("patterns", done, total))
+            patterns = kept_table(store, bundle, lambda done, total: progress("patterns", done, total))
     _show(bundle, patterns)
 
 

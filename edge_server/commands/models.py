@@ -30,7 +30,7 @@ def remove(folder: Path | None, name: str) -> None:
         sha256 = _hash(store, name)
         store.remove_bundle(name)
         if sha256 is not None:
-            store.drop_segments(sha256)
+            store.forget(sha256)
     print(f"removed {name}")
 
 

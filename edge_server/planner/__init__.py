@@ -8,7 +8,7 @@ from edge_server.planner.allocation import Allocation, CutCodec, Layer, allocate
 from edge_server.planner.chain import INPUT, Chain, Device, Route, Step, share
 from edge_server.planner.demands import MODES, Power
 from edge_server.planner.online import Pick, Request, Rival, choose, rivals
-from edge_server.planner.patterns import Level, Pattern, Place, Table, precompute
+from edge_server.planner.patterns import Level, Pattern, Place, Table, best_patterns, pattern_of, precompute, tabulate
 from edge_server.planner.reasons import reason
 from edge_server.planner.verify import verify_allocation, verify_pick
 
@@ -31,12 +31,15 @@ __all__ = [
     "Step",
     "Table",
     "allocate",
+    "best_patterns",
     "choose",
     "closed_form",
+    "pattern_of",
     "precompute",
     "reason",
     "rivals",
     "share",
+    "tabulate",
     "uniform",
     "verify_allocation",
     "verify_pick",

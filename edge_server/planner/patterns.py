@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edge_agent import errors
 from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Cut
-from edge_server.planner.allocation import Allocation, CutCodec, Layer, allocate, total_noise
+from edge_server.planner.allocation import Allocation, CutCodec, Layer, allocate, segment_bytes, total_noise
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -93,23 +93,45 @@ def precompute(
 
     Raises `errors.UsageError` for levels that do not rise in both columns, or where no place meets the loosest one.
     """
+    return tabulate(model, places, levels, best_patterns(places, levels, progress))
+
+
+def best_patterns(
+    places: Sequence[Place], levels: Sequence[Level], progress: Callable[[int, int], None] | None = None
+) -> list[Pattern]:
+    """The optimal patterns of every place, each once: nearly all of the work of a table. ``progress`` as in `precompute`.
+
+    Raises `errors.UsageError` for levels that do not rise in both columns.
+    """
     rises = all(a.drop_points < b.drop_points and a.noise < b.noise for a, b in pairwise(levels))
     if not levels or not rises:
         raise errors.UsageError("accuracy levels must rise in drop and in noise: calibrate the model again")
     patterns: list[Pattern] = []
-    rows: list[tuple[int, int, int, float, int]] = []
     for index, place in enumerate(places):
-        for pattern in _patterns(index, place, levels):
-            for codec, (frame_bytes, noise) in _codecs(place).items():
-                total = total_noise(place.layers, pattern.bits, noise)
-                if total <= levels[-1].noise:
-                    rows.append((index, len(patterns), codec, total, frame_bytes))
-            patterns.append(pattern)
+        patterns += _patterns(index, place, levels)
         if progress:
             progress(index + 1, len(places))
+    return patterns
+
+
+def tabulate(model: str, places: Sequence[Place], levels: Sequence[Level], patterns: Sequence[Pattern]) -> Table:
+    """The table of these ``patterns``, with every codec of their places. Raises `errors.UsageError` where no pair meets the loosest level."""
+    codecs = [_codecs(place) for place in places]
+    rows: list[tuple[int, int, int, float, int]] = []
+    for number, pattern in enumerate(patterns):
+        for codec, (frame_bytes, noise) in codecs[pattern.place].items():
+            total = total_noise(places[pattern.place].layers, pattern.bits, noise)
+            if total <= levels[-1].noise:
+                rows.append((pattern.place, number, codec, total, frame_bytes))
     if not rows:
         raise errors.UsageError(f"no bit widths of {model} meet the loosest accuracy level: add a level of more noise")
     return _table(model, tuple(places), tuple(levels), tuple(patterns), rows)
+
+
+def pattern_of(index: int, place: Place, bits: tuple[int, ...]) -> Pattern:
+    """The pattern of these ``bits`` at ``place``, whose number is ``index``."""
+    size = segment_bytes(place.layers, bits) + place.other_bytes
+    return Pattern(index, bits, size, total_noise(place.layers, bits))
 
 
 def _codecs(place: Place) -> dict[int, tuple[int, float]]:
@@ -120,14 +142,13 @@ def _codecs(place: Place) -> dict[int, tuple[int, float]]:
 
 
 def _patterns(index: int, place: Place, levels: Sequence[Level]) -> list[Pattern]:
-    """The optimal patterns of a place, each once."""
+    """Those of one place."""
     found: dict[tuple[int, ...], Pattern] = {}
     for level in levels:
         for _, noise in _codecs(place).values():
             best = _best(place.layers, level.noise - noise)
-            if best is not None:
-                size = best.segment_bytes + place.other_bytes
-                found.setdefault(best.bits, Pattern(index, best.bits, size, best.noise))
+            if best is not None and best.bits not in found:
+                found[best.bits] = pattern_of(index, place, best.bits)
     return list(found.values())
 
 

@@ -15,6 +15,7 @@ from benchmarks import links
 from benchmarks.dynamic_link import FASHION, Bench, Outcome, row, summary, windows_held
 from benchmarks.dynamic_plots import Lane, draw
 from benchmarks.traces import SPARE, TRACES, UNLIMITED, Trace, oracle
+from edge_agent.protocol.messages import Rung
 from tests.small_server import make_plan, segment_file
 
 
@@ -64,21 +65,23 @@ def test_a_window_is_held_by_frames_that_are_answered_in_time() -> None:
 def test_the_gap_is_to_the_oracles_codecs_on_the_same_frames() -> None:
     data = segment_file()
     right = np.array([[True, True, False, True], [True, False, False, False]])  # of two rungs
-    bench = Bench(
-        FASHION, None, None, make_plan("split", data), right, np.array([True, True, True, True]), np.array([0, 1, 2, 3])
-    )  # type: ignore[arg-type]
+    plan = make_plan("split", data, rungs=[Rung(800, 0.0, 0.0, 0.1), Rung(200, 0.1, 0.1, 0.2)])
+    bench = Bench(FASHION, None, None, plan, right, np.array([True, True, True, True]), np.array([0, 1, 2, 3]))  # type: ignore[arg-type]
     frames = [
-        [0.0, 0.1, 8, 0, 1.0, "answered"],
-        [0.5, 0.6, 2, 9, 1.0, "answered"],
-        [1.0, 1.1, 2, 9, 1.0, "answered"],
+        [0.0, 0.1, 790, 0, 1.0, "answered"],
+        [0.5, 0.6, 210, 9, 1.0, "answered"],
+        [1.0, 1.1, 200, 9, 1.0, "answered"],
         [2.0, 2.5, 0, -1, 0.0, "aged"],
     ]
     found = outcome(frames, [0, None, 0])
     found.status = {"frames": {"answered": 3, "dropped": {"aged": 1}, "failed": {}}, "link": {"overloads_total": 0}}
     made = row(bench, found)
-    assert made["gap"] == pytest.approx(100.0 * (1.0 - 0.5))  # the third frame's window could not be held
+    assert made["gap of these frames"] == pytest.approx(
+        100.0 * (1.0 - 0.5)
+    )  # the third frame's window could not be held
+    assert made["gap"] == pytest.approx(100.0 * (0.0 + (0.75 - 0.25)) / 2)  # by four samples, of two frames
     assert made["drop"] == pytest.approx(100.0 * (1.0 - 1 / 3))
-    assert (made["unaccounted"], made["lost"], made["answered"], made["bits"]) == (0, 1, 3, 4.0)
+    assert (made["unaccounted"], made["lost"], made["answered"], made["bytes"]) == (0, 1, 3, 400.0)
     found.status["frames"]["dropped"] = {}
     assert row(bench, found)["unaccounted"] == 1
 
@@ -86,19 +89,22 @@ def test_the_gap_is_to_the_oracles_codecs_on_the_same_frames() -> None:
 def test_the_summary_weighs_windows_and_frames() -> None:
     def made(name: str, held: float, windows: int, gap: float, answered: int) -> dict[str, Any]:
         rest = {"unaccounted": 0, "p99 ms": 1.0, "lost": 5}
-        return {"controller": name, "held %": held, "windows": windows, "gap": gap, "answered": answered, **rest}
+        gaps = {"gap": gap, "gap of these frames": 2 * gap}
+        return {"controller": name, "held %": held, "windows": windows, "answered": answered, **gaps, **rest}
 
     found = summary(
         [made("adaptive", 100.0, 30, 0.1, 100), made("adaptive", 50.0, 10, 0.5, 300), made("fixed8", 0.0, 10, 0.0, 1)]
     )
     assert found["held_percent"] == pytest.approx(87.5)
     assert found["accuracy_gap_points"] == pytest.approx(0.4)
+    assert found["frames_gap_points"] == pytest.approx(0.8)
     assert (found["frames_unaccounted"], found["fixed8.held_percent"], found["held_percent_worst"]) == (0, 0, 50)
 
 
 def test_a_picture_is_drawn(tmp_path: Any) -> None:
-    lane = Lane("adaptive", [(0.1, 8), (1.2, 2)], [1.5], [True, False, None], [8, 2, None], "held 50 %")
-    draw(tmp_path / "out.png", "title", Trace([(0.0, 1e5), (1.0, 3e4)]), [(8, 6e4), (2, 2e4)], [lane, lane], 1.0)
+    lane = Lane("adaptive", [(0.1, 1190), (1.2, 410)], [1.5], [True, False, None], [1200, 400, None], "held 50 %")
+    sizes = [1200, 400]  # of one width, as with an entropy stage, or of several
+    draw(tmp_path / "out.png", "title", Trace([(0.0, 1e5), (1.0, 3e4)]), sizes, 50.0, [lane, lane], 1.0)
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -93,3 +93,16 @@ def test_codecs_are_a_row_each_with_a_column_for_each_width() -> None:
     assert "| net | minmax | 0.0123, 91.3 (worst 88.0) |  | 0.0123, 91.3 (worst 88.0) |  |  |" in text
     assert text.count("| net |") == 2
     assert "`net.error_vs_ds_aciq_2bit`" in text
+
+
+def test_streams_are_a_row_each_with_a_column_for_each_threshold() -> None:
+    def of(stream: str, threshold: float, missed: int = 0) -> dict[str, object]:
+        shares = {"not sent %": 80.4, "differ, all sent %": 1.25, "differ %": 1.5, "extra": 0.25, "lost": 0.0}
+        return {"cut after": "_add", "stream": stream, "threshold": threshold, **shares, "missed cuts": missed}
+
+    rows = [of("noise 2", 0.1), of("noise 2", 0.5, 3), of("pan 1 px", 0.1), of("pan 1 px", 0.5)]
+    text = readme.reuse({"rows": rows, "summary": {"reuse.missed_cuts": 0.0}, "notes": ["some scenes"]})
+    assert "| cut after | stream | differ if all are sent | 0.1 | 0.5 |" in text
+    assert "| add | noise 2 | 1.2 % | 80 %, +0.2 | 80 %, +0.2, 3 missed |" in text
+    assert "| `reuse.missed_cuts` | 0 |" in text
+    assert "Some scenes.\n" in text

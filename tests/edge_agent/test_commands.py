@@ -105,6 +105,19 @@ async def test_json_is_one_object_a_line_and_the_summary_goes_elsewhere(tmp_path
     assert "frames answered 1/1" in err
 
 
+async def test_of_many_frames_that_are_alike_the_summary_says_what_was_not_sent(tmp_path, environment):
+    for i in range(30):
+        (tmp_path / f"{i:02}.png").write_bytes(png())
+    async with SmallServer() as server:
+        env = environment(server, SPLITEDGE_REUSE_MAX_AGE_S="3600")
+        status, out, _ = await run(env, "infer", "--reuse", "0.1", str(tmp_path))
+    assert status == 0
+    reused = 30 - server.frames
+    assert reused >= 20  # those that begin when the first is answered
+    assert f"frames answered 30/30, {reused} of them with an earlier frame's answer, which saved" in out
+    assert out.count("nothing sent, the answer of an earlier frame") == reused
+
+
 async def test_an_array_is_known_by_its_content_also_from_standard_input(tmp_path, environment):
     buffer = io.BytesIO()
     np.save(buffer, np.zeros((16, 16, 3), np.float32))

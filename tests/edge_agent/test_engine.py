@@ -17,6 +17,7 @@ from edge_agent.engine import Engine, check_ladder, frame_bytes
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
 from edge_agent.protocol.messages import Demand, Preprocess, Rung
+from edge_agent.reuse import Kept, Seen
 from tests.segment_builder import Builder
 from tests.small_server import IMAGE, TENSOR, make_plan, segment_file
 
@@ -31,6 +32,26 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def test_where_an_answer_serves_no_codec_is_chosen_and_nothing_is_coded(engine):
+    kept = Kept(np.zeros(1, np.uint8), [(3, 1.0)], 296, 0.0)
+    seen: list[np.ndarray] = []
+
+    def look(tensor: np.ndarray) -> Seen:
+        seen.append(tensor)
+        return Seen(0, 0.0, tensor, 0.0, kept if len(seen) > 1 else None)
+
+    chosen: list[int] = []
+
+    def choose() -> int:
+        chosen.append(0)
+        return 0
+
+    sent, spared = (engine.process(Image.new("RGB", (16, 16)), choose, look) for _ in range(2))
+    assert (len(sent.payload), sent.kept, len(chosen)) == (256, None, 1)
+    assert (spared.payload, spared.kept) == (b"", kept)
+    np.testing.assert_array_equal(seen[0], sent.codes)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F", "CMYK", "HSV"])

@@ -39,11 +39,13 @@ def test_every_ending_is_counted_once():
         counters.end(error)
     for total in (0.5, 3.0, 1e6):
         counters.answer(Result([], Timing(head_ms=total / 2, link_ms=total / 2, total_ms=total), 10, "p", "split"))
+    counters.answer(Result([], Timing(), 0, "p", "split", cached=True, saved_bytes=10))
     assert counters.dropped == {"queue_full": 1}
     assert counters.failed == {"input": 2, "link_lost": 1}
-    assert (counters.answered, counters.total, counters.payload_bytes) == (3, 7, 30)
-    assert sum(counters.latency) == 3
-    assert counters.latency[0] == 1
+    assert (counters.answered, counters.reused, counters.total) == (3, 1, 8)
+    assert (counters.payload_bytes, counters.saved_bytes) == (30, 10)
+    assert sum(counters.latency) == counters.served == 4
+    assert counters.latency[0] == 2
     assert counters.latency[len(BUCKETS)] == 1
 
 

@@ -193,7 +193,7 @@ def test_removing_a_bundle_takes_only_its_own_segments(store: Store) -> None:
     shared, own = store.put_segment(b"s", "sha-net", 0, (8, 3)), store.put_segment(b"o", "sha-net", 1, (8, 3))
     store.put_segment(b"s", "sha-other", 0, (8, 3))
     store.remove_bundle("net")
-    store.drop_segments("sha-net")
+    store.forget("sha-net")
     assert store.bundle_names() == []
     assert store.segment_path(shared.sha256) is not None
     assert store.segment_path(own.sha256) is None
@@ -208,8 +208,30 @@ def test_an_upgrade_goes_with_either_of_its_segments(store: Store) -> None:
         assert store.upgrade_path(wanted, held) == made
         assert made.read_bytes() == b"way"
     store.put_upgrade(b"way", other, other)
-    store.drop_segments("net")
+    store.forget("net")
     assert sorted(p.name for p in store.segments.iterdir()) == [f"{other}-{other}.upgrade", f"{other}.segment"]
+
+
+def test_patterns_are_kept_for_the_last_bundles_until_these_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "KEPT_PATTERNS", 2)
+    times = iter(range(10))
+    with Store(tmp_path, clock=lambda: float(next(times))) as store:
+        for bundle, body in (("a", b"1"), ("b", b"2"), ("a", b"3"), ("c", b"4")):
+            store.put_patterns(bundle, body)
+        assert [store.patterns(bundle) for bundle in ("a", "b", "c")] == [b"3", None, b"4"]
+        store.forget("a")
+        assert [store.patterns(bundle) for bundle in ("a", "c")] == [None, b"4"]
+
+
+def test_patterns_over_their_bound_are_neither_kept_nor_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put_patterns("net", bytes(8))
+    monkeypatch.setattr(limits, "MAX_PATTERN_BYTES", 7)
+    assert store.patterns("net") is None
+    store.put_patterns("other", bytes(8))
+    monkeypatch.setattr(limits, "MAX_PATTERN_BYTES", 8)
+    assert (store.patterns("net"), store.patterns("other")) == (bytes(8), None)
 
 
 def test_segments_of_the_format_before_are_dropped(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from edge_agent import errors, limits
 from edge_agent.admission import Admission
 from edge_agent.agent import Agent
+from edge_agent.config import ReuseConfig
 from edge_agent.inputs import api
 from tests.small_server import TOKEN, SmallServer
 
@@ -26,9 +27,11 @@ def png(seed: int = 0) -> bytes:
 
 
 @asynccontextmanager
-async def serving(settings, started: bool = True) -> AsyncIterator[tuple[SmallServer, Agent, aiohttp.ClientSession]]:
+async def serving(
+    settings, started: bool = True, **changes: object
+) -> AsyncIterator[tuple[SmallServer, Agent, aiohttp.ClientSession]]:
     async with SmallServer() as server:
-        agent = Agent(settings(server))
+        agent = Agent(settings(server, **changes))
         runner, url = await api.serve(agent, "127.0.0.1", 0)
         try:
             if started:
@@ -54,6 +57,27 @@ async def test_an_image_is_classified_whatever_content_type_it_has(settings):
                 assert value["top"][0]["label"].startswith("label ")
                 assert value["timing"]["total_ms"] > 0
         assert agent.counters.answered == 3
+
+
+async def test_a_frame_that_is_not_sent_says_so_and_is_counted(settings):
+    async with serving(settings, reuse=ReuseConfig(threshold=0.1, max_age_s=3600.0)) as (server, _, http):
+        values = []
+        for _ in range(3):
+            async with http.post("/v1/infer", data=png()) as response:
+                values.append(await response.json())
+        assert [value["cached"] for value in values] == [False, True, True]
+        assert [value["distance"] for value in values] == [None, 0.0, 0.0]
+        size = values[0]["payload_bytes"]
+        assert [(value["payload_bytes"], value["saved_bytes"]) for value in values] == [(size, 0), (0, size), (0, size)]
+        assert values[0]["top"] == values[1]["top"] == values[2]["top"]
+        async with http.get("/v1/status") as response:
+            status = await response.json()
+        assert (status["frames"]["answered"], status["frames"]["reused"], server.frames) == (1, 2, 1)
+        assert status["saved_bytes"] == 2 * status["payload_bytes"] == 2 * size
+        async with http.get("/metrics") as response:
+            text = await response.text()
+        assert 'splitedge_frames_total{outcome="reused",reason=""} 2' in text
+        assert f"splitedge_saved_bytes_total {status['saved_bytes']}" in text
 
 
 async def test_a_tensor_is_taken_with_its_shape_and_a_wrong_one_names_both_shapes(settings):
@@ -193,7 +217,7 @@ async def test_status_and_metrics_tell_what_happened(settings):
             assert (await error_of(response))[0] == 400
         async with http.get("/v1/status") as response:
             status = await response.json()
-            assert status["frames"] == {"answered": 1, "dropped": {}, "failed": {"input": 1}}
+            assert status["frames"] == {"answered": 1, "reused": 0, "dropped": {}, "failed": {"input": 1}}
             assert status["plan"]["mode"] == "split"
             assert status["ready"] is True
             assert status["queue"] == {"frames": 0, "bytes": 0}

@@ -166,3 +166,22 @@ def test_a_drop_is_answered_within_half_a_window():
     run = simulate(ladder(4704), "step_down", "adaptive", fps=100.0)
     assert {frame.rung for frame in run.frames if 9.0 <= frame.offered < 9.9} == {0}
     assert {frame.rung for frame in run.frames if 10.5 <= frame.offered < 11.0} == {4}
+
+
+@pytest.mark.parametrize(("sent_of", "holds"), [(1, False), (4, True)])
+def test_frames_that_need_not_be_sent_are_no_load_that_the_link_must_hold(sent_of, holds):
+    adaptation = Adaptation(ladder(4704), LinkEstimate(10.0, 1.0, 10.0), Goal())
+    for i in range(600):
+        now = i / 200
+        adaptation.offered(now)
+        if i % sent_of:
+            adaptation.spared(now)
+        else:
+            adaptation.choose(now)
+    assert adaptation.holds is holds
+
+
+def test_sparing_a_frame_that_is_forgotten_already_changes_nothing():
+    adaptation = Adaptation(ladder(4704), LINK, Goal())
+    adaptation.spared(1.0)
+    assert adaptation.choose(1.0) == 4
