@@ -260,7 +260,7 @@ def _fixed(model: onnx.ModelProto, input_shape: Sequence[int] | None) -> onnx.Mo
             dim.dim_value = size
     if not all(0 < dim.dim_value <= limits.MAX_DIM for dim in dims):
         raise errors.ModelError(
-            "the model leaves dimensions of its input open; give an input shape such as 1,3,224,224"
+            "the model leaves dimensions of its input open; give an input shape such as 1,3,224,224, or 1,128 for token ids"
         )
     return fixed
 

@@ -104,7 +104,7 @@ def _alone(network: Network, node: Node) -> list[Layer]:
     if any(network.graph.consumers.get(t) for t in node.outputs[1:]):
         raise Unsupported("its second output is used")
     if node.outputs[0] not in network.graph.shapes:
-        raise Unsupported("a tensor of unknown shape")
+        raise Unsupported("a tensor of unknown shape or of whole numbers")
     if is_view(network.graph, node) and node.op != "Gather":
         return _view(network, node)
     builder = _BUILDERS.get(node.op)

@@ -57,6 +57,7 @@ def request_of(source: Path, **changes: Any) -> Request:
                 "options": {},
                 "rounding": "gptq",
                 "metric": "auto",
+                "padding": 0,
                 "arrays": source.parent / "x.npy",
             }
             | changes
