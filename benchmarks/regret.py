@@ -34,7 +34,7 @@ from benchmarks.links import RATES, ROUND_TRIPS, Network
 from benchmarks.models import LITE0, LITE0_PREPROCESS
 from benchmarks.processes import PORT, serving
 from benchmarks.report import photo_parser, report
-from benchmarks.slower import slower
+from benchmarks.slower import PREFIX, slower
 from edge_agent import errors
 from edge_agent.protocol.messages import Plan, Prediction
 from kernels.jit import cache_base
@@ -294,7 +294,7 @@ def on_board(device: Device, network: Network, photos: Path, folder: Path, token
         stdout=subprocess.DEVNULL,
         check=True,
     )
-    prefix = [*network.inside(BOARD), "taskset", "-c", str(core)]
+    prefix = [*network.inside(BOARD), "taskset", "-c", str(core), *PREFIX]
     with Board(str(place), prefix, environment, photos) as board, slower(core, device.times):
         yield board
 
