@@ -72,7 +72,7 @@ _CHAIN = 33  # operators in the head that tells the cost of one more
 def measure(
     *, quick: bool = False, progress: Progress | None = None, declared_watts: float | None = None
 ) -> DeviceProfile:
-    """The profile of this machine, on one thread and on all it may use: 10 to 20 seconds of work, ``quick`` about 4 (no warm-up in new processes).
+    """The profile of this machine, on one thread and on all it may use: 10 to 20 seconds of work, ``quick`` about 5 (no warm-up in new processes).
 
     Kernels that are not in the cache yet are compiled first, which takes longer once. ``declared_watts`` is the board's power under load as
     its owner knows it. Nothing is guessed: see `DeviceProfile.unmeasured`. Raises `PlatformError` if the kernels do not run here.
