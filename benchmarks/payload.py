@@ -10,8 +10,8 @@ products, the input excepted.
 Rows: exact (least bytes within a noise budget, over every layer's grids and the codecs of the cut), QPART's closed form and uniform bits at the same
 budget, float weights pruned by magnitude to the same goal (non-zeros as float32 and the cheaper of a bitmap or byte gaps), and nothing quantized.
 The budget is the greatest whose head keeps the goal, and the interval to be expected of it, on calibration samples that rounding has not seen. Where
-the evaluation samples are too few to judge a goal by, that is a row of its own, and the others have the least budget that keeps the payload's goal:
-what cannot be measured well is best kept small. Drops
+the evaluation samples are too few to go to the goal's edge, that is a row of its own, and the others have, if it is less, the least budget that keeps
+the payload's goal: what cannot be measured well is best kept small. Drops
 are points of top-1 on the evaluation samples, with their paired 95 % interval; integer heads, real frames, float tails.
 
 Apart from the fixed cuts stands what a server plans with the network's bundle for a board over a link (`BOARD`, `LINK`: a prediction, for no such board
@@ -42,8 +42,8 @@ from calibration.graph import Graph
 from calibration.layers import Conv, Embed, Linear, Weighted
 from calibration.lower import Calibration, lower
 from calibration.observe import Quantization
-from calibration.quantize import Rounded, width
-from calibration.rounding import RATES, SEEN, UNSEEN, WIDTHS, entropy, grids
+from calibration.quantize import Rounded, file_bytes, width
+from calibration.rounding import RATES, SEEN, UNSEEN, WIDTHS, grids
 from calibration.samples import Samples, open_samples
 from calibration.sensitivity import Probe
 from device_profiles import known, predict
@@ -71,11 +71,12 @@ COUNTED: Final = 256
 #: Frames whose bytes are counted.
 SENT: Final = 64
 #: Halvings of the range of budgets, in the logarithm.
-STEPS: Final = 7
+STEPS: Final = 8
 #: Of the bytes that the payload's goal allows what is spent: they are foreseen to a thousandth.
 SPARE: Final = 0.998
-#: Evaluation samples from which on a goal is judged by the interval's upper end.
+#: Evaluation samples from which on a goal is judged by the interval's upper end, and from which on a plan may go to its edge.
 ENOUGH: Final = 1000
+MANY: Final = 10_000
 #: The known board and the link for which the planner is asked.
 BOARD: Final = "pi4"
 LINK: Final = LinkEstimate(rtt_ms=20.0, uplink_mbps=10.0, downlink_mbps=20.0)
@@ -189,7 +190,9 @@ def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tab
     for layer, made in grids(case.model, network, plain, deepest, seen, quiet, WIDTHS, RATES):
         noises = probe.layers([layer], _taking(made), range(len(made)), quiet)[0]
         pairs = zip(made, noises, strict=True)
-        tables.points[layer.out] = [Point(rounded, coded_bytes(rounded), noise) for rounded, noise in pairs]
+        tables.points[layer.out] = [
+            Point(rounded, size, noise) for (rounded, noise), size in zip(pairs, _sizes(layer, made), strict=True)
+        ]
     inside = [tensor for tensor in tensors if tensor != network.graph.output]
     if not inside:
         return tables
@@ -221,6 +224,12 @@ def _histograms(
     return [Histogram(q.values(), own) for q, own in zip(known, counts, strict=True) if q is not None]
 
 
+def _sizes(layer: Weighted, made: Sequence[Rounded]) -> list[int]:
+    """Bytes in a segment, at each grid."""
+    wides = [*WIDTHS, *(width(rounded.levels) for rounded in made[len(WIDTHS) :])]
+    return [file_bytes(rounded, wide, isinstance(layer, Embed)) for rounded, wide in zip(made, wides, strict=True)]
+
+
 def _taking(made: Sequence[Rounded]) -> Callable[[Weighted, int], Rounded]:
     return lambda _, index: made[index]
 
@@ -236,14 +245,6 @@ def _codecs(probe: Probe, tensor: str, histogram: Histogram) -> list[tuple[Codec
         tried = list(zip(made, probe.cuts({tensor: made}, quiet)[0], strict=True))
         best = [min(pair, key=lambda one: one[1]) for pair in zip(best or tried, tried, strict=True)]
     return best
-
-
-def coded_bytes(rounded: Rounded) -> int:
-    """What the levels take in a segment file, nearly: by their entropy, and so much for every kind of level to learn its frequency."""
-    kinds = len(np.unique(rounded.levels))
-    return math.ceil(
-        (rounded.levels.size * entropy(rounded.levels) + 0.5 * kinds * math.log2(rounded.levels.size + 1)) / 8
-    )
 
 
 def fixed_cuts(network: layers.Network, shares: Sequence[float]) -> dict[float, str]:
@@ -493,8 +494,9 @@ def at_cut(judge: Judge, share: float, cut: str) -> list[dict[str, Any]]:
     tables, samples = judge.tables, judge.case.evaluation
     budget = judge.search(cut)
     plans = {"exact": exact(tables, cut, budget)}
-    if len(samples) < ENOUGH and plans["exact"] is not None:
-        plans = {FEWEST: plans["exact"], "exact": exact(tables, cut, budget := judge.spend(cut, plans["exact"]))}
+    if len(samples) < MANY and plans["exact"] is not None:
+        budget = min(budget, judge.spend(cut, plans["exact"]))
+        plans = {FEWEST: plans["exact"], "exact": exact(tables, cut, budget)}
     plans |= {
         "closed form": by_widths(tables, cut, budget, allocation.closed_form),
         "uniform": by_widths(tables, cut, budget, allocation.uniform),
