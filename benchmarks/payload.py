@@ -73,8 +73,8 @@ COUNTED: Final = 256
 SENT: Final = 64
 #: Halvings of the range of budgets, in the logarithm.
 STEPS: Final = 8
-#: Of the bytes that the payload's goal allows what is spent: they are foreseen to a thousandth.
-SPARE: Final = 0.998
+#: Of the bytes that the payload's goal allows what is spent: segments are foreseen to a thousandth, the mean frame of other samples to two hundredths.
+SPARE: Final = 0.995
 #: Evaluation samples from which on a goal is judged by the interval's upper end, and from which on a plan may go to its edge.
 ENOUGH: Final = 1000
 MANY: Final = 10_000
