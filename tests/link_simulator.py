@@ -30,6 +30,7 @@ class Frame:
     number: int
     offered: float
     rung: int = -1
+    busy: float = 1.0  # what an entropy stage makes of its content: bytes over those in the mean
     size: int = 0
     answered: float = -1.0
     fate: str = ""
@@ -77,7 +78,7 @@ class Run:
 class Simulator:
     def __init__(self, plan: Plan, trace: Trace, controller: str, *, fps: float, seconds: float, trip_s: float = 0.01,
                  age_s: float = 0.5, head_s: float = 0.002, jitter_s: float = 0.001, kernel_says: bool = True,
-                 stalled: float = 0.0) -> None:  # fmt: skip
+                 stalled: float = 0.0, spread: float = 0.0) -> None:  # fmt: skip
         self.plan, self.trace, self.fps, self.seconds = plan, trace, fps, seconds
         self.trip_s, self.age_s, self.head_s, self.jitter_s, self.kernel_says = (
             trip_s,
@@ -97,13 +98,17 @@ class Simulator:
         self.ahead = self.queued = self.in_flight = 0
         self.head_free = self.link_free = 0.0
         self.draw, self.stalled = random.Random(1), stalled
+        self.contents, self.spread = random.Random(2), spread
 
     def at(self, when: float, what: Callable[[], None]) -> None:
         self.ties += 1
         heapq.heappush(self.events, (when, self.ties, what))
 
     def run(self) -> Run:
-        frames = [Frame(i, i / self.fps) for i in range(int(self.seconds * self.fps))]
+        frames = [
+            Frame(i, i / self.fps, busy=max(0.5, self.contents.gauss(1.0, self.spread)))
+            for i in range(int(self.seconds * self.fps))
+        ]
         for frame in frames:
             self.at(frame.offered, partial(self.offer, frame))
         while self.events:
@@ -145,7 +150,8 @@ class Simulator:
             return
         late = sum(self.now - f.offered > self.age_s / 2 for f in self.waiting)
         frame.rung = self.adaptation.choose(self.now, late)
-        frame.size = self.plan.rungs[frame.rung].payload_bytes
+        coded = bool(self.plan.ladder[frame.rung].tables)
+        frame.size = round(self.plan.rungs[frame.rung].payload_bytes * (frame.busy if coded else 1.0))
         self.coded.append(frame)
         self.write()
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edge_agent.link import control
 from edge_agent.link.control import CONTROLLERS, WINDOW, Adaptive, Fixed, PipeEdge, QuantPipe, Step, View, within
 
-STEPS = [Step(bits, 1000.0 * bits) for bits in (16, 8, 6, 4, 3, 2)]
+STEPS = [Step(bits, 1000.0 * bits, 4.0**-bits) for bits in (16, 8, 6, 4, 3, 2)]
 FPS = 10.0
 
 
