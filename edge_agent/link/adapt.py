@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -45,7 +46,7 @@ class Goal:
 class Adaptation:
     """For the stream of ``plan``, made for a link like ``link``; ``controller`` is a name in `control.CONTROLLERS`.
 
-    It begins with the plan's codec, or with the most accurate one of no more than ``bits``.
+    It begins with the plan's codec, or with `packed` or the most accurate one of no more than ``bits``.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Adaptation:
         ]
         self._frames = [0] * len(self._steps)  # sent with each rung
         self._plan, self._planned, self._goal = plan, link, goal
-        self.rung = plan.codec if bits is None else control.within(self._steps, bits)
+        self.rung = plan.codec if bits is None else _begin(plan, self._steps, bits)
         self._controller = control.CONTROLLERS[controller](self.rung)
         self._estimator = Estimator(link.rtt_ms / 1e3, link.uplink_mbps * 1e6 / 8)
         self._offered: deque[float] = deque(maxlen=_ARRIVALS)
@@ -193,6 +194,19 @@ class _Lasting:
             self.value, self._since = seen, None
             return True
         return False
+
+
+def packed(plan: Plan, bits: int) -> int | None:
+    """The rung that does no more than clip, quantize and pack at just so many bits; None where the ladder has none."""
+    for i, one in enumerate(plan.ladder):
+        if one.bits == bits and not (one.tables or one.basis or one.rotation or one.levels or one.jpeg):
+            return i
+    return None
+
+
+def _begin(plan: Plan, steps: Sequence[Step], bits: int) -> int:
+    plain = packed(plan, bits)
+    return control.within(steps, bits) if plain is None else plain
 
 
 def _bits(plan: Plan, codec: Codec, rung: Rung) -> int:

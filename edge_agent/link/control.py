@@ -75,8 +75,8 @@ class Adaptive:
     `TRIAL_S`, and half as long again after each that lasted.
     """
 
-    FULL: Final = 1.04
-    ROOM: Final = 0.97
+    FULL: Final = 1.0
+    ROOM: Final = 0.92
     HORIZON_S: Final = 0.5
     PATIENCE_S: Final = 0.2
     PATIENCE_MOST_S: Final = 5.0

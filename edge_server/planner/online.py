@@ -15,21 +15,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors
 from edge_agent.codec import STAGES
+from edge_agent.link.adapt import LONGER
 from edge_agent.protocol.messages import Demand, LinkEstimate
 from edge_server.planner import words
 from edge_server.planner.allocation import ladder
 from edge_server.planner.demands import MODES, Power, check
 from edge_server.planner.patterns import Place, Table
-
-#: Times as long as the chosen codec's a frame may take for the sake of another's making.
-LONGER: Final = 1.25
 
 F64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -223,8 +221,8 @@ def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
 def _ladder(table: Table, request: Request, costs: _Costs, i: int) -> tuple[int, ...]:
     """The rungs for candidate ``i``: of the codecs that meet the demand with its pattern those that the device makes in time.
 
-    Another link wants another codec than the one that is best now, so one that takes a little longer to make is no worse a rung. It may make a frame
-    `LONGER`, but must leave a demanded rate and latency possible.
+    Another link wants another codec than the one that is best now, so one that takes a little longer to make is no worse a rung. It may make a frame take
+    `LONGER` times as long, as the agent thinks too, but must leave a demanded rate and latency possible.
     """
     codecs, demand = table.places[int(table.place[i])].codecs, request.demand
     limit = max(_level(table, demand), int(table.level[i]))

@@ -8,8 +8,9 @@ from itertools import pairwise
 
 from edge_agent import limits
 from edge_agent.codec import STAGES
+from edge_agent.link.adapt import LONGER
 from edge_server.planner.allocation import NEAR, Allocation, CutCodec, Layer
-from edge_server.planner.online import LONGER, Pick, Request
+from edge_server.planner.online import Pick, Request
 from edge_server.planner.patterns import Table
 
 

@@ -31,6 +31,15 @@ def test_adaptive_takes_the_most_accurate_rung_that_fits():
     assert settle(Adaptive(0), 1_000.0)[-1] == 2
 
 
+def test_adaptive_leaves_a_rung_that_a_cheaper_one_beats_and_never_takes_it():
+    steps = [Step(8, 8000.0, 0.1), Step(2, 2000.0, 0.9), Step(1, 1500.0, 0.2)]
+    controller = Adaptive(1)
+    chosen = [controller.choose(view(i / FPS, 25_000.0), steps) for i in range(100)]
+    assert set(chosen) == {2}
+    chosen = [controller.choose(view(10 + i / FPS, 100_000.0 - 900 * i), steps) for i in range(100)]
+    assert (chosen[20], chosen[-1], set(chosen)) == (0, 2, {0, 2})
+
+
 def test_adaptive_falls_at_once_and_climbs_after_a_while():
     controller = Adaptive(3)
     settle(controller, 100_000.0)
