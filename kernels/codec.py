@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kernels.jit import inline, kernel
 from kernels.packing import CODEBOOK, GROUP, decode_groups, encode_groups
-from kernels.rotation import LEAST, rotate_blocks
+from kernels.rotation import LEAST, SIZES, rotate_blocks
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
@@ -25,8 +25,10 @@ F32 = NDArray[np.float32]
 Array = NDArray[Any]
 
 BLOCK: Final = 2048  # codes: 8 KiB of float32; a multiple of 8, so that a block is a whole number of bytes at any width
+TILE: Final = 8192  # codes at a time where ranges stay in registers from row to row
 SLACK: Final = 8  # a group of 8 codes is stored and loaded as one 64-bit word, whatever its width
 
+_LINE: Final = 64  # bytes, of a cache
 _LANES: Final = 16  # of sums, on every instruction set
 _ROUND: Final = np.float32(
     1 << 23
@@ -91,10 +93,19 @@ def decode(data: U8, lo: F32, scale: F32, levels: F32, rotation: int, bits: int,
     words, stream = np.empty(BLOCK // 8, np.uint64), np.empty(BLOCK + SLACK, np.uint8)
     codes = words.view(np.uint8)
     whole = _whole(out.size, bits)
-    for start in range(0, out.size, BLOCK):
+    each, unit, tile = _rows(lo.size)
+    done = whole // unit * unit
+    for start in range(0, done, tile):
+        n = min(tile, done - start)
+        decode_groups(
+            data, start * bits // 8, lows, scales, 0, levels, kind, out, start, each // GROUP, n // each, each
+        )
+        if rotation:
+            _turn(out, start, out, start, n, rotation, np.float32(1) / np.float32(rotation))
+    for start in range(done, out.size, BLOCK):
         n, phase, at = min(BLOCK, out.size - start), start % lo.size, start * bits // 8
         grouped = min(max(whole - start, 0), n)
-        decode_groups(data, at, lows, scales, phase, levels, kind, out, start, grouped // GROUP)
+        decode_groups(data, at, lows, scales, phase, levels, kind, out, start, grouped // GROUP, 1, 0)
         if grouped < n:
             _unpack_block(data[at + grouped * bits // 8 :], n - grouped, bits, stream, words)
             _dequantize(
@@ -177,14 +188,26 @@ def unpack(data: U8, bits: int, out: U8) -> None:
 
 @inline
 def _repeat(values: Array, count: int) -> Array:
-    """``values`` over and over, so long that a block of a tensor of ``count`` may begin at any of them."""
-    out = np.empty(min(BLOCK, count) + values.size, values.dtype)
+    """``values`` over and over, so long that a block of a tensor of ``count`` may begin at any of them; at a cache line's start."""
+    size = min(BLOCK, count) + values.size
+    room = np.empty(size + _LINE // values.itemsize, values.dtype)
+    out = room[-room.ctypes.data % _LINE // values.itemsize :][:size]
     filled = values.size
     _copy(values, out, filled)
     while filled < out.size:  # twice as many each time
         _copy(out, out[filled:], min(filled, out.size - filled))
         filled *= 2
     return out
+
+
+@inline
+def _rows(channels: int) -> tuple[int, int, int]:
+    """How a tensor with ranges for so many channels goes by rows, each with the same ranges: values of a row, those that it takes at once, and those
+    of `TILE`. Where channels are no whole groups nothing does: the second is beyond any length."""
+    if channels > 1 and channels % GROUP:
+        return GROUP, 1 << 62, 1
+    unit = channels if channels > 1 else SIZES[-1]
+    return (channels if channels > 1 else GROUP), unit, max(1, TILE // unit) * unit
 
 
 @inline

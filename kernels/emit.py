@@ -111,6 +111,18 @@ def shuffle(b: ir.IRBuilder, x: ir.Value, y: ir.Value, mask: Iterable[int]) -> i
     return b.shuffle_vector(x, y, ir.Constant(vector(I32, len(indices)), indices))
 
 
+def permute(b: ir.IRBuilder, entries: ir.Value, places: ir.Value) -> ir.Value:
+    """The entry at each of ``places`` (int32 lanes, of which only the lowest bits count); x86 from AVX2 on."""
+    name = {8: "llvm.x86.avx2.permps", 16: "llvm.x86.avx512.permvar.sf.512"}[entries.type.count]
+    return b.call(_declare(b, name, entries.type, [entries.type, places.type]), [entries, places])
+
+
+def look_up(b: ir.IRBuilder, table: list[ir.Value], places: ir.Value) -> ir.Value:
+    """The byte at each of ``places`` <16 x i8> of 1 to 4 vectors of 16; ARM."""
+    name = f"llvm.aarch64.neon.tbl{len(table)}.v16i8"
+    return b.call(_declare(b, name, places.type, [places.type] * (len(table) + 1)), [*table, places])
+
+
 def load(b: ir.IRBuilder, kind: ir.Type, base: ir.Value, offset: ir.Value | int = 0) -> ir.Value:
     """An unaligned load of ``kind`` at ``base`` + ``offset`` bytes."""
     return b.load(b.bitcast(at(b, base, offset), kind.as_pointer()), align=1)

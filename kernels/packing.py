@@ -5,18 +5,22 @@ Twins: the plain loops of `kernels.codec`, and `reference.pack_bits`; `kernels.c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels import emit
+from kernels import emit, isa
 from kernels.emit import FLOAT, I8, I16, I32, I64, PTR, TARGET
 
 GROUP: Final = 4 * TARGET.lanes  # codes of one step; divides a block of `kernels.codec`
 #: Bytes of x that are asked for ahead: a tensor that left the cache is read half as fast again as by the processor's own prefetching.
 AHEAD: Final = 4096
+
+#: Whether lanes can be shifted by amounts of their own, and bytes brought to any lane: SSE2 can do neither.
+SHIFTS: Final = isa.ARM or TARGET.bits > 128
 
 #: Widths at which a codebook may stand for equal steps, and what is added to the width to choose it.
 CODEBOOKS: Final = (2, 3)
@@ -73,18 +77,6 @@ def _rank(b: ir.IRBuilder, value: ir.Value, limits: list[ir.Value]) -> ir.Value:
     return b.fadd(b.select(above, gained, none), _rank(b, value, following))
 
 
-def _entry(b: ir.IRBuilder, places: ir.Value, entries: list[ir.Value]) -> ir.Value:
-    """The entry at each of ``places``, by halving their number, a power of two."""
-    kind, bit = places.type, 1
-    while len(entries) > 1:
-        odd = b.icmp_signed(
-            "!=", b.and_(places, ir.Constant(kind, [bit] * kind.count)), ir.Constant(kind, [0] * kind.count)
-        )
-        entries = [b.select(odd, entries[k + 1], entries[k]) for k in range(0, len(entries), 2)]
-        bit *= 2
-    return entries[0]
-
-
 def _store_bits(b: ir.IRBuilder, codes: ir.Value, bits: int, out: ir.Value) -> None:
     """`GROUP` codes, each < 2^bits, as `GROUP` * bits / 8 bytes; at 3, 5, 6 and 7 bits the last word is 8 bytes long all the same."""
     if bits == 8:
@@ -111,28 +103,99 @@ def _mask(kind: ir.VectorType, width: int) -> ir.Value:
     return ir.Constant(kind, [sum(half << at for at in range(0, 64, 2 * width))] * kind.count)
 
 
-_DECODE_ARGS = [PTR, PTR, PTR, PTR, PTR, I64]
+_DECODE_ARGS = [PTR, PTR, PTR, PTR, PTR, I64, I64, I64]
 
 
 def _decode_body(bits: int, codebook: bool = False) -> emit.Body:
-    """IR: data, lows, scales, the codebook's levels, out, groups."""
+    """IR: data, lows, scales, the codebook's levels, out, groups, rows, values from row to row."""
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
-        data, lows, scales, levels, out, groups = args
-        lanes = TARGET.lanes
-        floats, ints = emit.vector(FLOAT, lanes), emit.vector(I32, lanes)
-        entries = _entries(b, levels, 1 << bits) if codebook else []
+        data, lows, scales, levels, out, groups, rows, step = args
+        real = _reader(b, bits, levels if codebook else None)
         with emit.loop(b, groups) as (index, _, _):
-            codes = _load_bits(b, bits, emit.at(b, data, b.mul(index, I64(GROUP * bits // 8))))
-            for v in range(4):
-                place = b.add(b.mul(index, I64(GROUP * 4)), I64(v * lanes * 4))
-                own = emit.shuffle(b, codes, codes, range(v * lanes, (v + 1) * lanes))
-                places = b.zext(own, ints)
-                real = _entry(b, places, entries) if codebook else b.sitofp(places, floats)
-                lo, scale = (emit.load(b, floats, base, place) for base in (lows, scales))
-                emit.store(b, b.fadd(lo, b.fmul(scale, real)), out, place)
+            first = b.mul(index, I64(GROUP))
+            los, factors = _vectors(b, lows, first), _vectors(b, scales, first)
+            with emit.loop(b, rows) as (row, _, _):
+                start = b.add(first, b.mul(row, step))
+                codes = emit.at(
+                    b, data, b.mul(b.lshr(start, I64(3)), I64(bits))
+                )  # whole bytes, for GROUP and step are multiples of 8
+                place = b.mul(start, I64(4))
+                for v, cell in enumerate(_cells(b, bits, codes)):
+                    value = b.fadd(los[v], b.fmul(factors[v], real(cell)))
+                    emit.store(b, value, out, b.add(place, I64(4 * v * TARGET.lanes)))
 
     return body
+
+
+def _vectors(b: ir.IRBuilder, array: ir.Value, first: ir.Value) -> list[ir.Value]:
+    """The `GROUP` float32 from array[first] on."""
+    kind, place = emit.vector(FLOAT, TARGET.lanes), b.mul(first, I64(4))
+    return [emit.load(b, kind, array, b.add(place, I64(4 * v * TARGET.lanes))) for v in range(4)]
+
+
+def _cells(b: ir.IRBuilder, bits: int, data: ir.Value) -> list[ir.Value]:
+    """`GROUP` codes as 4 vectors of int32, each code in the lowest bits of its lane; above it may be anything."""
+    lanes = TARGET.lanes
+    ints = emit.vector(I32, lanes)
+    if not SHIFTS or bits == 8:
+        codes = _load_bits(b, bits, data)
+        return [b.zext(emit.shuffle(b, codes, codes, range(v * lanes, (v + 1) * lanes)), ints) for v in range(4)]
+    together = 16 if bits == 2 else max(lanes, 8)  # codes that come by one load
+    length = together * bits // 8
+    word = 1 << (length - 1).bit_length()  # at 3, 5, 6 and 7 bits it reaches into what follows
+    loaded, cells = {}, []
+    for v in range(4):
+        first, inner = divmod(v * lanes, together)
+        if first not in loaded:
+            loaded[first] = emit.load(b, I32 if word == 4 else emit.vector(I8, word), data, first * length)
+        places = [(inner + lane) * bits for lane in range(lanes)]
+        if word == 4:
+            cell, shifts = emit.splat(b, loaded[first], lanes), places
+        else:
+            near = [min(place // 8 + k, word - 1) for place in places for k in range(4)]
+            cell = b.bitcast(emit.shuffle(b, loaded[first], loaded[first], near), ints)
+            shifts = [place % 8 for place in places]
+        cells.append(b.lshr(cell, ir.Constant(ints, shifts)))
+    return cells
+
+
+def _reader(b: ir.IRBuilder, bits: int, levels: ir.Value | None) -> Callable[[ir.Value], ir.Value]:
+    """A function from cells to their codes as float32, or to the ``levels`` of these. What it needs is loaded here, before the loop."""
+    lanes, count = TARGET.lanes, 1 << bits
+    floats, ints = emit.vector(FLOAT, lanes), emit.vector(I32, lanes)
+    mask = ir.Constant(ints, [count - 1] * lanes)
+    if SHIFTS and isa.X86 and count <= lanes:  # a permutation takes the lowest bits of a lane and no others
+        again = [lane % count for lane in range(lanes)]
+        entries = ir.Constant(floats, [float(k) for k in again])
+        if levels is not None:
+            few = emit.load(b, emit.vector(FLOAT, count), levels)
+            entries = emit.shuffle(b, few, few, again)
+        return lambda cell: emit.permute(b, entries, cell)
+    if levels is None:
+        return lambda cell: b.sitofp(b.and_(cell, mask), floats)
+    if SHIFTS and isa.ARM:
+        table = [emit.load(b, emit.vector(I8, 16), levels, at) for at in range(0, 4 * count, 16)]
+        four, own = (
+            ir.Constant(ints, [word] * lanes) for word in (0x04040404, 0x03020100)
+        )  # places of the 4 bytes of each
+        return lambda cell: b.bitcast(
+            emit.look_up(b, table, b.bitcast(b.add(b.mul(b.and_(cell, mask), four), own), emit.vector(I8, 16))), floats
+        )
+    entries = _entries(b, levels, count)
+    return lambda cell: _entry(b, b.and_(cell, mask), entries)
+
+
+def _entry(b: ir.IRBuilder, places: ir.Value, entries: list[ir.Value]) -> ir.Value:
+    """The entry at each of ``places``, by halving their number, a power of two."""
+    kind, bit = places.type, 1
+    while len(entries) > 1:
+        odd = b.icmp_signed(
+            "!=", b.and_(places, ir.Constant(kind, [bit] * kind.count)), ir.Constant(kind, [0] * kind.count)
+        )
+        entries = [b.select(odd, entries[k + 1], entries[k]) for k in range(0, len(entries), 2)]
+        bit *= 2
+    return entries[0]
 
 
 def _load_bits(b: ir.IRBuilder, bits: int, data: ir.Value) -> ir.Value:
@@ -182,10 +245,10 @@ def encode_groups(typingctx, x, x_at, lows, invs, phase, top, thresholds, bits, 
 
 
 @intrinsic
-def decode_groups(typingctx, data, data_at, lows, scales, phase, levels, bits, out, out_at, groups):
+def decode_groups(typingctx, data, data_at, lows, scales, phase, levels, bits, out, out_at, groups, rows, step):
     """The inverse of `encode_groups`, but for what rounding took."""
     places = types.int64
-    signature = types.void(data, places, lows, scales, places, levels, places, out, places, places)
+    signature = types.void(data, places, lows, scales, places, levels, places, out, places, places, places, places)
 
     def codegen(context, b, sig, a):
         def pointer(array: int, offset: int | None) -> ir.Value:
@@ -195,7 +258,7 @@ def decode_groups(typingctx, data, data_at, lows, scales, phase, levels, bits, o
         for n in CODEBOOKS:
             bodies[CODEBOOK + n] = (f"splitedge_decode_book_{n}", _DECODE_ARGS, _decode_body(n, codebook=True))
         ranges = [pointer(2, 4), pointer(3, 4), pointer(5, None)]
-        emit.choose(b, a[6], bodies, [pointer(0, 1), *ranges, pointer(7, 8), a[9]])
+        emit.choose(b, a[6], bodies, [pointer(0, 1), *ranges, pointer(7, 8), *a[9:12]])
         return context.get_dummy_value()
 
     return signature, codegen

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors, limits
 from edge_agent.codec import clip, jpeg
-from edge_agent.codec.ready import FLOATS, Coder, Ready, prepare
+from edge_agent.codec.ready import FLOATS, Coder, Layout, Ready, prepare
 from edge_agent.protocol.messages import Codec
 from kernels import codec as kernels
 from kernels import projection, rans, reference
@@ -28,6 +29,7 @@ Buffer = bytes | bytearray | memoryview
 #: Offset 0 and size 1: the codec's own range.
 _OWN = np.array([[0, 1]], np.float32)
 _SLACK = 1.001  # of rANS over the entropy by its frequencies, at most
+_SHAPES: Final = 16  # whose layouts are kept with a codec: working one out takes longer than decoding a small tensor
 
 
 def encode(x: F32, codec: Codec) -> bytes:
@@ -64,20 +66,18 @@ def as_packed(out: U8, shape: tuple[int, ...], codec: Codec) -> bytes:
 
 def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
     """The tensor of ``shape`` (channels last) in payload ``data``. Raises if the bytes, the shape and the codec do not agree, before it allocates."""
-    ready = prepare(codec)
-    shape = tuple(shape)
-    size, channels = _checked(shape, ready)
-    if codec.jpeg and size:
+    ready, shape = prepare(codec), tuple(shape)
+    layout = _layout(shape, ready)
+    if codec.jpeg and layout.size:
         data = jpeg.decode(data, shape).reshape(-1).data
     else:
-        _check_length(memoryview(data).nbytes, codec, shape)
-    if not size:
+        _check_length(memoryview(data).nbytes, shape, ready)
+    if not layout.size:
         return np.empty(shape, np.float32)
     bytes_ = np.frombuffer(data, np.uint8)
     if ready.bits in FLOATS:
         return _from_floats(bytes_, FLOATS[ready.bits], shape)
-    front = side_bytes(codec, shape)
-    side, body = _side_of(bytes_[:front], ready), _readonly(bytes_[front:])
+    side, body = _side_of(bytes_[: layout.front], ready), _readonly(bytes_[layout.front :])
     if not (ready.turn or ready.coder or codec.dynamic == "token"):
         out = np.empty(shape, np.float32)
         lo, scale = (
@@ -85,13 +85,12 @@ def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
         )
         kernels.decode(body, lo, scale, ready.levels, codec.rotation, ready.bits, out.reshape(-1))
         return out
-    rows, inner = size // channels, coded_channels(ready, channels)
-    codes = np.empty(rows * inner, np.uint8)
+    codes = np.empty(layout.codes, np.uint8)
     if ready.coder:
-        _entropy_decoded(body, ready.coder, inner, codes)
+        _entropy_decoded(body, ready.coder, layout.inner, codes)
     else:
         kernels.unpack(body.copy(), ready.bits, codes)
-    return _restored(codes, ready, side, (rows, inner)).reshape(shape)
+    return _restored(codes, ready, side, (layout.rows, layout.inner)).reshape(shape)
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -101,9 +100,7 @@ def packed_bytes(count: int, bits: int) -> int:
 
 def side_bytes(codec: Codec, shape: Sequence[int]) -> int:
     """Bytes of side information in the payload of a tensor of ``shape``: its own ranges, at the front."""
-    size, channels = _checked(tuple(shape), prepare(codec))
-    spans = 0 if not codec.dynamic or not size else 1 if codec.dynamic == "tensor" else size // channels
-    return spans * (4 if codec.span == "range" else 2)
+    return _layout(tuple(shape), prepare(codec)).front
 
 
 def expected_bytes(codec: Codec, shape: Sequence[int]) -> int:
@@ -111,39 +108,23 @@ def expected_bytes(codec: Codec, shape: Sequence[int]) -> int:
 
     Of a JPEG nobody knows before it is made; the answer is a bit a value, as of a photograph of fair quality.
     """
+    ready = prepare(codec)
+    layout = _layout(tuple(shape), ready)
     if codec.jpeg:
-        return packed_bytes(_checked(tuple(shape), prepare(codec))[0], 1)
-    return _bytes(codec, shape, worst=False)
+        return packed_bytes(layout.size, 1)
+    if ready.coder is None or not layout.size:
+        return layout.most
+    return layout.least + 2 * math.ceil(_coded_bits(layout, ready.coder, ready.coder.bits) / 16)
 
 
 def max_bytes(codec: Codec, shape: Sequence[int]) -> int:
     """Bytes that no payload of a tensor of ``shape`` exceeds. A JPEG of noise at the best quality takes less than twice its pixels, and its headers."""
-    if codec.jpeg:
-        return 2 * _checked(tuple(shape), prepare(codec))[0] + 4096
-    return _bytes(codec, shape, worst=True)
-
-
-def _bytes(codec: Codec, shape: Sequence[int], *, worst: bool) -> int:
-    ready = prepare(codec)
-    size, channels = _checked(tuple(shape), ready)
-    rows, inner = size // channels, coded_channels(ready, channels)
-    front, coder = side_bytes(codec, shape), ready.coder
-    if coder is None or not size:
-        return front + packed_bytes(rows * inner, ready.bits)
-    each = (coder.worst if worst else coder.bits)[coder.index]
-    bits = rows * float(each.sum()) * (inner if len(each) == 1 else 1)
-    words = math.ceil(bits * _SLACK / 16) + lanes(rows * inner) if worst else math.ceil(bits / 16)
-    return front + 4 * lanes(rows * inner) + 2 * words
+    return _layout(tuple(shape), prepare(codec)).most
 
 
 def lanes(count: int) -> int:
     """States of rANS for so many codes."""
     return rans.LANES if count >= rans.FEW else 1
-
-
-def coded_channels(ready: Ready, channels: int) -> int:
-    """Codes for each row of ``channels`` values."""
-    return ready.lo.size if ready.turn else channels
 
 
 def flattened(x: NDArray[Any], dtype: type[np.generic], ready: Ready) -> NDArray[Any]:
@@ -164,15 +145,41 @@ def refuse_values(x: NDArray[Any]) -> None:
 # --- the tensor -----------------------------------------------------------------------------------------------------
 
 
-def _checked(shape: tuple[int, ...], ready: Ready) -> tuple[int, int]:
-    """Values and channels of a tensor of ``shape``."""
-    count = math.prod(shape)
-    if min(shape, default=0) < 0 or count > limits.MAX_ELEMENTS:
+def _layout(shape: tuple[int, ...], ready: Ready) -> Layout:
+    """What a payload of a tensor of ``shape`` consists of: from memory unless the shape is new to the codec. Raises unless the two fit."""
+    layout = ready.layouts.get(shape)
+    if layout is None:
+        layout = _laid_out(shape, ready)
+        if len(ready.layouts) >= _SHAPES:
+            ready.layouts.clear()
+        ready.layouts[shape] = layout
+    return layout
+
+
+def _laid_out(shape: tuple[int, ...], ready: Ready) -> Layout:
+    size, codec = math.prod(shape), ready.codec
+    if min(shape, default=0) < 0 or size > limits.MAX_ELEMENTS:
         raise errors.CodecError(
             f"a tensor of shape {list(shape)} is not one of at most {limits.MAX_ELEMENTS} values; ask for a new plan"
         )
-    _check_channels(shape, count, ready)
-    return count, max(shape[-1], 1) if shape else 1
+    _check_channels(shape, size, ready)
+    channels = max(shape[-1], 1) if shape else 1
+    rows, inner = size // channels, ready.lo.size if ready.turn else channels
+    spans = 0 if not codec.dynamic or not size else 1 if codec.dynamic == "tensor" else rows
+    front = spans * (4 if codec.span == "range" else 2)
+    packed = front + packed_bytes(rows * inner, ready.bits)
+    layout = Layout(size, rows, inner, front, packed, 2 * size + 4096 if codec.jpeg and size else packed)
+    if ready.coder is None or not size:
+        return layout
+    least = front + 4 * lanes(layout.codes)
+    words = math.ceil(_coded_bits(layout, ready.coder, ready.coder.worst) * _SLACK / 16) + lanes(layout.codes)
+    return replace(layout, least=least, most=least + 2 * words)
+
+
+def _coded_bits(layout: Layout, coder: Coder, each: NDArray[np.float64]) -> float:
+    """Of all codes where one by table t takes each[t]."""
+    bits = each[coder.index]
+    return layout.rows * float(bits.sum()) * (layout.inner if len(bits) == 1 else 1)
 
 
 def _check_channels(shape: tuple[int, ...], count: int, ready: Ready) -> None:
@@ -188,18 +195,14 @@ def _check_channels(shape: tuple[int, ...], count: int, ready: Ready) -> None:
         )
 
 
-def _check_length(length: int, codec: Codec, shape: tuple[int, ...]) -> None:
-    most, ready = max_bytes(codec, shape), prepare(codec)
-    size, channels = _checked(shape, ready)
-    if not codec.tables or not size:
-        sound, wanted = length == most, f"{most}"
-    else:
-        least = side_bytes(codec, shape) + 4 * lanes(size // channels * coded_channels(ready, channels))
-        sound, wanted = least <= length <= most and (length - least) % 2 == 0, f"{least} to {most}"
-    if not sound:
-        raise errors.CodecError(
-            f"a payload of {length} bytes is not the {wanted} of shape {list(shape)} at {codec.bits} bits; both sides must use the plan's codec"
-        )
+def _check_length(length: int, shape: tuple[int, ...], ready: Ready) -> None:
+    layout = _layout(shape, ready)
+    if layout.least <= length <= layout.most and not (ready.coder and (length - layout.least) % 2):
+        return
+    wanted = f"{layout.most}" if layout.least == layout.most else f"{layout.least} to {layout.most}"
+    raise errors.CodecError(
+        f"a payload of {length} bytes is not the {wanted} of shape {list(shape)} at {ready.bits} bits; both sides must use the plan's codec"
+    )
 
 
 def _turned(rows: F32, ready: Ready) -> F32:

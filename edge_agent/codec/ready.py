@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -57,6 +58,25 @@ class Turn:
     weights: F32
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The payload of a tensor of ``size`` values: ``front`` bytes of side information, then the codes of ``rows`` of ``inner`` each.
+
+    ``least`` and ``most`` bytes in all, the same but for an entropy stage and JPEG.
+    """
+
+    size: int
+    rows: int
+    inner: int
+    front: int
+    least: int
+    most: int
+
+    @property
+    def codes(self) -> int:
+        return self.rows * self.inner
+
+
 @dataclass(slots=True)
 class Ready:
     """A codec that was checked, as arrays [C]. Holds its fields, so that their ids stay their own while it is kept."""
@@ -72,6 +92,7 @@ class Ready:
     turn: Turn | None
     coder: Coder | None
     table: tuple[tuple[float, int], U8] | None = None  # for the tensor scale and zero point that were asked for last
+    layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)  # by shape
 
     @property
     def plain(self) -> bool:
@@ -94,7 +115,7 @@ _KEPT: Final = 32  # prepared codecs: more than the ladder of any plan
 def prepare(codec: Codec) -> Ready:
     """The codec checked and as arrays: from memory unless it is new or a field was replaced (a plan's codec serves every frame)."""
     ready, fields = _kept.get(id(codec)), _fields(codec)
-    if ready is None or any(a is not b for a, b in zip(ready.fields, fields, strict=True)):
+    if ready is None or not all(map(operator.is_, ready.fields, fields)):
         ready = _check(codec, fields)
         if len(_kept) >= _KEPT:
             _kept.clear()

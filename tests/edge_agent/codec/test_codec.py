@@ -169,6 +169,25 @@ def test_a_payload_of_another_length_is_refused(data):
         codec.decode(data, Codec("minmax", 4, [0.0], [1.0]), (3, 3))
 
 
+def test_lengths_are_checked_for_every_shape_however_many_a_codec_has_had():
+    made = Codec("minmax", 4, [0.0], [1.0])
+    for _ in range(2):
+        for n in range(1, 40):
+            assert codec.decode(bytes((n + 1) // 2), made, (n,)).shape == (n,)
+            with pytest.raises(errors.CodecError, match=f"is not the {(n + 1) // 2} of shape"):
+                codec.decode(bytes((n + 1) // 2 + 1), made, (n,))
+    made.bits = 8
+    assert codec.decode(bytes(3), made, (3,)).shape == (3,)
+
+
+@pytest.mark.parametrize("made", [Codec("minmax", 4, [0.0], [1.0]), Codec("jpeg", 8, [0.0], [1.0], jpeg=80)])
+def test_an_empty_payload_is_read_with_and_without_a_picture(made):
+    assert codec.encode(np.zeros((0, 4, 3), np.float32), made) == b""
+    assert codec.decode(b"", made, (0, 4, 3)).shape == (0, 4, 3)
+    with pytest.raises(errors.CodecError, match="is not the 0 of shape"):
+        codec.decode(b"1", made, (0, 4, 3))
+
+
 @pytest.mark.parametrize("shape", [(1 << 40,), (1 << 20, 1 << 20), (-1, -4), (-4,), (limits.MAX_ELEMENTS + 1,)])
 def test_a_shape_out_of_bounds_is_refused_before_anything_is_allocated(shape):
     with pytest.raises(errors.CodecError, match="ask for a new plan"):
