@@ -11,7 +11,7 @@ Rows: exact (least bytes within a noise budget, over every layer's grids and the
 budget, float weights pruned by magnitude to the same goal (non-zeros as float32 and the cheaper of a bitmap or byte gaps), and nothing quantized.
 The budget is the greatest whose head keeps the goal, and the interval to be expected of it, on calibration samples that rounding has not seen. Where
 the evaluation samples are too few to go to the goal's edge, that is a row of its own, and the others have the least budget that keeps the payload's
-goal, if it keeps the other one too at even odds: what cannot be measured well is best kept small. Photographs are
+goal: what cannot be measured well is best kept small. Photographs are
 cross-fitted: each half calibrates for the other, a row's bytes are those of the half that takes most, its drop is of both. Drops are points of top-1 on
 the evaluation samples, with their paired 95 % interval; integer heads, real frames, float tails.
 
@@ -81,9 +81,7 @@ MANY: Final = 10_000
 #: The known board and the link for which the planner is asked.
 BOARD: Final = "pi4"
 LINK: Final = LinkEstimate(rtt_ms=20.0, uplink_mbps=10.0, downlink_mbps=20.0)
-#: At which odds a plan is to keep its goal: 9 of 10, or even, as standard deviations.
-SAFE: Final = 1.2815515655446004
-EVEN_ODDS: Final = 0.0
+Z90: Final = 1.2815515655446004
 TEMPERATURES: Final = tuple(float(t) for t in np.geomspace(0.5, 4.0, 31))
 
 
@@ -385,8 +383,8 @@ class Forecast:
         loss = [-np.log(np.maximum(p[np.arange(len(p)), classes], 1e-12)).mean() for p in scaled]
         self._probability = scaled[int(np.argmin(loss))]
 
-    def upper(self, found: F32, evaluated: int, z: float = SAFE) -> float:
-        """What the upper end of the interval on ``evaluated`` other samples will be at most, at the odds of ``z``, in points; of few the drop alone."""
+    def upper(self, found: F32, evaluated: int) -> float:
+        """What the upper end of the interval on ``evaluated`` other samples will be at most, at 9 of 10, in points; of few the drop alone."""
         rows, answers = np.arange(len(found)), accuracy.top1(found)
         lost = self._probability[rows, self._chosen] - self._probability[rows, answers]
         drop = float(lost.mean())
@@ -396,7 +394,7 @@ class Forecast:
         changed = float(np.where(answers == self._chosen, 0.0, right).mean()) + 1.0 / len(found)
         here = float(lost.var()) / len(found)
         return 100.0 * (
-            drop + accuracy.Z95 * math.sqrt(changed / evaluated) + z * math.sqrt(changed / evaluated + here)
+            drop + accuracy.Z95 * math.sqrt(changed / evaluated) + Z90 * math.sqrt(changed / evaluated + here)
         )
 
 
@@ -416,9 +414,9 @@ class Judge:
         self.forecast = Forecast(floats(self.case.model, self.unseen), self.unseen.classes)
         self.outputs = floats(self.case.model, self.case.evaluation)
 
-    def keeps(self, found: F32, z: float = SAFE) -> bool:
-        """Whether answers to the unseen calibration samples foretell, at the odds of ``z``, that the goal is met."""
-        return self.forecast.upper(found, len(self.case.evaluation), z) <= self.case.goal
+    def keeps(self, found: F32) -> bool:
+        """Whether answers to the unseen calibration samples foretell that the goal is met."""
+        return self.forecast.upper(found, len(self.case.evaluation)) <= self.case.goal
 
     def search(self, cut: str) -> float:
         """The greatest noise budget whose exact plan keeps the goal."""
@@ -521,10 +519,7 @@ def at_cut(judge: Judge, cut: str) -> dict[str, Found]:
     budget = judge.search(cut)
     plans = {"exact": exact(tables, cut, budget)}
     if len(samples) < MANY and plans["exact"] is not None:
-        least = judge.spend(cut, plans["exact"])
-        spent = exact(tables, cut, least)
-        if least <= budget or (spent and judge.keeps(judge.answers(cut, spent, judge.unseen), EVEN_ODDS)):
-            budget = least
+        budget = judge.spend(cut, plans["exact"])
         plans = {"exact": exact(tables, cut, budget), FEWEST: plans["exact"]}
     plans |= {
         "closed form": by_widths(tables, cut, budget, allocation.closed_form),
