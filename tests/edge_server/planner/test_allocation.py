@@ -211,6 +211,7 @@ def test_the_front_is_what_no_other_codec_beats_most_accurate_first() -> None:
     assert front(codecs, []) == []
 
 
+@settings(deadline=None)
 @given(
     codecs=st.lists(
         st.builds(lambda s, n: CutCodec("mse", 8, s, n), st.integers(900, 2000), st.floats(0, 1)),
