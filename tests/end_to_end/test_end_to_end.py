@@ -178,12 +178,15 @@ async def test_a_folder_is_classified_and_the_plan_explained(world: World, servi
         status, _, err = await run(environment, "plan", "--plot", tmp_path / "trade.pdf")
         assert status != 0
         assert "ends in .png or .svg" in " ".join(err.split())
-        (segment,) = (tmp_path / "cache").glob("*.segment")
-        segment.write_bytes(segment.read_bytes()[:100])  # truncated in the cache: fetched again
+        segments = list((tmp_path / "cache").glob("*.segment"))
+        assert segments
+        for segment in segments:  # truncated in the cache: fetched again
+            segment.write_bytes(segment.read_bytes()[:100])
         status, lines, _ = await run(environment, "infer", "--json", world.images[0])
         assert status == 0
         assert json.loads(lines)["mode"] == "split"
-        assert segment.stat().st_size > 100
+        # the same head or, where the machine's speed has changed the plan, another
+        assert any(segment.stat().st_size > 100 for segment in (tmp_path / "cache").glob("*.segment"))
 
 
 async def test_tls_is_spoken_and_a_certificate_that_nobody_vouched_for_is_refused(
