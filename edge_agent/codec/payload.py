@@ -28,7 +28,9 @@ Buffer = bytes | bytearray | memoryview
 
 #: Offset 0 and size 1: the codec's own range.
 _OWN = np.array([[0, 1]], np.float32)
+_NONE = np.empty((0, 2), np.float32)
 _SLACK = 1.001  # of rANS over the entropy by its frequencies, at most
+_FAR: Final = 1e38  # what rounding cannot bring to infinity
 _SHAPES: Final = 16  # whose layouts are kept with a codec: working one out takes longer than decoding a small tensor
 
 
@@ -78,12 +80,9 @@ def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
     if ready.bits in FLOATS:
         return _from_floats(bytes_, FLOATS[ready.bits], shape)
     side, body = _side_of(bytes_[: layout.front], ready), _readonly(bytes_[layout.front :])
-    if not (ready.turn or ready.coder or codec.dynamic == "token"):
-        out = np.empty(shape, np.float32)
-        lo, scale = (
-            reference.codec_stretched(ready.lo, ready.scale, side[0]) if codec.dynamic else (ready.lo, ready.scale)
-        )
-        kernels.decode(body, lo, scale, ready.levels, codec.rotation, ready.bits, out.reshape(-1))
+    if not (ready.turn or ready.coder or (len(side) > 1 and layout.inner * ready.bits % 8)):
+        out, spans = np.empty(shape, np.float32), side if codec.dynamic else _NONE
+        kernels.decode(body, ready.lo, ready.scale, ready.levels, spans, codec.rotation, ready.bits, out.reshape(-1))
         return out
     codes = np.empty(layout.codes, np.uint8)
     if ready.coder:
@@ -261,6 +260,9 @@ def _side_of(data: U8, ready: Ready) -> F32:
     numbers = words.view(np.float32).reshape(-1, 2 if ready.codec.span == "range" else 1)
     side = np.zeros((len(numbers), 2), np.float32)
     side[:, 2 - numbers.shape[1] :] = numbers
+    offset, size = float(np.abs(side[:, 0]).max()), float(side[:, 1].max())
+    if side[:, 1].min() >= 0 and offset + size * ready.reach <= _FAR:
+        return side
     with np.errstate(over="ignore", invalid="ignore"):
         lo, scale = reference.codec_stretched(ready.lo, ready.scale, side)
         ends = lo + scale * ready.highest, lo + scale * (ready.levels[0] if ready.levels.size else np.float32(0))
