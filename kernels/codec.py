@@ -2,7 +2,8 @@
 
 `GROUP` codes at a time stay in registers from float32 to packed bits, in LLVM IR (`kernels.packing`); what is left at the end takes
 plain loops. ``lo``, ``inv``, ``scale`` and ``tables`` have C entries, C = 1 for a range per tensor, else the length of the last axis; they are repeated
-to a block's length once a call, so that a channel count of 3 runs as fast as one of 1,024.
+to a block's length once a call, so that a channel count of 3 runs as fast as one of 1,024. Where channels are whole groups, decoding takes rows of them
+one below the other.
 
 ``bits`` is 2..8 and never checked here; the output's length is the caller's promise.
 """
