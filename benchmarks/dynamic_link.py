@@ -5,7 +5,9 @@
 A real agent and a real server, each in a network namespace, and between them a link that follows a trace (`benchmarks/traces.py`): QuantPipe's
 schedule and five more, scaled to the frames so that they bind. The agent is offered frames at a fixed rate and drops what is older than it may
 be. The network is a CNN for Fashion-MNIST, or EfficientNet-Lite0 where photographs are given, cut where its tensor is large; calibration has not seen
-the frames. Compared are our controller, QuantPipe's rule and PipeEdge's controller, all three with the same estimate of the link, and fixed widths.
+the frames. Compared are our controller, QuantPipe's rule and PipeEdge's controller, all three with the same estimate of the link, and fixed widths:
+what QuantPipe would send, packed codes of just so many bits with a clipped range. Where the ladder has no such codec, the frames of the one nearest
+below it go over a link that is slower, or faster, by the ratio of the sizes.
 
 A window is held if 95 % of the frames offered in it are answered in time. The oracle knows the trace: of each window it says the most accurate
 codec that the link carries, and windows in which it carries none are not counted. Accuracy is that of the answered frames, in points against
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -43,9 +46,12 @@ from benchmarks.report import parser, report
 from benchmarks.traces import TRACES, Trace, oracle
 from calibration import accuracy
 from edge_agent import errors
+from edge_agent.codec import packed_bytes
 from edge_agent.head.executor import load
+from edge_agent.link.adapt import Adaptation, Goal, packed
 from edge_agent.link.estimate import wire_bytes
-from edge_agent.protocol.messages import Plan
+from edge_agent.protocol.frames import HEADER_BYTES
+from edge_agent.protocol.messages import LinkEstimate, Plan
 from edge_server.catalog import Catalog
 from edge_server.store import Store
 
@@ -54,6 +60,7 @@ Bools = NDArray[np.bool_]
 ROOT: Final = Path(__file__).resolve().parent.parent
 BOARD, SERVER = 0, 1  # nodes of the network
 RTT_MS, BACK_MBPS, PLANNED_MBPS = 20.0, 50.0, 200.0
+PLANNED: Final = LinkEstimate(RTT_MS, PLANNED_MBPS, BACK_MBPS)
 WINDOW_S: Final = 1.0
 HELD: Final = 0.95
 AGE_MS: Final = 500.0  # a frame that is not answered by then is too late
@@ -65,20 +72,17 @@ FLOAT_BITS: Final = 32
 
 @dataclass(frozen=True)
 class Rival:
-    """A controller and the bits that it begins with. ``float32``: where the ladder has no such codec, the widest one's frames over a link that is
-    slower by the ratio of their sizes stand in for it.
-    """
+    """A controller and the bits that it begins with, 0: the plan's."""
 
     controller: str
     bits: int = 0
-    float32: bool = False
 
 
 RIVALS: Final[dict[str, Rival]] = {
     "adaptive": Rival("adaptive"),
     "quantpipe": Rival("quantpipe"),
     "pipeedge": Rival("pipeedge"),
-    "fixed32": Rival("fixed", 32, float32=True),
+    "fixed32": Rival("fixed", FLOAT_BITS),
     "fixed8": Rival("fixed", 8),
     "fixed2": Rival("fixed", 2),
 }
@@ -171,10 +175,11 @@ def notes(bench: Bench) -> list[str]:
         f"network {bench.setting.network}, cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {ladder}",
         f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, of those in which a codec could be held",
         "drop: points of top-1 below the float model on the answered frames; gap: of the codecs used below the oracle's, by their accuracy on all evaluation samples; of these frames: as they were answered",
-    ] + ([STAND_IN] if bench.plan.ladder[0].bits < FLOAT_BITS else [])
-
-
-STAND_IN: Final = "fixed32: the ladder has no float32; the widest codec's frames over a link that is slower by the ratio of the sizes stand in for it"
+    ] + [
+        f"{name}: the ladder has no packed codec of {rival.bits} bits; frames of another over a link that is slower by {slower:.2f} stand in for it"
+        for name, rival in RIVALS.items()
+        if (slower := stand_in(bench.plan, rival.bits)) != 1
+    ]
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -186,9 +191,7 @@ def run(bench: Bench, name: str, trace_name: str, seconds: float) -> Outcome:
     trace = Trace.of(trace_name, seconds, bench.sizes[-1] * fps)
     bench.network.link(BOARD, SERVER, mbps=PLANNED_MBPS, rtt_ms=RTT_MS, back_mbps=BACK_MBPS)
     bench.board.plan(name, SPLITEDGE_LINK_CONTROLLER=rival.controller, SPLITEDGE_LINK_BITS=str(rival.bits))
-    slower = 1.0
-    if rival.float32 and bench.plan.ladder[0].bits < FLOAT_BITS:
-        slower = wire_bytes(bench.plan.prediction.float_bytes) / bench.sizes[0]
+    slower = stand_in(bench.plan, rival.bits)
     begin = time.monotonic() + 0.5
     stop = threading.Event()
     driver = threading.Thread(target=_drive, args=(bench.network, trace, begin, slower, stop))
@@ -200,6 +203,15 @@ def run(bench: Bench, name: str, trace_name: str, seconds: float) -> Outcome:
         driver.join()
     best = oracle(trace, bench.sizes, fps, int(seconds / WINDOW_S), WINDOW_S)
     return Outcome(name, trace_name, trace, found["frames"], found["status"], found["bits"], best)
+
+
+def stand_in(plan: Plan, bits: int) -> float:
+    """How many times slower the link must be for the frames sent to take as long as packed ones of ``bits``; 1 where they are that, or ``bits`` is 0."""
+    if not bits or packed(plan, bits) is not None:
+        return 1.0
+    codec = Adaptation(plan, PLANNED, Goal(), "fixed", bits).rung
+    whole = HEADER_BYTES + packed_bytes(math.prod(plan.cut.shape), bits)
+    return wire_bytes(whole) / wire_bytes(plan.rungs[codec].payload_bytes)
 
 
 def _drive(network: Network, trace: Trace, begin: float, slower: float, stop: threading.Event) -> None:

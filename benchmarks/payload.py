@@ -10,9 +10,10 @@ products, the input excepted.
 Rows: exact (least bytes within a noise budget, over every layer's grids and the codecs of the cut), QPART's closed form and uniform bits at the same
 budget, float weights pruned by magnitude to the same goal (non-zeros as float32 and the cheaper of a bitmap or byte gaps), and nothing quantized.
 The budget is the greatest whose head keeps the goal, and the interval to be expected of it, on calibration samples that rounding has not seen. Where
-the evaluation samples are too few to judge a goal by, that is a row of its own, and the others have the least budget that keeps the payload's goal:
-what cannot be measured well is best kept small. Drops
-are points of top-1 on the evaluation samples, with their paired 95 % interval; integer heads, real frames, float tails.
+the evaluation samples are too few to go to the goal's edge, that is a row of its own, and the others have the least budget that keeps the payload's
+goal: what cannot be measured well is best kept small. Photographs are
+cross-fitted: each half calibrates for the other, a row's bytes are those of the half that takes most, its drop is of both. Drops are points of top-1 on
+the evaluation samples, with their paired 95 % interval; integer heads, real frames, float tails.
 
 Apart from the fixed cuts stands what a server plans with the network's bundle for a board over a link (`BOARD`, `LINK`: a prediction, for no such board
 is here): the best split, all on the server and all on the device, the one that it would choose marked. Its promise counts the bound's interval too, so
@@ -42,8 +43,8 @@ from calibration.graph import Graph
 from calibration.layers import Conv, Embed, Linear, Weighted
 from calibration.lower import Calibration, lower
 from calibration.observe import Quantization
-from calibration.quantize import Rounded, width
-from calibration.rounding import RATES, SEEN, UNSEEN, WIDTHS, entropy, grids
+from calibration.quantize import Rounded, file_bytes, width
+from calibration.rounding import RATES, SEEN, UNSEEN, WIDTHS, grids
 from calibration.samples import Samples, open_samples
 from calibration.sensitivity import Probe
 from device_profiles import known, predict
@@ -71,11 +72,12 @@ COUNTED: Final = 256
 #: Frames whose bytes are counted.
 SENT: Final = 64
 #: Halvings of the range of budgets, in the logarithm.
-STEPS: Final = 7
-#: Of the bytes that the payload's goal allows what is spent: they are foreseen to a thousandth.
-SPARE: Final = 0.998
-#: Evaluation samples from which on a goal is judged by the interval's upper end.
+STEPS: Final = 8
+#: Of the bytes that the payload's goal allows what is spent: segments are foreseen to a thousandth, the mean frame of other samples to two hundredths.
+SPARE: Final = 0.995
+#: Evaluation samples from which on a goal is judged by the interval's upper end, and from which on a plan may go to its edge.
 ENOUGH: Final = 1000
+MANY: Final = 10_000
 #: The known board and the link for which the planner is asked.
 BOARD: Final = "pi4"
 LINK: Final = LinkEstimate(rtt_ms=20.0, uplink_mbps=10.0, downlink_mbps=20.0)
@@ -87,7 +89,8 @@ TEMPERATURES: Final = tuple(float(t) for t in np.geomspace(0.5, 4.0, 31))
 class Case:
     """A network with its data. ``calibration`` and ``evaluation`` share no sample. ``goal``: points of top-1, and ``percent`` of payload.
 
-    ``probed``: samples on which the noise of each layer's grids is measured.
+    ``probed``: samples on which the noise of each layer's grids is measured. ``crossed``: the evaluation samples also calibrate for the others, so
+    that all are evaluated.
     """
 
     name: str
@@ -97,6 +100,7 @@ class Case:
     goal: float = 0.5
     percent: float = 10.0
     probed: int = 512
+    crossed: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ def load(name: str, options: argparse.Namespace) -> Case:
     if photos.classes is None:
         raise errors.UsageError("payload needs labels; give --labels with a CSV of file name and ImageNet class index")
     model = importer.load(models.LITE0, models.LITE0_SHAPE)
-    return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0, probed=32)
+    return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0, probed=32, crossed=True)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -189,7 +193,9 @@ def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tab
     for layer, made in grids(case.model, network, plain, deepest, seen, quiet, WIDTHS, RATES):
         noises = probe.layers([layer], _taking(made), range(len(made)), quiet)[0]
         pairs = zip(made, noises, strict=True)
-        tables.points[layer.out] = [Point(rounded, coded_bytes(rounded), noise) for rounded, noise in pairs]
+        tables.points[layer.out] = [
+            Point(rounded, size, noise) for (rounded, noise), size in zip(pairs, _sizes(layer, made), strict=True)
+        ]
     inside = [tensor for tensor in tensors if tensor != network.graph.output]
     if not inside:
         return tables
@@ -221,6 +227,12 @@ def _histograms(
     return [Histogram(q.values(), own) for q, own in zip(known, counts, strict=True) if q is not None]
 
 
+def _sizes(layer: Weighted, made: Sequence[Rounded]) -> list[int]:
+    """Bytes in a segment, at each grid."""
+    wides = [*WIDTHS, *(width(rounded.levels) for rounded in made[len(WIDTHS) :])]
+    return [file_bytes(rounded, wide, isinstance(layer, Embed)) for rounded, wide in zip(made, wides, strict=True)]
+
+
 def _taking(made: Sequence[Rounded]) -> Callable[[Weighted, int], Rounded]:
     return lambda _, index: made[index]
 
@@ -236,14 +248,6 @@ def _codecs(probe: Probe, tensor: str, histogram: Histogram) -> list[tuple[Codec
         tried = list(zip(made, probe.cuts({tensor: made}, quiet)[0], strict=True))
         best = [min(pair, key=lambda one: one[1]) for pair in zip(best or tried, tried, strict=True)]
     return best
-
-
-def coded_bytes(rounded: Rounded) -> int:
-    """What the levels take in a segment file, nearly: by their entropy, and so much for every kind of level to learn its frequency."""
-    kinds = len(np.unique(rounded.levels))
-    return math.ceil(
-        (rounded.levels.size * entropy(rounded.levels) + 0.5 * kinds * math.log2(rounded.levels.size + 1)) / 8
-    )
 
 
 def fixed_cuts(network: layers.Network, shares: Sequence[float]) -> dict[float, str]:
@@ -452,22 +456,41 @@ class Judge:
     def answers(self, cut: str, plan: Plan, samples: Samples) -> F32:
         return logits(self.tables, cut, build(self.tables, cut, plan), plan.codec, samples)
 
-    def row(
-        self, share: float, cut: str, method: str, size: int, frame: int, found: F32, detail: str
-    ) -> dict[str, Any]:
-        """What ``found``, the answers to the evaluation samples, cost and are worth."""
-        return _row(self.case, self.outputs, found, round(100 * share), method, (size, frame), self.whole(cut), detail)
+
+@dataclass(frozen=True)
+class Found:
+    """A way to cut a network there: bytes of segment and frame, and the answers to the evaluation samples."""
+
+    method: str
+    sizes: tuple[int, int]
+    answers: F32
+    detail: str
+
+
+def row(judges: Sequence[Judge], share: float, cut: str, found: Sequence[Found]) -> dict[str, Any]:
+    """What one method costs and is worth at ``cut``, on all folds together: one of ``found`` for each of ``judges``. Its bytes are those of the fold that takes most."""
+    cases, most = [judge.case for judge in judges], max(found, key=lambda one: sum(one.sizes))
+    outputs, answers = (
+        np.concatenate(parts) for parts in ([j.outputs for j in judges], [one.answers for one in found])
+    )
+    return _row(cases, outputs, answers, round(100 * share), most.method, most.sizes, judges[0].whole(cut), most.detail)
 
 
 def _row(
-    case: Case, outputs: F32, found: F32, cut: int | str, method: str, sizes: tuple[int, int], whole: int, detail: str
+    cases: Sequence[Case],
+    outputs: F32,
+    found: F32,
+    cut: int | str,
+    method: str,
+    sizes: tuple[int, int],
+    whole: int,
+    detail: str,
 ) -> dict[str, Any]:
     """``sizes`` of segment and frame, and what ``whole`` takes in float32; ``outputs`` are the float model's."""
-    classes = case.evaluation.classes
-    assert classes is not None
+    classes = np.concatenate([one.evaluation.classes for one in cases if one.evaluation.classes is not None])
     drop, low, high, same = accuracy.compare(accuracy.top1(outputs), accuracy.top1(found), classes)
     return {
-        "network": case.name, "cut %": cut, "method": method, "segment": sizes[0], "frame": sizes[1],
+        "network": cases[0].name, "cut %": cut, "method": method, "segment": sizes[0], "frame": sizes[1],
         "payload %": 100.0 * sum(sizes) / whole, "drop": drop, "low": low, "high": high, "agree": 100.0 * same,
         "noise": float(((found - outputs) ** 2).mean()), "samples": len(found), "bits": detail,
     }  # fmt: skip
@@ -477,40 +500,42 @@ def measure(case: Case, shares: Sequence[float]) -> list[dict[str, Any]]:
     """All rows of a network."""
     network = layers.build(Graph.of(case.model))
     places = fixed_cuts(network, shares)
-    tables = tabulate(case, network, list(dict.fromkeys(places.values())))
-    judge = Judge(tables)
+    folds = [case, replace(case, calibration=case.evaluation, evaluation=case.calibration)] if case.crossed else [case]
+    judges = [Judge(tabulate(fold, network, list(dict.fromkeys(places.values())))) for fold in folds]
     kept: dict[str, list[dict[str, Any]]] = {}
     rows = []
     for share, cut in places.items():
         if cut not in kept:
-            kept[cut] = at_cut(judge, share, cut)
-        rows += [{**row, "cut %": round(100 * share)} for row in kept[cut]]
+            each = [at_cut(judge, cut) for judge in judges]
+            methods = [method for method in each[0] if all(method in one for one in each)]
+            kept[cut] = [row(judges, share, cut, [one[method] for one in each]) for method in methods]
+        rows += [{**one, "cut %": round(100 * share)} for one in kept[cut]]
     return rows
 
 
-def at_cut(judge: Judge, share: float, cut: str) -> list[dict[str, Any]]:
-    """The rows of one cut."""
+def at_cut(judge: Judge, cut: str) -> dict[str, Found]:
+    """By method, what is found at a cut."""
     tables, samples = judge.tables, judge.case.evaluation
     budget = judge.search(cut)
     plans = {"exact": exact(tables, cut, budget)}
-    if len(samples) < ENOUGH and plans["exact"] is not None:
-        plans = {FEWEST: plans["exact"], "exact": exact(tables, cut, budget := judge.spend(cut, plans["exact"]))}
+    if len(samples) < MANY and plans["exact"] is not None:
+        budget = judge.spend(cut, plans["exact"])
+        plans = {"exact": exact(tables, cut, budget), FEWEST: plans["exact"]}
     plans |= {
         "closed form": by_widths(tables, cut, budget, allocation.closed_form),
         "uniform": by_widths(tables, cut, budget, allocation.uniform),
     }
-    rows = []
+    found = {}
     for method, plan in plans.items():
         if plan is None:
             continue
         segment = build(tables, cut, plan)
-        found = logits(tables, cut, segment, plan.codec, samples)
-        frame = sent_bytes(tables, cut, segment, plan.codec, samples)
-        rows.append(judge.row(share, cut, method, len(segment), frame, found, _detail(tables, cut, plan)))
-    rows.append(pruned(judge, share, cut))
+        answers = logits(tables, cut, segment, plan.codec, samples)
+        sizes = len(segment), sent_bytes(tables, cut, segment, plan.codec, samples)
+        found[method] = Found(method, sizes, answers, _detail(tables, cut, plan))
     weights = 4 * sum(la.weight.size for la in tables.layers(cut))
-    rows.append(judge.row(share, cut, "float32", weights, judge.whole(cut) - weights, judge.outputs, ""))
-    return rows
+    plain = Found("float32", (weights, judge.whole(cut) - weights), judge.outputs, "")
+    return found | {"pruned": pruned(judge, cut), "float32": plain}
 
 
 def _detail(tables: Tables, cut: str, plan: Plan) -> str:
@@ -556,13 +581,13 @@ def _planned(case: Case, made: Bundle, table: Table, pick: Pick, outputs: F32, m
     detail = f"after {cut.layer}, {mean_bits(place.layers, bits):.1f}" + (
         f" | {plan[2][1]} {plan[2][0]}" if plan[2] else ""
     )
-    return _row(case, outputs, found, "own", method, (size, pick.payload_bytes), weights + tensor, detail)
+    return _row([case], outputs, found, "own", method, (size, pick.payload_bytes), weights + tensor, detail)
 
 
 # --- pruning ----------------------------------------------------------------------------------------------------------
 
 
-def pruned(judge: Judge, share: float, cut: str) -> dict[str, Any]:
+def pruned(judge: Judge, cut: str) -> Found:
     """The float head with its least weights set to 0, as many as the goal allows, and the float32 tensor at the cut."""
     tables = judge.tables
     held = tables.layers(cut)
@@ -583,7 +608,7 @@ def pruned(judge: Judge, share: float, cut: str) -> dict[str, Any]:
     found, size = answers(low, judge.case.evaluation)
     inside = cut != tables.network.graph.output
     tensor = 4 * math.prod(tables.network.graph.stored_shape(cut)) if inside else 0
-    return judge.row(share, cut, "pruned", size, tensor, found, f"{100 * low / len(sizes):.0f} % zeros")
+    return Found("pruned", (size, tensor), found, f"{100 * low / len(sizes):.0f} % zeros")
 
 
 def sparse_bytes(weight: F32) -> int:

@@ -36,7 +36,7 @@ from benchmarks.links import Network
 from benchmarks.processes import PORT, reap, serving
 from benchmarks.regret import MODEL, ROOT, bundle_store, cores
 from benchmarks.report import photo_parser, report
-from benchmarks.slower import slower
+from benchmarks.slower import PREFIX, slower
 from calibration.bundle import Bundle
 from edge_agent import codec
 from edge_agent.engine import Engine
@@ -124,7 +124,7 @@ class Pipeline:
             [sys.executable, "-m", "edge_agent", "warm"], cwd=ROOT, env=os.environ | self._common, stdout=subprocess.DEVNULL, check=True
         )  # fmt: skip
         self._stage = self._start_stage()
-        prefix = [*self._network.inside(FIRST), "taskset", "-c", str(cores()[0])]
+        prefix = [*self._network.inside(FIRST), "taskset", "-c", str(cores()[0]), *PREFIX]
         environment = self._common | {
             "SPLITEDGE_CONFIG": self._config("first"), "SPLITEDGE_MODEL": MODEL,
             "SPLITEDGE_CHAIN_NEXT": f"http://{self._network.address(SECOND)}:{STAGE_PORT}", "SPLITEDGE_CHAIN_TOKEN": TOKEN,

@@ -8,7 +8,9 @@ kernels that use no instructions beyond the basic ones; their profiles are measu
 
 Frames go one at a time, each plan's in turn, the first of each turn untimed: TCP starts anew after a pause. A frame's time is what the agent says
 it took, less preprocessing, which is the same for every plan and which the planner leaves out. Regret is the chosen plan's median over the best of
-the three, gain the better of the two extremes over a split that beats both. Where two of the three are the same plan it is run once.
+the three, gain the better of the two extremes over a split that beats both. Where two of the three have the same cut and codec they take the same time
+and one is run: a head's time is not a matter of its weights' bits. Noise is how far medians of turns of the same plan lie apart (the interquartile range
+over the median; of the chosen plan or the best, whichever is more): a regret below it says nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, Final
 
 from benchmarks.board import Board, Timings
@@ -34,7 +36,7 @@ from benchmarks.links import RATES, ROUND_TRIPS, Network
 from benchmarks.models import LITE0, LITE0_PREPROCESS
 from benchmarks.processes import PORT, serving
 from benchmarks.report import photo_parser, report
-from benchmarks.slower import slower
+from benchmarks.slower import PREFIX, slower
 from edge_agent import errors
 from edge_agent.protocol.messages import Plan, Prediction
 from kernels.jit import cache_base
@@ -48,6 +50,7 @@ SOURCES: Final = ("calibration", "kernels", "edge_agent/head", "edge_agent/codec
 
 FRAMES, QUICK_FRAMES = 30, 8  # that are timed, of each plan
 TURN: Final = 5  # frames in a turn, beside the first
+LEAST_TURNS: Final = 3  # for a spread
 SECONDS, QUICK_SECONDS = 8.0, 4.0  # for the frames at one link
 TRIES: Final = 5  # to have a plan
 UNTRUE: Final = 0.05  # a device's time so far off its prediction is worth a new plan
@@ -77,8 +80,20 @@ class Run:
     """A plan and its frames' timings so far."""
 
     plan: Plan
-    timings: Timings = field(default_factory=list)
+    turns: list[Timings] = field(default_factory=list)
     first: float = 0.0  # ms of the first frame, which found a cold connection
+
+    @property
+    def timings(self) -> Timings:
+        return [timing for turn in self.turns for timing in turn]
+
+    @property
+    def noise(self) -> float:
+        """The interquartile range of the turns' medians, as a share of the median; 0 where there are too few turns to tell."""
+        if len(self.turns) < LEAST_TURNS:
+            return 0.0
+        low, _, high = quantiles([median(map(_ms, turn)) for turn in self.turns], method="inclusive")
+        return (high - low) / self.ms
 
     @property
     def ms(self) -> float:
@@ -118,7 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 NOTES: Final = [
     "ms: median of a frame without preprocessing; a figure of a hopeless plan is of few frames",
-    "parts: predicted / measured ms on the device (head, encoding), of transfer (link), on the server (queue, tail), and elsewhere in the agent",
+    "noise: between turns of the same plan; a regret below it says nothing",
+    "parts: predicted (? where that codec was not weighed beside the choice) / measured ms on the device (head, encoding), of transfer (link), on the server (queue, tail), and elsewhere in the agent",
 ]
 
 
@@ -127,6 +143,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {
         "worst_regret_percent": max(row["regret %"] for row in rows),
         "regret_over_5_percent": float(sum(row["regret %"] > 5 for row in rows)),
+        "regret_over_5_percent_and_noise": float(sum(row["regret %"] > max(5, row["noise %"]) for row in rows)),
         "best_gain_times": max(row["gain"] for row in rows),
         "links_where_split_wins": float(sum(row["gain"] > 1 for row in rows)),
         "links": float(len(rows)),
@@ -216,13 +233,13 @@ def _turn(board: Board, name: str, run: Run, best: float) -> None:
     run.first = run.first or first
     if first < 4 * best:
         count = TURN if first < 1000 else 2
-        run.timings += board.frames(name, count)
+        run.turns.append(board.frames(name, count))
 
 
-def identity(plan: Plan) -> tuple[object, ...]:
-    """What makes two plans the same for a frame's time."""
-    codec = plan.ladder[plan.codec] if plan.ladder else None
-    return plan.cut.index, plan.segment.sha256, codec and (codec.rule, codec.bits)
+def identity(plan: Plan) -> tuple[int, tuple[str, int] | None]:
+    """What makes two plans the same for a frame's time: the cut and the codec."""
+    codec = plan.ladder[plan.codec] if plan.ladder and plan.mode != "device" else None
+    return plan.cut.index, (codec.rule, codec.bits) if codec else None
 
 
 def _ms(timing: dict[str, float]) -> float:
@@ -231,35 +248,37 @@ def _ms(timing: dict[str, float]) -> float:
 
 def row(device: Device, mbps: float, rtt: float, runs: dict[str, Run]) -> dict[str, Any]:
     chosen, plan = runs[CHOSEN], runs[CHOSEN].plan
-    best = min(run.ms for run in runs.values())
+    best = min(runs.values(), key=lambda run: run.ms)
     extreme = min(runs[name].ms for name in EXTREMES)
     where = plan.cut.layer if plan.mode == "split" else plan.mode
     weights = "-" if plan.mode == "server" else f"{plan.mean_bits():.1f}"
     bits = f"{weights}/{plan.ladder[plan.codec].bits if plan.ladder else '-'}"
     return {
         "device": device.name, "Mbit/s": f"{mbps:g}", "rtt": f"{rtt:g}", "chosen": where, "bits": bits,
-        **{f"{name} ms": run.ms for name, run in runs.items()}, "regret %": 100 * (chosen.ms / best - 1),
+        **{f"{name} ms": run.ms for name, run in runs.items()}, "regret %": 100 * (chosen.ms / best.ms - 1),
+        "noise %": 100 * max(chosen.noise, best.noise),
         "gain": extreme / chosen.ms if plan.mode == "split" else 1.0,
         **{f"{name} parts": parts(run, expected(plan, run.plan)) for name, run in runs.items()}, "predicted ms": plan.prediction.total_ms,
     }  # fmt: skip
 
 
-def expected(chosen: Plan, other: Plan) -> Prediction:
-    """What was predicted of ``other`` (its cut, at least) when ``chosen`` was."""
-    return next((c.prediction for c in chosen.runners_up if c.cut.index == other.cut.index), chosen.prediction)
+def expected(chosen: Plan, other: Plan) -> Prediction | None:
+    """What was predicted of the cut and codec of ``other`` when ``chosen`` was; None where it was not among the runners-up, of which each cut has one."""
+    if identity(chosen) == identity(other):
+        return chosen.prediction
+    told = {
+        (one.cut.index, (one.rule, one.activation_bits) if one.activation_bits else None): one.prediction
+        for one in chosen.runners_up
+    }
+    return told.get(identity(other))
 
 
-def parts(run: Run, p: Prediction) -> str:
-    """Predicted / measured ms of device, transfer and server, and what of the frame is in neither."""
-    pairs = (
-        (p.device_ms, ("head", "encode")),
-        (p.transfer_ms, ("link",)),
-        (p.queue_ms + p.server_ms, ("queue", "tail")),
-    )
-    return (
-        " ".join(f"{predicted:.1f}/{run.stage(*stages):.1f}" for predicted, stages in pairs)
-        + f" -/{run.stage('wait'):.1f}"
-    )
+def parts(run: Run, p: Prediction | None) -> str:
+    """Predicted (? where nothing was) / measured ms of device, transfer and server, and what of the frame is in neither."""
+    told = ("?",) * 3 if p is None else [f"{ms:.1f}" for ms in (p.device_ms, p.transfer_ms, p.queue_ms + p.server_ms)]
+    stages = ("head", "encode"), ("link",), ("queue", "tail")
+    pairs = [f"{predicted}/{run.stage(*names):.1f}" for predicted, names in zip(told, stages, strict=True)]
+    return " ".join([*pairs, f"-/{run.stage('wait'):.1f}"])
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------
@@ -294,7 +313,7 @@ def on_board(device: Device, network: Network, photos: Path, folder: Path, token
         stdout=subprocess.DEVNULL,
         check=True,
     )
-    prefix = [*network.inside(BOARD), "taskset", "-c", str(core)]
+    prefix = [*network.inside(BOARD), "taskset", "-c", str(core), *PREFIX]
     with Board(str(place), prefix, environment, photos) as board, slower(core, device.times):
         yield board
 

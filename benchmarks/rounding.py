@@ -25,8 +25,8 @@ from calibration.graph import Graph
 from calibration.layers import Weighted
 from calibration.lower import Calibration, lower
 from calibration.moments import groups
-from calibration.quantize import Rounded, width
-from calibration.rounding import entropy, grids
+from calibration.quantize import Rounded, entropy, width
+from calibration.rounding import grids
 from calibration.samples import Samples, open_samples
 from edge_agent import errors
 from edge_agent.head import segment as seg

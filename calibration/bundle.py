@@ -37,7 +37,7 @@ from calibration.graph import Graph, short, tail_model
 from calibration.importer import session
 from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
-from calibration.quantize import Rounded, codes
+from calibration.quantize import Rounded, file_bytes
 from calibration.rounding import EVEN, RATES, SEEN, UNSEEN, WIDTHS, Rounding, round_layers
 from calibration.samples import Samples
 from calibration.sensitivity import Probe, Sensitivity, enough, fit
@@ -45,7 +45,6 @@ from calibration.trials import Site, Trial
 from edge_agent import codec, errors
 from edge_agent.codec import jpeg
 from edge_agent.head import segment as seg
-from edge_agent.head.coding import coded_bytes
 from edge_agent.head.executor import Head
 from edge_agent.head.preprocess import input_quantization
 from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess
@@ -395,7 +394,7 @@ class _Making:
         def rounder(layer: layers.Weighted, bits: int) -> Rounded:
             made = self.calibration.rounded(layer, bits, head.header.tensors[head.index[layer.inputs[0]]].scale)
             wide = self.calibration.width(layer.out, bits)
-            sizes[layer.out].append(coded_bytes(codes(made.levels, wide), wide))
+            sizes[layer.out].append(file_bytes(made, wide, isinstance(layer, layers.Embed)))
             return made
 
         count = enough(self.outputs[0].size)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors
+from edge_agent.head.coding import coded_bytes
 from kernels.reference import pack_bits
 
 F32 = NDArray[np.float32]
@@ -86,6 +87,19 @@ class Rounded:
         """The weights that the levels stand for."""
         values: F32 = self.levels * self.scale.reshape(-1, *[1] * (self.levels.ndim - 1))
         return values
+
+
+def entropy(levels: NDArray[np.integer[Any]]) -> float:
+    """Bits that a level takes in the mean where each costs what its frequency demands."""
+    flat = levels.reshape(-1).astype(np.int64)
+    counts = np.bincount(flat - flat.min(initial=0))
+    shares = counts[counts > 0] / max(1, flat.size)
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def file_bytes(rounded: Rounded, bits: int, table: bool) -> int:
+    """What the levels take in a segment file, each at ``bits`` where they are packed. ``table``: whether they are the rows of an embedding."""
+    return coded_bytes(codes(rounded.levels, bits), bits, few_digits(rounded.scale) if table else None)
 
 
 def nearest(weight: F32, bias: F32, bits: int, least: F32, mean_x: F32 | None = None) -> Rounded:

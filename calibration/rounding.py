@@ -14,17 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from calibration import embedding
 from calibration.layers import Conv, Embed, Linear, Network, Weighted
 from calibration.lower import Calibration, lower
 from calibration.moments import Moments, collect
 from calibration.observe import Progress
-from calibration.quantize import Rounded, least_scale, nearest, top_level
+from calibration.quantize import Rounded, entropy, least_scale, nearest, top_level
 from calibration.samples import Samples
 
 F32 = NDArray[np.float32]
@@ -98,13 +99,14 @@ def grids(
 ) -> Iterator[tuple[Weighted, list[Rounded]]]:
     """Each layer of the head up to ``cut`` with its weights at each of ``widths`` and, on even grids, of ``rates``.
 
-    The rows of an embedding, of which each answer holds but one, go to the nearest.
+    The rows of an embedding go to the nearest level, on steps as fine as their token is common among ``samples``.
     """
     lowered = lower(network, calibration, cut, 8)
     layers = network.weighted(cut)
     tables = [layer for layer in layers if isinstance(layer, Embed)]
     for done, table in enumerate(tables, 1):
-        yield table, [*(calibration.rounded(table, bits) for bits in widths), *(_even_table(table, r) for r in rates)]
+        evenly = embedding.even(table, rates, embedding.counts(samples, len(table.weight))) if rates else []
+        yield table, [*(calibration.rounded(table, bits) for bits in widths), *evenly]
         progress("rounding", done, len(layers))
     products = [layer for layer in layers if isinstance(layer, Conv | Linear)]
     for done, (layer, moments) in enumerate(collect(model, network, products, samples, progress), len(tables) + 1):
@@ -113,12 +115,6 @@ def grids(
         rounder = Rounder(layer.weight, layer.bias, least, moments, options)
         yield layer, [*map(rounder.at, widths), *map(rounder.even, rates)]
         progress("rounding", done, len(layers))
-
-
-def _even_table(table: Embed, rate: float) -> Rounded:
-    step = np.float32(even_step(table.weight, rate))
-    levels = np.clip(np.rint(table.weight / step), -127, 127).astype(np.int8)
-    return Rounded(levels, np.full(len(levels), step), table.bias.astype(np.float64))
 
 
 class Rounder:
@@ -201,14 +197,6 @@ class Rounder:
         groups, depth = self._order.shape
         columns: F64 = weight.astype(np.float64).reshape(groups, -1, depth).transpose(0, 2, 1)[self._rows, self._order]
         return columns
-
-
-def entropy(levels: NDArray[np.integer[Any]]) -> float:
-    """Bits that a level takes in the mean where each costs what its frequency demands."""
-    flat = levels.reshape(-1).astype(np.int64)
-    counts = np.bincount(flat - flat.min(initial=0))
-    shares = counts[counts > 0] / max(1, flat.size)
-    return float(-(shares * np.log2(shares)).sum())
 
 
 def even_step(weight: F32, rate: float) -> float:

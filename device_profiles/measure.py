@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from statistics import median, stdev
+from statistics import fmean, median, stdev
 
 import msgspec
 import numpy as np
@@ -64,14 +64,15 @@ _SWEEP_BYTES = 6 * limits.MiB
 _SENT = (56, 56, 48)  # a tensor at a cut, so large that what interrupts a run is a part of each
 _PICTURE = (224, 224, 3)
 _ROWS = (784, 128)  # of a tensor whose codec has stages
-_PAUSES, _PAUSE_S = 11, 0.01
+_PAUSES, _PAUSE_S = 40, 0.005
+_SLICE_S = 1e-3  # of a processor that others share
 _CHAIN = 33  # operators in the head that tells the cost of one more
 
 
 def measure(
     *, quick: bool = False, progress: Progress | None = None, declared_watts: float | None = None
 ) -> DeviceProfile:
-    """The profile of this machine, on one thread and on all it may use: 10 to 20 seconds of work, ``quick`` about 4 (no warm-up in new processes).
+    """The profile of this machine, on one thread and on all it may use: 10 to 20 seconds of work, ``quick`` about 5 (no warm-up in new processes).
 
     Kernels that are not in the cache yet are compiled first, which takes longer once. ``declared_watts`` is the board's power under load as
     its owner knows it. Nothing is guessed: see `DeviceProfile.unmeasured`. Raises `PlatformError` if the kernels do not run here.
@@ -237,14 +238,21 @@ def _coding_ns(made: Codec, shape: tuple[int, ...]) -> float:
 
 
 def _after_pauses(work: Callable[[], object]) -> float:
-    """Seconds that ``work`` takes a processor that has waited, as for the answer to the frame before: run after run it takes half of that."""
+    """Seconds that ``work`` takes a processor that has waited, as for the answer to the frame before: run after run it takes half of that.
+
+    Where others share the processor in slices, a short piece of work that begins with a slice is done within it, and in a frame it begins anywhere. So
+    each run begins a little later than the one before, and the mean is taken, without the longest tenth.
+    """
     times = []
-    for _ in range(_PAUSES):
+    for turn in range(_PAUSES):
         time.sleep(_PAUSE_S)
+        begin = time.thread_time() + turn / _PAUSES * _SLICE_S
+        while time.thread_time() < begin:
+            pass
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return median(times)
+    return fmean(sorted(times)[: -_PAUSES // 10])
 
 
 def _stage_ns() -> dict[str, float]:

@@ -282,10 +282,9 @@ class Agent:
         profile = await negotiation.profile(settings, self.say)
         async with negotiation.client(settings) as client:
             link = known or await negotiation.link(client, {}, self.say)
-            rehearsed = await negotiation.rehearsal(client, settings, profile, self.say)
-            plan = await negotiation.plan(
-                client, settings, profile, cache.held(), self._known(), self.say, link, rehearsed
-            )
+            measured = self._known()
+            rehearsed = await negotiation.rehearsal(client, settings, profile, measured, self.say)
+            plan = await negotiation.plan(client, settings, profile, cache.held(), measured, self.say, link, rehearsed)
             data = await negotiation.fetch(client, cache, plan, self.say)
         self.say("preparing the head")
         engine = await asyncio.to_thread(Engine, plan, data, settings.demand, negotiation.threads(profile))

@@ -6,10 +6,11 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from edge_agent import errors, limits
-from edge_agent.head.segment import parse_header
+from edge_agent.head.segment import Header, parse_header
 
 _SEGMENT = re.compile(r"[0-9a-f]{64}\.segment")
 _PART = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{64})?\.part")  # of a segment, or of the way to it from another
@@ -41,16 +42,26 @@ class Cache:
     def nearest(self, model: str, cut: str) -> Path | None:
         """The segment of ``model`` from which one that ends at the layer ``cut`` may be made: of that cut if there is one, the last used."""
         others = []
+        for path, header in self._headers(model):
+            if header.cut == cut:
+                return path
+            others.append(path)
+        return others[0] if others else None
+
+    def operators(self, model: str) -> dict[str, int]:
+        """How many operators each segment of ``model`` has that is here, by SHA-256."""
+        return {path.stem: len(header.ops) for path, header in self._headers(model)}
+
+    def _headers(self, model: str) -> Iterator[tuple[Path, Header]]:
+        """Segments of ``model``, the last used first."""
         for path in self._files(_SEGMENT):
             try:
                 with path.open("rb") as file:
                     header = parse_header(file.read(_HEADER_BYTES))[0]
             except (OSError, errors.SegmentError):  # one that is fetched again if it is ever asked for
                 continue
-            if header.model == model and header.cut == cut:
-                return path
-            others += [path] if header.model == model else []
-        return others[0] if others else None
+            if header.model == model:
+                yield path, header
 
     def read(self, path: Path) -> bytes:
         """A segment that was fetched; it counts as used now."""

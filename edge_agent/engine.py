@@ -232,14 +232,18 @@ def check_ladder(plan: Plan, demand: Demand) -> None:
 
 
 def _consistent(plan: Plan, most: float) -> bool:
-    """Whether each codec has its rung, which loses ``most`` points at most and is cheaper and no more accurate than the one before."""
+    """Whether each codec has its rung, which loses ``most`` points at most and is no dearer and no more accurate than the one before.
+
+    The codec that the plan begins with may be less accurate than cheaper ones.
+    """
     rungs = plan.rungs
     return (
         len(rungs) == len(plan.ladder) <= limits.MAX_LADDER
         and all(0 < rung.payload_bytes <= limits.MAX_FRAME_BYTES + HEADER_BYTES for rung in rungs)
         and all(0 <= rung.noise < math.inf and math.isfinite(rung.drop_points) for rung in rungs)
         and all(rung.drop_high <= most * (1 + 1e-6) + 1e-6 for rung in rungs)
-        and all(a.payload_bytes > b.payload_bytes and a.noise <= b.noise for a, b in itertools.pairwise(rungs))
+        and all(a.payload_bytes >= b.payload_bytes for a, b in itertools.pairwise(rungs))
+        and all(i == plan.codec or a.noise <= b.noise for (i, a), (_, b) in itertools.combinations(enumerate(rungs), 2))
     )
 
 

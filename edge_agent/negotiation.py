@@ -24,7 +24,7 @@ from edge_agent.link.adapt import Adaptation
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import Base, ServerClient, tls_context
 from edge_agent.protocol.messages import ChainDevice, ChainRequest, LinkEstimate, Plan, PlanRequest, Rehearsal
-from edge_agent.rehearsal import Rehearsals
+from edge_agent.rehearsal import Kept, Rehearsals
 from edge_agent.timings import Timings
 from kernels import jit
 
@@ -137,15 +137,19 @@ def timings(settings: Settings) -> Timings:
     return Timings(None if settings.profile else _of_this_build(settings, "timings"))
 
 
-async def rehearsal(server: ServerClient, settings: Settings, profile: DeviceProfile, say: Say) -> Rehearsal | None:
-    """What the operators of the model take here, found once and kept; None where that cannot be known: for a profile that the settings name, which may
+async def rehearsal(
+    server: ServerClient, settings: Settings, profile: DeviceProfile, measured: dict[str, float], say: Say
+) -> Rehearsal | None:
+    """What the operators of the model take here, found once and kept until frames contradict it: ``measured`` is what heads took here, by segment. None where that cannot be known: for a profile that the settings name, which may
     be another machine's, in a chain, whose boards have parts of the model, for a server without outlines, or a model beyond this board's memory.
     """
     if settings.profile or settings.chain.next or not settings.model:
         return None
     kept, key = rehearsals(settings), _rehearsed_as(settings, profile)
-    if (known := kept.get(key)) is not None:
-        return known
+    operators = await asyncio.to_thread(Cache(cache_directory(settings)).operators, settings.model)
+    known = kept.get(key)
+    if known is not None and not rehearsing.contradicted(known, measured, operators):
+        return known.rehearsal
     try:
         outline = await server.outline(settings.model)
         if rehearsing.memory_bytes(outline) > profile.machine.memory_available_bytes:
@@ -158,7 +162,7 @@ async def rehearsal(server: ServerClient, settings: Settings, profile: DevicePro
     ) as error:  # another version's server, or a header that is none: the profile does
         _log.info("the model is not rehearsed: %s", error)
         return None
-    await asyncio.to_thread(kept.put, key, found)
+    await asyncio.to_thread(kept.put, key, Kept(found, measured))
     return found
 
 

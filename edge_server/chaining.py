@@ -36,7 +36,7 @@ from edge_agent.protocol.messages import (
 )
 from edge_server.catalog import Catalog
 from edge_server.planner import INPUT, MODES, Chain, CutCodec, Device, Place, Route, Step, share
-from edge_server.planner.allocation import WIDTHS, front
+from edge_server.planner.allocation import WIDTHS, ladder
 from edge_server.planning import energy_source, mean_bits, power_of, tail_times
 from edge_server.tails import Tails
 from edge_server.times import check
@@ -228,7 +228,7 @@ def _plan(shared: _Shared, index: int) -> Plan:
     layers, bits = place.layers[begun:], route.bits[begun : len(place.layers)]
     whole = route.noise or 1.0
     own = None if step.codec is None else place.codecs[step.codec]
-    ladder, chosen = _ladder(shared, step)
+    rungs, chosen = _ladder(shared, step)
     segment = shared.catalog.segment(bundle, place.cut.index, bits, _cut(chain.places, step.start))
     held = segment.sha256 in shared.request.devices[step.device].held
     return Plan(
@@ -243,8 +243,8 @@ def _plan(shared: _Shared, index: int) -> Plan:
         ],
         codec_share=own.noise / whole if own else 0.0,
         head_share=chain.places[steps[-1].end].noise / whole,
-        ladder=[_codec(bundle, place.cut.index, one) for one in ladder],
-        rungs=[_rung(shared, step, one) for one in ladder],
+        ladder=[_codec(bundle, place.cut.index, one) for one in rungs],
+        rungs=[_rung(shared, step, one) for one in rungs],
         codec=chosen,
         segment=segment,
         preprocess=_preprocess(bundle, _start(shared, step)),
@@ -317,8 +317,8 @@ def _ladder(shared: _Shared, step: Step) -> tuple[list[CutCodec], int]:
     allowed = max(one.noise for one in chain.levels if one.drop_points <= chain.demand.max_drop_points)
     links = sum(one.codec is not None for one in shared.route.steps)
     most = place.codecs[step.codec].noise + max(0.0, allowed - shared.route.noise) / links
-    ladder = front(place.codecs, [i for i, one in enumerate(place.codecs) if one.noise <= most])
-    return [place.codecs[i] for i in ladder], ladder.index(step.codec)
+    rungs = ladder(place.codecs, [i for i, one in enumerate(place.codecs) if one.noise <= most], step.codec)
+    return [place.codecs[i] for i in rungs], rungs.index(step.codec)
 
 
 def _rung(shared: _Shared, step: Step, codec: CutCodec) -> Rung:

@@ -34,7 +34,7 @@ from edge_agent.protocol.messages import Plan, SegmentRef
 
 NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.MAX_NAME - 1}}}")
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
-_VERSION: Final = 5
+_VERSION: Final = 6
 #: Plans, patterns and segments of older versions are dropped: they are made anew when asked for.
 _SCHEMA: Final = """
 DROP TABLE IF EXISTS plans;

@@ -9,7 +9,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -30,6 +30,7 @@ class Frame:
     number: int
     offered: float
     rung: int = -1
+    busy: float = 1.0  # what an entropy stage makes of its content: bytes over those of the plan
     size: int = 0
     answered: float = -1.0
     fate: str = ""
@@ -45,7 +46,6 @@ class Run:
     window_s: float
     age_s: float
     adaptation: Adaptation
-    rungs: list[tuple[float, int]] = field(default_factory=list)
 
     def held(self) -> list[bool | None]:
         """Of each window, whether 95 % of its frames were answered in time; None where no codec could hold it."""
@@ -61,14 +61,6 @@ class Run:
         held = [h for h in self.held() if h is not None]
         return 100.0 * sum(held) / len(held)
 
-    def mean_rung(self) -> float:
-        answered = [f.rung for f in self.frames if f.fate == "answered"]
-        return sum(answered) / max(1, len(answered))
-
-    def oracle_rung(self) -> float:
-        best = [b for b in self.best if b is not None]
-        return sum(best) / len(best)
-
     def changes(self) -> int:
         rungs = [f.rung for f in self.frames if f.rung >= 0]
         return sum(a != b for a, b in pairwise(rungs))
@@ -77,7 +69,7 @@ class Run:
 class Simulator:
     def __init__(self, plan: Plan, trace: Trace, controller: str, *, fps: float, seconds: float, trip_s: float = 0.01,
                  age_s: float = 0.5, head_s: float = 0.002, jitter_s: float = 0.001, kernel_says: bool = True,
-                 stalled: float = 0.0) -> None:  # fmt: skip
+                 stalled: float = 0.0, spread: float = 0.0, heavier: float = 1.0) -> None:  # fmt: skip
         self.plan, self.trace, self.fps, self.seconds = plan, trace, fps, seconds
         self.trip_s, self.age_s, self.head_s, self.jitter_s, self.kernel_says = (
             trip_s,
@@ -97,13 +89,17 @@ class Simulator:
         self.ahead = self.queued = self.in_flight = 0
         self.head_free = self.link_free = 0.0
         self.draw, self.stalled = random.Random(1), stalled
+        self.contents, self.spread, self.heavier = random.Random(2), spread, heavier
 
     def at(self, when: float, what: Callable[[], None]) -> None:
         self.ties += 1
         heapq.heappush(self.events, (when, self.ties, what))
 
     def run(self) -> Run:
-        frames = [Frame(i, i / self.fps) for i in range(int(self.seconds * self.fps))]
+        frames = [
+            Frame(i, i / self.fps, busy=max(0.5, self.contents.gauss(self.heavier, self.spread)))
+            for i in range(int(self.seconds * self.fps))
+        ]
         for frame in frames:
             self.at(frame.offered, partial(self.offer, frame))
         while self.events:
@@ -145,7 +141,8 @@ class Simulator:
             return
         late = sum(self.now - f.offered > self.age_s / 2 for f in self.waiting)
         frame.rung = self.adaptation.choose(self.now, late)
-        frame.size = self.plan.rungs[frame.rung].payload_bytes
+        coded = bool(self.plan.ladder[frame.rung].tables)
+        frame.size = round(self.plan.rungs[frame.rung].payload_bytes * (frame.busy if coded else 1.0))
         self.coded.append(frame)
         self.write()
 

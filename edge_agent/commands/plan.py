@@ -49,7 +49,7 @@ async def plan(
         async with negotiation.client(settings) as client:
             link = await negotiation.link(client, given, say)
             measured = {} if stands_in else negotiation.timings(settings).known()
-            rehearsed = None if stands_in else await negotiation.rehearsal(client, settings, profile, say)
+            rehearsed = None if stands_in else await negotiation.rehearsal(client, settings, profile, measured, say)
             chosen = await negotiation.plan(client, settings, profile, [], measured, say, link, rehearsed)
             if plot:
                 say("drawing the trade-offs")

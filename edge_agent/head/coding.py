@@ -5,7 +5,7 @@
 
     bytes   int32 arrays, all in one, as four planes of bytes, the most significant first; float32 arrays in the same way; tables, all in one,
             each byte less the one before
-    codes   weights, each array by itself
+    codes   weights, each array by itself; of a table whose rows have few different scales the rows of each scale by themselves, the least first
 
 A byte of a lower plane is counted by what the byte above it is: 0, 255, or another. What is right for one array of weights depends on no other, so
 `coded_bytes` tells what each adds to a file. Where the receiver has something similar (`Known`), arrays are told by their difference from it.
@@ -13,6 +13,7 @@ A byte of a lower plane is counted by what the byte above it is: 0, 255, or anot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -24,23 +25,30 @@ from kernels import codec, entropy
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
+F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Kind: TypeAlias = Literal["i32", "f32", "table", "codes"]
 
 TABLE: Final = 256  # bytes
 HEAD: Final = 10  # bytes before the words
+SCALES: Final = 64  # different ones, at most, for which the rows of a table are counted apart
 _WEIGHT: Final = 2048  # of what is taken for granted before the first symbol, in counts: as much as 64 symbols
 _ALL: Final[U8] = np.zeros(1, np.uint8)  # one context for every symbol
 _FLAT: Final[I64] = np.full((1, 256), 1 << 40)
 
 
 class Part(NamedTuple):
-    """An array in a blob, from byte ``offset``: ``size`` values of ``kind``; codes are packed at ``bits``; the size of a table is its 256 bytes."""
+    """An array in a blob, from byte ``offset``: ``size`` values of ``kind``; codes are packed at ``bits``; the size of a table is its 256 bytes.
+
+    Codes that are a table of ``rows``, with a float32 scale for each from byte ``scales`` on, are counted by their row's scale.
+    """
 
     kind: Kind
     offset: int
     size: int
     bits: int = 8
+    rows: int = 1
+    scales: int = -1
 
     @property
     def nbytes(self) -> int:
@@ -76,9 +84,14 @@ class Known(Protocol):
         """Of an array of codes; all arrays of ``blob`` that are no codes are there already."""
 
 
-def coded_bytes(codes: U8, bits: int) -> int:
-    """What an array of weight codes, each < 2^``bits``, takes in a segment file, to one byte. About 0.03 seconds for a million."""
-    words, x = _encode([(np.ascontiguousarray(codes).reshape(-1), _ALL, _codes_start(bits))])
+def coded_bytes(codes: U8, bits: int, scales: F32 | None = None) -> int:
+    """What an array of weight codes, each < 2^``bits``, takes in a segment file, to one byte. About 0.03 seconds for a million.
+
+    ``scales``: of a table's rows (see `Part`); ``codes`` is then [rows, width].
+    """
+    table = np.ascontiguousarray(codes).reshape(1 if scales is None else len(scales), -1)
+    runs = [slice(None)] if scales is None else alike(scales)
+    words, x = _encode([(table[rows].reshape(-1), _ALL, _codes_start(bits)) for rows in runs])
     return -(-(32 * len(words) + x.bit_length() - entropy.SEED.bit_length()) // 8)
 
 
@@ -95,7 +108,8 @@ def encode(blob: U8, parts: Sequence[Part], known: Known | None = None) -> bytes
         if part.kind == "codes":
             codes, guess = unpack(blob, part), known.guess(index, blob) if known else None
             if guess is None:
-                arrays.append((codes, _ALL, _codes_start(part.bits)))
+                table = _table(codes, part)
+                arrays += [(table[rows].reshape(-1), _ALL, _codes_start(part.bits)) for rows in _runs(blob, part)]
             else:
                 codes = (codes - guess.codes) & np.uint8((1 << part.bits) - 1)
                 arrays.append((codes, guess.where, _differences_start(part.bits, guess)))
@@ -124,7 +138,7 @@ def decode(data: bytes, parts: Sequence[Part], size: int, known: Known | None = 
         part.of(blob)[:] = np.cumsum(step, dtype=np.uint8)
     for index, part in enumerate(parts):
         if part.kind == "codes":
-            pack(reader.codes(part, known.guess(index, blob) if known else None), blob, part)
+            pack(reader.codes(part, blob, known.guess(index, blob) if known else None), blob, part)
     reader.close()
     return blob
 
@@ -143,9 +157,13 @@ class _Reader:
         flat = self._flat >> place & 1
         return self._take(count, _ALL if flat else where, _FLAT if flat else _bytes_start(where))
 
-    def codes(self, part: Part, guess: Guess | None) -> U8:
+    def codes(self, part: Part, blob: U8, guess: Guess | None) -> U8:
         if guess is None:
-            return self._take(part.size, _ALL, _codes_start(part.bits))
+            table = _table(np.empty(part.size, np.uint8), part)
+            for rows in _runs(blob, part):
+                shape = table[rows].shape
+                table[rows] = self._take(math.prod(shape), _ALL, _codes_start(part.bits)).reshape(shape)
+            return table.reshape(-1)
         steps = self._take(part.size, guess.where, _differences_start(part.bits, guess))
         found: U8 = (steps + guess.codes) & np.uint8((1 << part.bits) - 1)
         return found
@@ -160,6 +178,25 @@ class _Reader:
     def close(self) -> None:
         if self._state.tolist() != [entropy.SEED, len(self._words)]:
             raise _damaged()
+
+
+def _table(codes: U8, part: Part) -> U8:
+    return codes.reshape(part.rows, part.size // max(1, part.rows))
+
+
+def _runs(blob: U8, part: Part) -> Sequence[slice | NDArray[np.intp]]:
+    """The rows of a part of codes that are counted together, run by run."""
+    if part.scales < 0:
+        return [slice(None)]
+    return alike(blob[part.scales : part.scales + 4 * part.rows].view("<f4"))
+
+
+def alike(scales: F32) -> Sequence[slice | NDArray[np.intp]]:
+    """The rows of each scale, the least first; all together where too many differ."""
+    values, which = np.unique(scales.view("<u4"), return_inverse=True)
+    if not 1 < len(values) <= SCALES:
+        return [slice(None)]
+    return [np.flatnonzero(which == i) for i in range(len(values))]
 
 
 def _damaged() -> errors.SegmentError:

@@ -29,7 +29,7 @@ from edge_agent.head import coding
 from edge_agent.protocol.messages import Preprocess
 
 MAGIC = b"SPLITSEG"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ALIGN = 64
 #: What headers have in common. It is part of the format: another text is another version.
 DICTIONARY: Final = (
@@ -330,6 +330,8 @@ class Constant(NamedTuple):
 
     def part(self) -> coding.Part:
         """Where it is in the blob."""
+        if self.kind == "codes" and isinstance(self.op, Embed):
+            return coding.Part(self.kind, self.offset, self.size, self.bits, self.rows, self.op.scales)
         return coding.Part(self.kind, self.offset, self.size, self.bits)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -22,7 +23,8 @@ from edge_agent.protocol.messages import Codec, LinkEstimate, Plan, Rung
 
 _ARRIVALS: Final = 17  # the offered rate is that of so many last frames
 _PAUSE_S: Final = 2.0  # frames before a pause of so long say nothing of the rate after it
-_SIZES: Final = 8  # a codec's size follows what its frames took, over about so many
+_SIZES: Final = 64  # a codec's size follows what its frames took, over about so many
+_PLANNED: Final = 4  # and what the plan says counts as so many
 OVERLOADED_S: Final = 1.0  # the cheapest codec must fail, or do, for so long before it is said
 LASTING_S: Final = 10.0  # a change of the link must last for so long to be worth a new plan
 CHANGED_MS: Final = 5.0  # and so much: what is quicker than that is the processors' doing
@@ -44,18 +46,19 @@ class Goal:
 class Adaptation:
     """For the stream of ``plan``, made for a link like ``link``; ``controller`` is a name in `control.CONTROLLERS`.
 
-    It begins with the plan's codec, or with the most accurate one of no more than ``bits``.
+    It begins with the plan's codec, or with `packed` or the most accurate one of no more than ``bits``.
     """
 
     def __init__(
         self, plan: Plan, link: LinkEstimate, goal: Goal, controller: str = "adaptive", bits: int | None = None
     ) -> None:
         self._steps = [
-            Step(_bits(plan, codec, rung), wire_bytes(rung.payload_bytes))
+            Step(_bits(plan, codec, rung), wire_bytes(rung.payload_bytes), rung.noise)
             for codec, rung in zip(plan.ladder, plan.rungs, strict=True)
         ]
+        self._frames = [0] * len(self._steps)  # sent with each rung
         self._plan, self._planned, self._goal = plan, link, goal
-        self.rung = plan.codec if bits is None else control.within(self._steps, bits)
+        self.rung = plan.codec if bits is None else _begin(plan, self._steps, bits)
         self._controller = control.CONTROLLERS[controller](self.rung)
         self._estimator = Estimator(link.rtt_ms / 1e3, link.uplink_mbps * 1e6 / 8)
         self._offered: deque[float] = deque(maxlen=_ARRIVALS)
@@ -91,7 +94,9 @@ class Adaptation:
             size = wire_bytes(message_bytes)
             self._estimator.sent(seq, size, now)
             step = self._steps[rung]
-            self._steps[rung] = Step(step.bits, step.size + (size - step.size) / _SIZES)
+            self._frames[rung] += 1
+            weight = 1 / min(self._frames[rung] + _PLANNED, _SIZES)
+            self._steps[rung] = Step(step.bits, step.size + (size - step.size) * weight, step.noise)
 
     def acked(self, seq: int, now: float, server_s: float = 0.0) -> None:
         """Its answer came; the server claims so much of the time."""
@@ -189,6 +194,19 @@ class _Lasting:
             self.value, self._since = seen, None
             return True
         return False
+
+
+def packed(plan: Plan, bits: int) -> int | None:
+    """The rung that does no more than clip, quantize and pack at just so many bits; None where the ladder has none."""
+    for i, one in enumerate(plan.ladder):
+        if one.bits == bits and not (one.tables or one.basis or one.rotation or one.levels or one.jpeg):
+            return i
+    return None
+
+
+def _begin(plan: Plan, steps: Sequence[Step], bits: int) -> int:
+    plain = packed(plan, bits)
+    return control.within(steps, bits) if plain is None else plain
 
 
 def _bits(plan: Plan, codec: Codec, rung: Rung) -> int:

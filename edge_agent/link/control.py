@@ -22,10 +22,11 @@ WINDOW: Final = 50  # frames between two decisions of the baselines
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A rung: its codec's bits, and the bytes that a frame takes on the wire."""
+    """A rung: its codec's bits, the bytes that a frame takes on the wire, and the noise at the output."""
 
     bits: int
     size: float
+    noise: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class View:
 
 
 class Controller(Protocol):
-    """``steps``: the ladder as it stands, most accurate first; its sizes follow what frames really took."""
+    """``steps``: the ladder as it stands, most bytes first; its sizes follow what frames really took."""
 
     def choose(self, view: View, steps: Sequence[Step]) -> int: ...
 
@@ -67,7 +68,7 @@ class Fixed:
 
 
 class Adaptive:
-    """The most accurate rung that the link holds.
+    """The most accurate rung that the link holds. One that a cheaper rung beats, which a plan may begin with, is left at once.
 
     Down at once, as soon as the rung in use would fill more than `FULL` of the link with what is on its way already drained within `HORIZON_S`. Up when
     a better rung has fitted into `ROOM` of it for a while: `PATIENCE_S` at first, twice as long after each climb that had to be taken back within
@@ -87,15 +88,17 @@ class Adaptive:
             float
         ] = []  # for each rung, since when it has fitted with room to spare; infinity: it does not
         self._patience: list[float] = []
+        self._usable: list[bool] = []  # for each rung, whether no cheaper one is as accurate
         self._climbed: float | None = None  # when, while it is not known whether the climb lasts
 
     def choose(self, view: View, steps: Sequence[Step]) -> int:
         if len(self._patience) != len(steps):
             self._fits_since, self._patience = [math.inf] * len(steps), [self.PATIENCE_S] * len(steps)
+            self._usable = [all(one.noise < later.noise for later in steps[i + 1 :]) for i, one in enumerate(steps)]
         if view.rate is None:
             return self._rung
         self._note(view, steps)
-        if steps[self._rung].size > budget(view, self.FULL, self.HORIZON_S):
+        if steps[self._rung].size > budget(view, self.FULL, self.HORIZON_S) or not self._usable[self._rung]:
             self._down(view, steps)
         else:
             self._up(view)
@@ -104,7 +107,8 @@ class Adaptive:
     def _note(self, view: View, steps: Sequence[Step]) -> None:
         room = budget(view, self.ROOM, self.HORIZON_S)
         for i, step in enumerate(steps):
-            self._fits_since[i] = min(self._fits_since[i], view.now) if step.size <= room else math.inf
+            fits = step.size <= room and self._usable[i]
+            self._fits_since[i] = min(self._fits_since[i], view.now) if fits else math.inf
         if self._climbed is not None and view.now - self._climbed > self.TRIAL_S:
             self._climbed = None
             self._patience[self._rung] = max(self.PATIENCE_S, self._patience[self._rung] / 2)
@@ -114,7 +118,8 @@ class Adaptive:
             self._patience[self._rung] = min(self.PATIENCE_MOST_S, 2 * self._patience[self._rung])
             self._climbed = None
         room = budget(view, self.ROOM, self.HORIZON_S)
-        self._rung = next((i for i in range(self._rung, len(steps)) if steps[i].size <= room), len(steps) - 1)
+        fitting = (i for i in range(self._rung, len(steps)) if steps[i].size <= room and self._usable[i])
+        self._rung = next(fitting, len(steps) - 1)
 
     def _up(self, view: View) -> None:
         for i in range(self._rung):

@@ -60,8 +60,6 @@ class Estimator:
         self._samples: deque[_Sample] = deque(maxlen=SAMPLES)
         self._free = -math.inf  # when the last frame was done
         self._run = 0
-        self.bytes_acked = 0
-        self.busy_s = 0.0  # passages together: bytes_acked / busy_s is the mean goodput
 
     def sent(self, seq: int, size: int, now: float) -> None:
         """Frame ``seq`` of ``size`` bytes on the wire was written to the connection."""
@@ -79,8 +77,6 @@ class Estimator:
         took = max(_LEAST_S, done - max(reached, self._free))
         self._samples.append(_Sample(now, passage.size, took, self._run))
         self._free = max(self._free, done)
-        self.bytes_acked += passage.size
-        self.busy_s += took
 
     def lost(self, seq: int) -> None:
         """The frame ended without an answer; it says nothing."""

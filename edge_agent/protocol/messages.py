@@ -264,7 +264,8 @@ class Stage(Message):
 class Plan(Message):
     """The planner's answer. ``ladder[codec]`` is the codec to start with; every codec on the ladder meets the demand.
 
-    ``rungs[i]`` says what ``ladder[i]`` costs; they go from the most accurate to the cheapest, and each is cheaper than the one before.
+    ``rungs[i]`` says what ``ladder[i]`` costs; they go from the most accurate to the cheapest. Only the codec to start with may be less accurate than a
+    cheaper one, where that takes longer to make.
 
     ``layers``: the head's layers with weights, in order; ``codec_share`` and ``head_share``: of the noise, what the codec and the head's activations add.
     ``stage``: where the plan is one of a chain's; then ``prediction`` is from its board on, all that lies behind its link being ``server_ms``.

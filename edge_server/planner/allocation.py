@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import errors
+from edge_agent import errors, limits
 from edge_server.planner import knapsack
 
 F64 = NDArray[np.float64]
@@ -23,6 +23,8 @@ I64 = NDArray[np.int64]
 WIDTHS: Final = tuple(range(2, 9))
 MOST_BYTES: Final = 1 << 40
 _HAIR: Final = 1 + 1e-6  # so that the number in a message, given back, is enough
+#: A rung must spare more than this over a more accurate one: less is within what the content of frames changes of their size.
+NEAR: Final = 1.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,29 @@ def front(codecs: Sequence[CutCodec], among: Iterable[int]) -> list[int]:
         if not found or codecs[i].frame_bytes < codecs[found[-1]].frame_bytes:
             found.append(i)
     return found
+
+
+def ladder(codecs: Sequence[CutCodec], among: Iterable[int], own: int) -> list[int]:
+    """The `front` of the codecs numbered ``among`` and the chosen one, ``own``: most bytes first, at most `limits.MAX_LADDER`.
+
+    Rungs that spare no more than `NEAR` over one as accurate are left out. ``own`` stays, even where another beats it, for that one takes longer to make.
+    """
+    rungs: list[int] = []
+    for i in front(codecs, among):
+        if i == own or not rungs or codecs[i].frame_bytes * NEAR < codecs[rungs[-1]].frame_bytes:
+            rungs.append(i)
+    if own not in rungs:
+        rungs = sorted([*rungs, own], key=lambda i: (-codecs[i].frame_bytes, codecs[i].noise))
+    return _thinned(rungs, [codecs[i].frame_bytes for i in rungs], own)
+
+
+def _thinned(rungs: list[int], sizes: list[int], own: int) -> list[int]:
+    """``rungs`` without the inner ones that spare least over the one before, until `limits.MAX_LADDER` are left."""
+    while len(rungs) > limits.MAX_LADDER:
+        spared = {k: sizes[k - 1] / sizes[k] for k in range(1, len(rungs) - 1) if rungs[k] != own}
+        least = min(spared, key=lambda k: spared[k])
+        rungs, sizes = rungs[:least] + rungs[least + 1 :], sizes[:least] + sizes[least + 1 :]
+    return rungs
 
 
 def packed_bytes(weights: int, bits: int) -> int:

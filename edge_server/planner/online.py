@@ -20,11 +20,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import errors, limits
+from edge_agent import errors
 from edge_agent.codec import STAGES
+from edge_agent.link.adapt import LONGER
 from edge_agent.protocol.messages import Demand, LinkEstimate
 from edge_server.planner import words
-from edge_server.planner.allocation import front
+from edge_server.planner.allocation import ladder
 from edge_server.planner.demands import MODES, Power, check
 from edge_server.planner.patterns import Place, Table
 
@@ -55,8 +56,8 @@ class Request:
 class Pick:
     """A candidate with its costs.
 
-    ``ladder``: of the codecs of the place that meet the demand with this pattern those that no other beats in both bytes and noise, its own among them;
-    most accurate first, at most `limits.MAX_LADDER`.
+    ``ladder``: of the codecs of the place that meet the demand with this pattern and that the device makes in time those that no other beats in both
+    bytes and noise, and its own; most bytes first, as `allocation.ladder`.
     """
 
     place: int
@@ -201,7 +202,7 @@ def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
         place=index,
         pattern=int(table.pattern[i]),
         codec=codec if sends else None,
-        ladder=_ladder(table, request, i) if sends else (),
+        ladder=_ladder(table, request, costs, i) if sends else (),
         device_ms=head,
         transfer_ms=sending + request.link.rtt_ms if sends else 0.0,
         queue_ms=request.queue_ms if sends else 0.0,
@@ -217,31 +218,23 @@ def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
     )
 
 
-def _ladder(table: Table, request: Request, i: int) -> tuple[int, ...]:
-    """The front of bytes against noise of all that meets the demand with the candidate's pattern.
+def _ladder(table: Table, request: Request, costs: _Costs, i: int) -> tuple[int, ...]:
+    """The rungs for candidate ``i``: of the codecs that meet the demand with its pattern those that the device makes in time.
 
-    What beats the candidate's codec in both, and was not chosen, is too slow for this device and stays out.
+    Another link wants another codec than the one that is best now, so one that takes a little longer to make is no worse a rung. It may make a frame take
+    `LONGER` times as long, as the agent thinks too, but must leave a demanded rate and latency possible.
     """
-    codecs, own = table.places[int(table.place[i])].codecs, int(table.codec[i])
-    limit = max(_level(table, request.demand), int(table.level[i]))
+    codecs, demand = table.places[int(table.place[i])].codecs, request.demand
+    limit = max(_level(table, demand), int(table.level[i]))
     same = np.flatnonzero(table.pattern[: int(table.ends[limit])] == table.pattern[i])
-    chosen = codecs[own]
-    beside = [
-        codec
-        for codec in table.codec[same].tolist()
-        if codec == own or codecs[codec].noise > chosen.noise or codecs[codec].frame_bytes > chosen.frame_bytes
-    ]
-    ladder = front(codecs, beside)
-    return tuple(_thinned(ladder, [codecs[codec].frame_bytes for codec in ladder], own))
-
-
-def _thinned(ladder: list[int], sizes: list[int], own: int) -> list[int]:
-    """``ladder`` without the inner rungs that spare least over the rung before, until `limits.MAX_LADDER` are left."""
-    while len(ladder) > limits.MAX_LADDER:
-        spared = {k: sizes[k - 1] / sizes[k] for k in range(1, len(ladder) - 1) if ladder[k] != own}
-        least = min(spared, key=lambda k: spared[k])
-        ladder, sizes = ladder[:least] + ladder[least + 1 :], sizes[:least] + sizes[least + 1 :]
-    return ladder
+    coding, total = costs.coding_ms[same], float(costs.total_ms[i])
+    longer = coding - costs.coding_ms[i]
+    in_time = longer <= (LONGER - 1) * total
+    if demand.max_latency_ms is not None:
+        in_time &= total + longer <= demand.max_latency_ms
+    if demand.min_rate_fps is not None:
+        in_time &= (request.head_ms[int(table.place[i])] + coding) * demand.min_rate_fps <= 1000
+    return tuple(ladder(codecs, table.codec[same[in_time]].tolist(), int(table.codec[i])))
 
 
 def _infeasible(table: Table, request: Request) -> errors.InfeasibleError:

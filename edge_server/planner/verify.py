@@ -8,7 +8,8 @@ from itertools import pairwise
 
 from edge_agent import limits
 from edge_agent.codec import STAGES
-from edge_server.planner.allocation import Allocation, CutCodec, Layer
+from edge_agent.link.adapt import LONGER
+from edge_server.planner.allocation import NEAR, Allocation, CutCodec, Layer
 from edge_server.planner.online import Pick, Request
 from edge_server.planner.patterns import Table
 
@@ -110,27 +111,50 @@ def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:
     }
     faults = [fault for fault, holds in checks.items() if not holds]
     fitting = [codec for codec in place.codecs if float(weights + Fraction(codec.noise)) <= allowed] if sends else []
-    return faults + _ladder_faults(codecs, fitting) + _cost_faults(table, request, pick, size, frame)
+    return faults + _ladder_faults(codecs, fitting, request, pick) + _cost_faults(table, request, pick, size, frame)
 
 
-def _ladder_faults(codecs: Sequence[CutCodec], fitting: Sequence[CutCodec]) -> list[str]:
-    """What is wrong with a ladder: ``codecs`` are the chosen one and then its rungs, ``fitting`` all codecs of the place that meet the demand."""
-    rungs = codecs[1:]
-    fitting = [one for one in fitting if not _beats(one, codecs[0])]  # what does is too slow for the device
-    falls = all(a.frame_bytes > b.frame_bytes and a.noise <= b.noise for a, b in pairwise(rungs))
-    beaten = any(_beats(other, rung) for rung in rungs for other in fitting)
-    whole = len(rungs) == limits.MAX_LADDER or all(any(_as_good(rung, codec) for rung in rungs) for codec in fitting)
+def _ladder_faults(codecs: Sequence[CutCodec], fitting: Sequence[CutCodec], request: Request, pick: Pick) -> list[str]:
+    """What is wrong with a ladder: ``codecs`` are the chosen one and then its rungs, ``fitting`` all codecs of the place that meet the accuracy."""
+    if not codecs:
+        return []
+    own, rungs = codecs[0], codecs[1:]
+    others = [rung for rung in rungs if rung is not own]
+    fitting = [one for one in fitting if _in_time(one, own, request, pick, 1 - 1e-9)]
+    falls = all(a.frame_bytes >= b.frame_bytes for a, b in pairwise(rungs))
+    whole = len(rungs) == limits.MAX_LADDER or all(any(_as_good(rung, one, NEAR) for rung in rungs) for one in fitting)
     checks = {
-        "the ladder does not fall in bytes and rise in noise": falls,
-        "the ladder has a codec that another beats": not beaten,
+        "the ladder does not fall in bytes and rise in noise": falls
+        and all(a.noise <= b.noise for a, b in pairwise(others)),
+        "the ladder has a codec that another beats": not any(_beats(one, rung) for rung in others for one in fitting),
         "the ladder lacks a codec that none on it beats": whole,
+        "the ladder has rungs of nearly one size": all(
+            not b.frame_bytes <= a.frame_bytes <= NEAR * b.frame_bytes for a, b in pairwise(others)
+        ),
+        "the ladder has a codec that the device makes too slowly": all(
+            _in_time(one, own, request, pick, 1 + 1e-9) for one in others
+        ),
         "the ladder is too long": len(rungs) <= limits.MAX_LADDER,
     }
     return [fault for fault, holds in checks.items() if not holds]
 
 
-def _as_good(a: CutCodec, b: CutCodec) -> bool:
-    return a.frame_bytes <= b.frame_bytes and a.noise <= b.noise
+def _in_time(codec: CutCodec, own: CutCodec, request: Request, pick: Pick, hair: float) -> bool:
+    """Whether the device makes ``codec`` in time; ``own`` is the chosen one. ``hair``: how much more than that is allowed."""
+    extra, demand = _making_ms(codec, request) - _making_ms(own, request), request.demand
+    return (
+        pick.total_ms + extra <= LONGER * pick.total_ms * hair
+        and (demand.max_latency_ms is None or pick.total_ms + extra <= demand.max_latency_ms * hair)
+        and (demand.min_rate_fps is None or (pick.device_ms + extra) * demand.min_rate_fps <= 1000 * hair)
+    )
+
+
+def _making_ms(codec: CutCodec, request: Request) -> float:
+    return sum(1e-6 * amount * request.stage_ns[STAGES.index(stage)] for stage, amount in codec.work.items())
+
+
+def _as_good(a: CutCodec, b: CutCodec, near: float = 1.0) -> bool:
+    return a.frame_bytes <= near * b.frame_bytes and a.noise <= b.noise
 
 
 def _beats(a: CutCodec, b: CutCodec) -> bool:
@@ -143,8 +167,7 @@ def _cost_faults(table: Table, request: Request, pick: Pick, size: int, frame: i
     tails = request.tail_ms or [place.tail_ms for place in table.places]
     head, tail = request.head_ms[pick.place], tails[pick.place] if away else 0.0
     if pick.codec is not None:
-        work = table.places[pick.place].codecs[pick.codec].work
-        head += sum(1e-6 * amount * request.stage_ns[STAGES.index(stage)] for stage, amount in work.items())
+        head += _making_ms(table.places[pick.place].codecs[pick.codec], request)
     seconds = frame * 8 / (link.uplink_mbps * 1e6)
     transfer = 1e3 * seconds + link.rtt_ms if away else 0.0
     total = head + transfer + tail + (request.queue_ms if away else 0.0)

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import links
-from benchmarks.dynamic_link import FASHION, Bench, Outcome, row, summary, windows_held
+from benchmarks.dynamic_link import FASHION, Bench, Outcome, row, stand_in, summary, windows_held
 from benchmarks.dynamic_plots import Lane, draw
 from benchmarks.traces import SPARE, TRACES, UNLIMITED, Trace, oracle
-from edge_agent.protocol.messages import Rung
+from edge_agent.link.estimate import wire_bytes
+from edge_agent.protocol.messages import Codec, Rung
 from tests.small_server import make_plan, segment_file
 
 
@@ -84,6 +85,17 @@ def test_the_gap_is_to_the_oracles_codecs_on_the_same_frames() -> None:
     assert (made["unaccounted"], made["lost"], made["answered"], made["bytes"]) == (0, 1, 3, 400.0)
     found.status["frames"]["dropped"] = {}
     assert row(bench, found)["unaccounted"] == 1
+
+
+def test_a_width_that_the_ladder_lacks_is_stood_in_for_over_a_link_of_another_rate() -> None:
+    plan = make_plan("split", segment_file())
+    plan.cut.shape = [10, 10, 100]
+    coded = Codec("entropy", 8, [0.0], [0.1], tables=[[4096]], table=[0])
+    plan.ladder = [Codec("minmax", 8, [0.0], [0.1]), coded, coded]
+    plan.rungs = [Rung(10_040, 0.0, 0.0, 0.1), Rung(3_000, 0.1, 0.1, 0.2), Rung(2_000, 0.1, 0.1, 0.2)]
+    assert stand_in(plan, 0) == stand_in(plan, 8) == 1.0
+    assert stand_in(plan, 2) == pytest.approx(wire_bytes(2_540) / wire_bytes(3_000))
+    assert stand_in(plan, 32) == pytest.approx(wire_bytes(40_040) / wire_bytes(10_040))
 
 
 def test_the_summary_weighs_windows_and_frames() -> None:

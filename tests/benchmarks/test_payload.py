@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,13 +89,25 @@ def test_a_row_counts_file_and_frame_against_float32(case: payload.Case, tables:
         sum(la.weight.size for la in tables.layers(cut)),
         math.prod(tables.network.graph.stored_shape(cut)),
     )
-    row = judge.row(0.5, cut, "exact", weights, tensor, judge.outputs, "")
-    assert row["payload %"] == pytest.approx(25.0)
-    assert row["drop"] == 0
-    assert row["agree"] == 100
+
+    def row(place: str, size: int, frame: int) -> dict[str, Any]:
+        return payload.row([judge], 0.5, place, [payload.Found("exact", (size, frame), judge.outputs, "")])
+
+    found = row(cut, weights, tensor)
+    assert found["payload %"] == pytest.approx(25.0)
+    assert found["drop"] == 0
+    assert found["agree"] == 100
     output = tables.network.graph.output
     whole = sum(la.weight.size for la in tables.layers(output))
-    assert judge.row(1.0, output, "exact", whole, 0, judge.outputs, "")["payload %"] == pytest.approx(25.0)
+    assert row(output, whole, 0)["payload %"] == pytest.approx(25.0)
+
+
+def test_of_a_crossed_case_every_sample_is_evaluated_once(case: payload.Case) -> None:
+    once, crossed = (payload.measure(replace(case, crossed=way), (1.0,)) for way in (False, True))
+    assert [row["method"] for row in once] == [row["method"] for row in crossed]
+    assert {row["samples"] for row in once} == {200}
+    assert {row["samples"] for row in crossed} == {400}
+    assert all(b["segment"] >= a["segment"] for a, b in zip(once, crossed, strict=True))
 
 
 def test_real_frames_lose_what_their_codec_loses(case: payload.Case, tables: payload.Tables) -> None:

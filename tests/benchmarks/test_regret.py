@@ -6,12 +6,13 @@ import os
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks.board import Board, Timings
-from benchmarks.regret import CHOSEN, DEVICES, FRAMES, TURN, row, summary, timed
+from benchmarks.regret import CHOSEN, DEVICES, FRAMES, TURN, Run, expected, identity, parts, row, summary, timed
 from benchmarks.slower import slower
-from edge_agent.protocol.messages import Cut, Plan
+from edge_agent.protocol.messages import Candidate, Cut, Plan
 from tests.small_server import make_plan, segment_file
 
 
@@ -49,6 +50,48 @@ def test_regret_is_over_the_best_of_the_three_and_gain_over_the_better_extreme(p
     assert found["worst_regret_percent"] == pytest.approx(20.0)
     assert found["best_gain_times"] == pytest.approx(1.6)
     assert (found["links_where_split_wins"], found["links"]) == (1, 2)
+
+
+def test_noise_is_the_spread_of_turns_and_a_regret_below_it_is_told_apart(plans: dict[str, Plan]) -> None:
+    class Restless(Told):
+        """The chosen plan's turns take 10 to 16 ms, in turn."""
+
+        def frames(self, name: str, count: int) -> Timings:
+            self.ms[CHOSEN] = 10.0 + (self.counts[CHOSEN] // 5) % 4 * 2
+            return super().frames(name, count)
+
+    unsteady = row(
+        DEVICES[0], 4, 20, timed(Restless({CHOSEN: 10.0, "device": 12.2, "server": 20.0}), plans, FRAMES, 60)
+    )
+    steady = row(DEVICES[0], 4, 20, timed(Told({CHOSEN: 12.0, "device": 10.0, "server": 11.0}), plans, FRAMES, 60))
+    assert steady["noise %"] == 0.0
+    assert 5 < unsteady["regret %"] < unsteady["noise %"]
+    found = summary([unsteady, steady])
+    assert (found["regret_over_5_percent"], found["regret_over_5_percent_and_noise"]) == (2, 1)
+
+
+def test_parts_are_those_of_the_plan_that_was_run(plans: dict[str, Plan]) -> None:
+    def with_codec(plan: Plan, rule: str) -> Plan:
+        return msgspec.structs.replace(
+            plan, ladder=[msgspec.structs.replace(plan.ladder[plan.codec], rule=rule)], codec=0
+        )
+
+    server = with_codec(plans["server"], "jpeg-80")
+    told = msgspec.structs.replace(plans[CHOSEN].prediction, device_ms=77.0)
+    rival = Candidate(server.cut, 0.0, server.ladder[0].bits, "jpeg-80", told)
+    chosen = msgspec.structs.replace(plans[CHOSEN], runners_up=[rival])
+    assert expected(chosen, server) == told
+    assert expected(chosen, with_codec(server, "minmax")) is None
+    assert expected(chosen, chosen) == chosen.prediction
+    assert parts(Run(server), None).startswith("?/0.0 ")
+
+
+def test_weights_bits_make_no_other_plan_and_codecs_do(plans: dict[str, Plan]) -> None:
+    device, server = plans["device"], plans["server"]
+    other = msgspec.structs.replace(device.segment, sha256="f" * 64)
+    assert identity(msgspec.structs.replace(device, segment=other)) == identity(device)
+    coarser = [msgspec.structs.replace(server.ladder[server.codec], bits=2)]
+    assert identity(msgspec.structs.replace(server, ladder=coarser, codec=0)) != identity(server)
 
 
 def test_a_plan_without_hope_is_not_run_again(plans: dict[str, Plan]) -> None:

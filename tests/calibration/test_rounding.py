@@ -16,8 +16,8 @@ from calibration.importer import session, simplify
 from calibration.lower import Calibration, lower
 from calibration.moments import Moments
 from calibration.observe import Tap, feed
-from calibration.quantize import Rounded, nearest, top_level, width
-from calibration.rounding import WIDTHS, Options, Rounder, damped, entropy, even_step, round_layers
+from calibration.quantize import Rounded, entropy, nearest, top_level, width
+from calibration.rounding import WIDTHS, Options, Rounder, damped, even_step, round_layers
 from calibration.samples import Samples
 from edge_agent.head import load
 from edge_agent.protocol.messages import Preprocess

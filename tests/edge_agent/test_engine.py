@@ -262,9 +262,9 @@ def test_a_picture_becomes_the_floats_that_a_transformer_takes():
     [
         [],
         [(296, 0.1, 0.2)],
-        [(296, 0.1, 0.2), (296, 0.2, 0.3)],
+        [(296, 0.1, 0.2), (297, 0.2, 0.3)],
         [(200, 0.1, 0.2), (296, 0.2, 0.3)],
-        [(296, 0.3, 0.2), (200, 0.2, 0.3)],
+        [(296, 0.1, 0.2), (250, 0.3, 0.2), (200, 0.2, 0.3)],
         [(296, 0.1, 0.2), (200, 0.2, 1.1)],
         [(296, 0.1, 0.2), (200, float("inf"), 0.3)],
         [(296, 0.1, 0.2), (200, 0.2, float("nan"))],
@@ -275,12 +275,21 @@ def test_a_picture_becomes_the_floats_that_a_transformer_takes():
 def test_a_ladder_that_contradicts_itself_or_the_demand_is_refused(rungs):
     data = segment_file()
     plan = make_plan("split", data)
-    plan.ladder = plan.ladder * 2
+    plan.ladder = plan.ladder * max(2, len(rungs))
     plan.rungs = [Rung(size, noise, high / 2, high) for size, noise, high in rungs]
     with pytest.raises(errors.PlanError, match="ladder"):
         check_ladder(plan, Demand())
-    plan.rungs = [Rung(296, 0.1, 0.1, 0.2), Rung(200, 0.2, 0.2, 0.9)]
+
+
+def test_only_the_codec_that_a_plan_begins_with_may_be_less_accurate_than_a_cheaper_one():
+    plan = make_plan("split", segment_file())
+    plan.ladder = plan.ladder * 3
+    plan.rungs = [Rung(296, 0.1, 0.1, 0.2), Rung(250, 0.3, 0.3, 0.9), Rung(200, 0.2, 0.2, 0.9)]
+    plan.codec = 1
     check_ladder(plan, Demand())
+    plan.codec = 2
+    with pytest.raises(errors.PlanError, match="ladder"):
+        check_ladder(plan, Demand())
 
 
 def test_a_ladder_of_too_many_codecs_is_refused():

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 import device_profiles
-from edge_agent import errors, limits
+from edge_agent import errors, limits, negotiation
 from edge_agent.agent import Agent
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
 from edge_agent.protocol import messages
 from edge_agent.protocol.messages import Outline, Rehearsal
-from edge_agent.rehearsal import Rehearsals, memory_bytes, rehearse
+from edge_agent.rehearsal import Kept, Rehearsals, _shares, contradicted, memory_bytes, rehearse
 from kernels import jit
 from tests import small_server
 from tests.segment_builder import Builder
@@ -66,20 +66,47 @@ def test_an_outline_that_is_none_is_refused_in_one_sentence(header: bytes) -> No
 def test_what_is_kept_is_bounded_and_a_broken_file_is_as_none(tmp_path: Path) -> None:
     kept = Rehearsals(tmp_path / "rehearsals.json")
     for i in range(limits.MAX_REHEARSALS + 3):
-        kept.put(f"model {i}", Rehearsal("0" * 64, [float(i)]))
+        kept.put(f"model {i}", Kept(Rehearsal("0" * 64, [float(i)]), {}))
     assert kept.get("model 2") is None
-    assert kept.get("model 18") == Rehearsal("0" * 64, [18.0])
+    assert kept.get("model 18") == Kept(Rehearsal("0" * 64, [18.0]), {})
     kept.put("model 18", None)
     assert kept.get("model 18") is None
     (tmp_path / "rehearsals.json").write_text("[1, 2")
     assert kept.get("model 17") is None
-    kept.put("model 17", Rehearsal("1" * 64, []))
-    assert kept.get("model 17") == Rehearsal("1" * 64, [])
+    found = Kept(Rehearsal("1" * 64, []), {"a" * 64: 2.0})
+    kept.put("model 17", found)
+    assert kept.get("model 17") == found
+
+
+@pytest.mark.parametrize(
+    ("measured", "again"),
+    [
+        ({}, False),
+        ({"first": 4.5, "whole": 11.0}, False),
+        ({"first": 5.5}, True),
+        ({"first": 2.9}, True),
+        ({"whole": 30.0}, False),  # so it was when the head was rehearsed: once more would say the same
+        ({"whole": 40.0}, True),  # frames have come since
+        ({"of another model": 99.0, "longer than the model": 99.0, "only tables": 99.0}, False),
+    ],
+)
+def test_a_rehearsal_is_contradicted_by_frames_that_came_after_it(measured: dict[str, float], again: bool) -> None:
+    kept = Kept(Rehearsal("0" * 64, [1.0, 4.0, 10.0]), {"whole": 30.0})
+    operators = {"first": 2, "whole": 3, "longer than the model": 4, "only tables": 0}
+    assert contradicted(kept, measured, operators) is again
+
+
+def test_an_operator_within_a_slice_is_charged_for_the_slices_of_others() -> None:
+    runs = [[10.0, 100.0] for _ in range(6)]  # a pause of 90 falls into the short one in two of six runs
+    for run in runs[:2]:
+        run[0], run[1] = 100.0, 10.0
+    runs += [[10.0, 5000.0]] * 6  # and a bad moment
+    assert _shares(runs) == pytest.approx([40 / 110, 70 / 110])
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(errors.StoreError, match="cannot be written"):
-        Rehearsals(tmp_path / "none" / "rehearsals.json").put("model", Rehearsal("0" * 64, []))
+        Rehearsals(tmp_path / "none" / "rehearsals.json").put("model", Kept(Rehearsal("0" * 64, []), {}))
 
 
 @pytest.fixture
@@ -106,6 +133,23 @@ async def test_the_agent_rehearses_a_model_once_and_tells_the_server(settings) -
         assert len(first.ms) == 4
         assert first == second
         assert server.outlines_served == 1
+
+
+@pytest.mark.usefixtures("own_profile")
+async def test_what_frames_contradict_is_rehearsed_once_more(settings) -> None:
+    async with SmallServer() as server:
+        server.outline = outline(4)
+        async with Agent(settings(server, profile="")) as agent:
+            assert agent.plan is not None
+            segment = agent.plan.segment.sha256
+        frames = negotiation.timings(settings(server, profile=""))
+        for _ in range(5):
+            frames.add(segment, 9999.0)
+        frames.save()
+        for _ in range(2):
+            async with Agent(settings(server, profile="")):
+                pass
+        assert server.outlines_served == 2
 
 
 @pytest.mark.usefixtures("own_profile")

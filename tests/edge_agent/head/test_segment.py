@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_agent import limits
 from edge_agent.errors import SegmentError
-from edge_agent.head import Head
+from edge_agent.head import Head, coding
 from edge_agent.head import segment as seg
 from tests.edge_agent.head.test_verify import encoder, network
 from tests.segment_builder import Builder
@@ -77,6 +77,24 @@ def test_weights_take_less_than_their_bits() -> None:
     entropy = -(shares * np.log2(shares, where=shares > 0, out=np.zeros_like(shares))).sum() * codes.size / 8
     plain = seg.build(segment.header, bytes(segment.blob.nbytes))
     assert len(seg.build(segment.header, segment.blob.tobytes())) - len(plain) < 1.01 * entropy + 3 * 4 * 200
+
+
+@pytest.mark.parametrize("different", [1, 2, 64, 65, 300])
+def test_tables_of_any_number_of_scales_are_read_as_they_were(different: int) -> None:
+    """Rows of the same scale are coded by themselves, unless there are too many of them."""
+    rng = np.random.default_rng(different)
+    builder = Builder([6], dtype="i32")
+    builder.embed(builder.input, 16, vocabulary=300)
+    segment = builder.finish()
+    table = segment.header.ops[0]
+    assert isinstance(table, seg.Embed)
+    scales = 0.01 * 1.1 ** rng.permutation(np.arange(300) % different)
+    segment.blob[table.scales : table.scales + 1200] = np.frombuffer(scales.astype("<f4").tobytes(), np.uint8)
+    (part,) = (part for part in seg.parts(segment.header) if part.kind == "codes")
+    assert len(coding.alike(scales.astype(np.float32))) == (different if different <= coding.SCALES else 1)
+    found = seg.parse(seg.build(segment.header, segment.blob.tobytes()))
+    (there,) = (part for part in seg.parts(found.header) if part.kind == "codes")
+    assert there.of(found.blob).tobytes() == part.of(segment.blob).tobytes()
 
 
 def test_the_files_before_this_version_are_refused_with_advice() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edge_agent.link import control
 from edge_agent.link.control import CONTROLLERS, WINDOW, Adaptive, Fixed, PipeEdge, QuantPipe, Step, View, within
 
-STEPS = [Step(bits, 1000.0 * bits) for bits in (16, 8, 6, 4, 3, 2)]
+STEPS = [Step(bits, 1000.0 * bits, 4.0**-bits) for bits in (16, 8, 6, 4, 3, 2)]
 FPS = 10.0
 
 
@@ -29,6 +29,15 @@ def test_adaptive_takes_the_most_accurate_rung_that_fits():
     for bits, needed in ((16, 160_000), (8, 80_000), (6, 60_000), (4, 40_000), (3, 30_000), (2, 20_000)):
         assert settle(Adaptive(3), 1.15 * needed)[-1] == bits
     assert settle(Adaptive(0), 1_000.0)[-1] == 2
+
+
+def test_adaptive_leaves_a_rung_that_a_cheaper_one_beats_and_never_takes_it():
+    steps = [Step(8, 8000.0, 0.1), Step(2, 2000.0, 0.9), Step(1, 1500.0, 0.2)]
+    controller = Adaptive(1)
+    chosen = [controller.choose(view(i / FPS, 25_000.0), steps) for i in range(100)]
+    assert set(chosen) == {2}
+    chosen = [controller.choose(view(10 + i / FPS, 100_000.0 - 900 * i), steps) for i in range(100)]
+    assert (chosen[20], chosen[-1], set(chosen)) == (0, 2, {0, 2})
 
 
 def test_adaptive_falls_at_once_and_climbs_after_a_while():

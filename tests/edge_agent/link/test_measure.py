@@ -25,8 +25,9 @@ async def test_rates_and_round_trip_are_found_in_bounded_time(rtt_s, rate):
     line = Line(rtt_s, rate, 3 * rate)
     estimate = await measure(line.probe)
     assert estimate.rtt_ms == pytest.approx(rtt_s * 1e3)
-    assert estimate.uplink_mbps == pytest.approx(rate, rel=0.01)
-    assert estimate.downlink_mbps == pytest.approx(3 * rate, rel=0.01)
+    frame = 65_536 * 8e-3  # what 64 KiB take, in ms, after the round trip, which is not known to a hundredth
+    assert frame / estimate.uplink_mbps == pytest.approx(frame / rate, rel=0.01, abs=10 * rtt_s)
+    assert frame / estimate.downlink_mbps == pytest.approx(frame / (3 * rate), rel=0.01, abs=10 * rtt_s)
     assert line.largest <= limits.MAX_PROBE_BYTES
     assert line.spent < 5
 
@@ -68,3 +69,15 @@ async def test_slow_start_on_a_distant_link_is_not_taken_for_a_slow_one(rtt_s, r
     assert frame / estimate.uplink_mbps == pytest.approx(frame / rate, rel=0.1, abs=1)
     assert frame / estimate.downlink_mbps == pytest.approx(frame / rate, rel=0.1, abs=1)
     assert line.spent < 7
+
+
+async def test_a_round_trip_that_stalled_does_not_hide_a_fast_link():
+    line, asked = Line(0.2, 250.0, 250.0), 0
+
+    async def probe(up: int, down: int) -> float:
+        nonlocal asked
+        asked += 1
+        return await line.probe(up, down) + (0.15 if asked == 3 else 0.0)
+
+    estimate = await measure(probe)
+    assert 150_000 * 8e-3 / estimate.uplink_mbps < 0.1 * estimate.rtt_ms

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import milp
-from edge_agent import errors
+from edge_agent import errors, limits
 from edge_server.planner import knapsack, verify_allocation
 from edge_server.planner.allocation import (
+    NEAR,
     WIDTHS,
     Allocation,
     CutCodec,
@@ -23,6 +24,7 @@ from edge_server.planner.allocation import (
     allocate,
     closed_form,
     front,
+    ladder,
     packed_bytes,
     total_noise,
     uniform,
@@ -207,6 +209,47 @@ def test_the_front_is_what_no_other_codec_beats_most_accurate_first() -> None:
     assert front(codecs, range(7)) == [0, 1, 4]
     assert front(codecs, [5, 3, 2]) == [5, 2, 3]
     assert front(codecs, []) == []
+
+
+@given(
+    codecs=st.lists(
+        st.builds(lambda s, n: CutCodec("mse", 8, s, n), st.integers(900, 2000), st.floats(0, 1)),
+        min_size=1,
+        max_size=60,
+    ),
+    data=st.data(),
+)
+def test_a_ladder_falls_has_no_rung_that_gives_nothing_and_lacks_none_that_gives_something(codecs, data) -> None:
+    own = data.draw(st.integers(0, len(codecs) - 1))
+    rungs = ladder(codecs, range(len(codecs)), own)
+    assert own in rungs
+    assert len(rungs) <= limits.MAX_LADDER
+    sizes = [codecs[i].frame_bytes for i in rungs]
+    assert sizes == sorted(sizes, reverse=True)
+    others = [codecs[i] for i in rungs if i != own]
+    for more, less in itertools.pairwise(others):
+        assert more.frame_bytes > NEAR * less.frame_bytes
+        assert more.noise < less.noise
+    if len(rungs) < limits.MAX_LADDER:
+        for one in codecs:
+            assert any(codecs[i].frame_bytes <= NEAR * one.frame_bytes and codecs[i].noise <= one.noise for i in rungs)
+
+
+def test_the_chosen_codec_stays_on_the_ladder_though_another_beats_it_or_is_near() -> None:
+    codecs = [
+        CutCodec("mse", 8, size, noise) for size, noise in [(500, 0.0), (495, 0.1), (400, 0.9), (300, 0.3), (296, 0.4)]
+    ]
+    assert ladder(codecs, range(5), 0) == [0, 3]
+    assert ladder(codecs, range(5), 1) == [0, 1, 3]
+    assert ladder(codecs, range(5), 2) == [0, 2, 3]
+    assert ladder(codecs, [0], 4) == [0, 4]
+
+
+def test_a_long_ladder_is_thinned_and_keeps_its_ends_and_the_chosen_codec() -> None:
+    codecs = [CutCodec("mse", 8, int(1e6 * 0.97**i), 0.001 * i) for i in range(50)]
+    for own in (0, 17, 49):
+        rungs = ladder(codecs, range(50), own)
+        assert (len(rungs), rungs[0], rungs[-1], own in rungs) == (limits.MAX_LADDER, 0, 49, True)
 
 
 def test_the_closed_form_is_the_continuous_optimum_rounded() -> None:
