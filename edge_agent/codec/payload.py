@@ -79,7 +79,8 @@ def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
     bytes_ = np.frombuffer(data, np.uint8)
     if ready.bits in FLOATS:
         return _from_floats(bytes_, FLOATS[ready.bits], shape)
-    side, body = _side_of(bytes_[: layout.front], ready), _readonly(bytes_[layout.front :])
+    side = _side_of(bytes_[: layout.front], ready) if codec.dynamic else _OWN
+    body = _readonly(bytes_[layout.front :] if layout.front else bytes_)
     if not (ready.turn or ready.coder or (len(side) > 1 and layout.inner * ready.bits % 8)):
         out, spans = np.empty(shape, np.float32), side if codec.dynamic else _NONE
         kernels.decode(body, ready.lo, ready.scale, ready.levels, spans, codec.rotation, ready.bits, out.reshape(-1))
@@ -253,9 +254,7 @@ def _side_words(side: F32, ready: Ready) -> U16:
 
 
 def _side_of(data: U8, ready: Ready) -> F32:
-    """The inverse of `_side_words`. Raises for ranges that nobody measured."""
-    if not ready.codec.dynamic:
-        return _OWN
+    """The inverse of `_side_words`, of a codec with ranges of its frames' own. Raises for ranges that nobody measured."""
     words = np.frombuffer(data.tobytes(), "<u2").astype(np.uint32) << 16
     numbers = words.view(np.float32).reshape(-1, 2 if ready.codec.span == "range" else 1)
     side = np.zeros((len(numbers), 2), np.float32)
@@ -341,7 +340,9 @@ def _from_floats(data: U8, kind: np.dtype[Any], shape: tuple[int, ...]) -> F32:
 
 
 def _readonly(x: NDArray[Any]) -> NDArray[Any]:
-    """A view of ``x`` that kernels take: they are compiled once, for read-only input."""
+    """``x``, or a view of it, as kernels take it: they are compiled once, for read-only input."""
+    if not x.flags.writeable:
+        return x
     view = x.view()
     view.flags.writeable = False
     return view
