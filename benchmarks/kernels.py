@@ -150,7 +150,9 @@ def codec_rows(repeats: int, quick: bool) -> list[dict[str, Any]]:
         calls: dict[str, Call] = {
             "copy": partial(np.copyto, back, values),
             "encode": partial(codec_kernels.encode, values, lo, np.float32(1) / scale, none, 0, bits, payload),
-            "decode": partial(codec_kernels.decode, payload, lo, scale, none, 0, bits, back),
+            "decode": partial(
+                codec_kernels.decode, payload, lo, scale, none, np.zeros((0, 2), np.float32), 0, bits, back
+            ),
         }
         times = {name: np.array(ms) for name, ms in in_turn(calls, repeats, warmup=1).items()}
         rows += [_codec_row(name, bits, values.nbytes, payload.nbytes, times) for name in ("encode", "decode")]

@@ -2,7 +2,8 @@
 
 `GROUP` codes at a time stay in registers from float32 to packed bits, in LLVM IR (`kernels.packing`); what is left at the end takes
 plain loops. ``lo``, ``inv``, ``scale`` and ``tables`` have C entries, C = 1 for a range per tensor, else the length of the last axis; they are repeated
-to a block's length once a call, so that a channel count of 3 runs as fast as one of 1,024.
+to a block's length once a call, so that a channel count of 3 runs as fast as one of 1,024. Where channels are whole groups, decoding takes rows of them
+one below the other.
 
 ``bits`` is 2..8 and never checked here; the output's length is the caller's promise.
 """
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from kernels.jit import inline, kernel
 from kernels.packing import CODEBOOK, GROUP, decode_groups, encode_groups
-from kernels.rotation import LEAST, SIZES, rotate_blocks
+from kernels.rotation import LANES, SIZES, rotate_blocks
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
@@ -83,36 +84,37 @@ def encode_codes(x: U8, tables: U8, bits: int, out: U8) -> None:
 
 
 @kernel
-def decode(data: U8, lo: F32, scale: F32, levels: F32, rotation: int, bits: int, out: F32) -> None:
+def decode(data: U8, lo: F32, scale: F32, levels: F32, side: F32, rotation: int, bits: int, out: F32) -> None:
     """Unpack and dequantize to ``out`` [n]: lo + scale * code, or scale * levels[code] of a codebook, two float32 operations; then rotate back.
 
-    ``data`` [ceil(n * bits / 8)].
+    ``data`` [ceil(n * bits / 8)]. ``side`` [rows, 2] as `measure` gives it, or [0, 2]: the range of each n / rows values is offset + size * lo and size *
+    scale; of several rows each must be whole bytes and hold every channel once.
     """
-    kind = bits + (CODEBOOK if levels.size else 0)
+    if side.shape[0] > 1:
+        _decode_rows(data, lo, scale, levels, side, rotation, bits, out)
+        return
+    if side.shape[0]:
+        own_lo, own_scale = np.empty_like(lo), np.empty_like(scale)
+        _stretch(lo, scale, side[0, 0], side[0, 1], own_lo, own_scale)
+        lo, scale = own_lo, own_scale
+    kind, back = bits + (CODEBOOK if levels.size else 0), np.float32(1) / np.float32(max(rotation, 1))
     lows, scales = _repeat(lo, out.size), _repeat(scale, out.size)
-    words, stream = np.empty(BLOCK // 8, np.uint64), np.empty(BLOCK + SLACK, np.uint8)
-    codes = words.view(np.uint8)
     whole = _whole(out.size, bits)
     each, unit, tile = _rows(lo.size)
     done = whole // unit * unit
     for start in range(0, done, tile):
-        n = min(tile, done - start)
-        decode_groups(
-            data, start * bits // 8, lows, scales, 0, levels, kind, out, start, each // GROUP, n // each, each
-        )
+        n, at = min(tile, done - start), start * bits // 8
+        decode_groups(data, at, lows, scales, 0, levels, kind, out, start, each // GROUP, n // each, each)
         if rotation:
-            _turn(out, start, out, start, n, rotation, np.float32(1) / np.float32(rotation))
+            _turn(out, start, out, start, n, rotation, back)
     for start in range(done, out.size, BLOCK):
         n, phase, at = min(BLOCK, out.size - start), start % lo.size, start * bits // 8
         grouped = min(max(whole - start, 0), n)
         decode_groups(data, at, lows, scales, phase, levels, kind, out, start, grouped // GROUP, 1, 0)
-        if grouped < n:
-            _unpack_block(data[at + grouped * bits // 8 :], n - grouped, bits, stream, words)
-            _dequantize(
-                codes, lows[phase + grouped :], scales[phase + grouped :], levels, out[start + grouped : start + n]
-            )
+        for i in range(grouped, n):
+            out[start + i] = lows[phase + i] + scales[phase + i] * _real(data, start + i, levels, bits)
         if rotation:
-            _turn(out, start, out, start, n, rotation, np.float32(1) / np.float32(rotation))
+            _turn(out, start, out, start, n, rotation, back)
 
 
 @kernel
@@ -187,17 +189,58 @@ def unpack(data: U8, bits: int, out: U8) -> None:
 
 
 @inline
+def _decode_rows(data: U8, lo: F32, scale: F32, levels: F32, side: F32, rotation: int, bits: int, out: F32) -> None:
+    """`decode` with a range for each row. Calls no function of arrays for a row but where it must: counting references takes as long as its values."""
+    kind, back = bits + (CODEBOOK if levels.size else 0), np.float32(1) / np.float32(max(rotation, 1))
+    each = out.size // side.shape[0]
+    lows, scales = _aligned(each, np.float32), _aligned(each, np.float32)
+    for row in range(side.shape[0]):
+        offset, size, start = side[row, 0], side[row, 1], row * each
+        if lo.size == 1:
+            low, step = offset + size * lo[0], size * scale[0]
+            for c in range(each):
+                lows[c] = low
+                scales[c] = step
+        else:
+            for c in range(each):
+                lows[c] = offset + size * lo[c]
+                scales[c] = size * scale[c]
+        grouped = min(_whole(out.size - start, bits), each // GROUP * GROUP)
+        decode_groups(data, start * bits // 8, lows, scales, 0, levels, kind, out, start, grouped // GROUP, 1, 0)
+        for i in range(grouped, each):
+            out[start + i] = lows[i] + scales[i] * _real(data, start + i, levels, bits)
+        if rotation:
+            _turn(out, start, out, start, each, rotation, back)
+
+
+@inline
+def _real(data: U8, place: int, levels: F32, bits: int) -> np.float32:
+    """What the one code at ``place`` stands for, before its range."""
+    bit = place * bits
+    word, used = np.int64(data[bit >> 3]), bit & 7
+    if used + bits > 8:
+        word |= np.int64(data[(bit >> 3) + 1]) << 8
+    code = (word >> used) & ((1 << bits) - 1)
+    return levels[code] if levels.size else np.float32(code)
+
+
+@inline
 def _repeat(values: Array, count: int) -> Array:
     """``values`` over and over, so long that a block of a tensor of ``count`` may begin at any of them; at a cache line's start."""
-    size = min(BLOCK, count) + values.size
-    room = np.empty(size + _LINE // values.itemsize, values.dtype)
-    out = room[-room.ctypes.data % _LINE // values.itemsize :][:size]
+    out = _aligned(min(BLOCK, count) + values.size, values.dtype)
     filled = values.size
     _copy(values, out, filled)
     while filled < out.size:  # twice as many each time
         _copy(out, out[filled:], min(filled, out.size - filled))
         filled *= 2
     return out
+
+
+@inline
+def _aligned(count: int, kind: Any) -> Array:
+    """An array that starts with a cache line: loads of whole lines that do not take half as long again."""
+    room = np.empty(count + _LINE, kind)
+    return room[-room.ctypes.data % _LINE // room.itemsize :][:count]
 
 
 @inline
@@ -323,20 +366,20 @@ def _dequantize(codes: U8, lows: F32, scales: F32, levels: F32, out: F32) -> Non
 @inline
 def _turn(x: F32, start: int, out: F32, at: int, count: int, size: int, factor: np.float32) -> None:
     """``count`` values of x[start:], in blocks of ``size``, to out[at:], which may be the same place."""
-    if size >= LEAST:
-        rotate_blocks(x, start, size, factor, out, at, count // size)
-    else:
-        for i in range(count):
-            out[at + i] = x[start + i]
-        h = 1
-        while h < size:
-            for first in range(at, at + count, 2 * h):
-                for i in range(first, first + h):
-                    a, b = out[i], out[i + h]
-                    out[i], out[i + h] = a + b, a - b
-            h *= 2
-        for i in range(at, at + count):
-            out[i] *= factor
+    together = max(size, LANES)
+    rotate_blocks(x, start, size, factor, out, at, count // together)
+    done = count // together * together
+    for i in range(done, count):
+        out[at + i] = x[start + i]
+    h = 1
+    while h < size and done < count:
+        for first in range(at + done, at + count, 2 * h):
+            for i in range(first, first + h):
+                a, b = out[i], out[i + h]
+                out[i], out[i + h] = a + b, a - b
+        h *= 2
+    for i in range(at + done, at + count):
+        out[i] *= factor
 
 
 @inline

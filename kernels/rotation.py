@@ -17,23 +17,25 @@ from kernels.emit import FLOAT, I64, PTR, TARGET
 
 #: Blocks that the agent and the server know.
 SIZES: Final = (8, 16, 32, 64, 128)
-#: The least that is done here on this instruction set; smaller ones take plain loops.
-LEAST: Final = 2 * TARGET.lanes
+#: Blocks of less share a vector; what does not fill it takes plain loops.
+LANES: Final = TARGET.lanes
 
 _ARGS: Final = [PTR, FLOAT, PTR, I64]
 
 
 def _body(size: int) -> emit.Body:
-    """IR: x, factor, out, blocks."""
+    """IR: x, factor, out, vectors, or blocks where these are larger."""
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
-        x, factor, out, blocks = args
-        lanes, count = TARGET.lanes, size // TARGET.lanes
+        x, factor, out, times = args
+        lanes, count = LANES, max(1, size // LANES)
         by = emit.splat(b, factor, lanes)
-        with emit.loop(b, blocks, unroll=False) as (index, _, _):
-            start = b.mul(index, I64(4 * size))
+        with emit.loop(b, times, unroll=False) as (index, _, _):
+            start = b.mul(index, I64(4 * lanes * count))
             rows = [emit.load(b, emit.vector(FLOAT, lanes), x, b.add(start, I64(4 * lanes * r))) for r in range(count)]
-            for r in range(0, count, 2):
+            if count == 1:
+                rows = [_within(b, rows[0], size)]
+            for r in range(0, count - 1, 2):
                 rows[r : r + 2] = _pair(b, rows[r], rows[r + 1])
             distance = 2
             while distance < count:
@@ -48,6 +50,17 @@ def _body(size: int) -> emit.Body:
     return body
 
 
+def _within(b: ir.IRBuilder, row: ir.Value, size: int) -> ir.Value:
+    """All steps of the blocks in one vector."""
+    lanes, distance = LANES, 1
+    while distance < size:
+        other = emit.shuffle(b, row, row, [lane ^ distance for lane in range(lanes)])
+        second = [lane + lanes * bool(lane & distance) for lane in range(lanes)]
+        row = emit.shuffle(b, b.fadd(row, other), b.fsub(other, row), second)
+        distance *= 2
+    return row
+
+
 def _pair(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> list[ir.Value]:
     """All steps within two vectors."""
     lanes = TARGET.lanes
@@ -59,14 +72,14 @@ def _pair(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> list[ir.Value]:
 
 
 @intrinsic
-def rotate_blocks(typingctx, x, x_at, size, factor, out, out_at, blocks):
-    """``blocks`` of ``size`` values of x[x_at:], times ``factor``, to out[out_at:], which may be the same place. ``size`` >= `LEAST`, one of `SIZES`."""
+def rotate_blocks(typingctx, x, x_at, size, factor, out, out_at, times):
+    """``times`` ``size`` values, or `LANES` if these are more, of x[x_at:] in blocks of ``size``, one of `SIZES`, times ``factor``, to out[out_at:], which may be the same place."""
     places = types.int64
     signature = types.void(x, places, places, types.float32, out, places, places)
 
     def codegen(context, b, sig, a):
         source, target = (emit.array_pointer(context, b, sig.args[i], a[i], a[i + 1]) for i in (0, 4))
-        bodies = {n: (f"splitedge_rotate_{n}", _ARGS, _body(n)) for n in SIZES if n >= LEAST}
+        bodies = {n: (f"splitedge_rotate_{n}", _ARGS, _body(n)) for n in SIZES}
         emit.choose(b, a[2], bodies, [source, a[3], target, a[6]])
         return context.get_dummy_value()
 

@@ -48,7 +48,7 @@ def steps() -> list[Step]:
         Step("threads", program.dismiss, (np.zeros(team.SYNC, np.int64),)),
         Step("encoding values", codec.encode, (tensor, reals, reals, reals, 0, 8, codes)),
         Step("encoding 8-bit codes", codec.encode_codes, (frame, frame, 8, codes)),
-        Step("decoding", codec.decode, (frame, reals, reals, reals, 0, 8, np.zeros(8, np.float32))),
+        Step("decoding", codec.decode, (frame, reals, reals, reals, table, 0, 8, np.zeros(8, np.float32))),
         Step("rotating", codec.rotate, (tensor, 8, np.float32(1), np.zeros(8, np.float32))),
         Step("changing the basis", projection.project, (rows, reals, np.zeros((1, 1, 2), np.float32), table)),
         Step("measuring ranges", codec.measure, (rows, True, table)),

@@ -28,7 +28,9 @@ Buffer = bytes | bytearray | memoryview
 
 #: Offset 0 and size 1: the codec's own range.
 _OWN = np.array([[0, 1]], np.float32)
+_NONE = np.empty((0, 2), np.float32)
 _SLACK = 1.001  # of rANS over the entropy by its frequencies, at most
+_FAR: Final = 1e38  # what rounding cannot bring to infinity
 _SHAPES: Final = 16  # whose layouts are kept with a codec: working one out takes longer than decoding a small tensor
 
 
@@ -77,13 +79,11 @@ def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
     bytes_ = np.frombuffer(data, np.uint8)
     if ready.bits in FLOATS:
         return _from_floats(bytes_, FLOATS[ready.bits], shape)
-    side, body = _side_of(bytes_[: layout.front], ready), _readonly(bytes_[layout.front :])
-    if not (ready.turn or ready.coder or codec.dynamic == "token"):
-        out = np.empty(shape, np.float32)
-        lo, scale = (
-            reference.codec_stretched(ready.lo, ready.scale, side[0]) if codec.dynamic else (ready.lo, ready.scale)
-        )
-        kernels.decode(body, lo, scale, ready.levels, codec.rotation, ready.bits, out.reshape(-1))
+    side = _side_of(bytes_[: layout.front], ready) if codec.dynamic else _OWN
+    body = _readonly(bytes_[layout.front :] if layout.front else bytes_)
+    if not (ready.turn or ready.coder or (len(side) > 1 and layout.inner * ready.bits % 8)):
+        out, spans = np.empty(shape, np.float32), side if codec.dynamic else _NONE
+        kernels.decode(body, ready.lo, ready.scale, ready.levels, spans, codec.rotation, ready.bits, out.reshape(-1))
         return out
     codes = np.empty(layout.codes, np.uint8)
     if ready.coder:
@@ -254,13 +254,14 @@ def _side_words(side: F32, ready: Ready) -> U16:
 
 
 def _side_of(data: U8, ready: Ready) -> F32:
-    """The inverse of `_side_words`. Raises for ranges that nobody measured."""
-    if not ready.codec.dynamic:
-        return _OWN
+    """The inverse of `_side_words`, of a codec with ranges of its frames' own. Raises for ranges that nobody measured."""
     words = np.frombuffer(data.tobytes(), "<u2").astype(np.uint32) << 16
     numbers = words.view(np.float32).reshape(-1, 2 if ready.codec.span == "range" else 1)
     side = np.zeros((len(numbers), 2), np.float32)
     side[:, 2 - numbers.shape[1] :] = numbers
+    offset, size = float(np.abs(side[:, 0]).max()), float(side[:, 1].max())
+    if side[:, 1].min() >= 0 and offset + size * ready.reach <= _FAR:
+        return side
     with np.errstate(over="ignore", invalid="ignore"):
         lo, scale = reference.codec_stretched(ready.lo, ready.scale, side)
         ends = lo + scale * ready.highest, lo + scale * (ready.levels[0] if ready.levels.size else np.float32(0))
@@ -339,7 +340,9 @@ def _from_floats(data: U8, kind: np.dtype[Any], shape: tuple[int, ...]) -> F32:
 
 
 def _readonly(x: NDArray[Any]) -> NDArray[Any]:
-    """A view of ``x`` that kernels take: they are compiled once, for read-only input."""
+    """``x``, or a view of it, as kernels take it: they are compiled once, for read-only input."""
+    if not x.flags.writeable:
+        return x
     view = x.view()
     view.flags.writeable = False
     return view

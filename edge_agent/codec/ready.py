@@ -92,6 +92,7 @@ class Ready:
     turn: Turn | None
     coder: Coder | None
     table: tuple[tuple[float, int], U8] | None = None  # for the tensor scale and zero point that were asked for last
+    reach: float = 0.0  # no value of a frame's own range is farther from its offset than so many times its size
     layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)  # by shape
 
     @property
@@ -157,6 +158,9 @@ def _check(codec: Codec, fields: tuple[Any, ...]) -> Ready:
             codec, fields, codec.bits, lo, scale, reference.codec_inverse(scale), levels, thresholds, turn, coder
         )
         ends = lo + scale * ready.highest, lo + scale * levels[0] if levels.size else lo
+    ready.reach = float(np.abs(lo).max()) + float(scale.max()) * max(
+        float(np.abs(v).max()) for v in (ready.highest, levels) if v.size
+    )
     if not (all(np.isfinite(end).all() for end in ends) and (scale >= 0).all()):
         raise errors.CodecError(
             "a codec's range must be finite, in float32, and its scale not negative; scale the tensor or ask for another plan"

@@ -33,6 +33,7 @@ FILE = Path(__file__).with_name("golden.json")
 SIZES = (1, 2, 3, 5, 7, 8, 15, 31, 63, 127, 257)  # eleven, a prime: see `walk`
 BITS = range(2, 9)
 NONE = np.zeros(0, np.float32)
+NO_SIDE = np.zeros((0, 2), np.float32)
 WINDOWS = [
     # kernel, stride, pad, dilation
     ((3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
@@ -290,7 +291,7 @@ def _codec(x: Array, codes: Array, lo: Array, scale: Array, bits: int) -> list[A
     codec.encode_codes(codes.reshape(-1), tables.reshape(-1), bits, other[8:-8])
     codec.unpack(payload[8:-8].copy(), bits, cut[8:-8])
     codec.pack(cut[8:-8], bits, packed[8:-8])
-    codec.decode(payload[8:-8], lo, scale, NONE, 0, bits, values[8:-8])
+    codec.decode(payload[8:-8], lo, scale, NONE, NO_SIDE, 0, bits, values[8:-8])
     return [payload, other, packed, cut, values]
 
 
@@ -329,16 +330,18 @@ def stages(twin: bool) -> Iterator[Array]:
 def _turned_twin(x: Array, lo: Array, scale: Array, levels: Array, size: int, bits: int) -> list[Array]:
     book = levels if levels.size else None
     codes = ref.codec_quantize(ref.codec_rotate(x, size), lo, scale, bits, book)
-    values = ref.codec_rotate(ref.codec_dequantize(codes, lo, scale, book), size, 1 / size)
-    return [ref.pack_bits(codes.reshape(-1), bits), values]
+    own = ref.codec_dequantize(codes, *ref.codec_stretched(lo, scale, np.abs(x[:, :2])), book)
+    back = [ref.codec_rotate(v, size, 1 / size) for v in (ref.codec_dequantize(codes, lo, scale, book), own)]
+    return [ref.pack_bits(codes.reshape(-1), bits), *back]
 
 
 def _turned(x: Array, lo: Array, scale: Array, levels: Array, size: int, bits: int) -> list[Array]:
-    data, values = np.zeros(-(-x.size * bits // 8), np.uint8), np.empty_like(x)
+    data, values, own = np.zeros(-(-x.size * bits // 8), np.uint8), np.empty_like(x), np.empty_like(x)
     limits = ref.codec_thresholds(levels) if levels.size else NONE
     codec.encode(x.reshape(-1), lo, ref.codec_inverse(scale), limits, size, bits, data)
-    codec.decode(data, lo, scale, levels, size, bits, values.reshape(-1))
-    return [data, values]
+    codec.decode(data, lo, scale, levels, NO_SIDE, size, bits, values.reshape(-1))
+    codec.decode(data, lo, scale, levels, np.abs(x[:, :2]), size, bits, own.reshape(-1))
+    return [data, values, own]
 
 
 def _rans(codes: Array, table: list[list[int]], lanes: int) -> list[Array]:

@@ -12,6 +12,7 @@ BLOCK = codec.BLOCK
 LENGTHS = (0, 1, 2, 3, 5, 7, 8, 9, 15, 31, 63, 127, 257, 1023, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 13)
 SENTINEL = 0xA5
 NONE = np.zeros(0, np.float32)
+NO_SIDE = np.zeros((0, 2), np.float32)
 
 
 def encode(x, lo, scale, bits):
@@ -25,7 +26,7 @@ def encode(x, lo, scale, bits):
 
 def decode(data, lo, scale, bits, count):
     room = np.full(count + 8, np.pi, np.float32)
-    codec.decode(data, lo, scale, NONE, 0, bits, room[4:-4])
+    codec.decode(data, lo, scale, NONE, NO_SIDE, 0, bits, room[4:-4])
     assert (room[:4] == np.float32(np.pi)).all()
     assert (room[-4:] == np.float32(np.pi)).all()
     return room[4:-4].copy()

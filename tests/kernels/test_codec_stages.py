@@ -11,6 +11,7 @@ from kernels import codec, packing, projection, rans, rotation
 from kernels import reference as ref
 
 NONE = np.zeros(0, np.float32)
+NO_SIDE = np.zeros((0, 2), np.float32)
 CHANNELS = 384
 
 
@@ -59,7 +60,7 @@ def test_rotated_codes_and_codebooks_equal_the_twins(bits, rows, turn):
             assert codec.encode(x.reshape(-1), lo, ref.codec_inverse(scale), limits, turn, bits, out)
             assert out.tobytes() == ref.pack_bits(codes.reshape(-1), bits).tobytes()
             back = np.empty(x.size, np.float32)
-            codec.decode(out, lo, scale, levels, turn, bits, back)
+            codec.decode(out, lo, scale, levels, NO_SIDE, turn, bits, back)
             values = ref.codec_dequantize(codes, lo, scale, book)
             assert back.tobytes() == (ref.codec_rotate(values, turn, 1 / turn) if turn else values).tobytes()
 
@@ -98,6 +99,24 @@ def test_own_ranges_equal_the_twins(channels, each, by_range):
     back = np.empty(x.size, np.float32)
     codec.dequantize(codes, lo, scale, NONE, side, each * channels, back)
     assert back.tobytes() == ref.codec_dequantize(wanted, lows, scales).tobytes()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize(
+    ("rows", "each", "turn"), [(1, 3, 0), (9, 8, 8), (5, 40, 8), (7, 200, 0), (3, 384, 128), (2, 4104, 0)]
+)
+def test_rows_with_ranges_of_their_own_are_decoded_as_by_the_twins(bits, rows, each, turn):
+    rng = np.random.default_rng(each)
+    codes = rng.integers(0, 1 << bits, (rows, each)).astype(np.uint8)
+    data, side = ref.pack_bits(codes.reshape(-1), bits), rng.uniform(0, 3, (rows, 2)).astype(np.float32)
+    for channels in (1, each):
+        lo, scale = ranges(channels, rng)
+        for levels in [NONE, np.sort(rng.normal(size=1 << bits)).astype(np.float32)][: 1 + (bits in packing.CODEBOOKS)]:
+            values = ref.codec_dequantize(codes, *ref.codec_stretched(lo, scale, side), levels if levels.size else None)
+            room = np.full(codes.size + 8, np.pi, np.float32)
+            codec.decode(data, lo, scale, levels, side, turn, bits, room[4:-4])
+            assert room[4:-4].tobytes() == (ref.codec_rotate(values, turn, 1 / turn) if turn else values).tobytes()
+            assert (room[[*range(4), *range(-4, 0)]] == np.float32(np.pi)).all()
 
 
 @pytest.mark.parametrize(("rows", "ins", "outs"), [(1, 1, 1), (3, 5, 2), (7, 40, 40), (13, 96, 131), (2, 130, 64)])

@@ -28,6 +28,8 @@ MUTATIONS = {
     "idle lanes of a softmax": ("rows.py", 'kept(block.mask, float("-inf")) - top', "kept(None, 0.0) - top", "attention"),
     "upper clamp of the codec": ("packing.py", 'fcmp_ordered(">", code, most), most, code)', 'fcmp_ordered(">", code, most), code, code)', "codec"),
     "lower clamp of the codec": ("codec.py", "v = v if v > np.float32(0) else np.float32(0)  # NaN", "v = v if v > np.float32(1) else np.float32(0)  # NaN", "codec"),
+    "place of a code in its lane": ("packing.py", "shifts = [place % 8 for place in places]", "shifts = [place % 7 for place in places]", "codec"),
+    "rows below each other": ("packing.py", "b.add(first, b.mul(row, step))", "b.add(first, b.mul(row, I64(GROUP)))", "stages"),
     "order of packed codes": ("codec.py", "pairs[i] | (pairs[i] >> np.uint16(4))", "(pairs[i] << np.uint16(4)) | (pairs[i] >> np.uint16(8))", "codec"),
     "rounding of frequencies": ("entropy.py", "at += 1 + counts[c, s] * spare // total", "at += 1 + (counts[c, s] * spare + 1) // total", "entropy"),
     "place of an epoch's end": ("entropy.py", "max(FIRST, begin >> 2)", "max(FIRST, begin >> 3)", "entropy"),
