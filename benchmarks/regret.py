@@ -53,7 +53,8 @@ TURN: Final = 5  # frames in a turn, beside the first
 LEAST_TURNS: Final = 3  # for a spread
 SECONDS, QUICK_SECONDS = 8.0, 4.0  # for the frames at one link
 TRIES: Final = 5  # to have a plan
-UNTRUE: Final = 0.05  # a device's time so far off its prediction is worth a new plan
+UNTRUE: Final = 0.05  # a frame's time so far off its prediction is worth a new plan
+RENEWALS: Final = 2
 HOPELESS: Final = 1.5  # a plan so many times slower than the best after a turn is not run again
 
 
@@ -158,8 +159,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def sweep(
     device: Device, board: Board, network: Network, links: Sequence[tuple[float, float]], *, quick: bool
 ) -> Iterator[dict[str, Any]]:
-    """A row for each link, best first: there the extremes are negotiated, once. The choice is made anew at each, and again where its frames told
-    the agent that the head takes longer or shorter than was thought: as an agent does when its plan expires.
+    """A row for each link, best first: there the extremes are negotiated, once. The choice is made anew at each, and up to `RENEWALS` times more where
+    frames took longer or shorter than was thought: as an agent does when its plan expires, with what it learnt meanwhile.
     """
     plans: dict[str, Plan] = {}
     for mbps, rtt in sorted(links, key=lambda link: (link[1], -link[0])):
@@ -168,7 +169,10 @@ def sweep(
             share_profile(Path(board.name), name)
             if name == CHOSEN or name not in plans:
                 plans[name] = negotiate(board, name, network, mbps, rtt)
-        if abs(device_ms(board.frames(CHOSEN, TURN)) / max(1e-3, plans[CHOSEN].prediction.device_ms) - 1) > UNTRUE:
+        for _ in range(RENEWALS):
+            found = median(_ms(t) for t in board.frames(CHOSEN, 1 + TURN)[1:])
+            if abs(found / plans[CHOSEN].prediction.total_ms - 1) <= UNTRUE:
+                break
             plans[CHOSEN] = negotiate(board, CHOSEN, network, mbps, rtt)
         runs = timed(board, plans, *((QUICK_FRAMES, QUICK_SECONDS) if quick else (FRAMES, SECONDS)))
         yield row(device, mbps, rtt, runs)
@@ -181,10 +185,6 @@ def share_profile(place: Path, name: str) -> None:
     for profile in place.with_name(f"{place.name}-{CHOSEN}").glob("profile-*.json"):
         if not (own / profile.name).exists():
             shutil.copy(profile, own)
-
-
-def device_ms(timings: Timings) -> float:
-    return median(t["head_ms"] + t["encode_ms"] for t in timings)
 
 
 def negotiate(board: Board, name: str, network: Network, mbps: float, rtt: float) -> Plan:

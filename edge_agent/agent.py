@@ -35,10 +35,10 @@ from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
 from edge_agent.protocol.frames import HEADER_BYTES, Answer, unpack_topk
-from edge_agent.protocol.messages import BESIDE, LinkEstimate, Plan
+from edge_agent.protocol.messages import BESIDE, SENDING, LinkEstimate, Plan
 from edge_agent.results import Counters, Result, Timing, stages, top_classes
 from edge_agent.reuse import Pairs, Reuse, Seen
-from edge_agent.timings import Timings, Turns
+from edge_agent.timings import Sending, Timings, Turns
 
 
 class Agent:
@@ -238,7 +238,7 @@ class Agent:
     async def _through(self, active: _Active, frame: Frame, start: float) -> Result:
         engine, deadline = active.engine, self._deadline(start)
         async with active.use():
-            came = time.monotonic()
+            came, alone = time.monotonic(), active.users == 1
             if active.adaptation is not None:
                 active.adaptation.offered(came)
             async with active.gate.place(deadline) as leave:
@@ -251,10 +251,15 @@ class Agent:
                     active.adaptation.spared(came)
                 stream = active.stream if encoded.kept is None else None
                 answer = await stream.send(encoded.payload, encoded.rung, deadline, leave) if stream else None
+                alone = alone and active.users == 1
         timing = _timing(encoded, answer, start, sent)
         if self._timings is not None:
             self._timings.add(engine.plan.segment.sha256, timing.head_ms)
             self._timings.add(BESIDE, max(0.0, turn_ms - timing.head_ms - timing.encode_ms))
+            if alone and answer is not None and active.sending is not None:
+                took, size = timing.encode_ms + timing.link_ms, HEADER_BYTES + len(encoded.payload)
+                if (beyond := active.sending.beyond_ms(encoded.rung, size, took)) is not None:
+                    self._timings.add(SENDING, beyond)
         return active.result(encoded, answer, timing, self.settings.topk)
 
     def _deadline(self, start: float) -> float | None:
@@ -297,7 +302,8 @@ class Agent:
         self._planned_at = time.monotonic()
         self.say("ready")
         reuse = Reuse(settings.reuse) if stream is not None and settings.reuse.threshold else None
-        return _Active(engine, stream, adaptation, reuse)
+        told = stream is not None and known is None and not settings.chain.next
+        return _Active(engine, stream, adaptation, reuse, Sending(plan, profile, link) if told else None)
 
     def _adaptation(self, plan: Plan, link: LinkEstimate) -> Adaptation:
         demand, chosen = self.settings.demand, self.settings.link
@@ -435,12 +441,18 @@ class _Active(InUse):
         stream: FrameStream | None,
         adaptation: Adaptation | None = None,
         reuse: Reuse | None = None,
+        sending: Sending | None = None,
     ) -> None:
         super().__init__(engine, stream, adaptation)
-        self.reuse = reuse
+        self.reuse, self.sending = reuse, sending
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def users(self) -> int:
+        """Frames under way."""
+        return self._users
 
     @property
     def look(self) -> Callable[[NDArray[Any]], Seen] | None:

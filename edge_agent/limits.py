@@ -69,6 +69,10 @@ MAX_QUEUED_BYTES: Final = 64 * MiB  # the same in bytes of input: 32 large photo
 MAX_CONFIG_BYTES: Final = 64 * 1024
 MAX_SOURCE_FILES: Final = 1_000_000  # files that one folder or glob may name
 MAX_TIMINGS_BYTES: Final = 64 * 1024  # what the agent keeps of its own heads' times
+SENDING_LEARNT: Final = (
+    60.0  # after the link was measured for a plan: what frames take longer later on is the link's doing
+)
+SENDING_AGE: Final = 3600.0  # what sending takes beside is told no longer: where it makes a plan send nothing, no frame would put it right
 MAX_REHEARSALS: Final = 16  # models whose operators' times an agent keeps
 MAX_REHEARSALS_BYTES: Final = 4 * MiB
 CACHED_SEGMENTS: Final = 8  # the newest are kept

@@ -17,6 +17,7 @@ from edge_agent.codec import STAGES
 from edge_agent.explain import PictureForm
 from edge_agent.protocol.messages import (
     PROTOCOL_VERSION,
+    SENDING,
     Candidate,
     LayerBits,
     Parts,
@@ -104,6 +105,7 @@ def request_of(
         head_ms=head_times(cuts, heads, profile, request.measured, segments, rehearsed),
         tail_ms=None if tails is None else tail_times(catalog, bundle, [cut.index for cut in cuts], tails),
         queue_ms=0.0 if tails is None else tails.times.queue_ms(),
+        sending_ms=request.measured.get(SENDING, 0.0),
         stage_ns=stage_ns_of(profile),
         power=power_of(profile.power),
         memory_bytes=profile.machine.memory_available_bytes or None,

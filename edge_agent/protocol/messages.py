@@ -82,9 +82,13 @@ class PlanRequest(Message):
     link: LinkEstimate
     demand: Demand = msgspec.field(default_factory=Demand)
     held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments the agent already has
-    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that the head really took on the device
+    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that the head really took on the device; and `SENDING`
     rehearsal: Rehearsal | None = None
     protocol: int = PROTOCOL_VERSION
+
+
+#: The key in a device's ``measured`` times of what coding a frame, sending it and taking its answer took beyond what profile and link say.
+SENDING = "sending"
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------

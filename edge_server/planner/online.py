@@ -2,7 +2,7 @@
 
     total    = head + coding + transfer + queue + tail                              where nothing is sent, head alone
     coding   = values x ns of each stage of the codec beside packing, which is in the head's time
-    transfer = frame bytes / uplink + round trip
+    transfer = frame bytes / uplink + round trip + sending, what the device found sending to take beside
     energy   = watts computing x (head + coding) + watts sending x frame bytes / uplink
     objective = time x (total + fetch) + energy x joules + cost x tail              in seconds
     fetch    = segment bytes / downlink / expected frames, 0 for a segment the device holds
@@ -46,6 +46,7 @@ class Request:
     memory_bytes: int | None = None  # free on the board; None: not known, not checked
     tail_ms: tuple[float, ...] | None = None
     queue_ms: float = 0.0  # how long a frame waits at the server now
+    sending_ms: float = 0.0  # what coding and sending a frame took this device beside what profile and link say
     stage_ns: tuple[float, ...] = (0.0,) * len(STAGES)
     held: frozenset[int] = field(
         default_factory=frozenset
@@ -134,7 +135,7 @@ def _costs(table: Table, request: Request, count: int) -> _Costs:
     head = np.array(request.head_ms)
     sends = np.array([place.cut.kind != "output" for place in table.places])
     tail = np.where(sends, tail_times(table, request), 0.0)
-    still = head + np.where(sends, tail + (request.queue_ms + link.rtt_ms), 0.0)
+    still = head + np.where(sends, tail + (request.queue_ms + link.rtt_ms + request.sending_ms), 0.0)
     base = (weights.time * still + weights.energy * (power.compute_w or 0.0) * head + weights.cost * tail) / 1000
     place = table.place[:count]
     sending = table.frame_bytes[:count] * (8e-3 / link.uplink_mbps)
@@ -204,7 +205,7 @@ def _pick(table: Table, request: Request, costs: _Costs, i: int) -> Pick:
         codec=codec if sends else None,
         ladder=_ladder(table, request, costs, i) if sends else (),
         device_ms=head,
-        transfer_ms=sending + request.link.rtt_ms if sends else 0.0,
+        transfer_ms=sending + request.link.rtt_ms + request.sending_ms if sends else 0.0,
         queue_ms=request.queue_ms if sends else 0.0,
         server_ms=tail_times(table, request)[index] if sends else 0.0,
         total_ms=float(costs.total_ms[i]),
@@ -300,7 +301,8 @@ def _check(table: Table, request: Request) -> None:
         raise errors.UsageError(
             f"stage_ns must be {len(STAGES)} times of 0 or more: one for each of {', '.join(STAGES)}"
         )
-    if not request.queue_ms >= 0:
-        raise errors.UsageError(f"queue_ms is {request.queue_ms}: give 0 or more")
+    for name in ("queue_ms", "sending_ms"):
+        if not getattr(request, name) >= 0:
+            raise errors.UsageError(f"{name} is {getattr(request, name)}: give 0 or more")
     if any(not 0 <= pattern < len(table.patterns) for pattern in request.held):
         raise errors.UsageError("held names a pattern that the table lacks: give indices into its patterns")

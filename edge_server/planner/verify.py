@@ -169,7 +169,7 @@ def _cost_faults(table: Table, request: Request, pick: Pick, size: int, frame: i
     if pick.codec is not None:
         head += _making_ms(table.places[pick.place].codecs[pick.codec], request)
     seconds = frame * 8 / (link.uplink_mbps * 1e6)
-    transfer = 1e3 * seconds + link.rtt_ms if away else 0.0
+    transfer = 1e3 * seconds + link.rtt_ms + request.sending_ms if away else 0.0
     total = head + transfer + tail + (request.queue_ms if away else 0.0)
     energy = (power.compute_w or 0.0) * head / 1e3 + (power.transmit_w or 0.0) * seconds
     fetch = (

@@ -288,6 +288,23 @@ async def test_while_the_link_is_down_it_is_not_ready_and_loss_and_return_are_to
     assert heard[0].startswith("the link to the server is down")
 
 
+@pytest.mark.parametrize(("at_once", "told"), [(1, True), (3, False)])
+async def test_what_sending_takes_beside_is_told_with_the_next_plan_by_frames_that_were_alone(settings, at_once, told):
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        for _ in range(6):
+            await asyncio.gather(*[agent.infer(png()) for _ in range(at_once)])
+        first, server.plan = agent.plan.id, make_plan("device", server.data)
+        server.plans.clear()
+        server.leave()
+        server.away = False
+        await until(lambda: agent.plan.id != first)
+        before, after = (request.measured for request in server.requests)
+    assert before == {}
+    assert after["beside"] > 0
+    assert ("sending" in after) == told
+    assert not told or 0 <= after["sending"] < 1000
+
+
 async def test_a_plan_that_the_server_forgot_is_replaced_without_a_frame(settings):
     heard: list[str] = []
     async with SmallServer() as server, Agent(settings(server), on_link=heard.append) as agent:

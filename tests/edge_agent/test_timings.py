@@ -1,10 +1,15 @@
+import math
 import time
 from pathlib import Path
 
 import pytest
 
-from edge_agent import errors, limits
-from edge_agent.timings import Timings, Turns
+import device_profiles
+from edge_agent import codec, errors, limits
+from edge_agent import timings as module
+from edge_agent.protocol.messages import SENDING, LinkEstimate
+from edge_agent.timings import Sending, Timings, Turns
+from tests.small_server import make_plan, segment_file
 
 
 def test_a_median_counts_from_the_fifth_frame_on() -> None:
@@ -62,3 +67,42 @@ def test_a_turn_begins_when_the_one_before_it_has_ended() -> None:
     time.sleep(0.05)
     late = time.perf_counter()
     assert turns.run(late, lambda: None)[1] <= 1e3 * (time.perf_counter() - late)
+
+
+def test_what_sending_took_is_told_for_a_while_and_not_again_for_old_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1e9
+    monkeypatch.setattr(module.time, "time", lambda: now)
+    timings = Timings(tmp_path / "timings.json")
+    for _ in range(5):
+        timings.add(SENDING, 3.0)
+        timings.add("aa", 1.0)
+    timings.save()
+    now += limits.SENDING_AGE
+    assert timings.known() == Timings(tmp_path / "timings.json").known() == {"aa": 1.0, SENDING: 3.0}
+    now += 1.0
+    assert timings.known() == Timings(tmp_path / "timings.json").known() == {"aa": 1.0}
+    now -= 1e6  # a clock that was set right
+    assert SENDING not in Timings(tmp_path / "timings.json").known()
+
+
+def test_sending_is_what_a_frame_took_beyond_profile_and_link(
+    profile_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 50.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    profile, plan = device_profiles.load(profile_file), make_plan("split", segment_file("split"))
+    profile.overhead.value_ns = 2.0
+    profile.overhead.stage_ns = {"rotation": 5.0, "jpeg": 1e9}
+    plan.ladder.append(plan.ladder[0])
+    plan.ladder[0].rotation = 8
+    sending = Sending(plan, profile, LinkEstimate(10.0, 8.0, 1.0))
+    values = math.prod(plan.cut.shape)
+    assert codec.work(plan.ladder[0], plan.cut.shape) == {"rotation": values}
+    expected = 7e-6 * values + 10.0 + 5000 / 1000  # a byte takes a microsecond
+    assert sending.beyond_ms(0, 5000, expected + 4.0) == pytest.approx(4.0)
+    assert sending.beyond_ms(0, 5000, 1.0) == 0.0
+    assert sending.beyond_ms(1, 5000, expected + 4.0) is None
+    now += limits.SENDING_LEARNT + 1.0
+    assert sending.beyond_ms(0, 5000, expected + 4.0) is None

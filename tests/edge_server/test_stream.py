@@ -19,7 +19,7 @@ from edge_agent import codec, errors
 from edge_agent.head import executor, preprocess
 from edge_agent.link.client import FrameStream
 from edge_agent.protocol.frames import unpack_topk
-from edge_agent.protocol.messages import Demand, LinkEstimate, Plan, PlanRequest
+from edge_agent.protocol.messages import Demand, LinkEstimate, Mode, Plan, PlanRequest
 from edge_server.app import make_app
 from edge_server.store import Store
 
@@ -34,7 +34,10 @@ class Served:
     profile: dict[str, Any]
 
     async def plan(self, keep: str) -> Plan:
-        asked = PlanRequest("tiny", self.profile, NEAR, Demand(max_drop_points=100.0, keep=keep))
+        # the mode, or a machine that is busy would have the device do it all
+        modes: dict[str, Mode] = {"nothing": "server", "fc": "device"}
+        mode = modes.get(keep, "split")
+        asked = PlanRequest("tiny", self.profile, NEAR, Demand(max_drop_points=100.0, keep=keep, mode=mode))
         headers = {"Authorization": f"Bearer {self.token}"}
         response = await self.client.post("/v1/plan", data=msgspec.json.encode(asked), headers=headers)
         body = await response.read()

@@ -100,7 +100,7 @@ def by_hand(table: Table, asked: Request) -> float:
             head = asked.head_ms[pattern.place] + 1e-6 * sum(
                 amount * asked.stage_ns[STAGES.index(stage)] for stage, amount in codec.work.items()
             )
-            total = head + sending + (link.rtt_ms + asked.queue_ms + tail if away else 0.0)
+            total = head + sending + (link.rtt_ms + asked.sending_ms + asked.queue_ms + tail if away else 0.0)
             if wanted.max_latency_ms is not None and total > wanted.max_latency_ms:
                 continue
             if wanted.min_rate_fps is not None and max(head, tail, sending) > 1000 / wanted.min_rate_fps:
@@ -136,6 +136,7 @@ requests = st.builds(
     power=st.just(Power(3.0, 1.5)),
     memory_bytes=st.none() | st.integers(500, 6000),
     queue_ms=st.floats(0, 50),
+    sending_ms=st.floats(0, 50),
     stage_ns=st.tuples(*[st.floats(0, 2000)] * len(STAGES)),
     held=st.frozensets(st.integers(0, len(TABLE.patterns) - 1), max_size=3),
 )
@@ -240,6 +241,7 @@ def test_a_stage_that_takes_long_is_left_out() -> None:
 def test_a_busy_server_drives_work_to_the_device() -> None:
     assert choose(TABLE, request()).place < 4
     assert choose(TABLE, request(queue_ms=1000.0)).place == 4
+    assert choose(TABLE, request(sending_ms=1000.0)).place == 4
 
 
 def test_a_segment_that_is_held_is_worth_more_than_a_smaller_one() -> None:
@@ -295,6 +297,7 @@ def test_infeasible_names_the_constraint_and_what_would_do() -> None:
         {"head_ms": (1.0,)},
         {"head_ms": (0.0, 1.0, math.nan, 1.0, 1.0)},
         {"queue_ms": -1.0},
+        {"sending_ms": math.nan},
         {"demand": Demand(frames=0.0)},
         {"held": frozenset({10_000})},
         {"demand": Demand(keep="layer9")},
