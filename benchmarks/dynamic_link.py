@@ -31,6 +31,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 import numpy as np
@@ -68,6 +69,7 @@ SECONDS, QUICK_SECONDS = 30.0, 10.0
 QUICK_TRACES, QUICK_RIVALS = ("quantpipe", "step_down"), ("adaptive", "quantpipe", "fixed8")
 OURS: Final = "adaptive"
 FLOAT_BITS: Final = 32
+WEIGHED: Final = 512  # samples whose frames' bytes are counted
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ PHOTOS: Final = Setting("lite0", "node_add_4", 30.0, 5.0)
 @dataclass
 class Bench:
     """What all runs share. ``right[r]``: which of all evaluation samples are answered rightly with rung r of the ``plan``, the frames' first; ``floats``:
-    which of the frames' by the float model."""
+    which of the frames' by the float model. ``payloads[r]``: bytes of its frames in the mean."""
 
     setting: Setting
     network: Network
@@ -114,10 +116,12 @@ class Bench:
     right: NDArray[np.bool_]
     floats: Bools
     classes: NDArray[np.int64]
+    payloads: list[int]
 
     @property
     def sizes(self) -> list[int]:
-        return [wire_bytes(rung.payload_bytes) for rung in self.plan.rungs]
+        """Bytes of IP that a frame of each rung takes."""
+        return [wire_bytes(payload) for payload in self.payloads]
 
 
 @dataclass
@@ -262,20 +266,17 @@ def gaps(bench: Bench, outcome: Outcome, answered: Sequence[tuple[int, list[Any]
     """Points of top-1 below the oracle's codec of each window, over the answered frames of windows that a codec could hold: of the codecs, by their
     accuracy on all evaluation samples, and as these frames happened to be answered.
 
-    Two codecs that are a tenth of a point apart are told apart by ten thousand samples, not by the frames of one run. A frame was sent by the codec
-    whose frames are nearest to it in size.
+    Two codecs that are a tenth of a point apart are told apart by ten thousand samples, not by the frames of one run.
     """
     last = len(outcome.best) - 1
     pairs = [(i, f, outcome.best[min(last, int(f[0] / WINDOW_S))]) for i, f in answered]
     known = [(i, f, best) for i, f, best in pairs if best is not None]
     if not known:
         return 0.0, 0.0
-    sizes, accuracy_of = np.log([rung.payload_bytes for rung in bench.plan.rungs]), bench.right.mean(axis=1)
-    used = [int(np.abs(sizes - np.log(max(1, f[2]))).argmin()) for _, f, _ in known]
+    accuracy_of = bench.right.mean(axis=1)
     theirs = np.mean([bench.right[best, i] for i, _, best in known])
     return (
-        100.0
-        * float(np.mean([accuracy_of[best] - accuracy_of[u] for u, (_, _, best) in zip(used, known, strict=True)])),
+        100.0 * float(np.mean([accuracy_of[best] - accuracy_of[f[4]] for _, f, best in known])),
         100.0 * float(theirs - right_of(bench, [(i, f) for i, f, _ in known]).mean()),
     )
 
@@ -357,8 +358,9 @@ def prepared(given: argparse.Namespace, folder: Path, seconds: float) -> Iterato
         with server, board(setting, network, frames, folder, token) as running:
             plan = running.plan("first")
             with Store(store) as opened:
-                right = answers(opened, plan, subject, len(task.evaluated)) == task.evaluated.classes
-            yield Bench(setting, network, running, plan, right, subject.right[: len(classes)], np.asarray(classes))
+                found, payloads = answers(opened, plan, subject, len(task.evaluated))
+            right, floats = found == task.evaluated.classes, subject.right[: len(classes)]
+            yield Bench(setting, network, running, plan, right, floats, np.asarray(classes), payloads)
 
 
 def offer_only(bundle: Path, layer: str) -> None:
@@ -372,8 +374,10 @@ def offer_only(bundle: Path, layer: str) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def answers(store: Store, plan: Plan, subject: Subject, count: int) -> NDArray[np.int64]:
-    """[rungs, count]: the class that the plan names with each codec of its ladder, of the first evaluated samples."""
+def answers(store: Store, plan: Plan, subject: Subject, count: int) -> tuple[NDArray[np.int64], list[int]]:
+    """[rungs, count]: the class that the plan names with each codec of its ladder, of the first evaluated samples; and the bytes of its frames, in
+    the mean of `WEIGHED`: what was planned is of a head with 8-bit weights.
+    """
     catalog = Catalog(store)
     bundle = catalog.bundle(plan.model)
     path = store.segment_path(plan.segment.sha256)
@@ -387,7 +391,10 @@ def answers(store: Store, plan: Plan, subject: Subject, count: int) -> NDArray[n
     def run(batch: NDArray[np.float32], _ids: NDArray[np.int64] | None = None, /) -> NDArray[np.float32]:
         return np.stack([tail.run(one) for one in batch])
 
-    return np.stack([accuracy.top1(accuracy.output_of(run, values, accuracy.arrival(known, c))) for c in plan.ladder])
+    some = values[:WEIGHED]
+    payloads = [HEADER_BYTES + round(fmean(len(accuracy.sent(known, c, one)) for one in some)) for c in plan.ladder]
+    named = [accuracy.top1(accuracy.output_of(run, values, accuracy.arrival(known, c))) for c in plan.ladder]
+    return np.stack(named), payloads
 
 
 @contextmanager

@@ -159,15 +159,15 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def sweep(
     device: Device, board: Board, network: Network, links: Sequence[tuple[float, float]], *, quick: bool
 ) -> Iterator[dict[str, Any]]:
-    """A row for each link, best first: there the extremes are negotiated, once. The choice is made anew at each, and up to `RENEWALS` times more where
-    frames took longer or shorter than was thought: as an agent does when its plan expires, with what it learnt meanwhile.
+    """A row for each link, best first. What sends is negotiated anew at each: another link wants another codec of the same picture. The choice is, up to
+    `RENEWALS` times more, where frames took longer or shorter than was thought: as an agent does when its plan expires, with what it learnt meanwhile.
     """
     plans: dict[str, Plan] = {}
     for mbps, rtt in sorted(links, key=lambda link: (link[1], -link[0])):
         network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
         for name in (CHOSEN, *EXTREMES):
             share_profile(Path(board.name), name)
-            if name == CHOSEN or name not in plans:
+            if name != "device" or name not in plans:
                 plans[name] = negotiate(board, name, network, mbps, rtt)
         for _ in range(RENEWALS):
             found = median(_ms(t) for t in board.frames(CHOSEN, 1 + TURN)[1:])

@@ -467,7 +467,8 @@ class _Active(InUse):
         pairs: Pairs
         if answer is not None:
             pairs = unpack_topk(answer.payload)
-            made.payload_bytes, made.bits = HEADER_BYTES + len(encoded.payload), plan.ladder[encoded.rung].bits
+            made.payload_bytes, made.rung = HEADER_BYTES + len(encoded.payload), encoded.rung
+            made.bits = plan.ladder[encoded.rung].bits
             if self.reuse is not None and seen is not None:
                 self.reuse.keep(seen, pairs, made.payload_bytes)
         elif kept is not None:

@@ -44,7 +44,8 @@ class Timing(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """The answer to one frame. ``payload_bytes`` left the device for it, coded at ``bits`` (header included; both 0 in mode "device").
+    """The answer to one frame. ``payload_bytes`` left the device for it, coded at ``bits`` (header included; both 0 in mode "device") by number ``rung``
+    of the plan's ladder.
 
     ``cached``: nothing was sent, for the answer of an earlier frame serves, which took ``saved_bytes``. ``distance``: how far the frame is from the one
     whose answer was kept then, see `edge_agent.reuse`; None where there was none.
@@ -56,6 +57,7 @@ class Result(msgspec.Struct):
     plan: str
     mode: str
     bits: int = 0
+    rung: int | None = None
     cached: bool = False
     saved_bytes: int = 0
     distance: float | None = None

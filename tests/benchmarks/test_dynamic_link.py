@@ -55,9 +55,9 @@ def outcome(frames: list[list[Any]], best: list[int | None]) -> Outcome:
 
 
 def test_a_window_is_held_by_frames_that_are_answered_in_time() -> None:
-    good = [[i / 20, i / 20 + 0.1, 8, 1, 100.0, "answered"] for i in range(20)]
-    one_late = [*good[:19], [0.95, 1.9, 8, 1, 950.0, "answered"]]
-    two_lost = [*good[:18], *([f[0], f[0] + 0.5, 0, -1, 0.0, "aged"] for f in good[18:])]
+    good = [[i / 20, i / 20 + 0.1, 8, 1, 0, "answered"] for i in range(20)]
+    one_late = [*good[:19], [0.95, 1.9, 8, 1, 0, "answered"]]
+    two_lost = [*good[:18], *([f[0], f[0] + 0.5, 0, -1, None, "aged"] for f in good[18:])]
     for frames, held in ((good, True), (one_late, True), (two_lost, False)):
         assert windows_held(outcome(frames, [0])) == [held]
     assert windows_held(outcome(two_lost, [None])) == [None]
@@ -67,12 +67,14 @@ def test_the_gap_is_to_the_oracles_codecs_on_the_same_frames() -> None:
     data = segment_file()
     right = np.array([[True, True, False, True], [True, False, False, False]])  # of two rungs
     plan = make_plan("split", data, rungs=[Rung(800, 0.0, 0.0, 0.1), Rung(200, 0.1, 0.1, 0.2)])
-    bench = Bench(FASHION, None, None, plan, right, np.array([True, True, True, True]), np.array([0, 1, 2, 3]))  # type: ignore[arg-type]
+    bench = Bench(
+        FASHION, None, None, plan, right, np.array([True, True, True, True]), np.array([0, 1, 2, 3]), [810, 210]
+    )  # type: ignore[arg-type]
     frames = [
-        [0.0, 0.1, 790, 0, 1.0, "answered"],
-        [0.5, 0.6, 210, 9, 1.0, "answered"],
-        [1.0, 1.1, 200, 9, 1.0, "answered"],
-        [2.0, 2.5, 0, -1, 0.0, "aged"],
+        [0.0, 0.1, 400, 0, 0, "answered"],
+        [0.5, 0.6, 600, 9, 1, "answered"],
+        [1.0, 1.1, 200, 9, 1, "answered"],
+        [2.0, 2.5, 0, -1, None, "aged"],
     ]
     found = outcome(frames, [0, None, 0])
     found.status = {"frames": {"answered": 3, "dropped": {"aged": 1}, "failed": {}}, "link": {"overloads_total": 0}}
@@ -82,6 +84,7 @@ def test_the_gap_is_to_the_oracles_codecs_on_the_same_frames() -> None:
     )  # the third frame's window could not be held
     assert made["gap"] == pytest.approx(100.0 * (0.0 + (0.75 - 0.25)) / 2)  # by four samples, of two frames
     assert made["drop"] == pytest.approx(100.0 * (1.0 - 1 / 3))
+    assert bench.sizes == [wire_bytes(810), wire_bytes(210)]
     assert (made["unaccounted"], made["lost"], made["answered"], made["bytes"]) == (0, 1, 3, 400.0)
     found.status["frames"]["dropped"] = {}
     assert row(bench, found)["unaccounted"] == 1
