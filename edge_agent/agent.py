@@ -5,8 +5,8 @@
 
 The event loop only waits: preprocessing, head and codec of a frame run in one worker thread, so while frame n is on the link, n + 1 is in the
 head. What is between a caller and its answer is bounded (`admission`). Every frame ends in exactly one of answered, given an earlier frame's answer
-(`reuse`), dropped by policy, failed with an error that its caller sees (`counters`). When the plan expires or the server has forgotten it, a new one is
-made while the old one serves.
+(`reuse`), dropped by policy, failed with an error that its caller sees (`counters`). When the plan expires, the server has forgotten it, the link has
+changed or frames tell otherwise, a new one is made while the old one serves.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from statistics import median
 from types import TracebackType
 from typing import Any
 
@@ -69,6 +71,7 @@ class Agent:
         self._reconnects = 0  # of streams that were closed
         self._plans = 0
         self._planned_at = 0.0
+        self._looks = limits.LOOKS
         self._overloads, self._holds = 0, True  # of streams that were closed; what was told last
         self._follower: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -119,7 +122,7 @@ class Agent:
             self._energy = FrameEnergy(meter, self.admission)
             self._metering = asyncio.create_task(self._energy.run())
         self._keeper = asyncio.create_task(self._keep_fresh())
-        self._follower = asyncio.create_task(self._follow_link())
+        self._follower = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
         """Let frames in flight end for at most `limits.DRAIN_TIMEOUT`, then stop."""
@@ -256,9 +259,11 @@ class Agent:
         if self._timings is not None:
             self._timings.add(engine.plan.segment.sha256, timing.head_ms)
             self._timings.add(BESIDE, max(0.0, turn_ms - timing.head_ms - timing.encode_ms))
-            if alone and answer is not None and active.sending is not None:
-                took, size = timing.encode_ms + timing.link_ms, HEADER_BYTES + len(encoded.payload)
-                if (beyond := active.sending.beyond_ms(encoded.rung, size, took)) is not None:
+            if alone and encoded.kept is None and encoded.rung == engine.codec:
+                active.took_ms.append(timing.total_ms - timing.preprocess_ms - timing.wait_ms)
+                sending, took = active.sending, timing.encode_ms + timing.link_ms
+                size = HEADER_BYTES + len(encoded.payload)
+                if sending is not None and (beyond := sending.beyond_ms(encoded.rung, size, took)) is not None:
                     self._timings.add(SENDING, beyond)
         return active.result(encoded, answer, timing, self.settings.topk)
 
@@ -353,6 +358,7 @@ class Agent:
             # A board's clock may be years off: a plan is kept for some time whatever its expiry says.
             left = 0.9 * (active.engine.plan.expires_unix - time.time())
             await self._renewal(min(max(left, limits.REPLAN_LEAST), limits.PLAN_LIFETIME))
+            self._looks = limits.LOOKS
             while self._active is active:
                 try:
                     await self._replan(active)
@@ -362,23 +368,29 @@ class Agent:
                     await asyncio.sleep(backoff if heals(error) else limits.REPLAN_LEAST)  # each attempt loads the link
                     backoff = min(2 * backoff, limits.BACKOFF_MAX)
 
-    async def _follow_link(self) -> None:
-        """Tell when the link comes not to hold what is wanted, and make a new plan where it has changed for good."""
+    async def _follow(self) -> None:
+        """Tell when the link comes not to hold what is wanted, and make a new plan where it has changed for good, or where frames told otherwise than
+        the plan.
+        """
         while True:
             await asyncio.sleep(limits.LINK_PERIOD)
             active = self._active
-            if active is None or active.adaptation is None or not active.link_up:
+            if active is None or not active.link_up:
                 continue
-            if active.adaptation.holds != self._holds:
-                self._holds = active.adaptation.holds
-                self._on_link(self._holding(active.adaptation))
-            due = time.monotonic() - self._planned_at >= limits.REPLAN_LEAST
-            if due and active.adaptation.changed and self.settings.link.replan:
+            adaptation, passed = active.adaptation, time.monotonic() - self._planned_at
+            if adaptation is not None and adaptation.holds != self._holds:
+                self._holds = adaptation.holds
+                self._on_link(self._holding(adaptation))
+            changed = adaptation is not None and adaptation.changed and passed >= limits.REPLAN_LEAST
+            untrue = not changed and self._looks > 0 and passed >= limits.LEARNT and active.untrue
+            if (changed or untrue) and self.settings.link.replan:
+                self._looks -= untrue
                 self._planned_at = time.monotonic()
                 try:
                     await self._replan(active)
                 except errors.SplitEdgeError as error:
-                    self.say(f"ready with the old plan; no new one for the changed link: {error.message}")
+                    why = "the changed link" if changed else "what frames took"
+                    self.say(f"ready with the old plan; no new one for {why}: {error.message}")
 
     def _holding(self, adaptation: Adaptation) -> str:
         if adaptation.holds:
@@ -445,6 +457,9 @@ class _Active(InUse):
     ) -> None:
         super().__init__(engine, stream, adaptation)
         self.reuse, self.sending = reuse, sending
+        self.took_ms: deque[float] = deque(
+            maxlen=50
+        )  # by frames that were alone, but for preprocessing and waiting, which no plan tells
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -453,6 +468,12 @@ class _Active(InUse):
     def users(self) -> int:
         """Frames under way."""
         return self._users
+
+    @property
+    def untrue(self) -> bool:
+        """Whether frames took longer or shorter than the plan says."""
+        planned, took = self.engine.plan.prediction.total_ms, self.took_ms
+        return len(took) >= 5 and abs(median(took) - planned) > max(limits.UNTRUE_MS, limits.UNTRUE * planned)
 
     @property
     def look(self) -> Callable[[NDArray[Any]], Seen] | None:

@@ -69,9 +69,12 @@ MAX_QUEUED_BYTES: Final = 64 * MiB  # the same in bytes of input: 32 large photo
 MAX_CONFIG_BYTES: Final = 64 * 1024
 MAX_SOURCE_FILES: Final = 1_000_000  # files that one folder or glob may name
 MAX_TIMINGS_BYTES: Final = 64 * 1024  # what the agent keeps of its own heads' times
-SENDING_LEARNT: Final = (
-    60.0  # after the link was measured for a plan: what frames take longer later on is the link's doing
+LEARNT: Final = (
+    60.0  # after a plan: what frames take by then, with the link as it was measured, tells whether it was right
 )
+LOOKS: Final = 2  # new plans because frames told otherwise, until the next that is made because one expires
+UNTRUE: Final = 0.1  # frames that take so much longer or shorter than was planned tell otherwise,
+UNTRUE_MS: Final = 1.0  # if it is more than this
 SENDING_AGE: Final = 3600.0  # what sending takes beside is told no longer: where it makes a plan send nothing, no frame would put it right
 MAX_REHEARSALS: Final = 16  # models whose operators' times an agent keeps
 MAX_REHEARSALS_BYTES: Final = 4 * MiB

@@ -92,7 +92,7 @@ class Sending:
             for stage, amount in codec.work(chosen, plan.cut.shape).items()
         )
         self._coding_ms = predict.encode_ms(math.prod(plan.cut.shape), profile) + 1e-6 * stages
-        self._link, self._until = link, time.monotonic() + limits.SENDING_LEARNT
+        self._link, self._until = link, time.monotonic() + limits.LEARNT
 
     def beyond_ms(self, rung: int, payload_bytes: int, took_ms: float) -> float | None:
         """Of a frame that was alone on its way and took so long to be coded, sent and answered, without what the server took; None where it does not tell:

@@ -605,6 +605,24 @@ async def test_a_link_that_changed_for_good_leads_to_a_plan_for_it_as_it_is(sett
         assert heard[1] == "the link holds what is wanted again"
 
 
+@pytest.mark.parametrize(
+    ("allowed", "grain_ms", "plans"), [(True, 1.0, 1 + limits.LOOKS), (False, 1.0, 1), (True, 1e6, 1)]
+)
+async def test_frames_that_tell_otherwise_than_the_plan_lead_to_others_but_not_for_ever(
+    settings, monkeypatch, allowed, grain_ms, plans
+):
+    for name, value in {"LINK_PERIOD": 0.02, "LEARNT": 0.1, "UNTRUE_MS": grain_ms}.items():
+        monkeypatch.setattr(limits, name, value)
+    async with SmallServer() as server:
+        server.tail_s = 0.02  # of 6 ms for the whole frame by its plan
+        async with Agent(settings(server, link=LinkConfig(replan=allowed))) as agent:
+            for _ in range(30):
+                await agent.infer(png())
+            await asyncio.sleep(0.3)
+            assert len(server.requests) == plans
+            assert agent.counters.answered == 30
+
+
 async def test_a_changed_link_leads_to_no_plan_where_the_settings_forbid_it(settings, monkeypatch):
     monkeypatch.setattr(limits, "REPLAN_LEAST", 0.01)
     monkeypatch.setattr(limits, "LINK_PERIOD", 0.01)

@@ -104,5 +104,5 @@ def test_sending_is_what_a_frame_took_beyond_profile_and_link(
     assert sending.beyond_ms(0, 5000, expected + 4.0) == pytest.approx(4.0)
     assert sending.beyond_ms(0, 5000, 1.0) == 0.0
     assert sending.beyond_ms(1, 5000, expected + 4.0) is None
-    now += limits.SENDING_LEARNT + 1.0
+    now += limits.LEARNT + 1.0
     assert sending.beyond_ms(0, 5000, expected + 4.0) is None
