@@ -309,10 +309,10 @@ def plot(folder: Path, bench: Bench, outcomes: Sequence[Outcome], rows: Sequence
         lanes = [
             Lane(
                 name=outcome.name,
-                sent=[(f[0], f[2]) for f in outcome.frames if f[5] == "answered"],
+                sent=[(f[0], f[4]) for f in outcome.frames if f[5] == "answered"],
                 lost=[f[0] for f in outcome.frames if f[5] != "answered"],
                 held=windows_held(outcome),
-                best=[None if best is None else bench.sizes[best] for best in outcome.best],
+                best=outcome.best,
                 caption=f"held {one['held %']:.0f} %, drop {one['drop']:.2f} points, p99 {one['p99 ms']:.0f} ms, {one['lost']} frames lost",
             )
             for outcome, one in mine

@@ -14,12 +14,13 @@ from edge_agent import errors
 
 _LINK, _LINE, _ORACLE, _MISSED, _LOST = "#9ecae1", "#08519c", "#bdbdbd", "#fcae91", "#cb181d"
 _STEP_S: Final = 0.05
+_APART: Final = 0.055  # of the axis, between labels
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One controller's run. ``sent``: (seconds, bytes) of each answered frame; ``lost``: seconds of the others; of each window ``held`` (None: no codec
-    could be) and the bytes of the oracle's ``best`` codec (None: none).
+    """One controller's run. ``sent``: (seconds, codec) of each answered frame; ``lost``: seconds of the others; of each window ``held`` (None: no codec
+    could be) and the oracle's ``best`` codec (None: none). Codecs are numbers of the ladder, most bytes first.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Lane:
 def draw(
     path: Path, title: str, trace: Trace, sizes: Sequence[int], fps: float, lanes: Sequence[Lane], window_s: float
 ) -> None:
-    """Write ``path`` (PNG). ``sizes``: bytes of a frame by each codec, of which ``fps`` a second are wanted. Raises `errors.UsageError` without matplotlib."""
+    """Write ``path`` (PNG). ``sizes``: bytes of a frame by each codec of the ladder, of which ``fps`` a second are wanted. Raises `errors.UsageError` without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -45,7 +46,7 @@ def draw(
     _link(axes[0], trace, [(size, size * fps) for size in sizes], seconds)
     axes[0].set_title(title, loc="left", fontweight="bold")
     for one, lane in zip(axes[1:], lanes, strict=True):
-        _lane(one, lane, sorted(sizes), window_s)
+        _lane(one, lane, sizes, window_s)
     axes[-1].set_xlabel("seconds")
     axes[-1].set_xlim(0, seconds)
     figure.savefig(path)
@@ -57,8 +58,12 @@ def _link(axes: Any, trace: Trace, needs: Sequence[tuple[int, float]], seconds: 
     rates = np.array([trace.rate(at) * 8e-6 for at in times])
     axes.fill_between(times, np.minimum(rates, top), step="post", color=_LINK, alpha=0.6, linewidth=0)
     axes.step(times, np.minimum(rates, top), where="post", color=_LINE, linewidth=1.2)
+    labelled = np.inf
     for size, need in needs:
         axes.axhline(need * 8e-6, color="#525252", linewidth=0.7, linestyle=(0, (4, 3)))
+        if labelled - need * 8e-6 < _APART * top:
+            continue
+        labelled = need * 8e-6
         axes.annotate(
             f"{size:,} B",
             (1.003, need * 8e-6),
@@ -73,13 +78,14 @@ def _link(axes: Any, trace: Trace, needs: Sequence[tuple[int, float]], seconds: 
 
 
 def _lane(axes: Any, lane: Lane, sizes: Sequence[int], window_s: float) -> None:
-    """``sizes``: of the codecs' frames, ascending; a frame was sent by the one whose frames are nearest to it in size."""
+    """``sizes``: of the codecs' frames."""
     for k, held in enumerate(lane.held):
         if held is not True:
             colour = _MISSED if held is False else "#f0f0f0"
             axes.axvspan(k * window_s, (k + 1) * window_s, color=colour, linewidth=0, zorder=0)
-    best = [np.nan if size is None else sizes.index(size) for size in lane.best]
-    sent = [int(np.abs(np.log(np.array(sizes) / max(1, size))).argmin()) for _, size in lane.sent]
+    last = len(sizes) - 1  # the fewest bytes at the bottom
+    best = [np.nan if rung is None else last - rung for rung in lane.best]
+    sent = [last - rung for _, rung in lane.sent]
     axes.step(
         window_s * np.arange(len(best) + 1),
         [*best, best[-1]],
@@ -91,7 +97,7 @@ def _lane(axes: Any, lane: Lane, sizes: Sequence[int], window_s: float) -> None:
     times = [at for at, _ in lane.sent]
     axes.step(times, sent, where="post", color=_LINE, linewidth=1.1)
     axes.plot(lane.lost, [-0.55] * len(lane.lost), "|", color=_LOST, markersize=5, markeredgewidth=0.7)
-    axes.set_yticks(range(len(sizes)), [f"{size:,}" for size in sizes], fontsize=5)
+    axes.set_yticks(range(len(sizes)), [f"{size:,}" for size in reversed(sizes)], fontsize=5)
     axes.set_ylim(-0.8, len(sizes) - 0.6)
     axes.set_ylabel(lane.name, rotation=0, ha="right", va="center", labelpad=16, fontweight="bold", fontsize=9)
     axes.set_title(lane.caption, loc="right", fontsize=7.5, pad=2)

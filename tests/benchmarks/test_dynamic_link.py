@@ -117,7 +117,7 @@ def test_the_summary_weighs_windows_and_frames() -> None:
 
 
 def test_a_picture_is_drawn(tmp_path: Any) -> None:
-    lane = Lane("adaptive", [(0.1, 1190), (1.2, 410)], [1.5], [True, False, None], [1200, 400, None], "held 50 %")
+    lane = Lane("adaptive", [(0.1, 0), (1.2, 1)], [1.5], [True, False, None], [0, 1, None], "held 50 %")
     sizes = [1200, 400]  # of one width, as with an entropy stage, or of several
     draw(tmp_path / "out.png", "title", Trace([(0.0, 1e5), (1.0, 3e4)]), sizes, 50.0, [lane, lane], 1.0)
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
