@@ -11,8 +11,9 @@ Rows: exact (least bytes within a noise budget, over every layer's grids and the
 budget, float weights pruned by magnitude to the same goal (non-zeros as float32 and the cheaper of a bitmap or byte gaps), and nothing quantized.
 The budget is the greatest whose head keeps the goal, and the interval to be expected of it, on calibration samples that rounding has not seen. Where
 the evaluation samples are too few to go to the goal's edge, that is a row of its own, and the others have the least budget that keeps the payload's
-goal: what cannot be measured well is best kept small. Photographs are
-cross-fitted: each half calibrates for the other, a row's bytes are those of the half that takes most, its drop is of both. Drops are points of top-1 on
+goal: what cannot be measured well is best kept small. Photographs and
+news are cross-fitted, so that all are evaluated: what is evaluated by one fold calibrates for the other (as many samples as the first has), a row's
+bytes are those of the fold that takes most, its drop is of both. Drops are points of top-1 on
 the evaluation samples, with their paired 95 % interval; integer heads, real frames, float tails.
 
 Apart from the fixed cuts stands what a server plans with the network's bundle for a board over a link (`BOARD`, `LINK`: a prediction, for no such board
@@ -24,8 +25,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -89,8 +92,8 @@ TEMPERATURES: Final = tuple(float(t) for t in np.geomspace(0.5, 4.0, 31))
 class Case:
     """A network with its data. ``calibration`` and ``evaluation`` share no sample. ``goal``: points of top-1, and ``percent`` of payload.
 
-    ``probed``: samples on which the noise of each layer's grids is measured. ``crossed``: the evaluation samples also calibrate for the others, so
-    that all are evaluated.
+    ``probed``: samples on which the noise of each layer's grids is measured. ``crossed``: of the evaluation samples as many as calibrate do so for these,
+    so that all are evaluated.
     """
 
     name: str
@@ -167,7 +170,9 @@ def load(name: str, options: argparse.Namespace) -> Case:
         return Case(name, fashion.network(name, data), data.calibration.samples(count), data.test.samples(count), goal)
     if name == "minilm":
         read = news.load(options.minilm, options.news)
-        return Case(name, read.model, read.calibration, read.evaluation[:: 10 if options.quick else 1], probed=48)
+        if options.quick:
+            return Case(name, read.model, read.calibration, read.evaluation[::10], probed=48)
+        return Case(name, read.model, read.calibration, read.evaluation, probed=48, crossed=True)
     if name != "lite0":
         raise errors.UsageError(f"there is no network {name!r}; choose of mlp, cnn, vit, minilm and lite0")
     if options.images is None:
@@ -467,13 +472,23 @@ class Found:
     detail: str
 
 
-def row(judges: Sequence[Judge], share: float, cut: str, found: Sequence[Found]) -> dict[str, Any]:
-    """What one method costs and is worth at ``cut``, on all folds together: one of ``found`` for each of ``judges``. Its bytes are those of the fold that takes most."""
-    cases, most = [judge.case for judge in judges], max(found, key=lambda one: sum(one.sizes))
-    outputs, answers = (
-        np.concatenate(parts) for parts in ([j.outputs for j in judges], [one.answers for one in found])
-    )
-    return _row(cases, outputs, answers, round(100 * share), most.method, most.sizes, judges[0].whole(cut), most.detail)
+@dataclass(frozen=True)
+class Fold:
+    """What was found at each cut, by method; the float model's ``outputs`` for the evaluation samples, and what each cut takes in float32."""
+
+    case: Case
+    outputs: F32
+    whole: dict[str, int]
+    found: dict[str, dict[str, Found]]
+
+
+def row(folds: Sequence[Fold], share: float, cut: str, method: str) -> dict[str, Any]:
+    """What ``method`` costs and is worth at ``cut``, on all ``folds`` together. Its bytes are those of the fold that takes most."""
+    found = [fold.found[cut][method] for fold in folds]
+    most = max(found, key=lambda one: sum(one.sizes))
+    outputs, answers = np.concatenate([fold.outputs for fold in folds]), np.concatenate([one.answers for one in found])
+    cases = [fold.case for fold in folds]
+    return _row(cases, outputs, answers, round(100 * share), method, most.sizes, folds[0].whole[cut], most.detail)
 
 
 def _row(
@@ -498,19 +513,29 @@ def _row(
 
 def measure(case: Case, shares: Sequence[float]) -> list[dict[str, Any]]:
     """All rows of a network."""
-    network = layers.build(Graph.of(case.model))
-    places = fixed_cuts(network, shares)
-    folds = [case, replace(case, calibration=case.evaluation, evaluation=case.calibration)] if case.crossed else [case]
-    judges = [Judge(tabulate(fold, network, list(dict.fromkeys(places.values())))) for fold in folds]
-    kept: dict[str, list[dict[str, Any]]] = {}
-    rows = []
-    for share, cut in places.items():
-        if cut not in kept:
-            each = [at_cut(judge, cut) for judge in judges]
-            methods = [method for method in each[0] if all(method in one for one in each)]
-            kept[cut] = [row(judges, share, cut, [one[method] for one in each]) for method in methods]
-        rows += [{**one, "cut %": round(100 * share)} for one in kept[cut]]
-    return rows
+    places = fixed_cuts(layers.build(Graph.of(case.model)), shares)
+    distinct = list(dict.fromkeys(places.values()))
+    folds = [measured(case, distinct)] if not case.crossed else _crossed(case, distinct)
+    return [
+        row(folds, share, cut, method)
+        for share, cut in places.items()
+        for method in folds[0].found[cut]
+        if all(method in fold.found[cut] for fold in folds)
+    ]
+
+
+def _crossed(case: Case, distinct: Sequence[str]) -> list[Fold]:
+    """Both folds, each in a process of its own."""
+    other = replace(case, calibration=case.evaluation[: len(case.calibration)], evaluation=case.calibration)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(measured, (case, other), (distinct, distinct)))
+
+
+def measured(case: Case, distinct: Sequence[str]) -> Fold:
+    """All that is found at the ``distinct`` cuts with the calibration samples of ``case``, on its evaluation samples."""
+    judge = Judge(tabulate(case, layers.build(Graph.of(case.model)), distinct))
+    found = {cut: at_cut(judge, cut) for cut in distinct}
+    return Fold(case, judge.outputs, {cut: judge.whole(cut) for cut in distinct}, found)
 
 
 def at_cut(judge: Judge, cut: str) -> dict[str, Found]:

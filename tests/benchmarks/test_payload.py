@@ -91,7 +91,9 @@ def test_a_row_counts_file_and_frame_against_float32(case: payload.Case, tables:
     )
 
     def row(place: str, size: int, frame: int) -> dict[str, Any]:
-        return payload.row([judge], 0.5, place, [payload.Found("exact", (size, frame), judge.outputs, "")])
+        found = {place: {"exact": payload.Found("exact", (size, frame), judge.outputs, "")}}
+        fold = payload.Fold(case, judge.outputs, {place: judge.whole(place)}, found)
+        return payload.row([fold], 0.5, place, "exact")
 
     found = row(cut, weights, tensor)
     assert found["payload %"] == pytest.approx(25.0)
