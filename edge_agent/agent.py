@@ -259,11 +259,9 @@ class Agent:
         if self._timings is not None:
             self._timings.add(engine.plan.segment.sha256, timing.head_ms)
             self._timings.add(BESIDE, max(0.0, turn_ms - timing.head_ms - timing.encode_ms))
-            if alone and encoded.kept is None and encoded.rung == engine.codec:
-                active.took_ms.append(timing.total_ms - timing.preprocess_ms - timing.wait_ms)
-                sending, took = active.sending, timing.encode_ms + timing.link_ms
-                size = HEADER_BYTES + len(encoded.payload)
-                if sending is not None and (beyond := sending.beyond_ms(encoded.rung, size, took)) is not None:
+            if alone and encoded.kept is None:
+                beyond = active.beyond_ms(timing, encoded.rung, HEADER_BYTES + len(encoded.payload))
+                if beyond is not None:
                     self._timings.add(SENDING, beyond)
         return active.result(encoded, answer, timing, self.settings.topk)
 
@@ -291,8 +289,8 @@ class Agent:
         settings, cache = self.settings, Cache(negotiation.cache_directory(self.settings))
         profile = await negotiation.profile(settings, self.say)
         async with negotiation.client(settings) as client:
-            link = known or await negotiation.link(client, {}, self.say)
-            measured = self._known()
+            link, since = known or await negotiation.link(client, {}, self.say), time.monotonic()
+            measured = self._known(link_changed=known is not None)
             rehearsed = await negotiation.rehearsal(client, settings, profile, measured, self.say)
             plan = await negotiation.plan(client, settings, profile, cache.held(), measured, self.say, link, rehearsed)
             data = await negotiation.fetch(client, cache, plan, self.say)
@@ -308,7 +306,7 @@ class Agent:
         self.say("ready")
         reuse = Reuse(settings.reuse) if stream is not None and settings.reuse.threshold else None
         told = stream is not None and known is None and not settings.chain.next
-        return _Active(engine, stream, adaptation, reuse, Sending(plan, profile, link) if told else None)
+        return _Active(engine, stream, adaptation, reuse, Sending(plan, profile, link, since) if told else None)
 
     def _adaptation(self, plan: Plan, link: LinkEstimate) -> Adaptation:
         demand, chosen = self.settings.demand, self.settings.link
@@ -316,9 +314,11 @@ class Agent:
             plan, link, Goal(demand.min_rate_fps, demand.max_latency_ms), chosen.controller, chosen.bits or None
         )
 
-    def _known(self) -> dict[str, float]:
-        """What heads took here so far; kept, as an agent may be ended at any time."""
+    def _known(self, link_changed: bool = False) -> dict[str, float]:
+        """What heads took here so far; kept, as an agent may be ended at any time. Over a link that changed what sending took may be the link's doing."""
         self._timings = self._timings or negotiation.timings(self.settings)
+        if link_changed:
+            self._timings.forget(SENDING)
         self._timings.save()
         return self._timings.known()
 
@@ -358,11 +358,13 @@ class Agent:
             # A board's clock may be years off: a plan is kept for some time whatever its expiry says.
             left = 0.9 * (active.engine.plan.expires_unix - time.time())
             await self._renewal(min(max(left, limits.REPLAN_LEAST), limits.PLAN_LIFETIME))
-            self._looks = limits.LOOKS
-            while self._active is active:
+            if self._active is not active and self._active is not None and not self._active.failed:
+                continue  # another plan came meanwhile
+            active = self._active
+            while self._active is active is not None:
                 try:
                     await self._replan(active)
-                    backoff = limits.BACKOFF_FIRST
+                    backoff, self._looks = limits.BACKOFF_FIRST, limits.LOOKS
                 except errors.SplitEdgeError as error:
                     self.say(f"ready with the old plan; no new one: {error.message}")
                     await asyncio.sleep(backoff if heals(error) else limits.REPLAN_LEAST)  # each attempt loads the link
@@ -384,10 +386,10 @@ class Agent:
             changed = adaptation is not None and adaptation.changed and passed >= limits.REPLAN_LEAST
             untrue = not changed and self._looks > 0 and passed >= limits.LEARNT and active.untrue
             if (changed or untrue) and self.settings.link.replan:
-                self._looks -= untrue
                 self._planned_at = time.monotonic()
                 try:
                     await self._replan(active)
+                    self._looks -= untrue
                 except errors.SplitEdgeError as error:
                     why = "the changed link" if changed else "what frames took"
                     self.say(f"ready with the old plan; no new one for {why}: {error.message}")
@@ -457,9 +459,7 @@ class _Active(InUse):
     ) -> None:
         super().__init__(engine, stream, adaptation)
         self.reuse, self.sending = reuse, sending
-        self.took_ms: deque[float] = deque(
-            maxlen=50
-        )  # by frames that were alone, but for preprocessing and waiting, which no plan tells
+        self._excess_ms: deque[float] = deque(maxlen=50)  # of frames that were alone, over what the plan says
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -469,11 +469,23 @@ class _Active(InUse):
         """Frames under way."""
         return self._users
 
+    def beyond_ms(self, timing: Timing, rung: int, payload_bytes: int) -> float | None:
+        """What a frame that was alone tells: as `Sending.beyond_ms`; and it counts for `untrue`. Preprocessing and waiting, which no plan tells, are left out."""
+        planned, sending = self.engine.plan.prediction, self.sending
+        excess = timing.total_ms - timing.preprocess_ms - timing.wait_ms - planned.total_ms
+        if self.stream is None:
+            self._excess_ms.append(excess)
+        if self.stream is None or sending is None:
+            return None
+        chosen = sending.expected_ms(self.engine.codec, planned.payload_bytes)
+        self._excess_ms.append(excess - sending.expected_ms(rung, payload_bytes) + chosen)
+        return sending.beyond_ms(rung, payload_bytes, timing.encode_ms + timing.link_ms)
+
     @property
     def untrue(self) -> bool:
         """Whether frames took longer or shorter than the plan says."""
-        planned, took = self.engine.plan.prediction.total_ms, self.took_ms
-        return len(took) >= 5 and abs(median(took) - planned) > max(limits.UNTRUE_MS, limits.UNTRUE * planned)
+        grain = max(limits.UNTRUE_MS, limits.UNTRUE * self.engine.plan.prediction.total_ms)
+        return len(self._excess_ms) >= limits.TELLING and abs(median(self._excess_ms)) > grain
 
     @property
     def look(self) -> Callable[[NDArray[Any]], Seen] | None:

@@ -134,7 +134,7 @@ async def _profile(settings: Settings, say: Say) -> DeviceProfile:
 
 def timings(settings: Settings) -> Timings:
     """What heads took here with these kernels. Not kept beside a profile that the settings name, which may be another machine's."""
-    return Timings(None if settings.profile else _of_this_build(settings, "timings"))
+    return Timings(None if settings.profile else _of_this_build(settings, "timings"), settings.server)
 
 
 async def rehearsal(

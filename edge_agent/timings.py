@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple, TypeVar
@@ -14,11 +14,10 @@ import msgspec
 
 from device_profiles import DeviceProfile, predict
 from edge_agent import codec, errors, limits
-from edge_agent.protocol.messages import SENDING, LinkEstimate, Plan
+from edge_agent.protocol.messages import SENDING, Codec, LinkEstimate, Plan
 
 T = TypeVar("T")
 
-_LEAST: Final = 5  # frames before a median counts
 _LAST: Final = 50  # frames that it is taken over
 
 
@@ -28,30 +27,42 @@ class _Found(NamedTuple):
 
 
 class Timings:
-    """Milliseconds of the head, by the segment's SHA-256, and by other names; in the file ``path``, or nowhere if that is None."""
+    """Milliseconds of the head, by the segment's SHA-256, and by other names; in the file ``path``, or nowhere if that is None. `SENDING` is to ``server``."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, server: str = "") -> None:
+        self._path, self._sending = path, f"{SENDING} {server}"
         self._kept = _read(path) if path else {}
         self._last: dict[str, deque[float]] = {}
 
     def add(self, segment: str, ms: float) -> None:
         """A frame took ``ms`` through the head ``segment``."""
-        self._last.setdefault(segment, deque(maxlen=_LAST)).append(ms)
+        self._last.setdefault(self._name(segment), deque(maxlen=_LAST)).append(ms)
+
+    def forget(self, segment: str) -> None:
+        """What frames took there says nothing any more."""
+        self._last.pop(self._name(segment), None)
+        self._kept.pop(self._name(segment), None)
 
     def known(self) -> dict[str, float]:
         """The medians, those of earlier runs where this one has too few frames; the last `limits.MAX_MEASURED` segments. `SENDING` for `limits.SENDING_AGE`."""
         now = time.time()
         for segment, times in self._last.items():
-            if len(times) >= _LEAST:
+            if len(times) >= limits.TELLING:
                 self._kept.pop(segment, None)
                 self._kept[segment] = _Found(median(times), now)
-                if segment == SENDING:  # or old frames would keep it young
+                if segment == self._sending:  # or old frames would keep it young
                     times.clear()
-        if SENDING in self._kept and not 0 <= now - self._kept[SENDING].unix <= limits.SENDING_AGE:
-            del self._kept[SENDING]
-        self._kept = dict(list(self._kept.items())[-limits.MAX_MEASURED :])
-        return {segment: found.ms for segment, found in self._kept.items()}
+        fresh = {
+            name: found
+            for name, found in self._kept.items()
+            if not name.startswith(SENDING) or 0 <= now - found.unix <= limits.SENDING_AGE
+        }
+        self._kept = dict(list(fresh.items())[-limits.MAX_MEASURED :])
+        told = {SENDING if name == self._sending else name: found.ms for name, found in self._kept.items()}
+        return {name: ms for name, ms in told.items() if name == SENDING or not name.startswith(SENDING)}
+
+    def _name(self, segment: str) -> str:
+        return self._sending if segment == SENDING else segment
 
     def save(self) -> None:
         """Write what is known. Raises `errors.StoreError`."""
@@ -81,26 +92,29 @@ def _read(path: Path) -> dict[str, _Found]:
 
 
 class Sending:
-    """What the frames of a plan take beyond prediction to be coded, sent and answered: processors that wait for a turn, programs that wake up, what
-    `codec.STAGES` do not tell. ``link`` is what was measured for the plan just now.
+    """What the frames of a plan take beyond profile and link to be coded, sent and answered: processors that wait for a turn, programs that wake up, what
+    `codec.STAGES` do not tell. ``link`` was measured for the plan at the time ``since``, of `time.monotonic`.
     """
 
-    def __init__(self, plan: Plan, profile: DeviceProfile, link: LinkEstimate) -> None:
-        self._codec, chosen = plan.codec, plan.ladder[plan.codec]
-        stages = sum(
-            amount * profile.overhead.stage_ns.get(stage, 0.0)
-            for stage, amount in codec.work(chosen, plan.cut.shape).items()
-        )
-        self._coding_ms = predict.encode_ms(math.prod(plan.cut.shape), profile) + 1e-6 * stages
-        self._link, self._until = link, time.monotonic() + limits.LEARNT
+    def __init__(self, plan: Plan, profile: DeviceProfile, link: LinkEstimate, since: float) -> None:
+        packing = predict.encode_ms(math.prod(plan.cut.shape), profile)
+        self._coding_ms = [packing + _stages_ms(one, plan.cut.shape, profile) for one in plan.ladder]
+        self._link, self._until = link, since + limits.LEARNT
+
+    def expected_ms(self, rung: int, payload_bytes: int) -> float:
+        """To code, send and answer a frame, by profile and link."""
+        return self._coding_ms[rung] + payload_bytes * 8e-3 / self._link.uplink_mbps + self._link.rtt_ms
 
     def beyond_ms(self, rung: int, payload_bytes: int, took_ms: float) -> float | None:
-        """Of a frame that was alone on its way and took so long to be coded, sent and answered, without what the server took; None where it does not tell:
-        its codec was not the plan's, or the link may have changed since.
-        """
-        if rung != self._codec or time.monotonic() > self._until:
+        """Of a frame that was alone on its way and took so long, without what the server took; None where the link may have changed since."""
+        if time.monotonic() > self._until:
             return None
-        return max(0.0, took_ms - self._coding_ms - payload_bytes * 8e-3 / self._link.uplink_mbps - self._link.rtt_ms)
+        return max(0.0, took_ms - self.expected_ms(rung, payload_bytes))
+
+
+def _stages_ms(made: Codec, shape: Sequence[int], profile: DeviceProfile) -> float:
+    known = profile.overhead.stage_ns
+    return 1e-6 * sum(amount * known.get(stage, 0.0) for stage, amount in codec.work(made, shape).items())
 
 
 class Turns:

@@ -146,7 +146,7 @@ def predict_pick(bundle: Bundle, table: Table, asked: Request, pick: Pick) -> Pr
     return Prediction(
         pick.device_ms, pick.transfer_ms, pick.queue_ms, pick.server_ms, pick.total_ms, pick.energy_j, source,
         drop.expected, drop.low, drop.high, bundle.accuracy.samples, pick.noise, pick.payload_bytes, 4 * math.prod(cut.shape),
-        pick.segment_bytes, pick.objective, parts,
+        pick.segment_bytes, pick.objective, parts, 0.0 if pick.codec is None else asked.sending_ms,
     )  # fmt: skip
 
 

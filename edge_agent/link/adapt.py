@@ -62,7 +62,8 @@ class Adaptation:
         self._controller = control.CONTROLLERS[controller](self.rung)
         self._estimator = Estimator(link.rtt_ms / 1e3, link.uplink_mbps * 1e6 / 8)
         self._offered: deque[float] = deque(maxlen=_ARRIVALS)
-        self._other_s = (plan.prediction.device_ms + plan.prediction.server_ms + plan.prediction.queue_ms) / 1e3
+        p = plan.prediction
+        self._other_s = (p.device_ms + p.server_ms + p.queue_ms + p.sending_ms) / 1e3  # but for the link
         self._lock = threading.Lock()
         self._holds = _Lasting(True)
         self._changed = _Lasting(False)
@@ -171,7 +172,7 @@ class Adaptation:
         """Whether a frame as the plan predicted it takes much longer or shorter over this link; fast links all look alike, and are."""
         assert view.rate is not None
         prediction = self._plan.prediction
-        before = prediction.transfer_ms
+        before = prediction.transfer_ms - prediction.sending_ms
         now = wire_bytes(prediction.payload_bytes) / view.rate * 1e3 + self._estimator.trip_s * 1e3
         ratio = (prediction.total_ms - before + now) / max(prediction.total_ms, 1e-3)
         return not 1 / CHANGED <= ratio <= CHANGED and abs(now - before) > CHANGED_MS

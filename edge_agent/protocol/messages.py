@@ -203,6 +203,7 @@ class Prediction(Message):
     segment_bytes: int  # to fetch
     objective: float
     parts: Parts
+    sending_ms: float = 0.0  # of transfer_ms, what is not the link's: what the device told as `SENDING`
 
 
 class LayerBits(Message):

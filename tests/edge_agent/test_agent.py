@@ -621,6 +621,10 @@ async def test_frames_that_tell_otherwise_than_the_plan_lead_to_others_but_not_f
             await asyncio.sleep(0.3)
             assert len(server.requests) == plans
             assert agent.counters.answered == 30
+            server.plans.clear()  # a plan that is lost later on is replaced as ever, though no frame asks
+            server.leave()
+            server.away = False
+            await until(lambda: len(server.requests) > plans and agent.ready)
 
 
 async def test_a_changed_link_leads_to_no_plan_where_the_settings_forbid_it(settings, monkeypatch):

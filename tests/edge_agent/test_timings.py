@@ -2,6 +2,7 @@ import math
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import device_profiles
@@ -87,6 +88,25 @@ def test_what_sending_took_is_told_for_a_while_and_not_again_for_old_frames(
     assert SENDING not in Timings(tmp_path / "timings.json").known()
 
 
+def test_what_sending_took_is_of_one_server_and_may_be_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "timings.json"
+    far = Timings(path, "https://far")
+    for _ in range(5):
+        far.add(SENDING, 30.0)
+        far.add("aa", 1.0)
+    far.save()
+    near = Timings(path, "https://near")
+    assert near.known() == {"aa": 1.0}
+    for _ in range(5):
+        near.add(SENDING, 2.0)
+    near.save()
+    assert near.known() == Timings(path, "https://near").known() == {"aa": 1.0, SENDING: 2.0}
+    near.forget(SENDING)
+    near.save()
+    assert Timings(path, "https://near").known() == {"aa": 1.0}
+    assert Timings(path, "https://far").known() == {"aa": 1.0, SENDING: 30.0}
+
+
 def test_sending_is_what_a_frame_took_beyond_profile_and_link(
     profile_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,14 +115,14 @@ def test_sending_is_what_a_frame_took_beyond_profile_and_link(
     profile, plan = device_profiles.load(profile_file), make_plan("split", segment_file("split"))
     profile.overhead.value_ns = 2.0
     profile.overhead.stage_ns = {"rotation": 5.0, "jpeg": 1e9}
-    plan.ladder.append(plan.ladder[0])
-    plan.ladder[0].rotation = 8
-    sending = Sending(plan, profile, LinkEstimate(10.0, 8.0, 1.0))
+    plan.ladder.append(msgspec.structs.replace(plan.ladder[0], rotation=8))
+    sending = Sending(plan, profile, LinkEstimate(10.0, 8.0, 1.0), now)
     values = math.prod(plan.cut.shape)
-    assert codec.work(plan.ladder[0], plan.cut.shape) == {"rotation": values}
-    expected = 7e-6 * values + 10.0 + 5000 / 1000  # a byte takes a microsecond
-    assert sending.beyond_ms(0, 5000, expected + 4.0) == pytest.approx(4.0)
-    assert sending.beyond_ms(0, 5000, 1.0) == 0.0
-    assert sending.beyond_ms(1, 5000, expected + 4.0) is None
+    assert codec.work(plan.ladder[1], plan.cut.shape) == {"rotation": values}
+    for rung, ns in ((0, 2), (1, 7)):
+        expected = 1e-6 * ns * values + 10.0 + 5000 / 1000  # a byte takes a microsecond
+        assert sending.expected_ms(rung, 5000) == pytest.approx(expected)
+        assert sending.beyond_ms(rung, 5000, expected + 4.0) == pytest.approx(4.0)
+        assert sending.beyond_ms(rung, 5000, 1.0) == 0.0
     now += limits.LEARNT + 1.0
     assert sending.beyond_ms(0, 5000, expected + 4.0) is None

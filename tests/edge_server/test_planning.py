@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent import codec, errors, limits
 from edge_agent.head import executor, segment
-from edge_agent.protocol.messages import Demand, LinkEstimate, Plan, PlanRequest, Weights
+from edge_agent.protocol.messages import Demand, LinkEstimate, Mode, Plan, PlanRequest, Prediction, Weights
 from edge_server import planning
 from edge_server.catalog import Catalog
 from edge_server.store import Store
@@ -204,6 +204,18 @@ def test_what_a_device_measured_itself_counts_more_than_its_profile(store: Store
     before = {c.cut.index: c.prediction.device_ms for c in whole.runners_up}
     after = {c.cut.index: c.prediction.device_ms for c in found.runners_up}
     assert after == pytest.approx({cut: ratio * ms for cut, ms in before.items()})
+
+
+def test_what_sending_takes_beside_comes_on_top_of_what_is_sent(store: Store, profile: dict[str, Any]) -> None:
+    def prediction(mode: Mode, **measured: float) -> Prediction:
+        request = PlanRequest("tiny", profile, FAR, Demand(max_drop_points=100.0, mode=mode), measured=measured)
+        return planning.make_plan(Catalog(store), request).prediction
+
+    before, after = prediction("server"), prediction("server", sending=7.0)
+    assert (before.sending_ms, after.sending_ms) == (0.0, 7.0)
+    assert after.transfer_ms == pytest.approx(before.transfer_ms + 7.0)
+    assert after.total_ms == pytest.approx(before.total_ms + 7.0)
+    assert prediction("device", sending=7.0) == prediction("device")
 
 
 @pytest.mark.parametrize("measured", [{"aa": -1.0}, {"aa": float("inf")}, dict.fromkeys(map(str, range(999)), 1.0)])

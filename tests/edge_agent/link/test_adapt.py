@@ -111,6 +111,20 @@ def test_a_link_much_better_than_the_plan_thought_is_worth_a_new_plan():
     assert adaptation.changed
 
 
+def test_what_sending_takes_beside_is_the_devices_and_neither_a_changed_link_nor_its_room():
+    plain, slow = ladder(8000), ladder(8000)
+    slow.prediction.sending_ms = 40.0
+    slow.prediction.transfer_ms += 40.0
+    slow.prediction.total_ms += 40.0
+    found = [
+        Adaptation(plan, LINK, Goal(max_latency_ms=ms)) for plan, ms in ((plain, 45.0), (slow, 85.0), (slow, 45.0))
+    ]
+    for adaptation in found:
+        drive(adaptation, 1e6, LASTING_S + 5, fps=5.0)
+    assert [adaptation.changed for adaptation in found[:2]] == [False, False]
+    assert found[0].bits == found[1].bits > found[2].bits == 2
+
+
 def test_a_demanded_latency_is_held_with_fewer_bits():
     slow, quick = (Adaptation(ladder(8000), LINK, Goal(max_latency_ms=ms)) for ms in (1000.0, 45.0))
     for adaptation in (slow, quick):
