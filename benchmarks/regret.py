@@ -160,20 +160,21 @@ def sweep(
     device: Device, board: Board, network: Network, links: Sequence[tuple[float, float]], *, quick: bool
 ) -> Iterator[dict[str, Any]]:
     """A row for each link, best first. What sends is negotiated anew at each: another link wants another codec of the same picture. The choice is, up to
-    `RENEWALS` times more, where frames took longer or shorter than was thought: as an agent does when its plan expires, with what it learnt meanwhile.
+    `RENEWALS` times more, where frames took longer or shorter than was thought: as an agent does after a minute, with what it learnt meanwhile.
     """
     plans: dict[str, Plan] = {}
     for mbps, rtt in sorted(links, key=lambda link: (link[1], -link[0])):
         network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
-        for name in (CHOSEN, *EXTREMES):
-            share_profile(Path(board.name), name)
-            if name != "device" or name not in plans:
-                plans[name] = negotiate(board, name, network, mbps, rtt)
+        plans[CHOSEN] = negotiate(board, CHOSEN, network, mbps, rtt)
         for _ in range(RENEWALS):
             found = median(_ms(t) for t in board.frames(CHOSEN, 1 + TURN)[1:])
             if abs(found / plans[CHOSEN].prediction.total_ms - 1) <= UNTRUE:
                 break
             plans[CHOSEN] = negotiate(board, CHOSEN, network, mbps, rtt)
+        for name in EXTREMES:
+            share_profile(Path(board.name), name)
+            if name == "server" or name not in plans:
+                plans[name] = negotiate(board, name, network, mbps, rtt)
         runs = timed(board, plans, *((QUICK_FRAMES, QUICK_SECONDS) if quick else (FRAMES, SECONDS)))
         yield row(device, mbps, rtt, runs)
 
