@@ -70,7 +70,7 @@ SAMPLES: Final = {
     "minilm": (48, 6, 24),
     "fashion_vit": (256, 64, 300),
     "saliency_vit": (16, 3, 8),
-    "lite0": (64, 32, 250),
+    "lite0": (32, 12, 250),
 }
 QUICK: Final = {"minilm": (16, 2, 4), "fashion_vit": (64, 32, 100), "saliency_vit": (6, 1, 2), "lite0": (8, 2, 8)}
 QUICK_CUTS: Final = 2
