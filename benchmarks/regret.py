@@ -37,7 +37,7 @@ from benchmarks.models import LITE0, LITE0_PREPROCESS
 from benchmarks.processes import PORT, serving
 from benchmarks.report import photo_parser, report
 from benchmarks.slower import PREFIX, slower
-from edge_agent import errors
+from edge_agent import errors, limits
 from edge_agent.protocol.messages import Plan, Prediction
 from kernels.jit import cache_base
 
@@ -54,7 +54,7 @@ LEAST_TURNS: Final = 3  # for a spread
 SECONDS, QUICK_SECONDS = 8.0, 4.0  # for the frames at one link
 TRIES: Final = 5  # to have a plan
 UNTRUE: Final = 0.05  # a frame's time so far off its prediction is worth a new plan
-RENEWALS: Final = 2
+RENEWALS: Final = limits.LOOKS  # so many are
 HOPELESS: Final = 1.5  # a plan so many times slower than the best after a turn is not run again
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_profiles.schema import KINDS, DeviceProfile, Kernel, KernelKind, Machine
+from edge_agent import codec
 from edge_agent.errors import ProtocolError
 from edge_agent.head.segment import (
     Add,
@@ -38,6 +39,7 @@ from edge_agent.head.segment import (
     Tensor,
 )
 from edge_agent.head.verify import inputs
+from edge_agent.protocol.messages import Codec
 
 # The measured kind that stands for an operator which is not measured itself.
 _LIKE: Final[dict[type, KernelKind]] = {Add: "add", Mul: "add", Pool: "pool"}
@@ -118,6 +120,12 @@ def head_ms(header: Header, profile: DeviceProfile) -> float:
 def encode_ms(elements: int, profile: DeviceProfile) -> float:
     """Predicted milliseconds of quantizing and packing a tensor of so many values for the link."""
     return 1e-6 * elements * profile.overhead.value_ns
+
+
+def coding_ms(made: Codec, shape: Sequence[int], profile: DeviceProfile) -> float:
+    """As `encode_ms`, with all that ``made`` does to a tensor of ``shape``; a stage that the profile does not tell costs nothing."""
+    known, stages = profile.overhead.stage_ns, codec.work(made, shape).items()
+    return encode_ms(math.prod(shape), profile) + 1e-6 * sum(amount * known.get(stage, 0.0) for stage, amount in stages)
 
 
 def refined(predicted: Sequence[float], measured: Mapping[int, float]) -> tuple[float, ...]:

@@ -358,12 +358,12 @@ class Agent:
             # A board's clock may be years off: a plan is kept for some time whatever its expiry says.
             left = 0.9 * (active.engine.plan.expires_unix - time.time())
             await self._renewal(min(max(left, limits.REPLAN_LEAST), limits.PLAN_LIFETIME))
-            if self._active is not active and self._active is not None and not self._active.failed:
-                continue  # another plan came meanwhile
-            active = self._active
-            while self._active is active is not None:
+            current = self._active
+            if current is None or (current is not active and not current.failed):
+                continue  # the agent ended, or another plan came meanwhile
+            while self._active is current:
                 try:
-                    await self._replan(active)
+                    await self._replan(current)
                     backoff, self._looks = limits.BACKOFF_FIRST, limits.LOOKS
                 except errors.SplitEdgeError as error:
                     self.say(f"ready with the old plan; no new one: {error.message}")
@@ -459,23 +459,18 @@ class _Active(InUse):
     ) -> None:
         super().__init__(engine, stream, adaptation)
         self.reuse, self.sending = reuse, sending
-        self._excess_ms: deque[float] = deque(maxlen=50)  # of frames that were alone, over what the plan says
-        self._users = 0
+        self._excess_ms: deque[float] = deque(maxlen=limits.LAST)  # of frames that were alone, over what the plan says
+        self.users = 0  # frames under way
         self._idle = asyncio.Event()
         self._idle.set()
-
-    @property
-    def users(self) -> int:
-        """Frames under way."""
-        return self._users
 
     def beyond_ms(self, timing: Timing, rung: int, payload_bytes: int) -> float | None:
         """What a frame that was alone tells: as `Sending.beyond_ms`; and it counts for `untrue`. Preprocessing and waiting, which no plan tells, are left out."""
         planned, sending = self.engine.plan.prediction, self.sending
         excess = timing.total_ms - timing.preprocess_ms - timing.wait_ms - planned.total_ms
-        if self.stream is None:
-            self._excess_ms.append(excess)
-        if self.stream is None or sending is None:
+        if sending is None:
+            if self.stream is None:
+                self._excess_ms.append(excess)
             return None
         chosen = sending.expected_ms(self.engine.codec, planned.payload_bytes)
         self._excess_ms.append(excess - sending.expected_ms(rung, payload_bytes) + chosen)
@@ -521,13 +516,13 @@ class _Active(InUse):
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[None]:
-        self._users += 1
+        self.users += 1
         self._idle.clear()
         try:
             yield
         finally:
-            self._users -= 1
-            if not self._users:
+            self.users -= 1
+            if not self.users:
                 self._idle.set()
 
     async def drained(self, timeout: float) -> None:

@@ -72,7 +72,7 @@ MAX_TIMINGS_BYTES: Final = 64 * 1024  # what the agent keeps of its own heads' t
 LEARNT: Final = (
     60.0  # after a plan: what frames take by then, with the link as it was measured, tells whether it was right
 )
-TELLING: Final = 5  # frames that make a median
+TELLING, LAST = 5, 50  # frames that make a median, and the last ones, that it is of
 LOOKS: Final = 2  # new plans because frames told otherwise, until the next that is made because one expires
 UNTRUE: Final = 0.1  # frames that take so much longer or shorter than was planned tell otherwise,
 UNTRUE_MS: Final = 1.0  # if it is more than this

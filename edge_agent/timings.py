@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Final, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from device_profiles import DeviceProfile, predict
-from edge_agent import codec, errors, limits
-from edge_agent.protocol.messages import SENDING, Codec, LinkEstimate, Plan
+from edge_agent import errors, limits
+from edge_agent.protocol.messages import SENDING, LinkEstimate, Plan
 
 T = TypeVar("T")
-
-_LAST: Final = 50  # frames that it is taken over
 
 
 class _Found(NamedTuple):
@@ -36,7 +33,7 @@ class Timings:
 
     def add(self, segment: str, ms: float) -> None:
         """A frame took ``ms`` through the head ``segment``."""
-        self._last.setdefault(self._name(segment), deque(maxlen=_LAST)).append(ms)
+        self._last.setdefault(self._name(segment), deque(maxlen=limits.LAST)).append(ms)
 
     def forget(self, segment: str) -> None:
         """What frames took there says nothing any more."""
@@ -58,8 +55,11 @@ class Timings:
             if not name.startswith(SENDING) or 0 <= now - found.unix <= limits.SENDING_AGE
         }
         self._kept = dict(list(fresh.items())[-limits.MAX_MEASURED :])
-        told = {SENDING if name == self._sending else name: found.ms for name, found in self._kept.items()}
-        return {name: ms for name, ms in told.items() if name == SENDING or not name.startswith(SENDING)}
+        return {
+            SENDING if name == self._sending else name: found.ms
+            for name, found in self._kept.items()
+            if name == self._sending or not name.startswith(SENDING)
+        }
 
     def _name(self, segment: str) -> str:
         return self._sending if segment == SENDING else segment
@@ -97,8 +97,7 @@ class Sending:
     """
 
     def __init__(self, plan: Plan, profile: DeviceProfile, link: LinkEstimate, since: float) -> None:
-        packing = predict.encode_ms(math.prod(plan.cut.shape), profile)
-        self._coding_ms = [packing + _stages_ms(one, plan.cut.shape, profile) for one in plan.ladder]
+        self._coding_ms = [predict.coding_ms(one, plan.cut.shape, profile) for one in plan.ladder]
         self._link, self._until = link, since + limits.LEARNT
 
     def expected_ms(self, rung: int, payload_bytes: int) -> float:
@@ -110,11 +109,6 @@ class Sending:
         if time.monotonic() > self._until:
             return None
         return max(0.0, took_ms - self.expected_ms(rung, payload_bytes))
-
-
-def _stages_ms(made: Codec, shape: Sequence[int], profile: DeviceProfile) -> float:
-    known = profile.overhead.stage_ns
-    return 1e-6 * sum(amount * known.get(stage, 0.0) for stage, amount in codec.work(made, shape).items())
 
 
 class Turns:
