@@ -43,6 +43,21 @@ def test_figures_are_against_the_best_of_the_ds_aciqs():
     assert found["lite0.bytes_vs_ds_aciq"] == pytest.approx((100 / 200 * 100 / 300 * 100 / 400) ** (1 / 3))
 
 
+def test_against_naive_chance_is_told_from_what_is_sure():
+    def of(right: int) -> Outcome:
+        return Outcome(0.1, right, math.nan, 10, np.arange(100) < right)
+
+    cuts = {"one": 90, "other": 50}
+    found = {cut: {(NAIVE, bits): of(89) for bits in BITS} for cut in cuts}
+    for cut, right in cuts.items():
+        found[cut] |= {(DEFAULT, bits): of(right) for bits in BITS} | {(DEFAULT, 8): of(88)}
+    told = low_bit.against_naive(found)
+    assert told["compared_with_naive"] == 2 * len(BITS)
+    assert told["worst_vs_naive_points"] == pytest.approx(-39)
+    assert told["surely_worse_than_naive"] == len(BITS) - 1
+    assert told["surely_better_than_naive"] == 0
+
+
 def network() -> onnx.ModelProto:
     """Two products with a ReLU between them."""
     rng = np.random.default_rng(0)
