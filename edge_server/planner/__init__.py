@@ -10,7 +10,8 @@ from edge_server.planner.demands import MODES, Power
 from edge_server.planner.online import Pick, Request, Rival, choose, rivals
 from edge_server.planner.patterns import Level, Pattern, Place, Table, best_patterns, pattern_of, precompute, tabulate
 from edge_server.planner.reasons import reason
-from edge_server.planner.verify import verify_allocation, verify_pick
+from edge_server.planner.verify import verify_pick
+from edge_server.planner.verify_bits import verify_allocation
 
 __all__ = [
     "INPUT",

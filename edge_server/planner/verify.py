@@ -9,71 +9,10 @@ from itertools import pairwise
 from edge_agent import limits
 from edge_agent.codec import STAGES
 from edge_agent.link.adapt import LONGER
-from edge_server.planner.allocation import NEAR, Allocation, CutCodec, Layer
+from edge_server.planner.allocation import NEAR, CutCodec
 from edge_server.planner.online import Pick, Request
 from edge_server.planner.patterns import Table
-
-
-def _close(a: float, b: float) -> bool:
-    return abs(a - b) <= 1e-9 * max(1.0, abs(a), abs(b))
-
-
-def verify_allocation(
-    layers: Sequence[Layer], budget: float, codecs: Sequence[CutCodec], frame_weight: float, found: Allocation
-) -> list[str]:
-    """What is wrong with ``found``, a sentence each; empty if it fits, its arithmetic holds, and neither a change nor the relaxation betrays it.
-
-    Wholly by other means than the search: exact fractions, each change of one choice, and the Lagrangian bound by bisection. What is optimal lies
-    within one item's range of that bound, for the relaxation's best has at most one item between two choices.
-    """
-    if len(found.bits) != len(layers) or (found.codec is None) != (not codecs):
-        return ["it answers another question"]
-    items = [[(_size(layer, b), noise) for b, noise in enumerate(layer.noise, 2)] for layer in layers]
-    taken = [b - 2 for b in found.bits]
-    if codecs:
-        items.append([(round(frame_weight * codec.frame_bytes), codec.noise) for codec in codecs])
-        taken.append(found.codec or 0)
-    if any(not 0 <= i < len(item) for i, item in zip(taken, items, strict=True)):
-        return ["a width or a codec does not exist"]
-    now = [item[i] for i, item in zip(taken, items, strict=True)]
-    if any(noise == float("inf") for _, noise in now):
-        return ["a width that is not allowed is taken"]
-    bytes_, spare = sum(size for size, _ in now), Fraction(budget) - sum(Fraction(noise) for _, noise in now)
-    checks = {
-        "the noise is over the budget": spare >= 0,
-        "the segment's size is wrong": found.segment_bytes == sum(size for size, _ in now[: len(layers)]),
-        "the objective is wrong": found.objective == bytes_,
-        "the noise is wrong": _close(found.noise, float(Fraction(budget) - spare)),
-        "the bound is over the objective": found.bound <= found.objective,
-        "fewer bytes in one place would do": not any(
-            size < own[0] and noise - own[1] < float(spare) * (1 - 1e-9)
-            for own, item in zip(now, items, strict=True)
-            for size, noise in item
-        ),
-        "it is far from the relaxation's bound": bytes_ - _dual(items, budget) <= 1 + _widest(items),
-    }
-    return [fault for fault, holds in checks.items() if not holds]
-
-
-def _size(layer: Layer, bits: int) -> int:
-    return layer.coded[bits - 2] if layer.coded else (layer.weights * bits + 7) // 8
-
-
-def _dual(items: list[list[tuple[int, float]]], budget: float) -> float:
-    """A lower bound on the bytes of all that meets the budget: the best price of noise, found by halving an interval of exponents."""
-    low, high, best = -1100.0, 1100.0, 0.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        price = 2.0 ** min(max(middle, -1000.0), 1000.0)
-        picks = [min(item, key=lambda pair: (pair[0] + price * pair[1], pair[1])) for item in items]
-        noise = sum(noise for _, noise in picks)
-        best = max(best, sum(size for size, _ in picks) + price * (noise - budget))
-        low, high = (middle, high) if noise > budget else (low, middle)
-    return best
-
-
-def _widest(items: list[list[tuple[int, float]]]) -> int:
-    return max((max(item)[0] - min(item)[0] for item in items), default=0)
+from edge_server.planner.verify_bits import close, weight_bytes
 
 
 def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:
@@ -84,7 +23,7 @@ def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:
         return ["pattern, codec and place do not belong together"]
     codecs = [place.codecs[i] for i in ([] if pick.codec is None else [pick.codec, *pick.ladder])]
     weights = sum(Fraction(layer.noise[b - 2]) for layer, b in zip(place.layers, pattern.bits, strict=True))
-    size = place.other_bytes + sum(_size(layer, b) for layer, b in zip(place.layers, pattern.bits, strict=True))
+    size = place.other_bytes + sum(weight_bytes(layer, b) for layer, b in zip(place.layers, pattern.bits, strict=True))
     frame = codecs[0].frame_bytes if codecs else 0
     allowed = max((level.noise for level in table.levels if level.drop_points <= demand.max_drop_points), default=-1.0)
     weights += Fraction(place.noise)
@@ -179,11 +118,11 @@ def _cost_faults(table: Table, request: Request, pick: Pick, size: int, frame: i
     )
     objective = weights.time * (total / 1e3 + fetch) + weights.energy * energy + weights.cost * tail / 1e3
     checks = {
-        "a time is wrong": _close(pick.device_ms, head)
-        and _close(pick.server_ms, tail)
-        and _close(pick.transfer_ms, transfer),
-        "the total is not the sum of its parts": _close(pick.total_ms, total),
-        "the energy is wrong": _close(pick.energy_j, energy),
-        "the objective is wrong": _close(pick.objective, objective),
+        "a time is wrong": close(pick.device_ms, head)
+        and close(pick.server_ms, tail)
+        and close(pick.transfer_ms, transfer),
+        "the total is not the sum of its parts": close(pick.total_ms, total),
+        "the energy is wrong": close(pick.energy_j, energy),
+        "the objective is wrong": close(pick.objective, objective),
     }
     return [fault for fault, holds in checks.items() if not holds]
