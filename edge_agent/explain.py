@@ -15,7 +15,7 @@ from rich.text import Text
 
 from device_profiles.schema import MARKS, DeviceProfile
 from edge_agent import errors
-from edge_agent.protocol.messages import Candidate, Codec, Cut, LinkEstimate, Plan, Prediction
+from edge_agent.protocol.messages import Candidate, Codec, Cut, LinkEstimate, Plan, Prediction, StageTime
 
 PictureForm = Literal["png", "svg"]
 
@@ -96,7 +96,7 @@ def _chain(plan: Plan) -> Table:
     title = f"{boards(plan)} boards, {plan.stage.rate_fps:.4g} frames/s"
     table = Table("board", "from", "to", "weights / sent", "ms", "link ms", "a frame", title=title, box=box.SIMPLE)
     for number, one in enumerate(plan.stage.route, 1):
-        bits = f"{one.weight_bits:.1f} / {one.activation_bits or '-'} bits"
+        bits = f"{one.weight_bits:.1f} / {_bits(coding(one)) if one.activation_bits else '- bits'}"
         link = _ms(one.sending_ms + one.rtt_ms) if one.activation_bits else "-"
         cells = (str(number), one.start, one.cut, bits, _ms(one.device_ms), link, size(one.payload_bytes))
         table.add_row(*(Text(plain(cell)) for cell in cells))
@@ -227,7 +227,7 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def coding(codec: Codec | Candidate) -> str:
+def coding(codec: Codec | Candidate | StageTime) -> str:
     """How the tensor at a cut is coded, in a word: its bits, or that it is a JPEG of some quality."""
     bits = codec.bits if isinstance(codec, Codec) else codec.activation_bits
     return plain(codec.rule) if codec.rule.startswith(("jpeg", "entropy", "pca")) else str(bits)

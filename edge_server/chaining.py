@@ -302,6 +302,7 @@ def _stage_time(shared: _Shared, step: Step) -> StageTime:
         step.sending_ms,
         step.rtt_ms,
         codec.frame_bytes if codec else 0,
+        codec.rule if codec else "",
     )
 
 

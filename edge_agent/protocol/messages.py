@@ -247,6 +247,7 @@ class StageTime(Message):
     sending_ms: float  # a frame's bytes over the uplink
     rtt_ms: float
     payload_bytes: int
+    rule: str = ""  # of the codec by which it sends
 
 
 class Stage(Message):

@@ -23,6 +23,7 @@ from edge_agent.agent import Agent
 from edge_agent.head import executor
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import ServerClient
+from edge_agent.protocol.frames import Frame
 from edge_agent.protocol.messages import Open, encode
 from edge_agent.stage import Stage
 from edge_server.app import make_app
@@ -107,6 +108,20 @@ async def test_answers_are_those_of_the_integer_network_in_one_piece(boards: Boa
             assert told == wanted
     assert boards.stage.counters.answered == 4
     assert boards.stage.status()["plan"]["start"] == plan.cut.layer
+
+
+async def test_a_stage_takes_frames_by_every_codec_of_the_ladder(boards: Boards) -> None:
+    """Rotations, entropy stages and the like too: what it decodes goes through its segment and to the server as any other."""
+    async with boards.first(**{"chain.exact": False}) as agent:
+        assert agent.plan is not None
+        assert agent._active is not None
+        kinds = set()
+        for rung, made in enumerate(agent.plan.ladder):
+            encoded = agent._active.engine.process(frames(1)[0], lambda rung=rung: rung)  # type: ignore[misc]
+            [running] = boards.stage._running.values()
+            assert running.compute(Frame(0, rung, 0, encoded.payload)).payload
+            kinds |= {frozenset(codec.work(made, [1]))}
+        assert len(kinds) > 1, "the ladder has nothing but packed codecs"
 
 
 async def test_many_frames_at_once_are_all_answered_and_the_link_is_bounded(boards: Boards) -> None:
