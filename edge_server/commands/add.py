@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from calibration import bundle as bundles
-from calibration import importer, samples
+from calibration import importer, samples, trials
 from calibration.graph import Graph
 from calibration.rounding import Rounding
 from edge_agent import errors
@@ -141,6 +141,8 @@ def _show(bundle: bundles.Bundle, patterns: Patterns) -> None:
     for cut, reason in zip(bundle.cuts, bundle.reasons, strict=True):
         if reason:
             console.print(f"not offered: {cut.index}, after {cut.layer} {_by(cut.shape)}: {reason}", soft_wrap=True)
+    if told := trials.additivity(bundle.manifest.trials):
+        console.print(told, soft_wrap=True)
     if bundle.unsupported:
         console.print("not in the integer head: " + ", ".join(bundle.unsupported), soft_wrap=True)
 
