@@ -153,11 +153,13 @@ def dynamic_link(document: dict[str, Any]) -> str:
         prefix = "" if name == "adaptive" else f"{name}."
         figures = {
             key: document["summary"][prefix + key]
-            for key in ("held_percent", "accuracy_gap_points", "p99_ms", "frames_lost_percent")
+            for key in ("held_percent", "accuracy_gap_points", "p99_ms", "frames_lost_percent", "frames_unaccounted")
         }
+        p50 = max(row["p50 ms"] for row in document["rows"] if row["controller"] == name)
         made |= {
             "all": f"{figures['held_percent']:.1f} %", "points below the oracle": f"{figures['accuracy_gap_points']:.2f}",
-            "worst p99 ms": f"{figures['p99_ms']:.0f}", "frames lost": f"{figures['frames_lost_percent']:.1f} %",
+            "worst p50 ms": f"{p50:.0f}", "worst p99 ms": f"{figures['p99_ms']:.0f}", "frames lost": f"{figures['frames_lost_percent']:.1f} %",
+            "unaccounted": f"{figures['frames_unaccounted']:.0f}",
         }  # fmt: skip
     machine = document["machine"]
     return (
