@@ -11,14 +11,14 @@ Rows: exact (least bytes within a noise budget, over every layer's grids and the
 budget, float weights pruned by magnitude to the same goal (non-zeros as float32 and the cheaper of a bitmap or byte gaps), and nothing quantized.
 The budget is the greatest whose head keeps the goal, and the interval to be expected of it, on calibration samples that rounding has not seen. Where
 the evaluation samples are too few to go to the goal's edge, that is a row of its own, and the others have the least budget that keeps the payload's
-goal: what cannot be measured well is best kept small. Photographs and
-news are cross-fitted, so that all are evaluated: what is evaluated by one fold calibrates for the other (as many samples as the first has), a row's
-bytes are those of the fold that takes most, its drop is of both. Drops are points of top-1 on
-the evaluation samples, with their paired 95 % interval; integer heads, real frames, float tails.
+goal: what cannot be measured well is best kept small. Where they are too few for any interval to tell (photographs), rows for other payloads make the
+frontier, and agreement with the float model and noise on the logits stand beside the drop. Photographs and news are cross-fitted, so that all are
+evaluated: what is evaluated by one fold calibrates for the other (as many samples as the first has), a row's bytes are those of the fold that takes
+most, its drop is of both. Drops are points of top-1 on the evaluation samples, with their paired 95 % interval; integer heads, real frames, float tails.
 
 Apart from the fixed cuts stands what a server plans with the network's bundle for a board over a link (`BOARD`, `LINK`: a prediction, for no such board
 is here): the best split, all on the server and all on the device, the one that it would choose marked. Its promise counts the bound's interval too, so
-it spends more bytes than the rows at fixed cuts.
+it spends more bytes than the rows at fixed cuts. A mode that cannot promise the goal says what it could.
 """
 
 from __future__ import annotations
@@ -78,12 +78,17 @@ SENT: Final = 64
 STEPS: Final = 8
 #: Of the bytes that the payload's goal allows what is spent: segments are foreseen to a thousandth, the mean frame of other samples to two hundredths.
 SPARE: Final = 0.995
+#: Payloads, in per cent, of the frontier.
+FRONTIER: Final = (8.0, 10.0, 12.5, 20.0, 25.0)
 #: Evaluation samples from which on a goal is judged by the interval's upper end, and from which on a plan may go to its edge.
 ENOUGH: Final = 1000
 MANY: Final = 10_000
 #: The known board and the link for which the planner is asked.
 BOARD: Final = "pi4"
 LINK: Final = LinkEstimate(rtt_ms=20.0, uplink_mbps=10.0, downlink_mbps=20.0)
+NOTES: Final = (
+    f"own: what a server plans for a {BOARD} over {LINK.uplink_mbps:g} Mbit/s up, {LINK.downlink_mbps:g} down and a round trip of {LINK.rtt_ms:g} ms",
+)
 Z90: Final = 1.2815515655446004
 TEMPERATURES: Final = tuple(float(t) for t in np.geomspace(0.5, 4.0, 31))
 
@@ -154,11 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         case = load(name, chosen)
         found = measure(case, (0.5, 1.0) if chosen.quick else SHARES)
         if chosen.json:  # a plan needs the network's whole bundle: of a transformer an hour
-            write(chosen.json, TITLE, rows + found, summary | summarize(case, found))
+            write(chosen.json, TITLE, rows + found, summary | summarize(case, found), NOTES)
         found += planned(case)
         rows += found
         summary |= summarize(case, found)
-    report(TITLE, rows, summary, chosen.json)
+    report(TITLE, rows, summary, chosen.json, NOTES)
 
 
 def load(name: str, options: argparse.Namespace) -> Case:
@@ -435,10 +440,10 @@ class Judge:
             low, high = (middle, high) if good else (low, middle)
         return math.exp(low)
 
-    def spend(self, cut: str, known: Plan) -> float:
-        """The least noise budget whose exact plan stays within the payload's goal. ``known``: a plan of the cut, to learn what does not change."""
+    def spend(self, cut: str, known: Plan, percent: float) -> float:
+        """The least noise budget whose exact plan takes no more than ``percent`` of float32. ``known``: a plan of the cut, to learn what does not change."""
         other = len(build(self.tables, cut, known)) - self._coded(cut, known)
-        most = SPARE * self.case.percent / 100 * self.whole(cut) - other
+        most = SPARE * percent / 100 * self.whole(cut) - other
         low, high = math.log(1e-9), math.log(1e3)
         for _ in range(4 * STEPS):
             middle = (low + high) / 2
@@ -543,9 +548,11 @@ def at_cut(judge: Judge, cut: str) -> dict[str, Found]:
     tables, samples = judge.tables, judge.case.evaluation
     budget = judge.search(cut)
     plans = {"exact": exact(tables, cut, budget)}
-    if len(samples) < MANY and plans["exact"] is not None:
-        budget = judge.spend(cut, plans["exact"])
-        plans = {"exact": exact(tables, cut, budget), FEWEST: plans["exact"]}
+    if len(samples) < MANY and (fewest := plans["exact"]) is not None:
+        budget = judge.spend(cut, fewest, judge.case.percent)
+        plans = {"exact": exact(tables, cut, budget), FEWEST: fewest}
+        for percent in FRONTIER if len(samples) < ENOUGH else ():
+            plans[f"exact, {percent:g} %"] = exact(tables, cut, judge.spend(cut, fewest, percent))
     plans |= {
         "closed form": by_widths(tables, cut, budget, allocation.closed_form),
         "uniform": by_widths(tables, cut, budget, allocation.uniform),
@@ -585,16 +592,26 @@ def planned(case: Case) -> list[dict[str, Any]]:
         picks = {mode: _pick(table, heads, case.goal, mode) for mode in ("any", "split", "server", "device")}
         best, rows = picks.pop("any"), []
         for mode, pick in picks.items():
-            if pick is not None:
+            if isinstance(pick, Pick):
                 rows.append(_planned(case, made, table, pick, outputs, f"{mode}{', chosen' if pick == best else ''}"))
+            else:
+                rows.append(_refused(case, mode, str(pick)))
         return rows
 
 
-def _pick(table: Table, head_ms: Sequence[float], goal: float, mode: Any) -> Pick | None:
+def _pick(table: Table, head_ms: Sequence[float], goal: float, mode: Any) -> Pick | errors.InfeasibleError:
     try:
         return choose(table, Request(Demand(max_drop_points=goal, mode=mode), LINK, tuple(head_ms)))
-    except errors.InfeasibleError:
-        return None
+    except errors.InfeasibleError as error:
+        return error
+
+
+def _refused(case: Case, mode: str, why: str) -> dict[str, Any]:
+    numbers = ("segment", "frame", "payload %", "drop", "low", "high", "agree", "noise")
+    return {
+        "network": case.name, "cut %": "own", "method": mode, **dict.fromkeys(numbers),
+        "samples": len(case.evaluation), "bits": why,
+    }  # fmt: skip
 
 
 def _planned(case: Case, made: Bundle, table: Table, pick: Pick, outputs: F32, method: str) -> dict[str, Any]:
