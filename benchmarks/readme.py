@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -222,7 +223,10 @@ def _points(row: dict[str, Any]) -> str:
 
 
 #: Codecs of the table, and the widths that are shown.
-_SHOWN = ("minmax", "aciq-laplace", "ds-aciq", "ds-aciq-frame", "hadamard", "entropy", "pca", "default")
+_SHOWN = (
+    "minmax", "percentile", "aciq-laplace", "aciq-gauss", "aciq-gelu", "ds-aciq", "ds-aciq-fixed", "ds-aciq-frame", "mse-channel", "hadamard", "entropy",
+    "pca", "default",
+)  # fmt: skip
 _WIDTHS = ("2", "3", "4", "6", "8")
 
 
@@ -233,14 +237,15 @@ def low_bit(document: dict[str, Any]) -> str:
         if "cut" in row or row["codec"] not in _SHOWN or row["bits"] not in _WIDTHS:
             continue
         made = rows.setdefault((row["network"], row["codec"]), {"network": row["network"], "codec": row["codec"]})
-        made |= {f"{row['bits']} bits": f"{row['error']:.3g}, {row['accuracy']:.1f} (worst {row['worst']:.1f})"}
+        there = "" if math.isnan(row["planned"]) else f", planner's {row['planned']:.1f}"
+        near = "" if math.isnan(row["zero-shot"]) else f"; zero-shot {row['zero-shot']:.1f}"
+        told = f"{row['error']:.3g}, {row['accuracy']:.1f} (worst {row['worst']:.1f}{there}){near}"
+        made |= {f"{row['bits']} bits": told}
     columns = ["network", "codec", *(f"{width} bits" for width in _WIDTHS)]
     table = markdown([{column: row.get(column, "") for column in columns} for row in rows.values()])
-    cuts = {name: len({r["cut"] for r in document["rows"] if "cut" in r and r["network"] == name}) for name, _ in rows}
-    counted = ", ".join(f"{count} of {name}" for name, count in cuts.items())
     return (
-        f"`python -m benchmarks.low_bit`\n\nError at the output, accuracy in per cent, and that of the worst cut; what each is of, `benchmarks.low_bit` says. Cuts: {counted}.\n\n"
-        f"{table}\n\n{_figures(document['summary'])}\n\n"
+        "`python -m benchmarks.low_bit`\n\nError at the output, accuracy in per cent, that of the worst cut and of the planner's; what each is of, `benchmarks.low_bit` says.\n\n"
+        f"{table}\n\n{_notes(document)}{_figures(document['summary'])}\n\n"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from benchmarks import heads, readme
@@ -98,6 +99,8 @@ def test_codecs_are_a_row_each_with_a_column_for_each_width() -> None:
             "error": 0.01234,
             "accuracy": 91.26,
             "worst": 88.0,
+            "planned": 90.0,
+            "zero-shot": math.nan,
             **more,
         }
 
@@ -109,9 +112,13 @@ def test_codecs_are_a_row_each_with_a_column_for_each_width() -> None:
         of("default", "1.5"),
         of("default", "2", cut="c"),
     ]
-    text = readme.low_bit({"rows": rows, "summary": {"net.error_vs_ds_aciq_2bit": 0.2}})
-    assert "| net | minmax | 0.0123, 91.3 (worst 88.0) |  | 0.0123, 91.3 (worst 88.0) |  |  |" in text
-    assert text.count("| net |") == 2
+    rows.append(of("pca", "2") | {"planned": math.nan, "zero-shot": 40.0})
+    text = readme.low_bit({"rows": rows, "summary": {"net.error_vs_ds_aciq_2bit": 0.2}, "notes": ["net: 2 of 4 cuts"]})
+    cell = "0.0123, 91.3 (worst 88.0, planner's 90.0)"
+    assert f"| net | minmax | {cell} |  | {cell} |  |  |" in text
+    assert "| net | pca | 0.0123, 91.3 (worst 88.0); zero-shot 40.0 |" in text
+    assert "Net: 2 of 4 cuts." in text
+    assert text.count("| net |") == 3
     assert "`net.error_vs_ds_aciq_2bit`" in text
 
 
