@@ -99,7 +99,7 @@ class Case:
     """A network with its data. ``calibration`` and ``evaluation`` share no sample. ``goal``: points of top-1, and ``percent`` of payload.
 
     ``probed``: samples on which the noise of each layer's grids is measured. ``crossed``: of the evaluation samples as many as calibrate do so for these,
-    so that all are evaluated.
+    so that all are evaluated. ``together``: samples that the folds evaluate together, where that is more than one fold's.
     """
 
     name: str
@@ -110,6 +110,7 @@ class Case:
     percent: float = 10.0
     probed: int = 512
     crossed: bool = False
+    together: int = 0
 
 
 @dataclass(frozen=True)
@@ -427,7 +428,7 @@ class Judge:
 
     def keeps(self, found: F32) -> bool:
         """Whether answers to the unseen calibration samples foretell that the goal is met."""
-        return self.forecast.upper(found, len(self.case.evaluation)) <= self.case.goal
+        return self.forecast.upper(found, self.case.together or len(self.case.evaluation)) <= self.case.goal
 
     def search(self, cut: str) -> float:
         """The greatest noise budget whose exact plan keeps the goal."""
@@ -532,6 +533,7 @@ def measure(case: Case, shares: Sequence[float]) -> list[dict[str, Any]]:
 
 def _crossed(case: Case, distinct: Sequence[str]) -> list[Fold]:
     """Both folds, each in a process of its own."""
+    case = replace(case, together=len(case.calibration) + len(case.evaluation))
     other = replace(case, calibration=case.evaluation[: len(case.calibration)], evaluation=case.calibration)
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(measured, (case, other), (distinct, distinct)))
