@@ -38,7 +38,7 @@ async def counted(client: Client, name: str) -> dict[str, int]:
 
 async def until(client: Client, name: str, true: Callable[[dict[str, int]], bool]) -> dict[str, int]:
     async with asyncio.timeout(30):
-        while not true(found := await counted(client, name)):
+        while not true(found := await counted(client, name)):  # noqa: ASYNC110  what is waited for tells nobody
             await asyncio.sleep(0.01)
     return found
 
