@@ -380,7 +380,8 @@ class _Making:
         pictures = {p.cut.index for p in self.places if picture_of(p.cut, self.samples.preprocess)}
         fitted = []
         for done, (spot, own) in enumerate(zip(spots, values, strict=True), 1):
-            fitted.append(families.fit(own) if spot.load is not None and spot.index not in pictures else [])
+            wanted = spot.load is not None and spot.index not in pictures
+            fitted.append(families.fit(own, floats=spot.quantization is None) if wanted else [])
             self._progress("codecs of cuts", done, len(spots))
         return fitted
 

@@ -211,6 +211,8 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
         chosen = plan.ladder[plan.codec]
         ranges = "per channel" if len(chosen.scale) > 1 else "per tensor"
         told = f"{chosen.bits} bits, clipped by {chosen.rule}, {ranges}"
+        if chosen.bits > 8:
+            told = f"floats of {chosen.bits} bits"
         if chosen.tables:
             values = math.prod(plan.cut.shape)
             told = f"{chosen.rule}: entropy-coded, {8 * p.payload_bytes / values:.1f} bits a value"
