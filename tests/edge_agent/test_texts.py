@@ -97,7 +97,7 @@ async def test_what_is_no_text_for_this_model_is_told_what_to_send(settings, tok
             (ids32, raw | {"X_Shape": "4,2", "X_Dtype": "int32"}, 400, "\\[4, 2\\], the model takes integer token ids of shape \\[8\\]"),
             (np.full(TOKENS, 50, np.int32).tobytes(), raw | {"X_Shape": "8", "X_Dtype": "int32"}, 400, "token ids 0 to 49"),
             (npy(np.zeros(TOKENS, np.int32))[:-1], raw, 400, "the body is not a whole .npy array"),
-            (b"\xff\xd8\xff\xe0", {"Content_Type": "image/jpeg"}, 400, "not an image; send a text, or token ids as an array"),
+            (b"P6 1 1 255\nabc", {"Content_Type": "image/x-portable-pixmap"}, 400, "not an image; send a text, or token ids as an array"),
         ]  # fmt: skip
         for body, headers, status, why in cases:
             found, message = await post(http, body, **headers)
