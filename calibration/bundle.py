@@ -285,6 +285,7 @@ def create(
         samples = Samples(samples.preprocess, samples.sources)
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
+    _check_ids(network, samples)
     _check_classes(model, samples, labels)
     work = _Making(model, network, _places(network), samples, name, progress, rounding, judged_by)
     sites = work.sites()
@@ -522,6 +523,18 @@ def _output_quantization(network: layers.Network, statistics: observe.Statistics
     if isinstance(network.made[network.graph.output], layers.Softmax):
         return observe.quantization(0.0, 1.0)
     return observe.quantization(OUTPUT_ROOM * statistics.lo, OUTPUT_ROOM * statistics.hi)
+
+
+def _check_ids(network: layers.Network, samples: Samples) -> None:
+    """Raises `errors.InputError` for token ids that the model's table does not hold."""
+    tables = [len(layer.weight) for layer in network.layers if isinstance(layer, layers.Embed)]
+    for index in range(len(samples) if tables else 0):
+        ids = samples[index]
+        if not (ids.min() >= 0 and ids.max() < min(tables)):
+            raise errors.InputError(
+                f"sample {index} has token ids from {ids.min():.0f} to {ids.max():.0f}, and the model knows the token ids 0 to {min(tables) - 1}; "
+                "use the tokenizer of this model"
+            )
 
 
 def _check_classes(model: onnx.ModelProto, samples: Samples, names: Sequence[str]) -> None:
