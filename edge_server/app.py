@@ -12,6 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
+from calibration.bundle import TOKENIZER
 from edge_agent import errors, limits
 from edge_agent.explain import picture_form
 from edge_agent.link import listen, serving
@@ -41,6 +42,7 @@ def make_app(store: Store, *, auth: bool = True) -> web.Application:
     app.router.add_get("/v1/version", service.version)
     app.router.add_get("/v1/models", service.models)
     app.router.add_get("/v1/outline", service.outline)
+    app.router.add_get("/v1/models/{name}/tokenizer", service.tokenizer)
     app.router.add_post("/v1/plan", service.plan)
     app.router.add_post("/v1/curves", service.curves)
     app.router.add_post("/v1/chain", service.chain)
@@ -88,6 +90,12 @@ class _Service:
 
     async def outline(self, request: web.Request) -> web.Response:
         return serving.json(await asyncio.to_thread(self._catalog.outline, request.query.get("model", "")))
+
+    async def tokenizer(self, request: web.Request) -> web.StreamResponse:
+        bundle = await asyncio.to_thread(self._catalog.bundle, request.match_info["name"])
+        if bundle.tokenizer is None:
+            raise errors.UnknownPlanError(f"{bundle.name} has no tokenizer any more: ask for a new plan")
+        return _file(bundle.path / TOKENIZER)
 
     async def plan(self, request: web.Request) -> web.Response:
         asked: PlanRequest = decode(await serving.body(request), PlanRequest)
