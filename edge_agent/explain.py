@@ -25,6 +25,7 @@ MANY, TWO_COLUMNS = 16, 116  # rows of the noise's table, and columns of a termi
 WIDE = 100  # columns of a terminal from which the table of runners-up names clipping rules
 _STAGES = (("device", "green", "█"), ("transfer", "yellow", "▒"), ("queue", "magenta", "▓"), ("server", "blue", "░"))
 _COME_ON_TOP = "decoding and resizing the image come on top; `edge-agent infer` shows them"
+_TOKENS_COME_ON_TOP = "cutting a text into tokens comes on top; `edge-agent infer` shows it"
 
 
 def explain(plan: Plan, width: int = 80) -> RenderableType:
@@ -35,6 +36,8 @@ def explain(plan: Plan, width: int = 80) -> RenderableType:
     parts += [Text(), _time(plan.prediction, width)]
     if boards(plan) > 1:
         parts.append(Text("all that lies behind this board's link is told as server", style="dim"))
+    if plan.tokenizer is not None:
+        parts.append(Text(_TOKENS_COME_ON_TOP, style="dim"))
     if plan.preprocess.kind == "image":
         parts.append(Text(_COME_ON_TOP, style="dim"))
     if plan.layers:
@@ -211,6 +214,8 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
         chosen = plan.ladder[plan.codec]
         ranges = "per channel" if len(chosen.scale) > 1 else "per tensor"
         told = f"{chosen.bits} bits, clipped by {chosen.rule}, {ranges}"
+        if chosen.bits > 8:
+            told = f"floats of {chosen.bits} bits"
         if chosen.tables:
             values = math.prod(plan.cut.shape)
             told = f"{chosen.rule}: entropy-coded, {8 * p.payload_bytes / values:.1f} bits a value"

@@ -256,6 +256,7 @@ def _plan(shared: _Shared, index: int) -> Plan:
         labels=bundle.labels,
         metric=bundle.metric,
         stage=_stage(shared, index),
+        tokenizer=None if index else bundle.tokenizer,
     )
 
 

@@ -210,6 +210,7 @@ def _message(catalog: Catalog, chosen: Chosen) -> Plan:
         demand=asked.demand,
         labels=bundle.labels,
         metric=bundle.metric,
+        tokenizer=bundle.tokenizer,
     )
 
 
