@@ -271,11 +271,11 @@ def create(
 ) -> Bundle:
     """Calibrate ``model`` (from `calibration.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
 
-    ``labels`` are class names. ``progress(phase, done, total)`` is called often. ``rounding`` of weights: to the nearest grid point, or by what it
-    does to the samples (`calibration.rounding`), which loses much less below 8 bits. ``cache``: a folder for rounded layers and for what was measured
-    of layers, cuts and tails, so that only what changed is made again. ``metric``: the samples' classes are looked at for "top1" alone. Raises `errors.ModelError`, `errors.InputError`
-    (samples, their classes, or class names that do not fit the model), `errors.UsageError` (a metric that needs classes, and there are none),
-    `errors.StoreError` (the folder cannot be written).
+    ``labels`` are class names. ``progress(phase, done, total)`` is called often. ``rounding`` of weights: to the nearest grid point, with or without
+    biases corrected for it, or by what it does to the samples (`calibration.rounding`), which loses much less below 8 bits. ``cache``: a folder for
+    rounded layers and for what was measured of layers, cuts and tails, so that only what changed is made again. ``metric``: the samples' classes are
+    looked at for "top1" alone. Raises `errors.ModelError`, `errors.InputError` (samples, their classes, or class names that do not fit the model),
+    `errors.UsageError` (a metric that needs classes, and there are none), `errors.StoreError` (the folder cannot be written).
     """
     judged_by = _metric(metric, samples)
     if judged_by != "top1":
@@ -334,6 +334,8 @@ class _Making:
         self._digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
         self.calibration = calibrate(model, network, samples, progress)
         deepest = [place.cut.tensor for place in places if place.reachable][-1]
+        if rounding == "plain":
+            self.calibration.means = {}  # what biases are corrected by
         if rounding == "gptq":
             self.calibration.roundings = round_layers(
                 model, network, self.calibration, deepest, samples[SEEN], progress, rates=RATES, cache=cache

@@ -34,7 +34,8 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 S8 = NDArray[np.int8]
-Rounding: TypeAlias = Literal["nearest", "gptq"]
+#: "plain" goes to the nearest and leaves the mean error in the outputs, from whose biases "nearest" takes it; "gptq" looks at the outputs.
+Rounding: TypeAlias = Literal["plain", "nearest", "gptq"]
 
 WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8)
 #: Bits a weight of the even grids: one step for all of a layer, its levels entropy-coded. For great layers that is the least noise for its bytes.
