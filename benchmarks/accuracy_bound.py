@@ -5,7 +5,10 @@
 A demand is a device, a link, weights of time, energy and cost, and a drop of 0.25 to 5 points that may not be passed. Its plan comes from the bundle
 as a server would make it; the integer head, the codec and the tail then answer the evaluation data, of which the demand is held against one fold.
 A violation is a fold on which more was lost than demanded. The error is that of the expected drop against the drop on all the evaluation data. Beside
-it stands QPART's rule, whose bound is the noise at which the demanded drop is lost in the mean.
+it stands QPART's rule, whose bound is the noise at which the demanded drop is lost in the mean. Demands that cannot be met are refused, which is no violation.
+
+A device is a board of `BOARD`'s proportions, faster or slower. Parts: of the heads that calibration tried, the noise at the output over what the noises of
+their layers and codec sum to, median and range.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +31,7 @@ from calibration import accuracy, importer
 from calibration import bundle as bundles
 from calibration.bundle import Bundle
 from calibration.samples import Samples, open_samples
-from device_profiles import predict
+from device_profiles import known, predict
 from edge_agent import errors
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
@@ -48,6 +52,8 @@ CALIBRATING, FOLD = 4000, 1000
 QUICK_CALIBRATING, QUICK_EVALUATED = 500, 2000
 #: Of 500 photographs every other calibrates and the rest make as many folds.
 PHOTO_FOLDS: Final = 2
+#: The known board of which devices are multiples.
+BOARD: Final = "pi4"
 #: Ranges from which demands are drawn, evenly in the logarithm. A device is known by its time for the deepest head.
 POINTS, UPLINK, ROUND_TRIP = (0.25, 5.0), (0.25, 1000.0), (1.0, 200.0)
 DEVICE_MS, WATTS, FRAMES = (0.3, 1000.0), (0.5, 15.0), (10.0, 1e6)
@@ -90,8 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             subject = prepare(task, Path(folder))
             for name, rule in RULES.items():
-                found = judge(subject, rule, np.random.default_rng(seed), QUICK_DEMANDS if options.quick else DEMANDS)
-                rows.append(row(subject, name, found))
+                count = QUICK_DEMANDS if options.quick else DEMANDS
+                found, asked = judge(subject, rule, np.random.default_rng(seed), count)
+                rows.append(row(subject, name, found, asked))
                 if name == OURS:
                     pairs[task.name] = [(one.expected, one.lost, one.low, one.high) for one in found]
     notes = [
@@ -189,21 +196,21 @@ class Verdict:
     plan: tuple[int, int, int | None]
 
 
-def judge(subject: Subject, rule: Rule, random: np.random.Generator, count: int) -> list[Verdict]:
-    """Up to ``count`` demands that can be met, each with its plan."""
-    table, found = rule(subject.bundle), []
-    macs = [_macs(subject.bundle, place.cut.index) for place in table.places]
+def judge(subject: Subject, rule: Rule, random: np.random.Generator, count: int) -> tuple[list[Verdict], int]:
+    """Up to ``count`` demands that can be met, each with its plan; and how many were asked."""
+    table, asked = rule(subject.bundle), 0
+    found: list[Verdict] = []
+    board = predict.Heads([subject.bundle.header(place.cut.index) for place in table.places]).ms(known.load(BOARD))
     folds = len(subject.right) // subject.task.fold
-    for _ in range(ASKED):
-        request, fold = draw(random, macs), int(random.integers(folds)) * subject.task.fold
+    while asked < ASKED and len(found) < count:
+        asked += 1
+        request, fold = draw(random, board), int(random.integers(folds)) * subject.task.fold
         try:
             pick = choose(table, request)
         except errors.InfeasibleError:
             continue
         found.append(_verdict(subject, table, request, pick, slice(fold, fold + subject.task.fold)))
-        if len(found) == count:
-            break
-    return found
+    return found, asked
 
 
 def _verdict(subject: Subject, table: Table, request: Request, pick: Pick, fold: slice) -> Verdict:
@@ -220,13 +227,13 @@ def _verdict(subject: Subject, table: Table, request: Request, pick: Pick, fold:
     )
 
 
-def draw(random: np.random.Generator, macs: Sequence[int]) -> Request:
-    """A device, a link and a demand. ``macs``: products of the head of each place."""
+def draw(random: np.random.Generator, board: Sequence[float]) -> Request:
+    """A device, a link and a demand. ``board``: what the head of each place takes on a board, in any unit."""
 
     def between(limits: tuple[float, float]) -> float:
         return float(np.exp(random.uniform(*np.log(limits))))
 
-    whole, (time, energy, cost) = between(DEVICE_MS) / max(1, *macs), random.dirichlet([1.0, 0.5, 0.5])
+    slower, (time, energy, cost) = between(DEVICE_MS) / max(board), random.dirichlet([1.0, 0.5, 0.5])
     demand = Demand(
         max_drop_points=between(POINTS),
         weights=Weights(float(time), float(energy), float(cost)),
@@ -234,12 +241,7 @@ def draw(random: np.random.Generator, macs: Sequence[int]) -> Request:
         frames=between(FRAMES),
     )
     link = LinkEstimate(between(ROUND_TRIP), between(UPLINK), between(UPLINK))
-    return Request(demand, link, tuple(count * whole for count in macs), Power(between(WATTS), between(WATTS)))
-
-
-def _macs(bundle: Bundle, cut: int) -> int:
-    header = bundle.header(cut)
-    return sum(predict.op_macs(op, header) for op in header.ops)
+    return Request(demand, link, tuple(ms * slower for ms in board), Power(between(WATTS), between(WATTS)))
 
 
 def plan_of(table: Table, place: int, pattern: int, chosen: int | None) -> Plan:
@@ -258,15 +260,18 @@ def outputs(bundle: Bundle, plan: Plan, samples: Samples) -> F32:
     return accuracy.split_outputs(head, made, run, samples)
 
 
-def row(subject: Subject, rule: str, found: Sequence[Verdict]) -> dict[str, Any]:
+def row(subject: Subject, rule: str, found: Sequence[Verdict], asked: int) -> dict[str, Any]:
     """Of one network and rule."""
     count = max(1, len(found))
+    parts = sorted(trial.measured / trial.predicted for trial in subject.bundle.manifest.trials)
     return {
         "network": subject.task.name,
         "rule": rule,
         "fold": subject.task.fold,
         "evaluated": len(subject.right),
+        "parts": f"{median(parts):.2f} ({parts[0]:.2f} to {parts[-1]:.2f})",
         "demands": len(found),
+        "refused": asked - len(found),
         "plans": len({one.plan for one in found}),
         "demanded": sum(one.demanded for one in found) / count,
         "lost": sum(one.fold for one in found) / count,

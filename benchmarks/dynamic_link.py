@@ -123,6 +123,12 @@ class Bench:
         """Bytes of IP that a frame of each rung takes."""
         return [wire_bytes(payload) for payload in self.payloads]
 
+    @property
+    def bits(self) -> list[float]:
+        """Of a value by each rung, in the mean of frames."""
+        values = math.prod(self.plan.cut.shape)
+        return [8 * (payload - HEADER_BYTES) / values for payload in self.payloads]
+
 
 @dataclass
 class Outcome:
@@ -323,6 +329,7 @@ def plot(folder: Path, bench: Bench, outcomes: Sequence[Outcome], rows: Sequence
             title,
             mine[0][0].trace,
             bench.sizes,
+            bench.bits,
             bench.setting.fps,
             lanes,
             WINDOW_S,

@@ -1,4 +1,4 @@
-"""Pictures of `benchmarks.dynamic_link`: over time, what the link carries and the codec that each controller sent with, told by the bytes of its frames."""
+"""Pictures of `benchmarks.dynamic_link`: over time, what the link carries and the codec that each controller sent with, told by the bits of a value."""
 
 from __future__ import annotations
 
@@ -32,9 +32,19 @@ class Lane:
 
 
 def draw(
-    path: Path, title: str, trace: Trace, sizes: Sequence[int], fps: float, lanes: Sequence[Lane], window_s: float
+    path: Path,
+    title: str,
+    trace: Trace,
+    sizes: Sequence[int],
+    bits: Sequence[float],
+    fps: float,
+    lanes: Sequence[Lane],
+    window_s: float,
 ) -> None:
-    """Write ``path`` (PNG). ``sizes``: bytes of a frame by each codec of the ladder, of which ``fps`` a second are wanted. Raises `errors.UsageError` without matplotlib."""
+    """Write ``path`` (PNG). By each codec of the ladder ``sizes`` are the bytes of a frame, of which ``fps`` a second are wanted, and ``bits`` those of a value.
+
+    Raises `errors.UsageError` without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -46,7 +56,8 @@ def draw(
     _link(axes[0], trace, [(size, size * fps) for size in sizes], seconds)
     axes[0].set_title(title, loc="left", fontweight="bold")
     for one, lane in zip(axes[1:], lanes, strict=True):
-        _lane(one, lane, sizes, window_s)
+        _lane(one, lane, bits, window_s)
+    figure.supylabel("bits of a value, by codec of the ladder", fontsize=8)
     axes[-1].set_xlabel("seconds")
     axes[-1].set_xlim(0, seconds)
     figure.savefig(path)
@@ -77,13 +88,12 @@ def _link(axes: Any, trace: Trace, needs: Sequence[tuple[int, float]], seconds: 
     _bare(axes)
 
 
-def _lane(axes: Any, lane: Lane, sizes: Sequence[int], window_s: float) -> None:
-    """``sizes``: of the codecs' frames."""
+def _lane(axes: Any, lane: Lane, bits: Sequence[float], window_s: float) -> None:
     for k, held in enumerate(lane.held):
         if held is not True:
             colour = _MISSED if held is False else "#f0f0f0"
             axes.axvspan(k * window_s, (k + 1) * window_s, color=colour, linewidth=0, zorder=0)
-    last = len(sizes) - 1  # the fewest bytes at the bottom
+    last = len(bits) - 1  # the fewest bytes at the bottom
     best = [np.nan if rung is None else last - rung for rung in lane.best]
     sent = [last - rung for _, rung in lane.sent]
     axes.step(
@@ -97,8 +107,8 @@ def _lane(axes: Any, lane: Lane, sizes: Sequence[int], window_s: float) -> None:
     times = [at for at, _ in lane.sent]
     axes.step(times, sent, where="post", color=_LINE, linewidth=1.1)
     axes.plot(lane.lost, [-0.55] * len(lane.lost), "|", color=_LOST, markersize=5, markeredgewidth=0.7)
-    axes.set_yticks(range(len(sizes)), [f"{size:,}" for size in reversed(sizes)], fontsize=5)
-    axes.set_ylim(-0.8, len(sizes) - 0.6)
+    axes.set_yticks(range(len(bits)), [f"{own:.1f}" for own in reversed(bits)], fontsize=5)
+    axes.set_ylim(-0.8, len(bits) - 0.6)
     axes.set_ylabel(lane.name, rotation=0, ha="right", va="center", labelpad=16, fontweight="bold", fontsize=9)
     axes.set_title(lane.caption, loc="right", fontsize=7.5, pad=2)
     _bare(axes)

@@ -2,10 +2,11 @@
 
     python -m benchmarks.low_bit [--networks minilm,fashion_vit,saliency_vit,lite0] [--images DIR] [--minilm DIR] [--news DIR] [--saliency ONNX] [--json OUT]
 
-Only the tensor at the cut is coded, by real payloads; the float model runs before and after it. Codecs are fitted to calibration samples; ours are then
-chosen for each cut, among those of no more bytes (of fewer bits too), by the output error on other calibration samples; what is shown is measured on
-samples that neither has seen. A row is the mean and the worst over all offered cuts (where the integer head does not reach a network's stream: over all
-single tensors of the commonest shape).
+Only the tensor at the cut is coded, by real payloads; the float model runs before and after it. Codecs are fitted to calibration samples; the default is
+then chosen for each cut, among those that a bundle would fit and of no more bytes (of fewer bits too), by the output error on other calibration samples;
+what is shown is measured on samples that neither has seen. A row is the mean and the worst over all offered cuts (where the integer head does not reach a
+network's stream: over all single tensors of the commonest shape), or over so many of them as ``--cuts`` says, evenly spread. The planner's cut is the one of
+least time for a `BOARD` over `LINK` at 2 bits, of those shown: the head as predicted, and the default's bytes.
 
 Error: MiniLM: 1 - cosine between the embedding and the float model's; saliency: 1 - cosine of the map; the others: energy of what is added to the logits, less
 their mean, over the energy of the float logits. Accuracy: top-1, by the linear probe for MiniLM (zero-shot: nearest embedding of the classes' names); saliency:
@@ -32,14 +33,16 @@ from numpy.typing import NDArray
 
 from benchmarks import fashion, minilm, models, news
 from benchmarks.report import parser, report, write
-from calibration import accuracy, cuts, importer, layers
+from calibration import accuracy, bundle, cuts, families, importer, layers
 from calibration.graph import Graph, tail_model
+from calibration.lower import lower
 from calibration.observe import Tap, to_onnx
 from calibration.samples import Samples, open_samples
+from device_profiles import known, predict
 from edge_agent import codec, errors, limits
 from edge_agent.codec import Codec
 from edge_agent.codec.families import CODED
-from edge_agent.protocol.messages import Cut, Preprocess
+from edge_agent.protocol.messages import Cut, LinkEstimate, Preprocess
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -47,17 +50,21 @@ I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 BITS: Final = (2, 3, 4, 6, 8)
-#: Rates at which the families with an entropy stage are fitted too, for equal fidelity.
-RATES: Final = (0.5, 0.75, 1.0, 1.25, 1.5)
+#: Rates at which the families with an entropy stage are fitted too, for equal fidelity: the lower ones that bundles know.
+RATES: Final = (0.75, 1.0, 1.25, 1.5)
 NAIVE: Final = "minmax"
 FRAME: Final = "ds-aciq-frame"
 DS_ACIQ: Final = ("ds-aciq", "ds-aciq-fixed", FRAME)
 #: Bytes of a range that is fitted to a frame: two float32.
 FRAME_SIDE: Final = 8
 BASELINES: Final = (NAIVE, "minmax-frame", "percentile", "aciq-laplace", "aciq-gauss", "aciq-gelu", *DS_ACIQ)
-#: From which the default is chosen, for each cut and width.
+#: Ours. The default is chosen, for each cut and width, from those that a bundle would fit (`_offered`).
 OURS: Final = ("mse", "mse-channel", "lloyd-max-channel", "hadamard", "hadamard-token", "entropy", "pca")
+PLAIN: Final = ("mse", "mse-channel")
 DEFAULT: Final = "default"
+#: The known board and the link for which the planner's cut is told.
+BOARD: Final = "pi4"
+LINK: Final = LinkEstimate(rtt_ms=20.0, uplink_mbps=10.0, downlink_mbps=20.0)
 #: Of our families the fastest, without an entropy stage.
 PACKED: Final = "hadamard"
 #: Of packed codes, what a codec with an entropy stage may take on samples that it was not fitted to, in the mean.
@@ -96,9 +103,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Rival:
-    """A codec of ours: error and bytes on the samples to choose by, and what it does on those that nobody has seen."""
+    """A codec of ours: error and bytes on the samples to choose by, and what it does on those that nobody has seen. ``offered``: a bundle would fit it."""
 
     family: str
+    offered: bool
     error: float
     bytes: float
     outcome: Outcome
@@ -134,20 +142,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = options.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
+    notes: list[str] = []
     summary: dict[str, float] = {}
     for name in chosen.networks.split(","):
         case = load(name, chosen)
         found = measure(case, QUICK_CUTS if chosen.quick else chosen.cuts)
-        rows += table(name, found)
+        rows += table(name, found, planned(case, found))
+        notes.append(describe(case, found))
         every += [
             {"network": name, "cut": cut, "codec": c, "bits": b} | {k: v for k, v in vars(o).items() if k != "right"}
             for cut, of in found.items()
             for (c, b), o in of.items()
         ]
         summary |= figures(name, found)
-    report("The codec at the cut, everything else in float: mean and worst over the cuts", rows, summary)
+    report("The codec at the cut, everything else in float: mean and worst over the cuts", rows, summary, notes=notes)
     if chosen.json:
-        write(chosen.json, "Low bits at the cut", [*rows, *every], summary)
+        write(chosen.json, "Low bits at the cut", [*rows, *every], summary, notes)
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -267,6 +277,25 @@ def measure(case: Case, most: int | None) -> dict[str, Found]:
     return found
 
 
+def planned(case: Case, found: Mapping[str, Found]) -> str | None:
+    """The planner's cut among those ``found``; None where the integer head does not reach them."""
+    network = layers.build(Graph.of(case.model))
+    reachable = [p.cut for p in cuts.find(network) if p.reachable and p.cut.layer in found]
+    if not reachable:
+        return None
+    plain = bundle.calibrate(case.model, network, case.fitted[:4])
+    heads = predict.Heads([lower(network, plain, cut.tensor, 8).header for cut in reachable]).ms(known.load(BOARD))
+    sent = [found[cut.layer][DEFAULT, 2].bytes * 8e-3 / LINK.uplink_mbps for cut in reachable]
+    return min(zip(reachable, heads, sent, strict=True), key=lambda one: one[1] + one[2])[0].layer
+
+
+def describe(case: Case, found: Mapping[str, Found]) -> str:
+    """What a network's rows are of."""
+    every = len(places_of(Graph.of(case.model)))
+    what = f"{len(found)} of {every} cuts" if len(found) < every else f"all {every} cuts"
+    return f"{case.name}: {what}; fitted to {len(case.fitted)} samples, chosen by {len(case.chosen)}, evaluated on {len(case.evaluated)}"
+
+
 def places_of(graph: Graph) -> list[Cut]:
     """The offered cuts inside; where they are no stream that the head reaches, all single tensors of the commonest shape."""
     inside = [p for p in cuts.find(layers.build(graph)) if p.cut.kind == "inside" and p.cut.shape]
@@ -303,21 +332,23 @@ class Spot:
                 yield (family, bits), self._outcome(family, None if family == FRAME else self._fit(family, bits), bits)
             yield from self._ours(OURS, bits)
 
-    def _ours(self, families: Sequence[str], bits: float) -> Iterator[tuple[tuple[str, float], Outcome]]:
-        """Each family, and as the default, of these, those of fewer bits and the naive one, that of least error on the samples to choose by."""
+    def _ours(self, names: Sequence[str], bits: float) -> Iterator[tuple[tuple[str, float], Outcome]]:
+        """Each family, and as the default, of those that a bundle fits, with fewer bits too, and the naive one, that of least error on the samples to choose by."""
         wide = self.fitted.shape[-1] ** 2 > limits.MAX_BASIS  # where components are too many there are none
-        rivals = [self._rival(f, bits) for f in families if not (wide and f == "pca")]
+        rivals = [self._rival(f, bits) for f in names if not (wide and f == "pca")]
         yield from (((r.family, bits), r.outcome) for r in rivals)
-        self._lesser += rivals
-        known = [*self._lesser, *([self._rival(NAIVE, bits)] if bits in BITS else [])]
+        self._lesser += [r for r in rivals if r.offered]
+        rivals = [*self._lesser, *([self._rival(NAIVE, bits)] if bits in BITS else [])]
         room = ROOM * bits / 8 * self.fitted[0].size
-        fitting = [r for r in known if r.bytes <= room]
-        best = min(fitting, key=lambda r: r.error) if fitting else min(known, key=lambda r: r.bytes)
-        yield (DEFAULT, bits), best.outcome
+        fitting = [r for r in rivals if r.bytes <= room]
+        if rivals:
+            best = min(fitting, key=lambda r: r.error) if fitting else min(rivals, key=lambda r: r.bytes)
+            yield (DEFAULT, bits), best.outcome
 
     def _rival(self, family: str, bits: float) -> Rival:
         made = self._fit(family, bits)
-        return Rival(family, *self._trial(family, made, bits), self._outcome(family, made, bits))
+        offered = _offered(family, bits, made, self.fitted)
+        return Rival(family, offered, *self._trial(family, made, bits), self._outcome(family, made, bits))
 
     def _fit(self, family: str, bits: float) -> Codec:
         return codec.fit_samples(self.fitted, family, bits * MARGIN if family in CODED else bits)
@@ -351,6 +382,20 @@ class Spot:
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
+def _offered(family: str, bits: float, made: Codec, values: F32) -> bool:
+    """Whether a bundle would have this codec (`calibration.families`): coded ones at its rates, and those between, no others."""
+    if family in (*PLAIN, NAIVE):
+        return True
+    if family not in families.RATES:
+        return bits in families.PACKED.get(family, ())
+    rows, wide = (
+        values.size // values.shape[-1],
+        made.basis is not None and len(made.basis.columns) > 2 * families.BASIS,
+    )
+    few = family == "pca" and rows < families.ROWS_A_CHANNEL * values.shape[-1]
+    return min(families.RATES[family]) <= bits <= max(families.RATES[family]) and not wide and not few
+
+
 def _stored(value: F32) -> F32:
     return np.ascontiguousarray(value.transpose(0, 2, 3, 1) if value.ndim == 4 else value)
 
@@ -358,7 +403,8 @@ def _stored(value: F32) -> F32:
 # --- tables and figures -----------------------------------------------------------------------------------------------
 
 
-def table(name: str, found: Mapping[str, Found]) -> list[dict[str, Any]]:
+def table(name: str, found: Mapping[str, Found], planners: str | None) -> list[dict[str, Any]]:
+    """A row for each codec and width. ``planners``: the planner's cut, if there is one."""
     rows = []
     for key in sorted(dict.fromkeys(key for of in found.values() for key in of), key=lambda key: key[1]):
         own = [of[key] for of in found.values() if key in of]
@@ -372,6 +418,7 @@ def table(name: str, found: Mapping[str, Found]) -> list[dict[str, Any]]:
                 "worst error": max(o.error for o in own),
                 "accuracy": float(np.mean([o.accuracy for o in own])),
                 "worst": min(o.accuracy for o in own),
+                "planned": found[planners][key].accuracy if planners and key in found[planners] else math.nan,
                 "zero-shot": float(np.mean([o.zero_shot for o in own])),
             }
         )

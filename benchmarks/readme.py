@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.report import markdown, plain
 
@@ -59,10 +60,11 @@ def main() -> None:
 
 
 def joined(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The rows and figures of all, as if one run had written them."""
+    """The rows, figures and notes of all, as if one run had written them."""
     rows = [row for document in documents for row in document["rows"]]
     figures = {name: value for document in documents for name, value in document["summary"].items()}
-    return documents[0] | {"rows": rows, "summary": figures}
+    notes = list(dict.fromkeys(note for document in documents for note in document.get("notes", [])))
+    return documents[0] | {"rows": rows, "summary": figures, "notes": notes}
 
 
 def replace(page: Path, name: str, made: str) -> None:
@@ -155,11 +157,13 @@ def dynamic_link(document: dict[str, Any]) -> str:
         prefix = "" if name == "adaptive" else f"{name}."
         figures = {
             key: document["summary"][prefix + key]
-            for key in ("held_percent", "accuracy_gap_points", "p99_ms", "frames_lost_percent")
+            for key in ("held_percent", "accuracy_gap_points", "p99_ms", "frames_lost_percent", "frames_unaccounted")
         }
+        p50 = max(row["p50 ms"] for row in document["rows"] if row["controller"] == name)
         made |= {
             "all": f"{figures['held_percent']:.1f} %", "points below the oracle": f"{figures['accuracy_gap_points']:.2f}",
-            "worst p99 ms": f"{figures['p99_ms']:.0f}", "frames lost": f"{figures['frames_lost_percent']:.1f} %",
+            "worst p50 ms": f"{p50:.0f}", "worst p99 ms": f"{figures['p99_ms']:.0f}", "frames lost": f"{figures['frames_lost_percent']:.1f} %",
+            "unaccounted": f"{figures['frames_unaccounted']:.0f}",
         }  # fmt: skip
     machine = document["machine"]
     return (
@@ -169,33 +173,62 @@ def dynamic_link(document: dict[str, Any]) -> str:
 
 
 def payload(document: dict[str, Any]) -> str:
-    """A row for each cut, a column for each method, and a table of what a server plans; then the figures that goals are about."""
+    """A row for each cut, a column for each method; the frontier where samples are few; what a server plans; then the figures that goals are about."""
     fixed: dict[tuple[str, int], dict[str, str]] = {}
+    frontier: list[dict[str, str]] = []
     planned = []
     for row in document["rows"]:
-        told = f"{row['payload %']:.2f} % at {row['drop']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        key = row["network"], row["cut %"]
+        told = "none" if row["drop"] is None else _lost(row)
         if row["cut %"] == "own":
-            detail = row["bits"].replace("|", "/")
-            planned.append({"network": row["network"], "mode": row["method"], "payload": told, "plan": detail})
-        elif row["method"] != "float32":
-            key = row["network"], row["cut %"]
+            samples, detail = str(row["samples"]), row["bits"].replace("|", "/")
+            planned.append(
+                {"network": key[0], "mode": row["method"], "samples": samples, "payload": told, "plan": detail}
+            )
+            continue
+        if row["method"].startswith("exact") and row["samples"] < _FEW:
+            frontier.append({
+                "network": key[0], "cut at % of products": str(key[1]), "payload": f"{row['payload %']:.2f} %",
+                "points lost": _points(row), "agreement": f"{row['agree']:.1f} %", "noise of the logits": f"{row['noise']:.3g}",
+            })  # fmt: skip
+        if row["method"] in _METHODS:
             made = fixed.setdefault(
                 key, {"network": key[0], "cut at % of products": str(key[1]), "samples": str(row["samples"])}
             )
             made[row["method"]] = told
     columns = list(dict.fromkeys(column for row in fixed.values() for column in row))
     fixed_rows = [{column: row.get(column, "") for column in columns} for row in fixed.values()]
-    what = "What a server plans for a known board over a link, as predicted (`benchmarks.payload` says which):"
-    own = f"{what}\n\n{markdown(planned)}\n\n" if planned else ""
+    frontier.sort(key=lambda row: (row["network"], int(row["cut at % of products"]), float(row["payload"].split()[0])))
+    few = f"{_FRONTIER}\n\n{markdown(frontier)}\n\n" if frontier else ""
+    own = f"{_OWN}\n\n{markdown(planned)}\n\n" if planned else ""
     of_goals = {name: value for name, value in document["summary"].items() if "_at_" not in name}
     return (
-        "`python -m benchmarks.payload`\n\nPayload at points of top-1 lost (its 95 % interval), on samples that calibration never saw.\n\n"
-        f"{markdown(fixed_rows)}\n\n{own}{_figures(of_goals)}\n\n"
+        "`python -m benchmarks.payload`\n\nPayload at points of top-1 lost (its 95 % interval), on samples that calibration never saw. "
+        "Nothing quantized is 100 %; fewest bytes: the fewest that calibration takes to keep the goal.\n\n"
+        f"{markdown(fixed_rows)}\n\n{few}{own}{_notes(document)}{_figures(of_goals)}\n\n"
     )
 
 
+#: Columns of the payload's table; and samples below which no interval tells a point.
+_METHODS: Final = ("exact", "closed form", "uniform", "pruned", "exact, fewest bytes")
+_FEW: Final = 1000
+_FRONTIER: Final = "The frontier where samples are too few for the interval's end to meet a goal: agreement with the float model and noise (mean squared difference of logits) tell more."
+_OWN: Final = "What a server would plan for a known board; its drop is measured. The promise counts the bound's interval too, so it spends more bytes than the rows above."
+
+
+def _lost(row: dict[str, Any]) -> str:
+    return f"{row['payload %']:.2f} % at {_points(row)}"
+
+
+def _points(row: dict[str, Any]) -> str:
+    return f"{row['drop']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
 #: Codecs of the table, and the widths that are shown.
-_SHOWN = ("minmax", "aciq-laplace", "ds-aciq", "ds-aciq-frame", "hadamard", "entropy", "pca", "default")
+_SHOWN = (
+    "minmax", "percentile", "aciq-laplace", "aciq-gauss", "aciq-gelu", "ds-aciq", "ds-aciq-fixed", "ds-aciq-frame", "mse-channel", "hadamard", "entropy",
+    "pca", "default",
+)  # fmt: skip
 _WIDTHS = ("2", "3", "4", "6", "8")
 
 
@@ -206,14 +239,15 @@ def low_bit(document: dict[str, Any]) -> str:
         if "cut" in row or row["codec"] not in _SHOWN or row["bits"] not in _WIDTHS:
             continue
         made = rows.setdefault((row["network"], row["codec"]), {"network": row["network"], "codec": row["codec"]})
-        made |= {f"{row['bits']} bits": f"{row['error']:.3g}, {row['accuracy']:.1f} (worst {row['worst']:.1f})"}
+        there = "" if math.isnan(row["planned"]) else f", planner's {row['planned']:.1f}"
+        near = "" if math.isnan(row["zero-shot"]) else f"; zero-shot {row['zero-shot']:.1f}"
+        told = f"{row['error']:.3g}, {row['accuracy']:.1f} (worst {row['worst']:.1f}{there}){near}"
+        made |= {f"{row['bits']} bits": told}
     columns = ["network", "codec", *(f"{width} bits" for width in _WIDTHS)]
     table = markdown([{column: row.get(column, "") for column in columns} for row in rows.values()])
-    cuts = {name: len({r["cut"] for r in document["rows"] if "cut" in r and r["network"] == name}) for name, _ in rows}
-    counted = ", ".join(f"{count} of {name}" for name, count in cuts.items())
     return (
-        f"`python -m benchmarks.low_bit`\n\nError at the output, accuracy in per cent, and that of the worst cut; what each is of, `benchmarks.low_bit` says. Cuts: {counted}.\n\n"
-        f"{table}\n\n{_figures(document['summary'])}\n\n"
+        "`python -m benchmarks.low_bit`\n\nError at the output, accuracy in per cent, that of the worst cut and of the planner's; what each is of, `benchmarks.low_bit` says.\n\n"
+        f"{table}\n\n{_notes(document)}{_figures(document['summary'])}\n\n"
     )
 
 

@@ -135,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 NOTES: Final = [
     "ms: median of a frame without preprocessing; a figure of a hopeless plan is of few frames",
     "noise: between turns of the same plan; a regret below it says nothing",
-    "parts: predicted (? where that codec was not weighed beside the choice) / measured ms on the device (head, encoding), of transfer (link), on the server (queue, tail), and elsewhere in the agent",
+    "parts: predicted (? where that codec was not weighed beside the choice) / measured ms on the device (head, encoding), of transfer (link), on the server (queue, tail), and elsewhere in the agent; -: of a hopeless plan one frame was enough",
+    "where the choice is all on the device or all on the server, one run serves both",
 ]
 
 
@@ -275,11 +276,12 @@ def expected(chosen: Plan, other: Plan) -> Prediction | None:
 
 
 def parts(run: Run, p: Prediction | None) -> str:
-    """Predicted (? where nothing was) / measured ms of device, transfer and server, and what of the frame is in neither."""
+    """Predicted (? where nothing was) / measured ms (- of a hopeless plan, of which one frame was enough) of device, transfer and server, and what of the
+    frame is in neither."""
     told = ("?",) * 3 if p is None else [f"{ms:.1f}" for ms in (p.device_ms, p.transfer_ms, p.queue_ms + p.server_ms)]
     stages = ("head", "encode"), ("link",), ("queue", "tail")
-    pairs = [f"{predicted}/{run.stage(*names):.1f}" for predicted, names in zip(told, stages, strict=True)]
-    return " ".join([*pairs, f"-/{run.stage('wait'):.1f}"])
+    measured = [f"{run.stage(*names):.1f}" if run.timings else "-" for names in (*stages, ("wait",))]
+    return " ".join(f"{predicted}/{found}" for predicted, found in zip([*told, "-"], measured, strict=True))
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ F32 = NDArray[np.float32]
 
 #: Bits of packed families, and bits a value to which the coded ones are fitted.
 PACKED: Final = {"hadamard": (2, 3)}
-RATES: Final = {"entropy": (1.5, 2.0, 3.0, 4.0, 5.0), "pca": (1.25, 2.0, 3.0)}
+RATES: Final = {"entropy": (1.0, 1.5, 2.0, 3.0, 4.0, 5.0), "pca": (0.75, 1.25, 2.0, 3.0)}
 #: Values and samples that a family is fitted to, at most, and rows at least.
 VALUES, SAMPLES, ROWS = 1 << 21, 256, 256
 #: Rows for each channel from which principal components are those of more than the samples, and numbers of a basis that a plan may carry.

@@ -125,9 +125,9 @@ class Adaptation:
         return self._holds.value
 
     @property
-    def bits(self) -> int:
-        """Of the codec in use."""
-        return self._steps[self.rung].bits
+    def bits(self) -> float:
+        """Of a value with the codec in use."""
+        return round(self._steps[self.rung].bits, 2)
 
     @property
     def changed(self) -> bool:
@@ -210,8 +210,8 @@ def _begin(plan: Plan, steps: Sequence[Step], bits: int) -> int:
     return control.within(steps, bits) if plain is None else plain
 
 
-def _bits(plan: Plan, codec: Codec, rung: Rung) -> int:
-    """Bits that a value takes with ``codec``: those of its codes, or, where frames differ in size, the nearest number."""
+def _bits(plan: Plan, codec: Codec, rung: Rung) -> float:
+    """Bits that a value takes with ``codec``: those of its codes, or, where frames differ in size, of the mean frame."""
     if not (codec.tables or codec.jpeg):
         return codec.bits
-    return max(1, round(8 * (rung.payload_bytes - HEADER_BYTES) / math.prod(plan.cut.shape)))
+    return 8 * (rung.payload_bytes - HEADER_BYTES) / math.prod(plan.cut.shape)

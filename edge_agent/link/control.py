@@ -22,9 +22,9 @@ WINDOW: Final = 50  # frames between two decisions of the baselines
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A rung: its codec's bits, the bytes that a frame takes on the wire, and the noise at the output."""
+    """A rung: the bits of a value with its codec, the bytes that a frame takes on the wire, and the noise at the output."""
 
-    bits: int
+    bits: float
     size: float
     noise: float
 

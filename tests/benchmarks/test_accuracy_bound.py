@@ -70,8 +70,8 @@ def test_a_plan_is_run_once_and_a_fine_one_answers_nearly_as_the_float_model(sub
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", bound.RULES)
 def test_every_demand_that_can_be_met_gets_a_plan_within_its_bound(subject: bound.Subject, rule: str) -> None:
-    found = bound.judge(subject, bound.RULES[rule], np.random.default_rng(1), 15)
-    assert len(found) == 15
+    found, asked = bound.judge(subject, bound.RULES[rule], np.random.default_rng(1), 15)
+    assert len(found) == 15 <= asked
     assert len({one.plan for one in found}) > 1
     for one in found:
         assert one.low <= one.expected <= one.high
@@ -80,12 +80,12 @@ def test_every_demand_that_can_be_met_gets_a_plan_within_its_bound(subject: boun
 
 
 def test_demands_are_reproducible_and_within_their_ranges() -> None:
-    macs = [0, 10, 100]
-    drawn = [bound.draw(np.random.default_rng(5), macs) for _ in range(2)]
+    board = [0.0, 0.5, 5.0]
+    drawn = [bound.draw(np.random.default_rng(5), board) for _ in range(2)]
     assert drawn[0] == drawn[1]
     random = np.random.default_rng(6)
     for _ in range(100):
-        request = bound.draw(random, macs)
+        request = bound.draw(random, board)
         assert bound.POINTS[0] <= request.demand.max_drop_points <= bound.POINTS[1]
         assert bound.UPLINK[0] <= request.link.uplink_mbps <= bound.UPLINK[1]
         assert request.head_ms[0] == 0 < request.head_ms[1] < request.head_ms[2]
@@ -99,8 +99,9 @@ def verdict(demanded: float, fold: float, lost: float = 0.0, expected: float = 0
 @pytest.mark.slow
 def test_a_violation_is_a_fold_that_loses_more_than_demanded(subject: bound.Subject) -> None:
     found = [verdict(1.0, 1.0), verdict(1.0, 1.1), verdict(0.5, -0.2), verdict(0.5, 0.0)]
-    assert bound.row(subject, bound.OURS, found)["violations %"] == 25.0
-    assert bound.row(subject, bound.OURS, [])["violations %"] == 0.0
+    assert bound.row(subject, bound.OURS, found, 6)["violations %"] == 25.0
+    assert bound.row(subject, bound.OURS, found, 6)["refused"] == 2
+    assert bound.row(subject, bound.OURS, [], 0)["violations %"] == 0.0
 
 
 def test_the_error_counts_only_where_there_is_enough_to_measure() -> None:

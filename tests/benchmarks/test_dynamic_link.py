@@ -97,7 +97,7 @@ def test_a_width_that_the_ladder_lacks_is_stood_in_for_over_a_link_of_another_ra
     plan.ladder = [Codec("minmax", 8, [0.0], [0.1]), coded, coded]
     plan.rungs = [Rung(10_040, 0.0, 0.0, 0.1), Rung(3_000, 0.1, 0.1, 0.2), Rung(2_000, 0.1, 0.1, 0.2)]
     assert stand_in(plan, 0) == stand_in(plan, 8) == 1.0
-    assert stand_in(plan, 2) == pytest.approx(wire_bytes(2_540) / wire_bytes(3_000))
+    assert stand_in(plan, 2) == pytest.approx(wire_bytes(2_540) / wire_bytes(2_000))
     assert stand_in(plan, 32) == pytest.approx(wire_bytes(40_040) / wire_bytes(10_040))
 
 
@@ -119,7 +119,7 @@ def test_the_summary_weighs_windows_and_frames() -> None:
 def test_a_picture_is_drawn(tmp_path: Any) -> None:
     lane = Lane("adaptive", [(0.1, 0), (1.2, 1)], [1.5], [True, False, None], [0, 1, None], "held 50 %")
     sizes = [1200, 400]  # of one width, as with an entropy stage, or of several
-    draw(tmp_path / "out.png", "title", Trace([(0.0, 1e5), (1.0, 3e4)]), sizes, 50.0, [lane, lane], 1.0)
+    draw(tmp_path / "out.png", "title", Trace([(0.0, 1e5), (1.0, 3e4)]), sizes, [8.1, 2.6], 50.0, [lane, lane], 1.0)
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
 
 

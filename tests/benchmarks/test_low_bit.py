@@ -13,6 +13,7 @@ from benchmarks import low_bit
 from benchmarks.low_bit import BITS, DEFAULT, DS_ACIQ, NAIVE, PACKED, Case, Outcome
 from calibration.graph import Graph
 from calibration.samples import Samples
+from edge_agent import codec
 from edge_agent.errors import UsageError
 from edge_agent.protocol.messages import Preprocess
 
@@ -58,6 +59,22 @@ def test_against_naive_chance_is_told_from_what_is_sure():
     assert told["surely_better_than_naive"] == 0
 
 
+def test_a_bundle_offers_coded_families_between_its_rates_and_rotations_at_its_widths():
+    values = np.random.default_rng(0).normal(size=(40, 16, 8)).astype(np.float32)
+    made = codec.fit_samples(values, "pca", 2)
+    offered = {
+        (family, bits)
+        for family in (*low_bit.OURS, NAIVE)
+        for bits in (0.5, 2, 3, 6)
+        if low_bit._offered(family, bits, made, values)
+    }
+    assert offered == {
+        *((family, bits) for family in ("mse", "mse-channel", NAIVE) for bits in (0.5, 2, 3, 6)),
+        *((family, bits) for family in ("hadamard", "entropy", "pca") for bits in (2, 3)),
+    }
+    assert not low_bit._offered("pca", 2, made, values[:1])  # too few rows for so many channels
+
+
 def network() -> onnx.ModelProto:
     """Two products with a ReLU between them."""
     rng = np.random.default_rng(0)
@@ -92,8 +109,10 @@ def test_a_small_network_is_measured_at_its_cut_and_the_default_is_not_worse_tha
         assert of[DEFAULT, 2].error < of[NAIVE, 2].error
         assert of[NAIVE, 8].error < of[NAIVE, 2].error
         assert of[NAIVE, 2].bytes == 4
-    rows = low_bit.table("small", found)
-    assert {"codec", "bits", "bytes", "error", "accuracy"} <= set(rows[0])
+    rows = low_bit.table("small", found, low_bit.planned(case, found))
+    assert {"codec", "bits", "bytes", "error", "accuracy", "planned"} <= set(rows[0])
+    assert all(row["planned"] == row["accuracy"] for row in rows)  # there is but one cut
+    assert low_bit.describe(case, found) == "small: all 1 cuts; fitted to 60 samples, chosen by 40, evaluated on 60"
 
 
 def test_networks_and_data_that_are_not_there_are_named():

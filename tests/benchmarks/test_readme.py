@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from benchmarks import heads, readme
@@ -48,22 +49,42 @@ def test_the_tables_of_boards_say_that_they_are_predictions(tmp_path: Path) -> N
 
 
 def test_payloads_of_several_runs_are_one_table_with_a_column_for_each_method() -> None:
-    def of(network: str, cut: object, method: str, percent: float) -> dict[str, object]:
-        drop = {"drop": 0.2, "low": -0.1, "high": 0.5, "samples": 100, "bits": "after c, 2.0 | 3 mse"}
-        return {"network": network, "cut %": cut, "method": method, "payload %": percent, **drop}
+    def of(network: str, cut: object, method: str, percent: float, samples: int = 1000) -> dict[str, object]:
+        drop = {"drop": 0.2, "low": -0.1, "high": 0.5, "samples": samples, "bits": "after c, 2.0 | 3 mse"}
+        close = {"agree": 98.25, "noise": 0.01234}
+        return {"network": network, "cut %": cut, "method": method, "payload %": percent, **drop, **close}
+
+    refused = of("cnn", "own", "device", 0.0) | {
+        "payload %": None,
+        "drop": None,
+        "bits": "no plan of cnn: allow 2 points",
+    }
 
     first = {
         "rows": [of("mlp", 25, "exact", 6.0), of("mlp", 25, "uniform", 11.0)],
         "summary": {"mlp.payload_percent": 6.0},
     }
     second = {
-        "rows": [of("cnn", 50, "exact", 8.0), of("cnn", "own", "split, chosen", 9.0), of("cnn", 50, "float32", 100.0)],
+        "rows": [
+            of("cnn", 50, "exact", 8.0),
+            of("cnn", "own", "split, chosen", 9.0),
+            refused,
+            of("cnn", 50, "float32", 100.0),
+            of("lite0", 50, "exact", 15.0, 500),
+            of("lite0", 50, "exact, 8 %", 8.0, 500),
+        ],
+        "notes": ["own: a board"],
         "summary": {"cnn.payload_percent": 8.0, "cnn.payload_percent_at_50": 8.0},
     }
     text = readme.payload(readme.joined([first, second]))
-    assert "| mlp | 25 | 100 | 6.00 % at 0.20 (-0.10 to 0.50) | 11.00 % at 0.20 (-0.10 to 0.50) |" in text
-    assert "| cnn | 50 | 100 | 8.00 % at 0.20 (-0.10 to 0.50) |  |" in text
-    assert "| cnn | split, chosen | 9.00 % at 0.20 (-0.10 to 0.50) | after c, 2.0 / 3 mse |" in text
+    assert "| mlp | 25 | 1000 | 6.00 % at 0.20 (-0.10 to 0.50) | 11.00 % at 0.20 (-0.10 to 0.50) |" in text
+    assert "| cnn | 50 | 1000 | 8.00 % at 0.20 (-0.10 to 0.50) |  |" in text
+    assert "| cnn | split, chosen | 1000 | 9.00 % at 0.20 (-0.10 to 0.50) | after c, 2.0 / 3 mse |" in text
+    assert "| cnn | device | 1000 | none | no plan of cnn: allow 2 points |" in text
+    few, many = "| lite0 | 50 | 8.00 % | 0.20 (-0.10 to 0.50) | 98.2 % | 0.0123 |", "| lite0 | 50 | 15.00 % |"
+    assert text.index(few) < text.index(many)
+    assert text.count("8.00 % at") == 1
+    assert "Own: a board." in text
     assert "_at_50" not in text
     assert "`cnn.payload_percent`" in text
     assert "float32" not in text.replace("against float32", "")
@@ -78,6 +99,8 @@ def test_codecs_are_a_row_each_with_a_column_for_each_width() -> None:
             "error": 0.01234,
             "accuracy": 91.26,
             "worst": 88.0,
+            "planned": 90.0,
+            "zero-shot": math.nan,
             **more,
         }
 
@@ -89,9 +112,13 @@ def test_codecs_are_a_row_each_with_a_column_for_each_width() -> None:
         of("default", "1.5"),
         of("default", "2", cut="c"),
     ]
-    text = readme.low_bit({"rows": rows, "summary": {"net.error_vs_ds_aciq_2bit": 0.2}})
-    assert "| net | minmax | 0.0123, 91.3 (worst 88.0) |  | 0.0123, 91.3 (worst 88.0) |  |  |" in text
-    assert text.count("| net |") == 2
+    rows.append(of("pca", "2") | {"planned": math.nan, "zero-shot": 40.0})
+    text = readme.low_bit({"rows": rows, "summary": {"net.error_vs_ds_aciq_2bit": 0.2}, "notes": ["net: 2 of 4 cuts"]})
+    cell = "0.0123, 91.3 (worst 88.0, planner's 90.0)"
+    assert f"| net | minmax | {cell} |  | {cell} |  |  |" in text
+    assert "| net | pca | 0.0123, 91.3 (worst 88.0); zero-shot 40.0 |" in text
+    assert "Net: 2 of 4 cuts." in text
+    assert text.count("| net |") == 3
     assert "`net.error_vs_ds_aciq_2bit`" in text
 
 

@@ -198,7 +198,7 @@ def test_it_begins_with_the_packed_codec_of_the_bits_asked_for():
     plan = entropy_coded(CODED, 6)
     assert packed(plan, 2) == Adaptation(plan, LINK, Goal(), "fixed", bits=2).rung == 6
     assert packed(plan, 8) is None
-    assert Adaptation(plan, LINK, Goal(), "fixed", bits=3).rung == 2  # of 3.3 bits a value in the mean
+    assert Adaptation(plan, LINK, Goal(), "fixed", bits=3).rung == 3  # rung 2 takes 3.3 bits of a value in the mean
 
 
 @pytest.mark.parametrize("name", ["quantpipe", "wifi_fade", "step_down", "saw_tooth"])  # that leave the cheapest room
