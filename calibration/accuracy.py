@@ -40,8 +40,6 @@ QUALITIES: Final = (95, 90, 80, 65, 50)
 #: Samples on which a codec's noise is measured, and on which its error at the cut says whether it is worth that, at most.
 MOST, TRIED = 512, 16
 BATCH: Final = 16
-#: What noises of cuts are kept as; a new name where codecs are fitted, chosen or measured otherwise.
-NOISE: Final = "noise of a cut 1"
 Z95: Final = 1.959963984540054
 
 Values = NDArray[Any]  # of a head's tensor: uint8 codes, or float32 where the head is a transformer's
@@ -249,10 +247,10 @@ def _noise_of(
 
 
 def _entry(model: str, spot: Spot, histogram: Histogram, fitted: Sequence[Fitted], measured: Sequence[Values]) -> str:
-    """The cache's name for a `CutNoise`: all that it depends on, beside the rules that `NOISE` numbers."""
+    """The cache's name for a `CutNoise`: all that it depends on."""
     about = [model, spot.tensor, f"{spot.index} {spot.quantization} {spot.size} {spot.tokens} {histogram.picture}"]
     codecs = msgspec.json.encode([(one.rule, one.bits, one.codec) for one in fitted])
-    return key(NOISE, *about, histogram.values, histogram.counts, codecs, *measured)
+    return key("noise of a cut", *about, histogram.values, histogram.counts, codecs, *measured)
 
 
 def finalists(histogram: Histogram, bits: int) -> list[str]:

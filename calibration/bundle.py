@@ -394,7 +394,7 @@ class _Making:
         for done, (spot, own) in enumerate(zip(spots, values, strict=True), 1):
             fits = spot.load is not None and spot.index not in pictures
             make = functools.partial(families.fit, own)
-            fitted.append(remembered(self._cache, key(families.FITTED, own), list[Fitted], make) if fits else [])
+            fitted.append(remembered(self._cache, key("codecs of a cut", own), list[Fitted], make) if fits else [])
             self._progress("codecs of cuts", done, len(spots))
         return fitted
 
@@ -459,7 +459,7 @@ class _Making:
     def tail_ms(self) -> dict[int, float]:
         """Of each offered cut, on this machine."""
         offered = [p.cut.index for p in self.places if p.offered]
-        name = key("times of tails 1", self._digest, f"{offered} {platform.node()} {os.cpu_count()}")
+        name = key("times of tails", self._digest, f"{offered} {platform.node()} {os.cpu_count()}")
         return remembered(self._cache, name, dict[int, float], self._tail_ms)
 
     def _tail_ms(self) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""What calibration found out, kept in a folder by a hash of all that it depends on, so that only what changed is made again.
+"""What calibration found out, kept in a folder by a hash of all that it depends on, its program included, so that only what changed is made again.
 
 An entry is a file: SHA-256 of what follows, then that. One that is cut short or changed is taken for none.
 """
@@ -6,6 +6,7 @@ An entry is a file: SHA-256 of what follows, then that. One that is cut short or
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import tempfile
@@ -24,17 +25,30 @@ T = TypeVar("T")
 Part: TypeAlias = bytes | str | NDArray[np.generic]
 _DIGEST: Final = hashlib.sha256().digest_size
 _UNFINISHED: Final = ".new-"
+_ROOT: Final = Path(__file__).resolve().parent.parent
+_PROGRAMS: Final = ("calibration", "edge_agent/codec", "edge_agent/head", "kernels")
 
 
 def key(kind: str, *parts: Part) -> str:
-    """The name of an entry: of its ``kind``, with the version of what makes it, and of ``parts`` (arrays with their types and shapes)."""
-    made = hashlib.sha256()
+    """The name of an entry: of its ``kind``, of ``parts`` (arrays with their types and shapes), and of the programs that make entries."""
+    made = hashlib.sha256(programs(_ROOT))
     for part in (kind, *parts):
         told = f"{part.dtype.str} {part.shape} " if isinstance(part, np.ndarray) else ""
         data = part.encode() if isinstance(part, str) else part
         data = np.ascontiguousarray(data).tobytes() if isinstance(data, np.ndarray) else data
         made.update(f"{told}{len(data)} ".encode() + data)
     return made.hexdigest()
+
+
+@functools.cache
+def programs(root: Path) -> bytes:
+    """Hash of the sources in ``root`` that entries are made by. Version numbers would be forgotten where a constant changes far from what uses it."""
+    made = hashlib.sha256()
+    for folder in _PROGRAMS:
+        for path in sorted((root / folder).rglob("*.py")):
+            source = path.read_bytes()
+            made.update(f"{path.relative_to(root)} {len(source)} ".encode() + source)
+    return made.digest()
 
 
 def remembered(cache: Cache | None, name: str, kind: type[T], make: Callable[[], T]) -> T:

@@ -31,8 +31,6 @@ VALUES, SAMPLES, ROWS = 1 << 21, 256, 256
 #: Rows for each channel from which principal components are those of more than the samples, and numbers of a basis that a plan may carry.
 ROWS_A_CHANNEL: Final = 4
 BASIS: Final = 1 << 16
-#: What `fit` returns is kept as; a new name where it would return something else.
-FITTED: Final = "codecs of a cut 1"
 
 
 @dataclass(frozen=True)

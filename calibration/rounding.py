@@ -54,8 +54,6 @@ SHALLOW: Final = 32
 #: Weights of a layer whose entropy stands for all.
 ENTROPY_WEIGHTS: Final = 1 << 20
 SHALLOW_SHARES: Final = tuple(float(s) for s in np.geomspace(0.4, 2.0, 24))
-#: What rounded layers are kept as; a new name where the same inputs give other integers.
-KEPT: Final = "rounded layer 1"
 #: Weights that are rounded side by side from several scales, at most.
 TOGETHER: Final = 1 << 22
 
@@ -149,7 +147,7 @@ def _kept(
     """The weights of ``layer`` on each of its grids, ``names``: from the cache, or made. ``parts``: what they depend on beside the weights and ``names``."""
     if cache is None:
         return make()
-    entry = key(KEPT, layer.weight, layer.bias, *parts, f"{names}")
+    entry = key("rounded layer", layer.weight, layer.bias, *parts, f"{names}")
     known = cache.read(entry)
     if known is None:
         made = make()

@@ -36,8 +36,6 @@ Rounder = Callable[[Weighted, int], Rounded]
 #: Differences of outputs that a measured noise is the mean of, at least: samples x outputs, but no fewer samples than the second.
 ENOUGH: Final = (16_384, 16)
 BATCH: Final = 16
-#: What noises are kept as; a new name where they are measured otherwise.
-NOISE: Final = "noise of a layer or cut 1"
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
@@ -182,4 +180,4 @@ class Probe:
         return np.concatenate([made.run(None, {**{n: v[part] for n, v in fed.items()}, **more})[0] for part in parts])
 
     def _kept(self, tensor: str, parts: Sequence[Part], measure: Callable[[], list[float]]) -> list[float]:
-        return remembered(self._cache, key(NOISE, self._about, tensor, *parts), list[float], measure)
+        return remembered(self._cache, key("noise alone", self._about, tensor, *parts), list[float], measure)

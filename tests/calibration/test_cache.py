@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.cache import Cache, key, remembered
+from calibration.cache import Cache, key, programs, remembered
 from edge_agent import errors, limits
 
 
@@ -46,9 +46,18 @@ def test_names_tell_apart_whatever_differs() -> None:
     parts: list[list[bytes | str | np.ndarray]] = [
         [], ["ab"], ["a", "b"], [b"a", b"bc"], [b"ab", b"c"], [array], [array.reshape(2, 2)], [array.view(np.uint8)], [array, array],
     ]  # fmt: skip
-    names = [key(kind, *some) for kind in ("x 1", "x 2") for some in parts]
+    names = [key(kind, *some) for kind in ("x", "y") for some in parts]
     assert len(set(names)) == len(names)
     assert key("x", array.reshape(2, 2).T) == key("x", np.array([[0, 2], [1, 3]], np.int8))
+
+
+def test_a_program_that_changed_finds_nothing_of_the_old(tmp_path: Path) -> None:
+    found = []
+    for name, source in (("a", "RATES = (1, 2)"), ("b", "RATES = (1, 2)"), ("c", "RATES = (1, 3)")):
+        (tmp_path / name / "calibration" / "layers").mkdir(parents=True)
+        (tmp_path / name / "calibration" / "layers" / "x.py").write_text(source)
+        found.append(programs(tmp_path / name))
+    assert found[0] == found[1] != found[2]
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
