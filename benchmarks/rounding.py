@@ -2,11 +2,12 @@
 
     python -m benchmarks.rounding --images DIR --labels FILE [--networks lite0,cnn] [--fashion FOLDER] --json OUT
 
-plain       each weight to the nearest level of its output's grid, that of least squared error
-nearest     the same, and the mean error of each output taken out of its bias
-equalized   the same, after layers were scaled against each other where that is exact (`benchmarks.equalization`)
-gptq        by what it does to the layer's outputs (`calibration.rounding`), biases included
-even        the same on one grid for a whole layer, as fine as so many bits of entropy pay for; depthwise layers as gptq
+plain            each weight to the nearest level of its output's grid, that of least squared error
+nearest          the same, and the mean error of each output taken out of its bias
+equalized        the same, after layers were scaled against each other where that is exact (`benchmarks.equalization`)
+gptq             by what it does to the layer's outputs (`calibration.rounding`), biases included
+equalized, gptq  the same after that scaling
+even             as gptq on one grid for a whole layer, as fine as so many bits of entropy pay for; depthwise layers as gptq
 
 Every other photograph calibrates (ranges, means, rounding), of Fashion-MNIST held out training images; all figures are of others, from real integer
 heads with the float tail behind them and no codec between. Noise is the mean squared difference of the logits to the float model's. Drops are in points
@@ -49,7 +50,7 @@ SCHEMES: Final = (*((bits, bits) for bits in range(3, 9)), *((8, bits) for bits 
 QUICK_PHOTOS: Final = 48
 QUICK_PLACES: Final = (0.5, 1.0)
 QUICK_SCHEMES: Final = ((4, 4), (8, 4))
-ROUNDINGS: Final = ("plain", "nearest", "equalized", "gptq", "even")
+ROUNDINGS: Final = ("plain", "nearest", "equalized", "gptq", "equalized, gptq", "even")
 #: Images of Fashion-MNIST that calibrate, and that figures are of.
 CALIBRATING, EVALUATED = 1000, 4000
 QUICK_IMAGES: Final = 100
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         widths = sorted({bits for scheme in own for bits in scheme})
         ready = prepare(model, calibrating, places, widths)
         scaled, pairs = equalize(model, ready, calibrating, widths)
-        rows += [{"network": name, **row} for row in measure({"equalized": scaled}, ready, held, own)]
+        rows += [{"network": name, **row} for row in measure(ready, scaled, held, own)]
         notes.append(
             f"{name}: {len(calibrating)} samples calibrate, figures are of {len(held)} others; equalized are {pairs} pairs of layers"
         )
@@ -130,10 +131,12 @@ def prepare(model: onnx.ModelProto, samples: Samples, places: Sequence[float], w
 
 
 def equalize(model: onnx.ModelProto, ready: Network, samples: Samples, widths: Sequence[int]) -> tuple[Network, int]:
-    """``model`` equalized and calibrated anew, its weights to the nearest; and how many pairs of layers were scaled."""
+    """``model`` equalized, calibrated anew and rounded; and how many pairs of layers were scaled."""
     scaled, network, pairs = equalization.equalized(model)
     calibration = bundle.calibrate(scaled, network, samples)
     made = _nearest("equalized", network, calibration, widths)
+    for layer, each in grids(scaled, network, calibration, network.graph.output, samples, quiet, widths):
+        made |= {("equalized, gptq", layer.out, bits): grid for bits, grid in zip(widths, each, strict=True)}
     return _cut_up(scaled, network, calibration, made, ready.tensors), pairs
 
 
@@ -173,9 +176,9 @@ def _cut(network: layers.Network, share: float) -> str:
 
 
 def measure(
-    others: Mapping[str, Network], ready: Network, samples: Samples, schemes: Sequence[tuple[int, int]]
+    ready: Network, scaled: Network, samples: Samples, schemes: Sequence[tuple[int, int]]
 ) -> list[dict[str, Any]]:
-    """A row for each cut, pair of bits and rounding, on ``samples``; roundings among ``others`` are of networks of their own."""
+    """A row for each cut, pair of bits and rounding, on ``samples``; ``scaled`` is what `equalize` made."""
     outputs = accuracy.float_outputs(ready.run, samples)
     rows = []
     for depthwise, rest in schemes:
@@ -183,7 +186,7 @@ def measure(
             la.out: depthwise if groups(la) > 1 else rest for la in ready.network.weighted(ready.network.graph.output)
         }
         for rounding in ROUNDINGS:
-            own = others.get(rounding, ready)
+            own = scaled if rounding.startswith("equalized") else ready
             chosen = {out: own.grids[rounding, out, b] for out, b in bits.items()}
             for share, logits in _logits(own, chosen, samples).items():
                 place = {"cut %": round(100 * share), "depthwise": depthwise, "others": rest, "rounding": rounding}
@@ -234,7 +237,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for row in rows:
         if row["cut %"] == 100 and row["depthwise"] == row["others"]:
-            key = f"{row['network']}.{row['rounding']}{row['others']}"
+            key = f"{row['network']}.{row['rounding'].replace(', ', '_')}{row['others']}"
             found |= {f"{key}.drop_points": row["drop"], f"{key}.noise": row["noise"]}
     return found
 

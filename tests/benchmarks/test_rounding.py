@@ -40,7 +40,7 @@ def test_quick_run_shows_that_rounding_by_the_outputs_loses_less(
     assert found["summary"]["lite0.gptq4.noise"] < 0.8 * found["summary"]["lite0.nearest4.noise"]
     assert found["summary"]["lite0.nearest4.noise"] < found["summary"]["lite0.plain4.noise"]
     rows = {(row["cut %"], row["depthwise"], row["others"], row["rounding"]): row for row in found["rows"]}
-    assert len(rows) == 20
+    assert len(rows) == 24
     for (cut, depthwise, others, kind), row in rows.items():
         assert row["low"] <= row["drop"] <= row["high"]
         assert row["noise"] > 0
@@ -69,7 +69,7 @@ def test_a_small_network_by_every_rounding() -> None:
     ready = rounding.prepare(model, samples[:24], (1.0,), (3,))
     scaled, pairs = rounding.equalize(model, ready, samples[:24], (3,))
     assert pairs > 0
-    rows = rounding.measure({"equalized": scaled}, ready, samples[24:], [(3, 3)])
+    rows = rounding.measure(ready, scaled, samples[24:], [(3, 3)])
     noise = {row["rounding"]: row["noise"] for row in rows}
     assert list(noise) == list(rounding.ROUNDINGS)
     assert noise["gptq"] < noise["nearest"] != noise["equalized"] > 0
