@@ -6,7 +6,7 @@ python -m benchmarks.heads --json heads.json
 python -m benchmarks.kernels --json kernels.json
 python -m benchmarks.readme --accuracy accuracy.json --boards boards.json --heads heads.json --kernels kernels.json
 
-and so on with accuracy_bound, payload, pipeline, planner and regret, for docs/planner.md; of payload there may be a file for each network
+and so on with accuracy_bound, payload, pipeline, planner, regret, rounding and segments, for docs/planner.md; of payload there may be a file for each network
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def main() -> None:
         "planner": (whole, "docs/planner.md"),
         "regret": (whole, "docs/planner.md"),
         "reuse": (reuse, "docs/codecs.md"),
+        "rounding": (rounding, "docs/planner.md"),
+        "segments": (segments, "docs/planner.md"),
     }
     for name, (_, place) in makers.items():
         parser.add_argument(
@@ -269,6 +271,42 @@ def reuse(document: dict[str, Any]) -> str:
         "`python -m benchmarks.reuse --images DIR --labels FILE`\n\nBy threshold the share of frames that is not sent, and how many answers more in a hundred differ from the "
         "float model's on the same frame; `missed`: frames that got another scene's answer. What the streams are, `benchmarks.reuse` says.\n\n"
         f"{markdown(list(rows.values()))}\n\n{notes}{goals}\n\n"
+    )
+
+
+def rounding(document: dict[str, Any]) -> str:
+    """Of whole networks a row for each pair of bits, a column for each rounding."""
+    rows: dict[tuple[str, int, int], dict[str, str]] = {}
+    for row in document["rows"]:
+        if row["cut %"] == 100:
+            key = row["network"], row["depthwise"], row["others"]
+            bits = str(key[2]) if key[1] == key[2] else f"{key[2]}, depthwise {key[1]}"
+            made = rows.setdefault(key, {"network": key[0], "bits": bits})
+            made[row["rounding"]] = f"{row['drop']:.1f} ({row['low']:.1f} to {row['high']:.1f}), {row['noise']:.3g}"
+    return (
+        "`python -m benchmarks.rounding --images DIR --labels FILE`\n\nPoints of top-1 lost by the whole network (95 % interval), and mean squared error "
+        f"of its logits. What the columns are, `benchmarks.rounding` says.\n\n{markdown(list(rows.values()))}\n\n{_notes(document)}"
+    )
+
+
+def segments(document: dict[str, Any]) -> str:
+    """What an upgrade from few bits to more takes, and what nested weights would have cost; then all weights by coder."""
+    ways = [
+        {
+            "from bits": row["from"], "to": row["to"], "file, bytes": f"{row['many whole']:,}", "upgrade, % of it": f"{row['upgrade %']:.1f}",
+            "applied, s": f"{row['applied s']:.2f}", "noise before": f"{row['noise']:.3g}", "noise if nested": f"{row['nested noise']:.3g}",
+        }
+        for row in document["rows"] if "from" in row
+    ]  # fmt: skip
+    coders = [
+        {name: f"{value:.1f}" if isinstance(value, float) else value for name, value in row.items()}
+        for row in document["rows"]
+        if "from" not in row
+    ]
+    return (
+        "`python -m benchmarks.segments --images DIR --labels FILE`\n\nEfficientNet-Lite0 whole, all layers at the same bits. Noise: mean squared error "
+        "of the logits at the fewer bits, on photographs that calibration did not see; nested: where these bits are the upper ones of those that follow.\n\n"
+        f"{markdown(ways)}\n\nAll its weights, bytes when packed and per cent of that by coder:\n\n{markdown(coders)}\n\n"
     )
 
 

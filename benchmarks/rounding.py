@@ -1,24 +1,33 @@
-"""What few-bit weights cost EfficientNet-Lite0: nearest rounding, rounding by the outputs and even grids, at uniform bits and with depthwise layers at 8.
+"""What few-bit weights cost EfficientNet-Lite0 and a CNN with plain ReLUs, by how they are rounded, at uniform bits and with depthwise layers at 8.
 
-    python -m benchmarks.rounding --images DIR --labels FILE --json OUT
+    python -m benchmarks.rounding --images DIR --labels FILE [--networks lite0,cnn] [--fashion FOLDER] --json OUT
 
-Every other photograph calibrates (ranges, means, rounding); all figures are of the rest, from real integer heads with the float tail behind them
-and no codec between. Noise is the mean squared difference of the logits to the float model's. Drops are in points of top-1 with their paired 95 %
-interval. Weights are per cent of float32 by their entropy, as segments code them. A cut's per cent is the head's share of the network's products.
-Rows at 8 bits are what 8-bit activations cost by themselves.
+plain            each weight to the nearest level of its output's grid, that of least squared error
+nearest          the same, and the mean error of each output taken out of its bias
+equalized        the same, after layers were scaled against each other where that is exact (`benchmarks.equalization`)
+gptq             by what it does to the layer's outputs (`calibration.rounding`), biases included
+equalized, gptq  the same after that scaling
+even             as gptq on one grid for a whole layer, as fine as so many bits of entropy pay for; depthwise layers as gptq
+
+Every other photograph calibrates (ranges, means, rounding), of Fashion-MNIST held out training images; all figures are of others, from real integer
+heads with the float tail behind them and no codec between. Noise is the mean squared difference of the logits to the float model's. Drops are in points
+of top-1 with their paired 95 % interval. Weights are per cent of float32 by their entropy, as segments code them. A cut's per cent is the head's share
+of the network's products. Rows at 8 bits are what 8-bit activations cost by themselves.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from benchmarks import models
+from benchmarks import equalization, fashion, models
 from benchmarks.report import photo_parser, quiet, report
 from calibration import accuracy, bundle, cuts, importer, layers
 from calibration.graph import Graph
@@ -41,13 +50,15 @@ SCHEMES: Final = (*((bits, bits) for bits in range(3, 9)), *((8, bits) for bits 
 QUICK_PHOTOS: Final = 48
 QUICK_PLACES: Final = (0.5, 1.0)
 QUICK_SCHEMES: Final = ((4, 4), (8, 4))
-#: Even: one grid for a whole layer, as fine as so many bits of entropy pay for; depthwise layers keep a grid for each output, packed at their bits.
-ROUNDINGS: Final = ("nearest", "gptq", "even")
+ROUNDINGS: Final = ("plain", "nearest", "equalized", "gptq", "equalized, gptq", "even")
+#: Images of Fashion-MNIST that calibrate, and that figures are of.
+CALIBRATING, EVALUATED = 1000, 4000
+QUICK_IMAGES: Final = 100
 
 
 @dataclass
 class Network:
-    """The calibrated network with its cuts, by share, and the tails behind them (None at the output). ``grids``: by rounding, layer and bits."""
+    """A calibrated network with its cuts, by share, and the tails behind them (None at the output). ``grids``: by rounding, layer and bits."""
 
     network: layers.Network
     calibration: Calibration
@@ -63,38 +74,93 @@ class Network:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = photo_parser(__doc__ or "").parse_args(arguments)
-    photos = open_samples(
-        options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if options.quick else None
+    parser = photo_parser(__doc__ or "")
+    fashion.add_option(parser)
+    parser.add_argument("--networks", default="lite0,cnn", help="which of lite0 and cnn, by comma")
+    options = parser.parse_args(arguments)
+    schemes, places = (QUICK_SCHEMES, QUICK_PLACES) if options.quick else (SCHEMES, PLACES)
+    rows, notes = [], []
+    for name in options.networks.split(","):
+        model, calibrating, held = _case(name, options)
+        own = schemes if name == "lite0" else [scheme for scheme in schemes if scheme[0] == scheme[1]]
+        widths = sorted({bits for scheme in own for bits in scheme})
+        ready = prepare(model, calibrating, places, widths)
+        scaled, pairs = equalize(model, ready, calibrating, widths)
+        rows += [{"network": name, **row} for row in measure(ready, scaled, held, own)]
+        notes.append(
+            f"{name}: {len(calibrating)} samples calibrate, figures are of {len(held)} others; equalized are {pairs} pairs of layers"
+        )
+    report("Rounding of weights", rows, summary(rows), options.json, notes)
+
+
+def _case(name: str, options: argparse.Namespace) -> tuple[onnx.ModelProto, Samples, Samples]:
+    """The model ``name``, samples that calibrate it, and others."""
+    if name == "lite0":
+        photos = open_samples(
+            options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if options.quick else None
+        )
+        if photos.classes is None:
+            raise errors.UsageError("rounding needs labels; give --labels with a CSV of file name and class index")
+        return lite0(), photos[::2], photos[1::2]
+    if name not in fashion.NETWORKS:
+        raise errors.UsageError(f"--networks knows no {name}: give lite0, cnn or both")
+    data, few = fashion.load(options.fashion), QUICK_IMAGES if options.quick else None
+    return (
+        fashion.network(name, data),
+        data.calibration.samples(few or CALIBRATING),
+        data.test.samples(few or EVALUATED),
     )
-    if photos.classes is None:
-        raise errors.UsageError("rounding needs labels; give --labels with a CSV of file name and class index")
-    calibrating, held = photos[::2], photos[1::2]
-    schemes = QUICK_SCHEMES if options.quick else SCHEMES
-    widths = sorted({bits for scheme in schemes for bits in scheme})
-    ready = prepare(calibrating, QUICK_PLACES if options.quick else PLACES, widths)
-    rows = measure(ready, held, schemes)
-    notes = [f"{len(calibrating)} photographs calibrate, figures are of the {len(held)} others"]
-    report("EfficientNet-Lite0: rounding of weights", rows, summary(rows, len(held)), options.json, notes)
 
 
-def prepare(samples: Samples, places: Sequence[float], widths: Sequence[int]) -> Network:
-    """Calibrate Lite0 with ``samples`` and round its weights at ``widths`` in every way."""
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+def lite0() -> onnx.ModelProto:
+    return importer.load(models.LITE0, models.LITE0_SHAPE)
+
+
+def prepare(model: onnx.ModelProto, samples: Samples, places: Sequence[float], widths: Sequence[int]) -> Network:
+    """Calibrate ``model`` with ``samples`` and round its weights at ``widths`` in every way, but for what `equalize` does."""
     network = layers.build(Graph.of(model))
-    plain = bundle.calibrate(model, network, samples)
+    calibration = bundle.calibrate(model, network, samples)
     output = network.graph.output
-    made: dict[tuple[str, str, int], Rounded] = {}
-    index, tensors = (lowered := lower(network, plain, output, 8)).index, lowered.header.tensors
-    for layer, each in grids(model, network, plain, output, samples, quiet, widths, widths):
-        scale = tensors[index[layer.inputs[0]]].scale
-        made |= {("nearest", layer.out, bits): plain.rounded(layer, bits, scale) for bits in widths}
+    made = _nearest("nearest", network, calibration, widths)
+    made |= _nearest("plain", network, replace(calibration, means={}), widths)
+    for layer, each in grids(model, network, calibration, output, samples, quiet, widths, widths):
         even = each[: len(widths)] if groups(layer) > 1 else each[len(widths) :]
         made |= {("gptq", layer.out, bits): grid for bits, grid in zip(widths, each, strict=False)}
         made |= {("even", layer.out, bits): grid for bits, grid in zip(widths, even, strict=True)}
-    ends = {share: _cut(network, share) for share in places}
+    return _cut_up(model, network, calibration, made, {share: _cut(network, share) for share in places})
+
+
+def equalize(model: onnx.ModelProto, ready: Network, samples: Samples, widths: Sequence[int]) -> tuple[Network, int]:
+    """``model`` equalized, calibrated anew and rounded; and how many pairs of layers were scaled."""
+    scaled, network, pairs = equalization.equalized(model)
+    calibration = bundle.calibrate(scaled, network, samples)
+    made = _nearest("equalized", network, calibration, widths)
+    for layer, each in grids(scaled, network, calibration, network.graph.output, samples, quiet, widths):
+        made |= {("equalized, gptq", layer.out, bits): grid for bits, grid in zip(widths, each, strict=True)}
+    return _cut_up(scaled, network, calibration, made, ready.tensors), pairs
+
+
+def _nearest(
+    kind: str, network: layers.Network, calibration: Calibration, widths: Sequence[int]
+) -> dict[tuple[str, str, int], Rounded]:
+    lowered = lower(network, calibration, network.graph.output, 8)
+    made: dict[tuple[str, str, int], Rounded] = {}
+    for layer in network.weighted(network.graph.output):
+        scale = lowered.header.tensors[lowered.index[layer.inputs[0]]].scale
+        made |= {(kind, layer.out, bits): calibration.rounded(layer, bits, scale) for bits in widths}
+    return made
+
+
+def _cut_up(
+    model: onnx.ModelProto,
+    network: layers.Network,
+    calibration: Calibration,
+    made: Mapping[tuple[str, str, int], Rounded],
+    ends: Mapping[float, str],
+) -> Network:
+    output = network.graph.output
     tails = {share: None if t == output else bundle.tail_runner(model, network.graph, t) for share, t in ends.items()}
-    return Network(network, plain, made, ends, tails, bundle.runner(model))
+    return Network(network, calibration, made, ends, tails, bundle.runner(model))
 
 
 def _cut(network: layers.Network, share: float) -> str:
@@ -109,18 +175,21 @@ def _cut(network: layers.Network, share: float) -> str:
     return min(offered, key=lambda tensor: abs(products(tensor) / total - share))
 
 
-def measure(ready: Network, samples: Samples, schemes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """A row for each cut, pair of bits and rounding, on ``samples``."""
+def measure(
+    ready: Network, scaled: Network, samples: Samples, schemes: Sequence[tuple[int, int]]
+) -> list[dict[str, Any]]:
+    """A row for each cut, pair of bits and rounding, on ``samples``; ``scaled`` is what `equalize` made."""
     outputs = accuracy.float_outputs(ready.run, samples)
     rows = []
-    for depthwise, others in schemes:
+    for depthwise, rest in schemes:
         bits = {
-            la.out: depthwise if groups(la) > 1 else others for la in ready.network.weighted(ready.network.graph.output)
+            la.out: depthwise if groups(la) > 1 else rest for la in ready.network.weighted(ready.network.graph.output)
         }
         for rounding in ROUNDINGS:
-            chosen = {out: ready.grids[rounding, out, b] for out, b in bits.items()}
-            for share, logits in _logits(ready, chosen, samples).items():
-                place = {"cut %": round(100 * share), "depthwise": depthwise, "others": others, "rounding": rounding}
+            own = scaled if rounding.startswith("equalized") else ready
+            chosen = {out: own.grids[rounding, out, b] for out, b in bits.items()}
+            for share, logits in _logits(own, chosen, samples).items():
+                place = {"cut %": round(100 * share), "depthwise": depthwise, "others": rest, "rounding": rounding}
                 coded = _coded(chosen, ready.network.weighted(ready.tensors[share]))
                 rows.append({**place, "weights %": coded, **_worth(outputs, logits, samples)})
     return sorted(rows, key=lambda row: (row["cut %"], row["depthwise"] != row["others"], row["others"]))
@@ -163,12 +232,12 @@ def _worth(outputs: F32, logits: F32, samples: Samples) -> dict[str, float]:
     }
 
 
-def summary(rows: Sequence[dict[str, Any]], samples: int) -> dict[str, float]:
-    """Of the whole network at uniform bits."""
-    found: dict[str, float] = {"lite0.samples": float(samples)}
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of whole networks at uniform bits."""
+    found: dict[str, float] = {}
     for row in rows:
         if row["cut %"] == 100 and row["depthwise"] == row["others"]:
-            key = f"lite0.{row['rounding']}{row['others']}"
+            key = f"{row['network']}.{row['rounding'].replace(', ', '_')}{row['others']}"
             found |= {f"{key}.drop_points": row["drop"], f"{key}.noise": row["noise"]}
     return found
 

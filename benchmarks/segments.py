@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import models, rounding
-from benchmarks.report import photo_parser, report
+from benchmarks.report import photo_parser, report, write
 from calibration import accuracy, layers
 from calibration.lower import Calibration, lower
 from calibration.quantize import Rounded, mean_error, pack, top_level
@@ -47,12 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if options.quick else None
     )
     widths = QUICK_WIDTHS if options.quick else WIDTHS
-    ready = rounding.prepare(photos[::2], (1.0,), widths)
+    ready = rounding.prepare(rounding.lite0(), photos[::2], (1.0,), widths)
     rows = weights(ready.rounded().roundings, widths)
     report("EfficientNet-Lite0: all weights by coder, per cent of packed", rows, {})
     steps = [step for step in STEPS if set(step) <= set(widths)]
     ways = upgrades(ready, steps, photos[1::2][: QUICK_PHOTOS // 2 if options.quick else NOISE_PHOTOS])
-    report("EfficientNet-Lite0: segment files and upgrades", ways, summary(rows, ways), options.json)
+    title, figures = "EfficientNet-Lite0: segment files and upgrades", summary(rows, ways)
+    report(title, ways, figures)
+    if options.json:
+        write(options.json, title, [*rows, *ways], figures)
 
 
 def weights(roundings: Mapping[tuple[str, int], Rounded], widths: Sequence[int]) -> list[dict[str, Any]]:

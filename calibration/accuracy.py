@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.cache import Cache, key, remembered
 from calibration.clipping import JPEG, Histogram
 from calibration.families import Fitted, cost, worth_a_run
 from calibration.observe import Progress, Quantization, to_onnx
@@ -215,26 +217,45 @@ def cut_noises(
     samples: Samples,
     outputs: F32,
     progress: Progress,
+    cache: Cache | None = None,
+    model: str = "",
 ) -> list[CutNoise]:
     """For each cut the rule of least noise at the output for each of `ACTIVATION_BITS`, with ``head``, whose weights have 8 bits, JPEG where the tensor
     is a picture, and of its ``families`` those that are worth a run.
 
-    The `FINALISTS` are tried on `sensitivity.enough` samples, but no more than `MOST`; ``outputs`` [n, ...] are the float model's.
+    The `FINALISTS` are tried on `sensitivity.enough` samples, but no more than `MOST`; ``outputs`` [n, ...] are the float model's. ``cache``: what was
+    measured of ``model`` (its hash) and the same values at a cut is not measured again.
     """
     found = []
     few = evenly(len(samples), min(MOST, enough(outputs[0].size)))
     tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
     for place, (spot, histogram) in enumerate(zip(spots, histograms, strict=True)):
-        values = np.stack([t[place] for t in tapped])
-        measure = _meter(spot, values, outputs[few], token_ids(head, samples, few))
-        own = measure(None)
-        codecs = [] if spot.load is None else [_least(spot, histogram, bits, measure) for bits in ACTIVATION_BITS]
-        if histogram.picture is not None:
-            codecs += [_jpeg(spot, histogram, quality, values, measure) for quality in QUALITIES]
-        codecs += _coded(spot, families[place], values, measure)
-        found.append(CutNoise(spot.index, own, codecs))
+        values, ids = np.stack([t[place] for t in tapped]), token_ids(head, samples, few)
+        measure = functools.partial(_noise_of, spot, histogram, families[place], values, outputs[few], ids)
+        name = _entry(
+            model, spot, histogram, families[place], [values, outputs[few], np.zeros(0) if ids is None else ids]
+        )
+        found.append(remembered(cache, name, CutNoise, measure))
         progress("noise of cuts", place + 1, len(spots))
     return found
+
+
+def _noise_of(
+    spot: Spot, histogram: Histogram, fitted: Sequence[Fitted], values: Values, outputs: F32, ids: I64 | None
+) -> CutNoise:
+    measure = _meter(spot, values, outputs, ids)
+    own = measure(None)
+    codecs = [] if spot.load is None else [_least(spot, histogram, bits, measure) for bits in ACTIVATION_BITS]
+    if histogram.picture is not None:
+        codecs += [_jpeg(spot, histogram, quality, values, measure) for quality in QUALITIES]
+    return CutNoise(spot.index, own, [*codecs, *_coded(spot, fitted, values, measure)])
+
+
+def _entry(model: str, spot: Spot, histogram: Histogram, fitted: Sequence[Fitted], measured: Sequence[Values]) -> str:
+    """The cache's name for a `CutNoise`: all that it depends on."""
+    about = [model, spot.tensor, f"{spot.index} {spot.quantization} {spot.size} {spot.tokens} {histogram.picture}"]
+    codecs = msgspec.json.encode([(one.rule, one.bits, one.codec) for one in fitted])
+    return key("noise of a cut", *about, histogram.values, histogram.counts, codecs, *measured)
 
 
 def finalists(histogram: Histogram, bits: int) -> list[str]:

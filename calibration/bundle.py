@@ -16,6 +16,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
+import platform
 import shutil
 import tempfile
 import time
@@ -32,6 +34,7 @@ from numpy.typing import NDArray
 
 from calibration import accuracy, cuts, families, fidelity, layers, margins, observe, stored, trials
 from calibration.accuracy import CutNoise, Spot, Tail
+from calibration.cache import Cache, key, remembered
 from calibration.clipping import Histogram
 from calibration.families import Fitted
 from calibration.graph import Graph, short, tail_model
@@ -273,12 +276,12 @@ def create(
 ) -> Bundle:
     """Calibrate ``model`` (from `calibration.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
 
-    ``labels`` are class names. ``progress(phase, done, total)`` is called often. ``rounding`` of weights: to the nearest grid point, or by what it
-    does to the samples (`calibration.rounding`), which loses much less below 8 bits. ``cache``: a folder for measurements of layers, so that only
-    what changed is measured again. ``metric``: the samples' classes are looked at for "top1" alone. ``tokenizer``: made the samples' ids of texts, and is
-    to do so for agents. Raises `errors.ModelError`, `errors.InputError`
-    (samples, their classes, or class names that do not fit the model), `errors.UsageError` (a metric that needs classes, and there are none),
-    `errors.StoreError` (the folder cannot be written).
+    ``labels`` are class names. ``progress(phase, done, total)`` is called often. ``rounding`` of weights: to the nearest grid point, with or without
+    biases corrected for it, or by what it does to the samples (`calibration.rounding`), which loses much less below 8 bits. ``cache``: a folder for
+    rounded layers and for what was measured of layers, cuts and tails, so that only what changed is made again. ``metric``: the samples' classes are
+    looked at for "top1" alone. ``tokenizer``: made the samples' ids of texts, and is to do so for agents. Raises `errors.ModelError`,
+    `errors.InputError` (samples, their classes, or class names that do not fit the model), `errors.UsageError` (a metric that needs classes, and
+    there are none), `errors.StoreError` (the folder cannot be written).
     """
     judged_by = _metric(metric, samples)
     if judged_by != "top1":
@@ -287,9 +290,10 @@ def create(
     check_shape(network.graph, samples.preprocess)
     _check_ids(network, samples)
     _check_classes(model, samples, labels)
-    work = _Making(model, network, _places(network), samples, name, progress, rounding, judged_by)
+    kept = None if cache is None else Cache(cache)
+    work = _Making(model, network, _places(network), samples, name, progress, rounding, judged_by, kept)
     sites = work.sites()
-    noises = work.layer_noises(cache)
+    noises = work.layer_noises()
     accuracy_model, tried = work.accuracy_model(sites, noises)
     top1 = None if samples.classes is None else 100.0 * float((work.answers == samples.classes).mean())
     stats: dict[str, NDArray[np.generic]] = {f"mean/{t}": m for t, m in work.calibration.means.items()}
@@ -302,19 +306,21 @@ def create(
         [site.noise for site in sites], work.other_bytes(noises), tried, accuracy_model, work.tail_ms(), {}, top1,
         None if tokenizer is None else tokenizer.reference(),
     )  # fmt: skip
-    kept = {
+    codecs = {
         f"{site.spot.index}/{rule}/{bits}": made for site in sites for (rule, bits), made in site.histogram.kept.items()
     }
     files = {
         "model.onnx": model.SerializeToString(),
         "stats.safetensors": safetensors.numpy.save(stats),
-        CODECS: msgspec.json.encode(kept),
+        CODECS: msgspec.json.encode(codecs),
     }
     if tokenizer is not None:
         files[TOKENIZER] = tokenizer.data
     if work.calibration.roundings:
         files[stored.FILE] = stored.save(work.calibration.roundings)
     _write(path, manifest, files)
+    if kept:
+        kept.prune()
     return Bundle.open(path)
 
 
@@ -331,14 +337,18 @@ class _Making:
         progress: Progress,
         rounding: Rounding,
         metric: Literal["top1", "agreement", "cosine"],
+        cache: Cache | None,
     ) -> None:
         self.model, self.network, self.places, self.samples = model, network, places, samples
-        self._name, self._progress, self._metric = name, progress, metric
+        self._name, self._progress, self._metric, self._cache = name, progress, metric, cache
+        self._digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
         self.calibration = calibrate(model, network, samples, progress)
         deepest = [place.cut.tensor for place in places if place.reachable][-1]
+        if rounding == "plain":
+            self.calibration.means = {}  # what biases are corrected by
         if rounding == "gptq":
             self.calibration.roundings = round_layers(
-                model, network, self.calibration, deepest, samples[SEEN], progress, rates=RATES
+                model, network, self.calibration, deepest, samples[SEEN], progress, rates=RATES, cache=cache
             )
         self.weighted = network.weighted(deepest)
         self._deepest = deepest
@@ -363,7 +373,9 @@ class _Making:
         histograms = self._histograms(head, taps, spots)
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
         fitted = self._families(head, taps, spots)
-        found = accuracy.cut_noises(spots, histograms, head, taps, fitted, judged, outputs, self._progress)
+        found = accuracy.cut_noises(
+            spots, histograms, head, taps, fitted, judged, outputs, self._progress, self._cache, self._digest
+        )
         for histogram, own, noise in zip(histograms, fitted, found, strict=True):
             known = {(one.rule, one.bits) for one in noise.codecs}
             histogram.keep({(one.rule, one.bits): one.codec for one in own if (one.rule, one.bits) in known})
@@ -390,12 +402,14 @@ class _Making:
         pictures = {p.cut.index for p in self.places if picture_of(p.cut, self.samples.preprocess)}
         fitted = []
         for done, (spot, own) in enumerate(zip(spots, values, strict=True), 1):
-            wanted = spot.load is not None and spot.index not in pictures
-            fitted.append(families.fit(own, floats=spot.quantization is None) if wanted else [])
+            wanted, floats = spot.load is not None and spot.index not in pictures, spot.quantization is None
+            make = functools.partial(families.fit, own, floats=floats)
+            name = key("codecs of a cut", own, str(floats))
+            fitted.append(remembered(self._cache, name, list[Fitted], make) if wanted else [])
             self._progress("codecs of cuts", done, len(spots))
         return fitted
 
-    def layer_noises(self, cache: Path | None) -> dict[str, LayerNoise]:
+    def layer_noises(self) -> dict[str, LayerNoise]:
         """What the bits of each layer do alone."""
         if not self.weighted:
             return {}
@@ -409,7 +423,7 @@ class _Making:
             return made
 
         count = enough(self.outputs[0].size)
-        probe = Probe(self.model, self.network, self.samples[self.judged], count, cache)
+        probe = Probe(self.model, self.network, self.samples[self.judged], count, self._cache)
         grids = (*WIDTHS, *EVEN) if self.calibration.roundings else WIDTHS
         found, n = probe.layers(self.weighted, rounder, grids, self._progress), len(WIDTHS)
         return {
@@ -454,6 +468,12 @@ class _Making:
         return found
 
     def tail_ms(self) -> dict[int, float]:
+        """Of each offered cut, on this machine."""
+        offered = [p.cut.index for p in self.places if p.offered]
+        name = key("times of tails", self._digest, f"{offered} {platform.node()} {os.cpu_count()}")
+        return remembered(self._cache, name, dict[int, float], self._tail_ms)
+
+    def _tail_ms(self) -> dict[int, float]:
         return {p.cut.index: _tail_ms(self.model, self.network.graph, p.cut) for p in self.places if p.offered}
 
 

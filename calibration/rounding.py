@@ -11,8 +11,9 @@ of every width can be made once, at calibration.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -20,18 +21,21 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration import embedding
+from calibration import embedding, stored
+from calibration.cache import Cache, Part, key
 from calibration.layers import Conv, Embed, Linear, Network, Weighted
 from calibration.lower import Calibration, lower
-from calibration.moments import Moments, collect
+from calibration.moments import Moments, Product, collect
 from calibration.observe import Progress
 from calibration.quantize import Rounded, entropy, least_scale, nearest, top_level
 from calibration.samples import Samples
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
 S8 = NDArray[np.int8]
-Rounding: TypeAlias = Literal["nearest", "gptq"]
+#: "plain" goes to the nearest and leaves the mean error in the outputs, from whose biases "nearest" takes it; "gptq" looks at the outputs.
+Rounding: TypeAlias = Literal["plain", "nearest", "gptq"]
 
 WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8)
 #: Bits a weight of the even grids: one step for all of a layer, its levels entropy-coded. For great layers that is the least noise for its bytes.
@@ -79,9 +83,10 @@ def round_layers(
     widths: Sequence[int] = WIDTHS,
     options: Options = DEFAULT,
     rates: Sequence[float] = (),
+    cache: Cache | None = None,
 ) -> dict[tuple[str, int], Rounded]:
     """The weights of each layer of the head up to ``cut`` at each of ``widths`` and, as `EVEN` grids, ``rates``: what `Calibration.roundings` takes."""
-    made = grids(model, network, calibration, cut, samples, progress, widths, rates, options)
+    made = grids(model, network, calibration, cut, samples, progress, widths, rates, options, cache)
     names = (*widths, *EVEN[: len(rates)])
     return {(layer.out, name): grid for layer, each in made for name, grid in zip(names, each, strict=True)}
 
@@ -96,25 +101,60 @@ def grids(
     widths: Sequence[int] = WIDTHS,
     rates: Sequence[float] = (),
     options: Options = DEFAULT,
+    cache: Cache | None = None,
 ) -> Iterator[tuple[Weighted, list[Rounded]]]:
     """Each layer of the head up to ``cut`` with its weights at each of ``widths`` and, on even grids, of ``rates``.
 
-    The rows of an embedding go to the nearest level, on steps as fine as their token is common among ``samples``.
+    The rows of an embedding go to the nearest level, on steps as fine as their token is common among ``samples``. ``cache``: rounded layers, of which
+    only those are made whose weights or inputs are new.
     """
     lowered = lower(network, calibration, cut, 8)
     layers = network.weighted(cut)
+    kept = functools.partial(_kept, cache, [*widths, *range(EVEN[0], EVEN[0] + len(rates))])
     tables = [layer for layer in layers if isinstance(layer, Embed)]
     for done, table in enumerate(tables, 1):
-        evenly = embedding.even(table, rates, embedding.counts(samples, len(table.weight))) if rates else []
-        yield table, [*(calibration.rounded(table, bits) for bits in widths), *evenly]
+        often = embedding.counts(samples, len(table.weight)) if rates else np.zeros(0, np.int64)
+        make = functools.partial(_table, calibration, table, often, widths, rates)
+        yield table, kept(table, [often, f"{rates}"], make)
         progress("rounding", done, len(layers))
     products = [layer for layer in layers if isinstance(layer, Conv | Linear)]
     for done, (layer, moments) in enumerate(collect(model, network, products, samples, progress), len(tables) + 1):
         scale_x = lowered.header.tensors[lowered.index[layer.inputs[0]]].scale
         least = least_scale(layer.bias, scale_x) if isinstance(layer, Conv) else np.zeros(len(layer.bias), np.float32)
-        rounder = Rounder(layer.weight, layer.bias, least, moments, options)
-        yield layer, [*map(rounder.at, widths), *map(rounder.even, rates)]
+        make = functools.partial(_product, layer, least, moments, options, widths, rates)
+        inputs: list[Part] = [moments.mean, moments.covariance, f"{moments.count}"]
+        yield layer, kept(layer, [least, *inputs, f"{options} {rates}"], make)
         progress("rounding", done, len(layers))
+
+
+def _table(
+    calibration: Calibration, table: Embed, often: I64, widths: Sequence[int], rates: Sequence[float]
+) -> list[Rounded]:
+    evenly = embedding.even(table, rates, often) if rates else []
+    return [*(calibration.rounded(table, bits) for bits in widths), *evenly]
+
+
+def _product(
+    layer: Product, least: F32, moments: Moments, options: Options, widths: Sequence[int], rates: Sequence[float]
+) -> list[Rounded]:
+    rounder = Rounder(layer.weight, layer.bias, least, moments, options)
+    return [*map(rounder.at, widths), *map(rounder.even, rates)]
+
+
+def _kept(
+    cache: Cache | None, names: Sequence[int], layer: Weighted, parts: Sequence[Part], make: Callable[[], list[Rounded]]
+) -> list[Rounded]:
+    """The weights of ``layer`` on each of its grids, ``names``: from the cache, or made. ``parts``: what they depend on beside the weights and ``names``."""
+    if cache is None:
+        return make()
+    entry = key("rounded layer", layer.weight, layer.bias, *parts, f"{names}")
+    known = cache.read(entry)
+    if known is None:
+        made = make()
+        cache.write(entry, stored.save({("", name): grid for name, grid in zip(names, made, strict=True)}))
+        return made
+    found = stored.load(known, layer.weight.shape)
+    return [found["", name] for name in names]
 
 
 class Rounder:

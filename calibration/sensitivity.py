@@ -6,9 +6,8 @@ the last cut before it on. E(b) = p x 4^-b is fitted to each; what was measured 
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration import cuts
+from calibration.cache import Cache, Part, key, remembered
 from calibration.graph import tail_model
 from calibration.importer import session
 from calibration.layers import Network, Weighted
@@ -81,7 +81,7 @@ def difference(found: F32, outputs: F32) -> float:
 class Probe:
     """A float model, a few of its samples and their logits; samples that rounding has seen show too little noise (`rounding.UNSEEN`).
 
-    ``cache``: a folder in which measurements are kept by what they depend on.
+    ``cache``: where measurements are kept by what they depend on.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Probe:
         network: Network,
         samples: Samples,
         count: int,
-        cache: Path | None = None,
+        cache: Cache | None = None,
     ) -> None:
         few = evenly(len(samples), count)
         self.model, self.network = model, network
@@ -100,26 +100,20 @@ class Probe:
         self._cache = cache
         places = [p.cut.tensor for p in cuts.find(network) if p.reachable and p.cut.tensor in network.graph.shapes]
         self._before = {t: {la.out for la in network.needed(t)} | {network.graph.input} for t in places}
-        self._digest = hashlib.sha256(model.SerializeToString(deterministic=True) + self._x.tobytes()).digest()
+        self._about = key("probe", model.SerializeToString(deterministic=True), self._x)
 
     def layers(
         self, layers: Sequence[Weighted], rounder: Rounder, grids: Sequence[int], progress: Progress
     ) -> list[list[float]]:
         """The noise of each of ``layers`` where it alone is rounded, to each of ``grids``, of which ``rounder`` knows. Reads and writes the cache."""
         entries = {layer.out: self._entry(layer) for layer in layers}
-        at, x = "", self._x
+        held = functools.lru_cache(maxsize=1)(self._values)  # layers behind one cut follow each other
         found = []
         for done, layer in enumerate(layers):
             rounded = [rounder(layer, grid) for grid in grids]
-            key = self._key(layer.out, *[part for r in rounded for part in (r.levels, r.scale, r.bias)])
-            noise = self._known(key)
-            if noise is None:
-                if entries[layer.out] != at:
-                    at = entries[layer.out]
-                    x = self._values(at)
-                noise = self._layer(layer, rounded, at, x)
-                self._keep(key, noise)
-            found.append(noise)
+            parts = [part for r in rounded for part in (r.levels, r.scale, r.bias)]
+            measure = functools.partial(self._layer, layer, rounded, entries[layer.out], held)
+            found.append(self._kept(layer.out, parts, measure))
             progress("sensitivity of layers", done + 1, len(layers))
         return found
 
@@ -127,12 +121,7 @@ class Probe:
         """The noise of coding the tensor of each cut alone, by each of its ``codecs``. Reads and writes the cache."""
         found = []
         for done, (tensor, made) in enumerate(codecs.items()):
-            key = self._key(tensor, np.frombuffer(msgspec.json.encode(made), np.uint8))
-            noise = self._known(key)
-            if noise is None:
-                noise = self._cut(tensor, made)
-                self._keep(key, noise)
-            found.append(noise)
+            found.append(self._kept(tensor, [msgspec.json.encode(made)], functools.partial(self._cut, tensor, made)))
             progress("sensitivity of cuts", done + 1, len(codecs))
         return found
 
@@ -145,8 +134,10 @@ class Probe:
         changed = reweigh(self.model, self.network, layers, values)
         return difference(self._run(changed, to_onnx(self._x))({}), self.logits)
 
-    def _layer(self, layer: Weighted, rounded: Sequence[Rounded], entry: str, x: F32) -> list[float]:
-        run = self._run(reweigh(self._tail(entry), self.network, [layer]), x)
+    def _layer(
+        self, layer: Weighted, rounded: Sequence[Rounded], entry: str, values: Callable[[str], F32]
+    ) -> list[float]:
+        run = self._run(reweigh(self._tail(entry), self.network, [layer]), values(entry))
         return [difference(run(weights(layer, r.values(), r.bias)), self.logits) for r in rounded]
 
     def _cut(self, tensor: str, made: Sequence[Codec]) -> list[float]:
@@ -193,19 +184,5 @@ class Probe:
         parts = (slice(i, i + self._batch) for i in range(0, len(x), self._batch))
         return np.concatenate([made.run(None, {**{n: v[part] for n, v in fed.items()}, **more})[0] for part in parts])
 
-    def _key(self, tensor: str, *parts: NDArray[np.generic]) -> str:
-        made = hashlib.sha256(self._digest + tensor.encode())
-        for part in parts:
-            made.update(np.ascontiguousarray(part).tobytes())
-        return made.hexdigest()
-
-    def _known(self, key: str) -> list[float] | None:
-        try:
-            return msgspec.json.decode((self._cache / key).read_bytes(), type=list[float]) if self._cache else None
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None
-
-    def _keep(self, key: str, noise: list[float]) -> None:
-        if self._cache:
-            self._cache.mkdir(parents=True, exist_ok=True)
-            (self._cache / key).write_bytes(msgspec.json.encode(noise))
+    def _kept(self, tensor: str, parts: Sequence[Part], measure: Callable[[], list[float]]) -> list[float]:
+        return remembered(self._cache, key("noise alone", self._about, tensor, *parts), list[float], measure)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import safetensors
@@ -31,6 +32,15 @@ def save(roundings: Mapping[tuple[str, int], Rounded]) -> bytes:
     return made
 
 
+def load(data: bytes, shape: Sequence[int]) -> dict[tuple[str, int], Rounded]:
+    """What `save` wrote, of a layer, or of layers that all have weights of this ``shape``."""
+    arrays = safetensors.numpy.load(data)
+    names = [key.split("/", 2)[1:] for key in arrays if key.startswith("scale/")]
+    return {
+        (out, int(bits)): _rounded([arrays[f"{kind}/{bits}/{out}"] for kind in _PARTS], shape) for bits, out in names
+    }
+
+
 class Stored(Mapping[tuple[str, int], Rounded]):
     """What `save` wrote of the layers of ``network``, by the tensor that a layer yields and bits. Nothing is kept in memory but the names."""
 
@@ -46,13 +56,17 @@ class Stored(Mapping[tuple[str, int], Rounded]):
             raise KeyError(key)
         out, bits = key
         with safetensors.safe_open(self._path, framework="numpy") as file:
-            packed, (wide,), scale, bias = (file.get_tensor(f"{kind}/{bits}/{out}") for kind in _PARTS)
-        shape = self._layers[out].weight.shape
-        codes = unpack_bits(packed, int(wide), self._layers[out].weight.size)
-        return Rounded(weight_levels(int(wide))[codes].astype(np.int8).reshape(shape), scale, bias)
+            parts = [file.get_tensor(f"{kind}/{bits}/{out}") for kind in _PARTS]
+        return _rounded(parts, self._layers[out].weight.shape)
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         return iter(sorted(self._keys))
 
     def __len__(self) -> int:
         return len(self._keys)
+
+
+def _rounded(parts: Sequence[NDArray[Any]], shape: Sequence[int]) -> Rounded:
+    packed, (wide,), scale, bias = parts
+    codes = unpack_bits(packed, int(wide), math.prod(shape))
+    return Rounded(weight_levels(int(wide))[codes].astype(np.int8).reshape(shape), scale, bias)

@@ -53,6 +53,7 @@ MAX_MACS: Final = 1 << 40  # products in one head: a segment must not hang the b
 # --- models and calibration
 MAX_MODEL_BYTES: Final = 2048 * MiB  # an ONNX file
 MAX_CALIBRATION_SAMPLES: Final = 10_000
+CALIBRATION_CACHE_BYTES: Final = 2048 * MiB  # what calibrations keep for the next ones; the last used stays
 
 # --- times, in seconds
 HEARTBEAT: Final = 2.0  # how often a quiet session says that it lives

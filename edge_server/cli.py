@@ -97,8 +97,11 @@ def add(
     ] = 0,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Use at most so many samples.")] = None,
     rounding: Annotated[
-        Literal["nearest", "gptq"],
-        typer.Option("--rounding", help="Of weights: gptq looks at what it does to the samples."),
+        Literal["plain", "nearest", "gptq"],
+        typer.Option(
+            "--rounding",
+            help="Of weights: gptq looks at what it does to the samples, nearest corrects biases only, plain nothing.",
+        ),
     ] = "gptq",
     metric: Annotated[
         Literal["auto", "top1", "agreement", "cosine"],

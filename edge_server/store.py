@@ -3,6 +3,7 @@
     store.sqlite          tokens (hashed), plans, patterns of bundles, which segment belongs to which bundle; WAL
     bundles/NAME/         calibrated models
     segments/SHA.segment  quantized heads, by content; SHA-SHA.upgrade: what makes the first of the second
+    cache/                what calibrations keep for the next ones (`calibration.cache`)
 
 Calls are short and block: on an event loop use ``asyncio.to_thread``. Every failure of disk or database is a `StoreError`.
 """

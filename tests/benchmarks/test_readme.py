@@ -133,3 +133,34 @@ def test_streams_are_a_row_each_with_a_column_for_each_threshold() -> None:
     assert "| add | noise 2 | 1.2 % | 80 %, +0.2 | 80 %, +0.2, 3 missed |" in text
     assert "| `reuse.missed_cuts` | 0 |" in text
     assert "Some scenes.\n" in text
+
+
+def test_roundings_are_columns_and_pairs_of_bits_rows() -> None:
+    def of(cut: int, depthwise: int, bits: int, kind: str) -> dict[str, object]:
+        worth = {"noise": 0.01234, "drop": 1.26, "low": -0.5, "high": 3.0}
+        return {"network": "net", "cut %": cut, "depthwise": depthwise, "others": bits, "rounding": kind, **worth}
+
+    rows = [
+        of(100, 3, 3, "plain"),
+        of(100, 3, 3, "gptq"),
+        of(50, 3, 3, "plain"),
+        of(100, 8, 4, "plain"),
+        of(100, 8, 4, "gptq"),
+    ]
+    text = readme.rounding({"rows": rows, "notes": ["net: 9 pairs"]})
+    assert "| network | bits | plain | gptq |" in text
+    assert "| net | 3 | 1.3 (-0.5 to 3.0), 0.0123 | 1.3 (-0.5 to 3.0), 0.0123 |" in text
+    assert "| net | 4, depthwise 8 |" in text
+    assert text.count("| net |") == 2
+    assert "Net: 9 pairs.\n" in text
+
+
+def test_upgrades_show_what_nesting_would_cost() -> None:
+    row = {
+        "from": 4, "to": 6, "few whole": 2_000_000, "many whole": 3_000_000, "upgrade %": 41.26, "applied s": 0.5,
+        "noise": 0.5, "nested noise": 1.5,
+    }  # fmt: skip
+    coded = {"bits": 4, "packed": 123, "entropy": 89.123, "ours": 89.26, "decoded M/s": 50.0}
+    text = readme.segments({"rows": [coded, row], "summary": {}})
+    assert "| 4 | 6 | 3,000,000 | 41.3 | 0.50 | 0.5 | 1.5 |" in text
+    assert "| 4 | 123 | 89.1 | 89.3 | 50.0 |" in text

@@ -35,5 +35,6 @@ def test_quick_run_shows_what_an_upgrade_saves(photos: Path, tmp_path: Path) -> 
     found = json.loads(out.read_text())
     assert found["summary"]["lite0.upgrade4to6.percent"] < 60
     assert found["summary"]["lite0.coded4.percent_of_entropy"] < 100.5
-    (row,) = found["rows"]
+    (*coded, row) = found["rows"]
+    assert [one["bits"] for one in coded] == [4, 6]
     assert row["noise"] < row["nested noise"]

@@ -6,14 +6,17 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
+from msgspec.structs import replace
+from numpy.typing import NDArray
 from PIL import Image
 
-from calibration import accuracy, bundle, stored, trials
+from calibration import accuracy, bundle, rounding, stored, trials
 from calibration.accuracy import ACTIVATION_BITS
 from calibration.bundle import Bundle
 from calibration.graph import Graph
@@ -250,9 +253,12 @@ def test_stored_weights_are_those_that_were_rounded(tmp_path: Path, name: str) -
             np.testing.assert_array_equal(blob[op.weight : op.weight + packed.size], packed)
 
 
-def test_rounding_to_the_nearest_stores_nothing_and_loses_more(tmp_path: Path, made: Bundle) -> None:
-    plain = make(tmp_path, small.resnet(), rounding="nearest")
-    assert not (plain.path / stored.FILE).exists()
+def test_rounding_to_the_nearest_stores_nothing_and_loses_more_the_most_without_corrected_biases(
+    tmp_path: Path, made: Bundle
+) -> None:
+    nearest, plain = (make(tmp_path / kind, small.resnet(), rounding=kind) for kind in ("nearest", "plain"))
+    assert not (nearest.path / stored.FILE).exists()
+    assert plain.segment(plain.offered[-1], 3) != nearest.segment(nearest.offered[-1], 3)
     last = plain.offered[-1]
     run, inputs = session(batched(simplify(small.resnet()))), list(samples())
 
@@ -265,7 +271,63 @@ def test_rounding_to_the_nearest_stores_nothing_and_loses_more(tmp_path: Path, m
         wanted = [run.run(None, {"x": to_onnx(x[None])})[0][0] for x in inputs]
         return float(((np.array(real) - np.array(wanted)) ** 2).mean())
 
-    assert error(made) < error(plain)
+    assert error(made) < error(nearest) < error(plain)
+
+
+class Counted(rounding.Rounder):
+    """A rounder that says which layers it was made for, by their weights' shapes."""
+
+    made: ClassVar[list[tuple[int, ...]]] = []
+
+    def __init__(self, weight: NDArray[np.float32], *more: Any) -> None:
+        self.made.append(weight.shape)
+        super().__init__(weight, *more)
+
+
+@pytest.fixture
+def rounded_shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    monkeypatch.setattr(rounding, "Rounder", Counted)
+    monkeypatch.setattr(Counted, "made", [])
+    return Counted.made
+
+
+def contents(opened: Bundle) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in opened.path.iterdir()}
+
+
+def with_other_last_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` whose last weights are a tenth greater."""
+    last = [t for t in model.graph.initializer if len(t.dims) > 1][-1]
+    last.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(last) * np.float32(1.1), last.name))
+    return model
+
+
+def test_only_what_changed_is_made_again(tmp_path: Path, rounded_shapes: list[tuple[int, ...]]) -> None:
+    inputs = samples(12, shape=[64])
+    first = make(tmp_path / "1", small.mlp(), inputs, cache=tmp_path / "cache")
+    layers_made = list(rounded_shapes)
+    assert len(layers_made) == len(first.layers) > 1
+    rounded_shapes.clear()
+    second = make(tmp_path / "2", small.mlp(), inputs, cache=tmp_path / "cache")
+    assert rounded_shapes == []
+    assert contents(second) == contents(first)
+    changed = make(tmp_path / "3", with_other_last_weights(small.mlp()), inputs, cache=tmp_path / "cache")
+    assert rounded_shapes == layers_made[-1:]
+    fresh = make(tmp_path / "4", with_other_last_weights(small.mlp()), inputs)
+    assert replace(changed.manifest, tail_ms={}) == replace(fresh.manifest, tail_ms={})
+
+
+def test_what_is_kept_and_damaged_is_made_again(tmp_path: Path, rounded_shapes: list[tuple[int, ...]]) -> None:
+    inputs = samples(12, shape=[64])
+    first = make(tmp_path / "1", small.mlp(), inputs, cache=tmp_path / "cache")
+    layers_made = list(rounded_shapes)
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:-5])
+    rounded_shapes.clear()
+    second = make(tmp_path / "2", small.mlp(), inputs, cache=tmp_path / "cache")
+    assert rounded_shapes == layers_made
+    assert replace(second.manifest, tail_ms={}) == replace(first.manifest, tail_ms={})
+    assert Bundle.open(first.path).segment(first.offered[-1], 4) == second.segment(second.offered[-1], 4)
 
 
 def test_the_input_has_a_head_without_operators_and_the_output_no_tail(made: Bundle) -> None:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from calibration import layers, sensitivity
+from calibration.cache import Cache
 from calibration.graph import Graph
 from calibration.importer import batched, session, simplify
 from calibration.layers import Weighted
@@ -140,27 +141,27 @@ def test_fit_of_an_exact_law_and_of_none() -> None:
 def test_only_what_changed_is_measured_again(tmp_path: Path) -> None:
     model, network, samples = network_of(small.resnet)
     found = network.weighted(network.graph.output)
-    probe = Probe(model, network, samples, 32, cache=tmp_path)
+    probe = Probe(model, network, samples, 32, cache=Cache(tmp_path))
     first = probe.layers(found, rounder, WIDTHS, quiet)
     kept = set(tmp_path.iterdir())
     assert len(kept) == len(found)
     for path in kept:
-        path.write_text("[7,6,5,4,3,2,1]")
+        Cache(tmp_path).write(path.name, b"[7,6,5,4,3,2,1]")
     changed = found[2]
     second = probe.layers(found, lambda la, b: rounder(la, 2 if la is changed else b), WIDTHS, quiet)
     assert [one[0] == 7 for one in second] == [la is not changed for la in found]
     assert len(set(tmp_path.iterdir()) - kept) == 1
-    others = Probe(model, network, samples[:5], 32, cache=tmp_path).layers(found, rounder, WIDTHS, quiet)
+    others = Probe(model, network, samples[:5], 32, cache=Cache(tmp_path)).layers(found, rounder, WIDTHS, quiet)
     assert all(one[0] != 7 for one in others)
     for path in kept:
-        path.write_text("[1")  # a file that was cut short is no answer
+        path.write_bytes(path.read_bytes()[:-3])  # a file that was cut short is no answer
     assert probe.layers(found, rounder, WIDTHS, quiet) == first
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
 def test_noise_of_a_cut_falls_with_its_bits(make: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
     model, network, samples = network_of(make)
-    probe = Probe(model, network, samples, 32, cache=tmp_path)
+    probe = Probe(model, network, samples, 32, cache=Cache(tmp_path))
     places = [p.cut.tensor for p in sensitivity.cuts.find(network) if p.offered]
     codecs = {}
     for tensor in places:

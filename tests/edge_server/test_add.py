@@ -71,6 +71,17 @@ def test_an_unsupported_operator_is_named_and_limits_the_cuts(
 
 
 @pytest.mark.slow
+def test_adding_what_did_not_change_again_keeps_its_segments(network: Path, tmp_path: Path) -> None:
+    add(tmp_path, request_of(network, name="net"))
+    with Store(tmp_path) as store:
+        former = Bundle.open(store.bundle_path("net"))
+        ref = store.put_segment(b"old", former.sha256, 1, (8, 3))
+        add(tmp_path, request_of(network, name="net"))
+        assert Bundle.open(store.bundle_path("net")).sha256 == former.sha256
+        assert store.segment_path(ref.sha256) is not None
+
+
+@pytest.mark.slow
 def test_adding_again_replaces_the_model_and_its_segments(network: Path, tmp_path: Path) -> None:
     add(tmp_path, request_of(network, name="net"))
     with Store(tmp_path) as store:
