@@ -303,8 +303,10 @@ def segments(document: dict[str, Any]) -> str:
         for row in document["rows"]
         if "from" not in row
     ]
+    machine = document["machine"]
     return (
-        "`python -m benchmarks.segments --images DIR --labels FILE`\n\nEfficientNet-Lite0 whole, all layers at the same bits. Noise: mean squared error "
+        f"`python -m benchmarks.segments --images DIR --labels FILE`, on {machine['cpu']}\n\n"
+        "EfficientNet-Lite0 whole, all layers at the same bits. Noise: mean squared error "
         "of the logits at the fewer bits, on photographs that calibration did not see; nested: where these bits are the upper ones of those that follow.\n\n"
         f"{markdown(ways)}\n\nAll its weights, bytes when packed and per cent of that by coder:\n\n{markdown(coders)}\n\n"
     )

@@ -161,6 +161,6 @@ def test_upgrades_show_what_nesting_would_cost() -> None:
         "noise": 0.5, "nested noise": 1.5,
     }  # fmt: skip
     coded = {"bits": 4, "packed": 123, "entropy": 89.123, "ours": 89.26, "decoded M/s": 50.0}
-    text = readme.segments({"rows": [coded, row], "summary": {}})
+    text = readme.segments({"rows": [coded, row], "machine": {"cpu": "a processor"}})
     assert "| 4 | 6 | 3,000,000 | 41.3 | 0.50 | 0.5 | 1.5 |" in text
     assert "| 4 | 123 | 89.1 | 89.3 | 50.0 |" in text
