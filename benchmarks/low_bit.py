@@ -50,8 +50,8 @@ I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 BITS: Final = (2, 3, 4, 6, 8)
-#: Rates at which the families with an entropy stage are fitted too, for equal fidelity: the lower ones that bundles know.
-RATES: Final = (0.75, 1.0, 1.25, 1.5)
+#: Rates at which the families with an entropy stage are fitted too: others that bundles know.
+RATES: Final = (0.75, 1.0, 1.25, 1.5, 5.0)
 NAIVE: Final = "minmax"
 FRAME: Final = "ds-aciq-frame"
 DS_ACIQ: Final = ("ds-aciq", "ds-aciq-fixed", FRAME)
@@ -78,7 +78,7 @@ SAMPLES: Final = {
     "minilm": (48, 6, 24),
     "fashion_vit": (256, 64, 300),
     "saliency_vit": (16, 3, 8),
-    "lite0": (32, 12, 250),
+    "lite0": (48, 48, 250),
 }
 QUICK: Final = {"minilm": (16, 2, 4), "fashion_vit": (64, 32, 100), "saliency_vit": (6, 1, 2), "lite0": (8, 2, 8)}
 QUICK_CUTS: Final = 2
@@ -325,12 +325,11 @@ class Spot:
         self._lesser: list[Rival] = []  # those of fewer bits
 
     def outcomes(self) -> Iterator[tuple[tuple[str, float], Outcome]]:
-        for rate in RATES:
-            yield from self._ours(tuple(CODED), rate)
-        for bits in BITS:
-            for family in BASELINES:
-                yield (family, bits), self._outcome(family, None if family == FRAME else self._fit(family, bits), bits)
-            yield from self._ours(OURS, bits)
+        for bits in sorted((*RATES, *BITS)):
+            for family in BASELINES if bits in BITS else ():
+                made = None if family == FRAME else self._fit(family, bits)
+                yield (family, bits), self._outcome(family, made, bits)
+            yield from self._ours(OURS if bits in BITS else tuple(CODED), bits)
 
     def _ours(self, names: Sequence[str], bits: float) -> Iterator[tuple[tuple[str, float], Outcome]]:
         """Each family, and as the default, of those that a bundle fits, with fewer bits too, and the naive one, that of least error on the samples to choose by."""

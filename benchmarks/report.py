@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
@@ -21,6 +21,9 @@ from rich.table import Table
 from kernels import isa
 
 Row = Mapping[str, Any]
+
+#: Columns of a table on the terminal; with more it is turned, if that makes it narrower.
+MOST_COLUMNS: Final = 14
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -46,15 +49,23 @@ def quiet(phase: str, done: int, total: int) -> None:
 def report(
     title: str, rows: Sequence[Row], summary: Mapping[str, float], out: Path | None = None, notes: Sequence[str] = ()
 ) -> None:
-    """Print ``rows`` (all with the same keys) and ``summary``, and write both to ``out``."""
+    """Print ``rows`` (all with the same keys) and ``summary``, and write both to ``out``. A table that is wider than it is high is turned."""
     console = Console() if sys.stdout.isatty() else Console(width=130)
     table = Table(title=title, title_justify="left", header_style="bold")
-    for name in rows[0] if rows else ():
-        text = isinstance(rows[0][name], str)
-        one_word = text and not any(" " in str(row[name]) for row in rows)
-        table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=one_word)
-    for row in rows:
-        table.add_row(*[_text(value) for value in row.values()])
+    columns = {name: [_text(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+    if len(columns) > MOST_COLUMNS > len(rows):
+        (first, heads), *others = columns.items()
+        for head in (first, *heads):
+            table.add_column(head, justify="left" if head is first else "right", no_wrap=True)
+        for name, values in others:
+            table.add_row(name, *values)
+    else:
+        for name, values in columns.items():
+            text = isinstance(rows[0][name], str)
+            one_word = text and not any(" " in value for value in values)
+            table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=one_word)
+        for cells in zip(*columns.values(), strict=True):
+            table.add_row(*cells)
     console.print(table)
     for note in notes:
         console.print(f"[dim]{note}[/dim]", highlight=False)
@@ -132,6 +143,8 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

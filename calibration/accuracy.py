@@ -17,7 +17,7 @@ from calibration.clipping import JPEG, Histogram
 from calibration.families import Fitted, cost, worth_a_run
 from calibration.observe import Progress, Quantization, to_onnx
 from calibration.samples import Samples, evenly
-from calibration.sensitivity import difference, enough
+from calibration.sensitivity import difference, enough, law
 from edge_agent import codec
 from edge_agent.codec import marks
 from edge_agent.head.executor import Head
@@ -70,6 +70,11 @@ class CutNoise(msgspec.Struct, frozen=True):
     cut: int
     head: float
     codecs: list[CodecNoise]
+
+    def fit(self) -> tuple[float, float] | None:
+        """`sensitivity.law` of what packed codecs add to the head's noise, as far as they add any; None for fewer than two."""
+        added = [(one.noise - self.head, one.bits) for one in self.codecs if not one.work and one.noise > self.head]
+        return law(*zip(*added, strict=True)) if len(added) > 1 else None
 
 
 class Tail(Protocol):

@@ -3,6 +3,7 @@
     bundle.json         `Manifest`: cuts, codes of every tensor, noise of layers and codecs, the accuracy model, hashes of the other files
     model.onnx          the simplified float model
     stats.safetensors   ``counts/CUT`` [C, 256]: codes at each offered cut, or, of a transformer, of the values ``values/CUT`` [C, 256]; ``mean/TENSOR`` [C]: mean inputs of layers
+    tokenizer.json      of a text model that was given one
     codecs.json         codecs at the cuts that no histogram tells (`calibration.families`), as ``CUT/RULE/BITS``
     weights.safetensors the weights of each layer at 2 to 8 bits, where they were rounded with the samples' help (`calibration.stored`)
 
@@ -50,13 +51,15 @@ from edge_agent.codec import jpeg
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
 from edge_agent.head.preprocess import input_quantization
-from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess
+from edge_agent.head.text import Tokenizer
+from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess, TokenizerRef
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 FORMAT: Final = 5
 CODECS: Final = "codecs.json"
+TOKENIZER: Final = "tokenizer.json"
 TAIL_RUNS: Final = 9
 OUTPUT_ROOM: Final = 1.2
 
@@ -107,6 +110,7 @@ class Manifest(msgspec.Struct):
     tail_ms: dict[int, float]
     files: dict[str, str]  # SHA-256
     float_top1: float | None = None  # per cent of the samples that the float model has right; None without labels
+    tokenizer: TokenizerRef | None = None
 
 
 def _quiet(phase: str, done: int, total: int) -> None:
@@ -119,7 +123,7 @@ class Bundle:
     def __init__(self, path: Path, manifest: Manifest, sha256: str) -> None:
         self.path, self.manifest, self.sha256 = path, manifest, sha256
         self.name, self.metric, self.labels = manifest.name, manifest.metric, manifest.labels
-        self.samples, self.preprocess = manifest.samples, manifest.preprocess
+        self.samples, self.preprocess, self.tokenizer = manifest.samples, manifest.preprocess, manifest.tokenizer
         self.accuracy: Model = manifest.accuracy
         self.other_bytes = manifest.other_bytes
         self.layers = {layer.noise.tensor: layer for layer in manifest.layers}
@@ -150,7 +154,7 @@ class Bundle:
         """The bundle as a model listing shows it."""
         return ModelInfo(
             self.name, self.sha256, self.metric, self.samples, self.cuts, self.unsupported, self.preprocess,
-            self.manifest.float_top1,
+            self.manifest.float_top1, self.tokenizer,
         )  # fmt: skip
 
     def header(self, cut: int, weight_bits: Bits = 8, start: int = 0) -> seg.Header:
@@ -268,20 +272,23 @@ def create(
     rounding: Rounding = "gptq",
     cache: Path | None = None,
     metric: Metric = "auto",
+    tokenizer: Tokenizer | None = None,
 ) -> Bundle:
     """Calibrate ``model`` (from `calibration.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
 
     ``labels`` are class names. ``progress(phase, done, total)`` is called often. ``rounding`` of weights: to the nearest grid point, with or without
     biases corrected for it, or by what it does to the samples (`calibration.rounding`), which loses much less below 8 bits. ``cache``: a folder for
     rounded layers and for what was measured of layers, cuts and tails, so that only what changed is made again. ``metric``: the samples' classes are
-    looked at for "top1" alone. Raises `errors.ModelError`, `errors.InputError` (samples, their classes, or class names that do not fit the model),
-    `errors.UsageError` (a metric that needs classes, and there are none), `errors.StoreError` (the folder cannot be written).
+    looked at for "top1" alone. ``tokenizer``: made the samples' ids of texts, and is to do so for agents. Raises `errors.ModelError`,
+    `errors.InputError` (samples, their classes, or class names that do not fit the model), `errors.UsageError` (a metric that needs classes, and
+    there are none), `errors.StoreError` (the folder cannot be written).
     """
     judged_by = _metric(metric, samples)
     if judged_by != "top1":
         samples = Samples(samples.preprocess, samples.sources)
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
+    _check_ids(network, samples)
     _check_classes(model, samples, labels)
     kept = None if cache is None else Cache(cache)
     work = _Making(model, network, _places(network), samples, name, progress, rounding, judged_by, kept)
@@ -297,6 +304,7 @@ def create(
         [Listed(p.cut, p.reachable, p.reason) for p in work.places], cuts.unsupported(network),
         {t: (q.scale, q.zero_point) for t, q in work.calibration.quantizations.items()}, list(noises.values()),
         [site.noise for site in sites], work.other_bytes(noises), tried, accuracy_model, work.tail_ms(), {}, top1,
+        None if tokenizer is None else tokenizer.reference(),
     )  # fmt: skip
     codecs = {
         f"{site.spot.index}/{rule}/{bits}": made for site in sites for (rule, bits), made in site.histogram.kept.items()
@@ -306,6 +314,8 @@ def create(
         "stats.safetensors": safetensors.numpy.save(stats),
         CODECS: msgspec.json.encode(codecs),
     }
+    if tokenizer is not None:
+        files[TOKENIZER] = tokenizer.data
     if work.calibration.roundings:
         files[stored.FILE] = stored.save(work.calibration.roundings)
     _write(path, manifest, files)
@@ -392,9 +402,10 @@ class _Making:
         pictures = {p.cut.index for p in self.places if picture_of(p.cut, self.samples.preprocess)}
         fitted = []
         for done, (spot, own) in enumerate(zip(spots, values, strict=True), 1):
-            fits = spot.load is not None and spot.index not in pictures
-            make = functools.partial(families.fit, own)
-            fitted.append(remembered(self._cache, key("codecs of a cut", own), list[Fitted], make) if fits else [])
+            wanted, floats = spot.load is not None and spot.index not in pictures, spot.quantization is None
+            make = functools.partial(families.fit, own, floats=floats)
+            name = key("codecs of a cut", own, str(floats))
+            fitted.append(remembered(self._cache, name, list[Fitted], make) if wanted else [])
             self._progress("codecs of cuts", done, len(spots))
         return fitted
 
@@ -533,6 +544,18 @@ def _output_quantization(network: layers.Network, statistics: observe.Statistics
     if isinstance(network.made[network.graph.output], layers.Softmax):
         return observe.quantization(0.0, 1.0)
     return observe.quantization(OUTPUT_ROOM * statistics.lo, OUTPUT_ROOM * statistics.hi)
+
+
+def _check_ids(network: layers.Network, samples: Samples) -> None:
+    """Raises `errors.InputError` for token ids that the model's table does not hold."""
+    tables = [len(layer.weight) for layer in network.layers if isinstance(layer, layers.Embed)]
+    for index in range(len(samples) if tables else 0):
+        ids = samples[index]
+        if not (ids.min() >= 0 and ids.max() < min(tables)):
+            raise errors.InputError(
+                f"sample {index} has token ids from {ids.min():.0f} to {ids.max():.0f}, and the model knows the token ids 0 to {min(tables) - 1}; "
+                "use the tokenizer of this model"
+            )
 
 
 def _check_classes(model: onnx.ModelProto, samples: Samples, names: Sequence[str]) -> None:

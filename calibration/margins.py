@@ -76,7 +76,8 @@ class Curve(msgspec.Struct, frozen=True):
         return self._greatest(self.high, points)
 
     def qpart(self, points: float) -> float:
-        """The noise that QPART's rule allows: its threshold, times the ratio to it at which the variants lose ``points`` in the mean.
+        """The noise at which the variants lose ``points`` in the mean, which is what QPART's rule allows: a factor found by trial for each demand,
+        times a mean adversarial noise. The factor is this noise over `AccuracyModel.threshold`, so the threshold itself changes nothing.
 
         A baseline: no more than the mean is known, so about every other measurement loses more.
         """
@@ -99,7 +100,7 @@ class AccuracyModel(Curve, frozen=True, tag="answers"):
     """The curve of answers lost. ``metric``: "top1", or "agreement" where there were no labels and every changed answer counts as lost.
 
     ``counts``: for the greatest of the noises, lost and gained answers of each variant that spoke for it; the lesser noises overturn too few to
-    count. ``threshold``: QPART's mean adversarial noise.
+    count. ``threshold``: QPART's mean adversarial noise, by which noise is told in words; no plan depends on it.
     """
 
     counts: list[list[tuple[int, int]]]

@@ -130,7 +130,7 @@ def open_samples(place: Path, preprocess: Preprocess, labels: str | None = None,
     beside = place / "labels.csv"
     if labels is None and beside.is_file():
         labels = str(beside)
-    classes = None if labels is None else _classes(labels, sources)
+    classes = None if labels is None else read_classes(labels, sources)
     if most is not None and most < len(sources):
         chosen = evenly(len(sources), most)
         sources, classes = [sources[i] for i in chosen], None if classes is None else classes[chosen]
@@ -190,7 +190,8 @@ def _load_array(path: Path) -> NDArray[np.generic]:
     return array
 
 
-def _classes(labels: str, sources: Sequence[Path | NDArray[np.generic]]) -> I64:
+def read_classes(labels: str, sources: Sequence[object]) -> I64:
+    """The class index of each of ``sources``, from ``labels`` as in `open_samples`; those that are no files go by their numbers. Raises `errors.UsageError`."""
     path = Path(labels)
     if path.suffix == ".npy" and path.is_file():
         found = _load_array(path).reshape(-1).astype(np.int64)

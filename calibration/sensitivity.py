@@ -56,11 +56,16 @@ class Sensitivity(msgspec.Struct, frozen=True):
 
 def fit(tensor: str, noise: Sequence[float]) -> Sensitivity:
     """The `Sensitivity` of ``noise``, one for each of `WIDTHS`; 0 everywhere where there is no noise at all."""
+    return Sensitivity(tensor, list(noise), *law(noise, WIDTHS))
+
+
+def law(noise: Sequence[float], bits: Sequence[int]) -> tuple[float, float]:
+    """p of the p x 4^-bits nearest to ``noise``, by logarithms, and the root mean square distance from it in bits; 0 and 0 where there is no noise at all."""
     found: F64 = np.asarray(noise, np.float64)
     if not found.any():
-        return Sensitivity(tensor, list(noise), 0.0, 0.0)
-    scaled = np.log2(np.maximum(found, 1e-30)) + 2.0 * np.array(WIDTHS)
-    return Sensitivity(tensor, list(noise), float(2 ** scaled.mean()), float(scaled.std() / 2))
+        return 0.0, 0.0
+    scaled = np.log2(np.maximum(found, 1e-30)) + 2.0 * np.array(bits)
+    return float(2 ** scaled.mean()), float(scaled.std() / 2)
 
 
 def enough(outputs: int) -> int:

@@ -59,6 +59,14 @@ class Trial(msgspec.Struct, frozen=True):
     agreement: float
 
 
+def additivity(found: Sequence[Trial]) -> str:
+    """How far the noises of whole heads are from the sums of their parts', in a line; empty where no trial had any noise."""
+    ratios = [trial.measured / trial.predicted for trial in found if trial.predicted > 0]
+    if not ratios:
+        return ""
+    return f"noise of whole heads over the sum of their parts: {min(ratios):.2g} to {max(ratios):.2g} in {len(ratios)} trials"
+
+
 @dataclass(frozen=True)
 class Site:
     """An offered cut: what is measured there, and its layers with their number of weights, in order."""

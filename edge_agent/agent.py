@@ -294,8 +294,9 @@ class Agent:
             rehearsed = await negotiation.rehearsal(client, settings, profile, measured, self.say)
             plan = await negotiation.plan(client, settings, profile, cache.held(), measured, self.say, link, rehearsed)
             data = await negotiation.fetch(client, cache, plan, self.say)
+            tokenizer = await negotiation.tokenizer(client, cache, plan, self.say)
         self.say("preparing the head")
-        engine = await asyncio.to_thread(Engine, plan, data, settings.demand, negotiation.threads(profile))
+        engine = await asyncio.to_thread(Engine, plan, data, settings.demand, negotiation.threads(profile), tokenizer)
         adaptation = None if plan.mode == "device" else self._adaptation(plan, negotiation.own_link(plan) or link)
         stream = None
         if adaptation is not None:

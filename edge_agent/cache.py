@@ -1,4 +1,4 @@
-"""What the agent keeps on disk: segments by their hash, and the profile of this machine. Never a frame."""
+"""What the agent keeps on disk: segments and tokenizers by their hash, and the profile of this machine. Never a frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from edge_agent import errors, limits
 from edge_agent.head.segment import Header, parse_header
 
 _SEGMENT = re.compile(r"[0-9a-f]{64}\.segment")
-_PART = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{64})?\.part")  # of a segment, or of the way to it from another
+_TOKENIZER = re.compile(r"[0-9a-f]{64}\.tokenizer")
+_PART = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{64})?\.part")  # of one of these, or of the way to a segment from another
 _PROFILE = re.compile(r"profile-[0-9a-f]{16}\.json")
 _TIMINGS = re.compile(r"timings-[0-9a-f]{16}\.json")
 _HEADER_BYTES = 256 * 1024  # one that is longer is not looked at
@@ -21,7 +22,7 @@ _STALE_S = 86_400.0  # a download that nobody went on with for a day
 
 
 class Cache:
-    """A folder. Segments come into it by `ServerClient.fetch_segment`, which checks their hash whenever one is asked for.
+    """A folder. Segments and tokenizers come into it by `ServerClient.fetch_segment` and `fetch_tokenizer`, which check the hash whenever one is asked for.
 
     Every failure to read or write it is an `errors.StoreError`.
     """
@@ -64,7 +65,7 @@ class Cache:
                 yield path, header
 
     def read(self, path: Path) -> bytes:
-        """A segment that was fetched; it counts as used now."""
+        """A segment or tokenizer that was fetched; it counts as used now."""
         try:
             os.utime(path)
             return path.read_bytes()
@@ -72,10 +73,10 @@ class Cache:
             raise _unusable(self.directory, error) from error
 
     def prune(self) -> None:
-        """Keep the last used segments, the newest profiles (`limits`), and no part of a download that was given up."""
+        """Keep the last used segments and tokenizers, the newest profiles (`limits`), and no part of a download that was given up."""
         try:
             old = self._files(_SEGMENT)[limits.CACHED_SEGMENTS :] + self._files(_PROFILE)[limits.CACHED_PROFILES :]
-            old += self._files(_TIMINGS)[limits.CACHED_PROFILES :]
+            old += self._files(_TIMINGS)[limits.CACHED_PROFILES :] + self._files(_TOKENIZER)[limits.CACHED_SEGMENTS :]
             for path in old + [p for p in self._files(_PART) if time.time() - p.stat().st_mtime > _STALE_S]:
                 path.unlink(missing_ok=True)
         except OSError as error:

@@ -177,7 +177,8 @@ def plan(
 
 @app.command()
 def infer(
-    images: Annotated[list[str], typer.Argument(help="Files, folders, globs, or - for standard input.", show_default=False)],
+    images: Annotated[list[str] | None, typer.Argument(help="Files (images, texts, .npy), folders, globs, or - for standard input.", show_default=False)] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="Some words to classify; may be given again.", show_default=False)] = None,
     config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None, max_drop: MaxDrop = None,
     max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, frames: Frames = None,
@@ -186,11 +187,11 @@ def infer(
     topk: Annotated[int | None, typer.Option("--topk", help="Classes in an answer [5].")] = None,
     controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None, reuse: Reuse = None, json: Json = False,
 ) -> None:  # fmt: skip
-    """Classify images and say where the time went."""
+    """Classify images or texts and say where the time went."""
     settings = _settings(locals())
     from edge_agent.commands import infer as command
 
-    raise typer.Exit(asyncio.run(command.infer(settings, images, json=json)))
+    raise typer.Exit(asyncio.run(command.infer(settings, images or [], text or [], json=json)))
 
 
 @app.command()
@@ -251,7 +252,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return {_KEYS.get(name, name): value for name, value in given.items() if name not in _NOT_SETTINGS}
 
 
-_NOT_SETTINGS = {"config", "json", "plot", "images", "board", "uplink", "downlink", "rtt"}
+_NOT_SETTINGS = {"config", "json", "plot", "images", "text", "board", "uplink", "downlink", "rtt"}
 _KEYS = {
     "host": "api.host", "port": "api.port", "next": "chain.next", "stage_host": "stage.host", "stage_port": "stage.port", "max_drop": "demand.max_drop_points", "max_latency": "demand.max_latency_ms",
     "min_rate": "demand.min_rate_fps", "keep": "demand.keep", "frames": "demand.frames", "max_away": "demand.max_away_s",

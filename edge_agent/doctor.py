@@ -13,6 +13,7 @@ from typing import Any, Literal
 from device_profiles import machine, power
 from edge_agent import config, errors, limits, negotiation, platform_check
 from edge_agent.config import Settings
+from edge_agent.head import text
 from kernels import isa, jit, warm
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -155,7 +156,7 @@ async def server(settings: Settings) -> Check:
     """Whether the server answers, takes the token and has the model. One that was not configured need not be there."""
     try:
         async with asyncio.timeout(limits.DOCTOR_TIMEOUT), negotiation.client(settings) as client:
-            names = [model.name for model in await client.models()]
+            models = {model.name: model for model in await client.models()}
     except TimeoutError:
         advice = (
             f"it did not answer within {limits.DOCTOR_TIMEOUT:g} s: check the network and that edge-server runs there"
@@ -163,10 +164,16 @@ async def server(settings: Settings) -> Check:
         return _server(settings, advice)
     except errors.SplitEdgeError as error:
         return _server(settings, error.message)
-    if settings.model and settings.model not in names:
+    chosen = models.get(settings.model)
+    if settings.model and chosen is None:
         advice = f"it has no model {settings.model!r}: `edge-agent models` lists those it has"
         return Check("server", "fail", settings.server, advice)
-    return Check("server", "ok", f"{settings.server} answers; models: {', '.join(names) or 'none yet'}")
+    found = f"{settings.server} answers; models: {', '.join(models) or 'none yet'}"
+    if chosen is not None and chosen.tokenizer is not None and not text.installed():
+        return Check(
+            "server", "warn", found, f"{text.missing().message}; until then {chosen.name} takes token ids only"
+        )
+    return Check("server", "ok", found)
 
 
 def _server(settings: Settings, advice: str) -> Check:

@@ -18,13 +18,15 @@ from PIL import Image
 from edge_agent import codec, errors, limits
 from edge_agent.codec import marks
 from edge_agent.head import executor, preprocess, segment
+from edge_agent.head import text as texts
+from edge_agent.head.text import Tokenizer
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Demand, Plan, Preprocess
 from edge_agent.results import best
 from edge_agent.reuse import Kept, Seen
 
-Frame: TypeAlias = bytes | Image.Image | NDArray[np.generic]
-"""An encoded image, a decoded one, a uint8 [H, W, 3] picture, or the model's input of exactly its shape: float32, or integer token ids."""
+Frame: TypeAlias = bytes | str | Image.Image | NDArray[np.generic]
+"""An encoded image, a text, a decoded image, a uint8 [H, W, 3] picture, or the model's input of exactly its shape: float32, or integer token ids."""
 
 
 class Encoded(NamedTuple):
@@ -47,14 +49,16 @@ class Encoded(NamedTuple):
 
 
 class Engine:
-    """The head of ``plan``. ``data`` is its segment file.
+    """The head of ``plan``. ``data`` is its segment file, ``tokenizer`` the plan's, without which texts are refused.
 
     ``threads`` work on one frame. Building one parses, verifies, proves by the golden vector and warms the head. Raises `errors.SegmentError` for a segment that fails, and
     `errors.PlanError` for a plan that does not fit the segment or breaks ``demand``.
     """
 
-    def __init__(self, plan: Plan, data: bytes, demand: Demand, threads: int = 1) -> None:
-        self.plan = plan
+    def __init__(
+        self, plan: Plan, data: bytes, demand: Demand, threads: int = 1, tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.plan, self._tokenizer = plan, tokenizer
         self._head = executor.load(data, threads)
         header = self._head.header
         check_plan(plan, header, demand)
@@ -77,8 +81,8 @@ class Engine:
     ) -> Encoded:
         """``frame`` through preprocessing, head and the codec of the rung that ``choose`` returns once the head is done, else the one to start with.
 
-        ``look`` sees the head's output before that; where it finds an answer that serves, nothing is chosen and coded. Its time is part of
-        ``encode_ms``. Raises `errors.InputError` for a frame that does not fit the model.
+        A text's tokens are part of preprocessing. ``look`` sees the head's output before that; where it finds an answer that serves, nothing is chosen and coded. Its time is part of
+        ``encode_ms``. Raises `errors.InputError` for a frame that does not fit the model, `errors.PlatformError` for a text where its library is missing.
         """
         start = time.perf_counter()
         return self._run(self._codes(frame), start, choose, look)
@@ -133,8 +137,10 @@ class Engine:
 
     def _codes(self, frame: Frame) -> NDArray[Any]:
         spec = self.plan.preprocess
+        if isinstance(frame, str):
+            frame = self._ids(frame)
         if self._input.dtype != "u8" and (spec.kind == "tensor" or _holds_values(frame)):
-            return _values(frame, self._input)
+            return _values(frame, self._input, self.plan.tokenizer is not None)
         if isinstance(frame, np.ndarray):
             if list(frame.shape) == spec.shape and frame.dtype == np.float32:
                 return preprocess.quantize_tensor(frame, self._input)
@@ -152,17 +158,34 @@ class Engine:
             else preprocess.pixels_to_codes(pixels, self._table)
         )
 
+    def _ids(self, text: str) -> NDArray[np.int32]:
+        """What the model takes of ``text``. Raises as `process` does."""
+        if self._tokenizer is not None:
+            return self._tokenizer.ids(text)
+        if self.plan.tokenizer is not None:
+            raise texts.missing()
+        if self._input.dtype == "i32":
+            raise errors.InputError(
+                "the model was added without a tokenizer and takes no text; send token ids, or add it again with --tokenizer"
+            )
+        raise errors.InputError(f"the model takes no text; send {_WANTED[self.plan.preprocess.kind]}")
+
+
+_WANTED = {"image": "an image", "tensor": "an array"}
+
 
 def _holds_values(frame: Frame) -> bool:
     """Whether ``frame`` is an array that is no picture."""
     return isinstance(frame, np.ndarray) and frame.dtype != np.uint8
 
 
-def _values(frame: Frame, tensor: segment.Tensor) -> NDArray[Any]:
-    """``frame`` for a head that takes float32 values or int32 token ids. Raises `errors.InputError`."""
-    if not isinstance(frame, np.ndarray):
-        raise errors.InputError(f"the model takes an array of shape {tensor.shape}, not an image; send an array")
+def _values(frame: Frame, tensor: segment.Tensor, text: bool) -> NDArray[Any]:
+    """``frame`` for a head that takes float32 values or int32 token ids; ``text``: or texts. Raises `errors.InputError`."""
     ids = tensor.dtype == "i32"
+    if not isinstance(frame, np.ndarray):
+        wanted, send = ("integer token ids", "token ids as an array") if ids else ("an array", "an array")
+        wanted, send = (f"text or {wanted}", f"a text, or {send}") if text else (wanted, send)
+        raise errors.InputError(f"the model takes {wanted} of shape {tensor.shape}, not an image; send {send}")
     fits = np.issubdtype(frame.dtype, np.integer) if ids else frame.dtype == np.float32
     if list(frame.shape) != tensor.shape or not fits:
         raise _wrong_tensor(frame, tensor.shape, "tensor", "integer token ids" if ids else "float32")
@@ -179,6 +202,8 @@ def frame_bytes(frame: Frame) -> int:
     """How much memory ``frame`` holds, in bytes."""
     if isinstance(frame, Image.Image):
         return frame.width * frame.height * len(frame.getbands())
+    if isinstance(frame, str):
+        return len(frame.encode(errors="replace"))
     return frame.nbytes if isinstance(frame, np.ndarray) else len(frame)
 
 
@@ -190,6 +215,7 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
     source = header.tensors[header.input]
     ids = source.dtype == "i32"
     odd = ids if plan.preprocess.kind == "image" else plan.cut.padding is not None and not ids
+    odd |= plan.tokenizer is not None and not (ids and len(source.shape) == 1)
     if plan.preprocess != header.preprocess or header.tensors[header.output].shape != plan.cut.shape or odd:
         raise errors.PlanError(
             "the server's plan and its segment do not fit together; ask for a new plan", plan=plan.id
@@ -305,5 +331,5 @@ def _wrong_tensor(
     also = " or a uint8 picture [H, W, 3]" if kind == "image" else ""
     return errors.InputError(
         f"the frame is {frame.dtype} of shape {list(frame.shape)}, the model takes {wanted} of shape {shape}{also}",
-        shape=list(frame.shape), wanted=shape,
+        shape=list(frame.shape), wanted=shape, dtype="float32" if wanted == "float32" else "int32",
     )  # fmt: skip

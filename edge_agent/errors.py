@@ -7,7 +7,7 @@
     │   └── PlatformError      a machine or an installation that splitedge cannot run on
     ├── ModelError             a model that cannot be imported or served
     ├── CodecError             a tensor that cannot be encoded, or codes that cannot be decoded
-    ├── SegmentError           a segment that is corrupt, truncated or hostile
+    ├── SegmentError           a segment or a tokenizer that is corrupt, truncated or hostile
     ├── ProtocolError          a peer that breaks the protocol
     ├── LinkError              the way to the server
     │   ├── UnreachableError   nothing answers, or the certificate is not accepted

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from device_profiles.schema import MARKS, DeviceProfile
 from edge_agent import errors
-from edge_agent.protocol.messages import Candidate, Codec, Cut, LinkEstimate, Plan, Prediction
+from edge_agent.protocol.messages import Candidate, Codec, Cut, LinkEstimate, Plan, Prediction, StageTime
 
 PictureForm = Literal["png", "svg"]
 
@@ -25,6 +25,7 @@ MANY, TWO_COLUMNS = 16, 116  # rows of the noise's table, and columns of a termi
 WIDE = 100  # columns of a terminal from which the table of runners-up names clipping rules
 _STAGES = (("device", "green", "█"), ("transfer", "yellow", "▒"), ("queue", "magenta", "▓"), ("server", "blue", "░"))
 _COME_ON_TOP = "decoding and resizing the image come on top; `edge-agent infer` shows them"
+_TOKENS_COME_ON_TOP = "cutting a text into tokens comes on top; `edge-agent infer` shows it"
 
 
 def explain(plan: Plan, width: int = 80) -> RenderableType:
@@ -35,6 +36,8 @@ def explain(plan: Plan, width: int = 80) -> RenderableType:
     parts += [Text(), _time(plan.prediction, width)]
     if boards(plan) > 1:
         parts.append(Text("all that lies behind this board's link is told as server", style="dim"))
+    if plan.tokenizer is not None:
+        parts.append(Text(_TOKENS_COME_ON_TOP, style="dim"))
     if plan.preprocess.kind == "image":
         parts.append(Text(_COME_ON_TOP, style="dim"))
     if plan.layers:
@@ -96,7 +99,7 @@ def _chain(plan: Plan) -> Table:
     title = f"{boards(plan)} boards, {plan.stage.rate_fps:.4g} frames/s"
     table = Table("board", "from", "to", "weights / sent", "ms", "link ms", "a frame", title=title, box=box.SIMPLE)
     for number, one in enumerate(plan.stage.route, 1):
-        bits = f"{one.weight_bits:.1f} / {one.activation_bits or '-'} bits"
+        bits = f"{one.weight_bits:.1f} / {_bits(coding(one)) if one.activation_bits else '- bits'}"
         link = _ms(one.sending_ms + one.rtt_ms) if one.activation_bits else "-"
         cells = (str(number), one.start, one.cut, bits, _ms(one.device_ms), link, size(one.payload_bytes))
         table.add_row(*(Text(plain(cell)) for cell in cells))
@@ -211,6 +214,8 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
         chosen = plan.ladder[plan.codec]
         ranges = "per channel" if len(chosen.scale) > 1 else "per tensor"
         told = f"{chosen.bits} bits, clipped by {chosen.rule}, {ranges}"
+        if chosen.bits > 8:
+            told = f"floats of {chosen.bits} bits"
         if chosen.tables:
             values = math.prod(plan.cut.shape)
             told = f"{chosen.rule}: entropy-coded, {8 * p.payload_bytes / values:.1f} bits a value"
@@ -227,7 +232,7 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def coding(codec: Codec | Candidate) -> str:
+def coding(codec: Codec | Candidate | StageTime) -> str:
     """How the tensor at a cut is coded, in a word: its bits, or that it is a JPEG of some quality."""
     bits = codec.bits if isinstance(codec, Codec) else codec.activation_bits
     return plain(codec.rule) if codec.rule.startswith(("jpeg", "entropy", "pca")) else str(bits)

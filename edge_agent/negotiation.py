@@ -19,7 +19,8 @@ from edge_agent import rehearsal as rehearsing
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.engine import check_ladder
-from edge_agent.head import upgrade
+from edge_agent.head import text, upgrade
+from edge_agent.head.text import Tokenizer
 from edge_agent.link.adapt import Adaptation
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import Base, ServerClient, tls_context
@@ -287,6 +288,24 @@ async def fetch(server: ServerClient, cache: Cache, plan: Plan, say: Say) -> byt
     data = await asyncio.to_thread(cache.read, path)
     await asyncio.to_thread(cache.prune)
     return data
+
+
+async def tokenizer(server: ServerClient, cache: Cache, plan: Plan, say: Say) -> Tokenizer | None:
+    """The tokenizer of ``plan``, from the cache or the server. None where it has none, or its library is not here: then token ids are taken, texts are not.
+
+    Raises `errors.SegmentError` for a file that is not the plan's, or that is no tokenizer.
+    """
+    ref = plan.tokenizer
+    if ref is None or not text.installed():
+        return None
+    say("fetching the tokenizer")
+    path = await server.fetch_tokenizer(ref, plan.model, cache.directory)
+    data = await asyncio.to_thread(cache.read, path)
+    await asyncio.to_thread(cache.prune)
+    try:
+        return await asyncio.to_thread(Tokenizer, data, plan.preprocess.shape[-1], ref.padding)
+    except errors.InputError as error:
+        raise errors.SegmentError(f"the server's tokenizer cannot be used: {error.message}") from error
 
 
 def _base(cache: Cache, plan: Plan) -> Base | None:

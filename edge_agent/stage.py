@@ -149,7 +149,7 @@ class Stage:
 
     def _application(self) -> web.Application:
         app = web.Application(
-            middlewares=[serving.errors_as_json, self._count, self._authorize], client_max_size=limits.MAX_PROBE_BYTES
+            middlewares=[serving.errors_as_json(self.refused), self._authorize], client_max_size=limits.MAX_PROBE_BYTES
         )
         app.add_routes([
             web.get("/healthz", self._healthz), web.get("/v1/stage", self._stage), web.post("/v1/probe", serving.probe),
@@ -157,14 +157,6 @@ class Stage:
         ])  # fmt: skip
         listen.install(app)
         return app
-
-    @web.middleware
-    async def _count(self, request: web.Request, handler: _Next) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except errors.SplitEdgeError as error:
-            self.refused[error.code] += 1
-            raise
 
     @web.middleware
     async def _authorize(self, request: web.Request, handler: _Next) -> web.StreamResponse:

@@ -12,12 +12,14 @@ from typing import Final
 
 from aiohttp import web
 
+from calibration.bundle import TOKENIZER
 from edge_agent import errors, limits
 from edge_agent.explain import picture_form
 from edge_agent.link import listen, serving
 from edge_agent.protocol.messages import PROTOCOL_VERSION, ChainRequest, Open, PlanRequest, ServerVersion, decode
 from edge_server.catalog import Catalog
 from edge_server.chaining import make_chain
+from edge_server.metrics import Counts
 from edge_server.planning import draw_curves, make_plan
 from edge_server.store import Store
 from edge_server.tails import Handler, Tails
@@ -32,12 +34,15 @@ def make_app(store: Store, *, auth: bool = True) -> web.Application:
     """The application on ``store``. It closes its threads when it is cleaned up; the store stays the caller's."""
     service = _Service(store, auth)
     app = web.Application(
-        middlewares=[serving.errors_as_json, service.authorize], client_max_size=limits.MAX_REQUEST_BYTES
+        middlewares=[serving.errors_as_json(service.counts.requests), service.authorize],
+        client_max_size=limits.MAX_REQUEST_BYTES,
     )
     app.router.add_get("/healthz", service.health)
+    app.router.add_get("/metrics", service.metrics)
     app.router.add_get("/v1/version", service.version)
     app.router.add_get("/v1/models", service.models)
     app.router.add_get("/v1/outline", service.outline)
+    app.router.add_get("/v1/models/{name}/tokenizer", service.tokenizer)
     app.router.add_post("/v1/plan", service.plan)
     app.router.add_post("/v1/curves", service.curves)
     app.router.add_post("/v1/chain", service.chain)
@@ -53,6 +58,7 @@ def make_app(store: Store, *, auth: bool = True) -> web.Application:
 
 class _Service:
     def __init__(self, store: Store, auth: bool) -> None:
+        self.counts = Counts()
         self._store = store
         self._auth = auth
         self._catalog = Catalog(store)
@@ -72,6 +78,10 @@ class _Service:
         await asyncio.to_thread(self._store.tokens)  # a disk or database that fails shows here
         return serving.json({"status": "ok", "streams": self._streams})
 
+    async def metrics(self, _: web.Request) -> web.Response:
+        text = self.counts.render(self._streams)
+        return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
     async def version(self, _: web.Request) -> web.Response:
         return serving.json(ServerVersion(version("splitedge"), PROTOCOL_VERSION))
 
@@ -80,6 +90,12 @@ class _Service:
 
     async def outline(self, request: web.Request) -> web.Response:
         return serving.json(await asyncio.to_thread(self._catalog.outline, request.query.get("model", "")))
+
+    async def tokenizer(self, request: web.Request) -> web.StreamResponse:
+        bundle = await asyncio.to_thread(self._catalog.bundle, request.match_info["name"])
+        if bundle.tokenizer is None:
+            raise errors.UnknownPlanError(f"{bundle.name} has no tokenizer any more: ask for a new plan")
+        return _file(bundle.path / TOKENIZER)
 
     async def plan(self, request: web.Request) -> web.Response:
         asked: PlanRequest = decode(await serving.body(request), PlanRequest)
@@ -118,7 +134,9 @@ class _Service:
             raise errors.BusyError(f"the server has {self._streams} streams open already: try again later")
         self._streams += 1
         try:
-            return await listen.serve_session(request, self._open)
+            return await listen.serve_session(
+                request, self._open, on_end=self.counts.ended, on_reply=self.counts.replied
+            )
         finally:
             self._streams -= 1
 

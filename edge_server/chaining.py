@@ -16,6 +16,7 @@ from device_profiles import predict, schema
 from edge_agent import errors, limits
 from edge_agent.codec import packed_bytes
 from edge_agent.head.segment import Header
+from edge_agent.link.adapt import LONGER
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import (
     BESIDE,
@@ -35,9 +36,9 @@ from edge_agent.protocol.messages import (
     StageTime,
 )
 from edge_server.catalog import Catalog
-from edge_server.planner import INPUT, MODES, Chain, CutCodec, Device, Place, Route, Step, share
+from edge_server.planner import INPUT, MODES, Chain, CutCodec, Device, Place, Route, Step, share, verify_route, words
 from edge_server.planner.allocation import WIDTHS, ladder
-from edge_server.planning import energy_source, mean_bits, power_of, tail_times
+from edge_server.planning import energy_source, mean_bits, power_of, stage_ns_of, tail_times
 from edge_server.tails import Tails
 from edge_server.times import check
 
@@ -70,6 +71,7 @@ def make_chain(catalog: Catalog, request: ChainRequest, tails: Tails | None = No
     profiles = [schema.from_dict(device.profile) for device in request.devices]
     chain = chain_of(catalog, bundle, request, profiles, tails)
     route = share(chain)
+    words.hold(verify_route(chain, route))
     ids = [secrets.token_urlsafe(18) for _ in route.steps]
     shared = _Shared(catalog, bundle, chain, request, profiles, route, ids)
     plans = [_plan(shared, index) for index in range(len(route.steps))]
@@ -111,6 +113,7 @@ def chain_of(
         Device(
             _spans(places, _predicted(places, heads, possible, profile), device, known),
             profile.machine.memory_available_bytes or None,
+            stage_ns_of(profile),
         )
         for device, profile in zip(request.devices, profiles, strict=True)
     ]
@@ -132,15 +135,12 @@ def _links(devices: Sequence[ChainDevice]) -> dict[tuple[int, int], LinkEstimate
 
 
 def _with_exact(bundle: Bundle, place: Place, *, only: bool) -> Place:
-    """``place`` with the codec that sends its tensor as it is, which adds no noise, in place of those of as many bits; with ``only`` that one alone.
-
-    Codecs with further stages (JPEG) are left out, for a span's time is the same for every codec.
-    """
+    """``place`` with the codec that sends its tensor as it is, which adds no noise, in place of the packed one of as many bits; with ``only`` that one alone."""
     if place.cut.kind == "output":
         return place
     exact = bundle.exact_codec(place.cut.index)
     size = HEADER_BYTES + packed_bytes(math.prod(place.cut.shape), exact.bits)
-    others = [] if only else [one for one in place.codecs if not one.work and one.bits != exact.bits]
+    others = [] if only else [one for one in place.codecs if one.work or one.bits != exact.bits]
     return replace(place, codecs=(CutCodec(exact.rule, exact.bits, size, 0.0), *others))
 
 
@@ -174,7 +174,7 @@ def _predicted(
     possible: Mapping[tuple[int, int], Header],
     profile: schema.DeviceProfile,
 ) -> tuple[F64, F64]:
-    """Spans by the profile: operators; and around them the codec for what is sent, and the codec twice (decoding, codes again) for what came."""
+    """Spans by the profile: operators; and around them packing for what is sent, and as much twice (unpacking, codes again) for what came."""
     call = profile.overhead.call_us / 1000
     alone = [max(0.0, ms - call) for ms in heads.ms(profile)]
     codes = [predict.encode_ms(math.prod(place.cut.shape), profile) for place in places]
@@ -256,6 +256,7 @@ def _plan(shared: _Shared, index: int) -> Plan:
         labels=bundle.labels,
         metric=bundle.metric,
         stage=_stage(shared, index),
+        tokenizer=None if index else bundle.tokenizer,
     )
 
 
@@ -298,10 +299,11 @@ def _stage_time(shared: _Shared, step: Step) -> StageTime:
         place.cut.layer,
         mean_bits(place.layers[begun:], shared.route.bits[begun : len(place.layers)]),
         codec.bits if codec else 0,
-        step.span_ms,
+        step.work_ms,
         step.sending_ms,
         step.rtt_ms,
         codec.frame_bytes if codec else 0,
+        codec.rule if codec else "",
     )
 
 
@@ -309,7 +311,7 @@ def _ladder(shared: _Shared, step: Step) -> tuple[list[CutCodec], int]:
     """The codecs that a link may use, those that no other beats in bytes and noise, and the index of the chosen one.
 
     What adds more noise than the chosen one may add no more than the link's equal share of what the whole route leaves of the noise that the demand
-    allows, so that all links may move at once.
+    allows, so that all links may move at once; and so it is with what takes longer to make and to undo.
     """
     if step.codec is None:
         return [], 0
@@ -317,8 +319,28 @@ def _ladder(shared: _Shared, step: Step) -> tuple[list[CutCodec], int]:
     allowed = max(one.noise for one in chain.levels if one.drop_points <= chain.demand.max_drop_points)
     links = sum(one.codec is not None for one in shared.route.steps)
     most = place.codecs[step.codec].noise + max(0.0, allowed - shared.route.noise) / links
-    rungs = ladder(place.codecs, [i for i, one in enumerate(place.codecs) if one.noise <= most], step.codec)
+    fits = [i for i, one in enumerate(place.codecs) if one.noise <= most and _in_time(shared, step, one, links)]
+    rungs = ladder(place.codecs, fits, step.codec)
     return [place.codecs[i] for i in rungs], rungs.index(step.codec)
+
+
+def _in_time(shared: _Shared, step: Step, codec: CutCodec, links: int) -> bool:
+    """Whether a frame that the link of ``step`` sends by ``codec`` takes no longer than its share of what the demand leaves, or of `LONGER` times the plan.
+
+    A board that has links on both sides leaves half of its time to each.
+    """
+    chain, route, demand = shared.chain, shared.route, shared.chain.demand
+    own = chain.places[step.end].codecs[step.codec or 0]
+    ends = [one for one in route.steps if one is step or one.device == step.to]
+    extra = [chain.devices[one.device].coding_ms(codec) - chain.devices[one.device].coding_ms(own) for one in ends]
+    longest = min(LONGER * route.total_ms, math.inf if demand.max_latency_ms is None else demand.max_latency_ms)
+    period = math.inf if demand.min_rate_fps is None else 1000 / demand.min_rate_fps
+    slowest = min(period, LONGER * route.pace_ms) if chain.objective == "rate" else period
+    busy = all(
+        ms <= 0 or ms <= (slowest - one.work_ms) / (1 + (one.start != INPUT and one.codec is not None))
+        for one, ms in zip(ends, extra, strict=True)
+    )
+    return busy and (sum(extra) <= 0 or sum(extra) <= (longest - route.total_ms) / links)
 
 
 def _rung(shared: _Shared, step: Step, codec: CutCodec) -> Rung:
@@ -338,14 +360,14 @@ def _prediction(shared: _Shared, index: int, fetched: int) -> Prediction:
     bundle, route, request = shared.bundle, shared.route, shared.request
     step, place = route.steps[index], shared.chain.places[route.steps[index].end]
     link_ms = step.sending_ms + step.rtt_ms
-    behind = sum(one.span_ms + one.sending_ms + one.rtt_ms for one in route.steps[index + 1 :]) + route.server_ms
-    total = step.span_ms + link_ms + route.queue_ms + behind
+    behind = sum(one.work_ms + one.sending_ms + one.rtt_ms for one in route.steps[index + 1 :]) + route.server_ms
+    total = step.work_ms + link_ms + route.queue_ms + behind
     drop = bundle.accuracy.at(route.noise)
     power = power_of(shared.profiles[step.device].power)
-    joules = ((power.compute_w or 0.0) * step.span_ms + (power.transmit_w or 0.0) * step.sending_ms) / 1000
+    joules = ((power.compute_w or 0.0) * step.work_ms + (power.transmit_w or 0.0) * step.sending_ms) / 1000
     seconds = (1000 / route.pace_ms if route.pace_ms > 0 else 0.0) if request.objective == "rate" else total / 1000
     return Prediction(
-        step.span_ms, link_ms, route.queue_ms, behind, total, joules, energy_source(power), drop.expected, drop.low, drop.high,
+        step.work_ms, link_ms, route.queue_ms, behind, total, joules, energy_source(power), drop.expected, drop.low, drop.high,
         bundle.accuracy.samples, route.noise, place.codecs[step.codec].frame_bytes if step.codec is not None else 0,
         4 * math.prod(place.cut.shape), fetched, seconds, Parts(seconds, 0.0, 0.0, 0.0),
     )  # fmt: skip

@@ -55,6 +55,20 @@ def add(
     arrays: Annotated[
         Path | None, typer.Option("--arrays", help="Folder of .npy arrays, channels last, or one .npy of many.")
     ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            "--texts",
+            help="Folder with a folder of .txt files for each class, or of .txt files; a .txt of one text a line; a .csv of texts and class indices.",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            help="The text model's tokenizer.json, or its vocab.txt (BERT, uncased); agents then take texts.",
+        ),
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option("--labels", help="CSV of file and class index, .npy of indices, or a regular expression."),
@@ -108,7 +122,7 @@ def add(
         store,
         command.Request(
             model, name, images, arrays, labels, class_names, preprocess, options | {"interpolation": interpolation}, shape, samples, rounding, metric,
-            output, padding,
+            output, padding, texts, tokenizer,
         ),
     )  # fmt: skip
 

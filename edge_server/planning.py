@@ -28,7 +28,7 @@ from edge_agent.protocol.messages import (
 )
 from edge_server.catalog import Catalog
 from edge_server.curves import curves, draw
-from edge_server.planner import MODES, Pick, Power, Request, Table, choose, reason, rivals, verify_pick
+from edge_server.planner import MODES, Pick, Power, Request, Table, choose, reason, rivals, verify_pick, words
 from edge_server.planner.allocation import WIDTHS, Layer, segment_bytes
 from edge_server.tails import Handler, Tails
 from edge_server.times import head_times
@@ -78,8 +78,7 @@ def choose_plan(catalog: Catalog, request: PlanRequest, tails: Tails | None = No
     table, heads = catalog.table(bundle)
     asked = request_of(catalog, bundle, table, heads, profile, request, tails)
     pick = choose(table, asked)
-    if faults := verify_pick(table, asked, pick):
-        raise errors.PlanError(f"the planner contradicts itself ({'; '.join(faults)}): please report this")
+    words.hold(verify_pick(table, asked, pick))
     return Chosen(bundle, table, asked, pick)
 
 
@@ -211,6 +210,7 @@ def _message(catalog: Catalog, chosen: Chosen) -> Plan:
         demand=asked.demand,
         labels=bundle.labels,
         metric=bundle.metric,
+        tokenizer=bundle.tokenizer,
     )
 
 

@@ -81,6 +81,7 @@ class SmallServer:
         self.tail_s = self.plan_s = 0.0
         self.outline: m.Outline | None = None  # None: as a server of a version without outlines
         self.outlines_served = 0
+        self.tokenizer, self.tokenizers_served = b"", 0
         self.away, self.refused = False, 0  # refuse streams; streams that were refused
         self.streams: set[asyncio.Transport] = set()
         self.refuse: errors.SplitEdgeError | None = None
@@ -92,6 +93,7 @@ class SmallServer:
         app.add_routes([
             web.get("/v1/models", self._models), web.post("/v1/plan", self._plan), web.get("/v1/segments/{sha256}", self._segment),
             web.post("/v1/probe", self._probe), web.get("/v1/outline", self._outline), web.get("/v1/stream", self._stream), web.get("/v1/version", self._version),
+            web.get("/v1/models/{name}/tokenizer", self._tokenizer),
         ])  # fmt: skip
         self._runner = web.AppRunner(app, shutdown_timeout=0.5)
         await self._runner.setup()
@@ -117,7 +119,19 @@ class SmallServer:
         return pack_topk([(expected_class(bytes(frame.payload)), 0.75), (1, 0.25)]), int(self.tail_s * 1e6)
 
     async def _models(self, request: web.Request) -> web.Response:
-        found = [m.ModelInfo("small", "0" * 64, "top1", 100, [self.plan.cut], ["Odd (node)"], self.plan.preprocess)]
+        found = [
+            m.ModelInfo(
+                "small",
+                "0" * 64,
+                "top1",
+                100,
+                [self.plan.cut],
+                ["Odd (node)"],
+                self.plan.preprocess,
+                None,
+                self.plan.tokenizer,
+            )
+        ]
         return web.Response(body=m.encode(found), content_type="application/json")  # type: ignore[arg-type]
 
     async def _version(self, request: web.Request) -> web.Response:
@@ -144,6 +158,10 @@ class SmallServer:
         start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         headers = {"Content-Range": f"bytes {start}-{len(self.data) - 1}/{len(self.data)}"} if start else {}
         return web.Response(body=self.data[start:], status=206 if start else 200, headers=headers)
+
+    async def _tokenizer(self, request: web.Request) -> web.Response:
+        self.tokenizers_served += 1
+        return web.Response(body=self.tokenizer)
 
     async def _probe(self, request: web.Request) -> web.Response:
         await request.read()

@@ -136,12 +136,22 @@ class Encoder(Net):
         self.norm(self.add("Add", self.linear(hidden, WIDTH, 40), x))
 
 
-class Block(nn.Module):  # type: ignore[misc]
-    """Attention and a hidden layer, each behind a norm; ``qkv``: one product seen as five axes, one cut into three, or three."""
+def _vary_norms(module: nn.Module) -> None:
+    """As after training: all different."""
+    for norm in (m for m in module.modules() if isinstance(m, nn.LayerNorm)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.2)
 
-    def __init__(self, qkv: str) -> None:
+
+class Block(nn.Module):  # type: ignore[misc]
+    """Attention and a hidden layer, each behind a norm; ``qkv``: one product seen as five axes, one cut into three, or three.
+
+    ``eager``: attention in single operators, the only form that torch exports before version 14 of the operators.
+    """
+
+    def __init__(self, qkv: str, eager: bool = False) -> None:
         super().__init__()
-        self.qkv = qkv
+        self.qkv, self.eager = qkv, eager
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         outs = [WIDTH] * 3 if qkv == "separate" else [3 * WIDTH]
         self.parts = nn.ModuleList(nn.Linear(WIDTH, n) for n in outs)
@@ -155,7 +165,11 @@ class Block(nn.Module):  # type: ignore[misc]
         else:
             made = self.parts[0](y).chunk(3, -1) if self.qkv == "chunk" else [part(y) for part in self.parts]
             parts = [part.view(batch, tokens, HEADS, -1).transpose(1, 2) for part in made]
-        mixed = nn.functional.scaled_dot_product_attention(*parts)
+        if self.eager:
+            query, key, value = parts
+            mixed = (query @ key.transpose(-1, -2) * (WIDTH // HEADS) ** -0.5).softmax(-1) @ value
+        else:
+            mixed = nn.functional.scaled_dot_product_attention(*parts)
         x = x + self.joined(mixed.transpose(1, 2).reshape(batch, tokens, width))
         return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
 
@@ -163,18 +177,16 @@ class Block(nn.Module):  # type: ignore[misc]
 class ViT(nn.Module):  # type: ignore[misc]
     """``pool``: "mean" of the tokens, a class "token", or "two" of them with a classifier each; ``patches``: by "conv" or "linear"."""
 
-    def __init__(self, qkv: str, pool: str, patches: str) -> None:
+    def __init__(self, qkv: str, pool: str, patches: str, eager: bool = False) -> None:
         super().__init__()
         self.pool, self.patches = pool, patches
         self.embed = nn.Conv2d(3, WIDTH, PATCH, PATCH) if patches == "conv" else nn.Linear(3 * PATCH * PATCH, WIDTH)
         ahead = {"mean": 0, "token": 1, "two": 2}[pool]
         self.tokens = nn.ParameterList(torch.randn(1, 1, WIDTH) for _ in range(ahead))
         self.position = nn.Parameter(torch.randn(1, (SIZE // PATCH) ** 2 + ahead, WIDTH))
-        self.blocks = nn.ModuleList(Block(qkv) for _ in range(2))
+        self.blocks = nn.ModuleList(Block(qkv, eager) for _ in range(2))
         self.norm, self.head, self.other = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES), nn.Linear(WIDTH, CLASSES)
-        for norm in (m for m in self.modules() if isinstance(m, nn.LayerNorm)):  # as after training: all different
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, std=0.2)
+        _vary_norms(self)
 
     def forward(self, x: Any) -> Any:
         if self.patches == "conv":
@@ -203,9 +215,7 @@ class Bert(nn.Module):  # type: ignore[misc]
         self.register_buffer("places", torch.arange(32)[None])
         self.norm, self.pooler = nn.LayerNorm(WIDTH, eps=1e-12), nn.Linear(WIDTH, WIDTH)
         self.blocks = nn.ModuleList(Block("separate") for _ in range(2))
-        for norm in (m for m in self.modules() if isinstance(m, nn.LayerNorm)):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, std=0.2)
+        _vary_norms(self)
 
     def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
         x = self.word(input_ids) + self.kind(token_type_ids) + self.place(self.places[:, : input_ids.shape[1]])
@@ -224,6 +234,40 @@ class Bert(nn.Module):  # type: ignore[misc]
         mixed = (scores.softmax(-1) @ value).permute(0, 2, 1, 3).contiguous()
         x = block.norm1(block.joined(mixed.view(x.shape)) + x)
         return block.norm2(block.down(nn.functional.gelu(block.up(x), approximate=self.gelu)) + x)
+
+
+class DistilBert(nn.Module):  # type: ignore[misc]
+    """Takes and yields what the DistilBERT of a library does: ids and mask, no types; queries are divided, and scores of padding filled in."""
+
+    def __init__(self, eager: bool) -> None:
+        super().__init__()
+        self.eager = eager
+        self.word, self.place = nn.Embedding(50, WIDTH), nn.Embedding(32, WIDTH)
+        self.register_buffer("places", torch.arange(32)[None])
+        self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
+        self.blocks = nn.ModuleList(Block("separate") for _ in range(2))
+        _vary_norms(self)
+
+    def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+        x = self.norm(self.word(input_ids) + self.place(self.places[:, : input_ids.shape[1]]))
+        for block in self.blocks:
+            x = block.norm1(block.joined(self.mixed(block, x, attention_mask)) + x)
+            x = block.norm2(block.down(nn.functional.gelu(block.up(x))) + x)
+        return x
+
+    def mixed(self, block: Block, x: Any, mask: Any) -> Any:
+        batch, tokens, width = x.shape
+        query, key, value = (part(x).view(batch, -1, HEADS, width // HEADS).transpose(1, 2) for part in block.parts)
+        if self.eager:
+            scores = (query / math.sqrt(width // HEADS)) @ key.transpose(2, 3)
+            hidden = (mask == 0).view(batch, 1, 1, tokens).expand_as(scores)
+            scores = scores.masked_fill(hidden, torch.tensor(torch.finfo(scores.dtype).min))
+            mixed = scores.softmax(-1) @ value
+        else:
+            hidden = (1.0 - mask[:, None, None, :].expand(batch, 1, tokens, tokens).to(x.dtype)).to(torch.bool)
+            away = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, torch.finfo(x.dtype).min)
+            mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=away)
+        return mixed.transpose(1, 2).contiguous().view(batch, -1, width)
 
 
 def traced(module: nn.Module, args: tuple[Any, ...], path: Path, opset: int, names: list[str], dynamic: bool) -> str:

@@ -1,7 +1,7 @@
 """The codec at the cut: what happens to the tensor that crosses the link, and back.
 
     codec = fit(values, "mse", bits=4)             # or fit_channels: a range for each channel of the last axis
-    codec = fit_samples(samples, "hadamard", 2)    # or any other of FAMILIES, from tensors [n, ..., C]
+    codec = fit_samples(samples, "hadamard", 2)    # or any other of FAMILIES, from tensors [n, ..., C]; FLOAT at 16 bits
     payload = encode(x, codec)                     # about expected_bytes(codec, x.shape) of them, never more than max_bytes
     y = decode(payload, codec, x.shape)
     error(samples, codec)                          # mean squared error of coding them
@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from edge_agent import errors
 from edge_agent.codec import clip
 from edge_agent.codec.clip import PERCENTILE, PUBLISHED, RULES
-from edge_agent.codec.families import FAMILIES, fit_samples
+from edge_agent.codec.families import FAMILIES, FLOAT, fit_samples
 from edge_agent.codec.payload import (
     as_packed,
     decode,
@@ -43,6 +43,7 @@ from kernels import reference
 __all__ = [
     "BITS",
     "FAMILIES",
+    "FLOAT",
     "FLOATS",
     "PERCENTILE",
     "PUBLISHED",

@@ -3,6 +3,7 @@
 - a clip rule of `clip` (`RULES`, `PUBLISHED`), and with ``-channel`` the same for each channel;
 - ``minmax-frame``, ``minmax-token``: least and greatest value of each frame, or of each row of its last axis;
 - ``aciq-frame``, ``aciq-token``: ACIQ's Laplace range about 0 from the frame's, or the row's, own mean magnitude;
+- ``mse-token``: the range of least squared error as a part of what each row spans itself, or as multiples of its mean magnitude, whichever errs less;
 - ``lloyd-max``, ``lloyd-max-channel``: the codebook of least squared error at 2 and 3 bits, moved and scaled to each channel;
 - ``hadamard``: channels in blocks through a Hadamard matrix, which makes them alike and nearly Gaussian, then such a codebook, or equal steps from 4
   bits on; ``hadamard-token`` scales it by the mean magnitude of each row;
@@ -10,14 +11,17 @@
 - ``pca``: the same for the principal components, of which those that would get no bits are left out.
 
 At ``bits`` b the last two are fitted so that a frame takes b bits a value, whatever comes with it included; their codes are of 8 bits.
+
+Beside these `FAMILIES` there is `FLOAT`, values as float16 or float32: 16 or 32 bits, and nothing to fit.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,8 +29,8 @@ from numpy.typing import ArrayLike, NDArray
 from edge_agent import errors, limits
 from edge_agent.codec import clip
 from edge_agent.codec.clip import PUBLISHED, RULES
-from edge_agent.codec.payload import encode, lanes
-from edge_agent.codec.ready import BITS, CODEBOOKS, FREQUENCIES, ROTATIONS, prepare
+from edge_agent.codec.payload import encode, lanes, refuse_values
+from edge_agent.codec.ready import BITS, CODEBOOKS, FLOATS, FREQUENCIES, ROTATIONS, prepare
 from edge_agent.protocol.messages import Basis, Codec
 from kernels import reference
 
@@ -36,6 +40,9 @@ I64 = NDArray[np.int64]
 AtRate = Callable[[str, float], Codec]  # the name, and bits of a value
 
 CHANNEL: Final = "-channel"
+FLOAT: Final = "float"
+#: Values to which `mse-token` is fitted, about, in rows evenly spread.
+_VALUES: Final = 400_000
 #: Rows to which an entropy stage is fitted at most, evenly spread, and those by which its step is found, to so many bits, in so many tries at most.
 _ROWS: Final = 8192
 _SEARCHED: Final = 1024
@@ -55,22 +62,31 @@ _HEADROOM: Final = 1.5
 
 
 def fit_samples(samples: ArrayLike, family: str, bits: float) -> Codec:
-    """The codec of ``family``, one of `FAMILIES`, at ``bits`` 2..8 (any fraction from 0.25 on for those of `CODED`) for tensors like ``samples`` [n, ..., C].
+    """The codec of ``family``, one of `FAMILIES`, at ``bits`` 2..8 (any fraction from 0.25 on for those of `CODED`) for tensors like ``samples`` [n, ..., C],
+    or `FLOAT` at 16 or 32.
 
     Raises for NaN, infinity and no samples at all, for an unknown family or width, and for a codebook at a width that has none.
     """
-    if family not in FAMILIES:
-        raise errors.CodecError(f"there is no codec {family!r}; choose one of {', '.join(FAMILIES)}")
-    if bits not in BITS and not (family in CODED and _LEAST_RATE <= bits <= BITS[-1]):
-        raise errors.CodecError(f"{bits} bits cannot be had at the cut; choose {BITS[0]} to {BITS[-1]}")
+    _check_request(family, bits)
     with np.errstate(over="ignore"):
         values = np.asarray(samples).astype(np.float32)
     if values.ndim == 0 or not values.size:
         raise errors.CodecError("there is no value to fit a codec to; calibrate with at least one sample")
     clip.refuse_nonfinite(values, "the calibration samples and the model")
+    if family == FLOAT:
+        return Codec(FLOAT, int(bits), [0.0], [1.0])
     made = _to_rate(values, family, bits) if family in CODED else _PACKED[family](_rows(values), family, int(bits))
     prepare(made)
     return made
+
+
+def _check_request(family: str, bits: float) -> None:
+    if family not in (*FAMILIES, FLOAT):
+        raise errors.CodecError(f"there is no codec {family!r}; choose one of {', '.join((*FAMILIES, FLOAT))}")
+    known = bits in FLOATS if family == FLOAT else bits in BITS
+    if not known and not (family in CODED and _LEAST_RATE <= bits <= BITS[-1]):
+        wanted = "16 or 32" if family == FLOAT else f"{BITS[0]} to {BITS[-1]}, or the codec {FLOAT!r} at 16 or 32"
+        raise errors.CodecError(f"{bits:g} bits cannot be had of the codec {family!r}; choose {wanted}")
 
 
 def _rows(values: F32) -> F64:
@@ -103,6 +119,30 @@ def _own_range(_: F64, family: str, bits: int) -> Codec:
         return Codec(family, bits, [0.0], [_single(1 / top)], dynamic=scope)
     wide = clip.laplace_factor(bits)
     return Codec(family, bits, [_single(-wide)], [_single(2 * wide / top)], dynamic=scope, span="mean")
+
+
+def _own_least_error(rows: F64, family: str, bits: int) -> Codec:
+    some = rows[:: -(-rows.size // _VALUES)].astype(np.float32)
+    spans: tuple[Literal["range", "mean"], ...] = ("range", "mean")
+    return min((_within_own(some, family, bits, span) for span in spans), key=operator.itemgetter(0))[1]
+
+
+def _within_own(rows: F32, family: str, bits: int, span: Literal["range", "mean"]) -> tuple[float, Codec]:
+    """The squared error on ``rows`` and the codec whose range errs least within what each row spans. Raises for rows that span more than float32 holds."""
+    with np.errstate(over="ignore"):
+        side = reference.codec_side(rows, span == "range").astype(np.float64)
+    if not np.isfinite(side).all():
+        refuse_values(rows)
+    offset, size = side[:, :1], side[:, 1:]
+    live = size[:, 0] > 0
+    peak = float(size.max())
+    if not live.any():  # constants, which their offsets are
+        return 0.0, Codec(family, bits, [0.0], [_single(1 / ((1 << bits) - 1))], dynamic="token", span=span)
+    alike = ((rows[live] - offset[live]) / size[live]).astype(np.float32)
+    weights = np.broadcast_to((size[live] / peak) ** 2, alike.shape)
+    lo, scale = clip.grid(*clip.clip_range(clip.distribution(alike, weights), "mse", bits), bits)
+    error = peak**2 * clip.squared_error(alike, weights, np.array([lo]), np.array([scale]), bits)
+    return error, Codec(family, bits, [float(lo)], [float(scale)], dynamic="token", span=span)
 
 
 def _codebook(rows: F64, family: str, bits: int) -> Codec:
@@ -259,6 +299,7 @@ Fit = Callable[[F64, str, int], Codec]
 _PACKED: Final[dict[str, Fit]] = {
     **{rule + scope: _clipped for rule in RULES + PUBLISHED for scope in ("", CHANNEL)},
     **dict.fromkeys(("minmax-frame", "minmax-token", "aciq-frame", "aciq-token"), _own_range),
+    "mse-token": _own_least_error,
     **dict.fromkeys(("lloyd-max", "lloyd-max-channel"), _codebook),
     **dict.fromkeys(("hadamard", "hadamard-token"), _rotated),
 }

@@ -325,11 +325,10 @@ def _entropy_decoded(body: U8, coder: Coder, channels: int, codes: U8) -> None:
 
 
 def _floats(flat: F32, kind: np.dtype[Any]) -> bytes:
-    with np.errstate(over="ignore"):
-        values = flat.astype(kind)
-    if not np.isfinite(values).all():
-        refuse_values(flat)
-    return values.tobytes()
+    """Values beyond the ends of ``kind`` are clipped to them, as those of any range are."""
+    clip.refuse_nonfinite(flat, "the input and the model")
+    top = np.float32(np.finfo(kind).max)
+    return np.clip(flat, -top, top).astype(kind).tobytes()
 
 
 def _from_floats(data: U8, kind: np.dtype[Any], shape: tuple[int, ...]) -> F32:

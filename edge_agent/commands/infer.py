@@ -1,4 +1,4 @@
-"""`edge-agent infer IMAGE...`: classify files, in order, pipelined, and say where the time went."""
+"""`edge-agent infer FILE...`: classify images, texts and arrays, in order, pipelined, and say where the time went."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from rich.console import Console
 from edge_agent import errors
 from edge_agent.agent import Agent
 from edge_agent.config import Settings
+from edge_agent.engine import Frame, frame_bytes
 from edge_agent.explain import headline, plain, size
-from edge_agent.inputs.sources import Source, expand, is_array, load_array
+from edge_agent.head.text import decode
+from edge_agent.inputs.sources import Source, expand, is_array, load_array, spoken
+from edge_agent.protocol.messages import Plan
 from edge_agent.results import Result, Timing, to_json
 
 Outcome = Result | errors.SplitEdgeError
 
 
-async def infer(settings: Settings, patterns: list[str], *, json: bool) -> int:
-    """Print a line for each frame that ``patterns`` name, and a summary; returns 0, or the exit status of the first frame that failed."""
-    sources = expand(patterns, sys.stdin.buffer)
+async def infer(settings: Settings, patterns: list[str], texts: list[str], *, json: bool) -> int:
+    """Print a line for each of ``texts`` and each frame that ``patterns`` name, and a summary; returns 0, or the exit status of the first frame that failed."""
+    sources = [*map(spoken, texts), *expand(patterns, sys.stdin.buffer)]
+    if not sources:
+        raise errors.UsageError("there is nothing to classify; name a file or a folder, or give a text with --text")
     console = Console(stderr=True)
     results: list[Result] = []
     status = 0
@@ -57,12 +62,20 @@ async def _outcomes(agent: Agent, sources: list[Source]) -> AsyncIterator[tuple[
 
 async def _one(agent: Agent, source: Source) -> Outcome:
     try:
-        data = await asyncio.to_thread(source.read)
-        frame = load_array(data, source.name) if is_array(data) else data
-        await agent.admission.room(len(data))
+        frame = _frame(await asyncio.to_thread(source.read), source, agent.plan)
+        await agent.admission.room(frame_bytes(frame))
         return await agent.infer(frame)
     except errors.SplitEdgeError as error:
         return error
+
+
+def _frame(data: bytes | str, source: Source, plan: Plan | None) -> Frame:
+    """What the source holds: an array, else a text where the plan takes those, else an image."""
+    if isinstance(data, bytes) and is_array(data):
+        return load_array(data, source.name)
+    if isinstance(data, bytes) and plan is not None and plan.tokenizer is not None:
+        return decode(data)
+    return data
 
 
 def _show(source: Source, outcome: Outcome, *, json: bool) -> None:

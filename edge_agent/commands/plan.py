@@ -80,6 +80,8 @@ async def models(settings: Settings, *, json: bool) -> None:
     table = Table("model", "input", "cuts", "metric", "samples", "not in the integer head")
     for model in found:
         shape = " x ".join(map(str, model.preprocess.shape))
+        if model.tokenizer is not None:
+            shape = f"text, {shape} tokens"
         cells = (
             model.name,
             shape,

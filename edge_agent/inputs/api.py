@@ -1,6 +1,7 @@
 """The local HTTP API.
 
-    POST /v1/infer   an image as the body, or a float32 little-endian tensor as application/octet-stream with `X-Shape: 224,224,3`
+    POST /v1/infer   an image or a .npy array as the body; a text, in UTF-8 and as text/plain; or a little-endian tensor with `X-Shape: 224,224,3`,
+                     of float32 unless `X-Dtype: int32` (or int64) says otherwise
     GET  /v1/status  the agent's state, plan and counts, as JSON
     GET  /healthz    200 while frames are served, else 503: at the start, and while a plan that needs the server has no link to it
     GET  /metrics    Prometheus text
@@ -26,8 +27,10 @@ from numpy.typing import NDArray
 from edge_agent import errors, limits
 from edge_agent.admission import Admission
 from edge_agent.engine import Frame
+from edge_agent.head import text as texts
 from edge_agent.head.preprocess import is_image
 from edge_agent.inputs import metrics
+from edge_agent.inputs.sources import is_array, load_array
 from edge_agent.link import dial
 from edge_agent.protocol.messages import Plan
 from edge_agent.results import Counters, Result, to_json
@@ -51,6 +54,7 @@ class Served(Protocol):
 
 
 AGENT: Final = web.AppKey[Served]("agent")
+_DTYPES: Final = ("float32", "int32", "int64")
 BODIES = web.AppKey("bodies", Admission)  # request bodies that are being read or answered
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -131,8 +135,8 @@ async def _infer(request: web.Request) -> web.Response:
         try:
             result = await agent.infer(frame)
         except errors.InputError as error:
-            if isinstance(frame, bytes) and request.content_type == "application/octet-stream" and not is_image(frame):
-                raise _no_shape(agent.plan) from error
+            if (better := _advice(request, frame, agent.plan, error)) is not None:
+                raise better from error
             raise
     return web.Response(body=to_json(result), content_type="application/json")
 
@@ -160,14 +164,25 @@ def _declared_size(request: web.Request) -> int:
     return limits.MAX_IMAGE_BYTES if size is None else size
 
 
-async def _frame(request: web.Request, size: int) -> bytes | NDArray[np.float32]:
-    if "X-Shape" not in request.headers:
-        return await _body(request)
-    shape = _shape(request.headers["X-Shape"])
-    _check_length(shape, size if request.content_length is not None else 4 * math.prod(shape))
+async def _frame(request: web.Request, size: int) -> Frame:
+    if "X-Shape" in request.headers:
+        return await _tensor(request, size)
+    if request.content_type == "text/plain":
+        if (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
+            raise texts.not_unicode()
+        if request.content_length is not None and size > limits.MAX_TEXT_BYTES:
+            raise _too_large(f" ({size} bytes)", limits.MAX_TEXT_BYTES, "send its beginning, the model reads no more")
+        return texts.decode(await _body(request))
     body = await _body(request)
-    _check_length(shape, len(body))
-    return np.frombuffer(body, "<f4").reshape(shape)
+    return load_array(body, "the body") if is_array(body) else body
+
+
+async def _tensor(request: web.Request, size: int) -> NDArray[np.generic]:
+    shape, dtype = _shape(request.headers["X-Shape"]), _dtype(request.headers.get("X-Dtype", "float32"))
+    _check_length(shape, dtype, size if request.content_length is not None else dtype.itemsize * math.prod(shape))
+    body = await _body(request)
+    _check_length(shape, dtype, len(body))
+    return np.frombuffer(body, dtype.newbyteorder("<")).reshape(shape)
 
 
 async def _body(request: web.Request) -> bytes:
@@ -189,23 +204,52 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(int(p) for p in parts)
 
 
+def _dtype(text: str) -> np.dtype[np.generic]:
+    if text.strip() not in _DTYPES:
+        raise errors.InputError(f"X-Dtype must be {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}, not {text[:100]!r}")
+    return np.dtype(text.strip())
+
+
+def _advice(
+    request: web.Request, frame: Frame, plan: Plan | None, error: errors.InputError
+) -> errors.InputError | None:
+    """What to send instead, in terms of HTTP, where the refusal of ``frame`` does not tell."""
+    if isinstance(frame, bytes) and not is_image(frame):
+        if request.content_type == "application/octet-stream":
+            return _no_shape(plan)
+        if plan is not None and plan.tokenizer is not None:
+            return errors.InputError("the body is not said to be text; send it with `Content-Type: text/plain`")
+    if error.data.get("dtype") == "int32" and "X-Shape" in request.headers and "X-Dtype" not in request.headers:
+        return errors.InputError(f"{error.message}; send those with `X-Dtype: int32`", **error.data)
+    return None
+
+
 def _no_shape(plan: Plan | None) -> errors.InputError:
     example = ",".join(map(str, plan.preprocess.shape if plan else (224, 224, 3)))
+    if plan is not None and plan.tokenizer is not None:
+        return errors.InputError(
+            f"token ids need their number and type: send `X-Shape: {example}` and `X-Dtype: int32`, and texts as `Content-Type: text/plain`"
+        )
     return errors.InputError(
         f"the body is not an image, and a tensor needs its sizes: X-Shape is missing; send `X-Shape: {example}`"
     )
 
 
-def _check_length(shape: tuple[int, ...], size: int) -> None:
-    wanted = 4 * math.prod(shape)
+def _check_length(shape: tuple[int, ...], dtype: np.dtype[np.generic], size: int) -> None:
+    wanted = dtype.itemsize * math.prod(shape)
     if wanted > limits.MAX_IMAGE_BYTES:
         raise _too_large(f" ({wanted} bytes)")
     if size != wanted:
-        raise errors.InputError(f"a float32 tensor of shape {list(shape)} has {wanted} bytes, the body has {size}")
+        article = "an" if dtype.kind == "i" else "a"
+        raise errors.InputError(
+            f"{article} {dtype} tensor of shape {list(shape)} has {wanted} bytes, the body has {size}"
+        )
 
 
-def _too_large(size: str) -> BodyTooLargeError:
-    return BodyTooLargeError(f"the body is larger{size} than the {limits.MAX_IMAGE_BYTES} bytes allowed; scale it down")
+def _too_large(size: str, most: int | None = None, advice: str = "scale it down") -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"the body is larger{size} than the {most or limits.MAX_IMAGE_BYTES} bytes allowed; {advice}"
+    )
 
 
 @web.middleware

@@ -19,14 +19,20 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 
 
 class Source(NamedTuple):
-    """One frame that can be read when its turn comes. ``read`` blocks, and raises `errors.InputError`."""
+    """One frame that can be read when its turn comes: a text, or bytes. ``read`` blocks, and raises `errors.InputError`."""
 
     name: str
-    read: Callable[[], bytes]
+    read: Callable[[], bytes | str]
+
+
+def spoken(text: str) -> Source:
+    """A text that was given in the command itself."""
+    return Source(text if len(text) <= 60 else f"{text[:59]}…", lambda: text)
 
 
 def expand(patterns: list[str], stdin: BinaryIO) -> list[Source]:
-    """The frames that ``patterns`` name: ``-`` is standard input, a folder stands for the images and .npy arrays in it, by name.
+    """The frames that ``patterns`` name: ``-`` is standard input, a folder stands for the images and .npy arrays in it, by name, or, without any, for its
+    .txt files.
 
     A pattern that exists as a file is that file, whatever characters it holds. Raises `errors.InputError` for one that names nothing.
     """
@@ -83,18 +89,20 @@ def _expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
 
 def _folder(path: Path) -> Iterator[Source]:
     try:
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+        every = sorted(file for file in path.iterdir() if file.is_file())
+        files = [file for file in every if file.suffix.lower() in SUFFIXES]
+        files = files or [file for file in every if file.suffix.lower() == ".txt"]
     except OSError as error:
         raise errors.InputError(f"the folder {path} cannot be read ({error.strerror})", name=str(path)) from error
     if not files:
-        raise errors.InputError(f"the folder {path} holds no images", name=str(path))
+        raise errors.InputError(f"the folder {path} holds no images, arrays or texts", name=str(path))
     yield from (Source(str(file), partial(_read, file)) for file in files)
 
 
 def _read_stdin(stdin: BinaryIO) -> bytes:
     data = read_bounded(stdin, STDIN)
     if not data:
-        raise errors.InputError(f"{STDIN} is empty; send an image or a .npy array through it", name=STDIN)
+        raise errors.InputError(f"{STDIN} is empty; send an image, a text or a .npy array through it", name=STDIN)
     return data
 
 

@@ -30,6 +30,7 @@ from edge_agent.protocol.messages import (
     PlanRequest,
     SegmentRef,
     ServerVersion,
+    TokenizerRef,
     decode,
     encode,
 )
@@ -51,11 +52,12 @@ class Base(NamedTuple):
 
 
 class _Download(NamedTuple):
-    """What is fetched: its path on the server, its bytes, and the file that grows."""
+    """What is fetched: its path on the server, its bytes, the file that grows, and what to call it."""
 
     path: str
     size: int
     part: Path
+    what: str = "segment"
 
 
 class ServerClient:
@@ -149,19 +151,26 @@ class ServerClient:
                 f"the plan names an impossible segment ({ref.size} bytes); ask the server for a new plan"
             )
         done, part = directory / f"{ref.sha256}.segment", directory / f"{ref.sha256}.part"
-        try:
+        wanted = _Download(f"v1/segments/{ref.sha256}", ref.size, part)
+        async with _keeping(wanted):
             if not await asyncio.to_thread(_is_whole, done, ref):
                 await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
                 if base is None or not await self._upgrade(ref, base, directory, done):
-                    await self._fetch_whole(ref, part, done)
-        except errors.SegmentError:
-            await asyncio.to_thread(part.unlink, missing_ok=True)
-            raise
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise errors.StoreError(
-                f"a segment cannot be kept in {directory} ({reason}); free space there or choose another folder"
-            ) from error
+                    await self._fetch_whole(wanted, ref.sha256, done)
+        return done
+
+    async def fetch_tokenizer(self, ref: TokenizerRef, model: str, directory: Path) -> Path:
+        """The file ``SHA.tokenizer`` of ``model``'s tokenizer in ``directory``. Fetched, kept and refused as `fetch_segment` does."""
+        if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= limits.MAX_TOKENIZER_BYTES:
+            raise errors.SegmentError(
+                f"the plan names an impossible tokenizer ({ref.size} bytes); ask the server for a new plan"
+            )
+        done, part = directory / f"{ref.sha256}.tokenizer", directory / f"{ref.sha256}.part"
+        wanted = _Download(f"v1/models/{model}/tokenizer", ref.size, part, "tokenizer")
+        async with _keeping(wanted):
+            if not await asyncio.to_thread(_is_whole, done, ref):
+                await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
+                await self._fetch_whole(wanted, ref.sha256, done)
         return done
 
     # --- requests
@@ -196,7 +205,7 @@ class ServerClient:
         except (aiohttp.ClientError, TimeoutError, ConnectionError, ssl_module.SSLError) as error:
             raise dial.explain(error, url) from error
 
-    # --- segments
+    # --- segments and tokenizers
 
     async def _upgrade(self, ref: SegmentRef, base: Base, directory: Path, done: Path) -> bool:
         """Whether the segment was made of ``base``. Only failures of the link and of the folder are raised."""
@@ -219,16 +228,17 @@ class ServerClient:
             return False
         return True
 
-    async def _fetch_whole(self, ref: SegmentRef, part: Path, done: Path) -> None:
+    async def _fetch_whole(self, wanted: _Download, sha256: str, done: Path) -> None:
+        part = wanted.part
         tries = 2 if await asyncio.to_thread(part.exists) else 1
         for _ in range(tries):
-            await self._complete(_Download(f"v1/segments/{ref.sha256}", ref.size, part))
-            if await asyncio.to_thread(_is_whole, part, ref):
+            await self._complete(wanted)
+            if await asyncio.to_thread(_is_whole, part, SegmentRef(sha256, wanted.size)):
                 await asyncio.to_thread(part.replace, done)
                 return
             await asyncio.to_thread(part.unlink)
         raise errors.SegmentError(
-            "the segment's hash is not the one that the plan names; ask the server for a new plan"
+            f"the {wanted.what}'s hash is not the one that the plan names; ask the server for a new plan"
         )
 
     async def _complete(self, wanted: _Download) -> None:
@@ -263,7 +273,24 @@ class ServerClient:
             finally:
                 await asyncio.to_thread(file.close)
         if size < wanted.size:
-            raise errors.LinkLostError("the segment's download ended early; check the network and fetch it again")
+            raise errors.LinkLostError(
+                f"the {wanted.what}'s download ended early; check the network and fetch it again"
+            )
+
+
+@asynccontextmanager
+async def _keeping(wanted: _Download) -> AsyncIterator[None]:
+    """What the fetch of ``wanted`` leaves of its part, and calls failures of its folder."""
+    try:
+        yield
+    except errors.SegmentError:
+        await asyncio.to_thread(wanted.part.unlink, missing_ok=True)
+        raise
+    except OSError as error:
+        directory, reason = wanted.part.parent, error.strerror or str(error)
+        raise errors.StoreError(
+            f"a {wanted.what} cannot be kept in {directory} ({reason}); free space there or choose another folder"
+        ) from error
 
 
 async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -320,7 +347,7 @@ def _first_byte(response: aiohttp.ClientResponse, wanted: _Download, have: int) 
 
 def _wrong_size(wanted: _Download, size: int | None) -> errors.SegmentError:
     return errors.SegmentError(
-        f"the server's segment has {size} bytes where the plan says {wanted.size}; ask the server for a new plan"
+        f"the server's {wanted.what} has {size} bytes where the plan says {wanted.size}; ask the server for a new plan"
     )
 
 
@@ -345,8 +372,8 @@ def _apply(base: Base, part: Path, done: Path) -> None:
     part.replace(done)
 
 
-def _is_whole(path: Path, ref: SegmentRef) -> bool:
-    """Whether ``path`` is the segment ``ref``, by size and hash."""
+def _is_whole(path: Path, ref: SegmentRef | TokenizerRef) -> bool:
+    """Whether ``path`` is the file ``ref``, by size and hash."""
     try:
         with path.open("rb") as file:
             return (

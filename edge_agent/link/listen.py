@@ -47,13 +47,14 @@ async def serve_session(
     heartbeat_s: float = limits.HEARTBEAT,
     silence_s: float = limits.SILENCE,
     on_end: Callable[[errors.SplitEdgeError | None], object] = lambda _: None,
+    on_reply: Callable[[errors.SplitEdgeError | None], object] = lambda _: None,
 ) -> web.WebSocketResponse:
     """Serve ``request`` as a frame session until it ends.
 
     ``open_plan`` may raise `errors.SplitEdgeError`: the agent gets it, and the session ends. Up to ``workers`` frames are with the handler at
     once; the rest of the window waits in order, and a frame whose wait ran out there is refused without reaching the handler. What the
     handler raises becomes the frame's refusal; the session goes on.
-    ``on_end`` hears why it ended, None for an orderly end.
+    ``on_end`` hears why it ended, None for an orderly end; ``on_reply`` of each frame why it was refused, None for one that was answered.
     """
     ws = web.WebSocketResponse(
         max_msg_size=MAX_MSG_SIZE,
@@ -67,7 +68,7 @@ async def serve_session(
     if request.transport is None:  # gone already
         return ws
     session = Session(Role.SERVER, asyncio.get_running_loop().time(), heartbeat_s=heartbeat_s, silence_s=silence_s)
-    listener = _Listener(ws, request.transport, session, open_plan, workers)
+    listener = _Listener(ws, request.transport, session, open_plan, workers, on_reply)
     sessions = request.app.get(SESSIONS, set())
     sessions.add(listener.close)
     try:
@@ -92,8 +93,9 @@ class _Listener:
         session: Session,
         open_plan: OpenPlan,
         workers: int,
+        on_reply: Callable[[errors.SplitEdgeError | None], object],
     ) -> None:
-        self._session, self._open_plan = session, open_plan
+        self._session, self._open_plan, self._on_reply = session, open_plan, on_reply
         self._pump = Pump(ws, transport, session, self._on_event, self._next_reply)
         self._time = asyncio.get_running_loop().time
         self._workers = asyncio.Semaphore(workers)
@@ -131,6 +133,7 @@ class _Listener:
         self._pump.wake()
 
     async def _answer(self, frame: Frame, arrived: float) -> None:
+        refused: errors.SplitEdgeError | None = None
         try:
             async with self._workers:
                 await self._room()
@@ -138,7 +141,9 @@ class _Listener:
             total_us = int((self._time() - arrived) * 1e6)
             reply: Answer | Refusal = Answer(frame.seq, _u32(total_us - tail_us), _u32(tail_us), payload)
         except Exception as error:
-            reply = Refusal(frame.seq, wire_error(_presentable(error, f"frame {frame.seq}")))
+            refused = _presentable(error, f"frame {frame.seq}")
+            reply = Refusal(frame.seq, wire_error(refused))
+        self._on_reply(refused)
         self._replies.append(reply)
         self._pump.wake()
 

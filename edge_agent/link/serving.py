@@ -8,12 +8,14 @@ import logging
 import os
 import re
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from edge_agent import errors, limits
 from edge_agent.link.dial import is_loopback
@@ -73,20 +75,31 @@ async def probe(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type="application/octet-stream")
 
 
-@web.middleware
-async def errors_as_json(request: web.Request, handler: _Next) -> web.StreamResponse:
-    """Every error leaves as ``{"error": {"code", "message", "data"}}`` with its status."""
-    try:
-        return await handler(request)
-    except errors.SplitEdgeError as error:
-        return _error(error, error.http_status)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        return _error(_of_http(error, request), error.status)
-    except Exception:
-        _log.exception("%s %s", request.method, request.path)
-        return _error(errors.SplitEdgeError("the server met an unexpected error: its log says more"), 500)
+def errors_as_json(refused: Counter[str]) -> Middleware:
+    """The middleware by which every error leaves as ``{"error": {"code", "message", "data"}}`` with its status, counted in ``refused`` by its code."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: _Next) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Exception as raised:
+            if isinstance(raised, web.HTTPException) and raised.status < 400:
+                raise
+            error, status = _presentable(raised, request)
+        refused[error.code] += 1
+        return _error(error, status)
+
+    return middleware
+
+
+def _presentable(raised: Exception, request: web.Request) -> tuple[errors.SplitEdgeError, int]:
+    """What the peer is told, and the status."""
+    if isinstance(raised, errors.SplitEdgeError):
+        return raised, raised.http_status
+    if isinstance(raised, web.HTTPException):
+        return _of_http(raised, request), raised.status
+    _log.error("%s %s", request.method, request.path, exc_info=raised)
+    return errors.SplitEdgeError("the server met an unexpected error: its log says more"), 500
 
 
 def _of_http(error: web.HTTPException, request: web.Request) -> errors.SplitEdgeError:

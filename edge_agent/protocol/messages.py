@@ -170,6 +170,14 @@ class SegmentRef(Message):
     size: int
 
 
+class TokenizerRef(Message):
+    """The tokenizer.json that turns a model's texts into the token ids that it takes, and the id that fills short ones up."""
+
+    sha256: str
+    size: int
+    padding: int
+
+
 class Parts(Message):
     """What the objective is made of, each with its weight: time of a frame, transfer of the segment for each frame, energy, server cost."""
 
@@ -247,6 +255,7 @@ class StageTime(Message):
     sending_ms: float  # a frame's bytes over the uplink
     rtt_ms: float
     payload_bytes: int
+    rule: str = ""  # of the codec by which it sends
 
 
 class Stage(Message):
@@ -274,6 +283,7 @@ class Plan(Message):
 
     ``layers``: the head's layers with weights, in order; ``codec_share`` and ``head_share``: of the noise, what the codec and the head's activations add.
     ``stage``: where the plan is one of a chain's; then ``prediction`` is from its board on, all that lies behind its link being ``server_ms``.
+    ``tokenizer``: where callers may give texts in the place of token ids; the input's length is that of the ids.
     """
 
     id: str
@@ -297,6 +307,7 @@ class Plan(Message):
     labels: list[str] = msgspec.field(default_factory=list)
     metric: str = "top1"
     stage: Stage | None = None
+    tokenizer: TokenizerRef | None = None
 
     def mean_bits(self) -> float:
         """Bits of a weight in the mean; 0 without weights."""
@@ -356,6 +367,7 @@ class ModelInfo(Message):
     unsupported: list[str]  # operators that the integer head does not support: "OpType (node name)"
     preprocess: Preprocess
     float_top1: float | None = None  # per cent of the calibration samples, of the float model; None without labels
+    tokenizer: TokenizerRef | None = None
 
 
 class ServerVersion(Message):

@@ -17,10 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from calibration import bundle as bundles
-from calibration import importer, samples
+from calibration import importer, samples, texts, trials
 from calibration.graph import Graph
 from calibration.rounding import Rounding
 from edge_agent import errors
+from edge_agent.head import text
 from edge_agent.protocol.messages import Preprocess
 from edge_server import preprocessing
 from edge_server.catalog import Catalog
@@ -51,13 +52,16 @@ class Request:
     metric: bundles.Metric = "auto"
     output: str | None = None
     padding: int = 0
+    texts: Path | None = None
+    tokenizer: Path | None = None
 
 
 def add(folder: Path | None, request: Request) -> None:
     """Calibrates a model into the store and prints its cuts."""
     name = request.name or _name_of(request.source)
     check_name(name, "model")
-    place = _place(request)
+    _check_place(request)
+    tokenizer = text.read(request.tokenizer) if request.tokenizer is not None else None
     if request.labels is not None and request.metric in ("agreement", "cosine"):
         raise errors.UsageError(f"--metric {request.metric} takes no labels: leave out --labels, or choose top1")
     spec = preprocessing.read(request.preprocess, request.options)
@@ -67,13 +71,12 @@ def add(folder: Path | None, request: Request) -> None:
             model = importer.load(request.source, _shape(request.input_shape), request.output, request.padding)
             graph = Graph.of(model)
             shape = graph.stored_shape(graph.input)
-        given = _preprocess(request, spec, shape)
-        found = samples.open_samples(place, given, request.labels, request.most)
-        names = samples.read_names(request.class_names) if request.class_names is not None else []
+        reader = None if tokenizer is None else _tokenizer(tokenizer, graph, request.padding)
+        found, names = _samples(request, spec, shape, reader)
         former = _former(store, name)
         with store.new_bundle(name) as path, _progress(console) as progress:
             cache = store.folder / "cache"
-            bundles.create(path, name, model, found, names, progress, request.rounding, cache, request.metric)
+            bundles.create(path, name, model, found, names, progress, request.rounding, cache, request.metric, reader)
         bundle = Catalog(store).bundle(name)
         if former and former != bundle.sha256:
             store.forget(former)
@@ -87,11 +90,36 @@ def _name_of(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "model"
 
 
-def _place(request: Request) -> Path:
+def _check_place(request: Request) -> None:
+    if sum(place is not None for place in (request.images, request.arrays, request.texts)) != 1:
+        raise errors.UsageError("give calibration samples: --images DIR, --arrays DIR, or --texts DIR with --tokenizer")
+    if request.texts is not None and request.tokenizer is None:
+        raise errors.UsageError("--texts needs --tokenizer: give the model's tokenizer.json, or its vocab.txt")
+
+
+def _tokenizer(data: bytes, graph: Graph, padding: int) -> text.Tokenizer:
+    """The tokenizer in ``data`` for the model's ids. Raises `errors.UsageError` where it does not fit the model."""
+    shape = graph.stored_shape(graph.input)
+    if not graph.takes_ids or len(shape) != 1:
+        raise errors.UsageError(f"the model takes {shape}, which is no row of token ids: leave out --tokenizer")
+    made = text.Tokenizer(data, shape[0], padding)
+    named = made.named_padding()
+    if named not in (None, padding):
+        raise errors.UsageError(f"the tokenizer's padding has the id {named}, not {padding}: give --padding {named}")
+    return made
+
+
+def _samples(
+    request: Request, spec: preprocessing.Spec, shape: list[int], tokenizer: text.Tokenizer | None
+) -> tuple[samples.Samples, list[str]]:
+    """What to calibrate on, and the names of the classes."""
+    names = samples.read_names(request.class_names) if request.class_names is not None else []
+    if request.texts is not None and tokenizer is not None:
+        found = texts.find(request.texts, request.labels, names)
+        return texts.samples(found, tokenizer, request.most), names or found.names
     place = request.images or request.arrays
-    if place is None or (request.images and request.arrays):
-        raise errors.UsageError("give calibration samples: either --images DIR or --arrays DIR")
-    return place
+    assert place is not None
+    return samples.open_samples(place, _preprocess(request, spec, shape), request.labels, request.most), names
 
 
 def _shape(text: str | None) -> list[int] | None:
@@ -141,6 +169,8 @@ def _show(bundle: bundles.Bundle, patterns: Patterns) -> None:
     for cut, reason in zip(bundle.cuts, bundle.reasons, strict=True):
         if reason:
             console.print(f"not offered: {cut.index}, after {cut.layer} {_by(cut.shape)}: {reason}", soft_wrap=True)
+    if told := trials.additivity(bundle.manifest.trials):
+        console.print(told, soft_wrap=True)
     if bundle.unsupported:
         console.print("not in the integer head: " + ", ".join(bundle.unsupported), soft_wrap=True)
 

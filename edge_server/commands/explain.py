@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 import device_profiles
+from calibration import trials
+from calibration.bundle import Bundle
+from calibration.margins import TAIL, AccuracyModel
 from device_profiles import known
 from device_profiles.schema import DeviceProfile, is_measured
 from edge_agent import errors
@@ -28,6 +32,35 @@ def profile_of(file: Path | None, board: str | None) -> DeviceProfile:
             f"name one device: --profile FILE, which `edge-agent profile --out` writes, or --board, one of {', '.join(known.names())}"
         )
     return device_profiles.load(file) if file else known.load(board or "")
+
+
+def bound(bundle: Bundle, points: float, noise: float) -> str:
+    """A plan's noise beside what its promise allows, and beside what a rule of the mean would, in a line."""
+    model = bundle.accuracy
+    allowed, mean = model.within(points), model.qpart(points)
+    ratio = f", {mean / allowed:.3g} times as much" if allowed > 0 else ""
+    told = isinstance(model, AccuracyModel) and model.threshold > 0
+    share = (
+        f" ({mean / model.threshold:.2g} of the mean adversarial noise)"
+        if told and isinstance(model, AccuracyModel)
+        else ""
+    )
+    return (
+        f"noise {noise:.3g}: {100 * (1 - TAIL):.0f} in 100 measurements on {model.promise_samples} samples are within {points:g} points at {allowed:.3g}; "
+        f"QPART's rule, that their mean is, would allow {mean:.3g}{ratio}{share}"
+    )
+
+
+def fits(bundle: Bundle, cut: int) -> Iterator[str]:
+    """How well what planning takes for granted fits what was measured: that noises add up, and that bits add noise as p x 4^-bits."""
+    if told := trials.additivity(bundle.manifest.trials):
+        yield told
+    errors_of = [layer.noise.error for layer in bundle.layers.values()]
+    found = bundle.cut_noises[cut].fit()
+    parts = [f"layers {min(errors_of):.2g} to {max(errors_of):.2g} bits"] if errors_of else []
+    parts += [f"packed codecs at this cut {found[1]:.2g} bits"] if found else []
+    if parts:
+        yield f"measured noise is off the law p x 4^-bits by, root mean square: {', '.join(parts)} (plans take what was measured)"
 
 
 def explain(
@@ -59,5 +92,7 @@ def explain(
             Text(f"{profile.machine.board}: a board that nobody measured; all times are predictions", "bold yellow"), ""
         )
     console.print(plan_in_words(plan, console.width))
+    for line in (bound(chosen.bundle, demand.max_drop_points, chosen.pick.noise), *fits(chosen.bundle, plan.cut.index)):
+        console.print(line, markup=False)
     if plot:
         console.print(f"\nthe trade-offs are drawn in {plot}", markup=False)

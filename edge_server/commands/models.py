@@ -45,5 +45,7 @@ def _hash(store: Store, name: str) -> str | None:
 def _row(info: ModelInfo, offered: int) -> list[str]:
     missing = ", ".join(info.unsupported) or "-"
     shape = "x".join(map(str, info.preprocess.shape))
+    if info.tokenizer is not None:
+        shape = f"text, {shape} tokens"
     metric = info.metric if info.float_top1 is None else f"{info.metric}, float {info.float_top1:.1f} %"
     return [escape(info.name), shape, f"{offered} of {len(info.cuts)}", metric, str(info.samples), escape(missing)]

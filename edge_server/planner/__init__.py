@@ -1,7 +1,8 @@
 """Chooses where to cut and with how many bits. Pure functions on plain data.
 
 `precompute` makes, offline, a `Table` of optimal layer-wise patterns of a model; `choose` takes from it, online, the `Pick` for a `Request`;
-`allocate` is the core of the first. `share` finds the `Route` of a network over a chain of devices. `verify_allocation` and `verify_pick` check both by other means.
+`allocate` is the core of the first. `share` finds the `Route` of a network over a chain of devices. `verify_allocation`, `verify_pick` and
+`verify_route` check them by other means.
 """
 
 from edge_server.planner.allocation import Allocation, CutCodec, Layer, allocate, closed_form, uniform
@@ -10,7 +11,8 @@ from edge_server.planner.demands import MODES, Power
 from edge_server.planner.online import Pick, Request, Rival, choose, rivals
 from edge_server.planner.patterns import Level, Pattern, Place, Table, best_patterns, pattern_of, precompute, tabulate
 from edge_server.planner.reasons import reason
-from edge_server.planner.verify import verify_allocation, verify_pick
+from edge_server.planner.verify import verify_pick, verify_route
+from edge_server.planner.verify_bits import verify_allocation
 
 __all__ = [
     "INPUT",
@@ -43,4 +45,5 @@ __all__ = [
     "uniform",
     "verify_allocation",
     "verify_pick",
+    "verify_route",
 ]

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from edge_agent import errors
 from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Cut
+from edge_server.planner import words
 from edge_server.planner.allocation import Allocation, CutCodec, Layer, allocate, segment_bytes, total_noise
+from edge_server.planner.verify_bits import verify_allocation
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -153,12 +155,15 @@ def _patterns(index: int, place: Place, levels: Sequence[Level]) -> list[Pattern
 
 
 def _best(layers: Sequence[Layer], budget: float) -> Allocation | None:
+    """The fewest bytes within ``budget``, checked; None where nothing is. Raises `errors.PlanError` for an answer that is wrong."""
     if budget < 0:
         return None
     try:
-        return allocate(layers, budget)
+        found = allocate(layers, budget)
     except errors.InfeasibleError:
-        return None
+        found = None
+    words.hold(verify_allocation(layers, budget, (), 0.0, found))
+    return found
 
 
 def _table(

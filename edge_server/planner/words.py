@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from edge_agent import errors
 from edge_agent.protocol.messages import Demand
 
 CONSTRAINTS: Final = ("keep", "mode", "max_drop_points", "max_latency_ms", "min_rate_fps", "memory")
+
+
+def hold(faults: Sequence[str]) -> None:
+    """Raises `errors.PlanError` if a verifier found ``faults`` in an answer."""
+    if faults:
+        raise errors.PlanError(f"the planner contradicts itself ({'; '.join(faults)}): please report this")
 
 
 def infeasible(

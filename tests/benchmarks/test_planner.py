@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import milp, planner
+from edge_agent import errors
+from edge_server.planner import Pick
 
 
 @pytest.mark.parametrize("name", ["EfficientNet", "ResNet"])
@@ -13,11 +15,15 @@ def test_a_row_has_times_and_gaps_and_its_summary_the_worst(name: str) -> None:
     row = planner.row(name, 8, budgets=3, devices=5)
     assert (row["network"], row["layers"], row["gap %"]) == (name, 8, 0.0)
     assert row["MILPs"] > 0
-    assert row["uniform +%"] >= 0 <= row["closed +%"]
+    for rule in ("closed", "uniform"):
+        assert row[f"{rule} +%"] >= row[f"{rule}, same widths +%"] >= 0
+    assert row["choice + check p99 ms"] > row["plan p99 ms"]
     slower = row | {"plan p99 ms": row["plan p99 ms"] + 1, "gap %": 0.5}
     figures = planner.summary([row, slower])
     assert figures["p99_ms_8_layers"] == slower["plan p99 ms"]
     assert figures["optimality_gap_max_percent"] == 0.5
+    assert figures["closed_form_gap_same_widths_percent"] == row["closed, same widths +%"]
+    assert figures["checked_p99_ms_8_layers"] == row["choice + check p99 ms"]
     assert figures["plans_per_s"] == pytest.approx(row["plans/s"])
 
 
@@ -26,6 +32,22 @@ def test_made_networks_have_the_sizes_of_real_ones(make: planner.Maker, weights:
     made = make(50)
     assert len(made) == 50
     assert weights[0] < sum(size for size, _ in made) < weights[1]
+
+
+def test_demands_that_nothing_meets_are_told_apart_and_what_they_are_told_is_enough() -> None:
+    rng = np.random.default_rng(8)
+    made = planner.residual(8)
+    layers = planner.with_noise(made, rng)
+    table = planner.precompute("net", planner.places(made, layers, rng), planner.levels(layers))
+    asked = [planner.request(table, rng) for _ in range(60)]
+    times, checked = planner.online(table, asked)
+    refused = [one for one in asked if isinstance(planner.answer(table, one), errors.InfeasibleError)]
+    assert len(times) == len(checked) == len(asked) - len(refused)
+    assert refused
+    for one in refused:
+        error = planner.answer(table, one)
+        assert isinstance(error, errors.InfeasibleError)
+        assert all(isinstance(planner.answer(table, less), Pick) for less in planner.relaxed(one, error))
 
 
 def test_an_answer_with_faults_ends_the_benchmark() -> None:

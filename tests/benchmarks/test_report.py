@@ -42,3 +42,14 @@ def test_calls_are_taken_in_turn_after_a_warm_up() -> None:
     times = in_turn(calls, repeats=2, warmup=1, rest=1e-4)
     assert "".join(order) == "ababab"
     assert [len(taken) for taken in times.values()] == [2, 2]
+
+
+def test_a_table_that_is_wider_than_high_is_turned(capsys: pytest.CaptureFixture[str]) -> None:
+    wide = [
+        {"network": name, **{f"figure {i}": float(i) for i in range(20)}, "none": None} for name in ("one", "other")
+    ]
+    report("Wide", wide, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[1:6:2] == ["network", "one", "other"] for line in lines)
+    assert any(line.replace("│", " ").split() == ["figure", "7", "7.000", "7.000"] for line in lines)
+    assert any(line.replace("│", " ").split() == ["none", "-", "-"] for line in lines)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibration.accuracy import Histogram, compare, look_up, paired_drop, real_table, wilson
+from calibration.accuracy import CodecNoise, CutNoise, Histogram, compare, look_up, paired_drop, real_table, wilson
 from calibration.clipping import CHANNEL, LEAST_COUNT, RULES
 from calibration.observe import Quantization
+from calibration.trials import Trial, additivity
 from edge_agent import codec
 
 
@@ -140,3 +141,22 @@ def test_channels_seen_seldom_get_no_range_of_their_own() -> None:
     assert set(made_of.rules) == set(RULES)
     few = Histogram(made_of.values, np.eye(6, 256, dtype=np.int64) * (LEAST_COUNT - 1))
     assert not [r for r in few.rules if r.endswith(CHANNEL)]
+
+
+def test_a_cuts_packed_codecs_follow_the_law_of_bits_as_layers_do():
+    """p x 4^-b of what they add; codecs that do more than pack, and those that add nothing, say nothing of it."""
+    packed = [CodecNoise(b, "mse", 0.01 + 3.0 * 4.0**-b, 10) for b in (6, 4, 3, 2)]
+    others = [CodecNoise(8, "minmax", 0.01, 10), CodecNoise(8, "entropy-2", 9.0, 10, {"entropy": 100.0})]
+    assert CutNoise(1, 0.01, [*packed, *others]).fit() == pytest.approx((3.0, 0.0), abs=1e-9)
+    bent = [CodecNoise(b, "mse", 3.0 * 4.0 ** -(b + (-1) ** b), 10) for b in (2, 3, 4, 5)]
+    assert CutNoise(1, 0.0, bent).fit() == pytest.approx((3.0, 1.0))
+    assert CutNoise(1, 0.0, packed[:1]).fit() is None
+
+
+def test_how_whole_heads_agree_with_their_parts_is_said_in_a_line():
+    def trial(predicted, measured):
+        return Trial(1, {}, 4, predicted, measured, 0.0, 0.0, 0.0, 1.0)
+
+    told = additivity([trial(0.1, 0.09), trial(0.2, 0.26), trial(0.0, 0.0)])
+    assert told == "noise of whole heads over the sum of their parts: 0.9 to 1.3 in 2 trials"
+    assert additivity([trial(0.0, 0.1)]) == ""

@@ -501,6 +501,18 @@ def test_a_text_model_that_no_head_can_begin_is_refused(tmp_path: Path) -> None:
         bundle.create(tmp_path / "b", "net", batched(simplify(net.model())), inputs)
 
 
+def check_float16(opened: Bundle, cut: int) -> None:
+    """Twice the bytes of 8 bits, and hardly any noise beside the head's."""
+    noise = opened.cut_noises[cut]
+    [found] = [one for one in noise.codecs if one.rule == codec.FLOAT]
+    widest = noise.codecs[0]
+    marks = 2 if opened.cuts[cut].padding is not None else 0
+    assert (found.bits, found.payload - marks) == (16, 2 * (widest.payload - marks))
+    assert found.noise < 1.01 * noise.head + 1e-6
+    assert found.noise < widest.noise
+    assert opened.codec(cut, codec.FLOAT, 16).bits == 16
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vit", "encoder", "masked"])
 def test_a_transformers_bundle_splits_it_anywhere(tmp_path: Path, kind: str) -> None:
@@ -521,6 +533,7 @@ def test_a_transformers_bundle_splits_it_anywhere(tmp_path: Path, kind: str) -> 
         widths = len(ACTIVATION_BITS)
         assert [one.bits for one in noise.codecs[:widths]] == list(ACTIVATION_BITS)
         assert noise.codecs[widths - 1].noise > noise.codecs[0].noise
+        check_float16(opened, index)
         mixed = {name: 8 - i % 3 for i, name in enumerate(opened.weight_layers(index))}
         head = executor.load(opened.segment(index, mixed))
         tail = opened.tail(index)

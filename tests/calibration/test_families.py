@@ -33,6 +33,8 @@ def test_every_family_is_fitted_where_rows_suffice_and_none_where_they_do_not() 
     fitted = families.fit(tensors(8, 16))
     assert {one.rule.partition("-")[0] for one in fitted} == {"hadamard", "entropy", "pca"}
     assert {(one.rule, one.bits) for one in fitted} >= {("entropy-2", 8), ("pca-1.25", 8), ("hadamard", 3)}
+    for values in (tensors(8, 16), tensors(2, 16)):
+        assert ("float", 16) in {(one.rule, one.bits) for one in families.fit(values, floats=True)}
     few = families.fit(tensors(4, 80))
     assert not any(one.rule.startswith("pca") for one in few)
     assert any(one.rule.startswith("entropy") for one in few)

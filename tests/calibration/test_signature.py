@@ -38,7 +38,7 @@ def padded(count: int = 3) -> np.ndarray:
     return ids * (np.arange(TOKENS) < TOKENS - 2 - np.arange(count)[:, None])
 
 
-@pytest.mark.parametrize("opset", [13, 14, 17])
+@pytest.mark.parametrize("opset", [11, 13, 14, 17])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_mask_and_types_are_made_of_the_token_ids(tmp_path: Path, opset: int, dynamic: bool) -> None:
     source = bert(tmp_path, opset=opset, dynamic=dynamic)

@@ -193,6 +193,51 @@ def test_a_vit_answers_as_the_float_model(qkv: str, pool: str, patches: str) -> 
     assert kinds == ["Patches", "Linear", "Position", *block * 2, "Norm", *answer]
 
 
+def check_file(module: torch.nn.Module, args: dict[str, torch.Tensor], path: Path, opset: int, dynamic: bool) -> None:
+    """That the file which tracing makes of ``module`` becomes a head for the whole network, whose float model answers as ``module`` does."""
+    source = small.traced(module, tuple(args.values()), path / "model.onnx", opset, list(args), dynamic)
+    model = importer.load(source, list(next(iter(args.values())).shape) if dynamic else None)
+    check(model)
+    graph = Graph.of(model)
+    x = small.frame(graph)[None]
+    with torch.no_grad():
+        if graph.takes_ids:
+            wanted = module(torch.tensor(x, dtype=torch.int64), torch.tensor(x != 0).to(torch.int64))
+        else:
+            wanted = module(torch.tensor(x).permute(0, 3, 1, 2))
+    found = session(model).run(None, feed(graph, x))[0]
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("opset", "eager"), [(11, True), (14, True), (14, False), (17, True), (17, False)])
+@pytest.mark.parametrize(
+    ("qkv", "pool", "patches"),
+    [
+        ("separate", "token", "conv"),
+        ("separate", "two", "conv"),
+        ("fused", "mean", "conv"),
+        ("chunk", "token", "linear"),
+    ],
+)
+def test_a_file_that_tracing_made_of_a_vit_answers_as_the_float_model(
+    tmp_path: Path, qkv: str, pool: str, patches: str, opset: int, eager: bool, dynamic: bool
+) -> None:
+    torch.manual_seed(0)
+    module = small.ViT(qkv, pool, patches, eager)
+    check_file(module, {"pixel_values": torch.randn(1, 3, small.SIZE, small.SIZE)}, tmp_path, opset, dynamic)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("opset", "eager"), [(11, True), (14, True), (14, False), (17, True), (17, False)])
+def test_a_file_that_tracing_made_of_a_distilbert_answers_as_the_float_model(
+    tmp_path: Path, opset: int, eager: bool, dynamic: bool
+) -> None:
+    torch.manual_seed(0)
+    ones = torch.ones((1, TOKENS), dtype=torch.int64)
+    check_file(small.DistilBert(eager), {"input_ids": ones, "attention_mask": ones.clone()}, tmp_path, opset, dynamic)
+
+
 def test_bits_may_be_mixed() -> None:
     network = network_of(small.vit_model("fused", "token", "conv"))
     held = network.weighted(network.graph.output)

@@ -51,6 +51,7 @@ def test_add_lists_the_cuts_and_models_the_model(network: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert "net: where it may be cut" in done.stdout
     assert "5 of 5 cuts are offered" in done.stdout
+    assert "noise of whole heads over the sum of their parts:" in done.stdout
     listed = run("models", "--store", tmp_path, COLUMNS="150")
     assert "16x16x3" in listed.stdout
 

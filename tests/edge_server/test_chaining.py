@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import msgspec
@@ -12,12 +13,14 @@ import pytest
 from edge_agent import codec, errors, limits
 from edge_agent.head import executor
 from edge_agent.head.preprocess import quantize_tensor
-from edge_agent.protocol.messages import ChainDevice, ChainRequest, Demand, LinkEstimate, Plan
+from edge_agent.protocol.messages import ChainDevice, ChainRequest, Codec, Demand, LinkEstimate, Plan
 from edge_server import chaining
 from edge_server.catalog import Catalog
+from edge_server.planner import Chain, Route, share
 from edge_server.store import Store
 
 NEAR = LinkEstimate(rtt_ms=0.0, uplink_mbps=10_000.0, downlink_mbps=10_000.0)
+SLOW = LinkEstimate(rtt_ms=1.0, uplink_mbps=0.05, downlink_mbps=0.05)
 FAR = LinkEstimate(rtt_ms=500.0, uplink_mbps=0.1, downlink_mbps=0.1)
 
 
@@ -118,9 +121,79 @@ def test_the_ladder_of_each_link_meets_the_demand_together(store: Store, profile
     levels = Catalog(store).table(Catalog(store).bundle("tiny"))[0].levels
     assert sum(bool(plan.ladder) for plan in found) >= 2
     for plan in found:
-        bits = [one.bits for one in plan.ladder]
-        assert bits == sorted(set(bits), reverse=True)
+        sizes, noises = ([getattr(one, name) for one in plan.rungs] for name in ("payload_bytes", "noise"))
+        assert sizes == sorted(set(sizes), reverse=True)
+        others = [noise for i, noise in enumerate(noises) if i != plan.codec]
+        assert others == sorted(others)
         assert plan.prediction.noise <= levels[-1].noise
+
+
+def with_stages(profile: dict[str, Any], ns: float) -> dict[str, Any]:
+    """``profile`` of a board that takes ``ns`` a value for everything that a codec may do beside packing."""
+    return profile | {"overhead": profile["overhead"] | {"stage_ns": dict.fromkeys(codec.STAGES, ns)}}
+
+
+def over_a_slow_link(store: Store, first: dict[str, Any], second: dict[str, Any]) -> list[Plan]:
+    """The first board is so slow that it only does what it must, and sends a large tensor."""
+    pair = board(first, "a", speed=0.001, next=SLOW), board(second, "b", next=None)
+    return plans(store, request(*pair, spread=True, demand={"keep": "input"}))
+
+
+def coded(made: Codec) -> bool:
+    """Whether anything is done to values beside packing them."""
+    return bool(codec.work(made, [1]))
+
+
+def test_boards_send_to_each_other_by_codecs_that_take_time_where_it_pays(
+    store: Store, profile: dict[str, Any]
+) -> None:
+    first, second = over_a_slow_link(store, profile, profile)
+    assert coded(first.ladder[first.codec])
+    assert second.stage is not None
+    assert second.stage.incoming == first.ladder
+
+
+@pytest.mark.parametrize("slow", ["the one that sends", "the one that receives"])
+def test_a_board_that_codes_slowly_is_spared_that(store: Store, profile: dict[str, Any], slow: str) -> None:
+    both = profile, with_stages(profile, 1e7)
+    first, _ = over_a_slow_link(store, *(both if slow == "the one that receives" else both[::-1]))
+    assert not any(coded(one) for one in first.ladder)
+
+
+def test_what_coding_takes_is_part_of_both_boards_times(store: Store, profile: dict[str, Any]) -> None:
+    quick, slower = [over_a_slow_link(store, p, p) for p in (with_stages(profile, ns) for ns in (0.0, 100.0))]
+    for plain, now in zip(quick, slower, strict=True):
+        assert plain.cut == now.cut
+        assert now.prediction.device_ms > plain.prediction.device_ms
+    made = slower[0].ladder[slower[0].codec]
+    extra = 1e-4 * sum(codec.work(made, slower[0].cut.shape).values())
+    assert made == quick[0].ladder[quick[0].codec]
+    assert slower[0].prediction.device_ms - quick[0].prediction.device_ms == pytest.approx(extra)
+
+
+def test_the_next_board_decodes_whatever_a_ladder_holds(store: Store, profile: dict[str, Any]) -> None:
+    first, second = over_a_slow_link(store, profile, profile)
+    head, after = (executor.load(store.segment_path(p.segment.sha256).read_bytes()) for p in (first, second))  # type: ignore[union-attr]
+    x = quantize_tensor(np.random.default_rng(0).normal(size=(16, 16, 3)).astype(np.float32), head.input)
+    sent, tensor = head.run(x), head.output
+    values = (sent.astype(np.float32) - tensor.zero_point) * np.float32(tensor.scale)
+    for made in first.ladder:
+        payload = codec.encode_codes(sent, tensor.scale, tensor.zero_point, made)
+        found = codec.decode(payload, made, sent.shape)
+        assert np.abs(found - values).max() < np.ptp(values)
+        assert after.run(quantize_tensor(found, after.input)).shape == tuple(second.cut.shape)
+
+
+def test_a_route_that_its_check_refuses_becomes_no_plan(
+    store: Store, profile: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(chain: Chain) -> Route:
+        route = share(chain)
+        return dataclasses.replace(route, total_ms=route.total_ms / 2)
+
+    monkeypatch.setattr(chaining, "share", wrong)
+    with pytest.raises(errors.PlanError, match="the total is not the sum of its parts"):
+        shared_by_two(store, profile)
 
 
 def test_what_must_stay_on_the_first_board_stays(store: Store, profile: dict[str, Any]) -> None:

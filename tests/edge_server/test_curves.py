@@ -95,6 +95,11 @@ def test_explained_for_a_known_board(store: Store, tmp_path: Path, capsys: pytes
     shown = " ".join(capsys.readouterr().out.split())
     assert "a board that nobody measured" in shown
     assert "Noise on the output" in shown
+    for words in (
+        "97 in 100 measurements on 1000 samples are within 50 points at", "QPART's rule, that their mean is, would allow",
+        "of the mean adversarial noise)", "noise of whole heads over the sum of their parts:", "in 16 trials", "off the law p x 4^-bits",
+    ):  # fmt: skip
+        assert words in shown, words
     assert (tmp_path / "c.svg").stat().st_size > 1000
     explain(folder, "tiny", board, LINK, Demand(max_drop_points=50.0), None, json=True)
     made = json.loads(capsys.readouterr().out)

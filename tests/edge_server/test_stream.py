@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,12 @@ from aiohttp.test_utils import TestClient, TestServer
 from edge_agent import codec, errors
 from edge_agent.head import executor, preprocess
 from edge_agent.link.client import FrameStream
-from edge_agent.protocol.frames import unpack_topk
-from edge_agent.protocol.messages import Demand, LinkEstimate, Mode, Plan, PlanRequest
+from edge_agent.protocol.frames import Frame, unpack_topk
+from edge_agent.protocol.frames import encode as encode_frame
+from edge_agent.protocol.messages import Demand, LinkEstimate, Mode, Open, Plan, PlanRequest, encode
 from edge_server.app import make_app
 from edge_server.store import Store
+from tests import bad_frames
 
 NEAR = LinkEstimate(rtt_ms=0.0, uplink_mbps=10_000.0, downlink_mbps=10_000.0)
 
@@ -44,6 +47,14 @@ class Served:
         if response.status != 200:
             raise errors.from_wire(msgspec.json.decode(body)["error"])
         return msgspec.json.decode(body, type=Plan)
+
+    async def counted(self, family: str) -> dict[str, int]:
+        """The counts of ``family`` by error."""
+        async with self.client.get("/metrics", headers={"Authorization": f"Bearer {self.token}"}) as response:
+            text = await response.text()
+        return {
+            code: int(n) for code, n in re.findall(rf'^splitedge_server_{family}{{code="(\w*)"}} (\d+)$', text, re.M)
+        }
 
     def stream(self, plan: Plan, topk: int = 3) -> FrameStream:
         return FrameStream(str(self.client.make_url("")), self.token, plan.id, topk=topk, max_away_s=60)
@@ -98,14 +109,53 @@ async def test_every_rung_of_the_ladder_is_answered(served: Served, x: np.ndarra
         assert 0 < sum(p for _, p in pairs) <= 1
 
 
-async def test_a_frame_of_the_wrong_size_is_refused_and_the_stream_goes_on(served: Served, x: np.ndarray) -> None:
+@pytest.mark.parametrize("kind", bad_frames.KINDS)
+async def test_frames_that_do_not_fit_the_plan_are_refused_and_counted_and_all_sessions_go_on(
+    served: Served, x: np.ndarray, kind: str
+) -> None:
     plan = await served.plan("input")
-    async with served.stream(plan) as stream:
-        with pytest.raises(errors.CodecError, match="bytes"):
-            await stream.send(b"\0" * 7, 0)
-        with pytest.raises(errors.CodecError, match="ladder"):
-            await stream.send(b"\0" * 7, 99)
-        assert (await stream.send(payload_of(served.store, plan, x, 0), 0)).payload
+    shape = plan.cut.shape
+    odd = msgspec.structs.replace(plan, id="odd", ladder=bad_frames.ladder(shape))
+    served.store.put_plan(odd)
+    frames = bad_frames.bad(kind, shape)
+    async with served.stream(plan) as other, served.stream(odd) as stream:
+        await other.ready()
+        for index, payload in frames:
+            with pytest.raises(errors.CodecError):
+                await stream.send(payload, index)
+        for index in range(len(odd.ladder)):
+            assert (await stream.send(bad_frames.good(shape, index), index)).payload
+        assert (await other.send(payload_of(served.store, plan, x, 0), 0)).payload
+    counts = {"": len(odd.ladder) + 1, "codec": len(frames)}
+    assert await served.counted("frames_total") == counts
+
+
+async def test_a_frame_of_another_plan_is_refused(served: Served, x: np.ndarray) -> None:
+    here, there = [await served.plan(keep) for keep in ("nothing", "body")]
+    assert here.cut.shape != there.cut.shape
+    async with served.stream(here) as stream:
+        with pytest.raises(errors.CodecError):
+            await stream.send(payload_of(served.store, there, x, 0), 0)
+        assert (await stream.send(payload_of(served.store, here, x, 0), 0)).payload
+
+
+@pytest.mark.parametrize("place", [0, 4, 20, 36, 40, -1])
+async def test_a_damaged_frame_ends_its_session_and_no_other(served: Served, x: np.ndarray, place: int) -> None:
+    plan = await served.plan("input")
+    payload = payload_of(served.store, plan, x, 0)
+    damaged = bytearray(encode_frame(Frame(0, 0, 0, payload)))
+    damaged[place] ^= 1
+    headers = {"Authorization": f"Bearer {served.token}"}
+    async with served.stream(plan) as other:
+        await other.ready()
+        async with served.client.ws_connect("/v1/stream", headers=headers) as ws:
+            await ws.send_str(encode(Open(plan.id)).decode())
+            assert '"opened"' in (await ws.receive()).data
+            await ws.send_bytes(bytes(damaged))
+            assert '"protocol"' in (await ws.receive()).data
+            await ws.receive()
+        assert (await other.send(payload, 0)).payload
+    assert (await served.counted("sessions_ended_total"))["protocol"] == 1
 
 
 async def test_a_plan_of_a_replaced_model_is_unknown(served: Served) -> None:

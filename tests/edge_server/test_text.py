@@ -92,6 +92,29 @@ async def test_frames_tell_which_tokens_are_padding(
     assert met == {0, None}
 
 
+async def test_the_most_accurate_rung_is_float16(
+    store: Store, profile: dict[str, Any], tails: Tails, texts: np.ndarray
+) -> None:
+    """A head of floats sends what 8 bits would lose; a better link is worth twice the bytes."""
+    catalog, seen = Catalog(store), 0
+    bundle = catalog.bundle("bert")
+    for plan in plans_of_all_cuts(store, profile):
+        wide = [i for i, one in enumerate(plan.ladder) if one.bits == 16]
+        if not wide:
+            continue
+        assert wide == [0]
+        seen += 1
+        assert plan.rungs[0].noise == min(rung.noise for rung in plan.rungs)
+        engine = Engine(plan, store.segment_path(plan.segment.sha256).read_bytes(), Demand(max_drop_points=100.0))
+        load = lambda cut=plan.cut: catalog.tail(bundle, cut)  # noqa: E731
+        handler = Handler(tails, (bundle.sha256, plan.cut.index), load, plan.ladder, 0)
+        sent = engine.process(texts[0], choose=lambda: 0)
+        assert len(sent.payload) == 2 * int(np.prod(plan.cut.shape)) + (2 if plan.cut.padding is not None else 0)
+        answer, _ = await handler.answer(Frame(1, 0, 0, sent.payload))
+        assert np.isfinite(np.frombuffer(answer, "<f4")).all()
+    assert seen
+
+
 def test_a_chain_divides_it_only_where_the_mask_is_read_no_more(store: Store, profile: dict[str, Any]) -> None:
     pair = [ChainDevice(n, copy.deepcopy(profile), next=NEAR if n == "a" else None, server=NEAR) for n in "ab"]
     asked = ChainRequest("bert", pair, Demand(max_drop_points=100.0, mode="any"), objective="rate")

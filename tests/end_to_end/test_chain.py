@@ -17,18 +17,21 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from aiohttp.test_utils import TestServer
+from msgspec.structs import replace
 
 from edge_agent import codec, config, errors, limits
 from edge_agent.agent import Agent
 from edge_agent.head import executor
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import ServerClient
-from edge_agent.protocol.messages import Open, encode
+from edge_agent.protocol.frames import Frame
+from edge_agent.protocol.messages import Open, Plan, encode
 from edge_agent.stage import Stage
 from edge_server.app import make_app
 from edge_server.catalog import Catalog
 from edge_server.store import Store
 from edge_server.tails import answer_payload
+from tests import bad_frames
 from tests.end_to_end.conftest import World, end
 
 BEARER = "stage-token"
@@ -109,6 +112,20 @@ async def test_answers_are_those_of_the_integer_network_in_one_piece(boards: Boa
     assert boards.stage.status()["plan"]["start"] == plan.cut.layer
 
 
+async def test_a_stage_takes_frames_by_every_codec_of_the_ladder(boards: Boards) -> None:
+    """Rotations, entropy stages and the like too: what it decodes goes through its segment and to the server as any other."""
+    async with boards.first(**{"chain.exact": False}) as agent:
+        assert agent.plan is not None
+        assert agent._active is not None
+        kinds = set()
+        for rung, made in enumerate(agent.plan.ladder):
+            encoded = agent._active.engine.process(frames(1)[0], lambda rung=rung: rung)  # type: ignore[misc]
+            [running] = boards.stage._running.values()
+            assert running.compute(Frame(0, rung, 0, encoded.payload)).payload
+            kinds |= {frozenset(codec.work(made, [1]))}
+        assert len(kinds) > 1, "the ladder has nothing but packed codecs"
+
+
 async def test_many_frames_at_once_are_all_answered_and_the_link_is_bounded(boards: Boards) -> None:
     async with boards.first() as agent:
         results = await asyncio.gather(*(agent.infer(frame) for frame in frames(24)))
@@ -179,18 +196,36 @@ async def test_malformed_frames_end_the_session_and_no_other(boards: Boards) -> 
         await agent.infer(frames(1)[0])
 
 
-@pytest.mark.parametrize(("size", "codec"), [(1, 0), (0, 7)])
-async def test_frames_that_do_not_fit_the_plan_are_refused_and_the_session_goes_on(
-    boards: Boards, size: int, codec: int
+@pytest.mark.parametrize("kind", bad_frames.KINDS)
+async def test_frames_that_do_not_fit_the_plan_are_refused_and_counted_and_all_sessions_go_on(
+    boards: Boards, kind: str
 ) -> None:
     async with boards.first() as agent:
-        assert agent.plan is not None
-        async with FrameStream(boards.stage.url, BEARER, agent.plan.id) as stream:
-            for _ in range(2):
+        odd, shape = put_odd_plans(boards.store, agent.plan)
+        sent = bad_frames.bad(kind, shape)
+        async with FrameStream(boards.stage.url, BEARER, odd) as stream:
+            for index, payload in sent:
                 with pytest.raises(errors.CodecError):
-                    await stream.send(bytes(size), codec)
-            assert stream.stats.refused == 2
-    assert boards.stage.counters.failed == {"codec": 2}
+                    await stream.send(payload, index)
+            assert boards.stage.counters.failed == {"codec": len(sent)}
+            for index in range(len(bad_frames.ladder(shape))):
+                assert (await stream.send(bad_frames.good(shape, index), index)).payload
+            assert stream.stats.refused == len(sent)
+        await agent.infer(frames(1)[0])
+    assert boards.stage.refused == {}
+
+
+def put_odd_plans(store: Store, plan: Plan | None) -> tuple[str, list[int]]:
+    """The id of a plan like ``plan``, the next board's plan having the ladder of `bad_frames`, and the shape of what that board takes."""
+    assert plan is not None
+    assert plan.stage is not None
+    last = store.plan(plan.stage.downstream)
+    assert last.stage is not None
+    shape = last.stage.start.shape
+    stage = replace(last.stage, upstream="odd", incoming=bad_frames.ladder(shape))
+    store.put_plan(replace(last, id="odder", stage=stage))
+    store.put_plan(replace(plan, id="odd", stage=replace(plan.stage, downstream="odder")))
+    return "odd", shape
 
 
 async def test_only_those_with_the_token_get_in(boards: Boards) -> None:

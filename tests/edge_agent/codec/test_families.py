@@ -64,7 +64,7 @@ def test_what_each_stage_adds_is_seen_in_the_error():
 
 def test_more_bits_are_less_error():
     fitted, fresh = samples(), samples(8, seed=3)
-    for family in ("hadamard", "hadamard-token", "entropy", "pca", "minmax-token"):
+    for family in ("hadamard", "hadamard-token", "entropy", "pca", "minmax-token", "mse-token"):
         widths = range(2, 5 if family in CODED else 9)  # with more, rare values beyond 127 steps are what remains
         errors_ = [codec.error(fresh, codec.fit_samples(fitted, family, bits)) for bits in widths]
         assert all(more < 1.02 * less for less, more in itertools.pairwise(errors_)), family
@@ -104,7 +104,7 @@ def test_an_unknown_family_is_refused():
         codec.fit_samples(samples(1), "best", 4)
 
 
-@pytest.mark.parametrize("family", ["hadamard", "minmax-token", "minmax-frame", "entropy", "pca"])
+@pytest.mark.parametrize("family", ["hadamard", "minmax-token", "minmax-frame", "mse-token", "entropy", "pca"])
 def test_values_beyond_any_sum_are_refused(family):
     x = np.full((2, 32), 3e38, np.float32)
     x[0] *= -1
@@ -125,6 +125,50 @@ def test_the_largest_block_that_divides_the_channels_is_rotated():
         assert codec.error(x, made) < x.var()
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_a_range_of_least_error_within_each_row_errs_less_than_published_ones(bits, skewed):
+    x = samples(8) * np.geomspace(0.01, 100, 40, dtype=np.float32)[:, None]
+    x = np.abs(x) if skewed else x
+    error = {f"{f}-token": codec.error(x, codec.fit_samples(x, f"{f}-token", bits)) for f in ("mse", "minmax", "aciq")}
+    assert error["mse-token"] < 1.001 * min(error.values())
+    assert bits > 3 or error["mse-token"] < 0.9 * error["minmax-token"]
+
+
+def test_the_rows_own_ranges_follow_their_size():
+    """A row and 8192 times the same are coded alike, though nothing so large was seen."""
+    made = codec.fit_samples(samples(4), "mse-token", 4)
+    x = samples(1, seed=1)[0]
+    small, large = (codec.decode(codec.encode(v, made), made, SHAPE) for v in (x, 8192 * x))
+    np.testing.assert_array_equal(8192 * small, large)
+    fixed = codec.fit_samples(samples(4), "mse", 4)
+    assert codec.error(8192 * x[None], made) < codec.error(8192 * x[None], fixed) / 50
+
+
+def test_rows_that_span_more_than_can_be_measured_are_refused():
+    with pytest.raises(errors.CodecError, match="too large"):
+        codec.fit_samples(np.array([[3e38, -3e38]], np.float32), "mse-token", 4)
+
+
+def test_rows_of_one_value_come_back_whatever_it_is():
+    x = np.array([[0.0] * 8, [0.5] * 8, [-3.0] * 8], np.float32)
+    for bits in codec.BITS:
+        made = codec.fit_samples(x, "mse-token", bits)
+        np.testing.assert_allclose(codec.decode(codec.encode(x, made), made, x.shape), x, rtol=0.01)
+
+
+@pytest.mark.parametrize(("family", "bits"), [("mse", 16), ("mse", 32), (codec.FLOAT, 8), (codec.FLOAT, 15)])
+def test_sixteen_bits_and_more_are_floats_and_nothing_else_is(family, bits):
+    with pytest.raises(errors.CodecError, match=f"{bits} bits cannot be had.*16 or 32$"):
+        codec.fit_samples(samples(1), family, bits)
+
+
+def test_floats_cannot_be_fitted_to_what_is_none():
+    for bad in (np.nan, np.inf):
+        with pytest.raises(errors.CodecError, match="holds"):
+            codec.fit_samples(np.full((1, 4), bad, np.float32), codec.FLOAT, 16)
+
+
 def test_lloyd_max_levels_are_those_of_the_books():
     x = np.random.default_rng(0).normal(size=400_000)
     np.testing.assert_allclose(lloyd_max(clip.distribution(x), 4), [-1.510, -0.4528, 0.4528, 1.510], atol=0.02)
@@ -132,7 +176,7 @@ def test_lloyd_max_levels_are_those_of_the_books():
 
 @pytest.mark.parametrize("bits", [16, 32])
 def test_floats_go_as_they_are(bits):
-    made = Codec("float", bits, [0.0], [1.0])
+    made = codec.fit_samples(samples(1), codec.FLOAT, bits)
     x = samples(1)[0]
     data = codec.encode(x, made)
     assert len(data) == codec.max_bytes(made, SHAPE) == x.size * bits // 8
@@ -143,9 +187,9 @@ def test_floats_go_as_they_are(bits):
             codec.encode(np.array([bad], np.float32), made)
         with pytest.raises(errors.CodecError, match="NaN or infinity"):
             codec.decode(np.array([bad], f"<f{bits // 8}").tobytes(), made, (1,))
-    if bits == 16:
-        with pytest.raises(errors.CodecError, match="too large"):
-            codec.encode(np.array([1e5], np.float32), made)
+    beyond = np.array([1e5, -3e38, 65504], np.float32)
+    ends = [65504, -65504, 65504] if bits == 16 else beyond
+    np.testing.assert_array_equal(codec.decode(codec.encode(beyond, made), made, (3,)), np.array(ends, np.float32))
 
 
 @pytest.mark.parametrize("family", ["hadamard", "entropy", "minmax-token"])
@@ -218,7 +262,7 @@ def test_a_replaced_field_takes_effect():
 
 FITTED = {
     f: codec.fit_samples(samples(4), f, 3)
-    for f in ("minmax-token", "minmax-frame", "aciq-token", "hadamard-token", "entropy", "pca")
+    for f in ("minmax-token", "minmax-frame", "aciq-token", "mse-token", "hadamard-token", "entropy", "pca")
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent import errors
-from edge_agent.inputs.sources import expand, is_array, load_array, read_bounded
+from edge_agent.inputs.sources import expand, is_array, load_array, read_bounded, spoken
 
 
 def names(patterns: list[str]) -> list[str]:
@@ -22,6 +22,18 @@ def test_a_folder_stands_for_its_images_by_name_and_nothing_else(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "d.png").mkdir()
     assert names([str(tmp_path)]) == ["a.png", "b.JPG", "c.npy"]
+
+
+def test_a_folder_without_images_stands_for_its_texts(tmp_path):
+    for name in ("b.txt", "a.TXT", "c.md"):
+        (tmp_path / name).write_bytes(b"x")
+    assert names([str(tmp_path)]) == ["a.TXT", "b.txt"]
+
+
+def test_a_text_in_the_command_is_named_by_its_beginning():
+    assert spoken("some words")[:1] == ("some words",)
+    assert spoken("some words").read() == "some words"
+    assert len(spoken("a" * 1000).name) == 60
 
 
 def test_a_glob_is_sorted_and_passes_folders_over(tmp_path):
@@ -50,8 +62,9 @@ def test_a_missing_file_fails_in_its_turn_by_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("pattern", ["*.nothing", "", "empty"])
-def test_a_pattern_that_names_nothing_is_an_error(tmp_path, pattern):
+def test_a_pattern_that_names_nothing_is_an_error(tmp_path, monkeypatch, pattern):
     (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")  # which "" stands for
     with pytest.raises(errors.InputError):
         [source.read() for source in expand([str(tmp_path / pattern) if pattern else ""], io.BytesIO())]
 

@@ -75,6 +75,7 @@ def test_equals_brute_force(layers: list[Layer], codecs: list[CutCodec], part: f
     if best is None:
         with pytest.raises(errors.InfeasibleError):
             allocate(layers, budget, codecs, weight)
+        assert verify_allocation(layers, budget, codecs, weight, None) == []
         return
     found = allocate(layers, budget, codecs, weight)
     assert (found.objective, found.bound) == (best, best)
@@ -309,3 +310,27 @@ def test_the_verifier_finds_faults() -> None:
     assert faults(noise=0.0) == ["the noise is wrong"]
     assert faults(bits=(9,) * 8) == ["a width or a codec does not exist"]
     assert faults(bits=(2,)) == faults(codec=0) == ["it answers another question"]
+    assert verify_allocation(layers, budget, (), 0.0, None) == ["there are bits that fit"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 20), share, st.data())
+def test_the_verifier_refuses_every_allocation_that_is_worse_in_one_layer(
+    seed: int, count: int, part: float, data: st.DataObject
+) -> None:
+    """More bits than needed in a layer can be taken back, fewer break the budget or made room for others."""
+    layers = network(seed, count, 0.3)
+    budget = between(layers, part)
+    right = allocate(layers, budget)
+    changed = list(right.bits)
+    changed[data.draw(st.integers(0, count - 1))] += data.draw(st.sampled_from([-2, -1, 1, 2]))
+    if not all(2 <= b <= 8 for b in changed):
+        return
+    wrong = made_of(layers, tuple(changed))
+    if wrong.objective > right.objective or wrong.noise > budget:
+        assert verify_allocation(layers, budget, (), 0.0, wrong)
+
+
+def made_of(layers: list[Layer], bits: tuple[int, ...]) -> Allocation:
+    size = sum(packed_bytes(one.weights, b) for one, b in zip(layers, bits, strict=True))
+    return Allocation(bits, None, size, total_noise(layers, bits), size)

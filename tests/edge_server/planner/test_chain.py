@@ -13,15 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent import errors
+from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Cut, Demand, LinkEstimate
-from edge_server.planner import INPUT, Chain, CutCodec, Device, Layer, Level, Place, Route, share
+from edge_server.planner import INPUT, Chain, CutCodec, Device, Layer, Level, Place, Route, share, verify_route
 
 GIGABIT = LinkEstimate(0.5, 1000.0, 1000.0)
+Steps = list[tuple[int, int, int, int | None, int | None]]  # device, start, end, codec, target
 SLOW = LinkEstimate(5.0, 2.0, 2.0)
 
 
-def places(layers: int, rng: np.random.Generator) -> tuple[Place, ...]:
-    """Cuts at the input, after every layer, and the output."""
+def places(layers: int, rng: np.random.Generator, *, coded: bool = False) -> tuple[Place, ...]:
+    """Cuts at the input, after every layer, and the output; at each, codecs that only pack, and where ``coded`` two of fewer bytes that take time."""
     weights = [
         Layer(f"layer{i}", 100, tuple(rng.uniform(0.1, 1) * 4.0**-b for b in range(2, 9))) for i in range(layers)
     ]
@@ -30,6 +32,10 @@ def places(layers: int, rng: np.random.Generator) -> tuple[Place, ...]:
         kind = "input" if i == 0 else "output" if i == layers else "inside"
         elements = int(rng.integers(50, 2000))
         codecs = [CutCodec("mse", b, 40 + elements * b // 8, float(rng.uniform(0.5, 2) * 4.0**-b)) for b in (8, 4, 2)]
+        if coded:
+            work = {str(rng.choice(STAGES)): float(elements) for _ in range(2)}
+            codecs.append(CutCodec("entropy", 3, 40 + elements // 4, float(rng.uniform(0.5, 2) * 4.0**-3), work))
+            codecs.append(CutCodec("pca", 8, 40 + elements // 3, codecs[0].noise, work | {"basis": 8.0 * elements}))
         inside = frozenset(f"layer{j}" for j in range(i))
         cut = Cut(i, f"layer{i - 1}" if i else "input", f"t{i}", [elements], kind)  # type: ignore[arg-type]
         found.append(Place(cut, tuple(weights[:i]), () if kind == "output" else tuple(codecs), 0.0, 0, inside))
@@ -59,9 +65,7 @@ def chain(
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
-def routes(
-    made: Chain, device: int = 0, start: int = INPUT
-) -> Iterator[list[tuple[int, int, int, int | None, int | None]]]:
+def routes(made: Chain, device: int = 0, start: int = INPUT) -> Iterator[Steps]:
     """Every way on from ``device``, where place ``start`` has arrived: (device, start, end, codec, target) of each step."""
     count = len(made.devices)
     for end in range(max(0, start), len(made.places)):
@@ -82,18 +86,22 @@ def routes(
                         yield [step, *rest]
 
 
-def costs(made: Chain, steps: list[tuple[int, int, int, int | None, int | None]]) -> tuple[float, float, float] | None:
+def costs(made: Chain, steps: Steps) -> tuple[float, float, float] | None:
     """Total, pace and least noise of a way; None where it breaks the demand."""
     total = pace = noise = 0.0
+    came: CutCodec | None = None
     for device, start, end, codec, target in steps:
         one = made.devices[device]
-        span = float(one.span_ms[start + 1, end])
+        used = [c for c in (came, None if codec is None else made.places[end].codecs[codec]) if c is not None]
+        stages = [(one.stage_ns[STAGES.index(s)], values) for c in used for s, values in c.work.items()]
+        span = float(one.span_ms[start + 1, end]) + sum(ns * values / 1e6 for ns, values in stages)
         if one.memory_bytes is not None and made.span_bytes[start + 1, end] > one.memory_bytes:
             return None
         total, pace = total + span, max(pace, span)
         if codec is None or target is None:
             continue
-        how, link = made.places[end].codecs[codec], made.links[device, target]
+        came = how = made.places[end].codecs[codec]
+        link = made.links[device, target]
         sending = how.frame_bytes * 8 / link.uplink_mbps / 1000
         total, pace, noise = total + sending + link.rtt_ms, max(pace, sending), noise + how.noise
         if device == 0 and made.demand.keep == "input" and made.places[end].cut.kind == "input":
@@ -119,16 +127,14 @@ def by_hand(made: Chain) -> tuple[float, float] | None:
     return min(found, key=order, default=(0.0, 0.0, 0.0))[:2] if found else None
 
 
-def as_told(route: Route) -> list[tuple[int, int, int, int | None, int | None]]:
+def as_told(route: Route) -> Steps:
     return [(s.device, s.start, s.end, s.codec, s.to) for s in route.steps]
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_no_route_is_better_than_the_one_chosen(seed: int) -> None:
-    rng = np.random.default_rng(seed)
+def any_chain(rng: np.random.Generator) -> Chain:
+    """One to three boards of all kinds, with a demand that may be more than they can do."""
     layers, devices = int(rng.integers(1, 4)), int(rng.integers(1, 4))
-    found = places(layers, rng)
+    found = places(layers, rng, coded=True)
     speeds = rng.choice([0.2, 1.0, 1.0, 5.0], devices)
     made_links = {
         (i, j): LinkEstimate(float(rng.choice([0.0, 1.0, 30.0])), float(rng.choice([0.5, 8.0, 100.0])), 10.0)
@@ -136,7 +142,7 @@ def test_no_route_is_better_than_the_one_chosen(seed: int) -> None:
         if j == i + 1 or rng.random() < 0.4
     }
     times = rng.uniform(0.5, 20, layers).tolist()
-    made = Chain(
+    return Chain(
         model="net", places=found, levels=(Level(0.5, 0.002), Level(1.0, 0.05), Level(5.0, 1.0)),
         demand=Demand(
             max_drop_points=float(rng.choice([0.1, 0.5, 1.0, 5.0])), keep=str(rng.choice(["nothing", "input"])),
@@ -145,13 +151,22 @@ def test_no_route_is_better_than_the_one_chosen(seed: int) -> None:
         ),
         objective="rate" if rng.random() < 0.5 else "latency",
         devices=tuple(
-            Device(spans(times, float(speed), float(rng.uniform(0, 1))), int(rng.choice([200, 500])) if rng.random() < 0.3 else None)
+            Device(
+                spans(times, float(speed), float(rng.uniform(0, 1))), int(rng.choice([200, 500])) if rng.random() < 0.3 else None,
+                tuple((rng.choice([0.0, 1.0, 100.0, 3000.0]) * rng.uniform(0.5, 1, len(STAGES))).tolist()),
+            )
             for speed in speeds
         ),
         links=made_links, span_bytes=spans([100.0] * layers, 1.0, 100.0),
         tail_ms=(*rng.uniform(0.1, 20, layers).tolist(), 0.0), queue_ms=float(rng.choice([0.0, 3.0])),
         window=int(rng.choice([1, 2, 8])), spread=bool(rng.random() < 0.3),
     )  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_no_route_is_better_than_the_one_chosen(seed: int) -> None:
+    made = any_chain(np.random.default_rng(seed))
     best = by_hand(made)
     if best is None:
         with pytest.raises(errors.InfeasibleError):
@@ -166,6 +181,85 @@ def test_no_route_is_better_than_the_one_chosen(seed: int) -> None:
     assert made.objective == "rate" or route.total_ms == pytest.approx(best[0])
     allowed = max(level.noise for level in made.levels if level.drop_points <= made.demand.max_drop_points)
     assert route.noise <= allowed * (1 + 1e-9)
+    assert verify_route(made, route) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_verifier_refuses_a_route_of_which_anything_is_changed(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    made = any_chain(rng)
+    try:
+        route = share(made)
+    except errors.InfeasibleError:
+        return
+    which = int(rng.integers(len(route.steps)))
+    step = route.steps[which]
+    for name in ("device", "start", "end", "work_ms", "sending_ms", "rtt_ms"):
+        assert verify_route(made, with_step(route, which, **{name: getattr(step, name) + 1})), name
+    for name in ("queue_ms", "server_ms", "total_ms", "pace_ms", "noise"):
+        assert verify_route(made, dataclasses.replace(route, **{name: getattr(route, name) + 1})), name
+    assert verify_route(made, with_step(route, which, codec=99, to=99))
+    assert verify_route(made, dataclasses.replace(route, steps=route.steps[1:]))
+    assert verify_route(made, dataclasses.replace(route, steps=route.steps[:-1]))
+    assert verify_route(made, dataclasses.replace(route, bits=(*route.bits, 2)))
+    if route.bits:
+        assert verify_route(made, dataclasses.replace(route, bits=(10,) * len(route.bits)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.data())
+def test_the_verifier_refuses_another_route_only_for_being_worse(seed: int, data: st.DataObject) -> None:
+    """Told with its own true times and best bits, so that nothing but the comparison can betray it."""
+    made = any_chain(np.random.default_rng(seed))
+    allowed = [way for way in routes(made) if costs(made, way) is not None]
+    told_apart = [way for way in allowed if len({step[2] for step in way}) == len(way)]
+    if not told_apart:
+        return
+    way = data.draw(st.sampled_from(told_apart))
+    faults = verify_route(made, route_of(made, way))
+    assert set(faults) <= {"another cut or codec of one link would be better"}
+    if faults:
+        assert better(made, way, allowed)
+    assert faults or not better(made, way, [other for other in allowed if one_change_from(way, other)])
+
+
+def better(made: Chain, way: Steps, others: list[Steps]) -> bool:
+    """Whether any of ``others`` takes less than ``way``."""
+    wanted = made.objective == "rate"
+    taken = [cost[wanted] for cost in (costs(made, one) for one in (way, *others)) if cost is not None]
+    return any(one < taken[0] * (1 - 1e-8) for one in taken[1:])
+
+
+def one_change_from(way: Steps, other: Steps) -> bool:
+    """Whether ``other`` has the same devices and another cut or codec of one link."""
+    if [(s[0], s[4]) for s in way] != [(s[0], s[4]) for s in other]:
+        return False
+    return sum(one[2:4] != two[2:4] for one, two in zip(way, other, strict=True)) == 1
+
+
+def with_step(route: Route, which: int, **changes: object) -> Route:
+    steps = list(route.steps)
+    steps[which] = dataclasses.replace(steps[which], **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(route, steps=tuple(steps))
+
+
+def route_of(made: Chain, way: Steps) -> Route:
+    """The best answer among those that go this way: what `share` says of a chain that leaves no other."""
+    places = list(made.places)
+    devices = [dataclasses.replace(one, span_ms=np.full_like(one.span_ms, math.inf)) for one in made.devices]
+    for device, start, end, codec, _ in way:
+        devices[device].span_ms[start + 1, end] = made.devices[device].span_ms[start + 1, end]
+        if codec is not None:
+            places[end] = dataclasses.replace(places[end], codecs=made.places[end].codecs[codec : codec + 1])
+    links = {(d, to): made.links[d, to] for d, _, _, _, to in way if to is not None}
+    if not links:
+        links = made.links
+    only = share(dataclasses.replace(made, places=tuple(places), devices=tuple(devices), links=links))
+    steps = tuple(
+        dataclasses.replace(one, codec=codec) for one, (_, _, _, codec, _) in zip(only.steps, way, strict=True)
+    )
+    return dataclasses.replace(only, steps=steps)
 
 
 def test_two_boards_of_one_type_take_half_each_for_the_rate() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from edge_agent import errors
 from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Weights
 from edge_server.planner import (
+    Allocation,
     CutCodec,
     Layer,
     Level,
@@ -25,11 +27,12 @@ from edge_server.planner import (
     Table,
     allocate,
     choose,
+    patterns,
     precompute,
     rivals,
     verify_pick,
 )
-from edge_server.planner.allocation import NEAR, WIDTHS
+from edge_server.planner.allocation import NEAR, WIDTHS, segment_bytes, total_noise
 
 LINK = LinkEstimate(rtt_ms=10.0, uplink_mbps=20.0, downlink_mbps=20.0)
 LEVELS = (Level(0.25, 0.004), Level(1.0, 0.02), Level(5.0, 0.2))
@@ -323,6 +326,20 @@ def test_progress_hears_of_every_place() -> None:
     heard: list[tuple[int, int]] = []
     precompute("net", TABLE.places, LEVELS, lambda done, total: heard.append((done, total)))
     assert heard == [(i, 5) for i in range(1, 6)]
+
+
+@pytest.mark.parametrize("answer", ["over the budget", "too large", "none"])
+def test_a_pattern_that_its_check_refuses_becomes_no_plan(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(layers: Sequence[Layer], budget: float) -> Allocation:
+        if answer == "none" and layers:
+            raise errors.InfeasibleError("no")
+        bits = (2 if answer == "over the budget" else 8,) * len(layers)
+        size = segment_bytes(layers, bits)
+        return Allocation(bits, None, size, total_noise(layers, bits), size)
+
+    monkeypatch.setattr(patterns, "allocate", wrong)
+    with pytest.raises(errors.PlanError, match="contradicts itself"):
+        network()
 
 
 def test_the_verifier_finds_faults() -> None:
