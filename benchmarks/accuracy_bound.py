@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks import cache, fashion, models
 from benchmarks.report import parser, quiet, report
-from calibration import accuracy, importer
+from calibration import accuracy, importer, trials
 from calibration import bundle as bundles
 from calibration.bundle import Bundle
 from calibration.samples import Samples, open_samples
@@ -263,7 +263,7 @@ def outputs(bundle: Bundle, plan: Plan, samples: Samples) -> F32:
 def row(subject: Subject, rule: str, found: Sequence[Verdict], asked: int) -> dict[str, Any]:
     """Of one network and rule."""
     count = max(1, len(found))
-    parts = sorted(trial.measured / trial.predicted for trial in subject.bundle.manifest.trials)
+    parts = trials.ratios(subject.bundle.manifest.trials)
     return {
         "network": subject.task.name,
         "rule": rule,

@@ -387,12 +387,8 @@ def _offered(family: str, bits: float, made: Codec, values: F32) -> bool:
         return True
     if family not in families.RATES:
         return bits in families.PACKED.get(family, ())
-    rows, wide = (
-        values.size // values.shape[-1],
-        made.basis is not None and len(made.basis.columns) > 2 * families.BASIS,
-    )
-    few = family == "pca" and rows < families.ROWS_A_CHANNEL * values.shape[-1]
-    return min(families.RATES[family]) <= bits <= max(families.RATES[family]) and not wide and not few
+    rates, few = families.RATES[family], family == "pca" and families.few_rows(values.shape)
+    return min(rates) <= bits <= max(rates) and families.carried(made) and not few
 
 
 def _stored(value: F32) -> F32:

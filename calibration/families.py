@@ -74,12 +74,22 @@ def fit(values: F32, *, floats: bool = False) -> list[Fitted]:
         return found
     found += [Fitted(family, b, fit_samples(values, family, b)) for family, widths in PACKED.items() for b in widths]
     for family, rates in RATES.items():
-        if family == "pca" and (len(rows) < ROWS_A_CHANNEL * rows.shape[1] or rows.shape[1] ** 2 > 1 << 20):
+        if family == "pca" and (few_rows(rows.shape) or rows.shape[1] ** 2 > 1 << 20):
             continue
         at_rate = CODED[family](rows.astype(np.float64))
         made = [at_rate(f"{family}-{rate:g}", rate) for rate in rates]
-        found += [Fitted(one.rule, 8, one) for one in made if one.basis is None or len(one.basis.columns) <= 2 * BASIS]
+        found += [Fitted(one.rule, 8, one) for one in made if carried(one)]
     return found
+
+
+def few_rows(shape: Sequence[int]) -> bool:
+    """Whether principal components of values [..., C] of this ``shape`` would be those of the samples and of nothing else."""
+    return math.prod(shape[:-1]) < ROWS_A_CHANNEL * shape[-1]
+
+
+def carried(made: Codec) -> bool:
+    """Whether a plan carries ``made``: its basis is small enough."""
+    return made.basis is None or len(made.basis.columns) <= 2 * BASIS
 
 
 def worth_a_run(candidates: Sequence[tuple[float, float]]) -> list[int]:

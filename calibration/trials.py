@@ -59,12 +59,17 @@ class Trial(msgspec.Struct, frozen=True):
     agreement: float
 
 
+def ratios(found: Sequence[Trial]) -> list[float]:
+    """The noise of each whole head over the sum of its parts', rising, where there is any."""
+    return sorted(trial.measured / trial.predicted for trial in found if trial.predicted > 0)
+
+
 def additivity(found: Sequence[Trial]) -> str:
     """How far the noises of whole heads are from the sums of their parts', in a line; empty where no trial had any noise."""
-    ratios = [trial.measured / trial.predicted for trial in found if trial.predicted > 0]
-    if not ratios:
+    each = ratios(found)
+    if not each:
         return ""
-    return f"noise of whole heads over the sum of their parts: {min(ratios):.2g} to {max(ratios):.2g} in {len(ratios)} trials"
+    return f"noise of whole heads over the sum of their parts: {each[0]:.2g} to {each[-1]:.2g} in {len(each)} trials"
 
 
 @dataclass(frozen=True)
