@@ -22,6 +22,7 @@ from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Codec, LinkEstimate, Plan, Rung
 
 _ARRIVALS: Final = 17  # the offered rate is that of so many last frames
+_LEAST_BITS: Final = 0.01  # of a value, whatever a plan says of its frames: controllers divide by it
 _PAUSE_S: Final = 2.0  # frames before a pause of so long say nothing of the rate after it
 _SIZES: Final = 64  # a codec's size follows what its frames took, over about so many
 _PLANNED: Final = 4  # and what the plan says counts as so many
@@ -214,4 +215,4 @@ def _bits(plan: Plan, codec: Codec, rung: Rung) -> float:
     """Bits that a value takes with ``codec``: those of its codes, or, where frames differ in size, of the mean frame."""
     if not (codec.tables or codec.jpeg):
         return codec.bits
-    return 8 * (rung.payload_bytes - HEADER_BYTES) / math.prod(plan.cut.shape)
+    return max(_LEAST_BITS, 8 * (rung.payload_bytes - HEADER_BYTES) / math.prod(plan.cut.shape))

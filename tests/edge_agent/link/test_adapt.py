@@ -201,6 +201,13 @@ def test_it_begins_with_the_packed_codec_of_the_bits_asked_for():
     assert Adaptation(plan, LINK, Goal(), "fixed", bits=3).rung == 3  # rung 2 takes 3.3 bits of a value in the mean
 
 
+def test_a_plan_that_tells_of_empty_frames_stops_no_controller():
+    plan = entropy_coded(CODED, 6)
+    plan.rungs = [Rung(0, rung.noise, rung.drop_points, rung.drop_high) for rung in plan.rungs]
+    plan.codec = 0
+    assert Adaptation(plan, LINK, Goal(), "pipeedge").bits > 0
+
+
 @pytest.mark.parametrize("name", ["quantpipe", "wifi_fade", "step_down", "saw_tooth"])  # that leave the cheapest room
 def test_frames_larger_than_the_plan_thought_are_held(name):
     """As they are where the head's weights have few bits: its tensor is busier than the one by which sizes were measured."""
