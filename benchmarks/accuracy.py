@@ -21,9 +21,11 @@ from benchmarks.report import photo_parser, quiet, report
 from calibration import accuracy, bundle, cuts, importer, layers
 from calibration.accuracy import ACTIVATION_BITS, Spot
 from calibration.clipping import CHANNEL, RULES, Histogram
+from calibration.families import Fitted
 from calibration.graph import Graph
 from calibration.lower import lower
 from calibration.samples import Samples, open_samples
+from calibration.sensitivity import enough
 from edge_agent import errors
 from edge_agent.codec import packed_bytes
 from edge_agent.head import segment as seg
@@ -85,7 +87,9 @@ def prepare(samples: Samples, places: Sequence[float]) -> Split:
     histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True) if s.quantization]
     run = bundle.runner(model)
     outputs = accuracy.float_outputs(run, samples)
-    found = accuracy.cut_noises(spots, histograms, head, taps, [[] for _ in spots], samples, outputs, quiet)
+    none: list[list[Fitted]] = [[] for _ in spots]
+    count = enough(network, outputs[0].size)
+    found = accuracy.cut_noises(spots, histograms, head, taps, none, samples, outputs, count, quiet)
     rules = {(noise.cut, codec.bits): codec.rule for noise in found for codec in noise.codecs}
     return Split(head, taps, places, spots, [cut.layer for cut in chosen], histograms, rules, run)
 

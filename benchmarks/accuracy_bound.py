@@ -7,7 +7,7 @@ as a server would make it; the integer head, the codec and the tail then answer 
 A violation is a fold on which more was lost than demanded. The error is that of the expected drop against the drop on all the evaluation data. Beside
 it stands QPART's rule, whose bound is the noise at which the demanded drop is lost in the mean. Demands that cannot be met are refused, which is no violation.
 
-A device is a board of `BOARD`'s proportions, faster or slower. Parts: of the heads that calibration tried, the noise at the output over what the noises of
+A device is a board of `what_if.BOARD`'s proportions, faster or slower. Parts: of the heads that calibration tried, the noise at the output over what the noises of
 their layers and codec sum to, median and range.
 """
 
@@ -25,13 +25,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from benchmarks import cache, fashion, models
+from benchmarks import cache, fashion, models, what_if
 from benchmarks.report import parser, quiet, report
 from calibration import accuracy, importer, trials
 from calibration import bundle as bundles
 from calibration.bundle import Bundle
 from calibration.samples import Samples, open_samples
-from device_profiles import known, predict
 from edge_agent import errors
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
@@ -53,7 +52,6 @@ QUICK_CALIBRATING, QUICK_EVALUATED = 500, 2000
 #: Of 500 photographs every other calibrates and the rest make as many folds.
 PHOTO_FOLDS: Final = 2
 #: The known board of which devices are multiples.
-BOARD: Final = "pi4"
 #: Ranges from which demands are drawn, evenly in the logarithm. A device is known by its time for the deepest head.
 POINTS, UPLINK, ROUND_TRIP = (0.25, 5.0), (0.25, 1000.0), (1.0, 200.0)
 DEVICE_MS, WATTS, FRAMES = (0.3, 1000.0), (0.5, 15.0), (10.0, 1e6)
@@ -200,7 +198,7 @@ def judge(subject: Subject, rule: Rule, random: np.random.Generator, count: int)
     """Up to ``count`` demands that can be met, each with its plan; and how many were asked."""
     table, asked = rule(subject.bundle), 0
     found: list[Verdict] = []
-    board = predict.Heads([subject.bundle.header(place.cut.index) for place in table.places]).ms(known.load(BOARD))
+    board = what_if.head_ms([subject.bundle.header(place.cut.index) for place in table.places])
     folds = len(subject.right) // subject.task.fold
     while asked < ASKED and len(found) < count:
         asked += 1

@@ -6,7 +6,7 @@ Only the tensor at the cut is coded, by real payloads; the float model runs befo
 then chosen for each cut, among those that a bundle would fit and of no more bytes (of fewer bits too), by the output error on other calibration samples;
 what is shown is measured on samples that neither has seen. A row is the mean and the worst over all offered cuts (where the integer head does not reach a
 network's stream: over all single tensors of the commonest shape), or over so many of them as ``--cuts`` says, evenly spread. The planner's cut is the one of
-least time for a `BOARD` over `LINK` at 2 bits, of those shown: the head as predicted, and the default's bytes.
+least time for a board over a link (`what_if`) at 2 bits, of those shown: the head as predicted, and the default's bytes.
 
 Error: MiniLM: 1 - cosine between the embedding and the float model's; saliency: 1 - cosine of the map; the others: energy of what is added to the logits, less
 their mean, over the energy of the float logits. Accuracy: top-1, by the linear probe for MiniLM (zero-shot: nearest embedding of the classes' names); saliency:
@@ -31,18 +31,17 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from benchmarks import fashion, minilm, models, news
+from benchmarks import fashion, minilm, models, news, what_if
 from benchmarks.report import parser, report, write
 from calibration import accuracy, bundle, cuts, families, importer, layers
 from calibration.graph import Graph, tail_model
 from calibration.lower import lower
 from calibration.observe import Tap, to_onnx
 from calibration.samples import Samples, open_samples
-from device_profiles import known, predict
 from edge_agent import codec, errors, limits
 from edge_agent.codec import Codec
 from edge_agent.codec.families import CODED
-from edge_agent.protocol.messages import Cut, LinkEstimate, Preprocess
+from edge_agent.protocol.messages import Cut, Preprocess
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -62,9 +61,6 @@ BASELINES: Final = (NAIVE, "minmax-frame", "percentile", "aciq-laplace", "aciq-g
 OURS: Final = ("mse", "mse-channel", "lloyd-max-channel", "hadamard", "hadamard-token", "entropy", "pca")
 PLAIN: Final = ("mse", "mse-channel")
 DEFAULT: Final = "default"
-#: The known board and the link for which the planner's cut is told.
-BOARD: Final = "pi4"
-LINK: Final = LinkEstimate(rtt_ms=20.0, uplink_mbps=10.0, downlink_mbps=20.0)
 #: Of our families the fastest, without an entropy stage.
 PACKED: Final = "hadamard"
 #: Of packed codes, what a codec with an entropy stage may take on samples that it was not fitted to, in the mean.
@@ -284,8 +280,8 @@ def planned(case: Case, found: Mapping[str, Found]) -> str | None:
     if not reachable:
         return None
     plain = bundle.calibrate(case.model, network, case.fitted[:4])
-    heads = predict.Heads([lower(network, plain, cut.tensor, 8).header for cut in reachable]).ms(known.load(BOARD))
-    sent = [found[cut.layer][DEFAULT, 2].bytes * 8e-3 / LINK.uplink_mbps for cut in reachable]
+    heads = what_if.head_ms([lower(network, plain, cut.tensor, 8).header for cut in reachable])
+    sent = [found[cut.layer][DEFAULT, 2].bytes * 8e-3 / what_if.LINK.uplink_mbps for cut in reachable]
     return min(zip(reachable, heads, sent, strict=True), key=lambda one: one[1] + one[2])[0].layer
 
 

@@ -1,6 +1,6 @@
 """What a plan sends, as a share of what it would send unquantized: real heads at fixed cuts, their drop measured on data that calibration never saw.
 
-    python -m benchmarks.payload [--networks mlp,cnn,vit,minilm,lite0] [--images DIR --labels FILE] [--json OUT] [--quick]
+    python -m benchmarks.payload [--networks mlp,cnn,vit,minilm,lite0] [--rows fixed,own] [--images DIR] [--json OUT] [--quick]
 
 Payload = (segment file + one frame at the cut) / (float32 weights + float32 tensor of the same cut). The file counts whole: header, scales, biases,
 tables; so does the frame. Where the network ends on the device nothing is sent but the segment, and the float32 side keeps the output's tensor out
@@ -16,7 +16,7 @@ frontier, and agreement with the float model and noise on the logits stand besid
 evaluated: what is evaluated by one fold calibrates for the other (as many samples as the first has), a row's bytes are those of the fold that takes
 most, its drop is of both. Drops are points of top-1 on the evaluation samples, with their paired 95 % interval; integer heads, real frames, float tails.
 
-Apart from the fixed cuts stands what a server plans with the network's bundle for a board over a link (`BOARD`, `LINK`: a prediction, for no such board
+Apart from the fixed cuts stands what a server plans with the network's bundle for a board over a link (`what_if`: a prediction, for no such board
 is here): the best split, all on the server and all on the device, the one that it would choose marked. Its promise counts the bound's interval too, so
 it spends more bytes than the rows at fixed cuts. A mode that cannot promise the goal says what it could.
 """
@@ -39,23 +39,23 @@ from numpy.typing import NDArray
 
 from benchmarks import accuracy_bound, fashion, models, news
 from benchmarks.report import parser, quiet, report, write
+from benchmarks.what_if import BOARD, LINK, head_ms
 from calibration import accuracy, bundle, cuts, families, importer, layers, observe, reweigh
 from calibration.bundle import Bundle
 from calibration.clipping import Histogram
 from calibration.graph import Graph
-from calibration.layers import Conv, Embed, Linear, Weighted
+from calibration.layers import Embed, Weighted
 from calibration.lower import Calibration, lower
 from calibration.observe import Quantization
 from calibration.quantize import Rounded, file_bytes, width
 from calibration.rounding import RATES, SEEN, UNSEEN, WIDTHS, grids
 from calibration.samples import Samples, open_samples
 from calibration.sensitivity import Probe
-from device_profiles import known, predict
 from edge_agent import codec, errors
 from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
 from edge_agent.protocol import frames
-from edge_agent.protocol.messages import Codec, Demand, LinkEstimate
+from edge_agent.protocol.messages import Codec, Demand
 from edge_server.planner import Pick, Request, Table, allocation, choose, verify_allocation
 from edge_server.planning import mean_bits
 from edge_server.tables import table_of
@@ -64,6 +64,7 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 TITLE: Final = "Payload against float32, and what it costs"
+ROWS: Final = ("fixed", "own")
 SHARES: Final = (0.25, 0.5, 0.75, 1.0)
 #: Shares of the products by which a cut may be further from where it should be, if it is narrower.
 NEAR: Final = 0.05
@@ -83,9 +84,6 @@ FRONTIER: Final = (8.0, 10.0, 12.5, 20.0, 25.0)
 #: Evaluation samples from which on a goal is judged by the interval's upper end, and from which on a plan may go to its edge.
 ENOUGH: Final = 1000
 MANY: Final = 10_000
-#: The known board and the link for which the planner is asked.
-BOARD: Final = "pi4"
-LINK: Final = LinkEstimate(rtt_ms=20.0, uplink_mbps=10.0, downlink_mbps=20.0)
 NOTES: Final = (
     f"own: what a server plans for a {BOARD} over {LINK.uplink_mbps:g} Mbit/s up, {LINK.downlink_mbps:g} down and a round trip of {LINK.rtt_ms:g} ms",
 )
@@ -154,15 +152,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--news", type=Path, help="folder of BBC News, a folder for each class; else the installed package's"
     )
     options.add_argument("--networks", default="mlp,cnn,vit", help="which of mlp, cnn, vit, minilm and lite0, by comma")
+    options.add_argument(
+        "--rows",
+        default=",".join(ROWS),
+        help="fixed: at fixed cuts; own: what a server plans, which wants the network's whole bundle",
+    )
     chosen = options.parse_args(arguments)
+    wanted = chosen.rows.split(",")
+    if not set(wanted) <= set(ROWS):
+        raise errors.UsageError(f"there are no rows {chosen.rows!r}; choose of {' and '.join(ROWS)}")
     rows: list[dict[str, Any]] = []
     summary: dict[str, float] = {}
     for name in chosen.networks.split(","):
         case = load(name, chosen)
-        found = measure(case, (0.5, 1.0) if chosen.quick else SHARES)
-        if chosen.json:  # a plan needs the network's whole bundle: of a transformer an hour
+        found = measure(case, (0.5, 1.0) if chosen.quick else SHARES) if "fixed" in wanted else []
+        if chosen.json:  # a large network's bundle takes a while
             write(chosen.json, TITLE, rows + found, summary | summarize(case, found), NOTES)
-        found += planned(case)
+        found += planned(case) if "own" in wanted else []
         rows += found
         summary |= summarize(case, found)
     report(TITLE, rows, summary, chosen.json, NOTES)
@@ -265,22 +271,14 @@ def _codecs(probe: Probe, tensor: str, histogram: Histogram) -> list[tuple[Codec
 def fixed_cuts(network: layers.Network, shares: Sequence[float]) -> dict[float, str]:
     """By share of the products: of the cuts behind the input whose heads have nearly (within `NEAR`) as near to it as any, the narrowest."""
     reachable = [p.cut for p in cuts.find(network) if p.reachable and network.weighted(p.cut.tensor)]
-    total = sum(_products(network, la) for la in network.layers if isinstance(la, Conv | Linear))
-    own = {c.tensor: sum(_products(network, la) for la in network.weighted(c.tensor)) / total for c in reachable}
+    total = sum(map(network.products, network.layers))
+    own = {c.tensor: sum(map(network.products, network.weighted(c.tensor))) / total for c in reachable}
     found = {}
     for share in shares:
         nearest_one = min(abs(mine - share) for mine in own.values())
         near = [cut for cut in reachable if abs(own[cut.tensor] - share) <= nearest_one + (NEAR if share < 1 else 0.0)]
         found[share] = min(near, key=lambda cut: math.prod(cut.shape)).tensor
     return found
-
-
-def _products(network: layers.Network, layer: Weighted) -> int:
-    """Products of weights and inputs; a transformer's products of two activations are left out."""
-    if isinstance(layer, Embed):
-        return 0
-    made = layer.products if isinstance(layer, Linear) else [layer.out]
-    return sum(math.prod(network.graph.shapes[t]) for t in made) * math.prod(layer.weight.shape[1:])
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -586,12 +584,12 @@ def _detail(tables: Tables, cut: str, plan: Plan) -> str:
 
 
 def planned(case: Case) -> list[dict[str, Any]]:
-    """What a server sends `BOARD` over `LINK`: the best plan of each mode that meets the goal."""
+    """What a server sends the board of `what_if` over its link: the best plan of each mode that meets the goal."""
     with tempfile.TemporaryDirectory() as folder:
         made = accuracy_bound.calibrated(case.name, lambda: case.model, case.calibration, Path(folder))
         made.accuracy = made.accuracy.promising(len(case.evaluation))
         table, outputs = table_of(made), floats(case.model, case.evaluation)
-        heads = predict.Heads([made.header(place.cut.index) for place in table.places]).ms(known.load(BOARD))
+        heads = head_ms([made.header(place.cut.index) for place in table.places])
         picks = {mode: _pick(table, heads, case.goal, mode) for mode in ("any", "split", "server", "device")}
         best, rows = picks.pop("any"), []
         for mode, pick in picks.items():

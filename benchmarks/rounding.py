@@ -18,7 +18,6 @@ of the network's products. Rows at 8 bits are what 8-bit activations cost by the
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -165,14 +164,9 @@ def _cut_up(
 
 def _cut(network: layers.Network, share: float) -> str:
     """The tensor of the offered cut whose head has nearest to ``share`` of the products."""
-
-    def products(tensor: str) -> int:
-        found = network.weighted(tensor)
-        return sum(la.weight.size * math.prod(network.graph.stored_shape(la.out)[:-1]) for la in found)
-
-    total = products(network.graph.output)
+    total = sum(map(network.products, network.layers))
     offered = [p.cut.tensor for p in cuts.find(network) if p.offered]
-    return min(offered, key=lambda tensor: abs(products(tensor) / total - share))
+    return min(offered, key=lambda tensor: abs(sum(map(network.products, network.weighted(tensor))) / total - share))
 
 
 def measure(

@@ -17,7 +17,7 @@ from calibration.clipping import JPEG, Histogram
 from calibration.families import Fitted, cost, worth_a_run
 from calibration.observe import Progress, Quantization, to_onnx
 from calibration.samples import Samples, evenly
-from calibration.sensitivity import difference, enough, law
+from calibration.sensitivity import difference, law
 from edge_agent import codec
 from edge_agent.codec import marks
 from edge_agent.head.executor import Head
@@ -216,6 +216,7 @@ def cut_noises(
     families: Sequence[Sequence[Fitted]],
     samples: Samples,
     outputs: F32,
+    count: int,
     progress: Progress,
     cache: Cache | None = None,
     model: str = "",
@@ -223,11 +224,11 @@ def cut_noises(
     """For each cut the rule of least noise at the output for each of `ACTIVATION_BITS`, with ``head``, whose weights have 8 bits, JPEG where the tensor
     is a picture, and of its ``families`` those that are worth a run.
 
-    The `FINALISTS` are tried on `sensitivity.enough` samples, but no more than `MOST`; ``outputs`` [n, ...] are the float model's. ``cache``: what was
-    measured of ``model`` (its hash) and the same values at a cut is not measured again.
+    The `FINALISTS` are tried on ``count`` of the samples, evenly spread, but no more than `MOST`; ``outputs`` [n, ...] are the float model's. ``cache``:
+    what was measured of ``model`` (its hash) and the same values at a cut is not measured again.
     """
     found = []
-    few = evenly(len(samples), min(MOST, enough(outputs[0].size)))
+    few = evenly(len(samples), min(MOST, count))
     tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
     for place, (spot, histogram) in enumerate(zip(spots, histograms, strict=True)):
         values, ids = np.stack([t[place] for t in tapped]), token_ids(head, samples, few)

@@ -354,6 +354,7 @@ class _Making:
         self._deepest = deepest
         self.outputs = accuracy.float_outputs(runner(model), samples)
         self.answers = accuracy.top1(self.outputs)
+        self._enough = enough(network, self.outputs[0].size)
         #: Rounding flatters what it has seen, so all that is promised is measured on the rest.
         self.judged = UNSEEN if self.calibration.roundings and len(samples) > 1 else slice(None)
 
@@ -373,9 +374,8 @@ class _Making:
         histograms = self._histograms(head, taps, spots)
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
         fitted = self._families(head, taps, spots)
-        found = accuracy.cut_noises(
-            spots, histograms, head, taps, fitted, judged, outputs, self._progress, self._cache, self._digest
-        )
+        measured, kept = (judged, outputs, self._enough), (self._cache, self._digest)
+        found = accuracy.cut_noises(spots, histograms, head, taps, fitted, *measured, self._progress, *kept)
         for histogram, own, noise in zip(histograms, fitted, found, strict=True):
             known = {(one.rule, one.bits) for one in noise.codecs}
             histogram.keep({(one.rule, one.bits): one.codec for one in own if (one.rule, one.bits) in known})
@@ -422,8 +422,7 @@ class _Making:
             sizes[layer.out].append(file_bytes(made, wide, isinstance(layer, layers.Embed)))
             return made
 
-        count = enough(self.outputs[0].size)
-        probe = Probe(self.model, self.network, self.samples[self.judged], count, self._cache)
+        probe = Probe(self.model, self.network, self.samples[self.judged], self._enough, self._cache)
         grids = (*WIDTHS, *EVEN) if self.calibration.roundings else WIDTHS
         found, n = probe.layers(self.weighted, rounder, grids, self._progress), len(WIDTHS)
         return {

@@ -217,6 +217,15 @@ class Network:
         """The layers with weights among those `needed`, in order."""
         return [layer for layer in self.needed(tensor, start) if isinstance(layer, Weighted)]
 
+    def products(self, layer: Layer) -> int:
+        """Of a ``layer``'s weights and what they are multiplied by: 0 where it has no weights or looks rows up, and where nobody knows a shape."""
+        if not isinstance(layer, Conv | Linear):
+            return 0
+        made = layer.products if isinstance(layer, Linear) else [layer.out]
+        return sum(math.prod(self.graph.shapes[t]) for t in made if t in self.graph.shapes) * math.prod(
+            layer.weight.shape[1:]
+        )
+
     def alive(self) -> list[Layer]:
         """The layers that something reads: the output, or an unsupported operator."""
         roots = {t for node, _ in self.unsupported for t in node.inputs}

@@ -169,6 +169,8 @@ def test_what_a_server_plans_stands_apart(case: payload.Case) -> None:
 def test_a_network_that_is_none_is_refused() -> None:
     with pytest.raises(errors.UsageError, match="alexnet"):
         payload.main(["--networks", "alexnet"])
+    with pytest.raises(errors.UsageError, match="fixed and own"):
+        payload.main(["--networks", "mlp", "--rows", "all"])
 
 
 def test_photographs_are_asked_for() -> None:

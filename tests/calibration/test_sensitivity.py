@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
-from calibration import layers, sensitivity
+from calibration import bundle, layers, sensitivity
 from calibration.cache import Cache
 from calibration.graph import Graph
 from calibration.importer import batched, session, simplify
 from calibration.layers import Weighted
+from calibration.lower import lower
 from calibration.observe import feed, to_onnx
 from calibration.quantize import Rounded, nearest
 from calibration.reweigh import reweigh, weights
@@ -21,6 +22,8 @@ from calibration.rounding import WIDTHS
 from calibration.samples import Samples
 from calibration.sensitivity import Probe, fit
 from edge_agent import codec
+from edge_agent.head import segment
+from edge_agent.head.executor import Head
 from edge_agent.protocol.messages import Preprocess
 from tests import small_models as small
 from tests import small_transformers as transformers
@@ -179,3 +182,25 @@ def test_noise_of_a_cut_falls_with_its_bits(make: Callable[[], onnx.ModelProto],
     coded = [codec.decode(codec.encode(v, made), made, v.shape) for v in values]
     assert found[-1][2] == pytest.approx(float(((np.stack(coded) - values) ** 2).mean()), rel=1e-3)
     assert probe.cuts(codecs, quiet) == found
+
+
+def test_few_outputs_want_many_samples_but_not_of_a_network_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = network_of(small.mobilenet)[1]
+    assert [sensitivity.enough(network, outputs) for outputs in (10, 1000, 100_000)] == [1639, 17, 16]
+    monkeypatch.setattr(sensitivity, "WORK", 100.0 * sum(map(network.products, network.layers)))
+    assert sensitivity.enough(network, 10) == 100
+    assert sensitivity.enough(network, 1000) == 17
+    monkeypatch.setattr(sensitivity, "WORK", 1.0)
+    assert sensitivity.enough(network, 10) == 16
+
+
+@pytest.mark.parametrize("make", [small.cnn, small.mobilenet, small.resnet, vit, encoder], ids=lambda f: f.__name__)
+def test_the_products_of_layers_are_those_that_the_head_computes(make: Callable[[], onnx.ModelProto]) -> None:
+    model, network, samples = network_of(make)
+    made = lower(network, bundle.calibrate(model, network, samples), network.graph.output, 8)
+    head = Head(segment.parse(made.segment()))
+    timings = head.profile(samples.codes(0, head.input), repeats=1)
+    owners = {made.index[la.out]: la for la in network.weighted(network.graph.output)}
+    computed = {op.out: t.macs for op, t in zip(head.header.ops, timings, strict=True) if op.out in owners}
+    assert computed == {tensor: network.products(layer) for tensor, layer in owners.items()}
+    assert sum(computed.values()) > 0

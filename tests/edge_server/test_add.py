@@ -18,7 +18,7 @@ from calibration.bundle import Bundle
 from calibration.importer import session
 from edge_agent import errors
 from edge_agent.explain import explain
-from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
+from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest, SegmentRef
 from edge_server import preprocessing
 from edge_server.catalog import Catalog
 from edge_server.commands.add import add, hardly_above_chance
@@ -70,12 +70,17 @@ def test_an_unsupported_operator_is_named_and_limits_the_cuts(
     assert "not in the integer head: LpNormalization (body_last)" in capsys.readouterr().out
 
 
+def added(store: Store, network: Path) -> tuple[Bundle, SegmentRef]:
+    """The bundle of ``network``, added to ``store``, and a segment of it there."""
+    add(store.folder, request_of(network, name="net"))
+    made = Bundle.open(store.bundle_path("net"))
+    return made, store.put_segment(b"old", made.sha256, 1, (8, 3))
+
+
 @pytest.mark.slow
 def test_adding_what_did_not_change_again_keeps_its_segments(network: Path, tmp_path: Path) -> None:
-    add(tmp_path, request_of(network, name="net"))
     with Store(tmp_path) as store:
-        former = Bundle.open(store.bundle_path("net"))
-        ref = store.put_segment(b"old", former.sha256, 1, (8, 3))
+        former, ref = added(store, network)
         add(tmp_path, request_of(network, name="net"))
         assert Bundle.open(store.bundle_path("net")).sha256 == former.sha256
         assert store.segment_path(ref.sha256) is not None
@@ -83,10 +88,8 @@ def test_adding_what_did_not_change_again_keeps_its_segments(network: Path, tmp_
 
 @pytest.mark.slow
 def test_adding_again_replaces_the_model_and_its_segments(network: Path, tmp_path: Path) -> None:
-    add(tmp_path, request_of(network, name="net"))
     with Store(tmp_path) as store:
-        former = Bundle.open(store.bundle_path("net"))
-        ref = store.put_segment(b"old", former.sha256, 1, (8, 3))
+        _, ref = added(store, network)
         add(tmp_path, request_of(network, name="net", most=9))
         assert Bundle.open(store.bundle_path("net")).samples == 9
         assert store.segment_path(ref.sha256) is None

@@ -1,0 +1,18 @@
+"""The known board and the link that benchmarks plan for where a plan wants some, and no such board is here: predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from device_profiles import known, predict
+from edge_agent.head.segment import Header
+from edge_agent.protocol.messages import LinkEstimate
+
+BOARD: Final = "pi4"
+LINK: Final = LinkEstimate(rtt_ms=20.0, uplink_mbps=10.0, downlink_mbps=20.0)
+
+
+def head_ms(headers: Sequence[Header]) -> list[float]:
+    """Predicted milliseconds of each head on `BOARD`."""
+    return predict.Heads(headers).ms(known.load(BOARD))
