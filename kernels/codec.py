@@ -98,10 +98,12 @@ def decode(data: U8, lo: F32, scale: F32, levels: F32, side: F32, rotation: int,
         _stretch(lo, scale, side[0, 0], side[0, 1], own_lo, own_scale)
         lo, scale = own_lo, own_scale
     kind, back = bits + (CODEBOOK if levels.size else 0), np.float32(1) / np.float32(max(rotation, 1))
-    lows, scales = _repeat(lo, out.size), _repeat(scale, out.size)
     whole = _whole(out.size, bits)
     each, unit, tile = _rows(lo.size)
     done = whole // unit * unit
+    spread = max(each, out.size - done)  # of all that goes by rows one row suffices
+    lows, scales = _repeat(lo, spread), _repeat(scale, spread)
+    last = np.empty(GROUP + SLACK, np.uint8)
     for start in range(0, done, tile):
         n, at = min(tile, done - start), start * bits // 8
         decode_groups(data, at, lows, scales, 0, levels, kind, out, start, each // GROUP, n // each, each)
@@ -111,6 +113,10 @@ def decode(data: U8, lo: F32, scale: F32, levels: F32, side: F32, rotation: int,
         n, phase, at = min(BLOCK, out.size - start), start % lo.size, start * bits // 8
         grouped = min(max(whole - start, 0), n)
         decode_groups(data, at, lows, scales, phase, levels, kind, out, start, grouped // GROUP, 1, 0)
+        if n - grouped >= GROUP:  # the last group, with room for what its words reach into
+            _copy(data[at + grouped * bits // 8 :], last, GROUP * bits // 8)
+            decode_groups(last, 0, lows, scales, phase + grouped, levels, kind, out, start + grouped, 1, 1, 0)
+            grouped += GROUP
         for i in range(grouped, n):
             out[start + i] = lows[phase + i] + scales[phase + i] * _real(data, start + i, levels, bits)
         if rotation:

@@ -144,17 +144,21 @@ def _cells(b: ir.IRBuilder, bits: int, data: ir.Value) -> list[ir.Value]:
     if not SHIFTS or bits == 8:
         codes = _load_bits(b, bits, data)
         return [b.zext(emit.shuffle(b, codes, codes, range(v * lanes, (v + 1) * lanes)), ints) for v in range(4)]
-    together = 16 if bits == 2 else max(lanes, 8)  # codes that come by one load
+    together = 16 if bits == 2 else 8 if bits in (3, 4) else max(lanes, 8)  # codes that come by one load
     length = together * bits // 8
     word = 1 << (length - 1).bit_length()  # at 3, 5, 6 and 7 bits it reaches into what follows
     loaded, cells = {}, []
     for v in range(4):
         first, inner = divmod(v * lanes, together)
-        if first not in loaded:
-            loaded[first] = emit.load(b, I32 if word == 4 else emit.vector(I8, word), data, first * length)
-        places = [(inner + lane) * bits for lane in range(lanes)]
+        for part in range(first, first + max(1, lanes // together)):
+            if part not in loaded:
+                loaded[part] = emit.load(b, I32 if word == 4 else emit.vector(I8, word), data, part * length)
+        places = [(inner + lane) % together * bits for lane in range(lanes)]
         if word == 4:
             cell, shifts = emit.splat(b, loaded[first], lanes), places
+            if lanes > together:  # two loads to all lanes, the second to the upper half alone: no lane moves
+                upper = ir.Constant(emit.vector(ir.IntType(1), lanes), [lane >= together for lane in range(lanes)])
+                cell = b.select(upper, emit.splat(b, loaded[first + 1], lanes), cell)
         else:
             near = [min(place // 8 + k, word - 1) for place in places for k in range(4)]
             cell = b.bitcast(emit.shuffle(b, loaded[first], loaded[first], near), ints)

@@ -73,7 +73,7 @@ def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
     if codec.jpeg and layout.size:
         data = jpeg.decode(data, shape).reshape(-1).data
     else:
-        _check_length(memoryview(data).nbytes, shape, ready)
+        _check_length(memoryview(data).nbytes, layout, shape, ready)
     if not layout.size:
         return np.empty(shape, np.float32)
     bytes_ = np.frombuffer(data, np.uint8)
@@ -195,8 +195,7 @@ def _check_channels(shape: tuple[int, ...], count: int, ready: Ready) -> None:
         )
 
 
-def _check_length(length: int, shape: tuple[int, ...], ready: Ready) -> None:
-    layout = _layout(shape, ready)
+def _check_length(length: int, layout: Layout, shape: tuple[int, ...], ready: Ready) -> None:
     if layout.least <= length <= layout.most and not (ready.coder and (length - layout.least) % 2):
         return
     wanted = f"{layout.most}" if layout.least == layout.most else f"{layout.least} to {layout.most}"

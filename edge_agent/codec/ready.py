@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -116,7 +117,7 @@ _KEPT: Final = 32  # prepared codecs: more than the ladder of any plan
 def prepare(codec: Codec) -> Ready:
     """The codec checked and as arrays: from memory unless it is new or a field was replaced (a plan's codec serves every frame)."""
     ready, fields = _kept.get(id(codec)), _fields(codec)
-    if ready is None or not all(map(operator.is_, ready.fields, fields)):
+    if ready is None or ready.fields != fields:
         ready = _check(codec, fields)
         if len(_kept) >= _KEPT:
             _kept.clear()
@@ -124,9 +125,9 @@ def prepare(codec: Codec) -> Ready:
     return ready
 
 
-def _fields(codec: Codec) -> tuple[Any, ...]:
-    c = codec
-    return c.bits, c.lo, c.scale, c.levels, c.rotation, c.basis, c.dynamic, c.span, c.tables, c.table, c.jpeg
+_fields: Final[Callable[[Codec], tuple[Any, ...]]] = operator.attrgetter(
+    "bits", "lo", "scale", "levels", "rotation", "basis", "dynamic", "span", "tables", "table", "jpeg"
+)
 
 
 def _check(codec: Codec, fields: tuple[Any, ...]) -> Ready:
