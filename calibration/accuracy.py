@@ -229,6 +229,7 @@ def cut_noises(
     """
     found = []
     few = evenly(len(samples), min(MOST, count))
+    progress("noise of cuts", 0, len(spots))
     tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
     for place, (spot, histogram) in enumerate(zip(spots, histograms, strict=True)):
         values, ids = np.stack([t[place] for t in tapped]), token_ids(head, samples, few)
@@ -336,10 +337,15 @@ def top1(outputs: F32 | U8) -> I64:
     return found
 
 
-def float_outputs(run: Tail, samples: Samples) -> F32:
+def float_outputs(run: Tail, samples: Samples, progress: Progress | None = None) -> F32:
     """The float model's outputs [n, ...]."""
-    parts = range(0, len(samples), BATCH)
-    return np.concatenate([run(np.stack([samples[i] for i in range(p, min(p + BATCH, len(samples)))])) for p in parts])
+    found = []
+    for start in range(0, len(samples), BATCH):
+        stop = min(start + BATCH, len(samples))
+        found.append(run(np.stack([samples[i] for i in range(start, stop)])))
+        if progress is not None:
+            progress("answers", stop, len(samples))
+    return np.concatenate(found)
 
 
 def tail_of(run: Callable[[F32, I64 | None], F32], batched: bool) -> Tail:

@@ -352,7 +352,7 @@ class _Making:
             )
         self.weighted = network.weighted(deepest)
         self._deepest = deepest
-        self.outputs = accuracy.float_outputs(runner(model), samples)
+        self.outputs = accuracy.float_outputs(runner(model), samples, progress)
         self.answers = accuracy.top1(self.outputs)
         self._enough = enough(network, self.outputs[0].size)
         #: Rounding flatters what it has seen, so all that is promised is measured on the rest.

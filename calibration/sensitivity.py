@@ -110,6 +110,7 @@ class Probe:
     ) -> list[list[float]]:
         """The noise of each of ``layers`` where it alone is rounded, to each of ``grids``, of which ``rounder`` knows. Reads and writes the cache."""
         entries = {layer.out: self._entry(layer) for layer in layers}
+        progress("sensitivity of layers", 0, len(layers))
         held = functools.lru_cache(maxsize=1)(self._values)  # layers behind one cut follow each other
         found = []
         for done, layer in enumerate(layers):

@@ -113,6 +113,7 @@ def run(
     """
     tried = [site for site in sites if site.layers] or sites
     found, deltas = [], []
+    progress("trials", 0, TRIALS)
     for i, exponent in enumerate(np.linspace(*EXPONENTS, TRIALS)):
         site = tried[int(len(tried) * (i * _SPREAD % 1))]
         bits, codec, predicted = _mix(site, layers, margin * 4.0**exponent)
