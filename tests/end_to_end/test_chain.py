@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -18,6 +19,7 @@ import pytest
 import pytest_asyncio
 from aiohttp.test_utils import TestServer
 from msgspec.structs import replace
+from PIL import Image
 
 from edge_agent import codec, config, errors, limits
 from edge_agent.agent import Agent
@@ -124,6 +126,41 @@ async def test_a_stage_takes_frames_by_every_codec_of_the_ladder(boards: Boards)
             assert running.compute(Frame(0, rung, 0, encoded.payload)).payload
             kinds |= {frozenset(codec.work(made, [1]))}
         assert len(kinds) > 1, "the ladder has nothing but packed codecs"
+
+
+async def test_a_picture_that_the_first_board_passes_on_goes_as_jpeg(boards: Boards) -> None:
+    """The next board computes from the input on, on the pixels that come out of the JPEG."""
+    catalog = Catalog(boards.store)
+    bundle = catalog.bundle("tiny")
+    made = bundle.codec(0, "jpeg-80", 8)
+    async with boards.first() as agent:
+        plan = agent.plan
+        assert plan is not None
+        assert plan.stage is not None
+        last = boards.store.plan(plan.stage.downstream)
+        assert last.stage is not None
+        cut = last.cut.index
+        segment = bundle.segment(cut, 8)
+        widths = (8,) * len(bundle.weight_layers(cut))
+        ref = boards.store.put_segment(segment, bundle.sha256, cut, widths)
+        stage = replace(last.stage, upstream="picture", start=bundle.cuts[0], incoming=[made])
+        boards.store.put_plan(replace(last, id="rest", segment=ref, stage=stage, preprocess=bundle.preprocess))
+        first = replace(plan.stage, downstream="rest")
+        boards.store.put_plan(replace(plan, id="picture", cut=bundle.cuts[0], ladder=[made], stage=first))
+        head = executor.load(segment)
+        rows = np.linspace(0, 255, 16).astype(np.uint8)
+        picture = np.stack([np.add.outer(rows // 2, rows // 2), np.tile(rows, (16, 1)), np.tile(rows[:, None], 16)], -1)
+        payload = codec.encode_codes(picture, head.input.scale, head.input.zero_point, made)
+        assert payload[:2] == b"\xff\xd8"
+        async with FrameStream(boards.stage.url, BEARER, "picture") as stream:
+            answer = await stream.send(payload, 0)
+    pixels = np.asarray(Image.open(io.BytesIO(payload)))
+    assert 0 < np.abs(pixels.astype(int) - picture).max() < 64
+    exact = bundle.exact_codec(cut)
+    codes = head.run(pixels)
+    tail = catalog.tail(bundle, last.cut)
+    values = codec.decode(codes.tobytes(), exact, codes.shape)
+    assert answer.payload == answer_payload(tail.run(values), 5, probabilities=tail.probabilities)
 
 
 async def test_many_frames_at_once_are_all_answered_and_the_link_is_bounded(boards: Boards) -> None:
