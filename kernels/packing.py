@@ -28,6 +28,9 @@ AHEAD: Final = 4096
 #: Whether lanes can be shifted by amounts of their own, and bytes brought to any lane: SSE2 can do neither.
 SHIFTS: Final = isa.ARM or TARGET.bits > 128
 
+#: Whether bytes come from anywhere in a vector of `GROUP` codes at once.
+BYTES: Final = TARGET.bits == 512 and "avx512vbmi" in isa.host_features()
+
 #: Widths at which a codebook may stand for equal steps, and what is added to the width to choose it.
 CODEBOOKS: Final = (2, 3)
 CODEBOOK: Final = 16
@@ -84,7 +87,7 @@ def _rank(b: ir.IRBuilder, value: ir.Value, limits: list[ir.Value]) -> ir.Value:
 
 
 def _store_bits(b: ir.IRBuilder, codes: ir.Value, bits: int, out: ir.Value) -> None:
-    """`GROUP` codes, each < 2^bits, as `GROUP` * bits / 8 bytes; at 3, 5, 6 and 7 bits the last word is 8 bytes long all the same."""
+    """`GROUP` codes, each < 2^bits, as `GROUP` * bits / 8 bytes; at 3, 5, 6 and 7 bits the last word is 8 bytes long all the same, but for `BYTES`."""
     if bits == 8:
         emit.store(b, codes, out)
     elif bits in (2, 4):
@@ -99,6 +102,12 @@ def _store_bits(b: ir.IRBuilder, codes: ir.Value, bits: int, out: ir.Value) -> N
             low = _mask(words.type, width)
             high = b.and_(words, b.not_(low))
             words = b.or_(b.and_(words, low), b.lshr(high, ir.Constant(words.type, [step] * (GROUP // 8))))
+        if BYTES:
+            apart = b.bitcast(words, emit.vector(I8, GROUP))
+            emit.store(
+                b, emit.shuffle(b, apart, apart, [8 * i + k for i in range(GROUP // 8) for k in range(bits)]), out
+            )
+            return
         for i in range(GROUP // 8):
             emit.store(b, b.extract_element(words, I32(i)), out, i * bits)
 

@@ -131,9 +131,13 @@ def flattened(x: NDArray[Any], dtype: type[np.generic], ready: Ready) -> NDArray
     """``x`` as one read-only axis: kernels are compiled once, for aligned, read-only input."""
     if x.dtype != dtype:
         raise errors.CodecError(f"the tensor at the cut is {x.dtype}, not {np.dtype(dtype)}; convert it first")
-    _check_channels(x.shape, x.size, ready)
-    flat = x.reshape(-1)
-    return _readonly(flat if flat.flags.c_contiguous and flat.flags.aligned else flat.copy())
+    _layout(x.shape, ready)
+    flat = x.reshape(-1)  # an array object of its own
+    flags = flat.flags
+    if not (flags.c_contiguous and flags.aligned):
+        flat = flat.copy()
+    flat.setflags(write=False)
+    return flat
 
 
 def refuse_values(x: NDArray[Any]) -> None:
