@@ -198,6 +198,7 @@ def payload(document: dict[str, Any]) -> str:
             made[row["method"]] = told
     columns = list(dict.fromkeys(column for row in fixed.values() for column in row))
     fixed_rows = [{column: row.get(column, "") for column in columns} for row in fixed.values()]
+    fixed_cuts = f"{markdown(fixed_rows)}\n\n" if fixed_rows else ""
     frontier.sort(key=lambda row: (row["network"], int(row["cut at % of products"]), float(row["payload"].split()[0])))
     few = f"{_FRONTIER}\n\n{markdown(frontier)}\n\n" if frontier else ""
     own = f"{_OWN}\n\n{markdown(planned)}\n\n" if planned else ""
@@ -205,7 +206,7 @@ def payload(document: dict[str, Any]) -> str:
     return (
         "`python -m benchmarks.payload`\n\nPayload at points of top-1 lost (its 95 % interval), on samples that calibration never saw. "
         "Nothing quantized is 100 %; fewest bytes: the fewest that calibration takes to keep the goal.\n\n"
-        f"{markdown(fixed_rows)}\n\n{few}{own}{_notes(document)}{_figures(of_goals)}\n\n"
+        f"{fixed_cuts}{few}{own}{_notes(document)}{_figures(of_goals)}\n\n"
     )
 
 
