@@ -51,7 +51,6 @@ CALIBRATING, FOLD = 4000, 1000
 QUICK_CALIBRATING, QUICK_EVALUATED = 500, 2000
 #: Of 500 photographs every other calibrates and the rest make as many folds.
 PHOTO_FOLDS: Final = 2
-#: The known board of which devices are multiples.
 #: Ranges from which demands are drawn, evenly in the logarithm. A device is known by its time for the deepest head.
 POINTS, UPLINK, ROUND_TRIP = (0.25, 5.0), (0.25, 1000.0), (1.0, 200.0)
 DEVICE_MS, WATTS, FRAMES = (0.3, 1000.0), (0.5, 15.0), (10.0, 1e6)
@@ -198,7 +197,7 @@ def judge(subject: Subject, rule: Rule, random: np.random.Generator, count: int)
     """Up to ``count`` demands that can be met, each with its plan; and how many were asked."""
     table, asked = rule(subject.bundle), 0
     found: list[Verdict] = []
-    board = what_if.head_ms([subject.bundle.header(place.cut.index) for place in table.places])
+    board = what_if.heads_ms([subject.bundle.header(place.cut.index) for place in table.places])
     folds = len(subject.right) // subject.task.fold
     while asked < ASKED and len(found) < count:
         asked += 1

@@ -280,7 +280,7 @@ def planned(case: Case, found: Mapping[str, Found]) -> str | None:
     if not reachable:
         return None
     plain = bundle.calibrate(case.model, network, case.fitted[:4])
-    heads = what_if.head_ms([lower(network, plain, cut.tensor, 8).header for cut in reachable])
+    heads = what_if.heads_ms([lower(network, plain, cut.tensor, 8).header for cut in reachable])
     sent = [found[cut.layer][DEFAULT, 2].bytes * 8e-3 / what_if.LINK.uplink_mbps for cut in reachable]
     return min(zip(reachable, heads, sent, strict=True), key=lambda one: one[1] + one[2])[0].layer
 

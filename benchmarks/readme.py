@@ -214,7 +214,7 @@ def payload(document: dict[str, Any]) -> str:
 _METHODS: Final = ("exact", "closed form", "uniform", "pruned", "exact, fewest bytes")
 _FEW: Final = 1000
 _FRONTIER: Final = "The frontier where samples are too few for the interval's end to meet a goal: agreement with the float model and noise (mean squared difference of logits) tell more."
-_OWN: Final = "What a server would plan for a known board; its drop is measured. The promise counts the bound's interval too, so it spends more bytes than the rows above."
+_OWN: Final = "What a server would plan for a known board; its drop is measured. The promise counts the bound's interval too, so it spends more bytes than the exact rows at fixed cuts."
 
 
 def _lost(row: dict[str, Any]) -> str:

@@ -13,6 +13,6 @@ BOARD: Final = "pi4"
 LINK: Final = LinkEstimate(rtt_ms=20.0, uplink_mbps=10.0, downlink_mbps=20.0)
 
 
-def head_ms(headers: Sequence[Header]) -> list[float]:
+def heads_ms(headers: Sequence[Header]) -> list[float]:
     """Predicted milliseconds of each head on `BOARD`."""
     return predict.Heads(headers).ms(known.load(BOARD))

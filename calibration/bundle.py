@@ -374,8 +374,8 @@ class _Making:
         histograms = self._histograms(head, taps, spots)
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
         fitted = self._families(head, taps, spots)
-        measured, kept = (judged, outputs, self._enough), (self._cache, self._digest)
-        found = accuracy.cut_noises(spots, histograms, head, taps, fitted, *measured, self._progress, *kept)
+        measured = spots, histograms, head, taps, fitted, judged, outputs, self._enough
+        found = accuracy.cut_noises(*measured, progress=self._progress, cache=self._cache, model=self._digest)
         for histogram, own, noise in zip(histograms, fitted, found, strict=True):
             known = {(one.rule, one.bits) for one in noise.codecs}
             histogram.keep({(one.rule, one.bits): one.codec for one in own if (one.rule, one.bits) in known})
@@ -398,6 +398,7 @@ class _Making:
 
     def _families(self, head: Head, taps: list[int], spots: Sequence[Spot]) -> list[list[Fitted]]:
         """What is fitted to each cut's tensor beside rules for histograms: nothing at the output, where nothing is sent, and to a picture, which has JPEG."""
+        self._progress("codecs of cuts", 0, len(spots))
         values = families.gather(head, taps, [spot.quantization for spot in spots], self.samples[SEEN])
         pictures = {p.cut.index for p in self.places if picture_of(p.cut, self.samples.preprocess)}
         fitted = []

@@ -34,7 +34,7 @@ F64 = NDArray[np.float64]
 Rounder = Callable[[Weighted, int], Rounded]
 
 #: Differences of outputs that a measured noise is the mean of, at least: samples x outputs, but no fewer samples than the second, and no more of them
-#: than the whole network computes so many products for: beyond that a noise takes longer than its next digit is worth.
+#: than the whole network takes so many multiply-accumulates for: beyond that a noise takes longer than its next digit is worth.
 ENOUGH: Final = (16_384, 16)
 WORK: Final = 64e9
 BATCH: Final = 16
@@ -72,8 +72,8 @@ def law(noise: Sequence[float], bits: Sequence[int]) -> tuple[float, float]:
 
 def enough(network: Network, outputs: int) -> int:
     """How many samples suffice for a noise over so many ``outputs`` each."""
-    products = sum(map(network.products, network.layers))
-    return max(ENOUGH[1], min(-(-ENOUGH[0] // outputs), int(WORK / max(products, 1))))
+    macs = sum(map(network.macs, network.layers))
+    return max(ENOUGH[1], min(-(-ENOUGH[0] // outputs), int(WORK / max(macs, 1))))
 
 
 def difference(found: F32, outputs: F32) -> float:

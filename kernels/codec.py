@@ -2,8 +2,8 @@
 
 `GROUP` codes at a time stay in registers from float32 to packed bits, in LLVM IR (`kernels.packing`); what is left at the end takes
 plain loops. ``lo``, ``inv``, ``scale`` and ``tables`` have C entries, C = 1 for a range per tensor, else the length of the last axis; they are repeated
-to a block's length once a call, so that a channel count of 3 runs as fast as one of 1,024. Where channels are whole groups, decoding takes rows of them
-one below the other.
+once a call, so that a channel count of 3 runs as fast as one of 1,024: to a block's length, or, where channels are whole groups, to that of a row. Decoding
+takes such rows one below the other.
 
 ``bits`` is 2..8 and never checked here; the output's length is the caller's promise.
 """
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 BLOCK: Final = 2048  # codes: 8 KiB of float32; a multiple of 8, so that a block is a whole number of bytes at any width
 TILE: Final = 8192  # codes at a time where ranges stay in registers from row to row
-SLACK: Final = 8  # a group of 8 codes is stored and loaded as one 64-bit word, whatever its width
+SLACK: Final = 8  # bytes behind a group that its words may reach into, whatever the width
 
 _LINE: Final = 64  # bytes, of a cache
 _LANES: Final = 16  # of sums, on every instruction set
@@ -44,19 +44,24 @@ def encode(x: F32, lo: F32, inv: F32, thresholds: F32, rotation: int, bits: int,
     above; each step one float32 operation. ``rotation``: the block of `rotate`, which divides n, or 0. ``out`` [ceil(n * bits / 8)].
     """
     top, kind = np.float32((1 << bits) - 1), bits + (CODEBOOK if thresholds.size else 0)
-    lows, invs = _repeat(lo, x.size), _repeat(inv, x.size)
     words, stream = np.empty(BLOCK // 8, np.uint64), np.empty(BLOCK + SLACK, np.uint8)
     codes, finite = words.view(np.uint8), np.zeros(1, np.uint32)
     turned = np.empty(BLOCK, np.float32)
     whole = _whole(x.size, bits)
-    for start in range(0, x.size, BLOCK):
+    each = _span(lo.size)
+    rows = 0 if rotation or not each else whole // each
+    done = rows * each
+    spread = max(each, x.size - done)  # of all that goes by rows one row suffices, and leaves the nearest cache to x
+    lows, invs = _repeat(lo, spread), _repeat(inv, spread)
+    encode_groups(x, 0, lows, invs, 0, top, thresholds, kind, out, 0, each // GROUP, rows, finite)
+    for start in range(done, x.size, BLOCK):
         n, phase, at = min(BLOCK, x.size - start), start % lo.size, start * bits // 8
         grouped = min(max(whole - start, 0), n)
         if rotation:
             _turn(x, start, turned, 0, n, rotation, np.float32(1))
-            encode_groups(turned, 0, lows, invs, phase, top, thresholds, kind, out, at, grouped // GROUP, finite)
+            encode_groups(turned, 0, lows, invs, phase, top, thresholds, kind, out, at, grouped // GROUP, 1, finite)
         else:
-            encode_groups(x, start, lows, invs, phase, top, thresholds, kind, out, at, grouped // GROUP, finite)
+            encode_groups(x, start, lows, invs, phase, top, thresholds, kind, out, at, grouped // GROUP, 1, finite)
         if grouped < n:
             rest = turned[grouped:n] if rotation else x[start + grouped : start + n]
             lows_left, invs_left = lows[phase + grouped : phase + n], invs[phase + grouped : phase + n]
@@ -257,6 +262,14 @@ def _rows(channels: int) -> tuple[int, int, int]:
         return GROUP, 1 << 62, 1
     unit = channels if channels > 1 else SIZES[-1]
     return (channels if channels > 1 else GROUP), unit, max(1, TILE // unit) * unit
+
+
+@inline
+def _span(channels: int) -> int:
+    """Values after which the ranges of so many channels begin anew at a group, about a quarter of a block at least; 0 where nothing does."""
+    if channels > 1 and channels % GROUP:
+        return 0
+    return channels * max(1, BLOCK // 4 // channels) // GROUP * GROUP
 
 
 @inline

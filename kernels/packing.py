@@ -5,7 +5,8 @@ Twins: the plain loops of `kernels.codec`, and `reference.pack_bits`; `kernels.c
 What bounds them, of 197 x 768 values on a Zen 5 with AVX-512, all in its caches: nothing but stores takes 3.8 us, a copy 7.4 to 10.6 as its target lies;
 decoding 2 bits takes 5 to 7, and 6 to 9 at other widths. Stores past the caches take 15 us, and 32 until the values were read; asking for lines
 before they are written gains nothing. Ranges that straddle cache lines cost 4 us, hence `kernels.codec` aligns them and holds them in registers from row to
-row. Encoding takes 9: its arithmetic, so that the same holding gained nothing there.
+row. Encoding takes 9: its arithmetic, so that the same holding gained nothing there. A Zen 4 needs 15 to encode 2 bits, a copy as much: ranges repeated over
+no more than a row leave its nearest cache to x, which is worth 1 to 2; fewer operations a value gained next to nothing.
 """
 
 from __future__ import annotations
@@ -35,36 +36,43 @@ BYTES: Final = TARGET.bits == 512 and "avx512vbmi" in isa.host_features()
 CODEBOOKS: Final = (2, 3)
 CODEBOOK: Final = 16
 
-_ENCODE_ARGS = [PTR, PTR, PTR, FLOAT, PTR, PTR, I64, PTR]
+_ENCODE_ARGS = [PTR, PTR, PTR, FLOAT, PTR, PTR, I64, I64, PTR]
 
 
 def _encode_body(bits: int, codebook: bool = False) -> emit.Body:
-    """IR: x, lows, invs, top, the codebook's thresholds, out, groups, and one word that is not 0 after a value that is not finite."""
+    """IR: x, lows, invs, top, the codebook's thresholds, out, groups of a row, rows, and one word that is not 0 after a value that is not finite."""
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
-        x, lows, invs, top, thresholds, out, groups, finite = args
+        x, lows, invs, top, thresholds, out, groups, rows, finite = args
         lanes = TARGET.lanes
         floats, ints = emit.vector(FLOAT, lanes), emit.vector(I32, lanes)
         most = emit.splat(b, top, lanes)
         limits = _entries(b, thresholds, (1 << bits) - 1) if codebook else []
-        with emit.loop(b, groups, ir.Constant(ints, [0] * lanes)) as (index, (bad,), following):
-            for line in range(0, GROUP * 4, 64):
-                emit.prefetch(b, emit.at(b, x, b.add(b.mul(index, I64(GROUP * 4)), I64(AHEAD + line))))
-            codes = []
-            for v in range(4):
-                place = b.add(b.mul(index, I64(GROUP * 4)), I64(v * lanes * 4))
-                value, lo, inv = (emit.load(b, floats, base, place) for base in (x, lows, invs))
-                bad = b.or_(bad, b.bitcast(b.fsub(value, value), ints))  # 0 unless it is infinite or no number
-                code = b.fmul(b.fsub(value, lo), inv)
-                if codebook:
-                    codes.append(_rank(b, code, limits))
-                else:
-                    # Infinity times 0 is no number here and stays none: rounding and saturation make 0 of it on every set.
-                    codes.append(b.select(b.fcmp_ordered(">", code, most), most, code))
-            following.append(bad)
-            _store_bits(b, emit.saturated_bytes(b, codes), bits, emit.at(b, out, b.mul(index, I64(GROUP * bits // 8))))
+        with emit.loop(b, rows, ir.Constant(ints, [0] * lanes)) as (row, (before,), after):
+            start = b.mul(row, groups)
+            with emit.loop(b, groups, before) as (column, (bad,), following):
+                index = b.add(start, column)
+                source = emit.at(b, x, b.mul(index, I64(GROUP * 4)))
+                for line in range(0, GROUP * 4, 64):
+                    emit.prefetch(b, emit.at(b, source, I64(AHEAD + line)))
+                codes = []
+                for v in range(4):
+                    value = emit.load(b, floats, source, v * lanes * 4)
+                    place = b.add(b.mul(column, I64(GROUP * 4)), I64(v * lanes * 4))
+                    lo, inv = (emit.load(b, floats, base, place) for base in (lows, invs))
+                    bad = b.or_(bad, b.bitcast(b.fsub(value, value), ints))  # 0 unless it is infinite or no number
+                    code = b.fmul(b.fsub(value, lo), inv)
+                    if codebook:
+                        codes.append(_rank(b, code, limits))
+                    else:
+                        # Infinity times 0 is no number here and stays none: rounding and saturation make 0 of it on every set.
+                        codes.append(b.select(b.fcmp_ordered(">", code, most), most, code))
+                following.append(bad)
+                packed = emit.at(b, out, b.mul(index, I64(GROUP * bits // 8)))
+                _store_bits(b, emit.saturated_bytes(b, codes), bits, packed)
+            after.append(following[0])
         for lane in range(lanes):
-            word = b.or_(emit.load(b, I32, finite), b.extract_element(following[0], I32(lane)))
+            word = b.or_(emit.load(b, I32, finite), b.extract_element(after[0], I32(lane)))
             emit.store(b, word, finite)
 
     return body
@@ -242,11 +250,11 @@ def _load_bits(b: ir.IRBuilder, bits: int, data: ir.Value) -> ir.Value:
 
 
 @intrinsic
-def encode_groups(typingctx, x, x_at, lows, invs, phase, top, thresholds, bits, out, out_at, groups, finite):
-    """``groups`` of `GROUP` values of x[x_at:]; the ranges of the first at lows[phase] and invs[phase]. ``bits`` + `CODEBOOK`: by ``thresholds``."""
+def encode_groups(typingctx, x, x_at, lows, invs, phase, top, thresholds, bits, out, out_at, groups, rows, finite):
+    """``rows`` of ``groups`` of `GROUP` values of x[x_at:]; the ranges of each row's first at lows[phase] and invs[phase]. ``bits`` + `CODEBOOK`: by ``thresholds``."""
     places = types.int64
     signature = types.void(
-        x, places, lows, invs, places, types.float32, thresholds, places, out, places, places, finite
+        x, places, lows, invs, places, types.float32, thresholds, places, out, places, places, places, finite
     )
 
     def codegen(context, b, sig, a):
@@ -257,7 +265,7 @@ def encode_groups(typingctx, x, x_at, lows, invs, phase, top, thresholds, bits, 
         for n in CODEBOOKS:
             bodies[CODEBOOK + n] = (f"splitedge_encode_book_{n}", _ENCODE_ARGS, _encode_body(n, codebook=True))
         ranges = [pointer(2, 4), pointer(3, 4), a[5], pointer(6, None)]
-        emit.choose(b, a[7], bodies, [pointer(0, 1), *ranges, pointer(8, 9), a[10], pointer(11, None)])
+        emit.choose(b, a[7], bodies, [pointer(0, 1), *ranges, pointer(8, 9), *a[10:12], pointer(12, None)])
         return context.get_dummy_value()
 
     return signature, codegen

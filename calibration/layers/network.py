@@ -217,8 +217,9 @@ class Network:
         """The layers with weights among those `needed`, in order."""
         return [layer for layer in self.needed(tensor, start) if isinstance(layer, Weighted)]
 
-    def products(self, layer: Layer) -> int:
-        """Of a ``layer``'s weights and what they are multiplied by: 0 where it has no weights or looks rows up, and where nobody knows a shape."""
+    def macs(self, layer: Layer) -> int:
+        """Multiply-accumulates of a ``layer`` with weights; 0 where it looks rows up, and where nobody knows a shape. An attention's, of two
+        activations, are left out."""
         if not isinstance(layer, Conv | Linear):
             return 0
         made = layer.products if isinstance(layer, Linear) else [layer.out]

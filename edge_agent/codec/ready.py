@@ -80,7 +80,7 @@ class Layout:
 
 @dataclass(slots=True)
 class Ready:
-    """A codec that was checked, as arrays [C]. Holds its fields, so that their ids stay their own while it is kept."""
+    """A codec that was checked, as arrays [C]. Holds the codec, so that its id stays its own while it is kept, and the fields that were checked."""
 
     codec: Codec
     fields: tuple[Any, ...]

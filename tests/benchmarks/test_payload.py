@@ -184,7 +184,11 @@ def test_a_quick_run_sends_a_tenth(tmp_path: Path) -> None:
     if not fashion.FOLDER.is_dir():
         pytest.skip("Debian's dataset-fashion-mnist is not installed")
     out = tmp_path / "out.json"
-    payload.main(["--networks", "mlp", "--json", str(out), "--quick"])
-    found = json.loads(out.read_text())["summary"]
+    payload.main(["--networks", "mlp", "--rows", "fixed", "--json", str(out), "--quick"])
+    document = json.loads(out.read_text())
+    assert {row["cut %"] for row in document["rows"]} == {50, 100}
+    found = document["summary"]
     assert found["mlp.payload_percent"] < 12
     assert found["mlp.payload_percent"] < found["mlp.payload_percent_uniform"]
+    payload.main(["--networks", "mlp", "--rows", "own", "--json", str(out), "--quick"])
+    assert {row["cut %"] for row in json.loads(out.read_text())["rows"]} == {"own"}

@@ -48,6 +48,14 @@ def test_the_tables_of_boards_say_that_they_are_predictions(tmp_path: Path) -> N
     assert "| this machine | 1.50 | 1.40 |" in text
 
 
+def test_what_a_server_plans_is_a_table_by_itself_where_there_are_no_fixed_cuts() -> None:
+    row = {"network": "mlp", "cut %": "own", "method": "device", "payload %": 6.0, "bits": "after c, 2.0"}
+    row |= {"drop": 0.2, "low": -0.1, "high": 0.5, "samples": 1000, "agree": 98.25, "noise": 0.01234}
+    text = readme.payload({"rows": [row], "summary": {"mlp.payload_percent_chosen": 6.0}, "notes": []})
+    assert "| mlp | device | 1000 | 6.00 % at 0.20 (-0.10 to 0.50) | after c, 2.0 |" in text
+    assert "cut at %" not in text
+
+
 def test_payloads_of_several_runs_are_one_table_with_a_column_for_each_method() -> None:
     def of(network: str, cut: object, method: str, percent: float, samples: int = 1000) -> dict[str, object]:
         drop = {"drop": 0.2, "low": -0.1, "high": 0.5, "samples": samples, "bits": "after c, 2.0 | 3 mse"}

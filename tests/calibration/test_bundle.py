@@ -395,12 +395,13 @@ def test_progress_is_told(tmp_path: Path) -> None:
         "trials",
         "segments",
     ]
+    slow_to_begin = {"codecs of cuts", "noise of cuts", "sensitivity of layers", "trials"}
     for phase in {p for p, _, _ in told}:
         steps = [(done, total) for p, done, total in told if p == phase]
-        done = [d for d, _ in steps]
-        assert done == sorted(set(done)), "each step goes on"
-        assert len({total for _, total in steps}) == 1
-        assert steps[-1] == (steps[-1][1], steps[-1][1]), "and the last is the end"
+        total = steps[0][1]
+        first = 0 if phase in slow_to_begin else 1
+        wanted = [*range(16, total, 16), total] if phase == "answers" else list(range(first, total + 1))
+        assert steps == [(done, total) for done in wanted], phase
 
 
 def test_an_unsupported_operator_at_the_input_still_makes_a_bundle(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_noise_of_a_cut_falls_with_its_bits(make: Callable[[], onnx.ModelProto],
 def test_few_outputs_want_many_samples_but_not_of_a_network_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of(small.mobilenet)[1]
     assert [sensitivity.enough(network, outputs) for outputs in (10, 1000, 100_000)] == [1639, 17, 16]
-    monkeypatch.setattr(sensitivity, "WORK", 100.0 * sum(map(network.products, network.layers)))
+    monkeypatch.setattr(sensitivity, "WORK", 100.0 * sum(map(network.macs, network.layers)))
     assert sensitivity.enough(network, 10) == 100
     assert sensitivity.enough(network, 1000) == 17
     monkeypatch.setattr(sensitivity, "WORK", 1.0)
@@ -195,12 +195,12 @@ def test_few_outputs_want_many_samples_but_not_of_a_network_that_takes_long(monk
 
 
 @pytest.mark.parametrize("make", [small.cnn, small.mobilenet, small.resnet, vit, encoder], ids=lambda f: f.__name__)
-def test_the_products_of_layers_are_those_that_the_head_computes(make: Callable[[], onnx.ModelProto]) -> None:
+def test_multiply_accumulates_of_layers_are_those_that_the_head_computes(make: Callable[[], onnx.ModelProto]) -> None:
     model, network, samples = network_of(make)
     made = lower(network, bundle.calibrate(model, network, samples), network.graph.output, 8)
     head = Head(segment.parse(made.segment()))
     timings = head.profile(samples.codes(0, head.input), repeats=1)
     owners = {made.index[la.out]: la for la in network.weighted(network.graph.output)}
     computed = {op.out: t.macs for op, t in zip(head.header.ops, timings, strict=True) if op.out in owners}
-    assert computed == {tensor: network.products(layer) for tensor, layer in owners.items()}
+    assert computed == {tensor: network.macs(layer) for tensor, layer in owners.items()}
     assert sum(computed.values()) > 0

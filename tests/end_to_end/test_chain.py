@@ -128,8 +128,8 @@ async def test_a_stage_takes_frames_by_every_codec_of_the_ladder(boards: Boards)
         assert len(kinds) > 1, "the ladder has nothing but packed codecs"
 
 
-async def test_a_picture_that_the_first_board_passes_on_goes_as_jpeg(boards: Boards) -> None:
-    """The next board computes from the input on, on the pixels that come out of the JPEG."""
+async def test_a_stage_takes_a_picture_that_comes_as_jpeg(boards: Boards) -> None:
+    """It computes from the input on, on the pixels that come out of the JPEG."""
     catalog = Catalog(boards.store)
     bundle = catalog.bundle("tiny")
     made = bundle.codec(0, "jpeg-80", 8)

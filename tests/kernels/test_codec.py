@@ -53,7 +53,10 @@ def test_a_range_per_tensor_equals_the_twins(length, bits):
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize(("rows", "channels"), [(0, 3), (1, 2), (3, 7), (700, 3), (41, 100), (5, BLOCK + 1), (2, 3000)])
+@pytest.mark.parametrize(
+    ("rows", "channels"),
+    [(0, 3), (1, 2), (3, 7), (700, 3), (41, 100), (5, BLOCK + 1), (2, 3000), (3, 2 * BLOCK), (9, 192)],
+)
 def test_a_range_per_channel_equals_the_twins(rows, channels, bits):
     rng = np.random.default_rng(rows)
     x = rng.normal(0, 3, (rows, channels)).astype(np.float32)

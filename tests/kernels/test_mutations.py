@@ -62,6 +62,18 @@ def test_a_plain_copy_computes_the_committed_hashes(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_words_one_by_one_are_the_bytes_of_a_group(folder: Path) -> None:
+    """As AVX-512 without VBMI stores them, and everything else."""
+    path = folder / "kernels" / "packing.py"
+    text = path.read_text()
+    line = 'BYTES: Final = TARGET.bits == 512 and "avx512vbmi" in isa.host_features()'
+    assert text.count(line) == 1
+    path.write_text(text.replace(line, "BYTES: Final = False"))
+    assert hashes(folder, "codec")["codec"] == golden.expected()["codec"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_one_wrong_line_is_noticed(folder: Path, name: str) -> None:
     file, line, mutated, group = MUTATIONS[name]

@@ -121,7 +121,12 @@ def test_any_view_of_memory_encodes_as_its_copy():
     unaligned = np.frombuffer(b"?" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
     for view, same in ((locked, x), (unaligned, x), (x[::2, ::3], x[::2, ::3].copy()), (np.asfortranarray(x), x)):
         assert codec.encode(view, fitted) == codec.encode(same, fitted)
+    flat, codes = x.reshape(-1).copy(), np.arange(8, dtype=np.uint8)
+    assert codec.encode(flat, codec.fit(flat, "minmax", 5))
+    assert codec.encode_codes(codes, 0.1, 0, codec.fit(flat, "minmax", 5))
     assert x.flags.writeable
+    assert flat.flags.writeable
+    assert codes.flags.writeable
 
 
 @pytest.mark.parametrize("bits", BITS)
