@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.jit import inline, kernel
-from kernels.packing import CODEBOOK, GROUP, decode_groups, encode_groups
+from kernels.packing import CODEBOOK, GROUP, QUICK, QUICKS, decode_groups, encode_groups
 from kernels.rotation import LANES, SIZES, rotate_blocks
 
 U8 = NDArray[np.uint8]
@@ -43,7 +43,7 @@ def encode(x: F32, lo: F32, inv: F32, thresholds: F32, rotation: int, bits: int,
     code = rint(clamp((x - lo) * inv, 0, 2^bits - 1)), or how many of the ``thresholds`` (2^bits - 1 of a codebook, or none) (x - lo) * inv is
     above; each step one float32 operation. ``rotation``: the block of `rotate`, which divides n, or 0. ``out`` [ceil(n * bits / 8)].
     """
-    top, kind = np.float32((1 << bits) - 1), bits + (CODEBOOK if thresholds.size else 0)
+    top, exact = np.float32((1 << bits) - 1), bits + (CODEBOOK if thresholds.size else 0)
     words, stream = np.empty(BLOCK // 8, np.uint64), np.empty(BLOCK + SLACK, np.uint8)
     codes, finite = words.view(np.uint8), np.zeros(1, np.uint32)
     turned = np.empty(BLOCK, np.float32)
@@ -53,21 +53,27 @@ def encode(x: F32, lo: F32, inv: F32, thresholds: F32, rotation: int, bits: int,
     done = rows * each
     spread = max(each, x.size - done)  # of all that goes by rows one row suffices, and leaves the nearest cache to x
     lows, invs = _repeat(lo, spread), _repeat(inv, spread)
-    encode_groups(x, 0, lows, invs, 0, top, thresholds, kind, out, 0, each // GROUP, rows, finite)
-    for start in range(done, x.size, BLOCK):
-        n, phase, at = min(BLOCK, x.size - start), start % lo.size, start * bits // 8
-        grouped = min(max(whole - start, 0), n)
-        if rotation:
-            _turn(x, start, turned, 0, n, rotation, np.float32(1))
-            encode_groups(turned, 0, lows, invs, phase, top, thresholds, kind, out, at, grouped // GROUP, 1, finite)
-        else:
-            encode_groups(x, start, lows, invs, phase, top, thresholds, kind, out, at, grouped // GROUP, 1, finite)
-        if grouped < n:
-            rest = turned[grouped:n] if rotation else x[start + grouped : start + n]
-            lows_left, invs_left = lows[phase + grouped : phase + n], invs[phase + grouped : phase + n]
-            finite[0] |= _quantize(rest, lows_left, invs_left, top, thresholds, codes)
-            _pack_block(words, n - grouped, bits, stream, out[at + grouped * bits // 8 :])
-    return bool(finite[0] == np.uint32(0))
+    ways = 2 if QUICK and exact in QUICKS else 1  # the quick one gives up where a value, or its code, is too large
+    for way in range(ways):
+        kind = exact if way == ways - 1 else QUICK + bits
+        finite[0] = 0
+        encode_groups(x, 0, lows, invs, 0, top, thresholds, kind, out, 0, each // GROUP, rows, finite)
+        for start in range(done, x.size, BLOCK):
+            n, phase, at = min(BLOCK, x.size - start), start % lo.size, start * bits // 8
+            grouped = min(max(whole - start, 0), n)
+            if rotation:
+                _turn(x, start, turned, 0, n, rotation, np.float32(1))
+                encode_groups(turned, 0, lows, invs, phase, top, thresholds, kind, out, at, grouped // GROUP, 1, finite)
+            else:
+                encode_groups(x, start, lows, invs, phase, top, thresholds, kind, out, at, grouped // GROUP, 1, finite)
+            if grouped < n:
+                rest = turned[grouped:n] if rotation else x[start + grouped : start + n]
+                lows_left, invs_left = lows[phase + grouped : phase + n], invs[phase + grouped : phase + n]
+                finite[0] |= _quantize(rest, lows_left, invs_left, top, thresholds, codes)
+                _pack_block(words, n - grouped, bits, stream, out[at + grouped * bits // 8 :])
+        if finite[0] == np.uint32(0):
+            return True
+    return False
 
 
 @kernel

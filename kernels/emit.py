@@ -300,16 +300,16 @@ def in_order(b: ir.IRBuilder, codes: ir.Value) -> ir.Value:
     return b.bitcast(shuffle(b, fours, fours, order), codes.type)
 
 
-def saturated_bytes(b: ir.IRBuilder, real: list[ir.Value]) -> ir.Value:
-    """4 vectors of float32, none above 255, rounded to bytes one after the other; what is below 0 becomes 0."""
-    first, second, third, fourth = (_round(b, v) for v in real)
+def saturated_bytes(b: ir.IRBuilder, codes: list[ir.Value]) -> ir.Value:
+    """4 vectors of int32 as bytes one after the other; what is below 0 becomes 0, what is above 255 becomes 255."""
+    first, second, third, fourth = codes
     words = [_pack(b, first, second, signed=True), _pack(b, third, fourth, signed=True)]
     return _in_order(b, words, 4, interleaved=False)
 
 
 def quantized(b: ir.IRBuilder, real: list[ir.Value], most: ir.Value, bounds: Bounds) -> ir.Value:
     """Codes of 4 vectors of float32, one after the other; ``most``: the upper bound less the zero point, in every lane."""
-    first, second, third, fourth = (_round(b, b.select(b.fcmp_ordered("<", v, most), v, most)) for v in real)
+    first, second, third, fourth = (rounded(b, b.select(b.fcmp_ordered("<", v, most), v, most)) for v in real)
     words = [_pack(b, first, second, signed=True), _pack(b, third, fourth, signed=True)]
     return _clamp(b, _in_order(b, [_add_saturated(b, w, bounds.zero) for w in words], 4, interleaved=False), bounds)
 
@@ -346,7 +346,7 @@ def merge(
 
 def _words(b: ir.IRBuilder, row: list[ir.Value], factors: list[ir.Value]) -> list[ir.Value]:
     """1 to 4 vectors of accumulators as rounded int16 in 1 or 2 vectors, quarter by quarter; what is missing is a repetition."""
-    values = [_round(b, b.fmul(b.sitofp(v, f.type), f)) for v, f in zip(row, factors, strict=False)]
+    values = [rounded(b, b.fmul(b.sitofp(v, f.type), f)) for v, f in zip(row, factors, strict=False)]
     values += [values[0]] * (-len(row) % 2 if len(row) < 3 else 4 - len(row))
     return [_pack(b, values[i], values[i + 1], signed=True) for i in range(0, len(values), 2)]
 
@@ -372,8 +372,8 @@ def _clamp(b: ir.IRBuilder, codes: ir.Value, bounds: Bounds) -> ir.Value:
     return b.select(b.icmp_unsigned("<", codes, hi), codes, hi)
 
 
-def _round(b: ir.IRBuilder, real: ir.Value) -> ir.Value:
-    """To int32, half to even."""
+def rounded(b: ir.IRBuilder, real: ir.Value) -> ir.Value:
+    """To int32, half to even. What does not fit, or is no number, becomes the least int32 on x86, and something else elsewhere."""
     lanes = real.type.count
     ints = vector(I32, lanes)
     if isa.X86 and lanes == 16:  # 8: to nearest whatever the control register says

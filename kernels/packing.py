@@ -5,8 +5,9 @@ Twins: the plain loops of `kernels.codec`, and `reference.pack_bits`; `kernels.c
 What bounds them, of 197 x 768 values on a Zen 5 with AVX-512, all in its caches: nothing but stores takes 3.8 us, a copy 7.4 to 10.6 as its target lies;
 decoding 2 bits takes 5 to 7, and 6 to 9 at other widths. Stores past the caches take 15 us, and 32 until the values were read; asking for lines
 before they are written gains nothing. Ranges that straddle cache lines cost 4 us, hence `kernels.codec` aligns them and holds them in registers from row to
-row. Encoding takes 9: its arithmetic, so that the same holding gained nothing there. A Zen 4 needs 15 to encode 2 bits, a copy as much: ranges repeated over
-no more than a row leave its nearest cache to x, which is worth 1 to 2; fewer operations a value gained next to nothing.
+row. Encoding takes 9: its arithmetic, so that the same holding gained nothing there. A Zen 4 needs 14 to encode 2 bits, as much as for a copy:
+ranges repeated over no more than a row leave its nearest cache to x, which is worth 1 to 2, and codes that are looked at once they are rounded (`QUICK`)
+as much again.
 """
 
 from __future__ import annotations
@@ -35,12 +36,19 @@ BYTES: Final = TARGET.bits == 512 and "avx512vbmi" in isa.host_features()
 #: Widths at which a codebook may stand for equal steps, and what is added to the width to choose it.
 CODEBOOKS: Final = (2, 3)
 CODEBOOK: Final = 16
+#: The same for encoding that gives up at codes beyond int32, and the widths at which that is faster. 0: x86 alone marks such codes when it rounds, and SSE2
+#: has no minimum to see them by.
+QUICK: Final = 32 if isa.X86 and TARGET.bits > 128 else 0
+QUICKS: Final = (2, 3, 4, 5, 6, 7)
 
 _ENCODE_ARGS = [PTR, PTR, PTR, FLOAT, PTR, PTR, I64, I64, PTR]
 
 
-def _encode_body(bits: int, codebook: bool = False) -> emit.Body:
-    """IR: x, lows, invs, top, the codebook's thresholds, out, groups of a row, rows, and one word that is not 0 after a value that is not finite."""
+def _encode_body(bits: int, codebook: bool = False, quick: bool = False) -> emit.Body:
+    """IR: x, lows, invs, top, the codebook's thresholds, out, groups of a row, rows, and one word that is not 0 after a value that is not finite.
+
+    ``quick``: nor after a code that no int32 holds; all others are told by the least of the rounded codes, and clamped as bytes.
+    """
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
         x, lows, invs, top, thresholds, out, groups, rows, finite = args
@@ -50,7 +58,7 @@ def _encode_body(bits: int, codebook: bool = False) -> emit.Body:
         limits = _entries(b, thresholds, (1 << bits) - 1) if codebook else []
         with emit.loop(b, rows, ir.Constant(ints, [0] * lanes)) as (row, (before,), after):
             start = b.mul(row, groups)
-            with emit.loop(b, groups, before) as (column, (bad,), following):
+            with emit.loop(b, groups, before) as (column, (seen,), following):
                 index = b.add(start, column)
                 source = emit.at(b, x, b.mul(index, I64(GROUP * 4)))
                 for line in range(0, GROUP * 4, 64):
@@ -60,22 +68,37 @@ def _encode_body(bits: int, codebook: bool = False) -> emit.Body:
                     value = emit.load(b, floats, source, v * lanes * 4)
                     place = b.add(b.mul(column, I64(GROUP * 4)), I64(v * lanes * 4))
                     lo, inv = (emit.load(b, floats, base, place) for base in (lows, invs))
-                    bad = b.or_(bad, b.bitcast(b.fsub(value, value), ints))  # 0 unless it is infinite or no number
                     code = b.fmul(b.fsub(value, lo), inv)
-                    if codebook:
-                        codes.append(_rank(b, code, limits))
-                    else:
+                    if not quick:
+                        seen = b.or_(
+                            seen, b.bitcast(b.fsub(value, value), ints)
+                        )  # 0 unless it is infinite or no number
                         # Infinity times 0 is no number here and stays none: rounding and saturation make 0 of it on every set.
-                        codes.append(b.select(b.fcmp_ordered(">", code, most), most, code))
-                following.append(bad)
-                packed = emit.at(b, out, b.mul(index, I64(GROUP * bits // 8)))
-                _store_bits(b, emit.saturated_bytes(b, codes), bits, packed)
+                        below = b.select(b.fcmp_ordered(">", code, most), most, code)
+                        code = _rank(b, code, limits) if codebook else below
+                    codes.append(emit.rounded(b, code))
+                cells = emit.saturated_bytes(b, codes)
+                if quick:
+                    seen = _least(b, [seen, _least(b, codes)])
+                    cells = _least(b, [cells, ir.Constant(cells.type, [(1 << bits) - 1] * GROUP)], signed=False)
+                following.append(seen)
+                _store_bits(b, cells, bits, emit.at(b, out, b.mul(index, I64(GROUP * bits // 8))))
             after.append(following[0])
         for lane in range(lanes):
-            word = b.or_(emit.load(b, I32, finite), b.extract_element(after[0], I32(lane)))
-            emit.store(b, word, finite)
+            word = b.extract_element(after[0], I32(lane))
+            if quick:
+                word = b.zext(b.icmp_signed("==", word, I32(-(1 << 31))), I32)
+            emit.store(b, b.or_(emit.load(b, I32, finite), word), finite)
 
     return body
+
+
+def _least(b: ir.IRBuilder, values: list[ir.Value], signed: bool = True) -> ir.Value:
+    """The least of ``values``, lane by lane, by halves."""
+    if len(values) == 1:
+        return values[0]
+    x, y = (_least(b, half, signed) for half in (values[: len(values) // 2], values[len(values) // 2 :]))
+    return b.select((b.icmp_signed if signed else b.icmp_unsigned)("<", x, y), x, y)
 
 
 def _entries(b: ir.IRBuilder, table: ir.Value, count: int) -> list[ir.Value]:
@@ -251,7 +274,7 @@ def _load_bits(b: ir.IRBuilder, bits: int, data: ir.Value) -> ir.Value:
 
 @intrinsic
 def encode_groups(typingctx, x, x_at, lows, invs, phase, top, thresholds, bits, out, out_at, groups, rows, finite):
-    """``rows`` of ``groups`` of `GROUP` values of x[x_at:]; the ranges of each row's first at lows[phase] and invs[phase]. ``bits`` + `CODEBOOK`: by ``thresholds``."""
+    """``rows`` of ``groups`` of `GROUP` values of x[x_at:]; the ranges of each row's first at lows[phase] and invs[phase]. ``bits`` + `CODEBOOK`: by ``thresholds``; + `QUICK`."""
     places = types.int64
     signature = types.void(
         x, places, lows, invs, places, types.float32, thresholds, places, out, places, places, places, finite
@@ -264,6 +287,8 @@ def encode_groups(typingctx, x, x_at, lows, invs, phase, top, thresholds, bits, 
         bodies = {n: (f"splitedge_encode_{n}", _ENCODE_ARGS, _encode_body(n)) for n in range(2, 9)}
         for n in CODEBOOKS:
             bodies[CODEBOOK + n] = (f"splitedge_encode_book_{n}", _ENCODE_ARGS, _encode_body(n, codebook=True))
+        for n in QUICKS if QUICK else ():
+            bodies[QUICK + n] = (f"splitedge_encode_quick_{n}", _ENCODE_ARGS, _encode_body(n, quick=True))
         ranges = [pointer(2, 4), pointer(3, 4), a[5], pointer(6, None)]
         emit.choose(b, a[7], bodies, [pointer(0, 1), *ranges, pointer(8, 9), *a[10:12], pointer(12, None)])
         return context.get_dummy_value()

@@ -103,23 +103,39 @@ def test_the_first_code_lies_in_the_lowest_bits_of_the_first_byte(bits):
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("length", [1, 7, 16, 100, BLOCK + 5])
 def test_one_bad_value_anywhere_is_noticed(length, bad):
-    lo, scale = np.zeros(1, np.float32), np.ones(1, np.float32)
+    lo = np.zeros(1, np.float32)
     for place in {0, length // 2, length - 1}:
         x = np.zeros(length, np.float32)
         x[place] = bad
-        assert not encode(x, lo, scale, 4)[1]
+        for scale, bits in ((1.0, 4), (0.0, 4), (1.0, 2), (1e30, 3), (1.0, 8)):
+            assert not encode(x, lo, np.array([scale], np.float32), bits)[1]
 
 
+@pytest.mark.parametrize("times", [1, 50])
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_the_ends_of_float32_equal_the_twins(bits):
+def test_the_ends_of_float32_equal_the_twins(bits, times):
+    """Once they are too few for a group of the vectors' loop, and then they are several."""
     big, tiny = float(np.finfo(np.float32).max), 1e-45
-    x = np.array([0, -0.0, big, -big, tiny, -tiny, 1, -1, 0.5, 1.5, 2.5, 3.5, 1e30, -1e-30], np.float32)
+    x = np.array([0, -0.0, big, -big, tiny, -tiny, 1, -1, 0.5, 1.5, 2.5, 3.5, 1e30, -1e-30] * times, np.float32)
     for lo in (0.0, -big, big, tiny, -1.0):
         for scale in (0.0, tiny, 1e-38, 1.0, big / 255):
             one_lo, one_scale = np.array([lo], np.float32), np.array([scale], np.float32)
             payload, finite = encode(x, one_lo, one_scale, bits)
             assert finite
             assert payload.tobytes() == ref.pack_bits(ref.codec_quantize(x, one_lo, one_scale, bits), bits).tobytes()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 384])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_one_code_beyond_int32_changes_no_other(bits, channels):
+    rng = np.random.default_rng(bits)
+    x = rng.normal(0, 3, (11, channels) if channels > 1 else (4224, 1)).astype(np.float32)
+    lo, scale = np.full(channels, -2, np.float32), np.full(channels, 0.7, np.float32)
+    for one in (2.0**31, -(2.0**31), 2.0**30, 3e9, -3e9, 1e38):
+        x[x.shape[0] // 2, -1] = one
+        payload, finite = encode(x.reshape(-1), lo, scale, bits)
+        assert finite
+        assert payload.tobytes() == ref.pack_bits(ref.codec_quantize(x, lo, scale, bits).reshape(-1), bits).tobytes()
 
 
 def test_halves_round_to_even():
