@@ -37,9 +37,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from benchmarks import accuracy_bound, fashion, models, news, what_if
+from benchmarks import accuracy_bound, fashion, models, news
 from benchmarks.report import parser, quiet, report, write
-from benchmarks.what_if import BOARD, LINK
+from benchmarks.what_if import BOARD, LINK, heads_ms
 from calibration import accuracy, bundle, cuts, families, importer, layers, observe, reweigh
 from calibration.bundle import Bundle
 from calibration.clipping import Histogram
@@ -271,8 +271,8 @@ def _codecs(probe: Probe, tensor: str, histogram: Histogram) -> list[tuple[Codec
 def fixed_cuts(network: layers.Network, shares: Sequence[float]) -> dict[float, str]:
     """By share of the products: of the cuts behind the input whose heads have nearly (within `NEAR`) as near to it as any, the narrowest."""
     reachable = [p.cut for p in cuts.find(network) if p.reachable and network.weighted(p.cut.tensor)]
-    total = sum(map(network.macs, network.layers))
-    own = {c.tensor: sum(map(network.macs, network.weighted(c.tensor))) / total for c in reachable}
+    total = network.macs(network.layers)
+    own = {c.tensor: network.macs(network.weighted(c.tensor)) / total for c in reachable}
     found = {}
     for share in shares:
         nearest_one = min(abs(mine - share) for mine in own.values())
@@ -589,7 +589,7 @@ def planned(case: Case) -> list[dict[str, Any]]:
         made = accuracy_bound.calibrated(case.name, lambda: case.model, case.calibration, Path(folder))
         made.accuracy = made.accuracy.promising(len(case.evaluation))
         table, outputs = table_of(made), floats(case.model, case.evaluation)
-        heads = what_if.heads_ms([made.header(place.cut.index) for place in table.places])
+        heads = heads_ms([made.header(place.cut.index) for place in table.places])
         picks = {mode: _pick(table, heads, case.goal, mode) for mode in ("any", "split", "server", "device")}
         best, rows = picks.pop("any"), []
         for mode, pick in picks.items():

@@ -164,9 +164,9 @@ def _cut_up(
 
 def _cut(network: layers.Network, share: float) -> str:
     """The tensor of the offered cut whose head has nearest to ``share`` of the products."""
-    total = sum(map(network.macs, network.layers))
+    total = network.macs(network.layers)
     offered = [p.cut.tensor for p in cuts.find(network) if p.offered]
-    return min(offered, key=lambda tensor: abs(sum(map(network.macs, network.weighted(tensor))) / total - share))
+    return min(offered, key=lambda tensor: abs(network.macs(network.weighted(tensor)) / total - share))
 
 
 def measure(

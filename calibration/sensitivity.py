@@ -72,7 +72,7 @@ def law(noise: Sequence[float], bits: Sequence[int]) -> tuple[float, float]:
 
 def enough(network: Network, outputs: int) -> int:
     """How many samples suffice for a noise over so many ``outputs`` each."""
-    macs = sum(map(network.macs, network.layers))
+    macs = network.macs(network.layers)
     return max(ENOUGH[1], min(-(-ENOUGH[0] // outputs), int(WORK / max(macs, 1))))
 
 

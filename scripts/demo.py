@@ -300,8 +300,10 @@ def summary(
     answered = [a for a in answers if "error" not in a]
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold")
-    for name, text in figures(photos, split, floats, answered, plan, slower):
+    for name, text in figures(photos, split, floats, answered, plan):
         facts.add_row(name, text)
+    board = f"{slower:.0f} times slower than this machine, where the head ran"
+    facts.add_row("made up", f"the link: {MBPS:.0f} Mbit/s; the board in the plan: {board}")
     console.print("\n[bold]In short[/bold]")
     console.print(facts, highlight=False)
     console.print(
@@ -310,12 +312,7 @@ def summary(
 
 
 def figures(
-    photos: list[Photo],
-    split: list[int],
-    floats: list[int],
-    answered: list[dict[str, Any]],
-    plan: dict[str, Any],
-    slower: float,
+    photos: list[Photo], split: list[int], floats: list[int], answered: list[dict[str, Any]], plan: dict[str, Any]
 ) -> Iterator[tuple[str, str]]:
     if plan["ladder"]:
         codec = plan["ladder"][plan["codec"]]
@@ -358,10 +355,6 @@ def figures(
         "time a frame",
         " + ".join(f"{stage.removesuffix('_ms')} {ms:.1f}" for stage, ms in times.items())
         + " ms (median; frames overlap)",
-    )
-    yield (
-        "made up",
-        f"the link: {MBPS:.0f} Mbit/s; the board in the plan: {slower:.0f} times slower than this machine, where the head ran",
     )
 
 

@@ -6,7 +6,7 @@ Every layer writes one stored tensor (channels last) and bears the name of the O
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -217,15 +217,16 @@ class Network:
         """The layers with weights among those `needed`, in order."""
         return [layer for layer in self.needed(tensor, start) if isinstance(layer, Weighted)]
 
-    def macs(self, layer: Layer) -> int:
-        """Multiply-accumulates of a ``layer`` with weights; 0 where it looks rows up, and where nobody knows a shape. An attention's, of two
-        activations, are left out."""
-        if not isinstance(layer, Conv | Linear):
-            return 0
-        made = layer.products if isinstance(layer, Linear) else [layer.out]
-        return sum(math.prod(self.graph.shapes[t]) for t in made if t in self.graph.shapes) * math.prod(
-            layer.weight.shape[1:]
-        )
+    def macs(self, layers: Iterable[Layer]) -> int:
+        """Multiply-accumulates of those of ``layers`` that have weights; 0 of one that looks rows up, and where nobody knows a shape. An attention's, of
+        two activations, are left out."""
+        found = 0
+        for layer in layers:
+            if isinstance(layer, Conv | Linear):
+                made = layer.products if isinstance(layer, Linear) else [layer.out]
+                values = sum(math.prod(self.graph.shapes[t]) for t in made if t in self.graph.shapes)
+                found += values * math.prod(layer.weight.shape[1:])
+        return found
 
     def alive(self) -> list[Layer]:
         """The layers that something reads: the output, or an unsupported operator."""
