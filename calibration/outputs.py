@@ -33,19 +33,21 @@ def kind(outputs: F32) -> OutputKind:
     return "tensor" if (np.abs(np.linalg.norm(rows, axis=1) - 1) <= TOLERANCE).all() else "logits"
 
 
-def describe(outputs: F32, wanted: OutputKind | None = None, *, classes: bool = False, embedding: bool = False) -> Output:
+def describe(
+    outputs: F32, wanted: OutputKind | None = None, *, classes: bool = False, embedding: bool = False
+) -> Output:
     """The output of a model that answers ``outputs`` [n, ...] (ONNX order): of the kind ``wanted``, else as `kind` tells.
 
-    ``classes``: there are labels or names of classes, so a vector is no embedding. ``embedding``: the caller judges by the cosine, so logits are one.
+    ``classes``: there are labels or names of classes, so a vector is no embedding. ``embedding``: the caller judges by the cosine, so without
+    classes what would be logits is an embedding.
     Raises `errors.InputError` where the shape does not fit, `errors.ModelError` where a whole answer is over `limits.MAX_FRAME_BYTES`.
     """
     shape = list(outputs.shape[1:])
     found = kind(outputs)
     is_vector = sum(size > 1 for size in shape) <= 1
-    if not is_vector and (classes or wanted not in (None, "tensor")):
+    if not is_vector and wanted not in (None, "tensor"):
         raise errors.InputError(
-            f"the output has the shape {shape} and classes need a vector: leave out labels, class names and --output-kind, "
-            "or name another tensor with --output"
+            f"the output has the shape {shape} and {wanted} need a vector: leave out --output-kind, or name another tensor with --output"
         )
     if wanted is not None:
         found = wanted

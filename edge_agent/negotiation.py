@@ -14,7 +14,7 @@ import msgspec
 import device_profiles
 from device_profiles import DeviceProfile, machine, schema
 from device_profiles.predict import best_threads
-from edge_agent import config, errors, limits
+from edge_agent import answers, config, errors, limits
 from edge_agent import rehearsal as rehearsing
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
@@ -65,7 +65,7 @@ def stream(
         url, token, ca = _next(settings)
     away = settings.demand.max_away_s
     return FrameStream(
-        url, token, plan.id, topk=settings.topk if topk is None else topk, window=window,
+        url, token, plan.id, topk=answers.classes(plan.output, settings.topk if topk is None else topk), window=window,
         max_away_s=away, frame_age_s=max(limits.FRAME_AGE, away), ssl=tls_context(ca), allow_insecure=settings.allow_insecure,
         adaptation=adaptation,
     )  # fmt: skip
