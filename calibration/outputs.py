@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import errors, limits
-from edge_agent.protocol.messages import Output, OutputKind
+from edge_agent.protocol.messages import Greatest, Output, OutputKind
 
 F32 = NDArray[np.float32]
 
@@ -34,12 +34,18 @@ def kind(outputs: F32) -> OutputKind:
 
 
 def describe(
-    outputs: F32, wanted: OutputKind | None = None, *, classes: bool = False, embedding: bool = False
+    outputs: F32,
+    wanted: OutputKind | None = None,
+    *,
+    classes: bool = False,
+    embedding: bool = False,
+    greatest: int | None = None,
 ) -> Output:
     """The output of a model that answers ``outputs`` [n, ...] (ONNX order): of the kind ``wanted``, else as `kind` tells.
 
     ``classes``: there are labels or names of classes, so a vector is no embedding. ``embedding``: the caller judges by the cosine, so without
-    classes what would be logits is an embedding.
+    classes what would be logits is an embedding. ``greatest``: the axis of ``outputs`` over which the model ends in an ArgMax: of a vector that is the best
+    class, which any answer tells; of a map answers hold the indices.
     Raises `errors.InputError` where the shape does not fit, `errors.ModelError` where a whole answer is over `limits.MAX_FRAME_BYTES`.
     """
     shape = list(outputs.shape[1:])
@@ -55,12 +61,16 @@ def describe(
         found = "logits"
     elif found == "logits" and embedding and not classes:
         found = "tensor"
+    last = None
+    if greatest is not None and not is_vector:
+        last = Greatest(greatest - 1, shape)
+        shape = [one for axis, one in enumerate(shape) if axis != last.axis]
     size = 4 * math.prod(shape)
     if found == "tensor" and size > limits.MAX_FRAME_BYTES:
         raise errors.ModelError(
             f"the output {shape} has {size} bytes and an answer at most {limits.MAX_FRAME_BYTES}: name a smaller tensor with --output"
         )
-    return Output(found, shape)
+    return Output(found, shape, last)
 
 
 def probabilities(outputs: F32, kind: OutputKind) -> F32:

@@ -1,7 +1,7 @@
 """The answer to a frame: what a model's output becomes, as bytes on the wire and as values for the caller.
 
-An answer holds the best classes, or the whole output: float32, little-endian, in ONNX order without the batch axis. Server, stage and agent share it, so that an
-answer is the same wherever the network ends.
+An answer holds the best classes, or the whole output: float32, or int32 where it is indices, little-endian, in ONNX order without the batch axis. Server,
+stage and agent share it, so that an answer is the same wherever the network ends.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from edge_agent.protocol.frames import Buffer, pack_topk, unpack_topk
 from edge_agent.protocol.messages import Output
 
 F32 = NDArray[np.float32]
+Whole = NDArray[np.float32] | NDArray[np.int64]
 
 #: Classes that are told beside a whole output.
 SHOWN = 5
@@ -26,7 +27,7 @@ class Answered(NamedTuple):
     """``pairs`` of (class, probability or score), best first, none for a tensor; ``output``: the whole of it, where it was asked for."""
 
     pairs: tuple[tuple[int, float], ...]
-    output: F32 | None = None
+    output: Whole | None = None
 
 
 def classes(output: Output, topk: int) -> int:
@@ -45,21 +46,29 @@ def best(values: F32, k: int, output: Output) -> tuple[tuple[int, float], ...]:
 
 
 def from_values(values: F32, output: Output, topk: int) -> Answered:
-    """The answer that ``values`` (ONNX order) are. ``topk`` 0: with the whole output. Raises `errors.ModelError` for NaN and infinity."""
+    """The answer that ``values`` (what head or tail yield, ONNX order) are. ``topk`` 0: with the whole output. Raises `errors.ModelError` for NaN and infinity."""
     if not np.isfinite(values).all():
         raise errors.ModelError("the model's output is not finite: run the float model on this input and check it")
     pairs = best(values, topk or SHOWN, output) if output.has_classes else ()
     if classes(output, topk):
         return Answered(pairs)
-    whole = values.reshape(output.shape)
-    whole.flags.writeable = False  # it may serve another frame too
-    return Answered(pairs, whole)
+    whole: Whole = values
+    if output.greatest is not None:
+        whole = values.reshape(output.greatest.shape).argmax(axis=output.greatest.axis)
+    return Answered(pairs, _kept(whole, output))
+
+
+def _kept(whole: Whole, output: Output) -> Whole:
+    """``whole`` in its shape; nobody may change it, for it may serve another frame too."""
+    view: Whole = whole.reshape(output.shape)
+    view.flags.writeable = False
+    return view
 
 
 def pack(values: F32, output: Output, topk: int) -> bytes:
     """`from_values` as an answer's payload."""
     answered = from_values(values, output, topk)
-    return pack_topk(answered.pairs) if answered.output is None else answered.output.astype("<f4").tobytes()
+    return pack_topk(answered.pairs) if answered.output is None else answered.output.astype(_wire(output)).tobytes()
 
 
 def unpack(payload: Buffer, output: Output, topk: int) -> Answered:
@@ -68,11 +77,18 @@ def unpack(payload: Buffer, output: Output, topk: int) -> Answered:
         return Answered(tuple(unpack_topk(payload)))
     if len(payload) != 4 * math.prod(output.shape):
         raise errors.ProtocolError(f"an answer of {len(payload)} bytes is not an output of the shape {output.shape}")
-    return from_values(np.frombuffer(payload, "<f4").astype(np.float32), output, topk)
+    values = np.frombuffer(payload, _wire(output))
+    if output.greatest is not None:
+        return Answered((), _kept(values.astype(np.int64), output))
+    return from_values(values.astype(np.float32), output, topk)
+
+
+def _wire(output: Output) -> str:
+    return "<f4" if output.greatest is None else "<i4"
 
 
 def to_onnx_order(values: F32, output: Output) -> F32:
     """A head's output (channels last) in ONNX order."""
     if values.ndim == 3:
         values = values.transpose(2, 0, 1)
-    return np.ascontiguousarray(values).reshape(output.shape)
+    return np.ascontiguousarray(values).reshape(output.computed)

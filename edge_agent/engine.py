@@ -245,10 +245,15 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
 
 def _check_output(plan: Plan, shape: list[int]) -> bool:
     """Whether the output that ``plan`` describes is one that an answer can hold and, in mode "device", the head's, of ``shape``."""
-    size = math.prod(plan.output.shape)
-    bounded = len(plan.output.shape) <= _MOST_AXES and all(0 < one <= limits.MAX_DIM for one in plan.output.shape)
-    fits = plan.output.has_classes or 4 * size <= limits.MAX_FRAME_BYTES
-    return bounded and fits and (plan.mode != "device" or size == math.prod(shape))
+    output, greatest = plan.output, plan.output.greatest
+    axes = [*output.shape, *output.computed]
+    bounded = len(axes) <= 2 * _MOST_AXES and all(0 < one <= limits.MAX_DIM for one in axes)
+    fits = output.has_classes or 4 * math.prod(output.shape) <= limits.MAX_FRAME_BYTES
+    if greatest is not None:
+        left = [size for axis, size in enumerate(greatest.shape) if axis != greatest.axis]
+        fits &= not output.has_classes and 0 <= greatest.axis < len(greatest.shape)
+        fits &= math.prod(left) == math.prod(output.shape)
+    return bounded and fits and (plan.mode != "device" or math.prod(output.computed) == math.prod(shape))
 
 
 def check_ladder(plan: Plan, demand: Demand) -> None:

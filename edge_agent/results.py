@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from edge_agent import errors
+from edge_agent.answers import Whole
 from edge_agent.protocol.messages import OutputKind
 
 #: Upper bounds of the latency histogram's buckets, in seconds.
@@ -46,8 +45,8 @@ class Timing(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """The answer to one frame: its best classes in ``top``, none where the model's output is a tensor; and the whole ``output`` (float32, ONNX order, no
-    batch axis) of a tensor, or where it was asked for (`topk` 0). ``kind``: what the output's values are, see `edge_agent.protocol.messages.Output`.
+    """The answer to one frame: its best classes in ``top``, none where the model's output is a tensor; and the whole ``output`` (float32, or int64 where it
+    is indices; ONNX order, no batch axis) of a tensor, or where it was asked for (`topk` 0). ``kind``: what the output's values are, see `edge_agent.protocol.messages.Output`.
 
     ``payload_bytes`` left the device for it, coded at ``bits`` (header included; both 0 in mode "device") by number ``rung``
     of the plan's ladder.
@@ -67,7 +66,7 @@ class Result(msgspec.Struct):
     saved_bytes: int = 0
     distance: float | None = None
     kind: OutputKind = "logits"
-    output: NDArray[np.float32] | None = None
+    output: Whole | None = None
 
 
 class Counters:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from edge_agent import errors
 from edge_agent.agent import Agent
+from edge_agent.answers import Whole
 from edge_agent.config import Settings
 from edge_agent.engine import Frame, frame_bytes
 from edge_agent.explain import headline, plain, size
@@ -156,7 +156,7 @@ def _answer(result: Result) -> str:
     return f"{best.label} {100 * best.probability:.1f} %" + (f"  ({others})" if others else "")
 
 
-def _tensor(output: NDArray[np.float32] | None) -> str:
+def _tensor(output: Whole | None) -> str:
     """Shape and range of an output without classes."""
     if output is None:
         return "no answer"

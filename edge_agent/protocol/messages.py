@@ -169,15 +169,29 @@ OutputKind = Literal["logits", "probabilities", "scores", "tensor"]
 """What the values of a model's output are: see `Output`."""
 
 
+class Greatest(Message):
+    """The model's last operator, an ArgMax over ``axis`` of scores of ``shape``, both in ONNX order without the batch axis."""
+
+    axis: int
+    shape: list[int]
+
+
 class Output(Message):
     """The model's output: the ``kind`` of its values, and the ``shape`` of one answer, in ONNX order without the batch axis.
 
     ``logits``: one value a class, of which a softmax makes probabilities. ``probabilities``: one a class, which sum to 1. ``scores``: one a class,
-    each from 0 to 1 by itself, as tags have. ``tensor``: no classes, but an embedding or a map, which answers hold whole.
+    each from 0 to 1 by itself, as tags have. ``tensor``: no classes, but an embedding or a map, which answers hold whole; integers where head and
+    tail yield scores, of which ``greatest`` takes the index.
     """
 
     kind: OutputKind = "logits"
     shape: list[int] = []
+    greatest: Greatest | None = None
+
+    @property
+    def computed(self) -> list[int]:
+        """The shape of what head and tail yield."""
+        return self.greatest.shape if self.greatest else self.shape
 
     @property
     def has_classes(self) -> bool:

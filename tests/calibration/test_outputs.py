@@ -7,7 +7,7 @@ import pytest
 
 from calibration import outputs
 from edge_agent import errors
-from edge_agent.protocol.messages import Output
+from edge_agent.protocol.messages import Greatest, Output
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(size=(16, 10)).astype(np.float32)
@@ -41,6 +41,13 @@ def test_names_or_labels_make_a_vector_classes_and_the_cosine_makes_it_an_embedd
     assert outputs.describe(LOGITS, embedding=True).kind == "tensor"
     assert outputs.describe(LOGITS, embedding=True, classes=True).kind == "logits"
     assert outputs.describe(SOFTMAX, embedding=True).kind == "probabilities"
+
+
+def test_an_argmax_of_a_map_is_answered_in_indices_and_one_of_a_vector_in_classes():
+    planes = RANDOM.normal(size=(2, 6, 5, 4)).astype(np.float32)
+    assert outputs.describe(planes, greatest=1) == Output("tensor", [5, 4], Greatest(0, [6, 5, 4]))
+    assert outputs.describe(planes, greatest=3) == Output("tensor", [6, 5], Greatest(2, [6, 5, 4]))
+    assert outputs.describe(LOGITS, greatest=1) == Output("logits", [10])
 
 
 def test_the_kind_that_was_asked_for_wins():

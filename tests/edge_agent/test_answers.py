@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent import answers, errors
-from edge_agent.protocol.messages import Output
+from edge_agent.protocol.messages import Greatest, Output
 
 LOGITS = Output("logits", [3])
 SCORES = Output("scores", [4])
@@ -62,6 +62,20 @@ def test_any_bytes_are_an_answer_or_a_breach_of_the_protocol(payload, output, to
     except (errors.ProtocolError, errors.ModelError):
         return
     assert (answered.output is None) == (output.has_classes and topk > 0)
+
+
+def test_indices_are_those_of_the_greatest_scores():
+    output = Output("tensor", [3, 4], Greatest(0, [2, 3, 4]))
+    scores = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    scores[:, 0, 0] = 1.0  # of equal scores the first
+    payload = answers.pack(scores, output, 5)
+    assert len(payload) == 4 * 12
+    answered = answers.unpack(payload, output, 5)
+    assert answered.output.dtype == np.int64
+    np.testing.assert_array_equal(answered.output, scores.argmax(axis=0))
+    np.testing.assert_array_equal(answers.from_values(scores, output, 0).output, scores.argmax(axis=0))
+    stored = np.ascontiguousarray(scores.transpose(1, 2, 0))
+    np.testing.assert_array_equal(answers.to_onnx_order(stored, output), scores)
 
 
 def test_a_plane_of_the_head_comes_in_onnx_order():
