@@ -55,11 +55,11 @@ def a_plan(plan_id: str, expires: float) -> Plan:
 
 def test_a_token_is_accepted_until_it_is_revoked(store: Store) -> None:
     token = store.add_token("board-1")
-    assert store.accepts(token)
-    assert not store.accepts(token[:-1])
-    assert not store.accepts("")
+    assert store.holder(token)
+    assert not store.holder(token[:-1])
+    assert not store.holder("")
     store.revoke_token("board-1")
-    assert not store.accepts(token)
+    assert not store.holder(token)
 
 
 def test_only_the_hash_of_a_token_reaches_the_disk(store: Store) -> None:
@@ -89,7 +89,7 @@ def test_names_that_are_no_file_names_are_refused(store: Store, name: str) -> No
 def test_two_stores_on_one_folder_see_each_other(store: Store) -> None:
     with Store(store.folder) as other:
         token = other.add_token("a")
-        assert store.accepts(token)
+        assert store.holder(token)
 
 
 # --- plans
@@ -242,7 +242,7 @@ def test_segments_of_the_format_before_are_dropped(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         assert store.segment_path(old.sha256) is None
         assert store.segment("net", 0, (8,)) is None
-        assert store.accepts(token)
+        assert store.holder(token)
         new = store.put_segment(b"new format", "net", 0, (8,))
     with Store(tmp_path) as store:
         assert store.segment("net", 0, (8,)) == new
@@ -286,7 +286,7 @@ def test_a_database_held_by_another_process_is_one_sentence(tmp_path: Path) -> N
             store.add_token("a")
         holder.execute("ROLLBACK")
         holder.close()
-        assert store.accepts(store.add_token("a"))
+        assert store.holder(store.add_token("a"))
 
 
 def test_a_closed_store_says_so(store: Store) -> None:
