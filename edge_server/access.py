@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Final
 
 from aiohttp import web
 
 from edge_agent import errors, limits
 
-#: Where a request keeps the name of its token.
-HOLDER: Final = "holder"
+#: The name of the token of the request that is being answered.
+HOLDER: Final[ContextVar[str | None]] = ContextVar("holder", default=None)
 
 log: Final = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def refused(request: web.Request, error: errors.SplitEdgeError) -> None:
 
 
 def _who(request: web.Request) -> str:
-    token = request.get(HOLDER)
+    token = HOLDER.get()
     return f"{request.remote} ({'no token' if token is None else f'token {token}'})"
 
 

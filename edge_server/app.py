@@ -74,7 +74,7 @@ class _Service:
             holder = None if token is None else await asyncio.to_thread(self._store.holder, token)
             if holder is None:
                 raise errors.AuthError("the server refused the token: make one there with `edge-server token`")
-            request[access.HOLDER] = holder
+            access.HOLDER.set(holder)
         return await handler(request)
 
     async def health(self, _: web.Request) -> web.Response:

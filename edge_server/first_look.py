@@ -44,9 +44,10 @@ class Look(NamedTuple):
 
 
 class Better(NamedTuple):
-    """A preset that fits clearly better than the preprocessing given: on ``samples``, right answers of both (None without labels)."""
+    """Presets that fit clearly better than the preprocessing given, and as well as each other. On ``samples``, right answers of the first and of
+    what was given (None without labels)."""
 
-    preset: str
+    presets: list[str]
     samples: int
     right: int | None
     given: int | None
@@ -55,7 +56,7 @@ class Better(NamedTuple):
         found = "the answers are clearly more certain"
         if self.right is not None:
             found = f"{self.right} of {self.samples} samples are right, with the preprocessing given {self.given}"
-        return f"warning: the pixels look wrong: with --preset {self.preset} {found}"
+        return f"warning: the pixels look wrong: with --preset {' or '.join(self.presets)} {found}"
 
 
 class FirstLook:
@@ -95,12 +96,12 @@ class FirstLook:
         some = self._samples.take(evenly(len(self._answers), count))
         given = self._evidence(some)
         found = {name: self._evidence(some.normalised_by(one.mean, one.std)) for name, one in presets.items()}
-        best = max(found, key=lambda name: found[name].rank)
-        if not found[best].beats(given):
+        order = sorted(found, key=lambda name: found[name].rank, reverse=True)
+        best = found[order[0]]
+        if not best.beats(given):
             return None
-        return Better(
-            best, count, *(None if one.right is None else int(one.right.sum()) for one in (found[best], given))
-        )
+        alike = [name for name in order if found[name].equals(best)]
+        return Better(alike, count, *(None if one.right is None else int(one.right.sum()) for one in (best, given)))
 
     def _answered(self, samples: Samples, budget_s: float) -> F32:
         start, found = time.perf_counter(), []
@@ -141,6 +142,10 @@ class _Evidence(NamedTuple):
     @property
     def rank(self) -> tuple[int, float]:
         return (0 if self.right is None else int(self.right.sum())), self.margin * self.spread
+
+    def equals(self, other: _Evidence) -> bool:
+        """As many right answers, or, without labels, as certain ones within a hundredth."""
+        return self.rank[0] == other.rank[0] and (self.right is not None or self.rank[1] > 0.99 * other.rank[1])
 
     def beats(self, other: _Evidence) -> bool:
         """Clearly: with labels by a sign test of two standard deviations, else by margin x spread, where neither is the work of the other alone."""

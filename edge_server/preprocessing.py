@@ -76,7 +76,7 @@ def check_stated(spec: Spec) -> None:
     missing = [f"--{name}" for name in ("mean", "std") if getattr(spec, name) is None]
     if missing:
         raise errors.ConfigError(
-            f"the preprocessing of images is not stated ({' and '.join(missing)} missing): give --preset with one of {', '.join(PRESETS)}, "
+            f"{' and '.join(missing)} of the images' preprocessing missing: give --preset (one of {', '.join(PRESETS)}), "
             "or --mean and --std as the model was trained with"
         )
 

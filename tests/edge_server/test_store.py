@@ -173,18 +173,24 @@ def test_a_bundle_that_cannot_take_its_place_leaves_the_old_one(store: Store) ->
     assert [p.name for p in store.bundles.iterdir()] == ["net"]
 
 
-def test_what_a_crash_left_behind_goes_after_a_day(store: Store) -> None:
+def test_folders_that_a_crash_left_behind_go_at_once_and_files_after_a_day(store: Store) -> None:
     with store.new_bundle("net") as path:
         path.mkdir()
     for name, age in (("old", 2 * 86400), ("new", 3600)):
-        for left in (store.bundles / f".new-{name}", store.bundles / f".old-{name}"):
+        for left in (store.bundles / f".new-{name}", store.bundles / f".gone-{name}"):
             (left / "net").mkdir(parents=True)
-            os.utime(left, (0, time.time() - age))
         (store.segments / f".new-{name}").touch()
         os.utime(store.segments / f".new-{name}", (0, time.time() - age))
-    with Store(store.folder):
-        assert sorted(p.name for p in store.bundles.iterdir()) == [".new-new", ".old-new", "net"]
+    with store.new_bundle("other") as path, Store(store.folder):
+        path.mkdir()
+        assert sorted(p.name[:5] for p in store.bundles.iterdir()) == [".new-", "net"]  # that of the block
         assert [p.name for p in store.segments.iterdir()] == [".new-new"]
+
+
+def test_a_bundle_taken_away_by_a_process_that_was_killed_comes_back(store: Store) -> None:
+    (store.bundles / ".old-x" / "net").mkdir(parents=True)
+    with Store(store.folder):
+        assert [p.name for p in store.bundles.iterdir()] == ["net"]
 
 
 def test_removing_a_bundle_takes_only_its_own_segments(store: Store) -> None:
