@@ -51,9 +51,10 @@ def read(labels: str, files: Sequence[str], names: Sequence[str] = (), outputs: 
     ``names``: of the classes, if they are known. Class names map to indices as `by_name` says. Raises `errors.UsageError` and `errors.InputError`.
     """
     path = Path(labels)
-    if path.suffix == ".npy" and path.is_file():
+    there = _is_file(path)
+    if there and path.suffix == ".npy":
         return _of_array(path, len(files), names)
-    found, origins, told = _of_table(path, files) if path.is_file() else _of_pattern(labels, files)
+    found, origins, told = _of_table(path, files) if there else _of_pattern(labels, files)
     indices = [_index(label) for label in found]
     if all(index is None for index in indices):
         known, order = by_name(set(found), names, outputs, labels)
@@ -78,7 +79,8 @@ def by_name(
     order = sorted(found)
     if outputs is not None and len(order) != outputs:
         raise errors.UsageError(
-            f"{where} has {len(order)} classes and the model has {outputs}: give --class-names, with one name for each class in the model's order"
+            f"{where} has {len(order)} classes and the model has {outputs}: give --class-names, with one name for each class in the model's order, "
+            "or --metric agreement to leave the classes aside"
         )
     if all(_INTEGER.fullmatch(name) for name in order) and order != sorted(order, key=int):
         raise errors.UsageError(
@@ -189,6 +191,13 @@ def _names_told(classes: I64, told: Sequence[str], origins: Sequence[str], outpu
 _Found = tuple[
     list[str], list[str], list[str]
 ]  # of each sample its label, where that stands, and the name of its class
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a pattern that is longer than a name may be
+        return False
 
 
 def _index(label: str) -> int | None:

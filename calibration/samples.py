@@ -27,6 +27,8 @@ U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
 IMAGES: Final = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
+#: Values of arrays beyond this overflow float32 in a network.
+LARGEST: Final = 1e15
 #: Decoded pixels that are kept between the passes of a calibration.
 KEPT_BYTES: Final = 256 << 20
 
@@ -121,11 +123,10 @@ class Samples(Sequence[F32]):
             raise errors.InputError(
                 f"{where} has shape {list(array.shape)}; the model takes {wanted}, channels last", shape=wanted
             )
-        values = array.astype(np.float32)
-        if not np.isfinite(values).all():
+        if array.size and not np.abs(array.astype(np.float64)).max() <= LARGEST:
             where = source if isinstance(source, Path) else f"sample {index}"
-            raise errors.InputError(f"{where} holds NaN, infinity, or values beyond float32; give finite numbers")
-        return values
+            raise errors.InputError(f"{where} holds NaN or values beyond {LARGEST:g}; give finite numbers")
+        return array.astype(np.float32)
 
 
 def open_samples(
@@ -135,24 +136,26 @@ def open_samples(
     most: int | None = None,
     names: Sequence[str] = (),
     outputs: int | None = None,
+    *,
+    labelled: bool = True,
 ) -> Samples:
     """The samples in ``place``: a folder of images or ``.npy`` arrays, a folder with one such folder for each class, or one ``.npy`` [n, ...].
 
     At most ``most``, evenly spread. ``labels``: as `labels.read` takes it; None: a ``labels.csv`` in the folder, else the folders of the classes,
-    else no labels. ``names``: of the model's ``outputs`` classes, if known. Hidden files are skipped.
+    else no labels. ``names``: of the model's ``outputs`` classes, if known. ``labelled``: False where labels are not looked for. Hidden files are skipped.
     Raises `errors.UsageError` or `errors.InputError`.
     """
-    found, folders = _sources(place, preprocess)
+    found, folder_of = _sources(place, preprocess)
     files = [_below(place, source) if isinstance(source, Path) else str(i) for i, source in enumerate(found)]
     beside = place / "labels.csv"
-    if labels is None and beside.is_file():
+    if labels is None and labelled and beside.is_file():
         labels = str(beside)
     known = None
     if labels is not None:
         known = read(labels, files, names, outputs)
-    elif folders:
-        indices, order = by_name(set(folders), names, outputs, place)
-        known = Labels(np.array([indices[one] for one in folders], np.int64), files, order)
+    elif folder_of and labelled:
+        indices, order = by_name(set(folder_of), names, outputs, place)
+        known = Labels(np.array([indices[one] for one in folder_of], np.int64), files, order)
     if most is not None and most < len(found):
         chosen = evenly(len(found), most)
         found, known = [found[i] for i in chosen], None if known is None else known.take(chosen)
@@ -162,6 +165,8 @@ def open_samples(
 def _sources(place: Path, preprocess: Preprocess) -> tuple[Sequence[Path | NDArray[np.generic]], list[str]]:
     """The samples in ``place``, and the folder of each where there is one for each class."""
     if place.is_file() and place.suffix == ".npy":
+        if preprocess.kind == "image":
+            raise errors.UsageError(f"{place} holds arrays, not images; give it with --arrays")
         return list(load_array(place)), []
     if not place.is_dir():
         raise errors.UsageError(f"there is no folder of samples {place}; check the path")
@@ -179,7 +184,7 @@ def _sources(place: Path, preprocess: Preprocess) -> tuple[Sequence[Path | NDArr
 
 def listed(folder: Path, kinds: Collection[str]) -> list[Path]:
     """The files in ``folder`` whose names end as one of ``kinds``, sorted; hidden ones are left out. Raises `errors.UsageError`."""
-    return [path for path in _entries(folder) if path.suffix.lower() in kinds and path.is_file()]
+    return [path for path in _entries(folder) if path.suffix.lower() in kinds and not path.is_dir()]
 
 
 def folders(place: Path) -> list[Path]:

@@ -36,11 +36,14 @@ class Look(NamedTuple):
     right: int | None
     confidence: float
     outputs: int
+    kind: OutputKind
 
     def words(self) -> str:
+        if self.right is None and self.kind == "scores":
+            return f"float model: mean greatest score {self.confidence:.3g} on {self.samples} sample(s)"
         if self.right is None:
-            return f"float model: mean confidence {100 * self.confidence:.1f} % on {self.samples} samples"
-        return f"float model: {self.right} of {self.samples} samples right ({100 * self.right / self.samples:.1f} %)"
+            return f"float model: mean confidence {100 * self.confidence:.1f} % on {self.samples} sample(s)"
+        return f"float model: {self.right} of {self.samples} sample(s) right ({100 * self.right / self.samples:.1f} %)"
 
 
 class Better(NamedTuple):
@@ -115,7 +118,9 @@ class FirstLook:
         found = outputs.probabilities(self._answers, self._output.kind)
         right = self._right()
         confidence = float(found.max(axis=1).mean())
-        return Look(len(found), None if right is None else int(right.sum()), confidence, found.shape[1])
+        return Look(
+            len(found), None if right is None else int(right.sum()), confidence, found.shape[1], self._output.kind
+        )
 
     def _right(self) -> NDArray[np.bool_] | None:
         rows = self._answers.reshape(len(self._answers), -1)

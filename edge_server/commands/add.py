@@ -82,20 +82,17 @@ def add(folder: Path | None, request: Request) -> None:
             outputs = math.prod(graph.shapes[graph.output]) if graph.output in graph.shapes else None
             found = _samples(request, spec, shape, reader, known_names, outputs)
             names = found.labels.names if found.labels is not None and not known_names else known_names
-            if request.metric in ("agreement", "cosine"):
-                found = samples.Samples(found.preprocess, found.sources)
             _look(progress, model, found, request)
             former = _former(store, name)
             with store.new_bundle(name, replace=request.replace) as path:
                 cache = store.folder / "cache"
-                bundles.create(
+                bundle = bundles.create(
                     path, name, model, found, names, progress, request.rounding, cache, request.metric, reader,
                     request.output_kind,
                 )  # fmt: skip
-            bundle = Catalog(store).bundle(name)
+                patterns = kept_table(store, bundle, lambda done, total: progress("patterns", done, total))
             if former and former != bundle.sha256:
                 store.forget(former)
-            patterns = kept_table(store, bundle, lambda done, total: progress("patterns", done, total))
         tokens = bool(store.tokens())
     _show(bundle, patterns, verbose=request.verbose)
     _show_next(folder, tokens=tokens)
@@ -171,7 +168,10 @@ def _samples(
     place = request.images or request.arrays
     assert place is not None
     preprocess = _preprocess(request, spec, shape)
-    return samples.open_samples(place, preprocess, request.labels, request.most, names, outputs)
+    unlabelled = request.metric in ("agreement", "cosine")
+    return samples.open_samples(
+        place, preprocess, request.labels, request.most, names, outputs, labelled=not unlabelled
+    )
 
 
 def _shape(text: str | None) -> list[int] | None:

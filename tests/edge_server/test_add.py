@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +25,7 @@ from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest, Segm
 from edge_server import preprocessing
 from edge_server.catalog import Catalog
 from edge_server.commands.add import add, hardly_above_chance
-from edge_server.commands.models import models, remove
+from edge_server.commands.models import models, names, remove
 from edge_server.planning import make_plan
 from edge_server.store import Store
 from tests.edge_server.small_network import request_of, save_network
@@ -317,3 +320,105 @@ def test_numbers_that_make_no_sense_are_refused(options: dict[str, object], comp
 def test_a_vector_is_no_image() -> None:
     with pytest.raises(errors.UsageError, match="--arrays"):
         preprocessing.of_images(preprocessing.Spec(), [784])
+
+
+# --- names, replacement, being stopped
+
+
+def test_images_without_stated_preprocessing_are_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match="--preset"):
+        add(tmp_path / "s", request_of(tmp_path / "absent.onnx", arrays=None, images=tmp_path / "absent"))
+    assert not (tmp_path / "s").exists()
+
+
+def test_preprocessing_of_arrays_is_refused(network: Path, tmp_path: Path) -> None:
+    with pytest.raises(errors.UsageError, match="--preset"):
+        add(tmp_path / "s", request_of(network, options={"preset": "raw"}))
+
+
+def test_a_model_is_not_replaced_unless_told_so_and_before_any_work(store: Store, tmp_path: Path) -> None:
+    before = Bundle.open(store.bundle_path("tiny")).sha256
+    with pytest.raises(errors.UsageError, match="--replace"):
+        add(store.folder, request_of(tmp_path / "absent.onnx", name="tiny", arrays=tmp_path / "absent.npy"))
+    assert Bundle.open(store.bundle_path("tiny")).sha256 == before
+
+
+def test_a_model_that_appears_meanwhile_is_not_replaced_either(store: Store) -> None:
+    with pytest.raises(errors.UsageError, match="--replace"), store.new_bundle("tiny", replace=False) as path:
+        path.mkdir()
+    assert Bundle.open(store.bundle_path("tiny")).name == "tiny"
+
+
+def test_names_are_set_later_without_a_new_identity(store: Store, tmp_path: Path) -> None:
+    catalog = Catalog(store)
+    before = catalog.bundle("tiny")
+    assert before.labels == []
+    (tmp_path / "names.txt").write_bytes("\ufeffGrüße\r\n".encode() + b"".join(b"%d\r\n" % i for i in range(9)))
+    names(store.folder, "tiny", tmp_path / "names.txt")
+    after = catalog.bundle("tiny")  # of a catalog that is open already, as a server's
+    assert (after.labels[0], len(after.labels), after.sha256) == ("Grüße", 10, before.sha256)
+    (tmp_path / "names.txt").write_text("one\n")
+    with pytest.raises(errors.InputError, match="10 classes"):
+        names(store.folder, "tiny", tmp_path / "names.txt")
+    with pytest.raises(errors.UnknownModelError):
+        names(store.folder, "huge", tmp_path / "names.txt")
+
+
+def test_damaged_names_are_one_sentence(store: Store) -> None:
+    (store.bundle_path("tiny") / "names.json").write_text("[1]")
+    with pytest.raises(errors.ModelError, match=r"names\.json"):
+        Bundle.open(store.bundle_path("tiny"))
+
+
+def test_models_as_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    models(store.folder, json=True)
+    (info,) = json.loads(capsys.readouterr().out)
+    assert (info["name"], info["offered"]) == ("tiny", Bundle.open(store.bundle_path("tiny")).offered)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_an_add_that_is_stopped_leaves_nothing(network: Path, tmp_path: Path, number: signal.Signals) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(2000, 16, 16, 3)).astype(np.float32))
+    command = [sys.executable, "-m", "edge_server", "add", network, "--arrays", tmp_path / "x.npy", "--store", tmp_path / "s"]  # fmt: skip
+    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "observe" in line:
+            break
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[1]
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number
+        assert len([line for line in told.splitlines() if "] " not in line]) == 1
+        assert list((tmp_path / "s" / "bundles").iterdir()) == []
+    with Store(tmp_path / "s") as store:
+        assert list(store.bundles.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros((3, 16, 16, 3)), np.full((20, 16, 16, 3), 1e-3), np.full((2, 16, 16, 3), 1e6)]
+)
+def test_samples_that_are_all_alike(network: Path, tmp_path: Path, values: Any) -> None:
+    np.save(tmp_path / "x.npy", values)
+    add(tmp_path / "s", request_of(network, arrays=tmp_path / "x.npy"))
+    with Store(tmp_path / "s") as store:
+        assert Bundle.open(store.bundle_path("tiny")).samples == len(values)
+
+
+def test_a_model_that_no_plan_could_use_is_not_added(network: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.load(network.parent / "x.npy")[:1])
+    with pytest.raises(errors.UsageError, match="more samples"):
+        add(tmp_path / "s", request_of(network, arrays=tmp_path / "x.npy", metric="cosine"))
+    with Store(tmp_path / "s") as store:
+        assert store.bundle_names() == []
+
+
+def test_a_disk_that_is_full_is_one_sentence(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(errors.StoreError, match="No space left"):
+        add(tmp_path / "s", request_of(network))
+    assert list((tmp_path / "s" / "bundles").iterdir()) == []
