@@ -73,10 +73,10 @@ def read(path: Path | None, options: dict[str, Any]) -> Spec:
 
 def check_stated(spec: Spec) -> None:
     """Raises `errors.ConfigError` where ``spec`` does not state how pixels are normalized: a wrong guess costs nearly all accuracy."""
-    missing = [f"--{name}" for name in ("mean", "std") if getattr(spec, name) is None]
+    missing = [f"no --{name}" for name in ("mean", "std") if getattr(spec, name) is None]
     if missing:
         raise errors.ConfigError(
-            f"{' and '.join(missing)} of the images' preprocessing missing: give --preset (one of {', '.join(PRESETS)}), "
+            f"how the model's images are normalized is not stated ({' and '.join(missing)}): give --preset (one of {', '.join(PRESETS)}), "
             "or --mean and --std as the model was trained with"
         )
 

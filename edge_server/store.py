@@ -428,9 +428,17 @@ def _token_hash(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
+def _full(folder: Path) -> bool:
+    """Whether the disk has no room for a page of SQLite's shared memory, which it calls an I/O error."""
+    try:
+        return shutil.disk_usage(folder).free < 1 << 16
+    except OSError:
+        return False
+
+
 def _sentence(folder: Path, error: OSError | sqlite3.Error) -> str:
     number, text = getattr(error, "errno", None), str(error)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in text:
+    if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in text or ("disk I/O" in text and _full(folder)):
         return f"the disk that holds the store {folder} is full: free some space and try again"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "readonly" in text or "unable to open" in text:
         return f"the store {folder} cannot be written: check its owner and mode, or name another folder with --store"
