@@ -230,7 +230,7 @@ def _needed(nodes: list[Node], output: str) -> list[Node]:
         if wanted & set(node.outputs):
             wanted |= set(node.inputs)
             found.append(node)
-    if not found and nodes:
+    if not found:
         raise errors.ModelError("the model's output does not depend on its input; export the model again")
     return found[::-1]
 

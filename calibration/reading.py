@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import onnx
 
-from calibration.graph import subgraphs
+from calibration.graph import infer_shapes, subgraphs
 from calibration.sessions import brief
 from edge_agent import errors, limits
 
@@ -69,6 +69,8 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
         model.ir_version = max(model.ir_version, 4)  # of files before, constants had to be inputs
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
+        if not all(o.type.tensor_type.HasField("shape") for o in model.graph.output):
+            _shape_outputs(model)
         onnx.checker.check_model(model)
     except errors.ModelError:
         raise
@@ -121,6 +123,12 @@ def _constants_are_no_inputs(graph: onnx.GraphProto) -> None:
     constants = {t.name for t in graph.initializer}
     for entry in [i for i in graph.input if i.name in constants]:
         graph.input.remove(entry)
+
+
+def _shape_outputs(model: onnx.ModelProto) -> None:
+    """Shapes of outputs, which the checker wants and some tools leave out."""
+    for own, known in zip(model.graph.output, infer_shapes(model).graph.output, strict=True):
+        own.CopyFrom(known)
 
 
 # --- PyTorch --------------------------------------------------------------------------------------------------------

@@ -68,9 +68,12 @@ def keep_output(model: onnx.ModelProto, name: str | None) -> None:
     graph.output.append(kept)
     drop_unread(graph)
     read = {t for node in graph.node for t in reads(node)}
-    if any(i.name in read for i in graph.input):
-        for unread in [i for i in graph.input if i.name not in read]:
-            graph.input.remove(unread)
+    if not any(i.name in read for i in graph.input):
+        raise errors.ModelError(
+            f"the model's output {kept.name} is not computed from an input; choose another tensor with --output"
+        )
+    for unread in [i for i in graph.input if i.name not in read]:
+        graph.input.remove(unread)
 
 
 def channels_first(model: onnx.ModelProto) -> bool:
@@ -167,4 +170,4 @@ def _advice(model: onnx.ModelProto, output: str) -> str:
         if floats := [t for t in node.output if t in wanted and types.get(t) == TensorProto.FLOAT]:
             return f"choose the float32 tensor before it with --output {floats[0]}"
         wanted |= set(reads(node))
-    return "export the model with a float32 output"
+    return "export the model in float32"
