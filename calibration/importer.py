@@ -106,23 +106,20 @@ def batched(model: onnx.ModelProto) -> onnx.ModelProto:
 def _faithful(model: onnx.ModelProto, agrees: Callable[[onnx.ModelProto], bool]) -> onnx.ModelProto:
     """``model`` simplified and batched, without the steps that keep it from `agrees`: those found, or all where more err than a few."""
 
-    def works(without: frozenset[str]) -> bool:
+    def tried(without: frozenset[str]) -> onnx.ModelProto | None:
         try:
-            return agrees(_made(model, without))
+            made = _made(model, without)
+            return made if agrees(made) else None
         except Exception:  # a step that breaks the graph: onnx and ONNX Runtime say so in many ways
-            return False
+            return None
 
-    whole = _made(model, frozenset())
-    if agrees(whole):
-        return whole
     off: frozenset[str] = frozenset()
-    for _ in range(_MOST_LEFT_OUT):
-        if (step := _erring(works, off)) is None:
-            break
+    while (made := tried(off)) is None:
+        step = _erring(lambda without: tried(without) is not None, off) if len(off) < _MOST_LEFT_OUT else None
+        if step is None:
+            return _made(model, frozenset(_STEPS))
         off |= {step}
-        if works(off):
-            return _made(model, off)
-    return _made(model, frozenset(_STEPS))
+    return made
 
 
 def _made(model: onnx.ModelProto, without: frozenset[str]) -> onnx.ModelProto:

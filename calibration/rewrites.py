@@ -48,9 +48,13 @@ def class_tokens_to_sums(model: onnx.ModelProto, graph: Graph) -> None:
         table = np.zeros(graph.shapes[node.output[0]], np.float64)
         table[:, : len(rows)] = rows
         names = [f"{node.output[0]}@{part}" for part in ("pads", "rows", "table")]
-        pads = np.array([0, len(rows), 0, 0, 0, 0], np.int64)
-        model.graph.initializer.extend([onnx.numpy_helper.from_array(pads, names[0]), _weight(names[2], table)])
-        nodes.append(onnx.helper.make_node("Pad", [node.input[-1], names[0]], [names[1]], f"{node.name}@pad"))
+        pads = [0, len(rows), 0, 0, 0, 0]
+        model.graph.initializer.append(_weight(names[2], table))
+        if graph.opset < 11:
+            nodes.append(onnx.helper.make_node("Pad", [node.input[-1]], [names[1]], f"{node.name}@pad", pads=pads))
+        else:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(pads, np.int64), names[0]))
+            nodes.append(onnx.helper.make_node("Pad", [node.input[-1], names[0]], [names[1]], f"{node.name}@pad"))
         nodes.append(onnx.helper.make_node("Add", [names[1], names[2]], [node.output[0]], node.name))
     del model.graph.node[:]
     model.graph.node.extend(nodes)

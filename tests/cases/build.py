@@ -22,17 +22,19 @@ class File:
 
     def __init__(
         self,
-        shape: Sequence[int],
+        shape: Sequence[int | str],
         seed: int = 0,
         opset: int = 17,
         ir: int = 8,
         domain: str = "",
         listed: bool = False,
         as_nodes: bool = False,
+        element: int = TensorProto.FLOAT,
     ) -> None:
         self.random, self.opset = np.random.default_rng(seed), opset
         self.last = "x"
-        self._shape, self._ir, self._domain, self._listed, self._as_nodes = list(shape), ir, domain, listed, as_nodes
+        self._shape, self._element, self._ir, self._domain = list(shape), element, ir, domain
+        self._listed, self._as_nodes = listed, as_nodes
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
         self._count = 0
@@ -76,10 +78,10 @@ class File:
         return self.add(op, self.last, self.ints(*values), **attributes)
 
     def model(
-        self, shape: Sequence[int] | None, element: int = TensorProto.FLOAT, more: Sequence[str] = ()
+        self, shape: Sequence[int | str] | None, element: int = TensorProto.FLOAT, more: Sequence[str] = ()
     ) -> onnx.ModelProto:
         """The file, which answers with the last tensor, of ``shape``; ``more`` are outputs beside it."""
-        entries = [helper.make_tensor_value_info("x", TensorProto.FLOAT, self._shape)]
+        entries = [helper.make_tensor_value_info("x", self._element, self._shape)]
         if self._listed:
             entries += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in self._constants]
         outputs = [helper.make_tensor_value_info(self.last, element, shape)]

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from tests.cases.build import NEWEST_IR, File
@@ -639,3 +640,72 @@ ENDS: Final[dict[str, Callable[[File], list[int] | None]]] = {
     "mean of two": _sum_end,
     "sums": _reduced_sum,
 }
+
+
+# --- networks that take no pictures -----------------------------------------------------------------------------------
+
+
+def vectors(opset: int) -> tuple[onnx.ModelProto, list[int]]:
+    """A perceptron with a batch norm over [N, C], its batch of any size."""
+    file = File(["n", 12], opset, opset, ir=7)
+    for outs, ins in ((10, 12), (8, 10)):
+        file.add("MatMul", file.last, file.weight(ins, outs, spread=ins**-0.5))
+        file.add("Add", file.last, file.weight(outs, spread=0.3))
+        parts = [file.constant(np.linspace(0.5, 1.5, outs)), *(file.weight(outs, spread=0.3) for _ in range(2))]
+        file.add("BatchNormalization", file.last, *parts, file.constant(np.linspace(1.5, 0.5, outs)))
+        file.add("LeakyRelu", alpha=0.1)
+    _dense(file, 8)
+    return file.model(["n", CLASSES]), [12]
+
+
+def rows(opset: int) -> tuple[onnx.ModelProto, list[int]]:
+    """Products of [1, T, C], a norm of parts, and the mean of the rows."""
+    file = File([1, 7, 12], opset, opset, ir=6)
+    file.add("MatMul", file.last, file.weight(12, 16, spread=0.3))
+    x = file.add("Add", file.last, file.weight(16, spread=0.3))
+    _reduce(file, "ReduceMean", [-1], keepdims=1)
+    centred = file.add("Sub", x, file.last)
+    file.add("Pow", centred, file.constant(2.0))
+    _reduce(file, "ReduceMean", [-1], keepdims=1)
+    file.add("Add", file.last, file.constant(1e-5))
+    file.add("Sqrt")
+    file.add("Div", centred, file.last)
+    file.add("Mul", file.last, file.constant(file.random.uniform(0.5, 1.5, 16)))
+    file.add("Add", file.last, file.weight(16, spread=0.2))
+    file.add("MatMul", file.last, file.weight(16, 10, spread=0.3))
+    file.add("Add", file.last, file.weight(10, spread=0.3))
+    _reduce(file, "ReduceMean", [1], keepdims=0)
+    _dense(file, 10)
+    return file.model([1, CLASSES]), [7, 12]
+
+
+def grey(opset: int) -> tuple[onnx.ModelProto, list[int]]:
+    """A grey picture with its channels last, in one row at once."""
+    file = File([1, 6, 8, 1], opset, opset, ir=5)
+    file.add("Reshape", file.last, file.ints(-1, 48))
+    file.add("Gemm", file.last, file.weight(48, 9, spread=0.15), file.weight(9, spread=0.3))
+    file.add("Tanh")
+    _dense(file, 9)
+    return file.model([1, CLASSES]), [6, 8, 1]
+
+
+def tokens(opset: int) -> tuple[onnx.ModelProto, list[int]]:
+    """Token ids, their rows, a product of these, and the mean."""
+    file = File([1, 9], opset, opset, ir=8, element=TensorProto.INT64)
+    file.add("Gather", file.weight(TOKENS, 16, spread=1.0), "x")
+    file.add("MatMul", file.last, file.weight(16, 12, spread=0.3))
+    file.add("Add", file.last, file.weight(12, spread=0.3))
+    _reduce(file, "ReduceMean", [1], keepdims=0)
+    _dense(file, 12)
+    return file.model([1, CLASSES]), [9]
+
+
+TOKENS: Final = 30
+OTHERS: Final = (vectors, rows, grey, tokens)
+
+
+def sample(shape: list[int], random: np.random.Generator) -> NDArray[np.float32]:
+    """Of noise whose size and mean vary, stored layout; of token ids where the shape is that of `tokens`."""
+    if shape == [9]:
+        return random.integers(0, TOKENS, shape).astype(np.float32)
+    return (random.normal(size=shape) * random.uniform(0.3, 2) + 2 * random.normal(size=shape[-1])).astype(np.float32)
