@@ -95,10 +95,10 @@ def _squares(network: Network, read: Entry, target: str) -> tuple[list[onnx.Node
     rows = [-1, height * width // size**2, size * size * channels]
     names = [f"{target}@{i}" for i in range(5)]
     return [
-        _constant(names[0], np.int64(cut)),
+        _constant(names[0], np.array(cut, np.int64)),
         helper.make_node("Reshape", [read.tensor, names[0]], [names[1]]),
         helper.make_node("Transpose", [names[1]], [names[2]], perm=[0, 2, 4, 3, 5, 1]),
-        _constant(names[3], np.int64(rows)),
+        _constant(names[3], np.array(rows, np.int64)),
         helper.make_node("Reshape", [names[2], names[3]], [names[4]]),
     ], names[4]
 
