@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 import edge_agent
 from device_profiles import power
-from edge_agent import answers, errors, limits, negotiation
+from edge_agent import errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
@@ -36,6 +36,7 @@ from edge_agent.in_use import InUse
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
+from edge_agent.protocol import answers
 from edge_agent.protocol.frames import HEADER_BYTES, Answer
 from edge_agent.protocol.messages import BESIDE, SENDING, LinkEstimate, Plan
 from edge_agent.results import Counters, Result, Timing, stages, top_classes

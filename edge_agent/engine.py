@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_agent import answers, codec, errors, limits
+from edge_agent import codec, errors, limits
 from edge_agent.codec import marks
 from edge_agent.head import executor, preprocess, segment
 from edge_agent.head import text as texts
 from edge_agent.head.text import Tokenizer
+from edge_agent.protocol import answers
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Demand, Plan, Preprocess
 from edge_agent.reuse import Kept, Seen

@@ -14,7 +14,7 @@ import msgspec
 import device_profiles
 from device_profiles import DeviceProfile, machine, schema
 from device_profiles.predict import best_threads
-from edge_agent import answers, config, errors, limits
+from edge_agent import config, errors, limits
 from edge_agent import rehearsal as rehearsing
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
@@ -24,6 +24,7 @@ from edge_agent.head.text import Tokenizer
 from edge_agent.link.adapt import Adaptation
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import Base, ServerClient, tls_context
+from edge_agent.protocol import answers
 from edge_agent.protocol.messages import ChainDevice, ChainRequest, LinkEstimate, Plan, PlanRequest, Rehearsal
 from edge_agent.rehearsal import Kept, Rehearsals
 from edge_agent.timings import Timings

@@ -30,7 +30,7 @@ from aiohttp import web
 import device_profiles
 import edge_agent
 from device_profiles import DeviceProfile
-from edge_agent import answers, codec, config, errors, limits, negotiation
+from edge_agent import codec, config, errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.agent import WINDOW
 from edge_agent.cache import Cache
@@ -41,6 +41,7 @@ from edge_agent.in_use import InUse
 from edge_agent.link import dial, listen, serving
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream
+from edge_agent.protocol import answers
 from edge_agent.protocol.frames import HEADER_BYTES, Answer, Frame
 from edge_agent.protocol.messages import BESIDE, ChainDevice, Demand, Open, Plan
 from edge_agent.results import Counters, Result, Timing

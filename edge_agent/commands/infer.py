@@ -14,12 +14,12 @@ from rich.console import Console
 
 from edge_agent import errors
 from edge_agent.agent import Agent
-from edge_agent.answers import Whole
 from edge_agent.config import Settings
 from edge_agent.engine import Frame, frame_bytes
 from edge_agent.explain import headline, plain, size
 from edge_agent.head.text import decode
 from edge_agent.inputs.sources import Source, expand, is_array, load_array, spoken
+from edge_agent.protocol.answers import Whole
 from edge_agent.protocol.messages import Plan
 from edge_agent.results import Result, Timing, to_json
 
