@@ -92,7 +92,7 @@ def check_cut(opened: Bundle, index: int, samples: Samples, wanted: F32, energy:
 
 
 def answers(opened: Bundle, index: int, samples: Samples, made_by: Codec | None) -> F32:
-    """What agent and server answer together [n, ...], in the order of the file's own elements."""
+    """What agent and server answer together [n, ...], in ONNX order."""
     cut, head = opened.cuts[index], executor.load(opened.segment(index, 8))
     tail = None if made_by is None else Tail(opened.tail(index) or b"", cut.shape, cut.padding)
     found = []
@@ -100,12 +100,13 @@ def answers(opened: Bundle, index: int, samples: Samples, made_by: Codec | None)
         values = head.run(x.astype(np.int32) if head.input.dtype == "i32" else encoded(x, head))
         if tail is None or made_by is None:
             y = real(values, head)
+            y = y.transpose(2, 0, 1) if y.ndim == 3 else y
         elif head.output.dtype == "u8":
             payload = codec.encode_codes(values, head.output.scale, head.output.zero_point, made_by)
             y = tail.run(codec.decode(payload, made_by, values.shape))
         else:
             y = tail.run(codec.decode(codec.encode(values, made_by), made_by, values.shape))
-        found.append(y.transpose(2, 0, 1) if y.ndim == 3 else y)
+        found.append(y)
     return np.stack(found)
 
 
