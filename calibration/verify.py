@@ -18,8 +18,8 @@ from edge_agent import errors
 F32 = NDArray[np.float32]
 Array = NDArray[Any]
 
-#: Greatest difference to the file's answer that rounding may make, as a share of its greatest value. The order of float32 sums changes EfficientNet-Lite0's
-#: answers by 1e-6 of it and MiniLM's by 2e-6; rewrites that err change some answers by a per cent and more.
+#: Greatest difference to the file's answer that rounding may make, as a share of its greatest value. The order of float32 sums changes the answers of
+#: EfficientNet-Lite0 by 1e-6 of it and those of small networks by 2e-5 at most; rewrites that err change some answers by a per cent and more.
 RELATIVE: Final = 1e-4
 #: Where an input is so unlucky that its last digits decide (a norm over equal values), the answer may differ by so many times what they change.
 UNLUCKY: Final = 30.0
