@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from calibration import cuts, importer, layers
+from calibration import bundle, cuts, importer, layers
 from calibration.graph import Graph, tail_model
 from calibration.observe import Tap, to_onnx
+from calibration.samples import Samples
 from calibration.sessions import DISABLED_OPTIMIZERS, EVERY, brief, disabled
 from edge_agent import errors
+from edge_agent.protocol.messages import Preprocess
 from edge_server.tails import Tail
 from tests import small_models as small
 from tests.cases import models
@@ -244,3 +246,35 @@ def test_answers_that_are_not_finite_end_the_import_of_no_model(tmp_path: Path) 
     models._conv(file)
     model = load(models._classifier(file), tmp_path)
     assert Graph.input_of(model).type.tensor_type.shape.dim[0].dim_param == importer.BATCH
+
+
+def undefined(kind: str) -> onnx.ModelProto:
+    """A network whose ``kind`` has no answer to some numbers."""
+    file = File(models.SHAPE, opset=13)
+    if kind == "Log":
+        file.add(kind)
+    models._conv(file)
+    if kind == "Sqrt":
+        file.add(kind)
+    return models._classifier(file)
+
+
+@pytest.mark.parametrize(("kind", "named"), [("Log", "x has 8 bits"), ("Sqrt", "sample 0")])
+def test_what_has_no_answer_to_some_numbers_is_refused(tmp_path: Path, kind: str, named: str) -> None:
+    model = load(undefined(kind), tmp_path)
+    rng = np.random.default_rng(0)
+    arrays = [rng.uniform(1e-3, 1, (16, 16, 3)).astype(np.float32) for _ in range(4)]
+    inputs = Samples(Preprocess("tensor", [16, 16, 3]), arrays)
+    with pytest.raises(errors.ModelError, match=named):
+        bundle.create(tmp_path / "b", "undefined", model, inputs, rounding="plain", metric="cosine")
+
+
+def test_where_the_last_digits_decide_the_answer_nothing_is_left_out(tmp_path: Path) -> None:
+    """A norm of planes that an input of zeros makes all but constant: every order of sums answers otherwise."""
+    file = File(models.SHAPE, opset=13)
+    models._conv(file)
+    file.add("Mul", file.last, file.constant(1e-3))
+    file.add("Add", file.last, file.constant(np.linspace(1, 100, 6).reshape(6, 1, 1)))
+    file.add("InstanceNormalization", file.last, file.constant(np.ones(6)), file.constant(np.zeros(6)), epsilon=1e-12)
+    file.add("Relu")
+    assert disabled(load(models._classifier(file), tmp_path)) == []
