@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 import edge_agent
 from device_profiles import power
-from edge_agent import errors, limits, negotiation
+from edge_agent import contact, errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
@@ -287,8 +287,9 @@ class Agent:
     async def _prepare(self, known: LinkEstimate | None = None) -> _Active:
         """Profile, link (measured, unless it is ``known``), plan, segment, warm head, open stream."""
         settings, cache = self.settings, Cache(negotiation.cache_directory(self.settings))
+        contact.require_model(settings)
         profile = await negotiation.profile(settings, self.say)
-        async with negotiation.client(settings) as client:
+        async with contact.client(settings) as client:
             link, since = known or await negotiation.link(client, {}, self.say), time.monotonic()
             measured = self._known(link_changed=known is not None)
             rehearsed = await negotiation.rehearsal(client, settings, profile, measured, self.say)

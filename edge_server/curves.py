@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from edge_agent import errors
-from edge_agent.explain import PictureForm
+from edge_agent.files import PictureForm
 from edge_agent.protocol.messages import LinkEstimate
 from edge_server.planner import Allocation, Pick, Place, Request, Table, choose, closed_form, uniform
 

@@ -12,25 +12,26 @@ from rich.console import Console
 
 from edge_agent import errors
 from edge_agent.agent import Agent
+from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
 from edge_agent.engine import Frame, frame_bytes
 from edge_agent.explain import headline, plain, size
 from edge_agent.head.text import decode
-from edge_agent.inputs.sources import Source, expand, is_array, load_array, spoken
+from edge_agent.inputs.sources import Source, is_array, load_array
 from edge_agent.protocol.messages import Plan
 from edge_agent.results import Result, Timing, to_json
 
 Outcome = Result | errors.SplitEdgeError
 
 
-async def infer(settings: Settings, patterns: list[str], texts: list[str], *, json: bool) -> int:
-    """Print a line for each of ``texts`` and each frame that ``patterns`` name, and a summary; returns 0, or the exit status of the first frame that failed."""
-    sources = [*map(spoken, texts), *expand(patterns, sys.stdin.buffer)]
-    if not sources:
-        raise errors.UsageError("there is nothing to classify; name a file or a folder, or give a text with --text")
+async def infer(settings: Settings, frames: Frames, *, json: bool) -> int:
+    """Print a line for each of ``frames``, those that cannot be read first, and a summary; returns 0, or the exit status of the first that failed."""
+    sources = frames.good
     console = Console(stderr=True)
     results: list[Result] = []
-    status = 0
+    status = frames.bad[0].error.exit_status if frames.bad else 0
+    for source, error in frames.bad:
+        _show(source, error, json=json)
     with console.status("starting") as spinner:
         agent = await Agent(settings, lambda text: spinner.update(plain(text))).__aenter__()
     try:
@@ -44,7 +45,7 @@ async def infer(settings: Settings, patterns: list[str], texts: list[str], *, js
             _show(source, outcome, json=json)
     finally:
         await agent.close()
-    print(_summary(results, len(sources)) + _joules(agent), file=sys.stderr if json else sys.stdout)
+    print(_summary(results, len(sources) + len(frames.bad)) + _joules(agent), file=sys.stderr if json else sys.stdout)
     return status
 
 

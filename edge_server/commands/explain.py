@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,8 @@ from calibration.bundle import Bundle
 from calibration.margins import TAIL, AccuracyModel
 from device_profiles import known
 from device_profiles.schema import DeviceProfile, is_measured
-from edge_agent import errors
+from edge_agent import errors, files
 from edge_agent.explain import explain as plan_in_words
-from edge_agent.explain import picture_form, write_picture
 from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
 from edge_server import curves
 from edge_server.catalog import Catalog
@@ -72,27 +72,34 @@ def explain(
     plot: Path | None,
     *,
     json: bool,
+    layers: bool = False,
+    verbose: bool = False,
 ) -> None:
-    """Prints the plan for ``profile`` and draws its trade-offs into ``plot``."""
-    form = picture_form(plot.name) if plot else None
+    """Prints the plan for ``profile``, then draws its trade-offs into ``plot``. ``layers``: with each layer's bits; ``verbose``: with how sure it is."""
+    form = files.picture_form(plot.name) if plot else "svg"
+    if plot:
+        files.require_writable(plot)
     request = PlanRequest(model, device_profiles.to_dict(profile), link, demand)
     with Store(folder or default_folder()) as store:
         catalog = Catalog(store)
         chosen = choose_plan(catalog, request)
         plan = store_plan(catalog, chosen)
     found = curves.curves(chosen.table, chosen.asked, chosen.pick)
-    if plot and form:
-        write_picture(plot, curves.draw(found, form))
     if json:
         print(msgspec.json.encode({"plan": plan, "curves": found}).decode())
-        return
-    console = Console(highlight=False)
-    if not is_measured(profile):
-        console.print(
-            Text(f"{profile.machine.board}: a board that nobody measured; all times are predictions", "bold yellow"), ""
-        )
-    console.print(plan_in_words(plan, console.width))
-    for line in (bound(chosen.bundle, demand.max_drop_points, chosen.pick.noise), *fits(chosen.bundle, plan.cut.index)):
-        console.print(line, markup=False)
+    else:
+        console = Console(highlight=False)
+        if not is_measured(profile):
+            told = f"{profile.machine.board}: nobody measured this board; all times are predictions"
+            console.print(Text(told, "bold yellow"), "")
+        console.print(plan_in_words(plan, console.width, "edge-server explain", layers=layers))
+        if verbose:
+            console.print()
+            for line in (
+                bound(chosen.bundle, demand.max_drop_points, chosen.pick.noise),
+                *fits(chosen.bundle, plan.cut.index),
+            ):
+                console.print(line, markup=False)
     if plot:
-        console.print(f"\nthe trade-offs are drawn in {plot}", markup=False)
+        files.write(plot, curves.draw(found, form))
+        print(f"picture of the trade-offs: {plot}", file=sys.stderr if json else sys.stdout)
