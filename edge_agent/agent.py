@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Any
@@ -31,8 +32,9 @@ from edge_agent.admission import Admission
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.energy import FrameEnergy
-from edge_agent.engine import Encoded, Engine, Frame, frame_bytes
+from edge_agent.engine import Encoded, Engine, Frame, frame_bytes, frame_of
 from edge_agent.in_use import InUse
+from edge_agent.inputs.sources import file_bytes, read_file
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
@@ -149,14 +151,18 @@ class Agent:
             if error is not None:
                 raise error
 
-    async def infer(self, frame: Frame) -> Result:
-        """The answer to ``frame``.
+    async def infer(self, frame: Frame | Path) -> Result:
+        """The answer to ``frame``. A `Path` is a file that holds an image, a .npy array or, for a model that takes texts, a text; a `str` is a text.
 
-        Raises `errors.BusyError` at once if too much is waiting, `errors.InputError` for a frame that does not fit the model, `errors.LinkError`
-        when it was not answered in time, and whatever the server said.
+        Raises `errors.BusyError` at once if too much is waiting, `errors.InputError` for a file that cannot be read and for a frame that does not fit
+        the model, `errors.LinkError` when it was not answered in time, and whatever the server said.
         """
-        with self.counters.ending(), self.admission.slot(frame_bytes(frame)):
-            result = await self._answer(frame, time.perf_counter())
+        with self.counters.ending():
+            size = await asyncio.to_thread(file_bytes, frame) if isinstance(frame, Path) else frame_bytes(frame)
+            with self.admission.slot(size):
+                if isinstance(frame, Path):
+                    frame = frame_of(await asyncio.to_thread(read_file, frame), str(frame), self.plan)
+                result = await self._answer(frame, time.perf_counter())
         self.counters.answer(result)
         return result
 

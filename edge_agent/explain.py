@@ -104,7 +104,7 @@ def headline(plan: Plan) -> str:
     where = {
         "server": f"{plan.model} runs on the server; this board sends the input",
         "device": f"{plan.model} runs on this board; nothing is sent",
-        "split": f"{plan.model} is split after {_cut(plan.cut)}: this board runs the part before, the server the rest",
+        "split": f"{plan.model} is split after {_cut(plan.cut)}; the layers up to it run on this board",
     }
     return plain(where[plan.mode])
 
@@ -162,11 +162,11 @@ def runners_up(plan: Plan, width: int, command: str) -> RenderableType:
     parts: list[RenderableType] = [Text(f"Runners-up ({count}{hint})", style="bold")]
     if beside:
         return Group(*parts, _rows(headers, rows, columns))
-    for row in rows:
-        parts += [
-            Text(row[0], no_wrap=True, overflow="ignore"),
-            Padding(_rows(headers[1:], [row[1:]], columns[1:]), (0, 0, 0, 2)),
-        ]
+    indent = (0, 0, 0, 2)
+    parts.append(Padding(_rows(headers[1:], [], columns[1:]), indent))
+    for name, *cells in rows:
+        parts.append(Text(name, no_wrap=True, overflow="ignore"))
+        parts.append(Padding(_rows(headers[1:], [cells], columns[1:], show_header=False), indent))
     return Group(*parts)
 
 
@@ -201,12 +201,11 @@ def _facts(plan: Plan) -> Table:
 
 def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
     p, sent = plan.prediction, plan.mode != "device"
-    rows = [("weights", f"{bits(plan)}; segment {size(p.segment_bytes)}" if plan.layers else bits(plan))]
+    rows = [("weights", f"{bits(plan)}; segment {size(plan.segment.size)}" if plan.layers else bits(plan))]
     if sent:
         ratio = f", {100 * p.payload_bytes / p.float_bytes:.1f} % of float32" if p.float_bytes else ""
-        rows.append(
-            ("sent", f"{size(p.payload_bytes)} per frame{ratio} ({size(p.float_bytes)}); {_shape(plan.cut.shape)}")
-        )
+        shape = " x ".join(map(str, plan.cut.shape))
+        rows.append(("sent", f"{size(p.payload_bytes)} per frame{ratio}; tensor {shape}"))
         rows.append(("codec", _codec(plan)))
         rows.append(("ladder", _ladder(plan)))
     rows.append((f"{plan.metric} drop", drop(p)))
@@ -221,10 +220,6 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
             ("objective", f"{p.objective:.4g} = {' + '.join(f'{name} {v:.4g}' for name, v in parts.items() if v)}")
         )
     return rows
-
-
-def _shape(shape: list[int]) -> str:
-    return f"tensor {' x '.join(map(str, shape))}"
 
 
 def _codec(plan: Plan) -> str:
@@ -249,14 +244,13 @@ def coding(codec: Codec | Candidate | StageTime) -> str:
 
 def _ladder(plan: Plan) -> str:
     """The codecs between which the agent moves while frames flow."""
-    widths = " ".join(coding(codec) for codec in plan.ladder)
-    first, last = plan.rungs[0], plan.rungs[-1]
+    ends = [
+        f"{size(rung.payload_bytes)} ({_bits(coding(codec))}, drop {rung.drop_points:.2f})"
+        for codec, rung in ((plan.ladder[i], plan.rungs[i]) for i in (0, -1))
+    ]
     if len(plan.rungs) == 1:
-        return f"{_bits(widths)} only"
-    return (
-        f"{_bits(widths)}; {size(first.payload_bytes)} to {size(last.payload_bytes)} per frame, "
-        f"drop {first.drop_points:.2f} to {last.drop_points:.2f} points"
-    )
+        return "1 codec"
+    return f"{len(plan.rungs)} codecs, {ends[0]} to {ends[1]} per frame"
 
 
 def _bits(widths: str) -> str:
@@ -325,13 +319,12 @@ def _row(candidate: Candidate, *, wide: bool) -> list[str]:
     return [*cells, candidate.reason]
 
 
-def _rows(headers: list[str], rows: list[list[str]], columns: list[int]) -> Table:
+def _rows(headers: list[str], rows: list[list[str]], columns: list[int], *, show_header: bool = True) -> Table:
     """A table without rules; a last column that is too long is wrapped in its column."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", show_header=show_header)
     for name, wide in zip(headers[:-1], columns[:-1], strict=True):
-        table.add_column(
-            name, justify="right" if name in ("ms", "drop", "sent") else "left", no_wrap=True, min_width=wide
-        )
+        right = name in ("ms", "drop", "sent")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True, min_width=wide)
     table.add_column(headers[-1])
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))

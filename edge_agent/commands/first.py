@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from edge_agent import errors, files, limits
 from edge_agent.config import Settings
-from edge_agent.inputs.sources import Source, expand, spoken
+from edge_agent.inputs.sources import Source, expand, file_bytes, spoken
 
 _NAMED = 5  # files in one error message
 
@@ -107,10 +107,9 @@ def _problem(source: Source) -> errors.InputError | None:
     if source.path is None:
         return None
     try:
-        source.path.stat()
-        if os.access(source.path, os.R_OK):
-            return None
-        reason = os.strerror(errno.EACCES)
-    except OSError as error:
-        reason = error.strerror or str(error)
-    return errors.InputError(f"{source.path} cannot be read ({reason})", name=source.name)
+        file_bytes(source.path)
+    except errors.InputError as error:
+        return error
+    if os.access(source.path, os.R_OK):
+        return None
+    return errors.InputError(f"{source.path} cannot be read ({os.strerror(errno.EACCES)})", name=source.name)

@@ -14,11 +14,9 @@ from edge_agent import errors
 from edge_agent.agent import Agent
 from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
-from edge_agent.engine import Frame, frame_bytes
+from edge_agent.engine import frame_bytes, frame_of
 from edge_agent.explain import headline, plain, size
-from edge_agent.head.text import decode
-from edge_agent.inputs.sources import Source, is_array, load_array
-from edge_agent.protocol.messages import Plan
+from edge_agent.inputs.sources import Source
 from edge_agent.results import Result, Timing, to_json
 
 Outcome = Result | errors.SplitEdgeError
@@ -63,20 +61,11 @@ async def _outcomes(agent: Agent, sources: list[Source]) -> AsyncIterator[tuple[
 
 async def _one(agent: Agent, source: Source) -> Outcome:
     try:
-        frame = _frame(await asyncio.to_thread(source.read), source, agent.plan)
+        frame = frame_of(await asyncio.to_thread(source.read), source.name, agent.plan)
         await agent.admission.room(frame_bytes(frame))
         return await agent.infer(frame)
     except errors.SplitEdgeError as error:
         return error
-
-
-def _frame(data: bytes | str, source: Source, plan: Plan | None) -> Frame:
-    """What the source holds: an array, else a text where the plan takes those, else an image."""
-    if isinstance(data, bytes) and is_array(data):
-        return load_array(data, source.name)
-    if isinstance(data, bytes) and plan is not None and plan.tokenizer is not None:
-        return decode(data)
-    return data
 
 
 def _show(source: Source, outcome: Outcome, *, json: bool) -> None:

@@ -79,7 +79,7 @@ def _print(chosen: Plan, what_if: WhatIf | None, *, json: bool, layers: bool) ->
     console = Console(highlight=False)
     if what_if:
         console.print(what_if.words(), "")
-    console.print(explain(chosen, console.width, "edge-agent plan", layers=layers))
+    console.print(explain(chosen, console.width, "edge-agent plan", layers=layers), crop=False)  # names stay whole
 
 
 async def models(settings: Settings, *, json: bool) -> None:
