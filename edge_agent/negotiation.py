@@ -142,7 +142,7 @@ async def rehearsal(
         outline = await server.outline(settings.model)
         if rehearsing.memory_bytes(outline) > profile.machine.memory_available_bytes:
             return None
-        say("rehearsing the model")
+        say("timing the model on this board")
         found = await asyncio.to_thread(rehearsing.rehearse, outline, threads(profile))
     except (
         errors.ProtocolError,
@@ -214,7 +214,7 @@ async def boards(settings: Settings, own: ChainDevice, before: int, say: Say) ->
     if not settings.chain.next:
         return [own]
     async with contact.next_stage(settings) as further:
-        say("asking the boards behind this one")
+        say("asking the next boards")
         found = await further.stages(before + 1)
         estimate = await link(further, {}, say)
     if before + 1 + len(found) > limits.MAX_STAGES:
@@ -266,7 +266,7 @@ async def plan(
 
 async def fetch(server: ServerClient, cache: Cache, plan: Plan, say: Say) -> bytes:
     """The segment of ``plan``, from the cache or the server, which sends what a held one of the same model lacks."""
-    say("fetching the segment")
+    say("downloading the segment")
     base = await asyncio.to_thread(_base, cache, plan)
     path = await server.fetch_segment(plan.segment, cache.directory, base)
     data = await asyncio.to_thread(cache.read, path)
@@ -282,7 +282,7 @@ async def tokenizer(server: ServerClient, cache: Cache, plan: Plan, say: Say) ->
     ref = plan.tokenizer
     if ref is None or not text.installed():
         return None
-    say("fetching the tokenizer")
+    say("downloading the tokenizer")
     path = await server.fetch_tokenizer(ref, plan.model, cache.directory)
     data = await asyncio.to_thread(cache.read, path)
     await asyncio.to_thread(cache.prune)
