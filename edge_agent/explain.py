@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from device_profiles.schema import DeviceProfile
-from edge_agent.protocol.messages import Candidate, Codec, Cut, LinkEstimate, Plan, Prediction, StageTime
+from edge_agent.protocol.messages import Candidate, Codec, Cut, LinkEstimate, Output, Plan, Prediction, StageTime
 
 BAR_WIDTH = 48
 SHOWN = 3  # runners-up with a cut inside the network
@@ -208,6 +208,7 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("sent", f"{size(p.payload_bytes)} per frame{ratio}; tensor {shape}"))
         rows.append(("codec", _codec(plan)))
         rows.append(("ladder", _ladder(plan)))
+    rows.append(("output", output(plan.output)))
     rows.append((f"{plan.metric} drop", drop(p)))
     if plan.demand.keep != "nothing":
         kept = "the input" if plan.demand.keep == "input" else f"everything before the output of {plan.demand.keep}"
@@ -220,6 +221,18 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
             ("objective", f"{p.objective:.4g} = {' + '.join(f'{name} {v:.4g}' for name, v in parts.items() if v)}")
         )
     return rows
+
+
+def output(found: Output) -> str:
+    """What a model's answers hold, in words."""
+    size, shape = math.prod(found.shape), " x ".join(map(str, found.shape))
+    told = {
+        "logits": f"{size} logits; answers are their softmax",
+        "probabilities": f"{size} probabilities, as the model gives them",
+        "scores": f"{size} scores from 0 to 1, each by itself, as the model gives them",
+        "tensor": f"a tensor {shape} without classes; answers hold all of it",
+    }
+    return told[found.kind]
 
 
 def _codec(plan: Plan) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,6 +30,18 @@ def require_writable(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder ``path`` unless it is there. Raises `errors.StoreError` if it cannot be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise errors.StoreError(
+            f"files cannot be written to the folder {path} ({error.strerror}); name another"
+        ) from error
 
 
 def write(path: Path, data: bytes) -> None:

@@ -34,10 +34,10 @@ class Frames(NamedTuple):
     bad: list[Failed]
 
 
-def frames(patterns: list[str], texts: list[str]) -> Frames:
-    """What ``texts``, files, folders and globs name. Nothing is read yet.
+def frames(patterns: list[str], texts: list[str], out: Path | None = None) -> Frames:
+    """What ``texts``, files, folders and globs name. Nothing is read yet. ``out``: a folder that is made for outputs.
 
-    Raises `errors.UsageError` if they name nothing, and `errors.InputError` if nothing that they name can be read.
+    Raises `errors.UsageError` if they name nothing, `errors.InputError` if nothing that they name can be read, `errors.StoreError` for the folder.
     """
     if not patterns and not texts:
         raise errors.UsageError("nothing to classify; name a file or a folder, or give a text with --text")
@@ -52,6 +52,8 @@ def frames(patterns: list[str], texts: list[str]) -> Frames:
         except errors.InputError as error:
             _put(found, Source(pattern, bytes), error)
     _check(found)
+    if out is not None:
+        files.make_folder(out)
     return found
 
 

@@ -28,6 +28,17 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, place: str) -> N
         assert str(path) in caught.value.message
 
 
+def test_a_folder_is_made_or_named(tmp_path: Path) -> None:
+    for _ in range(2):
+        files.make_folder(tmp_path / "a/b")
+    assert (tmp_path / "a/b").is_dir()
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file/b"):
+        with pytest.raises(errors.StoreError) as caught:
+            files.make_folder(place)
+        assert str(place) in caught.value.message
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
