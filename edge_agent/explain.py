@@ -256,14 +256,14 @@ def coding(codec: Codec | Candidate | StageTime) -> str:
 
 
 def _ladder(plan: Plan) -> str:
-    """The codecs between which the agent moves while frames flow."""
-    ends = [
-        f"{size(rung.payload_bytes)} ({_bits(coding(codec))}, drop {rung.drop_points:.2f})"
-        for codec, rung in ((plan.ladder[i], plan.rungs[i]) for i in (0, -1))
-    ]
+    """The codecs between which the agent moves while frames flow: the most accurate and the cheapest."""
     if len(plan.rungs) == 1:
         return "1 codec"
-    return f"{len(plan.rungs)} codecs, {ends[0]} to {ends[1]} per frame"
+    (most, first), (least, last) = ((plan.rungs[i], _bits(coding(plan.ladder[i]))) for i in (0, -1))
+    return (
+        f"{len(plan.rungs)} codecs, {size(most.payload_bytes)} ({first}, drop {most.drop_points:.2f}) "
+        f"to {size(least.payload_bytes)} ({last}, {least.drop_points:.2f})"
+    )
 
 
 def _bits(widths: str) -> str:

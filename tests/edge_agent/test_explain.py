@@ -85,7 +85,7 @@ def test_a_plan_tells_between_what_codecs_the_agent_may_move():
     one.ladder = [Codec("mse", bits, [0.0], [0.1]) for bits in (8, 3)]
     one.rungs = [Rung(5000, 0.1, 0.1, 0.2), Rung(2000, 0.2, 0.3, 0.4)]
     one.codec = 1
-    assert "2 codecs, 5.0 kB (8 bits, drop 0.10) to 2.0 kB (3 bits, drop 0.30)" in text(one)
+    assert "2 codecs, 5.0 kB (8 bits, drop 0.10) to 2.0 kB (3 bits, 0.30)" in text(one)
 
 
 @pytest.mark.parametrize(("mode", "place"), [("server", "on the server"), ("device", "on this board")])
