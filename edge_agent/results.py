@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from edge_agent import errors
-from edge_agent.answers import Whole
+from edge_agent.protocol.answers import Whole
 from edge_agent.protocol.messages import OutputKind
 
 #: Upper bounds of the latency histogram's buckets, in seconds.

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import codec
-from edge_agent.answers import Answered
 from edge_agent.config import ReuseConfig
+from edge_agent.protocol.answers import Answered
 from edge_agent.protocol.messages import Codec
 
 U8 = NDArray[np.uint8]

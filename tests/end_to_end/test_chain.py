@@ -21,11 +21,12 @@ from aiohttp.test_utils import TestServer
 from msgspec.structs import replace
 from PIL import Image
 
-from edge_agent import answers, codec, config, errors, limits
+from edge_agent import codec, config, errors, limits
 from edge_agent.agent import Agent
 from edge_agent.head import executor
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import ServerClient
+from edge_agent.protocol import answers
 from edge_agent.protocol.frames import Frame
 from edge_agent.protocol.messages import Open, Plan, encode
 from edge_agent.stage import Stage
