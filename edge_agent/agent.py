@@ -279,7 +279,7 @@ class Agent:
 
     def _require_active(self) -> _Active:
         if self._active is None:
-            raise errors.UnreachableError(f"the agent is not ready ({self.state}); try again later")
+            raise errors.not_ready(self.state)
         return self._active
 
     # --- the plan

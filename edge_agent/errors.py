@@ -124,6 +124,13 @@ class AgedError(BusyError):
     code = "aged"
 
 
+def not_ready(state: str) -> UnreachableError:
+    """What a caller gets while no frames are served."""
+    return UnreachableError(
+        f"the agent is not ready ({state}); wait until /healthz answers 200", ready=False, state=state
+    )
+
+
 def _tree(root: type[SplitEdgeError]) -> dict[str, type[SplitEdgeError]]:
     found = {root.code: root}
     for child in root.__subclasses__():

@@ -63,6 +63,8 @@ REQUEST_TIMEOUT: Final = 60.0
 FRAME_AGE: Final = 10.0  # a frame not answered for so long fails; a demand may ask for less
 BACKOFF_FIRST: Final = 0.1
 BACKOFF_MAX: Final = 10.0
+REFUSED_AGAIN: Final = 60.0  # what the server refuses, a person must mend there: the service asks no more often
+TLS_LOOK: Final = 3.0  # one more connection, to tell what is wrong with TLS
 PLAN_LIFETIME: Final = 3600.0
 CLOSE_TIMEOUT: Final = 2.0
 
@@ -70,6 +72,7 @@ CLOSE_TIMEOUT: Final = 2.0
 MAX_QUEUED_FRAMES: Final = 32  # frames between a caller and their answers; the next one is refused, not queued
 MAX_QUEUED_BYTES: Final = 64 * MiB  # the same in bytes of input: 32 large photos would fill a small board
 MAX_CONFIG_BYTES: Final = 64 * 1024
+MAX_CA_BYTES: Final = 4 * MiB  # certificates of authorities
 MAX_SOURCE_FILES: Final = 1_000_000  # files that one folder or glob may name
 MAX_TIMINGS_BYTES: Final = 64 * 1024  # what the agent keeps of its own heads' times
 LEARNT: Final = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,7 +35,7 @@ Say = Callable[[str], object]
 
 def client(settings: Settings) -> ServerClient:
     """The server's HTTP interface; use it as an async context manager."""
-    ca = path_of(settings.ca) if settings.ca else None
+    ca = config.path_of(settings.ca) if settings.ca else None
     token = config.token(settings) or None
     return ServerClient(settings.server, token, ssl=tls_context(ca), allow_insecure=settings.allow_insecure)
 
@@ -50,7 +49,7 @@ def next_stage(settings: Settings) -> ServerClient:
 def _next(settings: Settings) -> tuple[str, str | None, Path | None]:
     """Address, token and authority of the board after this one."""
     chain = settings.chain
-    return chain.next, config.chain_token(settings) or None, path_of(chain.ca) if chain.ca else None
+    return chain.next, config.chain_token(settings) or None, config.path_of(chain.ca) if chain.ca else None
 
 
 def stream(
@@ -60,7 +59,11 @@ def stream(
 
     ``topk``: that of the settings unless given.
     """
-    url, token, ca = settings.server, config.token(settings) or None, path_of(settings.ca) if settings.ca else None
+    url, token, ca = (
+        settings.server,
+        config.token(settings) or None,
+        config.path_of(settings.ca) if settings.ca else None,
+    )
     if plan.stage is not None and plan.stage.downstream:
         url, token, ca = _next(settings)
     away = settings.demand.max_away_s
@@ -96,7 +99,7 @@ def own_link(plan: Plan) -> LinkEstimate | None:
 
 def cache_directory(settings: Settings) -> Path:
     """Where this agent keeps its files."""
-    return path_of(settings.cache_dir) if settings.cache_dir else jit.cache_base()
+    return config.path_of(settings.cache_dir) if settings.cache_dir else jit.cache_base()
 
 
 async def profile(settings: Settings, say: Say) -> DeviceProfile:
@@ -119,7 +122,7 @@ def threads(profile: DeviceProfile) -> int:
 
 async def _profile(settings: Settings, say: Say) -> DeviceProfile:
     if settings.profile:
-        found = await asyncio.to_thread(device_profiles.load, path_of(settings.profile))
+        found = await asyncio.to_thread(device_profiles.load, config.path_of(settings.profile))
         schema.require_measured(found)
         return found
     path = _of_this_build(settings, "profile")
@@ -314,8 +317,3 @@ def _base(cache: Cache, plan: Plan) -> Base | None:
     if held is None:
         return None
     return Base(held.stem, lambda patch: upgrade.apply(cache.read(held), patch, plan.segment.sha256))
-
-
-def path_of(text: str) -> Path:
-    """``text`` with ~ as the home folder."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises for a user without a home)

@@ -381,7 +381,7 @@ def check_exposure(settings: Settings, token: str) -> None:
 async def _listen(app: web.Application, settings: Settings) -> tuple[web.AppRunner, str]:
     """The running application and its URL. Raises `errors.ConfigError`."""
     stage = settings.stage
-    paths = [negotiation.path_of(text) if text else None for text in (stage.cert, stage.key)]
+    paths = [config.path_of(text) if text else None for text in (stage.cert, stage.key)]
     context = serving.tls(*paths)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.DRAIN_TIMEOUT)
     await runner.setup()

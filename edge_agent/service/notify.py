@@ -12,7 +12,22 @@ from collections.abc import Mapping
 
 from edge_agent.errors import PlatformError
 
-MAX_STATUS = 200  # characters of a status line
+MAX_STATUS = 500  # characters of a status line
+
+# What a status line begins with: `service install` and `service status` tell by it how the agent is.
+READY = "ready"
+WAITING = "waiting for the server"
+REFUSED = "refused by the server"
+
+
+def watched() -> bool:
+    """Whether systemd started this process and hears it: then nobody reads its terminal."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def state(text: str, *, ready: bool) -> str:
+    """The status line of an agent that does or meets ``text``; ``ready``: it serves frames meanwhile."""
+    return f"{READY}: {text}" if ready and not text.startswith(READY) else text
 
 
 def ready(status: str = "") -> bool:

@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.config import CREDENTIAL
+from edge_agent.config import CREDENTIAL, SYSTEM_FILE
 from edge_agent.errors import ConfigError, PlatformError, UsageError
 
 NAME = "splitedge-agent.service"
 UNIT_PATH = Path("/etc/systemd/system") / NAME
-CONFIG_PATH = Path("/etc/splitedge/agent.toml")
+CONFIG_PATH = SYSTEM_FILE
 TOKEN_PATH = Path("/etc/splitedge/token")
 ENVIRONMENT_PATH = Path("/etc/splitedge/agent.env")
 

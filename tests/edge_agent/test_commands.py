@@ -288,8 +288,8 @@ async def test_without_a_place_for_compiled_kernels_the_agent_runs_and_says_so(e
     process = await start(env, "run", "--port", "0")
     try:
         assert process.stderr is not None
-        warning = (await process.stderr.readline()).decode()
         assert b"the local API listens" in await process.stderr.readline()
+        warning = (await process.stderr.readline()).decode()
         process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(process.communicate(), 60)
     finally:

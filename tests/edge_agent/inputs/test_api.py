@@ -32,7 +32,7 @@ async def serving(
 ) -> AsyncIterator[tuple[SmallServer, Agent, aiohttp.ClientSession]]:
     async with SmallServer() as server:
         agent = Agent(settings(server, **changes))
-        runner, url = await api.serve(agent, "127.0.0.1", 0)
+        runner, url = await api.serve(api.Front(agent), "127.0.0.1", 0)
         try:
             if started:
                 await agent.start()
@@ -254,10 +254,10 @@ async def test_a_client_that_goes_away_is_counted(settings):
 async def test_an_address_that_is_taken_is_one_sentence(settings):
     async with SmallServer() as server:
         agent = Agent(settings(server))
-        runner, url = await api.serve(agent, "127.0.0.1", 0)
+        runner, url = await api.serve(api.Front(agent), "127.0.0.1", 0)
         try:
             with pytest.raises(errors.ConfigError, match=r"cannot listen on .* \(address already in use\); set"):
-                await api.serve(agent, "127.0.0.1", int(url.rsplit(":", 1)[1]))
+                await api.serve(api.Front(agent), "127.0.0.1", int(url.rsplit(":", 1)[1]))
         finally:
             await runner.cleanup()
             await agent.close()
