@@ -104,9 +104,12 @@ STAGE_PLANS: Final = 2  # plans that a stage holds: the one in use and its succe
 STAGE_LINK_AGE: Final = 60.0  # a stage measures its links no more often: each time loads them
 
 # --- the service and the device profile
-SERVICE_TIMEOUT: Final = (
-    1900.0  # one systemctl call: longer than the unit's own timeouts for a stop and the two commands of a start
+SERVICE_TIMEOUT: Final = 60.0  # one call of systemctl or journalctl: longer than the unit's own timeout for a stop
+SERVICE_START: Final = (
+    2400.0  # `service install` watches a start for so long: the unit's two commands, and measuring the machine
 )
+SERVICE_LOOK: Final = 0.5  # between two looks at it
+SERVICE_TOLD: Final = 15.0  # it says again what it waits for
 MAX_KERNEL_ROWS: Final = 1000  # measurements in one profile
 LOW_MEMORY: Final = 256 * MiB  # a board with less to spare may kill the agent with a large head
 COMPILE_MEMORY: Final = (

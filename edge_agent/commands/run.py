@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from edge_agent import config, errors, limits
@@ -73,7 +74,8 @@ def _imported() -> Callable[[Settings, api.Front], Agent | Stage]:
 
     def make(settings: Settings, front: api.Front) -> Agent | Stage:
         def tell(text: str) -> None:
-            notify.status(notify.state(text, ready=front.served.ready))
+            with suppress(errors.PlatformError):  # what nobody hears is no reason to end
+                notify.status(notify.state(text, ready=front.served.ready))
 
         def on_link(text: str) -> None:
             tell(text)

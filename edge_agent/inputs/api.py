@@ -124,7 +124,7 @@ def application(front: Front) -> web.Application:
 async def serve(front: Front, host: str, port: int) -> tuple[web.AppRunner, str]:
     """Serve the API of ``front``; returns the runner (to be cleaned up by the caller) and the URL, with the port that was bound.
 
-    Raises `errors.ConfigError` if ``host``:``port`` cannot be bound.
+    Raises `errors.AddressError` if ``host``:``port`` cannot be bound.
     """
     runner = web.AppRunner(
         application(front), access_log=None, handler_cancellation=True, shutdown_timeout=limits.DRAIN_TIMEOUT
@@ -134,7 +134,7 @@ async def serve(front: Front, host: str, port: int) -> tuple[web.AppRunner, str]
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
-        raise errors.ConfigError(
+        raise errors.AddressError(
             f"the local API cannot listen on {host}:{port} ({dial.os_reason(error)}); set `api.host` and `api.port` to others"
         ) from error
     bound = runner.addresses[0]

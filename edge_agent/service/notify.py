@@ -6,6 +6,7 @@ Every call is safe anywhere: without ``NOTIFY_SOCKET`` it does nothing and says 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -54,7 +55,10 @@ async def keep_alive() -> None:
     """Feed the watchdog from the event loop until cancelled, so that a stuck loop starves it; returns at once where no watchdog is set."""
     period = watchdog_interval()
     while period is not None:
-        watchdog()
+        with contextlib.suppress(
+            PlatformError
+        ):  # systemd restarts itself at times; if it does not come back, its watchdog decides
+            watchdog()
         await asyncio.sleep(period / 3)
 
 

@@ -14,6 +14,10 @@ UNIT_PATH = Path("/etc/systemd/system") / NAME
 CONFIG_PATH = SYSTEM_FILE
 TOKEN_PATH = Path("/etc/splitedge/token")
 ENVIRONMENT_PATH = Path("/etc/splitedge/agent.env")
+DROP_INS = UNIT_PATH.with_name(f"{NAME}.d")  # what `systemctl edit` writes
+CREDENTIALS = Path("/run/credentials") / NAME
+STATE, CACHE = Path("/var/lib/splitedge"), Path("/var/cache/splitedge")
+NO_CREDENTIAL = 243  # systemd's own exit status where a file of LoadCredential= cannot be read
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class UnitOptions:
 
 def render(options: UnitOptions) -> str:
     """The unit's text. Raises `ConfigError` for paths that a unit cannot hold."""
-    futile = sorted({UsageError.exit_status, PlatformError.exit_status})
+    futile = sorted({UsageError.exit_status, PlatformError.exit_status, NO_CREDENTIAL})
     executable = _word(_absolute(options.executable))
     return _TEMPLATE.format(
         executable=executable,
@@ -67,7 +71,7 @@ ExecStartPre=-{executable} warm
 ExecStart={command}
 Restart=on-failure
 RestartSec=10
-# A wrong configuration or platform is not cured by another start.
+# A wrong configuration or platform, or a token file that is gone, is not cured by another start.
 RestartPreventExitStatus={futile}
 # Each of the two commands may take so long. What is compiled is kept, so after a timeout the next start gets further.
 TimeoutStartSec={start_timeout}
