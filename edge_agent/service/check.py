@@ -45,11 +45,12 @@ def examine(options: UnitOptions, environ: Mapping[str, str]) -> Findings:
         settings = config.load(options.config, environ=environ)
     except errors.ConfigError as error:
         return Findings([error.message])
-    found.problems += _paths(settings, options)
+    credential = options.token_file is not None and config.variable("token_file") not in environ
+    found.problems += _paths(settings, options, credential=credential)
     if not found.problems:
         found.problems += _contents(settings)
     if not found.problems:
-        _ask(_with_token(settings, options), found)
+        _ask(msgspec.structs.replace(settings, token_file=str(options.token_file)) if credential else settings, found)
     return found
 
 
@@ -103,10 +104,12 @@ def _installation(options: UnitOptions) -> Iterator[str]:
         yield f"the token file {options.token_file} is not there: make a token with 'edge-server token'"
 
 
-def _paths(settings: Settings, options: UnitOptions) -> Iterator[str]:
+def _paths(settings: Settings, options: UnitOptions, *, credential: bool) -> Iterator[str]:
+    """``credential``: the service has its token from systemd, whatever `token_file` is."""
     for key in (*_READ, "cache_dir"):
-        if (text := _value(settings, key)) and (why := _unusable(key, text, options)):
-            yield f"`{key}` is {text}, which the service cannot use ({why}): {_advice(key, Path(text).name, options)}"
+        text = "" if key == "token_file" and credential else _value(settings, key)
+        if text and (why := _unusable(key, text, options)):
+            yield f"`{key}` is {text}, which the service cannot use ({why}): {_advice(key, Path(text).name)}"
 
 
 def _unusable(key: str, text: str, options: UnitOptions) -> str:
@@ -125,13 +128,13 @@ def _unusable(key: str, text: str, options: UnitOptions) -> str:
     return unreachable(path)
 
 
-def _advice(key: str, name: str, options: UnitOptions) -> str:
+def _advice(key: str, name: str) -> str:
     if key == "cache_dir":
         return f"leave it out, or name a folder in {CACHE}"
-    if key == "token_file" and options.token_file is not None:
-        return f"leave it out, for the service gets {options.token_file} from systemd"
     if key == "token_file":
-        return "leave it out and give the file to `edge-agent service install --token-file`, which only root must be able to read"
+        return (
+            "give the file to `edge-agent service install --token-file`, or name it in full; only root needs to read it"
+        )
     if key in _SECRET:
         return (
             f"let everybody read it, or keep it to root: `systemctl edit splitedge-agent`, [Service], "
@@ -160,13 +163,6 @@ def _contents(settings: Settings) -> Iterator[str]:
             check()
         except errors.UsageError as error:
             yield error.message
-
-
-def _with_token(settings: Settings, options: UnitOptions) -> Settings:
-    """``settings`` as the service has them: systemd's credential is its token where they name none."""
-    if settings.token or settings.token_file or options.token_file is None:
-        return settings
-    return msgspec.structs.replace(settings, token_file=str(options.token_file))
 
 
 def _ask(settings: Settings, found: Findings) -> None:

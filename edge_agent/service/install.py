@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import edge_agent
+from edge_agent import config
 from edge_agent.errors import ConfigError, PlatformError, SplitEdgeError, StoreError, UsageError
 from edge_agent.service import check, notify
 from edge_agent.service.status import ServiceStatus, last_error, query, require_systemd, systemctl, watch
@@ -44,9 +45,11 @@ class Removed:
 
 
 def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None = None) -> UnitOptions:
-    """The unit of this very installation. ``token_file`` None: `TOKEN_PATH`, if there is such a file."""
-    if token_file is None and TOKEN_PATH.is_file():
-        token_file = TOKEN_PATH
+    """The unit of this very installation. ``token_file`` None: the one that the configuration names, else `TOKEN_PATH`, if there is such a file."""
+    if token_file is None:
+        named = _configured_token(config_path)
+        place = Path(named) if named else TOKEN_PATH
+        token_file = place if place.is_absolute() and place.is_file() else None
     executable = Path(sys.executable).parent / "edge-agent"
     seen = [executable.resolve(), Path(sys.executable).resolve(), config_path, Path(edge_agent.__file__).resolve()]
     home = any(path.is_relative_to(place) for path in seen for place in ("/home", "/root"))
@@ -119,6 +122,14 @@ def status(*, root: Path = ROOT) -> ServiceStatus:
 # --- install
 
 
+def _configured_token(path: Path) -> str:
+    """`token_file` of the configuration, which only root may be able to read, or nothing; what is wrong with the file is told later."""
+    try:
+        return config.load(path, environ={}).token_file
+    except ConfigError:
+        return ""
+
+
 def _check(options: UnitOptions, say: Callable[[str], object]) -> None:
     found = check.examine(options, _variables() | check.environment())
     if found.problems:
@@ -178,7 +189,7 @@ def _named(unit: Path) -> list[Path]:
     """The files that the ``unit`` names as its configuration and token."""
     text = unit.read_text("utf-8", "replace") if unit.is_file() else ""
     found = re.findall(r'^(?:ExecStart=.* --config "?([^"\n]+)"?|LoadCredential=[\w-]+:(.+))$', text, re.MULTILINE)
-    return [Path((config or token).replace("%%", "%").replace("$$", "$")) for config, token in found]
+    return [Path((settings or token).replace("%%", "%").replace("$$", "$")) for settings, token in found]
 
 
 def _kept(root: Path, named: list[Path], own: list[Path]) -> list[Path]:

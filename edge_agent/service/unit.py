@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.config import CREDENTIAL, SYSTEM_FILE
+from edge_agent.config import CREDENTIAL, SYSTEM_FILE, variable
 from edge_agent.errors import ConfigError, PlatformError, UsageError
 
 NAME = "splitedge-agent.service"
@@ -40,9 +40,7 @@ def render(options: UnitOptions) -> str:
         executable=executable,
         command=f"{executable} run --config {_word(_absolute(options.config)).replace('$', '$$')}",
         environment_file=_plain(str(ENVIRONMENT_PATH)),
-        credential=f"LoadCredential={CREDENTIAL}:{_plain(_absolute(options.token_file))}\n"
-        if options.token_file
-        else "",
+        credential="" if options.token_file is None else _credential(options.token_file),
         futile=" ".join(map(str, futile)),
         start_timeout=options.start_timeout_s,
         watchdog=options.watchdog_s,
@@ -79,8 +77,8 @@ TimeoutStopSec=15
 WatchdogSec={watchdog}
 
 Environment=PYTHONUNBUFFERED=1
-EnvironmentFile=-{environment_file}
-{credential}
+{credential}EnvironmentFile=-{environment_file}
+
 DynamicUser=yes
 StateDirectory=splitedge
 StateDirectoryMode=0700
@@ -118,6 +116,14 @@ RemoveIPC=yes
 [Install]
 WantedBy=multi-user.target
 """
+
+
+def _credential(token_file: Path) -> str:
+    """systemd reads the file as root; the variable beats `token_file` of the configuration, which the service's user may not be able to read."""
+    place = CREDENTIALS / CREDENTIAL
+    return (
+        f"LoadCredential={CREDENTIAL}:{_plain(_absolute(token_file))}\nEnvironment={variable('token_file')}={place}\n"
+    )
 
 
 def _absolute(path: Path) -> str:

@@ -84,7 +84,7 @@ async def test_without_a_token_only_a_server_on_this_machine_may_be_away(write):
 @pytest.mark.parametrize("path", ["~/x", "x", "/nowhere/x", "/home/user/x", "/root/x"])
 async def test_a_path_that_the_service_cannot_read_is_named_with_its_key(write, key, path):
     section, _, name = key.rpartition(".")
-    found = await examine(write(f'{"" if not section else f"[{section}]"}\n{name} = "{path}"'))
+    found = await examine(write(f'{f"[{section}]" if section else ""}\n{name} = "{path}"', token=False))
     assert len(found.problems) == 1
     assert f"`{key}`" in found.problems[0]
     assert path in found.problems[0]
@@ -95,6 +95,14 @@ def test_a_home_folder_may_hold_files_where_the_unit_shows_it(write, monkeypatch
     options = write("")
     assert check._unusable("ca", "/home/user/ca.pem", options)
     assert not check._unusable("ca", "/home/user/ca.pem", replace(options, home_visible=True))
+
+
+async def test_the_token_that_systemd_hands_over_need_not_be_readable(write):
+    async with SmallServer() as server:
+        options = write(f'server = "{server.url}"\nmodel = "small"\ntoken_file = "/nowhere/x"')
+        assert await examine(options) == check.Findings()
+        found = await examine(options, SPLITEDGE_TOKEN_FILE="/nowhere/y")
+    assert "/nowhere/y" in found.problems[0]
 
 
 async def test_credentials_of_systemd_are_not_looked_for_before_it_makes_them(write):

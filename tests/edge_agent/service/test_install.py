@@ -129,3 +129,18 @@ def test_the_default_unit_runs_this_installation():
     options = service.default_options()
     assert options.executable.name == "edge-agent"
     assert options.executable.is_absolute()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "token_file = '{}/own'", "token_file = '~/own'", "token_file = '{}/absent'", "token_file = 1"]
+)
+def test_the_token_that_the_configuration_names_is_handed_over_by_systemd(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(service, "TOKEN_PATH", tmp_path / "token")
+    for name in ("own", "token", "given"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "agent.toml").write_text(text.format(tmp_path))
+    expected = {"": "token", "token_file = 1": "token", "token_file = '{}/own'": "own"}.get(text)
+    options = service.default_options(tmp_path / "agent.toml")
+    assert options.token_file == (expected and tmp_path / expected)
+    given = service.default_options(tmp_path / "agent.toml", token_file=tmp_path / "given")
+    assert given.token_file == tmp_path / "given"

@@ -63,6 +63,7 @@ def test_it_notifies_restarts_and_runs_as_a_user_of_its_own(tmp_path):
         f"ExecStartPre=-{tmp_path}/edge-agent warm",
         f"ExecStart={tmp_path}/edge-agent run --config /etc/splitedge/agent.toml",
         "LoadCredential=splitedge-token:/etc/splitedge/token",
+        "Environment=SPLITEDGE_TOKEN_FILE=/run/credentials/splitedge-agent.service/splitedge-token",
     ):  # fmt: skip
         assert line in unit.splitlines()
 
