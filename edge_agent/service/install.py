@@ -25,6 +25,7 @@ from edge_agent.service.unit import (
     CONFIG_PATH,
     DROP_INS,
     ENVIRONMENT_PATH,
+    HANDED_OVER,
     NAME,
     STATE,
     TOKEN_PATH,
@@ -139,12 +140,13 @@ def _check(options: UnitOptions, say: Callable[[str], object]) -> None:
 
 
 def _variables() -> dict[str, str]:
-    """What a drop-in of the service sets, where systemd runs."""
+    """What drop-ins of the service set, where systemd runs; not what the unit that is installed does."""
     try:
         shown = systemctl("show", "--property=Environment", "--value", NAME)
     except PlatformError:
         return {}
-    return dict(pair.split("=", 1) for pair in shlex.split(shown) if "=" in pair)
+    found = dict(pair.split("=", 1) for pair in shlex.split(shown) if "=" in pair)
+    return {name: value for name, value in found.items() if (name, value) not in HANDED_OVER.items()}
 
 
 def _start(say: Callable[[str], object]) -> None:
@@ -197,7 +199,7 @@ def _kept(root: Path, named: list[Path], own: list[Path]) -> list[Path]:
     folder = _below(root, CONFIG_PATH.parent)
     others = sorted(folder.iterdir()) if folder.is_dir() else []
     kept = [*own, *others, *(_below(root, path) for path in named)]
-    return [path for path in dict.fromkeys(kept) if not path.is_symlink()]
+    return sorted(path for path in set(kept) if not path.is_symlink())
 
 
 def _there(path: Path) -> bool:

@@ -16,6 +16,9 @@ TOKEN_PATH = Path("/etc/splitedge/token")
 ENVIRONMENT_PATH = Path("/etc/splitedge/agent.env")
 DROP_INS = UNIT_PATH.with_name(f"{NAME}.d")  # what `systemctl edit` writes
 CREDENTIALS = Path("/run/credentials") / NAME
+HANDED_OVER = {
+    variable("token_file"): str(CREDENTIALS / CREDENTIAL)
+}  # where the service finds the token file that only root reads
 STATE, CACHE = Path("/var/lib/splitedge"), Path("/var/cache/splitedge")
 NO_CREDENTIAL = 243  # systemd's own exit status where a file of LoadCredential= cannot be read
 
@@ -120,10 +123,8 @@ WantedBy=multi-user.target
 
 def _credential(token_file: Path) -> str:
     """systemd reads the file as root; the variable beats `token_file` of the configuration, which the service's user may not be able to read."""
-    place = CREDENTIALS / CREDENTIAL
-    return (
-        f"LoadCredential={CREDENTIAL}:{_plain(_absolute(token_file))}\nEnvironment={variable('token_file')}={place}\n"
-    )
+    variables = "".join(f"Environment={name}={value}\n" for name, value in HANDED_OVER.items())
+    return f"LoadCredential={CREDENTIAL}:{_plain(_absolute(token_file))}\n{variables}"
 
 
 def _absolute(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 
 from edge_agent import limits
 from edge_agent.commands import service as command
+from edge_agent.config import CREDENTIAL
 from edge_agent.errors import ConfigError, SplitEdgeError
 from edge_agent.service import check, install, notify, status
-from edge_agent.service.unit import NAME, UNIT_PATH, UnitOptions
+from edge_agent.service.unit import CREDENTIALS, NAME, UNIT_PATH, UnitOptions
 
 RUNNING = "UnitFileState=enabled\nActiveState=active\nSubState=running\nMainPID=4711\nResult=success\nStatusText="
 FAILED = "UnitFileState=enabled\nActiveState=failed\nSubState=failed\nMainPID=0\nResult=exit-code\nExecMainStatus=2\nStatusText="
@@ -176,8 +178,13 @@ def test_settings_that_cannot_work_change_nothing_and_are_all_told(systemd, opti
 def test_variables_of_a_drop_in_count(systemd, options, tmp_path):
     calls = systemd(RUNNING + "ready")
     options.config.write_text('server = "http://127.0.0.1:9"\n')
-    (calls.parent / "environment").write_text("PYTHONUNBUFFERED=1 'SPLITEDGE_MODEL=a b'\n")
-    install.install(options, root=tmp_path / "root")
+    (calls.parent / "environment").write_text(
+        f"PYTHONUNBUFFERED=1 'SPLITEDGE_MODEL=a b' SPLITEDGE_TOKEN_FILE={CREDENTIALS}/{CREDENTIAL}\n"
+    )
+    (tmp_path / "token").write_text("sesame")
+    install.install(
+        replace(options, token_file=tmp_path / "token"), root=tmp_path / "root"
+    )  # over one that has a token already
     (calls.parent / "environment").write_text("")
     with pytest.raises(ConfigError, match="model"):
         install.install(options, root=tmp_path / "root")
