@@ -48,9 +48,10 @@ def status() -> int:
     )
     if state.pid:
         print(f"process {state.pid} since {state.since}")
-    if state.active == "active" and state.says:
+    error = last_error(state)
+    if state.active == "active" and state.says and state.says != error:
         print(state.says)
-    if error := last_error(state):
+    if error:
         print(f"last error: {error}")
     if state.active != "active":
         return 3
