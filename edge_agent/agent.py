@@ -36,10 +36,11 @@ from edge_agent.in_use import InUse
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
-from edge_agent.protocol.frames import HEADER_BYTES, Answer, unpack_topk
+from edge_agent.protocol import answers
+from edge_agent.protocol.frames import HEADER_BYTES, Answer
 from edge_agent.protocol.messages import BESIDE, SENDING, LinkEstimate, Plan
 from edge_agent.results import Counters, Result, Timing, stages, top_classes
-from edge_agent.reuse import Pairs, Reuse, Seen
+from edge_agent.reuse import Reuse, Seen
 from edge_agent.timings import Sending, Timings, Turns
 
 
@@ -489,22 +490,23 @@ class _Active(InUse):
         reuse = self.reuse
         return None if reuse is None else lambda tensor: reuse.look(tensor, time.monotonic())
 
-    def result(self, encoded: Encoded, answer: Answer | None, timing: Timing, k: int) -> Result:
-        """What the frame's caller gets. ``answer``: the server's, None where nothing was sent; it may serve again. ``k``: classes in an answer."""
+    def result(self, encoded: Encoded, reply: Answer | None, timing: Timing, topk: int) -> Result:
+        """What the frame's caller gets. ``reply``: the server's, None where nothing was sent; it may serve again. ``topk``: as in the settings."""
         plan, seen, kept = self.engine.plan, encoded.seen, encoded.kept
-        made = Result([], timing, 0, plan.id, plan.mode, distance=seen.distance if seen else None)
-        pairs: Pairs
-        if answer is not None:
-            pairs = unpack_topk(answer.payload)
+        made = Result(
+            [], timing, 0, plan.id, plan.mode, distance=seen.distance if seen else None, kind=plan.output.kind
+        )
+        if reply is not None:
+            answer = answers.unpack(reply.payload, plan.output, topk)
             made.payload_bytes, made.rung = HEADER_BYTES + len(encoded.payload), encoded.rung
             made.bits = plan.ladder[encoded.rung].bits
             if self.reuse is not None and seen is not None:
-                self.reuse.keep(seen, pairs, made.payload_bytes)
+                self.reuse.keep(seen, answer, made.payload_bytes)
         elif kept is not None:
-            pairs, made.cached, made.saved_bytes = kept.pairs, True, kept.sent_bytes
+            answer, made.cached, made.saved_bytes = kept.answer, True, kept.sent_bytes
         else:
-            pairs = self.engine.top(encoded.codes, k)
-        made.top = top_classes(pairs, plan.labels)
+            answer = answers.from_values(self.engine.output(encoded.codes), plan.output, topk)
+        made.top, made.output = top_classes(answer.pairs, plan.labels), answer.output
         return made
 
     @property

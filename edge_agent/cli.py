@@ -184,14 +184,15 @@ def infer(
     max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, frames: Frames = None,
     weight_time: WeightTime = None,
     weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None, next: Next = None,
-    topk: Annotated[int | None, typer.Option("--topk", help="Classes in an answer [5].")] = None,
+    topk: Annotated[int | None, typer.Option("--topk", help="Classes in an answer; 0: the model's whole output too [5].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the model's whole output for each input as .npy into this folder.", show_default=False)] = None,
     controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None, reuse: Reuse = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Classify images or texts and say where the time went."""
     settings = _settings(locals())
     from edge_agent.commands import infer as command
 
-    raise typer.Exit(asyncio.run(command.infer(settings, images or [], text or [], json=json)))
+    raise typer.Exit(asyncio.run(command.infer(settings, images or [], text or [], json=json, out=out)))
 
 
 @app.command()
@@ -257,7 +258,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return {_KEYS.get(name, name): value for name, value in given.items() if name not in _NOT_SETTINGS}
 
 
-_NOT_SETTINGS = {"config", "json", "plot", "images", "text", "board", "uplink", "downlink", "rtt"}
+_NOT_SETTINGS = {"config", "json", "plot", "out", "images", "text", "board", "uplink", "downlink", "rtt"}
 _KEYS = {
     "host": "api.host", "port": "api.port", "next": "chain.next", "stage_host": "stage.host", "stage_port": "stage.port", "max_drop": "demand.max_drop_points", "max_latency": "demand.max_latency_ms",
     "min_rate": "demand.min_rate_fps", "keep": "demand.keep", "frames": "demand.frames", "max_away": "demand.max_away_s",

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from device_profiles.schema import MARKS, DeviceProfile
 from edge_agent import errors
-from edge_agent.protocol.messages import Candidate, Codec, Cut, LinkEstimate, Plan, Prediction, StageTime
+from edge_agent.protocol.messages import Candidate, Codec, Cut, LinkEstimate, Output, Plan, Prediction, StageTime
 
 PictureForm = Literal["png", "svg"]
 
@@ -225,11 +225,24 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("payload", f"{size(p.payload_bytes)} a frame; {size(p.float_bytes)} in float{ratio}"))
     else:
         rows.append(("payload", "nothing leaves the device"))
+    rows.append(("output", output(plan.output)))
     rows += [(f"{plan.metric} drop", drop(p)), ("segment", size(p.segment_bytes)), ("must stay here", plan.demand.keep)]
     if p.energy_source != "unknown":
         rows.append(("energy", f"{p.energy_j:.3g} J a frame ({p.energy_source})"))
     rows.append(("objective", _objective(plan)))
     return rows
+
+
+def output(found: Output) -> str:
+    """What a model's answers hold, in words."""
+    size, shape = math.prod(found.shape), " x ".join(map(str, found.shape))
+    told = {
+        "logits": f"{size} logits; answers are their softmax",
+        "probabilities": f"{size} probabilities, as the model gives them",
+        "scores": f"{size} scores from 0 to 1, each by itself, as the model gives them",
+        "tensor": f"a tensor {shape} without classes; answers hold all of it",
+    }
+    return told[found.kind]
 
 
 def coding(codec: Codec | Candidate | StageTime) -> str:

@@ -23,6 +23,7 @@ from edge_agent.head.text import Tokenizer
 from edge_agent.link.adapt import Adaptation
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import Base, ServerClient, tls_context
+from edge_agent.protocol import answers
 from edge_agent.protocol.messages import ChainDevice, ChainRequest, LinkEstimate, Plan, PlanRequest, Rehearsal
 from edge_agent.rehearsal import Kept, Rehearsals
 from edge_agent.timings import Timings
@@ -68,7 +69,7 @@ def stream(
         url, token, ca = _next(settings)
     away = settings.demand.max_away_s
     return FrameStream(
-        url, token, plan.id, topk=settings.topk if topk is None else topk, window=window,
+        url, token, plan.id, topk=answers.classes(plan.output, settings.topk if topk is None else topk), window=window,
         max_away_s=away, frame_age_s=max(limits.FRAME_AGE, away), ssl=tls_context(ca), allow_insecure=settings.allow_insecure,
         adaptation=adaptation,
     )  # fmt: skip

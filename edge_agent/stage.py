@@ -41,7 +41,8 @@ from edge_agent.in_use import InUse
 from edge_agent.link import dial, listen, serving
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream
-from edge_agent.protocol.frames import HEADER_BYTES, Answer, Frame, pack_topk
+from edge_agent.protocol import answers
+from edge_agent.protocol.frames import HEADER_BYTES, Answer, Frame
 from edge_agent.protocol.messages import BESIDE, ChainDevice, Demand, Open, Plan
 from edge_agent.results import Counters, Result, Timing
 from edge_agent.timings import Timings, Turns
@@ -295,7 +296,7 @@ class Stage:
             encoded, turn_ms = await loop.run_in_executor(self._worker, self._turns.run, asked, work)
             sent = time.perf_counter()
             if running.stream is None:
-                return running.top(encoded), _timing(encoded, None, start, sent), 0, turn_ms
+                return running.answer(encoded), _timing(encoded, None, start, sent), 0, turn_ms
             answer = await running.stream.send(encoded.payload, encoded.rung, deadline, leave)
         size = HEADER_BYTES + len(encoded.payload)
         return bytes(answer.payload), _timing(encoded, answer, start, sent), size, turn_ms
@@ -330,11 +331,9 @@ class _Running(InUse):
         encoded = self.engine.resume(x, functools.partial(self.choose, limits.FRAME_AGE / 2))
         return encoded._replace(preprocess_ms=encoded.preprocess_ms + decoded_ms)
 
-    def top(self, encoded: Encoded) -> bytes:
+    def answer(self, encoded: Encoded) -> bytes:
         """The answer that the output ``encoded`` is."""
-        if self.topk:
-            return pack_topk(self.engine.top(encoded.codes, self.topk))
-        return self.engine.values(encoded.codes).astype("<f4").tobytes()
+        return answers.pack(self.engine.output(encoded.codes), self.engine.plan.output, self.topk)
 
     async def close(self) -> None:
         if self.stream is not None:

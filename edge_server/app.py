@@ -148,7 +148,7 @@ class _Service:
         if bundle.sha256 != plan.bundle:
             raise errors.UnknownPlanError(f"{plan.model} was replaced since this plan was made: ask for a new one")
         load = functools.partial(self._catalog.tail, bundle, plan.cut)
-        handler = Handler(self._tails, (bundle.sha256, plan.cut.index), load, plan.ladder, asked.topk)
+        handler = Handler(self._tails, (bundle.sha256, plan.cut.index), load, plan.ladder, plan.output, asked.topk)
         await handler.ready()
         return handler
 

@@ -111,6 +111,14 @@ def add(
             "to its outputs (embeddings, maps); auto is top1 with labels, else agreement.",
         ),
     ] = "auto",
+    output_kind: Annotated[
+        Literal["auto", "logits", "probabilities", "scores", "tensor"],
+        typer.Option(
+            "--output-kind",
+            help="What the output holds: logits (a softmax makes probabilities), probabilities, scores (0 to 1 for each class by itself), or "
+            "a tensor without classes (an embedding, a map); auto decides by what the float model answers.",
+        ),
+    ] = "auto",
     store: StoreFolder = None,
 ) -> None:
     """Import and calibrate a model, and list where it may be cut."""
@@ -122,7 +130,7 @@ def add(
         store,
         command.Request(
             model, name, images, arrays, labels, class_names, preprocess, options | {"interpolation": interpolation}, shape, samples, rounding, metric,
-            output, padding, texts, tokenizer,
+            output, padding, texts, tokenizer, output_kind=None if output_kind == "auto" else output_kind,
         ),
     )  # fmt: skip
 

@@ -126,7 +126,7 @@ def tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: Tails) 
 
     def measure(index: int) -> None:
         load = functools.partial(catalog.tail, bundle, bundle.cuts[index])
-        Handler(tails, (bundle.sha256, index), load, [bundle.codec(index, "minmax", 8)], topk=5).warm()
+        Handler(tails, (bundle.sha256, index), load, [bundle.codec(index, "minmax", 8)], bundle.output, topk=5).warm()
 
     return tails.times.of(bundle, cuts, measure)
 
@@ -211,6 +211,7 @@ def _message(catalog: Catalog, chosen: Chosen) -> Plan:
         labels=bundle.labels,
         metric=bundle.metric,
         tokenizer=bundle.tokenizer,
+        output=bundle.output,
     )
 
 

@@ -2,7 +2,8 @@
 
     GET  /           a page for a person: state, model, plan, and these paths
     POST /v1/infer   an image or a .npy array as the body; a text, in UTF-8 and as text/plain; or a little-endian tensor with `X-Shape: 224,224,3`,
-                     of float32 unless `X-Dtype: int32` (or int64) says otherwise
+                     of float32 unless `X-Dtype: int32` (or int64) says otherwise. The answer is JSON, or, with `Accept: application/x-npy`, the
+                     model's whole output as a .npy file: of a model without classes, or where `topk` is 0
     GET  /v1/status  the agent's state, plan and counts, as JSON
     GET  /healthz    whether frames are served, and the state, as JSON
     GET  /metrics    Prometheus text
@@ -17,6 +18,7 @@ It asks for no token and listens on the loopback unless told otherwise. A page i
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -92,6 +94,7 @@ class Front:
 
 
 FRONT: Final = web.AppKey[Front]("front")
+NPY: Final = "application/x-npy"
 _DTYPES: Final = ("float32", "int32", "int64")
 BODIES = web.AppKey("bodies", Admission)  # request bodies that are being read or answered
 
@@ -178,12 +181,23 @@ async def _infer(request: web.Request) -> web.Response:
             if (better := _advice(request, frame, agent.plan, error)) is not None:
                 raise better from error
             raise
+    if NPY in request.headers.get("Accept", ""):
+        return web.Response(body=_npy(result), content_type=NPY)
     return web.Response(body=to_json(result), content_type="application/json")
 
 
 async def _page(request: web.Request) -> web.Response:
     text = page.render(request.app[FRONT].served.status())
     return web.Response(text=text, content_type="text/html", headers=page.HEADERS)
+
+
+def _npy(result: Result) -> bytes:
+    """The whole output as a .npy file. Raises `errors.UsageError` for an answer that holds classes alone."""
+    if result.output is None:
+        raise errors.UsageError("this answer holds classes and no whole output; ask for JSON, or set `topk` to 0")
+    file = io.BytesIO()
+    np.save(file, result.output, allow_pickle=False)
+    return file.getvalue()
 
 
 async def _status(request: web.Request) -> web.Response:

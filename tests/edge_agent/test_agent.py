@@ -21,7 +21,7 @@ from edge_agent.engine import check_plan
 from edge_agent.head import load, preprocess
 from edge_agent.head import segment as seg
 from edge_agent.link.client import FrameStream
-from edge_agent.protocol.messages import Codec, Rung
+from edge_agent.protocol.messages import Codec, Output, Rung
 from edge_agent.results import stages
 from kernels import jit
 from tests.segment_builder import Builder
@@ -70,7 +70,8 @@ async def test_a_times_stages_sum_to_its_total_and_hold_the_servers_share(settin
 async def test_a_whole_model_on_the_device_sends_nothing(settings, softmax):
     async with SmallServer("device") as server:
         server.data = segment_file("device", softmax=softmax)
-        server.plan = make_plan("device", server.data)
+        kind = "probabilities" if softmax else "logits"
+        server.plan = make_plan("device", server.data, output=Output(kind, [10]))
         async with Agent(settings(server)) as agent:
             result = await agent.infer(png())
             head = load(server.data)
