@@ -368,7 +368,7 @@ class Agent:
                     await self._replan(current)
                     backoff, self._looks = limits.BACKOFF_FIRST, limits.LOOKS
                 except errors.SplitEdgeError as error:
-                    self.say(f"ready with the old plan; no new one: {error.message}")
+                    self.say(f"the old plan is kept, there is no new one: {error.message}")
                     await asyncio.sleep(backoff if heals(error) else limits.REPLAN_LEAST)  # each attempt loads the link
                     backoff = min(2 * backoff, limits.BACKOFF_MAX)
 
@@ -394,7 +394,7 @@ class Agent:
                     self._looks -= untrue
                 except errors.SplitEdgeError as error:
                     why = "the changed link" if changed else "what frames took"
-                    self.say(f"ready with the old plan; no new one for {why}: {error.message}")
+                    self.say(f"the old plan is kept, there is no new one for {why}: {error.message}")
 
     def _holding(self, adaptation: Adaptation) -> str:
         if adaptation.holds:
@@ -434,7 +434,7 @@ class Agent:
             self._active.reuse.forget()
         if self._active is not None and self._active.link_up != self._link_up:
             self._link_up = self._active.link_up
-            self._on_link("the link to the server is back; ready" if self._link_up else self.state)
+            self._on_link("the link to the server is back" if self._link_up else self.state)
         if self._active is not None and self._active.failed:
             self._renew.set()  # whoever heeds `ready` sends no frame that would ask for a new plan
 

@@ -256,6 +256,8 @@ def _description(kind: Any) -> str:
 
 
 def _convert(key: str, value: object, where: str, *, strict: bool) -> Any:
+    if isinstance(value, str) and _KINDS[key] is not _Path and not _is_text(value):
+        raise _wrong(key, value, where)
     try:
         converted = msgspec.convert(value, _KINDS[key], strict=strict)
     except msgspec.ValidationError as error:
@@ -263,6 +265,15 @@ def _convert(key: str, value: object, where: str, *, strict: bool) -> Any:
     if isinstance(converted, float) and not math.isfinite(converted):
         raise _wrong(key, value, where)
     return converted
+
+
+def _is_text(value: str) -> bool:
+    """Whether ``value`` was valid UTF-8 where it came from; a path may be any bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _wrong(key: str, value: object, where: str) -> errors.ConfigError:

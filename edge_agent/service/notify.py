@@ -28,7 +28,7 @@ def watched() -> bool:
 
 def state(text: str, *, ready: bool) -> str:
     """The status line of an agent that does or meets ``text``; ``ready``: it serves frames meanwhile."""
-    return f"{READY}: {text}" if ready and not text.startswith(READY) else text
+    return f"{READY}: {text}" if ready and text != READY else text
 
 
 def ready(status: str = "") -> bool:

@@ -136,6 +136,15 @@ def test_a_wrong_variable_is_named():
         config.load(environ={"SPLITEDGE_API_PORT": "many"})
 
 
+def test_bytes_of_another_encoding_are_refused_except_in_a_path():
+    for key in ("model", "token", "server", "demand.keep"):
+        with pytest.raises(errors.ConfigError, match=config.variable(key)):
+            config.load(environ={config.variable(key): "m\udcff"})
+        with pytest.raises(errors.ConfigError, match=key):
+            config.load(options={key: "m\udcff"}, environ={})
+    assert config.load(options={"ca": "/etc/\udcff.pem"}, environ={}).ca == "/etc/\udcff.pem"
+
+
 def test_a_wrong_option_is_named():
     with pytest.raises(errors.ConfigError, match=r"the option for `demand\.max_drop_points` must be"):
         config.load(options={"demand.max_drop_points": float("nan")}, environ={})
