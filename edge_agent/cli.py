@@ -260,23 +260,28 @@ def install(
     token_file: Annotated[Path | None, typer.Option("--token-file", help="File that contains the token.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit file without installing it.")] = False,
 ) -> None:
-    """Install the systemd unit, then enable and start it."""
+    """Check the settings, write the systemd unit, start it, and wait until it is ready or waits for the server."""
     from edge_agent.commands import service as command
 
     command.install(config, token_file, dry_run=dry_run)
 
 
 @service_app.command()
-def uninstall() -> None:
-    """Stop and remove the service."""
+def uninstall(
+    purge: Annotated[
+        bool,
+        typer.Option("--purge", help="Also remove its configuration, token, state and compiled kernels."),
+    ] = False,
+) -> None:
+    """Stop and remove the service, and list what stays."""
     from edge_agent.commands import service as command
 
-    command.uninstall()
+    command.uninstall(purge=purge)
 
 
 @service_app.command()
 def status() -> None:
-    """Show the state of the service."""
+    """Show the state of the service and its last error. Exit status: 0 ready, 1 running and not ready, 3 not running."""
     from edge_agent.commands import service as command
 
     raise typer.Exit(command.status())

@@ -240,7 +240,7 @@ async def plan(
 
     Raises `errors.ConfigError` if no model is set, `errors.PlanError` for a plan of another model, or one whose ladder contradicts itself.
     """
-    contact.require_model(settings)
+    config.require_model(settings)
     estimate = estimate or await link(server, {}, say)
     known = device_profiles.to_dict(profile)
     if settings.chain.next:

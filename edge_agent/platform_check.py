@@ -5,6 +5,7 @@ Imports the standard library only (and the error tree): it runs before numpy or 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -57,8 +58,19 @@ def _ended(program: str, error: BaseException) -> int:
     else:
         message = f"internal error: {type(error).__name__}: {error}; SPLITEDGE_DEBUG=1 shows more, please report it"
         status = INTERNAL_ERROR
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    message = " ".join(message.split())
+    print(f"{program}: {message}", file=sys.stderr)
+    if os.environ.get("NOTIFY_SOCKET"):
+        _tell_systemd(message)
     return status
+
+
+def _tell_systemd(message: str) -> None:
+    """Leave ``message`` as the status of the service that ends, where `edge-agent service status` finds it."""
+    from edge_agent.service import notify
+
+    with contextlib.suppress(PlatformError):
+        notify.status(message)
 
 
 def _width_problem(pointer_bits: int, maxsize: int, machine: str) -> str:
