@@ -291,7 +291,9 @@ def create(
     _check_ids(network, samples)
     answers = _some_answers(model, samples)
     has_classes = bool(labels) or samples.classes is not None
-    output = outputs.describe(answers, output_kind, classes=has_classes, embedding=metric == "cosine")
+    output = outputs.describe(
+        answers, output_kind, classes=has_classes, embedding=metric == "cosine", indices=outputs.recorded(model)
+    )
     judged_by = _metric(metric, samples, output)
     if judged_by != "top1":
         samples = Samples(samples.preprocess, samples.sources)

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import onnx
 
-from calibration import checks, masks, rewrites, signature
+from calibration import checks, masks, outputs, rewrites, signature
 from calibration.graph import Graph, inputs, with_batch
 from calibration.reading import export, read
 from calibration.sessions import EVERY, OPTIMIZERS, disable, optimized, session, session_options
@@ -44,10 +44,12 @@ def load(
     (`signature.derive_inputs`).
 
     The result answers as the file does without any graph optimization (`calibration.verify`); what would change that is left out, and its metadata
-    names the optimizers of ONNX Runtime that `session` must leave out too. Raises `errors.ModelError`.
+    names the optimizers of ONNX Runtime that `session` must leave out too. Of a model that ends in an ArgMax it yields the scores before that, and its
+    metadata tells of the ArgMax (`outputs.recorded`). Raises `errors.ModelError`.
     """
     model = read(source, input_shape)
-    signature.keep_output(model, output)
+    indices = signature.scores_for_indices(model, output)
+    signature.keep_output(model, None if indices else output)
     checks.refuse_training(model)
     checks.refuse_nonfinite(model)
     signature.main_input_first(model)
@@ -59,6 +61,7 @@ def load(
     signature.with_batch_axis(fixed, reference.shape)
     made = _faithful(fixed, lambda one: reference.agrees(one, signature.TURNED if turned else None))
     checks.refuse_nonfinite(made)
+    outputs.record(made, indices)
     return made
 
 

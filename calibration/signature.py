@@ -5,7 +5,7 @@ Exports of text models take a mask and token types too, and yield several tensor
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -30,6 +30,8 @@ _CHANNELS_FIRST: Final = {
 TURNED: Final = (0, 3, 1, 2)
 #: Operators that change a tensor's shape and not the order of its elements.
 _SHAPES: Final = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
+#: Operators that may follow an ArgMax and leave its indices as they are.
+_PASS_INDICES: Final = {*_SHAPES, "Cast"}
 
 
 def main_input_first(model: onnx.ModelProto) -> None:
@@ -74,6 +76,41 @@ def keep_output(model: onnx.ModelProto, name: str | None) -> None:
         )
     for unread in [i for i in graph.input if i.name not in read]:
         graph.input.remove(unread)
+
+
+class ArgMax(NamedTuple):
+    """The last operator of a model whose output is indices; ``axis`` of its scores in ONNX order, the batch axis counted."""
+
+    axis: int
+    keepdims: bool
+
+
+def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | None:
+    """Where the output ``name`` of ``model`` (None: the first) is an ArgMax of float32 scores, lets it yield the scores instead; None where it is not.
+
+    Scores change smoothly with noise and indices do not, so scores are what is calibrated; answers are given in indices.
+    """
+    graph = model.graph
+    output = next((o for o in graph.output if name in (None, o.name)), None)
+    makers = {t: node for node in graph.node for t in node.output}
+    node, squeezed = makers.get(output.name if output else ""), False
+    while node is not None and node.op_type in _PASS_INDICES:
+        squeezed |= node.op_type in _SHAPES - {"Identity"}
+        node = makers.get(node.input[0])
+    if output is None or node is None or node.op_type != "ArgMax":
+        return None
+    attributes = {a.name: a.i for a in node.attribute}
+    shapes = {i.name: i.type.tensor_type for i in infer_shapes(model).graph.value_info}
+    scores = shapes.get(node.input[0])
+    if scores is None or scores.elem_type != TensorProto.FLOAT or attributes.get("select_last_index", 0):
+        return None
+    rank = len(scores.shape.dim)
+    axis = attributes.get("axis", 0) % rank if rank else 0
+    if not axis:  # over the batch
+        return None
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, None))
+    return ArgMax(axis, bool(attributes.get("keepdims", 1)) and not squeezed)
 
 
 def channels_first(model: onnx.ModelProto) -> bool:

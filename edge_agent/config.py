@@ -196,6 +196,11 @@ def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
     return _checked_token(text.decode("ascii", "replace").strip(), f"the token file {path}")
 
 
+def path_of(text: str) -> Path:
+    """``text`` with ~ as the home folder."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises for a user without a home)
+
+
 def keys() -> dict[str, str]:
     """Every key ("api.port") and what it must be, in the order of the file."""
     return {key: _description(kind) for key, kind in _KINDS.items()}

@@ -145,6 +145,14 @@ def argmax_map() -> onnx.ModelProto:
     return file.model([1, 16, 16], TensorProto.INT64)
 
 
+def whole_numbers() -> onnx.ModelProto:
+    """Values cut to integers."""
+    file = File(SHAPE, opset=13)
+    _conv(file)
+    file.add("Cast", to=TensorProto.INT64)
+    return file.model([1, 6, 16, 16], TensorProto.INT64)
+
+
 def with_constant(value: float, kind: str, weight: str = "float32", through: str = "") -> onnx.ModelProto:
     """`plain` with ``value`` in the weights of the convolution ("weight") or in a constant that a ``kind`` takes; ``through``: an operator between."""
     model = plain(opset=13, as_nodes=kind == "Constant")
@@ -198,5 +206,5 @@ REFUSED: Final[dict[str, tuple[Callable[[], onnx.ModelProto], str]]] = {
     "NaN in a Constant": (lambda: with_constant(np.nan, "Constant"), "n1"),
     "infinite weight of 16 bits": (lambda: with_constant(np.inf, "Conv", "float16", "Cast"), "n0"),
     "NaN added": (lambda: with_constant(np.nan, "Add"), "last"),
-    "argmax_map": (argmax_map, "--output t2"),
+    "whole numbers": (whole_numbers, "--output t2"),
 }

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from calibration import bundle, cuts, importer, layers
+from calibration import bundle, cuts, importer, layers, outputs
 from calibration.graph import Graph, tail_model
 from calibration.observe import Tap, to_onnx
 from calibration.samples import Samples
 from calibration.sessions import DISABLED_OPTIMIZERS, EVERY, brief, disabled
+from calibration.signature import ArgMax
 from edge_agent import errors
+from edge_agent.protocol import answers
 from edge_agent.protocol.messages import Preprocess
 from edge_server.tails import Tail
 from tests import small_models as small
@@ -150,7 +152,7 @@ def test_an_output_without_its_batch_axis_gets_it_back(
 
 
 def test_any_float_tensor_may_be_the_output(tmp_path: Path) -> None:
-    original = models.argmax_map()
+    original = models.whole_numbers()
     model = load(original, tmp_path, output="t2")
     x = to_onnx(samples(model)[0][None])
     wanted = onnx.ModelProto()
@@ -161,6 +163,39 @@ def test_any_float_tensor_may_be_the_output(tmp_path: Path) -> None:
     )
     with pytest.raises(errors.ModelError, match="t3 holds int64"):
         load(original, tmp_path, output="t3")
+
+
+@pytest.mark.parametrize("behind", ["", "Cast", "Squeeze", "Unsqueeze"])
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_a_model_that_ends_in_an_argmax_yields_its_scores_and_says_so(
+    tmp_path: Path, keepdims: int, behind: str
+) -> None:
+    file = File(models.SHAPE, opset=13)
+    models._conv(file)
+    file.add("ArgMax", axis=-3, keepdims=keepdims)
+    if behind == "Cast":
+        file.add("Cast", to=TensorProto.FLOAT)
+    elif behind:
+        file.add(behind, file.last, file.ints(*([1] if keepdims else [0])))
+    original = file.model(None, TensorProto.FLOAT if behind == "Cast" else TensorProto.INT64)
+    model = load(original, tmp_path)
+    kept = bool(keepdims) and behind in ("", "Cast")
+    assert outputs.recorded(model) == ArgMax(1, kept)
+    x = to_onnx(samples(model)[0][None])
+    scores, wanted = importer.session(model).run(None, {"x": x})[0], unoptimized(original, x)
+    described = outputs.describe(scores, indices=outputs.recorded(model))
+    assert described.shape == ([1, 16, 16] if kept else [16, 16])
+    answer = answers.from_values(scores[0], described, 0).output
+    np.testing.assert_array_equal(answer.reshape(-1), wanted.reshape(-1))
+
+
+def test_an_argmax_over_the_batch_or_of_the_last_of_equals_is_refused(tmp_path: Path) -> None:
+    for attributes in ({"axis": 0}, {"axis": 1, "select_last_index": 1}):
+        file = File(models.SHAPE, opset=13)
+        models._conv(file)
+        file.add("ArgMax", **attributes)
+        with pytest.raises(errors.ModelError, match="int64"):
+            load(file.model(None, TensorProto.INT64), tmp_path)
 
 
 def test_an_output_that_reads_no_input_is_refused(tmp_path: Path) -> None:
