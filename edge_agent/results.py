@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from edge_agent import errors
-from edge_agent.protocol.answers import Whole
 from edge_agent.protocol.messages import OutputKind
 
 #: Upper bounds of the latency histogram's buckets, in seconds.
@@ -66,7 +65,7 @@ class Result(msgspec.Struct):
     saved_bytes: int = 0
     distance: float | None = None
     kind: OutputKind = "logits"
-    output: Whole | None = None
+    output: NDArray[np.float32] | NDArray[np.int64] | None = None
 
 
 class Counters:
