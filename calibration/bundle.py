@@ -38,13 +38,13 @@ from calibration.cache import Cache, key, remembered
 from calibration.clipping import Histogram
 from calibration.families import Fitted
 from calibration.graph import Graph, short, tail_model
-from calibration.importer import session
 from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
 from calibration.quantize import Rounded, file_bytes
 from calibration.rounding import EVEN, RATES, SEEN, UNSEEN, WIDTHS, Rounding, round_layers
 from calibration.samples import Samples
 from calibration.sensitivity import Probe, Sensitivity, enough, fit
+from calibration.sessions import session
 from calibration.trials import Site, Trial
 from edge_agent import codec, errors
 from edge_agent.codec import jpeg
@@ -291,7 +291,9 @@ def create(
     _check_ids(network, samples)
     answers = _some_answers(model, samples)
     has_classes = bool(labels) or samples.classes is not None
-    output = outputs.describe(answers, output_kind, classes=has_classes, embedding=metric == "cosine")
+    output = outputs.describe(
+        answers, output_kind, classes=has_classes, embedding=metric == "cosine", indices=outputs.recorded(model)
+    )
     judged_by = _metric(metric, samples, output)
     if judged_by != "top1":
         samples = Samples(samples.preprocess, samples.sources)

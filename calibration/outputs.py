@@ -6,12 +6,17 @@ import math
 from typing import Final
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
+from calibration.signature import ArgMax
 from edge_agent import errors, limits
 from edge_agent.protocol.messages import Greatest, Output, OutputKind
 
 F32 = NDArray[np.float32]
+
+#: Key in `ModelProto.metadata_props`: axis and keepdims of the ArgMax in which the file ends.
+ARGMAX: Final = "splitedge.argmax"
 
 #: How far the sum of probabilities, or the length of a normalized embedding, may be from 1: what float32 sums of 100,000 classes are off by.
 TOLERANCE: Final = 1e-3
@@ -39,12 +44,12 @@ def describe(
     *,
     classes: bool = False,
     embedding: bool = False,
-    greatest: int | None = None,
+    indices: ArgMax | None = None,
 ) -> Output:
     """The output of a model that answers ``outputs`` [n, ...] (ONNX order): of the kind ``wanted``, else as `kind` tells.
 
     ``classes``: there are labels or names of classes, so a vector is no embedding. ``embedding``: the caller judges by the cosine, so without
-    classes what would be logits is an embedding. ``greatest``: the axis of ``outputs`` over which the model ends in an ArgMax: of a vector that is the best
+    classes what would be logits is an embedding. ``indices``: the model ends in this ArgMax of ``outputs``: of a vector that is the best
     class, which any answer tells; of a map answers hold the indices.
     Raises `errors.InputError` where the shape does not fit, `errors.ModelError` where a whole answer is over `limits.MAX_FRAME_BYTES`.
     """
@@ -62,9 +67,9 @@ def describe(
     elif found == "logits" and embedding and not classes:
         found = "tensor"
     last = None
-    if greatest is not None and not is_vector:
-        last = Greatest(greatest - 1, shape)
-        shape = [one for axis, one in enumerate(shape) if axis != last.axis]
+    if indices is not None and not is_vector:
+        last = Greatest(indices.axis - 1, shape)
+        shape = [*shape[: last.axis], *([1] if indices.keepdims else []), *shape[last.axis + 1 :]]
     size = 4 * math.prod(shape)
     if found == "tensor" and size > limits.MAX_FRAME_BYTES:
         raise errors.ModelError(
@@ -83,3 +88,19 @@ def probabilities(outputs: F32, kind: OutputKind) -> F32:
     raised = np.exp(rows - rows.max(axis=1, keepdims=True), dtype=np.float64)
     found: F32 = (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
     return found
+
+
+def record(model: onnx.ModelProto, indices: ArgMax | None) -> None:
+    """Writes into the metadata of ``model`` that the file ends in the ArgMax ``indices``."""
+    if indices is not None:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = ARGMAX, f"{indices.axis},{int(indices.keepdims)}"
+
+
+def recorded(model: onnx.ModelProto) -> ArgMax | None:
+    """What `record` wrote."""
+    found = next((entry.value for entry in model.metadata_props if entry.key == ARGMAX), None)
+    if found is None:
+        return None
+    axis, keepdims = found.split(",")
+    return ArgMax(int(axis), keepdims == "1")

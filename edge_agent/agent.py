@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Any
@@ -26,13 +27,14 @@ from numpy.typing import NDArray
 
 import edge_agent
 from device_profiles import power
-from edge_agent import errors, limits, negotiation
+from edge_agent import config, contact, errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.energy import FrameEnergy
-from edge_agent.engine import Encoded, Engine, Frame, frame_bytes
+from edge_agent.engine import Encoded, Engine, Frame, frame_bytes, frame_of
 from edge_agent.in_use import InUse
+from edge_agent.inputs.sources import file_bytes, read_file
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
@@ -150,14 +152,18 @@ class Agent:
             if error is not None:
                 raise error
 
-    async def infer(self, frame: Frame) -> Result:
-        """The answer to ``frame``.
+    async def infer(self, frame: Frame | Path) -> Result:
+        """The answer to ``frame``. A `Path` is a file that holds an image, a .npy array or, for a model that takes texts, a text; a `str` is a text.
 
-        Raises `errors.BusyError` at once if too much is waiting, `errors.InputError` for a frame that does not fit the model, `errors.LinkError`
-        when it was not answered in time, and whatever the server said.
+        Raises `errors.BusyError` at once if too much is waiting, `errors.InputError` for a file that cannot be read and for a frame that does not fit
+        the model, `errors.LinkError` when it was not answered in time, and whatever the server said.
         """
-        with self.counters.ending(), self.admission.slot(frame_bytes(frame)):
-            result = await self._answer(frame, time.perf_counter())
+        with self.counters.ending():
+            size = await asyncio.to_thread(file_bytes, frame) if isinstance(frame, Path) else frame_bytes(frame)
+            with self.admission.slot(size):
+                if isinstance(frame, Path):
+                    frame = frame_of(await asyncio.to_thread(read_file, frame), str(frame), self.plan)
+                result = await self._answer(frame, time.perf_counter())
         self.counters.answer(result)
         return result
 
@@ -288,8 +294,9 @@ class Agent:
     async def _prepare(self, known: LinkEstimate | None = None) -> _Active:
         """Profile, link (measured, unless it is ``known``), plan, segment, warm head, open stream."""
         settings, cache = self.settings, Cache(negotiation.cache_directory(self.settings))
+        config.require_model(settings)
         profile = await negotiation.profile(settings, self.say)
-        async with negotiation.client(settings) as client:
+        async with contact.client(settings) as client:
             link, since = known or await negotiation.link(client, {}, self.say), time.monotonic()
             measured = self._known(link_changed=known is not None)
             rehearsed = await negotiation.rehearsal(client, settings, profile, measured, self.say)

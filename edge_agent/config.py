@@ -162,9 +162,15 @@ def check_role(settings: Settings) -> None:
             "a board takes frames of a model or serves as a later stage, not both; unset `model` or `stage.port`",
             key="stage.port",
         )
-    if not settings.model and settings.stage.port is None:
+    if settings.stage.port is None:
+        require_model(settings)
+
+
+def require_model(settings: Settings) -> None:
+    """Raise `errors.ConfigError` if no model is chosen."""
+    if not settings.model:
         raise errors.ConfigError(
-            "no model is chosen; give `--model` or set `model`, `edge-agent models` lists them", key="model"
+            "no model is chosen; give `--model` or set `model` (`edge-agent models` lists them)", key="model"
         )
 
 

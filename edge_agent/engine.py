@@ -20,13 +20,17 @@ from edge_agent.codec import marks
 from edge_agent.head import executor, preprocess, segment
 from edge_agent.head import text as texts
 from edge_agent.head.text import Tokenizer
+from edge_agent.inputs.sources import is_array, load_array
 from edge_agent.protocol import answers
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Demand, Plan, Preprocess
 from edge_agent.reuse import Kept, Seen
 
 Frame: TypeAlias = bytes | str | Image.Image | NDArray[np.generic]
-"""An encoded image, a text, a decoded image, a uint8 [H, W, 3] picture, or the model's input of exactly its shape: float32, or integer token ids."""
+"""The bytes of an image file, a text, a decoded image, a uint8 [H, W, 3] picture, or the model's input of exactly its shape: float32, or integer token ids.
+
+A ``str`` is always a text, never a file's name.
+"""
 
 
 class Encoded(NamedTuple):
@@ -168,7 +172,10 @@ class Engine:
 
 
 _MOST_AXES = 8  # of an output
-_WANTED = {"image": "an image", "tensor": "an array"}
+_WANTED = {
+    "image": "an image (the bytes of its file or, in Python, its pathlib.Path)",
+    "tensor": "an array (in Python also the pathlib.Path of a .npy file)",
+}
 
 
 def _holds_values(frame: Frame) -> bool:
@@ -193,6 +200,15 @@ def _values(frame: Frame, tensor: segment.Tensor, text: bool) -> NDArray[Any]:
     if not np.isfinite(frame).all():
         raise errors.InputError("the frame holds NaN or infinity; look at what made it")
     return frame
+
+
+def frame_of(data: bytes | str, name: str, plan: Plan | None) -> Frame:
+    """What a file or a message holds: an array, else a text where ``plan`` takes texts, else an image. Raises `errors.InputError`."""
+    if isinstance(data, bytes) and is_array(data):
+        return load_array(data, name)
+    if isinstance(data, bytes) and plan is not None and plan.tokenizer is not None:
+        return texts.decode(data)
+    return data
 
 
 def frame_bytes(frame: Frame) -> int:

@@ -30,7 +30,7 @@ from aiohttp import web
 import device_profiles
 import edge_agent
 from device_profiles import DeviceProfile
-from edge_agent import codec, config, errors, limits, negotiation
+from edge_agent import codec, config, contact, errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.agent import WINDOW
 from edge_agent.cache import Cache
@@ -184,7 +184,7 @@ class Stage:
         async with self._describing:
             now = time.monotonic()
             if self._described is None or now - self._described[0] > limits.STAGE_LINK_AGE:
-                async with negotiation.client(self.settings) as server:
+                async with contact.client(self.settings) as server:
                     server_link = await server.measure_link()
                 assert self._profile is not None
                 profile, name = device_profiles.to_dict(self._profile), negotiation.device_name(self.settings)
@@ -235,7 +235,7 @@ class Stage:
         if len(asked.plan) > limits.MAX_NAME:
             raise errors.ProtocolError("the name of a plan is longer than any is; run the same splitedge on both")
         settings = self.settings
-        async with negotiation.client(settings) as server:
+        async with contact.client(settings) as server:
             plan = await server.next_plan(asked.plan)
             check_stage(plan, asked.plan, negotiation.device_name(settings))
             data = await negotiation.fetch(server, Cache(negotiation.cache_directory(settings)), plan, self.say)

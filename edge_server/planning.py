@@ -14,7 +14,7 @@ from calibration.bundle import Bundle
 from device_profiles import predict, schema
 from edge_agent import errors, limits
 from edge_agent.codec import STAGES
-from edge_agent.explain import PictureForm
+from edge_agent.files import PictureForm
 from edge_agent.protocol.messages import (
     PROTOCOL_VERSION,
     SENDING,

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from calibration.importer import session_options
+from calibration.importer import session
 from calibration.observe import to_onnx
 from edge_agent import codec, errors, limits
 from edge_agent.codec import marks
@@ -35,7 +34,7 @@ class Tail:
     def __init__(self, model: bytes, shape: list[int], padding: int | None = None) -> None:
         """``padding``: the cut's. Raises `errors.ModelError` if ONNX Runtime refuses ``model``."""
         try:
-            self._session = ort.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
+            self._session = session(model)
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise errors.ModelError(
                 "the tail of this model does not load: add the model to the server again"

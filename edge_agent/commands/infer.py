@@ -12,37 +12,33 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from edge_agent import errors
+from edge_agent import errors, files
 from edge_agent.agent import Agent
+from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
-from edge_agent.engine import Frame, frame_bytes
+from edge_agent.engine import frame_bytes, frame_of
 from edge_agent.explain import headline, plain, size
-from edge_agent.head.text import decode
-from edge_agent.inputs.sources import Source, expand, is_array, load_array, spoken
+from edge_agent.inputs.sources import Source
 from edge_agent.protocol.answers import Whole
-from edge_agent.protocol.messages import Plan
 from edge_agent.results import Result, Timing, to_json
 
 Outcome = Result | errors.SplitEdgeError
 _STEM = 100  # characters of a file's name
 
 
-async def infer(
-    settings: Settings, patterns: list[str], texts: list[str], *, json: bool, out: Path | None = None
-) -> int:
-    """Print a line for each of ``texts`` and each frame that ``patterns`` name, and a summary; returns 0, or the exit status of the first frame that failed.
+async def infer(settings: Settings, frames: Frames, *, json: bool, out: Path | None = None) -> int:
+    """Print a line for each of ``frames``, those that cannot be read first, and a summary; returns 0, or the exit status of the first that failed.
 
     ``out``: a folder for the whole outputs, one .npy a frame.
     """
-    sources = [*map(spoken, texts), *expand(patterns, sys.stdin.buffer)]
-    if not sources:
-        raise errors.UsageError("there is nothing to classify; name a file or a folder, or give a text with --text")
-    files = None
+    sources, outputs = frames.good, None
     if out is not None:
-        files, settings = OutputFiles(out), msgspec.structs.replace(settings, topk=0)
+        outputs, settings = OutputFiles(out), msgspec.structs.replace(settings, topk=0)
     console = Console(stderr=True)
     results: list[Result] = []
-    status = 0
+    status = frames.bad[0].error.exit_status if frames.bad else 0
+    for source, error in frames.bad:
+        _show(source, error, json=json)
     with console.status("starting") as spinner:
         agent = await Agent(settings, lambda text: spinner.update(plain(text))).__aenter__()
     try:
@@ -52,13 +48,13 @@ async def infer(
             file = ""
             if isinstance(outcome, Result):
                 results.append(outcome)
-                file = str(files.write(source.name, outcome)) if files else ""
+                file = str(outputs.write(source.name, outcome)) if outputs else ""
             else:
                 status = status or outcome.exit_status
             _show(source, outcome, json=json, file=file)
     finally:
         await agent.close()
-    print(_summary(results, len(sources)) + _joules(agent), file=sys.stderr if json else sys.stdout)
+    print(_summary(results, len(sources) + len(frames.bad)) + _joules(agent), file=sys.stderr if json else sys.stdout)
     return status
 
 
@@ -76,20 +72,11 @@ async def _outcomes(agent: Agent, sources: list[Source]) -> AsyncIterator[tuple[
 
 async def _one(agent: Agent, source: Source) -> Outcome:
     try:
-        frame = _frame(await asyncio.to_thread(source.read), source, agent.plan)
+        frame = frame_of(await asyncio.to_thread(source.read), source.name, agent.plan)
         await agent.admission.room(frame_bytes(frame))
         return await agent.infer(frame)
     except errors.SplitEdgeError as error:
         return error
-
-
-def _frame(data: bytes | str, source: Source, plan: Plan | None) -> Frame:
-    """What the source holds: an array, else a text where the plan takes those, else an image."""
-    if isinstance(data, bytes) and is_array(data):
-        return load_array(data, source.name)
-    if isinstance(data, bytes) and plan is not None and plan.tokenizer is not None:
-        return decode(data)
-    return data
 
 
 class OutputFiles:
@@ -98,10 +85,7 @@ class OutputFiles:
     def __init__(self, folder: Path) -> None:
         """Makes the folder. Raises `errors.StoreError`."""
         self._folder, self._taken = folder, set[str]()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise errors.StoreError(f"the folder {folder} cannot be made ({error.strerror}); choose another") from error
+        files.make_folder(folder)
 
     def write(self, name: str, result: Result) -> Path:
         """Write the output of the frame ``name``; a number tells frames of one name apart. Raises `errors.StoreError`."""

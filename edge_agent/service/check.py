@@ -15,7 +15,7 @@ import msgspec
 import device_profiles
 import edge_agent
 from device_profiles import schema
-from edge_agent import config, errors, limits, negotiation
+from edge_agent import config, contact, errors, limits
 from edge_agent.config import Settings
 from edge_agent.link import dial, serving
 from edge_agent.service.unit import CACHE, CREDENTIALS, ENVIRONMENT_PATH, STATE, UnitOptions
@@ -194,7 +194,7 @@ def _no_token(settings: Settings) -> str:
 
 async def _models(settings: Settings) -> list[str]:
     try:
-        async with asyncio.timeout(limits.DOCTOR_TIMEOUT), negotiation.client(settings) as client:
+        async with asyncio.timeout(limits.DOCTOR_TIMEOUT), contact.client(settings, patient=False) as client:
             return [model.name for model in await client.models()]
     except TimeoutError as error:
         raise errors.UnreachableError(

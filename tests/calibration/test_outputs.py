@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from calibration import outputs
+from calibration.signature import ArgMax
 from edge_agent import errors
 from edge_agent.protocol.messages import Greatest, Output
 
@@ -45,9 +46,10 @@ def test_names_or_labels_make_a_vector_classes_and_the_cosine_makes_it_an_embedd
 
 def test_an_argmax_of_a_map_is_answered_in_indices_and_one_of_a_vector_in_classes():
     planes = RANDOM.normal(size=(2, 6, 5, 4)).astype(np.float32)
-    assert outputs.describe(planes, greatest=1) == Output("tensor", [5, 4], Greatest(0, [6, 5, 4]))
-    assert outputs.describe(planes, greatest=3) == Output("tensor", [6, 5], Greatest(2, [6, 5, 4]))
-    assert outputs.describe(LOGITS, greatest=1) == Output("logits", [10])
+    assert outputs.describe(planes, indices=ArgMax(1, False)) == Output("tensor", [5, 4], Greatest(0, [6, 5, 4]))
+    assert outputs.describe(planes, indices=ArgMax(3, False)) == Output("tensor", [6, 5], Greatest(2, [6, 5, 4]))
+    assert outputs.describe(planes, indices=ArgMax(1, True)).shape == [1, 5, 4]
+    assert outputs.describe(LOGITS, indices=ArgMax(1, True)) == Output("logits", [10])
 
 
 def test_the_kind_that_was_asked_for_wins():

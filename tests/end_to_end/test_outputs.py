@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,8 +17,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 from numpy.typing import NDArray
 
-from calibration import bundle
-from calibration.importer import batched, simplify
+from calibration import bundle, importer
 from calibration.samples import Samples
 from edge_agent import config
 from edge_agent.agent import Agent
@@ -79,12 +79,17 @@ def embedding() -> onnx.ModelProto:
     return net.model()
 
 
-def plane() -> onnx.ModelProto:
+def scores_of_places(*, indices: bool = False) -> onnx.ModelProto:
     net = Net([1, 3, 16, 16])
     net.conv(6, 3, strides=[2, 2])
     net.add("Relu")
     net.conv(4, 6)
-    return net.model()
+    if not indices:
+        return net.model()
+    net.add("ArgMax", axis=1, keepdims=0)
+    model = net.model()
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    return model
 
 
 MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], OutputKind]] = {
@@ -92,7 +97,10 @@ MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], OutputKind]] = {
     "softmax-in-parts": (softmax_in_parts, "probabilities"),
     "tags": (tags, "scores"),
     "embedding": (embedding, "tensor"),
-    "plane": (plane, "tensor"),
+    "plane": (scores_of_places, "tensor"),
+}
+STORED = {name: make for name, (make, _) in MODELS.items()} | {
+    "places": functools.partial(scores_of_places, indices=True)
 }
 
 
@@ -111,13 +119,14 @@ def answers_of(model: onnx.ModelProto, inputs: list[F32]) -> F32:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with every model of `MODELS`."""
+    """A store with every model of `STORED`."""
     folder = tmp_path_factory.mktemp("outputs") / "store"
     with Store(folder) as opened:
-        for name, (make, _) in MODELS.items():
+        for name, make in STORED.items():
             with opened.new_bundle(name) as path:
                 samples = Samples(TENSOR, frames(24, seed=0))
-                bundle.create(path, name, batched(simplify(make())), samples, rounding="nearest")
+                onnx.save(make(), folder / "model.onnx")
+                bundle.create(path, name, importer.load(str(folder / "model.onnx")), samples, rounding="nearest")
         (folder / "token").write_text(opened.add_token("board"))
     return folder
 
@@ -160,6 +169,25 @@ async def test_every_mode_answers_as_the_float_model(
         else:
             order = np.argsort(-output, kind="stable")[:5]
             assert [(one.index, one.probability) for one in result.top] == [(i, output[i]) for i in order.tolist()]
+
+
+@pytest.mark.parametrize("mode", ["server", "split", "device"])
+async def test_the_classes_of_places_are_answered_in_indices(
+    world: World, store: Path, tmp_path: Path, mode: Mode
+) -> None:
+    inputs, options = frames(6), {"demand.mode": mode, "demand.max_drop_points": 1.0, "link.controller": "fixed"}
+    async with agent_of(world, store, tmp_path, "places", **options) as agent:
+        results = [await agent.infer(x) for x in inputs]
+        assert agent.plan is not None
+        assert agent.plan.output.shape == [8, 8]
+        noise = agent.plan.prediction.noise
+    found = np.stack([result.output for result in results if result.output is not None])
+    wanted = answers_of(scores_of_places(indices=True), inputs)
+    assert found.dtype == wanted.dtype == np.int64
+    two = np.sort(answers_of(scores_of_places(), inputs), axis=1)[:, -2:]
+    sure = two[:, 1] - two[:, 0] > 6 * np.sqrt(noise)
+    assert sure.mean() > 0.25
+    np.testing.assert_array_equal(found[sure], wanted[sure])
 
 
 async def test_the_api_gives_a_tensor_as_json_and_as_npy(world: World, store: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -326,6 +327,17 @@ def test_infeasible_names_the_constraint_and_what_would_do() -> None:
 def test_refuses_a_request_that_makes_no_sense(changes: dict[str, object]) -> None:
     with pytest.raises(errors.UsageError):
         choose(TABLE, request(**changes))
+
+
+def test_a_layer_that_is_named_twice_cannot_be_kept() -> None:
+    """What lies behind the first of the two would leave the device, against what its owner means."""
+    places = [
+        dataclasses.replace(place, cut=msgspec.structs.replace(place.cut, layer="norm")) for place in TABLE.places[1:3]
+    ]
+    twice = dataclasses.replace(TABLE, places=(TABLE.places[0], *places, *TABLE.places[3:]))
+    with pytest.raises(errors.UsageError) as caught:
+        choose(twice, request(demand=demand(keep="norm")))
+    assert caught.value.data["cuts"] == [place.cut.index for place in places]
 
 
 @pytest.mark.parametrize(
