@@ -194,7 +194,7 @@ def _no_token(settings: Settings) -> str:
 
 async def _models(settings: Settings) -> list[str]:
     try:
-        async with asyncio.timeout(limits.DOCTOR_TIMEOUT), contact.client(settings) as client:
+        async with asyncio.timeout(limits.DOCTOR_TIMEOUT), contact.client(settings, patient=False) as client:
             return [model.name for model in await client.models()]
     except TimeoutError as error:
         raise errors.UnreachableError(
