@@ -111,7 +111,9 @@ def choose() -> str:
     """The set to use: the best one, or a lower one named by ``SPLITEDGE_ISA``. Tells numba of it where that is needed."""
     loaded = "numba" in sys.modules
     if not loaded and (names := take_over(os.environ)):
-        problem = f"{', '.join(names)} in the environment has no effect here: splitedge decides how its kernels are compiled"
+        problem = (
+            f"{', '.join(names)} in the environment has no effect here: splitedge decides how its kernels are compiled"
+        )
         warnings.warn(problem, RuntimeWarning, stacklevel=2)
     choice = decide(host_features(), os.environ.get("SPLITEDGE_ISA", ""), loaded)
     if choice.problem:

@@ -201,7 +201,7 @@ class _Files(IndexDataCacheFile):  # type: ignore[misc]
         data = _checked(Path(self._data_path(name)))
         return pickle.loads(data) if data else None  # noqa: S301
 
-    def _data_name(self, number: int) -> str:
+    def _data_name(self, number: int) -> str:  # noqa: ARG002 (two processes at once count alike)
         return str(super()._data_name(uuid.uuid4().int >> 64))
 
     @contextmanager
