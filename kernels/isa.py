@@ -126,14 +126,12 @@ def choose() -> str:
 def take_over(environment: MutableMapping[str, str]) -> list[str]:
     """Remove numba's variables from ``environment``; returns the names of those that a user set.
 
-    Some make LLVM abort (a processor without the instructions that kernels name), some slow kernels down, one switches the compiler off.
-    ``NUMBA_OPT``, the level of optimization, changes no bit and stays.
+    Some make LLVM abort (a processor without the instructions that kernels name), some slow down the kernels that are kept, one switches the
+    compiler off.
     """
     told = environment.get("NUMBA_CPU_NAME"), environment.get("NUMBA_CPU_FEATURES")
     ours = told in (*_MODEL.values(), *ARM_MODEL.values())  # a parent process of ours told it
     names = sorted(name for name in environment if name.startswith("NUMBA_"))
-    if environment.get("NUMBA_OPT") in ("0", "1", "2", "3"):
-        names.remove("NUMBA_OPT")
     for name in names:
         del environment[name]
     return [name for name in names if not (ours and name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"))]

@@ -62,8 +62,7 @@ def fingerprint(sources: Path) -> str:
         os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name(),
         os.environ.get("NUMBA_CPU_FEATURES") or sorted(isa.host_features()),
     )
-    level = os.environ.get("NUMBA_OPT", "")  # slow code must not stay for those who did not ask for it
-    digest.update(repr((numba.__version__, llvmlite.__version__, isa.ISA, cpu, level)).encode())
+    digest.update(repr((numba.__version__, llvmlite.__version__, isa.ISA, cpu)).encode())
     return digest.hexdigest()[:16]
 
 
