@@ -10,7 +10,6 @@ import random
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from edge_agent import errors
@@ -18,6 +17,7 @@ from edge_agent.agent import Agent
 from edge_agent.config import LinkConfig, ReuseConfig, Settings
 from edge_agent.protocol.messages import Codec, Rung
 from edge_agent.reuse import Reuse, Seen, coded, deviation, distance
+from tests.drawn import drawn
 from tests.edge_agent.test_agent import png, until
 from tests.small_server import SmallServer, expected_class, make_plan
 
@@ -46,7 +46,7 @@ def test_equal_frames_are_0_apart_others_about_2_and_the_means_of_the_channels_1
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**32))
-@hypothesis_settings(max_examples=50, deadline=None)
+@drawn(50)
 def test_it_is_what_whole_numbers_say(rows, channels, seed):
     rng = np.random.default_rng(seed)
     one, two = rng.integers(0, 256, (2, rows, channels)).astype(np.uint8)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import codec, packing, projection, rans, rotation
 from kernels import reference as ref
+from tests.drawn import drawn
 
 NONE = np.zeros(0, np.float32)
 NO_SIDE = np.zeros((0, 2), np.float32)
@@ -132,7 +133,7 @@ TABLES = [[4096], [1, 4095], [2000, 96, 2000], [512] * 8, [16] * 256, [3841, *[1
 
 
 @pytest.mark.parametrize("lanes", [1, rans.LANES])
-@settings(max_examples=40, deadline=None)
+@drawn(40)
 @given(
     index=st.lists(st.integers(0, len(TABLES) - 1), min_size=1, max_size=9),
     rows=st.integers(0, 30),

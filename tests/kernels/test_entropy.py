@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kernels import entropy
 from kernels import reference as ref
+from tests.drawn import drawn
 
 Arrays = list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]]
 ALL = np.zeros(1, np.uint8)
@@ -49,7 +50,7 @@ def rows_of_arrays(draw: Any) -> Arrays:
     return arrays
 
 
-@settings(deadline=None, max_examples=40)
+@drawn(40)
 @given(rows_of_arrays())
 def test_what_is_coded_comes_back_and_equals_the_twin(arrays: Arrays) -> None:
     x, words = encode(arrays)
@@ -62,7 +63,7 @@ def test_what_is_coded_comes_back_and_equals_the_twin(arrays: Arrays) -> None:
         np.testing.assert_array_equal(plain, codes)
 
 
-@settings(deadline=None, max_examples=100)
+@drawn(100)
 @given(rows_of_arrays(), st.integers(entropy.SEED, (1 << 63) - 1), st.lists(st.integers(0, 2**32 - 1), max_size=20))
 def test_any_words_give_symbols_of_the_alphabet(arrays: Arrays, x: int, words: list[int]) -> None:
     found, _ = decode(x, np.array(words, np.uint32), arrays)

@@ -7,13 +7,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
 from kernels import conv
 from tests import reference_head
+from tests.drawn import drawn
 from tests.segment_builder import Builder
 
 SENTINEL = 0xA5
@@ -60,7 +61,7 @@ def assert_equal_to_twin(shape: list[int], arguments: dict[str, Any], threads: i
     np.testing.assert_array_equal(arena[head.input.offset :][: x.size], x.reshape(-1))
 
 
-@settings(max_examples=150, deadline=None)
+@drawn(150)
 @given(case=convolutions().filter(lambda case: touches(*case)), threads=st.sampled_from((1, 1, 2, 3)), copy=st.sampled_from((1, 700, 5000)))  # fmt: skip
 def test_any_convolution_equals_the_twin(case: tuple[list[int], dict[str, Any]], threads: int, copy: int) -> None:
     with mock.patch.object(conv, "COPY", copy):

@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
@@ -15,6 +15,7 @@ from edge_agent import errors, limits
 from edge_agent.head import preprocess as pre
 from edge_agent.head.segment import Tensor
 from edge_agent.protocol.messages import Preprocess
+from tests.drawn import drawn
 
 
 def spec(**changes: object) -> Preprocess:
@@ -106,7 +107,7 @@ def test_no_decoder_of_another_format_sees_the_bytes(kind: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@drawn(40)
 def test_damaged_images_are_read_or_refused(kind: str, data: st.DataObject) -> None:
     whole = bytearray(encoded(noise(12, 9), kind))
     for _ in range(data.draw(st.integers(1, 4))):
