@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import errno
 import importlib.metadata
+import io
 import os
 import platform
 import struct
@@ -69,18 +70,52 @@ def run(program: str, start: Callable[[], object]) -> None:
 def prepare_streams() -> None:
     """Give the program standard streams where it was started without, and let none of them fail on a sign that it cannot encode."""
     codecs.register_error("splitedge", _spelled)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name, mode, raw in (("stdin", "r", None), ("stdout", "w", _Output), ("stderr", "w", _Log)):
         if getattr(sys, name) is None:  # closed: a file that is opened next would take its place
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
-    for stream in (sys.stdout, sys.stderr):
-        if callable(reconfigure := getattr(stream, "reconfigure", None)):
-            reconfigure(errors="splitedge")
+        elif raw is not None:
+            setattr(sys, name, _over(raw, getattr(sys, name)))
 
 
-def log(line: str) -> None:
-    """Print ``line`` on standard error. That it cannot be written (a full disk, a reader that went away) ends no program that works."""
-    with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+class OutputError(OSError):
+    """Standard output cannot be written."""
+
+
+class _Output(io.FileIO):
+    """Standard output: its errors say whose they are."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror) from error
+
+
+class _Log(io.FileIO):
+    """Standard error: that it cannot be written (a full disk, a reader that went away) ends no program that works."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _over(raw: type[io.FileIO], stream: Any) -> Any:
+    """``stream`` through ``raw``, where it is a file of the system (tests put others in its place), and with our handler of encoding errors."""
+    buffered = isinstance(getattr(stream, "buffer", None), io.BufferedWriter)  # or as PYTHONUNBUFFERED leaves it
+    if type(stream) is not io.TextIOWrapper or not isinstance(
+        stream.buffer.raw if buffered else stream.buffer, io.FileIO
+    ):
+        return stream
+    stream.flush()
+    file = raw(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(file) if buffered else file, stream.encoding, "splitedge",
+        line_buffering=stream.line_buffering, write_through=not buffered,
+    )  # fmt: skip
 
 
 def printable(text: str) -> str:
@@ -106,12 +141,11 @@ def _ended(program: str, error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         _give_up_stdout()
         return BROKEN_PIPE
-    message, status = _told(error)
-    if problem := _stdout_problem():
+    if isinstance(error, OutputError):
         _give_up_stdout()
-        message, status = f"standard output cannot be written ({problem}); part of the answer is lost", OUTPUT_FAILED
+    message, status = _told(error)
     if message:
-        log(f"{program}: {printable(message)}")
+        print(f"{program}: {printable(message)}", file=sys.stderr)
     return status
 
 
@@ -123,6 +157,8 @@ def _told(error: BaseException) -> tuple[str, int]:
         return "interrupted", 130
     if isinstance(error, MemoryError):
         return "there is not enough memory; stop other programs, add swap or raise the limit", OUT_OF_MEMORY
+    if isinstance(error, OutputError):
+        return f"standard output cannot be written ({error.strerror}); part of the answer is lost", OUTPUT_FAILED
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _SYSTEM):
         place = f"{_name(error.filename)} cannot be used" if error.filename is not None else "a file cannot be used"
         return (
@@ -135,8 +171,7 @@ def _told(error: BaseException) -> tuple[str, int]:
         return f"{error}; PYTHONWARNINGS or -W makes an error of this warning: unset it", UsageError.exit_status
     show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(status, int):  # typer's errors in a command line
-        with suppress(OSError):
-            show()
+        show()
         return "", status
     cause = error.__cause__ if type(error).__name__ == "Abort" and error.__cause__ else error  # typer's, of an EOFError
     return (
@@ -147,15 +182,6 @@ def _told(error: BaseException) -> tuple[str, int]:
 
 def _name(path: Any) -> str:
     return os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
-
-
-def _stdout_problem() -> str:
-    """Why what was printed cannot be written, or an empty string."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
 
 
 def _give_up_stdout() -> None:

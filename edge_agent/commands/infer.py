@@ -17,7 +17,7 @@ from edge_agent.engine import Frame, frame_bytes
 from edge_agent.explain import headline, plain, size
 from edge_agent.head.text import decode
 from edge_agent.inputs.sources import Source, expand, is_array, load_array, spoken
-from edge_agent.platform_check import log, printable
+from edge_agent.platform_check import printable
 from edge_agent.protocol.messages import Plan
 from edge_agent.results import Result, Timing, to_json
 
@@ -88,7 +88,7 @@ def _show(source: Source, outcome: Outcome, *, json: bool) -> None:
         sys.stdout.write(msgspec.json.encode({"image": source.name, "error": outcome.to_wire()}).decode() + "\n")
     if not isinstance(outcome, Result):
         named = outcome.message if source.name in outcome.message else f"{source.name}: {outcome.message}"
-        log(f"edge-agent: {printable(named)}")
+        print(f"edge-agent: {printable(named)}", file=sys.stderr)
     sys.stdout.flush()
 
 

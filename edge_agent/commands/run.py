@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import sys
 from typing import Literal
 
 from edge_agent import errors, limits
@@ -18,7 +19,6 @@ from edge_agent.config import Settings
 from edge_agent.explain import plain
 from edge_agent.inputs import api
 from edge_agent.link.dial import heals
-from edge_agent.platform_check import log
 from edge_agent.service import notify
 from edge_agent.stage import Stage
 from kernels import jit
@@ -95,4 +95,4 @@ def _on_link(text: str) -> None:
 
 
 def _log(text: str) -> None:
-    log(f"edge-agent: {plain(text)}")
+    print(f"edge-agent: {plain(text)}", file=sys.stderr, flush=True)
