@@ -203,7 +203,7 @@ def _spelling(character: str) -> str:
         return f"\\x{code - 0xDC00:02x}"
     if 0x2800 <= code <= 0x28FF:  # a spinner
         return "*"
-    return _SIGNS.get(character) or character.encode("ascii", "backslashreplace").decode()
+    return _SIGNS.get(character) or character.encode("unicode_escape").decode()
 
 
 def _width_problem(pointer_bits: int, maxsize: int, machine: str) -> str:
