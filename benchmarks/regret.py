@@ -193,7 +193,7 @@ def negotiate(board: Board, name: str, network: Network, mbps: float, rtt: float
     """The plan of the agent ``name`` over the link as it is. The segment is fetched over a better one: no frame waits for it."""
 
     def on_step(text: str) -> None:
-        if text == "fetching the segment":
+        if text == "downloading the segment":
             network.link(BOARD, SERVER, mbps=1000, rtt_ms=1)
         elif text == "preparing the head":
             network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)

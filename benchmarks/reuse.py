@@ -30,6 +30,7 @@ from calibration.samples import Samples, evenly, open_samples
 from edge_agent import codec, errors
 from edge_agent.config import ReuseConfig
 from edge_agent.head.preprocess import code_table, load_image, normalise, pixels_to_codes
+from edge_agent.protocol.answers import Answered
 from edge_agent.reuse import Reuse
 
 I64 = NDArray[np.int64]
@@ -206,11 +207,11 @@ def sources(codes: U8, config: ReuseConfig) -> I64:
     for i, frame in enumerate(codes):
         while on_way and on_way[0].number <= i - LATENCY:
             done = on_way.popleft()
-            reuse.keep(done, [(done.number, 1.0)], 1)
+            reuse.keep(done, Answered(((done.number, 1.0),)), 1)
         seen = reuse.look(frame, i / RATE)
         if seen.kept is None:
             on_way.append(seen)
-        found.append(i if seen.kept is None else seen.kept.pairs[0][0])
+        found.append(i if seen.kept is None else seen.kept.answer.pairs[0][0])
     return np.array(found)
 
 
@@ -250,7 +251,7 @@ def speed(split: Split, codes: U8) -> dict[str, float]:
     assert own is not None
     made = histogram.fit(split.rules[spot.index, SUMMARY_BITS], SUMMARY_BITS)
     reuse = Reuse(ReuseConfig(threshold=1.0, max_run=1_000_000))
-    reuse.keep(reuse.look(codes[0], 0.0), [], 0)
+    reuse.keep(reuse.look(codes[0], 0.0), Answered(()), 0)
     times = in_turn(
         {
             "compare": lambda: reuse.look(codes[1], 0.0),

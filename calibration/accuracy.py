@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from calibration.cache import Cache, key, remembered
 from calibration.clipping import JPEG, Histogram
 from calibration.families import Fitted, cost, worth_a_run
+from calibration.graph import short
 from calibration.observe import Progress, Quantization, to_onnx
 from calibration.samples import Samples, evenly
 from calibration.sensitivity import difference, law
-from edge_agent import codec
+from edge_agent import codec, errors
 from edge_agent.codec import marks
 from edge_agent.head.executor import Head
 from edge_agent.head.segment import Tensor
@@ -250,7 +251,13 @@ def _noise_of(
     codecs = [] if spot.load is None else [_least(spot, histogram, bits, measure) for bits in ACTIVATION_BITS]
     if histogram.picture is not None:
         codecs += [_jpeg(spot, histogram, quality, values, measure) for quality in QUALITIES]
-    return CutNoise(spot.index, own, [*codecs, *_coded(spot, fitted, values, measure)])
+    if not math.isfinite(own):
+        raise errors.ModelError(
+            f"the model answers NaN or infinity where {short(spot.tensor)} has 8 bits; export it without operators that "
+            "have no answer to some numbers, such as the logarithm of 0"
+        )
+    measured = [*codecs, *_coded(spot, fitted, values, measure)]
+    return CutNoise(spot.index, own, [one for one in measured if math.isfinite(one.noise)])
 
 
 def _entry(model: str, spot: Spot, histogram: Histogram, fitted: Sequence[Fitted], measured: Sequence[Values]) -> str:
@@ -270,7 +277,7 @@ def _least(spot: Spot, histogram: Histogram, bits: int, measure: Callable[[Codec
     """Of the finalists the one of least noise."""
     payload = codec.packed_bytes(spot.size, bits) + marks.size(spot.tokens)
     tried = [CodecNoise(bits, rule, measure(histogram.fit(rule, bits)), payload) for rule in finalists(histogram, bits)]
-    return min(tried, key=lambda one: one.noise)
+    return min(tried, key=lambda one: one.noise if math.isfinite(one.noise) else math.inf)
 
 
 def _jpeg(
@@ -343,6 +350,11 @@ def float_outputs(run: Tail, samples: Samples, progress: Progress | None = None)
     for start in range(0, len(samples), BATCH):
         stop = min(start + BATCH, len(samples))
         found.append(run(np.stack([samples[i] for i in range(start, stop)])))
+        for i, output in enumerate(found[-1], start):
+            if not np.isfinite(output).all():
+                raise errors.ModelError(
+                    f"sample {i} makes the model answer NaN or infinity; check the model and the preprocessing"
+                )
         if progress is not None:
             progress("answers", stop, len(samples))
     return np.concatenate(found)

@@ -32,19 +32,19 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from calibration import accuracy, cuts, families, fidelity, layers, margins, observe, stored, trials
+from calibration import accuracy, cuts, families, fidelity, layers, margins, observe, outputs, stored, trials
 from calibration.accuracy import CutNoise, Spot, Tail
 from calibration.cache import Cache, key, remembered
 from calibration.clipping import Histogram
 from calibration.families import Fitted
 from calibration.graph import Graph, short, tail_model
-from calibration.importer import session
 from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
 from calibration.quantize import Rounded, file_bytes
 from calibration.rounding import EVEN, RATES, SEEN, UNSEEN, WIDTHS, Rounding, round_layers
 from calibration.samples import Samples
 from calibration.sensitivity import Probe, Sensitivity, enough, fit
+from calibration.sessions import session
 from calibration.trials import Site, Trial
 from edge_agent import codec, errors
 from edge_agent.codec import jpeg
@@ -52,15 +52,16 @@ from edge_agent.head import segment as seg
 from edge_agent.head.executor import Head
 from edge_agent.head.preprocess import input_quantization
 from edge_agent.head.text import Tokenizer
-from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Preprocess, TokenizerRef
+from edge_agent.protocol.messages import Codec, Cut, ModelInfo, Output, OutputKind, Preprocess, TokenizerRef
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-FORMAT: Final = 5
+FORMAT: Final = 6
 CODECS: Final = "codecs.json"
 TOKENIZER: Final = "tokenizer.json"
 TAIL_RUNS: Final = 9
+ANSWERS: Final = 16  # of the float model, which tell what its output is
 OUTPUT_ROOM: Final = 1.2
 
 #: What is lost: right answers, answers as the float model's, or the cosine to its outputs; "auto" is the first with labels, else the second.
@@ -109,6 +110,7 @@ class Manifest(msgspec.Struct):
     accuracy: Model
     tail_ms: dict[int, float]
     files: dict[str, str]  # SHA-256
+    output: Output
     float_top1: float | None = None  # per cent of the samples that the float model has right; None without labels
     tokenizer: TokenizerRef | None = None
 
@@ -125,7 +127,7 @@ class Bundle:
         self.name, self.metric, self.labels = manifest.name, manifest.metric, manifest.labels
         self.samples, self.preprocess, self.tokenizer = manifest.samples, manifest.preprocess, manifest.tokenizer
         self.accuracy: Model = manifest.accuracy
-        self.other_bytes = manifest.other_bytes
+        self.other_bytes, self.output = manifest.other_bytes, manifest.output
         self.layers = {layer.noise.tensor: layer for layer in manifest.layers}
         self.cut_noises = {noise.cut: noise for noise in manifest.cut_noises}
         self.cuts: list[Cut] = [listed.cut for listed in manifest.cuts]
@@ -154,7 +156,7 @@ class Bundle:
         """The bundle as a model listing shows it."""
         return ModelInfo(
             self.name, self.sha256, self.metric, self.samples, self.cuts, self.unsupported, self.preprocess,
-            self.manifest.float_top1, self.tokenizer,
+            self.manifest.float_top1, self.tokenizer, self.output,
         )  # fmt: skip
 
     def header(self, cut: int, weight_bits: Bits = 8, start: int = 0) -> seg.Header:
@@ -273,23 +275,31 @@ def create(
     cache: Path | None = None,
     metric: Metric = "auto",
     tokenizer: Tokenizer | None = None,
+    output_kind: OutputKind | None = None,
 ) -> Bundle:
     """Calibrate ``model`` (from `calibration.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
 
     ``labels`` are class names. ``progress(phase, done, total)`` is called often. ``rounding`` of weights: to the nearest grid point, with or without
     biases corrected for it, or by what it does to the samples (`calibration.rounding`), which loses much less below 8 bits. ``cache``: a folder for
     rounded layers and for what was measured of layers, cuts and tails, so that only what changed is made again. ``metric``: the samples' classes are
-    looked at for "top1" alone. ``tokenizer``: made the samples' ids of texts, and is to do so for agents. Raises `errors.ModelError`,
+    looked at for "top1" alone. ``tokenizer``: made the samples' ids of texts, and is to do so for agents. ``output_kind``: as `outputs.describe` takes it. Raises `errors.ModelError`,
     `errors.InputError` (samples, their classes, or class names that do not fit the model), `errors.UsageError` (a metric that needs classes, and
     there are none), `errors.StoreError` (the folder cannot be written).
     """
-    judged_by = _metric(metric, samples)
-    if judged_by != "top1":
-        samples = Samples(samples.preprocess, samples.sources)
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
     _check_ids(network, samples)
-    _check_classes(model, samples, labels)
+    answers = _some_answers(model, samples)
+    has_classes = bool(labels) or samples.classes is not None
+    output = outputs.describe(
+        answers, output_kind, classes=has_classes, embedding=metric == "cosine", indices=outputs.recorded(model)
+    )
+    judged_by = _metric(metric, samples, output)
+    if judged_by != "top1":
+        samples = Samples(samples.preprocess, samples.sources)
+    labels = labels if output.has_classes else ()
+    _check_output(answers[0].size)
+    _check_classes(answers[0].size, samples, labels)
     kept = None if cache is None else Cache(cache)
     work = _Making(model, network, _places(network), samples, name, progress, rounding, judged_by, kept)
     sites = work.sites()
@@ -303,7 +313,7 @@ def create(
         FORMAT, name, judged_by, list(labels), len(samples), samples.preprocess,
         [Listed(p.cut, p.reachable, p.reason) for p in work.places], cuts.unsupported(network),
         {t: (q.scale, q.zero_point) for t, q in work.calibration.quantizations.items()}, list(noises.values()),
-        [site.noise for site in sites], work.other_bytes(noises), tried, accuracy_model, work.tail_ms(), {}, top1,
+        [site.noise for site in sites], work.other_bytes(noises), tried, accuracy_model, work.tail_ms(), {}, output, top1,
         None if tokenizer is None else tokenizer.reference(),
     )  # fmt: skip
     codecs = {
@@ -493,8 +503,14 @@ def _places(network: layers.Network) -> list[cuts.Place]:
     return places
 
 
-def _metric(wanted: Metric, samples: Samples) -> Literal["top1", "agreement", "cosine"]:
+def _metric(wanted: Metric, samples: Samples, output: Output) -> Literal["top1", "agreement", "cosine"]:
     """What ``samples`` are judged by."""
+    if not output.has_classes and wanted in ("auto", "cosine"):
+        return "cosine"
+    if not output.has_classes:
+        raise errors.UsageError(
+            f"--metric {wanted} compares classes and the output, a tensor of {output.shape}, has none: leave it out, or choose cosine"
+        )
     if wanted == "auto":
         return "agreement" if samples.classes is None else "top1"
     if wanted == "top1" and samples.classes is None:
@@ -558,13 +574,21 @@ def _check_ids(network: layers.Network, samples: Samples) -> None:
             )
 
 
-def _check_classes(model: onnx.ModelProto, samples: Samples, names: Sequence[str]) -> None:
-    outputs = runner(model)(samples[0][None]).size
-    if outputs < 2:
+def _some_answers(model: onnx.ModelProto, samples: Samples) -> F32:
+    """What the float model answers to the first samples, [n, ...] in ONNX order."""
+    run = runner(model)
+    return np.concatenate([run(samples[i][None]) for i in range(min(ANSWERS, len(samples)))])
+
+
+def _check_output(values: int) -> None:
+    if values < 2:
         raise errors.ModelError(
             "the model has one output value, for which no --metric means anything (top-1 is always the same, a cosine only "
             "tells its sign); give a model with two outputs or more"
         )
+
+
+def _check_classes(outputs: int, samples: Samples, names: Sequence[str]) -> None:
     samples.check_classes(outputs)
     if names and len(names) != outputs:
         raise errors.InputError(

@@ -7,7 +7,7 @@ stands, without the batch axis. `stored_shape` and `STORED_AXES` are that rule.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +49,11 @@ class Graph:
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Graph:
-        """The graph of a model with one input and one output; every dimension but the batch must be known at the input."""
-        inferred = onnx.shape_inference.infer_shapes(with_batch(model, 1), data_prop=True).graph
+        """The graph of a model with one input and one output; every dimension but the batch must be known at the input.
+
+        Raises `errors.ModelError` where shapes contradict each other.
+        """
+        inferred = infer_shapes(with_batch(model, 1)).graph
         constants = {t.name: onnx.numpy_helper.to_array(t) for t in inferred.initializer}
         constants |= {n.output[0]: _constant(n) for n in inferred.node if n.op_type == "Constant"}
         entry = inputs(inferred)[0]
@@ -125,7 +128,17 @@ def tail_model(model: onnx.ModelProto, tensor: str, shape: Iterable[int]) -> onn
     entries = [entry, *(i for i in inputs(source) if i.name in wanted - {tensor})]
     weights = [t for t in source.initializer if t.name in wanted]
     graph = onnx.helper.make_graph(nodes[::-1], source.name, entries, list(source.output), weights)
-    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    made = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    made.metadata_props.extend(model.metadata_props)
+    return made
+
+
+def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of ``model`` with the shapes of its tensors. Raises `errors.ModelError` where they contradict each other."""
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception as error:  # onnx's errors have no common base
+        raise errors.ModelError(f"the shapes of the model do not fit ({error}); export it again") from error
 
 
 def drop_unread(graph: onnx.GraphProto) -> None:
@@ -140,6 +153,25 @@ def drop_unread(graph: onnx.GraphProto) -> None:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(kept[::-1])
     graph.initializer.extend(weights)
+
+
+def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """``graph`` and those inside its operators, such as branches and loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from subgraphs(inner)
+
+
+def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Lets the operator that makes the tensor ``old``, and all that read it, call it ``new``; the graph's inputs and outputs keep their names."""
+    for part in subgraphs(graph):
+        for node in part.node:
+            for names in (node.input, node.output):
+                for place, name in enumerate(names):
+                    if name == old:
+                        names[place] = new
 
 
 def short(name: str) -> str:
@@ -198,7 +230,7 @@ def _needed(nodes: list[Node], output: str) -> list[Node]:
         if wanted & set(node.outputs):
             wanted |= set(node.inputs)
             found.append(node)
-    if not found and nodes:
+    if not found:
         raise errors.ModelError("the model's output does not depend on its input; export the model again")
     return found[::-1]
 

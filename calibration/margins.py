@@ -67,9 +67,13 @@ class Curve(msgspec.Struct, frozen=True):
     promise_samples: int
 
     def at(self, noise: float) -> Drop:
-        """What ``noise`` costs; `WORST` at the upper end where no variant had so much, since nobody knows."""
+        """What ``noise`` costs; `WORST` at the upper end where no variant had so much, since nobody knows.
+
+        A sum of noises depends on its order by a last bit, and the greatest noise is such a sum.
+        """
         low, expected = self._read(self.low, noise), self._read(self.expected, noise)
-        return Drop(expected, low, self._read(self.high, noise) if noise <= self.noise[-1] else self.WORST)
+        known = noise <= self.noise[-1] * (1 + 1e-9)
+        return Drop(expected, low, self._read(self.high, noise) if known else self.WORST)
 
     def within(self, points: float) -> float:
         """The greatest noise at which no more than ``points`` are promised to be lost; 0 where there is none."""

@@ -37,7 +37,7 @@ def unify(model: onnx.ModelProto) -> None:
     Other masks stay as they are, and those that are so already.
     """
     graph = Graph.of(model)
-    if not graph.takes_ids:
+    if not graph.takes_ids or graph.opset < 9:  # without Where
         return
     found = [mask for node in graph.nodes if node.op == "Softmax" and (mask := _mask_of(graph, node))]
     made: dict[int, str] = {}

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.graph import Graph, with_batch
-from calibration.importer import session
+from calibration.sessions import session
 from edge_agent import errors
 
 T = TypeVar("T")

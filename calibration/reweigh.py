@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.graph import drop_unread
-from calibration.layers import Conv, Embed, Linear, Network, Weighted
+from calibration.layers import Clamp, Conv, Embed, Linear, Network, Weighted
 from calibration.moments import Entry, entry
 
 F32 = NDArray[np.float32]
@@ -95,10 +95,10 @@ def _squares(network: Network, read: Entry, target: str) -> tuple[list[onnx.Node
     rows = [-1, height * width // size**2, size * size * channels]
     names = [f"{target}@{i}" for i in range(5)]
     return [
-        helper.make_node("Constant", [], [names[0]], value_ints=cut),
+        _constant(names[0], np.array(cut, np.int64)),
         helper.make_node("Reshape", [read.tensor, names[0]], [names[1]]),
         helper.make_node("Transpose", [names[1]], [names[2]], perm=[0, 2, 4, 3, 5, 1]),
-        helper.make_node("Constant", [], [names[3]], value_ints=rows),
+        _constant(names[3], np.array(rows, np.int64)),
         helper.make_node("Reshape", [names[2], names[3]], [names[4]]),
     ], names[4]
 
@@ -121,9 +121,22 @@ def _conv(network: Network, layer: Conv) -> list[onnx.NodeProto]:
             "MatMul" if layer.groups == 1 else "Mul", [names[2] if rank == 4 else x, weight], [f"{names[0]}+"]
         )
         nodes = [*(flat if rank == 4 else []), first, helper.make_node("Add", [f"{names[0]}+", bias], names[:1])]
-    for limit, op in zip(layer.clamp, ("Max", "Min"), strict=True):
-        if math.isfinite(limit):
-            constant = helper.make_node("Constant", [], [f"{names[0]}@{op}"], value_float=limit)
-            nodes += [constant, helper.make_node(op, [nodes[-1].output[0], constant.output[0]], [f"{names[0]}{op}"])]
+    if any(map(math.isfinite, layer.clamp)):
+        nodes += _clip(nodes[-1].output[0], f"{names[0]}clipped", layer.clamp, network.graph.opset)
     nodes[-1].output[0] = layer.out
     return nodes
+
+
+def _clip(x: str, out: str, clamp: Clamp, opset: int) -> list[onnx.NodeProto]:
+    """A Clip in the form of the operator set ``opset``."""
+    ends = {name: end for name, end in zip(("min", "max"), clamp, strict=True) if math.isfinite(end)}
+    if opset < 11:
+        return [helper.make_node("Clip", [x], [out], **ends)]
+    constants = [_constant(f"{out}@{name}", np.float32(end)) for name, end in ends.items()]
+    names = [f"{out}@{name}" if name in ends else "" for name in ("min", "max")]
+    return [*constants, helper.make_node("Clip", [x, *names], [out])]
+
+
+def _constant(name: str, value: Any) -> onnx.NodeProto:
+    """In the one form that every operator set has."""
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.asarray(value), name))

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Any
@@ -26,20 +27,22 @@ from numpy.typing import NDArray
 
 import edge_agent
 from device_profiles import power
-from edge_agent import errors, limits, negotiation
+from edge_agent import contact, errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.energy import FrameEnergy
-from edge_agent.engine import Encoded, Engine, Frame, frame_bytes
+from edge_agent.engine import Encoded, Engine, Frame, frame_bytes, frame_of
 from edge_agent.in_use import InUse
+from edge_agent.inputs.sources import file_bytes, read_file
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
-from edge_agent.protocol.frames import HEADER_BYTES, Answer, unpack_topk
+from edge_agent.protocol import answers
+from edge_agent.protocol.frames import HEADER_BYTES, Answer
 from edge_agent.protocol.messages import BESIDE, SENDING, LinkEstimate, Plan
 from edge_agent.results import Counters, Result, Timing, stages, top_classes
-from edge_agent.reuse import Pairs, Reuse, Seen
+from edge_agent.reuse import Reuse, Seen
 from edge_agent.timings import Sending, Timings, Turns
 
 
@@ -149,14 +152,18 @@ class Agent:
             if error is not None:
                 raise error
 
-    async def infer(self, frame: Frame) -> Result:
-        """The answer to ``frame``.
+    async def infer(self, frame: Frame | Path) -> Result:
+        """The answer to ``frame``. A `Path` is a file that holds an image, a .npy array or, for a model that takes texts, a text; a `str` is a text.
 
-        Raises `errors.BusyError` at once if too much is waiting, `errors.InputError` for a frame that does not fit the model, `errors.LinkError`
-        when it was not answered in time, and whatever the server said.
+        Raises `errors.BusyError` at once if too much is waiting, `errors.InputError` for a file that cannot be read and for a frame that does not fit
+        the model, `errors.LinkError` when it was not answered in time, and whatever the server said.
         """
-        with self.counters.ending(), self.admission.slot(frame_bytes(frame)):
-            result = await self._answer(frame, time.perf_counter())
+        with self.counters.ending():
+            size = await asyncio.to_thread(file_bytes, frame) if isinstance(frame, Path) else frame_bytes(frame)
+            with self.admission.slot(size):
+                if isinstance(frame, Path):
+                    frame = frame_of(await asyncio.to_thread(read_file, frame), str(frame), self.plan)
+                result = await self._answer(frame, time.perf_counter())
         self.counters.answer(result)
         return result
 
@@ -287,8 +294,9 @@ class Agent:
     async def _prepare(self, known: LinkEstimate | None = None) -> _Active:
         """Profile, link (measured, unless it is ``known``), plan, segment, warm head, open stream."""
         settings, cache = self.settings, Cache(negotiation.cache_directory(self.settings))
+        contact.require_model(settings)
         profile = await negotiation.profile(settings, self.say)
-        async with negotiation.client(settings) as client:
+        async with contact.client(settings) as client:
             link, since = known or await negotiation.link(client, {}, self.say), time.monotonic()
             measured = self._known(link_changed=known is not None)
             rehearsed = await negotiation.rehearsal(client, settings, profile, measured, self.say)
@@ -367,7 +375,7 @@ class Agent:
                     await self._replan(current)
                     backoff, self._looks = limits.BACKOFF_FIRST, limits.LOOKS
                 except errors.SplitEdgeError as error:
-                    self.say(f"ready with the old plan; no new one: {error.message}")
+                    self.say(f"ready with the old plan; no new plan: {error.message}")
                     await asyncio.sleep(backoff if heals(error) else limits.REPLAN_LEAST)  # each attempt loads the link
                     backoff = min(2 * backoff, limits.BACKOFF_MAX)
 
@@ -393,7 +401,7 @@ class Agent:
                     self._looks -= untrue
                 except errors.SplitEdgeError as error:
                     why = "the changed link" if changed else "what frames took"
-                    self.say(f"ready with the old plan; no new one for {why}: {error.message}")
+                    self.say(f"ready with the old plan; no new plan for {why}: {error.message}")
 
     def _holding(self, adaptation: Adaptation) -> str:
         if adaptation.holds:
@@ -489,22 +497,23 @@ class _Active(InUse):
         reuse = self.reuse
         return None if reuse is None else lambda tensor: reuse.look(tensor, time.monotonic())
 
-    def result(self, encoded: Encoded, answer: Answer | None, timing: Timing, k: int) -> Result:
-        """What the frame's caller gets. ``answer``: the server's, None where nothing was sent; it may serve again. ``k``: classes in an answer."""
+    def result(self, encoded: Encoded, reply: Answer | None, timing: Timing, topk: int) -> Result:
+        """What the frame's caller gets. ``reply``: the server's, None where nothing was sent; it may serve again. ``topk``: as in the settings."""
         plan, seen, kept = self.engine.plan, encoded.seen, encoded.kept
-        made = Result([], timing, 0, plan.id, plan.mode, distance=seen.distance if seen else None)
-        pairs: Pairs
-        if answer is not None:
-            pairs = unpack_topk(answer.payload)
+        made = Result(
+            [], timing, 0, plan.id, plan.mode, distance=seen.distance if seen else None, kind=plan.output.kind
+        )
+        if reply is not None:
+            answer = answers.unpack(reply.payload, plan.output, topk)
             made.payload_bytes, made.rung = HEADER_BYTES + len(encoded.payload), encoded.rung
             made.bits = plan.ladder[encoded.rung].bits
             if self.reuse is not None and seen is not None:
-                self.reuse.keep(seen, pairs, made.payload_bytes)
+                self.reuse.keep(seen, answer, made.payload_bytes)
         elif kept is not None:
-            pairs, made.cached, made.saved_bytes = kept.pairs, True, kept.sent_bytes
+            answer, made.cached, made.saved_bytes = kept.answer, True, kept.sent_bytes
         else:
-            pairs = self.engine.top(encoded.codes, k)
-        made.top = top_classes(pairs, plan.labels)
+            answer = answers.from_values(self.engine.output(encoded.codes), plan.output, topk)
+        made.top, made.output = top_classes(answer.pairs, plan.labels), answer.output
         return made
 
     @property

@@ -12,74 +12,105 @@ import edge_agent
 from edge_agent.config import Settings, load
 
 app = typer.Typer(
-    help="The program on the board: runs the integer head of a split network and streams the cut to an edge-server.",
+    help="Run the first part of a neural network on this board and the rest on an edge-server.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-service_app = typer.Typer(help="The agent as a systemd service.", no_args_is_help=True)
+service_app = typer.Typer(help="Install, remove or check the agent as a systemd service.", no_args_is_help=True)
 app.add_typer(service_app, name="service")
 
 Config = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with any of these settings.", show_default=False)
+    Path | None,
+    typer.Option("--config", help="Configuration file (TOML); options given here override it.", show_default=False),
 ]
-Server = Annotated[str | None, typer.Option("--server", help="URL of the edge-server.")]
+Server = Annotated[str | None, typer.Option("--server", help="URL of the edge-server [http://127.0.0.1:8470].")]
 Token = Annotated[
     str | None,
-    typer.Option("--token", help="Bearer token; better in SPLITEDGE_TOKEN or a file."),
+    typer.Option(
+        "--token", help="Token for the server. Other users can see options: prefer SPLITEDGE_TOKEN or --token-file."
+    ),
 ]
-TokenFile = Annotated[str | None, typer.Option("--token-file", help="File that holds the token.")]
-Model = Annotated[str | None, typer.Option("--model", help="Name of the model on the server.")]
-Ca = Annotated[str | None, typer.Option("--ca", help="Certificate authority to trust (PEM).")]
+TokenFile = Annotated[str | None, typer.Option("--token-file", help="File that contains the token.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Model to run, by its name on the server (see `edge-agent models`).")
+]
+Ca = Annotated[
+    str | None,
+    typer.Option(
+        "--ca", help="Certificate authority that signed the server's certificate (PEM) [those of the system]."
+    ),
+]
 Insecure = Annotated[
     bool | None,
     typer.Option(
         "--allow-insecure",
-        help="Send the token over plain HTTP beyond this machine.",
+        help="Allow unencrypted HTTP to another machine, which exposes the token.",
         show_default=False,
     ),
 ]
 Profile = Annotated[
     str | None,
-    typer.Option("--profile", help="Profile written by `edge-agent profile --out`."),
+    typer.Option(
+        "--profile",
+        help="Measurements of this board, from `edge-agent profile --out FILE` [measured at the first start].",
+    ),
 ]
 MaxDrop = Annotated[
     float | None,
-    typer.Option("--max-drop", help="Accuracy that may be lost, in points [1.0]."),
+    typer.Option("--max-drop", help="Largest accepted loss of accuracy, in points [1.0]."),
 ]
-MaxLatency = Annotated[float | None, typer.Option("--max-latency", help="Greatest latency wanted, in ms.")]
-MinRate = Annotated[float | None, typer.Option("--min-rate", help="Frames a second wanted.")]
+MaxLatency = Annotated[
+    float | None, typer.Option("--max-latency", help="Largest accepted time per frame, in ms [any].")
+]
+MinRate = Annotated[
+    float | None, typer.Option("--min-rate", help="Smallest accepted rate, in frames per second [any].")
+]
 Keep = Annotated[
     str | None,
     typer.Option(
         "--keep",
-        help="What must not leave: nothing, input, or everything before a named layer.",
+        help="Data that must stay on this board: nothing, input, or the name of a layer (the input and every tensor before that layer's output) [nothing].",
     ),
 ]
-Frames = Annotated[float | None, typer.Option("--frames", help="How many the plan is expected to serve.")]
-WeightTime = Annotated[float | None, typer.Option("--weight-time", help="Weight of a second [1].")]
-WeightEnergy = Annotated[float | None, typer.Option("--weight-energy", help="Weight of a joule [0].")]
-WeightCost = Annotated[float | None, typer.Option("--weight-cost", help="Weight of a server second [0].")]
-Next = Annotated[
-    str | None, typer.Option("--next", help="Share the model with the board at this URL and those behind it.")
+Frames = Annotated[
+    float | None,
+    typer.Option(
+        "--frames", help="Frames expected during a plan; the download of its segment is spread over them [unlimited]."
+    ),
 ]
-MaxAway = Annotated[float | None, typer.Option("--max-away", help="Seconds the server may be away [10].")]
+WeightTime = Annotated[
+    float | None, typer.Option("--weight-time", help="Cost of one second per frame, when plans are compared [1].")
+]
+WeightEnergy = Annotated[float | None, typer.Option("--weight-energy", help="Cost of one joule on this board [0].")]
+WeightCost = Annotated[float | None, typer.Option("--weight-cost", help="Cost of one second of server time [0].")]
+Next = Annotated[
+    str | None, typer.Option("--next", help="URL of the next board, to share the model among several boards.")
+]
+MaxAway = Annotated[
+    float | None,
+    typer.Option(
+        "--max-away", help="Time in seconds that a frame waits for an unreachable server before it fails [10]."
+    ),
+]
 Controller = Annotated[
     str | None,
-    typer.Option("--controller", help="What chooses codecs: adaptive, quantpipe, pipeedge or fixed [adaptive]."),
+    typer.Option(
+        "--controller",
+        help="Method that adapts the codec to the link: adaptive, quantpipe, pipeedge or fixed [adaptive].",
+    ),
 ]
-LinkBits = Annotated[
-    int | None, typer.Option("--bits", help="Begin with the codec of at most so many bits [as the plan says].")
-]
+LinkBits = Annotated[int | None, typer.Option("--bits", help="Maximum bits of the initial codec [from the plan].")]
 MaxAge = Annotated[
-    float | None, typer.Option("--max-age", help="Milliseconds after which an unsent frame is dropped [never].")
+    float | None,
+    typer.Option("--max-age", help="Drop frames that wait longer than this before they are sent, in ms [never]."),
 ]
 Reuse = Annotated[
     float | None,
     typer.Option(
         "--reuse",
-        help="Give frames that differ less than this from an answered one its answer, and send nothing [0: never].",
+        help="Reuse the answer of an earlier frame if the new frame differs less than this (0 to 1); 0 turns this off [0].",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -94,7 +125,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """The program on the board."""
@@ -105,7 +136,7 @@ def doctor(
     config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
     allow_insecure: Insecure = None, model: Model = None, json: Json = False,
 ) -> None:  # fmt: skip
-    """Check this machine, the installation and the way to the server, and say what to do about what is not right."""
+    """Check this machine, the installation and the server, and suggest fixes."""
     given = locals()
     from edge_agent.commands import doctor as command
 
@@ -114,16 +145,16 @@ def doctor(
 
 @app.command()
 def profile(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and repetitions.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure fewer shapes, fewer times.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write the profile (JSON) here.", show_default=False)
+        Path | None, typer.Option("--out", help="Write the profile to this file (JSON).", show_default=False)
     ] = None,
-    watts: Annotated[float | None, typer.Option("--watts", min=0.01, help="Power under load, if you know it.")] = None,
-    known: Annotated[bool, typer.Option("--known", help="Measure nothing: list the known boards, or print BOARD.")] = False,
-    board: Annotated[str | None, typer.Argument(help="A known board, with --known.", show_default=False)] = None,
+    watts: Annotated[float | None, typer.Option("--watts", min=0.01, help="Power of the board under load in watts, if it has no sensor.")] = None,
+    known: Annotated[bool, typer.Option("--known", help="Do not measure: list the known boards, or print the profile of BOARD.")] = False,
+    board: Annotated[str | None, typer.Argument(help="Name of a known board, with --known.", show_default=False)] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Measure this machine and print what it can do, or show what is known of other boards."""
+    """Measure the speed of this machine, or show the profiles of known boards."""
     from edge_agent.commands import profile as command
 
     if known or board:
@@ -134,7 +165,7 @@ def profile(
 
 @app.command()
 def warm() -> None:
-    """Compile every kernel that a service may need, once for this version, so that no start has to."""
+    """Compile all kernels now, once per version, so that later starts are fast."""
     from edge_agent.commands import warm as command
 
     command.warm()
@@ -145,7 +176,7 @@ def models(
     config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
     allow_insecure: Insecure = None, json: Json = False,
 ) -> None:  # fmt: skip
-    """List the models of the server."""
+    """List the models on the server."""
     settings = _settings(locals())
     from edge_agent.commands import plan as command
 
@@ -159,53 +190,62 @@ def plan(
     max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, frames: Frames = None,
     weight_time: WeightTime = None, weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None,
     next: Next = None,
-    board: Annotated[str | None, typer.Option("--board", help="What if: plan for this known board, which nobody measured.")] = None,
-    uplink: Annotated[float | None, typer.Option("--uplink", min=1e-3, help="What if: Mbit/s to the server.")] = None,
-    downlink: Annotated[float | None, typer.Option("--downlink", min=1e-3, help="What if: Mbit/s from the server.")] = None,
-    rtt: Annotated[float | None, typer.Option("--rtt", min=0, help="What if: round trip, in ms.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Have the server draw the trade-offs into this .svg or .png.")] = None,
+    board: Annotated[str | None, typer.Option("--board", help="What if: plan for this known board instead of this machine (see `edge-agent profile --known`).")] = None,
+    uplink: Annotated[float | None, typer.Option("--uplink", min=1e-3, help="What if: uplink to the server in Mbit/s [measured].")] = None,
+    downlink: Annotated[float | None, typer.Option("--downlink", min=1e-3, help="What if: downlink from the server in Mbit/s [measured].")] = None,
+    rtt: Annotated[float | None, typer.Option("--rtt", min=0, help="What if: round-trip time in ms [measured].")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw size against accuracy and the best cut at each bandwidth into this .svg or .png file.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer with its bits and its share of the noise.")] = False,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Ask the server for a plan and explain it; with --board or a link's values, for what is not here."""
+    """Show where the model would be split, what each part costs, and why other splits lost. Nothing is run."""
     settings = _settings(locals())
+    from edge_agent.commands import first
+
+    first.plan(settings, board, plot)
     from edge_agent.commands import plan as command
 
     link = {"uplink_mbps": uplink, "downlink_mbps": downlink, "rtt_ms": rtt}
     given = {name: value for name, value in link.items() if value is not None}
-    asyncio.run(command.plan(settings, json=json, board=board, given=given, plot=plot))
+    asyncio.run(command.plan(settings, json=json, layers=layers, board=board, given=given, plot=plot))
 
 
 @app.command()
 def infer(
-    images: Annotated[list[str] | None, typer.Argument(help="Files (images, texts, .npy), folders, globs, or - for standard input.", show_default=False)] = None,
-    text: Annotated[list[str] | None, typer.Option("--text", help="Some words to classify; may be given again.", show_default=False)] = None,
+    images: Annotated[list[str] | None, typer.Argument(help="Images, texts or .npy arrays: files, folders, glob patterns, or - for standard input.", show_default=False)] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="Text to classify; may be repeated.", show_default=False)] = None,
     config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None, max_drop: MaxDrop = None,
     max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, frames: Frames = None,
     weight_time: WeightTime = None,
     weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None, next: Next = None,
-    topk: Annotated[int | None, typer.Option("--topk", help="Classes in an answer [5].")] = None,
+    topk: Annotated[int | None, typer.Option("--topk", help="Number of classes per answer; 0: the whole output of the model too [5].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the whole output of the model for each input into this folder, as .npy.", show_default=False)] = None,
     controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None, reuse: Reuse = None, json: Json = False,
 ) -> None:  # fmt: skip
-    """Classify images or texts and say where the time went."""
+    """Run the model on images, texts or arrays and show where the time goes."""
     settings = _settings(locals())
+    from edge_agent.commands import first
+
+    given = first.frames(images or [], text or [], out)
+    first.server(settings)
     from edge_agent.commands import infer as command
 
-    raise typer.Exit(asyncio.run(command.infer(settings, images or [], text or [], json=json)))
+    raise typer.Exit(asyncio.run(command.infer(settings, given, json=json, out=out)))
 
 
 @app.command()
 def run(
     config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None,
-    host: Annotated[str | None, typer.Option("--host", help="Address of the local API [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Port of the local API [8471].")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address on which the local HTTP API listens [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port of the local HTTP API [8471].")] = None,
     controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None, reuse: Reuse = None,
     next: Next = None,
-    stage_host: Annotated[str | None, typer.Option("--stage-host", help="Address for boards before this one [127.0.0.1].")] = None,
-    stage_port: Annotated[int | None, typer.Option("--stage-port", help="Serve as a later stage of a chain on this port.")] = None,
+    stage_host: Annotated[str | None, typer.Option("--stage-host", help="Address on which a later stage listens for the board before it [127.0.0.1].")] = None,
+    stage_port: Annotated[int | None, typer.Option("--stage-port", help="Serve as a later stage of a chain of boards, on this port.")] = None,
 ) -> None:  # fmt: skip
-    """Run the agent with its local HTTP API until it is told to stop; with --stage-port as a later stage of a chain of boards."""
+    """Run the agent with its local HTTP API until it is stopped; with --stage-port as a later stage of a chain of boards."""
     settings = _settings(locals())
     from edge_agent.commands import run as command
 
@@ -215,12 +255,12 @@ def run(
 @service_app.command()
 def install(
     config: Annotated[
-        Path | None, typer.Option("--config", help="Configuration of the service [/etc/splitedge/agent.toml].")
+        Path | None, typer.Option("--config", help="Configuration file of the service [/etc/splitedge/agent.toml].")
     ] = None,
-    token_file: Annotated[Path | None, typer.Option("--token-file", help="File that holds the token.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit and change nothing.")] = False,
+    token_file: Annotated[Path | None, typer.Option("--token-file", help="File that contains the token.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit file without installing it.")] = False,
 ) -> None:
-    """Write the systemd unit, enable and start it."""
+    """Install the systemd unit, then enable and start it."""
     from edge_agent.commands import service as command
 
     command.install(config, token_file, dry_run=dry_run)
@@ -236,7 +276,7 @@ def uninstall() -> None:
 
 @service_app.command()
 def status() -> None:
-    """Say what systemd says of the service."""
+    """Show the state of the service."""
     from edge_agent.commands import service as command
 
     raise typer.Exit(command.status())
@@ -252,7 +292,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return {_KEYS.get(name, name): value for name, value in given.items() if name not in _NOT_SETTINGS}
 
 
-_NOT_SETTINGS = {"config", "json", "plot", "images", "text", "board", "uplink", "downlink", "rtt"}
+_NOT_SETTINGS = {"config", "json", "layers", "plot", "out", "images", "text", "board", "uplink", "downlink", "rtt"}
 _KEYS = {
     "host": "api.host", "port": "api.port", "next": "chain.next", "stage_host": "stage.host", "stage_port": "stage.port", "max_drop": "demand.max_drop_points", "max_latency": "demand.max_latency_ms",
     "min_rate": "demand.min_rate_fps", "keep": "demand.keep", "frames": "demand.frames", "max_away": "demand.max_away_s",

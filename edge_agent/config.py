@@ -119,7 +119,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     token: Annotated[str, Meta(max_length=4096, description="the token in quotes")] = ""
     token_file: _Path = ""
     model: Annotated[str, Meta(max_length=limits.MAX_NAME, description="a model's name in quotes")] = ""
-    topk: Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")] = 5
+    topk: Annotated[int, Meta(ge=0, le=1000, description="a whole number from 0 (the whole output) to 1000")] = 5
     ca: _Path = ""
     allow_insecure: Annotated[bool, Meta(description="true or false")] = False
     cache_dir: _Path = ""
@@ -194,6 +194,11 @@ def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
             f"the token file {path} cannot be read ({error.strerror}); check `{prefix}token_file`"
         ) from error
     return _checked_token(text.decode("ascii", "replace").strip(), f"the token file {path}")
+
+
+def path_of(text: str) -> Path:
+    """``text`` with ~ as the home folder."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises for a user without a home)
 
 
 def keys() -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from device_profiles import machine, power
-from edge_agent import config, errors, limits, negotiation, platform_check
+from edge_agent import config, contact, errors, limits, platform_check
 from edge_agent.config import Settings
 from edge_agent.head import text
 from kernels import isa, jit, warm
@@ -155,7 +155,7 @@ def configuration(path: Path | None, options: Mapping[str, Any]) -> tuple[Settin
 async def server(settings: Settings) -> Check:
     """Whether the server answers, takes the token and has the model. One that was not configured need not be there."""
     try:
-        async with asyncio.timeout(limits.DOCTOR_TIMEOUT), negotiation.client(settings) as client:
+        async with asyncio.timeout(limits.DOCTOR_TIMEOUT), contact.client(settings) as client:
             models = {model.name: model for model in await client.models()}
     except TimeoutError:
         advice = (

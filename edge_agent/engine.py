@@ -20,13 +20,17 @@ from edge_agent.codec import marks
 from edge_agent.head import executor, pictures, preprocess, segment
 from edge_agent.head import text as texts
 from edge_agent.head.text import Tokenizer
+from edge_agent.inputs.sources import is_array, load_array
+from edge_agent.protocol import answers
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Demand, Plan, Preprocess
-from edge_agent.results import best
 from edge_agent.reuse import Kept, Seen
 
 Frame: TypeAlias = bytes | str | Image.Image | NDArray[np.generic]
-"""An encoded image, a text, a decoded image, a uint8 [H, W, 3] picture, or the model's input of exactly its shape: float32, or integer token ids."""
+"""The bytes of an image file, a text, a decoded image, a uint8 [H, W, 3] picture, or the model's input of exactly its shape: float32, or integer token ids.
+
+A ``str`` is always a text, never a file's name.
+"""
 
 
 class Encoded(NamedTuple):
@@ -65,7 +69,6 @@ class Engine:
         self._input, self._output = self._head.input, self._head.output
         coded = plan.preprocess.kind == "image" and self._input.dtype == "u8"
         self._table = preprocess.code_table(plan.preprocess, self._input) if coded else None
-        self._probabilities = _ends_in_softmax(header)
         tensor = self._input
         self._exact = codec.exact(tensor.scale, tensor.zero_point) if tensor.dtype == "u8" else None
         self.codec = plan.codec
@@ -118,15 +121,12 @@ class Engine:
             codes = np.frombuffer(codec.encode(x, self._exact), np.uint8).reshape(x.shape)
         return self._run(codes, start, choose)
 
-    def top(self, codes: NDArray[Any], k: int) -> list[tuple[int, float]]:
-        """The ``k`` best (class, probability) of the output ``codes`` in mode "device"."""
-        return best(self.values(codes), k, probabilities=self._probabilities)
-
-    def values(self, codes: NDArray[Any]) -> NDArray[np.float32]:
-        """What the output ``codes`` stand for."""
-        if self._output.dtype == "f32":
-            return codes
-        return (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
+    def output(self, codes: NDArray[Any]) -> NDArray[np.float32]:
+        """The model's output that ``codes`` stand for in mode "device": float32, in ONNX order without the batch axis."""
+        values = codes
+        if self._output.dtype != "f32":
+            values = (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
+        return answers.to_onnx_order(values, self.plan.output)
 
     def _encode(self, codes: NDArray[Any], rung: int) -> bytes:
         if self.plan.mode == "device":
@@ -171,7 +171,11 @@ class Engine:
         raise errors.InputError(f"the model takes no text; send {_WANTED[self.plan.preprocess.kind]}")
 
 
-_WANTED = {"image": "an image", "tensor": "an array"}
+_MOST_AXES = 8  # of an output
+_WANTED = {
+    "image": "an image (the bytes of its file or, in Python, its pathlib.Path)",
+    "tensor": "an array (in Python also the pathlib.Path of a .npy file)",
+}
 
 
 def _holds_values(frame: Frame) -> bool:
@@ -196,6 +200,15 @@ def _values(frame: Frame, tensor: segment.Tensor, text: bool) -> NDArray[Any]:
     if not np.isfinite(frame).all():
         raise errors.InputError("the frame holds NaN or infinity; look at what made it")
     return frame
+
+
+def frame_of(data: bytes | str, name: str, plan: Plan | None) -> Frame:
+    """What a file or a message holds: an array, else a text where ``plan`` takes texts, else an image. Raises `errors.InputError`."""
+    if isinstance(data, bytes) and is_array(data):
+        return load_array(data, name)
+    if isinstance(data, bytes) and plan is not None and plan.tokenizer is not None:
+        return texts.decode(data)
+    return data
 
 
 def frame_bytes(frame: Frame) -> int:
@@ -234,6 +247,10 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
             plan=plan.id,
         )
     check_ladder(plan, demand)
+    if not _check_output(plan, header.tensors[header.output].shape):
+        raise errors.PlanError(
+            "the server's plan describes an output that does not fit; upgrade the older side", plan=plan.id
+        )
     if len(plan.labels) > limits.MAX_LABELS:
         raise errors.PlanError(f"the server's plan has more than {limits.MAX_LABELS} labels", plan=plan.id)
     if plan.mode != "device" and not _keeps(header, plan, demand.keep):
@@ -241,6 +258,19 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
             f"the server's plan would send {plan.cut.tensor[:100]}, which the demand to keep {demand.keep!r} forbids; the plan is refused",
             plan=plan.id, keep=demand.keep,
         )  # fmt: skip
+
+
+def _check_output(plan: Plan, shape: list[int]) -> bool:
+    """Whether the output that ``plan`` describes is one that an answer can hold and, in mode "device", the head's, of ``shape``."""
+    output, greatest = plan.output, plan.output.greatest
+    axes = [*output.shape, *output.computed]
+    bounded = len(axes) <= 2 * _MOST_AXES and all(0 < one <= limits.MAX_DIM for one in axes)
+    fits = output.has_classes or 4 * math.prod(output.shape) <= limits.MAX_FRAME_BYTES
+    if greatest is not None:
+        left = [size for axis, size in enumerate(greatest.shape) if axis != greatest.axis]
+        fits &= not output.has_classes and 0 <= greatest.axis < len(greatest.shape)
+        fits &= math.prod(left) == math.prod(output.shape)
+    return bounded and fits and (plan.mode != "device" or math.prod(output.computed) == math.prod(shape))
 
 
 def check_ladder(plan: Plan, demand: Demand) -> None:
@@ -313,16 +343,6 @@ def _keeps(header: segment.Header, plan: Plan, keep: str) -> bool:
     if keep == "input":
         return not segment.only_moves(header)
     return keep == plan.cut.layer or any(op.name == keep for op in header.ops)
-
-
-def _ends_in_softmax(header: segment.Header) -> bool:
-    at = header.output
-    for op in reversed(header.ops):
-        if op.out == at and isinstance(op, segment.Reshape):
-            at = op.x
-        elif op.out == at:
-            return isinstance(op, segment.Softmax)
-    return False
 
 
 def _wrong_tensor(

@@ -1,49 +1,44 @@
-"""A plan in words and tables: where the cut is, what it costs, and why the others lost; and the files of its pictures."""
+"""A plan in words and tables: where the cut is, what it costs, and why the others lost."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from rich import box
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from device_profiles.schema import MARKS, DeviceProfile
-from edge_agent import errors
-from edge_agent.protocol.messages import Candidate, Codec, Cut, LinkEstimate, Plan, Prediction, StageTime
-
-PictureForm = Literal["png", "svg"]
+from device_profiles.schema import DeviceProfile
+from edge_agent.protocol.messages import Candidate, Codec, Cut, LinkEstimate, Output, Plan, Prediction, StageTime
 
 BAR_WIDTH = 48
-SHOWN = 8  # runners-up with a cut inside the network
-MANY, TWO_COLUMNS = 16, 116  # rows of the noise's table, and columns of a terminal, from which it is set in two columns
-WIDE = 100  # columns of a terminal from which the table of runners-up names clipping rules
+SHOWN = 3  # runners-up with a cut inside the network
+MANY, TWO_COLUMNS = 16, 116  # layers, and columns of a terminal, from which the table of layers is set in two columns
+WIDE = 100  # columns of a terminal from which the table of runners-up has the bits
 _STAGES = (("device", "green", "█"), ("transfer", "yellow", "▒"), ("queue", "magenta", "▓"), ("server", "blue", "░"))
-_COME_ON_TOP = "decoding and resizing the image come on top; `edge-agent infer` shows them"
-_TOKENS_COME_ON_TOP = "cutting a text into tokens comes on top; `edge-agent infer` shows it"
 
 
-def explain(plan: Plan, width: int = 80) -> RenderableType:
-    """Everything about ``plan`` that a person wants to know, for a rich console of ``width`` columns."""
-    parts: list[RenderableType] = [Text(headline(plan), style="bold"), Text(), _facts(plan)]
+def explain(plan: Plan, width: int, command: str, *, layers: bool = False) -> RenderableType:
+    """``plan`` on a screen of ``width`` columns; ``layers`` adds a row for each. ``command``: the one that prints this, with ``--json`` all of it."""
+    parts: list[RenderableType] = [
+        Text(headline(plan), style="bold"),
+        Text(),
+        *_time(plan, width),
+        Text(),
+        _facts(plan),
+    ]
     if boards(plan) > 1:
         parts += [Text(), _chain(plan)]
-    parts += [Text(), _time(plan.prediction, width)]
-    if boards(plan) > 1:
-        parts.append(Text("all that lies behind this board's link is told as server", style="dim"))
-    if plan.tokenizer is not None:
-        parts.append(Text(_TOKENS_COME_ON_TOP, style="dim"))
-    if plan.preprocess.kind == "image":
-        parts.append(Text(_COME_ON_TOP, style="dim"))
-    if plan.layers:
+    if layers and plan.layers:
         parts += [Text(), noise(plan, width)]
     if plan.runners_up:
-        parts += [Text(), runners_up(plan, width)]
+        parts += [Text(), runners_up(plan, width, command)]
     return Group(*parts)
 
 
@@ -68,14 +63,8 @@ class WhatIf:
         """What is assumed, and that times for a board that is not here are predictions."""
         parts = [Text(f"What if: {self._board()}, {self._link()}", style="bold yellow")]
         if self.profile is not None:
-            fields: dict[str, list[str]] = {mark: [] for mark in MARKS}
-            for path, origin in self.profile.origins.items():
-                whole = self.profile.origins.get(path.rpartition(".")[0])
-                if whole is None or whole.mark != origin.mark:
-                    fields[origin.mark].append(path)
-            told = "; ".join(f"{mark}: {', '.join(paths)}" for mark, paths in fields.items() if paths)
-            parts.append(Text("All times are predictions for a board that nobody measured.", style="yellow"))
-            parts.append(Text(f"Of its profile {told}. Sources: edge-agent profile --known {self.board}", style="dim"))
+            told = f"Nobody measured this board: all times are predictions. Sources: edge-agent profile --known {self.board}"
+            parts.append(Text(told, style="yellow"))
         return Group(*parts)
 
     def _board(self) -> str:
@@ -109,11 +98,13 @@ def _chain(plan: Plan) -> Table:
 def headline(plan: Plan) -> str:
     """The choice in one sentence."""
     if boards(plan) > 1:
-        return plain(f"{plan.model} is shared by {boards(plan)} boards: this one computes up to {_cut(plan.cut)}")
+        return plain(
+            f"{plan.model} runs on {boards(plan)} boards and the server; this board computes up to {_cut(plan.cut)}"
+        )
     where = {
-        "server": f"{plan.model} runs wholly on the server; the input is sent",
-        "device": f"{plan.model} runs wholly on this device; nothing is sent",
-        "split": f"{plan.model} is cut after {_cut(plan.cut)}: what lies before it runs here, the rest on the server",
+        "server": f"{plan.model} runs on the server; this board sends the input",
+        "device": f"{plan.model} runs on this board; nothing is sent",
+        "split": f"{plan.model} is split after {_cut(plan.cut)}; the layers up to it run on this board",
     }
     return plain(where[plan.mode])
 
@@ -122,12 +113,16 @@ def noise(plan: Plan, width: int = 80) -> RenderableType:
     """Bits and share of the noise of every layer, the codec and the head's activations; in two columns where they are many and ``width`` allows."""
     rows = [(plain(one.layer), str(one.weights), f"{one.bits:.1f}", _share(one.noise_share)) for one in plan.layers]
     if plan.mode != "device":
-        rows.append(("the codec at the cut", "", coding(plan.ladder[plan.codec]), _share(plan.codec_share)))
-    rows.append(("8-bit activations of the head", "", "", _share(plan.head_share)))
+        rows.append(("(codec at the cut)", "", coding(plan.ladder[plan.codec]), _share(plan.codec_share)))
+    rows.append(("(8-bit activations)", "", "", _share(plan.head_share)))
     half = -(-len(rows) // 2) if width >= TWO_COLUMNS and len(rows) > MANY else len(rows)
     side_by_side = Table.grid(padding=(0, 4, 0, 0))
     side_by_side.add_row(*(_noise_table(part) for part in (rows[:half], rows[half:]) if part))
-    return Group(Text("Noise on the output, by what makes it", style="bold"), Text(), side_by_side)
+    return Group(
+        Text("Layers: number of weights, their bits, and their share of the noise at the output", style="bold"),
+        Text(),
+        side_by_side,
+    )
 
 
 def _noise_table(rows: list[tuple[str, str, str, str]]) -> Table:
@@ -144,34 +139,34 @@ def _share(value: float) -> str:
 
 
 def bits(plan: Plan) -> str:
-    """The weights' bits: ``3.4 bits in the mean, 2 to 6 by layer``."""
+    """The weights' bits: ``3.4 bits on average (2.0 to 6.0 by layer)``."""
     if not plan.layers:
-        return "none here"
+        return "none on this board"
     widths = [layer.bits for layer in plan.layers]
     if len(widths) == 1:
         return f"{widths[0]:.1f} bits"
-    return f"{plan.mean_bits():.1f} bits in the mean, {min(widths):.1f} to {max(widths):.1f} by layer"
+    return f"{plan.mean_bits():.1f} bits on average ({min(widths):.1f} to {max(widths):.1f} by layer)"
 
 
-def runners_up(plan: Plan, width: int = 80) -> RenderableType:
-    """The best plans that lost, and why: at most `SHOWN` that cut inside the network, one a cut, and those that do not cut."""
+def runners_up(plan: Plan, width: int, command: str) -> RenderableType:
+    """The best plans that lost, and why: at most `SHOWN` that cut inside the network, one a cut, and those that do not cut. Names stand in full, for
+    ``--keep``; where they leave too little room for the reasons, each has a line of its own.
+    """
     shown = _best(plan.runners_up)
-    wide = width >= WIDE
-    headers = ("cut after", "weights / activation" if wide else "bits", "ms", "drop", "sent", "why it lost")
-    rows = [[plain(cell) for cell in _row(candidate, wide=wide)] for candidate in shown]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for name in headers:
-        table.add_column(
-            name, justify="right" if name in ("ms", "drop", "sent") else "left", no_wrap=name != "why it lost"
-        )
-    # The other columns come first, then the names; a reason is wrapped where even short names leave it too little.
-    taken = sum(2 + min(max(map(len, column)), _REASON) for column in list(zip(headers, *rows, strict=True))[1:])
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in (_shortened(row[0], max(width - taken, _SHORTEST)), *row[1:])))
-    title = f"Runners-up ({plan.considered} plans weighed{'' if wide else '; bits of weights / activation'})"
-    parts: list[RenderableType] = [Text(title, style="bold"), Text(), table]
-    if left := len(plan.runners_up) - len(shown):
-        parts.append(Text(f"and {left} more; `edge-agent plan --json` has them all", style="dim"))
+    rows = [[plain(cell) for cell in _row(candidate, wide=width >= WIDE)] for candidate in shown]
+    headers = ["cut after", "ms", "drop", "sent", *(["bits"] if width >= WIDE else []), "why it lost"]
+    columns = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    beside = sum(columns[1:-1]) + 2 * len(headers) + columns[0] + _REASON <= width
+    count = f"{len(shown)} of {len(plan.runners_up)}; {plan.considered} plans compared"
+    hint = "" if len(shown) == len(plan.runners_up) else f"; all: {command} --json"
+    parts: list[RenderableType] = [Text(f"Runners-up ({count}{hint})", style="bold")]
+    if beside:
+        return Group(*parts, _rows(headers, rows, columns))
+    indent = (0, 0, 0, 2)
+    parts.append(Padding(_rows(headers[1:], [], columns[1:]), indent))
+    for name, *cells in rows:
+        parts.append(Text(name, no_wrap=True, overflow="ignore"))
+        parts.append(Padding(_rows(headers[1:], [cells], columns[1:], show_header=False), indent))
     return Group(*parts)
 
 
@@ -191,14 +186,14 @@ def size(count: float) -> str:
 
 def drop(prediction: Prediction) -> str:
     """The predicted accuracy drop with its interval and sample count."""
-    return (
-        f"{prediction.drop_points:.2f} points ({prediction.drop_low:.2f} to {prediction.drop_high:.2f} where it is measured; "
-        f"{prediction.samples} samples)"
-    )
+    low, high, count = prediction.drop_low, prediction.drop_high, prediction.samples
+    return f"{prediction.drop_points:.2f} points ({low:.2f} to {high:.2f} when measured; {count} samples)"
 
 
 def _facts(plan: Plan) -> Table:
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
     for name, value in _fact_rows(plan):
         table.add_row(Text(name, style="cyan"), Text(plain(value)))
     return table
@@ -206,30 +201,52 @@ def _facts(plan: Plan) -> Table:
 
 def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
     p, sent = plan.prediction, plan.mode != "device"
-    rows = [
-        ("cut", _cut(plan.cut) + f" {plan.cut.shape}"),
-        ("weights", bits(plan)),
-    ]
+    rows = [("weights", f"{bits(plan)}; segment {size(plan.segment.size)}" if plan.layers else bits(plan))]
     if sent:
-        chosen = plan.ladder[plan.codec]
-        ranges = "per channel" if len(chosen.scale) > 1 else "per tensor"
-        told = f"{chosen.bits} bits, clipped by {chosen.rule}, {ranges}"
-        if chosen.bits > 8:
-            told = f"floats of {chosen.bits} bits"
-        if chosen.tables:
-            values = math.prod(plan.cut.shape)
-            told = f"{chosen.rule}: entropy-coded, {8 * p.payload_bytes / values:.1f} bits a value"
-        rows.append(("activation", f"a JPEG of quality {chosen.jpeg}" if chosen.jpeg else told))
+        ratio = f", {100 * p.payload_bytes / p.float_bytes:.1f} % of float32" if p.float_bytes else ""
+        shape = " x ".join(map(str, plan.cut.shape))
+        rows.append(("sent", f"{size(p.payload_bytes)} per frame{ratio}; tensor {shape}"))
+        rows.append(("codec", _codec(plan)))
         rows.append(("ladder", _ladder(plan)))
-        ratio = f", {100 * p.payload_bytes / p.float_bytes:.1f} % of it" if p.float_bytes else ""
-        rows.append(("payload", f"{size(p.payload_bytes)} a frame; {size(p.float_bytes)} in float{ratio}"))
-    else:
-        rows.append(("payload", "nothing leaves the device"))
-    rows += [(f"{plan.metric} drop", drop(p)), ("segment", size(p.segment_bytes)), ("must stay here", plan.demand.keep)]
+    rows.append(("output", output(plan.output)))
+    rows.append((f"{plan.metric} drop", drop(p)))
+    if plan.demand.keep != "nothing":
+        kept = "the input" if plan.demand.keep == "input" else f"everything before the output of {plan.demand.keep}"
+        rows.append(("kept here", kept))
     if p.energy_source != "unknown":
-        rows.append(("energy", f"{p.energy_j:.3g} J a frame ({p.energy_source})"))
-    rows.append(("objective", _objective(plan)))
+        rows.append(("energy", f"{p.energy_j:.3g} J per frame ({p.energy_source})"))
+    parts = {name: getattr(p.parts, name) for name in ("time", "fetch", "energy", "cost")}
+    if sum(value > 0 for value in parts.values()) > 1:
+        rows.append(
+            ("objective", f"{p.objective:.4g} = {' + '.join(f'{name} {v:.4g}' for name, v in parts.items() if v)}")
+        )
     return rows
+
+
+def output(found: Output) -> str:
+    """What a model's answers hold, in words."""
+    size, shape = math.prod(found.shape), " x ".join(map(str, found.shape))
+    told = {
+        "logits": f"{size} logits; answers are their softmax",
+        "probabilities": f"{size} probabilities, as the model gives them",
+        "scores": f"{size} scores from 0 to 1, each by itself, as the model gives them",
+        "tensor": f"a tensor {shape} without classes; answers hold all of it",
+    }
+    return told[found.kind]
+
+
+def _codec(plan: Plan) -> str:
+    """How the tensor at the cut is coded."""
+    chosen = plan.ladder[plan.codec]
+    if chosen.jpeg:
+        return f"JPEG, quality {chosen.jpeg}"
+    if chosen.tables:
+        values = math.prod(plan.cut.shape)
+        return f"{chosen.rule}: entropy-coded, {8 * plan.prediction.payload_bytes / values:.1f} bits per value"
+    if chosen.bits > 8:
+        return f"{chosen.bits}-bit floats"
+    ranges = "a range per channel" if len(chosen.scale) > 1 else "one range"
+    return f"{chosen.bits} bits, clip rule {chosen.rule}, {ranges}"
 
 
 def coding(codec: Codec | Candidate | StageTime) -> str:
@@ -239,14 +256,13 @@ def coding(codec: Codec | Candidate | StageTime) -> str:
 
 
 def _ladder(plan: Plan) -> str:
-    """Between what codecs the agent may move while frames flow."""
-    widths = " ".join(coding(codec) for codec in plan.ladder)
-    first, last = plan.rungs[0], plan.rungs[-1]
+    """The codecs between which the agent moves while frames flow: the most accurate and the cheapest."""
     if len(plan.rungs) == 1:
-        return f"{_bits(widths)} only"
+        return "1 codec"
+    (most, first), (least, last) = ((plan.rungs[i], _bits(coding(plan.ladder[i]))) for i in (0, -1))
     return (
-        f"{_bits(widths)}, {size(first.payload_bytes)} to {size(last.payload_bytes)} a frame, "
-        f"{first.drop_points:.2f} to {last.drop_points:.2f} points"
+        f"{len(plan.rungs)} codecs, {size(most.payload_bytes)} ({first}, drop {most.drop_points:.2f}) "
+        f"to {size(least.payload_bytes)} ({last}, {least.drop_points:.2f})"
     )
 
 
@@ -254,25 +270,30 @@ def _bits(widths: str) -> str:
     return f"{widths} bits" if widths.rpartition(" ")[2].isdigit() else widths
 
 
-def _objective(plan: Plan) -> str:
-    """The sum and its parts, those that weigh nothing left out."""
-    parts = {name: getattr(plan.prediction.parts, name) for name in ("time", "fetch", "energy", "cost")}
-    told = " + ".join(f"{name} {value:.4g}" for name, value in parts.items() if value)
-    return f"{plan.prediction.objective:.4g} = {told}" if told else "0"
-
-
-def _time(prediction: Prediction, width: int) -> RenderableType:
-    values = (prediction.device_ms, prediction.transfer_ms, prediction.queue_ms, prediction.server_ms)
-    bar, total = Text(), max(prediction.total_ms, sum(values), 1e-9)
-    for value, (_, colour, block) in zip(values, _STAGES, strict=True):
-        bar.append(block * round(min(BAR_WIDTH, width) * (value / total)), style=colour)
-    legend = [
-        Text.assemble((block, colour), f" {name} {_ms(value)} ms")
-        for value, (name, colour, block) in zip(values, _STAGES, strict=True)
-    ]
+def _time(plan: Plan, width: int) -> list[RenderableType]:
+    """The time of a frame, its parts as a bar with a legend, and what it leaves out."""
+    p = plan.prediction
+    values = (p.device_ms, p.transfer_ms, p.queue_ms, p.server_ms)
+    bar, total = Text(), max(p.total_ms, sum(values), 1e-9)
+    legend: list[Text] = []
+    for value, (name, colour, block) in zip(values, _STAGES, strict=True):
+        if value > 0:
+            bar.append(block * max(1, round(min(BAR_WIDTH, width) * (value / total))), style=colour)
+            legend.append(Text.assemble((block, colour), f" {name} {_ms(value)} ms"))
     line = Text("   ").join(legend)
-    head = Text.assemble(("time  ", "cyan"), (f"total {_ms(prediction.total_ms)} ms a frame", "bold"))
-    return Group(head, bar, *([line] if line.cell_len <= width else legend))
+    notes = [text for applies, text in _LEFT_OUT if applies(plan)]
+    head = Text.assemble(
+        ("time  ", "cyan"), (f"{_ms(p.total_ms)} ms per frame", "bold"), "".join(f", {note}" for note in notes)
+    )
+    return [head, bar, *([line] if line.cell_len <= width else legend)]
+
+
+#: What the time of a frame does not tell.
+_LEFT_OUT: tuple[tuple[Callable[[Plan], bool], str], ...] = (
+    (lambda plan: plan.preprocess.kind == "image", "without decoding and resizing the image"),
+    (lambda plan: plan.tokenizer is not None, "without tokenizing the text"),
+    (lambda plan: boards(plan) > 1, "with all that follows this board as server"),
+)
 
 
 def _ms(value: float) -> str:
@@ -286,8 +307,7 @@ def _cut(cut: Cut) -> str:
     return {"input": "the input", "output": "the output", "inside": cut.layer}[cut.kind]
 
 
-_REASON = 31  # characters that a reason is given before it is wrapped
-_SHORTEST = 17  # of a shortened name: "all on the server" is whole
+_REASON = 29  # columns that a reason needs beside a name; it is wrapped if it is longer
 
 
 def _best(candidates: list[Candidate]) -> list[Candidate]:
@@ -300,43 +320,25 @@ def _best(candidates: list[Candidate]) -> list[Candidate]:
     return found
 
 
-def _row(candidate: Candidate, *, wide: bool) -> tuple[str, ...]:
+def _row(candidate: Candidate, *, wide: bool) -> list[str]:
     """One cell for each of the headers."""
     p, kind = candidate.prediction, candidate.cut.kind
-    place = {"input": "all on the server", "output": "all on the device"}.get(kind, candidate.cut.layer)
+    place = {"input": "(all on the server)", "output": "(all on this board)"}.get(kind, candidate.cut.layer)
     weights = f"{candidate.weight_bits:.1f}" if candidate.weight_bits else "-"
-    activation = "-" if kind == "output" else coding(candidate)
-    rule = f" {candidate.rule}" if wide and kind != "output" and activation != candidate.rule else ""
-    return (
-        place,
-        f"{weights} / {activation}{rule}",
-        _ms(p.total_ms),
-        f"{p.drop_points:.2f}",
-        size(p.payload_bytes) if p.payload_bytes else "none",
-        candidate.reason,
-    )
+    sent = size(p.payload_bytes) if p.payload_bytes else "none"
+    cells = [place, _ms(p.total_ms), f"{p.drop_points:.2f}", sent]
+    if wide:
+        cells.append(f"{weights} / {'-' if kind == 'output' else coding(candidate)}")
+    return [*cells, candidate.reason]
 
 
-def _shortened(name: str, room: int) -> str:
-    """``name`` in at most ``room`` characters, its middle left out: what tells two layers apart is at their ends."""
-    if len(name) <= room:
-        return name
-    front = 5 * room // 8
-    return f"{name[:front]}…{name[front + 1 - room :]}"
-
-
-def picture_form(name: str) -> PictureForm:
-    """The format that a file's name asks for. Raises `errors.UsageError` for another than PNG and SVG."""
-    forms: tuple[PictureForm, ...] = ("png", "svg")
-    for form in forms:
-        if name.lower().endswith(f".{form}"):
-            return form
-    raise errors.UsageError(f"{name[-40:]} is no picture that can be drawn: give a name that ends in .png or .svg")
-
-
-def write_picture(path: Path, image: bytes) -> None:
-    """Raises `errors.StoreError` where ``path`` cannot be written."""
-    try:
-        path.write_bytes(image)
-    except OSError as error:
-        raise errors.StoreError(f"{path} cannot be written ({error.strerror}): choose another place") from error
+def _rows(headers: list[str], rows: list[list[str]], columns: list[int], *, show_header: bool = True) -> Table:
+    """A table without rules; a last column that is too long is wrapped in its column."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", show_header=show_header)
+    for name, wide in zip(headers[:-1], columns[:-1], strict=True):
+        right = name in ("ms", "drop", "sent")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True, min_width=wide)
+    table.add_column(headers[-1])
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

@@ -60,6 +60,10 @@ HEARTBEAT: Final = 2.0  # how often a quiet session says that it lives
 SILENCE: Final = 6.0  # a link that says nothing for so long is dead, whatever TCP believes
 CONNECT_TIMEOUT: Final = 10.0
 REQUEST_TIMEOUT: Final = 60.0
+FIRST_CONNECT: Final = (
+    2.0  # a command asks first whether the server is there, and a person waits; a lost packet is sent again after 1 s
+)
+FIRST_ANSWER: Final = 10.0  # the same, until the answer is there
 FRAME_AGE: Final = 10.0  # a frame not answered for so long fails; a demand may ask for less
 BACKOFF_FIRST: Final = 0.1
 BACKOFF_MAX: Final = 10.0

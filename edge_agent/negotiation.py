@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import msgspec
 import device_profiles
 from device_profiles import DeviceProfile, machine, schema
 from device_profiles.predict import best_threads
-from edge_agent import config, errors, limits
+from edge_agent import config, contact, errors, limits
 from edge_agent import rehearsal as rehearsing
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
@@ -24,6 +23,7 @@ from edge_agent.head.text import Tokenizer
 from edge_agent.link.adapt import Adaptation
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import Base, ServerClient, tls_context
+from edge_agent.protocol import answers
 from edge_agent.protocol.messages import ChainDevice, ChainRequest, LinkEstimate, Plan, PlanRequest, Rehearsal
 from edge_agent.rehearsal import Kept, Rehearsals
 from edge_agent.timings import Timings
@@ -34,25 +34,6 @@ _log = logging.getLogger(__name__)
 Say = Callable[[str], object]
 
 
-def client(settings: Settings) -> ServerClient:
-    """The server's HTTP interface; use it as an async context manager."""
-    ca = path_of(settings.ca) if settings.ca else None
-    token = config.token(settings) or None
-    return ServerClient(settings.server, token, ssl=tls_context(ca), allow_insecure=settings.allow_insecure)
-
-
-def next_stage(settings: Settings) -> ServerClient:
-    """The HTTP interface of the board after this one; use it as an async context manager."""
-    url, token, ca = _next(settings)
-    return ServerClient(url, token, ssl=tls_context(ca), allow_insecure=settings.allow_insecure)
-
-
-def _next(settings: Settings) -> tuple[str, str | None, Path | None]:
-    """Address, token and authority of the board after this one."""
-    chain = settings.chain
-    return chain.next, config.chain_token(settings) or None, path_of(chain.ca) if chain.ca else None
-
-
 def stream(
     settings: Settings, plan: Plan, window: int, adaptation: Adaptation | None = None, topk: int | None = None
 ) -> FrameStream:
@@ -60,12 +41,11 @@ def stream(
 
     ``topk``: that of the settings unless given.
     """
-    url, token, ca = settings.server, config.token(settings) or None, path_of(settings.ca) if settings.ca else None
-    if plan.stage is not None and plan.stage.downstream:
-        url, token, ca = _next(settings)
+    downstream = plan.stage is not None and bool(plan.stage.downstream)
+    url, token, ca = contact.next_address(settings) if downstream else contact.server_address(settings)
     away = settings.demand.max_away_s
     return FrameStream(
-        url, token, plan.id, topk=settings.topk if topk is None else topk, window=window,
+        url, token, plan.id, topk=answers.classes(plan.output, settings.topk if topk is None else topk), window=window,
         max_away_s=away, frame_age_s=max(limits.FRAME_AGE, away), ssl=tls_context(ca), allow_insecure=settings.allow_insecure,
         adaptation=adaptation,
     )  # fmt: skip
@@ -96,11 +76,13 @@ def own_link(plan: Plan) -> LinkEstimate | None:
 
 def cache_directory(settings: Settings) -> Path:
     """Where this agent keeps its files."""
-    return path_of(settings.cache_dir) if settings.cache_dir else jit.cache_base()
+    return config.path_of(settings.cache_dir) if settings.cache_dir else jit.cache_base()
 
 
 async def profile(settings: Settings, say: Say) -> DeviceProfile:
     """The profile that the settings name, else the one measured once for these kernels, else a quick measurement, which is kept.
+
+    A measurement takes minutes, so the server and the next board must answer before it begins: raises as `contact.check` does.
 
     A profile that was kept tells the speeds of then and the memory, clock and throttling of now; one that the settings name is taken as it is, and
     refused with `errors.ConfigError` if nobody measured it.
@@ -117,17 +99,23 @@ def threads(profile: DeviceProfile) -> int:
     return min(best_threads(profile), machine.usable_threads())
 
 
+def named_profile(settings: Settings) -> DeviceProfile:
+    """The profile that the settings name. Raises `errors.ConfigError` if it cannot be read, or if nobody measured it."""
+    found = device_profiles.load(config.path_of(settings.profile))
+    schema.require_measured(found)
+    return found
+
+
 async def _profile(settings: Settings, say: Say) -> DeviceProfile:
     if settings.profile:
-        found = await asyncio.to_thread(device_profiles.load, path_of(settings.profile))
-        schema.require_measured(found)
-        return found
+        return await asyncio.to_thread(named_profile, settings)
     path = _of_this_build(settings, "profile")
     try:
         return await asyncio.to_thread(_refreshed, device_profiles.load(path))
     except errors.ConfigError:  # not there, or of another version of splitedge: measured anew
         Cache(path.parent)  # the folder is there and can be written, or an error before the measurement
-        say("measuring this machine")
+        await contact.check(settings)
+        say("measuring this machine (only once; takes one to two minutes)")
     measured = await asyncio.to_thread(device_profiles.measure, quick=True)
     await asyncio.to_thread(device_profiles.save, measured, path)
     return measured
@@ -155,7 +143,7 @@ async def rehearsal(
         outline = await server.outline(settings.model)
         if rehearsing.memory_bytes(outline) > profile.machine.memory_available_bytes:
             return None
-        say("rehearsing the model")
+        say("timing the model on this board")
         found = await asyncio.to_thread(rehearsing.rehearse, outline, threads(profile))
     except (
         errors.ProtocolError,
@@ -226,8 +214,8 @@ async def boards(settings: Settings, own: ChainDevice, before: int, say: Say) ->
     """
     if not settings.chain.next:
         return [own]
-    async with next_stage(settings) as further:
-        say("asking the boards behind this one")
+    async with contact.next_stage(settings) as further:
+        say("asking the next boards")
         found = await further.stages(before + 1)
         estimate = await link(further, {}, say)
     if before + 1 + len(found) > limits.MAX_STAGES:
@@ -252,10 +240,7 @@ async def plan(
 
     Raises `errors.ConfigError` if no model is set, `errors.PlanError` for a plan of another model, or one whose ladder contradicts itself.
     """
-    if not settings.model:
-        raise errors.ConfigError(
-            "no model is chosen; give `--model` or set `model`, `edge-agent models` lists them", key="model"
-        )
+    contact.require_model(settings)
     estimate = estimate or await link(server, {}, say)
     known = device_profiles.to_dict(profile)
     if settings.chain.next:
@@ -282,7 +267,7 @@ async def plan(
 
 async def fetch(server: ServerClient, cache: Cache, plan: Plan, say: Say) -> bytes:
     """The segment of ``plan``, from the cache or the server, which sends what a held one of the same model lacks."""
-    say("fetching the segment")
+    say("downloading the segment")
     base = await asyncio.to_thread(_base, cache, plan)
     path = await server.fetch_segment(plan.segment, cache.directory, base)
     data = await asyncio.to_thread(cache.read, path)
@@ -298,7 +283,7 @@ async def tokenizer(server: ServerClient, cache: Cache, plan: Plan, say: Say) ->
     ref = plan.tokenizer
     if ref is None or not text.installed():
         return None
-    say("fetching the tokenizer")
+    say("downloading the tokenizer")
     path = await server.fetch_tokenizer(ref, plan.model, cache.directory)
     data = await asyncio.to_thread(cache.read, path)
     await asyncio.to_thread(cache.prune)
@@ -314,8 +299,3 @@ def _base(cache: Cache, plan: Plan) -> Base | None:
     if held is None:
         return None
     return Base(held.stem, lambda patch: upgrade.apply(cache.read(held), patch, plan.segment.sha256))
-
-
-def path_of(text: str) -> Path:
-    """``text`` with ~ as the home folder."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises for a user without a home)

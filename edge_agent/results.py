@@ -9,17 +9,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from edge_agent import errors
+from edge_agent.protocol.answers import Whole
+from edge_agent.protocol.messages import OutputKind
 
 #: Upper bounds of the latency histogram's buckets, in seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class TopClass(msgspec.Struct):
-    """One class of the answer; ``label`` is the index in words where the model has no labels."""
+    """One class of the answer; ``label`` is the index in words where the model has no labels. ``probability``: the class's own score where the output's
+    kind is "scores"."""
 
     index: int
     label: str
@@ -44,7 +45,10 @@ class Timing(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """The answer to one frame. ``payload_bytes`` left the device for it, coded at ``bits`` (header included; both 0 in mode "device") by number ``rung``
+    """The answer to one frame: its best classes in ``top``, none where the model's output is a tensor; and the whole ``output`` (float32, or int64 where it
+    is indices; ONNX order, no batch axis) of a tensor, or where it was asked for (`topk` 0). ``kind``: what the output's values are, see `edge_agent.protocol.messages.Output`.
+
+    ``payload_bytes`` left the device for it, coded at ``bits`` (header included; both 0 in mode "device") by number ``rung``
     of the plan's ladder.
 
     ``cached``: nothing was sent, for the answer of an earlier frame serves, which took ``saved_bytes``. ``distance``: how far the frame is from the one
@@ -61,6 +65,8 @@ class Result(msgspec.Struct):
     cached: bool = False
     saved_bytes: int = 0
     distance: float | None = None
+    kind: OutputKind = "logits"
+    output: Whole | None = None
 
 
 class Counters:
@@ -133,19 +139,8 @@ def top_classes(pairs: Iterable[tuple[int, float]], labels: Sequence[str]) -> li
     return [TopClass(i, labels[i] if 0 <= i < len(labels) else str(i), float(p)) for i, p in pairs]
 
 
-def best(values: NDArray[np.float32], k: int, *, probabilities: bool) -> list[tuple[int, float]]:
-    """The ``k`` greatest of ``values`` (any shape, taken flat), greatest first, the lower index first among equals.
-
-    ``probabilities``: the values are probabilities as they stand; else they are logits, and a softmax makes them probabilities.
-    """
-    flat = values.reshape(-1).astype(np.float64)
-    if not probabilities:
-        flat = np.exp(flat - flat.max())
-        flat /= flat.sum()
-    order = np.argsort(-flat, kind="stable")[:k]
-    return [(int(i), float(flat[i])) for i in order]
-
-
 def to_json(result: Result, **extra: Any) -> bytes:
-    """One line of JSON: ``extra`` first, then the fields of ``result``."""
-    return msgspec.json.encode(extra | msgspec.to_builtins(result))
+    """One line of JSON: ``extra`` first, then the fields of ``result``; its output as nested lists, null where there is none."""
+    fields = msgspec.structs.asdict(result)
+    output = None if result.output is None else result.output.tolist()
+    return msgspec.json.encode(extra | fields | {"output": output})

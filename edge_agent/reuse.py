@@ -14,7 +14,6 @@ The comparison is made on the head's own tensor, before the codec, so the bits o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -24,10 +23,10 @@ from numpy.typing import NDArray
 
 from edge_agent import codec
 from edge_agent.config import ReuseConfig
+from edge_agent.protocol.answers import Answered
 from edge_agent.protocol.messages import Codec
 
 U8 = NDArray[np.uint8]
-Pairs = Sequence[tuple[int, float]]
 
 #: For the stream of a transformer: codes for 8 mean magnitudes of a row to either side, so that the few tokens and channels that are many times as
 #: large as the others do not outweigh them.
@@ -36,11 +35,11 @@ _ROWS: Final = Codec("reuse", 8, [-8.0], [16 / 255], dynamic="token", span="mean
 
 @dataclass(eq=False)
 class Kept:
-    """An answer that may serve again: (class, probability) ``pairs``, and the ``codes`` of its frame, which passed the head at ``at`` and took
+    """An ``answer`` that may serve again, and the ``codes`` of its frame, which passed the head at ``at`` and took
     ``sent_bytes``."""
 
     codes: U8
-    pairs: Pairs
+    answer: Answered
     sent_bytes: int
     at: float
     served: int = 0
@@ -83,11 +82,11 @@ class Reuse:
         kept.served += 1
         return Seen(number, now, codes, far, kept)
 
-    def keep(self, seen: Seen, pairs: Pairs, sent_bytes: int) -> None:
-        """The server answered the frame ``seen`` with ``pairs``; it took ``sent_bytes``."""
+    def keep(self, seen: Seen, answer: Answered, sent_bytes: int) -> None:
+        """The server answered the frame ``seen`` with ``answer``; it took ``sent_bytes``."""
         if seen.number >= self._oldest:
             self._oldest = seen.number + 1
-            self._kept = Kept(seen.codes, tuple(pairs), sent_bytes, seen.at)
+            self._kept = Kept(seen.codes, answer, sent_bytes, seen.at)
 
     def forget(self) -> None:
         """Keep nothing that was said so far, nor what is still to come for frames that have passed the head."""

@@ -30,7 +30,7 @@ from aiohttp import web
 import device_profiles
 import edge_agent
 from device_profiles import DeviceProfile
-from edge_agent import codec, config, errors, limits, negotiation
+from edge_agent import codec, config, contact, errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.agent import WINDOW
 from edge_agent.cache import Cache
@@ -41,7 +41,8 @@ from edge_agent.in_use import InUse
 from edge_agent.link import dial, listen, serving
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream
-from edge_agent.protocol.frames import HEADER_BYTES, Answer, Frame, pack_topk
+from edge_agent.protocol import answers
+from edge_agent.protocol.frames import HEADER_BYTES, Answer, Frame
 from edge_agent.protocol.messages import BESIDE, ChainDevice, Demand, Open, Plan
 from edge_agent.results import Counters, Result, Timing
 from edge_agent.timings import Timings, Turns
@@ -183,7 +184,7 @@ class Stage:
         async with self._describing:
             now = time.monotonic()
             if self._described is None or now - self._described[0] > limits.STAGE_LINK_AGE:
-                async with negotiation.client(self.settings) as server:
+                async with contact.client(self.settings) as server:
                     server_link = await server.measure_link()
                 assert self._profile is not None
                 profile, name = device_profiles.to_dict(self._profile), negotiation.device_name(self.settings)
@@ -234,7 +235,7 @@ class Stage:
         if len(asked.plan) > limits.MAX_NAME:
             raise errors.ProtocolError("the name of a plan is longer than any is; run the same splitedge on both")
         settings = self.settings
-        async with negotiation.client(settings) as server:
+        async with contact.client(settings) as server:
             plan = await server.next_plan(asked.plan)
             check_stage(plan, asked.plan, negotiation.device_name(settings))
             data = await negotiation.fetch(server, Cache(negotiation.cache_directory(settings)), plan, self.say)
@@ -295,7 +296,7 @@ class Stage:
             encoded, turn_ms = await loop.run_in_executor(self._worker, self._turns.run, asked, work)
             sent = time.perf_counter()
             if running.stream is None:
-                return running.top(encoded), _timing(encoded, None, start, sent), 0, turn_ms
+                return running.answer(encoded), _timing(encoded, None, start, sent), 0, turn_ms
             answer = await running.stream.send(encoded.payload, encoded.rung, deadline, leave)
         size = HEADER_BYTES + len(encoded.payload)
         return bytes(answer.payload), _timing(encoded, answer, start, sent), size, turn_ms
@@ -330,11 +331,9 @@ class _Running(InUse):
         encoded = self.engine.resume(x, functools.partial(self.choose, limits.FRAME_AGE / 2))
         return encoded._replace(preprocess_ms=encoded.preprocess_ms + decoded_ms)
 
-    def top(self, encoded: Encoded) -> bytes:
+    def answer(self, encoded: Encoded) -> bytes:
         """The answer that the output ``encoded`` is."""
-        if self.topk:
-            return pack_topk(self.engine.top(encoded.codes, self.topk))
-        return self.engine.values(encoded.codes).astype("<f4").tobytes()
+        return answers.pack(self.engine.output(encoded.codes), self.engine.plan.output, self.topk)
 
     async def close(self) -> None:
         if self.stream is not None:
@@ -381,7 +380,7 @@ def check_exposure(settings: Settings, token: str) -> None:
 async def _listen(app: web.Application, settings: Settings) -> tuple[web.AppRunner, str]:
     """The running application and its URL. Raises `errors.ConfigError`."""
     stage = settings.stage
-    paths = [negotiation.path_of(text) if text else None for text in (stage.cert, stage.key)]
+    paths = [config.path_of(text) if text else None for text in (stage.cert, stage.key)]
     context = serving.tls(*paths)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.DRAIN_TIMEOUT)
     await runner.setup()

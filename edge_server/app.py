@@ -14,7 +14,7 @@ from aiohttp import web
 
 from calibration.bundle import TOKENIZER
 from edge_agent import errors, limits
-from edge_agent.explain import picture_form
+from edge_agent.files import picture_form
 from edge_agent.link import listen, serving
 from edge_agent.protocol.messages import PROTOCOL_VERSION, ChainRequest, Open, PlanRequest, ServerVersion, decode
 from edge_server.catalog import Catalog
@@ -85,7 +85,11 @@ class _Service:
     async def version(self, _: web.Request) -> web.Response:
         return serving.json(ServerVersion(version("splitedge"), PROTOCOL_VERSION))
 
-    async def models(self, _: web.Request) -> web.Response:
+    async def models(self, request: web.Request) -> web.Response:
+        """Every model, or the one of that name."""
+        if name := request.query.get("name"):
+            bundle = await asyncio.to_thread(self._catalog.bundle, name)
+            return serving.json([bundle.info()])
         return serving.json(await asyncio.to_thread(self._catalog.models))
 
     async def outline(self, request: web.Request) -> web.Response:
@@ -148,7 +152,7 @@ class _Service:
         if bundle.sha256 != plan.bundle:
             raise errors.UnknownPlanError(f"{plan.model} was replaced since this plan was made: ask for a new one")
         load = functools.partial(self._catalog.tail, bundle, plan.cut)
-        handler = Handler(self._tails, (bundle.sha256, plan.cut.index), load, plan.ladder, asked.topk)
+        handler = Handler(self._tails, (bundle.sha256, plan.cut.index), load, plan.ladder, plan.output, asked.topk)
         await handler.ready()
         return handler
 

@@ -257,6 +257,7 @@ def _plan(shared: _Shared, index: int) -> Plan:
         metric=bundle.metric,
         stage=_stage(shared, index),
         tokenizer=None if index else bundle.tokenizer,
+        output=bundle.output,
     )
 
 

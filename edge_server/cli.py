@@ -111,6 +111,14 @@ def add(
             "to its outputs (embeddings, maps); auto is top1 with labels, else agreement.",
         ),
     ] = "auto",
+    output_kind: Annotated[
+        Literal["auto", "logits", "probabilities", "scores", "tensor"],
+        typer.Option(
+            "--output-kind",
+            help="What the output holds: logits (a softmax makes probabilities), probabilities, scores (0 to 1 for each class by itself), or "
+            "a tensor without classes (an embedding, a map); auto decides by what the float model answers.",
+        ),
+    ] = "auto",
     store: StoreFolder = None,
 ) -> None:
     """Import and calibrate a model, and list where it may be cut."""
@@ -122,7 +130,7 @@ def add(
         store,
         command.Request(
             model, name, images, arrays, labels, class_names, preprocess, options | {"interpolation": interpolation}, shape, samples, rounding, metric,
-            output, padding, texts, tokenizer,
+            output, padding, texts, tokenizer, output_kind=None if output_kind == "auto" else output_kind,
         ),
     )  # fmt: skip
 
@@ -130,25 +138,29 @@ def add(
 @app.command()
 def explain(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
-    profile: Annotated[Path | None, typer.Option("--profile", help="What `edge-agent profile --out` wrote.")] = None,
-    board: Annotated[str | None, typer.Option("--board", help="A known board instead, which nobody measured.")] = None,
-    uplink: Annotated[float, typer.Option("--uplink", min=1e-3, help="Mbit/s to here.")] = 20.0,
-    downlink: Annotated[float, typer.Option("--downlink", min=1e-3, help="Mbit/s from here.")] = 20.0,
-    rtt: Annotated[float, typer.Option("--rtt", min=0, help="Round trip in ms.")] = 10.0,
-    max_drop: Annotated[float, typer.Option("--max-drop", min=0, max=100, help="Points of accuracy that may be lost.")] = 1.0,
-    keep: Annotated[str, typer.Option("--keep", help="What must not leave the device: nothing, input, or a layer.")] = "nothing",
-    frames: Annotated[float | None, typer.Option("--frames", help="How many the plan is expected to serve.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the trade-offs into this .svg or .png.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="The plan and the trade-offs as JSON.")] = False,
+    profile: Annotated[Path | None, typer.Option("--profile", help="Measurements of the board, from `edge-agent profile --out FILE`.")] = None,
+    board: Annotated[str | None, typer.Option("--board", help="A known board instead of a profile (see `edge-agent profile --known`).")] = None,
+    uplink: Annotated[float, typer.Option("--uplink", min=1e-3, help="Uplink of the board in Mbit/s.")] = 20.0,
+    downlink: Annotated[float, typer.Option("--downlink", min=1e-3, help="Downlink of the board in Mbit/s.")] = 20.0,
+    rtt: Annotated[float, typer.Option("--rtt", min=0, help="Round-trip time in ms.")] = 10.0,
+    max_drop: Annotated[float, typer.Option("--max-drop", min=0, max=100, help="Largest accepted loss of accuracy, in points.")] = 1.0,
+    keep: Annotated[str, typer.Option("--keep", help="Data that must stay on the board: nothing, input, or the name of a layer (the input and every tensor before that layer's output).")] = "nothing",
+    frames: Annotated[float | None, typer.Option("--frames", help="Frames expected during a plan; the download of its segment is spread over them [unlimited].")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw size against accuracy and the best cut at each bandwidth into this .svg or .png file.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer with its bits and its share of the noise.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Compare the noise bound with QPART's, and tell how well the noise model fits.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan and the trade-offs as JSON.")] = False,
     store: StoreFolder = None,
 ) -> None:  # fmt: skip
-    """Plan for a device without one: the plan, each layer's bits, why others lost, and what is traded for what."""
+    """Show the plan for a board that is not connected: where the model is split, what it costs, and why other splits lost."""
     from edge_agent.protocol.messages import Demand, LinkEstimate
     from edge_server.commands import explain as command
 
     link = LinkEstimate(rtt, uplink, downlink)
     demand = Demand(max_drop_points=max_drop, keep=keep, frames=frames)
-    command.explain(store, model, command.profile_of(profile, board), link, demand, plot, json=json)
+    command.explain(
+        store, model, command.profile_of(profile, board), link, demand, plot, json=json, layers=layers, verbose=verbose
+    )
 
 
 @app.command()

@@ -6,14 +6,15 @@ import dataclasses
 import io
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 
 from edge_agent import errors
-from edge_agent.explain import PictureForm
-from edge_agent.protocol.messages import LinkEstimate
+from edge_agent.files import PictureForm
+from edge_agent.protocol.messages import LinkEstimate, Weights
 from edge_server.planner import Allocation, Pick, Place, Request, Table, choose, closed_form, uniform
 
 #: Uplinks, in Mbit/s, at which the planner is asked.
@@ -41,11 +42,16 @@ class Best(msgspec.Struct):
 
 
 class Curves(msgspec.Struct):
-    """``cut``: where the payload's curve is measured. The bandwidth's sweep keeps the ratio of downlink to uplink, and the round trip."""
+    """``cut``: where the payload's curve is measured. The bandwidth's sweep keeps the ratio of downlink to uplink, and the round trip.
+
+    ``uplink_mbps``: of the link that was asked for. ``timed``: the objective is the time of a frame and nothing else, in seconds.
+    """
 
     model: str
     cut: str
     max_drop_points: float
+    uplink_mbps: float
+    timed: bool
     payload: list[Payload]
     bandwidth: list[Best]
 
@@ -54,10 +60,13 @@ def curves(table: Table, asked: Request, pick: Pick) -> Curves:
     """The trade-offs around ``pick``, the choice for ``asked``. The payload's cut is the pick's, or, where it has no head, the middle one that has."""
     heads = [i for i, place in enumerate(table.places) if place.layers]
     index = pick.place if pick.place in heads or not heads else heads[len(heads) // 2]
+    demand = asked.demand
     return Curves(
         table.model,
         table.places[index].cut.layer,
-        asked.demand.max_drop_points,
+        demand.max_drop_points,
+        asked.link.uplink_mbps,
+        demand.weights == Weights() and demand.frames is None,
         payload_curve(table, index) if heads else [],
         [_best(table, asked, rate) for rate in RATES],
     )
@@ -113,86 +122,110 @@ def _choice(table: Table, asked: Request, mode: Any) -> Pick | None:
 
 
 def name_of(place: Place) -> str:
-    """A cut as a legend says it."""
-    return {"input": "all on the server", "output": "all on the device"}.get(
-        place.cut.kind, place.cut.layer.lstrip("_")
+    """A cut as a legend names it."""
+    return {"input": "all on the server", "output": "all on the board"}.get(
+        place.cut.kind, f"cut after {place.cut.layer}"
     )
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------
 
+_INK: Final = "#333333"
+_STYLE: Final[dict[Any, Any]] = {
+    "axes.edgecolor": "#999999", "axes.labelcolor": _INK, "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlesize": 12,
+    "axes.titlepad": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4", "axes.axisbelow": True,
+    "legend.frameon": True, "legend.framealpha": 0.9, "legend.edgecolor": "#dddddd", "legend.fontsize": 9, "text.color": _INK,
+    "xtick.color": _INK, "ytick.color": _INK, "font.size": 10, "text.parse_math": False,
+}  # fmt: skip
+#: Of the methods, and of the cuts' regions; told apart by those who see no red or green.
+_BLUE, _ORANGE, _GREEN = "#0072b2", "#d55e00", "#009e73"
+_REGIONS: Final = ("#bfdcee", "#f6d3b3", "#bfe5d7", "#eecbe0", "#f5edb0", "#d5d5d5", "#c9c6ec", "#e3d2bd")
+
 
 def draw(found: Curves, form: PictureForm) -> bytes:
-    """Both trade-offs side by side. Raises `errors.UsageError` where matplotlib is not installed."""
+    """Both trade-offs side by side. Raises `errors.PlatformError` where matplotlib is not installed."""
     try:
+        import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
-        raise errors.UsageError("pictures need matplotlib: install splitedge[plots] on the server") from error
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    (FigureCanvasSVG if form == "svg" else FigureCanvasAgg)(figure)
-    left, right = figure.subplots(1, 2)
-    figure.suptitle(f"{found.model}: what is traded for what")
-    _draw_payload(left, found)
-    _draw_bandwidth(right, found)
-    image = io.BytesIO()
-    figure.savefig(image, format=form, dpi=140)
+        raise errors.PlatformError(
+            "matplotlib is not installed on the server, so nothing can be drawn; install splitedge there with its `server` extra"
+        ) from error
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(13, 5.2), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, wspace=0.04))
+        (FigureCanvasSVG if form == "svg" else FigureCanvasAgg)(figure)
+        left, right = figure.subplots(1, 2)
+        _draw_payload(left, found)
+        _draw_bandwidth(right, found)
+        image = io.BytesIO()
+        figure.savefig(image, format=form, dpi=140)
     return image.getvalue()
 
 
 def _draw_payload(axes: Any, found: Curves) -> None:
     styles = {
-        "exact": ("exact (this planner)", "o-"),
-        "closed_form": ("QPART's closed form", "s--"),
-        "uniform": ("same bits for all", "^:"),
+        "uniform": ("equal bits for all layers", {"color": _GREEN, "marker": "^", "linestyle": ":"}),
+        "closed_form": ("QPART's closed form", {"color": _ORANGE, "marker": "s", "linestyle": "--"}),
+        "exact": ("splitedge", {"color": _BLUE, "marker": "o", "linestyle": "-"}),
     }
     for name, (label, style) in styles.items():
         points = [(one.drop, getattr(one, name)) for one in found.payload if getattr(one, name) is not None]
-        axes.plot(*zip(*points, strict=True) if points else ([], []), style, label=label, markersize=4)
+        axes.plot(*zip(*points, strict=True) if points else ([], []), label=label, markersize=5, linewidth=1.8, **style)
+    axes.axvline(found.max_drop_points, color=_INK, linewidth=1, linestyle=(0, (2, 2)), label="accepted loss")
     axes.set(
-        xscale="log",
-        xlabel="accuracy that may be lost, in points (upper end of the prediction)",
-        ylabel="segment and one frame, % of float32",
-        title=f"cut after {found.cut.lstrip('_')}",
-    )
-    axes.axvline(found.max_drop_points, color="grey", linewidth=0.8)
+        xscale="log", xlabel="accepted loss of accuracy, points", ylabel="segment and one frame, % of float32",
+        title=f"{found.model}: size against accuracy\ncut after {_short(found.cut)}",
+    )  # fmt: skip
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(_PLAIN)
-    axes.grid(alpha=0.3)
     axes.legend()
 
 
 def _draw_bandwidth(axes: Any, found: Curves) -> None:
-    from matplotlib import colormaps
+    from matplotlib.ticker import LogFormatter
 
-    rates = [one.uplink_mbps for one in found.bandwidth]
-    for end, label, style in (("server", "all on the server", "--"), ("device", "all on the device", ":")):
-        axes.plot(rates, [_number(getattr(one, end)) for one in found.bandwidth], style, color="grey", label=label)
-    axes.plot(rates, [_number(one.objective) for one in found.bandwidth], "-", color="black", label="the plan")
-    regions = [(cut, list(run)) for cut, run in itertools.groupby(found.bandwidth, key=lambda one: one.cut) if cut]
-    names = list(dict.fromkeys(cut for cut, _ in regions))
-    colours = dict(zip(names, colormaps["tab20"](np.linspace(0, 1, max(2, len(names)))), strict=False))
-    step = math.sqrt(rates[1] / rates[0])
-    for cut, run in regions:
-        said = cut if cut in names else None
-        axes.axvspan(
-            run[0].uplink_mbps / step,
-            run[-1].uplink_mbps * step,
-            color=colours[cut],
-            alpha=0.3,
-            label=said,
-            linewidth=0,
-        )
-        names = [name for name in names if name != cut]  # a cut that wins twice stands in the legend once
+    rates, scale = [one.uplink_mbps for one in found.bandwidth], 1000 if found.timed else 1
+    for name, colours, run in _regions(found.bandwidth):
+        step = math.sqrt(rates[1] / rates[0])
+        axes.axvspan(run[0] / step, run[1] * step, color=colours, label=name, linewidth=0)
+    for field, label, style in (
+        ("objective", "the plan", {"color": _INK, "linewidth": 3}),
+        ("server", "server only", {"color": _BLUE, "linestyle": "--"}),
+        ("device", "board only", {"color": _ORANGE, "linestyle": ":", "linewidth": 2}),
+    ):
+        axes.plot(rates, [_number(getattr(one, field)) * scale for one in found.bandwidth], label=label, **style)
+    if rates[0] <= found.uplink_mbps <= rates[-1]:
+        axes.axvline(found.uplink_mbps, color=_INK, linewidth=1, linestyle=(0, (2, 2)), label="this link")
     axes.set(
-        xscale="log", yscale="log", xlim=(rates[0], rates[-1]), xlabel="uplink, Mbit/s", ylabel="objective, s (or as weighed)",
-        title=f"which cut wins where at most {found.max_drop_points:g} points may be lost",
+        xscale="log", yscale="log", xlim=(rates[0], rates[-1]), xlabel="uplink, Mbit/s",
+        ylabel="time per frame, ms" if found.timed else "objective (weighted sum)",
+        title=f"Best cut by uplink\nloss of at most {found.max_drop_points:g} points",
     )  # fmt: skip
-    axes.xaxis.set_major_formatter(_PLAIN)
-    axes.yaxis.set_major_formatter(_PLAIN)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_PLAIN)
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    axes.legend(loc="upper right")
+
+
+def _regions(bandwidth: list[Best]) -> Iterator[tuple[str | None, str, tuple[float, float]]]:
+    """For each run of uplinks at which the same cut wins: its name where it is new, its colour, and the run's ends."""
+    seen: dict[str, str] = {}
+    for cut, group in itertools.groupby(bandwidth, key=lambda one: one.cut):
+        run = [one.uplink_mbps for one in group]
+        if cut:
+            name = None if cut in seen else f"best: {_short(cut)}"
+            yield name, seen.setdefault(cut, _REGIONS[len(seen) % len(_REGIONS)]), (run[0], run[-1])
+
+
+def _short(name: str) -> str:
+    """``name`` in at most `_LETTERS`, its middle left out."""
+    return name if len(name) <= _LETTERS else f"{name[: _LETTERS // 2]}…{name[1 - _LETTERS // 2 :]}"
+
+
+_LETTERS: Final = 46
 
 
 def _number(value: float | None) -> float:

@@ -14,7 +14,7 @@ from calibration.bundle import Bundle
 from device_profiles import predict, schema
 from edge_agent import errors, limits
 from edge_agent.codec import STAGES
-from edge_agent.explain import PictureForm
+from edge_agent.files import PictureForm
 from edge_agent.protocol.messages import (
     PROTOCOL_VERSION,
     SENDING,
@@ -126,7 +126,7 @@ def tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: Tails) 
 
     def measure(index: int) -> None:
         load = functools.partial(catalog.tail, bundle, bundle.cuts[index])
-        Handler(tails, (bundle.sha256, index), load, [bundle.codec(index, "minmax", 8)], topk=5).warm()
+        Handler(tails, (bundle.sha256, index), load, [bundle.codec(index, "minmax", 8)], bundle.output, topk=5).warm()
 
     return tails.times.of(bundle, cuts, measure)
 
@@ -211,6 +211,7 @@ def _message(catalog: Catalog, chosen: Chosen) -> Plan:
         labels=bundle.labels,
         metric=bundle.metric,
         tokenizer=bundle.tokenizer,
+        output=bundle.output,
     )
 
 

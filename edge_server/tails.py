@@ -12,35 +12,29 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from calibration.importer import session_options
+from calibration.importer import session
 from calibration.observe import to_onnx
 from edge_agent import codec, errors, limits
 from edge_agent.codec import marks
-from edge_agent.protocol.frames import Frame, pack_topk
-from edge_agent.protocol.messages import Codec
+from edge_agent.protocol import answers
+from edge_agent.protocol.frames import Frame
+from edge_agent.protocol.messages import Codec, Output
 from edge_server.times import Key, TailTimes
 
 THREADS: Final = 2  # tails that run at once; each uses all cores for its products
-_PASS_ON: Final = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Transpose"}
 
 WARM_RUNS: Final = 4  # of a new tail; the first, slower one does not count as its time
 
 
 class Tail:
-    """One loaded tail. ``shape`` is the cut tensor's, channels last without the batch axis.
-
-    ``probabilities``: the network itself ends in a softmax. ``tokens``: of so many it wants to know which are padding; 0: of none.
-    """
+    """One loaded tail. ``shape`` is the cut tensor's, channels last without the batch axis. ``tokens``: of so many it needs to know which are padding; 0: of none."""
 
     def __init__(self, model: bytes, shape: list[int], padding: int | None = None) -> None:
         """``padding``: the cut's. Raises `errors.ModelError` if ONNX Runtime refuses ``model``."""
         try:
-            self._session = ort.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
-            self.probabilities = _ends_in_softmax(onnx.load_model_from_string(model).graph)
+            self._session = session(model)
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise errors.ModelError(
                 "the tail of this model does not load: add the model to the server again"
@@ -53,13 +47,13 @@ class Tail:
         self.shape = shape
 
     def run(self, x: NDArray[np.float32], kept: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-        """x float32 of ``shape`` -> the output as float32, channels last without the batch axis. ``kept`` [tokens]: which are no padding."""
+        """x float32 of ``shape`` -> the output as float32, in ONNX order without the batch axis. ``kept`` [tokens]: which are no padding."""
         fed: dict[str, NDArray[Any]] = {self._input.name: to_onnx(x[None])}
         if kept is not None:
             fed[self._ids] = np.array(self._stand_ins)[kept.astype(np.int64)][None]
         y = self._session.run(None, fed)[0]
         out: NDArray[np.float32] = np.asarray(y, np.float32)[0]
-        return np.ascontiguousarray(out.transpose(1, 2, 0)) if out.ndim == 3 else out
+        return out
 
 
 class Tails:
@@ -128,7 +122,8 @@ class Handler:
     key: Key
     load: Callable[[], Tail]
     ladder: list[Codec]
-    topk: int  # 0: whole outputs
+    output: Output
+    topk: int  # as in `Open`
 
     async def ready(self) -> None:
         """Loads the tail and runs it with the decoder, so that the first frame does not wait for either."""
@@ -154,7 +149,7 @@ class Handler:
     def _run(self, tail: Tail, frame: Frame, *, counts: bool = True) -> tuple[bytes, int]:
         start = time.perf_counter()
         y = tail.run(*decode_frame(frame, self.ladder, tail))
-        payload = answer_payload(y, self.topk, probabilities=tail.probabilities)
+        payload = answers.pack(y, self.output, self.topk)
         seconds = time.perf_counter() - start
         if counts:
             self.tails.times.add(self.key, 1e3 * seconds)
@@ -175,28 +170,3 @@ def decode_frame(frame: Frame, ladder: list[Codec], tail: Tail) -> tuple[NDArray
         raise errors.CodecError(f"the frame names codec {frame.codec} of a ladder of {len(ladder)}: ask for a new plan")
     codes, kept = marks.split(frame.payload, tail.tokens) if tail.tokens else (frame.payload, None)
     return codec.decode(codes, ladder[frame.codec], tail.shape), kept
-
-
-def answer_payload(y: NDArray[np.float32], topk: int, *, probabilities: bool) -> bytes:
-    """``topk`` (class, probability) pairs, greatest first, the lower class first among equals; for 0, ``y`` as it stands.
-
-    ``probabilities``: ``y`` holds probabilities; else logits, of which a softmax makes them. Raises `errors.ModelError` for NaN.
-    """
-    if not np.isfinite(y).all():
-        raise errors.ModelError("the model's output is not finite: try it with this input in float before it is split")
-    if topk <= 0:
-        return y.astype("<f4").tobytes()
-    flat = y.reshape(-1).astype(np.float64)
-    if not probabilities:
-        flat = np.exp(flat - flat.max())
-        flat /= flat.sum()
-    order = np.argsort(-flat, kind="stable")[:topk]
-    return pack_topk((int(i), float(flat[i])) for i in order)
-
-
-def _ends_in_softmax(graph: onnx.GraphProto) -> bool:
-    makers = {name: node for node in graph.node for name in node.output}
-    node = makers.get(graph.output[0].name)
-    while node is not None and node.op_type in _PASS_ON:
-        node = makers.get(node.input[0])
-    return node is not None and node.op_type == "Softmax"

@@ -60,6 +60,7 @@ def make_plan(mode: str, data: bytes, *, name: str = "small", life: float = 3600
         "rungs": [] if mode == "device" else [m.Rung(296, 0.1, 0.1, 0.2)],
         "segment": m.SegmentRef(seg.digest(data), len(data)), "preprocess": header.preprocess, "prediction": guess, "runners_up": [],
         "considered": 1, "expires_unix": time.time() + life, "demand": m.Demand(), "labels": [f"label {i}" for i in range(1000)],
+        "output": m.Output("logits", [1, math.prod(output.shape)] if mode == "device" else [1000]),
     }  # fmt: skip
     return m.Plan(**(fields | changes))
 

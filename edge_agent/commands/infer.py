@@ -6,46 +6,56 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
+import numpy as np
 from rich.console import Console
 
-from edge_agent import errors
+from edge_agent import errors, files
 from edge_agent.agent import Agent
+from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
-from edge_agent.engine import Frame, frame_bytes
+from edge_agent.engine import frame_bytes, frame_of
 from edge_agent.explain import headline, plain, size
-from edge_agent.head.text import decode
-from edge_agent.inputs.sources import Source, expand, is_array, load_array, spoken
+from edge_agent.inputs.sources import Source
 from edge_agent.platform_check import printable
-from edge_agent.protocol.messages import Plan
+from edge_agent.protocol.answers import Whole
 from edge_agent.results import Result, Timing, to_json
 
 Outcome = Result | errors.SplitEdgeError
+_STEM = 100  # characters of a file's name
 
 
-async def infer(settings: Settings, patterns: list[str], texts: list[str], *, json: bool) -> int:
-    """Print a line for each of ``texts`` and each frame that ``patterns`` name, and a summary; returns 0, or the exit status of the first frame that failed."""
-    sources = [*map(spoken, texts), *expand(patterns, sys.stdin.buffer)]
-    if not sources:
-        raise errors.UsageError("there is nothing to classify; name a file or a folder, or give a text with --text")
+async def infer(settings: Settings, frames: Frames, *, json: bool, out: Path | None = None) -> int:
+    """Print a line for each of ``frames``, those that cannot be read first, and a summary; returns 0, or the exit status of the first that failed.
+
+    ``out``: a folder for the whole outputs, one .npy a frame.
+    """
+    sources, outputs = frames.good, None
+    if out is not None:
+        outputs, settings = OutputFiles(out), msgspec.structs.replace(settings, topk=0)
     console = Console(stderr=True)
     results: list[Result] = []
-    status = 0
+    status = frames.bad[0].error.exit_status if frames.bad else 0
+    for source, error in frames.bad:
+        _show(source, error, json=json)
     with console.status("starting") as spinner:
         agent = await Agent(settings, lambda text: spinner.update(plain(text))).__aenter__()
     try:
         if not json and agent.plan is not None:
             print(f"{headline(agent.plan)}\n")
         async for source, outcome in _outcomes(agent, sources):
+            file = ""
             if isinstance(outcome, Result):
                 results.append(outcome)
+                file = str(outputs.write(source.name, outcome)) if outputs else ""
             else:
                 status = status or outcome.exit_status
-            _show(source, outcome, json=json)
+            _show(source, outcome, json=json, file=file)
     finally:
         await agent.close()
-    print(_summary(results, len(sources)) + _joules(agent), file=sys.stderr if json else sys.stdout)
+    print(_summary(results, len(sources) + len(frames.bad)) + _joules(agent), file=sys.stderr if json else sys.stdout)
     return status
 
 
@@ -63,27 +73,42 @@ async def _outcomes(agent: Agent, sources: list[Source]) -> AsyncIterator[tuple[
 
 async def _one(agent: Agent, source: Source) -> Outcome:
     try:
-        frame = _frame(await asyncio.to_thread(source.read), source, agent.plan)
+        frame = frame_of(await asyncio.to_thread(source.read), source.name, agent.plan)
         await agent.admission.room(frame_bytes(frame))
         return await agent.infer(frame)
     except errors.SplitEdgeError as error:
         return error
 
 
-def _frame(data: bytes | str, source: Source, plan: Plan | None) -> Frame:
-    """What the source holds: an array, else a text where the plan takes those, else an image."""
-    if isinstance(data, bytes) and is_array(data):
-        return load_array(data, source.name)
-    if isinstance(data, bytes) and plan is not None and plan.tokenizer is not None:
-        return decode(data)
-    return data
+class OutputFiles:
+    """The folder ``--out``: the whole output of each frame in a .npy file, named after the frame."""
+
+    def __init__(self, folder: Path) -> None:
+        """Makes the folder. Raises `errors.StoreError`."""
+        self._folder, self._taken = folder, set[str]()
+        files.make_folder(folder)
+
+    def write(self, name: str, result: Result) -> Path:
+        """Write the output of the frame ``name``; a number tells frames of one name apart. Raises `errors.StoreError`."""
+        stem = "".join(c if c.isalnum() or c in "._- " else "_" for c in Path(name).stem)[:_STEM].strip(". ") or "frame"
+        number, file = 1, f"{stem}.npy"
+        while file in self._taken:
+            number += 1
+            file = f"{stem}-{number}.npy"
+        self._taken.add(file)
+        assert result.output is not None  # the agent was asked for whole outputs
+        try:
+            np.save(self._folder / file, result.output, allow_pickle=False)
+        except OSError as error:
+            raise errors.StoreError(
+                f"{self._folder / file} cannot be written ({error.strerror}); free space or choose another folder"
+            ) from error
+        return self._folder / file
 
 
-def _show(source: Source, outcome: Outcome, *, json: bool) -> None:
+def _show(source: Source, outcome: Outcome, *, json: bool, file: str = "") -> None:
     if isinstance(outcome, Result):
-        sys.stdout.write(
-            to_json(outcome, image=source.name).decode() + "\n" if json else _line(source.name, outcome) + "\n"
-        )
+        sys.stdout.write(_as_json(source.name, outcome, file) if json else _line(source.name, outcome, file) + "\n")
     elif json:
         sys.stdout.write(msgspec.json.encode({"image": source.name, "error": outcome.to_wire()}).decode() + "\n")
     if not isinstance(outcome, Result):
@@ -92,18 +117,36 @@ def _show(source: Source, outcome: Outcome, *, json: bool) -> None:
     sys.stdout.flush()
 
 
-def _line(name: str, result: Result) -> str:
+def _as_json(name: str, result: Result, file: str) -> str:
+    """A line; where the output is in a ``file``, the file's name is in its place."""
+    if not file:
+        return to_json(result, image=name).decode() + "\n"
+    return to_json(msgspec.structs.replace(result, output=None), image=name, output_file=file).decode() + "\n"
+
+
+def _line(name: str, result: Result, file: str = "") -> str:
     sent = f"{size(result.payload_bytes)} sent" if result.payload_bytes else "nothing sent"
     if result.cached:
         sent += ", the answer of an earlier frame"
-    return f"{plain(name)}: {plain(_answer(result))}\n    {_times(result.timing)}; {sent}"
+    where = f"; output in {plain(file)}" if file else ""
+    return f"{plain(name)}: {plain(_answer(result))}\n    {_times(result.timing)}; {sent}{where}"
 
 
 def _answer(result: Result) -> str:
     if not result.top:
-        return "no class"
+        return _tensor(result.output)
+    if result.kind == "scores":
+        return ", ".join(f"{c.label} {c.probability:.3f}" for c in result.top)
     best, others = result.top[0], ", ".join(f"{c.label} {100 * c.probability:.0f} %" for c in result.top[1:3])
     return f"{best.label} {100 * best.probability:.1f} %" + (f"  ({others})" if others else "")
+
+
+def _tensor(output: Whole | None) -> str:
+    """Shape and range of an output without classes."""
+    if output is None:
+        return "no answer"
+    shape = " x ".join(map(str, output.shape))
+    return f"tensor {shape}, values {output.min():.4g} to {output.max():.4g}, mean {output.mean():.4g}"
 
 
 def _times(t: Timing) -> str:

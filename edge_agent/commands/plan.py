@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,17 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 import device_profiles
-from device_profiles import known
-from edge_agent import errors, negotiation
+from device_profiles import DeviceProfile, known
+from edge_agent import contact, files, negotiation
 from edge_agent.config import Settings
-from edge_agent.explain import WhatIf, explain, picture_form, plain, write_picture
-from edge_agent.protocol.messages import PlanRequest
+from edge_agent.explain import WhatIf, explain, plain
+from edge_agent.link.http import ServerClient
+from edge_agent.protocol.messages import Plan, PlanRequest
 
 
 async def plan(
     settings: Settings,
     *,
     json: bool,
+    layers: bool = False,
     board: str | None = None,
     given: Mapping[str, float] | None = None,
     plot: Path | None = None,
@@ -30,49 +32,59 @@ async def plan(
     """Print the plan that the server makes for this machine and link; nothing is fetched or run.
 
     ``board`` names a known board to plan for in place of this machine, ``given`` the values of the link (as in `LinkEstimate`) that are not to be
-    measured; the output says so. ``plot``: a file for the picture of the trade-offs, which the server draws.
+    measured; the output says so. ``plot``: a file for the picture of the trade-offs. The server draws it; the plan is printed before that.
     """
     given = given or {}
-    if plot and settings.chain.next:
-        raise errors.UsageError(
-            "the trade-offs of a chain of boards are not drawn; leave out --plot, or the next board"
-        )
-    form = picture_form(plot.name) if plot else "svg"
     stands_in = known.load(board) if board else None
-    spinner = Console(stderr=True).status("measuring this machine")
-    with spinner:
+    with Console(stderr=True).status("starting") as spinner:
 
         def say(text: str) -> None:
             spinner.update(plain(text))
 
-        profile = stands_in or await negotiation.profile(settings, say)
-        async with negotiation.client(settings) as client:
-            link = await negotiation.link(client, given, say)
-            measured = {} if stands_in else negotiation.timings(settings).known()
-            rehearsed = None if stands_in else await negotiation.rehearsal(client, settings, profile, measured, say)
-            chosen = await negotiation.plan(client, settings, profile, [], measured, say, link, rehearsed)
+        async with contact.client(settings) as client:
+            asked, chosen = await _ask(client, settings, stands_in, given, say)
+            spinner.stop()
+            what_if = WhatIf(board, stands_in, asked.link, sorted(given)) if board or given else None
+            _print(chosen, what_if, json=json, layers=layers)
             if plot:
+                spinner.start()
                 say("drawing the trade-offs")
-                asked = PlanRequest(
-                    settings.model, device_profiles.to_dict(profile), link, settings.demand, [], measured, rehearsed
-                )
-                await asyncio.to_thread(write_picture, plot, await client.curves(asked, form))
-    what_if = WhatIf(board, stands_in, link, sorted(given)) if board or given else None
+                files.write(plot, await client.curves(asked, files.picture_form(plot.name)))
+    if plot:
+        print(f"picture of the trade-offs: {plot}", file=sys.stderr if json else sys.stdout)
+
+
+async def _ask(
+    client: ServerClient,
+    settings: Settings,
+    stands_in: DeviceProfile | None,
+    given: Mapping[str, float],
+    say: negotiation.Say,
+) -> tuple[PlanRequest, Plan]:
+    """The plan for this machine, or for the board that ``stands_in`` for it, and what was asked."""
+    profile = stands_in or await negotiation.profile(settings, say)
+    link = await negotiation.link(client, given, say)
+    measured = {} if stands_in else negotiation.timings(settings).known()
+    rehearsed = None if stands_in else await negotiation.rehearsal(client, settings, profile, measured, say)
+    chosen = await negotiation.plan(client, settings, profile, [], measured, say, link, rehearsed)
+    known_as = device_profiles.to_dict(profile)
+    return PlanRequest(settings.model, known_as, link, settings.demand, [], measured, rehearsed), chosen
+
+
+def _print(chosen: Plan, what_if: WhatIf | None, *, json: bool, layers: bool) -> None:
     if json:
         extra = {"what_if": what_if.document()} if what_if else {}
         print(msgspec.json.encode(msgspec.to_builtins(chosen) | extra).decode())
-    else:
-        console = Console(highlight=False)
-        if what_if:
-            console.print(what_if.words(), "")
-        console.print(explain(chosen, console.width))
-        if plot:
-            console.print(Text(f"\nthe trade-offs are drawn in {plot}"))
+        return
+    console = Console(highlight=False)
+    if what_if:
+        console.print(what_if.words(), "")
+    console.print(explain(chosen, console.width, "edge-agent plan", layers=layers), crop=False)  # names stay whole
 
 
 async def models(settings: Settings, *, json: bool) -> None:
     """Print the server's models."""
-    async with negotiation.client(settings) as client:
+    async with contact.client(settings, patient=False) as client:
         found = await client.models()
     if json:
         print(msgspec.json.encode(found).decode())

@@ -10,14 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from device_profiles import known, measure, save, table
-from device_profiles.schema import require_folder
+from edge_agent import files
 from edge_agent.errors import UsageError
 
 
 def profile(*, quick: bool, out: Path | None, json: bool, watts: float | None) -> None:
     """Print a table, or JSON; write the profile to ``out``. The bar goes to standard error."""
     if out is not None:
-        require_folder(out)  # before the minutes of measuring
+        files.require_writable(out)
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("")

@@ -1,7 +1,9 @@
 """The local HTTP API.
 
     POST /v1/infer   an image or a .npy array as the body; a text, in UTF-8 and as text/plain; or a little-endian tensor with `X-Shape: 224,224,3`,
-                     of float32 unless `X-Dtype: int32` (or int64) says otherwise. A form (`curl -F file=@photo.jpg`) stands for its one file
+                     of float32 unless `X-Dtype: int32` (or int64) says otherwise. A form (`curl -F file=@photo.jpg`) stands for its
+                     one file. The answer is JSON, or, with `Accept: application/x-npy`, the
+                     model's whole output as a .npy file: of a model without classes, or where `topk` is 0
     GET  /v1/status  the agent's state, plan and counts, as JSON
     GET  /healthz    200 while frames are served, else 503: at the start, and while a plan that needs the server has no link to it
     GET  /metrics    Prometheus text
@@ -13,6 +15,7 @@ It asks for no token and listens on the loopback unless told otherwise. A page i
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -55,6 +58,7 @@ class Served(Protocol):
 
 
 AGENT: Final = web.AppKey[Served]("agent")
+NPY: Final = "application/x-npy"
 _DTYPES: Final = ("float32", "int32", "int64")
 BODIES = web.AppKey("bodies", Admission)  # request bodies that are being read or answered
 
@@ -139,7 +143,18 @@ async def _infer(request: web.Request) -> web.Response:
             if (better := _advice(request, frame, agent.plan, error)) is not None:
                 raise better from error
             raise
+    if NPY in request.headers.get("Accept", ""):
+        return web.Response(body=_npy(result), content_type=NPY)
     return web.Response(body=to_json(result), content_type="application/json")
+
+
+def _npy(result: Result) -> bytes:
+    """The whole output as a .npy file. Raises `errors.UsageError` for an answer that holds classes alone."""
+    if result.output is None:
+        raise errors.UsageError("this answer holds classes and no whole output; ask for JSON, or set `topk` to 0")
+    file = io.BytesIO()
+    np.save(file, result.output, allow_pickle=False)
+    return file.getvalue()
 
 
 async def _status(request: web.Request) -> web.Response:

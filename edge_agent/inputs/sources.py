@@ -7,25 +7,27 @@ import io
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from edge_agent import errors, limits
+
+if TYPE_CHECKING:  # a command checks its files before it loads numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 STDIN = "standard input"
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy"))
 
 
 class Source(NamedTuple):
-    """One frame that can be read when its turn comes: a text, or bytes. ``read`` blocks, and raises `errors.InputError`.
+    """One frame that can be read when its turn comes: a text, or bytes. ``read`` blocks, and raises `errors.InputError`. ``path``: its file, if it has one.
 
     ``name`` can be shown and sent: bytes of a file's name that are no UTF-8 are spelled, as in ``caf\\xe9.jpg``.
     """
 
     name: str
     read: Callable[[], bytes | str]
+    path: Path | None = None
 
 
 def spoken(text: str) -> Source:
@@ -65,6 +67,23 @@ def read_bounded(file: BinaryIO, name: str, limit: int = limits.MAX_IMAGE_BYTES)
     return data
 
 
+def file_bytes(path: Path) -> int:
+    """How much memory `read_file` needs at most. Raises `errors.InputError` if ``path`` is not there."""
+    try:
+        return min(path.stat().st_size, limits.MAX_IMAGE_BYTES)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an image, a text or an array. Raises `errors.InputError` for a file that cannot be read, or is too large."""
+    try:
+        with path.open("rb") as file:
+            return read_bounded(file, spelled(path))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def is_array(data: bytes) -> bool:
     """Whether ``data`` begins as a .npy array."""
     return data.startswith(b"\x93NUMPY")
@@ -76,6 +95,8 @@ def load_array(data: bytes, name: str = "the array") -> NDArray[np.generic]:
         raise errors.InputError(
             f"{name} has {len(data)} bytes, more than the {limits.MAX_IMAGE_BYTES} allowed", name=name
         )
+    import numpy as np
+
     try:
         array: NDArray[np.generic] = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # numpy's parser raises ValueError, EOFError, OSError, tokenize and Unicode errors
@@ -94,12 +115,12 @@ def _expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
     elif path.is_dir():
         yield from _folder(path)
     elif path.exists() or not glob.has_magic(pattern):
-        yield Source(spelled(pattern), partial(_read, path))  # a missing file is reported in its turn, by its name
+        yield Source(spelled(pattern), partial(read_file, path), path)
     else:
         matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns)
         if not matches:
             raise errors.InputError(f"nothing matches {spelled(pattern)}", name=spelled(pattern))
-        yield from (Source(spelled(match), partial(_read, match)) for match in matches if not match.is_dir())
+        yield from (Source(spelled(match), partial(read_file, match), match) for match in matches if not match.is_dir())
 
 
 def _folder(path: Path) -> Iterator[Source]:
@@ -113,7 +134,7 @@ def _folder(path: Path) -> Iterator[Source]:
         ) from error
     if not files:
         raise errors.InputError(f"the folder {spelled(path)} holds no images, arrays or texts", name=spelled(path))
-    yield from (Source(spelled(file), partial(_read, file)) for file in files)
+    yield from (Source(spelled(file), partial(read_file, file), file) for file in files)
 
 
 def _read_stdin(stdin: BinaryIO) -> bytes:
@@ -123,9 +144,5 @@ def _read_stdin(stdin: BinaryIO) -> bytes:
     return data
 
 
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return read_bounded(file, spelled(path))
-    except OSError as error:
-        raise errors.InputError(f"{spelled(path)} cannot be read ({error.strerror})", name=spelled(path)) from error
+def _unreadable(path: Path, error: OSError) -> errors.InputError:
+    return errors.InputError(f"{spelled(path)} cannot be read ({error.strerror})", name=spelled(path))

@@ -66,7 +66,8 @@ class ServerClient:
     ``ssl`` is a context from `tls_context`; None trusts the system's authorities. Every method raises `errors.UnreachableError` when nothing
     answers or the certificate is not accepted, `errors.AuthError` for a refused token, the error that the server names, and
     `errors.ProtocolError` for an answer that is none. The constructor raises `errors.UsageError` for an address that is none, or a
-    token that would cross a network in the clear (unless ``allow_insecure``).
+    token that would cross a network in the clear (unless ``allow_insecure``). A client that is not ``patient`` serves a person who waits for the
+    first answer: it gives up sooner.
     """
 
     def __init__(
@@ -76,7 +77,12 @@ class ServerClient:
         *,
         ssl: ssl_module.SSLContext | None = None,
         allow_insecure: bool = False,
+        patient: bool = True,
     ) -> None:
+        total, connect = (
+            (limits.REQUEST_TIMEOUT, limits.CONNECT_TIMEOUT) if patient else (limits.FIRST_ANSWER, limits.FIRST_CONNECT)
+        )
+        self._timeout = aiohttp.ClientTimeout(total=total, sock_connect=connect)
         self._base = dial.server_url(base_url, token, allow_insecure=allow_insecure)
         self._headers, self._ssl = dial.headers(token), ssl
         self._http: aiohttp.ClientSession | None = None
@@ -85,7 +91,7 @@ class ServerClient:
         self._http = aiohttp.ClientSession(
             headers=self._headers,
             connector=aiohttp.TCPConnector(limit=4, ssl=self._ssl or True),
-            timeout=aiohttp.ClientTimeout(total=limits.REQUEST_TIMEOUT, sock_connect=limits.CONNECT_TIMEOUT),
+            timeout=self._timeout,
             auto_decompress=False,
         )
         return self
@@ -103,6 +109,19 @@ class ServerClient:
     async def models(self) -> list[ModelInfo]:
         body = await self._ask("GET", "v1/models", limits.MAX_PLAN_BYTES)
         return decode(body, list[ModelInfo])
+
+    async def model(self, name: str) -> ModelInfo:
+        """Raises `errors.UnknownModelError`."""
+        body = await self._ask("GET", "v1/models", limits.MAX_PLAN_BYTES, params={"name": name})
+        every: list[ModelInfo] = decode(body, list[ModelInfo])
+        for found in every:
+            if found.name == name:
+                return found
+        raise errors.UnknownModelError(f"the server has no model {name!r}; `edge-agent models` lists those it has")
+
+    async def reach(self) -> None:
+        """Return if the server, or a board that serves as a stage, answers and takes the token."""
+        await self._probe(b"", 0)
 
     async def outline(self, model: str) -> Outline:
         """What the longest head of ``model`` computes. Raises `errors.UnknownModelError`, `errors.ProtocolError` from a server that knows no outlines."""

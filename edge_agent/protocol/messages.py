@@ -12,7 +12,7 @@ import msgspec
 
 from edge_agent import errors, limits
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 T = TypeVar("T")
 
@@ -165,6 +165,39 @@ class Cut(Message):
     padding: int | None = None
 
 
+OutputKind = Literal["logits", "probabilities", "scores", "tensor"]
+"""What the values of a model's output are: see `Output`."""
+
+
+class Greatest(Message):
+    """The model's last operator, an ArgMax over ``axis`` of scores of ``shape``, both in ONNX order without the batch axis."""
+
+    axis: int
+    shape: list[int]
+
+
+class Output(Message):
+    """The model's output: the ``kind`` of its values, and the ``shape`` of one answer, in ONNX order without the batch axis.
+
+    ``logits``: one value a class, of which a softmax makes probabilities. ``probabilities``: one a class, which sum to 1. ``scores``: one a class,
+    each from 0 to 1 by itself, as tags have. ``tensor``: no classes, but an embedding or a map, which answers hold whole; integers where head and
+    tail yield scores, of which ``greatest`` takes the index.
+    """
+
+    kind: OutputKind = "logits"
+    shape: list[int] = []
+    greatest: Greatest | None = None
+
+    @property
+    def computed(self) -> list[int]:
+        """The shape of what head and tail yield."""
+        return self.greatest.shape if self.greatest else self.shape
+
+    @property
+    def has_classes(self) -> bool:
+        return self.kind != "tensor"
+
+
 class SegmentRef(Message):
     sha256: str
     size: int
@@ -283,7 +316,7 @@ class Plan(Message):
 
     ``layers``: the head's layers with weights, in order; ``codec_share`` and ``head_share``: of the noise, what the codec and the head's activations add.
     ``stage``: where the plan is one of a chain's; then ``prediction`` is from its board on, all that lies behind its link being ``server_ms``.
-    ``tokenizer``: where callers may give texts in the place of token ids; the input's length is that of the ids.
+    ``tokenizer``: where callers may give texts in the place of token ids; the input's length is that of the ids. ``output``: what an answer holds.
     """
 
     id: str
@@ -308,6 +341,7 @@ class Plan(Message):
     metric: str = "top1"
     stage: Stage | None = None
     tokenizer: TokenizerRef | None = None
+    output: Output = msgspec.field(default_factory=Output)
 
     def mean_bits(self) -> float:
         """Bits of a weight in the mean; 0 without weights."""
@@ -368,6 +402,7 @@ class ModelInfo(Message):
     preprocess: Preprocess
     float_top1: float | None = None  # per cent of the calibration samples, of the float model; None without labels
     tokenizer: TokenizerRef | None = None
+    output: Output = msgspec.field(default_factory=Output)
 
 
 class ServerVersion(Message):
@@ -379,7 +414,7 @@ class ServerVersion(Message):
 
 
 class Open(Message, tag="open", tag_field="type"):
-    """Agent -> server, first message: stream frames of ``plan``. ``answer``: the ``topk`` best classes, or 0 for whole output tensors."""
+    """Agent -> server, first message: stream frames of ``plan``. An answer holds the ``topk`` best classes, or for 0 the whole output."""
 
     plan: str
     topk: int = 5

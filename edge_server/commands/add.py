@@ -21,8 +21,9 @@ from calibration import importer, samples, texts, trials
 from calibration.graph import Graph
 from calibration.rounding import Rounding
 from edge_agent import errors
+from edge_agent.explain import output
 from edge_agent.head import text
-from edge_agent.protocol.messages import Preprocess
+from edge_agent.protocol.messages import OutputKind, Preprocess
 from edge_server import preprocessing
 from edge_server.catalog import Catalog
 from edge_server.planner import Table as Patterns
@@ -54,6 +55,7 @@ class Request:
     padding: int = 0
     texts: Path | None = None
     tokenizer: Path | None = None
+    output_kind: OutputKind | None = None
 
 
 def add(folder: Path | None, request: Request) -> None:
@@ -76,7 +78,10 @@ def add(folder: Path | None, request: Request) -> None:
         former = _former(store, name)
         with store.new_bundle(name) as path, _progress(console) as progress:
             cache = store.folder / "cache"
-            bundles.create(path, name, model, found, names, progress, request.rounding, cache, request.metric, reader)
+            bundles.create(
+                path, name, model, found, names, progress, request.rounding, cache, request.metric, reader,
+                request.output_kind,
+            )  # fmt: skip
         bundle = Catalog(store).bundle(name)
         if former and former != bundle.sha256:
             store.forget(former)
@@ -163,6 +168,7 @@ def _show(bundle: bundles.Bundle, patterns: Patterns) -> None:
     console.print(_offered(bundle, patterns))
     for line in _float_top1(bundle):
         console.print(line, soft_wrap=True)
+    console.print(f"output: {output(bundle.output)}", soft_wrap=True)
     unseen = " that the rounding of weights has not seen" if bundle.accuracy.samples < bundle.samples else ""
     what = f"bits and bytes are for a {bundle.metric} drop of at most {SHOWN_DROP:g} point, judged on {bundle.accuracy.samples} samples{unseen}"
     console.print(f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered; {what}", soft_wrap=True)

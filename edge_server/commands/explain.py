@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,8 @@ from calibration.bundle import Bundle
 from calibration.margins import TAIL, AccuracyModel
 from device_profiles import known
 from device_profiles.schema import DeviceProfile, is_measured
-from edge_agent import errors
+from edge_agent import errors, files
 from edge_agent.explain import explain as plan_in_words
-from edge_agent.explain import picture_form, write_picture
 from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
 from edge_server import curves
 from edge_server.catalog import Catalog
@@ -35,7 +35,7 @@ def profile_of(file: Path | None, board: str | None) -> DeviceProfile:
 
 
 def bound(bundle: Bundle, points: float, noise: float) -> str:
-    """A plan's noise beside what its promise allows, and beside what a rule of the mean would, in a line."""
+    """A plan's noise beside what its promise allows, and beside what QPART's bound on the mean would, in a line."""
     model = bundle.accuracy
     allowed, mean = model.within(points), model.qpart(points)
     ratio = f", {mean / allowed:.3g} times as much" if allowed > 0 else ""
@@ -46,21 +46,21 @@ def bound(bundle: Bundle, points: float, noise: float) -> str:
         else ""
     )
     return (
-        f"noise {noise:.3g}: {100 * (1 - TAIL):.0f} in 100 measurements on {model.promise_samples} samples are within {points:g} points at {allowed:.3g}; "
-        f"QPART's rule, that their mean is, would allow {mean:.3g}{ratio}{share}"
+        f"Noise bound: the noise of this plan is {noise:.3g}. At {allowed:.3g}, {100 * (1 - TAIL):.0f} % of measurements on {model.promise_samples} "
+        f"samples lose at most {points:g} points. QPART bounds the mean of the measurements instead and would allow {mean:.3g}{ratio}{share}."
     )
 
 
 def fits(bundle: Bundle, cut: int) -> Iterator[str]:
-    """How well what planning takes for granted fits what was measured: that noises add up, and that bits add noise as p x 4^-bits."""
+    """How well two assumptions of planning fit what was measured: that noises add up, and that bits add noise as p x 4^-bits."""
     if told := trials.additivity(bundle.manifest.trials):
-        yield told
+        yield f"Sum of noises: {told}."
     errors_of = [layer.noise.error for layer in bundle.layers.values()]
     found = bundle.cut_noises[cut].fit()
-    parts = [f"layers {min(errors_of):.2g} to {max(errors_of):.2g} bits"] if errors_of else []
-    parts += [f"packed codecs at this cut {found[1]:.2g} bits"] if found else []
+    parts = [f"{min(errors_of):.2g} to {max(errors_of):.2g} bits for layers"] if errors_of else []
+    parts += [f"{found[1]:.2g} bits for packed codecs at this cut"] if found else []
     if parts:
-        yield f"measured noise is off the law p x 4^-bits by, root mean square: {', '.join(parts)} (plans take what was measured)"
+        yield f"Noise by bits: measured noise differs from p x 4^-bits by {' and '.join(parts)} (root mean square). Plans use the measured noise."
 
 
 def explain(
@@ -72,27 +72,41 @@ def explain(
     plot: Path | None,
     *,
     json: bool,
+    layers: bool = False,
+    verbose: bool = False,
 ) -> None:
-    """Prints the plan for ``profile`` and draws its trade-offs into ``plot``."""
-    form = picture_form(plot.name) if plot else None
+    """Prints the plan for ``profile``, then draws its trade-offs into ``plot``. ``layers``: with each layer's bits; ``verbose``: with how sure it is."""
+    form = files.picture_form(plot.name) if plot else "svg"
+    if plot:
+        files.require_writable(plot)
     request = PlanRequest(model, device_profiles.to_dict(profile), link, demand)
     with Store(folder or default_folder()) as store:
         catalog = Catalog(store)
         chosen = choose_plan(catalog, request)
         plan = store_plan(catalog, chosen)
     found = curves.curves(chosen.table, chosen.asked, chosen.pick)
-    if plot and form:
-        write_picture(plot, curves.draw(found, form))
     if json:
         print(msgspec.json.encode({"plan": plan, "curves": found}).decode())
-        return
-    console = Console(highlight=False)
-    if not is_measured(profile):
-        console.print(
-            Text(f"{profile.machine.board}: a board that nobody measured; all times are predictions", "bold yellow"), ""
-        )
-    console.print(plan_in_words(plan, console.width))
-    for line in (bound(chosen.bundle, demand.max_drop_points, chosen.pick.noise), *fits(chosen.bundle, plan.cut.index)):
-        console.print(line, markup=False)
+    else:
+        console = Console(highlight=False)
+        console.print(Text(_what_if(profile, link), "bold yellow"))
+        if not is_measured(profile):
+            console.print(Text("Nobody measured this board: all times are predictions.", "yellow"))
+        console.print()
+        text = plan_in_words(plan, console.width, "edge-server explain", layers=layers)
+        console.print(text, crop=False)  # names stay whole
+        if verbose:
+            console.print()
+            for line in (
+                bound(chosen.bundle, demand.max_drop_points, chosen.pick.noise),
+                *fits(chosen.bundle, plan.cut.index),
+            ):
+                console.print(line, markup=False)
     if plot:
-        console.print(f"\nthe trade-offs are drawn in {plot}", markup=False)
+        files.write(plot, curves.draw(found, form))
+        print(f"picture of the trade-offs: {plot}", file=sys.stderr if json else sys.stdout)
+
+
+def _what_if(profile: DeviceProfile, link: LinkEstimate) -> str:
+    board = profile.machine.board or profile.machine.cpu
+    return f"{board}, {link.uplink_mbps:g} Mbit/s up, {link.downlink_mbps:g} Mbit/s down, {link.rtt_ms:g} ms round trip"

@@ -29,7 +29,7 @@ from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Demand, LinkEstimate, Objective
 from edge_server.planner import words
 from edge_server.planner.allocation import CutCodec, Layer, allocate
-from edge_server.planner.demands import Power, check
+from edge_server.planner.demands import Power, check, check_name
 from edge_server.planner.online import may_leave
 from edge_server.planner.patterns import Level, Place
 
@@ -403,6 +403,7 @@ def _check(chain: Chain) -> None:
     names = sorted(set().union(*(place.inside for place in chain.places)))
     for link in chain.links.values():
         check(chain.model, chain.demand, link, Power(), names)
+    check_name(chain.model, chain.demand, [place.cut for place in chain.places])
     shape, count = (len(chain.places) + 1, len(chain.places)), len(chain.devices)
     if chain.demand.mode != "any":
         raise errors.UsageError("boards in a chain share a model as the planner finds best: leave the mode at any")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from edge_agent import errors
-from edge_agent.protocol.messages import Demand, LinkEstimate, Mode
+from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Mode
 
 #: The mode of a plan, by the kind of its cut.
 MODES: Final[dict[str, Mode]] = {"input": "server", "inside": "split", "output": "device"}
@@ -45,6 +45,16 @@ def check(model: str, demand: Demand, link: LinkEstimate, power: Power, layers: 
             f"{model} has no layer {demand.keep[:80]!r} to keep on the device: "
             f'say "nothing", "input" or a layer\'s name, for example {", ".join(some) or "none is offered"}',
             layers=some,
+        )
+
+
+def check_name(model: str, demand: Demand, cuts: Sequence[Cut]) -> None:
+    """Raises `errors.UsageError` for a ``keep`` that names more than one of ``cuts``: a weaker promise than its author meant must not pass."""
+    named = [cut.index for cut in cuts if cut.kind != "input" and cut.layer == demand.keep]
+    if demand.keep not in ("nothing", "input") and len(named) > 1:
+        raise errors.UsageError(
+            f"{model} has {len(named)} cuts after a layer named {demand.keep[:80]!r}; keep a later layer, whose name is its own",
+            cuts=named,
         )
 
 

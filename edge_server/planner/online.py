@@ -26,7 +26,7 @@ from edge_agent.link.adapt import LONGER
 from edge_agent.protocol.messages import Demand, LinkEstimate
 from edge_server.planner import words
 from edge_server.planner.allocation import ladder
-from edge_server.planner.demands import MODES, Power, check
+from edge_server.planner.demands import MODES, Power, check, check_name
 from edge_server.planner.patterns import Place, Table
 
 F64 = NDArray[np.float64]
@@ -289,6 +289,7 @@ def _check(table: Table, request: Request) -> None:
     if request.demand.keep not in ("nothing", "input"):
         layers += sorted(set().union(*(place.inside for place in table.places)))
     check(table.model, request.demand, request.link, request.power, layers)
+    check_name(table.model, request.demand, [place.cut for place in table.places])
     if len(request.head_ms) != len(table.places) or not all(ms >= 0 for ms in request.head_ms):
         raise errors.UsageError(
             f"head_ms has {len(request.head_ms)} times: give one of 0 or more for each of {len(table.places)} places"

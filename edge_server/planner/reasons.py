@@ -50,4 +50,4 @@ def _margin(demand: Demand, rival: Pick, chosen: Pick) -> str:
 
 def _weighed(demand: Demand) -> str:
     names = [name for name in ("time", "energy", "cost") if getattr(demand.weights, name) > 0]
-    return names[0] if len(names) == 1 else "time, energy and cost"
+    return names[0] if len(names) == 1 else "objective"

@@ -34,7 +34,7 @@ def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:
     slowest = max(pick.device_ms, pick.server_ms, frame * 8e-3 / request.link.uplink_mbps)
     kept = demand.keep in place.inside
     checks = {
-        "the noise is over the demand": float(most) <= allowed,
+        "the noise is over the demand": float(most) <= allowed * (1 + 1e-9),
         "the drop is over the demand": pick.drop_points <= demand.max_drop_points,
         "the latency is over the demand": demand.max_latency_ms is None
         or pick.total_ms <= demand.max_latency_ms * (1 + 1e-9),
@@ -52,7 +52,11 @@ def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:
         "the ladder lacks the chosen codec": pick.codec is None or pick.codec in pick.ladder,
     }
     faults = [fault for fault, holds in checks.items() if not holds]
-    fitting = [codec for codec in place.codecs if float(weights + Fraction(codec.noise)) <= allowed] if sends else []
+    fitting = (
+        [codec for codec in place.codecs if float(weights + Fraction(codec.noise)) <= allowed * (1 - 1e-9)]
+        if sends
+        else []
+    )
     return faults + _ladder_faults(codecs, fitting, request, pick) + _cost_faults(table, request, pick, size, frame)
 
 

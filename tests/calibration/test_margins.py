@@ -1,5 +1,7 @@
 """From noise to accuracy: what is promised holds on samples and quantizations that the model has not seen."""
 
+import math
+
 import msgspec
 import numpy as np
 import pytest
@@ -90,6 +92,12 @@ def test_what_may_be_lost_and_the_noise_that_may_be_made_are_inverse(model):
 def test_no_drop_is_no_noise_that_is_counted(model):
     assert model.within(0.0) < 1e-3 * model.within(1.0)
     assert model.within(-1.0) == 0.0
+
+
+def test_a_last_bit_beyond_the_roughest_variant_is_its_noise_still(model):
+    """A plan's noise is a sum in another order than the variant's."""
+    last = model.noise[-1]
+    assert model.at(math.nextafter(last, 2 * last)).high == model.at(last).high
 
 
 def test_beyond_the_roughest_variant_nothing_is_promised(model):

@@ -20,8 +20,9 @@ from edge_agent.config import DemandConfig, LinkConfig
 from edge_agent.engine import check_plan
 from edge_agent.head import load, preprocess
 from edge_agent.head import segment as seg
+from edge_agent.inputs import sources
 from edge_agent.link.client import FrameStream
-from edge_agent.protocol.messages import Codec, Rung
+from edge_agent.protocol.messages import Codec, Output, Rung
 from edge_agent.results import stages
 from kernels import jit
 from tests.segment_builder import Builder
@@ -58,6 +59,68 @@ async def test_bytes_a_picture_and_an_array_of_it_give_the_same_answer(settings,
         assert agent.counters.answered == server.frames == 3
 
 
+async def test_a_path_is_a_file_of_an_image_or_an_array(settings, tmp_path):
+    (tmp_path / "picture").write_bytes(png())
+    np.save(tmp_path / "picture.npy", np.asarray(picture()))
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        expected = expected_class(payload(server, picture()))
+        for name in ("picture", "picture.npy"):
+            assert (await agent.infer(tmp_path / name)).top[0].index == expected
+        assert agent.admission.bytes == 0
+
+
+@pytest.mark.parametrize("what", ["missing", "folder", "large"])
+async def test_a_path_that_cannot_be_a_frame_is_named_and_counted(settings, tmp_path, monkeypatch, what):
+    path = tmp_path / what
+    if what == "folder":
+        path.mkdir()
+    elif what == "large":
+        path.write_bytes(png())
+        monkeypatch.setattr(limits, "MAX_IMAGE_BYTES", 100)
+        monkeypatch.setattr(sources.read_bounded, "__defaults__", (100,))
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        with pytest.raises(errors.InputError, match=what):
+            await agent.infer(path)
+        assert agent.counters.failed["input"] == 1
+        assert agent.admission.bytes == 0
+        assert server.frames == 0
+
+
+async def test_a_files_name_as_a_str_is_a_text_and_the_error_names_the_way(settings, tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        with pytest.raises(errors.InputError, match=r"pathlib\.Path"):
+            await agent.infer(str(tmp_path / "a.png"))
+
+
+async def test_without_a_model_nothing_is_asked_or_measured(settings):
+    async with SmallServer() as server:
+        with pytest.raises(errors.ConfigError) as caught:
+            await Agent(settings(server, model="")).start()
+    assert caught.value.data["key"] == "model"
+    assert server.requests == []
+
+
+async def test_a_board_is_measured_only_where_a_server_can_serve_the_model(settings, monkeypatch, profile_file):
+    measured = []
+
+    def measure(**_: object) -> DeviceProfile:
+        measured.append(True)
+        return device_profiles.load(profile_file)
+
+    monkeypatch.setattr(device_profiles, "measure", measure)
+    async with SmallServer() as server:
+        for changes in ({"server": "http://127.0.0.1:9"}, {"token": "wrong"}, {"model": "absent"}):
+            agent = Agent(settings(server, profile="", **changes))
+            with pytest.raises(errors.SplitEdgeError):
+                await agent.start()
+            await agent.close()
+        assert measured == []
+        async with Agent(settings(server, profile="")) as agent:
+            assert agent.ready
+        assert measured == [True]
+
+
 async def test_a_times_stages_sum_to_its_total_and_hold_the_servers_share(settings):
     async with SmallServer() as server, Agent(settings(server)) as agent:
         server.tail_s = 0.02
@@ -70,7 +133,8 @@ async def test_a_times_stages_sum_to_its_total_and_hold_the_servers_share(settin
 async def test_a_whole_model_on_the_device_sends_nothing(settings, softmax):
     async with SmallServer("device") as server:
         server.data = segment_file("device", softmax=softmax)
-        server.plan = make_plan("device", server.data)
+        kind = "probabilities" if softmax else "logits"
+        server.plan = make_plan("device", server.data, output=Output(kind, [10]))
         async with Agent(settings(server)) as agent:
             result = await agent.infer(png())
             head = load(server.data)
@@ -357,7 +421,7 @@ async def test_when_no_new_plan_can_be_had_the_old_one_serves_on(settings, monke
     async with SmallServer(life=0.01) as server, Agent(settings(server)) as agent:
         server.plan = make_plan("split", server.data, name="another")
         async with asyncio.timeout(10):
-            while "no new one" not in agent.state:  # noqa: ASYNC110
+            while "no new plan" not in agent.state:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert (await agent.infer(png())).mode == "split"
         assert agent.ready
@@ -642,5 +706,5 @@ async def test_when_no_plan_can_be_had_for_a_changed_link_the_old_one_serves_on(
     async with SmallServer() as server, Agent(settings(server)) as agent:
         server.plan = make_plan("split", server.data, name="another")
         adapted(agent, changed=True, holds=True)
-        await until(lambda: "no new one for the changed link" in agent.state)
+        await until(lambda: "no new plan for the changed link" in agent.state)
         assert (await agent.infer(png())).mode == "split"

@@ -94,6 +94,62 @@ async def test_images_are_classified_in_order_and_a_bad_one_does_not_stop_the_ot
     assert "link" in out
 
 
+async def test_missing_files_are_reported_first_and_the_others_are_classified(tmp_path, environment):
+    (tmp_path / "a.png").write_bytes(png())
+    named = [str(tmp_path / name) for name in ("no.png", "a.png", "none*.png")]
+    async with SmallServer() as server:
+        env = environment(server)
+        status, out, err = await run(env, "infer", *named)
+        json_status, lines, _ = await run(env, "infer", "--json", *named)
+    assert status == json_status == 3
+    assert ["no.png" in err.splitlines()[0], "none*.png" in err.splitlines()[1]] == [True, True]
+    assert "frames answered 1/3" in out
+    values = [json.loads(line) for line in lines.splitlines()]
+    assert [value.get("error", {}).get("code") for value in values] == ["input", "input", None]
+    assert [value["image"] for value in values] == [named[0], named[2], named[1]]
+
+
+async def test_a_file_is_looked_for_before_the_server_and_a_pipe_is_not_opened_to_look(tmp_path, environment):
+    status, _, err = await run(environment(None), "infer", str(tmp_path / "no.png"))
+    assert (status, "no.png" in sentence(err)) == (3, True)
+    os.mkfifo(tmp_path / "pipe")
+    writer = asyncio.to_thread((tmp_path / "pipe").write_bytes, png())
+    async with SmallServer() as server:
+        (status, out, _), _ = await asyncio.gather(run(environment(server), "infer", str(tmp_path / "pipe")), writer)
+    assert status == 0
+    assert "frames answered 1/1" in out
+
+
+@pytest.mark.parametrize("command", [["infer", __file__], ["plan"]])
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"SPLITEDGE_SERVER": "http://127.0.0.1:9"}, 9), ({"SPLITEDGE_TOKEN": "wrong"}, 10), ({"SPLITEDGE_MODEL": "absent"}, 11), ({"SPLITEDGE_MODEL": ""}, 2),
+        ({"SPLITEDGE_CHAIN_NEXT": "http://127.0.0.1:9"}, 9),
+    ],
+)  # fmt: skip
+async def test_a_board_is_not_measured_for_what_cannot_be_served(tmp_path, environment, command, changes, status):
+    kept = tmp_path / "cache"
+    kept.mkdir()
+    (tmp_path / "agent.toml").write_text(f"cache_dir = '{kept}'\n")
+    async with SmallServer() as server:
+        never_measured = {"SPLITEDGE_PROFILE": "", "SPLITEDGE_CONFIG": str(tmp_path / "agent.toml")}
+        ended, _, err = await run(environment(server, **never_measured, **changes), *command)
+    assert ended == status
+    assert sentence(err)
+    assert list(kept.glob("profile-*")) == []
+    assert server.requests == []
+
+
+async def test_a_plan_is_printed_though_its_picture_cannot_be_drawn(tmp_path, environment):
+    async with SmallServer() as server:  # draws nothing
+        status, out, err = await run(environment(server), "plan", "--plot", str(tmp_path / "c.svg"))
+    assert status == 8
+    assert "conv0" in out
+    assert "curves" in sentence(err)
+    assert not (tmp_path / "c.svg").exists()
+
+
 async def test_json_is_one_object_a_line_and_the_summary_goes_elsewhere(tmp_path, environment):
     (tmp_path / "a.png").write_bytes(png())
     async with SmallServer() as server:
@@ -152,7 +208,7 @@ async def test_a_plan_is_explained_and_as_json_it_is_whole(environment):
             run(env, "plan", "--keep", "input", "--max-drop", "2"), run(env, "plan", "--json")
         )
         assert status == json_status == 0
-        assert "cut after conv0" in out
+        assert "conv0" in out
         assert "100 samples" in out
         assert json.loads(text)["mode"] == "split"
         assert {(r.demand.keep, r.demand.max_drop_points) for r in server.requests} == {
@@ -173,10 +229,7 @@ async def test_what_if_plans_for_a_known_board_and_a_link_that_is_given_and_says
         "What if: pi5 (Raspberry Pi 5, 8 GB), 5 Mbit/s up (given), 20 Mbit/s down (given), 30 ms round trip (given)"
         in out
     )
-    assert "All times are predictions for a board that nobody measured." in out
-    told = " ".join(out.split())
-    assert "specified: machine, power.idle_watts, condition" in told
-    assert "estimated: copy_gbps, power.load_watts, kernels, overhead, machine.memory_available_bytes" in told
+    assert "edge-agent profile --known pi5" in out
     assert {r.profile["machine"]["cpu"] for r in requests} == {"Cortex-A76", "Cortex-A72"}
     assert [r.link for r in requests] == [LinkEstimate(30, 5, 20)] * 2
     document = json.loads(text)
@@ -195,7 +248,7 @@ async def test_what_if_of_the_link_alone_keeps_the_own_profile_and_measures_what
     assert status == 0
     assert "What if: this machine, 5 Mbit/s up (given)" in out
     assert "(measured)" in out
-    assert "nobody measured" not in out
+    assert "--known" not in out
     assert request.link.uplink_mbps == 5
 
 
@@ -241,8 +294,8 @@ async def test_models_are_listed(environment):
     [
         ({"SPLITEDGE_TOKEN": "wrong"}, ["plan"], 10, "token"),
         ({}, ["plan", "--model", "absent"], 11, "absent"),
-        ({}, ["infer", "--keep", "later", "x.png"], 11, "forbids"),
-        ({"SPLITEDGE_CACHE_DIR": "/proc/nowhere"}, ["infer", "x.png"], 12, "cache folder"),
+        ({}, ["infer", "--keep", "later", __file__], 11, "forbids"),
+        ({"SPLITEDGE_CACHE_DIR": "/proc/nowhere"}, ["infer", __file__], 12, "cache folder"),
     ],
 )
 async def test_what_the_server_or_the_disk_refuses_is_one_sentence(environment, changes, arguments, status, words):
@@ -256,13 +309,23 @@ async def test_what_the_server_or_the_disk_refuses_is_one_sentence(environment, 
     ("arguments", "status", "words"),
     [
         (["plan"], 9, "nothing answers"),
+        (["infer"], 2, "--text"),
+        (["infer", ""], 2, "empty"),
         (["infer", "/nowhere/*.png"], 3, "nothing matches"),
+        (["infer", "/nowhere/a.png", "/nowhere/b.png", "/nowhere/*"], 3, "/nowhere/b.png"),
+        (["infer", __file__, "--model", ""], 2, "edge-agent models"),
+        (["infer", __file__], 9, "nothing answers"),
+        (["models"], 9, "nothing answers"),
+        (["plan", "--plot", "/nowhere/c.svg"], 12, "/nowhere/c.svg"),
+        (["plan", "--plot", "c.pdf"], 2, ".svg"),
+        (["plan", "--plot", "c.svg", "--next", "http://127.0.0.1:9"], 2, "--next"),
+        (["plan", "--board", "pi9"], 2, "pi9"),
         (["plan", "--config", "/nowhere/agent.toml"], 2, "/nowhere/agent.toml cannot be read"),
         (["plan", "--max-drop", "-1"], 2, "0 to 100"),
         (["plan", "--ca", "/nowhere/ca.pem"], 2, "CA file"),
         (["plan", "--server", "http://192.0.2.1:1"], 2, "`--allow-insecure`"),
         (["plan", "--server", "http://127.0.0.1:9"], 9, "(connection refused)"),
-        (["profile", "--quick", "--out", "/nowhere/deep/p.json"], 12, "the folder /nowhere/deep is not there"),
+        (["profile", "--quick", "--out", "/nowhere/deep/p.json"], 12, "/nowhere/deep/p.json"),
         (["service", "install", "--dry-run", "--config", "/nowhere/agent.toml"], 2, "the service's user cannot"),
         (["run", "--port", "99999"], 2, "65535"),
     ],
@@ -325,18 +388,34 @@ async def test_debugging_shows_the_traceback(environment):
     assert "Traceback" in err
 
 
-async def test_help_and_version_load_nothing_heavy(environment):
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["infer"], ["infer", "/nowhere/a.png"], ["plan", "--plot", "c.pdf"]]
+)
+async def test_help_and_errors_of_arguments_load_nothing_heavy(environment, arguments):
     code = (
         "import sys\nfrom edge_agent.__main__ import main\n"
         "try:\n main()\nfinally:\n print(sorted({m.split('.')[0] for m in sys.modules} & {'numpy', 'numba', 'aiohttp'}))"
     )
-    for option in ("--help", "--version"):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code, option, stdout=PIPE, env=environment(None)
-        )
-        out, _ = await process.communicate()
-        assert process.returncode == 0
-        assert out.decode().endswith("[]\n")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, *arguments, stdout=PIPE, stderr=PIPE, env=environment(None)
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == (0 if arguments[0].startswith("--") else 3 if "/nowhere/a.png" in arguments else 2)
+    assert out.decode().endswith("[]\n")
+
+
+async def test_the_server_is_asked_before_the_kernels_are_loaded(environment):
+    code = (
+        "import sys\nfrom edge_agent.__main__ import main\n"
+        "try:\n main()\nfinally:\n print(sorted({m.split('.')[0] for m in sys.modules} & {'numba', 'kernels'}))"
+    )
+    env = environment(None, SPLITEDGE_PROFILE="")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, "infer", __file__, stdout=PIPE, stderr=PIPE, env=env
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 9
+    assert out.decode() == "[]\n"
 
 
 async def test_the_agent_waits_for_its_server_serves_and_stops_in_order(environment, tmp_path):

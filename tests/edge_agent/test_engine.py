@@ -16,7 +16,8 @@ from edge_agent import codec, errors
 from edge_agent.engine import Engine, check_ladder, frame_bytes
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
-from edge_agent.protocol.messages import Demand, Preprocess, Rung
+from edge_agent.protocol.answers import Answered
+from edge_agent.protocol.messages import Demand, Greatest, Output, Preprocess, Rung
 from edge_agent.reuse import Kept, Seen
 from tests.drawn import drawn
 from tests.segment_builder import Builder
@@ -36,7 +37,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def test_where_an_answer_serves_no_codec_is_chosen_and_nothing_is_coded(engine):
-    kept = Kept(np.zeros(1, np.uint8), [(3, 1.0)], 296, 0.0)
+    kept = Kept(np.zeros(1, np.uint8), Answered(((3, 1.0),)), 296, 0.0)
     seen: list[np.ndarray] = []
 
     def look(tensor: np.ndarray) -> Seen:
@@ -53,6 +54,27 @@ def test_where_an_answer_serves_no_codec_is_chosen_and_nothing_is_coded(engine):
     assert (len(sent.payload), sent.kept, len(chosen)) == (256, None, 1)
     assert (spared.payload, spared.kept) == (b"", kept)
     np.testing.assert_array_equal(seen[0], sent.codes)
+
+
+@pytest.mark.parametrize(
+    ("mode", "output"),
+    [
+        ("split", Output("logits", [0])),
+        ("split", Output("logits", [-10])),
+        ("split", Output("logits", [1] * 9)),
+        ("split", Output("tensor", [1 << 20, 1 << 20])),
+        ("split", Output("tensor", [4], Greatest(1, [2, 4]))),
+        ("split", Output("tensor", [4], Greatest(-1, [4, 2]))),
+        ("split", Output("tensor", [5], Greatest(0, [2, 4]))),
+        ("split", Output("logits", [4], Greatest(0, [2, 4]))),
+        ("device", Output("logits", [11])),
+        ("device", Output("tensor", [5], Greatest(0, [4, 5]))),
+    ],
+)
+def test_a_plan_whose_output_no_answer_holds_is_refused(mode, output):
+    data = segment_file(mode)
+    with pytest.raises(errors.PlanError):
+        Engine(make_plan(mode, data, output=output), data, Demand())
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F", "CMYK", "HSV"])
@@ -174,7 +196,6 @@ def test_token_ids_become_the_payload_of_their_float_stream():
     assert done.codes.dtype == np.float32
     assert done.payload == codec.encode(done.codes, engine.plan.ladder[0])
     assert len(done.payload) == 9 * 24 // 2
-    assert engine.top(done.codes, 1)[0][0] == int(done.codes.argmax())
 
 
 def test_marks_of_padding_follow_the_codes_where_the_cut_asks_for_them():

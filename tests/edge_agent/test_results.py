@@ -3,25 +3,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pytest
 
 from edge_agent import errors
-from edge_agent.results import BUCKETS, Counters, Result, Timing, best, stages, to_json, top_classes
-
-
-def test_probabilities_stand_and_logits_go_through_a_softmax():
-    assert best(np.array([0.1, 0.7, 0.2], np.float32), 2, probabilities=True) == [
-        (1, pytest.approx(0.7)),
-        (2, pytest.approx(0.2)),
-    ]
-    (first, p), (second, q) = best(np.array([[0.0, 1000.0, 999.0]], np.float32), 2, probabilities=False)
-    assert (first, second) == (1, 2)
-    assert p == pytest.approx(1 / (1 + np.exp(-1)))
-    assert p + q == pytest.approx(1)
-
-
-def test_equal_values_come_in_the_order_of_their_index():
-    assert [i for i, _ in best(np.zeros(5, np.float32), 9, probabilities=False)] == [0, 1, 2, 3, 4]
+from edge_agent.results import BUCKETS, Counters, Result, Timing, stages, to_json, top_classes
 
 
 def test_a_class_without_a_label_is_named_by_its_index():
@@ -55,6 +39,14 @@ def test_json_is_one_line_with_the_extras_first():
     value = json.loads(line)
     assert next(iter(value)) == "image"
     assert value["top"] == [{"index": 0, "label": "a\nb", "probability": 1.0}]
+    assert value["output"] is None
+
+
+def test_json_holds_a_whole_output_as_nested_lists():
+    output = np.array([[0.1, -2.0], [3.0, 4.5]], np.float32)
+    value = json.loads(to_json(Result([], Timing(), 3, "p", "split", kind="tensor", output=output)))
+    assert (value["kind"], value["top"]) == ("tensor", [])
+    np.testing.assert_array_equal(np.array(value["output"], np.float32), output)
 
 
 def test_stages_name_everything_but_the_total():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edge_agent import errors
 from edge_agent.agent import Agent
 from edge_agent.config import LinkConfig, ReuseConfig, Settings
+from edge_agent.protocol.answers import Answered
 from edge_agent.protocol.messages import Codec, Rung
 from edge_agent.reuse import Reuse, Seen, coded, deviation, distance
 from tests.drawn import drawn
@@ -86,11 +87,11 @@ def test_floats_are_coded_row_by_row_so_that_one_great_token_hides_no_change():
 # --- what is kept, and for how long
 
 
-def answered(reuse: Reuse, tensor: np.ndarray, now: float, pairs: list[tuple[int, float]]) -> Seen:
+def answered(reuse: Reuse, tensor: np.ndarray, now: float, pairs: tuple[tuple[int, float], ...]) -> Seen:
     """A frame that is looked at, sent and answered."""
     seen = reuse.look(tensor, now)
     assert seen.kept is None
-    reuse.keep(seen, pairs, 100)
+    reuse.keep(seen, Answered(pairs), 100)
     return seen
 
 
@@ -101,10 +102,10 @@ def nearly(tensor: np.ndarray, by: int = 3) -> np.ndarray:
 def test_a_near_frame_gets_the_answer_and_a_far_one_does_not():
     reuse = Reuse(LASTING)
     assert reuse.look(codes(), 0.0).distance is None
-    answered(reuse, codes(), 0.0, [(7, 0.5)])
+    answered(reuse, codes(), 0.0, ((7, 0.5),))
     near, far = reuse.look(nearly(codes()), 0.1), reuse.look(codes(1), 0.1)
     assert near.kept is not None
-    assert (near.kept.pairs, near.kept.sent_bytes) == (((7, 0.5),), 100)
+    assert (near.kept.answer.pairs, near.kept.sent_bytes) == (((7, 0.5),), 100)
     assert 0 < near.distance < 0.1
     assert (far.kept, far.distance > 1) == (None, True)
 
@@ -113,22 +114,22 @@ def test_an_answer_is_given_only_within_the_threshold():
     far = apart(nearly(codes()), codes())
     for threshold, serves in ((far, True), (np.nextafter(far, 0.0), False)):
         reuse = Reuse(ReuseConfig(threshold=threshold))
-        answered(reuse, codes(), 0.0, [])
+        answered(reuse, codes(), 0.0, ())
         assert (reuse.look(nearly(codes()), 0.0).kept is not None) == serves
 
 
 def test_an_answer_serves_so_many_times_and_then_a_frame_is_sent_whatever_it_looks_like():
     reuse = Reuse(ReuseConfig(threshold=0.1, max_run=3))
-    answered(reuse, codes(), 0.0, [])
+    answered(reuse, codes(), 0.0, ())
     assert [reuse.look(codes(), 0.0).kept is not None for _ in range(5)] == [True, True, True, False, False]
-    answered(reuse, codes(), 0.0, [])
+    answered(reuse, codes(), 0.0, ())
     assert reuse.look(codes(), 0.0).kept is not None
 
 
 def test_an_answers_age_is_that_of_its_frame_however_late_it_came():
     reuse = Reuse(ReuseConfig(threshold=0.1, max_age_s=2.0))
     seen = reuse.look(codes(), 10.0)
-    reuse.keep(seen, [], 100)  # at 11.9, say
+    reuse.keep(seen, Answered(()), 100)  # at 11.9, say
     assert reuse.look(codes(), 12.0).kept is not None
     late = reuse.look(codes(), 12.01)
     assert (late.kept, late.distance) == (None, 0.0)
@@ -143,38 +144,31 @@ def test_slow_drift_is_seen_although_each_frame_is_nearly_the_one_before():
         seen = reuse.look(frame, 0.0)
         if seen.kept is None:
             sent.append(t)
-            reuse.keep(seen, [(t, 1.0)], 1)
+            reuse.keep(seen, Answered(((t, 1.0),)), 1)
         else:
-            assert apart(frame, frames[seen.kept.pairs[0][0]]) <= LASTING.threshold
+            assert apart(frame, frames[seen.kept.answer.pairs[0][0]]) <= LASTING.threshold
     assert 3 <= len(sent) <= 20
 
 
 def test_of_answers_that_come_out_of_order_the_later_frames_stays():
     reuse = Reuse(LASTING)
     first, second = reuse.look(codes(1), 0.0), reuse.look(codes(2), 0.1)
-    reuse.keep(second, [(2, 1.0)], 1)
-    reuse.keep(first, [(1, 1.0)], 1)
+    reuse.keep(second, Answered(((2, 1.0),)), 1)
+    reuse.keep(first, Answered(((1, 1.0),)), 1)
     assert reuse.look(codes(1), 0.2).kept is None
-    assert reuse.look(codes(2), 0.2).kept.pairs == ((2, 1.0),)
+    assert reuse.look(codes(2), 0.2).kept.answer.pairs == ((2, 1.0),)
 
 
 def test_what_was_said_before_a_break_serves_no_more_and_what_was_on_its_way_is_not_kept():
     reuse = Reuse(LASTING)
-    answered(reuse, codes(), 0.0, [])
+    answered(reuse, codes(), 0.0, ())
     on_way = reuse.look(codes(1), 0.1)
     reuse.forget()
     assert reuse.look(codes(), 0.2).kept is None
-    reuse.keep(on_way, [], 1)
+    reuse.keep(on_way, Answered(()), 1)
     assert reuse.look(codes(1), 0.3).kept is None
-    answered(reuse, codes(2), 0.4, [])
+    answered(reuse, codes(2), 0.4, ())
     assert reuse.look(codes(2), 0.5).kept is not None
-
-
-def test_a_callers_list_is_not_the_one_that_serves_again():
-    reuse, pairs = Reuse(LASTING), [(1, 0.5)]
-    answered(reuse, codes(), 0.0, pairs)
-    pairs.clear()
-    assert reuse.look(codes(), 0.0).kept.pairs == ((1, 0.5),)
 
 
 # --- the agent

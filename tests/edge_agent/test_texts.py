@@ -192,6 +192,7 @@ async def test_models_that_take_no_text_say_so(settings) -> None:
         status, message = await post(http, b"the ball", Content_Type="text/plain")
         assert (status, "without a tokenizer" in message) == (400, True)
     async with serving(settings, SmallServer()) as (_, http):
-        assert await post(http, b"words", Content_Type="text/plain") == (400, "the model takes no text; send an image")
+        status, message = await post(http, b"words", Content_Type="text/plain")
+        assert (status, "an image" in message) == (400, True)
         status, _ = await post(http, npy(np.zeros((16, 16, 3), np.float32)))
         assert status == 200

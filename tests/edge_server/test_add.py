@@ -144,7 +144,7 @@ def test_a_plan_for_an_embedding_promises_its_cosine(
         plan = make_plan(Catalog(store), PlanRequest("tiny", profile, link, demand))
     assert plan.metric == "cosine"
     assert 0 <= plan.prediction.drop_low <= plan.prediction.drop_points <= plan.prediction.drop_high <= 5.0
-    Console(width=100).print(explain(plan, 100))
+    Console(width=100).print(explain(plan, 100, "edge-agent plan"))
     assert "cosine drop" in capsys.readouterr().out
 
 

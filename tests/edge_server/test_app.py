@@ -72,6 +72,15 @@ async def test_everything_else_does(server: Running, path: str, header: dict[str
     assert isinstance(await error_of(response), errors.AuthError)
 
 
+async def test_models_are_listed_or_named(store: Store) -> None:
+    async with TestClient(TestServer(make_app(store, auth=False))) as client:
+        (info,) = msgspec.json.decode(await (await client.get("/v1/models")).read())
+        named = await client.get("/v1/models", params={"name": "tiny"})
+        assert msgspec.json.decode(await named.read()) == [info]
+        unknown = await client.get("/v1/models", params={"name": "../tiny"})
+        assert isinstance(await error_of(unknown), errors.UnknownModelError)
+
+
 async def test_a_token_lets_in_until_it_is_revoked(server: Running) -> None:
     assert (await server.client.get("/v1/models", headers=server.headers)).status == 200
     server.store.revoke_token("test")

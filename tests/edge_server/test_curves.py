@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge_agent import errors
-from edge_agent.explain import PictureForm, picture_form
+from edge_agent.files import PictureForm, picture_form
 from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
 from edge_server import curves
 from edge_server.catalog import Catalog
@@ -84,28 +85,78 @@ def test_pictures(chosen: Chosen, form: PictureForm) -> None:
     assert picture_form(f"a.{form.upper()}") == form
 
 
+def test_names_that_look_like_markup_are_drawn(chosen: Chosen) -> None:
+    found = curves.curves(chosen.table, chosen.asked, chosen.pick)
+    for name in ("_private", r"a$\nosuch{b$", "x" * 100):
+        found.cut = found.model = name
+        found.bandwidth = [
+            curves.Best(one.uplink_mbps, one.objective, name, one.server, one.device) for one in found.bandwidth
+        ]
+        assert b"<svg" in curves.draw(found, "svg")[:1000]
+
+
+def test_a_server_without_matplotlib_says_so(chosen: Chosen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(errors.PlatformError, match="matplotlib"):
+        curves.draw(curves.curves(chosen.table, chosen.asked, chosen.pick), "svg")
+
+
 def test_another_format_is_refused() -> None:
-    with pytest.raises(errors.UsageError, match=r"ends in \.png or \.svg"):
+    with pytest.raises(errors.UsageError, match=r"curves\.pdf"):
         picture_form("curves.pdf")
 
 
 def test_explained_for_a_known_board(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, board = store.folder, profile_of(None, "pi4")
-    explain(folder, "tiny", board, LINK, Demand(max_drop_points=50.0), tmp_path / "c.svg", json=False)
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "a board that nobody measured" in shown
-    assert "Noise on the output" in shown
-    for words in (
-        "97 in 100 measurements on 1000 samples are within 50 points at", "QPART's rule, that their mean is, would allow",
-        "of the mean adversarial noise)", "noise of whole heads over the sum of their parts:", "in 16 trials", "off the law p x 4^-bits",
-    ):  # fmt: skip
-        assert words in shown, words
+    folder, board, demand = store.folder, profile_of(None, "pi4"), Demand(max_drop_points=50.0)
+    explain(folder, "tiny", board, LINK, demand, tmp_path / "c.svg", json=False)
+    few = capsys.readouterr().out
+    assert "Raspberry Pi 4" in few
+    assert "10 Mbit/s up" in few
+    assert "edge-agent" not in few
+    assert "QPART" not in few
     assert (tmp_path / "c.svg").stat().st_size > 1000
-    explain(folder, "tiny", board, LINK, Demand(max_drop_points=50.0), None, json=True)
+    explain(folder, "tiny", board, LINK, demand, None, json=False, layers=True, verbose=True)
+    more = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "8-bit activations",
+        "97 % of measurements on 1000 samples",
+        "50 points",
+        "QPART",
+        "in 16 trials",
+        "p x 4^-bits",
+    ):
+        assert words in more, words
+    explain(folder, "tiny", board, LINK, demand, None, json=True)
     made = json.loads(capsys.readouterr().out)
     assert made["plan"]["model"] == made["curves"]["model"] == "tiny"
-    with pytest.raises(errors.StoreError, match="cannot be written"):
-        explain(folder, "tiny", board, LINK, Demand(max_drop_points=50.0), tmp_path / "no" / "c.svg", json=False)
+    assert made["curves"]["uplink_mbps"] == 10.0
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board, demand = profile_of(None, "pi4"), Demand(max_drop_points=50.0)
+    with pytest.raises(errors.StoreError, match=r"c\.svg"):
+        explain(store.folder, "tiny", board, LINK, demand, tmp_path / "no" / "c.svg", json=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_plan_is_printed_though_the_picture_fails(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(errors.PlatformError):
+        explain(
+            store.folder,
+            "tiny",
+            profile_of(None, "pi4"),
+            LINK,
+            Demand(max_drop_points=50.0),
+            tmp_path / "c.svg",
+            json=False,
+        )
+    assert "tiny" in capsys.readouterr().out
+    assert not (tmp_path / "c.svg").exists()
 
 
 def test_one_device_is_named() -> None:

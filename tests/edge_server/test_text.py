@@ -82,7 +82,7 @@ async def test_frames_tell_which_tokens_are_padding(
         met.add(plan.cut.padding)
         engine = Engine(plan, store.segment_path(plan.segment.sha256).read_bytes(), Demand(max_drop_points=100.0))
         load = lambda cut=plan.cut: catalog.tail(bundle, cut)  # noqa: E731
-        handler = Handler(tails, (bundle.sha256, plan.cut.index), load, plan.ladder, 0)
+        handler = Handler(tails, (bundle.sha256, plan.cut.index), load, plan.ladder, plan.output, 0)
         await handler.ready()
         for ids in texts[:4]:
             sent = engine.process(ids, choose=lambda: 0)
@@ -107,7 +107,7 @@ async def test_the_most_accurate_rung_is_float16(
         assert plan.rungs[0].noise == min(rung.noise for rung in plan.rungs)
         engine = Engine(plan, store.segment_path(plan.segment.sha256).read_bytes(), Demand(max_drop_points=100.0))
         load = lambda cut=plan.cut: catalog.tail(bundle, cut)  # noqa: E731
-        handler = Handler(tails, (bundle.sha256, plan.cut.index), load, plan.ladder, 0)
+        handler = Handler(tails, (bundle.sha256, plan.cut.index), load, plan.ladder, plan.output, 0)
         sent = engine.process(texts[0], choose=lambda: 0)
         assert len(sent.payload) == 2 * int(np.prod(plan.cut.shape)) + (2 if plan.cut.padding is not None else 0)
         answer, _ = await handler.answer(Frame(1, 0, 0, sent.payload))

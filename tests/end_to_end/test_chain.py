@@ -26,13 +26,13 @@ from edge_agent.agent import Agent
 from edge_agent.head import executor
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import ServerClient
+from edge_agent.protocol import answers
 from edge_agent.protocol.frames import Frame
 from edge_agent.protocol.messages import Open, Plan, encode
 from edge_agent.stage import Stage
 from edge_server.app import make_app
 from edge_server.catalog import Catalog
 from edge_server.store import Store
-from edge_server.tails import answer_payload
 from tests import bad_frames
 from tests.end_to_end.conftest import World, end
 
@@ -107,7 +107,7 @@ async def test_answers_are_those_of_the_integer_network_in_one_piece(boards: Boa
         for frame, result in zip(frames(4), results, strict=True):
             codes = whole.run(agent._active.engine._codes(frame))  # type: ignore[union-attr]
             values = codec.decode(codes.tobytes(), exact, codes.shape)
-            wanted = answer_payload(tail.run(values), 5, probabilities=tail.probabilities)
+            wanted = answers.pack(tail.run(values), bundle.output, 5)
             told = b"".join(np.uint32(t.index).tobytes() + np.float32(t.probability).tobytes() for t in result.top)
             assert told == wanted
     assert boards.stage.counters.answered == 4
@@ -160,7 +160,7 @@ async def test_a_stage_takes_a_picture_that_comes_as_jpeg(boards: Boards) -> Non
     codes = head.run(pixels)
     tail = catalog.tail(bundle, last.cut)
     values = codec.decode(codes.tobytes(), exact, codes.shape)
-    assert answer.payload == answer_payload(tail.run(values), 5, probabilities=tail.probabilities)
+    assert answer.payload == answers.pack(tail.run(values), bundle.output, 5)
 
 
 async def test_many_frames_at_once_are_all_answered_and_the_link_is_bounded(boards: Boards) -> None:

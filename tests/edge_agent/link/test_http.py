@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import os
+import socket
 from pathlib import Path
 
 import msgspec
@@ -82,6 +83,24 @@ async def test_models_are_listed():
     body = msgspec.json.encode([model])
     async with serving(answering(body, path="/v1/models")) as url, ServerClient(url, None) as client:
         assert await client.models() == [model]
+
+
+async def test_a_model_is_found_by_its_name_or_unknown():
+    models = [ModelInfo(name, "0" * 64, "top1", 10, [], [], Preprocess("tensor", [4])) for name in ("a", "b")]
+    app = answering(msgspec.json.encode(models), path="/v1/models")  # as a server that ignores the name
+    async with serving(app) as url, ServerClient(url, None) as client:
+        assert await client.model("b") == models[1]
+        with pytest.raises(errors.UnknownModelError, match=r"'\.\./c'"):
+            await client.model("../c")
+
+
+async def test_who_is_not_patient_gives_up_soon_on_a_server_that_never_answers(monkeypatch):
+    monkeypatch.setattr(limits, "FIRST_ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        async with ServerClient(url, None, patient=False) as client, asyncio.timeout(10):
+            with pytest.raises(errors.UnreachableError):
+                await client.version()
 
 
 async def test_a_plan_request_over_the_limit_is_not_sent():

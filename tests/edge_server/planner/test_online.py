@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -215,6 +216,20 @@ def by_hand_or_choice(asked: Request) -> float:
         return math.inf
 
 
+@pytest.mark.parametrize("seed", [8, 18, 27, 34])  # sums of three terms that differ in the last bit by their order
+def test_a_demand_that_a_candidate_meets_to_the_last_bit_is_met(seed: int) -> None:
+    """The greatest noise that calibration tried is often a candidate's own."""
+    weights, head, codec = np.random.default_rng(seed).uniform(0.1, 1.0, 3).tolist()
+    layer = Layer("layer", 100, (weights,) * len(WIDTHS))
+    cut = Cut(1, "layer", "t", [100], "inside")
+    place = Place(cut, (layer,), (CutCodec("mse", 8, 140, codec),), 1.0, 1000, frozenset({"layer"}), noise=head)
+    loose = precompute("net", [place], [Level(100.0, 4.0)])
+    assert math.fsum((weights, head, codec)) > loose.noise.max()
+    table = dataclasses.replace(loose, levels=(Level(100.0, float(loose.noise.max())),))
+    asked = request(demand=demand(max_drop_points=100.0), head_ms=(1.0,))
+    assert verify_pick(table, asked, choose(table, asked)) == []
+
+
 def test_a_slow_link_moves_the_cut_towards_the_output() -> None:
     cuts = [choose(TABLE, request(link=LinkEstimate(10.0, mbps, 100.0))).place for mbps in (1000.0, 20.0, 3.0, 0.1)]
     assert cuts == sorted(cuts)
@@ -313,6 +328,17 @@ def test_infeasible_names_the_constraint_and_what_would_do() -> None:
 def test_refuses_a_request_that_makes_no_sense(changes: dict[str, object]) -> None:
     with pytest.raises(errors.UsageError):
         choose(TABLE, request(**changes))
+
+
+def test_a_layer_that_is_named_twice_cannot_be_kept() -> None:
+    """What lies behind the first of the two would leave the device, against what its owner means."""
+    places = [
+        dataclasses.replace(place, cut=msgspec.structs.replace(place.cut, layer="norm")) for place in TABLE.places[1:3]
+    ]
+    twice = dataclasses.replace(TABLE, places=(TABLE.places[0], *places, *TABLE.places[3:]))
+    with pytest.raises(errors.UsageError) as caught:
+        choose(twice, request(demand=demand(keep="norm")))
+    assert caught.value.data["cuts"] == [place.cut.index for place in places]
 
 
 @pytest.mark.parametrize(
