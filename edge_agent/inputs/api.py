@@ -2,7 +2,8 @@
 
     GET  /           a page for a person: state, model, plan, and these paths
     POST /v1/infer   an image or a .npy array as the body; a text, in UTF-8 and as text/plain; or a little-endian tensor with `X-Shape: 224,224,3`,
-                     of float32 unless `X-Dtype: int32` (or int64) says otherwise. The answer is JSON, or, with `Accept: application/x-npy`, the
+                     of float32 unless `X-Dtype: int32` (or int64) says otherwise. A form (`curl -F file=@photo.jpg`) stands for its
+                     one file. The answer is JSON, or, with `Accept: application/x-npy`, the
                      model's whole output as a .npy file: of a model without classes, or where `topk` is 0
     GET  /v1/status  the agent's state, plan and counts, as JSON
     GET  /healthz    whether frames are served, and the state, as JSON
@@ -28,7 +29,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
-from aiohttp import web
+from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 from numpy.typing import NDArray
 
 import edge_agent
@@ -229,6 +231,8 @@ async def _frame(request: web.Request, size: int) -> Frame:
 
     if "X-Shape" in request.headers:
         return await _tensor(request, size)
+    if request.content_type.startswith("multipart/"):
+        return await _form(request)
     if request.content_type == "text/plain":
         if (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
             raise texts.not_unicode()
@@ -237,6 +241,31 @@ async def _frame(request: web.Request, size: int) -> Frame:
         return texts.decode(await _body(request))
     body = await _body(request)
     return load_array(body, "the body") if is_array(body) else body
+
+
+async def _form(request: web.Request) -> Frame:
+    """The one file of a form, or its one field. Raises `errors.InputError` for another number of them and for a form that is malformed."""
+    from edge_agent.head import text as texts
+
+    found: list[tuple[str, bytes]] = []
+    try:
+        async with asyncio.timeout(limits.BODY_TIMEOUT):
+            async for part in await request.multipart():
+                if found or not isinstance(part, BodyPartReader):
+                    raise errors.InputError("the form has more than one part; send one file, one request for each")
+                found.append((part.headers.get("Content-Type", ""), bytes(await part.read())))
+    except TimeoutError as error:
+        raise _too_late() from error
+    except web.HTTPRequestEntityTooLarge as error:
+        raise _too_large("") from error
+    except (ValueError, RuntimeError, AssertionError, web.HTTPException, HttpProcessingError) as error:
+        raise errors.InputError("the form is malformed; send the file as the body: curl --data-binary @FILE") from error
+    if not found:
+        raise errors.InputError("the form is empty; send one file: curl -F file=@FILE")
+    kind, body = found[0]
+    if is_array(body):
+        return load_array(body, "the file")
+    return texts.decode(body) if kind.partition(";")[0].strip().lower() == "text/plain" else body
 
 
 async def _tensor(request: web.Request, size: int) -> NDArray[np.generic]:
@@ -252,9 +281,13 @@ async def _body(request: web.Request) -> bytes:
         async with asyncio.timeout(limits.BODY_TIMEOUT):
             return await request.read()
     except TimeoutError as error:
-        raise errors.InputError(f"the body did not arrive within {limits.BODY_TIMEOUT:g} s; send it again") from error
+        raise _too_late() from error
     except web.HTTPRequestEntityTooLarge as error:
         raise _too_large("") from error
+
+
+def _too_late() -> errors.InputError:
+    return errors.InputError(f"the body did not arrive within {limits.BODY_TIMEOUT:g} s; send it again")
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -283,6 +316,10 @@ def _advice(
             return _no_shape(plan)
         if plan is not None and plan.tokenizer is not None:
             return errors.InputError("the body is not said to be text; send it with `Content-Type: text/plain`")
+    if isinstance(frame, bytes) and request.content_type == "application/x-www-form-urlencoded" and is_image(frame):
+        return errors.InputError(
+            f"{error.message} (curl -d leaves bytes out of a file: use --data-binary)", **error.data
+        )
     if error.data.get("dtype") == "int32" and "X-Shape" in request.headers and "X-Dtype" not in request.headers:
         return errors.InputError(f"{error.message}; send those with `X-Dtype: int32`", **error.data)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -58,6 +59,54 @@ async def test_an_image_is_classified_whatever_content_type_it_has(settings):
                 assert value["top"][0]["label"].startswith("label ")
                 assert value["timing"]["total_ms"] > 0
         assert agent.counters.answered == 3
+
+
+async def test_a_form_stands_for_its_one_file(settings):
+    """As `curl -F file=@photo.png` sends it."""
+    array = io.BytesIO()
+    np.save(array, np.zeros((16, 16, 3), np.float32))
+    async with serving(settings) as (_, agent, http):
+        for data in (png(), array.getvalue()):
+            form = aiohttp.FormData()
+            form.add_field("file", data, filename="photo.png", content_type="image/png")
+            async with http.post("/v1/infer", data=form) as sent, http.post("/v1/infer", data=data) as plain:
+                assert sent.status == 200
+                assert (await sent.json())["top"] == (await plain.json())["top"]
+        assert agent.counters.answered == 4
+
+
+async def test_another_form_is_refused_within_the_limits(settings, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_IMAGE_BYTES", 10_000)
+    two, empty, big = aiohttp.FormData(), aiohttp.FormData(), aiohttp.FormData()
+    for _ in range(2):
+        two.add_field("file", png(), filename="photo.png")
+    empty.add_field("file", b"", filename="photo.png")
+    big.add_field("file", bytes(9_000), filename="photo.png")
+    async with serving(settings) as (_, agent, http):
+        kind = {"Content-Type": "multipart/form-data; boundary=xyz"}
+
+        async def endless():
+            yield b'--xyz\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n'
+            with contextlib.suppress(ConnectionError):
+                for _ in range(100):
+                    yield bytes(1_000)
+
+        for data, headers, status in (
+            (two, {}, 400), (empty, {}, 400), (big, {}, 400), (b"nothing of a form", kind, 400), (b"", kind, 400),
+            (b"--xyz\r\n" + b"a" * 9_000, kind, 400), (b"--xyz\r\nA: b", kind, 400), (png(), {"Content-Type": "multipart/form-data"}, 400),
+            (b"--xyz\r\nContent-Type: multipart/mixed; boundary=abc\r\n\r\n--abc\r\n\r\nx\r\n--abc--\r\n--xyz--", kind, 400),
+            (endless(), kind, 413),
+        ):  # fmt: skip
+            async with http.post("/v1/infer", data=data, headers=headers) as response:
+                assert (response.status, (await error_of(response))[1]) == (status, "input")
+        assert agent.counters.failed == {"input": 10}
+
+
+async def test_a_file_that_curl_d_sent_is_told_of_the_other_option(settings):
+    async with serving(settings) as (_, _agent, http):
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        async with http.post("/v1/infer", data=png().replace(b"\r", b"").replace(b"\n", b""), headers=kind) as response:
+            assert "--data-binary" in (await error_of(response))[2]
 
 
 async def test_a_frame_that_is_not_sent_says_so_and_is_counted(settings):
