@@ -132,6 +132,10 @@ LEFTOVER_AGE: Final = 86_400.0  # unfinished files so old belong to a process th
 MAX_STREAMS: Final = 256  # sessions one server process serves at once
 MAX_TAILS: Final = 8  # tails loaded at once; the least recently used goes
 TAIL_QUEUE: Final = 256  # frames of all sessions that may wait for a tail
+LOG_LINES: Final = (
+    100  # lines of the server's log of peers in `LOG_PERIOD`; more are counted: a flood must not fill the disk
+)
+LOG_PERIOD: Final = 60.0
 DRAIN: Final = 5.0  # a stopping server gives open sessions so long
 
 # --- the link

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -50,7 +50,11 @@ def add(
     ],
     name: Annotated[str | None, typer.Option("--name", help="What agents call it [the file's name].")] = None,
     images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of calibration images; a labels.csv in it is used.")
+        Path | None,
+        typer.Option(
+            "--images",
+            help="Folder of calibration images, or with a folder of images for each class; a labels.csv in it is used.",
+        ),
     ] = None,
     arrays: Annotated[
         Path | None, typer.Option("--arrays", help="Folder of .npy arrays, channels last, or one .npy of many.")
@@ -71,16 +75,27 @@ def add(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option("--labels", help="CSV of file and class index, .npy of indices, or a regular expression."),
+        typer.Option(
+            "--labels",
+            help="CSV of file, class (index or name) and perhaps class name; .npy of indices; or a regular expression.",
+        ),
     ] = None,
     class_names: Annotated[Path | None, typer.Option("--class-names", help="One a line, or CSV, or JSON.")] = None,
+    preset: Annotated[
+        Literal["imagenet", "inception", "efficientnet-lite", "clip", "cifar10", "mnist", "unit", "raw"] | None,
+        typer.Option(
+            "--preset",
+            help="How the model was trained to see images: imagenet (torchvision), inception (-1 to 1), unit (0 to 1), raw (0 to 255), ...; "
+            "images need it, or --mean and --std.",
+        ),
+    ] = None,
     preprocess: Annotated[
         Path | None, typer.Option("--preprocess", help="JSON or TOML with any of the options below.")
     ] = None,
     mean: Annotated[
-        str | None, typer.Option("--mean", help="Of pixel values 0 to 255, one or three, with commas [0].")
+        str | None, typer.Option("--mean", help="Of pixel values 0 to 255, one or three, with commas.")
     ] = None,
-    std: Annotated[str | None, typer.Option("--std", help="The same: the input is (pixel - mean) / std [1].")] = None,
+    std: Annotated[str | None, typer.Option("--std", help="The same: the input is (pixel - mean) / std.")] = None,
     resize: Annotated[int | None, typer.Option("--resize", help="Short side before the crop [size / 0.875].")] = None,
     fit: Annotated[str | None, typer.Option("--fit", help="crop or stretch [crop].")] = None,
     interpolation: Annotated[str | None, typer.Option("--interpolation", help="bicubic or bilinear [bicubic].")] = None,
@@ -119,18 +134,29 @@ def add(
             "a tensor without classes (an embedding, a map); auto decides by what the float model answers.",
         ),
     ] = "auto",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a model of that name.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="List the cuts that are not offered, and the noise of whole heads.")
+    ] = False,
     store: StoreFolder = None,
 ) -> None:
     """Import and calibrate a model, and list where it may be cut."""
     from edge_server.commands import add as command
 
-    options = {"mean": _numbers("--mean", mean), "std": _numbers("--std", std), "resize": resize, "fit": fit}
+    options: dict[str, Any] = {
+        "preset": preset,
+        "mean": _numbers("--mean", mean),
+        "std": _numbers("--std", std),
+        "resize": resize,
+        "fit": fit,
+    }
     shape = f"1,3,{size},{size}" if size is not None and input_shape is None else input_shape
     command.add(
         store,
         command.Request(
             model, name, images, arrays, labels, class_names, preprocess, options | {"interpolation": interpolation}, shape, samples, rounding, metric,
             output, padding, texts, tokenizer, output_kind=None if output_kind == "auto" else output_kind,
+            replace=replace, verbose=verbose,
         ),
     )  # fmt: skip
 
@@ -164,11 +190,25 @@ def explain(
 
 
 @app.command()
-def models(store: StoreFolder = None) -> None:
+def models(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, store: StoreFolder = None
+) -> None:
     """List the models in the store."""
     from edge_server.commands import models as command
 
-    command.models(store)
+    command.models(store, json=json)
+
+
+@app.command()
+def names(
+    model: Annotated[str, typer.Argument(help="Name of the model.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="Class names: one a line, or CSV, or JSON.", show_default=False)],
+    store: StoreFolder = None,
+) -> None:
+    """Set the class names of a model that is there; nothing is calibrated again."""
+    from edge_server.commands import models as command
+
+    command.names(store, model, file)
 
 
 @app.command()
@@ -203,11 +243,12 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without a token or TLS all the same.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Log neither who connects nor who is refused.")] = False,
 ) -> None:
     """Serve plans, segments and frame streams until told to stop."""
     from edge_server.commands import serve as command
 
-    command.serve(store, host=host, port=port, cert=cert, key=key, auth=not no_auth, insecure=insecure)
+    command.serve(store, host=host, port=port, cert=cert, key=key, auth=not no_auth, insecure=insecure, quiet=quiet)
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:
