@@ -10,10 +10,10 @@ def main() -> None:
     platform_check.run("edge-agent", _start)
 
 
-def _start() -> None:
+def _start() -> object:
     from edge_agent.cli import app
 
-    app(prog_name="edge-agent")
+    return app(prog_name="edge-agent", standalone_mode=False)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ from PIL import Image
 
 from edge_agent import codec, errors, limits
 from edge_agent.codec import marks
-from edge_agent.head import executor, preprocess, segment
+from edge_agent.head import answers, executor, pictures, preprocess, segment
 from edge_agent.head import text as texts
 from edge_agent.head.text import Tokenizer
 from edge_agent.inputs.sources import is_array, load_array
-from edge_agent.protocol import answers
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Demand, Plan, Preprocess
 from edge_agent.reuse import Kept, Seen
@@ -323,7 +322,7 @@ def _check_preprocess(spec: Preprocess, shape: list[int]) -> bool:
 def _pixels(frame: bytes | Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
     """The pixels that the model looks at. Raises `errors.InputError` for bytes that are no image, or one that cannot be resized."""
     try:
-        image = preprocess.load_image(frame) if isinstance(frame, bytes) else frame
+        image = preprocess.load_image(frame) if isinstance(frame, bytes) else pictures.eight_bits(frame)
         if spec.fit == "crop" and math.prod(preprocess.resized(image, spec)) > limits.MAX_IMAGE_PIXELS:
             raise errors.InputError(
                 f"an image of {image.width} x {image.height} pixels is too narrow for this model; crop it"

@@ -13,11 +13,11 @@ def main() -> None:
     platform_check.run("edge-server", _start)
 
 
-def _start() -> None:
+def _start() -> object:
     try:
         from edge_server.cli import app
 
-        app(prog_name="edge-server")
+        return app(prog_name="edge-server", standalone_mode=False)
     except ModuleNotFoundError as error:  # some are imported only when they are needed
         if (error.name or "").partition(".")[0] in _EXTRA:
             raise PlatformError(

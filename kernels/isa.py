@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -94,7 +95,7 @@ def decide(features: frozenset[str], asked: str, numba_loaded: bool) -> Choice:
     available = used = best(features)
     problem = ""
     if asked and asked not in usable(features):
-        problem = f"SPLITEDGE_ISA={asked} is not available here; using {available}"
+        problem = f"SPLITEDGE_ISA={asked[:40]} is not available here; using {available}"
     elif asked:
         used = asked
     told = ARM_MODEL[used] if ARM else _MODEL.get(used) if X86 and used != available else None
@@ -108,12 +109,32 @@ def decide(features: frozenset[str], asked: str, numba_loaded: bool) -> Choice:
 
 def choose() -> str:
     """The set to use: the best one, or a lower one named by ``SPLITEDGE_ISA``. Tells numba of it where that is needed."""
-    choice = decide(host_features(), os.environ.get("SPLITEDGE_ISA", ""), "numba" in sys.modules)
+    loaded = "numba" in sys.modules
+    if not loaded and (names := take_over(os.environ)):
+        problem = (
+            f"{', '.join(names)} in the environment has no effect here: splitedge decides how its kernels are compiled"
+        )
+        warnings.warn(problem, RuntimeWarning, stacklevel=2)
+    choice = decide(host_features(), os.environ.get("SPLITEDGE_ISA", ""), loaded)
     if choice.problem:
         warnings.warn(choice.problem, RuntimeWarning, stacklevel=2)
     if choice.told:
         os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = choice.told
     return choice.isa
+
+
+def take_over(environment: MutableMapping[str, str]) -> list[str]:
+    """Remove numba's variables from ``environment``; returns the names of those that a user set.
+
+    Some make LLVM abort (a processor without the instructions that kernels name), some slow down the kernels that are kept, one switches the
+    compiler off.
+    """
+    told = environment.get("NUMBA_CPU_NAME"), environment.get("NUMBA_CPU_FEATURES")
+    ours = told in (*_MODEL.values(), *ARM_MODEL.values())  # a parent process of ours told it
+    names = sorted(name for name in environment if name.startswith("NUMBA_"))
+    for name in names:
+        del environment[name]
+    return [name for name in names if not (ours and name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"))]
 
 
 def explain() -> str:

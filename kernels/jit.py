@@ -2,32 +2,42 @@
 
 Numba's own cache sees a change in the file of the function that it compiled, not in a helper's file, and would run the old kernel after an
 upgrade. So the cache directory is named by a hash of all kernel sources, the versions of numba and llvmlite, and the CPU features.
+
+LLVM aborts the process on damaged object code, so each file of the cache begins with a hash of its other bytes, which is checked first. A file
+that does not load is removed, and its kernel is compiled again.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import io
 import itertools
 import os
+import pickle
 import re
 import shutil
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import llvmlite
 import llvmlite.binding as llvm
 import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, UserProvidedCacheLocator
 
+from edge_agent.errors import PlatformError
 from kernels import isa  # before numba: it may set what numba reads at import
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _KEPT_S: Final = 30 * 86_400.0  # a cache of another version that nothing has used for so long goes
+_HASH_BYTES: Final = 16  # before the content of each file
 _PRUNED: Final = 8  # at most so many at one start: removing them takes its time
 
 
@@ -97,8 +107,10 @@ CACHE_DIR: Final = cache_base() / f"kernels-{fingerprint(Path(__file__).parent)}
 CACHE_PROBLEM: Final = _writable(CACHE_DIR)
 
 if not CACHE_PROBLEM:
-    numba.config.CACHE_DIR = str(CACHE_DIR)
     prune(CACHE_DIR)
+
+if numba.config.DISABLE_JIT:  # somebody imported numba before us, else `isa` has seen to it
+    raise PlatformError("NUMBA_DISABLE_JIT is set and the kernels of splitedge must be compiled: unset it")
 
 
 _OPTIONS: Final = {"nogil": True, "error_model": "numpy", "fastmath": False, "boundscheck": False}
@@ -106,25 +118,117 @@ _OPTIONS: Final = {"nogil": True, "error_model": "numpy", "fastmath": False, "bo
 
 def kernel(function: F) -> F:
     """Compile ``function``: no Python objects, the GIL released, IEEE arithmetic exactly as written, result kept on disk if there is room."""
-    compiled: Any = numba.njit(cache=not CACHE_PROBLEM, **_OPTIONS)(function)
+    compiled: Any = numba.njit(**_OPTIONS)(function)
     if not CACHE_PROBLEM:
-        compiled._cache.save_overload = _unless_full(compiled._cache.save_overload)
+        compiled._cache = _Cache(function)
     kept: F = compiled
     return kept
 
 
-def _unless_full(save: Callable[..., None]) -> Callable[..., None]:
-    """``save``, which numba calls after it compiled; a disk that is full costs the next start some seconds, not this one its life."""
+class _Locator(UserProvidedCacheLocator):  # type: ignore[misc]  # numba has no types
+    """`CACHE_DIR` and no other place, whatever numba's own settings say."""
 
-    def attempt(*arguments: Any) -> None:
+    def __init__(self, function: Callable[..., Any], file: str) -> None:
+        super().__init__(function, file)
+        self._cache_path = str(CACHE_DIR / self.get_suitable_cache_subpath(file))
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], file: str) -> _Locator:
+        return cls(function, file)
+
+
+class _Impl(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes: ClassVar[list[type]] = [_Locator]
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of one kernel, in which nothing that lies on the disk, and no disk that is full, is an error."""
+
+    _impl_class = _Impl
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """What numba asks before it compiles: the compiled kernel, or None."""
         try:
-            save(*arguments)
-        except OSError as error:
-            warnings.warn(
-                f"compiled kernels cannot be kept in {CACHE_DIR}: {error.strerror}", RuntimeWarning, stacklevel=2
-            )
+            return super().load_overload(signature, context)
+        except Exception:  # whatever pickle and LLVM raise
+            self._cache_file.remove()
+            return None
 
-    return attempt
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """What numba calls after it compiled. A disk that is full costs the next start some seconds, not this one its life."""
+        try:
+            super().save_overload(signature, result)
+        except OSError as error:
+            problem = f"compiled kernels cannot be kept in {CACHE_DIR}: {error.strerror}"
+            warnings.warn(problem, RuntimeWarning, stacklevel=1)
+        except DamagedError:
+            self._cache_file.remove()
+
+
+class _Files(IndexDataCacheFile):  # type: ignore[misc]
+    """The files of one kernel: an index of signatures, and one file for each of them.
+
+    Each begins with the hash of what follows. A file of code has a name that no other process chooses, so an index never names another's code.
+    """
+
+    def remove(self) -> None:
+        """Remove all files of the kernel, and say once in a process that there was a reason."""
+        warnings.warn(
+            f"compiled kernels in {CACHE_DIR} are damaged: they are removed and compiled again",
+            RuntimeWarning,
+            stacklevel=1,
+        )
+        folder, index = Path(self._cache_path), Path(self._index_path)
+        with suppress(OSError):
+            for path in [index, *folder.glob(f"{glob.escape(index.stem)}.*.nbc")]:
+                path.unlink(missing_ok=True)
+
+    def _load_index(self) -> dict[Any, str]:
+        data = _checked(Path(self._index_path))
+        version, stamp, names = pickle.loads(data) if data else (None, None, {})  # noqa: S301 (our own: the folder is nobody else's to write)
+        return names if (version, stamp) == (self._version, self._source_stamp) else {}
+
+    def _save_index(self, overloads: dict[Any, str]) -> None:
+        with self._open_for_write(self._index_path) as file:
+            file.write(self._dump((self._version, self._source_stamp, overloads)))
+
+    def _load_data(self, name: str) -> Any:
+        data = _checked(Path(self._data_path(name)))
+        return pickle.loads(data) if data else None  # noqa: S301
+
+    def _data_name(self, number: int) -> str:  # noqa: ARG002 (two processes at once count alike)
+        return str(super()._data_name(uuid.uuid4().int >> 64))
+
+    @contextmanager
+    def _open_for_write(self, path: str) -> Iterator[io.BytesIO]:
+        """A file in memory, which becomes the one at ``path``, whole and behind its hash."""
+        held = io.BytesIO()
+        yield held
+        with super()._open_for_write(path) as file:
+            file.write(_hash(held.getbuffer()) + held.getbuffer())
+
+
+class DamagedError(Exception):
+    """A file of the cache that is not what was written."""
+
+
+def _checked(path: Path) -> bytes:
+    """What the file at ``path`` holds behind its hash; nothing where there is no file. Raises `DamagedError`, `OSError`."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    if len(data) <= _HASH_BYTES or _hash(memoryview(data)[_HASH_BYTES:]) != data[:_HASH_BYTES]:
+        raise DamagedError(path)
+    return data[_HASH_BYTES:]
+
+
+def _hash(data: memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=_HASH_BYTES).digest()
 
 
 def is_kept(compiled: Any, arguments: Sequence[Any]) -> bool:

@@ -1,6 +1,7 @@
 """One definition of each operation, in a few plain lines of numpy. The fast kernels equal these bit for bit.
 
 Activations are uint8 codes, value = scale * (code - zero_point), laid out channels last without a batch axis. Accumulators are int32.
+What float32 cannot hold becomes infinity, as in the kernels (`ieee`). Arithmetic on single codes is done in Python's int: in uint8, 255 + 1 is 0.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ S8 = NDArray[np.int8]
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 
+#: Decorates what float32 may overflow in: numpy would warn.
+ieee = np.errstate(all="ignore")
+
 
 def requantize(real: F32, zero_point: int, lo: int, hi: int) -> U8:
     """``real`` (in units of the output scale, float32) to codes: clamp in float, round half to even, add the zero point."""
@@ -20,6 +24,7 @@ def requantize(real: F32, zero_point: int, lo: int, hi: int) -> U8:
     return (np.rint(clamped).astype(np.int32) + zero_point).astype(np.uint8)
 
 
+@ieee
 def conv(
     x: U8, w: S8, bias: I32, multiplier: F32, stride: tuple[int, int], dilation: tuple[int, int], pad: tuple[int, int, int, int],
     groups: int, zero_x: int, zero_y: int, lo: int, hi: int,
@@ -43,6 +48,7 @@ def conv(
     return requantize(acc.astype(np.float32) * multiplier, zero_y, lo, hi)
 
 
+@ieee
 def add(a: U8, b: U8, za: int, zb: int, ma: float, mb: float, zero_y: int, lo: int, hi: int) -> U8:
     """Sum of two tensors at their own scales; ``ma`` and ``mb`` are scale_a / scale_y and scale_b / scale_y (float32)."""
     left = (a.astype(np.float32) - np.float32(za)) * np.float32(ma)
@@ -50,6 +56,7 @@ def add(a: U8, b: U8, za: int, zb: int, ma: float, mb: float, zero_y: int, lo: i
     return requantize(left + right, zero_y, lo, hi)
 
 
+@ieee
 def mul(a: U8, b: U8, za: int, zb: int, m: float, zero_y: int, lo: int, hi: int) -> U8:
     """Product of two tensors; ``m`` is scale_a * scale_b / scale_y (float32)."""
     product = (a.astype(np.int32) - za) * (b.astype(np.int32) - zb)
@@ -79,6 +86,7 @@ def max_pool(x: U8, kernel: tuple[int, int], stride: tuple[int, int], pad: tuple
     return np.array([[cells[r, c] for c in range(ow + 1)] for r in range(oh + 1)], np.uint8)
 
 
+@ieee
 def avg_pool(
     x: U8, kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int, int, int], count_pad: bool,
     zero_x: int, multiplier: float, zero_y: int, lo: int, hi: int,
@@ -111,6 +119,7 @@ _EXP = tuple(
 )
 
 
+@ieee
 def exp(x: F32) -> F32:
     """e^x for -87 <= x <= 0 (lower is taken as -87): Cody-Waite reduction and the Cephes polynomial, each step one float32 operation."""
     x = np.maximum(x.astype(np.float32), np.float32(-87.0))
@@ -125,6 +134,7 @@ def exp(x: F32) -> F32:
     return result
 
 
+@ieee
 def softmax(x: U8, scale_x: float, scale_y: float, zero_y: int, lo: int, hi: int) -> U8:
     """Over the last axis: e = exp(scale_x * (x - max)); y = e / sum / scale_y. The sum runs in 16 lanes (lane i takes i, i + 16, ...), then lane by lane."""
     top = x.max(axis=-1, keepdims=True).astype(np.float32)
@@ -144,13 +154,14 @@ def softmax(x: U8, scale_x: float, scale_y: float, zero_y: int, lo: int, hi: int
 SCALES = (np.float32(1e-30), np.float32(1e30))
 
 
+@ieee
 def _inverse(scale: F32) -> tuple[F32, F32]:
     """``scale`` and 1 / scale in float32, both 0 where the scale is outside `SCALES`."""
-    with np.errstate(all="ignore"):
-        usable = (scale >= SCALES[0]) & (scale <= SCALES[1])
-        return np.where(usable, scale, np.float32(0)), np.where(usable, np.float32(1) / scale, np.float32(0))
+    usable = (scale >= SCALES[0]) & (scale <= SCALES[1])
+    return np.where(usable, scale, np.float32(0)), np.where(usable, np.float32(1) / scale, np.float32(0))
 
 
+@ieee
 def quantize_rows(x: F32) -> tuple[U8, F32, I32]:
     """x [R, K] to codes [R, K], scale [R] and zero point [R]: the range of each row, zero included, over 255 steps.
 
@@ -163,12 +174,14 @@ def quantize_rows(x: F32) -> tuple[U8, F32, I32]:
     return codes.astype(np.uint8), scale, zero.astype(np.int32)
 
 
+@ieee
 def quantize_signed(x: F32, axis: int) -> tuple[S8, F32]:
     """x to codes -127 .. 127 with one scale for each slice along ``axis`` (the scale's shape has 1 there)."""
     scale, inverse = _inverse(np.abs(x).max(axis=axis, keepdims=True) / np.float32(127))
     return np.clip(np.rint(x * inverse), np.float32(-127), np.float32(127)).astype(np.int8), scale
 
 
+@ieee
 def product(codes: U8, row_scale: F32, row_zero: I32, w: S8, scale: F32, bias: F32) -> F32:
     """codes [R, K] x w [N, K] -> float32 [R, N]: float32(sum (code - zero) * w) * row_scale * scale + bias, each step rounded."""
     centred = codes.astype(np.float64) - row_zero[:, None]
@@ -177,6 +190,7 @@ def product(codes: U8, row_scale: F32, row_zero: I32, w: S8, scale: F32, bias: F
     return result
 
 
+@ieee
 def linear(x: F32, w: S8, scale: F32, bias: F32, activation: str = "none", residual: F32 | None = None) -> F32:
     """x [R, K] float32, quantized by rows, times w [N, K] int8 with scale [N]; then bias, GELU, residual."""
     y = product(*quantize_rows(x), w, scale, bias)
@@ -208,6 +222,7 @@ def _polynomial(x: F32, coefficients: tuple[np.float32, ...]) -> F32:
     return value
 
 
+@ieee
 def gelu(x: F32) -> F32:
     """x / 2 * (1 + erf(x / sqrt 2)) as x / 2 + x / 2 * erf, each step one float32 operation."""
     z = np.minimum(np.maximum(x * _SQRT_HALF, np.float32(-4)), np.float32(4))
@@ -218,6 +233,7 @@ def gelu(x: F32) -> F32:
     return result
 
 
+@ieee
 def lane_sum(x: F32) -> F32:
     """Sum over the last axis in 16 lanes (lane i takes i, i + 16, ...); then lane i takes i + 8, then i + 4, i + 2, i + 1."""
     lanes = np.zeros((*x.shape[:-1], 16), np.float32)
@@ -230,6 +246,7 @@ def lane_sum(x: F32) -> F32:
     return result
 
 
+@ieee
 def norm(x: F32, gamma: F32, beta: F32, epsilon: float) -> F32:
     """Layer norm over the last axis: d = x - mean; y = d * (1 / sqrt(mean d^2 + epsilon)) * gamma + beta. Sums by `lane_sum`."""
     length = np.float32(x.shape[-1])
@@ -239,12 +256,14 @@ def norm(x: F32, gamma: F32, beta: F32, epsilon: float) -> F32:
     return result
 
 
+@ieee
 def softmax_codes(x: F32) -> tuple[U8, F32]:
     """exp(x - max) over the last axis as codes of 1 / 255, and for each row the scale 1 / sum of its codes: weights that sum to 1."""
     codes = np.rint(exp(x - x.max(axis=-1, keepdims=True)) * np.float32(255)).astype(np.uint8)
     return codes, np.float32(1) / codes.sum(axis=-1, dtype=np.int32).astype(np.float32)
 
 
+@ieee
 def attention(x: F32, heads: int, factor: float, counted: NDArray[np.bool_] | None = None) -> F32:
     """x [T, 3 C]: queries, keys and values, C = heads * D -> [T, C]. Only the tokens ``counted`` are keys; without any, y is 0.
 
@@ -264,6 +283,7 @@ def attention(x: F32, heads: int, factor: float, counted: NDArray[np.bool_] | No
     return y
 
 
+@ieee
 def embed(ids: I32, w: S8, scale: F32, position: F32) -> F32:
     """Row ids[t] of w [V, C] times its scale [V], plus position[t]; an id outside is taken as the nearest inside."""
     row = np.clip(ids, 0, len(w) - 1)
@@ -278,12 +298,14 @@ def patches(x: F32, size: int) -> F32:
     return cut.reshape(-1, size * size * channels)
 
 
+@ieee
 def position(x: F32, table: F32) -> F32:
     """x [T, C] + the last T rows of ``table`` [R, C], behind its first R - T rows."""
     first = len(table) - len(x)
     return np.concatenate([table[:first], table[first:] + x])
 
 
+@ieee
 def mean(x: F32) -> F32:
     """The sum of the rows of x [N, C], one after another, over N."""
     total: F32 = x[0]
@@ -319,22 +341,22 @@ def unpack_bits(packed: U8, bits: int, count: int) -> U8:
 # --- the codec at the cut: value = lo + scale * code, float32 throughout ------------------------------------------------
 
 
+@ieee
 def codec_inverse(scale: F32) -> F32:
     """1 / scale in float32, 0 where the scale is 0 (a constant: every code is 0)."""
-    with np.errstate(all="ignore"):
-        return np.where(scale > 0, np.float32(1) / scale, np.float32(0))
+    return np.where(scale > 0, np.float32(1) / scale, np.float32(0))
 
 
+@ieee
 def codec_quantize(x: F32, lo: F32, scale: F32, bits: int, levels: F32 | None = None) -> U8:
     """x [..., C] to codes; ``lo`` and ``scale`` [1] or [C]. NaN becomes 0 here; who encodes has refused it before.
 
     With a codebook of ``levels`` [2^bits], the code is how many of its thresholds the value is above: the nearest level, the lower one at a tie.
     """
-    with np.errstate(all="ignore"):
-        v = (x - lo) * codec_inverse(scale)
-        if levels is not None:
-            codes: U8 = (v[..., None] > codec_thresholds(levels)).sum(axis=-1).astype(np.uint8)
-            return codes
+    v = (x - lo) * codec_inverse(scale)
+    if levels is not None:
+        codes: U8 = (v[..., None] > codec_thresholds(levels)).sum(axis=-1).astype(np.uint8)
+        return codes
     return codec_round(v, np.float32((1 << bits) - 1))
 
 
@@ -344,16 +366,19 @@ def codec_round(v: F32, top: F32 | np.float32) -> U8:
     return np.rint(np.where(v < top, v, top)).astype(np.uint8)
 
 
+@ieee
 def codec_thresholds(levels: F32) -> F32:
     """Half of the sum of each two neighbours."""
     return (levels[1:] + levels[:-1]) * np.float32(0.5)
 
 
+@ieee
 def codec_dequantize(codes: U8, lo: F32, scale: F32, levels: F32 | None = None) -> F32:
     """Codes [..., C] to values: one product and one sum."""
     return lo + scale * (codes.astype(np.float32) if levels is None else levels[codes])
 
 
+@ieee
 def codec_rotate(x: F32, size: int, factor: float = 1.0) -> F32:
     """Each ``size`` of the last axis through a Hadamard matrix: sums and differences over the distances 1, 2, 4, ..., then one product.
 
@@ -367,6 +392,7 @@ def codec_rotate(x: F32, size: int, factor: float = 1.0) -> F32:
     return (y * np.float32(factor)).reshape(x.shape)
 
 
+@ieee
 def codec_side(x: F32, by_range: bool) -> F32:
     """Offset and size [..., 2] of each row x [..., n], see `kernels.codec.measure`."""
     if by_range:
@@ -383,12 +409,14 @@ def _up(value: F32) -> F32:
     return (word & np.uint32(0xFFFF0000)).astype(np.uint32).view(np.float32)
 
 
+@ieee
 def codec_stretched(lo: F32, scale: F32, side: F32) -> tuple[F32, F32]:
     """``lo`` and ``scale`` [C] within the ranges ``side`` [..., 2], each [..., C]."""
     offset, size = side[..., :1], side[..., 1:]
     return offset + size * lo, size * scale
 
 
+@ieee
 def codec_project(x: F32, centre: F32, matrix: F32) -> F32:
     """(x [..., C] - centre) through ``matrix`` [C, K], the sum over c in order, without fused products."""
     total = np.zeros((*x.shape[:-1], matrix.shape[1]), np.float32)
@@ -425,6 +453,7 @@ def rans_decode(states: list[int], words: list[int], tables: list[list[int]], co
     return codes
 
 
+@ieee
 def codec_tables(scale_x: float, zero_x: int, lo: F32, scale: F32, bits: int, levels: F32 | None = None) -> U8:
     """[C, 256]: for each channel the code at the cut of every 8-bit code x, which stands for scale_x * (x - zero_x)."""
     values = np.float32(scale_x) * (np.arange(256) - zero_x).astype(np.float32)
@@ -457,7 +486,8 @@ def entropy_encode(arrays: list[tuple[U8, U8, NDArray[np.int64]]]) -> tuple[int,
         counts, where = start.copy(), np.broadcast_to(contexts, codes.shape)
         for part in entropy_epochs(len(codes)):
             sums = [entropy_sums(row) for row in counts]
-            steps += [(sums[where[i]][codes[i]], sums[where[i]][codes[i] + 1]) for i in part]
+            rows = [(sums[where[i]], int(codes[i])) for i in part]
+            steps += [(row[code], row[code + 1]) for row, code in rows]
             np.add.at(counts, (where[part.start : part.stop], codes[part.start : part.stop]), 32)
     x, words = 1 << 31, []
     for low, high in reversed(steps):
@@ -477,8 +507,8 @@ def entropy_decode(x: int, words: list[int], arrays: list[tuple[int, U8, NDArray
             sums = [entropy_sums(row) for row in counts]
             for i in part:
                 mine, slot = sums[where[i]], x & 0xFFFF
-                codes[i] = max(s for s in range(len(mine) - 1) if mine[s] <= slot)
-                x = (mine[codes[i] + 1] - mine[codes[i]]) * (x >> 16) + slot - mine[codes[i]]
+                codes[i] = code = max(s for s in range(len(mine) - 1) if mine[s] <= slot)
+                x = (mine[code + 1] - mine[code]) * (x >> 16) + slot - mine[code]
                 if x < 1 << 31:
                     x = x << 32 | (left.pop(0) if left else 0)
             np.add.at(counts, (where[part.start : part.stop], codes[part.start : part.stop]), 32)

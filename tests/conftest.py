@@ -6,8 +6,18 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.drawn import LONG
 
 ROOT = Path(__file__).parent.parent
+
+# The same examples at every run: a failure is the change's, and it comes again. `--hypothesis-profile=long` draws others.
+settings.register_profile("usual", deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "long", deadline=None, max_examples=LONG, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("usual")
 
 
 @pytest.fixture(scope="session")

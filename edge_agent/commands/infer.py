@@ -18,8 +18,9 @@ from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
 from edge_agent.engine import frame_bytes, frame_of
 from edge_agent.explain import headline, plain, size
+from edge_agent.head.answers import Whole
 from edge_agent.inputs.sources import Source
-from edge_agent.protocol.answers import Whole
+from edge_agent.platform_check import printable
 from edge_agent.results import Result, Timing, to_json
 
 Outcome = Result | errors.SplitEdgeError
@@ -112,7 +113,7 @@ def _show(source: Source, outcome: Outcome, *, json: bool, file: str = "") -> No
         sys.stdout.write(msgspec.json.encode({"image": source.name, "error": outcome.to_wire()}).decode() + "\n")
     if not isinstance(outcome, Result):
         named = outcome.message if source.name in outcome.message else f"{source.name}: {outcome.message}"
-        print(f"edge-agent: {named}", file=sys.stderr)
+        print(f"edge-agent: {printable(named)}", file=sys.stderr)
     sys.stdout.flush()
 
 

@@ -6,9 +6,10 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from edge_agent import errors, limits
+from edge_agent.head import pictures
 from edge_agent.head.segment import Tensor
 from edge_agent.protocol.messages import Preprocess
 
@@ -21,40 +22,70 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 def load_image(data: bytes) -> Image.Image:
-    """The image encoded in ``data``, upright. Raises `errors.InputError` if it is none, truncated, or beyond the limits."""
+    """The image encoded in ``data``, upright, of 8 bits a channel; of an animation the first picture.
+
+    Raises `errors.InputError` for anything else, for a file that is cut short, and beyond the limits.
+    """
     if len(data) > limits.MAX_IMAGE_BYTES:
         raise errors.InputError(
             f"an image of {len(data)} bytes is over the limit of {limits.MAX_IMAGE_BYTES}; send a smaller one"
         )
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > limits.MAX_IMAGE_PIXELS:
-            raise errors.InputError(
-                f"an image of {image.width} x {image.height} pixels is over the limit; send a smaller one"
-            )
-        image.load()
-        return ImageOps.exif_transpose(image)
+        image = _decoded(data)
+        depth = pictures.depth(image)
+        return pictures.eight_bits(_upright(image), depth)
     except errors.InputError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels("an image") from error
     except Exception as error:  # Pillow's decoders raise whatever a hostile file makes them stumble over
-        raise errors.InputError("this is not an image that can be read; send a JPEG, PNG, WebP or BMP file") from error
+        raise errors.InputError(pictures.trouble(data, error)) from error
 
 
 def is_image(data: bytes) -> bool:
-    """Whether ``data`` begins as an image of a kind that `load_image` reads; nothing is decoded."""
+    """Whether ``data`` begins as an image of a kind that `load_image` reads or names in its refusal; nothing is decoded."""
+    return bool(pictures.name_of(data) or pictures.foreign(data))
+
+
+def _decoded(data: bytes) -> Image.Image:
+    image = _opened(io.BytesIO(data))
     try:
-        Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError:
-        return False
-    except Exception:  # a header that Pillow knows and stumbles over
-        return True
-    return True
+        image.load()
+    except OSError:
+        whole = pictures.unended(data, _opened) if image.format == "JPEG" else None
+        if whole is None:
+            raise
+        return whole
+    return image
+
+
+def _opened(file: io.BytesIO) -> Image.Image:
+    """The image in ``file``, of a size within the limits; its pixels are decoded when they are looked at."""
+    image = Image.open(file, formats=_FORMATS)
+    if image.width * image.height > limits.MAX_IMAGE_PIXELS:
+        raise _too_many_pixels(f"an image of {image.width} x {image.height} pixels")
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """``image`` turned as its EXIF data say; data that are damaged say nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _too_many_pixels(what: str) -> errors.InputError:
+    return errors.InputError(f"{what} is over the limit of {limits.MAX_IMAGE_PIXELS} pixels; send a smaller one")
 
 
 def prepare_image(image: Image.Image, preprocess: Preprocess) -> U8:
-    """The pixels [H, W, C] of ``image`` that the model looks at; C is 3 (RGB) or 1 (grey)."""
+    """The pixels [H, W, C] of ``image`` that the model looks at; C is 3 (RGB) or 1 (grey). Alpha and colour profiles are left out.
+
+    Raises `errors.InputError` for a picture whose values have no known range.
+    """
     height, width, channels = preprocess.shape
-    image = image.convert("L" if channels == 1 else "RGB")
+    image = pictures.eight_bits(image).convert("L" if channels == 1 else "RGB")
     method = Image.Resampling.BICUBIC if preprocess.interpolation == "bicubic" else Image.Resampling.BILINEAR
     if preprocess.fit == "stretch":
         image = image.resize((width, height), method)

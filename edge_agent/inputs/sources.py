@@ -20,7 +20,10 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 
 
 class Source(NamedTuple):
-    """One frame that can be read when its turn comes: a text, or bytes. ``read`` blocks, and raises `errors.InputError`. ``path``: its file, if it has one."""
+    """One frame that can be read when its turn comes: a text, or bytes. ``read`` blocks, and raises `errors.InputError`. ``path``: its file, if it has one.
+
+    ``name`` can be shown and sent: bytes of a file's name that are no UTF-8 are spelled, as in ``caf\\xe9.jpg``.
+    """
 
     name: str
     read: Callable[[], bytes | str]
@@ -29,7 +32,19 @@ class Source(NamedTuple):
 
 def spoken(text: str) -> Source:
     """A text that was given in the command itself."""
-    return Source(text if len(text) <= 60 else f"{text[:59]}…", lambda: text)
+    shown = spelled(text)
+    return Source(shown if len(shown) <= 60 else f"{shown[:59]}…", partial(_unicode, text))
+
+
+def spelled(name: str | Path) -> str:
+    """``name``, a path or an argument of the command line, with the bytes in it that are no UTF-8 spelled out."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _unicode(text: str) -> str:
+    if spelled(text) != text:
+        raise errors.InputError(f"the text {spelled(text)[:60]} is not UTF-8; send it as UTF-8")
+    return text
 
 
 def expand(patterns: list[str], stdin: BinaryIO) -> list[Source]:
@@ -64,7 +79,7 @@ def read_file(path: Path) -> bytes:
     """The bytes of an image, a text or an array. Raises `errors.InputError` for a file that cannot be read, or is too large."""
     try:
         with path.open("rb") as file:
-            return read_bounded(file, str(path))
+            return read_bounded(file, spelled(path))
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -100,12 +115,12 @@ def _expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
     elif path.is_dir():
         yield from _folder(path)
     elif path.exists() or not glob.has_magic(pattern):
-        yield Source(pattern, partial(read_file, path), path)
+        yield Source(spelled(pattern), partial(read_file, path), path)
     else:
         matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns)
         if not matches:
-            raise errors.InputError(f"nothing matches {pattern}", name=pattern)
-        yield from (Source(str(match), partial(read_file, match), match) for match in matches if not match.is_dir())
+            raise errors.InputError(f"nothing matches {spelled(pattern)}", name=spelled(pattern))
+        yield from (Source(spelled(match), partial(read_file, match), match) for match in matches if not match.is_dir())
 
 
 def _folder(path: Path) -> Iterator[Source]:
@@ -114,10 +129,12 @@ def _folder(path: Path) -> Iterator[Source]:
         files = [file for file in every if file.suffix.lower() in SUFFIXES]
         files = files or [file for file in every if file.suffix.lower() == ".txt"]
     except OSError as error:
-        raise errors.InputError(f"the folder {path} cannot be read ({error.strerror})", name=str(path)) from error
+        raise errors.InputError(
+            f"the folder {spelled(path)} cannot be read ({error.strerror})", name=spelled(path)
+        ) from error
     if not files:
-        raise errors.InputError(f"the folder {path} holds no images, arrays or texts", name=str(path))
-    yield from (Source(str(file), partial(read_file, file), file) for file in files)
+        raise errors.InputError(f"the folder {spelled(path)} holds no images, arrays or texts", name=spelled(path))
+    yield from (Source(spelled(file), partial(read_file, file), file) for file in files)
 
 
 def _read_stdin(stdin: BinaryIO) -> bytes:
@@ -128,4 +145,4 @@ def _read_stdin(stdin: BinaryIO) -> bytes:
 
 
 def _unreadable(path: Path, error: OSError) -> errors.InputError:
-    return errors.InputError(f"{path} cannot be read ({error.strerror})", name=str(path))
+    return errors.InputError(f"{spelled(path)} cannot be read ({error.strerror})", name=spelled(path))

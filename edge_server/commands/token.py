@@ -9,7 +9,10 @@ from edge_server.store import Store, default_folder
 
 
 def token(folder: Path | None, name: str, *, revoke: bool, show: bool) -> None:
-    """Prints a new token and nothing else, so that a script can take it; or revokes one; or lists names."""
+    """Prints a new token and nothing else, so that a script can take it; or revokes one; or lists names.
+
+    A token that cannot be printed is revoked: nobody can read it later.
+    """
     with Store(folder or default_folder()) as store:
         if show:
             for known in store.tokens():
@@ -17,4 +20,9 @@ def token(folder: Path | None, name: str, *, revoke: bool, show: bool) -> None:
         elif revoke:
             store.revoke_token(name)
         else:
-            print(store.add_token(name))
+            made = store.add_token(name)
+            try:
+                print(made, flush=True)
+            except OSError:
+                store.revoke_token(name)
+                raise

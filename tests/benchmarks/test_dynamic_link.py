@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import links
@@ -161,7 +161,6 @@ def test_what_waits_leaves_at_the_new_rate_and_an_outage_holds_it() -> None:
     assert arrivals(direction, 3.0) == pytest.approx([2.0109])
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(40, 1500), min_size=1, max_size=40),
     changes=st.lists(st.tuples(st.floats(0.0, 0.05), st.floats(0.0, 50.0)), max_size=10),

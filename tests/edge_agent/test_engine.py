@@ -8,7 +8,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -16,9 +16,10 @@ from edge_agent import codec, errors
 from edge_agent.engine import Engine, check_ladder, frame_bytes
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
-from edge_agent.protocol.answers import Answered
+from edge_agent.head.answers import Answered
 from edge_agent.protocol.messages import Demand, Greatest, Output, Preprocess, Rung
 from edge_agent.reuse import Kept, Seen
+from tests.drawn import drawn
 from tests.segment_builder import Builder
 from tests.small_server import IMAGE, TENSOR, make_plan, segment_file
 
@@ -117,7 +118,7 @@ def test_the_orientation_that_a_camera_noted_is_respected(engine):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
-@settings(max_examples=40, deadline=None)
+@drawn(40)
 @given(data=st.data())
 def test_damaged_images_are_read_or_refused_and_nothing_else(engine, kind, data):
     good = bytearray(encoded(Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(20, 20, 3)), kind))

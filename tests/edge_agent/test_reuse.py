@@ -10,15 +10,15 @@ import random
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from edge_agent import errors
 from edge_agent.agent import Agent
 from edge_agent.config import LinkConfig, ReuseConfig, Settings
-from edge_agent.protocol.answers import Answered
+from edge_agent.head.answers import Answered
 from edge_agent.protocol.messages import Codec, Rung
 from edge_agent.reuse import Reuse, Seen, coded, deviation, distance
+from tests.drawn import drawn
 from tests.edge_agent.test_agent import png, until
 from tests.small_server import SmallServer, expected_class, make_plan
 
@@ -46,11 +46,11 @@ def test_equal_frames_are_0_apart_others_about_2_and_the_means_of_the_channels_1
     assert apart(np.broadcast_to(np.uint8([20, 40, 60]), wide.shape), wide) == 1
 
 
-@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**32))
-@hypothesis_settings(max_examples=50, deadline=None)
-def test_it_is_what_whole_numbers_say(rows, channels, seed):
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**32), st.booleans())
+@drawn(50)
+def test_it_is_what_whole_numbers_say(rows, channels, seed, ends):
     rng = np.random.default_rng(seed)
-    one, two = rng.integers(0, 256, (2, rows, channels)).astype(np.uint8)
+    one, two = rng.choice((0, 1, 254, 255) if ends else 256, (2, rows, channels)).astype(np.uint8)
     gaps = sum((int(a) - int(b)) ** 2 for a, b in zip(one.reshape(-1), two.reshape(-1), strict=True))
     columns = [one[:, c].tolist() for c in range(channels)] if rows > 1 else [one.reshape(-1).tolist()]
     spread = sum(len(v) * sum(x * x for x in v) - sum(v) ** 2 for v in columns) / len(columns[0])

@@ -35,7 +35,7 @@ def tokenizer() -> bytes:
 async def serving(settings: Any, server: SmallServer) -> AsyncIterator[tuple[Agent, aiohttp.ClientSession]]:
     async with server:
         agent = Agent(settings(server))
-        runner, url = await api.serve(agent, "127.0.0.1", 0)
+        runner, url = await api.serve(api.Front(agent), "127.0.0.1", 0)
         try:
             await agent.start()
             async with aiohttp.ClientSession(url) as http:

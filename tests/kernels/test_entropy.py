@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kernels import entropy
 from kernels import reference as ref
+from tests.drawn import drawn
 
 Arrays = list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]]
 ALL = np.zeros(1, np.uint8)
@@ -42,14 +43,29 @@ def rows_of_arrays(draw: Any) -> Arrays:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     arrays = []
     for size in draw(st.lists(st.sampled_from([0, 1, 2, 63, 64, 65, 128, 129, 500]), max_size=4)):
-        symbols, contexts, steep = draw(st.integers(2, 256)), draw(st.integers(1, 5)), draw(st.integers(1, 30))
+        symbols = draw(st.sampled_from([2, 3, 255, 256]) | st.integers(2, 256))
+        contexts, steep = draw(st.integers(1, 5)), draw(st.integers(1, 30))
         codes = rng.integers(0, symbols, (steep, size)).min(axis=0).astype(np.uint8)
+        codes[: size // 9] = rng.choice(
+            [0, symbols - 1], size // 9
+        )  # the ends of the alphabet, which are rare if it is steep
         where = rng.integers(0, contexts, size).astype(np.uint8) if contexts > 1 and size else ALL
         arrays.append((codes, where, rng.integers(1, draw(st.sampled_from([2, 5000])), (contexts, symbols))))
     return arrays
 
 
-@settings(deadline=None, max_examples=40)
+def whole_alphabet(symbols: int) -> Arrays:
+    """Each symbol once, and only the last one."""
+    start = np.ones((1, symbols), np.int64)
+    return [(np.arange(symbols).astype(np.uint8), ALL, start), (np.full(40, symbols - 1, np.uint8), ALL, start)]
+
+
+@drawn(40)
+@example([(np.zeros(1, np.uint8), ALL, np.ones((1, 1), np.int64))])  # an alphabet of one symbol
+@example(whole_alphabet(2))
+@example(whole_alphabet(255))
+@example(whole_alphabet(256))
+@example([(np.full(300, 255, np.uint8), np.arange(300).astype(np.uint8), np.full((256, 256), 1 << 40))])
 @given(rows_of_arrays())
 def test_what_is_coded_comes_back_and_equals_the_twin(arrays: Arrays) -> None:
     x, words = encode(arrays)
@@ -62,7 +78,7 @@ def test_what_is_coded_comes_back_and_equals_the_twin(arrays: Arrays) -> None:
         np.testing.assert_array_equal(plain, codes)
 
 
-@settings(deadline=None, max_examples=100)
+@drawn(100)
 @given(rows_of_arrays(), st.integers(entropy.SEED, (1 << 63) - 1), st.lists(st.integers(0, 2**32 - 1), max_size=20))
 def test_any_words_give_symbols_of_the_alphabet(arrays: Arrays, x: int, words: list[int]) -> None:
     found, _ = decode(x, np.array(words, np.uint32), arrays)

@@ -96,6 +96,124 @@ def test_a_disk_that_fills_up_costs_the_cache_and_nothing_else(package: Path) ->
     assert "No space left on device" in child.stdout
 
 
+DAMAGE = """
+import json, sys, warnings
+from pathlib import Path
+from kernels import jit, user
+
+def fresh():
+    return jit.kernel(user.twice_helped.py_func)
+
+def call():
+    # Result, hits, and warnings of a kernel that nothing has loaded yet.
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        kernel = fresh()
+        return kernel(20), sum(kernel.stats.cache_hits.values()), [str(one.message) for one in seen]
+
+def points(size):
+    return sorted({0, 1, 7, 15, 16, 17, 40, size // 3, size // 2, size - 17, size - 1} & set(range(size)))
+
+outcomes = []
+user.twice_helped(20)
+for kind in ("nbi", "nbc"):
+    for change in ("cut", "flip", "overwrite", "append"):
+        [path] = jit.CACHE_DIR.glob(f"*/*.{kind}")
+        for at in points(path.stat().st_size):
+            [path] = jit.CACHE_DIR.glob(f"*/*.{kind}")
+            good = path.read_bytes()
+            bad = {
+                "cut": good[:at],
+                "flip": good[:at] + bytes([good[at] ^ 0x40]) + good[at + 1 :],
+                "overwrite": good[:at] + bytes(len(good) - at),
+                "append": good + bytes(at + 1),
+            }[change]
+            path.write_bytes(bad)
+            outcomes.append([call(), call()] if bad != good else None)
+print(json.dumps([each for each in outcomes if each]))
+"""
+
+
+@pytest.mark.slow
+def test_damaged_files_are_removed_and_their_kernel_is_compiled_again(package: Path) -> None:
+    """Each file cut, changed and grown in many places; LLVM would abort the process on some."""
+    child = start(package, "-c", DAMAGE)
+    output, complaint = child.communicate(timeout=200)
+    assert child.returncode == 0, complaint
+    outcomes = json.loads(output)
+    assert len(outcomes) > 70
+    for (result, hits, said), again in outcomes:
+        assert (result, hits, len(said)) == (42, 0, 1)
+        assert "damaged" in said[0]
+        assert again == [42, 1, []]
+
+
+def start(package: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    settings = {"PYTHONPATH": str(package.parent), "SPLITEDGE_CACHE_DIR": str(package.parent / "cache"), **environment}
+    return subprocess.Popen(
+        [sys.executable, "-P", *arguments], env=os.environ | settings, cwd=package.parent, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_an_emptied_file_costs_a_new_process_one_compilation(package: Path) -> None:
+    run(package)
+    for file in ("nbi", "nbc"):
+        [path] = (package.parent / "cache").rglob(f"*.{file}")
+        path.write_bytes(b"")
+        assert run(package)[:3] == (42, 0, 1)
+        assert run(package)[:3] == (42, 1, 0)
+
+
+def test_a_folder_in_the_place_of_a_file_stops_nothing(package: Path) -> None:
+    run(package)
+    for path in list((package.parent / "cache").rglob("*.nb?")):
+        path.unlink()
+        path.mkdir()
+    assert run(package)[0] == 42
+
+
+def test_processes_that_compile_at_once_do_not_mix_up_their_code(package: Path) -> None:
+    """Each compiles for another type; numba's own names of files are counted up, and two processes count alike."""
+    calls = {"20": 42, "20.0": 42.0, "np.float32(20)": 42.0, "np.arange(2)": [2, 4]}
+    program = "import json, numpy as np\nfrom kernels import user\nprint(json.dumps(np.asarray(user.twice_helped({})).tolist()))"
+    for _ in range(2):  # compiled, then loaded
+        children = {call: start(package, "-W", "error", "-c", program.format(call)) for call in calls}
+        for call, child in children.items():
+            output, complaint = child.communicate(timeout=60)
+            assert child.returncode == 0, complaint
+            assert json.loads(output) == calls[call]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NUMBA_CPU_NAME", "generic"), ("NUMBA_CPU_FEATURES", "-avx2"), ("NUMBA_DISABLE_JIT", "1"), ("NUMBA_OPT", "0"),
+        ("NUMBA_BOUNDSCHECK", "1"), ("NUMBA_CACHE_DIR", "/nowhere"), ("NUMBA_CACHE_LOCATOR_CLASSES", "nonsense"),
+        ("NUMBA_NUM_THREADS", "-3"), ("NUMBA_DEBUG", "1"),
+    ],
+)  # fmt: skip
+def test_numba_s_own_variables_decide_nothing(package: Path, name: str, value: str) -> None:
+    plain = run(package)
+    child = start(package, "-c", PROGRAM, **{name: value})
+    output, complaint = child.communicate(timeout=60)
+    assert child.returncode == 0, complaint
+    assert json.loads(output) == [42, 1, 0, "", plain[4]]
+    assert name in complaint
+
+
+def test_what_a_process_of_ours_told_numba_is_no_user_s_wish() -> None:
+    environment = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "", "HOME": "/root"}
+    assert isa.take_over(environment) == []
+    assert environment == {"HOME": "/root"}
+    assert isa.take_over({"NUMBA_CPU_NAME": "generic", "NUMBA_OPT": "9"}) == ["NUMBA_CPU_NAME", "NUMBA_OPT"]
+
+
+def test_without_a_compiler_the_refusal_names_the_variable(package: Path) -> None:
+    child = start(package, "-c", "import numba\nfrom kernels import user", NUMBA_DISABLE_JIT="1")
+    assert "PlatformError: NUMBA_DISABLE_JIT" in child.communicate(timeout=60)[1]
+
+
 def test_the_service_managers_cache_directory_is_used(package: Path) -> None:
     run(package, SPLITEDGE_CACHE_DIR="", CACHE_DIRECTORY=str(package.parent / "given"))
     assert list((package.parent / "given").glob("kernels-*/**/*.nbi"))

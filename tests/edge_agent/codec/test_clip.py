@@ -7,12 +7,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edge_agent import codec, errors
 from edge_agent.codec import clip
+from tests.drawn import drawn
 
 LAPLACE = {2: 2.8307, 3: 3.8972, 4: 5.0286, 5: 6.2048, 6: 7.4131, 7: 8.6456, 8: 9.8968}
 GAUSS = {2: 1.7106, 3: 2.1516, 4: 2.5591, 5: 2.9362, 6: 3.2869, 7: 3.6151, 8: 3.9240}
@@ -93,7 +94,7 @@ def test_least_squares_is_never_worse_than_another_rule(tensor, bits):
         assert least <= error(tensor, rule, bits) * (1 + 1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@drawn(40)
 @given(hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-1e6, 1e6, width=32)), st.integers(2, 8))
 def test_least_squares_is_never_worse_than_another_rule_on_any_values(values, bits):
     least = error(values, "mse", bits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -12,6 +12,7 @@ from edge_agent import codec, errors, limits
 from edge_agent.codec import Codec
 from edge_agent.protocol import messages
 from kernels import reference as ref
+from tests.drawn import drawn
 
 BITS = range(2, 9)
 TENSORS = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=40), elements=st.floats(-1e4, 1e4, width=32))
@@ -21,7 +22,7 @@ def tensor(*shape, seed=0):
     return np.random.default_rng(seed).normal(0.5, 2, shape).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@drawn(60)
 @given(TENSORS, st.sampled_from(codec.RULES), st.sampled_from(BITS), st.booleans())
 def test_a_value_inside_the_range_comes_back_within_half_a_step_and_one_outside_at_its_end(x, rule, bits, by_channel):
     fitted = (codec.fit_channels if by_channel else codec.fit)(x, rule, bits)

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent import codec, errors, limits
@@ -16,6 +16,7 @@ from edge_agent.codec import Codec, clip
 from edge_agent.codec.families import CODED, lloyd_max, rotation_of
 from edge_agent.protocol import messages
 from edge_agent.protocol.messages import Basis
+from tests.drawn import drawn
 
 SHAPE = (40, 32)
 MIXED = np.random.default_rng(9).normal(size=(32, 32)) * np.geomspace(0.1, 8, 32)
@@ -266,7 +267,7 @@ FITTED = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@drawn(150)
 @given(st.sampled_from(sorted(FITTED)), st.data())
 def test_any_payload_is_decoded_to_its_shape_or_refused(family, data):
     made, shape = FITTED[family], (data.draw(st.integers(0, 3)), 32)
@@ -279,7 +280,7 @@ def test_any_payload_is_decoded_to_its_shape_or_refused(family, data):
     assert np.isfinite(y).all()
 
 
-@settings(max_examples=100, deadline=None)
+@drawn(100)
 @given(st.sampled_from(sorted(FITTED)), st.data())
 def test_a_damaged_payload_is_decoded_to_finite_values_or_refused(family, data):
     made, x = FITTED[family], samples(1, seed=5)[0]

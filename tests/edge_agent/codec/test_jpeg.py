@@ -7,12 +7,13 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from edge_agent import errors
 from edge_agent.codec import jpeg
+from tests.drawn import drawn
 
 
 def smooth(h: int, w: int, c: int) -> np.ndarray:
@@ -56,7 +57,7 @@ def test_another_size_another_mode_and_another_format_are_refused() -> None:
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@drawn(200)
 def test_damage_is_refused_or_yields_a_picture_of_the_plan(data: st.DataObject) -> None:
     whole = bytearray(jpeg.encode(smooth(16, 16, 3), 60))
     for _ in range(data.draw(st.integers(1, 4))):

@@ -7,13 +7,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
 from kernels import conv
-from tests import reference_head
+from tests import ends, reference_head
+from tests.drawn import drawn
 from tests.segment_builder import Builder
 
 SENTINEL = 0xA5
@@ -32,7 +33,16 @@ def convolutions(draw: st.DrawFn) -> tuple[list[int], dict[str, Any]]:
     groups = draw(st.sampled_from((1, 1, 1, 2)))
     channels = draw(st.integers(1, 70 // groups)) * groups
     outs = draw(st.integers(1, 40)) * groups + groups * (channels == groups)  # never depthwise
-    arguments = {"outs": outs, "kernel": kernel, "stride": stride, "pad": pad, "dilation": dilation, "groups": groups}
+    bits = draw(st.sampled_from((8, 8, 2, 5)))
+    arguments = {
+        "bits": bits,
+        "outs": outs,
+        "kernel": kernel,
+        "stride": stride,
+        "pad": pad,
+        "dilation": dilation,
+        "groups": groups,
+    }
     return [height, width, channels], arguments
 
 
@@ -46,8 +56,8 @@ def touches(shape: list[int], c: dict[str, Any]) -> bool:
     return True
 
 
-def assert_equal_to_twin(shape: list[int], arguments: dict[str, Any], threads: int) -> None:
-    builder = Builder(shape, seed=len(arguments), zero_point=77)
+def assert_equal_to_twin(shape: list[int], arguments: dict[str, Any], threads: int, zero_point: int = 77) -> None:
+    builder = Builder(shape, seed=len(arguments), zero_point=zero_point)
     builder.conv(builder.input, **arguments)
     segment, x = builder.finish(), builder.codes()
     head = Head(segment, check_golden=False, threads=threads)
@@ -60,11 +70,13 @@ def assert_equal_to_twin(shape: list[int], arguments: dict[str, Any], threads: i
     np.testing.assert_array_equal(arena[head.input.offset :][: x.size], x.reshape(-1))
 
 
-@settings(max_examples=150, deadline=None)
-@given(case=convolutions().filter(lambda case: touches(*case)), threads=st.sampled_from((1, 1, 2, 3)), copy=st.sampled_from((1, 700, 5000)))  # fmt: skip
-def test_any_convolution_equals_the_twin(case: tuple[list[int], dict[str, Any]], threads: int, copy: int) -> None:
+@drawn(150)
+@given(case=convolutions().filter(lambda case: touches(*case)), threads=st.sampled_from((1, 1, 2, 3)), copy=st.sampled_from((1, 700, 5000)), zero=ends.zero_points)  # fmt: skip
+def test_any_convolution_equals_the_twin(
+    case: tuple[list[int], dict[str, Any]], threads: int, copy: int, zero: int
+) -> None:
     with mock.patch.object(conv, "COPY", copy):
-        assert_equal_to_twin(*case, threads)
+        assert_equal_to_twin(*case, threads, zero)
 
 
 @pytest.mark.parametrize("width", range(1, 16))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edge_agent.head import Head
 from tests import reference_head
+from tests.drawn import drawn
 from tests.segment_builder import Builder
 
 SMALL = st.integers(1, 12)
 
 
-@settings(max_examples=150, deadline=None)
+@drawn(150)
 @given(
     size=st.tuples(SMALL, SMALL),
     groups=st.sampled_from([1, 1, 2, 3, 16, 40]),

@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
@@ -15,6 +15,7 @@ from edge_agent import errors, limits
 from edge_agent.head import preprocess as pre
 from edge_agent.head.segment import Tensor
 from edge_agent.protocol.messages import Preprocess
+from tests.drawn import drawn
 
 
 def spec(**changes: object) -> Preprocess:
@@ -91,7 +92,7 @@ def test_photographs_are_turned_upright() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"not an image", encoded(noise(30, 30))[:200]])
 def test_what_is_no_image_is_refused(data: bytes) -> None:
-    with pytest.raises(errors.InputError, match="not an image"):
+    with pytest.raises(errors.InputError):
         pre.load_image(data)
 
 
@@ -99,14 +100,14 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
 def test_no_decoder_of_another_format_sees_the_bytes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **_: started.append(a))
-    with pytest.raises(errors.InputError, match="not an image"):
+    with pytest.raises(errors.InputError):
         pre.load_image(encoded(noise(30, 30), kind))
     assert not started
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@drawn(40)
 def test_damaged_images_are_read_or_refused(kind: str, data: st.DataObject) -> None:
     whole = bytearray(encoded(noise(12, 9), kind))
     for _ in range(data.draw(st.integers(1, 4))):

@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.errors import SegmentError
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
 from edge_agent.head.verify import verify
+from tests.drawn import drawn
 from tests.segment_builder import Builder
 
 
@@ -398,7 +399,7 @@ _GOOD = network().finish()
 
 
 @pytest.mark.parametrize("good", [_GOOD, encoder().finish()], ids=["network", "encoder"])
-@settings(max_examples=300, deadline=None)
+@drawn(300)
 @given(data=st.data())
 def test_any_change_of_the_header_is_refused_or_harmless(good: seg.Segment, data: st.DataObject) -> None:
     """Whatever one number in the header becomes, the verifier refuses it or the executor runs it within its arena."""

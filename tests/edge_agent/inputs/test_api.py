@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from html.parser import HTMLParser
 
 import aiohttp
 import numpy as np
@@ -32,7 +34,7 @@ async def serving(
 ) -> AsyncIterator[tuple[SmallServer, Agent, aiohttp.ClientSession]]:
     async with SmallServer() as server:
         agent = Agent(settings(server, **changes))
-        runner, url = await api.serve(agent, "127.0.0.1", 0)
+        runner, url = await api.serve(api.Front(agent), "127.0.0.1", 0)
         try:
             if started:
                 await agent.start()
@@ -57,6 +59,54 @@ async def test_an_image_is_classified_whatever_content_type_it_has(settings):
                 assert value["top"][0]["label"].startswith("label ")
                 assert value["timing"]["total_ms"] > 0
         assert agent.counters.answered == 3
+
+
+async def test_a_form_stands_for_its_one_file(settings):
+    """As `curl -F file=@photo.png` sends it."""
+    array = io.BytesIO()
+    np.save(array, np.zeros((16, 16, 3), np.float32))
+    async with serving(settings) as (_, agent, http):
+        for data in (png(), array.getvalue()):
+            form = aiohttp.FormData()
+            form.add_field("file", data, filename="photo.png", content_type="image/png")
+            async with http.post("/v1/infer", data=form) as sent, http.post("/v1/infer", data=data) as plain:
+                assert sent.status == 200
+                assert (await sent.json())["top"] == (await plain.json())["top"]
+        assert agent.counters.answered == 4
+
+
+async def test_another_form_is_refused_within_the_limits(settings, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_IMAGE_BYTES", 10_000)
+    two, empty, big = aiohttp.FormData(), aiohttp.FormData(), aiohttp.FormData()
+    for _ in range(2):
+        two.add_field("file", png(), filename="photo.png")
+    empty.add_field("file", b"", filename="photo.png")
+    big.add_field("file", bytes(9_000), filename="photo.png")
+    async with serving(settings) as (_, agent, http):
+        kind = {"Content-Type": "multipart/form-data; boundary=xyz"}
+
+        async def endless():
+            yield b'--xyz\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n'
+            with contextlib.suppress(ConnectionError):
+                for _ in range(100):
+                    yield bytes(1_000)
+
+        for data, headers, status in (
+            (two, {}, 400), (empty, {}, 400), (big, {}, 400), (b"nothing of a form", kind, 400), (b"", kind, 400),
+            (b"--xyz\r\n" + b"a" * 9_000, kind, 400), (b"--xyz\r\nA: b", kind, 400), (png(), {"Content-Type": "multipart/form-data"}, 400),
+            (b"--xyz\r\nContent-Type: multipart/mixed; boundary=abc\r\n\r\n--abc\r\n\r\nx\r\n--abc--\r\n--xyz--", kind, 400),
+            (endless(), kind, 413),
+        ):  # fmt: skip
+            async with http.post("/v1/infer", data=data, headers=headers) as response:
+                assert (response.status, (await error_of(response))[1]) == (status, "input")
+        assert agent.counters.failed == {"input": 10}
+
+
+async def test_a_file_that_curl_d_sent_is_told_of_the_other_option(settings):
+    async with serving(settings) as (_, _agent, http):
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        async with http.post("/v1/infer", data=png().replace(b"\r", b"").replace(b"\n", b""), headers=kind) as response:
+            assert "--data-binary" in (await error_of(response))[2]
 
 
 async def test_a_frame_that_is_not_sent_says_so_and_is_counted(settings):
@@ -194,9 +244,49 @@ async def test_before_it_is_ready_it_says_so_and_afterwards_it_serves(settings):
         async with http.post("/v1/infer", data=png()) as response:
             assert response.headers["Retry-After"] == "1"
             assert (await error_of(response))[:2] == (503, "unreachable")
+        async with http.get("/v1/status") as response:
+            value = await response.json()
+            assert (response.status, value["ready"], value["state"]) == (503, False, "not started")
         await agent.start()
         async with http.get("/healthz") as response:
             assert (response.status, await response.json()) == (200, {"ready": True, "state": "ready"})
+
+
+class Page(HTMLParser):
+    """The text of a page, its links, and the names of its elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("href", "src")]
+
+    def handle_data(self, data):
+        self.text += f"{data}\n"
+
+
+async def test_a_person_gets_a_page_that_loads_and_runs_nothing(settings):
+    odd = "<script>alert(1)</script>&'\""
+    async with serving(settings, started=False, model=odd) as (_, _agent, http), http.get("/") as response:
+        page = Page(await response.text())
+        assert (response.status, response.content_type) == (200, "text/html")
+        assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert odd in page.text
+    assert "not ready" in page.text
+    assert not page.tags & {"script", "style", "img", "link", "iframe"}
+    assert page.links == ["/v1/status", "/healthz", "/metrics"]
+    async with serving(settings) as (_, _agent, http):
+        async with http.get("/") as response:
+            page = Page(await response.text())
+        assert "not ready" not in page.text
+        assert {"split", "conv0", "small"} <= set(page.text.split())
+        for link in page.links:
+            assert (await http.get(link)).status == 200
 
 
 async def test_while_the_server_is_away_it_says_so(settings):
@@ -254,10 +344,10 @@ async def test_a_client_that_goes_away_is_counted(settings):
 async def test_an_address_that_is_taken_is_one_sentence(settings):
     async with SmallServer() as server:
         agent = Agent(settings(server))
-        runner, url = await api.serve(agent, "127.0.0.1", 0)
+        runner, url = await api.serve(api.Front(agent), "127.0.0.1", 0)
         try:
             with pytest.raises(errors.ConfigError, match=r"cannot listen on .* \(address already in use\); set"):
-                await api.serve(agent, "127.0.0.1", int(url.rsplit(":", 1)[1]))
+                await api.serve(api.Front(agent), "127.0.0.1", int(url.rsplit(":", 1)[1]))
         finally:
             await runner.cleanup()
             await agent.close()

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -67,6 +69,27 @@ def test_a_pattern_that_names_nothing_is_an_error(tmp_path, monkeypatch, pattern
     monkeypatch.chdir(tmp_path / "empty")  # which "" stands for
     with pytest.raises(errors.InputError):
         [source.read() for source in expand([str(tmp_path / pattern) if pattern else ""], io.BytesIO())]
+
+
+def test_bytes_of_a_name_that_are_no_utf8_are_spelled(tmp_path):
+    folder = os.fsencode(tmp_path)
+    with open(folder + b"/caf\xe9.jpg", "wb") as file:  # noqa: PTH123 (a name of bytes)
+        file.write(b"x")
+    for pattern in (str(tmp_path), str(tmp_path / "*.jpg"), os.fsdecode(folder + b"/caf\xe9.jpg")):
+        (source,) = expand([pattern], io.BytesIO())
+        assert (Path(source.name).name, source.read()) == ("caf\\xe9.jpg", b"x")
+        assert msgspec.json.decode(msgspec.json.encode(source.name)) == source.name
+    (absent,) = expand([os.fsdecode(folder + b"/absent\xe9.jpg")], io.BytesIO())
+    with pytest.raises(errors.InputError, match=r"absent\\xe9\.jpg") as raised:
+        absent.read()
+    msgspec.json.encode(raised.value.to_wire())
+
+
+def test_a_text_in_the_command_that_is_no_utf8_is_refused():
+    said = spoken(os.fsdecode(b"caf\xe9"))
+    assert said.name == "caf\\xe9"
+    with pytest.raises(errors.InputError):
+        said.read()
 
 
 def test_reading_stops_at_the_limit():

@@ -6,7 +6,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.link import control
@@ -83,7 +83,6 @@ def test_climbs_that_fail_are_tried_ever_more_rarely():
     assert len(changes) < 40
 
 
-@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(CONTROLLERS)),
     start=st.integers(0, 5),
@@ -101,7 +100,6 @@ def test_whatever_a_controller_sees_it_stays_on_the_ladder(name, start, seen):
         assert 0 <= controller.choose(View(now, rate, backlog, period, waiting, left), STEPS) < len(STEPS)
 
 
-@settings(deadline=None)
 @given(rate=st.floats(1e3, 1e6))
 def test_adaptive_does_not_swing_on_a_steady_link(rate):
     bits = settle(Adaptive(3), rate)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.link.estimate import LAST, Estimator, wire_bytes
 from edge_agent.link.tcp import TcpSample
+from tests.drawn import drawn
 
 
 def carry(
@@ -27,7 +28,7 @@ def carry(
     return max(events)[0]
 
 
-@settings(max_examples=60, deadline=None)
+@drawn(60)
 @given(
     rate=st.floats(1e4, 1e8), trip=st.floats(0.0, 0.3), size=st.integers(200, 200_000), load=st.floats(0.05, 3.0),
     server=st.floats(0.0, 0.05),
@@ -41,7 +42,7 @@ def test_a_steady_link_is_known_whether_it_is_full_or_idle_between_frames(rate, 
     assert estimator.backlog(end) == 0.0
 
 
-@settings(max_examples=60, deadline=None)
+@drawn(60)
 @given(before=st.floats(1e5, 1e7), share=st.floats(0.02, 0.6))
 def test_a_drop_is_known_after_a_few_frames(before, share):
     estimator, size = Estimator(0.01), 5000

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import milp
@@ -29,6 +29,7 @@ from edge_server.planner.allocation import (
     total_noise,
     uniform,
 )
+from tests.drawn import drawn
 
 falling = st.lists(st.floats(0, 1e6), min_size=7, max_size=7).map(lambda values: sorted(values, reverse=True))
 any_table = st.lists(st.floats(0, 1e6) | st.just(math.inf), min_size=7, max_size=7)
@@ -67,7 +68,7 @@ def budget_of(layers: list[Layer], codecs: list[CutCodec], part: float) -> float
     return (low + (high - low) * part**3) * HAIR
 
 
-@settings(max_examples=300, deadline=None)
+@drawn(300)
 @given(st.lists(layer, max_size=4), st.lists(codec, max_size=3), share, st.floats(0, 50))
 def test_equals_brute_force(layers: list[Layer], codecs: list[CutCodec], part: float, weight: float) -> None:
     budget = budget_of(layers, codecs, part)
@@ -135,7 +136,7 @@ def between(layers: list[Layer], part: float) -> float:
     return float(low * (high / low) ** part * HAIR)
 
 
-@settings(max_examples=60, deadline=None)
+@drawn(60)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0, 2), share, share)
 def test_a_looser_demand_never_costs_more(seed: int, count: int, wobble: float, one: float, other: float) -> None:
     layers = network(seed, count, wobble)
@@ -143,7 +144,7 @@ def test_a_looser_demand_never_costs_more(seed: int, count: int, wobble: float, 
     assert allocate(layers, loose).objective <= allocate(layers, tight).objective
 
 
-@settings(max_examples=100, deadline=None)
+@drawn(100)
 @given(st.lists(layer, min_size=1, max_size=12), share)
 def test_no_baseline_beats_it(layers: list[Layer], part: float) -> None:
     budget = budget_of(layers, [], part)
@@ -153,7 +154,7 @@ def test_no_baseline_beats_it(layers: list[Layer], part: float) -> None:
             assert allocate(layers, budget).objective <= found.objective
 
 
-@settings(max_examples=40, deadline=None)
+@drawn(40)
 @given(st.integers(0, 10**6), st.integers(7, 80), st.floats(0, 2), share)
 def test_the_verifier_finds_no_fault_in_large_ones(seed: int, count: int, wobble: float, part: float) -> None:
     layers = network(seed, count, wobble)
@@ -212,7 +213,6 @@ def test_the_front_is_what_no_other_codec_beats_most_accurate_first() -> None:
     assert front(codecs, []) == []
 
 
-@settings(deadline=None)
 @given(
     codecs=st.lists(
         st.builds(lambda s, n: CutCodec("mse", 8, s, n), st.integers(900, 2000), st.floats(0, 1)),
@@ -313,7 +313,7 @@ def test_the_verifier_finds_faults() -> None:
     assert verify_allocation(layers, budget, (), 0.0, None) == ["there are bits that fit"]
 
 
-@settings(max_examples=60, deadline=None)
+@drawn(60)
 @given(st.integers(0, 10**6), st.integers(3, 20), share, st.data())
 def test_the_verifier_refuses_every_allocation_that_is_worse_in_one_layer(
     seed: int, count: int, part: float, data: st.DataObject

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent import errors
 from edge_agent.codec import STAGES
 from edge_agent.protocol.messages import Cut, Demand, LinkEstimate
 from edge_server.planner import INPUT, Chain, CutCodec, Device, Layer, Level, Place, Route, share, verify_route
+from tests.drawn import drawn
 
 GIGABIT = LinkEstimate(0.5, 1000.0, 1000.0)
 Steps = list[tuple[int, int, int, int | None, int | None]]  # device, start, end, codec, target
@@ -163,7 +164,7 @@ def any_chain(rng: np.random.Generator) -> Chain:
     )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@drawn(100)
 @given(st.integers(0, 2**32 - 1))
 def test_no_route_is_better_than_the_one_chosen(seed: int) -> None:
     made = any_chain(np.random.default_rng(seed))
@@ -184,7 +185,7 @@ def test_no_route_is_better_than_the_one_chosen(seed: int) -> None:
     assert verify_route(made, route) == []
 
 
-@settings(max_examples=100, deadline=None)
+@drawn(100)
 @given(st.integers(0, 2**32 - 1))
 def test_the_verifier_refuses_a_route_of_which_anything_is_changed(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -207,7 +208,7 @@ def test_the_verifier_refuses_a_route_of_which_anything_is_changed(seed: int) ->
         assert verify_route(made, dataclasses.replace(route, bits=(10,) * len(route.bits)))
 
 
-@settings(max_examples=100, deadline=None)
+@drawn(100)
 @given(st.integers(0, 2**32 - 1), st.data())
 def test_the_verifier_refuses_another_route_only_for_being_worse(seed: int, data: st.DataObject) -> None:
     """Told with its own true times and best bits, so that nothing but the comparison can betray it."""

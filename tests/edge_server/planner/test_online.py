@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent import errors
@@ -34,6 +34,7 @@ from edge_server.planner import (
     verify_pick,
 )
 from edge_server.planner.allocation import NEAR, WIDTHS, segment_bytes, total_noise
+from tests.drawn import drawn
 
 LINK = LinkEstimate(rtt_ms=10.0, uplink_mbps=20.0, downlink_mbps=20.0)
 LEVELS = (Level(0.25, 0.004), Level(1.0, 0.02), Level(5.0, 0.2))
@@ -146,7 +147,7 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@drawn(300)
 @given(requests)
 def test_equals_a_loop_over_everything(asked: Request) -> None:
     least = by_hand(TABLE, asked)
@@ -159,7 +160,7 @@ def test_equals_a_loop_over_everything(asked: Request) -> None:
     assert verify_pick(TABLE, asked, pick) == []
 
 
-@settings(max_examples=150, deadline=None)
+@drawn(150)
 @given(requests)
 def test_what_an_infeasible_answer_allows_is_enough(asked: Request) -> None:
     try:
@@ -198,7 +199,7 @@ def test_every_level_and_codec_has_its_optimal_pattern() -> None:
             assert min(pattern.segment_bytes for pattern in fits) == best
 
 
-@settings(max_examples=60, deadline=None)
+@drawn(60)
 @given(requests, st.floats(0, 10), st.floats(0, 10))
 def test_a_looser_demand_never_costs_more(asked: Request, one: float, other: float) -> None:
     tight, loose = (
@@ -412,7 +413,6 @@ def ladder_table(codecs: list[CutCodec]) -> Table:
     return precompute("net", [place], [Level(1.0, 1.0)])
 
 
-@settings(deadline=None)
 @given(
     codecs=st.lists(st.tuples(st.integers(41, 60), st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, 1.5])), min_size=1, max_size=40),
     time=st.sampled_from([0.0, 1.0]),
