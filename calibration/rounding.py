@@ -12,6 +12,7 @@ of every width can be made once, at calibration.
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from calibration import embedding, stored
 from calibration.cache import Cache, Part, key
 from calibration.layers import Conv, Embed, Linear, Network, Weighted
-from calibration.lower import Calibration, lower
+from calibration.lower import Calibration, Lowered, lower
 from calibration.moments import Moments, Product, collect
 from calibration.observe import Progress
 from calibration.quantize import Rounded, entropy, least_scale, nearest, top_level
@@ -118,13 +119,51 @@ def grids(
         yield table, kept(table, [often, f"{rates}"], make)
         progress("rounding", done, len(layers))
     products = [layer for layer in layers if isinstance(layer, Conv | Linear)]
-    for done, (layer, moments) in enumerate(collect(model, network, products, samples, progress), len(tables) + 1):
-        scale_x = lowered.header.tensors[lowered.index[layer.inputs[0]]].scale
-        least = least_scale(layer.bias, scale_x) if isinstance(layer, Conv) else np.zeros(len(layer.bias), np.float32)
-        make = functools.partial(_product, layer, least, moments, options, widths, rates)
+    leasts = [_least(layer, lowered) for layer in products]
+    about = f"{options} {rates} {[*widths]}"
+    aliases = [] if cache is None else _aliases(model, samples, products, leasts, about)
+    known = None if cache is None else _all_known(cache, aliases, products)
+    if known is not None:
+        yield from known
+        progress("rounding", len(layers), len(layers))
+        return
+    for done, (layer, moments) in enumerate(collect(model, network, products, samples, progress)):
+        make = functools.partial(_product, layer, leasts[done], moments, options, widths, rates)
         inputs: list[Part] = [moments.mean, moments.covariance, f"{moments.count}"]
-        yield layer, kept(layer, [least, *inputs, f"{options} {rates}"], make)
-        progress("rounding", done, len(layers))
+        yield layer, kept(layer, [leasts[done], *inputs, f"{options} {rates}"], make, aliases[done] if aliases else "")
+        progress("rounding", len(tables) + done + 1, len(layers))
+
+
+def _least(layer: Product, lowered: Lowered) -> F32:
+    scale_x = lowered.header.tensors[lowered.index[layer.inputs[0]]].scale
+    return least_scale(layer.bias, scale_x) if isinstance(layer, Conv) else np.zeros(len(layer.bias), np.float32)
+
+
+def _aliases(
+    model: onnx.ModelProto, samples: Samples, products: Sequence[Product], leasts: Sequence[F32], about: str
+) -> list[str]:
+    """For each of ``products`` a name by what its moments are made of: where all of them lead to entries, no moments need to be gathered."""
+    seen = hashlib.sha256(model.SerializeToString(deterministic=True))
+    for sample in samples:
+        seen.update(np.ascontiguousarray(sample).tobytes())
+    return [
+        key("rounded by samples", seen.digest(), layer.out, least, about)
+        for layer, least in zip(products, leasts, strict=True)
+    ]
+
+
+def _all_known(
+    cache: Cache, aliases: Sequence[str], products: Sequence[Product]
+) -> list[tuple[Weighted, list[Rounded]]] | None:
+    """Each of ``products`` with its grids, if the cache has all of them: moments of some alone would be those of other samples."""
+    found: list[tuple[Weighted, list[Rounded]]] = []
+    for alias, layer in zip(aliases, products, strict=True):
+        entry = cache.read(alias)
+        data = None if entry is None else cache.read(entry.decode())
+        if data is None:
+            return None
+        found.append((layer, [made for _, made in sorted(stored.load(data, layer.weight.shape).items())]))
+    return found
 
 
 def _table(
@@ -142,12 +181,20 @@ def _product(
 
 
 def _kept(
-    cache: Cache | None, names: Sequence[int], layer: Weighted, parts: Sequence[Part], make: Callable[[], list[Rounded]]
+    cache: Cache | None,
+    names: Sequence[int],
+    layer: Weighted,
+    parts: Sequence[Part],
+    make: Callable[[], list[Rounded]],
+    alias: str = "",
 ) -> list[Rounded]:
-    """The weights of ``layer`` on each of its grids, ``names``: from the cache, or made. ``parts``: what they depend on beside the weights and ``names``."""
+    """The weights of ``layer`` on each of its grids, ``names``: from the cache, or made. ``parts``: what they depend on beside the weights and ``names``.
+    ``alias``: another name for them."""
     if cache is None:
         return make()
     entry = key("rounded layer", layer.weight, layer.bias, *parts, f"{names}")
+    if alias:
+        cache.write(alias, entry.encode())
     known = cache.read(entry)
     if known is None:
         made = make()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from calibration import bundle, layers, moments, stored
+from calibration import bundle, layers, moments, rounding, stored
+from calibration.cache import Cache
 from calibration.graph import Graph
 from calibration.importer import session, simplify
 from calibration.lower import Calibration, lower
@@ -199,6 +201,48 @@ def test_rounding_all_layers_of_a_network() -> None:
     convs = network.weighted(network.graph.output)
     assert set(found) == {(la.out, bits) for la in convs for bits in (3, 8)}
     assert all(found[la.out, 3].levels.shape == la.weight.shape for la in convs)
+
+
+def test_what_was_rounded_with_the_same_samples_needs_no_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small.cnn()
+    network = layers.build(Graph.of(model))
+    shape = network.graph.stored_shape(network.graph.input)
+    x = list(np.random.default_rng(0).normal(size=(6, *shape)).astype(np.float32))
+    samples = Samples(Preprocess("tensor", shape), x)
+    calibration = bundle.calibrate(model, network, samples)
+    gathered: list[int] = []
+
+    def collect(*given: Any) -> Any:
+        gathered.append(len(given[2]))
+        return moments.collect(*given)
+
+    monkeypatch.setattr(rounding, "collect", collect)
+
+    def made(samples: Samples) -> dict[tuple[str, int], Rounded]:
+        return round_layers(
+            model,
+            network,
+            calibration,
+            network.graph.output,
+            samples,
+            quiet,
+            (3, 8),
+            rates=(2.0,),
+            cache=Cache(tmp_path),
+        )
+
+    first, again = made(samples), made(samples)
+    assert len(gathered) == 1
+    assert list(first) == list(again)
+    assert all((first[key].levels == again[key].levels).all() for key in first)
+    assert all((first[key].bias == again[key].bias).all() for key in first)
+    made(samples[:5])
+    assert len(gathered) == 2
+    next(path for path in tmp_path.iterdir() if path.stat().st_size > 200).unlink()
+    assert list(made(samples)) == list(first)
+    assert len(gathered) == 3
 
 
 @pytest.mark.parametrize("make", [transformers.vit_model, transformers.encoder_model], ids=lambda f: f.__name__)
