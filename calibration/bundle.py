@@ -292,7 +292,7 @@ def create(
     """
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
-    _check_ids(network, samples)
+    check_ids(network, samples)
     answers = _some_answers(model, samples)
     has_classes = bool(labels) or samples.classes is not None
     output = outputs.describe(
@@ -566,7 +566,7 @@ def _output_quantization(network: layers.Network, statistics: observe.Statistics
     return observe.quantization(OUTPUT_ROOM * statistics.lo, OUTPUT_ROOM * statistics.hi)
 
 
-def _check_ids(network: layers.Network, samples: Samples) -> None:
+def check_ids(network: layers.Network, samples: Samples) -> None:
     """Raises `errors.InputError` for token ids that the model's table does not hold."""
     tables = [len(layer.weight) for layer in network.layers if isinstance(layer, layers.Embed)]
     for index in range(len(samples) if tables else 0):

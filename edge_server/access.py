@@ -59,7 +59,7 @@ def refused(request: web.Request, error: errors.SplitEdgeError) -> None:
 
 def _who(request: web.Request) -> str:
     token = HOLDER.get()
-    return f"{request.remote} ({'no token' if token is None else f'token {token}'})"
+    return f"{request.remote} ({'no valid token' if token is None else f'token {token}'})"
 
 
 def _plain(text: str) -> str:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from calibration import bundle as bundles
-from calibration import importer, samples, texts, trials
+from calibration import importer, layers, samples, texts, trials
 from calibration.graph import Graph
 from calibration.labels import read_names
 from calibration.rounding import Rounding
@@ -82,6 +82,8 @@ def add(folder: Path | None, request: Request) -> None:
             outputs = math.prod(graph.shapes[graph.output]) if graph.output in graph.shapes else None
             found = _samples(request, spec, shape, reader, known_names, outputs)
             names = found.labels.names if found.labels is not None and not known_names else known_names
+            if graph.takes_ids:
+                bundles.check_ids(layers.build(graph), found)
             _look(progress, model, found, request)
             former = _former(store, name)
             with store.new_bundle(name, replace=request.replace) as path:

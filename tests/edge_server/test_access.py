@@ -45,6 +45,6 @@ async def test_who_is_refused_is_logged_by_address_and_reason(store: Store, capl
     lines = [line.getMessage() for line in caplog.records if line.name == access.log.name]
     assert len(lines) == 3
     assert all("127.0.0.1" in line and "\n" not in line and token not in line for line in lines)
-    assert "no token" in lines[0]
+    assert "no valid token" in lines[0]
     assert "kitchen" in lines[2]
     assert "/v1/outline" in lines[2]
