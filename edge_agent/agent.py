@@ -33,12 +33,12 @@ from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.energy import FrameEnergy
 from edge_agent.engine import Encoded, Engine, Frame, frame_bytes, frame_of
+from edge_agent.head import answers
 from edge_agent.in_use import InUse
 from edge_agent.inputs.sources import file_bytes, read_file
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
-from edge_agent.protocol import answers
 from edge_agent.protocol.frames import HEADER_BYTES, Answer
 from edge_agent.protocol.messages import BESIDE, SENDING, LinkEstimate, Plan
 from edge_agent.results import Counters, Result, Timing, stages, top_classes

@@ -17,11 +17,10 @@ from PIL import Image
 
 from edge_agent import codec, errors, limits
 from edge_agent.codec import marks
-from edge_agent.head import executor, preprocess, segment
+from edge_agent.head import answers, executor, preprocess, segment
 from edge_agent.head import text as texts
 from edge_agent.head.text import Tokenizer
 from edge_agent.inputs.sources import is_array, load_array
-from edge_agent.protocol import answers
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Demand, Plan, Preprocess
 from edge_agent.reuse import Kept, Seen

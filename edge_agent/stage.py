@@ -37,11 +37,11 @@ from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.engine import Encoded, Engine
 from edge_agent.engine import Frame as Picture
+from edge_agent.head import answers
 from edge_agent.in_use import InUse
 from edge_agent.link import dial, listen, serving
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream
-from edge_agent.protocol import answers
 from edge_agent.protocol.frames import HEADER_BYTES, Answer, Frame
 from edge_agent.protocol.messages import BESIDE, ChainDevice, Demand, Open, Plan
 from edge_agent.results import Counters, Result, Timing

@@ -152,7 +152,7 @@ def explain(
     json: Annotated[bool, typer.Option("--json", help="Print the plan and the trade-offs as JSON.")] = False,
     store: StoreFolder = None,
 ) -> None:  # fmt: skip
-    """Show the plan for a board that is not connected: where the model is split, what it costs, and why other splits lost."""
+    """Show the plan for a board that is not connected. Draws the trade-offs on request."""
     from edge_agent.protocol.messages import Demand, LinkEstimate
     from edge_server.commands import explain as command
 
