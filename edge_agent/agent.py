@@ -378,7 +378,7 @@ class Agent:
                     await self._replan(current)
                     backoff, self._looks = limits.BACKOFF_FIRST, limits.LOOKS
                 except errors.SplitEdgeError as error:
-                    self.say(f"the old plan is kept, there is no new one: {error.message}")
+                    self.say(f"the old plan is kept, no new plan: {error.message}")
                     await asyncio.sleep(backoff if heals(error) else limits.REPLAN_LEAST)  # each attempt loads the link
                     backoff = min(2 * backoff, limits.BACKOFF_MAX)
 
@@ -404,7 +404,7 @@ class Agent:
                     self._looks -= untrue
                 except errors.SplitEdgeError as error:
                     why = "the changed link" if changed else "what frames took"
-                    self.say(f"the old plan is kept, there is no new one for {why}: {error.message}")
+                    self.say(f"the old plan is kept, no new plan for {why}: {error.message}")
 
     def _holding(self, adaptation: Adaptation) -> str:
         if adaptation.holds:
