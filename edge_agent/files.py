@@ -45,11 +45,23 @@ def make_folder(path: Path) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Raises `errors.StoreError` if ``path`` cannot be written."""
+    """The file is written whole or not at all. Raises `errors.StoreError` if ``path`` cannot be written."""
     try:
-        path.write_bytes(data)
+        if path.exists() and not path.is_file():  # a device or a pipe, which nothing can take the place of
+            path.write_bytes(data)
+        else:
+            _replace(path.resolve(), data)
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    beside = path.with_name(f".{path.name[:200]}.{os.getpid()}")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _unwritable(path: Path, error: OSError) -> errors.StoreError:

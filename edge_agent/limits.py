@@ -77,6 +77,7 @@ MAX_QUEUED_FRAMES: Final = 32  # frames between a caller and their answers; the 
 MAX_QUEUED_BYTES: Final = 64 * MiB  # the same in bytes of input: 32 large photos would fill a small board
 MAX_CONFIG_BYTES: Final = 64 * 1024
 MAX_CA_BYTES: Final = 4 * MiB  # certificates of authorities
+MAX_PATH: Final = 4096  # characters of a file's name
 MAX_SOURCE_FILES: Final = 1_000_000  # files that one folder or glob may name
 MAX_TIMINGS_BYTES: Final = 64 * 1024  # what the agent keeps of its own heads' times
 LEARNT: Final = (

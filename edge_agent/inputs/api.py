@@ -37,7 +37,7 @@ import edge_agent
 from edge_agent import errors, limits
 from edge_agent.admission import Admission
 from edge_agent.inputs import metrics, page
-from edge_agent.inputs.sources import is_array, load_array
+from edge_agent.inputs.sources import Text, is_array, load_array
 from edge_agent.link import dial
 from edge_agent.protocol.messages import Plan
 from edge_agent.results import Counters, Result, to_json
@@ -238,7 +238,7 @@ async def _frame(request: web.Request, size: int) -> Frame:
             raise texts.not_unicode()
         if request.content_length is not None and size > limits.MAX_TEXT_BYTES:
             raise _too_large(f" ({size} bytes)", limits.MAX_TEXT_BYTES, "send its beginning, the model reads no more")
-        return texts.decode(await _body(request))
+        return Text(texts.decode(await _body(request)))
     body = await _body(request)
     return load_array(body, "the body") if is_array(body) else body
 
@@ -265,7 +265,7 @@ async def _form(request: web.Request) -> Frame:
     kind, body = found[0]
     if is_array(body):
         return load_array(body, "the file")
-    return texts.decode(body) if kind.partition(";")[0].strip().lower() == "text/plain" else body
+    return Text(texts.decode(body)) if kind.partition(";")[0].strip().lower() == "text/plain" else body
 
 
 async def _tensor(request: web.Request, size: int) -> NDArray[np.generic]:

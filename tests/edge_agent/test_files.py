@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,25 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, place: str) -> N
         with pytest.raises(errors.StoreError) as caught:
             attempt()
         assert str(path) in caught.value.message
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "old.svg").write_text("kept")
+    (tmp_path / "link.svg").symlink_to("old.svg")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a disk that has room for no more
+    try:
+        for name in ("old.svg", "new.svg"):
+            with pytest.raises(errors.StoreError):
+                files.write(tmp_path / name, bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.svg", "old.svg"]
+    assert (tmp_path / "old.svg").read_text() == "kept"
+    files.write(tmp_path / "link.svg", b"new")
+    assert (tmp_path / "old.svg").read_text() == "new"
+    files.write(Path("/dev/null"), b"x")
+    assert not Path("/dev/null").is_file()
 
 
 def test_a_folder_is_made_or_named(tmp_path: Path) -> None:
