@@ -40,10 +40,10 @@ class Look(NamedTuple):
 
     def words(self) -> str:
         if self.right is None and self.kind == "scores":
-            return f"float model: mean greatest score {self.confidence:.3g} on {self.samples} sample(s)"
+            return f"float model: mean greatest score {self.confidence:.3g} on {self.samples} samples"
         if self.right is None:
-            return f"float model: mean confidence {100 * self.confidence:.1f} % on {self.samples} sample(s)"
-        return f"float model: {self.right} of {self.samples} sample(s) right ({100 * self.right / self.samples:.1f} %)"
+            return f"float model: mean confidence {100 * self.confidence:.1f} % on {self.samples} samples"
+        return f"float model: {self.right} of {self.samples} samples right ({100 * self.right / self.samples:.1f} %)"
 
 
 class Better(NamedTuple):
@@ -149,8 +149,8 @@ class _Evidence(NamedTuple):
         return (0 if self.right is None else int(self.right.sum())), self.margin * self.spread
 
     def equals(self, other: _Evidence) -> bool:
-        """As many right answers, or, without labels, as certain ones within a hundredth."""
-        return self.rank[0] == other.rank[0] and (self.right is not None or self.rank[1] > 0.99 * other.rank[1])
+        """As many right answers, and as certain ones within a hundredth."""
+        return self.rank[0] == other.rank[0] and self.rank[1] > 0.99 * other.rank[1]
 
     def beats(self, other: _Evidence) -> bool:
         """Clearly: with labels by a sign test of two standard deviations, else by margin x spread, where neither is the work of the other alone."""

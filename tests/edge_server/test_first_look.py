@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from calibration import importer
 from calibration.samples import Samples, open_samples
 from edge_agent import errors
-from edge_server import preprocessing
+from edge_server import cli, preprocessing
 from edge_server.first_look import FirstLook
 
 CLASSES, SIDE = 12, 16
@@ -116,3 +117,11 @@ def test_a_preset_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_bytes(b'\xef\xbb\xbfpreset = "imagnet"\r\n')
     with pytest.raises(errors.ConfigError, match="imagnet"):
         preprocessing.read(tmp_path / "p.toml", {})
+
+
+def test_the_command_line_offers_every_preset() -> None:
+    (command,) = [one for one in cli.app.registered_commands if one.callback is cli.add]
+    assert command.callback is not None
+    offered = typing.get_type_hints(command.callback)["preset"]
+    (literal,) = [one for one in typing.get_args(offered) if one is not type(None)]
+    assert list(typing.get_args(literal)) == list(preprocessing.PRESETS)
