@@ -29,8 +29,8 @@ from calibration import accuracy
 from calibration.samples import Samples, evenly, open_samples
 from edge_agent import codec, errors
 from edge_agent.config import ReuseConfig
+from edge_agent.head.answers import Answered
 from edge_agent.head.preprocess import code_table, load_image, normalise, pixels_to_codes
-from edge_agent.protocol.answers import Answered
 from edge_agent.reuse import Reuse
 
 I64 = NDArray[np.int64]

@@ -5,6 +5,7 @@
     stats.safetensors   ``counts/CUT`` [C, 256]: codes at each offered cut, or, of a transformer, of the values ``values/CUT`` [C, 256]; ``mean/TENSOR`` [C]: mean inputs of layers
     tokenizer.json      of a text model that was given one
     codecs.json         codecs at the cuts that no histogram tells (`calibration.families`), as ``CUT/RULE/BITS``
+    names.json          class names that replace the manifest's, where they were set later: the one file that may change
     weights.safetensors the weights of each layer at 2 to 8 bits, where they were rounded with the samples' help (`calibration.stored`)
 
 Weights so rounded are stored and not made again: their making goes through BLAS, which rounds differently from machine to machine, and needs
@@ -38,6 +39,7 @@ from calibration.cache import Cache, key, remembered
 from calibration.clipping import Histogram
 from calibration.families import Fitted
 from calibration.graph import Graph, short, tail_model
+from calibration.labels import NAMES
 from calibration.lower import Bits, Calibration, Lowered, lower
 from calibration.observe import Progress, Quantization
 from calibration.quantize import Rounded, file_bytes
@@ -150,13 +152,15 @@ class Bundle:
             raise errors.ModelError(f"{path} is not a readable bundle; add the model to the server again") from error
         if manifest.format != FORMAT:
             raise errors.ModelError(f"{path} has bundle format {manifest.format}, not {FORMAT}; add the model again")
-        return cls(path, manifest, hashlib.sha256(text).hexdigest())
+        made = cls(path, manifest, hashlib.sha256(text).hexdigest())
+        made.labels = _names(path) or made.labels
+        return made
 
     def info(self) -> ModelInfo:
         """The bundle as a model listing shows it."""
         return ModelInfo(
             self.name, self.sha256, self.metric, self.samples, self.cuts, self.unsupported, self.preprocess,
-            self.manifest.float_top1, self.tokenizer, self.output,
+            self.manifest.float_top1, self.tokenizer, self.output, self.offered,
         )  # fmt: skip
 
     def header(self, cut: int, weight_bits: Bits = 8, start: int = 0) -> seg.Header:
@@ -288,7 +292,7 @@ def create(
     """
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
-    _check_ids(network, samples)
+    check_ids(network, samples)
     answers = _some_answers(model, samples)
     has_classes = bool(labels) or samples.classes is not None
     output = outputs.describe(
@@ -562,7 +566,7 @@ def _output_quantization(network: layers.Network, statistics: observe.Statistics
     return observe.quantization(OUTPUT_ROOM * statistics.lo, OUTPUT_ROOM * statistics.hi)
 
 
-def _check_ids(network: layers.Network, samples: Samples) -> None:
+def check_ids(network: layers.Network, samples: Samples) -> None:
     """Raises `errors.InputError` for token ids that the model's table does not hold."""
     tables = [len(layer.weight) for layer in network.layers if isinstance(layer, layers.Embed)]
     for index in range(len(samples) if tables else 0):
@@ -645,6 +649,16 @@ def _tail_ms(model: onnx.ModelProto, graph: Graph, cut: Cut) -> float:
         run(x, ids)
         times.append(time.perf_counter() - start)
     return 1000.0 * median(times[2:])
+
+
+def _names(path: Path) -> list[str]:
+    """Class names set later; none where there is no such file."""
+    try:
+        return msgspec.json.decode((path / NAMES).read_bytes(), type=list[str])
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise errors.ModelError(f"{path / NAMES} is damaged; delete it") from error
 
 
 def _digest(path: Path) -> str:

@@ -58,7 +58,12 @@ def remembered(cache: Cache | None, name: str, kind: type[T], make: Callable[[],
         known = msgspec.json.encode(make())
         if cache:
             cache.write(name, known)
-    return msgspec.json.decode(known, type=kind)
+    try:
+        return msgspec.json.decode(known, type=kind)
+    except msgspec.ValidationError as error:  # infinity and NaN are null in JSON
+        raise errors.ModelError(
+            "the model computes values too large for float32; check its weights and the preprocessing"
+        ) from error
 
 
 class Cache:

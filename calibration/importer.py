@@ -11,7 +11,7 @@ import onnx
 from calibration import checks, masks, outputs, rewrites, signature
 from calibration.graph import Graph, inputs, with_batch
 from calibration.reading import export, read
-from calibration.sessions import EVERY, OPTIMIZERS, brief, disable, optimized, session, session_options
+from calibration.sessions import EVERY, OPTIMIZERS, disable, optimized, session, session_options
 from calibration.verify import Reference
 from edge_agent import errors, limits
 
@@ -160,7 +160,7 @@ def _reference(fixed: onnx.ModelProto, declared: int, padding: int) -> Reference
             found.check_batch(declared)
     except errors.ModelError as error:
         raise errors.ModelError(
-            f"the model is made for a batch of {declared} and does not work for one sample ({brief(error)}); export it with a batch of 1"
+            f"the model is made for a batch of {declared} and does not work for one sample; export it with a batch of 1"
         ) from error
     return found
 
@@ -186,12 +186,12 @@ def _fixed(model: onnx.ModelProto, input_shape: Sequence[int] | None) -> onnx.Mo
     if input_shape is not None:
         if len(input_shape) != len(dims) or input_shape[0] != 1:
             raise errors.ModelError(f"the input shape must have {len(dims)} numbers, the first of them 1")
+        if any(dim.dim_value not in (0, size) for dim, size in zip(dims, input_shape, strict=True)):
+            own = ",".join(str(dim.dim_value or "?") for dim in dims)
+            raise errors.ModelError(
+                f"the model's input is {own}, not {','.join(map(str, input_shape))}; give the shape in the file's own order"
+            )
         for dim, size in zip(dims, input_shape, strict=True):
-            if dim.dim_value not in (0, size):
-                own = [d.dim_value or "open" for d in dims]
-                raise errors.ModelError(
-                    f"the model's input is {own}, not {list(input_shape)}; give the shape in the file's own order, or leave it out"
-                )
             dim.dim_value = size
     if not all(0 < dim.dim_value <= limits.MAX_DIM for dim in dims):
         raise errors.ModelError(

@@ -229,5 +229,7 @@ def _widen(found: dict[str, Statistics], values: dict[str, F32], graph: Graph, s
 def _count(statistics: Statistics, value: F32) -> None:
     flat = value.reshape(-1)
     step = -(-flat.size // HISTOGRAM_VALUES) | 1  # odd: even steps would keep to some columns of a plane
-    top = max(statistics.hi, np.nextafter(np.float32(statistics.lo), np.float32(np.inf)))
-    statistics.counts += np.histogram(flat[::step], BINS, (statistics.lo, float(top)))[0]
+    # numpy refuses bins that float32 cannot tell apart, as where all values are the same
+    least = 2 * BINS * float(np.spacing(np.float32(max(abs(statistics.lo), abs(statistics.hi), 1e-30))))
+    top = max(statistics.hi, statistics.lo + least)
+    statistics.counts += np.histogram(flat[::step], BINS, (statistics.lo, top))[0]

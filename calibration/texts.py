@@ -10,32 +10,32 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calibration.samples import I64, NO_CLASS, Samples, evenly, read_classes
+from calibration.labels import I64, NO_CLASS, Labels, by_name, read
+from calibration.samples import Samples, evenly, folders, listed
 from edge_agent import errors, limits
 from edge_agent.head.text import Tokenizer, decode
 from edge_agent.protocol.messages import Preprocess
 
 
 class Texts(NamedTuple):
-    """``sources``: files with a text each, or the texts. ``classes`` [n]: their labels, if there are any; ``names``: of the classes, where folders tell."""
+    """``sources``: files with a text each, or the texts; and their ``labels``, if there are any."""
 
     sources: Sequence[Path | str]
-    classes: I64 | None
-    names: list[str]
+    labels: Labels | None
 
 
-def find(place: Path, labels: str | None = None, names: Sequence[str] = ()) -> Texts:
+def find(place: Path, labels: str | None = None, names: Sequence[str] = (), outputs: int | None = None) -> Texts:
     """The texts in ``place``, in UTF-8:
 
     a folder with one folder of ``.txt`` files for each class, whose names are the classes', in the order of ``names`` or of the alphabet; a folder of
-    ``.txt`` files; a ``.txt`` of one text a line; or a ``.csv`` of texts and, behind them, perhaps their class indices (a heading is skipped).
+    ``.txt`` files; a ``.txt`` of one text a line; or a ``.csv`` of texts and, behind them, perhaps their classes (a heading is skipped).
 
-    ``labels``: as in `samples.open_samples`, where ``place`` does not tell the classes. Raises `errors.UsageError` and `errors.InputError`.
+    ``labels``: as `labels.read` takes it, where ``place`` does not tell the classes. ``names``: of the model's ``outputs`` classes, if known. Raises `errors.UsageError` and `errors.InputError`.
     """
     if place.is_dir():
-        found = _folders(place, names) if any(_files(one) for one in _inner(place)) else Texts(_files(place), None, [])
+        found = _of_folder(place, names, outputs)
     elif place.is_file():
-        found = _rows(place) if place.suffix.lower() == ".csv" else Texts(_lines(place), None, [])
+        found = _rows(place, names) if place.suffix.lower() == ".csv" else Texts(_lines(place), None)
     else:
         raise errors.UsageError(f"there are no texts {place}; check the path")
     if not found.sources:
@@ -44,17 +44,19 @@ def find(place: Path, labels: str | None = None, names: Sequence[str] = ()) -> T
         )
     if labels is None:
         return found
-    if found.classes is not None:
+    if found.labels is not None:
         raise errors.UsageError(f"{place} tells the classes of its texts; leave out --labels")
-    return found._replace(classes=read_classes(labels, found.sources))
+    files = [source.name if isinstance(source, Path) else str(i) for i, source in enumerate(found.sources)]
+    return found._replace(labels=read(labels, files, names, outputs))
 
 
 def samples(texts: Texts, tokenizer: Tokenizer, most: int | None = None) -> Samples:
     """The token ids of at most ``most`` of ``texts``, evenly spread. Raises `errors.InputError` for one that is no text, `errors.UsageError` for too many."""
-    count, classes = len(texts.sources), texts.classes
+    count = len(texts.sources)
     chosen = evenly(count, min(count, limits.MAX_CALIBRATION_SAMPLES + 1 if most is None else most))
     ids = [_ids(texts.sources[i], int(i), tokenizer) for i in chosen]
-    return Samples(Preprocess("tensor", [tokenizer.tokens]), ids, None if classes is None else classes[chosen])
+    labels = None if texts.labels is None else texts.labels.take(chosen)
+    return Samples(Preprocess("tensor", [tokenizer.tokens]), ids, labels)
 
 
 def _ids(source: Path | str, index: int, tokenizer: Tokenizer) -> I64:
@@ -65,42 +67,40 @@ def _ids(source: Path | str, index: int, tokenizer: Tokenizer) -> I64:
         raise errors.InputError(f"{where}: {error.message}") from error
 
 
-def _folders(place: Path, names: Sequence[str]) -> Texts:
-    folders = [folder for folder in _inner(place) if _files(folder)]
-    order = list(names) or [folder.name for folder in folders]
-    if unknown := [folder.name for folder in folders if folder.name not in order]:
-        raise errors.UsageError(f"{place / unknown[0]} is none of the class names; name the folders as the classes")
-    files = [(path, order.index(folder.name)) for folder in folders for path in _files(folder)]
-    return Texts([path for path, _ in files], np.array([label for _, label in files], np.int64), order)
-
-
-def _inner(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if path.is_dir())
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt" and path.is_file())
+def _of_folder(place: Path, names: Sequence[str], outputs: int | None) -> Texts:
+    inner = [(path, folder.name) for folder in folders(place) for path in listed(folder, {".txt"})]
+    if not inner:
+        return Texts(listed(place, {".txt"}), None)
+    indices, order = by_name({name for _, name in inner}, names, outputs, place)
+    classes = np.array([indices[name] for _, name in inner], np.int64)
+    return Texts([path for path, _ in inner], Labels(classes, [str(path) for path, _ in inner], order))
 
 
 def _lines(path: Path) -> list[str]:
     return [line.strip() for line in _read(path).splitlines() if line.strip()]
 
 
-def _rows(path: Path) -> Texts:
+def _rows(path: Path, names: Sequence[str]) -> Texts:
     try:
-        rows = [row for row in csv.reader(io.StringIO(_read(path), newline="")) if row and row[0].strip()]
+        rows = [
+            (number, row)
+            for number, row in enumerate(csv.reader(io.StringIO(_read(path), newline="")), 1)
+            if row and row[0].strip()
+        ]
     except csv.Error as error:
         raise errors.InputError(f"{path} is not a CSV file that can be read ({error}); correct it") from error
-    if rows and len(rows[0]) > 1 and not _is_class(rows[0]):
+    if rows and len(rows[0][1]) > 1 and not _is_class(rows[0][1]):
         rows = rows[1:]
-    texts = [row[0] for row in rows]
-    if all(len(row) == 1 for row in rows):
-        return Texts(texts, None, [])
-    if wrong := [row[0] for row in rows if not _is_class(row)]:
+    texts = [row[0] for _, row in rows]
+    if all(len(row) == 1 for _, row in rows):
+        return Texts(texts, None)
+    if wrong := [(number, row[0]) for number, row in rows if not _is_class(row)]:
+        number, text = wrong[0]
         raise errors.InputError(
-            f"{path} gives no class index behind {wrong[0][:40]!r}; write text and index in two columns, or texts alone"
+            f"{path}: row {number} gives no class index behind {text[:40]!r}; write text and index in two columns, or texts alone"
         )
-    return Texts(texts, np.array([min(int(row[1]), NO_CLASS) for row in rows], np.int64), [])
+    classes = np.array([min(int(row[1]), NO_CLASS) for _, row in rows], np.int64)
+    return Texts(texts, Labels(classes, [f"{path.name}: row {number}" for number, _ in rows], list(names)))
 
 
 def _is_class(row: list[str]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -224,7 +225,7 @@ def load(path: Path) -> DeviceProfile:
             data = file.read(limits.MAX_REQUEST_BYTES + 1)
         if len(data) > limits.MAX_REQUEST_BYTES:
             raise errors.ConfigError(f"{path} is too large for a device profile: run 'edge-agent profile' to make one")
-        return from_dict(msgspec.json.decode(data))
+        return from_dict(msgspec.json.decode(data.removeprefix(BOM_UTF8)))
     except OSError as error:
         raise errors.ConfigError(
             f"the device profile {path} cannot be read ({error.strerror}): run 'edge-agent profile' to make one"

@@ -27,18 +27,18 @@ from numpy.typing import NDArray
 
 import edge_agent
 from device_profiles import power
-from edge_agent import contact, errors, limits, negotiation
+from edge_agent import config, contact, errors, limits, negotiation
 from edge_agent.admission import Admission
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.energy import FrameEnergy
 from edge_agent.engine import Encoded, Engine, Frame, frame_bytes, frame_of
+from edge_agent.head import answers
 from edge_agent.in_use import InUse
-from edge_agent.inputs.sources import file_bytes, read_file
+from edge_agent.inputs.sources import Text, file_bytes, read_file, refuse_file_name
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream, LinkState
 from edge_agent.link.dial import heals
-from edge_agent.protocol import answers
 from edge_agent.protocol.frames import HEADER_BYTES, Answer
 from edge_agent.protocol.messages import BESIDE, SENDING, LinkEstimate, Plan
 from edge_agent.results import Counters, Result, Timing, stages, top_classes
@@ -153,12 +153,15 @@ class Agent:
                 raise error
 
     async def infer(self, frame: Frame | Path) -> Result:
-        """The answer to ``frame``. A `Path` is a file that holds an image, a .npy array or, for a model that takes texts, a text; a `str` is a text.
+        """The answer to ``frame``. A `Path` is a file that holds an image, a .npy array or, for a model that takes texts, a text. A `str` is a text;
+        one that names an existing file is refused, unless it is an `edge_agent.inputs.sources.Text`.
 
         Raises `errors.BusyError` at once if too much is waiting, `errors.InputError` for a file that cannot be read and for a frame that does not fit
         the model, `errors.LinkError` when it was not answered in time, and whatever the server said.
         """
         with self.counters.ending():
+            if isinstance(frame, str) and not isinstance(frame, Text):
+                await asyncio.to_thread(refuse_file_name, frame)
             size = await asyncio.to_thread(file_bytes, frame) if isinstance(frame, Path) else frame_bytes(frame)
             with self.admission.slot(size):
                 if isinstance(frame, Path):
@@ -286,7 +289,7 @@ class Agent:
 
     def _require_active(self) -> _Active:
         if self._active is None:
-            raise errors.UnreachableError(f"the agent is not ready ({self.state}); try again later")
+            raise errors.not_ready(self.state)
         return self._active
 
     # --- the plan
@@ -294,7 +297,7 @@ class Agent:
     async def _prepare(self, known: LinkEstimate | None = None) -> _Active:
         """Profile, link (measured, unless it is ``known``), plan, segment, warm head, open stream."""
         settings, cache = self.settings, Cache(negotiation.cache_directory(self.settings))
-        contact.require_model(settings)
+        config.require_model(settings)
         profile = await negotiation.profile(settings, self.say)
         async with contact.client(settings) as client:
             link, since = known or await negotiation.link(client, {}, self.say), time.monotonic()
@@ -375,7 +378,7 @@ class Agent:
                     await self._replan(current)
                     backoff, self._looks = limits.BACKOFF_FIRST, limits.LOOKS
                 except errors.SplitEdgeError as error:
-                    self.say(f"ready with the old plan; no new plan: {error.message}")
+                    self.say(f"the old plan is kept, no new plan: {error.message}")
                     await asyncio.sleep(backoff if heals(error) else limits.REPLAN_LEAST)  # each attempt loads the link
                     backoff = min(2 * backoff, limits.BACKOFF_MAX)
 
@@ -401,7 +404,7 @@ class Agent:
                     self._looks -= untrue
                 except errors.SplitEdgeError as error:
                     why = "the changed link" if changed else "what frames took"
-                    self.say(f"ready with the old plan; no new plan for {why}: {error.message}")
+                    self.say(f"the old plan is kept, no new plan for {why}: {error.message}")
 
     def _holding(self, adaptation: Adaptation) -> str:
         if adaptation.holds:
@@ -441,7 +444,7 @@ class Agent:
             self._active.reuse.forget()
         if self._active is not None and self._active.link_up != self._link_up:
             self._link_up = self._active.link_up
-            self._on_link("the link to the server is back; ready" if self._link_up else self.state)
+            self._on_link("the link to the server is back" if self._link_up else self.state)
         if self._active is not None and self._active.failed:
             self._renew.set()  # whoever heeds `ready` sends no frame that would ask for a new plan
 

@@ -136,7 +136,7 @@ def doctor(
     config: Config = None, server: Server = None, token: Token = None, token_file: TokenFile = None, ca: Ca = None,
     allow_insecure: Insecure = None, model: Model = None, json: Json = False,
 ) -> None:  # fmt: skip
-    """Check this machine, the installation and the server, and suggest fixes."""
+    """Check this machine and the server, and suggest fixes."""
     given = locals()
     from edge_agent.commands import doctor as command
 
@@ -154,7 +154,7 @@ def profile(
     board: Annotated[str | None, typer.Argument(help="Name of a known board, with --known.", show_default=False)] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Measure the speed of this machine, or show the profiles of known boards."""
+    """Measure this machine, or show the profile of a known board."""
     from edge_agent.commands import profile as command
 
     if known or board:
@@ -165,7 +165,7 @@ def profile(
 
 @app.command()
 def warm() -> None:
-    """Compile all kernels now, once per version, so that later starts are fast."""
+    """Compile all kernels now. Later starts of this version are then fast."""
     from edge_agent.commands import warm as command
 
     command.warm()
@@ -198,7 +198,7 @@ def plan(
     layers: Annotated[bool, typer.Option("--layers", help="List every layer with its bits and its share of the noise.")] = False,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Show where the model would be split, what each part costs, and why other splits lost. Nothing is run."""
+    """Show where the model would be split, and why. Nothing is run."""
     settings = _settings(locals())
     from edge_agent.commands import first
 
@@ -223,7 +223,7 @@ def infer(
     out: Annotated[Path | None, typer.Option("--out", help="Write the whole output of the model for each input into this folder, as .npy.", show_default=False)] = None,
     controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None, reuse: Reuse = None, json: Json = False,
 ) -> None:  # fmt: skip
-    """Run the model on images, texts or arrays and show where the time goes."""
+    """Run the model on files or texts. Shows where the time of each goes."""
     settings = _settings(locals())
     from edge_agent.commands import first
 
@@ -245,7 +245,7 @@ def run(
     stage_host: Annotated[str | None, typer.Option("--stage-host", help="Address on which a later stage listens for the board before it [127.0.0.1].")] = None,
     stage_port: Annotated[int | None, typer.Option("--stage-port", help="Serve as a later stage of a chain of boards, on this port.")] = None,
 ) -> None:  # fmt: skip
-    """Run the agent with its local HTTP API until it is stopped; with --stage-port as a later stage of a chain of boards."""
+    """Run the agent with its local HTTP API. With --stage-port it serves as a later stage of a chain of boards."""
     settings = _settings(locals())
     from edge_agent.commands import run as command
 
@@ -260,23 +260,28 @@ def install(
     token_file: Annotated[Path | None, typer.Option("--token-file", help="File that contains the token.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit file without installing it.")] = False,
 ) -> None:
-    """Install the systemd unit, then enable and start it."""
+    """Check the settings, write the systemd unit, start it, and wait until it is ready or waits for the server."""
     from edge_agent.commands import service as command
 
     command.install(config, token_file, dry_run=dry_run)
 
 
 @service_app.command()
-def uninstall() -> None:
-    """Stop and remove the service."""
+def uninstall(
+    purge: Annotated[
+        bool,
+        typer.Option("--purge", help="Also remove its configuration, token, state and compiled kernels."),
+    ] = False,
+) -> None:
+    """Stop and remove the service, and list what stays."""
     from edge_agent.commands import service as command
 
-    command.uninstall()
+    command.uninstall(purge=purge)
 
 
 @service_app.command()
 def status() -> None:
-    """Show the state of the service."""
+    """Show the state of the service and its last error. Exit status: 0 ready, 1 running and not ready, 3 not running."""
     from edge_agent.commands import service as command
 
     raise typer.Exit(command.status())

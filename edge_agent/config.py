@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import tomllib
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,10 +23,11 @@ from msgspec import Meta
 from edge_agent import errors, limits
 from edge_agent.protocol.messages import Demand, Mode, Objective, Weights
 
+SYSTEM_FILE = Path("/etc/splitedge/agent.toml")
 CREDENTIAL = "splitedge-token"  # the name under which systemd's LoadCredential hands the token over
 
 _Weight = Annotated[float, Meta(ge=0, le=1e9, description="a number, 0 or more")]
-_Path = Annotated[str, Meta(description="a path in quotes")]
+_Path = Annotated[str, Meta(max_length=4096, pattern="^[^\0]*$", description="a path in quotes")]
 
 
 class WeightsConfig(Weights, forbid_unknown_fields=True):
@@ -153,13 +155,50 @@ def load(
     return settings
 
 
+def check_role(settings: Settings) -> None:
+    """Raise `errors.ConfigError` unless the board either takes frames of a model or serves as a later stage of a chain."""
+    if settings.model and settings.stage.port is not None:
+        raise errors.ConfigError(
+            "a board takes frames of a model or serves as a later stage, not both; unset `model` or `stage.port`",
+            key="stage.port",
+        )
+    if settings.stage.port is None:
+        require_model(settings)
+
+
+def require_model(settings: Settings) -> None:
+    """Raise `errors.ConfigError` if no model is chosen."""
+    if not settings.model:
+        raise errors.ConfigError(
+            "no model is chosen; give `--model` or set `model` (`edge-agent models` lists them)", key="model"
+        )
+
+
+def path_of(text: str) -> Path:
+    """The path that a setting names, with ~ as the home folder. Raises `errors.ConfigError` where this user has none, as that of the service."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise errors.ConfigError(
+            f"{text} names a home folder and this user has none; give the path in full, such as /etc/splitedge/{Path(text).name}"
+        ) from error
+
+
 def file(environ: Mapping[str, str] = os.environ) -> Path | None:
     """The configuration file where no option names one, or None if there is none."""
     if environ.get("SPLITEDGE_CONFIG"):
-        return Path(environ["SPLITEDGE_CONFIG"])
+        return path_of(environ["SPLITEDGE_CONFIG"])
     home = environ.get("XDG_CONFIG_HOME") or (environ["HOME"] + "/.config" if environ.get("HOME") else "")
-    places = [Path(home) / "splitedge/agent.toml"] if home else []
-    return next((place for place in [*places, Path("/etc/splitedge/agent.toml")] if place.is_file()), None)
+    places = [Path(home) / "splitedge/agent.toml"] if Path(home).is_absolute() else []  # as the XDG specification says
+    return next((place for place in [*places, SYSTEM_FILE] if _is_file(place)), None)
+
+
+def _is_file(place: Path) -> bool:
+    """Whether there is such a file; one that this user may not even look for is not there for it."""
+    try:
+        return place.is_file()
+    except OSError:
+        return False
 
 
 def token(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
@@ -183,7 +222,7 @@ def stage_token(settings: Settings) -> str:
 def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
     if given:
         return _checked_token(given, f"the setting `{prefix}token`")
-    path = Path(file).expanduser() if file else otherwise
+    path = path_of(file) if file else otherwise
     if path is None:
         return ""
     try:
@@ -193,12 +232,7 @@ def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
         raise errors.ConfigError(
             f"the token file {path} cannot be read ({error.strerror}); check `{prefix}token_file`"
         ) from error
-    return _checked_token(text.decode("ascii", "replace").strip(), f"the token file {path}")
-
-
-def path_of(text: str) -> Path:
-    """``text`` with ~ as the home folder."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises for a user without a home)
+    return _checked_token(text.removeprefix(BOM_UTF8).decode("ascii", "replace").strip(), f"the token file {path}")
 
 
 def keys() -> dict[str, str]:
@@ -228,6 +262,8 @@ def _description(kind: Any) -> str:
 
 
 def _convert(key: str, value: object, where: str, *, strict: bool) -> Any:
+    if isinstance(value, str) and _KINDS[key] is not _Path and not _is_text(value):
+        raise _wrong(key, value, where)
     try:
         converted = msgspec.convert(value, _KINDS[key], strict=strict)
     except msgspec.ValidationError as error:
@@ -235,6 +271,15 @@ def _convert(key: str, value: object, where: str, *, strict: bool) -> Any:
     if isinstance(converted, float) and not math.isfinite(converted):
         raise _wrong(key, value, where)
     return converted
+
+
+def _is_text(value: str) -> bool:
+    """Whether ``value`` was valid UTF-8 where it came from; a path may be any bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _wrong(key: str, value: object, where: str) -> errors.ConfigError:
@@ -262,8 +307,12 @@ def _parse(path: Path) -> dict[str, Any]:
             f"the configuration {path} is over {limits.MAX_CONFIG_BYTES} bytes; give the path of a TOML file"
         )
     try:
-        return tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise errors.ConfigError(
+            f"the configuration {path} is not in UTF-8 (byte {error.start}); save it in that encoding"
+        ) from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise errors.ConfigError(f"the configuration {path} is not valid TOML: {str(error)[:200]}") from error
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_agent import config, errors
+from edge_agent import config
 from edge_agent.config import Settings, path_of
 from edge_agent.link.http import ServerClient, tls_context
 
@@ -31,14 +31,6 @@ def next_address(settings: Settings) -> tuple[str, str | None, Path | None]:
     """Address, token and authority of the board after this one."""
     chain = settings.chain
     return chain.next, config.chain_token(settings) or None, path_of(chain.ca) if chain.ca else None
-
-
-def require_model(settings: Settings) -> None:
-    """Raise `errors.ConfigError` if no model is chosen."""
-    if not settings.model:
-        raise errors.ConfigError(
-            "no model is chosen; give `--model` or set `model` (`edge-agent models` lists them)", key="model"
-        )
 
 
 async def check(settings: Settings, *, patient: bool = True) -> None:

@@ -17,11 +17,10 @@ from PIL import Image
 
 from edge_agent import codec, errors, limits
 from edge_agent.codec import marks
-from edge_agent.head import executor, pictures, preprocess, segment
+from edge_agent.head import answers, executor, pictures, preprocess, segment
 from edge_agent.head import text as texts
 from edge_agent.head.text import Tokenizer
-from edge_agent.inputs.sources import is_array, load_array
-from edge_agent.protocol import answers
+from edge_agent.inputs.sources import Text, is_array, load_array
 from edge_agent.protocol.frames import HEADER_BYTES
 from edge_agent.protocol.messages import Demand, Plan, Preprocess
 from edge_agent.reuse import Kept, Seen
@@ -29,7 +28,7 @@ from edge_agent.reuse import Kept, Seen
 Frame: TypeAlias = bytes | str | Image.Image | NDArray[np.generic]
 """The bytes of an image file, a text, a decoded image, a uint8 [H, W, 3] picture, or the model's input of exactly its shape: float32, or integer token ids.
 
-A ``str`` is always a text, never a file's name.
+A ``str`` is a text. `edge_agent.agent.Agent.infer` refuses one that names an existing file, unless it is an `edge_agent.inputs.sources.Text`.
 """
 
 
@@ -207,7 +206,7 @@ def frame_of(data: bytes | str, name: str, plan: Plan | None) -> Frame:
     if isinstance(data, bytes) and is_array(data):
         return load_array(data, name)
     if isinstance(data, bytes) and plan is not None and plan.tokenizer is not None:
-        return texts.decode(data)
+        return Text(texts.decode(data))
     return data
 
 

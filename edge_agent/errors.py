@@ -3,6 +3,7 @@
     SplitEdgeError
     ├── UsageError             what the user gave is wrong: a path, an option, a name
     │   ├── ConfigError        a configuration file or environment variable
+    │   │   └── AddressError   an address that cannot be listened on, at least not yet
     │   ├── InputError         an image or tensor that cannot be a frame of this model
     │   └── PlatformError      a machine or an installation that splitedge cannot run on
     ├── ModelError             a model that cannot be imported or served
@@ -54,6 +55,10 @@ class UsageError(SplitEdgeError):
 
 class ConfigError(UsageError):
     code = "config"
+
+
+class AddressError(ConfigError):
+    code, exit_status = "address", 14
 
 
 class InputError(UsageError):
@@ -122,6 +127,13 @@ class BusyError(SplitEdgeError):
 
 class AgedError(BusyError):
     code = "aged"
+
+
+def not_ready(state: str) -> UnreachableError:
+    """What a caller gets while no frames are served."""
+    return UnreachableError(
+        f"the agent is not ready ({state}); wait until /healthz answers 200", ready=False, state=state
+    )
 
 
 def _tree(root: type[SplitEdgeError]) -> dict[str, type[SplitEdgeError]]:

@@ -67,6 +67,8 @@ FIRST_ANSWER: Final = 10.0  # the same, until the answer is there
 FRAME_AGE: Final = 10.0  # a frame not answered for so long fails; a demand may ask for less
 BACKOFF_FIRST: Final = 0.1
 BACKOFF_MAX: Final = 10.0
+REFUSED_AGAIN: Final = 60.0  # what the server refuses, a person must mend there: the service asks no more often
+TLS_LOOK: Final = 3.0  # one more connection, to tell what is wrong with TLS
 PLAN_LIFETIME: Final = 3600.0
 CLOSE_TIMEOUT: Final = 2.0
 
@@ -74,6 +76,8 @@ CLOSE_TIMEOUT: Final = 2.0
 MAX_QUEUED_FRAMES: Final = 32  # frames between a caller and their answers; the next one is refused, not queued
 MAX_QUEUED_BYTES: Final = 64 * MiB  # the same in bytes of input: 32 large photos would fill a small board
 MAX_CONFIG_BYTES: Final = 64 * 1024
+MAX_CA_BYTES: Final = 4 * MiB  # certificates of authorities
+MAX_PATH: Final = 4096  # characters of a file's name
 MAX_SOURCE_FILES: Final = 1_000_000  # files that one folder or glob may name
 MAX_TIMINGS_BYTES: Final = 64 * 1024  # what the agent keeps of its own heads' times
 LEARNT: Final = (
@@ -105,9 +109,12 @@ STAGE_PLANS: Final = 2  # plans that a stage holds: the one in use and its succe
 STAGE_LINK_AGE: Final = 60.0  # a stage measures its links no more often: each time loads them
 
 # --- the service and the device profile
-SERVICE_TIMEOUT: Final = (
-    1900.0  # one systemctl call: longer than the unit's own timeouts for a stop and the two commands of a start
+SERVICE_TIMEOUT: Final = 60.0  # one call of systemctl or journalctl: longer than the unit's own timeout for a stop
+SERVICE_START: Final = (
+    2400.0  # `service install` watches a start for so long: the unit's two commands, and measuring the machine
 )
+SERVICE_LOOK: Final = 0.5  # between two looks at it
+SERVICE_TOLD: Final = 15.0  # it says again what it waits for
 MAX_KERNEL_ROWS: Final = 1000  # measurements in one profile
 LOW_MEMORY: Final = 256 * MiB  # a board with less to spare may kill the agent with a large head
 COMPILE_MEMORY: Final = (
@@ -126,6 +133,10 @@ LEFTOVER_AGE: Final = 86_400.0  # unfinished files so old belong to a process th
 MAX_STREAMS: Final = 256  # sessions one server process serves at once
 MAX_TAILS: Final = 8  # tails loaded at once; the least recently used goes
 TAIL_QUEUE: Final = 256  # frames of all sessions that may wait for a tail
+LOG_LINES: Final = (
+    100  # lines of the server's log of peers in `LOG_PERIOD`; more are counted: a flood must not fill the disk
+)
+LOG_PERIOD: Final = 60.0
 DRAIN: Final = 5.0  # a stopping server gives open sessions so long
 
 # --- the link

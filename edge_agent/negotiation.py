@@ -18,12 +18,11 @@ from edge_agent import rehearsal as rehearsing
 from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.engine import check_ladder
-from edge_agent.head import text, upgrade
+from edge_agent.head import answers, text, upgrade
 from edge_agent.head.text import Tokenizer
 from edge_agent.link.adapt import Adaptation
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import Base, ServerClient, tls_context
-from edge_agent.protocol import answers
 from edge_agent.protocol.messages import ChainDevice, ChainRequest, LinkEstimate, Plan, PlanRequest, Rehearsal
 from edge_agent.rehearsal import Kept, Rehearsals
 from edge_agent.timings import Timings
@@ -240,7 +239,7 @@ async def plan(
 
     Raises `errors.ConfigError` if no model is set, `errors.PlanError` for a plan of another model, or one whose ladder contradicts itself.
     """
-    contact.require_model(settings)
+    config.require_model(settings)
     estimate = estimate or await link(server, {}, say)
     known = device_profiles.to_dict(profile)
     if settings.chain.next:

@@ -146,7 +146,17 @@ def _ended(program: str, error: BaseException) -> int:
     message, status = _told(error)
     if message:
         print(f"{program}: {printable(message)}", file=sys.stderr)
+        if os.environ.get("NOTIFY_SOCKET"):
+            _tell_systemd(message)
     return status
+
+
+def _tell_systemd(message: str) -> None:
+    """Leave ``message`` as the status of the service that ends, where `edge-agent service status` finds it."""
+    from edge_agent.service import notify
+
+    with suppress(PlatformError):
+        notify.status(message)
 
 
 def _told(error: BaseException) -> tuple[str, int]:

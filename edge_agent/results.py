@@ -6,13 +6,16 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edge_agent import errors
-from edge_agent.protocol.answers import Whole
 from edge_agent.protocol.messages import OutputKind
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Upper bounds of the latency histogram's buckets, in seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -66,7 +69,7 @@ class Result(msgspec.Struct):
     saved_bytes: int = 0
     distance: float | None = None
     kind: OutputKind = "logits"
-    output: Whole | None = None
+    output: NDArray[np.float32] | NDArray[np.int64] | None = None
 
 
 class Counters:

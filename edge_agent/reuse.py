@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from edge_agent import codec
 from edge_agent.config import ReuseConfig
-from edge_agent.protocol.answers import Answered
+from edge_agent.head.answers import Answered
 from edge_agent.protocol.messages import Codec
 
 U8 = NDArray[np.uint8]

@@ -37,11 +37,11 @@ from edge_agent.cache import Cache
 from edge_agent.config import Settings
 from edge_agent.engine import Encoded, Engine
 from edge_agent.engine import Frame as Picture
+from edge_agent.head import answers
 from edge_agent.in_use import InUse
 from edge_agent.link import dial, listen, serving
 from edge_agent.link.adapt import Adaptation, Goal
 from edge_agent.link.client import FrameStream
-from edge_agent.protocol import answers
 from edge_agent.protocol.frames import HEADER_BYTES, Answer, Frame
 from edge_agent.protocol.messages import BESIDE, ChainDevice, Demand, Open, Plan
 from edge_agent.results import Counters, Result, Timing
@@ -378,7 +378,7 @@ def check_exposure(settings: Settings, token: str) -> None:
 
 
 async def _listen(app: web.Application, settings: Settings) -> tuple[web.AppRunner, str]:
-    """The running application and its URL. Raises `errors.ConfigError`."""
+    """The running application and its URL. Raises `errors.ConfigError`, `errors.AddressError`."""
     stage = settings.stage
     paths = [config.path_of(text) if text else None for text in (stage.cert, stage.key)]
     context = serving.tls(*paths)
@@ -388,7 +388,7 @@ async def _listen(app: web.Application, settings: Settings) -> tuple[web.AppRunn
         await web.TCPSite(runner, stage.host, stage.port or 0, ssl_context=context).start()
     except OSError as error:
         await runner.cleanup()
-        raise errors.ConfigError(
+        raise errors.AddressError(
             f"the stage cannot listen on {stage.host}:{stage.port} ({dial.os_reason(error)}); set `stage.host` and `stage.port` to others"
         ) from error
     host, port = runner.addresses[0][:2]

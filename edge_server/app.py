@@ -16,7 +16,8 @@ from calibration.bundle import TOKENIZER
 from edge_agent import errors, limits
 from edge_agent.files import picture_form
 from edge_agent.link import listen, serving
-from edge_agent.protocol.messages import PROTOCOL_VERSION, ChainRequest, Open, PlanRequest, ServerVersion, decode
+from edge_agent.protocol.messages import PROTOCOL_VERSION, ChainRequest, Open, Plan, PlanRequest, ServerVersion, decode
+from edge_server import access
 from edge_server.catalog import Catalog
 from edge_server.chaining import make_chain
 from edge_server.metrics import Counts
@@ -34,7 +35,7 @@ def make_app(store: Store, *, auth: bool = True) -> web.Application:
     """The application on ``store``. It closes its threads when it is cleaned up; the store stays the caller's."""
     service = _Service(store, auth)
     app = web.Application(
-        middlewares=[serving.errors_as_json(service.counts.requests), service.authorize],
+        middlewares=[serving.errors_as_json(service.counts.requests), access.logged, service.authorize],
         client_max_size=limits.MAX_REQUEST_BYTES,
     )
     app.router.add_get("/healthz", service.health)
@@ -70,8 +71,10 @@ class _Service:
     async def authorize(self, request: web.Request, handler: _Next) -> web.StreamResponse:
         if self._auth and request.path not in _OPEN_TO_ALL:
             token = serving.bearer(request)
-            if token is None or not await asyncio.to_thread(self._store.accepts, token):
+            holder = None if token is None else await asyncio.to_thread(self._store.holder, token)
+            if holder is None:
                 raise errors.AuthError("the server refused the token: make one there with `edge-server token`")
+            access.HOLDER.set(holder)
         return await handler(request)
 
     async def health(self, _: web.Request) -> web.Response:
@@ -104,7 +107,9 @@ class _Service:
     async def plan(self, request: web.Request) -> web.Response:
         asked: PlanRequest = decode(await serving.body(request), PlanRequest)
         loop = asyncio.get_running_loop()
-        return serving.json(await loop.run_in_executor(self._planners, make_plan, self._catalog, asked, self._tails))
+        made = await loop.run_in_executor(self._planners, make_plan, self._catalog, asked, self._tails)
+        access.accepted(request, f"gets the plan {made.id} of {made.model}")
+        return serving.json(made)
 
     async def curves(self, request: web.Request) -> web.Response:
         form = picture_form("." + request.query.get("format", "svg"))
@@ -116,7 +121,9 @@ class _Service:
     async def chain(self, request: web.Request) -> web.Response:
         asked: ChainRequest = decode(await serving.body(request), ChainRequest)
         loop = asyncio.get_running_loop()
-        return serving.json(await loop.run_in_executor(self._planners, make_chain, self._catalog, asked, self._tails))
+        made = await loop.run_in_executor(self._planners, make_chain, self._catalog, asked, self._tails)
+        access.accepted(request, f"gets the plan {made.id} of {made.model} for {len(asked.devices)} boards")
+        return serving.json(made)
 
     async def next_plan(self, request: web.Request) -> web.Response:
         """The plan of the board that follows the one of the plan named."""
@@ -139,12 +146,24 @@ class _Service:
         self._streams += 1
         try:
             return await listen.serve_session(
-                request, self._open, on_end=self.counts.ended, on_reply=self.counts.replied
+                request,
+                functools.partial(self._logged_open, request),
+                on_end=self.counts.ended,
+                on_reply=self.counts.replied,
             )
         finally:
             self._streams -= 1
 
-    async def _open(self, asked: Open) -> Handler:
+    async def _logged_open(self, request: web.Request, asked: Open) -> Handler:
+        try:
+            handler, plan = await self._open(asked)
+        except errors.SplitEdgeError as error:
+            access.refused(request, error)
+            raise
+        access.accepted(request, f"streams frames by the plan {plan.id} of {plan.model}")
+        return handler
+
+    async def _open(self, asked: Open) -> tuple[Handler, Plan]:
         plan = await asyncio.to_thread(self._store.plan, asked.plan)
         if plan.stage is not None and plan.stage.downstream:
             raise errors.ProtocolError("the frames of this plan go to another board: dial that one")
@@ -154,7 +173,7 @@ class _Service:
         load = functools.partial(self._catalog.tail, bundle, plan.cut)
         handler = Handler(self._tails, (bundle.sha256, plan.cut.index), load, plan.ladder, plan.output, asked.topk)
         await handler.ready()
-        return handler
+        return handler, plan
 
     async def close(self, _: web.Application) -> None:
         await asyncio.to_thread(self._planners.shutdown, cancel_futures=True)

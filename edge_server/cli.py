@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from edge_agent.errors import UsageError
 
 app = typer.Typer(
-    help="The remote peer: imports and calibrates models, plans splits, serves the rest of the network.",
+    help="Import models, plan how to split them, and run the parts that boards do not.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -19,7 +19,7 @@ app = typer.Typer(
 
 StoreFolder = Annotated[
     Path | None,
-    typer.Option("--store", help="Folder with models and tokens [SPLITEDGE_STORE or ~/.local/share/splitedge/server]."),
+    typer.Option("--store", help="Folder for models and tokens [SPLITEDGE_STORE or ~/.local/share/splitedge/server]."),
 ]
 
 
@@ -34,10 +34,10 @@ def _version(value: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """The remote peer."""
+    """The server."""
 
 
 @app.command()
@@ -45,92 +45,141 @@ def add(
     model: Annotated[
         str,
         typer.Argument(
-            help="An .onnx file, an exported program (.pt2), or package.module:callable.", show_default=False
+            help="An .onnx file, an exported program (.pt2), or package.module:function that returns a torch module.",
+            show_default=False,
         ),
     ],
-    name: Annotated[str | None, typer.Option("--name", help="What agents call it [the file's name].")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the model for agents [name of the file].")] = None,
     images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of calibration images; a labels.csv in it is used.")
+        Path | None,
+        typer.Option(
+            "--images",
+            help="Folder of calibration images, with a labels.csv if there is one; or one folder per class.",
+        ),
     ] = None,
     arrays: Annotated[
-        Path | None, typer.Option("--arrays", help="Folder of .npy arrays, channels last, or one .npy of many.")
+        Path | None,
+        typer.Option("--arrays", help="Folder of .npy arrays, channels last, or one .npy file with all samples."),
     ] = None,
     texts: Annotated[
         Path | None,
         typer.Option(
             "--texts",
-            help="Folder with a folder of .txt files for each class, or of .txt files; a .txt of one text a line; a .csv of texts and class indices.",
+            help="Calibration texts: one folder of .txt files per class, a folder of .txt files, a .txt file with one text per line, or a .csv file of texts and class indices.",
         ),
     ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
             "--tokenizer",
-            help="The text model's tokenizer.json, or its vocab.txt (BERT, uncased); agents then take texts.",
+            help="The model's tokenizer.json or vocab.txt (BERT, uncased), so that agents accept texts.",
         ),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option("--labels", help="CSV of file and class index, .npy of indices, or a regular expression."),
+        typer.Option(
+            "--labels",
+            help="Classes of the samples: a CSV file of file name, class index or name, and class name; a .npy file of indices; or a regular expression on file names.",
+        ),
     ] = None,
-    class_names: Annotated[Path | None, typer.Option("--class-names", help="One a line, or CSV, or JSON.")] = None,
+    class_names: Annotated[
+        Path | None, typer.Option("--class-names", help="File of class names: one per line, CSV or JSON.")
+    ] = None,
+    preset: Annotated[
+        Literal["imagenet", "inception", "efficientnet-lite", "clip", "cifar10", "mnist", "unit", "raw"] | None,
+        typer.Option(
+            "--preset",
+            help="How the model expects pixels: imagenet (torchvision), inception (-1 to 1), unit (0 to 1), raw (0 to 255), ... "
+            "Images need this, or --mean and --std.",
+        ),
+    ] = None,
     preprocess: Annotated[
-        Path | None, typer.Option("--preprocess", help="JSON or TOML with any of the options below.")
+        Path | None,
+        typer.Option("--preprocess", help="File with the options below, up to --interpolation (JSON or TOML)."),
     ] = None,
     mean: Annotated[
-        str | None, typer.Option("--mean", help="Of pixel values 0 to 255, one or three, with commas [0].")
+        str | None,
+        typer.Option("--mean", help="Mean of the pixels (0 to 255): one number, or three separated by commas."),
     ] = None,
-    std: Annotated[str | None, typer.Option("--std", help="The same: the input is (pixel - mean) / std [1].")] = None,
-    resize: Annotated[int | None, typer.Option("--resize", help="Short side before the crop [size / 0.875].")] = None,
-    fit: Annotated[str | None, typer.Option("--fit", help="crop or stretch [crop].")] = None,
-    interpolation: Annotated[str | None, typer.Option("--interpolation", help="bicubic or bilinear [bicubic].")] = None,
+    std: Annotated[
+        str | None,
+        typer.Option("--std", help="Standard deviation of the pixels, as --mean: the input is (pixel - mean) / std."),
+    ] = None,
+    resize: Annotated[
+        int | None, typer.Option("--resize", help="Resize the short side to this before the crop [input size / 0.875].")
+    ] = None,
+    fit: Annotated[
+        str | None, typer.Option("--fit", help="How an image becomes the input: crop or stretch [crop].")
+    ] = None,
+    interpolation: Annotated[
+        str | None, typer.Option("--interpolation", help="Resize by bicubic or bilinear interpolation [bicubic].")
+    ] = None,
     input_shape: Annotated[
-        str | None, typer.Option("--input-shape", help="1,3,224,224: for a torch module or open dimensions.")
+        str | None,
+        typer.Option(
+            "--input-shape",
+            help="Shape in the order of the model, such as 1,3,224,224: for a torch module or open dimensions.",
+        ),
     ] = None,
     size: Annotated[int | None, typer.Option("--size", min=1, help="Short for --input-shape 1,3,SIZE,SIZE.")] = None,
     output: Annotated[
-        str | None, typer.Option("--output", help="Which of several outputs to keep [the first].")
+        str | None,
+        typer.Option(
+            "--output",
+            help="Tensor to answer with: an output, or any float32 tensor inside the model [the first output].",
+        ),
     ] = None,
     padding: Annotated[
         int,
-        typer.Option("--padding", min=0, help="Token id of padding, for a text model that takes an attention mask."),
+        typer.Option("--padding", min=0, help="Token id of padding, for a text model with an attention mask."),
     ] = 0,
-    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Use at most so many samples.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Maximum number of samples [all].")] = None,
     rounding: Annotated[
         Literal["plain", "nearest", "gptq"],
         typer.Option(
             "--rounding",
-            help="Of weights: gptq looks at what it does to the samples, nearest corrects biases only, plain nothing.",
+            help="Weight rounding: gptq minimizes the output error on the samples; nearest rounds and corrects biases; plain only rounds.",
         ),
     ] = "gptq",
     metric: Annotated[
         Literal["auto", "top1", "agreement", "cosine"],
         typer.Option(
             "--metric",
-            help="What a drop is of: right answers (top1, with labels), the float model's answers (agreement), or the cosine "
-            "to its outputs (embeddings, maps); auto is top1 with labels, else agreement.",
+            help="Accuracy metric: right answers (top1, with labels), agreement with the float model, or the cosine to its output; "
+            "auto is cosine for tensors, top1 with labels, else agreement.",
         ),
     ] = "auto",
     output_kind: Annotated[
         Literal["auto", "logits", "probabilities", "scores", "tensor"],
         typer.Option(
             "--output-kind",
-            help="What the output holds: logits (a softmax makes probabilities), probabilities, scores (0 to 1 for each class by itself), or "
-            "a tensor without classes (an embedding, a map); auto decides by what the float model answers.",
+            help="Meaning of the output: logits, probabilities, scores (independent, 0 to 1), or tensor (an embedding or a map, returned whole); "
+            "auto decides by what the float model answers.",
         ),
     ] = "auto",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the model if the name exists.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also list the cuts that are not offered and the noise of whole heads.")
+    ] = False,
     store: StoreFolder = None,
 ) -> None:
-    """Import and calibrate a model, and list where it may be cut."""
+    """Import and calibrate a model, and list where it can be split."""
     from edge_server.commands import add as command
 
-    options = {"mean": _numbers("--mean", mean), "std": _numbers("--std", std), "resize": resize, "fit": fit}
+    options: dict[str, Any] = {
+        "preset": preset,
+        "mean": _numbers("--mean", mean),
+        "std": _numbers("--std", std),
+        "resize": resize,
+        "fit": fit,
+    }
     shape = f"1,3,{size},{size}" if size is not None and input_shape is None else input_shape
     command.add(
         store,
         command.Request(
             model, name, images, arrays, labels, class_names, preprocess, options | {"interpolation": interpolation}, shape, samples, rounding, metric,
             output, padding, texts, tokenizer, output_kind=None if output_kind == "auto" else output_kind,
+            replace=replace, verbose=verbose,
         ),
     )  # fmt: skip
 
@@ -152,7 +201,7 @@ def explain(
     json: Annotated[bool, typer.Option("--json", help="Print the plan and the trade-offs as JSON.")] = False,
     store: StoreFolder = None,
 ) -> None:  # fmt: skip
-    """Show the plan for a board that is not connected: where the model is split, what it costs, and why other splits lost."""
+    """Show the plan for a board that is not connected. Draws the trade-offs on request."""
     from edge_agent.protocol.messages import Demand, LinkEstimate
     from edge_server.commands import explain as command
 
@@ -164,11 +213,25 @@ def explain(
 
 
 @app.command()
-def models(store: StoreFolder = None) -> None:
+def models(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, store: StoreFolder = None
+) -> None:
     """List the models in the store."""
     from edge_server.commands import models as command
 
-    command.models(store)
+    command.models(store, json=json)
+
+
+@app.command()
+def names(
+    model: Annotated[str, typer.Argument(help="Name of the model.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="File of class names: one per line, CSV or JSON.", show_default=False)],
+    store: StoreFolder = None,
+) -> None:
+    """Set the class names of a model, without calibration."""
+    from edge_server.commands import models as command
+
+    command.names(store, model, file)
 
 
 @app.command()
@@ -181,12 +244,12 @@ def remove(name: Annotated[str, typer.Argument(help="Name of the model.")], stor
 
 @app.command()
 def token(
-    name: Annotated[str, typer.Argument(help="What to call it: the board that will use it.")] = "default",
-    revoke: Annotated[bool, typer.Option("--revoke", help="Make this token useless.")] = False,
-    show: Annotated[bool, typer.Option("--list", help="List the tokens' names.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of the token: the board that will use it.")] = "default",
+    revoke: Annotated[bool, typer.Option("--revoke", help="Revoke this token.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the names of all tokens.")] = False,
     store: StoreFolder = None,
 ) -> None:
-    """Make a bearer token for an agent and print it, once."""
+    """Create a token for a board and print it; it is not shown again."""
     from edge_server.commands import token as command
 
     command.token(store, name, revoke=revoke, show=show)
@@ -195,19 +258,22 @@ def token(
 @app.command()
 def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8470,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8470,
     store: StoreFolder = None,
     cert: Annotated[Path | None, typer.Option("--cert", help="Certificate chain (PEM).")] = None,
     key: Annotated[Path | None, typer.Option("--key", help="Its private key (PEM).")] = None,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="Ask for no token.")] = False,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Accept agents without a token.")] = False,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine without a token or TLS all the same.")
+        bool, typer.Option("--insecure", help="Allow other machines to connect without a token or TLS.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not log connections and refusals.")] = False,
 ) -> None:
-    """Serve plans, segments and frame streams until told to stop."""
+    """Serve plans, segments and frame streams until stopped."""
     from edge_server.commands import serve as command
 
-    command.serve(store, host=host, port=port, cert=cert, key=key, auth=not no_auth, insecure=insecure)
+    command.serve(store, host=host, port=port, cert=cert, key=key, auth=not no_auth, insecure=insecure, quiet=quiet)
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import hmac
 import json
@@ -30,6 +31,7 @@ from typing import Any, Final
 
 import msgspec
 
+from calibration.labels import NAMES
 from edge_agent import errors, limits
 from edge_agent.protocol.messages import Plan, SegmentRef
 
@@ -119,12 +121,13 @@ class Store:
     def tokens(self) -> list[Token]:
         return [Token(*row) for row in self._read("SELECT name, created FROM tokens ORDER BY name")]
 
-    def accepts(self, token: str) -> bool:
-        """Whether ``token`` is one of ours; the time taken does not depend on how much of it is right."""
+    def holder(self, token: str) -> str | None:
+        """The name of ``token``, None where it is none of ours; the time taken does not depend on how much of it is right."""
         offered = _token_hash(token)
-        found = False
-        for (known,) in self._read("SELECT hash FROM tokens"):
-            found |= hmac.compare_digest(offered, known)
+        found = None
+        for name, known in self._read("SELECT name, hash FROM tokens"):
+            if hmac.compare_digest(offered, known):
+                found = name
         return found
 
     # --- plans
@@ -229,32 +232,46 @@ class Store:
             raise errors.UnknownModelError(f"there is no model named {name[:80]!r}: the server has {names}")
         return path
 
+    def check_free(self, name: str, *, replace: bool) -> None:
+        """Raises `errors.UsageError` where there is a model ``name`` already, unless it is to be replaced."""
+        if not replace and (self.bundles / name).exists():
+            raise errors.UsageError(
+                f"there is a model named {name!r} already: give --replace to replace it, or another --name"
+            )
+
     @contextlib.contextmanager
-    def new_bundle(self, name: str) -> Iterator[Path]:
-        """A path that does not exist, to build a bundle in; it takes the place of ``name`` when the block ends without an error."""
+    def new_bundle(self, name: str, *, replace: bool = True) -> Iterator[Path]:
+        """A path that does not exist, to build a bundle in; it takes the place of ``name`` when the block ends without an error.
+
+        Its folder is locked meanwhile, so that others see that it is in use (`_sweep`).
+        """
         check_name(name, "model")
         with self._guard():
-            work = Path(tempfile.mkdtemp(prefix=".new-", dir=self.bundles))
+            work, lock = locked_folder(self.bundles, ".new-")
         try:
             yield work / name
-            with self._guard():
-                old = self._set_aside(self.bundles / name)
+            self.check_free(name, replace=replace)
+            with self._guard(), self._set_aside(self.bundles / name, ".old-") as old:
                 try:
                     (work / name).rename(self.bundles / name)
-                except OSError:
+                except BaseException:
                     if (old / name).exists():
                         (old / name).rename(self.bundles / name)
-                    old.rmdir()
                     raise
-                shutil.rmtree(old)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            os.close(lock)
+
+    def set_names(self, name: str, names: list[str]) -> None:
+        """Writes the class names of the model ``name`` beside its bundle, which stays as it is; whole or not at all."""
+        with self._guard():
+            self._write(self.bundle_path(name) / NAMES, msgspec.json.encode(names))
 
     def remove_bundle(self, name: str) -> None:
         """Removes the folder of the bundle ``name``; what was made from it is `forget`'s work."""
         path = self.bundle_path(name)
-        with self._guard():
-            shutil.rmtree(self._set_aside(path))
+        with self._guard(), self._set_aside(path, ".gone-"):
+            pass
 
     def forget(self, bundle: str) -> None:
         """Forgets patterns and segments of ``bundle`` and deletes the segments that no other bundle uses."""
@@ -281,22 +298,40 @@ class Store:
                 left.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Deletes what a process that was killed left behind. Only after a day: an import that still runs has such a folder too."""
-        for left in [*self.bundles.glob(".old-*"), *self.bundles.glob(".new-*"), *self.segments.glob(".new-*")]:
-            with contextlib.suppress(FileNotFoundError):  # another process sweeps, or its import ended
-                if left.stat().st_mtime > time.time() - limits.LEFTOVER_AGE:
-                    continue
-                if left.is_dir():
+        """Deletes what a process that was killed left behind: folders that nobody holds locked, and files after a day. What was taken away to be replaced,
+        and was not, comes back."""
+        for prefix in (".old-", ".gone-", ".new-"):
+            for left in self.bundles.glob(f"{prefix}*"):
+                with (
+                    contextlib.suppress(FileNotFoundError),
+                    unlocked(left) as free,
+                ):  # another sweeps, or its import ended
+                    if not free:
+                        continue
+                    for kept in left.iterdir() if prefix == ".old-" else ():
+                        if not (self.bundles / kept.name).exists():
+                            kept.rename(self.bundles / kept.name)
                     shutil.rmtree(left)
-                else:
+        for left in [*self.segments.glob(".new-*"), *self.bundles.glob("*/.new-*")]:
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                if left.stat().st_mtime < time.time() - limits.LEFTOVER_AGE:
                     left.unlink()
 
-    def _set_aside(self, path: Path) -> Path:
-        """Takes ``path``, if it is there, away in one step, into a folder to delete."""
-        trash = Path(tempfile.mkdtemp(prefix=".old-", dir=self.bundles))
-        if path.exists():
-            path.rename(trash / path.name)
-        return trash
+    @contextlib.contextmanager
+    def _set_aside(self, path: Path, prefix: str) -> Iterator[Path]:
+        """Takes ``path``, if it is there, away in one step, into a locked folder that goes with it when the block ends without an error."""
+        trash, lock = locked_folder(self.bundles, prefix)
+        try:
+            if path.exists():
+                path.rename(trash / path.name)
+            yield trash
+            shutil.rmtree(trash)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                trash.rmdir()
+            raise
+        finally:
+            os.close(lock)
 
     @staticmethod
     def _write(path: Path, data: bytes) -> None:
@@ -342,11 +377,46 @@ class Store:
             raise errors.StoreError(_sentence(self.folder, error), folder=str(self.folder)) from error
 
 
+def locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new folder in ``parent`` and the open descriptor that locks it until it is closed or this process ends, however that ends."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        lock = os.open(made, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a file system without locks: the folder's age protects it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if made.exists():  # not swept before it was locked
+            return made, lock
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def unlocked(folder: Path) -> Iterator[bool]:
+    """Whether nobody else holds ``folder`` locked, which this block does then; where locks do not work, whether it is a day old."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:
+            free = folder.stat().st_mtime < time.time() - limits.LEFTOVER_AGE
+        else:
+            free = True
+        yield free
+    finally:
+        os.close(lock)
+
+
 def default_folder() -> Path:
     """Where the store lies if nobody says: ``$SPLITEDGE_STORE``, else below ``$XDG_DATA_HOME``."""
-    if named := os.environ.get("SPLITEDGE_STORE"):
-        return Path(named)
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    try:
+        if named := os.environ.get("SPLITEDGE_STORE"):
+            return Path(named).expanduser()
+        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    except RuntimeError as error:  # as of a service's user
+        raise errors.StoreError(
+            "there is no home directory to keep the store in: name its folder with --store or SPLITEDGE_STORE"
+        ) from error
     return Path(data) / "splitedge" / "server"
 
 
@@ -363,9 +433,17 @@ def _token_hash(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
+def _full(folder: Path) -> bool:
+    """Whether the disk has no room for a page of SQLite's shared memory, which it calls an I/O error."""
+    try:
+        return shutil.disk_usage(folder).free < 1 << 16
+    except OSError:
+        return False
+
+
 def _sentence(folder: Path, error: OSError | sqlite3.Error) -> str:
     number, text = getattr(error, "errno", None), str(error)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in text:
+    if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in text or ("disk I/O" in text and _full(folder)):
         return f"the disk that holds the store {folder} is full: free some space and try again"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "readonly" in text or "unable to open" in text:
         return f"the store {folder} cannot be written: check its owner and mode, or name another folder with --store"

@@ -18,7 +18,7 @@ from calibration.importer import session
 from calibration.observe import to_onnx
 from edge_agent import codec, errors, limits
 from edge_agent.codec import marks
-from edge_agent.protocol import answers
+from edge_agent.head import answers
 from edge_agent.protocol.frames import Frame
 from edge_agent.protocol.messages import Codec, Output
 from edge_server.times import Key, TailTimes

@@ -122,7 +122,7 @@ class SmallServer:
     async def _models(self, request: web.Request) -> web.Response:
         found = [
             m.ModelInfo(
-                "small",
+                self.plan.model,
                 "0" * 64,
                 "top1",
                 100,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 import shlex
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,12 @@ from typing import Any
 import click
 import pytest
 import typer
+from PIL import Image
 
 from edge_agent import cli as agent_cli
 from edge_agent import config
 from edge_server import cli as server_cli
+from tests.small_server import TOKEN, SmallServer
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -83,3 +89,31 @@ def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text()
     targets = [*re.findall(r"\]\(([^)#]+)[^)]*\)", text), *re.findall(r'(?:src|href)="([^"#]+)"', text)]
     assert [t for t in targets if "://" not in t and not (document.parent / t).exists()] == []
+
+
+@pytest.mark.slow
+async def test_the_examples_in_code_of_the_configuration_page_run(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/configuration.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    Image.new("RGB", (32, 24)).save(tmp_path / "photo.jpg")
+    async with SmallServer(name="flowers") as server:
+        variables = {
+            "SPLITEDGE_SERVER": server.url,
+            "SPLITEDGE_TOKEN": TOKEN,
+            "SPLITEDGE_CACHE_DIR": str(tmp_path / "cache"),
+        }
+        first, second = [await python(block, tmp_path, variables) for block in blocks]
+    assert first.startswith("label ")
+    assert second == "input 8471\n"
+
+
+async def python(code: str, folder: Path, variables: dict[str, str]) -> str:
+    """What ``code`` prints in a process of its own, with no settings but ``variables``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SPLITEDGE_")}
+    environ = kept | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(folder)} | variables
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, cwd=folder, env=environ, stdout=PIPE, stderr=PIPE
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode()

@@ -91,6 +91,15 @@ def test_the_demo_imports_only_what_its_extra_brings(root: Path) -> None:
     assert {name.split(".")[0] for name in imports} - sys.stdlib_module_names <= allowed
 
 
+def test_what_listens_loads_no_kernels(root: Path) -> None:
+    """`edge-agent run` answers before it imports them, which takes seconds on a board."""
+    script = "import sys, edge_agent.commands.run as r; print(*{n.split('.')[0] for n in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "aiohttp" in loaded
+    assert not loaded & {"numba", "llvmlite", "kernels", "device_profiles", "PIL", "rich"}
+
+
 def test_no_module_of_the_agent_loads_the_server_or_its_libraries(root: Path) -> None:
     script = """
 import importlib, json, pkgutil, sys

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent import errors, files, limits
+from edge_agent import config, errors, files, limits
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Source, expand, file_bytes, spoken
 
@@ -61,7 +61,7 @@ def server(settings: Settings) -> None:
     """Return if a model is chosen, the profile that the settings name can be used, and `contact.check` finds no fault; for a person who waits."""
     from edge_agent import contact  # aiohttp, which a fault of the arguments need not wait for
 
-    contact.require_model(settings)
+    config.require_model(settings)
     if settings.profile:
         from edge_agent import negotiation
 

@@ -18,9 +18,9 @@ from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
 from edge_agent.engine import frame_bytes, frame_of
 from edge_agent.explain import headline, plain, size
+from edge_agent.head.answers import Whole
 from edge_agent.inputs.sources import Source
 from edge_agent.platform_check import printable
-from edge_agent.protocol.answers import Whole
 from edge_agent.results import Result, Timing, to_json
 
 Outcome = Result | errors.SplitEdgeError

@@ -89,7 +89,7 @@ async def models(settings: Settings, *, json: bool) -> None:
     if json:
         print(msgspec.json.encode(found).decode())
         return
-    table = Table("model", "input", "cuts", "metric", "samples", "not in the integer head")
+    table = Table("model", "input", "cuts offered", "metric", "samples", "not in the integer head")
     for model in found:
         shape = " x ".join(map(str, model.preprocess.shape))
         if model.tokenizer is not None:
@@ -97,7 +97,7 @@ async def models(settings: Settings, *, json: bool) -> None:
         cells = (
             model.name,
             shape,
-            str(len(model.cuts)),
+            f"{len(model.offered)} of {len(model.cuts)}",
             model.metric,
             str(model.samples),
             ", ".join(model.unsupported[:5]),

@@ -1,8 +1,9 @@
 """`edge-agent run`: the long-running agent, or a later stage of a chain of boards, with its local HTTP API.
 
-The API listens at once; `/healthz` says 503 while no frames are served. systemd hears READY as soon as the API listens: a server that is down must not
-make the board's start-up fail. A server that cannot be reached or has trouble of its own is tried again for ever; any other error ends the
-program, and systemd starts it again after a while.
+The API listens at once, before the kernels are imported, and says 503 while no frames are served. systemd hears READY as soon as the API listens: a
+server that is down must not make the board's start-up fail. What `dial.heals` is tried again for ever. What the server refuses ends the program, except
+under systemd: a token, a model or a certificate can be put right on the server, and a board far away then comes back by itself. Other errors end the
+program, and systemd starts it again unless no restart can help (`service/unit.py`).
 """
 
 from __future__ import annotations
@@ -11,31 +12,32 @@ import asyncio
 import random
 import signal
 import sys
-from typing import Literal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
 
-from edge_agent import errors, limits
-from edge_agent.agent import Agent
+from edge_agent import config, errors, limits
 from edge_agent.config import Settings
-from edge_agent.explain import plain
 from edge_agent.inputs import api
 from edge_agent.link.dial import heals
 from edge_agent.service import notify
-from edge_agent.stage import Stage
-from kernels import jit
+
+if TYPE_CHECKING:
+    from edge_agent.agent import Agent
+    from edge_agent.stage import Stage
 
 
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; frames in flight are then answered for at most `limits.DRAIN_TIMEOUT`."""
+    config.check_role(settings)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    if jit.CACHE_PROBLEM:
-        _log(f"warning: {jit.advice()}")
-    agent = _agent(settings)
-    runner, url = await api.serve(agent, settings.api.host, settings.api.port)
+    front = api.Front()
+    runner, url = await api.serve(front, settings.api.host, settings.api.port)
     _log(f"the local API listens on {url}")
-    notify.ready("starting")
-    starting, stopping = asyncio.create_task(_become_ready(agent, url)), asyncio.create_task(stop.wait())
+    notify.ready(front.served.state)
+    starting, stopping = asyncio.create_task(_serve(front, settings, url)), asyncio.create_task(stop.wait())
     watchdog = asyncio.create_task(notify.keep_alive())
     try:
         await _until(starting, stopping)
@@ -45,20 +47,43 @@ async def run(settings: Settings) -> None:
             task.cancel()
         await asyncio.wait({starting, stopping, watchdog})
         await runner.cleanup()
-        await agent.close()
+        await front.served.close()
     _log("stopped")
 
 
-def _agent(settings: Settings) -> Agent | Stage:
-    """What the settings ask for. Raises `errors.ConfigError` where they ask for both, or a stage may not listen so."""
-    if settings.stage.port is None:
-        return Agent(settings, notify.status, _on_link)
-    if settings.model:
-        raise errors.ConfigError(
-            "a board takes frames of a model or serves as a later stage, not both; unset `model` or `stage.port`",
-            key="stage.port",
-        )
-    return Stage(settings, notify.status)
+async def _serve(front: api.Front, settings: Settings, url: str) -> None:
+    make = await asyncio.to_thread(_imported)
+    agent = make(settings, front)
+    agent.counters, front.served = front.served.counters, agent
+    await _become_ready(agent)
+    if settings.stage.port is not None:
+        _log(f"edge-agent ready as a stage on {agent.status()['stage']}")
+        return
+    plan = agent.plan_info()
+    _log(f"edge-agent ready on {url}: {plan['model']}, {plan['mode']}, cut after {plan['cut']}")
+
+
+def _imported() -> Callable[[Settings, api.Front], Agent | Stage]:
+    """What makes an agent. Imports it and the kernels, which takes a second, on a small board several."""
+    from edge_agent.agent import Agent
+    from edge_agent.stage import Stage
+    from kernels import jit
+
+    if jit.CACHE_PROBLEM:
+        _log(f"warning: {jit.advice()}")
+
+    def make(settings: Settings, front: api.Front) -> Agent | Stage:
+        def tell(text: str) -> None:
+            with suppress(errors.PlatformError):  # what nobody hears is no reason to end
+                notify.status(notify.state(text, ready=front.served.ready))
+
+        def on_link(text: str) -> None:
+            tell(text)
+            _log(text)
+
+        return Agent(settings, tell, on_link) if settings.stage.port is None else Stage(settings, tell)
+
+    return make
 
 
 async def _until(starting: asyncio.Task[None], stopping: asyncio.Task[Literal[True]]) -> None:
@@ -69,30 +94,26 @@ async def _until(starting: asyncio.Task[None], stopping: asyncio.Task[Literal[Tr
         await stopping
 
 
-async def _become_ready(agent: Agent | Stage, url: str) -> None:
+async def _become_ready(agent: Agent | Stage) -> None:
     backoff = limits.BACKOFF_FIRST
     while True:
         try:
-            await agent.start()
-            break
+            return await agent.start()
         except errors.SplitEdgeError as error:
-            if not heals(error):
+            if not heals(error) and not (notify.watched() and elsewhere(error)):
                 raise
-            agent.say(f"waiting for the server: {error.message}")
-            _log(f"{agent.state}; next try in about {backoff:.1f} s")
-        await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            state, wait = (notify.WAITING, backoff) if heals(error) else (notify.REFUSED, limits.REFUSED_AGAIN)
+            agent.say(f"{state}: {error.message}")
+            _log(f"{agent.state}; next try in about {wait:.1f} s")
+        await asyncio.sleep(wait * random.uniform(0.5, 1.0))
         backoff = min(2 * backoff, limits.BACKOFF_MAX)
-    if isinstance(agent, Stage):
-        _log(f"edge-agent ready as a stage on {agent.url}")
-        return
-    plan = agent.plan_info()
-    _log(f"edge-agent ready on {url}: {plan['model']}, {plan['mode']}, cut after {plan['cut']}")
 
 
-def _on_link(text: str) -> None:
-    notify.status(text)
-    _log(text)
+def elsewhere(error: errors.SplitEdgeError) -> bool:
+    """Whether ``error`` can be put right on the server, without anybody at this board."""
+    kinds = errors.LinkError | errors.PlanError | errors.ProtocolError | errors.SegmentError | errors.ModelError
+    return error.remote or isinstance(error, kinds)
 
 
 def _log(text: str) -> None:
-    print(f"edge-agent: {plain(text)}", file=sys.stderr, flush=True)
+    print(f"edge-agent: {''.join(c for c in text if c.isprintable())}", file=sys.stderr, flush=True)

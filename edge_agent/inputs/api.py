@@ -1,12 +1,16 @@
 """The local HTTP API.
 
+    GET  /           a page for a person: state, model, plan, and these paths
     POST /v1/infer   an image or a .npy array as the body; a text, in UTF-8 and as text/plain; or a little-endian tensor with `X-Shape: 224,224,3`,
                      of float32 unless `X-Dtype: int32` (or int64) says otherwise. A form (`curl -F file=@photo.jpg`) stands for its
                      one file. The answer is JSON, or, with `Accept: application/x-npy`, the
                      model's whole output as a .npy file: of a model without classes, or where `topk` is 0
     GET  /v1/status  the agent's state, plan and counts, as JSON
-    GET  /healthz    200 while frames are served, else 503: at the start, and while a plan that needs the server has no link to it
+    GET  /healthz    whether frames are served, and the state, as JSON
     GET  /metrics    Prometheus text
+
+While no frames are served (at the start, and while a plan that needs the server has no link to it) `/healthz`, `/v1/status` and `/v1/infer` answer with
+status 503 and the state. The API listens before the kernels are imported, so what reads frames is imported with them (`Loading`).
 
 It asks for no token and listens on the loopback unless told otherwise. A page in a browser on the board is not a client: a request with an
 ``Origin``, or one whose ``Host`` is a name other than localhost (a name that was made to point here), is refused. An error is ``{"error": {"code", "message", "data"}}``.
@@ -20,7 +24,8 @@ import ipaddress
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
-from typing import Any, Final, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -28,16 +33,17 @@ from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from numpy.typing import NDArray
 
+import edge_agent
 from edge_agent import errors, limits
 from edge_agent.admission import Admission
-from edge_agent.engine import Frame
-from edge_agent.head import text as texts
-from edge_agent.head.preprocess import is_image
-from edge_agent.inputs import metrics
-from edge_agent.inputs.sources import is_array, load_array
+from edge_agent.inputs import metrics, page
+from edge_agent.inputs.sources import Text, is_array, load_array
 from edge_agent.link import dial
 from edge_agent.protocol.messages import Plan
 from edge_agent.results import Counters, Result, to_json
+
+if TYPE_CHECKING:
+    from edge_agent.engine import Frame
 
 
 class Served(Protocol):
@@ -55,9 +61,41 @@ class Served(Protocol):
     def status(self) -> dict[str, Any]: ...
     def gauges(self) -> Mapping[str, float]: ...
     def plan_info(self) -> Mapping[str, str]: ...
+    async def close(self) -> None: ...
 
 
-AGENT: Final = web.AppKey[Served]("agent")
+class Loading:
+    """Stands in for the agent while its code is imported, which takes seconds on a small board: one state, and no frames."""
+
+    ready, state, plan = False, "loading", None
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+
+    async def infer(self, frame: Frame) -> Result:  # noqa: ARG002  the interface
+        raise errors.not_ready(self.state)
+
+    def status(self) -> dict[str, Any]:
+        return {"version": edge_agent.__version__, "ready": self.ready, "state": self.state}
+
+    def gauges(self) -> Mapping[str, float]:
+        return {"ready": 0.0}
+
+    def plan_info(self) -> Mapping[str, str]:
+        return {}
+
+    async def close(self) -> None:
+        pass
+
+
+@dataclass
+class Front:
+    """Whom the API speaks for: `Loading`, then the agent."""
+
+    served: Served = field(default_factory=Loading)
+
+
+FRONT: Final = web.AppKey[Front]("front")
 NPY: Final = "application/x-npy"
 _DTYPES: Final = ("float32", "int32", "int64")
 BODIES = web.AppKey("bodies", Admission)  # request bodies that are being read or answered
@@ -77,31 +115,31 @@ class ForeignRequestError(errors.UsageError):
     http_status = 403
 
 
-def application(agent: Served) -> web.Application:
-    """The API of ``agent``, to be served by aiohttp."""
+def application(front: Front) -> web.Application:
+    """The API of ``front``, to be served by aiohttp."""
     app = web.Application(middlewares=[_errors_as_json, _no_browsers], client_max_size=limits.MAX_IMAGE_BYTES)
-    app[AGENT] = agent
+    app[FRONT] = front
     app[BODIES] = Admission()
     app.add_routes([
-        web.post("/v1/infer", _infer), web.get("/v1/status", _status), web.get("/healthz", _healthz), web.get("/metrics", _metrics),
+        web.get("/", _page), web.post("/v1/infer", _infer), web.get("/v1/status", _status), web.get("/healthz", _healthz), web.get("/metrics", _metrics),
     ])  # fmt: skip
     return app
 
 
-async def serve(agent: Served, host: str, port: int) -> tuple[web.AppRunner, str]:
-    """Serve the API of ``agent``; returns the runner (to be cleaned up by the caller) and the URL, with the port that was bound.
+async def serve(front: Front, host: str, port: int) -> tuple[web.AppRunner, str]:
+    """Serve the API of ``front``; returns the runner (to be cleaned up by the caller) and the URL, with the port that was bound.
 
-    Raises `errors.ConfigError` if ``host``:``port`` cannot be bound.
+    Raises `errors.AddressError` if ``host``:``port`` cannot be bound.
     """
     runner = web.AppRunner(
-        application(agent), access_log=None, handler_cancellation=True, shutdown_timeout=limits.DRAIN_TIMEOUT
+        application(front), access_log=None, handler_cancellation=True, shutdown_timeout=limits.DRAIN_TIMEOUT
     )
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
-        raise errors.ConfigError(
+        raise errors.AddressError(
             f"the local API cannot listen on {host}:{port} ({dial.os_reason(error)}); set `api.host` and `api.port` to others"
         ) from error
     bound = runner.addresses[0]
@@ -128,9 +166,11 @@ def _own_name(host: str) -> bool:
 
 
 async def _infer(request: web.Request) -> web.Response:
-    agent = request.app[AGENT]
+    agent = request.app[FRONT].served
     with ExitStack() as stack:
         try:
+            if isinstance(agent, Loading):
+                raise errors.not_ready(agent.state)
             size = _declared_size(request)
             stack.enter_context(request.app[BODIES].slot(size))
             frame = await _frame(request, size)
@@ -148,6 +188,11 @@ async def _infer(request: web.Request) -> web.Response:
     return web.Response(body=to_json(result), content_type="application/json")
 
 
+async def _page(request: web.Request) -> web.Response:
+    text = page.render(request.app[FRONT].served.status())
+    return web.Response(text=text, content_type="text/html", headers=page.HEADERS)
+
+
 def _npy(result: Result) -> bytes:
     """The whole output as a .npy file. Raises `errors.UsageError` for an answer that holds classes alone."""
     if result.output is None:
@@ -158,16 +203,17 @@ def _npy(result: Result) -> bytes:
 
 
 async def _status(request: web.Request) -> web.Response:
-    return web.json_response(request.app[AGENT].status())
+    agent = request.app[FRONT].served
+    return web.json_response(agent.status(), status=200 if agent.ready else 503)
 
 
 async def _healthz(request: web.Request) -> web.Response:
-    agent = request.app[AGENT]
+    agent = request.app[FRONT].served
     return web.json_response({"ready": agent.ready, "state": agent.state}, status=200 if agent.ready else 503)
 
 
 async def _metrics(request: web.Request) -> web.Response:
-    agent = request.app[AGENT]
+    agent = request.app[FRONT].served
     text = metrics.render(agent.counters, agent.gauges(), agent.plan_info())
     return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
@@ -181,6 +227,8 @@ def _declared_size(request: web.Request) -> int:
 
 
 async def _frame(request: web.Request, size: int) -> Frame:
+    from edge_agent.head import text as texts
+
     if "X-Shape" in request.headers:
         return await _tensor(request, size)
     if request.content_type.startswith("multipart/"):
@@ -190,13 +238,15 @@ async def _frame(request: web.Request, size: int) -> Frame:
             raise texts.not_unicode()
         if request.content_length is not None and size > limits.MAX_TEXT_BYTES:
             raise _too_large(f" ({size} bytes)", limits.MAX_TEXT_BYTES, "send its beginning, the model reads no more")
-        return texts.decode(await _body(request))
+        return Text(texts.decode(await _body(request)))
     body = await _body(request)
     return load_array(body, "the body") if is_array(body) else body
 
 
 async def _form(request: web.Request) -> Frame:
     """The one file of a form, or its one field. Raises `errors.InputError` for another number of them and for a form that is malformed."""
+    from edge_agent.head import text as texts
+
     found: list[tuple[str, bytes]] = []
     try:
         async with asyncio.timeout(limits.BODY_TIMEOUT):
@@ -215,7 +265,7 @@ async def _form(request: web.Request) -> Frame:
     kind, body = found[0]
     if is_array(body):
         return load_array(body, "the file")
-    return texts.decode(body) if kind.partition(";")[0].strip().lower() == "text/plain" else body
+    return Text(texts.decode(body)) if kind.partition(";")[0].strip().lower() == "text/plain" else body
 
 
 async def _tensor(request: web.Request, size: int) -> NDArray[np.generic]:
@@ -259,6 +309,8 @@ def _advice(
     request: web.Request, frame: Frame, plan: Plan | None, error: errors.InputError
 ) -> errors.InputError | None:
     """What to send instead, in terms of HTTP, where the refusal of ``frame`` does not tell."""
+    from edge_agent.head.preprocess import is_image
+
     if isinstance(frame, bytes) and not is_image(frame):
         if request.content_type == "application/octet-stream":
             return _no_shape(plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import io
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -17,6 +18,23 @@ if TYPE_CHECKING:  # a command checks its files before it loads numpy
 
 STDIN = "standard input"
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy"))
+
+
+class Text(str):
+    """A text for the model, whatever it says. A plain ``str`` that names a file is taken for a mistake: see `refuse_file_name`."""
+
+    __slots__ = ()
+
+
+def refuse_file_name(text: str) -> None:
+    """Raises `errors.InputError` if ``text``, unless it is a `Text`, names an existing file. Looks at the disk."""
+    if isinstance(text, Text) or len(text) > limits.MAX_PATH:
+        return
+    with suppress(OSError, ValueError):  # a name that is too long, or none at all
+        if Path(text).is_file():
+            raise errors.InputError(
+                f"{spelled(text)} is the name of a file; give pathlib.Path(...) for the file, or edge_agent.inputs.sources.Text(...) for these words"
+            )
 
 
 class Source(NamedTuple):
@@ -33,7 +51,7 @@ class Source(NamedTuple):
 def spoken(text: str) -> Source:
     """A text that was given in the command itself."""
     shown = spelled(text)
-    return Source(shown if len(shown) <= 60 else f"{shown[:59]}…", partial(_unicode, text))
+    return Source(shown if len(shown) <= 60 else f"{shown[:59]}…", partial(_unicode, Text(text)))
 
 
 def spelled(name: str | Path) -> str:

@@ -341,7 +341,7 @@ class FrameStream:
         except aiohttp.WSServerHandshakeError as error:
             raise dial.status_error(error.status, url) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise dial.explain(error, url) from error
+            raise await dial.explained(error, url, self._ssl) from error
 
     def _on_event(self, event: Event, now: float) -> None:
         if isinstance(event, Opened):

@@ -6,12 +6,15 @@ import ipaddress
 import os
 import re
 import ssl
+from codecs import BOM_UTF8
+from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
 import yarl
 
-from edge_agent import errors
+from edge_agent import errors, limits
+from edge_agent.link import tls
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext | None:
@@ -22,7 +25,10 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext | None:
     if ca_file is None:
         return None
     try:
-        return ssl.create_default_context(cafile=str(ca_file))
+        with ca_file.open("rb") as file:
+            marked = file.read(len(BOM_UTF8)) == BOM_UTF8  # OpenSSL does not find the certificate behind the mark
+            text = file.read(limits.MAX_CA_BYTES).decode("ascii", "replace") if marked else None
+        return ssl.create_default_context(cadata=text) if text else ssl.create_default_context(cafile=str(ca_file))
     except ssl.SSLError as error:
         raise errors.ConfigError(
             f"{ca_file} holds no certificate in PEM form; give the server's CA certificate"
@@ -69,18 +75,34 @@ def headers(token: str | None) -> dict[str, str]:
     return plain | {"Authorization": f"Bearer {token}"} if token else plain
 
 
+async def explained(error: BaseException, url: yarl.URL, context: ssl.SSLContext | None) -> errors.SplitEdgeError:
+    """As `explain`, but where TLS may be the reason the server is asked once more, for what it speaks or what names its certificate holds."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        if getattr(error.certificate_error, "verify_code", None) in tls.OTHER_NAME:
+            return _other_name(url, await tls.names(url, context))
+    elif url.scheme == "http" and isinstance(error, _NO_HTTP) and await tls.spoken(url):
+        return errors.UnreachableError(f"{url.origin()} speaks TLS; write the address with https://", tls=True)
+    return explain(error, url)
+
+
+# What a client of plain HTTP meets at a port that speaks TLS: a closed connection, or an alert in place of a status line.
+_NO_HTTP = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientResponseError)
+
+
 def explain(error: BaseException, url: yarl.URL) -> errors.SplitEdgeError:
     """The error that a caller sees when a request to ``url`` failed with ``error`` (of aiohttp, asyncio, ssl or the socket)."""
     where = url.origin()
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        reason = getattr(error.certificate_error, "verify_message", "") or "it cannot be verified"
-        return errors.UnreachableError(
-            f"the certificate of {where} is not accepted ({reason}); name the CA file that signed it with `--ca`, or mend the certificate",
-            certificate=True,
-        )
+        return _certificate(error, where)
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        reason = getattr(getattr(error, "os_error", error), "reason", None)
+        if reason in tls.PLAIN:
+            return errors.UnreachableError(
+                f"{where} speaks HTTP without TLS; write the address with http://, or give edge-server a certificate",
+                tls=True,
+            )
         return errors.UnreachableError(
-            f"{where} does not speak TLS as expected; check that the server has a certificate and the address its port"
+            f"{where} does not speak TLS as expected ({reason or 'no reason given'}); check that the server has a certificate and the address its port"
         )
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return errors.UnreachableError(
@@ -97,6 +119,34 @@ def explain(error: BaseException, url: yarl.URL) -> errors.SplitEdgeError:
     return errors.LinkLostError(
         f"the connection to {where} broke ({type(error).__name__}); check the network and the server's log"
     )
+
+
+def _certificate(error: aiohttp.ClientConnectorCertificateError, where: yarl.URL) -> errors.UnreachableError:
+    """Why the certificate of ``where`` is refused. Time cures one that is not valid yet: a board without a clock of its own has the right time late."""
+    code = getattr(error.certificate_error, "verify_code", None)
+    reason = getattr(error.certificate_error, "verify_message", "") or "it cannot be verified"
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by this machine's clock"
+    if code == tls.NOT_YET_VALID:
+        return errors.UnreachableError(
+            f"the certificate of {where} is not valid yet: it is {now}, which is behind; wait until the clock is synchronized, or set it",
+            clock=True,
+        )
+    if code == tls.EXPIRED:
+        return errors.UnreachableError(
+            f"the certificate of {where} has expired: it is {now}; renew the certificate, or set the clock", tls=True
+        )
+    return errors.UnreachableError(
+        f"the certificate of {where} is not accepted ({reason}); name the CA file that signed it with `--ca`, or mend the certificate",
+        tls=True,
+    )
+
+
+def _other_name(url: yarl.URL, names: list[str]) -> errors.UnreachableError:
+    holds = ", ".join(names) or "other names"
+    return errors.UnreachableError(
+        f"the certificate of {url.origin()} does not hold {url.host}; it holds {holds}: use one of those in the server's address, or make a certificate for {url.host}",
+        tls=True, names=names,
+    )  # fmt: skip
 
 
 def os_reason(error: OSError) -> str:
@@ -126,5 +176,5 @@ def status_error(status: int, url: yarl.URL) -> errors.SplitEdgeError:
 def heals(error: errors.SplitEdgeError) -> bool:
     """Whether the same request may succeed later without anybody's doing here: trouble of the server's own (a full disk, a fault) is one."""
     if isinstance(error, errors.LinkError):
-        return not isinstance(error, errors.AuthError) and not error.data.get("certificate")
+        return not isinstance(error, errors.AuthError) and not error.data.get("tls")
     return isinstance(error, errors.BusyError) or (error.remote and error.http_status >= 500)

@@ -222,7 +222,7 @@ class ServerClient:
                     raise await _refused(response)
                 yield response
         except (aiohttp.ClientError, TimeoutError, ConnectionError, ssl_module.SSLError) as error:
-            raise dial.explain(error, url) from error
+            raise await dial.explained(error, url, self._ssl) from error
 
     # --- segments and tokenizers
 

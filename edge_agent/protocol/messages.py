@@ -403,6 +403,7 @@ class ModelInfo(Message):
     float_top1: float | None = None  # per cent of the calibration samples, of the float model; None without labels
     tokenizer: TokenizerRef | None = None
     output: Output = msgspec.field(default_factory=Output)
+    offered: list[int] = []  # indices of the cuts that plans may choose
 
 
 class ServerVersion(Message):

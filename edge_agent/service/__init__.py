@@ -1,1 +1,3 @@
-"""The agent as a systemd service: the unit (`unit`), its installation (`install`), readiness and watchdog (`notify`)."""
+"""The agent as a systemd service: the unit (`unit`), what it needs (`check`), its installation (`install`), its state (`status`), readiness and watchdog
+(`notify`).
+"""

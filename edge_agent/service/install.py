@@ -1,13 +1,14 @@
-"""Install, remove and query the systemd service.
+"""Install and remove the systemd service.
 
-``root`` other than ``/`` prepares a system image: files are written below it and nothing is started.
+``root`` other than ``/`` prepares a system image: files are written or removed below it, and nothing is started or checked.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,31 +16,41 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import edge_agent
-from edge_agent import limits
-from edge_agent.errors import ConfigError, PlatformError, StoreError, UsageError
-from edge_agent.service.unit import CONFIG_PATH, NAME, TOKEN_PATH, UNIT_PATH, UnitOptions, render
+from edge_agent import config
+from edge_agent.errors import ConfigError, PlatformError, SplitEdgeError, StoreError, UsageError
+from edge_agent.service import check, notify
+from edge_agent.service.status import ServiceStatus, last_error, query, require_systemd, systemctl, watch
+from edge_agent.service.unit import (
+    CACHE,
+    CONFIG_PATH,
+    DROP_INS,
+    ENVIRONMENT_PATH,
+    HANDED_OVER,
+    NAME,
+    STATE,
+    TOKEN_PATH,
+    UNIT_PATH,
+    UnitOptions,
+    render,
+)
 
 ROOT = Path("/")
 
 
 @dataclass(frozen=True)
-class ServiceStatus:
-    """What systemd says of the service; ``active`` and ``state`` are its words (active/running, failed/failed, inactive/dead ...)."""
+class Removed:
+    """What `uninstall` removed, and what of the service stays."""
 
-    enabled: bool
-    active: str
-    state: str
-    pid: int  # 0: not running
-    restarts: int
-    since: str  # when ``state`` began, or an empty string
-    says: str  # the agent's own status line
-    result: str  # "success", or why the last run ended
+    gone: list[Path]
+    kept: list[Path]
 
 
 def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None = None) -> UnitOptions:
-    """The unit of this very installation. ``token_file`` None: `TOKEN_PATH`, if there is such a file."""
-    if token_file is None and TOKEN_PATH.is_file():
-        token_file = TOKEN_PATH
+    """The unit of this very installation. ``token_file`` None: the one that the configuration names, else `TOKEN_PATH`, if there is such a file."""
+    if token_file is None:
+        named = _configured_token(config_path)
+        place = Path(named) if named else TOKEN_PATH
+        token_file = place if place.is_absolute() and place.is_file() else None
     executable = Path(sys.executable).parent / "edge-agent"
     seen = [executable.resolve(), Path(sys.executable).resolve(), config_path, Path(edge_agent.__file__).resolve()]
     home = any(path.is_relative_to(place) for path in seen for place in ("/home", "/root"))
@@ -53,121 +64,166 @@ def install(
     root: Path = ROOT,
     say: Callable[[str], object] = lambda _: None,
 ) -> str:
-    """Write the unit, enable it, and (re)start it; returns the unit's text once the agent's local API listens.
+    """Check the settings, write the unit, enable it and (re)start it; returns the unit's text once frames are served or the server is waited for.
 
-    By then every kernel is compiled, by the unit's first command and as the service's user: minutes on a small board, which ``say`` hears before.
-    Frames are answered later, when the server gave a plan: `status` tells. With ``dry_run`` the same files are checked and nothing is touched.
-    Raises `PlatformError` (not root, no systemd, it did not start), `ConfigError` (a path that is missing or that the service's user cannot
-    read), `StoreError` (a file that cannot be written).
+    By then every kernel is compiled, by the unit's first command and as the service's user: minutes on a small board, which ``say`` hears. With
+    ``dry_run`` the same is checked and nothing is touched.
+    Raises `PlatformError` (not root, no systemd), `ConfigError` for settings with which the service would not run, nothing is changed then
+    (``data["problems"]``: all of them), `SplitEdgeError` with the service's last error if it was started and does not run, `StoreError` (a file that
+    cannot be written).
     """
     if options is None:
         options = default_options()
     text = render(options)
-    if root == ROOT and not dry_run:
-        _require_systemd()
     if root == ROOT:
-        _check_paths(options)
+        if not dry_run:
+            _require_root()
+        _check(options, say)
     if dry_run:
         return text
     _write(_below(root, UNIT_PATH), text)
     if root == ROOT:
-        _systemctl("daemon-reload")
-        _systemctl("reset-failed", NAME, check=False)
-        _systemctl("enable", NAME)
-        say("compiling kernels as the service's user and starting it: minutes on a small board, the first time")
-        _systemctl("restart", NAME)
+        _start(say)
     return text
 
 
-def uninstall(*, root: Path = ROOT) -> None:
-    """Stop and remove the service. Configuration, token and state stay. Raises `UsageError` if it is not installed."""
+def uninstall(*, purge: bool = False, root: Path = ROOT) -> Removed:
+    """Stop and remove the service. Configuration, token, state and cache stay, unless ``purge``.
+
+    ``purge`` also removes what lies at the usual places: configuration, variables and token in /etc/splitedge, changes made by `systemctl edit`, state
+    and compiled kernels. Files elsewhere that the unit names, and other files in /etc/splitedge, stay. Raises `UsageError` if there is nothing
+    to remove.
+    """
     path = _below(root, UNIT_PATH)
     if root == ROOT:
-        _require_systemd()
-    _require_unit(path)
+        _require_root()
+    own = _own(root)
+    named = _named(path)
+    if not path.is_file() and not (purge and any(map(_there, own))):
+        raise _not_installed(path)
+    if root == ROOT and path.is_file():
+        systemctl("disable", "--now", NAME)
+    gone = [one for one in [path, *(own if purge else [])] if _there(one)]
+    for one in gone:
+        _remove(one)
     if root == ROOT:
-        _systemctl("disable", "--now", NAME)
-    try:
-        path.unlink()
-    except OSError as error:
-        raise StoreError(f"{path} cannot be removed ({error.strerror}): remove it by hand") from error
-    if root == ROOT:
-        _systemctl("daemon-reload")
+        systemctl("daemon-reload")
+        systemctl("reset-failed", NAME, check=False)  # it fails where there is nothing to forget
+    return Removed(gone, [one for one in _kept(root, named, own) if _there(one)])
 
 
 def status(*, root: Path = ROOT) -> ServiceStatus:
     """What systemd says of the service. Raises `UsageError` if it is not installed, `PlatformError` where systemd does not run."""
-    _require_unit(_below(root, UNIT_PATH))
-    _require_running_systemd()
-    names = "UnitFileState,ActiveState,SubState,MainPID,NRestarts,StateChangeTimestamp,StatusText,Result"
-    return parse_status(_systemctl("show", f"--property={names}", NAME))
+    path = _below(root, UNIT_PATH)
+    if not path.is_file():
+        raise _not_installed(path)
+    return query()
 
 
-def parse_status(shown: str) -> ServiceStatus:
-    """The status in the ``NAME=value`` lines of `systemctl show`; what is absent is empty."""
-    found = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+# --- install
 
-    def number(name: str) -> int:
-        return int(found[name]) if found.get(name, "").isdecimal() else 0
 
-    return ServiceStatus(
-        enabled=found.get("UnitFileState", "").startswith("enabled"),
-        active=found.get("ActiveState", "unknown"),
-        state=found.get("SubState", "unknown"),
-        pid=number("MainPID"),
-        restarts=number("NRestarts"),
-        since=found.get("StateChangeTimestamp", ""),
-        says=found.get("StatusText", ""),
-        result=found.get("Result", ""),
+def _configured_token(path: Path) -> str:
+    """`token_file` of the configuration, which only root may be able to read, or nothing; what is wrong with the file is told later."""
+    try:
+        return config.load(path, environ={}).token_file
+    except ConfigError:
+        return ""
+
+
+def _check(options: UnitOptions, say: Callable[[str], object]) -> None:
+    found = check.examine(options, _variables() | check.environment())
+    if found.problems:
+        raise ConfigError(found.problems[0], problems=found.problems)
+    for note in found.notes:
+        say(f"note: {note}")
+
+
+def _variables() -> dict[str, str]:
+    """What drop-ins of the service set, where systemd runs; not what the unit that is installed does."""
+    try:
+        shown = systemctl("show", "--property=Environment", "--value", NAME)
+    except PlatformError:
+        return {}
+    found = dict(pair.split("=", 1) for pair in shlex.split(shown) if "=" in pair)
+    return {name: value for name, value in found.items() if (name, value) not in HANDED_OVER.items()}
+
+
+def _start(say: Callable[[str], object]) -> None:
+    systemctl("daemon-reload")
+    systemctl("reset-failed", NAME, check=False)
+    systemctl("enable", NAME)
+    systemctl("stop", NAME)  # so that what is said afterwards is the new one's
+    systemctl("start", "--no-block", NAME)
+    found = watch(say)
+    if found.ready or found.waiting:
+        say(found.says)
+        return
+    reason = last_error(found) or f"it is {found.doing} after a long time"
+    raise SplitEdgeError(
+        f"the service is installed and cannot serve: {reason.removeprefix(f'{notify.REFUSED}: ')}; put that right, "
+        "then run the same command again, or remove it with 'edge-agent service uninstall'"
     )
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise PlatformError("the service can be changed by root only: run the same command with sudo")
+    require_systemd()
+
+
+def _not_installed(path: Path) -> UsageError:
+    return UsageError(f"the service is not installed ({path} is not there): run 'edge-agent service install' first")
+
+
+# --- uninstall
+
+
+def _own(root: Path) -> list[Path]:
+    """Where the service and nothing else keeps its files: what `uninstall` removes with ``purge``."""
+    private = [path.parent / "private" / path.name for path in (STATE, CACHE)]  # of a dynamic user; the other is a link
+    return [
+        _below(root, path) for path in (CONFIG_PATH, ENVIRONMENT_PATH, TOKEN_PATH, DROP_INS, STATE, CACHE, *private)
+    ]
+
+
+def _named(unit: Path) -> list[Path]:
+    """The files that the ``unit`` names as its configuration and token."""
+    text = unit.read_text("utf-8", "replace") if unit.is_file() else ""
+    found = re.findall(r'^(?:ExecStart=.* --config "?([^"\n]+)"?|LoadCredential=[\w-]+:(.+))$', text, re.MULTILINE)
+    return [Path((settings or token).replace("%%", "%").replace("$$", "$")) for settings, token in found]
+
+
+def _kept(root: Path, named: list[Path], own: list[Path]) -> list[Path]:
+    """What may be left of the service, each once, links left out."""
+    folder = _below(root, CONFIG_PATH.parent)
+    others = sorted(folder.iterdir()) if folder.is_dir() else []
+    kept = [*own, *others, *(_below(root, path) for path in named)]
+    return sorted(path for path in set(kept) if not path.is_symlink())
+
+
+def _there(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, and the folder that it leaves empty in /etc/splitedge."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if path.parent.name == CONFIG_PATH.parent.name and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be removed ({error.strerror}): remove it by hand") from error
+
+
+# --- files
 
 
 def _below(root: Path, path: Path) -> Path:
     return root / path.relative_to("/")
-
-
-def _require_systemd() -> None:
-    if os.geteuid() != 0:
-        raise PlatformError("the service can be changed by root only: run the same command with sudo")
-    _require_running_systemd()
-
-
-def _require_running_systemd() -> None:
-    if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
-        raise PlatformError("systemd does not run on this machine: start 'edge-agent run' from its own service manager")
-
-
-def _require_unit(path: Path) -> None:
-    if not path.is_file():
-        raise UsageError(f"the service is not installed ({path} is not there): run 'edge-agent service install' first")
-
-
-def _check_paths(options: UnitOptions) -> None:
-    """The service runs as a user of its own that owns nothing: all it needs must be readable by everyone."""
-    advice = "install splitedge where every user may read, for instance in a virtual environment in /opt/splitedge"
-    for path in (options.executable, Path(sys.executable), Path(edge_agent.__file__)):
-        if why := unreachable(path):
-            raise ConfigError(f"the service's user cannot use {path} ({why}): {advice}")
-    if why := unreachable(options.config):
-        raise ConfigError(
-            f"the service's user cannot read the configuration {options.config} ({why}): put it right first"
-        )
-    if options.token_file is not None and options.token_file != TOKEN_PATH and not options.token_file.is_file():
-        raise ConfigError(f"the token file {options.token_file} is not there: make a token with 'edge-server token'")
-
-
-def unreachable(path: Path) -> str:
-    """Why a user who owns nothing cannot read the file ``path``, by the permission bits; an empty string if such a user can."""
-    try:
-        real = path.resolve(strict=True)
-        if any(real.is_relative_to(place) for place in ("/tmp", "/var/tmp")):  # noqa: S108
-            return "the service has its own /tmp and /var/tmp"
-        closed = next((parent for parent in reversed(real.parents) if not parent.stat().st_mode & 0o001), None)
-        if closed is not None:
-            return f"{closed} is closed to other users"
-        return "" if real.stat().st_mode & 0o004 else "its permissions"
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def _write(path: Path, text: str) -> None:
@@ -189,21 +245,3 @@ def _write(path: Path, text: str) -> None:
         raise StoreError(
             f"{path} cannot be written ({error.strerror}): free space or make the folder writable"
         ) from error
-
-
-def _systemctl(*arguments: str, check: bool = True) -> str:
-    try:
-        done = subprocess.run(  # noqa: S603
-            ["systemctl", *arguments],  # noqa: S607
-            capture_output=True, text=True, timeout=limits.SERVICE_TIMEOUT, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise PlatformError(
-            f"'systemctl {arguments[0]}' did not finish: look at 'journalctl -u splitedge-agent -n 50'"
-        ) from error
-    if check and done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[0][:200].rstrip(".")
-        raise PlatformError(
-            f"'systemctl {arguments[0]}' failed ({reason}): look at 'journalctl -u splitedge-agent -n 50'"
-        )
-    return done.stdout

@@ -6,13 +6,29 @@ Every call is safe anywhere: without ``NOTIFY_SOCKET`` it does nothing and says 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
 
 from edge_agent.errors import PlatformError
 
-MAX_STATUS = 200  # characters of a status line
+MAX_STATUS = 500  # characters of a status line
+
+# What a status line begins with: `service install` and `service status` tell by it how the agent is.
+READY = "ready"
+WAITING = "waiting for the server"
+REFUSED = "refused by the server"
+
+
+def watched() -> bool:
+    """Whether systemd started this process and hears it: then nobody reads its terminal."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def state(text: str, *, ready: bool) -> str:
+    """The status line of an agent that does or meets ``text``; ``ready``: it serves frames meanwhile."""
+    return f"{READY}: {text}" if ready and text != READY else text
 
 
 def ready(status: str = "") -> bool:
@@ -39,7 +55,10 @@ async def keep_alive() -> None:
     """Feed the watchdog from the event loop until cancelled, so that a stuck loop starves it; returns at once where no watchdog is set."""
     period = watchdog_interval()
     while period is not None:
-        watchdog()
+        with contextlib.suppress(
+            PlatformError
+        ):  # systemd restarts itself at times; if it does not come back, its watchdog decides
+            watchdog()
         await asyncio.sleep(period / 3)
 
 

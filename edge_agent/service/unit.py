@@ -6,14 +6,21 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.config import CREDENTIAL
+from edge_agent.config import CREDENTIAL, SYSTEM_FILE, variable
 from edge_agent.errors import ConfigError, PlatformError, UsageError
 
 NAME = "splitedge-agent.service"
 UNIT_PATH = Path("/etc/systemd/system") / NAME
-CONFIG_PATH = Path("/etc/splitedge/agent.toml")
+CONFIG_PATH = SYSTEM_FILE
 TOKEN_PATH = Path("/etc/splitedge/token")
 ENVIRONMENT_PATH = Path("/etc/splitedge/agent.env")
+DROP_INS = UNIT_PATH.with_name(f"{NAME}.d")  # what `systemctl edit` writes
+CREDENTIALS = Path("/run/credentials") / NAME
+HANDED_OVER = {
+    variable("token_file"): str(CREDENTIALS / CREDENTIAL)
+}  # where the service finds the token file that only root reads
+STATE, CACHE = Path("/var/lib/splitedge"), Path("/var/cache/splitedge")
+NO_CREDENTIAL = 243  # systemd's own exit status where a file of LoadCredential= cannot be read
 
 
 @dataclass(frozen=True)
@@ -30,15 +37,13 @@ class UnitOptions:
 
 def render(options: UnitOptions) -> str:
     """The unit's text. Raises `ConfigError` for paths that a unit cannot hold."""
-    futile = sorted({UsageError.exit_status, PlatformError.exit_status})
+    futile = sorted({UsageError.exit_status, PlatformError.exit_status, NO_CREDENTIAL})
     executable = _word(_absolute(options.executable))
     return _TEMPLATE.format(
         executable=executable,
         command=f"{executable} run --config {_word(_absolute(options.config)).replace('$', '$$')}",
         environment_file=_plain(str(ENVIRONMENT_PATH)),
-        credential=f"LoadCredential={CREDENTIAL}:{_plain(_absolute(options.token_file))}\n"
-        if options.token_file
-        else "",
+        credential="" if options.token_file is None else _credential(options.token_file),
         futile=" ".join(map(str, futile)),
         start_timeout=options.start_timeout_s,
         watchdog=options.watchdog_s,
@@ -67,7 +72,7 @@ ExecStartPre=-{executable} warm
 ExecStart={command}
 Restart=on-failure
 RestartSec=10
-# A wrong configuration or platform is not cured by another start.
+# A wrong configuration or platform, or a token file that is gone, is not cured by another start.
 RestartPreventExitStatus={futile}
 # Each of the two commands may take so long. What is compiled is kept, so after a timeout the next start gets further.
 TimeoutStartSec={start_timeout}
@@ -75,8 +80,8 @@ TimeoutStopSec=15
 WatchdogSec={watchdog}
 
 Environment=PYTHONUNBUFFERED=1
-EnvironmentFile=-{environment_file}
-{credential}
+{credential}EnvironmentFile=-{environment_file}
+
 DynamicUser=yes
 StateDirectory=splitedge
 StateDirectoryMode=0700
@@ -114,6 +119,12 @@ RemoveIPC=yes
 [Install]
 WantedBy=multi-user.target
 """
+
+
+def _credential(token_file: Path) -> str:
+    """systemd reads the file as root; the variable beats `token_file` of the configuration, which the service's user may not be able to read."""
+    variables = "".join(f"Environment={name}={value}\n" for name, value in HANDED_OVER.items())
+    return f"LoadCredential={CREDENTIAL}:{_plain(_absolute(token_file))}\n{variables}"
 
 
 def _absolute(path: Path) -> str:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import onnx
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from calibration import bundle as bundles
-from calibration import importer, samples, texts, trials
+from calibration import importer, layers, samples, texts, trials
 from calibration.graph import Graph
+from calibration.labels import read_names
 from calibration.rounding import Rounding
 from edge_agent import errors
 from edge_agent.explain import output
@@ -26,6 +27,8 @@ from edge_agent.head import text
 from edge_agent.protocol.messages import OutputKind, Preprocess
 from edge_server import preprocessing
 from edge_server.catalog import Catalog
+from edge_server.first_look import FirstLook
+from edge_server.phases import Phases, stopped_in_order
 from edge_server.planner import Table as Patterns
 from edge_server.planning import mean_bits
 from edge_server.store import Store, check_name, default_folder
@@ -56,38 +59,77 @@ class Request:
     texts: Path | None = None
     tokenizer: Path | None = None
     output_kind: OutputKind | None = None
+    replace: bool = False
+    verbose: bool = False
 
 
 def add(folder: Path | None, request: Request) -> None:
     """Calibrates a model into the store and prints its cuts."""
     name = request.name or _name_of(request.source)
-    check_name(name, "model")
-    _check_place(request)
+    spec = _checked(name, request)
     tokenizer = text.read(request.tokenizer) if request.tokenizer is not None else None
-    if request.labels is not None and request.metric in ("agreement", "cosine"):
-        raise errors.UsageError(f"--metric {request.metric} takes no labels: leave out --labels, or choose top1")
-    spec = preprocessing.read(request.preprocess, request.options)
+    place = folder or default_folder()
     console = Console(stderr=True)
-    with Store(folder or default_folder()) as store:
-        with console.status("importing the model"):
+    with stopped_in_order(), Store(place) as store:
+        store.check_free(name, replace=request.replace)
+        known_names = read_names(request.class_names) if request.class_names is not None else []
+        with Phases(console) as progress:
+            progress("importing the model", 0, 0)
             model = importer.load(request.source, _shape(request.input_shape), request.output, request.padding)
             graph = Graph.of(model)
             shape = graph.stored_shape(graph.input)
-        reader = None if tokenizer is None else _tokenizer(tokenizer, graph, request.padding)
-        found, names = _samples(request, spec, shape, reader)
-        former = _former(store, name)
-        with store.new_bundle(name) as path, _progress(console) as progress:
-            cache = store.folder / "cache"
-            bundles.create(
-                path, name, model, found, names, progress, request.rounding, cache, request.metric, reader,
-                request.output_kind,
-            )  # fmt: skip
-        bundle = Catalog(store).bundle(name)
-        if former and former != bundle.sha256:
-            store.forget(former)
-        with _progress(console) as progress:
-            patterns = kept_table(store, bundle, lambda done, total: progress("patterns", done, total))
-    _show(bundle, patterns)
+            reader = None if tokenizer is None else _tokenizer(tokenizer, graph, request.padding)
+            outputs = math.prod(graph.shapes[graph.output]) if graph.output in graph.shapes else None
+            found = _samples(request, spec, shape, reader, known_names, outputs)
+            names = found.labels.names if found.labels is not None and not known_names else known_names
+            if graph.takes_ids:
+                bundles.check_ids(layers.build(graph), found)
+            _look(progress, model, found, request)
+            former = _former(store, name)
+            with store.new_bundle(name, replace=request.replace) as path:
+                cache = store.folder / "cache"
+                bundle = bundles.create(
+                    path, name, model, found, names, progress, request.rounding, cache, request.metric, reader,
+                    request.output_kind,
+                )  # fmt: skip
+                patterns = kept_table(store, bundle, lambda done, total: progress("patterns", done, total))
+            if former and former != bundle.sha256:
+                store.forget(former)
+        tokens = bool(store.tokens())
+    _show(bundle, patterns, verbose=request.verbose)
+    _show_next(folder, tokens=tokens)
+
+
+def _checked(name: str, request: Request) -> preprocessing.Spec:
+    """What can be told wrong before any work; returns the preprocessing."""
+    check_name(name, "model")
+    _check_place(request)
+    if request.labels is not None and request.metric in ("agreement", "cosine"):
+        raise errors.UsageError(f"--metric {request.metric} takes no labels: leave out --labels, or choose top1")
+    _shape(request.input_shape)
+    given = [option for option, value in request.options.items() if value is not None]
+    if request.images is None and (given or request.preprocess):
+        raise errors.UsageError(
+            f"--{given[0] if given else 'preprocess'} is for images: leave it out, or give the samples with --images"
+        )
+    spec = preprocessing.read(request.preprocess, request.options)
+    if request.images is not None:
+        preprocessing.check_stated(spec)
+    return spec
+
+
+def _look(progress: Phases, model: onnx.ModelProto, found: samples.Samples, request: Request) -> None:
+    """Says what the float model answers to a few samples, and which preset fits better where one clearly does."""
+    progress("first look", 0, 0)
+    seen = FirstLook(model, found, request.output_kind, request.metric)
+    if seen.look is None:
+        return
+    progress.say(seen.look.words())
+    better = seen.better()
+    if better is not None:
+        progress.say(better.words())
+    elif seen.look.right is not None and seen.look.right < seen.look.samples * hardly_above_chance(seen.look.outputs):
+        progress.say(f"warning: {_chance(seen.look.outputs)}")
 
 
 def _name_of(source: str) -> str:
@@ -115,16 +157,23 @@ def _tokenizer(data: bytes, graph: Graph, padding: int) -> text.Tokenizer:
 
 
 def _samples(
-    request: Request, spec: preprocessing.Spec, shape: list[int], tokenizer: text.Tokenizer | None
-) -> tuple[samples.Samples, list[str]]:
-    """What to calibrate on, and the names of the classes."""
-    names = samples.read_names(request.class_names) if request.class_names is not None else []
+    request: Request,
+    spec: preprocessing.Spec,
+    shape: list[int],
+    tokenizer: text.Tokenizer | None,
+    names: list[str],
+    outputs: int | None,
+) -> samples.Samples:
+    """What to calibrate on."""
     if request.texts is not None and tokenizer is not None:
-        found = texts.find(request.texts, request.labels, names)
-        return texts.samples(found, tokenizer, request.most), names or found.names
+        return texts.samples(texts.find(request.texts, request.labels, names, outputs), tokenizer, request.most)
     place = request.images or request.arrays
     assert place is not None
-    return samples.open_samples(place, _preprocess(request, spec, shape), request.labels, request.most), names
+    preprocess = _preprocess(request, spec, shape)
+    unlabelled = request.metric in ("agreement", "cosine")
+    return samples.open_samples(
+        place, preprocess, request.labels, request.most, names, outputs, labelled=not unlabelled
+    )
 
 
 def _shape(text: str | None) -> list[int] | None:
@@ -148,22 +197,7 @@ def _former(store: Store, name: str) -> str | None:
         return None
 
 
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, TaskID] = {}
-    # elsewhere than on a terminal, the end of a bar is an empty line
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-
-        def show(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bar.add_task(phase, total=total)
-            bar.update(tasks[phase], completed=done, total=total)
-
-        yield show
-
-
-def _show(bundle: bundles.Bundle, patterns: Patterns) -> None:
+def _show(bundle: bundles.Bundle, patterns: Patterns, *, verbose: bool) -> None:
     console = Console(highlight=False, markup=False)
     console.print(_offered(bundle, patterns))
     for line in _float_top1(bundle):
@@ -172,13 +206,27 @@ def _show(bundle: bundles.Bundle, patterns: Patterns) -> None:
     unseen = " that the rounding of weights has not seen" if bundle.accuracy.samples < bundle.samples else ""
     what = f"bits and bytes are for a {bundle.metric} drop of at most {SHOWN_DROP:g} point, judged on {bundle.accuracy.samples} samples{unseen}"
     console.print(f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered; {what}", soft_wrap=True)
+    if bundle.unsupported:
+        console.print("not in the integer head: " + ", ".join(bundle.unsupported), soft_wrap=True)
+    if not verbose:
+        return
     for cut, reason in zip(bundle.cuts, bundle.reasons, strict=True):
         if reason:
             console.print(f"not offered: {cut.index}, after {cut.layer} {_by(cut.shape)}: {reason}", soft_wrap=True)
     if told := trials.additivity(bundle.manifest.trials):
         console.print(told, soft_wrap=True)
-    if bundle.unsupported:
-        console.print("not in the integer head: " + ", ".join(bundle.unsupported), soft_wrap=True)
+
+
+def _show_next(folder: Path | None, *, tokens: bool) -> None:
+    """The commands that come after `add`."""
+    console = Console(highlight=False, markup=False)
+    store = "" if folder is None else f" --store {shlex.quote(str(folder))}"
+    console.print("next:")
+    if not tokens:
+        console.print(f"  edge-server token BOARD{store}    makes the token of a board", soft_wrap=True)
+    console.print(
+        f"  edge-server serve{store}    serves the model; a server that runs already does so now", soft_wrap=True
+    )
 
 
 def _float_top1(bundle: bundles.Bundle) -> Iterator[str]:
@@ -189,10 +237,14 @@ def _float_top1(bundle: bundles.Bundle) -> Iterator[str]:
     yield f"float top-1 on these {bundle.samples} samples: {top1:.1f} %"
     classes = math.prod(output)
     if output and top1 < 100 * hardly_above_chance(classes):
-        yield (
-            f"warning: with {classes} classes that is hardly better than chance ({100 / classes:.3g} %), so the losses say little; "
-            "check --mean, --std, --resize and the order of the labels"
-        )
+        yield f"warning: {_chance(classes)}; the losses say little"
+
+
+def _chance(classes: int) -> str:
+    return (
+        f"with {classes} classes that is hardly better than chance ({100 / classes:.3g} %): "
+        "check the preprocessing, the order of the classes and the labels"
+    )
 
 
 def hardly_above_chance(classes: int) -> float:

@@ -7,19 +7,31 @@ import logging
 import sys
 from pathlib import Path
 
+from edge_server import access
 from edge_server.serve import Listen, check
 from edge_server.serve import serve as listen_and_serve
 from edge_server.store import Store, default_folder
 
 
 def serve(
-    folder: Path | None, *, host: str, port: int, cert: Path | None, key: Path | None, auth: bool, insecure: bool
+    folder: Path | None,
+    *,
+    host: str,
+    port: int,
+    cert: Path | None,
+    key: Path | None,
+    auth: bool,
+    insecure: bool,
+    quiet: bool = False,
 ) -> None:
     """Serves until SIGTERM or SIGINT; prints one line with the URL once the port is open."""
     listen = Listen(host, port, cert, key, auth, insecure)
     for warning in check(listen):
         _say(warning)
     logging.basicConfig(level=logging.WARNING, format="edge-server: %(message)s")
+    if not quiet:
+        access.log.setLevel(logging.INFO)
+        access.log.addFilter(access.RateBound())
     with Store(folder or default_folder()) as store:
         hints = _hints(store, auth)
         asyncio.run(listen_and_serve(store, listen, lambda url: _ready(url, hints)))

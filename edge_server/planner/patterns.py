@@ -126,7 +126,9 @@ def tabulate(model: str, places: Sequence[Place], levels: Sequence[Level], patte
             if total <= levels[-1].noise:
                 rows.append((pattern.place, number, codec, total, frame_bytes))
     if not rows:
-        raise errors.UsageError(f"no bit widths of {model} meet the loosest accuracy level: add a level of more noise")
+        raise errors.UsageError(
+            f"no bit widths of {model} keep any accuracy that may be asked for: add the model again, with more samples or other ones"
+        )
     return _table(model, tuple(places), tuple(levels), tuple(patterns), rows)
 
 

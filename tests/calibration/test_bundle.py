@@ -135,7 +135,7 @@ def test_the_float_models_own_top1_is_kept(tmp_path: Path) -> None:
 def test_a_label_that_is_no_output_of_the_model_is_refused(tmp_path: Path, wrong: int) -> None:
     inputs = samples(4, shape=[64])
     labelled = Samples(inputs.preprocess, inputs.sources, np.array([0, 9, wrong, wrong]))
-    with pytest.raises(errors.InputError, match=rf"label of sample 2 is class {wrong}, .* 10 outputs .*\(2 of 4"):
+    with pytest.raises(errors.InputError, match=rf"sample 2: class {wrong} is out of range .* 10 classes, .*\(2 of 4"):
         make(tmp_path, small.mlp(), labelled)
     assert list(tmp_path.iterdir()) == []
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.samples import Samples, open_samples, read_names
+from calibration.samples import Samples, open_samples
 from edge_agent import errors
 from edge_agent.head.segment import Tensor
 from edge_agent.protocol.messages import Preprocess
@@ -70,14 +70,18 @@ def test_labels_that_do_not_fit_are_refused(folder: Path, labels: str) -> None:
         open_samples(folder, IMAGE, labels)
 
 
-def test_a_label_that_is_no_class_names_its_file(folder: Path) -> None:
+def test_a_label_that_is_no_class_names_its_row_and_the_range(folder: Path) -> None:
     huge = "9" * 30
-    (folder / "labels.csv").write_text("".join(f"cat_{i}.png,{huge if i == 4 else i}\n" for i in range(6)))
+    (folder / "labels.csv").write_text(
+        "file,class\n" + "".join(f"cat_{i}.png,{huge if i == 4 else i}\n" for i in range(6))
+    )
     samples = open_samples(folder, IMAGE)
-    with pytest.raises(errors.InputError, match=r"label of cat_4\.png .* 0 to 9; correct"):
+    with pytest.raises(
+        errors.InputError, match=r"labels\.csv: row 6: class \d+ is out of range .*10 classes, 0 to 9\)"
+    ):
         samples.check_classes(10)
     samples[:4].check_classes(4)
-    with pytest.raises(errors.InputError, match=r"cat_3\.png is class 3"):
+    with pytest.raises(errors.InputError, match=r"row 5: class 3 is out of range"):
         samples[:4].check_classes(3)
 
 
@@ -97,8 +101,11 @@ def test_places_without_samples_are_refused(tmp_path: Path) -> None:
 
 def test_samples_that_are_no_samples_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"not an image")
-    with pytest.raises(errors.InputError, match=r"^a\.jpg: this is not an image"):
+    with pytest.raises(errors.InputError, match=r"a\.jpg: .*take the file out"):
         open_samples(tmp_path, IMAGE)[0]
+    np.save(tmp_path / "b.npy", np.array([[0.0, np.nan, 1.0]] * 4))
+    with pytest.raises(errors.InputError, match=r"b\.npy holds NaN"):
+        open_samples(tmp_path, ARRAY)[0]
     np.save(tmp_path / "b.npy", np.zeros((2, 2)))
     with pytest.raises(errors.InputError, match=r"b.npy has shape \[2, 2\]"):
         open_samples(tmp_path, ARRAY)[0]
@@ -110,25 +117,30 @@ def test_samples_that_are_no_samples_are_refused(tmp_path: Path) -> None:
         open_samples(tmp_path, ARRAY)[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("a.txt", "tench\ngoldfish\n"),
-        ("a.csv", "index,name\n0,tench\n1,goldfish\n"),
-        ("b.csv", "file,imagenet_index,name\nx.jpg,1,goldfish\ny.jpg,0,tench\n"),
-        ("a.json", '["tench", "goldfish"]'),
-        ("b.json", '{"1": ["n01443537", "goldfish"], "0": ["n01440764", "tench"]}'),
-    ],
-)
-def test_class_names(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
-    assert read_names(tmp_path / name) == ["tench", "goldfish"]
+def test_a_folder_for_each_class(folder: Path) -> None:
+    for i in range(6):
+        inner = folder / ("b_cat" if i % 2 else "a dog")
+        inner.mkdir(exist_ok=True)
+        (folder / f"cat_{i}.png").rename(inner / f"{i}.png")
+    (folder / ".hidden").mkdir()
+    (folder / "b_cat" / "._1.png").write_bytes(b"a Mac's other half")
+    samples = open_samples(folder, IMAGE, outputs=2)
+    assert samples.labels is not None
+    assert (list(samples.classes), samples.labels.names) == ([0, 0, 0, 1, 1, 1], ["a dog", "b_cat"])
+    named = open_samples(folder, IMAGE, names=["x", "B cat", "y", "A-Dog"], outputs=4)
+    assert list(named.classes) == [3, 3, 3, 1, 1, 1]
+    with pytest.raises(errors.UsageError, match="2 classes and the model has 10"):
+        open_samples(folder, IMAGE, outputs=10)
+    with pytest.raises(errors.UsageError, match="'a dog' is no class name"):
+        open_samples(folder, IMAGE, names=["b_cat", "cow"], outputs=2)
+    (folder / "labels.csv").write_text("".join(f"a dog/{i}.png,7\nb_cat/{i + 1}.png,8\n" for i in (0, 2, 4)))
+    assert list(open_samples(folder, IMAGE, outputs=10).classes) == [7, 7, 7, 8, 8, 8]
 
 
-def test_class_names_that_are_none_are_refused(tmp_path: Path) -> None:
-    for text in ("{", '{"a": "b"}', "3", '{"99999999999": "x"}'):
-        (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(errors.UsageError):
-            read_names(tmp_path / "bad.json")
-    with pytest.raises(errors.UsageError, match="cannot be read"):
-        read_names(tmp_path / "absent.txt")
+def test_other_pixels_are_not_decoded_again(folder: Path) -> None:
+    samples = open_samples(folder, IMAGE)
+    before = samples[0]
+    for path in folder.glob("*.png"):
+        path.unlink()
+    after = samples.normalised_by([0.0], [255.0])[0]
+    np.testing.assert_allclose(after * 255, before * 128 + 127, atol=1e-4)

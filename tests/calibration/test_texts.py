@@ -28,31 +28,31 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     (place / "sport" / "notes.md").write_text("no text of ours")
     found = texts.find(place)
     assert [path.name for path in found.sources if isinstance(path, Path)] == ["c.txt", "a.txt", "b.txt"]
-    assert found.classes is not None
-    assert (found.classes.tolist(), found.names) == ([0, 1, 1], ["money", "sport"])
+    assert found.labels is not None
+    assert (found.labels.classes.tolist(), found.labels.names) == ([0, 1, 1], ["money", "sport"])
 
 
 def test_class_names_tell_the_order_of_folders(tmp_path: Path) -> None:
     place = write(tmp_path, sport__a="play", money__c="the bank")
     found = texts.find(place, names=["sport", "weather", "money"])
-    assert found.classes is not None
-    assert found.classes.tolist() == [2, 0]
-    with pytest.raises(errors.UsageError, match=r"money is none of the class names"):
+    assert found.labels is not None
+    assert found.labels.classes.tolist() == [2, 0]
+    with pytest.raises(errors.UsageError, match="'money' is no class name"):
         texts.find(place, names=["sport"])
 
 
 def test_a_folder_of_texts_may_have_labels_and_need_not(tmp_path: Path) -> None:
     place = write(tmp_path / "texts", a="play", b="the bank")
-    assert texts.find(place) == ([place / "a.txt", place / "b.txt"], None, [])
+    assert texts.find(place) == ([place / "a.txt", place / "b.txt"], None)
     (tmp_path / "labels.csv").write_text("file,class\nb.txt,1\na.txt,0\n")
     found = texts.find(place, str(tmp_path / "labels.csv"))
-    assert found.classes is not None
-    assert found.classes.tolist() == [0, 1]
+    assert found.labels is not None
+    assert found.labels.classes.tolist() == [0, 1]
 
 
 def test_a_file_has_a_text_in_each_line(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("\ufeffthe ball\r\n\n  café\n", "utf-8")
-    assert texts.find(tmp_path / "x.txt") == (["the ball", "café"], None, [])
+    assert texts.find(tmp_path / "x.txt") == (["the ball", "café"], None)
 
 
 @pytest.mark.parametrize("heading", ["", "text,label\n"])
@@ -60,12 +60,12 @@ def test_a_table_has_texts_and_perhaps_classes(tmp_path: Path, heading: str) -> 
     path = tmp_path / "x.csv"
     path.write_text(heading + '"the ball, again",1\n"two\nlines",0\n', "utf-8")
     found = texts.find(path)
-    assert found.classes is not None
-    assert (found.sources, found.classes.tolist()) == (["the ball, again", "two\nlines"], [1, 0])
+    assert found.labels is not None
+    assert (found.sources, found.labels.classes.tolist()) == (["the ball, again", "two\nlines"], [1, 0])
     with pytest.raises(errors.UsageError, match="leave out --labels"):
         texts.find(path, "labels.csv")
     path.write_text("the ball\nplay\n", "utf-8")
-    assert texts.find(path) == (["the ball", "play"], None, [])
+    assert texts.find(path) == (["the ball", "play"], None)
 
 
 @pytest.mark.parametrize(
@@ -105,4 +105,4 @@ def test_samples_are_the_ids_of_some_texts(tmp_path: Path) -> None:
     with pytest.raises(errors.InputError, match=r"a\.txt: the text is empty"):
         texts.samples(texts.find(place), tokenizer)
     with pytest.raises(errors.InputError, match=r"^text 1: a text of"):
-        texts.samples(texts.Texts(["a", "a" * (limits.MAX_TEXT_BYTES + 1)], None, []), tokenizer)
+        texts.samples(texts.Texts(["a", "a" * (limits.MAX_TEXT_BYTES + 1)], None), tokenizer)

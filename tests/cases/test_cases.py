@@ -18,7 +18,7 @@ from calibration.samples import Samples
 from calibration.sessions import DISABLED_OPTIMIZERS, EVERY, brief, disabled
 from calibration.signature import ArgMax
 from edge_agent import errors
-from edge_agent.protocol import answers
+from edge_agent.head import answers
 from edge_agent.protocol.messages import Preprocess
 from edge_server.tails import Tail
 from tests import small_models as small

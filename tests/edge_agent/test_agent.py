@@ -86,11 +86,12 @@ async def test_a_path_that_cannot_be_a_frame_is_named_and_counted(settings, tmp_
         assert server.frames == 0
 
 
-async def test_a_files_name_as_a_str_is_a_text_and_the_error_names_the_way(settings, tmp_path):
+async def test_a_files_name_as_a_str_is_refused_and_the_error_names_the_way(settings, tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     async with SmallServer() as server, Agent(settings(server)) as agent:
-        with pytest.raises(errors.InputError, match=r"pathlib\.Path"):
+        with pytest.raises(errors.InputError, match=r"name of a file.*pathlib\.Path"):
             await agent.infer(str(tmp_path / "a.png"))
+        assert agent.counters.failed == {"input": 1}
 
 
 async def test_without_a_model_nothing_is_asked_or_measured(settings):
@@ -348,7 +349,7 @@ async def test_while_the_link_is_down_it_is_not_ready_and_loss_and_return_are_to
         await until(lambda: agent.ready)
         assert agent.state == "ready"
         assert (await agent.infer(png())).mode == "split"
-    assert heard == [heard[0], "the link to the server is back; ready"]
+    assert heard == [heard[0], "the link to the server is back"]
     assert heard[0].startswith("the link to the server is down")
 
 

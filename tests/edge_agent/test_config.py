@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -73,11 +74,56 @@ def test_a_wrong_file_is_one_sentence_with_the_key_and_what_is_allowed(tmp_path,
     assert caught.value.exit_status == 2
 
 
-def test_bytes_that_are_no_text_are_a_config_error(tmp_path):
+@pytest.mark.parametrize("data", [b"model = '\xff\xfe'", "model = 'm'".encode("utf-16")], ids=["bytes", "UTF-16"])
+def test_bytes_that_are_no_text_are_a_config_error(tmp_path, data):
     path = tmp_path / "agent.toml"
-    path.write_bytes(b"model = '\xff\xfe'")
-    with pytest.raises(errors.ConfigError, match="not valid TOML"):
+    path.write_bytes(data)
+    with pytest.raises(errors.ConfigError, match="UTF-8"):
         config.load(path, environ={})
+
+
+def test_a_byte_order_mark_and_line_ends_of_other_systems_are_no_part_of_what_is_read(tmp_path):
+    (tmp_path / "agent.toml").write_bytes(b"\xef\xbb\xbfmodel = 'm'\r\n[api]\r\nport = 1\r\n")
+    settings = config.load(tmp_path / "agent.toml", environ={})
+    assert (settings.model, settings.api.port) == ("m", 1)
+    (tmp_path / "token").write_bytes(b"\xef\xbb\xbfsesame\r\n")
+    assert config.token(config.Settings(token_file=str(tmp_path / "token")), {}) == "sesame"
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """As the user of the service: no HOME, and no entry in the list of users."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+
+
+@pytest.mark.parametrize("path", ["~/token", "~nobody-of-this-name/token"])
+def test_a_home_folder_that_there_is_not_is_one_sentence(homeless, path):
+    for settings in (config.Settings(token_file=path), config.Settings(chain=config.ChainConfig(token_file=path))):
+        with pytest.raises(errors.ConfigError, match="/etc/splitedge/token"):
+            config.token(settings, {}) or config.chain_token(settings)
+    with pytest.raises(errors.ConfigError, match=path):
+        config.path_of(path)
+    with pytest.raises(errors.ConfigError, match=path):
+        config.load(environ={"SPLITEDGE_CONFIG": path})
+
+
+@pytest.mark.parametrize("home", ["", "relative", "/nowhere", "/etc/passwd", "/\ud800", "/" + "x" * 300])
+def test_an_odd_home_folder_is_one_without_a_configuration(home):
+    assert config.file({"HOME": home}) in (None, config.SYSTEM_FILE)
+
+
+def test_a_path_with_a_zero_is_refused(tmp_path):
+    with pytest.raises(errors.ConfigError, match="`ca`"):
+        config.load(write(tmp_path, 'ca = "/etc/\\u0000ca.pem"'), environ={})
+
+
+def test_a_board_is_of_one_kind():
+    config.check_role(config.Settings(model="m"))
+    config.check_role(config.Settings(stage=config.StageConfig(port=0)))
+    for settings in (config.Settings(), config.Settings(model="m", stage=config.StageConfig(port=0))):
+        with pytest.raises(errors.ConfigError):
+            config.check_role(settings)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -88,6 +134,15 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_wrong_variable_is_named():
     with pytest.raises(errors.ConfigError, match="the variable SPLITEDGE_API_PORT must be a whole number"):
         config.load(environ={"SPLITEDGE_API_PORT": "many"})
+
+
+def test_bytes_of_another_encoding_are_refused_except_in_a_path():
+    for key in ("model", "token", "server", "demand.keep"):
+        with pytest.raises(errors.ConfigError, match=config.variable(key)):
+            config.load(environ={config.variable(key): "m\udcff"})
+        with pytest.raises(errors.ConfigError, match=key):
+            config.load(options={key: "m\udcff"}, environ={})
+    assert config.load(options={"ca": "/etc/\udcff.pem"}, environ={}).ca == "/etc/\udcff.pem"
 
 
 def test_a_wrong_option_is_named():

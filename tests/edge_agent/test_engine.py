@@ -16,7 +16,7 @@ from edge_agent import codec, errors
 from edge_agent.engine import Engine, check_ladder, frame_bytes
 from edge_agent.head import Head
 from edge_agent.head import segment as seg
-from edge_agent.protocol.answers import Answered
+from edge_agent.head.answers import Answered
 from edge_agent.protocol.messages import Demand, Greatest, Output, Preprocess, Rung
 from edge_agent.reuse import Kept, Seen
 from tests.drawn import drawn

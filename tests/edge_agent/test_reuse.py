@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edge_agent import errors
 from edge_agent.agent import Agent
 from edge_agent.config import LinkConfig, ReuseConfig, Settings
-from edge_agent.protocol.answers import Answered
+from edge_agent.head.answers import Answered
 from edge_agent.protocol.messages import Codec, Rung
 from edge_agent.reuse import Reuse, Seen, coded, deviation, distance
 from tests.drawn import drawn

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -19,6 +20,7 @@ from edge_agent.agent import Agent
 from edge_agent.cache import Cache
 from edge_agent.head import text
 from edge_agent.inputs import api
+from edge_agent.inputs.sources import Text, spoken
 from tests.small_server import SmallServer
 from tests.small_texts import TOKENS, TextServer, ids, vocabulary
 
@@ -35,7 +37,7 @@ def tokenizer() -> bytes:
 async def serving(settings: Any, server: SmallServer) -> AsyncIterator[tuple[Agent, aiohttp.ClientSession]]:
     async with server:
         agent = Agent(settings(server))
-        runner, url = await api.serve(agent, "127.0.0.1", 0)
+        runner, url = await api.serve(api.Front(agent), "127.0.0.1", 0)
         try:
             await agent.start()
             async with aiohttp.ClientSession(url) as http:
@@ -76,6 +78,21 @@ async def test_a_text_is_answered_as_its_ids_are_in_every_form(settings, tokeniz
         assert await post(http, b"a loan", Content_Type="text/plain") != answers[0]
         assert agent.counters.answered == 7
         assert (await agent.infer("Playing the Café")).top[0].index == answers[0][1]
+
+
+async def test_words_that_name_a_file_are_asked_about_in_python_and_answered_elsewhere(
+    settings, tokenizer, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "a loan").write_text("the cafe")
+    monkeypatch.chdir(tmp_path)
+    async with serving(settings, TextServer(tokenizer)) as (agent, http):
+        with pytest.raises(errors.InputError, match="name of a file"):
+            await agent.infer("a loan")
+        words = (await agent.infer(Text("a loan"))).top[0].index
+        inside = (await agent.infer(Path("a loan"))).top[0].index
+        assert inside == (await agent.infer("the cafe")).top[0].index != words
+        assert await post(http, b"a loan", Content_Type="text/plain") == (200, words)
+        assert (await agent.infer(spoken("a loan").read())).top[0].index == words
 
 
 async def test_what_is_no_text_for_this_model_is_told_what_to_send(settings, tokenizer, monkeypatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +25,7 @@ from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest, Segm
 from edge_server import preprocessing
 from edge_server.catalog import Catalog
 from edge_server.commands.add import add, hardly_above_chance
-from edge_server.commands.models import models, remove
+from edge_server.commands.models import models, names, remove
 from edge_server.planning import make_plan
 from edge_server.store import Store
 from tests.edge_server.small_network import request_of, save_network
@@ -33,6 +36,13 @@ def run(*options: str | Path, **environment: str) -> subprocess.CompletedProcess
         [sys.executable, "-m", "edge_server", *map(str, options)],
         capture_output=True, text=True, timeout=120, check=False, env=os.environ | environment,
     )  # fmt: skip
+
+
+def last(done: subprocess.CompletedProcess[str], status: int) -> str:
+    """The last line of a command that failed with ``status``, after those of its phases."""
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
 
 
 def sentence(done: subprocess.CompletedProcess[str], status: int) -> str:
@@ -51,7 +61,14 @@ def test_add_lists_the_cuts_and_models_the_model(network: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert "net: where it may be cut" in done.stdout
     assert "5 of 5 cuts are offered" in done.stdout
-    assert "noise of whole heads over the sum of their parts:" in done.stdout
+    assert "noise of whole heads" not in done.stdout
+    assert f"edge-server token BOARD --store {tmp_path}" in done.stdout
+    assert f"edge-server serve --store {tmp_path}" in done.stdout
+    phases = [line.split("] ")[1].split(":")[0] for line in done.stderr.splitlines() if "] " in line]
+    assert list(dict.fromkeys(phases)) == [
+        "importing the model", "first look", "observe", "moments", "rounding", "answers", "histograms", "codecs of cuts",
+        "noise of cuts", "sensitivity of layers", "trials", "segments", "patterns",
+    ]  # fmt: skip
     listed = run("models", "--store", tmp_path, COLUMNS="150")
     assert "16x16x3" in listed.stdout
 
@@ -81,7 +98,7 @@ def added(store: Store, network: Path) -> tuple[Bundle, SegmentRef]:
 def test_adding_what_did_not_change_again_keeps_its_segments(network: Path, tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         former, ref = added(store, network)
-        add(tmp_path, request_of(network, name="net"))
+        add(tmp_path, request_of(network, name="net", replace=True))
         assert Bundle.open(store.bundle_path("net")).sha256 == former.sha256
         assert store.segment_path(ref.sha256) is not None
 
@@ -90,7 +107,7 @@ def test_adding_what_did_not_change_again_keeps_its_segments(network: Path, tmp_
 def test_adding_again_replaces_the_model_and_its_segments(network: Path, tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         _, ref = added(store, network)
-        add(tmp_path, request_of(network, name="net", most=9))
+        add(tmp_path, request_of(network, name="net", most=9, replace=True))
         assert Bundle.open(store.bundle_path("net")).samples == 9
         assert store.segment_path(ref.sha256) is None
 
@@ -106,7 +123,7 @@ def test_the_float_models_top1_is_shown_and_doubted_where_it_is_chance(
     assert "float top-1 on these 12 samples: 100.0 %" in shown
     assert "warning" not in shown
     np.save(tmp_path / "y.npy", (right + 1) % 10)
-    add(tmp_path / "s", request_of(network, labels=str(tmp_path / "y.npy")))
+    add(tmp_path / "s", request_of(network, labels=str(tmp_path / "y.npy"), replace=True))
     shown = capsys.readouterr().out
     assert "float top-1 on these 12 samples: 0.0 %" in shown
     assert "warning: with 10 classes that is hardly better than chance (10 %)" in shown
@@ -124,7 +141,7 @@ def test_chance_is_not_thrice_itself_for_few_classes() -> None:
 @pytest.mark.slow
 def test_a_metric_that_the_labels_do_not_fit_is_refused(network: Path, tmp_path: Path) -> None:
     x = ["add", network, "--arrays", network.parent / "x.npy", "--store", tmp_path]
-    assert "--metric top1 needs labels" in sentence(run(*x, "--metric", "top1"), errors.UsageError.exit_status)
+    assert "--metric top1 needs labels" in last(run(*x, "--metric", "top1"), errors.UsageError.exit_status)
     for metric in ("agreement", "cosine"):
         with pytest.raises(errors.UsageError, match=f"--metric {metric} takes no labels"):
             add(tmp_path, request_of(network, metric=metric, labels="labels.npy"))
@@ -189,13 +206,13 @@ def test_images_are_preprocessed_as_told(tmp_path: Path) -> None:
 
 def test_no_such_model_file(network: Path, tmp_path: Path) -> None:
     done = run("add", tmp_path / "no.onnx", "--arrays", network.parent, "--store", tmp_path / "s")
-    assert "no model file" in sentence(done, 5)
+    assert "no model file" in last(done, 5)
 
 
 def test_a_corrupt_onnx_file(network: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(network.read_bytes()[:500])
     done = run("add", tmp_path / "bad.onnx", "--arrays", network.parent / "x.npy", "--store", tmp_path / "s")
-    assert "not a readable ONNX model" in sentence(done, 5)
+    assert "not a readable ONNX model" in last(done, 5)
     assert list((tmp_path / "s" / "bundles").iterdir()) == []
 
 
@@ -203,7 +220,7 @@ def test_a_label_that_is_no_class_of_the_model(network: Path, tmp_path: Path) ->
     np.save(tmp_path / "y.npy", np.full(12, 99999))
     place = network.parent / "x.npy"
     done = run("add", network, "--arrays", place, "--labels", tmp_path / "y.npy", "--store", tmp_path / "s")
-    assert "the label of sample 0 is class 99999" in sentence(done, 3)
+    assert "y.npy: entry 0: class 99999 is out of range" in last(done, 3)
 
 
 def test_samples_that_break_off_under_the_progress_bar(tmp_path: Path) -> None:
@@ -211,14 +228,14 @@ def test_samples_that_break_off_under_the_progress_bar(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b"x")
     np.save(tmp_path / "0.npy", np.zeros((16, 16, 3)))
     done = run("add", tmp_path / "net.onnx", "--arrays", tmp_path, "--store", tmp_path / "s")
-    assert "a.npy is not a readable" in sentence(done, 3)
+    assert "a.npy is not a readable" in last(done, 3)
 
 
 @pytest.mark.slow
 def test_a_corrupt_exported_program(network: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.pt2").write_bytes(b"not a model at all")
     done = run("add", tmp_path / "bad.pt2", "--arrays", network.parent / "x.npy", "--store", tmp_path / "s")
-    assert "not a readable exported program" in sentence(done, 5)
+    assert "not a readable exported program" in last(done, 5)
 
 
 def test_no_samples(network: Path, tmp_path: Path) -> None:
@@ -297,9 +314,111 @@ def test_a_specification_that_is_none_is_one_sentence(tmp_path: Path, text: str)
 )
 def test_numbers_that_make_no_sense_are_refused(options: dict[str, object], complaint: str) -> None:
     with pytest.raises(errors.ConfigError, match=complaint):
-        preprocessing.of_images(preprocessing.read(None, options), [224, 224, 3])
+        preprocessing.of_images(preprocessing.read(None, {"preset": "unit"} | options), [224, 224, 3])
 
 
 def test_a_vector_is_no_image() -> None:
     with pytest.raises(errors.UsageError, match="--arrays"):
         preprocessing.of_images(preprocessing.Spec(), [784])
+
+
+# --- names, replacement, being stopped
+
+
+def test_images_without_stated_preprocessing_are_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match="--preset"):
+        add(tmp_path / "s", request_of(tmp_path / "absent.onnx", arrays=None, images=tmp_path / "absent"))
+    assert not (tmp_path / "s").exists()
+
+
+def test_preprocessing_of_arrays_is_refused(network: Path, tmp_path: Path) -> None:
+    with pytest.raises(errors.UsageError, match="--preset"):
+        add(tmp_path / "s", request_of(network, options={"preset": "raw"}))
+
+
+def test_a_model_is_not_replaced_unless_told_so_and_before_any_work(store: Store, tmp_path: Path) -> None:
+    before = Bundle.open(store.bundle_path("tiny")).sha256
+    with pytest.raises(errors.UsageError, match="--replace"):
+        add(store.folder, request_of(tmp_path / "absent.onnx", name="tiny", arrays=tmp_path / "absent.npy"))
+    assert Bundle.open(store.bundle_path("tiny")).sha256 == before
+
+
+def test_a_model_that_appears_meanwhile_is_not_replaced_either(store: Store) -> None:
+    with pytest.raises(errors.UsageError, match="--replace"), store.new_bundle("tiny", replace=False) as path:
+        path.mkdir()
+    assert Bundle.open(store.bundle_path("tiny")).name == "tiny"
+
+
+def test_names_are_set_later_without_a_new_identity(store: Store, tmp_path: Path) -> None:
+    catalog = Catalog(store)
+    before = catalog.bundle("tiny")
+    assert before.labels == []
+    (tmp_path / "names.txt").write_bytes("\ufeffGrüße\r\n".encode() + b"".join(b"%d\r\n" % i for i in range(9)))
+    names(store.folder, "tiny", tmp_path / "names.txt")
+    after = catalog.bundle("tiny")  # of a catalog that is open already, as a server's
+    assert (after.labels[0], len(after.labels), after.sha256) == ("Grüße", 10, before.sha256)
+    (tmp_path / "names.txt").write_text("one\n")
+    with pytest.raises(errors.InputError, match="10 classes"):
+        names(store.folder, "tiny", tmp_path / "names.txt")
+    with pytest.raises(errors.UnknownModelError):
+        names(store.folder, "huge", tmp_path / "names.txt")
+
+
+def test_damaged_names_are_one_sentence(store: Store) -> None:
+    (store.bundle_path("tiny") / "names.json").write_text("[1]")
+    with pytest.raises(errors.ModelError, match=r"names\.json"):
+        Bundle.open(store.bundle_path("tiny"))
+
+
+def test_models_as_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    models(store.folder, json=True)
+    (info,) = json.loads(capsys.readouterr().out)
+    assert (info["name"], info["offered"]) == ("tiny", Bundle.open(store.bundle_path("tiny")).offered)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_an_add_that_is_stopped_leaves_nothing(network: Path, tmp_path: Path, number: signal.Signals) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(2000, 16, 16, 3)).astype(np.float32))
+    command = [sys.executable, "-m", "edge_server", "add", network, "--arrays", tmp_path / "x.npy", "--store", tmp_path / "s"]  # fmt: skip
+    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "observe" in line:
+            break
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[1]
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number
+        assert len([line for line in told.splitlines() if "] " not in line]) == 1
+        assert list((tmp_path / "s" / "bundles").iterdir()) == []
+    with Store(tmp_path / "s") as store:
+        assert list(store.bundles.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros((3, 16, 16, 3)), np.full((20, 16, 16, 3), 1e-3), np.full((2, 16, 16, 3), 1e6)]
+)
+def test_samples_that_are_all_alike(network: Path, tmp_path: Path, values: Any) -> None:
+    np.save(tmp_path / "x.npy", values)
+    add(tmp_path / "s", request_of(network, arrays=tmp_path / "x.npy"))
+    with Store(tmp_path / "s") as store:
+        assert Bundle.open(store.bundle_path("tiny")).samples == len(values)
+
+
+def test_a_model_that_no_plan_could_use_is_not_added(network: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.load(network.parent / "x.npy")[:1])
+    with pytest.raises(errors.UsageError, match="more samples"):
+        add(tmp_path / "s", request_of(network, arrays=tmp_path / "x.npy", metric="cosine"))
+    with Store(tmp_path / "s") as store:
+        assert store.bundle_names() == []
+
+
+def test_a_disk_that_is_full_is_one_sentence(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(errors.StoreError, match="No space left"):
+        add(tmp_path / "s", request_of(network))
+    assert list((tmp_path / "s" / "bundles").iterdir()) == []

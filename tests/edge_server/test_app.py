@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -117,7 +118,12 @@ async def test_a_malformed_plan_request_is_a_protocol_error(server: Running, bod
 
 async def test_plans_that_take_long_delay_nothing_else(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     going = threading.Event()
-    monkeypatch.setattr(app, "make_plan", lambda catalog, asked, tails: going.wait(10))
+
+    def late(*_: object) -> NoReturn:
+        going.wait(10)
+        raise errors.UnknownModelError("no such model")
+
+    monkeypatch.setattr(app, "make_plan", late)
     body = msgspec.json.encode(PlanRequest("m", {}, LinkEstimate(0, 1, 1), Demand()))
     asked = [asyncio.create_task(server.client.post("/v1/plan", data=body, headers=server.headers)) for _ in range(64)]
     await asyncio.sleep(0.2)
@@ -126,7 +132,7 @@ async def test_plans_that_take_long_delay_nothing_else(server: Running, monkeypa
             assert (await server.client.get("/v1/models", headers=server.headers)).status == 200
     finally:
         going.set()
-    assert {response.status for response in await asyncio.gather(*asked)} == {200}
+    assert {response.status for response in await asyncio.gather(*asked)} == {404}
 
 
 async def test_an_oversize_plan_request_is_refused(server: Running) -> None:

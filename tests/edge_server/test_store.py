@@ -16,7 +16,7 @@ import pytest
 
 from edge_agent import errors, limits
 from edge_agent.protocol.messages import Cut, Demand, Parts, Plan, Prediction, Preprocess, SegmentRef
-from edge_server.store import Store
+from edge_server.store import Store, default_folder
 
 
 @pytest.fixture
@@ -55,11 +55,11 @@ def a_plan(plan_id: str, expires: float) -> Plan:
 
 def test_a_token_is_accepted_until_it_is_revoked(store: Store) -> None:
     token = store.add_token("board-1")
-    assert store.accepts(token)
-    assert not store.accepts(token[:-1])
-    assert not store.accepts("")
+    assert store.holder(token)
+    assert not store.holder(token[:-1])
+    assert not store.holder("")
     store.revoke_token("board-1")
-    assert not store.accepts(token)
+    assert not store.holder(token)
 
 
 def test_only_the_hash_of_a_token_reaches_the_disk(store: Store) -> None:
@@ -89,7 +89,7 @@ def test_names_that_are_no_file_names_are_refused(store: Store, name: str) -> No
 def test_two_stores_on_one_folder_see_each_other(store: Store) -> None:
     with Store(store.folder) as other:
         token = other.add_token("a")
-        assert store.accepts(token)
+        assert store.holder(token)
 
 
 # --- plans
@@ -173,18 +173,24 @@ def test_a_bundle_that_cannot_take_its_place_leaves_the_old_one(store: Store) ->
     assert [p.name for p in store.bundles.iterdir()] == ["net"]
 
 
-def test_what_a_crash_left_behind_goes_after_a_day(store: Store) -> None:
+def test_folders_that_a_crash_left_behind_go_at_once_and_files_after_a_day(store: Store) -> None:
     with store.new_bundle("net") as path:
         path.mkdir()
     for name, age in (("old", 2 * 86400), ("new", 3600)):
-        for left in (store.bundles / f".new-{name}", store.bundles / f".old-{name}"):
+        for left in (store.bundles / f".new-{name}", store.bundles / f".gone-{name}"):
             (left / "net").mkdir(parents=True)
-            os.utime(left, (0, time.time() - age))
         (store.segments / f".new-{name}").touch()
         os.utime(store.segments / f".new-{name}", (0, time.time() - age))
-    with Store(store.folder):
-        assert sorted(p.name for p in store.bundles.iterdir()) == [".new-new", ".old-new", "net"]
+    with store.new_bundle("other") as path, Store(store.folder):
+        path.mkdir()
+        assert sorted(p.name[:5] for p in store.bundles.iterdir()) == [".new-", "net"]  # that of the block
         assert [p.name for p in store.segments.iterdir()] == [".new-new"]
+
+
+def test_a_bundle_taken_away_by_a_process_that_was_killed_comes_back(store: Store) -> None:
+    (store.bundles / ".old-x" / "net").mkdir(parents=True)
+    with Store(store.folder):
+        assert [p.name for p in store.bundles.iterdir()] == ["net"]
 
 
 def test_removing_a_bundle_takes_only_its_own_segments(store: Store) -> None:
@@ -242,7 +248,7 @@ def test_segments_of_the_format_before_are_dropped(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         assert store.segment_path(old.sha256) is None
         assert store.segment("net", 0, (8,)) is None
-        assert store.accepts(token)
+        assert store.holder(token)
         new = store.put_segment(b"new format", "net", 0, (8,))
     with Store(tmp_path) as store:
         assert store.segment("net", 0, (8,)) == new
@@ -286,7 +292,7 @@ def test_a_database_held_by_another_process_is_one_sentence(tmp_path: Path) -> N
             store.add_token("a")
         holder.execute("ROLLBACK")
         holder.close()
-        assert store.accepts(store.add_token("a"))
+        assert store.holder(store.add_token("a"))
 
 
 def test_a_closed_store_says_so(store: Store) -> None:
@@ -331,3 +337,12 @@ def test_a_read_only_folder_is_one_sentence(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(errors.StoreError, match="cannot be written"), Store(small_disk) as store:
         store.add_token("a")
+
+
+def test_the_default_folder_may_begin_with_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SPLITEDGE_STORE", "~/models")
+    assert default_folder() == tmp_path / "models"
+    monkeypatch.setenv("SPLITEDGE_STORE", "~nobody-of-this-name/models")
+    with pytest.raises(errors.StoreError, match="--store"):
+        default_folder()

@@ -23,10 +23,9 @@ from PIL import Image
 
 from edge_agent import codec, config, errors, limits
 from edge_agent.agent import Agent
-from edge_agent.head import executor
+from edge_agent.head import answers, executor
 from edge_agent.link.client import FrameStream
 from edge_agent.link.http import ServerClient
-from edge_agent.protocol import answers
 from edge_agent.protocol.frames import Frame
 from edge_agent.protocol.messages import Open, Plan, encode
 from edge_agent.stage import Stage

@@ -169,15 +169,16 @@ async def test_a_folder_is_classified_and_the_plan_explained(world: World, servi
         assert f"frames answered {len(world.images)}/{len(world.images)}" in out
         status, plan, _ = await run(environment, "plan")
         assert status == 0
-        assert "tiny is cut after" in plan
+        assert "tiny" in plan.splitlines()[0]
         assert "why it lost" in plan
         status, plan, err = await run(environment, "plan", "--plot", tmp_path / "trade.svg")
         assert status == 0, err
-        assert "the trade-offs are drawn in" in plan
+        assert "why it lost" in plan
+        assert str(tmp_path / "trade.svg") in plan
         assert b"<svg" in (tmp_path / "trade.svg").read_bytes()[:1000]
         status, _, err = await run(environment, "plan", "--plot", tmp_path / "trade.pdf")
         assert status != 0
-        assert "ends in .png or .svg" in " ".join(err.split())
+        assert "trade.pdf" in err
         segments = list((tmp_path / "cache").glob("*.segment"))
         assert segments
         for segment in segments:  # truncated in the cache: fetched again

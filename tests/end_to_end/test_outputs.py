@@ -193,7 +193,7 @@ async def test_the_classes_of_places_are_answered_in_indices(
 async def test_the_api_gives_a_tensor_as_json_and_as_npy(world: World, store: Path, tmp_path: Path) -> None:
     [x] = frames(1)
     async with agent_of(world, store, tmp_path, "plane") as agent:
-        runner, url = await api.serve(agent, "127.0.0.1", 0)
+        runner, url = await api.serve(api.Front(agent), "127.0.0.1", 0)
         body, headers = x.tobytes(), {"X-Shape": "16,16,3"}
         try:
             async with aiohttp.ClientSession(url) as http:

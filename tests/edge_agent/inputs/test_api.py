@@ -7,6 +7,7 @@ import contextlib
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from html.parser import HTMLParser
 
 import aiohttp
 import numpy as np
@@ -33,7 +34,7 @@ async def serving(
 ) -> AsyncIterator[tuple[SmallServer, Agent, aiohttp.ClientSession]]:
     async with SmallServer() as server:
         agent = Agent(settings(server, **changes))
-        runner, url = await api.serve(agent, "127.0.0.1", 0)
+        runner, url = await api.serve(api.Front(agent), "127.0.0.1", 0)
         try:
             if started:
                 await agent.start()
@@ -243,9 +244,49 @@ async def test_before_it_is_ready_it_says_so_and_afterwards_it_serves(settings):
         async with http.post("/v1/infer", data=png()) as response:
             assert response.headers["Retry-After"] == "1"
             assert (await error_of(response))[:2] == (503, "unreachable")
+        async with http.get("/v1/status") as response:
+            value = await response.json()
+            assert (response.status, value["ready"], value["state"]) == (503, False, "not started")
         await agent.start()
         async with http.get("/healthz") as response:
             assert (response.status, await response.json()) == (200, {"ready": True, "state": "ready"})
+
+
+class Page(HTMLParser):
+    """The text of a page, its links, and the names of its elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("href", "src")]
+
+    def handle_data(self, data):
+        self.text += f"{data}\n"
+
+
+async def test_a_person_gets_a_page_that_loads_and_runs_nothing(settings):
+    odd = "<script>alert(1)</script>&'\""
+    async with serving(settings, started=False, model=odd) as (_, _agent, http), http.get("/") as response:
+        page = Page(await response.text())
+        assert (response.status, response.content_type) == (200, "text/html")
+        assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert odd in page.text
+    assert "not ready" in page.text
+    assert not page.tags & {"script", "style", "img", "link", "iframe"}
+    assert page.links == ["/v1/status", "/healthz", "/metrics"]
+    async with serving(settings) as (_, _agent, http):
+        async with http.get("/") as response:
+            page = Page(await response.text())
+        assert "not ready" not in page.text
+        assert {"split", "conv0", "small"} <= set(page.text.split())
+        for link in page.links:
+            assert (await http.get(link)).status == 200
 
 
 async def test_while_the_server_is_away_it_says_so(settings):
@@ -303,10 +344,10 @@ async def test_a_client_that_goes_away_is_counted(settings):
 async def test_an_address_that_is_taken_is_one_sentence(settings):
     async with SmallServer() as server:
         agent = Agent(settings(server))
-        runner, url = await api.serve(agent, "127.0.0.1", 0)
+        runner, url = await api.serve(api.Front(agent), "127.0.0.1", 0)
         try:
             with pytest.raises(errors.ConfigError, match=r"cannot listen on .* \(address already in use\); set"):
-                await api.serve(agent, "127.0.0.1", int(url.rsplit(":", 1)[1]))
+                await api.serve(api.Front(agent), "127.0.0.1", int(url.rsplit(":", 1)[1]))
         finally:
             await runner.cleanup()
             await agent.close()

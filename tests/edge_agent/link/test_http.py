@@ -2,6 +2,8 @@ import asyncio
 import hashlib
 import os
 import socket
+import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -9,6 +11,8 @@ import pytest
 from aiohttp import web
 
 from edge_agent import errors, limits
+from edge_agent.link import dial
+from edge_agent.link.client import FrameStream
 from edge_agent.link.http import Base, ServerClient, tls_context
 from edge_agent.protocol.messages import (
     Cut,
@@ -177,11 +181,60 @@ async def test_a_known_authority_is_accepted(server_tls, ca_file):
         assert (await client.version()).version == "0.1.0"
 
 
-async def test_a_server_without_tls_is_explained():
+async def test_https_to_a_port_without_tls_names_http():
     url_https = lambda url: url.replace("http:", "https:")  # noqa: E731
     async with serving(answering()) as url, ServerClient(url_https(url), "t") as client:
-        with pytest.raises(errors.LinkError, match="check"):
+        with pytest.raises(errors.UnreachableError, match="http://") as caught:
             await client.version()
+    assert caught.value.data == {"tls": True}
+    assert not dial.heals(caught.value)
+
+
+async def test_http_to_a_port_with_tls_names_https(server_tls):
+    async with serving(answering(), server_tls) as url:
+        async with ServerClient(url.replace("https:", "http:"), "t") as client:
+            with pytest.raises(errors.UnreachableError, match="https://") as caught:
+                await client.version()
+        assert not dial.heals(caught.value)
+        async with FrameStream(url.replace("https:", "http:"), "t", "plan") as stream:
+            with pytest.raises(errors.UnreachableError, match="https://"):
+                await stream.ready()
+
+
+async def test_a_server_that_hangs_up_is_not_said_to_speak_tls():
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with server, ServerClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "t") as client:
+        with pytest.raises(errors.LinkLostError) as caught:
+            await client.version()
+    assert dial.heals(caught.value)
+
+
+async def test_a_certificate_for_another_name_is_told_by_the_names_that_it_holds(authority, ca_file):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("board.example", "10.1.2.3").configure_cert(context)
+    async with serving(answering(), context) as url, ServerClient(url, "t", ssl=tls_context(ca_file)) as client:
+        with pytest.raises(errors.UnreachableError, match=r"127\.0\.0\.1") as caught:
+            await client.version()
+    assert caught.value.data["names"] == ["board.example", "10.1.2.3"]
+    assert not dial.heals(caught.value)
+
+
+@pytest.mark.parametrize(("days", "heals"), [(1, True), (-1, False)], ids=["not yet valid", "expired"])
+async def test_a_certificate_that_is_not_yet_valid_is_the_clocks_doing_and_heals(authority, ca_file, days, heals):
+    now, context = datetime.now(UTC), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    life = {"not_before": now + timedelta(days=days - 0.5), "not_after": now + timedelta(days=days + 0.5)}
+    authority.issue_cert("127.0.0.1", **life).configure_cert(context)
+    async with serving(answering(), context) as url, ServerClient(url, "t", ssl=tls_context(ca_file)) as client:
+        with pytest.raises(errors.UnreachableError, match="clock") as caught:
+            await client.version()
+    assert dial.heals(caught.value) is heals
+
+
+async def test_an_authority_file_with_a_byte_order_mark_is_read(server_tls, ca_file):
+    ca_file.write_bytes(b"\xef\xbb\xbf" + ca_file.read_bytes())
+    app = answering(encode(ServerVersion("0.1.0", 1)))
+    async with serving(app, server_tls) as url, ServerClient(url, "t", ssl=tls_context(ca_file)) as client:
+        assert (await client.version()).version == "0.1.0"
 
 
 def test_no_authority_means_the_systems():

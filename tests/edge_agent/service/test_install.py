@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from edge_agent import limits
-from edge_agent.errors import ConfigError, PlatformError, SplitEdgeError, StoreError, UsageError
+from edge_agent.errors import ConfigError, PlatformError, StoreError, UsageError
+from edge_agent.service import check
 from edge_agent.service import install as service
-from edge_agent.service.unit import NAME, TOKEN_PATH, UnitOptions, render
+from edge_agent.service.unit import NAME, UnitOptions, render
 
 OPTIONS = UnitOptions(Path("/opt/splitedge/bin/edge-agent"))
 
@@ -35,23 +36,59 @@ def test_a_dry_run_touches_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_checks_the_files_that_it_names_as_the_real_install_does(monkeypatch):
+def test_a_dry_run_checks_what_the_real_install_does(monkeypatch):
     missing = UnitOptions(Path("/opt/splitedge/bin/edge-agent"), Path("/etc/nothing-of-this-name.toml"))
     with pytest.raises(ConfigError, match="cannot use /opt/splitedge/bin/edge-agent"):
         service.install(missing, dry_run=True)
-    monkeypatch.setattr(service, "unreachable", lambda path: "gone" if path == missing.config else "")
+    monkeypatch.setattr(check, "unreachable", lambda path: "gone" if path == missing.config else "")
     with pytest.raises(ConfigError, match=r"cannot read the configuration /etc/nothing-of-this-name\.toml"):
         service.install(missing, dry_run=True)
 
 
-def test_uninstall_removes_the_unit_and_keeps_the_token(tmp_path):
-    service.install(OPTIONS, root=tmp_path)
-    token = tmp_path / TOKEN_PATH.relative_to("/")
-    token.parent.mkdir(parents=True)
-    token.write_text("sesame")
-    service.uninstall(root=tmp_path)
-    assert not (tmp_path / "etc/systemd/system" / NAME).exists()
-    assert token.exists()
+@pytest.fixture
+def installed(tmp_path):
+    """An image with the service and everything that it leaves behind in a life."""
+    service.install(UnitOptions(Path("/opt/a"), Path("/srv/agent.toml"), Path("/srv/token")), root=tmp_path)
+    for name in (
+        "etc/splitedge/agent.toml", "etc/splitedge/token", "etc/splitedge/agent.env", "etc/splitedge/ca.pem", "srv/agent.toml", "srv/token",
+        f"etc/systemd/system/{NAME}.d/override.conf", "var/lib/private/splitedge/x", "var/cache/private/splitedge/kernels-1/y",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    for name in ("lib", "cache"):
+        (tmp_path / "var" / name / "splitedge").symlink_to("private/splitedge")
+    return tmp_path
+
+
+def names(paths, root):
+    return sorted(str(path.relative_to(root)) for path in paths)
+
+
+def test_uninstall_removes_the_unit_and_lists_all_that_stays(installed):
+    found = service.uninstall(root=installed)
+    assert names(found.gone, installed) == [f"etc/systemd/system/{NAME}"]
+    assert names(found.kept, installed) == [
+        "etc/splitedge/agent.env", "etc/splitedge/agent.toml", "etc/splitedge/ca.pem", "etc/splitedge/token", f"etc/systemd/system/{NAME}.d",
+        "srv/agent.toml", "srv/token", "var/cache/private/splitedge", "var/lib/private/splitedge",
+    ]  # fmt: skip
+    assert all(path.exists() for path in found.kept)
+
+
+def test_purge_removes_what_is_the_services_own_and_nothing_else(installed):
+    found = service.uninstall(purge=True, root=installed)
+    assert names(found.kept, installed) == ["etc/splitedge/ca.pem", "srv/agent.toml", "srv/token"]
+    left = [path for path in installed.rglob("*") if not path.is_dir()]
+    assert names(left, installed) == names(found.kept, installed)
+    assert not any(path.exists() or path.is_symlink() for path in found.gone)
+
+
+def test_what_a_removal_left_can_be_purged_later_once(installed):
+    service.uninstall(root=installed)
+    (installed / "etc/splitedge/ca.pem").unlink()
+    service.uninstall(purge=True, root=installed)
+    assert not (installed / "etc/splitedge").exists()
+    with pytest.raises(UsageError):
+        service.uninstall(purge=True, root=installed)
 
 
 @pytest.mark.parametrize("action", [service.uninstall, service.status])
@@ -60,12 +97,13 @@ def test_without_a_unit_the_way_to_install_is_named(tmp_path, action):
         action(root=tmp_path)
 
 
-def test_systemctl_is_given_longer_than_the_unit_takes_to_stop_and_start():
+def test_a_start_is_followed_for_longer_than_the_unit_allows_it_to_take():
     unit = render(OPTIONS)
     start, stop = (int(re.findall(rf"^Timeout{of}Sec=(\d+)$", unit, re.MULTILINE)[0]) for of in ("Start", "Stop"))
     commands = len(re.findall(r"^ExecStart(?:Pre)?=", unit, re.MULTILINE))
     assert commands == 2
-    assert stop + commands * start < limits.SERVICE_TIMEOUT
+    assert stop < limits.SERVICE_TIMEOUT
+    assert commands * start < limits.SERVICE_START
 
 
 def test_a_root_that_cannot_be_written_is_one_sentence(tmp_path):
@@ -93,37 +131,16 @@ def test_the_default_unit_runs_this_installation():
     assert options.executable.is_absolute()
 
 
-def test_reach_is_judged_by_the_permission_bits():
-    assert service.unreachable(Path("/etc/passwd")) == ""
-    assert service.unreachable(Path("/etc/shadow")) == "its permissions"
-    assert service.unreachable(Path("/etc/nothing-of-this-name")) == "No such file or directory"
-    assert "own /tmp" in service.unreachable(Path("/tmp"))
-
-
-def test_systemctl_s_answer_becomes_a_status():
-    shown = (
-        "Result=success\nNRestarts=2\nMainPID=4711\nActiveState=active\nSubState=running\nUnitFileState=enabled\n"
-        "StatusText=lite0: 12 frames/s, a=b\nStateChangeTimestamp=Sat 2026-01-03 10:00:00 UTC\n"
-    )
-    status = service.parse_status(shown)
-    assert (status.enabled, status.active, status.state, status.pid, status.restarts) == (
-        True,
-        "active",
-        "running",
-        4711,
-        2,
-    )
-    assert status.says == "lite0: 12 frames/s, a=b"
-
-
-def test_an_empty_answer_is_an_unknown_status():
-    assert service.parse_status("").active == "unknown"
-
-
-def test_a_systemctl_that_fails_is_one_sentence(tmp_path, monkeypatch):
-    fake = tmp_path / "systemctl"
-    fake.write_text("#!/bin/sh\necho 'Unit splitedge-agent.service has a bad setting.' >&2\nexit 1\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(SplitEdgeError, match=r"'systemctl enable' failed \(Unit .* bad setting\): look at 'journalctl"):
-        service._systemctl("enable", NAME)
+@pytest.mark.parametrize(
+    "text", ["", "token_file = '{}/own'", "token_file = '~/own'", "token_file = '{}/absent'", "token_file = 1"]
+)
+def test_the_token_that_the_configuration_names_is_handed_over_by_systemd(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(service, "TOKEN_PATH", tmp_path / "token")
+    for name in ("own", "token", "given"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "agent.toml").write_text(text.format(tmp_path))
+    expected = {"": "token", "token_file = 1": "token", "token_file = '{}/own'": "own"}.get(text)
+    options = service.default_options(tmp_path / "agent.toml")
+    assert options.token_file == (expected and tmp_path / expected)
+    given = service.default_options(tmp_path / "agent.toml", token_file=tmp_path / "given")
+    assert given.token_file == tmp_path / "given"

@@ -57,6 +57,12 @@ def test_a_status_cannot_smuggle_in_another_field(systemd):
     assert systemd.recv(4096) == b"STATUS=all well STOPPING=1 MAINPID=1"
 
 
+def test_a_status_begins_with_ready_if_frames_are_served_meanwhile():
+    assert notify.state("measuring the link", ready=True) == "ready: measuring the link"
+    assert notify.state("measuring the link", ready=False) == "measuring the link"
+    assert notify.state(notify.READY, ready=False) == notify.state(notify.READY, ready=True) == notify.READY
+
+
 @given(text=st.text())
 def test_any_status_stays_one_short_line(text):
     cleaned = notify._clean(text)

@@ -59,10 +59,11 @@ def test_it_notifies_restarts_and_runs_as_a_user_of_its_own(tmp_path):
     for line in (
         "Type=notify", "Restart=on-failure", "StartLimitIntervalSec=0", "RestartSec=10", "WatchdogSec=30", "DynamicUser=yes",
         "StateDirectory=splitedge", "CacheDirectory=splitedge", "ConfigurationDirectory=splitedge",
-        "After=network-online.target", "RestartPreventExitStatus=2 4",
+        "After=network-online.target", "RestartPreventExitStatus=2 4 243",
         f"ExecStartPre=-{tmp_path}/edge-agent warm",
         f"ExecStart={tmp_path}/edge-agent run --config /etc/splitedge/agent.toml",
         "LoadCredential=splitedge-token:/etc/splitedge/token",
+        "Environment=SPLITEDGE_TOKEN_FILE=/run/credentials/splitedge-agent.service/splitedge-token",
     ):  # fmt: skip
         assert line in unit.splitlines()
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent import errors
-from edge_agent.protocol import answers
+from edge_agent.head import answers
 from edge_agent.protocol.messages import Greatest, Output
 
 LOGITS = Output("logits", [3])

@@ -1,0 +1,171 @@
+"""How the service is, by systemd and by the status line that the agent keeps there."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent import limits
+from edge_agent.errors import PlatformError
+from edge_agent.service import notify
+from edge_agent.service.unit import NAME, NO_CREDENTIAL
+
+_SHOWN = (
+    "UnitFileState,ActiveState,SubState,MainPID,NRestarts,StateChangeTimestamp,StatusText,Result,ExecMainStatus,Job"
+)
+_RESULTS = {
+    "signal": "a signal ended it", "core-dump": "it crashed", "watchdog": "it hung, and the watchdog ended it",
+    "timeout": "it took longer to start or to stop than it may", "oom-kill": "it ran out of memory",
+}  # fmt: skip
+_STATUSES = {
+    NO_CREDENTIAL: "systemd cannot read the token file of LoadCredential=; put it back, or run 'edge-agent service install' again",
+    203: "systemd cannot run edge-agent; run 'edge-agent service install' again from where it is now",
+}
+_LINES = 50  # of the journal, in which the last error stands
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """What systemd says of the service; ``active`` and ``state`` are its words (active/running, failed/failed, inactive/dead ...)."""
+
+    enabled: bool
+    active: str
+    state: str
+    pid: int  # 0: not running
+    restarts: int
+    since: str  # when ``state`` began, or an empty string
+    says: str  # the agent's own status line
+    result: str  # "success", or why the last run ended
+    exit_status: int  # of the last run
+    job: int  # of systemd, that is still to be done; 0: none
+
+    @property
+    def ready(self) -> bool:
+        """Whether frames are served."""
+        return self.active == "active" and self.says.startswith(notify.READY)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it runs, and will serve frames once its server is there."""
+        return self.active == "active" and self.says.startswith(notify.WAITING)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it does not run, or runs in vain: a person must look at it."""
+        if self.active == "active":
+            return self.says.startswith(notify.REFUSED)
+        return self.active == "failed" or self.state == "auto-restart" or (self.active == "inactive" and not self.job)
+
+    @property
+    def doing(self) -> str:
+        """What it does, in a few words."""
+        if self.active == "activating" and self.state == "start-pre":
+            return "compiling kernels as the service's user, which takes minutes the first time on a small board"
+        return self.says if self.active == "active" and self.says else f"{self.active} ({self.state})"
+
+
+def query() -> ServiceStatus:
+    """The status now. Raises `PlatformError` where systemd does not run."""
+    require_systemd()
+    return parse(systemctl("show", f"--property={_SHOWN}", NAME))
+
+
+def parse(shown: str) -> ServiceStatus:
+    """The status in the ``NAME=value`` lines of `systemctl show`; what is absent is empty."""
+    found = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+
+    def number(name: str) -> int:
+        return int(found[name]) if found.get(name, "").isdecimal() else 0
+
+    return ServiceStatus(
+        enabled=found.get("UnitFileState", "").startswith("enabled"),
+        active=found.get("ActiveState", "unknown"),
+        state=found.get("SubState", "unknown"),
+        pid=number("MainPID"),
+        restarts=number("NRestarts"),
+        since=found.get("StateChangeTimestamp", ""),
+        says=found.get("StatusText", ""),
+        result=found.get("Result", ""),
+        exit_status=number("ExecMainStatus"),
+        job=number("Job"),
+    )
+
+
+def watch(say: Callable[[str], object]) -> ServiceStatus:
+    """Follow a start until frames are served, the server is waited for, or the service ended; at most `limits.SERVICE_START`.
+
+    ``say`` hears what it does, once for each change and again every `limits.SERVICE_TOLD`.
+    """
+    began = told_at = time.monotonic()
+    told = ""
+    while True:
+        found, now = query(), time.monotonic()
+        if found.ready or found.waiting or found.ended or now - began > limits.SERVICE_START:
+            return found
+        if found.doing != told or now - told_at > limits.SERVICE_TOLD:
+            say(found.doing if found.doing != told else f"{found.doing} ({now - began:.0f} s)")
+            told, told_at = found.doing, now
+        time.sleep(limits.SERVICE_LOOK)
+
+
+def last_error(found: ServiceStatus) -> str:
+    """Why the service does not run or, while it starts again, did not; an empty string where nothing went wrong."""
+    if found.active == "active" and not found.restarts:
+        return found.says if found.ended else ""
+    if found.result in _RESULTS:
+        return _RESULTS[found.result]
+    if found.exit_status in _STATUSES:
+        return _STATUSES[found.exit_status]
+    if found.ended and found.result == "exit-code" and found.says:
+        return found.says  # the agent leaves its error there
+    return in_journal(_journal()) if found.restarts or found.active == "failed" else ""
+
+
+def in_journal(lines: Sequence[str]) -> str:
+    """The last error among ``lines`` of the journal: what the agent said last where it ended itself, else what systemd said of its end."""
+    ends = [i for i, line in enumerate(lines) if "Main process exited" in line]
+    if not ends:
+        return ""
+    end = lines[ends[-1]]
+    said = [line.removeprefix("edge-agent: ") for line in lines[: ends[-1]] if line.startswith("edge-agent: ")]
+    return said[-1] if said and "code=exited" in end else end.removeprefix(f"{NAME}: ")
+
+
+def require_systemd() -> None:
+    """Raise `PlatformError` where systemd does not run."""
+    if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
+        raise PlatformError("systemd does not run on this machine: start 'edge-agent run' from its own service manager")
+
+
+def systemctl(*arguments: str, check: bool = True) -> str:
+    """What `systemctl` prints. Raises `PlatformError` if it fails and ``check``."""
+    done = _run("systemctl", *arguments)
+    if check and done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[0][:200].rstrip(".")
+        raise PlatformError(
+            f"'systemctl {arguments[0]}' failed ({reason}): look at 'journalctl -u splitedge-agent -n 50'"
+        )
+    return done.stdout
+
+
+def _journal() -> list[str]:
+    """The last lines of the service in the journal, as far as this user may read it."""
+    if shutil.which("journalctl") is None:
+        return []
+    return _run("journalctl", "--unit", NAME, "--output=cat", f"--lines={_LINES}", "--no-pager").stdout.splitlines()
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, errors="replace", timeout=limits.SERVICE_TIMEOUT, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PlatformError(
+            f"'{' '.join(command[:2])}' did not finish: look at 'journalctl -u splitedge-agent -n 50'"
+        ) from error
