@@ -316,9 +316,9 @@ def _advice(
             return _no_shape(plan)
         if plan is not None and plan.tokenizer is not None:
             return errors.InputError("the body is not said to be text; send it with `Content-Type: text/plain`")
-    if isinstance(frame, bytes) and request.content_type == "application/x-www-form-urlencoded" and is_image(frame):
+    if isinstance(frame, bytes) and is_image(frame) and len(frame) > 1000 and b"\n" not in frame and b"\r" not in frame:
         return errors.InputError(
-            f"{error.message} (curl -d leaves bytes out of a file: use --data-binary)", **error.data
+            f"{error.message} (curl -d leaves line ends out of a file: use --data-binary)", **error.data
         )
     if error.data.get("dtype") == "int32" and "X-Shape" in request.headers and "X-Dtype" not in request.headers:
         return errors.InputError(f"{error.message}; send those with `X-Dtype: int32`", **error.data)
