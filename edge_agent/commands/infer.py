@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
-import numpy as np
 from rich.console import Console
 
 from edge_agent import errors, files
@@ -18,6 +17,7 @@ from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
 from edge_agent.engine import frame_bytes, frame_of
 from edge_agent.explain import headline, plain, size
+from edge_agent.head import answers
 from edge_agent.head.answers import Whole
 from edge_agent.inputs.sources import Source
 from edge_agent.platform_check import printable
@@ -97,12 +97,7 @@ class OutputFiles:
             file = f"{stem}-{number}.npy"
         self._taken.add(file)
         assert result.output is not None  # the agent was asked for whole outputs
-        try:
-            np.save(self._folder / file, result.output, allow_pickle=False)
-        except OSError as error:
-            raise errors.StoreError(
-                f"{self._folder / file} cannot be written ({error.strerror}); free space or choose another folder"
-            ) from error
+        files.write(self._folder / file, answers.npy(result.output))
         return self._folder / file
 
 

@@ -6,6 +6,7 @@ stage and agent share it, so that an answer is the same wherever the network end
 
 from __future__ import annotations
 
+import io
 import math
 from typing import NamedTuple
 
@@ -85,6 +86,13 @@ def unpack(payload: Buffer, output: Output, topk: int) -> Answered:
 
 def _wire(output: Output) -> str:
     return "<f4" if output.greatest is None else "<i4"
+
+
+def npy(whole: Whole) -> bytes:
+    """``whole`` as a .npy file."""
+    file = io.BytesIO()
+    np.save(file, whole, allow_pickle=False)
+    return file.getvalue()
 
 
 def to_onnx_order(values: F32, output: Output) -> F32:

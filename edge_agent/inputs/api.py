@@ -19,7 +19,6 @@ It asks for no token and listens on the loopback unless told otherwise. A page i
 from __future__ import annotations
 
 import asyncio
-import io
 import ipaddress
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -195,11 +194,11 @@ async def _page(request: web.Request) -> web.Response:
 
 def _npy(result: Result) -> bytes:
     """The whole output as a .npy file. Raises `errors.UsageError` for an answer that holds classes alone."""
+    from edge_agent.head import answers
+
     if result.output is None:
         raise errors.UsageError("this answer holds classes and no whole output; ask for JSON, or set `topk` to 0")
-    file = io.BytesIO()
-    np.save(file, result.output, allow_pickle=False)
-    return file.getvalue()
+    return answers.npy(result.output)
 
 
 async def _status(request: web.Request) -> web.Response:
