@@ -79,6 +79,5 @@ def test_a_tensor_that_is_not_finite_is_refused_by_its_name() -> None:
     network = layers.build(Graph.of(model))
     bad = transformers.frame(network.graph)
     bad[0, 0, 0] = np.inf
-    samples = Samples(Preprocess("tensor", list(bad.shape)), [bad])
     with pytest.raises(errors.ModelError, match="NaN or infinity after"):
-        count_values(model, network.graph, ["add_2"], samples, quiet)
+        count_values(model, network.graph, ["add_2"], [bad], quiet)
