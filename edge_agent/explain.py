@@ -226,6 +226,9 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
 def output(found: Output) -> str:
     """What a model's answers hold, in words."""
     size, shape = math.prod(found.shape), " x ".join(map(str, found.shape))
+    if found.greatest is not None:
+        count = found.greatest.shape[found.greatest.axis]
+        return f"a map {shape} of indices from 0 to {count - 1}; answers hold all of it"
     told = {
         "logits": f"{size} logits; answers are their softmax",
         "probabilities": f"{size} probabilities, as the model gives them",

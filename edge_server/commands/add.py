@@ -204,7 +204,7 @@ def _show(bundle: bundles.Bundle, patterns: Patterns, *, verbose: bool) -> None:
         console.print(line, soft_wrap=True)
     console.print(f"output: {output(bundle.output)}", soft_wrap=True)
     unseen = " that the rounding of weights has not seen" if bundle.accuracy.samples < bundle.samples else ""
-    what = f"bits and bytes are for a {bundle.metric} drop of at most {SHOWN_DROP:g} point, judged on {bundle.accuracy.samples} samples{unseen}"
+    what = f"bits and bytes are for a drop of at most {SHOWN_DROP:g} point ({bundle.metric}), judged on {bundle.accuracy.samples} samples{unseen}"
     console.print(f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered; {what}", soft_wrap=True)
     if bundle.unsupported:
         console.print("not in the integer head: " + ", ".join(bundle.unsupported), soft_wrap=True)
