@@ -240,6 +240,8 @@ def run(
     allow_insecure: Insecure = None, model: Model = None, profile: Profile = None,
     host: Annotated[str | None, typer.Option("--host", help="Address on which the local HTTP API listens [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port of the local HTTP API [8471].")] = None,
+    max_drop: MaxDrop = None, max_latency: MaxLatency = None, min_rate: MinRate = None, keep: Keep = None, frames: Frames = None,
+    weight_time: WeightTime = None, weight_energy: WeightEnergy = None, weight_cost: WeightCost = None, max_away: MaxAway = None,
     controller: Controller = None, bits: LinkBits = None, max_age: MaxAge = None, reuse: Reuse = None,
     next: Next = None,
     stage_host: Annotated[str | None, typer.Option("--stage-host", help="Address on which a later stage listens for the board before it [127.0.0.1].")] = None,

@@ -37,6 +37,8 @@ def explain(plan: Plan, width: int, command: str, *, layers: bool = False) -> Re
         parts += [Text(), _chain(plan)]
     if layers and plan.layers:
         parts += [Text(), noise(plan, width)]
+    elif layers:
+        parts += [Text(), Text("No layer with weights runs on this board by this plan.")]
     if plan.runners_up:
         parts += [Text(), runners_up(plan, width, command)]
     return Group(*parts)

@@ -89,8 +89,8 @@ def add(
         Literal["imagenet", "inception", "efficientnet-lite", "clip", "cifar10", "mnist", "unit", "raw"] | None,
         typer.Option(
             "--preset",
-            help="How the model expects pixels: imagenet (torchvision), inception (-1 to 1), unit (0 to 1), raw (0 to 255), ... "
-            "Images need this, or --mean and --std.",
+            help="How the model expects pixels: imagenet (torchvision, most of timm), inception (-1 to 1: Keras, TensorFlow), efficientnet-lite "
+            "((x - 127) / 128), clip, cifar10, mnist, unit (0 to 1), raw (0 to 255). Images need this, or --mean and --std.",
         ),
     ] = None,
     preprocess: Annotated[

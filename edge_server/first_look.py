@@ -59,7 +59,7 @@ class Better(NamedTuple):
         found = "the answers are clearly more certain"
         if self.right is not None:
             found = f"{self.right} of {self.samples} samples are right, with the preprocessing given {self.given}"
-        return f"warning: the pixels look wrong: with --preset {' or '.join(self.presets)} {found}"
+        return f"warning: the pixels look wrong: with --preset {' or '.join(self.presets)} {found}; stop this command and run it with that preset"
 
 
 class FirstLook:

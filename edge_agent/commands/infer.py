@@ -154,7 +154,7 @@ def _times(t: Timing) -> str:
     }
     stages |= {"server": t.queue_ms + t.tail_ms}
     text = f"{sum(stages.values()):.1f} ms = " + " + ".join(f"{name} {value:.1f}" for name, value in stages.items())
-    return text + (f" (queued {t.wait_ms:.1f} ms)" if t.wait_ms >= 0.05 else "")
+    return text + (f" (and {t.wait_ms:.1f} ms in the queue before)" if t.wait_ms >= 0.05 else "")
 
 
 def _summary(results: list[Result], total: int) -> str:

@@ -57,10 +57,10 @@ async def _serve(front: api.Front, settings: Settings, url: str) -> None:
     agent.counters, front.served = front.served.counters, agent
     await _become_ready(agent)
     if settings.stage.port is not None:
-        _log(f"edge-agent ready as a stage on {agent.status()['stage']}")
+        _log(f"ready as a stage on {agent.status()['stage']}")
         return
     plan = agent.plan_info()
-    _log(f"edge-agent ready on {url}: {plan['model']}, {plan['mode']}, cut after {plan['cut']}")
+    _log(f"ready on {url}: {plan['model']}, {plan['mode']}, cut after {plan['cut']}")
 
 
 def _imported() -> Callable[[Settings, api.Front], Agent | Stage]:

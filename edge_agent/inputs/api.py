@@ -239,6 +239,8 @@ async def _frame(request: web.Request, size: int) -> Frame:
             raise _too_large(f" ({size} bytes)", limits.MAX_TEXT_BYTES, "send its beginning, the model reads no more")
         return Text(texts.decode(await _body(request)))
     body = await _body(request)
+    if not body:
+        raise errors.InputError("the body is empty; send an image, an array or a text: curl --data-binary @FILE")
     return load_array(body, "the body") if is_array(body) else body
 
 
@@ -360,5 +362,5 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         headers = {"Retry-After": "1"} if error.http_status in (429, 503) else {}
         return web.json_response({"error": error.to_wire()}, status=error.http_status, headers=headers)
     except web.HTTPException as error:
-        wire = {"code": "http", "message": error.reason, "data": {}}
+        wire = {"code": "http", "message": f"{error.reason}; GET / lists what this API serves", "data": {}}
         return web.json_response({"error": wire}, status=error.status)

@@ -32,7 +32,7 @@ def render(status: Mapping[str, Any]) -> str:
     """The page that shows ``status``, as `/v1/status` gives it."""
     plan, frames = status.get("plan") or {}, status.get("frames") or {}
     facts = [(name, status[key]) for key, name in _SHOWN if status.get(key)]
-    facts += [(name, plan[key]) for key, name in _PLAN if plan.get(key)]
+    facts += [(name, plan[key]) for key, name in _PLAN if plan.get(key) not in (None, "", "0.00")]
     facts += [("Frames answered", frames["answered"])] if "answered" in frames else []
     rows = "".join(f"<tr><th align=left>{_text(name)}<td>{_text(value)}\n" for name, value in facts)
     paths = "".join(f"<tr><td>{method}<td>{_path(method, path)}<td>{_text(what)}\n" for method, path, what in _PATHS)

@@ -67,7 +67,7 @@ def install(
     """Check the settings, write the unit, enable it and (re)start it; returns the unit's text once frames are served or the server is waited for.
 
     By then every kernel is compiled, by the unit's first command and as the service's user: minutes on a small board, which ``say`` hears. With
-    ``dry_run`` the same is checked and nothing is touched.
+    ``dry_run`` nothing is touched, and problems are only said.
     Raises `PlatformError` (not root, no systemd), `ConfigError` for settings with which the service would not run, nothing is changed then
     (``data["problems"]``: all of them), `SplitEdgeError` with the service's last error if it was started and does not run, `StoreError` (a file that
     cannot be written).
@@ -78,7 +78,7 @@ def install(
     if root == ROOT:
         if not dry_run:
             _require_root()
-        _check(options, say)
+        _check(options, say, refuse=not dry_run)
     if dry_run:
         return text
     _write(_below(root, UNIT_PATH), text)
@@ -131,10 +131,12 @@ def _configured_token(path: Path) -> str:
         return ""
 
 
-def _check(options: UnitOptions, say: Callable[[str], object]) -> None:
+def _check(options: UnitOptions, say: Callable[[str], object], *, refuse: bool) -> None:
     found = check.examine(options, _variables() | check.environment())
-    if found.problems:
+    if found.problems and refuse:
         raise ConfigError(found.problems[0], problems=found.problems)
+    for problem in found.problems:
+        say(f"problem: {problem}")
     for note in found.notes:
         say(f"note: {note}")
 

@@ -12,8 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from calibration import bundle as bundles
@@ -36,6 +38,8 @@ from edge_server.tables import kept_table
 
 #: Points of accuracy that the table of cuts lets them lose.
 SHOWN_DROP: Final = 1.0
+#: In the table, of a cut that loses more.
+OVER: Final = f"over {SHOWN_DROP:g} pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,8 @@ def add(folder: Path | None, request: Request) -> None:
             names = found.labels.names if found.labels is not None and not known_names else known_names
             if graph.takes_ids:
                 bundles.check_ids(layers.build(graph), found)
-            _look(progress, model, found, request)
-            former = _former(store, name)
+            warning = _look(progress, model, found, request)
+            former, set_names = _former(store, name), [] if known_names else _names_set(store, name)
             with store.new_bundle(name, replace=request.replace) as path:
                 cache = store.folder / "cache"
                 bundle = bundles.create(
@@ -93,10 +97,15 @@ def add(folder: Path | None, request: Request) -> None:
                     request.output_kind,
                 )  # fmt: skip
                 patterns = kept_table(store, bundle, lambda done, total: progress("patterns", done, total))
+            if set_names and len(set_names) == outputs:
+                store.set_names(name, set_names)
+                progress.say("the class names that `edge-server names` set are kept")
             if former and former != bundle.sha256:
                 store.forget(former)
         tokens = bool(store.tokens())
     _show(bundle, patterns, verbose=request.verbose)
+    if warning:
+        console.print(warning, markup=False, highlight=False, soft_wrap=True)
     _show_next(folder, tokens=tokens)
 
 
@@ -118,18 +127,20 @@ def _checked(name: str, request: Request) -> preprocessing.Spec:
     return spec
 
 
-def _look(progress: Phases, model: onnx.ModelProto, found: samples.Samples, request: Request) -> None:
-    """Says what the float model answers to a few samples, and which preset fits better where one clearly does."""
+def _look(progress: Phases, model: onnx.ModelProto, found: samples.Samples, request: Request) -> str:
+    """Says what the float model answers to a few samples. Returns a warning, which it says too, where a preset fits clearly better; else nothing."""
     progress("first look", 0, 0)
     seen = FirstLook(model, found, request.output_kind, request.metric)
     if seen.look is None:
-        return
+        return ""
     progress.say(seen.look.words())
     better = seen.better()
     if better is not None:
         progress.say(better.words())
-    elif seen.look.right is not None and seen.look.right < seen.look.samples * hardly_above_chance(seen.look.outputs):
+        return better.words()
+    if seen.look.right is not None and seen.look.right < seen.look.samples * hardly_above_chance(seen.look.outputs):
         progress.say(f"warning: {_chance(seen.look.outputs)}")
+    return ""
 
 
 def _name_of(source: str) -> str:
@@ -197,15 +208,32 @@ def _former(store: Store, name: str) -> str | None:
         return None
 
 
+def _names_set(store: Store, name: str) -> list[str]:
+    """The class names that `edge-server names` set for the bundle that this one replaces; none without any."""
+    try:
+        former = Catalog(store).bundle(name)
+    except (errors.UnknownModelError, errors.ModelError):
+        return []
+    return former.labels if former.labels != former.manifest.labels else []
+
+
 def _show(bundle: bundles.Bundle, patterns: Patterns, *, verbose: bool) -> None:
     console = Console(highlight=False, markup=False)
-    console.print(_offered(bundle, patterns))
+    table = _offered(bundle, patterns)
+    whole = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.print(table, width=whole, crop=False, no_wrap=True, overflow="ignore")
     for line in _float_top1(bundle):
         console.print(line, soft_wrap=True)
     console.print(f"output: {output(bundle.output)}", soft_wrap=True)
     unseen = " that the rounding of weights has not seen" if bundle.accuracy.samples < bundle.samples else ""
     what = f"bits and bytes are for a drop of at most {SHOWN_DROP:g} point ({bundle.metric}), judged on {bundle.accuracy.samples} samples{unseen}"
     console.print(f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered; {what}", soft_wrap=True)
+    rows = [_least(patterns, place)[0] for place in range(len(bundle.offered))]
+    if over := rows.count(OVER):
+        console.print(
+            f"{over} of them may lose more than that: the fewer samples, the wider the bound; add samples, or let boards ask for a greater --max-drop",
+            soft_wrap=True,
+        )
     if bundle.unsupported:
         console.print("not in the integer head: " + ", ".join(bundle.unsupported), soft_wrap=True)
     if not verbose:
@@ -254,13 +282,15 @@ def hardly_above_chance(classes: int) -> float:
 
 
 def _offered(bundle: bundles.Bundle, patterns: Patterns) -> Table:
-    table = Table(title=f"{bundle.name}: where it may be cut", title_justify="left", title_style="")
-    for heading in ("cut", "after", "tensor", "float kB", "weights", "segment kB", "codec", "frame kB"):
-        table.add_column(heading, justify="left" if heading in ("after", "tensor") else "right", overflow="fold")
+    title = f"{bundle.name}: where it can be split"
+    table = Table(
+        title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for heading in ("cut", "tensor", "weights", "segment kB", "codec", "frame kB", "after"):
+        table.add_column(heading, justify="left" if heading in ("after", "tensor") else "right", no_wrap=True)
     for place, index in enumerate(bundle.offered):
         cut = bundle.cuts[index]
-        size = f"{math.prod(cut.shape) * 4 / 1000:.2f}"
-        table.add_row(str(index), escape(cut.layer), _by(cut.shape), size, *_least(patterns, place))
+        table.add_row(str(index), _by(cut.shape), *_least(patterns, place), escape(cut.layer))
     return table
 
 
@@ -269,7 +299,7 @@ def _least(patterns: Patterns, index: int) -> tuple[str, ...]:
     level = max((i for i, one in enumerate(patterns.levels) if one.drop_points <= SHOWN_DROP), default=-1)
     rows = np.flatnonzero((patterns.place == index) & (patterns.level <= level))
     if not len(rows):
-        return ("over it",) + ("",) * 3
+        return (OVER,) + ("",) * 3
     best = rows[(patterns.segment_bytes + patterns.frame_bytes)[rows].argmin()]
     place, pattern = patterns.places[index], patterns.patterns[patterns.pattern[best]]
     bits = mean_bits(place.layers, pattern.bits)

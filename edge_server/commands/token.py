@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,10 +16,14 @@ def token(folder: Path | None, name: str, *, revoke: bool, show: bool) -> None:
     """
     with Store(folder or default_folder()) as store:
         if show:
-            for known in store.tokens():
+            known_tokens = store.tokens()
+            if not known_tokens:
+                print("there is no token yet: `edge-server token NAME` makes one", file=sys.stderr)
+            for known in known_tokens:
                 print(f"{known.name}\t{datetime.fromtimestamp(known.created_unix, UTC):%Y-%m-%d %H:%M} UTC")
         elif revoke:
             store.revoke_token(name)
+            print(f"revoked {name}")
         else:
             made = store.add_token(name)
             try:

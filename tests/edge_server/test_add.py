@@ -59,7 +59,7 @@ def test_add_lists_the_cuts_and_models_the_model(network: Path, tmp_path: Path) 
         "add", network, "--arrays", network.parent / "x.npy", "--name", "net", "--store", tmp_path, COLUMNS="150"
     )
     assert done.returncode == 0, done.stderr
-    assert "net: where it may be cut" in done.stdout
+    assert "net: where it can be split" in done.stdout
     assert "5 of 5 cuts are offered" in done.stdout
     assert "noise of whole heads" not in done.stdout
     assert f"edge-server token BOARD --store {tmp_path}" in done.stdout
@@ -153,7 +153,7 @@ def test_a_plan_for_an_embedding_promises_its_cosine(
     network: Path, tmp_path: Path, profile: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     add(tmp_path, request_of(network, metric="cosine"))
-    assert "for a cosine drop of at most 1 point" in capsys.readouterr().out
+    assert "for a drop of at most 1 point (cosine)" in capsys.readouterr().out
     models(tmp_path)
     assert "cosine" in capsys.readouterr().out
     link, demand = LinkEstimate(80.0, 1.0, 1.0), Demand(max_drop_points=5.0, mode="split")
@@ -362,6 +362,19 @@ def test_names_are_set_later_without_a_new_identity(store: Store, tmp_path: Path
         names(store.folder, "tiny", tmp_path / "names.txt")
     with pytest.raises(errors.UnknownModelError):
         names(store.folder, "huge", tmp_path / "names.txt")
+
+
+def test_names_that_were_set_outlive_a_replacement_unless_others_are_given(network: Path, tmp_path: Path) -> None:
+    ours, theirs = [f"class {i}" for i in range(10)], [f"other {i}" for i in range(10)]
+    for file, words in (("ours.txt", ours), ("theirs.txt", theirs)):
+        (tmp_path / file).write_text("\n".join(words))
+    add(tmp_path / "s", request_of(network, name="net"))
+    names(tmp_path / "s", "net", tmp_path / "ours.txt")
+    with Store(tmp_path / "s") as store:
+        for given, wanted in ((None, ours), (None, ours), ("theirs.txt", theirs)):
+            chosen = tmp_path / given if given else None
+            add(tmp_path / "s", request_of(network, name="net", most=9, class_names=chosen, replace=True))
+            assert Bundle.open(store.bundle_path("net")).labels == wanted
 
 
 def test_damaged_names_are_one_sentence(store: Store) -> None:
