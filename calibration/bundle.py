@@ -295,9 +295,7 @@ def create(
     check_ids(network, samples)
     answers = _some_answers(model, samples)
     has_classes = bool(labels) or samples.classes is not None
-    output = outputs.describe(
-        answers, output_kind, classes=has_classes, embedding=metric == "cosine", indices=outputs.recorded(model)
-    )
+    output = outputs.of_model(model, answers, output_kind, classes=has_classes, embedding=metric == "cosine")
     judged_by = _metric(metric, samples, output)
     if judged_by != "top1":
         samples = Samples(samples.preprocess, samples.sources)

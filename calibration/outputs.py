@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.signature import ArgMax
+from calibration.signature import SHAPES, ArgMax
 from edge_agent import errors, limits
 from edge_agent.protocol.messages import Greatest, Output, OutputKind
 
@@ -38,6 +38,20 @@ def kind(outputs: F32) -> OutputKind:
     return "tensor" if (np.abs(np.linalg.norm(rows, axis=1) - 1) <= TOLERANCE).all() else "logits"
 
 
+def of_model(
+    model: onnx.ModelProto,
+    outputs: F32,
+    wanted: OutputKind | None = None,
+    *,
+    classes: bool = False,
+    embedding: bool = False,
+) -> Output:
+    """The output of ``model`` (from `calibration.importer.load`), as `describe` tells of its answers ``outputs`` and of the operators that it ends in."""
+    return describe(
+        outputs, wanted, classes=classes, embedding=embedding, indices=recorded(model), ranked=_is_ranked(model)
+    )
+
+
 def describe(
     outputs: F32,
     wanted: OutputKind | None = None,
@@ -45,29 +59,32 @@ def describe(
     classes: bool = False,
     embedding: bool = False,
     indices: ArgMax | None = None,
+    ranked: bool = False,
 ) -> Output:
     """The output of a model that answers ``outputs`` [n, ...] (ONNX order): of the kind ``wanted``, else as `kind` tells.
 
     ``classes``: there are labels or names of classes, so a vector is no embedding. ``embedding``: the caller judges by the cosine, so without
     classes what would be logits is an embedding. ``indices``: the model ends in this ArgMax of ``outputs``: of a vector that is the best
-    class, which any answer tells; of a map answers hold the indices.
+    class, which any answer tells; of a map answers hold the indices. ``ranked``: a TopK yields them, so their places are no classes: a tensor.
     Raises `errors.InputError` where the shape does not fit, `errors.ModelError` where a whole answer is over `limits.MAX_FRAME_BYTES`.
     """
     shape = list(outputs.shape[1:])
-    found = kind(outputs)
+    found: OutputKind = "tensor" if ranked else kind(outputs)
     is_vector = sum(size > 1 for size in shape) <= 1
+    best_class = is_vector and indices is not None and outputs.shape[indices.axis] == outputs[0].size
     if not is_vector and wanted not in (None, "tensor"):
         raise errors.InputError(
             f"the output has the shape {shape} and {wanted} need a vector: leave out --output-kind, or name another tensor with --output"
         )
     if wanted is not None:
         found = wanted
-    elif found == "tensor" and is_vector and classes:
+    elif found == "tensor" and is_vector and not ranked and (classes or best_class):
         found = "logits"
     elif found == "logits" and embedding and not classes:
         found = "tensor"
     last = None
-    if indices is not None and not is_vector:
+    if indices is not None and not best_class:
+        found = "tensor"
         last = Greatest(indices.axis - 1, shape)
         shape = [*shape[: last.axis], *([1] if indices.keepdims else []), *shape[last.axis + 1 :]]
     size = 4 * math.prod(shape)
@@ -104,3 +121,11 @@ def recorded(model: onnx.ModelProto) -> ArgMax | None:
         return None
     axis, keepdims = found.split(",")
     return ArgMax(int(axis), keepdims == "1")
+
+
+def _is_ranked(model: onnx.ModelProto) -> bool:
+    makers = {t: node for node in model.graph.node for t in node.output}
+    node = makers.get(model.graph.output[0].name)
+    while node is not None and node.op_type in SHAPES:
+        node = makers.get(node.input[0])
+    return node is not None and node.op_type == "TopK"

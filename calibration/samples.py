@@ -171,9 +171,14 @@ def _sources(place: Path, preprocess: Preprocess) -> tuple[Sequence[Path | NDArr
     if not place.is_dir():
         raise errors.UsageError(f"there is no folder of samples {place}; check the path")
     kinds = IMAGES if preprocess.kind == "image" else {".npy"}
-    if found := listed(place, kinds):
-        return found, []
+    found = listed(place, kinds)
     inner = [(path, folder.name) for folder in folders(place) for path in listed(folder, kinds)]
+    if found and len(found) < len(inner) and not (place / "labels.csv").is_file():
+        raise errors.UsageError(
+            f"{place} holds {found[0].name} beside folders with {len(inner)} samples; move it into the folder of its class, or out of {place}"
+        )
+    if found:
+        return found, []
     if not inner:
         wanted = "images" if preprocess.kind == "image" else ".npy arrays"
         raise errors.UsageError(

@@ -29,9 +29,15 @@ _CHANNELS_FIRST: Final = {
 #: Axes of the picture that `channels_first` leaves, in the order in which the model took them before.
 TURNED: Final = (0, 3, 1, 2)
 #: Operators that change a tensor's shape and not the order of its elements.
-_SHAPES: Final = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
-#: Operators that may follow an ArgMax and leave its indices as they are.
-_PASS_INDICES: Final = {*_SHAPES, "Cast"}
+SHAPES: Final = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
+#: The greatest index that a type holds exactly; of other types none is asked for.
+_GREATEST: Final = {
+    TensorProto.INT64: 2**31, TensorProto.INT32: 2**31, TensorProto.UINT64: 2**31, TensorProto.UINT32: 2**31, TensorProto.DOUBLE: 2**31,
+    TensorProto.FLOAT: 2**24, TensorProto.FLOAT16: 2048, TensorProto.UINT16: 65535, TensorProto.INT16: 32767, TensorProto.UINT8: 255,
+    TensorProto.INT8: 127,
+}  # fmt: skip
+#: Operators that may follow an ArgMax and, as far as types hold them, leave its indices as they are.
+_PASS_INDICES: Final = {*SHAPES, "Cast"}
 
 
 def main_input_first(model: onnx.ModelProto) -> None:
@@ -93,9 +99,10 @@ def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | Non
     graph = model.graph
     output = next((o for o in graph.output if name in (None, o.name)), None)
     makers = {t: node for node in graph.node for t in node.output}
-    node, squeezed = makers.get(output.name if output else ""), False
+    node, squeezed, casts = makers.get(output.name if output else ""), False, set[int]()
     while node is not None and node.op_type in _PASS_INDICES:
-        squeezed |= node.op_type in _SHAPES - {"Identity"}
+        casts |= {a.i for a in node.attribute if node.op_type == "Cast" and a.name == "to"}
+        squeezed |= node.op_type in SHAPES - {"Identity"}
         node = makers.get(node.input[0])
     if output is None or node is None or node.op_type != "ArgMax":
         return None
@@ -106,7 +113,8 @@ def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | Non
         return None
     rank = len(scores.shape.dim)
     axis = attributes.get("axis", 0) % rank if rank else 0
-    if not axis:  # over the batch
+    count = scores.shape.dim[axis].dim_value if axis else 0  # 0: over the batch
+    if not 0 < count <= min((_GREATEST.get(kind, 0) + 1 for kind in casts), default=count):
         return None
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, None))
@@ -141,7 +149,7 @@ def with_batch_axis(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
     rename(graph, name, f"{name}@flat")
     makers = {t: node for node in graph.node for t in node.output}
     source = f"{name}@flat"
-    while source in makers and makers[source].op_type in _SHAPES:  # one change of shape does for all
+    while source in makers and makers[source].op_type in SHAPES:  # one change of shape does for all
         source = makers[source].input[0]
     graph.initializer.append(numpy_helper.from_array(np.array(whole, np.int64), f"{name}@batch"))
     graph.node.append(helper.make_node("Reshape", [source, f"{name}@batch"], [name], f"{name}@reshape"))

@@ -73,9 +73,8 @@ class FirstLook:
         start = time.perf_counter()
         self._answers = self._answered(self._samples, BUDGET_S)
         self._each_s = (time.perf_counter() - start) / len(self._answers)
-        self._output = outputs.describe(
-            self._answers, kind, classes=samples.labels is not None, embedding=metric == "cosine"
-        )
+        classes = samples.labels is not None
+        self._output = outputs.of_model(model, self._answers, kind, classes=classes, embedding=metric == "cosine")
         useful = self._output.has_classes and self._answers[0].size > 1 and np.isfinite(self._answers).all()
         self.look = self._look() if useful else None
 

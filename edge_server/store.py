@@ -381,7 +381,10 @@ def locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
     """A new folder in ``parent`` and the open descriptor that locks it until it is closed or this process ends, however that ends."""
     while True:
         made = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        lock = os.open(made, os.O_RDONLY)
+        try:
+            lock = os.open(made, os.O_RDONLY)
+        except FileNotFoundError:  # another process swept it before it was locked
+            continue
         with contextlib.suppress(OSError):  # a file system without locks: the folder's age protects it
             fcntl.flock(lock, fcntl.LOCK_EX)
         if made.exists():  # not swept before it was locked

@@ -52,6 +52,18 @@ def test_an_argmax_of_a_map_is_answered_in_indices_and_one_of_a_vector_in_classe
     assert outputs.describe(LOGITS, indices=ArgMax(1, True)) == Output("logits", [10])
 
 
+def test_an_argmax_over_another_axis_than_the_classes_is_answered_in_indices():
+    assert outputs.describe(LOGITS.reshape(16, 1, 10), indices=ArgMax(1, True)) == Output(
+        "tensor", [1, 10], Greatest(0, [1, 10])
+    )
+    assert outputs.describe(EMBEDDING, indices=ArgMax(1, True)).kind == "logits"
+
+
+def test_what_a_topk_yields_has_no_classes():
+    assert outputs.describe(-np.sort(-LOGITS, axis=1), ranked=True).kind == "tensor"
+    assert outputs.describe(-np.sort(-SOFTMAX, axis=1), ranked=True, classes=True).kind == "tensor"
+
+
 def test_the_kind_that_was_asked_for_wins():
     assert outputs.describe(LOGITS, "tensor").kind == "tensor"
     assert outputs.describe(SOFTMAX, "logits").kind == "logits"

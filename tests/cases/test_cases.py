@@ -189,6 +189,31 @@ def test_a_model_that_ends_in_an_argmax_yields_its_scores_and_says_so(
     np.testing.assert_array_equal(answer.reshape(-1), wanted.reshape(-1))
 
 
+@pytest.mark.parametrize("to", [TensorProto.BOOL, TensorProto.INT8, TensorProto.UINT8, TensorProto.FLOAT16])
+def test_indices_that_a_type_does_not_hold_are_not_taken_for_them(tmp_path: Path, to: int) -> None:
+    classes = {TensorProto.BOOL: 3, TensorProto.INT8: 129, TensorProto.UINT8: 257, TensorProto.FLOAT16: 2050}[to]
+    for count in (classes - 1, classes) if to != TensorProto.BOOL else (classes,):
+        file = File(models.SHAPE, opset=13)
+        file.add("Conv", "x", file.weight(count, 3, 1, 1))
+        file.add("ArgMax", axis=1, keepdims=0)
+        file.add("Cast", to=to)
+        file.add("Cast", to=TensorProto.FLOAT)
+        model = load(file.model([1, 16, 16]), tmp_path)
+        assert (outputs.recorded(model) is not None) == (count < classes)
+
+
+def test_a_topk_is_no_vector_of_classes(tmp_path: Path) -> None:
+    file = File(models.SHAPE, opset=13)
+    models._conv(file)
+    file.add("GlobalAveragePool")
+    file.add("Flatten")
+    file.add("TopK", file.last, file.ints(4), outputs=2)
+    model = load(file.model([1, 4]), tmp_path)
+    x = np.stack([to_onnx(one[None])[0] for one in samples(model, 8)])
+    answers_ = importer.session(model).run(None, {"x": x})[0]
+    assert outputs.of_model(model, answers_).kind == "tensor"
+
+
 def test_an_argmax_over_the_batch_or_of_the_last_of_equals_is_refused(tmp_path: Path) -> None:
     for attributes in ({"axis": 0}, {"axis": 1, "select_last_index": 1}):
         file = File(models.SHAPE, opset=13)
