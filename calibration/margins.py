@@ -159,7 +159,8 @@ def variants(outputs: F32, deltas: Sequence[F32], noises: Sequence[float] | None
     )
     if len(energies) != len(made) or not (np.isfinite(energies).all() and energies.any()):
         raise errors.UsageError(
-            "the accuracy model needs variants whose noise is above 0 and finite; give rougher ones"
+            "the model's output stays the same, or becomes NaN, whatever is rounded: it is constant or saturated on these samples; "
+            "choose the tensor before its last operator with --output"
         )
     noisy = energies > 0
     return z, [delta for delta, keep in zip(made, noisy, strict=True) if keep], energies[noisy]

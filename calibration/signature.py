@@ -122,22 +122,29 @@ def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | Non
 
 
 def channels_first(model: onnx.ModelProto) -> bool:
-    """Lets ``model``, if its input is a picture [1, H, W, 1 or 3], take [1, C, H, W]; returns whether it is one.
+    """Lets ``model``, if its input is a picture with its channels last, take [1, C, H, W]; returns whether it is one.
 
-    Frames and arrays have their channels last either way; the optimizer removes the two transpositions that then follow each other.
+    It is one of shape [1, H, W, 1 or 3], or of any shape if the model turns it to [1, C, H, W] before all else. Frames and arrays have their channels last either way; the optimizer removes the two transpositions that then follow each other.
     """
     graph = model.graph
     entry = inputs(graph)[0].type.tensor_type
     sizes = [dim.dim_value for dim in entry.shape.dim]
     name = inputs(graph)[0].name
-    planes = any(node.op_type in _CHANNELS_FIRST and node.input[0] == name for node in graph.node)
-    if len(sizes) != 4 or sizes[3] not in (1, 3) or sizes[1] in (1, 3) or planes:
+    readers = [node for node in graph.node if name in reads(node)]
+    planes = any(node.op_type in _CHANNELS_FIRST and node.input[0] == name for node in readers)
+    turned = bool(readers) and all(node.op_type == "Transpose" and _perm(node) == [0, 3, 1, 2] for node in readers)
+    looks_last = len(sizes) == 4 and sizes[3] in (1, 3) and sizes[1] not in (1, 3) and not planes
+    if not (turned or looks_last):
         return False
     rename(graph, name, f"{name}@last")
     graph.node.insert(0, helper.make_node("Transpose", [name], [f"{name}@last"], f"{name}@last", perm=[0, 2, 3, 1]))
     for dim, size in zip(entry.shape.dim, (1, sizes[3], sizes[1], sizes[2]), strict=True):
         dim.dim_value = size
     return True
+
+
+def _perm(node: onnx.NodeProto) -> list[int]:
+    return next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
 
 
 def with_batch_axis(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:

@@ -312,10 +312,16 @@ class Store:
                         if not (self.bundles / kept.name).exists():
                             kept.rename(self.bundles / kept.name)
                     shutil.rmtree(left)
-        for left in [*self.segments.glob(".new-*"), *self.bundles.glob("*/.new-*")]:
+        for left in [*self.segments.glob(".new-*"), *self._names_in_making()]:
             with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 if left.stat().st_mtime < time.time() - limits.LEFTOVER_AGE:
                     left.unlink()
+
+    def _names_in_making(self) -> Iterator[Path]:
+        """Files of class names that are not whole. A folder that another process takes away meanwhile holds none."""
+        for bundle in self.bundles.iterdir():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                yield from [path for path in bundle.iterdir() if path.name.startswith(".new-")]
 
     @contextlib.contextmanager
     def _set_aside(self, path: Path, prefix: str) -> Iterator[Path]:

@@ -40,7 +40,7 @@ _FOREIGN: Final = tuple(
         (rb"8BPS", "a Photoshop file", _CONVERT),
         (rb"%PDF-", "PDF", "send its pages as JPEG or PNG"),
         (rb"%!PS", "PostScript", _CONVERT),
-        (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg[\s>]", "SVG", "draw it as PNG"),
+        (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg[\s>/]", "SVG", "draw it as PNG"),
         (rb"(?i)\s*(<!DOCTYPE html|<html)", "an HTML page", "download the picture itself"),
         (rb"version https://git-lfs", "a git-lfs pointer", "fetch the file itself with git lfs pull"),
         (rb"PK\x03\x04", "a ZIP archive", "send one file of it"),
@@ -80,6 +80,12 @@ def depth(image: Image.Image) -> int | None:
     return 16 if image.mode == "I" and image.format in ("PNG", "PPM") else None
 
 
+def white_is_zero(image: Image.Image) -> bool:
+    """Whether ``image``, fresh from its file, is a TIFF of 16-bit grey whose 0 is white: Pillow inverts those of 8 bits alone."""
+    tags = getattr(image, "tag_v2", {})
+    return image.mode.startswith("I;16") and tags.get(262) == 0  # PhotometricInterpretation
+
+
 def name_of(data: bytes) -> str:
     """The format, of those that are decoded here, as which ``data`` begins, or an empty string."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -101,6 +107,8 @@ def trouble(data: bytes, error: Exception) -> str:
     """A sentence about ``data``, at which a decoder raised ``error``."""
     if said := foreign(data):
         return said
+    if not data:
+        return "the image is empty: it has no bytes; send a JPEG, PNG, WebP or BMP file"
     name = name_of(data)
     if not name:
         return "this is not an image that can be read; send a JPEG, PNG, WebP or BMP file"

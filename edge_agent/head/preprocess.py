@@ -32,8 +32,9 @@ def load_image(data: bytes) -> Image.Image:
         )
     try:
         image = _decoded(data)
-        depth = pictures.depth(image)
-        return pictures.eight_bits(_upright(image), depth)
+        depth, negative = pictures.depth(image), pictures.white_is_zero(image)
+        shown = pictures.eight_bits(_upright(image), depth)
+        return ImageOps.invert(shown) if negative else shown
     except errors.InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -170,7 +170,7 @@ def test_the_same_input_gives_the_same_model_and_it_survives_json(model):
 
 def test_nothing_to_learn_from_is_said():
     outputs = make(20, 1)
-    with pytest.raises(errors.UsageError, match="rougher"):
+    with pytest.raises(errors.UsageError, match="constant or saturated"):
         fidelity.fit(outputs, [np.zeros_like(outputs)])
     with pytest.raises(errors.UsageError, match="same shape"):
         fidelity.fit(outputs, [outputs[:5]])

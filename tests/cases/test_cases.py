@@ -128,6 +128,23 @@ def test_a_picture_with_its_channels_last_is_cut_as_with_channels_first(tmp_path
     assert offered(load(models.channels_last(("n", "h", "w", 3)), tmp_path, input_shape=[1, 16, 20, 3])) == wanted
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 3, 3), (1, 8, 8, 4), (1, 1, 5, 2)])
+def test_an_input_that_the_model_turns_has_its_channels_last_whatever_its_sizes(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    file = File(list(shape), opset=13)
+    file.add("Transpose", perm=[0, 3, 1, 2])
+    file.add("Conv", file.last, file.weight(5, shape[3], 1, 1))
+    file.add("GlobalAveragePool")
+    file.add("Flatten")
+    original = file.model([1, 5])
+    model = load(original, tmp_path)
+    assert Graph.of(model).stored_shape("x") == list(shape[1:])
+    x = np.random.default_rng(0).normal(size=shape[1:]).astype(np.float32)
+    found = importer.session(model).run(None, {"x": to_onnx(x[None])})[0]
+    np.testing.assert_allclose(found, unoptimized(original, x[None]), rtol=1e-4, atol=1e-5)
+
+
 def test_planes_that_a_convolution_reads_are_no_picture(tmp_path: Path) -> None:
     file = File([1, 8, 20, 1])
     file.add("Conv", "x", file.weight(4, 8, 3, 1))

@@ -169,6 +169,23 @@ def test_a_tail_that_does_not_load_is_one_sentence() -> None:
         Tail(b"not a model", SHAPE)
 
 
+async def test_a_tail_that_has_no_answer_to_zeros_is_warmed_all_the_same(tails: Tails) -> None:
+    """A norm of zeros is NaN, and no frame of a caller need be zeros."""
+    nodes = [
+        helper.make_node("ReduceL2", ["x"], ["n"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Unsqueeze", ["n", "one"], ["m"]),
+        helper.make_node("Div", ["m", "m"], ["y"]),
+    ]
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])
+    leave = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])
+    graph = helper.make_graph(nodes, "g", [entry], [leave], [numpy_helper.from_array(np.array([1]), "one")])
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    served = Handler(tails, ("b", 1), lambda: Tail(data, SHAPE), LADDER, Output("tensor", [1]), 0)
+    await served.ready()
+    answer, _ = await served.answer(Frame(1, 0, 0, codec.encode(X, LADDER[0])))
+    np.testing.assert_array_equal(np.frombuffer(answer, "<f4"), [1.0])
+
+
 def test_a_plane_comes_back_in_onnx_order() -> None:
     node = helper.make_node("Relu", ["x"], ["y"])
     entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])

@@ -65,6 +65,16 @@ def test_16_bit_grey_keeps_its_upper_8_bits(data: bytes) -> None:
     np.testing.assert_array_equal(pixels(image, 1)[..., 0], GREY8)
 
 
+def test_a_16_bit_tiff_whose_0_is_white_is_no_negative() -> None:
+    data = tiff(65535 - GREY16, tiffinfo={262: 0})
+    np.testing.assert_array_equal(np.asarray(pre.load_image(data)), 255 - ((65535 - GREY16) >> 8))
+
+
+def test_an_empty_file_is_said_to_be_empty() -> None:
+    with pytest.raises(errors.InputError, match="empty"):
+        pre.load_image(b"")
+
+
 def test_16_bit_colour_keeps_its_upper_8_bits_too() -> None:
     data = b"P6 4 1 65535\n" + GREY16[:, :, None].repeat(3, 2)[0].astype(">u2").tobytes()
     np.testing.assert_array_equal(np.asarray(pre.load_image(data))[0, :, 0] // 2, GREY8[0] // 2)  # Pillow rounds
