@@ -326,7 +326,6 @@ async def test_what_the_server_or_the_disk_refuses_is_one_sentence(environment, 
         (["plan", "--server", "http://192.0.2.1:1"], 2, "`--allow-insecure`"),
         (["plan", "--server", "http://127.0.0.1:9"], 9, "(connection refused)"),
         (["profile", "--quick", "--out", "/nowhere/deep/p.json"], 12, "/nowhere/deep/p.json"),
-        (["service", "install", "--dry-run", "--config", "/nowhere/agent.toml"], 2, "the service's user cannot"),
         (["run", "--port", "99999"], 2, "65535"),
     ],
 )
