@@ -220,7 +220,7 @@ def measure_machine() -> tuple[Path, float]:
 @contextmanager
 def server(store: Path) -> Iterator[int]:
     """A running `edge-server serve`; yields its port."""
-    arguments = [str(COMMANDS / "edge-server"), "serve", "--port", "0", "--store", str(store)]
+    arguments = [str(COMMANDS / "edge-server"), "serve", "--port", "0", "--store", str(store), "--quiet"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
         assert process.stdout is not None
