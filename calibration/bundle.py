@@ -156,6 +156,11 @@ class Bundle:
         made.labels = _names(path) or made.labels
         return made
 
+    @property
+    def names_set(self) -> list[str]:
+        """The class names that were set later, in place of the manifest's; none without any."""
+        return self.labels if self.labels != self.manifest.labels else []
+
     def info(self) -> ModelInfo:
         """The bundle as a model listing shows it."""
         return ModelInfo(

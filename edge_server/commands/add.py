@@ -89,7 +89,8 @@ def add(folder: Path | None, request: Request) -> None:
             if graph.takes_ids:
                 bundles.check_ids(layers.build(graph), found)
             warning = _look(progress, model, found, request)
-            former, set_names = _former(store, name), [] if known_names else _names_set(store, name)
+            former = _former(store, name)
+            set_names = [] if known_names or former is None else former.names_set
             with store.new_bundle(name, replace=request.replace) as path:
                 cache = store.folder / "cache"
                 bundle = bundles.create(
@@ -100,8 +101,8 @@ def add(folder: Path | None, request: Request) -> None:
             if set_names and len(set_names) == outputs:
                 store.set_names(name, set_names)
                 progress.say("the class names that `edge-server names` set are kept")
-            if former and former != bundle.sha256:
-                store.forget(former)
+            if former and former.sha256 != bundle.sha256:
+                store.forget(former.sha256)
         tokens = bool(store.tokens())
     _show(bundle, patterns, verbose=request.verbose)
     if warning:
@@ -200,21 +201,12 @@ def _preprocess(request: Request, spec: preprocessing.Spec, shape: list[int]) ->
     return preprocessing.of_images(spec, shape) if request.images else Preprocess("tensor", shape)
 
 
-def _former(store: Store, name: str) -> str | None:
-    """SHA-256 of the bundle that this one replaces, if there is one that can be read."""
+def _former(store: Store, name: str) -> bundles.Bundle | None:
+    """The bundle that this one replaces, if there is one that can be read."""
     try:
-        return Catalog(store).bundle(name).sha256
+        return Catalog(store).bundle(name)
     except (errors.UnknownModelError, errors.ModelError):
         return None
-
-
-def _names_set(store: Store, name: str) -> list[str]:
-    """The class names that `edge-server names` set for the bundle that this one replaces; none without any."""
-    try:
-        former = Catalog(store).bundle(name)
-    except (errors.UnknownModelError, errors.ModelError):
-        return []
-    return former.labels if former.labels != former.manifest.labels else []
 
 
 def _show(bundle: bundles.Bundle, patterns: Patterns, *, verbose: bool) -> None:

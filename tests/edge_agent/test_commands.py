@@ -21,6 +21,7 @@ from device_profiles import known, schema
 from edge_agent.commands import service
 from edge_agent.protocol.messages import LinkEstimate
 from edge_agent.service import check
+from tests.pipe import pipe
 from tests.small_server import TENSOR, TOKEN, SmallServer
 
 pytestmark = pytest.mark.slow
@@ -446,7 +447,7 @@ async def test_the_agent_waits_for_its_server_serves_and_stops_in_order(environm
                 relay.close()
                 await relay.wait_closed()
                 to = int(server.url.rsplit(":", 1)[1])
-                relay = await asyncio.start_server(lambda r, w: _pipe(r, w, to), "127.0.0.1", port)
+                relay = await asyncio.start_server(lambda r, w: pipe(r, w, to), "127.0.0.1", port)
                 async with asyncio.timeout(60):
                     while (await http.get("/healthz")).status != 200:  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
@@ -472,18 +473,3 @@ async def test_the_agent_waits_for_its_server_serves_and_stops_in_order(environm
     loaded = set((tmp_path / "modules").read_text().split())
     assert {"numpy", "numba", "aiohttp", "kernels", "device_profiles"} <= loaded
     assert not loaded & FORBIDDEN
-
-
-async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
-    """A client's connection passed on to ``port``."""
-    far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
-
-    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(65536):
-                target.write(data)
-                await target.drain()
-        finally:  # also when the loop ends first
-            target.close()
-
-    await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer), return_exceptions=True)

@@ -22,6 +22,7 @@ from edge_agent import errors, limits
 from edge_agent.agent import Agent
 from edge_agent.commands import run
 from edge_agent.service import notify
+from tests.pipe import pipe
 from tests.small_server import TOKEN, SmallServer, make_plan
 
 pytestmark = pytest.mark.slow
@@ -135,7 +136,7 @@ async def test_a_certificate_that_is_not_valid_yet_is_waited_for(tmp_path, profi
     )
     async with SmallServer() as server:
         to = int(server.url.rsplit(":", 1)[1])
-        front = await asyncio.start_server(lambda r, w: _pipe(r, w, to), "127.0.0.1", 0, ssl=context)
+        front = await asyncio.start_server(lambda r, w: pipe(r, w, to), "127.0.0.1", 0, ssl=context)
         environ = {
             "SPLITEDGE_SERVER": f"https://127.0.0.1:{front.sockets[0].getsockname()[1]}", "SPLITEDGE_CA": str(tmp_path / "ca.pem"),
             "SPLITEDGE_PROFILE": str(profile_file),
@@ -212,18 +213,3 @@ async def test_the_error_that_ends_the_service_is_left_with_systemd(tmp_path, sy
     assert said[-2] == "STOPPING=1"
     assert said[-1].startswith("STATUS=")
     assert str(tmp_path / "ca.pem") in said[-1]
-
-
-async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
-    """A client's connection passed on to ``port``."""
-    far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
-
-    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(65536):
-                target.write(data)
-                await target.drain()
-        finally:
-            target.close()
-
-    await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer), return_exceptions=True)
