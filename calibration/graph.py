@@ -7,7 +7,7 @@ stands, without the batch axis. `stored_shape` and `STORED_AXES` are that rule.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,6 +162,15 @@ def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from subgraphs(inner)
+
+
+def leading_to(graph: onnx.GraphProto, tensor: str, through: Container[str]) -> Iterator[onnx.NodeProto]:
+    """The operators that make ``tensor``, back along their first inputs, up to the first of another type than those in ``through``."""
+    makers = {t: node for node in graph.node for t in node.output}
+    node = makers.get(tensor)
+    while node is not None:
+        yield node
+        node = makers.get(node.input[0]) if node.op_type in through and node.input else None
 
 
 def rename(graph: onnx.GraphProto, old: str, new: str) -> None:

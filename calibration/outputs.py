@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from calibration.graph import leading_to
 from calibration.signature import SHAPES, ArgMax
 from edge_agent import errors, limits
 from edge_agent.protocol.messages import Greatest, Output, OutputKind
@@ -124,8 +125,4 @@ def recorded(model: onnx.ModelProto) -> ArgMax | None:
 
 
 def _is_ranked(model: onnx.ModelProto) -> bool:
-    makers = {t: node for node in model.graph.node for t in node.output}
-    node = makers.get(model.graph.output[0].name)
-    while node is not None and node.op_type in SHAPES:
-        node = makers.get(node.input[0])
-    return node is not None and node.op_type == "TopK"
+    return any(node.op_type == "TopK" for node in leading_to(model.graph, model.graph.output[0].name, SHAPES))

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.graph import drop_unread, infer_shapes, inputs, reads, rename
+from calibration.graph import drop_unread, infer_shapes, inputs, leading_to, reads, rename
 from edge_agent import errors
 
 Role = Literal["mask", "types", "positions"]
@@ -98,14 +98,13 @@ def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | Non
     """
     graph = model.graph
     output = next((o for o in graph.output if name in (None, o.name)), None)
-    makers = {t: node for node in graph.node for t in node.output}
-    node, squeezed, casts = makers.get(output.name if output else ""), False, set[int]()
-    while node is not None and node.op_type in _PASS_INDICES:
-        casts |= {a.i for a in node.attribute if node.op_type == "Cast" and a.name == "to"}
-        squeezed |= node.op_type in SHAPES - {"Identity"}
-        node = makers.get(node.input[0])
-    if output is None or node is None or node.op_type != "ArgMax":
+    if output is None:
         return None
+    *behind, node = [*leading_to(graph, output.name, _PASS_INDICES)] or [None]
+    if node is None or node.op_type != "ArgMax":
+        return None
+    casts = {a.i for one in behind for a in one.attribute if one.op_type == "Cast" and a.name == "to"}
+    squeezed = any(one.op_type in SHAPES - {"Identity"} for one in behind)
     attributes = {a.name: a.i for a in node.attribute}
     shapes = {i.name: i.type.tensor_type for i in infer_shapes(model).graph.value_info}
     scores = shapes.get(node.input[0])
@@ -154,10 +153,9 @@ def with_batch_axis(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
     graph, name = model.graph, model.graph.output[0].name
     whole = [1, *shape] if shape else [1, 1]
     rename(graph, name, f"{name}@flat")
-    makers = {t: node for node in graph.node for t in node.output}
     source = f"{name}@flat"
-    while source in makers and makers[source].op_type in SHAPES:  # one change of shape does for all
-        source = makers[source].input[0]
+    for node in leading_to(graph, source, SHAPES):  # one change of shape does for all
+        source = node.input[0] if node.op_type in SHAPES else source
     graph.initializer.append(numpy_helper.from_array(np.array(whole, np.int64), f"{name}@batch"))
     graph.node.append(helper.make_node("Reshape", [source, f"{name}@batch"], [name], f"{name}@reshape"))
     drop_unread(graph)
