@@ -54,7 +54,7 @@ LEAST_TURNS: Final = 3  # for a spread
 SECONDS, QUICK_SECONDS = 8.0, 4.0  # for the frames at one link
 TRIES: Final = 5  # to have a plan
 UNTRUE: Final = 0.05  # a frame's time so far off its prediction is worth a new plan
-RENEWALS: Final = limits.LOOKS  # so many are
+RENEWALS: Final = limits.MISMATCH_REPLANS  # so many are
 HOPELESS: Final = 1.5  # a plan so many times slower than the best after a turn is not run again
 
 

@@ -12,6 +12,7 @@ MiB: Final = 1 << 20
 # --- frames and messages
 MAX_FRAME_BYTES: Final = 8 * MiB  # one activation or one answer; a peer cannot make us hold more
 MAX_MESSAGE_BYTES: Final = 64 * 1024  # one session control message (JSON)
+WINDOW: Final = 8  # frames in flight in one session, unless the client asks for another window
 MAX_WINDOW: Final = 64  # frames in flight in one session
 MAX_INFLIGHT_BYTES: Final = 16 * MiB  # bytes in flight in one session, on either side
 UNSENT_BYTES: Final = (
@@ -27,7 +28,7 @@ MAX_IMAGE_BYTES: Final = 32 * MiB  # an encoded image handed to the agent
 MAX_IMAGE_PIXELS: Final = 64_000_000  # a decompression bomb
 MAX_TEXT_BYTES: Final = 64 * 1024  # a text: all of it is cut into tokens before a model sees its beginning
 MAX_RESIZE: Final = 8192  # pixels of an image's short side on its way to a model
-MAX_MEASURED: Final = 200  # heads' times in one plan request
+MAX_MEASURED: Final = 200  # measured times in one plan request
 MAX_LABELS: Final = 100_000
 MAX_LADDER: Final = 16  # codecs of one plan: each has tables, and is tried before the first frame
 MAX_NAME: Final = 100  # a model, layer, or tensor name
@@ -80,16 +81,18 @@ MAX_CA_BYTES: Final = 4 * MiB  # certificates of authorities
 MAX_PATH: Final = 4096  # characters of a file's name
 MAX_SOURCE_FILES: Final = 1_000_000  # files that one folder or glob may name
 MAX_TIMINGS_BYTES: Final = 64 * 1024  # what the agent keeps of its own heads' times
-LEARNT: Final = (
-    60.0  # after a plan: what frames take by then, with the link as it was measured, tells whether it was right
+FRAMES_AHEAD: Final = 2  # frames between the agent's queue and the link: one in the head, one encoded and next to send
+LEARNING_TIME: Final = (
+    60.0  # after a plan is made, frame times are compared with it for this long: the link may change later
 )
-TELLING, LAST = 5, 50  # frames that make a median, and the last ones, that it is of
-LOOKS: Final = 2  # new plans because frames told otherwise, until the next that is made because one expires
-UNTRUE: Final = 0.1  # frames that take so much longer or shorter than was planned tell otherwise,
-UNTRUE_MS: Final = 1.0  # if it is more than this
-SENDING_AGE: Final = 3600.0  # what sending takes beside is told no longer: where it makes a plan send nothing, no frame would put it right
-MAX_REHEARSALS: Final = 16  # models whose operators' times an agent keeps
-MAX_REHEARSALS_BYTES: Final = 4 * MiB
+MEDIAN_FRAMES: Final = 5  # fewer frames give no median
+MEDIAN_WINDOW: Final = 50  # a median covers the last frames, at most this many
+MISMATCH_REPLANS: Final = 2  # plans requested because frame times differ from the prediction, until one expires
+MISMATCH_SHARE: Final = 0.1  # frame times differ from the prediction if they are off by more than this share of it
+MISMATCH_MS: Final = 1.0  # and by more than this
+SENDING_AGE: Final = 3600.0  # measured sending times expire: a plan that sends nothing would never correct them
+MAX_DRY_RUNS: Final = 16  # models whose operator times an agent keeps
+MAX_DRY_RUNS_BYTES: Final = 4 * MiB
 CACHED_SEGMENTS: Final = 8  # the newest are kept
 CACHED_PROFILES: Final = 4  # one for each build of the kernels that ran here; the newest are kept
 BODY_TIMEOUT: Final = 30.0  # a client that trickles its request body

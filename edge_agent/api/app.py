@@ -35,18 +35,18 @@ from numpy.typing import NDArray
 import edge_agent
 from edge_agent.api import metrics, page
 from edge_agent.inputs.sources import Text, is_array, load_array
-from edge_agent.runtime.queue_limit import Admission
+from edge_agent.runtime.queue_limit import QueueLimit
 from edge_agent.runtime.results import Counters, Result, to_json
 from splitedge import errors, limits
 from splitedge.link import endpoint
 from splitedge.protocol.messages import Plan
 
 if TYPE_CHECKING:
-    from edge_agent.runtime.engine import Frame
+    from edge_agent.runtime.engine import InputFrame
 
 
 class Served(Protocol):
-    """What the API shows: an `edge_agent.runtime.agent.Agent`, or an `edge_agent.runtime.stage.Stage`, which takes no frames here."""
+    """What the API shows: an `edge_agent.runtime.agent.Agent`, or an `edge_agent.runtime.stage_server.StageServer`, which takes no frames here."""
 
     counters: Counters
 
@@ -56,7 +56,7 @@ class Served(Protocol):
     def state(self) -> str: ...
     @property
     def plan(self) -> Plan | None: ...
-    async def infer(self, frame: Frame) -> Result: ...
+    async def infer(self, frame: InputFrame) -> Result: ...
     def status(self) -> dict[str, Any]: ...
     def gauges(self) -> Mapping[str, float]: ...
     def plan_info(self) -> Mapping[str, str]: ...
@@ -71,7 +71,7 @@ class Loading:
     def __init__(self) -> None:
         self.counters = Counters()
 
-    async def infer(self, frame: Frame) -> Result:  # noqa: ARG002  the interface
+    async def infer(self, frame: InputFrame) -> Result:  # noqa: ARG002  the interface
         raise errors.not_ready(self.state)
 
     def status(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Front:
 FRONT: Final = web.AppKey[Front]("front")
 NPY: Final = "application/x-npy"
 _DTYPES: Final = ("float32", "int32", "int64")
-BODIES = web.AppKey("bodies", Admission)  # request bodies that are being read or answered
+BODIES = web.AppKey("bodies", QueueLimit)  # request bodies that are being read or answered
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -118,7 +118,7 @@ def application(front: Front) -> web.Application:
     """The API of ``front``, to be served by aiohttp."""
     app = web.Application(middlewares=[_errors_as_json, _no_browsers], client_max_size=limits.MAX_IMAGE_BYTES)
     app[FRONT] = front
-    app[BODIES] = Admission()
+    app[BODIES] = QueueLimit()
     app.add_routes([
         web.get("/", _page), web.post("/v1/infer", _infer), web.get("/v1/status", _status), web.get("/healthz", _healthz), web.get("/metrics", _metrics),
     ])  # fmt: skip
@@ -174,7 +174,7 @@ async def _infer(request: web.Request) -> web.Response:
             stack.enter_context(request.app[BODIES].slot(size))
             frame = await _frame(request, size)
         except errors.SplitEdgeError as error:
-            agent.counters.end(error)
+            agent.counters.count_error(error)
             raise
         try:
             result = await agent.infer(frame)
@@ -225,7 +225,7 @@ def _declared_size(request: web.Request) -> int:
     return limits.MAX_IMAGE_BYTES if size is None else size
 
 
-async def _frame(request: web.Request, size: int) -> Frame:
+async def _frame(request: web.Request, size: int) -> InputFrame:
     from splitedge.head import text as texts
 
     if "X-Shape" in request.headers:
@@ -244,7 +244,7 @@ async def _frame(request: web.Request, size: int) -> Frame:
     return load_array(body, "the body") if is_array(body) else body
 
 
-async def _form(request: web.Request) -> Frame:
+async def _form(request: web.Request) -> InputFrame:
     """The one file of a form, or its one field. Raises `errors.InputError` for another number of them and for a form that is malformed."""
     from splitedge.head import text as texts
 
@@ -307,7 +307,7 @@ def _dtype(text: str) -> np.dtype[np.generic]:
 
 
 def _advice(
-    request: web.Request, frame: Frame, plan: Plan | None, error: errors.InputError
+    request: web.Request, frame: InputFrame, plan: Plan | None, error: errors.InputError
 ) -> errors.InputError | None:
     """What to send instead, in terms of HTTP, where the refusal of ``frame`` does not tell."""
     from splitedge.head.preprocess import is_image

@@ -14,7 +14,7 @@ def render(counters: Counters, gauges: Mapping[str, float], info: Mapping[str, s
         *_family("payload_bytes_total", "counter", "Bytes sent for frames that were answered.", [("", counters.payload_bytes)]),
         *_family("saved_bytes_total", "counter", "Bytes not sent where an earlier frame's answer served.", [("", counters.saved_bytes)]),
         *_family("frame_stage_seconds_total", "counter", "Seconds that frames with an answer spent, by stage.",
-                 [(_labels(stage=stage), value) for stage, value in sorted(counters.stage_sum_s.items())]),
+                 [(_labels(stage=phase), value) for phase, value in sorted(counters.phase_sum_s.items())]),
         *_histogram(counters),
         *_family("plan_info", "gauge", "The plan in force.", [(_labels(**info), 1)] if info else []),
     ]  # fmt: skip

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
-from collections import deque
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -14,8 +13,9 @@ from rich.console import Console
 from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Source
-from edge_agent.runtime.agent import Agent
+from edge_agent.runtime.agent import WINDOW, Agent
 from edge_agent.runtime.engine import frame_bytes, frame_of
+from edge_agent.runtime.ordered import in_order
 from edge_agent.runtime.results import Result, Timing, to_json
 from splitedge import errors, files
 from splitedge.head import answers
@@ -45,7 +45,7 @@ async def infer(settings: Settings, frames: Frames, *, json: bool, out: Path | N
     try:
         if not json and agent.plan is not None:
             print(f"{headline(agent.plan)}\n")
-        async for source, outcome in _outcomes(agent, sources):
+        async for source, outcome in in_order(sources, functools.partial(_one, agent), WINDOW):
             file = ""
             if isinstance(outcome, Result):
                 results.append(outcome)
@@ -59,22 +59,10 @@ async def infer(settings: Settings, frames: Frames, *, json: bool, out: Path | N
     return status
 
 
-async def _outcomes(agent: Agent, sources: list[Source]) -> AsyncIterator[tuple[Source, Outcome]]:
-    """What became of each source, in their order, with so many under way as fill head and link."""
-    under_way: deque[tuple[Source, asyncio.Task[Outcome]]] = deque()
-    for source in sources:
-        under_way.append((source, asyncio.create_task(_one(agent, source))))
-        if len(under_way) >= agent.window:
-            first, task = under_way.popleft()
-            yield first, await task
-    for first, task in under_way:
-        yield first, await task
-
-
 async def _one(agent: Agent, source: Source) -> Outcome:
     try:
         frame = frame_of(await asyncio.to_thread(source.read), source.name, agent.plan)
-        await agent.admission.room(frame_bytes(frame))
+        await agent.queue.wait_for_room(frame_bytes(frame))
         return await agent.infer(frame)
     except errors.SplitEdgeError as error:
         return error
@@ -172,7 +160,7 @@ def _summary(results: list[Result], total: int) -> str:
 
 def _joules(agent: Agent) -> str:
     """What a frame cost in energy, where there is a sensor and it has seen frames."""
-    energy = agent.energy()
+    energy = agent.status()["energy"]
     if energy is None or not energy["joules_per_frame"]:
         return ""
     return f"; {energy['joules_per_frame']:.3g} J a frame, measured ({plain(energy['sensor'])})"

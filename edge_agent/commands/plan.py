@@ -15,10 +15,10 @@ import device_profiles
 from device_profiles import DeviceProfile, known
 from edge_agent.commands.what_if import WhatIf
 from edge_agent.config import Settings
-from edge_agent.planning import negotiation, peers
+from edge_agent.planning import device, dry_run_store, measured_times, peers, plan_request
 from splitedge import files
 from splitedge.link.http_client import ServerClient
-from splitedge.protocol.messages import Plan, PlanRequest
+from splitedge.protocol.messages import MeasuredTimes, Plan, PlanRequest
 from splitedge.report import explain, plain
 
 
@@ -61,16 +61,18 @@ async def _ask(
     settings: Settings,
     stands_in: DeviceProfile | None,
     given: Mapping[str, float],
-    say: negotiation.Say,
+    say: peers.Progress,
 ) -> tuple[PlanRequest, Plan]:
     """The plan for this machine, or for the board that ``stands_in`` for it, and what was asked."""
-    profile = stands_in or await negotiation.profile(settings, say)
-    link = await negotiation.link(client, given, say)
-    measured = {} if stands_in else negotiation.timings(settings).known()
-    rehearsed = None if stands_in else await negotiation.rehearsal(client, settings, profile, measured, say)
-    chosen = await negotiation.plan(client, settings, profile, [], measured, say, link, rehearsed)
-    known_as = device_profiles.to_dict(profile)
-    return PlanRequest(settings.model, known_as, link, settings.demand, [], measured, rehearsed), chosen
+    profile = stands_in or await device.profile(settings, say)
+    link = await plan_request.measure_link(client, given, say)
+    measured = MeasuredTimes() if stands_in else measured_times.time_log(settings).medians()
+    dry_run = None if stands_in else await dry_run_store.dry_run(client, settings, profile, measured.head_ms, say)
+    chosen = await plan_request.request_plan(
+        client, settings, profile, link, held=[], measured=measured, dry_run=dry_run, say=say
+    )
+    described = device_profiles.to_dict(profile)
+    return PlanRequest(settings.model, described, link, settings.demand, [], measured.to_wire(), dry_run), chosen
 
 
 def _print(chosen: Plan, what_if: WhatIf | None, *, json: bool, layers: bool) -> None:

@@ -1,4 +1,4 @@
-"""What the agent keeps on disk: segments and tokenizers by their hash, and the profile of this machine. Never a frame."""
+"""The agent's cache folder: segments and tokenizers by their hash, and this machine's measurements. It never holds a frame."""
 
 from __future__ import annotations
 
@@ -8,26 +8,48 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
+from edge_agent import config
+from edge_agent.config import Settings
+from kernels import jit
 from splitedge import errors, limits
 from splitedge.head.segment import Header, parse_header
 
-_SEGMENT = re.compile(r"[0-9a-f]{64}\.segment")
-_TOKENIZER = re.compile(r"[0-9a-f]{64}\.tokenizer")
-_PART = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{64})?\.part")  # of one of these, or of the way to a segment from another
-_PROFILE = re.compile(r"profile-[0-9a-f]{16}\.json")
-_TIMINGS = re.compile(r"timings-[0-9a-f]{16}\.json")
-_HEADER_BYTES = 256 * 1024  # one that is longer is not looked at
-_STALE_S = 86_400.0  # a download that nobody went on with for a day
+_SEGMENT: Final = re.compile(r"[0-9a-f]{64}\.segment")
+_PART: Final = re.compile(
+    r"[0-9a-f]{64}(-[0-9a-f]{64})?\.part"
+)  # of a download, or of a patch from one segment to another
+#: The files of each kind that `DiskCache.prune` keeps: the last used. Measurements have one file for each build of the kernels.
+_KEPT: Final = {
+    _SEGMENT: limits.CACHED_SEGMENTS,
+    re.compile(r"[0-9a-f]{64}\.tokenizer"): limits.CACHED_SEGMENTS,
+    re.compile(r"profile-[0-9a-f]{16}\.json"): limits.CACHED_PROFILES,
+    re.compile(r"timings-[0-9a-f]{16}\.json"): limits.CACHED_PROFILES,
+    re.compile(r"rehearsals-[0-9a-f]{16}\.json"): limits.CACHED_PROFILES,
+}
+_HEADER_BYTES: Final = 256 * 1024  # segments with a longer header are skipped
+_STALE_S: Final = 86_400.0  # an unfinished download untouched for a day is removed
 
 
-class Cache:
-    """A folder. Segments and tokenizers come into it by `ServerClient.fetch_segment` and `fetch_tokenizer`, which check the hash whenever one is asked for.
+def folder(settings: Settings) -> Path:
+    """The cache folder that ``settings`` name, else the default one."""
+    return config.path_of(settings.cache_dir) if settings.cache_dir else jit.cache_base()
 
-    Every failure to read or write it is an `errors.StoreError`.
+
+def build_file(settings: Settings, kind: str) -> Path:
+    """The file for measurements of ``kind`` that hold for this build of the kernels."""
+    return folder(settings) / f"{kind}-{jit.CACHE_DIR.name.removeprefix('kernels-')}.json"
+
+
+class DiskCache:
+    """A folder of segments and tokenizers. `ServerClient` downloads into it and verifies each file's hash on every use.
+
+    Every failure to read or write the folder is an `errors.StoreError`.
     """
 
     def __init__(self, directory: Path) -> None:
+        """Creates the folder and checks that it is writable."""
         self.directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -37,11 +59,11 @@ class Cache:
             raise _unusable(directory, error) from error
 
     def held(self) -> list[str]:
-        """SHA-256 of the segments that are here, the last used first."""
+        """SHA-256 of the segments in the cache, last used first."""
         return [path.stem for path in self._files(_SEGMENT)]
 
     def nearest(self, model: str, cut: str) -> Path | None:
-        """The segment of ``model`` from which one that ends at the layer ``cut`` may be made: of that cut if there is one, the last used."""
+        """The best segment of ``model`` to patch into one that ends at layer ``cut``: the last used with that cut, else the last used."""
         others = []
         for path, header in self._headers(model):
             if header.cut == cut:
@@ -50,22 +72,22 @@ class Cache:
         return others[0] if others else None
 
     def operators(self, model: str) -> dict[str, int]:
-        """How many operators each segment of ``model`` has that is here, by SHA-256."""
+        """The number of operators of each segment of ``model`` in the cache, by SHA-256."""
         return {path.stem: len(header.ops) for path, header in self._headers(model)}
 
     def _headers(self, model: str) -> Iterator[tuple[Path, Header]]:
-        """Segments of ``model``, the last used first."""
+        """Segments of ``model``, last used first."""
         for path in self._files(_SEGMENT):
             try:
                 with path.open("rb") as file:
                     header = parse_header(file.read(_HEADER_BYTES))[0]
-            except (OSError, errors.SegmentError):  # one that is fetched again if it is ever asked for
+            except (OSError, errors.SegmentError):  # a damaged file is downloaded again when it is needed
                 continue
             if header.model == model:
                 yield path, header
 
     def read(self, path: Path) -> bytes:
-        """A segment or tokenizer that was fetched; it counts as used now."""
+        """The content of a downloaded file, which becomes the last used."""
         try:
             os.utime(path)
             return path.read_bytes()
@@ -73,16 +95,17 @@ class Cache:
             raise _unusable(self.directory, error) from error
 
     def prune(self) -> None:
-        """Keep the last used segments and tokenizers, the newest profiles (`limits`), and no part of a download that was given up."""
+        """Remove all but the last used files of each kind (`limits`), and unfinished downloads that nothing continues."""
         try:
-            old = self._files(_SEGMENT)[limits.CACHED_SEGMENTS :] + self._files(_PROFILE)[limits.CACHED_PROFILES :]
-            old += self._files(_TIMINGS)[limits.CACHED_PROFILES :] + self._files(_TOKENIZER)[limits.CACHED_SEGMENTS :]
-            for path in old + [p for p in self._files(_PART) if time.time() - p.stat().st_mtime > _STALE_S]:
+            old = [path for pattern, count in _KEPT.items() for path in self._files(pattern)[count:]]
+            stale = [path for path in self._files(_PART) if time.time() - path.stat().st_mtime > _STALE_S]
+            for path in old + stale:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise _unusable(self.directory, error) from error
 
     def _files(self, pattern: re.Pattern[str]) -> list[Path]:
+        """The files whose name matches ``pattern``, last used first."""
         try:
             found = [path for path in self.directory.iterdir() if pattern.fullmatch(path.name)]
             return sorted(found, key=lambda path: -path.stat().st_mtime)

@@ -29,7 +29,7 @@ from edge_server.planner.allocation import CutCodec, Layer, allocate
 from edge_server.planner.demands import Power, check, check_name
 from edge_server.planner.online import may_leave
 from edge_server.planner.patterns import Level, Place
-from splitedge import errors
+from splitedge import errors, limits
 from splitedge.codec import STAGES
 from splitedge.protocol.messages import Demand, LinkEstimate, Objective
 
@@ -67,7 +67,7 @@ class Chain:
     span_bytes: F64
     tail_ms: tuple[float, ...]
     queue_ms: float = 0.0
-    window: int = 8
+    window: int = limits.WINDOW
     spread: bool = False  # every device, and the server, must have a part
 
 

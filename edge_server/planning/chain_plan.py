@@ -25,7 +25,6 @@ from splitedge.head.segment import Header
 from splitedge.link.adaptation import LONGER
 from splitedge.protocol.frames import HEADER_BYTES
 from splitedge.protocol.messages import (
-    BESIDE,
     PROTOCOL_VERSION,
     ChainDevice,
     ChainRequest,
@@ -33,6 +32,7 @@ from splitedge.protocol.messages import (
     Cut,
     LayerBits,
     LinkEstimate,
+    MeasuredTimes,
     Parts,
     Plan,
     Prediction,
@@ -43,9 +43,6 @@ from splitedge.protocol.messages import (
 )
 
 F64 = NDArray[np.float64]
-
-#: Frames that one link holds under way at once: the window that agents ask for.
-WINDOW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +117,7 @@ def chain_of(
     times = tuple(place.tail_ms for place in places) if tails is None else tail_times(catalog, bundle, cuts, tails)
     return Chain(
         bundle.name, places, table.levels, request.demand, request.objective, tuple(devices), _links(request.devices),
-        _span_bytes(places, possible), times, 0.0 if tails is None else tails.times.queue_ms(), WINDOW, request.spread,
+        _span_bytes(places, possible), times, 0.0 if tails is None else tails.times.queue_ms(), limits.WINDOW, request.spread,
     )  # fmt: skip
 
 
@@ -156,7 +153,8 @@ def _spans(
     predicted, around = by_profile
     at = {place.cut.index: i for i, place in enumerate(places)}
     found: dict[tuple[int, int], list[float]] = {}
-    for sha256, ms in device.measured.items():
+    own = MeasuredTimes.from_wire(device.measured)
+    for sha256, ms in own.head_ms.items():
         start, end = known.get(sha256, (-1, -1))
         if end in at and (start == 0 or start in at):
             found.setdefault((at[start] + 1 if start else 0, at[end]), []).append(ms)
@@ -165,7 +163,7 @@ def _spans(
     spans = predicted * (sum(measured.values()) / whole) if whole > 0 else predicted
     for span, ms in measured.items():
         spans[span] = ms
-    return spans + around + device.measured.get(BESIDE, 0.0)
+    return spans + around + (own.overhead_ms or 0.0)
 
 
 def _predicted(

@@ -23,9 +23,9 @@ from splitedge.codec import STAGES
 from splitedge.files import PictureForm
 from splitedge.protocol.messages import (
     PROTOCOL_VERSION,
-    SENDING,
     Candidate,
     LayerBits,
+    MeasuredTimes,
     Parts,
     Plan,
     PlanRequest,
@@ -96,15 +96,15 @@ def request_of(
     known = catalog.store.segments_named(bundle.sha256, {*request.held, *request.measured})
     known = {sha256: one for sha256, one in known.items() if one[0] == 0}
     segments = {sha256: cut for sha256, (_, cut, _) in known.items()}
-    rehearsal = request.rehearsal
-    rehearsed = None if rehearsal is None or rehearsal.bundle != bundle.sha256 else rehearsal.ms
+    dry_run = request.dry_run
+    rehearsed = None if dry_run is None or dry_run.bundle != bundle.sha256 else dry_run.ms
     return Request(
         demand=request.demand,
         link=request.link,
         head_ms=head_times(cuts, heads, profile, request.measured, segments, rehearsed),
         tail_ms=None if tails is None else tail_times(catalog, bundle, [cut.index for cut in cuts], tails),
         queue_ms=0.0 if tails is None else tails.times.queue_ms(),
-        sending_ms=request.measured.get(SENDING, 0.0),
+        sending_ms=MeasuredTimes.from_wire(request.measured).sending_ms or 0.0,
         stage_ns=stage_ns_of(profile),
         power=power_of(profile.power),
         memory_bytes=profile.machine.memory_available_bytes or None,

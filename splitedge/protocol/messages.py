@@ -6,6 +6,7 @@ in points of the bundle's metric (top-1 unless it says otherwise).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -69,8 +70,8 @@ class Outline(Message):
     header: bytes
 
 
-class Rehearsal(Message):
-    """What the head of an `Outline` takes on the device: ``ms[i]`` until its operator i is done."""
+class DryRun(Message):
+    """Times of the head of an `Outline` on the device: ``ms[i]`` milliseconds until its operator i is done."""
 
     bundle: str
     ms: list[float]
@@ -82,13 +83,34 @@ class PlanRequest(Message):
     link: LinkEstimate
     demand: Demand = msgspec.field(default_factory=Demand)
     held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments the agent already has
-    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that the head really took on the device; and `SENDING`
-    rehearsal: Rehearsal | None = None
+    measured: dict[str, float] = {}  # the wire form of `MeasuredTimes`
+    dry_run: DryRun | None = msgspec.field(default=None, name="rehearsal")
     protocol: int = PROTOCOL_VERSION
 
 
-#: The key in a device's ``measured`` times of what coding a frame, sending it and taking its answer took beyond what profile and link say.
-SENDING = "sending"
+_SENDING, _OVERHEAD = "sending", "beside"  # keys of the wire form; every other key is a segment's SHA-256
+
+
+class MeasuredTimes(msgspec.Struct):
+    """Median frame times on a device, in milliseconds; None where there are too few frames.
+
+    Its wire form is one JSON object of numbers: each segment's SHA-256 with its head's time, "sending" and "beside".
+    """
+
+    head_ms: dict[str, float] = {}  # by the segment's SHA-256
+    sending_ms: float | None = None  # encoding, sending and receiving the answer, beyond what profile and link predict
+    overhead_ms: float | None = None  # on the device beside head and codec: preprocessing and the program's own work
+
+    @classmethod
+    def from_wire(cls, times: Mapping[str, float]) -> MeasuredTimes:
+        """The times in a message's ``measured`` field."""
+        heads = {name: ms for name, ms in times.items() if name not in (_SENDING, _OVERHEAD)}
+        return cls(heads, times.get(_SENDING), times.get(_OVERHEAD))
+
+    def to_wire(self) -> dict[str, float]:
+        """The times as a message's ``measured`` field."""
+        others = {_SENDING: self.sending_ms, _OVERHEAD: self.overhead_ms}
+        return self.head_ms | {name: ms for name, ms in others.items() if ms is not None}
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------
@@ -244,7 +266,7 @@ class Prediction(Message):
     segment_bytes: int  # to fetch
     objective: float
     parts: Parts
-    sending_ms: float = 0.0  # of transfer_ms, what is not the link's: what the device told as `SENDING`
+    sending_ms: float = 0.0  # the part of transfer_ms that is not the link's: `MeasuredTimes.sending_ms`
 
 
 class LayerBits(Message):
@@ -354,15 +376,11 @@ Objective = Literal["latency", "rate"]
 """What a chain is planned for: the least time of a frame, or the most frames a second."""
 
 
-#: The key in a board's ``measured`` times of what a frame takes there beside segment and codec: preparing pictures, and the programs' own work.
-BESIDE = "beside"
-
-
 class ChainDevice(Message):
     """A board of a chain, as it describes itself. ``next``: its link to the board after it, None for the last; ``server``: to the server.
 
-    ``device`` is the name that the board gave itself once: a plan says by it for whom it is. ``held`` and ``measured`` as in `PlanRequest`; what is
-    there by the name `BESIDE` comes on top, for it bounds a board's rate as its segment does.
+    ``device`` is the name that the board gave itself once; it says whom a plan is for. ``held`` and ``measured`` are as in `PlanRequest`.
+    The measured overhead counts too: it bounds a board's rate as the segment does.
     """
 
     device: str
@@ -419,7 +437,7 @@ class Open(Message, tag="open", tag_field="type"):
 
     plan: str
     topk: int = 5
-    window: int = 8
+    window: int = limits.WINDOW
     protocol: int = PROTOCOL_VERSION
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from aiohttp.test_utils import TestServer
 
-from edge_agent.planning import negotiation
-from edge_agent.planning.disk_cache import Cache
+from edge_agent.planning import downloads
+from edge_agent.planning.disk_cache import DiskCache
 from edge_server.api.app import make_app
 from edge_server.store.store import Store
 from kernels.reference import pack_bits
@@ -42,7 +42,7 @@ def built(bits: int) -> bytes:
 @pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
 async def test_a_board_fetches_what_its_segment_lacks(tmp_path: Path, damaged: bool) -> None:
     few, many = built(4), built(6)
-    cache, said = Cache(tmp_path / "cache"), list[str]()
+    cache, said = DiskCache(tmp_path / "cache"), list[str]()
     held = cache.directory / f"{seg.digest(few)}.segment"
     held.write_bytes(few)
     with Store(tmp_path / "store") as store:
@@ -51,7 +51,7 @@ async def test_a_board_fetches_what_its_segment_lacks(tmp_path: Path, damaged: b
         if damaged:
             held.write_bytes(few[:-40] + bytes(40))
         async with serving(store) as client:
-            assert await negotiation.fetch(client, cache, plan, said.append) == many
+            assert await downloads.segment(client, cache, plan, said.append) == many
         made = store.upgrade_path(plan.segment.sha256, seg.digest(few))
         assert made is not None
         assert made.stat().st_size < 0.6 * len(many)
@@ -60,12 +60,12 @@ async def test_a_board_fetches_what_its_segment_lacks(tmp_path: Path, damaged: b
 
 async def test_a_server_that_has_forgotten_what_is_held_sends_the_whole(tmp_path: Path) -> None:
     few, many = built(4), built(6)
-    cache = Cache(tmp_path / "cache")
+    cache = DiskCache(tmp_path / "cache")
     (cache.directory / f"{seg.digest(few)}.segment").write_bytes(few)
     with Store(tmp_path / "store") as store:
         plan = planned(store, many)
         async with serving(store) as client:
-            assert await negotiation.fetch(client, cache, plan, lambda _: None) == many
+            assert await downloads.segment(client, cache, plan, lambda _: None) == many
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from edge_server.store.catalog import Catalog
 from edge_server.store.store import Store
 from edge_server.tails.pool import Tails
 from splitedge import errors
-from splitedge.protocol.messages import Cut, Demand, LinkEstimate, PlanRequest, Rehearsal
+from splitedge.protocol.messages import Cut, Demand, DryRun, LinkEstimate, PlanRequest
 
 
 def test_the_first_plan_counts_on_tails_that_were_run_here(
@@ -116,8 +116,8 @@ def test_a_rehearsal_of_another_model_is_refused(store: Store, profile: dict[str
 def test_a_rehearsal_of_the_model_before_it_was_replaced_says_nothing(store: Store, profile: dict[str, Any]) -> None:
     catalog = Catalog(store)
     asked = [
-        PlanRequest("tiny", profile, LinkEstimate(0.0, 1e4, 1e4), Demand(max_drop_points=100.0), rehearsal=one)
-        for one in (None, Rehearsal("0" * 64, [1.0]))
+        PlanRequest("tiny", profile, LinkEstimate(0.0, 1e4, 1e4), Demand(max_drop_points=100.0), dry_run=one)
+        for one in (None, DryRun("0" * 64, [1.0]))
     ]
     without, stale = (make_plan(catalog, one).prediction for one in asked)
     assert without == stale
