@@ -81,10 +81,5 @@ def _refreshed(profile: DeviceProfile) -> DeviceProfile:
 
 def _new_name(path: Path) -> str:
     name = secrets.token_hex(16)
-    try:
-        part = path.with_suffix(".part")
-        part.write_text(name, "ascii")
-        part.replace(path)
-    except OSError as error:
-        raise errors.StoreError(f"{path} cannot be written ({error.strerror}); make it writable") from error
+    disk_cache.write(path, name.encode("ascii"))
     return name

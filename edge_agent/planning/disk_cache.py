@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+
+import msgspec
 
 from edge_agent import config
 from edge_agent.config import Settings
 from kernels import jit
-from splitedge import errors, limits
+from splitedge import errors, files, limits
 from splitedge.head.segment import Header, parse_header
 
+T = TypeVar("T")
+
 _SEGMENT: Final = re.compile(r"[0-9a-f]{64}\.segment")
-_PART: Final = re.compile(
-    r"[0-9a-f]{64}(-[0-9a-f]{64})?\.part"
-)  # of a download, or of a patch from one segment to another
+#: An unfinished download of a file, or of a patch from one segment to another; an unfinished `write`.
+_PART: Final = re.compile(rf"[0-9a-f]{{64}}(-[0-9a-f]{{64}})?\.part|{re.escape(files.PARTIAL)}[0-9a-f]+")
 #: The files of each kind that `DiskCache.prune` keeps: the last used. Measurements have one file for each build of the kernels.
 _KEPT: Final = {
     _SEGMENT: limits.CACHED_SEGMENTS,
@@ -29,12 +34,48 @@ _KEPT: Final = {
     re.compile(r"rehearsals-[0-9a-f]{16}\.json"): limits.CACHED_PROFILES,
 }
 _HEADER_BYTES: Final = 256 * 1024  # segments with a longer header are skipped
-_STALE_S: Final = 86_400.0  # an unfinished download untouched for a day is removed
+_STALE_S: Final = 86_400.0  # an unfinished file untouched for a day is removed
 
 
 def folder(settings: Settings) -> Path:
     """The cache folder that ``settings`` name, else the default one."""
     return config.path_of(settings.cache_dir) if settings.cache_dir else jit.cache_base()
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write ``path`` in the cache folder atomically. Raises `errors.StoreError`."""
+    try:
+        files.replace(path, data)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def read_json(path: Path, kind: type[T], limit: int) -> T | None:
+    """The ``kind`` in the JSON file ``path``. None for a missing or damaged file, and one of another version. Raises `errors.StoreError`."""
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(limit), type=kind)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    except OSError as error:
+        raise errors.StoreError(
+            f"{path} cannot be read ({error.strerror}); make it readable, or set `cache_dir`"
+        ) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on ``path`` among threads and processes. Raises `errors.StoreError`.
+
+    The lock is a file of its own, since `write` replaces ``path``.
+    """
+    try:
+        file = path.with_suffix(".lock").open("wb")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def build_file(settings: Settings, kind: str) -> Path:
@@ -95,7 +136,7 @@ class DiskCache:
             raise _unusable(self.directory, error) from error
 
     def prune(self) -> None:
-        """Remove all but the last used files of each kind (`limits`), and unfinished downloads that nothing continues."""
+        """Remove all but the last used files of each kind (`limits`), and unfinished files that nothing continues."""
         try:
             old = [path for pattern, count in _KEPT.items() for path in self._files(pattern)[count:]]
             stale = [path for path in self._files(_PART) if time.time() - path.stat().st_mtime > _STALE_S]
@@ -111,6 +152,12 @@ class DiskCache:
             return sorted(found, key=lambda path: -path.stat().st_mtime)
         except OSError as error:
             raise _unusable(self.directory, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> errors.StoreError:
+    return errors.StoreError(
+        f"{path} cannot be written ({error.strerror}); free space, make it writable, or set `cache_dir`"
+    )
 
 
 def _unusable(directory: Path, error: OSError) -> errors.StoreError:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +16,7 @@ from edge_agent.planning import device, disk_cache
 from edge_agent.planning.disk_cache import DiskCache
 from edge_agent.planning.dry_run import memory_bytes, time_operators
 from edge_agent.planning.peers import Progress
-from splitedge import errors, files, limits
+from splitedge import errors, limits
 from splitedge.link.http_client import ServerClient
 from splitedge.protocol.messages import DryRun
 
@@ -46,37 +44,14 @@ class DryRunStore:
 
     def put(self, key: str, found: KeptDryRun | None) -> None:
         """Keep ``found`` as the newest; None removes the entry. Safe among threads and processes. Raises `errors.StoreError`."""
-        with self._locked():
+        with disk_cache.locked(self._path):
             kept = {name: one for name, one in self._read().items() if name != key}
             if found is not None:
                 kept[key] = found
-            files.write(self._path, msgspec.json.encode(dict(list(kept.items())[-limits.MAX_DRY_RUNS :])))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock of the file. The lock is a file of its own, since a write replaces the file."""
-        lock = self._path.with_suffix(".lock")
-        try:
-            file = lock.open("wb")
-        except OSError as error:
-            raise errors.StoreError(
-                f"{lock} cannot be written ({error.strerror}); free space, make it writable, or set `cache_dir`"
-            ) from error
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            disk_cache.write(self._path, msgspec.json.encode(dict(list(kept.items())[-limits.MAX_DRY_RUNS :])))
 
     def _read(self) -> dict[str, KeptDryRun]:
-        """The file's content. A missing, damaged or foreign file counts as empty: the dry runs are made again."""
-        try:
-            with self._path.open("rb") as file:
-                return msgspec.json.decode(file.read(limits.MAX_DRY_RUNS_BYTES), type=dict[str, KeptDryRun])
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
-            return {}
-        except OSError as error:
-            raise errors.StoreError(
-                f"{self._path} cannot be read ({error.strerror}); make it readable, or set `cache_dir`"
-            ) from error
+        return disk_cache.read_json(self._path, dict[str, KeptDryRun], limits.MAX_DRY_RUNS_BYTES) or {}
 
 
 def store(settings: Settings) -> DryRunStore:

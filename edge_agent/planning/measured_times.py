@@ -14,7 +14,7 @@ import msgspec
 from device_profiles import DeviceProfile, predict
 from edge_agent.config import Settings
 from edge_agent.planning import disk_cache
-from splitedge import errors, files, limits
+from splitedge import limits
 from splitedge.protocol.messages import LinkEstimate, MeasuredTimes, Plan
 
 T = TypeVar("T")
@@ -35,7 +35,8 @@ class TimeLog:
 
     def __init__(self, path: Path | None, server: str = "") -> None:
         self._path, self._sending = path, f"{_SENDING} {server}"
-        self._kept = _read(path) if path else {}
+        found = disk_cache.read_json(path, dict[str, _Kept], limits.MAX_TIMINGS_BYTES) if path else None
+        self._kept = found or {}
         self._recent: dict[str, deque[float]] = {}
 
     def add_head(self, segment: str, ms: float) -> None:
@@ -67,7 +68,7 @@ class TimeLog:
         """Write the medians to the file. Raises `errors.StoreError`."""
         self._update()
         if self._path is not None and self._kept:
-            files.write(self._path, msgspec.json.encode(self._kept))
+            disk_cache.write(self._path, msgspec.json.encode(self._kept))
 
     def _add(self, name: str, ms: float) -> None:
         self._recent.setdefault(name, deque(maxlen=limits.MEDIAN_WINDOW)).append(ms)
@@ -92,19 +93,6 @@ class TimeLog:
 def time_log(settings: Settings) -> TimeLog:
     """The times of this build of the kernels. Not kept for a profile that the settings name: it may be another machine's."""
     return TimeLog(None if settings.profile else disk_cache.build_file(settings, "timings"), settings.server)
-
-
-def _read(path: Path) -> dict[str, _Kept]:
-    """The file's content. A missing, damaged or foreign file counts as empty: the times are measured again."""
-    try:
-        with path.open("rb") as file:
-            return msgspec.json.decode(file.read(limits.MAX_TIMINGS_BYTES), type=dict[str, _Kept])
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
-        return {}
-    except OSError as error:
-        raise errors.StoreError(
-            f"{path} cannot be read ({error.strerror}); make it readable, or set `cache_dir`"
-        ) from error
 
 
 class SendingModel:

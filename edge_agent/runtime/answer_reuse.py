@@ -30,7 +30,7 @@ U8 = NDArray[np.uint8]
 
 #: For a transformer's residual stream: 8-bit codes over 8 mean magnitudes of a row to either side. The scale follows the mean, so that
 #: the few tokens and channels with much larger values do not hide the others.
-_ROWS: Final = Codec("reuse", 8, [-8.0], [16 / 255], dynamic="token", span="mean")
+_ROWS: Final = Codec("reuse", 8, (-8.0,), (16 / 255,), dynamic="token", span="mean")
 
 
 @dataclass(eq=False)

@@ -21,6 +21,7 @@ from edge_agent.config import Settings
 from edge_agent.planning.peers import Progress
 from edge_agent.runtime.agent_plan import AgentPlan
 from splitedge import errors, limits
+from splitedge.backoff import Backoff
 from splitedge.link.adaptation import Adaptation
 from splitedge.link.endpoint import heals
 from splitedge.protocol.messages import LinkEstimate
@@ -160,7 +161,7 @@ class Replanner:
 
     async def _renew(self) -> None:
         """Replace the plan before it expires, and when its stream failed."""
-        backoff = limits.BACKOFF_FIRST
+        backoff = Backoff()
         while (plan := self.plan) is not None:
             await self._until_due(plan)
             current = self.plan
@@ -169,11 +170,13 @@ class Replanner:
             while self.plan is current:
                 try:
                     await self.replace(current)
-                    backoff, self._mismatch_replans = limits.BACKOFF_FIRST, limits.MISMATCH_REPLANS
+                    backoff.reset()
+                    self._mismatch_replans = limits.MISMATCH_REPLANS
                 except errors.SplitEdgeError as error:
                     self._say(f"no new plan, the old one stays in force: {error.message}")
-                    await asyncio.sleep(backoff if heals(error) else limits.REPLAN_LEAST)  # an attempt loads the link
-                    backoff = min(2 * backoff, limits.BACKOFF_MAX)
+                    await asyncio.sleep(
+                        backoff.next() if heals(error) else limits.REPLAN_LEAST
+                    )  # each attempt loads the link
 
     async def _until_due(self, plan: AgentPlan) -> None:
         """Wait until ``plan`` is about to expire, or a new one is needed earlier."""

@@ -38,6 +38,7 @@ def test_only_the_last_used_are_kept_and_other_files_are_left_alone(tmp_path):
     put(tmp_path, "a" * 64 + ".part", age=100_000)
     put(tmp_path, f"{'a' * 64}-{'b' * 64}.part", age=100_000)
     put(tmp_path, "b" * 64 + ".part")
+    put(tmp_path, ".new-0123456789abcdef", age=100_000)
     put(tmp_path, "notes.txt", age=100_000)
     put(tmp_path, "profile-of-mine.json", age=100_000)
     profiles = [f"profile-{i:016x}.json" for i in range(limits.CACHED_PROFILES + 2)]
@@ -46,11 +47,21 @@ def test_only_the_last_used_are_kept_and_other_files_are_left_alone(tmp_path):
     cache.prune()
     assert cache.held() == names[: limits.CACHED_SEGMENTS]
     assert {path.name for path in tmp_path.iterdir()} >= {"b" * 64 + ".part", "notes.txt"}
-    assert not list(tmp_path.glob("a*.part"))
+    assert not [*tmp_path.glob("a*.part"), *tmp_path.glob(".new-*")]
     assert {path.name for path in tmp_path.glob("profile-*")} == {
         "profile-of-mine.json",
         *profiles[: limits.CACHED_PROFILES],
     }
+
+
+@pytest.mark.parametrize("kind", ["profile", "timings", "rehearsals"])
+def test_measurements_of_old_builds_of_the_kernels_are_pruned(tmp_path, kind):
+    cache = DiskCache(tmp_path)
+    names = [f"{kind}-{i:016x}.json" for i in range(limits.CACHED_PROFILES + 2)]
+    for age, name in enumerate(names):
+        put(tmp_path, name, age)
+    cache.prune()
+    assert {path.name for path in tmp_path.iterdir()} == set(names[: limits.CACHED_PROFILES])
 
 
 def test_the_nearest_is_of_the_same_model_and_if_possible_of_the_same_cut(tmp_path):

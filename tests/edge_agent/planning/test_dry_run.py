@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -78,6 +79,17 @@ def test_what_is_kept_is_bounded_and_a_broken_file_is_as_none(tmp_path: Path) ->
     found = KeptDryRun(DryRun("1" * 64, []), {"a" * 64: 2.0})
     kept.put("model 17", found)
     assert kept.get("model 17") == found
+
+
+def test_concurrent_writers_lose_no_dry_run(tmp_path: Path) -> None:
+    path = tmp_path / "rehearsals.json"
+
+    def put(i: int) -> None:  # each with a store of its own, as agents in several processes have
+        DryRunStore(path).put(f"model {i}", KeptDryRun(DryRun("0" * 64, [float(i)]), {}))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, range(limits.MAX_DRY_RUNS)))
+    assert all(DryRunStore(path).get(f"model {i}") is not None for i in range(limits.MAX_DRY_RUNS))
 
 
 @pytest.mark.parametrize(
