@@ -70,7 +70,15 @@ async def _ask(
     rehearsed = None if stands_in else await negotiation.rehearsal(client, settings, profile, measured, say)
     chosen = await negotiation.plan(client, settings, profile, [], measured, say, link, rehearsed)
     known_as = device_profiles.to_dict(profile)
-    return PlanRequest(settings.model, known_as, link, settings.demand, [], measured, rehearsed), chosen
+    return PlanRequest(
+        model=settings.model,
+        profile=known_as,
+        link=link,
+        demand=settings.demand,
+        held=[],
+        measured=measured,
+        rehearsal=rehearsed,
+    ), chosen
 
 
 def _print(chosen: Plan, what_if: WhatIf | None, *, json: bool, layers: bool) -> None:

@@ -245,16 +245,33 @@ async def plan(
     estimate = estimate or await link(server, {}, say)
     known = device_profiles.to_dict(profile)
     if settings.chain.next:
-        own = ChainDevice(device_name(settings), known, None, estimate, held, measured)
+        own = ChainDevice(
+            device=device_name(settings), profile=known, next=None, server=estimate, held=held, measured=measured
+        )
         devices, chain = await boards(settings, own, 0, say), settings.chain
         say("asking for a plan")
         answer = await server.chain(
-            ChainRequest(settings.model, devices, settings.demand, chain.objective, chain.exact, chain.spread)
+            ChainRequest(
+                model=settings.model,
+                devices=devices,
+                demand=settings.demand,
+                objective=chain.objective,
+                exact=chain.exact,
+                spread=chain.spread,
+            )
         )
     else:
         say("asking for a plan")
         answer = await server.plan(
-            PlanRequest(settings.model, known, estimate, settings.demand, held, measured, rehearsed)
+            PlanRequest(
+                model=settings.model,
+                profile=known,
+                link=estimate,
+                demand=settings.demand,
+                held=held,
+                measured=measured,
+                rehearsal=rehearsed,
+            )
         )
     if answer.model != settings.model:
         raise errors.PlanError(

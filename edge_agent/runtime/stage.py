@@ -191,11 +191,18 @@ class Stage:
                     server_link = await server.measure_link()
                 assert self._profile is not None
                 profile, name = device_profiles.to_dict(self._profile), negotiation.device_name(self.settings)
-                self._described = now, ChainDevice(name, profile, None, server_link)
+                self._described = now, ChainDevice(device=name, profile=profile, next=None, server=server_link)
             assert self._timings is not None
             held = Cache(negotiation.cache_directory(self.settings)).held()
             device = self._described[1]
-            return ChainDevice(device.device, device.profile, None, device.server, held, self._timings.known())
+            return ChainDevice(
+                device=device.device,
+                profile=device.profile,
+                next=None,
+                server=device.server,
+                held=held,
+                measured=self._timings.known(),
+            )
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         if self._sessions >= limits.MAX_UPSTREAM:
