@@ -8,8 +8,6 @@ its times were measured (`require_measured`).
 
 from __future__ import annotations
 
-import os
-import tempfile
 from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -250,25 +248,7 @@ def require_folder(path: Path) -> None:
 
 
 def save(profile: DeviceProfile, path: Path) -> None:
-    """Write ``path``, whole or not at all. A device, a link or a pipe is written to, not replaced.
+    """Write ``path`` atomically; a device or a pipe is written to, not replaced.
 
     Raises `errors.StoreError`, also if the folder does not exist.
     """
-    text = msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n"
-    require_folder(path)
-    temporary = None
-    try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            path.write_bytes(text)
-            return
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(text)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise errors.StoreError(
-            f"the device profile cannot be written to {path} ({error.strerror}): choose another file"
-        ) from error

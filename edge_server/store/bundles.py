@@ -15,7 +15,7 @@ from calibration.samples.labels import NAMES
 from edge_server.store import folders
 from edge_server.store.database import Database
 from edge_server.store.names import NAME, check_name
-from splitedge import errors
+from splitedge import errors, files
 
 _REPLACED: Final = ".old-"  # holds a bundle while another takes its name
 _REMOVED: Final = ".gone-"  # holds a bundle while it is deleted
@@ -55,7 +55,7 @@ class Bundles:
         """
         check_name(name, "model")
         with self._database.guard():
-            work, lock = folders.create_locked(self.folder, folders.PARTIAL)
+            work, lock = folders.create_locked(self.folder, files.PARTIAL)
         try:
             yield work / name
             self.check_free(name, replace=replace)
@@ -73,7 +73,7 @@ class Bundles:
     def set_class_names(self, name: str, names: list[str]) -> None:
         """Write the class names of the model ``name`` beside its bundle, whole or not at all; its hash stays."""
         with self._database.guard():
-            folders.write(self.path(name) / NAMES, msgspec.json.encode(names))
+            files.replace(self.path(name) / NAMES, msgspec.json.encode(names), mode=0o600)
 
     def remove(self, name: str) -> None:
         """Delete the folder of the bundle ``name``; `Store.forget` deletes what was built from it."""
@@ -84,7 +84,7 @@ class Bundles:
     def sweep(self) -> None:
         """Delete the leftovers of killed processes, and restore a bundle that was set aside and not replaced."""
         with self._database.guard():
-            for prefix in (_REPLACED, _REMOVED, folders.PARTIAL):
+            for prefix in (_REPLACED, _REMOVED, files.PARTIAL):
                 for left in self.folder.glob(f"{prefix}*"):
                     # FileNotFoundError: another process sweeps too, or its import just ended.
                     with contextlib.suppress(FileNotFoundError), folders.try_lock(left) as free:
@@ -102,7 +102,7 @@ class Bundles:
         """Partial files of class names. A folder that another process removes meanwhile has none."""
         for bundle in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                yield from [path for path in bundle.iterdir() if path.name.startswith(folders.PARTIAL)]
+                yield from [path for path in bundle.iterdir() if path.name.startswith(files.PARTIAL)]
 
     @contextlib.contextmanager
     def _set_aside(self, path: Path, prefix: str) -> Iterator[Path]:

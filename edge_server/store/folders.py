@@ -1,4 +1,4 @@
-"""Locked folders and atomic files, for several processes that share a store."""
+"""Locked folders, for several processes that share a store."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
 
 from splitedge import limits
-
-#: Prefix of files and folders that are not complete yet.
-PARTIAL: Final = ".new-"
 
 
 def create_locked(parent: Path, prefix: str) -> tuple[Path, int]:
@@ -54,20 +50,6 @@ def try_lock(folder: Path) -> Iterator[bool]:
         yield free
     finally:
         os.close(lock)
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, durably, whole or not at all. Raises `OSError`."""
-    handle, name = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def delete_old(paths: Iterable[Path]) -> None:

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from edge_server.store import folders
 from edge_server.store.database import Database
+from splitedge import files
 from splitedge.protocol.messages import SegmentRef
 
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
@@ -35,7 +36,7 @@ class Segments:
         """Write a segment of ``bundle`` (a SHA-256) from cut ``start`` to ``cut``, atomically, and index it."""
         ref = SegmentRef(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
         with self._database.guard():
-            folders.write(self.folder / f"{ref.sha256}.segment", data)
+            files.replace(self.folder / f"{ref.sha256}.segment", data, mode=0o600)
         with self._database.transaction() as db:
             row = (bundle, start, cut, bytes(bits), ref.sha256, ref.size)
             db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?)", row)
@@ -74,7 +75,7 @@ class Segments:
         """Write the upgrade from ``held`` to ``wanted``, two segments of this store, whole or not at all."""
         path = self._upgrade(wanted, held)
         with self._database.guard():
-            folders.write(path, data)
+            files.replace(path, data, mode=0o600)
         return path
 
     def forget(self, bundle: str) -> None:
@@ -97,7 +98,7 @@ class Segments:
     def sweep(self) -> None:
         """Delete partial files that a killed process left behind."""
         with self._database.guard():
-            folders.delete_old(self.folder.glob(f"{folders.PARTIAL}*"))
+            folders.delete_old(self.folder.glob(f"{files.PARTIAL}*"))
 
     def _upgrade(self, wanted: str, held: str) -> Path:
         return self.folder / f"{wanted}-{held}.upgrade"

@@ -173,7 +173,7 @@ class TailHandler:
 
 def warm() -> None:
     """Compile or load the decoder, so that the first stream does not wait for it: seconds with an empty cache."""
-    codec.decode(bytes(1), Codec("minmax", 8, [0.0], [1.0]), [1])
+    codec.decode(bytes(1), Codec("minmax", 8, (0.0,), (1.0,)), [1])
 
 
 def decode_frame(

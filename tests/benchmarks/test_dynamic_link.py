@@ -100,8 +100,8 @@ def test_the_gap_is_to_the_oracles_codecs_on_the_same_frames() -> None:
 def test_a_width_that_the_ladder_lacks_is_stood_in_for_over_a_link_of_another_rate() -> None:
     plan = make_plan("split", segment_file())
     plan.cut.shape = [10, 10, 100]
-    coded = Codec("entropy", 8, [0.0], [0.1], tables=[[4096]], table=[0])
-    plan.ladder = [Codec("minmax", 8, [0.0], [0.1]), coded, coded]
+    coded = Codec("entropy", 8, (0.0,), (0.1,), tables=((4096,),), table=(0,))
+    plan.ladder = [Codec("minmax", 8, (0.0,), (0.1,)), coded, coded]
     plan.rungs = [
         Rung(payload_bytes=10_040, noise=0.0, drop_points=0.0, drop_high=0.1),
         Rung(payload_bytes=3_000, noise=0.1, drop_points=0.1, drop_high=0.2),

@@ -45,7 +45,7 @@ def plan(mode: str = "split", **changes: object) -> Plan:
     )
     fields = {
         "id": "p1", "model": "lite0", "bundle": "0" * 64, "mode": mode, "cut": cut, "layers": [] if mode == "server" else [LayerBits(layer="stem", bits=8, weights=100, noise_share=0.2), LayerBits(layer="body", bits=3, weights=900, noise_share=0.5)], "codec_share": 0.2, "head_share": 0.1,
-        "ladder": [Codec("mse", 4, [0.0], [0.1])] if mode != "device" else [], "codec": 0,
+        "ladder": [Codec("mse", 4, (0.0,), (0.1,))] if mode != "device" else [], "codec": 0,
         "rungs": [Rung(payload_bytes=296, noise=0.1, drop_points=0.1, drop_high=0.2)] if mode != "device" else [], "segment": SegmentRef("0" * 64, 9),
         "preprocess": Preprocess("image", [224, 224, 3]), "prediction": prediction(), "runners_up": [other], "considered": 321,
         "expires_unix": 2e9, "demand": Demand(keep="input"),
@@ -89,7 +89,7 @@ def test_energy_and_the_objective_are_told_where_they_count():
 def test_a_plan_tells_between_what_codecs_the_agent_may_move():
     one = plan()
     assert "1 codec" in text(one)
-    one.ladder = [Codec("mse", bits, [0.0], [0.1]) for bits in (8, 3)]
+    one.ladder = [Codec("mse", bits, (0.0,), (0.1,)) for bits in (8, 3)]
     one.rungs = [
         Rung(payload_bytes=5000, noise=0.1, drop_points=0.1, drop_high=0.2),
         Rung(payload_bytes=2000, noise=0.2, drop_points=0.3, drop_high=0.4),
