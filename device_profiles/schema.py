@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from splitedge import errors, limits
+from splitedge import errors, files, limits
 
 SCHEMA_VERSION = 1
 
@@ -185,7 +185,8 @@ def require_measured(profile: DeviceProfile) -> None:
     if not is_measured(profile):
         raise errors.ConfigError(
             f"the profile of {profile.machine.board or 'this board'} is estimated, not measured: "
-            "run 'edge-agent profile' on the board, or use 'edge-agent plan --board' for what-if planning"
+            "run 'edge-agent profile' on the board, or use 'edge-agent plan --board' for what-if planning",
+            reason="estimated",
         )
 
 
@@ -199,18 +200,21 @@ def from_dict(value: object) -> DeviceProfile:
         found = repr(version)[:20]
         raise errors.ProtocolError(
             f"the device profile has schema {found}, but this program reads {SCHEMA_VERSION}: install the same version "
-            "of splitedge on both sides, and run 'edge-agent profile' again"
+            "of splitedge on both sides, and run 'edge-agent profile' again",
+            reason="schema-version",
         )
     try:
         profile = msgspec.convert(value, DeviceProfile)
     except (msgspec.ValidationError, RecursionError) as error:
         raise errors.ProtocolError(
-            f"the device profile is malformed ({str(error)[:200]}): run 'edge-agent profile' again"
+            f"the device profile is malformed ({str(error)[:200]}): run 'edge-agent profile' again", reason="malformed"
         ) from error
     missing = [kind for kind in KINDS if not any(row.kind == kind and row.threads == 1 for row in profile.kernels)]
     if missing:
         raise errors.ProtocolError(
-            f"the device profile lacks {', '.join(missing)} on one thread: run 'edge-agent profile' again"
+            f"the device profile lacks {', '.join(missing)} on one thread: run 'edge-agent profile' again",
+            reason="not-measured",
+            missing=missing,
         )
     return profile
 
@@ -228,23 +232,29 @@ def load(path: Path) -> DeviceProfile:
             data = file.read(limits.MAX_REQUEST_BYTES + 1)
         if len(data) > limits.MAX_REQUEST_BYTES:
             raise errors.ConfigError(
-                f"{path} has more than {limits.MAX_REQUEST_BYTES} bytes: run 'edge-agent profile' to write a profile"
+                f"{path} has more than {limits.MAX_REQUEST_BYTES} bytes: run 'edge-agent profile' to write a profile",
+                reason="too-large",
             )
         return from_dict(msgspec.json.decode(data.removeprefix(BOM_UTF8)))
     except OSError as error:
         raise errors.ConfigError(
-            f"the device profile {path} cannot be read ({error.strerror}): run 'edge-agent profile' to write one"
+            f"the device profile {path} cannot be read ({error.strerror}): run 'edge-agent profile' to write one",
+            reason="unreadable",
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.ConfigError(f"{path} is not JSON: run 'edge-agent profile' to write a profile") from error
+        raise errors.ConfigError(
+            f"{path} is not JSON: run 'edge-agent profile' to write a profile", reason="not-a-profile"
+        ) from error
     except errors.ProtocolError as error:
-        raise errors.ConfigError(f"{path}: {error}") from error
+        raise errors.ConfigError(f"{path}: {error}", **error.data) from error
 
 
 def require_folder(path: Path) -> None:
     """Raise `errors.StoreError` unless the folder of ``path`` exists."""
     if not path.parent.exists():
-        raise errors.StoreError(f"the folder {path.parent} does not exist: create it, or choose another file")
+        raise errors.StoreError(
+            f"the folder {path.parent} does not exist: create it, or choose another file", reason="no-folder"
+        )
 
 
 def save(profile: DeviceProfile, path: Path) -> None:
@@ -252,3 +262,5 @@ def save(profile: DeviceProfile, path: Path) -> None:
 
     Raises `errors.StoreError`, also if the folder does not exist.
     """
+    require_folder(path)
+    files.write(path, msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n")

@@ -23,5 +23,9 @@ def names() -> list[str]:
 def load(name: str) -> DeviceProfile:
     """The profile of the board ``name``. Raises `errors.UsageError`, which lists the names."""
     if name not in names():
-        raise errors.UsageError(f"no board is named {name[:80]!r}: choose one of {', '.join(names())}", boards=names())
+        raise errors.UsageError(
+            f"no board is named {name[:80]!r}: choose one of {', '.join(names())}",
+            boards=names(),
+            reason="unknown-board",
+        )
     return schema.load(FOLDER / f"{name}.json")

@@ -87,11 +87,12 @@ class Database:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Turn failures of disk and database into `errors.StoreError`."""
+        """Turn failures of disk and database into `errors.StoreError`, with a ``reason`` for programs."""
         try:
             yield
         except (OSError, sqlite3.Error) as error:
-            raise errors.StoreError(_sentence(self.folder, error), folder=str(self.folder)) from error
+            reason, message = _describe(self.folder, error)
+            raise errors.StoreError(message, folder=str(self.folder), reason=reason) from error
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -107,16 +108,23 @@ def _full(folder: Path) -> bool:
         return False
 
 
-def _sentence(folder: Path, error: OSError | sqlite3.Error) -> str:
+def _describe(folder: Path, error: OSError | sqlite3.Error) -> tuple[str, str]:
+    """The reason, a word for programs, and the message."""
     number, text = getattr(error, "errno", None), str(error)
     if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in text or ("disk I/O" in text and _full(folder)):
-        return f"the disk of the store {folder} is full: free some space and try again"
+        return "full", f"the disk of the store {folder} is full: free some space and try again"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "readonly" in text or "unable to open" in text:
-        return f"the store {folder} cannot be written: check its owner and mode, or choose another folder with --store"
+        return "unwritable", (
+            f"the store {folder} cannot be written: check its owner and mode, or choose another folder with --store"
+        )
     if number in (errno.ENOTDIR, errno.EEXIST):
-        return f"the store {folder} is not a folder: choose another with --store"
+        return "not-a-folder", f"the store {folder} is not a folder: choose another with --store"
     if "locked" in text:
-        return f"another process holds the store {folder}: try again, and end that process if this persists"
+        return "locked", (f"another process holds the store {folder}: try again, and end that process if this persists")
     if "not a database" in text or "malformed" in text:
-        return f"{folder / 'store.sqlite'} is damaged: restore a backup, or delete it and create new tokens"
-    return f"the store {folder} failed ({text[:200]}): check the disk, or choose another folder with --store"
+        return "damaged", (
+            f"{folder / 'store.sqlite'} is damaged: restore a backup, or delete it and create new tokens"
+        )
+    return "failed", (
+        f"the store {folder} failed ({text[:200]}): check the disk, or choose another folder with --store"
+    )

@@ -208,10 +208,10 @@ def test_the_verifier_refuses_a_route_of_which_anything_is_changed(seed: int) ->
     which = int(rng.integers(len(route.hops)))
     hop = route.hops[which]
     for name in ("board", "start", "end", "work_ms", "sending_ms", "rtt_ms"):
-        assert verify_route(made, with_step(route, which, **{name: getattr(hop, name) + 1})), name
+        assert verify_route(made, with_hop(route, which, **{name: getattr(hop, name) + 1})), name
     for name in ("queue_ms", "server_ms", "total_ms", "pace_ms", "noise"):
         assert verify_route(made, dataclasses.replace(route, **{name: getattr(route, name) + 1})), name
-    assert verify_route(made, with_step(route, which, codec=99, to=99))
+    assert verify_route(made, with_hop(route, which, codec=99, to=99))
     assert verify_route(made, dataclasses.replace(route, hops=route.hops[1:]))
     assert verify_route(made, dataclasses.replace(route, hops=route.hops[:-1]))
     assert verify_route(made, dataclasses.replace(route, bits=(*route.bits, 2)))
@@ -230,7 +230,7 @@ def test_the_verifier_refuses_another_route_only_for_being_worse(seed: int, data
         return
     way = data.draw(st.sampled_from(told_apart))
     faults = verify_route(made, route_of(made, way))
-    assert set(faults) <= {"another cut or codec of one link would be better"}
+    assert set(faults) <= {"another cut or codec of one link is better"}
     if faults:
         assert better(made, way, allowed)
     assert faults or not better(made, way, [other for other in allowed if one_change_from(way, other)])
@@ -250,7 +250,7 @@ def one_change_from(way: Hops, other: Hops) -> bool:
     return sum(one[2:4] != two[2:4] for one, two in zip(way, other, strict=True)) == 1
 
 
-def with_step(route: Route, which: int, **changes: object) -> Route:
+def with_hop(route: Route, which: int, **changes: object) -> Route:
     hops = list(route.hops)
     hops[which] = dataclasses.replace(hops[which], **changes)  # type: ignore[arg-type]
     return dataclasses.replace(route, hops=tuple(hops))
@@ -336,18 +336,16 @@ def test_noises_of_codecs_add_up() -> None:
 
 def test_what_no_chain_can_do_is_said_with_what_to_allow() -> None:
     made = chain([10.0] * 4, [1.0, 1.0], {(0, 1): GIGABIT, (1, 2): GIGABIT})
-    with pytest.raises(errors.InfeasibleError, match="frames/s: allow a rate of"):
-        plan_route(dataclasses.replace(made, demand=Demand(min_rate_fps=1000)))
-    with pytest.raises(errors.InfeasibleError, match="ms: allow"):
-        plan_route(dataclasses.replace(made, demand=Demand(max_latency_ms=1)))
-    with pytest.raises(errors.InfeasibleError, match="points: allow"):
-        plan_route(dataclasses.replace(made, demand=Demand(max_drop_points=0.1)))
-    with pytest.raises(errors.InfeasibleError, match="memory"):
-        plan_route(
-            dataclasses.replace(
-                made, span_bytes=np.full((6, 5), 10.0), boards=(ChainBoard(made.boards[0].span_ms, 1),) * 2
-            )
-        )
+    small = (ChainBoard(made.boards[0].span_ms, 1),) * 2
+    for binding, one in {
+        "min_rate_fps": dataclasses.replace(made, demand=Demand(min_rate_fps=1000)),
+        "max_latency_ms": dataclasses.replace(made, demand=Demand(max_latency_ms=1)),
+        "max_drop_points": dataclasses.replace(made, demand=Demand(max_drop_points=0.1)),
+        "memory": dataclasses.replace(made, span_bytes=np.full((6, 5), 10.0), boards=small),
+    }.items():
+        with pytest.raises(errors.InfeasibleError) as caught:
+            plan_route(one)
+        assert binding in caught.value.data["binding"]
 
 
 def test_a_chain_that_makes_no_sense_is_refused() -> None:
