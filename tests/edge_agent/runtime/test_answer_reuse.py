@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.edge_agent.test_agent import png, until
+from tests.edge_agent.runtime.test_agent import png, until
 
 from edge_agent.config import LinkConfig, ReuseConfig, Settings
 from edge_agent.runtime.agent import Agent
