@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -37,8 +38,8 @@ from edge_agent.api import metrics, page
 from edge_agent.inputs.sources import Text, is_array, load_array
 from edge_agent.runtime.queue_limit import QueueLimit
 from edge_agent.runtime.results import Counters, Result, to_json
-from splitedge import errors, limits
-from splitedge.link import endpoint
+from splitedge import errors, limits, prometheus
+from splitedge.link import endpoint, http_server
 from splitedge.protocol.messages import Plan
 
 if TYPE_CHECKING:
@@ -114,9 +115,18 @@ class ForeignRequestError(errors.UsageError):
     http_status = 403
 
 
+class HttpError(errors.UsageError):
+    """A request that does not fit the API: an unknown path or method."""
+
+    code = "http"
+
+
 def application(front: Front) -> web.Application:
     """The API of ``front``, to be served by aiohttp."""
-    app = web.Application(middlewares=[_errors_as_json, _no_browsers], client_max_size=limits.MAX_IMAGE_BYTES)
+    app = web.Application(
+        middlewares=[http_server.errors_as_json(Counter(), _http_error), _no_browsers],
+        client_max_size=limits.MAX_IMAGE_BYTES,
+    )
     app[FRONT] = front
     app[BODIES] = QueueLimit()
     app.add_routes([
@@ -214,7 +224,7 @@ async def _healthz(request: web.Request) -> web.Response:
 async def _metrics(request: web.Request) -> web.Response:
     agent = request.app[FRONT].served
     text = metrics.render(agent.counters, agent.gauges(), agent.plan_info())
-    return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    return web.Response(body=text.encode(), headers=prometheus.HEADERS)
 
 
 def _declared_size(request: web.Request) -> int:
@@ -354,13 +364,5 @@ def _too_large(size: str, most: int | None = None, advice: str = "scale it down"
     )
 
 
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except errors.SplitEdgeError as error:
-        headers = {"Retry-After": "1"} if error.http_status in (429, 503) else {}
-        return web.json_response({"error": error.to_wire()}, status=error.http_status, headers=headers)
-    except web.HTTPException as error:
-        wire = {"code": "http", "message": f"{error.reason}; GET / lists what this API serves", "data": {}}
-        return web.json_response({"error": wire}, status=error.status)
+def _http_error(error: web.HTTPException, _: web.Request) -> HttpError:
+    return HttpError(f"{error.reason}: `GET /` lists the paths of this API")

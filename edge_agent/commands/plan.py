@@ -72,7 +72,16 @@ async def _ask(
         client, settings, profile, link, held=[], measured=measured, dry_run=dry_run, say=say
     )
     described = device_profiles.to_dict(profile)
-    return PlanRequest(settings.model, described, link, settings.demand, [], measured.to_wire(), dry_run), chosen
+    request = PlanRequest(
+        model=settings.model,
+        profile=described,
+        link=link,
+        demand=settings.demand,
+        held=[],
+        measured=measured.to_wire(),
+        dry_run=dry_run,
+    )
+    return request, chosen
 
 
 def _print(chosen: Plan, what_if: WhatIf | None, *, json: bool, layers: bool) -> None:

@@ -50,7 +50,17 @@ async def request_plan(
     else:
         say("asking for a plan")
         described, times = device_profiles.to_dict(profile), measured.to_wire()
-        plan = await server.plan(PlanRequest(settings.model, described, link, settings.demand, held, times, dry_run))
+        plan = await server.plan(
+            PlanRequest(
+                model=settings.model,
+                profile=described,
+                link=link,
+                demand=settings.demand,
+                held=held,
+                measured=times,
+                dry_run=dry_run,
+            )
+        )
     if plan.model != settings.model:
         raise errors.PlanError(
             f"the server answered with a plan for another model than {settings.model}; upgrade the older side"
@@ -105,9 +115,23 @@ async def _chain_plan(
 ) -> Plan:
     """The first board's plan of a chain."""
     described = device_profiles.to_dict(profile)
-    own = ChainDevice(device.name(settings), described, None, link, held, measured.to_wire())
+    own = ChainDevice(
+        device=device.name(settings),
+        profile=described,
+        next=None,
+        server=link,
+        held=held,
+        measured=measured.to_wire(),
+    )
     devices, chain = await chain_devices(settings, own, 0, say), settings.chain
     say("asking for a plan")
     return await server.chain(
-        ChainRequest(settings.model, devices, settings.demand, chain.objective, chain.exact, chain.spread)
+        ChainRequest(
+            model=settings.model,
+            devices=devices,
+            demand=settings.demand,
+            objective=chain.objective,
+            exact=chain.exact,
+            spread=chain.spread,
+        )
     )

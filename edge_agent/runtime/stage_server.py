@@ -186,7 +186,14 @@ class StageServer:
         link = await self._link.measure()
         held = DiskCache(disk_cache.folder(self.settings)).held()
         described = device_profiles.to_dict(profile)
-        return ChainDevice(device.name(self.settings), described, None, link, held, times.medians().to_wire())
+        return ChainDevice(
+            device=device.name(self.settings),
+            profile=described,
+            next=None,
+            server=link,
+            held=held,
+            measured=times.medians().to_wire(),
+        )
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         """One session of the board before."""

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from calibration.samples.labels import read_names
-from edge_server.store.catalog import Catalog
+from edge_server.planning.catalog import Catalog
 from edge_server.store.store import Store, default_folder
 from splitedge import errors
 from splitedge.protocol.messages import ModelInfo
@@ -42,7 +42,7 @@ def names(folder: Path | None, model: str, file: Path) -> None:
             raise errors.InputError(
                 f"{file} holds {len(known)} class names and {model} has {classes} classes; give one name for each"
             )
-        store.set_names(model, known)
+        store.bundles.set_class_names(model, known)
     print(f"{model} has {classes} class names; agents show them with their next plan")
 
 
@@ -50,7 +50,7 @@ def remove(folder: Path | None, name: str) -> None:
     """Removes the bundle and what was built from it."""
     with Store(folder or default_folder()) as store:
         sha256 = _hash(store, name)
-        store.remove_bundle(name)
+        store.bundles.remove(name)
         if sha256 is not None:
             store.forget(sha256)
     print(f"removed {name}")

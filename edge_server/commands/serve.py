@@ -38,9 +38,9 @@ def serve(
 
 
 def _hints(store: Store, auth: bool) -> list[str]:
-    tokenless = auth and not store.tokens()
+    tokenless = auth and not store.tokens.all()
     hints = ["there is no token yet, so no agent can log in: run edge-server token"] if tokenless else []
-    return hints if store.bundle_names() else [*hints, "there is no model yet: run edge-server add"]
+    return hints if store.bundles.names() else [*hints, "there is no model yet: run edge-server add"]
 
 
 def _ready(url: str, hints: list[str]) -> None:

@@ -24,6 +24,7 @@ _log = logging.getLogger("splitedge")
 _BEARER: Final = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 _NOISE: Final = os.urandom(1 << 16)  # a probe's answer must not shrink on a link that compresses
 _Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Translate = Callable[[web.HTTPException, web.Request], errors.SplitEdgeError]
 
 
 def bearer(request: web.Request) -> str | None:
@@ -75,8 +76,11 @@ async def probe(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type="application/octet-stream")
 
 
-def errors_as_json(refused: Counter[str]) -> Middleware:
-    """The middleware by which every error leaves as ``{"error": {"code", "message", "data"}}`` with its status, counted in ``refused`` by its code."""
+def errors_as_json(refused: Counter[str], translate: Translate | None = None) -> Middleware:
+    """A middleware that answers errors as ``{"error": {"code", "message", "data"}}`` with their status.
+
+    It counts them in ``refused`` by code. ``translate``: the error for one of aiohttp's, such as 404.
+    """
 
     @web.middleware
     async def middleware(request: web.Request, handler: _Next) -> web.StreamResponse:
@@ -85,21 +89,21 @@ def errors_as_json(refused: Counter[str]) -> Middleware:
         except Exception as raised:
             if isinstance(raised, web.HTTPException) and raised.status < 400:
                 raise
-            error, status = _presentable(raised, request)
+            error, status = _presentable(raised, request, translate or _of_http)
         refused[error.code] += 1
         return _error(error, status)
 
     return middleware
 
 
-def _presentable(raised: Exception, request: web.Request) -> tuple[errors.SplitEdgeError, int]:
-    """What the peer is told, and the status."""
+def _presentable(raised: Exception, request: web.Request, translate: Translate) -> tuple[errors.SplitEdgeError, int]:
+    """The error for the peer, and its status. Logs an unexpected one."""
     if isinstance(raised, errors.SplitEdgeError):
         return raised, raised.http_status
     if isinstance(raised, web.HTTPException):
-        return _of_http(raised, request), raised.status
+        return translate(raised, request), raised.status
     _log.error("%s %s", request.method, request.path, exc_info=raised)
-    return errors.SplitEdgeError("the server met an unexpected error: its log says more"), 500
+    return errors.SplitEdgeError("an unexpected error occurred: see the log of this program"), 500
 
 
 def _of_http(error: web.HTTPException, request: web.Request) -> errors.SplitEdgeError:
@@ -118,6 +122,8 @@ def _error(error: errors.SplitEdgeError, status: int) -> web.Response:
     answer = json({"error": error.to_wire()}, status)
     if status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"
+    if status in (429, 503):
+        answer.headers["Retry-After"] = "1"
     return answer
 
 

@@ -77,7 +77,7 @@ class DryRun(Message):
     ms: list[float]
 
 
-class PlanRequest(Message):
+class PlanRequest(Message, kw_only=True):
     model: str
     profile: dict[str, Any]  # a device profile; its schema lives in device_profiles
     link: LinkEstimate
@@ -233,7 +233,7 @@ class TokenizerRef(Message):
     padding: int
 
 
-class Parts(Message):
+class Parts(Message, kw_only=True):
     """What the objective is made of, each with its weight: time of a frame, transfer of the segment for each frame, energy, server cost."""
 
     time: float
@@ -242,7 +242,7 @@ class Parts(Message):
     cost: float
 
 
-class Prediction(Message):
+class Prediction(Message, kw_only=True):
     """What the planner expects of a candidate.
 
     ``drop_points`` is the expected drop, of which a measurement on fresh samples is below ``drop_low`` or above ``drop_high`` in 3 % of cases each;
@@ -269,7 +269,7 @@ class Prediction(Message):
     sending_ms: float = 0.0  # the part of transfer_ms that is not the link's: `MeasuredTimes.sending_ms`
 
 
-class LayerBits(Message):
+class LayerBits(Message, kw_only=True):
     """A layer of the head: its weights' number, the bits that each takes in the segment, and their share (0..1) of the plan's noise."""
 
     layer: str
@@ -278,7 +278,7 @@ class LayerBits(Message):
     noise_share: float
 
 
-class Rung(Message):
+class Rung(Message, kw_only=True):
     """What a plan expects of a codec on its ladder: bytes of a frame (header included), noise at the output, and the drop as in `Prediction`."""
 
     payload_bytes: int
@@ -287,7 +287,7 @@ class Rung(Message):
     drop_high: float
 
 
-class Candidate(Message):
+class Candidate(Message, kw_only=True):
     """The best plan of another cut, and why it lost. ``weight_bits``: the mean over its weights, 0 without any; ``activation_bits`` 0 where nothing is sent."""
 
     cut: Cut
@@ -298,7 +298,7 @@ class Candidate(Message):
     reason: str = ""
 
 
-class StageTime(Message):
+class StageTime(Message, kw_only=True):
     """What is predicted of one board of a chain: its part, its time with decoding and encoding, and its link to whoever comes next."""
 
     device: str
@@ -313,7 +313,7 @@ class StageTime(Message):
     rule: str = ""  # of the codec by which it sends
 
 
-class Stage(Message):
+class Stage(Message, kw_only=True):
     """A plan's place in a chain of boards, of which each has a plan of its own.
 
     The board takes frames of the plan ``upstream`` ("" for the first board, whose frames come from callers), decodes them with ``incoming``, that plan's
@@ -330,7 +330,7 @@ class Stage(Message):
     rate_fps: float
 
 
-class Plan(Message):
+class Plan(Message, kw_only=True):
     """The planner's answer. ``ladder[codec]`` is the codec to start with; every codec on the ladder meets the demand.
 
     ``rungs[i]`` says what ``ladder[i]`` costs; they go from the most accurate to the cheapest. Only the codec to start with may be less accurate than a
@@ -376,7 +376,7 @@ Objective = Literal["latency", "rate"]
 """What a chain is planned for: the least time of a frame, or the most frames a second."""
 
 
-class ChainDevice(Message):
+class ChainDevice(Message, kw_only=True):
     """A board of a chain, as it describes itself. ``next``: its link to the board after it, None for the last; ``server``: to the server.
 
     ``device`` is the name that the board gave itself once; it says whom a plan is for. ``held`` and ``measured`` are as in `PlanRequest`.
@@ -391,7 +391,7 @@ class ChainDevice(Message):
     measured: dict[str, float] = {}
 
 
-class ChainRequest(Message):
+class ChainRequest(Message, kw_only=True):
     """Share ``model`` among ``devices``, in this order, and the server. The answer is the plan of the first of them.
 
     ``exact``: only codecs that send tensors as they are, so that the stages together compute the bits of one head. ``spread``: every board and the
@@ -410,7 +410,7 @@ class ChainRequest(Message):
 # --- model listing --------------------------------------------------------------------------------------------------
 
 
-class ModelInfo(Message):
+class ModelInfo(Message, kw_only=True):
     name: str
     bundle: str
     metric: str

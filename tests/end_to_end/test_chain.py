@@ -25,7 +25,7 @@ from edge_agent import config
 from edge_agent.runtime.agent import Agent
 from edge_agent.runtime.stage_server import StageServer
 from edge_server.api.app import make_app
-from edge_server.store.catalog import Catalog
+from edge_server.planning.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import codec, errors, limits
 from splitedge.head import answers, executor
@@ -93,10 +93,10 @@ async def test_answers_are_those_of_the_integer_network_in_one_piece(boards: Boa
         assert plan is not None
         assert plan.stage is not None
         assert len(plan.stage.route) == 2
-        last = boards.store.plan(plan.stage.downstream)
+        last = boards.store.plans.get(plan.stage.downstream)
         bits = {}
         for one, start in ((plan, 0), (last, plan.cut.index)):
-            begun, cut, widths = boards.store.segments_named(one.bundle, [one.segment.sha256])[one.segment.sha256]
+            begun, cut, widths = boards.store.segments.known(one.bundle, [one.segment.sha256])[one.segment.sha256]
             assert (begun, cut) == (start, one.cut.index)
             bits |= dict(zip(Catalog(boards.store).bundle("tiny").weight_layers(cut, start), widths, strict=True))
         catalog = Catalog(boards.store)
@@ -137,16 +137,16 @@ async def test_a_stage_takes_a_picture_that_comes_as_jpeg(boards: Boards) -> Non
         plan = agent.plan
         assert plan is not None
         assert plan.stage is not None
-        last = boards.store.plan(plan.stage.downstream)
+        last = boards.store.plans.get(plan.stage.downstream)
         assert last.stage is not None
         cut = last.cut.index
         segment = bundle.segment(cut, 8)
         widths = (8,) * len(bundle.weight_layers(cut))
-        ref = boards.store.put_segment(segment, bundle.sha256, cut, widths)
+        ref = boards.store.segments.put(segment, bundle.sha256, cut, widths)
         stage = replace(last.stage, upstream="picture", start=bundle.cuts[0], incoming=[made])
-        boards.store.put_plan(replace(last, id="rest", segment=ref, stage=stage, preprocess=bundle.preprocess))
+        boards.store.plans.put(replace(last, id="rest", segment=ref, stage=stage, preprocess=bundle.preprocess))
         first = replace(plan.stage, downstream="rest")
-        boards.store.put_plan(replace(plan, id="picture", cut=bundle.cuts[0], ladder=[made], stage=first))
+        boards.store.plans.put(replace(plan, id="picture", cut=bundle.cuts[0], ladder=[made], stage=first))
         head = executor.load(segment)
         rows = np.linspace(0, 255, 16).astype(np.uint8)
         picture = np.stack([np.add.outer(rows // 2, rows // 2), np.tile(rows, (16, 1)), np.tile(rows[:, None], 16)], -1)
@@ -256,12 +256,12 @@ def put_odd_plans(store: Store, plan: Plan | None) -> tuple[str, list[int]]:
     """The id of a plan like ``plan``, the next board's plan having the ladder of `bad_frames`, and the shape of what that board takes."""
     assert plan is not None
     assert plan.stage is not None
-    last = store.plan(plan.stage.downstream)
+    last = store.plans.get(plan.stage.downstream)
     assert last.stage is not None
     shape = last.stage.start.shape
     stage = replace(last.stage, upstream="odd", incoming=bad_frames.ladder(shape))
-    store.put_plan(replace(last, id="odder", stage=stage))
-    store.put_plan(replace(plan, id="odd", stage=replace(plan.stage, downstream="odder")))
+    store.plans.put(replace(last, id="odder", stage=stage))
+    store.plans.put(replace(plan, id="odd", stage=replace(plan.stage, downstream="odder")))
     return "odd", shape
 
 

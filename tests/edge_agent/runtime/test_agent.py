@@ -603,7 +603,9 @@ def with_ladder(server: SmallServer) -> None:
     one = server.plan.ladder[0]
     span = one.scale[0] * 15
     server.plan.ladder = [Codec("minmax", bits, one.lo, (span / ((1 << bits) - 1),)) for bits in (8, 4, 2)]
-    server.plan.rungs = [Rung(40 + 64 * bits, 0.1 / bits, 0.1, 0.2) for bits in (8, 4, 2)]
+    server.plan.rungs = [
+        Rung(payload_bytes=40 + 64 * bits, noise=0.1 / bits, drop_points=0.1, drop_high=0.2) for bits in (8, 4, 2)
+    ]
     server.plan.codec = 2
 
 

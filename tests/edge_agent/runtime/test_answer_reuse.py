@@ -211,7 +211,9 @@ async def test_it_does_not_matter_at_how_many_bits_the_frames_would_go(settings)
         one = server.plan.ladder[0]
         span = one.scale[0] * 15
         server.plan.ladder = [Codec("minmax", bits, one.lo, (span / ((1 << bits) - 1),)) for bits in (8, 2)]
-        server.plan.rungs = [Rung(40 + 64 * bits, 0.1 / bits, 0.1, 0.2) for bits in (8, 2)]
+        server.plan.rungs = [
+            Rung(payload_bytes=40 + 64 * bits, noise=0.1 / bits, drop_points=0.1, drop_high=0.2) for bits in (8, 2)
+        ]
         async with Agent(settings(server, reuse=LASTING, link=LinkConfig(controller="fixed", bits=2))) as agent:
             first = await agent.infer(png())
             agent._replanner.plan.adaptation.choose = lambda *_: 0

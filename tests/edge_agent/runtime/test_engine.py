@@ -300,7 +300,9 @@ def test_a_ladder_that_contradicts_itself_or_the_demand_is_refused(rungs):
     data = segment_file()
     plan = make_plan("split", data)
     plan.ladder = plan.ladder * max(2, len(rungs))
-    plan.rungs = [Rung(size, noise, high / 2, high) for size, noise, high in rungs]
+    plan.rungs = [
+        Rung(payload_bytes=size, noise=noise, drop_points=high / 2, drop_high=high) for size, noise, high in rungs
+    ]
     with pytest.raises(errors.PlanError, match="ladder"):
         check_ladder(plan, Demand())
 
@@ -308,7 +310,11 @@ def test_a_ladder_that_contradicts_itself_or_the_demand_is_refused(rungs):
 def test_only_the_codec_that_a_plan_begins_with_may_be_less_accurate_than_a_cheaper_one():
     plan = make_plan("split", segment_file())
     plan.ladder = plan.ladder * 3
-    plan.rungs = [Rung(296, 0.1, 0.1, 0.2), Rung(250, 0.3, 0.3, 0.9), Rung(200, 0.2, 0.2, 0.9)]
+    plan.rungs = [
+        Rung(payload_bytes=296, noise=0.1, drop_points=0.1, drop_high=0.2),
+        Rung(payload_bytes=250, noise=0.3, drop_points=0.3, drop_high=0.9),
+        Rung(payload_bytes=200, noise=0.2, drop_points=0.2, drop_high=0.9),
+    ]
     plan.codec = 1
     check_ladder(plan, Demand())
     plan.codec = 2
@@ -320,6 +326,6 @@ def test_a_ladder_of_too_many_codecs_is_refused():
     data = segment_file()
     plan = make_plan("split", data)
     plan.ladder = plan.ladder * 17
-    plan.rungs = [Rung(1000 - i, 0.1, 0.1, 0.2) for i in range(17)]
+    plan.rungs = [Rung(payload_bytes=1000 - i, noise=0.1, drop_points=0.1, drop_high=0.2) for i in range(17)]
     with pytest.raises(errors.PlanError, match="ladder"):
         check_ladder(plan, Demand())

@@ -15,7 +15,20 @@ from splitedge.protocol.messages import Cut, Stage, StageTime
 from tests.small_server import make_plan, segment_file
 
 CUT = Cut(0, "x", "x", [16, 16, 3], "input")
-ROUTE = [StageTime(name, "x", "y", 8.0, 8, 1.0, 1.0, 1.0, 100) for name in ("first", "second")]
+ROUTE = [
+    StageTime(
+        device=name,
+        start="x",
+        cut="y",
+        weight_bits=8.0,
+        activation_bits=8,
+        device_ms=1.0,
+        sending_ms=1.0,
+        rtt_ms=1.0,
+        payload_bytes=100,
+    )
+    for name in ("first", "second")
+]
 
 
 def settings(**options: object) -> config.Settings:

@@ -47,12 +47,12 @@ async def test_a_board_fetches_what_its_segment_lacks(tmp_path: Path, damaged: b
     held.write_bytes(few)
     with Store(tmp_path / "store") as store:
         plan = planned(store, many)
-        store.put_segment(few, "b", 1, (4,))
+        store.segments.put(few, "b", 1, (4,))
         if damaged:
             held.write_bytes(few[:-40] + bytes(40))
         async with serving(store) as client:
             assert await downloads.segment(client, cache, plan, said.append) == many
-        made = store.upgrade_path(plan.segment.sha256, seg.digest(few))
+        made = store.segments.upgrade_path(plan.segment.sha256, seg.digest(few))
         assert made is not None
         assert made.stat().st_size < 0.6 * len(many)
         assert cache.held()[0] == plan.segment.sha256
@@ -80,5 +80,5 @@ async def serving(store: Store) -> AsyncIterator[ServerClient]:
 
 def planned(store: Store, data: bytes) -> Plan:
     plan = make_plan("split", data, name="net")
-    assert store.put_segment(data, "b", 1, (6,)) == plan.segment
+    assert store.segments.put(data, "b", 1, (6,)) == plan.segment
     return plan

@@ -39,7 +39,7 @@ Start = Callable[..., Any]
 async def start(store: Store, profile: dict[str, Any], tmp_path: Path) -> AsyncIterator[Start]:
     """Starts stages, each before the one that was started last; then ``start(first=True)`` is the first board."""
     (tmp_path / "profile.json").write_bytes(msgspec.json.encode(profile))
-    token, behind, number = store.add_token("boards"), "", itertools.count()
+    token, behind, number = store.tokens.add("boards"), "", itertools.count()
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(TestServer(make_app(store)))
 
