@@ -1,4 +1,4 @@
-"""Facts about the system from /proc and /sys. Every function takes the root of the file tree, so a test can lay out one.
+"""Facts about the system from /proc and /sys. Every function takes the root of the tree, so a test can lay out a board.
 
 A value that the system does not provide is None or empty, never a guess.
 """

@@ -73,9 +73,9 @@ def measure(
 ) -> DeviceProfile:
     """Measure this machine, on one thread and on all that it may use: 10 to 20 seconds.
 
-    ``quick``: about 5 seconds, without warm-up in new processes. The first run also compiles kernels. ``declared_watts``:
-    the board's power under load, given by its owner. Unknown values are None (`DeviceProfile.unmeasured`). Raises
-    `PlatformError` if the kernels do not run here.
+    ``quick``: about 5 seconds, without warm-up in new processes. The first run also compiles kernels.
+    ``declared_watts``: the board's power under load, given by its owner. Unknown values are None
+    (`DeviceProfile.unmeasured`). Raises `PlatformError` if the kernels do not run here.
     """
     counts = sorted({1, machine.usable_threads()})
     steps = _ProgressCounter(progress, len(counts) * len(SHAPES) + (3 if quick else 4))
@@ -277,7 +277,7 @@ def _coding_ns(made: Codec, shape: tuple[int, ...]) -> float:
 
 
 def _after_pauses(work: Callable[[], object]) -> float:
-    """Mean seconds of ``work`` on a processor that was idle, as while it waits for an answer; twice those of a busy one.
+    """Mean seconds of ``work`` on a processor that was idle, as while waiting for an answer; twice those of a busy one.
 
     On a processor shared in time slices, short work that starts with a slice ends within it, while in a frame it starts
     anywhere. So each run starts a little later in the slice. The slowest tenth does not count.

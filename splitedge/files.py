@@ -90,4 +90,4 @@ def rename(source: Path, target: Path, *, durable: bool = True) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> errors.StoreError:
-    return errors.StoreError(f"{path} cannot be written ({error.strerror}); name another file")
+    return errors.StoreError(f"{path} cannot be written ({error.strerror}); name another file", reason="cannot-write")

@@ -166,7 +166,9 @@ class _Service:
     async def _open(self, asked: Open) -> tuple[TailHandler, Plan]:
         plan = await asyncio.to_thread(self._store.plans.get, asked.plan)
         if plan.stage is not None and plan.stage.downstream:
-            raise errors.ProtocolError(f"the frames of plan {plan.id} go to another board: connect to that board")
+            raise errors.ProtocolError(
+                f"the frames of plan {plan.id} go to another board: connect to that board", reason="another-board"
+            )
         bundle = await asyncio.to_thread(self._catalog.bundle, plan.model)
         if bundle.sha256 != plan.bundle:
             raise errors.UnknownPlanError(

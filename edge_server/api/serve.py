@@ -39,12 +39,14 @@ def check(listen: Listen) -> list[str]:
     """
     if (listen.cert is None) != (listen.key is None):
         missing = "--cert" if listen.cert is None else "--key"
-        raise errors.UsageError(f"{missing} is missing: pass both --cert and --key, or neither")
+        raise errors.UsageError(f"{missing} is missing: pass both --cert and --key, or neither", reason="cert-and-key")
     lacks = http_server.lacking(listen.host, token=listen.auth, tls=listen.cert is not None)
     if lacks and not listen.insecure:
         raise errors.UsageError(
             f"other machines could reach {listen.host} without {lacks}: "
-            "pass --cert and --key and leave out --no-auth, or accept the risk with --insecure"
+            "pass --cert and --key and leave out --no-auth, or accept the risk with --insecure",
+            reason="insecure",
+            lacks=lacks,
         )
     return [f"warning: other machines reach {listen.host} without {lacks}"] if lacks else []
 

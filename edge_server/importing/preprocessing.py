@@ -81,7 +81,8 @@ def check_stated(spec: Spec) -> None:
     if missing:
         raise errors.ConfigError(
             f"ONNX does not record normalization ({' and '.join(missing)}): pass --preset ({', '.join(PRESETS)}), "
-            "or --mean and --std as in the model's training"
+            "or --mean and --std as in the model's training",
+            reason="not-stated",
         )
 
 
@@ -118,7 +119,8 @@ def _channels(spec: Spec, name: str, channels: int) -> list[float]:
     if spec.preset is not None and values == getattr(PRESETS[spec.preset], name) and len(values) not in (1, channels):
         raise errors.ConfigError(
             f"the preset {spec.preset} is for {len(values)} channels, but the model takes {channels}: "
-            f"choose one of {', '.join(fitting(channels))}"
+            f"choose one of {', '.join(fitting(channels))}",
+            reason="channels",
         )
     if len(values) not in (1, channels) or not all(math.isfinite(v) for v in values):
         raise errors.ConfigError(f"{name} is {values}: use one number, or {channels}, one for each channel")
@@ -127,7 +129,9 @@ def _channels(spec: Spec, name: str, channels: int) -> list[float]:
 
 def _preset(name: object) -> Preset:
     if not isinstance(name, str) or name not in PRESETS:
-        raise errors.ConfigError(f"no preset is named {name!r}: choose one of {', '.join(PRESETS)}")
+        raise errors.ConfigError(
+            f"no preset is named {name!r}: choose one of {', '.join(PRESETS)}", reason="unknown-preset"
+        )
     return PRESETS[name]
 
 

@@ -116,9 +116,12 @@ class Catalog:
         try:
             model = bundle.tail(cut.index)
         except FileNotFoundError as error:
-            raise errors.UnknownPlanError(f"the model {bundle.name!r} was removed: request a new plan") from error
+            raise errors.UnknownPlanError(
+                f"the model {bundle.name!r} was removed: request a new plan", reason="model-removed"
+            ) from error
         if model is None:
             raise errors.ProtocolError(
-                f"a plan that cuts after {cut.layer[:80]!r} sends nothing to the server: run it on the device"
+                f"a plan that cuts after {cut.layer[:80]!r} sends nothing to the server: run it on the device",
+                reason="sends-nothing",
             )
         return LoadedTail(model, cut.shape, cut.padding)

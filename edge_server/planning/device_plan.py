@@ -37,7 +37,7 @@ from splitedge.protocol.messages import Candidate, MeasuredTimes, Parts, Plan, P
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PlanChoice:
     """The planner's choice for a plan request, and its inputs."""
 
     bundle: Bundle
@@ -51,7 +51,7 @@ def make_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None = N
     return store_plan(catalog, choose_plan(catalog, request, tails))
 
 
-def store_plan(catalog: Catalog, choice: Choice) -> Plan:
+def store_plan(catalog: Catalog, choice: PlanChoice) -> Plan:
     """The plan of ``choice``, stored, with its segment built."""
     plan = _plan(catalog, choice)
     catalog.store.plans.put(plan)
@@ -64,7 +64,7 @@ def draw_curves(catalog: Catalog, request: PlanRequest, form: PictureForm, tails
     return draw(curves(choice.table, choice.query, choice.pick), form)
 
 
-def choose_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None = None) -> Choice:
+def choose_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None = None) -> PlanChoice:
     """The planner's choice for ``request``, verified.
 
     ``tails``: of this process; its measured times and its queue count. Without it the bundle's times count.
@@ -78,7 +78,7 @@ def choose_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None =
     query = _query(catalog, bundle, table, profile, request, tails)
     pick = choose(table.table, query)
     refusals.require_valid(verify_pick(table.table, query, pick))
-    return Choice(bundle, table.table, query, pick)
+    return PlanChoice(bundle, table.table, query, pick)
 
 
 def tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: TailPool | None) -> tuple[float, ...] | None:
@@ -141,7 +141,7 @@ def _held(table: Table, segments: set[tuple[int, tuple[int, ...]]]) -> frozenset
 # --- the message ------------------------------------------------------------------------------------------------------
 
 
-def _plan(catalog: Catalog, choice: Choice) -> Plan:
+def _plan(catalog: Catalog, choice: PlanChoice) -> Plan:
     table, query, pick = choice.table, choice.query, choice.pick
     head = _head(choice, pick)
     segment = catalog.segment(choice.bundle, head.option.cut.index, head.bits)
@@ -157,7 +157,7 @@ def _plan(catalog: Catalog, choice: Choice) -> Plan:
     )
 
 
-def _head(choice: Choice, pick: Pick) -> PlannedHead:
+def _head(choice: PlanChoice, pick: Pick) -> PlannedHead:
     option, pattern = choice.table.options[pick.option], choice.table.patterns[pick.pattern]
     return PlannedHead(
         bundle=choice.bundle,
@@ -172,7 +172,7 @@ def _head(choice: Choice, pick: Pick) -> PlannedHead:
     )
 
 
-def _prediction(choice: Choice, pick: Pick) -> Prediction:
+def _prediction(choice: PlanChoice, pick: Pick) -> Prediction:
     query, weights = choice.query, choice.query.demand.weights
     parts = Parts(
         time=weights.time * pick.total_ms / 1000,
@@ -203,7 +203,7 @@ def _fetch_s(query: Query, pick: Pick) -> float:
     return pick.segment_bytes * 8e-6 / query.link.downlink_mbps / query.demand.frames
 
 
-def _candidate(choice: Choice, runner_up: RunnerUp) -> Candidate:
+def _candidate(choice: PlanChoice, runner_up: RunnerUp) -> Candidate:
     pick = runner_up.pick
     head = _head(choice, pick)
     return Candidate(

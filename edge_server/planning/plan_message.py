@@ -184,7 +184,8 @@ def check_protocol(version: int) -> None:
     """Raise `errors.ProtocolError` unless agent and server use the same protocol version."""
     if version != PROTOCOL_VERSION:
         raise errors.ProtocolError(
-            f"the agent uses protocol {version} and this server {PROTOCOL_VERSION}: upgrade the older of the two"
+            f"the agent uses protocol {version} and this server {PROTOCOL_VERSION}: upgrade the older of the two",
+            reason="protocol-version",
         )
 
 

@@ -37,9 +37,9 @@ class Bundles:
         """The folder of the bundle ``name``. Raises `errors.UnknownModelError`."""
         path = self.folder / name
         if not NAME.fullmatch(name) or not path.is_dir():
-            names = ", ".join(self.names()[:10])
-            advice = f"choose one of {names}" if names else "add it with `edge-server add`"
-            raise errors.UnknownModelError(f"no model is named {name[:80]!r}: {advice}")
+            names = self.names()[:10]
+            advice = f"choose one of {', '.join(names)}" if names else "add it with `edge-server add`"
+            raise errors.UnknownModelError(f"no model is named {name[:80]!r}: {advice}", models=names)
         return path
 
     def check_free(self, name: str, *, replace: bool) -> None:

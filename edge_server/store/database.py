@@ -58,7 +58,8 @@ class Database:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version > _VERSION:
                 raise errors.StoreError(
-                    f"the store in {self.folder} has version {version}, newer than {_VERSION}: upgrade splitedge"
+                    f"the store in {self.folder} has version {version}, newer than {_VERSION}: upgrade splitedge",
+                    reason="newer-version",
                 )
             db.execute("PRAGMA journal_mode = WAL")
             if version == _VERSION:
@@ -96,7 +97,7 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            raise errors.StoreError(f"the store in {self.folder} is closed: open it again")
+            raise errors.StoreError(f"the store in {self.folder} is closed: open it again", reason="closed")
         return self._connection
 
 

@@ -36,7 +36,9 @@ class Tokens:
         token = "se_" + secrets.token_urlsafe(32)
         with self._database.transaction() as db:
             if db.execute("SELECT 1 FROM tokens WHERE name = ?", (name,)).fetchone():
-                raise errors.UsageError(f"a token named {name!r} exists: choose another name, or revoke it first")
+                raise errors.UsageError(
+                    f"a token named {name!r} exists: choose another name, or revoke it first", reason="name-taken"
+                )
             db.execute("INSERT INTO tokens VALUES (?, ?, ?)", (name, _hash(token), self._clock()))
         return token
 
@@ -44,7 +46,9 @@ class Tokens:
         """Delete the token ``name``. Raises `errors.UsageError` if it does not exist."""
         with self._database.transaction() as db:
             if db.execute("DELETE FROM tokens WHERE name = ?", (name,)).rowcount == 0:
-                raise errors.UsageError(f"no token is named {name!r}: `edge-server token --list` lists them")
+                raise errors.UsageError(
+                    f"no token is named {name!r}: `edge-server token --list` lists them", reason="unknown-token"
+                )
 
     def all(self) -> list[Token]:
         """All tokens, by name."""

@@ -41,7 +41,8 @@ class LoadedTail:
             self._session = session(model)
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise errors.ModelError(
-                f"ONNX Runtime does not load the tail of this model ({str(error)[:200]}): add the model again"
+                f"ONNX Runtime does not load the tail of this model ({str(error)[:200]}): add the model again",
+                reason="tail-load",
             ) from error
         self._input, *ids = self._session.get_inputs()
         self._ids = ids[0].name if ids else ""
@@ -185,7 +186,8 @@ def decode_frame(
     """
     if frame.codec >= len(ladder):
         raise errors.CodecError(
-            f"the frame has codec {frame.codec}, but the ladder has {len(ladder)} codecs: request a new plan"
+            f"the frame has codec {frame.codec}, but the ladder has {len(ladder)} codecs: request a new plan",
+            reason="codec-off-ladder",
         )
     codes, kept = padding_mask.split(frame.payload, tail.tokens) if tail.tokens else (frame.payload, None)
     return codec.decode(codes, ladder[frame.codec], tail.shape), kept

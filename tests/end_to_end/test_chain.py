@@ -35,6 +35,7 @@ from splitedge.protocol.frames import Frame
 from splitedge.protocol.messages import Open, Plan, encode
 from tests import bad_frames
 from tests.end_to_end.conftest import World, end
+from tests.raising import raises
 
 BEARER = "stage-token"
 
@@ -210,7 +211,7 @@ async def test_a_stage_from_another_plan_is_refused_and_counted(boards: Boards) 
     finally:
         await other.close()
     async with FrameStream(boards.server, boards.world.token, first, max_away_s=5) as stream:
-        with pytest.raises(errors.ProtocolError, match="go to another board"):
+        with raises(errors.ProtocolError, reason="another-board"):
             await stream.ready()
 
 

@@ -387,7 +387,8 @@ def test_the_verifier_finds_faults() -> None:
         "objective": "the objective is wrong",
     }.items():
         assert faults(**{name: getattr(pick, name) + 1}) == [fault]
-    assert faults(ladder=pick.ladder[::-1]) == ["the ladder's bytes do not fall"]
+    turned = faults(ladder=pick.ladder[::-1])
+    assert turned == ["the ladder's bytes do not fall", "the ladder's noise does not rise"]
     assert faults(codec=None) == faults(option=pick.option + 1) == ["pattern, codec and cut do not belong together"]
     strict = dataclasses.replace(
         asked, demand=demand(max_drop_points=0.25, keep="input", max_latency_ms=0.1, min_rate_fps=1e6), memory_bytes=1

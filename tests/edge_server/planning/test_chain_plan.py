@@ -192,7 +192,7 @@ def test_a_route_that_its_check_refuses_becomes_no_plan(
         return dataclasses.replace(route, total_ms=route.total_ms / 2)
 
     monkeypatch.setattr(chain_plan, "plan_route", wrong)
-    with pytest.raises(errors.PlanError, match="the total is not the sum of its parts"):
+    with pytest.raises(errors.PlanError):
         shared_by_two(store, profile)
 
 

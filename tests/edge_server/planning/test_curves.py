@@ -15,23 +15,24 @@ from edge_server.commands.explain import explain, profile_of
 from edge_server.planner import choose, closed_form, uniform
 from edge_server.planning import curves
 from edge_server.planning.catalog import Catalog
-from edge_server.planning.device_plan import Choice, choose_plan
+from edge_server.planning.device_plan import PlanChoice, choose_plan
 from edge_server.store.store import Store
 from splitedge import errors
 from splitedge.files import PictureForm, picture_form
 from splitedge.protocol.messages import Demand, LinkEstimate, PlanRequest
+from tests.raising import raises
 
 LINK = LinkEstimate(rtt_ms=2.0, uplink_mbps=10.0, downlink_mbps=30.0)
 
 
 @pytest.fixture
-def chosen(store: Store, profile: dict[str, Any]) -> Choice:
+def chosen(store: Store, profile: dict[str, Any]) -> PlanChoice:
     return choose_plan(
         Catalog(store), PlanRequest(model="tiny", profile=profile, link=LINK, demand=Demand(max_drop_points=50.0))
     )
 
 
-def test_the_payload_falls_with_what_may_be_lost_and_the_exact_is_the_least(chosen: Choice) -> None:
+def test_the_payload_falls_with_what_may_be_lost_and_the_exact_is_the_least(chosen: PlanChoice) -> None:
     table = chosen.table
     for index, option in enumerate(table.options):
         if not option.layers:
@@ -46,7 +47,7 @@ def test_the_payload_falls_with_what_may_be_lost_and_the_exact_is_the_least(chos
                 assert other is None or (one.exact is not None and one.exact <= other + 1e-9)
 
 
-def test_a_baseline_is_its_rule_with_the_best_codec(chosen: Choice) -> None:
+def test_a_baseline_is_its_rule_with_the_best_codec(chosen: PlanChoice) -> None:
     index = next(i for i, option in enumerate(chosen.table.options) if option.layers and option.codecs)
     option, level = chosen.table.options[index], chosen.table.levels[-1]
     last = curves.payload_curve(chosen.table, index)[-1]
@@ -60,7 +61,7 @@ def test_a_baseline_is_its_rule_with_the_best_codec(chosen: Choice) -> None:
         assert shown == pytest.approx(min(sizes) / whole)
 
 
-def test_the_plan_at_each_bandwidth_is_the_planners(chosen: Choice) -> None:
+def test_the_plan_at_each_bandwidth_is_the_planners(chosen: PlanChoice) -> None:
     found = curves.curves(chosen.table, chosen.query, chosen.pick)
     assert [one.uplink_mbps for one in found.bandwidth] == list(curves.RATES)
     for one in found.bandwidth[::10]:
@@ -74,20 +75,20 @@ def test_the_plan_at_each_bandwidth_is_the_planners(chosen: Choice) -> None:
     assert found.bandwidth[0].server > found.bandwidth[-1].server  # type: ignore[operator]
 
 
-def test_where_nothing_meets_the_demand_there_is_no_plan(chosen: Choice) -> None:
+def test_where_nothing_meets_the_demand_there_is_no_plan(chosen: PlanChoice) -> None:
     hurried = dataclasses.replace(chosen.query, demand=Demand(max_drop_points=50.0, max_latency_ms=1e-3))
     assert all(one.objective is None and one.cut == "" for one in curves.curves(chosen.table, hurried, chosen.pick).bandwidth)  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])
-def test_pictures(chosen: Choice, form: PictureForm) -> None:
+def test_pictures(chosen: PlanChoice, form: PictureForm) -> None:
     found = curves.curves(chosen.table, chosen.query, chosen.pick)
     image = curves.draw(found, form)
     assert image[:8] == b"\x89PNG\r\n\x1a\n" if form == "png" else b"<svg" in image[:1000]
     assert picture_form(f"a.{form.upper()}") == form
 
 
-def test_names_that_look_like_markup_are_drawn(chosen: Choice) -> None:
+def test_names_that_look_like_markup_are_drawn(chosen: PlanChoice) -> None:
     found = curves.curves(chosen.table, chosen.query, chosen.pick)
     for name in ("_private", r"a$\nosuch{b$", "x" * 100):
         found.cut = found.model = name
@@ -97,9 +98,9 @@ def test_names_that_look_like_markup_are_drawn(chosen: Choice) -> None:
         assert b"<svg" in curves.draw(found, "svg")[:1000]
 
 
-def test_a_server_without_matplotlib_says_so(chosen: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_matplotlib_says_so(chosen: PlanChoice, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(errors.PlatformError, match="matplotlib"):
+    with raises(errors.PlatformError, reason="matplotlib"):
         curves.draw(curves.curves(chosen.table, chosen.query, chosen.pick), "svg")
 
 

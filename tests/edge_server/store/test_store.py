@@ -17,6 +17,7 @@ import pytest
 from edge_server.store.store import Store, default_folder
 from splitedge import errors, limits
 from splitedge.protocol.messages import Cut, Demand, Parts, Plan, Prediction, Preprocess, SegmentRef
+from tests.raising import raises
 
 
 @pytest.fixture
@@ -90,9 +91,9 @@ def test_only_the_hash_of_a_token_reaches_the_disk(store: Store) -> None:
 
 def test_a_taken_name_and_an_unknown_one_are_refused(store: Store) -> None:
     store.tokens.add("a")
-    with pytest.raises(errors.UsageError):
+    with raises(errors.UsageError, reason="name-taken"):
         store.tokens.add("a")
-    with pytest.raises(errors.UsageError):
+    with raises(errors.UsageError, reason="unknown-token"):
         store.tokens.revoke("b")
 
 
@@ -100,7 +101,7 @@ def test_a_taken_name_and_an_unknown_one_are_refused(store: Store) -> None:
 def test_names_that_are_no_file_names_are_refused(store: Store, name: str) -> None:
     with pytest.raises(errors.UsageError):
         store.tokens.add(name)
-    with pytest.raises(errors.UsageError), store.bundles.create(name):
+    with raises(errors.UsageError, reason="invalid-name"), store.bundles.create(name):
         pass
 
 

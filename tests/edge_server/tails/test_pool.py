@@ -18,6 +18,7 @@ from splitedge import codec, errors, limits
 from splitedge.codec import padding_mask
 from splitedge.protocol.frames import Frame, unpack_topk
 from splitedge.protocol.messages import Output
+from tests.raising import raises
 
 RNG = np.random.default_rng(7)
 WEIGHT = RNG.normal(size=(5, 3, 2, 2)).astype(np.float32)
@@ -90,12 +91,12 @@ async def test_each_frame_is_decoded_by_its_own_codec(tails: TailPool) -> None:
 
 
 async def test_a_payload_of_the_wrong_size_is_refused(tails: TailPool) -> None:
-    with pytest.raises(errors.CodecError, match="bytes"):
+    with pytest.raises(errors.CodecError):
         await handler(tails, 1).answer(Frame(1, 0, 0, b"\0" * 47))
 
 
 async def test_a_codec_off_the_ladder_is_refused(tails: TailPool) -> None:
-    with pytest.raises(errors.CodecError, match="codec 2 of a ladder of 2"):
+    with raises(errors.CodecError, reason="codec-off-ladder"):
         await handler(tails, 1).answer(Frame(1, 2, 0, b"\0" * 48))
 
 
@@ -165,7 +166,7 @@ async def test_frames_beyond_the_queue_are_refused_not_queued(tails: TailPool, m
 
 
 def test_a_tail_that_does_not_load_is_one_sentence() -> None:
-    with pytest.raises(errors.ModelError, match="does not load"):
+    with raises(errors.ModelError, reason="tail-load"):
         LoadedTail(b"not a model", SHAPE)
 
 
