@@ -172,7 +172,8 @@ class _Service:
         bundle = await asyncio.to_thread(self._catalog.bundle, plan.model)
         if bundle.sha256 != plan.bundle:
             raise errors.UnknownPlanError(
-                f"the model {plan.model!r} was replaced after this plan was made: request a new plan"
+                f"the model {plan.model!r} was replaced after this plan was made: request a new plan",
+                reason="model-replaced",
             )
         load = functools.partial(self._catalog.tail, bundle, plan.cut)
         handler = TailHandler(self._tails, (bundle.sha256, plan.cut.index), load, plan.ladder, plan.output, asked.topk)

@@ -45,7 +45,9 @@ class Bundles:
     def check_free(self, name: str, *, replace: bool) -> None:
         """Raise `errors.UsageError` if the model ``name`` exists and ``replace`` is False."""
         if not replace and (self.folder / name).exists():
-            raise errors.UsageError(f"a model named {name!r} exists: pass --replace to replace it, or another --name")
+            raise errors.UsageError(
+                f"a model named {name!r} exists: pass --replace to replace it, or another --name", reason="name-taken"
+            )
 
     @contextlib.contextmanager
     def create(self, name: str, *, replace: bool = True) -> Iterator[Path]:
