@@ -1,4 +1,4 @@
-"""A codec checked and prepared: what came in a plan, as the arrays that the kernels take."""
+"""A codec of a plan, checked and prepared as arrays for the kernels."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 
 BITS: Final = range(2, 9)
-#: Widths at which values go as floats.
+#: Widths of float values.
 FLOATS: Final[dict[int, np.dtype[Any]]] = {16: np.dtype("<f2"), 32: np.dtype("<f4")}
-#: Widths at which there may be a codebook.
+#: Widths that allow a codebook.
 CODEBOOKS: Final = packing.CODEBOOKS
 ROTATIONS: Final = rotation.SIZES
 FREQUENCIES: Final = 1 << rans.SCALE
@@ -34,9 +34,9 @@ _NONE: Final = np.zeros(0, np.float32)
 
 @dataclass(frozen=True, slots=True)
 class EntropyTables:
-    """Tables of the entropy stage, as `kernels.rans` takes them: ``index`` [C] or [1] says which is whose.
+    """Tables of the entropy stage, in the form of `kernels.rans`. ``index`` [C] or [1]: the table of each channel.
 
-    ``sizes``, ``bits`` and ``worst`` of each table: how many codes, the bits that one takes on average, and the bits of the rarest.
+    For each table: ``sizes`` is its number of codes, ``bits`` the mean bits of a code, ``worst`` the bits of the rarest code.
     """
 
     index: I64
@@ -51,7 +51,7 @@ class EntropyTables:
 
 @dataclass(frozen=True, slots=True)
 class BasisChange:
-    """A change of basis: ``forward`` from C channels to K components and ``back``, as `projection.panels`; ``weights`` [K] between them."""
+    """A change of basis: ``forward`` from C channels to K components, and ``back``, as `projection.panels`. ``weights`` [K] scale the components."""
 
     centre: F32
     forward: F32
@@ -63,7 +63,7 @@ class BasisChange:
 class Layout:
     """The payload of a tensor of ``size`` values: ``front`` bytes of side information, then the codes of ``rows`` of ``inner`` each.
 
-    ``least`` and ``most`` bytes in all, the same but for an entropy stage and JPEG.
+    ``least`` and ``most`` are the bounds of its size in bytes; they differ only with an entropy stage or JPEG.
     """
 
     size: int
@@ -91,13 +91,13 @@ class Prepared:
     thresholds: F32
     turn: BasisChange | None
     coder: EntropyTables | None
-    table: tuple[tuple[float, int], U8] | None = None  # for the tensor scale and zero point that were asked for last
-    reach: float = 0.0  # no value of a frame's own range is farther from its offset than so many times its size
+    table: tuple[tuple[float, int], U8] | None = None  # for the last scale and zero point of the tensor
+    reach: float = 0.0  # greatest distance of a value from the offset of a dynamic range, in multiples of its size
     layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)  # by shape
 
     @property
     def plain(self) -> bool:
-        """Whether a code depends on nothing but its own value and channel."""
+        """Whether a code depends only on its value and channel."""
         c = self.codec
         return not (self.bits in FLOATS or c.rotation or self.turn or c.dynamic)
 

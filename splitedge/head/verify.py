@@ -1,14 +1,13 @@
-"""The verifier: a segment is network input like any other. Nothing it says is believed until it was checked here.
+"""The verifier. A segment is untrusted network input: it checks every rule before a kernel sees a pointer.
 
-Rules, each before a kernel sees a pointer:
-- every tensor lies within the arena, at a multiple of 64, and no operator writes over a tensor that is still needed;
-- every tensor is written once, before it is read; the output is written; an operator finds the types that it works on;
-- every shape follows from the operator's inputs and attributes; windows touch at least one cell of the plane;
-- every weight, bias, multiplier and table lies within the blob, and every scale and multiplier is finite;
-- for every output channel 255 * sum |w| + |bias| < 2^31: no accumulator can overflow, in any order of summation; nor can the sums of
-  attention, 255 * 127 for each product; and that bound times the channel's multiplier is below 2^30;
-- operators share no constants: what they claim, all together, is in the blob once, so preparing them costs memory in proportion to the file;
-- arena, scratch, operators' inputs and the work of a frame are within `splitedge.limits`.
+- Every tensor is within the arena, at a multiple of 64. No operator writes over a tensor that is still needed.
+- Every tensor is written once, before it is read. The output is written. Every operator gets the types that it supports.
+- Every shape follows from the operator's inputs and attributes. Windows touch at least one cell of the plane.
+- Every weight, bias, multiplier and table is within the blob. Every scale and multiplier is finite.
+- For every output channel 255 * sum |w| + |bias| < 2^31, so no accumulator overflows in any order of summation. The sums of attention, with
+  255 * 127 for each product, do not either. The bound times the channel's multiplier is below 2^30.
+- Operators share no constants. Together they fit into the blob once, so preparing them takes memory in proportion to the file.
+- Arena, scratch, the operators' inputs and the work of a frame are within `splitedge.limits`.
 """
 
 from __future__ import annotations
@@ -31,17 +30,19 @@ from splitedge.head import segment as seg
 Shape = tuple[int, int, int]
 
 MAX_FACTOR = 1e30
-#: Of an accumulator times its multiplier: it becomes an int32 before it is clamped.
+#: Bound of an accumulator times its multiplier, which becomes an int32 before it is clamped.
 MAX_REAL = 2.0**30
 
 
 def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
-    """Check everything; returns the integer weights by the index of their operator: [OC, KH, KW, C / groups] of `Conv`, [N, K] of `Linear`,
-    [vocabulary, C] of `Embed`. Raises `SegmentError`."""
+    """Check all rules. Returns the integer weights by the index of their operator.
+
+    Shapes: [OC, KH, KW, C / groups] for `Conv`, [N, K] for `Linear`, [vocabulary, C] for `Embed`. Raises `SegmentError`.
+    """
     header = segment.header
     _check(len(header.ops) <= limits.MAX_OPS, "has too many operators")
     _check(0 < len(header.tensors) <= limits.MAX_TENSORS, "has no tensors or too many")
-    _check(0 <= header.arena_bytes <= limits.MAX_ARENA_BYTES, "wants more memory than an agent gives")
+    _check(0 <= header.arena_bytes <= limits.MAX_ARENA_BYTES, "needs more memory than the limit")
     for i, tensor in enumerate(header.tensors):
         _check_tensor(i, tensor, header.arena_bytes)
     _check_order(header)
@@ -50,7 +51,7 @@ def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
     for op in header.ops:
         _check_types(header, op)
         _RULES[type(op)](segment, op)
-    _check(sum(_work(header, op) for op in header.ops) <= limits.MAX_MACS, "wants more computation than an agent gives")
+    _check(sum(_work(header, op) for op in header.ops) <= limits.MAX_MACS, "needs more computation than the limit")
     claimed = sum(part.nbytes for part in seg.parts(header))
     _check(claimed <= len(segment.blob), "uses the same constants more than once")
     return {
@@ -59,7 +60,7 @@ def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
 
 
 def hwc(shape: Sequence[int]) -> Shape:
-    """A shape of 1 to 3 axes as height, width, channels: [C] is 1 x 1 x C, [R, C] is R x 1 x C."""
+    """A shape of 1 to 3 axes as (height, width, channels): [C] is 1 x 1 x C, [R, C] is R x 1 x C."""
     sizes = list(shape)
     if len(sizes) == 3:
         return sizes[0], sizes[1], sizes[2]
@@ -80,7 +81,7 @@ def inputs(op: seg.AnyOp) -> list[int]:
 def _check(condition: bool, what: str) -> None:
     if not condition:
         raise SegmentError(
-            f"the segment was refused because it {what}; fetch it again, and if that does not help, distrust its server"
+            f"the segment was refused because it {what}; download it again, and do not trust the server if that fails too"
         )
 
 
@@ -124,14 +125,14 @@ def _check_order(header: seg.Header) -> None:
 
 
 def _check_overlap(header: seg.Header) -> None:
-    """No operator writes over memory that a later operator, itself, or the caller still reads."""
+    """No operator writes over memory that it, a later operator, or the caller still reads."""
     last_use = {header.output: len(header.ops)}
     for i, op in enumerate(header.ops):
         for t in inputs(op):
             last_use[t] = max(last_use.get(t, -1), i)
     extent = [(t.offset, t.offset + seg.roundup(t.nbytes)) for t in header.tensors]
     live = {header.input}
-    root = list(range(len(header.tensors)))  # the tensor whose bytes these are, through reshapes in place
+    root = list(range(len(header.tensors)))  # the tensor that owns these bytes, through in-place reshapes
     for i, op in enumerate(header.ops):
         live = {t for t in live if last_use.get(t, -1) >= i}
         start, end = extent[op.out]
@@ -178,13 +179,13 @@ def _check_codes(op: Any) -> None:
 
 
 def _check_factor(op: seg.Op, *factors: float) -> None:
-    """Times any difference, product or sum of codes a factor stays finite: an infinity less another would be no number."""
+    """Factors times any difference, product or sum of codes stay finite; otherwise two infinities could give NaN."""
     in_range = all(_float32(f) and 0 <= f <= MAX_FACTOR for f in factors)
     _check(in_range, f"has a multiplier that is not a finite float32 in {op.name!r}")
 
 
 def _check_window(op: Any, size: Shape, out: Shape, dilation: Sequence[int]) -> None:
-    """Sizes are pairs in range, padding is less than the window, and the output follows from them (rounded down, or up for pooling)."""
+    """Sizes are pairs in range, padding is smaller than the window, and the output follows from them (rounded down, or up for pooling)."""
     small = all(1 <= n <= 65535 for n in (*op.kernel, *op.stride, *dilation)) and all(0 <= n <= 65535 for n in op.pad)
     pairs = len(op.kernel) == len(op.stride) == len(dilation) == 2 and len(op.pad) == 4
     _check(small and pairs, f"has an impossible window in {op.name!r}")
@@ -224,13 +225,13 @@ def _conv(segment: seg.Segment, op: seg.Conv) -> None:
 
 
 def conv_plan(op: seg.Conv, x: Shape, y: Shape) -> conv_kernel.Plan:
-    """How the kernel finds the windows of ``op``, from x to y."""
+    """The kernel's plan for the windows of ``op`` from x to y."""
     kernel, stride, dilation, pad = ((pair[0], pair[1]) for pair in (op.kernel, op.stride, op.dilation, op.pad))
     return conv_kernel.plan(x, y[:2], kernel, stride, dilation, pad, op.groups)
 
 
 def _work(header: seg.Header, op: seg.AnyOp) -> int:
-    """Values that the operator looks at, each as often as it does: products, cells of a `Pool`."""
+    """The work of an operator: its products, or cells of a `Pool`."""
     x, outputs = header.tensors[inputs(op)[0]].shape, math.prod(header.tensors[op.out].shape)
     if isinstance(op, seg.Conv):
         return outputs * op.kernel[0] * op.kernel[1] * (hwc(x)[2] // op.groups)
@@ -253,7 +254,9 @@ def _weight_shape(segment: seg.Segment, op: seg.Conv | seg.Linear | seg.Embed) -
 def _weights(segment: seg.Segment, op: seg.Conv | seg.Linear | seg.Embed) -> NDArray[np.int8]:
     shape = _weight_shape(segment, op)
     outs, count = shape[0], math.prod(shape)
-    packed = segment.blob[op.weight : op.weight + -(-count * op.bits // 8)].copy()  # writable: one compiled version
+    packed = segment.blob[
+        op.weight : op.weight + -(-count * op.bits // 8)
+    ].copy()  # writable, for the one compiled version of the kernel
     codes = np.empty(count, np.uint8)
     codec_kernels.unpack(packed, op.bits, codes)
     _check(
@@ -296,7 +299,7 @@ def _pool(segment: seg.Segment, op: seg.Pool) -> None:
     a, b = segment.header.tensors[op.x], segment.header.tensors[op.out]
     same = (a.scale, a.zero_point) == (b.scale, b.zero_point)
     _check(op.kind != "max" or same, f"changes the codes' meaning without arithmetic in {op.name!r}")
-    # 255 a cell in an int32 sum.
+    # Up to 255 for each cell in an int32 sum.
     _check(op.kernel[0] * op.kernel[1] < 1 << 23, f"could overflow a 32-bit sum in {op.name!r}")
 
 
@@ -348,7 +351,7 @@ def _check_floats(segment: seg.Segment, op: seg.Op, offset: int, count: int) -> 
 
 
 def _check_scratch(op: seg.Op, size: int) -> None:
-    _check(size <= limits.MAX_ARENA_BYTES, f"wants more memory than an agent gives in {op.name!r}")
+    _check(size <= limits.MAX_ARENA_BYTES, f"needs more memory than the limit in {op.name!r}")
 
 
 def _embed(segment: seg.Segment, op: seg.Embed) -> None:
@@ -409,7 +412,7 @@ def _mean(segment: seg.Segment, op: seg.Mean) -> None:
     x, y = _shape(segment, op.x), _shape(segment, op.out)
     _check(len(x) == 2 and y in ([x[1]], [1, x[1]]), f"has shapes that do not fit in {op.name!r}")
     inside = 0 <= op.first < x[0] and 1 <= op.count <= x[0] - op.first
-    _check(inside, f"takes the mean of rows that are not there in {op.name!r}")
+    _check(inside, f"averages rows that do not exist in {op.name!r}")
 
 
 _RULES: dict[type, Callable[[seg.Segment, Any], None]] = {
