@@ -11,8 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from calibration import importer
-from calibration.graph import Graph
+from calibration.importing import importer
+from calibration.importing.graph import Graph
 from tests import models
 from tests.small_models import Net
 

@@ -25,7 +25,7 @@ from onnx import TensorProto
 from onnx.external_data_helper import set_external_data
 from torch import nn
 
-from calibration.reading import export
+from calibration.importing.reading import export
 from tests.models import ARCHIVE, WEIGHTS, traced_form
 from tests.models.networks import Bert, Classifier, DistilBert, ViT
 from tests.small_transformers import SIZE, TOKENS
