@@ -114,13 +114,16 @@ def fit_channels(
     if weights is None:
         if v.ndim == 0 or v.size == 0:
             raise errors.CodecError(
-                "there is no value to fit a range for each channel to; calibrate with at least one sample"
+                "there is no value to fit a range for each channel to; calibrate with at least one sample",
+                reason="no-values",
             )
         parts = [clip.distribution(column) for column in v.reshape(-1, v.shape[-1]).T]
     else:
         counts = np.asarray(weights)
         if v.ndim != 1 or counts.ndim != 2 or counts.shape[0] == 0:
-            raise errors.CodecError("histograms must be [channels, values] beside one list of values")
+            raise errors.CodecError(
+                "histograms must be [channels, values] beside one list of values", reason="histogram-shape"
+            )
         parts = [clip.distribution(v, row) for row in counts]
     return _build(rule, bits, [clip.clip_range(part, rule, bits, percentile) for part in parts])
 
@@ -156,7 +159,9 @@ def error(samples: ArrayLike, codec: Codec) -> float:
     """Mean squared error of a value when the tensors ``samples`` [n, ..., C] are coded: what to choose a codec by. They should not be those it was fitted to."""
     values = np.asarray(samples, np.float32)
     if not values.size:
-        raise errors.CodecError("there is no value to measure an error on; calibrate with at least one sample")
+        raise errors.CodecError(
+            "there is no value to measure an error on; calibrate with at least one sample", reason="no-values"
+        )
     parts = [((decode(encode(x, codec), codec, x.shape).astype(np.float64) - x) ** 2).sum() for x in values]
     return float(np.sum(parts) / values.size)
 
@@ -168,7 +173,9 @@ def tables(scale: float, zero_point: int, codec: Codec) -> U8:
     """
     ready = prepare(codec)
     if not ready.plain:
-        raise errors.CodecError("the codec's codes depend on more than one value each; decode the tensor first")
+        raise errors.CodecError(
+            "the codec's codes depend on more than one value each; decode the tensor first", reason="codes-share-values"
+        )
     return _tables(scale, zero_point, ready)
 
 
@@ -182,7 +189,8 @@ def squared_error(values: ArrayLike, weights: ArrayLike | None, codec: Codec) ->
     ready = prepare(codec)
     if not ready.plain or ready.coder:
         raise errors.CodecError(
-            "the codec's error does not follow from single values; measure it with `error` on samples"
+            "the codec's error does not follow from single values; measure it with `error` on samples",
+            reason="error-of-tensors",
         )
     v, w = np.asarray(values), None if weights is None else np.asarray(weights, np.float64)
     if w is not None and ready.lo.size > 1:
@@ -204,17 +212,28 @@ def _tables(scale: float, zero_point: int, ready: Ready) -> U8:
 def _check_tensor(scale: float, zero_point: int) -> None:
     if not (0 < scale * 255 <= float(np.finfo(np.float32).max) and 0 <= zero_point <= 255):
         raise errors.CodecError(
-            f"scale {scale} and zero point {zero_point} are not those of an 8-bit tensor; build the segment again"
+            f"scale {scale} and zero point {zero_point} are not those of an 8-bit tensor; build the segment again",
+            reason="not-8-bit",
         )
 
 
 def _check_request(rule: str, bits: int, percentile: float) -> None:
     if rule not in RULES + PUBLISHED:
-        raise errors.CodecError(f"there is no clip rule {rule!r}; choose one of {', '.join(RULES + PUBLISHED)}")
+        raise errors.CodecError(
+            f"there is no clip rule {rule!r}; choose one of {', '.join(RULES + PUBLISHED)}",
+            reason="unknown-clip-rule",
+            rule=rule,
+        )
     if bits not in BITS:
-        raise errors.CodecError(f"{bits} bits cannot be had at the cut; choose {BITS[0]} to {BITS[-1]}")
+        raise errors.CodecError(
+            f"{bits} bits cannot be had at the cut; choose {BITS[0]} to {BITS[-1]}", reason="bits", bits=bits
+        )
     if not 50 < percentile <= 100:
-        raise errors.CodecError(f"a percentile of {percentile} leaves no range; choose more than 50 and at most 100")
+        raise errors.CodecError(
+            f"a percentile of {percentile} leaves no range; choose more than 50 and at most 100",
+            reason="percentile",
+            percentile=percentile,
+        )
 
 
 def _build(rule: str, bits: int, ranges: list[tuple[float, float]]) -> Codec:

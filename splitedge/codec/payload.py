@@ -130,7 +130,9 @@ def lanes(count: int) -> int:
 def flattened(x: NDArray[Any], dtype: type[np.generic], ready: Ready) -> NDArray[Any]:
     """``x`` as one read-only axis: kernels are compiled once, for aligned, read-only input."""
     if x.dtype != dtype:
-        raise errors.CodecError(f"the tensor at the cut is {x.dtype}, not {np.dtype(dtype)}; convert it first")
+        raise errors.CodecError(
+            f"the tensor at the cut is {x.dtype}, not {np.dtype(dtype)}; convert it first", reason="dtype"
+        )
     _layout(x.shape, ready)
     flat = x.reshape(-1)  # an array object of its own
     flags = flat.flags
@@ -143,7 +145,9 @@ def flattened(x: NDArray[Any], dtype: type[np.generic], ready: Ready) -> NDArray
 def refuse_values(x: NDArray[Any]) -> None:
     """Raises: ``x`` holds NaN or infinity, or values whose sums or differences are beyond float32."""
     clip.refuse_nonfinite(x, "the input and the model")
-    raise errors.CodecError("the tensor holds values too large for its codec; check the input and the model")
+    raise errors.CodecError(
+        "the tensor holds values too large for its codec; check the input and the model", reason="too-large-for-codec"
+    )
 
 
 # --- the tensor -----------------------------------------------------------------------------------------------------
@@ -164,7 +168,8 @@ def _laid_out(shape: tuple[int, ...], ready: Ready) -> Layout:
     size, codec = math.prod(shape), ready.codec
     if min(shape, default=0) < 0 or size > limits.MAX_ELEMENTS:
         raise errors.CodecError(
-            f"a tensor of shape {list(shape)} is not one of at most {limits.MAX_ELEMENTS} values; ask for a new plan"
+            f"a tensor of shape {list(shape)} is not one of at most {limits.MAX_ELEMENTS} values; ask for a new plan",
+            reason="too-many-values",
         )
     _check_channels(shape, size, ready)
     channels = max(shape[-1], 1) if shape else 1
@@ -196,6 +201,7 @@ def _check_channels(shape: tuple[int, ...], count: int, ready: Ready) -> None:
             f"a codec of {channels} channels{f', rotated by {n},' if (n := ready.codec.rotation) else ''} does not fit a tensor of shape {list(shape)}; "
             "use the codec of this cut's plan",
             channels=channels,
+            reason="channels-differ",
         )
 
 
@@ -204,7 +210,9 @@ def _check_length(length: int, layout: Layout, shape: tuple[int, ...], ready: Re
         return
     wanted = f"{layout.most}" if layout.least == layout.most else f"{layout.least} to {layout.most}"
     raise errors.CodecError(
-        f"a payload of {length} bytes is not the {wanted} of shape {list(shape)} at {ready.bits} bits; both sides must use the plan's codec"
+        f"a payload of {length} bytes is not the {wanted} of shape {list(shape)} at {ready.bits} bits; both sides must use the plan's codec",
+        reason="payload-bytes",
+        bytes=length,
     )
 
 
@@ -270,7 +278,8 @@ def _side_of(data: U8, ready: Ready) -> F32:
         ends = lo + scale * ready.highest, lo + scale * (ready.levels[0] if ready.levels.size else np.float32(0))
     if not ((side[:, 1] >= 0).all() and all(np.isfinite(end).all() for end in (side, *ends))):
         raise errors.CodecError(
-            "the frame's own ranges are negative or not finite; both sides must use the plan's codec"
+            "the frame's own ranges are negative or not finite; both sides must use the plan's codec",
+            reason="frame-ranges",
         )
     return side
 
@@ -324,7 +333,9 @@ def _entropy_decoded(body: U8, coder: Coder, channels: int, codes: U8) -> None:
         for v in (coder.first, np.arange(len(coder.sizes)) << rans.SCALE)
     )
     if not rans.decode(states, words, base, coder.starts, rows, coder.look, codes):
-        raise errors.CodecError("the frame's codes do not end where its bytes do; both sides must use the plan's codec")
+        raise errors.CodecError(
+            "the frame's codes do not end where its bytes do; both sides must use the plan's codec", reason="codes-end"
+        )
 
 
 def _floats(flat: F32, kind: np.dtype[Any]) -> bytes:
@@ -337,7 +348,9 @@ def _floats(flat: F32, kind: np.dtype[Any]) -> bytes:
 def _from_floats(data: U8, kind: np.dtype[Any], shape: tuple[int, ...]) -> F32:
     values = np.frombuffer(data.tobytes(), kind).astype(np.float32).reshape(shape)
     if not np.isfinite(values).all():
-        raise errors.CodecError("the frame holds NaN or infinity; check the peer's model and input")
+        raise errors.CodecError(
+            "the frame holds NaN or infinity; check the peer's model and input", reason="not-finite"
+        )
     return values
 
 

@@ -60,15 +60,23 @@ def eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
     ``bits``: None where the mode tells. Raises `errors.InputError` for values of unknown range and for modes that are no RGB or grey.
     """
     if not image.width or not image.height:
-        raise errors.InputError(f"the picture has {image.width} x {image.height} pixels; send one that has some")
+        raise errors.InputError(
+            f"the picture has {image.width} x {image.height} pixels; send one that has some", reason="no-pixels"
+        )
     bits = 16 if bits is None and image.mode.startswith("I;16") else bits
     if bits is not None:
         return Image.fromarray(np.clip(np.asarray(image).astype(np.int32) >> (bits - 8), 0, 255).astype(np.uint8))
     if image.mode in ("I", "F"):
         kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-        raise errors.InputError(f"the picture holds {kind} of unknown range; save it with 8 or 16 bits a channel")
+        raise errors.InputError(
+            f"the picture holds {kind} of unknown range; save it with 8 or 16 bits a channel", reason="unknown-range"
+        )
     if image.mode not in _PLAIN:
-        raise errors.InputError(f"a picture of colour mode {image.mode} is not supported; save it as RGB or grey")
+        raise errors.InputError(
+            f"a picture of colour mode {image.mode} is not supported; save it as RGB or grey",
+            reason="colour-mode",
+            mode=image.mode,
+        )
     return image
 
 
@@ -95,28 +103,33 @@ def name_of(data: bytes) -> str:
     return next((name for start, name in _NAMES.items() if data.startswith(start)), "")
 
 
-def foreign(data: bytes) -> str:
-    """What ``data`` is and what to do, where it begins as something that people send and nothing here decodes; else an empty string."""
+def foreign(data: bytes) -> errors.InputError | None:
+    """The refusal of ``data`` where it begins as something that people send and nothing here decodes."""
     for pattern, name, advice in _FOREIGN:
         if pattern.match(data[:_LOOK]):
-            return f"{name} is not supported; {advice}"
-    return ""
+            return errors.InputError(f"{name} is not supported; {advice}", reason="unsupported-format", format=name)
+    return None
 
 
-def trouble(data: bytes, error: Exception) -> str:
-    """A sentence about ``data``, at which a decoder raised ``error``."""
-    if said := foreign(data):
-        return said
-    if not data:
-        return "the image is empty: it has no bytes; send a JPEG, PNG, WebP or BMP file"
+def trouble(data: bytes, error: Exception) -> errors.InputError:
+    """The refusal of ``data``, at which a decoder raised ``error``."""
+    if (refusal := foreign(data)) is not None:
+        return refusal
     name = name_of(data)
-    if not name:
-        return "this is not an image that can be read; send a JPEG, PNG, WebP or BMP file"
-    if _is_cut_short(data, name, error):
-        return f"this {name} is cut short: only {len(data)} bytes of it are here; copy or download it again"
-    if isinstance(error, UnidentifiedImageError):
-        return f"this is not an image that can be read, though it begins like a {name}; save it again as JPEG or PNG"
-    return f"this {name} is damaged ({type(error).__name__}); save it again as JPEG or PNG"
+    if not data:
+        reason, said = "empty", "the image is empty: it has no bytes; send a JPEG, PNG, WebP or BMP file"
+    elif not name:
+        reason, said = "not-an-image", "this is not an image that can be read; send a JPEG, PNG, WebP or BMP file"
+    elif _is_cut_short(data, name, error):
+        reason = "cut-short"
+        said = f"this {name} is cut short: only {len(data)} bytes of it are here; copy or download it again"
+    elif isinstance(error, UnidentifiedImageError):
+        reason = "not-an-image"
+        said = f"this is not an image that can be read, though it begins like a {name}; save it again as JPEG or PNG"
+    else:
+        reason = "damaged"
+        said = f"this {name} is damaged ({type(error).__name__}); save it again as JPEG or PNG"
+    return errors.InputError(said, reason=reason)
 
 
 def unended(data: bytes, decode: Callable[[io.BytesIO], Image.Image]) -> Image.Image | None:

@@ -345,7 +345,8 @@ def constants(header: Header) -> list[Constant]:
             size += roundup(constant.part().nbytes)
             if constant.size < 0 or size > limits.MAX_SEGMENT_BYTES or len(found) > limits.MAX_CONSTANTS:
                 raise errors.SegmentError(
-                    "the segment asks for more constants than an agent holds; use a smaller model"
+                    "the segment asks for more constants than an agent holds; use a smaller model",
+                    reason="too-many-constants",
                 )
     return found
 
@@ -389,7 +390,9 @@ def _constants(header: Header, op: AnyOp) -> Iterator[Constant]:
 def _side(header: Header, tensor: int) -> int:
     """The last axis of a tensor."""
     if not 0 <= tensor < len(header.tensors) or not header.tensors[tensor].shape:
-        raise errors.SegmentError("the segment names a tensor that does not exist or has no shape; fetch it again")
+        raise errors.SegmentError(
+            "the segment names a tensor that does not exist or has no shape; fetch it again", reason="unknown-tensor"
+        )
     return header.tensors[tensor].shape[-1]
 
 
@@ -399,7 +402,9 @@ def _area(op: Conv) -> int:
 
 def _bits(op: Conv | Linear | Embed) -> int:
     if not 2 <= op.bits <= 8:
-        raise errors.SegmentError(f"the segment has weights of {op.bits} bits in {op.name!r}; fetch it again")
+        raise errors.SegmentError(
+            f"the segment has weights of {op.bits} bits in {op.name!r}; fetch it again", reason="weight-bits"
+        )
     return op.bits
 
 
@@ -409,16 +414,21 @@ def build(header: Header, blob: bytes) -> bytes:
     The file holds what `constants` lists, all else in the blob must be 0; parsed, offsets may be others.
     """
     if header.blob_bytes != len(blob):
-        raise errors.SegmentError(f"the header says {header.blob_bytes} bytes of blob, there are {len(blob)}")
+        raise errors.SegmentError(
+            f"the header says {header.blob_bytes} bytes of blob, there are {len(blob)}", reason="blob-bytes"
+        )
     places = parts(header)
     if any(part.offset < 0 or part.offset + part.nbytes > len(blob) for part in places):
-        raise errors.SegmentError("the header has constants outside the blob; place them within it")
+        raise errors.SegmentError(
+            "the header has constants outside the blob; place them within it", reason="constants-outside"
+        )
     rest = np.frombuffer(blob, np.uint8).copy()
     for part in places:
         part.of(rest)[:] = 0
     if rest.any():
         raise errors.SegmentError(
-            "the blob has bytes that no operator names; say in `segment.constants` whose they are"
+            "the blob has bytes that no operator names; say in `segment.constants` whose they are",
+            reason="unnamed-bytes",
         )
     data = frame(header) + compression.encode(np.frombuffer(blob, np.uint8), places)
     check_inflation(header, len(data))
@@ -450,7 +460,8 @@ def check_inflation(header: Header, size: int) -> None:
     """Raises `errors.SegmentError` where the blob is much larger than the ``size`` bytes that it comes from."""
     if header.blob_bytes > max(limits.MAX_INFLATION * size, limits.SMALL_BLOB):
         raise errors.SegmentError(
-            "the segment's constants are out of proportion to its file; fetch it from the server again"
+            "the segment's constants are out of proportion to its file; fetch it from the server again",
+            reason="constants-too-large",
         )
 
 
@@ -460,18 +471,20 @@ def parse_header(data: bytes) -> tuple[Header, int]:
     Raises `errors.SegmentError`.
     """
     if len(data) < 16 or data[:8] != MAGIC:
-        raise errors.SegmentError("this is not a segment file; fetch it from the server again")
+        raise errors.SegmentError("this is not a segment file; fetch it from the server again", reason="not-a-segment")
     version, length = int.from_bytes(data[8:12], "little"), int.from_bytes(data[12:16], "little")
     if version != FORMAT_VERSION:
         raise errors.SegmentError(
-            f"segment format {version} is not one this agent reads ({FORMAT_VERSION}); upgrade splitedge"
+            f"segment format {version} is not one this agent reads ({FORMAT_VERSION}); upgrade splitedge",
+            reason="format",
+            version=version,
         )
     if length > limits.MAX_HEADER_BYTES or 16 + length > len(data):
-        raise errors.SegmentError("the segment is truncated; fetch it from the server again")
+        raise errors.SegmentError("the segment is truncated; fetch it from the server again", reason="truncated")
     try:
         header = msgspec.json.decode(_inflated(data[16 : 16 + length]), type=Header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, zlib.error) as error:
-        raise errors.SegmentError(f"the segment's header is corrupt: {str(error)[:300]}") from error
+        raise errors.SegmentError(f"the segment's header is corrupt: {str(error)[:300]}", reason="header") from error
     _place(header)
     return header, 16 + length
 

@@ -119,10 +119,14 @@ class Pump:
     def _end(self, message: aiohttp.WSMessage) -> None:
         """The session after a WebSocket message that is the last one."""
         if isinstance(message.data, aiohttp.WebSocketError):
-            self._session.fail(errors.ProtocolError(f"the peer broke the WebSocket protocol: {message.data}"))
+            self._session.fail(
+                errors.ProtocolError(f"the peer broke the WebSocket protocol: {message.data}", reason="websocket")
+            )
         elif message.type is aiohttp.WSMsgType.CLOSE and message.data in _BREACH:
             self._session.fail(
-                errors.ProtocolError(f"the peer refused {_BREACH[message.data]}; run the same splitedge on both")
+                errors.ProtocolError(
+                    f"the peer refused {_BREACH[message.data]}; run the same splitedge on both", reason="refused"
+                )
             )
         else:
             self._session.lost("the connection was closed by the peer")

@@ -31,10 +31,12 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext | None:
         return ssl.create_default_context(cadata=text) if text else ssl.create_default_context(cafile=str(ca_file))
     except ssl.SSLError as error:
         raise errors.ConfigError(
-            f"{ca_file} holds no certificate in PEM form; give the server's CA certificate"
+            f"{ca_file} holds no certificate in PEM form; give the server's CA certificate", reason="not-pem"
         ) from error
     except OSError as error:
-        raise errors.ConfigError(f"the CA file {ca_file} cannot be read ({error.strerror}); check the path") from error
+        raise errors.ConfigError(
+            f"the CA file {ca_file} cannot be read ({error.strerror}); check the path", reason="ca-unreadable"
+        ) from error
 
 
 def server_url(base_url: str, token: str | None, *, allow_insecure: bool = False) -> yarl.URL:
@@ -52,11 +54,13 @@ def server_url(base_url: str, token: str | None, *, allow_insecure: bool = False
     if not valid:
         shown = "what was given" if re.search("[@?#]", base_url) else repr(base_url[:200])
         raise errors.UsageError(
-            f"{shown} is not a server's address; write it as https://host:port, without a user or a query"
+            f"{shown} is not a server's address; write it as https://host:port, without a user or a query",
+            reason="address",
         )
     if token and url.scheme == "http" and not allow_insecure and not is_loopback(url.host or ""):
         raise errors.UsageError(
-            f"the token would cross the network unencrypted to {url}; use https://, or allow it with `--allow-insecure`"
+            f"the token would cross the network unencrypted to {url}; use https://, or allow it with `--allow-insecure`",
+            reason="unencrypted-token",
         )
     return url
 
@@ -81,7 +85,9 @@ async def explained(error: BaseException, url: yarl.URL, context: ssl.SSLContext
         if getattr(error.certificate_error, "verify_code", None) in tls_diagnosis.OTHER_NAME:
             return _other_name(url, await tls_diagnosis.names(url, context))
     elif url.scheme == "http" and isinstance(error, _NO_HTTP) and await tls_diagnosis.spoken(url):
-        return errors.UnreachableError(f"{url.origin()} speaks TLS; write the address with https://", tls=True)
+        return errors.UnreachableError(
+            f"{url.origin()} speaks TLS; write the address with https://", tls=True, reason="speaks-tls"
+        )
     return explain(error, url)
 
 
@@ -100,24 +106,31 @@ def explain(error: BaseException, url: yarl.URL) -> errors.SplitEdgeError:
             return errors.UnreachableError(
                 f"{where} speaks HTTP without TLS; write the address with http://, or give edge-server a certificate",
                 tls=True,
+                reason="speaks-no-tls",
             )
         return errors.UnreachableError(
-            f"{where} does not speak TLS as expected ({reason or 'no reason given'}); check that the server has a certificate and the address its port"
+            f"{where} does not speak TLS as expected ({reason or 'no reason given'}); check that the server has a certificate and the address its port",
+            reason="tls-handshake",
         )
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return errors.UnreachableError(
-            f"the host name {where.host!r} is not known here; check the server's address and this machine's DNS"
+            f"the host name {where.host!r} is not known here; check the server's address and this machine's DNS",
+            reason="unknown-host",
+            host=where.host,
         )
     if isinstance(error, aiohttp.ClientConnectorError):
         return errors.UnreachableError(
-            f"nothing answers at {where} ({os_reason(error.os_error)}); start edge-server there or correct the address"
+            f"nothing answers at {where} ({os_reason(error.os_error)}); start edge-server there or correct the address",
+            reason="refused",
+            port=where.port,
         )
     if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.SocketTimeoutError):
         return errors.UnreachableError(
-            f"{where} did not answer in time; check the network and that edge-server runs there"
+            f"{where} did not answer in time; check the network and that edge-server runs there", reason="timeout"
         )
     return errors.LinkLostError(
-        f"the connection to {where} broke ({type(error).__name__}); check the network and the server's log"
+        f"the connection to {where} broke ({type(error).__name__}); check the network and the server's log",
+        reason="broken",
     )
 
 
@@ -130,14 +143,18 @@ def _certificate(error: aiohttp.ClientConnectorCertificateError, where: yarl.URL
         return errors.UnreachableError(
             f"the certificate of {where} is not valid yet: it is {now}, which is behind; wait until the clock is synchronized, or set it",
             clock=True,
+            reason="certificate-not-yet",
         )
     if code == tls_diagnosis.EXPIRED:
         return errors.UnreachableError(
-            f"the certificate of {where} has expired: it is {now}; renew the certificate, or set the clock", tls=True
+            f"the certificate of {where} has expired: it is {now}; renew the certificate, or set the clock",
+            tls=True,
+            reason="certificate-expired",
         )
     return errors.UnreachableError(
         f"the certificate of {where} is not accepted ({reason}); name the CA file that signed it with `--ca`, or mend the certificate",
         tls=True,
+        reason="certificate",
     )
 
 
@@ -145,7 +162,7 @@ def _other_name(url: yarl.URL, names: list[str]) -> errors.UnreachableError:
     holds = ", ".join(names) or "other names"
     return errors.UnreachableError(
         f"the certificate of {url.origin()} does not hold {url.host}; it holds {holds}: use one of those in the server's address, or make a certificate for {url.host}",
-        tls=True, names=names,
+        tls=True, names=names, reason="certificate-name",
     )  # fmt: skip
 
 
@@ -160,16 +177,24 @@ def status_error(status: int, url: yarl.URL) -> errors.SplitEdgeError:
     where = url.origin()
     if status in (401, 403):
         return errors.AuthError(
-            f"{where} refused the token; make one with 'edge-server token' and give it to the agent"
+            f"{where} refused the token; make one with 'edge-server token' and give it to the agent", reason="token"
         )
     if status == 404:
         return errors.ProtocolError(
-            f"{where} has no {url.path}; check that the address is an edge-server of this version"
+            f"{where} has no {url.path}; check that the address is an edge-server of this version",
+            reason="no-such-path",
+            path=url.path,
         )
     if status >= 500 or status == 429:
-        return errors.UnreachableError(f"{where} cannot serve now (HTTP status {status}); look into the server's log")
+        return errors.UnreachableError(
+            f"{where} cannot serve now (HTTP status {status}); look into the server's log",
+            reason="cannot-serve",
+            status=status,
+        )
     return errors.ProtocolError(
-        f"{where} answered with the unexpected HTTP status {status}; check that it is an edge-server"
+        f"{where} answered with the unexpected HTTP status {status}; check that it is an edge-server",
+        reason="http-status",
+        status=status,
     )
 
 

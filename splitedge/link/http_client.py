@@ -117,7 +117,11 @@ class ServerClient:
         for found in every:
             if found.name == name:
                 return found
-        raise errors.UnknownModelError(f"the server has no model {name!r}; `edge-agent models` lists those it has")
+        raise errors.UnknownModelError(
+            f"the server has no model {name!r}; `edge-agent models` lists those it has",
+            reason="unknown-model",
+            model=name,
+        )
 
     async def reach(self) -> None:
         """Return if the server, or a board that serves as a stage, answers and takes the token."""
@@ -167,7 +171,9 @@ class ServerClient:
         """
         if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= limits.MAX_SEGMENT_BYTES:
             raise errors.SegmentError(
-                f"the plan names an impossible segment ({ref.size} bytes); ask the server for a new plan"
+                f"the plan names an impossible segment ({ref.size} bytes); ask the server for a new plan",
+                reason="segment-size",
+                size=ref.size,
             )
         done, part = directory / f"{ref.sha256}.segment", directory / f"{ref.sha256}.part"
         wanted = _Download(f"v1/segments/{ref.sha256}", ref.size, part)
@@ -182,7 +188,9 @@ class ServerClient:
         """The file ``SHA.tokenizer`` of ``model``'s tokenizer in ``directory``. Fetched, kept and refused as `fetch_segment` does."""
         if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= limits.MAX_TOKENIZER_BYTES:
             raise errors.SegmentError(
-                f"the plan names an impossible tokenizer ({ref.size} bytes); ask the server for a new plan"
+                f"the plan names an impossible tokenizer ({ref.size} bytes); ask the server for a new plan",
+                reason="tokenizer-size",
+                size=ref.size,
             )
         done, part = directory / f"{ref.sha256}.tokenizer", directory / f"{ref.sha256}.part"
         wanted = _Download(f"v1/models/{model}/tokenizer", ref.size, part, "tokenizer")
@@ -203,7 +211,8 @@ class ServerClient:
             body = await _bounded(response, down)
         if len(body) != down:
             raise errors.ProtocolError(
-                f"a probe for {down} bytes brought {len(body)}; run the same splitedge on both sides"
+                f"a probe for {down} bytes brought {len(body)}; run the same splitedge on both sides",
+                reason="probe-bytes",
             )
 
     @asynccontextmanager
@@ -257,7 +266,7 @@ class ServerClient:
                 return
             await asyncio.to_thread(part.unlink)
         raise errors.SegmentError(
-            f"the {wanted.what}'s hash is not the one that the plan names; ask the server for a new plan"
+            f"the {wanted.what}'s hash is not the one that the plan names; ask the server for a new plan", reason="hash"
         )
 
     async def _complete(self, wanted: _Download) -> None:
@@ -293,7 +302,8 @@ class ServerClient:
                 await asyncio.to_thread(file.close)
         if size < wanted.size:
             raise errors.LinkLostError(
-                f"the {wanted.what}'s download ended early; check the network and fetch it again"
+                f"the {wanted.what}'s download ended early; check the network and fetch it again",
+                reason="download-ended",
             )
 
 
@@ -308,7 +318,8 @@ async def _keeping(wanted: _Download) -> AsyncIterator[None]:
     except OSError as error:
         directory, reason = wanted.part.parent, error.strerror or str(error)
         raise errors.StoreError(
-            f"a {wanted.what} cannot be kept in {directory} ({reason}); free space there or choose another folder"
+            f"a {wanted.what} cannot be kept in {directory} ({reason}); free space there or choose another folder",
+            reason="cannot-keep",
         ) from error
 
 
@@ -323,14 +334,18 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
         else:
             return bytes(body)
     raise errors.ProtocolError(
-        f"the server's answer is over the limit of {limit} bytes; check that it is an edge-server"
+        f"the server's answer is over the limit of {limit} bytes; check that it is an edge-server",
+        reason="answer-too-large",
+        limit=limit,
     )
 
 
 async def _refused(response: aiohttp.ClientResponse) -> errors.SplitEdgeError:
     """The error in a response: ``{"error": {...}}`` of the server, or what its status means."""
     if response.status == 416:
-        return errors.SegmentError("the server's segment is shorter than the plan says; ask the server for a new plan")
+        return errors.SegmentError(
+            "the server's segment is shorter than the plan says; ask the server for a new plan", reason="shorter"
+        )
     try:
         body = await _bounded(response, limits.MAX_MESSAGE_BYTES)
         document: dict[str, dict[str, Any]] = decode(body, dict[str, dict[str, Any]])
@@ -343,7 +358,8 @@ def _body(request: PlanRequest | ChainRequest) -> bytes:
     body = encode(request)
     if len(body) > limits.MAX_REQUEST_BYTES:
         raise errors.ProtocolError(
-            f"a plan request of {len(body)} bytes is over the limit of {limits.MAX_REQUEST_BYTES}; shorten the profile"
+            f"a plan request of {len(body)} bytes is over the limit of {limits.MAX_REQUEST_BYTES}; shorten the profile",
+            reason="request-too-large",
         )
     return body
 
@@ -357,7 +373,7 @@ def _first_byte(response: aiohttp.ClientResponse, wanted: _Download, have: int) 
     found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if found is None or int(found[1]) != have:
         raise errors.ProtocolError(
-            f"the server did not answer the range from byte {have}; check that it is an edge-server"
+            f"the server did not answer the range from byte {have}; check that it is an edge-server", reason="range"
         )
     if int(found[2]) != wanted.size:
         raise _wrong_size(wanted, int(found[2]))
@@ -366,7 +382,9 @@ def _first_byte(response: aiohttp.ClientResponse, wanted: _Download, have: int) 
 
 def _wrong_size(wanted: _Download, size: int | None) -> errors.SegmentError:
     return errors.SegmentError(
-        f"the server's {wanted.what} has {size} bytes where the plan says {wanted.size}; ask the server for a new plan"
+        f"the server's {wanted.what} has {size} bytes where the plan says {wanted.size}; ask the server for a new plan",
+        reason="other-size",
+        size=size,
     )
 
 

@@ -119,7 +119,9 @@ class FrameStream:
     async def _shut(self) -> None:
         failed = self.state is LinkState.FAILED  # then the runner is about to end by itself
         self._enter(LinkState.CLOSED)
-        self._fail_all(errors.LinkLostError("the stream was closed before the frame was answered"))
+        self._fail_all(
+            errors.LinkLostError("the stream was closed before the frame was answered", reason="closed-before-answer")
+        )
         if self._timer is not None:
             self._timer.cancel()
         assert self._runner is not None
@@ -163,7 +165,8 @@ class FrameStream:
         """
         if len(payload) > limits.MAX_FRAME_BYTES:
             raise errors.ProtocolError(
-                f"a frame of {len(payload)} bytes is over the limit of {limits.MAX_FRAME_BYTES}; use fewer bits or a later cut"
+                f"a frame of {len(payload)} bytes is over the limit of {limits.MAX_FRAME_BYTES}; use fewer bits or a later cut",
+                reason="frame-too-large",
             )
         async with self._turn:
             await self._room(len(payload))
@@ -191,7 +194,7 @@ class FrameStream:
     def _check(self) -> None:
         """Raise why no frame can be taken now, if so."""
         if self._runner is None or self.state is LinkState.CLOSED:
-            raise errors.LinkLostError("the stream is closed; open a new one")
+            raise errors.LinkLostError("the stream is closed; open a new one", reason="closed")
         if self.state is LinkState.FAILED and self.error is not None:
             raise _copy(self.error)
         if self._loop.time() >= self._away_deadline():
@@ -206,7 +209,8 @@ class FrameStream:
             return errors.UnreachableError(last.message, **last.data)
         reason = f" ({self.error.message})" if self.error else ""
         return errors.LinkLostError(
-            f"the server {self._base.origin()} has been away for more than {self._max_away_s:g} s{reason}"
+            f"the server {self._base.origin()} has been away for more than {self._max_away_s:g} s{reason}",
+            reason="away",
         )
 
     def _settle(self, reply: Answer | Refusal, now: float) -> None:
@@ -250,7 +254,7 @@ class FrameStream:
         self._raise_in([seq for seq in aged if seq in unsent], errors.AgedError(AGED))
         self._raise_in(
             [seq for seq in aged if seq not in unsent],
-            errors.LinkLostError("no answer came in time; check the network or ask for less"),
+            errors.LinkLostError("no answer came in time; check the network or ask for less", reason="no-answer"),
         )
         if now >= self._away_deadline():
             self._fail_all(self._away_error())
@@ -296,7 +300,9 @@ class FrameStream:
                 self._give_up(error)
         except Exception as error:  # a defect of ours: no caller may wait for ever because of it
             self._give_up(
-                errors.SplitEdgeError(f"the stream stopped on an internal error ({error!r}); please report it")
+                errors.SplitEdgeError(
+                    f"the stream stopped on an internal error ({error!r}); please report it", reason="internal"
+                )
             )
             raise
         return self.state not in (LinkState.CLOSED, LinkState.FAILED)
