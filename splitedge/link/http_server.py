@@ -110,7 +110,11 @@ def _presentable(raised: Exception, request: web.Request) -> tuple[errors.SplitE
 def _of_http(error: web.HTTPException, request: web.Request) -> errors.SplitEdgeError:
     match error.status:
         case 404:
-            return errors.UsageError(f"there is nothing at {request.path[:100]}: is this URL an edge-server's?")
+            return errors.UsageError(
+                f"there is nothing at {request.path[:100]}: is this URL an edge-server's?",
+                reason="no-such-path",
+                path=request.path[:100],
+            )
         case 405:
             return errors.UsageError(f"{request.path[:100]} does not take {request.method}: upgrade the older side")
         case 413:

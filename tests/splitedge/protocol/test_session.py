@@ -9,7 +9,7 @@ from splitedge.protocol import frames
 from splitedge.protocol.frames import Answer, Frame, Refusal
 from splitedge.protocol.messages import Close, Failed, Open, Opened, Ping, Pong, SessionMessage, decode, encode
 from splitedge.protocol.session import TRANSITIONS, Input, Role, Session, State, transition_table, wire_error
-from tests.raising import raises
+from tests.raising import expect, raises
 
 
 def text(message) -> str:
@@ -93,7 +93,7 @@ def test_a_number_that_does_not_ascend_fails_the_session(seq):
     _, server = pair()
     server.receive(frames.encode(Frame(5, 0, 0, b"")), 0.0)
     server.receive(frames.encode(Frame(seq, 0, 0, b"")), 0.0)
-    assert "ascend" in str(server.error)
+    expect(server.error, errors.ProtocolError, reason="frame-order")
 
 
 def test_a_reply_to_no_frame_fails_the_session():
