@@ -116,12 +116,17 @@ def fit_channels(
     v = np.asarray(values)
     if weights is None:
         if v.ndim == 0 or v.size == 0:
-            raise errors.CodecError("no value to fit a range to; calibrate with at least one sample")
+            raise errors.CodecError(
+                "no value to fit a range to; calibrate with at least one sample",
+                reason="no-values",
+            )
         parts = [clip.distribution(column) for column in v.reshape(-1, v.shape[-1]).T]
     else:
         counts = np.asarray(weights)
         if v.ndim != 1 or counts.ndim != 2 or counts.shape[0] == 0:
-            raise errors.CodecError("histograms must have the shape [channels, values], with one list of values")
+            raise errors.CodecError(
+                "histograms must have the shape [channels, values], with one list of values", reason="histogram-shape"
+            )
         parts = [clip.distribution(v, row) for row in counts]
     return _build(rule, bits, [clip.clip_range(part, rule, bits, percentile) for part in parts])
 
@@ -157,7 +162,9 @@ def error(samples: ArrayLike, codec: Codec) -> float:
     """Mean squared error of coding the tensors ``samples`` [n, ..., C], to compare codecs. Do not use the samples of the fit."""
     values = np.asarray(samples, np.float32)
     if not values.size:
-        raise errors.CodecError("no value to measure an error on; calibrate with at least one sample")
+        raise errors.CodecError(
+            "no value to measure an error on; calibrate with at least one sample", reason="no-values"
+        )
     parts = [((decode(encode(x, codec), codec, x.shape).astype(np.float64) - x) ** 2).sum() for x in values]
     return float(np.sum(parts) / values.size)
 
@@ -169,7 +176,9 @@ def tables(scale: float, zero_point: int, codec: Codec) -> U8:
     """
     prepared = prepare(codec)
     if not prepared.plain:
-        raise errors.CodecError("the codes of this codec depend on several values; decode the tensor first")
+        raise errors.CodecError(
+            "the codes of this codec depend on several values; decode the tensor first", reason="codes-share-values"
+        )
     return _tables(scale, zero_point, prepared)
 
 
@@ -182,7 +191,10 @@ def squared_error(values: ArrayLike, weights: ArrayLike | None, codec: Codec) ->
     """Sum of (value - decoded)^2, weighted by ``weights``. Shapes as in `fit`, or as in `fit_channels` for a range per channel."""
     prepared = prepare(codec)
     if not prepared.plain or prepared.coder:
-        raise errors.CodecError("the error of this codec depends on several values; measure it with `error` on samples")
+        raise errors.CodecError(
+            "the error of this codec depends on several values; measure it with `error` on samples",
+            reason="error-of-tensors",
+        )
     v, w = np.asarray(values), None if weights is None else np.asarray(weights, np.float64)
     if w is not None and prepared.lo.size > 1:
         v, w = v[:, None], w.T
@@ -205,17 +217,28 @@ def _tables(scale: float, zero_point: int, prepared: Prepared) -> U8:
 def _check_tensor(scale: float, zero_point: int) -> None:
     if not (0 < scale * 255 <= float(np.finfo(np.float32).max) and 0 <= zero_point <= 255):
         raise errors.CodecError(
-            f"scale {scale} and zero point {zero_point} are not valid for an 8-bit tensor; build the segment again"
+            f"scale {scale} and zero point {zero_point} are not valid for an 8-bit tensor; build the segment again",
+            reason="not-8-bit",
         )
 
 
 def _check_request(rule: str, bits: int, percentile: float) -> None:
     if rule not in RULES + PUBLISHED:
-        raise errors.CodecError(f"unknown clip rule {rule!r}; choose one of {', '.join(RULES + PUBLISHED)}")
+        raise errors.CodecError(
+            f"unknown clip rule {rule!r}; choose one of {', '.join(RULES + PUBLISHED)}",
+            reason="unknown-clip-rule",
+            rule=rule,
+        )
     if bits not in BITS:
-        raise errors.CodecError(f"{bits} bits are not supported at the cut; choose {BITS[0]} to {BITS[-1]}")
+        raise errors.CodecError(
+            f"{bits} bits are not supported at the cut; choose {BITS[0]} to {BITS[-1]}", reason="bits", bits=bits
+        )
     if not 50 < percentile <= 100:
-        raise errors.CodecError(f"percentile {percentile} is out of range; choose more than 50 and at most 100")
+        raise errors.CodecError(
+            f"percentile {percentile} is out of range; choose more than 50 and at most 100",
+            reason="percentile",
+            percentile=percentile,
+        )
 
 
 def _build(rule: str, bits: int, ranges: list[tuple[float, float]]) -> Codec:

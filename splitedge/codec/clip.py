@@ -72,7 +72,8 @@ def distribution(values: ArrayLike, weights: ArrayLike | None = None) -> Distrib
     w = np.ones(v.size) if weights is None else np.asarray(weights, np.float64).ravel()
     if w.shape != v.shape or not np.isfinite(w).all() or (w < 0).any() or not w.any():
         raise errors.CodecError(
-            "weights must be one finite count >= 0 for each value, not all 0; calibrate with at least one sample"
+            "weights must be one finite count >= 0 for each value, not all 0; calibrate with at least one sample",
+            reason="weights",
         )
     v, w = v[w > 0], w[w > 0]
     refuse_nonfinite(v, "the calibration samples and the model")
@@ -90,6 +91,8 @@ def refuse_nonfinite(x: NDArray[Any], suspect: str) -> None:
             f"{nan} NaN and {infinite} infinite values among the {x.size} of a tensor; check {suspect}",
             nan=nan,
             infinite=infinite,
+            reason="not-finite",
+            size=x.size,
         )
 
 

@@ -72,7 +72,7 @@ def fit_samples(samples: ArrayLike, family: str, bits: float) -> Codec:
     with np.errstate(over="ignore"):
         values = np.asarray(samples).astype(np.float32)
     if values.ndim == 0 or not values.size:
-        raise errors.CodecError("no value to fit a codec to; calibrate with at least one sample")
+        raise errors.CodecError("no value to fit a codec to; calibrate with at least one sample", reason="no-values")
     clip.refuse_nonfinite(values, "the calibration samples and the model")
     if family == FLOAT:
         return Codec(FLOAT, int(bits), (0.0,), (1.0,))
@@ -83,11 +83,17 @@ def fit_samples(samples: ArrayLike, family: str, bits: float) -> Codec:
 
 def _check_request(family: str, bits: float) -> None:
     if family not in (*FAMILIES, FLOAT):
-        raise errors.CodecError(f"unknown codec {family!r}; choose one of {', '.join((*FAMILIES, FLOAT))}")
+        raise errors.CodecError(
+            f"unknown codec {family!r}; choose one of {', '.join((*FAMILIES, FLOAT))}",
+            reason="unknown-codec",
+            family=family,
+        )
     known = bits in FLOATS if family == FLOAT else bits in BITS
     if not known and not (family in CODED and _LEAST_RATE <= bits <= BITS[-1]):
         wanted = "16 or 32" if family == FLOAT else f"{BITS[0]} to {BITS[-1]}, or the codec {FLOAT!r} at 16 or 32"
-        raise errors.CodecError(f"the codec {family!r} does not support {bits:g} bits; choose {wanted}")
+        raise errors.CodecError(
+            f"the codec {family!r} does not support {bits:g} bits; choose {wanted}", reason="bits", bits=bits
+        )
 
 
 def _rows(values: F32) -> F64:
@@ -215,7 +221,11 @@ def _components(rows: F64) -> AtRate:
     """As `_entropy_coded`, for principal components with columns of 16-bit integers."""
     channels = rows.shape[1]
     if channels**2 > limits.MAX_BASIS:
-        raise errors.CodecError(f"{channels} channels are too many for principal components; choose another codec")
+        raise errors.CodecError(
+            f"{channels} channels are too many for principal components; choose another codec",
+            reason="too-many-channels",
+            channels=channels,
+        )
     centre = rows.mean(axis=0).astype(np.float32)
     centred = rows - centre
     _, vectors = np.linalg.eigh(centred.T @ centred / len(rows))

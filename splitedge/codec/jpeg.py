@@ -46,14 +46,16 @@ def decode(data: Buffer, shape: tuple[int, ...]) -> U8:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             if (image.height, image.width, image.mode) != (*shape[:2], _MODES[shape[2]]):
                 raise errors.CodecError(
-                    f"a JPEG of {image.width} x {image.height} ({image.mode}) is not the plan's {shape[1]} x {shape[0]} ({_MODES[shape[2]]})"
+                    f"a JPEG of {image.width} x {image.height} ({image.mode}) is not the plan's {shape[1]} x {shape[0]} ({_MODES[shape[2]]})",
+                    reason="other-picture",
                 )
             pixels = np.asarray(image)
     except errors.CodecError:
         raise
     except Exception as error:  # Pillow's decoders raise many types: OSError, SyntaxError, struct.error, ...
         raise errors.CodecError(
-            f"a frame cannot be decoded as JPEG ({type(error).__name__}); both sides must use the plan's codec"
+            f"a frame cannot be decoded as JPEG ({type(error).__name__}); both sides must use the plan's codec",
+            reason="not-a-jpeg",
         ) from error
     return np.ascontiguousarray(pixels).reshape(shape)
 
@@ -61,5 +63,6 @@ def decode(data: Buffer, shape: tuple[int, ...]) -> U8:
 def _check(shape: tuple[int, ...]) -> None:
     if not fits(shape):
         raise errors.CodecError(
-            f"a tensor of shape {list(shape)} is not an image; use another codec of the plan's ladder"
+            f"a tensor of shape {list(shape)} is not an image; use another codec of the plan's ladder",
+            reason="not-a-picture",
         )

@@ -25,5 +25,9 @@ def split(payload: Buffer, tokens: int) -> tuple[memoryview, NDArray[np.bool_]]:
     view, end = memoryview(payload), len(payload) - size(tokens)
     bits = np.unpackbits(np.frombuffer(view[max(end, 0) :], np.uint8), bitorder="little")
     if end < 0 or bits[tokens:].any():
-        raise errors.CodecError(f"the frame has no padding mask for {tokens} tokens; request a new plan")
+        raise errors.CodecError(
+            f"the frame has no padding mask for {tokens} tokens; request a new plan",
+            reason="padding-mask",
+            tokens=tokens,
+        )
     return view[:end], bits[:tokens].astype(bool)

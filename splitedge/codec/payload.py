@@ -132,7 +132,9 @@ def lanes(count: int) -> int:
 def flattened(x: NDArray[Any], dtype: type[np.generic], prepared: Prepared) -> NDArray[Any]:
     """``x`` as one read-only axis. Kernels are compiled for aligned, read-only input only."""
     if x.dtype != dtype:
-        raise errors.CodecError(f"the tensor at the cut has type {x.dtype}, not {np.dtype(dtype)}; convert it first")
+        raise errors.CodecError(
+            f"the tensor at the cut has type {x.dtype}, not {np.dtype(dtype)}; convert it first", reason="dtype"
+        )
     _layout(x.shape, prepared)
     flat = x.reshape(-1)  # a new array object
     flags = flat.flags
@@ -145,7 +147,10 @@ def flattened(x: NDArray[Any], dtype: type[np.generic], prepared: Prepared) -> N
 def refuse_values(x: NDArray[Any]) -> None:
     """Raise for ``x``: it has NaN or infinity, or values whose sums or differences exceed float32."""
     clip.refuse_nonfinite(x, "the input and the model")
-    raise errors.CodecError("the values of the tensor are too large for its codec; check the input and the model")
+    raise errors.CodecError(
+        "the values of the tensor are too large for its codec; check the input and the model",
+        reason="too-large-for-codec",
+    )
 
 
 # --- the tensor -----------------------------------------------------------------------------------------------------
@@ -166,7 +171,8 @@ def _laid_out(shape: tuple[int, ...], prepared: Prepared) -> Layout:
     size, codec = math.prod(shape), prepared.codec
     if min(shape, default=0) < 0 or size > limits.MAX_ELEMENTS:
         raise errors.CodecError(
-            f"a tensor of shape {list(shape)} is not one of at most {limits.MAX_ELEMENTS} values; request a new plan"
+            f"a tensor of shape {list(shape)} is not one of at most {limits.MAX_ELEMENTS} values; request a new plan",
+            reason="too-many-values",
         )
     _check_channels(shape, size, prepared)
     channels = max(shape[-1], 1) if shape else 1
@@ -199,6 +205,7 @@ def _check_channels(shape: tuple[int, ...], count: int, prepared: Prepared) -> N
             f"a codec of {channels} channels{f', rotated by {n},' if (n := prepared.codec.rotation) else ''} does not fit a tensor of shape {list(shape)}; "
             "use the codec of this cut's plan",
             channels=channels,
+            reason="channels-differ",
         )
 
 
@@ -207,7 +214,9 @@ def _check_length(length: int, layout: Layout, shape: tuple[int, ...], prepared:
         return
     wanted = f"{layout.most}" if layout.least == layout.most else f"{layout.least} to {layout.most}"
     raise errors.CodecError(
-        f"a payload of {length} bytes is not the {wanted} of shape {list(shape)} at {prepared.bits} bits; both sides must use the plan's codec"
+        f"a payload of {length} bytes is not the {wanted} of shape {list(shape)} at {prepared.bits} bits; both sides must use the plan's codec",
+        reason="payload-bytes",
+        bytes=length,
     )
 
 
@@ -278,7 +287,8 @@ def _side_of(data: U8, prepared: Prepared) -> F32:
         )
     if not ((side[:, 1] >= 0).all() and all(np.isfinite(end).all() for end in (side, *ends))):
         raise errors.CodecError(
-            "the ranges of the frame are negative or not finite; both sides must use the plan's codec"
+            "the ranges of the frame are negative or not finite; both sides must use the plan's codec",
+            reason="frame-ranges",
         )
     return side
 
@@ -333,7 +343,7 @@ def _entropy_decoded(body: U8, coder: EntropyTables, channels: int, codes: U8) -
     )
     if not rans.decode(states, words, base, coder.starts, rows, coder.look, codes):
         raise errors.CodecError(
-            "the codes of the frame do not end with its bytes; both sides must use the plan's codec"
+            "the codes of the frame do not end with its bytes; both sides must use the plan's codec", reason="codes-end"
         )
 
 
@@ -347,7 +357,9 @@ def _floats(flat: F32, kind: np.dtype[Any]) -> bytes:
 def _from_floats(data: U8, kind: np.dtype[Any], shape: tuple[int, ...]) -> F32:
     values = np.frombuffer(data.tobytes(), kind).astype(np.float32).reshape(shape)
     if not np.isfinite(values).all():
-        raise errors.CodecError("the frame contains NaN or infinity; check the peer's model and input")
+        raise errors.CodecError(
+            "the frame contains NaN or infinity; check the peer's model and input", reason="not-finite"
+        )
     return values
 
 

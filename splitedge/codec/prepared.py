@@ -117,16 +117,21 @@ def prepare(codec: Codec) -> Prepared:
 
 def _check(codec: Codec) -> Prepared:
     if codec.bits not in BITS and codec.bits not in FLOATS:
-        raise errors.CodecError(f"a codec of {codec.bits} bits is not one of 2 to 8, 16 or 32; ask for another plan")
+        raise errors.CodecError(
+            f"a codec of {codec.bits} bits is not one of 2 to 8, 16 or 32; ask for another plan", reason="codec-bits"
+        )
     channels = len(codec.lo)
     if not 1 <= channels <= limits.MAX_CHANNELS or len(codec.scale) != channels:
         raise errors.CodecError(
-            f"a codec with {channels} offsets and {len(codec.scale)} scales is not one of 1 to {limits.MAX_CHANNELS} channels; ask for another plan"
+            f"a codec with {channels} offsets and {len(codec.scale)} scales is not one of 1 to {limits.MAX_CHANNELS} channels; ask for another plan",
+            reason="codec-channels",
         )
     if codec.bits in FLOATS and (
         codec.levels or codec.rotation or codec.basis or codec.dynamic or codec.tables or codec.table or codec.jpeg
     ):
-        raise errors.CodecError("a codec of floats has neither codes nor tables nor a rotation; ask for another plan")
+        raise errors.CodecError(
+            "a codec of floats has neither codes nor tables nor a rotation; ask for another plan", reason="codec-floats"
+        )
     if codec.jpeg and (
         codec.jpeg not in jpeg.QUALITIES
         or codec.bits != 8
@@ -138,14 +143,16 @@ def _check(codec: Codec) -> Prepared:
         or codec.table
     ):
         raise errors.CodecError(
-            f"JPEG of quality {codec.jpeg} at {codec.bits} bits is not one of 1 to 100 for pixels of 8 bits; ask for another plan"
+            f"JPEG of quality {codec.jpeg} at {codec.bits} bits is not one of 1 to 100 for pixels of 8 bits; ask for another plan",
+            reason="codec-jpeg",
         )
     levels, turn = _levels(codec), _turn(codec.basis, channels) if codec.basis else None
     if codec.rotation and (
         codec.rotation not in ROTATIONS or codec.basis or channels % codec.rotation * (channels > 1)
     ):
         raise errors.CodecError(
-            f"a rotation of {codec.rotation} does not fit {channels} channels; ask for another plan"
+            f"a rotation of {codec.rotation} does not fit {channels} channels; ask for another plan",
+            reason="codec-rotation",
         )
     with np.errstate(over="ignore", invalid="ignore"):
         lo, scale = _floats(codec.lo), _floats(codec.scale)
@@ -160,7 +167,8 @@ def _check(codec: Codec) -> Prepared:
     )
     if not (all(np.isfinite(end).all() for end in ends) and (scale >= 0).all()):
         raise errors.CodecError(
-            "a codec's range must be finite, in float32, and its scale not negative; scale the tensor or ask for another plan"
+            "a codec's range must be finite, in float32, and its scale not negative; scale the tensor or ask for another plan",
+            reason="codec-range",
         )
     return prepared
 
@@ -177,7 +185,8 @@ def _levels(codec: Codec) -> F32:
     wanted = codec.bits in CODEBOOKS and len(levels) == 1 << codec.bits and not codec.tables
     if not wanted or not np.isfinite(levels).all() or (np.diff(levels) < 0).any():
         raise errors.CodecError(
-            f"a codebook of {len(levels)} levels at {codec.bits} bits is not one of 4 or 8 ascending levels at 2 or 3; ask for another plan"
+            f"a codebook of {len(levels)} levels at {codec.bits} bits is not one of 4 or 8 ascending levels at 2 or 3; ask for another plan",
+            reason="codec-levels",
         )
     return levels
 
@@ -186,7 +195,8 @@ def _turn(basis: Any, channels: int) -> BasisChange:
     ins = len(basis.centre)
     if not 1 <= channels <= ins or len(basis.columns) != 2 * ins * channels or ins * channels > limits.MAX_BASIS:
         raise errors.CodecError(
-            f"a change of basis of {len(basis.columns)} bytes is not one from {ins} channels to {channels}; ask for another plan"
+            f"a change of basis of {len(basis.columns)} bytes is not one from {ins} channels to {channels}; ask for another plan",
+            reason="codec-basis-size",
         )
     with np.errstate(over="ignore"):
         centre = _floats(basis.centre)
@@ -194,7 +204,8 @@ def _turn(basis: Any, channels: int) -> BasisChange:
     squares = (columns.astype(np.int64) ** 2).sum(axis=0)
     if not (squares.all() and np.isfinite(centre).all()):
         raise errors.CodecError(
-            "a change of basis has a column of nothing or a centre that is not finite; ask for another plan"
+            "a change of basis has a column of nothing or a centre that is not finite; ask for another plan",
+            reason="codec-basis-values",
         )
     forward = columns.astype(np.float32)
     ways = projection.panels(forward), projection.panels(forward.T)
@@ -208,7 +219,8 @@ def _coder(codec: Codec, channels: int) -> EntropyTables:
     if not sound or any(not table or min(table) < 1 or sum(table) != FREQUENCIES for table in codec.tables):
         raise errors.CodecError(
             f"the tables of a codec must be 1 to {limits.MAX_TABLES} of 1 to {1 << codec.bits} frequencies that sum to {FREQUENCIES}, and each channel's be "
-            "one of them; ask for another plan"
+            "one of them; ask for another plan",
+            reason="codec-tables",
         )
     counts = [np.array(table, np.int64) for table in codec.tables]
     parts = [c / FREQUENCIES for c in counts]

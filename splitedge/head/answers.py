@@ -49,7 +49,9 @@ def best(values: F32, k: int, output: Output) -> tuple[tuple[int, float], ...]:
 def from_values(values: F32, output: Output, topk: int) -> Answered:
     """The answer for ``values``, the result of head or tail in ONNX order. ``topk`` 0 includes the whole output. Raises `errors.ModelError` for NaN and infinity."""
     if not np.isfinite(values).all():
-        raise errors.ModelError("the model's output is not finite; run the float model on this input and check it")
+        raise errors.ModelError(
+            "the model's output is not finite; run the float model on this input and check it", reason="not-finite"
+        )
     pairs = best(values, topk or SHOWN, output) if output.has_classes else ()
     if classes(output, topk):
         return Answered(pairs)
@@ -77,7 +79,9 @@ def unpack(payload: Buffer, output: Output, topk: int) -> Answered:
     if classes(output, topk):
         return Answered(tuple(unpack_topk(payload)))
     if len(payload) != 4 * math.prod(output.shape):
-        raise errors.ProtocolError(f"an answer of {len(payload)} bytes is not an output of the shape {output.shape}")
+        raise errors.ProtocolError(
+            f"an answer of {len(payload)} bytes is not an output of the shape {output.shape}", reason="answer-bytes"
+        )
     values = np.frombuffer(payload, _wire(output))
     if output.greatest is not None:
         return Answered((), _kept(values.astype(np.int64), output))

@@ -200,7 +200,9 @@ def alike(scales: F32) -> Sequence[slice | NDArray[np.intp]]:
 
 
 def _damaged() -> errors.SegmentError:
-    return errors.SegmentError("the constants of the segment are damaged; download it again")
+    return errors.SegmentError(
+        "the constants of the segment are damaged; download it again", reason="damaged-constants"
+    )
 
 
 def _encode(arrays: Sequence[tuple[U8, U8, I64]]) -> tuple[U32, int]:

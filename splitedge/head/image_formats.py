@@ -60,15 +60,23 @@ def eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
     ``bits`` None derives them from the mode. Raises `errors.InputError` for values of unknown range, and for modes other than RGB or grey.
     """
     if not image.width or not image.height:
-        raise errors.InputError(f"the image has {image.width} x {image.height} pixels; send an image with pixels")
+        raise errors.InputError(
+            f"the image has {image.width} x {image.height} pixels; send an image with pixels", reason="no-pixels"
+        )
     bits = 16 if bits is None and image.mode.startswith("I;16") else bits
     if bits is not None:
         return Image.fromarray(np.clip(np.asarray(image).astype(np.int32) >> (bits - 8), 0, 255).astype(np.uint8))
     if image.mode in ("I", "F"):
         kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-        raise errors.InputError(f"the image has {kind} of unknown range; save it with 8 or 16 bits a channel")
+        raise errors.InputError(
+            f"the image has {kind} of unknown range; save it with 8 or 16 bits a channel", reason="unknown-range"
+        )
     if image.mode not in _PLAIN:
-        raise errors.InputError(f"the colour mode {image.mode} is not supported; save the image as RGB or grey")
+        raise errors.InputError(
+            f"the colour mode {image.mode} is not supported; save the image as RGB or grey",
+            reason="colour-mode",
+            mode=image.mode,
+        )
     return image
 
 
@@ -95,28 +103,33 @@ def name_of(data: bytes) -> str:
     return next((name for start, name in _NAMES.items() if data.startswith(start)), "")
 
 
-def foreign(data: bytes) -> str:
-    """A message with advice if ``data`` starts like a known unsupported format, else an empty string."""
+def foreign(data: bytes) -> errors.InputError | None:
+    """The error for ``data`` if it starts like a known unsupported format, else None."""
     for pattern, name, advice in _FOREIGN:
         if pattern.match(data[:_LOOK]):
-            return f"{name} is not supported; {advice}"
-    return ""
+            return errors.InputError(f"{name} is not supported; {advice}", reason="unsupported-format", format=name)
+    return None
 
 
-def trouble(data: bytes, error: Exception) -> str:
-    """The message for ``data`` after a decoder raised ``error``."""
-    if said := foreign(data):
-        return said
-    if not data:
-        return "the image file is empty; send a JPEG, PNG, WebP or BMP file"
+def trouble(data: bytes, error: Exception) -> errors.InputError:
+    """The error for ``data`` after a decoder raised ``error``."""
+    if (refusal := foreign(data)) is not None:
+        return refusal
     name = name_of(data)
-    if not name:
-        return "the file is not a supported image; send a JPEG, PNG, WebP or BMP file"
-    if _is_cut_short(data, name, error):
-        return f"the {name} file is truncated after {len(data)} bytes; copy or download it again"
-    if isinstance(error, UnidentifiedImageError):
-        return f"the file starts like a {name} but cannot be decoded; save it again as JPEG or PNG"
-    return f"the {name} file is damaged ({type(error).__name__}); save it again as JPEG or PNG"
+    if not data:
+        reason, said = "empty", "the image file is empty; send a JPEG, PNG, WebP or BMP file"
+    elif not name:
+        reason, said = "not-an-image", "the file is not a supported image; send a JPEG, PNG, WebP or BMP file"
+    elif _is_cut_short(data, name, error):
+        reason = "cut-short"
+        said = f"the {name} file is truncated after {len(data)} bytes; copy or download it again"
+    elif isinstance(error, UnidentifiedImageError):
+        reason = "not-an-image"
+        said = f"the file starts like a {name} but cannot be decoded; save it again as JPEG or PNG"
+    else:
+        reason = "damaged"
+        said = f"the {name} file is damaged ({type(error).__name__}); save it again as JPEG or PNG"
+    return errors.InputError(said, reason=reason)
 
 
 def unended(data: bytes, decode: Callable[[io.BytesIO], Image.Image]) -> Image.Image | None:

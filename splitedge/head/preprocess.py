@@ -28,7 +28,8 @@ def load_image(data: bytes) -> Image.Image:
     """
     if len(data) > limits.MAX_IMAGE_BYTES:
         raise errors.InputError(
-            f"an image of {len(data)} bytes exceeds the limit of {limits.MAX_IMAGE_BYTES}; send a smaller one"
+            f"an image of {len(data)} bytes exceeds the limit of {limits.MAX_IMAGE_BYTES}; send a smaller one",
+            reason="too-many-bytes",
         )
     try:
         image = _decoded(data)
@@ -40,7 +41,7 @@ def load_image(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels("an image") from error
     except Exception as error:  # Pillow's decoders raise many types on hostile files
-        raise errors.InputError(image_formats.trouble(data, error)) from error
+        raise image_formats.trouble(data, error) from error
 
 
 def is_image(data: bytes) -> bool:
@@ -77,7 +78,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _too_many_pixels(what: str) -> errors.InputError:
-    return errors.InputError(f"{what} exceeds the limit of {limits.MAX_IMAGE_PIXELS} pixels; send a smaller one")
+    return errors.InputError(
+        f"{what} exceeds the limit of {limits.MAX_IMAGE_PIXELS} pixels; send a smaller one", reason="too-many-pixels"
+    )
 
 
 def prepare_image(image: Image.Image, preprocess: Preprocess) -> U8:
@@ -123,11 +126,13 @@ def quantize_tensor(x: NDArray[np.generic], tensor: Tensor) -> U8:
     """The codes of an array in the shape of ``tensor`` (channels last). Raises `errors.InputError` for another shape, NaN or infinity."""
     if list(x.shape) != tensor.shape:
         raise errors.InputError(
-            f"the array has the shape {list(x.shape)}; the model takes {tensor.shape}", shape=tensor.shape
+            f"the array has the shape {list(x.shape)}; the model takes {tensor.shape}",
+            shape=tensor.shape,
+            reason="other-shape",
         )
     values = x.astype(np.float64)
     if not np.isfinite(values).all():
-        raise errors.InputError("the input contains NaN or infinite values; send finite numbers")
+        raise errors.InputError("the input contains NaN or infinite values; send finite numbers", reason="not-finite")
     return _codes(values, tensor.scale, tensor.zero_point)
 
 

@@ -344,7 +344,10 @@ def constants(header: Header) -> list[Constant]:
             found.append(constant)
             size += roundup(constant.part().nbytes)
             if constant.size < 0 or size > limits.MAX_SEGMENT_BYTES or len(found) > limits.MAX_CONSTANTS:
-                raise errors.SegmentError("the segment has more constants than the limit; use a smaller model")
+                raise errors.SegmentError(
+                    "the segment has more constants than the limit; use a smaller model",
+                    reason="too-many-constants",
+                )
     return found
 
 
@@ -388,7 +391,8 @@ def _side(header: Header, tensor: int) -> int:
     """The last axis of a tensor."""
     if not 0 <= tensor < len(header.tensors) or not header.tensors[tensor].shape:
         raise errors.SegmentError(
-            "the segment refers to a tensor that does not exist or has no shape; download it again"
+            "the segment refers to a tensor that does not exist or has no shape; download it again",
+            reason="unknown-tensor",
         )
     return header.tensors[tensor].shape[-1]
 
@@ -399,7 +403,9 @@ def _area(op: Conv) -> int:
 
 def _bits(op: Conv | Linear | Embed) -> int:
     if not 2 <= op.bits <= 8:
-        raise errors.SegmentError(f"the segment has weights of {op.bits} bits in {op.name!r}; download it again")
+        raise errors.SegmentError(
+            f"the segment has weights of {op.bits} bits in {op.name!r}; download it again", reason="weight-bits"
+        )
     return op.bits
 
 
@@ -409,15 +415,22 @@ def build(header: Header, blob: bytes) -> bytes:
     The file stores only `constants`; the rest of the blob must be 0. Offsets may change when the file is parsed.
     """
     if header.blob_bytes != len(blob):
-        raise errors.SegmentError(f"the header declares a blob of {header.blob_bytes} bytes; it has {len(blob)}")
+        raise errors.SegmentError(
+            f"the header declares a blob of {header.blob_bytes} bytes; it has {len(blob)}", reason="blob-bytes"
+        )
     places = parts(header)
     if any(part.offset < 0 or part.offset + part.nbytes > len(blob) for part in places):
-        raise errors.SegmentError("the header has constants outside the blob; correct their offsets")
+        raise errors.SegmentError(
+            "the header has constants outside the blob; correct their offsets", reason="constants-outside"
+        )
     rest = np.frombuffer(blob, np.uint8).copy()
     for part in places:
         part.of(rest)[:] = 0
     if rest.any():
-        raise errors.SegmentError("the blob has bytes outside all constants; add their operator to `segment.constants`")
+        raise errors.SegmentError(
+            "the blob has bytes outside all constants; add their operator to `segment.constants`",
+            reason="unnamed-bytes",
+        )
     data = frame(header) + compression.encode(np.frombuffer(blob, np.uint8), places)
     check_inflation(header, len(data))
     return data
@@ -447,7 +460,10 @@ def parse(data: bytes) -> Segment:
 def check_inflation(header: Header, size: int) -> None:
     """Raise `errors.SegmentError` if the blob is much larger than its source of ``size`` bytes."""
     if header.blob_bytes > max(limits.MAX_INFLATION * size, limits.SMALL_BLOB):
-        raise errors.SegmentError("the constants of the segment are too large for its file; download it again")
+        raise errors.SegmentError(
+            "the constants of the segment are too large for its file; download it again",
+            reason="constants-too-large",
+        )
 
 
 def parse_header(data: bytes) -> tuple[Header, int]:
@@ -456,18 +472,22 @@ def parse_header(data: bytes) -> tuple[Header, int]:
     Raises `errors.SegmentError`.
     """
     if len(data) < 16 or data[:8] != MAGIC:
-        raise errors.SegmentError("the file is not a segment; download it again")
+        raise errors.SegmentError("the file is not a segment; download it again", reason="not-a-segment")
     version, length = int.from_bytes(data[8:12], "little"), int.from_bytes(data[12:16], "little")
     if version != FORMAT_VERSION:
         raise errors.SegmentError(
-            f"segment format {version} is not supported (this version reads {FORMAT_VERSION}); run the same splitedge version on both sides"
+            f"segment format {version} is not supported (this version reads {FORMAT_VERSION}); run the same splitedge version on both sides",
+            reason="format",
+            version=version,
         )
     if length > limits.MAX_HEADER_BYTES or 16 + length > len(data):
-        raise errors.SegmentError("the segment is truncated; download it again")
+        raise errors.SegmentError("the segment is truncated; download it again", reason="truncated")
     try:
         header = msgspec.json.decode(_inflated(data[16 : 16 + length]), type=Header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, zlib.error) as error:
-        raise errors.SegmentError(f"the header of the segment is corrupt: {str(error)[:300]}") from error
+        raise errors.SegmentError(
+            f"the header of the segment is corrupt: {str(error)[:300]}", reason="header"
+        ) from error
     _place(header)
     return header, 16 + length
 

@@ -36,15 +36,19 @@ class Tokenizer:
     def __init__(self, data: bytes, tokens: int, padding: int) -> None:
         if len(data) > limits.MAX_TOKENIZER_BYTES:
             raise errors.InputError(
-                f"a tokenizer of {len(data)} bytes exceeds the limit of {limits.MAX_TOKENIZER_BYTES}; use a smaller one"
+                f"a tokenizer of {len(data)} bytes exceeds the limit of {limits.MAX_TOKENIZER_BYTES}; use a smaller one",
+                reason="too-many-bytes",
             )
         self.data, self.tokens, self.padding = data, tokens, padding
         library = _library()
-        self._inner = _guarded(lambda: library.Tokenizer.from_buffer(data), "the tokenizer cannot be read")
+        self._inner = _guarded(
+            lambda: library.Tokenizer.from_buffer(data), "not-a-tokenizer", "the tokenizer cannot be read"
+        )
         special = self._inner.num_special_tokens_to_add(is_pair=False)
         if tokens <= special:
             raise errors.InputError(
-                f"the model takes {tokens} tokens, and the tokenizer's special tokens use all of them; use the model's own tokenizer"
+                f"the model takes {tokens} tokens, and the tokenizer's special tokens use all of them; use the model's own tokenizer",
+                reason="too-few-tokens",
             )
         self._inner.no_padding()
         self._inner.enable_truncation(max_length=tokens)
@@ -52,7 +56,7 @@ class Tokenizer:
     def ids(self, text: str) -> I32:
         """The ids of ``text``, int32 [tokens]. Raises `errors.InputError` for a text that is empty, too long or not Unicode."""
         check(text)
-        found = _guarded(lambda: self._inner.encode(text).ids, "the text cannot be tokenized")
+        found = _guarded(lambda: self._inner.encode(text).ids, "no-tokens", "the text cannot be tokenized")
         ids = np.full(self.tokens, self.padding, np.int64)
         ids[: len(found)] = found[: self.tokens]
         return np.minimum(ids, np.iinfo(np.int32).max).astype(np.int32)
@@ -75,7 +79,8 @@ def installed() -> bool:
 def missing() -> errors.PlatformError:
     """The error without the library."""
     return errors.PlatformError(
-        "texts need the library tokenizers, which is not installed; install splitedge with the extra `text` (pip install '.[text]')"
+        "texts need the library tokenizers, which is not installed; install splitedge with the extra `text` (pip install '.[text]')",
+        reason="no-tokenizers",
     )
 
 
@@ -87,10 +92,11 @@ def check(text: str) -> None:
         raise not_unicode() from error
     if size > limits.MAX_TEXT_BYTES:
         raise errors.InputError(
-            f"a text of {size} bytes exceeds the limit of {limits.MAX_TEXT_BYTES}; shorten it, the model reads only its beginning"
+            f"a text of {size} bytes exceeds the limit of {limits.MAX_TEXT_BYTES}; shorten it, the model reads only its beginning",
+            reason="too-many-bytes",
         )
     if not text.strip():
-        raise errors.InputError("the text is empty; send at least one word")
+        raise errors.InputError("the text is empty; send at least one word", reason="empty")
 
 
 def decode(data: bytes) -> str:
@@ -105,7 +111,9 @@ def decode(data: bytes) -> str:
 
 
 def not_unicode() -> errors.InputError:
-    return errors.InputError("the text is not UTF-8; save it in that encoding, or send token ids as an array")
+    return errors.InputError(
+        "the text is not UTF-8; save it in that encoding, or send token ids as an array", reason="not-utf8"
+    )
 
 
 def of_vocabulary(vocabulary: str) -> bytes:
@@ -117,7 +125,9 @@ def of_vocabulary(vocabulary: str) -> bytes:
     lacking = [token for token in _SPECIAL if token not in ids]
     if lacking:
         raise errors.InputError(
-            f"the vocabulary has no {', '.join(lacking)}; use the vocab.txt of a BERT, or the model's tokenizer.json"
+            f"the vocabulary has no {', '.join(lacking)}; use the vocab.txt of a BERT, or the model's tokenizer.json",
+            reason="special-tokens",
+            lacking=lacking,
         )
     library = _library()
     made = library.Tokenizer(library.models.WordPiece(ids, unk_token="[UNK]"))  # noqa: S106 (no password)
@@ -133,10 +143,13 @@ def read(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(limits.MAX_TOKENIZER_BYTES + 1)
     except OSError as error:
-        raise errors.InputError(f"the tokenizer {path} cannot be read ({error.strerror}); check the path") from error
+        raise errors.InputError(
+            f"the tokenizer {path} cannot be read ({error.strerror}); check the path", reason="unreadable"
+        ) from error
     if len(data) > limits.MAX_TOKENIZER_BYTES:
         raise errors.InputError(
-            f"the tokenizer {path} exceeds the limit of {limits.MAX_TOKENIZER_BYTES} bytes; use a smaller one"
+            f"the tokenizer {path} exceeds the limit of {limits.MAX_TOKENIZER_BYTES} bytes; use a smaller one",
+            reason="too-many-bytes",
         )
     return of_vocabulary(decode(data)) if path.suffix == ".txt" else data
 
@@ -149,14 +162,15 @@ def _library() -> Any:
     return tokenizers
 
 
-def _guarded(work: Any, what: str) -> Any:
+def _guarded(work: Any, reason: str, what: str) -> Any:
     """The value of ``work()``. Any failure of the library becomes an `errors.InputError`; its panics are not an `Exception`."""
     try:
         return work()
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:200]
+        said = " ".join(str(error).split())[:200]
         raise errors.InputError(
-            f"{what} ({reason}); use the tokenizer.json of the model, or upgrade tokenizers"
+            f"{what} ({said}); use the tokenizer.json of the model, or upgrade tokenizers",
+            reason=reason,
         ) from error

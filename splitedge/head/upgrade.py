@@ -45,18 +45,24 @@ def make(held: bytes, wanted: bytes) -> bytes:
 def apply(held: bytes, patch: bytes, sha256: str) -> bytes:
     """The segment file with the hash ``sha256`` from ``held`` and ``patch``. Raises `errors.SegmentError` if the result is another file."""
     if len(patch) < 16 or patch[:8] != MAGIC or int.from_bytes(patch[8:12], "little") != VERSION:
-        raise errors.SegmentError("the upgrade has an unknown format; download the whole segment")
+        raise errors.SegmentError(
+            "the upgrade has an unknown format; download the whole segment", reason="not-an-upgrade"
+        )
     start = 16 + int.from_bytes(patch[12:16], "little")
     header, end = seg.parse_header(patch[16:start])
     if 16 + end != start:
-        raise errors.SegmentError("the header of the upgrade is damaged; download the whole segment")
+        raise errors.SegmentError(
+            "the header of the upgrade is damaged; download the whole segment", reason="upgrade-header"
+        )
     seg.check_inflation(header, len(held) + len(patch))
     known, parts = _Held(seg.parse(held), header), seg.parts(header)
     made = patch[16:start] + compression.encode(
         compression.decode(patch[start:], parts, header.blob_bytes, known), parts
     )
     if hashlib.sha256(made).hexdigest() != sha256:
-        raise errors.SegmentError("the upgrade does not yield the requested segment; download the whole segment")
+        raise errors.SegmentError(
+            "the upgrade does not yield the requested segment; download the whole segment", reason="other-segment"
+        )
     return made
 
 

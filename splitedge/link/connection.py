@@ -119,11 +119,14 @@ class Connection:
     def _end(self, message: aiohttp.WSMessage) -> None:
         """End the session after the last WebSocket message."""
         if isinstance(message.data, aiohttp.WebSocketError):
-            self._session.fail(errors.ProtocolError(f"the peer violated the WebSocket protocol: {message.data}"))
+            self._session.fail(
+                errors.ProtocolError(f"the peer violated the WebSocket protocol: {message.data}", reason="websocket")
+            )
         elif message.type is aiohttp.WSMsgType.CLOSE and message.data in _BREACH:
             self._session.fail(
                 errors.ProtocolError(
-                    f"the peer refused {_BREACH[message.data]}; run the same splitedge version on both sides"
+                    f"the peer refused {_BREACH[message.data]}; run the same splitedge version on both sides",
+                    reason="refused",
                 )
             )
         else:

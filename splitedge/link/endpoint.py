@@ -31,10 +31,12 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext | None:
         return ssl.create_default_context(cadata=text) if text else ssl.create_default_context(cafile=str(ca_file))
     except ssl.SSLError as error:
         raise errors.ConfigError(
-            f"{ca_file} contains no certificate in PEM format; pass the server's CA certificate"
+            f"{ca_file} contains no certificate in PEM format; pass the server's CA certificate", reason="not-pem"
         ) from error
     except OSError as error:
-        raise errors.ConfigError(f"the CA file {ca_file} cannot be read ({error.strerror}); check the path") from error
+        raise errors.ConfigError(
+            f"the CA file {ca_file} cannot be read ({error.strerror}); check the path", reason="ca-unreadable"
+        ) from error
 
 
 def server_url(base_url: str, token: str | None, *, allow_insecure: bool = False) -> yarl.URL:
@@ -51,10 +53,14 @@ def server_url(base_url: str, token: str | None, *, allow_insecure: bool = False
         valid = False
     if not valid:
         shown = "the given value" if re.search("[@?#]", base_url) else repr(base_url[:200])
-        raise errors.UsageError(f"{shown} is not a server address; write https://host:port, without a user or a query")
+        raise errors.UsageError(
+            f"{shown} is not a server address; write https://host:port, without a user or a query",
+            reason="address",
+        )
     if token and url.scheme == "http" and not allow_insecure and not is_loopback(url.host or ""):
         raise errors.UsageError(
-            f"the token would be sent unencrypted to {url}; use https://, or allow it with `--allow-insecure`"
+            f"the token would be sent unencrypted to {url}; use https://, or allow it with `--allow-insecure`",
+            reason="unencrypted-token",
         )
     return url
 
@@ -79,7 +85,9 @@ async def explained(error: BaseException, url: yarl.URL, context: ssl.SSLContext
         if getattr(error.certificate_error, "verify_code", None) in tls_diagnosis.OTHER_NAME:
             return _other_name(url, await tls_diagnosis.names(url, context))
     elif url.scheme == "http" and isinstance(error, _NO_HTTP) and await tls_diagnosis.spoken(url):
-        return errors.UnreachableError(f"{url.origin()} requires TLS; write the address with https://", tls=True)
+        return errors.UnreachableError(
+            f"{url.origin()} requires TLS; write the address with https://", tls=True, reason="speaks-tls"
+        )
     return explain(error, url)
 
 
@@ -98,24 +106,31 @@ def explain(error: BaseException, url: yarl.URL) -> errors.SplitEdgeError:
             return errors.UnreachableError(
                 f"{where} does not use TLS; write the address with http://, or start edge-server with a certificate",
                 tls=True,
+                reason="speaks-no-tls",
             )
         return errors.UnreachableError(
-            f"the TLS handshake with {where} failed ({reason or 'no reason given'}); check the server's certificate and the port of the address"
+            f"the TLS handshake with {where} failed ({reason or 'no reason given'}); check the server's certificate and the port of the address",
+            reason="tls-handshake",
         )
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return errors.UnreachableError(
-            f"the host name {where.host!r} cannot be resolved; check the server's address and this machine's DNS"
+            f"the host name {where.host!r} cannot be resolved; check the server's address and this machine's DNS",
+            reason="unknown-host",
+            host=where.host,
         )
     if isinstance(error, aiohttp.ClientConnectorError):
         return errors.UnreachableError(
-            f"no answer from {where} ({os_reason(error.os_error)}); start edge-server there or correct the address"
+            f"no answer from {where} ({os_reason(error.os_error)}); start edge-server there or correct the address",
+            reason="refused",
+            port=where.port,
         )
     if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.SocketTimeoutError):
         return errors.UnreachableError(
-            f"{where} did not answer in time; check the network, and that edge-server runs there"
+            f"{where} did not answer in time; check the network, and that edge-server runs there", reason="timeout"
         )
     return errors.LinkLostError(
-        f"the connection to {where} broke ({type(error).__name__}); check the network and the server's log"
+        f"the connection to {where} broke ({type(error).__name__}); check the network and the server's log",
+        reason="broken",
     )
 
 
@@ -128,14 +143,18 @@ def _certificate(error: aiohttp.ClientConnectorCertificateError, where: yarl.URL
         return errors.UnreachableError(
             f"the certificate of {where} is not yet valid: it is {now}, and that clock is behind; wait until it is synchronized, or set it",
             clock=True,
+            reason="certificate-not-yet",
         )
     if code == tls_diagnosis.EXPIRED:
         return errors.UnreachableError(
-            f"the certificate of {where} has expired: it is {now}; renew the certificate, or set the clock", tls=True
+            f"the certificate of {where} has expired: it is {now}; renew the certificate, or set the clock",
+            tls=True,
+            reason="certificate-expired",
         )
     return errors.UnreachableError(
         f"the certificate of {where} is not trusted ({reason}); pass the CA certificate with `--ca`, or renew the certificate",
         tls=True,
+        reason="certificate",
     )
 
 
@@ -143,7 +162,7 @@ def _other_name(url: yarl.URL, names: list[str]) -> errors.UnreachableError:
     holds = ", ".join(names) or "other names"
     return errors.UnreachableError(
         f"the certificate of {url.origin()} is for {holds}, not for {url.host}; use one of these names in the address, or make a certificate for {url.host}",
-        tls=True, names=names,
+        tls=True, names=names, reason="certificate-name",
     )  # fmt: skip
 
 
@@ -158,15 +177,26 @@ def status_error(status: int, url: yarl.URL) -> errors.SplitEdgeError:
     where = url.origin()
     if status in (401, 403):
         return errors.AuthError(
-            f"{where} refused the token; create one with 'edge-server token' and configure it on the agent"
+            f"{where} refused the token; create one with 'edge-server token' and configure it on the agent",
+            reason="token",
         )
     if status == 404:
         return errors.ProtocolError(
-            f"{where} has no {url.path}; check that the address is an edge-server of the same version"
+            f"{where} has no {url.path}; check that the address is an edge-server of the same version",
+            reason="no-such-path",
+            path=url.path,
         )
     if status >= 500 or status == 429:
-        return errors.UnreachableError(f"{where} is not available (HTTP status {status}); see the server's log")
-    return errors.ProtocolError(f"{where} answered with HTTP status {status}; check that it is an edge-server")
+        return errors.UnreachableError(
+            f"{where} is not available (HTTP status {status}); see the server's log",
+            reason="cannot-serve",
+            status=status,
+        )
+    return errors.ProtocolError(
+        f"{where} answered with HTTP status {status}; check that it is an edge-server",
+        reason="http-status",
+        status=status,
+    )
 
 
 def heals(error: errors.SplitEdgeError) -> bool:

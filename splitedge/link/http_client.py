@@ -117,7 +117,11 @@ class ServerClient:
         for found in every:
             if found.name == name:
                 return found
-        raise errors.UnknownModelError(f"the server has no model {name!r}; `edge-agent models` lists those it has")
+        raise errors.UnknownModelError(
+            f"the server has no model {name!r}; `edge-agent models` lists those it has",
+            reason="unknown-model",
+            model=name,
+        )
 
     async def reach(self) -> None:
         """Return if the server, or a board that serves as a stage, answers and accepts the token."""
@@ -166,7 +170,11 @@ class ServerClient:
         `errors.LinkLostError` when the connection breaks `limits.FETCH_TRIES` times without a byte.
         """
         if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= limits.MAX_SEGMENT_BYTES:
-            raise errors.SegmentError(f"the plan names an invalid segment ({ref.size} bytes); request a new plan")
+            raise errors.SegmentError(
+                f"the plan names an invalid segment ({ref.size} bytes); request a new plan",
+                reason="segment-size",
+                size=ref.size,
+            )
         done, part = directory / f"{ref.sha256}.segment", directory / f"{ref.sha256}.part"
         wanted = _Download(f"v1/segments/{ref.sha256}", ref.size, part)
         async with _keeping(wanted):
@@ -179,7 +187,11 @@ class ServerClient:
     async def fetch_tokenizer(self, ref: TokenizerRef, model: str, directory: Path) -> Path:
         """The file ``SHA.tokenizer`` of ``model``'s tokenizer in ``directory``. Downloads and raises as `fetch_segment`."""
         if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= limits.MAX_TOKENIZER_BYTES:
-            raise errors.SegmentError(f"the plan names an invalid tokenizer ({ref.size} bytes); request a new plan")
+            raise errors.SegmentError(
+                f"the plan names an invalid tokenizer ({ref.size} bytes); request a new plan",
+                reason="tokenizer-size",
+                size=ref.size,
+            )
         done, part = directory / f"{ref.sha256}.tokenizer", directory / f"{ref.sha256}.part"
         wanted = _Download(f"v1/models/{model}/tokenizer", ref.size, part, "tokenizer")
         async with _keeping(wanted):
@@ -199,7 +211,8 @@ class ServerClient:
             body = await _bounded(response, down)
         if len(body) != down:
             raise errors.ProtocolError(
-                f"a probe for {down} bytes returned {len(body)}; run the same splitedge version on both sides"
+                f"a probe for {down} bytes returned {len(body)}; run the same splitedge version on both sides",
+                reason="probe-bytes",
             )
 
     @asynccontextmanager
@@ -250,7 +263,9 @@ class ServerClient:
                 await asyncio.to_thread(files.rename, part, done)
                 return
             await asyncio.to_thread(part.unlink)
-        raise errors.SegmentError(f"the {wanted.what} has another hash than in the plan; request a new plan")
+        raise errors.SegmentError(
+            f"the {wanted.what} has another hash than in the plan; request a new plan", reason="hash"
+        )
 
     async def _complete(self, wanted: _Download) -> None:
         """Download until the part has all its bytes. Each connection continues where the last one broke."""
@@ -287,7 +302,8 @@ class ServerClient:
                 await asyncio.to_thread(file.close)
         if size < wanted.size:
             raise errors.LinkLostError(
-                f"the download of the {wanted.what} ended early; check the network and try again"
+                f"the download of the {wanted.what} ended early; check the network and try again",
+                reason="download-ended",
             )
 
 
@@ -302,7 +318,8 @@ async def _keeping(wanted: _Download) -> AsyncIterator[None]:
     except OSError as error:
         directory, reason = wanted.part.parent, error.strerror or str(error)
         raise errors.StoreError(
-            f"the {wanted.what} cannot be written to {directory} ({reason}); free space or choose another folder"
+            f"the {wanted.what} cannot be written to {directory} ({reason}); free space or choose another folder",
+            reason="cannot-keep",
         ) from error
 
 
@@ -317,14 +334,18 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
         else:
             return bytes(body)
     raise errors.ProtocolError(
-        f"the server's answer exceeds the limit of {limit} bytes; check that it is an edge-server"
+        f"the server's answer exceeds the limit of {limit} bytes; check that it is an edge-server",
+        reason="answer-too-large",
+        limit=limit,
     )
 
 
 async def _refused(response: aiohttp.ClientResponse) -> errors.SplitEdgeError:
     """The error of a response: that of its body ``{"error": {...}}``, or that of its status."""
     if response.status == 416:
-        return errors.SegmentError("the server's segment is shorter than in the plan; request a new plan")
+        return errors.SegmentError(
+            "the server's segment is shorter than in the plan; request a new plan", reason="shorter"
+        )
     try:
         body = await _bounded(response, limits.MAX_MESSAGE_BYTES)
         document: dict[str, dict[str, Any]] = decode(body, dict[str, dict[str, Any]])
@@ -337,7 +358,8 @@ def _body(request: PlanRequest | ChainRequest) -> bytes:
     body = encode(request)
     if len(body) > limits.MAX_REQUEST_BYTES:
         raise errors.ProtocolError(
-            f"a plan request of {len(body)} bytes exceeds the limit of {limits.MAX_REQUEST_BYTES}; shorten the profile"
+            f"a plan request of {len(body)} bytes exceeds the limit of {limits.MAX_REQUEST_BYTES}; shorten the profile",
+            reason="request-too-large",
         )
     return body
 
@@ -350,7 +372,9 @@ def _first_byte(response: aiohttp.ClientResponse, wanted: _Download, have: int) 
         return 0
     found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if found is None or int(found[1]) != have:
-        raise errors.ProtocolError(f"the server ignored the range from byte {have}; check that it is an edge-server")
+        raise errors.ProtocolError(
+            f"the server ignored the range from byte {have}; check that it is an edge-server", reason="range"
+        )
     if int(found[2]) != wanted.size:
         raise _wrong_size(wanted, int(found[2]))
     return have
@@ -358,7 +382,9 @@ def _first_byte(response: aiohttp.ClientResponse, wanted: _Download, have: int) 
 
 def _wrong_size(wanted: _Download, size: int | None) -> errors.SegmentError:
     return errors.SegmentError(
-        f"the server's {wanted.what} has {size} bytes, and {wanted.size} in the plan; request a new plan"
+        f"the server's {wanted.what} has {size} bytes, and {wanted.size} in the plan; request a new plan",
+        reason="other-size",
+        size=size,
     )
 
 

@@ -41,13 +41,16 @@ def tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
         try:
             path.open("rb").close()
         except OSError as error:
-            raise errors.ConfigError(f"{path} cannot be read ({error.strerror}); check its path and mode") from error
+            raise errors.ConfigError(
+                f"{path} cannot be read ({error.strerror}); check its path and mode", reason="certificate-unreadable"
+            ) from error
     try:
         context.load_cert_chain(cert, key, password=lambda: b"")
     except (ssl.SSLError, OSError, ValueError) as error:
         raise errors.ConfigError(
             f"{cert} and {key} are not a certificate and its key without a password (PEM): "
-            "check that they belong together"
+            "check that they belong together",
+            reason="certificate-and-key",
         ) from error
     return context
 
@@ -71,7 +74,9 @@ async def probe(request: web.Request) -> web.Response:
     """``POST /v1/probe?down=N``: read the body and answer N bytes."""
     down = request.query.get("down", "0")
     if not (down.isascii() and down.isdigit() and len(down) < 10 and int(down) <= limits.MAX_PROBE_BYTES):
-        raise errors.ProtocolError(f"down={down[:20]!r} is not a number of bytes from 0 to {limits.MAX_PROBE_BYTES}")
+        raise errors.ProtocolError(
+            f"down={down[:20]!r} is not a number of bytes from 0 to {limits.MAX_PROBE_BYTES}", reason="probe-bytes"
+        )
     await _swallow(request)
     body = (_NOISE * (int(down) // len(_NOISE) + 1))[: int(down)]
     return web.Response(body=body, content_type="application/octet-stream")
@@ -101,13 +106,17 @@ def _presentable(raised: Exception, request: web.Request) -> tuple[errors.SplitE
     if isinstance(raised, web.HTTPException):
         return _of_http(raised, request), raised.status
     _log.error("%s %s", request.method, request.path, exc_info=raised)
-    return errors.SplitEdgeError("internal error of the server; see its log"), 500
+    return errors.SplitEdgeError("internal error of the server; see its log", reason="internal"), 500
 
 
 def _of_http(error: web.HTTPException, request: web.Request) -> errors.SplitEdgeError:
     match error.status:
         case 404:
-            return errors.UsageError(f"there is nothing at {request.path[:100]}; check the path")
+            return errors.UsageError(
+                f"there is nothing at {request.path[:100]}; check the path",
+                reason="no-such-path",
+                path=request.path[:100],
+            )
         case 405:
             return errors.UsageError(
                 f"{request.path[:100]} does not accept {request.method}; run the same version on both sides"

@@ -119,7 +119,9 @@ class FrameStream:
     async def _shut(self) -> None:
         failed = self.state is LinkState.FAILED  # then the runner ends by itself
         self._enter(LinkState.CLOSED)
-        self._fail_all(errors.LinkLostError("the stream was closed before the frame was answered"))
+        self._fail_all(
+            errors.LinkLostError("the stream was closed before the frame was answered", reason="closed-before-answer")
+        )
         if self._timer is not None:
             self._timer.cancel()
         assert self._runner is not None
@@ -161,7 +163,8 @@ class FrameStream:
         """
         if len(payload) > limits.MAX_FRAME_BYTES:
             raise errors.ProtocolError(
-                f"a frame of {len(payload)} bytes exceeds the limit of {limits.MAX_FRAME_BYTES}; use fewer bits or a later cut"
+                f"a frame of {len(payload)} bytes exceeds the limit of {limits.MAX_FRAME_BYTES}; use fewer bits or a later cut",
+                reason="frame-too-large",
             )
         async with self._turn:
             await self._room(len(payload))
@@ -189,7 +192,7 @@ class FrameStream:
     def _check(self) -> None:
         """Raise the reason if no frame can be sent now."""
         if self._runner is None or self.state is LinkState.CLOSED:
-            raise errors.LinkLostError("the stream is closed; open a new one")
+            raise errors.LinkLostError("the stream is closed; open a new one", reason="closed")
         if self.state is LinkState.FAILED and self.error is not None:
             raise self.error.copy()
         if self._loop.time() >= self._away_deadline():
@@ -204,7 +207,8 @@ class FrameStream:
             return errors.UnreachableError(last.message, **last.data)
         reason = f" ({self.error.message})" if self.error else ""
         return errors.LinkLostError(
-            f"the server {self._base.origin()} has been unreachable for more than {self._max_away_s:g} s{reason}"
+            f"the server {self._base.origin()} has been unreachable for more than {self._max_away_s:g} s{reason}",
+            reason="away",
         )
 
     def _settle(self, reply: Answer | Refusal, now: float) -> None:
@@ -248,7 +252,9 @@ class FrameStream:
         self._raise_in([seq for seq in aged if seq in unsent], errors.AgedError(AGED))
         self._raise_in(
             [seq for seq in aged if seq not in unsent],
-            errors.LinkLostError("no answer arrived in time; check the network or send fewer frames"),
+            errors.LinkLostError(
+                "no answer arrived in time; check the network or send fewer frames", reason="no-answer"
+            ),
         )
         if now >= self._away_deadline():
             self._fail_all(self._away_error())
@@ -289,7 +295,9 @@ class FrameStream:
             if not endpoint.heals(error):
                 self._give_up(error)
         except Exception as error:  # an internal error: callers must not wait for ever
-            self._give_up(errors.SplitEdgeError(f"internal error of the stream ({error!r}); please report it"))
+            self._give_up(
+                errors.SplitEdgeError(f"internal error of the stream ({error!r}); please report it", reason="internal")
+            )
             raise
         return self.state not in (LinkState.CLOSED, LinkState.FAILED)
 

@@ -159,13 +159,15 @@ class _Listener:
             left_ms = frame.wait_ms - int((self._time() - arrived) * 1000)
             if left_ms <= 0:
                 raise errors.LinkLostError(
-                    f"the frame waited {frame.wait_ms} ms on the server, its maximum age; send fewer at once"
+                    f"the frame waited {frame.wait_ms} ms on the server, its maximum age; send fewer at once",
+                    reason="aged",
                 )
             frame = Frame(frame.seq, frame.codec, left_ms, frame.payload)
         payload, tail_us = await self._handler.answer(frame)
         if len(payload) > limits.MAX_FRAME_BYTES:
             raise errors.ModelError(
-                f"an answer of {len(payload)} bytes is over the limit of {limits.MAX_FRAME_BYTES}; ask for topk"
+                f"an answer of {len(payload)} bytes is over the limit of {limits.MAX_FRAME_BYTES}; ask for topk",
+                reason="answer-too-large",
             )
         return payload, tail_us
 
@@ -186,7 +188,7 @@ def _presentable(error: Exception, what: str) -> errors.SplitEdgeError:
     if isinstance(error, errors.SplitEdgeError):
         return error
     log.error("%s failed", what, exc_info=error)
-    return errors.SplitEdgeError(f"the server failed on {what}; see its log")
+    return errors.SplitEdgeError(f"the server failed on {what}; see its log", reason="internal")
 
 
 def _u32(value: int) -> int:

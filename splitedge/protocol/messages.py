@@ -461,8 +461,12 @@ def encode(message: msgspec.Struct) -> bytes:
 def decode(data: bytes | str, kind: type[T] | Any, limit: int = limits.MAX_REQUEST_BYTES) -> T:
     """The ``kind`` in ``data`` (UTF-8 JSON of at most ``limit`` bytes). Raises `errors.ProtocolError`."""
     if len(data) > limit:
-        raise errors.ProtocolError(f"a message of {len(data)} bytes exceeds the limit of {limit}", limit=limit)
+        raise errors.ProtocolError(
+            f"a message of {len(data)} bytes exceeds the limit of {limit}", limit=limit, reason="message-too-large"
+        )
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise errors.ProtocolError(f"a message violates the protocol: {str(error)[:300]}") from error
+        raise errors.ProtocolError(
+            f"a message violates the protocol: {str(error)[:300]}", reason="malformed-message"
+        ) from error

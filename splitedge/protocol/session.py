@@ -174,7 +174,9 @@ class Session:
     def send(self, frame: Frame) -> bytes:
         """The message of ``frame``. Raises `errors.ProtocolError` unless `has_room` and its number is above all earlier ones."""
         if not self.has_room(len(frame.payload)):
-            raise errors.ProtocolError("no frame may be sent now: the session is not open or its window is full")
+            raise errors.ProtocolError(
+                "no frame may be sent now: the session is not open or its window is full", reason="window"
+            )
         self._take(frame)
         return frames.encode(frame)
 
@@ -218,7 +220,9 @@ class Session:
                 f"no byte from the peer for {now - self._last_byte:.1f} s; check the network between agent and server"
             )
         elif now >= self._open_by():
-            self.fail(errors.LinkLostError("the server did not open the stream in time; see its log"))
+            self.fail(
+                errors.LinkLostError("the server did not open the stream in time; see its log", reason="open-timeout")
+            )
         elif now >= self._ping_at():
             self._last_ping = now
             self._ping = True
@@ -283,7 +287,9 @@ class Session:
 
     def _receive(self, message: SessionMessage | Frame | Answer | Refusal) -> Event | None:
         if not isinstance(message, _RECEIVES[self.role]):
-            raise errors.ProtocolError(f"the peer of the {self.role.value} must not send {type(message).__name__}")
+            raise errors.ProtocolError(
+                f"the peer of the {self.role.value} must not send {type(message).__name__}", reason="message-kind"
+            )
         match message:
             case Open():
                 self._move(Input.OPEN)
@@ -314,19 +320,22 @@ class Session:
     def _move(self, cause: Input) -> None:
         following = TRANSITIONS.get((self.state, cause))
         if following is None:
-            raise errors.ProtocolError(f"'{cause.value}' is not allowed in state {self.state.value}")
+            raise errors.ProtocolError(f"'{cause.value}' is not allowed in state {self.state.value}", reason="state")
         self.state = following
 
     def _check_window(self, size: int) -> None:
         if len(self._in_flight) >= self.window or self._bytes_in_flight + size > limits.MAX_INFLIGHT_BYTES:
             raise errors.ProtocolError(
-                f"the agent exceeded its window of {self.window} frames and {limits.MAX_INFLIGHT_BYTES} bytes"
+                f"the agent exceeded its window of {self.window} frames and {limits.MAX_INFLIGHT_BYTES} bytes",
+                reason="window-exceeded",
             )
 
     def _take(self, frame: Frame) -> None:
         self._move(Input.FRAME)
         if frame.seq <= self._last_seq:
-            raise errors.ProtocolError(f"frame {frame.seq} follows frame {self._last_seq}; numbers must ascend")
+            raise errors.ProtocolError(
+                f"frame {frame.seq} follows frame {self._last_seq}; numbers must ascend", reason="frame-order"
+            )
         self._last_seq = frame.seq
         self._in_flight[frame.seq] = len(frame.payload)
         self._bytes_in_flight += len(frame.payload)
@@ -334,7 +343,7 @@ class Session:
     def _settle(self, seq: int) -> None:
         self._move(Input.REPLY)
         if seq not in self._in_flight:
-            raise errors.ProtocolError(f"frame {seq} is not in flight in this session")
+            raise errors.ProtocolError(f"frame {seq} is not in flight in this session", reason="unasked-reply")
         self._bytes_in_flight -= self._in_flight.pop(seq)
         self._rest()
 
@@ -347,9 +356,12 @@ def _checked(message: Open) -> Open:
     """``message`` with its window limited to ours. Raises `errors.ProtocolError` for another version or values out of range."""
     if message.protocol != PROTOCOL_VERSION:
         raise errors.ProtocolError(
-            f"the agent uses protocol {message.protocol}, the server {PROTOCOL_VERSION}; run the same splitedge version on both sides"
+            f"the agent uses protocol {message.protocol}, the server {PROTOCOL_VERSION}; run the same splitedge version on both sides",
+            reason="protocol-version",
         )
     if message.window < 1 or not 0 <= message.topk <= limits.MAX_LABELS:
-        raise errors.ProtocolError("a stream needs a window of at least 1 and a topk from 0 on")
+        raise errors.ProtocolError(
+            "a stream needs a window of at least 1 and a topk from 0 on", reason="window-and-topk"
+        )
     message.window = min(message.window, limits.MAX_WINDOW)
     return message
