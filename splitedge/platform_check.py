@@ -129,14 +129,15 @@ def printable(text: str) -> str:
 
 def check() -> None:
     """Return on a platform that works, raise `PlatformError` on any other."""
-    problem = (
-        _width_problem(struct.calcsize("P") * 8, sys.maxsize, platform.machine())
-        or _python_problem(tuple(sys.version_info[:2]))
-        or _name_problem()
-        or _numba_problem(Path(".numba_config.yaml"))
-    )
-    if problem:
-        raise PlatformError(problem)
+    problems = {
+        "32-bit": _width_problem(struct.calcsize("P") * 8, sys.maxsize, platform.machine()),
+        "python": _python_problem(tuple(sys.version_info[:2])),
+        "foreign-package": _name_problem(),
+        "numba-config": _numba_problem(Path(".numba_config.yaml")),
+    }
+    for reason, problem in problems.items():
+        if problem:
+            raise PlatformError(problem, reason=reason)
 
 
 def _ended(program: str, error: BaseException, failed: Callable[[str], object] | None) -> int:

@@ -53,7 +53,7 @@ def name(settings: Settings) -> str:
     except FileNotFoundError:
         return _new_name(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise errors.StoreError(f"{path} cannot be read ({error}); remove it") from error
+        raise errors.StoreError(f"{path} cannot be read ({error}); remove it", reason="unreadable") from error
 
 
 async def _profile(settings: Settings, say: Progress) -> DeviceProfile:

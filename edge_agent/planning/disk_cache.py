@@ -59,7 +59,7 @@ def read_json(path: Path, kind: type[T], limit: int) -> T | None:
         return None
     except OSError as error:
         raise errors.StoreError(
-            f"{path} cannot be read ({error.strerror}); make it readable, or set `cache_dir`"
+            f"{path} cannot be read ({error.strerror}); make it readable, or set `cache_dir`", reason="unreadable"
         ) from error
 
 
@@ -156,11 +156,13 @@ class DiskCache:
 
 def _unwritable(path: Path, error: OSError) -> errors.StoreError:
     return errors.StoreError(
-        f"{path} cannot be written ({error.strerror}); free space, make it writable, or set `cache_dir`"
+        f"{path} cannot be written ({error.strerror}); free space, make it writable, or set `cache_dir`",
+        reason="cannot-write",
     )
 
 
 def _unusable(directory: Path, error: OSError) -> errors.StoreError:
     return errors.StoreError(
-        f"the cache folder {directory} cannot be used ({error.strerror or error}); free space, make it writable, or set `cache_dir`"
+        f"the cache folder {directory} cannot be used ({error.strerror or error}); free space, make it writable, or set `cache_dir`",
+        reason="cache-folder",
     )

@@ -36,7 +36,9 @@ async def tokenizer(server: ServerClient, cache: DiskCache, plan: Plan, say: Pro
     try:
         return await asyncio.to_thread(Tokenizer, data, plan.preprocess.shape[-1], ref.padding)
     except errors.InputError as error:
-        raise errors.SegmentError(f"the server's tokenizer cannot be used: {error.message}") from error
+        raise errors.SegmentError(
+            f"the server's tokenizer cannot be used: {error.message}", reason="tokenizer"
+        ) from error
 
 
 async def _read(cache: DiskCache, path: Path) -> bytes:

@@ -79,5 +79,7 @@ def _shares(runs: list[list[float]]) -> list[float]:
 def _header(outline: Outline) -> seg.Header:
     header, end = seg.parse_header(outline.header)
     if end != len(outline.header):
-        raise errors.SegmentError("the model's outline has bytes behind its header; upgrade the server")
+        raise errors.SegmentError(
+            "the model's outline has bytes behind its header; upgrade the server", reason="outline-bytes"
+        )
     return header

@@ -25,14 +25,18 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
     check_ladder(plan, demand)
     if not _output_fits(plan, header.tensors[header.output].shape):
         raise errors.PlanError(
-            "the server's plan describes an output that does not fit; upgrade the older side", plan=plan.id
+            "the server's plan describes an output that does not fit; upgrade the older side",
+            plan=plan.id,
+            reason="output",
         )
     if len(plan.labels) > limits.MAX_LABELS:
-        raise errors.PlanError(f"the server's plan has more than {limits.MAX_LABELS} labels", plan=plan.id)
+        raise errors.PlanError(
+            f"the server's plan has more than {limits.MAX_LABELS} labels", plan=plan.id, reason="labels"
+        )
     if plan.mode != "device" and not _obeys_keep(header, plan, demand.keep):
         raise errors.PlanError(
             f"the server's plan would send {plan.cut.tensor[:100]}, which the demand to keep {demand.keep!r} forbids; the plan is refused",
-            plan=plan.id, keep=demand.keep,
+            plan=plan.id, keep=demand.keep, reason="keep-forbids",
         )  # fmt: skip
 
 
@@ -42,21 +46,28 @@ def check_ladder(plan: Plan, demand: Demand) -> None:
         return
     if not 0 <= plan.codec < len(plan.ladder):
         raise errors.PlanError(
-            "the server's plan names a codec that is not on its ladder; upgrade the older side", plan=plan.id
+            "the server's plan names a codec that is not on its ladder; upgrade the older side",
+            plan=plan.id,
+            reason="codec-not-on-ladder",
         )
     if not _ladder_is_consistent(plan, demand.max_drop_points):
-        raise errors.PlanError("the server's plan has an inconsistent ladder; ask for a new plan", plan=plan.id)
+        raise errors.PlanError(
+            "the server's plan has an inconsistent ladder; ask for a new plan", plan=plan.id, reason="ladder"
+        )
 
 
 def _check_mode(plan: Plan, demand: Demand) -> None:
     if _CUT_KINDS[plan.mode] != plan.cut.kind:
         raise errors.PlanError(
-            "the server's plan names a cut that its mode does not have; upgrade the older side", plan=plan.id
+            "the server's plan names a cut that its mode does not have; upgrade the older side",
+            plan=plan.id,
+            reason="cut-of-mode",
         )
     if demand.mode not in ("any", plan.mode):
         raise errors.PlanError(
             f"the server's plan has mode {plan.mode!r} and the request asked for {demand.mode!r}; upgrade the older side",
             plan=plan.id,
+            reason="other-mode",
         )
 
 
@@ -68,11 +79,15 @@ def _check_segment(plan: Plan, header: segment.Header) -> None:
     odd |= plan.tokenizer is not None and not (ids and len(source.shape) == 1)
     if plan.preprocess != header.preprocess or header.tensors[header.output].shape != plan.cut.shape or odd:
         raise errors.PlanError(
-            "the server's plan and its segment do not fit together; ask for a new plan", plan=plan.id
+            "the server's plan and its segment do not fit together; ask for a new plan",
+            plan=plan.id,
+            reason="other-segment",
         )
     if not _preprocess_is_valid(plan.preprocess, source.shape):
         raise errors.PlanError(
-            "the server's plan has invalid preprocessing parameters; import the model again", plan=plan.id
+            "the server's plan has invalid preprocessing parameters; import the model again",
+            plan=plan.id,
+            reason="preprocess",
         )
 
 

@@ -63,7 +63,8 @@ async def request_plan(
         )
     if plan.model != settings.model:
         raise errors.PlanError(
-            f"the server answered with a plan for another model than {settings.model}; upgrade the older side"
+            f"the server answered with a plan for another model than {settings.model}; upgrade the older side",
+            reason="other-model",
         )
     check_ladder(plan, settings.demand)
     if (
@@ -100,7 +101,8 @@ async def chain_devices(settings: Settings, own: ChainDevice, before: int, say: 
 def chain_too_long() -> errors.ProtocolError:
     """The error for a chain of more than `limits.MAX_STAGES` boards, and for a loop."""
     return errors.ProtocolError(
-        f"the chain has more than {limits.MAX_STAGES} boards or contains a loop; correct `chain.next`"
+        f"the chain has more than {limits.MAX_STAGES} boards or contains a loop; correct `chain.next`",
+        reason="chain-length",
     )
 
 

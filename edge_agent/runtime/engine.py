@@ -145,7 +145,8 @@ class Engine:
             frame = Image.fromarray(frame)
         if spec.kind == "tensor":
             raise errors.InputError(
-                f"the model takes a float32 tensor of shape {spec.shape}, not an image; send an array"
+                f"the model takes a float32 tensor of shape {spec.shape}, not an image; send an array",
+                reason="no-image",
             )
         pixels = _pixels(frame, spec)
         if self._table is None:
@@ -160,9 +161,12 @@ class Engine:
             raise texts.missing()
         if self._input.dtype == "i32":
             raise errors.InputError(
-                "the model was added without a tokenizer and takes no text; send token ids, or add it again with --tokenizer"
+                "the model was added without a tokenizer and takes no text; send token ids, or add it again with --tokenizer",
+                reason="no-tokenizer",
             )
-        raise errors.InputError(f"the model takes no text; send {_ACCEPTED[self.plan.preprocess.kind]}")
+        raise errors.InputError(
+            f"the model takes no text; send {_ACCEPTED[self.plan.preprocess.kind]}", reason="no-text"
+        )
 
 
 _ACCEPTED: Final = {
@@ -200,7 +204,9 @@ def _values(frame: InputFrame, tensor: segment.Tensor, text: bool) -> NDArray[An
     if not isinstance(frame, np.ndarray):
         wanted, send = ("integer token ids", "token ids as an array") if ids else ("an array", "an array")
         wanted, send = (f"text or {wanted}", f"a text, or {send}") if text else (wanted, send)
-        raise errors.InputError(f"the model takes {wanted} of shape {tensor.shape}, not an image; send {send}")
+        raise errors.InputError(
+            f"the model takes {wanted} of shape {tensor.shape}, not an image; send {send}", reason="no-image"
+        )
     fits = np.issubdtype(frame.dtype, np.integer) if ids else frame.dtype == np.float32
     if list(frame.shape) != tensor.shape or not fits:
         raise _wrong_tensor(frame, tensor.shape, "tensor", "integer token ids" if ids else "float32")
@@ -208,7 +214,7 @@ def _values(frame: InputFrame, tensor: segment.Tensor, text: bool) -> NDArray[An
         # The head refuses -1 and every unknown id.
         return np.clip(frame, -1, np.iinfo(np.int32).max).astype(np.int32)
     if not np.isfinite(frame).all():
-        raise errors.InputError("the frame holds NaN or infinity; check its source")
+        raise errors.InputError("the frame holds NaN or infinity; check its source", reason="not-finite")
     return frame
 
 
@@ -218,14 +224,15 @@ def _pixels(frame: bytes | Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
         image = preprocess.load_image(frame) if isinstance(frame, bytes) else image_formats.eight_bits(frame)
         if spec.fit == "crop" and math.prod(preprocess.resized(image, spec)) > limits.MAX_IMAGE_PIXELS:
             raise errors.InputError(
-                f"an image of {image.width} x {image.height} pixels is too narrow for this model; crop it"
+                f"an image of {image.width} x {image.height} pixels is too narrow for this model; crop it",
+                reason="too-narrow",
             )
         return preprocess.prepare_image(image, spec)
     except errors.InputError:
         raise
     except Exception as error:  # Pillow's decoders raise many types: KeyError, struct.error, OverflowError, ...
         raise errors.InputError(
-            f"this image cannot be read ({type(error).__name__}); save it again as JPEG or PNG"
+            f"this image cannot be read ({type(error).__name__}); save it again as JPEG or PNG", reason="undecodable"
         ) from error
 
 
@@ -235,5 +242,5 @@ def _wrong_tensor(
     also = " or a uint8 picture [H, W, 3]" if kind == "image" else ""
     return errors.InputError(
         f"the frame is {frame.dtype} of shape {list(frame.shape)}, the model takes {wanted} of shape {shape}{also}",
-        shape=list(frame.shape), wanted=shape, dtype="float32" if wanted == "float32" else "int32",
+        shape=list(frame.shape), wanted=shape, dtype="float32" if wanted == "float32" else "int32", reason="other-frame",
     )  # fmt: skip

@@ -73,7 +73,7 @@ class FramePipeline:
                 encoded, turn_ms = await self._encode(encode)
                 sent = time.perf_counter()
                 if encoded.reused is not None and plan.adaptation is not None:
-                    plan.adaptation.spared(came)
+                    plan.adaptation.withdrawn(came)
                 stream = plan.stream if encoded.reused is None else None
                 answer = await stream.send(encoded.payload, encoded.rung, deadline, leave) if stream else None
                 alone = alone and plan.users == 1

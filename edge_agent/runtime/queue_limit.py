@@ -31,7 +31,7 @@ class QueueLimit:
         if not self._fits(size):
             raise errors.BusyError(
                 f"the queue is full ({self.frames} frames, {self.bytes} bytes); try again when some are answered",
-                frames=self.frames, bytes=self.bytes,
+                frames=self.frames, bytes=self.bytes, reason="queue",
             )  # fmt: skip
         if not self.frames:
             self._busy_since = time.monotonic()

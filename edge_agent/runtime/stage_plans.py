@@ -45,7 +45,8 @@ class StagePlan(ActivePlan):
         assert stage is not None
         if frame.codec >= len(stage.incoming):
             raise errors.CodecError(
-                f"the frame names codec {frame.codec} of a ladder of {len(stage.incoming)}: ask for a new plan"
+                f"the frame names codec {frame.codec} of a ladder of {len(stage.incoming)}: ask for a new plan",
+                reason="codec-not-on-ladder",
             )
         x = codec.decode(frame.payload, stage.incoming[frame.codec], stage.start.shape)
         decoded_ms = 1e3 * (time.perf_counter() - start)
@@ -96,7 +97,8 @@ class StagePlans:
         """Plan, segment, warm head, and the stream to the next peer."""
         if len(asked.plan) > limits.MAX_NAME:
             raise errors.ProtocolError(
-                f"the plan's name is longer than {limits.MAX_NAME} characters; run the same splitedge on both boards"
+                f"the plan's name is longer than {limits.MAX_NAME} characters; run the same splitedge on both boards",
+                reason="plan-name",
             )
         settings = self._settings
         async with peers.client(settings) as server:
@@ -127,7 +129,7 @@ class StagePlans:
         for old in [*spare, *([key] if key in self.open else [])]:
             await self.open.pop(old).close()
         if len(self.open) >= limits.STAGE_PLANS:
-            raise errors.BusyError(f"this board already serves {len(self.open)} plans; try again later")
+            raise errors.BusyError(f"this board already serves {len(self.open)} plans; try again later", reason="plans")
 
 
 def check_stage(plan: Plan, upstream: str, device: str) -> None:
@@ -135,13 +137,18 @@ def check_stage(plan: Plan, upstream: str, device: str) -> None:
     stage = plan.stage
     if stage is None or stage.upstream != upstream:
         raise errors.ProtocolError(
-            "the server's plan does not follow the plan of the board before; run the same splitedge on all boards"
+            "the server's plan does not follow the plan of the board before; run the same splitedge on all boards",
+            reason="other-plan",
         )
     if stage.device != device:
-        raise errors.ProtocolError("this plan was made for another board; ask for a new plan, or correct `chain.next`")
+        raise errors.ProtocolError(
+            "this plan was made for another board; ask for a new plan, or correct `chain.next`", reason="other-board"
+        )
     if not stage.incoming or device not in [one.device for one in stage.route]:
         raise _inconsistent()
 
 
 def _inconsistent() -> errors.ProtocolError:
-    return errors.ProtocolError("the server's plan is inconsistent; run the same splitedge on all boards")
+    return errors.ProtocolError(
+        "the server's plan is inconsistent; run the same splitedge on all boards", reason="inconsistent"
+    )

@@ -105,7 +105,9 @@ class StageServer:
 
     async def infer(self, frame: InputFrame) -> Result:  # noqa: ARG002  the local API's interface
         """Refuses every frame: callers send theirs to the first board of a chain."""
-        raise errors.UsageError("this board is a later stage of a chain; send frames to the first board")
+        raise errors.UsageError(
+            "this board is a later stage of a chain; send frames to the first board", reason="later-stage"
+        )
 
     def status(self) -> dict[str, Any]:
         """The fields of `/v1/status`, as JSON values; no secrets."""
@@ -145,7 +147,8 @@ class StageServer:
         with self.counters.counting_errors(), self.queue.slot(len(frame.payload)):
             if self.settings.link.replan and plan.outdated():
                 raise errors.UnknownPlanError(
-                    "the link behind this board has changed since the plan was made; ask for a new plan"
+                    "the link behind this board has changed since the plan was made; ask for a new plan",
+                    reason="other-link",
                 )
             passage = await self._pipeline.run(plan, functools.partial(plan.encode, frame), deadline, start)
             payload = plan.answer(passage)
@@ -198,7 +201,9 @@ class StageServer:
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         """One session of the board before."""
         if self._sessions >= limits.MAX_UPSTREAM:
-            raise errors.BusyError(f"this board already serves {self._sessions} streams; try again later")
+            raise errors.BusyError(
+                f"this board already serves {self._sessions} streams; try again later", reason="streams"
+            )
         joined: list[StagePlan] = []
 
         async def open_plan(asked: Open) -> _Handler:
@@ -250,12 +255,15 @@ def check_exposure(settings: Settings, token: str) -> None:
     """Raise `errors.ConfigError` for a stage that others could reach without a token or in clear text, unless ``allow_insecure``."""
     stage = settings.stage
     if bool(stage.cert) != bool(stage.key):
-        raise errors.ConfigError("`stage.cert` and `stage.key` belong together; set both or neither", key="stage.cert")
+        raise errors.ConfigError(
+            "`stage.cert` and `stage.key` belong together; set both or neither", key="stage.cert", reason="cert-and-key"
+        )
     lacks = http_server.lacking(stage.host, token=bool(token), tls=bool(stage.cert))
     if lacks and not settings.allow_insecure:
         raise errors.ConfigError(
             f"other machines would reach {stage.host} without {lacks}; set `stage.token_file`, `stage.cert` and `stage.key`, or `allow_insecure`",
             key="stage.host",
+            reason="open-to-others",
         )
 
 
@@ -267,7 +275,9 @@ def _authorize(token: str) -> Any:
         if token and request.path != "/healthz":
             offered = http_server.bearer(request) or ""
             if not hmac.compare_digest(offered.encode("utf-8", "surrogateescape"), token.encode()):
-                raise errors.AuthError("the board refused the token: set `chain.token` to its `stage.token`")
+                raise errors.AuthError(
+                    "the board refused the token: set `chain.token` to its `stage.token`", reason="token"
+                )
         return await handler(request)
 
     return authorize
@@ -285,7 +295,8 @@ async def _listen(app: web.Application, settings: Settings) -> tuple[web.AppRunn
     except OSError as error:
         await runner.cleanup()
         raise errors.AddressError(
-            f"the stage cannot listen on {stage.host}:{stage.port} ({endpoint.os_reason(error)}); change `stage.host` or `stage.port`"
+            f"the stage cannot listen on {stage.host}:{stage.port} ({endpoint.os_reason(error)}); change `stage.host` or `stage.port`",
+            reason="stage-address",
         ) from error
     host, port = runner.addresses[0][:2]
     return runner, http_server.url(host, port, tls=context is not None)

@@ -78,7 +78,9 @@ class _Service:
             token = http_server.bearer(request)
             holder = None if token is None else await asyncio.to_thread(self._store.tokens.holder, token)
             if holder is None:
-                raise errors.AuthError("the server does not know this token: create one there with `edge-server token`")
+                raise errors.AuthError(
+                    "the server does not know this token: create one there with `edge-server token`", reason="token"
+                )
             access_log.HOLDER.set(holder)
         return await handler(request)
 
@@ -105,7 +107,9 @@ class _Service:
     async def tokenizer(self, request: web.Request) -> web.StreamResponse:
         bundle = await asyncio.to_thread(self._catalog.bundle, request.match_info["name"])
         if bundle.tokenizer is None:
-            raise errors.UnknownPlanError(f"the model {bundle.name!r} has no tokenizer: request a new plan")
+            raise errors.UnknownPlanError(
+                f"the model {bundle.name!r} has no tokenizer: request a new plan", reason="tokenizer-gone"
+            )
         return _file(bundle.path / TOKENIZER, "tokenizer")
 
     async def plan(self, request: web.Request) -> web.Response:
@@ -130,7 +134,9 @@ class _Service:
         """The plan of the board that follows the one in the query."""
         plan = await asyncio.to_thread(self._store.plans.get, request.query.get("plan", ""))
         if plan.stage is None or not plan.stage.downstream:
-            raise errors.ProtocolError(f"no board follows the plan {plan.id}: send its frames to the server")
+            raise errors.ProtocolError(
+                f"no board follows the plan {plan.id}: send its frames to the server", reason="no-board-follows"
+            )
         return http_server.json(await asyncio.to_thread(self._store.plans.get, plan.stage.downstream))
 
     async def segment(self, request: web.Request) -> web.StreamResponse:
@@ -142,7 +148,9 @@ class _Service:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         if self._streams >= limits.MAX_STREAMS:
-            raise errors.BusyError(f"the server already has {self._streams} open streams: try again later")
+            raise errors.BusyError(
+                f"the server already has {self._streams} open streams: try again later", reason="streams"
+            )
         self._streams += 1
         try:
             return await stream_server.serve_session(
@@ -167,12 +175,13 @@ class _Service:
         plan = await asyncio.to_thread(self._store.plans.get, asked.plan)
         if plan.stage is not None and plan.stage.downstream:
             raise errors.ProtocolError(
-                f"the frames of plan {plan.id} go to another board: connect to that board", reason="another-board"
+                f"the frames of plan {plan.id} go to another board: connect to that board", reason="other-board"
             )
         bundle = await asyncio.to_thread(self._catalog.bundle, plan.model)
         if bundle.sha256 != plan.bundle:
             raise errors.UnknownPlanError(
-                f"the model {plan.model!r} was replaced after this plan was made: request a new plan"
+                f"the model {plan.model!r} was replaced after this plan was made: request a new plan",
+                reason="replaced",
             )
         load = functools.partial(self._catalog.tail, bundle, plan.cut)
         handler = TailHandler(self._tails, (bundle.sha256, plan.cut.index), load, plan.ladder, plan.output, asked.topk)
@@ -190,5 +199,7 @@ class _Service:
 
 def _file(path: Path | None, kind: str) -> web.FileResponse:
     if path is None:
-        raise errors.UnknownPlanError(f"the server does not have this {kind}: request a new plan")
+        raise errors.UnknownPlanError(
+            f"the server does not have this {kind}: request a new plan", reason=f"{kind}-gone"
+        )
     return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})

@@ -45,7 +45,7 @@ def check(listen: Listen) -> list[str]:
         raise errors.UsageError(
             f"other machines could reach {listen.host} without {lacks}: "
             "pass --cert and --key and leave out --no-auth, or accept the risk with --insecure",
-            reason="insecure",
+            reason="open-to-others",
             lacks=lacks,
         )
     return [f"warning: other machines reach {listen.host} without {lacks}"] if lacks else []

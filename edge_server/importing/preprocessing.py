@@ -72,7 +72,9 @@ def read(path: Path | None, options: dict[str, Any]) -> Spec:
     except msgspec.ValidationError as error:
         where = f"{path}" if path is not None else "the preprocessing"
         known = ", ".join(Spec.__struct_fields__)
-        raise errors.ConfigError(f"{where} is invalid ({error}): the settings are {known}") from error
+        raise errors.ConfigError(
+            f"{where} is invalid ({error}): the settings are {known}", reason="not-a-specification"
+        ) from error
 
 
 def check_stated(spec: Spec) -> None:
@@ -82,7 +84,7 @@ def check_stated(spec: Spec) -> None:
         raise errors.ConfigError(
             f"ONNX does not record normalization ({' and '.join(missing)}): pass --preset ({', '.join(PRESETS)}), "
             "or --mean and --std as in the model's training",
-            reason="not-stated",
+            reason="no-normalization",
         )
 
 
@@ -92,19 +94,23 @@ def of_images(spec: Spec, shape: list[int]) -> Preprocess:
     Raises `errors.UsageError` for another shape, `errors.ConfigError` for numbers out of range.
     """
     if len(shape) != 3 or shape[2] not in (1, 3):
-        raise errors.UsageError(f"the model's input {shape} is not an image: pass .npy arrays with --arrays")
+        raise errors.UsageError(
+            f"the model's input {shape} is not an image: pass .npy arrays with --arrays", reason="no-image"
+        )
     check_stated(spec)
     mean, std = (_channels(spec, name, shape[2]) for name in ("mean", "std"))
     if min(std) < 1:
         raise errors.ConfigError(
-            f"std is {std}, below 1, but pixels range from 0 to 255: multiply mean and std for 0 to 1 by 255"
+            f"std is {std}, below 1, but pixels range from 0 to 255: multiply mean and std for 0 to 1 by 255",
+            reason="small-std",
         )
     short = min(shape[:2])
     crop = CROP if spec.preset is None else _preset(spec.preset).crop
     resize = spec.resize if spec.resize is not None else round(short / crop)
     if not short <= resize <= limits.MAX_RESIZE:
         raise errors.ConfigError(
-            f"resize is {resize}: use {short}, the short side of the model's input, to {limits.MAX_RESIZE}"
+            f"resize is {resize}: use {short}, the short side of the model's input, to {limits.MAX_RESIZE}",
+            reason="resize",
         )
     return Preprocess("image", shape, resize, spec.fit, spec.interpolation, mean, std)
 
@@ -120,10 +126,12 @@ def _channels(spec: Spec, name: str, channels: int) -> list[float]:
         raise errors.ConfigError(
             f"the preset {spec.preset} is for {len(values)} channels, but the model takes {channels}: "
             f"choose one of {', '.join(fitting(channels))}",
-            reason="channels",
+            reason="preset-channels",
         )
     if len(values) not in (1, channels) or not all(math.isfinite(v) for v in values):
-        raise errors.ConfigError(f"{name} is {values}: use one number, or {channels}, one for each channel")
+        raise errors.ConfigError(
+            f"{name} is {values}: use one number, or {channels}, one for each channel", reason="numbers"
+        )
     return values
 
 
@@ -139,12 +147,18 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise errors.ConfigError(f"{path} cannot be read ({error.strerror}): check the path") from error
+        raise errors.ConfigError(
+            f"{path} cannot be read ({error.strerror}): check the path", reason="unreadable"
+        ) from error
     try:
         text = data.decode("utf-8-sig")
         value = tomllib.loads(text) if path.suffix.lower() == ".toml" else msgspec.json.decode(text)
     except (tomllib.TOMLDecodeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.ConfigError(f"{path} is neither JSON nor TOML ({error}): correct the file") from error
+        raise errors.ConfigError(
+            f"{path} is neither JSON nor TOML ({error}): correct the file", reason="not-json-or-toml"
+        ) from error
     if not isinstance(value, dict):
-        raise errors.ConfigError(f'{path} holds no settings: write an object such as {{"resize": 256}}')
+        raise errors.ConfigError(
+            f'{path} holds no settings: write an object such as {{"resize": 256}}', reason="not-a-table"
+        )
     return value

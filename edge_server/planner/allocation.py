@@ -101,7 +101,9 @@ def allocate(
         noises.append([codec.noise for codec in codecs])
     cost, noise = _rectangle(costs, 0).astype(np.int64), _rectangle(noises, np.inf)
     if (most := int(cost.max(axis=1, initial=0).sum())) >= MAX_BYTES:
-        raise errors.UsageError(f"the head takes {most} bytes, over the limit of {MAX_BYTES}: expect fewer frames")
+        raise errors.UsageError(
+            f"the head takes {most} bytes, over the limit of {MAX_BYTES}: expect fewer frames", reason="head-too-large"
+        )
     found = knapsack.solve(cost, noise, budget)
     if found is None:
         raise _over_budget(noises, budget)
@@ -118,6 +120,7 @@ def _over_budget(noises: Sequence[Sequence[float]], budget: float) -> errors.Inf
     least = math.fsum(min(row) for row in noises) * _MARGIN
     return errors.InfeasibleError(
         f"no bit widths keep the noise within {budget:.8g}: allow {least:.8g}",
+        reason="noise",
         binding=["noise"],
         nearest={"noise": least},
     )
@@ -242,18 +245,20 @@ def _check(
 ) -> None:
     for name, value in (("the noise budget", budget), ("frame_weight", frame_weight)):
         if not (math.isfinite(value) and value >= 0):
-            raise errors.UsageError(f"{name} is {value}: pass a number of 0 or more")
+            raise errors.UsageError(f"{name} is {value}: pass a number of 0 or more", reason="number")
     for layer in layers:
         sized = len(layer.sizes) == len(layer.noise) >= len(WIDTHS) and min(layer.sizes) >= 0
         if layer.weights < 1 or not sized or not all(noise >= 0 for noise in layer.noise):
             raise errors.UsageError(
                 f"the layer {layer.name!r} has {layer.weights} weights, {len(layer.sizes)} sizes and "
                 f"{len(layer.noise)} noises; it needs at least 1 weight and {len(WIDTHS)} sizes and noises of 0 or "
-                "more: add the model again"
+                "more: add the model again",
+                reason="layer",
             )
     for codec in codecs:
         if not (codec.noise >= 0 and codec.frame_bytes >= 0):
             raise errors.UsageError(
                 f"the codec {codec.rule} at {codec.bits} bits has {codec.frame_bytes} bytes and noise {codec.noise}, "
-                "which must be 0 or more: add the model again"
+                "which must be 0 or more: add the model again",
+                reason="codec",
             )

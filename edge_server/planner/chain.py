@@ -127,15 +127,20 @@ def check_chain(chain: Chain) -> None:
         check_demand(chain.model, chain.demand, link, PowerDraw(), names)
     check_keep(chain.model, chain.demand, [option.cut for option in chain.options])
     if chain.demand.mode != "any":
-        raise errors.UsageError(f"mode = {chain.demand.mode!r}, but boards in a chain need mode any: leave it out")
+        raise errors.UsageError(
+            f"mode = {chain.demand.mode!r}, but boards in a chain need mode any: leave it out", reason="mode"
+        )
     _check_shapes(chain)
     count = len(chain.boards)
     if not chain.links:
-        raise errors.UsageError(f"the chain has no links: link each board to a later one or to the server, {count}")
+        raise errors.UsageError(
+            f"the chain has no links: link each board to a later one or to the server, {count}", reason="links"
+        )
     for i, j in chain.links:
         if not 0 <= i < j <= count:
             raise errors.UsageError(
-                f"the chain has a link from {i} to {j}: link each board to a later one or to the server, {count}"
+                f"the chain has a link from {i} to {j}: link each board to a later one or to the server, {count}",
+                reason="links",
             )
 
 
@@ -143,14 +148,18 @@ def _check_shapes(chain: Chain) -> None:
     shape = (len(chain.options) + 1, len(chain.options))
     if not chain.boards or any(board.span_ms.shape != shape for board in chain.boards):
         shapes = [board.span_ms.shape for board in chain.boards]
-        raise errors.UsageError(f"the boards' span_ms have shapes {shapes}: pass one board or more, each with {shape}")
+        raise errors.UsageError(
+            f"the boards' span_ms have shapes {shapes}: pass one board or more, each with {shape}", reason="devices"
+        )
     for board in chain.boards:
         if len(board.stage_ns) != len(STAGES) or not all(ns >= 0 for ns in board.stage_ns):
             raise errors.UsageError(
-                f"stage_ns is {list(board.stage_ns)}: pass a number of 0 or more for each of {', '.join(STAGES)}"
+                f"stage_ns is {list(board.stage_ns)}: pass a number of 0 or more for each of {', '.join(STAGES)}",
+                reason="stage-times",
             )
     if len(chain.tail_ms) != len(chain.options) or chain.span_bytes.shape != shape or chain.window < 1:
         raise errors.UsageError(
             f"the chain has {len(chain.tail_ms)} tail times, span_bytes of shape {chain.span_bytes.shape} and window "
-            f"{chain.window}: pass {len(chain.options)} times, shape {shape} and a window of 1 or more"
+            f"{chain.window}: pass {len(chain.options)} times, shape {shape} and a window of 1 or more",
+            reason="tails-and-memory",
         )

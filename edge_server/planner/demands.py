@@ -37,13 +37,15 @@ def check_demand(model: str, demand: Demand, link: LinkEstimate, power: PowerDra
     if demand.weights.energy > 0 and (power.compute_w is None or power.transmit_w is None):
         raise errors.UsageError(
             f"the demand has weights.energy = {demand.weights.energy:g}, but the profile has no watts: "
-            "declare them in the profile, or set weights.energy to 0"
+            "declare them in the profile, or set weights.energy to 0",
+            reason="no-watts",
         )
     if demand.keep not in ("nothing", "input", *layers):
         some = list(dict.fromkeys(layers))[:: max(1, len(layers) // 4)][:5]
         raise errors.UsageError(
             f"keep = {demand.keep[:80]!r}, but {model} has no such layer: "
             f'use "nothing", "input" or a layer\'s name, for example {", ".join(some) or "none is offered"}',
+            reason="unknown-layer",
             layers=some,
         )
 
@@ -55,6 +57,7 @@ def check_keep(model: str, demand: Demand, cuts: Sequence[Cut]) -> None:
         raise errors.UsageError(
             f"keep = {demand.keep[:80]!r}, but {model} has {len(named)} cuts after layers of that name: "
             "use a later layer with a unique name",
+            reason="ambiguous-layer",
             cuts=named,
         )
 
@@ -62,4 +65,4 @@ def check_keep(model: str, demand: Demand, cuts: Sequence[Cut]) -> None:
 def _require(name: str, value: float, minimum: float) -> None:
     if not (math.isfinite(value) and value >= minimum):
         allowed = "above 0" if minimum > 0 else "of 0 or more"
-        raise errors.UsageError(f"{name} is {value}: use a number {allowed}", field=name)
+        raise errors.UsageError(f"{name} is {value}: use a number {allowed}", field=name, reason="number")

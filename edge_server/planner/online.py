@@ -307,10 +307,13 @@ def _check(table: Table, query: Query) -> None:
     _check_times("sending_ms", (query.sending_ms,), 1)
     if any(not 0 <= pattern < len(table.patterns) for pattern in query.held):
         raise errors.UsageError(
-            f"held = {sorted(query.held)}, but the table has {len(table.patterns)} patterns: use indices into these"
+            f"held = {sorted(query.held)}, but the table has {len(table.patterns)} patterns: use indices into these",
+            reason="unknown-pattern",
         )
 
 
 def _check_times(name: str, times: Sequence[float], count: int) -> None:
     if len(times) != count or not all(ms >= 0 for ms in times):
-        raise errors.UsageError(f"{name} is {list(times)}: use {count} numbers of 0 or more")
+        raise errors.UsageError(
+            f"{name} is {list(times)}: use {count} numbers of 0 or more", reason="number", field=name
+        )

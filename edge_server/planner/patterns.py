@@ -120,10 +120,11 @@ def best_patterns(
     for a, b in pairwise(levels):
         if not (a.drop_points < b.drop_points and a.noise < b.noise):
             raise errors.UsageError(
-                f"the accuracy levels {a} and {b} do not rise in drop and in noise: add the model again"
+                f"the accuracy levels {a} and {b} do not rise in drop and in noise: add the model again",
+                reason="levels",
             )
     if not levels:
-        raise errors.UsageError("the model has no accuracy levels: add the model again")
+        raise errors.UsageError("the model has no accuracy levels: add the model again", reason="levels")
     patterns: list[Pattern] = []
     for index, option in enumerate(options):
         patterns += _patterns(index, option, levels)
@@ -155,7 +156,8 @@ def tabulate(model: str, options: Sequence[CutOption], levels: Sequence[Level], 
     if not candidates:
         raise errors.UsageError(
             f"no bit widths of {model} keep the accuracy within {levels[-1].drop_points:g} points: "
-            "add the model again with more or other samples"
+            "add the model again with more or other samples",
+            reason="no-bit-widths",
         )
     return _table(model, tuple(options), tuple(levels), tuple(patterns), candidates)
 

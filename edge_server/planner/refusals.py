@@ -15,7 +15,9 @@ CONSTRAINTS: Final = ("keep", "mode", "max_drop_points", "max_latency_ms", "min_
 def require_valid(faults: Sequence[str]) -> None:
     """Raise `errors.PlanError` if a verifier found ``faults`` in an answer."""
     if faults:
-        raise errors.PlanError(f"the planner's answer fails its check ({'; '.join(faults)}): please report this")
+        raise errors.PlanError(
+            f"the planner's answer fails its check ({'; '.join(faults)}): please report this", reason="contradiction"
+        )
 
 
 def infeasible(

@@ -332,6 +332,7 @@ def _infeasible(search: _Search) -> errors.InfeasibleError:
         return errors.InfeasibleError(
             f"no route of {chain.model} over these boards meets keep = {chain.demand.keep!r} on the first board, "
             f"their memory and a drop of {chain.demand.max_drop_points:g} points: relax one of these",
+            reason="no-way",
             binding=["keep", "memory", "max_drop_points"],
         )
     values: dict[str, float | str] = {}

@@ -49,7 +49,9 @@ class Catalog:
         try:
             status = path.stat()
         except FileNotFoundError as error:  # another process just removed it
-            raise errors.UnknownModelError(f"the model {name!r} was removed: choose another one") from error
+            raise errors.UnknownModelError(
+                f"the model {name!r} was removed: choose another one", reason="model-gone"
+            ) from error
         folder_id = status.st_ino, status.st_mtime_ns
         with self._lock:
             held = self._open.get(name)
@@ -117,7 +119,7 @@ class Catalog:
             model = bundle.tail(cut.index)
         except FileNotFoundError as error:
             raise errors.UnknownPlanError(
-                f"the model {bundle.name!r} was removed: request a new plan", reason="model-removed"
+                f"the model {bundle.name!r} was removed: request a new plan", reason="removed"
             ) from error
         if model is None:
             raise errors.ProtocolError(

@@ -102,12 +102,14 @@ def _check(request: ChainRequest) -> None:
     if not 1 <= len(names) <= limits.MAX_STAGES or len(set(names)) < len(names):
         raise errors.ProtocolError(
             f"the chain has the boards {', '.join(name[:40] for name in names[:10])}: use 1 to {limits.MAX_STAGES} "
-            "different boards; correct their `chain.next`"
+            "different boards; correct their `chain.next`",
+            reason="boards",
         )
     for name in names:
         if not 1 <= len(name) <= limits.MAX_NAME:
             raise errors.ProtocolError(
-                f"a board's name has {len(name)} characters, not 1 to {limits.MAX_NAME}: delete its cache folder"
+                f"a board's name has {len(name)} characters, not 1 to {limits.MAX_NAME}: delete its cache folder",
+                reason="board-name",
             )
 
 
@@ -156,7 +158,8 @@ def _links(devices: Sequence[ChainDevice]) -> dict[tuple[int, int], LinkEstimate
     for i, device in enumerate(devices[:-1]):
         if device.next is None:
             raise errors.ProtocolError(
-                f"the board {device.device[:40]!r} did not measure its link to the next one: upgrade it"
+                f"the board {device.device[:40]!r} did not measure its link to the next one: upgrade it",
+                reason="link-not-measured",
             )
         links[i, i + 1] = device.next
     return links

@@ -190,7 +190,7 @@ def draw(found: Curves, form: PictureForm) -> bytes:
     except ImportError as error:
         raise errors.PlatformError(
             "the server lacks matplotlib to draw the picture: install the `server` extra of splitedge there",
-            reason="matplotlib",
+            reason="no-matplotlib",
         ) from error
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(13, 5.2), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, wspace=0.04))

@@ -61,7 +61,7 @@ def _from_dry_run(ms: Sequence[float], operators: Sequence[int]) -> list[float]:
         raise errors.ProtocolError(
             f"the request's dry run has {len(ms)} times, which must rise, one for each of the model's "
             f"{max(operators)} operators: delete the agent's rehearsals file",
-            reason="dry-run",
+            reason="rehearsal",
         )
     return [ms[count - 1] if count else 0.0 for count in operators]
 

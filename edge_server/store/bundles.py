@@ -39,13 +39,17 @@ class Bundles:
         if not NAME.fullmatch(name) or not path.is_dir():
             names = self.names()[:10]
             advice = f"choose one of {', '.join(names)}" if names else "add it with `edge-server add`"
-            raise errors.UnknownModelError(f"no model is named {name[:80]!r}: {advice}", models=names)
+            raise errors.UnknownModelError(
+                f"no model is named {name[:80]!r}: {advice}", reason="unknown-model", models=names
+            )
         return path
 
     def check_free(self, name: str, *, replace: bool) -> None:
         """Raise `errors.UsageError` if the model ``name`` exists and ``replace`` is False."""
         if not replace and (self.folder / name).exists():
-            raise errors.UsageError(f"a model named {name!r} exists: pass --replace to replace it, or another --name")
+            raise errors.UsageError(
+                f"a model named {name!r} exists: pass --replace to replace it, or another --name", reason="model-exists"
+            )
 
     @contextlib.contextmanager
     def create(self, name: str, *, replace: bool = True) -> Iterator[Path]:

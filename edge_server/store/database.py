@@ -59,7 +59,7 @@ class Database:
             if version > _VERSION:
                 raise errors.StoreError(
                     f"the store in {self.folder} has version {version}, newer than {_VERSION}: upgrade splitedge",
-                    reason="newer-version",
+                    reason="newer-store",
                 )
             db.execute("PRAGMA journal_mode = WAL")
             if version == _VERSION:

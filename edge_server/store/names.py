@@ -16,5 +16,5 @@ def check_name(name: str, kind: str) -> None:
         raise errors.UsageError(
             f"{name[:80]!r} is not a valid name of a {kind}: use up to {limits.MAX_NAME} letters, digits, '.', '_' "
             "and '-', starting with a letter or digit",
-            reason="invalid-name",
+            reason="name",
         )

@@ -33,7 +33,9 @@ class Plans:
         oldest = self._clock() - limits.PLAN_GRACE
         rows = self._database.read("SELECT body FROM plans WHERE id = ? AND expires >= ?", (plan_id, oldest))
         if not rows:
-            raise errors.UnknownPlanError(f"the plan {plan_id[:40]!r} is unknown or expired: request a new one")
+            raise errors.UnknownPlanError(
+                f"the plan {plan_id[:40]!r} is unknown or expired: request a new one", reason="unknown-plan"
+            )
         return msgspec.json.decode(rows[0][0], type=Plan)
 
 

@@ -80,6 +80,7 @@ def default_folder() -> Path:
         data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     except RuntimeError as error:  # a service user without a home directory
         raise errors.StoreError(
-            "this user has no home directory for the store: choose a folder with --store or SPLITEDGE_STORE"
+            "this user has no home directory for the store: choose a folder with --store or SPLITEDGE_STORE",
+            reason="no-home",
         ) from error
     return Path(data) / "splitedge" / "server"

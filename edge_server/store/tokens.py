@@ -37,7 +37,7 @@ class Tokens:
         with self._database.transaction() as db:
             if db.execute("SELECT 1 FROM tokens WHERE name = ?", (name,)).fetchone():
                 raise errors.UsageError(
-                    f"a token named {name!r} exists: choose another name, or revoke it first", reason="name-taken"
+                    f"a token named {name!r} exists: choose another name, or revoke it first", reason="token-exists"
                 )
             db.execute("INSERT INTO tokens VALUES (?, ?, ?)", (name, _hash(token), self._clock()))
         return token

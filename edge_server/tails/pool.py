@@ -42,7 +42,7 @@ class LoadedTail:
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise errors.ModelError(
                 f"ONNX Runtime does not load the tail of this model ({str(error)[:200]}): add the model again",
-                reason="tail-load",
+                reason="tail-broken",
             ) from error
         self._input, *ids = self._session.get_inputs()
         self._ids = ids[0].name if ids else ""
@@ -111,7 +111,9 @@ class TailPool:
     async def submit(self, work: Callable[[], tuple[bytes, int]]) -> tuple[bytes, int]:
         """Run ``work`` on a tail thread. Raises `errors.BusyError` if `limits.TAIL_QUEUE` frames wait already."""
         if self._waiting >= limits.TAIL_QUEUE:
-            raise errors.BusyError(f"{self._waiting} frames already wait for the server: send fewer, or add a server")
+            raise errors.BusyError(
+                f"{self._waiting} frames already wait for the server: send fewer, or add a server", reason="queue"
+            )
         self._waiting += 1
         submitted = time.perf_counter()
 
@@ -187,7 +189,7 @@ def decode_frame(
     if frame.codec >= len(ladder):
         raise errors.CodecError(
             f"the frame has codec {frame.codec}, but the ladder has {len(ladder)} codecs: request a new plan",
-            reason="codec-off-ladder",
+            reason="codec-not-on-ladder",
         )
     codes, kept = padding_mask.split(frame.payload, tail.tokens) if tail.tokens else (frame.payload, None)
     return codec.decode(codes, ladder[frame.codec], tail.shape), kept

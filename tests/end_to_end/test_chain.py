@@ -211,7 +211,7 @@ async def test_a_stage_from_another_plan_is_refused_and_counted(boards: Boards) 
     finally:
         await other.close()
     async with FrameStream(boards.server, boards.world.token, first, max_away_s=5) as stream:
-        with raises(errors.ProtocolError, reason="another-board"):
+        with raises(errors.ProtocolError, reason="other-board"):
             await stream.ready()
 
 

@@ -127,7 +127,7 @@ def test_a_host_that_is_not_ours_is_one_sentence(tmp_path: Path) -> None:
     ],
 )
 def test_beyond_this_machine_only_with_token_and_tls(listen: Listen, lacks: str) -> None:
-    with raises(errors.UsageError, reason="insecure", lacks=lacks):
+    with raises(errors.UsageError, reason="open-to-others", lacks=lacks):
         check(listen)
 
 

@@ -170,7 +170,7 @@ async def test_a_plan_of_a_replaced_model_is_unknown(served: Served) -> None:
         for name, data in files.items():
             (path / name).write_bytes(data + b" " if name == "bundle.json" else data)
     async with served.stream(plan) as stream:
-        with raises(errors.UnknownPlanError, reason="model-replaced"):
+        with raises(errors.UnknownPlanError, reason="replaced"):
             await stream.send(b"", 0)
 
 

@@ -95,7 +95,7 @@ def test_labels_are_checked_before_anything_is_said(place: Path) -> None:
 
 def test_a_preset_fits_the_channels() -> None:
     assert set(preprocessing.fitting(1)) == {"inception", "efficientnet-lite", "mnist", "unit", "raw"}
-    with raises(errors.ConfigError, reason="channels"):
+    with raises(errors.ConfigError, reason="preset-channels"):
         preprocessing.of_images(preprocessing.read(None, {"preset": "imagenet"}), [28, 28, 1])
     made = preprocessing.of_images(preprocessing.read(None, {"preset": "mnist"}), [28, 28, 1])
     assert (made.resize, made.interpolation, len(made.mean)) == (28, "bilinear", 1)
@@ -111,7 +111,7 @@ def test_options_win_over_the_preset() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"mean": [127.0]}, {"std": [128.0]}, {"resize": 256}])
 def test_preprocessing_that_is_not_stated_is_refused(options: dict[str, object]) -> None:
-    with raises(errors.ConfigError, reason="not-stated"):
+    with raises(errors.ConfigError, reason="no-normalization"):
         preprocessing.check_stated(preprocessing.read(None, options))
 
 

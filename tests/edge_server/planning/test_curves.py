@@ -100,7 +100,7 @@ def test_names_that_look_like_markup_are_drawn(chosen: PlanChoice) -> None:
 
 def test_a_server_without_matplotlib_says_so(chosen: PlanChoice, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with raises(errors.PlatformError, reason="matplotlib"):
+    with raises(errors.PlatformError, reason="no-matplotlib"):
         curves.draw(curves.curves(chosen.table, chosen.query, chosen.pick), "svg")
 
 

@@ -186,7 +186,7 @@ def test_a_replaced_bundle_is_seen(store: Store, profile: dict[str, Any]) -> Non
     assert catalog.bundle("tiny").labels == ["a"]
     assert catalog.bundle("tiny").sha256 != before.sha256
     store.bundles.remove("tiny")
-    with raises(errors.UnknownPlanError, reason="model-removed"):
+    with raises(errors.UnknownPlanError, reason="removed"):
         catalog.tail(before, before.cuts[0])
 
 

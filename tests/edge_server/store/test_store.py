@@ -91,7 +91,7 @@ def test_only_the_hash_of_a_token_reaches_the_disk(store: Store) -> None:
 
 def test_a_taken_name_and_an_unknown_one_are_refused(store: Store) -> None:
     store.tokens.add("a")
-    with raises(errors.UsageError, reason="name-taken"):
+    with raises(errors.UsageError, reason="token-exists"):
         store.tokens.add("a")
     with raises(errors.UsageError, reason="unknown-token"):
         store.tokens.revoke("b")
@@ -101,7 +101,7 @@ def test_a_taken_name_and_an_unknown_one_are_refused(store: Store) -> None:
 def test_names_that_are_no_file_names_are_refused(store: Store, name: str) -> None:
     with pytest.raises(errors.UsageError):
         store.tokens.add(name)
-    with raises(errors.UsageError, reason="invalid-name"), store.bundles.create(name):
+    with raises(errors.UsageError, reason="name"), store.bundles.create(name):
         pass
 
 

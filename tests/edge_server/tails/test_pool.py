@@ -96,7 +96,7 @@ async def test_a_payload_of_the_wrong_size_is_refused(tails: TailPool) -> None:
 
 
 async def test_a_codec_off_the_ladder_is_refused(tails: TailPool) -> None:
-    with raises(errors.CodecError, reason="codec-off-ladder"):
+    with raises(errors.CodecError, reason="codec-not-on-ladder"):
         await handler(tails, 1).answer(Frame(1, 2, 0, b"\0" * 48))
 
 
@@ -166,7 +166,7 @@ async def test_frames_beyond_the_queue_are_refused_not_queued(tails: TailPool, m
 
 
 def test_a_tail_that_does_not_load_is_one_sentence() -> None:
-    with raises(errors.ModelError, reason="tail-load"):
+    with raises(errors.ModelError, reason="tail-broken"):
         LoadedTail(b"not a model", SHAPE)
 
 
