@@ -1,4 +1,4 @@
-"""`edge-agent profile`: measure this machine, or show what is known of other boards."""
+"""`edge-agent profile`: measure this machine, or show a known board."""
 
 from __future__ import annotations
 
@@ -7,50 +7,54 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from device_profiles import known, measure, save, table
-from edge_agent import files
+from edge_agent import files, terminal
 from edge_agent.errors import UsageError
+from edge_agent.terminal import Column
 
 
 def profile(*, quick: bool, out: Path | None, json: bool, watts: float | None) -> None:
-    """Print a table, or JSON; write the profile to ``out``. The bar goes to standard error."""
+    """Measure; print a table, or JSON; write the profile to ``out``. The progress bar goes to standard error."""
     if out is not None:
         files.require_writable(out)
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("")
 
-        def show(done: int, total: int, step: str) -> None:
+        def update(done: int, total: int, step: str) -> None:
             bar.update(task, completed=done, total=total, description=step)
 
-        measured = measure(quick=quick, progress=show, declared_watts=watts)
+        measured = measure(quick=quick, progress=update, declared_watts=watts)
     if out is not None:
         save(measured, out)
     if json:
         print(msgspec.json.encode(measured).decode())
-    else:
-        Console(highlight=False).print(table(measured))
-        if out is not None:
-            print(f"written to {out}")
+        return
+    terminal.show(table(measured, terminal.width()))
+    if out is not None:
+        print(f"written to {out}")
 
 
 def known_boards(name: str | None, *, asked: bool, json: bool) -> None:
-    """Print the profile of the known board ``name``, or list the boards. Raises `UsageError` for another name, or where it was not ``asked`` for."""
+    """Print the profile of the known board ``name``, or list all. Raises `UsageError` for an unknown name, or without ``asked`` (--known)."""
     if not asked:
-        raise UsageError(f"edge-agent profile measures this machine: for a known board say --known {name}")
-    console = Console(highlight=False)
+        raise UsageError(f"`edge-agent profile` measures this machine; for a known board give --known {name}")
     if name is not None:
         found = known.load(name)
-        print(msgspec.json.encode(found).decode()) if json else console.print(table(found))
+        if json:
+            print(msgspec.json.encode(found).decode())
+        else:
+            terminal.show(table(found, terminal.width()))
         return
     boards = {board: known.load(board) for board in known.names()}
     if json:
         print(msgspec.json.encode({board: found.machine.board for board, found in boards.items()}).decode())
         return
-    listed = Table("name", "board", "cores", "kernels use", box=None, pad_edge=False)
-    for board, found in boards.items():
-        machine = found.machine
-        listed.add_row(board, machine.board, f"{machine.physical_cores} x {machine.cpu}", machine.isa)
-    console.print(listed, "\nNobody measured these: for `edge-agent plan --board NAME` only.", sep="\n")
+    columns = [Column("name"), Column("board", shortest=20), Column("cores", shortest=16), Column("kernels use")]
+    rows = [
+        (board, one.board or "", f"{one.physical_cores} x {one.cpu}", one.isa)
+        for board, one in ((board, found.machine) for board, found in boards.items())
+    ]
+    note = "These profiles are published or estimated, not measured. Use them with `edge-agent plan --board NAME`."
+    terminal.show(terminal.table(columns, rows, terminal.width()), "", note)

@@ -19,6 +19,7 @@ from edge_agent import config, contact, errors, limits
 from edge_agent.config import Settings
 from edge_agent.link import dial, serving
 from edge_agent.service.unit import CACHE, CREDENTIALS, ENVIRONMENT_PATH, STATE, UnitOptions
+from edge_agent.settings import variable
 
 _HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))
 _WRITABLE = (STATE, CACHE, Path("/var/lib/private/splitedge"), Path("/var/cache/private/splitedge"))
@@ -45,7 +46,7 @@ def examine(options: UnitOptions, environ: Mapping[str, str]) -> Findings:
         settings = config.load(options.config, environ=environ)
     except errors.ConfigError as error:
         return Findings([error.message])
-    credential = options.token_file is not None and config.variable("token_file") not in environ
+    credential = options.token_file is not None and variable("token_file") not in environ
     found.problems += _paths(settings, options, credential=credential)
     if not found.problems:
         found.problems += _contents(settings)
