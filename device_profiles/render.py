@@ -19,8 +19,8 @@ from device_profiles.schema import (
     Warmup,
     is_measured,
 )
-from edge_agent.terminal import Cell, Column, definitions, wrap
-from edge_agent.terminal import table as fitted
+from splitedge.terminal import Cell, Column, definitions, wrap
+from splitedge.terminal import table as fitted
 
 _MIB = 1 << 20
 _WARNING = "bold yellow"

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 import edge_agent
-from edge_agent import options
 from edge_agent.config import Settings, load
-from edge_agent.options import Given
+from splitedge import options
+from splitedge.options import Given
 
 app = typer.Typer(
     help="Run the first part of a neural network on this board and the rest on an edge-server.", **options.APP

@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from edge_agent import errors, limits
-from edge_agent.demand import DemandConfig
-from edge_agent.protocol.messages import Objective
-from edge_agent.settings import About, Flag, Milliseconds, PathText, Seconds, Setting
-from edge_agent.settings import load as load_settings
-from edge_agent.settings import reference as reference_of
+from splitedge import errors, limits
+from splitedge.demand import DemandConfig
+from splitedge.protocol.messages import Objective
+from splitedge.settings import About, Flag, Milliseconds, PathText, Seconds, Setting
+from splitedge.settings import load as load_settings
+from splitedge.settings import reference as reference_of
 
 SYSTEM_FILE = Path("/etc/splitedge/agent.toml")
 CREDENTIAL = "splitedge-token"  # the name of the token in systemd's LoadCredential

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from edge_agent import options
-from edge_agent.errors import UsageError
-from edge_agent.options import Given
 from edge_server.config import Settings, load
+from splitedge import options
+from splitedge.errors import UsageError
+from splitedge.options import Given
 
 app = typer.Typer(help="Import models, plan how to split them, and run the parts that boards do not.", **options.APP)
 
@@ -295,8 +295,8 @@ def explain(
     json: Annotated[bool, typer.Option("--json", help="Print the plan and the trade-offs as JSON.")] = False,
 ) -> None:
     """Show the plan for a board that is not connected."""
-    from edge_agent.protocol.messages import LinkEstimate
     from edge_server.commands import explain as command
+    from splitedge.protocol.messages import LinkEstimate
 
     settings, link = load(given.options), LinkEstimate(rtt, uplink, downlink)
     command.explain(

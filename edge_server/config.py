@@ -10,11 +10,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from edge_agent import errors
-from edge_agent.demand import DemandConfig
-from edge_agent.settings import About, Flag, PathText, Setting
-from edge_agent.settings import load as load_settings
-from edge_agent.settings import reference as reference_of
+from splitedge import errors
+from splitedge.demand import DemandConfig
+from splitedge.settings import About, Flag, PathText, Setting
+from splitedge.settings import load as load_settings
+from splitedge.settings import reference as reference_of
 
 
 class ServeConfig(msgspec.Struct, forbid_unknown_fields=True):

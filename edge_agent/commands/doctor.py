@@ -10,7 +10,7 @@ import msgspec
 from rich.text import Text
 
 from edge_agent.doctor import Check, examine
-from edge_agent.terminal import Cell, Column, plain, show, table, width
+from splitedge.terminal import Cell, Column, plain, show, table, width
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 

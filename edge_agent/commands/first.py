@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent import config, errors, files, limits
+from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Source, expand, file_bytes, spoken
+from splitedge import errors, files, limits
 
 _NAMED = 5  # files in one error message
 
@@ -58,15 +59,15 @@ def frames(patterns: list[str], texts: list[str], out: Path | None = None) -> Fr
 
 
 def server(settings: Settings) -> None:
-    """Check that a model is selected, that the profile of the settings is usable, and that the server answers (`contact.check`)."""
-    from edge_agent import contact  # aiohttp: errors in arguments should not wait for this import
+    """Check that a model is selected, that the profile of the settings is usable, and that the server answers (`peers.check`)."""
+    from edge_agent.planning import peers  # aiohttp: errors in arguments should not wait for this import
 
     config.require_model(settings)
     if settings.profile:
-        from edge_agent import negotiation
+        from edge_agent.planning import negotiation
 
         negotiation.named_profile(settings)
-    asyncio.run(contact.check(settings, patient=False))
+    asyncio.run(peers.check(settings, patient=False))
 
 
 def plan(settings: Settings, board: str | None, picture: Path | None) -> None:

@@ -10,11 +10,12 @@ import msgspec
 
 import device_profiles
 from device_profiles import DeviceProfile, known
-from edge_agent import contact, explain, files, negotiation, terminal
+from edge_agent.commands.what_if import WhatIf
 from edge_agent.config import Settings
-from edge_agent.explain import WhatIf
-from edge_agent.link.http import ServerClient
-from edge_agent.protocol.messages import Plan, PlanRequest
+from edge_agent.planning import negotiation, peers
+from splitedge import files, report, terminal
+from splitedge.link.http_client import ServerClient
+from splitedge.protocol.messages import Plan, PlanRequest
 
 
 async def plan(
@@ -34,7 +35,7 @@ async def plan(
     assumed = assumed or {}
     known_board = known.load(board) if board else None
     with terminal.Progress("edge-agent") as progress:
-        async with contact.client(settings) as client:
+        async with peers.client(settings) as client:
             asked, chosen = await _ask(client, settings, known_board, assumed, progress)
             progress.stop()
             what_if = WhatIf(board, known_board, asked.link, sorted(assumed)) if board or assumed else None
@@ -71,16 +72,16 @@ def _print(chosen: Plan, what_if: WhatIf | None, *, json: bool, layers: bool) ->
     width = terminal.width()
     if what_if:
         terminal.show(what_if.words(width), "")
-    terminal.show(explain.explain(chosen, width, "edge-agent plan", layers=layers))
+    terminal.show(report.explain(chosen, width, "edge-agent plan", layers=layers))
 
 
 async def models(settings: Settings, *, json: bool) -> None:
     """Print the models on the server."""
-    async with contact.client(settings, patient=False) as client:
+    async with peers.client(settings, patient=False) as client:
         found = await client.models()
     if json:
         print(msgspec.json.encode(found).decode())
     elif found:
-        terminal.show(explain.models(found, terminal.width()))
+        terminal.show(report.models(found, terminal.width()))
     else:
         print("the server has no models; add one with `edge-server add`")

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from device_profiles import known, measure, save, table
-from edge_agent import files, terminal
-from edge_agent.errors import UsageError
-from edge_agent.terminal import Column
+from splitedge import files, terminal
+from splitedge.errors import UsageError
+from splitedge.terminal import Column
 
 
 def profile(*, quick: bool, out: Path | None, json: bool, watts: float | None) -> None:

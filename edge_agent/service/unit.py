@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.config import CREDENTIAL, SYSTEM_FILE
-from edge_agent.errors import ConfigError, PlatformError, UsageError
-from edge_agent.settings import variable
+from splitedge.errors import ConfigError, PlatformError, UsageError
+from splitedge.settings import variable
 
 NAME = "splitedge-agent.service"
 UNIT_PATH = Path("/etc/systemd/system") / NAME

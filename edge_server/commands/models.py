@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from calibration.labels import read_names
-from edge_agent import errors, explain, terminal
-from edge_server.catalog import Catalog
-from edge_server.store import Store
+from calibration.samples.labels import read_names
+from edge_server.store.catalog import Catalog
+from edge_server.store.store import Store
+from splitedge import errors, report, terminal
 
 
 def models(folder: Path, *, json: bool = False) -> None:
@@ -20,7 +20,7 @@ def models(folder: Path, *, json: bool = False) -> None:
     if json:
         print(msgspec.json.encode(found).decode())
     elif found:
-        terminal.show(explain.models(found, terminal.width()))
+        terminal.show(report.models(found, terminal.width()))
     else:
         print("the store contains no models; add one with `edge-server add`")
 

@@ -7,11 +7,11 @@ import logging
 import sys
 from pathlib import Path
 
-from edge_server import access
+from edge_server.api import access_log
+from edge_server.api.serve import Listen, check
+from edge_server.api.serve import serve as listen_and_serve
 from edge_server.config import ServeConfig
-from edge_server.serve import Listen, check
-from edge_server.serve import serve as listen_and_serve
-from edge_server.store import Store
+from edge_server.store.store import Store
 
 
 def serve(folder: Path, settings: ServeConfig) -> None:
@@ -22,8 +22,8 @@ def serve(folder: Path, settings: ServeConfig) -> None:
         _say(warning)
     logging.basicConfig(level=logging.WARNING, format="edge-server: %(message)s")
     if not settings.quiet:
-        access.log.setLevel(logging.INFO)
-        access.log.addFilter(access.RateBound())
+        access_log.log.setLevel(logging.INFO)
+        access_log.log.addFilter(access_log.RateBound())
     with Store(folder) as store:
         hints = _hints(store, settings.auth)
         asyncio.run(listen_and_serve(store, listen, lambda url: _ready(url, hints)))

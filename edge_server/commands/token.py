@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edge_server.store import Store
+from edge_server.store.store import Store
 
 
 def token(folder: Path, name: str, *, revoke: bool, show: bool) -> None:
