@@ -63,7 +63,7 @@ def reference(struct: type[msgspec.Struct]) -> tuple[Setting, ...]:
 def load(struct: type[T], file: Path | None, options: Mapping[str, object], environ: Mapping[str, str]) -> T:
     """The settings in effect. ``options`` maps keys to values; None means that the option was not given.
 
-    Raises `errors.ConfigError` that names the option, variable or key, and the allowed values; ``data["key"]`` is the key.
+    Raises `errors.ConfigError` that names the option, variable or key, and the allowed values. ``data`` has the key and ``where`` the value is.
     """
     known = {setting.key: setting for setting in reference(struct)}
     values = {} if file is None else _flatten(_parse(file), file, "", known)
@@ -171,7 +171,7 @@ def _is_text(value: str) -> bool:
 
 def _wrong(setting: Setting, value: object, where: str) -> errors.ConfigError:
     shown = "" if setting.key.endswith("token") else f", not {repr(value)[:60]}"  # messages must not show a secret
-    return errors.ConfigError(f"{where} must be {setting.allowed}{shown}", key=setting.key)
+    return errors.ConfigError(f"{where} must be {setting.allowed}{shown}", key=setting.key, where=where)
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from rich.status import Status
 from rich.text import Text
 
 GAP: Final = 2  # spaces between columns
-LEAST_WRAPPED: Final = 30  # columns that wrapped text needs beside others
+LEAST_WRAPPED: Final = 30  # columns that wrapped text takes beside optional columns and names
+NARROW: Final = 12  # columns that wrapped text takes on any terminal
 QUIET_S: Final = 1.0  # without a terminal, a step that is done within this time prints nothing
 
 Cell = str | Text
@@ -165,7 +166,7 @@ def _lines(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int
     """The lines of the header, if there is one, and of each row."""
     sizes = _sizes(columns, rows, header)
     if columns[-1].wrapped:
-        sizes[-1] = max(width - sum(sizes[:-1]) - GAP * (len(sizes) - 1), min(sizes[-1], LEAST_WRAPPED))
+        sizes[-1] = max(width - sum(sizes[:-1]) - GAP * (len(sizes) - 1), NARROW)
     heads = [[Text(column.heading, style="dim") for column in columns]] if header else []
     return [_row(columns, row, sizes) for row in (*heads, *rows)]
 
