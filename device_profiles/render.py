@@ -33,7 +33,8 @@ def table(profile: DeviceProfile, width: int) -> RenderableType:
     measured = is_measured(profile)
     parts: list[RenderableType] = [_facts(profile, width), Text(), _kernels(profile.kernels, width, measured=measured)]
     if not measured:
-        parts.insert(0, Text("This board was not measured: all values are published or estimated.\n", style=_WARNING))
+        note = wrap("This board was not measured: all values are published or estimated.", width)
+        parts.insert(0, Text("\n".join(note) + "\n", style=_WARNING))
     if profile.unmeasured and measured:
         gaps = [(Text(what, style="yellow"), why) for what, why in profile.unmeasured.items()]
         parts += [Text("\nNot measurable on this machine", style=_WARNING), definitions(gaps, width)]

@@ -47,13 +47,11 @@ def boards(plan: Plan) -> int:
 
 
 def _chain(plan: Plan, width: int) -> RenderableType:
-    """The part, the time and the link of each board of a chain."""
+    """The last layer, the time and the link of each board of a chain. A board begins where the one before it ends."""
     assert plan.stage is not None
     title = f"{boards(plan)} boards, {plan.stage.rate_fps:.4g} frames/s"
     columns = [
-        Column("board", right=True),
-        Column("from", shortest=16),
-        Column("to", shortest=16),
+        Column("board and its last layer", alone=True),
         Column("weights / sent"),
         Column("ms", right=True),
         Column("link ms", right=True),
@@ -63,9 +61,7 @@ def _chain(plan: Plan, width: int) -> RenderableType:
     for number, one in enumerate(plan.stage.route, 1):
         bits = f"{one.weight_bits:.1f} / {_bits(coding(one)) if one.activation_bits else '- bits'}"
         link = _ms(one.sending_ms + one.rtt_ms) if one.activation_bits else "-"
-        rows.append(
-            (str(number), plain(one.start), plain(one.cut), bits, _ms(one.device_ms), link, size(one.payload_bytes))
-        )
+        rows.append((f"{number}  {plain(one.cut)}", bits, _ms(one.device_ms), link, size(one.payload_bytes)))
     return Group(Text(title, style="bold"), table(columns, rows, width))
 
 
@@ -168,7 +164,7 @@ def _model(model: ModelInfo) -> list[str]:
     shape = " x ".join(map(str, model.preprocess.shape))
     if model.tokenizer is not None:
         shape = f"text, {shape} tokens"
-    metric = model.metric if model.float_top1 is None else f"{model.metric}, float {model.float_top1:.1f} %"
+    metric = model.metric if model.float_top1 is None else f"{model.metric} ({model.float_top1:.1f} %)"
     return [plain(model.name), shape, f"{len(model.offered)} of {len(model.cuts)}", metric, str(model.samples)]
 
 

@@ -104,7 +104,11 @@ class OutputFiles:
 
 def _show(source: Source, outcome: Outcome, *, json: bool, file: str = "") -> None:
     if isinstance(outcome, Result):
-        print(_as_json(source.name, outcome, file) if json else _text(source.name, outcome, file))
+        print(
+            _as_json(source.name, outcome, file)
+            if json
+            else text(source.name, outcome, file, terminal.width(piped=_ONE_LINE))
+        )
     elif json:
         print(msgspec.json.encode({"image": source.name, "error": outcome.to_wire()}).decode())
     if not isinstance(outcome, Result):
@@ -120,13 +124,12 @@ def _as_json(name: str, result: Result, file: str) -> str:
     return to_json(msgspec.structs.replace(result, output=None), image=name, output_file=file).decode()
 
 
-def _text(name: str, result: Result, file: str = "") -> str:
-    """Two or more lines: the answer, then time and bytes."""
+def text(name: str, result: Result, file: str, width: int) -> str:
+    """The answer, then time and bytes, in lines of at most ``width`` characters; ``file``: the file of the output, if there is one."""
     sent = f"{size(result.payload_bytes)} sent" if result.payload_bytes else "nothing sent"
     if result.cached:
         sent += ", answer of an earlier frame reused"
     where = f"; output in {plain(file)}" if file else ""
-    width = terminal.width(piped=_ONE_LINE)
     answer = wrap(f"{plain(name)}: {plain(_answer(result))}", width, _INDENT)
     return "\n".join([*answer, *wrap(f"{_INDENT}{_times(result.timing)}; {sent}{where}", width, _INDENT)])
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from device_profiles import known, measure, save, table
+from device_profiles.schema import Machine
 from splitedge import files, terminal
 from splitedge.errors import UsageError
 from splitedge.terminal import Column
@@ -40,21 +42,30 @@ def known_boards(name: str | None, *, asked: bool, json: bool) -> None:
     """Print the profile of the known board ``name``, or list all. Raises `UsageError` for an unknown name, or without ``asked`` (--known)."""
     if not asked:
         raise UsageError(f"`edge-agent profile` measures this machine; for a known board give --known {name}")
-    if name is not None:
-        found = known.load(name)
-        if json:
-            print(msgspec.json.encode(found).decode())
-        else:
-            terminal.show(table(found, terminal.width()))
-        return
-    boards = {board: known.load(board) for board in known.names()}
+    if name is None:
+        _list(json=json)
+    elif json:
+        print(msgspec.json.encode(known.load(name)).decode())
+    else:
+        terminal.show(table(known.load(name), terminal.width()))
+
+
+def boards(width: int) -> Text:
+    """The known boards as a table."""
+    columns = [Column("name"), Column("board", shortest=16), Column("cores", shortest=16), Column("kernels use")]
+    rows = []
+    for name, machine in _machines().items():
+        rows.append((name, machine.board or "", f"{machine.physical_cores} x {machine.cpu}", machine.isa))
+    return terminal.table(columns, rows, width)
+
+
+def _list(*, json: bool) -> None:
     if json:
-        print(msgspec.json.encode({board: found.machine.board for board, found in boards.items()}).decode())
+        print(msgspec.json.encode({name: machine.board for name, machine in _machines().items()}).decode())
         return
-    columns = [Column("name"), Column("board", shortest=20), Column("cores", shortest=16), Column("kernels use")]
-    rows = [
-        (board, one.board or "", f"{one.physical_cores} x {one.cpu}", one.isa)
-        for board, one in ((board, found.machine) for board, found in boards.items())
-    ]
     note = "These profiles are published or estimated, not measured. Use them with `edge-agent plan --board NAME`."
-    terminal.show(terminal.table(columns, rows, terminal.width()), "", note)
+    terminal.show(boards(terminal.width()), "", note)
+
+
+def _machines() -> dict[str, Machine]:
+    return {name: known.load(name).machine for name in known.names()}

@@ -292,7 +292,7 @@ def offered(rows: list[list[str]], width: int) -> RenderableType:
         Column("tensor", optional=True),
         Column("weights", right=True),
         Column("segment kB", right=True),
-        Column("codec", right=True, shortest=12),
+        Column("codec", right=True),
         Column("frame kB", right=True),
     ]
     return terminal.table(columns, rows, width)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import socket
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from edge_agent import doctor
-from edge_agent.commands.doctor import summary, table
+from edge_agent.commands.doctor import report, summary
 from edge_agent.config import Settings
 from edge_agent.doctor import Check
 from kernels import isa
@@ -127,13 +125,9 @@ def test_each_check_is_a_line_and_what_is_not_ok_has_advice() -> None:
         Check("memory", "warn", "low", "stop programs"),
         Check("server", "fail", "x", "go"),
     ]
-    shown = io.StringIO()
-    console = Console(width=80, file=shown, color_system=None)
-    console.print(table(checks))
-    console.print(summary(checks))
-    lines = [line.rstrip() for line in shown.getvalue().splitlines()]
+    lines = report(checks, 80).plain.splitlines()
     assert lines[:3] == ["ok    cores   4", "warn  memory  low", "              -> stop programs"]
-    assert lines[-1] == "1 ok, 1 to look at, 1 failed"
+    assert summary(checks).plain == "1 ok, 1 warnings, 1 failed"
 
 
 # --- as a process

@@ -21,6 +21,7 @@ from calibration.bundle.bundle import Bundle
 from calibration.importing.importer import session
 from edge_server.commands.add import add, hardly_above_chance
 from edge_server.commands.models import models, names, remove
+from edge_server.commands.progress import WORDS
 from edge_server.importing import preprocessing
 from edge_server.planning.device_plan import make_plan
 from edge_server.store.catalog import Catalog
@@ -65,12 +66,15 @@ def test_add_lists_the_cuts_and_models_the_model(network: Path, tmp_path: Path) 
     assert f"edge-server token BOARD --store {tmp_path}" in done.stdout
     assert f"edge-server serve --store {tmp_path}" in done.stdout
     phases = [line.split("] ")[1].split(":")[0] for line in done.stderr.splitlines() if "] " in line]
-    assert list(dict.fromkeys(phases)) == [
-        "importing the model", "first look", "observe", "moments", "rounding", "answers", "histograms", "codecs of cuts",
-        "noise of cuts", "sensitivity of layers", "trials", "segments", "patterns",
+    assert list(dict.fromkeys(phases)) == ["importing the model"] + [
+        WORDS[phase]
+        for phase in (
+            "first look", "observe", "moments", "rounding", "answers", "histograms", "codecs of cuts", "noise of cuts",
+            "sensitivity of layers", "trials", "segments", "patterns",
+        )
     ]  # fmt: skip
     listed = run("models", "--store", tmp_path, COLUMNS="150")
-    assert "16x16x3" in listed.stdout
+    assert "16 x 16 x 3" in listed.stdout
 
 
 @pytest.mark.slow
@@ -397,7 +401,7 @@ def test_an_add_that_is_stopped_leaves_nothing(network: Path, tmp_path: Path, nu
     process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if "observe" in line:
+        if WORDS["observe"] in line:
             break
     process.send_signal(number)
     told = process.communicate(timeout=60)[1]
