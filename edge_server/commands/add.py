@@ -254,10 +254,11 @@ def _show_next(folder: Path, *, tokens: bool) -> None:
     """The commands that follow `add`."""
     default = config.load().folder() == folder
     store = "" if default else f" --store {shlex.quote(str(folder))}"
-    create = [] if tokens else [f"  edge-server token BOARD{store}    creates a token for a board"]
-    terminal.show(
-        "next:", *create, f"  edge-server serve{store}    serves the model; a running server serves it already"
-    )
+    terminal.show("", "Next, serve the model; a running server serves it already:")
+    print(f"  edge-server serve{store}")
+    if not tokens:
+        terminal.show("Create a token for each board:")
+        print(f"  edge-server token BOARD{store}")
 
 
 def _float_top1(bundle: bundles.Bundle) -> Iterator[str]:

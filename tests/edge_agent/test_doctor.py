@@ -67,7 +67,7 @@ def test_a_quota_is_told_and_one_under_a_core_is_noted(tmp_path: Path, quota: st
     found = doctor.cores(lay_out(tmp_path, files))
     assert found.verdict == verdict
     assert f"quota {int(quota) / 100000:g} cores" in found.found
-    assert "heads run on at most 1" in found.found
+    assert "at most 1" in found.found
 
 
 def test_memory_must_do_for_heads_and_before_that_for_compiling(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_lower_instruction_set_than_could_be_is_noted(monkeypatch: pytest.Monk
     monkeypatch.setenv("SPLITEDGE_ISA", "portable")
     found = doctor.instructions()
     assert found.verdict == "warn"
-    assert "unset it" in found.advice
+    assert "SPLITEDGE_ISA" in found.advice
 
 
 def test_a_configuration_that_is_not_valid_fails_and_the_server_is_not_asked(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ async def test_a_server_that_is_silent_is_not_waited_for_long(monkeypatch: pytes
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are made, and nobody takes them
         found = await doctor.server(Settings(server=f"http://127.0.0.1:{silent.getsockname()[1]}"))
     assert found.verdict == "fail"
-    assert "did not answer within 0.1 s" in found.advice
+    assert "0.1 s" in found.advice
 
 
 async def test_a_server_that_nobody_configured_need_not_be_there() -> None:
