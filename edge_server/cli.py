@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,13 @@ app = typer.Typer(help="Import models, plan how to split them, and run the parts
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
 NamesFile = Annotated[Path, typer.Argument(help="File of class names: one per line, CSV or JSON.", show_default=False)]
+
+# Options of `add`, by the heading in its help.
+_sample = partial(typer.Option, rich_help_panel="Samples")
+_pixels = partial(typer.Option, rich_help_panel="Preprocessing of images")
+_text = partial(typer.Option, rich_help_panel="Text models")
+_tensors = partial(typer.Option, rich_help_panel="Input and output")
+_calibration = partial(typer.Option, rich_help_panel="Calibration")
 
 
 def _takes(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -62,166 +70,119 @@ def add(
     ] = False,
     images: Annotated[
         Path | None,
-        typer.Option(
-            "--images",
-            help="Folder of calibration images: with or without a labels.csv, or with one folder per class.",
-            rich_help_panel="Samples",
+        _sample(
+            "--images", help="Folder of calibration images: with or without a labels.csv, or with one folder per class."
         ),
     ] = None,
     arrays: Annotated[
         Path | None,
-        typer.Option(
-            "--arrays",
-            help="Folder of .npy arrays, channels last, or one .npy file with all samples.",
-            rich_help_panel="Samples",
-        ),
+        _sample("--arrays", help="Folder of .npy arrays, channels last, or one .npy file with all samples."),
     ] = None,
     texts: Annotated[
         Path | None,
-        typer.Option(
+        _sample(
             "--texts",
             help="Calibration texts: one folder of .txt files per class, a folder of .txt files, a .txt file with one text per line, or a .csv file of texts and class indices.",
-            rich_help_panel="Samples",
         ),
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option("--samples", min=1, help="Maximum number of samples. [default: all]", rich_help_panel="Samples"),
+        _sample("--samples", min=1, help="Maximum number of samples. [default: all]"),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(
+        _sample(
             "--labels",
             help="Classes of the samples: a CSV file of file name, class index or name, and class name; a .npy file of indices; or a regular expression on file names.",
-            rich_help_panel="Samples",
         ),
     ] = None,
     class_names: Annotated[
         Path | None,
-        typer.Option(
-            "--class-names", help="File of class names: one per line, CSV or JSON.", rich_help_panel="Samples"
-        ),
+        _sample("--class-names", help="File of class names: one per line, CSV or JSON."),
     ] = None,
     preset: Annotated[
         Literal["imagenet", "inception", "efficientnet-lite", "clip", "cifar10", "mnist", "unit", "raw"] | None,
-        typer.Option(
+        _pixels(
             "--preset",
             help="Normalization of pixels: imagenet (torchvision, most of timm), inception (-1 to 1: Keras, TensorFlow), efficientnet-lite "
             "((x - 127) / 128), clip, cifar10, mnist, unit (0 to 1), raw (0 to 255). Images require this, or --mean and --std.",
-            rich_help_panel="Preprocessing of images",
         ),
     ] = None,
     preprocess: Annotated[
         Path | None,
-        typer.Option(
-            "--preprocess",
-            help="File with the other options of this section (JSON or TOML).",
-            rich_help_panel="Preprocessing of images",
-        ),
+        _pixels("--preprocess", help="File with the other options of this section (JSON or TOML)."),
     ] = None,
     mean: Annotated[
         str | None,
-        typer.Option(
-            "--mean",
-            help="Mean of the pixels (0 to 255): one number, or three separated by commas.",
-            rich_help_panel="Preprocessing of images",
-        ),
+        _pixels("--mean", help="Mean of the pixels (0 to 255): one number, or three separated by commas."),
     ] = None,
     std: Annotated[
         str | None,
-        typer.Option(
-            "--std",
-            help="Standard deviation of the pixels, as --mean: the input is (pixel - mean) / std.",
-            rich_help_panel="Preprocessing of images",
-        ),
+        _pixels("--std", help="Standard deviation of the pixels, as --mean: the input is (pixel - mean) / std."),
     ] = None,
     resize: Annotated[
         int | None,
-        typer.Option(
-            "--resize",
-            help="Resize the short side to this before the crop. [default: input size / 0.875]",
-            rich_help_panel="Preprocessing of images",
-        ),
+        _pixels("--resize", help="Resize the short side to this before the crop. [default: input size / 0.875]"),
     ] = None,
     fit: Annotated[
         str | None,
-        typer.Option(
-            "--fit",
-            help="Method that fits an image to the input: crop or stretch. [default: crop]",
-            rich_help_panel="Preprocessing of images",
-        ),
+        _pixels("--fit", help="Method that fits an image to the input: crop or stretch. [default: crop]"),
     ] = None,
     interpolation: Annotated[
         str | None,
-        typer.Option(
-            "--interpolation",
-            help="Interpolation: bicubic or bilinear. [default: that of the preset, else bicubic]",
-            rich_help_panel="Preprocessing of images",
+        _pixels(
+            "--interpolation", help="Interpolation: bicubic or bilinear. [default: that of the preset, else bicubic]"
         ),
     ] = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(
-            "--tokenizer",
-            help="The model's tokenizer.json or vocab.txt (BERT, uncased), so that agents accept texts.",
-            rich_help_panel="Text models",
+        _text(
+            "--tokenizer", help="The model's tokenizer.json or vocab.txt (BERT, uncased), so that agents accept texts."
         ),
     ] = None,
     padding: Annotated[
         int,
-        typer.Option(
-            "--padding",
-            min=0,
-            help="Token id of padding, for a text model with an attention mask.",
-            rich_help_panel="Text models",
-        ),
+        _text("--padding", min=0, help="Token id of padding, for a text model with an attention mask."),
     ] = 0,
     input_shape: Annotated[
         str | None,
-        typer.Option(
+        _tensors(
             "--input-shape",
             help="Input shape in the order of the model, such as 1,3,224,224. Required for a torch module and for open dimensions.",
-            rich_help_panel="Input and output",
         ),
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(
-            "--size", min=1, help="Short for --input-shape 1,3,SIZE,SIZE.", rich_help_panel="Input and output"
-        ),
+        _tensors("--size", min=1, help="Short for --input-shape 1,3,SIZE,SIZE."),
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option(
+        _tensors(
             "--output",
             help="Tensor to answer with: an output, or any float32 tensor inside the model. [default: the first output]",
-            rich_help_panel="Input and output",
         ),
     ] = None,
     output_kind: Annotated[
         Literal["auto", "logits", "probabilities", "scores", "tensor"],
-        typer.Option(
+        _tensors(
             "--output-kind",
             help="Meaning of the output: logits, probabilities, scores (independent, 0 to 1), or tensor (an embedding or a map, returned whole); "
             "auto derives it from the answers of the float model.",
-            rich_help_panel="Input and output",
         ),
     ] = "auto",
     rounding: Annotated[
         Literal["plain", "nearest", "gptq"],
-        typer.Option(
+        _calibration(
             "--rounding",
             help="Weight rounding: gptq minimizes the output error on the samples; nearest rounds and corrects biases; plain only rounds.",
-            rich_help_panel="Calibration",
         ),
     ] = "gptq",
     metric: Annotated[
         Literal["auto", "top1", "agreement", "cosine"],
-        typer.Option(
+        _calibration(
             "--metric",
             help="Accuracy metric: right answers (top1, with labels), agreement with the float model, or the cosine to its output; "
             "auto is cosine for tensors, top1 with labels, else agreement.",
-            rich_help_panel="Calibration",
         ),
     ] = "auto",
 ) -> None:
