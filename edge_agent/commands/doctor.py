@@ -41,4 +41,4 @@ def summary(checks: Sequence[Check]) -> Text:
     """The number of checks by verdict."""
     count = {verdict: sum(check.verdict == verdict for check in checks) for verdict in _STYLES}
     worst = next((verdict for verdict in ("fail", "warn") if count[verdict]), "ok")
-    return Text(f"{count['ok']} ok, {count['warn']} warnings, {count['fail']} failed", style=_STYLES[worst])
+    return Text(f"{count['ok']} ok, {count['warn']} to check, {count['fail']} failed", style=_STYLES[worst])

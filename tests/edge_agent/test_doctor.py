@@ -127,7 +127,7 @@ def test_each_check_is_a_line_and_what_is_not_ok_has_advice() -> None:
     ]
     lines = report(checks, 80).plain.splitlines()
     assert lines[:3] == ["ok    cores   4", "warn  memory  low", "              -> stop programs"]
-    assert summary(checks).plain == "1 ok, 1 warnings, 1 failed"
+    assert summary(checks).plain == "1 ok, 1 to check, 1 failed"
 
 
 # --- as a process

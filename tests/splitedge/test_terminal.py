@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 from rich.text import Text
 
 from splitedge import terminal
@@ -89,3 +92,14 @@ def test_without_a_terminal_a_long_step_prints_a_line_and_a_short_one_nothing(
         assert progress._timer is not None
         progress._timer.join(10)
     assert capsys.readouterr() == ("", "edge-agent: long[2J\n")
+
+
+def test_on_a_terminal_a_step_is_a_spinner_until_it_ends() -> None:
+    shown = io.StringIO()
+    progress = terminal.Progress("edge-agent")
+    progress._console = Console(file=shown, force_terminal=True)
+    progress("measuring")
+    assert progress._spinner is not None
+    progress.stop()
+    assert progress._spinner is None
+    assert "measuring" in shown.getvalue()
