@@ -204,7 +204,9 @@ def load(
     settings = load_settings(Settings, path or file(environ), options or {}, environ)
     for key, url in (("server", settings.server), ("chain.next", settings.chain.next)):
         if (url or key == "server") and _split_url(url) is None:
-            raise errors.ConfigError(f"`{key}` must be a URL such as https://host:8470, not {url[:100]!r}", key=key)
+            raise errors.ConfigError(
+                f"`{key}` must be a URL such as https://host:8470, not {url[:100]!r}", key=key, reason="not-a-url"
+            )
     return settings
 
 
@@ -214,6 +216,7 @@ def check_role(settings: Settings) -> None:
         raise errors.ConfigError(
             "`model` and `stage.port` are both set; unset `model` on a later board of a chain, or `stage.port` on the first",
             key="stage.port",
+            reason="model-and-stage",
         )
     if settings.stage.port is None:
         require_model(settings)
@@ -223,7 +226,9 @@ def require_model(settings: Settings) -> None:
     """Raise `errors.ConfigError` if no model is selected."""
     if not settings.model:
         raise errors.ConfigError(
-            "no model is selected; give --model or set `model` (`edge-agent models` lists them)", key="model"
+            "no model is selected; give --model or set `model` (`edge-agent models` lists them)",
+            key="model",
+            reason="no-model",
         )
 
 
@@ -233,7 +238,8 @@ def path_of(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise errors.ConfigError(
-            f"{text} is in a home folder and this user has none; give an absolute path, such as /etc/splitedge/{Path(text).name}"
+            f"{text} is in a home folder and this user has none; give an absolute path, such as /etc/splitedge/{Path(text).name}",
+            reason="no-home",
         ) from error
 
 
@@ -283,7 +289,8 @@ def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
             text = opened.read(8192)
     except OSError as error:
         raise errors.ConfigError(
-            f"cannot read the token file {path} ({error.strerror}); correct `{prefix}token_file`"
+            f"cannot read the token file {path} ({error.strerror}); correct `{prefix}token_file`",
+            reason="token-unreadable",
         ) from error
     return _checked_token(text.removeprefix(BOM_UTF8).decode("ascii", "replace").strip(), f"the token file {path}")
 
@@ -305,5 +312,7 @@ def _credential(environ: Mapping[str, str]) -> Path | None:
 
 def _checked_token(text: str, where: str) -> str:
     if not text or len(text) > 4096 or not text.isascii() or not text.isprintable() or " " in text:
-        raise errors.ConfigError(f"{where} does not contain a token; create one with `edge-server token` on the server")
+        raise errors.ConfigError(
+            f"{where} does not contain a token; create one with `edge-server token` on the server", reason="not-a-token"
+        )
     return text

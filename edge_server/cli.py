@@ -331,5 +331,6 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(
-            f"{option} {text} is not a list of numbers; give one number, or three separated by commas"
+            f"{option} {text} is not a list of numbers; give one number, or three separated by commas",
+            reason="not-numbers",
         ) from error

@@ -56,7 +56,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
             data = environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
         except RuntimeError as error:
             raise errors.StoreError(
-                "this user has no home folder for the store; give its folder with --store or SPLITEDGE_STORE"
+                "this user has no home folder for the store; give its folder with --store or SPLITEDGE_STORE",
+                reason="no-home",
             ) from error
         return Path(data) / "splitedge" / "server"
 

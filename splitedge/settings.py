@@ -171,7 +171,7 @@ def _is_text(value: str) -> bool:
 
 def _wrong(setting: Setting, value: object, where: str) -> errors.ConfigError:
     shown = "" if setting.key.endswith("token") else f", not {repr(value)[:60]}"  # messages must not show a secret
-    return errors.ConfigError(f"{where} must be {setting.allowed}{shown}", key=setting.key, where=where)
+    return errors.ConfigError(f"{where} must be {setting.allowed}{shown}", key=setting.key, where=where, reason="value")
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -180,20 +180,24 @@ def _parse(path: Path) -> dict[str, Any]:
             data = file.read(limits.MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise errors.ConfigError(
-            f"cannot read the configuration file {path} ({error.strerror}); give the path of a TOML file"
+            f"cannot read the configuration file {path} ({error.strerror}); give the path of a TOML file",
+            reason="unreadable",
         ) from error
     if len(data) > limits.MAX_CONFIG_BYTES:
         raise errors.ConfigError(
-            f"the configuration file {path} is larger than {limits.MAX_CONFIG_BYTES} bytes; give the path of a TOML file"
+            f"the configuration file {path} is larger than {limits.MAX_CONFIG_BYTES} bytes; give the path of a TOML file",
+            reason="too-large",
         )
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise errors.ConfigError(
-            f"the configuration file {path} is not UTF-8 (byte {error.start}); save it as UTF-8"
+            f"the configuration file {path} is not UTF-8 (byte {error.start}); save it as UTF-8", reason="not-utf8"
         ) from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise errors.ConfigError(f"the configuration file {path} is not valid TOML: {str(error)[:200]}") from error
+        raise errors.ConfigError(
+            f"the configuration file {path} is not valid TOML: {str(error)[:200]}", reason="not-toml"
+        ) from error
 
 
 def _flatten(table: dict[str, Any], path: Path, prefix: str, known: Mapping[str, Setting]) -> dict[str, Any]:
@@ -204,11 +208,15 @@ def _flatten(table: dict[str, Any], path: Path, prefix: str, known: Mapping[str,
             found[key] = _convert(known[key], value, f"`{key}` in {path}", strict=True)
         elif not any(one.startswith(f"{key}.") for one in known):
             raise errors.ConfigError(
-                f"`{key[:100]}` in {path} is not a setting; allowed here: {_allowed(prefix, known)}", key=key
+                f"`{key[:100]}` in {path} is not a setting; allowed here: {_allowed(prefix, known)}",
+                key=key,
+                reason="unknown-key",
             )
         elif not isinstance(value, dict):
             raise errors.ConfigError(
-                f"`{key}` in {path} must be a table [{key}] with the keys {_allowed(f'{key}.', known)}", key=key
+                f"`{key}` in {path} must be a table [{key}] with the keys {_allowed(f'{key}.', known)}",
+                key=key,
+                reason="not-a-table",
             )
         else:
             found |= _flatten(value, path, f"{key}.", known)

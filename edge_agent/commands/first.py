@@ -41,9 +41,9 @@ def frames(patterns: list[str], texts: list[str], out: Path | None = None) -> Fr
     Raises `errors.UsageError` without any, `errors.InputError` if none can be read or there are too many, `errors.StoreError` for the folder.
     """
     if not patterns and not texts:
-        raise errors.UsageError("there is no input; give a file or a folder, or a text with --text")
+        raise errors.UsageError("there is no input; give a file or a folder, or a text with --text", reason="no-inputs")
     if "" in patterns:
-        raise errors.UsageError("a file name is empty; give a file or a folder")
+        raise errors.UsageError("a file name is empty; give a file or a folder", reason="empty-name")
     found = Frames([spoken(text) for text in texts], [])
     stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
     for pattern in patterns:
@@ -74,7 +74,9 @@ def plan(settings: Settings, board: str | None, picture: Path | None) -> None:
     """Like `server`, after a check of the other arguments of `plan`: the known board and the file of the picture."""
     if picture:
         if settings.chain.next:
-            raise errors.UsageError("--plot cannot draw a chain of boards; omit --plot or --next")
+            raise errors.UsageError(
+                "--plot cannot draw a chain of boards; omit --plot or --next", reason="plot-of-chain"
+            )
         files.picture_form(picture.name)
         files.require_writable(picture)
     if board:
@@ -95,14 +97,17 @@ def _check(found: Frames) -> None:
     """Raise `errors.InputError` if there are too many inputs, or none can be read."""
     count = len(found.good) + len(found.bad)
     if count > limits.MAX_SOURCE_FILES:
-        raise errors.InputError(f"{count} inputs exceed the limit of {limits.MAX_SOURCE_FILES}; give fewer at a time")
+        raise errors.InputError(
+            f"{count} inputs exceed the limit of {limits.MAX_SOURCE_FILES}; give fewer at a time",
+            reason="too-many-files",
+        )
     if found.good:
         return
     if count == 1:
         raise found.bad[0].error
     reasons = "; ".join(failed.error.message for failed in found.bad[:_NAMED])
     more = f"; and {count - _NAMED} more" if count > _NAMED else ""
-    raise errors.InputError(f"cannot read any of {count} inputs: {reasons}{more}")
+    raise errors.InputError(f"cannot read any of {count} inputs: {reasons}{more}", reason="none-readable")
 
 
 def _problem(source: Source) -> errors.InputError | None:
@@ -115,4 +120,6 @@ def _problem(source: Source) -> errors.InputError | None:
         return error
     if os.access(source.path, os.R_OK):
         return None
-    return errors.InputError(f"{source.path} cannot be read ({os.strerror(errno.EACCES)})", name=source.name)
+    return errors.InputError(
+        f"{source.path} cannot be read ({os.strerror(errno.EACCES)})", name=source.name, reason="unreadable"
+    )

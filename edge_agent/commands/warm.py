@@ -22,7 +22,8 @@ def warm() -> None:
     seconds = time.monotonic() - started
     if left := kernels.missing():
         raise StoreError(
-            f"cannot store {', '.join(left)} in {jit.CACHE_DIR}; free some space and run `edge-agent warm` again"
+            f"cannot store {', '.join(left)} in {jit.CACHE_DIR}; free some space and run `edge-agent warm` again",
+            reason="cannot-keep",
         )
     print(f"{len(steps) - compiled} of {len(steps)} kernels were compiled already, {compiled} now; {seconds:.1f} s")
 

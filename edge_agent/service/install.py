@@ -163,18 +163,22 @@ def _start(say: Callable[[str], object]) -> None:
     reason = last_error(found) or f"still {found.doing}"
     raise SplitEdgeError(
         f"the service is installed but does not work: {reason.removeprefix(f'{notify.REFUSED}: ')}; correct this and "
-        "run the same command again, or remove the service with `edge-agent service uninstall`"
+        "run the same command again, or remove the service with `edge-agent service uninstall`",
+        reason="cannot-serve",
     )
 
 
 def _require_root() -> None:
     if os.geteuid() != 0:
-        raise PlatformError("only root can change the service; run the same command with sudo")
+        raise PlatformError("only root can change the service; run the same command with sudo", reason="not-root")
     require_systemd()
 
 
 def _not_installed(path: Path) -> UsageError:
-    return UsageError(f"the service is not installed ({path} does not exist); run `edge-agent service install` first")
+    return UsageError(
+        f"the service is not installed ({path} does not exist); run `edge-agent service install` first",
+        reason="not-installed",
+    )
 
 
 # --- uninstall
@@ -219,7 +223,9 @@ def _remove(path: Path) -> None:
         if path.parent.name == CONFIG_PATH.parent.name and not any(path.parent.iterdir()):
             path.parent.rmdir()
     except OSError as error:
-        raise StoreError(f"cannot remove {path} ({error.strerror}); remove it manually") from error
+        raise StoreError(
+            f"cannot remove {path} ({error.strerror}); remove it manually", reason="cannot-remove"
+        ) from error
 
 
 # --- files
@@ -237,5 +243,6 @@ def _write(path: Path, text: str) -> None:
         path.chmod(0o644)  # whatever the umask: the service reads it as another user
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be written ({error.strerror}): free space or make the folder writable"
+            f"{path} cannot be written ({error.strerror}): free space or make the folder writable",
+            reason="cannot-write",
         ) from error

@@ -78,7 +78,8 @@ def send(fields: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> 
         return False
     if name[0] not in "@/":
         raise PlatformError(
-            f"NOTIFY_SOCKET={name[:100]} is not a Unix socket; unset it, or start the agent with systemd"
+            f"NOTIFY_SOCKET={name[:100]} is not a Unix socket; unset it, or start the agent with systemd",
+            reason="not-a-socket",
         )
     message = "\n".join(f"{key}={_clean(value)}" for key, value in fields.items())
     try:
@@ -91,7 +92,8 @@ def send(fields: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> 
     except OSError as error:
         reason = error.strerror or error
         raise PlatformError(
-            f"the systemd socket {name[:100]} refuses messages ({reason}); restart the service"
+            f"the systemd socket {name[:100]} refuses messages ({reason}); restart the service",
+            reason="refused",
         ) from error
     return True
 

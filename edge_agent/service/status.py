@@ -138,7 +138,10 @@ def in_journal(lines: Sequence[str]) -> str:
 def require_systemd() -> None:
     """Raise `PlatformError` if systemd does not run."""
     if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
-        raise PlatformError("systemd does not run on this machine; start `edge-agent run` from another service manager")
+        raise PlatformError(
+            "systemd does not run on this machine; start `edge-agent run` from another service manager",
+            reason="no-systemd",
+        )
 
 
 def systemctl(*arguments: str, check: bool = True) -> str:
@@ -146,7 +149,10 @@ def systemctl(*arguments: str, check: bool = True) -> str:
     done = _run("systemctl", *arguments)
     if check and done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0][:200].rstrip(".")
-        raise PlatformError(f"`systemctl {arguments[0]}` failed ({reason}); see `journalctl -u splitedge-agent -n 50`")
+        raise PlatformError(
+            f"`systemctl {arguments[0]}` failed ({reason}); see `journalctl -u splitedge-agent -n 50`",
+            reason="systemctl",
+        )
     return done.stdout
 
 
@@ -165,5 +171,6 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PlatformError(
-            f"`{' '.join(command[:2])}` did not finish; see `journalctl -u splitedge-agent -n 50`"
+            f"`{' '.join(command[:2])}` did not finish; see `journalctl -u splitedge-agent -n 50`",
+            reason="timeout",
         ) from error

@@ -131,16 +131,20 @@ def _credential(token_file: Path) -> str:
 
 def _absolute(path: Path) -> str:
     if not path.is_absolute():
-        raise ConfigError(f"'{path}' is not an absolute path, which the service needs; give the full path")
+        raise ConfigError(
+            f"'{path}' is not an absolute path, which the service needs; give the full path", reason="not-absolute"
+        )
     if set(str(path)) & set("\"'\\"):
-        raise ConfigError(f"systemd accepts no quotes or backslashes in a path; rename {path}")
+        raise ConfigError(f"systemd accepts no quotes or backslashes in a path; rename {path}", reason="quotes")
     return str(path)
 
 
 def _plain(text: str) -> str:
     """A value up to the end of its line, with ``%`` escaped, which begins a specifier."""
     if not text.isprintable():
-        raise ConfigError("a systemd unit cannot contain a control character; use another path")
+        raise ConfigError(
+            "a systemd unit cannot contain a control character; use another path", reason="control-character"
+        )
     return text.replace("%", "%%")
 
 

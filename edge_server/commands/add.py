@@ -116,12 +116,16 @@ def _checked(name: str, request: Request) -> preprocessing.Spec:
     check_name(name, "model")
     _check_place(request)
     if request.labels is not None and request.metric in ("agreement", "cosine"):
-        raise errors.UsageError(f"--metric {request.metric} takes no labels; omit --labels, or use --metric top1")
+        raise errors.UsageError(
+            f"--metric {request.metric} takes no labels; omit --labels, or use --metric top1",
+            reason="metric-without-labels",
+        )
     _shape(request.input_shape)
     given = [option for option, value in request.options.items() if value is not None]
     if request.images is None and (given or request.preprocess):
         raise errors.UsageError(
-            f"--{given[0] if given else 'preprocess'} applies to images; omit it, or give the samples with --images"
+            f"--{given[0] if given else 'preprocess'} applies to images; omit it, or give the samples with --images",
+            reason="only-for-images",
         )
     spec = preprocessing.read(request.preprocess, request.options)
     if request.images is not None:
@@ -153,22 +157,29 @@ def _name_of(source: str) -> str:
 def _check_place(request: Request) -> None:
     if sum(place is not None for place in (request.images, request.arrays, request.texts)) != 1:
         raise errors.UsageError(
-            "add needs calibration samples; give one of --images DIR, --arrays DIR, or --texts DIR with --tokenizer"
+            "add needs calibration samples; give one of --images DIR, --arrays DIR, or --texts DIR with --tokenizer",
+            reason="no-samples",
         )
     if request.texts is not None and request.tokenizer is None:
-        raise errors.UsageError("--texts needs --tokenizer; give the model's tokenizer.json or vocab.txt")
+        raise errors.UsageError(
+            "--texts needs --tokenizer; give the model's tokenizer.json or vocab.txt", reason="no-tokenizer"
+        )
 
 
 def _tokenizer(data: bytes, graph: Graph, padding: int) -> text.Tokenizer:
     """The tokenizer in ``data``. Raises `errors.UsageError` if it does not fit the model."""
     shape = graph.stored_shape(graph.input)
     if not graph.takes_ids or len(shape) != 1:
-        raise errors.UsageError(f"the model takes an input of shape {shape}, not a row of token ids; omit --tokenizer")
+        raise errors.UsageError(
+            f"the model takes an input of shape {shape}, not a row of token ids; omit --tokenizer",
+            reason="no-token-ids",
+        )
     made = text.Tokenizer(data, shape[0], padding)
     named = made.named_padding()
     if named not in (None, padding):
         raise errors.UsageError(
-            f"the padding token of the tokenizer has the id {named}, not {padding}; give --padding {named}"
+            f"the padding token of the tokenizer has the id {named}, not {padding}; give --padding {named}",
+            reason="other-padding",
         )
     return made
 
@@ -198,7 +209,9 @@ def _shape(text: str | None) -> list[int] | None:
         return None
     parts = re.split(r"[,x]", text)
     if not all(p.strip().isdigit() and 0 < int(p) < 1 << 20 for p in parts):
-        raise errors.UsageError(f"--input-shape {text} is not a shape; give sizes such as 1,3,224,224")
+        raise errors.UsageError(
+            f"--input-shape {text} is not a shape; give sizes such as 1,3,224,224", reason="not-a-shape"
+        )
     return [int(p) for p in parts]
 
 

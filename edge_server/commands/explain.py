@@ -29,7 +29,8 @@ def profile_of(file: Path | None, board: str | None) -> DeviceProfile:
     if (file is None) == (board is None):
         raise errors.UsageError(
             "give one board: --profile FILE, from `edge-agent profile --out FILE`, "
-            f"or --board with one of {', '.join(known.names())}"
+            f"or --board with one of {', '.join(known.names())}",
+            reason="one-device",
         )
     return device_profiles.load(file) if file else known.load(board or "")
 

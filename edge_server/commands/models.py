@@ -33,11 +33,13 @@ def names(folder: Path, model: str, file: Path) -> None:
         classes = math.prod(output.shape)
         if not output.has_classes:
             raise errors.UsageError(
-                f"the output of {model} is a tensor of shape {output.shape} and has no classes to name"
+                f"the output of {model} is a tensor of shape {output.shape} and has no classes to name",
+                reason="no-classes",
             )
         if len(known) != classes:
             raise errors.InputError(
-                f"{file} contains {len(known)} class names and {model} has {classes} classes; give one name per class"
+                f"{file} contains {len(known)} class names and {model} has {classes} classes; give one name per class",
+                reason="class-names",
             )
         store.set_names(model, known)
     print(f"set {classes} class names of {model}; agents show them from their next plan on")
