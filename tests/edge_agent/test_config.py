@@ -138,7 +138,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_wrong_variable_is_named():
     with pytest.raises(errors.ConfigError) as caught:
         config.load(environ={"SPLITEDGE_API_PORT": "many"})
-    assert caught.value.data == {"key": "api.port", "where": "SPLITEDGE_API_PORT"}
+    assert (caught.value.data["key"], caught.value.data["where"]) == ("api.port", "SPLITEDGE_API_PORT")
 
 
 def test_bytes_of_another_encoding_are_refused_except_in_a_path():
@@ -153,7 +153,7 @@ def test_bytes_of_another_encoding_are_refused_except_in_a_path():
 def test_a_wrong_option_is_named():
     with pytest.raises(errors.ConfigError) as caught:
         config.load(options={"demand.max_drop_points": float("nan")}, environ={})
-    assert caught.value.data == {"key": "demand.max_drop_points", "where": "--max-drop"}
+    assert (caught.value.data["key"], caught.value.data["where"]) == ("demand.max_drop_points", "--max-drop")
 
 
 def test_no_message_or_repr_holds_the_token(tmp_path):
