@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks import models
 from benchmarks.report import photo_parser, quiet, report
-from calibration import accuracy, bundle, cuts, importer, layers
+from calibration import accuracy, bundle, cuts, layers
 from calibration.accuracy import ACTIVATION_BITS, Spot
 from calibration.clipping import CHANNEL, RULES, Histogram
 from calibration.families import Fitted
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def prepare(samples: Samples, places: Sequence[float]) -> Split:
     """Calibrate Lite0 with ``samples`` and choose the rules of its cuts at ``places``, as in `PLACES`."""
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+    model = models.load("lite0")
     network = layers.build(Graph.of(model))
     calibration = bundle.calibrate(model, network, samples)
     offered = [p.cut for p in cuts.find(network) if p.offered and p.cut.kind == "inside"]

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks import cache, fashion, models, what_if
 from benchmarks.report import parser, quiet, report
-from calibration import accuracy, importer, trials
+from calibration import accuracy, trials
 from calibration import bundle as bundles
 from calibration.bundle import Bundle
 from calibration.samples import Samples, open_samples
@@ -134,7 +134,7 @@ def photo_task(options: argparse.Namespace) -> Task:
     held = photos[1::2]
     return Task(
         "lite0",
-        lambda: importer.load(models.LITE0, models.LITE0_SHAPE),
+        lambda: models.load("lite0"),
         photos[::2],
         held,
         len(held) // PHOTO_FOLDS,

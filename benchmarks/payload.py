@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from benchmarks import accuracy_bound, fashion, models, news
 from benchmarks.report import parser, quiet, report, write
 from benchmarks.what_if import BOARD, LINK, heads_ms
-from calibration import accuracy, bundle, cuts, families, importer, layers, observe, reweigh
+from calibration import accuracy, bundle, cuts, families, layers, observe, reweigh
 from calibration.bundle import Bundle
 from calibration.clipping import Histogram
 from calibration.graph import Graph
@@ -193,7 +193,7 @@ def load(name: str, options: argparse.Namespace) -> Case:
     photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels, 48 if options.quick else None)
     if photos.classes is None:
         raise errors.UsageError("payload needs labels; give --labels with a CSV of file name and ImageNet class index")
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+    model = models.load("lite0")
     return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0, probed=32, crossed=True)
 
 

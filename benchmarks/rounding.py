@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from benchmarks import equalization, fashion, models
 from benchmarks.report import photo_parser, quiet, report
-from calibration import accuracy, bundle, cuts, importer, layers
+from calibration import accuracy, bundle, cuts, layers
 from calibration.graph import Graph
 from calibration.layers import Weighted
 from calibration.lower import Calibration, lower
@@ -112,7 +112,7 @@ def _case(name: str, options: argparse.Namespace) -> tuple[onnx.ModelProto, Samp
 
 
 def lite0() -> onnx.ModelProto:
-    return importer.load(models.LITE0, models.LITE0_SHAPE)
+    return models.load("lite0")
 
 
 def prepare(model: onnx.ModelProto, samples: Samples, places: Sequence[float], widths: Sequence[int]) -> Network:

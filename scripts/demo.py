@@ -33,7 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 import device_profiles
-from benchmarks.models import LITE0, LITE0_PREPROCESS
+from benchmarks import lite0
+from benchmarks.models import LITE0_PREPROCESS
 from calibration.bundle import Bundle
 from calibration.importer import session
 from edge_agent.head.preprocess import load_image, normalise, prepare_image
@@ -155,7 +156,7 @@ def import_model(photos: list[Photo]) -> Path:
     key = hashlib.sha256(b"".join(p.read_bytes() for p in [*sources, Path(__file__)])).hexdigest()[:12]
     store = CACHE / f"store-{key}"
     ready = (store / "ready").exists()
-    doing = f"edge-server add {LITE0}: export, fold, calibrate, measure every cut"
+    doing = "edge-server add lite0.onnx: calibrate, measure every cut"
     step("Importing the model", f"already in {store.relative_to(ROOT)}" if ready else doing)
     seen = sum(p.seen for p in photos)
     console.print(f"calibration samples: {VIEWS * seen} views of {seen} photos, {VIEWS} of each", highlight=False)
@@ -168,7 +169,7 @@ def import_model(photos: list[Photo]) -> Path:
     spec = LITE0_PREPROCESS
     show(
         command(
-            "edge-server", "add", LITE0, "--name", "lite0", "--images", str(views), "--class-names", str(names), "--size", str(spec.shape[0]),
+            "edge-server", "add", lite0.file(), "--name", "lite0", "--images", str(views), "--class-names", str(names), "--size", str(spec.shape[0]),
             "--resize", str(spec.resize), "--mean", str(spec.mean[0]), "--std", str(spec.std[0]), "--store", str(store),
         )
     )  # fmt: skip
