@@ -25,17 +25,18 @@ from benchmarks import cache, minilm, models, restricted, rivals
 from benchmarks.report import in_turn, parser, ratio, report, spread
 from benchmarks.restricted import OURS
 from benchmarks.rivals import FLOAT, INT8, LITERT
-from calibration import bundle, layers
-from calibration.graph import Graph
-from calibration.lower import Calibration, lower
-from calibration.samples import Samples
+from calibration.bundle import bundle
+from calibration.importing.graph import Graph
+from calibration.lowering import layers
+from calibration.lowering.lower import Calibration, lower
+from calibration.samples.samples import Samples
 from device_profiles.machine import usable_threads
-from edge_agent.head import Head, load
-from edge_agent.head import segment as seg
-from edge_agent.head.executor import OpTiming
-from edge_agent.head.verify import inputs
-from edge_agent.protocol.messages import Preprocess
 from kernels import isa, peak
+from splitedge.head import Head, load
+from splitedge.head import segment as seg
+from splitedge.head.executor import OpTiming
+from splitedge.head.verify import inputs
+from splitedge.protocol.messages import Preprocess
 
 SAMPLES = 8
 #: Seconds between two runtimes with threads. ONNX Runtime's go on spinning after a frame; measured on two cores: without a rest the next one takes up to

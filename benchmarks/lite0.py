@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from benchmarks import cache
-from edge_agent import errors
 from kernels.jit import cache_base
+from splitedge import errors
 
 Array = NDArray[Any]
 

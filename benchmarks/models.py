@@ -7,8 +7,8 @@ from typing import Any, Final
 import onnx
 
 from benchmarks import lite0
-from calibration import importer
-from edge_agent.protocol.messages import Preprocess
+from calibration.importing import importer
+from splitedge.protocol.messages import Preprocess
 
 #: EfficientNet-Lite0 as it was trained: 224 x 224 RGB, (pixel - 127) / 128.
 LITE0_PREPROCESS: Final = Preprocess(
@@ -17,7 +17,7 @@ LITE0_PREPROCESS: Final = Preprocess(
 
 
 def load(name: str) -> onnx.ModelProto:
-    """The network ``name``, "lite0" or a function of this module that makes a torch module, as `calibration.importer.load` returns it."""
+    """The network ``name``, "lite0" or a function of this module that makes a torch module, as `calibration.importing.importer.load` returns it."""
     if name == "lite0":
         return importer.load(lite0.file())
     return importer.load(f"benchmarks.models:{name}", lite0.SHAPE)

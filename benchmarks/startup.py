@@ -30,7 +30,7 @@ from pathlib import Path
 start = time.perf_counter()
 import edge_agent.commands.run
 imported = time.perf_counter()
-from edge_agent.head import load, segment
+from splitedge.head import load, segment
 head = load(Path(sys.argv[1]).read_bytes())
 loaded = time.perf_counter()
 frame = segment.golden_frame(head.header)

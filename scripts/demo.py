@@ -35,9 +35,9 @@ from rich.table import Table
 import device_profiles
 from benchmarks import lite0
 from benchmarks.models import LITE0_PREPROCESS
-from calibration.bundle import Bundle
-from calibration.importer import session
-from edge_agent.head.preprocess import load_image, normalise, prepare_image
+from calibration.bundle.bundle import Bundle
+from calibration.importing.importer import session
+from splitedge.head.preprocess import load_image, normalise, prepare_image
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "demo"
@@ -150,7 +150,7 @@ def import_model(photos: list[Photo]) -> Path:
     """A store with EfficientNet-Lite0, calibrated; made once for these sources."""
     sources = [
         p
-        for part in ("calibration", "kernels", "edge_agent/head", "edge_agent/codec")
+        for part in ("calibration", "kernels", "splitedge/head", "splitedge/codec")
         for p in sorted((ROOT / part).glob("*.py"))
     ]
     key = hashlib.sha256(b"".join(p.read_bytes() for p in [*sources, Path(__file__)])).hexdigest()[:12]

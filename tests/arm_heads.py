@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_agent.head import Head
-from edge_agent.head import segment as seg
 from kernels import isa
+from splitedge.head import Head
+from splitedge.head import segment as seg
 from tests.kernels import golden
 
 TOKENS = 16

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import accuracy, lite0
-from edge_agent import errors
+from splitedge import errors
 
 
 @pytest.mark.slow

