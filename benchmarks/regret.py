@@ -38,6 +38,7 @@ from benchmarks.models import LITE0_PREPROCESS
 from benchmarks.processes import PORT, serving
 from benchmarks.report import photo_parser, report
 from benchmarks.slower import PREFIX, slower
+from edge_agent.planning.negotiation import FETCHING
 from kernels.jit import cache_base
 from splitedge import errors, limits
 from splitedge.protocol.messages import Plan, Prediction
@@ -194,7 +195,7 @@ def negotiate(board: Board, name: str, network: Network, mbps: float, rtt: float
     """The plan of the agent ``name`` over the link as it is. The segment is fetched over a better one: no frame waits for it."""
 
     def on_step(text: str) -> None:
-        if text == "downloading the segment":
+        if text == FETCHING:
             network.link(BOARD, SERVER, mbps=1000, rtt_ms=1)
         elif text == "preparing the head":
             network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
