@@ -30,7 +30,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,7 @@ from benchmarks.processes import serving
 from benchmarks.relay import Relay
 from benchmarks.report import photo_parser, report
 from calibration.accuracy.evaluation import compare
+from calibration.importing.importer import session
 from device_profiles.machine import usable_threads
 from edge_agent import config
 from edge_agent.planning.negotiation import FETCHING
@@ -122,6 +123,7 @@ def rows(ways: Sequence[Way], frames: Frames) -> list[dict[str, str]]:
         found.append({
             "way": way.title, "bytes/frame": f"{fmean(way.sent):,.0f}", "ms/frame": f"{median(way.ms):.1f}",
             "as float": f"{_same(way.classes, frames.floats)}/{count}", "right": f"{_same(way.classes, frames.classes)}/{count}",
+            "bound": f"{way.plan.demand.max_drop_points:g}" if way.plan else "-",
             "points lost": f"{drop:.1f} ({low:.1f} to {high:.1f})",
         })  # fmt: skip
     return found
@@ -145,14 +147,13 @@ def summary(ways: Sequence[Way], frames: Frames) -> dict[str, float]:
 
 def notes(ways: Sequence[Way], frames: Frames) -> list[str]:
     """What the table must be read with."""
-    plans = {way.title: way.plan for way in ways if way.plan}
-    held = [f"{title}: {plan.segment.size / 1e6:.2f} MB" for title, plan in plans.items() if plan.mode != "server"]
-    bounds = [f"{title}: {plan.demand.max_drop_points:g}" for title, plan in plans.items()]
+    plans = {way.name: way.plan for way in ways if way.plan}
+    split, device = (plans[name].segment.size / 1e6 for name in ("split", "device"))
     return [
-        f"the float model has {_same(frames.floats, frames.classes)}/{len(frames.files)} right; points lost: against it, with the paired 95 % interval",
-        f"ms: from the photo's file to the answer; decoding and scaling the photo take {_preparing_ms(frames):.1f} of them",
-        f"points that each plan may lose, the least that calibration can promise: {'; '.join(bounds)}",
-        f"weights that the board fetches once, before: {'; '.join(held)}",
+        f"the float model has {_same(frames.floats, frames.classes)}/{len(frames.files)} right",
+        f"ms/frame: from the photo's file to the answer, {_preparing_ms(frames):.1f} of it to decode and scale",
+        "bound: points of accuracy that a plan may lose; the least that it can promise",
+        f"weights that the board fetches first: {split:.2f} MB to split, {device:.2f} MB for all here",
     ]
 
 
@@ -237,7 +238,8 @@ def _through_webp(frames: Frames, most: float) -> Way:
 
 def _through_onnxruntime(frames: Frames, store: Path) -> Way:
     """Every frame on this processor, in ONNX Runtime."""
-    model, way = _classifier(int8(store)), Way("onnxruntime", "ONNX Runtime int8, all here")
+    model = _classifier(rivals.session(int8(store), usable_threads()))
+    way = Way("onnxruntime", "ONNX Runtime int8, all here")
     model(pixels(frames.files[0]))
     for file in frames.files:
         start = time.perf_counter()
@@ -266,15 +268,19 @@ def calibrated(found: Sequence[Photo]) -> Path:
     """A store with EfficientNet-Lite0, made once for these sources by `edge-server add` from the views of the photographs that calibrate."""
     place = store_folder()
     if not (place / "ready").exists():
-        spec = LITE0_PREPROCESS
-        command = [
-            sys.executable, "-m", "edge_server", "add", lite0.file(), "--name", MODEL, "--images", str(photos.calibration_views(found)),
-            "--class-names", str(_class_names()), "--size", str(spec.shape[0]), "--resize", str(spec.resize), "--mean", str(spec.mean[0]),
-            "--std", str(spec.std[0]), "--store", str(place),
-        ]  # fmt: skip
-        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(add_command(found, place), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         (place / "ready").touch()
     return place
+
+
+def add_command(found: Sequence[Photo], store: Path) -> list[str]:
+    """The command that calibrates EfficientNet-Lite0 into ``store``."""
+    spec = LITE0_PREPROCESS
+    return [
+        sys.executable, "-m", "edge_server", "add", lite0.file(), "--name", MODEL, "--images", str(photos.calibration_views(found)),
+        "--class-names", str(_class_names()), "--size", str(spec.shape[0]), "--resize", str(spec.resize), "--mean", str(spec.mean[0]),
+        "--std", str(spec.std[0]), "--store", str(store),
+    ]  # fmt: skip
 
 
 def store_folder() -> Path:
@@ -304,14 +310,14 @@ def _input(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _float_model() -> Classify:
-    return _classifier(Path(lite0.file()).read_bytes())
+    """In a session as `edge-server` has them."""
+    return _classifier(session(Path(lite0.file()).read_bytes()))
 
 
-def _classifier(model: bytes) -> Classify:
-    """The class of a picture [224, 224, 3] by an ONNX model, on as many threads as help."""
-    session = rivals.session(model, usable_threads())
-    name = session.get_inputs()[0].name
-    return lambda picture: int(np.argmax(session.run(None, {name: _input(picture)})[0]))
+def _classifier(runtime: Any) -> Classify:
+    """The class of a picture [224, 224, 3], by a session of ONNX Runtime."""
+    name = runtime.get_inputs()[0].name
+    return lambda picture: int(np.argmax(runtime.run(None, {name: _input(picture)})[0]))
 
 
 def _class_names() -> Path:
