@@ -81,6 +81,7 @@ def test_only_the_pinned_file_is_read() -> None:
         lite0.read(HEAD + tensors() + KEYS + behind())
 
 
+@pytest.mark.torch
 def test_its_answers_are_those_of_the_torch_export() -> None:
     torch = pytest.importorskip("torch", reason="the other side is torch's")
     package = pytest.importorskip("efficientnet_lite_pytorch", reason="the other side is its module")
@@ -95,6 +96,7 @@ def test_its_answers_are_those_of_the_torch_export() -> None:
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.torch
 def test_its_graph_is_that_of_the_torch_export() -> None:
     pytest.importorskip("torch", reason="the other side is torch's")
     pytest.importorskip("onnxscript", reason="torch's exporter needs it")
