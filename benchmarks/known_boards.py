@@ -25,8 +25,8 @@ from benchmarks import arm_cycles
 from device_profiles import known, predict, schema
 from device_profiles.measure import SHAPES, describe, one_operator
 from device_profiles.schema import KINDS, Kernel, KernelKind, Origin, Shape
-from edge_agent.head.segment import AnyOp, Header
-from edge_agent.head.verify import inputs
+from splitedge.head.segment import AnyOp, Header
+from splitedge.head.verify import inputs
 
 #: Weights and activations of EfficientNet-Lite0, which stands for what a frame touches between two runs of an operator.
 NETWORK_BYTES: Final = 6 << 20

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.head import Head
-from edge_agent.head import segment as seg
 from kernels import codec, entropy, packing, projection, rans, rotation
 from kernels import reference as ref
+from splitedge.head import Head
+from splitedge.head import segment as seg
 from tests import reference_head
 from tests.segment_builder import Builder
 
