@@ -203,7 +203,14 @@ def dynamic_link(document: dict[str, Any]) -> str:
         prefix = "" if name == "adaptive" else f"{name}."
         figures = {
             key: document["summary"][prefix + key]
-            for key in ("held_percent", "accuracy_gap_points", "p50_ms", "p99_ms", "frames_lost_percent", "frames_unaccounted")
+            for key in (
+                "held_percent",
+                "accuracy_gap_points",
+                "p50_ms",
+                "p99_ms",
+                "frames_lost_percent",
+                "frames_unaccounted",
+            )
         }
         made |= {
             "all": f"{figures['held_percent']:.1f} %", "points below the oracle": f"{figures['accuracy_gap_points']:.2f}",
@@ -257,9 +264,7 @@ def payload(document: dict[str, Any]) -> str:
 #: Columns of the payload's table; and samples below which no interval tells a point.
 _METHODS: Final = ("exact", "closed form", "uniform", "pruned", "exact, fewest bytes")
 _FEW: Final = 1000
-_FRONTIER: Final = (
-    "With few samples the interval is too wide to meet a goal. Agreement with the float model and noise (mean squared difference of logits) say more:"
-)
+_FRONTIER: Final = "With few samples the interval is too wide to meet a goal. Agreement with the float model and noise (mean squared difference of logits) say more:"
 _OWN: Final = (
     "Plans that a server makes for a known board, with measured drops. The accuracy bound includes an interval, so these plans spend more bytes "
     "than the exact rows at fixed cuts:"
@@ -413,7 +418,10 @@ def comparison(documents: dict[str, Document]) -> str:
 def _heads_against(rows: Sequence[dict[str, Any]], rival: str) -> tuple[str, str]:
     """The speedup on one thread over all networks, and the least with more threads."""
     alone = [row["ours is faster by"] for row in rows if row["runtime"] == rival and row["threads"] == 1]
-    beside = min((row for row in rows if row["runtime"] == rival and row["threads"] > 1), key=lambda row: row["ours is faster by"])
+    beside = min(
+        (row for row in rows if row["runtime"] == rival and row["threads"] > 1),
+        key=lambda row: row["ours is faster by"],
+    )
     return (
         f"{min(alone):.2f} to {max(alone):.2f} times as fast, {len(alone)} networks, one thread",
         f"{beside['ours is faster by']:.2f} times as fast at worst, {beside['network']}, {beside['threads']} threads",

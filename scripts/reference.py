@@ -106,7 +106,12 @@ def configuration() -> str:
 def _settings(settings: tuple[Setting, ...], *, file: bool) -> str:
     head = ("key and variable" if file else "variable", "option", "default", "meaning")
     rows = [
-        ((f"`{s.key}`<br>" if file else "") + f"`{s.variable}`", f"`{s.option}`", s.default, f"{s.sentence} ({s.allowed})")
+        (
+            (f"`{s.key}`<br>" if file else "") + f"`{s.variable}`",
+            f"`{s.option}`",
+            s.default,
+            f"{s.sentence} ({s.allowed})",
+        )
         for s in settings
     ]
     return table(head, *rows)
@@ -115,7 +120,8 @@ def _settings(settings: tuple[Setting, ...], *, file: bool) -> str:
 def error_codes() -> str:
     """Every error with its code, and the other statuses."""
     rows = [
-        (f"`{kind.code}`", str(kind.exit_status), str(kind.http_status), f"`{kind.__name__}`") for kind in _tree(errors.SplitEdgeError)
+        (f"`{kind.code}`", str(kind.exit_status), str(kind.http_status), f"`{kind.__name__}`")
+        for kind in _tree(errors.SplitEdgeError)
     ]
     others = [
         ("0", "success"),
