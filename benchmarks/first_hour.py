@@ -163,8 +163,9 @@ class Place:
         folder.mkdir(parents=True)
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(checkout)], check=True)
         extra = {} if earlier is None else SET
-        for name, source in PREPARED.items() if earlier else ():
-            _copy(earlier / source, checkout / name)
+        if earlier is not None:
+            for name, source in PREPARED.items():
+                _copy(earlier / source, checkout / name)
         self._earlier = earlier
         self._token = ""
         self.server = stack.enter_context(Shell(checkout, folder / "server/home", {}))
@@ -220,7 +221,7 @@ class Shell:
         self.home.mkdir(parents=True)
         passed = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name)}
         path = f"{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin"  # python3 is the one that runs this script
-        environ = passed | {"HOME": str(self.home), "PATH": path, "COLUMNS": "100"} | self.extra
+        environ = passed | {"HOME": str(self.home), "PATH": path, "COLUMNS": "100", **self.extra}
         self._status, out = os.pipe()
         command = ["bash", "--noprofile", "--norc"]
         self._bash = subprocess.Popen(

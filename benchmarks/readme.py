@@ -26,7 +26,7 @@ Document = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in MAKERS:
+    for name in (*MAKERS, "setup"):
         parser.add_argument(f"--{name}", type=Path, nargs="+", metavar="JSON", help=f"results of benchmarks.{name}")
     for name, paths in vars(parser.parse_args()).items():
         for path in paths or []:
@@ -40,7 +40,8 @@ def pages() -> dict[Path, str]:
     documents = {name: kept(name) for name in MAKERS}
     made = {page_of(name): filled(page_of(name).read_text(), name, figures(name, documents[name])) for name in MAKERS}
     readme = ROOT / "README.md"
-    return made | {readme: filled(readme.read_text(), "comparison", comparison(documents))}
+    text = filled(readme.read_text(), "comparison", comparison(documents))
+    return made | {readme: filled(text, "setup", setup(kept("setup")))}
 
 
 def figures(name: str, document: Document) -> str:
@@ -391,6 +392,19 @@ def kernels(document: dict[str, Any]) -> str:
         "One thread. The `vs` columns say how many times as fast splitedge is. Below 1 it is slower.\n\n"
         f"{tables}\n\n{_notes(document)}{_figures(document['summary'])}\n\n"
     )
+
+
+def setup(document: Document) -> str:
+    """What the two commands of the README take, in a fresh clone with an empty home folder."""
+    figures = document["summary"]
+    rows = [
+        {
+            "command": f"`scripts/{name}`", "downloads": f"{figures[f'{name}.download_mb']:.0f} MB",
+            "first run, with set-up": f"{figures[f'{name}.first_s']:.0f} s", "later": f"{figures[f'{name}.repeat_s']:.0f} s",
+        }
+        for name in ("demo", "test")
+    ]  # fmt: skip
+    return f"{markdown(rows)}\n\n{_notes(document)}"
 
 
 def comparison(documents: dict[str, Document]) -> str:

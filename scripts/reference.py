@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, get_args
 
-import click
 import typer
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # the checkout comes before an installed copy
 
-from calibration.lowering.layers import planes, streams  # noqa: E402  the checkout comes first
+from calibration.lowering.layers import planes, streams  # noqa: E402
 from edge_agent import cli as agent_cli  # noqa: E402
 from edge_agent import config as agent_config  # noqa: E402
 from edge_server import cli as server_cli  # noqa: E402
@@ -52,9 +51,9 @@ def table(*rows: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def walk(command: Any, name: str) -> Iterator[tuple[str, click.Command]]:
+def walk(command: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Every command below ``command``, with its full name."""
-    if isinstance(command, click.Group) or hasattr(command, "commands"):
+    if hasattr(command, "commands"):
         for child, made in command.commands.items():
             yield from walk(made, f"{name} {child}")
     else:
@@ -68,8 +67,8 @@ def commands() -> str:
     return "\n\n".join([table(("command", "what it does"), *rows), *(_command(*pair) for pair in found)])
 
 
-def _command(name: str, command: click.Command) -> str:
-    arguments = [p for p in command.params if isinstance(p, click.Argument) or p.param_type_name == "argument"]
+def _command(name: str, command: Any) -> str:
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p not in arguments and not getattr(p, "hidden", False)]
     usage = " ".join([name, "[OPTIONS]", *(_argument(p) for p in arguments)])
     given = [(f"`{_argument(p)}`", str(getattr(p, "help", "") or "")) for p in arguments]
@@ -79,7 +78,7 @@ def _command(name: str, command: click.Command) -> str:
     return "\n\n".join(parts + ([table(("option", "meaning"), *rows)] if rows else []))
 
 
-def _argument(parameter: click.Parameter) -> str:
+def _argument(parameter: Any) -> str:
     name = parameter.human_readable_name.upper() + ("..." if parameter.nargs == -1 else "")
     return name if parameter.required else f"[{name}]"
 

@@ -1,4 +1,4 @@
-"""The two scripts of the README, and the commands that it shows."""
+"""The shell scripts, and the commands that the reference lists."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("scripts/common.sh", "scripts/demo", "scripts/test", "scripts/test-arm", ".ci/run")
-COMMAND = re.compile(r"`(edge-(?:agent|server)(?: [a-z]+)+)")
+SCRIPTS = (
+    "scripts/common.sh",
+    "scripts/demo",
+    "scripts/sample",
+    "scripts/test",
+    "scripts/test-arm",
+    "scripts/wheels",
+    ".ci/run",
+)
 
 
-def readme_commands() -> list[str]:
-    """The commands in the first column of the README's table."""
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `edge-")]
-    return sorted({match for row in rows for match in COMMAND.findall(row.split("|")[1])})
+def documented_commands() -> list[str]:
+    """The commands of docs/reference/commands.md."""
+    return re.findall(r"^## (edge-.*)$", (ROOT / "docs/reference/commands.md").read_text(), re.MULTILINE)
 
 
 def bash(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -116,8 +122,8 @@ def test_a_failed_installation_leaves_no_stamp(tmp_path: Path) -> None:
     assert not (tmp_path / "stamp").exists()
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_a_command_of_the_readme_exists(command: str) -> None:
+@pytest.mark.parametrize("command", documented_commands())
+def test_a_documented_command_explains_itself(command: str) -> None:
     program, *rest = command.split()
     module = program.replace("-", "_")
     done = subprocess.run([sys.executable, "-m", module, *rest, "--help"], cwd=ROOT, capture_output=True, text=True)

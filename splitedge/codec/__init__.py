@@ -6,7 +6,7 @@
     y = decode(payload, codec, x.shape)
     error(samples, codec)                          # mean squared error of coding them
 
-A `Codec` is a protocol message. The arithmetic is fixed in docs/architecture.md, bit for bit. A codec's arrays and tables are prepared when it is first
+A `Codec` is a protocol message. The arithmetic is fixed in docs/reference/numerics.md, bit for bit. A codec's arrays and tables are prepared when it is first
 used and kept: do not change a codec's lists in place, make another.
 
 Every error is `errors.CodecError`. All functions may be called from several threads.

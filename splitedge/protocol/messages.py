@@ -110,7 +110,7 @@ class Codec(Message):
 
     value = lo[c] + scale[c] * code, code in 0 .. 2^bits - 1; ``lo`` and ``scale`` have one entry (per tensor) or one for each channel
     (the last axis) and are exact float32 values. ``scale`` 0 means a constant: it decodes to ``lo`` whatever the code. The other fields change one
-    thing each; docs/architecture.md has the arithmetic.
+    thing each; docs/reference/numerics.md has the arithmetic.
     """
 
     rule: str  # how it was fitted: one of splitedge.codec.FAMILIES, or jpeg-QUALITY

@@ -6,6 +6,8 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from benchmarks import heads, readme
 from benchmarks.report import report, write
 
@@ -40,7 +42,7 @@ def test_the_tables_of_boards_say_that_they_are_predictions(tmp_path: Path) -> N
     check = {"what": "this machine", "predicted ms": 1.5, "measured ms": 1.4}
     write(out, "What if", [heads_row, plan_row, there, check], {}, ["predictions for boards that nobody measured"])
     text = readme.boards(json.loads(out.read_text()))
-    assert text.startswith("What if: predictions, not measurements.\n")
+    assert "predictions, not measurements" in text
     assert "Predictions for boards that nobody measured." in text
     assert "| pi5 | prediction | dotprod | 4 | 1.0 | 2.8 |" in text
     assert "| board | 5 Mbit/s, 40 ms | 1000 Mbit/s, 1 ms |" in text
@@ -84,7 +86,7 @@ def test_payloads_of_several_runs_are_one_table_with_a_column_for_each_method() 
         "notes": ["own: a board"],
         "summary": {"cnn.payload_percent": 8.0, "cnn.payload_percent_at_50": 8.0},
     }
-    text = readme.payload(readme.joined([first, second]))
+    text = readme.payload(readme.joined(first | {"notes": []}, second))
     assert "| mlp | 25 | 1000 | 6.00 % at 0.20 (-0.10 to 0.50) | 11.00 % at 0.20 (-0.10 to 0.50) |" in text
     assert "| cnn | 50 | 1000 | 8.00 % at 0.20 (-0.10 to 0.50) |  |" in text
     assert "| cnn | split, chosen | 1000 | 9.00 % at 0.20 (-0.10 to 0.50) | after c, 2.0 / 3 mse |" in text
@@ -95,7 +97,7 @@ def test_payloads_of_several_runs_are_one_table_with_a_column_for_each_method() 
     assert "Own: a board." in text
     assert "_at_50" not in text
     assert "`cnn.payload_percent`" in text
-    assert "float32" not in text.replace("against float32", "")
+    assert "| float32 |" not in text
 
 
 def test_codecs_are_a_row_each_with_a_column_for_each_width() -> None:
@@ -108,7 +110,7 @@ def test_codecs_are_a_row_each_with_a_column_for_each_width() -> None:
             "accuracy": 91.26,
             "worst": 88.0,
             "planned": 90.0,
-            "zero-shot": math.nan,
+            "zero-shot": None,
             **more,
         }
 
@@ -120,7 +122,7 @@ def test_codecs_are_a_row_each_with_a_column_for_each_width() -> None:
         of("default", "1.5"),
         of("default", "2", cut="c"),
     ]
-    rows.append(of("pca", "2") | {"planned": math.nan, "zero-shot": 40.0})
+    rows.append(of("pca", "2") | {"planned": None, "zero-shot": 40.0})
     text = readme.low_bit({"rows": rows, "summary": {"net.error_vs_ds_aciq_2bit": 0.2}, "notes": ["net: 2 of 4 cuts"]})
     cell = "0.0123, 91.3 (worst 88.0, planner's 90.0)"
     assert f"| net | minmax | {cell} |  | {cell} |  |  |" in text
@@ -172,3 +174,35 @@ def test_upgrades_show_what_nesting_would_cost() -> None:
     text = readme.segments({"rows": [coded, row], "machine": {"cpu": "a processor"}})
     assert "| 4 | 6 | 3,000,000 | 41.3 | 0.50 | 0.5 | 1.5 |" in text
     assert "| 4 | 123 | 89.1 | 89.3 | 50.0 |" in text
+
+
+def test_a_run_of_one_network_replaces_its_rows_and_keeps_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(network: str, drop: float, cut: object = 25) -> dict[str, object]:
+        return {"network": network, "cut %": cut, "drop": drop}
+
+    old = {"title": "t", "machine": {}, "rows": [row("a", 1.0), row("a", 1.5, "own"), row("b", 2.0)]}
+    old |= {"summary": {"a.drop": 1.0, "b.drop": 2.0}, "notes": ["a: old", "b: old"]}
+    fresh = old | {"rows": [row("a", 0.5)], "summary": {"a.drop": 0.5}, "notes": ["a: new"]}
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    readme.keep("payload", old)
+    readme.keep("payload", fresh)
+    kept = readme.kept("payload")
+    assert kept["rows"] == [row("a", 1.5, "own"), row("b", 2.0), row("a", 0.5)]
+    assert kept["summary"] == {"a.drop": 0.5, "b.drop": 2.0}
+    assert kept["notes"] == ["b: old", "a: new"]
+
+
+def test_kept_results_hold_a_row_a_line_and_null_for_what_is_no_number() -> None:
+    document = {
+        "title": "t",
+        "machine": {},
+        "rows": [{"x": math.nan}, {"x": 1.5}],
+        "summary": {"y": math.nan},
+        "notes": [],
+    }
+    text = readme.compact(document)
+    assert json.loads(text)["rows"] == [{"x": None}, {"x": 1.5}]
+    assert json.loads(text)["summary"] == {"y": None}
+    assert '\n{"x": 1.5}\n' in text
