@@ -210,7 +210,7 @@ async def test_it_does_not_matter_at_how_many_bits_the_frames_would_go(settings)
     async with SmallServer() as server:
         one = server.plan.ladder[0]
         span = one.scale[0] * 15
-        server.plan.ladder = [Codec("minmax", bits, one.lo, [span / ((1 << bits) - 1)]) for bits in (8, 2)]
+        server.plan.ladder = [Codec("minmax", bits, one.lo, (span / ((1 << bits) - 1),)) for bits in (8, 2)]
         server.plan.rungs = [Rung(40 + 64 * bits, 0.1 / bits, 0.1, 0.2) for bits in (8, 2)]
         async with Agent(settings(server, reuse=LASTING, link=LinkConfig(controller="fixed", bits=2))) as agent:
             first = await agent.infer(png())
