@@ -55,12 +55,6 @@ def test_imports_follow_the_arrows(root: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_architecture_page_shows_the_layers_that_are_checked(root: Path) -> None:
-    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]
-    layers = next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
-    assert "\n".join(layers) in (root / "docs/architecture/index.md").read_text()
-
-
 @pytest.mark.parametrize("package", OUTSIDE)
 def test_the_low_layers_import_only_what_they_may(graph: grimp.ImportGraph, package: str) -> None:
     assert outside(graph, package) <= OUTSIDE[package]
