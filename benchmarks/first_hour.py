@@ -22,6 +22,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.report import parser, report
+from splitedge import errors
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 #: Pages that one installation serves, in the order in which they are typed.
@@ -91,7 +93,7 @@ class Block:
 
 
 def blocks(page: str, text: str) -> list[Block]:
-    """The fenced blocks of ``text``, in order. Raises `ValueError` for a comment that names an unknown word."""
+    """The fenced blocks of ``text``, in order. Raises `errors.UsageError` for a comment with an unknown word."""
     return [_block(page, text, found) for found in _BLOCK.finditer(text)]
 
 
@@ -99,7 +101,9 @@ def _block(page: str, text: str, found: re.Match[str]) -> Block:
     given, indent, language, body = found.groups()
     words = dict(word.partition("=")[::2] for word in shlex.split(given or ""))
     if unknown := words.keys() - {"on", "skip", "file", "until", "slow"}:
-        raise ValueError(f"{page}: unknown words {sorted(unknown)} in {given!r}")
+        raise errors.UsageError(
+            f"{page}: the comment {given!r} has unknown words {sorted(unknown)}; see benchmarks/first_hour.py"
+        )
     line = text.count("\n", 0, found.start(4))
     body = re.sub(f"^{indent}", "", body, flags=re.MULTILINE)
     return Block(
@@ -193,7 +197,7 @@ class Place:
         for number, command in enumerate(commands):
             until = block.until if number == len(commands) - 1 else ""
             status, seconds, output = shell.run(self.substituted(command), until)
-            if command.startswith("edge-server token ") and "--" not in command:
+            if re.search(r"edge-server token \w+$", command):
                 self._token = output.strip().splitlines()[-1]
             if status:
                 print(f"{block.page}:{block.line}: {command}\n{output[-2000:]}", file=sys.stderr)
@@ -240,7 +244,9 @@ class Shell:
         with ExitStack() as stack:
             stack.callback(os.close, self._status)
             stack.callback(os.close, self._report)
-            os.killpg(self._bash.pid, 15)
+            os.killpg(self._bash.pid, signal.SIGTERM)  # bash itself ignores it while it reads commands
+            assert self._bash.stdin is not None
+            self._bash.stdin.close()
             self._bash.wait(30)
         self._bash = None
 
