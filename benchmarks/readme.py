@@ -396,15 +396,18 @@ def kernels(document: dict[str, Any]) -> str:
 
 def setup(document: Document) -> str:
     """What the two commands of the README take, in a fresh clone with an empty home folder."""
+    columns = {"downloads": ("download_mb", "MB"), "first run": ("first_s", "s"), "later": ("repeat_s", "s")}
     figures = document["summary"]
     rows = [
-        {
-            "command": f"`scripts/{name}`", "downloads": f"{figures[f'{name}.download_mb']:.0f} MB",
-            "first run, with set-up": f"{figures[f'{name}.first_s']:.0f} s", "later": f"{figures[f'{name}.repeat_s']:.0f} s",
-        }
+        {"command": f"`scripts/{name}`"}
+        | {title: _quantity(figures.get(f"{name}.{key}"), unit) for title, (key, unit) in columns.items()}
         for name in ("demo", "test")
-    ]  # fmt: skip
+    ]
     return f"{markdown(rows)}\n\n{_notes(document)}"
+
+
+def _quantity(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value:,.0f} {unit}"
 
 
 def comparison(documents: dict[str, Document]) -> str:
