@@ -18,6 +18,8 @@ import typer
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the checkout comes before an installed copy
 
+from splitedge.settings import Setting, reference  # noqa: E402
+
 from calibration.lowering.layers import planes, streams  # noqa: E402
 from edge_agent import cli as agent_cli  # noqa: E402
 from edge_agent import config as agent_config  # noqa: E402
@@ -25,7 +27,6 @@ from edge_server import cli as server_cli  # noqa: E402
 from edge_server import config as server_config  # noqa: E402
 from splitedge import errors, platform_check  # noqa: E402
 from splitedge.head import segment  # noqa: E402
-from splitedge.settings import Setting, reference  # noqa: E402
 
 PROGRAMS: Final = {"edge-agent": agent_cli.app, "edge-server": server_cli.app}
 

@@ -26,7 +26,7 @@ from tests.segment_builder import Builder
 NOT_SERVED = {"kernels.peak._run"}  # benchmarks run it
 SERVE = """
 import kernels
-from tests.edge_agent.test_warm import serve
+from tests.edge_agent.commands.test_warm import serve
 serve()
 """
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.edge_agent.test_agent import png, until
 
 from edge_agent.config import LinkConfig, ReuseConfig, Settings
 from edge_agent.runtime.agent import Agent
@@ -20,6 +19,7 @@ from splitedge import errors
 from splitedge.head.answers import Answered
 from splitedge.protocol.messages import Codec, Rung
 from tests.drawn import drawn
+from tests.edge_agent.runtime.test_agent import png, until
 from tests.small_server import SmallServer, expected_class, make_plan
 
 SHAPE = (6, 5, 8)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.edge_agent.head.test_verify import encoder, network
 
 from splitedge import limits
 from splitedge.errors import SegmentError
 from splitedge.head import Head, compression
 from splitedge.head import segment as seg
 from tests.segment_builder import Builder
+from tests.splitedge.head.test_verify import encoder, network
 
 _GOOD = network().finish()
 _FILE = seg.build(_GOOD.header, _GOOD.blob.tobytes())

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.edge_agent.head.test_verify import encoder, network
 
 from calibration.rounding.quantizer import pack, search
 from splitedge.errors import SegmentError
 from splitedge.head import segment as seg
 from splitedge.head import upgrade
 from tests.segment_builder import Builder
+from tests.splitedge.head.test_verify import encoder, network
 
 
 def file(segment: seg.Segment) -> bytes:
