@@ -111,16 +111,14 @@ def configuration() -> str:
 
 def _settings(settings: tuple[Setting, ...], *, file: bool) -> str:
     head = ("key and variable" if file else "variable", "option", "default", "meaning")
-    rows = [
-        (
-            (f"`{s.key}`<br>" if file else "") + f"`{s.variable}`",
-            f"`{s.option}`",
-            s.default,
-            f"{s.sentence} ({s.allowed})",
-        )
-        for s in settings
-    ]
-    return table(head, *rows)
+    return table(head, *(_setting(one, file=file) for one in settings))
+
+
+def _setting(one: Setting, *, file: bool) -> tuple[str, ...]:
+    """A row: of a number or a word its limits too."""
+    names = (f"`{one.key}`<br>" if file else "") + f"`{one.variable}`"
+    allowed = "" if one.type in ("string", "path", "boolean") else f" Allowed: {one.allowed}."
+    return names, f"`{one.option}`", one.default, one.sentence + allowed
 
 
 def error_codes() -> str:
