@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if options.quick else None
     )
     if photos.classes is None:
-        raise errors.UsageError("accuracy needs labels; give --labels with a CSV of file name and class index")
+        raise errors.UsageError(
+            "accuracy needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+        )
     calibrating, held = photos[::2], photos[1::2]
     split = prepare(calibrating, QUICK_PLACES if options.quick else PLACES)
     rows, summary = measure(split, held, QUICK_RULES if options.quick else RULES)

@@ -131,7 +131,9 @@ def photo_task(options: argparse.Namespace) -> Task:
     """EfficientNet-Lite0 and the photographs of ``options``, of which every other calibrates. Raises `errors.UsageError` without labels."""
     photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels)
     if photos.classes is None:
-        raise errors.UsageError("accuracy needs labels; give --labels with a CSV of file name and class index")
+        raise errors.UsageError(
+            "accuracy needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+        )
     held = photos[1::2]
     return Task(
         "lite0",
@@ -302,7 +304,9 @@ def plot(out: Path, pairs: Mapping[str, Sequence[tuple[float, float, float, floa
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise errors.UsageError("--plot needs matplotlib; install it with pip or leave --plot out") from error
+        raise errors.UsageError(
+            "--plot needs matplotlib; install it with pip or leave --plot out", reason="no-matplotlib"
+        ) from error
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.add_subplot(xlabel="predicted drop, points", ylabel="measured drop, points", aspect="equal")
     most = 0.5
@@ -316,7 +320,9 @@ def plot(out: Path, pairs: Mapping[str, Sequence[tuple[float, float, float, floa
     try:
         figure.savefig(out, format="png", dpi=150)
     except OSError as error:
-        raise errors.UsageError(f"{out} cannot be written ({error.strerror}); choose another file") from error
+        raise errors.UsageError(
+            f"{out} cannot be written ({error.strerror}); choose another file", reason="cannot-write"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -165,7 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = options.parse_args(arguments)
     wanted = chosen.rows.split(",")
     if not set(wanted) <= set(ROWS):
-        raise errors.UsageError(f"there are no rows {chosen.rows!r}; choose of {' and '.join(ROWS)}")
+        raise errors.UsageError(
+            f"there are no rows {chosen.rows!r}; choose of {' and '.join(ROWS)}", reason="unknown-rows"
+        )
     rows: list[dict[str, Any]] = []
     summary: dict[str, float] = {}
     for name in chosen.networks.split(","):
@@ -192,12 +194,18 @@ def load(name: str, options: argparse.Namespace) -> Case:
             return Case(name, read.model, read.calibration, read.evaluation[::10], probed=48)
         return Case(name, read.model, read.calibration, read.evaluation, probed=48, crossed=True)
     if name != "lite0":
-        raise errors.UsageError(f"there is no network {name!r}; choose of mlp, cnn, vit, minilm and lite0")
+        raise errors.UsageError(
+            f"there is no network {name!r}; choose of mlp, cnn, vit, minilm and lite0", reason="unknown-network"
+        )
     if options.images is None:
-        raise errors.UsageError("EfficientNet-Lite0 needs photographs; give --images with a folder of them")
+        raise errors.UsageError(
+            "EfficientNet-Lite0 needs photographs; give --images with a folder of them", reason="no-photographs"
+        )
     photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels, 48 if options.quick else None)
     if photos.classes is None:
-        raise errors.UsageError("payload needs labels; give --labels with a CSV of file name and ImageNet class index")
+        raise errors.UsageError(
+            "payload needs labels; give --labels with a CSV of file name and ImageNet class index", reason="no-labels"
+        )
     model = importer.load(models.LITE0, models.LITE0_SHAPE)
     return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0, probed=32, crossed=True)
 

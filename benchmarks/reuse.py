@@ -136,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quick = options.quick
     photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if quick else None)
     if photos.classes is None:
-        raise errors.UsageError("reuse needs labels; give --labels with a CSV of file name and class index")
+        raise errors.UsageError(
+            "reuse needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+        )
     split = prepare(photos[::2], (MIDDLE,) if quick else PLACES)
     held = photos[1::2]
     names = QUICK_STREAMS if quick else tuple(STREAMS)

@@ -102,10 +102,12 @@ def _case(name: str, options: argparse.Namespace) -> tuple[onnx.ModelProto, Samp
             options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if options.quick else None
         )
         if photos.classes is None:
-            raise errors.UsageError("rounding needs labels; give --labels with a CSV of file name and class index")
+            raise errors.UsageError(
+                "rounding needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+            )
         return lite0(), photos[::2], photos[1::2]
     if name not in fashion.NETWORKS:
-        raise errors.UsageError(f"--networks knows no {name}: give lite0, cnn or both")
+        raise errors.UsageError(f"--networks knows no {name}: give lite0, cnn or both", reason="unknown-network")
     data, few = fashion.load(options.fashion), QUICK_IMAGES if options.quick else None
     return (
         fashion.network(name, data),

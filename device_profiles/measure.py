@@ -422,11 +422,13 @@ def _warmup_process() -> tuple[float, float]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PlatformError(
-            "a new process with the kernels did not start or finish: try 'edge-agent profile --quick'"
+            "a new process with the kernels did not start or finish: try 'edge-agent profile --quick'", reason="process"
         ) from error
     if done.returncode != 0 or not done.stdout:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:200]
-        raise PlatformError(f"the kernels do not run in a new process ({reason}): reinstall splitedge")
+        raise PlatformError(
+            f"the kernels do not run in a new process ({reason}): reinstall splitedge", reason="kernels-fail"
+        )
     times = json.loads(done.stdout.splitlines()[-1])
     return float(times["import_s"]), float(times["total_s"])
 

@@ -249,7 +249,8 @@ def _rates(kind: KernelKind, points: Sequence[Point], profile: DeviceProfile, th
     rows = [kernel for kernel in profile.kernels if kernel.kind == kind and kernel.threads == threads]
     if not rows:
         raise ProtocolError(
-            f"the device profile has no measurement of '{kind}' on {threads} threads: run 'edge-agent profile' again"
+            f"the device profile has no measurement of '{kind}' on {threads} threads: run 'edge-agent profile' again",
+            reason="not-measured",
         )
     rate = _macs_rate if kind in _PRODUCTS else _bytes_rate
     away = np.array(points)[:, None] - np.array([kernel_point(row) for row in rows])

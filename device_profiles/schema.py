@@ -183,7 +183,8 @@ def require_measured(profile: DeviceProfile) -> None:
     if not is_measured(profile):
         raise errors.ConfigError(
             f"the profile of {profile.machine.board or 'this board'} was estimated, not measured: run 'edge-agent profile' on the board, "
-            "or ask what-if with 'edge-agent plan --board'"
+            "or ask what-if with 'edge-agent plan --board'",
+            reason="estimated",
         )
 
 
@@ -194,18 +195,21 @@ def from_dict(value: object) -> DeviceProfile:
         found = repr(version)[:20]
         raise errors.ProtocolError(
             f"the device profile has schema {found} and this program reads {SCHEMA_VERSION}: run 'edge-agent profile' again "
-            "with the same version of splitedge on both sides"
+            "with the same version of splitedge on both sides",
+            reason="schema-version",
         )
     try:
         profile = msgspec.convert(value, DeviceProfile)
     except (msgspec.ValidationError, RecursionError) as error:
         raise errors.ProtocolError(
-            f"the device profile is malformed ({str(error)[:200]}): run 'edge-agent profile' again"
+            f"the device profile is malformed ({str(error)[:200]}): run 'edge-agent profile' again", reason="malformed"
         ) from error
     missing = [kind for kind in KINDS if not any(row.kind == kind and row.threads == 1 for row in profile.kernels)]
     if missing:
         raise errors.ProtocolError(
-            f"the device profile has no measurement of {', '.join(missing)} on one thread: run 'edge-agent profile' again"
+            f"the device profile has no measurement of {', '.join(missing)} on one thread: run 'edge-agent profile' again",
+            reason="not-measured",
+            missing=missing,
         )
     return profile
 
@@ -222,22 +226,29 @@ def load(path: Path) -> DeviceProfile:
         with path.open("rb") as file:
             data = file.read(limits.MAX_REQUEST_BYTES + 1)
         if len(data) > limits.MAX_REQUEST_BYTES:
-            raise errors.ConfigError(f"{path} is too large for a device profile: run 'edge-agent profile' to make one")
+            raise errors.ConfigError(
+                f"{path} is too large for a device profile: run 'edge-agent profile' to make one", reason="too-large"
+            )
         return from_dict(msgspec.json.decode(data.removeprefix(BOM_UTF8)))
     except OSError as error:
         raise errors.ConfigError(
-            f"the device profile {path} cannot be read ({error.strerror}): run 'edge-agent profile' to make one"
+            f"the device profile {path} cannot be read ({error.strerror}): run 'edge-agent profile' to make one",
+            reason="unreadable",
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.ConfigError(f"{path} is not a device profile: run 'edge-agent profile' to make one") from error
+        raise errors.ConfigError(
+            f"{path} is not a device profile: run 'edge-agent profile' to make one", reason="not-a-profile"
+        ) from error
     except errors.ProtocolError as error:
-        raise errors.ConfigError(f"{path}: {error}") from error
+        raise errors.ConfigError(f"{path}: {error}", **error.data) from error
 
 
 def require_folder(path: Path) -> None:
     """Raise `errors.StoreError` unless the folder that ``path`` would be in is there."""
     if not path.parent.exists():
-        raise errors.StoreError(f"the folder {path.parent} is not there: make it, or name another file")
+        raise errors.StoreError(
+            f"the folder {path.parent} is not there: make it, or name another file", reason="no-folder"
+        )
 
 
 def save(profile: DeviceProfile, path: Path) -> None:

@@ -151,7 +151,9 @@ def load(
     settings = msgspec.convert(_nest(values), Settings)
     for key, url in (("server", settings.server), ("chain.next", settings.chain.next)):
         if (url or key == "server") and _split_url(url) is None:
-            raise errors.ConfigError(f"`{key}` must be a URL like https://host:8470, not {url[:100]!r}", key=key)
+            raise errors.ConfigError(
+                f"`{key}` must be a URL like https://host:8470, not {url[:100]!r}", key=key, reason="not-a-url"
+            )
     return settings
 
 
@@ -161,6 +163,7 @@ def check_role(settings: Settings) -> None:
         raise errors.ConfigError(
             "a board takes frames of a model or serves as a later stage, not both; unset `model` or `stage.port`",
             key="stage.port",
+            reason="model-and-stage",
         )
     if settings.stage.port is None:
         require_model(settings)
@@ -170,7 +173,9 @@ def require_model(settings: Settings) -> None:
     """Raise `errors.ConfigError` if no model is chosen."""
     if not settings.model:
         raise errors.ConfigError(
-            "no model is chosen; give `--model` or set `model` (`edge-agent models` lists them)", key="model"
+            "no model is chosen; give `--model` or set `model` (`edge-agent models` lists them)",
+            key="model",
+            reason="no-model",
         )
 
 
@@ -180,7 +185,8 @@ def path_of(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise errors.ConfigError(
-            f"{text} names a home folder and this user has none; give the path in full, such as /etc/splitedge/{Path(text).name}"
+            f"{text} names a home folder and this user has none; give the path in full, such as /etc/splitedge/{Path(text).name}",
+            reason="no-home",
         ) from error
 
 
@@ -230,7 +236,8 @@ def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
             text = opened.read(8192)
     except OSError as error:
         raise errors.ConfigError(
-            f"the token file {path} cannot be read ({error.strerror}); check `{prefix}token_file`"
+            f"the token file {path} cannot be read ({error.strerror}); check `{prefix}token_file`",
+            reason="token-unreadable",
         ) from error
     return _checked_token(text.removeprefix(BOM_UTF8).decode("ascii", "replace").strip(), f"the token file {path}")
 
@@ -284,7 +291,7 @@ def _is_text(value: str) -> bool:
 
 def _wrong(key: str, value: object, where: str) -> errors.ConfigError:
     shown = "what is there" if key.endswith("token") else repr(value)[:60]
-    return errors.ConfigError(f"{where} must be {_description(_KINDS[key])}, not {shown}", key=key)
+    return errors.ConfigError(f"{where} must be {_description(_KINDS[key])}, not {shown}", key=key, reason="value")
 
 
 def _from_file(path: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -300,20 +307,25 @@ def _parse(path: Path) -> dict[str, Any]:
             data = file.read(limits.MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise errors.ConfigError(
-            f"the configuration {path} cannot be read ({error.strerror}); give the path of a TOML file"
+            f"the configuration {path} cannot be read ({error.strerror}); give the path of a TOML file",
+            reason="unreadable",
         ) from error
     if len(data) > limits.MAX_CONFIG_BYTES:
         raise errors.ConfigError(
-            f"the configuration {path} is over {limits.MAX_CONFIG_BYTES} bytes; give the path of a TOML file"
+            f"the configuration {path} is over {limits.MAX_CONFIG_BYTES} bytes; give the path of a TOML file",
+            reason="too-large",
         )
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise errors.ConfigError(
-            f"the configuration {path} is not in UTF-8 (byte {error.start}); save it in that encoding"
+            f"the configuration {path} is not in UTF-8 (byte {error.start}); save it in that encoding",
+            reason="not-utf8",
         ) from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise errors.ConfigError(f"the configuration {path} is not valid TOML: {str(error)[:200]}") from error
+        raise errors.ConfigError(
+            f"the configuration {path} is not valid TOML: {str(error)[:200]}", reason="not-toml"
+        ) from error
 
 
 def _flatten(table: dict[str, Any], path: Path, prefix: str) -> dict[str, Any]:
@@ -324,11 +336,15 @@ def _flatten(table: dict[str, Any], path: Path, prefix: str) -> dict[str, Any]:
             found[key] = _convert(key, value, f"`{key}` in {path}", strict=True)
         elif not any(known.startswith(key + ".") for known in _KINDS):
             raise errors.ConfigError(
-                f"`{key[:100]}` in {path} is not a setting; allowed here: {', '.join(_allowed(prefix))}", key=key
+                f"`{key[:100]}` in {path} is not a setting; allowed here: {', '.join(_allowed(prefix))}",
+                key=key,
+                reason="unknown-key",
             )
         elif not isinstance(value, dict):
             raise errors.ConfigError(
-                f"`{key}` in {path} must be a table [{key}] with the keys {', '.join(_allowed(key + '.'))}", key=key
+                f"`{key}` in {path} must be a table [{key}] with the keys {', '.join(_allowed(key + '.'))}",
+                key=key,
+                reason="not-a-table",
             )
         else:
             found |= _flatten(value, path, key + ".")
@@ -378,7 +394,9 @@ def _credential(environ: Mapping[str, str]) -> Path | None:
 
 def _checked_token(text: str, where: str) -> str:
     if not text or len(text) > 4096 or not text.isascii() or not text.isprintable() or " " in text:
-        raise errors.ConfigError(f"{where} does not hold a token; `edge-server token` on the server prints one")
+        raise errors.ConfigError(
+            f"{where} does not hold a token; `edge-server token` on the server prints one", reason="not-a-token"
+        )
     return text
 
 

@@ -21,7 +21,8 @@ def _start() -> object:
     except ModuleNotFoundError as error:  # some are imported only when they are needed
         if (error.name or "").partition(".")[0] in _EXTRA:
             raise PlatformError(
-                f"the server needs {error.name}, which is not installed: run pip install 'splitedge[server]'"
+                f"the server needs {error.name}, which is not installed: run pip install 'splitedge[server]'",
+                reason="not-installed",
             ) from error
         raise
 

@@ -282,4 +282,6 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"{option} {text} is not a list of numbers: give one, or three with commas") from error
+        raise UsageError(
+            f"{option} {text} is not a list of numbers: give one, or three with commas", reason="not-numbers"
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,47 @@ def test_a_failed_installation_leaves_no_stamp(tmp_path: Path) -> None:
     assert "no space left" in done.stderr
     assert "the installation failed" in done.stderr
     assert not (tmp_path / "stamp").exists()
+
+
+def checkout(folder: Path, **fails: str) -> Path:
+    """A working tree that is set up, with the real scripts/test, and tools that print their name; those in ``fails`` print that and fail."""
+    (folder / "scripts").mkdir()
+    for name in ("test", "common.sh"):
+        shutil.copy(ROOT / "scripts" / name, folder / "scripts" / name)
+    tools = folder / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    (folder / ".venv" / ".splitedge-installed").write_text("python\ntest test-all\n")
+    for tool in ("python", "ruff", "mypy", "lint-imports", "mkdocs", "edge-agent", "pytest", "coverage"):
+        said = fails.get(tool, tool)
+        (tools / tool).write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\nexit {int(tool in fails)}\n")
+        (tools / tool).chmod(0o755)
+    return folder
+
+
+def run_checks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["scripts/test", *arguments]
+    return subprocess.run(command, cwd=folder, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--all"], ["--fast"], ["--long"], ["tests/edge_agent", "-k", "link"]])
+def test_checks_that_pass_are_summed_up(tmp_path: Path, arguments: list[str]) -> None:
+    done = run_checks(checkout(tmp_path), *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("all passed\n")
+    assert not list((tmp_path / ".cache").glob("test.*"))
+
+
+def test_checks_that_fail_come_last(tmp_path: Path) -> None:
+    report = "dots\n===== FAILURES =====\nwhat failed\n===== short test summary ====="
+    done = run_checks(checkout(tmp_path, mypy="a wrong type", pytest=report))
+    assert done.returncode == 1
+    assert done.stderr == "test: failed: types tests; the messages are above\n"
+    repeated = done.stdout[done.stdout.index("== types failed:") :]
+    assert "a wrong type" in repeated
+    assert "what failed" in repeated[repeated.index("== tests failed:") :]
+    assert "dots" not in repeated
+    *_, last = done.stdout.splitlines()
+    assert last.split()[:2] == ["coverage", "ok"]
 
 
 @pytest.mark.parametrize("command", documented_commands())

@@ -131,7 +131,8 @@ def integers(rounded: Rounded, scale_x: float, zero_x: int) -> Weights:
     codes = np.rint(rounded.bias / (np.float64(scale_x) * rounded.scale)).astype(np.int64) - zero_x * levels.sum(axis=1)
     if (255 * np.abs(levels).sum(axis=1) + np.abs(codes) >= 1 << 31).any():
         raise errors.ModelError(
-            f"a layer sums {levels.shape[1]} products, more than 32 bits hold; use fewer weight bits or a smaller layer"
+            f"a layer sums {levels.shape[1]} products, more than 32 bits hold; use fewer weight bits or a smaller layer",
+            reason="overflow",
         )
     return Weights(rounded.levels, rounded.scale, codes.astype(np.int32))
 

@@ -22,5 +22,9 @@ def names() -> list[str]:
 def load(name: str) -> DeviceProfile:
     """The profile of the board ``name``. Raises `errors.UsageError` naming those that there are."""
     if name not in names():
-        raise errors.UsageError(f"no board is known as {name[:80]!r}: name one of {', '.join(names())}", boards=names())
+        raise errors.UsageError(
+            f"no board is known as {name[:80]!r}: name one of {', '.join(names())}",
+            boards=names(),
+            reason="unknown-board",
+        )
     return schema.load(FOLDER / f"{name}.json")

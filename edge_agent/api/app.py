@@ -139,7 +139,8 @@ async def serve(front: Front, host: str, port: int) -> tuple[web.AppRunner, str]
     except OSError as error:
         await runner.cleanup()
         raise errors.AddressError(
-            f"the local API cannot listen on {host}:{port} ({endpoint.os_reason(error)}); set `api.host` and `api.port` to others"
+            f"the local API cannot listen on {host}:{port} ({endpoint.os_reason(error)}); set `api.host` and `api.port` to others",
+            reason="api-address",
         ) from error
     bound = runner.addresses[0]
     return runner, f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
@@ -197,7 +198,9 @@ def _npy(result: Result) -> bytes:
     from splitedge.head import answers
 
     if result.output is None:
-        raise errors.UsageError("this answer holds classes and no whole output; ask for JSON, or set `topk` to 0")
+        raise errors.UsageError(
+            "this answer holds classes and no whole output; ask for JSON, or set `topk` to 0", reason="no-whole-output"
+        )
     return answers.npy(result.output)
 
 
@@ -240,7 +243,9 @@ async def _frame(request: web.Request, size: int) -> Frame:
         return Text(texts.decode(await _body(request)))
     body = await _body(request)
     if not body:
-        raise errors.InputError("the body is empty; send an image, an array or a text: curl --data-binary @FILE")
+        raise errors.InputError(
+            "the body is empty; send an image, an array or a text: curl --data-binary @FILE", reason="empty"
+        )
     return load_array(body, "the body") if is_array(body) else body
 
 
@@ -253,16 +258,20 @@ async def _form(request: web.Request) -> Frame:
         async with asyncio.timeout(limits.BODY_TIMEOUT):
             async for part in await request.multipart():
                 if found or not isinstance(part, BodyPartReader):
-                    raise errors.InputError("the form has more than one part; send one file, one request for each")
+                    raise errors.InputError(
+                        "the form has more than one part; send one file, one request for each", reason="several-parts"
+                    )
                 found.append((part.headers.get("Content-Type", ""), bytes(await part.read())))
     except TimeoutError as error:
         raise _too_late() from error
     except web.HTTPRequestEntityTooLarge as error:
         raise _too_large("") from error
     except (ValueError, RuntimeError, AssertionError, web.HTTPException, HttpProcessingError) as error:
-        raise errors.InputError("the form is malformed; send the file as the body: curl --data-binary @FILE") from error
+        raise errors.InputError(
+            "the form is malformed; send the file as the body: curl --data-binary @FILE", reason="malformed-form"
+        ) from error
     if not found:
-        raise errors.InputError("the form is empty; send one file: curl -F file=@FILE")
+        raise errors.InputError("the form is empty; send one file: curl -F file=@FILE", reason="empty-form")
     kind, body = found[0]
     if is_array(body):
         return load_array(body, "the file")
@@ -288,7 +297,9 @@ async def _body(request: web.Request) -> bytes:
 
 
 def _too_late() -> errors.InputError:
-    return errors.InputError(f"the body did not arrive within {limits.BODY_TIMEOUT:g} s; send it again")
+    return errors.InputError(
+        f"the body did not arrive within {limits.BODY_TIMEOUT:g} s; send it again", reason="timeout"
+    )
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -296,13 +307,15 @@ def _shape(text: str) -> tuple[int, ...]:
     if not 1 <= len(parts) <= 4 or not all(
         p.strip().isascii() and p.strip().isdigit() and 0 < int(p) <= limits.MAX_DIM for p in parts
     ):
-        raise errors.InputError(f"X-Shape must be 1 to 4 sizes like 224,224,3, not {text[:100]!r}")
+        raise errors.InputError(f"X-Shape must be 1 to 4 sizes like 224,224,3, not {text[:100]!r}", reason="shape")
     return tuple(int(p) for p in parts)
 
 
 def _dtype(text: str) -> np.dtype[np.generic]:
     if text.strip() not in _DTYPES:
-        raise errors.InputError(f"X-Dtype must be {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}, not {text[:100]!r}")
+        raise errors.InputError(
+            f"X-Dtype must be {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}, not {text[:100]!r}", reason="dtype"
+        )
     return np.dtype(text.strip())
 
 
@@ -316,7 +329,9 @@ def _advice(
         if request.content_type == "application/octet-stream":
             return _no_shape(plan)
         if plan is not None and plan.tokenizer is not None:
-            return errors.InputError("the body is not said to be text; send it with `Content-Type: text/plain`")
+            return errors.InputError(
+                "the body is not said to be text; send it with `Content-Type: text/plain`", reason="not-said-text"
+            )
     if isinstance(frame, bytes) and is_image(frame) and len(frame) > 1000 and b"\n" not in frame and b"\r" not in frame:
         return errors.InputError(
             f"{error.message} (curl -d leaves line ends out of a file: use --data-binary)", **error.data
@@ -330,10 +345,12 @@ def _no_shape(plan: Plan | None) -> errors.InputError:
     example = ",".join(map(str, plan.preprocess.shape if plan else (224, 224, 3)))
     if plan is not None and plan.tokenizer is not None:
         return errors.InputError(
-            f"token ids need their number and type: send `X-Shape: {example}` and `X-Dtype: int32`, and texts as `Content-Type: text/plain`"
+            f"token ids need their number and type: send `X-Shape: {example}` and `X-Dtype: int32`, and texts as `Content-Type: text/plain`",
+            reason="no-shape",
         )
     return errors.InputError(
-        f"the body is not an image, and a tensor needs its sizes: X-Shape is missing; send `X-Shape: {example}`"
+        f"the body is not an image, and a tensor needs its sizes: X-Shape is missing; send `X-Shape: {example}`",
+        reason="no-shape",
     )
 
 
@@ -344,7 +361,8 @@ def _check_length(shape: tuple[int, ...], dtype: np.dtype[np.generic], size: int
     if size != wanted:
         article = "an" if dtype.kind == "i" else "a"
         raise errors.InputError(
-            f"{article} {dtype} tensor of shape {list(shape)} has {wanted} bytes, the body has {size}"
+            f"{article} {dtype} tensor of shape {list(shape)} has {wanted} bytes, the body has {size}",
+            reason="body-bytes",
         )
 
 

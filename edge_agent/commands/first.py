@@ -41,9 +41,11 @@ def frames(patterns: list[str], texts: list[str], out: Path | None = None) -> Fr
     Raises `errors.UsageError` if they name nothing, `errors.InputError` if nothing that they name can be read, `errors.StoreError` for the folder.
     """
     if not patterns and not texts:
-        raise errors.UsageError("nothing to classify; name a file or a folder, or give a text with --text")
+        raise errors.UsageError(
+            "nothing to classify; name a file or a folder, or give a text with --text", reason="no-inputs"
+        )
     if "" in patterns:
-        raise errors.UsageError("a file name is empty; name a file or a folder")
+        raise errors.UsageError("a file name is empty; name a file or a folder", reason="empty-name")
     found = Frames([spoken(text) for text in texts], [])
     stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
     for pattern in patterns:
@@ -74,7 +76,9 @@ def plan(settings: Settings, board: str | None, picture: Path | None) -> None:
     """As `server`, after what `plan` names beside the settings: a known board, and the file of a picture."""
     if picture:
         if settings.chain.next:
-            raise errors.UsageError("--plot does not draw a chain of boards; leave out --plot or --next")
+            raise errors.UsageError(
+                "--plot does not draw a chain of boards; leave out --plot or --next", reason="plot-of-chain"
+            )
         files.picture_form(picture.name)
         files.require_writable(picture)
     if board:
@@ -95,14 +99,16 @@ def _check(found: Frames) -> None:
     """Raise `errors.InputError` if nothing can be read, or more is named than may be."""
     count = len(found.good) + len(found.bad)
     if count > limits.MAX_SOURCE_FILES:
-        raise errors.InputError(f"{count} files are more than {limits.MAX_SOURCE_FILES}; give fewer at a time")
+        raise errors.InputError(
+            f"{count} files are more than {limits.MAX_SOURCE_FILES}; give fewer at a time", reason="too-many-files"
+        )
     if found.good:
         return
     if count == 1:
         raise found.bad[0].error
     told = "; ".join(failed.error.message for failed in found.bad[:_NAMED])
     more = f"; and {count - _NAMED} more" if count > _NAMED else ""
-    raise errors.InputError(f"none of the {count} inputs can be read: {told}{more}")
+    raise errors.InputError(f"none of the {count} inputs can be read: {told}{more}", reason="none-readable")
 
 
 def _problem(source: Source) -> errors.InputError | None:
@@ -115,4 +121,6 @@ def _problem(source: Source) -> errors.InputError | None:
         return error
     if os.access(source.path, os.R_OK):
         return None
-    return errors.InputError(f"{source.path} cannot be read ({os.strerror(errno.EACCES)})", name=source.name)
+    return errors.InputError(
+        f"{source.path} cannot be read ({os.strerror(errno.EACCES)})", name=source.name, reason="unreadable"
+    )

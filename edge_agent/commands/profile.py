@@ -39,7 +39,10 @@ def profile(*, quick: bool, out: Path | None, json: bool, watts: float | None) -
 def known_boards(name: str | None, *, asked: bool, json: bool) -> None:
     """Print the profile of the known board ``name``, or list the boards. Raises `UsageError` for another name, or where it was not ``asked`` for."""
     if not asked:
-        raise UsageError(f"edge-agent profile measures this machine: for a known board say --known {name}")
+        raise UsageError(
+            f"edge-agent profile measures this machine: for a known board say --known {name}",
+            reason="measures-this-machine",
+        )
     console = Console(highlight=False)
     if name is not None:
         found = known.load(name)

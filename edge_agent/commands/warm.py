@@ -22,7 +22,8 @@ def warm() -> None:
     seconds = time.monotonic() - started
     if left := kernels.missing():
         raise StoreError(
-            f"{', '.join(left)}: compiled, but not kept in {jit.CACHE_DIR}; free space there and run it again"
+            f"{', '.join(left)}: compiled, but not kept in {jit.CACHE_DIR}; free space there and run it again",
+            reason="cannot-keep",
         )
     there = f"{len(steps) - compiled} of {len(steps)} were there already"
     print(f"{there}; {compiled} compiled; {seconds:.1f} s")

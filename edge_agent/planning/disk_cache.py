@@ -92,5 +92,6 @@ class Cache:
 
 def _unusable(directory: Path, error: OSError) -> errors.StoreError:
     return errors.StoreError(
-        f"the cache folder {directory} cannot be used ({error.strerror or error}); free space, make it writable, or set `cache_dir`"
+        f"the cache folder {directory} cannot be used ({error.strerror or error}); free space, make it writable, or set `cache_dir`",
+        reason="cache-folder",
     )

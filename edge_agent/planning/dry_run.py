@@ -98,7 +98,9 @@ def _apart(a: float, b: float) -> bool:
 def _header(outline: Outline) -> seg.Header:
     header, end = seg.parse_header(outline.header)
     if end != len(outline.header):
-        raise errors.SegmentError("the model's outline has bytes behind its header; upgrade the server")
+        raise errors.SegmentError(
+            "the model's outline has bytes behind its header; upgrade the server", reason="outline-bytes"
+        )
     return header
 
 
@@ -129,7 +131,8 @@ class Rehearsals:
             part.replace(self._path)
         except OSError as error:
             raise errors.StoreError(
-                f"{self._path} cannot be written ({error.strerror}); free space, make it writable, or set `cache_dir`"
+                f"{self._path} cannot be written ({error.strerror}); free space, make it writable, or set `cache_dir`",
+                reason="cannot-write",
             ) from error
 
     def _read(self) -> dict[str, Kept]:
@@ -141,5 +144,6 @@ class Rehearsals:
             return {}
         except OSError as error:
             raise errors.StoreError(
-                f"{self._path} cannot be read ({error.strerror}); make it readable, or set `cache_dir`"
+                f"{self._path} cannot be read ({error.strerror}); make it readable, or set `cache_dir`",
+                reason="unreadable",
             ) from error

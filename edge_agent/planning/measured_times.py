@@ -74,7 +74,8 @@ class Timings:
             part.replace(self._path)
         except OSError as error:
             raise errors.StoreError(
-                f"{self._path} cannot be written ({error.strerror}); free space, make it writable, or set `cache_dir`"
+                f"{self._path} cannot be written ({error.strerror}); free space, make it writable, or set `cache_dir`",
+                reason="cannot-write",
             ) from error
 
 
@@ -87,7 +88,7 @@ def _read(path: Path) -> dict[str, _Found]:
         return {}
     except OSError as error:
         raise errors.StoreError(
-            f"{path} cannot be read ({error.strerror}); make it readable, or set `cache_dir`"
+            f"{path} cannot be read ({error.strerror}); make it readable, or set `cache_dir`", reason="unreadable"
         ) from error
 
 

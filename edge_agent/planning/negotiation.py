@@ -194,7 +194,7 @@ def device_name(settings: Settings) -> str:
     except FileNotFoundError:
         return _new_name(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise errors.StoreError(f"{path} cannot be read ({error}); remove it") from error
+        raise errors.StoreError(f"{path} cannot be read ({error}); remove it", reason="unreadable") from error
 
 
 def _new_name(path: Path) -> str:
@@ -204,7 +204,9 @@ def _new_name(path: Path) -> str:
         part.write_text(name, "ascii")
         part.replace(path)
     except OSError as error:
-        raise errors.StoreError(f"{path} cannot be written ({error.strerror}); make it writable") from error
+        raise errors.StoreError(
+            f"{path} cannot be written ({error.strerror}); make it writable", reason="cannot-write"
+        ) from error
     return name
 
 
@@ -221,7 +223,8 @@ async def boards(settings: Settings, own: ChainDevice, before: int, say: Say) ->
         estimate = await link(further, {}, say)
     if before + 1 + len(found) > limits.MAX_STAGES:
         raise errors.ProtocolError(
-            f"the chain has more than {limits.MAX_STAGES} boards or leads back to itself; correct `chain.next`"
+            f"the chain has more than {limits.MAX_STAGES} boards or leads back to itself; correct `chain.next`",
+            reason="chain-length",
         )
     return [msgspec.structs.replace(own, next=estimate), *found]
 
@@ -258,7 +261,8 @@ async def plan(
         )
     if answer.model != settings.model:
         raise errors.PlanError(
-            f"the server answered with a plan for another model than {settings.model}; upgrade the older side"
+            f"the server answered with a plan for another model than {settings.model}; upgrade the older side",
+            reason="other-model",
         )
     check_ladder(answer, settings.demand)
     if rehearsed is not None and rehearsed.bundle != answer.bundle:  # the model was replaced: the next plan knows
@@ -291,7 +295,9 @@ async def tokenizer(server: ServerClient, cache: Cache, plan: Plan, say: Say) ->
     try:
         return await asyncio.to_thread(Tokenizer, data, plan.preprocess.shape[-1], ref.padding)
     except errors.InputError as error:
-        raise errors.SegmentError(f"the server's tokenizer cannot be used: {error.message}") from error
+        raise errors.SegmentError(
+            f"the server's tokenizer cannot be used: {error.message}", reason="tokenizer"
+        ) from error
 
 
 def _base(cache: Cache, plan: Plan) -> Base | None:

@@ -263,7 +263,7 @@ class Agent:
                 encoded, turn_ms = await loop.run_in_executor(self._worker, self._turns.run, asked, work)
                 sent = time.perf_counter()
                 if encoded.kept is not None and active.adaptation is not None:
-                    active.adaptation.spared(came)
+                    active.adaptation.withdrawn(came)
                 stream = active.stream if encoded.kept is None else None
                 answer = await stream.send(encoded.payload, encoded.rung, deadline, leave) if stream else None
                 alone = alone and active.users == 1

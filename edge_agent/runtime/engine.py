@@ -148,7 +148,8 @@ class Engine:
             frame = Image.fromarray(frame)
         if spec.kind == "tensor":
             raise errors.InputError(
-                f"the model takes a float32 tensor of shape {spec.shape}, not an image; send an array"
+                f"the model takes a float32 tensor of shape {spec.shape}, not an image; send an array",
+                reason="no-image",
             )
         pixels = _pixels(frame, spec)
         return (
@@ -165,9 +166,10 @@ class Engine:
             raise texts.missing()
         if self._input.dtype == "i32":
             raise errors.InputError(
-                "the model was added without a tokenizer and takes no text; send token ids, or add it again with --tokenizer"
+                "the model was added without a tokenizer and takes no text; send token ids, or add it again with --tokenizer",
+                reason="no-tokenizer",
             )
-        raise errors.InputError(f"the model takes no text; send {_WANTED[self.plan.preprocess.kind]}")
+        raise errors.InputError(f"the model takes no text; send {_WANTED[self.plan.preprocess.kind]}", reason="no-text")
 
 
 _MOST_AXES = 8  # of an output
@@ -188,7 +190,9 @@ def _values(frame: Frame, tensor: segment.Tensor, text: bool) -> NDArray[Any]:
     if not isinstance(frame, np.ndarray):
         wanted, send = ("integer token ids", "token ids as an array") if ids else ("an array", "an array")
         wanted, send = (f"text or {wanted}", f"a text, or {send}") if text else (wanted, send)
-        raise errors.InputError(f"the model takes {wanted} of shape {tensor.shape}, not an image; send {send}")
+        raise errors.InputError(
+            f"the model takes {wanted} of shape {tensor.shape}, not an image; send {send}", reason="no-image"
+        )
     fits = np.issubdtype(frame.dtype, np.integer) if ids else frame.dtype == np.float32
     if list(frame.shape) != tensor.shape or not fits:
         raise _wrong_tensor(frame, tensor.shape, "tensor", "integer token ids" if ids else "float32")
@@ -197,7 +201,7 @@ def _values(frame: Frame, tensor: segment.Tensor, text: bool) -> NDArray[Any]:
             np.int32
         )  # the head refuses -1 and what it does not know
     if not np.isfinite(frame).all():
-        raise errors.InputError("the frame holds NaN or infinity; look at what made it")
+        raise errors.InputError("the frame holds NaN or infinity; look at what made it", reason="not-finite")
     return frame
 
 
@@ -230,32 +234,43 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
     odd |= plan.tokenizer is not None and not (ids and len(source.shape) == 1)
     if plan.preprocess != header.preprocess or header.tensors[header.output].shape != plan.cut.shape or odd:
         raise errors.PlanError(
-            "the server's plan and its segment do not fit together; ask for a new plan", plan=plan.id
+            "the server's plan and its segment do not fit together; ask for a new plan",
+            plan=plan.id,
+            reason="other-segment",
         )
     if not _check_preprocess(plan.preprocess, header.tensors[header.input].shape):
         raise errors.PlanError(
-            "the server's plan prepares frames in an impossible way; import the model again", plan=plan.id
+            "the server's plan prepares frames in an impossible way; import the model again",
+            plan=plan.id,
+            reason="preprocess",
         )
     if {"server": "input", "split": "inside", "device": "output"}[plan.mode] != plan.cut.kind:
         raise errors.PlanError(
-            "the server's plan names a cut that its mode does not have; upgrade the older side", plan=plan.id
+            "the server's plan names a cut that its mode does not have; upgrade the older side",
+            plan=plan.id,
+            reason="cut-of-mode",
         )
     if demand.mode not in ("any", plan.mode):
         raise errors.PlanError(
             f"the server's plan has the mode {plan.mode!r} and {demand.mode!r} was asked for; upgrade the older side",
             plan=plan.id,
+            reason="other-mode",
         )
     check_ladder(plan, demand)
     if not _check_output(plan, header.tensors[header.output].shape):
         raise errors.PlanError(
-            "the server's plan describes an output that does not fit; upgrade the older side", plan=plan.id
+            "the server's plan describes an output that does not fit; upgrade the older side",
+            plan=plan.id,
+            reason="output",
         )
     if len(plan.labels) > limits.MAX_LABELS:
-        raise errors.PlanError(f"the server's plan has more than {limits.MAX_LABELS} labels", plan=plan.id)
+        raise errors.PlanError(
+            f"the server's plan has more than {limits.MAX_LABELS} labels", plan=plan.id, reason="labels"
+        )
     if plan.mode != "device" and not _keeps(header, plan, demand.keep):
         raise errors.PlanError(
             f"the server's plan would send {plan.cut.tensor[:100]}, which the demand to keep {demand.keep!r} forbids; the plan is refused",
-            plan=plan.id, keep=demand.keep,
+            plan=plan.id, keep=demand.keep, reason="keep-forbids",
         )  # fmt: skip
 
 
@@ -278,11 +293,13 @@ def check_ladder(plan: Plan, demand: Demand) -> None:
         return
     if not 0 <= plan.codec < len(plan.ladder):
         raise errors.PlanError(
-            "the server's plan names a codec that is not on its ladder; upgrade the older side", plan=plan.id
+            "the server's plan names a codec that is not on its ladder; upgrade the older side",
+            plan=plan.id,
+            reason="codec-not-on-ladder",
         )
     if not _consistent(plan, demand.max_drop_points):
         raise errors.PlanError(
-            "the server's plan has a ladder that contradicts itself; ask for a new plan", plan=plan.id
+            "the server's plan has a ladder that contradicts itself; ask for a new plan", plan=plan.id, reason="ladder"
         )
 
 
@@ -325,14 +342,15 @@ def _pixels(frame: bytes | Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
         image = preprocess.load_image(frame) if isinstance(frame, bytes) else image_formats.eight_bits(frame)
         if spec.fit == "crop" and math.prod(preprocess.resized(image, spec)) > limits.MAX_IMAGE_PIXELS:
             raise errors.InputError(
-                f"an image of {image.width} x {image.height} pixels is too narrow for this model; crop it"
+                f"an image of {image.width} x {image.height} pixels is too narrow for this model; crop it",
+                reason="too-narrow",
             )
         return preprocess.prepare_image(image, spec)
     except errors.InputError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever they meet: KeyError, struct.error, OverflowError, ...
         raise errors.InputError(
-            f"this image cannot be read ({type(error).__name__}); save it again as JPEG or PNG"
+            f"this image cannot be read ({type(error).__name__}); save it again as JPEG or PNG", reason="undecodable"
         ) from error
 
 
@@ -350,5 +368,5 @@ def _wrong_tensor(
     also = " or a uint8 picture [H, W, 3]" if kind == "image" else ""
     return errors.InputError(
         f"the frame is {frame.dtype} of shape {list(frame.shape)}, the model takes {wanted} of shape {shape}{also}",
-        shape=list(frame.shape), wanted=shape, dtype="float32" if wanted == "float32" else "int32",
+        shape=list(frame.shape), wanted=shape, dtype="float32" if wanted == "float32" else "int32", reason="other-frame",
     )  # fmt: skip

@@ -31,7 +31,7 @@ class Admission:
         if not self._fits(size):
             raise errors.BusyError(
                 f"{self.frames} frames of {self.bytes} bytes are waiting already; try again when some are answered",
-                frames=self.frames, bytes=self.bytes,
+                frames=self.frames, bytes=self.bytes, reason="queue",
             )  # fmt: skip
         if not self.frames:
             self._busy_since = time.monotonic()

@@ -115,7 +115,9 @@ class Stage:
 
     async def infer(self, frame: Picture) -> Result:  # noqa: ARG002  the local API's interface
         """Refuses: frames of callers come to the first board of a chain."""
-        raise errors.UsageError("this board is a later stage of a chain; send frames to the first board")
+        raise errors.UsageError(
+            "this board is a later stage of a chain; send frames to the first board", reason="later-stage"
+        )
 
     def status(self) -> dict[str, Any]:
         """Everything about the stage that a person may want to know, as JSON values; no secrets."""
@@ -167,7 +169,9 @@ class Stage:
         if self._token and request.path != "/healthz":
             offered = http_server.bearer(request) or ""
             if not hmac.compare_digest(offered.encode("utf-8", "surrogateescape"), self._token.encode()):
-                raise errors.AuthError("the board refused the token: give its `stage.token` as `chain.token`")
+                raise errors.AuthError(
+                    "the board refused the token: give its `stage.token` as `chain.token`", reason="token"
+                )
         return await handler(request)
 
     async def _healthz(self, _: web.Request) -> web.Response:
@@ -178,7 +182,8 @@ class Stage:
         before = int(text) if text.isascii() and text.isdigit() and len(text) < 4 else limits.MAX_STAGES
         if before >= limits.MAX_STAGES:
             raise errors.ProtocolError(
-                f"the chain has more than {limits.MAX_STAGES} boards or leads back to itself; correct `chain.next`"
+                f"the chain has more than {limits.MAX_STAGES} boards or leads back to itself; correct `chain.next`",
+                reason="chain-length",
             )
         return http_server.json(await negotiation.boards(self.settings, await self._describe(), before, lambda _: None))
 
@@ -199,7 +204,9 @@ class Stage:
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         if self._sessions >= limits.MAX_UPSTREAM:
-            raise errors.BusyError(f"this board serves {self._sessions} streams already: try again later")
+            raise errors.BusyError(
+                f"this board serves {self._sessions} streams already: try again later", reason="streams"
+            )
         opened: list[_Running] = []
 
         async def open_plan(asked: Open) -> _Handler:
@@ -236,7 +243,9 @@ class Stage:
     async def _prepare(self, asked: Open) -> _Running:
         """Plan, segment, warm head, and a stream to whoever follows."""
         if len(asked.plan) > limits.MAX_NAME:
-            raise errors.ProtocolError("the name of a plan is longer than any is; run the same splitedge on both")
+            raise errors.ProtocolError(
+                "the name of a plan is longer than any is; run the same splitedge on both", reason="plan-name"
+            )
         settings = self.settings
         async with peers.client(settings) as server:
             plan = await server.next_plan(asked.plan)
@@ -267,7 +276,9 @@ class Stage:
         for old in [*spare, *([key] if key in self._running else [])]:
             await self._running.pop(old).close()
         if len(self._running) >= limits.STAGE_PLANS:
-            raise errors.BusyError(f"this board computes for {len(self._running)} plans already: try again later")
+            raise errors.BusyError(
+                f"this board computes for {len(self._running)} plans already: try again later", reason="plans"
+            )
 
     # --- frames
 
@@ -292,7 +303,8 @@ class Stage:
             running.adaptation.offered(time.monotonic())
             if self.settings.link.replan and running.outdated():
                 raise errors.UnknownPlanError(
-                    "the link behind this board is another one than was planned for; ask for a new plan"
+                    "the link behind this board is another one than was planned for; ask for a new plan",
+                    reason="other-link",
                 )
         async with running.gate.place(deadline) as leave:
             asked, work = time.perf_counter(), functools.partial(running.compute, frame)
@@ -327,7 +339,8 @@ class _Running(InUse):
         assert plan.stage is not None
         if frame.codec >= len(plan.stage.incoming):
             raise errors.CodecError(
-                f"the frame names codec {frame.codec} of a ladder of {len(plan.stage.incoming)}: ask for a new plan"
+                f"the frame names codec {frame.codec} of a ladder of {len(plan.stage.incoming)}: ask for a new plan",
+                reason="codec-not-on-ladder",
             )
         x = codec.decode(frame.payload, plan.stage.incoming[frame.codec], plan.stage.start.shape)
         decoded_ms = 1e3 * (time.perf_counter() - start)
@@ -359,10 +372,12 @@ def check_stage(plan: Plan, upstream: str, device: str) -> None:
     stage = plan.stage
     if stage is None or stage.upstream != upstream:
         raise errors.ProtocolError(
-            "the server's plan is not the one that follows; run the same splitedge on all boards"
+            "the server's plan is not the one that follows; run the same splitedge on all boards", reason="other-plan"
         )
     if stage.device != device:
-        raise errors.ProtocolError("this plan was made for another board; ask for a new plan, or correct `chain.next`")
+        raise errors.ProtocolError(
+            "this plan was made for another board; ask for a new plan, or correct `chain.next`", reason="other-board"
+        )
     if not stage.incoming or device not in [one.device for one in stage.route]:
         raise errors.ProtocolError("the server's plan contradicts itself; run the same splitedge on all boards")
 
@@ -371,12 +386,17 @@ def check_exposure(settings: Settings, token: str) -> None:
     """Raise `errors.ConfigError` for a stage that others could reach without a token or in clear text, unless ``allow_insecure``."""
     stage = settings.stage
     if bool(stage.cert) != bool(stage.key):
-        raise errors.ConfigError("`stage.cert` and `stage.key` belong together; give both or neither", key="stage.cert")
+        raise errors.ConfigError(
+            "`stage.cert` and `stage.key` belong together; give both or neither",
+            key="stage.cert",
+            reason="cert-and-key",
+        )
     lacks = http_server.lacking(stage.host, token=bool(token), tls=bool(stage.cert))
     if lacks and not settings.allow_insecure:
         raise errors.ConfigError(
             f"other machines would reach {stage.host} without {lacks}; set `stage.token_file`, `stage.cert` and `stage.key`, or `allow_insecure`",
             key="stage.host",
+            reason="open-to-others",
         )
 
 
@@ -392,7 +412,8 @@ async def _listen(app: web.Application, settings: Settings) -> tuple[web.AppRunn
     except OSError as error:
         await runner.cleanup()
         raise errors.AddressError(
-            f"the stage cannot listen on {stage.host}:{stage.port} ({endpoint.os_reason(error)}); set `stage.host` and `stage.port` to others"
+            f"the stage cannot listen on {stage.host}:{stage.port} ({endpoint.os_reason(error)}); set `stage.host` and `stage.port` to others",
+            reason="stage-address",
         ) from error
     host, port = runner.addresses[0][:2]
     return runner, http_server.url(host, port, tls=context is not None)

@@ -64,7 +64,8 @@ def environment(path: Path = ENVIRONMENT_PATH) -> dict[str, str]:
         return {}
     if data.startswith(BOM_UTF8) or len(data) > limits.MAX_CONFIG_BYTES:
         raise errors.ConfigError(
-            f"{path} begins with a byte-order mark or is too large for systemd; save it as plain text"
+            f"{path} begins with a byte-order mark or is too large for systemd; save it as plain text",
+            reason="not-plain-text",
         )
     lines = (line.strip() for line in data.decode("utf-8", "replace").splitlines())
     pairs = (line.partition("=") for line in lines if "=" in line and line[0] not in "#;")
@@ -200,7 +201,8 @@ async def _models(settings: Settings) -> list[str]:
             return [model.name for model in await client.models()]
     except TimeoutError as error:
         raise errors.UnreachableError(
-            f"{settings.server} did not answer within {limits.DOCTOR_TIMEOUT:g} s; check the network and that edge-server runs there"
+            f"{settings.server} did not answer within {limits.DOCTOR_TIMEOUT:g} s; check the network and that edge-server runs there",
+            reason="timeout",
         ) from error
 
 

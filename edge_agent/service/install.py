@@ -164,18 +164,24 @@ def _start(say: Callable[[str], object]) -> None:
     reason = last_error(found) or f"it is {found.doing} after a long time"
     raise SplitEdgeError(
         f"the service is installed and cannot serve: {reason.removeprefix(f'{notify.REFUSED}: ')}; put that right, "
-        "then run the same command again, or remove it with 'edge-agent service uninstall'"
+        "then run the same command again, or remove it with 'edge-agent service uninstall'",
+        reason="cannot-serve",
     )
 
 
 def _require_root() -> None:
     if os.geteuid() != 0:
-        raise PlatformError("the service can be changed by root only: run the same command with sudo")
+        raise PlatformError(
+            "the service can be changed by root only: run the same command with sudo", reason="not-root"
+        )
     require_systemd()
 
 
 def _not_installed(path: Path) -> UsageError:
-    return UsageError(f"the service is not installed ({path} is not there): run 'edge-agent service install' first")
+    return UsageError(
+        f"the service is not installed ({path} is not there): run 'edge-agent service install' first",
+        reason="not-installed",
+    )
 
 
 # --- uninstall
@@ -218,7 +224,9 @@ def _remove(path: Path) -> None:
         if path.parent.name == CONFIG_PATH.parent.name and not any(path.parent.iterdir()):
             path.parent.rmdir()
     except OSError as error:
-        raise StoreError(f"{path} cannot be removed ({error.strerror}): remove it by hand") from error
+        raise StoreError(
+            f"{path} cannot be removed ({error.strerror}): remove it by hand", reason="cannot-remove"
+        ) from error
 
 
 # --- files
@@ -236,5 +244,6 @@ def _write(path: Path, text: str) -> None:
         path.chmod(0o644)  # whatever the umask: the service reads it as another user
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be written ({error.strerror}): free space or make the folder writable"
+            f"{path} cannot be written ({error.strerror}): free space or make the folder writable",
+            reason="cannot-write",
         ) from error

@@ -80,7 +80,10 @@ def send(fields: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> 
     if not name:
         return False
     if name[0] not in "@/":
-        raise PlatformError(f"NOTIFY_SOCKET={name[:100]} is not a Unix socket: unset it, or start the agent by systemd")
+        raise PlatformError(
+            f"NOTIFY_SOCKET={name[:100]} is not a Unix socket: unset it, or start the agent by systemd",
+            reason="not-a-socket",
+        )
     message = "\n".join(f"{key}={_clean(value)}" for key, value in fields.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
@@ -92,7 +95,7 @@ def send(fields: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> 
     except OSError as error:
         reason = error.strerror or error
         raise PlatformError(
-            f"systemd's socket {name[:100]} refuses messages ({reason}): restart the service"
+            f"systemd's socket {name[:100]} refuses messages ({reason}): restart the service", reason="refused"
         ) from error
     return True
 

@@ -138,7 +138,10 @@ def in_journal(lines: Sequence[str]) -> str:
 def require_systemd() -> None:
     """Raise `PlatformError` where systemd does not run."""
     if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
-        raise PlatformError("systemd does not run on this machine: start 'edge-agent run' from its own service manager")
+        raise PlatformError(
+            "systemd does not run on this machine: start 'edge-agent run' from its own service manager",
+            reason="no-systemd",
+        )
 
 
 def systemctl(*arguments: str, check: bool = True) -> str:
@@ -147,7 +150,8 @@ def systemctl(*arguments: str, check: bool = True) -> str:
     if check and done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0][:200].rstrip(".")
         raise PlatformError(
-            f"'systemctl {arguments[0]}' failed ({reason}): look at 'journalctl -u splitedge-agent -n 50'"
+            f"'systemctl {arguments[0]}' failed ({reason}): look at 'journalctl -u splitedge-agent -n 50'",
+            reason="systemctl",
         )
     return done.stdout
 
@@ -167,5 +171,5 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PlatformError(
-            f"'{' '.join(command[:2])}' did not finish: look at 'journalctl -u splitedge-agent -n 50'"
+            f"'{' '.join(command[:2])}' did not finish: look at 'journalctl -u splitedge-agent -n 50'", reason="timeout"
         ) from error

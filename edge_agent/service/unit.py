@@ -129,16 +129,20 @@ def _credential(token_file: Path) -> str:
 
 def _absolute(path: Path) -> str:
     if not path.is_absolute():
-        raise ConfigError(f"the service needs an absolute path and '{path}' is not one: give it in full")
+        raise ConfigError(
+            f"the service needs an absolute path and '{path}' is not one: give it in full", reason="not-absolute"
+        )
     if set(str(path)) & set("\"'\\"):
-        raise ConfigError(f"systemd accepts no quotes and backslashes in a path: rename {path}")
+        raise ConfigError(f"systemd accepts no quotes and backslashes in a path: rename {path}", reason="quotes")
     return str(path)
 
 
 def _plain(text: str) -> str:
     """A value that runs to the end of its line; ``%`` would be a specifier."""
     if not text.isprintable():
-        raise ConfigError("a systemd unit cannot hold a control character: use another path")
+        raise ConfigError(
+            "a systemd unit cannot hold a control character: use another path", reason="control-character"
+        )
     return text.replace("%", "%%")
 
 

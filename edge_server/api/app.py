@@ -73,7 +73,9 @@ class _Service:
             token = http_server.bearer(request)
             holder = None if token is None else await asyncio.to_thread(self._store.holder, token)
             if holder is None:
-                raise errors.AuthError("the server refused the token: make one there with `edge-server token`")
+                raise errors.AuthError(
+                    "the server refused the token: make one there with `edge-server token`", reason="token"
+                )
             access_log.HOLDER.set(holder)
         return await handler(request)
 
@@ -101,7 +103,9 @@ class _Service:
     async def tokenizer(self, request: web.Request) -> web.StreamResponse:
         bundle = await asyncio.to_thread(self._catalog.bundle, request.match_info["name"])
         if bundle.tokenizer is None:
-            raise errors.UnknownPlanError(f"{bundle.name} has no tokenizer any more: ask for a new plan")
+            raise errors.UnknownPlanError(
+                f"{bundle.name} has no tokenizer any more: ask for a new plan", reason="tokenizer-gone"
+            )
         return _file(bundle.path / TOKENIZER)
 
     async def plan(self, request: web.Request) -> web.Response:
@@ -129,7 +133,9 @@ class _Service:
         """The plan of the board that follows the one of the plan named."""
         plan = await asyncio.to_thread(self._store.plan, request.query.get("plan", ""))
         if plan.stage is None or not plan.stage.downstream:
-            raise errors.ProtocolError("no board follows in this plan: it is dialled at the server")
+            raise errors.ProtocolError(
+                "no board follows in this plan: it is dialled at the server", reason="no-board-follows"
+            )
         return http_server.json(await asyncio.to_thread(self._store.plan, plan.stage.downstream))
 
     async def segment(self, request: web.Request) -> web.StreamResponse:
@@ -142,7 +148,9 @@ class _Service:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         if self._streams >= limits.MAX_STREAMS:
-            raise errors.BusyError(f"the server has {self._streams} streams open already: try again later")
+            raise errors.BusyError(
+                f"the server has {self._streams} streams open already: try again later", reason="streams"
+            )
         self._streams += 1
         try:
             return await stream_server.serve_session(
@@ -166,10 +174,14 @@ class _Service:
     async def _open(self, asked: Open) -> tuple[Handler, Plan]:
         plan = await asyncio.to_thread(self._store.plan, asked.plan)
         if plan.stage is not None and plan.stage.downstream:
-            raise errors.ProtocolError("the frames of this plan go to another board: dial that one")
+            raise errors.ProtocolError(
+                "the frames of this plan go to another board: dial that one", reason="other-board"
+            )
         bundle = await asyncio.to_thread(self._catalog.bundle, plan.model)
         if bundle.sha256 != plan.bundle:
-            raise errors.UnknownPlanError(f"{plan.model} was replaced since this plan was made: ask for a new one")
+            raise errors.UnknownPlanError(
+                f"{plan.model} was replaced since this plan was made: ask for a new one", reason="replaced"
+            )
         load = functools.partial(self._catalog.tail, bundle, plan.cut)
         handler = Handler(self._tails, (bundle.sha256, plan.cut.index), load, plan.ladder, plan.output, asked.topk)
         await handler.ready()
@@ -182,5 +194,7 @@ class _Service:
 
 def _file(path: Path | None) -> web.FileResponse:
     if path is None:
-        raise errors.UnknownPlanError("the server does not have this segment any more: ask for a new plan")
+        raise errors.UnknownPlanError(
+            "the server does not have this segment any more: ask for a new plan", reason="segment-gone"
+        )
     return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})

@@ -34,12 +34,13 @@ class Listen:
 def check(listen: Listen) -> list[str]:
     """Warnings to show. Raises `errors.UsageError` for a server that others could reach without a token or in clear text."""
     if (listen.cert is None) != (listen.key is None):
-        raise errors.UsageError("--cert and --key belong together: give both or neither")
+        raise errors.UsageError("--cert and --key belong together: give both or neither", reason="cert-and-key")
     lacks = http_server.lacking(listen.host, token=listen.auth, tls=listen.cert is not None)
     if lacks and not listen.insecure:
         raise errors.UsageError(
             f"other machines would reach {listen.host} without {lacks}: "
-            "give --cert and --key and leave out --no-auth, or accept the risk with --insecure"
+            "give --cert and --key and leave out --no-auth, or accept the risk with --insecure",
+            reason="open-to-others",
         )
     return [f"warning: other machines reach {listen.host} without {lacks}"] if lacks else []
 

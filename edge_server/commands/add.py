@@ -118,12 +118,16 @@ def _checked(name: str, request: Request) -> preprocessing.Spec:
     check_name(name, "model")
     _check_place(request)
     if request.labels is not None and request.metric in ("agreement", "cosine"):
-        raise errors.UsageError(f"--metric {request.metric} takes no labels: leave out --labels, or choose top1")
+        raise errors.UsageError(
+            f"--metric {request.metric} takes no labels: leave out --labels, or choose top1",
+            reason="metric-without-labels",
+        )
     _shape(request.input_shape)
     given = [option for option, value in request.options.items() if value is not None]
     if request.images is None and (given or request.preprocess):
         raise errors.UsageError(
-            f"--{given[0] if given else 'preprocess'} is for images: leave it out, or give the samples with --images"
+            f"--{given[0] if given else 'preprocess'} is for images: leave it out, or give the samples with --images",
+            reason="only-for-images",
         )
     spec = preprocessing.read(request.preprocess, request.options)
     if request.images is not None:
@@ -154,20 +158,28 @@ def _name_of(source: str) -> str:
 
 def _check_place(request: Request) -> None:
     if sum(place is not None for place in (request.images, request.arrays, request.texts)) != 1:
-        raise errors.UsageError("give calibration samples: --images DIR, --arrays DIR, or --texts DIR with --tokenizer")
+        raise errors.UsageError(
+            "give calibration samples: --images DIR, --arrays DIR, or --texts DIR with --tokenizer", reason="no-samples"
+        )
     if request.texts is not None and request.tokenizer is None:
-        raise errors.UsageError("--texts needs --tokenizer: give the model's tokenizer.json, or its vocab.txt")
+        raise errors.UsageError(
+            "--texts needs --tokenizer: give the model's tokenizer.json, or its vocab.txt", reason="no-tokenizer"
+        )
 
 
 def _tokenizer(data: bytes, graph: Graph, padding: int) -> text.Tokenizer:
     """The tokenizer in ``data`` for the model's ids. Raises `errors.UsageError` where it does not fit the model."""
     shape = graph.stored_shape(graph.input)
     if not graph.takes_ids or len(shape) != 1:
-        raise errors.UsageError(f"the model takes {shape}, which is no row of token ids: leave out --tokenizer")
+        raise errors.UsageError(
+            f"the model takes {shape}, which is no row of token ids: leave out --tokenizer", reason="no-token-ids"
+        )
     made = text.Tokenizer(data, shape[0], padding)
     named = made.named_padding()
     if named not in (None, padding):
-        raise errors.UsageError(f"the tokenizer's padding has the id {named}, not {padding}: give --padding {named}")
+        raise errors.UsageError(
+            f"the tokenizer's padding has the id {named}, not {padding}: give --padding {named}", reason="other-padding"
+        )
     return made
 
 
@@ -196,7 +208,9 @@ def _shape(text: str | None) -> list[int] | None:
         return None
     parts = re.split(r"[,x]", text)
     if not all(p.strip().isdigit() and 0 < int(p) < 1 << 20 for p in parts):
-        raise errors.UsageError(f"--input-shape {text} is not a shape: give numbers such as 1,3,224,224")
+        raise errors.UsageError(
+            f"--input-shape {text} is not a shape: give numbers such as 1,3,224,224", reason="not-a-shape"
+        )
     return [int(p) for p in parts]
 
 

@@ -29,7 +29,8 @@ def profile_of(file: Path | None, board: str | None) -> DeviceProfile:
     """The device to plan for. Raises `errors.UsageError` unless it is named in one way, and as reading it does."""
     if (file is None) == (board is None):
         raise errors.UsageError(
-            f"name one device: --profile FILE, which `edge-agent profile --out` writes, or --board, one of {', '.join(known.names())}"
+            f"name one device: --profile FILE, which `edge-agent profile --out` writes, or --board, one of {', '.join(known.names())}",
+            reason="one-device",
         )
     return device_profiles.load(file) if file else known.load(board or "")
 

@@ -37,10 +37,13 @@ def names(folder: Path | None, model: str, file: Path) -> None:
         output = Catalog(store).bundle(model).output
         classes = math.prod(output.shape)
         if not output.has_classes:
-            raise errors.UsageError(f"the output of {model}, a tensor of {output.shape}, has no classes to name")
+            raise errors.UsageError(
+                f"the output of {model}, a tensor of {output.shape}, has no classes to name", reason="no-classes"
+            )
         if len(known) != classes:
             raise errors.InputError(
-                f"{file} holds {len(known)} class names and {model} has {classes} classes; give one name for each"
+                f"{file} holds {len(known)} class names and {model} has {classes} classes; give one name for each",
+                reason="class-names",
             )
         store.set_names(model, known)
     print(f"{model} has {classes} class names; agents show them with their next plan")

@@ -68,7 +68,9 @@ def read(path: Path | None, options: dict[str, Any]) -> Spec:
     except msgspec.ValidationError as error:
         where = f"{path}" if path is not None else "the preprocessing"
         known = ", ".join(Spec.__struct_fields__)
-        raise errors.ConfigError(f"{where} is not a specification ({error}): it may set {known}") from error
+        raise errors.ConfigError(
+            f"{where} is not a specification ({error}): it may set {known}", reason="not-a-specification"
+        ) from error
 
 
 def check_stated(spec: Spec) -> None:
@@ -77,26 +79,31 @@ def check_stated(spec: Spec) -> None:
     if missing:
         raise errors.ConfigError(
             f"how the model's images are normalized is not stated ({' and '.join(missing)}): give --preset (one of {', '.join(PRESETS)}), "
-            "or --mean and --std as the model was trained with"
+            "or --mean and --std as the model was trained with",
+            reason="no-normalization",
         )
 
 
 def of_images(spec: Spec, shape: list[int]) -> Preprocess:
     """``spec`` for a model whose input is an image of ``shape`` [H, W, C]. Raises `errors.ConfigError` for numbers that make no sense."""
     if len(shape) != 3 or shape[2] not in (1, 3):
-        raise errors.UsageError(f"the model takes {shape}, which is no image: give .npy arrays with --arrays")
+        raise errors.UsageError(
+            f"the model takes {shape}, which is no image: give .npy arrays with --arrays", reason="no-image"
+        )
     check_stated(spec)
     mean, std = (_channels(spec, name, shape[2]) for name in ("mean", "std"))
     if min(std) < 1:
         raise errors.ConfigError(
-            f"std is {std}, but pixels go from 0 to 255 here: multiply mean and std by 255 if they are for 0 to 1"
+            f"std is {std}, but pixels go from 0 to 255 here: multiply mean and std by 255 if they are for 0 to 1",
+            reason="small-std",
         )
     short = min(shape[:2])
     crop = CROP if spec.preset is None else _preset(spec.preset).crop
     resize = spec.resize if spec.resize is not None else round(short / crop)
     if not short <= resize <= limits.MAX_RESIZE:
         raise errors.ConfigError(
-            f"resize is {resize}: give at least {short}, the short side of what the model sees, and at most {limits.MAX_RESIZE}"
+            f"resize is {resize}: give at least {short}, the short side of what the model sees, and at most {limits.MAX_RESIZE}",
+            reason="resize",
         )
     return Preprocess("image", shape, resize, spec.fit, spec.interpolation, mean, std)
 
@@ -110,16 +117,21 @@ def _channels(spec: Spec, name: str, channels: int) -> list[float]:
     values: list[float] = getattr(spec, name)
     if spec.preset is not None and values == getattr(PRESETS[spec.preset], name) and len(values) not in (1, channels):
         raise errors.ConfigError(
-            f"the preset {spec.preset} is for {len(values)} channels and the model takes {channels}: choose one of {', '.join(fitting(channels))}"
+            f"the preset {spec.preset} is for {len(values)} channels and the model takes {channels}: choose one of {', '.join(fitting(channels))}",
+            reason="preset-channels",
         )
     if len(values) not in (1, channels) or not all(math.isfinite(v) for v in values):
-        raise errors.ConfigError(f"{name} is {values}: give one number, or one for each of {channels} channels")
+        raise errors.ConfigError(
+            f"{name} is {values}: give one number, or one for each of {channels} channels", reason="numbers"
+        )
     return values
 
 
 def _preset(name: object) -> Preset:
     if not isinstance(name, str) or name not in PRESETS:
-        raise errors.ConfigError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise errors.ConfigError(
+            f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}", reason="unknown-preset"
+        )
     return PRESETS[name]
 
 
@@ -127,12 +139,18 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise errors.ConfigError(f"{path} cannot be read ({error.strerror}): check the path") from error
+        raise errors.ConfigError(
+            f"{path} cannot be read ({error.strerror}): check the path", reason="unreadable"
+        ) from error
     try:
         text = data.decode("utf-8-sig")
         value = tomllib.loads(text) if path.suffix.lower() == ".toml" else msgspec.json.decode(text)
     except (tomllib.TOMLDecodeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.ConfigError(f"{path} is neither JSON nor TOML ({error}): correct it") from error
+        raise errors.ConfigError(
+            f"{path} is neither JSON nor TOML ({error}): correct it", reason="not-json-or-toml"
+        ) from error
     if not isinstance(value, dict):
-        raise errors.ConfigError(f'{path} is not a table of settings: write one, such as {{"resize": 256}}')
+        raise errors.ConfigError(
+            f'{path} is not a table of settings: write one, such as {{"resize": 256}}', reason="not-a-table"
+        )
     return value

@@ -94,7 +94,9 @@ def allocate(
         noises.append([codec.noise for codec in codecs])
     cost, noise = _table(costs, 0).astype(np.int64), _table(noises, np.inf)
     if (most := int(cost.max(axis=1, initial=0).sum())) >= MOST_BYTES:
-        raise errors.UsageError(f"a head of {most} bytes is over {MOST_BYTES}: expect fewer frames of it")
+        raise errors.UsageError(
+            f"a head of {most} bytes is over {MOST_BYTES}: expect fewer frames of it", reason="head-too-large"
+        )
     found = knapsack.solve(cost, noise, budget)
     if found is None:
         least = math.fsum(min(row) for row in noises) * _HAIR
@@ -102,6 +104,7 @@ def allocate(
             f"no bit widths keep the noise within {budget:.8g}: allow {least:.8g}",
             binding=["noise"],
             nearest={"noise": least},
+            reason="noise",
         )
     choice = found.choice.tolist()
     codec = choice.pop() if codecs else None
@@ -228,12 +231,13 @@ def _table(rows: Sequence[Sequence[float]], fill: float) -> F64:
 def _check(layers: Sequence[Layer], budget: float, codecs: Sequence[CutCodec] = (), frame_weight: float = 0.0) -> None:
     for name, value in (("the noise budget", budget), ("frame_weight", frame_weight)):
         if not (math.isfinite(value) and value >= 0):
-            raise errors.UsageError(f"{name} is {value}: give a number of 0 or more")
+            raise errors.UsageError(f"{name} is {value}: give a number of 0 or more", reason="number")
     for layer in layers:
         sized = len(layer.sizes) == len(layer.noise) >= len(WIDTHS) and min(layer.sizes) >= 0
         if layer.weights < 1 or not sized or not all(noise >= 0 for noise in layer.noise):
             raise errors.UsageError(
-                f"layer {layer.name} needs weights, and {len(WIDTHS)} or more sizes and noises of 0 or more: calibrate it again"
+                f"layer {layer.name} needs weights, and {len(WIDTHS)} or more sizes and noises of 0 or more: calibrate it again",
+                reason="layer",
             )
     if not all(codec.noise >= 0 and codec.frame_bytes >= 0 for codec in codecs):
-        raise errors.UsageError("a codec needs bytes and a noise of 0 or more: calibrate it again")
+        raise errors.UsageError("a codec needs bytes and a noise of 0 or more: calibrate it again", reason="codec")

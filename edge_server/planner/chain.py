@@ -389,6 +389,7 @@ def _infeasible(search: _Search) -> errors.InfeasibleError:
             f"no way to share {chain.model} among these boards keeps {chain.demand.keep!r} on the first within their memory and "
             f"{chain.demand.max_drop_points:g} points: allow more of one of them",
             binding=["keep", "memory", "max_drop_points"],
+            reason="no-way",
         )
     wanted: dict[str, float | str] = {}
     if chain.demand.max_latency_ms is not None:
@@ -406,16 +407,24 @@ def _check(chain: Chain) -> None:
     check_name(chain.model, chain.demand, [place.cut for place in chain.places])
     shape, count = (len(chain.places) + 1, len(chain.places)), len(chain.devices)
     if chain.demand.mode != "any":
-        raise errors.UsageError("boards in a chain share a model as the planner finds best: leave the mode at any")
+        raise errors.UsageError(
+            "boards in a chain share a model as the planner finds best: leave the mode at any", reason="mode"
+        )
     if not chain.devices or any(device.span_ms.shape != shape for device in chain.devices):
-        raise errors.UsageError(f"a chain needs a device and for each of them times {shape}: give both")
+        raise errors.UsageError(
+            f"a chain needs a device and for each of them times {shape}: give both", reason="devices"
+        )
     if any(len(one.stage_ns) != len(STAGES) or not all(ns >= 0 for ns in one.stage_ns) for one in chain.devices):
         raise errors.UsageError(
-            f"stage_ns must be {len(STAGES)} times of 0 or more: one for each of {', '.join(STAGES)}"
+            f"stage_ns must be {len(STAGES)} times of 0 or more: one for each of {', '.join(STAGES)}",
+            reason="stage-times",
         )
     if len(chain.tail_ms) != len(chain.places) or chain.span_bytes.shape != shape or chain.window < 1:
         raise errors.UsageError(
-            "a chain's tails and memory belong to its places, and its window is 1 or more: give these"
+            "a chain's tails and memory belong to its places, and its window is 1 or more: give these",
+            reason="tails-and-memory",
         )
     if not chain.links or any(not 0 <= i < j <= count for i, j in chain.links):
-        raise errors.UsageError("a chain's links lead from each device to a later one or to the server: give these")
+        raise errors.UsageError(
+            "a chain's links lead from each device to a later one or to the server: give these", reason="links"
+        )

@@ -37,7 +37,8 @@ def check(model: str, demand: Demand, link: LinkEstimate, power: Power, layers: 
     if demand.weights.energy > 0 and (power.compute_w is None or power.transmit_w is None):
         raise errors.UsageError(
             "the demand weighs energy, but the profile holds no watts for this board: "
-            "declare them in the profile or set the weight of energy to 0"
+            "declare them in the profile or set the weight of energy to 0",
+            reason="no-watts",
         )
     if demand.keep not in ("nothing", "input", *layers):
         some = list(dict.fromkeys(layers))[:: max(1, len(layers) // 4)][:5]
@@ -45,6 +46,7 @@ def check(model: str, demand: Demand, link: LinkEstimate, power: Power, layers: 
             f"{model} has no layer {demand.keep[:80]!r} to keep on the device: "
             f'say "nothing", "input" or a layer\'s name, for example {", ".join(some) or "none is offered"}',
             layers=some,
+            reason="unknown-layer",
         )
 
 
@@ -55,9 +57,10 @@ def check_name(model: str, demand: Demand, cuts: Sequence[Cut]) -> None:
         raise errors.UsageError(
             f"{model} has {len(named)} cuts after a layer named {demand.keep[:80]!r}; keep a later layer, whose name is its own",
             cuts=named,
+            reason="ambiguous-layer",
         )
 
 
 def _at_least(name: str, value: float, least: float, words: str) -> None:
     if not (math.isfinite(value) and value >= least):
-        raise errors.UsageError(f"{name} is {value}: give a number of {words}", field=name)
+        raise errors.UsageError(f"{name} is {value}: give a number of {words}", field=name, reason="number")

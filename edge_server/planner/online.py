@@ -292,18 +292,23 @@ def _check(table: Table, request: Request) -> None:
     check_name(table.model, request.demand, [place.cut for place in table.places])
     if len(request.head_ms) != len(table.places) or not all(ms >= 0 for ms in request.head_ms):
         raise errors.UsageError(
-            f"head_ms has {len(request.head_ms)} times: give one of 0 or more for each of {len(table.places)} places"
+            f"head_ms has {len(request.head_ms)} times: give one of 0 or more for each of {len(table.places)} places",
+            reason="head-times",
         )
     if request.tail_ms is not None and (len(request.tail_ms) != len(table.places) or min(request.tail_ms) < 0):
         raise errors.UsageError(
-            f"tail_ms has {len(request.tail_ms)} times: give one of 0 or more for each of {len(table.places)} places"
+            f"tail_ms has {len(request.tail_ms)} times: give one of 0 or more for each of {len(table.places)} places",
+            reason="tail-times",
         )
     if len(request.stage_ns) != len(STAGES) or not all(ns >= 0 for ns in request.stage_ns):
         raise errors.UsageError(
-            f"stage_ns must be {len(STAGES)} times of 0 or more: one for each of {', '.join(STAGES)}"
+            f"stage_ns must be {len(STAGES)} times of 0 or more: one for each of {', '.join(STAGES)}",
+            reason="stage-times",
         )
     for name in ("queue_ms", "sending_ms"):
         if not getattr(request, name) >= 0:
-            raise errors.UsageError(f"{name} is {getattr(request, name)}: give 0 or more")
+            raise errors.UsageError(f"{name} is {getattr(request, name)}: give 0 or more", reason="number")
     if any(not 0 <= pattern < len(table.patterns) for pattern in request.held):
-        raise errors.UsageError("held names a pattern that the table lacks: give indices into its patterns")
+        raise errors.UsageError(
+            "held names a pattern that the table lacks: give indices into its patterns", reason="unknown-pattern"
+        )

@@ -107,7 +107,9 @@ def best_patterns(
     """
     rises = all(a.drop_points < b.drop_points and a.noise < b.noise for a, b in pairwise(levels))
     if not levels or not rises:
-        raise errors.UsageError("accuracy levels must rise in drop and in noise: calibrate the model again")
+        raise errors.UsageError(
+            "accuracy levels must rise in drop and in noise: calibrate the model again", reason="levels"
+        )
     patterns: list[Pattern] = []
     for index, place in enumerate(places):
         patterns += _patterns(index, place, levels)
@@ -127,7 +129,8 @@ def tabulate(model: str, places: Sequence[Place], levels: Sequence[Level], patte
                 rows.append((pattern.place, number, codec, total, frame_bytes))
     if not rows:
         raise errors.UsageError(
-            f"no bit widths of {model} keep any accuracy that may be asked for: add the model again, with more samples or other ones"
+            f"no bit widths of {model} keep any accuracy that may be asked for: add the model again, with more samples or other ones",
+            reason="no-bit-widths",
         )
     return _table(model, tuple(places), tuple(levels), tuple(patterns), rows)
 

@@ -15,7 +15,9 @@ CONSTRAINTS: Final = ("keep", "mode", "max_drop_points", "max_latency_ms", "min_
 def hold(faults: Sequence[str]) -> None:
     """Raises `errors.PlanError` if a verifier found ``faults`` in an answer."""
     if faults:
-        raise errors.PlanError(f"the planner contradicts itself ({'; '.join(faults)}): please report this")
+        raise errors.PlanError(
+            f"the planner contradicts itself ({'; '.join(faults)}): please report this", reason="contradiction"
+        )
 
 
 def infeasible(

@@ -83,13 +83,18 @@ def make_chain(catalog: Catalog, request: ChainRequest, tails: Tails | None = No
 def _check(request: ChainRequest) -> None:
     if request.protocol != PROTOCOL_VERSION:
         raise errors.ProtocolError(
-            f"the agent speaks protocol {request.protocol} and this server {PROTOCOL_VERSION}: upgrade the older of the two"
+            f"the agent speaks protocol {request.protocol} and this server {PROTOCOL_VERSION}: upgrade the older of the two",
+            reason="protocol-version",
         )
     names = [device.device for device in request.devices]
     if not 1 <= len(names) <= limits.MAX_STAGES or len(set(names)) < len(names):
-        raise errors.ProtocolError(f"a chain has 1 to {limits.MAX_STAGES} boards, each once: correct their next stages")
+        raise errors.ProtocolError(
+            f"a chain has 1 to {limits.MAX_STAGES} boards, each once: correct their next stages", reason="boards"
+        )
     if any(not 1 <= len(name) <= limits.MAX_NAME for name in names):
-        raise errors.ProtocolError(f"a board's name has 1 to {limits.MAX_NAME} characters: remove its cache folder")
+        raise errors.ProtocolError(
+            f"a board's name has 1 to {limits.MAX_NAME} characters: remove its cache folder", reason="board-name"
+        )
 
 
 # --- what the planner is told -----------------------------------------------------------------------------------------
@@ -129,7 +134,9 @@ def _links(devices: Sequence[ChainDevice]) -> dict[tuple[int, int], LinkEstimate
     found = {(i, len(devices)): device.server for i, device in enumerate(devices)}
     for i, device in enumerate(devices[:-1]):
         if device.next is None:
-            raise errors.ProtocolError("a board of the chain did not measure its link to the next one: upgrade it")
+            raise errors.ProtocolError(
+                "a board of the chain did not measure its link to the next one: upgrade it", reason="link-not-measured"
+            )
         found[i, i + 1] = device.next
     return found
 

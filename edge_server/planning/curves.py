@@ -152,7 +152,8 @@ def draw(found: Curves, form: PictureForm) -> bytes:
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise errors.PlatformError(
-            "matplotlib is not installed on the server, so nothing can be drawn; install splitedge there with its `server` extra"
+            "matplotlib is not installed on the server, so nothing can be drawn; install splitedge there with its `server` extra",
+            reason="no-matplotlib",
         ) from error
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(13, 5.2), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, wspace=0.04))

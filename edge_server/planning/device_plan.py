@@ -71,7 +71,8 @@ def choose_plan(catalog: Catalog, request: PlanRequest, tails: Tails | None = No
     """
     if request.protocol != PROTOCOL_VERSION:
         raise errors.ProtocolError(
-            f"the agent speaks protocol {request.protocol} and this server {PROTOCOL_VERSION}: upgrade the older of the two"
+            f"the agent speaks protocol {request.protocol} and this server {PROTOCOL_VERSION}: upgrade the older of the two",
+            reason="protocol-version",
         )
     profile = schema.from_dict(request.profile)
     bundle = catalog.bundle(request.model)

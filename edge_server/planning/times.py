@@ -98,7 +98,7 @@ def _rehearsed(ms: Sequence[float], operators: Sequence[int]) -> list[float]:
     rising = all(math.isfinite(b) and 0 <= a <= b for a, b in pairwise([0.0, *ms]))
     if len(ms) != max(operators) or not rising:
         raise errors.ProtocolError(
-            "the request's rehearsal is not one of this model: remove the agent's rehearsals file"
+            "the request's rehearsal is not one of this model: remove the agent's rehearsals file", reason="rehearsal"
         )
     return [ms[count - 1] if count else 0.0 for count in operators]
 
@@ -112,5 +112,6 @@ def check(measured: Mapping[str, float]) -> None:
     """Raises `errors.ProtocolError` for times that are negative, not finite, or too many."""
     if len(measured) > limits.MAX_MEASURED or not all(math.isfinite(ms) and ms >= 0 for ms in measured.values()):
         raise errors.ProtocolError(
-            f"the request's measured times are not {limits.MAX_MEASURED} or fewer numbers of 0 or more: remove the agent's timings file"
+            f"the request's measured times are not {limits.MAX_MEASURED} or fewer numbers of 0 or more: remove the agent's timings file",
+            reason="measured-times",
         )

@@ -41,7 +41,9 @@ class Catalog:
         try:
             status = path.stat()
         except FileNotFoundError as error:  # another process removed it since
-            raise errors.UnknownModelError(f"there is no model named {name!r} any more: choose another") from error
+            raise errors.UnknownModelError(
+                f"there is no model named {name!r} any more: choose another", reason="model-gone"
+            ) from error
         mark = status.st_ino, status.st_mtime_ns
         with self._lock:
             held = self._open.get(name)
@@ -105,9 +107,12 @@ class Catalog:
         try:
             model = bundle.tail(cut.index)
         except FileNotFoundError as error:
-            raise errors.UnknownPlanError(f"{bundle.name} was removed from the server: ask for a new plan") from error
+            raise errors.UnknownPlanError(
+                f"{bundle.name} was removed from the server: ask for a new plan", reason="removed"
+            ) from error
         if model is None:
             raise errors.ProtocolError(
-                "this plan sends nothing to the server: run it on the device, or ask for a new one"
+                "this plan sends nothing to the server: run it on the device, or ask for a new one",
+                reason="sends-nothing",
             )
         return Tail(model, cut.shape, cut.padding)

@@ -108,7 +108,9 @@ class Store:
         token = "se_" + secrets.token_urlsafe(32)
         with self._transaction() as db:
             if db.execute("SELECT 1 FROM tokens WHERE name = ?", (name,)).fetchone():
-                raise errors.UsageError(f"a token named {name!r} exists: give another name, or revoke it first")
+                raise errors.UsageError(
+                    f"a token named {name!r} exists: give another name, or revoke it first", reason="token-exists"
+                )
             db.execute("INSERT INTO tokens VALUES (?, ?, ?)", (name, _token_hash(token), self._clock()))
         return token
 
@@ -116,7 +118,9 @@ class Store:
         """Raises `errors.UsageError` if there is no such token."""
         with self._transaction() as db:
             if db.execute("DELETE FROM tokens WHERE name = ?", (name,)).rowcount == 0:
-                raise errors.UsageError(f"there is no token named {name!r}: `edge-server token --list` shows them")
+                raise errors.UsageError(
+                    f"there is no token named {name!r}: `edge-server token --list` shows them", reason="unknown-token"
+                )
 
     def tokens(self) -> list[Token]:
         return [Token(*row) for row in self._read("SELECT name, created FROM tokens ORDER BY name")]
@@ -148,7 +152,9 @@ class Store:
         oldest = self._clock() - limits.PLAN_GRACE
         rows = self._read("SELECT body FROM plans WHERE id = ? AND expires >= ?", (plan_id, oldest))
         if not rows:
-            raise errors.UnknownPlanError("the server does not know this plan or it expired: ask for a new one")
+            raise errors.UnknownPlanError(
+                "the server does not know this plan or it expired: ask for a new one", reason="unknown-plan"
+            )
         return msgspec.json.decode(rows[0][0], type=Plan)
 
     # --- patterns
@@ -229,14 +235,17 @@ class Store:
         path = self.bundles / name
         if not NAME.fullmatch(name) or not path.is_dir():
             names = ", ".join(self.bundle_names()[:10]) or "none yet: `edge-server add` makes one"
-            raise errors.UnknownModelError(f"there is no model named {name[:80]!r}: the server has {names}")
+            raise errors.UnknownModelError(
+                f"there is no model named {name[:80]!r}: the server has {names}", reason="unknown-model"
+            )
         return path
 
     def check_free(self, name: str, *, replace: bool) -> None:
         """Raises `errors.UsageError` where there is a model ``name`` already, unless it is to be replaced."""
         if not replace and (self.bundles / name).exists():
             raise errors.UsageError(
-                f"there is a model named {name!r} already: give --replace to replace it, or another --name"
+                f"there is a model named {name!r} already: give --replace to replace it, or another --name",
+                reason="model-exists",
             )
 
     @contextlib.contextmanager
@@ -290,7 +299,9 @@ class Store:
     def _prepare(self, db: sqlite3.Connection) -> None:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
-            raise errors.StoreError(f"the store in {self.folder} was written by a newer splitedge: upgrade this one")
+            raise errors.StoreError(
+                f"the store in {self.folder} was written by a newer splitedge: upgrade this one", reason="newer-store"
+            )
         db.execute("PRAGMA journal_mode = WAL")
         if version < _VERSION:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
@@ -358,7 +369,7 @@ class Store:
 
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
-            raise errors.StoreError(f"the store in {self.folder} is closed: open it again")
+            raise errors.StoreError(f"the store in {self.folder} is closed: open it again", reason="closed")
         return self._db
 
     @contextlib.contextmanager
@@ -411,7 +422,8 @@ def default_folder() -> Path:
         data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     except RuntimeError as error:  # as of a service's user
         raise errors.StoreError(
-            "there is no home directory to keep the store in: name its folder with --store or SPLITEDGE_STORE"
+            "there is no home directory to keep the store in: name its folder with --store or SPLITEDGE_STORE",
+            reason="no-home",
         ) from error
     return Path(data) / "splitedge" / "server"
 
@@ -421,7 +433,8 @@ def check_name(name: str, what: str) -> None:
     if not NAME.fullmatch(name):
         raise errors.UsageError(
             f"{name[:80]!r} cannot be the name of a {what}: use up to {limits.MAX_NAME} letters, digits, '.', '_' and '-', "
-            "starting with a letter or digit"
+            "starting with a letter or digit",
+            reason="name",
         )
 
 

@@ -37,7 +37,7 @@ class Tail:
             self._session = session(model)
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise errors.ModelError(
-                "the tail of this model does not load: add the model to the server again"
+                "the tail of this model does not load: add the model to the server again", reason="tail-broken"
             ) from error
         self._input, *ids = self._session.get_inputs()
         self._ids = ids[0].name if ids else ""
@@ -100,7 +100,9 @@ class Tails:
     async def submit(self, work: Callable[[], tuple[bytes, int]]) -> tuple[bytes, int]:
         """Runs ``work`` on a tail's thread. Raises `errors.BusyError` where too many frames wait already."""
         if self._waiting >= limits.TAIL_QUEUE:
-            raise errors.BusyError(f"{self._waiting} frames wait for the server already: send fewer, or add a server")
+            raise errors.BusyError(
+                f"{self._waiting} frames wait for the server already: send fewer, or add a server", reason="queue"
+            )
         self._waiting += 1
         asked = time.perf_counter()
 
@@ -169,6 +171,9 @@ def decode_frame(frame: Frame, ladder: list[Codec], tail: Tail) -> tuple[NDArray
     Raises `errors.CodecError` for a codec that is not on the ladder or a payload of the wrong size.
     """
     if frame.codec >= len(ladder):
-        raise errors.CodecError(f"the frame names codec {frame.codec} of a ladder of {len(ladder)}: ask for a new plan")
+        raise errors.CodecError(
+            f"the frame names codec {frame.codec} of a ladder of {len(ladder)}: ask for a new plan",
+            reason="codec-not-on-ladder",
+        )
     codes, kept = padding_mask.split(frame.payload, tail.tokens) if tail.tokens else (frame.payload, None)
     return codec.decode(codes, ladder[frame.codec], tail.shape), kept

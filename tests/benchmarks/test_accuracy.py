@@ -11,6 +11,7 @@ from benchmarks import accuracy
 from splitedge import errors
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_quick_run_keeps_the_split_network_near_the_float_one(

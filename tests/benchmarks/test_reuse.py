@@ -78,6 +78,7 @@ def test_photographs_without_labels_are_refused(tmp_path):
         reuse.main(["--images", str(tmp_path)])
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_quick_run_spares_still_frames_and_misses_no_cut(photos: Path, tmp_path: Path):

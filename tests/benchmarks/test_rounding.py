@@ -16,6 +16,7 @@ from splitedge.protocol.messages import Preprocess
 from tests import small_models as small
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_quick_run_shows_that_rounding_by_the_outputs_loses_less(

@@ -26,6 +26,7 @@ def test_our_coder_is_within_a_hundredth_of_the_entropy_and_the_others_are_not_b
         assert row["decoded M/s"] > 0
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_quick_run_shows_what_an_upgrade_saves(photos: Path, tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_litert_computes_what_our_head_computes(model: onnx.ModelProto, size: in
     compare(heads.our_segment(batched(simplify(model)), [size, size, 3], 8), same=0.8)
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.parametrize("key", sorted(heads.NETWORKS))
 def test_litert_computes_our_whole_networks(key: str) -> None:

@@ -246,7 +246,7 @@ def test_frames_that_need_not_be_sent_are_no_load_that_the_link_must_hold(sent_o
         now = i / 200
         adaptation.offered(now)
         if i % sent_of:
-            adaptation.spared(now)
+            adaptation.withdrawn(now)
         else:
             adaptation.choose(now)
     assert adaptation.holds is holds
@@ -254,5 +254,5 @@ def test_frames_that_need_not_be_sent_are_no_load_that_the_link_must_hold(sent_o
 
 def test_sparing_a_frame_that_is_forgotten_already_changes_nothing():
     adaptation = Adaptation(ladder(4704), LINK, Goal())
-    adaptation.spared(1.0)
+    adaptation.withdrawn(1.0)
     assert adaptation.choose(1.0) == 4
