@@ -74,7 +74,7 @@ def main() -> None:
     found = places(9 if not arguments.quick else 3)
     profiles = {name: known.load(name) for name in known.names()}
     notes = [
-        "predictions for boards that nobody measured; misses of the inner caches and throttling are left out: expect the boards to be slower",
+        "nobody measured these boards; the prediction models no misses of the inner caches and no throttling, so expect the boards to be slower",
         f"{WEIGHT_BITS}-bit heads, {CUT_BITS} bits at the cut, the input as JPEG at {JPEG_BITS} bit a value; accuracy is left out; the server is one core of this machine",
     ]
     head_rows = [head_row(name, profile, found) for name, profile in profiles.items()]

@@ -90,7 +90,7 @@ FRONTIER: Final = (8.0, 10.0, 12.5, 20.0, 25.0)
 ENOUGH: Final = 1000
 MANY: Final = 10_000
 NOTES: Final = (
-    f"own: what a server plans for a {BOARD} over {LINK.uplink_mbps:g} Mbit/s up, {LINK.downlink_mbps:g} down and a round trip of {LINK.rtt_ms:g} ms",
+    f"own: the server's plans for a {BOARD} over {LINK.uplink_mbps:g} Mbit/s up, {LINK.downlink_mbps:g} down and a round trip of {LINK.rtt_ms:g} ms",
 )
 #: How sure a plan must be, in deviations, that the interval will end within the goal: 99 times of 100, for with a dozen cuts 9 of 10 miss somewhere.
 SURE: Final = 2.3263478740408408

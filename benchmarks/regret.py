@@ -135,10 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 NOTES: Final = [
-    "ms: median of a frame without preprocessing; a figure of a hopeless plan is of few frames",
-    "noise: between turns of the same plan; a regret below it says nothing",
-    "parts: predicted (? where that codec was not weighed beside the choice) / measured ms on the device (head, encoding), of transfer (link), on the server (queue, tail), and elsewhere in the agent; -: of a hopeless plan one frame was enough",
-    "where the choice is all on the device or all on the server, one run serves both",
+    "ms: median time of a frame without preprocessing; a plan that is far slower than the others runs few frames",
+    "noise: the spread between turns of one plan; a regret below it means nothing",
+    "parts: predicted / measured ms on the device (head, encoding), of the transfer, on the server (queue, tail), and elsewhere in the agent; ?: this codec was not weighed; -: a far slower plan ran one frame",
+    "if the choice is all on the device or all on the server, one run serves for both",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The server's HTTP interface (`docs/architecture.md`, "The server"): routes, authorization, errors as JSON."""
+"""The server's HTTP interface (`docs/reference/wire-protocol.md`): routes, authorization, errors as JSON."""
 
 from __future__ import annotations
 
