@@ -38,7 +38,7 @@ from benchmarks.models import LITE0_PREPROCESS
 from benchmarks.processes import PORT, serving
 from benchmarks.report import photo_parser, report
 from benchmarks.slower import PREFIX, slower
-from edge_agent.planning.negotiation import FETCHING
+from edge_agent.planning.downloads import DOWNLOADING
 from kernels.jit import cache_base
 from splitedge import errors, limits
 from splitedge.protocol.messages import Plan, Prediction
@@ -56,7 +56,7 @@ LEAST_TURNS: Final = 3  # for a spread
 SECONDS, QUICK_SECONDS = 8.0, 4.0  # for the frames at one link
 TRIES: Final = 5  # to have a plan
 UNTRUE: Final = 0.05  # a frame's time so far off its prediction is worth a new plan
-RENEWALS: Final = limits.LOOKS  # so many are
+RENEWALS: Final = limits.MISMATCH_REPLANS  # so many are
 HOPELESS: Final = 1.5  # a plan so many times slower than the best after a turn is not run again
 
 
@@ -195,7 +195,7 @@ def negotiate(board: Board, name: str, network: Network, mbps: float, rtt: float
     """The plan of the agent ``name`` over the link as it is. The segment is fetched over a better one: no frame waits for it."""
 
     def on_step(text: str) -> None:
-        if text == FETCHING:
+        if text == DOWNLOADING:
             network.link(BOARD, SERVER, mbps=1000, rtt_ms=1)
         elif text == "preparing the head":
             network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
