@@ -183,10 +183,10 @@ def notes(bench: Bench) -> list[str]:
     ladder = ", ".join(f"{c.rule if c.tables else f'{c.rule} at {c.bits} bits'} ({size} bytes)" for c, size in codecs)
     return [
         f"network {bench.setting.network}, cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {ladder}",
-        f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, of those in which a codec could be held",
+        f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, among windows that some codec could hold",
         "drop: points of top-1 below the float model on the answered frames; gap: of the codecs used below the oracle's, by their accuracy on all evaluation samples; of these frames: as they were answered",
     ] + [
-        f"{name}: the ladder has no packed codec of {rival.bits} bits; frames of another over a link that is slower by {slower:.2f} stand in for it"
+        f"{name}: the ladder has no packed codec of {rival.bits} bits; frames of another codec over a link {slower:.2f} times as slow replace it"
         for name, rival in RIVALS.items()
         if (slower := stand_in(bench.plan, rival.bits)) != 1
     ]

@@ -44,7 +44,7 @@ from calibration.accuracy import codec_search, evaluation
 from calibration.accuracy.sensitivity import Probe
 from calibration.bundle import bundle
 from calibration.bundle.bundle import Bundle
-from calibration.importing import cuts, importer
+from calibration.importing import cuts
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.lowering.layers import Embed, Weighted
@@ -90,7 +90,7 @@ FRONTIER: Final = (8.0, 10.0, 12.5, 20.0, 25.0)
 ENOUGH: Final = 1000
 MANY: Final = 10_000
 NOTES: Final = (
-    f"own: what a server plans for a {BOARD} over {LINK.uplink_mbps:g} Mbit/s up, {LINK.downlink_mbps:g} down and a round trip of {LINK.rtt_ms:g} ms",
+    f"own: the server's plans for a {BOARD} over {LINK.uplink_mbps:g} Mbit/s up, {LINK.downlink_mbps:g} down and a round trip of {LINK.rtt_ms:g} ms",
 )
 #: How sure a plan must be, in deviations, that the interval will end within the goal: 99 times of 100, for with a dozen cuts 9 of 10 miss somewhere.
 SURE: Final = 2.3263478740408408
@@ -206,7 +206,7 @@ def load(name: str, options: argparse.Namespace) -> Case:
         raise errors.UsageError(
             "payload needs labels; give --labels with a CSV of file name and ImageNet class index", reason="no-labels"
         )
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+    model = models.load("lite0")
     return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0, probed=32, crossed=True)
 
 

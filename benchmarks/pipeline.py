@@ -104,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 NOTES: Final = [
-    "ms: predicted of the first board, its link, the second board, its link, the server; the slowest bounds the rate",
-    "the prediction counts what frames take on each board, as it measured that, links and tail",
+    "ms: prediction for the first board, its link, the second board, its link, and the server; the slowest bounds the rate",
+    "the prediction includes what frames take on each board (as the board measured it), the links and the tail",
 ]
 
 

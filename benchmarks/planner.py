@@ -79,11 +79,11 @@ def main() -> None:
     budgets, devices = (6, 200) if arguments.quick else (40, DEVICES)
     rows = [row(name, count, budgets, devices) for count in counts for name in ("EfficientNet", "ResNet")]
     notes = [
-        "pairs of pattern and codec are weighed; closed, uniform: bytes more than the optimum",
-        "same widths: more than the optimum without the even grids, which closed and uniform do not know",
-        f"{budgets} noise budgets and {devices} devices for each network; every answer passed the verifier, which choice + check counts",
-        "refused: demands that nothing meets, in per cent; what each refusal says to allow was enough",
-        f"MILPs: budgets that HiGHS solved within {MILP_SECONDS:.0f} s and really kept; it keeps a constraint to a tolerance only",
+        "pairs: pairs of pattern and codec that are weighed; closed, uniform: bytes above the optimum",
+        "same widths: bytes above the optimum without even grids, which closed and uniform do not use",
+        f"{budgets} noise budgets and {devices} devices for each network; the verifier passed every answer, and choice + check includes its time",
+        "refused: demands that no plan meets; the relaxation that each refusal suggests was sufficient",
+        f"MILPs: budgets that HiGHS solved within {MILP_SECONDS:.0f} s within the constraint; it keeps constraints only to a tolerance",
     ]
     if arguments.quick:
         notes.append(f"left out by --quick: networks of {' and '.join(map(str, LAYERS[2:]))} layers")

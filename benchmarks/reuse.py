@@ -152,8 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for threshold in THRESHOLDS
         ]
     notes = [
-        f"{len(scenes)} scenes of {FRAMES} frames, {RATE:g} a second, answers {LATENCY} frames later: of a hundred frames "
-        f"{100 * (1 - LATENCY / FRAMES):.0f} need not be sent at most",
+        f"{len(scenes)} scenes of {FRAMES} frames, {RATE:g} a second, answers {LATENCY} frames later: at most "
+        f"{100 * (1 - LATENCY / FRAMES):.0f} of a hundred frames need not be sent",
     ]
     figures = summary(rows, split.layers[-1]) | speed(split, stream.codes[-1])
     report("Answers that serve twice, EfficientNet-Lite0 split", rows, figures, options.json, notes)

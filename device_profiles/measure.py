@@ -189,6 +189,7 @@ class _ProgressCounter:
             self._progress(self.done, self.total, what)
 
     def finish(self) -> None:
+        """Report that all steps are done."""
         self.done = self.total - 1
         self("done")
 

@@ -31,6 +31,8 @@ Text = Annotated[str, Meta(max_length=300)]
 
 
 class Machine(msgspec.Struct):
+    """The board's hardware and system."""
+
     board: Text | None  # as the firmware names it: "Raspberry Pi 5 Model B Rev 1.0"
     cpu: Text
     architecture: Text
@@ -101,6 +103,8 @@ class Warmup(msgspec.Struct):
 
 
 class Throttling(msgspec.Struct):
+    """Whether the system slows the processor down."""
+
     now: bool
     since_boot: bool | None  # None: the system keeps no record
     reasons: Annotated[list[Text], Meta(max_length=20)]
@@ -117,6 +121,8 @@ class Condition(msgspec.Struct):
 
 
 class Power(msgspec.Struct):
+    """Power of the board, with its source."""
+
     source: Literal["sensor", "declared", "unknown"]
     sensor: Text = ""
     idle_watts: Amount | None = None
@@ -141,6 +147,8 @@ _MEASURED = Origin("measured", "edge-agent profile, on this board")
 
 
 class DeviceProfile(msgspec.Struct):
+    """A device profile; see the module's docstring."""
+
     schema_version: int
     created: Text  # ISO 8601, UTC
     quick: bool

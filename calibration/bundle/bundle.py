@@ -518,7 +518,7 @@ def _places(network: layers.Network) -> list[cuts.Place]:
         reason = "; ".join(f"{node}: {why}" for node, why in network.unsupported[:1])
         raise errors.ModelError(
             f"a device can compute no part of this model, whose token ids are not sent as they are ({reason}); "
-            "export a model that begins as docs/architecture.md says",
+            "export a model that begins as docs/architecture/transformers.md says",
             reason="nothing-for-a-device",
         )
     return places

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Final
 
 from edge_agent.planning.disk_cache import DiskCache
 from edge_agent.planning.peers import Progress
@@ -13,10 +14,12 @@ from splitedge.head.text import Tokenizer
 from splitedge.link.http_client import Base, ServerClient
 from splitedge.protocol.messages import Plan
 
+DOWNLOADING: Final = "downloading the segment"  # the progress message during that download
+
 
 async def segment(server: ServerClient, cache: DiskCache, plan: Plan, say: Progress) -> bytes:
     """The segment of ``plan``: from the cache, as a patch of a cached segment of the same model, or whole."""
-    say("downloading the segment")
+    say(DOWNLOADING)
     base = await asyncio.to_thread(_base, cache, plan)
     path = await server.fetch_segment(plan.segment, cache.directory, base)
     return await _read(cache, path)

@@ -19,11 +19,10 @@ def user_settings(
     A keyword is a setting or, as a dict, a table of the file. Raises `errors.ConfigError` for an unknown or wrong setting, and if no model is set.
     """
     options = dict(_flat(keywords)) | {"server": server, "model": model}
-    unknown = [key for key in options if key not in config.keys()]  # noqa: SIM118  a function
+    known = [setting.key for setting in config.reference()]
+    unknown = [key for key in options if key not in known]
     if unknown:
-        raise errors.ConfigError(
-            f"{unknown[0]!r} is not a setting; use one of {', '.join(config.keys())}", key=unknown[0]
-        )
+        raise errors.ConfigError(f"{unknown[0]!r} is not a setting; use one of {', '.join(known)}", key=unknown[0])
     paths = {key: str(value) for key, value in options.items() if isinstance(value, Path)}
     settings = config.load(Path(file) if file is not None else None, options | paths)
     config.require_model(settings)

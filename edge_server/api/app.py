@@ -63,6 +63,8 @@ def make_app(store: Store, *, auth: bool = True) -> web.Application:
 
 
 class _Service:
+    """The handlers of one store's API. The docs of each request and answer are in `splitedge.protocol.messages`."""
+
     def __init__(self, store: Store, auth: bool) -> None:
         self.counters = ServerCounters()
         self._store = store
@@ -74,6 +76,7 @@ class _Service:
 
     @web.middleware
     async def authorize(self, request: web.Request, handler: _Next) -> web.StreamResponse:
+        """Middleware: require a token of the store, except for two paths."""
         if self._auth and request.path not in _WITHOUT_TOKEN:
             token = http_server.bearer(request)
             holder = None if token is None else await asyncio.to_thread(self._store.tokens.holder, token)
@@ -85,26 +88,31 @@ class _Service:
         return await handler(request)
 
     async def health(self, _: web.Request) -> web.Response:
+        """`GET /healthz`: fails if the disk or the database fails."""
         await asyncio.to_thread(self._store.tokens.all)  # raises if the disk or the database fails
         return http_server.json({"status": "ok", "streams": self._streams})
 
     async def metrics(self, _: web.Request) -> web.Response:
+        """`GET /metrics`"""
         return web.Response(body=self.counters.render(self._streams).encode(), headers=prometheus.HEADERS)
 
     async def version(self, _: web.Request) -> web.Response:
+        """`GET /v1/version`"""
         return http_server.json(ServerVersion(version("splitedge"), PROTOCOL_VERSION))
 
     async def models(self, request: web.Request) -> web.Response:
-        """All models, or the one in the query."""
+        """`GET /v1/models`: all models, or the one in the query."""
         if name := request.query.get("name"):
             bundle = await asyncio.to_thread(self._catalog.bundle, name)
             return http_server.json([bundle.info()])
         return http_server.json(await asyncio.to_thread(self._catalog.models))
 
     async def outline(self, request: web.Request) -> web.Response:
+        """`GET /v1/outline?model=NAME`"""
         return http_server.json(await asyncio.to_thread(self._catalog.outline, request.query.get("model", "")))
 
     async def tokenizer(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/models/NAME/tokenizer`"""
         bundle = await asyncio.to_thread(self._catalog.bundle, request.match_info["name"])
         if bundle.tokenizer is None:
             raise errors.UnknownPlanError(
@@ -113,25 +121,28 @@ class _Service:
         return _file(bundle.path / TOKENIZER, "tokenizer")
 
     async def plan(self, request: web.Request) -> web.Response:
+        """`POST /v1/plan`"""
         asked: PlanRequest = decode(await http_server.body(request), PlanRequest)
         plan = await self._in_planner(make_plan, self._catalog, asked, self._tails)
         access_log.accepted(request, f"gets the plan {plan.id} of {plan.model}")
         return http_server.json(plan)
 
     async def curves(self, request: web.Request) -> web.Response:
+        """`POST /v1/curves?format=svg`"""
         form = picture_form("." + request.query.get("format", "svg"))
         asked: PlanRequest = decode(await http_server.body(request), PlanRequest)
         image = await self._in_planner(draw_curves, self._catalog, asked, form, self._tails)
         return web.Response(body=image, content_type="image/svg+xml" if form == "svg" else "image/png")
 
     async def chain(self, request: web.Request) -> web.Response:
+        """`POST /v1/chain`"""
         asked: ChainRequest = decode(await http_server.body(request), ChainRequest)
         plan = await self._in_planner(make_chain, self._catalog, asked, self._tails)
         access_log.accepted(request, f"gets the plan {plan.id} of {plan.model} for {len(asked.devices)} boards")
         return http_server.json(plan)
 
     async def next_plan(self, request: web.Request) -> web.Response:
-        """The plan of the board that follows the one in the query."""
+        """`GET /v1/next?plan=ID`: the plan of the board that follows the one of plan ID."""
         plan = await asyncio.to_thread(self._store.plans.get, request.query.get("plan", ""))
         if plan.stage is None or not plan.stage.downstream:
             raise errors.ProtocolError(
@@ -140,13 +151,16 @@ class _Service:
         return http_server.json(await asyncio.to_thread(self._store.plans.get, plan.stage.downstream))
 
     async def segment(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/segments/SHA256`"""
         return _file(await asyncio.to_thread(self._store.segments.path, request.match_info["sha256"]), "segment")
 
     async def upgrade(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/segments/SHA256/upgrade/HELD`"""
         wanted, held = request.match_info["sha256"], request.match_info["held"]
         return _file(await self._in_planner(self._catalog.upgrade, wanted, held), "segment")
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/stream`: the WebSocket of a frame session."""
         if self._streams >= limits.MAX_STREAMS:
             raise errors.BusyError(
                 f"the server already has {self._streams} open streams: try again later", reason="streams"
@@ -193,6 +207,7 @@ class _Service:
         return await asyncio.get_running_loop().run_in_executor(self._planners, work, *arguments)
 
     async def close(self, _: web.Application) -> None:
+        """End the threads."""
         await asyncio.to_thread(self._planners.shutdown, cancel_futures=True)
         await asyncio.to_thread(self._tails.close)
 

@@ -166,9 +166,11 @@ class _Evidence(NamedTuple):
 
     @property
     def rank(self) -> tuple[int, float]:
+        """Sort key: right answers, then certainty."""
         return self.count_right() or 0, self.margin * self.spread
 
     def count_right(self) -> int | None:
+        """The number of right answers; None without labels."""
         return None if self.right is None else int(self.right.sum())
 
     def equals(self, other: _Evidence) -> bool:

@@ -140,7 +140,7 @@ def build_plan(
 
 
 def new_plan_id() -> str:
-    """A random id, which nobody can guess."""
+    """A random id that cannot be guessed."""
     return secrets.token_urlsafe(18)
 
 

@@ -11,7 +11,6 @@ Calls are short and block: on an event loop use ``asyncio.to_thread``. Every fai
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from edge_server.store.database import Database
 from edge_server.store.plans import Patterns, Plans
 from edge_server.store.segments import Segments
 from edge_server.store.tokens import Tokens
-from splitedge import errors, limits
+from splitedge import limits
 
 
 class Store:
@@ -67,20 +66,3 @@ class Store:
             self.segments.delete_files()
         self.bundles.sweep()
         self.segments.sweep()
-
-
-def default_folder() -> Path:
-    """The default folder: ``$SPLITEDGE_STORE``, else ``splitedge/server`` in ``$XDG_DATA_HOME``.
-
-    Raises `errors.StoreError` if the user has no home directory.
-    """
-    try:
-        if named := os.environ.get("SPLITEDGE_STORE"):
-            return Path(named).expanduser()
-        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    except RuntimeError as error:  # a service user without a home directory
-        raise errors.StoreError(
-            "this user has no home directory for the store: choose a folder with --store or SPLITEDGE_STORE",
-            reason="no-home",
-        ) from error
-    return Path(data) / "splitedge" / "server"

@@ -283,7 +283,7 @@ async def test_a_stream_of_an_unknown_plan_ends_with_the_reason(server: Running)
 async def test_a_defect_is_told_in_general_words_and_logged(
     server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server.store, "segment_path", lambda sha256: 1 / 0)
+    monkeypatch.setattr(server.store.segments, "path", lambda sha256: 1 / 0)
     response = await server.client.get("/v1/segments/x", headers=server.headers)
     assert response.status == 500
     expect(await error_of(response), errors.SplitEdgeError, reason="internal")

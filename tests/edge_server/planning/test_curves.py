@@ -164,5 +164,6 @@ def test_the_plan_is_printed_though_the_picture_fails(
 
 def test_one_device_is_named() -> None:
     for both in ((None, None), (Path("x"), "pi4")):
-        with pytest.raises(errors.UsageError, match="name one device"):
+        with pytest.raises(errors.UsageError) as caught:
             profile_of(*both)
+        assert caught.value.data["reason"] == "one-device"

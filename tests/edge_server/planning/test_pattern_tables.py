@@ -21,7 +21,7 @@ def bundle(store: Store) -> Bundle:
 
 
 def found_anew(store: Store, bundle: Bundle) -> bool:
-    """Whether `kept_table` has to find patterns; what it answers is the table all the same."""
+    """Whether `load_or_build_table` has to find patterns; what it answers is the table all the same."""
     heard: list[int] = []
     made, expected = load_or_build_table(store, bundle, lambda done, _: heard.append(done)), build_table(bundle)
     for field in dataclasses.fields(Table):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_server.store.store import Store, default_folder
+from edge_server.store.store import Store
 from splitedge import errors, limits
 from splitedge.protocol.messages import Cut, Demand, Parts, Plan, Prediction, Preprocess, SegmentRef
 from tests.raising import raises
@@ -362,12 +362,3 @@ def test_a_read_only_folder_is_one_sentence(small_disk: Path) -> None:
     with pytest.raises(errors.StoreError) as caught, Store(small_disk) as store:
         store.tokens.add("a")
     assert caught.value.data["reason"] == "unwritable"
-
-
-def test_the_default_folder_may_begin_with_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("SPLITEDGE_STORE", "~/models")
-    assert default_folder() == tmp_path / "models"
-    monkeypatch.setenv("SPLITEDGE_STORE", "~nobody-of-this-name/models")
-    with pytest.raises(errors.StoreError):
-        default_folder()
