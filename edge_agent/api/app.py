@@ -1,19 +1,19 @@
 """The local HTTP API.
 
     GET  /           a page for people: state, model, plan, and these paths
-    POST /v1/infer   one frame in the body: see `request_body`. The answer is JSON or, with `Accept: application/x-npy`, the model's complete
-                     output as a .npy file, if the model has no classes or `topk` is 0
+    POST /v1/infer   one frame in the body: see `request_body`. The answer is JSON or, with `Accept:
+                     application/x-npy`, the model's complete output, if it has no classes or `topk` is 0
     GET  /v1/status  the agent's state, plan and counts, as JSON
     GET  /healthz    whether frames are served, and the state, as JSON
     GET  /metrics    Prometheus text
 
-While no frames are served, `/healthz`, `/v1/status` and `/v1/infer` answer with status 503 and the state. That is so during start-up, and while a
-plan that needs the server has no link to it. The API listens before the kernels are imported, so modules that need them are imported on first
-use (`Loading`).
+While no frames are served, `/healthz`, `/v1/status` and `/v1/infer` answer with status 503 and the state. That is so
+during start-up, and while a plan that needs the server has no link to it. The API listens before the kernels are
+imported, so modules that need them are imported on first use (`Loading`).
 
-The API needs no token and listens on the loopback interface by default. Pages in a browser are not clients: a request with an ``Origin``, or
-with a ``Host`` that is a name other than localhost, is refused, since any site can make such a name point here. An error is
-``{"error": {"code", "message", "data"}}``.
+The API needs no token and listens on the loopback interface by default. Pages in a browser are not clients: a request
+with an ``Origin``, or with a ``Host`` that is a name other than localhost, is refused, since any site can make such a
+name point here. An error is ``{"error": {"code", "message", "data"}}``.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ def application(front: Front) -> web.Application:
     )
     app[FRONT] = front
     app[BODIES] = QueueLimit()
-    app.add_routes([
-        web.get("/", _page), web.post("/v1/infer", _infer), web.get("/v1/status", _status), web.get("/healthz", _healthz), web.get("/metrics", _metrics),
-    ])  # fmt: skip
+    app.router.add_post("/v1/infer", _infer)
+    for path, handler in (("/", _page), ("/v1/status", _status), ("/healthz", _healthz), ("/metrics", _metrics)):
+        app.router.add_get(path, handler)
     return app
 
 
@@ -136,7 +136,8 @@ async def serve(front: Front, host: str, port: int) -> tuple[web.AppRunner, str]
     except OSError as error:
         await runner.cleanup()
         raise errors.AddressError(
-            f"the local API cannot listen on {host}:{port} ({endpoint.os_reason(error)}); change `api.host` or `api.port`",
+            f"the local API cannot listen on {host}:{port} ({endpoint.os_reason(error)}); change `api.host` or "
+            "`api.port`",
             reason="api-address",
         ) from error
     bound = runner.addresses[0]
@@ -151,7 +152,10 @@ async def _no_browsers(request: web.Request, handler: Handler) -> web.StreamResp
 
 
 def _own_name(host: str) -> bool:
-    """Whether ``host`` (a Host header) is an IP address or localhost. Anyone can make another name point at this machine."""
+    """Whether ``host`` (a Host header) is an IP address or localhost.
+
+    Anyone can make another name point at this machine.
+    """
     name = ""
     with suppress(ValueError):
         name = urlsplit(f"//{host}").hostname or ""

@@ -1,7 +1,8 @@
 """The frame in the body of `POST /v1/infer`.
 
-The body is an image or a .npy array; a UTF-8 text with `Content-Type: text/plain`; or a little-endian tensor with `X-Shape: 224,224,3`, of float32 or
-as `X-Dtype: int32` (or int64) says. A form (`curl -F file=@photo.jpg`) holds one of these as its only file.
+The body is an image or a .npy array; a UTF-8 text with `Content-Type: text/plain`; or a little-endian tensor with
+`X-Shape: 224,224,3`, of float32 or as `X-Dtype: int32` (or int64) says. A form (`curl -F file=@photo.jpg`) holds one of
+these as its only file.
 """
 
 from __future__ import annotations
@@ -159,7 +160,8 @@ def _no_shape(plan: Plan | None) -> errors.InputError:
     example = ",".join(map(str, plan.preprocess.shape if plan else (224, 224, 3)))
     if plan is not None and plan.tokenizer is not None:
         return errors.InputError(
-            f"token ids need a shape and a type: send `X-Shape: {example}` and `X-Dtype: int32`; send a text with `Content-Type: text/plain`",
+            f"token ids need a shape and a type: send `X-Shape: {example}` and `X-Dtype: int32`; send a text with "
+            "`Content-Type: text/plain`",
             reason="no-shape",
         )
     return errors.InputError(

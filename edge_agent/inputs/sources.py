@@ -33,13 +33,16 @@ def refuse_file_name(text: str) -> None:
     with suppress(OSError, ValueError):  # not a valid file name
         if Path(text).is_file():
             raise errors.InputError(
-                f"{spelled(text)} is the name of a file; pass pathlib.Path(...) for the file, or edge_agent.Text(...) for the text",
+                f"{spelled(text)} is the name of a file; pass pathlib.Path(...) for the file, or edge_agent.Text(...) "
+                "for the text",
                 reason="file-name",
             )
 
 
 class Source(NamedTuple):
-    """One frame that is not read yet. ``read`` returns a text or bytes; it blocks, and raises `errors.InputError`. ``path``: its file, if it has one.
+    """One frame that is not read yet.
+
+    ``read`` returns a text or bytes; it blocks, and raises `errors.InputError`. ``path``: its file, if it has one.
 
     ``name`` is printable: bytes of a file name that are not UTF-8 are escaped, as in ``caf\\xe9.jpg``.
     """
@@ -67,9 +70,12 @@ def _unicode(text: str) -> str:
 
 
 def expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
-    """The frames that ``pattern`` names. ``-`` is standard input. A folder is the images and .npy arrays in it, by name, or else its .txt files.
+    """The frames that ``pattern`` names.
 
-    A pattern that exists as a file is that file, even if it contains ``*`` or ``?``. Raises `errors.InputError` for one that names nothing.
+    ``-`` is standard input. A folder is the images and .npy arrays in it, by name, or else its .txt files.
+
+    A pattern that exists as a file is that file, even if it contains ``*`` or ``?``. Raises `errors.InputError` for one
+    that names nothing.
     """
     path = Path(pattern)
     if pattern == "-":
@@ -79,14 +85,15 @@ def expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
     elif path.exists() or not glob.has_magic(pattern):
         yield Source(spelled(pattern), partial(read_file, path), path)
     else:
-        matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns)
+        names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  pathlib refuses absolute patterns
+        matches = [Path(name) for name in names]
         if not matches:
             raise errors.InputError(f"nothing matches {spelled(pattern)}", name=spelled(pattern), reason="no-matches")
         yield from (Source(spelled(match), partial(read_file, match), match) for match in matches if not match.is_dir())
 
 
 def read_bounded(file: BinaryIO, name: str, limit: int = limits.MAX_IMAGE_BYTES) -> bytes:
-    """The content of ``file``. Holds at most ``limit`` + 1 bytes. Raises `errors.InputError` for more than ``limit``."""
+    """The content of ``file``. Holds at most ``limit`` + 1 bytes. Raises `errors.InputError` for a larger file."""
     data = file.read(limit + 1)
     if len(data) > limit:
         raise errors.InputError(f"{name} is larger than {limit} bytes, the limit", name=name, reason="too-large")
@@ -102,7 +109,10 @@ def file_bytes(path: Path) -> int:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of an image, text or array file. Raises `errors.InputError` for a file that is unreadable or too large."""
+    """The content of an image, text or array file.
+
+    Raises `errors.InputError` for a file that is unreadable or too large.
+    """
     try:
         with path.open("rb") as file:
             return read_bounded(file, spelled(path))

@@ -20,12 +20,14 @@ from splitedge import errors, limits
 
 
 async def profile(settings: Settings, say: Progress) -> DeviceProfile:
-    """The profile that the settings name, else the one kept for this build of the kernels, else a new quick measurement, which is kept.
+    """The profile that the settings name, else the one kept for this build of the kernels, else a new quick
+    measurement, which is kept.
 
     A measurement takes minutes, so the server and the next board must answer first: raises as `peers.check` does.
 
-    A kept profile has its memory, clock and throttling updated. A named profile is used as it is, and raises `errors.ConfigError`
-    if it was not measured. Measurements on more threads than the settings allow are left out, so that `predict.best_threads` obeys them.
+    A kept profile has its memory, clock and throttling updated. A named profile is used as it is, and raises
+    `errors.ConfigError` if it was not measured. Measurements on more threads than the settings allow are left out, so
+    that `predict.best_threads` obeys them.
     """
     found = await _profile(settings, say)
     if settings.threads:

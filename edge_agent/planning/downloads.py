@@ -26,7 +26,8 @@ async def segment(server: ServerClient, cache: DiskCache, plan: Plan, say: Progr
 
 
 async def tokenizer(server: ServerClient, cache: DiskCache, plan: Plan, say: Progress) -> Tokenizer | None:
-    """The tokenizer of ``plan``, or None if it has none or the tokenizers library is missing; the agent then takes token ids only.
+    """The tokenizer of ``plan``, or None if it has none or the tokenizers library is missing; the agent then takes
+    token ids only.
 
     Raises `errors.SegmentError` for a file that is not the plan's or not a tokenizer.
     """

@@ -24,10 +24,16 @@ def frame_stream(
     url, token, ca = peers.next_address(settings) if downstream else peers.server_address(settings)
     away = settings.demand.max_away_s
     return FrameStream(
-        url, token, plan.id, topk=answers.classes(plan.output, settings.topk if topk is None else topk),
-        max_away_s=away, frame_age_s=max(limits.FRAME_AGE, away), ssl=tls_context(ca), allow_insecure=settings.allow_insecure,
+        url,
+        token,
+        plan.id,
+        topk=answers.classes(plan.output, settings.topk if topk is None else topk),
+        max_away_s=away,
+        frame_age_s=max(limits.FRAME_AGE, away),
+        ssl=tls_context(ca),
+        allow_insecure=settings.allow_insecure,
         adaptation=adaptation,
-    )  # fmt: skip
+    )
 
 
 async def open_stream(
@@ -45,7 +51,7 @@ async def open_stream(
 
 
 def planned_link(plan: Plan) -> LinkEstimate | None:
-    """The link that a chain's ``plan`` assumes for its board; None for any other plan, or if the board sends nothing."""
+    """The link that a chain's ``plan`` assumes for its board. None for another plan, and if the board sends nothing."""
     route = [] if plan.stage is None else [one for one in plan.stage.route if one.device == plan.stage.device]
     if not route or not route[0].sending_ms > 0:
         return None
