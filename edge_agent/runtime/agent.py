@@ -17,7 +17,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Final, Literal, TypeAlias, overload
 
 import edge_agent
 from device_profiles import power
@@ -40,7 +40,7 @@ from splitedge.protocol.messages import Plan
 AnyFrame: TypeAlias = InputFrame | Path
 """A frame, or the path of a file that holds an image, a .npy array or a text."""
 
-WINDOW = limits.WINDOW + limits.FRAMES_AHEAD  # frames in progress that keep head and link busy
+IN_PROGRESS: Final = limits.WINDOW + limits.FRAMES_AHEAD  # frames that keep head and link busy
 
 
 class Agent:
@@ -73,15 +73,21 @@ class Agent:
 
     @classmethod
     def connect(
-        cls, server: str | None = None, model: str | None = None, *, config: str | Path | None = None, **settings: Any
+        cls,
+        server: str | None = None,
+        model: str | None = None,
+        *,
+        config: str | Path | None = None,
+        progress: Progress = lambda _: None,
+        **settings: Any,
     ) -> Agent:
         """An agent of ``server`` and ``model``, to be used in ``async with``.
 
-        ``config``: a TOML file; None: the usual one, if it exists. Other keywords are settings by their names in that
-        file; a table is a dict, as in ``demand={"keep": "input"}``. Keywords override environment variables, which
-        override the file. Raises `errors.ConfigError`.
+        ``config``: a TOML file; None: the usual one, if it exists. ``progress``: as in `Agent`. Other keywords are
+        settings by their names in the file; a table is a dict, as in ``demand={"keep": "input"}``. Keywords override
+        environment variables, which override the file. Raises `errors.ConfigError`.
         """
-        return cls(user_settings(server, model, config, settings))
+        return cls(user_settings(server, model, config, settings), progress)
 
     async def __aenter__(self) -> Agent:
         try:
@@ -185,7 +191,7 @@ class Agent:
                     return error
                 raise
 
-        async for _, outcome in in_order(frames, one, WINDOW):
+        async for _, outcome in in_order(frames, one, IN_PROGRESS):
             yield outcome
 
     def status(self) -> dict[str, Any]:
