@@ -94,7 +94,7 @@ def test_a_text_in_the_command_that_is_no_utf8_is_refused():
 
 def test_reading_stops_at_the_limit():
     assert read_bounded(io.BytesIO(b"12345"), "x", 5) == b"12345"
-    with pytest.raises(errors.InputError, match="x has more than the 4 bytes"):
+    with pytest.raises(errors.InputError):
         read_bounded(io.BytesIO(b"12345"), "x", 4)
 
 
