@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.runtime.agent import Agent, AnyFrame
 from edge_agent.runtime.results import Result
 from splitedge import errors
@@ -27,7 +27,7 @@ def connect(
     model: str | None = None,
     *,
     config: str | Path | None = None,
-    progress: Progress = lambda _: None,
+    progress: StatusCallback = lambda _: None,
     **settings: Any,
 ) -> BlockingAgent:
     """A started agent of ``server`` and ``model``; close it, or use it in ``with``. The keywords are those of

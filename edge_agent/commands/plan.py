@@ -52,7 +52,7 @@ async def _ask(
     settings: Settings,
     known_board: DeviceProfile | None,
     assumed: Mapping[str, float],
-    say: peers.Progress,
+    say: peers.StatusCallback,
 ) -> tuple[PlanRequest, Plan]:
     """The request and the plan, for this machine or for ``known_board``."""
     profile = known_board or await device.profile(settings, say)

@@ -15,7 +15,7 @@ from edge_agent.config import Settings
 from edge_agent.planning import device, disk_cache
 from edge_agent.planning.disk_cache import DiskCache
 from edge_agent.planning.dry_run import memory_bytes, time_operators
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from splitedge import errors, limits
 from splitedge.link.http_client import ServerClient
 from splitedge.protocol.messages import DryRun
@@ -68,7 +68,7 @@ def store(settings: Settings) -> DryRunStore:
 
 
 async def dry_run(
-    server: ServerClient, settings: Settings, profile: DeviceProfile, head_ms: Mapping[str, float], say: Progress
+    server: ServerClient, settings: Settings, profile: DeviceProfile, head_ms: Mapping[str, float], say: StatusCallback
 ) -> DryRun | None:
     """The model's dry run on this device: made once, and again if frames contradict it.
 

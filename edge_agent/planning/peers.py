@@ -13,7 +13,7 @@ from edge_agent import config
 from edge_agent.config import Settings, path_of
 from splitedge.link.http_client import ServerClient, tls_context
 
-Progress: TypeAlias = Callable[[str], object]
+StatusCallback: TypeAlias = Callable[[str], object]
 """Called with a short status message."""
 
 

@@ -10,7 +10,7 @@ import msgspec
 from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.planning import device, dry_run_store, peers
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.planning.plan_check import check_ladder
 from splitedge import errors, limits
 from splitedge.link.http_client import ServerClient
@@ -23,7 +23,7 @@ from splitedge.protocol.messages import (
 )
 
 
-async def request_plan(server: ServerClient, settings: Settings, request: PlanRequest, say: Progress) -> Plan:
+async def request_plan(server: ServerClient, settings: Settings, request: PlanRequest, say: StatusCallback) -> Plan:
     """The server's answer to ``request`` or, with `chain.next`, its plan for the chain that begins here.
 
     Raises `errors.ConfigError` if no model is set, and `errors.PlanError` for a plan of another model or with an
@@ -47,7 +47,7 @@ async def request_plan(server: ServerClient, settings: Settings, request: PlanRe
     return plan
 
 
-async def measure_link(server: ServerClient, given: Mapping[str, float], say: Progress) -> LinkEstimate:
+async def measure_link(server: ServerClient, given: Mapping[str, float], say: StatusCallback) -> LinkEstimate:
     """The link to ``server``. ``given`` values, by the field names of `LinkEstimate`, replace measured ones."""
     if len(given) == len(LinkEstimate.__struct_fields__):
         return LinkEstimate(**given)
@@ -55,7 +55,7 @@ async def measure_link(server: ServerClient, given: Mapping[str, float], say: Pr
     return msgspec.structs.replace(await server.measure_link(), **given)
 
 
-async def chain_devices(settings: Settings, own: ChainDevice, before: int, say: Progress) -> list[ChainDevice]:
+async def chain_devices(settings: Settings, own: ChainDevice, before: int, say: StatusCallback) -> list[ChainDevice]:
     """``own`` with its link to the next board, then all boards behind it as they describe themselves.
 
     ``before``: the number of boards in front of ``own``. Raises `errors.ProtocolError` for a chain that is too long or
@@ -80,7 +80,7 @@ def chain_too_long() -> errors.ProtocolError:
     )
 
 
-async def _request_chain(server: ServerClient, settings: Settings, request: PlanRequest, say: Progress) -> Plan:
+async def _request_chain(server: ServerClient, settings: Settings, request: PlanRequest, say: StatusCallback) -> Plan:
     """The first board's plan of a chain."""
     own = ChainDevice(
         device=device.name(settings),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edge_agent.config import Settings
 from edge_agent.planning import peers
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from splitedge import limits
 from splitedge.head import answers
 from splitedge.link.adaptation import Adaptation
@@ -37,7 +37,7 @@ def frame_stream(
 
 
 async def open_stream(
-    settings: Settings, plan: Plan, adaptation: Adaptation, say: Progress, topk: int | None = None
+    settings: Settings, plan: Plan, adaptation: Adaptation, say: StatusCallback, topk: int | None = None
 ) -> FrameStream:
     """A stream that the peer has opened too. The caller closes it. Raises the error that prevents it from opening."""
     say("opening the stream")

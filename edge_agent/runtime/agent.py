@@ -23,7 +23,7 @@ import edge_agent
 from device_profiles import power
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Text, file_bytes, read_file, refuse_file_name
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.runtime import status
 from edge_agent.runtime.agent_plan import AgentPlan
 from edge_agent.runtime.energy import FrameEnergy
@@ -55,8 +55,8 @@ class Agent:
     def __init__(
         self,
         settings: Settings,
-        progress: Progress = lambda _: None,
-        on_link: Progress = lambda _: None,
+        progress: StatusCallback = lambda _: None,
+        on_link: StatusCallback = lambda _: None,
         *,
         counters: Counters | None = None,
     ) -> None:
@@ -78,7 +78,7 @@ class Agent:
         model: str | None = None,
         *,
         config: str | Path | None = None,
-        progress: Progress = lambda _: None,
+        progress: StatusCallback = lambda _: None,
         **settings: Any,
     ) -> Agent:
         """An agent of ``server`` and ``model``, to be used in ``async with``.

@@ -14,7 +14,7 @@ from edge_agent.config import Settings
 from edge_agent.planning import device, disk_cache, downloads, dry_run_store, peers, plan_request, streams
 from edge_agent.planning.disk_cache import DiskCache
 from edge_agent.planning.measured_times import SendingModel
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.runtime.agent_plan import AgentPlan
 from edge_agent.runtime.answer_reuse import AnswerReuse
 from edge_agent.runtime.engine import Engine
@@ -24,7 +24,7 @@ from splitedge.protocol.messages import LinkEstimate, MeasuredTimes, Plan, PlanR
 
 
 async def prepare(
-    settings: Settings, pipeline: FramePipeline, say: Progress, known: LinkEstimate | None = None
+    settings: Settings, pipeline: FramePipeline, say: StatusCallback, known: LinkEstimate | None = None
 ) -> AgentPlan:
     """A new plan that is ready for frames. The link is measured, unless it is ``known`` from a stream's adaptation."""
     cache = DiskCache(disk_cache.folder(settings))
@@ -56,7 +56,7 @@ async def prepare(
 
 
 async def _open(
-    settings: Settings, engine: Engine, link: LinkEstimate, sending: SendingModel | None, say: Progress
+    settings: Settings, engine: Engine, link: LinkEstimate, sending: SendingModel | None, say: StatusCallback
 ) -> AgentPlan:
     """The plan of ``engine`` with its stream open, if it has one."""
     plan = engine.plan

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Literal, TypeAlias
 
 from edge_agent.config import Settings
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.runtime.agent_plan import AgentPlan
 from splitedge import errors, limits
 from splitedge.backoff import Backoff
@@ -74,7 +74,7 @@ class Replanner:
     ``say``: called with a status message. ``on_link``: called when the link goes down, comes back, or changes too much.
     """
 
-    def __init__(self, settings: Settings, prepare: Prepare, say: Progress, on_link: Progress) -> None:
+    def __init__(self, settings: Settings, prepare: Prepare, say: StatusCallback, on_link: StatusCallback) -> None:
         self.plan: AgentPlan | None = None
         self.retiring = RetiringPlans()
         self.plans_total = 0

@@ -12,7 +12,7 @@ from device_profiles import DeviceProfile
 from edge_agent.config import Settings
 from edge_agent.planning import device, disk_cache, downloads, peers, streams
 from edge_agent.planning.disk_cache import DiskCache
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.runtime.active_plan import ActivePlan
 from edge_agent.runtime.engine import Encoded, Engine
 from edge_agent.runtime.pipeline import Passage
@@ -72,7 +72,7 @@ class StagePlan(ActivePlan):
 class StagePlans:
     """The open plans of a stage, at most `limits.STAGE_PLANS`. ``profile`` is set before the first is opened."""
 
-    def __init__(self, settings: Settings, say: Progress) -> None:
+    def __init__(self, settings: Settings, say: StatusCallback) -> None:
         self.last: Plan | None = None  # the plan opened last
         self.profile: DeviceProfile | None = None
         self.open: dict[tuple[str, int], StagePlan] = {}  # by the plan before, and topk

@@ -37,7 +37,7 @@ from edge_agent.config import Settings
 from edge_agent.planning import device, disk_cache, peers, plan_request
 from edge_agent.planning.disk_cache import DiskCache
 from edge_agent.planning.measured_times import TimeLog
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.runtime.engine import InputFrame
 from edge_agent.runtime.pipeline import FramePipeline
 from edge_agent.runtime.results import Counters, Result
@@ -57,7 +57,7 @@ class StageServer:
     """
 
     def __init__(
-        self, settings: Settings, progress: Progress = lambda _: None, *, counters: Counters | None = None
+        self, settings: Settings, progress: StatusCallback = lambda _: None, *, counters: Counters | None = None
     ) -> None:
         """Raises `errors.ConfigError` if other machines would reach the stage without a token or in clear text, and
         that is not allowed.
