@@ -339,14 +339,14 @@ class Agent:
     async def _replan(self, old: _Active) -> None:
         """Put a new plan in the place of ``old``. However many ask for it at once, it is made once, and its failure is the failure of all."""
         if self._closing:
-            raise errors.LinkLostError(_STOPPED)
+            raise errors.LinkLostError(_STOPPED, reason="stopped")
         if self._active is old and self._replanning is None:
             self._replanning = asyncio.create_task(self._replace(old))
             self._replanning.add_done_callback(self._replanned)
         if (task := self._replanning) is not None:
             await asyncio.wait({task})
             if task.cancelled():
-                raise errors.LinkLostError(_STOPPED)
+                raise errors.LinkLostError(_STOPPED, reason="stopped")
             task.result()
 
     async def _replace(self, old: _Active) -> None:

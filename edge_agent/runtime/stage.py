@@ -265,7 +265,9 @@ class Stage:
     def _adaptation(self, plan: Plan) -> Adaptation:
         chosen, link = self.settings.link, negotiation.own_link(plan)
         if link is None:
-            raise errors.ProtocolError("the server's plan contradicts itself; run the same splitedge on all boards")
+            raise errors.ProtocolError(
+                "the server's plan contradicts itself; run the same splitedge on all boards", reason="contradiction"
+            )
         goal = Goal(plan.demand.min_rate_fps, None)
         return Adaptation(plan, link, goal, chosen.controller, chosen.bits or None)
 
@@ -379,7 +381,9 @@ def check_stage(plan: Plan, upstream: str, device: str) -> None:
             "this plan was made for another board; ask for a new plan, or correct `chain.next`", reason="other-board"
         )
     if not stage.incoming or device not in [one.device for one in stage.route]:
-        raise errors.ProtocolError("the server's plan contradicts itself; run the same splitedge on all boards")
+        raise errors.ProtocolError(
+            "the server's plan contradicts itself; run the same splitedge on all boards", reason="contradiction"
+        )
 
 
 def check_exposure(settings: Settings, token: str) -> None:

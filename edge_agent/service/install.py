@@ -134,7 +134,7 @@ def _configured_token(path: Path) -> str:
 def _check(options: UnitOptions, say: Callable[[str], object], *, refuse: bool) -> None:
     found = check.examine(options, _variables() | check.environment())
     if found.problems and refuse:
-        raise ConfigError(found.problems[0], problems=found.problems)
+        raise ConfigError(found.problems[0], reason="problems", problems=found.problems)
     for problem in found.problems:
         say(f"problem: {problem}")
     for note in found.notes:
@@ -161,11 +161,12 @@ def _start(say: Callable[[str], object]) -> None:
     if found.ready or found.waiting:
         say(found.says)
         return
-    reason = last_error(found) or f"it is {found.doing} after a long time"
+    cause = (last_error(found) or f"it is {found.doing} after a long time").removeprefix(f"{notify.REFUSED}: ")
     raise SplitEdgeError(
-        f"the service is installed and cannot serve: {reason.removeprefix(f'{notify.REFUSED}: ')}; put that right, "
+        f"the service is installed and cannot serve: {cause}; put that right, "
         "then run the same command again, or remove it with 'edge-agent service uninstall'",
         reason="cannot-serve",
+        cause=cause,
     )
 
 

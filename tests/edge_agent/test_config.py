@@ -7,6 +7,7 @@ import pytest
 
 from edge_agent import config
 from splitedge import errors, limits
+from tests.raising import raises
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -43,35 +44,34 @@ def test_the_file_is_found_by_variable_and_in_the_users_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "reason", "key"),
     [
-        ("prot = 1", ["`prot`", "not a setting", "server, token,"]),
-        ("[api]\nprot = 1", ["`api.prot`", "host, port"]),
-        ("[demand.weights]\nspeed = 1", ["`demand.weights.speed`", "time, energy, cost"]),
-        ("api = 3", ["`api`", "table [api]", "host, port"]),
-        ('[api]\nport = "http"', ["`api.port`", "0 (any free port) to 65535", "'http'"]),
-        ("[api]\nport = 70000", ["`api.port`", "70000"]),
-        ("[api]\nport = true", ["`api.port`"]),
-        ("[demand]\nmax_drop_points = -1", ["`demand.max_drop_points`", "0 to 100"]),
-        ("[demand]\nmax_away_s = nan", ["`demand.max_away_s`"]),
-        ("[demand]\nmax_latency_ms = inf", ["`demand.max_latency_ms`"]),
-        ("[demand]\nkeep = 3", ["`demand.keep`", "layer's name"]),
-        ("allow_insecure = 1", ["`allow_insecure`", "true or false"]),
-        ('server = "server:8470"', ["`server`", "https://host:8470"]),
-        ('server = "https://[::1"', ["`server`"]),
-        ('server = "http://:80"', ["`server`"]),
-        ("model = [", ["not valid TOML"]),
-        ("[[[" * 2000, ["not valid TOML"]),
-        ("x = " + "[" * 5000, ["not valid TOML"]),
-        ("#" * (limits.MAX_CONFIG_BYTES + 1), ["over"]),
+        ("prot = 1", "unknown-key", "prot"),
+        ("[api]\nprot = 1", "unknown-key", "api.prot"),
+        ("[demand.weights]\nspeed = 1", "unknown-key", "demand.weights.speed"),
+        ("api = 3", "not-a-table", "api"),
+        ('[api]\nport = "http"', "value", "api.port"),
+        ("[api]\nport = 70000", "value", "api.port"),
+        ("[api]\nport = true", "value", "api.port"),
+        ("[demand]\nmax_drop_points = -1", "value", "demand.max_drop_points"),
+        ("[demand]\nmax_away_s = nan", "value", "demand.max_away_s"),
+        ("[demand]\nmax_latency_ms = inf", "value", "demand.max_latency_ms"),
+        ("[demand]\nkeep = 3", "value", "demand.keep"),
+        ("allow_insecure = 1", "value", "allow_insecure"),
+        ('server = "server:8470"', "not-a-url", "server"),
+        ('server = "https://[::1"', "not-a-url", "server"),
+        ('server = "http://:80"', "not-a-url", "server"),
+        ("model = [", "not-toml", None),
+        ("[[[" * 2000, "not-toml", None),
+        ("x = " + "[" * 5000, "not-toml", None),
+        ("#" * (limits.MAX_CONFIG_BYTES + 1), "too-large", None),
     ],
 )
-def test_a_wrong_file_is_one_sentence_with_the_key_and_what_is_allowed(tmp_path, text, words):
-    with pytest.raises(errors.ConfigError) as caught:
+def test_a_wrong_file_is_one_sentence_with_the_key(tmp_path, text, reason, key):
+    with raises(errors.ConfigError, reason=reason) as caught:
         config.load(write(tmp_path, text), environ={})
-    message = str(caught.value)
-    assert all(word in message for word in words), message
-    assert "\n" not in message
+    assert caught.value.data.get("key") == key
+    assert "\n" not in caught.value.message
     assert caught.value.exit_status == 2
 
 
@@ -79,7 +79,7 @@ def test_a_wrong_file_is_one_sentence_with_the_key_and_what_is_allowed(tmp_path,
 def test_bytes_that_are_no_text_are_a_config_error(tmp_path, data):
     path = tmp_path / "agent.toml"
     path.write_bytes(data)
-    with pytest.raises(errors.ConfigError, match="UTF-8"):
+    with raises(errors.ConfigError, reason="not-utf8"):
         config.load(path, environ={})
 
 
@@ -101,11 +101,11 @@ def homeless(monkeypatch):
 @pytest.mark.parametrize("path", ["~/token", "~nobody-of-this-name/token"])
 def test_a_home_folder_that_there_is_not_is_one_sentence(homeless, path):
     for settings in (config.Settings(token_file=path), config.Settings(chain=config.ChainConfig(token_file=path))):
-        with pytest.raises(errors.ConfigError, match="/etc/splitedge/token"):
+        with raises(errors.ConfigError, reason="no-home"):
             config.token(settings, {}) or config.chain_token(settings)
-    with pytest.raises(errors.ConfigError, match=path):
+    with raises(errors.ConfigError, reason="no-home"):
         config.path_of(path)
-    with pytest.raises(errors.ConfigError, match=path):
+    with raises(errors.ConfigError, reason="no-home"):
         config.load(environ={"SPLITEDGE_CONFIG": path})
 
 
@@ -115,7 +115,7 @@ def test_an_odd_home_folder_is_one_without_a_configuration(home):
 
 
 def test_a_path_with_a_zero_is_refused(tmp_path):
-    with pytest.raises(errors.ConfigError, match="`ca`"):
+    with raises(errors.ConfigError, reason="value", key="ca"):
         config.load(write(tmp_path, 'ca = "/etc/\\u0000ca.pem"'), environ={})
 
 
@@ -128,26 +128,26 @@ def test_a_board_is_of_one_kind():
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(errors.ConfigError, match=r"absent\.toml cannot be read"):
+    with raises(errors.ConfigError, reason="unreadable"):
         config.load(tmp_path / "absent.toml", environ={})
 
 
 def test_a_wrong_variable_is_named():
-    with pytest.raises(errors.ConfigError, match="the variable SPLITEDGE_API_PORT must be a whole number"):
+    with raises(errors.ConfigError, reason="value", key="api.port"):
         config.load(environ={"SPLITEDGE_API_PORT": "many"})
 
 
 def test_bytes_of_another_encoding_are_refused_except_in_a_path():
     for key in ("model", "token", "server", "demand.keep"):
-        with pytest.raises(errors.ConfigError, match=config.variable(key)):
+        with raises(errors.ConfigError, key=key):
             config.load(environ={config.variable(key): "m\udcff"})
-        with pytest.raises(errors.ConfigError, match=key):
+        with raises(errors.ConfigError, key=key):
             config.load(options={key: "m\udcff"}, environ={})
     assert config.load(options={"ca": "/etc/\udcff.pem"}, environ={}).ca == "/etc/\udcff.pem"
 
 
 def test_a_wrong_option_is_named():
-    with pytest.raises(errors.ConfigError, match=r"the option for `demand\.max_drop_points` must be"):
+    with raises(errors.ConfigError, reason="value", key="demand.max_drop_points"):
         config.load(options={"demand.max_drop_points": float("nan")}, environ={})
 
 
@@ -172,9 +172,9 @@ def test_the_token_comes_from_setting_file_or_systemd_credential(tmp_path):
 @pytest.mark.parametrize("content", ["", "two\nlines", "sp ace", "ünicode", "x" * 5000])
 def test_a_file_without_a_token_is_refused(tmp_path, content):
     (tmp_path / "a").write_text(content)
-    with pytest.raises(errors.ConfigError, match="does not hold a token"):
+    with raises(errors.ConfigError, reason="not-a-token"):
         config.token(config.Settings(token_file=str(tmp_path / "a")), {})
-    with pytest.raises(errors.ConfigError, match="cannot be read"):
+    with raises(errors.ConfigError, reason="token-unreadable"):
         config.token(config.Settings(token_file=str(tmp_path / "b")), {})
 
 
