@@ -16,7 +16,9 @@ def hold(faults: Sequence[str]) -> None:
     """Raises `errors.PlanError` if a verifier found ``faults`` in an answer."""
     if faults:
         raise errors.PlanError(
-            f"the planner contradicts itself ({'; '.join(faults)}): please report this", reason="contradiction"
+            f"the planner contradicts itself ({'; '.join(faults)}): please report this",
+            reason="contradiction",
+            faults=list(faults),
         )
 
 

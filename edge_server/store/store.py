@@ -234,9 +234,10 @@ class Store:
         """The folder of the bundle ``name``. Raises `errors.UnknownModelError`."""
         path = self.bundles / name
         if not NAME.fullmatch(name) or not path.is_dir():
-            names = ", ".join(self.bundle_names()[:10]) or "none yet: `edge-server add` makes one"
+            known = self.bundle_names()[:10]
+            names = ", ".join(known) or "none yet: `edge-server add` makes one"
             raise errors.UnknownModelError(
-                f"there is no model named {name[:80]!r}: the server has {names}", reason="unknown-model"
+                f"there is no model named {name[:80]!r}: the server has {names}", reason="unknown-model", known=known
             )
         return path
 
@@ -378,7 +379,7 @@ class Store:
         try:
             yield
         except (OSError, sqlite3.Error) as error:
-            raise errors.StoreError(_sentence(self.folder, error), folder=str(self.folder)) from error
+            raise _failure(self.folder, error) from error
 
 
 def locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
@@ -450,16 +451,22 @@ def _full(folder: Path) -> bool:
         return False
 
 
-def _sentence(folder: Path, error: OSError | sqlite3.Error) -> str:
+def _failure(folder: Path, error: OSError | sqlite3.Error) -> errors.StoreError:
     number, text = getattr(error, "errno", None), str(error)
     if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in text or ("disk I/O" in text and _full(folder)):
-        return f"the disk that holds the store {folder} is full: free some space and try again"
-    if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "readonly" in text or "unable to open" in text:
-        return f"the store {folder} cannot be written: check its owner and mode, or name another folder with --store"
-    if number in (errno.ENOTDIR, errno.EEXIST):
-        return f"the store {folder} is not a folder: name another with --store"
-    if "locked" in text:
-        return f"the store {folder} is held by another process: try again, and end that process if this persists"
-    if "not a database" in text or "malformed" in text:
-        return f"{folder / 'store.sqlite'} is damaged: restore it from a copy, or remove it and make new tokens"
-    return f"the store {folder} failed ({text[:200]}): check the disk, or name another folder with --store"
+        reason, said = "full-disk", f"the disk that holds the store {folder} is full: free some space and try again"
+    elif number in (errno.EROFS, errno.EACCES, errno.EPERM) or "readonly" in text or "unable to open" in text:
+        reason = "cannot-write"
+        said = f"the store {folder} cannot be written: check its owner and mode, or name another folder with --store"
+    elif number in (errno.ENOTDIR, errno.EEXIST):
+        reason, said = "not-a-folder", f"the store {folder} is not a folder: name another with --store"
+    elif "locked" in text:
+        reason = "locked"
+        said = f"the store {folder} is held by another process: try again, and end that process if this persists"
+    elif "not a database" in text or "malformed" in text:
+        reason = "damaged"
+        said = f"{folder / 'store.sqlite'} is damaged: restore it from a copy, or remove it and make new tokens"
+    else:
+        reason = "failed"
+        said = f"the store {folder} failed ({text[:200]}): check the disk, or name another folder with --store"
+    return errors.StoreError(said, reason=reason, folder=str(folder))

@@ -25,6 +25,7 @@ from splitedge.protocol.frames import Frame, unpack_topk
 from splitedge.protocol.frames import encode as encode_frame
 from splitedge.protocol.messages import Demand, LinkEstimate, Mode, Open, Plan, PlanRequest, encode
 from tests import bad_frames
+from tests.raising import raises
 
 NEAR = LinkEstimate(rtt_ms=0.0, uplink_mbps=10_000.0, downlink_mbps=10_000.0)
 
@@ -167,7 +168,7 @@ async def test_a_plan_of_a_replaced_model_is_unknown(served: Served) -> None:
         for name, data in files.items():
             (path / name).write_bytes(data + b" " if name == "bundle.json" else data)
     async with served.stream(plan) as stream:
-        with pytest.raises(errors.UnknownPlanError, match="replaced"):
+        with raises(errors.UnknownPlanError, reason="replaced"):
             await stream.send(b"", 0)
 
 
@@ -175,7 +176,7 @@ async def test_a_plan_that_sends_nothing_has_no_stream(served: Served) -> None:
     plan = await served.plan("fc")
     assert plan.mode == "device"
     async with served.stream(plan) as stream:
-        with pytest.raises(errors.ProtocolError, match="sends nothing"):
+        with raises(errors.ProtocolError, reason="sends-nothing"):
             await stream.send(b"", 0)
 
 

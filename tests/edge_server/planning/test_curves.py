@@ -20,6 +20,7 @@ from edge_server.store.store import Store
 from splitedge import errors
 from splitedge.files import PictureForm, picture_form
 from splitedge.protocol.messages import Demand, LinkEstimate, PlanRequest
+from tests.raising import raises
 
 LINK = LinkEstimate(rtt_ms=2.0, uplink_mbps=10.0, downlink_mbps=30.0)
 
@@ -97,12 +98,12 @@ def test_names_that_look_like_markup_are_drawn(chosen: Chosen) -> None:
 
 def test_a_server_without_matplotlib_says_so(chosen: Chosen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(errors.PlatformError, match="matplotlib"):
+    with raises(errors.PlatformError, reason="no-matplotlib"):
         curves.draw(curves.curves(chosen.table, chosen.asked, chosen.pick), "svg")
 
 
 def test_another_format_is_refused() -> None:
-    with pytest.raises(errors.UsageError, match=r"curves\.pdf"):
+    with raises(errors.UsageError, reason="picture-format"):
         picture_form("curves.pdf")
 
 
@@ -136,7 +137,7 @@ def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     board, demand = profile_of(None, "pi4"), Demand(max_drop_points=50.0)
-    with pytest.raises(errors.StoreError, match=r"c\.svg"):
+    with raises(errors.StoreError, reason="cannot-write"):
         explain(store.folder, "tiny", board, LINK, demand, tmp_path / "no" / "c.svg", json=False)
     assert capsys.readouterr().out == ""
 
@@ -161,5 +162,5 @@ def test_the_plan_is_printed_though_the_picture_fails(
 
 def test_one_device_is_named() -> None:
     for both in ((None, None), (Path("x"), "pi4")):
-        with pytest.raises(errors.UsageError, match="name one device"):
+        with raises(errors.UsageError, reason="one-device"):
             profile_of(*both)

@@ -17,6 +17,7 @@ from edge_server.store.store import Store
 from edge_server.tails.pool import Tails
 from splitedge import errors
 from splitedge.protocol.messages import Cut, Demand, LinkEstimate, PlanRequest, Rehearsal
+from tests.raising import raises
 
 
 def test_the_first_plan_counts_on_tails_that_were_run_here(
@@ -107,7 +108,7 @@ def test_frames_know_better_than_a_rehearsal(store: Store, profile: dict[str, An
 @pytest.mark.parametrize("ms", [[], [1.0], [3.0, 2.0, 4.0, 5.0], [1.0, math.nan, 2.0, 3.0], [-1.0, 2.0, 3.0, 4.0]])
 def test_a_rehearsal_of_another_model_is_refused(store: Store, profile: dict[str, Any], ms: list[float]) -> None:
     _, cuts, heads = heads_of(store)
-    with pytest.raises(errors.ProtocolError, match="rehearsals file"):
+    with raises(errors.ProtocolError, reason="rehearsal"):
         times.head_times(
             cuts, heads, from_dict(profile), {}, {}, (ms * 9)[: max(heads.operators)] if len(ms) > 1 else ms
         )

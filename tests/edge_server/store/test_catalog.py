@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
-
 from edge_server.store.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import errors
+from tests.raising import raises
 
 
 class Hasty(Store):
@@ -22,7 +21,7 @@ class Hasty(Store):
 
 
 def test_a_model_removed_while_it_is_opened_is_unknown(store: Store) -> None:
-    with Hasty(store.folder) as hasty, pytest.raises(errors.UnknownModelError, match="no model named 'tiny'"):
+    with Hasty(store.folder) as hasty, raises(errors.UnknownModelError, reason="model-gone"):
         Catalog(hasty).bundle("tiny")
 
 

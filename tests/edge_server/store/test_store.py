@@ -17,6 +17,7 @@ import pytest
 from edge_server.store.store import Store, default_folder
 from splitedge import errors, limits
 from splitedge.protocol.messages import Cut, Demand, Parts, Plan, Prediction, Preprocess, SegmentRef
+from tests.raising import raises
 
 
 @pytest.fixture
@@ -72,17 +73,17 @@ def test_only_the_hash_of_a_token_reaches_the_disk(store: Store) -> None:
 
 def test_a_taken_name_and_an_unknown_one_are_refused(store: Store) -> None:
     store.add_token("a")
-    with pytest.raises(errors.UsageError, match="exists"):
+    with raises(errors.UsageError, reason="token-exists"):
         store.add_token("a")
-    with pytest.raises(errors.UsageError, match="no token named"):
+    with raises(errors.UsageError, reason="unknown-token"):
         store.revoke_token("b")
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 101, "a b", "é"])
 def test_names_that_are_no_file_names_are_refused(store: Store, name: str) -> None:
-    with pytest.raises(errors.UsageError, match="cannot be the name"):
+    with raises(errors.UsageError, reason="name"):
         store.add_token(name)
-    with pytest.raises(errors.UsageError, match="cannot be the name"), store.new_bundle(name):
+    with raises(errors.UsageError, reason="name"), store.new_bundle(name):
         pass
 
 
@@ -257,7 +258,7 @@ def test_segments_of_the_format_before_are_dropped(tmp_path: Path) -> None:
 def test_an_unknown_bundle_is_named_beside_the_known(store: Store) -> None:
     with store.new_bundle("lite0") as path:
         path.mkdir()
-    with pytest.raises(errors.UnknownModelError, match="no model named 'resnet': the server has lite0"):
+    with raises(errors.UnknownModelError, reason="unknown-model", known=["lite0"]):
         store.bundle_path("resnet")
 
 
@@ -266,13 +267,13 @@ def test_an_unknown_bundle_is_named_beside_the_known(store: Store) -> None:
 
 def test_a_file_in_the_way_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("x")
-    with pytest.raises(errors.StoreError, match="is not a folder"):
+    with raises(errors.StoreError, reason="not-a-folder"):
         Store(tmp_path / "store")
 
 
 def test_a_damaged_database_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "store.sqlite").write_bytes(b"not a database" * 1000)
-    with pytest.raises(errors.StoreError, match="is damaged"):
+    with raises(errors.StoreError, reason="damaged"):
         Store(tmp_path)
 
 
@@ -280,7 +281,7 @@ def test_a_newer_store_is_not_touched(tmp_path: Path) -> None:
     db = sqlite3.connect(tmp_path / "store.sqlite")
     db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(errors.StoreError, match="newer splitedge"):
+    with raises(errors.StoreError, reason="newer-store"):
         Store(tmp_path)
 
 
@@ -288,7 +289,7 @@ def test_a_database_held_by_another_process_is_one_sentence(tmp_path: Path) -> N
     with Store(tmp_path, busy_timeout_s=0.05) as store:
         holder = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
-        with pytest.raises(errors.StoreError, match="held by another process"):
+        with raises(errors.StoreError, reason="locked"):
             store.add_token("a")
         holder.execute("ROLLBACK")
         holder.close()
@@ -297,7 +298,7 @@ def test_a_database_held_by_another_process_is_one_sentence(tmp_path: Path) -> N
 
 def test_a_closed_store_says_so(store: Store) -> None:
     store.close()
-    with pytest.raises(errors.StoreError, match="is closed"):
+    with raises(errors.StoreError, reason="closed"):
         store.tokens()
 
 
@@ -318,7 +319,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_segment(small_disk: Path) -> None:
     with Store(small_disk) as store:
-        with pytest.raises(errors.StoreError, match="is full: free some space"):
+        with raises(errors.StoreError, reason="full-disk"):
             store.put_segment(bytes(1 << 20), "b", 0, (8, 3))
         assert list(store.segments.iterdir()) == []
 
@@ -327,7 +328,7 @@ def test_a_full_disk_under_the_database_is_one_sentence(small_disk: Path) -> Non
     with Store(small_disk) as store:
         with contextlib.suppress(OSError):
             (small_disk / "ballast").write_bytes(bytes(1 << 20))
-        with pytest.raises(errors.StoreError, match="is full: free some space"):
+        with raises(errors.StoreError, reason="full-disk"):
             [store.add_token(f"t{i}") for i in range(1000)]
 
 
@@ -335,7 +336,7 @@ def test_a_read_only_folder_is_one_sentence(small_disk: Path) -> None:
     with Store(small_disk):
         pass
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(errors.StoreError, match="cannot be written"), Store(small_disk) as store:
+    with raises(errors.StoreError, reason="cannot-write"), Store(small_disk) as store:
         store.add_token("a")
 
 
@@ -344,5 +345,5 @@ def test_the_default_folder_may_begin_with_home(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("SPLITEDGE_STORE", "~/models")
     assert default_folder() == tmp_path / "models"
     monkeypatch.setenv("SPLITEDGE_STORE", "~nobody-of-this-name/models")
-    with pytest.raises(errors.StoreError, match="--store"):
+    with raises(errors.StoreError, reason="no-home"):
         default_folder()
