@@ -14,7 +14,7 @@ from edge_agent.config import CREDENTIAL
 from edge_agent.service import check, install, notify, status
 from edge_agent.service.unit import CREDENTIALS, NAME, UNIT_PATH, UnitOptions
 from splitedge import limits
-from splitedge.errors import ConfigError, SplitEdgeError
+from splitedge.errors import ConfigError, PlatformError, SplitEdgeError
 from tests.raising import raises
 
 RUNNING = "UnitFileState=enabled\nActiveState=active\nSubState=running\nMainPID=4711\nResult=success\nStatusText="
@@ -219,5 +219,5 @@ def test_a_systemctl_that_fails_is_one_sentence(tmp_path, monkeypatch):
     fake.write_text("#!/bin/sh\necho 'Unit splitedge-agent.service has a bad setting.' >&2\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with raises(SplitEdgeError, reason="systemctl"):
+    with raises(PlatformError, reason="systemctl"):
         status.systemctl("enable", NAME)
