@@ -401,6 +401,8 @@ def check_exposure(settings: Settings, token: str) -> None:
             f"other machines would reach {stage.host} without {lacks}; set `stage.token_file`, `stage.cert` and `stage.key`, or `allow_insecure`",
             key="stage.host",
             reason="open-to-others",
+            token=bool(token),
+            tls=bool(stage.cert),
         )
 
 
