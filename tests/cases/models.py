@@ -203,7 +203,7 @@ REFUSED: Final[dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, str]]]] 
     "dropout in training mode": (lambda: dropped(training=True), {"reason": "training-mode", "node": "n1"}),
     "dropout of opset 6": (lambda: dropped(opset=6), {"reason": "training-mode", "node": "n1"}),
     "batch_of_8": (batch_of_8, {"reason": "batch"}),
-    "batch of 8 inside": (lambda: batch_of_8(batch="n"), {"reason": "batch"}),
+    "batch of 8 inside": (lambda: batch_of_8(batch="n"), {"reason": "cannot-run"}),
     "nan_weight": (lambda: with_constant(np.nan, "Conv"), {"reason": "weights-not-finite", "node": "n0"}),
     "infinite weight": (lambda: with_constant(np.inf, "Conv"), {"reason": "weights-not-finite", "node": "n0"}),
     "NaN in a Constant": (lambda: with_constant(np.nan, "Constant"), {"reason": "weights-not-finite", "node": "n1"}),

@@ -239,7 +239,7 @@ def test_an_argmax_over_the_batch_or_of_the_last_of_equals_is_refused(tmp_path: 
         file = File(models.SHAPE, opset=13)
         models._conv(file)
         file.add("ArgMax", **attributes)
-        with raises(errors.ModelError, reason="input-type"):
+        with raises(errors.ModelError, reason="output-type"):
             load(file.model(None, TensorProto.INT64), tmp_path)
 
 
