@@ -30,7 +30,6 @@ from benchmarks.report import parser, quiet, report
 from calibration.accuracy import evaluation, trials
 from calibration.bundle import bundle as bundles
 from calibration.bundle.bundle import Bundle
-from calibration.importing import importer
 from calibration.samples.samples import Samples, open_samples
 from edge_server.planner import Level, Pick, Power, Request, Table, choose, precompute
 from edge_server.planning.pattern_tables import DROPS, table_of
@@ -137,7 +136,7 @@ def photo_task(options: argparse.Namespace) -> Task:
     held = photos[1::2]
     return Task(
         "lite0",
-        lambda: importer.load(models.LITE0, models.LITE0_SHAPE),
+        lambda: models.load("lite0"),
         photos[::2],
         held,
         len(held) // PHOTO_FOLDS,

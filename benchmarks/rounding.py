@@ -30,7 +30,7 @@ from benchmarks import equalization, fashion, models
 from benchmarks.report import photo_parser, quiet, report
 from calibration.accuracy import evaluation
 from calibration.bundle import bundle
-from calibration.importing import cuts, importer
+from calibration.importing import cuts
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.lowering.layers import Weighted
@@ -117,7 +117,7 @@ def _case(name: str, options: argparse.Namespace) -> tuple[onnx.ModelProto, Samp
 
 
 def lite0() -> onnx.ModelProto:
-    return importer.load(models.LITE0, models.LITE0_SHAPE)
+    return models.load("lite0")
 
 
 def prepare(model: onnx.ModelProto, samples: Samples, places: Sequence[float], widths: Sequence[int]) -> Network:

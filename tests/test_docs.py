@@ -70,7 +70,7 @@ def test_a_shown_command_line_has_only_options_that_exist(document: str, line: s
 
 def test_the_configuration_page_lists_every_setting_and_its_variable() -> None:
     rows = re.findall(r"^\| `([a-z_.]+)` \| `([A-Z_]+)`", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE)
-    assert dict(rows) == {key: config.variable(key) for key in config.keys()}  # noqa: SIM118
+    assert dict(rows) == {setting.key: setting.variable for setting in config.reference()}
 
 
 def test_the_mitigations_of_the_threat_model_exist() -> None:

@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -33,6 +34,9 @@ from splitedge.protocol.messages import ChainDevice, ChainRequest, LinkEstimate,
 _log = logging.getLogger(__name__)
 
 Say = Callable[[str], object]
+
+#: The step in which a segment comes over the link.
+FETCHING: Final = "downloading the segment"
 
 
 def stream(
@@ -272,7 +276,7 @@ async def plan(
 
 async def fetch(server: ServerClient, cache: Cache, plan: Plan, say: Say) -> bytes:
     """The segment of ``plan``, from the cache or the server, which sends what a held one of the same model lacks."""
-    say("downloading the segment")
+    say(FETCHING)
     base = await asyncio.to_thread(_base, cache, plan)
     path = await server.fetch_segment(plan.segment, cache.directory, base)
     data = await asyncio.to_thread(cache.read, path)

@@ -415,20 +415,6 @@ def unlocked(folder: Path) -> Iterator[bool]:
         os.close(lock)
 
 
-def default_folder() -> Path:
-    """Where the store lies if nobody says: ``$SPLITEDGE_STORE``, else below ``$XDG_DATA_HOME``."""
-    try:
-        if named := os.environ.get("SPLITEDGE_STORE"):
-            return Path(named).expanduser()
-        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    except RuntimeError as error:  # as of a service's user
-        raise errors.StoreError(
-            "there is no home directory to keep the store in: name its folder with --store or SPLITEDGE_STORE",
-            reason="no-home",
-        ) from error
-    return Path(data) / "splitedge" / "server"
-
-
 def check_name(name: str, what: str) -> None:
     """Raises `errors.UsageError` unless ``name`` can be a file's name everywhere."""
     if not NAME.fullmatch(name):

@@ -7,6 +7,7 @@ import pytest
 
 from edge_agent import config
 from splitedge import errors, limits
+from splitedge.settings import variable
 from tests.raising import raises
 
 
@@ -57,6 +58,7 @@ def test_the_file_is_found_by_variable_and_in_the_users_folder(tmp_path):
         ("[demand]\nmax_away_s = nan", "value", "demand.max_away_s"),
         ("[demand]\nmax_latency_ms = inf", "value", "demand.max_latency_ms"),
         ("[demand]\nkeep = 3", "value", "demand.keep"),
+        ("[demand]\nmode = 'fast'", "value", "demand.mode"),
         ("allow_insecure = 1", "value", "allow_insecure"),
         ('server = "server:8470"', "not-a-url", "server"),
         ('server = "https://[::1"', "not-a-url", "server"),
@@ -71,6 +73,7 @@ def test_a_wrong_file_is_one_sentence_with_the_key(tmp_path, text, reason, key):
     with raises(errors.ConfigError, reason=reason) as caught:
         config.load(write(tmp_path, text), environ={})
     assert caught.value.data.get("key") == key
+    assert (key or "agent.toml") in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.exit_status == 2
 
@@ -128,27 +131,30 @@ def test_a_board_is_of_one_kind():
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with raises(errors.ConfigError, reason="unreadable"):
+    with raises(errors.ConfigError, reason="unreadable") as caught:
         config.load(tmp_path / "absent.toml", environ={})
+    assert str(tmp_path / "absent.toml") in caught.value.message
 
 
 def test_a_wrong_variable_is_named():
-    with raises(errors.ConfigError, reason="value", key="api.port"):
+    with raises(errors.ConfigError, reason="value", key="api.port") as caught:
         config.load(environ={"SPLITEDGE_API_PORT": "many"})
+    assert (caught.value.data["key"], caught.value.data["where"]) == ("api.port", "SPLITEDGE_API_PORT")
 
 
 def test_bytes_of_another_encoding_are_refused_except_in_a_path():
     for key in ("model", "token", "server", "demand.keep"):
-        with raises(errors.ConfigError, key=key):
-            config.load(environ={config.variable(key): "m\udcff"})
-        with raises(errors.ConfigError, key=key):
-            config.load(options={key: "m\udcff"}, environ={})
+        for given in ({"environ": {variable(key): "m\udcff"}}, {"options": {key: "m\udcff"}, "environ": {}}):
+            with pytest.raises(errors.ConfigError) as caught:
+                config.load(**given)
+            assert caught.value.data["key"] == key
     assert config.load(options={"ca": "/etc/\udcff.pem"}, environ={}).ca == "/etc/\udcff.pem"
 
 
 def test_a_wrong_option_is_named():
-    with raises(errors.ConfigError, reason="value", key="demand.max_drop_points"):
+    with raises(errors.ConfigError, reason="value", key="demand.max_drop_points") as caught:
         config.load(options={"demand.max_drop_points": float("nan")}, environ={})
+    assert (caught.value.data["key"], caught.value.data["where"]) == ("demand.max_drop_points", "--max-drop")
 
 
 def test_no_message_or_repr_holds_the_token(tmp_path):
@@ -172,14 +178,24 @@ def test_the_token_comes_from_setting_file_or_systemd_credential(tmp_path):
 @pytest.mark.parametrize("content", ["", "two\nlines", "sp ace", "ünicode", "x" * 5000])
 def test_a_file_without_a_token_is_refused(tmp_path, content):
     (tmp_path / "a").write_text(content)
-    with raises(errors.ConfigError, reason="not-a-token"):
-        config.token(config.Settings(token_file=str(tmp_path / "a")), {})
-    with raises(errors.ConfigError, reason="token-unreadable"):
-        config.token(config.Settings(token_file=str(tmp_path / "b")), {})
+    for name in ("a", "b"):  # b does not exist
+        with pytest.raises(errors.ConfigError) as caught:
+            config.token(config.Settings(token_file=str(tmp_path / name)), {})
+        assert str(tmp_path / name) in caught.value.message
 
 
-def test_every_key_has_a_variable_and_says_what_is_allowed():
-    keys = config.keys()
-    assert {"server", "api.port", "demand.keep", "demand.weights.energy"} <= keys.keys()
-    assert all(keys.values())
-    assert len({config.variable(key) for key in keys}) == len(keys)
+def test_every_setting_has_an_option_and_a_variable_of_its_own_and_a_sentence():
+    settings = config.reference()
+    assert {"server", "api.port", "demand.keep", "demand.weights.energy"} <= {one.key for one in settings}
+    assert all(one.sentence.endswith(".") and one.allowed and one.type for one in settings)
+    for field in ("key", "option", "variable"):
+        assert len({getattr(one, field) for one in settings}) == len(settings)
+
+
+def test_the_reference_states_the_default_of_each_setting():
+    defaults = {one.key: one.default for one in config.reference()}
+    assert defaults["api.port"] == "8471"
+    assert defaults["link.replan"] == "true"
+    assert defaults["demand.weights.energy"] == "0"
+    assert defaults["demand.max_latency_ms"] == "no limit"
+    assert defaults["token"] == ""

@@ -223,7 +223,7 @@ async def test_a_reused_answer_holds_the_whole_tensor(world: World, store: Path,
 
 
 async def test_whole_outputs_go_into_files_with_names_of_their_own(world: World, store: Path, tmp_path: Path) -> None:
-    files = OutputFiles(tmp_path / "new" / "out")
+    files = OutputFiles(tmp_path)
     async with agent_of(world, store, tmp_path, "tags", topk=0) as agent:
         result = await agent.infer(frames(1)[0])
     paths = [files.write(name, result) for name in ("a/cat.jpg", "b/cat.png", "../..", "é /x.npy")]

@@ -65,7 +65,7 @@ def test_serves_until_it_is_told_to_stop_and_leaves_in_order(tmp_path: Path, num
         process.send_signal(number)
         _, complaints = process.communicate(timeout=20)
         assert process.returncode == 0
-        assert "run edge-server token" in complaints
+        assert "`edge-server token`" in complaints
 
 
 async def test_a_server_that_fails_before_it_listens_is_cleaned_up(

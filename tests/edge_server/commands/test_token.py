@@ -43,7 +43,7 @@ def test_a_revoked_token_is_useless(tmp_path: Path) -> None:
         run(tmp_path, "--revoke")
 
 
-@pytest.mark.parametrize("options", [["token", "--stoer"], ["serve", "--port", "99999"], ["add"]])
+@pytest.mark.parametrize("options", [["token", "--stoer"], ["serve", "--port", "many"], ["add"]])
 def test_a_command_line_that_is_none_ends_with_2(options: list[str]) -> None:
     assert CliRunner().invoke(app, options).exit_code == 2
 

@@ -162,5 +162,6 @@ def test_the_plan_is_printed_though_the_picture_fails(
 
 def test_one_device_is_named() -> None:
     for both in ((None, None), (Path("x"), "pi4")):
-        with raises(errors.UsageError, reason="one-device"):
+        with raises(errors.UsageError, reason="one-device") as caught:
             profile_of(*both)
+        assert caught.value.data["reason"] == "one-device"

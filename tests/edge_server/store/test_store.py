@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_server.store.store import Store, default_folder
+from edge_server.store.store import Store
 from splitedge import errors, limits
 from splitedge.protocol.messages import Cut, Demand, Parts, Plan, Prediction, Preprocess, SegmentRef
 from tests.raising import raises
@@ -338,12 +338,3 @@ def test_a_read_only_folder_is_one_sentence(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with raises(errors.StoreError, reason="cannot-write"), Store(small_disk) as store:
         store.add_token("a")
-
-
-def test_the_default_folder_may_begin_with_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("SPLITEDGE_STORE", "~/models")
-    assert default_folder() == tmp_path / "models"
-    monkeypatch.setenv("SPLITEDGE_STORE", "~nobody-of-this-name/models")
-    with raises(errors.StoreError, reason="no-home"):
-        default_folder()
