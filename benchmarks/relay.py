@@ -51,21 +51,21 @@ class Relay:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.CancelledError):  # the server may be gone, the relay may stop
+        with suppress(OSError, asyncio.CancelledError):  # either side may hang up, the relay may stop
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-            await asyncio.gather(self._pump(0, reader, far_writer), self._pump(1, far_reader, writer))
+            try:
+                await asyncio.gather(self._pump(0, reader, far_writer), self._pump(1, far_reader, writer))
+            finally:
+                far_writer.close()
+        writer.close()
 
     async def _pump(self, direction: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Copy; each piece leaves when its last bit would have left the link."""
-        try:
-            while data := await reader.read(_PIECE):
-                await asyncio.sleep(self._wait_s(direction, len(data)))
-                writer.write(data)
-                await writer.drain()
-        except OSError:
-            pass  # either side may hang up at any time
-        finally:
-            writer.close()
+        """Copy until the end; each piece leaves when its last bit would have left the link."""
+        while data := await reader.read(_PIECE):
+            await asyncio.sleep(self._wait_s(direction, len(data)))
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
 
     def _wait_s(self, direction: int, size: int) -> float:
         if self.mbps is None:

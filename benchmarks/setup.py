@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = options.parse_args(arguments)
     parts = given.parts.split(",")
     if not set(parts) <= set(PARTS):
-        raise errors.UsageError(f"unknown parts {given.parts!r}; choose from {', '.join(PARTS)}")
+        raise errors.UsageError(f"unknown parts {given.parts!r}; choose from {', '.join(PARTS)}", reason="unknown-part")
     summary: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="splitedge-setup-") as folder:
         place = Path(folder)

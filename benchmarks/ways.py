@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 import socket
 import struct
 import subprocess
@@ -47,7 +48,7 @@ from calibration.accuracy.evaluation import compare
 from calibration.importing.importer import session
 from device_profiles.machine import usable_threads
 from edge_agent import config
-from edge_agent.planning.negotiation import FETCHING
+from edge_agent.planning.downloads import DOWNLOADING
 from edge_agent.runtime.agent import Agent
 from edge_server.store.store import Store
 from splitedge import errors
@@ -66,7 +67,6 @@ DROPS: Final[dict[Mode, tuple[float, ...]]] = {
     "server": (3.0, 5.0),
 }
 QUICK_PHOTOS: Final = 24
-SEARCHED: Final = 100  # photographs that choose WebP's quality
 #: What a store is made by.
 _SOURCES: Final = ("calibration", "kernels", "splitedge/head", "splitedge/codec", "splitedge/protocol")
 _SIZE: Final = struct.Struct("<I")
@@ -166,7 +166,7 @@ def run(frames: Frames, store: Path, folder: Path, say: Say) -> Iterator[Way]:
     ``store``: as `calibrated` makes it; ``folder``: where the agent keeps its profile and segments.
     """
     with Store(store) as opened:
-        token = opened.add_token(f"ways-{time.time_ns()}")
+        token = opened.tokens.add(f"ways-{time.time_ns()}")
     with serving(store, port=0) as port, Relay(port, MBPS) as relay:
 
         def through_agent(name: str, mode: Mode) -> Way:
@@ -195,7 +195,7 @@ async def _through_agent(name: str, settings: config.Settings, frames: Frames, r
     """Every frame through an agent."""
 
     def on_step(text: str) -> None:
-        relay.mbps = None if text == FETCHING or settings.demand.mode == "device" else MBPS
+        relay.mbps = None if text == DOWNLOADING or settings.demand.mode == "device" else MBPS
         say(f"{settings.demand.mode}: {text}")
 
     async with Agent(settings, on_step) as agent:
@@ -248,9 +248,9 @@ def _through_onnxruntime(frames: Frames, store: Path) -> Way:
 
 
 def _preparing_ms(frames: Frames) -> float:
-    """Milliseconds to decode and scale a photograph: the median of at most `SEARCHED`."""
+    """Milliseconds to decode and scale a photograph: the median."""
     times = []
-    for file in frames.files[:SEARCHED]:
+    for file in frames.files:
         start = time.perf_counter()
         pixels(file)
         times.append(1e3 * (time.perf_counter() - start))
@@ -268,6 +268,8 @@ def calibrated(found: Sequence[Photo]) -> Path:
     """A store with EfficientNet-Lite0, made once for these sources by `edge-server add` from the views of the photographs that calibrate."""
     place = store_folder()
     if not (place / "ready").exists():
+        for old in set(CACHE.glob("store-*")) - {place}:  # of other sources; an interrupted one goes on
+            old.unlink() if old.is_file() else shutil.rmtree(old)
         subprocess.run(add_command(found, place), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         (place / "ready").touch()
     return place
@@ -294,7 +296,7 @@ def int8(store: Path) -> bytes:
     if not path.exists():
         import onnx
 
-        views = sorted((CACHE / "calibration").glob("*.png"))
+        views = sorted(photos.calibration_views(photos.demo()).glob("*.png"))
         made = rivals.quantized(onnx.load(lite0.file()), [_input(pixels(view.read_bytes())) for view in views])
         path.write_bytes(made[rivals.INT8])
     return path.read_bytes()
@@ -338,8 +340,8 @@ def webp(picture: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def webp_quality(files: Sequence[bytes], most: float) -> int:
-    """The best quality whose mean size is at most ``most`` bytes, of at most `SEARCHED` pictures; 0 where none is."""
-    pictures = [pixels(file) for file in files[:: -(-len(files) // SEARCHED)]]
+    """The best quality whose mean size is at most ``most`` bytes; 0 where none is."""
+    pictures = [pixels(file) for file in files]
     low, high = 0, 101
     while high - low > 1:
         middle = (low + high) // 2

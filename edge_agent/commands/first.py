@@ -64,9 +64,9 @@ def server(settings: Settings) -> None:
 
     config.require_model(settings)
     if settings.profile:
-        from edge_agent.planning import negotiation
+        from edge_agent.planning import device
 
-        negotiation.named_profile(settings)
+        device.named_profile(settings)
     asyncio.run(peers.check(settings, patient=False))
 
 

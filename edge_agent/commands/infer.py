@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
-from collections import deque
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -13,8 +12,9 @@ import msgspec
 from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Source
-from edge_agent.runtime.agent import Agent
+from edge_agent.runtime.agent import WINDOW, Agent
 from edge_agent.runtime.engine import frame_bytes, frame_of
+from edge_agent.runtime.ordered import in_order
 from edge_agent.runtime.results import Result, Timing, to_json
 from splitedge import errors, files, terminal
 from splitedge.head import answers
@@ -47,7 +47,7 @@ async def infer(settings: Settings, frames: Frames, *, json: bool, out: Path | N
     try:
         if not json and agent.plan is not None:
             print("\n".join(wrap(headline(agent.plan), terminal.width(piped=_ONE_LINE))) + "\n")
-        async for source, outcome in _outcomes(agent, sources):
+        async for source, outcome in in_order(sources, functools.partial(_one, agent), WINDOW):
             file = ""
             if isinstance(outcome, Result):
                 results.append(outcome)
@@ -62,22 +62,10 @@ async def infer(settings: Settings, frames: Frames, *, json: bool, out: Path | N
     return status
 
 
-async def _outcomes(agent: Agent, sources: list[Source]) -> AsyncIterator[tuple[Source, Outcome]]:
-    """The outcome of each source, in order. Up to `Agent.window` frames are in progress, which keeps head and link busy."""
-    under_way: deque[tuple[Source, asyncio.Task[Outcome]]] = deque()
-    for source in sources:
-        under_way.append((source, asyncio.create_task(_one(agent, source))))
-        if len(under_way) >= agent.window:
-            first, task = under_way.popleft()
-            yield first, await task
-    for first, task in under_way:
-        yield first, await task
-
-
 async def _one(agent: Agent, source: Source) -> Outcome:
     try:
         frame = frame_of(await asyncio.to_thread(source.read), source.name, agent.plan)
-        await agent.admission.room(frame_bytes(frame))
+        await agent.queue.wait_for_room(frame_bytes(frame))
         return await agent.infer(frame)
     except errors.SplitEdgeError as error:
         return error
@@ -181,7 +169,7 @@ def _summary(results: list[Result], total: int) -> str:
 
 def _joules(agent: Agent) -> str:
     """The measured energy per frame, if there is a sensor and it has seen frames."""
-    energy = agent.energy()
+    energy = agent.status()["energy"]
     if energy is None or not energy["joules_per_frame"]:
         return ""
     return f"; {energy['joules_per_frame']:.3g} J per frame, measured ({plain(energy['sensor'])})"

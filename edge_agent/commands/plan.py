@@ -12,10 +12,10 @@ import device_profiles
 from device_profiles import DeviceProfile, known
 from edge_agent.commands.what_if import WhatIf
 from edge_agent.config import Settings
-from edge_agent.planning import negotiation, peers
+from edge_agent.planning import device, dry_run_store, measured_times, peers, plan_request
 from splitedge import files, report, terminal
 from splitedge.link.http_client import ServerClient
-from splitedge.protocol.messages import Plan, PlanRequest
+from splitedge.protocol.messages import MeasuredTimes, Plan, PlanRequest
 
 
 async def plan(
@@ -52,16 +52,26 @@ async def _ask(
     settings: Settings,
     known_board: DeviceProfile | None,
     assumed: Mapping[str, float],
-    say: negotiation.Say,
+    say: peers.Progress,
 ) -> tuple[PlanRequest, Plan]:
     """The request and the plan, for this machine or for ``known_board``."""
-    profile = known_board or await negotiation.profile(settings, say)
-    link = await negotiation.link(client, assumed, say)
-    measured = {} if known_board else negotiation.timings(settings).known()
-    rehearsed = None if known_board else await negotiation.rehearsal(client, settings, profile, measured, say)
-    chosen = await negotiation.plan(client, settings, profile, [], measured, say, link, rehearsed)
-    known_as = device_profiles.to_dict(profile)
-    return PlanRequest(settings.model, known_as, link, settings.demand, [], measured, rehearsed), chosen
+    profile = known_board or await device.profile(settings, say)
+    link = await plan_request.measure_link(client, assumed, say)
+    measured = MeasuredTimes() if known_board else measured_times.time_log(settings).medians()
+    dry_run = None if known_board else await dry_run_store.dry_run(client, settings, profile, measured.head_ms, say)
+    chosen = await plan_request.request_plan(
+        client, settings, profile, link, held=[], measured=measured, dry_run=dry_run, say=say
+    )
+    request = PlanRequest(
+        model=settings.model,
+        profile=device_profiles.to_dict(profile),
+        link=link,
+        demand=settings.demand,
+        held=[],
+        measured=measured.to_wire(),
+        dry_run=dry_run,
+    )
+    return request, chosen
 
 
 def _print(chosen: Plan, what_if: WhatIf | None, *, json: bool, layers: bool) -> None:

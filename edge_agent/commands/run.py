@@ -28,7 +28,7 @@ from splitedge.link.endpoint import heals
 
 if TYPE_CHECKING:
     from edge_agent.runtime.agent import Agent
-    from edge_agent.runtime.stage import Stage
+    from edge_agent.runtime.stage_server import StageServer
 
 
 async def run(settings: Settings) -> None:
@@ -58,7 +58,7 @@ async def run(settings: Settings) -> None:
 async def _serve(front: app.Front, settings: Settings, url: str) -> None:
     make = await asyncio.to_thread(_imported)
     agent = make(settings, front)
-    agent.counters, front.served = front.served.counters, agent
+    front.served = agent
     await _become_ready(agent)
     if settings.stage.port is not None:
         _log(f"ready as a later board on {agent.status()['stage']}")
@@ -67,16 +67,16 @@ async def _serve(front: app.Front, settings: Settings, url: str) -> None:
     _log(f"ready on {url}: {plan['model']}, {plan['mode']}, cut after {plan['cut']}")
 
 
-def _imported() -> Callable[[Settings, app.Front], Agent | Stage]:
+def _imported() -> Callable[[Settings, app.Front], Agent | StageServer]:
     """The function that creates the agent. Importing it and the kernels takes 1 s, and several on a small board."""
     from edge_agent.runtime.agent import Agent
-    from edge_agent.runtime.stage import Stage
+    from edge_agent.runtime.stage_server import StageServer
     from kernels import jit
 
     if jit.CACHE_PROBLEM:
         _log(f"warning: {jit.advice()}")
 
-    def make(settings: Settings, front: app.Front) -> Agent | Stage:
+    def make(settings: Settings, front: app.Front) -> Agent | StageServer:
         def tell(text: str) -> None:
             with suppress(errors.PlatformError):  # a status that systemd does not accept must not end the agent
                 notify.status(notify.state(text, ready=front.served.ready))
@@ -85,7 +85,10 @@ def _imported() -> Callable[[Settings, app.Front], Agent | Stage]:
             tell(text)
             _log(text)
 
-        return Agent(settings, tell, on_link) if settings.stage.port is None else Stage(settings, tell)
+        counters = front.served.counters
+        if settings.stage.port is not None:
+            return StageServer(settings, tell, counters=counters)
+        return Agent(settings, tell, on_link, counters=counters)
 
     return make
 
@@ -98,7 +101,7 @@ async def _until(starting: asyncio.Task[None], stopping: asyncio.Task[Literal[Tr
         await stopping
 
 
-async def _become_ready(agent: Agent | Stage) -> None:
+async def _become_ready(agent: Agent | StageServer) -> None:
     backoff, refused = Backoff(), Backoff(limits.REFUSED_AGAIN, limits.REFUSED_AGAIN)
     while True:
         try:

@@ -148,7 +148,7 @@ def _advice(key: str, name: str) -> str:
 
 def _contents(settings: Settings) -> Iterator[str]:
     """Problems in the files that the settings name, and between settings."""
-    from edge_agent.runtime.stage import check_exposure
+    from edge_agent.runtime.stage_server import check_exposure
 
     stage = settings.stage
     credentials = any(text.startswith(str(CREDENTIALS)) for text in (stage.token_file, stage.cert, stage.key))

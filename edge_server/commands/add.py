@@ -28,10 +28,11 @@ from edge_server.commands.progress import Phases, stopped_in_order
 from edge_server.importing import preprocessing
 from edge_server.importing.first_look import FirstLook
 from edge_server.planner import Table as Patterns
-from edge_server.planning.device_plan import mean_bits
-from edge_server.planning.pattern_tables import kept_table
-from edge_server.store.catalog import Catalog
-from edge_server.store.store import Store, check_name
+from edge_server.planning.catalog import Catalog
+from edge_server.planning.pattern_tables import load_or_build_table
+from edge_server.planning.plan_message import mean_bits
+from edge_server.store.names import check_name
+from edge_server.store.store import Store
 from splitedge import errors, terminal
 from splitedge.head import text
 from splitedge.protocol.messages import OutputKind, Preprocess
@@ -76,7 +77,7 @@ def add(folder: Path, request: Request) -> None:
     tokenizer = text.read(request.tokenizer) if request.tokenizer is not None else None
     console = Console(stderr=True)
     with stopped_in_order(), Store(folder) as store:
-        store.check_free(name, replace=request.replace)
+        store.bundles.check_free(name, replace=request.replace)
         known_names = read_names(request.class_names) if request.class_names is not None else []
         with Phases(console) as progress:
             progress("importing the model", 0, 0)
@@ -92,19 +93,19 @@ def add(folder: Path, request: Request) -> None:
             warning = _look(progress, model, found, request)
             former = _former(store, name)
             set_names = [] if known_names or former is None else former.names_set
-            with store.new_bundle(name, replace=request.replace) as path:
+            with store.bundles.create(name, replace=request.replace) as path:
                 cache = store.folder / "cache"
                 bundle = bundles.create(
                     path, name, model, found, names, progress, request.rounding, cache, request.metric, reader,
                     request.output_kind,
                 )  # fmt: skip
-                patterns = kept_table(store, bundle, lambda done, total: progress("patterns", done, total))
+                patterns = load_or_build_table(store, bundle, lambda done, total: progress("patterns", done, total))
             if set_names and len(set_names) == outputs:
-                store.set_names(name, set_names)
+                store.bundles.set_class_names(name, set_names)
                 progress.say("kept the class names that `edge-server names` set")
             if former and former.sha256 != bundle.sha256:
                 store.forget(former.sha256)
-        tokens = bool(store.tokens())
+        tokens = bool(store.tokens.all())
     _show(bundle, patterns, verbose=request.verbose)
     if warning:
         console.print("\n".join(terminal.wrap(warning, console.width)), markup=False, highlight=False, soft_wrap=True)
@@ -321,16 +322,16 @@ def _row(bundle: bundles.Bundle, patterns: Patterns, place: int) -> list[str]:
 def _least(patterns: Patterns, index: int) -> tuple[str, ...]:
     """Bits and bytes of the place's candidate with the fewest bytes, segment and frame, and a drop of at most `SHOWN_DROP`; empty without one."""
     level = max((i for i, one in enumerate(patterns.levels) if one.drop_points <= SHOWN_DROP), default=-1)
-    rows = np.flatnonzero((patterns.place == index) & (patterns.level <= level))
+    rows = np.flatnonzero((patterns.option == index) & (patterns.level <= level))
     if not len(rows):
         return (OVER,) + ("",) * 3
     best = rows[(patterns.segment_bytes + patterns.frame_bytes)[rows].argmin()]
-    place, pattern = patterns.places[index], patterns.patterns[patterns.pattern[best]]
-    bits = mean_bits(place.layers, pattern.bits)
-    segment = (f"{bits:.1f} bits", f"{pattern.segment_bytes / 1000:.1f}") if place.layers else ("", "")
+    option, pattern = patterns.options[index], patterns.patterns[patterns.pattern[best]]
+    bits = mean_bits(option.layers, pattern.bits)
+    segment = (f"{bits:.1f} bits", f"{pattern.segment_bytes / 1000:.1f}") if option.layers else ("", "")
     if (codec := patterns.codec[best]) < 0:
         return *segment, "", ""
-    made = place.codecs[codec]
+    made = option.codecs[codec]
     coded = made.rule if {"jpeg", "entropy"} & made.work.keys() else f"{made.bits} bits"
     return *segment, coded, f"{patterns.frame_bytes[best] / 1000:.2f}"
 

@@ -16,8 +16,8 @@ from calibration.bundle.bundle import Bundle
 from device_profiles import known
 from device_profiles.schema import DeviceProfile, is_measured
 from edge_server.planning import curves
+from edge_server.planning.catalog import Catalog
 from edge_server.planning.device_plan import choose_plan, store_plan
-from edge_server.store.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import errors, files, terminal
 from splitedge.protocol.messages import Demand, LinkEstimate, PlanRequest
@@ -81,12 +81,12 @@ def explain(
     form = files.picture_form(plot.name) if plot else "svg"
     if plot:
         files.require_writable(plot)
-    request = PlanRequest(model, device_profiles.to_dict(profile), link, demand)
+    request = PlanRequest(model=model, profile=device_profiles.to_dict(profile), link=link, demand=demand)
     with Store(folder) as store:
         catalog = Catalog(store)
         chosen = choose_plan(catalog, request)
         plan = store_plan(catalog, chosen)
-    found = curves.curves(chosen.table, chosen.asked, chosen.pick)
+    found = curves.curves(chosen.table, chosen.query, chosen.pick)
     if json:
         print(msgspec.json.encode({"plan": plan, "curves": found}).decode())
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from calibration.samples.labels import read_names
-from edge_server.store.catalog import Catalog
+from edge_server.planning.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import errors, report, terminal
 
@@ -41,7 +41,7 @@ def names(folder: Path, model: str, file: Path) -> None:
                 f"{file} contains {len(known)} class names and {model} has {classes} classes; give one name per class",
                 reason="class-names",
             )
-        store.set_names(model, known)
+        store.bundles.set_class_names(model, known)
     print(f"set {classes} class names of {model}; agents show them from their next plan on")
 
 
@@ -49,7 +49,7 @@ def remove(folder: Path, name: str) -> None:
     """Remove a model and all files derived from it."""
     with Store(folder) as store:
         sha256 = _hash(store, name)
-        store.remove_bundle(name)
+        store.bundles.remove(name)
         if sha256 is not None:
             store.forget(sha256)
     print(f"removed {name}")

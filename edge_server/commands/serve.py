@@ -30,9 +30,9 @@ def serve(folder: Path, settings: ServeConfig) -> None:
 
 
 def _hints(store: Store, auth: bool) -> list[str]:
-    tokenless = auth and not store.tokens()
+    tokenless = auth and not store.tokens.all()
     hints = ["no agent can log in: create a token with `edge-server token`"] if tokenless else []
-    return hints if store.bundle_names() else [*hints, "the store contains no models; add one with `edge-server add`"]
+    return hints if store.bundles.names() else [*hints, "the store contains no models; add one with `edge-server add`"]
 
 
 def _ready(url: str, hints: list[str]) -> None:

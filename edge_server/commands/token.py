@@ -16,18 +16,18 @@ def token(folder: Path, name: str, *, revoke: bool, show: bool) -> None:
     """
     with Store(folder) as store:
         if show:
-            known_tokens = store.tokens()
+            known_tokens = store.tokens.all()
             if not known_tokens:
                 print("there are no tokens; create one with `edge-server token NAME`", file=sys.stderr)
             for known in known_tokens:
                 print(f"{known.name}\t{datetime.fromtimestamp(known.created_unix, UTC):%Y-%m-%d %H:%M} UTC")
         elif revoke:
-            store.revoke_token(name)
+            store.tokens.revoke(name)
             print(f"revoked {name}")
         else:
-            made = store.add_token(name)
+            made = store.tokens.add(name)
             try:
                 print(made, flush=True)
             except OSError:
-                store.revoke_token(name)
+                store.tokens.revoke(name)
                 raise

@@ -129,11 +129,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("outputs") / "store"
     with Store(folder) as opened:
         for name, make in STORED.items():
-            with opened.new_bundle(name) as path:
+            with opened.bundles.create(name) as path:
                 samples = Samples(TENSOR, frames(24, seed=0))
                 onnx.save(make(), folder / "model.onnx")
                 bundle.create(path, name, importer.load(str(folder / "model.onnx")), samples, rounding="nearest")
-        (folder / "token").write_text(opened.add_token("board"))
+        (folder / "token").write_text(opened.tokens.add("board"))
     return folder
 
 

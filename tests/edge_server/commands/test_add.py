@@ -23,8 +23,8 @@ from edge_server.commands.add import add, hardly_above_chance
 from edge_server.commands.models import models, names, remove
 from edge_server.commands.progress import WORDS
 from edge_server.importing import preprocessing
+from edge_server.planning.catalog import Catalog
 from edge_server.planning.device_plan import make_plan
-from edge_server.store.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import errors
 from splitedge.protocol.messages import Demand, LinkEstimate, PlanRequest, SegmentRef
@@ -85,7 +85,7 @@ def test_an_unsupported_operator_is_named_and_limits_the_cuts(
     save_network(tmp_path / "norm.onnx", last="LpNormalization")
     add(tmp_path / "s", request_of(tmp_path / "norm.onnx", arrays=network.parent / "x.npy"))
     with Store(tmp_path / "s") as store:
-        bundle = Bundle.open(store.bundle_path("norm"))
+        bundle = Bundle.open(store.bundles.path("norm"))
     assert bundle.unsupported == ["LpNormalization (body_last)"]
     assert [bundle.cuts[i].layer for i in bundle.offered][:2] == ["x", "stem"]
     assert "fc" not in [bundle.cuts[i].layer for i in bundle.offered]
@@ -95,8 +95,8 @@ def test_an_unsupported_operator_is_named_and_limits_the_cuts(
 def added(store: Store, network: Path) -> tuple[Bundle, SegmentRef]:
     """The bundle of ``network``, added to ``store``, and a segment of it there."""
     add(store.folder, request_of(network, name="net"))
-    made = Bundle.open(store.bundle_path("net"))
-    return made, store.put_segment(b"old", made.sha256, 1, (8, 3))
+    made = Bundle.open(store.bundles.path("net"))
+    return made, store.segments.put(b"old", made.sha256, 1, (8, 3))
 
 
 @pytest.mark.slow
@@ -104,8 +104,8 @@ def test_adding_what_did_not_change_again_keeps_its_segments(network: Path, tmp_
     with Store(tmp_path) as store:
         former, ref = added(store, network)
         add(tmp_path, request_of(network, name="net", replace=True))
-        assert Bundle.open(store.bundle_path("net")).sha256 == former.sha256
-        assert store.segment_path(ref.sha256) is not None
+        assert Bundle.open(store.bundles.path("net")).sha256 == former.sha256
+        assert store.segments.path(ref.sha256) is not None
 
 
 @pytest.mark.slow
@@ -113,8 +113,8 @@ def test_adding_again_replaces_the_model_and_its_segments(network: Path, tmp_pat
     with Store(tmp_path) as store:
         _, ref = added(store, network)
         add(tmp_path, request_of(network, name="net", most=9, replace=True))
-        assert Bundle.open(store.bundle_path("net")).samples == 9
-        assert store.segment_path(ref.sha256) is None
+        assert Bundle.open(store.bundles.path("net")).samples == 9
+        assert store.segments.path(ref.sha256) is None
 
 
 def test_the_float_models_top1_is_shown_and_doubted_where_it_is_chance(
@@ -163,7 +163,7 @@ def test_a_plan_for_an_embedding_promises_its_cosine(
     assert "cosine" in capsys.readouterr().out
     link, demand = LinkEstimate(80.0, 1.0, 1.0), Demand(max_drop_points=5.0, mode="split")
     with Store(tmp_path) as store:
-        plan = make_plan(Catalog(store), PlanRequest("tiny", profile, link, demand))
+        plan = make_plan(Catalog(store), PlanRequest(model="tiny", profile=profile, link=link, demand=demand))
     assert plan.metric == "cosine"
     assert 0 <= plan.prediction.drop_low <= plan.prediction.drop_points <= plan.prediction.drop_high <= 5.0
     Console(width=100).print(explain(plan, 100, "edge-agent plan"))
@@ -179,9 +179,9 @@ def test_removed_is_gone(store: Store, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_damaged_model_can_be_removed(store: Store) -> None:
-    (store.bundles / "tiny" / "bundle.json").write_text("x")
+    (store.bundles.folder / "tiny" / "bundle.json").write_text("x")
     remove(store.folder, "tiny")
-    assert store.bundle_names() == []
+    assert store.bundles.names() == []
 
 
 def test_images_are_preprocessed_as_told(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_images_are_preprocessed_as_told(tmp_path: Path) -> None:
         ),
     )  # fmt: skip
     with Store(tmp_path / "s") as store:
-        bundle = Bundle.open(store.bundle_path("net"))
+        bundle = Bundle.open(store.bundles.path("net"))
     assert (bundle.metric, bundle.samples, bundle.labels[3]) == ("top1", 4, "class 3")
     assert bundle.preprocess.shape == [16, 16, 3]
     assert (bundle.preprocess.mean, bundle.preprocess.std, bundle.preprocess.resize) == ([127.0], [128.0], 18)
@@ -351,16 +351,16 @@ def test_preprocessing_of_arrays_is_refused(network: Path, tmp_path: Path) -> No
 
 
 def test_a_model_is_not_replaced_unless_told_so_and_before_any_work(store: Store, tmp_path: Path) -> None:
-    before = Bundle.open(store.bundle_path("tiny")).sha256
+    before = Bundle.open(store.bundles.path("tiny")).sha256
     with raises(errors.UsageError, reason="model-exists"):
         add(store.folder, request_of(tmp_path / "absent.onnx", name="tiny", arrays=tmp_path / "absent.npy"))
-    assert Bundle.open(store.bundle_path("tiny")).sha256 == before
+    assert Bundle.open(store.bundles.path("tiny")).sha256 == before
 
 
 def test_a_model_that_appears_meanwhile_is_not_replaced_either(store: Store) -> None:
-    with raises(errors.UsageError, reason="model-exists"), store.new_bundle("tiny", replace=False) as path:
+    with raises(errors.UsageError, reason="model-exists"), store.bundles.create("tiny", replace=False) as path:
         path.mkdir()
-    assert Bundle.open(store.bundle_path("tiny")).name == "tiny"
+    assert Bundle.open(store.bundles.path("tiny")).name == "tiny"
 
 
 def test_names_are_set_later_without_a_new_identity(store: Store, tmp_path: Path) -> None:
@@ -388,19 +388,19 @@ def test_names_that_were_set_outlive_a_replacement_unless_others_are_given(netwo
         for given, wanted in ((None, ours), (None, ours), ("theirs.txt", theirs)):
             chosen = tmp_path / given if given else None
             add(tmp_path / "s", request_of(network, name="net", most=9, class_names=chosen, replace=True))
-            assert Bundle.open(store.bundle_path("net")).labels == wanted
+            assert Bundle.open(store.bundles.path("net")).labels == wanted
 
 
 def test_damaged_names_are_one_sentence(store: Store) -> None:
-    (store.bundle_path("tiny") / "names.json").write_text("[1]")
+    (store.bundles.path("tiny") / "names.json").write_text("[1]")
     with raises(errors.ModelError, reason="damaged", file="names.json"):
-        Bundle.open(store.bundle_path("tiny"))
+        Bundle.open(store.bundles.path("tiny"))
 
 
 def test_models_as_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     models(store.folder, json=True)
     (info,) = json.loads(capsys.readouterr().out)
-    assert (info["name"], info["offered"]) == ("tiny", Bundle.open(store.bundle_path("tiny")).offered)
+    assert (info["name"], info["offered"]) == ("tiny", Bundle.open(store.bundles.path("tiny")).offered)
 
 
 @pytest.mark.slow
@@ -420,7 +420,7 @@ def test_an_add_that_is_stopped_leaves_nothing(network: Path, tmp_path: Path, nu
         assert len([line for line in told.splitlines() if "] " not in line]) == 1
         assert list((tmp_path / "s" / "bundles").iterdir()) == []
     with Store(tmp_path / "s") as store:
-        assert list(store.bundles.iterdir()) == []
+        assert list(store.bundles.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def test_samples_that_are_all_alike(network: Path, tmp_path: Path, values: Any) 
     np.save(tmp_path / "x.npy", values)
     add(tmp_path / "s", request_of(network, arrays=tmp_path / "x.npy"))
     with Store(tmp_path / "s") as store:
-        assert Bundle.open(store.bundle_path("tiny")).samples == len(values)
+        assert Bundle.open(store.bundles.path("tiny")).samples == len(values)
 
 
 def test_a_model_that_no_plan_could_use_is_not_added(network: Path, tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def test_a_model_that_no_plan_could_use_is_not_added(network: Path, tmp_path: Pa
     with raises(errors.UsageError, reason="no-bit-widths"):
         add(tmp_path / "s", request_of(network, arrays=tmp_path / "x.npy", metric="cosine"))
     with Store(tmp_path / "s") as store:
-        assert store.bundle_names() == []
+        assert store.bundles.names() == []
 
 
 def test_a_disk_that_is_full_is_one_sentence(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def run(folder: Path, *options: str) -> str:
 def test_a_token_is_printed_alone_and_lets_in(tmp_path: Path) -> None:
     token = run(tmp_path, "board-1").strip()
     with Store(tmp_path) as store:
-        assert store.holder(token)
+        assert store.tokens.holder(token)
 
 
 def test_names_are_listed_and_tokens_are_not(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_revoked_token_is_useless(tmp_path: Path) -> None:
     token = run(tmp_path).strip()
     run(tmp_path, "--revoke")
     with Store(tmp_path) as store:
-        assert not store.holder(token)
+        assert not store.tokens.holder(token)
     with raises(errors.UsageError, reason="unknown-token"):
         run(tmp_path, "--revoke")
 
