@@ -239,7 +239,7 @@ class Replanner:
 
 
 def _stopped() -> errors.LinkLostError:
-    return errors.LinkLostError("the agent stopped before the frame was answered; send it again")
+    return errors.LinkLostError("the agent stopped before the frame was answered; send it again", reason="stopped")
 
 
 def link_down(plan: AgentPlan) -> str:

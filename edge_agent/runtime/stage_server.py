@@ -294,6 +294,8 @@ def check_exposure(settings: Settings, token: str) -> None:
             "`stage.key`, or `allow_insecure`",
             key="stage.host",
             reason="open-to-others",
+            token=bool(token),
+            tls=bool(stage.cert),
         )
 
 

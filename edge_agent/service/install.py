@@ -139,7 +139,7 @@ def _configured_token(path: Path) -> str:
 def _check(options: UnitOptions, say: Callable[[str], object], *, refuse: bool) -> None:
     found = check.examine(options, _variables() | check.environment())
     if found.problems and refuse:
-        raise ConfigError(found.problems[0], problems=found.problems)
+        raise ConfigError(found.problems[0], reason="problems", problems=found.problems)
     for problem in found.problems:
         say(f"problem: {problem}")
     for note in found.notes:
@@ -168,11 +168,12 @@ def _start(say: Callable[[str], object]) -> None:
     if found.ready or found.waiting:
         say(found.says)
         return
-    reason = last_error(found) or f"still {found.doing}"
+    cause = (last_error(found) or f"still {found.doing}").removeprefix(f"{notify.REFUSED}: ")
     raise SplitEdgeError(
-        f"the service is installed but does not work: {reason.removeprefix(f'{notify.REFUSED}: ')}; correct this and "
+        f"the service is installed but does not work: {cause}; correct this and "
         "run the same command again, or remove the service with `edge-agent service uninstall`",
         reason="cannot-serve",
+        cause=cause,
     )
 
 

@@ -20,6 +20,7 @@ from splitedge.head import segment as seg
 from splitedge.protocol import messages
 from splitedge.protocol.messages import DryRun, Outline
 from tests import small_server
+from tests.raising import raises
 from tests.segment_builder import Builder
 from tests.small_server import SmallServer
 
@@ -121,7 +122,7 @@ def test_an_operator_within_a_slice_is_charged_for_the_slices_of_others() -> Non
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_that_says_so(tmp_path: Path) -> None:
-    with pytest.raises(errors.StoreError, match="cannot be written"):
+    with raises(errors.StoreError, reason="cannot-write"):
         DryRunStore(tmp_path / "none" / "rehearsals.json").put("model", KeptDryRun(DryRun("0" * 64, []), {}))
 
 

@@ -35,6 +35,7 @@ from splitedge import errors
 from splitedge.codec import STAGES
 from splitedge.protocol.messages import Cut, Demand, LinkEstimate, Weights
 from tests.drawn import drawn
+from tests.raising import raises
 
 LINK = LinkEstimate(rtt_ms=10.0, uplink_mbps=20.0, downlink_mbps=20.0)
 LEVELS = (Level(0.25, 0.004), Level(1.0, 0.02), Level(5.0, 0.2))
@@ -302,11 +303,11 @@ def test_rivals_are_the_best_of_each_other_cut_with_what_they_break() -> None:
 
 
 def test_infeasible_names_the_constraint_and_what_would_do() -> None:
-    with pytest.raises(errors.InfeasibleError) as caught:
+    with raises(errors.InfeasibleError, binding=["max_latency_ms"], all_of=False) as caught:
         choose(TABLE, request(demand=demand(max_latency_ms=1.0)))
     assert caught.value.data["binding"] == ["max_latency_ms"]
     assert caught.value.data["all_of"] is False
-    with pytest.raises(errors.InfeasibleError) as caught:
+    with raises(errors.InfeasibleError, nearest={"max_drop_points": 0.25}) as caught:
         choose(TABLE, request(demand=demand(max_drop_points=0.1)))
     assert caught.value.data["nearest"] == {"max_drop_points": 0.25}
 
@@ -367,7 +368,7 @@ def test_a_pattern_that_its_check_refuses_becomes_no_plan(answer: str, monkeypat
         return Allocation(bits, None, size, total_noise(layers, bits), size)
 
     monkeypatch.setattr(patterns, "allocate", wrong)
-    with pytest.raises(errors.PlanError):
+    with raises(errors.PlanError, reason="contradiction"):
         network()
 
 
