@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NewType, get_type_hints
 
 import numpy as np
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from kernels import isa
 
 I8, I16, I32, I64, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 PTR: Final = I8.as_pointer()
+CACHE_LINE: Final = 64  # bytes
 
 #: 1.5 * 2^23: added to |x| < 2^22 it leaves x, rounded half to even, in the low bits of the float's pattern.
 ROUND: Final = 12582912.0
@@ -445,7 +448,7 @@ Body = Callable[[ir.IRBuilder, list[ir.Value]], None]
 def choose(
     b: ir.IRBuilder, choice: ir.Value, bodies: dict[int, tuple[str, list[ir.Type], Body]], arguments: list[ir.Value]
 ) -> None:
-    """Call the `private_function` (name, types, body) of ``choice``; nothing where there is none."""
+    """Call the `private_function` (name, types, body) with the number ``choice``. Does nothing if there is no such number."""
     done = b.append_basic_block("chosen")
     switch = b.switch(choice, done)
     for number, (name, kinds, body) in bodies.items():
@@ -455,3 +458,81 @@ def choose(
         b.call(private_function(b, name, kinds, body), arguments)
         b.branch(done)
     b.position_at_end(done)
+
+
+# --- calls from Numba -------------------------------------------------------------------------------------------------
+
+#: Marks a field of a NamedTuple that is an int64 address in Numba and a pointer in LLVM IR.
+Address = NewType("Address", int)
+
+_IR_TYPES: Final = {int: I64, Address: PTR, np.float32: FLOAT, np.int32: I32}
+
+
+def ir_types(fields: type) -> list[ir.Type]:
+    """The LLVM types of the fields of a NamedTuple class."""
+    return [_IR_TYPES[kind] for kind in get_type_hints(fields).values()]
+
+
+def dispatcher(fields: Any, bodies: dict[int, tuple[str, Callable[[ir.IRBuilder, Any], None]]]) -> Any:
+    """An intrinsic ``run(arguments, choice)``: calls the body with the number ``choice``, or nothing if there is none.
+
+    ``fields`` is the NamedTuple class of ``arguments``. Each of ``bodies`` is the name of a private function and a generator of its
+    IR, which gets the arguments as LLVM values in the same NamedTuple.
+    """
+    kinds = ir_types(fields)
+
+    def with_fields(generate: Callable[[ir.IRBuilder, Any], None]) -> Body:
+        return lambda b, values: generate(b, fields(*values))
+
+    functions = {number: (name, kinds, with_fields(generate)) for number, (name, generate) in bodies.items()}
+
+    @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+    def run(typingctx: Any, arguments: Any, choice: Any) -> Any:  # noqa: ARG001
+        def codegen(context: Any, b: ir.IRBuilder, _: Any, values: list[ir.Value]) -> Any:
+            fields = cgutils.unpack_tuple(b, values[0], len(kinds))
+            pointers = [b.inttoptr(v, PTR) if kind == PTR else v for v, kind in zip(fields, kinds, strict=True)]
+            choose(b, values[1], functions, pointers)
+            return context.get_dummy_value()
+
+        return types.void(arguments, types.int64), codegen
+
+    return run
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def address(typingctx: Any, array: Any) -> Any:  # noqa: ARG001
+    """The address of the first element of ``array``. The caller keeps the array alive while the address is in use."""
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> Any:
+        return b.ptrtoint(array_pointer(context, b, signature.args[0], values[0]), I64)
+
+    return types.int64(array), codegen
+
+
+def _reader(kind: ir.Type, result: Any) -> Any:
+    """An intrinsic that reads one value at an address."""
+
+    @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+    def read(typingctx: Any, place: Any) -> Any:  # noqa: ARG001
+        def codegen(context: Any, b: ir.IRBuilder, _: Any, values: list[ir.Value]) -> Any:  # noqa: ARG001
+            return load(b, kind, b.inttoptr(values[0], PTR))
+
+        return result(types.int64), codegen
+
+    return read
+
+
+read_int8, read_int32, read_float32 = (
+    _reader(kind, result) for kind, result in ((I8, types.int8), (I32, types.int32), (FLOAT, types.float32))
+)
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def write_int8(typingctx: Any, place: Any, value: Any) -> Any:  # noqa: ARG001
+    """Write the byte ``value`` at the address ``place``."""
+
+    def codegen(context: Any, b: ir.IRBuilder, _: Any, values: list[ir.Value]) -> Any:
+        store(b, values[1], b.inttoptr(values[0], PTR))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint8), codegen

@@ -56,8 +56,8 @@ def cache_base() -> Path:
 def fingerprint(sources: Path) -> str:
     """Hash of everything that compiled code depends on: the ``*.py`` files in ``sources``, compiler versions, CPU."""
     digest = hashlib.sha256()
-    for path in sorted(sources.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(sources.rglob("*.py")):
+        digest.update(path.relative_to(sources).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     cpu = (
         os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name(),
         os.environ.get("NUMBA_CPU_FEATURES") or sorted(isa.host_features()),

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from kernels import emit, isa
 from kernels.emit import I32, TARGET
-from kernels.gemm import GROUP
 from kernels.jit import kernel
+from kernels.operators.gemm import GROUP
 
 _TURNS = 20_000
 #: Accumulators in flight: enough to hide the latency of any dot step, few enough for the registers that there are.

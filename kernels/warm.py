@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import codec, entropy, jit, program, projection, rans, team
-from kernels.program import FIELDS, REALS, Kind, Memory
+from kernels import codec, jit, program, team
+from kernels.codec import projection
+from kernels.program import OPERATOR, Kind, Memory
+from kernels.rans import adaptive, static
 
 
 class Step(NamedTuple):
@@ -39,8 +41,8 @@ def steps() -> list[Step]:
     rows = _readonly(np.zeros((1, 2), np.float32))
     frame, tensor = _readonly(np.zeros(8, np.uint8)), _readonly(np.zeros(8, np.float32))
     return [
-        Step("segment files", entropy.decode, (words, codes, counts, places, codes)),
-        Step("their upgrades", entropy.encode, (codes, codes, counts, places, words)),
+        Step("segment files", adaptive.decode, (words, codes, counts, places, codes)),
+        Step("their upgrades", adaptive.encode, (codes, codes, counts, places, words)),
         Step("weights", codec.unpack, (codes, 8, codes)),
         Step("packing weights", codec.pack, (codes, 8, codes)),
         _head("heads of convolutions", Kind.CONV),
@@ -54,8 +56,8 @@ def steps() -> list[Step]:
         Step("measuring ranges", codec.measure, (rows, True, table)),
         Step("quantizing", codec.quantize, (tensor, reals, reals, reals, reals, table, 8, codes)),
         Step("and back", codec.dequantize, (codes, reals, reals, reals, table, 8, np.zeros(8, np.float32))),
-        Step("entropy coding", rans.encode, (codes, places, words, np.zeros(2, np.uint64), words, short)),
-        Step("and back", rans.decode, (words, short, places, words, places, codes, codes)),
+        Step("entropy coding", static.encode, (codes, places, words, np.zeros(2, np.uint64), words, short)),
+        Step("and back", static.decode, (words, short, places, words, places, codes, codes)),
     ]
 
 
@@ -65,16 +67,23 @@ def missing() -> list[str]:
 
 
 def _head(name: str, *kinds: Kind) -> Step:
-    return Step(name, program.run, (_memory(), *program.families(kinds), 0, 0, 0, 0, 1))
+    return Step(name, program.run, (_memory(), *program.operator_sets(kinds), 0, 0, 0, 0, 1))
 
 
 def _memory() -> Memory:
     u8, f32 = np.zeros(64, np.uint8), np.zeros(16, np.float32)
     return Memory(
-        ops=np.zeros((1, FIELDS), np.int64), reals=np.zeros((1, REALS), np.float32), arena=u8, weights=u8, biases=np.zeros(16, np.int32),
-        multipliers=f32, tables=u8, ints=np.zeros((1, 1), np.int32), floats=np.zeros((1, 1), np.float32), taps=np.zeros((1, 1), np.int64),
+        operators=np.zeros(1, OPERATOR),
+        arena=u8,
+        weights=u8,
+        biases=np.zeros(16, np.int32),
+        multipliers=f32,
+        tables=u8,
+        ints=np.zeros((1, 1), np.int32),
+        floats=np.zeros((1, 1), np.float32),
+        taps=np.zeros((1, 1), np.int64),
         sync=np.zeros(team.SYNC, np.int64),
-    )  # fmt: skip
+    )
 
 
 def _readonly(x: NDArray[Any]) -> NDArray[Any]:

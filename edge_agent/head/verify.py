@@ -24,8 +24,8 @@ from edge_agent import limits
 from edge_agent.errors import SegmentError
 from edge_agent.head import segment as seg
 from kernels import codec as codec_kernels
-from kernels import conv as conv_kernel
-from kernels import transformer
+from kernels.operators import conv as conv_operator
+from kernels.operators import transformer
 from kernels.reference import weight_levels
 
 Shape = tuple[int, int, int]
@@ -212,7 +212,7 @@ def _conv(segment: seg.Segment, op: seg.Conv) -> None:
     _check_window(op, x, y, op.dilation)
     _check_codes(op)
     window = op.kernel[0] * op.kernel[1] * (x[2] // op.groups)
-    _check_scratch(op, conv_plan(op, x, y).scratch_bytes)
+    _check_scratch(op, conv_layout(op, x, y).scratch_bytes)
     _check_blob(segment, op, op.weight, -(-y[2] * window * op.bits // 8))
     _check_blob(segment, op, op.bias, 4 * y[2])
     _check_blob(segment, op, op.multiplier, 4 * y[2])
@@ -223,10 +223,10 @@ def _conv(segment: seg.Segment, op: seg.Conv) -> None:
     )
 
 
-def conv_plan(op: seg.Conv, x: Shape, y: Shape) -> conv_kernel.Plan:
+def conv_layout(op: seg.Conv, x: Shape, y: Shape) -> conv_operator.Layout:
     """How the kernel finds the windows of ``op``, from x to y."""
     kernel, stride, dilation, pad = ((pair[0], pair[1]) for pair in (op.kernel, op.stride, op.dilation, op.pad))
-    return conv_kernel.plan(x, y[:2], kernel, stride, dilation, pad, op.groups)
+    return conv_operator.layout(x, y[:2], kernel, stride, dilation, pad, op.groups)
 
 
 def _work(header: seg.Header, op: seg.AnyOp) -> int:

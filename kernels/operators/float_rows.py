@@ -198,16 +198,6 @@ def pointer(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     return b.inttoptr(address, PTR)
 
 
-@intrinsic
-def address(typingctx, array):
-    """Where the data of ``array`` starts."""
-
-    def codegen(context, b, sig, a):
-        return b.ptrtoint(emit.array_pointer(context, b, sig.args[0], a[0]), I64)
-
-    return types.int64(array), codegen
-
-
 # --- the kernels ------------------------------------------------------------------------------------------------------
 
 
