@@ -3,7 +3,7 @@
     python -m benchmarks.accuracy --images DIR --labels FILE --json OUT
 
 Every other photograph calibrates (ranges, rules); all figures are of the rest. Drops are in points of top-1 with their paired 95 %
-interval (`calibration.accuracy.paired_drop`); agreement is the share of photographs with the float model's top-1. The rule of the summary
+interval (`calibration.accuracy.evaluation.paired_drop`); agreement is the share of photographs with the float model's top-1. The rule of the summary
 is chosen on the calibration photographs only, by squared error of the logits.
 """
 
@@ -18,18 +18,21 @@ from numpy.typing import NDArray
 
 from benchmarks import models
 from benchmarks.report import photo_parser, quiet, report
-from calibration import accuracy, bundle, cuts, importer, layers
-from calibration.accuracy import ACTIVATION_BITS, Spot
-from calibration.clipping import CHANNEL, RULES, Histogram
-from calibration.families import Fitted
-from calibration.graph import Graph
-from calibration.lower import lower
-from calibration.samples import Samples, open_samples
-from calibration.sensitivity import enough
-from edge_agent import errors
-from edge_agent.codec import packed_bytes
-from edge_agent.head import segment as seg
-from edge_agent.head.executor import Head
+from calibration.accuracy import evaluation
+from calibration.accuracy.codec_search import Fitted
+from calibration.accuracy.evaluation import ACTIVATION_BITS, Spot
+from calibration.accuracy.sensitivity import enough
+from calibration.bundle import bundle
+from calibration.importing import cuts, importer
+from calibration.importing.graph import Graph
+from calibration.lowering import layers
+from calibration.lowering.lower import lower
+from calibration.samples.samples import Samples, open_samples
+from calibration.statistics.clipping import CHANNEL, RULES, Histogram
+from splitedge import errors
+from splitedge.codec import packed_bytes
+from splitedge.head import segment as seg
+from splitedge.head.executor import Head
 
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
@@ -55,7 +58,7 @@ class Split:
     layers: list[str]
     histograms: list[Histogram]
     rules: dict[tuple[int, int], str]
-    run: accuracy.Tail
+    run: evaluation.Tail
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,13 +86,13 @@ def prepare(samples: Samples, places: Sequence[float]) -> Split:
     head = Head(seg.parse(lowered.segment()))
     taps = [lowered.index[cut.tensor] for cut in chosen]
     spots = [bundle.spot(model, network, head.header.tensors[t], cut) for cut, t in zip(chosen, taps, strict=True)]
-    counts = accuracy.count_codes(head, taps, samples, quiet)
+    counts = evaluation.count_codes(head, taps, samples, quiet)
     histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True) if s.quantization]
     run = bundle.runner(model)
-    outputs = accuracy.float_outputs(run, samples)
+    outputs = evaluation.float_outputs(run, samples)
     none: list[list[Fitted]] = [[] for _ in spots]
     count = enough(network, outputs[0].size)
-    found = accuracy.cut_noises(spots, histograms, head, taps, none, samples, outputs, count, quiet)
+    found = evaluation.cut_noises(spots, histograms, head, taps, none, samples, outputs, count, quiet)
     rules = {(noise.cut, codec.bits): codec.rule for noise in found for codec in noise.codecs}
     return Split(head, taps, places, spots, [cut.layer for cut in chosen], histograms, rules, run)
 
@@ -98,7 +101,7 @@ def measure(split: Split, samples: Samples, rules: Sequence[str]) -> tuple[list[
     """The rows of ``rules`` and of the chosen ones, and the summary, on ``samples``."""
     classes = samples.classes
     assert classes is not None
-    reference = accuracy.top1(accuracy.float_outputs(split.run, samples))
+    reference = evaluation.top1(evaluation.float_outputs(split.run, samples))
     each = [
         split.head.taps(samples.codes(i, split.head.input), [*split.taps, split.head.header.output])
         for i in range(len(samples))
@@ -106,7 +109,7 @@ def measure(split: Split, samples: Samples, rules: Sequence[str]) -> tuple[list[
     codes = [np.stack(of_cut) for of_cut in zip(*each, strict=True)]
     rows = [
         _row("none: float model", "", "", 0, reference, reference, classes, 0),
-        _row("output: all on the device", "", "", 0, reference, accuracy.top1(codes[-1]), classes, 0),
+        _row("output: all on the device", "", "", 0, reference, evaluation.top1(codes[-1]), classes, 0),
     ]
     summary = {"lite0.float_top1": 100.0 * float((reference == classes).mean()), "lite0.head8_top1": rows[1]["top1"]}
     for place, spot in enumerate(split.spots):
@@ -117,8 +120,8 @@ def measure(split: Split, samples: Samples, rules: Sequence[str]) -> tuple[list[
                 chosen = split.rules[spot.index, bits] == rule
                 if not chosen and rule not in rules:
                     continue
-                arrive = accuracy.arrival(spot.quantization, split.histograms[place].fit(rule, bits))
-                found = accuracy.top1(accuracy.run_tail(tail, codes[place], arrive))
+                arrive = evaluation.arrival(spot.quantization, split.histograms[place].fit(rule, bits))
+                found = evaluation.top1(evaluation.run_tail(tail, codes[place], arrive))
                 rows.append(
                     _row(split.layers[place], rule, "*" if chosen else "", bits, reference, found, classes, spot.size)
                 )
@@ -130,7 +133,7 @@ def measure(split: Split, samples: Samples, rules: Sequence[str]) -> tuple[list[
 def _row(
     layer: str, rule: str, chosen: str, bits: int, reference: I64, found: I64, classes: I64, size: int
 ) -> dict[str, Any]:
-    drop, low, high, agreement = accuracy.compare(reference, found, classes)
+    drop, low, high, agreement = evaluation.compare(reference, found, classes)
     return {
         "cut after": layer,
         "rule": rule.removesuffix(CHANNEL),

@@ -27,16 +27,17 @@ from numpy.typing import NDArray
 
 from benchmarks import cache, fashion, models, what_if
 from benchmarks.report import parser, quiet, report
-from calibration import accuracy, importer, trials
-from calibration import bundle as bundles
-from calibration.bundle import Bundle
-from calibration.samples import Samples, open_samples
-from edge_agent import errors
-from edge_agent.head import segment as seg
-from edge_agent.head.executor import Head
-from edge_agent.protocol.messages import Demand, LinkEstimate, Weights
+from calibration.accuracy import evaluation, trials
+from calibration.bundle import bundle as bundles
+from calibration.bundle.bundle import Bundle
+from calibration.importing import importer
+from calibration.samples.samples import Samples, open_samples
 from edge_server.planner import Level, Pick, Power, Request, Table, choose, precompute
-from edge_server.tables import DROPS, table_of
+from edge_server.planning.pattern_tables import DROPS, table_of
+from splitedge import errors
+from splitedge.head import segment as seg
+from splitedge.head.executor import Head
+from splitedge.protocol.messages import Demand, LinkEstimate, Weights
 
 F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -81,7 +82,7 @@ class Subject:
         key = plan_of(table, pick.place, pick.pattern, pick.codec)
         if key not in self.known:
             found = outputs(self.bundle, key, self.task.evaluated)
-            self.known[key] = accuracy.top1(found) == self.task.evaluated.classes
+            self.known[key] = evaluation.top1(found) == self.task.evaluated.classes
         return self.known[key]
 
 
@@ -146,7 +147,7 @@ def prepare(task: Task, folder: Path) -> Subject:
     bundle = calibrated(task.name, task.model, task.calibrating, folder)
     bundle.accuracy = bundle.accuracy.promising(task.fold)
     run = bundles.runner(onnx.load(bundle.path / "model.onnx"))
-    found = accuracy.top1(accuracy.float_outputs(run, task.evaluated))
+    found = evaluation.top1(evaluation.float_outputs(run, task.evaluated))
     return Subject(task, bundle, found == task.evaluated.classes)
 
 
@@ -254,7 +255,7 @@ def outputs(bundle: Bundle, plan: Plan, samples: Samples) -> F32:
     made = None if rule is None else bundle.codec(cut, *rule)
     data = bundle.tail(cut)
     run = None if data is None else bundles.runner(onnx.load_model_from_string(data))
-    return accuracy.split_outputs(head, made, run, samples)
+    return evaluation.split_outputs(head, made, run, samples)
 
 
 def row(subject: Subject, rule: str, found: Sequence[Verdict], asked: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ the drop on the test images is predicted from the energy of their noise. That is
     threshold    a sample is overturned where the noise is more than half its squared margin (QPART's adversarial noise, sample by sample)
     gauss        independent Gaussian noise on every logit
     covariance   Gaussian noise with the plans' covariance over classes
-    nearest N    the differences of the N plans of nearest energy, scaled; `calibration.margins` is this
+    nearest N    the differences of the N plans of nearest energy, scaled; `calibration.accuracy.drop_model` is this
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 from benchmarks import accuracy_bound, fashion
 from benchmarks.report import parser, report
-from calibration import accuracy, margins
-from calibration.bundle import Bundle, runner
-from calibration.rounding import UNSEEN
-from edge_server.tables import table_of
+from calibration.accuracy import drop_model, evaluation
+from calibration.bundle.bundle import Bundle, runner
+from calibration.rounding.rounder import UNSEEN
+from edge_server.planning.pattern_tables import table_of
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -42,7 +42,7 @@ QUICK_PLANS, QUICK_DRAWS = 8, 2
 #: Plans that lose more are nobody's wish.
 MOST_POINTS: Final = 6.0
 GAUSSIANS: Final = 8
-NEAREST: Final = (1, margins.NEAREST, 16)
+NEAREST: Final = (1, drop_model.NEAREST, 16)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def run(task: accuracy_bound.Task, plans: int) -> tuple[Answers, Answers]:
         found = []
         for samples in (task.calibrating[UNSEEN], task.evaluated):
             assert samples.classes is not None
-            logits = accuracy.float_outputs(model, samples)
+            logits = evaluation.float_outputs(model, samples)
             deltas = np.stack([accuracy_bound.outputs(bundle, plan, samples) - logits for plan in chosen])
             found.append(Answers(logits, samples.classes, deltas))
         return found[0], found[1]

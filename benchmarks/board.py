@@ -1,7 +1,7 @@
 """An agent in a process of its own that does what it is told: the board of a benchmark.
 
 `Board` starts ``python -m benchmarks.board FOLDER`` with a command prefix (a namespace, a core) and talks to it by lines of JSON. The process
-runs `edge_agent.agent.Agent`, what `edge-agent run` and `edge-agent infer` run, one for each name that it is given.
+runs `edge_agent.runtime.agent.Agent`, what `edge-agent run` and `edge-agent infer` run, one for each name that it is given.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.processes import reap
-from edge_agent import config, errors, negotiation
-from edge_agent.agent import Agent
-from edge_agent.protocol.messages import Plan
+from edge_agent import config
+from edge_agent.planning import negotiation
+from edge_agent.runtime.agent import Agent
+from splitedge import errors
+from splitedge.protocol.messages import Plan
 
 PATIENCE: Final = 300.0  # seconds without a line from the board
 _SIDE: Final = 256  # pixels of a photo's short side: decoding large ones is nobody's choice
@@ -72,7 +74,7 @@ class Board:
         return msgspec.convert(answer["plan"], Plan)
 
     def frames(self, name: str, count: int) -> Timings:
-        """The timings (`edge_agent.results.Timing`) of so many frames, one after another, of the agent of this name."""
+        """The timings (`edge_agent.runtime.results.Timing`) of so many frames, one after another, of the agent of this name."""
         found: Timings = self._ask({"do": "frames", "name": name, "count": count})["timings"]
         return found
 

@@ -22,20 +22,22 @@ import numpy as np
 from benchmarks import cache, heads, known_boards, models
 from benchmarks.report import in_turn, parser, report, write
 from benchmarks.restricted import OURS
-from calibration import bundle, cuts, importer, layers
-from calibration.graph import Graph, tail_model
-from calibration.lower import lower
-from calibration.samples import Samples
+from calibration.bundle import bundle
+from calibration.importing import cuts, importer
+from calibration.importing.graph import Graph, tail_model
+from calibration.lowering import layers
+from calibration.lowering.lower import lower
+from calibration.samples.samples import Samples
 from device_profiles import known, measure, predict, schema
-from edge_agent.codec import packed_bytes
-from edge_agent.head import load
-from edge_agent.head import segment as seg
-from edge_agent.protocol.frames import HEADER_BYTES
-from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Preprocess
 from edge_server import planner
 from edge_server.planner import MODES, CutCodec, Level, Pick, Request, choose, precompute
-from edge_server.planning import energy_source, power_of, stage_ns_of
+from edge_server.planning.device_plan import energy_source, power_of, stage_ns_of
 from kernels import isa, peak
+from splitedge.codec import packed_bytes
+from splitedge.head import load
+from splitedge.head import segment as seg
+from splitedge.protocol.frames import HEADER_BYTES
+from splitedge.protocol.messages import Cut, Demand, LinkEstimate, Preprocess
 
 WEIGHT_BITS, CUT_BITS = 8, 6
 #: Bits of a value of a photograph of 224 x 224 pixels that is sent as JPEG of quality 90.

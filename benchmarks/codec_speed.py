@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import parser, ratio, report
-from edge_agent import codec
+from splitedge import codec
 
 U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]

@@ -45,16 +45,16 @@ from benchmarks.links import Network
 from benchmarks.processes import PORT, serving
 from benchmarks.report import parser, report
 from benchmarks.traces import TRACES, Trace, oracle
-from calibration import accuracy
-from edge_agent import errors
-from edge_agent.codec import packed_bytes
-from edge_agent.head.executor import load
-from edge_agent.link.adapt import Adaptation, Goal, packed
-from edge_agent.link.estimate import wire_bytes
-from edge_agent.protocol.frames import HEADER_BYTES
-from edge_agent.protocol.messages import LinkEstimate, Plan
-from edge_server.catalog import Catalog
-from edge_server.store import Store
+from calibration.accuracy import evaluation
+from edge_server.store.catalog import Catalog
+from edge_server.store.store import Store
+from splitedge import errors
+from splitedge.codec import packed_bytes
+from splitedge.head.executor import load
+from splitedge.link.adaptation import Adaptation, Goal, packed
+from splitedge.link.estimate import wire_bytes
+from splitedge.protocol.frames import HEADER_BYTES
+from splitedge.protocol.messages import LinkEstimate, Plan
 
 Bools = NDArray[np.bool_]
 
@@ -391,16 +391,16 @@ def answers(store: Store, plan: Plan, subject: Subject, count: int) -> tuple[NDA
     assert path is not None
     head, tail = load(path.read_bytes()), catalog.tail(bundle, bundle.cuts[plan.cut.index])
     values, known = (
-        accuracy.head_values(head, subject.task.evaluated, range(count)),
-        accuracy.quantization_of(head.output),
+        evaluation.head_values(head, subject.task.evaluated, range(count)),
+        evaluation.quantization_of(head.output),
     )
 
     def run(batch: NDArray[np.float32], _ids: NDArray[np.int64] | None = None, /) -> NDArray[np.float32]:
         return np.stack([tail.run(one) for one in batch])
 
     some = values[:WEIGHED]
-    payloads = [HEADER_BYTES + round(fmean(len(accuracy.sent(known, c, one)) for one in some)) for c in plan.ladder]
-    named = [accuracy.top1(accuracy.output_of(run, values, accuracy.arrival(known, c))) for c in plan.ladder]
+    payloads = [HEADER_BYTES + round(fmean(len(evaluation.sent(known, c, one)) for one in some)) for c in plan.ladder]
+    named = [evaluation.top1(evaluation.output_of(run, values, evaluation.arrival(known, c))) for c in plan.ladder]
     return np.stack(named), payloads
 
 

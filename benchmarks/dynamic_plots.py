@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.traces import Trace
-from edge_agent import errors
+from splitedge import errors
 
 _LINK, _LINE, _ORACLE, _MISSED, _LOST = "#9ecae1", "#08519c", "#bdbdbd", "#fcae91", "#cb181d"
 _STEP_S: Final = 0.05

@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration import layers
-from calibration.graph import Graph
-from calibration.layers import OPEN, Conv, Layer, Pad, Pool, Reshape
-from calibration.reweigh import reweigh, weights
+from calibration.importing.graph import Graph
+from calibration.lowering import layers
+from calibration.lowering.layers import OPEN, Conv, Layer, Pad, Pool, Reshape
+from calibration.rounding.weight_substitution import reweigh, weights
 
 F32 = NDArray[np.float32]
 

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 from benchmarks import cache
 from benchmarks.report import parser, report
-from calibration import importer
-from calibration.samples import Samples
-from edge_agent import errors
-from edge_agent.protocol.messages import Preprocess
+from calibration.importing import importer
+from calibration.samples.samples import Samples
+from splitedge import errors
+from splitedge.protocol.messages import Preprocess
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]

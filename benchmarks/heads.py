@@ -25,17 +25,19 @@ from benchmarks import cache, minilm, models, restricted, rivals
 from benchmarks.report import in_turn, parser, ratio, report, spread
 from benchmarks.restricted import OURS
 from benchmarks.rivals import FLOAT, INT8, LITERT
-from calibration import bundle, importer, layers
-from calibration.graph import Graph
-from calibration.lower import Calibration, lower
-from calibration.samples import Samples
+from calibration.bundle import bundle
+from calibration.importing import importer
+from calibration.importing.graph import Graph
+from calibration.lowering import layers
+from calibration.lowering.lower import Calibration, lower
+from calibration.samples.samples import Samples
 from device_profiles.machine import usable_threads
-from edge_agent.head import Head, load
-from edge_agent.head import segment as seg
-from edge_agent.head.executor import OpTiming
-from edge_agent.head.verify import inputs
-from edge_agent.protocol.messages import Preprocess
 from kernels import isa, peak
+from splitedge.head import Head, load
+from splitedge.head import segment as seg
+from splitedge.head.executor import OpTiming
+from splitedge.head.verify import inputs
+from splitedge.protocol.messages import Preprocess
 
 SAMPLES = 8
 #: Seconds between two runtimes with threads. ONNX Runtime's go on spinning after a frame; measured on two cores: without a rest the next one takes up to
@@ -51,7 +53,7 @@ TEXTS = (
     "The new phone has a brighter screen and a larger battery, but reviewers were divided over its camera and its price; several noted "
     "that last year's model, now far cheaper, does nearly everything as well, and that only its processor is showing its age.",
 )
-#: Name in the summary: name for people, what `calibration.importer.load` takes.
+#: Name in the summary: name for people, what `calibration.importing.importer.load` takes.
 NETWORKS = {
     "lite0": ("EfficientNet-Lite0", models.LITE0),
     "mobilenetv2": ("MobileNetV2-like", "benchmarks.models:mobilenet_v2"),
@@ -123,7 +125,7 @@ def made(tables: Tables, place: Path | None) -> dict[str, tuple[str, Files]]:
 
 
 def cnn_files(source: str) -> dict[str, bytes]:
-    """The files of the convolutional network that `calibration.importer.load` finds under ``source``."""
+    """The files of the convolutional network that `calibration.importing.importer.load` finds under ``source``."""
     model = importer.load(source, models.LITE0_SHAPE)
     segment = our_segment(model, SHAPE, 8)
     files = {OURS: segment} | rivals.quantized(model)

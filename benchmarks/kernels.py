@@ -21,9 +21,9 @@ from benchmarks import layer as layers
 from benchmarks import rivals
 from benchmarks.layer import Call, Layer
 from benchmarks.report import in_turn, parser, report, write
-from edge_agent import codec
 from kernels import codec as codec_kernels
 from kernels import peak
+from splitedge import codec
 
 # Whole tiles, K >= 256: products of transformers, and square ones.
 WHOLE: Final = ((192, 768, 768), (192, 3072, 768), (1536, 256, 256), (384, 1024, 1024), (192, 384, 1536))

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import rivals
-from edge_agent.head import Head
-from edge_agent.head import segment as seg
-from edge_agent.protocol.messages import Preprocess
 from kernels import program, reference
+from splitedge.head import Head
+from splitedge.head import segment as seg
+from splitedge.protocol.messages import Preprocess
 
 Call = Callable[[], Any]
 U8 = NDArray[np.uint8]

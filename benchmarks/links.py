@@ -36,7 +36,7 @@ from typing import Any, Final, Self, TextIO, TypeVar
 
 from benchmarks.processes import reap
 from benchmarks.report import parser, report
-from edge_agent import errors
+from splitedge import errors
 
 T = TypeVar("T")
 

@@ -33,15 +33,19 @@ from numpy.typing import NDArray
 
 from benchmarks import fashion, minilm, models, news, what_if
 from benchmarks.report import parser, report, write
-from calibration import accuracy, bundle, cuts, families, importer, layers
-from calibration.graph import Graph, tail_model
-from calibration.lower import lower
-from calibration.observe import Tap, to_onnx
-from calibration.samples import Samples, open_samples
-from edge_agent import codec, errors, limits
-from edge_agent.codec import Codec
-from edge_agent.codec.families import CODED
-from edge_agent.protocol.messages import Cut, Preprocess
+from calibration.accuracy import codec_search
+from calibration.accuracy import evaluation as accuracy
+from calibration.bundle import bundle
+from calibration.importing import cuts, importer
+from calibration.importing.graph import Graph, tail_model
+from calibration.lowering import layers
+from calibration.lowering.lower import lower
+from calibration.samples.samples import Samples, open_samples
+from calibration.statistics.activations import Tap, to_onnx
+from splitedge import codec, errors, limits
+from splitedge.codec import Codec
+from splitedge.codec.fitting import CODED
+from splitedge.protocol.messages import Cut, Preprocess
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -378,13 +382,13 @@ class Spot:
 
 
 def _offered(family: str, bits: float, made: Codec, values: F32) -> bool:
-    """Whether a bundle would have this codec (`calibration.families`): coded ones at its rates, and those between, no others."""
+    """Whether a bundle would have this codec (`calibration.accuracy.codec_search`): coded ones at its rates, and those between, no others."""
     if family in (*PLAIN, NAIVE):
         return True
-    if family not in families.RATES:
-        return bits in families.PACKED.get(family, ())
-    rates, few = families.RATES[family], family == "pca" and families.few_rows(values.shape)
-    return min(rates) <= bits <= max(rates) and families.carried(made) and not few
+    if family not in codec_search.RATES:
+        return bits in codec_search.PACKED.get(family, ())
+    rates, few = codec_search.RATES[family], family == "pca" and codec_search.few_rows(values.shape)
+    return min(rates) <= bits <= max(rates) and codec_search.carried(made) and not few
 
 
 def _stored(value: F32) -> F32:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.minilm import WEIGHTS
-from calibration import importer
+from calibration.importing import importer
 
 LAYERS, WIDTH, HEADS, HIDDEN, VOCABULARY, POSITIONS = 6, 384, 12, 1536, 30522, 512
 EPSILON: Final = 1e-12

@@ -6,14 +6,14 @@ import contextlib
 import io
 from typing import Any, Final
 
-from edge_agent.protocol.messages import Preprocess
+from splitedge.protocol.messages import Preprocess
 
 #: EfficientNet-Lite0 as it was trained: 224 x 224 RGB, (pixel - 127) / 128.
 LITE0_PREPROCESS: Final = Preprocess(
     "image", [224, 224, 3], resize=256, fit="crop", interpolation="bicubic", mean=[127.0], std=[128.0]
 )
 LITE0_SHAPE: Final = [1, 3, 224, 224]
-#: What `edge-server add` and `calibration.importer.load` take.
+#: What `edge-server add` and `calibration.importing.importer.load` take.
 LITE0: Final = "benchmarks.models:efficientnet_lite0"
 
 

@@ -21,10 +21,10 @@ import onnx
 from numpy.typing import NDArray
 
 from benchmarks import minilm
-from calibration import importer
-from calibration.samples import Samples
-from edge_agent import errors
-from edge_agent.protocol.messages import Preprocess
+from calibration.importing import importer
+from calibration.samples.samples import Samples
+from splitedge import errors
+from splitedge.protocol.messages import Preprocess
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]

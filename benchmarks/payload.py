@@ -40,25 +40,30 @@ from numpy.typing import NDArray
 from benchmarks import accuracy_bound, fashion, models, news
 from benchmarks.report import parser, quiet, report, write
 from benchmarks.what_if import BOARD, LINK, heads_ms
-from calibration import accuracy, bundle, cuts, families, importer, layers, observe, reweigh
-from calibration.bundle import Bundle
-from calibration.clipping import Histogram
-from calibration.graph import Graph
-from calibration.layers import Embed, Weighted
-from calibration.lower import Calibration, lower
-from calibration.observe import Quantization
-from calibration.quantize import Rounded, file_bytes, width
-from calibration.rounding import RATES, SEEN, UNSEEN, WIDTHS, grids
-from calibration.samples import Samples, open_samples
-from calibration.sensitivity import Probe
-from edge_agent import codec, errors
-from edge_agent.head import segment as seg
-from edge_agent.head.executor import Head
-from edge_agent.protocol import frames
-from edge_agent.protocol.messages import Codec, Demand
+from calibration.accuracy import codec_search, evaluation
+from calibration.accuracy.sensitivity import Probe
+from calibration.bundle import bundle
+from calibration.bundle.bundle import Bundle
+from calibration.importing import cuts, importer
+from calibration.importing.graph import Graph
+from calibration.lowering import layers
+from calibration.lowering.layers import Embed, Weighted
+from calibration.lowering.lower import Calibration, lower
+from calibration.rounding import weight_substitution
+from calibration.rounding.quantizer import Rounded, file_bytes, width
+from calibration.rounding.rounder import RATES, SEEN, UNSEEN, WIDTHS, grids
+from calibration.samples.samples import Samples, open_samples
+from calibration.statistics import activations
+from calibration.statistics.activations import Quantization
+from calibration.statistics.clipping import Histogram
 from edge_server.planner import Pick, Request, Table, allocation, choose, verify_allocation
-from edge_server.planning import mean_bits
-from edge_server.tables import table_of
+from edge_server.planning.device_plan import mean_bits
+from edge_server.planning.pattern_tables import table_of
+from splitedge import codec, errors
+from splitedge.head import segment as seg
+from splitedge.head.executor import Head
+from splitedge.protocol import frames
+from splitedge.protocol.messages import Codec, Demand
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -218,8 +223,8 @@ def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tab
     if not inside:
         return tables
     head, taps = Head(seg.parse(lowered.segment()), check_golden=False), [lowered.index[tensor] for tensor in inside]
-    known = [accuracy.quantization_of(head.header.tensors[tap]) for tap in taps]
-    values = families.gather(head, taps, known, seen)
+    known = [evaluation.quantization_of(head.header.tensors[tap]) for tap in taps]
+    values = codec_search.gather(head, taps, known, seen)
     histograms = _histograms(tables, inside, head, taps, known)
     for tensor, own, histogram in zip(inside, values, histograms, strict=True):
         tables.codecs[tensor] = _codecs(probe, tensor, histogram) + _families(probe, tensor, own)
@@ -228,8 +233,8 @@ def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tab
 
 def _families(probe: Probe, tensor: str, values: F32) -> list[tuple[Codec, float]]:
     """Of the codecs that no histogram tells those worth a run, with their noise on the logits."""
-    fitted = [one.codec for one in families.fit(values)]
-    kept = [fitted[i] for i in families.worth_a_run([families.cost(made, values[:16]) for made in fitted])]
+    fitted = [one.codec for one in codec_search.fit(values)]
+    kept = [fitted[i] for i in codec_search.worth_a_run([codec_search.cost(made, values[:16]) for made in fitted])]
     return list(zip(kept, probe.cuts({tensor: kept}, quiet)[0], strict=True)) if kept else []
 
 
@@ -239,9 +244,9 @@ def _histograms(
     """Of each of ``tensors``, the head's ``taps``, whose codes are as ``known``; of floats by the model itself."""
     samples, network = tables.case.calibration[SEEN][:COUNTED], tables.network
     if network.source != "u8":
-        counted = observe.count_values(tables.case.model, network.graph, tensors, samples, quiet)
+        counted = activations.count_values(tables.case.model, network.graph, tensors, samples, quiet)
         return [Histogram(*counted[tensor]) for tensor in tensors]
-    counts = accuracy.count_codes(head, taps, samples, quiet)
+    counts = evaluation.count_codes(head, taps, samples, quiet)
     return [Histogram(q.values(), own) for q, own in zip(known, counts, strict=True) if q is not None]
 
 
@@ -257,7 +262,7 @@ def _taking(made: Sequence[Rounded]) -> Callable[[Weighted, int], Rounded]:
 
 def _codecs(probe: Probe, tensor: str, histogram: Histogram) -> list[tuple[Codec, float]]:
     """For each of `WIDTHS` the codec of least noise on the logits among the finalists."""
-    ranked = [accuracy.finalists(histogram, bits) for bits in WIDTHS]
+    ranked = [evaluation.finalists(histogram, bits) for bits in WIDTHS]
     best: list[tuple[Codec, float]] = []
     for rank in range(max(map(len, ranked))):
         made = [
@@ -361,7 +366,7 @@ def logits(tables: Tables, cut: str, segment: bytes, made: Codec | None, samples
     head = Head(seg.parse(segment), check_golden=False)
     last = cut == tables.network.graph.output
     run = None if last else bundle.tail_runner(tables.case.model, tables.network.graph, cut)
-    return accuracy.split_outputs(head, made, run, samples).reshape(len(samples), -1)
+    return evaluation.split_outputs(head, made, run, samples).reshape(len(samples), -1)
 
 
 def sent_bytes(tables: Tables, cut: str, segment: bytes, made: Codec | None, samples: Samples) -> int:
@@ -369,15 +374,15 @@ def sent_bytes(tables: Tables, cut: str, segment: bytes, made: Codec | None, sam
     if made is None or not made.tables:
         return _frame(tables, cut, made)
     head = Head(seg.parse(segment), check_golden=False)
-    known = accuracy.quantization_of(head.output)
+    known = evaluation.quantization_of(head.output)
     some = [samples.codes(i, head.input) for i in range(min(SENT, len(samples)))]
-    sizes = [len(accuracy.sent(known, made, head.run(x))) for x in some]
+    sizes = [len(evaluation.sent(known, made, head.run(x))) for x in some]
     return frames.HEADER_BYTES + math.ceil(sum(sizes) / len(sizes))
 
 
 def floats(model: onnx.ModelProto, samples: Samples) -> F32:
     """[n, classes] of the float ``model``."""
-    return accuracy.float_outputs(bundle.runner(model), samples).reshape(len(samples), -1)
+    return evaluation.float_outputs(bundle.runner(model), samples).reshape(len(samples), -1)
 
 
 class Forecast:
@@ -388,14 +393,14 @@ class Forecast:
     """
 
     def __init__(self, outputs: F32, classes: I64) -> None:
-        self._chosen = accuracy.top1(outputs)
+        self._chosen = evaluation.top1(outputs)
         scaled = [_softmax(outputs.reshape(len(outputs), -1) / t) for t in TEMPERATURES]
         loss = [-np.log(np.maximum(p[np.arange(len(p)), classes], 1e-12)).mean() for p in scaled]
         self._probability = scaled[int(np.argmin(loss))]
 
     def upper(self, found: F32, evaluated: int) -> float:
         """What the upper end of the interval on ``evaluated`` other samples will be at most, at 99 of 100, in points; of few the drop alone."""
-        rows, answers = np.arange(len(found)), accuracy.top1(found)
+        rows, answers = np.arange(len(found)), evaluation.top1(found)
         lost = self._probability[rows, self._chosen] - self._probability[rows, answers]
         drop = float(lost.mean())
         if evaluated < ENOUGH:
@@ -404,7 +409,7 @@ class Forecast:
         changed = float(np.where(answers == self._chosen, 0.0, right).mean()) + 1.0 / len(found)
         here = float(lost.var()) / len(found)
         return 100.0 * (
-            drop + accuracy.Z95 * math.sqrt(changed / evaluated) + SURE * math.sqrt(changed / evaluated + here)
+            drop + evaluation.Z95 * math.sqrt(changed / evaluated) + SURE * math.sqrt(changed / evaluated + here)
         )
 
 
@@ -508,7 +513,7 @@ def _row(
 ) -> dict[str, Any]:
     """``sizes`` of segment and frame, and what ``whole`` takes in float32; ``outputs`` are the float model's."""
     classes = np.concatenate([one.evaluation.classes for one in cases if one.evaluation.classes is not None])
-    drop, low, high, same = accuracy.compare(accuracy.top1(outputs), accuracy.top1(found), classes)
+    drop, low, high, same = evaluation.compare(evaluation.top1(outputs), evaluation.top1(found), classes)
     return {
         "network": cases[0].name, "cut %": cut, "method": method, "segment": sizes[0], "frame": sizes[1],
         "payload %": 100.0 * sum(sizes) / whole, "drop": drop, "low": low, "high": high, "agree": 100.0 * same,
@@ -639,8 +644,8 @@ def pruned(judge: Judge, cut: str) -> Found:
     def answers(zeros: int, samples: Samples) -> tuple[F32, int]:
         least = sizes[zeros] if zeros < len(sizes) else np.inf
         kept = {la.out: np.where(np.abs(la.weight) >= least, la.weight, np.float32(0)) for la in held}
-        values = {k: v for la in held for k, v in reweigh.weights(la, kept[la.out], la.bias).items()}
-        changed = reweigh.reweigh(judge.case.model, tables.network, held, values)
+        values = {k: v for la in held for k, v in weight_substitution.weights(la, kept[la.out], la.bias).items()}
+        changed = weight_substitution.reweigh(judge.case.model, tables.network, held, values)
         return floats(changed, samples), sum(map(sparse_bytes, kept.values()))
 
     low, high = 0, len(sizes)

@@ -37,12 +37,12 @@ from benchmarks.processes import PORT, reap, serving
 from benchmarks.regret import MODEL, ROOT, bundle_store, cores
 from benchmarks.report import photo_parser, report
 from benchmarks.slower import PREFIX, slower
-from calibration.bundle import Bundle
-from edge_agent import codec
-from edge_agent.engine import Engine
-from edge_agent.protocol.messages import Demand, Plan
-from edge_server.catalog import Catalog
-from edge_server.store import Store
+from calibration.bundle.bundle import Bundle
+from edge_agent.runtime.engine import Engine
+from edge_server.store.catalog import Catalog
+from edge_server.store.store import Store
+from splitedge import codec
+from splitedge.protocol.messages import Demand, Plan
 
 FIRST, SECOND, SERVER = 0, 1, 2  # nodes of the network
 AGENT: Final = "first"

@@ -24,10 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks import milp
 from benchmarks.report import parser, report
-from calibration.rounding import RATES
-from edge_agent import errors
-from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Weights
-from edge_server import tables
+from calibration.rounding.rounder import RATES
 from edge_server.planner import (
     CutCodec,
     Layer,
@@ -46,10 +43,13 @@ from edge_server.planner import (
     verify_pick,
 )
 from edge_server.planner.allocation import WIDTHS, packed_bytes
+from edge_server.planning import pattern_tables
+from splitedge import errors
+from splitedge.protocol.messages import Cut, Demand, LinkEstimate, Weights
 
 LAYERS: Final = (20, 50, 100, 200)
 DEVICES: Final = 1000
-DROPS: Final = tuple(drop for drop in tables.DROPS if 0.1 <= drop <= 20)  # points, of the accuracy levels
+DROPS: Final = tuple(drop for drop in pattern_tables.DROPS if 0.1 <= drop <= 20)  # points, of the accuracy levels
 CUTS: Final = 24  # places to cut, as many as a bundle offers of a deep network
 BOUNDED: Final = 0.3  # of the demands that ask for a latency, and of those that ask for a rate
 LATENCIES: Final = (10.0, 2000.0)  # ms

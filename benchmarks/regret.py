@@ -37,16 +37,16 @@ from benchmarks.models import LITE0, LITE0_PREPROCESS
 from benchmarks.processes import PORT, serving
 from benchmarks.report import photo_parser, report
 from benchmarks.slower import PREFIX, slower
-from edge_agent import errors, limits
-from edge_agent.protocol.messages import Plan, Prediction
 from kernels.jit import cache_base
+from splitedge import errors, limits
+from splitedge.protocol.messages import Plan, Prediction
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 BOARD, SERVER = 0, 1  # nodes of the network
 MODEL: Final = "lite0"
 CHOSEN, EXTREMES = "chosen", ("device", "server")
 SAMPLES: Final = 100  # that calibrate
-SOURCES: Final = ("calibration", "kernels", "edge_agent/head", "edge_agent/codec")
+SOURCES: Final = ("calibration", "kernels", "splitedge/head", "splitedge/codec")
 
 FRAMES, QUICK_FRAMES = 30, 8  # that are timed, of each plan
 TURN: Final = 5  # frames in a turn, beside the first

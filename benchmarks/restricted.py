@@ -16,7 +16,7 @@ from typing import Final
 
 from benchmarks import rivals
 from benchmarks.report import in_turn
-from edge_agent.head import load
+from splitedge.head import load
 
 OURS: Final = "splitedge int8"
 #: How people call the sets.

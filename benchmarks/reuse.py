@@ -5,7 +5,7 @@
 Every other photograph calibrates. Of the rest each is a scene of `FRAMES` frames, `RATE` a second, and then the next one begins: a cut. In a scene a camera's
 frames differ by its noise, by JPEG, by a slow pan, by the light, or by an object (a piece of another photograph) that comes half-way; all but the first
 have noise of 2 levels too. The head is the 8-bit one, the tensor at a cut goes at 4 bits (pixels as they are), an answer comes `LATENCY` frames later, and
-`edge_agent.reuse` decides. ``extra`` is what reuse costs: how many more answers in a hundred differ from the float model's on the same frame than do if each is sent;
+`edge_agent.runtime.answer_reuse` decides. ``extra`` is what reuse costs: how many more answers in a hundred differ from the float model's on the same frame than do if each is sent;
 ``lost`` the same in points of top-1. A missed cut is a frame that got the answer of another scene.
 """
 
@@ -25,13 +25,13 @@ from PIL import Image
 from benchmarks import models
 from benchmarks.accuracy import MIDDLE, SUMMARY_BITS, Split, prepare
 from benchmarks.report import in_turn, photo_parser, report
-from calibration import accuracy
-from calibration.samples import Samples, evenly, open_samples
-from edge_agent import codec, errors
+from calibration.accuracy import evaluation
+from calibration.samples.samples import Samples, evenly, open_samples
 from edge_agent.config import ReuseConfig
-from edge_agent.head.answers import Answered
-from edge_agent.head.preprocess import code_table, load_image, normalise, pixels_to_codes
-from edge_agent.reuse import Reuse
+from edge_agent.runtime.answer_reuse import Reuse
+from splitedge import codec, errors
+from splitedge.head.answers import Answered
+from splitedge.head.preprocess import code_table, load_image, normalise, pixels_to_codes
 
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
@@ -169,7 +169,7 @@ def film(name: str, split: Split, held: Samples, scenes: I64) -> Stream:
         for of_cut, found in zip(codes, zip(*tapped, strict=True), strict=True):
             of_cut.append(np.stack(found))
         outputs = split.run(np.stack([normalise(pixels, models.LITE0_PREPROCESS) for pixels in frames]))
-        wanted.append(accuracy.top1(outputs))
+        wanted.append(evaluation.top1(outputs))
     at_cuts = [np.concatenate(of_cut) for of_cut in codes]
     answers = np.concatenate(wanted)
     sent = [answers, *(_answers(split, place, of_cut) for place, of_cut in enumerate(at_cuts[1:]))]
@@ -198,7 +198,7 @@ def _answers(split: Split, place: int, codes: U8) -> I64:
     spot, histogram = split.spots[place], split.histograms[place]
     assert spot.load
     made = histogram.fit(split.rules[spot.index, SUMMARY_BITS], SUMMARY_BITS)
-    return accuracy.top1(accuracy.run_tail(spot.load(), codes, accuracy.arrival(spot.quantization, made)))
+    return evaluation.top1(evaluation.run_tail(spot.load(), codes, evaluation.arrival(spot.quantization, made)))
 
 
 def sources(codes: U8, config: ReuseConfig) -> I64:

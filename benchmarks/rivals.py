@@ -17,9 +17,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from calibration.graph import Graph, with_batch
-from edge_agent.head import Head
-from edge_agent.head import segment as seg
+from calibration.importing.graph import Graph, with_batch
+from splitedge.head import Head
+from splitedge.head import segment as seg
 
 FLOAT: Final = "ONNX Runtime float"
 INT8: Final = "ONNX Runtime int8"

@@ -5,7 +5,7 @@
 plain            each weight to the nearest level of its output's grid, that of least squared error
 nearest          the same, and the mean error of each output taken out of its bias
 equalized        the same, after layers were scaled against each other where that is exact (`benchmarks.equalization`)
-gptq             by what it does to the layer's outputs (`calibration.rounding`), biases included
+gptq             by what it does to the layer's outputs (`calibration.rounding.rounder`), biases included
 equalized, gptq  the same after that scaling
 even             as gptq on one grid for a whole layer, as fine as so many bits of entropy pay for; depthwise layers as gptq
 
@@ -28,17 +28,20 @@ from numpy.typing import NDArray
 
 from benchmarks import equalization, fashion, models
 from benchmarks.report import photo_parser, quiet, report
-from calibration import accuracy, bundle, cuts, importer, layers
-from calibration.graph import Graph
-from calibration.layers import Weighted
-from calibration.lower import Calibration, lower
-from calibration.moments import groups
-from calibration.quantize import Rounded, entropy, width
-from calibration.rounding import grids
-from calibration.samples import Samples, open_samples
-from edge_agent import errors
-from edge_agent.head import segment as seg
-from edge_agent.head.executor import Head
+from calibration.accuracy import evaluation
+from calibration.bundle import bundle
+from calibration.importing import cuts, importer
+from calibration.importing.graph import Graph
+from calibration.lowering import layers
+from calibration.lowering.layers import Weighted
+from calibration.lowering.lower import Calibration, lower
+from calibration.rounding.quantizer import Rounded, entropy, width
+from calibration.rounding.rounder import grids
+from calibration.samples.samples import Samples, open_samples
+from calibration.statistics.covariance import groups
+from splitedge import errors
+from splitedge.head import segment as seg
+from splitedge.head.executor import Head
 
 F32 = NDArray[np.float32]
 
@@ -63,8 +66,8 @@ class Network:
     calibration: Calibration
     grids: Mapping[tuple[str, str, int], Rounded]
     tensors: Mapping[float, str]
-    tails: Mapping[float, accuracy.Tail | None]
-    run: accuracy.Tail
+    tails: Mapping[float, evaluation.Tail | None]
+    run: evaluation.Tail
 
     def rounded(self) -> Calibration:
         """With the weights that are rounded by the outputs."""
@@ -173,7 +176,7 @@ def measure(
     ready: Network, scaled: Network, samples: Samples, schemes: Sequence[tuple[int, int]]
 ) -> list[dict[str, Any]]:
     """A row for each cut, pair of bits and rounding, on ``samples``; ``scaled`` is what `equalize` made."""
-    outputs = accuracy.float_outputs(ready.run, samples)
+    outputs = evaluation.float_outputs(ready.run, samples)
     rows = []
     for depthwise, rest in schemes:
         bits = {
@@ -200,9 +203,9 @@ def _logits(ready: Network, chosen: Mapping[str, Rounded], samples: Samples) -> 
     found = {}
     for place, (share, tap) in enumerate(taps.items()):
         tensor = head.header.tensors[tap]
-        arrive = accuracy.arrival(accuracy.quantization_of(tensor), None)
+        arrive = evaluation.arrival(evaluation.quantization_of(tensor), None)
         codes = np.stack([one[place] for one in each])
-        found[share] = accuracy.output_of(ready.tails[share], codes, arrive)
+        found[share] = evaluation.output_of(ready.tails[share], codes, arrive)
     return found
 
 
@@ -214,8 +217,8 @@ def _coded(chosen: Mapping[str, Rounded], held: Sequence[Weighted]) -> float:
 
 def _worth(outputs: F32, logits: F32, samples: Samples) -> dict[str, float]:
     assert samples.classes is not None
-    found = accuracy.top1(logits)
-    drop, low, high, agreement = accuracy.compare(accuracy.top1(outputs), found, samples.classes)
+    found = evaluation.top1(logits)
+    drop, low, high, agreement = evaluation.compare(evaluation.top1(outputs), found, samples.classes)
     return {
         "noise": float(((logits - outputs) ** 2).mean()),
         "top1": 100.0 * float((found == samples.classes).mean()),

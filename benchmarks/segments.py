@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 
 from benchmarks import models, rounding
 from benchmarks.report import photo_parser, report, write
-from calibration import accuracy, layers
-from calibration.lower import Calibration, lower
-from calibration.quantize import Rounded, mean_error, pack, top_level
-from calibration.samples import Samples, open_samples
-from edge_agent.head import coding, upgrade
-from edge_agent.head import segment as seg
-from edge_agent.head.executor import Head
+from calibration.accuracy import evaluation
+from calibration.lowering import layers
+from calibration.lowering.lower import Calibration, lower
+from calibration.rounding.quantizer import Rounded, mean_error, pack, top_level
+from calibration.samples.samples import Samples, open_samples
 from kernels.reference import unpack_bits
+from splitedge.head import compression, upgrade
+from splitedge.head import segment as seg
+from splitedge.head.executor import Head
 
 U8 = NDArray[np.uint8]
 
@@ -76,7 +77,7 @@ def _coders(bits: int, arrays: Sequence[U8]) -> dict[str, Any]:
         "zlib Huffman": lambda codes: len(_deflated(_bytes(codes, bits), zlib.Z_HUFFMAN_ONLY)),
         "zlib": lambda codes: len(_deflated(_bytes(codes, bits), zlib.Z_DEFAULT_STRATEGY)),
         "lzma": lambda codes: len(_lzma(_bytes(codes, bits))),
-        "ours": lambda codes: coding.coded_bytes(codes, bits),
+        "ours": lambda codes: compression.coded_bytes(codes, bits),
     }
     sizes = {name: 100.0 * sum(coder(codes) for codes in arrays) / packed for name, coder in coders.items()}
     return {"bits": bits, "packed": packed, **sizes, "decoded M/s": _speed(arrays, bits)}
@@ -110,15 +111,15 @@ def _speed(arrays: Sequence[U8], bits: int) -> float:
     """Million weights a second from coded to packed in memory."""
     parts, offset = [], 0
     for codes in arrays:
-        parts.append(coding.Part("codes", offset, codes.size, bits))
+        parts.append(compression.Part("codes", offset, codes.size, bits))
         offset += seg.roundup(parts[-1].nbytes)
     blob = np.zeros(offset, np.uint8)
     for part, codes in zip(parts, arrays, strict=True):
-        coding.pack(codes, blob, part)
-    data, best = coding.encode(blob, parts), float("inf")
+        compression.pack(codes, blob, part)
+    data, best = compression.encode(blob, parts), float("inf")
     for _ in range(REPEATS):
         start = time.perf_counter()
-        coding.decode(data, parts, offset)
+        compression.decode(data, parts, offset)
         best = min(best, time.perf_counter() - start)
     return sum(codes.size for codes in arrays) / best / 1e6
 
@@ -127,7 +128,7 @@ def upgrades(ready: rounding.Network, steps: Sequence[tuple[int, int]], photos: 
     """A row for each step from few bits to more: the files, the way, and what nesting would do to the few."""
     network, calibration = ready.network, ready.rounded()
     files = {bits: lower(network, calibration, network.graph.output, bits).segment() for step in steps for bits in step}
-    floats = accuracy.float_outputs(ready.run, photos)
+    floats = evaluation.float_outputs(ready.run, photos)
     rows = []
     for few, many in steps:
         way = upgrade.make(files[few], files[many])

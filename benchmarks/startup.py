@@ -30,7 +30,7 @@ from pathlib import Path
 start = time.perf_counter()
 import edge_agent.commands.run
 imported = time.perf_counter()
-from edge_agent.head import load, segment
+from splitedge.head import load, segment
 head = load(Path(sys.argv[1]).read_bytes())
 loaded = time.perf_counter()
 frame = segment.golden_frame(head.header)
@@ -110,7 +110,7 @@ def _run(arguments: Sequence[str], cache: Path) -> str:
 
 def _lite0() -> bytes:
     from benchmarks import heads, models  # with torch and ONNX Runtime, which the functions above do without
-    from calibration import importer
+    from calibration.importing import importer
 
     return heads.our_segment(importer.load(models.LITE0, models.LITE0_SHAPE), heads.SHAPE, 8)
 

@@ -15,9 +15,9 @@ import numpy as np
 import tflite
 from numpy.typing import NDArray
 
-from edge_agent.errors import ModelError, UsageError
-from edge_agent.head import segment as seg
-from edge_agent.head.verify import hwc, inputs, verify
+from splitedge.errors import ModelError, UsageError
+from splitedge.head import segment as seg
+from splitedge.head.verify import hwc, inputs, verify
 
 U8 = NDArray[np.uint8]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from device_profiles import known, predict
-from edge_agent.head.segment import Header
-from edge_agent.protocol.messages import LinkEstimate
+from splitedge.head.segment import Header
+from splitedge.protocol.messages import LinkEstimate
 
 BOARD: Final = "pi4"
 LINK: Final = LinkEstimate(rtt_ms=20.0, uplink_mbps=10.0, downlink_mbps=20.0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from device_profiles.schema import Condition, Machine, Throttling
-from edge_agent import limits
+from splitedge import limits
 
 ROOT = Path("/")
 _MAX_TEXT = 1 << 20  # /proc/cpuinfo of a machine with 256 cores is 400 KiB

@@ -30,13 +30,13 @@ from device_profiles.schema import (
     Warmup,
     measured_origins,
 )
-from edge_agent import codec, limits
-from edge_agent.codec import jpeg
-from edge_agent.errors import PlatformError
-from edge_agent.head import Head
-from edge_agent.head import segment as seg
-from edge_agent.protocol.messages import Basis, Codec, Preprocess
 from kernels import isa, jit
+from splitedge import codec, limits
+from splitedge.codec import jpeg
+from splitedge.errors import PlatformError
+from splitedge.head import Head
+from splitedge.head import segment as seg
+from splitedge.protocol.messages import Basis, Codec, Preprocess
 
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what comes next
 

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_profiles.schema import KINDS, DeviceProfile, Kernel, KernelKind, Machine
-from edge_agent import codec
-from edge_agent.errors import ProtocolError
-from edge_agent.head.segment import (
+from splitedge import codec
+from splitedge.errors import ProtocolError
+from splitedge.head.segment import (
     Add,
     AnyOp,
     Attention,
@@ -38,8 +38,8 @@ from edge_agent.head.segment import (
     Softmax,
     Tensor,
 )
-from edge_agent.head.verify import inputs
-from edge_agent.protocol.messages import Codec
+from splitedge.head.verify import inputs
+from splitedge.protocol.messages import Codec
 
 # The measured kind that stands for an operator which is not measured itself.
 _LIKE: Final[dict[type, KernelKind]] = {Add: "add", Mul: "add", Pool: "pool"}

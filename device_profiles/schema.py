@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from edge_agent import errors, limits
+from splitedge import errors, limits
 
 SCHEMA_VERSION = 1
 
@@ -90,7 +90,7 @@ class Overhead(msgspec.Struct):
     value_ns: Amount = 0.0  # one value of the tensor that is sent: quantized and packed; older files do not say
     stage_ns: Annotated[
         dict[Text, Amount], Meta(max_length=20)
-    ] = {}  # a value, by what is done to it beside that: `edge_agent.codec.STAGES`
+    ] = {}  # a value, by what is done to it beside that: `splitedge.codec.STAGES`
 
 
 class Warmup(msgspec.Struct):

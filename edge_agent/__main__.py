@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from edge_agent import platform_check
+import os
+from contextlib import suppress
+
+from splitedge import platform_check
+from splitedge.errors import PlatformError
 
 
 def main() -> None:
     """Run the command line; leaves by `SystemExit`."""
-    platform_check.run("edge-agent", _start)
+    platform_check.run("edge-agent", _start, _failed)
+
+
+def _failed(message: str) -> None:
+    """Keep ``message`` as the status of the failed service, where `edge-agent service status` finds it."""
+    if os.environ.get("NOTIFY_SOCKET"):
+        from edge_agent.service import notify
+
+        with suppress(PlatformError):
+            notify.status(message)
 
 
 def _start() -> object:

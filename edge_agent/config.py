@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from edge_agent import errors, limits
-from edge_agent.protocol.messages import Demand, Mode, Objective, Weights
+from splitedge import errors, limits
+from splitedge.protocol.messages import Demand, Mode, Objective, Weights
 
 SYSTEM_FILE = Path("/etc/splitedge/agent.toml")
 CREDENTIAL = "splitedge-token"  # the name under which systemd's LoadCredential hands the token over
@@ -75,7 +75,7 @@ class LinkConfig(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ReuseConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """``[reuse]``: whether an answer serves again for frames that are nearly the one it was given for: see `edge_agent.reuse`.
+    """``[reuse]``: whether an answer serves again for frames that are nearly the one it was given for: see `edge_agent.runtime.answer_reuse`.
 
     ``threshold``: the greatest distance at which it does, 0: never. ``max_age_s``: how old that frame may be; ``max_run``: how many frames in all.
     """

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from device_profiles import machine, power
-from edge_agent import config, contact, errors, limits, platform_check
+from edge_agent import config
 from edge_agent.config import Settings
-from edge_agent.head import text
+from edge_agent.planning import peers
 from kernels import isa, jit, warm
+from splitedge import errors, limits, platform_check
+from splitedge.head import text
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -155,7 +157,7 @@ def configuration(path: Path | None, options: Mapping[str, Any]) -> tuple[Settin
 async def server(settings: Settings) -> Check:
     """Whether the server answers, takes the token and has the model. One that was not configured need not be there."""
     try:
-        async with asyncio.timeout(limits.DOCTOR_TIMEOUT), contact.client(settings) as client:
+        async with asyncio.timeout(limits.DOCTOR_TIMEOUT), peers.client(settings) as client:
             models = {model.name: model for model in await client.models()}
     except TimeoutError:
         advice = (

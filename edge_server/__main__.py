@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edge_agent import platform_check
-from edge_agent.errors import PlatformError
+from splitedge import platform_check
+from splitedge.errors import PlatformError
 
 _EXTRA = {"onnx", "onnxruntime", "safetensors"}
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from edge_agent.errors import UsageError
+from splitedge.errors import UsageError
 
 app = typer.Typer(
     help="Import models, plan how to split them, and run the parts that boards do not.",
@@ -202,8 +202,8 @@ def explain(
     store: StoreFolder = None,
 ) -> None:  # fmt: skip
     """Show the plan for a board that is not connected. Draws the trade-offs on request."""
-    from edge_agent.protocol.messages import Demand, LinkEstimate
     from edge_server.commands import explain as command
+    from splitedge.protocol.messages import Demand, LinkEstimate
 
     link = LinkEstimate(rtt, uplink, downlink)
     demand = Demand(max_drop_points=max_drop, keep=keep, frames=frames)

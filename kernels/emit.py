@@ -486,8 +486,8 @@ def dispatcher(fields: Any, bodies: dict[int, tuple[str, Callable[[ir.IRBuilder,
 
     functions = {number: (name, kinds, with_fields(generate)) for number, (name, generate) in bodies.items()}
 
-    @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-    def run(typingctx: Any, arguments: Any, choice: Any) -> Any:  # noqa: ARG001
+    @intrinsic
+    def run(typingctx: Any, arguments: Any, choice: Any) -> Any:
         def codegen(context: Any, b: ir.IRBuilder, _: Any, values: list[ir.Value]) -> Any:
             fields = cgutils.unpack_tuple(b, values[0], len(kinds))
             pointers = [b.inttoptr(v, PTR) if kind == PTR else v for v, kind in zip(fields, kinds, strict=True)]
@@ -499,8 +499,8 @@ def dispatcher(fields: Any, bodies: dict[int, tuple[str, Callable[[ir.IRBuilder,
     return run
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def address(typingctx: Any, array: Any) -> Any:  # noqa: ARG001
+@intrinsic
+def address(typingctx: Any, array: Any) -> Any:
     """The address of the first element of ``array``. The caller keeps the array alive while the address is in use."""
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> Any:
@@ -512,9 +512,9 @@ def address(typingctx: Any, array: Any) -> Any:  # noqa: ARG001
 def _reader(kind: ir.Type, result: Any) -> Any:
     """An intrinsic that reads one value at an address."""
 
-    @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-    def read(typingctx: Any, place: Any) -> Any:  # noqa: ARG001
-        def codegen(context: Any, b: ir.IRBuilder, _: Any, values: list[ir.Value]) -> Any:  # noqa: ARG001
+    @intrinsic
+    def read(typingctx: Any, place: Any) -> Any:
+        def codegen(context: Any, b: ir.IRBuilder, _: Any, values: list[ir.Value]) -> Any:
             return load(b, kind, b.inttoptr(values[0], PTR))
 
         return result(types.int64), codegen
@@ -527,8 +527,8 @@ read_int8, read_int32, read_float32 = (
 )
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def write_int8(typingctx: Any, place: Any, value: Any) -> Any:  # noqa: ARG001
+@intrinsic
+def write_int8(typingctx: Any, place: Any, value: Any) -> Any:
     """Write the byte ``value`` at the address ``place``."""
 
     def codegen(context: Any, b: ir.IRBuilder, _: Any, values: list[ir.Value]) -> Any:

@@ -31,8 +31,8 @@ import llvmlite.binding as llvm
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, UserProvidedCacheLocator
 
-from edge_agent.errors import PlatformError
 from kernels import isa  # before numba: it may set what numba reads at import
+from splitedge.errors import PlatformError
 
 F = TypeVar("F", bound=Callable[..., Any])
 

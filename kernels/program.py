@@ -153,9 +153,7 @@ def _transformer(memory, op, scratch, part):
     elif kind == Kind.NORM:
         _norm(memory, op, first, last)
     elif kind == Kind.ATTENTION:
-        a = transformer.Attention(
-            op.x, op.y, op.height, channels, op.heads, op.factor, op.ids, op.pad_token
-        )
+        a = transformer.Attention(op.x, op.y, op.height, channels, op.heads, op.factor, op.ids, op.pad_token)
         first, last = team.share(op.heads, part)
         transformer.attention(arena, a, first, last, scratch)
     elif kind == Kind.EMBED:
@@ -164,7 +162,7 @@ def _transformer(memory, op, scratch, part):
         transformer.patches(arena, op.x, first, last, op.width, channels, op.kernel_h, op.y)
     elif kind == Kind.POSITION:
         transformer.position(arena, op.x, first, last, op.ahead, channels, memory.multipliers[op.floats :], op.y)
-    elif kind == Kind.MEAN and part.index == 0:
+    elif kind == Kind.MEAN and part.number == 0:
         transformer.mean(arena, op.x, op.height, channels, op.y)
 
 
@@ -270,7 +268,7 @@ def _integer(memory, op, scratch, member, part):
         elementwise.copy_columns(arena, x, y, last - first, op.channels, op.step, memory.tables, op.table)
     elif kind == Kind.MAX_POOL:
         elementwise.max_pool(arena, op.x, _window(op), op.y, part)
-    elif part.index == 0:
+    elif part.number == 0:
         _small(memory, op, output, member)
 
 

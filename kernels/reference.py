@@ -425,7 +425,7 @@ def codec_project(x: F32, centre: F32, matrix: F32) -> F32:
     return total
 
 
-def rans_encode(codes: U8, tables: list[list[int]], lanes: int) -> tuple[list[int], list[int]]:
+def static_rans_encode(codes: U8, tables: list[list[int]], lanes: int) -> tuple[list[int], list[int]]:
     """Final states, and 16-bit words in the order in which they are read, of ``codes`` [n, C]; ``tables`` [C] of frequencies that sum to 2^12."""
     states, words, flat = [1 << 15] * lanes, [], codes.reshape(-1)
     for i in range(len(flat) - 1, -1, -1):
@@ -438,8 +438,8 @@ def rans_encode(codes: U8, tables: list[list[int]], lanes: int) -> tuple[list[in
     return states, words[::-1]
 
 
-def rans_decode(states: list[int], words: list[int], tables: list[list[int]], count: int) -> U8:
-    """The ``count`` codes, flat. Raises ValueError unless all words are used and the states end as `rans_encode` began."""
+def static_rans_decode(states: list[int], words: list[int], tables: list[list[int]], count: int) -> U8:
+    """The ``count`` codes, flat. Raises ValueError unless all words are used and the states end as `static_rans_encode` began."""
     held, left, codes = list(states), list(words), np.zeros(count, np.uint8)
     for i in range(count):
         table, lane = tables[i % len(tables)], i % len(states)
@@ -463,7 +463,7 @@ def codec_tables(scale_x: float, zero_x: int, lo: F32, scale: F32, bits: int, le
 # --- the entropy coder of constants ------------------------------------------------------------------------------------
 
 
-def entropy_sums(counts: NDArray[np.int64]) -> list[int]:
+def adaptive_rans_sums(counts: NDArray[np.int64]) -> list[int]:
     """``counts`` [symbols] as frequencies that sum to 2^16, each at least 1, summed up from 0; the commonest symbol takes what rounding leaves."""
     spare = (1 << 16) - len(counts)
     shares = [1 + int(n) * spare // int(counts.sum()) for n in counts]
@@ -471,7 +471,7 @@ def entropy_sums(counts: NDArray[np.int64]) -> list[int]:
     return [sum(shares[:s]) for s in range(len(shares) + 1)]
 
 
-def entropy_epochs(count: int) -> list[range]:
+def adaptive_rans_epochs(count: int) -> list[range]:
     """The symbols of an array in the parts within which frequencies stay: 16 of them, then a quarter of those before, 16 at least."""
     parts: list[range] = []
     while count > (begin := parts[-1].stop if parts else 0):
@@ -479,13 +479,13 @@ def entropy_epochs(count: int) -> list[range]:
     return parts
 
 
-def entropy_encode(arrays: list[tuple[U8, U8, NDArray[np.int64]]]) -> tuple[int, list[int]]:
+def adaptive_rans_encode(arrays: list[tuple[U8, U8, NDArray[np.int64]]]) -> tuple[int, list[int]]:
     """``arrays`` of (codes, contexts, counts at the start) as a number and 32-bit words, in the order in which they are read."""
     steps: list[tuple[int, int]] = []
     for codes, contexts, start in arrays:
         counts, where = start.copy(), np.broadcast_to(contexts, codes.shape)
-        for part in entropy_epochs(len(codes)):
-            sums = [entropy_sums(row) for row in counts]
+        for part in adaptive_rans_epochs(len(codes)):
+            sums = [adaptive_rans_sums(row) for row in counts]
             rows = [(sums[where[i]], int(codes[i])) for i in part]
             steps += [(row[code], row[code + 1]) for row, code in rows]
             np.add.at(counts, (where[part.start : part.stop], codes[part.start : part.stop]), 32)
@@ -498,13 +498,13 @@ def entropy_encode(arrays: list[tuple[U8, U8, NDArray[np.int64]]]) -> tuple[int,
     return x, words[::-1]
 
 
-def entropy_decode(x: int, words: list[int], arrays: list[tuple[int, U8, NDArray[np.int64]]]) -> list[U8]:
-    """The codes of each of ``arrays`` of (how many, contexts, counts at the start): what `entropy_encode` was given."""
+def adaptive_rans_decode(x: int, words: list[int], arrays: list[tuple[int, U8, NDArray[np.int64]]]) -> list[U8]:
+    """The codes of each of ``arrays`` of (how many, contexts, counts at the start): what `adaptive_rans_encode` was given."""
     left, found = list(words), []
     for count, contexts, start in arrays:
         counts, where, codes = start.copy(), np.broadcast_to(contexts, count), np.zeros(count, np.uint8)
-        for part in entropy_epochs(count):
-            sums = [entropy_sums(row) for row in counts]
+        for part in adaptive_rans_epochs(count):
+            sums = [adaptive_rans_sums(row) for row in counts]
             for i in part:
                 mine, slot = sums[where[i]], x & 0xFFFF
                 codes[i] = code = max(s for s in range(len(mine) - 1) if mine[s] <= slot)

@@ -189,13 +189,13 @@ def finish(sync):
 
 
 class Part(NamedTuple):
-    """Part number ``index`` of an operator that is divided into ``count`` parts."""
+    """Part ``number`` of an operator that is divided into ``total`` parts."""
 
-    index: int
-    count: int
+    number: int
+    total: int
 
 
 @inline
-def share(total, part):
-    """The range of ``total`` equal units of work that belongs to ``part``."""
-    return total * part.index // part.count, total * (part.index + 1) // part.count
+def share(units, part):
+    """The range of ``units`` equal units of work that belongs to ``part``."""
+    return units * part.number // part.total, units * (part.number + 1) // part.total

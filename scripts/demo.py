@@ -34,9 +34,9 @@ from rich.table import Table
 
 import device_profiles
 from benchmarks.models import LITE0, LITE0_PREPROCESS
-from calibration.bundle import Bundle
-from calibration.importer import session
-from edge_agent.head.preprocess import load_image, normalise, prepare_image
+from calibration.bundle.bundle import Bundle
+from calibration.importing.importer import session
+from splitedge.head.preprocess import load_image, normalise, prepare_image
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "demo"
@@ -149,8 +149,8 @@ def import_model(photos: list[Photo]) -> Path:
     """A store with EfficientNet-Lite0, calibrated; made once for these sources."""
     sources = [
         p
-        for part in ("calibration", "kernels", "edge_agent/head", "edge_agent/codec")
-        for p in sorted((ROOT / part).glob("*.py"))
+        for part in ("calibration", "kernels", "splitedge/head", "splitedge/codec")
+        for p in sorted((ROOT / part).rglob("*.py"))
     ]
     key = hashlib.sha256(b"".join(p.read_bytes() for p in [*sources, Path(__file__)])).hexdigest()[:12]
     store = CACHE / f"store-{key}"

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_agent.head import Head
-from edge_agent.head import segment as seg
 from kernels import isa
+from splitedge.head import Head
+from splitedge.head import segment as seg
 from tests.kernels import golden
 
 TOKENS = 16
@@ -27,7 +27,7 @@ TITLES = {"integers": "EfficientNet-Lite0", "transformers": f"MiniLM, {TOKENS} t
 def make(family: str, path: Path) -> None:
     if family == "integers":
         from benchmarks import heads, models
-        from calibration import importer
+        from calibration.importing import importer
 
         path.write_bytes(heads.our_segment(importer.load(models.LITE0, models.LITE0_SHAPE), heads.SHAPE, weight_bits=6))
     else:

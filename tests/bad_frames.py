@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from edge_agent import codec
+from splitedge import codec
 
 _NAN, _INFINITE, _NEGATIVE, _HUGE = (
     np.uint16(word).tobytes() for word in (0x7FC0, 0x7F80, 0xBF80, 0x7F7F)

@@ -15,12 +15,12 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.traces import Trace, oracle
-from edge_agent.agent import WINDOW
-from edge_agent.in_use import AHEAD
-from edge_agent.link.adapt import Adaptation, Goal
-from edge_agent.link.estimate import wire_bytes
-from edge_agent.link.tcp import TcpSample
-from edge_agent.protocol.messages import LinkEstimate, Plan
+from edge_agent.runtime.active_plan import AHEAD
+from edge_agent.runtime.agent import WINDOW
+from splitedge.link.adaptation import Adaptation, Goal
+from splitedge.link.estimate import wire_bytes
+from splitedge.link.tcp import TcpSample
+from splitedge.protocol.messages import LinkEstimate, Plan
 
 KERNEL = 64 * 1024  # what TCP's window and the bound on unsent bytes let the kernel take
 

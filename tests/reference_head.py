@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.head import segment as seg
 from kernels import reference
+from splitedge.head import segment as seg
 
 U8 = NDArray[np.uint8]
 Values = NDArray[Any]

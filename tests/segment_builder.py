@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent.head import segment as seg
-from edge_agent.protocol.messages import Preprocess
 from kernels import reference
+from splitedge.head import segment as seg
+from splitedge.protocol.messages import Preprocess
 
 
 class Builder:

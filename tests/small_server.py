@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from edge_agent import errors
-from edge_agent.head import Head
-from edge_agent.head import segment as seg
-from edge_agent.link.listen import install, serve_session
-from edge_agent.protocol import messages as m
-from edge_agent.protocol.frames import Frame, pack_topk
+from splitedge import errors
+from splitedge.head import Head
+from splitedge.head import segment as seg
+from splitedge.link.stream_server import install, serve_session
+from splitedge.protocol import messages as m
+from splitedge.protocol.frames import Frame, pack_topk
 from tests.segment_builder import Builder
 
 TOKEN = "small-token"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from edge_agent.head import Head
-from edge_agent.head import segment as seg
-from edge_agent.protocol import messages as m
+from splitedge.head import Head
+from splitedge.head import segment as seg
+from splitedge.protocol import messages as m
 from tests.segment_builder import Builder
 from tests.small_server import SmallServer, make_plan
 

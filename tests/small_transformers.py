@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import nn
 
-from calibration import importer
-from calibration.graph import Graph
+from calibration.importing import importer
+from calibration.importing.graph import Graph
 from tests.small_models import Net
 
 TOKENS, WIDTH, HEADS = 11, 24, 3

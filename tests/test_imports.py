@@ -13,14 +13,15 @@ from pathlib import Path
 import grimp
 import pytest
 
-PACKAGES = ("edge_agent", "edge_server", "kernels", "calibration", "device_profiles")
+PACKAGES = ("splitedge", "edge_agent", "edge_server", "kernels", "calibration", "device_profiles")
+ON_THE_BOARD = ("splitedge", "edge_agent", "device_profiles", "kernels")
 NEVER_IN_THE_AGENT = {"torch", "onnx", "onnxruntime", "edge_server", "calibration", "benchmarks", "tokenizers"}
 # Third-party packages that a layer may import; the arrows between our own packages are the contracts in pyproject.toml.
 OUTSIDE = {
-    "edge_agent.errors": set(),
-    "edge_agent.limits": set(),
+    "splitedge.errors": set(),
+    "splitedge.limits": set(),
     "kernels": {"numpy", "numba", "llvmlite"},
-    "edge_agent.protocol": {"msgspec"},
+    "splitedge.protocol": {"msgspec"},
 }
 IMPORT_NAMES = {
     "pillow": "PIL",
@@ -54,16 +55,10 @@ def test_imports_follow_the_arrows(root: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_package_of_the_architecture_has_a_contract(root: Path) -> None:
+def test_the_architecture_page_shows_the_layers_that_are_checked(root: Path) -> None:
     settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]
-    sources = {source for contract in settings["contracts"] for source in contract["source_modules"]}
-    block = re.search(r"```\n(errors, limits .*?)```", (root / "docs/architecture.md").read_text(), re.DOTALL)
-    assert block
-    left = [line.split("->")[0].replace("(rest)", "").strip() for line in block[1].splitlines() if "->" in line]
-    named = {name for names in left for name in names.split(", ")}
-    assert named - {"benchmarks"} == {
-        s.removeprefix("edge_agent.") if s.endswith(("errors", "limits")) else s for s in sources
-    }
+    layers = next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    assert "\n".join(layers) in (root / "docs/architecture.md").read_text()
 
 
 @pytest.mark.parametrize("package", OUTSIDE)
@@ -76,7 +71,7 @@ def test_the_agent_imports_only_what_its_install_brings(graph: grimp.ImportGraph
     lines = project["dependencies"] + project["optional-dependencies"]["text"]  # the extra, when a text's model is used
     default = {re.split(r"[<>=\[; ]", line)[0] for line in lines}
     allowed = {IMPORT_NAMES.get(name, name) for name in default} | BROUGHT
-    assert outside(graph, "edge_agent") | outside(graph, "device_profiles") | outside(graph, "kernels") <= allowed
+    assert set().union(*(outside(graph, name) for name in ON_THE_BOARD)) <= allowed
 
 
 def test_the_demo_imports_only_what_its_extra_brings(root: Path) -> None:
@@ -103,8 +98,8 @@ def test_what_listens_loads_no_kernels(root: Path) -> None:
 def test_no_module_of_the_agent_loads_the_server_or_its_libraries(root: Path) -> None:
     script = """
 import importlib, json, pkgutil, sys
-import device_profiles, edge_agent
-for package in (edge_agent, device_profiles):
+import device_profiles, edge_agent, splitedge
+for package in (edge_agent, device_profiles, splitedge):
     for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not found.name.endswith("__main__"):
             importlib.import_module(found.name)

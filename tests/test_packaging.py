@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-PACKAGES = {"edge_agent", "edge_server", "kernels", "calibration", "device_profiles"}
+PACKAGES = {"splitedge", "edge_agent", "edge_server", "kernels", "calibration", "device_profiles"}
 # Paths of one machine, and hosts that serve packages: in pieces, so that this file does not hold them.
 PLACES = re.compile(
     "|".join(

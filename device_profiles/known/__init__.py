@@ -9,7 +9,7 @@ from pathlib import Path
 
 from device_profiles import schema
 from device_profiles.schema import DeviceProfile
-from edge_agent import errors
+from splitedge import errors
 
 FOLDER = Path(__file__).parent
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_agent.doctor import Check, examine
-from edge_agent.explain import plain
+from splitedge.report import plain
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 

@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent import config, errors, files, limits
+from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Source, expand, file_bytes, spoken
+from splitedge import errors, files, limits
 
 _NAMED = 5  # files in one error message
 
@@ -58,15 +59,15 @@ def frames(patterns: list[str], texts: list[str], out: Path | None = None) -> Fr
 
 
 def server(settings: Settings) -> None:
-    """Return if a model is chosen, the profile that the settings name can be used, and `contact.check` finds no fault; for a person who waits."""
-    from edge_agent import contact  # aiohttp, which a fault of the arguments need not wait for
+    """Return if a model is chosen, the profile that the settings name can be used, and `peers.check` finds no fault; for a person who waits."""
+    from edge_agent.planning import peers  # aiohttp, which a fault of the arguments need not wait for
 
     config.require_model(settings)
     if settings.profile:
-        from edge_agent import negotiation
+        from edge_agent.planning import negotiation
 
         negotiation.named_profile(settings)
-    asyncio.run(contact.check(settings, patient=False))
+    asyncio.run(peers.check(settings, patient=False))
 
 
 def plan(settings: Settings, board: str | None, picture: Path | None) -> None:

@@ -11,17 +11,17 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from edge_agent import errors, files
-from edge_agent.agent import Agent
 from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
-from edge_agent.engine import frame_bytes, frame_of
-from edge_agent.explain import headline, plain, size
-from edge_agent.head import answers
-from edge_agent.head.answers import Whole
 from edge_agent.inputs.sources import Source
-from edge_agent.platform_check import printable
-from edge_agent.results import Result, Timing, to_json
+from edge_agent.runtime.agent import Agent
+from edge_agent.runtime.engine import frame_bytes, frame_of
+from edge_agent.runtime.results import Result, Timing, to_json
+from splitedge import errors, files
+from splitedge.head import answers
+from splitedge.head.answers import Whole
+from splitedge.platform_check import printable
+from splitedge.report import headline, plain, size
 
 Outcome = Result | errors.SplitEdgeError
 _STEM = 100  # characters of a file's name

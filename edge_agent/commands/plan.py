@@ -13,11 +13,13 @@ from rich.text import Text
 
 import device_profiles
 from device_profiles import DeviceProfile, known
-from edge_agent import contact, files, negotiation
+from edge_agent.commands.what_if import WhatIf
 from edge_agent.config import Settings
-from edge_agent.explain import WhatIf, explain, plain
-from edge_agent.link.http import ServerClient
-from edge_agent.protocol.messages import Plan, PlanRequest
+from edge_agent.planning import negotiation, peers
+from splitedge import files
+from splitedge.link.http_client import ServerClient
+from splitedge.protocol.messages import Plan, PlanRequest
+from splitedge.report import explain, plain
 
 
 async def plan(
@@ -41,7 +43,7 @@ async def plan(
         def say(text: str) -> None:
             spinner.update(plain(text))
 
-        async with contact.client(settings) as client:
+        async with peers.client(settings) as client:
             asked, chosen = await _ask(client, settings, stands_in, given, say)
             spinner.stop()
             what_if = WhatIf(board, stands_in, asked.link, sorted(given)) if board or given else None
@@ -84,7 +86,7 @@ def _print(chosen: Plan, what_if: WhatIf | None, *, json: bool, layers: bool) ->
 
 async def models(settings: Settings, *, json: bool) -> None:
     """Print the server's models."""
-    async with contact.client(settings, patient=False) as client:
+    async with peers.client(settings, patient=False) as client:
         found = await client.models()
     if json:
         print(msgspec.json.encode(found).decode())

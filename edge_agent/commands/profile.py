@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from device_profiles import known, measure, save, table
-from edge_agent import files
-from edge_agent.errors import UsageError
+from splitedge import files
+from splitedge.errors import UsageError
 
 
 def profile(*, quick: bool, out: Path | None, json: bool, watts: float | None) -> None:

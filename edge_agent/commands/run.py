@@ -16,15 +16,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
-from edge_agent import config, errors, limits
+from edge_agent import config
+from edge_agent.api import app
 from edge_agent.config import Settings
-from edge_agent.inputs import api
-from edge_agent.link.dial import heals
 from edge_agent.service import notify
+from splitedge import errors, limits
+from splitedge.link.endpoint import heals
 
 if TYPE_CHECKING:
-    from edge_agent.agent import Agent
-    from edge_agent.stage import Stage
+    from edge_agent.runtime.agent import Agent
+    from edge_agent.runtime.stage import Stage
 
 
 async def run(settings: Settings) -> None:
@@ -33,8 +34,8 @@ async def run(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    front = api.Front()
-    runner, url = await api.serve(front, settings.api.host, settings.api.port)
+    front = app.Front()
+    runner, url = await app.serve(front, settings.api.host, settings.api.port)
     _log(f"the local API listens on {url}")
     notify.ready(front.served.state)
     starting, stopping = asyncio.create_task(_serve(front, settings, url)), asyncio.create_task(stop.wait())
@@ -51,7 +52,7 @@ async def run(settings: Settings) -> None:
     _log("stopped")
 
 
-async def _serve(front: api.Front, settings: Settings, url: str) -> None:
+async def _serve(front: app.Front, settings: Settings, url: str) -> None:
     make = await asyncio.to_thread(_imported)
     agent = make(settings, front)
     agent.counters, front.served = front.served.counters, agent
@@ -63,16 +64,16 @@ async def _serve(front: api.Front, settings: Settings, url: str) -> None:
     _log(f"ready on {url}: {plan['model']}, {plan['mode']}, cut after {plan['cut']}")
 
 
-def _imported() -> Callable[[Settings, api.Front], Agent | Stage]:
+def _imported() -> Callable[[Settings, app.Front], Agent | Stage]:
     """What makes an agent. Imports it and the kernels, which takes a second, on a small board several."""
-    from edge_agent.agent import Agent
-    from edge_agent.stage import Stage
+    from edge_agent.runtime.agent import Agent
+    from edge_agent.runtime.stage import Stage
     from kernels import jit
 
     if jit.CACHE_PROBLEM:
         _log(f"warning: {jit.advice()}")
 
-    def make(settings: Settings, front: api.Front) -> Agent | Stage:
+    def make(settings: Settings, front: app.Front) -> Agent | Stage:
         def tell(text: str) -> None:
             with suppress(errors.PlatformError):  # what nobody hears is no reason to end
                 notify.status(notify.state(text, ready=front.served.ready))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from edge_agent import errors
 from edge_agent.service import install as service
 from edge_agent.service.status import last_error
 from edge_agent.service.unit import NAME
+from splitedge import errors
 
 
 def install(config: Path | None, token_file: Path | None, *, dry_run: bool) -> None:

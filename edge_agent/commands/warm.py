@@ -6,9 +6,9 @@ import time
 
 from rich.console import Console
 
-from edge_agent.errors import StoreError
 from kernels import isa, jit
 from kernels import warm as kernels
+from splitedge.errors import StoreError
 
 
 def warm() -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from edge_agent import errors, limits
+from splitedge import errors, limits
 
 if TYPE_CHECKING:  # a command checks its files before it loads numpy
     import numpy as np

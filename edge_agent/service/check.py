@@ -15,10 +15,12 @@ import msgspec
 import device_profiles
 import edge_agent
 from device_profiles import schema
-from edge_agent import config, contact, errors, limits
+from edge_agent import config
 from edge_agent.config import Settings
-from edge_agent.link import dial, serving
+from edge_agent.planning import peers
 from edge_agent.service.unit import CACHE, CREDENTIALS, ENVIRONMENT_PATH, STATE, UnitOptions
+from splitedge import errors, limits
+from splitedge.link import endpoint, http_server
 
 _HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))
 _WRITABLE = (STATE, CACHE, Path("/var/lib/private/splitedge"), Path("/var/cache/private/splitedge"))
@@ -145,19 +147,19 @@ def _advice(key: str, name: str) -> str:
 
 def _contents(settings: Settings) -> Iterator[str]:
     """What is wrong in the files that the settings name, and between settings."""
-    from edge_agent.stage import check_exposure
+    from edge_agent.runtime.stage import check_exposure
 
     stage = settings.stage
     credentials = any(text.startswith(str(CREDENTIALS)) for text in (stage.token_file, stage.cert, stage.key))
     checks: list[Callable[[], object]] = [lambda: config.check_role(settings)]
-    checks += [partial(dial.tls_context, Path(text)) for text in (settings.ca, settings.chain.ca) if text]
+    checks += [partial(endpoint.tls_context, Path(text)) for text in (settings.ca, settings.chain.ca) if text]
     if settings.profile:
         checks.append(lambda: schema.require_measured(device_profiles.load(Path(settings.profile))))
     if not settings.chain.token_file.startswith(str(CREDENTIALS)):
         checks.append(lambda: config.chain_token(settings))
     if stage.port is not None and not credentials:
         checks.append(lambda: check_exposure(settings, config.stage_token(settings)))
-        checks.append(lambda: serving.tls(*(Path(text) if text else None for text in (stage.cert, stage.key))))
+        checks.append(lambda: http_server.tls(*(Path(text) if text else None for text in (stage.cert, stage.key))))
     for check in checks:
         try:
             check()
@@ -173,9 +175,9 @@ def _ask(settings: Settings, found: Findings) -> None:
     except errors.AuthError as error:
         found.problems.append(lacks or error.message)
     except errors.SplitEdgeError as error:
-        if not dial.heals(error):
+        if not endpoint.heals(error):
             found.problems.append(error.message)
-        elif lacks and not dial.is_loopback(dial.server_url(settings.server, None).host or ""):
+        elif lacks and not endpoint.is_loopback(endpoint.server_url(settings.server, None).host or ""):
             found.problems.append(lacks)
         else:
             found.notes.append(f"whether the token and the model are right is not known yet: {error.message}")
@@ -194,7 +196,7 @@ def _no_token(settings: Settings) -> str:
 
 async def _models(settings: Settings) -> list[str]:
     try:
-        async with asyncio.timeout(limits.DOCTOR_TIMEOUT), contact.client(settings, patient=False) as client:
+        async with asyncio.timeout(limits.DOCTOR_TIMEOUT), peers.client(settings, patient=False) as client:
             return [model.name for model in await client.models()]
     except TimeoutError as error:
         raise errors.UnreachableError(

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import edge_agent
 from edge_agent import config
-from edge_agent.errors import ConfigError, PlatformError, SplitEdgeError, StoreError, UsageError
 from edge_agent.service import check, notify
 from edge_agent.service.status import ServiceStatus, last_error, query, require_systemd, systemctl, watch
 from edge_agent.service.unit import (
@@ -33,6 +32,7 @@ from edge_agent.service.unit import (
     UnitOptions,
     render,
 )
+from splitedge.errors import ConfigError, PlatformError, SplitEdgeError, StoreError, UsageError
 
 ROOT = Path("/")
 

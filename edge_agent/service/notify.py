@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Mapping
 
-from edge_agent.errors import PlatformError
+from splitedge.errors import PlatformError
 
 MAX_STATUS = 500  # characters of a status line
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent import limits
-from edge_agent.errors import PlatformError
 from edge_agent.service import notify
 from edge_agent.service.unit import NAME, NO_CREDENTIAL
+from splitedge import limits
+from splitedge.errors import PlatformError
 
 _SHOWN = (
     "UnitFileState,ActiveState,SubState,MainPID,NRestarts,StateChangeTimestamp,StatusText,Result,ExecMainStatus,Job"

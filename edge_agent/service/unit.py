@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.config import CREDENTIAL, SYSTEM_FILE, variable
-from edge_agent.errors import ConfigError, PlatformError, UsageError
+from splitedge.errors import ConfigError, PlatformError, UsageError
 
 NAME = "splitedge-agent.service"
 UNIT_PATH = Path("/etc/systemd/system") / NAME

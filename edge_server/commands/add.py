@@ -18,23 +18,26 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from calibration import bundle as bundles
-from calibration import importer, layers, samples, texts, trials
-from calibration.graph import Graph
-from calibration.labels import read_names
-from calibration.rounding import Rounding
-from edge_agent import errors
-from edge_agent.explain import output
-from edge_agent.head import text
-from edge_agent.protocol.messages import OutputKind, Preprocess
-from edge_server import preprocessing
-from edge_server.catalog import Catalog
-from edge_server.first_look import FirstLook
-from edge_server.phases import Phases, stopped_in_order
+from calibration.accuracy import trials
+from calibration.bundle import bundle as bundles
+from calibration.importing import importer
+from calibration.importing.graph import Graph
+from calibration.lowering import layers
+from calibration.rounding.rounder import Rounding
+from calibration.samples import samples, texts
+from calibration.samples.labels import read_names
+from edge_server.commands.progress import Phases, stopped_in_order
+from edge_server.importing import preprocessing
+from edge_server.importing.first_look import FirstLook
 from edge_server.planner import Table as Patterns
-from edge_server.planning import mean_bits
-from edge_server.store import Store, check_name, default_folder
-from edge_server.tables import kept_table
+from edge_server.planning.device_plan import mean_bits
+from edge_server.planning.pattern_tables import kept_table
+from edge_server.store.catalog import Catalog
+from edge_server.store.store import Store, check_name, default_folder
+from splitedge import errors
+from splitedge.head import text
+from splitedge.protocol.messages import OutputKind, Preprocess
+from splitedge.report import output
 
 #: Points of accuracy that the table of cuts lets them lose.
 SHOWN_DROP: Final = 1.0

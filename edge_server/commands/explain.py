@@ -11,18 +11,18 @@ from rich.console import Console
 from rich.text import Text
 
 import device_profiles
-from calibration import trials
-from calibration.bundle import Bundle
-from calibration.margins import TAIL, AccuracyModel
+from calibration.accuracy import trials
+from calibration.accuracy.drop_model import TAIL, AccuracyModel
+from calibration.bundle.bundle import Bundle
 from device_profiles import known
 from device_profiles.schema import DeviceProfile, is_measured
-from edge_agent import errors, files
-from edge_agent.explain import explain as plan_in_words
-from edge_agent.protocol.messages import Demand, LinkEstimate, PlanRequest
-from edge_server import curves
-from edge_server.catalog import Catalog
-from edge_server.planning import choose_plan, store_plan
-from edge_server.store import Store, default_folder
+from edge_server.planning import curves
+from edge_server.planning.device_plan import choose_plan, store_plan
+from edge_server.store.catalog import Catalog
+from edge_server.store.store import Store, default_folder
+from splitedge import errors, files
+from splitedge.protocol.messages import Demand, LinkEstimate, PlanRequest
+from splitedge.report import explain as plan_in_words
 
 
 def profile_of(file: Path | None, board: str | None) -> DeviceProfile:

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from calibration.labels import read_names
-from edge_agent import errors
-from edge_agent.protocol.messages import ModelInfo
-from edge_server.catalog import Catalog
-from edge_server.store import Store, default_folder
+from calibration.samples.labels import read_names
+from edge_server.store.catalog import Catalog
+from edge_server.store.store import Store, default_folder
+from splitedge import errors
+from splitedge.protocol.messages import ModelInfo
 
 
 def models(folder: Path | None, *, json: bool = False) -> None:

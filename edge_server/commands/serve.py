@@ -7,10 +7,10 @@ import logging
 import sys
 from pathlib import Path
 
-from edge_server import access
-from edge_server.serve import Listen, check
-from edge_server.serve import serve as listen_and_serve
-from edge_server.store import Store, default_folder
+from edge_server.api import access_log
+from edge_server.api.serve import Listen, check
+from edge_server.api.serve import serve as listen_and_serve
+from edge_server.store.store import Store, default_folder
 
 
 def serve(
@@ -30,8 +30,8 @@ def serve(
         _say(warning)
     logging.basicConfig(level=logging.WARNING, format="edge-server: %(message)s")
     if not quiet:
-        access.log.setLevel(logging.INFO)
-        access.log.addFilter(access.RateBound())
+        access_log.log.setLevel(logging.INFO)
+        access_log.log.addFilter(access_log.RateBound())
     with Store(folder or default_folder()) as store:
         hints = _hints(store, auth)
         asyncio.run(listen_and_serve(store, listen, lambda url: _ready(url, hints)))

@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edge_server.store import Store, default_folder
+from edge_server.store.store import Store, default_folder
 
 
 def token(folder: Path | None, name: str, *, revoke: bool, show: bool) -> None:

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import errors, limits
 from edge_server.planner import knapsack
+from splitedge import errors, limits
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -31,7 +31,7 @@ NEAR: Final = 1.02
 class Layer:
     """``noise[i]``: what the weights at ``WIDTHS[i]`` bits add; infinite where they may not have so many. As a rule it falls with every bit, but
     nothing here depends on that. ``coded[i]``: the bytes that they take in a segment; without it, those of packed codes count. More entries than
-    `WIDTHS` are of further grids (`calibration.rounding.EVEN`), called 9, 10 and so on, which baselines do not know.
+    `WIDTHS` are of further grids (`calibration.rounding.rounder.EVEN`), called 9, 10 and so on, which baselines do not know.
     """
 
     name: str

@@ -24,14 +24,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import errors
-from edge_agent.codec import STAGES
-from edge_agent.protocol.messages import Demand, LinkEstimate, Objective
-from edge_server.planner import words
+from edge_server.planner import refusals
 from edge_server.planner.allocation import CutCodec, Layer, allocate
 from edge_server.planner.demands import Power, check, check_name
 from edge_server.planner.online import may_leave
 from edge_server.planner.patterns import Level, Place
+from splitedge import errors
+from splitedge.codec import STAGES
+from splitedge.protocol.messages import Demand, LinkEstimate, Objective
 
 F64 = NDArray[np.float64]
 
@@ -382,7 +382,7 @@ def _infeasible(search: _Search) -> errors.InfeasibleError:
     least = min((_own_noise(place) for place in chain.places), default=math.inf)
     if search.budget < least:
         points = next((level.drop_points for level in chain.levels if level.noise >= least), math.inf)
-        return words.infeasible(chain.model, chain.demand, None, {"max_drop_points": points}, all_of=True)
+        return refusals.infeasible(chain.model, chain.demand, None, {"max_drop_points": points}, all_of=True)
     found = _fastest(search, math.inf)
     if found is None:
         return errors.InfeasibleError(
@@ -396,7 +396,7 @@ def _infeasible(search: _Search) -> errors.InfeasibleError:
     if chain.demand.min_rate_fps is not None:
         slowest = _least_pace(search, math.inf, math.inf)
         wanted["min_rate_fps"] = 1000 / _pace(chain, slowest or found)
-    return words.infeasible(chain.model, chain.demand, None, wanted, all_of=True)
+    return refusals.infeasible(chain.model, chain.demand, None, wanted, all_of=True)
 
 
 def _check(chain: Chain) -> None:

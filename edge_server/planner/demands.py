@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from edge_agent import errors
-from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Mode
+from splitedge import errors
+from splitedge.protocol.messages import Cut, Demand, LinkEstimate, Mode
 
 #: The mode of a plan, by the kind of its cut.
 MODES: Final[dict[str, Mode]] = {"input": "server", "inside": "split", "output": "device"}

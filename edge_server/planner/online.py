@@ -20,14 +20,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import errors
-from edge_agent.codec import STAGES
-from edge_agent.link.adapt import LONGER
-from edge_agent.protocol.messages import Demand, LinkEstimate
-from edge_server.planner import words
+from edge_server.planner import refusals
 from edge_server.planner.allocation import ladder
 from edge_server.planner.demands import MODES, Power, check, check_name
 from edge_server.planner.patterns import Place, Table
+from splitedge import errors
+from splitedge.codec import STAGES
+from splitedge.link.adaptation import LONGER
+from splitedge.protocol.messages import Demand, LinkEstimate
 
 F64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -253,7 +253,7 @@ def _infeasible(table: Table, request: Request) -> errors.InfeasibleError:
         least = int(np.lexsort((costs.objective, counts))[0])
         nearest = {name: least for name, mask in broken.items() if mask[least]}
     wanted = {name: _value(table, name, values[name], i) for name, i in nearest.items()}
-    return words.infeasible(table.model, request.demand, request.memory_bytes, wanted, all_of=not alone)
+    return refusals.infeasible(table.model, request.demand, request.memory_bytes, wanted, all_of=not alone)
 
 
 def _needed(table: Table, name: str, costs: _Costs) -> F64:

@@ -14,12 +14,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import errors
-from edge_agent.codec import STAGES
-from edge_agent.protocol.messages import Cut
-from edge_server.planner import words
+from edge_server.planner import refusals
 from edge_server.planner.allocation import Allocation, CutCodec, Layer, allocate, segment_bytes, total_noise
 from edge_server.planner.verify_bits import verify_allocation
+from splitedge import errors
+from splitedge.codec import STAGES
+from splitedge.protocol.messages import Cut
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -164,7 +164,7 @@ def _best(layers: Sequence[Layer], budget: float) -> Allocation | None:
         found = allocate(layers, budget)
     except errors.InfeasibleError:
         found = None
-    words.hold(verify_allocation(layers, budget, (), 0.0, found))
+    refusals.hold(verify_allocation(layers, budget, (), 0.0, found))
     return found
 
 

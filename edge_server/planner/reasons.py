@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from edge_agent.protocol.messages import Demand
 from edge_server.planner.online import Pick, Request, Rival
 from edge_server.planner.patterns import Table
-from edge_server.planner.words import down, up
+from edge_server.planner.refusals import down, up
+from splitedge.protocol.messages import Demand
 
 
 def reason(table: Table, request: Request, rival: Rival, chosen: Pick) -> str:

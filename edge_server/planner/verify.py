@@ -8,14 +8,14 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
-from edge_agent import limits
-from edge_agent.codec import STAGES
-from edge_agent.link.adapt import LONGER
 from edge_server.planner.allocation import NEAR, Allocation, CutCodec
 from edge_server.planner.chain import INPUT, Chain, Route
 from edge_server.planner.online import Pick, Request
 from edge_server.planner.patterns import Place, Table
 from edge_server.planner.verify_bits import close, verify_allocation, weight_bytes
+from splitedge import limits
+from splitedge.codec import STAGES
+from splitedge.link.adaptation import LONGER
 
 
 def verify_pick(table: Table, request: Request, pick: Pick) -> list[str]:

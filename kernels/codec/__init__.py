@@ -4,8 +4,8 @@
 coding. `hadamard` and `projection` change the basis before quantization.
 """
 
-from kernels.codec.bits import pack, unpack
+from kernels.codec.bits import BLOCK, pack, unpack
 from kernels.codec.fused import decode, encode, encode_codes, rotate
 from kernels.codec.ranges import dequantize, measure, quantize
 
-__all__ = ["decode", "dequantize", "encode", "encode_codes", "measure", "pack", "quantize", "rotate", "unpack"]
+__all__ = ["BLOCK", "decode", "dequantize", "encode", "encode_codes", "measure", "pack", "quantize", "rotate", "unpack"]

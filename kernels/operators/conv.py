@@ -205,7 +205,7 @@ def conv(arena, x, window, groups, rows_per_copy, zero_x, constants, y, output, 
     line, step = rows.line_step, rows.step
     rows = _joined(rows, window.out_height * window.out_width)
     begin, end = 0, window.out_height * window.out_width // pixels
-    if end >= at_once * part.count:
+    if end >= at_once * part.total:
         begin, end = share(end, part)
         part = Part(0, 1)
     if rows_per_copy > 0:

@@ -167,6 +167,7 @@ def _interleave(b: ir.IRBuilder, taps: list[ir.Value], size: int) -> list[Any]:
     ]
     return [b.bitcast(quad, emit.vector(I8, size)) for quad in quads]
 
+
 class Run(NamedTuple):
     """Arguments of the kernel for any window: a run of output pixels of one block. Steps are in bytes."""
 

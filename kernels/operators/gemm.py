@@ -226,7 +226,11 @@ def _line(b: ir.IRBuilder, at: _Cursor, rows: list[ir.Value], vectors: int, grou
     offset, w, ahead, acc = at
     for span in TARGET.spans:
         turns = groups if TARGET.spans == (1,) else b.udiv(b.sub(groups, done), I64(span))
-        with emit.loop(b, turns, offset, w, ahead, *acc, unroll=False) as (_, (place, panel, after, *before), following):
+        with emit.loop(b, turns, offset, w, ahead, *acc, unroll=False) as (
+            _,
+            (place, panel, after, *before),
+            following,
+        ):
             if PREFETCHES and vectors == WIDEST:
                 emit.prefetch(b, after, level=2)
             products = _steps(b, before, _activations(b, rows, place, span), panel, vectors, span)
@@ -403,9 +407,9 @@ class Rows(NamedTuple):
 def _shares(vectors, m, part):
     """The column tiles and the rows of one part: a range of tiles and a range of rows."""
     tiles = (vectors + WIDEST - 1) // WIDEST
-    if part.count == 1:
+    if part.total == 1:
         return 0, vectors, 0, m
-    if tiles >= 4 * part.count or tiles % part.count == 0 or m < 2 * part.count:
+    if tiles >= 4 * part.total or tiles % part.total == 0 or m < 2 * part.total:
         first, last = share(tiles, part)
         return first, last, 0, m
     begin, end = share(m, part)

@@ -203,7 +203,9 @@ def _quantize_values(words, counted, count, x, row_bytes, columns, place, scratc
         float_rows.widen_columns(x + np.int64(words[counted + i]) * row_bytes, columns, scale)
     float_rows.column_scales(scale, columns, inverse)
     for i in range(count):
-        float_rows.quantize_value(x + np.int64(words[counted + i]) * row_bytes, columns, inverse, codes + i * step, totals)
+        float_rows.quantize_value(
+            x + np.int64(words[counted + i]) * row_bytes, columns, inverse, codes + i * step, totals
+        )
 
 
 class Attention(NamedTuple):
@@ -254,9 +256,7 @@ def _pack_head(arena, words, a, head, count, scratch, places, value_bytes):
     key_scale, key_sum = place + places.key_scale, place + places.key_sum
     query_scale, query_zero = place + places.query_scale, place + places.query_zero
     tokens, first_key = place + places.counted, column + 4 * a.channels
-    float_rows.quantize_keys(
-        first_key, row_bytes, tokens, count, size, a.factor, keys, head_bytes, key_scale, key_sum
-    )
+    float_rows.quantize_keys(first_key, row_bytes, tokens, count, size, a.factor, keys, head_bytes, key_scale, key_sum)
     float_rows.quantize_rows(column, row_bytes, a.tokens, size, queries, head_bytes, query_scale, query_zero)
     key_source = Source(scratch + places.keys, head_bytes, 1)
     pack(codes, key_source, count, size, words, (scratch + places.key_panels) // 4)
@@ -272,7 +272,9 @@ def _attend(base, a, head, count, place, places):
     scores, weights, weight_scale = place + places.scores, place + places.weights, place + places.weight_scale
     keys = Columns(place + places.key_panels, place + places.key_sum, place + places.key_scale, zeros)
     own = 4 * head * size
-    values = Columns(place + places.value_panels, place + places.value_sum + own, place + places.value_scale + own, zeros)
+    values = Columns(
+        place + places.value_panels, place + places.value_sum + own, place + places.value_scale + own, zeros
+    )
     for first in range(0, a.tokens, BLOCK):
         some = min(BLOCK, a.tokens - first)
         query_scale, query_zero = place + places.query_scale + 4 * first, place + places.query_zero + 4 * first

@@ -1,4 +1,4 @@
-"""An adaptive entropy coder (range asymmetric numeral systems, rANS) for arrays of small symbols: one state for a row of arrays. Twin: `reference.entropy_encode`.
+"""An adaptive entropy coder (range asymmetric numeral systems, rANS) for arrays of small symbols: one state for a row of arrays. Twin: `reference.adaptive_rans_encode`.
 
 The frequencies of a symbol are what was counted of it before, so nothing but the state and its words is sent. They are brought up to date after
 `FIRST` symbols and then whenever a quarter more were seen: a table of frequencies stays good for long, and decoding a symbol is one look-up and

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import accuracy
-from edge_agent import errors
+from splitedge import errors
 
 
 @pytest.mark.slow

@@ -12,13 +12,13 @@ import pytest
 from benchmarks import accuracy_bound as bound
 from benchmarks import cache
 from benchmarks.accuracy_bound import Task, Verdict
-from calibration.bundle import runner
-from calibration.importer import batched, simplify
-from calibration.samples import Samples
-from edge_agent import errors
-from edge_agent.protocol.messages import Preprocess
+from calibration.bundle.bundle import runner
+from calibration.importing.importer import batched, simplify
+from calibration.samples.samples import Samples
 from edge_server.planner import choose
-from edge_server.tables import table_of
+from edge_server.planning.pattern_tables import table_of
+from splitedge import errors
+from splitedge.protocol.messages import Preprocess
 from tests.small_models import Net
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")

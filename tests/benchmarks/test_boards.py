@@ -9,7 +9,7 @@ from benchmarks import boards
 from device_profiles import known
 from device_profiles.measure import one_operator
 from device_profiles.schema import Shape
-from edge_agent.protocol.messages import Cut
+from splitedge.protocol.messages import Cut
 
 SIZE = [56, 56, 64]
 

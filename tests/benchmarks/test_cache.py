@@ -38,7 +38,7 @@ def test_the_fingerprint_sees_sources_and_packages(tmp_path: Path, monkeypatch: 
     seen = {cache.fingerprint()}
     monkeypatch.setattr(cache, "_ROOT", tmp_path)
     assert cache.fingerprint() in seen
-    with (tmp_path / "calibration" / "lower.py").open("a") as source:
+    with (tmp_path / "calibration" / "lowering" / "lower.py").open("a") as source:
         source.write("\n")
     seen.add(cache.fingerprint())
     monkeypatch.setattr(cache, "_version", lambda package: "9.9")

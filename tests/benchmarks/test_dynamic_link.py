@@ -15,8 +15,8 @@ from benchmarks import links
 from benchmarks.dynamic_link import FASHION, Bench, Outcome, row, stand_in, summary, windows_held
 from benchmarks.dynamic_plots import Lane, draw
 from benchmarks.traces import SPARE, TRACES, UNLIMITED, Trace, oracle
-from edge_agent.link.estimate import wire_bytes
-from edge_agent.protocol.messages import Codec, Rung
+from splitedge.link.estimate import wire_bytes
+from splitedge.protocol.messages import Codec, Rung
 from tests.small_server import make_plan, segment_file
 
 

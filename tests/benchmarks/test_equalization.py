@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 from benchmarks import equalization
-from calibration import layers
-from calibration.graph import Graph
-from calibration.importer import session, simplify
+from calibration.importing.graph import Graph
+from calibration.importing.importer import session, simplify
+from calibration.lowering import layers
 from tests import small_models as small
 
 

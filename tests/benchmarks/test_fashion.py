@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks import fashion
-from calibration import layers
-from calibration.graph import Graph
-from edge_agent import errors
+from calibration.importing.graph import Graph
+from calibration.lowering import layers
+from splitedge import errors
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks import heads, restricted, rivals, tflite
 from benchmarks.restricted import OURS
-from calibration.importer import batched, simplify
-from edge_agent.head import load
+from calibration.importing.importer import batched, simplify
 from kernels import isa
+from splitedge.head import load
 from tests import small_models as small
 
 

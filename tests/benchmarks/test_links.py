@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import links
-from edge_agent import errors
+from splitedge import errors
 
 lacking = links.missing()
 emulated = pytest.mark.skipif(bool(lacking), reason=f"emulated links need {lacking}")

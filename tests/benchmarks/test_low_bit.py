@@ -11,11 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import low_bit
 from benchmarks.low_bit import BITS, DEFAULT, DS_ACIQ, NAIVE, PACKED, Case, Outcome
-from calibration.graph import Graph
-from calibration.samples import Samples
-from edge_agent import codec
-from edge_agent.errors import UsageError
-from edge_agent.protocol.messages import Preprocess
+from calibration.importing.graph import Graph
+from calibration.samples.samples import Samples
+from splitedge import codec
+from splitedge.errors import UsageError
+from splitedge.protocol.messages import Preprocess
 
 WIDTH = 16
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from benchmarks import fashion, payload
-from calibration import layers
-from calibration.graph import Graph
-from calibration.importer import batched, simplify
-from calibration.rounding import WIDTHS
-from calibration.samples import Samples
-from edge_agent import errors
-from edge_agent.head import segment as seg
-from edge_agent.protocol.messages import Preprocess
+from calibration.importing.graph import Graph
+from calibration.importing.importer import batched, simplify
+from calibration.lowering import layers
+from calibration.rounding.rounder import WIDTHS
+from calibration.samples.samples import Samples
 from edge_server.planner import allocation
+from splitedge import errors
+from splitedge.head import segment as seg
+from splitedge.protocol.messages import Preprocess
 from tests import small_models as small
 
 

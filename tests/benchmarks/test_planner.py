@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import milp, planner
-from edge_agent import errors
 from edge_server.planner import Pick
+from splitedge import errors
 
 
 @pytest.mark.parametrize("name", ["EfficientNet", "ResNet"])

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.board import Board, Timings
 from benchmarks.regret import CHOSEN, DEVICES, FRAMES, TURN, Run, expected, identity, parts, row, summary, timed
 from benchmarks.slower import slower
-from edge_agent.protocol.messages import Candidate, Cut, Plan
+from splitedge.protocol.messages import Candidate, Cut, Plan
 from tests.small_server import make_plan, segment_file
 
 

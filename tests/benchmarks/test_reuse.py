@@ -11,8 +11,8 @@ from PIL import Image
 
 from benchmarks import reuse
 from benchmarks.reuse import FRAMES, LATENCY, Scene, Stream
-from edge_agent import errors
 from edge_agent.config import ReuseConfig
+from splitedge import errors
 
 
 def scene(height: int = 256, width: int = 340) -> Scene:

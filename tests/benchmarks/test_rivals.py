@@ -9,8 +9,8 @@ import pytest
 from onnx import numpy_helper
 
 from benchmarks import heads, rivals, tflite
-from calibration.importer import batched, simplify
-from edge_agent.head import load
+from calibration.importing.importer import batched, simplify
+from splitedge.head import load
 from tests.benchmarks.test_heads import network
 
 

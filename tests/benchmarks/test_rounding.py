@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks import rounding
-from calibration.importer import batched, simplify
-from calibration.samples import Samples
-from edge_agent import errors
-from edge_agent.protocol.messages import Preprocess
+from calibration.importing.importer import batched, simplify
+from calibration.samples.samples import Samples
+from splitedge import errors
+from splitedge.protocol.messages import Preprocess
 from tests import small_models as small
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import segments
-from calibration.quantize import Rounded, nearest
+from calibration.rounding.quantizer import Rounded, nearest
 
 
 def rounded(bits: int) -> Rounded:

@@ -10,9 +10,9 @@ import pytest
 from benchmarks import startup
 from device_profiles.measure import one_operator
 from device_profiles.schema import Shape
-from edge_agent.head import Head
-from edge_agent.head import segment as seg
 from kernels import jit
+from splitedge.head import Head
+from splitedge.head import segment as seg
 
 
 def run(**changes: float) -> dict[str, float]:

@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks import heads, rivals, tflite
-from calibration import importer
-from calibration.importer import batched, simplify
-from edge_agent import errors
-from edge_agent.head import load
-from edge_agent.head import segment as seg
+from calibration.importing import importer
+from calibration.importing.importer import batched, simplify
+from splitedge import errors
+from splitedge.head import load
+from splitedge.head import segment as seg
 from tests import small_models as small
 
 pytest.importorskip("ai_edge_litert", reason="LiteRT has no package for this system")

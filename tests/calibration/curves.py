@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from calibration.bundle import Model
-from calibration.margins import Drop
+from calibration.accuracy.drop_model import Drop
+from calibration.bundle.bundle import Model
 
 
 def check_curve(model: Model) -> None:

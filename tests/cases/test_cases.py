@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from calibration import bundle, cuts, importer, layers, outputs
-from calibration.graph import Graph, tail_model
-from calibration.observe import Tap, to_onnx
-from calibration.samples import Samples
-from calibration.sessions import DISABLED_OPTIMIZERS, EVERY, brief, disabled
-from calibration.signature import ArgMax
-from edge_agent import errors
-from edge_agent.head import answers
-from edge_agent.protocol.messages import Preprocess
-from edge_server.tails import Tail
+from calibration.bundle import bundle
+from calibration.importing import cuts, importer, outputs
+from calibration.importing.graph import Graph, tail_model
+from calibration.importing.sessions import DISABLED_OPTIMIZERS, EVERY, brief, disabled
+from calibration.importing.signature import ArgMax
+from calibration.lowering import layers
+from calibration.samples.samples import Samples
+from calibration.statistics.activations import Tap, to_onnx
+from edge_server.tails.pool import Tail
+from splitedge import errors
+from splitedge.head import answers
+from splitedge.protocol.messages import Preprocess
 from tests import small_models as small
 from tests.cases import models
 from tests.cases.build import File, unoptimized

@@ -10,16 +10,17 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from calibration import bundle, importer
-from calibration.accuracy import CutNoise
-from calibration.bundle import Bundle
-from calibration.graph import Graph
-from calibration.samples import Samples
-from edge_agent import codec
-from edge_agent.head import executor
-from edge_agent.head.preprocess import quantize_tensor
-from edge_agent.protocol.messages import Codec, Preprocess
-from edge_server.tails import Tail
+from calibration.accuracy.evaluation import CutNoise
+from calibration.bundle import bundle
+from calibration.bundle.bundle import Bundle
+from calibration.importing import importer
+from calibration.importing.graph import Graph
+from calibration.samples.samples import Samples
+from edge_server.tails.pool import Tail
+from splitedge import codec
+from splitedge.head import executor
+from splitedge.head.preprocess import quantize_tensor
+from splitedge.protocol.messages import Codec, Preprocess
 from tests.cases import many
 from tests.cases.build import unoptimized
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from device_profiles import from_dict, known, predict, schema, table, to_dict
 from device_profiles.measure import one_operator
 from device_profiles.schema import Origin, Shape
-from edge_agent.errors import ConfigError, UsageError
+from splitedge.errors import ConfigError, UsageError
 
 BOARDS = ("jetson-nano", "orin-nano", "pi4", "pi5", "x86-avx2", "x86-vnni")
 

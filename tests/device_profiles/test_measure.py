@@ -10,8 +10,8 @@ from device_profiles.machine import usable_threads
 from device_profiles.measure import SHAPES, one_operator
 from device_profiles.predict import best_threads
 from device_profiles.schema import KINDS, Shape
-from edge_agent.head import Head, segment
 from kernels.isa import ISA
+from splitedge.head import Head, segment
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import pytest
 from device_profiles import measure, predict
 from device_profiles.measure import SHAPES, one_operator
 from device_profiles.schema import Shape
-from edge_agent.errors import ProtocolError
-from edge_agent.head import Head
-from edge_agent.head import segment as seg
+from splitedge.errors import ProtocolError
+from splitedge.head import Head
+from splitedge.head import segment as seg
 
 
 def _header(tensors: list[list[int]], ops: list[seg.AnyOp]) -> seg.Header:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device_profiles import from_dict, load, save, to_dict
-from edge_agent.errors import ConfigError, ProtocolError, StoreError
+from splitedge.errors import ConfigError, ProtocolError, StoreError
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import config, errors, limits
+from edge_agent import config
+from splitedge import errors, limits
 
 
 def write(tmp_path: Path, text: str) -> Path:

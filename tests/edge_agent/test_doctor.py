@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edge_agent import doctor, limits
+from edge_agent import doctor
 from edge_agent.commands.doctor import summary, table
 from edge_agent.config import Settings
 from edge_agent.doctor import Check
 from kernels import isa
+from splitedge import limits
 from tests.small_server import TOKEN, SmallServer
 
 CPU = "sys/devices/system/cpu/cpu0/cpufreq/"

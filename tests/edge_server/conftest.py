@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from calibration import bundle
+from calibration.bundle import bundle
 from device_profiles import schema
 from device_profiles.measure import SHAPES, describe, one_operator
 from device_profiles.predict import op_bytes, op_macs
 from edge_server.commands.add import add
-from edge_server.store import Store
+from edge_server.store.store import Store
 from tests.edge_server.small_network import request_of, save_network
 
 

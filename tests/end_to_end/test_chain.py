@@ -21,17 +21,18 @@ from aiohttp.test_utils import TestServer
 from msgspec.structs import replace
 from PIL import Image
 
-from edge_agent import codec, config, errors, limits
-from edge_agent.agent import Agent
-from edge_agent.head import answers, executor
-from edge_agent.link.client import FrameStream
-from edge_agent.link.http import ServerClient
-from edge_agent.protocol.frames import Frame
-from edge_agent.protocol.messages import Open, Plan, encode
-from edge_agent.stage import Stage
-from edge_server.app import make_app
-from edge_server.catalog import Catalog
-from edge_server.store import Store
+from edge_agent import config
+from edge_agent.runtime.agent import Agent
+from edge_agent.runtime.stage import Stage
+from edge_server.api.app import make_app
+from edge_server.store.catalog import Catalog
+from edge_server.store.store import Store
+from splitedge import codec, errors, limits
+from splitedge.head import answers, executor
+from splitedge.link.http_client import ServerClient
+from splitedge.link.stream_client import FrameStream
+from splitedge.protocol.frames import Frame
+from splitedge.protocol.messages import Open, Plan, encode
 from tests import bad_frames
 from tests.end_to_end.conftest import World, end
 

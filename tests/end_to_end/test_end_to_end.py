@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 import trustme
 
-from edge_agent import limits
+from splitedge import limits
 from tests.end_to_end.conftest import Cable, World, end
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]

@@ -17,15 +17,16 @@ import pytest
 from aiohttp.test_utils import TestServer
 from numpy.typing import NDArray
 
-from calibration import bundle, importer
-from calibration.samples import Samples
+from calibration.bundle import bundle
+from calibration.importing import importer
+from calibration.samples.samples import Samples
 from edge_agent import config
-from edge_agent.agent import Agent
+from edge_agent.api import app
 from edge_agent.commands.infer import OutputFiles
-from edge_agent.inputs import api
-from edge_agent.protocol.messages import Mode, OutputKind, Preprocess
-from edge_server.app import make_app
-from edge_server.store import Store
+from edge_agent.runtime.agent import Agent
+from edge_server.api.app import make_app
+from edge_server.store.store import Store
+from splitedge.protocol.messages import Mode, OutputKind, Preprocess
 from tests.end_to_end.conftest import World
 from tests.small_models import Net
 
@@ -195,14 +196,14 @@ async def test_the_classes_of_places_are_answered_in_indices(
 async def test_the_api_gives_a_tensor_as_json_and_as_npy(world: World, store: Path, tmp_path: Path) -> None:
     [x] = frames(1)
     async with agent_of(world, store, tmp_path, "plane") as agent:
-        runner, url = await api.serve(api.Front(agent), "127.0.0.1", 0)
+        runner, url = await app.serve(app.Front(agent), "127.0.0.1", 0)
         body, headers = x.tobytes(), {"X-Shape": "16,16,3"}
         try:
             async with aiohttp.ClientSession(url) as http:
                 async with http.post("/v1/infer", data=body, headers=headers) as response:
                     value = await response.json()
-                async with http.post("/v1/infer", data=body, headers=headers | {"Accept": api.NPY}) as response:
-                    assert response.content_type == api.NPY
+                async with http.post("/v1/infer", data=body, headers=headers | {"Accept": app.NPY}) as response:
+                    assert response.content_type == app.NPY
                     array = np.load(io.BytesIO(await response.read()), allow_pickle=False)
         finally:
             await runner.cleanup()

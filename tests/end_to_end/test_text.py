@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import nn
 
-from calibration.bundle import Bundle
-from edge_agent.head.text import Tokenizer
-from edge_agent.head.text import read as read_tokenizer
+from calibration.bundle.bundle import Bundle
+from splitedge.head.text import Tokenizer
+from splitedge.head.text import read as read_tokenizer
 from tests.end_to_end.conftest import World, end
 from tests.end_to_end.test_end_to_end import agent, run
 from tests.small_texts import WORDS, vocabulary

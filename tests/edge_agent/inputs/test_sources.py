@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent import errors
 from edge_agent.inputs.sources import expand, is_array, load_array, read_bounded, spoken
+from splitedge import errors
 
 
 def names(patterns: list[str]) -> list[str]:

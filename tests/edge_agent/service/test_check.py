@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import errors
 from edge_agent.service import check
 from edge_agent.service.unit import CREDENTIALS, UnitOptions
+from splitedge import errors
 from tests.small_server import TOKEN, SmallServer
 
 Write = Callable[..., UnitOptions]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import limits
-from edge_agent.errors import ConfigError, PlatformError, StoreError, UsageError
 from edge_agent.service import check
 from edge_agent.service import install as service
 from edge_agent.service.unit import NAME, UnitOptions, render
+from splitedge import limits
+from splitedge.errors import ConfigError, PlatformError, StoreError, UsageError
 
 OPTIONS = UnitOptions(Path("/opt/splitedge/bin/edge-agent"))
 

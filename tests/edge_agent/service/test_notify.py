@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.errors import PlatformError
 from edge_agent.service import notify
+from splitedge.errors import PlatformError
 
 
 def _systemd(address: str) -> socket.socket:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import limits
 from edge_agent.commands import service as command
 from edge_agent.config import CREDENTIAL
-from edge_agent.errors import ConfigError, SplitEdgeError
 from edge_agent.service import check, install, notify, status
 from edge_agent.service.unit import CREDENTIALS, NAME, UNIT_PATH, UnitOptions
+from splitedge import limits
+from splitedge.errors import ConfigError, SplitEdgeError
 
 RUNNING = "UnitFileState=enabled\nActiveState=active\nSubState=running\nMainPID=4711\nResult=success\nStatusText="
 FAILED = "UnitFileState=enabled\nActiveState=failed\nSubState=failed\nMainPID=0\nResult=exit-code\nExecMainStatus=2\nStatusText="

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.errors import ConfigError
 from edge_agent.service.unit import NAME, TOKEN_PATH, UnitOptions, render
+from splitedge.errors import ConfigError
 
 EXPOSURE = 20  # systemd-analyze's tenths: at most 2.0 of 10, where 10 is a service without any protection
 

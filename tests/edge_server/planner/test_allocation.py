@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import milp
-from edge_agent import errors, limits
 from edge_server.planner import knapsack, verify_allocation
 from edge_server.planner.allocation import (
     NEAR,
@@ -29,6 +28,7 @@ from edge_server.planner.allocation import (
     total_noise,
     uniform,
 )
+from splitedge import errors, limits
 from tests.drawn import drawn
 
 falling = st.lists(st.floats(0, 1e6), min_size=7, max_size=7).map(lambda values: sorted(values, reverse=True))

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent import errors
-from edge_agent.codec import STAGES
-from edge_agent.protocol.messages import Cut, Demand, LinkEstimate
 from edge_server.planner import INPUT, Chain, CutCodec, Device, Layer, Level, Place, Route, share, verify_route
+from splitedge import errors
+from splitedge.codec import STAGES
+from splitedge.protocol.messages import Cut, Demand, LinkEstimate
 from tests.drawn import drawn
 
 GIGABIT = LinkEstimate(0.5, 1000.0, 1000.0)

@@ -13,9 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent import errors
-from edge_agent.codec import STAGES
-from edge_agent.protocol.messages import Cut, Demand, LinkEstimate, Weights
 from edge_server.planner import (
     Allocation,
     CutCodec,
@@ -34,6 +31,9 @@ from edge_server.planner import (
     verify_pick,
 )
 from edge_server.planner.allocation import NEAR, WIDTHS, segment_bytes, total_noise
+from splitedge import errors
+from splitedge.codec import STAGES
+from splitedge.protocol.messages import Cut, Demand, LinkEstimate, Weights
 from tests.drawn import drawn
 
 LINK = LinkEstimate(rtt_ms=10.0, uplink_mbps=20.0, downlink_mbps=20.0)

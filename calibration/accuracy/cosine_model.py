@@ -1,0 +1,161 @@
+"""From the noise on the outputs to the cosine that it costs: for embeddings and maps, of which no single output is the answer.
+
+A sample's loss is 1 - cosine between the float model's output and the quantized one's, both flattened; the drop in points is 100 times its mean.
+Variants, energies and scaling are those of `calibration.accuracy.drop_model`. The loss changes smoothly with the noise, so it is measured at every energy.
+
+The interval is of what somebody would measure on `promise_samples` other samples by another variant. The logarithm of that mean is taken to scatter
+by what the variants' means do (the near ones' or all's, where that is more: of few, the odd one is easily missed), and by what the samples' losses
+do: in calibration's mean, and in the fresh one. Logarithms, since a loss is never below 0 and its scatter is in proportion to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.accuracy import drop_model, evaluation
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+DRAWS: Final = 20_000
+#: Where there is but one variant or one sample, spreads (of logarithms, or over the mean) that are taken for granted.
+UNKNOWN: Final = 1.0
+#: A variant's loss, over the mean of those near it, below which its logarithm says no more.
+LEAST_RATIO: Final = 1e-3
+#: Bound of the logarithm of the interval's end over the mean.
+WIDEST: Final = 50.0
+
+
+class FidelityModel(drop_model.Curve, frozen=True, tag="cosine"):
+    """The curve of the cosine lost; ``metric`` is "cosine".
+
+    At ``noise[i + 1]`` the logarithms of the variants' mean losses have the standard deviation ``between[i]``, and the losses of single samples, over
+    their mean, ``scatter[i]``. ``variants``: how many spoke for each noise.
+    """
+
+    WORST: ClassVar[float] = 200.0
+
+    between: list[float]
+    scatter: list[float]
+    variants: int
+
+    def promising(self, samples: int) -> FidelityModel:
+        """The same with the interval of a measurement on ``samples`` samples."""
+        ratio = np.exp(
+            [0.0, *_reach(np.array(self.between), np.array(self.scatter), self.variants, self.samples, samples)]
+        )
+        high = np.minimum(np.maximum.accumulate(self.expected * ratio), self.WORST)
+        low = self.expected / ratio
+        return msgspec.structs.replace(self, low=low.tolist(), high=high.tolist(), promise_samples=samples)
+
+
+def fit(
+    outputs: F32,
+    deltas: Sequence[F32],
+    noises: Sequence[float] | None = None,
+    promise_samples: int = drop_model.PROMISE_SAMPLES,
+) -> FidelityModel:
+    """The model of a network with ``outputs`` [n, ...] on samples that rounding has not seen; the rest as in `drop_model.fit`."""
+    z, made, energies = drop_model.variants(outputs, deltas, noises)
+    grid = drop_model.grid_of(energies)
+    powers = _dots(z, z)
+    products = np.stack([np.stack([_dots(z, delta), _dots(delta, delta)]) for delta in made])
+    _, distinct = np.unique(products, axis=0, return_index=True)  # the least noise there is may have been tried often
+    products, energies = products[distinct], energies[distinct]
+    means, between, scatter = [], [], []
+    for energy in grid:
+        near = drop_model.nearest(energies, float(energy))
+        scales = np.sqrt(energy / energies)[:, None]
+        cross, own = scales * products[:, 0], scales**2 * products[:, 1]
+        found = _losses(powers, powers + cross, powers + 2 * cross + own)
+        every = found.mean(axis=1)
+        means.append(float(every[near].mean()))
+        between.append(max(_between(every[near]), _between(every)))
+        scatter.append(_scatter(found[near]))
+    made_of = FidelityModel(
+        samples=len(z),
+        metric="cosine",
+        noise=[0.0, *grid.tolist()],
+        expected=[0.0, *(100.0 * drop_model.rising(np.array(means))).tolist()],
+        low=[],
+        high=[],
+        promise_samples=0,
+        between=between,
+        scatter=scatter,
+        variants=min(len(energies), drop_model.NEAREST),
+    )
+    return made_of.promising(promise_samples)
+
+
+def compare(outputs: F32, found: F32) -> tuple[float, float, float, float]:
+    """The drop of ``found`` [n, ...] against the float model's ``outputs`` in points, its normal 95 % interval, and the agreement (0..1) of top-1."""
+    losses = 100.0 * cosine_losses(outputs, found)
+    drop, agreement = float(losses.mean()), float((evaluation.top1(outputs) == evaluation.top1(found)).mean())
+    if len(losses) < 2:
+        return drop, 0.0, FidelityModel.WORST, agreement
+    half = evaluation.Z95 * float(losses.std(ddof=1)) / math.sqrt(len(losses))
+    return drop, max(0.0, drop - half), min(FidelityModel.WORST, drop + half), agreement
+
+
+def cosine_losses(outputs: F32, found: F32) -> F64:
+    """1 - cosine of each of n samples, their values flattened: 1 where only one of the two is all zeros, 0 where both are."""
+    a, b = outputs.reshape(len(outputs), -1), found.reshape(len(found), -1)
+    return _losses(_dots(a, a), _dots(a, b), _dots(b, b))
+
+
+def energy(outputs: F32) -> float:
+    """Mean square of the ``outputs``: what noise is measured by where their direction counts."""
+    return float(np.square(outputs, dtype=np.float64).mean())
+
+
+def _dots(a: F32, b: F32) -> F64:
+    found: F64 = np.einsum("ij,ij->i", a, b, dtype=np.float64)
+    return found
+
+
+def _losses(before: F64, product: F64, after: F64) -> F64:
+    """1 - cosine from the squared lengths and the scalar product, of any shapes that fit."""
+    after = np.maximum(after, 0.0)
+    lengths = np.sqrt(before * after)
+    same: F64 = np.where(before == after, 1.0, 0.0)
+    return 1.0 - np.clip(np.divide(product, lengths, out=same, where=lengths > 0), -1.0, 1.0)
+
+
+def _between(means: F64) -> float:
+    """Standard deviation of the logarithms of the variants' mean losses."""
+    if len(means) < 2:
+        return UNKNOWN
+    floor = LEAST_RATIO * means.mean()
+    return float(np.log(np.maximum(means, floor)).std(ddof=1)) if floor > 0 else 0.0
+
+
+def _scatter(losses: F64) -> float:
+    """Standard deviation of a sample's loss over the mean, in the mean of the variants of ``losses`` [variants, n]."""
+    if losses.shape[1] < 2:
+        return UNKNOWN
+    means = losses.mean(axis=1)
+    ratios = losses.std(axis=1, ddof=1)[means > 0] / means[means > 0]
+    return float(np.sqrt(np.square(ratios).mean())) if len(ratios) else 0.0
+
+
+def _reach(between: F64, scatter: F64, variants: int, samples: int, fresh: int) -> F64:
+    """At each energy the logarithm of the interval's upper end over the mean.
+
+    Half of `drop_model.TAIL` lies beyond each end: variants scatter more to one side than logarithms make even, and that takes the other half.
+    """
+    random = np.random.default_rng(0)
+    variant = math.sqrt(1 + 1 / variants) * random.standard_t(max(1, variants - 1), DRAWS)
+    sample = random.standard_t(max(1, samples - 1), DRAWS) / math.sqrt(samples) + random.normal(size=DRAWS) / math.sqrt(
+        fresh
+    )
+    drawn = [
+        np.quantile(np.abs(b * variant + s * sample), 1 - drop_model.TAIL)
+        for b, s in zip(between, scatter, strict=True)
+    ]
+    return np.minimum(drawn, WIDEST)

@@ -1,0 +1,263 @@
+"""From the noise on the logits to the accuracy that it costs: which answers noise of an energy overturns, and how sure one can be of their number.
+
+Noise is the mean squared difference of the logits to the float model's, as in `calibration.accuracy.sensitivity`. A variant is the network with some mix of
+bits; its delta is what it adds to the logits of each sample. At an energy E the `NEAREST` variants, those whose own energy is nearest to E, are each
+scaled to E and added to the float logits: what is lost and gained there is counted. So the noise keeps its shape: larger where the logits are large,
+alike in classes that are alike. (`benchmarks.accuracy_forms` holds that against Gaussian noise and against thresholds on the margins.) Both the
+expected drop and the upper end are then made to rise with noise.
+
+The interval is of what somebody would measure on `promise_samples` other samples. It is drawn by lot, and each draw holds one variant of those that
+are near (quantizations of equal noise differ), shares of lost and gained answers that its counts allow (calibration's samples are few), and what of
+these shares falls on the fresh samples. Where noise overturns too few answers to count, their number is taken to fall with the noise's amplitude, since
+near a margin of 0 there are as many samples as a little further off; and so, with labels, lost less gained falls with its energy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from splitedge import errors
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+#: Variants that speak for an energy.
+NEAREST: Final = 8
+#: Energies of the curve, from the greatest of the variants' down to `FAINT` of it.
+POINTS: Final = 40
+FAINT: Final = 1e-6
+#: Overturned answers, in the mean of the variants, below which their number is not counted but scaled from where there are so many.
+LEAST_COUNT: Final = 8.0
+DRAWS: Final = 4000
+#: Share of measurements that may lie above ``high``, and share that may lie below ``low``.
+TAIL: Final = 0.03
+PROMISE_SAMPLES: Final = 1000
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Points of accuracy lost, and what 97 % of measurements stay below and above."""
+
+    expected: float
+    low: float
+    high: float
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """At ``noise[i]``, rising from 0, ``expected[i]``, ``low[i]`` and ``high[i]`` points of ``metric`` are lost.
+
+    ``samples``: how many were looked at. The interval is that of a measurement on ``promise_samples`` samples.
+    """
+
+    #: Points that are lost at the worst.
+    WORST: ClassVar[float] = 100.0
+
+    samples: int
+    metric: str
+    noise: list[float]
+    expected: list[float]
+    low: list[float]
+    high: list[float]
+    promise_samples: int
+
+    def at(self, noise: float) -> Drop:
+        """What ``noise`` costs; `WORST` at the upper end where no variant had so much, since nobody knows.
+
+        A sum of noises depends on its order by a last bit, and the greatest noise is such a sum.
+        """
+        low, expected = self._read(self.low, noise), self._read(self.expected, noise)
+        known = noise <= self.noise[-1] * (1 + 1e-9)
+        return Drop(expected, low, self._read(self.high, noise) if known else self.WORST)
+
+    def within(self, points: float) -> float:
+        """The greatest noise at which no more than ``points`` are promised to be lost; 0 where there is none."""
+        return self._greatest(self.high, points)
+
+    def qpart(self, points: float) -> float:
+        """The noise at which the variants lose ``points`` in the mean, which is what QPART's rule allows: a factor found by trial for each demand,
+        times a mean adversarial noise. The factor is this noise over `AccuracyModel.threshold`, so the threshold itself changes nothing.
+
+        A baseline: no more than the mean is known, so about every other measurement loses more.
+        """
+        return self._greatest(self.expected, points)
+
+    def _read(self, curve: Sequence[float], noise: float) -> float:
+        return float(np.interp(np.sqrt(noise), np.sqrt(self.noise), curve))
+
+    def _greatest(self, curve: Sequence[float], points: float) -> float:
+        """The greatest noise at which ``curve``, which never falls, is at most ``points``."""
+        last = int(np.searchsorted(curve, points, side="right")) - 1
+        if last < 0 or last == len(curve) - 1:
+            return self.noise[last] if last >= 0 else 0.0
+        share = (points - curve[last]) / (curve[last + 1] - curve[last])
+        amplitudes = np.sqrt(self.noise[last : last + 2])
+        return float((amplitudes[0] + share * (amplitudes[1] - amplitudes[0])) ** 2)
+
+
+class AccuracyModel(Curve, frozen=True, tag="answers"):
+    """The curve of answers lost. ``metric``: "top1", or "agreement" where there were no labels and every changed answer counts as lost.
+
+    ``counts``: for the greatest of the noises, lost and gained answers of each variant that spoke for it; the lesser noises overturn too few to
+    count. ``threshold``: QPART's mean adversarial noise, by which noise is told in words; no plan depends on it.
+    """
+
+    counts: list[list[tuple[int, int]]]
+    threshold: float
+
+    def promising(self, samples: int) -> AccuracyModel:
+        """The same with the interval of a measurement on ``samples`` samples."""
+        low, high = _interval(np.array(self.noise[1:]), self.counts, self.samples, self.metric == "top1", samples)
+        return msgspec.structs.replace(self, low=low, high=high, promise_samples=samples)
+
+
+def fit(
+    logits: F32,
+    classes: I64 | None,
+    deltas: Sequence[F32],
+    noises: Sequence[float] | None = None,
+    promise_samples: int = PROMISE_SAMPLES,
+) -> AccuracyModel:
+    """The model of a network with ``logits`` [n, C] on samples that rounding has not seen, and ``classes`` [n] if they have labels.
+
+    ``deltas``: what each variant adds to the logits [n, C], variants being spread over the noises that plans may have. ``noises``: what a planner
+    thinks the noise of each of them to be, where that is not its energy; the curve is then over these, and holds the error of such thoughts.
+    Raises `errors.UsageError` where there is nothing to learn from.
+    """
+    z, made, energies = variants(logits, deltas, noises)
+    grid = grid_of(energies)
+    counts = _counts(grid, _Variants(z, classes, made, energies))
+    made_of = AccuracyModel(
+        samples=len(z),
+        metric="agreement" if classes is None else "top1",
+        noise=[0.0, *grid.tolist()],
+        expected=_expected(grid, counts, len(z), classes is not None),
+        low=[],
+        high=[],
+        counts=counts,
+        threshold=threshold(z),
+        promise_samples=0,
+    )
+    return made_of.promising(promise_samples)
+
+
+def variants(outputs: F32, deltas: Sequence[F32], noises: Sequence[float] | None) -> tuple[F32, list[F32], F64]:
+    """``outputs`` [n, C], and of the variants that have any noise their ``deltas`` [n, C] and energies; arguments and errors as in `fit`."""
+    z = np.asarray(outputs, np.float32).reshape(len(outputs), -1)
+    if z.shape[1] < 2 or not len(z) or any(delta.shape != outputs.shape for delta in deltas):
+        raise errors.UsageError(
+            "the accuracy model needs two or more outputs of each sample, and differences of the same shape"
+        )
+    made = [np.asarray(delta, np.float32).reshape(z.shape) for delta in deltas]
+    energies = np.array(
+        [np.square(delta, dtype=np.float64).mean() for delta in made] if noises is None else noises, np.float64
+    )
+    if len(energies) != len(made) or not (np.isfinite(energies).all() and energies.any()):
+        raise errors.UsageError(
+            "the model's output stays the same, or becomes NaN, whatever is rounded: it is constant or saturated on these samples; "
+            "choose the tensor before its last operator with --output"
+        )
+    noisy = energies > 0
+    return z, [delta for delta, keep in zip(made, noisy, strict=True) if keep], energies[noisy]
+
+
+def grid_of(energies: F64) -> F64:
+    """The energies of a curve, from variants of these."""
+    grid: F64 = energies.max() * np.geomspace(FAINT, 1.0, POINTS)
+    return grid
+
+
+def nearest(energies: F64, energy: float) -> I64:
+    """Which of the variants with these energies speak for ``energy``."""
+    return np.argsort(np.abs(np.log(energies / energy)), kind="stable")[:NEAREST]
+
+
+def threshold(logits: F32) -> float:
+    """QPART's mean adversarial noise of ``logits`` [n, C]: E[(z1 - z2)^2] / 2 of the two greatest."""
+    ordered = np.partition(logits, -2, axis=1)[:, -2:].astype(np.float64)
+    return float(((ordered[:, 1] - ordered[:, 0]) ** 2).mean() / 2)
+
+
+class _Variants:
+    """Float logits and what variants add to them; ``counts(energy)`` tells what those near it lose and gain when they are scaled to it."""
+
+    def __init__(self, logits: F32, classes: I64 | None, deltas: Sequence[F32], energies: F64) -> None:
+        self._logits, self._deltas, self._energies = logits, deltas, energies
+        self.samples, self.labelled = len(logits), classes is not None
+        answers = logits.argmax(axis=1)
+        self._wanted = answers if classes is None else classes
+        self._right = answers == self._wanted
+
+    def counts(self, energy: float) -> list[tuple[int, int]]:
+        """Lost and gained answers of each of the nearest variants."""
+        near = nearest(self._energies, energy)
+        return [self._counted(self._deltas[k], float(np.sqrt(energy / self._energies[k]))) for k in near]
+
+    def _counted(self, delta: F32, scale: float) -> tuple[int, int]:
+        right = (self._logits + np.float32(scale) * delta).argmax(axis=1) == self._wanted
+        return int((self._right & ~right).sum()), int((~self._right & right).sum())
+
+
+def _counts(grid: F64, variants: _Variants) -> list[list[tuple[int, int]]]:
+    """Of the greatest energies of ``grid``, as long as there is enough to count."""
+    found: list[list[tuple[int, int]]] = []
+    for energy in grid[::-1]:
+        made = variants.counts(energy)
+        if found and sum(map(sum, made)) < LEAST_COUNT * len(made):
+            break
+        found.insert(0, made)
+    return found
+
+
+def _expected(grid: F64, counts: Sequence[Sequence[tuple[int, int]]], samples: int, labelled: bool) -> list[float]:
+    """Points lost in the mean at 0 and at each energy of ``grid``, rising."""
+    shares = [_fainter(np.mean(c, axis=0, keepdims=True) / samples, r, labelled)[0] for c, r in _sources(grid, counts)]
+    drops = [float(lost - gained) for lost, gained in shares]
+    return [0.0, *(100.0 * np.maximum(rising(np.array(drops)), 0.0)).tolist()]
+
+
+def _interval(
+    grid: F64, counts: Sequence[Sequence[tuple[int, int]]], samples: int, labelled: bool, fresh: int
+) -> tuple[list[float], list[float]]:
+    """The ends, in points, at 0 and at each energy of ``grid``; the upper ones rise."""
+    random = np.random.default_rng(0)
+    prior = np.array([0.5, 0.5 if labelled else 0.0])  # Jeffreys': where none was seen there may be some
+    low, high = [0.0], [0.0]
+    for counted, ratio in _sources(grid, counts):
+        drawn = random.gamma(random.choice(counted, DRAWS) + prior) / samples
+        lost, gained = random.binomial(fresh, np.minimum(_fainter(drawn, ratio, labelled), 1.0)).T
+        ends = np.quantile((lost - gained) / fresh, (TAIL, 1.0 - TAIL), method="inverted_cdf")
+        low.append(100.0 * float(ends[0]))
+        high.append(max(high[-1], 100.0 * float(ends[1])))
+    return low, high
+
+
+def _sources(
+    grid: F64, counts: Sequence[Sequence[tuple[int, int]]]
+) -> Iterator[tuple[Sequence[tuple[int, int]], float]]:
+    """For each energy the counts that speak for it, and its ratio to the energy at which they were taken."""
+    first = len(grid) - len(counts)
+    for i, energy in enumerate(grid):
+        yield counts[max(0, i - first)], min(1.0, float(energy / grid[first]))
+
+
+def _fainter(shares: F64, ratio: float, labelled: bool) -> F64:
+    """Shares lost and gained [N, 2] when the noise's energy falls to ``ratio`` of what it was."""
+    changed, drop = shares.sum(axis=1) * ratio**0.5, (shares[:, 0] - shares[:, 1]) * ratio
+    if not labelled:
+        return np.stack([changed, np.zeros_like(changed)], axis=1)
+    return np.stack([changed + drop, changed - drop], axis=1) / 2
+
+
+def rising(curve: F64) -> F64:
+    """The nearest curve, by squares, that never falls."""
+    sums = np.concatenate([[0.0], curve.cumsum()])
+    first, last = np.arange(len(curve))[:, None], np.arange(len(curve))[None]
+    means = np.where(last >= first, (sums[last + 1] - sums[first]) / np.maximum(last - first + 1, 1), np.inf)
+    best: F64 = np.maximum.accumulate(np.minimum.accumulate(means[:, ::-1], axis=1)[:, ::-1], axis=0).diagonal()
+    return best

@@ -1,0 +1,371 @@
+"""What splitting costs: intervals of accuracy lost, and the noise that codecs at the cuts put on the output."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.accuracy.codec_search import Fitted, cost, worth_a_run
+from calibration.accuracy.sensitivity import difference, law
+from calibration.bundle.cache import Cache, key, remembered
+from calibration.importing.graph import short
+from calibration.samples.samples import Samples, evenly
+from calibration.statistics.activations import Progress, Quantization, to_onnx
+from calibration.statistics.clipping import JPEG, Histogram
+from kernels import reference
+from splitedge import codec, errors
+from splitedge.codec import padding_mask
+from splitedge.head.executor import Head
+from splitedge.head.segment import Tensor
+from splitedge.protocol.messages import Codec
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+#: Bits of the codecs at a cut.
+ACTIVATION_BITS: Final = (8, 6, 4, 3, 2)
+#: By activation bits: so many rules, those of least squared error at the cut, have their error at the output measured. At 8 bits all are alike.
+FINALISTS: Final = {8: 1, 6: 2}
+FINALISTS_FEW_BITS: Final = 4
+#: Qualities of JPEG, where the input is a picture.
+QUALITIES: Final = (95, 90, 80, 65, 50)
+#: Samples on which a codec's noise is measured, and on which its error at the cut says whether it is worth that, at most.
+MOST, TRIED = 512, 16
+BATCH: Final = 16
+Z95: Final = 1.959963984540054
+
+Values = NDArray[Any]  # of a head's tensor: uint8 codes, or float32 where the head is a transformer's
+Arrival = Callable[[Values], F32]  # a batch of a head's tensor -> what the tail gets of it
+
+
+class CodecNoise(msgspec.Struct, frozen=True):
+    """``noise`` at the output where the tensor at a cut is sent by the codec of this rule and bits; the head's own is in it.
+
+    ``rule``: a clip rule, with `clipping.CHANNEL` at its end where each channel has its own range; `clipping.JPEG` and a quality; or one of
+    `calibration.accuracy.codec_search`, of which the bundle keeps the codec itself. ``payload``: bytes of a
+    frame without its header; where they depend on what is in it, in the mean. ``work``: as `codec.work`.
+    """
+
+    bits: int
+    rule: str
+    noise: float
+    payload: int
+    work: dict[str, float] = {}
+
+
+class CutNoise(msgspec.Struct, frozen=True):
+    """Noise at the output behind an integer head with 8-bit weights: mean squared difference to the float model's outputs.
+
+    ``head``: where the head's tensor goes on as it is; ``codecs``: where it is coded, most bits first, none at the output, where nothing is sent.
+    """
+
+    cut: int
+    head: float
+    codecs: list[CodecNoise]
+
+    def fit(self) -> tuple[float, float] | None:
+        """`sensitivity.law` of what packed codecs add to the head's noise, as far as they add any; None for fewer than two."""
+        added = [(one.noise - self.head, one.bits) for one in self.codecs if not one.work and one.noise > self.head]
+        return law(*zip(*added, strict=True)) if len(added) > 1 else None
+
+
+class Tail(Protocol):
+    """The network behind a cut: of a batch at the cut, stored layout, the outputs [N, ...]."""
+
+    def __call__(self, x: F32, ids: I64 | None = None, /) -> F32:
+        """``ids`` [N, T] are the token ids, where the model takes any; a tail whose cut has `Cut.padding` reads them."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """An offered cut as measurement sees it; ``load`` makes the tail, None at the output; ``quantization`` is None where the tensor holds floats.
+
+    ``tokens``: of so many frames tell which are padding (`Cut.padding`); 0: of none.
+    """
+
+    index: int
+    tensor: str
+    quantization: Quantization | None
+    size: int
+    load: Callable[[], Tail] | None
+    tokens: int = 0
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+def paired_drop(before: Bools, after: Bools) -> tuple[float, float, float]:
+    """Points of accuracy lost from ``before`` to ``after`` (right or wrong, the same samples), and its 95 % interval.
+
+    The score interval for a difference of paired proportions (Tango, Statistics in Medicine 17, 1998): sane for 20 samples and where no sample
+    changed. With b samples lost, c gained, of n, it holds the D for which |b - c - n D| <= z sqrt(n (2 q + D (1 - D))), q the likeliest share of
+    gained samples given D.
+    """
+    n = len(before)
+    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+    drop = (lost - gained) / n
+
+    def beyond(delta: float) -> bool:
+        a, b = 2.0 * n, (2.0 * n - lost + gained) * delta - lost - gained
+        c = -gained * delta * (1.0 - delta)
+        q = (math.sqrt(max(b * b - 4.0 * a * c, 0.0)) - b) / (2.0 * a)
+        return abs(lost - gained - n * delta) > Z95 * math.sqrt(max(n * (2.0 * q + delta * (1.0 - delta)), 0.0))
+
+    return 100.0 * drop, 100.0 * _edge(beyond, drop, -1.0), 100.0 * _edge(beyond, drop, 1.0)
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """95 % score interval of the share hits / n (Wilson, 1927)."""
+    share, spread = hits / n, Z95**2 / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _edge(beyond: Callable[[float], bool], inside: float, outside: float) -> float:
+    """Where ``beyond`` begins on the way from ``inside`` to ``outside``."""
+    if not beyond(outside):
+        return outside
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if beyond(middle) else (middle, outside)
+    return inside
+
+
+def compare(reference: I64, found: I64, classes: I64 | None) -> tuple[float, float, float, float]:
+    """drop, low, high (points) and agreement (0..1) of the top-1 ``found`` against the float model's ``reference``.
+
+    Without ``classes`` what disagrees with the float model counts as lost.
+    """
+    same = int((reference == found).sum())
+    if classes is not None:
+        return *paired_drop(reference == classes, found == classes), same / len(found)
+    low, high = wilson(len(found) - same, len(found))
+    return 100.0 * (1 - same / len(found)), 100.0 * low, 100.0 * high, same / len(found)
+
+
+# --- measurement ------------------------------------------------------------------------------------------------------
+
+
+def real_table(made: Codec, quantization: Quantization) -> F32:
+    """What the server decodes for each code of the head's tensor, float32 [C, 256], C 1 for a range per tensor."""
+    lo, scale = (np.array(v, np.float32)[:, None] for v in (made.lo, made.scale))
+    levels = np.array(made.levels, np.float32) if made.levels else None
+    codes = codec.tables(quantization.scale, quantization.zero_point, made)
+    return reference.codec_dequantize(codes, lo, scale, levels)
+
+
+def quantization_of(tensor: Tensor) -> Quantization | None:
+    """Of the codes of a head's ``tensor``; None where it holds floats."""
+    return Quantization(tensor.scale, tensor.zero_point) if tensor.dtype == "u8" else None
+
+
+def arrival(quantization: Quantization | None, made: Codec | None) -> Arrival:
+    """What the tail gets where a head's tensor goes on as it is, or is coded by ``made``. Without a ``quantization`` it holds floats."""
+    if quantization is not None and made is not None and codec.work(made, [1]):
+        return lambda x: np.stack([codec.decode(sent(quantization, made, one), made, one.shape) for one in x])
+    if quantization is not None:
+        own = quantization.values().astype(np.float32)[None]
+        table = own if made is None else real_table(made, quantization)
+        return lambda codes: look_up(codes, table)
+    if made is None:
+        return lambda x: x
+    return lambda x: np.stack([codec.decode(sent(None, made, one), made, one.shape) for one in x])
+
+
+def sent(quantization: Quantization | None, made: Codec, values: Values) -> bytes:
+    """The payload of one frame of a head's tensor."""
+    if quantization is None:
+        return codec.encode(values, made)
+    return codec.encode_codes(values, quantization.scale, quantization.zero_point, made)
+
+
+def look_up(codes: U8, table: F32) -> F32:
+    """``codes`` [..., C] through ``table`` [C or 1, 256]."""
+    if len(table) == 1:
+        real: F32 = table[0][codes]
+    else:
+        real = table.reshape(-1)[codes + 256 * np.arange(codes.shape[-1])]
+    return real
+
+
+def count_codes(head: Head, taps: Sequence[int], samples: Samples, progress: Progress) -> list[I64]:
+    """Counts [C, 256] of the codes of each of the header's tensors ``taps`` over all samples."""
+    channels = [head.header.tensors[t].shape[-1] for t in taps]
+    counts = [np.zeros(256 * c, np.int64) for c in channels]
+    for i in range(len(samples)):
+        for total, codes, c in zip(counts, head.taps(samples.codes(i, head.input), list(taps)), channels, strict=True):
+            total += np.bincount((codes + 256 * np.arange(c)).reshape(-1), minlength=256 * c)
+        progress("histograms", i + 1, len(samples))
+    return [total.reshape(c, 256) for total, c in zip(counts, channels, strict=True)]
+
+
+def cut_noises(
+    spots: Sequence[Spot],
+    histograms: Sequence[Histogram],
+    head: Head,
+    taps: Sequence[int],
+    families: Sequence[Sequence[Fitted]],
+    samples: Samples,
+    outputs: F32,
+    count: int,
+    progress: Progress,
+    cache: Cache | None = None,
+    model: str = "",
+) -> list[CutNoise]:
+    """For each cut the rule of least noise at the output for each of `ACTIVATION_BITS`, with ``head``, whose weights have 8 bits, JPEG where the tensor
+    is a picture, and of its ``families`` those that are worth a run.
+
+    The `FINALISTS` are tried on ``count`` of the samples, evenly spread, but no more than `MOST`; ``outputs`` [n, ...] are the float model's. ``cache``:
+    what was measured of ``model`` (its hash) and the same values at a cut is not measured again.
+    """
+    found = []
+    few = evenly(len(samples), min(MOST, count))
+    progress("noise of cuts", 0, len(spots))
+    tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
+    for place, (spot, histogram) in enumerate(zip(spots, histograms, strict=True)):
+        values, ids = np.stack([t[place] for t in tapped]), token_ids(head, samples, few)
+        measure = functools.partial(_noise_of, spot, histogram, families[place], values, outputs[few], ids)
+        name = _entry(
+            model, spot, histogram, families[place], [values, outputs[few], np.zeros(0) if ids is None else ids]
+        )
+        found.append(remembered(cache, name, CutNoise, measure))
+        progress("noise of cuts", place + 1, len(spots))
+    return found
+
+
+def _noise_of(
+    spot: Spot, histogram: Histogram, fitted: Sequence[Fitted], values: Values, outputs: F32, ids: I64 | None
+) -> CutNoise:
+    measure = _meter(spot, values, outputs, ids)
+    own = measure(None)
+    codecs = [] if spot.load is None else [_least(spot, histogram, bits, measure) for bits in ACTIVATION_BITS]
+    if histogram.picture is not None:
+        codecs += [_jpeg(spot, histogram, quality, values, measure) for quality in QUALITIES]
+    if not math.isfinite(own):
+        raise errors.ModelError(
+            f"the model answers NaN or infinity where {short(spot.tensor)} has 8 bits; export it without operators that "
+            "have no answer to some numbers, such as the logarithm of 0"
+        )
+    measured = [*codecs, *_coded(spot, fitted, values, measure)]
+    return CutNoise(spot.index, own, [one for one in measured if math.isfinite(one.noise)])
+
+
+def _entry(model: str, spot: Spot, histogram: Histogram, fitted: Sequence[Fitted], measured: Sequence[Values]) -> str:
+    """The cache's name for a `CutNoise`: all that it depends on."""
+    about = [model, spot.tensor, f"{spot.index} {spot.quantization} {spot.size} {spot.tokens} {histogram.picture}"]
+    codecs = msgspec.json.encode([(one.rule, one.bits, one.codec) for one in fitted])
+    return key("noise of a cut", *about, histogram.values, histogram.counts, codecs, *measured)
+
+
+def finalists(histogram: Histogram, bits: int) -> list[str]:
+    """The rules of least squared error at the cut, the best first."""
+    error = {rule: histogram.squared_error(histogram.fit(rule, bits)) for rule in histogram.rules}
+    return sorted(error, key=lambda rule: error[rule])[: FINALISTS.get(bits, FINALISTS_FEW_BITS)]
+
+
+def _least(spot: Spot, histogram: Histogram, bits: int, measure: Callable[[Codec | None], float]) -> CodecNoise:
+    """Of the finalists the one of least noise."""
+    payload = codec.packed_bytes(spot.size, bits) + padding_mask.size(spot.tokens)
+    tried = [CodecNoise(bits, rule, measure(histogram.fit(rule, bits)), payload) for rule in finalists(histogram, bits)]
+    return min(tried, key=lambda one: one.noise if math.isfinite(one.noise) else math.inf)
+
+
+def _jpeg(
+    spot: Spot, histogram: Histogram, quality: int, values: Values, measure: Callable[[Codec | None], float]
+) -> CodecNoise:
+    made = histogram.fit(f"{JPEG}{quality}", 8)
+    payload = sum(len(sent(spot.quantization, made, one)) for one in values) / len(values)
+    return CodecNoise(8, made.rule, measure(made), math.ceil(payload), codec.work(made, values.shape[1:]))
+
+
+def _coded(
+    spot: Spot, fitted: Sequence[Fitted], values: Values, measure: Callable[[Codec | None], float]
+) -> list[CodecNoise]:
+    """Of the codecs ``fitted`` those that none of them beats on the ``values``."""
+    own = spot.quantization
+    some = values[:TRIED] if own is None else own.values().astype(np.float32)[values[:TRIED]]
+    costs = [cost(one.codec, some) for one in fitted]
+    kept = [(fitted[i], costs[i][0] + padding_mask.size(spot.tokens)) for i in worth_a_run(costs)]
+    return [
+        CodecNoise(one.bits, one.rule, measure(one.codec), math.ceil(size), codec.work(one.codec, some.shape[1:]))
+        for one, size in kept
+    ]
+
+
+def _meter(spot: Spot, values: Values, outputs: F32, ids: I64 | None) -> Callable[[Codec | None], float]:
+    """Noise at the output where the ``values`` [n, ...] at the cut are coded, or go on as they are."""
+    run = spot.load() if spot.load else None
+    return lambda made: difference(output_of(run, values, arrival(spot.quantization, made), ids), outputs)
+
+
+def split_outputs(head: Head, made: Codec | None, run: Tail | None, samples: Samples) -> F32:
+    """What a split network answers [n, ...]: the integer ``head``, its tensor coded by ``made`` or as it is, and the tail ``run``, None at the output."""
+    arrive = arrival(quantization_of(head.output), made)
+    parts = (range(len(samples))[start : start + BATCH] for start in range(0, len(samples), BATCH))
+    return np.concatenate(
+        [output_of(run, head_values(head, samples, part), arrive, token_ids(head, samples, part)) for part in parts]
+    )
+
+
+def head_values(head: Head, samples: Samples, which: Iterable[int]) -> Values:
+    """The tensor [n, ...] that ``head`` yields for each of the samples ``which``."""
+    return np.stack([head.run(samples.codes(i, head.input)) for i in which])
+
+
+def token_ids(head: Head, samples: Samples, which: Iterable[int]) -> I64 | None:
+    """Those [n, T] of the samples ``which``, if that is what ``head`` takes."""
+    return np.stack([samples[int(i)] for i in which]).astype(np.int64) if head.input.dtype == "i32" else None
+
+
+def output_of(run: Tail | None, values: Values, arrive: Arrival, ids: I64 | None = None) -> F32:
+    """Outputs [n, ...] for ``values`` [n, ...] of a head's tensor, through the tail, in batches; without a tail they are the output's."""
+    return to_onnx(arrive(values)) if run is None else run_tail(run, values, arrive, ids)
+
+
+def run_tail(run: Tail, values: Values, arrive: Arrival, ids: I64 | None = None) -> F32:
+    """Outputs [n, ...] for ``values`` [n, ...] of a head's tensor, through the tail, in batches; ``ids`` as a `Tail` takes them."""
+    parts = (slice(i, i + BATCH) for i in range(0, len(values), BATCH))
+    return np.concatenate([run(arrive(values[part]), None if ids is None else ids[part]) for part in parts])
+
+
+def top1(outputs: F32 | U8) -> I64:
+    """The greatest output of each sample, the first among equals."""
+    found: I64 = outputs.reshape(len(outputs), -1).argmax(axis=1)
+    return found
+
+
+def float_outputs(run: Tail, samples: Samples, progress: Progress | None = None) -> F32:
+    """The float model's outputs [n, ...]."""
+    found = []
+    for start in range(0, len(samples), BATCH):
+        stop = min(start + BATCH, len(samples))
+        found.append(run(np.stack([samples[i] for i in range(start, stop)])))
+        for i, output in enumerate(found[-1], start):
+            if not np.isfinite(output).all():
+                raise errors.ModelError(
+                    f"sample {i} makes the model answer NaN or infinity; check the model and the preprocessing"
+                )
+        if progress is not None:
+            progress("answers", stop, len(samples))
+    return np.concatenate(found)
+
+
+def tail_of(run: Callable[[F32, I64 | None], F32], batched: bool) -> Tail:
+    """``run`` (ONNX layout) as a `Tail` of any batch, one sample at a time where the model takes no more."""
+
+    def tail(x: F32, ids: I64 | None = None, /) -> F32:
+        y = to_onnx(x)
+        parts = [slice(None)] if batched else [slice(i, i + 1) for i in range(len(y))]
+        return np.concatenate([run(y[part], None if ids is None else ids[part]) for part in parts])
+
+    return tail

@@ -1,0 +1,192 @@
+"""How much noise the bits of each layer, and of each cut, put on the logits: one at a time in the float network.
+
+Noise is the mean squared difference of the logits to the float model's. A layer is measured with the real quantizer's weights in its place, from
+the last cut before it on. E(b) = p x 4^-b is fitted to each; what was measured is kept beside it, for below 4 bits the fit may be far off.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration.bundle.cache import Cache, Part, key, remembered
+from calibration.importing import cuts
+from calibration.importing.graph import tail_model
+from calibration.importing.importer import session
+from calibration.lowering.layers import Network, Weighted
+from calibration.rounding.quantizer import Rounded
+from calibration.rounding.rounder import WIDTHS
+from calibration.rounding.weight_substitution import reweigh, weights
+from calibration.samples.samples import Samples, evenly
+from calibration.statistics.activations import Progress, Tap, to_onnx
+from calibration.statistics.covariance import entry
+from splitedge import codec
+from splitedge.protocol.messages import Codec
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+Rounder = Callable[[Weighted, int], Rounded]
+
+#: Differences of outputs that a measured noise is the mean of, at least: samples x outputs, but no fewer samples than the second, and no more of them
+#: than the whole network takes so many multiply-accumulates for: beyond that a noise takes longer than its next digit is worth.
+ENOUGH: Final = (16_384, 16)
+WORK: Final = 64e9
+BATCH: Final = 16
+
+
+class Sensitivity(msgspec.Struct, frozen=True):
+    """Of the layer or cut that yields ``tensor``: ``noise[i]`` at ``WIDTHS[i]`` bits, and the fit coefficient x 4^-bits.
+
+    ``error``: root mean square distance of the measured noise from the fit, in bits (one bit is a factor of 4).
+    """
+
+    tensor: str
+    noise: list[float]
+    coefficient: float
+    error: float
+
+    def at(self, bits: int) -> float:
+        """The measured noise."""
+        return self.noise[WIDTHS.index(bits)]
+
+
+def fit(tensor: str, noise: Sequence[float]) -> Sensitivity:
+    """The `Sensitivity` of ``noise``, one for each of `WIDTHS`; 0 everywhere where there is no noise at all."""
+    return Sensitivity(tensor, list(noise), *law(noise, WIDTHS))
+
+
+def law(noise: Sequence[float], bits: Sequence[int]) -> tuple[float, float]:
+    """p of the p x 4^-bits nearest to ``noise``, by logarithms, and the root mean square distance from it in bits; 0 and 0 where there is no noise at all."""
+    found: F64 = np.asarray(noise, np.float64)
+    if not found.any():
+        return 0.0, 0.0
+    scaled = np.log2(np.maximum(found, 1e-30)) + 2.0 * np.array(bits)
+    return float(2 ** scaled.mean()), float(scaled.std() / 2)
+
+
+def enough(network: Network, outputs: int) -> int:
+    """How many samples suffice for a noise over so many ``outputs`` each."""
+    macs = network.macs(network.layers)
+    return max(ENOUGH[1], min(-(-ENOUGH[0] // outputs), int(WORK / max(macs, 1))))
+
+
+def difference(found: F32, outputs: F32) -> float:
+    """Mean squared difference: the noise of outputs ``found`` where the float model's are ``outputs``."""
+    return float(((found.astype(np.float64) - outputs) ** 2).mean())
+
+
+class Probe:
+    """A float model, a few of its samples and their logits; samples that rounding has seen show too little noise (`rounding.UNSEEN`).
+
+    ``cache``: where measurements are kept by what they depend on.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        network: Network,
+        samples: Samples,
+        count: int,
+        cache: Cache | None = None,
+    ) -> None:
+        few = evenly(len(samples), count)
+        self.model, self.network = model, network
+        self._x: F32 = np.stack([samples[int(i)] for i in few])
+        self._batch = BATCH if network.graph.input_of(model).type.tensor_type.shape.dim[0].HasField("dim_param") else 1
+        self.logits = self._run(model, to_onnx(self._x))({})
+        self._cache = cache
+        places = [p.cut.tensor for p in cuts.find(network) if p.reachable and p.cut.tensor in network.graph.shapes]
+        self._before = {t: {la.out for la in network.needed(t)} | {network.graph.input} for t in places}
+        self._about = key("probe", model.SerializeToString(deterministic=True), self._x)
+
+    def layers(
+        self, layers: Sequence[Weighted], rounder: Rounder, grids: Sequence[int], progress: Progress
+    ) -> list[list[float]]:
+        """The noise of each of ``layers`` where it alone is rounded, to each of ``grids``, of which ``rounder`` knows. Reads and writes the cache."""
+        entries = {layer.out: self._entry(layer) for layer in layers}
+        progress("sensitivity of layers", 0, len(layers))
+        held = functools.lru_cache(maxsize=1)(self._values)  # layers behind one cut follow each other
+        found = []
+        for done, layer in enumerate(layers):
+            rounded = [rounder(layer, grid) for grid in grids]
+            parts = [part for r in rounded for part in (r.levels, r.scale, r.bias)]
+            measure = functools.partial(self._layer, layer, rounded, entries[layer.out], held)
+            found.append(self._kept(layer.out, parts, measure))
+            progress("sensitivity of layers", done + 1, len(layers))
+        return found
+
+    def cuts(self, codecs: Mapping[str, Sequence[Codec]], progress: Progress) -> list[list[float]]:
+        """The noise of coding the tensor of each cut alone, by each of its ``codecs``. Reads and writes the cache."""
+        found = []
+        for done, (tensor, made) in enumerate(codecs.items()):
+            found.append(self._kept(tensor, [msgspec.json.encode(made)], functools.partial(self._cut, tensor, made)))
+            progress("sensitivity of cuts", done + 1, len(codecs))
+        return found
+
+    def noise(self, rounded: Mapping[str, Rounded]) -> float:
+        """Of the network with all these weights in place, by the tensor that a layer yields."""
+        layers = [layer for layer in self.network.layers if isinstance(layer, Weighted) and layer.out in rounded]
+        values: dict[str, F32] = {}
+        for layer in layers:
+            values |= weights(layer, rounded[layer.out].values(), rounded[layer.out].bias)
+        changed = reweigh(self.model, self.network, layers, values)
+        return difference(self._run(changed, to_onnx(self._x))({}), self.logits)
+
+    def _layer(
+        self, layer: Weighted, rounded: Sequence[Rounded], entry: str, values: Callable[[str], F32]
+    ) -> list[float]:
+        run = self._run(reweigh(self._tail(entry), self.network, [layer]), values(entry))
+        return [difference(run(weights(layer, r.values(), r.bias)), self.logits) for r in rounded]
+
+    def _cut(self, tensor: str, made: Sequence[Codec]) -> list[float]:
+        x = self._values(tensor)
+        stored = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+        tail = None if tensor == self.network.graph.output else session(self._tail(tensor))
+        found = []
+        for one in made:
+            coded = np.stack([codec.decode(codec.encode(np.ascontiguousarray(v), one), one, v.shape) for v in stored])
+            y = to_onnx(coded)
+            found.append(difference(y if tail is None else self._batches(tail, tensor, y, {}), self.logits))
+        return found
+
+    def _entry(self, layer: Weighted) -> str:
+        """The last cut behind which ``layer`` and all that it reads lie."""
+        reads, best = entry(self.network, layer).tensor, self.network.graph.input
+        for tensor, before in self._before.items():
+            if layer.out in before or reads in before - {tensor}:
+                break
+            best = tensor
+        return best
+
+    def _tail(self, tensor: str) -> onnx.ModelProto:
+        graph = self.network.graph
+        return self.model if tensor == graph.input else tail_model(self.model, tensor, graph.shapes[tensor][1:])
+
+    def _values(self, tensor: str) -> F32:
+        """``tensor`` of all samples, ONNX layout."""
+        if tensor == self.network.graph.input:
+            return to_onnx(self._x)
+        return np.concatenate([v[tensor] for v in Tap(self.model, self.network.graph, [tensor]).over(self._x)])
+
+    def _run(self, model: onnx.ModelProto, x: F32) -> Callable[[Mapping[str, F32]], F32]:
+        """The outputs of ``model`` for ``x`` and further inputs."""
+        made = session(model)
+        name = self.network.graph.input_of(model).name
+        return lambda more: self._batches(made, name, x, more)
+
+    def _batches(self, made: Any, name: str, x: F32, more: Mapping[str, F32]) -> F32:
+        ids = self.network.graph.input
+        fed: dict[str, NDArray[Any]] = {name: x}
+        if self.network.graph.takes_ids and ids in {i.name for i in made.get_inputs()}:
+            fed[ids] = self._x.astype(np.int64)
+        parts = (slice(i, i + self._batch) for i in range(0, len(x), self._batch))
+        return np.concatenate([made.run(None, {**{n: v[part] for n, v in fed.items()}, **more})[0] for part in parts])
+
+    def _kept(self, tensor: str, parts: Sequence[Part], measure: Callable[[], list[float]]) -> list[float]:
+        return remembered(self._cache, key("noise alone", self._about, tensor, *parts), list[float], measure)

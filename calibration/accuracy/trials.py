@@ -1,0 +1,162 @@
+"""Whole heads with mixed bits, tried on samples: whether the noises of their parts add up, and what that noise does to the answers.
+
+A trial is a head as a planner would make it: a cut, its codec, and bits for each layer that take the fewest bytes for some noise, from hardly any
+to more than anyone wants. The integer head runs, its tensor is coded, the tail answers. The outputs' differences, over what the parts' noises sum
+to, give the accuracy model (`margins.fit`, `fidelity.fit`), so that where the parts do not add up the model knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.accuracy import evaluation
+from calibration.accuracy.evaluation import CodecNoise, CutNoise, Spot
+from calibration.accuracy.sensitivity import Sensitivity
+from calibration.rounding.rounder import WIDTHS
+from calibration.samples.samples import Samples
+from calibration.statistics.activations import Progress
+from calibration.statistics.clipping import Histogram
+from splitedge.head.executor import Head
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+TRIALS: Final = 16
+#: Samples of a trial, evenly spread: as many as have so many input values together, but within these bounds; and no more than have so many output
+#: values, for every trial's are kept.
+VALUES: Final = 150_000_000
+SAMPLES: Final = (1000, 5000)
+OUTPUTS: Final = 1 << 23
+#: Noise of the trials, of half the mean squared margin (`margins`), or of the outputs' mean square (`fidelity`): from 4 ** -7 to 4 ** -0.5 of it.
+EXPONENTS: Final = (-7.0, -0.5)
+_SPREAD: Final = (5**0.5 - 1) / 2  # multiples of the golden ratio, modulo 1, spread evenly
+_NO_CODEC: Final = CodecNoise(0, "", 0.0, 0)
+
+#: Outputs [n, ...] of the float model and of a trial -> drop, low, high (points) and agreement (0..1) of top-1.
+Judge = Callable[[F32, F32], tuple[float, float, float, float]]
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """``bits`` of each layer's weights, by the tensor that it yields; ``activation_bits`` 0 where nothing is sent.
+
+    ``predicted`` and ``measured`` noise at the output; drop, low, high and agreement as in `evaluation.compare` or `fidelity.compare`.
+    """
+
+    cut: int
+    bits: dict[str, int]
+    activation_bits: int
+    predicted: float
+    measured: float
+    drop: float
+    low: float
+    high: float
+    agreement: float
+
+
+def ratios(found: Sequence[Trial]) -> list[float]:
+    """The noise of each whole head over the sum of its parts', rising, where there is any."""
+    return sorted(trial.measured / trial.predicted for trial in found if trial.predicted > 0)
+
+
+def additivity(found: Sequence[Trial]) -> str:
+    """How far the noises of whole heads are from the sums of their parts', in a line; empty where no trial had any noise."""
+    each = ratios(found)
+    if not each:
+        return ""
+    return f"noise of whole heads over the sum of their parts: {each[0]:.2g} to {each[-1]:.2g} in {len(each)} trials"
+
+
+@dataclass(frozen=True)
+class Site:
+    """An offered cut: what is measured there, and its layers with their number of weights, in order."""
+
+    spot: Spot
+    histogram: Histogram
+    noise: CutNoise
+    layers: Mapping[str, int]
+
+
+def head_noise(noise: CutNoise, layers: Sequence[Sensitivity]) -> float:
+    """What a head adds beside the noise of its ``layers``' weights: that of its activations."""
+    return max(0.0, noise.head - sum(layer.at(8) for layer in layers))
+
+
+def codec_noise(noise: CutNoise, codec: CodecNoise) -> float:
+    """What a codec adds to its head."""
+    return max(0.0, codec.noise - noise.head)
+
+
+def most(inputs: int, outputs: int) -> int:
+    """Samples of a trial of a network with so many values in and out."""
+    return max(1, min(max(VALUES // inputs, SAMPLES[0]), SAMPLES[1], OUTPUTS // outputs))
+
+
+def run(
+    sites: Sequence[Site],
+    layers: Mapping[str, Sensitivity],
+    margin: float,
+    build: Callable[[Site, Mapping[str, int]], Head],
+    samples: Samples,
+    outputs: F32,
+    judge: Judge,
+    progress: Progress,
+) -> tuple[list[Trial], list[F32]]:
+    """The trials, and each one's differences [n, ...] of the outputs to the float model's ``outputs`` on ``samples``.
+
+    ``margin``: the energy of noise that all else is measured by (`margins.threshold`, `fidelity.energy`); ``build`` makes a head with these bits.
+    """
+    tried = [site for site in sites if site.layers] or sites
+    found, deltas = [], []
+    progress("trials", 0, TRIALS)
+    for i, exponent in enumerate(np.linspace(*EXPONENTS, TRIALS)):
+        site = tried[int(len(tried) * (i * _SPREAD % 1))]
+        bits, codec, predicted = _mix(site, layers, margin * 4.0**exponent)
+        delta = _answers(site, build(site, bits), codec, samples) - outputs
+        measured = float((delta.astype(np.float64) ** 2).mean())
+        found.append(Trial(site.noise.cut, bits, codec.bits, predicted, measured, *judge(outputs, outputs + delta)))
+        deltas.append(delta)
+        progress("trials", i + 1, TRIALS)
+    return found, deltas
+
+
+def _mix(site: Site, layers: Mapping[str, Sensitivity], target: float) -> tuple[dict[str, int], CodecNoise, float]:
+    """Bits, codec and their predicted noise: near the fewest bytes for a noise of ``target``, or the least noise there is."""
+    inside = [layers[name] for name in site.layers]
+    codecs = site.noise.codecs or [_NO_CODEC]
+    costs = [np.array(WIDTHS, float) * count / 8 for count in site.layers.values()]
+    noises = [np.array(layer.noise) for layer in inside]
+    costs.append(np.array([float(codec.payload) for codec in codecs]))
+    noises.append(np.array([codec_noise(site.noise, codec) for codec in codecs]))
+    own = head_noise(site.noise, inside)
+    chosen = cheapest(costs, noises, target - own)
+    predicted = own + sum(float(row[i]) for row, i in zip(noises, chosen, strict=True))
+    return {name: WIDTHS[i] for name, i in zip(site.layers, chosen, strict=False)}, codecs[chosen[-1]], predicted
+
+
+def cheapest(costs: Sequence[F64], noises: Sequence[F64], budget: float) -> list[int]:
+    """Of each row one choice, so that their noises stay within ``budget`` at about the least cost; the least noise where that is over it.
+
+    Each row minimises cost + price x noise, and the price is found by bisection: the lower convex hull of what is best.
+    """
+
+    def at(price: float) -> list[int]:
+        return [int((cost + price * noise).argmin()) for cost, noise in zip(costs, noises, strict=True)]
+
+    low, high = -60.0, 200.0  # of log2 price
+    for _ in range(50):
+        middle = (low + high) / 2
+        within = sum(noise[i] for noise, i in zip(noises, at(2.0**middle), strict=True)) <= budget
+        low, high = (low, middle) if within else (middle, high)
+    return at(2.0**high)
+
+
+def _answers(site: Site, head: Head, codec: CodecNoise, samples: Samples) -> F32:
+    """The outputs [n, ...] of a split network."""
+    made = site.histogram.fit(codec.rule, codec.bits) if codec.bits else None
+    return evaluation.split_outputs(head, made, site.spot.load() if site.spot.load else None, samples)

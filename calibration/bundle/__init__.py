@@ -1,0 +1,1 @@
+"""The calibrated bundle of a model, and the cache of calibrations."""

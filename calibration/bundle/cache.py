@@ -1,0 +1,128 @@
+"""What calibration found out, kept in a folder by a hash of all that it depends on, its program included, so that only what changed is made again.
+
+An entry is a file: SHA-256 of what follows, then that. One that is cut short or changed is taken for none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeAlias, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from splitedge import errors, limits
+
+T = TypeVar("T")
+Part: TypeAlias = bytes | str | NDArray[np.generic]
+_DIGEST: Final = hashlib.sha256().digest_size
+_UNFINISHED: Final = ".new-"
+_ROOT: Final = Path(__file__).resolve().parents[2]
+_PROGRAMS: Final = ("calibration", "splitedge/codec", "splitedge/head", "kernels")
+
+
+def key(kind: str, *parts: Part) -> str:
+    """The name of an entry: of its ``kind``, of ``parts`` (arrays with their types and shapes), and of the programs that make entries."""
+    made = hashlib.sha256(programs(_ROOT))
+    for part in (kind, *parts):
+        told = f"{part.dtype.str} {part.shape} " if isinstance(part, np.ndarray) else ""
+        data = part.encode() if isinstance(part, str) else part
+        data = np.ascontiguousarray(data).tobytes() if isinstance(data, np.ndarray) else data
+        made.update(f"{told}{len(data)} ".encode() + data)
+    return made.hexdigest()
+
+
+@functools.cache
+def programs(root: Path) -> bytes:
+    """Hash of the sources in ``root`` that entries are made by. Version numbers would be forgotten where a constant changes far from what uses it."""
+    made = hashlib.sha256()
+    for folder in _PROGRAMS:
+        for path in sorted((root / folder).rglob("*.py")):
+            source = path.read_bytes()
+            made.update(f"{path.relative_to(root)} {len(source)} ".encode() + source)
+    return made.digest()
+
+
+def remembered(cache: Cache | None, name: str, kind: type[T], make: Callable[[], T]) -> T:
+    """The entry ``name``, a ``kind`` as msgspec writes it; made, and kept if there is a ``cache``, where it has none. The same, to the bit, in all cases."""
+    known = cache.read(name) if cache else None
+    if known is None:
+        known = msgspec.json.encode(make())
+        if cache:
+            cache.write(name, known)
+    try:
+        return msgspec.json.decode(known, type=kind)
+    except msgspec.ValidationError as error:  # infinity and NaN are null in JSON
+        raise errors.ModelError(
+            "the model computes values too large for float32; check its weights and the preprocessing"
+        ) from error
+
+
+class Cache:
+    """Entries in ``folder``, made where it is missing. Several processes may share it.
+
+    Every failure to read or write it is an `errors.StoreError`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, name: str) -> bytes | None:
+        """The entry ``name`` (of `key`), if there is one that is whole; it counts as used now."""
+        try:
+            data = (self.folder / name).read_bytes()
+            os.utime(self.folder / name)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unusable(error) from error
+        whole = hashlib.sha256(data[_DIGEST:]).digest() == data[:_DIGEST]
+        return data[_DIGEST:] if whole else None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Keep ``data`` as ``name``, whole or not at all."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, unfinished = tempfile.mkstemp(prefix=_UNFINISHED, dir=self.folder)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(hashlib.sha256(data).digest() + data)
+                Path(unfinished).replace(self.folder / name)
+            except BaseException:
+                Path(unfinished).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def prune(self) -> None:
+        """Deletes what was used longest ago, beyond `limits.CALIBRATION_CACHE_BYTES`, and what a process that was killed left unfinished."""
+        try:
+            room, oldest = limits.CALIBRATION_CACHE_BYTES, time.time() - limits.LEFTOVER_AGE
+            for path, used in sorted(_entries(self.folder), key=lambda entry: -entry[1].st_mtime):
+                room -= used.st_size
+                if room < 0 or (path.name.startswith(_UNFINISHED) and used.st_mtime < oldest):
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> errors.StoreError:
+        return errors.StoreError(
+            f"the folder {self.folder} cannot be used ({error.strerror or error}); make room there, make it writable, or delete it"
+        )
+
+
+def _entries(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """The files of ``folder``, which may be missing, but for those that another process deletes meanwhile."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path, path.stat()))
+    return found

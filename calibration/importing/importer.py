@@ -1,0 +1,214 @@
+"""A trained model, wherever it comes from, to a simplified ONNX model with standard operators only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+import numpy as np
+import onnx
+
+from calibration.importing import checks, masks, outputs, rewrites, signature
+from calibration.importing.graph import Graph, inputs, with_batch
+from calibration.importing.reading import export, read
+from calibration.importing.sessions import EVERY, OPTIMIZERS, disable, optimized, session, session_options
+from calibration.importing.verify import Reference
+from splitedge import errors, limits
+
+__all__ = ["BATCH", "batched", "export", "load", "session", "session_options", "simplify"]
+
+#: Symbolic name of the batch axis where a model works on batches.
+BATCH: Final = "batch"
+
+#: Our own rewrites, by the names under which they can be left out; "batch" opens the batch axis.
+_REWRITES: Final[dict[str, Callable[[onnx.ModelProto], None]]] = {
+    "batch norms": rewrites.batch_norms_to_affine,
+    "averages": rewrites.averages_into_weights,
+    "masks": masks.unify,
+}
+#: All that can be left out where it errs.
+_STEPS: Final = (*OPTIMIZERS, *_REWRITES, "batch")
+#: So many of them at most; where more err at once, none of them is used.
+_MOST_LEFT_OUT: Final = 4
+
+
+def load(
+    source: str, input_shape: Sequence[int] | None = None, output: str | None = None, padding: int = 0
+) -> onnx.ModelProto:
+    """The model in ``source``: an ``.onnx`` file, an exported program ``.pt2``, or ``package.module:callable`` that returns an nn.Module.
+
+    ``input_shape`` is the whole shape in the file's own order with a batch of 1, such as [1, 3, 224, 224] or [1, 224, 224, 3]: a module needs it, an
+    ONNX file only where its dimensions are open. The result has one input, float32 (pictures [1, C, H, W]) or int64 token ids, and one output, constants and
+    batch norms folded, standard operators, and a batch axis named `BATCH` where the model computes each sample of a batch alike, else 1. ``output`` names
+    the tensor to answer with (None: the first output); what a model takes beside token ids is made of them, the id ``padding`` being no token
+    (`signature.derive_inputs`).
+
+    The result answers as the file does without any graph optimization (`calibration.importing.verify`); what would change that is left out, and its metadata
+    names the optimizers of ONNX Runtime that `session` must leave out too. Of a model that ends in an ArgMax it yields the scores before that, and its
+    metadata tells of the ArgMax (`outputs.recorded`). Raises `errors.ModelError`.
+    """
+    model = read(source, input_shape)
+    indices = signature.scores_for_indices(model, output)
+    signature.keep_output(model, None if indices else output)
+    checks.refuse_training(model)
+    checks.refuse_nonfinite(model)
+    signature.main_input_first(model)
+    _check(model, source)
+    fixed = _fixed(model, input_shape)
+    signature.derive_inputs(fixed, padding)
+    reference = _reference(fixed, _batch_of(model), padding)
+    turned = signature.channels_first(fixed)
+    signature.with_batch_axis(fixed, reference.shape)
+    made = _faithful(fixed, lambda one: reference.agrees(one, signature.TURNED if turned else None))
+    checks.refuse_nonfinite(made)
+    outputs.record(made, indices)
+    return made
+
+
+def simplify(model: onnx.ModelProto, without: Collection[str] = ()) -> onnx.ModelProto:
+    """``model`` after ONNX Runtime's basic offline optimisation, every batch norm that is left as a Mul and an Add, masks of padding in one form.
+
+    Where that makes operators that are not standard ONNX, the model stays as it is but for batch norms and masks. ``without``: steps to leave out,
+    optimizers and our own.
+    """
+    off = set(OPTIMIZERS) & set(without)
+    if off == set(OPTIMIZERS):
+        off, simple = {EVERY}, _copy(model)
+    else:
+        # MatMul with rows and a bias would become a Gemm between two reshapes that put rows where the batch was
+        simple = optimized(model, {*off, "MatMulAddFusion"})
+    if any(node.domain for node in simple.graph.node):
+        simple = _copy(model)
+    standard = [o for o in simple.opset_import if o.domain in {node.domain for node in simple.graph.node} | {""}]
+    del simple.opset_import[:]
+    simple.opset_import.extend(standard)
+    disable(simple, off)
+    for name, rewrite in _REWRITES.items():
+        if name not in without:
+            rewrite(simple)
+    return simple
+
+
+def batched(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` with an open batch axis if a batch of two then gives what two batches of one give; else with a batch of 1."""
+    opened = with_batch(model, BATCH)
+    graph = Graph.of(model)
+    rewrites.class_tokens_to_sums(opened, graph)
+    for node in opened.graph.node:
+        shape = graph.shapes.get(node.output[0], ())
+        if node.op_type == "Reshape" and shape[:1] == (1,):
+            name = f"{node.output[0]}@shape"
+            opened.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, *shape[1:]], np.int64), name))
+            node.input[1] = name
+    return opened if _treats_samples_alike(opened) else with_batch(model, 1)
+
+
+# --- simplified and as right as before ------------------------------------------------------------------------------
+
+
+def _faithful(model: onnx.ModelProto, agrees: Callable[[onnx.ModelProto], bool]) -> onnx.ModelProto:
+    """``model`` simplified and batched, without the steps that keep it from `agrees`: those found, or all where more err than a few."""
+
+    def tried(without: frozenset[str]) -> onnx.ModelProto | None:
+        try:
+            made = _made(model, without)
+            return made if agrees(made) else None
+        except Exception:  # a step that breaks the graph: onnx and ONNX Runtime say so in many ways
+            return None
+
+    off: frozenset[str] = frozenset()
+    while (made := tried(off)) is None:
+        step = _erring(lambda without: tried(without) is not None, off) if len(off) < _MOST_LEFT_OUT else None
+        if step is None:
+            return _made(model, frozenset(_STEPS))
+        off |= {step}
+    return made
+
+
+def _made(model: onnx.ModelProto, without: frozenset[str]) -> onnx.ModelProto:
+    simple = simplify(model, without)
+    return with_batch(simple, 1) if "batch" in without else batched(simple)
+
+
+def _erring(works: Callable[[frozenset[str]], bool], off: frozenset[str]) -> str | None:
+    """A step that must be left out beside those ``off``, found by halving: the last of the fewest first ones without which it works."""
+    low, high = 0, len(_STEPS)
+    if not works(off | {*_STEPS}):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if works(off | {*_STEPS[:middle]}) else (middle, high)
+    return _STEPS[high - 1]
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _reference(fixed: onnx.ModelProto, declared: int, padding: int) -> Reference:
+    """What ``fixed``, whose file is made for batches of ``declared`` (0: of any), answers with a batch of 1."""
+    if declared <= 1:
+        return Reference.of(fixed, padding)
+    try:
+        found = Reference.of(fixed, padding)
+        if found.given[0].dtype == np.float32:
+            found.check_batch(declared)
+    except errors.ModelError as error:
+        raise errors.ModelError(
+            f"the model is made for a batch of {declared} and does not work for one sample; export it with a batch of 1"
+        ) from error
+    return found
+
+
+def _check(model: onnx.ModelProto, source: str) -> None:
+    kind = inputs(model.graph)[0].type.tensor_type
+    ids = kind.elem_type == onnx.TensorProto.INT64 and len(kind.shape.dim) == 2
+    if not ids and (kind.elem_type != onnx.TensorProto.FLOAT or not 2 <= len(kind.shape.dim) <= 4):
+        raise errors.ModelError(
+            f"the input of {source} is neither a float32 tensor of 2 to 4 axes nor int64 token ids [batch, tokens]; export it with one"
+        )
+
+
+def _batch_of(model: onnx.ModelProto) -> int:
+    """The batch that the file is made for; 0 where it is open."""
+    return int(inputs(model.graph)[0].type.tensor_type.shape.dim[0].dim_value)
+
+
+def _fixed(model: onnx.ModelProto, input_shape: Sequence[int] | None) -> onnx.ModelProto:
+    """``model`` with a batch of 1 and every other dimension of its input known."""
+    fixed = with_batch(model, 1)
+    dims = inputs(fixed.graph)[0].type.tensor_type.shape.dim
+    if input_shape is not None:
+        if len(input_shape) != len(dims) or input_shape[0] != 1:
+            raise errors.ModelError(f"the input shape must have {len(dims)} numbers, the first of them 1")
+        if any(dim.dim_value not in (0, size) for dim, size in zip(dims, input_shape, strict=True)):
+            own = ",".join(str(dim.dim_value or "?") for dim in dims)
+            raise errors.ModelError(
+                f"the model's input is {own}, not {','.join(map(str, input_shape))}; give the shape in the file's own order"
+            )
+        for dim, size in zip(dims, input_shape, strict=True):
+            dim.dim_value = size
+    if not all(0 < dim.dim_value <= limits.MAX_DIM for dim in dims):
+        raise errors.ModelError(
+            "the model leaves dimensions of its input open; give an input shape such as 1,3,224,224, or 1,128 for token ids"
+        )
+    return fixed
+
+
+def _treats_samples_alike(model: onnx.ModelProto) -> bool:
+    graph = Graph.of(model)
+    random, shape = np.random.default_rng(0), (2, *graph.shapes[graph.input][1:])
+    x = random.integers(0, 2, shape) if graph.takes_ids else random.normal(size=shape).astype(np.float32)
+    try:
+        run = session(model).run
+        both = run(None, {graph.input: x})[0]
+        each = [run(None, {graph.input: x[i : i + 1]})[0] for i in range(2)]
+    except Exception:  # a batch of two does not fit this graph: ONNX Runtime says so in many ways
+        return False
+    room = 1e-4 * (1 + np.abs(both[np.isfinite(both)]).max(initial=0))
+    return both.shape[:1] == (2,) and np.allclose(both, np.concatenate(each), rtol=1e-3, atol=room, equal_nan=True)

@@ -1,0 +1,154 @@
+"""Masks of padding in one form. Exports build them in many ways, with indices of the batch in some; what counts is what they compute for some ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from calibration.importing.graph import Graph, Node, drop_unread, reads
+
+#: A mask takes a score away if it adds no more than this; ours adds the other number, in which every float32 score disappears.
+AWAY: Final = -1e4
+OURS: Final = -1e9
+
+_PASSED: Final = {"Reshape", "Identity", "Dropout", "Mul", "Div", "Squeeze", "Unsqueeze"}
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """``node`` adds ``tensor`` to the ``scores``; or it puts a number in their place where ``tensor`` is ``taken``."""
+
+    node: Node
+    scores: str
+    tensor: str
+    taken: bool | None = None
+
+
+def unify(model: onnx.ModelProto) -> None:
+    """Replaces every mask of padding in ``model``, whose input are token ids [1, T], by Where(ids == pad, `OURS`, 0) as [1, 1, 1, T].
+
+    Other masks stay as they are, and those that are so already.
+    """
+    graph = Graph.of(model)
+    if not graph.takes_ids or graph.opset < 9:  # without Where
+        return
+    found = [mask for node in graph.nodes if node.op == "Softmax" and (mask := _mask_of(graph, node))]
+    made: dict[int, str] = {}
+    for mask in found:
+        if pad_of(graph, mask.tensor) is not None:
+            continue
+        pad = next((p for p in sorted(_pads(graph)) if _leaves_out(model, graph, mask, p)), None)
+        if pad is not None:
+            made[pad] = made.get(pad) or _prepend(model, graph, pad)
+            _replace(model, mask, made[pad])
+    drop_unread(model.graph)
+
+
+def pad_of(graph: Graph, mask: str) -> int | None:
+    """The id that ``mask`` hides, if it is one that `unify` makes."""
+    nodes = graph.behind(mask)
+    if [n.op for n in nodes] != ["Equal", "Where", "Reshape"] or nodes[0].inputs[0] != graph.input:
+        return None
+    pad, yes, no = (graph.constants.get(t) for t in (nodes[0].inputs[1], *nodes[1].inputs[1:]))
+    plain = nodes[1].inputs[0] == nodes[0].outputs[0] and pad is not None and pad.size == 1
+    return int(pad) if pad is not None and plain and yes == np.float32(OURS) and no == 0 else None
+
+
+def _mask_of(graph: Graph, softmax: Node) -> _Mask | None:
+    """What hides scores of ``softmax``, if it depends on nothing but the ids."""
+    node = graph.producer.get(softmax.inputs[0])
+    while node is not None and node.op in _PASSED:
+        node = graph.producer.get(next((t for t in node.inputs if t not in graph.constants), ""))
+    for mask in () if node is None else _candidates(graph, node):
+        products, ids = ({n.op for n in graph.behind(t)} for t in (mask.scores, mask.tensor))
+        if "MatMul" in products and ids and "MatMul" not in ids and mask.scores in graph.shapes:
+            return mask
+    return None
+
+
+def _candidates(graph: Graph, node: Node) -> list[_Mask]:
+    if node.op == "Add":
+        a, b = node.inputs
+        return [_Mask(node, a, b), _Mask(node, b, a)]
+    if node.op != "Where":
+        return []
+    condition, yes, no = node.inputs
+    sides = ((no, yes, True), (yes, no, False))
+    return [_Mask(node, scores, condition, taken) for scores, number, taken in sides if _is_away(graph, number)]
+
+
+def _is_away(graph: Graph, name: str) -> bool:
+    return name in graph.constants and bool((graph.constants[name] <= AWAY).all())
+
+
+def _pads(graph: Graph) -> set[int]:
+    """The ids that any operator compares with."""
+    compared = [graph.constants[t] for n in graph.nodes if n.op == "Equal" for t in n.inputs if t in graph.constants]
+    return {int(c.reshape(-1)[0]) for c in compared if c.size == 1 and c.reshape(-1)[0] >= 0}
+
+
+def _leaves_out(model: onnx.ModelProto, graph: Graph, mask: _Mask, pad: int) -> bool:
+    """Whether ``mask`` hides the keys whose id is ``pad``, and nothing else."""
+    run, shape = _evaluator(model, graph.input, mask.tensor), graph.shapes[mask.scores]
+    for seed in range(3):
+        ids = np.random.default_rng(seed).integers(0, 3, (1, shape[-1])) + pad
+        hidden = np.broadcast_to(ids[0] == pad, shape)
+        found = np.broadcast_to(run(ids), shape)
+        if mask.taken is not None:
+            same = bool((found == (hidden == mask.taken)).all())
+        else:
+            same = bool((found[~hidden] == 0).all() and (found[hidden] <= AWAY).all())
+        if not same:
+            return False
+    return True
+
+
+def _evaluator(model: onnx.ModelProto, ids: str, tensor: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """What makes ``tensor`` of the token ``ids``."""
+    wanted, nodes = {tensor}, []
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            wanted |= set(reads(node))
+            nodes.append(node)
+    weights = [t for t in model.graph.initializer if t.name in wanted]
+    entry, out = (helper.make_tensor_value_info(t, TensorProto.UNDEFINED, None) for t in (ids, tensor))
+    made = helper.make_graph(nodes[::-1], "mask", [entry], [out], weights)
+    evaluator = ReferenceEvaluator(helper.make_model(made, opset_imports=model.opset_import))
+
+    def run(values: NDArray[Any]) -> NDArray[Any]:
+        with np.errstate(all="ignore"):
+            return np.asarray(evaluator.run(None, {ids: values})[0])
+
+    return run
+
+
+def _prepend(model: onnx.ModelProto, graph: Graph, pad: int) -> str:
+    """Puts the mask of ``pad`` ahead of all operators; returns its name."""
+    ids, tokens = graph.input, graph.shapes[graph.input][-1]
+    names = [f"{ids}@{part}{pad}" for part in ("pad", "padding", "away", "row", "mask")]
+    constants = {
+        names[0]: np.array(pad, np.int64), f"{names[2]}/yes": np.array(OURS, np.float32),
+        f"{names[2]}/no": np.array(0, np.float32), f"{names[3]}/shape": np.array([1, 1, 1, tokens], np.int64),
+    }  # fmt: skip
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    nodes = [
+        helper.make_node("Equal", [ids, names[0]], [names[1]], names[1]),
+        helper.make_node("Where", [names[1], f"{names[2]}/yes", f"{names[2]}/no"], [names[2]], names[2]),
+        helper.make_node("Reshape", [names[2], f"{names[3]}/shape"], [names[4]], names[4]),
+    ]
+    others = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *others])
+    return names[4]
+
+
+def _replace(model: onnx.ModelProto, mask: _Mask, ours: str) -> None:
+    node = next(n for n in model.graph.node if mask.node.outputs[0] in n.output)
+    node.CopyFrom(helper.make_node("Add", [mask.scores, ours], list(node.output), node.name))

@@ -1,0 +1,128 @@
+"""What a model's output is: logits, probabilities, scores, or a tensor without classes. Decided once, from what the float model answers."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration.importing.graph import leading_to
+from calibration.importing.signature import SHAPES, ArgMax
+from splitedge import errors, limits
+from splitedge.protocol.messages import Greatest, Output, OutputKind
+
+F32 = NDArray[np.float32]
+
+#: Key in `ModelProto.metadata_props`: axis and keepdims of the ArgMax in which the file ends.
+ARGMAX: Final = "splitedge.argmax"
+
+#: How far the sum of probabilities, or the length of a normalized embedding, may be from 1: what float32 sums of 100,000 classes are off by.
+TOLERANCE: Final = 1e-3
+
+
+def kind(outputs: F32) -> OutputKind:
+    """The kind of ``outputs`` [n, ...] (ONNX order), told by their shape and values.
+
+    More than one axis that is longer than 1: a tensor. Else a vector, and over all samples: values of 0 or more that sum to 1 are probabilities,
+    values from 0 to 1 are scores, vectors of length 1 with values below 0 are a normalized embedding (a tensor), and all others are logits.
+    """
+    if sum(size > 1 for size in outputs.shape[1:]) > 1:
+        return "tensor"
+    rows = outputs.reshape(len(outputs), -1).astype(np.float64)
+    if rows.min() >= -TOLERANCE:
+        if (np.abs(rows.sum(axis=1) - 1) <= TOLERANCE).all():
+            return "probabilities"
+        return "scores" if rows.max() <= 1 + TOLERANCE else "logits"
+    return "tensor" if (np.abs(np.linalg.norm(rows, axis=1) - 1) <= TOLERANCE).all() else "logits"
+
+
+def of_model(
+    model: onnx.ModelProto,
+    outputs: F32,
+    wanted: OutputKind | None = None,
+    *,
+    classes: bool = False,
+    embedding: bool = False,
+) -> Output:
+    """The output of ``model`` (from `calibration.importing.importer.load`), as `describe` tells of its answers ``outputs`` and of the operators that it ends in."""
+    return describe(
+        outputs, wanted, classes=classes, embedding=embedding, indices=recorded(model), ranked=_is_ranked(model)
+    )
+
+
+def describe(
+    outputs: F32,
+    wanted: OutputKind | None = None,
+    *,
+    classes: bool = False,
+    embedding: bool = False,
+    indices: ArgMax | None = None,
+    ranked: bool = False,
+) -> Output:
+    """The output of a model that answers ``outputs`` [n, ...] (ONNX order): of the kind ``wanted``, else as `kind` tells.
+
+    ``classes``: there are labels or names of classes, so a vector is no embedding. ``embedding``: the caller judges by the cosine, so without
+    classes what would be logits is an embedding. ``indices``: the model ends in this ArgMax of ``outputs``: of a vector that is the best
+    class, which any answer tells; of a map answers hold the indices. ``ranked``: a TopK yields them, so their places are no classes: a tensor.
+    Raises `errors.InputError` where the shape does not fit, `errors.ModelError` where a whole answer is over `limits.MAX_FRAME_BYTES`.
+    """
+    shape = list(outputs.shape[1:])
+    found: OutputKind = "tensor" if ranked else kind(outputs)
+    is_vector = sum(size > 1 for size in shape) <= 1
+    best_class = is_vector and indices is not None and outputs.shape[indices.axis] == outputs[0].size
+    if not is_vector and wanted not in (None, "tensor"):
+        raise errors.InputError(
+            f"the output has the shape {shape} and {wanted} need a vector: leave out --output-kind, or name another tensor with --output"
+        )
+    if wanted is not None:
+        found = wanted
+    elif found == "tensor" and is_vector and not ranked and (classes or best_class):
+        found = "logits"
+    elif found == "logits" and embedding and not classes:
+        found = "tensor"
+    last = None
+    if indices is not None and not best_class:
+        found = "tensor"
+        last = Greatest(indices.axis - 1, shape)
+        shape = [*shape[: last.axis], *([1] if indices.keepdims else []), *shape[last.axis + 1 :]]
+    size = 4 * math.prod(shape)
+    if found == "tensor" and size > limits.MAX_FRAME_BYTES:
+        raise errors.ModelError(
+            f"the output {shape} has {size} bytes and an answer at most {limits.MAX_FRAME_BYTES}: name a smaller tensor with --output"
+        )
+    return Output(found, shape, last)
+
+
+def probabilities(outputs: F32, kind: OutputKind) -> F32:
+    """``outputs`` [n, ...] as rows [n, classes] of probabilities; scores and probabilities stay as they are, tensors have none (`ValueError`)."""
+    if kind == "tensor":
+        raise ValueError("a tensor holds no probabilities")
+    rows = outputs.reshape(len(outputs), -1)
+    if kind != "logits":
+        return rows
+    raised = np.exp(rows - rows.max(axis=1, keepdims=True), dtype=np.float64)
+    found: F32 = (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
+    return found
+
+
+def record(model: onnx.ModelProto, indices: ArgMax | None) -> None:
+    """Writes into the metadata of ``model`` that the file ends in the ArgMax ``indices``."""
+    if indices is not None:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = ARGMAX, f"{indices.axis},{int(indices.keepdims)}"
+
+
+def recorded(model: onnx.ModelProto) -> ArgMax | None:
+    """What `record` wrote."""
+    found = next((entry.value for entry in model.metadata_props if entry.key == ARGMAX), None)
+    if found is None:
+        return None
+    axis, keepdims = found.split(",")
+    return ArgMax(int(axis), keepdims == "1")
+
+
+def _is_ranked(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "TopK" for node in leading_to(model.graph, model.graph.output[0].name, SHAPES))

@@ -1,0 +1,200 @@
+"""Model files, exported programs and modules, read as ONNX models."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+
+from calibration.importing.graph import infer_shapes, subgraphs
+from calibration.importing.sessions import brief
+from splitedge import errors, limits
+
+#: How a file begins that Git LFS left in place of a large one.
+_POINTER: Final = b"version https://git-lfs"
+
+
+def read(source: str, input_shape: Sequence[int] | None) -> onnx.ModelProto:
+    """What ``source`` names, as in `calibration.importing.importer.load`; the weights are in it. Raises `errors.ModelError`."""
+    path = Path(source)
+    if path.suffix == ".onnx":
+        return _read_onnx(_existing(path))
+    if path.suffix == ".pt2":
+        return export(_read_exported(_existing(path)), None)
+    if ":" in source:
+        if input_shape is None:
+            raise errors.ModelError(f"{source} needs an input shape such as 1,3,224,224; give one")
+        return export(_call(source), input_shape)
+    raise errors.ModelError(f"{source} is not a model: give an .onnx file, a .pt2 file, or package.module:callable")
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise errors.ModelError(f"there is no model file {path}; check the path")
+    if path.stat().st_size > limits.MAX_MODEL_BYTES:
+        raise _too_large(path)
+    _refuse_pointer(path)
+    return path
+
+
+def _too_large(path: Path) -> errors.ModelError:
+    return errors.ModelError(f"{path} is larger than {limits.MAX_MODEL_BYTES} bytes; use a smaller model")
+
+
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise errors.ModelError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull`")
+
+
+# --- ONNX files -----------------------------------------------------------------------------------------------------
+
+
+def _read_onnx(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(path, load_external_data=False)
+        size = path.stat().st_size + sum(_size_beside(path, place) for place in _places(model.graph))
+        if size > limits.MAX_MODEL_BYTES:
+            raise _too_large(path)
+        onnx.load_external_data_for_model(model, str(path.parent))
+        _one_domain(model)
+        _constants_are_no_inputs(model.graph)
+        model.ir_version = max(model.ir_version, 4)  # of files before, constants had to be inputs
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        if not all(o.type.tensor_type.HasField("shape") for o in model.graph.output):
+            _shape_outputs(model)
+        onnx.checker.check_model(model)
+    except errors.ModelError:
+        raise
+    except Exception as error:  # protobuf, checker and file errors have no common base
+        raise errors.ModelError(f"{path} is not a readable ONNX model ({brief(error)}); export it again") from error
+    return model
+
+
+def _places(graph: onnx.GraphProto) -> set[str]:
+    """The files beside the model that hold weights, as it names them."""
+    tensors = [t for part in subgraphs(graph) for t in (*part.initializer, *_attributes(part))]
+    stored = [t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL]
+    return {entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location"}
+
+
+def _attributes(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    return (a.t for node in graph.node for a in node.attribute if a.HasField("t"))
+
+
+def _size_beside(model: Path, place: str) -> int:
+    """Bytes of the weights in ``place``. Raises `errors.ModelError` for a file that onnx would not read."""
+    path = model.parent / place
+    if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
+        raise errors.ModelError(
+            f"the weights of {model} are in {place}, which is a link, and onnx reads no weights through links; "
+            "copy both files into one folder"
+        )
+    if not path.is_file():
+        raise errors.ModelError(
+            f"the weights of {model} are in {place}, and there is no such file beside it; copy both files into one folder"
+        )
+    _refuse_pointer(path)
+    return path.stat().st_size
+
+
+def _one_domain(model: onnx.ModelProto) -> None:
+    """The standard operators' domain has two names, "" and "ai.onnx": here it has the first."""
+    for owner in (model, *model.functions):
+        versions = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in owner.opset_import}
+        del owner.opset_import[:]
+        owner.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions.items())
+    nodes = [node for part in subgraphs(model.graph) for node in part.node]
+    for node in (*nodes, *(node for function in model.functions for node in function.node)):
+        if node.domain == "ai.onnx":
+            node.domain = ""
+
+
+def _constants_are_no_inputs(graph: onnx.GraphProto) -> None:
+    """Files of IR 3, and some of later versions, list their constants among the inputs, so that a caller could replace them."""
+    constants = {t.name for t in graph.initializer}
+    for entry in [i for i in graph.input if i.name in constants]:
+        graph.input.remove(entry)
+
+
+def _shape_outputs(model: onnx.ModelProto) -> None:
+    """Shapes of outputs, which the checker wants and some tools leave out."""
+    for own, known in zip(model.graph.output, infer_shapes(model).graph.output, strict=True):
+        own.CopyFrom(known)
+
+
+# --- PyTorch --------------------------------------------------------------------------------------------------------
+
+
+def _read_exported(path: Path) -> Any:
+    torch = _torch()
+    logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # zip, json and version errors
+        reason = brief(error).partition(" Please check the warnings")[0]
+        raise errors.ModelError(
+            f"{path} is not a readable exported program ({reason}); save it with torch.export.save"
+        ) from error
+
+
+def _call(source: str) -> Any:
+    torch = _torch()
+    module_name, _, attribute = source.partition(":")
+    sys.path.insert(0, "")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for our own answer
+            made = getattr(importlib.import_module(module_name), attribute)()
+    except Exception as error:  # the user's own code runs here
+        raise errors.ModelError(
+            f"{source} cannot be called ({brief(error)}); check the module and the callable"
+        ) from error
+    finally:
+        sys.path.remove("")
+    if not isinstance(made, torch.nn.Module):
+        raise errors.ModelError(f"{source} returned a {type(made).__name__}; it must return a torch.nn.Module")
+    return made.eval()
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise errors.ModelError(
+            "a torch model needs PyTorch; install splitedge[torch] or give an .onnx file"
+        ) from error
+    return torch
+
+
+def export(module: Any, shape: Sequence[int] | None) -> onnx.ModelProto:
+    """A torch module, or an exported program (``shape`` None), as ONNX. A module with an embedding and an input of two axes takes token ids.
+
+    Raises `errors.ModelError`.
+    """
+    torch = _torch()
+    example = None if shape is None else (_example(module, shape),)
+    # The exporter's own deprecations, and its regret that torchvision is not there, are not the user's.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(module, example, dynamo=True, verbose=False)
+        except Exception as error:  # torch raises what it likes
+            raise errors.ModelError(
+                f"PyTorch cannot export the model to ONNX ({brief(error)}); export it yourself"
+            ) from error
+    return program.model_proto
+
+
+def _example(module: Any, shape: Sequence[int]) -> Any:
+    torch = _torch()
+    ids = len(shape) == 2 and any(isinstance(part, torch.nn.Embedding) for part in module.modules())
+    return torch.ones(*shape, dtype=torch.int64) if ids else torch.zeros(*shape)

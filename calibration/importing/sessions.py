@@ -1,0 +1,119 @@
+"""Sessions of ONNX Runtime: how they are opened here, and which of its optimizers stay off for a model.
+
+ONNX Runtime rewrites a graph before it runs it, and a few of these rewrites change the answers of some models. Import finds them
+(`calibration.importing.verify`) and records them in the model's metadata, so that every later session of the model, or of a tail of it, leaves them out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Final
+
+import onnx
+import onnxruntime as ort
+
+from splitedge import errors
+
+#: Key in `ModelProto.metadata_props`: names of optimizers, separated by commas, or `EVERY`.
+DISABLED_OPTIMIZERS: Final = "splitedge.disabled_optimizers"
+#: In place of names: no graph optimization at all.
+EVERY: Final = "all"
+#: Optimizers of ONNX Runtime for the CPU, by level. A name that the installed version does not know has no effect.
+OPTIMIZERS: Final = (
+    "EliminateIdentity", "EliminateSlice", "UnsqueezeElimination", "EliminateDropout", "ExpandElimination", "CastElimination",
+    "PreShapeNodeElimination", "NoopElimination", "DivMulFusion", "FuseReluClip", "GemmSumFusion", "GemmTransposeFusion", "NotWhereFusion",
+    "ConvAddFusion", "ConvMulFusion", "ConvBNFusion", "Pad_Fusion", "MatMul_BatchNormalization_Fusion", "LabelEncoderFusion",
+    "DoubleQDQPairsRemover", "ConstantSharing", "CommonSubexpressionElimination", "ConstantFolding", "MatMulAddFusion", "ReshapeFusion",
+    "GeluFusionL1", "LayerNormFusionL1", "QDQPropagationTransformer", "WeightBiasQuantization", "SliceConcatToSpaceToDepthFusion",
+    "TransposeOptimizer",
+    "ClipQuantRewrite", "ReluQuantRewrite", "QDQS8ToU8Transformer", "QDQSelectorActionTransformer", "GemmActivationFusion",
+    "MatMulIntegerToFloatFusion", "DynamicQuantizeMatMulFusion", "ConvActivationFusion", "GeluFusionL2", "LayerNormFusionL2",
+    "SimplifiedLayerNormFusion", "AttentionFusion", "EmbedLayerNormFusion", "GatherSliceToSplitFusion", "GatherToSliceFusion",
+    "MatmulTransposeFusion", "BiasGeluFusion", "SkipLayerNormFusion", "FastGeluFusion", "QuickGeluFusion", "BiasSoftmaxFusion",
+    "MatMulScaleFusion", "MatMulNBitsFusion", "QDQFinalCleanupTransformer",
+    "NchwcTransformer", "NhwcTransformer", "ConvAddActivationFusion",
+)  # fmt: skip
+
+_OFF: Final = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+
+def session_options(threads: int = 0) -> ort.SessionOptions:
+    """Options of every ONNX Runtime session here: quiet; ``threads`` 0 means as many as there are cores that this process may use.
+
+    ONNX Runtime itself would count, and bind its threads to, all cores of the machine.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0)
+    # spinning threads take the cores from whatever else runs here between two calls
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def session(model: onnx.ModelProto | bytes, threads: int = 0) -> ort.InferenceSession:
+    """An inference session of ``model`` on the CPU, without the optimizers that its metadata names. Raises `errors.ModelError`."""
+    parsed = onnx.load_model_from_string(model) if isinstance(model, bytes) else model
+    data = model if isinstance(model, bytes) else None
+    options, names = session_options(threads), disabled(parsed)
+    if EVERY in names:
+        options.graph_optimization_level = _OFF
+    return _open(parsed, options, names, data)
+
+
+def unoptimized(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A session that runs ``model`` as it is written. Raises `errors.ModelError`."""
+    options = session_options()
+    options.graph_optimization_level = _OFF
+    return _open(model, options)
+
+
+def optimized(model: onnx.ModelProto, without: Collection[str]) -> onnx.ModelProto:
+    """``model`` after ONNX Runtime's basic optimizations, which yield standard operators as a rule. Raises `errors.ModelError`."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
+        _open(model, options, without)
+        return onnx.load(options.optimized_model_filepath)
+
+
+def disabled(model: onnx.ModelProto) -> list[str]:
+    """The optimizers that stay off for ``model``."""
+    found = next((entry.value for entry in model.metadata_props if entry.key == DISABLED_OPTIMIZERS), "")
+    return found.split(",") if found else []
+
+
+def disable(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Records in ``model`` that the optimizers ``names``, and no others, stay off."""
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    kept.pop(DISABLED_OPTIMIZERS, None)
+    if listed := ",".join(sorted(names)):
+        kept[DISABLED_OPTIMIZERS] = listed
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, kept)
+
+
+def brief(error: BaseException) -> str:
+    """What ``error`` says in one line; of a long text its beginning and its end, where ONNX Runtime gives the reason."""
+    text = " ".join(str(error).split())
+    return (text if len(text) <= 300 else f"{text[:100]} ... {text[-195:]}") or type(error).__name__
+
+
+def _open(
+    model: onnx.ModelProto, options: ort.SessionOptions, without: Collection[str] = (), data: bytes | None = None
+) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(
+            data or model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(without),
+        )
+    except Exception as error:  # ONNX Runtime's errors have no common base below Exception; protobuf's limit is 2 GiB
+        raise errors.ModelError(
+            f"ONNX Runtime cannot run the model ({brief(error)}); export it again, with a batch of 1"
+        ) from error

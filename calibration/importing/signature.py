@@ -1,0 +1,223 @@
+"""What a model takes and yields, brought to one input and one output in the layout that everything here works on.
+
+Exports of text models take a mask and token types too, and yield several tensors; networks from TensorFlow take pictures with their channels last.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from calibration.importing.graph import drop_unread, infer_shapes, inputs, leading_to, reads, rename
+from splitedge import errors
+
+Role = Literal["mask", "types", "positions"]
+
+#: Inputs beside the token ids, by a part of their name.
+_ROLES: Final[dict[str, Role]] = {
+    "mask": "mask", "token_type": "types", "segment": "types", "type_ids": "types", "position": "positions",
+}  # fmt: skip
+
+#: Operators that know [N, C, H, W] alone: an input that one of these reads has its channels first.
+_CHANNELS_FIRST: Final = {
+    "Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "BatchNormalization", "InstanceNormalization",
+    "LpPool", "GlobalLpPool", "LRN",
+}  # fmt: skip
+#: Axes of the picture that `channels_first` leaves, in the order in which the model took them before.
+TURNED: Final = (0, 3, 1, 2)
+#: Operators that change a tensor's shape and not the order of its elements.
+SHAPES: Final = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
+#: The greatest index that a type holds exactly; of other types none is asked for.
+_GREATEST: Final = {
+    TensorProto.INT64: 2**31, TensorProto.INT32: 2**31, TensorProto.UINT64: 2**31, TensorProto.UINT32: 2**31, TensorProto.DOUBLE: 2**31,
+    TensorProto.FLOAT: 2**24, TensorProto.FLOAT16: 2048, TensorProto.UINT16: 65535, TensorProto.INT16: 32767, TensorProto.UINT8: 255,
+    TensorProto.INT8: 127,
+}  # fmt: skip
+#: Operators that may follow an ArgMax and, as far as types hold them, leave its indices as they are.
+_PASS_INDICES: Final = {*SHAPES, "Cast"}
+
+
+def main_input_first(model: onnx.ModelProto) -> None:
+    """Puts the input that frames bring ahead: the only one, or the token ids. Raises `errors.ModelError` where it is not clear which one that is."""
+    found = inputs(model.graph)
+    mains = [i for i in found if len(found) == 1 or _role(i) is None]
+    others = [i for i in found if i not in mains]
+    if len(mains) != 1 or (others and not all(map(_holds_tokens, (mains[0], *others)))):
+        names = ", ".join(i.name for i in found) or "none"
+        raise errors.ModelError(
+            f"the model's inputs are {names}; export it with one, or with token ids and beside them attention_mask, token_type_ids or position_ids"
+        )
+    main = onnx.ValueInfoProto()
+    main.CopyFrom(mains[0])
+    model.graph.input.remove(mains[0])
+    model.graph.input.insert(0, main)
+
+
+def keep_output(model: onnx.ModelProto, name: str | None) -> None:
+    """Leaves ``model`` the output ``name``, or its first, and what that needs; ``name`` may be any float32 tensor between its operators.
+
+    Raises `errors.ModelError` where there is no such tensor, or where it holds something else than float32.
+    """
+    graph = model.graph
+    kept = next((o for o in graph.output if name in (None, o.name)), None)
+    if kept is None and name in {t for node in graph.node for t in node.output if t}:
+        kept = helper.make_tensor_value_info(name, _types(model).get(str(name), TensorProto.FLOAT), None)
+    if kept is None:
+        names = ", ".join(o.name for o in graph.output) or "none"
+        raise errors.ModelError(f"the model has no tensor {name}; its outputs are {names}")
+    if kept.type.tensor_type.elem_type != TensorProto.FLOAT:
+        raise errors.ModelError(
+            f"the model's output {kept.name} holds {_kind(kept)}, not float32; {_advice(model, kept.name)}"
+        )
+    del graph.output[:]
+    graph.output.append(kept)
+    drop_unread(graph)
+    read = {t for node in graph.node for t in reads(node)}
+    if not any(i.name in read for i in graph.input):
+        raise errors.ModelError(
+            f"the model's output {kept.name} is not computed from an input; choose another tensor with --output"
+        )
+    for unread in [i for i in graph.input if i.name not in read]:
+        graph.input.remove(unread)
+
+
+class ArgMax(NamedTuple):
+    """The last operator of a model whose output is indices; ``axis`` of its scores in ONNX order, the batch axis counted."""
+
+    axis: int
+    keepdims: bool
+
+
+def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | None:
+    """Where the output ``name`` of ``model`` (None: the first) is an ArgMax of float32 scores, lets it yield the scores instead; None where it is not.
+
+    Scores change smoothly with noise and indices do not, so scores are what is calibrated; answers are given in indices.
+    """
+    graph = model.graph
+    output = next((o for o in graph.output if name in (None, o.name)), None)
+    if output is None:
+        return None
+    *behind, node = [*leading_to(graph, output.name, _PASS_INDICES)] or [None]
+    if node is None or node.op_type != "ArgMax":
+        return None
+    casts = {a.i for one in behind for a in one.attribute if one.op_type == "Cast" and a.name == "to"}
+    squeezed = any(one.op_type in SHAPES - {"Identity"} for one in behind)
+    attributes = {a.name: a.i for a in node.attribute}
+    shapes = {i.name: i.type.tensor_type for i in infer_shapes(model).graph.value_info}
+    scores = shapes.get(node.input[0])
+    if scores is None or scores.elem_type != TensorProto.FLOAT or attributes.get("select_last_index", 0):
+        return None
+    rank = len(scores.shape.dim)
+    axis = attributes.get("axis", 0) % rank if rank else 0
+    count = scores.shape.dim[axis].dim_value if axis else 0  # 0: over the batch
+    if not 0 < count <= min((_GREATEST.get(kind, 0) + 1 for kind in casts), default=count):
+        return None
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, None))
+    return ArgMax(axis, bool(attributes.get("keepdims", 1)) and not squeezed)
+
+
+def channels_first(model: onnx.ModelProto) -> bool:
+    """Lets ``model``, if its input is a picture with its channels last, take [1, C, H, W]; returns whether it is one.
+
+    It is one of shape [1, H, W, 1 or 3], or of any shape if the model turns it to [1, C, H, W] before all else. Frames and arrays have their channels last either way; the optimizer removes the two transpositions that then follow each other.
+    """
+    graph = model.graph
+    entry = inputs(graph)[0].type.tensor_type
+    sizes = [dim.dim_value for dim in entry.shape.dim]
+    name = inputs(graph)[0].name
+    readers = [node for node in graph.node if name in reads(node)]
+    planes = any(node.op_type in _CHANNELS_FIRST and node.input[0] == name for node in readers)
+    turned = bool(readers) and all(node.op_type == "Transpose" and _perm(node) == [0, 3, 1, 2] for node in readers)
+    looks_last = len(sizes) == 4 and sizes[3] in (1, 3) and sizes[1] not in (1, 3) and not planes
+    if not (turned or looks_last):
+        return False
+    rename(graph, name, f"{name}@last")
+    graph.node.insert(0, helper.make_node("Transpose", [name], [f"{name}@last"], f"{name}@last", perm=[0, 2, 3, 1]))
+    for dim, size in zip(entry.shape.dim, (1, sizes[3], sizes[1], sizes[2]), strict=True):
+        dim.dim_value = size
+    return True
+
+
+def _perm(node: onnx.NodeProto) -> list[int]:
+    return next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
+
+
+def with_batch_axis(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
+    """Gives the output of ``model``, of this ``shape`` for a batch of 1, its batch axis back where the model drops it."""
+    if len(shape) > 1 and shape[0] == 1:
+        return
+    graph, name = model.graph, model.graph.output[0].name
+    whole = [1, *shape] if shape else [1, 1]
+    rename(graph, name, f"{name}@flat")
+    source = f"{name}@flat"
+    for node in leading_to(graph, source, SHAPES):  # one change of shape does for all
+        source = node.input[0] if node.op_type in SHAPES else source
+    graph.initializer.append(numpy_helper.from_array(np.array(whole, np.int64), f"{name}@batch"))
+    graph.node.append(helper.make_node("Reshape", [source, f"{name}@batch"], [name], f"{name}@reshape"))
+    drop_unread(graph)
+
+
+def derive_inputs(model: onnx.ModelProto, padding: int) -> None:
+    """Makes of the first input [1, T], whose T is known, what ``model`` takes beside it: the mask is 1 where the id is not ``padding``, all tokens are of
+    type 0, and their positions count from 0."""
+    graph, nodes = model.graph, []
+    main, *others = inputs(graph)
+    tokens = main.type.tensor_type.shape.dim[-1].dim_value
+    constants = {"types": np.zeros((1, tokens)), "positions": np.arange(tokens)[None]}
+    for side in others:
+        role, kind = _role(side), side.type.tensor_type.elem_type
+        if role == "mask":
+            nodes += _mask(graph, side.name, main.name, padding, kind)
+        elif role is not None:
+            values = constants[role].astype(helper.tensor_dtype_to_np_dtype(kind))
+            graph.initializer.append(numpy_helper.from_array(values, side.name))
+        graph.input.remove(side)
+    kept = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *kept])
+
+
+def _mask(graph: onnx.GraphProto, name: str, ids: str, padding: int, kind: int) -> list[onnx.NodeProto]:
+    graph.initializer.append(numpy_helper.from_array(np.array(padding, np.int64), f"{name}@pad"))
+    return [
+        helper.make_node("Equal", [ids, f"{name}@pad"], [f"{name}@padding"], f"{name}@equal"),
+        helper.make_node("Not", [f"{name}@padding"], [f"{name}@kept"], f"{name}@not"),
+        helper.make_node("Cast", [f"{name}@kept"], [name], f"{name}@cast", to=kind),
+    ]
+
+
+def _role(value: onnx.ValueInfoProto) -> Role | None:
+    return next((role for part, role in _ROLES.items() if part in value.name.lower()), None)
+
+
+def _holds_tokens(value: onnx.ValueInfoProto) -> bool:
+    """Whether it holds a number for each token, [batch, T]; a mask may be one of other numbers."""
+    kind = value.type.tensor_type
+    return len(kind.shape.dim) == 2 and (kind.elem_type == TensorProto.INT64 or _role(value) == "mask")
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element types of the tensors, where they are known."""
+    graph = infer_shapes(model).graph
+    return {i.name: i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info, *graph.output)}
+
+
+def _kind(value: onnx.ValueInfoProto) -> str:
+    kind = value.type.tensor_type.elem_type
+    return str(helper.tensor_dtype_to_np_dtype(kind)) if kind else "no tensor"
+
+
+def _advice(model: onnx.ModelProto, output: str) -> str:
+    """Names the last float32 tensor before ``output``."""
+    types, wanted = _types(model), {output}
+    for node in reversed(model.graph.node):
+        if not wanted & set(node.output) or not node.input:
+            continue
+        if floats := [t for t in node.output if t in wanted and types.get(t) == TensorProto.FLOAT]:
+            return f"choose the float32 tensor before it with --output {floats[0]}"
+        wanted |= set(reads(node))
+    return "export the model in float32"

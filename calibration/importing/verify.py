@@ -1,0 +1,151 @@
+"""Whether a simplified model still answers as the file did: both are run on a few inputs, the file without any graph optimization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from calibration.importing.graph import inputs, with_batch
+from calibration.importing.sessions import brief, session, unoptimized
+from splitedge import errors
+
+F32 = NDArray[np.float32]
+Array = NDArray[Any]
+
+#: Greatest difference to the file's answer that rounding may make, as a share of its greatest value. The order of float32 sums changes the answers of
+#: EfficientNet-Lite0 by 1e-6 of it and those of small networks by 2e-5 at most; rewrites that err change some answers by a per cent and more.
+RELATIVE: Final = 1e-4
+#: Where an input is so unlucky that its last digits decide (a norm over equal values), the answer may differ by so many times what they change.
+UNLUCKY: Final = 30.0
+_LAST_DIGITS: Final = 2e-7
+#: Values of a batch of the file's own size that are run at once.
+_BATCH_VALUES: Final = 1 << 24
+
+
+@dataclass(frozen=True)
+class Reference:
+    """``answers`` of ``model``, run as it is written, to ``given``, one sample each in the model's own layout."""
+
+    model: onnx.ModelProto
+    given: list[Array]
+    answers: list[F32]
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, padding: int = 0) -> Reference:
+        """Of a model with one input and a batch of 1; token ids may hold ``padding``.
+
+        Raises `errors.ModelError` where it does not run, answers one input in two ways, or has an output without a fixed shape.
+        """
+        given = list(_inputs(model, padding))
+        run = _runner(unoptimized(model))
+        answers = [run(x) for x in given]
+        if not np.allclose(run(given[0]), answers[0], rtol=0, atol=_room(answers[0]), equal_nan=True):
+            raise errors.ModelError(
+                "the model answers one input in two ways; export it after model.eval(), without random numbers"
+            )
+        shapes = {y.shape for y in answers}
+        if len(shapes) > 1 or not answers[0].size:
+            raise errors.ModelError(
+                f"the shape of the model's output {model.graph.output[0].name} depends on the input; "
+                "choose a tensor of a fixed shape with --output"
+            )
+        return cls(model, given, answers)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the output."""
+        return self.answers[0].shape
+
+    def agrees(self, model: onnx.ModelProto, order: Sequence[int] | None = None) -> bool:
+        """Whether ``model``, optimized as every session of it is, answers as the reference; ``order`` of the axes that its input has instead."""
+        try:
+            run = _runner(session(model))
+            return all(
+                self._near(i, run(x if order is None else np.ascontiguousarray(x.transpose(order))))
+                for i, x in enumerate(self.given)
+            )
+        except Exception:  # an optimizer that breaks the graph: ONNX Runtime says so in many ways
+            return False
+
+    def check_batch(self, size: int) -> None:
+        """Raises `errors.ModelError` where a batch of ``size``, which the file is made for, is not answered sample by sample."""
+        x = np.concatenate([self.given[i % len(self.given)] for i in range(size)])
+        if x.size > _BATCH_VALUES:
+            return
+        whole = _runner(unoptimized(with_batch(self.model, size)))(x)
+        rows = whole.reshape(size, -1) if whole.size == size * self.answers[0].size else None
+        if rows is None or not all(self._near(i % len(self.given), row) for i, row in enumerate(rows)):
+            raise errors.ModelError(f"a batch of {size} is answered otherwise than its samples alone")
+
+    def _near(self, index: int, found: F32) -> bool:
+        wanted = self.answers[index].reshape(-1)
+        if found.size != wanted.size or not np.isfinite(wanted).all():  # an answer that overflows tells nothing
+            return found.size == wanted.size
+        room = _room(wanted)
+        difference = float(np.abs(found.reshape(-1) - wanted).max())
+        return difference <= room or difference <= room + UNLUCKY * self._moved(index)
+
+    def _moved(self, index: int) -> float:
+        """How much the answer changes with the input's last digits."""
+        x = self.given[index]
+        if x.dtype != np.float32:
+            return 0.0
+        signs = np.random.default_rng(index).choice([-1.0, 1.0], x.shape)
+        near = (x + _LAST_DIGITS * signs * (np.abs(x) + 1)).astype(np.float32)
+        moved = _runner(unoptimized(self.model))(near)
+        return float(np.nan_to_num(np.abs(moved - self.answers[index])).max())
+
+
+def _room(wanted: F32) -> float:
+    return RELATIVE * float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0))
+
+
+def _runner(made: ort.InferenceSession) -> Callable[[Array], F32]:
+    name = made.get_inputs()[0].name
+
+    def run(x: Array) -> F32:
+        try:
+            found: F32 = made.run(None, {name: x})[0]
+        except Exception as error:  # ONNX Runtime's errors have no common base below Exception
+            raise errors.ModelError(
+                f"ONNX Runtime cannot run the model with an input of {list(x.shape)} ({brief(error)}); "
+                "export it with a batch of 1"
+            ) from error
+        return found
+
+    return run
+
+
+def _inputs(model: onnx.ModelProto, padding: int) -> Iterator[Array]:
+    """A few inputs of several kinds: noise, pixels from 0 to 1 and to 255, zeros, large numbers; or token ids, with and without padding."""
+    entry, random = inputs(model.graph)[0].type.tensor_type, np.random.default_rng(0)
+    shape = [dim.dim_value for dim in entry.shape.dim]
+    if entry.elem_type == onnx.TensorProto.INT64:
+        for kept in (1.0, 1.0, 0.5, 0.1):
+            ids = random.integers(0, _rows(model.graph), shape)
+            ids[:, max(1, round(kept * shape[1])) :] = padding
+            yield ids
+        return
+    noise, even = random.normal(size=shape), random.uniform(size=shape)
+    for values in (noise, even, 255 * even, np.zeros(shape), 50 * noise):
+        yield values.astype(np.float32)
+
+
+def _rows(graph: onnx.GraphProto) -> int:
+    """How many token ids every table of ``graph`` holds; 2 where none is known to be looked up by them."""
+    makers = {t: node for node in graph.node for t in node.output}
+    sizes = {t.name: t.dims[0] for t in graph.initializer if t.dims}
+    found = []
+    for node in graph.node:
+        if node.op_type == "Gather" and node.input[0] in sizes:
+            ids = node.input[1]
+            while ids in makers and makers[ids].op_type in ("Cast", "Identity"):
+                ids = makers[ids].input[0]
+            found += [sizes[node.input[0]]] if ids == inputs(graph)[0].name else []
+    return min(found, default=2)

@@ -1,0 +1,312 @@
+"""What a network is made of, still in real numbers: its layers, what they read and yield, and what no head can run.
+
+Every layer writes one stored tensor (channels last) and bears the name of the ONNX tensor that it yields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.importing.graph import Graph, Node
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Clamp = tuple[float, float]
+UnaryFunction = Callable[[F64], F64]
+
+OPEN: Clamp = (-math.inf, math.inf)
+
+
+@dataclass(eq=False)
+class Layer:
+    """``out`` and ``inputs`` are ONNX tensor names (or derived from one with an ``@``)."""
+
+    name: str
+    out: str
+    inputs: list[str]
+
+
+@dataclass(eq=False)
+class Weighted(Layer):
+    """A layer with a scale for each row of its weights [OC, ...], and a bias [OC] (`Embed` has none: [0])."""
+
+    weight: F32
+    bias: F32
+
+
+@dataclass(eq=False)
+class Conv(Weighted):
+    """weight [OC, KH, KW, C / groups], bias [OC]. ``view``: the shape [rows, 1, K] under which the input is read, or None."""
+
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0)
+    groups: int = 1
+    view: list[int] | None = None
+    clamp: Clamp = OPEN
+
+
+@dataclass(eq=False)
+class Binary(Layer):
+    """Sum or product of two tensors; the second has the same shape or one value for each channel."""
+
+    kind: Literal["add", "mul"]
+    clamp: Clamp = OPEN
+
+
+@dataclass(eq=False)
+class Unary(Layer):
+    """``function`` of every element."""
+
+    function: UnaryFunction
+
+
+@dataclass(eq=False)
+class Pool(Layer):
+    kind: Literal["max", "avg"]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int, int, int]
+    count_pad: bool = False
+    clamp: Clamp = OPEN
+
+
+@dataclass(eq=False)
+class Concat(Layer):
+    """Along the last stored axis."""
+
+
+@dataclass(eq=False)
+class Transpose(Layer):
+    """By ``perm`` of the stored axes."""
+
+    perm: list[int]
+
+
+@dataclass(eq=False)
+class Reshape(Layer):
+    """The same bytes under ``shape``."""
+
+    shape: list[int]
+
+
+@dataclass(eq=False)
+class Pad(Layer):
+    """Zeros around [H, W, C]: top, left, bottom, right."""
+
+    pad: tuple[int, int, int, int]
+
+
+@dataclass(eq=False)
+class Softmax(Layer):
+    """Over the last stored axis."""
+
+
+# Transformers: what follows works on float32 tensors [tokens, channels], the stream, and yields one.
+
+
+@dataclass(eq=False)
+class Embed(Weighted):
+    """weight[id] + position [T, C] for each token id; ``rows`` is the model's tensor of the rows alone."""
+
+    position: F32
+    rows: str
+
+
+@dataclass(eq=False)
+class Linear(Weighted):
+    """The first input [..., K] times weight [N, K] transposed, plus bias [N]; then GELU, then the second input is added, where there is one.
+
+    ``products``: the model's own tensors that hold product and bias, and for each of their channels which of the N it is.
+    """
+
+    products: dict[str, I64]
+    activation: Literal["none", "gelu"] = "none"
+
+    @property
+    def open(self) -> bool:
+        """Whether it is a product and a bias alone."""
+        return self.activation == "none" and len(self.inputs) == 1
+
+
+@dataclass(eq=False)
+class Norm(Layer):
+    gamma: F32
+    beta: F32
+    epsilon: float
+
+
+@dataclass(eq=False)
+class Attention(Layer):
+    """Of queries, keys and values in one tensor [T, 3 C]; the second input, where there is one, are token ids, of which ``pad`` is no key."""
+
+    heads: int
+    factor: float
+    pad: int = 0
+
+
+@dataclass(eq=False)
+class Patches(Layer):
+    """Squares of ``size`` x ``size`` pixels of [H, W, C], one a row."""
+
+    size: int
+
+
+@dataclass(eq=False)
+class Position(Layer):
+    """``table`` [R, C] + the input [T, C], which stands behind the first R - T rows of the table."""
+
+    table: F32
+
+
+@dataclass(eq=False)
+class Mean(Layer):
+    """Of ``count`` rows from ``first`` on."""
+
+    first: int
+    count: int
+
+
+DType = Literal["u8", "f32", "i32"]
+
+
+@dataclass
+class Network:
+    """All layers in order, and the operators that are not layers with the reason. ``source``: what the head's input holds."""
+
+    graph: Graph
+    layers: list[Layer]
+    unsupported: list[tuple[Node, str]]
+    made: dict[str, Layer]
+    source: DType = "u8"
+
+    def dtype(self, tensor: str) -> DType:
+        """What a head holds of ``tensor``: 8-bit codes, or the float32 stream of a transformer; token ids at its input alone."""
+        return self.source if tensor == self.graph.input or self.source == "u8" else "f32"
+
+    @property
+    def padding(self) -> int | None:
+        """The id of tokens that its attentions leave out; None where there is none."""
+        pads = {la.pad for la in self.layers if isinstance(la, Attention) and len(la.inputs) > 1}
+        return pads.pop() if len(pads) == 1 else None
+
+    def marks(self) -> set[str]:
+        """The tensors that depend on nothing but which tokens are padding."""
+        graph, padding = self.graph, self.padding
+        found: set[str] = set()
+        for node in graph.nodes if padding is not None else ():
+            moving = {t for t in node.inputs if t and t not in graph.constants}
+            numbers = [graph.constants[t] for t in node.inputs if t in graph.constants]
+            compares = node.op == "Equal" and moving == {graph.input} and all((c == padding).all() for c in numbers)
+            if compares or (moving and moving <= found):
+                found |= set(node.outputs)
+        return found
+
+    def needed(self, tensor: str, start: str | None = None) -> list[Layer]:
+        """The layers that make ``tensor`` of ``start`` (None: of the input), in order; empty for ``start`` itself. The tensor must be reachable."""
+        return self._backwards({tensor}, start)
+
+    def weighted(self, tensor: str, start: str | None = None) -> list[Weighted]:
+        """The layers with weights among those `needed`, in order."""
+        return [layer for layer in self.needed(tensor, start) if isinstance(layer, Weighted)]
+
+    def macs(self, layers: Iterable[Layer]) -> int:
+        """Multiply-accumulates of those of ``layers`` that have weights; 0 of one that looks rows up, and where nobody knows a shape. An attention's, of
+        two activations, are left out."""
+        found = 0
+        for layer in layers:
+            if isinstance(layer, Conv | Linear):
+                made = layer.products if isinstance(layer, Linear) else [layer.out]
+                values = sum(math.prod(self.graph.shapes[t]) for t in made if t in self.graph.shapes)
+                found += values * math.prod(layer.weight.shape[1:])
+        return found
+
+    def alive(self) -> list[Layer]:
+        """The layers that something reads: the output, or an unsupported operator."""
+        roots = {t for node, _ in self.unsupported for t in node.inputs}
+        return self._backwards(roots | {self.graph.output})
+
+    def _backwards(self, wanted: set[str], start: str | None = None) -> list[Layer]:
+        found = []
+        for layer in reversed(self.layers):
+            if layer.out in wanted and layer.out != start:
+                wanted |= set(layer.inputs)
+                found.append(layer)
+        return found[::-1]
+
+    def reachable(self) -> set[str]:
+        """The tensors that a head can yield: none from token ids that are not looked up."""
+        known = {self.graph.input}
+        for layer in self.layers:
+            if known >= set(layer.inputs):
+                known.add(layer.out)
+        return known & set(self.made) | ({self.graph.input} if self.source != "i32" else set())
+
+
+class Unsupported(Exception):  # noqa: N818  an outcome, not an error: it ends in the listing
+    """Why the integer head cannot run an operator."""
+
+
+# --- constants and attributes -----------------------------------------------------------------------------------------
+
+
+def argument(graph: Graph, node: Node, index: int, attribute: str, default: Any = None) -> Any:
+    """A constant that newer operator sets pass as an input and older ones as an attribute."""
+    if len(node.inputs) > index and node.inputs[index]:
+        if node.inputs[index] not in graph.constants:
+            raise Unsupported(f"{attribute} is not a constant")
+        return graph.constants[node.inputs[index]]
+    return node.attrs.get(attribute, default)
+
+
+def scalar(value: Any) -> float:
+    if np.size(value) != 1:
+        raise Unsupported("a constant of more than one value")
+    return float(np.asarray(value).reshape(()))
+
+
+def weights(graph: Graph, name: str) -> F32:
+    if name not in graph.constants:
+        raise Unsupported("its weights are not constant")
+    values: F32 = graph.constants[name].astype(np.float32)
+    if not np.isfinite(values).all():
+        raise Unsupported("its weights are not finite")
+    return values
+
+
+def gemm_weights(graph: Graph, node: Node) -> tuple[F32, F32]:
+    """weight [N, K] and bias [N] of a Gemm."""
+    attrs = node.attrs
+    weight = weights(graph, node.inputs[1]) * np.float32(attrs.get("alpha", 1.0))
+    weight = weight if attrs.get("transB", 0) else weight.T
+    bias = np.zeros(len(weight), np.float32)
+    if len(node.inputs) > 2 and node.inputs[2]:
+        added = weights(graph, node.inputs[2]) * np.float32(attrs.get("beta", 1.0))
+        if added.size not in (1, len(weight)):
+            raise Unsupported("a bias that is not one value for each output")
+        bias = np.broadcast_to(added.reshape(-1), bias.shape).copy()
+    if attrs.get("transA", 0):
+        raise Unsupported("its first input is transposed")
+    return weight, bias
+
+
+def layer_name(graph: Graph, node: Node) -> str:
+    """The layer's name in the training framework where its weight tells it, else the operator's."""
+    weight = node.inputs[1] if len(node.inputs) > 1 and node.inputs[1] in graph.constants else ""
+    owners = graph.consumers.get(weight, [])
+    return weight.removesuffix(".weight") if weight.endswith(".weight") and len(owners) == 1 else node.name
+
+
+def rename(network: Network, layer: Layer, out: str) -> list[Layer]:
+    """Let ``layer`` yield ``out`` instead: what made ``out`` from its old output is now part of it."""
+    del network.made[layer.out]
+    layer.out = out
+    network.made[out] = layer
+    return []

@@ -1,0 +1,129 @@
+"""What operators that only move elements about do, found by letting them move indices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibration.importing.graph import Graph, Node
+from calibration.lowering.layers.network import F32, I64
+
+_SHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
+Move = Callable[[I64], I64]
+
+
+@dataclass
+class View:
+    """A tensor, element by element ``factor`` times the elements ``index`` (in its shape) of ``root``, a tensor of ``size``; ``nodes`` lie between."""
+
+    root: str
+    size: int
+    index: I64
+    factor: float
+    nodes: list[Node]
+
+    def is_plain(self) -> bool:
+        """Whether all elements are there in their order, unchanged but for the factor."""
+        return self.index.size == self.size and bool((self.index.reshape(-1) == np.arange(self.size)).all())
+
+
+def view(graph: Graph, tensor: str) -> View | None:
+    """What ``tensor`` shows of the last tensor before it that is no view; None where shapes are unknown."""
+    moves: list[Move] = []
+    nodes: list[Node] = []
+    factor, at = 1.0, tensor
+    while at in graph.producer:
+        node = graph.producer[at]
+        scaled = _scalar_factor(graph, node)
+        move = None if scaled else _move(graph, node, at)
+        if scaled is None and move is None:
+            break
+        if scaled:
+            at, factor = scaled[0], factor * scaled[1]
+        else:
+            assert move is not None
+            moves.append(move)
+            at = node.inputs[0]
+        nodes.append(node)
+    if at not in graph.shapes:
+        return None
+    size = math.prod(graph.shapes[at])
+    index = np.arange(size).reshape(graph.shapes[at])
+    for move in reversed(moves):
+        index = move(index)
+    return View(at, size, index, factor, nodes)
+
+
+def is_view(graph: Graph, node: Node) -> bool:
+    """Whether ``node`` moves elements of its first input about, and does no more."""
+    return bool(node.outputs) and _move(graph, node, node.outputs[0]) is not None
+
+
+def _move(graph: Graph, node: Node, out: str) -> Move | None:
+    """What ``node`` does to the elements of its first input on their way to ``out``; None where it does more than to move them."""
+    if not node.inputs or node.inputs[0] in graph.constants or out not in graph.shapes:
+        return None
+    if node.op in _SHAPES:
+        shape = graph.shapes[out]
+        return lambda x: x.reshape(shape)
+    if node.op == "Transpose":
+        perm = node.attrs.get("perm")
+        return lambda x: x.transpose(perm)
+    constants = [graph.constants.get(t) for t in node.inputs[1:]]
+    if node.op == "Gather" and constants[0] is not None:
+        taken, axis = constants[0].astype(np.int64), int(node.attrs.get("axis", 0))
+        return lambda x: x.take(taken, axis)
+    if node.op == "Slice" and constants and all(c is not None for c in constants):
+        return _slice([c.reshape(-1).astype(int).tolist() for c in constants if c is not None])
+    if node.op == "Split":
+        return _split(graph, node, out)
+    return None
+
+
+def _slice(arguments: list[list[int]]) -> Move:
+    starts, ends, *rest = arguments
+    axes = rest[0] if rest else list(range(len(starts)))
+    steps = rest[1] if len(rest) > 1 else [1] * len(starts)
+
+    def move(x: I64) -> I64:
+        parts = [slice(None)] * x.ndim
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+            parts[axis] = slice(start, end if end >= -x.shape[axis] else None, step)
+        return x[tuple(parts)]
+
+    return move
+
+
+def _split(graph: Graph, node: Node, out: str) -> Move | None:
+    if not all(t in graph.shapes for t in node.outputs):
+        return None
+    axis = int(node.attrs.get("axis", 0))
+    sizes = [graph.shapes[t][axis] for t in node.outputs]
+    place = node.outputs.index(out)
+    start = sum(sizes[:place])
+    return lambda x: x.take(range(start, start + sizes[place]), axis)
+
+
+def _scalar_factor(graph: Graph, node: Node) -> tuple[str, float] | None:
+    """The tensor and the number that ``node`` multiplies it by."""
+    if node.op not in ("Mul", "Div"):
+        return None
+    for x, other in (node.inputs, node.inputs[::-1]) if node.op == "Mul" else (node.inputs,):
+        value = graph.constants.get(other)
+        if value is not None and value.size == 1 and x not in graph.constants:
+            number = float(value.reshape(-1)[0])
+            return x, number if node.op == "Mul" else 1 / number
+    return None
+
+
+def rows_ahead(graph: Graph, node: Node) -> F32 | None:
+    """The constant rows [n, C], class tokens, that ``node``, a Concat, joins ahead of a stream [1, T, C]; None where it does something else."""
+    shape = graph.shapes.get(node.outputs[0], ()) if node.op == "Concat" else ()
+    if len(shape) != 3 or shape[0] != 1 or int(node.attrs["axis"]) % 3 != 1 or node.inputs[-1] in graph.constants:
+        return None
+    ahead = [graph.constants.get(t) for t in node.inputs[:-1]]
+    rows = [c.reshape(-1, shape[2]) for c in ahead if c is not None and c.ndim == 3]
+    return np.concatenate(rows).astype(np.float32) if rows and len(rows) == len(ahead) else None

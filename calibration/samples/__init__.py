@@ -1,0 +1,1 @@
+"""Calibration samples: images, arrays and texts, with their labels."""

@@ -1,0 +1,213 @@
+"""Calibration samples: images or ``.npy`` arrays, in a folder or in one for each class, or one ``.npy`` of many."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Final, overload
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.samples.labels import I64, Labels, by_name, load_array, read
+from splitedge import errors, limits
+from splitedge.head.preprocess import code_table, load_image, normalise, pixels_to_codes, prepare_image, quantize_tensor
+from splitedge.head.segment import DTYPES, Tensor
+from splitedge.protocol.messages import Preprocess
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+
+IMAGES: Final = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
+#: Values of arrays beyond this overflow float32 in a network.
+LARGEST: Final = 1e15
+#: Decoded pixels that are kept between the passes of a calibration.
+KEPT_BYTES: Final = 256 << 20
+
+
+class Samples(Sequence[F32]):
+    """``samples[i]`` is what the float model sees: float32, channels last, no batch axis. ``labels``, if there are any."""
+
+    def __init__(
+        self,
+        preprocess: Preprocess,
+        sources: Sequence[Path | NDArray[np.generic]],
+        labels: Labels | I64 | None = None,
+    ) -> None:
+        if not 0 < len(sources) <= limits.MAX_CALIBRATION_SAMPLES:
+            raise errors.UsageError(f"there are {len(sources)} samples; give 1 to {limits.MAX_CALIBRATION_SAMPLES}")
+        if isinstance(labels, np.ndarray):
+            labels = Labels(labels, [f"sample {i}" for i in range(len(labels))], [])
+        self.preprocess, self.sources, self.labels = preprocess, sources, labels
+        self._kept: dict[int, U8] = {}
+        self._room = KEPT_BYTES
+
+    @property
+    def classes(self) -> I64 | None:
+        """The index of each sample's class [n]."""
+        return None if self.labels is None else self.labels.classes
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @overload
+    def __getitem__(self, index: int) -> F32: ...
+    @overload
+    def __getitem__(self, index: slice) -> Samples: ...
+    def __getitem__(self, index: int | slice) -> F32 | Samples:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        if self.preprocess.kind == "image":
+            return normalise(self._pixels(index), self.preprocess)
+        return self._array(index)
+
+    def check_classes(self, outputs: int) -> None:
+        """Raises `errors.InputError` where a label is not the index of one of the model's ``outputs``."""
+        if self.labels is None:
+            return
+        classes = self.labels.classes
+        wrong = np.flatnonzero((classes < 0) | (classes >= outputs))
+        if len(wrong):
+            raise errors.InputError(
+                f"{self.labels.origins[wrong[0]]}: class {classes[wrong[0]]} is out of range (the model has {outputs} classes, 0 to {outputs - 1}); "
+                f"correct the labels ({len(wrong)} of {len(self)} are wrong)"
+            )
+
+    def take(self, chosen: I64) -> Samples:
+        """Some of the samples, by their places."""
+        labels = None if self.labels is None else self.labels.take(chosen)
+        return Samples(self.preprocess, [self.sources[i] for i in chosen], labels)
+
+    def normalised_by(self, mean: list[float], std: list[float]) -> Samples:
+        """The same pixels, normalised in another way; images that were decoded are not decoded again."""
+        other = Samples(msgspec.structs.replace(self.preprocess, mean=mean, std=std), self.sources, self.labels)
+        other._kept, other._room = self._kept, self._room
+        return other
+
+    def codes(self, index: int, tensor: Tensor) -> NDArray[Any]:
+        """What the integer head sees: codes of its input ``tensor``, or the float32 values or int32 token ids that it holds."""
+        if tensor.dtype != "u8":
+            return np.ascontiguousarray(self[index], DTYPES[tensor.dtype])
+        if self.preprocess.kind == "image":
+            return pixels_to_codes(self._pixels(index), code_table(self.preprocess, tensor))
+        return quantize_tensor(self._array(index), tensor)
+
+    def _pixels(self, index: int) -> U8:
+        kept = self._kept.get(index)
+        if kept is None:
+            path = self.sources[index]
+            assert isinstance(path, Path)
+            try:
+                kept = prepare_image(load_image(_read(path)), self.preprocess)
+            except errors.InputError as error:
+                raise errors.InputError(f"{path}: {error.message}, or take the file out of the folder") from error
+            if kept.nbytes <= self._room:
+                self._room -= kept.nbytes
+                self._kept[index] = kept
+        return kept
+
+    def _array(self, index: int) -> F32:
+        source = self.sources[index]
+        array = load_array(source) if isinstance(source, Path) else np.asarray(source)
+        if list(array.shape) != self.preprocess.shape:
+            where = source if isinstance(source, Path) else f"sample {index}"
+            wanted = self.preprocess.shape
+            raise errors.InputError(
+                f"{where} has shape {list(array.shape)}; the model takes {wanted}, channels last", shape=wanted
+            )
+        if array.size and not np.abs(array.astype(np.float64)).max() <= LARGEST:
+            where = source if isinstance(source, Path) else f"sample {index}"
+            raise errors.InputError(f"{where} holds NaN or values beyond {LARGEST:g}; give finite numbers")
+        return array.astype(np.float32)
+
+
+def open_samples(
+    place: Path,
+    preprocess: Preprocess,
+    labels: str | None = None,
+    most: int | None = None,
+    names: Sequence[str] = (),
+    outputs: int | None = None,
+    *,
+    labelled: bool = True,
+) -> Samples:
+    """The samples in ``place``: a folder of images or ``.npy`` arrays, a folder with one such folder for each class, or one ``.npy`` [n, ...].
+
+    At most ``most``, evenly spread. ``labels``: as `labels.read` takes it; None: a ``labels.csv`` in the folder, else the folders of the classes,
+    else no labels. ``names``: of the model's ``outputs`` classes, if known. ``labelled``: False where labels are not looked for. Hidden files are skipped.
+    Raises `errors.UsageError` or `errors.InputError`.
+    """
+    found, folder_of = _sources(place, preprocess)
+    files = [_below(place, source) if isinstance(source, Path) else str(i) for i, source in enumerate(found)]
+    beside = place / "labels.csv"
+    if labels is None and labelled and beside.is_file():
+        labels = str(beside)
+    known = None
+    if labels is not None:
+        known = read(labels, files, names, outputs)
+    elif folder_of and labelled:
+        indices, order = by_name(set(folder_of), names, outputs, place)
+        known = Labels(np.array([indices[one] for one in folder_of], np.int64), files, order)
+    if most is not None and most < len(found):
+        chosen = evenly(len(found), most)
+        found, known = [found[i] for i in chosen], None if known is None else known.take(chosen)
+    return Samples(preprocess, found, known)
+
+
+def _sources(place: Path, preprocess: Preprocess) -> tuple[Sequence[Path | NDArray[np.generic]], list[str]]:
+    """The samples in ``place``, and the folder of each where there is one for each class."""
+    if place.is_file() and place.suffix == ".npy":
+        if preprocess.kind == "image":
+            raise errors.UsageError(f"{place} holds arrays, not images; give it with --arrays")
+        return list(load_array(place)), []
+    if not place.is_dir():
+        raise errors.UsageError(f"there is no folder of samples {place}; check the path")
+    kinds = IMAGES if preprocess.kind == "image" else {".npy"}
+    found = listed(place, kinds)
+    inner = [(path, folder.name) for folder in folders(place) for path in listed(folder, kinds)]
+    if found and len(found) < len(inner) and not (place / "labels.csv").is_file():
+        raise errors.UsageError(
+            f"{place} holds {found[0].name} beside folders with {len(inner)} samples; move it into the folder of its class, or out of {place}"
+        )
+    if found:
+        return found, []
+    if not inner:
+        wanted = "images" if preprocess.kind == "image" else ".npy arrays"
+        raise errors.UsageError(
+            f"{place} holds no {wanted} to calibrate with; give a folder of them, or one with a folder for each class"
+        )
+    return [path for path, _ in inner], [name for _, name in inner]
+
+
+def listed(folder: Path, kinds: Collection[str]) -> list[Path]:
+    """The files in ``folder`` whose names end as one of ``kinds``, sorted; hidden ones are left out. Raises `errors.UsageError`."""
+    return [path for path in _entries(folder) if path.suffix.lower() in kinds and not path.is_dir()]
+
+
+def folders(place: Path) -> list[Path]:
+    """The folders in ``place``, sorted; hidden ones are left out. Raises `errors.UsageError`."""
+    return [path for path in _entries(place) if path.is_dir()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise errors.UsageError(f"{folder} cannot be read ({error.strerror}); check its owner and mode") from error
+
+
+def _below(place: Path, path: Path) -> str:
+    return path.relative_to(place).as_posix()
+
+
+def evenly(among: int, count: int) -> I64:
+    """At most ``count`` of the numbers 0 .. ``among`` - 1, ascending and evenly spread."""
+    return np.unique(np.linspace(0, among - 1, min(among, count)).round().astype(np.int64))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise errors.UsageError(f"{path} cannot be read ({error.strerror}); check the path") from error

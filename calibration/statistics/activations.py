@@ -1,0 +1,235 @@
+"""What values a network's tensors take: calibration samples through ONNX Runtime, and from their histograms the ranges of uint8 codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration.importing.graph import Graph, with_batch
+from calibration.importing.sessions import session
+from splitedge import errors
+
+T = TypeVar("T")
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+BINS: Final = 2048
+#: Values of one tensor of one sample that enter its histogram; least, greatest and mean look at all of them.
+HISTOGRAM_VALUES: Final = 16_384
+#: Bytes of activations that one run of ONNX Runtime may hand back.
+RUN_BYTES: Final = 256 << 20
+
+Progress = Callable[[str, int, int], None]  # phase, done, total
+
+
+@dataclass
+class Statistics:
+    """Of one tensor over all samples: least and greatest value, histogram of ``BINS`` bins between them, mean of each channel."""
+
+    lo: float
+    hi: float
+    counts: NDArray[np.int64]
+    mean: F64
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """value = scale * (code - zero_point); ``scale`` is an exact float32."""
+
+    scale: float
+    zero_point: int
+
+    def codes(self, values: F64) -> NDArray[np.uint8]:
+        """The nearest codes."""
+        codes: NDArray[np.uint8] = np.clip(np.rint(values / self.scale) + self.zero_point, 0, 255).astype(np.uint8)
+        return codes
+
+    def values(self) -> F64:
+        """The value of each code 0..255."""
+        return self.scale * (np.arange(256.0) - self.zero_point)
+
+
+def observe(
+    model: onnx.ModelProto, graph: Graph, tensors: Sequence[str], samples: Sequence[F32], progress: Progress
+) -> dict[str, Statistics]:
+    """`Statistics` of ``tensors`` over ``samples`` (float32, stored layout).
+
+    Two passes, one sample at a time. Raises `errors.ModelError` where a tensor is not finite.
+    """
+    found: dict[str, Statistics] = {}
+    groups = list(in_parts(tensors, lambda tensor: 4 * math.prod(graph.shapes[tensor]), RUN_BYTES))
+    total = 2 * len(groups) * len(samples)
+    for index, group in enumerate(groups):
+        tap = Tap(model, graph, group)
+        for i, values in enumerate(tap.over(samples)):
+            _widen(found, values, graph, i)
+            progress("observe", 2 * index * len(samples) + i + 1, total)
+        for i, values in enumerate(tap.over(samples)):
+            for name, value in values.items():
+                _count(found[name], value)
+            progress("observe", (2 * index + 1) * len(samples) + i + 1, total)
+    for statistics in found.values():
+        statistics.mean /= len(samples)
+    return found
+
+
+def count_values(
+    model: onnx.ModelProto, graph: Graph, tensors: Sequence[str], samples: Sequence[F32], progress: Progress
+) -> dict[str, tuple[F64, NDArray[np.int64]]]:
+    """For each of ``tensors``, which hold floats, the 256 values between the least and the greatest of each channel, [C, 256], and how often one of
+    them was the nearest over ``samples``, [C, 256]: what `clipping.Histogram` takes.
+
+    Two passes, one sample at a time. Raises `errors.ModelError` where a tensor is not finite.
+    """
+    found: dict[str, tuple[F64, NDArray[np.int64]]] = {}
+    groups = list(in_parts(tensors, lambda tensor: 4 * math.prod(graph.shapes[tensor]), RUN_BYTES))
+    total = 2 * len(groups) * len(samples)
+    for index, group in enumerate(groups):
+        tap = Tap(model, graph, group)
+        ends: dict[str, tuple[F32, F32]] = {}
+        for i, values in enumerate(tap.over(samples)):
+            for name, value in values.items():
+                refuse_nonfinite(value, graph, name, i)
+                rows = stored_rows(value)
+                lo, hi = rows.min(axis=0), rows.max(axis=0)
+                known = ends.get(name, (lo, hi))
+                ends[name] = np.minimum(known[0], lo), np.maximum(known[1], hi)
+            progress("histograms", 2 * index * len(samples) + i + 1, total)
+        for name, (lo, hi) in ends.items():
+            steps = np.arange(256) / 255
+            found[name] = (
+                lo[:, None] + steps * (hi - lo).astype(np.float64)[:, None],
+                np.zeros((len(lo), 256), np.int64),
+            )
+        for i, values in enumerate(tap.over(samples)):
+            for name, value in values.items():
+                _count_codes(found[name][1], stored_rows(value), *ends[name])
+            progress("histograms", (2 * index + 1) * len(samples) + i + 1, total)
+    return found
+
+
+def stored_rows(value: F32) -> F32:
+    """A tensor [1, ...] in the ONNX layout as rows of its channels, [n, C]."""
+    x = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
+    return x.reshape(-1, x.shape[-1])
+
+
+def _count_codes(counts: NDArray[np.int64], rows: F32, lo: F32, hi: F32) -> None:
+    width = (hi - lo).astype(np.float64)
+    codes = np.rint((rows - lo) * (255 / np.where(width > 0, width, 1.0))).astype(np.int64)
+    counts += np.bincount((codes + 256 * np.arange(len(lo))).reshape(-1), minlength=counts.size).reshape(counts.shape)
+
+
+class Tap:
+    """The float model with some of its tensors as outputs."""
+
+    def __init__(self, model: onnx.ModelProto, graph: Graph, tensors: Sequence[str]) -> None:
+        opened = with_batch(model, 1)
+        infos = [onnx.helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, None) for t in tensors]
+        del opened.graph.output[:]
+        opened.graph.output.extend(infos)
+        self._session, self._tensors, self._graph = session(opened), list(tensors), graph
+
+    def over(self, samples: Iterable[F32]) -> Iterator[dict[str, F32]]:
+        """The tensors, ONNX layout, for each sample (stored layout)."""
+        for sample in samples:
+            yield dict(
+                zip(self._tensors, self._session.run(self._tensors, feed(self._graph, sample[None])), strict=True)
+            )
+
+
+def feed(graph: Graph, x: F32) -> dict[str, NDArray[np.generic]]:
+    """What a model takes for a batch ``x`` (stored layout): token ids become the integers that they are."""
+    return {graph.input: x.astype(np.int64) if graph.takes_ids else to_onnx(x)}
+
+
+def to_onnx(x: F32) -> F32:
+    """A batch in the stored layout [N, H, W, C] to the ONNX layout [N, C, H, W]; other ranks are the same in both."""
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x
+
+
+def best_range(statistics: Statistics) -> tuple[float, float]:
+    """The range [lo, hi], zero within, whose 256 uniform codes have the least squared error over the histogram.
+
+    Error of a range: what is clipped, exactly over the bins, and step^2 / 12 for the rest but zero, which has a code of its own. The
+    whole range stays where cutting it gains less than a tenth: outliers matter more than their number.
+    """
+    lo, hi = min(statistics.lo, 0.0), max(statistics.hi, 0.0)
+    width = (statistics.hi - statistics.lo) / BINS
+    centres: F64 = statistics.lo + (np.arange(BINS, dtype=np.float64) + 0.5) * width
+    counts = np.where((centres - width / 2 <= 0) & (centres + width / 2 > 0), 0, statistics.counts).astype(np.float64)
+    shares = np.geomspace(0.05, 1.0, 97)
+    lows: F64 = lo * shares
+    highs: F64 = hi * shares
+    below, above = _clipped(-centres[::-1], counts[::-1], -lows), _clipped(centres, counts, highs)
+    error: F64 = np.add.outer(below, above)
+    error += counts.sum() * (highs[None, :] - lows[:, None]) ** 2 / 255**2 / 12
+    if error.min() > 0.9 * error[-1, -1]:
+        return lo, hi
+    row, column = np.unravel_index(int(error.argmin()), error.shape)
+    return float(lows[row]), float(highs[column])
+
+
+def quantization(lo: float, hi: float) -> Quantization:
+    """uint8 codes for [lo, hi], which is widened to hold zero."""
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    scale = float(np.float32((hi - lo) / 255)) or 1.0
+    return Quantization(scale, int(np.clip(np.rint(-lo / scale), 0, 255)))
+
+
+def _clipped(centres: F64, counts: F64, highs: F64) -> F64:
+    """Squared error of clipping at each of ``highs``: sum of counts * (centre - high)^2 over the centres above."""
+    above = [np.concatenate([np.cumsum((counts * centres**k)[::-1])[::-1], [0.0]]) for k in range(3)]
+    at = np.searchsorted(centres, highs, side="right")
+    error: F64 = above[2][at] - 2 * highs * above[1][at] + highs**2 * above[0][at]
+    return np.maximum(error, 0.0)
+
+
+def in_parts(items: Sequence[T], size: Callable[[T], int], room: int) -> Iterator[list[T]]:
+    """``items`` in order, in parts whose sizes together fit in ``room``; one that does not fit is alone."""
+    part: list[T] = []
+    left = room
+    for item in items:
+        if part and size(item) > left:
+            yield part
+            part, left = [], room
+        part.append(item)
+        left -= size(item)
+    if part:
+        yield part
+
+
+def refuse_nonfinite(value: F32, graph: Graph, name: str, sample: int) -> None:
+    """Raises `errors.ModelError` for NaN or infinity in ``value``, the tensor ``name`` of a sample."""
+    if not (math.isfinite(value.min()) and math.isfinite(value.max())):
+        where = graph.producer.get(name, name)
+        raise errors.ModelError(
+            f"sample {sample} gives NaN or infinity after {where}; check the model and the preprocessing"
+        )
+
+
+def _widen(found: dict[str, Statistics], values: dict[str, F32], graph: Graph, sample: int) -> None:
+    for name, value in values.items():
+        refuse_nonfinite(value, graph, name, sample)
+        lo, hi = float(value.min()), float(value.max())
+        mean = value.mean(axis=(0, 2, 3) if value.ndim == 4 else tuple(range(value.ndim - 1)), dtype=np.float64)
+        if name not in found:
+            found[name] = Statistics(lo, hi, np.zeros(BINS, np.int64), np.zeros(mean.shape))
+        known = found[name]
+        known.lo, known.hi = min(known.lo, lo), max(known.hi, hi)
+        known.mean += mean
+
+
+def _count(statistics: Statistics, value: F32) -> None:
+    flat = value.reshape(-1)
+    step = -(-flat.size // HISTOGRAM_VALUES) | 1  # odd: even steps would keep to some columns of a plane
+    # numpy refuses bins that float32 cannot tell apart, as where all values are the same
+    least = 2 * BINS * float(np.spacing(np.float32(max(abs(statistics.lo), abs(statistics.hi), 1e-30))))
+    top = max(statistics.hi, statistics.lo + least)
+    statistics.counts += np.histogram(flat[::step], BINS, (statistics.lo, top))[0]

@@ -1,0 +1,1 @@
+"""The local HTTP API of the agent."""

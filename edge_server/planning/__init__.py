@@ -1,0 +1,1 @@
+"""From a request for a plan to the message that answers it."""

@@ -1,0 +1,1 @@
+"""Tails: the rest of the network in ONNX Runtime."""

@@ -1,0 +1,230 @@
+"""A codec checked and prepared: what came in a plan, as the arrays that the kernels take."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels import reference
+from kernels.codec import fused_ir, hadamard, projection
+from kernels.rans import static
+from splitedge import errors, limits
+from splitedge.codec import jpeg
+from splitedge.protocol.messages import Codec
+
+U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+F32 = NDArray[np.float32]
+
+BITS: Final = range(2, 9)
+#: Widths at which values go as floats.
+FLOATS: Final[dict[int, np.dtype[Any]]] = {16: np.dtype("<f2"), 32: np.dtype("<f4")}
+#: Widths at which there may be a codebook.
+CODEBOOKS: Final = fused_ir.CODEBOOKS
+ROTATIONS: Final = hadamard.SIZES
+FREQUENCIES: Final = 1 << static.SCALE
+_NONE: Final = np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Coder:
+    """Tables of the entropy stage, as `kernels.rans.static` takes them: ``index`` [C] or [1] says which is whose.
+
+    ``sizes``, ``bits`` and ``worst`` of each table: how many codes, the bits that one takes on average, and the bits of the rarest.
+    """
+
+    index: I64
+    first: I64
+    starts: U32
+    reciprocals: U64
+    look: U8
+    sizes: I64
+    bits: NDArray[np.float64]
+    worst: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A change of basis: ``forward`` from C channels to K components and ``back``, as `projection.panels`; ``weights`` [K] between them."""
+
+    centre: F32
+    forward: F32
+    back: F32
+    weights: F32
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The payload of a tensor of ``size`` values: ``front`` bytes of side information, then the codes of ``rows`` of ``inner`` each.
+
+    ``least`` and ``most`` bytes in all, the same but for an entropy stage and JPEG.
+    """
+
+    size: int
+    rows: int
+    inner: int
+    front: int
+    least: int
+    most: int
+
+    @property
+    def codes(self) -> int:
+        return self.rows * self.inner
+
+
+@dataclass(slots=True)
+class Ready:
+    """A codec that was checked, as arrays [C]. Holds the codec, so that its id stays its own while it is kept, and the fields that were checked."""
+
+    codec: Codec
+    fields: tuple[Any, ...]
+    bits: int
+    lo: F32
+    scale: F32
+    inverse: F32
+    levels: F32
+    thresholds: F32
+    turn: Turn | None
+    coder: Coder | None
+    table: tuple[tuple[float, int], U8] | None = None  # for the tensor scale and zero point that were asked for last
+    reach: float = 0.0  # no value of a frame's own range is farther from its offset than so many times its size
+    layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)  # by shape
+
+    @property
+    def plain(self) -> bool:
+        """Whether a code depends on nothing but its own value and channel."""
+        c = self.codec
+        return not (self.bits in FLOATS or c.rotation or self.turn or c.dynamic)
+
+    @property
+    def highest(self) -> F32:
+        """The greatest code, or level, of each channel."""
+        if self.coder is not None:
+            return (self.coder.sizes[self.coder.index] - 1).astype(np.float32)
+        return self.levels[-1:] if self.levels.size else np.array([(1 << self.bits) - 1], np.float32)
+
+
+_kept: dict[int, Ready] = {}
+_KEPT: Final = 32  # prepared codecs: more than the ladder of any plan
+
+
+def prepare(codec: Codec) -> Ready:
+    """The codec checked and as arrays: from memory unless it is new or a field was replaced (a plan's codec serves every frame)."""
+    ready, fields = _kept.get(id(codec)), _fields(codec)
+    if ready is None or ready.fields != fields:
+        ready = _check(codec, fields)
+        if len(_kept) >= _KEPT:
+            _kept.clear()
+        _kept[id(codec)] = ready
+    return ready
+
+
+_fields: Final[Callable[[Codec], tuple[Any, ...]]] = operator.attrgetter(
+    "bits", "lo", "scale", "levels", "rotation", "basis", "dynamic", "span", "tables", "table", "jpeg"
+)
+
+
+def _check(codec: Codec, fields: tuple[Any, ...]) -> Ready:
+    if codec.bits not in BITS and codec.bits not in FLOATS:
+        raise errors.CodecError(f"a codec of {codec.bits} bits is not one of 2 to 8, 16 or 32; ask for another plan")
+    channels = len(codec.lo)
+    if not 1 <= channels <= limits.MAX_CHANNELS or len(codec.scale) != channels:
+        raise errors.CodecError(
+            f"a codec with {channels} offsets and {len(codec.scale)} scales is not one of 1 to {limits.MAX_CHANNELS} channels; ask for another plan"
+        )
+    if codec.bits in FLOATS and any(fields[3:7] + fields[8:]):
+        raise errors.CodecError("a codec of floats has neither codes nor tables nor a rotation; ask for another plan")
+    if codec.jpeg and (codec.jpeg not in jpeg.QUALITIES or codec.bits != 8 or any(fields[3:7] + fields[8:10])):
+        raise errors.CodecError(
+            f"JPEG of quality {codec.jpeg} at {codec.bits} bits is not one of 1 to 100 for pixels of 8 bits; ask for another plan"
+        )
+    levels, turn = _levels(codec), _turn(codec.basis, channels) if codec.basis else None
+    if codec.rotation and (
+        codec.rotation not in ROTATIONS or codec.basis or channels % codec.rotation * (channels > 1)
+    ):
+        raise errors.CodecError(
+            f"a rotation of {codec.rotation} does not fit {channels} channels; ask for another plan"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        lo, scale = _floats(codec.lo), _floats(codec.scale)
+        coder = _coder(codec, channels) if codec.tables else None
+        thresholds = reference.codec_thresholds(levels) if levels.size else _NONE
+        ready = Ready(
+            codec, fields, codec.bits, lo, scale, reference.codec_inverse(scale), levels, thresholds, turn, coder
+        )
+        ends = lo + scale * ready.highest, lo + scale * levels[0] if levels.size else lo
+    ready.reach = float(np.abs(lo).max()) + float(scale.max()) * max(
+        float(np.abs(v).max()) for v in (ready.highest, levels) if v.size
+    )
+    if not (all(np.isfinite(end).all() for end in ends) and (scale >= 0).all()):
+        raise errors.CodecError(
+            "a codec's range must be finite, in float32, and its scale not negative; scale the tensor or ask for another plan"
+        )
+    return ready
+
+
+def _floats(values: list[float]) -> F32:
+    return np.array(values, np.float64).astype(np.float32)
+
+
+def _levels(codec: Codec) -> F32:
+    if not codec.levels:
+        return _NONE
+    with np.errstate(over="ignore"):
+        levels = _floats(codec.levels)
+    wanted = codec.bits in CODEBOOKS and len(levels) == 1 << codec.bits and not codec.tables
+    if not wanted or not np.isfinite(levels).all() or (np.diff(levels) < 0).any():
+        raise errors.CodecError(
+            f"a codebook of {len(levels)} levels at {codec.bits} bits is not one of 4 or 8 ascending levels at 2 or 3; ask for another plan"
+        )
+    return levels
+
+
+def _turn(basis: Any, channels: int) -> Turn:
+    ins = len(basis.centre)
+    if not 1 <= channels <= ins or len(basis.columns) != 2 * ins * channels or ins * channels > limits.MAX_BASIS:
+        raise errors.CodecError(
+            f"a change of basis of {len(basis.columns)} bytes is not one from {ins} channels to {channels}; ask for another plan"
+        )
+    with np.errstate(over="ignore"):
+        centre = _floats(basis.centre)
+    columns = np.frombuffer(basis.columns, "<i2").reshape(ins, channels)
+    squares = (columns.astype(np.int64) ** 2).sum(axis=0)
+    if not (squares.all() and np.isfinite(centre).all()):
+        raise errors.CodecError(
+            "a change of basis has a column of nothing or a centre that is not finite; ask for another plan"
+        )
+    forward = columns.astype(np.float32)
+    ways = projection.panels(forward), projection.panels(forward.T)
+    return Turn(centre, *ways, np.float32(1) / squares.astype(np.float32))
+
+
+def _coder(codec: Codec, channels: int) -> Coder:
+    sizes = [len(table) for table in codec.tables]
+    index = np.array(codec.table, np.int64) if all(0 <= i < len(sizes) for i in codec.table) else np.zeros(0, np.int64)
+    sound = len(sizes) <= limits.MAX_TABLES and len(index) in (1, channels) and max(sizes) <= 1 << codec.bits
+    if not sound or any(not table or min(table) < 1 or sum(table) != FREQUENCIES for table in codec.tables):
+        raise errors.CodecError(
+            f"the tables of a codec must be 1 to {limits.MAX_TABLES} of 1 to {1 << codec.bits} frequencies that sum to {FREQUENCIES}, and each channel's be "
+            "one of them; ask for another plan"
+        )
+    counts = [np.array(table, np.int64) for table in codec.tables]
+    parts = [c / FREQUENCIES for c in counts]
+    return Coder(
+        index,
+        np.cumsum([0, *[size + 1 for size in sizes[:-1]]]).astype(np.int64),
+        np.concatenate([[0, *np.cumsum(c)] for c in counts]).astype(np.uint32),
+        np.concatenate([[*(-(-(1 << 44) // c)), 0] for c in counts]).astype(np.uint64),
+        np.concatenate([np.repeat(np.arange(len(c)), c) for c in counts]).astype(np.uint8),
+        np.array(sizes, np.int64),
+        np.array([float(-(p * np.log2(p)).sum()) for p in parts]),
+        np.array([-math.log2(p.min()) for p in parts]),
+    )

@@ -1,0 +1,161 @@
+"""From a caller's image or array to the input codes of a head. Calibration and the agent share it, so both see the same pixels."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from splitedge import errors, limits
+from splitedge.head import image_formats
+from splitedge.head.segment import Tensor
+from splitedge.protocol.messages import Preprocess
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+# Pillow would try some forty decoders, that of EPS among them, which hands the bytes to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+
+def load_image(data: bytes) -> Image.Image:
+    """The image encoded in ``data``, upright, of 8 bits a channel; of an animation the first picture.
+
+    Raises `errors.InputError` for anything else, for a file that is cut short, and beyond the limits.
+    """
+    if len(data) > limits.MAX_IMAGE_BYTES:
+        raise errors.InputError(
+            f"an image of {len(data)} bytes is over the limit of {limits.MAX_IMAGE_BYTES}; send a smaller one"
+        )
+    try:
+        image = _decoded(data)
+        depth, negative = image_formats.depth(image), image_formats.white_is_zero(image)
+        shown = image_formats.eight_bits(_upright(image), depth)
+        return ImageOps.invert(shown) if negative else shown
+    except errors.InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels("an image") from error
+    except Exception as error:  # Pillow's decoders raise whatever a hostile file makes them stumble over
+        raise errors.InputError(image_formats.trouble(data, error)) from error
+
+
+def is_image(data: bytes) -> bool:
+    """Whether ``data`` begins as an image of a kind that `load_image` reads or names in its refusal; nothing is decoded."""
+    return bool(image_formats.name_of(data) or image_formats.foreign(data))
+
+
+def _decoded(data: bytes) -> Image.Image:
+    image = _opened(io.BytesIO(data))
+    try:
+        image.load()
+    except OSError:
+        whole = image_formats.unended(data, _opened) if image.format == "JPEG" else None
+        if whole is None:
+            raise
+        return whole
+    return image
+
+
+def _opened(file: io.BytesIO) -> Image.Image:
+    """The image in ``file``, of a size within the limits; its pixels are decoded when they are looked at."""
+    image = Image.open(file, formats=_FORMATS)
+    if image.width * image.height > limits.MAX_IMAGE_PIXELS:
+        raise _too_many_pixels(f"an image of {image.width} x {image.height} pixels")
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """``image`` turned as its EXIF data say; data that are damaged say nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _too_many_pixels(what: str) -> errors.InputError:
+    return errors.InputError(f"{what} is over the limit of {limits.MAX_IMAGE_PIXELS} pixels; send a smaller one")
+
+
+def prepare_image(image: Image.Image, preprocess: Preprocess) -> U8:
+    """The pixels [H, W, C] of ``image`` that the model looks at; C is 3 (RGB) or 1 (grey). Alpha and colour profiles are left out.
+
+    Raises `errors.InputError` for a picture whose values have no known range.
+    """
+    height, width, channels = preprocess.shape
+    image = image_formats.eight_bits(image).convert("L" if channels == 1 else "RGB")
+    method = Image.Resampling.BICUBIC if preprocess.interpolation == "bicubic" else Image.Resampling.BILINEAR
+    if preprocess.fit == "stretch":
+        image = image.resize((width, height), method)
+    else:
+        image = image.resize(resized(image, preprocess), method)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    return np.asarray(image, np.uint8).reshape(height, width, channels)
+
+
+def resized(image: Image.Image, preprocess: Preprocess) -> tuple[int, int]:
+    """Width and height of ``image`` before the crop: its short side at ``preprocess.resize``, or more where the crop would not fit."""
+    height, width, _ = preprocess.shape
+    scale = max(preprocess.resize / min(image.size), height / image.height, width / image.width)
+    return max(width, round(image.width * scale)), max(height, round(image.height * scale))
+
+
+def normalise(pixels: U8, preprocess: Preprocess) -> F32:
+    """(pixel - mean) / std, float32 [H, W, C]: what the float model sees."""
+    return _real_table(preprocess).astype(np.float32)[pixels, np.arange(pixels.shape[-1])]
+
+
+def code_table(preprocess: Preprocess, tensor: Tensor) -> U8:
+    """Codes [256, C] of the head's input ``tensor`` for each pixel value: clamp(rint((pixel - mean) / std / scale) + zero_point)."""
+    return _codes(_real_table(preprocess), tensor.scale, tensor.zero_point)
+
+
+def pixels_to_codes(pixels: U8, table: U8) -> U8:
+    """``pixels`` [H, W, C] through the `code_table`."""
+    return table[pixels, np.arange(pixels.shape[-1])]
+
+
+def quantize_tensor(x: NDArray[np.generic], tensor: Tensor) -> U8:
+    """An array in the shape of ``tensor`` (channels last) to its codes. Raises `errors.InputError` for another shape, NaN or infinity."""
+    if list(x.shape) != tensor.shape:
+        raise errors.InputError(
+            f"the model takes an array of shape {tensor.shape}, this one has {list(x.shape)}", shape=tensor.shape
+        )
+    values = x.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise errors.InputError("the input holds NaN or infinite values; send finite numbers")
+    return _codes(values, tensor.scale, tensor.zero_point)
+
+
+def input_quantization(preprocess: Preprocess) -> tuple[float, int]:
+    """The scale (an exact float32) and zero point for the head's input that disturb normalised pixels least.
+
+    One mean and one std for all channels with an integer mean make codes equal pixels. Otherwise a search around the range, because a
+    zero between two codes would make half of the pixel values tie.
+    """
+    real = _real_table(preprocess)
+    lo, hi = min(real.min(), 0.0), max(real.max(), 0.0)
+    best = (np.inf, 1.0, 0)
+    for steps in np.linspace(255.0, 250.0, 21):
+        scale = float(np.float32((hi - lo) / steps))
+        for zero in {int(np.floor(-lo / scale)), int(np.ceil(-lo / scale))}:
+            zero_point = min(max(zero, 0), 255)
+            back = scale * (_codes(real, scale, zero_point).astype(np.float64) - zero_point)
+            best = min(best, (float(((back - real) ** 2).mean()), scale, zero_point))
+    return best[1], best[2]
+
+
+def _real_table(preprocess: Preprocess) -> F64:
+    """The normalised value of each pixel value and channel, [256, C]."""
+    channels = preprocess.shape[-1]
+    mean, std = (np.broadcast_to(np.array(v, np.float64), channels) for v in (preprocess.mean, preprocess.std))
+    return (np.arange(256.0)[:, None] - mean) / std
+
+
+def _codes(values: F64, scale: float, zero_point: int) -> U8:
+    codes: U8 = np.clip(np.rint(values / np.float64(scale)) + zero_point, 0, 255).astype(np.uint8)
+    return codes

@@ -1,0 +1,519 @@
+"""The segment file: the quantized head of a network, as the server sends it and the agent stores it.
+
+    offset  0   8 bytes   magic b"SPLITSEG"
+            8   u32       format version (2), little-endian as everything here
+           12   u32       length of the header
+           16   header    UTF-8 JSON of `Header`, deflated with `DICTIONARY`; offsets into the blob and its size are 0 there
+            .   constants weights, biases, multipliers, tables: see `splitedge.head.compression`
+
+Loaded, a segment is its header and a blob of its constants, as `constants` lists them, each at a multiple of 64 bytes. Their number and size
+follow from the operators, so the file does not say them, and memory is bounded before any is taken. Nothing in a segment is trusted: `parse`
+checks the container, `splitedge.head.verify` everything else, before a kernel sees a pointer.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import zlib
+from collections.abc import Iterator
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from splitedge import errors, limits
+from splitedge.head import compression
+from splitedge.protocol.messages import Preprocess
+
+MAGIC = b"SPLITSEG"
+FORMAT_VERSION = 3
+ALIGN = 64
+#: What headers have in common. It is part of the format: another text is another version.
+DICTIONARY: Final = (
+    b'{"model":"","cut":"","weight_bits":8,"preprocess":{"kind":"image","shape":[224,224,3],"resize":256,"fit":"crop","interpolation":"bicubic",'
+    b'"mean":[127.0],"std":[128.0]},"tensors":[{"shape":[],"scale":0.0,"zero_point":0,"offset":0,"dtype":"f32"}],"input":0,"output":1,"ops":[],'
+    b'"arena_bytes":0,"blob_bytes":0,"golden":{"seed":"","sha256":""}}{"op":"linear","name":"","out":2,"x":1,"bits":8,"weight":0,"scales":0,'
+    b'"bias":0,"activation":"gelu","residual":-1},"activation":"none",{"op":"add","name":"","out":2,"a":1,"b":0,"multiplier_a":0.,"multiplier_b":0.,'
+    b'"lo":0,"hi":255},{"op":"conv","name":"","out":2,"x":1,"bits":8,"weight":0,"bias":0,"multiplier":0,"kernel":[3,3],"stride":[1,1],'
+    b'"dilation":[1,1],"pad":[1,1,1,1],"groups":1,"lo":0,"hi":255},{"op":"conv","name":"","out":2,"x":1,"bits":8,"weight":0,"bias":0,'
+    b'"multiplier":0,"kernel":[1,1],"stride":[1,1],"dilation":[1,1],"pad":[0,0,0,0],"groups":1,"lo":0,"hi":255},'
+)
+
+
+DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype(np.uint8), "f32": np.dtype(np.float32), "i32": np.dtype(np.int32)}
+
+
+class Tensor(msgspec.Struct, omit_defaults=True):
+    """One activation: uint8 codes, value = scale * (code - zero_point); ``shape`` channels last without the batch axis, 1 to 4 axes.
+
+    ``offset`` is its first byte in the arena, a multiple of 64. A tensor of n bytes owns the arena up to offset + roundup(n, 64).
+    Where ``dtype`` is ``f32`` (the stream of a transformer, [tokens, channels]) or ``i32`` (token ids), scale is 1 and zero_point 0.
+    """
+
+    shape: list[int]
+    scale: float  # an exact float32
+    zero_point: int
+    offset: int
+    dtype: Literal["u8", "f32", "i32"] = "u8"
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+class Op(msgspec.Struct, tag_field="op"):
+    """Base of the operators. ``out`` and the inputs index `Header.tensors`; an operator's inputs were written by earlier ones.
+
+    ``name`` is the layer's name in the model, for people and measurements.
+    """
+
+    name: str
+    out: int
+
+
+class Conv(Op, tag="conv"):
+    """Convolution, depthwise convolution (groups = channels) and matrix product (kernel 1x1 on a 1 x 1 x K or rows x 1 x K tensor).
+
+    x [H, W, C] uint8; weight [OC, KH, KW, C / groups] at ``bits`` bits; bias [OC] int32; multiplier [OC] float32. All by offset into the blob.
+    acc = bias[oc] + sum x * w (the bias already holds -zero_point_x * sum w; padding has the code zero_point_x);
+    y = zero_point_y + rint(clamp(float32(acc) * multiplier[oc], lo - zero_point_y, hi - zero_point_y)).
+    """
+
+    x: int
+    bits: int
+    weight: int
+    bias: int
+    multiplier: int
+    kernel: list[int]  # KH, KW
+    stride: list[int]
+    dilation: list[int]
+    pad: list[int]  # top, left, bottom, right
+    groups: int
+    lo: int  # the least and greatest output code: where a ReLU or ReLU6 is fused
+    hi: int
+
+
+class Add(Op, tag="add"):
+    """y = zero_point_y + rint(clamp((a - za) * ma + (b - zb) * mb, lo - zero_point_y, hi - zero_point_y)) in float32, two products and one sum, each rounded.
+
+    Same shape, or ``b`` has one value for each channel (shape [C] or [1, 1, C]).
+    """
+
+    a: int
+    b: int
+    multiplier_a: float
+    multiplier_b: float
+    lo: int
+    hi: int
+
+
+class Mul(Op, tag="mul"):
+    """y = zero_point_y + rint(clamp(float32((a - za) * (b - zb)) * m, lo - zero_point_y, hi - zero_point_y)); broadcast as in `Add`."""
+
+    a: int
+    b: int
+    multiplier: float
+    lo: int
+    hi: int
+
+
+class Lut(Op, tag="lut"):
+    """y = table[x]: any element-wise function; ``table`` is the offset of 256 bytes in the blob."""
+
+    x: int
+    table: int
+
+
+class Pool(Op, tag="pool"):
+    """Maximum or average over windows of [KH, KW]. Global pooling is a window of the whole plane.
+
+    max: padding never wins; x and y share scale and zero point; ``multiplier`` is not used.
+    avg: acc = sum (x - zx) over the n cells that count (all KH * KW if ``count_pad``, else those inside);
+    y = zero_point_y + rint(clamp(float32(acc) * (multiplier / n), lo .. hi as in `Conv`)), the quotient in float32.
+    """
+
+    x: int
+    kind: Literal["max", "avg"]
+    kernel: list[int]
+    stride: list[int]
+    pad: list[int]
+    count_pad: bool
+    multiplier: float
+    lo: int
+    hi: int
+
+
+class Concat(Op, tag="concat"):
+    """Along the last axis. ``tables[i]`` is the offset of a 256-byte table that requantizes input i to the output's scale, or -1 for none."""
+
+    inputs: list[int]
+    tables: list[int]
+
+
+class Transpose(Op, tag="transpose"):
+    """y = x transposed by ``perm`` (of its 1 to 4 axes, without the batch axis)."""
+
+    x: int
+    perm: list[int]
+
+
+class Reshape(Op, tag="reshape"):
+    """The same bytes under another shape."""
+
+    x: int
+
+
+class Pad(Op, tag="pad"):
+    """Spatial padding of [H, W, C] with the code ``value``; ``pad`` = top, left, bottom, right."""
+
+    x: int
+    pad: list[int]
+    value: int
+
+
+class Softmax(Op, tag="softmax"):
+    """Over the last axis: p = exp(scale * (x - max x)) / sum, by the fixed sequence of `kernels.reference.softmax`, then quantized to y."""
+
+    x: int
+    lo: int
+    hi: int
+
+
+# Transformers. x and y are f32 [..., channels], every axis but the last counts rows. `Linear` and `Attention` quantize on the way.
+
+
+class Embed(Op, tag="embed"):
+    """y[t] = w[x[t]] * scales[x[t]] + position[t]: token ids i32 [T] to f32 [T, C].
+
+    weight [vocabulary, C] at ``bits`` bits; scales [vocabulary] float32; position [T, C] float32. An id outside is taken as the nearest inside.
+    """
+
+    x: int
+    bits: int
+    vocabulary: int
+    weight: int
+    scales: int
+    position: int
+
+
+class Linear(Op, tag="linear"):
+    """y = activation(x * w + bias) + residual by `kernels.reference.linear`: each row of x is quantized to 8 bits by its own range.
+
+    weight [N, K] at ``bits`` bits; scales and bias [N] float32. ``residual``: a tensor of y's shape, or -1.
+    """
+
+    x: int
+    bits: int
+    weight: int
+    scales: int
+    bias: int
+    activation: Literal["none", "gelu"]
+    residual: int
+
+
+class Norm(Op, tag="norm"):
+    """Layer norm over the last axis by `kernels.reference.norm`; gamma and beta [C] float32."""
+
+    x: int
+    gamma: int
+    beta: int
+    epsilon: float
+
+
+class Attention(Op, tag="attention"):
+    """x [T, 3 C] (queries, keys, values) to [T, C] by `kernels.reference.attention`; scores are multiplied by ``factor``.
+
+    ``ids``: the tensor of token ids i32 [T], of which those equal to ``pad`` are no keys; or -1, and every token is one.
+    """
+
+    x: int
+    heads: int
+    factor: float
+    ids: int
+    pad: int
+
+
+class Patches(Op, tag="patches"):
+    """y = the squares of ``size`` x ``size`` pixels of x f32 [H, W, C], row by row: [H / size * W / size, size * size * C], each square as it lies."""
+
+    x: int
+    size: int
+
+
+class Position(Op, tag="position"):
+    """y = table + x, x behind the rows that only the table has: f32 [T, C] to [R, C], R >= T. ``table``: [R, C] float32."""
+
+    x: int
+    table: int
+
+
+class Mean(Op, tag="mean"):
+    """y = mean of ``count`` rows of x f32 [T, C] from row ``first`` on, by `kernels.reference.mean`: [C] or [1, C]."""
+
+    x: int
+    first: int
+    count: int
+
+
+AnyOp = (
+    Conv | Add | Mul | Lut | Pool | Concat | Transpose | Reshape | Pad | Softmax
+    | Embed | Linear | Norm | Attention | Patches | Position | Mean
+)  # fmt: skip
+
+
+class Golden(msgspec.Struct):
+    """Proof that this machine computes the same bits: input codes = SHAKE-256(``seed``), output codes hash to ``sha256``."""
+
+    seed: str
+    sha256: str
+
+
+class Header(msgspec.Struct):
+    model: str
+    cut: str
+    weight_bits: int  # the most of any operator
+    preprocess: Preprocess
+    tensors: list[Tensor]
+    input: int
+    output: int
+    ops: list[AnyOp]
+    arena_bytes: int
+    blob_bytes: int
+    golden: Golden
+
+
+def only_moves(header: Header) -> bool:
+    """Whether the head computes nothing: it moves bytes about, looks tokens up or adds a constant, so that what leaves it is the input itself, however
+    it is called.
+    """
+    return all(isinstance(op, Reshape | Transpose | Pad | Concat | Embed | Patches | Position) for op in header.ops)
+
+
+class Segment(msgspec.Struct):
+    """A parsed segment: the header, and the blob as uint8."""
+
+    header: Header
+    blob: NDArray[np.uint8]
+
+
+def roundup(n: int) -> int:
+    """The least multiple of `ALIGN` that is not below ``n``."""
+    return -(-n // ALIGN) * ALIGN
+
+
+class Constant(NamedTuple):
+    """An array of an operator: ``size`` values of ``kind``, codes at ``bits`` bits, in ``rows`` output channels. Its offset is in ``field``
+    of ``op``, or for a `Concat` at ``entry`` of it."""
+
+    op: AnyOp
+    field: str
+    kind: compression.Kind
+    size: int
+    bits: int = 8
+    rows: int = 1
+    entry: int = -1
+
+    @property
+    def offset(self) -> int:
+        value = getattr(self.op, self.field)
+        return int(value if self.entry < 0 else value[self.entry])
+
+    def place(self, offset: int) -> None:
+        """Put it at ``offset``."""
+        if self.entry < 0:
+            setattr(self.op, self.field, offset)
+        else:
+            getattr(self.op, self.field)[self.entry] = offset
+
+    def part(self) -> compression.Part:
+        """Where it is in the blob."""
+        if self.kind == "codes" and isinstance(self.op, Embed):
+            return compression.Part(self.kind, self.offset, self.size, self.bits, self.rows, self.op.scales)
+        return compression.Part(self.kind, self.offset, self.size, self.bits)
+
+
+def constants(header: Header) -> list[Constant]:
+    """Every array of the operators, in the order of the file. Raises `errors.SegmentError` for sizes beyond all bounds."""
+    found: list[Constant] = []
+    size = 0
+    for op in header.ops:
+        for constant in _constants(header, op):
+            found.append(constant)
+            size += roundup(constant.part().nbytes)
+            if constant.size < 0 or size > limits.MAX_SEGMENT_BYTES or len(found) > limits.MAX_CONSTANTS:
+                raise errors.SegmentError(
+                    "the segment asks for more constants than an agent holds; use a smaller model"
+                )
+    return found
+
+
+def parts(header: Header) -> list[compression.Part]:
+    """Where all `constants` are in the blob."""
+    return [constant.part() for constant in constants(header)]
+
+
+def _constants(header: Header, op: AnyOp) -> Iterator[Constant]:
+    match op:
+        case Conv():
+            rows, inner = _side(header, op.out), _side(header, op.x) // max(op.groups, 1)
+            yield Constant(op, "weight", "codes", rows * _area(op) * inner, _bits(op), rows)
+            yield Constant(op, "bias", "i32", rows)
+            yield Constant(op, "multiplier", "f32", rows)
+        case Linear():
+            rows = _side(header, op.out)
+            yield Constant(op, "weight", "codes", rows * _side(header, op.x), _bits(op), rows)
+            yield Constant(op, "scales", "f32", rows)
+            yield Constant(op, "bias", "f32", rows)
+        case Embed():
+            width, tokens = _side(header, op.out), _side(header, op.x)
+            yield Constant(op, "weight", "codes", op.vocabulary * width, _bits(op), op.vocabulary)
+            yield Constant(op, "scales", "f32", op.vocabulary)
+            yield Constant(op, "position", "f32", tokens * width)
+        case Norm():
+            yield Constant(op, "gamma", "f32", _side(header, op.out))
+            yield Constant(op, "beta", "f32", _side(header, op.out))
+        case Position():
+            _side(header, op.out)
+            yield Constant(op, "table", "f32", math.prod(header.tensors[op.out].shape))
+        case Lut():
+            yield Constant(op, "table", "table", compression.TABLE)
+        case Concat():
+            for entry, table in enumerate(op.tables):
+                if table != -1:
+                    yield Constant(op, "tables", "table", compression.TABLE, entry=entry)
+
+
+def _side(header: Header, tensor: int) -> int:
+    """The last axis of a tensor."""
+    if not 0 <= tensor < len(header.tensors) or not header.tensors[tensor].shape:
+        raise errors.SegmentError("the segment names a tensor that does not exist or has no shape; fetch it again")
+    return header.tensors[tensor].shape[-1]
+
+
+def _area(op: Conv) -> int:
+    return math.prod(op.kernel[:2])
+
+
+def _bits(op: Conv | Linear | Embed) -> int:
+    if not 2 <= op.bits <= 8:
+        raise errors.SegmentError(f"the segment has weights of {op.bits} bits in {op.name!r}; fetch it again")
+    return op.bits
+
+
+def build(header: Header, blob: bytes) -> bytes:
+    """The segment file of ``header`` and ``blob``; ``header.blob_bytes`` must be the blob's length.
+
+    The file holds what `constants` lists, all else in the blob must be 0; parsed, offsets may be others.
+    """
+    if header.blob_bytes != len(blob):
+        raise errors.SegmentError(f"the header says {header.blob_bytes} bytes of blob, there are {len(blob)}")
+    places = parts(header)
+    if any(part.offset < 0 or part.offset + part.nbytes > len(blob) for part in places):
+        raise errors.SegmentError("the header has constants outside the blob; place them within it")
+    rest = np.frombuffer(blob, np.uint8).copy()
+    for part in places:
+        part.of(rest)[:] = 0
+    if rest.any():
+        raise errors.SegmentError(
+            "the blob has bytes that no operator names; say in `segment.constants` whose they are"
+        )
+    data = frame(header) + compression.encode(np.frombuffer(blob, np.uint8), places)
+    check_inflation(header, len(data))
+    return data
+
+
+def frame(header: Header) -> bytes:
+    """A segment file up to its constants."""
+    bare = copy.deepcopy(header)
+    bare.blob_bytes = 0
+    for constant in constants(bare):
+        constant.place(0)
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, DICTIONARY)
+    text = deflate.compress(msgspec.json.encode(bare)) + deflate.flush()
+    return MAGIC + FORMAT_VERSION.to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
+
+
+def parse(data: bytes) -> Segment:
+    """The segment in ``data``. Raises `errors.SegmentError` if the container is not exactly right; see `verify` for its contents.
+
+    Its blob may take `limits.MAX_INFLATION` times the memory of ``data`` (or `limits.SMALL_BLOB`), and `limits.MAX_SEGMENT_BYTES` at most.
+    """
+    header, start = parse_header(data)
+    check_inflation(header, len(data))
+    return Segment(header, compression.decode(data[start:], parts(header), header.blob_bytes))
+
+
+def check_inflation(header: Header, size: int) -> None:
+    """Raises `errors.SegmentError` where the blob is much larger than the ``size`` bytes that it comes from."""
+    if header.blob_bytes > max(limits.MAX_INFLATION * size, limits.SMALL_BLOB):
+        raise errors.SegmentError(
+            "the segment's constants are out of proportion to its file; fetch it from the server again"
+        )
+
+
+def parse_header(data: bytes) -> tuple[Header, int]:
+    """The header of the segment file that ``data`` is or begins, offsets in place, and where its constants begin.
+
+    Raises `errors.SegmentError`.
+    """
+    if len(data) < 16 or data[:8] != MAGIC:
+        raise errors.SegmentError("this is not a segment file; fetch it from the server again")
+    version, length = int.from_bytes(data[8:12], "little"), int.from_bytes(data[12:16], "little")
+    if version != FORMAT_VERSION:
+        raise errors.SegmentError(
+            f"segment format {version} is not one this agent reads ({FORMAT_VERSION}); upgrade splitedge"
+        )
+    if length > limits.MAX_HEADER_BYTES or 16 + length > len(data):
+        raise errors.SegmentError("the segment is truncated; fetch it from the server again")
+    try:
+        header = msgspec.json.decode(_inflated(data[16 : 16 + length]), type=Header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, zlib.error) as error:
+        raise errors.SegmentError(f"the segment's header is corrupt: {str(error)[:300]}") from error
+    _place(header)
+    return header, 16 + length
+
+
+def _inflated(text: bytes) -> bytes:
+    inflate = zlib.decompressobj(-15, DICTIONARY)
+    found = inflate.decompress(text, limits.MAX_HEADER_BYTES)
+    if not inflate.eof or inflate.unused_data:
+        raise zlib.error("it is too long or incomplete")
+    return found
+
+
+def _place(header: Header) -> None:
+    """Give every constant its offset, one after the other at multiples of `ALIGN`."""
+    header.blob_bytes = 0
+    for constant in constants(header):
+        constant.place(header.blob_bytes)
+        header.blob_bytes += roundup(constant.part().nbytes)
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of a segment file, in hex: its name everywhere."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def golden_input(seed: str, size: int) -> NDArray[np.uint8]:
+    """The golden input codes: SHAKE-256 of ``seed``, ``size`` bytes."""
+    return np.frombuffer(hashlib.shake_256(seed.encode()).digest(size), np.uint8)
+
+
+def golden_frame(header: Header) -> NDArray[Any]:
+    """The golden input of the head's own type: codes as they are; float32 (byte - 128) / 32; token ids (two bytes) mod the vocabulary."""
+    tensor = header.tensors[header.input]
+    count = math.prod(tensor.shape)
+    if tensor.dtype == "i32":
+        pairs = golden_input(header.golden.seed, 2 * count).view("<u2").astype(np.int64)
+        return (pairs % vocabulary(header)).astype(np.int32).reshape(tensor.shape)
+    codes = golden_input(header.golden.seed, count).reshape(tensor.shape)
+    return codes if tensor.dtype == "u8" else (codes.astype(np.float32) - np.float32(128)) / np.float32(32)
+
+
+def vocabulary(header: Header) -> int:
+    """How many token ids the head's input may name."""
+    sizes = [op.vocabulary for op in header.ops if isinstance(op, Embed) and op.x == header.input]
+    return min(sizes, default=1 << 31)

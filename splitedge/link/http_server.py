@@ -1,0 +1,154 @@
+"""What both listening ends, the server and a stage on a board, do alike with HTTP requests: tokens, errors, TLS, the other side of a link's measurement."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from splitedge import errors, limits
+from splitedge.link.endpoint import is_loopback
+
+_log = logging.getLogger("splitedge")
+_BEARER: Final = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
+_NOISE: Final = os.urandom(1 << 16)  # a probe's answer must not shrink on a link that compresses
+_Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def bearer(request: web.Request) -> str | None:
+    """The token that ``request`` bears."""
+    match = _BEARER.fullmatch(request.headers.get("Authorization", ""))
+    return match[1] if match else None
+
+
+def tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """The context of a listening end, or None for plain HTTP. Raises `errors.ConfigError`."""
+    if cert is None or key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    for path in (cert, key):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise errors.ConfigError(f"{path} cannot be read ({error.strerror}): check its path and mode") from error
+    try:
+        context.load_cert_chain(cert, key, password=lambda: b"")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise errors.ConfigError(
+            f"{cert} and {key} are not a certificate and its key without a password (PEM): "
+            "check that they belong together"
+        ) from error
+    return context
+
+
+def lacking(host: str, *, token: bool, tls: bool) -> str:
+    """Without what other machines reach an end that listens on ``host``: "a token", "TLS", both joined by "and without", or nothing; nobody else
+    reaches the loopback."""
+    if is_loopback(host):
+        return ""
+    return " and without ".join(name for name, there in (("a token", token), ("TLS", tls)) if not there)
+
+
+def url(host: str, port: int, *, tls: bool) -> str:
+    """The address of an end that listens there, for people and for peers."""
+    return f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+async def probe(request: web.Request) -> web.Response:
+    """``POST /v1/probe?down=N``: reads the body and answers N bytes."""
+    down = request.query.get("down", "0")
+    if not (down.isascii() and down.isdigit() and len(down) < 10 and int(down) <= limits.MAX_PROBE_BYTES):
+        raise errors.ProtocolError(f"down={down[:20]!r}: give a number of bytes from 0 to {limits.MAX_PROBE_BYTES}")
+    await _swallow(request)
+    body = (_NOISE * (int(down) // len(_NOISE) + 1))[: int(down)]
+    return web.Response(body=body, content_type="application/octet-stream")
+
+
+def errors_as_json(refused: Counter[str]) -> Middleware:
+    """The middleware by which every error leaves as ``{"error": {"code", "message", "data"}}`` with its status, counted in ``refused`` by its code."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: _Next) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Exception as raised:
+            if isinstance(raised, web.HTTPException) and raised.status < 400:
+                raise
+            error, status = _presentable(raised, request)
+        refused[error.code] += 1
+        return _error(error, status)
+
+    return middleware
+
+
+def _presentable(raised: Exception, request: web.Request) -> tuple[errors.SplitEdgeError, int]:
+    """What the peer is told, and the status."""
+    if isinstance(raised, errors.SplitEdgeError):
+        return raised, raised.http_status
+    if isinstance(raised, web.HTTPException):
+        return _of_http(raised, request), raised.status
+    _log.error("%s %s", request.method, request.path, exc_info=raised)
+    return errors.SplitEdgeError("the server met an unexpected error: its log says more"), 500
+
+
+def _of_http(error: web.HTTPException, request: web.Request) -> errors.SplitEdgeError:
+    match error.status:
+        case 404:
+            return errors.UsageError(f"there is nothing at {request.path[:100]}: is this URL an edge-server's?")
+        case 405:
+            return errors.UsageError(f"{request.path[:100]} does not take {request.method}: upgrade the older side")
+        case 413:
+            return errors.ProtocolError("the request is over the server's limit: send less")
+        case _:
+            return errors.ProtocolError(f"the request was refused ({error.reason}): upgrade the older side")
+
+
+def _error(error: errors.SplitEdgeError, status: int) -> web.Response:
+    answer = json({"error": error.to_wire()}, status)
+    if status == 401:
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
+def json(value: object, status: int = 200) -> web.Response:
+    """``value`` as a response."""
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+async def body(request: web.Request) -> bytes:
+    """All of it, which the application bounds, in bounded time."""
+    async with _in_time():
+        return await request.read()
+
+
+async def _swallow(request: web.Request) -> None:
+    """Reads a probe's body and forgets it."""
+    size = 0
+    async with _in_time():
+        async for chunk in request.content.iter_any():
+            size += len(chunk)
+            if size > limits.MAX_PROBE_BYTES:
+                raise web.HTTPRequestEntityTooLarge(max_size=limits.MAX_PROBE_BYTES, actual_size=size)
+
+
+@contextlib.asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    """Bounds how long a client may trickle its body."""
+    try:
+        async with asyncio.timeout(limits.REQUEST_TIMEOUT):
+            yield
+    except TimeoutError as error:
+        raise errors.ProtocolError(
+            f"the request did not arrive within {limits.REQUEST_TIMEOUT:g} s: try again"
+        ) from error

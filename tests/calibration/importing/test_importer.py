@@ -1,0 +1,207 @@
+"""Where models come from, what is folded, and what is refused in one sentence."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from google.protobuf.message import EncodeError
+from onnx import TensorProto
+
+from calibration.importing import importer
+from calibration.importing.graph import Graph
+from splitedge import errors, limits
+from tests import small_models as small
+
+MODULE = """
+import torch
+
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Flatten(), torch.nn.Linear(144, 5)
+    )
+
+def wrong():
+    return 3
+
+def talking():
+    print("Loaded pretrained weights")
+    return make()
+
+def broken():
+    raise RuntimeError("no weights")
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"user_model_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> str:
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    return str(path)
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    made = importer.session(model)
+    return made.run(None, {made.get_inputs()[0].name: x})[0]
+
+
+def test_onnx_file_keeps_its_answers_and_takes_batches(tmp_path: Path) -> None:
+    for make in (small.cnn, small.mlp, small.resnet, small.mobilenet):
+        original = make()
+        model = importer.load(saved(original, tmp_path))
+        shape = Graph.of(model).shapes["x"]
+        x = np.random.default_rng(0).normal(size=(3, *shape[1:])).astype(np.float32)
+        wanted = np.concatenate([run(original, x[i : i + 1]) for i in range(3)])
+        np.testing.assert_allclose(run(model, x), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norms_and_constants_are_folded(tmp_path: Path) -> None:
+    model = importer.load(saved(small.resnet(), tmp_path))
+    assert not {"BatchNormalization", "Constant", "Identity"} & {n.op_type for n in model.graph.node}
+
+
+@pytest.mark.slow
+def test_torch_module_by_name(module: str) -> None:
+    model = importer.load(f"{module}:make", [1, 3, 8, 8])
+    wanted = sys.modules[module].make().eval()
+    x = torch.randn(2, 3, 8, 8)
+    np.testing.assert_allclose(run(model, x.numpy()), wanted(x).detach().numpy(), rtol=1e-3, atol=1e-4)
+    assert {n.op_type for n in model.graph.node} <= {"Conv", "Relu", "Flatten", "Reshape", "Gemm"}
+
+
+@pytest.mark.slow
+def test_exported_program(module: str, tmp_path: Path) -> None:
+    __import__(module)
+    path = tmp_path / "model.pt2"
+    net = sys.modules[module].make().eval()
+    torch.export.save(torch.export.export(net, (torch.zeros(1, 3, 8, 8),)), path)
+    x = torch.randn(1, 3, 8, 8)
+    np.testing.assert_allclose(run(importer.load(str(path)), x.numpy()), net(x).detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("attribute", ["wrong", "broken", "absent"])
+def test_a_callable_that_yields_no_module_is_refused(module: str, attribute: str) -> None:
+    with pytest.raises(errors.ModelError, match=attribute):
+        importer.load(f"{module}:{attribute}", [1, 3, 8, 8])
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("absent.onnx", "no model file"),
+        ("absent.pt2", "no model file"),
+        ("nothing", "not a model"),
+        ("no_such_package.module:make", "needs an input shape"),
+    ],
+)
+def test_sources_that_are_none(source: str, said: str) -> None:
+    with pytest.raises(errors.ModelError, match=said):
+        importer.load(source)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+def test_corrupt_files_are_refused(tmp_path: Path, name: str) -> None:
+    whole = small.cnn().SerializeToString()
+    for data in (b"", b"not a model at all", whole[: len(whole) // 2]):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(errors.ModelError, match="not a readable"):
+            importer.load(str(tmp_path / name))
+
+
+def test_a_corrupt_exported_program_does_not_point_at_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/something", b"x")
+    with pytest.raises(errors.ModelError, match="not a readable") as caught:
+        importer.load(str(path))
+    assert "warnings above" not in str(caught.value)
+
+
+def test_what_a_callable_prints_is_not_on_standard_output(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    importer.load(f"{module}:talking", [1, 3, 8, 8])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Loaded pretrained weights" in printed.err
+
+
+def test_a_model_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_MODEL_BYTES", 1000)
+    with pytest.raises(errors.ModelError, match="larger than 1000 bytes"):
+        importer.load(saved(small.cnn(), tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["grown", "missing"])
+def test_weights_beside_the_model_that_do_not_fit_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(small.cnn(), path, save_as_external_data=True, location="weights", size_threshold=0)
+    importer.load(str(path))
+    if damage == "missing":
+        (tmp_path / "weights").unlink()
+    else:
+        monkeypatch.setattr(limits, "MAX_MODEL_BYTES", (tmp_path / "weights").stat().st_size)
+    with pytest.raises(errors.ModelError, match="larger than" if damage == "grown" else "weights"):
+        importer.load(str(path))
+
+
+def test_a_model_too_large_to_be_serialized_is_one_sentence() -> None:
+    class TooLarge:
+        metadata_props = ()
+
+        def SerializeToString(self) -> bytes:  # what protobuf does above 2 GiB
+            raise EncodeError("Failed to serialize proto")
+
+    with pytest.raises(errors.ModelError, match="Failed to serialize"):
+        importer.session(TooLarge())
+
+
+def test_open_dimensions_need_a_shape(tmp_path: Path) -> None:
+    net = small.Net([0, 3, 0, 0])
+    for axis, name in ((0, "n"), (2, "h"), (3, "w")):
+        net.input.type.tensor_type.shape.dim[axis].Clear()
+        net.input.type.tensor_type.shape.dim[axis].dim_param = name
+    net.conv(4, 3)
+    net.add("GlobalAveragePool")
+    path = saved(net.model(), tmp_path)
+    with pytest.raises(errors.ModelError, match="give an input shape"):
+        importer.load(path)
+    assert Graph.of(importer.load(path, [1, 3, 10, 12])).stored_shape("x") == [10, 12, 3]
+    for wrong in ([1, 4, 10, 12], [3, 10, 12], [2, 3, 10, 12]):
+        with pytest.raises(errors.ModelError, match="shape"):
+            importer.load(path, wrong)
+
+
+def test_models_with_other_inputs_are_refused(tmp_path: Path) -> None:
+    whole_numbers = small.mlp()
+    whole_numbers.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
+    with pytest.raises(errors.ModelError, match="float32"):
+        importer.load(saved(whole_numbers, tmp_path))
+
+
+def test_a_model_that_mixes_its_batch_stays_at_one(tmp_path: Path) -> None:
+    net = small.Net([1, 8])
+    net.add("ReduceMean", "x", net.constant([0], np.int64), keepdims=1)
+    net.gemm(4, 8)
+    model = importer.load(saved(net.model(), tmp_path))
+    assert Graph.input_of(model).type.tensor_type.shape.dim[0].dim_value == 1
+
+
+def test_an_unsupported_operator_does_not_break_the_import(tmp_path: Path) -> None:
+    net = small.Net([1, 3, 8, 8])
+    net.add("InstanceNormalization", "x", net.constant([1, 1, 1]), net.constant([0, 0, 0]))
+    assert importer.load(saved(net.model(), tmp_path)).graph.node

@@ -1,0 +1,128 @@
+"""Models of several inputs and outputs become one of each; what cannot be made of token ids is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from calibration.importing import importer
+from calibration.importing.graph import Graph
+from splitedge.errors import ModelError
+from tests import small_models as small
+from tests.small_transformers import TOKENS, Bert, traced
+
+NAMES = ["input_ids", "attention_mask", "token_type_ids"]
+
+
+def bert(path: Path, names: list[str] = NAMES, opset: int = 13, dynamic: bool = True) -> str:
+    torch.manual_seed(0)
+    ids, ones = torch.ones((1, TOKENS), dtype=torch.int64), torch.ones((1, TOKENS), dtype=torch.int64)
+    return traced(Bert(), (ids, ones, 0 * ones), path / "model.onnx", opset, names, dynamic)
+
+
+def run(source: str, ids: np.ndarray) -> list[np.ndarray]:
+    """The outputs of the file as its user would run it."""
+    made = importer.session(onnx.load(source))
+    fed = {NAMES[0]: ids, NAMES[1]: (ids != 0).astype(np.int64), NAMES[2]: np.zeros_like(ids)}
+    return made.run(None, fed)
+
+
+def padded(count: int = 3) -> np.ndarray:
+    """Token ids of several lengths, padded with 0."""
+    ids = np.random.default_rng(1).integers(1, 50, (count, TOKENS))
+    return ids * (np.arange(TOKENS) < TOKENS - 2 - np.arange(count)[:, None])
+
+
+@pytest.mark.parametrize("opset", [11, 13, 14, 17])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_mask_and_types_are_made_of_the_token_ids(tmp_path: Path, opset: int, dynamic: bool) -> None:
+    source = bert(tmp_path, opset=opset, dynamic=dynamic)
+    model = importer.load(source, [1, TOKENS] if dynamic else None)
+    ids = padded()
+    found = importer.session(model).run(None, {"input_ids": ids})
+    wanted = np.concatenate([run(source, one[None])[0] for one in ids])
+    assert len(found) == 1
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "index"), [(None, 0), ("pooled", 1)])
+def test_one_of_several_outputs_is_kept(tmp_path: Path, name: str | None, index: int) -> None:
+    source = bert(tmp_path, dynamic=False)
+    model = onnx.load(source)
+    for node in model.graph.node:
+        for i, out in enumerate(node.output):
+            if out == model.graph.output[1].name:
+                node.output[i] = "pooled"
+    model.graph.output[1].name = "pooled"
+    onnx.save(model, source)
+    kept = importer.load(source, output=name)
+    found = importer.session(kept).run(None, {"input_ids": padded(1)})
+    np.testing.assert_allclose(found[0], run(source, padded(1))[index], rtol=1e-3, atol=1e-4)
+
+
+def test_an_output_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    onnx.save(small.mlp(), tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match=r"no tensor logits; its outputs are t\d+$"):
+        importer.load(str(tmp_path / "model.onnx"), output="logits")
+
+
+def test_padding_may_have_another_id(tmp_path: Path) -> None:
+    source = bert(tmp_path, dynamic=False)
+    ids = np.where(padded(1) == 0, 7, padded(1))
+    fed = {NAMES[0]: ids, NAMES[1]: (ids != 7).astype(np.int64), NAMES[2]: np.zeros_like(ids)}
+    wanted = importer.session(onnx.load(source)).run(None, fed)[0]
+    found = importer.session(importer.load(source, padding=7)).run(None, {"input_ids": ids})[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_positions_count_from_zero(tmp_path: Path) -> None:
+    words, places = (np.random.default_rng(i).normal(size=(9, 4)).astype(np.float32) for i in range(2))
+    entries = [helper.make_tensor_value_info(n, TensorProto.INT64, [1, 5]) for n in ("ids", "position_ids")]
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 5, 4])
+    nodes = [
+        helper.make_node("Gather", [table, ids], [f"{ids}/rows"])
+        for table, ids in (("w", "ids"), ("p", "position_ids"))
+    ]
+    nodes.append(helper.make_node("Add", ["ids/rows", "position_ids/rows"], ["y"]))
+    weights = [numpy_helper.from_array(words, "w"), numpy_helper.from_array(places, "p")]
+    graph = helper.make_graph(nodes, "g", entries, [out], weights)
+    onnx.save(
+        helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "model.onnx"
+    )
+    made = importer.load(str(tmp_path / "model.onnx"))
+    ids = np.array([[3, 1, 8, 8, 0]])
+    np.testing.assert_allclose(
+        importer.session(made).run(None, {"ids": ids})[0][0], words[ids[0]] + places[:5], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kinds", [(TensorProto.INT64, TensorProto.INT64), (TensorProto.FLOAT, TensorProto.FLOAT)])
+def test_two_inputs_of_which_neither_is_known_are_refused(tmp_path: Path, kinds: tuple[int, int]) -> None:
+    names = ("left", "right") if kinds[0] == TensorProto.INT64 else ("image", "image_mask")
+    entries = [helper.make_tensor_value_info(n, kind, [1, 4]) for n, kind in zip(names, kinds, strict=True)]
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
+    nodes = [
+        helper.make_node("Add", list(names), ["sum"]),
+        helper.make_node("Cast", ["sum"], ["y"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(nodes, "g", entries, [out])
+    onnx.save(
+        helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "model.onnx"
+    )
+    with pytest.raises(ModelError, match=f"inputs are {', '.join(names)}; export it with one"):
+        importer.load(str(tmp_path / "model.onnx"))
+
+
+def test_the_ids_need_not_be_the_first_input(tmp_path: Path) -> None:
+    source = bert(tmp_path, dynamic=False)
+    model = onnx.load(source)
+    entries = list(model.graph.input)
+    del model.graph.input[:]
+    model.graph.input.extend(entries[::-1])
+    onnx.save(model, source)
+    assert Graph.of(importer.load(source)).input == "input_ids"

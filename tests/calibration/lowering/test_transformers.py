@@ -1,0 +1,336 @@
+"""Transformers of several exporters' habits become segments that answer as the float model does; anything else is unsupported, by name."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+
+from calibration.bundle.bundle import runner
+from calibration.importing import cuts, importer, masks
+from calibration.importing.graph import Graph, tail_model
+from calibration.importing.importer import session
+from calibration.lowering import layers
+from calibration.lowering.layers import Embed, Linear, Network
+from calibration.lowering.lower import Calibration, lower
+from calibration.statistics.activations import feed
+from splitedge.errors import ModelError
+from splitedge.head import load
+from splitedge.head import segment as seg
+from tests import reference_head as twin
+from tests import small_transformers as small
+from tests.small_transformers import HEADS, TOKENS, WIDTH, Encoder
+
+
+def network_of(model: onnx.ModelProto) -> Network:
+    with_masks = onnx.ModelProto()
+    with_masks.CopyFrom(model)
+    masks.unify(with_masks)
+    return layers.build(Graph.of(with_masks))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum() / math.sqrt((a**2).sum() * (b**2).sum()))
+
+
+def check(model: onnx.ModelProto, bits: int = 8, least: float = 0.999) -> seg.Segment:
+    """The whole network as a segment, after its answer was compared with the twin's and the float model's."""
+    network = network_of(model)
+    assert network.unsupported == []
+    x = small.frame(network.graph)
+    data = lower(network, Calibration({}, {}), network.graph.output, bits).segment()
+    assert data == lower(network_of(model), Calibration({}, {}), network.graph.output, bits).segment()
+    head, segment = load(data), seg.parse(data)
+    found = head.run(x)
+    np.testing.assert_array_equal(found, twin.run(segment, x)[segment.header.output])
+    assert cosine(found, session(model).run(None, feed(network.graph, x[None]))[0][0]) > least
+    return segment
+
+
+def unsupported(model: onnx.ModelProto) -> str:
+    """All that is unsupported; no head reaches the output."""
+    network = network_of(model)
+    with pytest.raises(ModelError, match="no integer head reaches"):
+        lower(network, Calibration({}, {}), network.graph.output, 8)
+    return "; ".join(f"{node}: {why}" for node, why in network.unsupported)
+
+
+@pytest.mark.parametrize("late_factor", [False, True])
+@pytest.mark.parametrize("gelu", ["Gelu", "approximate", "erf", "tanh", "cubic"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_encoder_answers_as_the_float_model(masked: bool, gelu: str, late_factor: bool) -> None:
+    net = Encoder(seed=1)
+    stream = net.last
+    mask = net.mask() if masked else ""
+    net.last = stream
+    net.block(mask, gelu, late_factor)
+    net.block(mask, gelu, late_factor)
+    kinds = [type(op).__name__ for op in check(net.model()).header.ops]
+    assert kinds == ["Embed", "Norm", *["Linear", "Attention", "Linear", "Norm", "Linear", "Linear", "Norm"] * 2]
+
+
+def test_activations_share_the_arena() -> None:
+    net = Encoder()
+    for _ in range(6):
+        net.block()
+    header = check(net.model()).header
+    assert header.arena_bytes < sum(t.nbytes for t in header.tensors) / 3
+
+
+def test_a_graph_that_is_no_encoder_is_listed_by_the_name_of_its_operator() -> None:
+    net = Encoder()
+    net.add("Tanh", name="odd")
+    assert "Tanh (odd)" in unsupported(net.model())
+
+
+def test_what_looks_like_a_gelu_and_computes_something_else_is_unsupported() -> None:
+    net = Encoder()
+    x = net.linear(net.last, WIDTH, WIDTH)
+    erf = net.add("Erf", net.add("Div", x, net.constant(1.3)))
+    net.add("Mul", net.add("Mul", x, net.add("Add", erf, net.constant(1.0))), net.constant(0.5))
+    assert "Erf" in unsupported(net.model())
+
+
+def test_what_goes_into_a_gelu_and_is_read_elsewhere_too_is_unsupported() -> None:
+    net = Encoder()
+    x = net.linear(net.last, WIDTH, WIDTH)
+    net.add("Add", net.erf_gelu(x), x)
+    assert "Erf" in unsupported(net.model())
+
+
+def test_softmax_over_another_axis_is_unsupported() -> None:
+    net = Encoder()
+    net.block()
+    model = net.model()
+    next(n for n in model.graph.node if n.op_type == "Softmax").attribute[0].i = 1
+    assert "other axes" in unsupported(model)
+
+
+def test_heads_that_are_joined_in_another_order_are_unsupported() -> None:
+    """They have the shapes of an attention, and other values."""
+    net = Encoder(seed=2)
+    net.block()
+    model = net.model()
+    joined = [n for n in model.graph.node if n.op_type == "Transpose"][-1]
+    joined.attribute[0].ints[:] = [0, 3, 2, 1]
+    assert "side by side" in unsupported(onnx.shape_inference.infer_shapes(model))
+
+
+@pytest.mark.parametrize("kind", ["inverted", "causal", "weak"])
+def test_a_mask_that_does_something_else_is_unsupported(kind: str) -> None:
+    """It has the operators of a mask of padding: what counts is what it computes."""
+    net = Encoder(seed=3)
+    stream = net.last
+    if kind == "causal":
+        mask = net.constant(np.triu(np.full((1, 1, TOKENS, TOKENS), -1e9), 1))
+    else:
+        mask = net.mask(inverted=kind == "inverted", away=-1.0 if kind == "weak" else -1e9)
+    net.last = stream
+    net.block(mask)
+    assert "mask" in unsupported(net.model())
+
+
+def test_a_part_of_a_product_that_is_none_of_queries_keys_and_values_is_unsupported() -> None:
+    net = Encoder()
+    net.fused_attention(net.last, spare=8)
+    assert "neither query nor key nor value" in unsupported(net.model())
+
+
+def test_queries_of_another_tensor_are_unsupported() -> None:
+    net = Encoder()
+    net.attention(net.last, other=net.norm(net.last))
+    assert "products of one tensor" in unsupported(net.model())
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_fused_product_is_put_in_order(interleaved: bool) -> None:
+    """Queries, keys and values side by side, or head by head: the segment's order is its own."""
+    net = Encoder(seed=4)
+    net.fused_attention(net.last, interleaved=interleaved)
+    kinds = [type(op).__name__ for op in check(net.model()).header.ops]
+    assert kinds == ["Embed", "Norm", "Linear", "Attention"]
+
+
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_layer_norms_in_single_operators_are_norms(square: str, twice: bool) -> None:
+    """Old exports have them so; some take the mean away twice, once for the square."""
+    net = Encoder(seed=5)
+    net.norm_in_pieces(net.last, square, twice)
+    net.attention(net.last)
+    kinds = [type(op).__name__ for op in check(net.model()).header.ops]
+    assert kinds == ["Embed", "Norm", "Norm", "Linear", "Attention"]
+
+
+@pytest.mark.parametrize("odd", ["axis", "power", "gamma"])
+def test_what_looks_like_a_layer_norm_and_is_none_is_unsupported(odd: str) -> None:
+    net = Encoder(seed=5)
+    net.norm_in_pieces(net.last, odd=odd)
+    assert "Sqrt" in unsupported(net.model())
+
+
+def test_names_of_layers_come_from_their_weights() -> None:
+    network = network_of(small.vit_model("fused", "mean", "conv"))
+    named = [la.name for la in network.weighted(network.graph.output)]
+    assert named == [
+        "embed",
+        *[f"blocks.{i}.{part}" for i in range(2) for part in ("parts.0", "joined", "up", "down")],
+        "head",
+    ]
+
+
+@pytest.mark.parametrize("patches", ["conv", "linear"])
+@pytest.mark.parametrize("pool", ["mean", "token", "two"])
+@pytest.mark.parametrize("qkv", ["fused", "chunk", "separate"])
+def test_a_vit_answers_as_the_float_model(qkv: str, pool: str, patches: str) -> None:
+    kinds = [type(op).__name__ for op in check(small.vit_model(qkv, pool, patches)).header.ops]
+    block = ["Norm", "Linear", "Attention", "Linear", "Norm", "Linear", "Linear"]
+    answer = ["Mean", "Linear", "Mean", "Linear"] if pool == "two" else ["Mean", "Linear"]
+    assert kinds == ["Patches", "Linear", "Position", *block * 2, "Norm", *answer]
+
+
+def check_file(module: torch.nn.Module, args: dict[str, torch.Tensor], path: Path, opset: int, dynamic: bool) -> None:
+    """That the file which tracing makes of ``module`` becomes a head for the whole network, whose float model answers as ``module`` does."""
+    source = small.traced(module, tuple(args.values()), path / "model.onnx", opset, list(args), dynamic)
+    model = importer.load(source, list(next(iter(args.values())).shape) if dynamic else None)
+    check(model)
+    graph = Graph.of(model)
+    x = small.frame(graph)[None]
+    with torch.no_grad():
+        if graph.takes_ids:
+            wanted = module(torch.tensor(x, dtype=torch.int64), torch.tensor(x != 0).to(torch.int64))
+        else:
+            wanted = module(torch.tensor(x).permute(0, 3, 1, 2))
+    found = session(model).run(None, feed(graph, x))[0]
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("opset", "eager"), [(11, True), (14, True), (14, False), (17, True), (17, False)])
+@pytest.mark.parametrize(
+    ("qkv", "pool", "patches"),
+    [
+        ("separate", "token", "conv"),
+        ("separate", "two", "conv"),
+        ("fused", "mean", "conv"),
+        ("chunk", "token", "linear"),
+    ],
+)
+def test_a_file_that_tracing_made_of_a_vit_answers_as_the_float_model(
+    tmp_path: Path, qkv: str, pool: str, patches: str, opset: int, eager: bool, dynamic: bool
+) -> None:
+    torch.manual_seed(0)
+    module = small.ViT(qkv, pool, patches, eager)
+    check_file(module, {"pixel_values": torch.randn(1, 3, small.SIZE, small.SIZE)}, tmp_path, opset, dynamic)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("opset", "eager"), [(11, True), (14, True), (14, False), (17, True), (17, False)])
+def test_a_file_that_tracing_made_of_a_distilbert_answers_as_the_float_model(
+    tmp_path: Path, opset: int, eager: bool, dynamic: bool
+) -> None:
+    torch.manual_seed(0)
+    ones = torch.ones((1, TOKENS), dtype=torch.int64)
+    check_file(small.DistilBert(eager), {"input_ids": ones, "attention_mask": ones.clone()}, tmp_path, opset, dynamic)
+
+
+def test_bits_may_be_mixed() -> None:
+    network = network_of(small.vit_model("fused", "token", "conv"))
+    held = network.weighted(network.graph.output)
+    bits = {la.out: 2 + i % 7 for i, la in enumerate(held)}
+    header = lower(network, Calibration({}, {}), network.graph.output, bits).header
+    assert [op.bits for op in header.ops if isinstance(op, seg.Linear)] == list(bits.values())
+
+
+def test_cuts_lie_between_the_parts_of_blocks() -> None:
+    model = small.vit_model("fused", "mean", "conv")
+    network = network_of(model)
+    places = [p for p in cuts.find(network) if p.offered]
+    assert [p.cut.layer for p in places if p.cut.shape == [16, 24]] == [
+        "embed", "node_add", "blocks.0.joined", "blocks.0.down", "blocks.1.joined", "blocks.1.down"
+    ]  # fmt: skip
+    x = small.frame(network.graph)
+    wanted = session(model).run(None, feed(network.graph, x[None]))[0]
+    for place in places[1:-1]:
+        head = load(lower(network, Calibration({}, {}), place.cut.tensor, 8).segment())
+        tail = tail_model(model, place.cut.tensor, network.graph.shapes[place.cut.tensor][1:])
+        found = session(tail).run(None, {place.cut.tensor: head.run(x)[None]})[0]
+        assert cosine(found, wanted) > 0.999
+
+
+def test_a_network_with_a_mask_may_be_cut_inside(tmp_path: Path) -> None:
+    """What lies behind a cut reads of the ids only which are padding: those that stand in for them do as well."""
+    torch.manual_seed(1)
+    ids, ones = torch.ones((1, TOKENS), dtype=torch.int64), torch.ones((1, TOKENS), dtype=torch.int64)
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    model = importer.load(small.traced(small.Bert(), (ids, ones, 0 * ones), tmp_path / "bert.onnx", 13, names, False))
+    network = network_of(model)
+    places = cuts.find(network)
+    assert [p.cut.padding for p in places] == [None, *[0] * 6, *[None] * 4]
+    assert [p.offered for p in places] == [False, *[True] * 10]
+    x = small.frame(network.graph)
+    wanted = session(model).run(None, feed(network.graph, x[None]))[0]
+    for place in places[1:-1]:
+        head = load(lower(network, Calibration({}, {}), place.cut.tensor, 8).segment())
+        run = runner(tail_model(model, place.cut.tensor, network.graph.shapes[place.cut.tensor][1:]))
+        found = run(head.run(x)[None], (x[None] != 0).astype(np.int64))
+        assert cosine(found, wanted) > 0.999
+
+
+def test_a_tail_that_reads_the_mask_for_more_than_attention(tmp_path: Path) -> None:
+    """The mean of the tokens that are no padding: behind the last attention it needs to know them still."""
+    net = Encoder(seed=6)
+    stream = net.last
+    mask = net.mask()
+    net.last = stream
+    net.block(mask)
+    kept = net.add("Cast", net.add("Not", net.add("Equal", "x", net.constant(0, np.int64))), to=TensorProto.FLOAT)
+    column, one = net.add("Unsqueeze", kept, net.constant([2], np.int64)), net.constant([1], np.int64)
+    summed = net.add("ReduceSum", net.add("Mul", net.nodes[-5].output[0], column), one, keepdims=0)
+    count = net.add("Clip", net.add("ReduceSum", kept, one, keepdims=1), net.constant(1e-9), "")
+    net.add("Div", summed, count)
+    network = network_of(net.model())
+    places = [p for p in cuts.find(network) if p.offered]
+    assert [p.cut.padding for p in places] == [0] * 6
+    assert [node.op for node, _ in network.unsupported] == ["Mul", "ReduceSum", "Div"]
+
+
+def test_token_ids_themselves_are_no_cut() -> None:
+    net = Encoder()
+    net.block()
+    places = cuts.find(network_of(net.model()))
+    assert not places[0].offered
+    assert "token ids" in places[0].reason
+    assert all(p.offered for p in places[1:])
+    assert len(places) == 7
+
+
+def test_weights_of_a_transformer_are_those_of_its_layers() -> None:
+    net = Encoder()
+    net.block()
+    network = network_of(net.model())
+    table, *products = network.weighted(network.graph.output)
+    assert isinstance(table, Embed)
+    assert all(isinstance(la, Linear) for la in products)
+    assert [la.weight.shape for la in products] == [(3 * WIDTH, WIDTH), (WIDTH, WIDTH), (40, WIDTH), (WIDTH, 40)]
+    assert HEADS * 8 == WIDTH
+
+
+def test_class_tokens_that_are_joined_do_without_a_batch_of_their_own() -> None:
+    """As exporters write them, and as the importer does, so that tails work on batches."""
+    as_exported = small.exported("fused", "token", "conv")
+    assert "Concat" in [n.op_type for n in as_exported.graph.node]
+    opened = small.vit_model("fused", "token", "conv")
+    assert opened.graph.input[0].type.tensor_type.shape.dim[0].dim_param == importer.BATCH
+    ones = [[type(la).__name__ for la in network_of(m).layers] for m in (as_exported, opened)]
+    assert ones[0] == ones[1]
+    tables = [
+        next(la.table for la in network_of(m).layers if isinstance(la, layers.Position)) for m in (as_exported, opened)
+    ]
+    np.testing.assert_array_equal(*tables)
+    check(as_exported)

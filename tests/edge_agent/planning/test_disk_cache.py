@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from edge_agent.planning.disk_cache import Cache
+from splitedge import errors, limits
+from splitedge.head.segment import build
+from tests.segment_builder import Builder
+
+
+def put(folder: Path, name: str, age: float = 0) -> Path:
+    path = folder / name
+    path.write_bytes(b"segment")
+    os.utime(path, (time.time() - age, time.time() - age))
+    return path
+
+
+def test_segments_are_listed_the_last_used_first(tmp_path):
+    cache = Cache(tmp_path / "made" / "here")
+    old = put(cache.directory, "a" * 64 + ".segment", age=100)
+    put(cache.directory, "b" * 64 + ".segment", age=50)
+    for other in ("c" * 63 + ".segment", "d" * 64 + ".part", "profile-1.json"):
+        put(cache.directory, other)
+    assert cache.held() == ["b" * 64, "a" * 64]
+    assert cache.read(old) == b"segment"
+    assert cache.held() == ["a" * 64, "b" * 64]
+
+
+def test_only_the_last_used_are_kept_and_other_files_are_left_alone(tmp_path):
+    cache = Cache(tmp_path)
+    names = [f"{i:064x}" for i in range(limits.CACHED_SEGMENTS + 3)]
+    for age, name in enumerate(names):
+        put(tmp_path, name + ".segment", age)
+    put(tmp_path, "a" * 64 + ".part", age=100_000)
+    put(tmp_path, f"{'a' * 64}-{'b' * 64}.part", age=100_000)
+    put(tmp_path, "b" * 64 + ".part")
+    put(tmp_path, "notes.txt", age=100_000)
+    put(tmp_path, "profile-of-mine.json", age=100_000)
+    profiles = [f"profile-{i:016x}.json" for i in range(limits.CACHED_PROFILES + 2)]
+    for age, name in enumerate(profiles):
+        put(tmp_path, name, age)
+    cache.prune()
+    assert cache.held() == names[: limits.CACHED_SEGMENTS]
+    assert {path.name for path in tmp_path.iterdir()} >= {"b" * 64 + ".part", "notes.txt"}
+    assert not list(tmp_path.glob("a*.part"))
+    assert {path.name for path in tmp_path.glob("profile-*")} == {
+        "profile-of-mine.json",
+        *profiles[: limits.CACHED_PROFILES],
+    }
+
+
+def test_the_nearest_is_of_the_same_model_and_if_possible_of_the_same_cut(tmp_path):
+    def segment(name: str, model: str, cut: str, age: float) -> Path:
+        builder = Builder([4])
+        made = builder.finish(model=model, cut=cut)
+        path = put(tmp_path, name * 64 + ".segment", age)
+        path.write_bytes(build(made.header, made.blob.tobytes()))
+        os.utime(path, (time.time() - age, time.time() - age))
+        return path
+
+    cache = Cache(tmp_path)
+    assert cache.nearest("net", "conv1") is None
+    put(tmp_path, "0" * 64 + ".segment")
+    segment("a", "other", "conv1", 1)
+    assert cache.nearest("net", "conv1") is None
+    late = segment("b", "net", "conv9", 20)
+    segment("c", "net", "conv8", 30)
+    assert cache.nearest("net", "conv1") == late
+    same = segment("d", "net", "conv1", 40)
+    segment("e", "net", "conv1", 50)
+    assert cache.nearest("net", "conv1") == same
+
+
+def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.StoreError, match=r"the cache folder .*file cannot be used .*set `cache_dir`"):
+        Cache(tmp_path / "file")
+    cache = Cache(tmp_path / "folder")
+    with pytest.raises(errors.StoreError, match="cannot be used"):
+        cache.read(tmp_path / "folder" / "absent.segment")
+    (tmp_path / "folder").rmdir()
+    with pytest.raises(errors.StoreError, match="cannot be used"):
+        cache.held()

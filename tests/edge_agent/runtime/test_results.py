@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from edge_agent.runtime.results import BUCKETS, Counters, Result, Timing, stages, to_json, top_classes
+from splitedge import errors
+
+
+def test_a_class_without_a_label_is_named_by_its_index():
+    assert [c.label for c in top_classes([(0, 0.5), (7, 0.5)], ["cat"])] == ["cat", "7"]
+
+
+def test_every_ending_is_counted_once():
+    counters = Counters()
+    for error in (
+        errors.BusyError("full"),
+        errors.InputError("bad"),
+        errors.LinkLostError("gone"),
+        errors.InputError("bad"),
+    ):
+        counters.end(error)
+    for total in (0.5, 3.0, 1e6):
+        counters.answer(Result([], Timing(head_ms=total / 2, link_ms=total / 2, total_ms=total), 10, "p", "split"))
+    counters.answer(Result([], Timing(), 0, "p", "split", cached=True, saved_bytes=10))
+    assert counters.dropped == {"queue_full": 1}
+    assert counters.failed == {"input": 2, "link_lost": 1}
+    assert (counters.answered, counters.reused, counters.total) == (3, 1, 8)
+    assert (counters.payload_bytes, counters.saved_bytes) == (30, 10)
+    assert sum(counters.latency) == counters.served == 4
+    assert counters.latency[0] == 2
+    assert counters.latency[len(BUCKETS)] == 1
+
+
+def test_json_is_one_line_with_the_extras_first():
+    line = to_json(Result(top_classes([(0, 1.0)], ["a\nb"]), Timing(total_ms=2.0), 3, "p", "split"), image="x.jpg")
+    assert b"\n" not in line
+    value = json.loads(line)
+    assert next(iter(value)) == "image"
+    assert value["top"] == [{"index": 0, "label": "a\nb", "probability": 1.0}]
+    assert value["output"] is None
+
+
+def test_json_holds_a_whole_output_as_nested_lists():
+    output = np.array([[0.1, -2.0], [3.0, 4.5]], np.float32)
+    value = json.loads(to_json(Result([], Timing(), 3, "p", "split", kind="tensor", output=output)))
+    assert (value["kind"], value["top"]) == ("tensor", [])
+    np.testing.assert_array_equal(np.array(value["output"], np.float32), output)
+
+
+def test_stages_name_everything_but_the_total():
+    assert [name for name, _ in stages(Timing())] == ["wait", "preprocess", "head", "encode", "link", "queue", "tail"]

@@ -1,0 +1,428 @@
+"""A segment with a right hash and hostile contents is refused before a kernel sees a pointer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitedge.errors import SegmentError
+from splitedge.head import Head
+from splitedge.head import segment as seg
+from splitedge.head.verify import verify
+from tests.drawn import drawn
+from tests.segment_builder import Builder
+
+
+def network() -> Builder:
+    """A little of everything."""
+    b = Builder([8, 8, 4], seed=1, zero_point=9)
+    x = b.conv(b.input, 8, (3, 3), (1, 1), (1, 1, 1, 1))
+    y = b.conv(x, 8, (3, 3), (1, 1), (1, 1, 1, 1), groups=8, bits=4)
+    y = b.append(seg.Add, [8, 8, 8], a=x, b=y, multiplier_a=0.5, multiplier_b=0.5, lo=0, hi=255)
+    y = b.append(seg.Lut, [8, 8, 8], x=y, table=b.constant(np.arange(256, dtype=np.uint8)))
+    y = b.append(seg.Concat, [8, 8, 16], inputs=[x, y], tables=[-1, b.constant(np.arange(256, dtype=np.uint8))])
+    y = b.append(seg.Pad, [9, 10, 16], x=y, pad=[1, 1, 0, 1], value=0)
+    y = b.append(seg.Transpose, [16, 9, 10], x=y, perm=[2, 0, 1])
+    y = b.append(seg.Reshape, [9, 10, 16], x=y)
+    y = b.append(
+        seg.Pool, [1, 1, 16], x=y, **{"kind": "avg"}, kernel=[9, 10], stride=[1, 1], pad=[0] * 4, count_pad=False, multiplier=1.0, lo=0, hi=255
+    )  # fmt: skip
+    y = b.append(seg.Mul, [9, 10, 16], a=y - 1, b=y, multiplier=1 / 128, lo=0, hi=255)
+    b.append(seg.Softmax, [9, 10, 16], 0, 1 / 256, x=y, lo=0, hi=255)
+    return b
+
+
+def test_the_network_of_these_tests_is_accepted() -> None:
+    Head(network().finish(), check_golden=False).run(network().codes())
+
+
+def tensor(index: int, **changes: Any) -> Callable[[seg.Segment], None]:
+    def hurt(segment: seg.Segment) -> None:
+        for name, value in changes.items():
+            setattr(segment.header.tensors[index], name, value)
+
+    return hurt
+
+
+def op(index: int, **changes: Any) -> Callable[[seg.Segment], None]:
+    def hurt(segment: seg.Segment) -> None:
+        for name, value in changes.items():
+            assert hasattr(segment.header.ops[index], name)
+            setattr(segment.header.ops[index], name, value)
+
+    return hurt
+
+
+def header(**changes: Any) -> Callable[[seg.Segment], None]:
+    def hurt(segment: seg.Segment) -> None:
+        for name, value in changes.items():
+            setattr(segment.header, name, value)
+
+    return hurt
+
+
+def overflowing_bias(segment: seg.Segment) -> None:
+    first = segment.header.ops[0]
+    assert isinstance(first, seg.Conv)
+    segment.blob = segment.blob.copy()
+    segment.blob[first.bias : first.bias + 4] = np.frombuffer(np.int32(2**31 - 1).tobytes(), np.uint8)
+
+
+def with_multiplier(value: float) -> Callable[[seg.Segment], None]:
+    def change(segment: seg.Segment) -> None:
+        first = segment.header.ops[0]
+        assert isinstance(first, seg.Conv)
+        segment.blob = segment.blob.copy()
+        segment.blob[first.multiplier : first.multiplier + 4] = np.frombuffer(np.float32(value).tobytes(), np.uint8)
+
+    return change
+
+
+def meaningless_code(segment: seg.Segment) -> None:
+    first = segment.header.ops[0]
+    assert isinstance(first, seg.Conv)
+    segment.blob = segment.blob.copy()
+    segment.blob[first.weight] = 255
+
+
+HOSTILE: list[tuple[str, Callable[[seg.Segment], None], str]] = [
+    ("a tensor beyond the arena", tensor(1, offset=1 << 20), "outside its arena"),
+    ("a negative offset", tensor(1, offset=-64), "not a multiple of 64"),
+    ("an odd offset", tensor(1, offset=1), "not a multiple of 64"),
+    ("an enormous offset", tensor(1, offset=(1 << 62)), "outside its arena"),
+    ("an enormous shape", tensor(1, shape=[1 << 20, 1 << 20]), "too many elements"),
+    ("an empty shape", tensor(1, shape=[]), "impossible shape"),
+    ("a shape with a zero", tensor(1, shape=[8, 0, 8]), "impossible shape"),
+    ("five axes", tensor(1, shape=[1] * 5), "impossible shape"),
+    ("an infinite scale", tensor(1, scale=math.inf), "positive float32"),
+    ("a scale that is no float32", tensor(1, scale=0.1), "positive float32"),
+    ("a zero scale", tensor(1, scale=0.0), "positive float32"),
+    ("a zero point of 256", tensor(1, zero_point=256), "no code"),
+    ("an arena over the limit", header(arena_bytes=1 << 40), "more memory"),
+    ("an input that does not exist", header(input=99), "does not exist"),
+    ("an output that is never written", header(output=-1), "does not exist"),
+    ("an operator's input that does not exist", op(0, x=99), "does not exist"),
+    ("a negative tensor", op(0, x=-1), "does not exist"),
+    ("reading before writing", op(0, x=5), "before it is written"),
+    ("writing twice", op(1, out=1), "twice"),
+    ("writing over the input", op(0, out=0), "twice"),
+    ("overlap with a living tensor", tensor(2, offset=0), "too many|still in use|outside|not fit"),
+    ("weights outside the blob", op(0, weight=1 << 30), "outside its constants"),
+    ("weights at a negative offset", op(0, weight=-64), "outside its constants"),
+    ("a bias outside the blob", op(0, bias=1 << 30), "outside its constants"),
+    ("a multiplier outside the blob", op(0, multiplier=1 << 30), "outside its constants"),
+    ("nine bits", op(0, bits=9), "9 bits"),
+    ("one bit", op(0, bits=1), "1 bits"),
+    ("groups that do not divide", op(0, groups=3), "groups"),
+    ("no groups", op(0, groups=0), "groups"),
+    ("a zero stride", op(0, stride=[0, 1]), "impossible window"),
+    ("a negative pad", op(0, pad=[-1, 1, 1, 1]), "impossible window"),
+    ("three pads", op(0, pad=[1, 1, 1]), "impossible window"),
+    ("a kernel of three axes", op(0, kernel=[3, 3, 3]), "impossible window"),
+    ("more padding than window", op(0, pad=[3, 1, 3, 1]), "pads more"),
+    ("a stride that does not fit the output", op(0, stride=[2, 1]), "does not fit"),
+    ("a huge dilation", op(0, dilation=[60000, 1]), "does not fit|pads more"),
+    ("codes beyond a byte", op(0, hi=256), "impossible range"),
+    ("an empty range of codes", op(0, lo=9, hi=8), "impossible range"),
+    ("a multiplier that is not finite", op(2, multiplier_a=math.nan), "not a finite float32"),
+    ("a negative multiplier", op(2, multiplier_b=-1.0), "not a finite float32"),
+    ("sums of different shapes", op(2, b=0), "do not fit"),
+    ("a table outside the blob", op(3, table=1 << 30), "outside its constants"),
+    ("a table that crosses the end", op(3, table=1 << 12), "outside its constants"),
+    ("a concatenation table outside", op(4, tables=[-1, -64]), "outside its constants"),
+    ("a missing table", op(4, tables=[-1]), "do not fit"),
+    ("an empty concatenation", op(4, inputs=[], tables=[]), "do not fit"),
+    ("padding that does not fit", op(5, pad=[2, 1, 0, 1]), "do not fit"),
+    ("negative padding", op(5, pad=[-1, 1, 2, 1]), "do not fit"),
+    ("a padding code of 300", op(5, value=300), "do not fit"),
+    ("an axis twice", op(6, perm=[2, 2, 1]), "do not fit"),
+    ("an axis too many", op(6, perm=[2, 0, 1, 3]), "do not fit"),
+    ("a reshape to another size", tensor(8, shape=[9, 10, 15]), "do not fit"),
+    ("a window beyond the plane", op(8, kernel=[9, 9]), "does not fit"),
+    ("a product of other shapes", tensor(9, shape=[1, 2, 8]), "do not fit|does not fit"),
+    ("softmax to another shape", tensor(11, shape=[9, 10, 8]), "do not fit"),
+    ("a sum that could overflow", overflowing_bias, "overflow"),
+    ("an infinite multiplier in the blob", with_multiplier(np.inf), "not a finite float32"),
+    ("a multiplier that no int32 survives", with_multiplier(1e9), "too great a multiplier"),
+    ("a weight code without meaning", meaningless_code, "no meaning"),
+]
+
+
+@pytest.mark.parametrize(("hurt", "reason"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])
+def test_hostile_contents_are_refused(hurt: Callable[[seg.Segment], None], reason: str) -> None:
+    segment = network().finish()
+    hurt(segment)
+    with pytest.raises(SegmentError, match=reason):
+        verify(segment)
+
+
+def encoder() -> Builder:
+    """Every operator of a transformer; x is 1, qkv 2, heads 3, sum 4, norm 5, hidden 6, view 7."""
+    b = Builder([6], seed=2, dtype="i32")
+    x = b.embed(b.input, 12, vocabulary=50)
+    heads = b.attention(b.linear(x, 36), 3, ids=b.input)
+    x = b.norm(b.linear(heads, 12, residual=x))
+    x = b.linear(x, 20, bits=4, activation="gelu")
+    b.append(seg.Reshape, [3, 40], dtype="f32", x=x)
+    return b
+
+
+def constant(op_index: int, name: str, value: float) -> Callable[[seg.Segment], None]:
+    """Put a number where the operator's field ``name`` points."""
+
+    def hurt(segment: seg.Segment) -> None:
+        place = getattr(segment.header.ops[op_index], name)
+        segment.blob = segment.blob.copy()
+        segment.blob[place : place + 4] = np.frombuffer(np.float32(value).tobytes(), np.uint8)
+
+    return hurt
+
+
+HOSTILE_ENCODER: list[tuple[str, Callable[[seg.Segment], None], str]] = [
+    ("a stream with a scale", tensor(1, scale=2.0), "type does not have"),
+    ("a stream with a zero point", tensor(1, zero_point=1), "type does not have"),
+    ("a stream that ends beyond the arena", header(arena_bytes=300), "outside its arena"),
+    ("floats where they overlap", tensor(2, offset=64), "still in use"),
+    ("token ids as the output", header(output=0), "yields token ids"),
+    ("an embedding of codes", tensor(0, dtype="u8"), "types that do not fit"),
+    ("a product of codes", tensor(1, dtype="u8"), "types that do not fit"),
+    ("a product into codes", tensor(6, dtype="u8"), "types that do not fit"),
+    ("a view of another type", tensor(7, dtype="u8"), "types that do not fit"),
+    ("token ids that are floats", op(2, ids=1), "types that do not fit"),
+    ("token ids that do not exist", op(2, ids=-2), "does not exist"),
+    ("an embedding of other tokens", tensor(1, shape=[5, 12]), "do not fit|outside"),
+    ("an empty vocabulary", op(0, vocabulary=0), "vocabulary"),
+    ("a vocabulary beyond the blob", op(0, vocabulary=1 << 20), "outside its constants"),
+    ("an endless vocabulary", op(0, vocabulary=1 << 60), "vocabulary"),
+    ("nine bits of embedding", op(0, bits=9), "9 bits"),
+    ("positions outside", op(0, position=1 << 20), "outside its constants"),
+    ("scales outside", op(0, scales=-64), "outside its constants"),
+    ("an infinite scale", constant(0, "scales", math.inf), "finite float32"),
+    ("a bias that is no number", constant(1, "bias", math.nan), "finite float32"),
+    ("a scale that is no number", constant(1, "scales", math.nan), "finite float32"),
+    ("weights outside", op(1, weight=1 << 20), "outside its constants"),
+    ("one bit", op(1, bits=1), "1 bits"),
+    ("a residual of another shape", op(3, residual=2), "do not fit"),
+    ("a residual from the future", op(3, residual=6), "before it is written"),
+    ("a residual that does not exist", op(3, residual=-2), "does not exist"),
+    ("rows that do not fit", tensor(2, shape=[5, 36]), "do not fit"),
+    ("no heads", op(2, heads=0), "heads"),
+    ("heads that do not divide", op(2, heads=5), "heads"),
+    ("a negative factor", op(2, factor=-1.0), "factor"),
+    ("an infinite factor", op(2, factor=math.inf), "factor"),
+    ("a negative token", op(2, pad=-1), "impossible token"),
+    ("queries without keys", tensor(3, shape=[6, 9]), "do not fit"),
+    ("a norm of another shape", tensor(5, shape=[12, 6]), "do not fit"),
+    ("a gamma outside", op(4, gamma=1 << 20), "outside its constants"),
+    ("a beta that is no number", constant(4, "beta", math.nan), "finite float32"),
+    ("no epsilon", op(4, epsilon=0.0), "epsilon"),
+    ("an epsilon that is no number", op(4, epsilon=math.nan), "epsilon"),
+]
+
+
+def picture() -> Builder:
+    """The operators around a picture's tokens; patches are 1, positions 2, the mean 3."""
+    b = Builder([4, 6, 3], seed=3, dtype="f32")
+    x = b.append(seg.Patches, [6, 12], dtype="f32", x=b.input, size=2)
+    x = b.append(seg.Position, [7, 12], dtype="f32", x=x, table=b.floats(7, 12))
+    b.append(seg.Mean, [12], dtype="f32", x=x, first=1, count=6)
+    return b
+
+
+HOSTILE_PICTURE: list[tuple[str, Callable[[seg.Segment], None], str]] = [
+    ("squares of no size", op(0, size=0), "do not fit"),
+    ("squares that do not divide", op(0, size=3), "do not fit"),
+    ("squares of another size", op(0, size=1), "do not fit"),
+    ("squares of a row", tensor(0, shape=[24, 3]), "do not fit"),
+    ("squares of codes", tensor(0, dtype="u8"), "types that do not fit"),
+    ("fewer positions than rows", tensor(2, shape=[5, 12]), "do not fit"),
+    ("positions of another width", tensor(2, shape=[12, 7]), "do not fit"),
+    ("positions outside", op(1, table=1 << 20), "outside its constants"),
+    ("a position that is no number", constant(1, "table", math.nan), "finite float32"),
+    ("a mean of no rows", op(2, count=0), "not there"),
+    ("a mean of too many rows", op(2, count=7), "not there"),
+    ("a mean of rows before the first", op(2, first=-1), "not there"),
+    ("a mean of rows behind the last", op(2, first=7, count=1), "not there"),
+    ("a mean of another width", tensor(3, shape=[6]), "do not fit"),
+]
+
+
+@pytest.mark.parametrize(
+    ("hurt", "reason"), [case[1:] for case in HOSTILE_PICTURE], ids=[case[0] for case in HOSTILE_PICTURE]
+)
+def test_hostile_pictures_are_refused(hurt: Callable[[seg.Segment], None], reason: str) -> None:
+    segment = picture().finish()
+    verify(segment)
+    hurt(segment)
+    with pytest.raises(SegmentError, match=reason):
+        verify(segment)
+
+
+@pytest.mark.parametrize(
+    ("hurt", "reason"), [case[1:] for case in HOSTILE_ENCODER], ids=[case[0] for case in HOSTILE_ENCODER]
+)
+def test_hostile_encoders_are_refused(hurt: Callable[[seg.Segment], None], reason: str) -> None:
+    segment = encoder().finish()
+    verify(segment)
+    hurt(segment)
+    with pytest.raises(SegmentError, match=reason):
+        verify(segment)
+
+
+def test_sums_of_transformers_that_could_overflow_are_refused() -> None:
+    wide = Builder([1, 70_000], dtype="f32")
+    wide.linear(wide.input, 1)
+    codes = np.full(70_000, 254, np.uint8)  # 127 each
+    wide.blob = codes.tobytes() + wide.blob[70_000:]
+    with pytest.raises(SegmentError, match="overflow"):
+        verify(wide.finish())
+    long = Builder([70_000, 3], dtype="f32")
+    long.attention(long.input, 1)
+    with pytest.raises(SegmentError, match="overflow"):
+        verify(long.finish())
+
+
+def test_scratch_without_bound_is_refused() -> None:
+    builder = Builder([1 << 20, 16, 1], dtype="f32")
+    builder.linear(builder.input, 1)
+    with pytest.raises(SegmentError, match="more memory"):
+        verify(builder.finish())
+
+
+def test_an_operator_may_not_write_over_its_own_input() -> None:
+    builder = Builder([8, 8, 8])
+    builder.conv(builder.input, 8)
+    builder.tensors[1].offset = 0
+    with pytest.raises(SegmentError, match="still in use"):
+        verify(builder.finish())
+
+
+def test_a_reshape_may_share_its_input_exactly() -> None:
+    builder = Builder([8, 8, 8])
+    flat = builder.append(seg.Reshape, [512], x=builder.input)
+    builder.tensors[flat].offset = 0
+    codes = builder.codes()
+    assert Head(builder.finish(), check_golden=False).run(codes).tolist() == codes.reshape(-1).tolist()
+    builder.append(seg.Lut, [8, 8, 8], x=builder.input, table=builder.constant(np.arange(256, dtype=np.uint8)))
+    builder.tensors[-1].offset = 0
+    with pytest.raises(SegmentError, match="still in use"):
+        verify(builder.finish())
+
+
+def test_computation_without_bound_is_refused() -> None:
+    builder = Builder([1000, 1000, 1])
+    builder.append(
+        seg.Conv, [1000, 1000, 256], x=builder.input, bits=8, weight=0, bias=0, multiplier=0, kernel=[101, 101], stride=[1, 1], dilation=[1, 1],
+        pad=[50] * 4, groups=1, lo=0, hi=255,
+    )  # fmt: skip
+    builder.constant(np.zeros(256 * 101 * 101, np.uint8))
+    with pytest.raises(SegmentError, match="more computation"):
+        verify(builder.finish())
+
+
+def test_pooling_without_bound_is_refused() -> None:
+    """1.8e13 cells to look at, in 16 MiB of tensors."""
+    builder = Builder([4095, 4095, 1])
+    builder.append(
+        seg.Pool, [2048, 2048, 1], x=builder.input, **{"kind": "avg"}, kernel=[2048, 2048], stride=[1, 1], pad=[0] * 4,
+        count_pad=False, multiplier=1.0, lo=0, hi=255,
+    )  # fmt: skip
+    with pytest.raises(SegmentError, match="more computation"):
+        verify(builder.finish())
+
+
+def test_constants_that_operators_share_are_refused() -> None:
+    """Each operator unpacks its own copy: a small file could want any amount of memory."""
+    builder = Builder([4, 4, 64])
+    x = builder.conv(builder.input, 64)
+    for _ in range(3):
+        x = builder.conv(x, 64)
+    segment = builder.finish()
+    first = segment.header.ops[0]
+    for op in segment.header.ops[1:]:
+        assert isinstance(op, seg.Conv)
+        assert isinstance(first, seg.Conv)
+        op.weight, op.bias, op.multiplier = first.weight, first.bias, first.multiplier
+    segment.blob = segment.blob[: len(segment.blob) // 4]
+    with pytest.raises(SegmentError, match="constants more than once"):
+        verify(segment)
+
+
+def test_a_concatenation_of_too_many_is_refused() -> None:
+    builder = Builder([4])
+    builder.append(seg.Concat, [4 * 10_000], inputs=[builder.input] * 10_000, tables=[-1] * 10_000)
+    with pytest.raises(SegmentError, match="too many tensors"):
+        verify(builder.finish())
+
+
+def test_a_sum_of_infinities_is_refused() -> None:
+    builder = Builder([4], zero_point=9)
+    huge = float(np.float32(3e38))
+    builder.append(seg.Add, [4], a=builder.input, b=builder.input, multiplier_a=huge, multiplier_b=huge, lo=0, hi=255)
+    with pytest.raises(SegmentError, match="not a finite float32"):
+        verify(builder.finish())
+
+
+def test_maximum_pooling_may_not_change_the_codes_meaning() -> None:
+    builder = Builder([4, 4, 8], zero_point=9)
+    builder.append(
+        seg.Pool, [2, 2, 8], 10, x=builder.input, **{"kind": "max"}, kernel=[2, 2], stride=[2, 2], pad=[0] * 4, count_pad=False,
+        multiplier=1.0, lo=0, hi=255,
+    )  # fmt: skip
+    with pytest.raises(SegmentError, match="without arithmetic"):
+        verify(builder.finish())
+
+
+def test_a_family_of_reshapes_may_share_its_bytes() -> None:
+    builder = Builder([8, 8, 8])
+    flat = builder.append(seg.Reshape, [512], x=builder.input)
+    rows = builder.append(seg.Reshape, [64, 8], x=flat)
+    other = builder.append(seg.Reshape, [8, 64], x=builder.input)
+    for alias in (flat, rows, other):
+        builder.tensors[alias].offset = 0
+    wide = builder.append(seg.Reshape, [512], x=other)
+    builder.append(seg.Concat, [1024], inputs=[flat, wide], tables=[-1, -1])
+    codes = builder.codes()
+    out = Head(builder.finish(), check_golden=False).run(codes)
+    assert out.tolist() == codes.reshape(-1).tolist() * 2
+
+
+_GOOD = network().finish()
+
+
+@pytest.mark.parametrize("good", [_GOOD, encoder().finish()], ids=["network", "encoder"])
+@drawn(300)
+@given(data=st.data())
+def test_any_change_of_the_header_is_refused_or_harmless(good: seg.Segment, data: st.DataObject) -> None:
+    """Whatever one number in the header becomes, the verifier refuses it or the executor runs it within its arena."""
+    tree = msgspec.json.decode(msgspec.json.encode(good.header))
+    places = list(_numbers(tree))
+    holder, key = data.draw(st.sampled_from(places))
+    before = holder[key]
+    holder[key] = data.draw(st.one_of(st.integers(-(2**40), 2**40), st.integers(-2, 300), st.just(before * 2)))
+    try:
+        segment = seg.Segment(msgspec.convert(tree, seg.Header), copy.deepcopy(good.blob))
+        head = Head(segment, check_golden=False)
+    except (SegmentError, msgspec.ValidationError):
+        return
+    codes = np.zeros(head.input.shape, seg.DTYPES[head.input.dtype])
+    head._arena[-8:] = 99
+    head.run(codes)
+    assert head._arena[-8:].tolist() == [99] * 8
+
+
+def _numbers(tree: Any) -> Any:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        if isinstance(value, dict | list):
+            yield from _numbers(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield tree, key

@@ -1,0 +1,73 @@
+"""Files that a command will write: whether they can be, and nothing else happens to them."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from splitedge import errors, files
+
+
+def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    files.require_writable(tmp_path / "new.svg")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old.svg").write_text("kept")
+    files.require_writable(tmp_path / "old.svg")
+    assert (tmp_path / "old.svg").read_text() == "kept"
+
+
+@pytest.mark.parametrize("place", ["no/c.svg", "folder", "/proc/c.svg"])
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / place
+    for attempt in (lambda: files.require_writable(path), lambda: files.write(path, b"")):
+        with pytest.raises(errors.StoreError) as caught:
+            attempt()
+        assert str(path) in caught.value.message
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "old.svg").write_text("kept")
+    (tmp_path / "link.svg").symlink_to("old.svg")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a disk that has room for no more
+    try:
+        for name in ("old.svg", "new.svg"):
+            with pytest.raises(errors.StoreError):
+                files.write(tmp_path / name, bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.svg", "old.svg"]
+    assert (tmp_path / "old.svg").read_text() == "kept"
+    files.write(tmp_path / "link.svg", b"new")
+    assert (tmp_path / "old.svg").read_text() == "new"
+    files.write(Path("/dev/null"), b"x")
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_folder_is_made_or_named(tmp_path: Path) -> None:
+    for _ in range(2):
+        files.make_folder(tmp_path / "a/b")
+    assert (tmp_path / "a/b").is_dir()
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file/b"):
+        with pytest.raises(errors.StoreError) as caught:
+            files.make_folder(place)
+        assert str(place) in caught.value.message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_an_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(errors.StoreError):
+        files.require_writable(tmp_path / "c.svg")
+
+
+def test_forms() -> None:
+    assert [files.picture_form(name) for name in ("a.PNG", "b.svg")] == ["png", "svg"]
+    for name in ("svg", "a.pdf", ""):
+        with pytest.raises(errors.UsageError):
+            files.picture_form(name)
