@@ -1,7 +1,7 @@
 """The interpreter of a head: it walks a table of operators over one arena, in one compiled call that releases the GIL.
 
-Many small calls would wait for the GIL at each return: 330 ms instead of 1.5 ms for 65 calls beside a busy Python thread. Nothing is checked
-here, because the verifier of segments has checked every number in the table.
+Many small calls would wait for the GIL at each return: 330 ms instead of 1.5 ms for 65 calls beside a busy Python
+thread. Nothing is checked here, because the verifier of segments has checked every number in the table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kernels import team
 from kernels.emit import address
-from kernels.jit import inline, kernel
+from kernels.jit import inline, kernel, macro
 from kernels.operators import conv as conv_operator
 from kernels.operators import depthwise as depthwise_operator
 from kernels.operators import elementwise, transformer
@@ -114,8 +114,8 @@ OPERATOR: Final = np.dtype(
 class Memory(NamedTuple):
     """The memory of a head.
 
-    The weights are packed panels. ``ints``, ``floats`` and ``taps`` have one row of scratch for each member of the team; ``sync`` is
-    the team's own.
+    The weights are packed panels. ``ints``, ``floats`` and ``taps`` have one row of scratch for each member of the
+    team; ``sync`` is the team's own.
     """
 
     operators: NDArray[np.void]  # [n] of `OPERATOR`
@@ -133,8 +133,8 @@ class Memory(NamedTuple):
 def operator_sets(kinds: Iterable[int]) -> tuple[int | None, int | None]:
     """The arguments ``integers`` and ``transformers`` of `run` for operators of these kinds.
 
-    None leaves a set of operators out of the interpreter. Numba compiles one interpreter for each combination of types, so that a
-    convolutional head does not wait for the compilation of transformers.
+    None leaves a set of operators out of the interpreter. Numba compiles one interpreter for each combination of types,
+    so that a convolutional head does not wait for the compilation of transformers.
     """
     needed = {kind >= Kind.EMBED for kind in kinds}
     return None if needed == {True} else 1, 1 if True in needed else None
@@ -166,7 +166,7 @@ def _transformer(memory, op, scratch, part):
         transformer.mean(arena, op.x, op.height, channels, op.y)
 
 
-@inline
+@macro
 def _linear(memory, op, scratch, first, last):
     base, factors = address(memory.arena), address(memory.multipliers)
     columns = Columns(
@@ -181,7 +181,7 @@ def _linear(memory, op, scratch, first, last):
     transformer.linear(x, last - first, k, columns, n, op.gelu, residual, y, base + scratch)
 
 
-@inline
+@macro
 def _norm(memory, op, first, last):
     base, factors, n = address(memory.arena), address(memory.multipliers), op.channels
     gamma, beta = factors + 4 * op.multiplier, factors + 4 * op.floats
@@ -189,7 +189,7 @@ def _norm(memory, op, first, last):
     transformer.norm(x, last - first, n, gamma, beta, op.epsilon, y)
 
 
-@inline
+@macro
 def _embed(memory, op, first, last):
     n, w = op.channels, address(memory.weights) + op.weights
     ids = memory.arena[op.x + 4 * first : op.x + 4 * last].view(np.int32)
@@ -202,7 +202,7 @@ def _embed(memory, op, first, last):
 # --- operators on codes -----------------------------------------------------------------------------------------------
 
 
-@inline
+@macro
 def _window(op):
     return Window(
         height=op.height,
@@ -222,7 +222,7 @@ def _window(op):
     )
 
 
-@inline
+@macro
 def _pair_part(op, part):
     """One part of ADD or MUL: its inputs, and the offset of its output."""
     if op.period == op.height:  # as large as the first input: any cut will do
@@ -272,7 +272,7 @@ def _integer(memory, op, scratch, member, part):
         _small(memory, op, output, member)
 
 
-@inline
+@macro
 def _small(memory, op, output, member):
     """The operators on codes that are not divided into parts, because they take little time."""
     arena, kind = memory.arena, op.kind
@@ -304,7 +304,7 @@ def _operator(memory, integers, transformers, i, scratch, member, part):
         _integer(memory, op, own, member, part)
 
 
-@inline
+@macro
 def _work(memory, integers, transformers, epoch, scratch, member, parts):
     """Take parts of operators until none is left in the epoch."""
     piece = team.take(memory.sync, epoch, parts)
@@ -328,8 +328,9 @@ def run(
 ) -> None:
     """Run operators ``start`` to ``stop`` with a team of ``parts`` members.
 
-    ``integers`` and ``transformers``: see `operator_sets`. ``scratch``: bytes of the arena for each member. The caller is member 0. Any
-    other member ignores ``start`` and ``stop``: it sleeps and helps with what member 0 starts, until `dismiss`.
+    ``integers`` and ``transformers``: see `operator_sets`. ``scratch``: bytes of the arena for each member. The caller
+    is member 0. Any other member ignores ``start`` and ``stop``: it sleeps and helps with what member 0 starts, until
+    `dismiss`.
     """
     sync = memory.sync
     if parts == 1:

@@ -1,11 +1,13 @@
 """Threads inside one compiled call: a team divides each operator of a table into as many pieces as it has members.
 
-An idle member takes the next piece of the current operator. A member that loses its processor core delays the team only if it holds a
-piece. Pieces are disjoint, so a team computes the same bits as one thread. Members are ordinary Python threads that sleep in compiled code
-(a futex) until a frame comes. Within a frame they spin: a head has about 65 operators, and a sleep takes longer than most of them.
+An idle member takes the next piece of the current operator. A member that loses its processor core delays the team only
+if it holds a piece. Pieces are disjoint, so a team computes the same bits as one thread. Members are ordinary Python
+threads that sleep in compiled code (a futex) until a frame comes. Within a frame they spin: a head has about 65
+operators, and a sleep takes longer than most of them.
 
-``sync`` is an int64 array of `SYNC` entries, with a cache line of its own for each counter that several threads write. `NEXT` and `DONE`
-count pieces and never decrease. An epoch is one call of `launch`: a range of operators and all their pieces.
+``sync`` is an int64 array of `SYNC` entries, with a cache line of its own for each counter that several threads write.
+`NEXT` and `DONE` count pieces and never decrease. An epoch is one call of `launch`: a range of operators and all their
+pieces.
 """
 
 from __future__ import annotations
@@ -181,7 +183,8 @@ def take(sync, epoch, parts):
 def finish(sync):
     """Count a piece as done.
 
-    All operations are sequentially consistent: a member that is not yet counted as a sleeper sees the new count and does not sleep.
+    All operations are sequentially consistent: a member that is not yet counted as a sleeper sees the new count and
+    does not sleep.
     """
     _add(sync, DONE, 1)
     if load(sync, SLEEPERS) > 0:

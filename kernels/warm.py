@@ -1,7 +1,8 @@
-"""Every entry point that a service calls, so that all of them can be compiled before it starts.
+"""A list of every kernel that a service calls, so that all of them can be compiled before it starts.
 
-A kernel is compiled for the types of its arguments. None of those depends on the number of threads, on a shape, on the bits of weights or on those of
-a codec, so this list is short. A test holds it complete: each kernel is in it, and heads and codecs compile nothing after it.
+A kernel is compiled for the types of its arguments. These do not depend on the number of threads, the shapes, or the
+bit widths of weights and codecs, so the list is short. A test checks that it is complete: it contains every kernel, and
+heads and codecs compile nothing else.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from kernels.rans import adaptive, static
 
 
 class Step(NamedTuple):
-    """One compilation: what it is for, in a few words for people, the kernel, and arguments of the types of a real call."""
+    """One compilation: its purpose for people, the kernel, and arguments with the types of a real call."""
 
     name: str
     kernel: Any
     arguments: tuple[Any, ...]
 
     def is_kept(self) -> bool:
-        """Whether it lies in the cache already."""
+        """Whether it is in the cache."""
         return jit.is_kept(self.kernel, self.arguments)
 
     def compile(self) -> None:
-        """Load it from the cache, or compile it: seconds, on a small board minutes."""
+        """Load it from the cache or compile it, which takes seconds, and on a small board minutes."""
         jit.compile_for(self.kernel, self.arguments)
 
 
 def steps() -> list[Step]:
-    """All of them, in the order of their use."""
+    """All compilations, in the order of use."""
     codes, reals = np.zeros(8, np.uint8), np.zeros(1, np.float32)
     words, counts, places = np.zeros(2, np.uint32), np.ones((1, 2), np.int64), np.zeros(2, np.int64)
     table, short = np.zeros((1, 2), np.float32), np.zeros(2, np.uint16)
@@ -62,7 +63,7 @@ def steps() -> list[Step]:
 
 
 def missing() -> list[str]:
-    """Names of the steps that would have to be compiled; nothing is. Takes a fraction of a second."""
+    """Names of the steps that are not in the cache. Compiles nothing and takes a fraction of a second."""
     return [step.name for step in steps() if not step.is_kept()]
 
 

@@ -1,7 +1,7 @@
 """The codec at the cut: float32 values to packed codes and back.
 
-`fused` does everything in one pass (inner loops in `fused_ir`); `ranges` and `bits` are its stages one by one, for ranges per row and for entropy
-coding. `hadamard` and `projection` change the basis before quantization.
+`fused` does everything in one pass (inner loops in `fused_ir`); `ranges` and `bits` are its stages one by one, for
+ranges per row and for entropy coding. `hadamard` and `projection` change the basis before quantization.
 """
 
 from kernels.codec.bits import BLOCK, pack, unpack

@@ -1,4 +1,6 @@
-"""Tight bit streams: pack and unpack codes of 2 to 8 bits, least significant bit first. Twins: `reference.pack_bits`, `reference.unpack_bits`."""
+"""Tight bit streams: pack and unpack codes of 2 to 8 bits, least significant bit first. Twins: `reference.pack_bits`,
+`reference.unpack_bits`.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,7 @@ def pack_block(words: U64, n: int, bits: int, stream: U8, out: U8) -> None:
 
 @inline
 def unpack_block(data: U8, n: int, bits: int, stream: U8, words: U64) -> None:
-    """Unpack the first ``n`` codes of ``data``, 8 in a word; ``stream`` is scratch. Codes beyond ``n`` are undefined."""
+    """Unpack ``n`` codes of ``data``, 8 in a word; ``stream`` is scratch. Codes beyond ``n`` are undefined."""
     groups, size = (n + 7) // 8, (n * bits + 7) // 8
     if bits == 8:
         copy(data, words.view(np.uint8), size)

@@ -1,11 +1,12 @@
-"""The codec at the cut in one pass over memory: clip, quantize and pack, and back. Twins: the codec's part of `kernels.reference`.
+"""The codec at the cut in one pass over memory: clip, quantize and pack, and back. Twins: the codec's part of
+`kernels.reference`.
 
-`GROUP` codes at a time stay in registers between float32 and packed bits, in LLVM IR (`kernels.codec.fused_ir`); the rest at the end takes
-plain loops.
+`GROUP` codes at a time stay in registers between float32 and packed bits, in LLVM IR (`kernels.codec.fused_ir`); the
+rest at the end takes plain loops.
 
-``lo``, ``inv``, ``scale`` and ``tables`` have C entries: C = 1 for one range per tensor, else the length of the last axis. They are repeated
-once per call, so that 3 channels run as fast as 1,024: up to a block, or to one row if channels are whole groups. Decoding handles such
-rows one below the other.
+``lo``, ``inv``, ``scale`` and ``tables`` have C entries: C = 1 for one range per tensor, else the length of the last
+axis. They are repeated once per call, so that 3 channels run as fast as 1,024: up to a block, or to one row if channels
+are whole groups. Decoding handles such rows one below the other.
 
 ``bits`` is 2 to 8 and not checked here. The caller guarantees the length of the output.
 """
@@ -34,9 +35,9 @@ TILE: Final = 8192  # codes at a time if ranges stay in registers from row to ro
 def encode(x: F32, lo: F32, inv: F32, thresholds: F32, rotation: int, bits: int, out: U8) -> bool:
     """Rotate, clip, quantize and pack x [n]; return whether every value is finite.
 
-    code = rint(clamp((x - lo) * inv, 0, 2^bits - 1)), or with a codebook how many of its ``thresholds`` (2^bits - 1, or none) are below
-    (x - lo) * inv. Each step is one float32 operation. ``inv`` is 1 / scale, or 0 if scale is 0. ``rotation``: the block size of `rotate`, which
-    divides n, or 0. ``out`` [ceil(n * bits / 8)].
+    code = rint(clamp((x - lo) * inv, 0, 2^bits - 1)), or with a codebook how many of its ``thresholds`` (2^bits - 1, or
+    none) are below (x - lo) * inv. Each step is one float32 operation. ``inv`` is 1 / scale, or 0 if scale is 0.
+    ``rotation``: the block size of `rotate`, which divides n, or 0. ``out`` [ceil(n * bits / 8)].
     """
     top, exact = np.float32((1 << bits) - 1), bits + (CODEBOOK if thresholds.size else 0)
     words, stream = np.empty(BLOCK // 8, np.uint64), np.empty(BLOCK + SLACK, np.uint8)
@@ -74,7 +75,7 @@ def encode(x: F32, lo: F32, inv: F32, thresholds: F32, rotation: int, bits: int,
 
 @kernel
 def rotate(x: F32, size: int, factor: np.float32, out: F32) -> None:
-    """Multiply each ``size`` (8, 16, 32, 64 or 128) values of x [n] by the Hadamard matrix and ``factor``: `reference.codec_rotate`."""
+    """`reference.codec_rotate`: blocks of ``size`` (8, 16, 32, 64 or 128) values of x [n] times a Hadamard matrix."""
     transform(x, 0, out, 0, x.size, size, factor)
 
 
@@ -94,9 +95,9 @@ def encode_codes(x: U8, tables: U8, bits: int, out: U8) -> None:
 def decode(data: U8, lo: F32, scale: F32, levels: F32, side: F32, rotation: int, bits: int, out: F32) -> None:
     """Unpack and dequantize ``data`` [ceil(n * bits / 8)] to ``out`` [n], then rotate back.
 
-    value = lo + scale * code, or lo + scale * levels[code] with a codebook: two float32 operations. ``side`` [rows, 2]: offset and size of
-    each n / rows values as `measure` gives them, or [0, 2] for none; their range is offset + size * lo and size * scale. With several rows,
-    each must be whole bytes and hold every channel once.
+    value = lo + scale * code, or lo + scale * levels[code] with a codebook: two float32 operations. ``side`` [rows, 2]:
+    offset and size of each n / rows values as `measure` gives them, or [0, 2] for none; their range is offset + size *
+    lo and size * scale. With several rows, each must be whole bytes and hold every channel once.
     """
     if side.shape[0] > 1:
         _decode_rows(data, lo, scale, levels, side, rotation, bits, out)
@@ -134,7 +135,10 @@ def decode(data: U8, lo: F32, scale: F32, levels: F32, side: F32, rotation: int,
 
 @inline
 def _decode_rows(data: U8, lo: F32, scale: F32, levels: F32, side: F32, rotation: int, bits: int, out: F32) -> None:
-    """`decode` with a range for each row. Passes few arrays to functions, because counting their references takes as long as a row."""
+    """`decode` with a range for each row.
+
+    Passes few arrays to functions, because counting their references takes as long as a row.
+    """
     kind, back = bits + (CODEBOOK if levels.size else 0), np.float32(1) / np.float32(max(rotation, 1))
     each = out.size // side.shape[0]
     lows, scales = _aligned(each, np.float32), _aligned(each, np.float32)
@@ -179,7 +183,7 @@ def _look_up(x: U8, tables: U8, offsets: U32, codes: U8) -> None:
 
 @inline
 def _repeat(values: Array, count: int) -> Array:
-    """``values`` repeated until a block of a tensor of ``count`` values may begin at any of them; aligned to a cache line."""
+    """``values``, repeated so that a block of at most ``count`` values may begin at any of them; aligned to a line."""
     out = _aligned(min(BLOCK, count) + values.size, values.dtype)
     filled = values.size
     copy(values, out, filled)
@@ -198,16 +202,16 @@ def _aligned(count: int, kind: Any) -> Array:
 
 @inline
 def _by_rows(channels: int) -> bool:
-    """Whether a row of ranges for ``channels`` channels begins anew at a group: only then several rows share their ranges."""
+    """Whether rows of ranges are whole groups, so that several rows share the ranges that are loaded once."""
     return channels == 1 or channels % GROUP == 0
 
 
 class Row(NamedTuple):
-    """A row of ranges: its ``size``, the ``unit`` that is decoded by whole rows, and the ``tile`` of several units; all in values."""
+    """A row of ranges, counted in values."""
 
     size: int
-    unit: int
-    tile: int
+    unit: int  # decoding by rows takes a multiple of it
+    tile: int  # decoded at a time
 
 
 @inline
@@ -229,6 +233,9 @@ def _encoded_row(channels: int) -> int:
 
 @inline
 def _whole_groups(count: int, bits: int) -> int:
-    """How many of ``count`` codes go by groups. At 3, 5, 6 and 7 bits the last words of a group touch bytes that must follow it."""
+    """How many of ``count`` codes are processed in groups.
+
+    At 3, 5, 6 and 7 bits the last words of a group touch the bytes after it, which must exist.
+    """
     spare = 0 if bits == 2 or bits == 4 or bits == 8 else 2 * SLACK
     return max(count - spare, 0) // GROUP * GROUP

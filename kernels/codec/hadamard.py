@@ -1,7 +1,8 @@
 """Blocks of values times a Hadamard matrix, as LLVM IR that keeps a block in registers. Twin: `reference.codec_rotate`.
 
-The steps over the distances 1, 2, 4, ... up to two vectors separate neighbours (even places, odd places) and put sums before differences. After as
-many steps as the number of lanes of two vectors has bits, all values are in their places. Larger distances are whole vectors.
+The steps over the distances 1, 2, 4, ... up to two vectors separate neighbours (even places, odd places) and put sums
+before differences. After as many steps as the number of lanes of two vectors has bits, all values are in their places.
+Larger distances are whole vectors.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _blocks(typingctx, x, x_at, size, factor, out, out_at, times):
 
 @inline
 def transform(x: F32, start: int, out: F32, at: int, count: int, size: int, factor: np.float32) -> None:
-    """``count`` values of x[start:], in blocks of ``size``, times ``factor``, to out[at:], which may be the same place."""
+    """Transform ``count`` values of x[start:] in blocks of ``size``, times ``factor``, to out[at:] or in place."""
     together = max(size, LANES)
     _blocks(x, start, size, factor, out, at, count // together)
     done = count // together * together

@@ -1,4 +1,6 @@
-"""Quantization to unpacked codes, for ranges that change from row to row and for entropy coding; and the measurement of such ranges."""
+"""Quantization to unpacked codes, for ranges that change from row to row and for entropy coding; and the measurement of
+such ranges.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ _LANES: Final = 16  # of sums, on every instruction set
 def quantize(x: F32, lo: F32, scale: F32, top: F32, thresholds: F32, side: F32, each: int, codes: U8) -> bool:
     """Quantize x [n] to unpacked codes, row by row; return whether every value is finite.
 
-    ``top`` [C]: the greatest code of each channel. ``side`` [rows, 2]: offset and size of each row of ``each`` values, see `measure`. The
-    range of a row is offset + size * lo and size * scale.
+    ``top`` [C]: the greatest code of each channel. ``side`` [rows, 2]: offset and size of each row of ``each`` values,
+    see `measure`. The range of a row is offset + size * lo and size * scale.
     """
     channels = lo.size
     lows, invs = np.empty(channels, np.float32), np.empty(channels, np.float32)
@@ -50,8 +52,8 @@ def dequantize(codes: U8, lo: F32, scale: F32, levels: F32, side: F32, each: int
 def measure(x: F32, by_range: bool, side: F32) -> None:
     """Measure each row of x [rows, n] to ``side`` [rows, 2]: offset and size, float32 with 8 significant bits.
 
-    ``by_range``: the offset is the minimum, rounded down, and the size the maximum minus the offset, rounded up. Otherwise the offset is 0 and
-    the size the mean magnitude, rounded up, with its sum in 16 lanes.
+    ``by_range``: the offset is the minimum, rounded down, and the size the maximum minus the offset, rounded up.
+    Otherwise the offset is 0 and the size the mean magnitude, rounded up, with its sum in 16 lanes.
     """
     least, greatest = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
     for row in range(side.shape[0]):

@@ -13,7 +13,9 @@ from kernels.emit import Address
 
 
 class Window(NamedTuple):
-    """The geometry of a convolution or a pooling: x [height, width, channels] to y [out_height, out_width, out_channels]."""
+    """The geometry of a convolution or a pooling: x [height, width, channels] to y [out_height, out_width,
+    out_channels].
+    """
 
     height: int
     width: int

@@ -1,8 +1,9 @@
 """General convolution as matrix products without im2col: any window, stride, dilation, padding and group count.
 
-Each row of a window is one run of bytes, so `gemm.gemm` reads the activations where they lie. If windows reach beyond the plane, they are
-read from a padded copy of some rows in scratch memory. Windows that are not made of runs (groups, dilated columns) are gathered,
-`WINDOWS` output pixels at a time. `layout` decides between the three for the packing of weights and for the kernel.
+Each row of a window is one run of bytes, so `gemm.gemm` reads the activations where they lie. If windows reach beyond
+the plane, they are read from a padded copy of some rows in scratch memory. Windows that are not made of runs (groups,
+dilated columns) are gathered, `WINDOWS` output pixels at a time. `layout` decides between the three for the packing of
+weights and for the kernel.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from numba.extending import intrinsic
 
 from kernels import emit
 from kernels.emit import I8, address
-from kernels.jit import inline
+from kernels.jit import inline, macro
 from kernels.operators import gemm
 from kernels.operators.arguments import Constants
 from kernels.reference import S8, U8
 from kernels.team import Part, share
 
 WINDOWS: Final = 48  # gathered at a time; a multiple of the tile heights 6 and 12
-#: Largest padded copy in bytes, so that it stays in the first two levels of cache. A single row of windows may need more.
+#: Largest padded copy in bytes, so that it stays in the first two levels of cache. A single row of windows may need
+#: more.
 COPY: Final = 1 << 16
-#: Runs are padded to whole dot groups. If that multiplies the products by more than this factor, gathered windows are faster.
+#: Runs are padded to whole dot groups. If that multiplies the products by more than this factor, gathered windows are
+#: faster.
 WASTE: Final = 1.5
 SLACK: Final = 64  # gathering writes whole vectors, up to this many bytes too many
 #: Special values of `Layout.rows_per_copy`.
@@ -37,7 +40,8 @@ Pair = tuple[int, int]
 class Layout(NamedTuple):
     """Where `conv` finds its windows.
 
-    ``rows_per_copy``: rows of windows in one padded copy, or `IN_PLACE`, or `GATHERED`. ``lines``: runs of bytes in a window.
+    ``rows_per_copy``: rows of windows in one padded copy, or `IN_PLACE`, or `GATHERED`. ``lines``: runs of bytes in a
+    window.
     """
 
     rows_per_copy: int
@@ -70,7 +74,7 @@ def _roundup(n: int) -> int:
 
 
 def pack_weights(w: S8, groups: int, lines: int) -> U8:
-    """w [OC, KH, KW, C / groups] int8 to panels, group by group; each of ``lines`` runs is padded to whole dot groups."""
+    """w [OC, KH, KW, C / groups] int8 to panels, group by group, each of ``lines`` runs padded to whole dot groups."""
     runs = w.reshape(len(w), lines, -1)
     padded = np.pad(runs, ((0, 0), (0, 0), (0, -runs.shape[2] % gemm.GROUP)))
     return np.concatenate([gemm.pack_weights(part.reshape(len(part), -1)) for part in np.split(padded, groups)])
@@ -123,7 +127,9 @@ def _copy_exactly(arena, target, source, n):
 
 @inline
 def _copy_rows(arena, x, window, pitch, y0, target, rows, line, zero_x):
-    """Copy rows of the plane from row ``y0`` on to arena[target:], ``line`` bytes apart. The padding at their sides is there already."""
+    """Copy rows of the plane from row ``y0`` on to arena[target:], ``line`` bytes apart. The padding at their sides is
+    there already.
+    """
     inner = min(window.width * pitch, line - window.left * pitch)
     for iy in range(y0, y0 + rows):
         if 0 <= iy < window.height:
@@ -152,7 +158,7 @@ def _gather(arena, x, window, channels, pixel, zero_x, target):
 # --- the convolution --------------------------------------------------------------------------------------------------
 
 
-@inline
+@macro
 def _rows_in_place(x, window):
     """The windows as `gemm.Rows` if they lie inside the plane at address ``x``."""
     pitch, line = window.channels, window.width * window.channels
@@ -162,7 +168,7 @@ def _rows_in_place(x, window):
     )
 
 
-@inline
+@macro
 def _rows_of_copy(scratch, window):
     """The windows as `gemm.Rows` in a padded copy at address ``scratch``."""
     pitch = window.channels
@@ -171,7 +177,7 @@ def _rows_of_copy(scratch, window):
     return gemm.Rows(scratch, step, window.out_width, plane_step, window.kernel_h, line, window.kernel_w * pitch)
 
 
-@inline
+@macro
 def _gathered_rows(scratch, window, channels):
     """Gathered windows as `gemm.Rows`, one after the other at address ``scratch``."""
     run = window.kernel_h * window.kernel_w * channels
@@ -179,7 +185,7 @@ def _gathered_rows(scratch, window, channels):
     return gemm.Rows(scratch, step, 1, step, 1, run, run)
 
 
-@inline
+@macro
 def _joined(rows, pixels):
     """``rows`` as one line of ``pixels`` rows if the step from each to the next is the same everywhere."""
     step = rows.plane_step if rows.width == 1 else rows.step
@@ -191,8 +197,8 @@ def _joined(rows, pixels):
 def conv(arena, x, window, groups, rows_per_copy, zero_x, constants, y, output, scratch, part):
     """Compute one part of y [OH, OW, OC] from x [H, W, C]; ``x``, ``y`` and ``scratch`` are offsets into the arena.
 
-    ``rows_per_copy`` is that of `layout`, with `Layout.scratch_bytes` of scratch. Parts are ranges of output rows (or of output pixels if
-    windows are gathered); if there are few, each product is divided instead.
+    ``rows_per_copy`` is that of `layout`, with `Layout.scratch_bytes` of scratch. Parts are ranges of output rows (or
+    of output pixels if windows are gathered); if there are few, each product is divided instead.
     """
     base, channels, outs = address(arena), window.channels // groups, window.out_channels // groups
     pixels = window.out_width

@@ -1,11 +1,12 @@
 """Depthwise convolution, u8 x s8 -> int32 -> u8, with any window, stride, dilation and padding.
 
-Channels run along the vector, `BLOCKS`[i] of them in a block. The last block of a row overlaps the block before it and writes the same
-bytes again. The bytes (or words) of `GROUP` taps are interleaved, so that one dot step adds them all. A tap outside the plane reads
-zero points.
+Channels run along the vector, `BLOCKS`[i] of them in a block. The last block of a row overlaps the block before it and
+writes the same bytes again. The bytes (or words) of `GROUP` taps are interleaved, so that one dot step adds them all. A
+tap outside the plane reads zero points.
 
-The windows of almost all networks (`slides`) slide along a row: each column of the window is loaded and interleaved once, then added to
-all pixels that contain it, whose accumulators stay in registers. Any other window is a table of offsets that is read for each pixel.
+The windows of almost all networks (`slides`) slide along a row: each column of the window is loaded and interleaved
+once, then added to all pixels that contain it, whose accumulators stay in registers. Any other window is a table of
+offsets that is read for each pixel.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from llvmlite import ir
 
 from kernels import emit, reference
 from kernels.emit import FLOAT, I8, I32, I64, TARGET, Address, address, read_float32, read_int8, read_int32, write_int8
-from kernels.jit import inline
+from kernels.jit import inline, macro
 from kernels.reference import F32, S8, U8
 from kernels.team import share
 
@@ -33,7 +34,7 @@ SMALLEST: Final = BLOCKS[-1]
 
 
 def blocks(channels: int) -> list[tuple[int, int]]:
-    """(first channel, index into `BLOCKS`) of each block; empty if there are fewer channels than in the smallest block."""
+    """(first channel, index into `BLOCKS`) of each block; empty if the channels do not fill the smallest block."""
     found: list[tuple[int, int]] = []
     start = 0
     while start < channels and channels >= SMALLEST:
@@ -50,7 +51,9 @@ def blocks(channels: int) -> list[tuple[int, int]]:
 
 
 def _channel_order(index: int) -> Any:
-    """[GROUP, lanes]: the channel, within its block, of each lane of each accumulator. Interleaving stays within 128-bit quarters."""
+    """[GROUP, lanes]: the channel, within its block, of each lane of each accumulator. Interleaving stays within
+    128-bit quarters.
+    """
     quarters = _WIDTHS[index] // 128
     q, j, e = np.meshgrid(np.arange(quarters), np.arange(GROUP), np.arange(4), indexing="ij")
     return (q * 4 * GROUP + j * 4 + e).transpose(1, 0, 2).reshape(GROUP, quarters * 4)
@@ -76,8 +79,8 @@ class TapGroup(NamedTuple):
 def tap_groups(kernel: int) -> list[TapGroup]:
     """All taps of a square window in the order of the packed weights.
 
-    Groups run down a column, also if two or three rows are left over. A single row left over is grouped along the row: 5 x 5 taps make 7
-    groups of 4, not 10.
+    Groups run down a column, also if two or three rows are left over. A single row left over is grouped along the row:
+    5 x 5 taps make 7 groups of 4, not 10.
     """
     along = kernel % GROUP == 1
     groups = []
@@ -93,10 +96,11 @@ def tap_groups(kernel: int) -> list[TapGroup]:
 
 
 def pack_weights(w: S8, stride: tuple[int, int], dilation: tuple[int, int]) -> U8:
-    """w [C, KH, KW] int8 to bytes: for each block, each group of taps and each accumulator [lanes, group]; zeros for missing taps.
+    """w [C, KH, KW] int8 to bytes: for each block, each group of taps and each accumulator [lanes, group]; zeros for
+    missing taps.
 
-    Groups of taps are those of `tap_groups` if the window `slides`, else consecutive taps. With fewer channels than `SMALLEST` the
-    result is [taps, C].
+    Groups of taps are those of `tap_groups` if the window `slides`, else consecutive taps. With fewer channels than
+    `SMALLEST` the result is [taps, C].
     """
     channels, kernel_h, kernel_w = w.shape
     if channels < SMALLEST:
@@ -124,7 +128,9 @@ def pack_channels(values: F32 | reference.I32) -> Any:
 
 
 def _unpack_order(lanes: int, high: int, width: int) -> list[int]:
-    """The mask that interleaves two vectors within 128-bit quarters of ``width`` elements, as x86's unpack low and high do."""
+    """The mask that interleaves two vectors within 128-bit quarters of ``width`` elements, as x86's unpack low and high
+    do.
+    """
     total = lanes
     half = width // 2
     return [
@@ -136,7 +142,8 @@ def _unpack_order(lanes: int, high: int, width: int) -> list[int]:
 
 
 def _interleave(b: ir.IRBuilder, taps: list[ir.Value], size: int) -> list[Any]:
-    """Up to GROUP vectors of ``size`` channels (bytes) to GROUP operands whose lanes hold the GROUP taps of one channel.
+    """Up to GROUP vectors of ``size`` channels (bytes) to GROUP operands whose lanes hold the GROUP taps of one
+    channel.
 
     Missing taps have any value: their weights are zero.
     """
@@ -215,7 +222,7 @@ class _Block:
         self.bounds = emit.code_bounds(b, arguments.lo, arguments.hi, arguments.zero)
 
     def start(self) -> list[ir.Value]:
-        """The accumulators of a new pixel. Loaded for each pixel, because weights and accumulators need all registers."""
+        """The accumulators of a new pixel, loaded each time: weights and accumulators need all registers."""
         return [emit.load(self.b, emit.vector(I32, self.lanes), self.bias, j * self.width) for j in range(GROUP)]
 
     def weights(self, group: ir.Value) -> list[ir.Value]:
@@ -262,7 +269,9 @@ WINDOWS: Final = ((3, 1), (3, 2), (5, 1), (5, 2))
 
 
 class _Walk(NamedTuple):
-    """State from column to column: accumulators of the pixels in progress, and the last row's taps of the columns before."""
+    """State from column to column: accumulators of the pixels in progress, and the last row's taps of the columns
+    before.
+    """
 
     pixels: list[list[ir.Value]]
     recent: list[ir.Value]
@@ -274,7 +283,8 @@ class _Walk(NamedTuple):
 class _Slider:
     """Generates the IR of a `Slide` for one block size and one window.
 
-    Before pixel p the accumulators hold all columns of the window but the last ``stride``, for p and the pixels after it.
+    Before pixel p the accumulators hold all columns of the window but the last ``stride``, for p and the pixels after
+    it.
     """
 
     def __init__(self, b: ir.IRBuilder, arguments: Slide, size: int, kernel: int, stride: int) -> None:
@@ -306,7 +316,9 @@ class _Slider:
                 following += _Walk(state.pixels[1:], state.recent).values()
 
     def _row(self, row: ir.Value, r: int) -> tuple[ir.Value, ir.Value]:
-        """Tap row r of an output row: the address of column 0 and the step to the next column, or the zeros and no step."""
+        """Tap row r of an output row: the address of column 0 and the step to the next column, or the zeros and no
+        step.
+        """
         b, a = self.b, self.a
         iy = b.add(b.sub(b.mul(row, I64(self.stride)), a.top), I64(r))
         inside = b.icmp_unsigned("<", iy, a.height)
@@ -368,7 +380,7 @@ def _block(channels, start):
     return block
 
 
-@inline
+@macro
 def _few_channels(x, taps, count, constants, y, pixels, step, channels, output):
     """A run of output pixels with fewer channels than the smallest block. ``x`` and ``y`` are addresses."""
     for p in range(pixels):
@@ -385,7 +397,9 @@ def _few_channels(x, taps, count, constants, y, pixels, step, channels, output):
 
 @inline
 def _run_row(x, taps, count, constants, y, pixels, step, channels, output):
-    """A run of output pixels, all channels. ``taps``: offsets from the address ``x`` for the first pixel, padded to whole groups."""
+    """A run of output pixels, all channels. ``taps``: offsets from the address ``x`` for the first pixel, padded to
+    whole groups.
+    """
     if channels < SMALLEST:
         _few_channels(x, taps, count, constants, y, pixels, step, channels, output)
         return
@@ -423,7 +437,7 @@ _PIXELS_AT_ONCE: Final = 64
 
 @inline
 def _slide_rows(x, window, constants, y, begin, end, output, zeros):
-    """Output rows ``begin`` to ``end``, all channels, by the sliding kernel. ``x``, ``y`` and ``zeros`` are addresses."""
+    """Output rows ``begin`` to ``end`` by the sliding kernel. ``x``, ``y`` and ``zeros`` are addresses."""
     channels, out_width = window.channels, window.out_width
     choice = (window.kernel_h - 3) + window.stride_h - 1  # index into `WINDOWS`
     at_once = max(1, _PIXELS_AT_ONCE // out_width)
@@ -458,7 +472,7 @@ def _slide_rows(x, window, constants, y, begin, end, output, zeros):
             start += size
 
 
-@inline
+@macro
 def _reaches_beyond(window):
     """Whether some window reaches beyond the plane."""
     last_y = (window.out_height - 1) * window.stride_h + (window.kernel_h - 1) * window.dilation_h
@@ -466,7 +480,7 @@ def _reaches_beyond(window):
     return window.top > 0 or window.left > 0 or last_y >= window.height or last_x >= window.width
 
 
-@inline
+@macro
 def _inner_columns(window):
     """The output columns whose windows lie inside the rows of the plane: first, and behind the last."""
     reach = (window.kernel_w - 1) * window.dilation_w
@@ -477,9 +491,11 @@ def _inner_columns(window):
     return first, max(first, min(window.out_width, last))
 
 
-@inline
+@macro
 def _fill_taps(taps, x, zeros, window, oy, ox, inside):
-    """The offsets of all taps of output pixel (oy, ox). ``inside``: the offsets serve several pixels, none beyond the row's ends."""
+    """The offsets of all taps of output pixel (oy, ox). ``inside``: the offsets serve several pixels, none beyond the
+    row's ends.
+    """
     for ky in range(window.kernel_h):
         iy = oy * window.stride_h - window.top + ky * window.dilation_h
         for kx in range(window.kernel_w):
@@ -499,7 +515,8 @@ def _fill_taps(taps, x, zeros, window, oy, ox, inside):
 def depthwise(arena, x, window, zero_x, constants, y, output, zeros, taps, part):
     """Compute one part of y [OH, OW, C] from x [H, W, C]; ``x``, ``y`` and ``zeros`` are offsets into the arena.
 
-    ``zeros``: scratch for a row of width x channels bytes and slack. ``taps``: int64 scratch of at least the window's size + `GROUP`.
+    ``zeros``: scratch for a row of width x channels bytes and slack. ``taps``: int64 scratch of at least the window's
+    size + `GROUP`.
     """
     base, channels = address(arena), window.channels
     if _reaches_beyond(window):

@@ -1,7 +1,7 @@
 """Integer operators without matrix products: tables, sums, pooling, moving bytes, softmax.
 
-Tensors are offsets into one uint8 arena. Each operator writes y and reads only its inputs. Float32 steps are those of `kernels.reference`, one
-IEEE operation at a time.
+Tensors are offsets into one uint8 arena. Each operator writes y and reads only its inputs. Float32 steps are those of
+`kernels.reference`, one IEEE operation at a time.
 """
 
 from __future__ import annotations
@@ -199,7 +199,9 @@ def avg_pool(arena, x, window, y, count_pad, zero_x, multiplier, output, sums):
 
 @inline
 def copy_columns(arena, x, y, rows, columns, step, tables, table):
-    """Rows of x [rows, columns] into y, ``step`` bytes from row to row, through a table unless ``table`` < 0: one input of Concat."""
+    """Rows of x [rows, columns] into y, ``step`` bytes from row to row, through a table unless ``table`` < 0: one input
+    of Concat.
+    """
     for r in range(rows):
         source, target = arena[x + r * columns :][:columns], arena[y + r * step :][:columns]
         if table < 0:
@@ -229,7 +231,9 @@ def pad2d(arena, x, height, width, channels, y, padding, value):
 
 @inline
 def transpose(arena, x, y, sizes, steps):
-    """y [sizes] (4 axes, written in order) from x; ``steps``: bytes in x from one element to the next along each axis of y."""
+    """y [sizes] (4 axes, written in order) from x; ``steps``: bytes in x from one element to the next along each axis
+    of y.
+    """
     i = y
     for a in range(sizes[0]):
         for b in range(sizes[1]):

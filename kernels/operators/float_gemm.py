@@ -1,7 +1,8 @@
-"""The integer matrix product of `gemm` with a float32 result, for transformers: x is quantized row by row, w column by column.
+"""The integer matrix product of `gemm` with a float32 result, for transformers: x is quantized row by row, w column by
+column.
 
-y[r, n] = float32(sum over k of (x[r, k] - row_zero[r]) * w[n, k]) * row_scale[r] * scale[n] + bias[n], as `reference.product`. This module
-also packs weights that exist only at run time: the keys and values of attention.
+y[r, n] = float32(sum over k of (x[r, k] - row_zero[r]) * w[n, k]) * row_scale[r] * scale[n] + bias[n], as
+`reference.product`. This module also packs weights that exist only at run time: the keys and values of attention.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from llvmlite import ir
 
 from kernels import emit
 from kernels.emit import FLOAT, I8, I32, I64, TARGET, Address
-from kernels.jit import inline
+from kernels.jit import inline, macro
 from kernels.operators import gemm
 from kernels.operators.gemm import GROUP, LANES, WEIGHT_BYTES
 
@@ -26,7 +27,9 @@ _PAIRS: Final = TARGET.pairs
 
 
 class Columns(NamedTuple):
-    """The right matrix: addresses of panels, of the int32 sums of each column's weights, and of float32 scales and biases."""
+    """The right matrix: addresses of panels, of the int32 sums of each column's weights, and of float32 scales and
+    biases.
+    """
 
     weights: Address
     sums: Address
@@ -35,7 +38,9 @@ class Columns(NamedTuple):
 
 
 class QuantizedRows(NamedTuple):
-    """The left matrix: addresses of uint8 codes, ``step`` bytes from row to row, and of each row's float32 scale and int32 zero point."""
+    """The left matrix: addresses of uint8 codes, ``step`` bytes from row to row, and of each row's float32 scale and
+    int32 zero point.
+    """
 
     codes: Address
     step: int
@@ -116,8 +121,8 @@ _run_tile = emit.dispatcher(
 def float_gemm(rows, m, k, columns, n, y, y_step):
     """Compute y [m, n] float32, ``y_step`` bytes from row to row, from `QuantizedRows` [m, k] and `Columns` [k, n].
 
-    Reads up to `GROUP` - 1 bytes beyond each row and multiplies them by zero weights; reads whole vectors of the sums, scales and biases.
-    Writes only y.
+    Reads up to `GROUP` - 1 bytes beyond each row and multiplies them by zero weights; reads whole vectors of the sums,
+    scales and biases. Writes only y.
     """
     groups = gemm.dot_groups(k)
     weights, left, start = columns.weights, (n + LANES - 1) // LANES, 0
@@ -188,8 +193,8 @@ class Source(NamedTuple):
 def pack(codes, source, n, k, words, target):
     """Pack n columns of k codes (a `Source`) into panels at words[target:].
 
-    ``codes`` int8 and ``words`` uint32 are views of one array. The panels are those of `gemm.pack_panels`, except that columns beyond n keep
-    their old contents. Codes beyond k, up to a multiple of `GROUP`, must be zeros.
+    ``codes`` int8 and ``words`` uint32 are views of one array. The panels are those of `gemm.pack_panels`, except that
+    columns beyond n keep their old contents. Codes beyond k, up to a multiple of `GROUP`, must be zeros.
     """
     groups = gemm.dot_groups(k)
     left, start = (n + LANES - 1) // LANES, 0
@@ -206,7 +211,7 @@ def pack(codes, source, n, k, words, target):
         left -= vectors
 
 
-@inline
+@macro
 def _pack_word(codes, source, first, count, words, place):
     """One word of each of ``count`` columns."""
     side_by_side = source.k_step == 1 and (first | source.column_step) % 4 == 0

@@ -1,7 +1,8 @@
 """The integer matrix product u8 x s8 -> int32 -> u8 on packed weights, with requantization in registers.
 
-The micro-kernel is LLVM IR. A tile of rows x vectors of accumulators walks along K; it broadcasts activations one dot group at a time and
-reads weights from packed panels. `pack_weights` and `gemm` agree on the layout of the panels through `tile_vectors`.
+The micro-kernel is LLVM IR. A tile of rows x vectors of accumulators walks along K; it broadcasts activations one dot
+group at a time and reads weights from packed panels. `pack_weights` and `gemm` agree on the layout of the panels
+through `tile_vectors`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from kernels import emit, reference
 from kernels.emit import FLOAT, I8, I32, I64, TARGET, Address
-from kernels.jit import inline
+from kernels.jit import inline, macro
 from kernels.operators.arguments import Constants
 from kernels.reference import F32, S8, U8
 from kernels.team import share
@@ -27,10 +28,12 @@ GROUP: Final = 8 if TARGET.matrix else TARGET.group
 WEIGHT_BYTES: Final = 2 if GROUP == 2 else 1
 #: Vectors of columns in the widest tile.
 WIDEST: Final = max(TARGET.tiles)
-#: Vectors of a tile whose codes need no reordering after packing; 0 for none. Vectors of less than 512 bits need none in any case.
+#: Vectors of a tile whose codes need no reordering after packing; 0 for none. Vectors of less than 512 bits need none
+#: in any case.
 INTERLEAVED: Final = 4 if TARGET.bits == 512 else 0
-#: Whether a tile prefetches the weights of the next column tile. 512-bit steps are fast enough to wait for the third-level cache:
-#: products of 49 x 4608 x 512 took 13 % longer without it. Narrower steps leave the hardware prefetcher enough time.
+#: Whether a tile prefetches the weights of the next column tile. 512-bit steps are fast enough to wait for the
+#: third-level cache: products of 49 x 4608 x 512 took 13 % longer without it. Narrower steps leave the hardware
+#: prefetcher enough time.
 PREFETCHES: Final = TARGET.bits == 512
 
 
@@ -59,8 +62,8 @@ def column_tiles(vectors: int) -> Iterator[int]:
 def column_order(n: int) -> NDArray[np.int64]:
     """The column of each lane.
 
-    A partial last vector starts at n - `LANES` and computes some columns again, so that the kernel can store it whole. In a whole tile of
-    `INTERLEAVED` vectors the columns have the order in which the epilogue packs their codes.
+    A partial last vector starts at n - `LANES` and computes some columns again, so that the kernel can store it whole.
+    In a whole tile of `INTERLEAVED` vectors the columns have the order in which the epilogue packs their codes.
     """
     order = np.arange(n)
     if n % LANES and n > LANES:
@@ -185,7 +188,9 @@ def _jumped(b: ir.IRBuilder, rows: list[ir.Value], split: ir.Value, jump: ir.Val
 
 
 class Walk(NamedTuple):
-    """How a tile walks along K: ``lines`` runs of ``groups`` dot groups, ``step`` bytes apart; weights to prefetch at ``ahead``."""
+    """How a tile walks along K: ``lines`` runs of ``groups`` dot groups, ``step`` bytes apart; weights to prefetch at
+    ``ahead``.
+    """
 
     lines: ir.Value
     step: ir.Value
@@ -198,7 +203,8 @@ def accumulate(
 ) -> list[ir.Value]:
     """IR of the walk along K: ``bias`` (one vector for each vector of columns) and the products, row by row.
 
-    ``rows``: where each row starts. ``walk``: a `Walk`, or the number of dot groups if K is one run and nothing is prefetched.
+    ``rows``: where each row starts. ``walk``: a `Walk`, or the number of dot groups if K is one run and nothing is
+    prefetched.
     """
     acc = _start(b, bias, len(rows))
     if not isinstance(walk, Walk):
@@ -221,7 +227,7 @@ class _Cursor(NamedTuple):
 
 
 def _line(b: ir.IRBuilder, at: _Cursor, rows: list[ir.Value], vectors: int, groups: ir.Value) -> list[ir.Value]:
-    """The accumulators after ``groups`` contiguous dot groups, then the next weights and the next weights to prefetch."""
+    """The accumulators after ``groups`` contiguous dot groups, the next weights, and the next weights to prefetch."""
     done: ir.Value = I64(0)
     offset, w, ahead, acc = at
     for span in TARGET.spans:
@@ -260,7 +266,9 @@ def _steps(
 
 
 def _activations(b: ir.IRBuilder, rows: list[ir.Value], offset: ir.Value, span: int) -> list[list[ir.Value]]:
-    """``span`` groups of activations at ``offset`` of each row. `Target.matrix`: of each two rows; a single row stands for both."""
+    """``span`` groups of activations at ``offset`` of each row. `Target.matrix`: of each two rows; a single row stands
+    for both.
+    """
     if TARGET.matrix:
         loaded = [emit.load(b, emit.vector(I8, span * GROUP), row, offset) for row in rows]
         return [list(pair) for pair in zip(loaded[::2], loaded[1::2] or loaded, strict=True)]
@@ -273,7 +281,9 @@ def _activations(b: ir.IRBuilder, rows: list[ir.Value], offset: ir.Value, span: 
 
 
 def _operand(b: ir.IRBuilder, row: list[ir.Value], group: int, span: int) -> Any:
-    """Group ``group`` of what `_activations` loaded, as an operand of the dot step: in every lane, or two rows side by side."""
+    """Group ``group`` of what `_activations` loaded, as an operand of the dot step: in every lane, or two rows side by
+    side.
+    """
     if TARGET.matrix:
         first, second = row
         lanes = [part * span * GROUP + group * GROUP + i for part in (0, 1) for i in range(GROUP)]
@@ -309,7 +319,9 @@ def _by_rows(b: ir.IRBuilder, acc: list[ir.Value], rows: int, vectors: int) -> l
 
 
 def _store_ragged(b: ir.IRBuilder, codes: ir.Value, target: ir.Value, columns: ir.Value) -> None:
-    """Store vectors of codes in `column_order`. The last vector repeats some columns; a single vector may have fewer columns than lanes."""
+    """Store vectors of codes in `column_order`. The last vector repeats some columns; a single vector may have fewer
+    columns than lanes.
+    """
     parts = [emit.shuffle(b, codes, codes, range(at, at + LANES)) for at in range(0, codes.type.count, LANES)]
     for v, part in enumerate(parts[:-1]):
         emit.store(b, part, target, v * LANES)
@@ -346,7 +358,8 @@ _MANY_ROWS: Final = 64
 
 
 def row_tiles(vectors: int, rows: int) -> list[int]:
-    """The height of the next tile if 0, 1, 2 ... ``rows`` rows are left, so that all tiles together take the fewest dot steps.
+    """The height of the next tile if 0, 1, 2 ... ``rows`` rows are left, so that all tiles together take the fewest dot
+    steps.
 
     For example 49 rows become 4 tiles of 6 and 5 of 5, not 8 of 6 and a slow one of 1.
     """
@@ -390,8 +403,8 @@ def dot_groups(k):
 class Rows(NamedTuple):
     """The rows of the left matrix x [m, k], where the activations lie in memory. Steps are in bytes.
 
-    Row r starts at x + r // width * plane_step + r % width * step. It has ``lines`` runs of ``run`` bytes, ``line_step`` apart, so that
-    k = lines * run.
+    Row r starts at x + r // width * plane_step + r % width * step. It has ``lines`` runs of ``run`` bytes,
+    ``line_step`` apart, so that k = lines * run.
     """
 
     x: Address
@@ -403,7 +416,7 @@ class Rows(NamedTuple):
     run: int
 
 
-@inline
+@macro
 def _shares(vectors, m, part):
     """The column tiles and the rows of one part: a range of tiles and a range of rows."""
     tiles = (vectors + WIDEST - 1) // WIDEST
@@ -420,7 +433,8 @@ def _shares(vectors, m, part):
 def gemm(rows, m, constants, n, y, y_step, output, part):
     """Compute one part of y [m, n] = requantize(x [m, k] * w + bias); ``rows`` is a `Rows`, ``y`` an address.
 
-    Reads up to `GROUP` - 1 bytes beyond each run and multiplies them by zero weights; the arena has that slack. Writes only y.
+    Reads up to `GROUP` - 1 bytes beyond each run and multiplies them by zero weights; the arena has that slack. Writes
+    only y.
     """
     groups = dot_groups(rows.run)
     left = (n + LANES - 1) // LANES
@@ -440,7 +454,7 @@ def gemm(rows, m, constants, n, y, y_step, output, part):
         tile += 1
 
 
-@inline
+@macro
 def _column(rows, groups, constants, begin, end, y, y_step, columns, vectors, output):
     """Rows ``begin`` to ``end`` of one column tile."""
     width, jump = rows.width, rows.plane_step - rows.width * rows.step

@@ -1,6 +1,7 @@
 """The operators of a transformer on float32 tensors, put together from `float_gemm` and `float_rows`.
 
-Tensors and constants are addresses; scratch memory and some tensors are offsets into the arena. Each operator equals its twin in `kernels.reference`.
+Tensors and constants are addresses; scratch memory and some tensors are offsets into the arena. Each operator equals
+its twin in `kernels.reference`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from kernels.emit import address
-from kernels.jit import inline
+from kernels.jit import inline, macro
 from kernels.operators import float_rows
 from kernels.operators.float_gemm import Columns, QuantizedRows, Source, float_gemm, pack
 from kernels.operators.gemm import GROUP, LANES, WEIGHT_BYTES
 
-#: Rows of a product that are finished (GELU, residual) while they lie in the second-level cache; a multiple of the tile heights.
+#: Rows of a product that are finished (GELU, residual) while they lie in the second-level cache; a multiple of the tile
+#: heights.
 BLOCK: Final = 48
 
 
@@ -37,7 +39,9 @@ def _roundup(n):
 
 @inline
 def linear(x, m, k, columns, n, gelu, residual, y, scratch):
-    """y [m, n] from x [m, k] and `Columns`; ``residual`` is 0 if there is none; ``scratch``: address of `linear_scratch` bytes."""
+    """y [m, n] from x [m, k] and `Columns`; ``residual`` is 0 if there is none; ``scratch``: address of
+    `linear_scratch` bytes.
+    """
     step = _roundup(k)
     row_scale = scratch + m * step
     row_zero = row_scale + _roundup(4 * m)
@@ -70,7 +74,9 @@ def embed(ids, count, w, vocabulary, n, scales, position, y):
 
 @inline
 def patches(arena, x, first, last, columns, channels, size, y):
-    """Rows ``first`` to ``last`` of y: squares of an image with ``columns`` squares in a row; ``x`` and ``y`` are offsets of ``arena``."""
+    """Rows ``first`` to ``last`` of y: squares of an image with ``columns`` squares in a row; ``x`` and ``y`` are
+    offsets of ``arena``.
+    """
     step = 4 * size * channels
     for t in range(first, last):
         corner = x + (t // columns * size * columns + t % columns) * step
@@ -83,7 +89,9 @@ def patches(arena, x, first, last, columns, channels, size, y):
 
 @inline
 def position(arena, x, first, last, ahead, n, table, y):
-    """Rows ``first`` to ``last`` of y [..., n]: those of ``table``, plus x from row ``ahead`` on; ``x`` and ``y`` are offsets of ``arena``."""
+    """Rows ``first`` to ``last`` of y [..., n]: those of ``table``, plus x from row ``ahead`` on; ``x`` and ``y`` are
+    offsets of ``arena``.
+    """
     base = address(arena)
     for t in range(first, last):
         target = arena[y + 4 * t * n :][: 4 * n].view(np.float32)
@@ -136,7 +144,8 @@ class Scratch(NamedTuple):
 def _scratch(tokens: int, channels: int, heads: int) -> Scratch:
     """The layout of the scratch.
 
-    A list has 4 bytes for each token. Parts by column have 4 bytes for each channel. Each is padded by at least 16 elements.
+    A list has 4 bytes for each token. Parts by column have 4 bytes for each channel. Each is padded by at least 16
+    elements.
     """
     size, list_bytes = channels // heads, (tokens + 31) // 16 * 64
     head_bytes, column_bytes = (size + 15) // 16 * 16, (channels + 31) // 16 * 64
@@ -185,7 +194,7 @@ _scratch_places = inline(_scratch)
 
 @inline
 def _count_tokens(words, tokens, ids, pad, counted):
-    """List the tokens whose id is not ``pad``, or all if ``ids`` < 0; return how many. Places are in words of 4 bytes."""
+    """List the tokens whose id is not ``pad``, or all if ``ids`` < 0; return how many. Places count 4-byte words."""
     count = 0
     for t in range(tokens):
         if ids < 0 or words[ids + t] != pad:
@@ -196,7 +205,9 @@ def _count_tokens(words, tokens, ids, pad, counted):
 
 @inline
 def _quantize_values(words, counted, count, x, row_bytes, columns, place, scratch, step, done):
-    """The values of several heads at once, columns from ``done`` on: one scale and one sum per column over the tokens that count."""
+    """The values of several heads at once, columns from ``done`` on: one scale and one sum per column over the tokens
+    that count.
+    """
     scale, inverse = place + scratch.value_scale + 4 * done, place + scratch.value_inverse + 4 * done
     codes, totals = place + scratch.values + done, place + scratch.value_sum + 4 * done
     for i in range(count):
@@ -247,7 +258,7 @@ def attention(arena, a, first_head, last_head, scratch):
         _attend(base, a, head, count, place, places)
 
 
-@inline
+@macro
 def _pack_head(arena, words, a, head, count, scratch, places, value_bytes):
     """Quantize the queries and keys of one head; pack its keys and values."""
     size, place, codes = a.channels // a.heads, address(arena) + scratch, arena.view(np.int8)
@@ -264,7 +275,7 @@ def _pack_head(arena, words, a, head, count, scratch, places, value_bytes):
     pack(codes, value_source, size, count, words, (scratch + places.value_panels) // 4)
 
 
-@inline
+@macro
 def _attend(base, a, head, count, place, places):
     """The products of one head: scores, softmax, and the weighted sum of the values."""
     size = a.channels // a.heads

@@ -1,4 +1,6 @@
-"""The executor: a verified segment becomes a table of integers, packed constants and one arena; a frame is one call into compiled code."""
+"""The executor: a verified segment becomes a table of integers, packed constants and one arena; a frame is one call
+into compiled code.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ from splitedge.head.verify import conv_layout, hwc, verify
 U8 = NDArray[np.uint8]
 Values = NDArray[Any]
 
-#: Kernels read and copy whole vectors: up to a vector beyond the last byte of a tensor, never used and never outside the arena.
+#: Kernels read and copy whole vectors: up to a vector beyond the last byte of a tensor, never used and never outside
+#: the arena.
 SLACK = 256
 
 
@@ -44,8 +47,8 @@ class OpTiming:
 class Head:
     """A quantized head, ready to run. One thread at a time; a second caller waits.
 
-    Raises `SegmentError` if the segment breaks a rule of `splitedge.head.verify`, or if this machine does not compute the bits that the golden
-    hash promises.
+    Raises `SegmentError` if the segment breaks a rule of `splitedge.head.verify`, or if this machine does not compute
+    the bits that the golden hash promises.
     """
 
     def __init__(self, segment: seg.Segment, *, check_golden: bool = True, threads: int = 1) -> None:
@@ -86,7 +89,8 @@ class Head:
         return sum(a.nbytes for a in (t.weights, t.biases, t.multipliers, t.tables))
 
     def run(self, x: Values) -> Values:
-        """Output codes of the input codes ``x`` (uint8, the input's shape), or float32 values where the output's ``dtype`` is f32.
+        """Output codes of the input codes ``x`` (uint8, the input's shape), or float32 values where the output's
+        ``dtype`` is f32.
 
         Raises `InputError` for another shape or type than the input's, and for token ids that the model does not know.
         """
@@ -96,7 +100,9 @@ class Head:
             return self._get(self.header.output)
 
     def taps(self, x: Values, tensors: list[int]) -> list[Values]:
-        """The codes or values of several tensors of one frame, in the order of ``tensors`` (indices into the header's tensors)."""
+        """The codes or values of several tensors of one frame, in the order of ``tensors`` (indices into the header's
+        tensors).
+        """
         found: dict[int, Values] = {}
         with self._lock:
             self._put(x)
@@ -108,7 +114,9 @@ class Head:
         return [found[t] for t in tensors]
 
     def profile(self, x: Values, repeats: int = 20) -> list[OpTiming]:
-        """Median time of each operator over ``repeats`` frames; the sum is more than a whole frame's time by a call for each operator."""
+        """Median time of each operator over ``repeats`` frames; the sum is more than a whole frame's time by a call for
+        each operator.
+        """
         times: list[list[float]] = [[] for _ in self.header.ops]
         with self._lock:
             for _ in range(repeats):
@@ -190,7 +198,7 @@ class _Pool:
 
 @dataclass
 class _Table:
-    """Arguments of `kernels.program.run`, and for each operator where its rows start, its kernel kind and its products."""
+    """Arguments of `kernels.program.run`; for each operator the start of its rows, its kind and its products."""
 
     operators: NDArray[np.void]
     weights: U8
