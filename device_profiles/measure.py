@@ -227,7 +227,7 @@ def _value_ns() -> float:
 
 
 def _plain(channels: int) -> Codec:
-    return Codec("minmax", 4, [0.0] * channels, [1.0] * channels)
+    return Codec("minmax", 4, (0.0,) * channels, (1.0,) * channels)
 
 
 def _coding_ns(made: Codec, shape: tuple[int, ...]) -> float:
@@ -259,12 +259,12 @@ def _stage_ns() -> dict[str, float]:
     """What each of `codec.STAGES` takes beside packing: for a value, of a change of basis for a product."""
     channels, components = _ROWS[1], _ROWS[1] // 2
     columns = np.random.default_rng(2).integers(-9, 10, (channels, components)).astype("<i2").tobytes()
-    ends, table = ([0.0] * components, [1.0] * components), [4096 // 16] * 16
+    ends, table = ((0.0,) * components, (1.0,) * components), (4096 // 16,) * 16
     made = {
         "rotation": msgspec.structs.replace(_plain(channels), rotation=64),
         "range": msgspec.structs.replace(_plain(1), dynamic="token"),
-        "entropy": msgspec.structs.replace(_plain(channels), tables=[table], table=[0]),
-        "basis": Codec("minmax", 4, *ends, basis=Basis([0.0] * channels, columns)),
+        "entropy": msgspec.structs.replace(_plain(channels), tables=(table,), table=(0,)),
+        "basis": Codec("minmax", 4, *ends, basis=Basis((0.0,) * channels, columns)),
     }
     plain = _coding_ns(_plain(channels), _ROWS)
     found = {stage: max(0.0, _coding_ns(one, _ROWS) - plain) for stage, one in made.items()}

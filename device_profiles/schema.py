@@ -7,8 +7,6 @@ comes from: a measurement guesses nothing, and what was not measured is never ca
 
 from __future__ import annotations
 
-import os
-import tempfile
 from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from splitedge import errors, limits
+from splitedge import errors, files, limits
 
 SCHEMA_VERSION = 1
 
@@ -243,25 +241,7 @@ def require_folder(path: Path) -> None:
 
 
 def save(profile: DeviceProfile, path: Path) -> None:
-    """Write ``path`` whole or not at all; what is there and no regular file (a device, a link, a pipe) is written into, not replaced.
-
-    Raises `errors.StoreError`, also for a folder that is not there.
-    """
+    """Write ``path`` atomically; a device or a pipe is written into. Raises `errors.StoreError`, also where the folder is missing."""
     text = msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n"
     require_folder(path)
-    temporary = None
-    try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            path.write_bytes(text)
-            return
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(text)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise errors.StoreError(
-            f"the device profile cannot be written to {path} ({error.strerror}): name another file"
-        ) from error
+    files.write(path, text)

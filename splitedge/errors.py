@@ -28,7 +28,7 @@ the network as ``{"error": {"code": ..., "message": ..., "data": {...}}}`` and c
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class SplitEdgeError(Exception):
@@ -43,6 +43,12 @@ class SplitEdgeError(Exception):
         super().__init__(message)
         self.message = message
         self.data = data
+
+    def copy(self) -> Self:
+        """The same error for another caller: one exception raised in two tasks mixes their tracebacks."""
+        made = type(self)(self.message, **self.data)
+        made.remote = self.remote
+        return made
 
     def to_wire(self) -> dict[str, Any]:
         """The error as the JSON value that crosses the network."""

@@ -49,7 +49,7 @@ def make_plan(mode: str, data: bytes, *, name: str = "small", life: float = 3600
     kind = {"server": "input", "split": "inside", "device": "output"}[mode]
     layer = header.ops[-1].name if header.ops else "input"
     low = -output.scale * output.zero_point
-    codec = m.Codec("minmax", 4, [float(np.float32(low))], [float(np.float32(255 * output.scale / 15))])
+    codec = m.Codec("minmax", 4, (float(np.float32(low)),), (float(np.float32(255 * output.scale / 15)),))
     parts = m.Parts(0.006, 0.0, 0.0, 0.0)
     guess = m.Prediction(
         1.0, 2.0, 0.0, 3.0, 6.0, 0.0, "unknown", 0.1, 0.0, 0.2, 100, 0.1, 296, 2048, len(data), 0.006, parts

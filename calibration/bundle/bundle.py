@@ -205,7 +205,7 @@ class Bundle:
         header = self.header(cut)
         tensor = header.tensors[header.output]
         if tensor.dtype != "u8":
-            return Codec("exact", 32, [0.0], [1.0])
+            return Codec("exact", 32, (0.0,), (1.0,))
         return codec.exact(tensor.scale, tensor.zero_point)
 
     def codec(self, cut: int, rule: str, bits: int) -> Codec:

@@ -9,7 +9,6 @@ program, and systemd starts it again unless no restart can help (`service/unit.p
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from edge_agent.api import app
 from edge_agent.config import Settings
 from edge_agent.service import notify
 from splitedge import errors, limits
+from splitedge.backoff import Backoff
 from splitedge.link.endpoint import heals
 
 if TYPE_CHECKING:
@@ -96,18 +96,18 @@ async def _until(starting: asyncio.Task[None], stopping: asyncio.Task[Literal[Tr
 
 
 async def _become_ready(agent: Agent | Stage) -> None:
-    backoff = limits.BACKOFF_FIRST
+    backoff, refused = Backoff(), Backoff(limits.REFUSED_AGAIN, limits.REFUSED_AGAIN)
     while True:
         try:
             return await agent.start()
         except errors.SplitEdgeError as error:
             if not heals(error) and not (notify.watched() and elsewhere(error)):
                 raise
-            state, wait = (notify.WAITING, backoff) if heals(error) else (notify.REFUSED, limits.REFUSED_AGAIN)
+            state, delays = (notify.WAITING, backoff) if heals(error) else (notify.REFUSED, refused)
             agent.say(f"{state}: {error.message}")
+            wait = delays.next()
             _log(f"{agent.state}; next try in about {wait:.1f} s")
-        await asyncio.sleep(wait * random.uniform(0.5, 1.0))
-        backoff = min(2 * backoff, limits.BACKOFF_MAX)
+        await asyncio.sleep(wait)
 
 
 def elsewhere(error: errors.SplitEdgeError) -> bool:

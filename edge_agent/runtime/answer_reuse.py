@@ -30,7 +30,7 @@ U8 = NDArray[np.uint8]
 
 #: For the stream of a transformer: codes for 8 mean magnitudes of a row to either side, so that the few tokens and channels that are many times as
 #: large as the others do not outweigh them.
-_ROWS: Final = Codec("reuse", 8, [-8.0], [16 / 255], dynamic="token", span="mean")
+_ROWS: Final = Codec("reuse", 8, (-8.0,), (16 / 255,), dynamic="token", span="mean")
 
 
 @dataclass(eq=False)

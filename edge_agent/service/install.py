@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from edge_agent.service.unit import (
     UnitOptions,
     render,
 )
+from splitedge import files
 from splitedge.errors import ConfigError, PlatformError, SplitEdgeError, StoreError, UsageError
 
 ROOT = Path("/")
@@ -232,17 +232,8 @@ def _write(path: Path, text: str) -> None:
     """Write ``path``, readable by everyone, whole or not at all; its folder is made if it is not there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                os.fchmod(file.fileno(), 0o644)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        files.replace(path, text.encode())
+        path.chmod(0o644)  # whatever the umask: the service reads it as another user
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written ({error.strerror}): free space or make the folder writable"

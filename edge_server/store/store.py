@@ -32,7 +32,7 @@ from typing import Any, Final
 import msgspec
 
 from calibration.samples.labels import NAMES
-from splitedge import errors, limits
+from splitedge import errors, files, limits
 from splitedge.protocol.messages import Plan, SegmentRef
 
 NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.MAX_NAME - 1}}}")
@@ -176,7 +176,7 @@ class Store:
         bits of its layers."""
         ref = SegmentRef(hashlib.sha256(data).hexdigest(), len(data))
         with self._guard():
-            self._write(self.segments / f"{ref.sha256}.segment", data)
+            files.replace(self.segments / f"{ref.sha256}.segment", data, mode=0o600)
         with self._transaction() as db:
             row = (bundle, start, cut, bytes(bits), ref.sha256, ref.size)
             db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?)", row)
@@ -212,7 +212,7 @@ class Store:
         """Writes the way from ``held`` to ``wanted``, both segments that are here, whole or not at all."""
         path = self._upgrade(wanted, held)
         with self._guard():
-            self._write(path, data)
+            files.replace(path, data, mode=0o600)
         return path
 
     def _upgrade(self, wanted: str, held: str) -> Path:
@@ -265,7 +265,7 @@ class Store:
     def set_names(self, name: str, names: list[str]) -> None:
         """Writes the class names of the model ``name`` beside its bundle, which stays as it is; whole or not at all."""
         with self._guard():
-            self._write(self.bundle_path(name) / NAMES, msgspec.json.encode(names))
+            files.replace(self.bundle_path(name) / NAMES, msgspec.json.encode(names), mode=0o600)
 
     def remove_bundle(self, name: str) -> None:
         """Removes the folder of the bundle ``name``; what was made from it is `forget`'s work."""
@@ -338,19 +338,6 @@ class Store:
             raise
         finally:
             os.close(lock)
-
-    @staticmethod
-    def _write(path: Path, data: bytes) -> None:
-        handle, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
 
     def _read(self, query: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         with self._guard(), self._lock:

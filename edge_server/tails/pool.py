@@ -160,7 +160,7 @@ class Handler:
 
 def warm() -> None:
     """Compile or load the decoder, so that the first stream does not wait for it: seconds where nothing is cached."""
-    codec.decode(bytes(1), Codec("minmax", 8, [0.0], [1.0]), [1])
+    codec.decode(bytes(1), Codec("minmax", 8, (0.0,), (1.0,)), [1])
 
 
 def decode_frame(frame: Frame, ladder: list[Codec], tail: Tail) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:

@@ -37,7 +37,7 @@ from splitedge.codec.payload import (
     packed_bytes,
     side_bytes,
 )
-from splitedge.codec.prepared import BITS, FLOATS, Ready, prepare
+from splitedge.codec.prepared import BITS, FLOATS, Prepared, prepare
 from splitedge.protocol.messages import Codec
 
 __all__ = [
@@ -85,21 +85,21 @@ def fit(
     """
     _check_request(rule, bits, percentile)
     if weights is None and np.size(values) == 0:
-        return Codec(rule, bits, [0.0], [0.0])
+        return Codec(rule, bits, (0.0,), (0.0,))
     return _build(rule, bits, [clip.clip_range(clip.distribution(values, weights), rule, bits, percentile)])
 
 
 def pixels(mean: Sequence[float], std: Sequence[float], quality: int) -> Codec:
     """The codec of a picture whose values are (pixel - mean[c]) / std[c], as JPEG of ``quality`` 1..100. Raises for statistics that make no range."""
-    lo = [float(np.float32(-m / s)) for m, s in zip(mean, std, strict=True)]
-    codec = Codec(f"jpeg-{quality}", 8, lo, [float(np.float32(1 / s)) for s in std], jpeg=quality)
+    lo = tuple(float(np.float32(-m / s)) for m, s in zip(mean, std, strict=True))
+    codec = Codec(f"jpeg-{quality}", 8, lo, tuple(float(np.float32(1 / s)) for s in std), jpeg=quality)
     prepare(codec)
     return codec
 
 
 def exact(scale: float, zero_point: int) -> Codec:
     """The codec whose codes are those of the 8-bit tensor with this scale and zero point."""
-    return Codec("exact", 8, [float(-np.float32(scale) * np.float32(zero_point))], [scale])
+    return Codec("exact", 8, (float(-np.float32(scale) * np.float32(zero_point)),), (scale,))
 
 
 def fit_channels(
@@ -127,14 +127,14 @@ def fit_channels(
 
 def encode_codes(codes: U8, scale: float, zero_point: int, codec: Codec) -> bytes:
     """The payload of a tensor held as 8-bit ``codes`` (uint8, channels last): the bytes that `encode` makes of scale * (codes - zero_point)."""
-    ready = prepare(codec)
-    flat = flattened(codes, np.uint8, ready)
-    if not ready.plain or ready.coder:
+    prepared = prepare(codec)
+    flat = flattened(codes, np.uint8, prepared)
+    if not prepared.plain or prepared.coder:
         _check_tensor(scale, zero_point)
         values = np.float32(scale) * (np.arange(256) - zero_point).astype(np.float32)
         return encode(values[codes], codec)
-    out = np.empty(packed_bytes(flat.size, ready.bits), np.uint8)
-    kernels.encode_codes(flat, _tables(scale, zero_point, ready).reshape(-1), ready.bits, out)
+    out = np.empty(packed_bytes(flat.size, prepared.bits), np.uint8)
+    kernels.encode_codes(flat, _tables(scale, zero_point, prepared).reshape(-1), prepared.bits, out)
     return as_packed(out, codes.shape, codec)
 
 
@@ -166,10 +166,10 @@ def tables(scale: float, zero_point: int, codec: Codec) -> U8:
 
     Raises for a codec whose codes depend on more than one value: a rotation, or ranges of the tensor's own.
     """
-    ready = prepare(codec)
-    if not ready.plain:
+    prepared = prepare(codec)
+    if not prepared.plain:
         raise errors.CodecError("the codec's codes depend on more than one value each; decode the tensor first")
-    return _tables(scale, zero_point, ready)
+    return _tables(scale, zero_point, prepared)
 
 
 def validate(codec: Codec) -> None:
@@ -179,25 +179,27 @@ def validate(codec: Codec) -> None:
 
 def squared_error(values: ArrayLike, weights: ArrayLike | None, codec: Codec) -> float:
     """Sum of (value - decoded)^2, times its count where ``weights`` are given; shapes as in `fit` or, for a range per channel, `fit_channels`."""
-    ready = prepare(codec)
-    if not ready.plain or ready.coder:
+    prepared = prepare(codec)
+    if not prepared.plain or prepared.coder:
         raise errors.CodecError(
             "the codec's error does not follow from single values; measure it with `error` on samples"
         )
     v, w = np.asarray(values), None if weights is None else np.asarray(weights, np.float64)
-    if w is not None and ready.lo.size > 1:
+    if w is not None and prepared.lo.size > 1:
         v, w = v[:, None], w.T
-    return clip.squared_error(v, w, ready.lo, ready.scale, ready.bits, ready.levels if ready.levels.size else None)
+    return clip.squared_error(
+        v, w, prepared.lo, prepared.scale, prepared.bits, prepared.levels if prepared.levels.size else None
+    )
 
 
-def _tables(scale: float, zero_point: int, ready: Ready) -> U8:
-    kept = ready.table
+def _tables(scale: float, zero_point: int, prepared: Prepared) -> U8:
+    kept = prepared.table
     if kept is None or kept[0] != (scale, zero_point):
         _check_tensor(scale, zero_point)
-        levels = ready.levels if ready.levels.size else None
-        made = reference.codec_tables(scale, zero_point, ready.lo, ready.scale, ready.bits, levels)
+        levels = prepared.levels if prepared.levels.size else None
+        made = reference.codec_tables(scale, zero_point, prepared.lo, prepared.scale, prepared.bits, levels)
         made.flags.writeable = False
-        kept = ready.table = ((scale, zero_point), made)
+        kept = prepared.table = ((scale, zero_point), made)
     return kept[1]
 
 
@@ -219,6 +221,6 @@ def _check_request(rule: str, bits: int, percentile: float) -> None:
 
 def _build(rule: str, bits: int, ranges: list[tuple[float, float]]) -> Codec:
     grids = [clip.grid(lo, hi, bits) for lo, hi in ranges]
-    codec = Codec(rule, bits, [float(lo) for lo, _ in grids], [float(scale) for _, scale in grids])
+    codec = Codec(rule, bits, tuple(float(lo) for lo, _ in grids), tuple(float(scale) for _, scale in grids))
     prepare(codec)
     return codec

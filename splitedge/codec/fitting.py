@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import reference
@@ -74,7 +75,7 @@ def fit_samples(samples: ArrayLike, family: str, bits: float) -> Codec:
         raise errors.CodecError("there is no value to fit a codec to; calibrate with at least one sample")
     clip.refuse_nonfinite(values, "the calibration samples and the model")
     if family == FLOAT:
-        return Codec(FLOAT, int(bits), [0.0], [1.0])
+        return Codec(FLOAT, int(bits), (0.0,), (1.0,))
     made = _to_rate(values, family, bits) if family in CODED else _PACKED[family](_rows(values), family, int(bits))
     prepare(made)
     return made
@@ -109,16 +110,16 @@ def _clipped(rows: F64, family: str, bits: int) -> Codec:
     rule = family.removesuffix(CHANNEL)
     parts = rows.T if family.endswith(CHANNEL) else [rows]
     grids = [clip.grid(*clip.clip_range(clip.distribution(part), rule, bits), bits) for part in parts]
-    return Codec(family, bits, [float(lo) for lo, _ in grids], [float(scale) for _, scale in grids])
+    return Codec(family, bits, tuple(float(lo) for lo, _ in grids), tuple(float(scale) for _, scale in grids))
 
 
 def _own_range(_: F64, family: str, bits: int) -> Codec:
     scope: Any = "tensor" if family.endswith("frame") else "token"
     top = (1 << bits) - 1
     if family.startswith("minmax"):
-        return Codec(family, bits, [0.0], [_single(1 / top)], dynamic=scope)
+        return Codec(family, bits, (0.0,), (_single(1 / top),), dynamic=scope)
     wide = clip.laplace_factor(bits)
-    return Codec(family, bits, [_single(-wide)], [_single(2 * wide / top)], dynamic=scope, span="mean")
+    return Codec(family, bits, (_single(-wide),), (_single(2 * wide / top),), dynamic=scope, span="mean")
 
 
 def _own_least_error(rows: F64, family: str, bits: int) -> Codec:
@@ -137,12 +138,12 @@ def _within_own(rows: F32, family: str, bits: int, span: Literal["range", "mean"
     live = size[:, 0] > 0
     peak = float(size.max())
     if not live.any():  # constants, which their offsets are
-        return 0.0, Codec(family, bits, [0.0], [_single(1 / ((1 << bits) - 1))], dynamic="token", span=span)
+        return 0.0, Codec(family, bits, (0.0,), (_single(1 / ((1 << bits) - 1)),), dynamic="token", span=span)
     alike = ((rows[live] - offset[live]) / size[live]).astype(np.float32)
     weights = np.broadcast_to((size[live] / peak) ** 2, alike.shape)
     lo, scale = clip.grid(*clip.clip_range(clip.distribution(alike, weights), "mse", bits), bits)
     error = peak**2 * clip.squared_error(alike, weights, np.array([lo]), np.array([scale]), bits)
-    return error, Codec(family, bits, [float(lo)], [float(scale)], dynamic="token", span=span)
+    return error, Codec(family, bits, (float(lo),), (float(scale),), dynamic="token", span=span)
 
 
 def _codebook(rows: F64, family: str, bits: int) -> Codec:
@@ -155,11 +156,8 @@ def _rotated(rows: F64, family: str, bits: int) -> Codec:
     if family.endswith("token"):
         magnitude = np.abs(turned).mean(axis=1, keepdims=True)
         turned = turned / np.where(magnitude > 0, magnitude, 1.0)
-    made = _normal(turned, family, bits)
-    made.rotation = size
-    if family.endswith("token"):
-        made.dynamic, made.span = "token", "mean"
-    return made
+    made = replace(_normal(turned, family, bits), rotation=size)
+    return replace(made, dynamic="token", span="mean") if family.endswith("token") else made
 
 
 def rotation_of(channels: int) -> int:
@@ -173,7 +171,7 @@ def _normal(rows: F64, family: str, bits: int) -> Codec:
     alike = ((rows - mean) / np.where(deviation > 0, deviation, 1.0))[:, deviation > 0]
     known = clip.distribution(alike[:: max(1, alike.size // 400_000)] if alike.size else np.zeros(1))
     if bits in CODEBOOKS:
-        levels = [float(np.float32(v)) for v in lloyd_max(known, 1 << bits)]
+        levels = _singles(lloyd_max(known, 1 << bits))
         return Codec(family, bits, _singles(mean), _singles(deviation), levels=levels)
     lo, hi = clip.clip_range(known, "mse", bits)
     return Codec(family, bits, _singles(mean + lo * deviation), _singles((hi - lo) / ((1 << bits) - 1) * deviation))
@@ -231,8 +229,8 @@ def _components(rows: F64) -> AtRate:
         kept = max(1, int(silent.argmax()) if silent.any() else channels)
         found = _steps(turned[:, :kept], rate * channels / kept)
         made = _stepped(family, np.zeros(kept), found, lengths[:kept])
-        made.basis = Basis([float(v) for v in centre], np.ascontiguousarray(columns[:, :kept]).tobytes())
-        return made
+        basis = Basis(tuple(float(v) for v in centre), np.ascontiguousarray(columns[:, :kept]).tobytes())
+        return replace(made, basis=basis)
 
     return at_rate
 
@@ -240,7 +238,8 @@ def _components(rows: F64) -> AtRate:
 def _stepped(family: str, mean: F64, found: _Steps, lengths: F64 | float = 1.0) -> Codec:
     step = found.step * lengths
     lo = mean * lengths - found.reach * step
-    return Codec(family, 8, _singles(lo), _singles(step), tables=found.tables, table=[int(t) for t in found.table])
+    tables = tuple(map(tuple, found.tables))
+    return Codec(family, 8, _singles(lo), _singles(step), tables=tables, table=tuple(found.table.tolist()))
 
 
 def _steps(values: F64, rate: float) -> _Steps:
@@ -289,9 +288,9 @@ def _single(value: float) -> float:
     return float(np.float32(value))
 
 
-def _singles(values: F64) -> list[float]:
+def _singles(values: F64) -> tuple[float, ...]:
     with np.errstate(over="ignore"):
-        return [float(v) for v in values.astype(np.float32)]
+        return tuple(values.astype(np.float32).tolist())
 
 
 Fit = Callable[[F64, str, int], Codec]

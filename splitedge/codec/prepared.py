@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import operator
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ _NONE: Final = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class Coder:
+class EntropyTables:
     """Tables of the entropy stage, as `kernels.rans.static` takes them: ``index`` [C] or [1] says which is whose.
 
     ``sizes``, ``bits`` and ``worst`` of each table: how many codes, the bits that one takes on average, and the bits of the rarest.
@@ -52,7 +52,7 @@ class Coder:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class BasisChange:
     """A change of basis: ``forward`` from C channels to K components and ``back``, as `projection.panels`; ``weights`` [K] between them."""
 
     centre: F32
@@ -81,19 +81,18 @@ class Layout:
 
 
 @dataclass(slots=True)
-class Ready:
-    """A codec that was checked, as arrays [C]. Holds the codec, so that its id stays its own while it is kept, and the fields that were checked."""
+class Prepared:
+    """A checked codec, as arrays [C]."""
 
     codec: Codec
-    fields: tuple[Any, ...]
     bits: int
     lo: F32
     scale: F32
     inverse: F32
     levels: F32
     thresholds: F32
-    turn: Turn | None
-    coder: Coder | None
+    turn: BasisChange | None
+    coder: EntropyTables | None
     table: tuple[tuple[float, int], U8] | None = None  # for the tensor scale and zero point that were asked for last
     reach: float = 0.0  # no value of a frame's own range is farther from its offset than so many times its size
     layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)  # by shape
@@ -112,27 +111,13 @@ class Ready:
         return self.levels[-1:] if self.levels.size else np.array([(1 << self.bits) - 1], np.float32)
 
 
-_kept: dict[int, Ready] = {}
-_KEPT: Final = 32  # prepared codecs: more than the ladder of any plan
+@functools.lru_cache(maxsize=32)  # more than the ladder of any plan
+def prepare(codec: Codec) -> Prepared:
+    """The codec, checked, as arrays. Raises `errors.CodecError`."""
+    return _check(codec)
 
 
-def prepare(codec: Codec) -> Ready:
-    """The codec checked and as arrays: from memory unless it is new or a field was replaced (a plan's codec serves every frame)."""
-    ready, fields = _kept.get(id(codec)), _fields(codec)
-    if ready is None or ready.fields != fields:
-        ready = _check(codec, fields)
-        if len(_kept) >= _KEPT:
-            _kept.clear()
-        _kept[id(codec)] = ready
-    return ready
-
-
-_fields: Final[Callable[[Codec], tuple[Any, ...]]] = operator.attrgetter(
-    "bits", "lo", "scale", "levels", "rotation", "basis", "dynamic", "span", "tables", "table", "jpeg"
-)
-
-
-def _check(codec: Codec, fields: tuple[Any, ...]) -> Ready:
+def _check(codec: Codec) -> Prepared:
     if codec.bits not in BITS and codec.bits not in FLOATS:
         raise errors.CodecError(f"a codec of {codec.bits} bits is not one of 2 to 8, 16 or 32; ask for another plan")
     channels = len(codec.lo)
@@ -140,9 +125,20 @@ def _check(codec: Codec, fields: tuple[Any, ...]) -> Ready:
         raise errors.CodecError(
             f"a codec with {channels} offsets and {len(codec.scale)} scales is not one of 1 to {limits.MAX_CHANNELS} channels; ask for another plan"
         )
-    if codec.bits in FLOATS and any(fields[3:7] + fields[8:]):
+    if codec.bits in FLOATS and (
+        codec.levels or codec.rotation or codec.basis or codec.dynamic or codec.tables or codec.table or codec.jpeg
+    ):
         raise errors.CodecError("a codec of floats has neither codes nor tables nor a rotation; ask for another plan")
-    if codec.jpeg and (codec.jpeg not in jpeg.QUALITIES or codec.bits != 8 or any(fields[3:7] + fields[8:10])):
+    if codec.jpeg and (
+        codec.jpeg not in jpeg.QUALITIES
+        or codec.bits != 8
+        or codec.levels
+        or codec.rotation
+        or codec.basis
+        or codec.dynamic
+        or codec.tables
+        or codec.table
+    ):
         raise errors.CodecError(
             f"JPEG of quality {codec.jpeg} at {codec.bits} bits is not one of 1 to 100 for pixels of 8 bits; ask for another plan"
         )
@@ -157,21 +153,21 @@ def _check(codec: Codec, fields: tuple[Any, ...]) -> Ready:
         lo, scale = _floats(codec.lo), _floats(codec.scale)
         coder = _coder(codec, channels) if codec.tables else None
         thresholds = reference.codec_thresholds(levels) if levels.size else _NONE
-        ready = Ready(
-            codec, fields, codec.bits, lo, scale, reference.codec_inverse(scale), levels, thresholds, turn, coder
+        prepared = Prepared(
+            codec, codec.bits, lo, scale, reference.codec_inverse(scale), levels, thresholds, turn, coder
         )
-        ends = lo + scale * ready.highest, lo + scale * levels[0] if levels.size else lo
-    ready.reach = float(np.abs(lo).max()) + float(scale.max()) * max(
-        float(np.abs(v).max()) for v in (ready.highest, levels) if v.size
+        ends = lo + scale * prepared.highest, lo + scale * levels[0] if levels.size else lo
+    prepared.reach = float(np.abs(lo).max()) + float(scale.max()) * max(
+        float(np.abs(v).max()) for v in (prepared.highest, levels) if v.size
     )
     if not (all(np.isfinite(end).all() for end in ends) and (scale >= 0).all()):
         raise errors.CodecError(
             "a codec's range must be finite, in float32, and its scale not negative; scale the tensor or ask for another plan"
         )
-    return ready
+    return prepared
 
 
-def _floats(values: list[float]) -> F32:
+def _floats(values: Sequence[float]) -> F32:
     return np.array(values, np.float64).astype(np.float32)
 
 
@@ -188,7 +184,7 @@ def _levels(codec: Codec) -> F32:
     return levels
 
 
-def _turn(basis: Any, channels: int) -> Turn:
+def _turn(basis: Any, channels: int) -> BasisChange:
     ins = len(basis.centre)
     if not 1 <= channels <= ins or len(basis.columns) != 2 * ins * channels or ins * channels > limits.MAX_BASIS:
         raise errors.CodecError(
@@ -204,10 +200,10 @@ def _turn(basis: Any, channels: int) -> Turn:
         )
     forward = columns.astype(np.float32)
     ways = projection.panels(forward), projection.panels(forward.T)
-    return Turn(centre, *ways, np.float32(1) / squares.astype(np.float32))
+    return BasisChange(centre, *ways, np.float32(1) / squares.astype(np.float32))
 
 
-def _coder(codec: Codec, channels: int) -> Coder:
+def _coder(codec: Codec, channels: int) -> EntropyTables:
     sizes = [len(table) for table in codec.tables]
     index = np.array(codec.table, np.int64) if all(0 <= i < len(sizes) for i in codec.table) else np.zeros(0, np.int64)
     sound = len(sizes) <= limits.MAX_TABLES and len(index) in (1, channels) and max(sizes) <= 1 << codec.bits
@@ -218,7 +214,7 @@ def _coder(codec: Codec, channels: int) -> Coder:
         )
     counts = [np.array(table, np.int64) for table in codec.tables]
     parts = [c / FREQUENCIES for c in counts]
-    return Coder(
+    return EntropyTables(
         index,
         np.cumsum([0, *[size + 1 for size in sizes[:-1]]]).astype(np.int64),
         np.concatenate([[0, *np.cumsum(c)] for c in counts]).astype(np.uint32),

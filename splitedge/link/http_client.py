@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, Self
 
 import aiohttp
 
-from splitedge import errors, limits
+from splitedge import errors, files, limits
 from splitedge.link import endpoint, probe
 from splitedge.link.endpoint import tls_context
 from splitedge.protocol.messages import (
@@ -384,11 +384,8 @@ def _length(wanted: _Download) -> int:
 
 def _apply(base: Base, part: Path, done: Path) -> None:
     """Turn ``part``, an upgrade of ``base``, into the segment that is wanted, and name it ``done``."""
-    made = base.apply(part.read_bytes())
-    with part.open("wb") as file:
-        file.write(made)
-        _sync(file)
-    part.replace(done)
+    files.replace(done, base.apply(part.read_bytes()))
+    part.unlink()
 
 
 def _is_whole(path: Path, ref: SegmentRef | TokenizerRef) -> bool:

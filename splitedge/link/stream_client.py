@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import random
 import ssl as ssl_module
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any, Final, Self
 import aiohttp
 
 from splitedge import errors, limits
+from splitedge.backoff import Backoff
 from splitedge.link import endpoint
 from splitedge.link.adaptation import Adaptation
 from splitedge.link.connection import MAX_MSG_SIZE, Pump
@@ -78,7 +78,7 @@ class FrameStream:
         self._open = Open(plan_id, topk=topk, window=max(1, min(window, limits.MAX_WINDOW)))
         self._max_away_s, self._frame_age_s = max_away_s, frame_age_s
         self._times = {"heartbeat_s": heartbeat_s, "silence_s": silence_s}
-        self._backoff_first_s, self._backoff_max_s = backoff_first_s, backoff_max_s
+        self._backoff = Backoff(backoff_first_s, backoff_max_s)
         self._adaptation = adaptation
         self.state = LinkState.NEW
         self.on_state: Callable[[], object] = lambda: None  # called after each change of the state
@@ -193,7 +193,7 @@ class FrameStream:
         if self._runner is None or self.state is LinkState.CLOSED:
             raise errors.LinkLostError("the stream is closed; open a new one")
         if self.state is LinkState.FAILED and self.error is not None:
-            raise _copy(self.error)
+            raise self.error.copy()
         if self._loop.time() >= self._away_deadline():
             raise self._away_error()
 
@@ -232,7 +232,7 @@ class FrameStream:
             self._leaving.pop(seq, None)
             future = self._waiting.pop(seq)
             if not future.done():
-                future.set_exception(_copy(error))
+                future.set_exception(error.copy())
 
     def _arm(self) -> None:
         """See to it that `_on_time` runs when the next frame ages out or the server has been away too long."""
@@ -271,19 +271,15 @@ class FrameStream:
     async def _run(self) -> None:
         """Dial, stream, wait and dial again, until closed or an error that does not heal."""
         connector = aiohttp.TCPConnector(limit=1, force_close=True)
-        wait = 0.0
         async with aiohttp.ClientSession(
             connector=connector, ws_response_class=_Socket, trace_configs=[_no_redirects()]
         ) as http:
             while await self._attempt(http):
                 lived = self._loop.time() - self._opened_at if self.state is LinkState.STREAMING else 0.0
-                wait = (
-                    self._backoff_first_s
-                    if lived > wait
-                    else min(2 * wait or self._backoff_first_s, self._backoff_max_s)
-                )
+                if lived > self._backoff.base:
+                    self._backoff.reset()
                 self._enter(LinkState.WAITING)
-                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+                await asyncio.sleep(self._backoff.next())
 
     async def _attempt(self, http: aiohttp.ClientSession) -> bool:
         """One connection. Whether to try another."""
@@ -419,8 +415,3 @@ def _no_redirects() -> aiohttp.TraceConfig:
     config = aiohttp.TraceConfig()
     config.on_request_redirect.append(refuse)
     return config
-
-
-def _copy(error: errors.SplitEdgeError) -> errors.SplitEdgeError:
-    """The same error for another caller: one exception raised in two tasks would mix their tracebacks."""
-    return type(error)(error.message, **error.data)

@@ -94,18 +94,18 @@ SENDING = "sending"
 # --- the plan -------------------------------------------------------------------------------------------------------
 
 
-class Basis(Message):
+class Basis(msgspec.Struct, frozen=True, cache_hash=True):
     """An orthogonal change of the channel axis: component k = sum over c of (x[c] - centre[c]) * columns[c, k].
 
     ``columns``: int16 [channels, components], little-endian, row by row; at most as many components as channels. Squares need not sum to 1. Back:
     x[c] = centre[c] + sum over k of component[k] / (sum of the squares of column k) * columns[c, k].
     """
 
-    centre: list[float]
+    centre: tuple[float, ...]
     columns: bytes
 
 
-class Codec(Message):
+class Codec(msgspec.Struct, frozen=True, cache_hash=True):
     """What happens to the tensor at the cut: a change of its channel axis if any, clip, quantization to codes, and their packing.
 
     value = lo[c] + scale[c] * code, code in 0 .. 2^bits - 1; ``lo`` and ``scale`` have one entry (per tensor) or one for each channel
@@ -115,11 +115,11 @@ class Codec(Message):
 
     rule: str  # how it was fitted: one of splitedge.codec.FAMILIES, or jpeg-QUALITY
     bits: int  # 2 to 8: of a code; 16 and 32: the values go as float16 and float32, and no other field is used
-    lo: list[float]
-    scale: list[float]
-    levels: list[
-        float
-    ] = []  # codebook of 2^bits ascending levels, at 2 and 3 bits: value = lo[c] + scale[c] * levels[code]
+    lo: tuple[float, ...]
+    scale: tuple[float, ...]
+    levels: tuple[
+        float, ...
+    ] = ()  # codebook of 2^bits ascending levels, at 2 and 3 bits: value = lo[c] + scale[c] * levels[code]
     rotation: int = 0  # channels in one Hadamard block; lo and scale are those of the rotated channels. 0: none
     basis: Basis | None = None  # instead of a rotation; lo and scale are those of the components
     dynamic: Literal["", "tensor", "token"] = (
@@ -128,10 +128,10 @@ class Codec(Message):
     span: Literal["range", "mean"] = (
         "range"  # and that is: its least and greatest value; or its mean magnitude, offset 0
     )
-    tables: list[
-        list[int]
-    ] = []  # entropy stage: frequencies of the codes, 4096 in sum; a channel has as many codes as its table
-    table: list[int] = []  # the table of each channel, or one for all
+    tables: tuple[
+        tuple[int, ...], ...
+    ] = ()  # entropy stage: frequencies of the codes, 4096 in sum; a channel has as many codes as its table
+    table: tuple[int, ...] = ()  # the table of each channel, or one for all
     jpeg: int = 0  # codes of 8 bits are the pixels of a picture [H, W, 1 or 3], which goes as JPEG of this quality. 0: they do not
 
 

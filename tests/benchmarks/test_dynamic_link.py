@@ -93,8 +93,8 @@ def test_the_gap_is_to_the_oracles_codecs_on_the_same_frames() -> None:
 def test_a_width_that_the_ladder_lacks_is_stood_in_for_over_a_link_of_another_rate() -> None:
     plan = make_plan("split", segment_file())
     plan.cut.shape = [10, 10, 100]
-    coded = Codec("entropy", 8, [0.0], [0.1], tables=[[4096]], table=[0])
-    plan.ladder = [Codec("minmax", 8, [0.0], [0.1]), coded, coded]
+    coded = Codec("entropy", 8, (0.0,), (0.1,), tables=((4096,),), table=(0,))
+    plan.ladder = [Codec("minmax", 8, (0.0,), (0.1,)), coded, coded]
     plan.rungs = [Rung(10_040, 0.0, 0.0, 0.1), Rung(3_000, 0.1, 0.1, 0.2), Rung(2_000, 0.1, 0.1, 0.2)]
     assert stand_in(plan, 0) == stand_in(plan, 8) == 1.0
     assert stand_in(plan, 2) == pytest.approx(wire_bytes(2_540) / wire_bytes(2_000))

@@ -37,3 +37,11 @@ def test_every_error_comes_back_as_itself():
         sent = kind("do this next", size=3)
         back = errors.from_wire(msgspec.json.decode(msgspec.json.encode(sent.to_wire())))
         assert (type(back), back.message, back.data) == (kind, sent.message, sent.data)
+
+
+def test_a_copy_keeps_class_data_and_origin() -> None:
+    error = errors.from_wire({"code": "unknown_plan", "message": "expired", "data": {"plan": "p"}})
+    copy = error.copy()
+    assert copy is not error
+    assert (type(copy), copy.message, copy.data, copy.remote) == (type(error), error.message, error.data, True)
+    assert not errors.InputError("x").copy().remote

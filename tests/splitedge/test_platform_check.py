@@ -170,7 +170,7 @@ def test_numba_s_settings_in_the_working_directory_are_refused(tmp_path, monkeyp
 
 def test_it_loads_nothing_outside_the_standard_library():
     code = (
-        "import sys; from edge_agent import platform_check; platform_check.check(); "
+        "import sys; from splitedge import platform_check; platform_check.check(); "
         "names = {m.partition('.')[0] for m in sys.modules if not m.startswith('__')}; "
         "print(sorted(n for n in names - sys.stdlib_module_names if n in ('numpy', 'numba', 'msgspec', 'rich', 'typer', 'kernels', 'aiohttp')))"
     )

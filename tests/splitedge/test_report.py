@@ -40,7 +40,7 @@ def plan(mode: str = "split", **changes: object) -> Plan:
     )
     fields = {
         "id": "p1", "model": "lite0", "bundle": "0" * 64, "mode": mode, "cut": cut, "layers": [] if mode == "server" else [LayerBits("stem", 8, 100, 0.2), LayerBits("body", 3, 900, 0.5)], "codec_share": 0.2, "head_share": 0.1,
-        "ladder": [Codec("mse", 4, [0.0], [0.1])] if mode != "device" else [], "codec": 0,
+        "ladder": [Codec("mse", 4, (0.0,), (0.1,))] if mode != "device" else [], "codec": 0,
         "rungs": [Rung(296, 0.1, 0.1, 0.2)] if mode != "device" else [], "segment": SegmentRef("0" * 64, 9),
         "preprocess": Preprocess("image", [224, 224, 3]), "prediction": prediction(), "runners_up": [other], "considered": 321,
         "expires_unix": 2e9, "demand": Demand(keep="input"),
@@ -82,7 +82,7 @@ def test_energy_and_the_objective_are_told_where_they_count():
 def test_a_plan_tells_between_what_codecs_the_agent_may_move():
     one = plan()
     assert "1 codec" in text(one)
-    one.ladder = [Codec("mse", bits, [0.0], [0.1]) for bits in (8, 3)]
+    one.ladder = [Codec("mse", bits, (0.0,), (0.1,)) for bits in (8, 3)]
     one.rungs = [Rung(5000, 0.1, 0.1, 0.2), Rung(2000, 0.2, 0.3, 0.4)]
     one.codec = 1
     assert "2 codecs, 5.0 kB (8 bits, drop 0.10) to 2.0 kB (3 bits, 0.30)" in text(one)

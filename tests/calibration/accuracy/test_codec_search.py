@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.calibration.test_bundle import samples
+from tests.calibration.bundle.test_bundle import samples
 
 from calibration.accuracy import codec_search
 from calibration.bundle import bundle

@@ -26,7 +26,7 @@ from tests.segment_builder import Builder
 NOT_SERVED = {"kernels.peak._run"}  # benchmarks run it
 SERVE = """
 import kernels
-from tests.edge_agent.test_warm import serve
+from tests.edge_agent.commands.test_warm import serve
 serve()
 """
 
@@ -66,7 +66,7 @@ def serve() -> None:
         out = head.run(seg.golden_frame(segment.header))
         for bits in codec.BITS:
             for width in (1, out.shape[-1]):
-                at_cut = Codec("minmax", bits, [0.0] * width, [0.5] * width)
+                at_cut = Codec("minmax", bits, (0.0,) * width, (0.5,) * width)
                 tensor = out.astype(np.float32)
                 data = (
                     codec.encode(tensor, at_cut) if out.dtype == np.float32 else codec.encode_codes(out, 0.5, 3, at_cut)

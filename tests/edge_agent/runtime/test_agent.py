@@ -602,7 +602,7 @@ def with_ladder(server: SmallServer) -> None:
     """A plan of three rungs for ``server``: 8, 4 and 2 bits."""
     one = server.plan.ladder[0]
     span = one.scale[0] * 15
-    server.plan.ladder = [Codec("minmax", bits, one.lo, [span / ((1 << bits) - 1)]) for bits in (8, 4, 2)]
+    server.plan.ladder = [Codec("minmax", bits, one.lo, (span / ((1 << bits) - 1),)) for bits in (8, 4, 2)]
     server.plan.rungs = [Rung(40 + 64 * bits, 0.1 / bits, 0.1, 0.2) for bits in (8, 4, 2)]
     server.plan.codec = 2
 

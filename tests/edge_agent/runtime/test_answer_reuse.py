@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.edge_agent.test_agent import png, until
+from tests.edge_agent.runtime.test_agent import png, until
 
 from edge_agent.config import LinkConfig, ReuseConfig, Settings
 from edge_agent.runtime.agent import Agent
@@ -210,7 +210,7 @@ async def test_it_does_not_matter_at_how_many_bits_the_frames_would_go(settings)
     async with SmallServer() as server:
         one = server.plan.ladder[0]
         span = one.scale[0] * 15
-        server.plan.ladder = [Codec("minmax", bits, one.lo, [span / ((1 << bits) - 1)]) for bits in (8, 2)]
+        server.plan.ladder = [Codec("minmax", bits, one.lo, (span / ((1 << bits) - 1),)) for bits in (8, 2)]
         server.plan.rungs = [Rung(40 + 64 * bits, 0.1 / bits, 0.1, 0.2) for bits in (8, 2)]
         async with Agent(settings(server, reuse=LASTING, link=LinkConfig(controller="fixed", bits=2))) as agent:
             first = await agent.infer(png())

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -163,7 +164,7 @@ def test_only_operators_that_compute_nothing_move_bytes(op, moves):
 def test_a_codec_that_does_not_fit_the_tensor_is_refused_before_the_first_frame():
     data = segment_file()
     plan = make_plan("split", data)
-    plan.ladder[0].lo, plan.ladder[0].scale = [0.0] * 3, [1.0] * 3
+    plan.ladder[0] = msgspec.structs.replace(plan.ladder[0], lo=(0.0,) * 3, scale=(1.0,) * 3)
     with pytest.raises(errors.CodecError, match="3 channels"):
         Engine(plan, data, Demand())
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.edge_agent.head.test_verify import encoder, network
+from tests.splitedge.head.test_verify import encoder, network
 
 from splitedge import limits
 from splitedge.errors import SegmentError

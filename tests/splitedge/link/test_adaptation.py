@@ -17,7 +17,7 @@ LINK = LinkEstimate(10.0, 10.0, 10.0)
 def ladder(values: int, widths: tuple[int, ...] = (8, 6, 4, 3, 2)) -> Plan:
     """A plan whose frames have so many values."""
     plan = make_plan("split", segment_file())
-    plan.ladder = [Codec("mse", bits, [0.0], [0.1]) for bits in widths]
+    plan.ladder = [Codec("mse", bits, (0.0,), (0.1,)) for bits in widths]
     plan.rungs = [Rung(40 + values * bits // 8, 4.0**-bits, 10 * 4.0**-bits, 20 * 4.0**-bits) for bits in widths]
     plan.codec = len(widths) - 1
     plan.prediction.payload_bytes = plan.rungs[-1].payload_bytes
@@ -162,8 +162,8 @@ def entropy_coded(sizes: dict[int, float], chosen: int) -> Plan:
     """A plan whose rungs, but for the chosen one, have an entropy stage: bytes of a frame and noise of each."""
     plan = ladder(4704, (8,) * len(sizes))
     plan.rungs = [Rung(size, noise, 10 * noise, 20 * noise) for size, noise in sizes.items()]
-    plan.ladder = [Codec("entropy", 8, [0.0], [0.1], tables=[[4096]], table=[0]) for _ in sizes]
-    plan.ladder[chosen] = Codec("mse", 2, [0.0], [0.1])
+    plan.ladder = [Codec("entropy", 8, (0.0,), (0.1,), tables=((4096,),), table=(0,)) for _ in sizes]
+    plan.ladder[chosen] = Codec("mse", 2, (0.0,), (0.1,))
     plan.codec, plan.cut.shape = chosen, [14, 14, 24]
     return plan
 
