@@ -440,8 +440,9 @@ def _slide_rows(x, window, constants, y, begin, end, output, zeros):
     """Output rows ``begin`` to ``end`` by the sliding kernel. ``x``, ``y`` and ``zeros`` are addresses."""
     channels, out_width = window.channels, window.out_width
     choice = (window.kernel_h - 3) + window.stride_h - 1  # index into `WINDOWS`
-    at_once = max(1, _PIXELS_AT_ONCE // out_width)
+    groups, at_once = _GROUPS[window.kernel_h], max(1, _PIXELS_AT_ONCE // out_width)
     for first in range(begin, end, at_once):
+        rows = min(at_once, end - first)
         start = done = panel = 0
         while start < channels:
             block = _block(channels, start)
@@ -459,7 +460,7 @@ def _slide_rows(x, window, constants, y, begin, end, output, zeros):
                 channels=channels,
                 out_width=out_width,
                 first=first,
-                rows=min(at_once, end - first),
+                rows=rows,
                 top=window.top,
                 left=window.left,
                 lo=output.lo,
@@ -467,7 +468,7 @@ def _slide_rows(x, window, constants, y, begin, end, output, zeros):
                 zero=output.zero,
             )
             _slide(slide, block * len(WINDOWS) + choice)
-            panel += _GROUPS[window.kernel_h] * size * GROUP * WEIGHT_BYTES
+            panel += groups * size * GROUP * WEIGHT_BYTES
             done += size
             start += size
 
