@@ -119,7 +119,9 @@ if not CACHE_PROBLEM:
     prune(CACHE_DIR)
 
 if numba.config.DISABLE_JIT:  # only if numba was imported earlier: `isa` removes the variable
-    raise PlatformError("NUMBA_DISABLE_JIT is set, but the kernels of splitedge must be compiled; unset it")
+    raise PlatformError(
+        "NUMBA_DISABLE_JIT is set, but the kernels of splitedge must be compiled; unset it", reason="jit-disabled"
+    )
 
 
 _OPTIONS: Final = {"nogil": True, "error_model": "numpy", "fastmath": False, "boundscheck": False}

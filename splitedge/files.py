@@ -21,7 +21,10 @@ def picture_form(name: str) -> PictureForm:
     for form in forms:
         if name.lower().endswith(f".{form}"):
             return form
-    raise errors.UsageError(f"{name[-40:]} is not a picture format that splitedge draws; end the name in .svg or .png")
+    raise errors.UsageError(
+        f"{name[-40:]} is not a picture format that splitedge draws; end the name in .svg or .png",
+        reason="picture-format",
+    )
 
 
 def require_writable(path: Path) -> None:
@@ -43,7 +46,7 @@ def make_folder(path: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise errors.StoreError(
-            f"files cannot be written to the folder {path} ({error.strerror}); name another"
+            f"files cannot be written to the folder {path} ({error.strerror}); name another", reason="cannot-write"
         ) from error
 
 
@@ -90,4 +93,4 @@ def rename(source: Path, target: Path, *, durable: bool = True) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> errors.StoreError:
-    return errors.StoreError(f"{path} cannot be written ({error.strerror}); name another file")
+    return errors.StoreError(f"{path} cannot be written ({error.strerror}); name another file", reason="cannot-write")

@@ -60,7 +60,8 @@ def remembered(cache: Cache | None, name: str, kind: type[T], make: Callable[[],
         return msgspec.json.decode(known, type=kind)
     except msgspec.ValidationError as error:  # infinity and NaN are null in JSON
         raise errors.ModelError(
-            "the model computes values too large for float32; check its weights and the preprocessing"
+            "the model computes values too large for float32; check its weights and the preprocessing",
+            reason="too-large",
         ) from error
 
 
@@ -108,7 +109,8 @@ class Cache:
 
     def _unusable(self, error: OSError) -> errors.StoreError:
         return errors.StoreError(
-            f"the folder {self.folder} cannot be used ({error.strerror or error}); make room there, make it writable, or delete it"
+            f"the folder {self.folder} cannot be used ({error.strerror or error}); make room there, make it writable, or delete it",
+            reason="cache-folder",
         )
 
 

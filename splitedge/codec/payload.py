@@ -1,7 +1,7 @@
-"""From a tensor to a frame's payload and back.
+"""Converts a tensor to the payload of a frame, and back.
 
-A payload is the side information (16 bits for each number that the tensor's own ranges need, the upper half of a float32), then the codes: packed, or,
-with an entropy stage, the final states (32 bits each) and the words (16 bits) of rANS. All little-endian. An empty tensor is an empty payload.
+A payload has side information and codes, all little-endian. The side information holds the numbers of a dynamic range, each as the upper 16 bits of a
+float32. The codes are packed, or, with an entropy stage, the final states (32 bits) and the words (16 bits) of rANS. An empty tensor has an empty payload.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Buffer = bytes | bytearray | memoryview
 #: Offset 0 and size 1: the codec's own range.
 _OWN = np.array([[0, 1]], np.float32)
 _NONE = np.empty((0, 2), np.float32)
-_SLACK = 1.001  # of rANS over the entropy by its frequencies, at most
-_FAR: Final = 1e38  # what rounding cannot bring to infinity
-_SHAPES: Final = 16  # whose layouts are kept with a codec: working one out takes longer than decoding a small tensor
+_SLACK = 1.001  # upper bound of rANS over the entropy of its frequencies
+_FAR: Final = 1e38  # magnitudes below this stay finite after rounding
+_SHAPES: Final = 16  # cached layouts of a codec: computing one takes longer than decoding a small tensor
 
 
 def encode(x: F32, codec: Codec) -> bytes:
-    """The payload of tensor ``x`` (float32, channels last, any shape), row by row as numpy keeps it.
+    """The payload of tensor ``x`` (float32, channels last, any shape).
 
-    Raises for NaN or infinity, naming how many, for a channel count that is not the codec's, and for another type than float32.
+    Raises for NaN or infinity, with their number, for a wrong number of channels, and for another type than float32.
     """
     prepared = prepare(codec)
     flat = flattened(x, np.float32, prepared)
@@ -64,12 +64,12 @@ def encode(x: F32, codec: Codec) -> bytes:
 
 
 def as_packed(out: U8, shape: tuple[int, ...], codec: Codec) -> bytes:
-    """Packed codes as they are sent: where they are the pixels of a tensor of ``shape``, as JPEG."""
+    """Packed codes as a payload: as JPEG if they are the pixels of a tensor of ``shape``."""
     return jpeg.encode(out.reshape(shape), codec.jpeg) if codec.jpeg else out.tobytes()
 
 
 def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
-    """The tensor of ``shape`` (channels last) in payload ``data``. Raises if the bytes, the shape and the codec do not agree, before it allocates."""
+    """The tensor of ``shape`` (channels last) in payload ``data``. Raises before it allocates if bytes, shape and codec do not match."""
     prepared, shape = prepare(codec), tuple(shape)
     layout = _layout(shape, prepared)
     if codec.jpeg and layout.size:
@@ -108,9 +108,9 @@ def side_bytes(codec: Codec, shape: Sequence[int]) -> int:
 
 
 def expected_bytes(codec: Codec, shape: Sequence[int]) -> int:
-    """Bytes of the payload of a tensor of ``shape``, side information included: exact without an entropy stage, else what calibration's frequencies say.
+    """Bytes of the payload of a tensor of ``shape``, with side information: exact without an entropy stage, else expected from the tables.
 
-    Of a JPEG nobody knows before it is made; the answer is a bit a value, as of a photograph of fair quality.
+    The size of a JPEG is unknown before it is encoded; the result is one bit a value, as for a photo of medium quality.
     """
     prepared = prepare(codec)
     layout = _layout(tuple(shape), prepared)
@@ -122,21 +122,23 @@ def expected_bytes(codec: Codec, shape: Sequence[int]) -> int:
 
 
 def max_bytes(codec: Codec, shape: Sequence[int]) -> int:
-    """Bytes that no payload of a tensor of ``shape`` exceeds. A JPEG of noise at the best quality takes less than twice its pixels, and its headers."""
+    """Most bytes of a payload of ``shape``. A JPEG of noise at the best quality takes less than twice its pixels, plus headers."""
     return _layout(tuple(shape), prepare(codec)).most
 
 
 def lanes(count: int) -> int:
-    """States of rANS for so many codes."""
+    """Number of rANS states for ``count`` codes."""
     return static.LANES if count >= static.FEW else 1
 
 
 def flattened(x: NDArray[Any], dtype: type[np.generic], prepared: Prepared) -> NDArray[Any]:
-    """``x`` as one read-only axis: kernels are compiled once, for aligned, read-only input."""
+    """``x`` as one read-only axis. Kernels are compiled for aligned, read-only input only."""
     if x.dtype != dtype:
-        raise errors.CodecError(f"the tensor at the cut is {x.dtype}, not {np.dtype(dtype)}; convert it first")
+        raise errors.CodecError(
+            f"the tensor at the cut has type {x.dtype}, not {np.dtype(dtype)}; convert it first", reason="dtype"
+        )
     _layout(x.shape, prepared)
-    flat = x.reshape(-1)  # an array object of its own
+    flat = x.reshape(-1)  # a new array object
     flags = flat.flags
     if not (flags.c_contiguous and flags.aligned):
         flat = flat.copy()
@@ -145,16 +147,19 @@ def flattened(x: NDArray[Any], dtype: type[np.generic], prepared: Prepared) -> N
 
 
 def refuse_values(x: NDArray[Any]) -> None:
-    """Raises: ``x`` holds NaN or infinity, or values whose sums or differences are beyond float32."""
+    """Raise for ``x``: it has NaN or infinity, or values whose sums or differences exceed float32."""
     clip.refuse_nonfinite(x, "the input and the model")
-    raise errors.CodecError("the tensor holds values too large for its codec; check the input and the model")
+    raise errors.CodecError(
+        "the values of the tensor are too large for its codec; check the input and the model",
+        reason="too-large-for-codec",
+    )
 
 
 # --- the tensor -----------------------------------------------------------------------------------------------------
 
 
 def _layout(shape: tuple[int, ...], prepared: Prepared) -> Layout:
-    """What a payload of a tensor of ``shape`` consists of: from memory unless the shape is new to the codec. Raises unless the two fit."""
+    """The layout of a payload of ``shape``, cached for each codec. Raises unless codec and shape match."""
     layout = prepared.layouts.get(shape)
     if layout is None:
         layout = _laid_out(shape, prepared)
@@ -168,7 +173,8 @@ def _laid_out(shape: tuple[int, ...], prepared: Prepared) -> Layout:
     size, codec = math.prod(shape), prepared.codec
     if min(shape, default=0) < 0 or size > limits.MAX_ELEMENTS:
         raise errors.CodecError(
-            f"a tensor of shape {list(shape)} is not one of at most {limits.MAX_ELEMENTS} values; ask for a new plan"
+            f"a tensor of shape {list(shape)} is not one of at most {limits.MAX_ELEMENTS} values; request a new plan",
+            reason="too-many-values",
         )
     _check_channels(shape, size, prepared)
     channels = max(shape[-1], 1) if shape else 1
@@ -185,7 +191,7 @@ def _laid_out(shape: tuple[int, ...], prepared: Prepared) -> Layout:
 
 
 def _coded_bits(layout: Layout, coder: EntropyTables, each: NDArray[np.float64]) -> float:
-    """Of all codes where one by table t takes each[t]."""
+    """Bits of all codes, if a code of table t takes each[t]."""
     bits = each[coder.index]
     return layout.rows * float(bits.sum()) * (layout.inner if len(bits) == 1 else 1)
 
@@ -201,6 +207,7 @@ def _check_channels(shape: tuple[int, ...], count: int, prepared: Prepared) -> N
             f"a codec of {channels} channels{f', rotated by {n},' if (n := prepared.codec.rotation) else ''} does not fit a tensor of shape {list(shape)}; "
             "use the codec of this cut's plan",
             channels=channels,
+            reason="channels-differ",
         )
 
 
@@ -209,12 +216,14 @@ def _check_length(length: int, layout: Layout, shape: tuple[int, ...], prepared:
         return
     wanted = f"{layout.most}" if layout.least == layout.most else f"{layout.least} to {layout.most}"
     raise errors.CodecError(
-        f"a payload of {length} bytes is not the {wanted} of shape {list(shape)} at {prepared.bits} bits; both sides must use the plan's codec"
+        f"a payload of {length} bytes is not the {wanted} of shape {list(shape)} at {prepared.bits} bits; both sides must use the plan's codec",
+        reason="payload-bytes",
+        bytes=length,
     )
 
 
 def _turned(rows: F32, prepared: Prepared) -> F32:
-    """``rows`` [n, C] in the basis in which they are coded, [n, K]."""
+    """``rows`` [n, C] in the basis of the codec, [n, K]."""
     if prepared.turn:
         out = np.empty((len(rows), prepared.lo.size), np.float32)
         projection.project(rows, prepared.turn.centre, prepared.turn.forward, out)
@@ -248,7 +257,7 @@ def _restored(codes: U8, prepared: Prepared, side: F32, shape: tuple[int, int]) 
 
 
 def _measured(turned: F32, prepared: Prepared) -> F32:
-    """Offset and size of the tensor, [1, 2], or of each row, [n, 2]."""
+    """Offset and size of the tensor [1, 2], or of each row [n, 2]."""
     rows = turned if prepared.codec.dynamic == "token" else turned.reshape(1, -1)
     side = np.empty((len(rows), 2), np.float32)
     kernels.measure(_readonly(rows), prepared.codec.span == "range", side)
@@ -256,7 +265,7 @@ def _measured(turned: F32, prepared: Prepared) -> F32:
 
 
 def _side_words(side: F32, prepared: Prepared) -> U16:
-    """What of ``side`` is sent: the upper halves, where the lower ones are 0."""
+    """The upper halves of ``side``, which are sent; the lower halves are 0."""
     if not prepared.codec.dynamic:
         return np.empty(0, "<u2")
     words = (side.view(np.uint32) >> 16).astype("<u2")
@@ -264,7 +273,7 @@ def _side_words(side: F32, prepared: Prepared) -> U16:
 
 
 def _side_of(data: U8, prepared: Prepared) -> F32:
-    """The inverse of `_side_words`, of a codec with ranges of its frames' own. Raises for ranges that nobody measured."""
+    """The inverse of `_side_words`, for a codec with a dynamic range. Raises for impossible ranges."""
     words = np.frombuffer(data.tobytes(), "<u2").astype(np.uint32) << 16
     numbers = words.view(np.float32).reshape(-1, 2 if prepared.codec.span == "range" else 1)
     side = np.zeros((len(numbers), 2), np.float32)
@@ -280,7 +289,8 @@ def _side_of(data: U8, prepared: Prepared) -> F32:
         )
     if not ((side[:, 1] >= 0).all() and all(np.isfinite(end).all() for end in (side, *ends))):
         raise errors.CodecError(
-            "the frame's own ranges are negative or not finite; both sides must use the plan's codec"
+            "the ranges of the frame are negative or not finite; both sides must use the plan's codec",
+            reason="frame-ranges",
         )
     return side
 
@@ -296,7 +306,7 @@ def _packed(flat: F32, prepared: Prepared, lo: F32, inverse: F32, rotation: int)
 
 
 def _quantized(turned: F32, prepared: Prepared, side: F32, flat: F32) -> U8:
-    """The codes of ``turned`` [n, K], flat. ``flat`` is what the caller gave, for the error."""
+    """The codes of ``turned`` [n, K], flat. ``flat`` is the caller's input, for the error message."""
     lo, scale, top = _by_channel(prepared, turned.shape[1])
     codes = np.empty(turned.size, np.uint8)
     values = _readonly(turned.reshape(-1))
@@ -306,7 +316,7 @@ def _quantized(turned: F32, prepared: Prepared, side: F32, flat: F32) -> U8:
 
 
 def _by_channel(prepared: Prepared, channels: int) -> tuple[F32, F32, F32]:
-    """lo, scale and greatest code, [C] each."""
+    """lo, scale and greatest code, each [C]."""
     lo, scale, top = (np.broadcast_to(v, channels).copy() for v in (prepared.lo, prepared.scale, prepared.highest))
     return lo, scale, top
 
@@ -334,11 +344,13 @@ def _entropy_decoded(body: U8, coder: EntropyTables, channels: int, codes: U8) -
         for v in (coder.first, np.arange(len(coder.sizes)) << static.SCALE)
     )
     if not static.decode(states, words, base, coder.starts, rows, coder.look, codes):
-        raise errors.CodecError("the frame's codes do not end where its bytes do; both sides must use the plan's codec")
+        raise errors.CodecError(
+            "the codes of the frame do not end with its bytes; both sides must use the plan's codec", reason="codes-end"
+        )
 
 
 def _floats(flat: F32, kind: np.dtype[Any]) -> bytes:
-    """Values beyond the ends of ``kind`` are clipped to them, as those of any range are."""
+    """``flat`` as bytes of ``kind``. Values beyond its range are clipped."""
     clip.refuse_nonfinite(flat, "the input and the model")
     top = np.float32(np.finfo(kind).max)
     return np.clip(flat, -top, top).astype(kind).tobytes()
@@ -347,12 +359,14 @@ def _floats(flat: F32, kind: np.dtype[Any]) -> bytes:
 def _from_floats(data: U8, kind: np.dtype[Any], shape: tuple[int, ...]) -> F32:
     values = np.frombuffer(data.tobytes(), kind).astype(np.float32).reshape(shape)
     if not np.isfinite(values).all():
-        raise errors.CodecError("the frame holds NaN or infinity; check the peer's model and input")
+        raise errors.CodecError(
+            "the frame contains NaN or infinity; check the peer's model and input", reason="not-finite"
+        )
     return values
 
 
 def _readonly(x: NDArray[Any]) -> NDArray[Any]:
-    """``x``, or a view of it, as kernels take it: they are compiled once, for read-only input."""
+    """``x`` as a read-only view. Kernels are compiled for read-only input only."""
     if not x.flags.writeable:
         return x
     view = x.view()

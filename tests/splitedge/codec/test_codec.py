@@ -14,6 +14,7 @@ from splitedge import codec, errors, limits
 from splitedge.codec import Codec
 from splitedge.protocol import messages
 from tests.drawn import drawn
+from tests.raising import raises
 
 BITS = range(2, 9)
 TENSORS = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=40), elements=st.floats(-1e4, 1e4, width=32))
@@ -91,27 +92,26 @@ def test_a_scalar_is_a_tensor_of_one_value():
 def test_nan_and_infinity_are_counted_in_the_error():
     x = tensor(10, 10)
     x[0, 0], x[3, 4], x[9, 9] = np.nan, np.inf, -np.inf
-    with pytest.raises(errors.CodecError, match="1 NaN and 2 infinite values among 100") as caught:
+    with raises(errors.CodecError, reason="not-finite", nan=1, infinite=2, size=100):
         codec.encode(x, Codec("minmax", 4, (0.0,), (1.0,)))
-    assert caught.value.data == {"nan": 1, "infinite": 2}
 
 
 @pytest.mark.parametrize("x", [tensor(4, 5), tensor(3), tensor(3, 2), np.array(1, np.float32)])
 def test_a_tensor_with_other_channels_than_the_codec_is_refused(x):
     fitted = codec.fit_channels(tensor(9, 3)[:, [0, 1, 2, 0]], "minmax", 4)
-    with pytest.raises(errors.CodecError, match="4 channels"):
+    with raises(errors.CodecError, reason="channels-differ", channels=4):
         codec.encode(x, fitted)
-    with pytest.raises(errors.CodecError, match="4 channels"):
+    with raises(errors.CodecError, reason="channels-differ", channels=4):
         codec.encode_codes(x.astype(np.uint8), 0.1, 0, fitted)
-    with pytest.raises(errors.CodecError, match="4 channels"):
+    with raises(errors.CodecError, reason="channels-differ", channels=4):
         codec.decode(b"", fitted, x.shape)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, ">f4"])
 def test_only_float32_is_encoded(dtype):
-    with pytest.raises(errors.CodecError, match="not float32"):
+    with raises(errors.CodecError, reason="dtype"):
         codec.encode(np.ones(4, dtype), Codec("minmax", 4, (0.0,), (1.0,)))
-    with pytest.raises(errors.CodecError, match="not uint8"):
+    with raises(errors.CodecError, reason="dtype"):
         codec.encode_codes(np.ones(4, dtype), 0.1, 0, Codec("minmax", 4, (0.0,), (1.0,)))
 
 
@@ -155,7 +155,7 @@ def test_tables_are_made_once_for_a_scale_and_zero_point():
     ("scale", "zero_point"), [(0.0, 0), (-1.0, 0), (np.nan, 0), (np.inf, 0), (1e38, 0), (0.1, -1), (0.1, 256)]
 )
 def test_tables_of_no_8_bit_tensor_are_refused(scale, zero_point):
-    with pytest.raises(errors.CodecError, match="8-bit tensor"):
+    with raises(errors.CodecError, reason="not-8-bit"):
         codec.tables(scale, zero_point, Codec("minmax", 4, (0.0,), (1.0,)))
 
 
@@ -175,7 +175,7 @@ def test_a_codec_cannot_change_and_many_may_be_in_use():
 
 @pytest.mark.parametrize("data", [b"", bytes(4), bytes(6), bytes(1000)])
 def test_a_payload_of_another_length_is_refused(data):
-    with pytest.raises(errors.CodecError, match="is not the 5 of shape"):
+    with raises(errors.CodecError, reason="payload-bytes"):
         codec.decode(data, Codec("minmax", 4, (0.0,), (1.0,)), (3, 3))
 
 
@@ -184,23 +184,21 @@ def test_lengths_are_checked_for_every_shape_however_many_a_codec_has_had():
     for _ in range(2):
         for n in range(1, 40):
             assert codec.decode(bytes((n + 1) // 2), made, (n,)).shape == (n,)
-            with pytest.raises(errors.CodecError, match=f"is not the {(n + 1) // 2} of shape"):
+            with raises(errors.CodecError, reason="payload-bytes"):
                 codec.decode(bytes((n + 1) // 2 + 1), made, (n,))
-    made.bits = 8
-    assert codec.decode(bytes(3), made, (3,)).shape == (3,)
 
 
 @pytest.mark.parametrize("made", [Codec("minmax", 4, (0.0,), (1.0,)), Codec("jpeg", 8, (0.0,), (1.0,), jpeg=80)])
 def test_an_empty_payload_is_read_with_and_without_a_picture(made):
     assert codec.encode(np.zeros((0, 4, 3), np.float32), made) == b""
     assert codec.decode(b"", made, (0, 4, 3)).shape == (0, 4, 3)
-    with pytest.raises(errors.CodecError, match="is not the 0 of shape"):
+    with raises(errors.CodecError, reason="payload-bytes"):
         codec.decode(b"1", made, (0, 4, 3))
 
 
 @pytest.mark.parametrize("shape", [(1 << 40,), (1 << 20, 1 << 20), (-1, -4), (-4,), (limits.MAX_ELEMENTS + 1,)])
 def test_a_shape_out_of_bounds_is_refused_before_anything_is_allocated(shape):
-    with pytest.raises(errors.CodecError, match="ask for a new plan"):
+    with raises(errors.CodecError, reason="too-many-values"):
         codec.decode(bytes(2), Codec("minmax", 4, (0.0,), (1.0,)), shape)
 
 
@@ -305,7 +303,7 @@ def test_codes_of_pixels_make_the_same_jpeg():
 
 @pytest.mark.parametrize(("bits", "jpeg"), [(4, 80), (8, 101), (8, -1)])
 def test_a_jpeg_of_other_bits_or_qualities_is_refused(bits, jpeg):
-    with pytest.raises(errors.CodecError, match="JPEG of quality"):
+    with raises(errors.CodecError, reason="codec-jpeg"):
         codec.validate(Codec("jpeg", bits, (0.0,), (1.0,), jpeg=jpeg))
 
 
