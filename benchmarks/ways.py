@@ -67,8 +67,9 @@ DROPS: Final[dict[Mode, tuple[float, ...]]] = {
     "server": (3.0, 5.0),
 }
 QUICK_PHOTOS: Final = 24
-#: What a store is made by.
+#: What a store is made by. Other packages that are there or not make no new one.
 _SOURCES: Final = ("calibration", "kernels", "splitedge/head", "splitedge/codec", "splitedge/protocol")
+_PACKAGES: Final = (lite0.PACKAGE, "numpy", "onnx", "onnxruntime")
 _SIZE: Final = struct.Struct("<I")
 
 
@@ -287,7 +288,7 @@ def add_command(found: Sequence[Photo], store: Path) -> list[str]:
 
 def store_folder() -> Path:
     """Where `calibrated` makes its store."""
-    return CACHE / f"store-{fingerprint(_SOURCES)}"
+    return CACHE / f"store-{fingerprint(_SOURCES, _PACKAGES)}"
 
 
 def int8(store: Path) -> bytes:
