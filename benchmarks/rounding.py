@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scaled, pairs = equalize(model, ready, calibrating, widths)
         rows += [{"network": name, **row} for row in measure(ready, scaled, held, own)]
         notes.append(
-            f"{name}: {len(calibrating)} samples calibrate, figures are of {len(held)} others; equalized are {pairs} pairs of layers"
+            f"{name}: {len(calibrating)} samples calibrate, the figures come from {len(held)} others; {pairs} pairs of layers are equalized"
         )
     report("Rounding of weights", rows, summary(rows), options.json, notes)
 

@@ -48,7 +48,7 @@ from calibration.accuracy.evaluation import compare
 from calibration.importing.importer import session
 from device_profiles.machine import usable_threads
 from edge_agent import config
-from edge_agent.planning.negotiation import FETCHING
+from edge_agent.planning.downloads import DOWNLOADING
 from edge_agent.runtime.agent import Agent
 from edge_server.store.store import Store
 from splitedge import errors
@@ -167,7 +167,7 @@ def run(frames: Frames, store: Path, folder: Path, say: Say) -> Iterator[Way]:
     ``store``: as `calibrated` makes it; ``folder``: where the agent keeps its profile and segments.
     """
     with Store(store) as opened:
-        token = opened.add_token(f"ways-{time.time_ns()}")
+        token = opened.tokens.add(f"ways-{time.time_ns()}")
     with serving(store, port=0) as port, Relay(port, MBPS) as relay:
 
         def through_agent(name: str, mode: Mode) -> Way:
@@ -196,7 +196,7 @@ async def _through_agent(name: str, settings: config.Settings, frames: Frames, r
     """Every frame through an agent."""
 
     def on_step(text: str) -> None:
-        relay.mbps = None if text == FETCHING or settings.demand.mode == "device" else MBPS
+        relay.mbps = None if text == DOWNLOADING or settings.demand.mode == "device" else MBPS
         say(f"{settings.demand.mode}: {text}")
 
     async with Agent(settings, on_step) as agent:

@@ -143,10 +143,11 @@ def not_ready(state: str) -> UnreachableError:
 
 
 def _tree(root: type[SplitEdgeError]) -> dict[str, type[SplitEdgeError]]:
-    found = {root.code: root}
+    """The classes below ``root`` by code; a subclass without a code of its own leaves its parent's place."""
+    found: dict[str, type[SplitEdgeError]] = {}
     for child in root.__subclasses__():
         found |= _tree(child)
-    return found
+    return found | {root.code: root}
 
 
 def from_wire(value: object) -> SplitEdgeError:

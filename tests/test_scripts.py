@@ -1,4 +1,4 @@
-"""The two scripts of the README, and the commands that it shows."""
+"""The shell scripts, and the commands that the reference lists."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("scripts/common.sh", "scripts/demo", "scripts/test", "scripts/test-arm", ".ci/run")
-COMMAND = re.compile(r"`(edge-(?:agent|server)(?: [a-z]+)+)")
+SCRIPTS = (
+    "scripts/common.sh",
+    "scripts/demo",
+    "scripts/sample",
+    "scripts/test",
+    "scripts/test-arm",
+    "scripts/wheels",
+    ".ci/run",
+)
 
 
-def readme_commands() -> list[str]:
-    """The commands in the first column of the README's table."""
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `edge-")]
-    return sorted({match for row in rows for match in COMMAND.findall(row.split("|")[1])})
+def documented_commands() -> list[str]:
+    """The commands of docs/reference/commands.md."""
+    return re.findall(r"^## (edge-.*)$", (ROOT / "docs/reference/commands.md").read_text(), re.MULTILINE)
 
 
 def bash(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -125,7 +131,7 @@ def checkout(folder: Path, **fails: str) -> Path:
     tools = folder / ".venv" / "bin"
     tools.mkdir(parents=True)
     (folder / ".venv" / ".splitedge-installed").write_text("python\ntest test-all\n")
-    for tool in ("python", "ruff", "mypy", "lint-imports", "edge-agent", "pytest", "coverage"):
+    for tool in ("python", "ruff", "mypy", "lint-imports", "mkdocs", "edge-agent", "pytest", "coverage"):
         said = fails.get(tool, tool)
         (tools / tool).write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\nexit {int(tool in fails)}\n")
         (tools / tool).chmod(0o755)
@@ -158,8 +164,8 @@ def test_checks_that_fail_come_last(tmp_path: Path) -> None:
     assert last.split()[:2] == ["coverage", "ok"]
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_a_command_of_the_readme_exists(command: str) -> None:
+@pytest.mark.parametrize("command", documented_commands())
+def test_a_documented_command_explains_itself(command: str) -> None:
     program, *rest = command.split()
     module = program.replace("-", "_")
     done = subprocess.run([sys.executable, "-m", module, *rest, "--help"], cwd=ROOT, capture_output=True, text=True)

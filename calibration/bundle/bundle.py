@@ -175,8 +175,8 @@ class Bundle:
     def info(self) -> ModelInfo:
         """The bundle as a model listing shows it."""
         return ModelInfo(
-            self.name, self.sha256, self.metric, self.samples, self.cuts, self.unsupported, self.preprocess,
-            self.manifest.float_top1, self.tokenizer, self.output, self.offered,
+            name=self.name, bundle=self.sha256, metric=self.metric, samples=self.samples, cuts=self.cuts, unsupported=self.unsupported, preprocess=self.preprocess,
+            float_top1=self.manifest.float_top1, tokenizer=self.tokenizer, output=self.output, offered=self.offered,
         )  # fmt: skip
 
     def header(self, cut: int, weight_bits: Bits = 8, start: int = 0) -> seg.Header:
@@ -518,7 +518,7 @@ def _places(network: layers.Network) -> list[cuts.Place]:
         reason = "; ".join(f"{node}: {why}" for node, why in network.unsupported[:1])
         raise errors.ModelError(
             f"a device can compute no part of this model, whose token ids are not sent as they are ({reason}); "
-            "export a model that begins as docs/architecture.md says",
+            "export a model that begins as docs/architecture/transformers.md says",
             reason="nothing-for-a-device",
         )
     return places

@@ -98,18 +98,6 @@ def describe(
     return Output(found, shape, last)
 
 
-def probabilities(outputs: F32, kind: OutputKind) -> F32:
-    """``outputs`` [n, ...] as rows [n, classes] of probabilities; scores and probabilities stay as they are, tensors have none (`ValueError`)."""
-    if kind == "tensor":
-        raise ValueError("a tensor holds no probabilities")
-    rows = outputs.reshape(len(outputs), -1)
-    if kind != "logits":
-        return rows
-    raised = np.exp(rows - rows.max(axis=1, keepdims=True), dtype=np.float64)
-    found: F32 = (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
-    return found
-
-
 def record(model: onnx.ModelProto, indices: ArgMax | None) -> None:
     """Writes into the metadata of ``model`` that the file ends in the ArgMax ``indices``."""
     if indices is not None:

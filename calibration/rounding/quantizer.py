@@ -64,7 +64,7 @@ def width(levels: S8) -> int:
 
 
 def codes(levels: S8, bits: int) -> NDArray[np.uint8]:
-    """Integer weights as codes at ``bits`` bits (docs/architecture.md), a byte each."""
+    """Integer weights as codes at ``bits`` bits (docs/reference/numerics.md), a byte each."""
     w = levels.astype(np.int16)
     return ((w + 3) // 2 if bits == 2 else w + top_level(bits)).astype(np.uint8)
 

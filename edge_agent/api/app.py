@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -35,18 +36,18 @@ from numpy.typing import NDArray
 import edge_agent
 from edge_agent.api import metrics, page
 from edge_agent.inputs.sources import Text, is_array, load_array
-from edge_agent.runtime.queue_limit import Admission
+from edge_agent.runtime.queue_limit import QueueLimit
 from edge_agent.runtime.results import Counters, Result, to_json
-from splitedge import errors, limits
-from splitedge.link import endpoint
+from splitedge import errors, limits, prometheus
+from splitedge.link import endpoint, http_server
 from splitedge.protocol.messages import Plan
 
 if TYPE_CHECKING:
-    from edge_agent.runtime.engine import Frame
+    from edge_agent.runtime.engine import InputFrame
 
 
 class Served(Protocol):
-    """What the API shows: an `edge_agent.runtime.agent.Agent`, or an `edge_agent.runtime.stage.Stage`, which takes no frames here."""
+    """What the API shows: an `edge_agent.runtime.agent.Agent`, or an `edge_agent.runtime.stage_server.StageServer`, which takes no frames here."""
 
     counters: Counters
 
@@ -56,7 +57,7 @@ class Served(Protocol):
     def state(self) -> str: ...
     @property
     def plan(self) -> Plan | None: ...
-    async def infer(self, frame: Frame) -> Result: ...
+    async def infer(self, frame: InputFrame) -> Result: ...
     def status(self) -> dict[str, Any]: ...
     def gauges(self) -> Mapping[str, float]: ...
     def plan_info(self) -> Mapping[str, str]: ...
@@ -71,7 +72,7 @@ class Loading:
     def __init__(self) -> None:
         self.counters = Counters()
 
-    async def infer(self, frame: Frame) -> Result:  # noqa: ARG002  the interface
+    async def infer(self, frame: InputFrame) -> Result:  # noqa: ARG002  the interface
         raise errors.not_ready(self.state)
 
     def status(self) -> dict[str, Any]:
@@ -97,7 +98,7 @@ class Front:
 FRONT: Final = web.AppKey[Front]("front")
 NPY: Final = "application/x-npy"
 _DTYPES: Final = ("float32", "int32", "int64")
-BODIES = web.AppKey("bodies", Admission)  # request bodies that are being read or answered
+BODIES = web.AppKey("bodies", QueueLimit)  # request bodies that are being read or answered
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -114,11 +115,20 @@ class ForeignRequestError(errors.UsageError):
     http_status = 403
 
 
+class HttpError(errors.UsageError):
+    """A request that does not fit the API: an unknown path or method."""
+
+    code = "http"
+
+
 def application(front: Front) -> web.Application:
     """The API of ``front``, to be served by aiohttp."""
-    app = web.Application(middlewares=[_errors_as_json, _no_browsers], client_max_size=limits.MAX_IMAGE_BYTES)
+    app = web.Application(
+        middlewares=[http_server.errors_as_json(Counter(), _http_error), _no_browsers],
+        client_max_size=limits.MAX_IMAGE_BYTES,
+    )
     app[FRONT] = front
-    app[BODIES] = Admission()
+    app[BODIES] = QueueLimit()
     app.add_routes([
         web.get("/", _page), web.post("/v1/infer", _infer), web.get("/v1/status", _status), web.get("/healthz", _healthz), web.get("/metrics", _metrics),
     ])  # fmt: skip
@@ -175,7 +185,7 @@ async def _infer(request: web.Request) -> web.Response:
             stack.enter_context(request.app[BODIES].slot(size))
             frame = await _frame(request, size)
         except errors.SplitEdgeError as error:
-            agent.counters.end(error)
+            agent.counters.count_error(error)
             raise
         try:
             result = await agent.infer(frame)
@@ -217,7 +227,7 @@ async def _healthz(request: web.Request) -> web.Response:
 async def _metrics(request: web.Request) -> web.Response:
     agent = request.app[FRONT].served
     text = metrics.render(agent.counters, agent.gauges(), agent.plan_info())
-    return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    return web.Response(body=text.encode(), headers=prometheus.HEADERS)
 
 
 def _declared_size(request: web.Request) -> int:
@@ -228,7 +238,7 @@ def _declared_size(request: web.Request) -> int:
     return limits.MAX_IMAGE_BYTES if size is None else size
 
 
-async def _frame(request: web.Request, size: int) -> Frame:
+async def _frame(request: web.Request, size: int) -> InputFrame:
     from splitedge.head import text as texts
 
     if "X-Shape" in request.headers:
@@ -249,7 +259,7 @@ async def _frame(request: web.Request, size: int) -> Frame:
     return load_array(body, "the body") if is_array(body) else body
 
 
-async def _form(request: web.Request) -> Frame:
+async def _form(request: web.Request) -> InputFrame:
     """The one file of a form, or its one field. Raises `errors.InputError` for another number of them and for a form that is malformed."""
     from splitedge.head import text as texts
 
@@ -320,7 +330,7 @@ def _dtype(text: str) -> np.dtype[np.generic]:
 
 
 def _advice(
-    request: web.Request, frame: Frame, plan: Plan | None, error: errors.InputError
+    request: web.Request, frame: InputFrame, plan: Plan | None, error: errors.InputError
 ) -> errors.InputError | None:
     """What to send instead, in terms of HTTP, where the refusal of ``frame`` does not tell."""
     from splitedge.head.preprocess import is_image
@@ -372,13 +382,5 @@ def _too_large(size: str, most: int | None = None, advice: str = "scale it down"
     )
 
 
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except errors.SplitEdgeError as error:
-        headers = {"Retry-After": "1"} if error.http_status in (429, 503) else {}
-        return web.json_response({"error": error.to_wire()}, status=error.http_status, headers=headers)
-    except web.HTTPException as error:
-        wire = {"code": "http", "message": f"{error.reason}; GET / lists what this API serves", "data": {}}
-        return web.json_response({"error": wire}, status=error.status)
+def _http_error(error: web.HTTPException, _: web.Request) -> HttpError:
+    return HttpError(f"{error.reason}: `GET /` lists the paths of this API")

@@ -66,18 +66,23 @@ def _unicode(text: str) -> str:
     return text
 
 
-def expand(patterns: list[str], stdin: BinaryIO) -> list[Source]:
-    """The frames that ``patterns`` name: ``-`` is standard input, a folder stands for the images and .npy arrays in it, by name, or, without any, for its
-    .txt files.
+def expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
+    """The frames that ``pattern`` names. ``-`` is standard input. A folder is the images and .npy arrays in it, by name, or else its .txt files.
 
-    A pattern that exists as a file is that file, whatever characters it holds. Raises `errors.InputError` for one that names nothing.
+    A pattern that exists as a file is that file, even if it contains ``*`` or ``?``. Raises `errors.InputError` for one that names nothing.
     """
-    found = [source for pattern in patterns for source in _expand(pattern, stdin)]
-    if len(found) > limits.MAX_SOURCE_FILES:
-        raise errors.InputError(
-            f"{len(found)} files are more than {limits.MAX_SOURCE_FILES}; give fewer at a time", reason="too-many-files"
-        )
-    return found
+    path = Path(pattern)
+    if pattern == "-":
+        yield Source(STDIN, partial(_read_stdin, stdin))
+    elif path.is_dir():
+        yield from _folder(path)
+    elif path.exists() or not glob.has_magic(pattern):
+        yield Source(spelled(pattern), partial(read_file, path), path)
+    else:
+        matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns)
+        if not matches:
+            raise errors.InputError(f"nothing matches {spelled(pattern)}", name=spelled(pattern), reason="no-matches")
+        yield from (Source(spelled(match), partial(read_file, match), match) for match in matches if not match.is_dir())
 
 
 def read_bounded(file: BinaryIO, name: str, limit: int = limits.MAX_IMAGE_BYTES) -> bytes:
@@ -129,21 +134,6 @@ def load_array(data: bytes, name: str = "the array") -> NDArray[np.generic]:
     if not isinstance(array, np.ndarray):
         raise errors.InputError(f"{name} is an archive of arrays; give one .npy array", name=name, reason="archive")
     return array
-
-
-def _expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
-    path = Path(pattern)
-    if pattern == "-":
-        yield Source(STDIN, partial(_read_stdin, stdin))
-    elif path.is_dir():
-        yield from _folder(path)
-    elif path.exists() or not glob.has_magic(pattern):
-        yield Source(spelled(pattern), partial(read_file, path), path)
-    else:
-        matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns)
-        if not matches:
-            raise errors.InputError(f"nothing matches {spelled(pattern)}", name=spelled(pattern), reason="no-matches")
-        yield from (Source(spelled(match), partial(read_file, match), match) for match in matches if not match.is_dir())
 
 
 def _folder(path: Path) -> Iterator[Source]:

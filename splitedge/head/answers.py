@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from splitedge import errors
 from splitedge.protocol.frames import Buffer, pack_topk, unpack_topk
-from splitedge.protocol.messages import Output
+from splitedge.protocol.messages import Output, OutputKind
 
 F32 = NDArray[np.float32]
 Whole = NDArray[np.float32] | NDArray[np.int64]
@@ -36,12 +36,19 @@ def classes(output: Output, topk: int) -> int:
     return topk if output.has_classes else 0
 
 
+def probabilities(values: F32, kind: OutputKind) -> NDArray[np.float64]:
+    """Float64 of the shape of ``values``: the softmax over the last axis of logits, other kinds unchanged."""
+    found = values.astype(np.float64)
+    if kind != "logits":
+        return found
+    found = np.asarray(np.exp(found - found.max(axis=-1, keepdims=True)))
+    found /= found.sum(axis=-1, keepdims=True)
+    return found
+
+
 def best(values: F32, k: int, output: Output) -> tuple[tuple[int, float], ...]:
     """The ``k`` best classes of ``values`` (any shape, flattened) with their probabilities or scores. Among equals the lower class is first."""
-    flat = values.reshape(-1).astype(np.float64)
-    if output.kind == "logits":
-        flat = np.exp(flat - flat.max())
-        flat /= flat.sum()
+    flat = probabilities(values.reshape(-1), output.kind)
     order = np.argsort(-flat, kind="stable")[:k]
     return tuple((int(i), float(flat[i])) for i in order)
 

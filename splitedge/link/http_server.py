@@ -24,6 +24,7 @@ _log = logging.getLogger("splitedge")
 _BEARER: Final = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 _NOISE: Final = os.urandom(1 << 16)  # random, so that no link can compress a probe
 _Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Translate = Callable[[web.HTTPException, web.Request], errors.SplitEdgeError]
 
 
 def bearer(request: web.Request) -> str | None:
@@ -82,8 +83,11 @@ async def probe(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type="application/octet-stream")
 
 
-def errors_as_json(refused: Counter[str]) -> Middleware:
-    """Middleware that turns every exception into ``{"error": {"code", "message", "data"}}`` and counts it in ``refused`` by its code."""
+def errors_as_json(refused: Counter[str], translate: Translate | None = None) -> Middleware:
+    """Middleware that turns every exception into ``{"error": {"code", "message", "data"}}`` with its status.
+
+    It counts the errors in ``refused`` by code. ``translate``: the error for one of aiohttp's, such as 404.
+    """
 
     @web.middleware
     async def middleware(request: web.Request, handler: _Next) -> web.StreamResponse:
@@ -92,21 +96,21 @@ def errors_as_json(refused: Counter[str]) -> Middleware:
         except Exception as raised:
             if isinstance(raised, web.HTTPException) and raised.status < 400:
                 raise
-            error, status = _presentable(raised, request)
+            error, status = _presentable(raised, request, translate or _of_http)
         refused[error.code] += 1
         return _error(error, status)
 
     return middleware
 
 
-def _presentable(raised: Exception, request: web.Request) -> tuple[errors.SplitEdgeError, int]:
+def _presentable(raised: Exception, request: web.Request, translate: Translate) -> tuple[errors.SplitEdgeError, int]:
     """The error for the peer, and its HTTP status."""
     if isinstance(raised, errors.SplitEdgeError):
         return raised, raised.http_status
     if isinstance(raised, web.HTTPException):
-        return _of_http(raised, request), raised.status
+        return translate(raised, request), raised.status
     _log.error("%s %s", request.method, request.path, exc_info=raised)
-    return errors.SplitEdgeError("internal error of the server; see its log", reason="internal"), 500
+    return errors.SplitEdgeError("internal error; see the log of this program", reason="internal"), 500
 
 
 def _of_http(error: web.HTTPException, request: web.Request) -> errors.SplitEdgeError:
@@ -131,6 +135,8 @@ def _error(error: errors.SplitEdgeError, status: int) -> web.Response:
     answer = json({"error": error.to_wire()}, status)
     if status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"
+    if status in (429, 503):
+        answer.headers["Retry-After"] = "1"
     return answer
 
 

@@ -62,7 +62,7 @@ class FrameStream:
         plan_id: str,
         *,
         topk: int = 5,
-        window: int = 8,
+        window: int = limits.WINDOW,
         max_away_s: float = 10.0,
         frame_age_s: float = limits.FRAME_AGE,
         ssl: ssl_module.SSLContext | None = None,

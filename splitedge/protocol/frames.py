@@ -1,4 +1,4 @@
-"""Binary messages of a session: frames, answers and refusals behind a 40-byte header (`docs/architecture.md`, "The frame").
+"""Binary messages of a session: frames, answers and refusals behind a 40-byte header (`docs/reference/wire-protocol.md`).
 
 `parse` returns a value or raises `errors.ProtocolError`, for any bytes.
 """

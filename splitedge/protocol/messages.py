@@ -6,6 +6,7 @@ the bundle's metric (top-1 by default).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -69,26 +70,47 @@ class Outline(Message):
     header: bytes
 
 
-class Rehearsal(Message):
-    """The times of the head of an `Outline` on the device: ``ms[i]`` from the start to the end of operator i."""
+class DryRun(Message):
+    """Times of the head of an `Outline` on the device: ``ms[i]`` milliseconds until its operator i is done."""
 
     bundle: str
     ms: list[float]
 
 
-class PlanRequest(Message):
+class PlanRequest(Message, kw_only=True):
     model: str
     profile: dict[str, Any]  # a device profile; device_profiles has its schema
     link: LinkEstimate
     demand: Demand = msgspec.field(default_factory=Demand)
     held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments on the device
-    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that the head really took on the device; and `SENDING`
-    rehearsal: Rehearsal | None = None
+    measured: dict[str, float] = {}  # the wire form of `MeasuredTimes`
+    dry_run: DryRun | None = msgspec.field(default=None, name="rehearsal")
     protocol: int = PROTOCOL_VERSION
 
 
-#: The key in a device's ``measured`` times of what coding a frame, sending it and taking its answer took beyond what profile and link say.
-SENDING = "sending"
+_SENDING, _OVERHEAD = "sending", "beside"  # keys of the wire form; every other key is a segment's SHA-256
+
+
+class MeasuredTimes(msgspec.Struct):
+    """Median frame times on a device, in milliseconds; None where there are too few frames.
+
+    Its wire form is one JSON object of numbers: each segment's SHA-256 with its head's time, "sending" and "beside".
+    """
+
+    head_ms: dict[str, float] = {}  # by the segment's SHA-256
+    sending_ms: float | None = None  # encoding, sending and receiving the answer, beyond what profile and link predict
+    overhead_ms: float | None = None  # on the device beside head and codec: preprocessing and the program's own work
+
+    @classmethod
+    def from_wire(cls, times: Mapping[str, float]) -> MeasuredTimes:
+        """The times in a message's ``measured`` field."""
+        heads = {name: ms for name, ms in times.items() if name not in (_SENDING, _OVERHEAD)}
+        return cls(heads, times.get(_SENDING), times.get(_OVERHEAD))
+
+    def to_wire(self) -> dict[str, float]:
+        """The times as a message's ``measured`` field."""
+        others = {_SENDING: self.sending_ms, _OVERHEAD: self.overhead_ms}
+        return self.head_ms | {name: ms for name, ms in others.items() if ms is not None}
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------
@@ -213,7 +235,7 @@ class TokenizerRef(Message):
     padding: int
 
 
-class Parts(Message):
+class Parts(Message, kw_only=True):
     """The weighted terms of the objective: frame time, the segment's transfer for each frame, energy, server cost."""
 
     time: float
@@ -222,7 +244,7 @@ class Parts(Message):
     cost: float
 
 
-class Prediction(Message):
+class Prediction(Message, kw_only=True):
     """The planner's prediction for a candidate.
 
     ``drop_points``: the expected accuracy drop. A measurement on new samples is below ``drop_low`` in 3 % of cases, and above ``drop_high`` in 3 %.
@@ -246,10 +268,10 @@ class Prediction(Message):
     segment_bytes: int  # to download
     objective: float
     parts: Parts
-    sending_ms: float = 0.0  # the part of transfer_ms beyond the link, measured by the device as `SENDING`
+    sending_ms: float = 0.0  # the part of transfer_ms that is not the link's: `MeasuredTimes.sending_ms`
 
 
-class LayerBits(Message):
+class LayerBits(Message, kw_only=True):
     """A layer of the head: its number of weights, their bits in the segment, and their share (0..1) of the plan's noise."""
 
     layer: str
@@ -258,7 +280,7 @@ class LayerBits(Message):
     noise_share: float
 
 
-class Rung(Message):
+class Rung(Message, kw_only=True):
     """The prediction for a codec of the ladder: bytes of a frame with its header, noise at the output, and the drop as in `Prediction`."""
 
     payload_bytes: int
@@ -267,7 +289,7 @@ class Rung(Message):
     drop_high: float
 
 
-class Candidate(Message):
+class Candidate(Message, kw_only=True):
     """The best plan of another cut, and why it lost. ``weight_bits``: the mean, 0 without weights. ``activation_bits``: 0 if nothing is sent."""
 
     cut: Cut
@@ -278,7 +300,7 @@ class Candidate(Message):
     reason: str = ""
 
 
-class StageTime(Message):
+class StageTime(Message, kw_only=True):
     """The prediction for one board of a chain: its part, its time with decoding and encoding, and its link to the next board or the server."""
 
     device: str
@@ -293,7 +315,7 @@ class StageTime(Message):
     rule: str = ""  # of its codec
 
 
-class Stage(Message):
+class Stage(Message, kw_only=True):
     """A plan's place in a chain of boards. Each board of a chain has its own plan.
 
     The board accepts frames of the plan ``upstream`` ("" for the first board, whose frames come from callers), decodes them with that plan's ladder
@@ -310,7 +332,7 @@ class Stage(Message):
     rate_fps: float
 
 
-class Plan(Message):
+class Plan(Message, kw_only=True):
     """The planner's answer. ``ladder[codec]`` is the first codec; every codec of the ladder meets the demand.
 
     ``rungs[i]`` has the cost of ``ladder[i]``. The ladder goes from the most accurate codec to the cheapest. Only the first codec used may be less
@@ -356,15 +378,11 @@ Objective = Literal["latency", "rate"]
 """The goal of a chain: the shortest frame time, or the highest frame rate."""
 
 
-#: The key in a board's ``measured`` times of what a frame takes there beside segment and codec: preparing pictures, and the programs' own work.
-BESIDE = "beside"
-
-
-class ChainDevice(Message):
+class ChainDevice(Message, kw_only=True):
     """A board's description of itself for a chain. ``next``: its link to the next board, None for the last. ``server``: its link to the server.
 
-    ``device`` is the name that the board gave itself once: a plan says by it for whom it is. ``held`` and ``measured`` as in `PlanRequest`; what is
-    there by the name `BESIDE` comes on top, for it bounds a board's rate as its segment does.
+    ``device`` is the name that the board gave itself once; it says whom a plan is for. ``held`` and ``measured`` are as in `PlanRequest`.
+    The measured overhead counts too: it bounds a board's rate as the segment does.
     """
 
     device: str
@@ -375,7 +393,7 @@ class ChainDevice(Message):
     measured: dict[str, float] = {}
 
 
-class ChainRequest(Message):
+class ChainRequest(Message, kw_only=True):
     """Share ``model`` among ``devices``, in this order, and the server. The answer is the plan of the first of them.
 
     ``exact``: only lossless codecs, so that the stages together compute the same bits as one head. ``spread``: every board and the server must get a
@@ -394,7 +412,7 @@ class ChainRequest(Message):
 # --- model listing --------------------------------------------------------------------------------------------------
 
 
-class ModelInfo(Message):
+class ModelInfo(Message, kw_only=True):
     name: str
     bundle: str
     metric: str
@@ -421,7 +439,7 @@ class Open(Message, tag="open", tag_field="type"):
 
     plan: str
     topk: int = 5
-    window: int = 8
+    window: int = limits.WINDOW
     protocol: int = PROTOCOL_VERSION
 
 

@@ -45,3 +45,11 @@ def test_a_copy_keeps_class_data_and_origin() -> None:
     assert copy is not error
     assert (type(copy), copy.message, copy.data, copy.remote) == (type(error), error.message, error.data, True)
     assert not errors.InputError("x").copy().remote
+
+
+def test_a_subclass_without_its_own_code_does_not_replace_its_parent():
+    class SpecialInputError(errors.InputError):
+        http_status = 413
+
+    made = errors.from_wire(SpecialInputError("too large").to_wire())
+    assert type(made) is errors.InputError

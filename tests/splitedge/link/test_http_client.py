@@ -30,7 +30,7 @@ from .conftest import Relay, serving
 
 DATA = os.urandom(3_000_000)
 REF = SegmentRef(hashlib.sha256(DATA).hexdigest(), len(DATA))
-REQUEST = PlanRequest("m", {}, LinkEstimate(1.0, 1.0, 1.0))
+REQUEST = PlanRequest(model="m", profile={}, link=LinkEstimate(1.0, 1.0, 1.0))
 
 
 def port_of(url: str) -> int:
@@ -84,14 +84,33 @@ async def test_a_version_is_read():
 
 async def test_models_are_listed():
     cut = Cut(0, "input", "x", [4, 4, 3], "input")
-    model = ModelInfo("m", "0" * 64, "top1", 10, [cut], [], Preprocess("tensor", [4, 4, 3]))
+    model = ModelInfo(
+        name="m",
+        bundle="0" * 64,
+        metric="top1",
+        samples=10,
+        cuts=[cut],
+        unsupported=[],
+        preprocess=Preprocess("tensor", [4, 4, 3]),
+    )
     body = msgspec.json.encode([model])
     async with serving(answering(body, path="/v1/models")) as url, ServerClient(url, None) as client:
         assert await client.models() == [model]
 
 
 async def test_a_model_is_found_by_its_name_or_unknown():
-    models = [ModelInfo(name, "0" * 64, "top1", 10, [], [], Preprocess("tensor", [4])) for name in ("a", "b")]
+    models = [
+        ModelInfo(
+            name=name,
+            bundle="0" * 64,
+            metric="top1",
+            samples=10,
+            cuts=[],
+            unsupported=[],
+            preprocess=Preprocess("tensor", [4]),
+        )
+        for name in ("a", "b")
+    ]
     app = answering(msgspec.json.encode(models), path="/v1/models")  # as a server that ignores the name
     async with serving(app) as url, ServerClient(url, None) as client:
         assert await client.model("b") == models[1]
@@ -111,7 +130,9 @@ async def test_who_is_not_patient_gives_up_soon_on_a_server_that_never_answers(m
 async def test_a_plan_request_over_the_limit_is_not_sent():
     async with ServerClient("http://127.0.0.1:9", "t") as client:
         with raises(errors.ProtocolError, reason="request-too-large"):
-            await client.plan(PlanRequest("m", {"x": "y" * limits.MAX_REQUEST_BYTES}, LinkEstimate(1.0, 1.0, 1.0)))
+            await client.plan(
+                PlanRequest(model="m", profile={"x": "y" * limits.MAX_REQUEST_BYTES}, link=LinkEstimate(1.0, 1.0, 1.0))
+            )
 
 
 async def test_a_server_that_is_down_is_named(unused_tcp_port):

@@ -233,7 +233,7 @@ def test_the_docs_show_the_table():
     lines = transition_table().splitlines()
     assert len(lines) == 2 + len(State)
     assert lines[2] == "| NEW | OPENING |  |  |  |  | CLOSED |  |  | FAILED |"
-    document = Path(__file__).parents[3] / "docs/architecture.md"
+    document = Path(__file__).parents[3] / "docs/reference/wire-protocol.md"
     assert f"\n\n{transition_table()}\n\n" in document.read_text()
 
 
