@@ -125,7 +125,7 @@ def rows(ways: Sequence[Way], frames: Frames) -> list[dict[str, str]]:
             "way": way.title, "bytes/frame": f"{fmean(way.sent):,.0f}", "ms/frame": f"{median(way.ms):.1f}",
             "as float": f"{_same(way.classes, frames.floats)}/{count}", "right": f"{_same(way.classes, frames.classes)}/{count}",
             "bound": f"{way.plan.demand.max_drop_points:g}" if way.plan else "-",
-            "points lost": f"{drop:.1f} ({low:.1f} to {high:.1f})",
+            "points lost": "{:.1f} ({:.1f} to {:.1f})".format(*(round(one, 1) + 0.0 for one in (drop, low, high))),
         })  # fmt: skip
     return found
 
@@ -187,9 +187,9 @@ def run(frames: Frames, store: Path, folder: Path, say: Say) -> Iterator[Way]:
         split = through_agent("split", "split")
         say("the input as WebP")
         yield _through_webp(frames, fmean(split.sent))
+        yield split
         yield _through_onnxruntime(frames, store)
         yield through_agent("device", "device")
-        yield split
 
 
 async def _through_agent(name: str, settings: config.Settings, frames: Frames, relay: Relay, say: Say) -> Way:
