@@ -173,7 +173,7 @@ def run(frames: Frames, store: Path, folder: Path, say: Say) -> Iterator[Way]:
         def through_agent(name: str, mode: Mode) -> Way:
             options = {
                 "server": f"http://127.0.0.1:{relay.port}", "token": token, "model": MODEL, "cache_dir": str(folder), "topk": 1,
-                "demand.mode": mode, "link.replan": False,
+                "demand.mode": mode, "demand.max_away_s": 60.0, "link.replan": False,
             }  # fmt: skip
             for drop in DROPS[mode]:
                 settings = config.load(options=options | {"demand.max_drop_points": drop}, environ={})
