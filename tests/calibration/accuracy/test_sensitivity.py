@@ -124,7 +124,7 @@ def test_a_network_computed_from_the_layers_own_weights_is_itself(make: Callable
 @pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
 def test_a_layers_noise_is_that_of_the_whole_network_with_only_it_rounded(make: Callable[[], onnx.ModelProto]) -> None:
     model, network, samples = network_of(make)
-    probe = Probe(model, network, samples, 32)
+    probe = Probe(model, network, samples, 32, share=1.0)
     found = network.weighted(network.graph.output)
     for layer, noise in zip(found, probe.layers(found, rounder, WIDTHS, quiet), strict=True):
         one = fit(layer.out, noise)

@@ -19,7 +19,7 @@ from calibration.lowering import layers
 from calibration.lowering.lower import Calibration, lower
 from calibration.rounding import packed_weights, rounder
 from calibration.rounding.quantizer import Rounded, entropy, nearest, top_level, width
-from calibration.rounding.rounder import WIDTHS, Options, Rounder, damped, even_step, round_layers
+from calibration.rounding.rounder import WIDTHS, Options, Rounder, damped, even_steps, round_layers
 from calibration.samples.samples import Samples
 from calibration.statistics import covariance as moments
 from calibration.statistics.activations import Tap, feed
@@ -303,12 +303,12 @@ def test_even_grids_cost_their_rate_and_beat_grids_of_the_same_entropy_for_each_
 @pytest.mark.parametrize("rate", [1.0, 2.5, 4.0])
 def test_the_even_step_spends_the_rate(rate: float) -> None:
     weight = np.random.default_rng(0).normal(size=(64, 3, 3, 16)).astype(np.float32)
-    step = even_step(weight, rate)
+    step = even_steps(weight, [rate])[0]
     assert rate - 0.1 < entropy(np.rint(weight / step).astype(np.int64)) <= rate
 
 
 def test_the_even_step_of_no_weights_at_all_is_a_number() -> None:
-    assert 0 < even_step(np.zeros((2, 1, 1, 3), np.float32), 3.0) < 1e-15
+    assert 0 < even_steps(np.zeros((2, 1, 1, 3), np.float32), [3.0])[0] < 1e-15
 
 
 def test_width_holds_the_levels() -> None:
