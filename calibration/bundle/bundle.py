@@ -384,7 +384,7 @@ class _Making:
     def head(self, cut: str, bits: Bits) -> tuple[Head, dict[str, int]]:
         """A head that runs, and its header's tensor for each ONNX tensor."""
         made = lower(self.network, self.calibration, cut, bits, self._name, self.samples.preprocess)
-        return Head(seg.parse(made.segment()), check_golden=False), made.index
+        return made.head(), made.index
 
     def sites(self) -> list[Site]:
         """What is measured at the offered cuts with the 8-bit head."""

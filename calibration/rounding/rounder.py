@@ -389,7 +389,9 @@ def damped(moments: Moments, damping: float) -> F64:
 
 def _feed(cost: F64) -> F64:
     """Row k: the share of the error of input k that is taken off the weights of the inputs after it."""
-    right = np.asarray(np.linalg.cholesky(cost[:, ::-1, ::-1])[:, ::-1, ::-1], np.float64)  # upper triangular, right right' = cost
+    right = np.asarray(
+        np.linalg.cholesky(cost[:, ::-1, ::-1])[:, ::-1, ::-1], np.float64
+    )  # upper triangular, right right' = cost
     upper = _inverse(right)
     made: F64 = upper / np.diagonal(upper, axis1=1, axis2=2)[:, :, None]
     return made

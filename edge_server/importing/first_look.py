@@ -87,6 +87,8 @@ class FirstLook:
             self.look.right is None and self._output.kind == "scores"
         ):  # of several classes at once: margins tell nothing
             return None
+        if self.look.right is not None and not _clear(self.look.samples - self.look.right, 0):  # none can beat it
+            return None
         presets = {
             name: one
             for name, one in fitting(preprocess.shape[2]).items()
@@ -155,8 +157,13 @@ class _Evidence(NamedTuple):
         """Clearly: with labels by a sign test of two standard deviations, else by margin x spread, where neither is the work of the other alone."""
         if self.right is not None and other.right is not None:
             won, lost = int((self.right & ~other.right).sum()), int((other.right & ~self.right).sum())
-            return won - lost >= 2 * math.sqrt(won + lost) > 0
+            return _clear(won, lost)
         return self.margin >= other.margin and self.margin * self.spread >= CLEARLY * other.margin * other.spread
+
+
+def _clear(won: int, lost: int) -> bool:
+    """Whether so many samples won and lost pass a sign test of two standard deviations."""
+    return won - lost >= 2 * math.sqrt(won + lost) > 0
 
 
 def _certainty(rows: F64) -> tuple[float, float]:

@@ -135,6 +135,18 @@ def test_a_layers_noise_is_that_of_the_whole_network_with_only_it_rounded(make: 
         assert one.error < 1
 
 
+@pytest.mark.parametrize("make", [small.mobilenet, encoder], ids=lambda f: f.__name__)
+def test_few_samples_tell_nearly_what_all_tell(make: Callable[[], onnx.ModelProto]) -> None:
+    model, network, samples = network_of(make)
+    found = network.weighted(network.graph.output)
+    few, every = (
+        np.array(Probe(model, network, samples, 32, share=share).layers(found, rounder, WIDTHS, quiet))
+        for share in (0.25, 1.0)
+    )
+    assert np.sqrt((np.log2(few / every) ** 2).mean()) / 2 < 0.25  # bits
+    np.testing.assert_allclose(few[:, WIDTHS.index(4)], every[:, WIDTHS.index(4)])
+
+
 def test_fit_of_an_exact_law_and_of_none() -> None:
     made = fit("t", [3.0 * 4.0**-bits for bits in WIDTHS])
     assert (made.coefficient, made.error) == (pytest.approx(3.0), pytest.approx(0, abs=1e-9))

@@ -95,6 +95,39 @@ def test_near_the_optimum_where_all_integers_can_be_tried(bits: int, depth: int)
     assert ours.mean() <= BOUND * optimum.mean()
 
 
+def one_at_a_time(w: np.ndarray, cost: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
+    """The levels [K, R] of weights [K, R] by error feedback, then by coordinate descent, as their definitions say, in float64."""
+    top = top_level(bits)
+
+    def snap(x: np.ndarray) -> np.ndarray:
+        return np.clip(2 * np.floor(x / 2) + 1 if bits == 2 else np.rint(x), -top, top)
+
+    left, levels = w.astype(float), np.empty(w.shape)
+    for k in range(len(w)):
+        levels[k] = snap(left[k] / scale)
+        if k + 1 < len(w):
+            inverse = np.linalg.inv(cost[k:, k:])
+            left[k + 1 :] -= np.outer(inverse[1:, 0] / inverse[0, 0], left[k] - levels[k] * scale)
+    for k in range(len(w)):
+        slope = cost[k] @ (w - levels * scale)
+        levels[k] = snap(levels[k] + slope / (scale * cost[k, k]))
+    return levels
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("depth", [5, 8, 9, 70])
+def test_levels_are_those_of_the_definitions(bits: int, depth: int) -> None:
+    w, _, known = problem(1, 30, depth, 4 * depth)
+    made = Rounder(w, np.zeros(30, np.float32), np.zeros(30, np.float32), known)
+    scale = np.full((1, 30), 0.6 * np.abs(w).max() / top_level(bits), np.float32)
+    grid = rounder._Grid.of(np.full(30, bits))
+    levels = np.empty_like(made._w)
+    rounder._successive(made._w.copy(), made._feed, scale, grid, levels)
+    rounder._descend(made._pull - (made._cost @ levels) * scale[:, None], made._cost, scale, grid, levels)
+    wanted = one_at_a_time(made._w[0], made._cost[0].astype(float), scale[0], bits)
+    assert (levels[0] == wanted).all(axis=0).mean() > 0.8  # a tie that falls otherwise changes what follows it
+
+
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_levels_lie_on_the_grid(bits: int) -> None:
     made = rounded(*problem(4, 3, 9)[::2], bits)
