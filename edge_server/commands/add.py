@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -214,8 +214,7 @@ def _former(store: Store, name: str) -> bundles.Bundle | None:
 
 def _show(bundle: bundles.Bundle, patterns: Patterns, *, verbose: bool) -> None:
     console = Console(highlight=False, markup=False)
-    rows = [_least(patterns, place) for place in range(len(bundle.offered))]
-    table = _offered(bundle, rows)
+    table = _offered(bundle, patterns)
     whole = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     console.print(table, width=whole, crop=False, no_wrap=True, overflow="ignore")
     for line in _float_top1(bundle):
@@ -224,7 +223,8 @@ def _show(bundle: bundles.Bundle, patterns: Patterns, *, verbose: bool) -> None:
     unseen = " that the rounding of weights has not seen" if bundle.accuracy.samples < bundle.samples else ""
     what = f"bits and bytes are for a drop of at most {SHOWN_DROP:g} point ({bundle.metric}), judged on {bundle.accuracy.samples} samples{unseen}"
     console.print(f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered; {what}", soft_wrap=True)
-    if over := sum(row[0] == OVER for row in rows):
+    rows = [_least(patterns, place)[0] for place in range(len(bundle.offered))]
+    if over := rows.count(OVER):
         console.print(
             f"{over} of them may lose more than that: the fewer samples, the wider the bound; add samples, or let boards ask for a greater --max-drop",
             soft_wrap=True,
@@ -276,16 +276,16 @@ def hardly_above_chance(classes: int) -> float:
     return min(3 * chance, chance + (1 - chance) / 4)
 
 
-def _offered(bundle: bundles.Bundle, rows: Sequence[tuple[str, ...]]) -> Table:
+def _offered(bundle: bundles.Bundle, patterns: Patterns) -> Table:
     title = f"{bundle.name}: where it can be split"
     table = Table(
         title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
     for heading in ("cut", "tensor", "weights", "segment kB", "codec", "frame kB", "after"):
         table.add_column(heading, justify="left" if heading in ("after", "tensor") else "right", no_wrap=True)
-    for index, row in zip(bundle.offered, rows, strict=True):
+    for place, index in enumerate(bundle.offered):
         cut = bundle.cuts[index]
-        table.add_row(str(index), _by(cut.shape), *row, escape(cut.layer))
+        table.add_row(str(index), _by(cut.shape), *_least(patterns, place), escape(cut.layer))
     return table
 
 
