@@ -23,7 +23,7 @@ from calibration.accuracy.codec_search import Fitted
 from calibration.accuracy.evaluation import ACTIVATION_BITS, Spot
 from calibration.accuracy.sensitivity import enough
 from calibration.bundle import bundle
-from calibration.importing import cuts, importer
+from calibration.importing import cuts
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.lowering.lower import lower
@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if options.quick else None
     )
     if photos.classes is None:
-        raise errors.UsageError("accuracy needs labels; give --labels with a CSV of file name and class index")
+        raise errors.UsageError(
+            "accuracy needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+        )
     calibrating, held = photos[::2], photos[1::2]
     split = prepare(calibrating, QUICK_PLACES if options.quick else PLACES)
     rows, summary = measure(split, held, QUICK_RULES if options.quick else RULES)
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def prepare(samples: Samples, places: Sequence[float]) -> Split:
     """Calibrate Lite0 with ``samples`` and choose the rules of its cuts at ``places``, as in `PLACES`."""
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+    model = models.load("lite0")
     network = layers.build(Graph.of(model))
     calibration = bundle.calibrate(model, network, samples)
     offered = [p.cut for p in cuts.find(network) if p.offered and p.cut.kind == "inside"]

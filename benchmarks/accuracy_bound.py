@@ -30,10 +30,9 @@ from benchmarks.report import parser, quiet, report
 from calibration.accuracy import evaluation, trials
 from calibration.bundle import bundle as bundles
 from calibration.bundle.bundle import Bundle
-from calibration.importing import importer
 from calibration.samples.samples import Samples, open_samples
-from edge_server.planner import Level, Pick, Power, Request, Table, choose, precompute
-from edge_server.planning.pattern_tables import DROPS, table_of
+from edge_server.planner import Level, Pick, PowerDraw, Query, Table, choose, precompute
+from edge_server.planning.pattern_tables import DROPS, build_table
 from splitedge import errors
 from splitedge.head import segment as seg
 from splitedge.head.executor import Head
@@ -79,7 +78,7 @@ class Subject:
 
     def measure(self, table: Table, pick: Pick) -> Bools:
         """Which samples the plan has right."""
-        key = plan_of(table, pick.place, pick.pattern, pick.codec)
+        key = plan_of(table, pick.option, pick.pattern, pick.codec)
         if key not in self.known:
             found = outputs(self.bundle, key, self.task.evaluated)
             self.known[key] = evaluation.top1(found) == self.task.evaluated.classes
@@ -100,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if name == OURS:
                     pairs[task.name] = [(one.expected, one.lost, one.low, one.high) for one in found]
     notes = [
-        "drops in points of top-1; a fold's drop is held against the demand, the whole evaluation data's against the expected"
+        "drops are points of top-1; the demand bounds the drop of each fold, the error compares the expected drop with the drop on all evaluation data"
     ]
     report("The accuracy bound", rows, summary(rows), options.json, notes)
     if options.plot:
@@ -131,11 +130,13 @@ def photo_task(options: argparse.Namespace) -> Task:
     """EfficientNet-Lite0 and the photographs of ``options``, of which every other calibrates. Raises `errors.UsageError` without labels."""
     photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels)
     if photos.classes is None:
-        raise errors.UsageError("accuracy needs labels; give --labels with a CSV of file name and class index")
+        raise errors.UsageError(
+            "accuracy needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+        )
     held = photos[1::2]
     return Task(
         "lite0",
-        lambda: importer.load(models.LITE0, models.LITE0_SHAPE),
+        lambda: models.load("lite0"),
         photos[::2],
         held,
         len(held) // PHOTO_FOLDS,
@@ -168,17 +169,17 @@ def calibrated(name: str, model: Callable[[], onnx.ModelProto], samples: Samples
 
 def mean_rule(bundle: Bundle) -> Table:
     """Patterns for QPART's bound."""
-    places = table_of(bundle).places
+    options = build_table(bundle).options
     levels: list[Level] = []
     for drop in DROPS:
         noise = bundle.accuracy.qpart(drop)
         if noise > (levels[-1].noise if levels else 0.0):
             levels.append(Level(drop, noise))
-    return precompute(bundle.name, places, levels)
+    return precompute(bundle.name, options, levels)
 
 
 OURS, QPARTS = "interval", "mean"
-RULES: Final[Mapping[str, Rule]] = {OURS: table_of, QPARTS: mean_rule}
+RULES: Final[Mapping[str, Rule]] = {OURS: build_table, QPARTS: mean_rule}
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def judge(subject: Subject, rule: Rule, random: np.random.Generator, count: int)
     """Up to ``count`` demands that can be met, each with its plan; and how many were asked."""
     table, asked = rule(subject.bundle), 0
     found: list[Verdict] = []
-    board = what_if.heads_ms([subject.bundle.header(place.cut.index) for place in table.places])
+    board = what_if.heads_ms([subject.bundle.header(option.cut.index) for option in table.options])
     folds = len(subject.right) // subject.task.fold
     while asked < ASKED and len(found) < count:
         asked += 1
@@ -211,7 +212,7 @@ def judge(subject: Subject, rule: Rule, random: np.random.Generator, count: int)
     return found, asked
 
 
-def _verdict(subject: Subject, table: Table, request: Request, pick: Pick, fold: slice) -> Verdict:
+def _verdict(subject: Subject, table: Table, request: Query, pick: Pick, fold: slice) -> Verdict:
     before, after = subject.right, subject.measure(table, pick)
     promised = subject.bundle.accuracy.at(pick.noise)
     return Verdict(
@@ -221,11 +222,11 @@ def _verdict(subject: Subject, table: Table, request: Request, pick: Pick, fold:
         promised.expected,
         promised.low,
         promised.high,
-        (pick.place, pick.pattern, pick.codec),
+        (pick.option, pick.pattern, pick.codec),
     )
 
 
-def draw(random: np.random.Generator, board: Sequence[float]) -> Request:
+def draw(random: np.random.Generator, board: Sequence[float]) -> Query:
     """A device, a link and a demand. ``board``: what the head of each place takes on a board, in any unit."""
 
     def between(limits: tuple[float, float]) -> float:
@@ -239,13 +240,17 @@ def draw(random: np.random.Generator, board: Sequence[float]) -> Request:
         frames=between(FRAMES),
     )
     link = LinkEstimate(between(ROUND_TRIP), between(UPLINK), between(UPLINK))
-    return Request(demand, link, tuple(ms * slower for ms in board), Power(between(WATTS), between(WATTS)))
+    return Query(demand, link, tuple(ms * slower for ms in board), PowerDraw(between(WATTS), between(WATTS)))
 
 
-def plan_of(table: Table, place: int, pattern: int, chosen: int | None) -> Plan:
+def plan_of(table: Table, option: int, pattern: int, chosen: int | None) -> Plan:
     """A candidate by the names that its bundle knows."""
-    made = None if chosen is None else table.places[place].codecs[chosen]
-    return table.places[place].cut.index, table.patterns[pattern].bits, None if made is None else (made.rule, made.bits)
+    made = None if chosen is None else table.options[option].codecs[chosen]
+    return (
+        table.options[option].cut.index,
+        table.patterns[pattern].bits,
+        None if made is None else (made.rule, made.bits),
+    )
 
 
 def outputs(bundle: Bundle, plan: Plan, samples: Samples) -> F32:
@@ -302,7 +307,9 @@ def plot(out: Path, pairs: Mapping[str, Sequence[tuple[float, float, float, floa
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise errors.UsageError("--plot needs matplotlib; install it with pip or leave --plot out") from error
+        raise errors.UsageError(
+            "--plot needs matplotlib; install it with pip or leave --plot out", reason="no-matplotlib"
+        ) from error
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.add_subplot(xlabel="predicted drop, points", ylabel="measured drop, points", aspect="equal")
     most = 0.5
@@ -316,7 +323,9 @@ def plot(out: Path, pairs: Mapping[str, Sequence[tuple[float, float, float, floa
     try:
         figure.savefig(out, format="png", dpi=150)
     except OSError as error:
-        raise errors.UsageError(f"{out} cannot be written ({error.strerror}); choose another file") from error
+        raise errors.UsageError(
+            f"{out} cannot be written ({error.strerror}); choose another file", reason="cannot-write"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from benchmarks.report import parser, report
 from calibration.accuracy import drop_model, evaluation
 from calibration.bundle.bundle import Bundle, runner
 from calibration.rounding.rounder import UNSEEN
-from edge_server.planning.pattern_tables import table_of
+from edge_server.planning.pattern_tables import build_table
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -97,7 +97,7 @@ def run(task: accuracy_bound.Task, plans: int) -> tuple[Answers, Answers]:
 
 def draw(bundle: Bundle, count: int) -> list[accuracy_bound.Plan]:
     """Candidates of the bundle's table, spread evenly over the logarithm of their noise."""
-    table, random = table_of(bundle), np.random.default_rng(0)
+    table, random = build_table(bundle), np.random.default_rng(0)
     noise = np.log(table.noise)
     wanted = random.permutation(np.linspace(noise.min(), noise.max(), count))
     found = []
@@ -106,7 +106,7 @@ def draw(bundle: Bundle, count: int) -> list[accuracy_bound.Plan]:
         i = int(random.choice(near))
         made = int(table.codec[i])
         found.append(
-            accuracy_bound.plan_of(table, int(table.place[i]), int(table.pattern[i]), None if made < 0 else made)
+            accuracy_bound.plan_of(table, int(table.option[i]), int(table.pattern[i]), None if made < 0 else made)
         )
     return found
 

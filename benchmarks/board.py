@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks.processes import reap
 from edge_agent import config
-from edge_agent.planning import negotiation
+from edge_agent.planning import streams
 from edge_agent.runtime.agent import Agent
 from splitedge import errors
 from splitedge.protocol.messages import Plan
@@ -188,8 +188,8 @@ async def _rush(agent: Agent, pictures: Pictures, count: int, at_once: int) -> d
 
 async def _outputs(agent: Agent, pictures: Pictures) -> list[str]:
     assert agent.plan is not None
-    engine = agent._active.engine  # type: ignore[union-attr]  # the plan's own head
-    async with negotiation.stream(agent.settings, agent.plan, 8, topk=0) as stream:
+    engine = agent._replanner.plan.engine  # type: ignore[union-attr]  # the plan's own head
+    async with streams.frame_stream(agent.settings, agent.plan, topk=0) as stream:
         sent = [engine.process(picture).payload for picture in pictures]
         return [bytes((await stream.send(payload, engine.codec)).payload).hex() for payload in sent]
 
@@ -211,7 +211,7 @@ async def _stream(agent: Agent, pictures: Pictures, begin: float, fps: float, co
         seen = []
         while time() < begin + count / fps:
             await asyncio.sleep(0.1)
-            if (link := agent.link()) is not None:
+            if (link := agent.status()["link"]) is not None:
                 seen.append([time() - begin, link["bits"], link["uplink_mbps"]])
         return seen
 

@@ -23,15 +23,14 @@ from benchmarks import cache, heads, known_boards, models
 from benchmarks.report import in_turn, parser, report, write
 from benchmarks.restricted import OURS
 from calibration.bundle import bundle
-from calibration.importing import cuts, importer
+from calibration.importing import cuts
 from calibration.importing.graph import Graph, tail_model
 from calibration.lowering import layers
 from calibration.lowering.lower import lower
 from calibration.samples.samples import Samples
 from device_profiles import known, measure, predict, schema
-from edge_server import planner
-from edge_server.planner import MODES, CutCodec, Level, Pick, Request, choose, precompute
-from edge_server.planning.device_plan import energy_source, power_of, stage_ns_of
+from edge_server.planner import MODES, CutCodec, CutOption, Level, Pick, Query, choose, precompute
+from edge_server.planning.plan_message import codec_stage_ns, energy_source, power_draw
 from kernels import isa, peak
 from splitedge.codec import packed_bytes
 from splitedge.head import load
@@ -74,7 +73,7 @@ def main() -> None:
     found = places(9 if not arguments.quick else 3)
     profiles = {name: known.load(name) for name in known.names()}
     notes = [
-        "predictions for boards that nobody measured; misses of the inner caches and throttling are left out: expect the boards to be slower",
+        "nobody measured these boards; the prediction models no misses of the inner caches and no throttling, so expect the boards to be slower",
         f"{WEIGHT_BITS}-bit heads, {CUT_BITS} bits at the cut, the input as JPEG at {JPEG_BITS} bit a value; accuracy is left out; the server is one core of this machine",
     ]
     head_rows = [head_row(name, profile, found) for name, profile in profiles.items()]
@@ -99,7 +98,7 @@ def places(runs: int = TAIL_RUNS) -> list[Place]:
     """All offered cuts of the network, the input and the output among them, by their index."""
     kept = cache.kept("boards", headers)
     described = msgspec.json.decode(kept["cuts.json"], type=list[Cut])
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+    model = models.load("lite0")
     graph = Graph.of(model)
     return [
         Place(cut, msgspec.json.decode(kept[f"{cut.index}.json"], type=seg.Header), tail_ms(model, graph, cut, runs)) for cut in described
@@ -108,7 +107,7 @@ def places(runs: int = TAIL_RUNS) -> list[Place]:
 
 def headers() -> Mapping[str, bytes]:
     """The offered cuts, and the header of the head up to each. Speed does not depend on the values, so calibration runs on noise."""
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+    model = models.load("lite0")
     network = layers.build(Graph.of(model))
     random = np.random.default_rng(1)
     noise = [random.normal(size=heads.SHAPE).astype(np.float32) for _ in range(2)]
@@ -154,14 +153,14 @@ def plan_row(
     return {
         "board": name, "is": "prediction", "Mbit/s up": f"{up:g}", "rtt ms": f"{rtt:g}", "mode": MODES[cut.kind],
         "cut after": cut.layer.lstrip("_"), "ms": chosen.total_ms, "all on server": server, "all on board": device,
-        "J a frame": f"{chosen.energy_j:.3f} ({energy_source(power_of(profile.power))})",
+        "J a frame": f"{chosen.energy_j:.3f} ({energy_source(power_draw(profile.power))})",
     }  # fmt: skip
 
 
 def best(profile: schema.DeviceProfile, found: list[Place], link: LinkEstimate) -> tuple[Pick, Cut]:
     """The planner's choice of the least time over the cuts ``found``, all of them taken as accurate as the float model."""
     sites = [
-        planner.Place(
+        CutOption(
             cut=p.cut,
             layers=(),
             codecs=codecs(p.cut),
@@ -172,9 +171,9 @@ def best(profile: schema.DeviceProfile, found: list[Place], link: LinkEstimate) 
     ]  # fmt: skip
     table = precompute("lite0", sites, [Level(1.0, 1.0)])
     heads_ms = tuple(predict.head_ms(p.header, profile) for p in found)
-    asked = Request(Demand(), link, heads_ms, power_of(profile.power), stage_ns=stage_ns_of(profile))
+    asked = Query(Demand(), link, heads_ms, power_draw(profile.power), stage_ns=codec_stage_ns(profile))
     pick = choose(table, asked)
-    return pick, table.places[pick.place].cut
+    return pick, table.options[pick.option].cut
 
 
 def codecs(cut: Cut) -> tuple[CutCodec, ...]:

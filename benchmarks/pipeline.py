@@ -39,7 +39,7 @@ from benchmarks.report import photo_parser, report
 from benchmarks.slower import PREFIX, slower
 from calibration.bundle.bundle import Bundle
 from edge_agent.runtime.engine import Engine
-from edge_server.store.catalog import Catalog
+from edge_server.planning.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import codec
 from splitedge.protocol.messages import Demand, Plan
@@ -104,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 NOTES: Final = [
-    "ms: predicted of the first board, its link, the second board, its link, the server; the slowest bounds the rate",
-    "the prediction counts what frames take on each board, as it measured that, links and tail",
+    "ms: prediction for the first board, its link, the second board, its link, and the server; the slowest bounds the rate",
+    "the prediction includes what frames take on each board (as the board measured it), the links and the tail",
 ]
 
 
@@ -229,7 +229,7 @@ def in_one_process(store: Path, plan: Plan, pictures: Sequence[NDArray[np.uint8]
         bundle = catalog.bundle(plan.model)
         last, bits = plan, _bits(opened, bundle, plan)
         while last.stage is not None and last.stage.downstream:
-            last = opened.plan(last.stage.downstream)
+            last = opened.plans.get(last.stage.downstream)
             bits |= _bits(opened, bundle, last)
         whole = bundle.segment(last.cut.index, bits)
         one = msgspec.structs.replace(plan, cut=last.cut, ladder=last.ladder, rungs=last.rungs, codec=last.codec)
@@ -241,7 +241,7 @@ def in_one_process(store: Path, plan: Plan, pictures: Sequence[NDArray[np.uint8]
 
 def _bits(store: Store, bundle: Bundle, plan: Plan) -> dict[str, int]:
     """Of the layers of the segment of ``plan``."""
-    start, cut, bits = store.segments_named(bundle.sha256, [plan.segment.sha256])[plan.segment.sha256]
+    start, cut, bits = store.segments.known(bundle.sha256, [plan.segment.sha256])[plan.segment.sha256]
     return dict(zip(bundle.weight_layers(cut, start), bits, strict=True))
 
 
@@ -253,7 +253,7 @@ def _shape(network: Network, setting: Setting) -> None:
 
 def _token(store: Path) -> str:
     with Store(store) as opened:
-        return opened.add_token(f"pipeline-{time.time_ns()}")
+        return opened.tokens.add(f"pipeline-{time.time_ns()}")
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ from benchmarks.report import parser, report
 from calibration.rounding.rounder import RATES
 from edge_server.planner import (
     CutCodec,
-    Layer,
+    CutOption,
     Level,
     Pick,
-    Place,
-    Power,
-    Request,
+    PowerDraw,
+    Query,
     Table,
+    WeightLayer,
     allocate,
     choose,
     closed_form,
@@ -79,11 +79,11 @@ def main() -> None:
     budgets, devices = (6, 200) if arguments.quick else (40, DEVICES)
     rows = [row(name, count, budgets, devices) for count in counts for name in ("EfficientNet", "ResNet")]
     notes = [
-        "pairs of pattern and codec are weighed; closed, uniform: bytes more than the optimum",
-        "same widths: more than the optimum without the even grids, which closed and uniform do not know",
-        f"{budgets} noise budgets and {devices} devices for each network; every answer passed the verifier, which choice + check counts",
-        "refused: demands that nothing meets, in per cent; what each refusal says to allow was enough",
-        f"MILPs: budgets that HiGHS solved within {MILP_SECONDS:.0f} s and really kept; it keeps a constraint to a tolerance only",
+        "pairs: pairs of pattern and codec that are weighed; closed, uniform: bytes above the optimum",
+        "same widths: bytes above the optimum without even grids, which closed and uniform do not use",
+        f"{budgets} noise budgets and {devices} devices for each network; the verifier passed every answer, and choice + check includes its time",
+        "refused: demands that no plan meets; the relaxation that each refusal suggests was sufficient",
+        f"MILPs: budgets that HiGHS solved within {MILP_SECONDS:.0f} s within the constraint; it keeps constraints only to a tolerance",
     ]
     if arguments.quick:
         notes.append(f"left out by --quick: networks of {' and '.join(map(str, LAYERS[2:]))} layers")
@@ -97,7 +97,7 @@ def row(name: str, count: int, budgets: int, devices: int) -> dict[str, Any]:
     layers = with_noise(made, rng)
     scratch, gaps = allocations(layers, budgets)
     start = time.perf_counter()
-    table = precompute(name, places(made, layers, rng), levels(layers))
+    table = precompute(name, options(made, layers, rng), levels(layers))
     offline = time.perf_counter() - start
     plans, checked = online(table, [request(table, rng) for _ in range(devices)])
     return {
@@ -139,7 +139,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 # --- bits at one budget ---------------------------------------------------------------------------------------------
 
 
-def allocations(layers: Sequence[Layer], budgets: int) -> tuple[list[float], dict[str, float]]:
+def allocations(layers: Sequence[WeightLayer], budgets: int) -> tuple[list[float], dict[str, float]]:
     """Milliseconds of each allocation, and the gaps of ours and of the baselines in per cent."""
     low, high = (sum(layer.noise[WIDTHS.index(bits)] for layer in layers) for bits in (8, 2))
     times: list[float] = []
@@ -163,12 +163,12 @@ def allocations(layers: Sequence[Layer], budgets: int) -> tuple[list[float], dic
     return times, {"MILPs": len(theirs), "gap %": max(theirs, default=math.nan), **means}
 
 
-def same_widths(layer: Layer) -> Layer:
+def same_widths(layer: WeightLayer) -> WeightLayer:
     """``layer`` without its even grids."""
     return dataclasses.replace(layer, noise=layer.noise[: len(WIDTHS)], coded=layer.coded[: len(WIDTHS)])
 
 
-def highs(layers: Sequence[Layer], budget: float) -> list[int]:
+def highs(layers: Sequence[WeightLayer], budget: float) -> list[int]:
     """The bytes of HiGHS's optimum; none where it takes too long, or keeps the budget only to its tolerance."""
     cost = np.array([layer.sizes for layer in layers])
     noise = np.array([layer.noise for layer in layers])
@@ -187,7 +187,7 @@ def gap(more: int, best: int) -> float:
 # --- plans with patterns in memory ----------------------------------------------------------------------------------
 
 
-def online(table: Table, requests: Sequence[Request]) -> tuple[list[float], list[float]]:
+def online(table: Table, requests: Sequence[Query]) -> tuple[list[float], list[float]]:
     """Milliseconds of each plan, and of each with its check; none of the demands that nothing meets."""
     for asked in requests[:20]:
         answer(table, asked)
@@ -205,7 +205,7 @@ def online(table: Table, requests: Sequence[Request]) -> tuple[list[float], list
     return times, checked
 
 
-def answer(table: Table, asked: Request) -> Pick | errors.InfeasibleError:
+def answer(table: Table, asked: Query) -> Pick | errors.InfeasibleError:
     """The plan, or why there is none."""
     try:
         return choose(table, asked)
@@ -213,7 +213,7 @@ def answer(table: Table, asked: Request) -> Pick | errors.InfeasibleError:
         return error
 
 
-def relaxed(asked: Request, refusal: errors.InfeasibleError) -> list[Request]:
+def relaxed(asked: Query, refusal: errors.InfeasibleError) -> list[Query]:
     """``asked`` as the refusal says to ask: with all that it names, or each of it alone."""
     nearest = {
         name: value * {"min_rate_fps": 1 - 1e-9}.get(name, 1.0) if isinstance(value, float) else value
@@ -222,18 +222,18 @@ def relaxed(asked: Request, refusal: errors.InfeasibleError) -> list[Request]:
     return [_with(asked, nearest)] if refusal.data["all_of"] else [_with(asked, {n: v}) for n, v in nearest.items()]
 
 
-def _with(asked: Request, values: dict[str, Any]) -> Request:
+def _with(asked: Query, values: dict[str, Any]) -> Query:
     memory = values.pop("memory", asked.memory_bytes)
     return dataclasses.replace(asked, memory_bytes=memory, demand=msgspec.structs.replace(asked.demand, **values))
 
 
-def request(table: Table, rng: np.random.Generator) -> Request:
+def request(table: Table, rng: np.random.Generator) -> Query:
     """A device between a microcontroller's big brother and a fast board, its link, its demand, and a segment that it may hold."""
     speed, rate = np.exp(rng.uniform(np.log(2.0), np.log(500.0))), np.exp(rng.uniform(np.log(0.25), np.log(1000.0)))
-    works = np.array([sum(layer.weights for layer in place.layers) for place in table.places]) / 1e5
+    works = np.array([sum(layer.weights for layer in option.layers) for option in table.options]) / 1e5
     weights = Weights(time=1.0, energy=float(rng.choice([0.0, 0.2])), cost=float(rng.choice([0.0, 0.5])))
     drop = float(rng.uniform(DROPS[0], DROPS[-1]))
-    return Request(
+    return Query(
         demand=Demand(
             max_drop_points=drop,
             weights=weights,
@@ -244,7 +244,7 @@ def request(table: Table, rng: np.random.Generator) -> Request:
         ),
         link=LinkEstimate(float(rng.uniform(1, 200)), float(rate), float(rate * 2)),
         head_ms=tuple((works * 50 / speed).tolist()),
-        power=Power(5.0, 3.0),
+        power=PowerDraw(5.0, 3.0),
         memory_bytes=int(rng.choice([2**22, 2**28])) if rng.random() < 0.5 else None,
         queue_ms=float(rng.exponential(2.0)),
         held=frozenset(rng.choice(len(table.patterns), 2).tolist()) if rng.random() < 0.5 else frozenset(),
@@ -301,7 +301,7 @@ def residual(count: int) -> list[Made]:
     return [*made, (2048 * 1000, 1000)]
 
 
-def with_noise(made: Sequence[Made], rng: np.random.Generator) -> list[Layer]:
+def with_noise(made: Sequence[Made], rng: np.random.Generator) -> list[WeightLayer]:
     """Noise p 4^-b as measured: p spread over two decades, smaller layers more sensitive, each width a few per cent off, 2 bits worse than the fit.
 
     An even grid has the noise of a quarter of a bit more than it takes.
@@ -313,17 +313,17 @@ def with_noise(made: Sequence[Made], rng: np.random.Generator) -> list[Layer]:
         noise = np.maximum.accumulate((p * 4.0 ** -np.array(WIDTHS) * wobble)[::-1])[::-1]
         even = p * 4.0 ** -(np.array(RATES) + 0.25) * np.exp(rng.normal(0, 0.05, len(RATES)))
         sizes = [packed_bytes(weights, bits) for bits in WIDTHS] + [round(weights * rate / 8) + 40 for rate in RATES]
-        layers.append(Layer(f"layer{i}", weights, (*noise.tolist(), *even.tolist()), tuple(sizes)))
+        layers.append(WeightLayer(f"layer{i}", weights, (*noise.tolist(), *even.tolist()), tuple(sizes)))
     return layers
 
 
-def levels(layers: Sequence[Layer]) -> list[Level]:
+def levels(layers: Sequence[WeightLayer]) -> list[Level]:
     """From the noise of 7 bits everywhere to that of 3, as the drop allows."""
     low, high = (sum(layer.noise[WIDTHS.index(bits)] for layer in layers) for bits in (7, 3))
     return [Level(drop, low * (high / low) ** (i / (len(DROPS) - 1))) for i, drop in enumerate(DROPS)]
 
 
-def places(made: Sequence[Made], layers: Sequence[Layer], rng: np.random.Generator) -> list[Place]:
+def options(made: Sequence[Made], layers: Sequence[WeightLayer], rng: np.random.Generator) -> list[CutOption]:
     """The input, cuts spread over the layers, and the output."""
     ends = sorted({round(end) for end in np.linspace(0, len(made), CUTS)})
     total = sum(weights for weights, _ in made)
@@ -337,7 +337,7 @@ def places(made: Sequence[Made], layers: Sequence[Layer], rng: np.random.Generat
         codecs = () if kind == "output" else cut_codecs(values, scale * float(np.exp(rng.normal(-2, 1))))
         inside = frozenset(layer.name for layer in layers[:end])
         found.append(
-            Place(
+            CutOption(
                 cut, tuple(layers[:end]), codecs, 10.0 * (1 - held / total), 2 * held + values, inside, False, 300 * end
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,18 +14,19 @@ PORT: Final = 8470
 
 
 @contextmanager
-def serving(store: Path, prefix: Sequence[str], address: str) -> Iterator[None]:
-    """`edge-server serve` at ``address`` and `PORT`, once it is ready. ``prefix``: what begins its command (a namespace, a core)."""
+def serving(store: Path, prefix: Sequence[str] = (), address: str = "127.0.0.1", port: int = PORT) -> Iterator[int]:
+    """`edge-server serve` at ``address``, once it is ready; yields its port. ``prefix``: what begins its command (a namespace, a core). ``port`` 0: a free one."""
     command = [*prefix, sys.executable, "-m", "edge_server", "serve"]
-    options = ["--host", address, "--port", str(PORT), "--insecure", "--store", str(store)]
+    options = ["--host", address, "--port", str(port), "--insecure", "--quiet", "--store", str(store)]
     root = Path(__file__).resolve().parent.parent
     process = subprocess.Popen([*command, *options], cwd=root, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         with process.stdout as lines:
-            if "ready" not in lines.readline():
+            ready = re.search(r"ready on \S+:(\d+)$", lines.readline().strip())
+            if ready is None:
                 sys.exit("the server did not start; look at its message above")
-            yield
+            yield int(ready[1])
     finally:
         process.terminate()
         reap(process)

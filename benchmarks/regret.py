@@ -30,13 +30,15 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Final
 
+from benchmarks import lite0
 from benchmarks.board import Board, Timings
 from benchmarks.cache import fingerprint
 from benchmarks.links import RATES, ROUND_TRIPS, Network
-from benchmarks.models import LITE0, LITE0_PREPROCESS
+from benchmarks.models import LITE0_PREPROCESS
 from benchmarks.processes import PORT, serving
 from benchmarks.report import photo_parser, report
 from benchmarks.slower import PREFIX, slower
+from edge_agent.planning.downloads import DOWNLOADING
 from kernels.jit import cache_base
 from splitedge import errors, limits
 from splitedge.protocol.messages import Plan, Prediction
@@ -54,7 +56,7 @@ LEAST_TURNS: Final = 3  # for a spread
 SECONDS, QUICK_SECONDS = 8.0, 4.0  # for the frames at one link
 TRIES: Final = 5  # to have a plan
 UNTRUE: Final = 0.05  # a frame's time so far off its prediction is worth a new plan
-RENEWALS: Final = limits.LOOKS  # so many are
+RENEWALS: Final = limits.MISMATCH_REPLANS  # so many are
 HOPELESS: Final = 1.5  # a plan so many times slower than the best after a turn is not run again
 
 
@@ -133,10 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 NOTES: Final = [
-    "ms: median of a frame without preprocessing; a figure of a hopeless plan is of few frames",
-    "noise: between turns of the same plan; a regret below it says nothing",
-    "parts: predicted (? where that codec was not weighed beside the choice) / measured ms on the device (head, encoding), of transfer (link), on the server (queue, tail), and elsewhere in the agent; -: of a hopeless plan one frame was enough",
-    "where the choice is all on the device or all on the server, one run serves both",
+    "ms: median time of a frame without preprocessing; a plan that is far slower than the others runs few frames",
+    "noise: the spread between turns of one plan; a regret below it means nothing",
+    "parts: predicted / measured ms on the device (head, encoding), of the transfer, on the server (queue, tail), and elsewhere in the agent; ?: this codec was not weighed; -: a far slower plan ran one frame",
+    "if the choice is all on the device or all on the server, one run serves for both",
 ]
 
 
@@ -193,7 +195,7 @@ def negotiate(board: Board, name: str, network: Network, mbps: float, rtt: float
     """The plan of the agent ``name`` over the link as it is. The segment is fetched over a better one: no frame waits for it."""
 
     def on_step(text: str) -> None:
-        if text == "downloading the segment":
+        if text == DOWNLOADING:
             network.link(BOARD, SERVER, mbps=1000, rtt_ms=1)
         elif text == "preparing the head":
             network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
@@ -331,7 +333,7 @@ def bundle_store(given: argparse.Namespace) -> Path:
         spec = LITE0_PREPROCESS
         options = ["--labels", given.labels] if given.labels else []
         _command(
-            place, "add", LITE0, "--name", MODEL, "--images", str(given.images), *options, "--samples", str(SAMPLES),
+            place, "add", lite0.file(), "--name", MODEL, "--images", str(given.images), *options, "--samples", str(SAMPLES),
             "--size", str(spec.shape[0]), "--resize", str(spec.resize), "--mean", str(spec.mean[0]), "--std", str(spec.std[0]),
         )  # fmt: skip
         (place / "ready").touch()

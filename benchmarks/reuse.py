@@ -28,7 +28,7 @@ from benchmarks.report import in_turn, photo_parser, report
 from calibration.accuracy import evaluation
 from calibration.samples.samples import Samples, evenly, open_samples
 from edge_agent.config import ReuseConfig
-from edge_agent.runtime.answer_reuse import Reuse
+from edge_agent.runtime.answer_reuse import AnswerReuse
 from splitedge import codec, errors
 from splitedge.head.answers import Answered
 from splitedge.head.preprocess import code_table, load_image, normalise, pixels_to_codes
@@ -136,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quick = options.quick
     photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if quick else None)
     if photos.classes is None:
-        raise errors.UsageError("reuse needs labels; give --labels with a CSV of file name and class index")
+        raise errors.UsageError(
+            "reuse needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+        )
     split = prepare(photos[::2], (MIDDLE,) if quick else PLACES)
     held = photos[1::2]
     names = QUICK_STREAMS if quick else tuple(STREAMS)
@@ -150,8 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for threshold in THRESHOLDS
         ]
     notes = [
-        f"{len(scenes)} scenes of {FRAMES} frames, {RATE:g} a second, answers {LATENCY} frames later: of a hundred frames "
-        f"{100 * (1 - LATENCY / FRAMES):.0f} need not be sent at most",
+        f"{len(scenes)} scenes of {FRAMES} frames, {RATE:g} a second, answers {LATENCY} frames later: at most "
+        f"{100 * (1 - LATENCY / FRAMES):.0f} of a hundred frames need not be sent",
     ]
     figures = summary(rows, split.layers[-1]) | speed(split, stream.codes[-1])
     report("Answers that serve twice, EfficientNet-Lite0 split", rows, figures, options.json, notes)
@@ -203,15 +205,15 @@ def _answers(split: Split, place: int, codes: U8) -> I64:
 
 def sources(codes: U8, config: ReuseConfig) -> I64:
     """Of each frame the number of the frame whose answer it gets: its own where it is sent."""
-    reuse, on_way, found = Reuse(config), deque[Any](), []
+    reuse, on_way, found = AnswerReuse(config), deque[Any](), []
     for i, frame in enumerate(codes):
         while on_way and on_way[0].number <= i - LATENCY:
             done = on_way.popleft()
             reuse.keep(done, Answered(((done.number, 1.0),)), 1)
-        seen = reuse.look(frame, i / RATE)
-        if seen.kept is None:
+        seen = reuse.compare(frame, i / RATE)
+        if seen.reused is None:
             on_way.append(seen)
-        found.append(i if seen.kept is None else seen.kept.answer.pairs[0][0])
+        found.append(i if seen.reused is None else seen.reused.answer.pairs[0][0])
     return np.array(found)
 
 
@@ -250,11 +252,11 @@ def speed(split: Split, codes: U8) -> dict[str, float]:
     own = spot.quantization
     assert own is not None
     made = histogram.fit(split.rules[spot.index, SUMMARY_BITS], SUMMARY_BITS)
-    reuse = Reuse(ReuseConfig(threshold=1.0, max_run=1_000_000))
-    reuse.keep(reuse.look(codes[0], 0.0), Answered(()), 0)
+    reuse = AnswerReuse(ReuseConfig(threshold=1.0, max_run=1_000_000))
+    reuse.keep(reuse.compare(codes[0], 0.0), Answered(()), 0)
     times = in_turn(
         {
-            "compare": lambda: reuse.look(codes[1], 0.0),
+            "compare": lambda: reuse.compare(codes[1], 0.0),
             "encode": lambda: codec.encode_codes(codes[1], own.scale, own.zero_point, made),
         },
         200,

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -27,14 +27,17 @@ LITERT: Final = "LiteRT int8"
 SAMPLES: Final = 8
 
 
-def quantized(model: onnx.ModelProto) -> dict[str, bytes]:
-    """``model`` at batch 1 as it is (`FLOAT`) and as QDQ with weights per channel (`INT8`), calibrated on noise: ONNX files by rival."""
+def quantized(model: onnx.ModelProto, samples: Iterable[NDArray[np.float32]] = ()) -> dict[str, bytes]:
+    """``model`` at batch 1 as it is (`FLOAT`) and as QDQ with weights per channel (`INT8`): ONNX files by rival.
+
+    ``samples``: inputs [1, ...] to calibrate on; without them noise, which is enough where only speed counts.
+    """
     with _folder() as (plain, target):
         onnx.save(with_batch(model, 1), plain)
         quantize_static(
             str(plain),
             str(target),
-            _Noise(Graph.of(model)),
+            _Reader(Graph.of(model), samples),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -134,10 +137,11 @@ def _folder() -> Iterator[tuple[Path, Path]]:
         ort.set_default_logger_severity(2)
 
 
-class _Noise(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, graph: Graph) -> None:
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, graph: Graph, samples: Iterable[NDArray[np.float32]]) -> None:
         random, shape = np.random.default_rng(1), (1, *graph.shapes[graph.input][1:])
-        self._frames = iter([{graph.input: random.normal(size=shape).astype(np.float32)} for _ in range(SAMPLES)])
+        frames = list(samples) or [random.normal(size=shape).astype(np.float32) for _ in range(SAMPLES)]
+        self._frames = iter([{graph.input: frame} for frame in frames])
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         return next(self._frames, None)

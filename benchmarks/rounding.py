@@ -30,7 +30,7 @@ from benchmarks import equalization, fashion, models
 from benchmarks.report import photo_parser, quiet, report
 from calibration.accuracy import evaluation
 from calibration.bundle import bundle
-from calibration.importing import cuts, importer
+from calibration.importing import cuts
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.lowering.layers import Weighted
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scaled, pairs = equalize(model, ready, calibrating, widths)
         rows += [{"network": name, **row} for row in measure(ready, scaled, held, own)]
         notes.append(
-            f"{name}: {len(calibrating)} samples calibrate, figures are of {len(held)} others; equalized are {pairs} pairs of layers"
+            f"{name}: {len(calibrating)} samples calibrate, the figures come from {len(held)} others; {pairs} pairs of layers are equalized"
         )
     report("Rounding of weights", rows, summary(rows), options.json, notes)
 
@@ -102,10 +102,12 @@ def _case(name: str, options: argparse.Namespace) -> tuple[onnx.ModelProto, Samp
             options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if options.quick else None
         )
         if photos.classes is None:
-            raise errors.UsageError("rounding needs labels; give --labels with a CSV of file name and class index")
+            raise errors.UsageError(
+                "rounding needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+            )
         return lite0(), photos[::2], photos[1::2]
     if name not in fashion.NETWORKS:
-        raise errors.UsageError(f"--networks knows no {name}: give lite0, cnn or both")
+        raise errors.UsageError(f"--networks knows no {name}: give lite0, cnn or both", reason="unknown-network")
     data, few = fashion.load(options.fashion), QUICK_IMAGES if options.quick else None
     return (
         fashion.network(name, data),
@@ -115,7 +117,7 @@ def _case(name: str, options: argparse.Namespace) -> tuple[onnx.ModelProto, Samp
 
 
 def lite0() -> onnx.ModelProto:
-    return importer.load(models.LITE0, models.LITE0_SHAPE)
+    return models.load("lite0")
 
 
 def prepare(model: onnx.ModelProto, samples: Samples, places: Sequence[float], widths: Sequence[int]) -> Network:

@@ -110,9 +110,8 @@ def _run(arguments: Sequence[str], cache: Path) -> str:
 
 def _lite0() -> bytes:
     from benchmarks import heads, models  # with torch and ONNX Runtime, which the functions above do without
-    from calibration.importing import importer
 
-    return heads.our_segment(importer.load(models.LITE0, models.LITE0_SHAPE), heads.SHAPE, 8)
+    return heads.our_segment(models.load("lite0"), heads.SHAPE, 8)
 
 
 if __name__ == "__main__":

@@ -58,10 +58,13 @@ def convolution(
     Raises `UsageError` for a depthwise one that changes the number of channels, and for a chain of one that changes the shape.
     """
     if depthwise and channels != out_channels:
-        raise UsageError("a depthwise convolution keeps its channels; give as many out as in")
+        raise UsageError(
+            "a depthwise convolution keeps its channels; give as many out as in", reason="depthwise-channels"
+        )
     if chain > 1 and (stride != 1 or channels != out_channels):
         raise UsageError(
-            "only a convolution that keeps its shape can be chained; use stride 1 and as many channels out as in"
+            "only a convolution that keeps its shape can be chained; use stride 1 and as many channels out as in",
+            reason="chain",
         )
     random, model = np.random.default_rng(0), _Model()
     depth = 1 if depthwise else channels
@@ -102,7 +105,8 @@ class _Translation:
         for i, op in enumerate(self.header.ops):
             if not self._has_form(op):
                 raise ModelError(
-                    f"operator {op.name!r} has no form in .tflite here; compare this network with ONNX Runtime only"
+                    f"operator {op.name!r} has no form in .tflite here; compare this network with ONNX Runtime only",
+                    reason="no-tflite-form",
                 )
             if isinstance(op, seg.Conv):
                 self._conv(op, self.weights[i])

@@ -1,4 +1,4 @@
-"""What a board can do: the schema, the measurement, predictions from it, and the table for people."""
+"""What a board can do: the profile's schema, its measurement, predictions from it, and a table of it."""
 
 from device_profiles.measure import measure
 from device_profiles.render import table

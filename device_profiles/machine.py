@@ -1,6 +1,6 @@
-"""What the system says of itself, read from /proc and /sys. Every function takes the root of the file tree, so a test can lay out a board.
+"""Facts about the system from /proc and /sys. Every function takes the root of the tree, so a test can lay out a board.
 
-A value that the system does not give is None (or empty), never a guess.
+A value that the system does not provide is None or empty, never a guess.
 """
 
 from __future__ import annotations
@@ -23,30 +23,59 @@ _MAX_TEXT = 1 << 20  # /proc/cpuinfo of a machine with 256 cores is 400 KiB
 
 T = TypeVar("T", int, float)
 
-# Arm's "MIDR" part numbers, by implementer, as in the CPUs' technical reference manuals.
+# Implementer and part number (MIDR) of Arm cores, from the CPUs' technical reference manuals.
 _ARM_PARTS = {
-    ("0x41", "0xd03"): "Cortex-A53", ("0x41", "0xd04"): "Cortex-A35", ("0x41", "0xd05"): "Cortex-A55",
-    ("0x41", "0xd07"): "Cortex-A57", ("0x41", "0xd08"): "Cortex-A72", ("0x41", "0xd09"): "Cortex-A73",
-    ("0x41", "0xd0a"): "Cortex-A75", ("0x41", "0xd0b"): "Cortex-A76", ("0x41", "0xd0c"): "Neoverse-N1",
-    ("0x41", "0xd0d"): "Cortex-A77", ("0x41", "0xd40"): "Neoverse-V1", ("0x41", "0xd41"): "Cortex-A78",
-    ("0x41", "0xd42"): "Cortex-A78AE", ("0x41", "0xd44"): "Cortex-X1", ("0x41", "0xd46"): "Cortex-A510",
-    ("0x41", "0xd47"): "Cortex-A710", ("0x41", "0xd49"): "Neoverse-N2", ("0x41", "0xd4d"): "Cortex-A715",
-    ("0x41", "0xd4f"): "Neoverse-V2", ("0x4e", "0x003"): "NVIDIA Denver 2", ("0x4e", "0x004"): "NVIDIA Carmel",
-}  # fmt: skip
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd04"): "Cortex-A35",
+    ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd09"): "Cortex-A73",
+    ("0x41", "0xd0a"): "Cortex-A75",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd0d"): "Cortex-A77",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd41"): "Cortex-A78",
+    ("0x41", "0xd42"): "Cortex-A78AE",
+    ("0x41", "0xd44"): "Cortex-X1",
+    ("0x41", "0xd46"): "Cortex-A510",
+    ("0x41", "0xd47"): "Cortex-A710",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4d"): "Cortex-A715",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+    ("0x4e", "0x003"): "NVIDIA Denver 2",
+    ("0x4e", "0x004"): "NVIDIA Carmel",
+}
 
-# What the kernel calls it -> what it is called here; only what matters to integer kernels.
+# Instruction sets that integer kernels can use: the flag in /proc/cpuinfo -> the name in a profile.
 _FLAGS = {
-    "sse4_2": "sse4.2", "avx": "avx", "avx2": "avx2", "fma": "fma", "avx_vnni": "avx-vnni", "avx512f": "avx512f",
-    "avx512bw": "avx512bw", "avx512dq": "avx512dq", "avx512vl": "avx512vl", "avx512_vnni": "avx512vnni", "amx_int8": "amx-int8",
-    "neon": "neon", "asimd": "neon", "asimdhp": "fp16", "asimddp": "dotprod", "i8mm": "i8mm", "sve": "sve", "sve2": "sve2",
-}  # fmt: skip
+    "sse4_2": "sse4.2",
+    "avx": "avx",
+    "avx2": "avx2",
+    "fma": "fma",
+    "avx_vnni": "avx-vnni",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl",
+    "avx512_vnni": "avx512vnni",
+    "amx_int8": "amx-int8",
+    "neon": "neon",
+    "asimd": "neon",
+    "asimdhp": "fp16",
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+    "sve": "sve",
+    "sve2": "sve2",
+}
 
-# Bits of the Raspberry Pi firmware's get_throttled; the same bit + 16 means "since boot".
+# Bits of the Raspberry Pi firmware's get_throttled; bit + 16 means "since boot".
 _PI_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 
 
 def machine(isa: str, root: Path = ROOT) -> tuple[Machine, dict[str, str]]:
-    """The machine, and what could not be found out with the reason. ``isa`` is the instruction set that the kernels use."""
+    """The machine, and the reason for each unknown value. ``isa``: the instruction set in use."""
     memory = _meminfo(root)
     limit = _cgroup_least(root, "memory.max", _bytes_limit)
     total = memory.get("MemTotal", 0)
@@ -71,16 +100,16 @@ def machine(isa: str, root: Path = ROOT) -> tuple[Machine, dict[str, str]]:
 
 
 def condition(root: Path = ROOT) -> tuple[Condition, dict[str, str]]:
-    """Clock, temperature and throttling at this moment, and what could not be found out with the reason."""
+    """Current clock, temperature and throttling, and the reason for each unknown value."""
     now, most = clock(root)
     found = Condition(mhz_now=now, mhz_max=most, temperature_c=temperature(root), throttling=throttling(root))
     gaps = {
-        "clock now": (now, "the system shows no current clock"),
-        "clock max": (most, "the system shows no frequency scaling (usual in a virtual machine)"),
-        "temperature": (found.temperature_c, "the system shows no thermal zone of the processor"),
+        "clock now": (now, "the system reports no current clock"),
+        "clock max": (most, "the system reports no frequency scaling (usual in a virtual machine)"),
+        "temperature": (found.temperature_c, "the system reports no thermal zone of the processor"),
         "throttling": (
             found.throttling,
-            "the system shows neither firmware flags, cooling devices nor throttle counters",
+            "the system reports neither firmware flags, cooling devices nor throttle counters",
         ),
     }
     return found, {what: why for what, (value, why) in gaps.items() if value is None}
@@ -95,7 +124,7 @@ def board(root: Path = ROOT) -> str | None:
 
 
 def cpu_name(root: Path = ROOT) -> str:
-    """The processor's name; on Arm the names of its cores with their numbers where they differ."""
+    """The processor's name; on Arm the names of its cores, with counts if they differ."""
     rows = _cpuinfo(root)
     names = Counter(_arm_core(row) for row in rows if "CPU part" in row)
     if len(names) == 1:
@@ -106,7 +135,7 @@ def cpu_name(root: Path = ROOT) -> str:
 
 
 def instruction_sets(root: Path = ROOT) -> list[str]:
-    """The instruction sets that every core has, of those that matter to integer kernels."""
+    """The instruction sets of `_FLAGS` that every core has."""
     each = [set((row.get("flags") or row.get("Features") or "").split()) for row in _cpuinfo(root)]
     each = [flags for flags in each if flags]
     common = set.intersection(*each) if each else set()
@@ -114,14 +143,14 @@ def instruction_sets(root: Path = ROOT) -> list[str]:
 
 
 def usable_threads(root: Path = ROOT) -> int:
-    """How many threads a head may use: the cores that this process may be scheduled on, no more than its control group's quota."""
+    """Threads that a head may use: the cores of this process, within its control group's quota."""
     cores = len(os.sched_getaffinity(0))
     quota = cpu_quota(root)
     return max(1, min(cores, limits.MAX_THREADS, int(quota) if quota else cores))
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
-    """Cores' worth of processor time that the control group (v2) and its parents allow, or None without a limit."""
+    """Cores of processor time that the control group (v2) and its parents allow; None without a limit."""
     return _cgroup_least(root, "cpu.max", _cores_limit)
 
 
@@ -134,7 +163,7 @@ def last_cache(root: Path = ROOT) -> int | None:
 
 
 def clock(root: Path = ROOT) -> tuple[float | None, float | None]:
-    """MHz now and at most, of the fastest core."""
+    """Current and maximum MHz of the fastest core."""
     now = _numbers(root, "sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")
     most = _numbers(root, "sys/devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq")
     shown = [float(row["cpu MHz"]) for row in _cpuinfo(root) if re.fullmatch(r"\d+(\.\d+)?", row.get("cpu MHz", ""))]
@@ -142,14 +171,14 @@ def clock(root: Path = ROOT) -> tuple[float | None, float | None]:
 
 
 def governors(root: Path = ROOT) -> dict[str, str]:
-    """What decides over the clock of the cores: each governor with the driver that obeys it; empty where the system shows none."""
+    """The governors of the cores' clocks, each with its driver; empty if the system reports none."""
     folders = _sorted(root, "sys/devices/system/cpu/cpu*/cpufreq")
     found = {_text(folder / "scaling_governor").strip(): _text(folder / "scaling_driver").strip() for folder in folders}
     return {governor: driver for governor, driver in found.items() if governor}
 
 
 def temperature(root: Path = ROOT) -> float | None:
-    """Degrees Celsius of the processor: the hottest of its thermal zones or hardware monitors."""
+    """Degrees Celsius of the processor's hottest thermal zone or hardware monitor."""
     zones = [(_text(zone / "type").strip(), zone / "temp") for zone in _sorted(root, "sys/class/thermal/thermal_zone*")]
     chips = [
         (_text(chip / "name").strip(), path)
@@ -162,7 +191,7 @@ def temperature(root: Path = ROOT) -> float | None:
 
 
 def throttling(root: Path = ROOT) -> Throttling | None:
-    """Whether the system slows the processor down, from the first source that knows: firmware, cooling devices, counters."""
+    """Whether the processor is throttled, from the first source of: firmware, cooling devices, counters."""
     return _pi_throttling(root) or _cooling(root) or _x86_counters(root)
 
 
@@ -175,9 +204,10 @@ def _pi_throttling(root: Path) -> Throttling | None:
     if root != ROOT or not (tool := shutil.which("vcgencmd")):
         return None
     try:
-        done = subprocess.run([tool, "get_throttled"], capture_output=True, text=True, timeout=2, check=False)  # noqa: S603
+        command = [tool, "get_throttled"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=2, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
-        return None  # said under "unmeasured"
+        return None  # `condition` gives the reason
     return _pi_flags(done.stdout.strip().removeprefix("throttled="), "vcgencmd get_throttled")
 
 
@@ -199,7 +229,7 @@ def _cooling(root: Path) -> Throttling | None:
     if not processors:
         return None
     events = [value for path in _sorted(root, "sys/class/hwmon/hwmon*/oc*_event_cnt") for value in _number(path)]
-    reasons = [f"{name} is cooling by a lower clock" for name, state in processors if state > 0]
+    reasons = [f"{name} lowers the clock" for name, state in processors if state > 0]
     reasons += [f"{sum(events)} over-current events since boot"] if sum(events) else []
     now = any(state > 0 for _, state in processors)
     return Throttling(now, bool(now or sum(events)) if events else None, reasons[:20], "thermal cooling devices")
@@ -220,11 +250,11 @@ def _x86_counters(root: Path) -> Throttling | None:
 
 def _machine_gaps(found: Machine, root: Path) -> dict[str, str]:
     gaps = {
-        "board": (found.board, "the firmware names neither a board nor a product"),
-        "last cache": (found.last_cache_bytes, "the system does not show its caches"),
+        "board": (found.board, "the firmware reports neither a board nor a product"),
+        "last cache": (found.last_cache_bytes, "the system does not report its caches"),
         "cpu quota": (
             found.cpu_quota is not None or (root / "sys/fs/cgroup/cgroup.controllers").exists() or None,
-            "there is no control group hierarchy of version 2",
+            "the system has no control groups of version 2",
         ),
         "memory": (found.memory_total_bytes or None, "/proc/meminfo cannot be read"),
     }
@@ -252,7 +282,7 @@ def _logical_cores(root: Path) -> int:
 
 
 def _physical_cores(root: Path) -> int:
-    """Sets of sibling threads: unlike ``core_id`` they are right on every architecture."""
+    """The number of sets of sibling threads: unlike ``core_id`` they are right on every architecture."""
     pattern = "sys/devices/system/cpu/cpu*/topology/thread_siblings_list"
     return len({text for path in root.glob(pattern) if (text := _text(path).strip())})
 
@@ -270,7 +300,7 @@ def _os_name(root: Path) -> str:
 
 
 def _cgroup_least(root: Path, file: str, read: Callable[[str], T | None]) -> T | None:
-    """The least of ``file``'s limits from this process's control group up to the top."""
+    """The smallest limit in ``file``, from this process's control group up to the root."""
     own = re.search(r"^0::/(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
     top = root / "sys/fs/cgroup"
     group: Path = top / (own[1] if own and ".." not in own[1] else "")
@@ -292,7 +322,7 @@ def _bytes_limit(text: str) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """The file's text; empty if it cannot be read (a sensor may answer EAGAIN, a file may be absent: both mean not known)."""
+    """The file's text; empty if it cannot be read: it may be absent, and a sensor may answer EAGAIN."""
     try:
         with path.open("rb") as file:
             return file.read(_MAX_TEXT).decode("utf-8", "replace")
@@ -301,7 +331,7 @@ def _text(path: Path) -> str:
 
 
 def _number(path: Path) -> list[int]:
-    """The whole number in ``path``, or nothing."""
+    """The integer in ``path``, or nothing."""
     text = _text(path).strip()
     return [int(text)] if re.fullmatch(r"-?\d{1,18}", text) else []
 

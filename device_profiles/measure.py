@@ -1,4 +1,4 @@
-"""Measure this machine through the path that real heads take: segments of one operator, run by the head's executor."""
+"""Measure this machine the way heads run: segments of one operator, run by the head's executor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from device_profiles import machine, power
 from device_profiles.predict import explain_threads, op_bytes, op_macs
 from device_profiles.schema import (
     SCHEMA_VERSION,
-    Condition,
     DeviceProfile,
     Kernel,
     KernelKind,
@@ -38,12 +37,12 @@ from splitedge.head import Head
 from splitedge.head import segment as seg
 from splitedge.protocol.messages import Basis, Codec, Preprocess
 
-Progress = Callable[[int, int, str], None]  # steps done, steps in all, what comes next
+Progress = Callable[[int, int, str], None]  # steps done, total steps, the next step
 
-# Shapes from EfficientNet-Lite0, a ResNet's stem and trunk: early, middle and late layers of each kind.
+# Shapes from EfficientNet-Lite0 and a ResNet: early, middle and late layers of each kind.
 SHAPES: tuple[tuple[KernelKind, Shape], ...] = (
     ("pointwise", Shape(56, 56, 24, 144)),
-    ("pointwise", Shape(56, 56, 144, 24)),  # fewer outputs than a vector has lanes: 3 times slower than its neighbours
+    ("pointwise", Shape(56, 56, 144, 24)),  # fewer outputs than vector lanes: 3 times slower than its neighbours
     ("pointwise", Shape(14, 14, 480, 112)),
     ("pointwise", Shape(7, 7, 192, 1152)),
     ("depthwise", Shape(112, 112, 32, 32, k=3)),
@@ -56,62 +55,75 @@ SHAPES: tuple[tuple[KernelKind, Shape], ...] = (
     ("lut", Shape(56, 56, 144, 144)),
     ("pool", Shape(7, 7, 1280, 1280, k=7)),
 )
-_KERNEL_S, _QUICK_KERNEL_S = 0.3, 0.05  # time for one shape
+_KERNEL_S, _QUICK_KERNEL_S = 0.3, 0.05  # seconds for one shape
 _COPY_BYTES_LEAST, _COPY_BYTES_MOST = 32 * limits.MiB, 256 * limits.MiB
-# Read between two runs: as much as a whole head touches (Lite0: 4.8 MB of constants, 1.7 MB of arena), so that weights come from where they lie in
-# a real frame. Where that is memory it counts: dense 1280 -> 1000 took 14 us with its weights in a cache and 70 us without.
+# Read between two runs: as much as a whole head touches (Lite0: 4.8 MB of constants, 1.7 MB of arena), so that weights
+# come from the same cache or memory as in a real frame. Dense 1280 -> 1000 took 14 us from a cache, 70 us from memory.
 _SWEEP_BYTES = 6 * limits.MiB
-_SENT = (56, 56, 48)  # a tensor at a cut, so large that what interrupts a run is a part of each
+_SENT = (56, 56, 48)  # a tensor at a cut, so large that each run includes its share of interruptions
 _PICTURE = (224, 224, 3)
-_ROWS = (784, 128)  # of a tensor whose codec has stages
+_ROWS = (784, 128)  # a tensor for codecs with further stages
 _PAUSES, _PAUSE_S = 40, 0.005
-_SLICE_S = 1e-3  # of a processor that others share
-_CHAIN = 33  # operators in the head that tells the cost of one more
+_SLICE_S = 1e-3  # time slice of a shared processor
+_CHAIN = 33  # operators in the head that measures the cost of one more
 
 
 def measure(
     *, quick: bool = False, progress: Progress | None = None, declared_watts: float | None = None
 ) -> DeviceProfile:
-    """The profile of this machine, on one thread and on all it may use: 10 to 20 seconds of work, ``quick`` about 5 (no warm-up in new processes).
+    """Measure this machine, on one thread and on all that it may use: 10 to 20 seconds.
 
-    Kernels that are not in the cache yet are compiled first, which takes longer once. ``declared_watts`` is the board's power under load as
-    its owner knows it. Nothing is guessed: see `DeviceProfile.unmeasured`. Raises `PlatformError` if the kernels do not run here.
+    ``quick``: about 5 seconds, without warm-up in new processes. The first run also compiles kernels.
+    ``declared_watts``: the board's power under load, given by its owner. Unknown values are None
+    (`DeviceProfile.unmeasured`). Raises `PlatformError` if the kernels do not run here.
     """
     counts = sorted({1, machine.usable_threads()})
-    steps = _Steps(progress, len(counts) * len(SHAPES) + (3 if quick else 4))
-    warmup, gaps = (None, {"kernel warm-up": "not measured in a quick profile"}) if quick else _warmup(steps)
+    steps = _ProgressCounter(progress, len(counts) * len(SHAPES) + (3 if quick else 4))
+    warmup, unmeasured = (None, {"kernel warm-up": "not measured in a quick profile"}) if quick else _warmup(steps)
     steps("machine")
-    found, more = machine.machine(isa.ISA)
-    gaps |= more
+    found, gaps = machine.machine(isa.ISA)
+    unmeasured |= gaps
     meter = power.find()
     idle = _idle_watts(meter)
     steps("overhead of a call")
     overhead = _overhead()
-    if meter is not None:
-        meter.start()
-    kernels = []
-    for threads in counts:
-        dispatch_us = _dispatch_us(threads, overhead)
-        for kind, shape in SHAPES:
-            steps(describe(kind, shape))
-            kernels.append(_kernel(kind, shape, threads, dispatch_us, _QUICK_KERNEL_S if quick else _KERNEL_S))
-            if meter is not None:
-                meter.sample()
-    condition, more = machine.condition()
-    gaps |= more
-    drawn = _power(meter, idle, declared_watts)
-    if drawn.source == "unknown":
-        gaps["power"] = f"{power.why_none()}; declare the watts with --watts"
+    kernels = _kernels(counts, overhead, _QUICK_KERNEL_S if quick else _KERNEL_S, meter, steps)
+    condition, gaps = machine.condition()
+    unmeasured |= gaps
+    board_power = _power(meter, idle, declared_watts)
+    if board_power.source == "unknown":
+        unmeasured["power"] = f"{power.why_none()}; declare the watts with --watts"
     steps("memory copy")
     copy_gbps = _copy_gbps(found)
     if copy_gbps is None:
-        gaps["memory copy"] = "too little memory is free for a copy beyond the last cache"
+        unmeasured["memory copy"] = "too little free memory for a copy larger than the last cache"
     steps.finish()
-    return _profile(quick, found, kernels, overhead, copy_gbps, warmup, condition, drawn, gaps)
+    return DeviceProfile(
+        schema_version=SCHEMA_VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        quick=quick,
+        machine=found,
+        kernels=kernels,
+        overhead=overhead,
+        copy_gbps=copy_gbps,
+        warmup=warmup,
+        condition=condition,
+        power=board_power,
+        unmeasured=unmeasured,
+        chosen={"instruction set": isa.explain()[:300], "threads": explain_threads(kernels, found)},
+        origins=_origins(board_power),
+    )
+
+
+def _origins(board_power: Power) -> dict[str, Origin]:
+    origins = measured_origins("machine", "kernels", "overhead", "copy_gbps", "warmup", "condition", "power")
+    if board_power.source == "declared":
+        origins["power"] = Origin("estimated", "declared by the board's owner with --watts")
+    return origins
 
 
 def describe(kind: KernelKind, shape: Shape) -> str:
-    """A shape as people write it: "56x56x24 -> 144", "28x28x144 k5"."""
+    """A shape for people: "56x56x24 -> 144", "28x28x144 k5"."""
     plane = f"{shape.h}x{shape.w}x{shape.c}"
     if kind in ("add", "lut", "pool"):
         return f"{kind} {plane}" + (" global" if kind == "pool" else "")
@@ -122,7 +134,10 @@ def describe(kind: KernelKind, shape: Shape) -> str:
 
 
 def one_operator(kind: KernelKind, shape: Shape, *, chain: int = 1) -> seg.Segment:
-    """A segment of ``chain`` operators of this kind and shape (more than one only where output and input agree), random weights."""
+    """A segment of ``chain`` operators of this kind and shape with random weights.
+
+    ``chain`` above 1 requires equal input and output shapes.
+    """
     out = (
         [1] * 2 + [shape.c] if kind == "pool" else [-(-shape.h // shape.stride), -(-shape.w // shape.stride), shape.oc]
     )
@@ -136,31 +151,34 @@ def one_operator(kind: KernelKind, shape: Shape, *, chain: int = 1) -> seg.Segme
     preprocess = Preprocess("tensor", shapes[0])
     golden = seg.Golden("", "")
     header = seg.Header(
-        "profile",
-        describe(kind, shape)[: limits.MAX_NAME],
-        8,
-        preprocess,
-        tensors,
-        0,
-        chain,
-        ops,
-        offset,
-        blob.size,
-        golden,
+        model="profile",
+        cut=describe(kind, shape)[: limits.MAX_NAME],
+        weight_bits=8,
+        preprocess=preprocess,
+        tensors=tensors,
+        input=0,
+        output=chain,
+        ops=ops,
+        arena_bytes=offset,
+        blob_bytes=blob.size,
+        golden=golden,
     )
     return seg.Segment(header, blob)
 
 
 def warmup_here(started: float) -> None:
-    """Runs in a new process: prints the seconds for imports (since ``started``, of `time.perf_counter`) and until the first runs are done."""
+    """Runs in a new process: print the seconds for imports and until all first runs are done.
+
+    ``started``: `time.perf_counter` before the imports.
+    """
     imported = time.perf_counter()
     for kind, shape in _one_of_each_kind():
         _first_run(one_operator(kind, shape))
     sys.stdout.write(json.dumps({"import_s": imported - started, "total_s": time.perf_counter() - started}) + "\n")
 
 
-class _Steps:
-    """Counts the steps for the caller's progress bar."""
+class _ProgressCounter:
+    """Reports steps to the caller's progress callback."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.done, self.total, self._progress = -1, total, progress
@@ -171,11 +189,33 @@ class _Steps:
             self._progress(self.done, self.total, what)
 
     def finish(self) -> None:
+        """Report that all steps are done."""
         self.done = self.total - 1
         self("done")
 
 
 # --- kernels --------------------------------------------------------------------------------------------------------
+
+
+def _kernels(
+    counts: list[int],
+    overhead: Overhead,
+    seconds: float,
+    meter: power.PowerMeter | None,
+    steps: _ProgressCounter,
+) -> list[Kernel]:
+    """All `SHAPES` on each number of threads, ``seconds`` each; ``meter`` counts the power meanwhile."""
+    if meter is not None:
+        meter.start()
+    kernels = []
+    for threads in counts:
+        dispatch_us = _dispatch_us(threads, overhead)
+        for kind, shape in SHAPES:
+            steps(describe(kind, shape))
+            kernels.append(_kernel(kind, shape, threads, dispatch_us, seconds))
+            if meter is not None:
+                meter.sample()
+    return kernels
 
 
 def _kernel(kind: KernelKind, shape: Shape, threads: int, dispatch_us: float, seconds: float) -> Kernel:
@@ -198,9 +238,9 @@ def _kernel(kind: KernelKind, shape: Shape, threads: int, dispatch_us: float, se
 
 
 def _times(head: Head, codes: NDArray[np.uint8], seconds: float, least: int = 5) -> Iterator[float]:
-    """Microseconds of the head's only operator, run after run: its input in the cache, its weights as `_SWEEP_BYTES` leaves them.
+    """Microseconds of each run of the head's only operator, with its weights as cold as in a real frame.
 
-    A team of threads falls asleep during such a sweep and is awake within a frame, so it is measured without one.
+    On several threads without the sweep: the team would fall asleep meanwhile, and within a frame it is awake.
     """
     sweep = np.ones(_SWEEP_BYTES // 8, np.int64)
     end = time.perf_counter() + seconds
@@ -213,7 +253,7 @@ def _times(head: Head, codes: NDArray[np.uint8], seconds: float, least: int = 5)
 
 
 def _overhead() -> Overhead:
-    """The costs beside the work, from tables over 64 values."""
+    """The costs of a call and of an operator, from lookup tables over 64 values; and the codec's costs."""
     shape = Shape(1, 1, 64, 64)
     single, chain = one_operator("lut", shape), one_operator("lut", shape, chain=_CHAIN)
     one, many = (_run_us(_first_run(segment), _codes(single)) for segment in (single, chain))
@@ -222,26 +262,26 @@ def _overhead() -> Overhead:
 
 
 def _value_ns() -> float:
-    """The codec's time for one value of a tensor as a head yields it, with a range for each channel."""
+    """Nanoseconds to encode one value of a head's output, with a range for each channel."""
     return _coding_ns(_plain(_SENT[-1]), _SENT)
 
 
 def _plain(channels: int) -> Codec:
-    return Codec("minmax", 4, [0.0] * channels, [1.0] * channels)
+    return Codec("minmax", 4, (0.0,) * channels, (1.0,) * channels)
 
 
 def _coding_ns(made: Codec, shape: tuple[int, ...]) -> float:
-    """Nanoseconds in which one value of a head's tensor is coded."""
+    """Nanoseconds to encode one value of a head's output with the codec ``made``."""
     codes = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
     codec.encode_codes(codes, 0.0625, 128, made)
     return 1e9 * _after_pauses(lambda: codec.encode_codes(codes, 0.0625, 128, made)) / codes.size
 
 
 def _after_pauses(work: Callable[[], object]) -> float:
-    """Seconds that ``work`` takes a processor that has waited, as for the answer to the frame before: run after run it takes half of that.
+    """Mean seconds of ``work`` on a processor that was idle, as while waiting for an answer; twice those of a busy one.
 
-    Where others share the processor in slices, a short piece of work that begins with a slice is done within it, and in a frame it begins anywhere. So
-    each run begins a little later than the one before, and the mean is taken, without the longest tenth.
+    On a processor shared in time slices, short work that starts with a slice ends within it, while in a frame it starts
+    anywhere. So each run starts a little later in the slice. The slowest tenth does not count.
     """
     times = []
     for turn in range(_PAUSES):
@@ -256,15 +296,15 @@ def _after_pauses(work: Callable[[], object]) -> float:
 
 
 def _stage_ns() -> dict[str, float]:
-    """What each of `codec.STAGES` takes beside packing: for a value, of a change of basis for a product."""
+    """Nanoseconds of each of `codec.STAGES` for one value; of a change of basis for one product."""
     channels, components = _ROWS[1], _ROWS[1] // 2
     columns = np.random.default_rng(2).integers(-9, 10, (channels, components)).astype("<i2").tobytes()
-    ends, table = ([0.0] * components, [1.0] * components), [4096 // 16] * 16
+    ends, table = ((0.0,) * components, (1.0,) * components), (4096 // 16,) * 16
     made = {
         "rotation": msgspec.structs.replace(_plain(channels), rotation=64),
         "range": msgspec.structs.replace(_plain(1), dynamic="token"),
-        "entropy": msgspec.structs.replace(_plain(channels), tables=[table], table=[0]),
-        "basis": Codec("minmax", 4, *ends, basis=Basis([0.0] * channels, columns)),
+        "entropy": msgspec.structs.replace(_plain(channels), tables=(table,), table=(0,)),
+        "basis": Codec("minmax", 4, *ends, basis=Basis((0.0,) * channels, columns)),
     }
     plain = _coding_ns(_plain(channels), _ROWS)
     found = {stage: max(0.0, _coding_ns(one, _ROWS) - plain) for stage, one in made.items()}
@@ -272,7 +312,7 @@ def _stage_ns() -> dict[str, float]:
 
 
 def _jpeg_ns() -> float:
-    """What JPEG takes for one value of a picture that is neither flat nor noise."""
+    """Nanoseconds of JPEG for one value of a picture that is neither flat nor noise."""
     y, x = np.mgrid[: _PICTURE[0], : _PICTURE[1]]
     planes = [128 + 60 * np.sin(y / 5 + x / (7 + k)) + 30 * np.sin(x * y / 97) for k in range(_PICTURE[2])]
     pixels = np.stack(planes, axis=-1).astype(np.uint8)
@@ -280,7 +320,7 @@ def _jpeg_ns() -> float:
 
 
 def _dispatch_us(threads: int, overhead: Overhead) -> float:
-    """What `Head.profile` adds to the time of each operator."""
+    """Microseconds that `Head.profile` adds to the time of each operator."""
     single = one_operator("lut", Shape(1, 1, 64, 64))
     head, codes = _first_run(single, threads), _codes(single)
     return max(0.0, median(head.profile(codes, 1)[0].us for _ in range(300)) - overhead.op_us)
@@ -311,7 +351,7 @@ def _one_of_each_kind() -> list[tuple[KernelKind, Shape]]:
 
 
 def _operator(kind: KernelKind, shape: Shape, i: int) -> seg.AnyOp:
-    """Operator ``i`` of a chain: reads tensor i, writes tensor i + 1; constants as `_blob` lays them out."""
+    """Operator ``i`` of a chain: reads tensor i, writes tensor i + 1; its constants are in `_blob`'s order."""
     if kind == "add":
         return seg.Add(kind, i + 1, i, i, 0.5, 0.5, 0, 255)
     if kind == "lut":
@@ -322,9 +362,21 @@ def _operator(kind: KernelKind, shape: Shape, i: int) -> seg.AnyOp:
     weight, bias, multiplier = _offsets(kind, shape)
     before, after = _same_padding(shape)
     return seg.Conv(
-        kind, i + 1, i, 8, weight, bias, multiplier, window, [shape.stride] * 2, [1, 1], [before, before, after, after],
-        shape.c if kind == "depthwise" else 1, 0, 255,
-    )  # fmt: skip
+        name=kind,
+        out=i + 1,
+        x=i,
+        bits=8,
+        weight=weight,
+        bias=bias,
+        multiplier=multiplier,
+        kernel=window,
+        stride=[shape.stride] * 2,
+        dilation=[1, 1],
+        pad=[before, before, after, after],
+        groups=shape.c if kind == "depthwise" else 1,
+        lo=0,
+        hi=255,
+    )
 
 
 def _same_padding(shape: Shape) -> tuple[int, int]:
@@ -333,7 +385,7 @@ def _same_padding(shape: Shape) -> tuple[int, int]:
 
 
 def _offsets(kind: KernelKind, shape: Shape) -> tuple[int, int, int]:
-    """Where weights, biases and multipliers begin in the blob."""
+    """Offsets of weights, biases and multipliers in the blob."""
     bias = seg.roundup(_weights(kind, shape))
     return 0, bias, bias + -(-4 * shape.oc // seg.ALIGN) * seg.ALIGN
 
@@ -359,7 +411,7 @@ def _blob(kind: KernelKind, shape: Shape) -> NDArray[np.uint8]:
 
 
 def _copy_gbps(found: Machine) -> float | None:
-    """GB/s of a copy, bytes read plus bytes written, over four times the last cache; None where memory is too short for it."""
+    """GB/s of a copy (bytes read plus written) four times as large as the last cache; None if memory is too small."""
     wanted = 4 * (found.last_cache_bytes or _COPY_BYTES_LEAST // 4)
     size = min(max(wanted, _COPY_BYTES_LEAST), _COPY_BYTES_MOST)
     if 4 * size > found.memory_available_bytes:
@@ -382,30 +434,28 @@ def _idle_watts(meter: power.PowerMeter | None) -> float | None:
 
 
 def _power(meter: power.PowerMeter | None, idle: float | None, declared: float | None) -> Power:
-    """What the owner declares stands; else the sensor's word."""
+    """The declared power if there is one, else the sensor's."""
     if declared is not None:
         return Power("declared", load_watts=declared)
     load = meter.watts() if meter is not None else None
     return Power("unknown") if meter is None or load is None else Power("sensor", meter.name, idle, load)
 
 
-def _warmup(steps: _Steps) -> tuple[Warmup, dict[str, str]]:
-    """Warm-up in new processes: one finds the cache as it is, and where that filled it, a second finds it warm."""
+def _warmup(steps: _ProgressCounter) -> tuple[Warmup, dict[str, str]]:
+    """Start new processes: one with the cache as it is; if it filled the cache, another with a warm cache."""
     steps("kernel warm-up")
     before = _cached()
     import_s, total_s = _warmup_process()
     if jit.CACHE_PROBLEM:
-        reason = f"compiled kernels cannot be kept in {jit.CACHE_DIR} ({jit.CACHE_PROBLEM})"
+        reason = f"compiled kernels cannot be stored in {jit.CACHE_DIR} ({jit.CACHE_PROBLEM})"
         return Warmup(False, total_s, None, None), {"warm start": reason}
     if _cached() == before:
-        reason = f"compiled kernels were in the cache already: remove {jit.CACHE_DIR} and measure again"
+        reason = f"the cache already held compiled kernels: delete {jit.CACHE_DIR} and measure again"
         return Warmup(True, None, total_s, import_s), {"cold start": reason}
     cold_s = total_s
     import_s, total_s = _warmup_process()
     if before:
-        return Warmup(True, None, total_s, import_s), {
-            "cold start": "a part of the compiled kernels was in the cache already"
-        }
+        return Warmup(True, None, total_s, import_s), {"cold start": "the cache already held some compiled kernels"}
     return Warmup(False, cold_s, total_s, import_s), {}
 
 
@@ -414,7 +464,7 @@ def _cached() -> set[str]:
 
 
 def _warmup_process() -> tuple[float, float]:
-    """Seconds for the imports, and for everything until the first runs, in a new process."""
+    """Seconds of a new process: for the imports, and until the first runs are done."""
     code = "import time; t = time.perf_counter(); from device_profiles.measure import warmup_here; warmup_here(t)"
     try:
         done = subprocess.run(  # noqa: S603
@@ -422,24 +472,11 @@ def _warmup_process() -> tuple[float, float]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PlatformError(
-            "a new process with the kernels did not start or finish: try 'edge-agent profile --quick'"
+            "a new process with the kernels did not start or finish in time: try 'edge-agent profile --quick'",
+            reason="process",
         ) from error
     if done.returncode != 0 or not done.stdout:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:200]
-        raise PlatformError(f"the kernels do not run in a new process ({reason}): reinstall splitedge")
+        raise PlatformError(f"the kernels fail in a new process ({reason}): reinstall splitedge", reason="kernels-fail")
     times = json.loads(done.stdout.splitlines()[-1])
     return float(times["import_s"]), float(times["total_s"])
-
-
-def _profile(
-    quick: bool, found: Machine, kernels: list[Kernel], overhead: Overhead, copy_gbps: float | None,
-    warmup: Warmup | None, condition: Condition, drawn: Power, gaps: dict[str, str],
-) -> DeviceProfile:  # fmt: skip
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    chosen = {"instruction set": isa.explain()[:300], "threads": explain_threads(kernels, found)}
-    origins = measured_origins("machine", "kernels", "overhead", "copy_gbps", "warmup", "condition", "power")
-    if drawn.source == "declared":
-        origins["power"] = Origin("estimated", "declared by the board's owner with --watts")
-    return DeviceProfile(
-        SCHEMA_VERSION, created, quick, found, kernels, overhead, copy_gbps, warmup, condition, drawn, gaps, chosen, origins,
-    )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Power from the sensors that boards and PCs have; none where there is none.
+"""Power from the sensors of boards and PCs.
 
-In this order: a power monitor (INA2xx, INA3221) on the rail that feeds the whole board, the sum of the rails that are monitored, the power management
-chip of a Raspberry Pi 5, the processor's energy counter (RAPL), which leaves out the rest of a PC.
+In this order: a power monitor (INA2xx, INA3221) on the rail that feeds the whole board; the sum of all monitored rails;
+the power management chip of a Raspberry Pi 5; the processor's energy counter (RAPL), which excludes the rest of a PC.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ ROOT = Path("/")
 _WHOLE = re.compile(r"VDD_IN|POM_5V_IN", re.IGNORECASE)  # a Jetson's rail for the whole module
 _ENERGY_ZONES = (("psys",), ("package-0", "package-1", "package-2", "package-3"))  # the platform, else all packages
 
-#: Readings of all rails (watts) or all counters (joules); None where one of them gave no answer.
+#: Reads all rails (watts) or all counters (joules); None if one of them gives no answer.
 Read = Callable[[], Sequence[float] | None]
 
 
 class PowerMeter:
-    """Energy since `start`, sampled: between two samples power is taken to go straight from one reading to the next.
+    """Energy since `start`, from samples; power is interpolated linearly between two samples.
 
-    ``read`` gives the watts of rails whose sum is meant or, with ``wraps``, the joules of counters that begin anew at those values; they must be
-    sampled more often than they begin anew (every minute at the least).
+    ``read`` yields the watts of rails, which are added up, or, with ``wraps``, the joules of counters that wrap at
+    these values. Sample counters more often than they wrap, at least every minute.
     """
 
     def __init__(self, name: str, read: Read, wraps: Sequence[float] | None = None) -> None:
@@ -35,12 +35,12 @@ class PowerMeter:
         self.start()
 
     def start(self) -> None:
-        """Count from now on."""
+        """Start counting now."""
         self.joules = self.seconds = 0.0
         self._last = self._reading()
 
     def sample(self) -> None:
-        """Count up to now. A sensor that gives no answer is passed over: the next sample counts for that time too."""
+        """Count up to now. If a sensor gives no answer, the next sample covers that time too."""
         now = self._reading()
         if now is None:
             return
@@ -51,7 +51,7 @@ class PowerMeter:
         self._last = now
 
     def watts(self) -> float | None:
-        """Mean power in watts up to now, or None if the sensor gave no answer or no time has passed."""
+        """Mean power in watts up to now; None if the sensor gave no answer or no time has passed."""
         self.sample()
         return self.joules / self.seconds if self.seconds > 0 else None
 
@@ -66,14 +66,14 @@ class PowerMeter:
 
 
 def find(root: Path = ROOT) -> PowerMeter | None:
-    """The best power sensor of this machine that this user may read."""
+    """The best power sensor that this user may read; None if there is none."""
     return _monitors(root) or (_pi_chip() if root == ROOT else None) or _energy_counters(root)
 
 
 def why_none(root: Path = ROOT) -> str:
-    """Why `find` found nothing, for people."""
+    """Why `find` returned None, for people."""
     if any((zone / "energy_uj").exists() for zone in root.glob("sys/class/powercap/intel-rapl:*")):
-        return "the processor counts its energy (RAPL), but this user may not read it: only root may"
+        return "only root may read the processor's energy counter (RAPL)"
     return "no power sensor was found"
 
 
@@ -89,7 +89,10 @@ def _monitors(root: Path) -> PowerMeter | None:
 
 
 def _hwmon_rails(root: Path) -> list[tuple[str, Callable[[], float | None]]]:
-    """Each rail of each INA chip: its name, and what reads its watts. An INA2xx has one and tells its power, an INA3221 three by volts and amperes."""
+    """Each rail of each INA chip: its name, and a function that reads its watts.
+
+    An INA2xx has one rail and reports power; an INA3221 has three and reports voltage and current.
+    """
     found: list[tuple[str, Callable[[], float | None]]] = []
     for chip in sorted(root.glob("sys/class/hwmon/hwmon*")):
         name = _text(chip / "name")
@@ -106,7 +109,7 @@ def _hwmon_rails(root: Path) -> list[tuple[str, Callable[[], float | None]]]:
 
 
 def _l4t_rails(root: Path) -> list[tuple[str, Callable[[], float | None]]]:
-    """The rails of a Jetson whose kernel is 4.9, as the Jetson Nano's is: NVIDIA's own driver, milliwatts."""
+    """The rails of a Jetson with kernel 4.9, such as the Jetson Nano: NVIDIA's own driver, in milliwatts."""
     names = sorted(root.glob("sys/bus/i2c/drivers/ina3221x/*/iio*/rail_name_*"))
     return [
         (f"{_text(path)} (ina3221x)", partial(_scaled, path.with_name(f"in_power{path.name[10:]}_input"), 1e-3))
@@ -134,7 +137,7 @@ def _all(reads: Sequence[Callable[[], float | None]]) -> list[float] | None:
 
 
 def _pi_chip() -> PowerMeter | None:
-    """The chip that makes the board's voltages; what USB devices draw does not pass it. It answers members of the group `video`."""
+    """The chip that makes the board's voltages, without USB devices. Members of the group `video` may read it."""
     tool = shutil.which("vcgencmd")
     if tool is None or _pi_watts(tool) is None:
         return None
@@ -143,17 +146,22 @@ def _pi_chip() -> PowerMeter | None:
 
 def _pi_watts(tool: str) -> list[float] | None:
     try:
-        done = subprocess.run([tool, "pmic_read_adc"], capture_output=True, text=True, timeout=2, check=False)  # noqa: S603
+        command = [tool, "pmic_read_adc"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=2, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
-        return None  # no answer is what None means
+        return None  # as for any sensor without an answer
     return rail_watts(done.stdout)
 
 
 def rail_watts(text: str) -> list[float] | None:
-    """Watts of each rail that ``vcgencmd pmic_read_adc`` tells amperes and volts of; None if there is none, as on boards before the Raspberry Pi 5."""
+    """Watts of each rail with both current and voltage in the output of ``vcgencmd pmic_read_adc``.
+
+    None if there is none, as on boards before the Raspberry Pi 5.
+    """
     found = re.findall(r"^\s*(\w+)_([AV]) \w+\(\d+\)=(\d+\.\d+)[AV]\s*$", text, re.MULTILINE)
     values = {(rail, unit): float(value) for rail, unit, value in found}
-    return [amperes * values[rail, "V"] for (rail, unit), amperes in values.items() if unit == "A" and (rail, "V") in values] or None  # fmt: skip
+    currents = {rail: value for (rail, unit), value in values.items() if unit == "A"}
+    return [amperes * values[rail, "V"] for rail, amperes in currents.items() if (rail, "V") in values] or None
 
 
 # --- energy counters ------------------------------------------------------------------------------------------------
@@ -177,7 +185,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text("utf-8", "replace").strip()[:200]
     except OSError:
-        return ""  # absent, or for root only
+        return ""  # absent, or readable by root only
 
 
 def _number(path: Path) -> int | None:

@@ -1,10 +1,10 @@
-"""How long a head will take on a board, from its profile: a sum over the operators, each from the nearest measured shapes.
+"""The time of a head on a board, predicted from its profile: a sum over the operators.
 
-Where multiplications dominate (convolutions, products) an operator's time is its multiply-accumulates over a throughput; elsewhere its bytes
-over a rate. The throughput is interpolated between the measurements of the same kind, weighted by 1 / distance^2 in the space of
-log2(output positions), log2(sum length), log2(output channels): twice as large in one of them is one unit away, and a measured shape
-gets its own figure. An operator in the table adds `Overhead.op_us`, the call `Overhead.call_us`. Once frames flow the device knows some heads'
-times better than that: `refined`.
+The time of a convolution or product is its multiply-accumulates over a throughput, that of any other operator its bytes
+over a rate. Both are interpolated between the measurements of the same kind, weighted by 1 / distance^2 in the space of
+log2(output positions), log2(terms of a sum), log2(output channels): twice the size is one unit away, and a measured
+shape gets its own figure. Each operator adds `Overhead.op_us`, each call `Overhead.call_us`. `refined` corrects
+predictions by the device's own measurements of heads.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from splitedge.head.segment import (
 from splitedge.head.verify import inputs
 from splitedge.protocol.messages import Codec
 
-# The measured kind that stands for an operator which is not measured itself.
+# The measured kind for operators that the profile does not measure.
 _LIKE: Final[dict[type, KernelKind]] = {Add: "add", Mul: "add", Pool: "pool"}
-#: A softmax value costs an exponential and a division: so many times the bytes of an addition, counted from the fixed sequence.
+#: The work of a softmax (an exponential and a division), in bytes of an addition, counted from the fixed sequence.
 _SOFTMAX_WORK: Final = 8
-#: And a GELU in float32, a rational function and a division, so many times its tensor.
+#: The work of a float32 GELU (a rational function and a division), in passes over its tensor.
 _GELU_WORK: Final = 2
 _PRODUCTS: Final = ("conv", "depthwise", "pointwise", "dense")
 
@@ -55,13 +55,13 @@ F64 = NDArray[np.float64]
 
 
 def best_threads(profile: DeviceProfile) -> int:
-    """The number of threads on which the measured kernels took least time, all together: what a head runs on. 1 where a kind was not measured."""
+    """The number of threads for heads: that of the least total time of the measured kernels; 1 if a kind is missing."""
     whole = _time_by_threads(profile.kernels)
     return min(whole, key=lambda threads: (whole[threads], threads), default=1)
 
 
 def explain_threads(kernels: list[Kernel], machine: Machine) -> str:
-    """The number of threads that a head runs on, and why, in one line for people."""
+    """The number of threads for heads and the reason, in one line for people."""
     whole = _time_by_threads(kernels)
     if len(whole) < 2:
         quota = f", quota {machine.cpu_quota:g} cores" if machine.cpu_quota is not None else ""
@@ -72,68 +72,71 @@ def explain_threads(kernels: list[Kernel], machine: Machine) -> str:
 
 
 def _time_by_threads(kernels: list[Kernel]) -> dict[int, float]:
-    """Microseconds of all measured kernels together, by the number of threads, where every kind was measured."""
+    """The total microseconds of the measured kernels, for each number of threads with every kind."""
     counts = {kernel.threads for kernel in kernels}
     groups = {threads: [kernel for kernel in kernels if kernel.threads == threads] for threads in counts}
     return {t: sum(k.time_us for k in group) for t, group in groups.items() if {k.kind for k in group} >= set(KINDS)}
 
 
 class Heads:
-    """Heads of one network as work of measured kinds: looked at once, so that each device after that costs a product of small matrices.
+    """Heads of one network as work of measured kinds, analysed once: each device then costs a small matrix product.
 
-    ``operators``: how many each has.
+    ``operators``: the number of operators of each head.
     """
 
     def __init__(self, headers: Sequence[Header]) -> None:
-        operators = [[_parts(op, header) for op in header.ops] for header in headers]
-        places: dict[tuple[KernelKind, Point], int] = {}
-        for part in (part for ops in operators for parts in ops for part in parts):
-            places.setdefault((part.kind, part.point), len(places))
+        heads = [[part for op in header.ops for part in _work_items(op, header)] for header in headers]
+        columns: dict[tuple[KernelKind, Point], int] = {}
+        for item in (item for items in heads for item in items):
+            columns.setdefault((item.kind, item.point), len(columns))
         self._points: dict[KernelKind, list[tuple[int, Point]]] = {}
-        for (kind, point), place in places.items():
-            self._points.setdefault(kind, []).append((place, point))
-        self.operators = [len(ops) for ops in operators]
+        for (kind, point), column in columns.items():
+            self._points.setdefault(kind, []).append((column, point))
+        self.operators = [len(header.ops) for header in headers]
         self._ops = np.array(self.operators, np.float64)
-        self._work = np.zeros((len(headers), len(places)))
-        for row, ops in zip(self._work, operators, strict=True):
-            for part in (part for parts in ops for part in parts):
-                row[places[part.kind, part.point]] += part.work
+        self._work = np.zeros((len(headers), len(columns)))
+        for row, items in zip(self._work, heads, strict=True):
+            for item in items:
+                row[columns[item.kind, item.point]] += item.work
 
     def ms(self, profile: DeviceProfile) -> list[float]:
-        """Predicted milliseconds of one run of each head on `best_threads`; 0 for a head without operators (the cut is the input).
+        """Predicted milliseconds of one run of each head on `best_threads`; 0 for a head without operators.
 
-        Raises `ProtocolError` if the profile lacks a measurement of a kind that is needed.
+        Raises `ProtocolError` if the profile lacks a kind that is needed.
         """
         threads, inverse = best_threads(profile), np.zeros(self._work.shape[1])
         for kind, points in self._points.items():
-            inverse[[place for place, _ in points]] = 1 / _rates(kind, [point for _, point in points], profile, threads)
+            inverse[[column for column, _ in points]] = 1 / _rates(
+                kind, [point for _, point in points], profile, threads
+            )
         us = self._work @ inverse + self._ops * profile.overhead.op_us + (self._ops > 0) * profile.overhead.call_us
         times: list[float] = (us / 1000).tolist()
         return times
 
 
 def head_ms(header: Header, profile: DeviceProfile) -> float:
-    """As `Heads.ms`, of one head."""
+    """As `Heads.ms`, for one head."""
     return Heads([header]).ms(profile)[0]
 
 
 def encode_ms(elements: int, profile: DeviceProfile) -> float:
-    """Predicted milliseconds of quantizing and packing a tensor of so many values for the link."""
+    """Predicted milliseconds to quantize and pack a tensor of ``elements`` values."""
     return 1e-6 * elements * profile.overhead.value_ns
 
 
 def coding_ms(made: Codec, shape: Sequence[int], profile: DeviceProfile) -> float:
-    """As `encode_ms`, with all that ``made`` does to a tensor of ``shape``; a stage that the profile does not tell costs nothing."""
+    """As `encode_ms`, with the further stages of the codec ``made``; a stage that the profile lacks counts 0."""
     known, stages = profile.overhead.stage_ns, codec.work(made, shape).items()
     return encode_ms(math.prod(shape), profile) + 1e-6 * sum(amount * known.get(stage, 0.0) for stage, amount in stages)
 
 
 def refined(predicted: Sequence[float], measured: Mapping[int, float]) -> tuple[float, ...]:
-    """Times of heads, in ms, by what the device itself measured of some: ``measured[i]`` is the time of the head that ``predicted[i]`` is of.
+    """Times of heads in ms: ``predicted``, corrected by the device's own measurements of some, by index.
 
-    A measured head has its own time. The others follow a line from nothing through the measured ones in the order of their predictions: heads of
-    one network begin alike, so what a longer one adds is as much off as its neighbours were. Beyond the last the ratio at the last holds; but where
-    that is over 1 it counts the less the shorter the last is: a head that is feared and never tried would never be measured.
+    A measured head has its own time. The others follow the line from (0, 0) through the measured ones, ordered by their
+    predictions: heads of one network begin alike, so the error of a longer one is near that of its neighbours. Beyond
+    the longest measured head its ratio holds. If that is above 1, it counts less for much longer heads: a head that
+    looks too slow would never be tried, and so never be measured.
     """
     points = [(0.0, 0.0)]
     for expected, found in sorted((predicted[i], ms) for i, ms in measured.items() if predicted[i] > 0):
@@ -148,38 +151,38 @@ def refined(predicted: Sequence[float], measured: Mapping[int, float]) -> tuple[
 
 
 def _beyond(ratio: float, share: float) -> float:
-    """The ratio for a head of which a measured one is this share."""
+    """The ratio for a head; the longest measured one has this share of its predicted time."""
     return min(ratio, 1 + (ratio - 1) * share)
 
 
 def _on_line(x: float, points: Sequence[Point2]) -> float:
-    """The line through ``points`` (ascending) at ``x``, which lies before the last."""
+    """The line through ``points`` (ascending) at ``x``, which is below the last."""
     (x0, y0), (x1, y1) = next((a, b) for a, b in pairwise(points) if a[0] <= x < b[0])
     return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
 def op_ms(op: AnyOp, header: Header, profile: DeviceProfile, threads: int = 1) -> float:
-    """Predicted milliseconds of one operator. Raises `ProtocolError` if the profile has no measurement of its kind."""
-    us = [part.work / _rates(part.kind, [part.point], profile, threads)[0] for part in _parts(op, header)]
+    """Predicted milliseconds of one operator. Raises `ProtocolError` if the profile lacks its kind."""
+    us = [item.work / _rates(item.kind, [item.point], profile, threads)[0] for item in _work_items(op, header)]
     return float(sum(us) + profile.overhead.op_us) / 1000
 
 
 @dataclass(frozen=True)
-class _Part:
-    """So much work, products or bytes, of a measured kind at a point."""
+class _WorkItem:
+    """Work of a measured kind at a point: multiply-accumulates or bytes."""
 
     kind: KernelKind
     point: Point
     work: float
 
 
-def _parts(op: AnyOp, header: Header) -> list[_Part]:
-    """What ``op`` is made of."""
-    return _transformer_parts(op, header) or [_Part(op_kind(op, header), op_point(op, header), _work(op, header))]
+def _work_items(op: AnyOp, header: Header) -> list[_WorkItem]:
+    """The work of ``op``."""
+    return _transformer_items(op, header) or [_WorkItem(op_kind(op, header), op_point(op, header), _work(op, header))]
 
 
-def _transformer_parts(op: AnyOp, header: Header) -> list[_Part]:
-    """The products of a transformer's operator as those of a convolution, and what it does to floats as additions; empty for any other operator."""
+def _transformer_items(op: AnyOp, header: Header) -> list[_WorkItem]:
+    """The work of a transformer's operator: products as of a convolution, float work as additions; else empty."""
     out = header.tensors[op.out]
     rows, channels = _positions(out), out.shape[-1]
     if isinstance(op, Linear):
@@ -196,13 +199,13 @@ def _transformer_parts(op: AnyOp, header: Header) -> list[_Part]:
     return []
 
 
-def _product(rows: int, depth: int, channels: int) -> _Part:
+def _product(rows: int, depth: int, channels: int) -> _WorkItem:
     point = math.log2(rows), math.log2(depth), math.log2(channels)
-    return _Part("dense" if rows == 1 else "pointwise", point, rows * depth * channels)
+    return _WorkItem("dense" if rows == 1 else "pointwise", point, rows * depth * channels)
 
 
-def _floats(rows: int, channels: int, work: float) -> _Part:
-    return _Part("add", (math.log2(rows), 0.0, math.log2(channels)), work)
+def _floats(rows: int, channels: int, work: float) -> _WorkItem:
+    return _WorkItem("add", (math.log2(rows), 0.0, math.log2(channels)), work)
 
 
 def op_kind(op: AnyOp, header: Header) -> KernelKind:
@@ -218,7 +221,7 @@ def op_kind(op: AnyOp, header: Header) -> KernelKind:
 
 
 def op_macs(op: AnyOp, header: Header) -> int:
-    """Multiply-accumulates of one run; 0 for anything but `Conv`."""
+    """Multiply-accumulates of one run; 0 for all operators but `Conv`."""
     return _elements(header.tensors[op.out]) * _depth(op, header) if isinstance(op, Conv) else 0
 
 
@@ -230,14 +233,14 @@ def op_bytes(op: AnyOp, header: Header) -> int:
 
 
 def op_point(op: AnyOp, header: Header) -> Point:
-    """Where ``op`` lies among the measurements: log2 of output positions, of terms in one sum, of output channels."""
+    """The point of ``op`` among the measurements: log2 of output positions, terms of a sum, output channels."""
     out = header.tensors[op.out]
     terms = _depth(op, header) if isinstance(op, Conv) else math.prod(op.kernel) if isinstance(op, Pool) else 1
     return math.log2(_positions(out)), math.log2(terms), math.log2(out.shape[-1])
 
 
 def kernel_point(kernel: Kernel) -> Point:
-    """The same of a measurement."""
+    """As `op_point`, of a measurement."""
     shape = kernel.shape
     positions = -(-shape.h // shape.stride) * -(-shape.w // shape.stride) if kernel.kind != "pool" else 1
     terms = {"depthwise": shape.k**2, "pool": shape.h * shape.w, "add": 1, "lut": 1}
@@ -245,11 +248,15 @@ def kernel_point(kernel: Kernel) -> Point:
 
 
 def _rates(kind: KernelKind, points: Sequence[Point], profile: DeviceProfile, threads: int) -> F64:
-    """Products, or bytes, a microsecond at each of ``points``, from the measurements of ``kind``. Raises `ProtocolError` without any."""
+    """Multiply-accumulates or bytes a microsecond at each of ``points``, from the measurements of ``kind``.
+
+    Raises `ProtocolError` if there are none.
+    """
     rows = [kernel for kernel in profile.kernels if kernel.kind == kind and kernel.threads == threads]
     if not rows:
         raise ProtocolError(
-            f"the device profile has no measurement of '{kind}' on {threads} threads: run 'edge-agent profile' again"
+            f"the device profile lacks '{kind}' on {threads} threads: run 'edge-agent profile' again",
+            reason="not-measured",
         )
     rate = _macs_rate if kind in _PRODUCTS else _bytes_rate
     away = np.array(points)[:, None] - np.array([kernel_point(row) for row in rows])
@@ -267,7 +274,7 @@ def _bytes_rate(kernel: Kernel) -> float:
 
 
 def _work(op: AnyOp, header: Header) -> int:
-    """Products, or bytes as the profile counts them, but a window's cells each time they are read."""
+    """Multiply-accumulates, or bytes as in the profile; a pool's inputs count each time they are read."""
     if isinstance(op, Conv):
         return op_macs(op, header)
     if isinstance(op, Pool):

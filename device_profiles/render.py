@@ -1,16 +1,17 @@
-"""A profile as tables for a terminal of 80 columns or more."""
+"""A profile as tables."""
 
 from __future__ import annotations
 
-from rich import box
+from collections.abc import Mapping, Sequence
+
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from device_profiles.schema import (
     Condition,
     DeviceProfile,
     Kernel,
+    Machine,
     Origin,
     Overhead,
     Power,
@@ -18,64 +19,65 @@ from device_profiles.schema import (
     Warmup,
     is_measured,
 )
+from splitedge.terminal import Cell, Column, definitions, wrap
+from splitedge.terminal import table as fitted
 
 _MIB = 1 << 20
+_WARNING = "bold yellow"
+
+Row = tuple[str, Cell]
 
 
-def table(profile: DeviceProfile) -> RenderableType:
-    """Everything in ``profile``: the machine, its state, the kernels, what could not be measured, and where what was not measured comes from."""
+def table(profile: DeviceProfile, width: int) -> RenderableType:
+    """All of ``profile`` in ``width`` columns: machine, condition, kernels, gaps, and the origin of each value that was not measured."""
     measured = is_measured(profile)
-    parts: list[RenderableType] = [_facts(profile), Text(), _kernels(profile.kernels, measured=measured)]
+    parts: list[RenderableType] = [_facts(profile, width), Text(), _kernels(profile.kernels, width, measured=measured)]
     if not measured:
-        parts.insert(
-            0, Text("Nobody measured this board: what follows is published or estimated.\n", style="bold yellow")
-        )
+        note = wrap("This board was not measured: all values are published or estimated.", width)
+        parts.insert(0, Text("\n".join(note) + "\n", style=_WARNING))
     if profile.unmeasured and measured:
-        parts += [Text(), _unmeasured(profile.unmeasured)]
+        gaps = [(Text(what, style="yellow"), why) for what, why in profile.unmeasured.items()]
+        parts += [Text("\nNot measurable on this machine", style=_WARNING), definitions(gaps, width)]
     if others := {path: origin for path, origin in profile.origins.items() if origin.mark != "measured"}:
-        parts += [Text(), _origins(others)]
+        parts += [Text("\nValues that were not measured", style=_WARNING), _origins(others, width)]
     return Group(*parts)
 
 
-def _facts(profile: DeviceProfile) -> Table:
-    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    grid.add_column(style="bold cyan", no_wrap=True)
-    grid.add_column(overflow="fold")
-    rows = _machine(profile) + _condition(profile.condition)
-    rows += [("memory copy", f"{profile.copy_gbps:.1f} GB/s read + written" if profile.copy_gbps else "")]
-    rows += _warmup(profile.warmup)
-    rows += [("overhead", _overhead(profile.overhead)), ("power", _power(profile.power))]
-    rows += [
-        ("measured" if is_measured(profile) else "written", profile.created + (", quick" if profile.quick else ""))
+def _facts(profile: DeviceProfile, width: int) -> Text:
+    copy = f"{profile.copy_gbps:.1f} GB/s read + written" if profile.copy_gbps else ""
+    date = profile.created + (", quick" if profile.quick else "")
+    rows: list[Row] = [
+        *_machine(profile.machine, profile.chosen),
+        *_condition(profile.condition),
+        ("memory copy", copy),
+        ("start-up", _warmup(profile.warmup)),
+        ("overhead", _overhead(profile.overhead)),
+        ("power", _power(profile.power)),
+        ("measured" if is_measured(profile) else "written", date),
     ]
-    for name, value in rows:
-        if value:
-            grid.add_row(name, Text(value) if isinstance(value, str) else value)
-    return grid
+    return definitions([(Text(name, style="bold cyan"), value) for name, value in rows if value], width)
 
 
-def _machine(profile: DeviceProfile) -> list[tuple[str, str | Text]]:
-    machine = profile.machine
+def _machine(machine: Machine, chosen: Mapping[str, str]) -> list[Row]:
     cores = f"{machine.physical_cores} cores, {machine.logical_cores} threads"
     if machine.usable_cores < machine.logical_cores:
         cores += f", {machine.usable_cores} for this process"
     if machine.cpu_quota is not None:
         cores += f", quota {machine.cpu_quota:g} cores"
-    sets = Text(", ".join(machine.instruction_sets) or "none that matters")
     total, free = machine.memory_total_bytes / _MIB, machine.memory_available_bytes / _MIB
     return [
         ("board", machine.board or ""),
         ("processor", f"{machine.cpu} ({machine.architecture})"),
-        ("instructions", sets),
-        ("kernels use", Text(profile.chosen.get("instruction set") or machine.isa, style="bold")),
+        ("instructions", ", ".join(machine.instruction_sets) or "none that the kernels use"),
+        ("kernels use", Text(chosen.get("instruction set") or machine.isa, style="bold")),
         ("cores", cores),
-        ("threads", profile.chosen.get("threads", "")),
+        ("threads", chosen.get("threads", "")),
         ("memory", f"{total:,.0f} MiB, {free:,.0f} MiB available"),
         ("system", machine.os),
     ]
 
 
-def _condition(condition: Condition) -> list[tuple[str, str | Text]]:
+def _condition(condition: Condition) -> list[Row]:
     clock = f"{condition.mhz_now:,.0f} MHz" if condition.mhz_now else ""
     if condition.mhz_max:
         clock += f"{' of ' if clock else 'at most '}{condition.mhz_max:,.0f} MHz"
@@ -83,7 +85,7 @@ def _condition(condition: Condition) -> list[tuple[str, str | Text]]:
     return [("clock", clock), ("temperature", heat), ("throttling", _throttling(condition.throttling))]
 
 
-def _throttling(state: Throttling | None) -> str | Text:
+def _throttling(state: Throttling | None) -> Cell:
     if state is None:
         return ""
     style = "bold red" if state.now else "yellow" if state.since_boot else "green"
@@ -91,20 +93,19 @@ def _throttling(state: Throttling | None) -> str | Text:
     return Text(f"{'NOW: ' if state.now else ''}{reasons} ({state.source})", style=style)
 
 
-def _warmup(warmup: Warmup | None) -> list[tuple[str, str | Text]]:
+def _warmup(warmup: Warmup | None) -> str:
     if warmup is None:
-        return []
-    parts = [
-        f"{seconds:.1f} s {what}"
-        for seconds, what in ((warmup.warm_s, "from the kernel cache"), (warmup.cold_s, "compiling everything"))
-        if seconds is not None
-    ]
-    return [("start-up", ", ".join(parts))]
+        return ""
+    times = ((warmup.warm_s, "from the kernel cache"), (warmup.cold_s, "compiling everything"))
+    return ", ".join(f"{seconds:.1f} s {what}" for seconds, what in times if seconds is not None)
 
 
 def _overhead(overhead: Overhead) -> str:
     stages = "".join(f", {ns:.2f} ns more for {stage}" for stage, ns in overhead.stage_ns.items())
-    return f"{overhead.call_us:.1f} us a frame, {overhead.op_us:.2f} us an operator, {overhead.value_ns:.2f} ns a value that is sent{stages}"
+    return (
+        f"{overhead.call_us:.1f} us per frame, {overhead.op_us:.2f} us per operator, "
+        f"{overhead.value_ns:.2f} ns per value sent{stages}"
+    )
 
 
 def _power(power: Power) -> str:
@@ -114,38 +115,28 @@ def _power(power: Power) -> str:
     return f"{power.load_watts:.2f} W under load{idle} ({power.sensor or power.source})"
 
 
-def _kernels(kernels: list[Kernel], *, measured: bool) -> Table:
-    title = f"integer kernels ({'medians' if measured else 'estimated'})"
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-    shown.add_column("kernel and shape", no_wrap=True)
-    for name in ("threads", "time us", "± sd", "GOPS", "GB/s"):
-        shown.add_column(name, justify="right", no_wrap=True)
+def _kernels(kernels: Sequence[Kernel], width: int, *, measured: bool) -> RenderableType:
+    title = f"Integer kernels ({'medians' if measured else 'estimated'})"
+    columns = [
+        Column("kernel and shape", alone=True),
+        Column("threads", right=True),
+        Column("time us", right=True),
+        Column("± sd", right=True, optional=True),
+        Column("GOPS", right=True),
+        Column("GB/s", right=True, optional=True),
+    ]
+    rows = []
     for row in kernels:
         gops = f"{row.gops:,.1f}" if row.macs else "-"
         spread = f"{row.sd_us:,.1f}" if measured else "-"
-        cells = (Text(row.name), str(row.threads), f"{row.time_us:,.1f}", spread, gops, f"{row.gbps:,.1f}")
-        shown.add_row(*cells)
-    return shown
+        rows.append([row.name, str(row.threads), f"{row.time_us:,.1f}", spread, gops, f"{row.gbps:,.1f}"])
+    return Group(Text(title, style="bold"), fitted(columns, rows, width))
 
 
-def _unmeasured(gaps: dict[str, str]) -> Table:
-    shown = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title="could not measure", title_justify="left", title_style="bold yellow"
-    )
-    shown.add_column("what", style="yellow", no_wrap=True)
-    shown.add_column("why", overflow="fold")
-    for what, why in gaps.items():
-        shown.add_row(Text(what), Text(why))
-    return shown
-
-
-def _origins(origins: dict[str, Origin]) -> Table:
-    shown = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title="not measured", title_justify="left", title_style="bold yellow"
-    )
-    shown.add_column("what", style="yellow", no_wrap=True)
-    shown.add_column("mark", no_wrap=True)
-    shown.add_column("source", overflow="fold")
+def _origins(origins: Mapping[str, Origin], width: int) -> Text:
+    """Each value with its mark, and its source below it, where a URL has space."""
+    lines: list[Text] = []
     for path, origin in origins.items():
-        shown.add_row(Text(path), origin.mark, Text(origin.source))
-    return shown
+        lines.append(Text.assemble((path, "yellow"), f" ({origin.mark})"))
+        lines += [Text(line) for line in wrap(f"  {origin.source}", width, "  ")]
+    return Text("\n").join(lines)

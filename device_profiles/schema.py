@@ -1,14 +1,13 @@
-"""The device profile: what a board can do, as measured on it or, for what-if, as its maker says. JSON, versioned; it travels in a plan request.
+"""The device profile: what a board can do, measured on it or, for what-if, taken from its maker. Versioned JSON.
 
-Units are in the names: ``_us`` microseconds, ``_s`` seconds, ``_c`` degrees Celsius, ``gops`` 10^9 operations a second where a
-multiply-accumulate is two operations. None means not known; `DeviceProfile.unmeasured` says why. `DeviceProfile.origins` says where each value
-comes from: a measurement guesses nothing, and what was not measured is never carried out as if it had been (`require_measured`).
+Names contain units: ``_us`` microseconds, ``_s`` seconds, ``_c`` degrees Celsius, ``gops`` 10^9 operations a second
+(a multiply-accumulate is two operations). None means unknown; `DeviceProfile.unmeasured` has the reason.
+`DeviceProfile.origins` has the origin of each value. A measurement contains no guesses. A plan runs on a board only if
+its times were measured (`require_measured`).
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,14 +15,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from splitedge import errors, limits
+from splitedge import errors, files, limits
 
 SCHEMA_VERSION = 1
 
 KernelKind = Literal["pointwise", "depthwise", "conv", "dense", "add", "lut", "pool"]
 KINDS: tuple[KernelKind, ...] = ("pointwise", "depthwise", "conv", "dense", "add", "lut", "pool")
 
-# A profile is network input on the server: every number is finite and bounded, so that no prediction divides by zero or overflows.
+# The server receives profiles from the network: bounds keep predictions from overflowing or dividing by zero.
 Count = Annotated[int, Meta(ge=0, le=1 << 50)]
 Size = Annotated[int, Meta(ge=1, le=limits.MAX_DIM)]
 Positive = Annotated[float, Meta(gt=0, le=1e12)]
@@ -32,23 +31,25 @@ Text = Annotated[str, Meta(max_length=300)]
 
 
 class Machine(msgspec.Struct):
+    """The board's hardware and system."""
+
     board: Text | None  # as the firmware names it: "Raspberry Pi 5 Model B Rev 1.0"
     cpu: Text
     architecture: Text
-    instruction_sets: Annotated[list[Text], Meta(max_length=100)]  # found, of those that matter to integer kernels
-    isa: Text  # the one that the kernels use (kernels.isa)
+    instruction_sets: Annotated[list[Text], Meta(max_length=100)]  # that integer kernels can use
+    isa: Text  # the one in use (kernels.isa)
     physical_cores: Size
     logical_cores: Size
-    usable_cores: Size  # that this process may be scheduled on
-    cpu_quota: Positive | None  # cores' worth of time that the control group allows; None: no limit
-    memory_total_bytes: Count  # of the machine or, where lower, of the control group
+    usable_cores: Size  # on which this process may run
+    cpu_quota: Positive | None  # cores of time that the control group allows; None: no limit
+    memory_total_bytes: Count  # the machine's or the control group's, whichever is lower
     memory_available_bytes: Count
     last_cache_bytes: Count | None
     os: Text
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """Sizes of one operator: input [h, w, c], output channels, square kernel, stride. Vectors have h = w = 1."""
+    """Sizes of an operator: input [h, w, c], output channels, square kernel, stride. Vectors have h = w = 1."""
 
     h: Size
     w: Size
@@ -59,7 +60,7 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 class Kernel(msgspec.Struct):
-    """One measurement: the median time of one operator, the executor's share of the call taken off."""
+    """One measurement: the median time of one operator, without the executor's share of the call."""
 
     kind: KernelKind
     name: Text
@@ -73,7 +74,7 @@ class Kernel(msgspec.Struct):
 
     @property
     def gops(self) -> float:
-        """10^9 operations a second; 0 where nothing is multiplied."""
+        """10^9 operations a second; 0 without multiplications."""
         return 2e-3 * self.macs / self.time_us
 
     @property
@@ -83,34 +84,35 @@ class Kernel(msgspec.Struct):
 
 
 class Overhead(msgspec.Struct):
-    """What a frame costs beside its operators."""
+    """Costs of a frame besides its operators. Older files lack the fields with defaults."""
 
     call_us: Amount  # one run of a head: Python, checks, copies
-    op_us: Amount  # one more operator in the table
-    value_ns: Amount = 0.0  # one value of the tensor that is sent: quantized and packed; older files do not say
-    stage_ns: Annotated[
-        dict[Text, Amount], Meta(max_length=20)
-    ] = {}  # a value, by what is done to it beside that: `splitedge.codec.STAGES`
+    op_us: Amount  # one more operator
+    value_ns: Amount = 0.0  # to quantize and pack one value of the sent tensor
+    # A value, for each further stage of a codec: `splitedge.codec.STAGES`.
+    stage_ns: Annotated[dict[Text, Amount], Meta(max_length=20)] = {}
 
 
 class Warmup(msgspec.Struct):
-    """A new process: importing the kernels, preparing a head with every kind of kernel, its first run."""
+    """The start of a new process: import the kernels, prepare a head with every kind of kernel, run it once."""
 
-    cache_warm: bool  # compiled kernels were on disk before the measurement
-    cold_s: Amount | None  # with an empty cache: everything is compiled
-    warm_s: Amount | None  # compiled kernels loaded from disk
-    import_s: Amount | None  # of which the imports (warm)
+    cache_warm: bool  # compiled kernels were on disk before
+    cold_s: Amount | None  # with an empty cache: compile everything
+    warm_s: Amount | None  # load compiled kernels from disk
+    import_s: Amount | None  # the imports' part of warm_s
 
 
 class Throttling(msgspec.Struct):
+    """Whether the system slows the processor down."""
+
     now: bool
-    since_boot: bool | None  # None: the system does not remember
+    since_boot: bool | None  # None: the system keeps no record
     reasons: Annotated[list[Text], Meta(max_length=20)]
     source: Text
 
 
 class Condition(msgspec.Struct):
-    """The state of the board while it was measured."""
+    """The state of the board during the measurement."""
 
     mhz_now: Positive | None
     mhz_max: Positive | None
@@ -119,10 +121,12 @@ class Condition(msgspec.Struct):
 
 
 class Power(msgspec.Struct):
+    """Power of the board, with its source."""
+
     source: Literal["sensor", "declared", "unknown"]
     sensor: Text = ""
     idle_watts: Amount | None = None
-    load_watts: Amount | None = None  # while kernels ran, or as declared
+    load_watts: Amount | None = None  # while kernels run, or as declared
 
 
 Mark = Literal["measured", "specified", "estimated"]
@@ -130,16 +134,21 @@ MARKS: tuple[Mark, ...] = ("measured", "specified", "estimated")
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Where a value comes from. ``measured``: by splitedge on the board itself; ``specified``: published by its maker; ``estimated``: all else."""
+    """The origin of a value.
+
+    ``measured``: by splitedge on the board. ``specified``: published by its maker. ``estimated``: anything else.
+    """
 
     mark: Mark
-    source: Text  # a document, an address, or the formula
+    source: Text  # a document, an address, or a formula
 
 
 _MEASURED = Origin("measured", "edge-agent profile, on this board")
 
 
 class DeviceProfile(msgspec.Struct):
+    """A device profile; see the module's docstring."""
+
     schema_version: int
     created: Text  # ISO 8601, UTC
     quick: bool
@@ -150,17 +159,16 @@ class DeviceProfile(msgspec.Struct):
     warmup: Warmup | None
     condition: Condition
     power: Power
-    unmeasured: dict[Text, Text]  # what could not be measured: why
-    chosen: dict[
-        Text, Text
-    ] = {}  # what was chosen ("instruction set", "threads"): the choice and why; older files do not say
-    # A field by its path ("power.idle_watts"), a kind of kernel as "kernels.KIND": its origin, which holds for the fields within it too.
-    # What is not listed was measured.
+    unmeasured: dict[Text, Text]  # what could not be measured, and why
+    # Choices such as "instruction set" and "threads", with the reason. Older files lack it.
+    chosen: dict[Text, Text] = {}
+    # Origins by the field's path ("power.idle_watts", "kernels.pointwise"). Each holds for the fields within, too.
+    # Fields without an entry were measured.
     origins: Annotated[dict[Text, Origin], Meta(max_length=200)] = {}
 
 
 def origin(profile: DeviceProfile, path: str) -> Origin:
-    """Where the field ``path`` ("power.load_watts", "kernels.pointwise") comes from: its own entry, else that of what it is a part of."""
+    """The origin of the field ``path`` ("power.load_watts"): its own entry, else that of the field around."""
     while path:
         if path in profile.origins:
             return profile.origins[path]
@@ -169,99 +177,98 @@ def origin(profile: DeviceProfile, path: str) -> Origin:
 
 
 def measured_origins(*fields: str) -> dict[str, Origin]:
-    """The origins of ``fields`` that were measured on this board."""
+    """Origins for ``fields`` that were measured on this board."""
     return dict.fromkeys(fields, _MEASURED)
 
 
 def is_measured(profile: DeviceProfile) -> bool:
-    """Whether the times in ``profile`` were measured on the board, so that a plan may be carried out there."""
+    """Whether all times in ``profile`` were measured on the board, so that a plan may run there."""
     return all(
         origin(profile, path).mark == "measured" for path in (*(f"kernels.{kind}" for kind in KINDS), "overhead")
     )
 
 
 def require_measured(profile: DeviceProfile) -> None:
-    """Raise `errors.ConfigError` for a profile of a board that nobody measured."""
+    """Raise `errors.ConfigError` for a profile whose times were not measured."""
     if not is_measured(profile):
         raise errors.ConfigError(
-            f"the profile of {profile.machine.board or 'this board'} was estimated, not measured: run 'edge-agent profile' on the board, "
-            "or ask what-if with 'edge-agent plan --board'"
+            f"the profile of {profile.machine.board or 'this board'} is estimated, not measured: "
+            "run 'edge-agent profile' on the board, or use 'edge-agent plan --board' for what-if planning",
+            reason="estimated",
         )
 
 
 def from_dict(value: object) -> DeviceProfile:
-    """The profile in a plan request. Raises `errors.ProtocolError` if it is of another version, malformed, or lacks a kind of kernel."""
+    """The profile in a plan request.
+
+    Raises `errors.ProtocolError` for another version, a malformed value, and a missing kind of kernel.
+    """
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         found = repr(version)[:20]
         raise errors.ProtocolError(
-            f"the device profile has schema {found} and this program reads {SCHEMA_VERSION}: run 'edge-agent profile' again "
-            "with the same version of splitedge on both sides"
+            f"the device profile has schema {found}, but this program reads {SCHEMA_VERSION}: install the same version "
+            "of splitedge on both sides, and run 'edge-agent profile' again",
+            reason="schema-version",
         )
     try:
         profile = msgspec.convert(value, DeviceProfile)
     except (msgspec.ValidationError, RecursionError) as error:
         raise errors.ProtocolError(
-            f"the device profile is malformed ({str(error)[:200]}): run 'edge-agent profile' again"
+            f"the device profile is malformed ({str(error)[:200]}): run 'edge-agent profile' again", reason="malformed"
         ) from error
     missing = [kind for kind in KINDS if not any(row.kind == kind and row.threads == 1 for row in profile.kernels)]
     if missing:
         raise errors.ProtocolError(
-            f"the device profile has no measurement of {', '.join(missing)} on one thread: run 'edge-agent profile' again"
+            f"the device profile lacks {', '.join(missing)} on one thread: run 'edge-agent profile' again",
+            reason="not-measured",
+            missing=missing,
         )
     return profile
 
 
 def to_dict(profile: DeviceProfile) -> dict[str, Any]:
-    """Plain JSON values, for a plan request."""
+    """The profile as plain JSON values, for a plan request."""
     value: dict[str, Any] = msgspec.to_builtins(profile)
     return value
 
 
 def load(path: Path) -> DeviceProfile:
-    """The profile in the file ``path``. Raises `errors.ConfigError` naming the file and what to do."""
+    """The profile in the file ``path``. Raises `errors.ConfigError`."""
     try:
         with path.open("rb") as file:
             data = file.read(limits.MAX_REQUEST_BYTES + 1)
         if len(data) > limits.MAX_REQUEST_BYTES:
-            raise errors.ConfigError(f"{path} is too large for a device profile: run 'edge-agent profile' to make one")
+            raise errors.ConfigError(
+                f"{path} has more than {limits.MAX_REQUEST_BYTES} bytes: run 'edge-agent profile' to write a profile",
+                reason="too-large",
+            )
         return from_dict(msgspec.json.decode(data.removeprefix(BOM_UTF8)))
     except OSError as error:
         raise errors.ConfigError(
-            f"the device profile {path} cannot be read ({error.strerror}): run 'edge-agent profile' to make one"
+            f"the device profile {path} cannot be read ({error.strerror}): run 'edge-agent profile' to write one",
+            reason="unreadable",
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.ConfigError(f"{path} is not a device profile: run 'edge-agent profile' to make one") from error
+        raise errors.ConfigError(
+            f"{path} is not JSON: run 'edge-agent profile' to write a profile", reason="not-a-profile"
+        ) from error
     except errors.ProtocolError as error:
-        raise errors.ConfigError(f"{path}: {error}") from error
+        raise errors.ConfigError(f"{path}: {error}", **error.data) from error
 
 
 def require_folder(path: Path) -> None:
-    """Raise `errors.StoreError` unless the folder that ``path`` would be in is there."""
+    """Raise `errors.StoreError` unless the folder of ``path`` exists."""
     if not path.parent.exists():
-        raise errors.StoreError(f"the folder {path.parent} is not there: make it, or name another file")
+        raise errors.StoreError(
+            f"the folder {path.parent} does not exist: create it, or choose another file", reason="no-folder"
+        )
 
 
 def save(profile: DeviceProfile, path: Path) -> None:
-    """Write ``path`` whole or not at all; what is there and no regular file (a device, a link, a pipe) is written into, not replaced.
+    """Write ``path`` atomically; a device or a pipe is written to, not replaced.
 
-    Raises `errors.StoreError`, also for a folder that is not there.
+    Raises `errors.StoreError`, also if the folder does not exist.
     """
-    text = msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n"
     require_folder(path)
-    temporary = None
-    try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            path.write_bytes(text)
-            return
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(text)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise errors.StoreError(
-            f"the device profile cannot be written to {path} ({error.strerror}): name another file"
-        ) from error
+    files.write(path, msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n")

@@ -1,16 +1,12 @@
-"""The agent's settings: an option beats an environment variable, that beats the TOML file, that beats the default.
+"""Settings of the agent: `Settings` defines each option, environment variable and TOML key, and its documentation (see `settings`).
 
-Each key of the file is also a variable: ``api.port`` is ``SPLITEDGE_API_PORT``, ``demand.max_drop_points`` is
-``SPLITEDGE_DEMAND_MAX_DROP_POINTS``. The file is the one that ``--config`` or ``SPLITEDGE_CONFIG`` names, else the first of
-``~/.config/splitedge/agent.toml`` and ``/etc/splitedge/agent.toml`` that is there. An unknown key is an error: a setting that is
-misspelt and therefore not in force is worse than a start that fails.
+The configuration file is the one that ``--config`` or ``SPLITEDGE_CONFIG`` names, else the first that exists of
+``~/.config/splitedge/agent.toml`` and ``/etc/splitedge/agent.toml``.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import tomllib
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,171 +17,234 @@ import msgspec
 from msgspec import Meta
 
 from splitedge import errors, limits
-from splitedge.protocol.messages import Demand, Mode, Objective, Weights
+from splitedge.demand import DemandConfig
+from splitedge.protocol.messages import Objective
+from splitedge.settings import About, Flag, Milliseconds, PathText, Seconds, Setting
+from splitedge.settings import load as load_settings
+from splitedge.settings import reference as reference_of
 
 SYSTEM_FILE = Path("/etc/splitedge/agent.toml")
-CREDENTIAL = "splitedge-token"  # the name under which systemd's LoadCredential hands the token over
+CREDENTIAL = "splitedge-token"  # the name of the token in systemd's LoadCredential
 
-_Weight = Annotated[float, Meta(ge=0, le=1e9, description="a number, 0 or more")]
-_Path = Annotated[str, Meta(max_length=4096, pattern="^[^\0]*$", description="a path in quotes")]
-
-
-class WeightsConfig(Weights, forbid_unknown_fields=True):
-    """``[demand.weights]``: what a second, a joule and a second of server time are worth."""
-
-    time: _Weight = 1.0
-    energy: _Weight = 0.0
-    cost: _Weight = 0.0
-
-
-class DemandConfig(Demand, forbid_unknown_fields=True):
-    """``[demand]``: what is asked of the plan."""
-
-    max_drop_points: Annotated[float, Meta(ge=0, le=100, description="a number of points from 0 to 100")] = 1.0
-    max_latency_ms: Annotated[float, Meta(gt=0, le=1e6, description="a number of milliseconds above 0")] | None = None
-    min_rate_fps: Annotated[float, Meta(gt=0, le=1e6, description="a number of frames a second above 0")] | None = None
-    weights: WeightsConfig = msgspec.field(default_factory=WeightsConfig)
-    keep: Annotated[
-        str, Meta(min_length=1, max_length=limits.MAX_NAME, description='"nothing", "input" or a layer\'s name')
-    ] = "nothing"
-    frames: Annotated[float, Meta(gt=0, le=1e12, description="a number of frames above 0")] | None = None
-    max_away_s: Annotated[float, Meta(gt=0, le=3600, description="a number of seconds above 0, at most 3600")] = 10.0
-    mode: Annotated[Literal["any"] | Mode, Meta(description='"any", "server", "split" or "device"')] = "any"
+_Address = Annotated[str, Meta(min_length=1, max_length=255, description="an IP address or a host name")]
+_Port = Annotated[int, Meta(ge=0, le=65535, description="an integer from 0 (any free port) to 65535")]
+_Token = Annotated[str, Meta(max_length=4096, description="a token")]
 
 
 class ApiConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """``[api]``: where the local HTTP API listens. It asks for no token, so leave it on the loopback unless the network is trusted."""
+    """``[api]``: the local HTTP API. It requires no token, so keep it on the loopback address unless you trust the network."""
 
-    host: Annotated[str, Meta(min_length=1, max_length=255, description="an address in quotes")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="a whole number from 0 (any free port) to 65535")] = 8471
+    host: Annotated[
+        _Address, About("Address on which the local HTTP API listens. The API requires no token.", "--host")
+    ] = "127.0.0.1"
+    port: Annotated[_Port, About("Port of the local HTTP API; 0 selects a free port.", "--port")] = 8471
 
 
 class LinkConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """``[link]``: what moves along the codecs that a plan allows, where it begins (0: where the plan does), when frames age, and whether a lasting change
-    of the link leads to a new plan.
-    """
+    """``[link]``: adaptation of the codec to the link, age limit of frames, and replanning."""
 
     controller: Annotated[
         Literal["adaptive", "quantpipe", "pipeedge", "fixed"],
         Meta(description='"adaptive", "quantpipe", "pipeedge" or "fixed"'),
+        About("Method that adapts the codec to the link.", "--controller"),
     ] = "adaptive"
-    bits: Annotated[int, Meta(ge=0, le=32, description="a whole number from 0 (as the plan says) to 32")] = 0
-    max_age_ms: Annotated[float, Meta(gt=0, le=1e6, description="a number of milliseconds above 0")] | None = None
-    replan: Annotated[bool, Meta(description="true or false")] = True
+    bits: Annotated[
+        int,
+        Meta(ge=0, le=32, description="an integer from 0 (from the plan) to 32"),
+        About("Maximum bits of the initial codec; 0 takes the codec of the plan.", "--bits"),
+    ] = 0
+    max_age_ms: Annotated[
+        Milliseconds | None,
+        About("Drop frames that wait longer than this before they are sent, in ms.", "--max-age", default="never"),
+    ] = None
+    replan: Annotated[
+        Flag, About("Request a new plan after a lasting change of the link or of the measured times.", "--replan")
+    ] = True
 
 
 class ReuseConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """``[reuse]``: whether an answer serves again for frames that are nearly the one it was given for: see `edge_agent.runtime.answer_reuse`.
+    """``[reuse]``: reuse of an answer for similar frames."""
 
-    ``threshold``: the greatest distance at which it does, 0: never. ``max_age_s``: how old that frame may be; ``max_run``: how many frames in all.
-    """
-
-    threshold: Annotated[float, Meta(ge=0, le=1, description="a number from 0 (never) to 1")] = 0.0
-    max_age_s: Annotated[float, Meta(gt=0, le=3600, description="a number of seconds above 0, at most 3600")] = 2.0
-    max_run: Annotated[int, Meta(ge=1, le=1_000_000, description="a whole number from 1 to 1000000")] = 50
+    threshold: Annotated[
+        float,
+        Meta(ge=0, le=1, description="a number from 0 (off) to 1"),
+        About(
+            "Reuse the answer of an earlier frame if the new frame differs by at most this (0 to 1); 0 is off.",
+            "--reuse",
+        ),
+    ] = 0.0
+    max_age_s: Annotated[
+        Seconds, About("Maximum age in seconds of the frame whose answer is reused.", "--reuse-max-age")
+    ] = 2.0
+    max_run: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000, description="an integer from 1 to 1000000"),
+        About("Maximum number of frames that reuse one answer.", "--reuse-max-run"),
+    ] = 50
 
 
 class ChainConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """``[chain]``: the board after this one, if a model is shared among several, and, on the first of them, what the chain is planned for.
+    """``[chain]``: the next board, if several boards share a model. The first board also sets the objective of the chain."""
 
-    ``next`` is its address as a stage, ``token`` or ``token_file`` what it asks for. ``exact``: send tensors as they are.
-    ``spread``: give every board a part.
-    """
-
-    next: Annotated[str, Meta(max_length=2048, description="a URL like https://board:8472, or empty")] = ""
-    token: Annotated[str, Meta(max_length=4096, description="the token in quotes")] = ""
-    token_file: _Path = ""
-    ca: _Path = ""
-    objective: Annotated[Objective, Meta(description='"latency" or "rate"')] = "latency"
-    exact: Annotated[bool, Meta(description="true or false")] = False
-    spread: Annotated[bool, Meta(description="true or false")] = False
+    next: Annotated[
+        str,
+        Meta(max_length=2048, description="a URL such as https://board:8472, or empty"),
+        About("URL of the next board, to share the model among several boards.", "--next"),
+    ] = ""
+    token: Annotated[_Token, About("Token for the next board. Prefer a file or a variable.")] = ""
+    token_file: Annotated[PathText, About("File that contains the token for the next board.")] = ""
+    ca: Annotated[PathText, About("Certificate authority of the next board (PEM).", default="those of the system")] = ""
+    objective: Annotated[
+        Objective,
+        Meta(description='"latency" or "rate"'),
+        About("Objective of the chain: lowest latency or highest rate. Set it on the first board."),
+    ] = "latency"
+    exact: Annotated[
+        Flag, About("Send tensors between boards without loss, so that the results equal those of one board.")
+    ] = False
+    spread: Annotated[
+        Flag, About("Give a part of the model to every board and to the server, even if fewer are faster.")
+    ] = False
 
 
 class StageConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """``[stage]``: where boards before this one reach it, if it serves as a later stage of a chain: with a port and without `model` it does."""
+    """``[stage]``: the address on which a later board of a chain listens. A board with ``stage.port`` has no ``model``."""
 
-    host: Annotated[str, Meta(min_length=1, max_length=255, description="an address in quotes")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="a whole number from 0 (any free port) to 65535")] | None = (
-        None
+    host: Annotated[_Address, About("Address on which a later board listens for the board before it.")] = "127.0.0.1"
+    port: Annotated[
+        _Port | None,
+        About("Serve as a later board of a chain on this port; 0 selects a free port.", default="first board"),
+    ] = None
+    token: Annotated[_Token, About("Token that the board before this one must send. Prefer a file or a variable.")] = ""
+    token_file: Annotated[PathText, About("File that contains the token that the board before this one must send.")] = (
+        ""
     )
-    token: Annotated[str, Meta(max_length=4096, description="the token in quotes")] = ""
-    token_file: _Path = ""
-    cert: _Path = ""
-    key: _Path = ""
+    cert: Annotated[
+        PathText, About("Certificate chain for the board before this one (PEM). Required beyond this machine.")
+    ] = ""
+    key: Annotated[PathText, About("Private key of the certificate (PEM).")] = ""
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """All settings. ``profile`` is a file that `edge-agent profile --out` wrote; without it the machine is measured once and remembered."""
+    """All settings of the agent."""
 
-    server: Annotated[str, Meta(max_length=2048, description="a URL like https://host:8470")] = "http://127.0.0.1:8470"
-    token: Annotated[str, Meta(max_length=4096, description="the token in quotes")] = ""
-    token_file: _Path = ""
-    model: Annotated[str, Meta(max_length=limits.MAX_NAME, description="a model's name in quotes")] = ""
-    topk: Annotated[int, Meta(ge=0, le=1000, description="a whole number from 0 (the whole output) to 1000")] = 5
-    ca: _Path = ""
-    allow_insecure: Annotated[bool, Meta(description="true or false")] = False
-    cache_dir: _Path = ""
-    profile: _Path = ""
+    server: Annotated[
+        str,
+        Meta(max_length=2048, description="a URL such as https://host:8470"),
+        About("URL of the edge-server.", group="server"),
+    ] = "http://127.0.0.1:8470"
+    token: Annotated[
+        _Token,
+        About(
+            "Token for the server. Other users can see options: prefer SPLITEDGE_TOKEN or --token-file.", group="server"
+        ),
+    ] = ""
+    token_file: Annotated[PathText, About("File that contains the token.", group="server")] = ""
+    ca: Annotated[
+        PathText,
+        About("Certificate authority of the server (PEM).", default="those of the system", group="server"),
+    ] = ""
+    allow_insecure: Annotated[
+        Flag, About("Allow unencrypted HTTP to another machine, which exposes the token.", group="server")
+    ] = False
+    model: Annotated[
+        str,
+        Meta(max_length=limits.MAX_NAME, description="the name of a model"),
+        About("Name of the model on the server (`edge-agent models` lists them).", group="model"),
+    ] = ""
+    topk: Annotated[
+        int,
+        Meta(ge=0, le=1000, description="an integer from 0 (the complete output) to 1000"),
+        About("Number of classes per answer; 0 also returns the complete output of the model.", group="output"),
+    ] = 5
+    profile: Annotated[
+        PathText,
+        About(
+            "Measurements of this board, from `edge-agent profile --out FILE`.",
+            default="measured at the first start",
+            group="board",
+        ),
+    ] = ""
     threads: Annotated[
-        int, Meta(ge=0, le=limits.MAX_THREADS, description="a whole number from 0 (as many as help) to 64")
+        int,
+        Meta(ge=0, le=limits.MAX_THREADS, description=f"an integer from 0 (automatic) to {limits.MAX_THREADS}"),
+        About("Maximum threads per frame; 0 takes the number that was fastest in the profile.", group="board"),
     ] = 0
-    api: ApiConfig = msgspec.field(default_factory=ApiConfig)
-    chain: ChainConfig = msgspec.field(default_factory=ChainConfig)
-    stage: StageConfig = msgspec.field(default_factory=StageConfig)
+    cache_dir: Annotated[
+        PathText,
+        About(
+            "Folder for segments and measurements. The variable also moves the compiled kernels.",
+            default="~/.cache/splitedge",
+            group="board",
+        ),
+    ] = ""
     demand: DemandConfig = msgspec.field(default_factory=DemandConfig)
     link: LinkConfig = msgspec.field(default_factory=LinkConfig)
     reuse: ReuseConfig = msgspec.field(default_factory=ReuseConfig)
+    api: ApiConfig = msgspec.field(default_factory=ApiConfig)
+    chain: ChainConfig = msgspec.field(default_factory=ChainConfig)
+    stage: StageConfig = msgspec.field(default_factory=StageConfig)
 
     def __repr__(self) -> str:
-        return f"Settings(server={self.server!r}, model={self.model!r})"  # a log never holds the token
+        return f"Settings(server={self.server!r}, model={self.model!r})"  # logs must not contain the token
+
+
+def reference() -> tuple[Setting, ...]:
+    """Every setting of the agent: key, option, variable, type, default and one sentence, in the order of `Settings`."""
+    return reference_of(Settings)
 
 
 def load(
     path: Path | None = None, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
 ) -> Settings:
-    """The settings in force. ``options`` maps keys ("demand.keep") to values; None means not given.
+    """The settings in effect. ``path``: the file, instead of the one that `file` finds; ``options`` as in `settings.load`.
 
-    Raises `errors.ConfigError` naming the key, where it stands and what is allowed.
+    Raises `errors.ConfigError` that names the option, variable or key, and the allowed values.
     """
-    values = _from_file(path, environ) | _from_environment(environ) | _from_options(options or {})
-    settings = msgspec.convert(_nest(values), Settings)
+    settings = load_settings(Settings, path or file(environ), options or {}, environ)
     for key, url in (("server", settings.server), ("chain.next", settings.chain.next)):
         if (url or key == "server") and _split_url(url) is None:
-            raise errors.ConfigError(f"`{key}` must be a URL like https://host:8470, not {url[:100]!r}", key=key)
+            raise errors.ConfigError(
+                f"`{key}` must be a URL such as https://host:8470, not {url[:100]!r}", key=key, reason="not-a-url"
+            )
     return settings
 
 
 def check_role(settings: Settings) -> None:
-    """Raise `errors.ConfigError` unless the board either takes frames of a model or serves as a later stage of a chain."""
+    """Raise `errors.ConfigError` unless the board either accepts frames for a model or serves as a later board of a chain."""
     if settings.model and settings.stage.port is not None:
         raise errors.ConfigError(
-            "a board takes frames of a model or serves as a later stage, not both; unset `model` or `stage.port`",
+            "`model` and `stage.port` are both set; unset `model` on a later board of a chain, or `stage.port` on the first",
             key="stage.port",
+            reason="model-and-stage",
         )
     if settings.stage.port is None:
         require_model(settings)
 
 
 def require_model(settings: Settings) -> None:
-    """Raise `errors.ConfigError` if no model is chosen."""
+    """Raise `errors.ConfigError` if no model is selected."""
     if not settings.model:
         raise errors.ConfigError(
-            "no model is chosen; give `--model` or set `model` (`edge-agent models` lists them)", key="model"
+            "no model is selected; give --model or set `model` (`edge-agent models` lists them)",
+            key="model",
+            reason="no-model",
         )
 
 
 def path_of(text: str) -> Path:
-    """The path that a setting names, with ~ as the home folder. Raises `errors.ConfigError` where this user has none, as that of the service."""
+    """The path in a setting, with ``~`` expanded. Raises `errors.ConfigError` if this user has no home folder."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise errors.ConfigError(
-            f"{text} names a home folder and this user has none; give the path in full, such as /etc/splitedge/{Path(text).name}"
+            f"{text} is in a home folder and this user has none; give an absolute path, such as /etc/splitedge/{Path(text).name}",
+            reason="no-home",
         ) from error
 
 
 def file(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The configuration file where no option names one, or None if there is none."""
+    """The configuration file without ``--config``, or None if there is none."""
     if environ.get("SPLITEDGE_CONFIG"):
         return path_of(environ["SPLITEDGE_CONFIG"])
     home = environ.get("XDG_CONFIG_HOME") or (environ["HOME"] + "/.config" if environ.get("HOME") else "")
@@ -194,7 +253,7 @@ def file(environ: Mapping[str, str] = os.environ) -> Path | None:
 
 
 def _is_file(place: Path) -> bool:
-    """Whether there is such a file; one that this user may not even look for is not there for it."""
+    """Whether ``place`` is a file. A folder that this user cannot read counts as empty."""
     try:
         return place.is_file()
     except OSError:
@@ -202,20 +261,20 @@ def _is_file(place: Path) -> bool:
 
 
 def token(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
-    """The bearer token: the setting itself, else the file it names, else systemd's credential, else an empty string.
+    """The bearer token from ``token``, ``token_file`` or systemd's credential, in this order; an empty string without any.
 
-    Raises `errors.ConfigError` if the file cannot be read or holds no single line of printable ASCII.
+    Raises `errors.ConfigError` if the file cannot be read or does not contain one line of printable ASCII.
     """
     return _token(settings.token, settings.token_file, "", _credential(environ))
 
 
 def chain_token(settings: Settings) -> str:
-    """The token for the next board, or an empty string. Raises as `token`."""
+    """The token for the next board, or an empty string. Raises like `token`."""
     return _token(settings.chain.token, settings.chain.token_file, "chain.", None)
 
 
 def stage_token(settings: Settings) -> str:
-    """The token that boards before this one must bear, or an empty string. Raises as `token`."""
+    """The token that the board before this one must send, or an empty string. Raises like `token`."""
     return _token(settings.stage.token, settings.stage.token_file, "stage.", None)
 
 
@@ -230,135 +289,10 @@ def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
             text = opened.read(8192)
     except OSError as error:
         raise errors.ConfigError(
-            f"the token file {path} cannot be read ({error.strerror}); check `{prefix}token_file`"
+            f"cannot read the token file {path} ({error.strerror}); correct `{prefix}token_file`",
+            reason="token-unreadable",
         ) from error
     return _checked_token(text.removeprefix(BOM_UTF8).decode("ascii", "replace").strip(), f"the token file {path}")
-
-
-def keys() -> dict[str, str]:
-    """Every key ("api.port") and what it must be, in the order of the file."""
-    return {key: _description(kind) for key, kind in _KINDS.items()}
-
-
-def variable(key: str) -> str:
-    """The environment variable of ``key``."""
-    return "SPLITEDGE_" + key.upper().replace(".", "_")
-
-
-def _kinds(struct: Any, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for field in msgspec.structs.fields(struct):
-        key = prefix + field.name
-        nested = isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
-        found |= _kinds(field.type, key + ".") if nested else {key: field.type}
-    return found
-
-
-def _description(kind: Any) -> str:
-    for part in (kind, *getattr(kind, "__args__", ())):
-        for meta in getattr(part, "__metadata__", ()):
-            return str(meta.description)
-    raise AssertionError(kind)
-
-
-def _convert(key: str, value: object, where: str, *, strict: bool) -> Any:
-    if isinstance(value, str) and _KINDS[key] is not _Path and not _is_text(value):
-        raise _wrong(key, value, where)
-    try:
-        converted = msgspec.convert(value, _KINDS[key], strict=strict)
-    except msgspec.ValidationError as error:
-        raise _wrong(key, value, where) from error
-    if isinstance(converted, float) and not math.isfinite(converted):
-        raise _wrong(key, value, where)
-    return converted
-
-
-def _is_text(value: str) -> bool:
-    """Whether ``value`` was valid UTF-8 where it came from; a path may be any bytes."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _wrong(key: str, value: object, where: str) -> errors.ConfigError:
-    shown = "what is there" if key.endswith("token") else repr(value)[:60]
-    return errors.ConfigError(f"{where} must be {_description(_KINDS[key])}, not {shown}", key=key)
-
-
-def _from_file(path: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
-    path = path or file(environ)
-    if path is None:
-        return {}
-    return _flatten(_parse(path), path, "")
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(limits.MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise errors.ConfigError(
-            f"the configuration {path} cannot be read ({error.strerror}); give the path of a TOML file"
-        ) from error
-    if len(data) > limits.MAX_CONFIG_BYTES:
-        raise errors.ConfigError(
-            f"the configuration {path} is over {limits.MAX_CONFIG_BYTES} bytes; give the path of a TOML file"
-        )
-    try:
-        return tomllib.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise errors.ConfigError(
-            f"the configuration {path} is not in UTF-8 (byte {error.start}); save it in that encoding"
-        ) from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise errors.ConfigError(f"the configuration {path} is not valid TOML: {str(error)[:200]}") from error
-
-
-def _flatten(table: dict[str, Any], path: Path, prefix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        key = prefix + name
-        if key in _KINDS:
-            found[key] = _convert(key, value, f"`{key}` in {path}", strict=True)
-        elif not any(known.startswith(key + ".") for known in _KINDS):
-            raise errors.ConfigError(
-                f"`{key[:100]}` in {path} is not a setting; allowed here: {', '.join(_allowed(prefix))}", key=key
-            )
-        elif not isinstance(value, dict):
-            raise errors.ConfigError(
-                f"`{key}` in {path} must be a table [{key}] with the keys {', '.join(_allowed(key + '.'))}", key=key
-            )
-        else:
-            found |= _flatten(value, path, key + ".")
-    return found
-
-
-def _allowed(prefix: str) -> list[str]:
-    names = [key.removeprefix(prefix).split(".")[0] for key in _KINDS if key.startswith(prefix)]
-    return list(dict.fromkeys(names))
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    given = {key: environ[variable(key)] for key in _KINDS if environ.get(variable(key))}
-    return {key: _convert(key, text, f"the variable {variable(key)}", strict=False) for key, text in given.items()}
-
-
-def _from_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    given = {key: value for key, value in options.items() if value is not None}
-    return {key: _convert(key, value, f"the option for `{key}`", strict=True) for key, value in given.items()}
-
-
-def _nest(values: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        *sections, name = key.split(".")
-        table = tree
-        for section in sections:
-            table = table.setdefault(section, {})
-        table[name] = value
-    return tree
 
 
 def _split_url(text: str) -> str | None:
@@ -378,8 +312,7 @@ def _credential(environ: Mapping[str, str]) -> Path | None:
 
 def _checked_token(text: str, where: str) -> str:
     if not text or len(text) > 4096 or not text.isascii() or not text.isprintable() or " " in text:
-        raise errors.ConfigError(f"{where} does not hold a token; `edge-server token` on the server prints one")
+        raise errors.ConfigError(
+            f"{where} does not contain a token; create one with `edge-server token` on the server", reason="not-a-token"
+        )
     return text
-
-
-_KINDS = _kinds(Settings)

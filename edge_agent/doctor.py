@@ -1,4 +1,7 @@
-"""The checks of `edge-agent doctor`: what this machine, this installation and the way to the server are like. Nothing is compiled or changed."""
+"""The checks of `edge-agent doctor`: machine, installation, configuration and server. They compile and change nothing.
+
+Each check is a function that returns a `Check`: its finding and, for a problem, a suggested fix.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,14 @@ from splitedge.head import text
 
 Verdict = Literal["ok", "warn", "fail"]
 
-# Drivers that choose the clock themselves: their "powersave" is the usual setting and no lowest clock.
+# These drivers choose the clock themselves: "powersave" is their default and does not fix the lowest clock.
 _OWN_CLOCK = ("intel_pstate", "amd-pstate-epp")
+_GOVERNORS = "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the answer. ``advice`` is a sentence of what to do, empty where the verdict is ok."""
+    """The result of one check. ``advice`` is the suggested fix, empty if the verdict is ok."""
 
     name: str
     verdict: Verdict
@@ -35,19 +39,27 @@ class Check:
 
 
 async def examine(path: Path | None, options: Mapping[str, Any], root: Path = machine.ROOT) -> list[Check]:
-    """Every check, in the order in which a reader wants them. ``path`` and ``options`` as in `config.load`; ``root``: of the file tree.
+    """Run every check. ``path`` and ``options`` as in `config.load`; ``root``: the root of the file system.
 
-    Takes a second or two, at most `limits.DOCTOR_TIMEOUT` more where the server is silent.
+    Takes 1 to 2 s, and up to `limits.DOCTOR_TIMEOUT` more if the server does not answer.
     """
-    kept = kernel_cache()
-    fits = memory(root, compiled=kept.verdict == "ok")
-    checks = [system(), instructions(), cores(root), kept, fits, clock(root), heat(root), sensor(root)]
+    cache = kernel_cache()
+    checks = [
+        system(),
+        instructions(),
+        cores(root),
+        cache,
+        memory(root, compiled=cache.verdict == "ok"),
+        clock(root),
+        heat(root),
+        sensor(root),
+    ]
     settings, check = configuration(path, options)
     return [*checks, check, *([] if settings is None else [await server(settings)])]
 
 
 def system() -> Check:
-    """What splitedge cannot run without."""
+    """The platform: operating system, processor and Python."""
     found = f"{platform.system()} on {platform.machine()}, Python {platform.python_version()}"
     try:
         platform_check.check()
@@ -61,93 +73,85 @@ def instructions() -> Check:
     asked = os.environ.get("SPLITEDGE_ISA")
     best = isa.best(isa.host_features())
     if asked and asked != best:
-        return Check(
-            "instructions", "warn", isa.explain(), f"SPLITEDGE_ISA={asked} is set and {best} is the fastest: unset it"
-        )
+        return _warn("instructions", isa.explain(), f"unset SPLITEDGE_ISA={asked}: {best} is faster")
     return Check("instructions", "ok", isa.explain())
 
 
 def cores(root: Path = machine.ROOT) -> Check:
-    """What heads may run on."""
+    """Cores and threads for heads."""
     found, _ = machine.machine(isa.ISA, root)
     threads = machine.usable_threads(root)
-    text = f"{found.physical_cores} cores, {found.logical_cores} threads; heads run on at most {threads}"
+    text = f"{found.physical_cores} cores, {found.logical_cores} threads; heads use at most {threads}"
     if found.cpu_quota is None:
         return Check("cores", "ok", text)
     text += f" (quota {found.cpu_quota:g} cores)"
     if found.cpu_quota < 1:
-        return Check(
-            "cores", "warn", text, "the quota halts every frame for a while: give it a core or more (CPUQuota=)"
-        )
+        return _warn("cores", text, "raise the quota to 1 core or more (CPUQuota=): it interrupts every frame")
     return Check("cores", "ok", text)
 
 
 def kernel_cache() -> Check:
-    """Where compiled kernels are kept, and whether those of this version are there."""
+    """The folder of compiled kernels, and whether it contains those of this version."""
     if jit.CACHE_PROBLEM:
-        return Check("kernel cache", "warn", f"{jit.CACHE_DIR} cannot be used", jit.advice())
+        return _warn("kernel cache", f"{jit.CACHE_DIR} is not usable", jit.advice())
     steps, missing = len(warm.steps()), len(warm.missing())
     if missing:
-        found = f"{jit.CACHE_DIR}: cold, {steps - missing} of {steps} compiled"
-        return Check(
-            "kernel cache", "warn", found, "run `edge-agent warm` once: until then starts compile and are slow"
-        )
-    return Check("kernel cache", "ok", f"{jit.CACHE_DIR}: warm, all {steps} compiled")
+        found = f"{jit.CACHE_DIR}: {steps - missing} of {steps} kernels compiled"
+        return _warn("kernel cache", found, "run `edge-agent warm` once; until then, each start compiles kernels")
+    return Check("kernel cache", "ok", f"{jit.CACHE_DIR}: all {steps} kernels compiled")
 
 
 def memory(root: Path = machine.ROOT, *, compiled: bool = True) -> Check:
-    """What is free for heads, and for compiling where that is still to be done."""
+    """Free memory for heads and, unless the kernels are ``compiled``, for compiling them."""
     found, _ = machine.machine(isa.ISA, root)
     total, free = found.memory_total_bytes, found.memory_available_bytes
     text = f"{free // limits.MiB:,} MiB of {total // limits.MiB:,} MiB available"
     if not total:
-        return Check("memory", "ok", "not shown by this system")
+        return Check("memory", "ok", "unknown on this system")
     if free < (limits.LOW_MEMORY if compiled else limits.COMPILE_MEMORY):
         use = "large heads" if compiled else "compiling the kernels"
-        return Check("memory", "warn", text, f"stop other programs, add swap or raise the limit: {use} may need more")
+        return _warn("memory", text, f"stop other programs, add swap or raise the limit: {use} may need more")
     return Check("memory", "ok", text)
 
 
 def clock(root: Path = machine.ROOT) -> Check:
-    """The clock, and what decides over it."""
+    """The clock of the processor and its governor."""
     now, most = machine.clock(root)
     governors = machine.governors(root)
     parts = [f"{now:,.0f} MHz" if now else "", f"at most {most:,.0f} MHz" if most else ""]
     parts += [f"governor {', '.join(governors)}" if governors else ""]
-    text = ", ".join(part for part in parts if part) or "not shown by this system"
+    text = ", ".join(part for part in parts if part) or "unknown on this system"
     if "powersave" in governors and governors["powersave"] not in _OWN_CLOCK:
-        folder = "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
-        return Check("clock", "warn", text, f"powersave keeps the lowest clock: echo schedutil | sudo tee {folder}")
+        return _warn("clock", text, f"powersave keeps the lowest clock; run: echo schedutil | sudo tee {_GOVERNORS}")
     return Check("clock", "ok", text)
 
 
 def heat(root: Path = machine.ROOT) -> Check:
-    """Temperature, and whether the system slows the processor down."""
+    """Temperature and throttling of the processor."""
     degrees, state = machine.temperature(root), machine.throttling(root)
     parts = [f"{degrees:.1f} °C"] if degrees is not None else []
     if state is None:
-        return Check("heat", "ok", ", ".join([*parts, "throttling is not shown by this system"]))
+        return Check("heat", "ok", ", ".join([*parts, "throttling is unknown on this system"]))
     text = ", ".join([*parts, "; ".join(state.reasons) or "no throttling"]) + f" ({state.source})"
+    fix = "improve the cooling or use a stronger power supply"
     if state.now:
-        return Check(
-            "heat", "warn", text, "the processor is slowed down: cool it better or use a stronger power supply"
-        )
+        return _warn("heat", text, f"{fix}: the processor is throttled")
     if state.since_boot:
-        return Check("heat", "warn", text, "it was slowed down before: cool it better or use a stronger power supply")
+        return _warn("heat", text, f"{fix}: the processor was throttled since the last start")
     return Check("heat", "ok", text)
 
 
 def sensor(root: Path = machine.ROOT) -> Check:
-    """What measures power."""
+    """The power sensor."""
     meter = power.find(root)
-    found = meter.name if meter else f"{power.why_none(root)}; `edge-agent profile --watts` takes your figure"
+    found = meter.name if meter else f"{power.why_none(root)}; `edge-agent profile --watts` takes a figure instead"
     return Check("power", "ok", found)
 
 
 def configuration(path: Path | None, options: Mapping[str, Any]) -> tuple[Settings | None, Check]:
-    """The settings in force, or None where they are not valid."""
+    """The settings in effect, or None if they are not valid."""
     place = path or config.file()
-    found = str(place) if place else "no file; variables, options and defaults"
+    found = str(place) if place else "no file; variables, options and defaults apply"
     try:
         return config.load(path, options), Check("configuration", "ok", found)
     except errors.ConfigError as error:
@@ -155,30 +159,30 @@ def configuration(path: Path | None, options: Mapping[str, Any]) -> tuple[Settin
 
 
 async def server(settings: Settings) -> Check:
-    """Whether the server answers, takes the token and has the model. One that was not configured need not be there."""
+    """Whether the server answers, accepts the token and has the model. At the default address, a missing server is no problem."""
     try:
         async with asyncio.timeout(limits.DOCTOR_TIMEOUT), peers.client(settings) as client:
             models = {model.name: model for model in await client.models()}
     except TimeoutError:
-        advice = (
-            f"it did not answer within {limits.DOCTOR_TIMEOUT:g} s: check the network and that edge-server runs there"
-        )
-        return _server(settings, advice)
+        advice = f"no answer within {limits.DOCTOR_TIMEOUT:g} s; check the network and that edge-server runs there"
+        return _no_server(settings, advice)
     except errors.SplitEdgeError as error:
-        return _server(settings, error.message)
+        return _no_server(settings, error.message)
     chosen = models.get(settings.model)
     if settings.model and chosen is None:
-        advice = f"it has no model {settings.model!r}: `edge-agent models` lists those it has"
+        advice = f"the server has no model {settings.model!r}; `edge-agent models` lists its models"
         return Check("server", "fail", settings.server, advice)
-    found = f"{settings.server} answers; models: {', '.join(models) or 'none yet'}"
+    found = f"{settings.server} answers; models: {', '.join(models) or 'none'}"
     if chosen is not None and chosen.tokenizer is not None and not text.installed():
-        return Check(
-            "server", "warn", found, f"{text.missing().message}; until then {chosen.name} takes token ids only"
-        )
+        return _warn("server", found, f"{text.missing().message}; until then, {chosen.name} accepts only token ids")
     return Check("server", "ok", found)
 
 
-def _server(settings: Settings, advice: str) -> Check:
+def _no_server(settings: Settings, advice: str) -> Check:
     if settings.server == Settings().server:
         return Check("server", "ok", f"none configured, and none at {settings.server}")
     return Check("server", "fail", settings.server, advice)
+
+
+def _warn(name: str, found: str, advice: str) -> Check:
+    return Check(name, "warn", found, advice)

@@ -18,10 +18,11 @@ def _start() -> object:
         from edge_server.cli import app
 
         return app(prog_name="edge-server", standalone_mode=False)
-    except ModuleNotFoundError as error:  # some are imported only when they are needed
+    except ModuleNotFoundError as error:  # commands import some packages only when they need them
         if (error.name or "").partition(".")[0] in _EXTRA:
             raise PlatformError(
-                f"the server needs {error.name}, which is not installed: run pip install 'splitedge[server]'"
+                f"the server needs {error.name}, which is not installed; run pip install 'splitedge[server]'",
+                reason="not-installed",
             ) from error
         raise
 

@@ -1,26 +1,35 @@
-"""The `edge-server` command. Only options here: each command imports its work when it is called, so that `--help` is quick."""
+"""The `edge-server` command: arguments and options only. Each command imports its implementation when it is called, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from edge_server.config import Settings, load
+from splitedge import options
 from splitedge.errors import UsageError
+from splitedge.options import Given
 
-app = typer.Typer(
-    help="Import models, plan how to split them, and run the parts that boards do not.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = typer.Typer(help="Import models, plan how to split them, and run the parts that boards do not.", **options.APP)
 
-StoreFolder = Annotated[
-    Path | None,
-    typer.Option("--store", help="Folder for models and tokens [SPLITEDGE_STORE or ~/.local/share/splitedge/server]."),
-]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
+NamesFile = Annotated[Path, typer.Argument(help="File of class names: one per line, CSV or JSON.", show_default=False)]
+
+# Options of `add`, by the heading in its help.
+_sample = partial(typer.Option, rich_help_panel="Samples")
+_pixels = partial(typer.Option, rich_help_panel="Preprocessing of images")
+_text = partial(typer.Option, rich_help_panel="Text models")
+_tensors = partial(typer.Option, rich_help_panel="Input and output")
+_calibration = partial(typer.Option, rich_help_panel="Calibration")
+
+
+def _takes(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return options.takes(Settings, *groups, file=False)
 
 
 def _version(value: bool) -> None:
@@ -37,11 +46,13 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """The server."""
+    """Import models, plan how to split them, and run the parts that boards do not."""
 
 
-@app.command()
+@app.command(cls=options.Command)
+@_takes("store")
 def add(
+    given: Given,
     model: Annotated[
         str,
         typer.Argument(
@@ -49,231 +60,268 @@ def add(
             show_default=False,
         ),
     ],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the model for agents [name of the file].")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the model for agents. [default: the name of the file]")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the model if the name exists.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", help="Also list the cuts that are not offered, and the noise of complete heads."),
+    ] = False,
     images: Annotated[
         Path | None,
-        typer.Option(
-            "--images",
-            help="Folder of calibration images, with a labels.csv if there is one; or one folder per class.",
+        _sample(
+            "--images", help="Folder of calibration images: with or without a labels.csv, or with one folder per class."
         ),
     ] = None,
     arrays: Annotated[
         Path | None,
-        typer.Option("--arrays", help="Folder of .npy arrays, channels last, or one .npy file with all samples."),
+        _sample("--arrays", help="Folder of .npy arrays, channels last, or one .npy file with all samples."),
     ] = None,
     texts: Annotated[
         Path | None,
-        typer.Option(
+        _sample(
             "--texts",
             help="Calibration texts: one folder of .txt files per class, a folder of .txt files, a .txt file with one text per line, or a .csv file of texts and class indices.",
         ),
     ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            "--tokenizer",
-            help="The model's tokenizer.json or vocab.txt (BERT, uncased), so that agents accept texts.",
-        ),
+    samples: Annotated[
+        int | None,
+        _sample("--samples", min=1, help="Maximum number of samples. [default: all]"),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(
+        _sample(
             "--labels",
             help="Classes of the samples: a CSV file of file name, class index or name, and class name; a .npy file of indices; or a regular expression on file names.",
         ),
     ] = None,
     class_names: Annotated[
-        Path | None, typer.Option("--class-names", help="File of class names: one per line, CSV or JSON.")
+        Path | None,
+        _sample("--class-names", help="File of class names: one per line, CSV or JSON."),
     ] = None,
     preset: Annotated[
         Literal["imagenet", "inception", "efficientnet-lite", "clip", "cifar10", "mnist", "unit", "raw"] | None,
-        typer.Option(
+        _pixels(
             "--preset",
-            help="How the model expects pixels: imagenet (torchvision, most of timm), inception (-1 to 1: Keras, TensorFlow), efficientnet-lite "
-            "((x - 127) / 128), clip, cifar10, mnist, unit (0 to 1), raw (0 to 255). Images need this, or --mean and --std.",
+            help="Normalization of pixels: imagenet (torchvision, most of timm), inception (-1 to 1: Keras, TensorFlow), efficientnet-lite "
+            "((x - 127) / 128), clip, cifar10, mnist, unit (0 to 1), raw (0 to 255). Images require this, or --mean and --std.",
         ),
     ] = None,
     preprocess: Annotated[
         Path | None,
-        typer.Option("--preprocess", help="File with the options below, up to --interpolation (JSON or TOML)."),
+        _pixels("--preprocess", help="File with the other options of this section (JSON or TOML)."),
     ] = None,
     mean: Annotated[
         str | None,
-        typer.Option("--mean", help="Mean of the pixels (0 to 255): one number, or three separated by commas."),
+        _pixels("--mean", help="Mean of the pixels (0 to 255): one number, or three separated by commas."),
     ] = None,
     std: Annotated[
         str | None,
-        typer.Option("--std", help="Standard deviation of the pixels, as --mean: the input is (pixel - mean) / std."),
+        _pixels("--std", help="Standard deviation of the pixels, as --mean: the input is (pixel - mean) / std."),
     ] = None,
     resize: Annotated[
-        int | None, typer.Option("--resize", help="Resize the short side to this before the crop [input size / 0.875].")
+        int | None,
+        _pixels("--resize", help="Resize the short side to this before the crop. [default: input size / 0.875]"),
     ] = None,
     fit: Annotated[
-        str | None, typer.Option("--fit", help="How an image becomes the input: crop or stretch [crop].")
+        str | None,
+        _pixels("--fit", help="Method that fits an image to the input: crop or stretch. [default: crop]"),
     ] = None,
     interpolation: Annotated[
-        str | None, typer.Option("--interpolation", help="Resize by bicubic or bilinear interpolation [bicubic].")
-    ] = None,
-    input_shape: Annotated[
         str | None,
-        typer.Option(
-            "--input-shape",
-            help="Shape in the order of the model, such as 1,3,224,224: for a torch module or open dimensions.",
+        _pixels(
+            "--interpolation", help="Interpolation: bicubic or bilinear. [default: that of the preset, else bicubic]"
         ),
     ] = None,
-    size: Annotated[int | None, typer.Option("--size", min=1, help="Short for --input-shape 1,3,SIZE,SIZE.")] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            help="Tensor to answer with: an output, or any float32 tensor inside the model [the first output].",
+    tokenizer: Annotated[
+        Path | None,
+        _text(
+            "--tokenizer", help="The model's tokenizer.json or vocab.txt (BERT, uncased), so that agents accept texts."
         ),
     ] = None,
     padding: Annotated[
         int,
-        typer.Option("--padding", min=0, help="Token id of padding, for a text model with an attention mask."),
+        _text("--padding", min=0, help="Token id of padding, for a text model with an attention mask."),
     ] = 0,
-    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Maximum number of samples [all].")] = None,
+    input_shape: Annotated[
+        str | None,
+        _tensors(
+            "--input-shape",
+            help="Input shape in the order of the model, such as 1,3,224,224. Required for a torch module and for open dimensions.",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        _tensors("--size", min=1, help="Short for --input-shape 1,3,SIZE,SIZE."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        _tensors(
+            "--output",
+            help="Tensor to answer with: an output, or any float32 tensor inside the model. [default: the first output]",
+        ),
+    ] = None,
+    output_kind: Annotated[
+        Literal["auto", "logits", "probabilities", "scores", "tensor"],
+        _tensors(
+            "--output-kind",
+            help="Meaning of the output: logits, probabilities, scores (independent, 0 to 1), or tensor (an embedding or a map, returned whole); "
+            "auto derives it from the answers of the float model.",
+        ),
+    ] = "auto",
     rounding: Annotated[
         Literal["plain", "nearest", "gptq"],
-        typer.Option(
+        _calibration(
             "--rounding",
             help="Weight rounding: gptq minimizes the output error on the samples; nearest rounds and corrects biases; plain only rounds.",
         ),
     ] = "gptq",
     metric: Annotated[
         Literal["auto", "top1", "agreement", "cosine"],
-        typer.Option(
+        _calibration(
             "--metric",
             help="Accuracy metric: right answers (top1, with labels), agreement with the float model, or the cosine to its output; "
             "auto is cosine for tensors, top1 with labels, else agreement.",
         ),
     ] = "auto",
-    output_kind: Annotated[
-        Literal["auto", "logits", "probabilities", "scores", "tensor"],
-        typer.Option(
-            "--output-kind",
-            help="Meaning of the output: logits, probabilities, scores (independent, 0 to 1), or tensor (an embedding or a map, returned whole); "
-            "auto decides by what the float model answers.",
-        ),
-    ] = "auto",
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the model if the name exists.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Also list the cuts that are not offered and the noise of whole heads.")
-    ] = False,
-    store: StoreFolder = None,
 ) -> None:
     """Import and calibrate a model, and list where it can be split."""
-    from edge_server.commands import add as command
-
-    options: dict[str, Any] = {
+    folder = load(given.options).folder()
+    pixels: dict[str, Any] = {
         "preset": preset,
         "mean": _numbers("--mean", mean),
         "std": _numbers("--std", std),
         "resize": resize,
         "fit": fit,
+        "interpolation": interpolation,
     }
-    shape = f"1,3,{size},{size}" if size is not None and input_shape is None else input_shape
-    command.add(
-        store,
-        command.Request(
-            model, name, images, arrays, labels, class_names, preprocess, options | {"interpolation": interpolation}, shape, samples, rounding, metric,
-            output, padding, texts, tokenizer, output_kind=None if output_kind == "auto" else output_kind,
-            replace=replace, verbose=verbose,
-        ),
-    )  # fmt: skip
+    from edge_server.commands import add as command
+
+    request = command.Request(
+        source=model,
+        name=name,
+        images=images,
+        arrays=arrays,
+        texts=texts,
+        labels=labels,
+        class_names=class_names,
+        preprocess=preprocess,
+        options=pixels,
+        input_shape=f"1,3,{size},{size}" if size is not None and input_shape is None else input_shape,
+        most=samples,
+        rounding=rounding,
+        metric=metric,
+        output=output,
+        padding=padding,
+        tokenizer=tokenizer,
+        output_kind=None if output_kind == "auto" else output_kind,
+        replace=replace,
+        verbose=verbose,
+    )
+    command.add(folder, request)
 
 
-@app.command()
+@app.command(cls=options.Command)
+@_takes("store", "demand")
 def explain(
-    model: Annotated[str, typer.Argument(help="Name of the model.")],
-    profile: Annotated[Path | None, typer.Option("--profile", help="Measurements of the board, from `edge-agent profile --out FILE`.")] = None,
-    board: Annotated[str | None, typer.Option("--board", help="A known board instead of a profile (see `edge-agent profile --known`).")] = None,
+    given: Given,
+    model: Name,
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", help="Measurements of the board, from `edge-agent profile --out FILE`."),
+    ] = None,
+    board: Annotated[
+        str | None,
+        typer.Option("--board", help="A known board instead of a profile (see `edge-agent profile --known`)."),
+    ] = None,
     uplink: Annotated[float, typer.Option("--uplink", min=1e-3, help="Uplink of the board in Mbit/s.")] = 20.0,
     downlink: Annotated[float, typer.Option("--downlink", min=1e-3, help="Downlink of the board in Mbit/s.")] = 20.0,
     rtt: Annotated[float, typer.Option("--rtt", min=0, help="Round-trip time in ms.")] = 10.0,
-    max_drop: Annotated[float, typer.Option("--max-drop", min=0, max=100, help="Largest accepted loss of accuracy, in points.")] = 1.0,
-    keep: Annotated[str, typer.Option("--keep", help="Data that must stay on the board: nothing, input, or the name of a layer (the input and every tensor before that layer's output).")] = "nothing",
-    frames: Annotated[float | None, typer.Option("--frames", help="Frames expected during a plan; the download of its segment is spread over them [unlimited].")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw size against accuracy and the best cut at each bandwidth into this .svg or .png file.")] = None,
-    layers: Annotated[bool, typer.Option("--layers", help="List every layer with its bits and its share of the noise.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Compare the noise bound with QPART's, and tell how well the noise model fits.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", help="Plot size against accuracy, and the best cut at each bandwidth, to this .svg or .png file."
+        ),
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="List every layer with its bits and share of noise.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", help="Compare the noise bound with that of QPART, and show how well the noise model fits."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the plan and the trade-offs as JSON.")] = False,
-    store: StoreFolder = None,
-) -> None:  # fmt: skip
-    """Show the plan for a board that is not connected. Draws the trade-offs on request."""
+) -> None:
+    """Show the plan for a board that is not connected."""
     from edge_server.commands import explain as command
-    from splitedge.protocol.messages import Demand, LinkEstimate
+    from splitedge.protocol.messages import LinkEstimate
 
-    link = LinkEstimate(rtt, uplink, downlink)
-    demand = Demand(max_drop_points=max_drop, keep=keep, frames=frames)
+    settings, link = load(given.options), LinkEstimate(rtt, uplink, downlink)
     command.explain(
-        store, model, command.profile_of(profile, board), link, demand, plot, json=json, layers=layers, verbose=verbose
+        settings.folder(),
+        model,
+        command.profile_of(profile, board),
+        link,
+        settings.demand,
+        plot,
+        json=json,
+        layers=layers,
+        verbose=verbose,
     )
 
 
-@app.command()
-def models(
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, store: StoreFolder = None
-) -> None:
+@app.command(cls=options.Command)
+@_takes("store")
+def models(given: Given, json: Json = False) -> None:
     """List the models in the store."""
     from edge_server.commands import models as command
 
-    command.models(store, json=json)
+    command.models(load(given.options).folder(), json=json)
 
 
-@app.command()
-def names(
-    model: Annotated[str, typer.Argument(help="Name of the model.", show_default=False)],
-    file: Annotated[Path, typer.Argument(help="File of class names: one per line, CSV or JSON.", show_default=False)],
-    store: StoreFolder = None,
-) -> None:
+@app.command(cls=options.Command)
+@_takes("store")
+def names(given: Given, model: Name, file: NamesFile) -> None:
     """Set the class names of a model, without calibration."""
     from edge_server.commands import models as command
 
-    command.names(store, model, file)
+    command.names(load(given.options).folder(), model, file)
 
 
-@app.command()
-def remove(name: Annotated[str, typer.Argument(help="Name of the model.")], store: StoreFolder = None) -> None:
+@app.command(cls=options.Command)
+@_takes("store")
+def remove(given: Given, name: Name) -> None:
     """Remove a model and its segments."""
     from edge_server.commands import models as command
 
-    command.remove(store, name)
+    command.remove(load(given.options).folder(), name)
 
 
-@app.command()
+@app.command(cls=options.Command)
+@_takes("store")
 def token(
+    given: Given,
     name: Annotated[str, typer.Argument(help="Name of the token: the board that will use it.")] = "default",
     revoke: Annotated[bool, typer.Option("--revoke", help="Revoke this token.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List the names of all tokens.")] = False,
-    store: StoreFolder = None,
 ) -> None:
-    """Create a token for a board and print it; it is not shown again."""
+    """Create a token for a board and print it once."""
     from edge_server.commands import token as command
 
-    command.token(store, name, revoke=revoke, show=show)
+    command.token(load(given.options).folder(), name, revoke=revoke, show=show)
 
 
-@app.command()
-def serve(
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
-    ] = 8470,
-    store: StoreFolder = None,
-    cert: Annotated[Path | None, typer.Option("--cert", help="Certificate chain (PEM).")] = None,
-    key: Annotated[Path | None, typer.Option("--key", help="Its private key (PEM).")] = None,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="Accept agents without a token.")] = False,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow other machines to connect without a token or TLS.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not log connections and refusals.")] = False,
-) -> None:
+@app.command(cls=options.Command)
+@_takes("store", "serve")
+def serve(given: Given) -> None:
     """Serve plans, segments and frame streams until stopped."""
     from edge_server.commands import serve as command
 
-    command.serve(store, host=host, port=port, cert=cert, key=key, auth=not no_auth, insecure=insecure, quiet=quiet)
+    settings = load(given.options)
+    command.serve(settings.folder(), settings.serve)
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:
@@ -282,4 +330,7 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"{option} {text} is not a list of numbers: give one, or three with commas") from error
+        raise UsageError(
+            f"{option} {text} is not a list of numbers; give one number, or three separated by commas",
+            reason="not-numbers",
+        ) from error

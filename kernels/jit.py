@@ -110,7 +110,9 @@ if not CACHE_PROBLEM:
     prune(CACHE_DIR)
 
 if numba.config.DISABLE_JIT:  # somebody imported numba before us, else `isa` has seen to it
-    raise PlatformError("NUMBA_DISABLE_JIT is set and the kernels of splitedge must be compiled: unset it")
+    raise PlatformError(
+        "NUMBA_DISABLE_JIT is set and the kernels of splitedge must be compiled: unset it", reason="jit-disabled"
+    )
 
 
 _OPTIONS: Final = {"nogil": True, "error_model": "numpy", "fastmath": False, "boundscheck": False}

@@ -1,51 +1,57 @@
 """The one error tree of splitedge. Imports nothing.
 
     SplitEdgeError
-    ├── UsageError             what the user gave is wrong: a path, an option, a name
+    ├── UsageError             wrong user input: a path, an option, a name
     │   ├── ConfigError        a configuration file or environment variable
-    │   │   └── AddressError   an address that cannot be listened on, at least not yet
-    │   ├── InputError         an image or tensor that cannot be a frame of this model
-    │   └── PlatformError      a machine or an installation that splitedge cannot run on
+    │   │   └── AddressError   an address that cannot be listened on, perhaps not yet
+    │   ├── InputError         an image or tensor that is no frame of this model
+    │   └── PlatformError      an unsupported machine or installation
     ├── ModelError             a model that cannot be imported or served
     ├── CodecError             a tensor that cannot be encoded, or codes that cannot be decoded
     ├── SegmentError           a segment or a tokenizer that is corrupt, truncated or hostile
-    ├── ProtocolError          a peer that breaks the protocol
-    ├── LinkError              the way to the server
-    │   ├── UnreachableError   nothing answers, or the certificate is not accepted
+    ├── ProtocolError          a peer that violates the protocol
+    ├── LinkError              the connection to the server
+    │   ├── UnreachableError   no answer, or an untrusted certificate
     │   ├── AuthError          the token was refused
-    │   └── LinkLostError      an open connection ended, fell silent, or a frame aged out
+    │   └── LinkLostError      an open connection ended or timed out, or a frame aged out
     ├── PlanError              no plan
     │   ├── UnknownModelError
-    │   ├── UnknownPlanError   the server has forgotten it or it expired: ask for a new one
+    │   ├── UnknownPlanError   an expired plan: ask for a new one
     │   └── InfeasibleError    no plan meets the demand
-    ├── BusyError              a queue is full: this frame was dropped by policy, try again later
-    │   └── AgedError          it waited longer than it may, and was never sent
-    └── StoreError             a folder that cannot be read or written, a full disk
+    ├── BusyError              a queue is full: the frame was dropped, try again later
+    │   └── AgedError          it exceeded its maximum age before it was sent
+    └── StoreError             an unusable folder, a full disk
 
-Every error is one clear sentence that says what to do next, a ``code`` that programs may compare, and ``data``. It crosses
-the network as ``{"error": {"code": ..., "message": ..., "data": {...}}}`` and comes back as the same class (`from_wire`).
+Every error has a message of one sentence that says what to do next, a ``code`` for programs, and ``data``. On the network it is
+``{"error": {"code": ..., "message": ..., "data": {...}}}``, which `from_wire` turns back into the same class.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class SplitEdgeError(Exception):
-    """Base of all errors a caller may meet. ``str(error)`` is one sentence; ``data`` holds plain JSON values."""
+    """Base of all errors. ``str(error)`` is one sentence; ``data`` holds JSON values."""
 
     code: ClassVar[str] = "error"
     exit_status: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
-    remote = False  # whether a peer said so: then `from_wire` made it
+    remote = False  # whether a peer reported it, through `from_wire`
 
     def __init__(self, message: str, /, **data: Any) -> None:
         super().__init__(message)
         self.message = message
         self.data = data
 
+    def copy(self) -> Self:
+        """The same error for another caller: one exception raised in two tasks mixes their tracebacks."""
+        made = type(self)(self.message, **self.data)
+        made.remote = self.remote
+        return made
+
     def to_wire(self) -> dict[str, Any]:
-        """The error as the JSON value that crosses the network."""
+        """The JSON value of the error on the network."""
         return {"code": self.code, "message": self.message, "data": self.data}
 
 
@@ -130,23 +136,24 @@ class AgedError(BusyError):
 
 
 def not_ready(state: str) -> UnreachableError:
-    """What a caller gets while no frames are served."""
+    """The error for callers while the agent serves no frames."""
     return UnreachableError(
         f"the agent is not ready ({state}); wait until /healthz answers 200", ready=False, state=state
     )
 
 
 def _tree(root: type[SplitEdgeError]) -> dict[str, type[SplitEdgeError]]:
-    found = {root.code: root}
+    """The classes below ``root`` by code; a subclass without a code of its own leaves its parent's place."""
+    found: dict[str, type[SplitEdgeError]] = {}
     for child in root.__subclasses__():
         found |= _tree(child)
-    return found
+    return found | {root.code: root}
 
 
 def from_wire(value: object) -> SplitEdgeError:
     """The error in a peer's ``{"code", "message", "data"}``; an unknown code or a malformed value is a `SplitEdgeError`.
 
-    The message is cut at 500 characters and stripped of control characters: it ends on a user's terminal.
+    The message is cut at 500 characters and stripped of control characters: it is printed on a terminal.
     """
     fields = value if isinstance(value, dict) else {}
     message = "".join(c for c in str(fields.get("message", "the peer gave no reason"))[:500] if c.isprintable())

@@ -1,14 +1,17 @@
-"""Files that a command writes where its user says: checked before the work begins, which may take minutes."""
+"""Atomic writes, and checks of the files that a user names before minutes of work begin."""
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from splitedge import errors
 
+#: Names of files that are not yet whole begin so.
+PARTIAL: Final = ".new-"
 PictureForm = Literal["png", "svg"]
 
 
@@ -18,7 +21,10 @@ def picture_form(name: str) -> PictureForm:
     for form in forms:
         if name.lower().endswith(f".{form}"):
             return form
-    raise errors.UsageError(f"{name[-40:]} is not a picture format that splitedge draws; end the name in .svg or .png")
+    raise errors.UsageError(
+        f"{name[-40:]} is not a picture format that splitedge draws; end the name in .svg or .png",
+        reason="picture-format",
+    )
 
 
 def require_writable(path: Path) -> None:
@@ -40,7 +46,7 @@ def make_folder(path: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise errors.StoreError(
-            f"files cannot be written to the folder {path} ({error.strerror}); name another"
+            f"files cannot be written to the folder {path} ({error.strerror}); name another", reason="cannot-write"
         ) from error
 
 
@@ -50,19 +56,41 @@ def write(path: Path, data: bytes) -> None:
         if path.exists() and not path.is_file():  # a device or a pipe, which nothing can take the place of
             path.write_bytes(data)
         else:
-            _replace(path.resolve(), data)
+            replace(path.resolve(), data)
     except OSError as error:
         raise _unwritable(path, error) from error
 
 
-def _replace(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name[:200]}.{os.getpid()}")
+def replace(path: Path, data: bytes, *, mode: int = 0o666, durable: bool = True) -> None:
+    """Write ``path`` atomically: readers, and the next start after a power cut, see the old content or the new.
+
+    The folder must exist. ``mode`` is subject to the umask. ``durable`` flushes file and folder to the disk; without it a power cut may leave an
+    empty file. Raises `OSError`.
+    """
+    temporary = path.with_name(PARTIAL + secrets.token_hex(8))
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        rename(temporary, path, durable=durable)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def rename(source: Path, target: Path, *, durable: bool = True) -> None:
+    """Rename the flushed file ``source`` to ``target`` in the same folder; ``durable`` also flushes the folder. Raises `OSError`."""
+    source.replace(target)
+    if durable:
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _unwritable(path: Path, error: OSError) -> errors.StoreError:
-    return errors.StoreError(f"{path} cannot be written ({error.strerror}); name another file")
+    return errors.StoreError(f"{path} cannot be written ({error.strerror}); name another file", reason="cannot-write")

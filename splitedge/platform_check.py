@@ -26,11 +26,11 @@ PACKAGES = ("splitedge", "edge_agent", "edge_server", "calibration", "device_pro
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 OUT_OF_MEMORY = 71  # EX_OSERR
 OUTPUT_FAILED = 74  # EX_IOERR
-BROKEN_PIPE = 141  # as the shell says of a program that SIGPIPE ended
+BROKEN_PIPE = 141  # the shell's status of a program that SIGPIPE ended
 
-#: What a terminal without Unicode shows in place of signs that tables and bars use.
+#: Replacements for the characters of tables and bars on a terminal without Unicode.
 _SIGNS = dict(zip("█▒▓░━─│…→×°±µ", "#=%.--|~>x*~u", strict=True))
-#: The state of a machine, not of a program.
+#: Errors of the machine, not of the program.
 _SYSTEM = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -48,10 +48,8 @@ _SYSTEM = {
 def run(program: str, start: Callable[[], object], failed: Callable[[str], object] | None = None) -> None:
     """`check`, then ``start()``. Leaves by `SystemExit` with the exit status that ``start`` returns.
 
-    ``failed`` is called with the sentence that an error ends in.
-
-    An error ends as one line on standard error and an exit status, never as a traceback. ``SPLITEDGE_DEBUG=1`` lets the error through and shows
-    the traceback. A warning is one line, too.
+    An error prints one line on standard error and sets the exit status; ``failed`` gets that line. ``SPLITEDGE_DEBUG=1`` shows the traceback
+    instead. A warning is one line too.
     """
     warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {printable(str(message))}\n"
     try:
@@ -60,7 +58,7 @@ def run(program: str, start: Callable[[], object], failed: Callable[[str], objec
         status = start()
         sys.stdout.flush()
     except SystemExit as left:
-        if not isinstance(left.__context__, BrokenPipeError):  # which typer and rich end with the status 1
+        if not isinstance(left.__context__, BrokenPipeError):  # typer and rich turn it into status 1
             raise
         status = _ended(program, left.__context__, failed)
     except (Exception, KeyboardInterrupt) as error:
@@ -71,10 +69,10 @@ def run(program: str, start: Callable[[], object], failed: Callable[[str], objec
 
 
 def prepare_streams() -> None:
-    """Give the program standard streams where it was started without, and let none of them fail on a sign that it cannot encode."""
+    """Open missing standard streams, and let none of them fail on a character that it cannot encode."""
     codecs.register_error("splitedge", _spelled)
     for name, mode, raw in (("stdin", "r", None), ("stdout", "w", _Output), ("stderr", "w", _Log)):
-        if getattr(sys, name) is None:  # closed: a file that is opened next would take its place
+        if getattr(sys, name) is None:  # closed: the next file to be opened would get its descriptor
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (until the end)
         elif raw is not None:
             setattr(sys, name, _over(raw, getattr(sys, name)))
@@ -85,7 +83,7 @@ class OutputError(OSError):
 
 
 class _Output(io.FileIO):
-    """Standard output: its errors say whose they are."""
+    """Standard output. Its errors become `OutputError`."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -97,7 +95,7 @@ class _Output(io.FileIO):
 
 
 class _Log(io.FileIO):
-    """Standard error: that it cannot be written (a full disk, a reader that went away) ends no program that works."""
+    """Standard error. A failed write (a full disk, a closed pipe) does not end the program."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -107,8 +105,8 @@ class _Log(io.FileIO):
 
 
 def _over(raw: type[io.FileIO], stream: Any) -> Any:
-    """``stream`` through ``raw``, where it is a file of the system (tests put others in its place), and with our handler of encoding errors."""
-    buffered = isinstance(getattr(stream, "buffer", None), io.BufferedWriter)  # or as PYTHONUNBUFFERED leaves it
+    """``stream`` through ``raw`` and with our handler of encoding errors, if it is a system file. Tests replace it by other streams."""
+    buffered = isinstance(getattr(stream, "buffer", None), io.BufferedWriter)  # otherwise PYTHONUNBUFFERED is set
     if type(stream) is not io.TextIOWrapper or not isinstance(
         stream.buffer.raw if buffered else stream.buffer, io.FileIO
     ):
@@ -122,25 +120,26 @@ def _over(raw: type[io.FileIO], stream: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """``text`` in one line and without control characters; bytes of a file's name that are no UTF-8 as ``\\xe9``."""
+    """``text`` on one line without control characters. Bytes of a file name that are not UTF-8 are shown as ``\\xe9``."""
     line = " ".join(text.split())
     return "".join(c if c.isprintable() else _spelling(c) for c in line)
 
 
 def check() -> None:
-    """Return on a platform that works, raise `PlatformError` on any other."""
-    problem = (
-        _width_problem(struct.calcsize("P") * 8, sys.maxsize, platform.machine())
-        or _python_problem(tuple(sys.version_info[:2]))
-        or _name_problem()
-        or _numba_problem(Path(".numba_config.yaml"))
-    )
-    if problem:
-        raise PlatformError(problem)
+    """Raise `PlatformError` on an unsupported platform."""
+    problems = {
+        "32-bit": _width_problem(struct.calcsize("P") * 8, sys.maxsize, platform.machine()),
+        "python": _python_problem(tuple(sys.version_info[:2])),
+        "foreign-package": _name_problem(),
+        "numba-config": _numba_problem(Path(".numba_config.yaml")),
+    }
+    for reason, problem in problems.items():
+        if problem:
+            raise PlatformError(problem, reason=reason)
 
 
 def _ended(program: str, error: BaseException, failed: Callable[[str], object] | None) -> int:
-    """Say what ``error`` is; returns the exit status that it has."""
+    """Report ``error``, and return its exit status."""
     if isinstance(error, BrokenPipeError):
         _give_up_stdout()
         return BROKEN_PIPE
@@ -155,15 +154,15 @@ def _ended(program: str, error: BaseException, failed: Callable[[str], object] |
 
 
 def _told(error: BaseException) -> tuple[str, int]:
-    """The sentence and the exit status of ``error``."""
+    """The message and the exit status of ``error``."""
     if isinstance(error, SplitEdgeError):
         return error.message, error.exit_status
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, MemoryError):
-        return "there is not enough memory; stop other programs, add swap or raise the limit", OUT_OF_MEMORY
+        return "out of memory; stop other programs, add swap or raise the limit", OUT_OF_MEMORY
     if isinstance(error, OutputError):
-        return f"standard output cannot be written ({error.strerror}); part of the answer is lost", OUTPUT_FAILED
+        return f"standard output cannot be written ({error.strerror}); the output is incomplete", OUTPUT_FAILED
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _SYSTEM):
         place = f"{_name(error.filename)} cannot be used" if error.filename is not None else "a file cannot be used"
         return (
@@ -171,14 +170,16 @@ def _told(error: BaseException) -> tuple[str, int]:
             StoreError.exit_status,
         )
     if isinstance(error, UnicodeEncodeError) and any("\udc80" <= c <= "\udcff" for c in error.object):
-        return f"{error.object[:200]} is not UTF-8; give a name or a text that is", UsageError.exit_status
+        return f"{error.object[:200]} is not UTF-8; use a UTF-8 name or text", UsageError.exit_status
     if isinstance(error, Warning):
-        return f"{error}; PYTHONWARNINGS or -W makes an error of this warning: unset it", UsageError.exit_status
+        return f"{error}; PYTHONWARNINGS or -W turns this warning into an error; unset it", UsageError.exit_status
     show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
-    if callable(show) and isinstance(status, int):  # typer's errors in a command line
+    if callable(show) and isinstance(status, int):  # a usage error of typer
         show()
         return "", status
-    cause = error.__cause__ if type(error).__name__ == "Abort" and error.__cause__ else error  # typer's, of an EOFError
+    cause = (
+        error.__cause__ if type(error).__name__ == "Abort" and error.__cause__ else error
+    )  # typer turns an EOFError into Abort
     return (
         f"internal error: {type(cause).__name__}: {cause}; SPLITEDGE_DEBUG=1 shows more, please report it",
         INTERNAL_ERROR,
@@ -190,13 +191,13 @@ def _name(path: Any) -> str:
 
 
 def _give_up_stdout() -> None:
-    """The interpreter flushes standard output once more at its end: let that be into nothing."""
+    """Redirect standard output to /dev/null, because the interpreter flushes it once more at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:
-    """The handler of encoding errors: a plain sign in place of one that the stream cannot show."""
+    """Handler of encoding errors: an ASCII replacement for a character that the stream cannot encode."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(_spelling, error.object[error.start : error.end])), error.end
@@ -204,7 +205,7 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
 
 def _spelling(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file's name that is no UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     if 0x2800 <= code <= 0x28FF:  # a spinner
         return "*"
@@ -215,7 +216,7 @@ def _width_problem(pointer_bits: int, maxsize: int, machine: str) -> str:
     if pointer_bits >= 64 and maxsize > 1 << 32:
         return ""
     return (
-        f"splitedge needs a 64-bit system and this Python is a 32-bit one (on {machine}): install a 64-bit operating "
+        f"splitedge needs a 64-bit system and this Python is 32-bit (on {machine}); install a 64-bit operating "
         "system (on a Raspberry Pi: Raspberry Pi OS, 64-bit) and its Python"
     )
 
@@ -224,7 +225,7 @@ def _python_problem(version: tuple[int, ...]) -> str:
     if version >= MIN_PYTHON:
         return ""
     needed, found = (".".join(map(str, v)) for v in (MIN_PYTHON, version))
-    return f"splitedge needs Python {needed} or newer and this is Python {found}: install a newer Python and run its -m venv"
+    return f"splitedge needs Python {needed} or newer and this is Python {found}; install a newer Python and create a new virtual environment"
 
 
 def _name_problem(packages: Iterable[str] = PACKAGES) -> str:
@@ -250,7 +251,7 @@ def _origin(package: str) -> Path | None:
 
 
 def _numba_problem(settings: Path) -> str:
-    """Numba reads this file of the working directory whenever it compiles; what may stand in it slows kernels down or aborts the process."""
+    """Numba reads this file of the working directory when it compiles. Its settings can slow kernels down or abort the process."""
     if not settings.is_file():
         return ""
-    return f"{settings.absolute()} changes how numba compiles the kernels of splitedge: remove it, or run in another folder"
+    return f"{settings.absolute()} changes how numba compiles kernels; remove it, or run in another folder"

@@ -1,65 +1,72 @@
-"""A plan in words and tables: where the cut is, what it costs, and why the others lost."""
+"""A plan as text and tables: the cut, its cost, and why other plans lost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
-from splitedge.protocol.messages import Candidate, Codec, Cut, Output, Plan, Prediction, StageTime
+from splitedge.protocol.messages import (
+    Candidate,
+    Codec,
+    Cut,
+    ModelInfo,
+    Output,
+    Plan,
+    Prediction,
+    StageTime,
+)
+from splitedge.terminal import Column, definitions, plain, shorten, size, table, wrap
 
 BAR_WIDTH = 48
 SHOWN = 3  # runners-up with a cut inside the network
-MANY, TWO_COLUMNS = 16, 116  # layers, and columns of a terminal, from which the table of layers is set in two columns
-WIDE = 100  # columns of a terminal from which the table of runners-up has the bits
+MANY, TWO_COLUMNS = 16, 116  # layers, and columns of the terminal, from which the layers are listed side by side
 _STAGES = (("device", "green", "█"), ("transfer", "yellow", "▒"), ("queue", "magenta", "▓"), ("server", "blue", "░"))
 
 
 def explain(plan: Plan, width: int, command: str, *, layers: bool = False) -> RenderableType:
-    """``plan`` on a screen of ``width`` columns; ``layers`` adds a row for each. ``command``: the one that prints this, with ``--json`` all of it."""
-    parts: list[RenderableType] = [
-        Text(headline(plan), style="bold"),
-        Text(),
-        *_time(plan, width),
-        Text(),
-        _facts(plan),
-    ]
+    """``plan`` in ``width`` columns, with a row for each layer if ``layers``. ``command`` prints this; with ``--json`` it prints everything."""
+    title = Text("\n".join(wrap(headline(plan), width)), style="bold")
+    parts: list[RenderableType] = [title, Text(), *_time(plan, width), Text(), _facts(plan, width)]
     if boards(plan) > 1:
-        parts += [Text(), _chain(plan)]
+        parts += [Text(), _chain(plan, width)]
     if layers and plan.layers:
         parts += [Text(), noise(plan, width)]
     elif layers:
-        parts += [Text(), Text("No layer with weights runs on this board by this plan.")]
+        parts += [Text(), Text("This plan runs no layer with weights on this board.")]
     if plan.runners_up:
         parts += [Text(), runners_up(plan, width, command)]
     return Group(*parts)
 
 
 def boards(plan: Plan) -> int:
-    """How many boards share the model of ``plan``."""
+    """The number of boards that share the model of ``plan``."""
     return len(plan.stage.route) if plan.stage is not None else 1
 
 
-def _chain(plan: Plan) -> Table:
-    """What each board of a chain does, how long it takes, and its link to whoever follows."""
+def _chain(plan: Plan, width: int) -> RenderableType:
+    """The last layer, the time and the link of each board of a chain. A board begins where the one before it ends."""
     assert plan.stage is not None
     title = f"{boards(plan)} boards, {plan.stage.rate_fps:.4g} frames/s"
-    table = Table("board", "from", "to", "weights / sent", "ms", "link ms", "a frame", title=title, box=box.SIMPLE)
+    columns = [
+        Column("board and its last layer", alone=True),
+        Column("weights / sent"),
+        Column("ms", right=True),
+        Column("link ms", right=True),
+        Column("per frame", right=True),
+    ]
+    rows = []
     for number, one in enumerate(plan.stage.route, 1):
         bits = f"{one.weight_bits:.1f} / {_bits(coding(one)) if one.activation_bits else '- bits'}"
         link = _ms(one.sending_ms + one.rtt_ms) if one.activation_bits else "-"
-        cells = (str(number), one.start, one.cut, bits, _ms(one.device_ms), link, size(one.payload_bytes))
-        table.add_row(*(Text(plain(cell)) for cell in cells))
-    return table
+        rows.append((f"{number}  {plain(one.cut)}", bits, _ms(one.device_ms), link, size(one.payload_bytes)))
+    return Group(Text(title, style="bold"), table(columns, rows, width))
 
 
 def headline(plan: Plan) -> str:
-    """The choice in one sentence."""
+    """The plan in one sentence."""
     if boards(plan) > 1:
         return plain(
             f"{plan.model} runs on {boards(plan)} boards and the server; this board computes up to {_cut(plan.cut)}"
@@ -72,29 +79,34 @@ def headline(plan: Plan) -> str:
     return plain(where[plan.mode])
 
 
-def noise(plan: Plan, width: int = 80) -> RenderableType:
-    """Bits and share of the noise of every layer, the codec and the head's activations; in two columns where they are many and ``width`` allows."""
+def noise(plan: Plan, width: int) -> RenderableType:
+    """Bits and share of the noise of every layer, of the codec and of the activations in the head; side by side if there are many."""
     rows = [(plain(one.layer), str(one.weights), f"{one.bits:.1f}", _share(one.noise_share)) for one in plan.layers]
     if plan.mode != "device":
         rows.append(("(codec at the cut)", "", coding(plan.ladder[plan.codec]), _share(plan.codec_share)))
     rows.append(("(8-bit activations)", "", "", _share(plan.head_share)))
-    half = -(-len(rows) // 2) if width >= TWO_COLUMNS and len(rows) > MANY else len(rows)
-    side_by_side = Table.grid(padding=(0, 4, 0, 0))
-    side_by_side.add_row(*(_noise_table(part) for part in (rows[:half], rows[half:]) if part))
-    return Group(
-        Text("Layers: number of weights, their bits, and their share of the noise at the output", style="bold"),
-        Text(),
-        side_by_side,
-    )
+    title = "\n".join(wrap("Layers: number of weights, bits per weight, and share of the noise at the output", width))
+    columns = [
+        Column("layer", alone=True),
+        Column("weights", right=True),
+        Column("bits", right=True),
+        Column("noise", right=True),
+    ]
+    return Group(Text(title, style="bold"), Text(), _side_by_side(columns, rows, width))
 
 
-def _noise_table(rows: list[tuple[str, str, str, str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for name in ("layer", "weights", "bits", "noise"):
-        table.add_column(name, justify="left" if name == "layer" else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+def _side_by_side(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> Text:
+    """The table of ``rows``; two halves beside each other if they are many and ``width`` allows."""
+    half = -(-len(rows) // 2)
+    if width < TWO_COLUMNS or len(rows) <= MANY:
+        return table(columns, rows, width)
+    left, right = (table(columns, part, (width - 4) // 2).split() for part in (rows[:half], rows[half:]))
+    wide = max(line.cell_len for line in left)
+    if wide > (width - 4) // 2 or max(line.cell_len for line in right) > (width - 4) // 2:
+        return table(columns, rows, width)
+    for i, line in enumerate(right):
+        left[i].append(" " * (wide - left[i].cell_len + 4)).append_text(line)
+    return Text("\n").join(left)
 
 
 def _share(value: float) -> str:
@@ -102,7 +114,7 @@ def _share(value: float) -> str:
 
 
 def bits(plan: Plan) -> str:
-    """The weights' bits: ``3.4 bits on average (2.0 to 6.0 by layer)``."""
+    """The bits of the weights: ``3.4 bits on average (2.0 to 6.0 by layer)``."""
     if not plan.layers:
         return "none on this board"
     widths = [layer.bits for layer in plan.layers]
@@ -112,39 +124,55 @@ def bits(plan: Plan) -> str:
 
 
 def runners_up(plan: Plan, width: int, command: str) -> RenderableType:
-    """The best plans that lost, and why: at most `SHOWN` that cut inside the network, one a cut, and those that do not cut. Names stand in full, for
-    ``--keep``; where they leave too little room for the reasons, each has a line of its own.
+    """The best plans that lost, and why: at most `SHOWN` that cut inside the network, one per cut, and those that do not cut.
+
+    Names are complete, for ``--keep``.
     """
     shown = _best(plan.runners_up)
-    rows = [[plain(cell) for cell in _row(candidate, wide=width >= WIDE)] for candidate in shown]
-    headers = ["cut after", "ms", "drop", "sent", *(["bits"] if width >= WIDE else []), "why it lost"]
-    columns = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
-    beside = sum(columns[1:-1]) + 2 * len(headers) + columns[0] + _REASON <= width
     count = f"{len(shown)} of {len(plan.runners_up)}; {plan.considered} plans compared"
     hint = "" if len(shown) == len(plan.runners_up) else f"; all: {command} --json"
-    parts: list[RenderableType] = [Text(f"Runners-up ({count}{hint})", style="bold")]
-    if beside:
-        return Group(*parts, _rows(headers, rows, columns))
-    indent = (0, 0, 0, 2)
-    parts.append(Padding(_rows(headers[1:], [], columns[1:]), indent))
-    for name, *cells in rows:
-        parts.append(Text(name, no_wrap=True, overflow="ignore"))
-        parts.append(Padding(_rows(headers[1:], [cells], columns[1:], show_header=False), indent))
-    return Group(*parts)
+    title = "\n".join(wrap(f"Runners-up ({count}{hint})", width))
+    columns = [
+        Column("cut after", alone=True),
+        Column("ms", right=True),
+        Column("drop", right=True),
+        Column("sent", right=True),
+        Column("bits", optional=True),
+        Column("why it lost", wrapped=True),
+    ]
+    return Group(Text(title, style="bold"), table(columns, [_row(candidate) for candidate in shown], width))
 
 
-def plain(text: str) -> str:
-    """``text`` without control characters: names come from the server and end on a terminal."""
-    return "".join(c for c in text if c.isprintable())
+def models(found: Sequence[ModelInfo], width: int) -> RenderableType:
+    """A row for each model, then the operators that do not run on boards."""
+    columns = [
+        Column("model", alone=True),
+        Column("input"),
+        Column("cuts offered", right=True),
+        Column("metric"),
+        Column("samples", right=True),
+    ]
+    notes = [
+        Text("\n".join(wrap(f"{plain(model.name)}: not in the integer head: {_unsupported(model)}", width, "  ")))
+        for model in found
+        if model.unsupported
+    ]
+    return Group(table(columns, [_model(model) for model in found], width), *([Text(), *notes] if notes else []))
 
 
-def size(count: float) -> str:
-    """Bytes for people: ``3.1 kB``."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+def _model(model: ModelInfo) -> list[str]:
+    shape = " x ".join(map(str, model.preprocess.shape))
+    if model.tokenizer is not None:
+        shape = f"text, {shape} tokens"
+    metric = model.metric if model.float_top1 is None else f"{model.metric} ({model.float_top1:.1f} %)"
+    return [plain(model.name), shape, f"{len(model.offered)} of {len(model.cuts)}", metric, str(model.samples)]
+
+
+def _unsupported(model: ModelInfo) -> str:
+    """The first operators that the integer head does not support."""
+    names = [shorten(plain(one), 60) for one in model.unsupported[:5]]
+    more = len(model.unsupported) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
 
 
 def drop(prediction: Prediction) -> str:
@@ -153,13 +181,8 @@ def drop(prediction: Prediction) -> str:
     return f"{prediction.drop_points:.2f} points ({low:.2f} to {high:.2f} when measured; {count} samples)"
 
 
-def _facts(plan: Plan) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for name, value in _fact_rows(plan):
-        table.add_row(Text(name, style="cyan"), Text(plain(value)))
-    return table
+def _facts(plan: Plan, width: int) -> Text:
+    return definitions([(Text(name, style="cyan"), plain(value)) for name, value in _fact_rows(plan)], width)
 
 
 def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -187,22 +210,22 @@ def _fact_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def output(found: Output) -> str:
-    """What a model's answers hold, in words."""
-    size, shape = math.prod(found.shape), " x ".join(map(str, found.shape))
+    """The output of a model, and the part of it that answers contain."""
+    count, shape = math.prod(found.shape), " x ".join(map(str, found.shape))
     if found.greatest is not None:
-        count = found.greatest.shape[found.greatest.axis]
-        return f"a map {shape} of indices from 0 to {count - 1}; answers hold all of it"
-    told = {
-        "logits": f"{size} logits; answers are their softmax",
-        "probabilities": f"{size} probabilities, as the model gives them",
-        "scores": f"{size} scores from 0 to 1, each by itself, as the model gives them",
-        "tensor": f"a tensor {shape} without classes; answers hold all of it",
+        classes = found.greatest.shape[found.greatest.axis]
+        return f"a map {shape} of indices from 0 to {classes - 1}; answers contain the whole map"
+    kinds = {
+        "logits": f"{count} logits; answers contain their softmax",
+        "probabilities": f"{count} probabilities, as the model returns them",
+        "scores": f"{count} independent scores from 0 to 1, as the model returns them",
+        "tensor": f"a tensor {shape} without classes; answers contain the whole tensor",
     }
-    return told[found.kind]
+    return kinds[found.kind]
 
 
 def _codec(plan: Plan) -> str:
-    """How the tensor at the cut is coded."""
+    """The codec of the tensor at the cut."""
     chosen = plan.ladder[plan.codec]
     if chosen.jpeg:
         return f"JPEG, quality {chosen.jpeg}"
@@ -216,13 +239,13 @@ def _codec(plan: Plan) -> str:
 
 
 def coding(codec: Codec | Candidate | StageTime) -> str:
-    """How the tensor at a cut is coded, in a word: its bits, or that it is a JPEG of some quality."""
+    """A codec in one word: its bits, or its rule where the bits do not describe it."""
     bits = codec.bits if isinstance(codec, Codec) else codec.activation_bits
     return plain(codec.rule) if codec.rule.startswith(("jpeg", "entropy", "pca")) else str(bits)
 
 
 def _ladder(plan: Plan) -> str:
-    """The codecs between which the agent moves while frames flow: the most accurate and the cheapest."""
+    """The codecs that the agent may use while frames flow: the most accurate and the smallest."""
     if len(plan.rungs) == 1:
         return "1 codec"
     (most, first), (least, last) = ((plan.rungs[i], _bits(coding(plan.ladder[i]))) for i in (0, -1))
@@ -237,7 +260,7 @@ def _bits(widths: str) -> str:
 
 
 def _time(plan: Plan, width: int) -> list[RenderableType]:
-    """The time of a frame, its parts as a bar with a legend, and what it leaves out."""
+    """The time of a frame, its parts as a bar with a legend, and what it does not include."""
     p = plan.prediction
     values = (p.device_ms, p.transfer_ms, p.queue_ms, p.server_ms)
     bar, total = Text(), max(p.total_ms, sum(values), 1e-9)
@@ -247,18 +270,17 @@ def _time(plan: Plan, width: int) -> list[RenderableType]:
             bar.append(block * max(1, round(min(BAR_WIDTH, width) * (value / total))), style=colour)
             legend.append(Text.assemble((block, colour), f" {name} {_ms(value)} ms"))
     line = Text("   ").join(legend)
-    notes = [text for applies, text in _LEFT_OUT if applies(plan)]
-    head = Text.assemble(
-        ("time  ", "cyan"), (f"{_ms(p.total_ms)} ms per frame", "bold"), "".join(f", {note}" for note in notes)
-    )
+    notes = "".join(f", {note}" for applies, note in _LEFT_OUT if applies(plan))
+    head = Text("\n".join(wrap(f"time  {_ms(p.total_ms)} ms per frame{notes}", width, " " * 6)))
+    head.stylize("cyan", 0, 4)
     return [head, bar, *([line] if line.cell_len <= width else legend)]
 
 
-#: What the time of a frame does not tell.
+#: What the predicted time of a frame does not include.
 _LEFT_OUT: tuple[tuple[Callable[[Plan], bool], str], ...] = (
     (lambda plan: plan.preprocess.kind == "image", "without decoding and resizing the image"),
     (lambda plan: plan.tokenizer is not None, "without tokenizing the text"),
-    (lambda plan: boards(plan) > 1, "with all that follows this board as server"),
+    (lambda plan: boards(plan) > 1, "with all later boards counted as the server"),
 )
 
 
@@ -273,9 +295,6 @@ def _cut(cut: Cut) -> str:
     return {"input": "the input", "output": "the output", "inside": cut.layer}[cut.kind]
 
 
-_REASON = 29  # columns that a reason needs beside a name; it is wrapped if it is longer
-
-
 def _best(candidates: list[Candidate]) -> list[Candidate]:
     """The candidates to show, in their order."""
     found: list[Candidate] = []
@@ -286,25 +305,11 @@ def _best(candidates: list[Candidate]) -> list[Candidate]:
     return found
 
 
-def _row(candidate: Candidate, *, wide: bool) -> list[str]:
-    """One cell for each of the headers."""
+def _row(candidate: Candidate) -> list[str]:
     p, kind = candidate.prediction, candidate.cut.kind
     place = {"input": "(all on the server)", "output": "(all on this board)"}.get(kind, candidate.cut.layer)
     weights = f"{candidate.weight_bits:.1f}" if candidate.weight_bits else "-"
     sent = size(p.payload_bytes) if p.payload_bytes else "none"
-    cells = [place, _ms(p.total_ms), f"{p.drop_points:.2f}", sent]
-    if wide:
-        cells.append(f"{weights} / {'-' if kind == 'output' else coding(candidate)}")
-    return [*cells, candidate.reason]
-
-
-def _rows(headers: list[str], rows: list[list[str]], columns: list[int], *, show_header: bool = True) -> Table:
-    """A table without rules; a last column that is too long is wrapped in its column."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", show_header=show_header)
-    for name, wide in zip(headers[:-1], columns[:-1], strict=True):
-        right = name in ("ms", "drop", "sent")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True, min_width=wide)
-    table.add_column(headers[-1])
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+    widths = f"{weights} / {'-' if kind == 'output' else coding(candidate)}"
+    cells = [place, _ms(p.total_ms), f"{p.drop_points:.2f}", sent, widths, candidate.reason]
+    return [plain(cell) for cell in cells]

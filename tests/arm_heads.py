@@ -27,9 +27,8 @@ TITLES = {"integers": "EfficientNet-Lite0", "transformers": f"MiniLM, {TOKENS} t
 def make(family: str, path: Path) -> None:
     if family == "integers":
         from benchmarks import heads, models
-        from calibration.importing import importer
 
-        path.write_bytes(heads.our_segment(importer.load(models.LITE0, models.LITE0_SHAPE), heads.SHAPE, weight_bits=6))
+        path.write_bytes(heads.our_segment(models.load("lite0"), heads.SHAPE, weight_bits=6))
     else:
         from benchmarks import heads, minilm, minilm_model
 

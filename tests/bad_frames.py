@@ -19,7 +19,7 @@ def ladder(shape: Sequence[int]) -> list[codec.Codec]:
     """A codec of each kind for a tensor of ``shape``, where the names above say."""
     samples = _values(16, *shape)
     kinds = ("mse", 4), ("entropy", 3), ("minmax-token", 4), ("minmax-frame", 4), ("aciq-token", 4)
-    floats = [codec.Codec(f"float{bits}", bits, [0.0], [1.0]) for bits in (16, 32)]
+    floats = [codec.Codec(f"float{bits}", bits, (0.0,), (1.0,)) for bits in (16, 32)]
     return [*(codec.fit_samples(samples, family, bits) for family, bits in kinds), *floats]
 
 

@@ -15,8 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.traces import Trace, oracle
-from edge_agent.runtime.active_plan import AHEAD
-from edge_agent.runtime.agent import WINDOW
+from splitedge import limits
 from splitedge.link.adaptation import Adaptation, Goal
 from splitedge.link.estimate import wire_bytes
 from splitedge.link.tcp import TcpSample
@@ -129,7 +128,7 @@ class Simulator:
                 self.write()
 
     def enter(self) -> None:
-        while self.waiting and self.ahead < AHEAD:
+        while self.waiting and self.ahead < limits.FRAMES_AHEAD:
             frame = self.waiting.popleft()
             self.ahead += 1
             self.head_free = max(self.now, self.head_free) + self.head_s
@@ -151,7 +150,7 @@ class Simulator:
         self.enter()
 
     def write(self) -> None:
-        while self.coded and self.queued < KERNEL and self.in_flight < WINDOW:
+        while self.coded and self.queued < KERNEL and self.in_flight < limits.WINDOW:
             frame = self.coded.popleft()
             self.tell()
             self.adaptation.sent(frame.number, frame.rung, frame.size, self.now)

@@ -49,15 +49,31 @@ def make_plan(mode: str, data: bytes, *, name: str = "small", life: float = 3600
     kind = {"server": "input", "split": "inside", "device": "output"}[mode]
     layer = header.ops[-1].name if header.ops else "input"
     low = -output.scale * output.zero_point
-    codec = m.Codec("minmax", 4, [float(np.float32(low))], [float(np.float32(255 * output.scale / 15))])
-    parts = m.Parts(0.006, 0.0, 0.0, 0.0)
+    codec = m.Codec("minmax", 4, (float(np.float32(low)),), (float(np.float32(255 * output.scale / 15)),))
+    parts = m.Parts(time=0.006, fetch=0.0, energy=0.0, cost=0.0)
     guess = m.Prediction(
-        1.0, 2.0, 0.0, 3.0, 6.0, 0.0, "unknown", 0.1, 0.0, 0.2, 100, 0.1, 296, 2048, len(data), 0.006, parts
+        device_ms=1.0,
+        transfer_ms=2.0,
+        queue_ms=0.0,
+        server_ms=3.0,
+        total_ms=6.0,
+        energy_j=0.0,
+        energy_source="unknown",
+        drop_points=0.1,
+        drop_low=0.0,
+        drop_high=0.2,
+        samples=100,
+        noise=0.1,
+        payload_bytes=296,
+        float_bytes=2048,
+        segment_bytes=len(data),
+        objective=0.006,
+        parts=parts,
     )
     fields: dict[str, Any] = {
         "id": hashlib.sha256(data + str(time.monotonic_ns()).encode()).hexdigest()[:16], "model": name, "bundle": "0" * 64, "mode": mode,
         "cut": m.Cut(1, layer, layer, output.shape, kind), "layers": [], "codec_share": 1.0, "head_share": 0.0, "ladder": [] if mode == "device" else [codec], "codec": 0,
-        "rungs": [] if mode == "device" else [m.Rung(296, 0.1, 0.1, 0.2)],
+        "rungs": [] if mode == "device" else [m.Rung(payload_bytes=296, noise=0.1, drop_points=0.1, drop_high=0.2)],
         "segment": m.SegmentRef(seg.digest(data), len(data)), "preprocess": header.preprocess, "prediction": guess, "runners_up": [],
         "considered": 1, "expires_unix": time.time() + life, "demand": m.Demand(), "labels": [f"label {i}" for i in range(1000)],
         "output": m.Output("logits", [1, math.prod(output.shape)] if mode == "device" else [1000]),
@@ -122,15 +138,15 @@ class SmallServer:
     async def _models(self, request: web.Request) -> web.Response:
         found = [
             m.ModelInfo(
-                self.plan.model,
-                "0" * 64,
-                "top1",
-                100,
-                [self.plan.cut],
-                ["Odd (node)"],
-                self.plan.preprocess,
-                None,
-                self.plan.tokenizer,
+                name=self.plan.model,
+                bundle="0" * 64,
+                metric="top1",
+                samples=100,
+                cuts=[self.plan.cut],
+                unsupported=["Odd (node)"],
+                preprocess=self.plan.preprocess,
+                float_top1=None,
+                tokenizer=self.plan.tokenizer,
             )
         ]
         return web.Response(body=m.encode(found), content_type="application/json")  # type: ignore[arg-type]

@@ -63,6 +63,6 @@ class TextServer(SmallServer):
         self.data, self.tokenizer = segment_file(), tokenizer
         output = seg.parse(self.data).header.tensors[-1]
         self.ref = m.TokenizerRef(hashlib.sha256(tokenizer).hexdigest(), len(tokenizer), 0) if tokenizer else None
-        codec = m.Codec("minmax", 8, [-4.0], [0.03125])
+        codec = m.Codec("minmax", 8, (-4.0,), (0.03125,))
         given = {"tokenizer": self.ref, "ladder": [codec], "cut": m.Cut(1, "norm1", "norm1", output.shape, "inside")}
         self.plan = make_plan("split", self.data, **(given | changes))

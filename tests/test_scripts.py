@@ -1,9 +1,10 @@
-"""The two scripts of the README, and the commands that it shows."""
+"""The shell scripts, and the commands that the reference lists."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("scripts/common.sh", "scripts/demo", "scripts/test", "scripts/test-arm", ".ci/run")
-COMMAND = re.compile(r"`(edge-(?:agent|server)(?: [a-z]+)+)")
+SCRIPTS = (
+    "scripts/common.sh",
+    "scripts/demo",
+    "scripts/sample",
+    "scripts/test",
+    "scripts/test-arm",
+    "scripts/wheels",
+    ".ci/run",
+)
 
 
-def readme_commands() -> list[str]:
-    """The commands in the first column of the README's table."""
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `edge-")]
-    return sorted({match for row in rows for match in COMMAND.findall(row.split("|")[1])})
+def documented_commands() -> list[str]:
+    """The commands of docs/reference/commands.md."""
+    return re.findall(r"^## (edge-.*)$", (ROOT / "docs/reference/commands.md").read_text(), re.MULTILINE)
 
 
 def bash(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -116,8 +123,49 @@ def test_a_failed_installation_leaves_no_stamp(tmp_path: Path) -> None:
     assert not (tmp_path / "stamp").exists()
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_a_command_of_the_readme_exists(command: str) -> None:
+def checkout(folder: Path, **fails: str) -> Path:
+    """A working tree that is set up, with the real scripts/test, and tools that print their name; those in ``fails`` print that and fail."""
+    (folder / "scripts").mkdir()
+    for name in ("test", "common.sh"):
+        shutil.copy(ROOT / "scripts" / name, folder / "scripts" / name)
+    tools = folder / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    (folder / ".venv" / ".splitedge-installed").write_text("python\ntest test-all\n")
+    for tool in ("python", "ruff", "mypy", "lint-imports", "mkdocs", "edge-agent", "pytest", "coverage"):
+        said = fails.get(tool, tool)
+        (tools / tool).write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\nexit {int(tool in fails)}\n")
+        (tools / tool).chmod(0o755)
+    return folder
+
+
+def run_checks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["scripts/test", *arguments]
+    return subprocess.run(command, cwd=folder, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--all"], ["--fast"], ["--long"], ["tests/edge_agent", "-k", "link"]])
+def test_checks_that_pass_are_summed_up(tmp_path: Path, arguments: list[str]) -> None:
+    done = run_checks(checkout(tmp_path), *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("all passed\n")
+    assert not list((tmp_path / ".cache").glob("test.*"))
+
+
+def test_checks_that_fail_come_last(tmp_path: Path) -> None:
+    report = "dots\n===== FAILURES =====\nwhat failed\n===== short test summary ====="
+    done = run_checks(checkout(tmp_path, mypy="a wrong type", pytest=report))
+    assert done.returncode == 1
+    assert done.stderr == "test: failed: types tests; the messages are above\n"
+    repeated = done.stdout[done.stdout.index("== types failed:") :]
+    assert "a wrong type" in repeated
+    assert "what failed" in repeated[repeated.index("== tests failed:") :]
+    assert "dots" not in repeated
+    *_, last = done.stdout.splitlines()
+    assert last.split()[:2] == ["coverage", "ok"]
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_a_documented_command_explains_itself(command: str) -> None:
     program, *rest = command.split()
     module = program.replace("-", "_")
     done = subprocess.run([sys.executable, "-m", module, *rest, "--help"], cwd=ROOT, capture_output=True, text=True)

@@ -151,7 +151,8 @@ def variants(outputs: F32, deltas: Sequence[F32], noises: Sequence[float] | None
     z = np.asarray(outputs, np.float32).reshape(len(outputs), -1)
     if z.shape[1] < 2 or not len(z) or any(delta.shape != outputs.shape for delta in deltas):
         raise errors.UsageError(
-            "the accuracy model needs two or more outputs of each sample, and differences of the same shape"
+            "the accuracy model needs two or more outputs of each sample, and differences of the same shape",
+            reason="outputs",
         )
     made = [np.asarray(delta, np.float32).reshape(z.shape) for delta in deltas]
     energies = np.array(
@@ -160,7 +161,8 @@ def variants(outputs: F32, deltas: Sequence[F32], noises: Sequence[float] | None
     if len(energies) != len(made) or not (np.isfinite(energies).all() and energies.any()):
         raise errors.UsageError(
             "the model's output stays the same, or becomes NaN, whatever is rounded: it is constant or saturated on these samples; "
-            "choose the tensor before its last operator with --output"
+            "choose the tensor before its last operator with --output",
+            reason="constant-output",
         )
     noisy = energies > 0
     return z, [delta for delta, keep in zip(made, noisy, strict=True) if keep], energies[noisy]

@@ -270,7 +270,8 @@ def _noise_of(
     if not math.isfinite(own):
         raise errors.ModelError(
             f"the model answers NaN or infinity where {short(spot.tensor)} has 8 bits; export it without operators that "
-            "have no answer to some numbers, such as the logarithm of 0"
+            "have no answer to some numbers, such as the logarithm of 0",
+            reason="not-finite-at-8-bits",
         )
     done = [msgspec.structs.replace(one, noise=noise) for (one, _), noise in zip(tried, each, strict=True)]
     finite = [one for one in done[: len(packed)] if math.isfinite(one.noise)]
@@ -370,7 +371,8 @@ def float_outputs(run: Tail, samples: Samples, progress: Progress | None = None)
         for i, output in enumerate(found[-1], start):
             if not np.isfinite(output).all():
                 raise errors.ModelError(
-                    f"sample {i} makes the model answer NaN or infinity; check the model and the preprocessing"
+                    f"sample {i} makes the model answer NaN or infinity; check the model and the preprocessing",
+                    reason="not-finite",
                 )
         if progress is not None:
             progress("answers", stop, len(samples))

@@ -153,11 +153,17 @@ class Bundle:
             manifest = msgspec.json.decode(text, type=Manifest)
             for name, wanted in manifest.files.items():
                 if _digest(path / name) != wanted:
-                    raise errors.ModelError(f"{path / name} is damaged; add the model to the server again")
+                    raise errors.ModelError(
+                        f"{path / name} is damaged; add the model to the server again", reason="damaged"
+                    )
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise errors.ModelError(f"{path} is not a readable bundle; add the model to the server again") from error
+            raise errors.ModelError(
+                f"{path} is not a readable bundle; add the model to the server again", reason="not-a-bundle"
+            ) from error
         if manifest.format != FORMAT:
-            raise errors.ModelError(f"{path} has bundle format {manifest.format}, not {FORMAT}; add the model again")
+            raise errors.ModelError(
+                f"{path} has bundle format {manifest.format}, not {FORMAT}; add the model again", reason="format"
+            )
         made = cls(path, manifest, hashlib.sha256(text).hexdigest())
         made.labels = _names(path) or made.labels
         return made
@@ -170,8 +176,8 @@ class Bundle:
     def info(self) -> ModelInfo:
         """The bundle as a model listing shows it."""
         return ModelInfo(
-            self.name, self.sha256, self.metric, self.samples, self.cuts, self.unsupported, self.preprocess,
-            self.manifest.float_top1, self.tokenizer, self.output, self.offered,
+            name=self.name, bundle=self.sha256, metric=self.metric, samples=self.samples, cuts=self.cuts, unsupported=self.unsupported, preprocess=self.preprocess,
+            float_top1=self.manifest.float_top1, tokenizer=self.tokenizer, output=self.output, offered=self.offered,
         )  # fmt: skip
 
     def header(self, cut: int, weight_bits: Bits = 8, start: int = 0) -> seg.Header:
@@ -196,7 +202,9 @@ class Bundle:
         if self.cuts[cut].kind == "output":
             return None
         if not self.cuts[cut].shape:
-            raise errors.UsageError(f"nobody knows the shape at cut {cut}; choose one of {self.offered}")
+            raise errors.UsageError(
+                f"nobody knows the shape at cut {cut}; choose one of {self.offered}", reason="unknown-shape"
+            )
         tensor = self.cuts[cut].tensor
         made: bytes = tail_model(self._model, tensor, self._network.graph.shapes[tensor][1:]).SerializeToString()
         return made
@@ -206,7 +214,7 @@ class Bundle:
         header = self.header(cut)
         tensor = header.tensors[header.output]
         if tensor.dtype != "u8":
-            return Codec("exact", 32, [0.0], [1.0])
+            return Codec("exact", 32, (0.0,), (1.0,))
         return codec.exact(tensor.scale, tensor.zero_point)
 
     def codec(self, cut: int, rule: str, bits: int) -> Codec:
@@ -221,7 +229,7 @@ class Bundle:
     def counts(self, cut: int) -> I64:
         """How often each code, or each of 256 values, occurred in each channel of an offered ``cut`` at calibration: [C, 256]."""
         if cut not in self.offered:
-            raise errors.UsageError(f"cut {cut} is not offered; choose one of {self.offered}")
+            raise errors.UsageError(f"cut {cut} is not offered; choose one of {self.offered}", reason="not-offered")
         counts: I64 = self._stats[f"counts/{cut}"]
         return counts
 
@@ -243,7 +251,7 @@ class Bundle:
     def _reached(self, cut: int) -> str:
         if not (0 <= cut < len(self.cuts) and self.manifest.cuts[cut].reachable):
             deepest = max(listed.cut.index for listed in self.manifest.cuts if listed.reachable)
-            raise errors.UsageError(f"no integer head reaches cut {cut}; the deepest is {deepest}")
+            raise errors.UsageError(f"no integer head reaches cut {cut}; the deepest is {deepest}", reason="no-head")
         return self.cuts[cut].tensor
 
     def _lower(self, cut: int, weight_bits: Bits, start: int) -> Lowered:
@@ -517,7 +525,8 @@ def _places(network: layers.Network) -> list[cuts.Place]:
         reason = "; ".join(f"{node}: {why}" for node, why in network.unsupported[:1])
         raise errors.ModelError(
             f"a device can compute no part of this model, whose token ids are not sent as they are ({reason}); "
-            "export a model that begins as docs/architecture.md says"
+            "export a model that begins as docs/architecture/transformers.md says",
+            reason="nothing-for-a-device",
         )
     return places
 
@@ -528,13 +537,15 @@ def _metric(wanted: Metric, samples: Samples, output: Output) -> Literal["top1",
         return "cosine"
     if not output.has_classes:
         raise errors.UsageError(
-            f"--metric {wanted} compares classes and the output, a tensor of {output.shape}, has none: leave it out, or choose cosine"
+            f"--metric {wanted} compares classes and the output, a tensor of {output.shape}, has none: leave it out, or choose cosine",
+            reason="metric-without-classes",
         )
     if wanted == "auto":
         return "agreement" if samples.classes is None else "top1"
     if wanted == "top1" and samples.classes is None:
         raise errors.UsageError(
-            "--metric top1 needs labels: give --labels or a labels.csv, or choose agreement or cosine"
+            "--metric top1 needs labels: give --labels or a labels.csv, or choose agreement or cosine",
+            reason="no-labels",
         )
     return wanted
 
@@ -544,15 +555,19 @@ def check_shape(graph: Graph, preprocess: Preprocess) -> None:
     wanted = graph.stored_shape(graph.input)
     if preprocess.shape != wanted:
         raise errors.InputError(
-            f"preprocessing gives {preprocess.shape}, the model takes {wanted} (channels last); make them the same"
+            f"preprocessing gives {preprocess.shape}, the model takes {wanted} (channels last); make them the same",
+            reason="other-shape",
         )
     if preprocess.kind == "image" and (len(wanted) != 3 or wanted[2] not in (1, 3)):
-        raise errors.InputError(f"the model's input {wanted} is not an image; calibrate it with .npy arrays")
+        raise errors.InputError(
+            f"the model's input {wanted} is not an image; calibrate it with .npy arrays", reason="no-image"
+        )
     if preprocess.kind == "image":
         lengths = {len(preprocess.mean), len(preprocess.std)}
         if not lengths <= {1, wanted[2]} or not all(s > 0 for s in preprocess.std):
             raise errors.InputError(
-                "mean and std need one number, or one for each channel, and std above 0; correct them"
+                "mean and std need one number, or one for each channel, and std above 0; correct them",
+                reason="mean-and-std",
             )
 
 
@@ -589,7 +604,8 @@ def check_ids(network: layers.Network, samples: Samples) -> None:
         if not (ids.min() >= 0 and ids.max() < min(tables)):
             raise errors.InputError(
                 f"sample {index} has token ids from {ids.min():.0f} to {ids.max():.0f}, and the model knows the token ids 0 to {min(tables) - 1}; "
-                "use the tokenizer of this model"
+                "use the tokenizer of this model",
+                reason="token-ids",
             )
 
 
@@ -603,7 +619,8 @@ def _check_output(values: int) -> None:
     if values < 2:
         raise errors.ModelError(
             "the model has one output value, for which no --metric means anything (top-1 is always the same, a cosine only "
-            "tells its sign); give a model with two outputs or more"
+            "tells its sign); give a model with two outputs or more",
+            reason="one-output",
         )
 
 
@@ -612,7 +629,8 @@ def _check_classes(outputs: int, samples: Samples, names: Sequence[str]) -> None
     if names and len(names) != outputs:
         raise errors.InputError(
             f"there are {len(names)} class names and the model has {outputs} outputs; "
-            "give one name for each, with one for a background class where the model has that"
+            "give one name for each, with one for a background class where the model has that",
+            reason="class-names",
         )
 
 
@@ -673,7 +691,7 @@ def _names(path: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise errors.ModelError(f"{path / NAMES} is damaged; delete it") from error
+        raise errors.ModelError(f"{path / NAMES} is damaged; delete it", reason="damaged") from error
 
 
 def _digest(path: Path) -> str:
@@ -685,12 +703,14 @@ def _write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
     """All files into a folder beside ``path``, which then takes its name."""
     manifest.files = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     if path.exists():
-        raise errors.StoreError(f"{path} exists already; remove it or choose another name")
+        raise errors.StoreError(f"{path} exists already; remove it or choose another name", reason="exists")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".bundle-", dir=path.parent))
     except OSError as error:
-        raise errors.StoreError(f"{path.parent} cannot be written ({error.strerror}); choose another folder") from error
+        raise errors.StoreError(
+            f"{path.parent} cannot be written ({error.strerror}); choose another folder", reason="cannot-write"
+        ) from error
     try:
         for name, data in files.items():
             (work / name).write_bytes(data)
@@ -700,5 +720,5 @@ def _write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise errors.StoreError(
-            f"the bundle {path} cannot be written ({error.strerror}); make room and try again"
+            f"the bundle {path} cannot be written ({error.strerror}); make room and try again", reason="cannot-write"
         ) from error

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +18,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from splitedge import errors, limits
+from splitedge import errors, files, limits
 
 T = TypeVar("T")
 Part: TypeAlias = bytes | str | NDArray[np.generic]
 _DIGEST: Final = hashlib.sha256().digest_size
-_UNFINISHED: Final = ".new-"
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _PROGRAMS: Final = ("calibration", "splitedge/codec", "splitedge/head", "kernels")
 
@@ -62,7 +60,8 @@ def remembered(cache: Cache | None, name: str, kind: type[T], make: Callable[[],
         return msgspec.json.decode(known, type=kind)
     except msgspec.ValidationError as error:  # infinity and NaN are null in JSON
         raise errors.ModelError(
-            "the model computes values too large for float32; check its weights and the preprocessing"
+            "the model computes values too large for float32; check its weights and the preprocessing",
+            reason="too-large",
         ) from error
 
 
@@ -91,14 +90,9 @@ class Cache:
         """Keep ``data`` as ``name``, whole or not at all."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle, unfinished = tempfile.mkstemp(prefix=_UNFINISHED, dir=self.folder)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(hashlib.sha256(data).digest() + data)
-                Path(unfinished).replace(self.folder / name)
-            except BaseException:
-                Path(unfinished).unlink(missing_ok=True)
-                raise
+            files.replace(
+                self.folder / name, hashlib.sha256(data).digest() + data, durable=False
+            )  # a damaged entry is a miss
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -108,14 +102,15 @@ class Cache:
             room, oldest = limits.CALIBRATION_CACHE_BYTES, time.time() - limits.LEFTOVER_AGE
             for path, used in sorted(_entries(self.folder), key=lambda entry: -entry[1].st_mtime):
                 room -= used.st_size
-                if room < 0 or (path.name.startswith(_UNFINISHED) and used.st_mtime < oldest):
+                if room < 0 or (path.name.startswith(files.PARTIAL) and used.st_mtime < oldest):
                     path.unlink(missing_ok=True)
         except OSError as error:
             raise self._unusable(error) from error
 
     def _unusable(self, error: OSError) -> errors.StoreError:
         return errors.StoreError(
-            f"the folder {self.folder} cannot be used ({error.strerror or error}); make room there, make it writable, or delete it"
+            f"the folder {self.folder} cannot be used ({error.strerror or error}); make room there, make it writable, or delete it",
+            reason="cache-folder",
         )
 
 

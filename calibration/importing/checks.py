@@ -28,10 +28,13 @@ def refuse_training(model: onnx.ModelProto) -> None:
     flags = {name: value for name, value in _constants(model.graph) if value.dtype == np.bool_}
     for node in _nodes(model.graph):
         if _trains(node, opset, flags):
-            raise errors.ModelError(f"{_named(node)} is in training mode; export the model after model.eval()")
+            raise errors.ModelError(
+                f"{_named(node)} is in training mode; export the model after model.eval()", reason="training-mode"
+            )
         if node.op_type in _RANDOM and not node.domain:
             raise errors.ModelError(
-                f"{_named(node)} draws random numbers, so that one input has many answers; export the model without it"
+                f"{_named(node)} draws random numbers, so that one input has many answers; export the model without it",
+                reason="random",
             )
 
 
@@ -43,7 +46,8 @@ def refuse_nonfinite(model: onnx.ModelProto) -> None:
         worst = [t for t in reads(node) if t in bad and (bad[t] or node.op_type in _WEIGHTED)]
         if worst:
             raise errors.ModelError(
-                f"the weights of {_named(node)} are not finite ({short(worst[0])}); train or convert the model again"
+                f"the weights of {_named(node)} are not finite ({short(worst[0])}); train or convert the model again",
+                reason="weights-not-finite",
             )
 
 

@@ -138,7 +138,9 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx's errors have no common base
-        raise errors.ModelError(f"the shapes of the model do not fit ({error}); export it again") from error
+        raise errors.ModelError(
+            f"the shapes of the model do not fit ({error}); export it again", reason="shapes"
+        ) from error
 
 
 def drop_unread(graph: onnx.GraphProto) -> None:
@@ -240,7 +242,9 @@ def _needed(nodes: list[Node], output: str) -> list[Node]:
             wanted |= set(node.inputs)
             found.append(node)
     if not found:
-        raise errors.ModelError("the model's output does not depend on its input; export the model again")
+        raise errors.ModelError(
+            "the model's output does not depend on its input; export the model again", reason="constant-output"
+        )
     return found[::-1]
 
 

@@ -160,7 +160,8 @@ def _reference(fixed: onnx.ModelProto, declared: int, padding: int) -> Reference
             found.check_batch(declared)
     except errors.ModelError as error:
         raise errors.ModelError(
-            f"the model is made for a batch of {declared} and does not work for one sample; export it with a batch of 1"
+            f"the model is made for a batch of {declared} and does not work for one sample; export it with a batch of 1",
+            reason="batch",
         ) from error
     return found
 
@@ -170,7 +171,8 @@ def _check(model: onnx.ModelProto, source: str) -> None:
     ids = kind.elem_type == onnx.TensorProto.INT64 and len(kind.shape.dim) == 2
     if not ids and (kind.elem_type != onnx.TensorProto.FLOAT or not 2 <= len(kind.shape.dim) <= 4):
         raise errors.ModelError(
-            f"the input of {source} is neither a float32 tensor of 2 to 4 axes nor int64 token ids [batch, tokens]; export it with one"
+            f"the input of {source} is neither a float32 tensor of 2 to 4 axes nor int64 token ids [batch, tokens]; export it with one",
+            reason="input-type",
         )
 
 
@@ -185,17 +187,21 @@ def _fixed(model: onnx.ModelProto, input_shape: Sequence[int] | None) -> onnx.Mo
     dims = inputs(fixed.graph)[0].type.tensor_type.shape.dim
     if input_shape is not None:
         if len(input_shape) != len(dims) or input_shape[0] != 1:
-            raise errors.ModelError(f"the input shape must have {len(dims)} numbers, the first of them 1")
+            raise errors.ModelError(
+                f"the input shape must have {len(dims)} numbers, the first of them 1", reason="input-shape"
+            )
         if any(dim.dim_value not in (0, size) for dim, size in zip(dims, input_shape, strict=True)):
             own = ",".join(str(dim.dim_value or "?") for dim in dims)
             raise errors.ModelError(
-                f"the model's input is {own}, not {','.join(map(str, input_shape))}; give the shape in the file's own order"
+                f"the model's input is {own}, not {','.join(map(str, input_shape))}; give the shape in the file's own order",
+                reason="other-shape",
             )
         for dim, size in zip(dims, input_shape, strict=True):
             dim.dim_value = size
     if not all(0 < dim.dim_value <= limits.MAX_DIM for dim in dims):
         raise errors.ModelError(
-            "the model leaves dimensions of its input open; give an input shape such as 1,3,224,224, or 1,128 for token ids"
+            "the model leaves dimensions of its input open; give an input shape such as 1,3,224,224, or 1,128 for token ids",
+            reason="open-dimensions",
         )
     return fixed
 

@@ -75,7 +75,8 @@ def describe(
     best_class = is_vector and indices is not None and outputs.shape[indices.axis] == outputs[0].size
     if not is_vector and wanted not in (None, "tensor"):
         raise errors.InputError(
-            f"the output has the shape {shape} and {wanted} need a vector: leave out --output-kind, or name another tensor with --output"
+            f"the output has the shape {shape} and {wanted} need a vector: leave out --output-kind, or name another tensor with --output",
+            reason="not-a-vector",
         )
     if wanted is not None:
         found = wanted
@@ -91,21 +92,10 @@ def describe(
     size = 4 * math.prod(shape)
     if found == "tensor" and size > limits.MAX_FRAME_BYTES:
         raise errors.ModelError(
-            f"the output {shape} has {size} bytes and an answer at most {limits.MAX_FRAME_BYTES}: name a smaller tensor with --output"
+            f"the output {shape} has {size} bytes and an answer at most {limits.MAX_FRAME_BYTES}: name a smaller tensor with --output",
+            reason="output-too-large",
         )
     return Output(found, shape, last)
-
-
-def probabilities(outputs: F32, kind: OutputKind) -> F32:
-    """``outputs`` [n, ...] as rows [n, classes] of probabilities; scores and probabilities stay as they are, tensors have none (`ValueError`)."""
-    if kind == "tensor":
-        raise ValueError("a tensor holds no probabilities")
-    rows = outputs.reshape(len(outputs), -1)
-    if kind != "logits":
-        return rows
-    raised = np.exp(rows - rows.max(axis=1, keepdims=True), dtype=np.float64)
-    found: F32 = (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32)
-    return found
 
 
 def record(model: onnx.ModelProto, indices: ArgMax | None) -> None:

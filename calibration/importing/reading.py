@@ -30,14 +30,18 @@ def read(source: str, input_shape: Sequence[int] | None) -> onnx.ModelProto:
         return export(_read_exported(_existing(path)), None)
     if ":" in source:
         if input_shape is None:
-            raise errors.ModelError(f"{source} needs an input shape such as 1,3,224,224; give one")
+            raise errors.ModelError(
+                f"{source} needs an input shape such as 1,3,224,224; give one", reason="no-input-shape"
+            )
         return export(_call(source), input_shape)
-    raise errors.ModelError(f"{source} is not a model: give an .onnx file, a .pt2 file, or package.module:callable")
+    raise errors.ModelError(
+        f"{source} is not a model: give an .onnx file, a .pt2 file, or package.module:callable", reason="not-a-model"
+    )
 
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise errors.ModelError(f"there is no model file {path}; check the path")
+        raise errors.ModelError(f"there is no model file {path}; check the path", reason="no-file")
     if path.stat().st_size > limits.MAX_MODEL_BYTES:
         raise _too_large(path)
     _refuse_pointer(path)
@@ -45,13 +49,17 @@ def _existing(path: Path) -> Path:
 
 
 def _too_large(path: Path) -> errors.ModelError:
-    return errors.ModelError(f"{path} is larger than {limits.MAX_MODEL_BYTES} bytes; use a smaller model")
+    return errors.ModelError(
+        f"{path} is larger than {limits.MAX_MODEL_BYTES} bytes; use a smaller model", reason="too-large"
+    )
 
 
 def _refuse_pointer(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
-            raise errors.ModelError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull`")
+            raise errors.ModelError(
+                f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull`", reason="lfs-pointer"
+            )
 
 
 # --- ONNX files -----------------------------------------------------------------------------------------------------
@@ -75,7 +83,9 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
     except errors.ModelError:
         raise
     except Exception as error:  # protobuf, checker and file errors have no common base
-        raise errors.ModelError(f"{path} is not a readable ONNX model ({brief(error)}); export it again") from error
+        raise errors.ModelError(
+            f"{path} is not a readable ONNX model ({brief(error)}); export it again", reason="not-onnx"
+        ) from error
     return model
 
 
@@ -96,11 +106,13 @@ def _size_beside(model: Path, place: str) -> int:
     if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
         raise errors.ModelError(
             f"the weights of {model} are in {place}, which is a link, and onnx reads no weights through links; "
-            "copy both files into one folder"
+            "copy both files into one folder",
+            reason="linked-weights",
         )
     if not path.is_file():
         raise errors.ModelError(
-            f"the weights of {model} are in {place}, and there is no such file beside it; copy both files into one folder"
+            f"the weights of {model} are in {place}, and there is no such file beside it; copy both files into one folder",
+            reason="no-weights",
         )
     _refuse_pointer(path)
     return path.stat().st_size
@@ -142,7 +154,8 @@ def _read_exported(path: Path) -> Any:
     except Exception as error:  # zip, json and version errors
         reason = brief(error).partition(" Please check the warnings")[0]
         raise errors.ModelError(
-            f"{path} is not a readable exported program ({reason}); save it with torch.export.save"
+            f"{path} is not a readable exported program ({reason}); save it with torch.export.save",
+            reason="not-an-exported-program",
         ) from error
 
 
@@ -155,12 +168,14 @@ def _call(source: str) -> Any:
             made = getattr(importlib.import_module(module_name), attribute)()
     except Exception as error:  # the user's own code runs here
         raise errors.ModelError(
-            f"{source} cannot be called ({brief(error)}); check the module and the callable"
+            f"{source} cannot be called ({brief(error)}); check the module and the callable", reason="call-failed"
         ) from error
     finally:
         sys.path.remove("")
     if not isinstance(made, torch.nn.Module):
-        raise errors.ModelError(f"{source} returned a {type(made).__name__}; it must return a torch.nn.Module")
+        raise errors.ModelError(
+            f"{source} returned a {type(made).__name__}; it must return a torch.nn.Module", reason="not-a-module"
+        )
     return made.eval()
 
 
@@ -169,7 +184,7 @@ def _torch() -> Any:
         import torch
     except ImportError as error:
         raise errors.ModelError(
-            "a torch model needs PyTorch; install splitedge[torch] or give an .onnx file"
+            "a torch model needs PyTorch; install splitedge[torch] or give an .onnx file", reason="no-torch"
         ) from error
     return torch
 
@@ -189,7 +204,7 @@ def export(module: Any, shape: Sequence[int] | None) -> onnx.ModelProto:
             program = torch.onnx.export(module, example, dynamo=True, verbose=False)
         except Exception as error:  # torch raises what it likes
             raise errors.ModelError(
-                f"PyTorch cannot export the model to ONNX ({brief(error)}); export it yourself"
+                f"PyTorch cannot export the model to ONNX ({brief(error)}); export it yourself", reason="export-failed"
             ) from error
     return program.model_proto
 

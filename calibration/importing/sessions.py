@@ -115,5 +115,6 @@ def _open(
         )
     except Exception as error:  # ONNX Runtime's errors have no common base below Exception; protobuf's limit is 2 GiB
         raise errors.ModelError(
-            f"ONNX Runtime cannot run the model ({brief(error)}); export it again, with a batch of 1"
+            f"ONNX Runtime cannot run the model ({brief(error)}); export it again, with a batch of 1",
+            reason="cannot-run",
         ) from error

@@ -48,7 +48,9 @@ def main_input_first(model: onnx.ModelProto) -> None:
     if len(mains) != 1 or (others and not all(map(_holds_tokens, (mains[0], *others)))):
         names = ", ".join(i.name for i in found) or "none"
         raise errors.ModelError(
-            f"the model's inputs are {names}; export it with one, or with token ids and beside them attention_mask, token_type_ids or position_ids"
+            f"the model's inputs are {names}; export it with one, or with token ids and beside them attention_mask, token_type_ids or position_ids",
+            reason="inputs",
+            inputs=[i.name for i in found],
         )
     main = onnx.ValueInfoProto()
     main.CopyFrom(mains[0])
@@ -67,10 +69,15 @@ def keep_output(model: onnx.ModelProto, name: str | None) -> None:
         kept = helper.make_tensor_value_info(name, _types(model).get(str(name), TensorProto.FLOAT), None)
     if kept is None:
         names = ", ".join(o.name for o in graph.output) or "none"
-        raise errors.ModelError(f"the model has no tensor {name}; its outputs are {names}")
+        raise errors.ModelError(
+            f"the model has no tensor {name}; its outputs are {names}",
+            reason="unknown-output",
+            outputs=[o.name for o in graph.output],
+        )
     if kept.type.tensor_type.elem_type != TensorProto.FLOAT:
         raise errors.ModelError(
-            f"the model's output {kept.name} holds {_kind(kept)}, not float32; {_advice(model, kept.name)}"
+            f"the model's output {kept.name} holds {_kind(kept)}, not float32; {_advice(model, kept.name)}",
+            reason="output-type",
         )
     del graph.output[:]
     graph.output.append(kept)
@@ -78,7 +85,8 @@ def keep_output(model: onnx.ModelProto, name: str | None) -> None:
     read = {t for node in graph.node for t in reads(node)}
     if not any(i.name in read for i in graph.input):
         raise errors.ModelError(
-            f"the model's output {kept.name} is not computed from an input; choose another tensor with --output"
+            f"the model's output {kept.name} is not computed from an input; choose another tensor with --output",
+            reason="constant-output",
         )
     for unread in [i for i in graph.input if i.name not in read]:
         graph.input.remove(unread)

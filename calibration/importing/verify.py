@@ -47,13 +47,15 @@ class Reference:
         answers = [run(x) for x in given]
         if not np.allclose(run(given[0]), answers[0], rtol=0, atol=_room(answers[0]), equal_nan=True):
             raise errors.ModelError(
-                "the model answers one input in two ways; export it after model.eval(), without random numbers"
+                "the model answers one input in two ways; export it after model.eval(), without random numbers",
+                reason="random",
             )
         shapes = {y.shape for y in answers}
         if len(shapes) > 1 or not answers[0].size:
             raise errors.ModelError(
                 f"the shape of the model's output {model.graph.output[0].name} depends on the input; "
-                "choose a tensor of a fixed shape with --output"
+                "choose a tensor of a fixed shape with --output",
+                reason="output-shape",
             )
         return cls(model, given, answers)
 
@@ -81,7 +83,7 @@ class Reference:
         whole = _runner(unoptimized(with_batch(self.model, size)))(x)
         rows = whole.reshape(size, -1) if whole.size == size * self.answers[0].size else None
         if rows is None or not all(self._near(i % len(self.given), row) for i, row in enumerate(rows)):
-            raise errors.ModelError(f"a batch of {size} is answered otherwise than its samples alone")
+            raise errors.ModelError(f"a batch of {size} is answered otherwise than its samples alone", reason="batch")
 
     def _near(self, index: int, found: F32) -> bool:
         wanted = self.answers[index].reshape(-1)
@@ -115,7 +117,8 @@ def _runner(made: ort.InferenceSession) -> Callable[[Array], F32]:
         except Exception as error:  # ONNX Runtime's errors have no common base below Exception
             raise errors.ModelError(
                 f"ONNX Runtime cannot run the model with an input of {list(x.shape)} ({brief(error)}); "
-                "export it with a batch of 1"
+                "export it with a batch of 1",
+                reason="cannot-run",
             ) from error
         return found
 

@@ -109,7 +109,8 @@ def _refusals() -> Iterator[None]:
     except errors.SegmentError as error:
         reason = str(error).partition(";")[0]
         raise errors.ModelError(
-            f"agents would refuse a head of this model ({reason}); use a smaller model or a smaller input"
+            f"agents would refuse a head of this model ({reason}); use a smaller model or a smaller input",
+            reason="over-limits",
         ) from error
 
 
@@ -131,7 +132,9 @@ def lower(
     """
     if cut not in network.reachable():
         reason = "; ".join(f"{node}: {why}" for node, why in network.unsupported[:1]) or "it computes nothing"
-        raise errors.ModelError(f"no integer head reaches {short(cut)} ({reason}); cut the model before it")
+        raise errors.ModelError(
+            f"no integer head reaches {short(cut)} ({reason}); cut the model before it", reason="no-head"
+        )
     start = start or network.graph.input
     grids = layer_bits(network, cut, weight_bits, calibration.roundings, start)
     widths = {out: calibration.width(out, grid) for out, grid in grids.items()}
@@ -157,7 +160,9 @@ def between(network: Network, cut: str, start: str) -> list[Layer]:
     found = network.needed(cut, start)
     known = {start, *(layer.out for layer in found)}
     if not known >= {cut, *(name for layer in found for name in layer.inputs)}:
-        raise errors.UsageError(f"{short(cut)} is not made of {short(start)} alone; choose two cuts in their order")
+        raise errors.UsageError(
+            f"{short(cut)} is not made of {short(start)} alone; choose two cuts in their order", reason="other-cut"
+        )
     return found
 
 
@@ -186,11 +191,13 @@ def layer_bits(
     given = [("", weight_bits)] if isinstance(weight_bits, int) else weight_bits.items()
     for out, bits in given:
         if not 2 <= bits <= 8 and (out, bits) not in known:
-            raise errors.UsageError(f"weights cannot have {bits} bits; choose 2 to 8")
+            raise errors.UsageError(f"weights cannot have {bits} bits; choose 2 to 8", reason="bits")
     if isinstance(weight_bits, int):
         return dict.fromkeys(heads, weight_bits)
     if wrong := sorted(set(heads) ^ set(weight_bits)):
-        raise errors.UsageError(f"bits for {wrong[0]} are missing or too many; give them to the layers {heads}")
+        raise errors.UsageError(
+            f"bits for {wrong[0]} are missing or too many; give them to the layers {heads}", reason="bits-of-layers"
+        )
     return {out: weight_bits[out] for out in heads}
 
 
@@ -483,6 +490,7 @@ def place(tensors: list[seg.Tensor], ops: list[seg.AnyOp], source: int, output: 
         tensor.offset = places[owner[t]]
     if size > limits.MAX_ARENA_BYTES:
         raise errors.ModelError(
-            f"a head of this model needs {size} bytes of activations, over the limit; use a smaller input"
+            f"a head of this model needs {size} bytes of activations, over the limit; use a smaller input",
+            reason="activations",
         )
     return size

@@ -64,7 +64,7 @@ def width(levels: S8) -> int:
 
 
 def codes(levels: S8, bits: int) -> NDArray[np.uint8]:
-    """Integer weights as codes at ``bits`` bits (docs/architecture.md), a byte each."""
+    """Integer weights as codes at ``bits`` bits (docs/reference/numerics.md), a byte each."""
     w = levels.astype(np.int16)
     return ((w + 3) // 2 if bits == 2 else w + top_level(bits)).astype(np.uint8)
 
@@ -131,7 +131,8 @@ def integers(rounded: Rounded, scale_x: float, zero_x: int) -> Weights:
     codes = np.rint(rounded.bias / (np.float64(scale_x) * rounded.scale)).astype(np.int64) - zero_x * levels.sum(axis=1)
     if (255 * np.abs(levels).sum(axis=1) + np.abs(codes) >= 1 << 31).any():
         raise errors.ModelError(
-            f"a layer sums {levels.shape[1]} products, more than 32 bits hold; use fewer weight bits or a smaller layer"
+            f"a layer sums {levels.shape[1]} products, more than 32 bits hold; use fewer weight bits or a smaller layer",
+            reason="overflow",
         )
     return Weights(rounded.levels, rounded.scale, codes.astype(np.int32))
 

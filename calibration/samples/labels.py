@@ -61,7 +61,9 @@ def read(labels: str, files: Sequence[str], names: Sequence[str] = (), outputs: 
         return Labels(np.array([known[label] for label in found], np.int64), origins, order)
     if None in indices:
         wrong = indices.index(None)
-        raise errors.InputError(f"{origins[wrong]}: {found[wrong][:40]!r} is no class index; correct it")
+        raise errors.InputError(
+            f"{origins[wrong]}: {found[wrong][:40]!r} is no class index; correct it", reason="not-an-index"
+        )
     classes = np.array(indices, np.int64)
     return Labels(classes, origins, list(names) or _names_told(classes, told, origins, outputs))
 
@@ -80,12 +82,14 @@ def by_name(
     if outputs is not None and len(order) != outputs:
         raise errors.UsageError(
             f"{where} has {len(order)} classes and the model has {outputs}: give --class-names, with one name for each class in the model's order, "
-            "or --metric agreement to leave the classes aside"
+            "or --metric agreement to leave the classes aside",
+            reason="class-count",
         )
     if all(_INTEGER.fullmatch(name) for name in order) and order != sorted(order, key=int):
         raise errors.UsageError(
             f"{where}: the classes {', '.join(order[:3])} ... are numbers, and their order by the alphabet is not that by value: "
-            "give --class-names, with one name for each class in the model's order"
+            "give --class-names, with one name for each class in the model's order",
+            reason="numeric-names",
         )
     return {name: index for index, name in enumerate(order)}, order
 
@@ -96,11 +100,15 @@ def read_names(path: Path) -> list[str]:
     try:
         names = _parsed(text, path.suffix.lower())
     except (ValueError, TypeError, AttributeError, RecursionError, csv.Error) as error:
-        raise errors.UsageError(f"{path} is not a list of class names; give one name a line") from error
+        raise errors.UsageError(
+            f"{path} is not a list of class names; give one name a line", reason="not-names"
+        ) from error
     if not names:
-        raise errors.UsageError(f"{path} holds no class names; give one name a line")
+        raise errors.UsageError(f"{path} holds no class names; give one name a line", reason="no-names")
     if len(names) > limits.MAX_LABELS:
-        raise errors.UsageError(f"{path} holds {len(names)} class names; the limit is {limits.MAX_LABELS}")
+        raise errors.UsageError(
+            f"{path} holds {len(names)} class names; the limit is {limits.MAX_LABELS}", reason="too-many-names"
+        )
     return names
 
 
@@ -109,9 +117,13 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise errors.UsageError(f"{path} cannot be read ({error.strerror}); check the path") from error
+        raise errors.UsageError(
+            f"{path} cannot be read ({error.strerror}); check the path", reason="unreadable"
+        ) from error
     except UnicodeDecodeError as error:
-        raise errors.InputError(f"{path} is not UTF-8 text (byte {error.start}); save it in that encoding") from error
+        raise errors.InputError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it in that encoding", reason="not-utf8"
+        ) from error
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -155,7 +167,10 @@ def _among(found: Collection[str], names: Sequence[str], where: str | Path) -> d
         places = exact.get(name) or loose.get(_loose(name), [])
         if len(places) != 1:
             why = "is no class name" if not places else f"is the name of the classes {places[0]} and {places[1]}"
-            raise errors.UsageError(f"{where}: {name[:80]!r} {why} ({len(names)} names are known); correct one of them")
+            raise errors.UsageError(
+                f"{where}: {name[:80]!r} {why} ({len(names)} names are known); correct one of them",
+                reason="unknown-name",
+            )
         known[name] = places[0]
     return known
 
@@ -209,9 +224,11 @@ def _index(label: str) -> int | None:
 def _of_array(path: Path, count: int, names: Sequence[str]) -> Labels:
     found = load_array(path).reshape(-1)
     if len(found) != count:
-        raise errors.UsageError(f"{path} has {len(found)} labels for {count} samples; give one for each")
+        raise errors.UsageError(
+            f"{path} has {len(found)} labels for {count} samples; give one for each", reason="label-count"
+        )
     if found.dtype.kind == "f" and not (found == np.rint(found)).all():
-        raise errors.InputError(f"{path} holds values that are no class indices; save integers")
+        raise errors.InputError(f"{path} holds values that are no class indices; save integers", reason="not-indices")
     limited = np.clip(found, -NO_CLASS, NO_CLASS) if found.dtype.kind in "uf" else found
     return Labels(limited.astype(np.int64), [f"{path.name}: entry {i}" for i in range(count)], list(names))
 
@@ -221,9 +238,11 @@ def load_array(path: Path) -> NDArray[np.generic]:
     try:
         array = np.load(path, allow_pickle=False)
     except Exception as error:  # numpy parses a header as Python and raises what that raises
-        raise errors.InputError(f"{path} is not a readable .npy array; save it with numpy.save") from error
+        raise errors.InputError(
+            f"{path} is not a readable .npy array; save it with numpy.save", reason="not-npy"
+        ) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or array.ndim == 0:
-        raise errors.InputError(f"{path} holds no array of numbers; save one with numpy.save")
+        raise errors.InputError(f"{path} holds no array of numbers; save one with numpy.save", reason="not-numbers")
     return array
 
 
@@ -232,7 +251,8 @@ def _of_table(path: Path, files: Sequence[str]) -> _Found:
     if rows and all(len(row) == 1 for _, row in rows):
         if len(rows) != len(files):
             raise errors.UsageError(
-                f"{path} has {len(rows)} rows of one column for {len(files)} samples; give file and class in two columns, or one class for each sample"
+                f"{path} has {len(rows)} rows of one column for {len(files)} samples; give file and class in two columns, or one class for each sample",
+                reason="row-count",
             )
         return [row[0] for _, row in rows], [origin for origin, _ in rows], [""] * len(rows)
     known = _by_file(path, rows, files)
@@ -240,7 +260,8 @@ def _of_table(path: Path, files: Sequence[str]) -> _Found:
     if missing:
         raise errors.UsageError(
             f"{path} gives no label for {len(missing)} of {len(files)} samples, {missing[0]} for one; "
-            "its first column must hold their file names"
+            "its first column must hold their file names",
+            reason="no-label",
         )
     chosen = [known[i] for i in range(len(files))]
     return [r[1] for _, r in chosen], [o for o, _ in chosen], [r[2] if len(r) > 2 else "" for _, r in chosen]
@@ -261,7 +282,8 @@ def _by_file(
         if before[1][1] != row[1]:
             raise errors.InputError(
                 f"{origin}: {row[0]} has the class {row[1][:40]!r}, and {before[1][1][:40]!r} in {before[0].removeprefix(f'{path.name}: ')}; "
-                "leave one of them"
+                "leave one of them",
+                reason="contradiction",
             )
     return known
 
@@ -285,7 +307,9 @@ def _rows(path: Path) -> Iterator[list[str]]:
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
             yield [cell.strip() for cell in row] if any(cell.strip() for cell in row) else []
     except csv.Error as error:
-        raise errors.InputError(f"{path} is not a CSV file that can be read ({error}); correct it") from error
+        raise errors.InputError(
+            f"{path} is not a CSV file that can be read ({error}); correct it", reason="not-csv"
+        ) from error
 
 
 def _delimiter(lines: Sequence[str]) -> str | None:
@@ -306,13 +330,16 @@ def _of_pattern(pattern: str, files: Sequence[str]) -> _Found:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise errors.UsageError(f"{pattern} is neither a labels file nor a regular expression; check it") from error
+        raise errors.UsageError(
+            f"{pattern} is neither a labels file nor a regular expression; check it", reason="not-a-pattern"
+        ) from error
     if expression.groups != 1:
-        raise errors.UsageError(f"there is no labels file {pattern}; check the path")
+        raise errors.UsageError(f"there is no labels file {pattern}; check the path", reason="no-file")
     matches = [expression.search(name) for name in files]
     missing = [name for name, match in zip(files, matches, strict=True) if not (match and match[1])]
     if missing:
         raise errors.UsageError(
-            f"{pattern} finds no class in {len(missing)} of {len(files)} names, {missing[0]} for one; change it"
+            f"{pattern} finds no class in {len(missing)} of {len(files)} names, {missing[0]} for one; change it",
+            reason="no-class-in-name",
         )
     return [match[1] for match in matches if match], [f"{name}: the name" for name in files], [""] * len(files)

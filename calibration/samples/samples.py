@@ -36,7 +36,9 @@ class Samples(Sequence[F32]):
         labels: Labels | I64 | None = None,
     ) -> None:
         if not 0 < len(sources) <= limits.MAX_CALIBRATION_SAMPLES:
-            raise errors.UsageError(f"there are {len(sources)} samples; give 1 to {limits.MAX_CALIBRATION_SAMPLES}")
+            raise errors.UsageError(
+                f"there are {len(sources)} samples; give 1 to {limits.MAX_CALIBRATION_SAMPLES}", reason="sample-count"
+            )
         if isinstance(labels, np.ndarray):
             labels = Labels(labels, [f"sample {i}" for i in range(len(labels))], [])
         self.preprocess, self.sources, self.labels = preprocess, sources, labels
@@ -71,7 +73,8 @@ class Samples(Sequence[F32]):
         if len(wrong):
             raise errors.InputError(
                 f"{self.labels.origins[wrong[0]]}: class {classes[wrong[0]]} is out of range (the model has {outputs} classes, 0 to {outputs - 1}); "
-                f"correct the labels ({len(wrong)} of {len(self)} are wrong)"
+                f"correct the labels ({len(wrong)} of {len(self)} are wrong)",
+                reason="label-out-of-range",
             )
 
     def take(self, chosen: I64) -> Samples:
@@ -114,11 +117,15 @@ class Samples(Sequence[F32]):
             where = source if isinstance(source, Path) else f"sample {index}"
             wanted = self.preprocess.shape
             raise errors.InputError(
-                f"{where} has shape {list(array.shape)}; the model takes {wanted}, channels last", shape=wanted
+                f"{where} has shape {list(array.shape)}; the model takes {wanted}, channels last",
+                shape=wanted,
+                reason="other-shape",
             )
         if array.size and not np.abs(array.astype(np.float64)).max() <= LARGEST:
             where = source if isinstance(source, Path) else f"sample {index}"
-            raise errors.InputError(f"{where} holds NaN or values beyond {LARGEST:g}; give finite numbers")
+            raise errors.InputError(
+                f"{where} holds NaN or values beyond {LARGEST:g}; give finite numbers", reason="not-finite"
+            )
         return array.astype(np.float32)
 
 
@@ -159,23 +166,25 @@ def _sources(place: Path, preprocess: Preprocess) -> tuple[Sequence[Path | NDArr
     """The samples in ``place``, and the folder of each where there is one for each class."""
     if place.is_file() and place.suffix == ".npy":
         if preprocess.kind == "image":
-            raise errors.UsageError(f"{place} holds arrays, not images; give it with --arrays")
+            raise errors.UsageError(f"{place} holds arrays, not images; give it with --arrays", reason="arrays")
         return list(load_array(place)), []
     if not place.is_dir():
-        raise errors.UsageError(f"there is no folder of samples {place}; check the path")
+        raise errors.UsageError(f"there is no folder of samples {place}; check the path", reason="no-folder")
     kinds = IMAGES if preprocess.kind == "image" else {".npy"}
     found = listed(place, kinds)
     inner = [(path, folder.name) for folder in folders(place) for path in listed(folder, kinds)]
     if found and len(found) < len(inner) and not (place / "labels.csv").is_file():
         raise errors.UsageError(
-            f"{place} holds {found[0].name} beside folders with {len(inner)} samples; move it into the folder of its class, or out of {place}"
+            f"{place} holds {found[0].name} beside folders with {len(inner)} samples; move it into the folder of its class, or out of {place}",
+            reason="stray-file",
         )
     if found:
         return found, []
     if not inner:
         wanted = "images" if preprocess.kind == "image" else ".npy arrays"
         raise errors.UsageError(
-            f"{place} holds no {wanted} to calibrate with; give a folder of them, or one with a folder for each class"
+            f"{place} holds no {wanted} to calibrate with; give a folder of them, or one with a folder for each class",
+            reason="no-samples",
         )
     return [path for path, _ in inner], [name for _, name in inner]
 
@@ -194,7 +203,9 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise errors.UsageError(f"{folder} cannot be read ({error.strerror}); check its owner and mode") from error
+        raise errors.UsageError(
+            f"{folder} cannot be read ({error.strerror}); check its owner and mode", reason="unreadable"
+        ) from error
 
 
 def _below(place: Path, path: Path) -> str:
@@ -210,4 +221,6 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise errors.UsageError(f"{path} cannot be read ({error.strerror}); check the path") from error
+        raise errors.UsageError(
+            f"{path} cannot be read ({error.strerror}); check the path", reason="unreadable"
+        ) from error

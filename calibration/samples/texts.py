@@ -37,15 +37,16 @@ def find(place: Path, labels: str | None = None, names: Sequence[str] = (), outp
     elif place.is_file():
         found = _rows(place, names) if place.suffix.lower() == ".csv" else Texts(_lines(place), None)
     else:
-        raise errors.UsageError(f"there are no texts {place}; check the path")
+        raise errors.UsageError(f"there are no texts {place}; check the path", reason="no-folder")
     if not found.sources:
         raise errors.UsageError(
-            f"{place} holds no texts; give a folder of .txt files, or of one such folder for each class"
+            f"{place} holds no texts; give a folder of .txt files, or of one such folder for each class",
+            reason="no-texts",
         )
     if labels is None:
         return found
     if found.labels is not None:
-        raise errors.UsageError(f"{place} tells the classes of its texts; leave out --labels")
+        raise errors.UsageError(f"{place} tells the classes of its texts; leave out --labels", reason="classes-told")
     files = [source.name if isinstance(source, Path) else str(i) for i, source in enumerate(found.sources)]
     return found._replace(labels=read(labels, files, names, outputs))
 
@@ -88,7 +89,9 @@ def _rows(path: Path, names: Sequence[str]) -> Texts:
             if row and row[0].strip()
         ]
     except csv.Error as error:
-        raise errors.InputError(f"{path} is not a CSV file that can be read ({error}); correct it") from error
+        raise errors.InputError(
+            f"{path} is not a CSV file that can be read ({error}); correct it", reason="not-csv"
+        ) from error
     if rows and len(rows[0][1]) > 1 and not _is_class(rows[0][1]):
         rows = rows[1:]
     texts = [row[0] for _, row in rows]
@@ -97,7 +100,8 @@ def _rows(path: Path, names: Sequence[str]) -> Texts:
     if wrong := [(number, row[0]) for number, row in rows if not _is_class(row)]:
         number, text = wrong[0]
         raise errors.InputError(
-            f"{path}: row {number} gives no class index behind {text[:40]!r}; write text and index in two columns, or texts alone"
+            f"{path}: row {number} gives no class index behind {text[:40]!r}; write text and index in two columns, or texts alone",
+            reason="no-index",
         )
     classes = np.array([min(int(row[1]), NO_CLASS) for _, row in rows], np.int64)
     return Texts(texts, Labels(classes, [f"{path.name}: row {number}" for number, _ in rows], list(names)))
@@ -111,4 +115,6 @@ def _read(path: Path) -> str:
     try:
         return decode(path.read_bytes())
     except OSError as error:
-        raise errors.UsageError(f"{path} cannot be read ({error.strerror}); check the path") from error
+        raise errors.UsageError(
+            f"{path} cannot be read ({error.strerror}); check the path", reason="unreadable"
+        ) from error

@@ -210,7 +210,8 @@ def refuse_nonfinite(value: F32, graph: Graph, name: str, sample: int) -> None:
     if not (math.isfinite(value.min()) and math.isfinite(value.max())):
         where = graph.producer.get(name, name)
         raise errors.ModelError(
-            f"sample {sample} gives NaN or infinity after {where}; check the model and the preprocessing"
+            f"sample {sample} gives NaN or infinity after {where}; check the model and the preprocessing",
+            reason="not-finite",
         )
 
 

@@ -82,9 +82,9 @@ class Histogram:
         kind = rule.removesuffix(CHANNEL)
         if kind == "mse":
             lo, scale = _least_squares(self._own, self.counts, bits)
-            return Codec(kind, bits, [float(v) for v in lo], [float(v) for v in scale])
+            return Codec(kind, bits, tuple(float(v) for v in lo), tuple(float(v) for v in scale))
         grids = [clip.grid(*clip.clip_range(d, kind, bits), bits) for d in self._channels]
-        return Codec(kind, bits, [float(lo) for lo, _ in grids], [float(scale) for _, scale in grids])
+        return Codec(kind, bits, tuple(float(lo) for lo, _ in grids), tuple(float(scale) for _, scale in grids))
 
     @functools.cached_property
     def _channels(self) -> list[clip.Distribution]:

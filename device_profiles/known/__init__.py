@@ -1,6 +1,7 @@
-"""Profiles of boards that are not here, for what-if planning: from what their makers publish and from instruction counts, never measured.
+"""Profiles of well-known boards for what-if planning, from their makers' figures and from instruction counts.
 
-The JSON files are made by `python -m benchmarks.known_boards`; each value's origin is in `DeviceProfile.origins`.
+They are not measured. `python -m benchmarks.known_boards` writes the JSON files; `DeviceProfile.origins` has the origin
+of each value.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The names that `load` knows, in alphabetical order."""
+    """The names that `load` accepts, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
 def load(name: str) -> DeviceProfile:
-    """The profile of the board ``name``. Raises `errors.UsageError` naming those that there are."""
+    """The profile of the board ``name``. Raises `errors.UsageError`, which lists the names."""
     if name not in names():
-        raise errors.UsageError(f"no board is known as {name[:80]!r}: name one of {', '.join(names())}", boards=names())
+        raise errors.UsageError(
+            f"no board is named {name[:80]!r}: choose one of {', '.join(names())}",
+            boards=names(),
+            reason="unknown-board",
+        )
     return schema.load(FOLDER / f"{name}.json")

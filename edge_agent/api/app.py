@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -35,18 +36,18 @@ from numpy.typing import NDArray
 import edge_agent
 from edge_agent.api import metrics, page
 from edge_agent.inputs.sources import Text, is_array, load_array
-from edge_agent.runtime.queue_limit import Admission
+from edge_agent.runtime.queue_limit import QueueLimit
 from edge_agent.runtime.results import Counters, Result, to_json
-from splitedge import errors, limits
-from splitedge.link import endpoint
+from splitedge import errors, limits, prometheus
+from splitedge.link import endpoint, http_server
 from splitedge.protocol.messages import Plan
 
 if TYPE_CHECKING:
-    from edge_agent.runtime.engine import Frame
+    from edge_agent.runtime.engine import InputFrame
 
 
 class Served(Protocol):
-    """What the API shows: an `edge_agent.runtime.agent.Agent`, or an `edge_agent.runtime.stage.Stage`, which takes no frames here."""
+    """What the API shows: an `edge_agent.runtime.agent.Agent`, or an `edge_agent.runtime.stage_server.StageServer`, which takes no frames here."""
 
     counters: Counters
 
@@ -56,7 +57,7 @@ class Served(Protocol):
     def state(self) -> str: ...
     @property
     def plan(self) -> Plan | None: ...
-    async def infer(self, frame: Frame) -> Result: ...
+    async def infer(self, frame: InputFrame) -> Result: ...
     def status(self) -> dict[str, Any]: ...
     def gauges(self) -> Mapping[str, float]: ...
     def plan_info(self) -> Mapping[str, str]: ...
@@ -71,7 +72,7 @@ class Loading:
     def __init__(self) -> None:
         self.counters = Counters()
 
-    async def infer(self, frame: Frame) -> Result:  # noqa: ARG002  the interface
+    async def infer(self, frame: InputFrame) -> Result:  # noqa: ARG002  the interface
         raise errors.not_ready(self.state)
 
     def status(self) -> dict[str, Any]:
@@ -97,7 +98,7 @@ class Front:
 FRONT: Final = web.AppKey[Front]("front")
 NPY: Final = "application/x-npy"
 _DTYPES: Final = ("float32", "int32", "int64")
-BODIES = web.AppKey("bodies", Admission)  # request bodies that are being read or answered
+BODIES = web.AppKey("bodies", QueueLimit)  # request bodies that are being read or answered
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -114,11 +115,20 @@ class ForeignRequestError(errors.UsageError):
     http_status = 403
 
 
+class HttpError(errors.UsageError):
+    """A request that does not fit the API: an unknown path or method."""
+
+    code = "http"
+
+
 def application(front: Front) -> web.Application:
     """The API of ``front``, to be served by aiohttp."""
-    app = web.Application(middlewares=[_errors_as_json, _no_browsers], client_max_size=limits.MAX_IMAGE_BYTES)
+    app = web.Application(
+        middlewares=[http_server.errors_as_json(Counter(), _http_error), _no_browsers],
+        client_max_size=limits.MAX_IMAGE_BYTES,
+    )
     app[FRONT] = front
-    app[BODIES] = Admission()
+    app[BODIES] = QueueLimit()
     app.add_routes([
         web.get("/", _page), web.post("/v1/infer", _infer), web.get("/v1/status", _status), web.get("/healthz", _healthz), web.get("/metrics", _metrics),
     ])  # fmt: skip
@@ -139,7 +149,8 @@ async def serve(front: Front, host: str, port: int) -> tuple[web.AppRunner, str]
     except OSError as error:
         await runner.cleanup()
         raise errors.AddressError(
-            f"the local API cannot listen on {host}:{port} ({endpoint.os_reason(error)}); set `api.host` and `api.port` to others"
+            f"the local API cannot listen on {host}:{port} ({endpoint.os_reason(error)}); set `api.host` and `api.port` to others",
+            reason="api-address",
         ) from error
     bound = runner.addresses[0]
     return runner, f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
@@ -174,7 +185,7 @@ async def _infer(request: web.Request) -> web.Response:
             stack.enter_context(request.app[BODIES].slot(size))
             frame = await _frame(request, size)
         except errors.SplitEdgeError as error:
-            agent.counters.end(error)
+            agent.counters.count_error(error)
             raise
         try:
             result = await agent.infer(frame)
@@ -197,7 +208,9 @@ def _npy(result: Result) -> bytes:
     from splitedge.head import answers
 
     if result.output is None:
-        raise errors.UsageError("this answer holds classes and no whole output; ask for JSON, or set `topk` to 0")
+        raise errors.UsageError(
+            "this answer holds classes and no whole output; ask for JSON, or set `topk` to 0", reason="no-whole-output"
+        )
     return answers.npy(result.output)
 
 
@@ -214,7 +227,7 @@ async def _healthz(request: web.Request) -> web.Response:
 async def _metrics(request: web.Request) -> web.Response:
     agent = request.app[FRONT].served
     text = metrics.render(agent.counters, agent.gauges(), agent.plan_info())
-    return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    return web.Response(body=text.encode(), headers=prometheus.HEADERS)
 
 
 def _declared_size(request: web.Request) -> int:
@@ -225,7 +238,7 @@ def _declared_size(request: web.Request) -> int:
     return limits.MAX_IMAGE_BYTES if size is None else size
 
 
-async def _frame(request: web.Request, size: int) -> Frame:
+async def _frame(request: web.Request, size: int) -> InputFrame:
     from splitedge.head import text as texts
 
     if "X-Shape" in request.headers:
@@ -240,11 +253,13 @@ async def _frame(request: web.Request, size: int) -> Frame:
         return Text(texts.decode(await _body(request)))
     body = await _body(request)
     if not body:
-        raise errors.InputError("the body is empty; send an image, an array or a text: curl --data-binary @FILE")
+        raise errors.InputError(
+            "the body is empty; send an image, an array or a text: curl --data-binary @FILE", reason="empty"
+        )
     return load_array(body, "the body") if is_array(body) else body
 
 
-async def _form(request: web.Request) -> Frame:
+async def _form(request: web.Request) -> InputFrame:
     """The one file of a form, or its one field. Raises `errors.InputError` for another number of them and for a form that is malformed."""
     from splitedge.head import text as texts
 
@@ -253,16 +268,20 @@ async def _form(request: web.Request) -> Frame:
         async with asyncio.timeout(limits.BODY_TIMEOUT):
             async for part in await request.multipart():
                 if found or not isinstance(part, BodyPartReader):
-                    raise errors.InputError("the form has more than one part; send one file, one request for each")
+                    raise errors.InputError(
+                        "the form has more than one part; send one file, one request for each", reason="several-parts"
+                    )
                 found.append((part.headers.get("Content-Type", ""), bytes(await part.read())))
     except TimeoutError as error:
         raise _too_late() from error
     except web.HTTPRequestEntityTooLarge as error:
         raise _too_large("") from error
     except (ValueError, RuntimeError, AssertionError, web.HTTPException, HttpProcessingError) as error:
-        raise errors.InputError("the form is malformed; send the file as the body: curl --data-binary @FILE") from error
+        raise errors.InputError(
+            "the form is malformed; send the file as the body: curl --data-binary @FILE", reason="malformed-form"
+        ) from error
     if not found:
-        raise errors.InputError("the form is empty; send one file: curl -F file=@FILE")
+        raise errors.InputError("the form is empty; send one file: curl -F file=@FILE", reason="empty-form")
     kind, body = found[0]
     if is_array(body):
         return load_array(body, "the file")
@@ -288,7 +307,9 @@ async def _body(request: web.Request) -> bytes:
 
 
 def _too_late() -> errors.InputError:
-    return errors.InputError(f"the body did not arrive within {limits.BODY_TIMEOUT:g} s; send it again")
+    return errors.InputError(
+        f"the body did not arrive within {limits.BODY_TIMEOUT:g} s; send it again", reason="timeout"
+    )
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -296,18 +317,20 @@ def _shape(text: str) -> tuple[int, ...]:
     if not 1 <= len(parts) <= 4 or not all(
         p.strip().isascii() and p.strip().isdigit() and 0 < int(p) <= limits.MAX_DIM for p in parts
     ):
-        raise errors.InputError(f"X-Shape must be 1 to 4 sizes like 224,224,3, not {text[:100]!r}")
+        raise errors.InputError(f"X-Shape must be 1 to 4 sizes like 224,224,3, not {text[:100]!r}", reason="shape")
     return tuple(int(p) for p in parts)
 
 
 def _dtype(text: str) -> np.dtype[np.generic]:
     if text.strip() not in _DTYPES:
-        raise errors.InputError(f"X-Dtype must be {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}, not {text[:100]!r}")
+        raise errors.InputError(
+            f"X-Dtype must be {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}, not {text[:100]!r}", reason="dtype"
+        )
     return np.dtype(text.strip())
 
 
 def _advice(
-    request: web.Request, frame: Frame, plan: Plan | None, error: errors.InputError
+    request: web.Request, frame: InputFrame, plan: Plan | None, error: errors.InputError
 ) -> errors.InputError | None:
     """What to send instead, in terms of HTTP, where the refusal of ``frame`` does not tell."""
     from splitedge.head.preprocess import is_image
@@ -316,7 +339,9 @@ def _advice(
         if request.content_type == "application/octet-stream":
             return _no_shape(plan)
         if plan is not None and plan.tokenizer is not None:
-            return errors.InputError("the body is not said to be text; send it with `Content-Type: text/plain`")
+            return errors.InputError(
+                "the body is not said to be text; send it with `Content-Type: text/plain`", reason="not-said-text"
+            )
     if isinstance(frame, bytes) and is_image(frame) and len(frame) > 1000 and b"\n" not in frame and b"\r" not in frame:
         return errors.InputError(
             f"{error.message} (curl -d leaves line ends out of a file: use --data-binary)", **error.data
@@ -330,10 +355,12 @@ def _no_shape(plan: Plan | None) -> errors.InputError:
     example = ",".join(map(str, plan.preprocess.shape if plan else (224, 224, 3)))
     if plan is not None and plan.tokenizer is not None:
         return errors.InputError(
-            f"token ids need their number and type: send `X-Shape: {example}` and `X-Dtype: int32`, and texts as `Content-Type: text/plain`"
+            f"token ids need their number and type: send `X-Shape: {example}` and `X-Dtype: int32`, and texts as `Content-Type: text/plain`",
+            reason="no-shape",
         )
     return errors.InputError(
-        f"the body is not an image, and a tensor needs its sizes: X-Shape is missing; send `X-Shape: {example}`"
+        f"the body is not an image, and a tensor needs its sizes: X-Shape is missing; send `X-Shape: {example}`",
+        reason="no-shape",
     )
 
 
@@ -344,7 +371,8 @@ def _check_length(shape: tuple[int, ...], dtype: np.dtype[np.generic], size: int
     if size != wanted:
         article = "an" if dtype.kind == "i" else "a"
         raise errors.InputError(
-            f"{article} {dtype} tensor of shape {list(shape)} has {wanted} bytes, the body has {size}"
+            f"{article} {dtype} tensor of shape {list(shape)} has {wanted} bytes, the body has {size}",
+            reason="body-bytes",
         )
 
 
@@ -354,13 +382,5 @@ def _too_large(size: str, most: int | None = None, advice: str = "scale it down"
     )
 
 
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except errors.SplitEdgeError as error:
-        headers = {"Retry-After": "1"} if error.http_status in (429, 503) else {}
-        return web.json_response({"error": error.to_wire()}, status=error.http_status, headers=headers)
-    except web.HTTPException as error:
-        wire = {"code": "http", "message": f"{error.reason}; GET / lists what this API serves", "data": {}}
-        return web.json_response({"error": wire}, status=error.status)
+def _http_error(error: web.HTTPException, _: web.Request) -> HttpError:
+    return HttpError(f"{error.reason}: `GET /` lists the paths of this API")

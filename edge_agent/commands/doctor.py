@@ -1,4 +1,4 @@
-"""`edge-agent doctor`: one line for each check, and a sentence for each that is not ok."""
+"""`edge-agent doctor`: one line per check, and a suggested fix for each problem."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from edge_agent.doctor import Check, examine
-from splitedge.report import plain
+from splitedge.terminal import Cell, Column, plain, show, table, width
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -24,28 +22,23 @@ async def doctor(path: Path | None, options: Mapping[str, Any], *, json: bool) -
     if json:
         print(msgspec.json.encode({"ok": not failed, "checks": checks}).decode())
     else:
-        console = Console(highlight=False)
-        console.print(table(checks))
-        console.print(summary(checks))
+        show(report(checks, width()), "", summary(checks))
     return int(failed)
 
 
-def table(checks: Sequence[Check]) -> Table:
-    """Verdict, name and what was found; below it, marked by an arrow, what to do."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for _ in range(2):
-        grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
+def report(checks: Sequence[Check], width: int) -> Text:
+    """Verdict, name and finding of each check; below a problem, after an arrow, its fix."""
+    rows: list[list[Cell]] = []
     for check in checks:
         style = _STYLES[check.verdict]
-        grid.add_row(Text(check.verdict, style=style), Text(check.name, style="cyan"), Text(plain(check.found)))
+        rows.append([Text(check.verdict, style=style), Text(check.name, style="cyan"), plain(check.found)])
         if check.advice:
-            grid.add_row("", "", Text(f"-> {plain(check.advice)}", style=style))
-    return grid
+            rows.append(["", "", Text(f"-> {plain(check.advice)}", style=style)])
+    return table([Column("verdict"), Column("check"), Column("found", wrapped=True)], rows, width, header=False)
 
 
 def summary(checks: Sequence[Check]) -> Text:
-    """How many need attention."""
+    """The number of checks by verdict."""
     count = {verdict: sum(check.verdict == verdict for check in checks) for verdict in _STYLES}
     worst = next((verdict for verdict in ("fail", "warn") if count[verdict]), "ok")
-    return Text(f"\n{count['ok']} ok, {count['warn']} to look at, {count['fail']} failed", style=_STYLES[worst])
+    return Text(f"{count['ok']} ok, {count['warn']} to check, {count['fail']} failed", style=_STYLES[worst])

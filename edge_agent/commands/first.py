@@ -1,6 +1,6 @@
-"""What a command checks before it measures, compiles or computes: its arguments, the files that they name, and the server.
+"""Checks before a command measures, compiles or computes: its arguments, the files that they name, and the server.
 
-Loads neither numba nor the kernels, so that an error is told at once.
+This module loads neither numba nor the kernels, so errors appear at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAMED = 5  # files in one error message
 
 
 class Failed(NamedTuple):
-    """A source that cannot be read, and why."""
+    """A source that cannot be read, and the reason."""
 
     source: Source
     error: errors.InputError
@@ -36,19 +36,19 @@ class Frames(NamedTuple):
 
 
 def frames(patterns: list[str], texts: list[str], out: Path | None = None) -> Frames:
-    """What ``texts``, files, folders and globs name. Nothing is read yet. ``out``: a folder that is made for outputs.
+    """The frames in ``texts`` and in the files, folders and globs of ``patterns``; none is read yet. Makes the folder ``out`` for outputs.
 
-    Raises `errors.UsageError` if they name nothing, `errors.InputError` if nothing that they name can be read, `errors.StoreError` for the folder.
+    Raises `errors.UsageError` without any, `errors.InputError` if none can be read or there are too many, `errors.StoreError` for the folder.
     """
     if not patterns and not texts:
-        raise errors.UsageError("nothing to classify; name a file or a folder, or give a text with --text")
+        raise errors.UsageError("there is no input; give a file or a folder, or a text with --text", reason="no-inputs")
     if "" in patterns:
-        raise errors.UsageError("a file name is empty; name a file or a folder")
+        raise errors.UsageError("a file name is empty; give a file or a folder", reason="empty-name")
     found = Frames([spoken(text) for text in texts], [])
     stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
     for pattern in patterns:
         try:
-            for source in expand([pattern], stdin):
+            for source in expand(pattern, stdin):
                 _put(found, source, _problem(source))
         except errors.InputError as error:
             _put(found, Source(pattern, bytes), error)
@@ -59,22 +59,24 @@ def frames(patterns: list[str], texts: list[str], out: Path | None = None) -> Fr
 
 
 def server(settings: Settings) -> None:
-    """Return if a model is chosen, the profile that the settings name can be used, and `peers.check` finds no fault; for a person who waits."""
-    from edge_agent.planning import peers  # aiohttp, which a fault of the arguments need not wait for
+    """Check that a model is selected, that the profile of the settings is usable, and that the server answers (`peers.check`)."""
+    from edge_agent.planning import peers  # aiohttp: errors in arguments should not wait for this import
 
     config.require_model(settings)
     if settings.profile:
-        from edge_agent.planning import negotiation
+        from edge_agent.planning import device
 
-        negotiation.named_profile(settings)
+        device.named_profile(settings)
     asyncio.run(peers.check(settings, patient=False))
 
 
 def plan(settings: Settings, board: str | None, picture: Path | None) -> None:
-    """As `server`, after what `plan` names beside the settings: a known board, and the file of a picture."""
+    """Like `server`, after a check of the other arguments of `plan`: the known board and the file of the picture."""
     if picture:
         if settings.chain.next:
-            raise errors.UsageError("--plot does not draw a chain of boards; leave out --plot or --next")
+            raise errors.UsageError(
+                "--plot cannot draw a chain of boards; omit --plot or --next", reason="plot-of-chain"
+            )
         files.picture_form(picture.name)
         files.require_writable(picture)
     if board:
@@ -92,21 +94,24 @@ def _put(found: Frames, source: Source, problem: errors.InputError | None) -> No
 
 
 def _check(found: Frames) -> None:
-    """Raise `errors.InputError` if nothing can be read, or more is named than may be."""
+    """Raise `errors.InputError` if there are too many inputs, or none can be read."""
     count = len(found.good) + len(found.bad)
     if count > limits.MAX_SOURCE_FILES:
-        raise errors.InputError(f"{count} files are more than {limits.MAX_SOURCE_FILES}; give fewer at a time")
+        raise errors.InputError(
+            f"{count} inputs exceed the limit of {limits.MAX_SOURCE_FILES}; give fewer at a time",
+            reason="too-many-files",
+        )
     if found.good:
         return
     if count == 1:
         raise found.bad[0].error
-    told = "; ".join(failed.error.message for failed in found.bad[:_NAMED])
+    reasons = "; ".join(failed.error.message for failed in found.bad[:_NAMED])
     more = f"; and {count - _NAMED} more" if count > _NAMED else ""
-    raise errors.InputError(f"none of the {count} inputs can be read: {told}{more}")
+    raise errors.InputError(f"cannot read any of {count} inputs: {reasons}{more}", reason="none-readable")
 
 
 def _problem(source: Source) -> errors.InputError | None:
-    """Why ``source`` cannot be read, as far as its name tells. It is not opened: it may be a pipe."""
+    """The reason why ``source`` cannot be read, as far as metadata shows. Does not open it: it may be a pipe."""
     if source.path is None:
         return None
     try:
@@ -115,4 +120,6 @@ def _problem(source: Source) -> errors.InputError | None:
         return error
     if os.access(source.path, os.R_OK):
         return None
-    return errors.InputError(f"{source.path} cannot be read ({os.strerror(errno.EACCES)})", name=source.name)
+    return errors.InputError(
+        f"{source.path} cannot be read ({os.strerror(errno.EACCES)})", name=source.name, reason="unreadable"
+    )

@@ -1,51 +1,53 @@
-"""`edge-agent infer FILE...`: classify images, texts and arrays, in order, pipelined, and say where the time went."""
+"""`edge-agent infer FILE...`: run the model on images, texts and arrays, in order and pipelined, and show where the time goes."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
-from collections import deque
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
 
 from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Source
-from edge_agent.runtime.agent import Agent
+from edge_agent.runtime.agent import WINDOW, Agent
 from edge_agent.runtime.engine import frame_bytes, frame_of
+from edge_agent.runtime.ordered import in_order
 from edge_agent.runtime.results import Result, Timing, to_json
-from splitedge import errors, files
+from splitedge import errors, files, terminal
 from splitedge.head import answers
 from splitedge.head.answers import Whole
 from splitedge.platform_check import printable
-from splitedge.report import headline, plain, size
+from splitedge.report import headline
+from splitedge.terminal import plain, size, wrap
 
 Outcome = Result | errors.SplitEdgeError
 _STEM = 100  # characters of a file's name
+_INDENT = " " * 4
+_ONE_LINE = 1 << 20  # a line per answer for other programs
 
 
 async def infer(settings: Settings, frames: Frames, *, json: bool, out: Path | None = None) -> int:
-    """Print a line for each of ``frames``, those that cannot be read first, and a summary; returns 0, or the exit status of the first that failed.
+    """Print the result of each of ``frames``, unreadable ones first, and a summary. Returns 0, or the exit status of the first failure.
 
-    ``out``: a folder for the whole outputs, one .npy a frame.
+    ``out``: an existing folder for the complete outputs, one .npy file per frame.
     """
     sources, outputs = frames.good, None
     if out is not None:
         outputs, settings = OutputFiles(out), msgspec.structs.replace(settings, topk=0)
-    console = Console(stderr=True)
     results: list[Result] = []
     status = frames.bad[0].error.exit_status if frames.bad else 0
     for source, error in frames.bad:
         _show(source, error, json=json)
-    with console.status("starting") as spinner:
-        agent = await Agent(settings, lambda text: spinner.update(plain(text))).__aenter__()
+    with terminal.Progress("edge-agent") as progress:
+        progress("starting")
+        agent = await Agent(settings, progress).__aenter__()
     try:
         if not json and agent.plan is not None:
-            print(f"{headline(agent.plan)}\n")
-        async for source, outcome in _outcomes(agent, sources):
+            print("\n".join(wrap(headline(agent.plan), terminal.width(piped=_ONE_LINE))) + "\n")
+        async for source, outcome in in_order(sources, functools.partial(_one, agent), WINDOW):
             file = ""
             if isinstance(outcome, Result):
                 results.append(outcome)
@@ -55,57 +57,48 @@ async def infer(settings: Settings, frames: Frames, *, json: bool, out: Path | N
             _show(source, outcome, json=json, file=file)
     finally:
         await agent.close()
-    print(_summary(results, len(sources) + len(frames.bad)) + _joules(agent), file=sys.stderr if json else sys.stdout)
+    text = _summary(results, len(sources) + len(frames.bad)) + _joules(agent)
+    print("\n".join(wrap(text, terminal.width(piped=_ONE_LINE), _INDENT)), file=sys.stderr if json else sys.stdout)
     return status
-
-
-async def _outcomes(agent: Agent, sources: list[Source]) -> AsyncIterator[tuple[Source, Outcome]]:
-    """What became of each source, in their order, with so many under way as fill head and link."""
-    under_way: deque[tuple[Source, asyncio.Task[Outcome]]] = deque()
-    for source in sources:
-        under_way.append((source, asyncio.create_task(_one(agent, source))))
-        if len(under_way) >= agent.window:
-            first, task = under_way.popleft()
-            yield first, await task
-    for first, task in under_way:
-        yield first, await task
 
 
 async def _one(agent: Agent, source: Source) -> Outcome:
     try:
         frame = frame_of(await asyncio.to_thread(source.read), source.name, agent.plan)
-        await agent.admission.room(frame_bytes(frame))
+        await agent.queue.wait_for_room(frame_bytes(frame))
         return await agent.infer(frame)
     except errors.SplitEdgeError as error:
         return error
 
 
 class OutputFiles:
-    """The folder ``--out``: the whole output of each frame in a .npy file, named after the frame."""
+    """The existing folder ``--out``: the complete output of each frame in a .npy file, named after the frame."""
 
     def __init__(self, folder: Path) -> None:
-        """Makes the folder. Raises `errors.StoreError`."""
         self._folder, self._taken = folder, set[str]()
-        files.make_folder(folder)
 
     def write(self, name: str, result: Result) -> Path:
-        """Write the output of the frame ``name``; a number tells frames of one name apart. Raises `errors.StoreError`."""
+        """Write the output of the frame ``name``; a number distinguishes frames of the same name. Raises `errors.StoreError`."""
         stem = "".join(c if c.isalnum() or c in "._- " else "_" for c in Path(name).stem)[:_STEM].strip(". ") or "frame"
         number, file = 1, f"{stem}.npy"
         while file in self._taken:
             number += 1
             file = f"{stem}-{number}.npy"
         self._taken.add(file)
-        assert result.output is not None  # the agent was asked for whole outputs
+        assert result.output is not None  # `infer` requests complete outputs
         files.write(self._folder / file, answers.npy(result.output))
         return self._folder / file
 
 
 def _show(source: Source, outcome: Outcome, *, json: bool, file: str = "") -> None:
     if isinstance(outcome, Result):
-        sys.stdout.write(_as_json(source.name, outcome, file) if json else _line(source.name, outcome, file) + "\n")
+        print(
+            _as_json(source.name, outcome, file)
+            if json
+            else text(source.name, outcome, file, terminal.width(piped=_ONE_LINE))
+        )
     elif json:
-        sys.stdout.write(msgspec.json.encode({"image": source.name, "error": outcome.to_wire()}).decode() + "\n")
+        print(msgspec.json.encode({"image": source.name, "error": outcome.to_wire()}).decode())
     if not isinstance(outcome, Result):
         named = outcome.message if source.name in outcome.message else f"{source.name}: {outcome.message}"
         print(f"edge-agent: {printable(named)}", file=sys.stderr)
@@ -113,18 +106,20 @@ def _show(source: Source, outcome: Outcome, *, json: bool, file: str = "") -> No
 
 
 def _as_json(name: str, result: Result, file: str) -> str:
-    """A line; where the output is in a ``file``, the file's name is in its place."""
+    """One line; the name of the output ``file``, if there is one, replaces the output."""
     if not file:
-        return to_json(result, image=name).decode() + "\n"
-    return to_json(msgspec.structs.replace(result, output=None), image=name, output_file=file).decode() + "\n"
+        return to_json(result, image=name).decode()
+    return to_json(msgspec.structs.replace(result, output=None), image=name, output_file=file).decode()
 
 
-def _line(name: str, result: Result, file: str = "") -> str:
+def text(name: str, result: Result, file: str, width: int) -> str:
+    """The answer, then time and bytes, in lines of at most ``width`` characters; ``file``: the file of the output, if there is one."""
     sent = f"{size(result.payload_bytes)} sent" if result.payload_bytes else "nothing sent"
     if result.cached:
-        sent += ", the answer of an earlier frame"
+        sent += ", answer of an earlier frame reused"
     where = f"; output in {plain(file)}" if file else ""
-    return f"{plain(name)}: {plain(_answer(result))}\n    {_times(result.timing)}; {sent}{where}"
+    answer = wrap(f"{plain(name)}: {plain(_answer(result))}", width, _INDENT)
+    return "\n".join([*answer, *wrap(f"{_INDENT}{_times(result.timing)}; {sent}{where}", width, _INDENT)])
 
 
 def _answer(result: Result) -> str:
@@ -133,7 +128,7 @@ def _answer(result: Result) -> str:
     if result.kind == "scores":
         return ", ".join(f"{c.label} {c.probability:.3f}" for c in result.top)
     best, others = result.top[0], ", ".join(f"{c.label} {100 * c.probability:.0f} %" for c in result.top[1:3])
-    return f"{best.label} {100 * best.probability:.1f} %" + (f"  ({others})" if others else "")
+    return f"{best.label} {100 * best.probability:.1f} %" + (f" ({others})" if others else "")
 
 
 def _tensor(output: Whole | None) -> str:
@@ -145,34 +140,36 @@ def _tensor(output: Whole | None) -> str:
 
 
 def _times(t: Timing) -> str:
-    """What a frame took; its wait in the queue that keeps head and link busy at once is named apart."""
+    """The time of a frame and its parts, without its wait in the agent's queue, which is given apart."""
     stages = {
         "prepare": t.preprocess_ms,
         "head": t.head_ms,
         "encode": t.encode_ms,
         "link": t.link_ms,
+        "server": t.queue_ms + t.tail_ms,
     }
-    stages |= {"server": t.queue_ms + t.tail_ms}
     text = f"{sum(stages.values()):.1f} ms = " + " + ".join(f"{name} {value:.1f}" for name, value in stages.items())
-    return text + (f" (and {t.wait_ms:.1f} ms in the queue before)" if t.wait_ms >= 0.05 else "")
+    return text + (f" (after {t.wait_ms:.1f} ms in the queue)" if t.wait_ms >= 0.05 else "")
 
 
 def _summary(results: list[Result], total: int) -> str:
+    """The number of answered frames and, for several, their mean time and bytes."""
     text = f"frames answered {len(results)}/{total}"
-    if not results:
-        return text
-    mean = Timing(**{
-        name: sum(getattr(r.timing, name) for r in results) / len(results) for name in Timing.__struct_fields__
-    })  # fmt: skip
-    sent = sum(r.payload_bytes for r in results) / len(results)
     if reused := sum(r.cached for r in results):
-        text += f", {reused} of them with an earlier frame's answer, which saved {size(sum(r.saved_bytes for r in results))}"
-    return f"{text}; on average {_times(mean)}; {size(sent)} a frame sent"
+        text += (
+            f", {reused} with the answer of an earlier frame, which saved {size(sum(r.saved_bytes for r in results))}"
+        )
+    if len(results) < 2:
+        return text
+    fields = Timing.__struct_fields__
+    mean = Timing(**{name: sum(getattr(r.timing, name) for r in results) / len(results) for name in fields})
+    sent = sum(r.payload_bytes for r in results) / len(results)
+    return f"{text}; mean {_times(mean)}; {size(sent)} sent per frame"
 
 
 def _joules(agent: Agent) -> str:
-    """What a frame cost in energy, where there is a sensor and it has seen frames."""
-    energy = agent.energy()
+    """The measured energy per frame, if there is a sensor and it has seen frames."""
+    energy = agent.status()["energy"]
     if energy is None or not energy["joules_per_frame"]:
         return ""
-    return f"; {energy['joules_per_frame']:.3g} J a frame, measured ({plain(energy['sensor'])})"
+    return f"; {energy['joules_per_frame']:.3g} J per frame, measured ({plain(energy['sensor'])})"

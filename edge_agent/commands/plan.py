@@ -1,4 +1,4 @@
-"""`edge-agent plan` and `edge-agent models`: ask the server, explain the answer."""
+"""`edge-agent plan` and `edge-agent models`: ask the server and show its answer."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 import device_profiles
 from device_profiles import DeviceProfile, known
 from edge_agent.commands.what_if import WhatIf
 from edge_agent.config import Settings
-from edge_agent.planning import negotiation, peers
-from splitedge import files
+from edge_agent.planning import device, dry_run_store, measured_times, peers, plan_request
+from splitedge import files, report, terminal
 from splitedge.link.http_client import ServerClient
-from splitedge.protocol.messages import Plan, PlanRequest
-from splitedge.report import explain, plain
+from splitedge.protocol.messages import MeasuredTimes, Plan, PlanRequest
 
 
 async def plan(
@@ -28,29 +24,24 @@ async def plan(
     json: bool,
     layers: bool = False,
     board: str | None = None,
-    given: Mapping[str, float] | None = None,
+    assumed: Mapping[str, float] | None = None,
     plot: Path | None = None,
 ) -> None:
-    """Print the plan that the server makes for this machine and link; nothing is fetched or run.
+    """Print the server's plan for this machine and link. Fetches no segment and runs nothing.
 
-    ``board`` names a known board to plan for in place of this machine, ``given`` the values of the link (as in `LinkEstimate`) that are not to be
-    measured; the output says so. ``plot``: a file for the picture of the trade-offs. The server draws it; the plan is printed before that.
+    ``board``: plan for this known board instead of this machine. ``assumed``: values of the link (fields of `LinkEstimate`), which are then not
+    measured. The output names both. ``plot``: a file for the picture of the trade-offs, which the server draws after the plan is printed.
     """
-    given = given or {}
-    stands_in = known.load(board) if board else None
-    with Console(stderr=True).status("starting") as spinner:
-
-        def say(text: str) -> None:
-            spinner.update(plain(text))
-
+    assumed = assumed or {}
+    known_board = known.load(board) if board else None
+    with terminal.Progress("edge-agent") as progress:
         async with peers.client(settings) as client:
-            asked, chosen = await _ask(client, settings, stands_in, given, say)
-            spinner.stop()
-            what_if = WhatIf(board, stands_in, asked.link, sorted(given)) if board or given else None
+            asked, chosen = await _ask(client, settings, known_board, assumed, progress)
+            progress.stop()
+            what_if = WhatIf(board, known_board, asked.link, sorted(assumed)) if board or assumed else None
             _print(chosen, what_if, json=json, layers=layers)
             if plot:
-                spinner.start()
-                say("drawing the trade-offs")
+                progress("drawing the trade-offs")
                 files.write(plot, await client.curves(asked, files.picture_form(plot.name)))
     if plot:
         print(f"picture of the trade-offs: {plot}", file=sys.stderr if json else sys.stdout)
@@ -59,18 +50,28 @@ async def plan(
 async def _ask(
     client: ServerClient,
     settings: Settings,
-    stands_in: DeviceProfile | None,
-    given: Mapping[str, float],
-    say: negotiation.Say,
+    known_board: DeviceProfile | None,
+    assumed: Mapping[str, float],
+    say: peers.Progress,
 ) -> tuple[PlanRequest, Plan]:
-    """The plan for this machine, or for the board that ``stands_in`` for it, and what was asked."""
-    profile = stands_in or await negotiation.profile(settings, say)
-    link = await negotiation.link(client, given, say)
-    measured = {} if stands_in else negotiation.timings(settings).known()
-    rehearsed = None if stands_in else await negotiation.rehearsal(client, settings, profile, measured, say)
-    chosen = await negotiation.plan(client, settings, profile, [], measured, say, link, rehearsed)
-    known_as = device_profiles.to_dict(profile)
-    return PlanRequest(settings.model, known_as, link, settings.demand, [], measured, rehearsed), chosen
+    """The request and the plan, for this machine or for ``known_board``."""
+    profile = known_board or await device.profile(settings, say)
+    link = await plan_request.measure_link(client, assumed, say)
+    measured = MeasuredTimes() if known_board else measured_times.time_log(settings).medians()
+    dry_run = None if known_board else await dry_run_store.dry_run(client, settings, profile, measured.head_ms, say)
+    chosen = await plan_request.request_plan(
+        client, settings, profile, link, held=[], measured=measured, dry_run=dry_run, say=say
+    )
+    request = PlanRequest(
+        model=settings.model,
+        profile=device_profiles.to_dict(profile),
+        link=link,
+        demand=settings.demand,
+        held=[],
+        measured=measured.to_wire(),
+        dry_run=dry_run,
+    )
+    return request, chosen
 
 
 def _print(chosen: Plan, what_if: WhatIf | None, *, json: bool, layers: bool) -> None:
@@ -78,31 +79,19 @@ def _print(chosen: Plan, what_if: WhatIf | None, *, json: bool, layers: bool) ->
         extra = {"what_if": what_if.document()} if what_if else {}
         print(msgspec.json.encode(msgspec.to_builtins(chosen) | extra).decode())
         return
-    console = Console(highlight=False)
+    width = terminal.width()
     if what_if:
-        console.print(what_if.words(), "")
-    console.print(explain(chosen, console.width, "edge-agent plan", layers=layers), crop=False)  # names stay whole
+        terminal.show(what_if.words(width), "")
+    terminal.show(report.explain(chosen, width, "edge-agent plan", layers=layers))
 
 
 async def models(settings: Settings, *, json: bool) -> None:
-    """Print the server's models."""
+    """Print the models on the server."""
     async with peers.client(settings, patient=False) as client:
         found = await client.models()
     if json:
         print(msgspec.json.encode(found).decode())
-        return
-    table = Table("model", "input", "cuts offered", "metric", "samples", "not in the integer head")
-    for model in found:
-        shape = " x ".join(map(str, model.preprocess.shape))
-        if model.tokenizer is not None:
-            shape = f"text, {shape} tokens"
-        cells = (
-            model.name,
-            shape,
-            f"{len(model.offered)} of {len(model.cuts)}",
-            model.metric,
-            str(model.samples),
-            ", ".join(model.unsupported[:5]),
-        )
-        table.add_row(*(Text(plain(cell)) for cell in cells))
-    Console(highlight=False).print(table if found else "the server has no models yet; `edge-server add` brings one in")
+    elif found:
+        terminal.show(report.models(found, terminal.width()))
+    else:
+        print("the server has no models; add one with `edge-server add`")

@@ -1,15 +1,17 @@
-"""`edge-agent run`: the long-running agent, or a later stage of a chain of boards, with its local HTTP API.
+"""`edge-agent run`: the agent, or a later board of a chain, with its local HTTP API.
 
-The API listens at once, before the kernels are imported, and says 503 while no frames are served. systemd hears READY as soon as the API listens: a
-server that is down must not make the board's start-up fail. What `dial.heals` is tried again for ever. What the server refuses ends the program, except
-under systemd: a token, a model or a certificate can be put right on the server, and a board far away then comes back by itself. Other errors end the
-program, and systemd starts it again unless no restart can help (`service/unit.py`).
+The API listens before the kernels are imported, and answers 503 until frames are served. systemd gets READY as soon as the API listens, so
+that a missing server does not fail the start of the board.
+
+- Errors that may heal (`endpoint.heals`) are retried without limit.
+- A refusal by the server ends the program, except under systemd: somebody can correct the token, model or certificate on the server, and a
+  remote board must then recover on its own.
+- Other errors end the program. systemd restarts it, except after errors that a restart cannot cure (`service/unit.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 import sys
 from collections.abc import Callable
@@ -21,15 +23,16 @@ from edge_agent.api import app
 from edge_agent.config import Settings
 from edge_agent.service import notify
 from splitedge import errors, limits
+from splitedge.backoff import Backoff
 from splitedge.link.endpoint import heals
 
 if TYPE_CHECKING:
     from edge_agent.runtime.agent import Agent
-    from edge_agent.runtime.stage import Stage
+    from edge_agent.runtime.stage_server import StageServer
 
 
 async def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; frames in flight are then answered for at most `limits.DRAIN_TIMEOUT`."""
+    """Serve until SIGTERM or SIGINT, then finish frames in flight within `limits.DRAIN_TIMEOUT`."""
     config.check_role(settings)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -55,63 +58,66 @@ async def run(settings: Settings) -> None:
 async def _serve(front: app.Front, settings: Settings, url: str) -> None:
     make = await asyncio.to_thread(_imported)
     agent = make(settings, front)
-    agent.counters, front.served = front.served.counters, agent
+    front.served = agent
     await _become_ready(agent)
     if settings.stage.port is not None:
-        _log(f"ready as a stage on {agent.status()['stage']}")
+        _log(f"ready as a later board on {agent.status()['stage']}")
         return
     plan = agent.plan_info()
     _log(f"ready on {url}: {plan['model']}, {plan['mode']}, cut after {plan['cut']}")
 
 
-def _imported() -> Callable[[Settings, app.Front], Agent | Stage]:
-    """What makes an agent. Imports it and the kernels, which takes a second, on a small board several."""
+def _imported() -> Callable[[Settings, app.Front], Agent | StageServer]:
+    """The function that creates the agent. Importing it and the kernels takes 1 s, and several on a small board."""
     from edge_agent.runtime.agent import Agent
-    from edge_agent.runtime.stage import Stage
+    from edge_agent.runtime.stage_server import StageServer
     from kernels import jit
 
     if jit.CACHE_PROBLEM:
         _log(f"warning: {jit.advice()}")
 
-    def make(settings: Settings, front: app.Front) -> Agent | Stage:
+    def make(settings: Settings, front: app.Front) -> Agent | StageServer:
         def tell(text: str) -> None:
-            with suppress(errors.PlatformError):  # what nobody hears is no reason to end
+            with suppress(errors.PlatformError):  # a status that systemd does not accept must not end the agent
                 notify.status(notify.state(text, ready=front.served.ready))
 
         def on_link(text: str) -> None:
             tell(text)
             _log(text)
 
-        return Agent(settings, tell, on_link) if settings.stage.port is None else Stage(settings, tell)
+        counters = front.served.counters
+        if settings.stage.port is not None:
+            return StageServer(settings, tell, counters=counters)
+        return Agent(settings, tell, on_link, counters=counters)
 
     return make
 
 
 async def _until(starting: asyncio.Task[None], stopping: asyncio.Task[Literal[True]]) -> None:
-    """Wait for the request to stop; an error that no retry cures is raised."""
+    """Wait for the signal to stop. Raises the error of a start that failed."""
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         starting.result()
         await stopping
 
 
-async def _become_ready(agent: Agent | Stage) -> None:
-    backoff = limits.BACKOFF_FIRST
+async def _become_ready(agent: Agent | StageServer) -> None:
+    backoff, refused = Backoff(), Backoff(limits.REFUSED_AGAIN, limits.REFUSED_AGAIN)
     while True:
         try:
             return await agent.start()
         except errors.SplitEdgeError as error:
             if not heals(error) and not (notify.watched() and elsewhere(error)):
                 raise
-            state, wait = (notify.WAITING, backoff) if heals(error) else (notify.REFUSED, limits.REFUSED_AGAIN)
+            state, delays = (notify.WAITING, backoff) if heals(error) else (notify.REFUSED, refused)
             agent.say(f"{state}: {error.message}")
+            wait = delays.next()
             _log(f"{agent.state}; next try in about {wait:.1f} s")
-        await asyncio.sleep(wait * random.uniform(0.5, 1.0))
-        backoff = min(2 * backoff, limits.BACKOFF_MAX)
+        await asyncio.sleep(wait)
 
 
 def elsewhere(error: errors.SplitEdgeError) -> bool:
-    """Whether ``error`` can be put right on the server, without anybody at this board."""
+    """Whether ``error`` can be corrected on the server, without access to this board."""
     kinds = errors.LinkError | errors.PlanError | errors.ProtocolError | errors.SegmentError | errors.ModelError
     return error.remote or isinstance(error, kinds)
 

@@ -12,7 +12,7 @@ from splitedge import errors
 
 
 def install(config: Path | None, token_file: Path | None, *, dry_run: bool) -> None:
-    """Write the unit, start it and wait until it serves or waits for its server; with ``dry_run`` print the unit only."""
+    """Install and start the service, and wait until it is ready or waits for its server. With ``dry_run``, only print the unit."""
     given = {"config_path": config.absolute()} if config else {}
     options = service.default_options(**given, token_file=token_file.absolute() if token_file else None)
     try:
@@ -25,27 +25,22 @@ def install(config: Path | None, token_file: Path | None, *, dry_run: bool) -> N
 
 
 def uninstall(*, purge: bool) -> None:
-    """Stop and remove the unit, with ``purge`` all files of the service, and list what is gone and what stays."""
+    """Stop and remove the service, with ``purge`` also its files, and list what was removed and what remains."""
     found = service.uninstall(purge=purge)
-    print("the service is stopped and removed:")
-    for path in found.gone:
-        print(f"  {path}")
-    if found.kept:
-        print(
-            "these stay:"
-            if purge
-            else "these stay; `edge-agent service uninstall --purge` removes those of the service:"
-        )
-    for path in found.kept:
-        print(f"  {path}")
+    _list("stopped and removed the service:", found.gone)
+    _list("remaining files:" if purge else "remaining files (--purge removes those of the service):", found.kept)
+
+
+def _list(title: str, paths: list[Path]) -> None:
+    if paths:
+        print(title, *(f"  {path}" for path in paths), sep="\n")
 
 
 def status() -> int:
-    """Print the state and the last error; returns 0 if frames are served, 1 if it runs and none are, 3 if it does not run."""
+    """Print the state and the last error; returns 0 if the agent is ready, 1 if it runs but is not ready, 3 if it does not run."""
     state = service.status()
-    print(
-        f"{NAME}: {state.active} ({state.state}), {'enabled' if state.enabled else 'not enabled'}, {state.restarts} restarts"
-    )
+    enabled = "enabled" if state.enabled else "not enabled"
+    print(f"{NAME}: {state.active} ({state.state}), {enabled}, {state.restarts} restarts")
     if state.pid:
         print(f"process {state.pid} since {state.since}")
     error = last_error(state)

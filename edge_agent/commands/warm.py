@@ -1,4 +1,4 @@
-"""`edge-agent warm`: compile every kernel that a service may need, so that no start has to."""
+"""`edge-agent warm`: compile every kernel that a service may need, so that later starts are fast."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from splitedge.errors import StoreError
 
 
 def warm() -> None:
-    """A line for each kernel that had to be compiled, as it is done, and a summary. Raises `StoreError` where compiled kernels cannot be kept."""
+    """Print a line for each kernel as it is compiled, and a summary. Raises `StoreError` if compiled kernels cannot be stored."""
     if jit.CACHE_PROBLEM:
         raise StoreError(jit.advice())
     started = time.monotonic()
@@ -22,18 +22,18 @@ def warm() -> None:
     seconds = time.monotonic() - started
     if left := kernels.missing():
         raise StoreError(
-            f"{', '.join(left)}: compiled, but not kept in {jit.CACHE_DIR}; free space there and run it again"
+            f"cannot store {', '.join(left)} in {jit.CACHE_DIR}; free some space and run `edge-agent warm` again",
+            reason="cannot-keep",
         )
-    there = f"{len(steps) - compiled} of {len(steps)} were there already"
-    print(f"{there}; {compiled} compiled; {seconds:.1f} s")
+    print(f"{len(steps) - compiled} of {len(steps)} kernels were compiled already, {compiled} now; {seconds:.1f} s")
 
 
 def _compile(step: kernels.Step) -> bool:
-    """Whether ``step`` had to be compiled."""
+    """Compile ``step`` unless it is stored; returns whether it was compiled."""
     if step.is_kept():
         return False
     started = time.monotonic()
-    with Console(stderr=True).status(f"compiling: {step.name}"):
+    with Console(stderr=True).status(f"compiling {step.name}"):
         step.compile()
     print(f"  {step.name:24} compiled in {time.monotonic() - started:.1f} s", flush=True)
     return True

@@ -1,4 +1,4 @@
-"""What-if planning: the known board and the link values that a plan was asked for."""
+"""What-if planning: a plan for a known board or for given link values."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from rich.text import Text
 
 from device_profiles.schema import DeviceProfile
 from splitedge.protocol.messages import LinkEstimate
+from splitedge.terminal import wrap
 
 
 @dataclass(frozen=True)
 class WhatIf:
-    """What a plan was asked for in place of this machine and its link: a known ``board`` with its profile, and the ``given`` values of the link."""
+    """Assumptions of a plan: a known ``board`` with its profile instead of this machine, and the values of the link in ``given``."""
 
     board: str | None
     profile: DeviceProfile | None
@@ -30,12 +31,13 @@ class WhatIf:
             found |= {"title": self.profile.machine.board, "marks": msgspec.to_builtins(self.profile.origins)}
         return found
 
-    def words(self) -> RenderableType:
-        """What is assumed, and that times for a board that is not here are predictions."""
-        parts = [Text(f"What if: {self._board()}, {self._link()}", style="bold yellow")]
+    def words(self, width: int) -> RenderableType:
+        """The assumptions, and that the times of a known board are predictions."""
+        title = "\n".join(wrap(f"What if: {self._board()}, {self._link()}", width))
+        parts = [Text(title, style="bold yellow")]
         if self.profile is not None:
-            told = f"Nobody measured this board: all times are predictions. Sources: edge-agent profile --known {self.board}"
-            parts.append(Text(told, style="yellow"))
+            note = f"This board was not measured: all times are predictions. Sources: edge-agent profile --known {self.board}"
+            parts.append(Text("\n".join(wrap(note, width)), style="yellow"))
         return Group(*parts)
 
     def _board(self) -> str:

@@ -33,7 +33,8 @@ def refuse_file_name(text: str) -> None:
     with suppress(OSError, ValueError):  # a name that is too long, or none at all
         if Path(text).is_file():
             raise errors.InputError(
-                f"{spelled(text)} is the name of a file; give pathlib.Path(...) for the file, or edge_agent.inputs.sources.Text(...) for these words"
+                f"{spelled(text)} is the name of a file; give pathlib.Path(...) for the file, or edge_agent.inputs.sources.Text(...) for these words",
+                reason="file-name",
             )
 
 
@@ -61,27 +62,34 @@ def spelled(name: str | Path) -> str:
 
 def _unicode(text: str) -> str:
     if spelled(text) != text:
-        raise errors.InputError(f"the text {spelled(text)[:60]} is not UTF-8; send it as UTF-8")
+        raise errors.InputError(f"the text {spelled(text)[:60]} is not UTF-8; send it as UTF-8", reason="not-utf8")
     return text
 
 
-def expand(patterns: list[str], stdin: BinaryIO) -> list[Source]:
-    """The frames that ``patterns`` name: ``-`` is standard input, a folder stands for the images and .npy arrays in it, by name, or, without any, for its
-    .txt files.
+def expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
+    """The frames that ``pattern`` names. ``-`` is standard input. A folder is the images and .npy arrays in it, by name, or else its .txt files.
 
-    A pattern that exists as a file is that file, whatever characters it holds. Raises `errors.InputError` for one that names nothing.
+    A pattern that exists as a file is that file, even if it contains ``*`` or ``?``. Raises `errors.InputError` for one that names nothing.
     """
-    found = [source for pattern in patterns for source in _expand(pattern, stdin)]
-    if len(found) > limits.MAX_SOURCE_FILES:
-        raise errors.InputError(f"{len(found)} files are more than {limits.MAX_SOURCE_FILES}; give fewer at a time")
-    return found
+    path = Path(pattern)
+    if pattern == "-":
+        yield Source(STDIN, partial(_read_stdin, stdin))
+    elif path.is_dir():
+        yield from _folder(path)
+    elif path.exists() or not glob.has_magic(pattern):
+        yield Source(spelled(pattern), partial(read_file, path), path)
+    else:
+        matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns)
+        if not matches:
+            raise errors.InputError(f"nothing matches {spelled(pattern)}", name=spelled(pattern), reason="no-matches")
+        yield from (Source(spelled(match), partial(read_file, match), match) for match in matches if not match.is_dir())
 
 
 def read_bounded(file: BinaryIO, name: str, limit: int = limits.MAX_IMAGE_BYTES) -> bytes:
     """All of ``file``; at most ``limit`` + 1 bytes are ever held. Raises `errors.InputError` if there are more."""
     data = file.read(limit + 1)
     if len(data) > limit:
-        raise errors.InputError(f"{name} has more than the {limit} bytes allowed", name=name)
+        raise errors.InputError(f"{name} has more than the {limit} bytes allowed", name=name, reason="too-large")
     return data
 
 
@@ -111,7 +119,9 @@ def load_array(data: bytes, name: str = "the array") -> NDArray[np.generic]:
     """The array in ``data`` (.npy, never pickled). Raises `errors.InputError` for anything else."""
     if len(data) > limits.MAX_IMAGE_BYTES:
         raise errors.InputError(
-            f"{name} has {len(data)} bytes, more than the {limits.MAX_IMAGE_BYTES} allowed", name=name
+            f"{name} has {len(data)} bytes, more than the {limits.MAX_IMAGE_BYTES} allowed",
+            name=name,
+            reason="too-large",
         )
     import numpy as np
 
@@ -119,26 +129,11 @@ def load_array(data: bytes, name: str = "the array") -> NDArray[np.generic]:
         array: NDArray[np.generic] = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # numpy's parser raises ValueError, EOFError, OSError, tokenize and Unicode errors
         raise errors.InputError(
-            f"{name} is not a whole .npy array of numbers; save it with numpy.save", name=name
+            f"{name} is not a whole .npy array of numbers; save it with numpy.save", name=name, reason="not-an-array"
         ) from error
     if not isinstance(array, np.ndarray):
-        raise errors.InputError(f"{name} is an archive of arrays; give one .npy array", name=name)
+        raise errors.InputError(f"{name} is an archive of arrays; give one .npy array", name=name, reason="archive")
     return array
-
-
-def _expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
-    path = Path(pattern)
-    if pattern == "-":
-        yield Source(STDIN, partial(_read_stdin, stdin))
-    elif path.is_dir():
-        yield from _folder(path)
-    elif path.exists() or not glob.has_magic(pattern):
-        yield Source(spelled(pattern), partial(read_file, path), path)
-    else:
-        matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns)
-        if not matches:
-            raise errors.InputError(f"nothing matches {spelled(pattern)}", name=spelled(pattern))
-        yield from (Source(spelled(match), partial(read_file, match), match) for match in matches if not match.is_dir())
 
 
 def _folder(path: Path) -> Iterator[Source]:
@@ -148,19 +143,27 @@ def _folder(path: Path) -> Iterator[Source]:
         files = files or [file for file in every if file.suffix.lower() == ".txt"]
     except OSError as error:
         raise errors.InputError(
-            f"the folder {spelled(path)} cannot be read ({error.strerror})", name=spelled(path)
+            f"the folder {spelled(path)} cannot be read ({error.strerror})",
+            name=spelled(path),
+            reason="folder-unreadable",
         ) from error
     if not files:
-        raise errors.InputError(f"the folder {spelled(path)} holds no images, arrays or texts", name=spelled(path))
+        raise errors.InputError(
+            f"the folder {spelled(path)} holds no images, arrays or texts", name=spelled(path), reason="no-inputs"
+        )
     yield from (Source(spelled(file), partial(read_file, file), file) for file in files)
 
 
 def _read_stdin(stdin: BinaryIO) -> bytes:
     data = read_bounded(stdin, STDIN)
     if not data:
-        raise errors.InputError(f"{STDIN} is empty; send an image, a text or a .npy array through it", name=STDIN)
+        raise errors.InputError(
+            f"{STDIN} is empty; send an image, a text or a .npy array through it", name=STDIN, reason="empty"
+        )
     return data
 
 
 def _unreadable(path: Path, error: OSError) -> errors.InputError:
-    return errors.InputError(f"{spelled(path)} cannot be read ({error.strerror})", name=spelled(path))
+    return errors.InputError(
+        f"{spelled(path)} cannot be read ({error.strerror})", name=spelled(path), reason="unreadable"
+    )

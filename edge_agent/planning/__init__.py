@@ -1,1 +1,1 @@
-"""How a board gets its plan, and what it keeps between starts: segments, its profile, measured times."""
+"""How a board gets its plan: its profile, the plan request, downloads, and the files kept between starts."""

@@ -1,4 +1,4 @@
-"""What heads, and frames beside them, really took on this device: kept beside the profile, sent with the next plan request, which they refine."""
+"""Frame times measured on this device. They are kept beside the profile and refine the next plan request."""
 
 from __future__ import annotations
 
@@ -12,113 +12,119 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from device_profiles import DeviceProfile, predict
-from splitedge import errors, limits
-from splitedge.protocol.messages import SENDING, LinkEstimate, Plan
+from edge_agent.config import Settings
+from edge_agent.planning import disk_cache
+from splitedge import limits
+from splitedge.protocol.messages import LinkEstimate, MeasuredTimes, Plan
 
 T = TypeVar("T")
 
+_SENDING, _OVERHEAD = "sending", "beside"  # names in the file; every other name is a segment's SHA-256
 
-class _Found(NamedTuple):
+
+class _Kept(NamedTuple):
     ms: float
-    unix: float  # when
+    unix: float  # when it was measured
 
 
-class Timings:
-    """Milliseconds of the head, by the segment's SHA-256, and by other names; in the file ``path``, or nowhere if that is None. `SENDING` is to ``server``."""
+class TimeLog:
+    """Recent frame times of this process and the medians of earlier ones. They are kept in the JSON file ``path``; None keeps none.
+
+    Sending times belong to ``server``. The file holds those of every server.
+    """
 
     def __init__(self, path: Path | None, server: str = "") -> None:
-        self._path, self._sending = path, f"{SENDING} {server}"
-        self._kept = _read(path) if path else {}
-        self._last: dict[str, deque[float]] = {}
+        self._path, self._sending = path, f"{_SENDING} {server}"
+        found = disk_cache.read_json(path, dict[str, _Kept], limits.MAX_TIMINGS_BYTES) if path else None
+        self._kept = found or {}
+        self._recent: dict[str, deque[float]] = {}
 
-    def add(self, segment: str, ms: float) -> None:
-        """A frame took ``ms`` through the head ``segment``."""
-        self._last.setdefault(self._name(segment), deque(maxlen=limits.LAST)).append(ms)
+    def add_head(self, segment: str, ms: float) -> None:
+        """A frame took ``ms`` in the head with the SHA-256 ``segment``."""
+        self._add(segment, ms)
 
-    def forget(self, segment: str) -> None:
-        """What frames took there says nothing any more."""
-        self._last.pop(self._name(segment), None)
-        self._kept.pop(self._name(segment), None)
+    def add_overhead(self, ms: float) -> None:
+        """A frame took ``ms`` on this device beside head and codec."""
+        self._add(_OVERHEAD, ms)
 
-    def known(self) -> dict[str, float]:
-        """The medians, those of earlier runs where this one has too few frames; the last `limits.MAX_MEASURED` segments. `SENDING` for `limits.SENDING_AGE`."""
-        now = time.time()
-        for segment, times in self._last.items():
-            if len(times) >= limits.TELLING:
-                self._kept.pop(segment, None)
-                self._kept[segment] = _Found(median(times), now)
-                if segment == self._sending:  # or old frames would keep it young
-                    times.clear()
-        fresh = {
-            name: found
-            for name, found in self._kept.items()
-            if not name.startswith(SENDING) or 0 <= now - found.unix <= limits.SENDING_AGE
-        }
-        self._kept = dict(list(fresh.items())[-limits.MAX_MEASURED :])
-        return {
-            SENDING if name == self._sending else name: found.ms
-            for name, found in self._kept.items()
-            if name == self._sending or not name.startswith(SENDING)
-        }
+    def add_sending(self, ms: float) -> None:
+        """Sending a frame and receiving its answer took ``ms`` more than predicted."""
+        self._add(self._sending, ms)
 
-    def _name(self, segment: str) -> str:
-        return self._sending if segment == SENDING else segment
+    def forget_sending(self) -> None:
+        """Discard the sending times: the link has changed."""
+        self._recent.pop(self._sending, None)
+        self._kept.pop(self._sending, None)
+
+    def medians(self) -> MeasuredTimes:
+        """The medians of this process, or of earlier ones where it has too few frames; at most `limits.MAX_MEASURED`, the newest."""
+        self._update()
+        others = {name: one.ms for name, one in self._kept.items()}
+        overhead, sending = others.pop(_OVERHEAD, None), others.pop(self._sending, None)
+        heads = {name: ms for name, ms in others.items() if not name.startswith(_SENDING)}
+        return MeasuredTimes(heads, sending, overhead)
 
     def save(self) -> None:
-        """Write what is known. Raises `errors.StoreError`."""
-        if self._path is None or not self.known():
-            return
-        try:
-            part = self._path.with_suffix(".part")
-            part.write_bytes(msgspec.json.encode(self._kept))
-            part.replace(self._path)
-        except OSError as error:
-            raise errors.StoreError(
-                f"{self._path} cannot be written ({error.strerror}); free space, make it writable, or set `cache_dir`"
-            ) from error
+        """Write the medians to the file. Raises `errors.StoreError`."""
+        self._update()
+        if self._path is not None and self._kept:
+            disk_cache.write(self._path, msgspec.json.encode(self._kept))
+
+    def _add(self, name: str, ms: float) -> None:
+        self._recent.setdefault(name, deque(maxlen=limits.MEDIAN_WINDOW)).append(ms)
+
+    def _update(self) -> None:
+        """Turn recent times into kept medians, newest last, and drop sending times older than `limits.SENDING_AGE`."""
+        now = time.time()
+        for name, times in self._recent.items():
+            if len(times) >= limits.MEDIAN_FRAMES:
+                self._kept.pop(name, None)
+                self._kept[name] = _Kept(median(times), now)
+                if name == self._sending:  # else every update would renew the age of old frames
+                    times.clear()
+        fresh = {
+            name: kept
+            for name, kept in self._kept.items()
+            if not name.startswith(_SENDING) or 0 <= now - kept.unix <= limits.SENDING_AGE
+        }
+        self._kept = dict(list(fresh.items())[-limits.MAX_MEASURED :])
 
 
-def _read(path: Path) -> dict[str, _Found]:
-    """What was kept; nothing where there is no such file, or one that another version or a broken disk wrote: it is measured anew."""
-    try:
-        with path.open("rb") as file:
-            return msgspec.json.decode(file.read(limits.MAX_TIMINGS_BYTES), type=dict[str, _Found])
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
-        return {}
-    except OSError as error:
-        raise errors.StoreError(
-            f"{path} cannot be read ({error.strerror}); make it readable, or set `cache_dir`"
-        ) from error
+def time_log(settings: Settings) -> TimeLog:
+    """The times of this build of the kernels. Not kept for a profile that the settings name: it may be another machine's."""
+    return TimeLog(None if settings.profile else disk_cache.build_file(settings, "timings"), settings.server)
 
 
-class Sending:
-    """What the frames of a plan take beyond profile and link to be coded, sent and answered: processors that wait for a turn, programs that wake up, what
-    `codec.STAGES` do not tell. ``link`` was measured for the plan at the time ``since``, of `time.monotonic`.
+class SendingModel:
+    """The predicted time to encode, send and answer a frame of a plan, to compare with measured times.
+
+    The difference holds what profile and link do not tell: scheduling, wake-ups, the rest of encoding. ``link`` was measured for the plan
+    at ``since`` (`time.monotonic`). It counts as known for `limits.LEARNING_TIME`.
     """
 
     def __init__(self, plan: Plan, profile: DeviceProfile, link: LinkEstimate, since: float) -> None:
         self._coding_ms = [predict.coding_ms(one, plan.cut.shape, profile) for one in plan.ladder]
-        self._link, self._until = link, since + limits.LEARNT
+        self._link, self._until = link, since + limits.LEARNING_TIME
 
-    def expected_ms(self, rung: int, payload_bytes: int) -> float:
-        """To code, send and answer a frame, by profile and link."""
+    def predicted_ms(self, rung: int, payload_bytes: int) -> float:
+        """Milliseconds for a frame of ``payload_bytes`` encoded with ``rung``, by profile and link."""
         return self._coding_ms[rung] + payload_bytes * 8e-3 / self._link.uplink_mbps + self._link.rtt_ms
 
-    def beyond_ms(self, rung: int, payload_bytes: int, took_ms: float) -> float | None:
-        """Of a frame that was alone on its way and took so long, without what the server took; None where the link may have changed since."""
+    def excess_ms(self, rung: int, payload_bytes: int, took_ms: float) -> float | None:
+        """Milliseconds above the prediction of a frame that was alone on the link, without the server's time; None if the link may have changed."""
         if time.monotonic() > self._until:
             return None
-        return max(0.0, took_ms - self.expected_ms(rung, payload_bytes))
+        return max(0.0, took_ms - self.predicted_ms(rung, payload_bytes))
 
 
-class Turns:
-    """What a worker's turns take that does one frame after another: all that keeps it from the next frame, be it the frame's work or the programs'."""
+class TurnTimer:
+    """Times the turns of a worker thread that runs one frame after another: all that keeps the thread from the next frame."""
 
     def __init__(self) -> None:
-        self._free = 0.0  # when the last turn ended, of `time.perf_counter`
+        self._free = 0.0  # end of the last turn, of `time.perf_counter`
 
     def run(self, asked: float, work: Callable[[], T]) -> tuple[T, float]:
-        """What ``work`` returns, and the milliseconds of its turn: from when it was ``asked`` for and the turn before had ended, to its end."""
+        """The result of ``work``, and the milliseconds of its turn: from ``asked`` or the end of the turn before, whichever is later."""
         found = work()
         begun, self._free = max(asked, self._free), time.perf_counter()
         return found, 1e3 * (self._free - begun)

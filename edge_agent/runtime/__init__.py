@@ -1,1 +1,1 @@
-"""The running agent: `agent` answers callers' frames, `stage` those of the board before it, `engine` runs one plan's head."""
+"""The running agent: `Agent` for callers' frames, `StageServer` for a later board of a chain, and the frame pipeline that both share."""

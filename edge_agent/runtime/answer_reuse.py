@@ -1,14 +1,14 @@
-"""Answers that serve twice: a frame whose tensor at the cut is nearly that of a frame which the server answered gets that frame's answer, and is not sent.
+"""Answer reuse: a frame whose tensor at the cut is close to that of an answered frame gets that frame's answer and is not sent.
 
-How near is a `distance`: the share of what the tensor says that has changed. Rules, so that nothing goes unnoticed:
+Closeness is a `distance`: the share of the tensor's variation that has changed. The rules:
 
-- A frame is compared with the frame whose answer it would get, never with one that got an answer so: slow drift adds up until it is seen.
-- An answer serves for a while and so many times, then the next frame is sent whatever it looks like.
-- One answer is kept: of the frames that were answered the one that passed the head last, in whatever order answers come. Refused and lost frames leave
-  nothing.
-- A plan has its own `Reuse`, and `forget` ends what a session with the server has said: frames that were on their way then are not kept either.
+- A frame is compared with the frame that the server answered, never with one that reused an answer. So slow drift adds up until it is seen.
+- An answer is reused for a limited time and a limited number of frames. The next frame is sent, however close it is.
+- One answer is kept: of the answered frames, the one that left the head last, in whatever order answers arrive. Refused and lost frames leave no answer.
+- Each plan has its own `AnswerReuse`. `forget` ends it with the server session, for frames on their way too.
 
-The comparison is made on the head's own tensor, before the codec, so the bits of either frame do not matter. It is integer arithmetic, the same everywhere.
+The comparison uses the head's own tensor, before the codec, so the bit width of either frame does not matter. It is integer arithmetic, the same
+on every processor.
 """
 
 from __future__ import annotations
@@ -28,73 +28,74 @@ from splitedge.protocol.messages import Codec
 
 U8 = NDArray[np.uint8]
 
-#: For the stream of a transformer: codes for 8 mean magnitudes of a row to either side, so that the few tokens and channels that are many times as
-#: large as the others do not outweigh them.
-_ROWS: Final = Codec("reuse", 8, [-8.0], [16 / 255], dynamic="token", span="mean")
+#: For a transformer's residual stream: 8-bit codes over 8 mean magnitudes of a row to either side. The scale follows the mean, so that
+#: the few tokens and channels with much larger values do not hide the others.
+_ROWS: Final = Codec("reuse", 8, (-8.0,), (16 / 255,), dynamic="token", span="mean")
 
 
 @dataclass(eq=False)
-class Kept:
-    """An ``answer`` that may serve again, and the ``codes`` of its frame, which passed the head at ``at`` and took
-    ``sent_bytes``."""
+class KeptAnswer:
+    """An ``answer`` to reuse, the ``codes`` of its frame, the time ``at`` which that frame left the head, and the bytes it sent."""
 
     codes: U8
     answer: Answered
     sent_bytes: int
     at: float
-    served: int = 0
+    reuses: int = 0
 
     @cached_property
     def deviation(self) -> float:
         return deviation(self.codes)
 
 
-class Seen(NamedTuple):
-    """What `Reuse.look` found of frame ``number``: its ``distance`` from the frame whose answer is kept, None without one; ``kept`` is that answer if
-    it serves this frame too, which then is not to be sent."""
+class Comparison(NamedTuple):
+    """The comparison of frame ``number`` with the kept answer's frame: its ``distance``, None if no answer is kept.
+
+    ``reused`` is the kept answer if it serves this frame, which then is not sent.
+    """
 
     number: int
     at: float
     codes: U8
     distance: float | None = None
-    kept: Kept | None = None
+    reused: KeptAnswer | None = None
 
 
-class Reuse:
-    """The answers of one plan. `look` is for the head's thread, `keep` and `forget` for the event loop's: each writes what the other only reads."""
+class AnswerReuse:
+    """The kept answer of one plan. `compare` runs in the head's thread, `keep` and `forget` in the event loop: each writes what the other only reads."""
 
     def __init__(self, config: ReuseConfig) -> None:
         self._config = config
-        self._count = 0  # frames that were looked at
-        self._oldest = 0  # the first whose answer may still be kept
-        self._kept: Kept | None = None
+        self._count = 0  # frames compared
+        self._oldest = 0  # the first frame whose answer may still be kept
+        self._kept: KeptAnswer | None = None
 
-    def look(self, tensor: NDArray[Any], now: float) -> Seen:
-        """Compare ``tensor`` (the head's output: uint8 codes, or float32 [..., C]) of the frame that has passed the head ``now``, in seconds."""
+    def compare(self, tensor: NDArray[Any], now: float) -> Comparison:
+        """Compare ``tensor`` (the head's output: uint8 codes, or float32 [..., C]) of the frame that left the head at ``now``, in seconds."""
         codes, kept = coded(tensor), self._kept
         number, self._count = self._count, self._count + 1
         if kept is None:
-            return Seen(number, now, codes)
+            return Comparison(number, now, codes)
         far = distance(codes, kept.codes, kept.deviation)
-        fresh = now - kept.at <= self._config.max_age_s and kept.served < self._config.max_run
+        fresh = now - kept.at <= self._config.max_age_s and kept.reuses < self._config.max_run
         if not fresh or far > self._config.threshold:
-            return Seen(number, now, codes, far)
-        kept.served += 1
-        return Seen(number, now, codes, far, kept)
+            return Comparison(number, now, codes, far)
+        kept.reuses += 1
+        return Comparison(number, now, codes, far, kept)
 
-    def keep(self, seen: Seen, answer: Answered, sent_bytes: int) -> None:
-        """The server answered the frame ``seen`` with ``answer``; it took ``sent_bytes``."""
-        if seen.number >= self._oldest:
-            self._oldest = seen.number + 1
-            self._kept = Kept(seen.codes, answer, sent_bytes, seen.at)
+    def keep(self, frame: Comparison, answer: Answered, sent_bytes: int) -> None:
+        """Keep the server's ``answer`` to ``frame``, unless a later frame's is kept already."""
+        if frame.number >= self._oldest:
+            self._oldest = frame.number + 1
+            self._kept = KeptAnswer(frame.codes, answer, sent_bytes, frame.at)
 
     def forget(self) -> None:
-        """Keep nothing that was said so far, nor what is still to come for frames that have passed the head."""
+        """Drop the kept answer, and keep none for frames that have left the head already."""
         self._kept, self._oldest = None, self._count
 
 
 def coded(tensor: NDArray[Any]) -> U8:
-    """8-bit codes in the shape of ``tensor``: its own if it is uint8, else (float32) multiples of each row's mean magnitude, from -8 to 8."""
+    """8-bit codes in the shape of ``tensor``: the tensor itself if it is uint8, else (float32) multiples of each row's mean magnitude, -8 to 8."""
     if tensor.dtype == np.uint8:
         return tensor
     payload = np.frombuffer(codec.encode(tensor, _ROWS), np.uint8)
@@ -102,9 +103,9 @@ def coded(tensor: NDArray[Any]) -> U8:
 
 
 def distance(codes: U8, kept: U8, spread: float) -> float:
-    """Sum of squared differences of ``codes`` and those ``kept``, of the same shape, over ``spread``, the `deviation` of the latter.
+    """Sum of squared differences of ``codes`` and ``kept``, of the same shape, over ``spread``, the `deviation` of ``kept``.
 
-    0: equal; 1: as far off as a frame of nothing but each channel's mean; infinite where the kept frame is that itself and this one is not.
+    0: equal. 1: as far as a frame that holds only each channel's mean. Infinite if ``kept`` is such a frame and ``codes`` differs.
     """
     gap = np.maximum(codes, kept) - np.minimum(codes, kept)
     changed = int(np.square(gap, dtype=np.uint16).sum(dtype=np.int64))
@@ -114,9 +115,9 @@ def distance(codes: U8, kept: U8, spread: float) -> float:
 
 
 def deviation(codes: U8) -> float:
-    """Sum of the squared deviations of ``codes`` [..., C] from their channel's mean, or, where each channel has one code only, from the mean of all.
+    """Sum of the squared deviations of ``codes`` [..., C] from their channel's mean, or from the overall mean where each channel has one code.
 
-    The only sum of floats is rounded once, so all processors agree.
+    The only float sum is correctly rounded, so all processors agree.
     """
     rows = codes.reshape(-1, codes.shape[-1]).astype(np.int64)
     if len(rows) == 1:

@@ -1,4 +1,4 @@
-"""What frames cost in energy, where the board has a sensor: its joules while frames were under way, over the frames."""
+"""Energy of frames on a board with a power sensor: the sensor's joules while frames were in progress, divided among them."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import asyncio
 import threading
 
 from device_profiles import power
-from edge_agent.runtime.queue_limit import Admission
+from edge_agent.runtime.queue_limit import QueueLimit
 from splitedge import limits
 
 
 class FrameEnergy:
-    """Samples ``meter`` while an agent runs. The energy of each interval counts for frames by the share of it in which there were any.
+    """Samples ``meter`` while an agent runs. Frames get the share of each interval's energy in which at least one was in progress.
 
-    It is the energy of all that the sensor sees, what the board draws when idle included, and nothing between frames.
+    The energy is that of everything behind the sensor, the board's idle power included. Nothing is counted between frames.
     """
 
-    def __init__(self, meter: power.PowerMeter, admission: Admission) -> None:
+    def __init__(self, meter: power.PowerMeter, queue: QueueLimit) -> None:
         self.sensor = meter.name
         self.frames_j = 0.0
-        self._meter, self._admission = meter, admission
-        self._busy_s = admission.busy_s
+        self._meter, self._queue = meter, queue
+        self._busy_s = queue.busy_s
         self._lock = threading.Lock()  # a cancelled `run` leaves an update behind that still reads the sensor
         meter.start()
 
     def update(self) -> None:
-        """Count up to now; reads the sensor, so it may block for some milliseconds."""
+        """Add the energy since the last update. Reads the sensor, so it may block for some milliseconds."""
         with self._lock:
             joules, seconds = self._meter.joules, self._meter.seconds
             self._meter.sample()
             joules, seconds = self._meter.joules - joules, self._meter.seconds - seconds
-            if seconds > 0:  # the sensor answered: this interval began when it last did
-                busy_s = self._admission.busy_s
+            if seconds > 0:  # the sensor answered; the interval began at its last answer
+                busy_s = self._queue.busy_s
                 self.frames_j += joules * min(1.0, (busy_s - self._busy_s) / seconds)
                 self._busy_s = busy_s
 
     async def run(self) -> None:
-        """Update for ever."""
+        """Update until cancelled."""
         while True:
             await asyncio.sleep(limits.POWER_PERIOD)
             await asyncio.to_thread(self.update)

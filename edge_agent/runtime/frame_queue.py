@@ -1,7 +1,7 @@
-"""Where frames wait for head and link: so few are let ahead that each is coded for the link as it is, and those that wait too long are dropped.
+"""The queue in front of head and link. It lets few frames ahead, so that each is encoded for the current link, and drops frames that wait too long.
 
-What waits here costs nothing but its input: it has not been through the head, and its codec is not chosen. First come, first served, so what ages out
-is always the oldest.
+A queued frame costs only its input: it has not passed the head, and its codec is not chosen. The order is first in, first out, so the
+oldest frame ages out first.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from splitedge import errors
 from splitedge.link.stream_client import AGED
 
 
-class Gate:
-    """Lets ``places`` frames ahead at once. For one event loop."""
+class FrameQueue:
+    """Lets ``places`` frames ahead at a time. For one event loop."""
 
     def __init__(self, places: int) -> None:
         self._free = places
@@ -24,9 +24,9 @@ class Gate:
 
     @asynccontextmanager
     async def place(self, deadline: float | None = None) -> AsyncIterator[Callable[[], None]]:
-        """Hold a place, until the function that is yielded is called or the block ends.
+        """Hold a place until the yielded function is called or the block ends.
 
-        Raises `errors.AgedError` if there was none by ``deadline``, in the event loop's time.
+        Raises `errors.AgedError` if no place is free by ``deadline``, in the event loop's time.
         """
         await self._enter(deadline)
         held = True
@@ -43,7 +43,7 @@ class Gate:
             leave()
 
     def waiting(self, since: float) -> int:
-        """Frames that have waited since then or longer. Any thread may ask: the copy is made in one step."""
+        """Frames that have waited at least since ``since``. Any thread may call it: it copies the queue in one step."""
         return sum(came <= since for came, future in tuple(self._waiting) if not future.done())
 
     async def _enter(self, deadline: float | None) -> None:
@@ -60,7 +60,7 @@ class Gate:
         except (TimeoutError, asyncio.CancelledError) as error:
             if entry in self._waiting:
                 self._waiting.remove(entry)
-            elif turn.done() and not turn.cancelled():  # it came just then: on to the next
+            elif turn.done() and not turn.cancelled():  # it got a place at that moment: pass it on
                 self._leave()
             if isinstance(error, TimeoutError):
                 raise errors.AgedError(AGED) from None

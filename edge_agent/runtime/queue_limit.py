@@ -1,4 +1,4 @@
-"""The bound on what waits: so many frames and so many bytes, and the next one is refused at once."""
+"""The bound on queued frames, in frames and bytes. The next frame is refused at once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from splitedge import errors, limits
 
 
-class Admission:
-    """Counts frames and bytes between their coming and their answer. For one event loop; only `room` waits."""
+class QueueLimit:
+    """Counts frames and bytes from acceptance to answer. For one event loop; only `wait_for_room` waits."""
 
     def __init__(self, frames: int = limits.MAX_QUEUED_FRAMES, size: int = limits.MAX_QUEUED_BYTES) -> None:
         self.max_frames, self.max_bytes = frames, size
@@ -22,7 +22,7 @@ class Admission:
 
     @property
     def busy_s(self) -> float:
-        """Seconds in which at least one frame was under way."""
+        """Seconds during which at least one frame was in progress."""
         return self._busy_s + (time.monotonic() - self._busy_since if self.frames else 0.0)
 
     @contextmanager
@@ -30,8 +30,8 @@ class Admission:
         """Hold a place for a frame of ``size`` bytes. Raises `errors.BusyError` if there is none."""
         if not self._fits(size):
             raise errors.BusyError(
-                f"{self.frames} frames of {self.bytes} bytes are waiting already; try again when some are answered",
-                frames=self.frames, bytes=self.bytes,
+                f"the queue is full ({self.frames} frames, {self.bytes} bytes); try again when some are answered",
+                frames=self.frames, bytes=self.bytes, reason="queue",
             )  # fmt: skip
         if not self.frames:
             self._busy_since = time.monotonic()
@@ -46,12 +46,12 @@ class Admission:
             self._busy_since = time.monotonic()
             self._freed.set()
 
-    async def room(self, size: int) -> None:
-        """Wait until `slot` would take ``size`` bytes: for a caller that rather waits than loses a frame."""
+    async def wait_for_room(self, size: int) -> None:
+        """Wait until `slot` accepts ``size`` bytes, for a caller that must not lose a frame."""
         while not self._fits(size):
             self._freed.clear()
             await self._freed.wait()
 
     def _fits(self, size: int) -> bool:
-        """A frame alone always fits: its own bound is `limits.MAX_IMAGE_BYTES`."""
+        """A lone frame always fits: `limits.MAX_IMAGE_BYTES` bounds it."""
         return not self.frames or (self.frames < self.max_frames and self.bytes + size <= self.max_bytes)

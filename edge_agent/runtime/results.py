@@ -1,4 +1,4 @@
-"""What a frame's caller gets, and the counts of what became of every frame."""
+"""What a frame's caller gets, and the counts of how every frame ended."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class TopClass(msgspec.Struct):
-    """One class of the answer; ``label`` is the index in words where the model has no labels. ``probability``: the class's own score where the output's
-    kind is "scores"."""
+    """One class of an answer. ``label`` is the index as text if the model has no labels. For an output of kind "scores", ``probability`` is the class's own score."""
 
     index: int
     label: str
@@ -31,10 +30,10 @@ class TopClass(msgspec.Struct):
 
 
 class Timing(msgspec.Struct):
-    """Where a frame's time went, in milliseconds; ``total_ms`` is the sum of the others.
+    """Where a frame's time went, in milliseconds. ``total_ms`` is the sum of the others.
 
-    ``wait_ms`` is the time in the agent's own queue, ``link_ms`` everything between handing the payload to the link and having the answer
-    that the server does not claim as ``queue_ms`` or ``tail_ms``.
+    ``wait_ms`` is the time in the agent's own queue. ``link_ms`` is the time from handing the payload to the link until the answer is there, without
+    ``queue_ms`` and ``tail_ms``, which the server reports.
     """
 
     wait_ms: float = 0.0
@@ -48,14 +47,15 @@ class Timing(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """The answer to one frame: its best classes in ``top``, none where the model's output is a tensor; and the whole ``output`` (float32, or int64 where it
-    is indices; ONNX order, no batch axis) of a tensor, or where it was asked for (`topk` 0). ``kind``: what the output's values are, see `splitedge.protocol.messages.Output`.
+    """The answer to one frame.
 
-    ``payload_bytes`` left the device for it, coded at ``bits`` (header included; both 0 in mode "device") by number ``rung``
-    of the plan's ladder.
+    ``top`` holds its best classes, none if the model's output is a tensor. ``output`` is the whole output of a tensor, or with `topk` 0: float32, or
+    int64 for indices, in ONNX order without the batch axis. ``kind`` says what the output's values are: see `splitedge.protocol.messages.Output`.
 
-    ``cached``: nothing was sent, for the answer of an earlier frame serves, which took ``saved_bytes``. ``distance``: how far the frame is from the one
-    whose answer was kept then, see `edge_agent.runtime.answer_reuse`; None where there was none.
+    ``payload_bytes`` were sent, header included, encoded at ``bits`` by number ``rung`` of the plan's ladder; all 0 or None in mode "device".
+
+    ``cached``: the frame reuses an earlier frame's answer and was not sent, which saved ``saved_bytes``. ``distance``: from the frame whose answer was
+    kept, see `edge_agent.runtime.answer_reuse`; None if there was none.
     """
 
     top: list[TopClass]
@@ -73,7 +73,7 @@ class Result(msgspec.Struct):
 
 
 class Counters:
-    """Every frame ends in exactly one of these: ``answered``, ``reused`` (an earlier frame's answer), ``dropped`` (by reason), ``failed`` (by error code)."""
+    """Each frame ends in exactly one of ``answered``, ``reused`` (an earlier frame's answer), ``dropped`` (by reason) and ``failed`` (by error code)."""
 
     def __init__(self) -> None:
         self.answered = self.reused = 0
@@ -82,7 +82,7 @@ class Counters:
         self.payload_bytes = self.saved_bytes = 0
         self.latency = [0] * (len(BUCKETS) + 1)
         self.latency_sum_s = 0.0
-        self.stage_sum_s: defaultdict[str, float] = defaultdict(float)
+        self.phase_sum_s: defaultdict[str, float] = defaultdict(float)
 
     @property
     def total(self) -> int:
@@ -91,11 +91,11 @@ class Counters:
 
     @property
     def served(self) -> int:
-        """Frames whose caller has an answer."""
+        """Frames with an answer."""
         return self.answered + self.reused
 
-    def end(self, error: errors.SplitEdgeError) -> None:
-        """Count a frame that ended in ``error``: a full queue or its age drop it by policy, everything else is a failure its caller sees."""
+    def count_error(self, error: errors.SplitEdgeError) -> None:
+        """Count a frame that ended in ``error``: dropped if it aged out or the queue was full, else failed."""
         if isinstance(error, errors.AgedError):
             self.dropped["aged"] += 1
         elif isinstance(error, errors.BusyError):
@@ -104,12 +104,12 @@ class Counters:
             self.failed[error.code] += 1
 
     @contextmanager
-    def ending(self) -> Iterator[None]:
-        """Count a frame that ends within without an answer, whatever ends it."""
+    def counting_errors(self) -> Iterator[None]:
+        """Count a frame whose block ends in an exception of any kind."""
         try:
             yield
         except errors.SplitEdgeError as error:
-            self.end(error)
+            self.count_error(error)
             raise
         except asyncio.CancelledError:
             self.dropped["cancelled"] += 1
@@ -118,8 +118,8 @@ class Counters:
             self.failed["internal"] += 1
             raise
 
-    def answer(self, result: Result) -> None:
-        """Count ``result``."""
+    def count_answer(self, result: Result) -> None:
+        """Count a frame that ended in ``result``."""
         self.answered += not result.cached
         self.reused += result.cached
         self.payload_bytes += result.payload_bytes
@@ -127,12 +127,12 @@ class Counters:
         seconds = result.timing.total_ms / 1e3
         self.latency[next((i for i, bound in enumerate(BUCKETS) if seconds <= bound), len(BUCKETS))] += 1
         self.latency_sum_s += seconds
-        for stage, value in stages(result.timing):
-            self.stage_sum_s[stage] += value / 1e3
+        for phase, value in phases(result.timing):
+            self.phase_sum_s[phase] += value / 1e3
 
 
-def stages(timing: Timing) -> list[tuple[str, float]]:
-    """The stages of ``timing`` in the order in which a frame passes them, with their milliseconds, without the total."""
+def phases(timing: Timing) -> list[tuple[str, float]]:
+    """The phases of ``timing`` in the order of a frame's way, with their milliseconds, without the total."""
     fields = msgspec.structs.asdict(timing)
     return [(name.removesuffix("_ms"), value) for name, value in fields.items() if name != "total_ms"]
 
@@ -143,7 +143,7 @@ def top_classes(pairs: Iterable[tuple[int, float]], labels: Sequence[str]) -> li
 
 
 def to_json(result: Result, **extra: Any) -> bytes:
-    """One line of JSON: ``extra`` first, then the fields of ``result``; its output as nested lists, null where there is none."""
+    """One line of JSON: ``extra`` first, then the fields of ``result``, its output as nested lists or null."""
     fields = msgspec.structs.asdict(result)
     output = None if result.output is None else result.output.tolist()
     return msgspec.json.encode(extra | fields | {"output": output})

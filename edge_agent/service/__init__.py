@@ -1,3 +1,1 @@
-"""The agent as a systemd service: the unit (`unit`), what it needs (`check`), its installation (`install`), its state (`status`), readiness and watchdog
-(`notify`).
-"""
+"""The agent as a systemd service: unit file (`unit`), checks (`check`), installation (`install`), state (`status`), readiness and watchdog (`notify`)."""

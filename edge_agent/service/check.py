@@ -1,4 +1,4 @@
-"""Whether the service would run with its settings, looked at as the user that it runs as sees them: one that owns nothing and has no home folder."""
+"""Checks before the service is installed. They take the view of its user, who owns no files and has no home folder."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from edge_agent.planning import peers
 from edge_agent.service.unit import CACHE, CREDENTIALS, ENVIRONMENT_PATH, STATE, UnitOptions
 from splitedge import errors, limits
 from splitedge.link import endpoint, http_server
+from splitedge.settings import variable
 
 _HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))
 _WRITABLE = (STATE, CACHE, Path("/var/lib/private/splitedge"), Path("/var/cache/private/splitedge"))
@@ -30,15 +31,16 @@ _SECRET = ("token_file", "chain.token_file", "stage.token_file", "stage.key")
 
 @dataclass
 class Findings:
-    """``problems``: what a person must put right before the service can run, one sentence each. ``notes``: what may pass by itself."""
+    """``problems``: faults that prevent the service from running, one sentence each. ``notes``: conditions that may pass."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def examine(options: UnitOptions, environ: Mapping[str, str]) -> Findings:
-    """What is wrong with the service of ``options``, whose environment is ``environ``. Asks the server, if the rest is right; takes
-    `limits.DOCTOR_TIMEOUT` at most.
+    """Problems of a service with ``options`` and the environment ``environ``.
+
+    Asks the server if there are no other problems, for at most `limits.DOCTOR_TIMEOUT`.
     """
     found = Findings(list(_installation(options)))
     if found.problems:
@@ -47,7 +49,7 @@ def examine(options: UnitOptions, environ: Mapping[str, str]) -> Findings:
         settings = config.load(options.config, environ=environ)
     except errors.ConfigError as error:
         return Findings([error.message])
-    credential = options.token_file is not None and config.variable("token_file") not in environ
+    credential = options.token_file is not None and variable("token_file") not in environ
     found.problems += _paths(settings, options, credential=credential)
     if not found.problems:
         found.problems += _contents(settings)
@@ -57,14 +59,15 @@ def examine(options: UnitOptions, environ: Mapping[str, str]) -> Findings:
 
 
 def environment(path: Path = ENVIRONMENT_PATH) -> dict[str, str]:
-    """The variables that systemd takes from the file ``path``, if it is there. Raises `errors.ConfigError` for one that it cannot take."""
+    """The variables in systemd's environment file ``path``; none if it does not exist. Raises `errors.ConfigError` if systemd cannot read it."""
     try:
         data = path.read_bytes()
     except OSError:
         return {}
     if data.startswith(BOM_UTF8) or len(data) > limits.MAX_CONFIG_BYTES:
         raise errors.ConfigError(
-            f"{path} begins with a byte-order mark or is too large for systemd; save it as plain text"
+            f"{path} begins with a byte-order mark or exceeds {limits.MAX_CONFIG_BYTES} bytes; save it as plain text",
+            reason="not-plain-text",
         )
     lines = (line.strip() for line in data.decode("utf-8", "replace").splitlines())
     pairs = (line.partition("=") for line in lines if "=" in line and line[0] not in "#;")
@@ -72,17 +75,17 @@ def environment(path: Path = ENVIRONMENT_PATH) -> dict[str, str]:
 
 
 def unreachable(path: Path) -> str:
-    """Why a user who owns nothing cannot read the file ``path``, by the permission bits; an empty string if such a user can."""
+    """Why a user who owns no files cannot read ``path``, by its permission bits; an empty string if the user can."""
     try:
         real = path.resolve(strict=True)
         if any(real.is_relative_to(place) for place in ("/tmp", "/var/tmp")):  # noqa: S108
             return "the service has its own /tmp and /var/tmp"
         closed = next((parent for parent in reversed(real.parents) if not parent.stat().st_mode & 0o001), None)
         if closed is not None:
-            return f"{closed} is closed to other users"
+            return f"other users cannot enter {closed}"
         if real.is_dir():
-            return "it is a folder"
-        return "" if real.stat().st_mode & 0o004 else "its permissions"
+            return "it is a folder, not a file"
+        return "" if real.stat().st_mode & 0o004 else "other users have no permission"
     except OSError as error:
         return (error.strerror or str(error)).lower()
     except RuntimeError:
@@ -93,61 +96,59 @@ def _installation(options: UnitOptions) -> Iterator[str]:
     for path in (options.executable, Path(sys.executable), Path(edge_agent.__file__)):
         if why := unreachable(path):
             yield (
-                f"the service's user cannot use {path} ({why}): install splitedge where every user may read, "
-                "for instance in a virtual environment in /opt/splitedge"
+                f"the service user cannot read {path} ({why}); install splitedge where all users can read it, "
+                "for example in a virtual environment in /opt/splitedge"
             )
             return
     if why := unreachable(options.config):
         yield (
-            f"the service's user cannot read the configuration {options.config} ({why}): "
-            "write it there with at least `server` and `model`, and let everybody read it"
+            f"the service user cannot read the configuration {options.config} ({why}); "
+            "write it with at least `server` and `model`, and make it readable for all users"
         )
     if options.token_file is not None and not options.token_file.is_file():  # systemd reads it as root
-        yield f"the token file {options.token_file} is not there: make a token with 'edge-server token'"
+        yield f"the token file {options.token_file} does not exist; create a token with `edge-server token` on the server"
 
 
 def _paths(settings: Settings, options: UnitOptions, *, credential: bool) -> Iterator[str]:
-    """``credential``: the service has its token from systemd, whatever `token_file` is."""
+    """Paths in the settings that the service cannot use. ``credential``: systemd passes the token, so `token_file` is not used."""
     for key in (*_READ, "cache_dir"):
         text = "" if key == "token_file" and credential else _value(settings, key)
         if text and (why := _unusable(key, text, options)):
-            yield f"`{key}` is {text}, which the service cannot use ({why}): {_advice(key, Path(text).name)}"
+            yield f"the service cannot use `{key}` = {text} ({why}); {_advice(key, Path(text).name)}"
 
 
 def _unusable(key: str, text: str, options: UnitOptions) -> str:
     """Why the service cannot use the path ``text``, or an empty string."""
     path = Path(text)
     if text.startswith("~"):
-        return "its user has no home folder"
+        return "the service user has no home folder"
     if not path.is_absolute():
         return "the path is not absolute"
     if key == "cache_dir":
-        return "" if any(path.is_relative_to(place) for place in _WRITABLE) else "it may not write there"
+        return "" if any(path.is_relative_to(place) for place in _WRITABLE) else "the service cannot write there"
     if path.is_relative_to(CREDENTIALS):
         return ""
     if not options.home_visible and any(path.is_relative_to(home) for home in _HOMES):
-        return "it cannot see home folders"
+        return "the service cannot read home folders"
     return unreachable(path)
 
 
 def _advice(key: str, name: str) -> str:
     if key == "cache_dir":
-        return f"leave it out, or name a folder in {CACHE}"
+        return f"omit it, or use a folder in {CACHE}"
     if key == "token_file":
-        return (
-            "give the file to `edge-agent service install --token-file`, or name it in full; only root needs to read it"
-        )
+        return "pass the file to `edge-agent service install --token-file`, or give an absolute path; only root needs to read it"
     if key in _SECRET:
         return (
-            f"let everybody read it, or keep it to root: `systemctl edit splitedge-agent`, [Service], "
-            f"LoadCredential={name}:/etc/splitedge/{name}, and set `{key}` to {CREDENTIALS / name}"
+            f"make it readable for all users, or pass it as a credential: run `systemctl edit splitedge-agent`, add "
+            f"LoadCredential={name}:/etc/splitedge/{name} below [Service], and set `{key}` to {CREDENTIALS / name}"
         )
-    return f"put the file into /etc/splitedge, let everybody read it, and set `{key}` to /etc/splitedge/{name}"
+    return f"move the file to /etc/splitedge, make it readable for all users, and set `{key}` to /etc/splitedge/{name}"
 
 
 def _contents(settings: Settings) -> Iterator[str]:
-    """What is wrong in the files that the settings name, and between settings."""
-    from edge_agent.runtime.stage import check_exposure
+    """Problems in the files that the settings name, and between settings."""
+    from edge_agent.runtime.stage_server import check_exposure
 
     stage = settings.stage
     credentials = any(text.startswith(str(CREDENTIALS)) for text in (stage.token_file, stage.cert, stage.key))
@@ -168,7 +169,7 @@ def _contents(settings: Settings) -> Iterator[str]:
 
 
 def _ask(settings: Settings, found: Findings) -> None:
-    """Ask the server for what only it knows: whether it takes the token and has the model."""
+    """Ask the server whether it accepts the token and has the model."""
     lacks = "" if settings.token or settings.token_file else _no_token(settings)
     try:
         models = asyncio.run(_models(settings))
@@ -180,16 +181,16 @@ def _ask(settings: Settings, found: Findings) -> None:
         elif lacks and not endpoint.is_loopback(endpoint.server_url(settings.server, None).host or ""):
             found.problems.append(lacks)
         else:
-            found.notes.append(f"whether the token and the model are right is not known yet: {error.message}")
+            found.notes.append(f"the token and the model are not checked yet: {error.message}")
     else:
         if settings.model and settings.model not in models:
-            names = ", ".join(models) or "none yet, add one there with 'edge-server add'"
+            names = ", ".join(models) or "no models; add one there with `edge-server add`"
             found.problems.append(f"{settings.server} has no model {settings.model!r}; it has {names}")
 
 
 def _no_token(settings: Settings) -> str:
     return (
-        f"there is no token for {settings.server}: make one there with 'edge-server token', and give its file to "
+        f"there is no token for {settings.server}; create one there with `edge-server token`, and pass its file to "
         "`edge-agent service install --token-file`"
     )
 
@@ -200,7 +201,8 @@ async def _models(settings: Settings) -> list[str]:
             return [model.name for model in await client.models()]
     except TimeoutError as error:
         raise errors.UnreachableError(
-            f"{settings.server} did not answer within {limits.DOCTOR_TIMEOUT:g} s; check the network and that edge-server runs there"
+            f"no answer from {settings.server} within {limits.DOCTOR_TIMEOUT:g} s; check the network and that edge-server runs there",
+            reason="timeout",
         ) from error
 
 

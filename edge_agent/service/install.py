@@ -1,6 +1,6 @@
 """Install and remove the systemd service.
 
-``root`` other than ``/`` prepares a system image: files are written or removed below it, and nothing is started or checked.
+A ``root`` other than ``/`` prepares a system image: files are written or removed below it, and nothing is started or checked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from edge_agent.service.unit import (
     UnitOptions,
     render,
 )
+from splitedge import files
 from splitedge.errors import ConfigError, PlatformError, SplitEdgeError, StoreError, UsageError
 
 ROOT = Path("/")
@@ -39,14 +39,14 @@ ROOT = Path("/")
 
 @dataclass(frozen=True)
 class Removed:
-    """What `uninstall` removed, and what of the service stays."""
+    """Files that `uninstall` removed, and files of the service that remain."""
 
     gone: list[Path]
     kept: list[Path]
 
 
 def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None = None) -> UnitOptions:
-    """The unit of this very installation. ``token_file`` None: the one that the configuration names, else `TOKEN_PATH`, if there is such a file."""
+    """Options for this installation. Without ``token_file``: the file in the configuration, else `TOKEN_PATH`, if it exists."""
     if token_file is None:
         named = _configured_token(config_path)
         place = Path(named) if named else TOKEN_PATH
@@ -64,13 +64,13 @@ def install(
     root: Path = ROOT,
     say: Callable[[str], object] = lambda _: None,
 ) -> str:
-    """Check the settings, write the unit, enable it and (re)start it; returns the unit's text once frames are served or the server is waited for.
+    """Check the settings, write the unit, enable it and (re)start it. Returns the text of the unit when the service is ready or waits for its server.
 
-    By then every kernel is compiled, by the unit's first command and as the service's user: minutes on a small board, which ``say`` hears. With
-    ``dry_run`` nothing is touched, and problems are only said.
-    Raises `PlatformError` (not root, no systemd), `ConfigError` for settings with which the service would not run, nothing is changed then
-    (``data["problems"]``: all of them), `SplitEdgeError` with the service's last error if it was started and does not run, `StoreError` (a file that
-    cannot be written).
+    The first command of the unit compiles all kernels, as the service user. This takes minutes on a small board; ``say`` receives status messages.
+    With ``dry_run``, nothing changes and ``say`` receives the problems.
+
+    Raises `PlatformError` without root or systemd; `ConfigError` for settings that cannot work (``data["problems"]`` lists all; nothing is
+    changed); `SplitEdgeError` with the last error of a service that started and does not run; `StoreError` for a file that cannot be written.
     """
     if options is None:
         options = default_options()
@@ -88,11 +88,10 @@ def install(
 
 
 def uninstall(*, purge: bool = False, root: Path = ROOT) -> Removed:
-    """Stop and remove the service. Configuration, token, state and cache stay, unless ``purge``.
+    """Stop and remove the service. Configuration, token, state and cache remain, unless ``purge``.
 
-    ``purge`` also removes what lies at the usual places: configuration, variables and token in /etc/splitedge, changes made by `systemctl edit`, state
-    and compiled kernels. Files elsewhere that the unit names, and other files in /etc/splitedge, stay. Raises `UsageError` if there is nothing
-    to remove.
+    ``purge`` also removes configuration, variables and token in /etc/splitedge, changes made by `systemctl edit`, state and compiled kernels.
+    Files elsewhere that the unit names, and other files in /etc/splitedge, remain. Raises `UsageError` if there is nothing to remove.
     """
     path = _below(root, UNIT_PATH)
     if root == ROOT:
@@ -113,7 +112,7 @@ def uninstall(*, purge: bool = False, root: Path = ROOT) -> Removed:
 
 
 def status(*, root: Path = ROOT) -> ServiceStatus:
-    """What systemd says of the service. Raises `UsageError` if it is not installed, `PlatformError` where systemd does not run."""
+    """The state of the service. Raises `UsageError` if it is not installed, `PlatformError` if systemd does not run."""
     path = _below(root, UNIT_PATH)
     if not path.is_file():
         raise _not_installed(path)
@@ -124,7 +123,7 @@ def status(*, root: Path = ROOT) -> ServiceStatus:
 
 
 def _configured_token(path: Path) -> str:
-    """`token_file` of the configuration, which only root may be able to read, or nothing; what is wrong with the file is told later."""
+    """`token_file` in the configuration, or an empty string. `check.examine` reports a file that is not valid."""
     try:
         return config.load(path, environ={}).token_file
     except ConfigError:
@@ -142,7 +141,7 @@ def _check(options: UnitOptions, say: Callable[[str], object], *, refuse: bool) 
 
 
 def _variables() -> dict[str, str]:
-    """What drop-ins of the service set, where systemd runs; not what the unit that is installed does."""
+    """The variables that drop-ins of the service set, without those of the installed unit; empty if systemd does not run."""
     try:
         shown = systemctl("show", "--property=Environment", "--value", NAME)
     except PlatformError:
@@ -155,49 +154,55 @@ def _start(say: Callable[[str], object]) -> None:
     systemctl("daemon-reload")
     systemctl("reset-failed", NAME, check=False)
     systemctl("enable", NAME)
-    systemctl("stop", NAME)  # so that what is said afterwards is the new one's
+    systemctl("stop", NAME)  # later status lines are then from the new process
     systemctl("start", "--no-block", NAME)
     found = watch(say)
     if found.ready or found.waiting:
         say(found.says)
         return
-    reason = last_error(found) or f"it is {found.doing} after a long time"
+    reason = last_error(found) or f"still {found.doing}"
     raise SplitEdgeError(
-        f"the service is installed and cannot serve: {reason.removeprefix(f'{notify.REFUSED}: ')}; put that right, "
-        "then run the same command again, or remove it with 'edge-agent service uninstall'"
+        f"the service is installed but does not work: {reason.removeprefix(f'{notify.REFUSED}: ')}; correct this and "
+        "run the same command again, or remove the service with `edge-agent service uninstall`",
+        reason="cannot-serve",
     )
 
 
 def _require_root() -> None:
     if os.geteuid() != 0:
-        raise PlatformError("the service can be changed by root only: run the same command with sudo")
+        raise PlatformError("only root can change the service; run the same command with sudo", reason="not-root")
     require_systemd()
 
 
 def _not_installed(path: Path) -> UsageError:
-    return UsageError(f"the service is not installed ({path} is not there): run 'edge-agent service install' first")
+    return UsageError(
+        f"the service is not installed ({path} does not exist); run `edge-agent service install` first",
+        reason="not-installed",
+    )
 
 
 # --- uninstall
 
 
 def _own(root: Path) -> list[Path]:
-    """Where the service and nothing else keeps its files: what `uninstall` removes with ``purge``."""
-    private = [path.parent / "private" / path.name for path in (STATE, CACHE)]  # of a dynamic user; the other is a link
+    """The files and folders that belong to the service alone, which ``purge`` removes."""
+    private = [
+        path.parent / "private" / path.name for path in (STATE, CACHE)
+    ]  # of a dynamic user; STATE and CACHE are links
     return [
         _below(root, path) for path in (CONFIG_PATH, ENVIRONMENT_PATH, TOKEN_PATH, DROP_INS, STATE, CACHE, *private)
     ]
 
 
 def _named(unit: Path) -> list[Path]:
-    """The files that the ``unit`` names as its configuration and token."""
+    """The configuration and token files in the text of ``unit``."""
     text = unit.read_text("utf-8", "replace") if unit.is_file() else ""
     found = re.findall(r'^(?:ExecStart=.* --config "?([^"\n]+)"?|LoadCredential=[\w-]+:(.+))$', text, re.MULTILINE)
     return [Path((settings or token).replace("%%", "%").replace("$$", "$")) for settings, token in found]
 
 
 def _kept(root: Path, named: list[Path], own: list[Path]) -> list[Path]:
-    """What may be left of the service, each once, links left out."""
+    """Files of the service that may remain, without links."""
     folder = _below(root, CONFIG_PATH.parent)
     others = sorted(folder.iterdir()) if folder.is_dir() else []
     kept = [*own, *others, *(_below(root, path) for path in named)]
@@ -209,7 +214,7 @@ def _there(path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a link or a folder, and the folder that it leaves empty in /etc/splitedge."""
+    """Remove a file, a link or a folder, and then /etc/splitedge if it is empty."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -218,7 +223,9 @@ def _remove(path: Path) -> None:
         if path.parent.name == CONFIG_PATH.parent.name and not any(path.parent.iterdir()):
             path.parent.rmdir()
     except OSError as error:
-        raise StoreError(f"{path} cannot be removed ({error.strerror}): remove it by hand") from error
+        raise StoreError(
+            f"cannot remove {path} ({error.strerror}); remove it manually", reason="cannot-remove"
+        ) from error
 
 
 # --- files
@@ -232,18 +239,10 @@ def _write(path: Path, text: str) -> None:
     """Write ``path``, readable by everyone, whole or not at all; its folder is made if it is not there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                os.fchmod(file.fileno(), 0o644)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        files.replace(path, text.encode())
+        path.chmod(0o644)  # whatever the umask: the service reads it as another user
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be written ({error.strerror}): free space or make the folder writable"
+            f"{path} cannot be written ({error.strerror}): free space or make the folder writable",
+            reason="cannot-write",
         ) from error

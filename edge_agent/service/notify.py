@@ -1,6 +1,6 @@
-"""A small client of systemd's notification socket (sd_notify(3)): readiness, status, watchdog.
+"""A client of systemd's notification socket (sd_notify(3)): readiness, status, watchdog.
 
-Every call is safe anywhere: without ``NOTIFY_SOCKET`` it does nothing and says so by returning False.
+Without ``NOTIFY_SOCKET`` in the environment, every call does nothing and returns False.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from splitedge.errors import PlatformError
 
 MAX_STATUS = 500  # characters of a status line
 
-# What a status line begins with: `service install` and `service status` tell by it how the agent is.
+# Prefixes of status lines, from which `service install` and `service status` read the state of the agent.
 READY = "ready"
 WAITING = "waiting for the server"
 REFUSED = "refused by the server"
 
 
 def watched() -> bool:
-    """Whether systemd started this process and hears it: then nobody reads its terminal."""
+    """Whether systemd started this process and listens to it."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
 def state(text: str, *, ready: bool) -> str:
-    """The status line of an agent that does or meets ``text``; ``ready``: it serves frames meanwhile."""
+    """The status line for ``text``. ``ready``: the agent serves frames."""
     return f"{READY}: {text}" if ready and text != READY else text
 
 
@@ -37,12 +37,12 @@ def ready(status: str = "") -> bool:
 
 
 def status(text: str) -> bool:
-    """One line for `systemctl status`. Control characters are dropped: they could add a field to the message."""
+    """One line for `systemctl status`, without control characters, which could add a field to the message."""
     return send({"STATUS": text})
 
 
 def watchdog() -> bool:
-    """The agent lives. Without it for ``WatchdogSec`` systemd kills and restarts the service."""
+    """The agent is alive. systemd restarts a service that does not send this for ``WatchdogSec``."""
     return send({"WATCHDOG": "1"})
 
 
@@ -52,18 +52,16 @@ def stopping() -> bool:
 
 
 async def keep_alive() -> None:
-    """Feed the watchdog from the event loop until cancelled, so that a stuck loop starves it; returns at once where no watchdog is set."""
+    """Feed the watchdog from the event loop until cancelled, so that it detects a blocked loop. Returns at once without a watchdog."""
     period = watchdog_interval()
     while period is not None:
-        with contextlib.suppress(
-            PlatformError
-        ):  # systemd restarts itself at times; if it does not come back, its watchdog decides
+        with contextlib.suppress(PlatformError):  # systemd may restart itself
             watchdog()
         await asyncio.sleep(period / 3)
 
 
 def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:
-    """Seconds within which systemd wants a sign of life from this process, or None."""
+    """The watchdog period of this process in seconds, or None without a watchdog."""
     microseconds = environ.get("WATCHDOG_USEC", "")
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
@@ -73,14 +71,16 @@ def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:
 def send(fields: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> bool:
     """Send ``NAME=value`` lines as one datagram, without waiting.
 
-    True: systemd's socket took it. False: there is no such socket, or its queue is full at the moment.
-    Raises `PlatformError` if the socket that the environment names cannot be used.
+    Returns False if there is no socket or its queue is full. Raises `PlatformError` if the socket in the environment is not usable.
     """
     name = environ.get("NOTIFY_SOCKET", "")
     if not name:
         return False
     if name[0] not in "@/":
-        raise PlatformError(f"NOTIFY_SOCKET={name[:100]} is not a Unix socket: unset it, or start the agent by systemd")
+        raise PlatformError(
+            f"NOTIFY_SOCKET={name[:100]} is not a Unix socket; unset it, or start the agent with systemd",
+            reason="not-a-socket",
+        )
     message = "\n".join(f"{key}={_clean(value)}" for key, value in fields.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
@@ -92,7 +92,8 @@ def send(fields: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> 
     except OSError as error:
         reason = error.strerror or error
         raise PlatformError(
-            f"systemd's socket {name[:100]} refuses messages ({reason}): restart the service"
+            f"the systemd socket {name[:100]} refuses messages ({reason}); restart the service",
+            reason="refused",
         ) from error
     return True
 

@@ -1,4 +1,4 @@
-"""How the service is, by systemd and by the status line that the agent keeps there."""
+"""The state of the service, from systemd and from the agent's status line."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _SHOWN = (
     "UnitFileState,ActiveState,SubState,MainPID,NRestarts,StateChangeTimestamp,StatusText,Result,ExecMainStatus,Job"
 )
 _RESULTS = {
-    "signal": "a signal ended it", "core-dump": "it crashed", "watchdog": "it hung, and the watchdog ended it",
-    "timeout": "it took longer to start or to stop than it may", "oom-kill": "it ran out of memory",
+    "signal": "a signal ended it", "core-dump": "it crashed", "watchdog": "it hung and the watchdog ended it",
+    "timeout": "it exceeded the time limit for its start or stop", "oom-kill": "it ran out of memory",
 }  # fmt: skip
 _STATUSES = {
-    NO_CREDENTIAL: "systemd cannot read the token file of LoadCredential=; put it back, or run 'edge-agent service install' again",
-    203: "systemd cannot run edge-agent; run 'edge-agent service install' again from where it is now",
+    NO_CREDENTIAL: "systemd cannot read the token file of LoadCredential=; restore it, or run `edge-agent service install` again",
+    203: "systemd cannot run edge-agent; run `edge-agent service install` again from its current location",
 }
-_LINES = 50  # of the journal, in which the last error stands
+_LINES = 50  # of the journal, which are searched for the last error
 
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """What systemd says of the service; ``active`` and ``state`` are its words (active/running, failed/failed, inactive/dead ...)."""
+    """The state of the service; ``active`` and ``state`` are systemd's terms (active/running, failed/failed, inactive/dead ...)."""
 
     enabled: bool
     active: str
@@ -39,9 +39,9 @@ class ServiceStatus:
     restarts: int
     since: str  # when ``state`` began, or an empty string
     says: str  # the agent's own status line
-    result: str  # "success", or why the last run ended
+    result: str  # "success", or the reason why the last run ended
     exit_status: int  # of the last run
-    job: int  # of systemd, that is still to be done; 0: none
+    job: int  # a pending job of systemd; 0: none
 
     @property
     def ready(self) -> bool:
@@ -50,32 +50,32 @@ class ServiceStatus:
 
     @property
     def waiting(self) -> bool:
-        """Whether it runs, and will serve frames once its server is there."""
+        """Whether it runs and waits for its server."""
         return self.active == "active" and self.says.startswith(notify.WAITING)
 
     @property
     def ended(self) -> bool:
-        """Whether it does not run, or runs in vain: a person must look at it."""
+        """Whether it does not run, or the server refuses it, so that a person must act."""
         if self.active == "active":
             return self.says.startswith(notify.REFUSED)
         return self.active == "failed" or self.state == "auto-restart" or (self.active == "inactive" and not self.job)
 
     @property
     def doing(self) -> str:
-        """What it does, in a few words."""
+        """A short description of its activity."""
         if self.active == "activating" and self.state == "start-pre":
-            return "compiling kernels as the service's user, which takes minutes the first time on a small board"
+            return "compiling kernels as the service user (once; takes minutes on a small board)"
         return self.says if self.active == "active" and self.says else f"{self.active} ({self.state})"
 
 
 def query() -> ServiceStatus:
-    """The status now. Raises `PlatformError` where systemd does not run."""
+    """The current state. Raises `PlatformError` if systemd does not run."""
     require_systemd()
     return parse(systemctl("show", f"--property={_SHOWN}", NAME))
 
 
 def parse(shown: str) -> ServiceStatus:
-    """The status in the ``NAME=value`` lines of `systemctl show`; what is absent is empty."""
+    """The state in the ``NAME=value`` lines of `systemctl show`. Missing lines give empty values."""
     found = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
     def number(name: str) -> int:
@@ -96,9 +96,9 @@ def parse(shown: str) -> ServiceStatus:
 
 
 def watch(say: Callable[[str], object]) -> ServiceStatus:
-    """Follow a start until frames are served, the server is waited for, or the service ended; at most `limits.SERVICE_START`.
+    """Follow a start until the service is ready, waits for its server, or ended; at most `limits.SERVICE_START`.
 
-    ``say`` hears what it does, once for each change and again every `limits.SERVICE_TOLD`.
+    ``say`` receives its activity at each change, and again every `limits.SERVICE_TOLD`.
     """
     began = told_at = time.monotonic()
     told = ""
@@ -113,7 +113,7 @@ def watch(say: Callable[[str], object]) -> ServiceStatus:
 
 
 def last_error(found: ServiceStatus) -> str:
-    """Why the service does not run or, while it starts again, did not; an empty string where nothing went wrong."""
+    """The error that ended the service or its last run; an empty string without one."""
     if found.active == "active" and not found.restarts:
         return found.says if found.ended else ""
     if found.result in _RESULTS:
@@ -126,7 +126,7 @@ def last_error(found: ServiceStatus) -> str:
 
 
 def in_journal(lines: Sequence[str]) -> str:
-    """The last error among ``lines`` of the journal: what the agent said last where it ended itself, else what systemd said of its end."""
+    """The last error in ``lines`` of the journal: the agent's last message if it ended itself, else systemd's message."""
     ends = [i for i, line in enumerate(lines) if "Main process exited" in line]
     if not ends:
         return ""
@@ -136,24 +136,28 @@ def in_journal(lines: Sequence[str]) -> str:
 
 
 def require_systemd() -> None:
-    """Raise `PlatformError` where systemd does not run."""
+    """Raise `PlatformError` if systemd does not run."""
     if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
-        raise PlatformError("systemd does not run on this machine: start 'edge-agent run' from its own service manager")
+        raise PlatformError(
+            "systemd does not run on this machine; start `edge-agent run` from another service manager",
+            reason="no-systemd",
+        )
 
 
 def systemctl(*arguments: str, check: bool = True) -> str:
-    """What `systemctl` prints. Raises `PlatformError` if it fails and ``check``."""
+    """The output of `systemctl`. Raises `PlatformError` if it fails and ``check``."""
     done = _run("systemctl", *arguments)
     if check and done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0][:200].rstrip(".")
         raise PlatformError(
-            f"'systemctl {arguments[0]}' failed ({reason}): look at 'journalctl -u splitedge-agent -n 50'"
+            f"`systemctl {arguments[0]}` failed ({reason}); see `journalctl -u splitedge-agent -n 50`",
+            reason="systemctl",
         )
     return done.stdout
 
 
 def _journal() -> list[str]:
-    """The last lines of the service in the journal, as far as this user may read it."""
+    """The last lines of the service in the journal that this user can read."""
     if shutil.which("journalctl") is None:
         return []
     return _run("journalctl", "--unit", NAME, "--output=cat", f"--lines={_LINES}", "--no-pager").stdout.splitlines()
@@ -167,5 +171,6 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PlatformError(
-            f"'{' '.join(command[:2])}' did not finish: look at 'journalctl -u splitedge-agent -n 50'"
+            f"`{' '.join(command[:2])}` did not finish; see `journalctl -u splitedge-agent -n 50`",
+            reason="timeout",
         ) from error

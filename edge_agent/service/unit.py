@@ -1,4 +1,4 @@
-"""The systemd unit of the agent, rendered from typed options."""
+"""The systemd unit of the agent."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.config import CREDENTIAL, SYSTEM_FILE, variable
+from edge_agent.config import CREDENTIAL, SYSTEM_FILE
 from splitedge.errors import ConfigError, PlatformError, UsageError
+from splitedge.settings import variable
 
 NAME = "splitedge-agent.service"
 UNIT_PATH = Path("/etc/systemd/system") / NAME
@@ -18,25 +19,27 @@ DROP_INS = UNIT_PATH.with_name(f"{NAME}.d")  # what `systemctl edit` writes
 CREDENTIALS = Path("/run/credentials") / NAME
 HANDED_OVER = {
     variable("token_file"): str(CREDENTIALS / CREDENTIAL)
-}  # where the service finds the token file that only root reads
+}  # the token file, which only root can read, as a credential
 STATE, CACHE = Path("/var/lib/splitedge"), Path("/var/cache/splitedge")
-NO_CREDENTIAL = 243  # systemd's own exit status where a file of LoadCredential= cannot be read
+NO_CREDENTIAL = 243  # systemd's exit status if it cannot read a file of LoadCredential=
 
 
 @dataclass(frozen=True)
 class UnitOptions:
-    """What the unit depends on. Paths are absolute and as the running system sees them."""
+    """Parameters of the unit. Paths are absolute."""
 
     executable: Path  # the installed edge-agent
     config: Path = CONFIG_PATH
-    token_file: Path | None = None  # root-only; the service gets it as a systemd credential
-    home_visible: bool = False  # the executable or the configuration lies below /home or /root
+    token_file: Path | None = (
+        None  # passed to the service as a systemd credential, so only root must be able to read it
+    )
+    home_visible: bool = False  # the executable or the configuration is in /home or /root
     start_timeout_s: int = 900  # for each command of a start: compiling on a small board takes minutes
     watchdog_s: int = 30
 
 
 def render(options: UnitOptions) -> str:
-    """The unit's text. Raises `ConfigError` for paths that a unit cannot hold."""
+    """The text of the unit. Raises `ConfigError` for paths that a unit cannot contain."""
     futile = sorted({UsageError.exit_status, PlatformError.exit_status, NO_CREDENTIAL})
     executable = _word(_absolute(options.executable))
     return _TEMPLATE.format(
@@ -51,30 +54,29 @@ def render(options: UnitOptions) -> str:
     )
 
 
-# MemoryDenyWriteExecute=yes would kill the just-in-time compiler; so would SystemCallFilter=~@resources, and ProcSubset=pid would hide
-# /proc/cpuinfo from it.
+# The just-in-time compiler does not work with MemoryDenyWriteExecute=yes, SystemCallFilter=~@resources or ProcSubset=pid, which hides
+# /proc/cpuinfo.
 _TEMPLATE = """\
-# Written by `edge-agent service install`; put changes into a drop-in: systemctl edit splitedge-agent
+# Written by `edge-agent service install`. For changes, use a drop-in: systemctl edit splitedge-agent
 [Unit]
 Description=splitedge agent: the head of a split neural network
 Wants=network-online.target
 After=network-online.target
-# A board has nobody who would start it again: no number of failures is the last.
+# Restart without limit: nobody may be near the board to start the service.
 StartLimitIntervalSec=0
 
 [Service]
 Type=notify
 NotifyAccess=main
-# Compiles the kernels into CacheDirectory as the user that will run them, in the same sandbox: what lies there is run, so nobody else may write
-# it, and before a first start there is no such user. Once for each version of splitedge and each processor; later it finds them there in a
-# second or two, and neither the start nor a new plan compiles anything. Where it fails ("-") the agent compiles what it needs itself.
+# Compile the kernels into CacheDirectory, once for each version of splitedge and each processor. This runs as the service user, because only
+# the user that runs the compiled code may be able to write it. If it fails ("-"), the agent compiles kernels when it needs them.
 ExecStartPre=-{executable} warm
 ExecStart={command}
 Restart=on-failure
 RestartSec=10
-# A wrong configuration or platform, or a token file that is gone, is not cured by another start.
+# A restart cannot cure a wrong configuration or platform, or a missing token file.
 RestartPreventExitStatus={futile}
-# Each of the two commands may take so long. What is compiled is kept, so after a timeout the next start gets further.
+# The limit for each of the two commands. Compiled kernels are kept, so after a timeout the next start continues.
 TimeoutStartSec={start_timeout}
 TimeoutStopSec=15
 WatchdogSec={watchdog}
@@ -90,7 +92,7 @@ CacheDirectoryMode=0700
 ConfigurationDirectory=splitedge
 UMask=0077
 
-# Kernels are compiled here: memory must be writable and then executable.
+# The agent compiles kernels, so it needs memory that is writable and then executable.
 MemoryDenyWriteExecute=no
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
@@ -122,28 +124,32 @@ WantedBy=multi-user.target
 
 
 def _credential(token_file: Path) -> str:
-    """systemd reads the file as root; the variable beats `token_file` of the configuration, which the service's user may not be able to read."""
+    """Lines that pass the token. systemd reads the file as root; the variable overrides `token_file` in the configuration."""
     variables = "".join(f"Environment={name}={value}\n" for name, value in HANDED_OVER.items())
     return f"LoadCredential={CREDENTIAL}:{_plain(_absolute(token_file))}\n{variables}"
 
 
 def _absolute(path: Path) -> str:
     if not path.is_absolute():
-        raise ConfigError(f"the service needs an absolute path and '{path}' is not one: give it in full")
+        raise ConfigError(
+            f"'{path}' is not an absolute path, which the service needs; give the full path", reason="not-absolute"
+        )
     if set(str(path)) & set("\"'\\"):
-        raise ConfigError(f"systemd accepts no quotes and backslashes in a path: rename {path}")
+        raise ConfigError(f"systemd accepts no quotes or backslashes in a path; rename {path}", reason="quotes")
     return str(path)
 
 
 def _plain(text: str) -> str:
-    """A value that runs to the end of its line; ``%`` would be a specifier."""
+    """A value up to the end of its line, with ``%`` escaped, which begins a specifier."""
     if not text.isprintable():
-        raise ConfigError("a systemd unit cannot hold a control character: use another path")
+        raise ConfigError(
+            "a systemd unit cannot contain a control character; use another path", reason="control-character"
+        )
     return text.replace("%", "%%")
 
 
 def _word(text: str) -> str:
-    """One word of a line that systemd splits, quoted where it must be; see `_absolute` for what it cannot hold."""
+    """One word of a line that systemd splits, quoted if necessary. `_absolute` lists the characters that it cannot contain."""
     plain = _plain(text)
     if re.fullmatch(r"[\w./%$:@+=,-]+", plain):
         return plain

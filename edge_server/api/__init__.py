@@ -1,1 +1,1 @@
-"""The server's HTTP interface: routes, access log, metrics."""
+"""The server's HTTP API: routes, access log, metrics."""

@@ -1,43 +1,41 @@
-"""`GET /metrics`: what became of sessions, frames and requests, in the Prometheus text format. Each process of a server counts for itself."""
+"""`GET /metrics`: sessions, frames and requests in the Prometheus text format, of one server process."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 from splitedge import errors
+from splitedge.prometheus import family
 
 
-class Counts:
-    """By the code of the error, of which there are only those of `splitedge.errors`; an end in order and an answer have none: ""."""
+class ServerCounters:
+    """Counts by error code, one of those of `splitedge.errors`; "" for an answer and for a regular end."""
 
     def __init__(self) -> None:
         self.sessions: Counter[str] = Counter()  # that have ended
-        self.frames: Counter[str] = Counter()  # that have a reply
+        self.frames: Counter[str] = Counter()  # that were answered or refused
         self.requests: Counter[str] = Counter()  # that were refused
 
-    def ended(self, error: errors.SplitEdgeError | None) -> None:
-        """Count a session."""
+    def count_session(self, error: errors.SplitEdgeError | None) -> None:
+        """Count a session that ended."""
         self.sessions[error.code if error else ""] += 1
 
-    def replied(self, error: errors.SplitEdgeError | None) -> None:
-        """Count a frame."""
+    def count_frame(self, error: errors.SplitEdgeError | None) -> None:
+        """Count a frame that was answered or refused."""
         self.frames[error.code if error else ""] += 1
 
     def render(self, streams: int) -> str:
-        """The exposition text; ``streams`` are open now."""
-        return "".join([
-            _family("sessions", "gauge", "Sessions that are open.", {"": streams}),
-            _family("sessions_ended_total", "counter", "Sessions that have ended, by the error that ended them.", _by_code(self.sessions)),
-            _family("frames_total", "counter", "Frames answered, and frames refused by error.", _by_code(self.frames)),
-            _family("requests_refused_total", "counter", "Requests refused, by error.", _by_code(self.requests)),
-        ])  # fmt: skip
+        """All metrics; ``streams`` are open now."""
+        return "".join(
+            [
+                family("splitedge_server_sessions", "gauge", "Open sessions.", [({}, streams)]),
+                _by_code("sessions_ended_total", "Ended sessions, by the error that ended them.", self.sessions),
+                _by_code("frames_total", "Answered frames, and refused frames by error.", self.frames),
+                _by_code("requests_refused_total", "Refused requests, by error.", self.requests),
+            ]
+        )
 
 
-def _by_code(counts: Counter[str]) -> dict[str, int]:
-    return {f'{{code="{code}"}}': count for code, count in sorted(counts.items())}
-
-
-def _family(name: str, kind: str, text: str, samples: dict[str, int]) -> str:
-    name = f"splitedge_server_{name}"
-    lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-    return "\n".join([*lines, *(f"{name}{labels} {value}" for labels, value in samples.items())]) + "\n"
+def _by_code(name: str, description: str, counts: Counter[str]) -> str:
+    samples = [({"code": code}, count) for code, count in sorted(counts.items())]
+    return family(f"splitedge_server_{name}", "counter", description, samples)

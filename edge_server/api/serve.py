@@ -1,4 +1,4 @@
-"""The listening server: address, certificate, signals, an orderly end."""
+"""The listening server: address, certificate, signals, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -32,20 +32,30 @@ class Listen:
 
 
 def check(listen: Listen) -> list[str]:
-    """Warnings to show. Raises `errors.UsageError` for a server that others could reach without a token or in clear text."""
+    """Warnings to show.
+
+    Raises `errors.UsageError` if other machines could reach the server without a token or unencrypted, unless
+    ``insecure`` allows it.
+    """
     if (listen.cert is None) != (listen.key is None):
-        raise errors.UsageError("--cert and --key belong together: give both or neither")
+        missing = "--cert" if listen.cert is None else "--key"
+        raise errors.UsageError(f"{missing} is missing: pass both --cert and --key, or neither", reason="cert-and-key")
     lacks = http_server.lacking(listen.host, token=listen.auth, tls=listen.cert is not None)
     if lacks and not listen.insecure:
         raise errors.UsageError(
-            f"other machines would reach {listen.host} without {lacks}: "
-            "give --cert and --key and leave out --no-auth, or accept the risk with --insecure"
+            f"other machines could reach {listen.host} without {lacks}: "
+            "pass --cert and --key and leave out --no-auth, or accept the risk with --insecure",
+            reason="open-to-others",
+            lacks=lacks,
         )
     return [f"warning: other machines reach {listen.host} without {lacks}"] if lacks else []
 
 
 async def serve(store: Store, listen: Listen, ready: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then ends open streams in order. ``ready`` gets the URL once the port is open."""
+    """Serve until SIGTERM or SIGINT, then close open streams. ``ready`` gets the URL once the port is open.
+
+    Raises `errors.UsageError` if the port cannot be opened, `errors.ConfigError` for a bad certificate.
+    """
     context = http_server.tls(listen.cert, listen.key)
     runner = web.AppRunner(
         make_app(store, auth=listen.auth), access_log=None, shutdown_timeout=limits.DRAIN, keepalive_timeout=75
@@ -57,8 +67,8 @@ async def serve(store: Store, listen: Listen, ready: Callable[[str], None]) -> N
         try:
             await site.start()
         except OSError as error:
-            raise errors.UsageError(_no_port(listen, error)) from error
-        with _stopped() as stop:
+            raise errors.UsageError(_port_problem(listen, error)) from error
+        with _stop_signal() as stop:
             ready(http_server.url(listen.host, runner.addresses[0][1], tls=context is not None))
             await stop.wait()
     finally:
@@ -66,7 +76,8 @@ async def serve(store: Store, listen: Listen, ready: Callable[[str], None]) -> N
 
 
 @contextlib.contextmanager
-def _stopped() -> Iterator[asyncio.Event]:
+def _stop_signal() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -77,9 +88,9 @@ def _stopped() -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
-def _no_port(listen: Listen, error: OSError) -> str:
+def _port_problem(listen: Listen, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {listen.port} of {listen.host} is in use: end the program that holds it, or give another --port"
+        return f"port {listen.port} of {listen.host} is in use: stop the program that uses it, or pass another --port"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"port {listen.port} needs rights that this user lacks: give a --port above 1023"
-    return f"{listen.host} is not an address of this machine that can be listened on: give another --host"
+        return f"port {listen.port} needs privileges that this user lacks: pass a --port above 1023"
+    return f"{listen.host} is not an address of this machine: pass another --host"

@@ -1,4 +1,4 @@
-"""`edge-server add`: import, calibrate, show the cuts."""
+"""`edge-server add`: import and calibrate a model, and list its cuts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from calibration.accuracy import trials
 from calibration.bundle import bundle as bundles
@@ -26,28 +23,31 @@ from calibration.lowering import layers
 from calibration.rounding.rounder import Rounding
 from calibration.samples import samples, texts
 from calibration.samples.labels import read_names
+from edge_server import config
 from edge_server.commands.progress import Phases, stopped_in_order
 from edge_server.importing import preprocessing
 from edge_server.importing.first_look import FirstLook
 from edge_server.planner import Table as Patterns
-from edge_server.planning.device_plan import mean_bits
-from edge_server.planning.pattern_tables import kept_table
-from edge_server.store.catalog import Catalog
-from edge_server.store.store import Store, check_name, default_folder
-from splitedge import errors
+from edge_server.planning.catalog import Catalog
+from edge_server.planning.pattern_tables import load_or_build_table
+from edge_server.planning.plan_message import mean_bits
+from edge_server.store.names import check_name
+from edge_server.store.store import Store
+from splitedge import errors, terminal
 from splitedge.head import text
 from splitedge.protocol.messages import OutputKind, Preprocess
 from splitedge.report import output
+from splitedge.terminal import Column, plain
 
-#: Points of accuracy that the table of cuts lets them lose.
+#: Accuracy drop in points for which the table lists bits and bytes.
 SHOWN_DROP: Final = 1.0
-#: In the table, of a cut that loses more.
+#: In the table, for a cut with a larger drop.
 OVER: Final = f"over {SHOWN_DROP:g} pt"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What `edge-server add` was told."""
+    """The arguments of `edge-server add`."""
 
     source: str
     name: str | None
@@ -70,15 +70,14 @@ class Request:
     verbose: bool = False
 
 
-def add(folder: Path | None, request: Request) -> None:
-    """Calibrates a model into the store and prints its cuts."""
+def add(folder: Path, request: Request) -> None:
+    """Import and calibrate a model into the store in ``folder``, and print its cuts."""
     name = request.name or _name_of(request.source)
     spec = _checked(name, request)
     tokenizer = text.read(request.tokenizer) if request.tokenizer is not None else None
-    place = folder or default_folder()
     console = Console(stderr=True)
-    with stopped_in_order(), Store(place) as store:
-        store.check_free(name, replace=request.replace)
+    with stopped_in_order(), Store(folder) as store:
+        store.bundles.check_free(name, replace=request.replace)
         known_names = read_names(request.class_names) if request.class_names is not None else []
         with Phases(console) as progress:
             progress("importing the model", 0, 0)
@@ -94,36 +93,40 @@ def add(folder: Path | None, request: Request) -> None:
             warning = _look(progress, model, found, request)
             former = _former(store, name)
             set_names = [] if known_names or former is None else former.names_set
-            with store.new_bundle(name, replace=request.replace) as path:
+            with store.bundles.create(name, replace=request.replace) as path:
                 cache = store.folder / "cache"
                 bundle = bundles.create(
                     path, name, model, found, names, progress, request.rounding, cache, request.metric, reader,
                     request.output_kind,
                 )  # fmt: skip
-                patterns = kept_table(store, bundle, lambda done, total: progress("patterns", done, total))
+                patterns = load_or_build_table(store, bundle, lambda done, total: progress("patterns", done, total))
             if set_names and len(set_names) == outputs:
-                store.set_names(name, set_names)
-                progress.say("the class names that `edge-server names` set are kept")
+                store.bundles.set_class_names(name, set_names)
+                progress.say("kept the class names that `edge-server names` set")
             if former and former.sha256 != bundle.sha256:
                 store.forget(former.sha256)
-        tokens = bool(store.tokens())
+        tokens = bool(store.tokens.all())
     _show(bundle, patterns, verbose=request.verbose)
     if warning:
-        console.print(warning, markup=False, highlight=False, soft_wrap=True)
+        console.print("\n".join(terminal.wrap(warning, console.width)), markup=False, highlight=False, soft_wrap=True)
     _show_next(folder, tokens=tokens)
 
 
 def _checked(name: str, request: Request) -> preprocessing.Spec:
-    """What can be told wrong before any work; returns the preprocessing."""
+    """Check the arguments before any work; returns the preprocessing."""
     check_name(name, "model")
     _check_place(request)
     if request.labels is not None and request.metric in ("agreement", "cosine"):
-        raise errors.UsageError(f"--metric {request.metric} takes no labels: leave out --labels, or choose top1")
+        raise errors.UsageError(
+            f"--metric {request.metric} takes no labels; omit --labels, or use --metric top1",
+            reason="metric-without-labels",
+        )
     _shape(request.input_shape)
     given = [option for option, value in request.options.items() if value is not None]
     if request.images is None and (given or request.preprocess):
         raise errors.UsageError(
-            f"--{given[0] if given else 'preprocess'} is for images: leave it out, or give the samples with --images"
+            f"--{given[0] if given else 'preprocess'} applies to images; omit it, or give the samples with --images",
+            reason="only-for-images",
         )
     spec = preprocessing.read(request.preprocess, request.options)
     if request.images is not None:
@@ -132,7 +135,7 @@ def _checked(name: str, request: Request) -> preprocessing.Spec:
 
 
 def _look(progress: Phases, model: onnx.ModelProto, found: samples.Samples, request: Request) -> str:
-    """Says what the float model answers to a few samples. Returns a warning, which it says too, where a preset fits clearly better; else nothing."""
+    """Report how the float model answers a few samples. Returns a warning if a preset fits clearly better, else an empty string."""
     progress("first look", 0, 0)
     seen = FirstLook(model, found, request.output_kind, request.metric)
     if seen.look is None:
@@ -154,20 +157,31 @@ def _name_of(source: str) -> str:
 
 def _check_place(request: Request) -> None:
     if sum(place is not None for place in (request.images, request.arrays, request.texts)) != 1:
-        raise errors.UsageError("give calibration samples: --images DIR, --arrays DIR, or --texts DIR with --tokenizer")
+        raise errors.UsageError(
+            "add needs calibration samples; give one of --images DIR, --arrays DIR, or --texts DIR with --tokenizer",
+            reason="no-samples",
+        )
     if request.texts is not None and request.tokenizer is None:
-        raise errors.UsageError("--texts needs --tokenizer: give the model's tokenizer.json, or its vocab.txt")
+        raise errors.UsageError(
+            "--texts needs --tokenizer; give the model's tokenizer.json or vocab.txt", reason="no-tokenizer"
+        )
 
 
 def _tokenizer(data: bytes, graph: Graph, padding: int) -> text.Tokenizer:
-    """The tokenizer in ``data`` for the model's ids. Raises `errors.UsageError` where it does not fit the model."""
+    """The tokenizer in ``data``. Raises `errors.UsageError` if it does not fit the model."""
     shape = graph.stored_shape(graph.input)
     if not graph.takes_ids or len(shape) != 1:
-        raise errors.UsageError(f"the model takes {shape}, which is no row of token ids: leave out --tokenizer")
+        raise errors.UsageError(
+            f"the model takes an input of shape {shape}, not a row of token ids; omit --tokenizer",
+            reason="no-token-ids",
+        )
     made = text.Tokenizer(data, shape[0], padding)
     named = made.named_padding()
     if named not in (None, padding):
-        raise errors.UsageError(f"the tokenizer's padding has the id {named}, not {padding}: give --padding {named}")
+        raise errors.UsageError(
+            f"the padding token of the tokenizer has the id {named}, not {padding}; give --padding {named}",
+            reason="other-padding",
+        )
     return made
 
 
@@ -179,7 +193,7 @@ def _samples(
     names: list[str],
     outputs: int | None,
 ) -> samples.Samples:
-    """What to calibrate on."""
+    """The calibration samples."""
     if request.texts is not None and tokenizer is not None:
         return texts.samples(texts.find(request.texts, request.labels, names, outputs), tokenizer, request.most)
     place = request.images or request.arrays
@@ -196,7 +210,9 @@ def _shape(text: str | None) -> list[int] | None:
         return None
     parts = re.split(r"[,x]", text)
     if not all(p.strip().isdigit() and 0 < int(p) < 1 << 20 for p in parts):
-        raise errors.UsageError(f"--input-shape {text} is not a shape: give numbers such as 1,3,224,224")
+        raise errors.UsageError(
+            f"--input-shape {text} is not a shape; give sizes such as 1,3,224,224", reason="not-a-shape"
+        )
     return [int(p) for p in parts]
 
 
@@ -205,7 +221,7 @@ def _preprocess(request: Request, spec: preprocessing.Spec, shape: list[int]) ->
 
 
 def _former(store: Store, name: str) -> bundles.Bundle | None:
-    """The bundle that this one replaces, if there is one that can be read."""
+    """The bundle that this one replaces, if it exists and is readable."""
     try:
         return Catalog(store).bundle(name)
     except (errors.UnknownModelError, errors.ModelError):
@@ -213,95 +229,109 @@ def _former(store: Store, name: str) -> bundles.Bundle | None:
 
 
 def _show(bundle: bundles.Bundle, patterns: Patterns, *, verbose: bool) -> None:
-    console = Console(highlight=False, markup=False)
-    table = _offered(bundle, patterns)
-    whole = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    console.print(table, width=whole, crop=False, no_wrap=True, overflow="ignore")
-    for line in _float_top1(bundle):
-        console.print(line, soft_wrap=True)
-    console.print(f"output: {output(bundle.output)}", soft_wrap=True)
-    unseen = " that the rounding of weights has not seen" if bundle.accuracy.samples < bundle.samples else ""
-    what = f"bits and bytes are for a drop of at most {SHOWN_DROP:g} point ({bundle.metric}), judged on {bundle.accuracy.samples} samples{unseen}"
-    console.print(f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered; {what}", soft_wrap=True)
-    rows = [_least(patterns, place)[0] for place in range(len(bundle.offered))]
-    if over := rows.count(OVER):
-        console.print(
-            f"{over} of them may lose more than that: the fewer samples, the wider the bound; add samples, or let boards ask for a greater --max-drop",
-            soft_wrap=True,
+    """Print the offered cuts and what the figures mean."""
+    rows = [_row(bundle, patterns, place) for place in range(len(bundle.offered))]
+    title = Text(f"{plain(bundle.name)}: where it can be split", style="bold")
+    terminal.show(title, offered(rows, terminal.width()), "", *_notes(bundle, [row[3] for row in rows].count(OVER)))
+    if verbose:
+        terminal.show(*_details(bundle))
+
+
+def _notes(bundle: bundles.Bundle, over: int) -> Iterator[str]:
+    """The accuracy of the float model, the output, and the conditions of the table. ``over``: cuts with a larger drop than `SHOWN_DROP`."""
+    yield from _float_top1(bundle)
+    yield f"output: {output(bundle.output)}"
+    unseen = " that weight rounding did not use" if bundle.accuracy.samples < bundle.samples else ""
+    yield (
+        f"{len(bundle.offered)} of {len(bundle.cuts)} cuts are offered; bits and bytes are for a drop of at most "
+        f"{SHOWN_DROP:g} point ({bundle.metric}), measured on {bundle.accuracy.samples} samples{unseen}"
+    )
+    if over:
+        yield (
+            f"{over} of them may lose more: with few samples the accuracy bound is loose. "
+            "Add samples, or let boards request a larger --max-drop."
         )
     if bundle.unsupported:
-        console.print("not in the integer head: " + ", ".join(bundle.unsupported), soft_wrap=True)
-    if not verbose:
-        return
+        yield "not in the integer head: " + ", ".join(map(plain, bundle.unsupported))
+
+
+def _details(bundle: bundles.Bundle) -> Iterator[str]:
+    """The cuts that are not offered, and how well noises add up."""
     for cut, reason in zip(bundle.cuts, bundle.reasons, strict=True):
         if reason:
-            console.print(f"not offered: {cut.index}, after {cut.layer} {_by(cut.shape)}: {reason}", soft_wrap=True)
-    if told := trials.additivity(bundle.manifest.trials):
-        console.print(told, soft_wrap=True)
+            yield f"not offered: {cut.index}, after {plain(cut.layer)} {_by(cut.shape)}: {reason}"
+    if found := trials.additivity(bundle.manifest.trials):
+        yield found
 
 
-def _show_next(folder: Path | None, *, tokens: bool) -> None:
-    """The commands that come after `add`."""
-    console = Console(highlight=False, markup=False)
-    store = "" if folder is None else f" --store {shlex.quote(str(folder))}"
-    console.print("next:")
+def _show_next(folder: Path, *, tokens: bool) -> None:
+    """The commands that follow `add`."""
+    default = config.load().folder() == folder
+    store = "" if default else f" --store {shlex.quote(str(folder))}"
+    terminal.show("", "Next, serve the model; a running server serves it already:")
+    print(f"  edge-server serve{store}")
     if not tokens:
-        console.print(f"  edge-server token BOARD{store}    makes the token of a board", soft_wrap=True)
-    console.print(
-        f"  edge-server serve{store}    serves the model; a server that runs already does so now", soft_wrap=True
-    )
+        terminal.show("Create a token for each board:")
+        print(f"  edge-server token BOARD{store}")
 
 
 def _float_top1(bundle: bundles.Bundle) -> Iterator[str]:
-    """What losses are counted from, and a warning where they then mean nothing."""
-    top1, output = bundle.manifest.float_top1, bundle.cuts[-1].shape
+    """The accuracy of the float model, and a warning if it is close to chance."""
+    top1, shape = bundle.manifest.float_top1, bundle.cuts[-1].shape
     if top1 is None:
         return
     yield f"float top-1 on these {bundle.samples} samples: {top1:.1f} %"
-    classes = math.prod(output)
-    if output and top1 < 100 * hardly_above_chance(classes):
-        yield f"warning: {_chance(classes)}; the losses say little"
+    classes = math.prod(shape)
+    if shape and top1 < 100 * hardly_above_chance(classes):
+        yield f"warning: {_chance(classes)}; the drops mean little"
 
 
 def _chance(classes: int) -> str:
     return (
-        f"with {classes} classes that is hardly better than chance ({100 / classes:.3g} %): "
+        f"with {classes} classes this is close to chance ({100 / classes:.3g} %): "
         "check the preprocessing, the order of the classes and the labels"
     )
 
 
 def hardly_above_chance(classes: int) -> float:
-    """Share of right answers (0..1) below which a model of so many ``classes`` is suspect: thrice chance; of few, a quarter of the way to 1."""
+    """The share of right answers (0 to 1) below which a model is suspect: 3 x chance or, with few classes, chance + (1 - chance) / 4."""
     chance = 1 / classes
     return min(3 * chance, chance + (1 - chance) / 4)
 
 
-def _offered(bundle: bundles.Bundle, patterns: Patterns) -> Table:
-    title = f"{bundle.name}: where it can be split"
-    table = Table(
-        title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    for heading in ("cut", "tensor", "weights", "segment kB", "codec", "frame kB", "after"):
-        table.add_column(heading, justify="left" if heading in ("after", "tensor") else "right", no_wrap=True)
-    for place, index in enumerate(bundle.offered):
-        cut = bundle.cuts[index]
-        table.add_row(str(index), _by(cut.shape), *_least(patterns, place), escape(cut.layer))
-    return table
+def offered(rows: list[list[str]], width: int) -> RenderableType:
+    """The table of cuts in ``width`` columns; ``rows`` as `_row` makes them."""
+    columns = [
+        Column("after", alone=True),
+        Column("cut", right=True),
+        Column("tensor", optional=True),
+        Column("weights", right=True),
+        Column("segment kB", right=True),
+        Column("codec", right=True),
+        Column("frame kB", right=True),
+    ]
+    return terminal.table(columns, rows, width)
+
+
+def _row(bundle: bundles.Bundle, patterns: Patterns, place: int) -> list[str]:
+    """Layer, index, tensor, and the smallest plan of an offered cut."""
+    cut = bundle.cuts[bundle.offered[place]]
+    return [plain(cut.layer), str(cut.index), _by(cut.shape), *_least(patterns, place)]
 
 
 def _least(patterns: Patterns, index: int) -> tuple[str, ...]:
-    """Bits and bytes of the place's candidate of fewest bytes, segment and frame, that loses at most `SHOWN_DROP`; nothing where none does."""
+    """Bits and bytes of the place's candidate with the fewest bytes, segment and frame, and a drop of at most `SHOWN_DROP`; empty without one."""
     level = max((i for i, one in enumerate(patterns.levels) if one.drop_points <= SHOWN_DROP), default=-1)
-    rows = np.flatnonzero((patterns.place == index) & (patterns.level <= level))
+    rows = np.flatnonzero((patterns.option == index) & (patterns.level <= level))
     if not len(rows):
         return (OVER,) + ("",) * 3
     best = rows[(patterns.segment_bytes + patterns.frame_bytes)[rows].argmin()]
-    place, pattern = patterns.places[index], patterns.patterns[patterns.pattern[best]]
-    bits = mean_bits(place.layers, pattern.bits)
-    segment = (f"{bits:.1f} bits", f"{pattern.segment_bytes / 1000:.1f}") if place.layers else ("", "")
+    option, pattern = patterns.options[index], patterns.patterns[patterns.pattern[best]]
+    bits = mean_bits(option.layers, pattern.bits)
+    segment = (f"{bits:.1f} bits", f"{pattern.segment_bytes / 1000:.1f}") if option.layers else ("", "")
     if (codec := patterns.codec[best]) < 0:
         return *segment, "", ""
-    made = place.codecs[codec]
+    made = option.codecs[codec]
     coded = made.rule if {"jpeg", "entropy"} & made.work.keys() else f"{made.bits} bits"
     return *segment, coded, f"{patterns.frame_bytes[best] / 1000:.2f}"
 

@@ -6,75 +6,58 @@ import math
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from calibration.samples.labels import read_names
-from edge_server.store.catalog import Catalog
-from edge_server.store.store import Store, default_folder
-from splitedge import errors
-from splitedge.protocol.messages import ModelInfo
+from edge_server.planning.catalog import Catalog
+from edge_server.store.store import Store
+from splitedge import errors, report, terminal
 
 
-def models(folder: Path | None, *, json: bool = False) -> None:
-    """One row for each model."""
-    with Store(folder or default_folder()) as store:
+def models(folder: Path, *, json: bool = False) -> None:
+    """Print the models in the store."""
+    with Store(folder) as store:
         found = Catalog(store).models()
     if json:
         print(msgspec.json.encode(found).decode())
-        return
-    table = Table("model", "input", "cuts offered", "metric", "samples", "not in the integer head")
-    for info in found:
-        table.add_row(*_row(info))
-    Console(highlight=False).print(table if found else "there is no model yet: run edge-server add")
+    elif found:
+        terminal.show(report.models(found, terminal.width()))
+    else:
+        print("the store contains no models; add one with `edge-server add`")
 
 
-def names(folder: Path | None, model: str, file: Path) -> None:
-    """Sets class names; plans that are made from now on hold them."""
+def names(folder: Path, model: str, file: Path) -> None:
+    """Set the class names of ``model``. Plans that exist already keep the old names."""
     known = read_names(file)
-    with Store(folder or default_folder()) as store:
+    with Store(folder) as store:
         output = Catalog(store).bundle(model).output
         classes = math.prod(output.shape)
         if not output.has_classes:
-            raise errors.UsageError(f"the output of {model}, a tensor of {output.shape}, has no classes to name")
+            raise errors.UsageError(
+                f"the output of {model} is a tensor of shape {output.shape} and has no classes to name",
+                reason="no-classes",
+            )
         if len(known) != classes:
             raise errors.InputError(
-                f"{file} holds {len(known)} class names and {model} has {classes} classes; give one name for each"
+                f"{file} contains {len(known)} class names and {model} has {classes} classes; give one name per class",
+                reason="class-names",
             )
-        store.set_names(model, known)
-    print(f"{model} has {classes} class names; agents show them with their next plan")
+        store.bundles.set_class_names(model, known)
+    print(f"set {classes} class names of {model}; agents show them from their next plan on")
 
 
-def remove(folder: Path | None, name: str) -> None:
-    """Removes the bundle and what was built from it."""
-    with Store(folder or default_folder()) as store:
+def remove(folder: Path, name: str) -> None:
+    """Remove a model and all files derived from it."""
+    with Store(folder) as store:
         sha256 = _hash(store, name)
-        store.remove_bundle(name)
+        store.bundles.remove(name)
         if sha256 is not None:
             store.forget(sha256)
     print(f"removed {name}")
 
 
 def _hash(store: Store, name: str) -> str | None:
-    """None for a bundle that is damaged: it can be removed all the same."""
+    """The SHA-256 of a bundle; None if it is damaged, so that it can still be removed."""
     try:
         return Catalog(store).bundle(name).sha256
     except errors.ModelError:
         return None
-
-
-def _row(info: ModelInfo) -> list[str]:
-    missing = ", ".join(info.unsupported) or "-"
-    shape = "x".join(map(str, info.preprocess.shape))
-    if info.tokenizer is not None:
-        shape = f"text, {shape} tokens"
-    metric = info.metric if info.float_top1 is None else f"{info.metric}, float {info.float_top1:.1f} %"
-    return [
-        escape(info.name),
-        shape,
-        f"{len(info.offered)} of {len(info.cuts)}",
-        metric,
-        str(info.samples),
-        escape(missing),
-    ]

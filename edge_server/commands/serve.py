@@ -10,37 +10,29 @@ from pathlib import Path
 from edge_server.api import access_log
 from edge_server.api.serve import Listen, check
 from edge_server.api.serve import serve as listen_and_serve
-from edge_server.store.store import Store, default_folder
+from edge_server.config import ServeConfig
+from edge_server.store.store import Store
 
 
-def serve(
-    folder: Path | None,
-    *,
-    host: str,
-    port: int,
-    cert: Path | None,
-    key: Path | None,
-    auth: bool,
-    insecure: bool,
-    quiet: bool = False,
-) -> None:
-    """Serves until SIGTERM or SIGINT; prints one line with the URL once the port is open."""
-    listen = Listen(host, port, cert, key, auth, insecure)
+def serve(folder: Path, settings: ServeConfig) -> None:
+    """Serve until SIGTERM or SIGINT; prints one line with the URL once the port is open."""
+    cert, key = (Path(text).expanduser() if text else None for text in (settings.cert, settings.key))
+    listen = Listen(settings.host, settings.port, cert, key, settings.auth, settings.insecure)
     for warning in check(listen):
         _say(warning)
     logging.basicConfig(level=logging.WARNING, format="edge-server: %(message)s")
-    if not quiet:
+    if not settings.quiet:
         access_log.log.setLevel(logging.INFO)
         access_log.log.addFilter(access_log.RateBound())
-    with Store(folder or default_folder()) as store:
-        hints = _hints(store, auth)
+    with Store(folder) as store:
+        hints = _hints(store, settings.auth)
         asyncio.run(listen_and_serve(store, listen, lambda url: _ready(url, hints)))
 
 
 def _hints(store: Store, auth: bool) -> list[str]:
-    tokenless = auth and not store.tokens()
-    hints = ["there is no token yet, so no agent can log in: run edge-server token"] if tokenless else []
-    return hints if store.bundle_names() else [*hints, "there is no model yet: run edge-server add"]
+    tokenless = auth and not store.tokens.all()
+    hints = ["no agent can log in: create a token with `edge-server token`"] if tokenless else []
+    return hints if store.bundles.names() else [*hints, "the store contains no models; add one with `edge-server add`"]
 
 
 def _ready(url: str, hints: list[str]) -> None:

@@ -6,28 +6,28 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edge_server.store.store import Store, default_folder
+from edge_server.store.store import Store
 
 
-def token(folder: Path | None, name: str, *, revoke: bool, show: bool) -> None:
-    """Prints a new token and nothing else, so that a script can take it; or revokes one; or lists names.
+def token(folder: Path, name: str, *, revoke: bool, show: bool) -> None:
+    """Print a new token alone, so that a script can read it; or revoke one; or list names.
 
-    A token that cannot be printed is revoked: nobody can read it later.
+    A token that cannot be printed is revoked: it cannot be shown again.
     """
-    with Store(folder or default_folder()) as store:
+    with Store(folder) as store:
         if show:
-            known_tokens = store.tokens()
+            known_tokens = store.tokens.all()
             if not known_tokens:
-                print("there is no token yet: `edge-server token NAME` makes one", file=sys.stderr)
+                print("there are no tokens; create one with `edge-server token NAME`", file=sys.stderr)
             for known in known_tokens:
                 print(f"{known.name}\t{datetime.fromtimestamp(known.created_unix, UTC):%Y-%m-%d %H:%M} UTC")
         elif revoke:
-            store.revoke_token(name)
+            store.tokens.revoke(name)
             print(f"revoked {name}")
         else:
-            made = store.add_token(name)
+            made = store.tokens.add(name)
             try:
                 print(made, flush=True)
             except OSError:
-                store.revoke_token(name)
+                store.tokens.revoke(name)
                 raise

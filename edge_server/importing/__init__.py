@@ -1,1 +1,1 @@
-"""The float model before its calibration: preprocessing, and a first look at its answers."""
+"""The float model before calibration: preprocessing, and a quick check on a few samples."""

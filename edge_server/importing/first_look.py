@@ -1,4 +1,4 @@
-"""The float model on a few samples before calibration: are its answers right, or at least certain? Wrong pixels show here, not after minutes."""
+"""The float model on a few samples before calibration: wrong preprocessing shows at once, not after minutes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ from calibration.bundle.bundle import Metric, runner
 from calibration.importing import outputs
 from calibration.samples.samples import Samples, evenly
 from edge_server.importing.preprocessing import fitting
+from splitedge.head import answers
 from splitedge.protocol.messages import OutputKind
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-#: Samples looked at, and seconds for them and for all presets together: a slow model answers fewer.
-MOST: Final = 50
+#: The largest number of samples, and the seconds for them and for all presets together: a slow model answers fewer.
+MAX_SAMPLES: Final = 50
 BUDGET_S: Final = 4.0
-#: Without labels, a preset fits better where margin x spread (`_certainty`) is so many times as large. Measured on 50 samples each of EfficientNet-Lite0, a
-#: MobileNetV2 for dogs and CNNs for Fashion-MNIST, each brought to every preset: the right one reached at least 0.9 times the score of any other.
+#: Without labels, a preset must reach this multiple of the score margin x spread (`_certainty`). Measured on 50 samples
+#: each of EfficientNet-Lite0, a MobileNetV2 for dogs and CNNs for Fashion-MNIST, with every preset: the right one
+#: reached at least 0.9 times the score of any other.
 CLEARLY: Final = 1.25
-#: Fewer unlabelled samples tell nothing.
-LEAST: Final = 10
+#: Fewer unlabelled samples give no evidence.
+MIN_SAMPLES: Final = 10
 
 
 class Look(NamedTuple):
-    """Of ``samples``: how many answers are ``right`` (None without labels), and the mean of their greatest probability or score."""
+    """The answers to ``samples`` samples.
+
+    ``right``: how many are right; None without labels. ``confidence``: the mean of the greatest probability or score.
+    """
 
     samples: int
     right: int | None
@@ -39,6 +44,7 @@ class Look(NamedTuple):
     kind: OutputKind
 
     def words(self) -> str:
+        """One line for people."""
         if self.right is None and self.kind == "scores":
             return f"float model: mean greatest score {self.confidence:.3g} on {self.samples} samples"
         if self.right is None:
@@ -46,9 +52,12 @@ class Look(NamedTuple):
         return f"float model: {self.right} of {self.samples} samples right ({100 * self.right / self.samples:.1f} %)"
 
 
-class Better(NamedTuple):
-    """Presets that fit clearly better than the preprocessing given, and as well as each other. On ``samples``, right answers of the first and of
-    what was given (None without labels)."""
+class BetterPresets(NamedTuple):
+    """Presets that fit clearly better than the given preprocessing, and equally well among each other.
+
+    ``right``, ``given``: right answers of ``samples`` with the first of them and with the given preprocessing; None
+    without labels.
+    """
 
     presets: list[str]
     samples: int
@@ -56,36 +65,42 @@ class Better(NamedTuple):
     given: int | None
 
     def words(self) -> str:
-        found = "the answers are clearly more certain"
+        """One line for people."""
+        evidence = "the answers are clearly more certain"
         if self.right is not None:
-            found = f"{self.right} of {self.samples} samples are right, with the preprocessing given {self.given}"
-        return f"warning: the pixels look wrong: with --preset {' or '.join(self.presets)} {found}; stop this command and run it with that preset"
+            evidence = f"{self.right} of {self.samples} samples are right, now {self.given}"
+        return (
+            f"warning: the preprocessing looks wrong: with --preset {' or '.join(self.presets)} {evidence}; "
+            "stop this command and run it with that preset"
+        )
 
 
 class FirstLook:
-    """Some answers of the float ``model`` to ``samples``. ``look`` is None where the output has no classes. Raises `errors.InputError`."""
+    """Some answers of the float ``model`` to ``samples``. ``look`` is None if the output has no classes.
+
+    Raises `errors.InputError` for labels that are not classes of the model.
+    """
 
     def __init__(
         self, model: onnx.ModelProto, samples: Samples, kind: OutputKind | None = None, metric: Metric = "auto"
     ) -> None:
-        self._samples = samples.take(evenly(len(samples), MOST))
+        self._samples = samples.take(evenly(len(samples), MAX_SAMPLES))
         self._run = runner(model)
         start = time.perf_counter()
-        self._answers = self._answered(self._samples, BUDGET_S)
+        self._answers = self._answer(self._samples, BUDGET_S)
         self._each_s = (time.perf_counter() - start) / len(self._answers)
         classes = samples.labels is not None
         self._output = outputs.of_model(model, self._answers, kind, classes=classes, embedding=metric == "cosine")
         useful = self._output.has_classes and self._answers[0].size > 1 and np.isfinite(self._answers).all()
         self.look = self._look() if useful else None
 
-    def better(self) -> Better | None:
-        """The preset that fits clearly better than the preprocessing of ``samples``, if they are images and the outputs classes."""
+    def better(self) -> BetterPresets | None:
+        """The presets that fit clearly better, for images and outputs with classes; None if there are none."""
         preprocess = self._samples.preprocess
         if self.look is None or preprocess.kind != "image":
             return None
-        if (
-            self.look.right is None and self._output.kind == "scores"
-        ):  # of several classes at once: margins tell nothing
+        # Scores belong to several classes at once: their margins mean nothing.
+        if self.look.right is None and self._output.kind == "scores":
             return None
         if self.look.right is not None and not _clear(self.look.samples - self.look.right, 0):  # none can beat it
             return None
@@ -95,7 +110,7 @@ class FirstLook:
             if not _same(one.mean, preprocess.mean) or not _same(one.std, preprocess.std)
         }
         count = min(len(self._answers), max(4, int(BUDGET_S / max(self._each_s, 1e-6) / len(presets))))
-        if self.look.right is None and count < LEAST:
+        if self.look.right is None and count < MIN_SAMPLES:
             return None
         some = self._samples.take(evenly(len(self._answers), count))
         given = self._evidence(some)
@@ -105,9 +120,10 @@ class FirstLook:
         if not best.beats(given):
             return None
         alike = [name for name in order if found[name].equals(best)]
-        return Better(alike, count, *(None if one.right is None else int(one.right.sum()) for one in (best, given)))
+        return BetterPresets(alike, count, best.count_right(), given.count_right())
 
-    def _answered(self, samples: Samples, budget_s: float) -> F32:
+    def _answer(self, samples: Samples, budget_s: float) -> F32:
+        """The answers to as many samples as ``budget_s`` seconds allow, at least one."""
         start, found = time.perf_counter(), []
         for sample in samples:
             found.append(self._run(sample[None]))
@@ -116,11 +132,14 @@ class FirstLook:
         return np.concatenate(found)
 
     def _look(self) -> Look:
-        found = outputs.probabilities(self._answers, self._output.kind)
+        found = answers.probabilities(self._answers.reshape(len(self._answers), -1), self._output.kind)
         right = self._right()
-        confidence = float(found.max(axis=1).mean())
         return Look(
-            len(found), None if right is None else int(right.sum()), confidence, found.shape[1], self._output.kind
+            samples=len(found),
+            right=None if right is None else int(right.sum()),
+            confidence=float(found.max(axis=1).mean()),
+            outputs=found.shape[1],
+            kind=self._output.kind,
         )
 
     def _right(self) -> NDArray[np.bool_] | None:
@@ -130,8 +149,8 @@ class FirstLook:
         return None if classes is None else rows.argmax(axis=1) == classes[: len(rows)]
 
     def _evidence(self, samples: Samples) -> _Evidence:
-        answers = self._answered(samples, math.inf)
-        rows = answers.reshape(len(answers), -1).astype(np.float64)
+        found = self._answer(samples, math.inf)
+        rows = found.reshape(len(found), -1).astype(np.float64)
         if not np.isfinite(rows).all():
             return _Evidence(None if samples.classes is None else np.zeros(len(rows), np.bool_), 0.0, 0.0)
         if self._output.kind != "logits":
@@ -141,20 +160,30 @@ class FirstLook:
 
 
 class _Evidence(NamedTuple):
+    """How well a preprocessing fits: right answers (None without labels), and the figures of `_certainty`."""
+
     right: NDArray[np.bool_] | None
     margin: float
     spread: float
 
     @property
     def rank(self) -> tuple[int, float]:
-        return (0 if self.right is None else int(self.right.sum())), self.margin * self.spread
+        """Sort key: right answers, then certainty."""
+        return self.count_right() or 0, self.margin * self.spread
+
+    def count_right(self) -> int | None:
+        """The number of right answers; None without labels."""
+        return None if self.right is None else int(self.right.sum())
 
     def equals(self, other: _Evidence) -> bool:
-        """As many right answers, and as certain ones within a hundredth."""
+        """As many right answers, and at least 0.99 times the certainty."""
         return self.rank[0] == other.rank[0] and self.rank[1] > 0.99 * other.rank[1]
 
     def beats(self, other: _Evidence) -> bool:
-        """Clearly: with labels by a sign test of two standard deviations, else by margin x spread, where neither is the work of the other alone."""
+        """Whether the difference is clear.
+
+        With labels: a sign test of two standard deviations. Without: margin x spread, if the margin is no smaller.
+        """
         if self.right is not None and other.right is not None:
             won, lost = int((self.right & ~other.right).sum()), int((other.right & ~self.right).sum())
             return _clear(won, lost)
@@ -167,10 +196,11 @@ def _clear(won: int, lost: int) -> bool:
 
 
 def _certainty(rows: F64) -> tuple[float, float]:
-    """How far the best class of ``rows`` [n, classes] of logits is ahead of the second, in standard deviations of the row, and the entropy of the best classes.
+    """Margin and spread of ``rows`` [n, classes] of logits.
 
-    Confidence itself would mislead: pixels that are too large make logits large in a network of ReLUs, and probabilities 1. Too small ones make it answer
-    the same class always, by a wide margin.
+    Margin: the mean lead of the best class over the second, in standard deviations of the row. Spread: the entropy of
+    the best classes. Confidence itself misleads: too large pixels make the logits of a ReLU network large and its
+    probabilities 1; with too small pixels it always answers the same class, with a large margin.
     """
     ordered = np.sort(rows, axis=1)
     margin = float(((ordered[:, -1] - ordered[:, -2]) / np.maximum(rows.std(axis=1), 1e-12)).mean())

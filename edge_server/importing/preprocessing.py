@@ -1,4 +1,4 @@
-"""How an image becomes a model's input: presets, a file, and options; checked before calibration trusts it."""
+"""Preprocessing of images: from presets, a file and options, checked before calibration."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from splitedge.protocol.messages import Preprocess
 
 Interpolation = Literal["bilinear", "bicubic"]
 
-#: The share of the resized image's short side that the crop takes, where nothing else is stated.
+#: The default size of the crop, as a share of the resized image's short side.
 CROP: Final = 0.875
 
 
 class Preset(NamedTuple):
-    """What a family of models was trained with. ``mean`` and ``std`` count in pixel values, 0 to 255."""
+    """The preprocessing in the training of a family of models. ``mean`` and ``std`` are in pixel values, 0 to 255."""
 
     mean: list[float]
     std: list[float]
@@ -28,11 +28,12 @@ class Preset(NamedTuple):
 
 
 def _of_unit(*values: float) -> list[float]:
-    """Values published for pixels from 0 to 1, as pixel values."""
+    """Values for pixels from 0 to 1, converted to pixel values."""
     return [round(255 * value, 6) for value in values]
 
 
-#: By name. Sources: torchvision's and timm's transforms, TensorFlow's `preprocess_input`, OpenAI's CLIP, the PyTorch MNIST example.
+#: Sources: torchvision's and timm's transforms, TensorFlow's `preprocess_input`, OpenAI's CLIP, the PyTorch MNIST
+#: example.
 PRESETS: Final[dict[str, Preset]] = {
     "imagenet": Preset(_of_unit(0.485, 0.456, 0.406), _of_unit(0.229, 0.224, 0.225), "bilinear"),
     "inception": Preset([127.5], [127.5], "bilinear"),  # -1 to 1: MobileNet, Inception and ViT of TensorFlow and timm
@@ -41,15 +42,15 @@ PRESETS: Final[dict[str, Preset]] = {
     "cifar10": Preset(_of_unit(0.4914, 0.4822, 0.4465), _of_unit(0.2470, 0.2435, 0.2616), crop=1.0),
     "mnist": Preset(_of_unit(0.1307), _of_unit(0.3081), "bilinear", 1.0),
     "unit": Preset([0.0], [255.0]),  # 0 to 1
-    "raw": Preset([0.0], [1.0]),  # 0 to 255: the model normalizes by itself
+    "raw": Preset([0.0], [1.0]),  # 0 to 255: the model normalizes its input
 }
 
 
 class Spec(msgspec.Struct, forbid_unknown_fields=True):
-    """A specification without the shape, which the model gives. Mean and standard deviation count in pixel values, 0 to 255."""
+    """A specification without the shape, which the model has. ``mean`` and ``std`` are in pixel values, 0 to 255."""
 
-    preset: str | None = None  # gives what is not stated beside it
-    resize: int | None = None  # the short side before the crop; by default the crop takes `CROP` of it
+    preset: str | None = None  # the default of mean, std, interpolation and crop
+    resize: int | None = None  # the short side before the crop; default: the preset's crop or `CROP`
     fit: Literal["crop", "stretch"] = "crop"
     interpolation: Interpolation = "bicubic"
     mean: list[float] | None = None
@@ -57,7 +58,10 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read(path: Path | None, options: dict[str, Any]) -> Spec:
-    """The specification of the preset, changed by ``path`` (JSON or TOML), changed by ``options`` that are not None. Raises `errors.ConfigError`."""
+    """The specification: ``options`` that are not None override ``path`` (JSON or TOML), which overrides the preset.
+
+    Raises `errors.ConfigError`.
+    """
     value = _load(path) if path is not None else {}
     value |= {name: option for name, option in options.items() if option is not None}
     if value.get("preset") is not None:
@@ -68,41 +72,51 @@ def read(path: Path | None, options: dict[str, Any]) -> Spec:
     except msgspec.ValidationError as error:
         where = f"{path}" if path is not None else "the preprocessing"
         known = ", ".join(Spec.__struct_fields__)
-        raise errors.ConfigError(f"{where} is not a specification ({error}): it may set {known}") from error
+        raise errors.ConfigError(
+            f"{where} is invalid ({error}): the settings are {known}", reason="not-a-specification"
+        ) from error
 
 
 def check_stated(spec: Spec) -> None:
-    """Raises `errors.ConfigError` where ``spec`` does not state how pixels are normalized: a wrong guess costs nearly all accuracy."""
+    """Raise `errors.ConfigError` if ``spec`` lacks mean or std: a wrong guess costs nearly all accuracy."""
     missing = [f"no --{name}" for name in ("mean", "std") if getattr(spec, name) is None]
     if missing:
         raise errors.ConfigError(
-            f"how the model's images are normalized is not stated ({' and '.join(missing)}): give --preset (one of {', '.join(PRESETS)}), "
-            "or --mean and --std as the model was trained with"
+            f"ONNX does not record normalization ({' and '.join(missing)}): pass --preset ({', '.join(PRESETS)}), "
+            "or --mean and --std as in the model's training",
+            reason="no-normalization",
         )
 
 
 def of_images(spec: Spec, shape: list[int]) -> Preprocess:
-    """``spec`` for a model whose input is an image of ``shape`` [H, W, C]. Raises `errors.ConfigError` for numbers that make no sense."""
+    """The preprocessing for a model whose input is an image of ``shape`` [H, W, C].
+
+    Raises `errors.UsageError` for another shape, `errors.ConfigError` for numbers out of range.
+    """
     if len(shape) != 3 or shape[2] not in (1, 3):
-        raise errors.UsageError(f"the model takes {shape}, which is no image: give .npy arrays with --arrays")
+        raise errors.UsageError(
+            f"the model's input {shape} is not an image: pass .npy arrays with --arrays", reason="no-image"
+        )
     check_stated(spec)
     mean, std = (_channels(spec, name, shape[2]) for name in ("mean", "std"))
     if min(std) < 1:
         raise errors.ConfigError(
-            f"std is {std}, but pixels go from 0 to 255 here: multiply mean and std by 255 if they are for 0 to 1"
+            f"std is {std}, below 1, but pixels range from 0 to 255: multiply mean and std for 0 to 1 by 255",
+            reason="small-std",
         )
     short = min(shape[:2])
     crop = CROP if spec.preset is None else _preset(spec.preset).crop
     resize = spec.resize if spec.resize is not None else round(short / crop)
     if not short <= resize <= limits.MAX_RESIZE:
         raise errors.ConfigError(
-            f"resize is {resize}: give at least {short}, the short side of what the model sees, and at most {limits.MAX_RESIZE}"
+            f"resize is {resize}: use {short}, the short side of the model's input, to {limits.MAX_RESIZE}",
+            reason="resize",
         )
     return Preprocess("image", shape, resize, spec.fit, spec.interpolation, mean, std)
 
 
 def fitting(channels: int) -> dict[str, Preset]:
-    """The presets for images of so many ``channels``."""
+    """The presets for images with this number of ``channels``."""
     return {name: one for name, one in PRESETS.items() if len(one.mean) in (1, channels)}
 
 
@@ -110,16 +124,22 @@ def _channels(spec: Spec, name: str, channels: int) -> list[float]:
     values: list[float] = getattr(spec, name)
     if spec.preset is not None and values == getattr(PRESETS[spec.preset], name) and len(values) not in (1, channels):
         raise errors.ConfigError(
-            f"the preset {spec.preset} is for {len(values)} channels and the model takes {channels}: choose one of {', '.join(fitting(channels))}"
+            f"the preset {spec.preset} is for {len(values)} channels, but the model takes {channels}: "
+            f"choose one of {', '.join(fitting(channels))}",
+            reason="preset-channels",
         )
     if len(values) not in (1, channels) or not all(math.isfinite(v) for v in values):
-        raise errors.ConfigError(f"{name} is {values}: give one number, or one for each of {channels} channels")
+        raise errors.ConfigError(
+            f"{name} is {values}: use one number, or {channels}, one for each channel", reason="numbers"
+        )
     return values
 
 
 def _preset(name: object) -> Preset:
     if not isinstance(name, str) or name not in PRESETS:
-        raise errors.ConfigError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise errors.ConfigError(
+            f"no preset is named {name!r}: choose one of {', '.join(PRESETS)}", reason="unknown-preset"
+        )
     return PRESETS[name]
 
 
@@ -127,12 +147,18 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise errors.ConfigError(f"{path} cannot be read ({error.strerror}): check the path") from error
+        raise errors.ConfigError(
+            f"{path} cannot be read ({error.strerror}): check the path", reason="unreadable"
+        ) from error
     try:
         text = data.decode("utf-8-sig")
         value = tomllib.loads(text) if path.suffix.lower() == ".toml" else msgspec.json.decode(text)
     except (tomllib.TOMLDecodeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.ConfigError(f"{path} is neither JSON nor TOML ({error}): correct it") from error
+        raise errors.ConfigError(
+            f"{path} is neither JSON nor TOML ({error}): correct the file", reason="not-json-or-toml"
+        ) from error
     if not isinstance(value, dict):
-        raise errors.ConfigError(f'{path} is not a table of settings: write one, such as {{"resize": 256}}')
+        raise errors.ConfigError(
+            f'{path} holds no settings: write an object such as {{"resize": 256}}', reason="not-a-table"
+        )
     return value

@@ -1,4 +1,4 @@
-"""What a planner is told besides the table: a board's power, and whether a demand and a link make sense."""
+"""Checks of a demand and a link, and a board's power draw."""
 
 from __future__ import annotations
 
@@ -15,49 +15,54 @@ MODES: Final[dict[str, Mode]] = {"input": "server", "inside": "split", "output":
 
 
 @dataclass(frozen=True, slots=True)
-class Power:
-    """Watts of the board while it computes and while it sends; None where nobody measured or declared them."""
+class PowerDraw:
+    """Watts of a board while it computes and while it sends; None if neither measured nor declared."""
 
     compute_w: float | None = None
     transmit_w: float | None = None
     measured: bool = False
 
 
-def check(model: str, demand: Demand, link: LinkEstimate, power: Power, layers: Sequence[str]) -> None:
-    """Raises `errors.UsageError` for a demand or a link that is not a sensible set of numbers, or a ``keep`` that is none of ``layers``."""
-    _at_least("max_drop_points", demand.max_drop_points, 0, "0 or more")
+def check_demand(model: str, demand: Demand, link: LinkEstimate, power: PowerDraw, layers: Sequence[str]) -> None:
+    """Raise `errors.UsageError` for a number out of range, and for a ``keep`` that is not one of ``layers``."""
+    _require("max_drop_points", demand.max_drop_points, minimum=0)
     for name in ("time", "energy", "cost"):
-        _at_least(f"weights.{name}", getattr(demand.weights, name), 0, "0 or more")
-    _at_least("link.rtt_ms", link.rtt_ms, 0, "0 or more")
+        _require(f"weights.{name}", getattr(demand.weights, name), minimum=0)
+    _require("link.rtt_ms", link.rtt_ms, minimum=0)
     positive: dict[str, float | None] = {"link.uplink_mbps": link.uplink_mbps, "link.downlink_mbps": link.downlink_mbps}
     positive |= {name: getattr(demand, name) for name in ("max_latency_ms", "min_rate_fps", "frames")}
     for name, value in positive.items():
         if value is not None:
-            _at_least(name, value, math.ulp(0), "more than 0")
+            _require(name, value, minimum=math.ulp(0))
     if demand.weights.energy > 0 and (power.compute_w is None or power.transmit_w is None):
         raise errors.UsageError(
-            "the demand weighs energy, but the profile holds no watts for this board: "
-            "declare them in the profile or set the weight of energy to 0"
+            f"the demand has weights.energy = {demand.weights.energy:g}, but the profile has no watts: "
+            "declare them in the profile, or set weights.energy to 0",
+            reason="no-watts",
         )
     if demand.keep not in ("nothing", "input", *layers):
         some = list(dict.fromkeys(layers))[:: max(1, len(layers) // 4)][:5]
         raise errors.UsageError(
-            f"{model} has no layer {demand.keep[:80]!r} to keep on the device: "
-            f'say "nothing", "input" or a layer\'s name, for example {", ".join(some) or "none is offered"}',
+            f"keep = {demand.keep[:80]!r}, but {model} has no such layer: "
+            f'use "nothing", "input" or a layer\'s name, for example {", ".join(some) or "none is offered"}',
+            reason="unknown-layer",
             layers=some,
         )
 
 
-def check_name(model: str, demand: Demand, cuts: Sequence[Cut]) -> None:
-    """Raises `errors.UsageError` for a ``keep`` that names more than one of ``cuts``: a weaker promise than its author meant must not pass."""
+def check_keep(model: str, demand: Demand, cuts: Sequence[Cut]) -> None:
+    """Raise `errors.UsageError` if ``keep`` names several of ``cuts``: the weaker promise must not win silently."""
     named = [cut.index for cut in cuts if cut.kind != "input" and cut.layer == demand.keep]
     if demand.keep not in ("nothing", "input") and len(named) > 1:
         raise errors.UsageError(
-            f"{model} has {len(named)} cuts after a layer named {demand.keep[:80]!r}; keep a later layer, whose name is its own",
+            f"keep = {demand.keep[:80]!r}, but {model} has {len(named)} cuts after layers of that name: "
+            "use a later layer with a unique name",
+            reason="ambiguous-layer",
             cuts=named,
         )
 
 
-def _at_least(name: str, value: float, least: float, words: str) -> None:
-    if not (math.isfinite(value) and value >= least):
-        raise errors.UsageError(f"{name} is {value}: give a number of {words}", field=name)
+def _require(name: str, value: float, minimum: float) -> None:
+    if not (math.isfinite(value) and value >= minimum):
+        allowed = "above 0" if minimum > 0 else "of 0 or more"
+        raise errors.UsageError(f"{name} is {value}: use a number {allowed}", field=name, reason="number")

@@ -1,1 +1,1 @@
-"""From a request for a plan to the message that answers it."""
+"""From a request to a plan message: open models, the planner's inputs, and the answer."""

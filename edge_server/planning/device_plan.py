@@ -1,242 +1,216 @@
-"""From a plan request to a plan: what the planner needs to know of the device, its pick, the segment, and the message."""
+"""From a plan request of one device to its plan: the planner's query, its pick, the segment, and the message."""
 
 from __future__ import annotations
 
 import functools
-import math
-import secrets
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from calibration.bundle.bundle import Bundle
-from device_profiles import predict, schema
-from edge_server.planner import MODES, Pick, Power, Request, Table, choose, reason, refusals, rivals, verify_pick
-from edge_server.planner.allocation import WIDTHS, Layer, segment_bytes
-from edge_server.planning.curves import curves, draw
-from edge_server.planning.times import head_times
-from edge_server.store.catalog import Catalog
-from edge_server.tails.pool import Handler, Tails
-from splitedge import errors, limits
-from splitedge.codec import STAGES
-from splitedge.files import PictureForm
-from splitedge.protocol.messages import (
-    PROTOCOL_VERSION,
-    SENDING,
-    Candidate,
-    LayerBits,
-    Parts,
-    Plan,
-    PlanRequest,
-    Prediction,
-    Rung,
+from device_profiles import schema
+from edge_server.planner import (
+    Pick,
+    Query,
+    RunnerUp,
+    Table,
+    choose,
+    refusals,
+    runners_up,
+    verify_pick,
+    why_lost,
 )
+from edge_server.planning.catalog import Catalog, PlanningTable
+from edge_server.planning.curves import curves, draw
+from edge_server.planning.head_times import head_times
+from edge_server.planning.plan_message import (
+    Costs,
+    PlannedHead,
+    build_plan,
+    build_prediction,
+    check_protocol,
+    codec_stage_ns,
+    mean_bits,
+    power_draw,
+)
+from edge_server.tails.pool import TailHandler, TailPool
+from splitedge.files import PictureForm
+from splitedge.protocol.messages import Candidate, MeasuredTimes, Parts, Plan, PlanRequest, Prediction
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """The planner's choice for a plan request, and what it was made from."""
+class PlanChoice:
+    """The planner's choice for a plan request, and its inputs."""
 
     bundle: Bundle
     table: Table
-    asked: Request
+    query: Query
     pick: Pick
 
 
-def make_plan(catalog: Catalog, request: PlanRequest, tails: Tails | None = None) -> Plan:
-    """The plan for ``request``, stored and with its segment built. Blocks for as long as building a segment takes. Raises as `choose_plan` does."""
+def make_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None = None) -> Plan:
+    """The plan for ``request``, stored, with its segment built; blocks meanwhile. Raises as `choose_plan` does."""
     return store_plan(catalog, choose_plan(catalog, request, tails))
 
 
-def store_plan(catalog: Catalog, chosen: Chosen) -> Plan:
-    """The plan of a choice, stored and with its segment built."""
-    answer = _message(catalog, chosen)
-    catalog.store.put_plan(answer)
-    return answer
+def store_plan(catalog: Catalog, choice: PlanChoice) -> Plan:
+    """The plan of ``choice``, stored, with its segment built."""
+    plan = _plan(catalog, choice)
+    catalog.store.plans.put(plan)
+    return plan
 
 
-def draw_curves(catalog: Catalog, request: PlanRequest, form: PictureForm, tails: Tails | None = None) -> bytes:
-    """The picture of the trade-offs around the plan for ``request``. Raises as `choose_plan` and `curves.draw` do."""
-    chosen = choose_plan(catalog, request, tails)
-    return draw(curves(chosen.table, chosen.asked, chosen.pick), form)
+def draw_curves(catalog: Catalog, request: PlanRequest, form: PictureForm, tails: TailPool | None = None) -> bytes:
+    """A picture of the trade-offs around the plan for ``request``. Raises as `choose_plan` and `curves.draw` do."""
+    choice = choose_plan(catalog, request, tails)
+    return draw(curves(choice.table, choice.query, choice.pick), form)
 
 
-def choose_plan(catalog: Catalog, request: PlanRequest, tails: Tails | None = None) -> Chosen:
-    """What the planner chooses for ``request``, checked.
+def choose_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None = None) -> PlanChoice:
+    """The planner's choice for ``request``, verified.
 
-    ``tails``: those of this process, whose times and queue count; without them the bundle's times do.
-
-    Raises `errors.UnknownModelError`, `errors.UsageError`, `errors.InfeasibleError`, `errors.ProtocolError` (versions, profile).
+    ``tails``: of this process; its measured times and its queue count. Without it the bundle's times count.
+    Raises `errors.UnknownModelError`, `errors.UsageError`, `errors.InfeasibleError`, `errors.ProtocolError` (version,
+    profile, times).
     """
-    if request.protocol != PROTOCOL_VERSION:
-        raise errors.ProtocolError(
-            f"the agent speaks protocol {request.protocol} and this server {PROTOCOL_VERSION}: upgrade the older of the two"
-        )
+    check_protocol(request.protocol)
     profile = schema.from_dict(request.profile)
     bundle = catalog.bundle(request.model)
-    table, heads = catalog.table(bundle)
-    asked = request_of(catalog, bundle, table, heads, profile, request, tails)
-    pick = choose(table, asked)
-    refusals.hold(verify_pick(table, asked, pick))
-    return Chosen(bundle, table, asked, pick)
+    table = catalog.table(bundle)
+    query = _query(catalog, bundle, table, profile, request, tails)
+    pick = choose(table.table, query)
+    refusals.require_valid(verify_pick(table.table, query, pick))
+    return PlanChoice(bundle, table.table, query, pick)
 
 
-def request_of(
-    catalog: Catalog,
-    bundle: Bundle,
-    table: Table,
-    heads: predict.Heads,
-    profile: schema.DeviceProfile,
-    request: PlanRequest,
-    tails: Tails | None = None,
-) -> Request:
-    """What the planner needs to know of a device, its link and its demand. ``heads``: of the table's places."""
-    cuts = [place.cut for place in table.places]
-    known = catalog.store.segments_named(bundle.sha256, {*request.held, *request.measured})
-    known = {sha256: one for sha256, one in known.items() if one[0] == 0}
-    segments = {sha256: cut for sha256, (_, cut, _) in known.items()}
-    rehearsal = request.rehearsal
-    rehearsed = None if rehearsal is None or rehearsal.bundle != bundle.sha256 else rehearsal.ms
-    return Request(
-        demand=request.demand,
-        link=request.link,
-        head_ms=head_times(cuts, heads, profile, request.measured, segments, rehearsed),
-        tail_ms=None if tails is None else tail_times(catalog, bundle, [cut.index for cut in cuts], tails),
-        queue_ms=0.0 if tails is None else tails.times.queue_ms(),
-        sending_ms=request.measured.get(SENDING, 0.0),
-        stage_ns=stage_ns_of(profile),
-        power=power_of(profile.power),
-        memory_bytes=profile.machine.memory_available_bytes or None,
-        held=_held(table, {known[sha256][1:] for sha256 in request.held if sha256 in known}),
-    )
-
-
-def _held(table: Table, segments: set[tuple[int, tuple[int, ...]]]) -> frozenset[int]:
-    """The table's patterns whose segments, told by cut and bits, are among these."""
-    if not segments:
-        return frozenset()
-    return frozenset(
-        i for i, one in enumerate(table.patterns) if (table.places[one.place].cut.index, one.bits) in segments
-    )
-
-
-def tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: Tails) -> tuple[float, ...]:
-    """Milliseconds of the tail behind each of ``cuts``, as this process finds them."""
+def tail_times(catalog: Catalog, bundle: Bundle, cuts: list[int], tails: TailPool | None) -> tuple[float, ...] | None:
+    """Milliseconds of the tail behind each of ``cuts``, as this process measured them; None without ``tails``."""
+    if tails is None:
+        return None
 
     def measure(index: int) -> None:
         load = functools.partial(catalog.tail, bundle, bundle.cuts[index])
-        Handler(tails, (bundle.sha256, index), load, [bundle.codec(index, "minmax", 8)], bundle.output, topk=5).warm()
+        ladder = [bundle.codec(index, "minmax", 8)]
+        TailHandler(tails, (bundle.sha256, index), load, ladder, bundle.output, topk=5).warm()
 
-    return tails.times.of(bundle, cuts, measure)
+    return tails.times.predict(bundle, cuts, measure)
 
 
-def predict_pick(bundle: Bundle, table: Table, asked: Request, pick: Pick) -> Prediction:
-    """The prediction of a plan from its pick."""
-    cut, weights = table.places[pick.place].cut, asked.demand.weights
-    drop = bundle.accuracy.at(pick.noise)
-    source = energy_source(asked.power)
+# --- the planner's query ----------------------------------------------------------------------------------------------
+
+
+def _query(
+    catalog: Catalog,
+    bundle: Bundle,
+    table: PlanningTable,
+    profile: schema.DeviceProfile,
+    request: PlanRequest,
+    tails: TailPool | None,
+) -> Query:
+    cuts = [option.cut for option in table.table.options]
+    known = catalog.store.segments.known(bundle.sha256, {*request.held, *request.measured})
+    heads = {sha256: key for sha256, key in known.items() if key.start == 0}
+    segments = {sha256: key.cut for sha256, key in heads.items()}
+    return Query(
+        demand=request.demand,
+        link=request.link,
+        head_ms=head_times(cuts, table.heads, profile, request.measured, segments, _dry_run_ms(bundle, request)),
+        tail_ms=tail_times(catalog, bundle, [cut.index for cut in cuts], tails),
+        queue_ms=0.0 if tails is None else tails.times.queue_ms(),
+        sending_ms=MeasuredTimes.from_wire(request.measured).sending_ms or 0.0,
+        stage_ns=codec_stage_ns(profile),
+        power=power_draw(profile.power),
+        memory_bytes=profile.machine.memory_available_bytes or None,
+        held=_held(table.table, {heads[sha256][1:] for sha256 in request.held if sha256 in heads}),
+    )
+
+
+def _dry_run_ms(bundle: Bundle, request: PlanRequest) -> list[float] | None:
+    """The dry run's times, if it ran this version of the model."""
+    dry_run = request.dry_run
+    return dry_run.ms if dry_run is not None and dry_run.bundle == bundle.sha256 else None
+
+
+def _held(table: Table, segments: set[tuple[int, tuple[int, ...]]]) -> frozenset[int]:
+    """The indices of the patterns whose segments, given by cut and bits, are among ``segments``."""
+    if not segments:
+        return frozenset()
+    return frozenset(
+        i for i, one in enumerate(table.patterns) if (table.options[one.option].cut.index, one.bits) in segments
+    )
+
+
+# --- the message ------------------------------------------------------------------------------------------------------
+
+
+def _plan(catalog: Catalog, choice: PlanChoice) -> Plan:
+    table, query, pick = choice.table, choice.query, choice.pick
+    head = _head(choice, pick)
+    segment = catalog.segment(choice.bundle, head.option.cut.index, head.bits)
+    prediction = _prediction(choice, pick)
+    prediction.segment_bytes = 0 if pick.pattern in query.held else segment.size
+    return build_plan(
+        head,
+        prediction,
+        segment,
+        query.demand,
+        considered=len(table.pattern),
+        runners_up=[_candidate(choice, one) for one in runners_up(table, query, pick)],
+    )
+
+
+def _head(choice: PlanChoice, pick: Pick) -> PlannedHead:
+    option, pattern = choice.table.options[pick.option], choice.table.patterns[pick.pattern]
+    return PlannedHead(
+        bundle=choice.bundle,
+        option=option,
+        layers=option.layers,
+        bits=pattern.bits,
+        codec=pick.codec,
+        ladder=pick.ladder,
+        noise=pick.noise,
+        other_noise=pattern.noise + option.noise,
+        head_noise=option.noise,
+    )
+
+
+def _prediction(choice: PlanChoice, pick: Pick) -> Prediction:
+    query, weights = choice.query, choice.query.demand.weights
     parts = Parts(
         time=weights.time * pick.total_ms / 1000,
-        fetch=_fetch_s(asked, pick) * weights.time,
+        fetch=_fetch_s(query, pick) * weights.time,
         energy=weights.energy * pick.energy_j,
         cost=weights.cost * pick.server_ms / 1000,
     )
-    return Prediction(
-        pick.device_ms, pick.transfer_ms, pick.queue_ms, pick.server_ms, pick.total_ms, pick.energy_j, source,
-        drop.expected, drop.low, drop.high, bundle.accuracy.samples, pick.noise, pick.payload_bytes, 4 * math.prod(cut.shape),
-        pick.segment_bytes, pick.objective, parts, 0.0 if pick.codec is None else asked.sending_ms,
-    )  # fmt: skip
+    costs = Costs(
+        device_ms=pick.device_ms,
+        transfer_ms=pick.transfer_ms,
+        queue_ms=pick.queue_ms,
+        server_ms=pick.server_ms,
+        total_ms=pick.total_ms,
+        energy_j=pick.energy_j,
+        power=query.power,
+        segment_bytes=pick.segment_bytes,
+        objective=pick.objective,
+        parts=parts,
+        sending_ms=0.0 if pick.codec is None else query.sending_ms,
+    )
+    return build_prediction(_head(choice, pick), costs)
 
 
-def _fetch_s(asked: Request, pick: Pick) -> float:
-    """Seconds of the segment's transfer that fall on one frame."""
-    if asked.demand.frames is None:
+def _fetch_s(query: Query, pick: Pick) -> float:
+    """Seconds of the segment's download for each expected frame."""
+    if query.demand.frames is None:
         return 0.0
-    return pick.segment_bytes * 8e-6 / asked.link.downlink_mbps / asked.demand.frames
+    return pick.segment_bytes * 8e-6 / query.link.downlink_mbps / query.demand.frames
 
 
-def stage_ns_of(profile: schema.DeviceProfile) -> tuple[float, ...]:
-    """Nanoseconds a value of each of `codec.STAGES`; what the profile does not tell costs nothing."""
-    return tuple(profile.overhead.stage_ns.get(stage, 0.0) for stage in STAGES)
-
-
-def power_of(power: schema.Power) -> Power:
-    """A board that is not known to draw less while it sends counts at its load."""
-    sending = power.idle_watts if power.idle_watts is not None else power.load_watts
-    return Power(power.load_watts, sending, measured=power.source == "sensor")
-
-
-def energy_source(power: Power) -> Literal["measured", "declared", "unknown"]:
-    """Where a plan's energy comes from."""
-    if power.compute_w is None or power.transmit_w is None:
-        return "unknown"
-    return "measured" if power.measured else "declared"
-
-
-def _message(catalog: Catalog, chosen: Chosen) -> Plan:
-    bundle, table, asked, pick = chosen.bundle, chosen.table, chosen.asked, chosen.pick
-    place, bits = table.places[pick.place], table.patterns[pick.pattern].bits
-    cut = place.cut
-    segment = catalog.segment(bundle, cut.index, bits)
-    prediction = predict_pick(bundle, table, asked, pick)
-    prediction.segment_bytes = 0 if pick.pattern in asked.held else segment.size
-    whole = pick.noise or 1.0
-    codec = None if pick.codec is None else place.codecs[pick.codec]
-    return Plan(
-        id=secrets.token_urlsafe(18),
-        model=bundle.name,
-        bundle=bundle.sha256,
-        mode=MODES[cut.kind],
-        cut=cut,
-        layers=[
-            LayerBits(layer.name, mean_bits([layer], (b,)), layer.weights, layer.noise[b - WIDTHS[0]] / whole)
-            for layer, b in zip(place.layers, bits, strict=True)
-        ],
-        codec_share=codec.noise / whole if codec else 0.0,
-        head_share=place.noise / whole,
-        ladder=[bundle.codec(cut.index, place.codecs[i].rule, place.codecs[i].bits) for i in pick.ladder],
-        rungs=[rung(bundle, table, pick, codec) for codec in pick.ladder],
-        codec=0 if pick.codec is None else pick.ladder.index(pick.codec),
-        segment=segment,
-        preprocess=bundle.preprocess,
-        prediction=prediction,
-        runners_up=[
-            candidate(bundle, table, asked, rival.pick, reason(table, asked, rival, pick))
-            for rival in rivals(table, asked, pick)
-        ],
-        considered=len(table.pattern),
-        expires_unix=time.time() + limits.PLAN_LIFETIME,
-        demand=asked.demand,
-        labels=bundle.labels,
-        metric=bundle.metric,
-        tokenizer=bundle.tokenizer,
-        output=bundle.output,
-    )
-
-
-def rung(bundle: Bundle, table: Table, pick: Pick, codec: int) -> Rung:
-    """What codec number ``codec`` of the pick's place costs with the pick's weights."""
-    place, one = table.places[pick.place], table.places[pick.place].codecs[codec]
-    noise = table.patterns[pick.pattern].noise + place.noise + one.noise
-    drop = bundle.accuracy.at(noise)
-    return Rung(one.frame_bytes, noise, drop.expected, drop.high)
-
-
-def candidate(bundle: Bundle, table: Table, asked: Request, pick: Pick, why: str) -> Candidate:
-    """A pick as runners-up are told."""
-    place = table.places[pick.place]
-    codec = None if pick.codec is None else place.codecs[pick.codec]
+def _candidate(choice: PlanChoice, runner_up: RunnerUp) -> Candidate:
+    pick = runner_up.pick
+    head = _head(choice, pick)
     return Candidate(
-        place.cut,
-        mean_bits(place.layers, table.patterns[pick.pattern].bits),
-        codec.bits if codec else 0,
-        codec.rule if codec else "",
-        predict_pick(bundle, table, asked, pick),
-        why,
+        cut=head.option.cut,
+        weight_bits=mean_bits(head.layers, head.bits),
+        activation_bits=head.chosen.bits if head.chosen else 0,
+        rule=head.chosen.rule if head.chosen else "",
+        prediction=_prediction(choice, pick),
+        reason=why_lost(choice.table, choice.query, runner_up, choice.pick),
     )
-
-
-def mean_bits(layers: Sequence[Layer], bits: tuple[int, ...]) -> float:
-    """Bits that a weight takes in a segment, in the mean; 0 without weights."""
-    return 8 * segment_bytes(layers, bits) / max(1, sum(layer.weights for layer in layers))

@@ -1,4 +1,4 @@
-"""From a bundle to the planner's table of patterns: the same for every device, so it is made once, and its patterns are kept in the store."""
+"""The planner's table of a bundle. It is the same for every device, so its patterns are kept in the store."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from calibration.accuracy import trials
 from calibration.bundle.bundle import Bundle
 from edge_server.planner import (
     CutCodec,
-    Layer,
+    CutOption,
     Level,
     Pattern,
-    Place,
     Table,
+    WeightLayer,
     best_patterns,
-    pattern_of,
+    make_pattern,
     precompute,
     tabulate,
 )
@@ -26,76 +26,60 @@ from edge_server.store.store import Store
 from splitedge.head.segment import Header, only_moves
 from splitedge.protocol import frames
 
-#: Points of accuracy drop for which patterns are made: what is asked for is rounded down to one of them.
+#: Accuracy drops, in points, that have patterns; a demand is rounded down to one of them.
 DROPS: Final = (
-    0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.8, 3.3,
-    4.0, 4.5, 5.0, 6.0, 7.0, 8.5, 10.0, 15.0, 20.0, 50.0, 100.0,
-)  # fmt: skip
+    *(0.01, 0.02, 0.05),
+    *(0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9),
+    *(1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.8, 3.3, 4.0, 4.5, 5.0, 6.0, 7.0, 8.5),
+    *(10.0, 15.0, 20.0, 50.0, 100.0),
+)
 
-
-#: Raised where the same levels, layers and codecs come to have other patterns than those that stores keep.
-_SEARCH: Final = 1
+#: Increase it if the search finds other patterns for the same levels, layers and codecs: it invalidates stored ones.
+_SEARCH_VERSION: Final = 1
 _HASH_BYTES: Final = hashlib.sha256().digest_size
 
 
-def table_of(bundle: Bundle, progress: Callable[[int, int], None] | None = None) -> Table:
-    """The patterns of every offered cut at every level. Raises `errors.UsageError` where the model's answers bear no noise at all."""
-    return precompute(bundle.name, _places(bundle), levels_of(bundle), progress)
+def build_table(bundle: Bundle, progress: Callable[[int, int], None] | None = None) -> Table:
+    """The patterns of every offered cut at every level; ``progress`` as in `precompute`.
+
+    Raises `errors.UsageError` if no bit widths keep the loosest level.
+    """
+    return precompute(bundle.name, _cut_options(bundle), accuracy_levels(bundle), progress)
 
 
-def kept_table(store: Store, bundle: Bundle, progress: Callable[[int, int], None] | None = None) -> Table:
-    """`table_of`, from the patterns in ``store``; where it holds none, or those of something else, they are found and kept there."""
-    places, levels = _places(bundle), levels_of(bundle)
-    source = _source(places, levels)
-    patterns = _unpack(store.patterns(bundle.sha256), source, places)
+def load_or_build_table(store: Store, bundle: Bundle, progress: Callable[[int, int], None] | None = None) -> Table:
+    """As `build_table`, from the patterns in ``store``. Missing, damaged or outdated ones are computed and stored."""
+    options, levels = _cut_options(bundle), accuracy_levels(bundle)
+    source = _source_hash(options, levels)
+    patterns = _unpack(store.patterns.get(bundle.sha256), source, options)
     if patterns is None:
-        patterns = best_patterns(places, levels, progress)
-        store.put_patterns(bundle.sha256, _pack(patterns, source))
-    return tabulate(bundle.name, places, levels, patterns)
+        patterns = best_patterns(options, levels, progress)
+        store.patterns.put(bundle.sha256, _pack(patterns, source))
+    return tabulate(bundle.name, options, levels, patterns)
 
 
-def _places(bundle: Bundle) -> list[Place]:
-    return [place_of(bundle, cut, bundle.header(cut)) for cut in bundle.offered]
-
-
-def _source(places: Sequence[Place], levels: Sequence[Level]) -> bytes:
-    """Hash of all that patterns are made from."""
-    made_from = _SEARCH, levels, [(place.cut.kind, place.noise, place.layers, place.codecs) for place in places]
-    return hashlib.sha256(msgspec.msgpack.encode(made_from)).digest()
-
-
-def _pack(patterns: Sequence[Pattern], source: bytes) -> bytes:
-    """A hash over ``source`` and what follows; then the place and the bits of each pattern, from which all else is told."""
-    body = msgspec.msgpack.encode([(one.place, bytes(one.bits)) for one in patterns])
-    return hashlib.sha256(source + body).digest() + body
-
-
-def _unpack(data: bytes | None, source: bytes, places: Sequence[Place]) -> list[Pattern] | None:
-    """The patterns that `_pack` wrote; None for what is damaged, or was made from something else."""
-    if data is None or hashlib.sha256(source + data[_HASH_BYTES:]).digest() != data[:_HASH_BYTES]:
-        return None
-    found = msgspec.msgpack.decode(data[_HASH_BYTES:], type=list[tuple[int, bytes]])
-    return [pattern_of(index, places[index], tuple(bits)) for index, bits in found]
-
-
-def levels_of(bundle: Bundle) -> list[Level]:
-    """For each of `DROPS` the noise that the accuracy model lets it have."""
-    found = [Level(drop, bundle.accuracy.within(drop)) for drop in DROPS]
+def accuracy_levels(bundle: Bundle) -> list[Level]:
+    """For each of `DROPS` the noise that the accuracy model allows; equal levels are merged."""
     rising: list[Level] = []
-    for level in found:
-        if level.noise > (rising[-1].noise if rising else 0.0):
-            rising.append(level)
+    for drop in DROPS:
+        noise = bundle.accuracy.within(drop)
+        if noise > (rising[-1].noise if rising else 0.0):
+            rising.append(Level(drop, noise))
     return rising
 
 
-def place_of(bundle: Bundle, index: int, header: Header) -> Place:
-    """An offered cut, whose head has ``header``, as the planner sees it."""
+def _cut_options(bundle: Bundle) -> list[CutOption]:
+    return [_cut_option(bundle, cut, bundle.header(cut)) for cut in bundle.offered]
+
+
+def _cut_option(bundle: Bundle, index: int, header: Header) -> CutOption:
+    """The offered cut ``index``, whose head has ``header``, for the planner."""
     cut, noise = bundle.cuts[index], bundle.cut_noises[index]
     inside = [bundle.layers[name] for name in bundle.weight_layers(index)]
-    return Place(
+    return CutOption(
         cut=cut,
         layers=tuple(
-            Layer(layer.name, layer.weights, tuple(layer.noises), tuple(layer.coded_bytes)) for layer in inside
+            WeightLayer(layer.name, layer.weights, tuple(layer.noises), tuple(layer.coded_bytes)) for layer in inside
         ),
         codecs=tuple(
             CutCodec(one.rule, one.bits, frames.HEADER_BYTES + one.payload, trials.codec_noise(noise, one), one.work)
@@ -108,3 +92,23 @@ def place_of(bundle: Bundle, index: int, header: Header) -> Place:
         other_bytes=bundle.other_bytes[index],
         noise=trials.head_noise(noise, [layer.noise for layer in inside]),
     )
+
+
+def _source_hash(options: Sequence[CutOption], levels: Sequence[Level]) -> bytes:
+    """SHA-256 of everything that the patterns depend on."""
+    inputs = [(option.cut.kind, option.noise, option.layers, option.codecs) for option in options]
+    return hashlib.sha256(msgspec.msgpack.encode((_SEARCH_VERSION, levels, inputs))).digest()
+
+
+def _pack(patterns: Sequence[Pattern], source: bytes) -> bytes:
+    """A hash over ``source`` and the body; the body holds the option and the bits of each pattern."""
+    body = msgspec.msgpack.encode([(one.option, bytes(one.bits)) for one in patterns])
+    return hashlib.sha256(source + body).digest() + body
+
+
+def _unpack(data: bytes | None, source: bytes, options: Sequence[CutOption]) -> list[Pattern] | None:
+    """The patterns that `_pack` wrote; None if they are missing, damaged, or made from something else."""
+    if data is None or hashlib.sha256(source + data[_HASH_BYTES:]).digest() != data[:_HASH_BYTES]:
+        return None
+    found = msgspec.msgpack.decode(data[_HASH_BYTES:], type=list[tuple[int, bytes]])
+    return [make_pattern(index, options[index], tuple(bits)) for index, bits in found]

@@ -1,1 +1,1 @@
-"""The server's only state: models, plans, segments and tokens in one folder."""
+"""The server's state on disk: tokens, plans, patterns, bundles and segments."""

@@ -1,1 +1,1 @@
-"""Tails: the rest of the network in ONNX Runtime."""
+"""The rest of the network, behind the cut: ONNX Runtime sessions, their threads and their times."""

@@ -1,22 +1,21 @@
-"""Clip rules: from the distribution of a tensor to the range [lo, hi] that its codes span.
+"""Clip rules: from the distribution of a tensor to the range [lo, hi] of its codes. Values outside the range are clipped to its ends.
 
-Every rule works on a `Distribution` (distinct values and how often each occurs), so a 256-bin histogram of uint8 codes is the exact tensor.
-What lies outside a range is clipped to its ends.
+Every rule works on a `Distribution`, the distinct values with their counts. A 256-bin histogram of uint8 codes therefore is the exact tensor.
 
-- ``minmax``: the least and the greatest value.
-- ``percentile``: from the (100 - p)-th to the p-th percentile, the inverse of the distribution function. The default p of `PERCENTILE` is the
-  clip that is best for a Laplace tensor at 5 bits. Where both fall on one value (a tensor of nearly all zeros) it is ``minmax``.
-- ``aciq-laplace``, ``aciq-gauss``: mean +- factor x deviation, least expected squared error for that density (ACIQ: Banner et al., NeurIPS 2019).
-- ``aciq-onesided``: for rectified tensors. They are taken as the upper half of a Laplace density that stands on the least value, so 2^bits levels
-  over [min, min + alpha] are as fine as 2^(bits + 1) over the whole density, whose factor it therefore takes. lo is the minimum (0 after a
-  ReLU) and never more: a tensor with a negative side keeps it. The scale is the mean distance above the minimum of those values that are not the
-  minimum: what a ReLU has set to zero is exact at any range and says nothing about the tail.
-- ``mse``: least squared error on this distribution, by search. Never worse than any other of `RULES`.
-- ``aciq-gelu``: for the outputs of GELU, as QuantPipe's authors have it: +- W(3 x 4^(bits + 1)) x sqrt(mean x^2).
-- ``ds-aciq``, ``ds-aciq-fixed``: +- factor of Laplace x b, where b is searched for from mean |x| towards the density's peak, so that the Laplace density is
-  nearest to the histogram (QuantPipe). The step of the search is theirs, in their later and their earlier variant.
+- ``minmax``: least and greatest value.
+- ``percentile``: the (100 - p)-th to the p-th percentile. The default p is `PERCENTILE`, the best clip of a Laplace tensor at 5 bits. If both are the
+  same value, as in a tensor of nearly all zeros, the range is ``minmax``.
+- ``aciq-laplace``, ``aciq-gauss``: mean +- factor x deviation, with the least expected squared error for that density (ACIQ, Banner et al.,
+  NeurIPS 2019).
+- ``aciq-onesided``: for rectified tensors, as the upper half of a Laplace density above the least value. 2^bits levels over [min, min + alpha] are as
+  fine as 2^(bits + 1) over the whole density, so the rule uses the factor of bits + 1. The scale is the mean distance from the minimum of all other
+  values, because the zeros of a ReLU are exact in any range.
+- ``mse``: least squared error on this distribution, by search. Never worse than the other `RULES`.
+- ``aciq-gelu``: for outputs of GELU, from QuantPipe's code: +- W(3 x 4^(bits + 1)) x sqrt(mean x^2).
+- ``ds-aciq``, ``ds-aciq-fixed``: +- Laplace factor x b (QuantPipe). The search for b starts at mean |x| and fits the Laplace density to the histogram.
+  The two rules have the steps of the authors' later and earlier code.
 
-The analytic ranges are cut at the least and greatest value: levels beyond them would never be used.
+Analytic ranges are limited to the least and greatest value, because levels beyond them are never used.
 """
 
 from __future__ import annotations
@@ -36,28 +35,20 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 RULES: Final = ("minmax", "percentile", "aciq-laplace", "aciq-gauss", "aciq-onesided", "mse")
-#: Published rules that calibration does not choose from: they are here to be compared with.
+#: Published rules for comparison. Calibration does not choose from them.
 PUBLISHED: Final = ("aciq-gelu", "ds-aciq", "ds-aciq-fixed")
 PERCENTILE: Final = 99.9
 
-_BINS: Final = 200  # of QuantPipe's histogram
-_SHRINK: Final = (
-    1.0,
-    0.85,
-    0.7,
-    0.55,
-    0.4,
-    0.28,
-    0.18,
-    0.1,
-)  # of the distance from the mean to each end, where a search begins
-_REFINED: Final = 8  # starts that are refined; 16 find nothing better
+_BINS: Final = 200  # bins of QuantPipe's histogram
+#: Starts of the search, as fractions of the distance from the mean to each end.
+_SHRINK: Final = (1.0, 0.85, 0.7, 0.55, 0.4, 0.28, 0.18, 0.1)
+_REFINED: Final = 8  # refined starts; 16 find nothing better
 _ROUNDS: Final = 48
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Distinct finite values, ascending, float64 [U], and the weight of each, above 0."""
+    """Distinct finite ``values``, ascending, float64 [U], and their positive ``weights``."""
 
     values: F64
     weights: F64
@@ -72,16 +63,17 @@ class Distribution:
 
 
 def distribution(values: ArrayLike, weights: ArrayLike | None = None) -> Distribution:
-    """The distribution of ``values`` (any shape, not empty), each counted ``weights`` times (same shape) or once.
+    """The distribution of ``values`` (any shape, not empty), with counts ``weights`` of the same shape, or 1 each.
 
-    Raises `errors.CodecError` for NaN or infinity, for weights that are negative or not finite, of another shape, or 0 altogether.
+    Raises `errors.CodecError` for NaN or infinity, and for weights that are negative, not finite, of another shape, or all 0.
     """
     with np.errstate(over="ignore"):
         v = np.asarray(values).astype(np.float32).ravel()
     w = np.ones(v.size) if weights is None else np.asarray(weights, np.float64).ravel()
     if w.shape != v.shape or not np.isfinite(w).all() or (w < 0).any() or not w.any():
         raise errors.CodecError(
-            "weights must be one finite count >= 0 for each value, not all 0; calibrate with at least one sample"
+            "weights must be one finite count >= 0 for each value, not all 0; calibrate with at least one sample",
+            reason="weights",
         )
     v, w = v[w > 0], w[w > 0]
     refuse_nonfinite(v, "the calibration samples and the model")
@@ -90,20 +82,22 @@ def distribution(values: ArrayLike, weights: ArrayLike | None = None) -> Distrib
 
 
 def refuse_nonfinite(x: NDArray[Any], suspect: str) -> None:
-    """Raises `errors.CodecError` that says how many values are NaN or infinite, if any."""
+    """Raise `errors.CodecError` with the number of NaN and infinite values, if there are any."""
     finite = int(np.isfinite(x).sum())
     if finite < x.size:
         nan = int(np.isnan(x).sum())
         infinite = x.size - finite - nan
         raise errors.CodecError(
-            f"the tensor holds {nan} NaN and {infinite} infinite values among {x.size}; check {suspect}",
+            f"{nan} NaN and {infinite} infinite values among the {x.size} of a tensor; check {suspect}",
             nan=nan,
             infinite=infinite,
+            reason="not-finite",
+            size=x.size,
         )
 
 
 def clip_range(d: Distribution, rule: str, bits: int, percentile: float = PERCENTILE) -> tuple[float, float]:
-    """The range [lo, hi] of ``rule``, one of `RULES` or `PUBLISHED`, at ``bits`` 2..8; lo = hi only for a constant."""
+    """The range [lo, hi] of ``rule``, one of `RULES` or `PUBLISHED`, at ``bits`` 2..8. lo = hi only for a constant."""
     least, greatest = float(d.values[0]), float(d.values[-1])
     if least == greatest or rule == "minmax":
         return least, greatest
@@ -126,7 +120,7 @@ def clip_range(d: Distribution, rule: str, bits: int, percentile: float = PERCEN
 
 
 def _published(d: Distribution, rule: str, bits: int) -> float:
-    """Half the width of a range about 0."""
+    """Half the width of the range, which is symmetric about 0."""
     if rule == "aciq-gelu":
         return laplace_factor(bits + 1) * math.sqrt(float(np.average(d.values**2, weights=d.weights)))
     counts, edges = np.histogram(d.values, _BINS, weights=d.weights)
@@ -144,14 +138,16 @@ def _published(d: Distribution, rule: str, bits: int) -> float:
 
 
 def _laplace(points: F64, scale: float | F64) -> F64:
-    """The density at ``points`` [n], their sum 1; [m, n] for ``scale`` [m, 1]."""
-    density = np.exp(-(np.abs(points) - np.abs(points).min()) / scale)  # the least magnitude goes, lest all be 0
+    """The density at ``points`` [n], normalized to the sum 1; [m, n] for ``scale`` [m, 1]."""
+    density = np.exp(
+        -(np.abs(points) - np.abs(points).min()) / scale
+    )  # subtracting the least magnitude avoids an underflow to 0
     normal: F64 = density / density.sum(axis=-1, keepdims=True)
     return normal
 
 
 def grid(lo: float, hi: float, bits: int) -> tuple[np.float32, np.float32]:
-    """The float32 (lo, scale) of the codes that span [lo, hi]; a scale beyond float32 is infinite."""
+    """The float32 (lo, scale) of codes over [lo, hi]. A scale beyond float32 is infinite."""
     start = np.float32(lo)
     with np.errstate(over="ignore"):
         return start, np.float32(max(0.0, hi - float(start)) / ((1 << bits) - 1) if hi > lo else 0.0)
@@ -160,9 +156,9 @@ def grid(lo: float, hi: float, bits: int) -> tuple[np.float32, np.float32]:
 def squared_error(
     values: NDArray[Any], weights: NDArray[Any] | None, lo: F32, scale: F32, bits: int, levels: F32 | None = None
 ) -> float:
-    """Sum of weight x (value - decoded)^2 over values [..., C], exactly as the codec computes them."""
+    """Sum of weight x (value - decoded)^2 over values [..., C], in the codec's own arithmetic."""
     x = values.astype(np.float32)
-    with np.errstate(over="ignore"):  # of a range too wide for float32, whose error is then infinite
+    with np.errstate(over="ignore"):  # a range too wide for float32 has an infinite error
         decoded = reference.codec_dequantize(reference.codec_quantize(x, lo, scale, bits, levels), lo, scale, levels)
     square = (x.astype(np.float64) - decoded) ** 2
     return float(square.sum() if weights is None else (square * weights).sum())
@@ -170,7 +166,7 @@ def squared_error(
 
 @functools.cache
 def laplace_factor(bits: int) -> float:
-    """Best clip half-width of a Laplace density in units of its mean absolute deviation: Lambert's W(3 x 4^bits), by Newton's rule."""
+    """Best clip half-width of a Laplace density in units of its mean absolute deviation: Lambert's W(3 x 4^bits), by Newton's method."""
     target = 3.0 * 4**bits
     w = math.log(target)
     for _ in range(20):
@@ -182,8 +178,8 @@ def laplace_factor(bits: int) -> float:
 def gauss_factor(bits: int) -> float:
     """Best clip half-width a of a Gauss density in units of its standard deviation.
 
-    Minimises (1 + a^2)(1 - erf(a / sqrt 2)) - sqrt(2 / pi) a exp(-a^2 / 2) + a^2 / (3 x 4^bits); this halves the interval in which the derivative,
-    2 (a erfc(a / sqrt 2) - sqrt(2 / pi) exp(-a^2 / 2) + a / (3 x 4^bits)), changes its sign.
+    It minimizes (1 + a^2)(1 - erf(a / sqrt 2)) - sqrt(2 / pi) a exp(-a^2 / 2) + a^2 / (3 x 4^bits), by bisection of the derivative
+    2 (a erfc(a / sqrt 2) - sqrt(2 / pi) exp(-a^2 / 2) + a / (3 x 4^bits)).
     """
     low, high = 0.1, 10.0
     for _ in range(60):
@@ -200,10 +196,10 @@ def _quantile(d: Distribution, percent: float) -> float:
 
 
 def _mse(d: Distribution, bits: int, percentile: float) -> tuple[float, float]:
-    """Least squared error: the other rules' ranges and a coarse lattice of ranges, the best few refined.
+    """The range of least squared error: the best of the other rules' ranges and a coarse lattice, refined.
 
-    Refining is Lloyd's rule held to equal steps: with the codes fixed, the best (lo, scale) is the regression of value on code; with (lo, scale)
-    fixed, the nearest level is the best code. Neither step can raise the error. The winner is judged by the codec's own float32 arithmetic.
+    The refinement is Lloyd's algorithm for equal steps. For fixed codes the best (lo, scale) is the regression of value on code; for fixed (lo, scale)
+    the best code is the nearest level. Neither step increases the error. The codec's own float32 arithmetic decides between the results.
     """
     others = [clip_range(d, rule, bits, percentile) for rule in RULES if rule != "mse"]
     mean, least, greatest = d.mean, d.values[0], d.values[-1]
@@ -220,16 +216,16 @@ def _coded_error(d: Distribution, lo: float, hi: float, bits: int) -> float:
 
 
 class _Cells:
-    """Sums of weight x value^k over the values of each code, from running sums: the cost does not grow with the tensor, only its logarithm."""
+    """Sums of weight x value^k over the values of each code, from cumulative sums. The cost grows with the logarithm of the tensor's size."""
 
     def __init__(self, d: Distribution, bits: int) -> None:
         self.codes = np.arange(1 << bits, dtype=np.float64)
-        self.centre = d.mean  # sums about the mean do not cancel
+        self.centre = d.mean  # sums about the mean avoid cancellation
         self.values = d.values - self.centre
         self.running = [np.concatenate(([0.0], np.cumsum(d.weights * self.values**k))) for k in range(3)]
 
     def sums(self, ranges: F64) -> tuple[F64, F64]:
-        """Weight and weight x value of each code [R, 2^bits] under each range [R, 2], which is relative to the centre."""
+        """Weight and weight x value of each code [R, 2^bits] for each range [R, 2] relative to the centre."""
         scale = (ranges[:, 1:] - ranges[:, :1]) / self.codes[-1]
         inner = np.searchsorted(self.values, ranges[:, :1] + scale * (self.codes[:-1] + 0.5))
         edges = np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, self.values.size)))
@@ -245,7 +241,7 @@ class _Cells:
         return errors
 
     def refine(self, ranges: F64) -> F64:
-        """Each range [R, 2] moved to a near local optimum."""
+        """Each range [R, 2], moved to a local optimum."""
         ranges = ranges - self.centre
         for _ in range(_ROUNDS):
             weight, first = self.sums(ranges)

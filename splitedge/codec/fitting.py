@@ -1,18 +1,18 @@
-"""Codecs fitted to whole tensors: what a range for each value cannot say, such as a rotation, or steps that share bits among channels.
+"""Codecs fitted to sample tensors, the `FAMILIES`:
 
-- a clip rule of `clip` (`RULES`, `PUBLISHED`), and with ``-channel`` the same for each channel;
-- ``minmax-frame``, ``minmax-token``: least and greatest value of each frame, or of each row of its last axis;
-- ``aciq-frame``, ``aciq-token``: ACIQ's Laplace range about 0 from the frame's, or the row's, own mean magnitude;
-- ``mse-token``: the range of least squared error as a part of what each row spans itself, or as multiples of its mean magnitude, whichever errs less;
-- ``lloyd-max``, ``lloyd-max-channel``: the codebook of least squared error at 2 and 3 bits, moved and scaled to each channel;
-- ``hadamard``: channels in blocks through a Hadamard matrix, which makes them alike and nearly Gaussian, then such a codebook, or equal steps from 4
-  bits on; ``hadamard-token`` scales it by the mean magnitude of each row;
-- ``entropy``: one step for all channels and an entropy stage, so that bits go where values are wide, as rate-distortion theory has it;
-- ``pca``: the same for the principal components, of which those that would get no bits are left out.
+- a clip rule of `clip` (`RULES`, `PUBLISHED`); with ``-channel``, one range for each channel.
+- ``minmax-frame``, ``minmax-token``: least and greatest value of each frame, or of each row of its last axis.
+- ``aciq-frame``, ``aciq-token``: ACIQ's Laplace range about 0, from the mean magnitude of the frame or row.
+- ``mse-token``: the range of least squared error, relative to each row's span or to its mean magnitude, the better of both.
+- ``lloyd-max``, ``lloyd-max-channel``: a codebook of least squared error at 2 and 3 bits, shifted and scaled for each channel.
+- ``hadamard``: blocks of channels are multiplied by a Hadamard matrix, which makes them alike and nearly Gaussian. Then a codebook at 2 and 3 bits, equal
+  steps from 4 bits. ``hadamard-token`` also scales by the mean magnitude of each row.
+- ``entropy``: one step for all channels and an entropy stage. Wide channels get more bits, as in rate-distortion theory.
+- ``pca``: the same for principal components, without those that would get no bits.
 
-At ``bits`` b the last two are fitted so that a frame takes b bits a value, whatever comes with it included; their codes are of 8 bits.
+The codes of the last two have 8 bits. At ``bits`` b they are fitted so that a frame takes b bits a value in all.
 
-Beside these `FAMILIES` there is `FLOAT`, values as float16 or float32: 16 or 32 bits, and nothing to fit.
+`FLOAT` sends float16 or float32 values, at 16 or 32 bits, and needs no fit.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import ArrayLike, NDArray
 
 from kernels import reference
@@ -37,44 +38,44 @@ from splitedge.protocol.messages import Basis, Codec
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-AtRate = Callable[[str, float], Codec]  # the name, and bits of a value
+AtRate = Callable[[str, float], Codec]  # from the name of the family and the bits of a value
 
 CHANNEL: Final = "-channel"
 FLOAT: Final = "float"
-#: Values to which `mse-token` is fitted, about, in rows evenly spread.
+#: About the number of values in the fit of `mse-token`, in evenly spaced rows.
 _VALUES: Final = 400_000
-#: Rows to which an entropy stage is fitted at most, evenly spread, and those by which its step is found, to so many bits, in so many tries at most.
+#: Most rows, evenly spaced, in the fit of an entropy stage, and in the search for its step.
 _ROWS: Final = 8192
 _SEARCHED: Final = 1024
-#: Tables that the channels share, at most, and values that one must have been counted from: else it fits these samples and no others.
+#: Most tables that the channels share, and least values behind a table; fewer would overfit.
 _TABLES: Final = 32
 _COUNTED: Final = 4096
-#: Codes on either side of a channel's mean; where steps would be more, they are wider.
+#: Most codes on either side of a channel's mean; wider channels get wider steps.
 _REACH: Final = 127
-#: Of a step: components that deviate less would get no bits.
+#: Components with a smaller deviation, in steps, would get no bits.
 _SILENT: Final = 0.3
-_CLOSE: Final = 1e-3
-_TRIES: Final = 16
+_CLOSE: Final = 1e-3  # bits of a value within which the search for the step ends
+_TRIES: Final = 16  # most iterations of that search
 _LEAST_RATE: Final = 0.25
-_OTHERS: Final = 32  # samples whose payloads are measured
-#: Of the greatest value that a channel had in the samples: beyond it values are clipped.
+_OTHERS: Final = 32  # held-out samples whose payloads are measured
+#: Clip value of a channel over its greatest value in the samples.
 _HEADROOM: Final = 1.5
 
 
 def fit_samples(samples: ArrayLike, family: str, bits: float) -> Codec:
-    """The codec of ``family``, one of `FAMILIES`, at ``bits`` 2..8 (any fraction from 0.25 on for those of `CODED`) for tensors like ``samples`` [n, ..., C],
-    or `FLOAT` at 16 or 32.
+    """A codec for tensors like ``samples`` [n, ..., C].
 
-    Raises for NaN, infinity and no samples at all, for an unknown family or width, and for a codebook at a width that has none.
+    ``family`` is one of `FAMILIES`, at ``bits`` 2..8 (any fraction from 0.25 for those of `CODED`), or `FLOAT` at 16 or 32. Raises for NaN, infinity or
+    no samples, for an unknown family or width, and for a codebook at a width without one.
     """
     _check_request(family, bits)
     with np.errstate(over="ignore"):
         values = np.asarray(samples).astype(np.float32)
     if values.ndim == 0 or not values.size:
-        raise errors.CodecError("there is no value to fit a codec to; calibrate with at least one sample")
+        raise errors.CodecError("no value to fit a codec to; calibrate with at least one sample", reason="no-values")
     clip.refuse_nonfinite(values, "the calibration samples and the model")
     if family == FLOAT:
-        return Codec(FLOAT, int(bits), [0.0], [1.0])
+        return Codec(FLOAT, int(bits), (0.0,), (1.0,))
     made = _to_rate(values, family, bits) if family in CODED else _PACKED[family](_rows(values), family, int(bits))
     prepare(made)
     return made
@@ -82,11 +83,17 @@ def fit_samples(samples: ArrayLike, family: str, bits: float) -> Codec:
 
 def _check_request(family: str, bits: float) -> None:
     if family not in (*FAMILIES, FLOAT):
-        raise errors.CodecError(f"there is no codec {family!r}; choose one of {', '.join((*FAMILIES, FLOAT))}")
+        raise errors.CodecError(
+            f"unknown codec {family!r}; choose one of {', '.join((*FAMILIES, FLOAT))}",
+            reason="unknown-codec",
+            family=family,
+        )
     known = bits in FLOATS if family == FLOAT else bits in BITS
     if not known and not (family in CODED and _LEAST_RATE <= bits <= BITS[-1]):
         wanted = "16 or 32" if family == FLOAT else f"{BITS[0]} to {BITS[-1]}, or the codec {FLOAT!r} at 16 or 32"
-        raise errors.CodecError(f"{bits:g} bits cannot be had of the codec {family!r}; choose {wanted}")
+        raise errors.CodecError(
+            f"the codec {family!r} does not support {bits:g} bits; choose {wanted}", reason="bits", bits=bits
+        )
 
 
 def _rows(values: F32) -> F64:
@@ -94,7 +101,7 @@ def _rows(values: F32) -> F64:
 
 
 def _to_rate(values: F32, family: str, bits: float) -> Codec:
-    """Of a family of `CODED`. Frequencies fit the samples that they were counted from best: how much more others take, a quarter of them tells."""
+    """A codec of a family of `CODED`. Its tables favour the samples of the fit, so a held-out quarter measures the true rate and corrects for it."""
     size = math.prod(values.shape[1:])
     held = np.arange(len(values)) % 4 == min(3, len(values) - 1)
     rate = max(bits - 24 * lanes(size) / size, bits / 2)
@@ -109,16 +116,16 @@ def _clipped(rows: F64, family: str, bits: int) -> Codec:
     rule = family.removesuffix(CHANNEL)
     parts = rows.T if family.endswith(CHANNEL) else [rows]
     grids = [clip.grid(*clip.clip_range(clip.distribution(part), rule, bits), bits) for part in parts]
-    return Codec(family, bits, [float(lo) for lo, _ in grids], [float(scale) for _, scale in grids])
+    return Codec(family, bits, tuple(float(lo) for lo, _ in grids), tuple(float(scale) for _, scale in grids))
 
 
 def _own_range(_: F64, family: str, bits: int) -> Codec:
     scope: Any = "tensor" if family.endswith("frame") else "token"
     top = (1 << bits) - 1
     if family.startswith("minmax"):
-        return Codec(family, bits, [0.0], [_single(1 / top)], dynamic=scope)
+        return Codec(family, bits, (0.0,), (_single(1 / top),), dynamic=scope)
     wide = clip.laplace_factor(bits)
-    return Codec(family, bits, [_single(-wide)], [_single(2 * wide / top)], dynamic=scope, span="mean")
+    return Codec(family, bits, (_single(-wide),), (_single(2 * wide / top),), dynamic=scope, span="mean")
 
 
 def _own_least_error(rows: F64, family: str, bits: int) -> Codec:
@@ -128,7 +135,7 @@ def _own_least_error(rows: F64, family: str, bits: int) -> Codec:
 
 
 def _within_own(rows: F32, family: str, bits: int, span: Literal["range", "mean"]) -> tuple[float, Codec]:
-    """The squared error on ``rows`` and the codec whose range errs least within what each row spans. Raises for rows that span more than float32 holds."""
+    """The codec with the range of least squared error relative to each row's ``span``, and that error. Raises for rows whose span exceeds float32."""
     with np.errstate(over="ignore"):
         side = reference.codec_side(rows, span == "range").astype(np.float64)
     if not np.isfinite(side).all():
@@ -136,13 +143,13 @@ def _within_own(rows: F32, family: str, bits: int, span: Literal["range", "mean"
     offset, size = side[:, :1], side[:, 1:]
     live = size[:, 0] > 0
     peak = float(size.max())
-    if not live.any():  # constants, which their offsets are
-        return 0.0, Codec(family, bits, [0.0], [_single(1 / ((1 << bits) - 1))], dynamic="token", span=span)
+    if not live.any():  # constants: the offset is the value
+        return 0.0, Codec(family, bits, (0.0,), (_single(1 / ((1 << bits) - 1)),), dynamic="token", span=span)
     alike = ((rows[live] - offset[live]) / size[live]).astype(np.float32)
     weights = np.broadcast_to((size[live] / peak) ** 2, alike.shape)
     lo, scale = clip.grid(*clip.clip_range(clip.distribution(alike, weights), "mse", bits), bits)
     error = peak**2 * clip.squared_error(alike, weights, np.array([lo]), np.array([scale]), bits)
-    return error, Codec(family, bits, [float(lo)], [float(scale)], dynamic="token", span=span)
+    return error, Codec(family, bits, (float(lo),), (float(scale),), dynamic="token", span=span)
 
 
 def _codebook(rows: F64, family: str, bits: int) -> Codec:
@@ -155,32 +162,29 @@ def _rotated(rows: F64, family: str, bits: int) -> Codec:
     if family.endswith("token"):
         magnitude = np.abs(turned).mean(axis=1, keepdims=True)
         turned = turned / np.where(magnitude > 0, magnitude, 1.0)
-    made = _normal(turned, family, bits)
-    made.rotation = size
-    if family.endswith("token"):
-        made.dynamic, made.span = "token", "mean"
-    return made
+    made = replace(_normal(turned, family, bits), rotation=size)
+    return replace(made, dynamic="token", span="mean") if family.endswith("token") else made
 
 
 def rotation_of(channels: int) -> int:
-    """The largest block that divides so many channels; 0 where none does."""
+    """The largest Hadamard block that divides ``channels``; 0 if none does."""
     return max((size for size in ROTATIONS if channels % size == 0), default=0)
 
 
 def _normal(rows: F64, family: str, bits: int) -> Codec:
-    """Each channel moved and scaled to mean 0 and deviation 1, then levels fitted to all of them together."""
+    """Channels normalized to mean 0 and deviation 1, with levels fitted to all of them together."""
     mean, deviation = rows.mean(axis=0), rows.std(axis=0)
     alike = ((rows - mean) / np.where(deviation > 0, deviation, 1.0))[:, deviation > 0]
     known = clip.distribution(alike[:: max(1, alike.size // 400_000)] if alike.size else np.zeros(1))
     if bits in CODEBOOKS:
-        levels = [float(np.float32(v)) for v in lloyd_max(known, 1 << bits)]
+        levels = _singles(lloyd_max(known, 1 << bits))
         return Codec(family, bits, _singles(mean), _singles(deviation), levels=levels)
     lo, hi = clip.clip_range(known, "mse", bits)
     return Codec(family, bits, _singles(mean + lo * deviation), _singles((hi - lo) / ((1 << bits) - 1) * deviation))
 
 
 def lloyd_max(known: clip.Distribution, count: int) -> F64:
-    """``count`` ascending levels of least squared error for a distribution, by Lloyd's rule from its quantiles."""
+    """``count`` ascending levels of least squared error for a distribution, by Lloyd's algorithm from its quantiles."""
     weight, first = (np.concatenate(([0.0], np.cumsum(known.weights * known.values**k))) for k in range(2))
     places = np.searchsorted(weight[1:], (np.arange(count) + 0.5) / count * weight[-1])
     levels: F64 = known.values[np.minimum(places, len(known.values) - 1)]
@@ -197,7 +201,7 @@ def lloyd_max(known: clip.Distribution, count: int) -> F64:
 
 @dataclass(frozen=True)
 class _Steps:
-    """Channels cut into steps [C]: how far codes reach on either side of the mean, their table, the tables, and the bits that a value takes by them."""
+    """The steps of the channels [C], the reach of their codes on either side of the mean, the index of their tables, the tables, and bits of a value."""
 
     step: F64
     reach: I64
@@ -214,10 +218,14 @@ def _entropy_coded(rows: F64) -> AtRate:
 
 
 def _components(rows: F64) -> AtRate:
-    """As `_entropy_coded`, of the principal components: their columns as 16-bit integers."""
+    """As `_entropy_coded`, for principal components with columns of 16-bit integers."""
     channels = rows.shape[1]
     if channels**2 > limits.MAX_BASIS:
-        raise errors.CodecError(f"principal components of {channels} channels are too many; choose another codec")
+        raise errors.CodecError(
+            f"{channels} channels are too many for principal components; choose another codec",
+            reason="too-many-channels",
+            channels=channels,
+        )
     centre = rows.mean(axis=0).astype(np.float32)
     centred = rows - centre
     _, vectors = np.linalg.eigh(centred.T @ centred / len(rows))
@@ -231,8 +239,8 @@ def _components(rows: F64) -> AtRate:
         kept = max(1, int(silent.argmax()) if silent.any() else channels)
         found = _steps(turned[:, :kept], rate * channels / kept)
         made = _stepped(family, np.zeros(kept), found, lengths[:kept])
-        made.basis = Basis([float(v) for v in centre], np.ascontiguousarray(columns[:, :kept]).tobytes())
-        return made
+        basis = Basis(tuple(float(v) for v in centre), np.ascontiguousarray(columns[:, :kept]).tobytes())
+        return replace(made, basis=basis)
 
     return at_rate
 
@@ -240,13 +248,14 @@ def _components(rows: F64) -> AtRate:
 def _stepped(family: str, mean: F64, found: _Steps, lengths: F64 | float = 1.0) -> Codec:
     step = found.step * lengths
     lo = mean * lengths - found.reach * step
-    return Codec(family, 8, _singles(lo), _singles(step), tables=found.tables, table=[int(t) for t in found.table])
+    tables = tuple(map(tuple, found.tables))
+    return Codec(family, 8, _singles(lo), _singles(step), tables=tables, table=tuple(found.table.tolist()))
 
 
 def _steps(values: F64, rate: float) -> _Steps:
-    """The step at which ``values`` [n, C] of mean 0 cost ``rate`` bits each, and its tables.
+    """The step at which ``values`` [n, C] of mean 0 take ``rate`` bits each, and its tables.
 
-    A step of half the width costs one bit more where steps are narrow, and less where they are wide: each try is closer than the one before.
+    Halving a narrow step costs one bit, halving a wide step less, so each iteration comes closer.
     """
     few = values[:: -(-len(values) // _SEARCHED)]
     step = max(float(values.std(axis=0).mean()), 1e-30) * 2.0 ** (2 - rate)
@@ -259,7 +268,7 @@ def _steps(values: F64, rate: float) -> _Steps:
 
 
 def _tabled(values: F64, least: float) -> _Steps:
-    """Tables for steps of ``least``, or more where a channel would need too many; channels in order of their deviation share them."""
+    """Tables for steps of ``least``, or wider for a channel with too many. Channels of similar deviation share a table."""
     channels = values.shape[1]
     peaks, deviations = _HEADROOM * np.abs(values).max(axis=0), values.std(axis=0)
     step = np.maximum(least, peaks / _REACH)
@@ -279,7 +288,7 @@ def _tabled(values: F64, least: float) -> _Steps:
 
 
 def frequencies(counts: I64) -> list[int]:
-    """``counts`` as integers of at least 1 that sum to `FREQUENCIES`, in proportion; what rounding leaves is the commonest code's."""
+    """``counts`` in proportion, as integers of at least 1 with the sum `FREQUENCIES`. The commonest code gets the remainder of the rounding."""
     shares = 1 + counts.astype(np.int64) * (FREQUENCIES - len(counts)) // max(1, int(counts.sum()))
     shares[int(counts.argmax())] += FREQUENCIES - int(shares.sum())
     return [int(share) for share in shares]
@@ -289,13 +298,13 @@ def _single(value: float) -> float:
     return float(np.float32(value))
 
 
-def _singles(values: F64) -> list[float]:
+def _singles(values: F64) -> tuple[float, ...]:
     with np.errstate(over="ignore"):
-        return [float(v) for v in values.astype(np.float32)]
+        return tuple(values.astype(np.float32).tolist())
 
 
 Fit = Callable[[F64, str, int], Codec]
-#: What `fit_samples` knows.
+#: The fits behind `fit_samples`.
 _PACKED: Final[dict[str, Fit]] = {
     **{rule + scope: _clipped for rule in RULES + PUBLISHED for scope in ("", CHANNEL)},
     **dict.fromkeys(("minmax-frame", "minmax-token", "aciq-frame", "aciq-token"), _own_range),

@@ -1,10 +1,10 @@
-"""A codec checked and prepared: what came in a plan, as the arrays that the kernels take."""
+"""A codec of a plan, checked and prepared as arrays for the kernels."""
 
 from __future__ import annotations
 
+import functools
 import math
-import operator
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,9 +23,9 @@ I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 
 BITS: Final = range(2, 9)
-#: Widths at which values go as floats.
+#: Widths of float values.
 FLOATS: Final[dict[int, np.dtype[Any]]] = {16: np.dtype("<f2"), 32: np.dtype("<f4")}
-#: Widths at which there may be a codebook.
+#: Widths that allow a codebook.
 CODEBOOKS: Final = packing.CODEBOOKS
 ROTATIONS: Final = rotation.SIZES
 FREQUENCIES: Final = 1 << rans.SCALE
@@ -33,10 +33,10 @@ _NONE: Final = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class Coder:
-    """Tables of the entropy stage, as `kernels.rans` takes them: ``index`` [C] or [1] says which is whose.
+class EntropyTables:
+    """Tables of the entropy stage, in the form of `kernels.rans`. ``index`` [C] or [1]: the table of each channel.
 
-    ``sizes``, ``bits`` and ``worst`` of each table: how many codes, the bits that one takes on average, and the bits of the rarest.
+    For each table: ``sizes`` is its number of codes, ``bits`` the mean bits of a code, ``worst`` the bits of the rarest code.
     """
 
     index: I64
@@ -50,8 +50,8 @@ class Coder:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """A change of basis: ``forward`` from C channels to K components and ``back``, as `projection.panels`; ``weights`` [K] between them."""
+class BasisChange:
+    """A change of basis: ``forward`` from C channels to K components, and ``back``, as `projection.panels`. ``weights`` [K] scale the components."""
 
     centre: F32
     forward: F32
@@ -63,7 +63,7 @@ class Turn:
 class Layout:
     """The payload of a tensor of ``size`` values: ``front`` bytes of side information, then the codes of ``rows`` of ``inner`` each.
 
-    ``least`` and ``most`` bytes in all, the same but for an entropy stage and JPEG.
+    ``least`` and ``most`` are the bounds of its size in bytes; they differ only with an entropy stage or JPEG.
     """
 
     size: int
@@ -79,26 +79,25 @@ class Layout:
 
 
 @dataclass(slots=True)
-class Ready:
-    """A codec that was checked, as arrays [C]. Holds the codec, so that its id stays its own while it is kept, and the fields that were checked."""
+class Prepared:
+    """A checked codec, as arrays [C]."""
 
     codec: Codec
-    fields: tuple[Any, ...]
     bits: int
     lo: F32
     scale: F32
     inverse: F32
     levels: F32
     thresholds: F32
-    turn: Turn | None
-    coder: Coder | None
-    table: tuple[tuple[float, int], U8] | None = None  # for the tensor scale and zero point that were asked for last
-    reach: float = 0.0  # no value of a frame's own range is farther from its offset than so many times its size
+    turn: BasisChange | None
+    coder: EntropyTables | None
+    table: tuple[tuple[float, int], U8] | None = None  # for the last scale and zero point of the tensor
+    reach: float = 0.0  # greatest distance of a value from the offset of a dynamic range, in multiples of its size
     layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)  # by shape
 
     @property
     def plain(self) -> bool:
-        """Whether a code depends on nothing but its own value and channel."""
+        """Whether a code depends only on its value and channel."""
         c = self.codec
         return not (self.bits in FLOATS or c.rotation or self.turn or c.dynamic)
 
@@ -110,66 +109,71 @@ class Ready:
         return self.levels[-1:] if self.levels.size else np.array([(1 << self.bits) - 1], np.float32)
 
 
-_kept: dict[int, Ready] = {}
-_KEPT: Final = 32  # prepared codecs: more than the ladder of any plan
+@functools.lru_cache(maxsize=32)  # more than the ladder of any plan
+def prepare(codec: Codec) -> Prepared:
+    """The codec, checked, as arrays. Raises `errors.CodecError`."""
+    return _check(codec)
 
 
-def prepare(codec: Codec) -> Ready:
-    """The codec checked and as arrays: from memory unless it is new or a field was replaced (a plan's codec serves every frame)."""
-    ready, fields = _kept.get(id(codec)), _fields(codec)
-    if ready is None or ready.fields != fields:
-        ready = _check(codec, fields)
-        if len(_kept) >= _KEPT:
-            _kept.clear()
-        _kept[id(codec)] = ready
-    return ready
-
-
-_fields: Final[Callable[[Codec], tuple[Any, ...]]] = operator.attrgetter(
-    "bits", "lo", "scale", "levels", "rotation", "basis", "dynamic", "span", "tables", "table", "jpeg"
-)
-
-
-def _check(codec: Codec, fields: tuple[Any, ...]) -> Ready:
+def _check(codec: Codec) -> Prepared:
     if codec.bits not in BITS and codec.bits not in FLOATS:
-        raise errors.CodecError(f"a codec of {codec.bits} bits is not one of 2 to 8, 16 or 32; ask for another plan")
+        raise errors.CodecError(
+            f"a codec of {codec.bits} bits is not one of 2 to 8, 16 or 32; ask for another plan", reason="codec-bits"
+        )
     channels = len(codec.lo)
     if not 1 <= channels <= limits.MAX_CHANNELS or len(codec.scale) != channels:
         raise errors.CodecError(
-            f"a codec with {channels} offsets and {len(codec.scale)} scales is not one of 1 to {limits.MAX_CHANNELS} channels; ask for another plan"
+            f"a codec with {channels} offsets and {len(codec.scale)} scales is not one of 1 to {limits.MAX_CHANNELS} channels; ask for another plan",
+            reason="codec-channels",
         )
-    if codec.bits in FLOATS and any(fields[3:7] + fields[8:]):
-        raise errors.CodecError("a codec of floats has neither codes nor tables nor a rotation; ask for another plan")
-    if codec.jpeg and (codec.jpeg not in jpeg.QUALITIES or codec.bits != 8 or any(fields[3:7] + fields[8:10])):
+    if codec.bits in FLOATS and (
+        codec.levels or codec.rotation or codec.basis or codec.dynamic or codec.tables or codec.table or codec.jpeg
+    ):
         raise errors.CodecError(
-            f"JPEG of quality {codec.jpeg} at {codec.bits} bits is not one of 1 to 100 for pixels of 8 bits; ask for another plan"
+            "a codec of floats has neither codes nor tables nor a rotation; ask for another plan", reason="codec-floats"
+        )
+    if codec.jpeg and (
+        codec.jpeg not in jpeg.QUALITIES
+        or codec.bits != 8
+        or codec.levels
+        or codec.rotation
+        or codec.basis
+        or codec.dynamic
+        or codec.tables
+        or codec.table
+    ):
+        raise errors.CodecError(
+            f"JPEG of quality {codec.jpeg} at {codec.bits} bits is not one of 1 to 100 for pixels of 8 bits; ask for another plan",
+            reason="codec-jpeg",
         )
     levels, turn = _levels(codec), _turn(codec.basis, channels) if codec.basis else None
     if codec.rotation and (
         codec.rotation not in ROTATIONS or codec.basis or channels % codec.rotation * (channels > 1)
     ):
         raise errors.CodecError(
-            f"a rotation of {codec.rotation} does not fit {channels} channels; ask for another plan"
+            f"a rotation of {codec.rotation} does not fit {channels} channels; ask for another plan",
+            reason="codec-rotation",
         )
     with np.errstate(over="ignore", invalid="ignore"):
         lo, scale = _floats(codec.lo), _floats(codec.scale)
         coder = _coder(codec, channels) if codec.tables else None
         thresholds = reference.codec_thresholds(levels) if levels.size else _NONE
-        ready = Ready(
-            codec, fields, codec.bits, lo, scale, reference.codec_inverse(scale), levels, thresholds, turn, coder
+        prepared = Prepared(
+            codec, codec.bits, lo, scale, reference.codec_inverse(scale), levels, thresholds, turn, coder
         )
-        ends = lo + scale * ready.highest, lo + scale * levels[0] if levels.size else lo
-    ready.reach = float(np.abs(lo).max()) + float(scale.max()) * max(
-        float(np.abs(v).max()) for v in (ready.highest, levels) if v.size
+        ends = lo + scale * prepared.highest, lo + scale * levels[0] if levels.size else lo
+    prepared.reach = float(np.abs(lo).max()) + float(scale.max()) * max(
+        float(np.abs(v).max()) for v in (prepared.highest, levels) if v.size
     )
     if not (all(np.isfinite(end).all() for end in ends) and (scale >= 0).all()):
         raise errors.CodecError(
-            "a codec's range must be finite, in float32, and its scale not negative; scale the tensor or ask for another plan"
+            "a codec's range must be finite, in float32, and its scale not negative; scale the tensor or ask for another plan",
+            reason="codec-range",
         )
-    return ready
+    return prepared
 
 
-def _floats(values: list[float]) -> F32:
+def _floats(values: Sequence[float]) -> F32:
     return np.array(values, np.float64).astype(np.float32)
 
 
@@ -181,16 +185,18 @@ def _levels(codec: Codec) -> F32:
     wanted = codec.bits in CODEBOOKS and len(levels) == 1 << codec.bits and not codec.tables
     if not wanted or not np.isfinite(levels).all() or (np.diff(levels) < 0).any():
         raise errors.CodecError(
-            f"a codebook of {len(levels)} levels at {codec.bits} bits is not one of 4 or 8 ascending levels at 2 or 3; ask for another plan"
+            f"a codebook of {len(levels)} levels at {codec.bits} bits is not one of 4 or 8 ascending levels at 2 or 3; ask for another plan",
+            reason="codec-levels",
         )
     return levels
 
 
-def _turn(basis: Any, channels: int) -> Turn:
+def _turn(basis: Any, channels: int) -> BasisChange:
     ins = len(basis.centre)
     if not 1 <= channels <= ins or len(basis.columns) != 2 * ins * channels or ins * channels > limits.MAX_BASIS:
         raise errors.CodecError(
-            f"a change of basis of {len(basis.columns)} bytes is not one from {ins} channels to {channels}; ask for another plan"
+            f"a change of basis of {len(basis.columns)} bytes is not one from {ins} channels to {channels}; ask for another plan",
+            reason="codec-basis-size",
         )
     with np.errstate(over="ignore"):
         centre = _floats(basis.centre)
@@ -198,25 +204,27 @@ def _turn(basis: Any, channels: int) -> Turn:
     squares = (columns.astype(np.int64) ** 2).sum(axis=0)
     if not (squares.all() and np.isfinite(centre).all()):
         raise errors.CodecError(
-            "a change of basis has a column of nothing or a centre that is not finite; ask for another plan"
+            "a change of basis has a column of nothing or a centre that is not finite; ask for another plan",
+            reason="codec-basis-values",
         )
     forward = columns.astype(np.float32)
     ways = projection.panels(forward), projection.panels(forward.T)
-    return Turn(centre, *ways, np.float32(1) / squares.astype(np.float32))
+    return BasisChange(centre, *ways, np.float32(1) / squares.astype(np.float32))
 
 
-def _coder(codec: Codec, channels: int) -> Coder:
+def _coder(codec: Codec, channels: int) -> EntropyTables:
     sizes = [len(table) for table in codec.tables]
     index = np.array(codec.table, np.int64) if all(0 <= i < len(sizes) for i in codec.table) else np.zeros(0, np.int64)
     sound = len(sizes) <= limits.MAX_TABLES and len(index) in (1, channels) and max(sizes) <= 1 << codec.bits
     if not sound or any(not table or min(table) < 1 or sum(table) != FREQUENCIES for table in codec.tables):
         raise errors.CodecError(
             f"the tables of a codec must be 1 to {limits.MAX_TABLES} of 1 to {1 << codec.bits} frequencies that sum to {FREQUENCIES}, and each channel's be "
-            "one of them; ask for another plan"
+            "one of them; ask for another plan",
+            reason="codec-tables",
         )
     counts = [np.array(table, np.int64) for table in codec.tables]
     parts = [c / FREQUENCIES for c in counts]
-    return Coder(
+    return EntropyTables(
         index,
         np.cumsum([0, *[size + 1 for size in sizes[:-1]]]).astype(np.int64),
         np.concatenate([[0, *np.cumsum(c)] for c in counts]).astype(np.uint32),

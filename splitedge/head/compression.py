@@ -1,14 +1,14 @@
-"""The constants of a segment as its file holds them: one run of the entropy coder (`kernels.entropy`) over all arrays of a blob.
+"""Entropy coding of a segment's constants: one run of the coder (`kernels.entropy`) over all arrays of a blob.
 
-    u16     a bit for each array of bytes, in the order below: set where all bytes are taken as equally frequent
-    u64     the coder's number, then its words, u32, little-endian as everything here
+    u16     a bit for each array of bytes in the order below: set if the array is coded with equal frequencies
+    u64     the coder's state, then its words, u32; all numbers are little-endian
 
-    bytes   int32 arrays, all in one, as four planes of bytes, the most significant first; float32 arrays in the same way; tables, all in one,
-            each byte less the one before
-    codes   weights, each array by itself; of a table whose rows have few different scales the rows of each scale by themselves, the least first
+    bytes   all int32 arrays as four byte planes, the most significant first; all float32 arrays in the same way; all tables, each byte less the one
+            before
+    codes   weights, array by array; a table whose rows have few distinct scales is split by scale, the least first
 
-A byte of a lower plane is counted by what the byte above it is: 0, 255, or another. What is right for one array of weights depends on no other, so
-`coded_bytes` tells what each adds to a file. Where the receiver has something similar (`Known`), arrays are told by their difference from it.
+The context of a byte in a lower plane is the byte above it: 0, 255, or another. Each array of weights is coded independently, so `coded_bytes` gives
+its share of a file. If the receiver has similar arrays (`Known`), differences are coded.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Kind: TypeAlias = Literal["i32", "f32", "table", "codes"]
 
 TABLE: Final = 256  # bytes
 HEAD: Final = 10  # bytes before the words
-SCALES: Final = 64  # different ones, at most, for which the rows of a table are counted apart
-_WEIGHT: Final = 2048  # of what is taken for granted before the first symbol, in counts: as much as 64 symbols
+SCALES: Final = 64  # most distinct scales for which the rows of a table are coded separately
+_WEIGHT: Final = 2048  # total of the initial counts of an adaptive model, as much as 64 symbols
 _ALL: Final[U8] = np.zeros(1, np.uint8)  # one context for every symbol
 _FLAT: Final[I64] = np.full((1, 256), 1 << 40)
 
 
 class Part(NamedTuple):
-    """An array in a blob, from byte ``offset``: ``size`` values of ``kind``; codes are packed at ``bits``; the size of a table is its 256 bytes.
+    """An array in a blob at byte ``offset``: ``size`` values of ``kind``. Codes are packed at ``bits`` bits; a table has 256 bytes.
 
-    Codes that are a table of ``rows``, with a float32 scale for each from byte ``scales`` on, are counted by their row's scale.
+    Codes in ``rows``, with a float32 scale for each row at byte ``scales``, are coded by the scale of their row.
     """
 
     kind: Kind
@@ -58,14 +58,14 @@ class Part(NamedTuple):
         )
 
     def of(self, blob: U8) -> U8:
-        """Its bytes."""
+        """Its bytes in ``blob``."""
         return blob[self.offset : self.offset + self.nbytes]
 
 
 class Guess(NamedTuple):
-    """What the receiver expects of an array of codes: ``codes`` [size], and for each a context 0 .. ``contexts`` - 1 in ``where`` [size].
+    """The receiver's prediction of an array of codes: ``codes`` [size], each with a context 0 .. ``contexts`` - 1 in ``where`` [size].
 
-    ``sure``: whether most are likely to be just that.
+    ``sure``: whether most predictions are likely to be exact.
     """
 
     codes: U8
@@ -75,19 +75,19 @@ class Guess(NamedTuple):
 
 
 class Known(Protocol):
-    """What the receiver has of the arrays, by their place in ``parts``; None where it has nothing."""
+    """The receiver's predictions of arrays, by their index in ``parts``; None without one."""
 
     def words(self, index: int) -> U32 | None:
-        """Of an int32 or float32 array."""
+        """The prediction of an int32 or float32 array."""
 
     def guess(self, index: int, blob: U8) -> Guess | None:
-        """Of an array of codes; all arrays of ``blob`` that are no codes are there already."""
+        """The prediction of an array of codes. ``blob`` already has all other arrays."""
 
 
 def coded_bytes(codes: U8, bits: int, scales: F32 | None = None) -> int:
-    """What an array of weight codes, each < 2^``bits``, takes in a segment file, to one byte. About 0.03 seconds for a million.
+    """Bytes of an array of weight codes, each < 2^``bits``, in a segment file, exact to one byte. Takes about 0.03 s for a million codes.
 
-    ``scales``: of a table's rows (see `Part`); ``codes`` is then [rows, width].
+    ``scales``: the scales of a table's rows (see `Part`); ``codes`` is then [rows, width].
     """
     table = np.ascontiguousarray(codes).reshape(1 if scales is None else len(scales), -1)
     runs = [slice(None)] if scales is None else alike(scales)
@@ -96,7 +96,7 @@ def coded_bytes(codes: U8, bits: int, scales: F32 | None = None) -> int:
 
 
 def encode(blob: U8, parts: Sequence[Part], known: Known | None = None) -> bytes:
-    """The arrays ``parts`` of ``blob``. The same arrays give the same bytes on every machine."""
+    """The arrays ``parts`` of ``blob``, coded. Every machine yields the same bytes."""
     arrays, flat = [], 0
     for place, (codes, where) in enumerate(_byte_arrays(blob, parts, known)):
         usual = (codes, where, _bytes_start(where))
@@ -118,9 +118,9 @@ def encode(blob: U8, parts: Sequence[Part], known: Known | None = None) -> bytes
 
 
 def decode(data: bytes, parts: Sequence[Part], size: int, known: Known | None = None) -> U8:
-    """The blob of ``size`` bytes whose ``parts`` (all within it) are in ``data``; the bytes between them are 0.
+    """The blob of ``size`` bytes with the ``parts`` (all within it) coded in ``data``. Bytes between them are 0.
 
-    Takes memory for the blob, one array and a copy of ``data``. Raises `errors.SegmentError` if ``data`` is not what `encode` makes.
+    Needs memory for the blob, one array and a copy of ``data``. Raises `errors.SegmentError` if ``data`` is damaged.
     """
     reader, blob = _Reader(data), np.zeros(size, np.uint8)
     place = 0
@@ -185,14 +185,14 @@ def _table(codes: U8, part: Part) -> U8:
 
 
 def _runs(blob: U8, part: Part) -> Sequence[slice | NDArray[np.intp]]:
-    """The rows of a part of codes that are counted together, run by run."""
+    """The groups of rows of a part that are coded together."""
     if part.scales < 0:
         return [slice(None)]
     return alike(blob[part.scales : part.scales + 4 * part.rows].view("<f4"))
 
 
 def alike(scales: F32) -> Sequence[slice | NDArray[np.intp]]:
-    """The rows of each scale, the least first; all together where too many differ."""
+    """The rows of each distinct scale, the least first; one group if there are too many scales."""
     values, which = np.unique(scales.view("<u4"), return_inverse=True)
     if not 1 < len(values) <= SCALES:
         return [slice(None)]
@@ -200,11 +200,13 @@ def alike(scales: F32) -> Sequence[slice | NDArray[np.intp]]:
 
 
 def _damaged() -> errors.SegmentError:
-    return errors.SegmentError("the segment's constants are damaged; fetch it from the server again")
+    return errors.SegmentError(
+        "the constants of the segment are damaged; download it again", reason="damaged-constants"
+    )
 
 
 def _encode(arrays: Sequence[tuple[U8, U8, I64]]) -> tuple[U32, int]:
-    """Words and number of ``arrays`` of codes, contexts and counts at the start."""
+    """Words and state of the coder after ``arrays`` of codes, contexts and initial counts."""
     words = np.empty(sum(len(codes) // 2 + 1 for codes, _, _ in arrays), np.uint32)
     state = np.array([entropy.SEED, len(words)], np.int64)
     for codes, where, start in reversed(arrays):
@@ -213,7 +215,7 @@ def _encode(arrays: Sequence[tuple[U8, U8, I64]]) -> tuple[U32, int]:
 
 
 def _byte_arrays(blob: U8, parts: Sequence[Part], known: Known | None) -> list[tuple[U8, U8]]:
-    """The nine arrays of bytes with their contexts."""
+    """The nine arrays of bytes, with their contexts."""
     found = []
     for kind in ("i32", "f32"):
         planes = _gather(blob, parts, kind, known).astype("<u4").view(np.uint8).reshape(-1, 4)
@@ -249,7 +251,7 @@ def _scatter(blob: U8, parts: Sequence[Part], chosen: Sequence[int], words: U32,
 
 
 def _where(above: U8) -> U8:
-    """Contexts of the plane below: 0 under a 0, 1 under a 255, else 2; one for all where there is no byte."""
+    """Contexts of the plane below: 0 under a 0, 1 under a 255, else 2; one context for an empty plane."""
     if not len(above):
         return _ALL
     return np.where(above == 0, 0, np.where(above == 255, 1, 2)).astype(np.uint8)
@@ -260,7 +262,7 @@ def _bytes_start(where: U8) -> I64:
 
 
 def _codes_start(bits: int) -> I64:
-    """Weights are few far from 0."""
+    """Initial counts of weights: fewer far from 0."""
     symbols = np.arange(1 << bits)
     weight = 1 + np.minimum(symbols, symbols[::-1])
     start: I64 = np.maximum(weight * _WEIGHT // weight.sum(), 1)[None]
@@ -268,7 +270,7 @@ def _codes_start(bits: int) -> I64:
 
 
 def _differences_start(bits: int, guess: Guess) -> I64:
-    """Differences modulo 2^bits are small, either way."""
+    """Initial counts of differences modulo 2^bits: fewer far from 0 in both directions."""
     symbols = np.arange(1 << bits)
     far = np.minimum(symbols, (1 << bits) - symbols)
     weight = 1 + (_WEIGHT >> np.minimum(far * (12 if guess.sure else 2), 13))
@@ -276,7 +278,7 @@ def _differences_start(bits: int, guess: Guess) -> I64:
 
 
 def unpack(blob: U8, part: Part) -> U8:
-    """The codes of a part, a byte each."""
+    """The codes of a part, one byte each."""
     codes = np.empty(part.size, np.uint8)
     codec.unpack(part.of(blob).copy(), part.bits, codes)
     return codes

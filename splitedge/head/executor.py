@@ -49,7 +49,7 @@ class Head:
         """``threads``: how many work on one frame; the bits are the same for any number."""
         weights = verify(segment)
         if not 1 <= threads <= limits.MAX_THREADS:
-            raise UsageError(f"a head runs on 1 to {limits.MAX_THREADS} threads, not {threads}")
+            raise UsageError(f"a head runs on 1 to {limits.MAX_THREADS} threads, not {threads}", reason="threads")
         self.header = segment.header
         self.input = self.header.tensors[self.header.input]
         self.output = self.header.tensors[self.header.output]
@@ -124,11 +124,13 @@ class Head:
         if x.dtype != wanted or list(x.shape) != self.input.shape:
             kind = {"u8": "uint8 codes", "f32": "float32 values", "i32": "int32 token ids"}[self.input.dtype]
             raise InputError(
-                f"the head takes {kind} of shape {self.input.shape}, not {x.dtype} of shape {list(x.shape)}"
+                f"the head takes {kind} of shape {self.input.shape}, not {x.dtype} of shape {list(x.shape)}",
+                reason="other-tensor",
             )
         if self.input.dtype == "i32" and not (int(x.min()) >= 0 and int(x.max()) < self._vocabulary):
             raise InputError(
-                f"the model knows the token ids 0 to {self._vocabulary - 1}; use the tokenizer of this model"
+                f"the model knows the token ids 0 to {self._vocabulary - 1}; use the tokenizer of this model",
+                reason="token-ids",
             )
         self._arena[self.input.offset :][: x.nbytes] = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
 
@@ -144,7 +146,8 @@ class Head:
         frame = seg.golden_frame(self.header)
         if hashlib.sha256(self.run(frame).tobytes()).hexdigest() != self.header.golden.sha256:
             raise SegmentError(
-                "this machine does not compute the segment's golden answer; fetch it again, and if that does not help, report it"
+                "this machine does not compute the segment's golden answer; fetch it again, and if that does not help, report it",
+                reason="golden-answer",
             )
 
 

@@ -1,4 +1,4 @@
-"""What files of pictures are beside JPEG and 8-bit RGB: other depths and modes, other formats by their first bytes, and files that end early."""
+"""Image files beyond 8-bit RGB: other depths and modes, unsupported formats by their first bytes, truncated files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from splitedge import errors
 
-#: Pillow's modes that it converts to grey and RGB. Alpha is left out, as ``convert("RGB")`` and training pipelines do.
+#: Modes that Pillow converts to grey and RGB. Alpha is dropped, as in ``convert("RGB")`` and in training pipelines.
 _PLAIN: Final = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 
 _NAMES: Final = {
@@ -22,11 +22,11 @@ _NAMES: Final = {
     b"BM": "BMP",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",  # of 64-bit offsets
+    b"II+\0": "TIFF",  # BigTIFF
     b"MM\0+": "TIFF",
 }
 _CONVERT: Final = "convert it to JPEG or PNG"
-#: Formats that people send and nothing here decodes: a pattern of the first bytes, the name, and what to do.
+#: Common formats without a decoder: a pattern of the first bytes, the name, and advice.
 _FOREIGN: Final = tuple(
     (re.compile(pattern, re.DOTALL), name, advice)
     for pattern, name, advice in (
@@ -47,33 +47,41 @@ _FOREIGN: Final = tuple(
         (rb"\x1f\x8b", "a gzip file", "unpack it"),
     )
 )  # fmt: skip
-_LOOK: Final = 1024  # bytes in which a format shows itself
+_LOOK: Final = 1024  # bytes that the patterns see
 
-_END: Final = b"\xff\xd9"  # of a JPEG
+_END: Final = b"\xff\xd9"  # JPEG's end marker
 _FILLERS: Final = (b"\x55" * 64, b"\xaa" * 64, b"\x33" * 64)
 _RESTART: Final = re.compile(rb"\xff([\xd0-\xd7])")
 
 
 def eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
-    """``image`` with 8 bits a channel: of more ``bits`` the upper 8, as Pillow does with 16-bit colour.
+    """``image`` with the upper 8 of its ``bits`` a channel, as Pillow does with 16-bit colour.
 
-    ``bits``: None where the mode tells. Raises `errors.InputError` for values of unknown range and for modes that are no RGB or grey.
+    ``bits`` None derives them from the mode. Raises `errors.InputError` for values of unknown range, and for modes other than RGB or grey.
     """
     if not image.width or not image.height:
-        raise errors.InputError(f"the picture has {image.width} x {image.height} pixels; send one that has some")
+        raise errors.InputError(
+            f"the image has {image.width} x {image.height} pixels; send an image with pixels", reason="no-pixels"
+        )
     bits = 16 if bits is None and image.mode.startswith("I;16") else bits
     if bits is not None:
         return Image.fromarray(np.clip(np.asarray(image).astype(np.int32) >> (bits - 8), 0, 255).astype(np.uint8))
     if image.mode in ("I", "F"):
         kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-        raise errors.InputError(f"the picture holds {kind} of unknown range; save it with 8 or 16 bits a channel")
+        raise errors.InputError(
+            f"the image has {kind} of unknown range; save it with 8 or 16 bits a channel", reason="unknown-range"
+        )
     if image.mode not in _PLAIN:
-        raise errors.InputError(f"a picture of colour mode {image.mode} is not supported; save it as RGB or grey")
+        raise errors.InputError(
+            f"the colour mode {image.mode} is not supported; save the image as RGB or grey",
+            reason="colour-mode",
+            mode=image.mode,
+        )
     return image
 
 
 def depth(image: Image.Image) -> int | None:
-    """The bits of a channel of ``image``, fresh from its file, where they are more than 8 and known."""
+    """The bits a channel of ``image``, just opened, if they are known and more than 8."""
     if image.mode.startswith("I;16"):
         stated = getattr(image, "tag_v2", {}).get(258, (16,))  # TIFF's BitsPerSample
         return min(max(int(stated[0]), 9), 16)
@@ -81,13 +89,13 @@ def depth(image: Image.Image) -> int | None:
 
 
 def white_is_zero(image: Image.Image) -> bool:
-    """Whether ``image``, fresh from its file, is a TIFF of 16-bit grey whose 0 is white: Pillow inverts those of 8 bits alone."""
+    """Whether ``image``, just opened, is a 16-bit grey TIFF in which 0 is white. Pillow inverts only those of 8 bits."""
     tags = getattr(image, "tag_v2", {})
     return image.mode.startswith("I;16") and tags.get(262) == 0  # PhotometricInterpretation
 
 
 def name_of(data: bytes) -> str:
-    """The format, of those that are decoded here, as which ``data`` begins, or an empty string."""
+    """The supported format that ``data`` starts like, or an empty string."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     if re.match(rb"P[1-6fy][\s#]", data):
@@ -95,34 +103,40 @@ def name_of(data: bytes) -> str:
     return next((name for start, name in _NAMES.items() if data.startswith(start)), "")
 
 
-def foreign(data: bytes) -> str:
-    """What ``data`` is and what to do, where it begins as something that people send and nothing here decodes; else an empty string."""
+def foreign(data: bytes) -> errors.InputError | None:
+    """The error for ``data`` if it starts like a known unsupported format, else None."""
     for pattern, name, advice in _FOREIGN:
         if pattern.match(data[:_LOOK]):
-            return f"{name} is not supported; {advice}"
-    return ""
+            return errors.InputError(f"{name} is not supported; {advice}", reason="unsupported-format", format=name)
+    return None
 
 
-def trouble(data: bytes, error: Exception) -> str:
-    """A sentence about ``data``, at which a decoder raised ``error``."""
-    if said := foreign(data):
-        return said
-    if not data:
-        return "the image is empty: it has no bytes; send a JPEG, PNG, WebP or BMP file"
+def trouble(data: bytes, error: Exception) -> errors.InputError:
+    """The error for ``data`` after a decoder raised ``error``."""
+    if (refusal := foreign(data)) is not None:
+        return refusal
     name = name_of(data)
-    if not name:
-        return "this is not an image that can be read; send a JPEG, PNG, WebP or BMP file"
-    if _is_cut_short(data, name, error):
-        return f"this {name} is cut short: only {len(data)} bytes of it are here; copy or download it again"
-    if isinstance(error, UnidentifiedImageError):
-        return f"this is not an image that can be read, though it begins like a {name}; save it again as JPEG or PNG"
-    return f"this {name} is damaged ({type(error).__name__}); save it again as JPEG or PNG"
+    if not data:
+        reason, said = "empty", "the image file is empty; send a JPEG, PNG, WebP or BMP file"
+    elif not name:
+        reason, said = "not-an-image", "the file is not a supported image; send a JPEG, PNG, WebP or BMP file"
+    elif _is_cut_short(data, name, error):
+        reason = "cut-short"
+        said = f"the {name} file is truncated after {len(data)} bytes; copy or download it again"
+    elif isinstance(error, UnidentifiedImageError):
+        reason = "not-an-image"
+        said = f"the file starts like a {name} but cannot be decoded; save it again as JPEG or PNG"
+    else:
+        reason = "damaged"
+        said = f"the {name} file is damaged ({type(error).__name__}); save it again as JPEG or PNG"
+    return errors.InputError(said, reason=reason)
 
 
 def unended(data: bytes, decode: Callable[[io.BytesIO], Image.Image]) -> Image.Image | None:
-    """The JPEG ``data``, which lacks its end, where nothing else is missing: then its pixels depend on nothing that may follow.
+    """The image of a JPEG that lacks only its end marker; None if more is missing.
 
-    A progressive JPEG that ends just behind one of its scans passes, too: all its pixels are there, some of them coarse.
+    It decodes ``data`` with several continuations. If the pixels differ, image data is missing. A progressive JPEG that ends after one of its scans
+    passes too: all its pixels exist, some of them coarse.
     """
     body = data.rstrip(b"\xff")
     image = decode(io.BytesIO(body + _END))
@@ -134,13 +148,13 @@ def unended(data: bytes, decode: Callable[[io.BytesIO], Image.Image]) -> Image.I
 
 
 def _next_restart(body: bytes) -> bytes:
-    """The marker with which a JPEG of independent intervals goes on."""
+    """The next restart marker of a JPEG with independent intervals."""
     last = [marker[0] for marker in _RESTART.findall(body)][-1:] or [0xD7]
     return bytes((0xFF, 0xD0 + (last[0] + 1) % 8))
 
 
 def _is_cut_short(data: bytes, name: str, error: Exception) -> bool:
-    """Whether ``data`` ends before a file of the format ``name`` would."""
+    """Whether ``data`` is a truncated file of the format ``name``."""
     stated = {
         "WebP": int.from_bytes(data[4:8], "little") + 8,
         "BMP": int.from_bytes(data[2:6], "little"),

@@ -1,4 +1,4 @@
-"""From a caller's image or array to the input codes of a head. Calibration and the agent share it, so both see the same pixels."""
+"""Converts a caller's image or array to the input codes of a head. Calibration and the agent share it, so both use the same pixels."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-# Pillow would try some forty decoders, that of EPS among them, which hands the bytes to Ghostscript.
+# Without a list Pillow tries some forty decoders; that of EPS passes the bytes to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 def load_image(data: bytes) -> Image.Image:
-    """The image encoded in ``data``, upright, of 8 bits a channel; of an animation the first picture.
+    """The image in ``data``, upright, with 8 bits a channel; the first frame of an animation.
 
-    Raises `errors.InputError` for anything else, for a file that is cut short, and beyond the limits.
+    Raises `errors.InputError` for anything else, for a truncated file, and beyond the limits.
     """
     if len(data) > limits.MAX_IMAGE_BYTES:
         raise errors.InputError(
-            f"an image of {len(data)} bytes is over the limit of {limits.MAX_IMAGE_BYTES}; send a smaller one"
+            f"an image of {len(data)} bytes exceeds the limit of {limits.MAX_IMAGE_BYTES}; send a smaller one",
+            reason="too-many-bytes",
         )
     try:
         image = _decoded(data)
@@ -39,12 +40,12 @@ def load_image(data: bytes) -> Image.Image:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels("an image") from error
-    except Exception as error:  # Pillow's decoders raise whatever a hostile file makes them stumble over
-        raise errors.InputError(image_formats.trouble(data, error)) from error
+    except Exception as error:  # Pillow's decoders raise many types on hostile files
+        raise image_formats.trouble(data, error) from error
 
 
 def is_image(data: bytes) -> bool:
-    """Whether ``data`` begins as an image of a kind that `load_image` reads or names in its refusal; nothing is decoded."""
+    """Whether ``data`` starts like an image that `load_image` decodes or names in its error. Decodes nothing."""
     return bool(image_formats.name_of(data) or image_formats.foreign(data))
 
 
@@ -61,7 +62,7 @@ def _decoded(data: bytes) -> Image.Image:
 
 
 def _opened(file: io.BytesIO) -> Image.Image:
-    """The image in ``file``, of a size within the limits; its pixels are decoded when they are looked at."""
+    """The image in ``file``, within the size limit. Its pixels are decoded on access."""
     image = Image.open(file, formats=_FORMATS)
     if image.width * image.height > limits.MAX_IMAGE_PIXELS:
         raise _too_many_pixels(f"an image of {image.width} x {image.height} pixels")
@@ -69,7 +70,7 @@ def _opened(file: io.BytesIO) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """``image`` turned as its EXIF data say; data that are damaged say nothing."""
+    """``image`` rotated by its EXIF orientation. Damaged EXIF data are ignored."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
@@ -77,13 +78,15 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _too_many_pixels(what: str) -> errors.InputError:
-    return errors.InputError(f"{what} is over the limit of {limits.MAX_IMAGE_PIXELS} pixels; send a smaller one")
+    return errors.InputError(
+        f"{what} exceeds the limit of {limits.MAX_IMAGE_PIXELS} pixels; send a smaller one", reason="too-many-pixels"
+    )
 
 
 def prepare_image(image: Image.Image, preprocess: Preprocess) -> U8:
-    """The pixels [H, W, C] of ``image`` that the model looks at; C is 3 (RGB) or 1 (grey). Alpha and colour profiles are left out.
+    """The model's input pixels [H, W, C] of ``image``; C is 3 (RGB) or 1 (grey). Alpha and colour profiles are ignored.
 
-    Raises `errors.InputError` for a picture whose values have no known range.
+    Raises `errors.InputError` for an image whose values have no known range.
     """
     height, width, channels = preprocess.shape
     image = image_formats.eight_bits(image).convert("L" if channels == 1 else "RGB")
@@ -98,14 +101,14 @@ def prepare_image(image: Image.Image, preprocess: Preprocess) -> U8:
 
 
 def resized(image: Image.Image, preprocess: Preprocess) -> tuple[int, int]:
-    """Width and height of ``image`` before the crop: its short side at ``preprocess.resize``, or more where the crop would not fit."""
+    """Width and height of ``image`` before the crop: the short side is ``preprocess.resize``, or more if the crop needs it."""
     height, width, _ = preprocess.shape
     scale = max(preprocess.resize / min(image.size), height / image.height, width / image.width)
     return max(width, round(image.width * scale)), max(height, round(image.height * scale))
 
 
 def normalise(pixels: U8, preprocess: Preprocess) -> F32:
-    """(pixel - mean) / std, float32 [H, W, C]: what the float model sees."""
+    """(pixel - mean) / std, float32 [H, W, C]: the input of the float model."""
     return _real_table(preprocess).astype(np.float32)[pixels, np.arange(pixels.shape[-1])]
 
 
@@ -120,22 +123,24 @@ def pixels_to_codes(pixels: U8, table: U8) -> U8:
 
 
 def quantize_tensor(x: NDArray[np.generic], tensor: Tensor) -> U8:
-    """An array in the shape of ``tensor`` (channels last) to its codes. Raises `errors.InputError` for another shape, NaN or infinity."""
+    """The codes of an array in the shape of ``tensor`` (channels last). Raises `errors.InputError` for another shape, NaN or infinity."""
     if list(x.shape) != tensor.shape:
         raise errors.InputError(
-            f"the model takes an array of shape {tensor.shape}, this one has {list(x.shape)}", shape=tensor.shape
+            f"the array has the shape {list(x.shape)}; the model takes {tensor.shape}",
+            shape=tensor.shape,
+            reason="other-shape",
         )
     values = x.astype(np.float64)
     if not np.isfinite(values).all():
-        raise errors.InputError("the input holds NaN or infinite values; send finite numbers")
+        raise errors.InputError("the input contains NaN or infinite values; send finite numbers", reason="not-finite")
     return _codes(values, tensor.scale, tensor.zero_point)
 
 
 def input_quantization(preprocess: Preprocess) -> tuple[float, int]:
-    """The scale (an exact float32) and zero point for the head's input that disturb normalised pixels least.
+    """The scale (an exact float32) and zero point of the head's input with the least error on normalized pixels.
 
-    One mean and one std for all channels with an integer mean make codes equal pixels. Otherwise a search around the range, because a
-    zero between two codes would make half of the pixel values tie.
+    With one integer mean and one std for all channels, codes equal pixels. Otherwise this searches near the range, because a zero between two codes
+    would put half of the pixel values on ties.
     """
     real = _real_table(preprocess)
     lo, hi = min(real.min(), 0.0), max(real.max(), 0.0)
@@ -150,7 +155,7 @@ def input_quantization(preprocess: Preprocess) -> tuple[float, int]:
 
 
 def _real_table(preprocess: Preprocess) -> F64:
-    """The normalised value of each pixel value and channel, [256, C]."""
+    """The normalized value of each pixel value and channel, [256, C]."""
     channels = preprocess.shape[-1]
     mean, std = (np.broadcast_to(np.array(v, np.float64), channels) for v in (preprocess.mean, preprocess.std))
     return (np.arange(256.0)[:, None] - mean) / std

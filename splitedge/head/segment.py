@@ -1,14 +1,14 @@
-"""The segment file: the quantized head of a network, as the server sends it and the agent stores it.
+"""The segment file: the quantized head of a network. The server sends it and the agent stores it.
 
     offset  0   8 bytes   magic b"SPLITSEG"
-            8   u32       format version (2), little-endian as everything here
+            8   u32       format version (3); all numbers are little-endian
            12   u32       length of the header
-           16   header    UTF-8 JSON of `Header`, deflated with `DICTIONARY`; offsets into the blob and its size are 0 there
+           16   header    UTF-8 JSON of `Header`, deflated with `DICTIONARY`; its blob size and offsets into the blob are 0
             .   constants weights, biases, multipliers, tables: see `splitedge.head.compression`
 
-Loaded, a segment is its header and a blob of its constants, as `constants` lists them, each at a multiple of 64 bytes. Their number and size
-follow from the operators, so the file does not say them, and memory is bounded before any is taken. Nothing in a segment is trusted: `parse`
-checks the container, `splitedge.head.verify` everything else, before a kernel sees a pointer.
+In memory a segment is its header and a blob of constants in the order of `constants`, each at a multiple of 64 bytes. Their number and size follow
+from the operators, so the file does not store them, and memory is bounded before it is allocated. Segments are untrusted: `parse` checks the
+container, and `splitedge.head.verify` everything else, before a kernel sees a pointer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from splitedge.protocol.messages import Preprocess
 MAGIC = b"SPLITSEG"
 FORMAT_VERSION = 3
 ALIGN = 64
-#: What headers have in common. It is part of the format: another text is another version.
+#: The preset dictionary of the deflated header. A change of it is a new format version.
 DICTIONARY: Final = (
     b'{"model":"","cut":"","weight_bits":8,"preprocess":{"kind":"image","shape":[224,224,3],"resize":256,"fit":"crop","interpolation":"bicubic",'
     b'"mean":[127.0],"std":[128.0]},"tensors":[{"shape":[],"scale":0.0,"zero_point":0,"offset":0,"dtype":"f32"}],"input":0,"output":1,"ops":[],'
@@ -47,10 +47,10 @@ DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype(np.uint8), "f32": np.dtype(np
 
 
 class Tensor(msgspec.Struct, omit_defaults=True):
-    """One activation: uint8 codes, value = scale * (code - zero_point); ``shape`` channels last without the batch axis, 1 to 4 axes.
+    """One activation: uint8 codes with value = scale * (code - zero_point). ``shape``: 1 to 4 axes, channels last, without the batch axis.
 
-    ``offset`` is its first byte in the arena, a multiple of 64. A tensor of n bytes owns the arena up to offset + roundup(n, 64).
-    Where ``dtype`` is ``f32`` (the stream of a transformer, [tokens, channels]) or ``i32`` (token ids), scale is 1 and zero_point 0.
+    ``offset``: its first byte in the arena, a multiple of 64. A tensor of n bytes occupies roundup(n, 64) bytes. For ``dtype`` ``f32`` (the stream of a
+    transformer, [tokens, channels]) and ``i32`` (token ids), scale is 1 and zero_point is 0.
     """
 
     shape: list[int]
@@ -65,9 +65,9 @@ class Tensor(msgspec.Struct, omit_defaults=True):
 
 
 class Op(msgspec.Struct, tag_field="op"):
-    """Base of the operators. ``out`` and the inputs index `Header.tensors`; an operator's inputs were written by earlier ones.
+    """Base of the operators. ``out`` and the inputs index `Header.tensors`; earlier operators write the inputs.
 
-    ``name`` is the layer's name in the model, for people and measurements.
+    ``name``: the layer's name in the model, for messages and measurements.
     """
 
     name: str
@@ -77,8 +77,8 @@ class Op(msgspec.Struct, tag_field="op"):
 class Conv(Op, tag="conv"):
     """Convolution, depthwise convolution (groups = channels) and matrix product (kernel 1x1 on a 1 x 1 x K or rows x 1 x K tensor).
 
-    x [H, W, C] uint8; weight [OC, KH, KW, C / groups] at ``bits`` bits; bias [OC] int32; multiplier [OC] float32. All by offset into the blob.
-    acc = bias[oc] + sum x * w (the bias already holds -zero_point_x * sum w; padding has the code zero_point_x);
+    x [H, W, C] uint8; weight [OC, KH, KW, C / groups] at ``bits`` bits; bias [OC] int32; multiplier [OC] float32. All are offsets into the blob.
+    acc = bias[oc] + sum x * w. The bias includes -zero_point_x * sum w; padding has the code zero_point_x.
     y = zero_point_y + rint(clamp(float32(acc) * multiplier[oc], lo - zero_point_y, hi - zero_point_y)).
     """
 
@@ -92,12 +92,12 @@ class Conv(Op, tag="conv"):
     dilation: list[int]
     pad: list[int]  # top, left, bottom, right
     groups: int
-    lo: int  # the least and greatest output code: where a ReLU or ReLU6 is fused
+    lo: int  # least and greatest output code, for a fused ReLU or ReLU6
     hi: int
 
 
 class Add(Op, tag="add"):
-    """y = zero_point_y + rint(clamp((a - za) * ma + (b - zb) * mb, lo - zero_point_y, hi - zero_point_y)) in float32, two products and one sum, each rounded.
+    """y = zero_point_y + rint(clamp((a - za) * ma + (b - zb) * mb, lo - zero_point_y, hi - zero_point_y)) in float32, with two products and one sum, each rounded.
 
     Same shape, or ``b`` has one value for each channel (shape [C] or [1, 1, C]).
     """
@@ -130,8 +130,8 @@ class Lut(Op, tag="lut"):
 class Pool(Op, tag="pool"):
     """Maximum or average over windows of [KH, KW]. Global pooling is a window of the whole plane.
 
-    max: padding never wins; x and y share scale and zero point; ``multiplier`` is not used.
-    avg: acc = sum (x - zx) over the n cells that count (all KH * KW if ``count_pad``, else those inside);
+    max: padding is ignored; x and y share scale and zero point; ``multiplier`` is unused.
+    avg: acc = sum (x - zx) over n cells (all KH * KW if ``count_pad``, else those inside);
     y = zero_point_y + rint(clamp(float32(acc) * (multiplier / n), lo .. hi as in `Conv`)), the quotient in float32.
     """
 
@@ -161,7 +161,7 @@ class Transpose(Op, tag="transpose"):
 
 
 class Reshape(Op, tag="reshape"):
-    """The same bytes under another shape."""
+    """The same bytes with another shape."""
 
     x: int
 
@@ -182,13 +182,13 @@ class Softmax(Op, tag="softmax"):
     hi: int
 
 
-# Transformers. x and y are f32 [..., channels], every axis but the last counts rows. `Linear` and `Attention` quantize on the way.
+# Transformers. x and y are f32 [..., channels]; all axes but the last are rows. `Linear` and `Attention` quantize their inputs.
 
 
 class Embed(Op, tag="embed"):
     """y[t] = w[x[t]] * scales[x[t]] + position[t]: token ids i32 [T] to f32 [T, C].
 
-    weight [vocabulary, C] at ``bits`` bits; scales [vocabulary] float32; position [T, C] float32. An id outside is taken as the nearest inside.
+    weight [vocabulary, C] at ``bits`` bits; scales [vocabulary] float32; position [T, C] float32. An id out of range is clamped.
     """
 
     x: int
@@ -226,7 +226,7 @@ class Norm(Op, tag="norm"):
 class Attention(Op, tag="attention"):
     """x [T, 3 C] (queries, keys, values) to [T, C] by `kernels.reference.attention`; scores are multiplied by ``factor``.
 
-    ``ids``: the tensor of token ids i32 [T], of which those equal to ``pad`` are no keys; or -1, and every token is one.
+    ``ids``: the tensor of token ids i32 [T]; tokens with the id ``pad`` are no keys. -1: every token is a key.
     """
 
     x: int
@@ -237,14 +237,14 @@ class Attention(Op, tag="attention"):
 
 
 class Patches(Op, tag="patches"):
-    """y = the squares of ``size`` x ``size`` pixels of x f32 [H, W, C], row by row: [H / size * W / size, size * size * C], each square as it lies."""
+    """y = the squares of ``size`` x ``size`` pixels of x f32 [H, W, C], row by row: [H / size * W / size, size * size * C], in memory order."""
 
     x: int
     size: int
 
 
 class Position(Op, tag="position"):
-    """y = table + x, x behind the rows that only the table has: f32 [T, C] to [R, C], R >= T. ``table``: [R, C] float32."""
+    """y = table + x for the last T rows, and the table alone for the rows before: f32 [T, C] to [R, C], R >= T. ``table``: [R, C] float32."""
 
     x: int
     table: int
@@ -265,7 +265,7 @@ AnyOp = (
 
 
 class Golden(msgspec.Struct):
-    """Proof that this machine computes the same bits: input codes = SHAKE-256(``seed``), output codes hash to ``sha256``."""
+    """A test that a machine computes the same bits: input codes are SHAKE-256(``seed``), the output hashes to ``sha256``."""
 
     seed: str
     sha256: str
@@ -274,7 +274,7 @@ class Golden(msgspec.Struct):
 class Header(msgspec.Struct):
     model: str
     cut: str
-    weight_bits: int  # the most of any operator
+    weight_bits: int  # the most bits of any operator
     preprocess: Preprocess
     tensors: list[Tensor]
     input: int
@@ -286,9 +286,7 @@ class Header(msgspec.Struct):
 
 
 def only_moves(header: Header) -> bool:
-    """Whether the head computes nothing: it moves bytes about, looks tokens up or adds a constant, so that what leaves it is the input itself, however
-    it is called.
-    """
+    """Whether the head only moves bytes, looks tokens up or adds constants, so its output reveals the input."""
     return all(isinstance(op, Reshape | Transpose | Pad | Concat | Embed | Patches | Position) for op in header.ops)
 
 
@@ -300,13 +298,15 @@ class Segment(msgspec.Struct):
 
 
 def roundup(n: int) -> int:
-    """The least multiple of `ALIGN` that is not below ``n``."""
+    """``n`` rounded up to a multiple of `ALIGN`."""
     return -(-n // ALIGN) * ALIGN
 
 
 class Constant(NamedTuple):
-    """An array of an operator: ``size`` values of ``kind``, codes at ``bits`` bits, in ``rows`` output channels. Its offset is in ``field``
-    of ``op``, or for a `Concat` at ``entry`` of it."""
+    """An array of an operator: ``size`` values of ``kind`` (codes at ``bits`` bits) in ``rows`` output channels.
+
+    Its offset is the field ``field`` of ``op``, or the element ``entry`` of that field for a `Concat`.
+    """
 
     op: AnyOp
     field: str
@@ -322,21 +322,21 @@ class Constant(NamedTuple):
         return int(value if self.entry < 0 else value[self.entry])
 
     def place(self, offset: int) -> None:
-        """Put it at ``offset``."""
+        """Set its offset."""
         if self.entry < 0:
             setattr(self.op, self.field, offset)
         else:
             getattr(self.op, self.field)[self.entry] = offset
 
     def part(self) -> compression.Part:
-        """Where it is in the blob."""
+        """Its place in the blob."""
         if self.kind == "codes" and isinstance(self.op, Embed):
             return compression.Part(self.kind, self.offset, self.size, self.bits, self.rows, self.op.scales)
         return compression.Part(self.kind, self.offset, self.size, self.bits)
 
 
 def constants(header: Header) -> list[Constant]:
-    """Every array of the operators, in the order of the file. Raises `errors.SegmentError` for sizes beyond all bounds."""
+    """Every array of the operators, in file order. Raises `errors.SegmentError` for sizes beyond the limits."""
     found: list[Constant] = []
     size = 0
     for op in header.ops:
@@ -345,13 +345,14 @@ def constants(header: Header) -> list[Constant]:
             size += roundup(constant.part().nbytes)
             if constant.size < 0 or size > limits.MAX_SEGMENT_BYTES or len(found) > limits.MAX_CONSTANTS:
                 raise errors.SegmentError(
-                    "the segment asks for more constants than an agent holds; use a smaller model"
+                    "the segment has more constants than the limit; use a smaller model",
+                    reason="too-many-constants",
                 )
     return found
 
 
 def parts(header: Header) -> list[compression.Part]:
-    """Where all `constants` are in the blob."""
+    """The places of all `constants` in the blob."""
     return [constant.part() for constant in constants(header)]
 
 
@@ -389,7 +390,10 @@ def _constants(header: Header, op: AnyOp) -> Iterator[Constant]:
 def _side(header: Header, tensor: int) -> int:
     """The last axis of a tensor."""
     if not 0 <= tensor < len(header.tensors) or not header.tensors[tensor].shape:
-        raise errors.SegmentError("the segment names a tensor that does not exist or has no shape; fetch it again")
+        raise errors.SegmentError(
+            "the segment refers to a tensor that does not exist or has no shape; download it again",
+            reason="unknown-tensor",
+        )
     return header.tensors[tensor].shape[-1]
 
 
@@ -399,26 +403,33 @@ def _area(op: Conv) -> int:
 
 def _bits(op: Conv | Linear | Embed) -> int:
     if not 2 <= op.bits <= 8:
-        raise errors.SegmentError(f"the segment has weights of {op.bits} bits in {op.name!r}; fetch it again")
+        raise errors.SegmentError(
+            f"the segment has weights of {op.bits} bits in {op.name!r}; download it again", reason="weight-bits"
+        )
     return op.bits
 
 
 def build(header: Header, blob: bytes) -> bytes:
     """The segment file of ``header`` and ``blob``; ``header.blob_bytes`` must be the blob's length.
 
-    The file holds what `constants` lists, all else in the blob must be 0; parsed, offsets may be others.
+    The file stores only `constants`; the rest of the blob must be 0. Offsets may change when the file is parsed.
     """
     if header.blob_bytes != len(blob):
-        raise errors.SegmentError(f"the header says {header.blob_bytes} bytes of blob, there are {len(blob)}")
+        raise errors.SegmentError(
+            f"the header declares a blob of {header.blob_bytes} bytes; it has {len(blob)}", reason="blob-bytes"
+        )
     places = parts(header)
     if any(part.offset < 0 or part.offset + part.nbytes > len(blob) for part in places):
-        raise errors.SegmentError("the header has constants outside the blob; place them within it")
+        raise errors.SegmentError(
+            "the header has constants outside the blob; correct their offsets", reason="constants-outside"
+        )
     rest = np.frombuffer(blob, np.uint8).copy()
     for part in places:
         part.of(rest)[:] = 0
     if rest.any():
         raise errors.SegmentError(
-            "the blob has bytes that no operator names; say in `segment.constants` whose they are"
+            "the blob has bytes outside all constants; add their operator to `segment.constants`",
+            reason="unnamed-bytes",
         )
     data = frame(header) + compression.encode(np.frombuffer(blob, np.uint8), places)
     check_inflation(header, len(data))
@@ -426,7 +437,7 @@ def build(header: Header, blob: bytes) -> bytes:
 
 
 def frame(header: Header) -> bytes:
-    """A segment file up to its constants."""
+    """The segment file up to its constants."""
     bare = copy.deepcopy(header)
     bare.blob_bytes = 0
     for constant in constants(bare):
@@ -437,9 +448,9 @@ def frame(header: Header) -> bytes:
 
 
 def parse(data: bytes) -> Segment:
-    """The segment in ``data``. Raises `errors.SegmentError` if the container is not exactly right; see `verify` for its contents.
+    """The segment in ``data``. Raises `errors.SegmentError` for a malformed container; `verify` checks the contents.
 
-    Its blob may take `limits.MAX_INFLATION` times the memory of ``data`` (or `limits.SMALL_BLOB`), and `limits.MAX_SEGMENT_BYTES` at most.
+    The blob takes at most `limits.MAX_SEGMENT_BYTES`, and at most `limits.MAX_INFLATION` times the size of ``data`` (or `limits.SMALL_BLOB`).
     """
     header, start = parse_header(data)
     check_inflation(header, len(data))
@@ -447,31 +458,36 @@ def parse(data: bytes) -> Segment:
 
 
 def check_inflation(header: Header, size: int) -> None:
-    """Raises `errors.SegmentError` where the blob is much larger than the ``size`` bytes that it comes from."""
+    """Raise `errors.SegmentError` if the blob is much larger than its source of ``size`` bytes."""
     if header.blob_bytes > max(limits.MAX_INFLATION * size, limits.SMALL_BLOB):
         raise errors.SegmentError(
-            "the segment's constants are out of proportion to its file; fetch it from the server again"
+            "the constants of the segment are too large for its file; download it again",
+            reason="constants-too-large",
         )
 
 
 def parse_header(data: bytes) -> tuple[Header, int]:
-    """The header of the segment file that ``data`` is or begins, offsets in place, and where its constants begin.
+    """The header, with offsets, and the position of the constants in ``data``, a segment file or its beginning.
 
     Raises `errors.SegmentError`.
     """
     if len(data) < 16 or data[:8] != MAGIC:
-        raise errors.SegmentError("this is not a segment file; fetch it from the server again")
+        raise errors.SegmentError("the file is not a segment; download it again", reason="not-a-segment")
     version, length = int.from_bytes(data[8:12], "little"), int.from_bytes(data[12:16], "little")
     if version != FORMAT_VERSION:
         raise errors.SegmentError(
-            f"segment format {version} is not one this agent reads ({FORMAT_VERSION}); upgrade splitedge"
+            f"segment format {version} is not supported (this version reads {FORMAT_VERSION}); run the same splitedge version on both sides",
+            reason="format",
+            version=version,
         )
     if length > limits.MAX_HEADER_BYTES or 16 + length > len(data):
-        raise errors.SegmentError("the segment is truncated; fetch it from the server again")
+        raise errors.SegmentError("the segment is truncated; download it again", reason="truncated")
     try:
         header = msgspec.json.decode(_inflated(data[16 : 16 + length]), type=Header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, zlib.error) as error:
-        raise errors.SegmentError(f"the segment's header is corrupt: {str(error)[:300]}") from error
+        raise errors.SegmentError(
+            f"the header of the segment is corrupt: {str(error)[:300]}", reason="header"
+        ) from error
     _place(header)
     return header, 16 + length
 
@@ -480,12 +496,12 @@ def _inflated(text: bytes) -> bytes:
     inflate = zlib.decompressobj(-15, DICTIONARY)
     found = inflate.decompress(text, limits.MAX_HEADER_BYTES)
     if not inflate.eof or inflate.unused_data:
-        raise zlib.error("it is too long or incomplete")
+        raise zlib.error("too long or incomplete")
     return found
 
 
 def _place(header: Header) -> None:
-    """Give every constant its offset, one after the other at multiples of `ALIGN`."""
+    """Set the offsets of all constants, one after another at multiples of `ALIGN`."""
     header.blob_bytes = 0
     for constant in constants(header):
         constant.place(header.blob_bytes)
@@ -493,7 +509,7 @@ def _place(header: Header) -> None:
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 of a segment file, in hex: its name everywhere."""
+    """SHA-256 of a segment file in hex, its name."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -503,7 +519,7 @@ def golden_input(seed: str, size: int) -> NDArray[np.uint8]:
 
 
 def golden_frame(header: Header) -> NDArray[Any]:
-    """The golden input of the head's own type: codes as they are; float32 (byte - 128) / 32; token ids (two bytes) mod the vocabulary."""
+    """The golden input in the head's type: codes; float32 (byte - 128) / 32; or token ids, two bytes modulo the vocabulary."""
     tensor = header.tensors[header.input]
     count = math.prod(tensor.shape)
     if tensor.dtype == "i32":
@@ -514,6 +530,6 @@ def golden_frame(header: Header) -> NDArray[Any]:
 
 
 def vocabulary(header: Header) -> int:
-    """How many token ids the head's input may name."""
+    """The number of token ids that the head's input allows."""
     sizes = [op.vocabulary for op in header.ops if isinstance(op, Embed) and op.x == header.input]
     return min(sizes, default=1 << 31)

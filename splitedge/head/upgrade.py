@@ -1,14 +1,14 @@
-"""From a segment that a board holds to another of the same layers, by their differences.
+"""Upgrades: the difference from a segment on the board to another segment of the same layers.
 
     offset  0   8 bytes   magic b"SPLITUPG"
             8   u32       version (1), little-endian as everything here
            12   u32       length of the frame
-           16   frame     the wanted file up to its constants, as it is
+           16   frame     the wanted file up to its constants
             .   constants see `splitedge.head.compression`
 
-A layer is known by the name of its operator, and its arrays by their size. The weights at a few bits tell those at more bits but for a few levels:
-each is expected at (held level) x (held scale) / (wanted scale), and its difference from that is counted by where between two levels that fell and by whether
-the held level was the last on its side. Biases and scales, which are others at other bits, help only where the bits are the same.
+Layers match by the name of their operator, arrays by their size. Weights at a few bits predict those at more bits within a few levels: the prediction is
+(held level) x (held scale) / (wanted scale). The entropy coder codes the difference in a context of where the prediction falls between two levels, and
+of whether the held level is the last on its side. Biases and scales depend on the bits, so they help only at equal bits.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ MAGIC: Final = b"SPLITUPG"
 VERSION: Final = 1
 _PHASES: Final = 4
 _CONTEXTS: Final = 3 * _PHASES
-_BLOCK: Final = 1 << 18  # weights at a time: their indices take eight bytes each
+_BLOCK: Final = 1 << 18  # weights in one step: their indices take eight bytes each
 
 
 def make(held: bytes, wanted: bytes) -> bytes:
-    """What makes the segment file ``wanted`` of ``held``. Raises `errors.SegmentError` if one of them is none."""
+    """The upgrade from the segment file ``held`` to ``wanted``. Raises `errors.SegmentError` for an invalid file."""
     segment, (_, start) = seg.parse(wanted), seg.parse_header(wanted)
     known = _Held(seg.parse(held), segment.header)
     data = compression.encode(segment.blob, seg.parts(segment.header), known)
@@ -43,25 +43,31 @@ def make(held: bytes, wanted: bytes) -> bytes:
 
 
 def apply(held: bytes, patch: bytes, sha256: str) -> bytes:
-    """The segment file of hash ``sha256`` that ``patch`` makes of ``held``. Raises `errors.SegmentError` where it makes none, or another."""
+    """The segment file with the hash ``sha256`` from ``held`` and ``patch``. Raises `errors.SegmentError` if the result is another file."""
     if len(patch) < 16 or patch[:8] != MAGIC or int.from_bytes(patch[8:12], "little") != VERSION:
-        raise errors.SegmentError("this is no upgrade of a segment that this agent reads; fetch the whole segment")
+        raise errors.SegmentError(
+            "the upgrade has an unknown format; download the whole segment", reason="not-an-upgrade"
+        )
     start = 16 + int.from_bytes(patch[12:16], "little")
     header, end = seg.parse_header(patch[16:start])
     if 16 + end != start:
-        raise errors.SegmentError("the upgrade's header is damaged; fetch the whole segment")
+        raise errors.SegmentError(
+            "the header of the upgrade is damaged; download the whole segment", reason="upgrade-header"
+        )
     seg.check_inflation(header, len(held) + len(patch))
     known, parts = _Held(seg.parse(held), header), seg.parts(header)
     made = patch[16:start] + compression.encode(
         compression.decode(patch[start:], parts, header.blob_bytes, known), parts
     )
     if hashlib.sha256(made).hexdigest() != sha256:
-        raise errors.SegmentError("the upgrade does not make the segment that was asked for; fetch the whole segment")
+        raise errors.SegmentError(
+            "the upgrade does not yield the requested segment; download the whole segment", reason="other-segment"
+        )
     return made
 
 
 class _Held(compression.Known):
-    """What a held segment tells of the arrays of a wanted one."""
+    """Predictions of the arrays of the wanted segment from the held one."""
 
     def __init__(self, held: seg.Segment, wanted: seg.Header) -> None:
         self._blob, self._wanted = held.blob, seg.constants(wanted)
@@ -100,7 +106,7 @@ def _key(constant: seg.Constant) -> tuple[str, str, str, int, int, int]:
 
 
 def _scales(constant: seg.Constant, blob: U8) -> F64:
-    """Scale of each row of weights, or what is proportional to it; 1 where that is no number."""
+    """The scale of each row of weights, or a value proportional to it; 1 if it is not a number."""
     op = constant.op
     place = op.multiplier if isinstance(op, seg.Conv) else op.scales  # type: ignore[union-attr]
     with np.errstate(invalid="ignore"):  # a hostile file may hold any kind of NaN
@@ -109,7 +115,7 @@ def _scales(constant: seg.Constant, blob: U8) -> F64:
 
 
 def _expected(ratio: F64, held: int, wanted: int) -> tuple[U8, U8]:
-    """For each row and each code of ``held`` bits the nearest code of ``wanted`` bits, and the context of its difference: [rows, 2^held]."""
+    """For each row and each code of ``held`` bits, the nearest code of ``wanted`` bits and the context of its difference, [rows, 2^held]."""
     levels = weight_levels(held).astype(np.float64)
     exact = (ratio[:, None] * levels + _top(wanted)) / (2 if wanted == 2 else 1)
     near = np.rint(np.clip(exact, 0, (1 << wanted) - 1))

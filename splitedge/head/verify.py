@@ -1,14 +1,13 @@
-"""The verifier: a segment is network input like any other. Nothing it says is believed until it was checked here.
+"""The verifier. A segment is untrusted network input: it checks every rule before a kernel sees a pointer.
 
-Rules, each before a kernel sees a pointer:
-- every tensor lies within the arena, at a multiple of 64, and no operator writes over a tensor that is still needed;
-- every tensor is written once, before it is read; the output is written; an operator finds the types that it works on;
-- every shape follows from the operator's inputs and attributes; windows touch at least one cell of the plane;
-- every weight, bias, multiplier and table lies within the blob, and every scale and multiplier is finite;
-- for every output channel 255 * sum |w| + |bias| < 2^31: no accumulator can overflow, in any order of summation; nor can the sums of
-  attention, 255 * 127 for each product; and that bound times the channel's multiplier is below 2^30;
-- operators share no constants: what they claim, all together, is in the blob once, so preparing them costs memory in proportion to the file;
-- arena, scratch, operators' inputs and the work of a frame are within `splitedge.limits`.
+- Every tensor is within the arena, at a multiple of 64. No operator writes over a tensor that is still needed.
+- Every tensor is written once, before it is read. The output is written. Every operator gets the types that it supports.
+- Every shape follows from the operator's inputs and attributes. Windows touch at least one cell of the plane.
+- Every weight, bias, multiplier and table is within the blob. Every scale and multiplier is finite.
+- For every output channel 255 * sum |w| + |bias| < 2^31, so no accumulator overflows in any order of summation. The sums of attention, with
+  255 * 127 for each product, do not either. The bound times the channel's multiplier is below 2^30.
+- Operators share no constants. Together they fit into the blob once, so preparing them takes memory in proportion to the file.
+- Arena, scratch, the operators' inputs and the work of a frame are within `splitedge.limits`.
 """
 
 from __future__ import annotations
@@ -31,39 +30,45 @@ from splitedge.head import segment as seg
 Shape = tuple[int, int, int]
 
 MAX_FACTOR = 1e30
-#: Of an accumulator times its multiplier: it becomes an int32 before it is clamped.
+#: Bound of an accumulator times its multiplier, which becomes an int32 before it is clamped.
 MAX_REAL = 2.0**30
 
 
 def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
-    """Check everything; returns the integer weights by the index of their operator: [OC, KH, KW, C / groups] of `Conv`, [N, K] of `Linear`,
-    [vocabulary, C] of `Embed`. Raises `SegmentError`."""
+    """Check all rules. Returns the integer weights by the index of their operator.
+
+    Shapes: [OC, KH, KW, C / groups] for `Conv`, [N, K] for `Linear`, [vocabulary, C] for `Embed`. Raises `SegmentError`.
+    """
     header = segment.header
-    _check(len(header.ops) <= limits.MAX_OPS, "has too many operators")
-    _check(0 < len(header.tensors) <= limits.MAX_TENSORS, "has no tensors or too many")
-    _check(0 <= header.arena_bytes <= limits.MAX_ARENA_BYTES, "wants more memory than an agent gives")
+    _check(len(header.ops) <= limits.MAX_OPS, "operators", "has too many operators")
+    _check(0 < len(header.tensors) <= limits.MAX_TENSORS, "tensors", "has no tensors or too many")
+    _check(0 <= header.arena_bytes <= limits.MAX_ARENA_BYTES, "memory", "needs more memory than the limit")
     for i, tensor in enumerate(header.tensors):
         _check_tensor(i, tensor, header.arena_bytes)
     _check_order(header)
     _check_overlap(header)
-    _check(sum(len(inputs(op)) for op in header.ops) <= limits.MAX_TENSORS, "reads too many tensors")
+    _check(sum(len(inputs(op)) for op in header.ops) <= limits.MAX_TENSORS, "tensors-read", "reads too many tensors")
     for op in header.ops:
         _check_types(header, op)
         _RULES[type(op)](segment, op)
-    _check(sum(_work(header, op) for op in header.ops) <= limits.MAX_MACS, "wants more computation than an agent gives")
+    _check(
+        sum(_work(header, op) for op in header.ops) <= limits.MAX_MACS,
+        "computation",
+        "needs more computation than the limit",
+    )
     claimed = sum(part.nbytes for part in seg.parts(header))
-    _check(claimed <= len(segment.blob), "uses the same constants more than once")
+    _check(claimed <= len(segment.blob), "constants-twice", "uses the same constants more than once")
     return {
         i: _weights(segment, op) for i, op in enumerate(header.ops) if isinstance(op, seg.Conv | seg.Linear | seg.Embed)
     }
 
 
 def hwc(shape: Sequence[int]) -> Shape:
-    """A shape of 1 to 3 axes as height, width, channels: [C] is 1 x 1 x C, [R, C] is R x 1 x C."""
+    """A shape of 1 to 3 axes as (height, width, channels): [C] is 1 x 1 x C, [R, C] is R x 1 x C."""
     sizes = list(shape)
     if len(sizes) == 3:
         return sizes[0], sizes[1], sizes[2]
-    _check(len(sizes) in (1, 2), "has a spatial operator on a tensor of four axes")
+    _check(len(sizes) in (1, 2), "axes", "has a spatial operator on a tensor of four axes")
     return (1, 1, sizes[0]) if len(sizes) == 1 else (sizes[0], 1, sizes[1])
 
 
@@ -77,29 +82,38 @@ def inputs(op: seg.AnyOp) -> list[int]:
     return [op.x] if optional == -1 else [op.x, optional]
 
 
-def _check(condition: bool, what: str) -> None:
+def _check(condition: bool, reason: str, what: str) -> None:
     if not condition:
         raise SegmentError(
-            f"the segment was refused because it {what}; fetch it again, and if that does not help, distrust its server"
+            f"the segment was refused because it {what}; download it again, and do not trust the server if that fails too",
+            reason=reason,
         )
 
 
 def _check_tensor(index: int, tensor: seg.Tensor, arena: int) -> None:
     _check(
         1 <= len(tensor.shape) <= 4 and all(1 <= n <= limits.MAX_DIM for n in tensor.shape),
+        "shape",
         f"gives tensor {index} an impossible shape",
     )
     size = math.prod(tensor.shape)
-    _check(size <= limits.MAX_ELEMENTS, f"gives tensor {index} too many elements")
+    _check(size <= limits.MAX_ELEMENTS, "elements", f"gives tensor {index} too many elements")
     _check(
         tensor.offset >= 0 and tensor.offset % seg.ALIGN == 0,
+        "offset",
         f"gives tensor {index} an offset that is not a multiple of {seg.ALIGN}",
     )
-    _check(tensor.offset + seg.roundup(tensor.nbytes) <= arena, f"places tensor {index} outside its arena")
+    _check(
+        tensor.offset + seg.roundup(tensor.nbytes) <= arena, "outside-arena", f"places tensor {index} outside its arena"
+    )
     plain = tensor.dtype == "u8" or (tensor.scale == 1 and tensor.zero_point == 0)
-    _check(plain, f"gives tensor {index} a scale or zero point that its type does not have")
-    _check(_float32(tensor.scale) and tensor.scale > 0, f"gives tensor {index} a scale that is not a positive float32")
-    _check(0 <= tensor.zero_point <= 255, f"gives tensor {index} a zero point that is no code")
+    _check(plain, "scale-of-type", f"gives tensor {index} a scale or zero point that its type does not have")
+    _check(
+        _float32(tensor.scale) and tensor.scale > 0,
+        "scale",
+        f"gives tensor {index} a scale that is not a positive float32",
+    )
+    _check(0 <= tensor.zero_point <= 255, "zero-point", f"gives tensor {index} a zero point that is no code")
 
 
 def _float32(value: float) -> bool:
@@ -109,29 +123,36 @@ def _float32(value: float) -> bool:
 
 def _check_order(header: seg.Header) -> None:
     count = len(header.tensors)
-    _check(0 <= header.input < count and 0 <= header.output < count, "names an input or output that does not exist")
+    _check(
+        0 <= header.input < count and 0 <= header.output < count,
+        "unknown-end",
+        "names an input or output that does not exist",
+    )
     written = {header.input}
     for op in header.ops:
         _check(
             all(0 <= t < count for t in inputs(op)) and 0 <= op.out < count,
+            "unknown-tensor",
             f"names a tensor that does not exist in {op.name!r}",
         )
-        _check(written.issuperset(inputs(op)), f"reads a tensor before it is written in {op.name!r}")
-        _check(op.out not in written, f"writes a tensor twice in {op.name!r}")
+        _check(
+            written.issuperset(inputs(op)), "read-before-written", f"reads a tensor before it is written in {op.name!r}"
+        )
+        _check(op.out not in written, "written-twice", f"writes a tensor twice in {op.name!r}")
         written.add(op.out)
-    _check(header.output in written, "never writes its output")
-    _check(header.tensors[header.output].dtype != "i32", "yields token ids")
+    _check(header.output in written, "unwritten-output", "never writes its output")
+    _check(header.tensors[header.output].dtype != "i32", "yields-ids", "yields token ids")
 
 
 def _check_overlap(header: seg.Header) -> None:
-    """No operator writes over memory that a later operator, itself, or the caller still reads."""
+    """No operator writes over memory that it, a later operator, or the caller still reads."""
     last_use = {header.output: len(header.ops)}
     for i, op in enumerate(header.ops):
         for t in inputs(op):
             last_use[t] = max(last_use.get(t, -1), i)
     extent = [(t.offset, t.offset + seg.roundup(t.nbytes)) for t in header.tensors]
     live = {header.input}
-    root = list(range(len(header.tensors)))  # the tensor whose bytes these are, through reshapes in place
+    root = list(range(len(header.tensors)))  # the tensor that owns these bytes, through in-place reshapes
     for i, op in enumerate(header.ops):
         live = {t for t in live if last_use.get(t, -1) >= i}
         start, end = extent[op.out]
@@ -141,6 +162,7 @@ def _check_overlap(header: seg.Header) -> None:
             alias = root[t] == root[op.out] and extent[t] == (start, end)
             _check(
                 alias or end <= extent[t][0] or extent[t][1] <= start,
+                "overlap",
                 f"writes over a tensor still in use in {op.name!r}",
             )
         live.add(op.out)
@@ -155,13 +177,13 @@ _TYPES = {seg.Embed: ("i32", "f32"), **dict.fromkeys(_FLOATS, ("f32", "f32"))}
 def _check_types(header: seg.Header, op: seg.AnyOp) -> None:
     types = [header.tensors[t].dtype for t in (*inputs(op), op.out)]
     if isinstance(op, seg.Reshape):
-        _check(types[0] == types[1], f"has types that do not fit in {op.name!r}")
+        _check(types[0] == types[1], "types", f"has types that do not fit in {op.name!r}")
         return
     source, target = _TYPES.get(type(op), ("u8", "u8"))
     wanted = [source] * (len(types) - 1) + [target]
     if isinstance(op, seg.Attention) and op.ids != -1:
         wanted[1] = "i32"
-    _check(types == wanted, f"has types that do not fit in {op.name!r}")
+    _check(types == wanted, "types", f"has types that do not fit in {op.name!r}")
 
 
 def _shape(segment: seg.Segment, index: int) -> list[int]:
@@ -170,43 +192,47 @@ def _shape(segment: seg.Segment, index: int) -> list[int]:
 
 def _check_blob(segment: seg.Segment, op: seg.Op, offset: int, size: int) -> None:
     inside = offset >= 0 and offset % seg.ALIGN == 0 and offset + size <= len(segment.blob)
-    _check(inside, f"points outside its constants in {op.name!r}")
+    _check(inside, "outside-constants", f"points outside its constants in {op.name!r}")
 
 
 def _check_codes(op: Any) -> None:
-    _check(0 <= op.lo <= op.hi <= 255, f"clamps to an impossible range in {op.name!r}")
+    _check(0 <= op.lo <= op.hi <= 255, "clamp", f"clamps to an impossible range in {op.name!r}")
 
 
 def _check_factor(op: seg.Op, *factors: float) -> None:
-    """Times any difference, product or sum of codes a factor stays finite: an infinity less another would be no number."""
+    """Factors times any difference, product or sum of codes stay finite; otherwise two infinities could give NaN."""
     in_range = all(_float32(f) and 0 <= f <= MAX_FACTOR for f in factors)
-    _check(in_range, f"has a multiplier that is not a finite float32 in {op.name!r}")
+    _check(in_range, "multiplier", f"has a multiplier that is not a finite float32 in {op.name!r}")
 
 
 def _check_window(op: Any, size: Shape, out: Shape, dilation: Sequence[int]) -> None:
-    """Sizes are pairs in range, padding is less than the window, and the output follows from them (rounded down, or up for pooling)."""
+    """Sizes are pairs in range, padding is smaller than the window, and the output follows from them (rounded down, or up for pooling)."""
     small = all(1 <= n <= 65535 for n in (*op.kernel, *op.stride, *dilation)) and all(0 <= n <= 65535 for n in op.pad)
     pairs = len(op.kernel) == len(op.stride) == len(dilation) == 2 and len(op.pad) == 4
-    _check(small and pairs, f"has an impossible window in {op.name!r}")
+    _check(small and pairs, "window", f"has an impossible window in {op.name!r}")
     for axis in (0, 1):
         window = (op.kernel[axis] - 1) * dilation[axis] + 1
         before, after = op.pad[axis], op.pad[axis + 2]
-        _check(before < window and after < window, f"pads more than its window in {op.name!r}")
+        _check(before < window and after < window, "padding", f"pads more than its window in {op.name!r}")
         room = size[axis] + before + after - window
         _check(
             room >= 0 and out[axis] == room // op.stride[axis] + 1,
+            "output-shape",
             f"has an output shape that does not fit in {op.name!r}",
         )
         _check(
-            (out[axis] - 1) * op.stride[axis] - before < size[axis], f"has a window outside its input in {op.name!r}"
+            (out[axis] - 1) * op.stride[axis] - before < size[axis],
+            "window-outside",
+            f"has a window outside its input in {op.name!r}",
         )
 
 
 def _conv(segment: seg.Segment, op: seg.Conv) -> None:
     x, y = hwc(_shape(segment, op.x)), hwc(_shape(segment, op.out))
-    _check(2 <= op.bits <= 8, f"has weights of {op.bits} bits in {op.name!r}")
+    _check(2 <= op.bits <= 8, "weight-bits", f"has weights of {op.bits} bits in {op.name!r}")
     _check(
         op.groups >= 1 and x[2] % op.groups == 0 and y[2] % op.groups == 0,
+        "groups",
         f"has groups that do not divide its channels in {op.name!r}",
     )
     _check_window(op, x, y, op.dilation)
@@ -219,18 +245,19 @@ def _conv(segment: seg.Segment, op: seg.Conv) -> None:
     factors = segment.blob[op.multiplier : op.multiplier + 4 * y[2]].view(np.float32)
     _check(
         bool(((factors >= 0) & (factors <= MAX_FACTOR)).all()),
+        "multiplier",
         f"has a multiplier that is not a finite float32 in {op.name!r}",
     )
 
 
 def conv_plan(op: seg.Conv, x: Shape, y: Shape) -> conv_kernel.Plan:
-    """How the kernel finds the windows of ``op``, from x to y."""
+    """The kernel's plan for the windows of ``op`` from x to y."""
     kernel, stride, dilation, pad = ((pair[0], pair[1]) for pair in (op.kernel, op.stride, op.dilation, op.pad))
     return conv_kernel.plan(x, y[:2], kernel, stride, dilation, pad, op.groups)
 
 
 def _work(header: seg.Header, op: seg.AnyOp) -> int:
-    """Values that the operator looks at, each as often as it does: products, cells of a `Pool`."""
+    """The work of an operator: its products, or cells of a `Pool`."""
     x, outputs = header.tensors[inputs(op)[0]].shape, math.prod(header.tensors[op.out].shape)
     if isinstance(op, seg.Conv):
         return outputs * op.kernel[0] * op.kernel[1] * (hwc(x)[2] // op.groups)
@@ -253,11 +280,14 @@ def _weight_shape(segment: seg.Segment, op: seg.Conv | seg.Linear | seg.Embed) -
 def _weights(segment: seg.Segment, op: seg.Conv | seg.Linear | seg.Embed) -> NDArray[np.int8]:
     shape = _weight_shape(segment, op)
     outs, count = shape[0], math.prod(shape)
-    packed = segment.blob[op.weight : op.weight + -(-count * op.bits // 8)].copy()  # writable: one compiled version
+    packed = segment.blob[
+        op.weight : op.weight + -(-count * op.bits // 8)
+    ].copy()  # writable, for the one compiled version of the kernel
     codes = np.empty(count, np.uint8)
     codec_kernels.unpack(packed, op.bits, codes)
     _check(
         op.bits == 2 or not bool((codes == (1 << op.bits) - 1).any()),
+        "weight-code",
         f"uses a weight code that has no meaning in {op.name!r}",
     )
     weights: NDArray[np.int8] = weight_levels(op.bits)[codes].reshape(shape)
@@ -266,44 +296,52 @@ def _weights(segment: seg.Segment, op: seg.Conv | seg.Linear | seg.Embed) -> NDA
     total = np.abs(weights.reshape(outs, -1)).sum(axis=1, dtype=np.int64) * 255
     if isinstance(op, seg.Conv):
         total += np.abs(segment.blob[op.bias : op.bias + 4 * outs].view(np.int32).astype(np.int64))
-    _check(bool((total < 1 << 31).all()), f"could overflow a 32-bit sum in {op.name!r}")
+    _check(bool((total < 1 << 31).all()), "overflow", f"could overflow a 32-bit sum in {op.name!r}")
     if isinstance(op, seg.Conv):
         factors = segment.blob[op.multiplier : op.multiplier + 4 * outs].view(np.float32)
         _check(
-            bool((total * factors.astype(np.float64) < MAX_REAL).all()), f"has too great a multiplier in {op.name!r}"
+            bool((total * factors.astype(np.float64) < MAX_REAL).all()),
+            "multiplier-too-large",
+            f"has too great a multiplier in {op.name!r}",
         )
     return weights
 
 
 def _same_or_per_channel(segment: seg.Segment, op: seg.Add | seg.Mul) -> None:
     a, b, y = (_shape(segment, t) for t in (op.a, op.b, op.out))
-    _check(a == y and (b == a or (math.prod(b) == b[-1] == a[-1])), f"has shapes that do not fit in {op.name!r}")
+    _check(
+        a == y and (b == a or (math.prod(b) == b[-1] == a[-1])),
+        "shapes-differ",
+        f"has shapes that do not fit in {op.name!r}",
+    )
     _check_codes(op)
     _check_factor(op, *([op.multiplier_a, op.multiplier_b] if isinstance(op, seg.Add) else [op.multiplier]))
 
 
 def _lut(segment: seg.Segment, op: seg.Lut) -> None:
-    _check(_shape(segment, op.x) == _shape(segment, op.out), f"has shapes that do not fit in {op.name!r}")
+    _check(
+        _shape(segment, op.x) == _shape(segment, op.out), "shapes-differ", f"has shapes that do not fit in {op.name!r}"
+    )
     _check_blob(segment, op, op.table, 256)
 
 
 def _pool(segment: seg.Segment, op: seg.Pool) -> None:
     x, y = hwc(_shape(segment, op.x)), hwc(_shape(segment, op.out))
-    _check(x[2] == y[2], f"has shapes that do not fit in {op.name!r}")
+    _check(x[2] == y[2], "shapes-differ", f"has shapes that do not fit in {op.name!r}")
     _check_window(op, x, y, (1, 1))
     _check_codes(op)
     _check_factor(op, op.multiplier)
     a, b = segment.header.tensors[op.x], segment.header.tensors[op.out]
     same = (a.scale, a.zero_point) == (b.scale, b.zero_point)
-    _check(op.kind != "max" or same, f"changes the codes' meaning without arithmetic in {op.name!r}")
-    # 255 a cell in an int32 sum.
-    _check(op.kernel[0] * op.kernel[1] < 1 << 23, f"could overflow a 32-bit sum in {op.name!r}")
+    _check(op.kind != "max" or same, "scale-change", f"changes the codes' meaning without arithmetic in {op.name!r}")
+    # Up to 255 for each cell in an int32 sum.
+    _check(op.kernel[0] * op.kernel[1] < 1 << 23, "overflow", f"could overflow a 32-bit sum in {op.name!r}")
 
 
 def _concat(segment: seg.Segment, op: seg.Concat) -> None:
     shapes, y = [_shape(segment, t) for t in op.inputs], _shape(segment, op.out)
     fits = bool(shapes) and all(s[:-1] == y[:-1] for s in shapes) and sum(s[-1] for s in shapes) == y[-1]
-    _check(fits and len(op.tables) == len(op.inputs), f"has shapes that do not fit in {op.name!r}")
+    _check(fits and len(op.tables) == len(op.inputs), "shapes-differ", f"has shapes that do not fit in {op.name!r}")
     for table in op.tables:
         if table != -1:
             _check_blob(segment, op, table, 256)
@@ -312,12 +350,13 @@ def _concat(segment: seg.Segment, op: seg.Concat) -> None:
 def _transpose(segment: seg.Segment, op: seg.Transpose) -> None:
     x, y = _shape(segment, op.x), _shape(segment, op.out)
     fits = sorted(op.perm) == list(range(len(x))) and [x[axis] for axis in op.perm] == y
-    _check(fits, f"has shapes that do not fit in {op.name!r}")
+    _check(fits, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
 
 
 def _reshape(segment: seg.Segment, op: seg.Reshape) -> None:
     _check(
         math.prod(_shape(segment, op.x)) == math.prod(_shape(segment, op.out)),
+        "shapes-differ",
         f"has shapes that do not fit in {op.name!r}",
     )
 
@@ -332,30 +371,33 @@ def _pad(segment: seg.Segment, op: seg.Pad) -> None:
     )
     _check(
         fits and y == [x[0] + op.pad[0] + op.pad[2], x[1] + op.pad[1] + op.pad[3], x[2]],
+        "shapes-differ",
         f"has shapes that do not fit in {op.name!r}",
     )
 
 
 def _softmax(segment: seg.Segment, op: seg.Softmax) -> None:
-    _check(_shape(segment, op.x) == _shape(segment, op.out), f"has shapes that do not fit in {op.name!r}")
+    _check(
+        _shape(segment, op.x) == _shape(segment, op.out), "shapes-differ", f"has shapes that do not fit in {op.name!r}"
+    )
     _check_codes(op)
 
 
 def _check_floats(segment: seg.Segment, op: seg.Op, offset: int, count: int) -> None:
     _check_blob(segment, op, offset, 4 * count)
     finite = np.isfinite(segment.blob[offset : offset + 4 * count].view(np.float32)).all()
-    _check(bool(finite), f"has a constant that is not a finite float32 in {op.name!r}")
+    _check(bool(finite), "constant", f"has a constant that is not a finite float32 in {op.name!r}")
 
 
 def _check_scratch(op: seg.Op, size: int) -> None:
-    _check(size <= limits.MAX_ARENA_BYTES, f"wants more memory than an agent gives in {op.name!r}")
+    _check(size <= limits.MAX_ARENA_BYTES, "memory", f"needs more memory than the limit in {op.name!r}")
 
 
 def _embed(segment: seg.Segment, op: seg.Embed) -> None:
     x, y = _shape(segment, op.x), _shape(segment, op.out)
-    _check(len(x) == 1 and len(y) == 2 and x[0] == y[0], f"has shapes that do not fit in {op.name!r}")
-    _check(2 <= op.bits <= 8, f"has weights of {op.bits} bits in {op.name!r}")
-    _check(1 <= op.vocabulary <= limits.MAX_DIM, f"has an impossible vocabulary in {op.name!r}")
+    _check(len(x) == 1 and len(y) == 2 and x[0] == y[0], "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    _check(2 <= op.bits <= 8, "weight-bits", f"has weights of {op.bits} bits in {op.name!r}")
+    _check(1 <= op.vocabulary <= limits.MAX_DIM, "vocabulary", f"has an impossible vocabulary in {op.name!r}")
     _check_blob(segment, op, op.weight, -(-op.vocabulary * y[1] * op.bits // 8))
     _check_floats(segment, op, op.scales, op.vocabulary)
     _check_floats(segment, op, op.position, y[0] * y[1])
@@ -364,8 +406,8 @@ def _embed(segment: seg.Segment, op: seg.Embed) -> None:
 def _linear(segment: seg.Segment, op: seg.Linear) -> None:
     x, y = _shape(segment, op.x), _shape(segment, op.out)
     fits = x[:-1] == y[:-1] and (op.residual == -1 or _shape(segment, op.residual) == y)
-    _check(fits, f"has shapes that do not fit in {op.name!r}")
-    _check(2 <= op.bits <= 8, f"has weights of {op.bits} bits in {op.name!r}")
+    _check(fits, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    _check(2 <= op.bits <= 8, "weight-bits", f"has weights of {op.bits} bits in {op.name!r}")
     _check_scratch(op, transformer.linear_scratch(math.prod(x[:-1]), x[-1]))
     _check_blob(segment, op, op.weight, -(-y[-1] * x[-1] * op.bits // 8))
     _check_floats(segment, op, op.scales, y[-1])
@@ -374,8 +416,12 @@ def _linear(segment: seg.Segment, op: seg.Linear) -> None:
 
 def _norm(segment: seg.Segment, op: seg.Norm) -> None:
     shape = _shape(segment, op.x)
-    _check(shape == _shape(segment, op.out), f"has shapes that do not fit in {op.name!r}")
-    _check(_float32(op.epsilon) and op.epsilon > 0, f"has an epsilon that is not a positive float32 in {op.name!r}")
+    _check(shape == _shape(segment, op.out), "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    _check(
+        _float32(op.epsilon) and op.epsilon > 0,
+        "epsilon",
+        f"has an epsilon that is not a positive float32 in {op.name!r}",
+    )
     _check_floats(segment, op, op.gamma, shape[-1])
     _check_floats(segment, op, op.beta, shape[-1])
 
@@ -383,11 +429,17 @@ def _norm(segment: seg.Segment, op: seg.Norm) -> None:
 def _attention(segment: seg.Segment, op: seg.Attention) -> None:
     x, y = _shape(segment, op.x), _shape(segment, op.out)
     fits = len(x) == len(y) == 2 and x == [y[0], 3 * y[1]] and (op.ids == -1 or _shape(segment, op.ids) == y[:1])
-    _check(fits, f"has shapes that do not fit in {op.name!r}")
-    _check(1 <= op.heads <= y[1] and y[1] % op.heads == 0, f"has heads that do not divide its channels in {op.name!r}")
-    _check(0 <= op.pad < 1 << 31, f"pads with an impossible token in {op.name!r}")
-    _check(_float32(op.factor) and op.factor > 0, f"has a factor that is not a positive float32 in {op.name!r}")
-    _check(255 * 127 * max(y) < 1 << 31, f"could overflow a 32-bit sum in {op.name!r}")
+    _check(fits, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    _check(
+        1 <= op.heads <= y[1] and y[1] % op.heads == 0,
+        "heads",
+        f"has heads that do not divide its channels in {op.name!r}",
+    )
+    _check(0 <= op.pad < 1 << 31, "padding-token", f"pads with an impossible token in {op.name!r}")
+    _check(
+        _float32(op.factor) and op.factor > 0, "factor", f"has a factor that is not a positive float32 in {op.name!r}"
+    )
+    _check(255 * 127 * max(y) < 1 << 31, "overflow", f"could overflow a 32-bit sum in {op.name!r}")
     _check_scratch(op, transformer.attention_scratch(y[0], y[1], op.heads))
 
 
@@ -395,21 +447,21 @@ def _patches(segment: seg.Segment, op: seg.Patches) -> None:
     x, y, size = _shape(segment, op.x), _shape(segment, op.out), op.size
     whole = len(x) == 3 and size >= 1 and x[0] % size == 0 and x[1] % size == 0
     fits = whole and y == [x[0] // size * (x[1] // size), size * size * x[2]]
-    _check(fits, f"has shapes that do not fit in {op.name!r}")
+    _check(fits, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
 
 
 def _position(segment: seg.Segment, op: seg.Position) -> None:
     x, y = _shape(segment, op.x), _shape(segment, op.out)
     fits = len(x) == len(y) == 2 and x[0] <= y[0] and x[1] == y[1]
-    _check(fits, f"has shapes that do not fit in {op.name!r}")
+    _check(fits, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
     _check_floats(segment, op, op.table, y[0] * y[1])
 
 
 def _mean(segment: seg.Segment, op: seg.Mean) -> None:
     x, y = _shape(segment, op.x), _shape(segment, op.out)
-    _check(len(x) == 2 and y in ([x[1]], [1, x[1]]), f"has shapes that do not fit in {op.name!r}")
+    _check(len(x) == 2 and y in ([x[1]], [1, x[1]]), "shapes-differ", f"has shapes that do not fit in {op.name!r}")
     inside = 0 <= op.first < x[0] and 1 <= op.count <= x[0] - op.first
-    _check(inside, f"takes the mean of rows that are not there in {op.name!r}")
+    _check(inside, "mean-rows", f"averages rows that do not exist in {op.name!r}")
 
 
 _RULES: dict[type, Callable[[seg.Segment, Any], None]] = {

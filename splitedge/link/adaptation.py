@@ -1,7 +1,6 @@
-"""The adaptation of one stream: what a `Controller` has to see, the rung of each frame, and whether the ladder suffices at all.
+"""Rate control of one stream: chooses the codec of each frame, and detects when the ladder or the plan no longer fits the link.
 
-`Adaptation` is told of every frame that is offered, sent, answered or lost, and chooses the rung of the next. It is a pure state machine (time is an
-argument) that two threads may use: the one that codes frames asks, the one that waits for answers tells.
+`Adaptation` is a pure state machine; time is an argument. Two threads may use it: one codes frames, the other waits for answers.
 """
 
 from __future__ import annotations
@@ -15,29 +14,29 @@ from dataclasses import dataclass
 from typing import Final
 
 from splitedge.link import controllers
-from splitedge.link.controllers import Step, View
+from splitedge.link.controllers import RungCost, View
 from splitedge.link.estimate import Estimator, wire_bytes
 from splitedge.link.tcp import TcpSample
 from splitedge.protocol.frames import HEADER_BYTES
 from splitedge.protocol.messages import Codec, LinkEstimate, Plan, Rung
 
-_ARRIVALS: Final = 17  # the offered rate is that of so many last frames
-_LEAST_BITS: Final = 0.01  # of a value, whatever a plan says of its frames: controllers divide by it
-_PAUSE_S: Final = 2.0  # frames before a pause of so long say nothing of the rate after it
-_SIZES: Final = 64  # a codec's size follows what its frames took, over about so many
-_PLANNED: Final = 4  # and what the plan says counts as so many
-OVERLOADED_S: Final = 1.0  # the cheapest codec must fail, or do, for so long before it is said
-LASTING_S: Final = 10.0  # a change of the link must last for so long to be worth a new plan
-CHANGED_MS: Final = 5.0  # and so much: what is quicker than that is the processors' doing
-LONGER: Final = 1.25  # for a plan is made for the least time, as far as nothing else is asked
-CHANGED: Final = 2.0  # a frame takes so many times as long, or as short, as the plan thought
+_ARRIVALS: Final = 17  # last frames that give the offered rate
+_LEAST_BITS: Final = 0.01  # least bits of a value: controllers divide by it
+_PAUSE_S: Final = 2.0  # a longer pause starts a new measurement of the offered rate
+_SIZES: Final = 64  # frames over which a codec's mean size is averaged
+_PLANNED: Final = 4  # weight of the planned size, in frames
+OVERLOADED_S: Final = 1.0  # debounce time of `Adaptation.holds`
+LASTING_S: Final = 10.0  # debounce time of `Adaptation.changed`
+CHANGED_MS: Final = 5.0  # least change of a frame's time; smaller ones are noise of the processors
+LONGER: Final = 1.25  # allowed frame time over the planned one, if the demand has neither latency nor rate
+CHANGED: Final = 2.0  # factor between planned and present frame time that calls for a new plan
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is to be held: frames a second and milliseconds of a frame, where demanded.
+    """The demanded frames per second and milliseconds per frame.
 
-    Without either the rate that is offered is held, and a frame may take `LONGER` times as long as the plan said for the sake of accuracy.
+    Without both, the offered rate is the goal, and a frame may take `LONGER` times its planned time in favour of accuracy.
     """
 
     min_rate_fps: float | None = None
@@ -45,16 +44,16 @@ class Goal:
 
 
 class Adaptation:
-    """For the stream of ``plan``, made for a link like ``link``; ``controller`` is a name in `controllers.CONTROLLERS`.
+    """Rate control for the stream of ``plan``, which was made for ``link``. ``controller`` is a key of `controllers.CONTROLLERS`.
 
-    It begins with the plan's codec, or with `packed` or the most accurate one of no more than ``bits``.
+    The first codec is the plan's. If ``bits`` is given, it is the plain codec of that width, or else the most accurate one of at most ``bits``.
     """
 
     def __init__(
         self, plan: Plan, link: LinkEstimate, goal: Goal, controller: str = "adaptive", bits: int | None = None
     ) -> None:
         self._steps = [
-            Step(_bits(plan, codec, rung), wire_bytes(rung.payload_bytes), rung.noise)
+            RungCost(_bits(plan, codec, rung), wire_bytes(rung.payload_bytes), rung.noise)
             for codec, rung in zip(plan.ladder, plan.rungs, strict=True)
         ]
         self._frames = [0] * len(self._steps)  # sent with each rung
@@ -64,26 +63,26 @@ class Adaptation:
         self._estimator = Estimator(link.rtt_ms / 1e3, link.uplink_mbps * 1e6 / 8)
         self._offered: deque[float] = deque(maxlen=_ARRIVALS)
         p = plan.prediction
-        self._other_s = (p.device_ms + p.server_ms + p.queue_ms + p.sending_ms) / 1e3  # but for the link
+        self._other_s = (p.device_ms + p.server_ms + p.queue_ms + p.sending_ms) / 1e3  # without the link
         self._lock = threading.Lock()
-        self._holds = _Lasting(True)
-        self._changed = _Lasting(False)
-        self.overloads = 0  # times that even the cheapest codec came not to hold what is wanted
+        self._holds = _Debounced(True)
+        self._changed = _Debounced(False)
+        self.overloads = 0  # times that even the cheapest codec stopped being enough
 
     def offered(self, now: float) -> None:
-        """A frame came."""
+        """A caller offered a frame."""
         with self._lock:
             if self._offered and now - self._offered[-1] > _PAUSE_S:
                 self._offered.clear()
             self._offered.append(now)
 
-    def spared(self, came: float) -> None:
-        """The frame that was offered at ``came`` is not sent: the link need not hold it."""
+    def withdrawn(self, came: float) -> None:
+        """The frame offered at ``came`` is not sent."""
         with self._lock, suppress(ValueError):  # it may have been forgotten already
             self._offered.remove(came)
 
     def choose(self, now: float, waiting: int = 0) -> int:
-        """The rung for the frame that is coded now, while ``waiting`` frames behind it wait longer than they should."""
+        """The rung for the frame that is coded now, while ``waiting`` frames behind it are late."""
         with self._lock:
             view = self._view(now, waiting)
             self.rung = self._controller.choose(view, self._steps)
@@ -91,52 +90,52 @@ class Adaptation:
             return self.rung
 
     def sent(self, seq: int, rung: int, message_bytes: int, now: float) -> None:
-        """Frame ``seq`` was written to the connection, its message so long."""
+        """Frame ``seq`` was written to the connection as a message of ``message_bytes``."""
         with self._lock:
             size = wire_bytes(message_bytes)
             self._estimator.sent(seq, size, now)
             step = self._steps[rung]
             self._frames[rung] += 1
             weight = 1 / min(self._frames[rung] + _PLANNED, _SIZES)
-            self._steps[rung] = Step(step.bits, step.size + (size - step.size) * weight, step.noise)
+            self._steps[rung] = RungCost(step.bits, step.size + (size - step.size) * weight, step.noise)
 
     def acked(self, seq: int, now: float, server_s: float = 0.0) -> None:
-        """Its answer came; the server claims so much of the time."""
+        """The answer to frame ``seq`` arrived; ``server_s`` of its time was spent on the server."""
         with self._lock:
             self._estimator.acked(seq, now, server_s)
 
     def lost(self, seq: int) -> None:
-        """It ended without an answer."""
+        """Frame ``seq`` ended without an answer."""
         with self._lock:
             self._estimator.lost(seq)
 
-    def cut(self) -> None:
+    def disconnected(self) -> None:
         """The connection ended."""
         with self._lock:
-            self._estimator.cut()
+            self._estimator.disconnected()
 
     def tcp(self, sample: TcpSample, now: float) -> None:
-        """What the kernel says of the connection."""
+        """Take the kernel's state of the connection."""
         with self._lock:
             self._estimator.tcp(sample, now)
 
     @property
     def holds(self) -> bool:
-        """Whether the ladder suffices: False while even its cheapest codec cannot hold what is wanted."""
+        """False while even the cheapest codec of the ladder misses the goal."""
         return self._holds.value
 
     @property
     def bits(self) -> float:
-        """Of a value with the codec in use."""
+        """Bits of a value with the current codec."""
         return round(self._steps[self.rung].bits, 2)
 
     @property
     def changed(self) -> bool:
-        """Whether the link has been another one than the plan was made for, or the ladder has not sufficed, for so long that a new plan is due."""
+        """True once the link differs from the planned one, or the ladder misses the goal, for long enough to need a new plan."""
         return self._changed.value
 
     def estimate(self, now: float) -> LinkEstimate:
-        """The link as it is now; its downlink is that of the plan, which answers do not fill."""
+        """The present link. Its downlink is the planned one, since answers do not fill it."""
         with self._lock:
             rate = self._estimator.rate(now)
             up = self._planned.uplink_mbps if rate is None else rate * 8e-6
@@ -153,7 +152,7 @@ class Adaptation:
         return View(now, rate, backlog, self._period(), waiting, max(0.0, left))
 
     def _period(self) -> float:
-        """Seconds between frames: as they are offered, but no less than the rate that was demanded asks for."""
+        """Seconds between offered frames, but at least those of the demanded rate."""
         wanted = 1 / self._goal.min_rate_fps if self._goal.min_rate_fps else 0.0
         if len(self._offered) < 3:
             return wanted or max(self._plan.prediction.device_ms, self._plan.prediction.server_ms, 1.0) / 1e3
@@ -170,7 +169,7 @@ class Adaptation:
         self._changed.update(not self._holds.value or self._off(view), view.now, LASTING_S)
 
     def _off(self, view: View) -> bool:
-        """Whether a frame as the plan predicted it takes much longer or shorter over this link; fast links all look alike, and are."""
+        """Whether the planned frame takes much more or less time on this link. All fast links are equal in this."""
         assert view.rate is not None
         prediction = self._plan.prediction
         before = prediction.transfer_ms - prediction.sending_ms
@@ -179,15 +178,15 @@ class Adaptation:
         return not 1 / CHANGED <= ratio <= CHANGED and abs(now - before) > CHANGED_MS
 
 
-class _Lasting:
-    """A truth that changes only when the contrary has held for a while."""
+class _Debounced:
+    """Debounced boolean."""
 
     def __init__(self, value: bool) -> None:
         self.value = value
         self._since: float | None = None
 
     def update(self, seen: bool, now: float, patience: float) -> bool:
-        """Whether it changed."""
+        """Take an observation; True if the value changed because the opposite lasted for ``patience`` seconds."""
         if seen == self.value:
             self._since = None
         elif self._since is None:
@@ -199,20 +198,20 @@ class _Lasting:
 
 
 def packed(plan: Plan, bits: int) -> int | None:
-    """The rung that does no more than clip, quantize and pack at just so many bits; None where the ladder has none."""
+    """The rung that only clips, quantizes and packs at ``bits``; None if the ladder has none."""
     for i, one in enumerate(plan.ladder):
         if one.bits == bits and not (one.tables or one.basis or one.rotation or one.levels or one.jpeg):
             return i
     return None
 
 
-def _begin(plan: Plan, steps: Sequence[Step], bits: int) -> int:
+def _begin(plan: Plan, steps: Sequence[RungCost], bits: int) -> int:
     plain = packed(plan, bits)
     return controllers.within(steps, bits) if plain is None else plain
 
 
 def _bits(plan: Plan, codec: Codec, rung: Rung) -> float:
-    """Bits that a value takes with ``codec``: those of its codes, or, where frames differ in size, of the mean frame."""
+    """Bits of a value with ``codec``: those of its codes, or of the mean frame if frame sizes vary."""
     if not (codec.tables or codec.jpeg):
         return codec.bits
     return max(_LEAST_BITS, 8 * (rung.payload_bytes - HEADER_BYTES) / math.prod(plan.cut.shape))

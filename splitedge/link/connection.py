@@ -1,7 +1,7 @@
-"""Drives one `Session` over one WebSocket, the same on both sides.
+"""Drives one `Session` over one WebSocket, on both sides.
 
-Three tasks: one reads, one writes (everything, so that one slow write never holds up another's), one keeps time. None waits for another: a
-link that swallows bytes without a sign stops the writer, and the timekeeper still ends the session.
+Three tasks read, write and keep time. They never wait for each other: on a link that silently drops bytes the writer blocks, and the timer still
+ends the session. A single writer sends everything, so no message waits for the drain of another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from splitedge.protocol.session import Event, Session
 #: aiohttp (3.14 and later) refuses a message of this length or longer on its header, before it reads it.
 MAX_MSG_SIZE: Final = frames.MAX_MESSAGE + 1
 
-# What a peer closes a WebSocket with after bytes that break the protocol (RFC 6455, 7.4.1).
+# Close codes after bytes that violate the protocol (RFC 6455, 7.4.1).
 _BREACH: Final = {
     1002: "bad bytes",
     1003: "a message of the wrong type",
@@ -31,7 +31,7 @@ _BREACH: Final = {
 
 
 class WebSocket(Protocol):
-    """What a client's and a server's WebSocket of aiohttp have in common."""
+    """The common interface of aiohttp's client and server WebSockets."""
 
     async def receive(self) -> aiohttp.WSMessage: ...
     async def send_str(self, data: str) -> None: ...
@@ -40,8 +40,8 @@ class WebSocket(Protocol):
     async def close(self) -> bool: ...
 
 
-class Pump:
-    """``on_event(event, now)`` takes each event; ``next_frame(now)`` yields the next binary message when the socket has room for one."""
+class Connection:
+    """Runs ``session`` on ``ws``. ``on_event(event, now)`` gets each event; ``next_frame(now)`` returns the next binary message once the socket has room."""
 
     def __init__(
         self,
@@ -56,19 +56,19 @@ class Pump:
         self._time = asyncio.get_running_loop().time
         self._wake = asyncio.Event()
         self._received = tcp.bytes_received(transport)
-        self._pong: bytes | None = None  # WebSocket's own ping, from a proxy in between
+        self._pong: bytes | None = None  # payload of a WebSocket ping, which a proxy may send
         tcp.tune(transport)
 
     def wake(self) -> None:
-        """There may be something to write."""
+        """Call after anything that may give the writer work."""
         self._wake.set()
 
     def sample(self) -> tcp.TcpSample | None:
-        """What the kernel says of the connection's sending side."""
+        """The kernel's state of the sending side."""
         return tcp.sample(self._transport)
 
     async def run(self) -> None:
-        """Until the session ended and the connection is closed. Raises only what `on_event` or `next_frame` raise."""
+        """Run until the session ends and the connection is closed. Raises only what `on_event` and `next_frame` raise."""
         reader, writer, clock = tasks = [self._task(self._read()), self._task(self._write()), self._task(self._beat())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -81,13 +81,13 @@ class Pump:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
             self._session.lost("the connection was broken off")
-            await self._close()  # of an aborted connection: returns at once and frees it
+            await self._close()  # returns at once on an aborted connection, and frees it
         for result in results:
             if isinstance(result, Exception):
                 raise result
 
     async def _part(self, writer: asyncio.Task[None]) -> None:
-        """Write the last messages and shake hands, within `limits.CLOSE_TIMEOUT`; a dead connection is not worth the wait."""
+        """Write the last messages and close in order within `limits.CLOSE_TIMEOUT`. A dead connection is not waited for."""
         if self._session.broken or not self._session.ended:
             return
         self.wake()
@@ -117,12 +117,17 @@ class Pump:
             self.wake()
 
     def _end(self, message: aiohttp.WSMessage) -> None:
-        """The session after a WebSocket message that is the last one."""
+        """End the session after the last WebSocket message."""
         if isinstance(message.data, aiohttp.WebSocketError):
-            self._session.fail(errors.ProtocolError(f"the peer broke the WebSocket protocol: {message.data}"))
+            self._session.fail(
+                errors.ProtocolError(f"the peer violated the WebSocket protocol: {message.data}", reason="websocket")
+            )
         elif message.type is aiohttp.WSMsgType.CLOSE and message.data in _BREACH:
             self._session.fail(
-                errors.ProtocolError(f"the peer refused {_BREACH[message.data]}; run the same splitedge on both")
+                errors.ProtocolError(
+                    f"the peer refused {_BREACH[message.data]}; run the same splitedge version on both sides",
+                    reason="refused",
+                )
             )
         else:
             self._session.lost("the connection was closed by the peer")
@@ -135,7 +140,7 @@ class Pump:
             self._session.lost(f"the connection broke: {str(error)[:200] or type(error).__name__}")
 
     async def _write_one(self) -> bool:
-        """Write what comes next, or wait for something. False when the session ended and all is written."""
+        """Write the next message, or wait for one. False when the session ended and everything is written."""
         if self._pong is not None:
             data, self._pong = self._pong, None
             await self._ws.pong(data)

@@ -1,13 +1,13 @@
-"""Which rung of the ladder the next frame is coded with. Pure state machines: no I/O, no clock; times in seconds, sizes in bytes on the wire.
+"""Controllers choose the rung of the ladder for the next frame. Pure state machines; times in seconds, sizes in bytes on the wire.
 
-A controller sees a `View` for each frame and returns the index of a rung, 0 the most accurate. It never leaves the ladder, all of which is within the
-accuracy that was demanded.
+A controller gets a `View` for each frame and returns the index of a rung; rung 0 is the most accurate. Every rung of a ladder meets the demanded
+accuracy.
 
-- `adaptive` (the default) predicts from the estimated rate, the round trip and what is on its way what each rung would do.
-- `quantpipe` is QuantPipe's rule: every `WINDOW` frames a width by the ratio of what was sent to what the link could have carried.
-- `pipeedge` is PipeEdge's controller: every window a Kalman filter estimates the rate at the widest codec, and the window is split between the two
-  widths around the one that would just do.
-- `fixed` stays on the rung that the plan begins with.
+- `adaptive` (the default) compares the size of each rung with the estimated rate, the round trip and the bytes in transit.
+- `quantpipe` is QuantPipe's rule: every `WINDOW` frames it sets the width from the ratio of bytes sent to the link's capacity.
+- `pipeedge` is PipeEdge's controller: a Kalman filter estimates the rate at the widest codec for each window, and the window is split between the
+  two widths around the exact one.
+- `fixed` stays on the first rung.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-WINDOW: Final = 50  # frames between two decisions of the baselines
+WINDOW: Final = 50  # frames between two decisions of `QuantPipe` and `PipeEdge`
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A rung: the bits of a value with its codec, the bytes that a frame takes on the wire, and the noise at the output."""
+class RungCost:
+    """The cost of a rung: bits of a value, bytes of a frame on the wire, and noise at the output."""
 
     bits: float
     size: float
@@ -31,11 +31,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The link at the moment at which a frame is coded.
+    """The link when a frame is coded.
 
-    ``rate``: bytes a second that it carries, None before anything is known; ``backlog``: bytes on their way beyond a round trip's; ``period_s``: between
-    frames that are offered or wanted; ``waiting``: frames that wait too long already; ``left_s``: what a demanded latency leaves for the frame's way
-    to the server, infinite without one.
+    ``rate``: its bytes per second, None before anything is known. ``backlog``: bytes in transit beyond the bandwidth-delay product. ``period_s``:
+    between two frames, offered or demanded. ``waiting``: late frames. ``left_s``: time for the transfer within the demanded latency, infinite
+    without one.
     """
 
     now: float
@@ -47,13 +47,13 @@ class View:
 
 
 class Controller(Protocol):
-    """``steps``: the ladder as it stands, most bytes first; its sizes follow what frames really took."""
+    """``steps``: the ladder, largest frames first, with mean measured sizes."""
 
-    def choose(self, view: View, steps: Sequence[Step]) -> int: ...
+    def choose(self, view: View, steps: Sequence[RungCost]) -> int: ...
 
 
-def within(steps: Sequence[Step], bits: int) -> int:
-    """The index of the most accurate step of no more than ``bits``, or of the cheapest."""
+def within(steps: Sequence[RungCost], bits: int) -> int:
+    """The index of the most accurate rung of at most ``bits``, else of the cheapest."""
     return next((i for i, step in enumerate(steps) if step.bits <= bits), len(steps) - 1)
 
 
@@ -63,16 +63,16 @@ class Fixed:
     def __init__(self, start: int) -> None:
         self._rung = start
 
-    def choose(self, view: View, steps: Sequence[Step]) -> int:  # noqa: ARG002  the interface
+    def choose(self, view: View, steps: Sequence[RungCost]) -> int:  # noqa: ARG002  the interface
         return self._rung
 
 
 class Adaptive:
-    """The most accurate rung that the link holds. One that a cheaper rung beats, which a plan may begin with, is left at once.
+    """The most accurate rung that fits the link. A rung that a cheaper one beats in accuracy is left at once.
 
-    Down at once, as soon as the rung in use would fill more than `FULL` of the link with what is on its way already drained within `HORIZON_S`. Up when
-    a better rung has fitted into `ROOM` of it for a while: `PATIENCE_S` at first, twice as long after each climb that had to be taken back within
-    `TRIAL_S`, and half as long again after each that lasted.
+    It steps down as soon as the current rung needs more than `FULL` of the link, while the backlog drains within `HORIZON_S`. It steps up once a
+    better rung has fitted into `ROOM` of the link for its patience. The patience starts at `PATIENCE_S`, doubles after each step up that fails within
+    `TRIAL_S`, and halves after each that lasts.
     """
 
     FULL: Final = 1.0
@@ -84,14 +84,12 @@ class Adaptive:
 
     def __init__(self, start: int) -> None:
         self._rung = start
-        self._fits_since: list[
-            float
-        ] = []  # for each rung, since when it has fitted with room to spare; infinity: it does not
+        self._fits_since: list[float] = []  # for each rung, since when it fits into ROOM; infinity if it does not
         self._patience: list[float] = []
-        self._usable: list[bool] = []  # for each rung, whether no cheaper one is as accurate
-        self._climbed: float | None = None  # when, while it is not known whether the climb lasts
+        self._usable: list[bool] = []  # for each rung, whether every cheaper one is less accurate
+        self._climbed: float | None = None  # time of the last step up, until it has lasted
 
-    def choose(self, view: View, steps: Sequence[Step]) -> int:
+    def choose(self, view: View, steps: Sequence[RungCost]) -> int:
         if len(self._patience) != len(steps):
             self._fits_since, self._patience = [math.inf] * len(steps), [self.PATIENCE_S] * len(steps)
             self._usable = [all(one.noise < later.noise for later in steps[i + 1 :]) for i, one in enumerate(steps)]
@@ -104,7 +102,7 @@ class Adaptive:
             self._up(view)
         return self._rung
 
-    def _note(self, view: View, steps: Sequence[Step]) -> None:
+    def _note(self, view: View, steps: Sequence[RungCost]) -> None:
         room = budget(view, self.ROOM, self.HORIZON_S)
         for i, step in enumerate(steps):
             fits = step.size <= room and self._usable[i]
@@ -113,7 +111,7 @@ class Adaptive:
             self._climbed = None
             self._patience[self._rung] = max(self.PATIENCE_S, self._patience[self._rung] / 2)
 
-    def _down(self, view: View, steps: Sequence[Step]) -> None:
+    def _down(self, view: View, steps: Sequence[RungCost]) -> None:
         if self._climbed is not None:
             self._patience[self._rung] = min(self.PATIENCE_MOST_S, 2 * self._patience[self._rung])
             self._climbed = None
@@ -129,7 +127,7 @@ class Adaptive:
 
 
 def budget(view: View, share: float, horizon_s: float) -> float:
-    """Bytes that a frame may take: ``share`` of the link with the backlog gone within ``horizon_s``, and what a demanded latency leaves."""
+    """Bytes for a frame: within ``share`` of the link while the backlog drains in ``horizon_s``, and within the demanded latency."""
     assert view.rate is not None
     waiting = 1 + view.waiting * view.period_s / horizon_s
     by_rate = view.period_s * (share * view.rate - view.backlog / horizon_s) / waiting
@@ -137,9 +135,9 @@ def budget(view: View, share: float, horizon_s: float) -> float:
 
 
 class QuantPipe:
-    """target = window x period x rate; ratio = floor(bytes sent x 32 / bits / target) + 1; up to 1: 32 bits, 2: 16, 4: 8, 5: 6, 8: 4, beyond: 2.
+    """target = window x period x rate; ratio = floor(bytes sent x 32 / bits / target) + 1; up to 1: 32 bits, 2: 16, 4: 8, 5: 6, 8: 4, above: 2.
 
-    Of the ladder the most accurate rung with no more bits than that, or the cheapest.
+    The rung is the most accurate one of at most that width, else the cheapest.
     """
 
     WIDTHS: Final = ((1, 32), (2, 16), (4, 8), (5, 6), (8, 4))
@@ -148,7 +146,7 @@ class QuantPipe:
         self._rung, self._frames = start, 0
         self._sent = 0.0
 
-    def choose(self, view: View, steps: Sequence[Step]) -> int:
+    def choose(self, view: View, steps: Sequence[RungCost]) -> int:
         if self._frames == WINDOW and view.rate is not None:
             target = WINDOW * view.period_s * view.rate
             ratio = math.floor(self._sent * 32 / steps[self._rung].bits / target) + 1
@@ -162,9 +160,9 @@ class QuantPipe:
 
 
 class PipeEdge:
-    """An integral controller of the speedup over the widest codec, whose gain is a Kalman filter's estimate of the rate at that codec.
+    """An integral controller of the speedup over the widest codec. A Kalman filter estimates the rate at that codec, which is the gain.
 
-    The rate that a window reached is its frames over the time that they kept the link busy.
+    The rate of a window is its number of frames over the time in which they kept the link busy.
     """
 
     PROCESS_NOISE: Final = 1e-5
@@ -177,7 +175,7 @@ class PipeEdge:
         self._speedup: float | None = None
         self._base, self._variance = 0.0, 1.0
 
-    def choose(self, view: View, steps: Sequence[Step]) -> int:
+    def choose(self, view: View, steps: Sequence[RungCost]) -> int:
         if self._speedup is None:
             self._speedup = steps[0].bits / steps[self._slow].bits
         if self._frames == WINDOW and view.rate is not None:
@@ -189,7 +187,7 @@ class PipeEdge:
         self._sent += steps[rung].size
         return rung
 
-    def _decide(self, view: View, steps: Sequence[Step], reached: float) -> None:
+    def _decide(self, view: View, steps: Sequence[RungCost], reached: float) -> None:
         assert self._speedup is not None
         speedups = [steps[0].bits / step.bits for step in steps]
         self._filter(reached, self._speedup)

@@ -1,4 +1,4 @@
-"""The server's HTTP interface: version, models, plans, segments, and the measurement of the link."""
+"""Client of the server's HTTP interface: version, models, plans, segments, and the link measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, Final, NamedTuple, Self
 
 import aiohttp
 
-from splitedge import errors, limits
+from splitedge import errors, files, limits
+from splitedge.backoff import Backoff
 from splitedge.link import endpoint, probe
 from splitedge.link.endpoint import tls_context
 from splitedge.protocol.messages import (
@@ -45,14 +46,14 @@ _VERSION_BYTES: Final = 4096
 
 
 class Base(NamedTuple):
-    """A segment that is held, by its hash. ``apply`` makes of the bytes of an upgrade the file that is wanted and no other, or raises `errors.SegmentError`."""
+    """A segment on this board, by its hash. ``apply`` turns the bytes of an upgrade into the wanted file, or raises `errors.SegmentError`."""
 
     sha256: str
     apply: Callable[[bytes], bytes]
 
 
 class _Download(NamedTuple):
-    """What is fetched: its path on the server, its bytes, the file that grows, and what to call it."""
+    """A download: its path on the server, its size in bytes, the partial file, and its name in messages."""
 
     path: str
     size: int
@@ -63,11 +64,10 @@ class _Download(NamedTuple):
 class ServerClient:
     """One server's HTTP interface, over kept-alive connections.
 
-    ``ssl`` is a context from `tls_context`; None trusts the system's authorities. Every method raises `errors.UnreachableError` when nothing
-    answers or the certificate is not accepted, `errors.AuthError` for a refused token, the error that the server names, and
-    `errors.ProtocolError` for an answer that is none. The constructor raises `errors.UsageError` for an address that is none, or a
-    token that would cross a network in the clear (unless ``allow_insecure``). A client that is not ``patient`` serves a person who waits for the
-    first answer: it gives up sooner.
+    ``ssl`` is a context from `tls_context`; None trusts the system's CA certificates. ``patient=False`` has shorter timeouts, for a person who waits.
+    Every method raises `errors.UnreachableError` without an answer or for an untrusted certificate, `errors.AuthError` for a refused token,
+    `errors.ProtocolError` for an invalid answer, and the errors that the server reports. The constructor raises `errors.UsageError` for an invalid
+    address, or a token that would be sent unencrypted (unless ``allow_insecure``).
     """
 
     def __init__(
@@ -117,57 +117,63 @@ class ServerClient:
         for found in every:
             if found.name == name:
                 return found
-        raise errors.UnknownModelError(f"the server has no model {name!r}; `edge-agent models` lists those it has")
+        raise errors.UnknownModelError(
+            f"the server has no model {name!r}; `edge-agent models` lists those it has",
+            reason="unknown-model",
+            model=name,
+        )
 
     async def reach(self) -> None:
-        """Return if the server, or a board that serves as a stage, answers and takes the token."""
+        """Return if the server, or a board that serves as a stage, answers and accepts the token."""
         await self._probe(b"", 0)
 
     async def outline(self, model: str) -> Outline:
-        """What the longest head of ``model`` computes. Raises `errors.UnknownModelError`, `errors.ProtocolError` from a server that knows no outlines."""
+        """The operators of the longest head of ``model``. Raises `errors.UnknownModelError`, or `errors.ProtocolError` from a server without outlines."""
         return decode(await self._ask("GET", "v1/outline", limits.MAX_PLAN_BYTES, params={"model": model}), Outline)
 
     async def plan(self, request: PlanRequest) -> Plan:
-        """A plan for ``request``, or `errors.PlanError` (unknown model, infeasible demand)."""
+        """The plan for ``request``. Raises `errors.PlanError` (unknown model, infeasible demand)."""
         return decode(await self._ask("POST", "v1/plan", limits.MAX_PLAN_BYTES, data=_body(request)), Plan)
 
     async def chain(self, request: ChainRequest) -> Plan:
-        """The plan of the first board of a chain. Raises as `plan` does."""
+        """The plan of the first board of a chain. Raises as `plan`."""
         return decode(await self._ask("POST", "v1/chain", limits.MAX_PLAN_BYTES, data=_body(request)), Plan)
 
     async def next_plan(self, plan_id: str) -> Plan:
-        """The plan of the board after the one of ``plan_id``. Raises `errors.UnknownPlanError`, `errors.ProtocolError` where none follows."""
+        """The plan of the board behind that of ``plan_id``. Raises `errors.UnknownPlanError`, or `errors.ProtocolError` if there is none."""
         return decode(await self._ask("GET", "v1/next", limits.MAX_PLAN_BYTES, params={"plan": plan_id}), Plan)
 
     async def stages(self, before: int) -> list[ChainDevice]:
-        """Of a stage: itself and the boards behind it, each as it describes itself; it may measure its links first. ``before``: how many come before it."""
+        """A stage's description of itself and of the boards behind it; it may measure its links first. ``before``: number of boards before it."""
         body = await self._ask("GET", "v1/stage", limits.MAX_REQUEST_BYTES, params={"before": str(before)})
         return decode(body, list[ChainDevice])
 
     async def curves(self, request: PlanRequest, form: str) -> bytes:
-        """A picture (``png`` or ``svg``) of the trade-offs around the plan for ``request``. Raises as `plan` does."""
+        """A plot (``png`` or ``svg``) of the trade-offs around the plan for ``request``. Raises as `plan`."""
         body = _body(request)
         async with self._request("POST", "v1/curves", data=body, params={"format": form}) as response:
             return await _bounded(response, limits.MAX_PICTURE_BYTES)
 
     async def measure_link(self) -> LinkEstimate:
-        """Round trip and rates between here and the server; takes one to two seconds."""
-        noise = await asyncio.to_thread(os.urandom, limits.MAX_PROBE_BYTES)  # nothing on the way can compress it
+        """Measure round trip and rates to the server. Takes one to two seconds."""
+        noise = await asyncio.to_thread(os.urandom, limits.MAX_PROBE_BYTES)  # random, so that no link can compress it
         return await probe.measure(lambda up, down: probe.timed(self._probe(noise[:up], down)))
 
     async def fetch_segment(self, ref: SegmentRef, directory: Path, base: Base | None = None) -> Path:
-        """The file of segment ``ref`` in ``directory`` (made if need be), fetched unless it is there already.
+        """The file of segment ``ref`` in ``directory``, downloaded unless it exists. The folder is created if it is missing.
 
-        Where ``base`` is given and the server knows a smaller way from there, only that is fetched; if it does not lead to ``ref``, all of it is.
+        If the server has a smaller upgrade from ``base``, only the upgrade is downloaded; if it does not yield ``ref``, the whole segment is.
 
-        It grows as ``SHA.part``, over broken connections and earlier runs, and is named ``SHA.segment`` once its SHA-256 is right; if it is
-        wrong and an earlier run left a part (which a power cut may have damaged), all of it is fetched once more. Raises
-        `errors.SegmentError` for a wrong hash or size (the part is deleted), `errors.StoreError` for a folder that cannot be
-        written, `errors.LinkLostError` when the connection breaks `limits.FETCH_TRIES` times without bringing a byte.
+        The download grows as ``SHA.part`` over broken connections and restarts, and is renamed to ``SHA.segment`` when its SHA-256 is right. If the hash
+        is wrong and the part is from an earlier run, which a power cut may have damaged, the segment is downloaded once more. Raises
+        `errors.SegmentError` for a wrong hash or size (the part is deleted), `errors.StoreError` for a folder that cannot be written, and
+        `errors.LinkLostError` when the connection breaks `limits.FETCH_TRIES` times without a byte.
         """
         if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= limits.MAX_SEGMENT_BYTES:
             raise errors.SegmentError(
-                f"the plan names an impossible segment ({ref.size} bytes); ask the server for a new plan"
+                f"the plan names an invalid segment ({ref.size} bytes); request a new plan",
+                reason="segment-size",
+                size=ref.size,
             )
         done, part = directory / f"{ref.sha256}.segment", directory / f"{ref.sha256}.part"
         wanted = _Download(f"v1/segments/{ref.sha256}", ref.size, part)
@@ -179,10 +185,12 @@ class ServerClient:
         return done
 
     async def fetch_tokenizer(self, ref: TokenizerRef, model: str, directory: Path) -> Path:
-        """The file ``SHA.tokenizer`` of ``model``'s tokenizer in ``directory``. Fetched, kept and refused as `fetch_segment` does."""
+        """The file ``SHA.tokenizer`` of ``model``'s tokenizer in ``directory``. Downloads and raises as `fetch_segment`."""
         if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= limits.MAX_TOKENIZER_BYTES:
             raise errors.SegmentError(
-                f"the plan names an impossible tokenizer ({ref.size} bytes); ask the server for a new plan"
+                f"the plan names an invalid tokenizer ({ref.size} bytes); request a new plan",
+                reason="tokenizer-size",
+                size=ref.size,
             )
         done, part = directory / f"{ref.sha256}.tokenizer", directory / f"{ref.sha256}.part"
         wanted = _Download(f"v1/models/{model}/tokenizer", ref.size, part, "tokenizer")
@@ -203,18 +211,19 @@ class ServerClient:
             body = await _bounded(response, down)
         if len(body) != down:
             raise errors.ProtocolError(
-                f"a probe for {down} bytes brought {len(body)}; run the same splitedge on both sides"
+                f"a probe for {down} bytes returned {len(body)}; run the same splitedge version on both sides",
+                reason="probe-bytes",
             )
 
     @asynccontextmanager
     async def _request(
         self, method: str, path: str, data: bytes | None = None, **options: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A response with a good status. Failures of the connection, while it is read too, become errors of ours."""
+        """A response with status 200 or 206. Failures of the connection, also while the body is read, become `errors.SplitEdgeError`."""
         if self._http is None:
             raise RuntimeError("use ServerClient as an async context manager")
         url = self._base / path
-        # aiohttp sends a large `bytes` in one piece and warns of it; it sends a file in pieces.
+        # aiohttp warns of large `bytes`, which it sends in one piece; it sends a file in pieces.
         body = io.BytesIO(data) if data and len(data) > _CHUNK else data
         try:
             async with self._http.request(method, url, data=body, allow_redirects=False, **options) as response:
@@ -227,7 +236,7 @@ class ServerClient:
     # --- segments and tokenizers
 
     async def _upgrade(self, ref: SegmentRef, base: Base, directory: Path, done: Path) -> bool:
-        """Whether the segment was made of ``base``. Only failures of the link and of the folder are raised."""
+        """Make the segment from ``base``; False if that failed. Raises only failures of the link and of the folder."""
         part = directory / f"{ref.sha256}-{base.sha256}.part"
         path = f"v1/segments/{ref.sha256}/upgrade/{base.sha256}"
         try:
@@ -239,10 +248,8 @@ class ServerClient:
             await asyncio.to_thread(_apply, base, part, done)
         except errors.LinkError:
             raise
-        except (
-            errors.SplitEdgeError
-        ) as error:  # an older server, a segment that it has no more, an upgrade that does not fit
-            _log.info("the whole segment is fetched: %s", error)
+        except errors.SplitEdgeError as error:  # an older server, a removed segment, an upgrade that does not fit
+            _log.info("downloading the whole segment: %s", error)
             await asyncio.to_thread(part.unlink, missing_ok=True)
             return False
         return True
@@ -253,16 +260,16 @@ class ServerClient:
         for _ in range(tries):
             await self._complete(wanted)
             if await asyncio.to_thread(_is_whole, part, SegmentRef(sha256, wanted.size)):
-                await asyncio.to_thread(part.replace, done)
+                await asyncio.to_thread(files.rename, part, done)
                 return
             await asyncio.to_thread(part.unlink)
         raise errors.SegmentError(
-            f"the {wanted.what}'s hash is not the one that the plan names; ask the server for a new plan"
+            f"the {wanted.what} has another hash than in the plan; request a new plan", reason="hash"
         )
 
     async def _complete(self, wanted: _Download) -> None:
-        """Fetch until the part has all its bytes, each connection going on where the last one broke."""
-        failures = 0
+        """Download until the part has all its bytes. Each connection continues where the last one broke."""
+        failures, backoff = 0, Backoff()
         while (have := await asyncio.to_thread(_length, wanted)) < wanted.size:
             try:
                 await self._fetch(wanted, have)
@@ -271,12 +278,14 @@ class ServerClient:
                     raise
                 grown = await asyncio.to_thread(_length, wanted) > have
                 failures = 1 if grown else failures + 1
+                if grown:
+                    backoff.reset()
                 if failures >= limits.FETCH_TRIES:
                     raise
-                await asyncio.sleep(limits.BACKOFF_FIRST * 2**failures)
+                await asyncio.sleep(backoff.next())
 
     async def _fetch(self, wanted: _Download, have: int) -> None:
-        """Append what one connection brings to the ``have`` bytes in the part."""
+        """Append the bytes of one connection to the ``have`` bytes of the part."""
         ranges = {"Range": f"bytes={have}-"} if have else {}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.CONNECT_TIMEOUT, sock_read=limits.STALL)
         async with self._request("GET", wanted.path, headers=ranges, timeout=timeout) as response:
@@ -293,13 +302,14 @@ class ServerClient:
                 await asyncio.to_thread(file.close)
         if size < wanted.size:
             raise errors.LinkLostError(
-                f"the {wanted.what}'s download ended early; check the network and fetch it again"
+                f"the download of the {wanted.what} ended early; check the network and try again",
+                reason="download-ended",
             )
 
 
 @asynccontextmanager
 async def _keeping(wanted: _Download) -> AsyncIterator[None]:
-    """What the fetch of ``wanted`` leaves of its part, and calls failures of its folder."""
+    """Delete the part after a `errors.SegmentError`, and name the folder in file errors."""
     try:
         yield
     except errors.SegmentError:
@@ -308,7 +318,8 @@ async def _keeping(wanted: _Download) -> AsyncIterator[None]:
     except OSError as error:
         directory, reason = wanted.part.parent, error.strerror or str(error)
         raise errors.StoreError(
-            f"a {wanted.what} cannot be kept in {directory} ({reason}); free space there or choose another folder"
+            f"the {wanted.what} cannot be written to {directory} ({reason}); free space or choose another folder",
+            reason="cannot-keep",
         ) from error
 
 
@@ -323,19 +334,23 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
         else:
             return bytes(body)
     raise errors.ProtocolError(
-        f"the server's answer is over the limit of {limit} bytes; check that it is an edge-server"
+        f"the server's answer exceeds the limit of {limit} bytes; check that it is an edge-server",
+        reason="answer-too-large",
+        limit=limit,
     )
 
 
 async def _refused(response: aiohttp.ClientResponse) -> errors.SplitEdgeError:
-    """The error in a response: ``{"error": {...}}`` of the server, or what its status means."""
+    """The error of a response: that of its body ``{"error": {...}}``, or that of its status."""
     if response.status == 416:
-        return errors.SegmentError("the server's segment is shorter than the plan says; ask the server for a new plan")
+        return errors.SegmentError(
+            "the server's segment is shorter than in the plan; request a new plan", reason="shorter"
+        )
     try:
         body = await _bounded(response, limits.MAX_MESSAGE_BYTES)
         document: dict[str, dict[str, Any]] = decode(body, dict[str, dict[str, Any]])
         return errors.from_wire(document["error"])
-    except (errors.ProtocolError, KeyError):  # somebody else's error page
+    except (errors.ProtocolError, KeyError):  # the error page of a proxy, for instance
         return endpoint.status_error(response.status, response.url)
 
 
@@ -343,13 +358,14 @@ def _body(request: PlanRequest | ChainRequest) -> bytes:
     body = encode(request)
     if len(body) > limits.MAX_REQUEST_BYTES:
         raise errors.ProtocolError(
-            f"a plan request of {len(body)} bytes is over the limit of {limits.MAX_REQUEST_BYTES}; shorten the profile"
+            f"a plan request of {len(body)} bytes exceeds the limit of {limits.MAX_REQUEST_BYTES}; shorten the profile",
+            reason="request-too-large",
         )
     return body
 
 
 def _first_byte(response: aiohttp.ClientResponse, wanted: _Download, have: int) -> int:
-    """Where in the segment the body of ``response`` begins: ``have``, or 0 from a server that ignores ranges."""
+    """The offset of the body of ``response`` in the file: ``have``, or 0 from a server that ignores ranges."""
     if response.status == 200:
         if response.content_length not in (None, wanted.size):
             raise _wrong_size(wanted, response.content_length)
@@ -357,7 +373,7 @@ def _first_byte(response: aiohttp.ClientResponse, wanted: _Download, have: int) 
     found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if found is None or int(found[1]) != have:
         raise errors.ProtocolError(
-            f"the server did not answer the range from byte {have}; check that it is an edge-server"
+            f"the server ignored the range from byte {have}; check that it is an edge-server", reason="range"
         )
     if int(found[2]) != wanted.size:
         raise _wrong_size(wanted, int(found[2]))
@@ -366,12 +382,14 @@ def _first_byte(response: aiohttp.ClientResponse, wanted: _Download, have: int) 
 
 def _wrong_size(wanted: _Download, size: int | None) -> errors.SegmentError:
     return errors.SegmentError(
-        f"the server's {wanted.what} has {size} bytes where the plan says {wanted.size}; ask the server for a new plan"
+        f"the server's {wanted.what} has {size} bytes, and {wanted.size} in the plan; request a new plan",
+        reason="other-size",
+        size=size,
     )
 
 
 def _length(wanted: _Download) -> int:
-    """Bytes in the part; one that is longer than what is wanted is no part of it, and is emptied."""
+    """The size of the part in bytes. A part that is too long is deleted."""
     try:
         size = wanted.part.stat().st_size
     except FileNotFoundError:
@@ -383,16 +401,13 @@ def _length(wanted: _Download) -> int:
 
 
 def _apply(base: Base, part: Path, done: Path) -> None:
-    """Turn ``part``, an upgrade of ``base``, into the segment that is wanted, and name it ``done``."""
-    made = base.apply(part.read_bytes())
-    with part.open("wb") as file:
-        file.write(made)
-        _sync(file)
-    part.replace(done)
+    """Apply the upgrade ``part`` to ``base`` and write the segment to ``done``."""
+    files.replace(done, base.apply(part.read_bytes()))
+    part.unlink()
 
 
 def _is_whole(path: Path, ref: SegmentRef | TokenizerRef) -> bool:
-    """Whether ``path`` is the file ``ref``, by size and hash."""
+    """Whether ``path`` has the size and hash of ``ref``."""
     try:
         with path.open("rb") as file:
             return (
@@ -404,6 +419,6 @@ def _is_whole(path: Path, ref: SegmentRef | TokenizerRef) -> bool:
 
 
 def _sync(file: BinaryIO) -> None:
-    """Bytes to the disk before the name: a board loses power without notice."""
+    """Flush the file to the disk before it is renamed: a board may lose power at any time."""
     file.flush()
     os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""What both listening ends, the server and a stage on a board, do alike with HTTP requests: tokens, errors, TLS, the other side of a link's measurement."""
+"""HTTP requests on the listening side, a server or a stage: tokens, errors, TLS, and the other end of the link measurement."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from splitedge.link.endpoint import is_loopback
 
 _log = logging.getLogger("splitedge")
 _BEARER: Final = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
-_NOISE: Final = os.urandom(1 << 16)  # a probe's answer must not shrink on a link that compresses
+_NOISE: Final = os.urandom(1 << 16)  # random, so that no link can compress a probe
 _Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Translate = Callable[[web.HTTPException, web.Request], errors.SplitEdgeError]
 
 
 def bearer(request: web.Request) -> str | None:
-    """The token that ``request`` bears."""
+    """The bearer token of ``request``."""
     match = _BEARER.fullmatch(request.headers.get("Authorization", ""))
     return match[1] if match else None
 
 
 def tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    """The context of a listening end, or None for plain HTTP. Raises `errors.ConfigError`."""
+    """The TLS context of a listener, or None for plain HTTP. Raises `errors.ConfigError`."""
     if cert is None or key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -41,42 +42,52 @@ def tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
         try:
             path.open("rb").close()
         except OSError as error:
-            raise errors.ConfigError(f"{path} cannot be read ({error.strerror}): check its path and mode") from error
+            raise errors.ConfigError(
+                f"{path} cannot be read ({error.strerror}); check its path and mode", reason="certificate-unreadable"
+            ) from error
     try:
         context.load_cert_chain(cert, key, password=lambda: b"")
     except (ssl.SSLError, OSError, ValueError) as error:
         raise errors.ConfigError(
             f"{cert} and {key} are not a certificate and its key without a password (PEM): "
-            "check that they belong together"
+            "check that they belong together",
+            reason="certificate-and-key",
         ) from error
     return context
 
 
 def lacking(host: str, *, token: bool, tls: bool) -> str:
-    """Without what other machines reach an end that listens on ``host``: "a token", "TLS", both joined by "and without", or nothing; nobody else
-    reaches the loopback."""
+    """The missing protection of a listener on ``host``: "a token", "TLS", both joined by "and without", or nothing.
+
+    A loopback address needs none.
+    """
     if is_loopback(host):
         return ""
     return " and without ".join(name for name, there in (("a token", token), ("TLS", tls)) if not there)
 
 
 def url(host: str, port: int, *, tls: bool) -> str:
-    """The address of an end that listens there, for people and for peers."""
+    """The URL of a listener on ``host`` and ``port``."""
     return f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def probe(request: web.Request) -> web.Response:
-    """``POST /v1/probe?down=N``: reads the body and answers N bytes."""
+    """``POST /v1/probe?down=N``: read the body and answer N bytes."""
     down = request.query.get("down", "0")
     if not (down.isascii() and down.isdigit() and len(down) < 10 and int(down) <= limits.MAX_PROBE_BYTES):
-        raise errors.ProtocolError(f"down={down[:20]!r}: give a number of bytes from 0 to {limits.MAX_PROBE_BYTES}")
+        raise errors.ProtocolError(
+            f"down={down[:20]!r} is not a number of bytes from 0 to {limits.MAX_PROBE_BYTES}", reason="probe-bytes"
+        )
     await _swallow(request)
     body = (_NOISE * (int(down) // len(_NOISE) + 1))[: int(down)]
     return web.Response(body=body, content_type="application/octet-stream")
 
 
-def errors_as_json(refused: Counter[str]) -> Middleware:
-    """The middleware by which every error leaves as ``{"error": {"code", "message", "data"}}`` with its status, counted in ``refused`` by its code."""
+def errors_as_json(refused: Counter[str], translate: Translate | None = None) -> Middleware:
+    """Middleware that turns every exception into ``{"error": {"code", "message", "data"}}`` with its status.
+
+    It counts the errors in ``refused`` by code. ``translate``: the error for one of aiohttp's, such as 404.
+    """
 
     @web.middleware
     async def middleware(request: web.Request, handler: _Next) -> web.StreamResponse:
@@ -85,55 +96,63 @@ def errors_as_json(refused: Counter[str]) -> Middleware:
         except Exception as raised:
             if isinstance(raised, web.HTTPException) and raised.status < 400:
                 raise
-            error, status = _presentable(raised, request)
+            error, status = _presentable(raised, request, translate or _of_http)
         refused[error.code] += 1
         return _error(error, status)
 
     return middleware
 
 
-def _presentable(raised: Exception, request: web.Request) -> tuple[errors.SplitEdgeError, int]:
-    """What the peer is told, and the status."""
+def _presentable(raised: Exception, request: web.Request, translate: Translate) -> tuple[errors.SplitEdgeError, int]:
+    """The error for the peer, and its HTTP status."""
     if isinstance(raised, errors.SplitEdgeError):
         return raised, raised.http_status
     if isinstance(raised, web.HTTPException):
-        return _of_http(raised, request), raised.status
+        return translate(raised, request), raised.status
     _log.error("%s %s", request.method, request.path, exc_info=raised)
-    return errors.SplitEdgeError("the server met an unexpected error: its log says more"), 500
+    return errors.SplitEdgeError("internal error; see the log of this program", reason="internal"), 500
 
 
 def _of_http(error: web.HTTPException, request: web.Request) -> errors.SplitEdgeError:
     match error.status:
         case 404:
-            return errors.UsageError(f"there is nothing at {request.path[:100]}: is this URL an edge-server's?")
+            return errors.UsageError(
+                f"there is nothing at {request.path[:100]}; check the path",
+                reason="no-such-path",
+                path=request.path[:100],
+            )
         case 405:
-            return errors.UsageError(f"{request.path[:100]} does not take {request.method}: upgrade the older side")
+            return errors.UsageError(
+                f"{request.path[:100]} does not accept {request.method}; run the same version on both sides"
+            )
         case 413:
-            return errors.ProtocolError("the request is over the server's limit: send less")
+            return errors.ProtocolError("the request exceeds the server's limit; send less")
         case _:
-            return errors.ProtocolError(f"the request was refused ({error.reason}): upgrade the older side")
+            return errors.ProtocolError(f"the request was refused ({error.reason}); run the same version on both sides")
 
 
 def _error(error: errors.SplitEdgeError, status: int) -> web.Response:
     answer = json({"error": error.to_wire()}, status)
     if status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"
+    if status in (429, 503):
+        answer.headers["Retry-After"] = "1"
     return answer
 
 
 def json(value: object, status: int = 200) -> web.Response:
-    """``value`` as a response."""
+    """A response with ``value`` as JSON."""
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 
 async def body(request: web.Request) -> bytes:
-    """All of it, which the application bounds, in bounded time."""
+    """The body of ``request``. The application bounds its size, this function its time."""
     async with _in_time():
         return await request.read()
 
 
 async def _swallow(request: web.Request) -> None:
-    """Reads a probe's body and forgets it."""
+    """Read and discard the body of a probe."""
     size = 0
     async with _in_time():
         async for chunk in request.content.iter_any():
@@ -144,11 +163,11 @@ async def _swallow(request: web.Request) -> None:
 
 @contextlib.asynccontextmanager
 async def _in_time() -> AsyncIterator[None]:
-    """Bounds how long a client may trickle its body."""
+    """Bound the time in which a client sends its body."""
     try:
         async with asyncio.timeout(limits.REQUEST_TIMEOUT):
             yield
     except TimeoutError as error:
         raise errors.ProtocolError(
-            f"the request did not arrive within {limits.REQUEST_TIMEOUT:g} s: try again"
+            f"the request did not arrive within {limits.REQUEST_TIMEOUT:g} s; try again"
         ) from error

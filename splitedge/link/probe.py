@@ -1,4 +1,4 @@
-"""The link as an agent sees it: round trip by tiny requests, rates by growing ones."""
+"""Measures the link: the round trip by empty requests, the rates by growing ones."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from typing import Final
 from splitedge import limits
 from splitedge.protocol.messages import LinkEstimate
 
-#: Seconds that one request took which sent ``up`` bytes and brought ``down`` bytes, on a connection that stays open.
+#: ``probe(up, down)`` sends ``up`` bytes, receives ``down`` bytes and returns the seconds this took, on a connection that stays open.
 Probe = Callable[[int, int], Awaitable[float]]
 
 _TRIPS: Final = 20
-_TRIPS_S: Final = 0.7  # after so long the round trip is known well enough
-_SHARE_S: Final = 1.0  # after so long no further request begins in the same direction
+_TRIPS_S: Final = 0.7  # total time of the round trips
+_SHARE_S: Final = 1.0  # after this no further transfer starts in the same direction
 _FIRST_BYTES: Final = 4096  # 0.3 s at 0.1 Mbit/s
-_MOST_BYTES: Final = (
-    256 * 1024
-)  # as much as a large frame: a slow processor sends a few MB at a greater rate than one frame after another
-_GROWTH: Final = 16  # the second transfer is of 65 kB: on a distant link there is no time for a third
-_WINDOW_BYTES: Final = 10 * 1448  # which TCP sends before the first acknowledgement
-_STARTING: Final = 0.1  # of a transfer's time, slow start's round trips that do not matter
-_AGAIN: Final = 2  # times that a transfer is repeated, the second where there is time
-#: A transfer that is shorter than the spread of round trips, or than these, says nothing finer.
+#: The size of a large frame. A slow processor sends a few MB at a higher rate than one frame after another.
+_MOST_BYTES: Final = 256 * 1024
+_GROWTH: Final = 16  # the second transfer has 65 kB: on a distant link there is no time for a third
+_WINDOW_BYTES: Final = 10 * 1448  # TCP's initial congestion window
+_STARTING: Final = 0.1  # share of a transfer's time that slow start may take
+_AGAIN: Final = 2  # repetitions of a transfer that slow start dominates; the second only if there is time
+#: Least duration of a transfer: the clock, and the share of a round trip, below which differences are noise.
 _LEAST_S: Final = 1e-4
-_LEAST_SHARE: Final = 0.01  # of a round trip
+_LEAST_SHARE: Final = 0.01
 
 
 async def measure(probe: Probe) -> LinkEstimate:
-    """Measure with ``probe``: about a second, two on a slow link, three or four on a distant one.
+    """Measure with ``probe``. Takes about one second, two on a slow link, three or four on a distant one.
 
-    The reported round trip is the median, and the smallest one is taken off each transfer.
+    The estimate has the median round trip. The smallest round trip is subtracted from each transfer.
     """
     await probe(0, 0)  # opens the connection
     trips: list[float] = []
@@ -47,11 +46,13 @@ async def measure(probe: Probe) -> LinkEstimate:
 
 
 async def _rate(transfer: Callable[[int], Awaitable[float]], trip_s: float, spread_s: float) -> float:
-    """Mbit/s of transfers that grow until one takes `limits.PROBE_TIME` beyond its round trip: of the last, none being shorter than ``spread_s``, or
-    of a faster one before it that took longer than two round trips, of which no more than one may be an error.
+    """The rate in Mbit/s. Transfers grow until one takes `limits.PROBE_TIME` beyond its round trip.
 
-    TCP starts slowly: a transfer on a connection that has not carried as much yet spends a round trip for each doubling, whatever the rate. Where
-    those may be a good part of its time it is done again, with the window that it left; frames of a stream find such a window too.
+    The result is the rate of the last transfer, or of a faster earlier one that took at least two round trips. No transfer counts as shorter
+    than ``spread_s``, the noise of the round trip.
+
+    In slow start TCP spends one round trip for each doubling of its window, at any rate. A transfer that slow start may dominate is therefore
+    repeated on the window that it opened. Frames of a stream find such a window too.
     """
     size, spent, rate = _FIRST_BYTES, 0.0, 0.0
     while True:
@@ -67,18 +68,18 @@ async def _rate(transfer: Callable[[int], Awaitable[float]], trip_s: float, spre
         if seconds >= limits.PROBE_TIME or size >= _MOST_BYTES or spent >= _SHARE_S:
             return max(rate, found)
         rate = max(rate, found) if seconds > trip_s else rate
-        # Not far beyond what is enough at the rate seen so far.
+        # Little more than enough at the rate measured so far.
         wanted = int(size * 1.5 * limits.PROBE_TIME / seconds)
         size = min(max(2 * size, min(_GROWTH * size, wanted)), _MOST_BYTES)
 
 
 def _starting_s(size: int, trip_s: float) -> float:
-    """Seconds that slow start may have spent on a first transfer of ``size`` bytes."""
+    """Seconds that slow start may take in a first transfer of ``size`` bytes."""
     return trip_s * max(0, math.ceil(math.log2(size / _WINDOW_BYTES + 1)) - 1)
 
 
 async def timed(work: Awaitable[object]) -> float:
-    """Seconds that ``work`` took."""
+    """The duration of ``work`` in seconds."""
     time = asyncio.get_running_loop().time
     start = time()
     await work

@@ -1,11 +1,10 @@
-"""The agent's end of the frame stream: one WebSocket at a time, dialled again when it breaks, and the account of every frame."""
+"""The agent's side of the frame stream: one WebSocket at a time, reconnected when it breaks, and an account of every frame."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import enum
-import random
 import ssl as ssl_module
 from collections import deque
 from collections.abc import Callable
@@ -15,9 +14,10 @@ from typing import Any, Final, Self
 import aiohttp
 
 from splitedge import errors, limits
+from splitedge.backoff import Backoff
 from splitedge.link import endpoint
 from splitedge.link.adaptation import Adaptation
-from splitedge.link.connection import MAX_MSG_SIZE, Pump
+from splitedge.link.connection import MAX_MSG_SIZE, Connection
 from splitedge.protocol.flight import Flight, Stats
 from splitedge.protocol.frames import HEADER_BYTES, Answer, Refusal
 from splitedge.protocol.messages import Open, Opened
@@ -25,13 +25,13 @@ from splitedge.protocol.session import Event, Role, Session
 
 
 class LinkState(enum.Enum):
-    """Where the stream is in reaching its server."""
+    """State of the connection to the server."""
 
     NEW = "new"
-    CONNECTING = "connecting"  # dialling and opening the plan
+    CONNECTING = "connecting"  # connecting and opening the plan
     STREAMING = "streaming"
     WAITING = "waiting"  # for the next attempt
-    FAILED = "failed"  # by an error that trying again does not heal
+    FAILED = "failed"  # by an error that a retry cannot fix
     CLOSED = "closed"
 
 
@@ -48,11 +48,11 @@ TRANSITIONS: Final[dict[LinkState, tuple[LinkState, ...]]] = {
 class FrameStream:
     """Sends frames of one plan and returns their answers, over as many connections as it takes.
 
-    ``async with stream:`` starts dialling and does not wait for it. At most ``window`` frames (and `limits.MAX_INFLIGHT_BYTES`) are in
-    flight; each is answered, refused, aged out after ``frame_age_s``, or failed, and `stats` says how many of each. When the server is away
-    for more than ``max_away_s``, frames fail at once until it is back. ``ssl`` is a context from `endpoint.tls_context`; None trusts the
-    system's authorities. Raises `errors.UsageError` for an address that is none, or a token that would cross a network in the clear
-    (unless ``allow_insecure``). ``adaptation`` is told of every frame that is written and answered.
+    ``async with stream:`` starts to connect and does not wait. At most ``window`` frames (and `limits.MAX_INFLIGHT_BYTES`) are in flight. Each is
+    answered, refused, aged out after ``frame_age_s``, or failed; `stats` counts them. When the server is unreachable for more than ``max_away_s``,
+    frames fail at once until it is back. ``ssl`` is a context from `endpoint.tls_context`; None trusts the system's CA certificates.
+    ``adaptation`` gets every frame that is written or answered. Raises `errors.UsageError` for an invalid address, or a token that would be sent
+    unencrypted (unless ``allow_insecure``).
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class FrameStream:
         plan_id: str,
         *,
         topk: int = 5,
-        window: int = 8,
+        window: int = limits.WINDOW,
         max_away_s: float = 10.0,
         frame_age_s: float = limits.FRAME_AGE,
         ssl: ssl_module.SSLContext | None = None,
@@ -78,27 +78,27 @@ class FrameStream:
         self._open = Open(plan_id, topk=topk, window=max(1, min(window, limits.MAX_WINDOW)))
         self._max_away_s, self._frame_age_s = max_away_s, frame_age_s
         self._times = {"heartbeat_s": heartbeat_s, "silence_s": silence_s}
-        self._backoff_first_s, self._backoff_max_s = backoff_first_s, backoff_max_s
+        self._backoff = Backoff(backoff_first_s, backoff_max_s)
         self._adaptation = adaptation
         self.state = LinkState.NEW
-        self.on_state: Callable[[], object] = lambda: None  # called after each change of the state
-        self.error: errors.SplitEdgeError | None = None  # why the state is FAILED, or why the last connection ended
+        self.on_state: Callable[[], object] = lambda: None  # called after each change of `state`
+        self.error: errors.SplitEdgeError | None = None  # why `state` is FAILED, or why the last connection ended
         self._flight = Flight(self._open.window)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._unsent: deque[int] = deque()  # numbers not yet sent in this session
         self._leaving: dict[int, Callable[[], object]] = {}
         self._session: Session | None = None
-        self._pump: Pump | None = None
+        self._connection: Connection | None = None
         self._away_since: float | None = None
         self._ever_open, self._opened_at = False, 0.0
-        self._turn = asyncio.Lock()  # callers take room in the order in which they came
-        self._changed = asyncio.Event()  # room was made, or the state changed
+        self._turn = asyncio.Lock()  # callers get room in their order
+        self._changed = asyncio.Event()  # set when there is room, or the state changed
         self._timer: asyncio.TimerHandle | None = None
         self._runner: asyncio.Task[None] | None = None
 
     @property
     def stats(self) -> Stats:
-        """The counts, live: copy them with `dataclasses.replace` to keep them."""
+        """Live counts; copy them with `dataclasses.replace`."""
         return self._flight.stats
 
     async def __aenter__(self) -> Self:
@@ -113,21 +113,23 @@ class FrameStream:
         try:
             if kind is None:
                 await self._drain()
-        finally:  # a caller that is cancelled in between leaves no task and no socket behind
+        finally:  # a cancelled caller leaves no task and no socket
             await self._shut()
 
     async def _shut(self) -> None:
-        failed = self.state is LinkState.FAILED  # then the runner is about to end by itself
+        failed = self.state is LinkState.FAILED  # then the runner ends by itself
         self._enter(LinkState.CLOSED)
-        self._fail_all(errors.LinkLostError("the stream was closed before the frame was answered"))
+        self._fail_all(
+            errors.LinkLostError("the stream was closed before the frame was answered", reason="closed-before-answer")
+        )
         if self._timer is not None:
             self._timer.cancel()
         assert self._runner is not None
-        if self._session is not None and self._pump is not None:
+        if self._session is not None and self._connection is not None:
             self._session.close()
-            self._pump.wake()
+            self._connection.wake()
         try:
-            if failed or self._pump is not None:
+            if failed or self._connection is not None:
                 await asyncio.wait([self._runner], timeout=limits.CLOSE_TIMEOUT)
         finally:
             self._runner.cancel()
@@ -136,7 +138,7 @@ class FrameStream:
             self._runner.result()
 
     async def ready(self) -> None:
-        """Wait until frames flow. Raises what `send` raises when they cannot."""
+        """Wait until the stream is open. Raises as `send`."""
         while self.state is not LinkState.STREAMING:
             self._check()
             self._changed.clear()
@@ -150,20 +152,19 @@ class FrameStream:
         deadline: float | None = None,
         leaving: Callable[[], object] = lambda: None,
     ) -> Answer:
-        """Send one frame, coded by ladder entry ``codec``, and return its answer; the wait for room in the window comes first.
+        """Wait for room in the window, send one frame coded by ladder entry ``codec``, and return its answer.
 
-        ``deadline``: when it ages out, by the event loop's clock, if not ``frame_age_s`` after it got room. ``leaving`` is called when it is first
-        written to a connection.
+        ``deadline``: when the frame ages out, by the event loop's clock; default ``frame_age_s`` after it got room. ``leaving`` is called when the frame
+        is first written to a connection. If the caller is cancelled, its frame stays in flight and is counted when it ends.
 
-        Raises the server's error if it refuses the frame; `errors.AgedError` if it aged out before it was sent; `errors.LinkLostError` if that was
-        later, or the server is away for
-        longer than ``max_away_s`` (`errors.UnreachableError` if it never was there); at once whatever no new attempt can heal:
-        `errors.AuthError`, `errors.UnknownPlanError`, `errors.ProtocolError`, a certificate. A caller that is cancelled
-        leaves its frame in flight; it is counted when it ends.
+        Raises the server's error for a refused frame; `errors.AgedError` if it ages out unsent; `errors.LinkLostError` if it ages out later, or the
+        server is unreachable for ``max_away_s`` (`errors.UnreachableError` if it never answered); and at once every error that a retry cannot fix:
+        `errors.AuthError`, `errors.UnknownPlanError`, `errors.ProtocolError`, a certificate.
         """
         if len(payload) > limits.MAX_FRAME_BYTES:
             raise errors.ProtocolError(
-                f"a frame of {len(payload)} bytes is over the limit of {limits.MAX_FRAME_BYTES}; use fewer bits or a later cut"
+                f"a frame of {len(payload)} bytes exceeds the limit of {limits.MAX_FRAME_BYTES}; use fewer bits or a later cut",
+                reason="frame-too-large",
             )
         async with self._turn:
             await self._room(len(payload))
@@ -173,8 +174,8 @@ class FrameStream:
         self._leaving[seq] = leaving
         self._unsent.append(seq)
         self._arm()
-        if self._pump is not None:
-            self._pump.wake()
+        if self._connection is not None:
+            self._connection.wake()
         return await answer
 
     # --- room and accounts
@@ -189,11 +190,11 @@ class FrameStream:
             await self._changed.wait()
 
     def _check(self) -> None:
-        """Raise why no frame can be taken now, if so."""
+        """Raise the reason if no frame can be sent now."""
         if self._runner is None or self.state is LinkState.CLOSED:
-            raise errors.LinkLostError("the stream is closed; open a new one")
+            raise errors.LinkLostError("the stream is closed; open a new one", reason="closed")
         if self.state is LinkState.FAILED and self.error is not None:
-            raise _copy(self.error)
+            raise self.error.copy()
         if self._loop.time() >= self._away_deadline():
             raise self._away_error()
 
@@ -206,7 +207,8 @@ class FrameStream:
             return errors.UnreachableError(last.message, **last.data)
         reason = f" ({self.error.message})" if self.error else ""
         return errors.LinkLostError(
-            f"the server {self._base.origin()} has been away for more than {self._max_away_s:g} s{reason}"
+            f"the server {self._base.origin()} has been unreachable for more than {self._max_away_s:g} s{reason}",
+            reason="away",
         )
 
     def _settle(self, reply: Answer | Refusal, now: float) -> None:
@@ -232,10 +234,10 @@ class FrameStream:
             self._leaving.pop(seq, None)
             future = self._waiting.pop(seq)
             if not future.done():
-                future.set_exception(_copy(error))
+                future.set_exception(error.copy())
 
     def _arm(self) -> None:
-        """See to it that `_on_time` runs when the next frame ages out or the server has been away too long."""
+        """Schedule `_on_time` for the next deadline of a frame, or of the server's absence."""
         when = min(self._flight.next_deadline(), self._away_deadline())
         if self._timer is not None and self._timer.when() > when:
             self._timer.cancel()
@@ -250,7 +252,9 @@ class FrameStream:
         self._raise_in([seq for seq in aged if seq in unsent], errors.AgedError(AGED))
         self._raise_in(
             [seq for seq in aged if seq not in unsent],
-            errors.LinkLostError("no answer came in time; check the network or ask for less"),
+            errors.LinkLostError(
+                "no answer arrived in time; check the network or send fewer frames", reason="no-answer"
+            ),
         )
         if now >= self._away_deadline():
             self._fail_all(self._away_error())
@@ -259,7 +263,7 @@ class FrameStream:
             self._arm()
 
     async def _drain(self) -> None:
-        """Give frames in flight `limits.CLOSE_TIMEOUT` to end."""
+        """Wait up to `limits.CLOSE_TIMEOUT` for frames in flight."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.CLOSE_TIMEOUT):
                 while self._flight:
@@ -269,34 +273,30 @@ class FrameStream:
     # --- the connection
 
     async def _run(self) -> None:
-        """Dial, stream, wait and dial again, until closed or an error that does not heal."""
+        """Connect, stream, wait and reconnect, until the stream is closed or an error is permanent."""
         connector = aiohttp.TCPConnector(limit=1, force_close=True)
-        wait = 0.0
         async with aiohttp.ClientSession(
             connector=connector, ws_response_class=_Socket, trace_configs=[_no_redirects()]
         ) as http:
             while await self._attempt(http):
                 lived = self._loop.time() - self._opened_at if self.state is LinkState.STREAMING else 0.0
-                wait = (
-                    self._backoff_first_s
-                    if lived > wait
-                    else min(2 * wait or self._backoff_first_s, self._backoff_max_s)
-                )
+                if lived > self._backoff.base:
+                    self._backoff.reset()
                 self._enter(LinkState.WAITING)
-                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+                await asyncio.sleep(self._backoff.next())
 
     async def _attempt(self, http: aiohttp.ClientSession) -> bool:
-        """One connection. Whether to try another."""
+        """One connection. Returns whether to try another."""
         self._enter(LinkState.CONNECTING)
         try:
-            await self._connection(http)
+            await self._connect(http)
         except errors.SplitEdgeError as error:
             self.error = error
             if not endpoint.heals(error):
                 self._give_up(error)
-        except Exception as error:  # a defect of ours: no caller may wait for ever because of it
+        except Exception as error:  # an internal error: callers must not wait for ever
             self._give_up(
-                errors.SplitEdgeError(f"the stream stopped on an internal error ({error!r}); please report it")
+                errors.SplitEdgeError(f"internal error of the stream ({error!r}); please report it", reason="internal")
             )
             raise
         return self.state not in (LinkState.CLOSED, LinkState.FAILED)
@@ -307,18 +307,18 @@ class FrameStream:
             self._enter(LinkState.FAILED)
             self._fail_all(error)
 
-    async def _connection(self, http: aiohttp.ClientSession) -> None:
-        """One connection from dial to end. Raises why it ended, unless the server closed it in order."""
+    async def _connect(self, http: aiohttp.ClientSession) -> None:
+        """One connection from start to end. Raises the reason of its end, unless the server closed it in order."""
         ws = await self._dial(http)
         session = self._session = Session(Role.AGENT, self._loop.time(), **self._times)
         session.open(self._open)
-        self._pump = Pump(ws, ws.transport, session, self._on_event, self._next_frame)
+        self._connection = Connection(ws, ws.transport, session, self._on_event, self._next_frame)
         try:
-            await self._pump.run()
+            await self._connection.run()
         finally:
-            self._session = self._pump = None
+            self._session = self._connection = None
             if self._adaptation is not None:
-                self._adaptation.cut()
+                self._adaptation.disconnected()
             if self._away_since is None:
                 self._away_since = self._loop.time()
                 self._arm()
@@ -358,7 +358,7 @@ class FrameStream:
             self._on_time()
         while self._session is not None and self._unsent:
             size = self._flight.size(self._unsent[0])
-            if size is None:  # aged out before it was sent
+            if size is None:  # aged out unsent
                 self._unsent.popleft()
             elif self._session.has_room(size):
                 return self._written(self._session, self._unsent.popleft(), now)
@@ -367,7 +367,7 @@ class FrameStream:
         return None
 
     def _written(self, session: Session, seq: int, now: float) -> bytes:
-        """Frame ``seq`` as it goes out, told to whom it concerns."""
+        """The message of frame ``seq``, reported to its caller and to the adaptation."""
         frame = self._flight.frame(seq, now)
         if (leaving := self._leaving.pop(seq, None)) is not None:
             leaving()
@@ -377,7 +377,7 @@ class FrameStream:
         return session.send(frame)
 
     def _tell(self, reply: Answer | Refusal, now: float) -> None:
-        """Tell the adaptation of a reply; of a late one too, whose frame was on the link all the same."""
+        """Report a reply to the adaptation, also a late one: its frame used the link too."""
         if self._adaptation is None:
             return
         if isinstance(reply, Answer):
@@ -387,7 +387,11 @@ class FrameStream:
         self._sample(now)
 
     def _sample(self, now: float) -> None:
-        if self._adaptation is not None and self._pump is not None and (seen := self._pump.sample()) is not None:
+        if (
+            self._adaptation is not None
+            and self._connection is not None
+            and (seen := self._connection.sample()) is not None
+        ):
             self._adaptation.tcp(seen, now)
 
     def _enter(self, state: LinkState) -> None:
@@ -397,20 +401,22 @@ class FrameStream:
         self.on_state()
 
 
-AGED: Final = "the frame waited longer than it may and was dropped; send fewer, or allow a greater age"
+AGED: Final = (
+    "the frame exceeded its maximum age before it was sent, and was dropped; send fewer, or allow a greater age"
+)
 
 
 class _Socket(aiohttp.ClientWebSocketResponse):
-    """A client's WebSocket that shows its transport and waits after each message until the transport took it."""
+    """A client WebSocket that has its transport, and waits after each message until the transport has taken it."""
 
     def __init__(self, reader: Any, writer: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(reader, writer, *args, **kwargs)
-        writer._limit = 0  # aiohttp's client has no public name for it; the server's is writer_limit
+        writer._limit = 0  # aiohttp's client has no public option for it; the server's is writer_limit
         self.transport: asyncio.Transport = writer.transport
 
 
 def _no_redirects() -> aiohttp.TraceConfig:
-    """Ends a request at its first redirect, which may lead to another server or out of TLS; `ws_connect` has no option for it."""
+    """Fail a request on a redirect, which may lead to another server or out of TLS. `ws_connect` has no option for it."""
 
     async def refuse(_: aiohttp.ClientSession, __: object, redirect: aiohttp.TraceRequestRedirectParams) -> None:
         redirect.response.close()
@@ -419,8 +425,3 @@ def _no_redirects() -> aiohttp.TraceConfig:
     config = aiohttp.TraceConfig()
     config.on_request_redirect.append(refuse)
     return config
-
-
-def _copy(error: errors.SplitEdgeError) -> errors.SplitEdgeError:
-    """The same error for another caller: one exception raised in two tasks would mix their tracebacks."""
-    return type(error)(error.message, **error.data)

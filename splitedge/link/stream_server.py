@@ -1,4 +1,4 @@
-"""The listening end of the frame stream: one WebSocket request becomes one session that answers frames."""
+"""The server side of the frame stream: one WebSocket request becomes one session that answers frames."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from aiohttp import web
 
 from splitedge import errors, limits
-from splitedge.link.connection import MAX_MSG_SIZE, Pump
+from splitedge.link.connection import MAX_MSG_SIZE, Connection
 from splitedge.protocol.frames import Answer, Frame, Refusal
 from splitedge.protocol.messages import Open
 from splitedge.protocol.session import Event, Role, Session, wire_error
@@ -19,21 +19,21 @@ from splitedge.protocol.session import Event, Role, Session, wire_error
 log = logging.getLogger(__name__)
 
 
-class Handler(Protocol):
-    """Answers the frames of one opened plan; called for several frames at once."""
+class FrameHandler(Protocol):
+    """Answers the frames of one opened plan. Several frames may be in progress at once."""
 
     async def answer(self, frame: Frame) -> tuple[bytes, int]:
-        """The answer's payload and the microseconds that the tail took. ``frame.wait_ms`` is what is left of its wait, 0 for no limit."""
+        """The payload of the answer, and the tail's time in microseconds. ``frame.wait_ms`` is the time left for the frame, 0 without a limit."""
         ...
 
 
-OpenPlan = Callable[[Open], Awaitable[Handler]]
+OpenPlan = Callable[[Open], Awaitable[FrameHandler]]
 
 SESSIONS: Final = web.AppKey("sessions", set[Callable[[], None]])
 
 
 def install(app: web.Application) -> None:
-    """Close the sessions of ``app`` in order when it shuts down: what is in flight is answered, then the agents dial again."""
+    """Close the sessions of ``app`` on shutdown: frames in flight are answered, then the agents reconnect."""
     sessions: set[Callable[[], None]] = set()
     app[SESSIONS] = sessions
     app.on_shutdown.append(_close_all)
@@ -51,10 +51,10 @@ async def serve_session(
 ) -> web.WebSocketResponse:
     """Serve ``request`` as a frame session until it ends.
 
-    ``open_plan`` may raise `errors.SplitEdgeError`: the agent gets it, and the session ends. Up to ``workers`` frames are with the handler at
-    once; the rest of the window waits in order, and a frame whose wait ran out there is refused without reaching the handler. What the
-    handler raises becomes the frame's refusal; the session goes on.
-    ``on_end`` hears why it ended, None for an orderly end; ``on_reply`` of each frame why it was refused, None for one that was answered.
+    If ``open_plan`` raises `errors.SplitEdgeError`, the agent gets it and the session ends. The handler gets up to ``workers`` frames at once; the
+    rest of the window waits in order, and a frame that exceeds its time there is refused. An error of the handler refuses its frame, and the
+    session continues. ``on_end`` is called with the reason of the end, None for an orderly one; ``on_reply`` for each frame with the reason of its
+    refusal, None for an answer.
     """
     ws = web.WebSocketResponse(
         max_msg_size=MAX_MSG_SIZE,
@@ -65,7 +65,7 @@ async def serve_session(
         writer_limit=0,
     )
     await ws.prepare(request)
-    if request.transport is None:  # gone already
+    if request.transport is None:  # the client has disconnected
         return ws
     session = Session(Role.SERVER, asyncio.get_running_loop().time(), heartbeat_s=heartbeat_s, silence_s=silence_s)
     listener = _Listener(ws, request.transport, session, open_plan, workers, on_reply)
@@ -96,17 +96,17 @@ class _Listener:
         on_reply: Callable[[errors.SplitEdgeError | None], object],
     ) -> None:
         self._session, self._open_plan, self._on_reply = session, open_plan, on_reply
-        self._pump = Pump(ws, transport, session, self._on_event, self._next_reply)
+        self._connection = Connection(ws, transport, session, self._on_event, self._next_reply)
         self._time = asyncio.get_running_loop().time
         self._workers = asyncio.Semaphore(workers)
-        self._replies: deque[Answer | Refusal] = deque()  # no more than the window, and see `_room`
-        self._written = asyncio.Event()  # a reply left `_replies`
+        self._replies: deque[Answer | Refusal] = deque()  # at most the window; `_room` bounds their bytes
+        self._written = asyncio.Event()  # set when a reply leaves `_replies`
         self._tasks: set[asyncio.Task[None]] = set()
-        self._handler: Handler | None = None
+        self._handler: FrameHandler | None = None
 
     async def run(self) -> None:
         try:
-            await self._pump.run()
+            await self._connection.run()
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -116,7 +116,7 @@ class _Listener:
 
     def close(self) -> None:
         self._session.close()
-        self._pump.wake()
+        self._connection.wake()
 
     def _on_event(self, event: Event, now: float) -> None:
         if isinstance(event, Open):
@@ -130,7 +130,7 @@ class _Listener:
             self._session.opened()
         except Exception as error:
             self._session.fail(_presentable(error, f"plan {message.plan[: limits.MAX_NAME]!r}"))
-        self._pump.wake()
+        self._connection.wake()
 
     async def _answer(self, frame: Frame, arrived: float) -> None:
         refused: errors.SplitEdgeError | None = None
@@ -145,31 +145,33 @@ class _Listener:
             reply = Refusal(frame.seq, wire_error(refused))
         self._on_reply(refused)
         self._replies.append(reply)
-        self._pump.wake()
+        self._connection.wake()
 
     async def _room(self) -> None:
-        """Wait while an agent that does not read has `limits.MAX_INFLIGHT_BYTES` of answers here; each worker may add one to them."""
+        """Wait while unread answers take `limits.MAX_INFLIGHT_BYTES`. Each worker may add one to them."""
         while sum(len(r.payload) for r in self._replies if isinstance(r, Answer)) >= limits.MAX_INFLIGHT_BYTES:
             self._written.clear()
             await self._written.wait()
 
     async def _tail(self, frame: Frame, arrived: float) -> tuple[bytes, int]:
-        assert self._handler is not None  # a frame before Opened is a breach, and never gets here
+        assert self._handler is not None  # the session refuses frames before Opened
         if frame.wait_ms:
             left_ms = frame.wait_ms - int((self._time() - arrived) * 1000)
             if left_ms <= 0:
                 raise errors.LinkLostError(
-                    f"the frame waited {frame.wait_ms} ms on the server, longer than it may; send fewer at once"
+                    f"the frame waited {frame.wait_ms} ms on the server, its maximum age; send fewer at once",
+                    reason="aged",
                 )
             frame = Frame(frame.seq, frame.codec, left_ms, frame.payload)
         payload, tail_us = await self._handler.answer(frame)
         if len(payload) > limits.MAX_FRAME_BYTES:
             raise errors.ModelError(
-                f"an answer of {len(payload)} bytes is over the limit of {limits.MAX_FRAME_BYTES}; ask for topk"
+                f"an answer of {len(payload)} bytes is over the limit of {limits.MAX_FRAME_BYTES}; ask for topk",
+                reason="answer-too-large",
             )
         return payload, tail_us
 
-    def _next_reply(self, now: float) -> bytes | None:  # noqa: ARG002  the pump's interface
+    def _next_reply(self, now: float) -> bytes | None:  # noqa: ARG002  the interface of Connection
         if not self._replies:
             return None
         self._written.set()
@@ -182,11 +184,11 @@ class _Listener:
 
 
 def _presentable(error: Exception, what: str) -> errors.SplitEdgeError:
-    """The error that the agent may see; a defect of ours is logged with its traceback and told in general words."""
+    """The error for the agent. An internal error is logged with its traceback and reported without details."""
     if isinstance(error, errors.SplitEdgeError):
         return error
     log.error("%s failed", what, exc_info=error)
-    return errors.SplitEdgeError(f"the server failed on {what}; its log says why")
+    return errors.SplitEdgeError(f"the server failed on {what}; see its log", reason="internal")
 
 
 def _u32(value: int) -> int:

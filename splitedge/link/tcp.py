@@ -1,7 +1,7 @@
-"""What the kernel knows of a connection, and how little it is told to hold. Linux; elsewhere a connection works without both.
+"""The kernel's state of a TCP connection, and its buffer sizes. Linux only; elsewhere connections work without both.
 
-`limits.UNSENT_BYTES` (TCP_NOTSENT_LOWAT) keeps frames out of the kernel until they can go: a frame that waits here may still age out, and the next
-one is coded for the link as it is. Where the option is missing, the window of frames in flight is the only bound.
+`limits.UNSENT_BYTES` (TCP_NOTSENT_LOWAT) keeps frames out of the kernel until they can be sent. A frame that waits in the process can still age out,
+and the next one is coded for the current rate. Without the option the window of frames in flight is the only bound.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from splitedge import limits
 
 _NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # named from Python 3.12 on; 25 on Linux
-#: Of Linux's struct tcp_info: tcpi_unacked (packets), tcpi_bytes_received, tcpi_notsent_bytes, tcpi_min_rtt (microseconds).
+#: Fields of Linux's struct tcp_info: tcpi_unacked (packets), tcpi_bytes_received, tcpi_notsent_bytes, tcpi_min_rtt (microseconds).
 _BYTES_RECEIVED: Final = struct.Struct("<128xQ")
 _SENDING: Final = struct.Struct("<24xI100xQ8xII")
 _NO_TRIP: Final = 0xFFFFFFFF  # min_rtt before the first one
@@ -24,15 +24,15 @@ _NO_TRIP: Final = 0xFFFFFFFF  # min_rtt before the first one
 
 @dataclass(frozen=True, slots=True)
 class TcpSample:
-    """``idle``: all that was written has been acknowledged. ``trip_s``: the least round trip that the kernel saw, None before the first."""
+    """``idle``: everything written is acknowledged. ``trip_s``: the least round trip that the kernel measured, None before the first."""
 
     idle: bool
     trip_s: float | None
 
 
 def tune(transport: asyncio.Transport) -> None:
-    """Send at once; hold at most one write in the process and `limits.UNSENT_BYTES` unsent in the kernel."""
-    transport.set_write_buffer_limits(high=1)  # 0 would leave asyncio's TLS transport paused with nothing to write
+    """Disable Nagle's algorithm. Buffer at most one write in the process and `limits.UNSENT_BYTES` in the kernel."""
+    transport.set_write_buffer_limits(high=1)  # with 0, asyncio's TLS transport stays paused with nothing to write
     sock = transport.get_extra_info("socket")
     if sock is not None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -41,13 +41,13 @@ def tune(transport: asyncio.Transport) -> None:
 
 
 def bytes_received(transport: asyncio.Transport) -> int:
-    """Bytes that the connection has brought so far by the kernel's count: a long message on a slow link is no silence. 0 if unknown."""
+    """Bytes received so far, counted by the kernel. They show that a slow link with a long message is alive. 0 if unknown."""
     info = _info(transport, _BYTES_RECEIVED)
     return int(info[0]) if info else 0
 
 
 def sample(transport: asyncio.Transport) -> TcpSample | None:
-    """How the sending side stands; None where the kernel does not say."""
+    """The state of the sending side; None if unknown."""
     info = _info(transport, _SENDING)
     if info is None or transport.get_write_buffer_size():
         return None

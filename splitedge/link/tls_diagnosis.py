@@ -1,4 +1,4 @@
-"""What can be found out of a server with which TLS failed: whether it speaks it at all, and what names its certificate holds."""
+"""Diagnosis after a failed TLS connection: whether the server uses TLS, and which names its certificate has."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from splitedge import limits
 NOT_YET_VALID: Final = 9  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID
 EXPIRED: Final = 10  # X509_V_ERR_CERT_HAS_EXPIRED
 OTHER_NAME: Final = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
-#: What OpenSSL says of a peer that answers a handshake in plain HTTP.
+#: OpenSSL's reasons when a peer answers a handshake in plain HTTP.
 PLAIN: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
-_SHOWN: Final = 8  # names of one certificate
+_SHOWN: Final = 8  # names of a certificate in a message
 
 
 async def spoken(url: yarl.URL) -> bool:
-    """Whether the port of ``url`` completes a TLS handshake. No certificate is verified, and nothing is sent."""
+    """Whether the port of ``url`` completes a TLS handshake. Verifies no certificate and sends no data."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return await _peer(url, context) is not None
 
 
 async def names(url: yarl.URL, trusted: ssl.SSLContext | None) -> list[str]:
-    """The names and addresses that the certificate at ``url`` holds, if an authority of ``trusted`` (None: of the system) signed it; none
-    where that cannot be found out. Nothing is sent.
+    """The names and addresses in the certificate at ``url``; none if they cannot be found out. Sends no data.
+
+    ``trusted`` has the CA certificates, None means those of the system. An untrusted certificate yields no names.
     """
     context = ssl.create_default_context()
     if trusted is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if not (known := trusted.get_ca_certs(binary_form=True)):  # a server's own certificate may be no authority's
+        if not (
+            known := trusted.get_ca_certs(binary_form=True)
+        ):  # a self-signed certificate may not be marked as a CA's
             return []
         context.load_verify_locations(cadata=b"".join(known))
     context.check_hostname = False
@@ -41,7 +44,7 @@ async def names(url: yarl.URL, trusted: ssl.SSLContext | None) -> list[str]:
 
 
 async def _peer(url: yarl.URL, context: ssl.SSLContext) -> dict[str, tuple[tuple[str, str], ...]] | None:
-    """The certificate that the peer shows, empty if it is not verified; None where no handshake succeeds."""
+    """The certificate of the peer, empty if it is not verified; None if the handshake fails."""
     try:
         async with asyncio.timeout(limits.TLS_LOOK):
             _, writer = await asyncio.open_connection(url.host, url.port, ssl=context)

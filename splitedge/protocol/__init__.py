@@ -1,5 +1,5 @@
-"""What agent and server say to each other. Bytes in, values and events out; no sockets, no clock.
+"""The protocol between agent and server. Bytes in, values and events out; no sockets, no clock.
 
-`messages` holds the typed documents and control messages, `frames` the binary frames, `session` the state machine of one connection,
-`flight` the accounts of the agent's frames over as many connections as they need.
+`messages` has the documents and control messages, `frames` the binary frames, `session` the state machine of one connection, and `flight` the
+accounts of the agent's frames over any number of connections.
 """

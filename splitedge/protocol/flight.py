@@ -1,7 +1,7 @@
-"""The agent's frames on their way, over as many sessions as they need: numbers, deadlines and accounts. No I/O, no clock.
+"""The agent's frames in flight, over any number of sessions: numbers, deadlines and counts. No I/O, no clock.
 
-Every frame accepted ends in exactly one of answered, refused, aged, failed; `Stats` holds the sum to it. A reply to a frame that has
-ended already is late: counted and dropped.
+Every accepted frame ends in exactly one of answered, refused, aged, failed; `Stats` states this as a sum. A reply to a frame that has already
+ended is late: it is counted and dropped.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from splitedge.protocol.frames import Answer, Buffer, Frame, Refusal
 
 @dataclass(slots=True)
 class Stats:
-    """Counts since the stream began. Invariant: accepted == answered + refused + aged + failed + in_flight."""
+    """Counts since the start of the stream. Invariant: accepted == answered + refused + aged + failed + in_flight."""
 
     accepted: int = 0
     in_flight: int = 0
     answered: int = 0
     refused: int = 0  # the server sent an error instead of an answer
     aged: int = 0  # not answered in time
-    failed: int = 0  # the stream ended, or the server was away too long
-    sent: int = 0  # frames written to a connection, the repeated ones included
-    resent: int = 0  # of those, the repeated ones
+    failed: int = 0  # the stream ended, or the server was unreachable for too long
+    sent: int = 0  # frames written to a connection, with repetitions
+    resent: int = 0  # repetitions
     late: int = 0  # replies to frames that had aged or failed
     reconnects: int = 0
     payload_bytes_up: int = 0  # payloads of all frames sent
-    rtt_ms: float | None = None  # smoothed time that a frame spends on the link both ways, its transmission included
+    rtt_ms: float | None = None  # smoothed time of a frame on the link in both directions, with its transmission
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ class Flight:
         return len(self._parcels) < self._window and self._bytes + size <= limits.MAX_INFLIGHT_BYTES
 
     def accept(self, payload: Buffer, codec: int, deadline: float) -> int:
-        """Take a frame that must be answered by ``deadline``, and number it. Check `has_room` first."""
+        """Accept a frame that must be answered by ``deadline``, and return its number. Check `has_room` first."""
         seq = self._next_seq
         self._next_seq += 1
         self._parcels[seq] = Parcel(seq, codec, payload, deadline)
@@ -81,7 +81,7 @@ class Flight:
         return None if parcel is None else len(parcel.payload)
 
     def frame(self, seq: int, now: float) -> Frame:
-        """Frame ``seq`` as it goes out now, with the time that it may still wait (at least 1 ms)."""
+        """Frame ``seq`` for sending now, with its remaining time (at least 1 ms)."""
         parcel = self._parcels[seq]
         self.stats.sent += 1
         self.stats.resent += parcel.times_sent > 0
@@ -92,7 +92,7 @@ class Flight:
         return Frame(seq, parcel.codec, min(max(1, wait_ms), 0xFFFFFFFF), parcel.payload)
 
     def settle(self, reply: Answer | Refusal, now: float) -> bool:
-        """Take a reply. False if it is late."""
+        """Accept a reply. False if it is late."""
         parcel = self._parcels.get(reply.seq)
         if parcel is None:
             self.stats.late += 1
@@ -106,13 +106,13 @@ class Flight:
         return True
 
     def expire(self, now: float) -> list[int]:
-        """The frames that aged out: each is named once, and gone."""
+        """Remove the frames that aged out, and return their numbers."""
         aged = [parcel for parcel in self._parcels.values() if parcel.deadline <= now]
         self.stats.aged += len(aged)
         return [self._remove(parcel) for parcel in aged]
 
     def fail_all(self) -> list[int]:
-        """Every frame in flight, failed and gone."""
+        """Fail and remove every frame in flight, and return their numbers."""
         self.stats.failed += len(self._parcels)
         return [self._remove(parcel) for parcel in list(self._parcels.values())]
 
@@ -127,7 +127,7 @@ class Flight:
         return parcel.seq
 
     def _smooth(self, parcel: Parcel, answer: Answer, now: float) -> None:
-        if parcel.times_sent != 1:  # Karn: a repeated frame does not say which sending was answered
+        if parcel.times_sent != 1:  # Karn's algorithm: the answer may belong to either transmission
             return
         link_ms = max(0.0, (now - parcel.sent_at) * 1e3 - (answer.queue_us + answer.tail_us) / 1e3)
         old = self.stats.rtt_ms

@@ -1,11 +1,12 @@
-"""What agent and server say to each other, as typed values. Every one is JSON through `encode` and `decode`.
+"""The documents and control messages of the protocol, as typed values. `encode` and `decode` convert them to and from JSON.
 
-Units: times in milliseconds (``_ms``) or seconds (``_s``), rates in megabits a second (10^6 bit/s), energy in joules, accuracy drops
-in points of the bundle's metric (top-1 unless it says otherwise).
+Units: times in milliseconds (``_ms``) or seconds (``_s``), rates in Mbit/s (10^6 bit/s), energy in joules, accuracy drops in points of
+the bundle's metric (top-1 by default).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -17,11 +18,11 @@ PROTOCOL_VERSION = 4
 T = TypeVar("T")
 
 Mode = Literal["server", "split", "device"]
-"""Which side computes: all on the server, both, or all on the device."""
+"""Where the network runs: on the server, split, or on the device."""
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=False, omit_defaults=False):
-    """Base of everything that is sent; a newer peer's extra fields are ignored."""
+    """Base of the messages. Unknown fields of a newer peer are ignored."""
 
 
 # --- the demand and the request -------------------------------------------------------------------------------------
@@ -36,12 +37,12 @@ class Weights(Message):
 
 
 class Demand(Message):
-    """What the caller wants of a plan.
+    """The demands on a plan.
 
-    ``max_drop_points`` bounds the upper end of the predicted drop's interval. ``keep`` says what must not leave the device: ``"nothing"``,
-    ``"input"``, or the name of a layer: then no tensor before that layer's output may be sent. ``frames``: how many the plan is expected to serve,
-    among which the segment's transfer is shared out; None: so many that it does not count. ``max_away_s`` is how long the server may be away before
-    a frame fails. ``mode`` other than ``"any"`` leaves only plans of that mode: to compare with, or where a board must not or need not compute.
+    ``max_drop_points`` bounds the upper end of the interval of the predicted accuracy drop. ``keep`` names what must not leave the device:
+    ``"nothing"``, ``"input"``, or a layer; then no tensor before that layer's output may be sent. ``frames``: the expected number of frames of the
+    plan, over which the segment's transfer is spread; None ignores that transfer. ``max_away_s``: time without the server after which frames
+    fail. ``mode`` restricts plans to one mode.
     """
 
     max_drop_points: float = 1.0
@@ -55,7 +56,7 @@ class Demand(Message):
 
 
 class LinkEstimate(Message):
-    """The link as the agent measured it: round trip, payload rate up and down."""
+    """The link measured by the agent: round trip, and payload rates up and down."""
 
     rtt_ms: float
     uplink_mbps: float
@@ -63,87 +64,110 @@ class LinkEstimate(Message):
 
 
 class Outline(Message):
-    """What a model's longest head computes: ``header`` is the beginning of a segment file, without constants; ``bundle`` the bundle's SHA-256."""
+    """The operators of a model's longest head. ``header``: the beginning of its segment file, without constants. ``bundle``: SHA-256 of the bundle."""
 
     bundle: str
     header: bytes
 
 
-class Rehearsal(Message):
-    """What the head of an `Outline` takes on the device: ``ms[i]`` until its operator i is done."""
+class DryRun(Message):
+    """Times of the head of an `Outline` on the device: ``ms[i]`` milliseconds until its operator i is done."""
 
     bundle: str
     ms: list[float]
 
 
-class PlanRequest(Message):
+class PlanRequest(Message, kw_only=True):
     model: str
-    profile: dict[str, Any]  # a device profile; its schema lives in device_profiles
+    profile: dict[str, Any]  # a device profile; device_profiles has its schema
     link: LinkEstimate
     demand: Demand = msgspec.field(default_factory=Demand)
-    held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments the agent already has
-    measured: dict[str, float] = {}  # by a segment's SHA-256: ms that the head really took on the device; and `SENDING`
-    rehearsal: Rehearsal | None = None
+    held: list[str] = msgspec.field(default_factory=list)  # SHA-256 of the segments on the device
+    measured: dict[str, float] = {}  # the wire form of `MeasuredTimes`
+    dry_run: DryRun | None = msgspec.field(default=None, name="rehearsal")
     protocol: int = PROTOCOL_VERSION
 
 
-#: The key in a device's ``measured`` times of what coding a frame, sending it and taking its answer took beyond what profile and link say.
-SENDING = "sending"
+_SENDING, _OVERHEAD = "sending", "beside"  # keys of the wire form; every other key is a segment's SHA-256
+
+
+class MeasuredTimes(msgspec.Struct):
+    """Median frame times on a device, in milliseconds; None where there are too few frames.
+
+    Its wire form is one JSON object of numbers: each segment's SHA-256 with its head's time, "sending" and "beside".
+    """
+
+    head_ms: dict[str, float] = {}  # by the segment's SHA-256
+    sending_ms: float | None = None  # encoding, sending and receiving the answer, beyond what profile and link predict
+    overhead_ms: float | None = None  # on the device beside head and codec: preprocessing and the program's own work
+
+    @classmethod
+    def from_wire(cls, times: Mapping[str, float]) -> MeasuredTimes:
+        """The times in a message's ``measured`` field."""
+        heads = {name: ms for name, ms in times.items() if name not in (_SENDING, _OVERHEAD)}
+        return cls(heads, times.get(_SENDING), times.get(_OVERHEAD))
+
+    def to_wire(self) -> dict[str, float]:
+        """The times as a message's ``measured`` field."""
+        others = {_SENDING: self.sending_ms, _OVERHEAD: self.overhead_ms}
+        return self.head_ms | {name: ms for name, ms in others.items() if ms is not None}
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------
 
 
-class Basis(Message):
+class Basis(msgspec.Struct, frozen=True, cache_hash=True):
     """An orthogonal change of the channel axis: component k = sum over c of (x[c] - centre[c]) * columns[c, k].
 
-    ``columns``: int16 [channels, components], little-endian, row by row; at most as many components as channels. Squares need not sum to 1. Back:
+    ``columns``: int16 [channels, components], little-endian, row by row; at most as many components as channels, of any length. The inverse:
     x[c] = centre[c] + sum over k of component[k] / (sum of the squares of column k) * columns[c, k].
     """
 
-    centre: list[float]
+    centre: tuple[float, ...]
     columns: bytes
 
 
-class Codec(Message):
-    """What happens to the tensor at the cut: a change of its channel axis if any, clip, quantization to codes, and their packing.
+class Codec(msgspec.Struct, frozen=True, cache_hash=True):
+    """How the tensor at the cut is coded: an optional change of its channel axis, clipping, quantization, packing.
 
-    value = lo[c] + scale[c] * code, code in 0 .. 2^bits - 1; ``lo`` and ``scale`` have one entry (per tensor) or one for each channel
-    (the last axis) and are exact float32 values. ``scale`` 0 means a constant: it decodes to ``lo`` whatever the code. The other fields change one
-    thing each; docs/architecture.md has the arithmetic.
+    value = lo[c] + scale[c] * code, with code in 0 .. 2^bits - 1. ``lo`` and ``scale`` are exact float32 values, one for the tensor or one for each
+    channel of the last axis. ``scale`` 0 is a constant: every code decodes to ``lo``. Each other field changes one thing:
+
+    - ``rule``: how the codec was fitted: one of `splitedge.codec.FAMILIES`, or ``jpeg-QUALITY``.
+    - ``bits``: 2 to 8 for codes. 16 and 32 send float16 and float32 values; then all other fields are unused.
+    - ``levels``: a codebook of 2^bits ascending levels, at 2 and 3 bits: value = lo[c] + scale[c] * levels[code].
+    - ``rotation``: channels in one Hadamard block, 0 for none. ``lo`` and ``scale`` then apply to the rotated channels.
+    - ``basis``: a change of basis in place of a rotation. ``lo`` and ``scale`` then apply to the components.
+    - ``dynamic``: ``lo`` and ``scale`` are multiples of the span of each tensor, or of each row of its last axis (``token``).
+    - ``span``: that span: least and greatest value (``range``), or mean magnitude with offset 0 (``mean``).
+    - ``tables``: the entropy stage: frequencies of the codes, with the sum 4096. A channel has as many codes as its table.
+    - ``table``: the index of each channel's table, or one for all.
+    - ``jpeg``: 8-bit codes are the pixels of an image [H, W, 1 or 3], sent as JPEG of this quality. 0 for none.
     """
 
-    rule: str  # how it was fitted: one of splitedge.codec.FAMILIES, or jpeg-QUALITY
-    bits: int  # 2 to 8: of a code; 16 and 32: the values go as float16 and float32, and no other field is used
-    lo: list[float]
-    scale: list[float]
-    levels: list[
-        float
-    ] = []  # codebook of 2^bits ascending levels, at 2 and 3 bits: value = lo[c] + scale[c] * levels[code]
-    rotation: int = 0  # channels in one Hadamard block; lo and scale are those of the rotated channels. 0: none
-    basis: Basis | None = None  # instead of a rotation; lo and scale are those of the components
-    dynamic: Literal["", "tensor", "token"] = (
-        ""  # lo and scale are multiples of what each tensor, or row of its last axis, spans itself
-    )
-    span: Literal["range", "mean"] = (
-        "range"  # and that is: its least and greatest value; or its mean magnitude, offset 0
-    )
-    tables: list[
-        list[int]
-    ] = []  # entropy stage: frequencies of the codes, 4096 in sum; a channel has as many codes as its table
-    table: list[int] = []  # the table of each channel, or one for all
-    jpeg: int = 0  # codes of 8 bits are the pixels of a picture [H, W, 1 or 3], which goes as JPEG of this quality. 0: they do not
+    rule: str
+    bits: int
+    lo: tuple[float, ...]
+    scale: tuple[float, ...]
+    levels: tuple[float, ...] = ()
+    rotation: int = 0
+    basis: Basis | None = None
+    dynamic: Literal["", "tensor", "token"] = ""
+    span: Literal["range", "mean"] = "range"
+    tables: tuple[tuple[int, ...], ...] = ()
+    table: tuple[int, ...] = ()
+    jpeg: int = 0
 
 
 class Preprocess(Message):
-    """From a caller's image or array to the model's input tensor.
+    """How a caller's image or array becomes the model's input tensor.
 
-    ``image``: decode, convert to RGB, resize (``crop``: short side to ``resize``, then centre crop to ``height`` x ``width``; ``stretch``: straight
-    to that size), then (pixel - mean[c]) / std[c] with pixel in 0..255. ``tensor``: the array is the input as it stands.
+    ``image``: decode, convert to RGB, resize (``crop``: short side to ``resize``, then centre crop to ``height`` x ``width``; ``stretch``: directly to
+    that size), then (pixel - mean[c]) / std[c] with pixel in 0..255. ``tensor``: the array is the input.
     """
 
     kind: Literal["image", "tensor"]
-    shape: list[int]  # of one frame as the head sees it, channels last, without the batch axis
+    shape: list[int]  # of one frame at the head, channels last, without the batch axis
     resize: int = 256
     fit: Literal["crop", "stretch"] = "crop"
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -152,9 +176,9 @@ class Preprocess(Message):
 
 
 class Cut(Message):
-    """Where a network may be cut: after ``layer``, which yields ``tensor`` of ``shape`` (channels last, no batch axis).
+    """A possible cut: after ``layer``, whose output is ``tensor`` of ``shape`` (channels last, no batch axis).
 
-    ``padding``: what lies behind needs to know which tokens are padding, those with this id: frames then tell it of each (`splitedge.codec.padding_mask`).
+    ``padding``: the id of padding tokens, if the tail needs to know them. Frames then carry a mask (`splitedge.codec.padding_mask`).
     """
 
     index: int  # 0 is the input; the last is the output
@@ -166,11 +190,11 @@ class Cut(Message):
 
 
 OutputKind = Literal["logits", "probabilities", "scores", "tensor"]
-"""What the values of a model's output are: see `Output`."""
+"""The meaning of the values of a model's output, see `Output`."""
 
 
 class Greatest(Message):
-    """The model's last operator, an ArgMax over ``axis`` of scores of ``shape``, both in ONNX order without the batch axis."""
+    """The model's last operator: an ArgMax over ``axis`` of scores of ``shape``, in ONNX order without the batch axis."""
 
     axis: int
     shape: list[int]
@@ -179,9 +203,9 @@ class Greatest(Message):
 class Output(Message):
     """The model's output: the ``kind`` of its values, and the ``shape`` of one answer, in ONNX order without the batch axis.
 
-    ``logits``: one value a class, of which a softmax makes probabilities. ``probabilities``: one a class, which sum to 1. ``scores``: one a class,
-    each from 0 to 1 by itself, as tags have. ``tensor``: no classes, but an embedding or a map, which answers hold whole; integers where head and
-    tail yield scores, of which ``greatest`` takes the index.
+    ``logits``: one value for each class; their softmax gives probabilities. ``probabilities``: one for each class, with the sum 1. ``scores``: one for
+    each class, independent and from 0 to 1, as for tags. ``tensor``: no classes but an embedding or a map, which an answer holds whole. With
+    ``greatest``, head and tail compute scores, and the answer holds the indices of the greatest ones.
     """
 
     kind: OutputKind = "logits"
@@ -190,7 +214,7 @@ class Output(Message):
 
     @property
     def computed(self) -> list[int]:
-        """The shape of what head and tail yield."""
+        """The shape of the tensor that head and tail compute."""
         return self.greatest.shape if self.greatest else self.shape
 
     @property
@@ -204,15 +228,15 @@ class SegmentRef(Message):
 
 
 class TokenizerRef(Message):
-    """The tokenizer.json that turns a model's texts into the token ids that it takes, and the id that fills short ones up."""
+    """The tokenizer.json of a text model, and the id of its padding token."""
 
     sha256: str
     size: int
     padding: int
 
 
-class Parts(Message):
-    """What the objective is made of, each with its weight: time of a frame, transfer of the segment for each frame, energy, server cost."""
+class Parts(Message, kw_only=True):
+    """The weighted terms of the objective: frame time, the segment's transfer for each frame, energy, server cost."""
 
     time: float
     fetch: float
@@ -220,16 +244,16 @@ class Parts(Message):
     cost: float
 
 
-class Prediction(Message):
-    """What the planner expects of a candidate.
+class Prediction(Message, kw_only=True):
+    """The planner's prediction for a candidate.
 
-    ``drop_points`` is the expected drop, of which a measurement on fresh samples is below ``drop_low`` or above ``drop_high`` in 3 % of cases each;
-    ``samples`` are those behind the prediction. ``noise``: energy at the output of weights, codec and head together.
+    ``drop_points``: the expected accuracy drop. A measurement on new samples is below ``drop_low`` in 3 % of cases, and above ``drop_high`` in 3 %.
+    ``samples``: the number of samples behind the prediction. ``noise``: the energy that weights, codec and head together add to the output.
     """
 
     device_ms: float
     transfer_ms: float
-    queue_ms: float  # waiting at the server
+    queue_ms: float  # waiting time on the server
     server_ms: float
     total_ms: float
     energy_j: float
@@ -239,16 +263,16 @@ class Prediction(Message):
     drop_high: float
     samples: int
     noise: float
-    payload_bytes: int  # one frame, header included; 0 where nothing is sent
+    payload_bytes: int  # one frame with its header; 0 if nothing is sent
     float_bytes: int  # the same tensor in float32
-    segment_bytes: int  # to fetch
+    segment_bytes: int  # to download
     objective: float
     parts: Parts
-    sending_ms: float = 0.0  # of transfer_ms, what is not the link's: what the device told as `SENDING`
+    sending_ms: float = 0.0  # the part of transfer_ms that is not the link's: `MeasuredTimes.sending_ms`
 
 
-class LayerBits(Message):
-    """A layer of the head: its weights' number, the bits that each takes in the segment, and their share (0..1) of the plan's noise."""
+class LayerBits(Message, kw_only=True):
+    """A layer of the head: its number of weights, their bits in the segment, and their share (0..1) of the plan's noise."""
 
     layer: str
     bits: float
@@ -256,8 +280,8 @@ class LayerBits(Message):
     noise_share: float
 
 
-class Rung(Message):
-    """What a plan expects of a codec on its ladder: bytes of a frame (header included), noise at the output, and the drop as in `Prediction`."""
+class Rung(Message, kw_only=True):
+    """The prediction for a codec of the ladder: bytes of a frame with its header, noise at the output, and the drop as in `Prediction`."""
 
     payload_bytes: int
     noise: float
@@ -265,8 +289,8 @@ class Rung(Message):
     drop_high: float
 
 
-class Candidate(Message):
-    """The best plan of another cut, and why it lost. ``weight_bits``: the mean over its weights, 0 without any; ``activation_bits`` 0 where nothing is sent."""
+class Candidate(Message, kw_only=True):
+    """The best plan of another cut, and why it lost. ``weight_bits``: the mean, 0 without weights. ``activation_bits``: 0 if nothing is sent."""
 
     cut: Cut
     weight_bits: float
@@ -276,27 +300,27 @@ class Candidate(Message):
     reason: str = ""
 
 
-class StageTime(Message):
-    """What is predicted of one board of a chain: its part, its time with decoding and encoding, and its link to whoever comes next."""
+class StageTime(Message, kw_only=True):
+    """The prediction for one board of a chain: its part, its time with decoding and encoding, and its link to the next board or the server."""
 
     device: str
-    start: str  # the layer behind which it begins
-    cut: str  # and after which it sends
+    start: str  # the layer before its part
+    cut: str  # the last layer of its part
     weight_bits: float
-    activation_bits: int  # 0 where nothing is sent
+    activation_bits: int  # 0 if nothing is sent
     device_ms: float
-    sending_ms: float  # a frame's bytes over the uplink
+    sending_ms: float  # bytes of a frame over the uplink
     rtt_ms: float
     payload_bytes: int
-    rule: str = ""  # of the codec by which it sends
+    rule: str = ""  # of its codec
 
 
-class Stage(Message):
-    """A plan's place in a chain of boards, of which each has a plan of its own.
+class Stage(Message, kw_only=True):
+    """A plan's place in a chain of boards. Each board of a chain has its own plan.
 
-    The board takes frames of the plan ``upstream`` ("" for the first board, whose frames come from callers), decodes them with ``incoming``, that plan's
-    ladder, and computes from ``start`` to the plan's cut. What it sends goes to the board of the plan ``downstream``, or to the server where that is "".
-    ``route``: what is predicted of all boards, in order; ``rate_fps``: of the whole.
+    The board accepts frames of the plan ``upstream`` ("" for the first board, whose frames come from callers), decodes them with that plan's ladder
+    ``incoming``, and computes from ``start`` to its plan's cut. It sends to the board of the plan ``downstream``, or to the server if that is "".
+    ``route``: the predictions for all boards, in order. ``rate_fps``: the predicted rate of the chain.
     """
 
     device: str
@@ -308,20 +332,20 @@ class Stage(Message):
     rate_fps: float
 
 
-class Plan(Message):
-    """The planner's answer. ``ladder[codec]`` is the codec to start with; every codec on the ladder meets the demand.
+class Plan(Message, kw_only=True):
+    """The planner's answer. ``ladder[codec]`` is the first codec; every codec of the ladder meets the demand.
 
-    ``rungs[i]`` says what ``ladder[i]`` costs; they go from the most accurate to the cheapest. Only the codec to start with may be less accurate than a
-    cheaper one, where that takes longer to make.
+    ``rungs[i]`` has the cost of ``ladder[i]``. The ladder goes from the most accurate codec to the cheapest. Only the first codec used may be less
+    accurate than a cheaper one, if that one takes longer to encode.
 
-    ``layers``: the head's layers with weights, in order; ``codec_share`` and ``head_share``: of the noise, what the codec and the head's activations add.
-    ``stage``: where the plan is one of a chain's; then ``prediction`` is from its board on, all that lies behind its link being ``server_ms``.
-    ``tokenizer``: where callers may give texts in the place of token ids; the input's length is that of the ids. ``output``: what an answer holds.
+    ``layers``: the head's layers with weights, in order. ``codec_share`` and ``head_share``: the shares of codec and head activations in the noise.
+    ``stage``: set if the plan is part of a chain. Then ``prediction`` starts at its board, and ``server_ms`` includes everything behind its link.
+    ``tokenizer``: set if callers may pass texts in place of token ids. ``output``: what an answer holds.
     """
 
     id: str
     model: str
-    bundle: str  # SHA-256 of the bundle the plan was made from
+    bundle: str  # SHA-256 of the bundle
     mode: Mode
     cut: Cut
     layers: list[LayerBits]
@@ -344,25 +368,21 @@ class Plan(Message):
     output: Output = msgspec.field(default_factory=Output)
 
     def mean_bits(self) -> float:
-        """Bits of a weight in the mean; 0 without weights."""
+        """Mean bits of a weight; 0 without weights."""
         return sum(one.bits * one.weights for one in self.layers) / max(1, sum(one.weights for one in self.layers))
 
 
 # --- chains: a model over several boards and the server ---------------------------------------------------------------
 
 Objective = Literal["latency", "rate"]
-"""What a chain is planned for: the least time of a frame, or the most frames a second."""
+"""The goal of a chain: the shortest frame time, or the highest frame rate."""
 
 
-#: The key in a board's ``measured`` times of what a frame takes there beside segment and codec: preparing pictures, and the programs' own work.
-BESIDE = "beside"
+class ChainDevice(Message, kw_only=True):
+    """A board's description of itself for a chain. ``next``: its link to the next board, None for the last. ``server``: its link to the server.
 
-
-class ChainDevice(Message):
-    """A board of a chain, as it describes itself. ``next``: its link to the board after it, None for the last; ``server``: to the server.
-
-    ``device`` is the name that the board gave itself once: a plan says by it for whom it is. ``held`` and ``measured`` as in `PlanRequest`; what is
-    there by the name `BESIDE` comes on top, for it bounds a board's rate as its segment does.
+    ``device`` is the name that the board gave itself once; it says whom a plan is for. ``held`` and ``measured`` are as in `PlanRequest`.
+    The measured overhead counts too: it bounds a board's rate as the segment does.
     """
 
     device: str
@@ -373,11 +393,11 @@ class ChainDevice(Message):
     measured: dict[str, float] = {}
 
 
-class ChainRequest(Message):
+class ChainRequest(Message, kw_only=True):
     """Share ``model`` among ``devices``, in this order, and the server. The answer is the plan of the first of them.
 
-    ``exact``: only codecs that send tensors as they are, so that the stages together compute the bits of one head. ``spread``: every board and the
-    server must have a part, be it better or not.
+    ``exact``: only lossless codecs, so that the stages together compute the same bits as one head. ``spread``: every board and the server must get a
+    part, even if another plan is better.
     """
 
     model: str
@@ -392,18 +412,18 @@ class ChainRequest(Message):
 # --- model listing --------------------------------------------------------------------------------------------------
 
 
-class ModelInfo(Message):
+class ModelInfo(Message, kw_only=True):
     name: str
     bundle: str
     metric: str
     samples: int
     cuts: list[Cut]
-    unsupported: list[str]  # operators that the integer head does not support: "OpType (node name)"
+    unsupported: list[str]  # operators without an integer kernel: "OpType (node name)"
     preprocess: Preprocess
-    float_top1: float | None = None  # per cent of the calibration samples, of the float model; None without labels
+    float_top1: float | None = None  # of the float model, in per cent of the calibration samples; None without labels
     tokenizer: TokenizerRef | None = None
     output: Output = msgspec.field(default_factory=Output)
-    offered: list[int] = []  # indices of the cuts that plans may choose
+    offered: list[int] = []  # indices of the cuts that plans may use
 
 
 class ServerVersion(Message):
@@ -415,16 +435,16 @@ class ServerVersion(Message):
 
 
 class Open(Message, tag="open", tag_field="type"):
-    """Agent -> server, first message: stream frames of ``plan``. An answer holds the ``topk`` best classes, or for 0 the whole output."""
+    """Agent to server, first message: stream frames of ``plan``. An answer holds the ``topk`` best classes, or the whole output for 0."""
 
     plan: str
     topk: int = 5
-    window: int = 8
+    window: int = limits.WINDOW
     protocol: int = PROTOCOL_VERSION
 
 
 class Opened(Message, tag="opened", tag_field="type"):
-    """Server -> agent: the stream is ready; the window is at most what was asked."""
+    """Server to agent: the stream is open. ``window`` is at most the requested one."""
 
     window: int
     heartbeat_s: float = limits.HEARTBEAT
@@ -439,13 +459,13 @@ class Pong(Message, tag="pong", tag_field="type"):
 
 
 class Failed(Message, tag="failed", tag_field="type"):
-    """Either side: the session ends for this reason (``{"code", "message", "data"}`` as in errors.py)."""
+    """Either side: the session ends with this error (``{"code", "message", "data"}``, see `splitedge.errors`)."""
 
     error: dict[str, Any]
 
 
 class Close(Message, tag="close", tag_field="type"):
-    """Either side: no more frames will come; the session ends once those in flight are answered."""
+    """Either side: no more frames follow. The session ends when those in flight are answered."""
 
 
 SessionMessage = Open | Opened | Ping | Pong | Failed | Close
@@ -457,10 +477,14 @@ def encode(message: msgspec.Struct) -> bytes:
 
 
 def decode(data: bytes | str, kind: type[T] | Any, limit: int = limits.MAX_REQUEST_BYTES) -> T:
-    """The ``kind`` in ``data`` (UTF-8 JSON). Raises `errors.ProtocolError` for anything else, or more than ``limit`` bytes."""
+    """The ``kind`` in ``data`` (UTF-8 JSON of at most ``limit`` bytes). Raises `errors.ProtocolError`."""
     if len(data) > limit:
-        raise errors.ProtocolError(f"a message of {len(data)} bytes is over the limit of {limit}", limit=limit)
+        raise errors.ProtocolError(
+            f"a message of {len(data)} bytes exceeds the limit of {limit}", limit=limit, reason="message-too-large"
+        )
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise errors.ProtocolError(f"a message does not follow the protocol: {str(error)[:300]}") from error
+        raise errors.ProtocolError(
+            f"a message violates the protocol: {str(error)[:300]}", reason="malformed-message"
+        ) from error

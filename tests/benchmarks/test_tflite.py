@@ -9,8 +9,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks import heads, rivals, tflite
-from calibration.importing import importer
+from benchmarks import heads, lite0, models, rivals, tflite
 from calibration.importing.importer import batched, simplify
 from splitedge import errors
 from splitedge.head import load
@@ -72,12 +71,13 @@ def test_litert_computes_what_our_head_computes(model: onnx.ModelProto, size: in
     compare(heads.our_segment(batched(simplify(model)), [size, size, 3], 8), same=0.8)
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.parametrize("key", sorted(heads.NETWORKS))
 def test_litert_computes_our_whole_networks(key: str) -> None:
-    pytest.importorskip("torch", reason="the networks are torch modules")
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the demo's packages carry the model")
-    model = importer.load(heads.NETWORKS[key][1], heads.models.LITE0_SHAPE)
+    needed = lite0.PACKAGE if key == "lite0" else "torch"
+    pytest.importorskip(needed, reason="it makes the network")
+    model = models.load(heads.NETWORKS[key][1])
     compare(heads.our_segment(model, heads.SHAPE, 8), same=0.5)
 
 

@@ -19,7 +19,7 @@ from calibration.importing.signature import ArgMax
 from calibration.lowering import layers
 from calibration.samples.samples import Samples
 from calibration.statistics.activations import Tap, to_onnx
-from edge_server.tails.pool import Tail
+from edge_server.tails.pool import LoadedTail
 from splitedge import errors
 from splitedge.head import answers
 from splitedge.protocol.messages import Preprocess
@@ -87,7 +87,7 @@ def test_an_optimizer_that_errs_stays_off_in_every_session_and_tail(tmp_path: Pa
         tail = tail_model(model, tensor, graph.shapes[tensor][1:])
         assert disabled(tail) == ["Pad_Fusion"]
         stored = values[tensor].transpose(0, 2, 3, 1) if values[tensor].ndim == 4 else values[tensor]
-        found = Tail(tail.SerializeToString(), graph.stored_shape(tensor)).run(stored[0])
+        found = LoadedTail(tail.SerializeToString(), graph.stored_shape(tensor)).run(stored[0])
         np.testing.assert_allclose(found, wanted[0], rtol=1e-4, atol=1e-5)
 
 

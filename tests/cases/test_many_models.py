@@ -16,7 +16,7 @@ from calibration.bundle.bundle import Bundle
 from calibration.importing import importer
 from calibration.importing.graph import Graph
 from calibration.samples.samples import Samples
-from edge_server.tails.pool import Tail
+from edge_server.tails.pool import LoadedTail
 from splitedge import codec
 from splitedge.head import executor
 from splitedge.head.preprocess import quantize_tensor
@@ -95,7 +95,7 @@ def check_cut(opened: Bundle, index: int, samples: Samples, wanted: F32, energy:
 def answers(opened: Bundle, index: int, samples: Samples, made_by: Codec | None) -> F32:
     """What agent and server answer together [n, ...], in ONNX order."""
     cut, head = opened.cuts[index], executor.load(opened.segment(index, 8))
-    tail = None if made_by is None else Tail(opened.tail(index) or b"", cut.shape, cut.padding)
+    tail = None if made_by is None else LoadedTail(opened.tail(index) or b"", cut.shape, cut.padding)
     found = []
     for x in samples:
         values = head.run(x.astype(np.int32) if head.input.dtype == "i32" else encoded(x, head))

@@ -78,7 +78,7 @@ def test_the_jetson_s_processor_zone_and_cooling(orin):
     assert state.temperature_c == 71.5
     assert state.throttling is not None
     assert state.throttling.now
-    assert state.throttling.reasons == ["cpufreq-cpu0 is cooling by a lower clock", "2 over-current events since boot"]
+    assert state.throttling.reasons == ["cpufreq-cpu0 lowers the clock", "2 over-current events since boot"]
 
 
 def test_a_pc(pc):

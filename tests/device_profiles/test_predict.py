@@ -15,6 +15,7 @@ from device_profiles.schema import Shape
 from splitedge.errors import ProtocolError
 from splitedge.head import Head
 from splitedge.head import segment as seg
+from tests.raising import raises
 
 
 def _header(tensors: list[list[int]], ops: list[seg.AnyOp]) -> seg.Header:
@@ -92,7 +93,7 @@ def test_windows_that_overlap_count_each_cell(profile):
 def test_a_kind_without_measurement_is_an_error_not_a_guess(profile):
     profile.kernels = [row for row in profile.kernels if row.kind != "lut"]
     header = one_operator("lut", Shape(1, 1, 64, 64)).header
-    with pytest.raises(ProtocolError, match="no measurement of 'lut'"):
+    with raises(ProtocolError, reason="not-measured"):
         predict.head_ms(header, profile)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import socket
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from edge_agent import doctor
-from edge_agent.commands.doctor import summary, table
+from edge_agent.commands.doctor import report, summary
 from edge_agent.config import Settings
 from edge_agent.doctor import Check
 from kernels import isa
@@ -69,7 +67,7 @@ def test_a_quota_is_told_and_one_under_a_core_is_noted(tmp_path: Path, quota: st
     found = doctor.cores(lay_out(tmp_path, files))
     assert found.verdict == verdict
     assert f"quota {int(quota) / 100000:g} cores" in found.found
-    assert "heads run on at most 1" in found.found
+    assert "at most 1" in found.found
 
 
 def test_memory_must_do_for_heads_and_before_that_for_compiling(tmp_path: Path) -> None:
@@ -87,7 +85,7 @@ def test_a_lower_instruction_set_than_could_be_is_noted(monkeypatch: pytest.Monk
     monkeypatch.setenv("SPLITEDGE_ISA", "portable")
     found = doctor.instructions()
     assert found.verdict == "warn"
-    assert "unset it" in found.advice
+    assert "SPLITEDGE_ISA" in found.advice
 
 
 def test_a_configuration_that_is_not_valid_fails_and_the_server_is_not_asked(tmp_path: Path) -> None:
@@ -114,7 +112,7 @@ async def test_a_server_that_is_silent_is_not_waited_for_long(monkeypatch: pytes
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are made, and nobody takes them
         found = await doctor.server(Settings(server=f"http://127.0.0.1:{silent.getsockname()[1]}"))
     assert found.verdict == "fail"
-    assert "did not answer within 0.1 s" in found.advice
+    assert "0.1 s" in found.advice
 
 
 async def test_a_server_that_nobody_configured_need_not_be_there() -> None:
@@ -127,13 +125,9 @@ def test_each_check_is_a_line_and_what_is_not_ok_has_advice() -> None:
         Check("memory", "warn", "low", "stop programs"),
         Check("server", "fail", "x", "go"),
     ]
-    shown = io.StringIO()
-    console = Console(width=80, file=shown, color_system=None)
-    console.print(table(checks))
-    console.print(summary(checks))
-    lines = [line.rstrip() for line in shown.getvalue().splitlines()]
+    lines = report(checks, 80).plain.splitlines()
     assert lines[:3] == ["ok    cores   4", "warn  memory  low", "              -> stop programs"]
-    assert lines[-1] == "1 ok, 1 to look at, 1 failed"
+    assert summary(checks).plain == "1 ok, 1 to check, 1 failed"
 
 
 # --- as a process

@@ -23,9 +23,9 @@ from PIL import Image
 
 from edge_agent import config
 from edge_agent.runtime.agent import Agent
-from edge_agent.runtime.stage import Stage
+from edge_agent.runtime.stage_server import StageServer
 from edge_server.api.app import make_app
-from edge_server.store.catalog import Catalog
+from edge_server.planning.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import codec, errors, limits
 from splitedge.head import answers, executor
@@ -35,6 +35,7 @@ from splitedge.protocol.frames import Frame
 from splitedge.protocol.messages import Open, Plan, encode
 from tests import bad_frames
 from tests.end_to_end.conftest import World, end
+from tests.raising import raises
 
 BEARER = "stage-token"
 
@@ -45,7 +46,7 @@ class Boards:
 
     world: World
     server: str
-    stage: Stage
+    stage: StageServer
     store: Store
     folder: Path
 
@@ -72,7 +73,7 @@ async def boards(world: World, tmp_path: Path) -> AsyncIterator[Boards]:
     with Store(world.store) as store:
         async with TestServer(make_app(store)) as server:
             url = f"http://127.0.0.1:{server.port}"
-            stage = Stage(settings(world, tmp_path / "second", url, **{"stage.port": 0, "stage.token": BEARER}))
+            stage = StageServer(settings(world, tmp_path / "second", url, **{"stage.port": 0, "stage.token": BEARER}))
             await stage.start()
             try:
                 yield Boards(world, url, stage, store, tmp_path)
@@ -93,10 +94,10 @@ async def test_answers_are_those_of_the_integer_network_in_one_piece(boards: Boa
         assert plan is not None
         assert plan.stage is not None
         assert len(plan.stage.route) == 2
-        last = boards.store.plan(plan.stage.downstream)
+        last = boards.store.plans.get(plan.stage.downstream)
         bits = {}
         for one, start in ((plan, 0), (last, plan.cut.index)):
-            begun, cut, widths = boards.store.segments_named(one.bundle, [one.segment.sha256])[one.segment.sha256]
+            begun, cut, widths = boards.store.segments.known(one.bundle, [one.segment.sha256])[one.segment.sha256]
             assert (begun, cut) == (start, one.cut.index)
             bits |= dict(zip(Catalog(boards.store).bundle("tiny").weight_layers(cut, start), widths, strict=True))
         catalog = Catalog(boards.store)
@@ -105,7 +106,7 @@ async def test_answers_are_those_of_the_integer_network_in_one_piece(boards: Boa
         tail, exact = catalog.tail(bundle, last.cut), bundle.exact_codec(last.cut.index)
         assert last.ladder == [exact]
         for frame, result in zip(frames(4), results, strict=True):
-            codes = whole.run(agent._active.engine._codes(frame))  # type: ignore[union-attr]
+            codes = whole.run(agent._replanner.plan.engine._codes(frame))  # type: ignore[union-attr]
             values = codec.decode(codes.tobytes(), exact, codes.shape)
             wanted = answers.pack(tail.run(values), bundle.output, 5)
             told = b"".join(np.uint32(t.index).tobytes() + np.float32(t.probability).tobytes() for t in result.top)
@@ -118,11 +119,11 @@ async def test_a_stage_takes_frames_by_every_codec_of_the_ladder(boards: Boards)
     """Rotations, entropy stages and the like too: what it decodes goes through its segment and to the server as any other."""
     async with boards.first(**{"chain.exact": False}) as agent:
         assert agent.plan is not None
-        assert agent._active is not None
+        assert agent._replanner.plan is not None
         kinds = set()
         for rung, made in enumerate(agent.plan.ladder):
-            encoded = agent._active.engine.process(frames(1)[0], lambda rung=rung: rung)  # type: ignore[misc]
-            [running] = boards.stage._running.values()
+            encoded = agent._replanner.plan.engine.process(frames(1)[0], lambda rung=rung: rung)  # type: ignore[misc]
+            [running] = boards.stage._plans.open.values()
             assert running.compute(Frame(0, rung, 0, encoded.payload)).payload
             kinds |= {frozenset(codec.work(made, [1]))}
         assert len(kinds) > 1, "the ladder has nothing but packed codecs"
@@ -137,16 +138,16 @@ async def test_a_stage_takes_a_picture_that_comes_as_jpeg(boards: Boards) -> Non
         plan = agent.plan
         assert plan is not None
         assert plan.stage is not None
-        last = boards.store.plan(plan.stage.downstream)
+        last = boards.store.plans.get(plan.stage.downstream)
         assert last.stage is not None
         cut = last.cut.index
         segment = bundle.segment(cut, 8)
         widths = (8,) * len(bundle.weight_layers(cut))
-        ref = boards.store.put_segment(segment, bundle.sha256, cut, widths)
+        ref = boards.store.segments.put(segment, bundle.sha256, cut, widths)
         stage = replace(last.stage, upstream="picture", start=bundle.cuts[0], incoming=[made])
-        boards.store.put_plan(replace(last, id="rest", segment=ref, stage=stage, preprocess=bundle.preprocess))
+        boards.store.plans.put(replace(last, id="rest", segment=ref, stage=stage, preprocess=bundle.preprocess))
         first = replace(plan.stage, downstream="rest")
-        boards.store.put_plan(replace(plan, id="picture", cut=bundle.cuts[0], ladder=[made], stage=first))
+        boards.store.plans.put(replace(plan, id="picture", cut=bundle.cuts[0], ladder=[made], stage=first))
         head = executor.load(segment)
         rows = np.linspace(0, 255, 16).astype(np.uint8)
         picture = np.stack([np.add.outer(rows // 2, rows // 2), np.tile(rows, (16, 1)), np.tile(rows[:, None], 16)], -1)
@@ -180,7 +181,7 @@ async def test_a_second_start_of_the_first_board_needs_nothing_of_the_stage(boar
     for _ in range(limits.STAGE_PLANS + 1):
         async with boards.first() as agent:
             await agent.infer(frames(1)[0])
-    assert len(boards.stage._running) <= limits.STAGE_PLANS
+    assert len(boards.stage._plans.open) <= limits.STAGE_PLANS
     assert boards.stage.counters.answered == limits.STAGE_PLANS + 1
 
 
@@ -200,7 +201,7 @@ async def test_a_stage_from_another_plan_is_refused_and_counted(boards: Boards) 
             with pytest.raises(kind):
                 await stream.ready()
         await until(lambda before=before: boards.stage.refused.total() > before)  # type: ignore[misc]
-    other = Stage(settings(boards.world, boards.folder / "third", boards.server, **{"stage.port": 0}))
+    other = StageServer(settings(boards.world, boards.folder / "third", boards.server, **{"stage.port": 0}))
     await other.start()
     try:
         async with FrameStream(other.url, None, first, max_away_s=5) as stream:
@@ -210,7 +211,7 @@ async def test_a_stage_from_another_plan_is_refused_and_counted(boards: Boards) 
     finally:
         await other.close()
     async with FrameStream(boards.server, boards.world.token, first, max_away_s=5) as stream:
-        with pytest.raises(errors.ProtocolError, match="go to another board"):
+        with raises(errors.ProtocolError, reason="other-board"):
             await stream.ready()
 
 
@@ -256,12 +257,12 @@ def put_odd_plans(store: Store, plan: Plan | None) -> tuple[str, list[int]]:
     """The id of a plan like ``plan``, the next board's plan having the ladder of `bad_frames`, and the shape of what that board takes."""
     assert plan is not None
     assert plan.stage is not None
-    last = store.plan(plan.stage.downstream)
+    last = store.plans.get(plan.stage.downstream)
     assert last.stage is not None
     shape = last.stage.start.shape
     stage = replace(last.stage, upstream="odd", incoming=bad_frames.ladder(shape))
-    store.put_plan(replace(last, id="odder", stage=stage))
-    store.put_plan(replace(plan, id="odd", stage=replace(plan.stage, downstream="odder")))
+    store.plans.put(replace(last, id="odder", stage=stage))
+    store.plans.put(replace(plan, id="odd", stage=replace(plan.stage, downstream="odder")))
     return "odd", shape
 
 
@@ -287,7 +288,7 @@ async def test_when_the_server_forgets_the_plan_the_first_board_asks_for_another
         assert old is not None
         with boards.store._transaction() as db:
             db.execute("DELETE FROM plans")
-        [running] = boards.stage._running.values()
+        [running] = boards.stage._plans.open.values()
         running.stream._pump._transport.abort()  # type: ignore[union-attr]
         await until(lambda: running.failed)
         await agent.infer(frames(1)[0])
@@ -298,7 +299,7 @@ async def test_when_the_server_forgets_the_plan_the_first_board_asks_for_another
 
 async def test_a_later_link_that_changed_for_good_leads_to_a_new_plan_and_loses_no_frame(boards: Boards) -> None:
     async with boards.first() as agent:
-        [running] = boards.stage._running.values()
+        [running] = boards.stage._plans.open.values()
         assert agent.plan is not None
         old = agent.plan.id
         running.adaptation._changed.value = True  # type: ignore[union-attr]
@@ -313,11 +314,11 @@ async def test_a_later_link_that_changed_for_good_leads_to_a_new_plan_and_loses_
 
 def test_a_stage_that_others_could_reach_unprotected_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigError, match="without a token and without TLS"):
-        Stage(settings(world, tmp_path, "http://127.0.0.1:1", **{"stage.port": 0, "stage.host": "0.0.0.0"}))
+        StageServer(settings(world, tmp_path, "http://127.0.0.1:1", **{"stage.port": 0, "stage.host": "0.0.0.0"}))
     with pytest.raises(errors.ConfigError, match="belong together"):
-        Stage(settings(world, tmp_path, "http://127.0.0.1:1", **{"stage.port": 0, "stage.cert": "x"}))
+        StageServer(settings(world, tmp_path, "http://127.0.0.1:1", **{"stage.port": 0, "stage.cert": "x"}))
     with pytest.raises(errors.ConfigError, match="without TLS"):
-        Stage(
+        StageServer(
             settings(
                 world, tmp_path, "http://127.0.0.1:1", **{"stage.port": 0, "stage.host": "10.0.0.1", "stage.token": "t"}
             )

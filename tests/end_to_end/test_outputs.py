@@ -129,11 +129,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("outputs") / "store"
     with Store(folder) as opened:
         for name, make in STORED.items():
-            with opened.new_bundle(name) as path:
+            with opened.bundles.create(name) as path:
                 samples = Samples(TENSOR, frames(24, seed=0))
                 onnx.save(make(), folder / "model.onnx")
                 bundle.create(path, name, importer.load(str(folder / "model.onnx")), samples, rounding="nearest")
-        (folder / "token").write_text(opened.add_token("board"))
+        (folder / "token").write_text(opened.tokens.add("board"))
     return folder
 
 
@@ -223,7 +223,7 @@ async def test_a_reused_answer_holds_the_whole_tensor(world: World, store: Path,
 
 
 async def test_whole_outputs_go_into_files_with_names_of_their_own(world: World, store: Path, tmp_path: Path) -> None:
-    files = OutputFiles(tmp_path / "new" / "out")
+    files = OutputFiles(tmp_path)
     async with agent_of(world, store, tmp_path, "tags", topk=0) as agent:
         result = await agent.infer(frames(1)[0])
     paths = [files.write(name, result) for name in ("a/cat.jpg", "b/cat.png", "../..", "é /x.npy")]

@@ -8,20 +8,19 @@ import json
 import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-import torch
-from torch import nn
 
 from calibration.bundle.bundle import Bundle
 from splitedge.head.text import Tokenizer
 from splitedge.head.text import read as read_tokenizer
+from tests import models
 from tests.end_to_end.conftest import World, end
 from tests.end_to_end.test_end_to_end import agent, run
 from tests.small_texts import WORDS, vocabulary
-from tests.small_transformers import TOKENS, WIDTH, Bert, traced
+from tests.small_transformers import TOKENS
 
 pytest.importorskip("tokenizers", reason="texts need the extra `text`")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -29,23 +28,11 @@ CLASSES = ["film", "money", "sport"]
 MODEL = {"SPLITEDGE_MODEL": "topics"}
 
 
-class Classifier(nn.Module):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.probe = Bert(), nn.Linear(WIDTH, len(CLASSES))
-
-    def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
-        return self.probe(self.encoder(input_ids, attention_mask, token_type_ids)[1])
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model's file, its vocabulary, and texts in a folder for each class."""
     place, random = tmp_path_factory.mktemp("topics"), np.random.default_rng(0)
-    torch.manual_seed(3)
-    ones = torch.ones((1, TOKENS), dtype=torch.int64)
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    traced(Classifier(), (ones, ones, 0 * ones), place / "topics.onnx", 14, names, dynamic=True)
+    onnx.save(onnx.load(models.path("topics")), place / "topics.onnx")
     (place / "vocab.txt").write_text(vocabulary(), "utf-8")
     for name in CLASSES:
         (place / "texts" / name).mkdir(parents=True)

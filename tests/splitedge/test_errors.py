@@ -37,3 +37,19 @@ def test_every_error_comes_back_as_itself():
         sent = kind("do this next", size=3)
         back = errors.from_wire(msgspec.json.decode(msgspec.json.encode(sent.to_wire())))
         assert (type(back), back.message, back.data) == (kind, sent.message, sent.data)
+
+
+def test_a_copy_keeps_class_data_and_origin() -> None:
+    error = errors.from_wire({"code": "unknown_plan", "message": "expired", "data": {"plan": "p"}})
+    copy = error.copy()
+    assert copy is not error
+    assert (type(copy), copy.message, copy.data, copy.remote) == (type(error), error.message, error.data, True)
+    assert not errors.InputError("x").copy().remote
+
+
+def test_a_subclass_without_its_own_code_does_not_replace_its_parent():
+    class SpecialInputError(errors.InputError):
+        http_status = 413
+
+    made = errors.from_wire(SpecialInputError("too large").to_wire())
+    assert type(made) is errors.InputError

@@ -71,3 +71,38 @@ def test_forms() -> None:
     for name in ("svg", "a.pdf", ""):
         with pytest.raises(errors.UsageError):
             files.picture_form(name)
+
+
+def test_a_durable_write_flushes_the_file_before_its_name_and_then_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    flush, rename = os.fsync, Path.replace
+
+    def recorded(handle: int) -> None:
+        done.append("folder" if Path(f"/proc/self/fd/{handle}").resolve().is_dir() else "file")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(Path, "replace", lambda self, target: (done.append("rename"), rename(self, target)))
+    files.replace(tmp_path / "a", b"new", mode=0o600)
+    assert done == ["file", "rename", "folder"]
+    files.replace(tmp_path / "b", b"new", durable=False)
+    assert done[3:] == ["rename"]
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync", fail) if step == "fsync" else (Path, "replace", fail)))
+    with pytest.raises(OSError, match="No space"):
+        files.replace(tmp_path / "a", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]

@@ -12,6 +12,7 @@ import pytest
 
 from splitedge import platform_check
 from splitedge.errors import ConfigError, PlatformError, StoreError
+from tests.raising import raises
 
 
 def test_this_machine_is_accepted():
@@ -32,7 +33,7 @@ def test_an_old_python_is_refused(version, refused):
 
 def test_check_raises_what_a_problem_says(monkeypatch):
     monkeypatch.setattr(sys, "maxsize", (1 << 31) - 1)
-    with pytest.raises(PlatformError, match="32-bit"):
+    with raises(PlatformError, reason="32-bit"):
         platform_check.check()
 
 
@@ -164,13 +165,13 @@ def test_numba_s_settings_in_the_working_directory_are_refused(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     platform_check.check()
     (tmp_path / ".numba_config.yaml").write_text("disable_jit: 1\n")
-    with pytest.raises(PlatformError, match="numba_config"):
+    with raises(PlatformError, reason="numba-config"):
         platform_check.check()
 
 
 def test_it_loads_nothing_outside_the_standard_library():
     code = (
-        "import sys; from edge_agent import platform_check; platform_check.check(); "
+        "import sys; from splitedge import platform_check; platform_check.check(); "
         "names = {m.partition('.')[0] for m in sys.modules if not m.startswith('__')}; "
         "print(sorted(n for n in names - sys.stdlib_module_names if n in ('numpy', 'numba', 'msgspec', 'rich', 'typer', 'kernels', 'aiohttp')))"
     )

@@ -20,13 +20,14 @@ from splitedge.protocol.messages import (
     Stage,
     StageTime,
 )
-from splitedge.report import drop, explain, headline, plain, size
+from splitedge.report import drop, explain, headline
+from splitedge.terminal import plain, size
 
 
 def prediction(**changes: object) -> Prediction:
     fields = {
         "device_ms": 4.0, "transfer_ms": 10.0, "server_ms": 2.0, "total_ms": 16.0, "energy_j": 0.0, "energy_source": "unknown",
-        "drop_points": 0.4, "drop_low": -0.2, "drop_high": 1.0, "samples": 500, "noise": 0.1, "queue_ms": 0.0, "parts": Parts(16.0, 0.0, 0.0, 0.0), "payload_bytes": 9448, "float_bytes": 75264,
+        "drop_points": 0.4, "drop_low": -0.2, "drop_high": 1.0, "samples": 500, "noise": 0.1, "queue_ms": 0.0, "parts": Parts(time=16.0, fetch=0.0, energy=0.0, cost=0.0), "payload_bytes": 9448, "float_bytes": 75264,
         "segment_bytes": 1_500_000, "objective": 16.0,
     }  # fmt: skip
     return Prediction(**(fields | changes))
@@ -36,12 +37,17 @@ def plan(mode: str = "split", **changes: object) -> Plan:
     kind = {"server": "input", "split": "inside", "device": "output"}[mode]
     cut = Cut(12, "blocks.5", "t5", [14, 14, 48], kind)
     other = Candidate(
-        Cut(0, "input", "x", [224, 224, 3], "input"), 8, 8, "minmax", prediction(total_ms=60.0), "slower by 44 ms"
+        cut=Cut(0, "input", "x", [224, 224, 3], "input"),
+        weight_bits=8,
+        activation_bits=8,
+        rule="minmax",
+        prediction=prediction(total_ms=60.0),
+        reason="slower by 44 ms",
     )
     fields = {
-        "id": "p1", "model": "lite0", "bundle": "0" * 64, "mode": mode, "cut": cut, "layers": [] if mode == "server" else [LayerBits("stem", 8, 100, 0.2), LayerBits("body", 3, 900, 0.5)], "codec_share": 0.2, "head_share": 0.1,
-        "ladder": [Codec("mse", 4, [0.0], [0.1])] if mode != "device" else [], "codec": 0,
-        "rungs": [Rung(296, 0.1, 0.1, 0.2)] if mode != "device" else [], "segment": SegmentRef("0" * 64, 9),
+        "id": "p1", "model": "lite0", "bundle": "0" * 64, "mode": mode, "cut": cut, "layers": [] if mode == "server" else [LayerBits(layer="stem", bits=8, weights=100, noise_share=0.2), LayerBits(layer="body", bits=3, weights=900, noise_share=0.5)], "codec_share": 0.2, "head_share": 0.1,
+        "ladder": [Codec("mse", 4, (0.0,), (0.1,))] if mode != "device" else [], "codec": 0,
+        "rungs": [Rung(payload_bytes=296, noise=0.1, drop_points=0.1, drop_high=0.2)] if mode != "device" else [], "segment": SegmentRef("0" * 64, 9),
         "preprocess": Preprocess("image", [224, 224, 3]), "prediction": prediction(), "runners_up": [other], "considered": 321,
         "expires_unix": 2e9, "demand": Demand(keep="input"),
     }  # fmt: skip
@@ -50,7 +56,7 @@ def plan(mode: str = "split", **changes: object) -> Plan:
 
 def text(value: Plan, width: int = 120, *, layers: bool = False) -> str:
     buffer = io.StringIO()
-    Console(file=buffer, width=width).print(explain(value, width, "edge-agent plan", layers=layers), crop=False)
+    Console(file=buffer, width=width).print(explain(value, width, "edge-agent plan", layers=layers), soft_wrap=True)
     return buffer.getvalue()
 
 
@@ -73,7 +79,9 @@ def test_layers_are_listed_only_where_they_are_asked_for():
 
 
 def test_energy_and_the_objective_are_told_where_they_count():
-    weighed = prediction(parts=Parts(16.0, 0.0, 4.0, 0.0), objective=20.0, energy_j=2.0, energy_source="declared")
+    weighed = prediction(
+        parts=Parts(time=16.0, fetch=0.0, energy=4.0, cost=0.0), objective=20.0, energy_j=2.0, energy_source="declared"
+    )
     shown = text(plan(prediction=weighed))
     assert "2 J per frame (declared)" in shown
     assert "20 = time 16 + energy 4" in shown
@@ -82,8 +90,11 @@ def test_energy_and_the_objective_are_told_where_they_count():
 def test_a_plan_tells_between_what_codecs_the_agent_may_move():
     one = plan()
     assert "1 codec" in text(one)
-    one.ladder = [Codec("mse", bits, [0.0], [0.1]) for bits in (8, 3)]
-    one.rungs = [Rung(5000, 0.1, 0.1, 0.2), Rung(2000, 0.2, 0.3, 0.4)]
+    one.ladder = [Codec("mse", bits, (0.0,), (0.1,)) for bits in (8, 3)]
+    one.rungs = [
+        Rung(payload_bytes=5000, noise=0.1, drop_points=0.1, drop_high=0.2),
+        Rung(payload_bytes=2000, noise=0.2, drop_points=0.3, drop_high=0.4),
+    ]
     one.codec = 1
     assert "2 codecs, 5.0 kB (8 bits, drop 0.10) to 2.0 kB (3 bits, 0.30)" in text(one)
 
@@ -110,7 +121,17 @@ def rivals(inside: int, name: str = "_blocks.{}._project_conv") -> list[Candidat
     cuts = [Cut(i + 1, name.format(i), f"t{i}", [14, 14, 48], "inside") for i in range(inside)]
     ends = [Cut(0, "input", "x", [224, 224, 3], "input"), Cut(99, "_fc", "y", [1000], "output")]
     reason = "+272 % time: transfer 4.95 ms"
-    return [Candidate(c, 8, 2, "aciq-gauss-channel", prediction(total_ms=106.95), reason) for c in cuts + ends]
+    return [
+        Candidate(
+            cut=c,
+            weight_bits=8,
+            activation_bits=2,
+            rule="aciq-gauss-channel",
+            prediction=prediction(total_ms=106.95),
+            reason=reason,
+        )
+        for c in cuts + ends
+    ]
 
 
 @pytest.mark.parametrize("width", [80, 110])
@@ -127,7 +148,9 @@ def test_each_runner_up_has_one_line_with_its_whole_name(width):
 
 def test_a_plan_of_a_deep_network_fits_a_small_terminal():
     deep = plan(
-        runners_up=rivals(20), demand=Demand(keep="input"), layers=[LayerBits(f"l{i}", 4, 9, 0.01) for i in range(60)]
+        runners_up=rivals(20),
+        demand=Demand(keep="input"),
+        layers=[LayerBits(layer=f"l{i}", bits=4, weights=9, noise_share=0.01) for i in range(60)],
     )
     assert len(text(deep, 80).splitlines()) <= 24
 
@@ -174,10 +197,38 @@ def test_sizes_are_for_people():
 
 def test_a_chain_tells_what_each_board_does():
     route = [
-        StageTime("a", "x", "stem", 4.0, 6, 12.0, 3.0, 1.0, 900),
-        StageTime("b", "stem", "fc", 3.5, 0, 20.0, 0.0, 0.0, 0),
+        StageTime(
+            device="a",
+            start="x",
+            cut="stem",
+            weight_bits=4.0,
+            activation_bits=6,
+            device_ms=12.0,
+            sending_ms=3.0,
+            rtt_ms=1.0,
+            payload_bytes=900,
+        ),
+        StageTime(
+            device="b",
+            start="stem",
+            cut="fc",
+            weight_bits=3.5,
+            activation_bits=0,
+            device_ms=20.0,
+            sending_ms=0.0,
+            rtt_ms=0.0,
+            payload_bytes=0,
+        ),
     ]
-    stage = Stage("a", Cut(0, "x", "x", [8], "input"), [], "", "p2", route, 31.25)
+    stage = Stage(
+        device="a",
+        start=Cut(0, "x", "x", [8], "input"),
+        incoming=[],
+        upstream="",
+        downstream="p2",
+        route=route,
+        rate_fps=31.25,
+    )
     shown = text(plan(stage=stage))
     assert "2 boards" in headline(plan(stage=stage))
     assert "blocks.5" in headline(plan(stage=stage))
@@ -188,7 +239,12 @@ def test_a_chain_tells_what_each_board_does():
         "12.00",
         "4.00",
         "900 B",
-        "follows this board",
     ):
         assert words in shown
-    assert "boards" not in text(plan(stage=Stage("a", stage.start, [], "", "", route[:1], 31.25)))
+    assert "boards" not in text(
+        plan(
+            stage=Stage(
+                device="a", start=stage.start, incoming=[], upstream="", downstream="", route=route[:1], rate_fps=31.25
+            )
+        )
+    )

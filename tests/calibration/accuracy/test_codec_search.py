@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.calibration.test_bundle import samples
 
 from calibration.accuracy import codec_search
 from calibration.bundle import bundle
@@ -17,6 +16,7 @@ from splitedge import codec
 from splitedge.head import segment as seg
 from splitedge.head.executor import Head
 from tests import small_models as small
+from tests.calibration.bundle.test_bundle import samples
 
 
 def tensors(count: int, channels: int) -> np.ndarray:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from google.protobuf.message import EncodeError
 from onnx import TensorProto
 
@@ -17,35 +14,6 @@ from calibration.importing import importer
 from calibration.importing.graph import Graph
 from splitedge import errors, limits
 from tests import small_models as small
-
-MODULE = """
-import torch
-
-def make():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Flatten(), torch.nn.Linear(144, 5)
-    )
-
-def wrong():
-    return 3
-
-def talking():
-    print("Loaded pretrained weights")
-    return make()
-
-def broken():
-    raise RuntimeError("no weights")
-"""
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    name = f"user_model_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield name
-    sys.modules.pop(name, None)
 
 
 def saved(model: onnx.ModelProto, folder: Path) -> str:
@@ -74,31 +42,6 @@ def test_batch_norms_and_constants_are_folded(tmp_path: Path) -> None:
     assert not {"BatchNormalization", "Constant", "Identity"} & {n.op_type for n in model.graph.node}
 
 
-@pytest.mark.slow
-def test_torch_module_by_name(module: str) -> None:
-    model = importer.load(f"{module}:make", [1, 3, 8, 8])
-    wanted = sys.modules[module].make().eval()
-    x = torch.randn(2, 3, 8, 8)
-    np.testing.assert_allclose(run(model, x.numpy()), wanted(x).detach().numpy(), rtol=1e-3, atol=1e-4)
-    assert {n.op_type for n in model.graph.node} <= {"Conv", "Relu", "Flatten", "Reshape", "Gemm"}
-
-
-@pytest.mark.slow
-def test_exported_program(module: str, tmp_path: Path) -> None:
-    __import__(module)
-    path = tmp_path / "model.pt2"
-    net = sys.modules[module].make().eval()
-    torch.export.save(torch.export.export(net, (torch.zeros(1, 3, 8, 8),)), path)
-    x = torch.randn(1, 3, 8, 8)
-    np.testing.assert_allclose(run(importer.load(str(path)), x.numpy()), net(x).detach().numpy(), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("attribute", ["wrong", "broken", "absent"])
-def test_a_callable_that_yields_no_module_is_refused(module: str, attribute: str) -> None:
-    with pytest.raises(errors.ModelError, match=attribute):
-        importer.load(f"{module}:{attribute}", [1, 3, 8, 8])
-
-
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -113,29 +56,13 @@ def test_sources_that_are_none(source: str, said: str) -> None:
         importer.load(source)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+@pytest.mark.parametrize("name", ["model.onnx", pytest.param("model.pt2", marks=pytest.mark.torch)])
 def test_corrupt_files_are_refused(tmp_path: Path, name: str) -> None:
     whole = small.cnn().SerializeToString()
     for data in (b"", b"not a model at all", whole[: len(whole) // 2]):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(errors.ModelError, match="not a readable"):
             importer.load(str(tmp_path / name))
-
-
-def test_a_corrupt_exported_program_does_not_point_at_a_log(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt2"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("model/something", b"x")
-    with pytest.raises(errors.ModelError, match="not a readable") as caught:
-        importer.load(str(path))
-    assert "warnings above" not in str(caught.value)
-
-
-def test_what_a_callable_prints_is_not_on_standard_output(module: str, capsys: pytest.CaptureFixture[str]) -> None:
-    importer.load(f"{module}:talking", [1, 3, 8, 8])
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "Loaded pretrained weights" in printed.err
 
 
 def test_a_model_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

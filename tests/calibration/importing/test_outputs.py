@@ -77,10 +77,3 @@ def test_a_map_has_no_classes():
 def test_an_answer_that_no_frame_holds_is_refused():
     with pytest.raises(errors.ModelError):
         outputs.describe(np.zeros((1, 21, 513, 513), np.float32))
-
-
-def test_probabilities_of_each_kind():
-    np.testing.assert_allclose(outputs.probabilities(LOGITS, "logits"), SOFTMAX, rtol=1e-5)
-    np.testing.assert_array_equal(outputs.probabilities(SOFTMAX, "probabilities"), SOFTMAX)
-    with pytest.raises(ValueError, match="tensor"):
-        outputs.probabilities(EMBEDDING, "tensor")

@@ -7,22 +7,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.importing import importer
 from calibration.importing.graph import Graph
 from splitedge.errors import ModelError
+from tests import models
 from tests import small_models as small
-from tests.small_transformers import TOKENS, Bert, traced
+from tests.small_transformers import TOKENS
 
 NAMES = ["input_ids", "attention_mask", "token_type_ids"]
 
 
-def bert(path: Path, names: list[str] = NAMES, opset: int = 13, dynamic: bool = True) -> str:
-    torch.manual_seed(0)
-    ids, ones = torch.ones((1, TOKENS), dtype=torch.int64), torch.ones((1, TOKENS), dtype=torch.int64)
-    return traced(Bert(), (ids, ones, 0 * ones), path / "model.onnx", opset, names, dynamic)
+def bert(opset: int = 13, dynamic: bool = False) -> str:
+    return models.path(f"traced-bert-{opset}-{'dynamic' if dynamic else 'fixed'}")
 
 
 def run(source: str, ids: np.ndarray) -> list[np.ndarray]:
@@ -40,8 +38,8 @@ def padded(count: int = 3) -> np.ndarray:
 
 @pytest.mark.parametrize("opset", [11, 13, 14, 17])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_mask_and_types_are_made_of_the_token_ids(tmp_path: Path, opset: int, dynamic: bool) -> None:
-    source = bert(tmp_path, opset=opset, dynamic=dynamic)
+def test_mask_and_types_are_made_of_the_token_ids(opset: int, dynamic: bool) -> None:
+    source = bert(opset, dynamic)
     model = importer.load(source, [1, TOKENS] if dynamic else None)
     ids = padded()
     found = importer.session(model).run(None, {"input_ids": ids})
@@ -52,15 +50,15 @@ def test_mask_and_types_are_made_of_the_token_ids(tmp_path: Path, opset: int, dy
 
 @pytest.mark.parametrize(("name", "index"), [(None, 0), ("pooled", 1)])
 def test_one_of_several_outputs_is_kept(tmp_path: Path, name: str | None, index: int) -> None:
-    source = bert(tmp_path, dynamic=False)
+    source = bert()
     model = onnx.load(source)
     for node in model.graph.node:
         for i, out in enumerate(node.output):
             if out == model.graph.output[1].name:
                 node.output[i] = "pooled"
     model.graph.output[1].name = "pooled"
-    onnx.save(model, source)
-    kept = importer.load(source, output=name)
+    onnx.save(model, tmp_path / "model.onnx")
+    kept = importer.load(str(tmp_path / "model.onnx"), output=name)
     found = importer.session(kept).run(None, {"input_ids": padded(1)})
     np.testing.assert_allclose(found[0], run(source, padded(1))[index], rtol=1e-3, atol=1e-4)
 
@@ -71,8 +69,8 @@ def test_an_output_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pa
         importer.load(str(tmp_path / "model.onnx"), output="logits")
 
 
-def test_padding_may_have_another_id(tmp_path: Path) -> None:
-    source = bert(tmp_path, dynamic=False)
+def test_padding_may_have_another_id() -> None:
+    source = bert()
     ids = np.where(padded(1) == 0, 7, padded(1))
     fed = {NAMES[0]: ids, NAMES[1]: (ids != 7).astype(np.int64), NAMES[2]: np.zeros_like(ids)}
     wanted = importer.session(onnx.load(source)).run(None, fed)[0]
@@ -119,10 +117,10 @@ def test_two_inputs_of_which_neither_is_known_are_refused(tmp_path: Path, kinds:
 
 
 def test_the_ids_need_not_be_the_first_input(tmp_path: Path) -> None:
-    source = bert(tmp_path, dynamic=False)
+    source = bert()
     model = onnx.load(source)
     entries = list(model.graph.input)
     del model.graph.input[:]
     model.graph.input.extend(entries[::-1])
-    onnx.save(model, source)
-    assert Graph.of(importer.load(source)).input == "input_ids"
+    onnx.save(model, tmp_path / "model.onnx")
+    assert Graph.of(importer.load(str(tmp_path / "model.onnx"))).input == "input_ids"

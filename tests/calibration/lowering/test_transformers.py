@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto
 
 from calibration.bundle.bundle import runner
@@ -22,6 +20,7 @@ from calibration.statistics.activations import feed
 from splitedge.errors import ModelError
 from splitedge.head import load
 from splitedge.head import segment as seg
+from tests import models
 from tests import reference_head as twin
 from tests import small_transformers as small
 from tests.small_transformers import HEADS, TOKENS, WIDTH, Encoder
@@ -194,20 +193,19 @@ def test_a_vit_answers_as_the_float_model(qkv: str, pool: str, patches: str) -> 
     assert kinds == ["Patches", "Linear", "Position", *block * 2, "Norm", *answer]
 
 
-def check_file(module: torch.nn.Module, args: dict[str, torch.Tensor], path: Path, opset: int, dynamic: bool) -> None:
-    """That the file which tracing makes of ``module`` becomes a head for the whole network, whose float model answers as ``module`` does."""
-    source = small.traced(module, tuple(args.values()), path / "model.onnx", opset, list(args), dynamic)
-    model = importer.load(source, list(next(iter(args.values())).shape) if dynamic else None)
+def check_file(name: str, shape: list[int], dynamic: bool) -> None:
+    """That the stored model ``name`` becomes a head for the whole network, whose float model answers as the file does."""
+    model = importer.load(models.path(name), shape if dynamic else None)
     check(model)
     graph = Graph.of(model)
     x = small.frame(graph)[None]
-    with torch.no_grad():
-        if graph.takes_ids:
-            wanted = module(torch.tensor(x, dtype=torch.int64), torch.tensor(x != 0).to(torch.int64))
-        else:
-            wanted = module(torch.tensor(x).permute(0, 3, 1, 2))
+    if graph.takes_ids:
+        fed = {"input_ids": x.astype(np.int64), "attention_mask": (x != 0).astype(np.int64)}
+    else:
+        fed = {"pixel_values": x.transpose(0, 3, 1, 2)}
+    wanted = session(onnx.load(models.path(name))).run(None, fed)[0]
     found = session(model).run(None, feed(graph, x))[0]
-    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -222,21 +220,18 @@ def check_file(module: torch.nn.Module, args: dict[str, torch.Tensor], path: Pat
     ],
 )
 def test_a_file_that_tracing_made_of_a_vit_answers_as_the_float_model(
-    tmp_path: Path, qkv: str, pool: str, patches: str, opset: int, eager: bool, dynamic: bool
+    qkv: str, pool: str, patches: str, opset: int, eager: bool, dynamic: bool
 ) -> None:
-    torch.manual_seed(0)
-    module = small.ViT(qkv, pool, patches, eager)
-    check_file(module, {"pixel_values": torch.randn(1, 3, small.SIZE, small.SIZE)}, tmp_path, opset, dynamic)
+    name = f"traced-vit-{qkv}-{pool}-{patches}-{models.traced_form(opset, eager, dynamic)}"
+    check_file(name, [1, 3, small.SIZE, small.SIZE], dynamic)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(("opset", "eager"), [(11, True), (14, True), (14, False), (17, True), (17, False)])
 def test_a_file_that_tracing_made_of_a_distilbert_answers_as_the_float_model(
-    tmp_path: Path, opset: int, eager: bool, dynamic: bool
+    opset: int, eager: bool, dynamic: bool
 ) -> None:
-    torch.manual_seed(0)
-    ones = torch.ones((1, TOKENS), dtype=torch.int64)
-    check_file(small.DistilBert(eager), {"input_ids": ones, "attention_mask": ones.clone()}, tmp_path, opset, dynamic)
+    check_file(f"traced-distilbert-{models.traced_form(opset, eager, dynamic)}", [1, TOKENS], dynamic)
 
 
 def test_bits_may_be_mixed() -> None:
@@ -263,12 +258,9 @@ def test_cuts_lie_between_the_parts_of_blocks() -> None:
         assert cosine(found, wanted) > 0.999
 
 
-def test_a_network_with_a_mask_may_be_cut_inside(tmp_path: Path) -> None:
+def test_a_network_with_a_mask_may_be_cut_inside() -> None:
     """What lies behind a cut reads of the ids only which are padding: those that stand in for them do as well."""
-    torch.manual_seed(1)
-    ids, ones = torch.ones((1, TOKENS), dtype=torch.int64), torch.ones((1, TOKENS), dtype=torch.int64)
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    model = importer.load(small.traced(small.Bert(), (ids, ones, 0 * ones), tmp_path / "bert.onnx", 13, names, False))
+    model = importer.load(models.path("traced-bert-13-fixed"))
     network = network_of(model)
     places = cuts.find(network)
     assert [p.cut.padding for p in places] == [None, *[0] * 6, *[None] * 4]
@@ -282,7 +274,7 @@ def test_a_network_with_a_mask_may_be_cut_inside(tmp_path: Path) -> None:
         assert cosine(found, wanted) > 0.999
 
 
-def test_a_tail_that_reads_the_mask_for_more_than_attention(tmp_path: Path) -> None:
+def test_a_tail_that_reads_the_mask_for_more_than_attention() -> None:
     """The mean of the tokens that are no padding: behind the last attention it needs to know them still."""
     net = Encoder(seed=6)
     stream = net.last
@@ -323,7 +315,7 @@ def test_weights_of_a_transformer_are_those_of_its_layers() -> None:
 
 def test_class_tokens_that_are_joined_do_without_a_batch_of_their_own() -> None:
     """As exporters write them, and as the importer does, so that tails work on batches."""
-    as_exported = small.exported("fused", "token", "conv")
+    as_exported = small.simplified("vit-fused-token-conv")
     assert "Concat" in [n.op_type for n in as_exported.graph.node]
     opened = small.vit_model("fused", "token", "conv")
     assert opened.graph.input[0].type.tensor_type.shape.dim[0].dim_param == importer.BATCH

@@ -17,7 +17,7 @@ from PIL import Image
 from edge_agent.api import app
 from edge_agent.config import ReuseConfig
 from edge_agent.runtime.agent import Agent
-from edge_agent.runtime.queue_limit import Admission
+from edge_agent.runtime.queue_limit import QueueLimit
 from splitedge import errors, limits
 from tests.small_server import TOKEN, SmallServer
 
@@ -191,7 +191,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read(settings, monk
 async def test_when_too_much_waits_the_next_request_is_told_to_come_later(settings):
     async with serving(settings) as (server, agent, http):
         server.tail_s = 0.2
-        agent.admission = Admission(frames=2)
+        agent.queue.max_frames = 2
 
         async def post(seed: int) -> tuple[int, str | None]:
             async with http.post("/v1/infer", data=png(seed)) as response:
@@ -204,7 +204,7 @@ async def test_when_too_much_waits_the_next_request_is_told_to_come_later(settin
 
 
 async def test_bodies_on_their_way_are_bounded_too(settings, monkeypatch):
-    monkeypatch.setattr(Admission.__init__, "__defaults__", (1, 1000))
+    monkeypatch.setattr(QueueLimit.__init__, "__defaults__", (1, 1000))
     async with serving(settings) as (_, agent, http):
         held, release = asyncio.Event(), asyncio.Event()
 

@@ -12,10 +12,10 @@ SAMPLE = re.compile(r'splitedge_[a-z_]+(\{([a-z_]+="(\\.|[^"\\\n])*",?)*\})? [-+
 def filled() -> Counters:
     counters = Counters()
     for total in (1.0, 20.0, 1e5):
-        counters.answer(Result([], Timing(head_ms=total, total_ms=total), 100, "p", "split"))
-    counters.answer(Result([], Timing(head_ms=1.0, total_ms=1.0), 0, "p", "split", cached=True, saved_bytes=100))
-    counters.end(errors.BusyError("full"))
-    counters.end(errors.LinkLostError("gone"))
+        counters.count_answer(Result([], Timing(head_ms=total, total_ms=total), 100, "p", "split"))
+    counters.count_answer(Result([], Timing(head_ms=1.0, total_ms=1.0), 0, "p", "split", cached=True, saved_bytes=100))
+    counters.count_error(errors.BusyError("full"))
+    counters.count_error(errors.LinkLostError("gone"))
     return counters
 
 

@@ -26,7 +26,7 @@ from tests.segment_builder import Builder
 NOT_SERVED = {"kernels.peak._run"}  # benchmarks run it
 SERVE = """
 import kernels
-from tests.edge_agent.test_warm import serve
+from tests.edge_agent.commands.test_warm import serve
 serve()
 """
 
@@ -66,7 +66,7 @@ def serve() -> None:
         out = head.run(seg.golden_frame(segment.header))
         for bits in codec.BITS:
             for width in (1, out.shape[-1]):
-                at_cut = Codec("minmax", bits, [0.0] * width, [0.5] * width)
+                at_cut = Codec("minmax", bits, (0.0,) * width, (0.5,) * width)
                 tensor = out.astype(np.float32)
                 data = (
                     codec.encode(tensor, at_cut) if out.dtype == np.float32 else codec.encode_codes(out, 0.5, 3, at_cut)
@@ -111,13 +111,13 @@ def test_every_kernel_is_on_the_list() -> None:
 def test_after_it_heads_and_codecs_compile_nothing(tmp_path: Path) -> None:
     first = python(tmp_path, "-m", "edge_agent", "warm")
     assert first.returncode == 0, first.stderr
-    assert f"0 of {len(warm.steps())} were there already" in first.stdout
+    assert f"0 of {len(warm.steps())} kernels were compiled already" in first.stdout
     assert "heads of transformers    compiled in" in first.stdout
     kept = files(tmp_path)
     served = python(tmp_path, "-c", SERVE)
     assert served.returncode == 0, served.stderr
     again = python(tmp_path, "-m", "edge_agent", "warm")
-    assert f"{len(warm.steps())} of {len(warm.steps())} were there already; 0 compiled" in again.stdout
+    assert f"{len(warm.steps())} of {len(warm.steps())} kernels were compiled already, 0 now" in again.stdout
     assert files(tmp_path) == kept
 
 

@@ -16,7 +16,7 @@ from splitedge import errors
 
 
 def names(patterns: list[str]) -> list[str]:
-    return [Path(source.name).name for source in expand(patterns, io.BytesIO(b"in"))]
+    return [Path(source.name).name for pattern in patterns for source in expand(pattern, io.BytesIO(b"in"))]
 
 
 def test_a_folder_stands_for_its_images_by_name_and_nothing_else(tmp_path):
@@ -51,14 +51,14 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
 
 
 def test_a_dash_is_standard_input():
-    (source,) = expand(["-"], io.BytesIO(b"in"))
+    (source,) = expand("-", io.BytesIO(b"in"))
     assert (source.name, source.read()) == ("standard input", b"in")
     with pytest.raises(errors.InputError, match=r"^standard input is empty; send"):
         source.read()
 
 
 def test_a_missing_file_fails_in_its_turn_by_its_name(tmp_path):
-    (source,) = expand([str(tmp_path / "absent.jpg")], io.BytesIO())
+    (source,) = expand(str(tmp_path / "absent.jpg"), io.BytesIO())
     with pytest.raises(errors.InputError, match=r"absent\.jpg cannot be read"):
         source.read()
 
@@ -68,7 +68,7 @@ def test_a_pattern_that_names_nothing_is_an_error(tmp_path, monkeypatch, pattern
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")  # which "" stands for
     with pytest.raises(errors.InputError):
-        [source.read() for source in expand([str(tmp_path / pattern) if pattern else ""], io.BytesIO())]
+        [source.read() for source in expand(str(tmp_path / pattern) if pattern else "", io.BytesIO())]
 
 
 def test_bytes_of_a_name_that_are_no_utf8_are_spelled(tmp_path):
@@ -76,10 +76,10 @@ def test_bytes_of_a_name_that_are_no_utf8_are_spelled(tmp_path):
     with open(folder + b"/caf\xe9.jpg", "wb") as file:  # noqa: PTH123 (a name of bytes)
         file.write(b"x")
     for pattern in (str(tmp_path), str(tmp_path / "*.jpg"), os.fsdecode(folder + b"/caf\xe9.jpg")):
-        (source,) = expand([pattern], io.BytesIO())
+        (source,) = expand(pattern, io.BytesIO())
         assert (Path(source.name).name, source.read()) == ("caf\\xe9.jpg", b"x")
         assert msgspec.json.decode(msgspec.json.encode(source.name)) == source.name
-    (absent,) = expand([os.fsdecode(folder + b"/absent\xe9.jpg")], io.BytesIO())
+    (absent,) = expand(os.fsdecode(folder + b"/absent\xe9.jpg"), io.BytesIO())
     with pytest.raises(errors.InputError, match=r"absent\\xe9\.jpg") as raised:
         absent.read()
     msgspec.json.encode(raised.value.to_wire())

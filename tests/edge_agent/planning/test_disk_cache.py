@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.planning.disk_cache import Cache
+from edge_agent.planning.disk_cache import DiskCache
 from splitedge import errors, limits
 from splitedge.head.segment import build
 from tests.segment_builder import Builder
@@ -20,7 +20,7 @@ def put(folder: Path, name: str, age: float = 0) -> Path:
 
 
 def test_segments_are_listed_the_last_used_first(tmp_path):
-    cache = Cache(tmp_path / "made" / "here")
+    cache = DiskCache(tmp_path / "made" / "here")
     old = put(cache.directory, "a" * 64 + ".segment", age=100)
     put(cache.directory, "b" * 64 + ".segment", age=50)
     for other in ("c" * 63 + ".segment", "d" * 64 + ".part", "profile-1.json"):
@@ -31,13 +31,14 @@ def test_segments_are_listed_the_last_used_first(tmp_path):
 
 
 def test_only_the_last_used_are_kept_and_other_files_are_left_alone(tmp_path):
-    cache = Cache(tmp_path)
+    cache = DiskCache(tmp_path)
     names = [f"{i:064x}" for i in range(limits.CACHED_SEGMENTS + 3)]
     for age, name in enumerate(names):
         put(tmp_path, name + ".segment", age)
     put(tmp_path, "a" * 64 + ".part", age=100_000)
     put(tmp_path, f"{'a' * 64}-{'b' * 64}.part", age=100_000)
     put(tmp_path, "b" * 64 + ".part")
+    put(tmp_path, ".new-0123456789abcdef", age=100_000)
     put(tmp_path, "notes.txt", age=100_000)
     put(tmp_path, "profile-of-mine.json", age=100_000)
     profiles = [f"profile-{i:016x}.json" for i in range(limits.CACHED_PROFILES + 2)]
@@ -46,11 +47,21 @@ def test_only_the_last_used_are_kept_and_other_files_are_left_alone(tmp_path):
     cache.prune()
     assert cache.held() == names[: limits.CACHED_SEGMENTS]
     assert {path.name for path in tmp_path.iterdir()} >= {"b" * 64 + ".part", "notes.txt"}
-    assert not list(tmp_path.glob("a*.part"))
+    assert not [*tmp_path.glob("a*.part"), *tmp_path.glob(".new-*")]
     assert {path.name for path in tmp_path.glob("profile-*")} == {
         "profile-of-mine.json",
         *profiles[: limits.CACHED_PROFILES],
     }
+
+
+@pytest.mark.parametrize("kind", ["profile", "timings", "rehearsals"])
+def test_measurements_of_old_builds_of_the_kernels_are_pruned(tmp_path, kind):
+    cache = DiskCache(tmp_path)
+    names = [f"{kind}-{i:016x}.json" for i in range(limits.CACHED_PROFILES + 2)]
+    for age, name in enumerate(names):
+        put(tmp_path, name, age)
+    cache.prune()
+    assert {path.name for path in tmp_path.iterdir()} == set(names[: limits.CACHED_PROFILES])
 
 
 def test_the_nearest_is_of_the_same_model_and_if_possible_of_the_same_cut(tmp_path):
@@ -62,7 +73,7 @@ def test_the_nearest_is_of_the_same_model_and_if_possible_of_the_same_cut(tmp_pa
         os.utime(path, (time.time() - age, time.time() - age))
         return path
 
-    cache = Cache(tmp_path)
+    cache = DiskCache(tmp_path)
     assert cache.nearest("net", "conv1") is None
     put(tmp_path, "0" * 64 + ".segment")
     segment("a", "other", "conv1", 1)
@@ -78,8 +89,8 @@ def test_the_nearest_is_of_the_same_model_and_if_possible_of_the_same_cut(tmp_pa
 def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.StoreError, match=r"the cache folder .*file cannot be used .*set `cache_dir`"):
-        Cache(tmp_path / "file")
-    cache = Cache(tmp_path / "folder")
+        DiskCache(tmp_path / "file")
+    cache = DiskCache(tmp_path / "folder")
     with pytest.raises(errors.StoreError, match="cannot be used"):
         cache.read(tmp_path / "folder" / "absent.segment")
     (tmp_path / "folder").rmdir()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import device_profiles
-from edge_agent.planning import negotiation
-from edge_agent.planning.dry_run import Kept, Rehearsals, _shares, contradicted, memory_bytes, rehearse
+from edge_agent.planning import measured_times
+from edge_agent.planning.dry_run import _shares, memory_bytes, time_operators
+from edge_agent.planning.dry_run_store import DryRunStore, KeptDryRun, contradicted
 from edge_agent.runtime.agent import Agent
 from kernels import jit
 from splitedge import errors, limits
 from splitedge.head import Head
 from splitedge.head import segment as seg
 from splitedge.protocol import messages
-from splitedge.protocol.messages import Outline, Rehearsal
+from splitedge.protocol.messages import DryRun, Outline
 from tests import small_server
 from tests.segment_builder import Builder
 from tests.small_server import SmallServer
@@ -33,7 +35,7 @@ def outline(convolutions: int = 3, bundle: str = "0" * 64) -> Outline:
 
 
 def test_every_operator_has_its_time_and_together_they_have_the_heads() -> None:
-    found = rehearse(outline(6), 1)
+    found = time_operators(outline(6), 1)
     assert len(found.ms) == 6
     assert all(0 < a < b for a, b in pairwise(found.ms))
     shares = [b - a for a, b in pairwise([0.0, *found.ms])]
@@ -52,7 +54,7 @@ def test_a_transformers_head_is_rehearsed_too(threads: int) -> None:
     y = builder.attention(builder.linear(builder.norm(x), 96), 4, ids=builder.input)
     builder.linear(y, 32, residual=x)
     header = builder.finish().header
-    found = rehearse(Outline("0" * 64, seg.frame(header)), threads)
+    found = time_operators(Outline("0" * 64, seg.frame(header)), threads)
     assert len(found.ms) == len(header.ops)
     assert found.ms[-1] > 0
 
@@ -60,23 +62,34 @@ def test_a_transformers_head_is_rehearsed_too(threads: int) -> None:
 @pytest.mark.parametrize("header", [b"", b"SPLTEDGE", outline().header[:-3], outline().header + b"x", b"\0" * 100])
 def test_an_outline_that_is_none_is_refused_in_one_sentence(header: bytes) -> None:
     with pytest.raises(errors.SegmentError) as caught:
-        rehearse(Outline("0" * 64, header), 1)
+        time_operators(Outline("0" * 64, header), 1)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_kept_is_bounded_and_a_broken_file_is_as_none(tmp_path: Path) -> None:
-    kept = Rehearsals(tmp_path / "rehearsals.json")
-    for i in range(limits.MAX_REHEARSALS + 3):
-        kept.put(f"model {i}", Kept(Rehearsal("0" * 64, [float(i)]), {}))
+    kept = DryRunStore(tmp_path / "rehearsals.json")
+    for i in range(limits.MAX_DRY_RUNS + 3):
+        kept.put(f"model {i}", KeptDryRun(DryRun("0" * 64, [float(i)]), {}))
     assert kept.get("model 2") is None
-    assert kept.get("model 18") == Kept(Rehearsal("0" * 64, [18.0]), {})
+    assert kept.get("model 18") == KeptDryRun(DryRun("0" * 64, [18.0]), {})
     kept.put("model 18", None)
     assert kept.get("model 18") is None
     (tmp_path / "rehearsals.json").write_text("[1, 2")
     assert kept.get("model 17") is None
-    found = Kept(Rehearsal("1" * 64, []), {"a" * 64: 2.0})
+    found = KeptDryRun(DryRun("1" * 64, []), {"a" * 64: 2.0})
     kept.put("model 17", found)
     assert kept.get("model 17") == found
+
+
+def test_concurrent_writers_lose_no_dry_run(tmp_path: Path) -> None:
+    path = tmp_path / "rehearsals.json"
+
+    def put(i: int) -> None:  # each with a store of its own, as agents in several processes have
+        DryRunStore(path).put(f"model {i}", KeptDryRun(DryRun("0" * 64, [float(i)]), {}))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, range(limits.MAX_DRY_RUNS)))
+    assert all(DryRunStore(path).get(f"model {i}") is not None for i in range(limits.MAX_DRY_RUNS))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +105,7 @@ def test_what_is_kept_is_bounded_and_a_broken_file_is_as_none(tmp_path: Path) ->
     ],
 )
 def test_a_rehearsal_is_contradicted_by_frames_that_came_after_it(measured: dict[str, float], again: bool) -> None:
-    kept = Kept(Rehearsal("0" * 64, [1.0, 4.0, 10.0]), {"whole": 30.0})
+    kept = KeptDryRun(DryRun("0" * 64, [1.0, 4.0, 10.0]), {"whole": 30.0})
     operators = {"first": 2, "whole": 3, "longer than the model": 4, "only tables": 0}
     assert contradicted(kept, measured, operators) is again
 
@@ -107,7 +120,7 @@ def test_an_operator_within_a_slice_is_charged_for_the_slices_of_others() -> Non
 
 def test_a_folder_that_cannot_be_written_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(errors.StoreError, match="cannot be written"):
-        Rehearsals(tmp_path / "none" / "rehearsals.json").put("model", Kept(Rehearsal("0" * 64, []), {}))
+        DryRunStore(tmp_path / "none" / "rehearsals.json").put("model", KeptDryRun(DryRun("0" * 64, []), {}))
 
 
 @pytest.fixture
@@ -129,7 +142,7 @@ async def test_the_agent_rehearses_a_model_once_and_tells_the_server(settings) -
         for _ in range(2):
             async with Agent(settings(server, profile="")):
                 pass
-        first, second = (request.rehearsal for request in server.requests)
+        first, second = (request.dry_run for request in server.requests)
         assert first is not None
         assert len(first.ms) == 4
         assert first == second
@@ -143,9 +156,9 @@ async def test_what_frames_contradict_is_rehearsed_once_more(settings) -> None:
         async with Agent(settings(server, profile="")) as agent:
             assert agent.plan is not None
             segment = agent.plan.segment.sha256
-        frames = negotiation.timings(settings(server, profile=""))
+        frames = measured_times.time_log(settings(server, profile=""))
         for _ in range(5):
-            frames.add(segment, 9999.0)
+            frames.add_head(segment, 9999.0)
         frames.save()
         for _ in range(2):
             async with Agent(settings(server, profile="")):
@@ -170,7 +183,7 @@ async def test_a_server_without_outlines_and_one_that_sends_nonsense_plan_all_th
             server.outline = None if header is None else Outline("0" * 64, header)
             async with Agent(settings(server, profile="")) as agent:
                 assert agent.plan is not None
-        assert [request.rehearsal for request in server.requests] == [None, None]
+        assert [request.dry_run for request in server.requests] == [None, None]
         assert server.outlines_served == 2
 
 
@@ -181,7 +194,7 @@ async def test_a_model_beyond_the_memory_is_not_rehearsed(settings, monkeypatch)
         server.outline = outline()
         async with Agent(settings(server, profile="")):
             pass
-        assert server.requests[0].rehearsal is None
+        assert server.requests[0].dry_run is None
 
 
 async def test_for_a_profile_that_the_settings_name_nothing_is_rehearsed(settings) -> None:
@@ -189,7 +202,7 @@ async def test_for_a_profile_that_the_settings_name_nothing_is_rehearsed(setting
         server.outline = outline()
         async with Agent(settings(server)):
             pass
-        assert server.requests[0].rehearsal is None
+        assert server.requests[0].dry_run is None
         assert server.outlines_served == 0
 
 

@@ -15,11 +15,11 @@ import device_profiles
 from device_profiles import DeviceProfile
 from edge_agent.config import DemandConfig, LinkConfig
 from edge_agent.inputs import sources
-from edge_agent.planning import negotiation
-from edge_agent.runtime.agent import Agent, _Active
-from edge_agent.runtime.engine import check_plan
-from edge_agent.runtime.queue_limit import Admission
-from edge_agent.runtime.results import stages
+from edge_agent.planning import streams
+from edge_agent.planning.plan_check import check_plan
+from edge_agent.runtime.agent import Agent
+from edge_agent.runtime.agent_plan import AgentPlan
+from edge_agent.runtime.results import phases
 from kernels import jit
 from splitedge import codec, errors, limits
 from splitedge.head import load, preprocess
@@ -67,7 +67,7 @@ async def test_a_path_is_a_file_of_an_image_or_an_array(settings, tmp_path):
         expected = expected_class(payload(server, picture()))
         for name in ("picture", "picture.npy"):
             assert (await agent.infer(tmp_path / name)).top[0].index == expected
-        assert agent.admission.bytes == 0
+        assert agent.queue.bytes == 0
 
 
 @pytest.mark.parametrize("what", ["missing", "folder", "large"])
@@ -83,7 +83,7 @@ async def test_a_path_that_cannot_be_a_frame_is_named_and_counted(settings, tmp_
         with pytest.raises(errors.InputError, match=what):
             await agent.infer(path)
         assert agent.counters.failed["input"] == 1
-        assert agent.admission.bytes == 0
+        assert agent.queue.bytes == 0
         assert server.frames == 0
 
 
@@ -127,7 +127,7 @@ async def test_a_times_stages_sum_to_its_total_and_hold_the_servers_share(settin
     async with SmallServer() as server, Agent(settings(server)) as agent:
         server.tail_s = 0.02
         timing = (await agent.infer(png())).timing
-        assert sum(value for _, value in stages(timing)) == pytest.approx(timing.total_ms)
+        assert sum(value for _, value in phases(timing)) == pytest.approx(timing.total_ms)
         assert timing.tail_ms == pytest.approx(20)
 
 
@@ -178,13 +178,13 @@ async def test_frames_overlap_and_the_event_loop_keeps_ticking(settings):
     async with SmallServer() as server, Agent(settings(server)) as agent:
         server.tail_s = 0.05
         await agent.infer(png())
-        slow = agent._active.engine.process
+        slow = agent._replanner.plan.engine.process
 
         def slower(*given: object) -> object:
             time.sleep(0.05)
             return slow(*given)
 
-        agent._active.engine.process = slower
+        agent._replanner.plan.engine.process = slower
         done, ticks = asyncio.Event(), 0
 
         async def tick() -> int:
@@ -202,12 +202,12 @@ async def test_frames_overlap_and_the_event_loop_keeps_ticking(settings):
 
 async def test_the_frame_beyond_the_queue_is_refused_and_counted(settings):
     async with SmallServer() as server, Agent(settings(server)) as agent:
-        agent.admission = Admission(frames=2)
+        agent.queue.max_frames = 2
         server.tail_s = 0.1
         ended = await asyncio.gather(*(agent.infer(png(i)) for i in range(5)), return_exceptions=True)
         assert sum(isinstance(end, errors.BusyError) for end in ended) == 3
         assert (agent.counters.answered, agent.counters.dropped["queue_full"]) == (2, 3)
-        assert (agent.admission.frames, agent.admission.bytes) == (0, 0)
+        assert (agent.queue.frames, agent.queue.bytes) == (0, 0)
 
 
 async def test_a_cancelled_frame_is_counted_as_dropped(settings):
@@ -290,15 +290,15 @@ def closed(monkeypatch):
 async def test_closing_just_as_a_new_plan_is_ready_closes_every_stream_once(settings, monkeypatch, closed):
     async with SmallServer() as server:
         agent = await Agent(settings(server)).__aenter__()
-        old, arrived, opened = agent._active, asyncio.Event(), [agent._active.stream]
+        old, arrived, opened = agent._replanner.plan, asyncio.Event(), [agent._replanner.plan.stream]
 
-        async def prepare(known: object) -> _Active:
+        async def prepare(known: object) -> AgentPlan:
             await arrived.wait()
-            opened.append(await negotiation.stream(agent.settings, old.engine.plan, 1).__aenter__())
-            return _Active(old.engine, opened[-1])
+            opened.append(await streams.frame_stream(agent.settings, old.engine.plan).__aenter__())
+            return AgentPlan(old.engine, opened[-1])
 
-        monkeypatch.setattr(agent, "_prepare", prepare)
-        asked = asyncio.create_task(agent._replan(old))
+        monkeypatch.setattr(agent._replanner, "_prepare", prepare)
+        asked = asyncio.create_task(agent._replanner.replace(old))
         await asyncio.sleep(0.01)
         arrived.set()
         await agent.close()
@@ -306,13 +306,13 @@ async def test_closing_just_as_a_new_plan_is_ready_closes_every_stream_once(sett
         assert not agent.ready
         assert sorted(map(id, closed)) == sorted(map(id, opened))
         with pytest.raises(errors.LinkLostError, match="stopped"):
-            await agent._replan(old)
+            await agent._replanner.replace(old)
 
 
 async def test_a_stream_that_cannot_be_closed_does_not_keep_the_others_open(settings, closed):
     async with SmallServer() as server:
         agent = await Agent(settings(server)).__aenter__()
-        good, broken = agent._active, _Active(agent._active.engine, agent._active.stream)
+        good, broken = agent._replanner.plan, AgentPlan(agent._replanner.plan.engine, agent._replanner.plan.stream)
 
         async def fail(seconds: float) -> None:
             await asyncio.sleep(0.05)
@@ -322,11 +322,11 @@ async def test_a_stream_that_cannot_be_closed_does_not_keep_the_others_open(sett
             await asyncio.sleep(0.1)
 
         broken.drained, good.drained = fail, slow
-        agent._begin_retiring(broken)
+        agent._replanner.retiring.add(broken)
         with pytest.raises(RuntimeError, match="of ours"):
             await agent.close()
         assert closed == [good.stream]
-        assert agent._worker._shutdown
+        assert agent._pipeline._thread._shutdown
 
 
 async def until(met: Callable[[], bool]) -> None:
@@ -392,14 +392,14 @@ async def test_a_device_that_sends_nothing_is_ready_without_its_server(settings)
 
 async def test_reconnects_only_grow_while_a_plan_is_replaced(settings):
     async with SmallServer() as server, Agent(settings(server)) as agent:
-        old = agent._active
+        old = agent._replanner.plan
         old.stream.stats.reconnects = 5
         async with old.use():
-            await agent._replan(old)
+            await agent._replanner.replace(old)
             assert agent.gauges()["reconnects_total"] == 5
             old.stream.stats.reconnects = 6
             assert agent.gauges()["reconnects_total"] == 6
-        while agent._retiring:  # noqa: ASYNC110
+        while agent._replanner.retiring:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert agent.gauges()["reconnects_total"] == 6
 
@@ -602,8 +602,10 @@ def with_ladder(server: SmallServer) -> None:
     """A plan of three rungs for ``server``: 8, 4 and 2 bits."""
     one = server.plan.ladder[0]
     span = one.scale[0] * 15
-    server.plan.ladder = [Codec("minmax", bits, one.lo, [span / ((1 << bits) - 1)]) for bits in (8, 4, 2)]
-    server.plan.rungs = [Rung(40 + 64 * bits, 0.1 / bits, 0.1, 0.2) for bits in (8, 4, 2)]
+    server.plan.ladder = [Codec("minmax", bits, one.lo, (span / ((1 << bits) - 1),)) for bits in (8, 4, 2)]
+    server.plan.rungs = [
+        Rung(payload_bytes=40 + 64 * bits, noise=0.1 / bits, drop_points=0.1, drop_high=0.2) for bits in (8, 4, 2)
+    ]
     server.plan.codec = 2
 
 
@@ -615,7 +617,7 @@ async def test_a_fixed_controller_sends_with_the_codec_that_it_is_told(settings,
         async with Agent(settings(server, link=link)) as agent:
             result = await agent.infer(png())
             assert (result.bits, result.payload_bytes) == (found, 40 + 64 * found)
-            assert agent.link()["bits"] == found
+            assert agent.status()["link"]["bits"] == found
 
 
 async def test_on_a_wide_link_frames_become_as_accurate_as_the_ladder_allows(settings):
@@ -635,13 +637,13 @@ async def test_frames_that_wait_too_long_are_dropped_and_counted_with_their_reas
     async with SmallServer() as server:
         async with Agent(settings(server, link=LinkConfig(max_age_ms=300.0))) as agent:
             assert (await agent.infer(png())).mode == "split"
-            slow = agent._active.engine.process
+            slow = agent._replanner.plan.engine.process
 
             def slower(*given: object) -> object:
                 time.sleep(0.4)
                 return slow(*given)
 
-            agent._active.engine.process = slower
+            agent._replanner.plan.engine.process = slower
             found = await asyncio.gather(*(agent.infer(png()) for _ in range(6)), return_exceptions=True)
         assert {type(f) for f in found} == {errors.AgedError}
         assert agent.counters.dropped == {"aged": 6}
@@ -649,7 +651,7 @@ async def test_frames_that_wait_too_long_are_dropped_and_counted_with_their_reas
 
 
 def adapted(agent: Agent, *, changed: bool, holds: bool) -> None:
-    adaptation = agent._active.adaptation
+    adaptation = agent._replanner.plan.adaptation
     adaptation._changed.value, adaptation._holds.value = changed, holds
 
 
@@ -662,22 +664,22 @@ async def test_a_link_that_changed_for_good_leads_to_a_plan_for_it_as_it_is(sett
         await asyncio.sleep(0.1)
         assert len(server.requests) == 1
         server.plan = make_plan("split", server.data)
-        known = agent._active.adaptation.estimate(time.monotonic())
+        known = agent._replanner.plan.adaptation.estimate(time.monotonic())
         adapted(agent, changed=True, holds=False)
         await until(lambda: agent.plan.id != first)
         assert server.requests[1].link.uplink_mbps == pytest.approx(known.uplink_mbps)
         assert "too little even for the cheapest codec" in heard[0]
         await until(lambda: len(heard) == 2)
-        assert heard[1] == "the link holds what is wanted again"
+        assert heard[1] == "the link carries enough again"
 
 
 @pytest.mark.parametrize(
-    ("allowed", "grain_ms", "plans"), [(True, 1.0, 1 + limits.LOOKS), (False, 1.0, 1), (True, 1e6, 1)]
+    ("allowed", "grain_ms", "plans"), [(True, 1.0, 1 + limits.MISMATCH_REPLANS), (False, 1.0, 1), (True, 1e6, 1)]
 )
 async def test_frames_that_tell_otherwise_than_the_plan_lead_to_others_but_not_for_ever(
     settings, monkeypatch, allowed, grain_ms, plans
 ):
-    for name, value in {"LINK_PERIOD": 0.02, "LEARNT": 0.1, "UNTRUE_MS": grain_ms}.items():
+    for name, value in {"LINK_PERIOD": 0.02, "LEARNING_TIME": 0.1, "MISMATCH_MS": grain_ms}.items():
         monkeypatch.setattr(limits, name, value)
     async with SmallServer() as server:
         server.tail_s = 0.02  # of 6 ms for the whole frame by its plan

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.edge_agent.test_agent import png, until
 
 from edge_agent.config import LinkConfig, ReuseConfig, Settings
 from edge_agent.runtime.agent import Agent
-from edge_agent.runtime.answer_reuse import Reuse, Seen, coded, deviation, distance
+from edge_agent.runtime.answer_reuse import AnswerReuse, Comparison, coded, deviation, distance
 from splitedge import errors
 from splitedge.head.answers import Answered
 from splitedge.protocol.messages import Codec, Rung
 from tests.drawn import drawn
+from tests.edge_agent.runtime.test_agent import png, until
 from tests.small_server import SmallServer, expected_class, make_plan
 
 SHAPE = (6, 5, 8)
@@ -87,10 +87,10 @@ def test_floats_are_coded_row_by_row_so_that_one_great_token_hides_no_change():
 # --- what is kept, and for how long
 
 
-def answered(reuse: Reuse, tensor: np.ndarray, now: float, pairs: tuple[tuple[int, float], ...]) -> Seen:
+def answered(reuse: AnswerReuse, tensor: np.ndarray, now: float, pairs: tuple[tuple[int, float], ...]) -> Comparison:
     """A frame that is looked at, sent and answered."""
-    seen = reuse.look(tensor, now)
-    assert seen.kept is None
+    seen = reuse.compare(tensor, now)
+    assert seen.reused is None
     reuse.keep(seen, Answered(pairs), 100)
     return seen
 
@@ -100,75 +100,75 @@ def nearly(tensor: np.ndarray, by: int = 3) -> np.ndarray:
 
 
 def test_a_near_frame_gets_the_answer_and_a_far_one_does_not():
-    reuse = Reuse(LASTING)
-    assert reuse.look(codes(), 0.0).distance is None
+    reuse = AnswerReuse(LASTING)
+    assert reuse.compare(codes(), 0.0).distance is None
     answered(reuse, codes(), 0.0, ((7, 0.5),))
-    near, far = reuse.look(nearly(codes()), 0.1), reuse.look(codes(1), 0.1)
-    assert near.kept is not None
-    assert (near.kept.answer.pairs, near.kept.sent_bytes) == (((7, 0.5),), 100)
+    near, far = reuse.compare(nearly(codes()), 0.1), reuse.compare(codes(1), 0.1)
+    assert near.reused is not None
+    assert (near.reused.answer.pairs, near.reused.sent_bytes) == (((7, 0.5),), 100)
     assert 0 < near.distance < 0.1
-    assert (far.kept, far.distance > 1) == (None, True)
+    assert (far.reused, far.distance > 1) == (None, True)
 
 
 def test_an_answer_is_given_only_within_the_threshold():
     far = apart(nearly(codes()), codes())
     for threshold, serves in ((far, True), (np.nextafter(far, 0.0), False)):
-        reuse = Reuse(ReuseConfig(threshold=threshold))
+        reuse = AnswerReuse(ReuseConfig(threshold=threshold))
         answered(reuse, codes(), 0.0, ())
-        assert (reuse.look(nearly(codes()), 0.0).kept is not None) == serves
+        assert (reuse.compare(nearly(codes()), 0.0).reused is not None) == serves
 
 
 def test_an_answer_serves_so_many_times_and_then_a_frame_is_sent_whatever_it_looks_like():
-    reuse = Reuse(ReuseConfig(threshold=0.1, max_run=3))
+    reuse = AnswerReuse(ReuseConfig(threshold=0.1, max_run=3))
     answered(reuse, codes(), 0.0, ())
-    assert [reuse.look(codes(), 0.0).kept is not None for _ in range(5)] == [True, True, True, False, False]
+    assert [reuse.compare(codes(), 0.0).reused is not None for _ in range(5)] == [True, True, True, False, False]
     answered(reuse, codes(), 0.0, ())
-    assert reuse.look(codes(), 0.0).kept is not None
+    assert reuse.compare(codes(), 0.0).reused is not None
 
 
 def test_an_answers_age_is_that_of_its_frame_however_late_it_came():
-    reuse = Reuse(ReuseConfig(threshold=0.1, max_age_s=2.0))
-    seen = reuse.look(codes(), 10.0)
+    reuse = AnswerReuse(ReuseConfig(threshold=0.1, max_age_s=2.0))
+    seen = reuse.compare(codes(), 10.0)
     reuse.keep(seen, Answered(()), 100)  # at 11.9, say
-    assert reuse.look(codes(), 12.0).kept is not None
-    late = reuse.look(codes(), 12.01)
-    assert (late.kept, late.distance) == (None, 0.0)
+    assert reuse.compare(codes(), 12.0).reused is not None
+    late = reuse.compare(codes(), 12.01)
+    assert (late.reused, late.distance) == (None, 0.0)
 
 
 def test_slow_drift_is_seen_although_each_frame_is_nearly_the_one_before():
-    reuse, first, last = Reuse(LASTING), codes(0), codes(1)
+    reuse, first, last = AnswerReuse(LASTING), codes(0), codes(1)
     frames = [np.rint(first + (last - first.astype(float)) * t / 200).astype(np.uint8) for t in range(201)]
     assert max(apart(b, a) for a, b in itertools.pairwise(frames)) < 0.001
     sent = []
     for t, frame in enumerate(frames):
-        seen = reuse.look(frame, 0.0)
-        if seen.kept is None:
+        seen = reuse.compare(frame, 0.0)
+        if seen.reused is None:
             sent.append(t)
             reuse.keep(seen, Answered(((t, 1.0),)), 1)
         else:
-            assert apart(frame, frames[seen.kept.answer.pairs[0][0]]) <= LASTING.threshold
+            assert apart(frame, frames[seen.reused.answer.pairs[0][0]]) <= LASTING.threshold
     assert 3 <= len(sent) <= 20
 
 
 def test_of_answers_that_come_out_of_order_the_later_frames_stays():
-    reuse = Reuse(LASTING)
-    first, second = reuse.look(codes(1), 0.0), reuse.look(codes(2), 0.1)
+    reuse = AnswerReuse(LASTING)
+    first, second = reuse.compare(codes(1), 0.0), reuse.compare(codes(2), 0.1)
     reuse.keep(second, Answered(((2, 1.0),)), 1)
     reuse.keep(first, Answered(((1, 1.0),)), 1)
-    assert reuse.look(codes(1), 0.2).kept is None
-    assert reuse.look(codes(2), 0.2).kept.answer.pairs == ((2, 1.0),)
+    assert reuse.compare(codes(1), 0.2).reused is None
+    assert reuse.compare(codes(2), 0.2).reused.answer.pairs == ((2, 1.0),)
 
 
 def test_what_was_said_before_a_break_serves_no_more_and_what_was_on_its_way_is_not_kept():
-    reuse = Reuse(LASTING)
+    reuse = AnswerReuse(LASTING)
     answered(reuse, codes(), 0.0, ())
-    on_way = reuse.look(codes(1), 0.1)
+    on_way = reuse.compare(codes(1), 0.1)
     reuse.forget()
-    assert reuse.look(codes(), 0.2).kept is None
+    assert reuse.compare(codes(), 0.2).reused is None
     reuse.keep(on_way, Answered(()), 1)
-    assert reuse.look(codes(1), 0.3).kept is None
+    assert reuse.compare(codes(1), 0.3).reused is None
     answered(reuse, codes(2), 0.4, ())
-    assert reuse.look(codes(2), 0.5).kept is not None
+    assert reuse.compare(codes(2), 0.5).reused is not None
 
 
 # --- the agent
@@ -210,11 +210,13 @@ async def test_it_does_not_matter_at_how_many_bits_the_frames_would_go(settings)
     async with SmallServer() as server:
         one = server.plan.ladder[0]
         span = one.scale[0] * 15
-        server.plan.ladder = [Codec("minmax", bits, one.lo, [span / ((1 << bits) - 1)]) for bits in (8, 2)]
-        server.plan.rungs = [Rung(40 + 64 * bits, 0.1 / bits, 0.1, 0.2) for bits in (8, 2)]
+        server.plan.ladder = [Codec("minmax", bits, one.lo, (span / ((1 << bits) - 1),)) for bits in (8, 2)]
+        server.plan.rungs = [
+            Rung(payload_bytes=40 + 64 * bits, noise=0.1 / bits, drop_points=0.1, drop_high=0.2) for bits in (8, 2)
+        ]
         async with Agent(settings(server, reuse=LASTING, link=LinkConfig(controller="fixed", bits=2))) as agent:
             first = await agent.infer(png())
-            agent._active.adaptation.choose = lambda *_: 0
+            agent._replanner.plan.adaptation.choose = lambda *_: 0
             again, other = await agent.infer(png()), await agent.infer(png(1))
         assert (first.bits, again.bits, other.bits) == (2, 0, 8)
         assert (again.cached, again.saved_bytes) == (True, 40 + 128)
@@ -236,7 +238,7 @@ async def test_a_new_plan_begins_with_nothing(settings):
     async with SmallServer() as server, Agent(settings(server, reuse=LASTING)) as agent:
         await agent.infer(png())
         server.plan = make_plan("split", server.data, labels=["another"] * 1000)
-        await agent._replan(agent._active)
+        await agent._replanner.replace(agent._replanner.plan)
         result = await agent.infer(png())
         assert (result.cached, result.distance, result.top[0].label) == (False, None, "another")
 
@@ -259,7 +261,7 @@ async def test_frames_on_their_way_at_once_are_all_sent_and_the_last_of_them_ser
         results = await asyncio.gather(*(agent.infer(png(i % 2)) for i in range(4)))
         assert server.frames == 4
         assert classes(results)[0] == classes(results)[2]
-        assert agent._active.reuse._oldest == 4
+        assert agent._replanner.plan.reuse._oldest == 4
         repeated = await asyncio.gather(*(agent.infer(png(1)) for _ in range(6)))
         assert all(result.cached for result in repeated)
         assert set(classes(repeated)) == {classes(results)[3]}
@@ -270,7 +272,7 @@ async def test_every_frame_ends_once_and_no_scene_gets_anothers_answer(settings,
     """Scenes of some frames each, several at once, while the server refuses, callers give up, and some frames are no pictures."""
     rng = random.Random(seed)
     async with SmallServer() as server, Agent(settings(server, reuse=LASTING)) as agent:
-        wanted = {scene: expected_class(agent._active.engine.process(png(scene)).payload) for scene in range(4)}
+        wanted = {scene: expected_class(agent._replanner.plan.engine.process(png(scene)).payload) for scene in range(4)}
         server.tail_s, asked = 0.005, 0
         for _ in range(25):
             server.refuse = errors.ModelError("not now") if rng.random() < 0.2 else None

@@ -11,10 +11,10 @@ import pytest
 from device_profiles import power
 from edge_agent.api.metrics import render
 from edge_agent.commands import infer
-from edge_agent.runtime import queue_limit as admissions
+from edge_agent.runtime import queue_limit
 from edge_agent.runtime.agent import Agent
 from edge_agent.runtime.energy import FrameEnergy
-from edge_agent.runtime.queue_limit import Admission
+from edge_agent.runtime.queue_limit import QueueLimit
 from tests.small_server import TENSOR, SmallServer
 
 
@@ -31,39 +31,39 @@ def board(tmp_path: Path) -> Path:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [50.0]
-    for module in (power, admissions):
+    for module in (power, queue_limit):
         monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
 
 
-def frame_energy(board: Path, admission: Admission) -> FrameEnergy:
+def frame_energy(board: Path, limit: QueueLimit) -> FrameEnergy:
     meter = power.find(board)
     assert meter is not None
-    return FrameEnergy(meter, admission)
+    return FrameEnergy(meter, limit)
 
 
 def test_an_interval_counts_by_the_share_of_it_in_which_frames_were_under_way(board, clock):
-    admission = Admission()
-    energy = frame_energy(board, admission)
+    limit = QueueLimit()
+    energy = frame_energy(board, limit)
     clock[0] += 3.0
-    with admission.slot(1):
+    with limit.slot(1):
         clock[0] += 1.0
     energy.update()
     assert energy.frames_j == pytest.approx(5.0)
     clock[0] += 2.0
     energy.update()
     assert energy.frames_j == pytest.approx(5.0)  # nothing between frames
-    with admission.slot(1):
+    with limit.slot(1):
         clock[0] += 2.0
         energy.update()
     assert energy.frames_j == pytest.approx(15.0)
 
 
 def test_while_the_sensor_is_silent_nothing_is_lost(board, clock):
-    admission = Admission()
-    energy = frame_energy(board, admission)
+    limit = QueueLimit()
+    energy = frame_energy(board, limit)
     path = board / "sys/class/hwmon/hwmon0/power1_input"
-    with admission.slot(1):
+    with limit.slot(1):
         path.unlink()
         clock[0] += 1.0
         energy.update()
@@ -82,12 +82,11 @@ async def test_where_there_is_a_sensor_the_agent_tells_joules_a_frame(settings, 
         async with Agent(settings(server)) as agent:
             await agent.infer(np.zeros((16, 16, 3), np.float32))
             await agent.infer(np.zeros((16, 16, 3), np.float32))
-        energy: dict[str, Any] | None = agent.energy()
+        energy: dict[str, Any] | None = agent.status()["energy"]
         assert energy is not None
         assert energy["sensor"] == "ina226"
         assert energy["joules_per_frame"] == pytest.approx(energy["joules"] / 2)
         assert energy["joules_per_frame"] > 0.05 * 5 / 2
-        assert agent.status()["energy"] == energy
         text = render(agent.counters, agent.gauges(), {})
     assert "# TYPE splitedge_frame_joules_total counter" in text
     assert "splitedge_joules_per_frame " in text

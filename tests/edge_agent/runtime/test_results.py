@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from edge_agent.runtime.results import BUCKETS, Counters, Result, Timing, stages, to_json, top_classes
+from edge_agent.runtime.results import BUCKETS, Counters, Result, Timing, phases, to_json, top_classes
 from splitedge import errors
 
 
@@ -20,10 +20,12 @@ def test_every_ending_is_counted_once():
         errors.LinkLostError("gone"),
         errors.InputError("bad"),
     ):
-        counters.end(error)
+        counters.count_error(error)
     for total in (0.5, 3.0, 1e6):
-        counters.answer(Result([], Timing(head_ms=total / 2, link_ms=total / 2, total_ms=total), 10, "p", "split"))
-    counters.answer(Result([], Timing(), 0, "p", "split", cached=True, saved_bytes=10))
+        counters.count_answer(
+            Result([], Timing(head_ms=total / 2, link_ms=total / 2, total_ms=total), 10, "p", "split")
+        )
+    counters.count_answer(Result([], Timing(), 0, "p", "split", cached=True, saved_bytes=10))
     assert counters.dropped == {"queue_full": 1}
     assert counters.failed == {"input": 2, "link_lost": 1}
     assert (counters.answered, counters.reused, counters.total) == (3, 1, 8)
@@ -50,4 +52,4 @@ def test_json_holds_a_whole_output_as_nested_lists():
 
 
 def test_stages_name_everything_but_the_total():
-    assert [name for name, _ in stages(Timing())] == ["wait", "preprocess", "head", "encode", "link", "queue", "tail"]
+    assert [name for name, _ in phases(Timing())] == ["wait", "preprocess", "head", "encode", "link", "queue", "tail"]

@@ -18,8 +18,8 @@ import pytest
 from edge_agent import doctor
 from edge_agent.api import app
 from edge_agent.inputs.sources import Text, spoken
-from edge_agent.planning import negotiation
-from edge_agent.planning.disk_cache import Cache
+from edge_agent.planning import disk_cache
+from edge_agent.planning.disk_cache import DiskCache
 from edge_agent.runtime.agent import Agent
 from splitedge import errors, limits
 from splitedge.head import text
@@ -142,7 +142,7 @@ async def test_a_tokenizer_is_fetched_once_and_kept_beside_the_segments(settings
     server = TextServer(tokenizer)
     for _ in range(2):
         async with serving(settings, server) as (agent, _):
-            kept = negotiation.cache_directory(agent.settings) / f"{server.ref.sha256}.tokenizer"
+            kept = disk_cache.folder(agent.settings) / f"{server.ref.sha256}.tokenizer"
             assert kept.read_bytes() == tokenizer
     assert server.tokenizers_served == 1
 
@@ -150,7 +150,7 @@ async def test_a_tokenizer_is_fetched_once_and_kept_beside_the_segments(settings
 async def test_only_the_newest_tokenizers_are_kept(tmp_path) -> None:
     for i in range(limits.CACHED_SEGMENTS + 3):
         (tmp_path / f"{i:064x}.tokenizer").write_bytes(b"x")
-    Cache(tmp_path).prune()
+    DiskCache(tmp_path).prune()
     assert len(list(tmp_path.iterdir())) == limits.CACHED_SEGMENTS
 
 

@@ -89,7 +89,7 @@ def test_without_a_token_file_no_credential_is_loaded():
     [
         (UnitOptions(Path("bin/edge-agent")), "absolute path"),
         (UnitOptions(Path("/bin/a\nUser=root")), "control character"),
-        (UnitOptions(Path("/bin/a"), config=Path("/etc/a\\")), "no quotes and backslashes"),
+        (UnitOptions(Path("/bin/a"), config=Path("/etc/a\\")), "quotes or backslashes"),
     ],
 )
 def test_what_a_unit_cannot_hold_is_refused(options, message):

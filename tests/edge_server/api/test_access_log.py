@@ -38,7 +38,7 @@ async def test_who_is_refused_is_logged_by_address_and_reason(store: Store, capl
     async with TestClient(TestServer(make_app(store))) as client:
         assert (await client.get("/v1/models")).status == 401
         assert (await client.get("/v1/models", headers={"Authorization": "Bearer se_guess"})).status == 401
-        token = store.add_token("kitchen")
+        token = store.tokens.add("kitchen")
         bearer = {"Authorization": f"Bearer {token}"}
         assert (await client.get("/v1/models", headers=bearer)).status == 200
         assert (await client.get("/v1/outline?model=n%0Ao", headers=bearer)).status == 404

@@ -19,11 +19,12 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from edge_server.api import app
 from edge_server.api.app import make_app
-from edge_server.store.catalog import Catalog
+from edge_server.planning.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import errors, limits
 from splitedge.head import segment, upgrade
 from splitedge.protocol.messages import Demand, LinkEstimate, Outline, PlanRequest
+from tests.raising import expect
 from tests.segment_builder import Builder
 
 Client = TestClient[web.Request, web.Application]
@@ -43,7 +44,7 @@ class Running:
 @pytest_asyncio.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Running]:
     with Store(tmp_path / "store") as store:
-        token = store.add_token("test")
+        token = store.tokens.add("test")
         async with TestClient(TestServer(make_app(store))) as client:
             yield Running(client, store, token)
 
@@ -84,7 +85,7 @@ async def test_models_are_listed_or_named(store: Store) -> None:
 
 async def test_a_token_lets_in_until_it_is_revoked(server: Running) -> None:
     assert (await server.client.get("/v1/models", headers=server.headers)).status == 200
-    server.store.revoke_token("test")
+    server.store.tokens.revoke("test")
     assert (await server.client.get("/v1/models", headers=server.headers)).status == 401
 
 
@@ -100,7 +101,7 @@ async def test_without_authorization_nobody_is_asked(tmp_path: Path) -> None:
 async def test_an_unknown_path_is_json(server: Running) -> None:
     response = await server.client.get("/v2/models", headers=server.headers)
     assert response.status == 404
-    assert "nothing at /v2/models" in str(await error_of(response))
+    expect(await error_of(response), errors.UsageError, reason="no-such-path", path="/v2/models")
 
 
 async def test_a_wrong_method_is_json(server: Running) -> None:
@@ -124,7 +125,7 @@ async def test_plans_that_take_long_delay_nothing_else(server: Running, monkeypa
         raise errors.UnknownModelError("no such model")
 
     monkeypatch.setattr(app, "make_plan", late)
-    body = msgspec.json.encode(PlanRequest("m", {}, LinkEstimate(0, 1, 1), Demand()))
+    body = msgspec.json.encode(PlanRequest(model="m", profile={}, link=LinkEstimate(0, 1, 1), demand=Demand()))
     asked = [asyncio.create_task(server.client.post("/v1/plan", data=body, headers=server.headers)) for _ in range(64)]
     await asyncio.sleep(0.2)
     try:
@@ -180,7 +181,7 @@ async def test_an_outline_is_the_longest_heads_header(store: Store) -> None:
 
 async def test_a_segment_comes_whole_or_in_ranges(server: Running) -> None:
     data = hashlib.shake_256(b"x").digest(300_000)
-    ref = server.store.put_segment(data, "b", 0, (8, 3))
+    ref = server.store.segments.put(data, "b", 0, (8, 3))
     url = f"/v1/segments/{ref.sha256}"
     response = await server.client.get(url, headers=server.headers)
     assert (response.status, await response.read()) == (200, data)
@@ -199,14 +200,14 @@ async def test_a_segment_that_is_not_there_is_an_error(server: Running, name: st
 
 
 async def test_an_upgrade_is_made_once_and_leads_to_the_segment(server: Running) -> None:
-    few, many = (server.store.put_segment(conv_file(bits), "b", 0, (bits,)) for bits in (4, 6))
+    few, many = (server.store.segments.put(conv_file(bits), "b", 0, (bits,)) for bits in (4, 6))
     url = f"/v1/segments/{many.sha256}/upgrade/{few.sha256}"
     assert (await server.client.get(url)).status == 401
     response = await server.client.head(url, headers=server.headers)
     patch = await (await server.client.get(url, headers=server.headers)).read()
     assert (response.status, response.content_length) == (200, len(patch))
     assert upgrade.apply(conv_file(4), patch, many.sha256) == conv_file(6)
-    made = server.store.upgrade_path(many.sha256, few.sha256)
+    made = server.store.segments.upgrade_path(many.sha256, few.sha256)
     assert made is not None
     before = made.stat()
     response = await server.client.get(url, headers=server.headers | {"Range": "bytes=100-"})
@@ -216,12 +217,12 @@ async def test_an_upgrade_is_made_once_and_leads_to_the_segment(server: Running)
 
 @pytest.mark.parametrize("name", ["0" * 64, "..%2f..%2fstore.sqlite", "x"])
 async def test_an_upgrade_of_what_is_not_there_is_an_error(server: Running, name: str) -> None:
-    have = server.store.put_segment(conv_file(4), "b", 0, (4,)).sha256
+    have = server.store.segments.put(conv_file(4), "b", 0, (4,)).sha256
     for url in (f"/v1/segments/{have}/upgrade/{name}", f"/v1/segments/{name}/upgrade/{have}"):
         response = await server.client.get(url, headers=server.headers)
         assert response.status == 404
         await error_of(response)
-    assert [p.name for p in server.store.segments.iterdir()] == [f"{have}.segment"]
+    assert [p.name for p in server.store.segments.folder.iterdir()] == [f"{have}.segment"]
 
 
 def conv_file(bits: int) -> bytes:
@@ -282,8 +283,8 @@ async def test_a_stream_of_an_unknown_plan_ends_with_the_reason(server: Running)
 async def test_a_defect_is_told_in_general_words_and_logged(
     server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server.store, "segment_path", lambda sha256: 1 / 0)
+    monkeypatch.setattr(server.store.segments, "path", lambda sha256: 1 / 0)
     response = await server.client.get("/v1/segments/x", headers=server.headers)
     assert response.status == 500
-    assert "its log says more" in str(await error_of(response))
+    expect(await error_of(response), errors.SplitEdgeError, reason="internal")
     assert "ZeroDivisionError" in caplog.text

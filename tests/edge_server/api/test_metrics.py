@@ -21,7 +21,7 @@ Client = TestClient[web.Request, web.Application]
 @pytest_asyncio.fixture
 async def client(tmp_path: Path) -> AsyncIterator[Client]:
     with Store(tmp_path) as store:
-        token = store.add_token("test")
+        token = store.tokens.add("test")
         headers = {"Authorization": f"Bearer {token}"}
         async with TestClient(TestServer(make_app(store)), headers=headers) as client:
             yield client

@@ -25,6 +25,7 @@ from splitedge.protocol.frames import Frame, unpack_topk
 from splitedge.protocol.frames import encode as encode_frame
 from splitedge.protocol.messages import Demand, LinkEstimate, Mode, Open, Plan, PlanRequest, encode
 from tests import bad_frames
+from tests.raising import raises
 
 NEAR = LinkEstimate(rtt_ms=0.0, uplink_mbps=10_000.0, downlink_mbps=10_000.0)
 
@@ -40,7 +41,9 @@ class Served:
         # the mode, or a machine that is busy would have the device do it all
         modes: dict[str, Mode] = {"nothing": "server", "fc": "device"}
         mode = modes.get(keep, "split")
-        asked = PlanRequest("tiny", self.profile, NEAR, Demand(max_drop_points=100.0, keep=keep, mode=mode))
+        asked = PlanRequest(
+            model="tiny", profile=self.profile, link=NEAR, demand=Demand(max_drop_points=100.0, keep=keep, mode=mode)
+        )
         headers = {"Authorization": f"Bearer {self.token}"}
         response = await self.client.post("/v1/plan", data=msgspec.json.encode(asked), headers=headers)
         body = await response.read()
@@ -62,14 +65,14 @@ class Served:
 
 @pytest_asyncio.fixture
 async def served(store: Store, profile: dict[str, Any]) -> AsyncIterator[Served]:
-    token = store.add_token("test")
+    token = store.tokens.add("test")
     async with TestClient(TestServer(make_app(store))) as client:
         yield Served(client, store, token, profile)
 
 
 def payload_of(store: Store, plan: Plan, x: np.ndarray, rung: int) -> bytes:
     """What the agent would send for input ``x``."""
-    path = store.segment_path(plan.segment.sha256)
+    path = store.segments.path(plan.segment.sha256)
     assert path is not None
     head = executor.load(path.read_bytes())
     out = head.header.tensors[head.header.output]
@@ -78,7 +81,7 @@ def payload_of(store: Store, plan: Plan, x: np.ndarray, rung: int) -> bytes:
 
 
 def float_logits(store: Store, x: np.ndarray) -> np.ndarray:
-    session = ort.InferenceSession(store.bundles / "tiny" / "model.onnx", providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(store.bundles.folder / "tiny" / "model.onnx", providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {session.get_inputs()[0].name: x.transpose(2, 0, 1)[None]})
     return np.asarray(y)[0]
 
@@ -116,7 +119,7 @@ async def test_frames_that_do_not_fit_the_plan_are_refused_and_counted_and_all_s
     plan = await served.plan("input")
     shape = plan.cut.shape
     odd = msgspec.structs.replace(plan, id="odd", ladder=bad_frames.ladder(shape))
-    served.store.put_plan(odd)
+    served.store.plans.put(odd)
     frames = bad_frames.bad(kind, shape)
     async with served.stream(plan) as other, served.stream(odd) as stream:
         await other.ready()
@@ -160,14 +163,14 @@ async def test_a_damaged_frame_ends_its_session_and_no_other(served: Served, x: 
 
 async def test_a_plan_of_a_replaced_model_is_unknown(served: Served) -> None:
     plan = await served.plan("input")
-    manifest = served.store.bundles / "tiny" / "bundle.json"
+    manifest = served.store.bundles.folder / "tiny" / "bundle.json"
     files = {p.name: p.read_bytes() for p in manifest.parent.iterdir()}
-    with served.store.new_bundle("tiny") as path:
+    with served.store.bundles.create("tiny") as path:
         path.mkdir()
         for name, data in files.items():
             (path / name).write_bytes(data + b" " if name == "bundle.json" else data)
     async with served.stream(plan) as stream:
-        with pytest.raises(errors.UnknownPlanError, match="replaced"):
+        with raises(errors.UnknownPlanError, reason="replaced"):
             await stream.send(b"", 0)
 
 
@@ -175,7 +178,7 @@ async def test_a_plan_that_sends_nothing_has_no_stream(served: Served) -> None:
     plan = await served.plan("fc")
     assert plan.mode == "device"
     async with served.stream(plan) as stream:
-        with pytest.raises(errors.ProtocolError, match="sends nothing"):
+        with raises(errors.ProtocolError, reason="sends-nothing"):
             await stream.send(b"", 0)
 
 
@@ -188,7 +191,9 @@ async def test_a_wrong_token_is_refused(served: Served) -> None:
 
 
 async def test_infeasible_demands_say_so_over_the_wire(served: Served) -> None:
-    asked = PlanRequest("tiny", served.profile, NEAR, Demand(max_drop_points=100.0, max_latency_ms=1e-6))
+    asked = PlanRequest(
+        model="tiny", profile=served.profile, link=NEAR, demand=Demand(max_drop_points=100.0, max_latency_ms=1e-6)
+    )
     headers = {"Authorization": f"Bearer {served.token}"}
     response = await served.client.post("/v1/plan", data=msgspec.json.encode(asked), headers=headers)
     error = errors.from_wire(msgspec.json.decode(await response.read())["error"])
@@ -206,7 +211,7 @@ async def test_models_are_listed(served: Served) -> None:
 async def test_a_stopping_server_answers_what_is_in_flight(
     store: Store, profile: dict[str, Any], x: np.ndarray
 ) -> None:
-    token = store.add_token("test")
+    token = store.tokens.add("test")
     client = TestClient(TestServer(make_app(store)))
     await client.start_server()
     served = Served(client, store, token, profile)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from aiohttp.test_utils import TestServer
 
-from edge_agent.planning import negotiation
-from edge_agent.planning.disk_cache import Cache
+from edge_agent.planning import downloads
+from edge_agent.planning.disk_cache import DiskCache
 from edge_server.api.app import make_app
 from edge_server.store.store import Store
 from kernels.reference import pack_bits
@@ -42,17 +42,17 @@ def built(bits: int) -> bytes:
 @pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
 async def test_a_board_fetches_what_its_segment_lacks(tmp_path: Path, damaged: bool) -> None:
     few, many = built(4), built(6)
-    cache, said = Cache(tmp_path / "cache"), list[str]()
+    cache, said = DiskCache(tmp_path / "cache"), list[str]()
     held = cache.directory / f"{seg.digest(few)}.segment"
     held.write_bytes(few)
     with Store(tmp_path / "store") as store:
         plan = planned(store, many)
-        store.put_segment(few, "b", 1, (4,))
+        store.segments.put(few, "b", 1, (4,))
         if damaged:
             held.write_bytes(few[:-40] + bytes(40))
         async with serving(store) as client:
-            assert await negotiation.fetch(client, cache, plan, said.append) == many
-        made = store.upgrade_path(plan.segment.sha256, seg.digest(few))
+            assert await downloads.segment(client, cache, plan, said.append) == many
+        made = store.segments.upgrade_path(plan.segment.sha256, seg.digest(few))
         assert made is not None
         assert made.stat().st_size < 0.6 * len(many)
         assert cache.held()[0] == plan.segment.sha256
@@ -60,12 +60,12 @@ async def test_a_board_fetches_what_its_segment_lacks(tmp_path: Path, damaged: b
 
 async def test_a_server_that_has_forgotten_what_is_held_sends_the_whole(tmp_path: Path) -> None:
     few, many = built(4), built(6)
-    cache = Cache(tmp_path / "cache")
+    cache = DiskCache(tmp_path / "cache")
     (cache.directory / f"{seg.digest(few)}.segment").write_bytes(few)
     with Store(tmp_path / "store") as store:
         plan = planned(store, many)
         async with serving(store) as client:
-            assert await negotiation.fetch(client, cache, plan, lambda _: None) == many
+            assert await downloads.segment(client, cache, plan, lambda _: None) == many
 
 
 @asynccontextmanager
@@ -80,5 +80,5 @@ async def serving(store: Store) -> AsyncIterator[ServerClient]:
 
 def planned(store: Store, data: bytes) -> Plan:
     plan = make_plan("split", data, name="net")
-    assert store.put_segment(data, "b", 1, (6,)) == plan.segment
+    assert store.segments.put(data, "b", 1, (6,)) == plan.segment
     return plan

@@ -21,9 +21,10 @@ from calibration.bundle.bundle import Bundle
 from calibration.importing.importer import session
 from edge_server.commands.add import add, hardly_above_chance
 from edge_server.commands.models import models, names, remove
+from edge_server.commands.progress import WORDS
 from edge_server.importing import preprocessing
+from edge_server.planning.catalog import Catalog
 from edge_server.planning.device_plan import make_plan
-from edge_server.store.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import errors
 from splitedge.protocol.messages import Demand, LinkEstimate, PlanRequest, SegmentRef
@@ -65,12 +66,15 @@ def test_add_lists_the_cuts_and_models_the_model(network: Path, tmp_path: Path) 
     assert f"edge-server token BOARD --store {tmp_path}" in done.stdout
     assert f"edge-server serve --store {tmp_path}" in done.stdout
     phases = [line.split("] ")[1].split(":")[0] for line in done.stderr.splitlines() if "] " in line]
-    assert list(dict.fromkeys(phases)) == [
-        "importing the model", "first look", "observe", "moments", "rounding", "answers", "histograms", "codecs of cuts",
-        "noise of cuts", "sensitivity of layers", "trials", "segments", "patterns",
+    assert list(dict.fromkeys(phases)) == ["importing the model"] + [
+        WORDS[phase]
+        for phase in (
+            "first look", "observe", "moments", "rounding", "answers", "histograms", "codecs of cuts", "noise of cuts",
+            "sensitivity of layers", "trials", "segments", "patterns",
+        )
     ]  # fmt: skip
     listed = run("models", "--store", tmp_path, COLUMNS="150")
-    assert "16x16x3" in listed.stdout
+    assert "16 x 16 x 3" in listed.stdout
 
 
 @pytest.mark.slow
@@ -80,7 +84,7 @@ def test_an_unsupported_operator_is_named_and_limits_the_cuts(
     save_network(tmp_path / "norm.onnx", last="LpNormalization")
     add(tmp_path / "s", request_of(tmp_path / "norm.onnx", arrays=network.parent / "x.npy"))
     with Store(tmp_path / "s") as store:
-        bundle = Bundle.open(store.bundle_path("norm"))
+        bundle = Bundle.open(store.bundles.path("norm"))
     assert bundle.unsupported == ["LpNormalization (body_last)"]
     assert [bundle.cuts[i].layer for i in bundle.offered][:2] == ["x", "stem"]
     assert "fc" not in [bundle.cuts[i].layer for i in bundle.offered]
@@ -90,8 +94,8 @@ def test_an_unsupported_operator_is_named_and_limits_the_cuts(
 def added(store: Store, network: Path) -> tuple[Bundle, SegmentRef]:
     """The bundle of ``network``, added to ``store``, and a segment of it there."""
     add(store.folder, request_of(network, name="net"))
-    made = Bundle.open(store.bundle_path("net"))
-    return made, store.put_segment(b"old", made.sha256, 1, (8, 3))
+    made = Bundle.open(store.bundles.path("net"))
+    return made, store.segments.put(b"old", made.sha256, 1, (8, 3))
 
 
 @pytest.mark.slow
@@ -99,8 +103,8 @@ def test_adding_what_did_not_change_again_keeps_its_segments(network: Path, tmp_
     with Store(tmp_path) as store:
         former, ref = added(store, network)
         add(tmp_path, request_of(network, name="net", replace=True))
-        assert Bundle.open(store.bundle_path("net")).sha256 == former.sha256
-        assert store.segment_path(ref.sha256) is not None
+        assert Bundle.open(store.bundles.path("net")).sha256 == former.sha256
+        assert store.segments.path(ref.sha256) is not None
 
 
 @pytest.mark.slow
@@ -108,8 +112,8 @@ def test_adding_again_replaces_the_model_and_its_segments(network: Path, tmp_pat
     with Store(tmp_path) as store:
         _, ref = added(store, network)
         add(tmp_path, request_of(network, name="net", most=9, replace=True))
-        assert Bundle.open(store.bundle_path("net")).samples == 9
-        assert store.segment_path(ref.sha256) is None
+        assert Bundle.open(store.bundles.path("net")).samples == 9
+        assert store.segments.path(ref.sha256) is None
 
 
 def test_the_float_models_top1_is_shown_and_doubted_where_it_is_chance(
@@ -126,7 +130,7 @@ def test_the_float_models_top1_is_shown_and_doubted_where_it_is_chance(
     add(tmp_path / "s", request_of(network, labels=str(tmp_path / "y.npy"), replace=True))
     shown = capsys.readouterr().out
     assert "float top-1 on these 12 samples: 0.0 %" in shown
-    assert "warning: with 10 classes that is hardly better than chance (10 %)" in shown
+    assert "warning: with 10 classes" in shown
     monkeypatch.setenv("COLUMNS", "150")
     models(tmp_path / "s")
     assert "top1, float 0.0 %" in capsys.readouterr().out
@@ -153,12 +157,12 @@ def test_a_plan_for_an_embedding_promises_its_cosine(
     network: Path, tmp_path: Path, profile: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     add(tmp_path, request_of(network, metric="cosine"))
-    assert "for a drop of at most 1 point (cosine)" in capsys.readouterr().out
+    assert "1 point (cosine)" in " ".join(capsys.readouterr().out.split())
     models(tmp_path)
     assert "cosine" in capsys.readouterr().out
     link, demand = LinkEstimate(80.0, 1.0, 1.0), Demand(max_drop_points=5.0, mode="split")
     with Store(tmp_path) as store:
-        plan = make_plan(Catalog(store), PlanRequest("tiny", profile, link, demand))
+        plan = make_plan(Catalog(store), PlanRequest(model="tiny", profile=profile, link=link, demand=demand))
     assert plan.metric == "cosine"
     assert 0 <= plan.prediction.drop_low <= plan.prediction.drop_points <= plan.prediction.drop_high <= 5.0
     Console(width=100).print(explain(plan, 100, "edge-agent plan"))
@@ -168,15 +172,15 @@ def test_a_plan_for_an_embedding_promises_its_cosine(
 def test_removed_is_gone(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     remove(store.folder, "tiny")
     models(store.folder)
-    assert "there is no model yet" in capsys.readouterr().out
+    assert "tiny" not in capsys.readouterr().out.splitlines()[-1]
     with pytest.raises(errors.UnknownModelError, match="no model named 'tiny'"):
         remove(store.folder, "tiny")
 
 
 def test_a_damaged_model_can_be_removed(store: Store) -> None:
-    (store.bundles / "tiny" / "bundle.json").write_text("x")
+    (store.bundles.folder / "tiny" / "bundle.json").write_text("x")
     remove(store.folder, "tiny")
-    assert store.bundle_names() == []
+    assert store.bundles.names() == []
 
 
 def test_images_are_preprocessed_as_told(tmp_path: Path) -> None:
@@ -195,7 +199,7 @@ def test_images_are_preprocessed_as_told(tmp_path: Path) -> None:
         ),
     )  # fmt: skip
     with Store(tmp_path / "s") as store:
-        bundle = Bundle.open(store.bundle_path("net"))
+        bundle = Bundle.open(store.bundles.path("net"))
     assert (bundle.metric, bundle.samples, bundle.labels[3]) == ("top1", 4, "class 3")
     assert bundle.preprocess.shape == [16, 16, 3]
     assert (bundle.preprocess.mean, bundle.preprocess.std, bundle.preprocess.resize) == ([127.0], [128.0], 18)
@@ -239,7 +243,7 @@ def test_a_corrupt_exported_program(network: Path, tmp_path: Path) -> None:
 
 
 def test_no_samples(network: Path, tmp_path: Path) -> None:
-    assert "give calibration samples" in sentence(run("add", network, "--store", tmp_path), 2)
+    assert "--images DIR" in sentence(run("add", network, "--store", tmp_path), 2)
 
 
 def test_a_wrong_path_to_samples(network: Path, tmp_path: Path) -> None:
@@ -337,16 +341,16 @@ def test_preprocessing_of_arrays_is_refused(network: Path, tmp_path: Path) -> No
 
 
 def test_a_model_is_not_replaced_unless_told_so_and_before_any_work(store: Store, tmp_path: Path) -> None:
-    before = Bundle.open(store.bundle_path("tiny")).sha256
+    before = Bundle.open(store.bundles.path("tiny")).sha256
     with pytest.raises(errors.UsageError, match="--replace"):
         add(store.folder, request_of(tmp_path / "absent.onnx", name="tiny", arrays=tmp_path / "absent.npy"))
-    assert Bundle.open(store.bundle_path("tiny")).sha256 == before
+    assert Bundle.open(store.bundles.path("tiny")).sha256 == before
 
 
 def test_a_model_that_appears_meanwhile_is_not_replaced_either(store: Store) -> None:
-    with pytest.raises(errors.UsageError, match="--replace"), store.new_bundle("tiny", replace=False) as path:
+    with pytest.raises(errors.UsageError, match="--replace"), store.bundles.create("tiny", replace=False) as path:
         path.mkdir()
-    assert Bundle.open(store.bundle_path("tiny")).name == "tiny"
+    assert Bundle.open(store.bundles.path("tiny")).name == "tiny"
 
 
 def test_names_are_set_later_without_a_new_identity(store: Store, tmp_path: Path) -> None:
@@ -374,19 +378,19 @@ def test_names_that_were_set_outlive_a_replacement_unless_others_are_given(netwo
         for given, wanted in ((None, ours), (None, ours), ("theirs.txt", theirs)):
             chosen = tmp_path / given if given else None
             add(tmp_path / "s", request_of(network, name="net", most=9, class_names=chosen, replace=True))
-            assert Bundle.open(store.bundle_path("net")).labels == wanted
+            assert Bundle.open(store.bundles.path("net")).labels == wanted
 
 
 def test_damaged_names_are_one_sentence(store: Store) -> None:
-    (store.bundle_path("tiny") / "names.json").write_text("[1]")
+    (store.bundles.path("tiny") / "names.json").write_text("[1]")
     with pytest.raises(errors.ModelError, match=r"names\.json"):
-        Bundle.open(store.bundle_path("tiny"))
+        Bundle.open(store.bundles.path("tiny"))
 
 
 def test_models_as_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     models(store.folder, json=True)
     (info,) = json.loads(capsys.readouterr().out)
-    assert (info["name"], info["offered"]) == ("tiny", Bundle.open(store.bundle_path("tiny")).offered)
+    assert (info["name"], info["offered"]) == ("tiny", Bundle.open(store.bundles.path("tiny")).offered)
 
 
 @pytest.mark.slow
@@ -397,7 +401,7 @@ def test_an_add_that_is_stopped_leaves_nothing(network: Path, tmp_path: Path, nu
     process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if "observe" in line:
+        if WORDS["observe"] in line:
             break
     process.send_signal(number)
     told = process.communicate(timeout=60)[1]
@@ -406,7 +410,7 @@ def test_an_add_that_is_stopped_leaves_nothing(network: Path, tmp_path: Path, nu
         assert len([line for line in told.splitlines() if "] " not in line]) == 1
         assert list((tmp_path / "s" / "bundles").iterdir()) == []
     with Store(tmp_path / "s") as store:
-        assert list(store.bundles.iterdir()) == []
+        assert list(store.bundles.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -416,7 +420,7 @@ def test_samples_that_are_all_alike(network: Path, tmp_path: Path, values: Any) 
     np.save(tmp_path / "x.npy", values)
     add(tmp_path / "s", request_of(network, arrays=tmp_path / "x.npy"))
     with Store(tmp_path / "s") as store:
-        assert Bundle.open(store.bundle_path("tiny")).samples == len(values)
+        assert Bundle.open(store.bundles.path("tiny")).samples == len(values)
 
 
 def test_a_model_that_no_plan_could_use_is_not_added(network: Path, tmp_path: Path) -> None:
@@ -424,7 +428,7 @@ def test_a_model_that_no_plan_could_use_is_not_added(network: Path, tmp_path: Pa
     with pytest.raises(errors.UsageError, match="more samples"):
         add(tmp_path / "s", request_of(network, arrays=tmp_path / "x.npy", metric="cosine"))
     with Store(tmp_path / "s") as store:
-        assert store.bundle_names() == []
+        assert store.bundles.names() == []
 
 
 def test_a_disk_that_is_full_is_one_sentence(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def run(folder: Path, *options: str) -> str:
 def test_a_token_is_printed_alone_and_lets_in(tmp_path: Path) -> None:
     token = run(tmp_path, "board-1").strip()
     with Store(tmp_path) as store:
-        assert store.holder(token)
+        assert store.tokens.holder(token)
 
 
 def test_names_are_listed_and_tokens_are_not(tmp_path: Path) -> None:
@@ -37,12 +37,12 @@ def test_a_revoked_token_is_useless(tmp_path: Path) -> None:
     token = run(tmp_path).strip()
     run(tmp_path, "--revoke")
     with Store(tmp_path) as store:
-        assert not store.holder(token)
+        assert not store.tokens.holder(token)
     with pytest.raises(errors.UsageError, match="no token named 'default'"):
         run(tmp_path, "--revoke")
 
 
-@pytest.mark.parametrize("options", [["token", "--stoer"], ["serve", "--port", "99999"], ["add"]])
+@pytest.mark.parametrize("options", [["token", "--stoer"], ["serve", "--port", "many"], ["add"]])
 def test_a_command_line_that_is_none_ends_with_2(options: list[str]) -> None:
     assert CliRunner().invoke(app, options).exit_code == 2
 

@@ -17,6 +17,7 @@ from edge_server import cli
 from edge_server.importing import preprocessing
 from edge_server.importing.first_look import FirstLook
 from splitedge import errors
+from tests.raising import raises
 
 CLASSES, SIDE = 12, 16
 
@@ -88,13 +89,13 @@ def test_labels_are_checked_before_anything_is_said(place: Path) -> None:
     model = importer.load(str(place / "net.onnx"))
     raw = preprocessing.of_images(preprocessing.read(None, {"preset": "raw"}), [SIDE, SIDE, 3])
     files = sorted(place.glob("*/0.png"))
-    with pytest.raises(errors.InputError, match=f"0 to {CLASSES - 1}"):
+    with pytest.raises(errors.InputError):
         FirstLook(model, Samples(raw, files, np.full(len(files), CLASSES)))
 
 
 def test_a_preset_fits_the_channels() -> None:
     assert set(preprocessing.fitting(1)) == {"inception", "efficientnet-lite", "mnist", "unit", "raw"}
-    with pytest.raises(errors.ConfigError, match="mnist"):
+    with raises(errors.ConfigError, reason="preset-channels"):
         preprocessing.of_images(preprocessing.read(None, {"preset": "imagenet"}), [28, 28, 1])
     made = preprocessing.of_images(preprocessing.read(None, {"preset": "mnist"}), [28, 28, 1])
     assert (made.resize, made.interpolation, len(made.mean)) == (28, "bilinear", 1)
@@ -110,13 +111,13 @@ def test_options_win_over_the_preset() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"mean": [127.0]}, {"std": [128.0]}, {"resize": 256}])
 def test_preprocessing_that_is_not_stated_is_refused(options: dict[str, object]) -> None:
-    with pytest.raises(errors.ConfigError, match="efficientnet-lite"):
+    with raises(errors.ConfigError, reason="no-normalization"):
         preprocessing.check_stated(preprocessing.read(None, options))
 
 
 def test_a_preset_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_bytes(b'\xef\xbb\xbfpreset = "imagnet"\r\n')
-    with pytest.raises(errors.ConfigError, match="imagnet"):
+    with raises(errors.ConfigError, reason="unknown-preset"):
         preprocessing.read(tmp_path / "p.toml", {})
 
 

@@ -19,9 +19,9 @@ from aiohttp.test_utils import TestServer
 
 from benchmarks.pipeline import in_one_process
 from edge_agent import config
-from edge_agent.planning import negotiation
+from edge_agent.planning import streams
 from edge_agent.runtime.agent import Agent
-from edge_agent.runtime.stage import Stage
+from edge_agent.runtime.stage_server import StageServer
 from edge_server.api.app import make_app
 from edge_server.store.store import Store
 from splitedge import errors
@@ -39,7 +39,7 @@ Start = Callable[..., Any]
 async def start(store: Store, profile: dict[str, Any], tmp_path: Path) -> AsyncIterator[Start]:
     """Starts stages, each before the one that was started last; then ``start(first=True)`` is the first board."""
     (tmp_path / "profile.json").write_bytes(msgspec.json.encode(profile))
-    token, behind, number = store.add_token("boards"), "", itertools.count()
+    token, behind, number = store.tokens.add("boards"), "", itertools.count()
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(TestServer(make_app(store)))
 
@@ -53,7 +53,7 @@ async def start(store: Store, profile: dict[str, Any], tmp_path: Path) -> AsyncI
                 settings = config.load(options=given | {"model": "tiny"} | options, environ={})
                 return await stack.enter_async_context(Agent(settings))
             settings = config.load(options=given | {"stage.port": 0, "stage.token": TOKEN} | options, environ={})
-            stage = Stage(settings)
+            stage = StageServer(settings)
             await stage.start()
             stack.push_async_callback(stage.close)
             behind = stage.url
@@ -83,8 +83,8 @@ async def test_whole_outputs_are_those_of_one_process_bit_for_bit(start: Start, 
     await start()
     agent = await start(first=True, **{"chain.spread": True, "chain.exact": True})
     plan = agent.plan
-    engine = agent._active.engine
-    async with negotiation.stream(agent.settings, plan, 8, topk=0) as stream:
+    engine = agent._replanner.plan.engine
+    async with streams.frame_stream(agent.settings, plan, topk=0) as stream:
         found = []
         for frame in frames(5):
             answer = await stream.send(engine.process(frame).payload, engine.codec)
@@ -107,8 +107,8 @@ async def test_far_from_the_server_the_last_board_answers(start: Start, monkeypa
     result = await agent.infer(frames(1)[0])
     assert stage.counters.answered == 1
     assert [t.probability for t in result.top] == sorted((t.probability for t in result.top), reverse=True)
-    async with negotiation.stream(agent.settings, agent.plan, 8, topk=0) as stream:
-        engine = agent._active.engine
+    async with streams.frame_stream(agent.settings, agent.plan, topk=0) as stream:
+        engine = agent._replanner.plan.engine
         answer = await stream.send(engine.process(frames(1)[0]).payload, engine.codec)
     values = np.frombuffer(bytes(answer.payload), "<f4")
     assert values.size == math.prod(stage.plan.cut.shape)

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_server.planner import Chain, Route, share
+from edge_server.planner import Chain, Route, plan_route
 from edge_server.planning import chain_plan
-from edge_server.store.catalog import Catalog
+from edge_server.planning.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import codec, errors, limits
 from splitedge.head import executor
@@ -29,19 +29,19 @@ def board(profile: dict[str, Any], name: str, speed: float = 1.0, **fields: Any)
     for kernel in own["kernels"]:
         kernel["time_us"] = float(kernel["time_us"]) / speed
     own["overhead"]["op_us"] /= speed
-    return ChainDevice(name, own, **{"next": NEAR, "server": FAR} | fields)
+    return ChainDevice(device=name, profile=own, **{"next": NEAR, "server": FAR} | fields)
 
 
 def request(*devices: ChainDevice, **fields: Any) -> ChainRequest:
     demand = Demand(**{"max_drop_points": 100.0} | fields.pop("demand", {}))
-    return ChainRequest("tiny", list(devices), demand, **fields)
+    return ChainRequest(model="tiny", devices=list(devices), demand=demand, **fields)
 
 
 def plans(store: Store, asked: ChainRequest) -> list[Plan]:
     """Of all boards, the first as it was answered, the others as the server knows them."""
     found = [chain_plan.make_chain(Catalog(store), asked)]
     while found[-1].stage is not None and found[-1].stage.downstream:
-        found.append(store.plan(found[-1].stage.downstream))
+        found.append(store.plans.get(found[-1].stage.downstream))
     return found
 
 
@@ -61,15 +61,15 @@ def test_two_like_boards_share_a_model_and_each_has_its_plan(store: Store, profi
     assert first.stage.route == second.stage.route
     assert first.stage.rate_fps == pytest.approx(1000 / max(r.device_ms for r in first.stage.route), rel=0.2)
     assert (first.mode, second.mode) == ("split", "device")
-    assert store.plan(first.id) == first
+    assert store.plans.get(first.id) == first
 
 
 def test_the_segments_of_a_chain_compute_what_one_head_does(store: Store, profile: dict[str, Any]) -> None:
     first, second = shared_by_two(store, profile, exact=True)
-    heads = [executor.load(store.segment_path(p.segment.sha256).read_bytes()) for p in (first, second)]  # type: ignore[union-attr]
+    heads = [executor.load(store.segments.path(p.segment.sha256).read_bytes()) for p in (first, second)]  # type: ignore[union-attr]
     bundle = Catalog(store).bundle("tiny")
     hashes = [first.segment.sha256, second.segment.sha256]
-    (start, cut, some_bits), (then, end, all_bits) = map(store.segments_named(bundle.sha256, hashes).get, hashes)  # type: ignore[misc]
+    (start, cut, some_bits), (then, end, all_bits) = map(store.segments.known(bundle.sha256, hashes).get, hashes)  # type: ignore[misc]
     assert (start, cut, then, end) == (0, first.cut.index, first.cut.index, second.cut.index)
     names = bundle.weight_layers(second.cut.index)
     whole = executor.load(bundle.segment(second.cut.index, dict(zip(names, some_bits + all_bits, strict=True))))
@@ -173,7 +173,7 @@ def test_what_coding_takes_is_part_of_both_boards_times(store: Store, profile: d
 
 def test_the_next_board_decodes_whatever_a_ladder_holds(store: Store, profile: dict[str, Any]) -> None:
     first, second = over_a_slow_link(store, profile, profile)
-    head, after = (executor.load(store.segment_path(p.segment.sha256).read_bytes()) for p in (first, second))  # type: ignore[union-attr]
+    head, after = (executor.load(store.segments.path(p.segment.sha256).read_bytes()) for p in (first, second))  # type: ignore[union-attr]
     x = quantize_tensor(np.random.default_rng(0).normal(size=(16, 16, 3)).astype(np.float32), head.input)
     sent, tensor = head.run(x), head.output
     values = (sent.astype(np.float32) - tensor.zero_point) * np.float32(tensor.scale)
@@ -188,11 +188,11 @@ def test_a_route_that_its_check_refuses_becomes_no_plan(
     store: Store, profile: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(chain: Chain) -> Route:
-        route = share(chain)
+        route = plan_route(chain)
         return dataclasses.replace(route, total_ms=route.total_ms / 2)
 
-    monkeypatch.setattr(chain_plan, "share", wrong)
-    with pytest.raises(errors.PlanError, match="the total is not the sum of its parts"):
+    monkeypatch.setattr(chain_plan, "plan_route", wrong)
+    with pytest.raises(errors.PlanError):
         shared_by_two(store, profile)
 
 

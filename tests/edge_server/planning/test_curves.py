@@ -14,79 +14,82 @@ import pytest
 from edge_server.commands.explain import explain, profile_of
 from edge_server.planner import choose, closed_form, uniform
 from edge_server.planning import curves
-from edge_server.planning.device_plan import Chosen, choose_plan
-from edge_server.store.catalog import Catalog
+from edge_server.planning.catalog import Catalog
+from edge_server.planning.device_plan import PlanChoice, choose_plan
 from edge_server.store.store import Store
 from splitedge import errors
 from splitedge.files import PictureForm, picture_form
 from splitedge.protocol.messages import Demand, LinkEstimate, PlanRequest
+from tests.raising import raises
 
 LINK = LinkEstimate(rtt_ms=2.0, uplink_mbps=10.0, downlink_mbps=30.0)
 
 
 @pytest.fixture
-def chosen(store: Store, profile: dict[str, Any]) -> Chosen:
-    return choose_plan(Catalog(store), PlanRequest("tiny", profile, LINK, Demand(max_drop_points=50.0)))
+def chosen(store: Store, profile: dict[str, Any]) -> PlanChoice:
+    return choose_plan(
+        Catalog(store), PlanRequest(model="tiny", profile=profile, link=LINK, demand=Demand(max_drop_points=50.0))
+    )
 
 
-def test_the_payload_falls_with_what_may_be_lost_and_the_exact_is_the_least(chosen: Chosen) -> None:
+def test_the_payload_falls_with_what_may_be_lost_and_the_exact_is_the_least(chosen: PlanChoice) -> None:
     table = chosen.table
-    for index, place in enumerate(table.places):
-        if not place.layers:
+    for index, option in enumerate(table.options):
+        if not option.layers:
             continue
         found = curves.payload_curve(table, index)
-        whole = 4 * (sum(layer.weights for layer in place.layers) + math.prod(place.cut.shape))
+        whole = 4 * (sum(layer.weights for layer in option.layers) + math.prod(option.cut.shape))
         exact = [one.exact for one in found if one.exact is not None]
         assert exact == sorted(exact, reverse=True)
-        assert exact[-1] * whole / 100 == pytest.approx((table.segment_bytes + table.frame_bytes)[table.place == index].min())  # fmt: skip
+        assert exact[-1] * whole / 100 == pytest.approx((table.segment_bytes + table.frame_bytes)[table.option == index].min())  # fmt: skip
         for one in found:
             for other in (one.closed_form, one.uniform):
                 assert other is None or (one.exact is not None and one.exact <= other + 1e-9)
 
 
-def test_a_baseline_is_its_rule_with_the_best_codec(chosen: Chosen) -> None:
-    index = next(i for i, place in enumerate(chosen.table.places) if place.layers and place.codecs)
-    place, level = chosen.table.places[index], chosen.table.levels[-1]
+def test_a_baseline_is_its_rule_with_the_best_codec(chosen: PlanChoice) -> None:
+    index = next(i for i, option in enumerate(chosen.table.options) if option.layers and option.codecs)
+    option, level = chosen.table.options[index], chosen.table.levels[-1]
     last = curves.payload_curve(chosen.table, index)[-1]
-    whole = 4 * (sum(layer.weights for layer in place.layers) + math.prod(place.cut.shape)) / 100
+    whole = 4 * (sum(layer.weights for layer in option.layers) + math.prod(option.cut.shape)) / 100
     for rule, shown in ((closed_form, last.closed_form), (uniform, last.uniform)):
         sizes = []
-        for codec in place.codecs:
-            made = rule(place.layers, max(0.0, level.noise - place.noise - codec.noise))
-            if made is not None and made.noise + place.noise + codec.noise <= level.noise:
-                sizes.append(made.segment_bytes + place.other_bytes + codec.frame_bytes)
+        for codec in option.codecs:
+            made = rule(option.layers, max(0.0, level.noise - option.noise - codec.noise))
+            if made is not None and made.noise + option.noise + codec.noise <= level.noise:
+                sizes.append(made.segment_bytes + option.other_bytes + codec.frame_bytes)
         assert shown == pytest.approx(min(sizes) / whole)
 
 
-def test_the_plan_at_each_bandwidth_is_the_planners(chosen: Chosen) -> None:
-    found = curves.curves(chosen.table, chosen.asked, chosen.pick)
+def test_the_plan_at_each_bandwidth_is_the_planners(chosen: PlanChoice) -> None:
+    found = curves.curves(chosen.table, chosen.query, chosen.pick)
     assert [one.uplink_mbps for one in found.bandwidth] == list(curves.RATES)
     for one in found.bandwidth[::10]:
         link = LinkEstimate(2.0, one.uplink_mbps, 3 * one.uplink_mbps)
-        pick = choose(chosen.table, dataclasses.replace(chosen.asked, link=link))
+        pick = choose(chosen.table, dataclasses.replace(chosen.query, link=link))
         assert one.objective == pytest.approx(pick.objective)
-        assert one.cut == curves.name_of(chosen.table.places[pick.place])
+        assert one.cut == curves.option_name(chosen.table.options[pick.option])
         assert one.server is not None
         assert one.device is not None
         assert one.objective <= min(one.server, one.device)
     assert found.bandwidth[0].server > found.bandwidth[-1].server  # type: ignore[operator]
 
 
-def test_where_nothing_meets_the_demand_there_is_no_plan(chosen: Chosen) -> None:
-    hurried = dataclasses.replace(chosen.asked, demand=Demand(max_drop_points=50.0, max_latency_ms=1e-3))
+def test_where_nothing_meets_the_demand_there_is_no_plan(chosen: PlanChoice) -> None:
+    hurried = dataclasses.replace(chosen.query, demand=Demand(max_drop_points=50.0, max_latency_ms=1e-3))
     assert all(one.objective is None and one.cut == "" for one in curves.curves(chosen.table, hurried, chosen.pick).bandwidth)  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])
-def test_pictures(chosen: Chosen, form: PictureForm) -> None:
-    found = curves.curves(chosen.table, chosen.asked, chosen.pick)
+def test_pictures(chosen: PlanChoice, form: PictureForm) -> None:
+    found = curves.curves(chosen.table, chosen.query, chosen.pick)
     image = curves.draw(found, form)
     assert image[:8] == b"\x89PNG\r\n\x1a\n" if form == "png" else b"<svg" in image[:1000]
     assert picture_form(f"a.{form.upper()}") == form
 
 
-def test_names_that_look_like_markup_are_drawn(chosen: Chosen) -> None:
-    found = curves.curves(chosen.table, chosen.asked, chosen.pick)
+def test_names_that_look_like_markup_are_drawn(chosen: PlanChoice) -> None:
+    found = curves.curves(chosen.table, chosen.query, chosen.pick)
     for name in ("_private", r"a$\nosuch{b$", "x" * 100):
         found.cut = found.model = name
         found.bandwidth = [
@@ -95,10 +98,10 @@ def test_names_that_look_like_markup_are_drawn(chosen: Chosen) -> None:
         assert b"<svg" in curves.draw(found, "svg")[:1000]
 
 
-def test_a_server_without_matplotlib_says_so(chosen: Chosen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_matplotlib_says_so(chosen: PlanChoice, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(errors.PlatformError, match="matplotlib"):
-        curves.draw(curves.curves(chosen.table, chosen.asked, chosen.pick), "svg")
+    with raises(errors.PlatformError, reason="no-matplotlib"):
+        curves.draw(curves.curves(chosen.table, chosen.query, chosen.pick), "svg")
 
 
 def test_another_format_is_refused() -> None:
@@ -161,5 +164,6 @@ def test_the_plan_is_printed_though_the_picture_fails(
 
 def test_one_device_is_named() -> None:
     for both in ((None, None), (Path("x"), "pi4")):
-        with pytest.raises(errors.UsageError, match="name one device"):
+        with pytest.raises(errors.UsageError) as caught:
             profile_of(*both)
+        assert caught.value.data["reason"] == "one-device"

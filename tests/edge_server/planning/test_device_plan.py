@@ -9,11 +9,12 @@ import msgspec
 import pytest
 
 from edge_server.planning import device_plan
-from edge_server.store.catalog import Catalog
+from edge_server.planning.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import codec, errors, limits
 from splitedge.head import executor, segment
 from splitedge.protocol.messages import Demand, LinkEstimate, Mode, Plan, PlanRequest, Prediction, Weights
+from tests.raising import raises
 
 NEAR = LinkEstimate(rtt_ms=0.0, uplink_mbps=10_000.0, downlink_mbps=10_000.0)
 FAR = LinkEstimate(rtt_ms=80.0, uplink_mbps=1.0, downlink_mbps=1.0)
@@ -22,7 +23,9 @@ FAR = LinkEstimate(rtt_ms=80.0, uplink_mbps=1.0, downlink_mbps=1.0)
 def ask(store: Store, profile: dict[str, Any], link: LinkEstimate = NEAR, **fields: Any) -> Plan:
     held = fields.pop("held", [])
     demand = Demand(**{"max_drop_points": 100.0} | fields)
-    return device_plan.make_plan(Catalog(store), PlanRequest("tiny", profile, link, demand, held))
+    return device_plan.make_plan(
+        Catalog(store), PlanRequest(model="tiny", profile=profile, link=link, demand=demand, held=held)
+    )
 
 
 @pytest.mark.parametrize(("keep", "mode", "layer"), [("nothing", "server", "x"), ("input", "split", "stem"), ("body", "split", "body"), ("fc", "device", "fc")])  # fmt: skip
@@ -39,11 +42,11 @@ def test_a_mode_that_is_asked_for_is_kept_however_slow(store: Store, profile: di
         plan = ask(store, profile, link, mode=mode)
         assert plan.mode == mode
         others = [c for c in plan.runners_up if c.cut.kind != plan.cut.kind]
-        assert all("not of the mode" in c.reason for c in others)
+        assert all("mode" in c.reason for c in others)
 
 
 def test_a_mode_that_what_must_stay_here_forbids_is_infeasible(store: Store, profile: dict[str, Any]) -> None:
-    with pytest.raises(errors.InfeasibleError, match="mode = 'server'") as raised:
+    with pytest.raises(errors.InfeasibleError) as raised:
         ask(store, profile, mode="server", keep="input")
     assert raised.value.data["nearest"] == {"keep": "nothing", "mode": "device"}
 
@@ -55,7 +58,7 @@ def test_far_from_the_server_the_board_does_it_all(store: Store, profile: dict[s
 
 def test_the_segment_of_a_plan_is_in_the_store_and_runs(store: Store, profile: dict[str, Any]) -> None:
     plan = ask(store, profile, keep="input")
-    path = store.segment_path(plan.segment.sha256)
+    path = store.segments.path(plan.segment.sha256)
     assert path is not None
     data = path.read_bytes()
     assert (segment.digest(data), len(data)) == (plan.segment.sha256, plan.segment.size)
@@ -81,7 +84,7 @@ def test_the_ladder_is_codecs_of_the_cut(store: Store, profile: dict[str, Any]) 
 def test_a_plan_survives_the_wire_and_the_store(store: Store, profile: dict[str, Any]) -> None:
     plan = ask(store, profile, keep="input")
     assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
-    assert store.plan(plan.id) == plan
+    assert store.plans.get(plan.id) == plan
     assert 0 < plan.expires_unix - time.time() <= limits.PLAN_LIFETIME
 
 
@@ -94,7 +97,7 @@ def test_a_held_segment_is_not_counted(store: Store, profile: dict[str, Any]) ->
 
 def test_a_segment_is_built_once(store: Store, profile: dict[str, Any]) -> None:
     first = ask(store, profile, keep="input")
-    path = store.segment_path(first.segment.sha256)
+    path = store.segments.path(first.segment.sha256)
     assert path is not None
     before = path.stat()
     assert ask(store, profile, keep="input").segment == first.segment
@@ -106,7 +109,7 @@ def test_segment_sizes_are_foreseen(store: Store) -> None:
     bundle = catalog.bundle("tiny")
     table, _ = catalog.table(bundle)
     for pattern in table.patterns[:: len(table.patterns) // 9]:
-        cut = table.places[pattern.place].cut.index
+        cut = table.options[pattern.option].cut.index
         size = len(bundle.segment(cut, dict(zip(bundle.weight_layers(cut), pattern.bits, strict=True))))
         assert size == pytest.approx(pattern.segment_bytes, abs=40, rel=0.01)
 
@@ -114,7 +117,7 @@ def test_segment_sizes_are_foreseen(store: Store) -> None:
 def test_a_plan_tells_each_layers_bits_and_all_shares_of_the_noise(store: Store, profile: dict[str, Any]) -> None:
     plan = ask(store, profile, keep="input", max_drop_points=20.0)
     assert [layer.layer for layer in plan.layers] == ["stem"]
-    path = store.segment_path(plan.segment.sha256)
+    path = store.segments.path(plan.segment.sha256)
     assert path is not None
     ops = executor.load(path.read_bytes()).header.ops
     assert len([op for op in ops if isinstance(op, segment.Conv)]) == len(plan.layers)
@@ -151,44 +154,45 @@ def test_energy_is_of_declared_watts(store: Store, profile: dict[str, Any]) -> N
 
 
 def test_an_unknown_model_is_named_beside_the_known(store: Store, profile: dict[str, Any]) -> None:
-    with pytest.raises(errors.UnknownModelError, match="no model named 'huge': the server has tiny"):
-        device_plan.make_plan(Catalog(store), PlanRequest("huge", profile, NEAR))
+    with raises(errors.UnknownModelError, models=["tiny"]):
+        device_plan.make_plan(Catalog(store), PlanRequest(model="huge", profile=profile, link=NEAR))
 
 
 def test_another_protocol_is_refused(store: Store, profile: dict[str, Any]) -> None:
-    with pytest.raises(errors.ProtocolError, match="protocol 99"):
-        device_plan.make_plan(Catalog(store), PlanRequest("tiny", profile, NEAR, protocol=99))
+    with raises(errors.ProtocolError, reason="protocol-version"):
+        device_plan.make_plan(Catalog(store), PlanRequest(model="tiny", profile=profile, link=NEAR, protocol=99))
 
 
 def test_a_profile_that_is_none_is_refused(store: Store) -> None:
-    with pytest.raises(errors.ProtocolError, match="profile"):
-        device_plan.make_plan(Catalog(store), PlanRequest("tiny", {"kernels": 3}, NEAR))
+    with raises(errors.ProtocolError, reason="schema-version"):
+        device_plan.make_plan(Catalog(store), PlanRequest(model="tiny", profile={"kernels": 3}, link=NEAR))
 
 
 def test_an_unknown_layer_is_refused_with_some_that_exist(store: Store, profile: dict[str, Any]) -> None:
-    with pytest.raises(errors.UsageError, match=r"no layer 'nose'.*stem"):
+    with pytest.raises(errors.UsageError) as caught:
         ask(store, profile, keep="nose")
+    assert "stem" in caught.value.data["layers"]
 
 
 def test_a_replaced_bundle_is_seen(store: Store, profile: dict[str, Any]) -> None:
     catalog = Catalog(store)
     before = catalog.bundle("tiny")
-    text = (store.bundles / "tiny" / "bundle.json").read_bytes()
-    with store.new_bundle("tiny") as path:
+    text = (store.bundles.folder / "tiny" / "bundle.json").read_bytes()
+    with store.bundles.create("tiny") as path:
         path.mkdir()
         for old in before.path.iterdir():
             (path / old.name).write_bytes(old.read_bytes())
         (path / "bundle.json").write_bytes(text.replace(b'"labels":[]', b'"labels":["a"]'))
     assert catalog.bundle("tiny").labels == ["a"]
     assert catalog.bundle("tiny").sha256 != before.sha256
-    store.remove_bundle("tiny")
-    with pytest.raises(errors.UnknownPlanError, match="removed"):
+    store.bundles.remove("tiny")
+    with raises(errors.UnknownPlanError, reason="removed"):
         catalog.tail(before, before.cuts[0])
 
 
 def test_a_damaged_bundle_is_one_sentence(store: Store) -> None:
-    (store.bundles / "tiny" / "model.onnx").write_bytes(b"x")
-    with pytest.raises(errors.ModelError, match="damaged"):
+    (store.bundles.folder / "tiny" / "model.onnx").write_bytes(b"x")
+    with pytest.raises(errors.ModelError):
         Catalog(store).bundle("tiny")
     assert Catalog(store).models() == []
 
@@ -196,7 +200,7 @@ def test_a_damaged_bundle_is_one_sentence(store: Store) -> None:
 def test_what_a_device_measured_itself_counts_more_than_its_profile(store: Store, profile: dict[str, Any]) -> None:
     catalog = Catalog(store)
     whole = ask(store, profile, mode="device")
-    request = PlanRequest("tiny", profile, FAR, Demand(max_drop_points=100.0, mode="device"))
+    request = PlanRequest(model="tiny", profile=profile, link=FAR, demand=Demand(max_drop_points=100.0, mode="device"))
     request.measured = {whole.segment.sha256: 1234.5, "0" * 64: 9.0}
     found = device_plan.make_plan(catalog, request)
     assert found.prediction.device_ms == 1234.5
@@ -208,7 +212,9 @@ def test_what_a_device_measured_itself_counts_more_than_its_profile(store: Store
 
 def test_what_sending_takes_beside_comes_on_top_of_what_is_sent(store: Store, profile: dict[str, Any]) -> None:
     def prediction(mode: Mode, **measured: float) -> Prediction:
-        request = PlanRequest("tiny", profile, FAR, Demand(max_drop_points=100.0, mode=mode), measured=measured)
+        request = PlanRequest(
+            model="tiny", profile=profile, link=FAR, demand=Demand(max_drop_points=100.0, mode=mode), measured=measured
+        )
         return device_plan.make_plan(Catalog(store), request).prediction
 
     before, after = prediction("server"), prediction("server", sending=7.0)
@@ -222,6 +228,6 @@ def test_what_sending_takes_beside_comes_on_top_of_what_is_sent(store: Store, pr
 def test_measured_times_that_are_none_are_refused(
     store: Store, profile: dict[str, Any], measured: dict[str, float]
 ) -> None:
-    request = PlanRequest("tiny", profile, NEAR, Demand(), measured=measured)
-    with pytest.raises(errors.ProtocolError, match="measured times"):
+    request = PlanRequest(model="tiny", profile=profile, link=NEAR, demand=Demand(), measured=measured)
+    with raises(errors.ProtocolError, reason="measured-times"):
         device_plan.make_plan(Catalog(store), request)

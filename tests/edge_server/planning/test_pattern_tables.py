@@ -11,19 +11,19 @@ import pytest
 from calibration.bundle.bundle import Bundle
 from edge_server.planner import Table
 from edge_server.planning import pattern_tables
-from edge_server.planning.pattern_tables import kept_table, table_of
+from edge_server.planning.pattern_tables import build_table, load_or_build_table
 from edge_server.store.store import Store
 
 
 @pytest.fixture
 def bundle(store: Store) -> Bundle:
-    return Bundle.open(store.bundle_path("tiny"))
+    return Bundle.open(store.bundles.path("tiny"))
 
 
 def found_anew(store: Store, bundle: Bundle) -> bool:
-    """Whether `kept_table` has to find patterns; what it answers is the table all the same."""
+    """Whether `load_or_build_table` has to find patterns; what it answers is the table all the same."""
     heard: list[int] = []
-    made, expected = kept_table(store, bundle, lambda done, _: heard.append(done)), table_of(bundle)
+    made, expected = load_or_build_table(store, bundle, lambda done, _: heard.append(done)), build_table(bundle)
     for field in dataclasses.fields(Table):
         np.testing.assert_equal(getattr(made, field.name), getattr(expected, field.name))
     return bool(heard)
@@ -42,7 +42,7 @@ def test_patterns_that_are_not_there_are_found_and_kept(store: Store, bundle: Bu
 def test_damaged_patterns_are_found_and_kept_anew(
     store: Store, bundle: Bundle, damage: Callable[[bytes], bytes]
 ) -> None:
-    store.put_patterns(bundle.sha256, damage(store.patterns(bundle.sha256) or b""))
+    store.patterns.put(bundle.sha256, damage(store.patterns.get(bundle.sha256) or b""))
     assert [found_anew(store, bundle) for _ in range(2)] == [True, False]
 
 

@@ -13,11 +13,12 @@ import pytest_asyncio
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_server.tails.pool import Handler, Tail, Tails
+from edge_server.tails.pool import LoadedTail, TailHandler, TailPool
 from splitedge import codec, errors, limits
 from splitedge.codec import padding_mask
 from splitedge.protocol.frames import Frame, unpack_topk
 from splitedge.protocol.messages import Output
+from tests.raising import raises
 
 RNG = np.random.default_rng(7)
 WEIGHT = RNG.normal(size=(5, 3, 2, 2)).astype(np.float32)
@@ -54,8 +55,8 @@ def softmax(z: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @pytest_asyncio.fixture
-async def tails() -> AsyncIterator[Tails]:
-    made = Tails()
+async def tails() -> AsyncIterator[TailPool]:
+    made = TailPool()
     yield made
     made.close()
 
@@ -64,13 +65,13 @@ X = RNG.normal(size=SHAPE).astype(np.float32)
 LADDER = [codec.fit(X, "minmax", 8), codec.fit(X, "minmax", 4)]
 
 
-def handler(tails: Tails, topk: int, *ends: str, load: Callable[[], Tail] | None = None) -> Handler:
+def handler(tails: TailPool, topk: int, *ends: str, load: Callable[[], LoadedTail] | None = None) -> TailHandler:
     output = Output("probabilities" if "Softmax" in ends else "logits", [5])
-    return Handler(tails, ("b", 1), load or (lambda: Tail(tail_bytes(*ends), SHAPE)), LADDER, output, topk)
+    return TailHandler(tails, ("b", 1), load or (lambda: LoadedTail(tail_bytes(*ends), SHAPE)), LADDER, output, topk)
 
 
 @pytest.mark.parametrize("ends", [(), ("Softmax",), ("Softmax", "Identity")])
-async def test_topk_is_the_softmax_of_the_logits_exactly_once(tails: Tails, ends: tuple[str, ...]) -> None:
+async def test_topk_is_the_softmax_of_the_logits_exactly_once(tails: TailPool, ends: tuple[str, ...]) -> None:
     payload = codec.encode(X, LADDER[0])
     answer, tail_us = await handler(tails, 3, *ends).answer(Frame(1, 0, 0, payload))
     pairs = unpack_topk(answer)
@@ -81,7 +82,7 @@ async def test_topk_is_the_softmax_of_the_logits_exactly_once(tails: Tails, ends
     assert tail_us > 0
 
 
-async def test_each_frame_is_decoded_by_its_own_codec(tails: Tails) -> None:
+async def test_each_frame_is_decoded_by_its_own_codec(tails: TailPool) -> None:
     for index, chosen in enumerate(LADDER):
         payload = codec.encode(X, chosen)
         answer, _ = await handler(tails, 0).answer(Frame(1, index, 0, payload))
@@ -89,35 +90,35 @@ async def test_each_frame_is_decoded_by_its_own_codec(tails: Tails) -> None:
         np.testing.assert_allclose(np.frombuffer(answer, "<f4"), expected, atol=1e-5)
 
 
-async def test_a_payload_of_the_wrong_size_is_refused(tails: Tails) -> None:
-    with pytest.raises(errors.CodecError, match="bytes"):
+async def test_a_payload_of_the_wrong_size_is_refused(tails: TailPool) -> None:
+    with pytest.raises(errors.CodecError):
         await handler(tails, 1).answer(Frame(1, 0, 0, b"\0" * 47))
 
 
-async def test_a_codec_off_the_ladder_is_refused(tails: Tails) -> None:
-    with pytest.raises(errors.CodecError, match="codec 2 of a ladder of 2"):
+async def test_a_codec_off_the_ladder_is_refused(tails: TailPool) -> None:
+    with raises(errors.CodecError, reason="codec-not-on-ladder"):
         await handler(tails, 1).answer(Frame(1, 2, 0, b"\0" * 48))
 
 
-async def test_a_tail_is_loaded_once_and_the_least_used_goes(tails: Tails, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_tail_is_loaded_once_and_the_least_used_goes(tails: TailPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_TAILS", 2)
     data, loads = tail_bytes(), []
 
-    def load(cut: int) -> Callable[[], Tail]:
-        return lambda: (loads.append(cut), Tail(data, SHAPE))[1]
+    def load(cut: int) -> Callable[[], LoadedTail]:
+        return lambda: (loads.append(cut), LoadedTail(data, SHAPE))[1]
 
     for cut in (0, 1, 0, 2, 0, 1):
         tails.get(("b", cut), load(cut))
     assert loads == [0, 1, 2, 1]
 
 
-async def test_a_tail_that_loads_delays_no_frame_of_another(tails: Tails) -> None:
+async def test_a_tail_that_loads_delays_no_frame_of_another(tails: TailPool) -> None:
     going, begun = threading.Event(), threading.Event()
 
-    def slow() -> Tail:
+    def slow() -> LoadedTail:
         begun.set()
         assert going.wait(10)
-        return Tail(tail_bytes(), SHAPE)
+        return LoadedTail(tail_bytes(), SHAPE)
 
     quick = handler(tails, 1)
     await quick.ready()
@@ -132,12 +133,12 @@ async def test_a_tail_that_loads_delays_no_frame_of_another(tails: Tails) -> Non
     assert first is second
 
 
-async def test_tails_that_load_leave_the_shared_threads_free(tails: Tails) -> None:
+async def test_tails_that_load_leave_the_shared_threads_free(tails: TailPool) -> None:
     going = threading.Event()
 
-    def slow() -> Tail:
+    def slow() -> LoadedTail:
         assert going.wait(10)
-        return Tail(tail_bytes(), SHAPE)
+        return LoadedTail(tail_bytes(), SHAPE)
 
     streams = [asyncio.create_task(handler(tails, 1, load=slow).ready()) for _ in range(64)]
     await asyncio.sleep(0)
@@ -149,27 +150,27 @@ async def test_tails_that_load_leave_the_shared_threads_free(tails: Tails) -> No
         await asyncio.gather(*streams)
 
 
-async def test_a_tail_that_failed_to_load_is_tried_again(tails: Tails) -> None:
-    def fail() -> Tail:
+async def test_a_tail_that_failed_to_load_is_tried_again(tails: TailPool) -> None:
+    def fail() -> LoadedTail:
         raise errors.ModelError("not now")
 
     with pytest.raises(errors.ModelError, match="not now"):
         tails.get(("b", 1), fail)
-    assert tails.get(("b", 1), lambda: Tail(tail_bytes(), SHAPE)).shape == SHAPE
+    assert tails.get(("b", 1), lambda: LoadedTail(tail_bytes(), SHAPE)).shape == SHAPE
 
 
-async def test_frames_beyond_the_queue_are_refused_not_queued(tails: Tails, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_frames_beyond_the_queue_are_refused_not_queued(tails: TailPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "TAIL_QUEUE", 0)
     with pytest.raises(errors.BusyError):
         await handler(tails, 1).answer(Frame(1, 0, 0, codec.encode(X, LADDER[0])))
 
 
 def test_a_tail_that_does_not_load_is_one_sentence() -> None:
-    with pytest.raises(errors.ModelError, match="does not load"):
-        Tail(b"not a model", SHAPE)
+    with raises(errors.ModelError, reason="tail-broken"):
+        LoadedTail(b"not a model", SHAPE)
 
 
-async def test_a_tail_that_has_no_answer_to_zeros_is_warmed_all_the_same(tails: Tails) -> None:
+async def test_a_tail_that_has_no_answer_to_zeros_is_warmed_all_the_same(tails: TailPool) -> None:
     """A norm of zeros is NaN, and no frame of a caller need be zeros."""
     nodes = [
         helper.make_node("ReduceL2", ["x"], ["n"], axes=[1, 2, 3], keepdims=0),
@@ -180,7 +181,7 @@ async def test_a_tail_that_has_no_answer_to_zeros_is_warmed_all_the_same(tails: 
     leave = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])
     graph = helper.make_graph(nodes, "g", [entry], [leave], [numpy_helper.from_array(np.array([1]), "one")])
     data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
-    served = Handler(tails, ("b", 1), lambda: Tail(data, SHAPE), LADDER, Output("tensor", [1]), 0)
+    served = TailHandler(tails, ("b", 1), lambda: LoadedTail(data, SHAPE), LADDER, Output("tensor", [1]), 0)
     await served.ready()
     answer, _ = await served.answer(Frame(1, 0, 0, codec.encode(X, LADDER[0])))
     np.testing.assert_array_equal(np.frombuffer(answer, "<f4"), [1.0])
@@ -193,7 +194,9 @@ def test_a_plane_comes_back_in_onnx_order() -> None:
     graph = helper.make_graph([node], "g", [entry], [leave])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
-    np.testing.assert_array_equal(Tail(model.SerializeToString(), SHAPE).run(X), np.maximum(X, 0).transpose(2, 0, 1))
+    np.testing.assert_array_equal(
+        LoadedTail(model.SerializeToString(), SHAPE).run(X), np.maximum(X, 0).transpose(2, 0, 1)
+    )
 
 
 def marked_tail(padding: int) -> bytes:
@@ -218,12 +221,12 @@ def marked_tail(padding: int) -> bytes:
 
 
 @pytest.mark.parametrize("padding", [0, 1, 7])
-async def test_a_tail_learns_which_tokens_are_padding(tails: Tails, padding: int) -> None:
+async def test_a_tail_learns_which_tokens_are_padding(tails: TailPool, padding: int) -> None:
     x = RNG.normal(size=(9, 4)).astype(np.float32)
     ids = np.array([3, 4, padding, 5, 6, padding, 8, 9, 2], np.int32)
     one = codec.fit(x, "minmax", 8)
-    served = Handler(
-        tails, ("b", 1), lambda: Tail(marked_tail(padding), [9, 4], padding), [one], Output("tensor", [4]), 0
+    served = TailHandler(
+        tails, ("b", 1), lambda: LoadedTail(marked_tail(padding), [9, 4], padding), [one], Output("tensor", [4]), 0
     )
     await served.ready()
     codes = codec.encode(x, one)

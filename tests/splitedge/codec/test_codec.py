@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from splitedge import codec, errors, limits
 from splitedge.codec import Codec
 from splitedge.protocol import messages
 from tests.drawn import drawn
+from tests.raising import raises
 
 BITS = range(2, 9)
 TENSORS = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=40), elements=st.floats(-1e4, 1e4, width=32))
@@ -50,7 +52,7 @@ def test_the_payload_is_the_tight_stream_of_the_codes_channels_last(shape, bits)
 
 def test_rows_follow_each_other_and_channels_lie_together():
     x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    fitted = Codec("minmax", 8, [0.0], [1.0])
+    fitted = Codec("minmax", 8, (0.0,), (1.0,))
     assert codec.encode(x, fitted) == bytes(range(24))
     assert codec.encode(x.transpose(2, 0, 1), fitted) == x.transpose(2, 0, 1).astype(np.uint8).tobytes()
 
@@ -83,35 +85,34 @@ def test_an_empty_tensor_is_an_empty_payload(shape):
 
 
 def test_a_scalar_is_a_tensor_of_one_value():
-    fitted = Codec("minmax", 2, [-1.0], [1.0])
+    fitted = Codec("minmax", 2, (-1.0,), (1.0,))
     assert codec.decode(codec.encode(np.array(1, np.float32), fitted), fitted, ()) == 1
 
 
 def test_nan_and_infinity_are_counted_in_the_error():
     x = tensor(10, 10)
     x[0, 0], x[3, 4], x[9, 9] = np.nan, np.inf, -np.inf
-    with pytest.raises(errors.CodecError, match="1 NaN and 2 infinite values among 100") as caught:
-        codec.encode(x, Codec("minmax", 4, [0.0], [1.0]))
-    assert caught.value.data == {"nan": 1, "infinite": 2}
+    with raises(errors.CodecError, reason="not-finite", nan=1, infinite=2, size=100):
+        codec.encode(x, Codec("minmax", 4, (0.0,), (1.0,)))
 
 
 @pytest.mark.parametrize("x", [tensor(4, 5), tensor(3), tensor(3, 2), np.array(1, np.float32)])
 def test_a_tensor_with_other_channels_than_the_codec_is_refused(x):
     fitted = codec.fit_channels(tensor(9, 3)[:, [0, 1, 2, 0]], "minmax", 4)
-    with pytest.raises(errors.CodecError, match="4 channels"):
+    with raises(errors.CodecError, reason="channels-differ", channels=4):
         codec.encode(x, fitted)
-    with pytest.raises(errors.CodecError, match="4 channels"):
+    with raises(errors.CodecError, reason="channels-differ", channels=4):
         codec.encode_codes(x.astype(np.uint8), 0.1, 0, fitted)
-    with pytest.raises(errors.CodecError, match="4 channels"):
+    with raises(errors.CodecError, reason="channels-differ", channels=4):
         codec.decode(b"", fitted, x.shape)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, ">f4"])
 def test_only_float32_is_encoded(dtype):
-    with pytest.raises(errors.CodecError, match="not float32"):
-        codec.encode(np.ones(4, dtype), Codec("minmax", 4, [0.0], [1.0]))
-    with pytest.raises(errors.CodecError, match="not uint8"):
-        codec.encode_codes(np.ones(4, dtype), 0.1, 0, Codec("minmax", 4, [0.0], [1.0]))
+    with raises(errors.CodecError, reason="dtype"):
+        codec.encode(np.ones(4, dtype), Codec("minmax", 4, (0.0,), (1.0,)))
+    with raises(errors.CodecError, reason="dtype"):
+        codec.encode_codes(np.ones(4, dtype), 0.1, 0, Codec("minmax", 4, (0.0,), (1.0,)))
 
 
 def test_any_view_of_memory_encodes_as_its_copy():
@@ -154,56 +155,57 @@ def test_tables_are_made_once_for_a_scale_and_zero_point():
     ("scale", "zero_point"), [(0.0, 0), (-1.0, 0), (np.nan, 0), (np.inf, 0), (1e38, 0), (0.1, -1), (0.1, 256)]
 )
 def test_tables_of_no_8_bit_tensor_are_refused(scale, zero_point):
-    with pytest.raises(errors.CodecError, match="8-bit tensor"):
-        codec.tables(scale, zero_point, Codec("minmax", 4, [0.0], [1.0]))
+    with raises(errors.CodecError, reason="not-8-bit"):
+        codec.tables(scale, zero_point, Codec("minmax", 4, (0.0,), (1.0,)))
 
 
-def test_a_replaced_field_takes_effect_and_many_codecs_may_be_in_use():
+def test_a_codec_cannot_change_and_many_may_be_in_use():
     x = tensor(30)
     fitted = codec.fit(x, "minmax", 4)
     before = codec.encode(x, fitted)
-    fitted.lo, fitted.bits = [fitted.lo[0] - 1], 5
-    assert codec.encode(x, fitted) == codec.encode(x, Codec("minmax", 5, list(fitted.lo), list(fitted.scale))) != before
-    many = [Codec("minmax", 8, [float(i)], [1.0]) for i in range(100)]
+    with pytest.raises(AttributeError):
+        fitted.bits = 5
+    other = msgspec.structs.replace(fitted, lo=(fitted.lo[0] - 1,), bits=5)
+    assert codec.encode(x, other) == codec.encode(x, Codec("minmax", 5, other.lo, fitted.scale)) != before
+    assert codec.encode(x, fitted) == before
+    many = [Codec("minmax", 8, (float(i),), (1.0,)) for i in range(100)]
     for _ in range(2):
         assert [codec.decode(b"\1", one, (1,)).item() for one in many] == [i + 1 for i in range(100)]
 
 
 @pytest.mark.parametrize("data", [b"", bytes(4), bytes(6), bytes(1000)])
 def test_a_payload_of_another_length_is_refused(data):
-    with pytest.raises(errors.CodecError, match="is not the 5 of shape"):
-        codec.decode(data, Codec("minmax", 4, [0.0], [1.0]), (3, 3))
+    with raises(errors.CodecError, reason="payload-bytes"):
+        codec.decode(data, Codec("minmax", 4, (0.0,), (1.0,)), (3, 3))
 
 
 def test_lengths_are_checked_for_every_shape_however_many_a_codec_has_had():
-    made = Codec("minmax", 4, [0.0], [1.0])
+    made = Codec("minmax", 4, (0.0,), (1.0,))
     for _ in range(2):
         for n in range(1, 40):
             assert codec.decode(bytes((n + 1) // 2), made, (n,)).shape == (n,)
-            with pytest.raises(errors.CodecError, match=f"is not the {(n + 1) // 2} of shape"):
+            with raises(errors.CodecError, reason="payload-bytes"):
                 codec.decode(bytes((n + 1) // 2 + 1), made, (n,))
-    made.bits = 8
-    assert codec.decode(bytes(3), made, (3,)).shape == (3,)
 
 
-@pytest.mark.parametrize("made", [Codec("minmax", 4, [0.0], [1.0]), Codec("jpeg", 8, [0.0], [1.0], jpeg=80)])
+@pytest.mark.parametrize("made", [Codec("minmax", 4, (0.0,), (1.0,)), Codec("jpeg", 8, (0.0,), (1.0,), jpeg=80)])
 def test_an_empty_payload_is_read_with_and_without_a_picture(made):
     assert codec.encode(np.zeros((0, 4, 3), np.float32), made) == b""
     assert codec.decode(b"", made, (0, 4, 3)).shape == (0, 4, 3)
-    with pytest.raises(errors.CodecError, match="is not the 0 of shape"):
+    with raises(errors.CodecError, reason="payload-bytes"):
         codec.decode(b"1", made, (0, 4, 3))
 
 
 @pytest.mark.parametrize("shape", [(1 << 40,), (1 << 20, 1 << 20), (-1, -4), (-4,), (limits.MAX_ELEMENTS + 1,)])
 def test_a_shape_out_of_bounds_is_refused_before_anything_is_allocated(shape):
-    with pytest.raises(errors.CodecError, match="ask for a new plan"):
-        codec.decode(bytes(2), Codec("minmax", 4, [0.0], [1.0]), shape)
+    with raises(errors.CodecError, reason="too-many-values"):
+        codec.decode(bytes(2), Codec("minmax", 4, (0.0,), (1.0,)), shape)
 
 
 @given(st.binary(max_size=60), st.lists(st.integers(-2, 12), max_size=3), st.sampled_from(BITS), st.integers(1, 4))
 def test_any_payload_is_decoded_to_its_shape_or_refused(data, shape, bits, channels):
     try:
-        y = codec.decode(data, Codec("minmax", bits, [0.5] * channels, [0.1] * channels), shape)
+        y = codec.decode(data, Codec("minmax", bits, (0.5,) * channels, (0.1,) * channels), shape)
     except errors.CodecError:
         return
     assert y.shape == tuple(shape)
@@ -212,7 +214,7 @@ def test_any_payload_is_decoded_to_its_shape_or_refused(data, shape, bits, chann
 
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
 def test_a_payload_may_be_any_buffer(buffer):
-    assert codec.decode(buffer(b"\x21\x03"), Codec("minmax", 4, [0.0], [1.0]), (3,)).tolist() == [1, 2, 3]
+    assert codec.decode(buffer(b"\x21\x03"), Codec("minmax", 4, (0.0,), (1.0,)), (3,)).tolist() == [1, 2, 3]
 
 
 HOSTILE = [
@@ -236,7 +238,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("bits", "lo", "scale"), HOSTILE, ids=range(len(HOSTILE)))
 def test_a_hostile_codec_is_refused_wherever_it_is_used(bits, lo, scale):
-    hostile = Codec("minmax", bits, lo, scale)
+    hostile = Codec("minmax", bits, tuple(lo), tuple(scale))
     uses = (
         lambda: codec.validate(hostile),
         lambda: codec.decode(b"", hostile, (0,)),
@@ -301,8 +303,8 @@ def test_codes_of_pixels_make_the_same_jpeg():
 
 @pytest.mark.parametrize(("bits", "jpeg"), [(4, 80), (8, 101), (8, -1)])
 def test_a_jpeg_of_other_bits_or_qualities_is_refused(bits, jpeg):
-    with pytest.raises(errors.CodecError, match="JPEG of quality"):
-        codec.validate(Codec("jpeg", bits, [0.0], [1.0], jpeg=jpeg))
+    with raises(errors.CodecError, reason="codec-jpeg"):
+        codec.validate(Codec("jpeg", bits, (0.0,), (1.0,), jpeg=jpeg))
 
 
 def test_a_frame_that_is_no_jpeg_of_the_plans_size_is_refused():

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from splitedge.codec.fitting import CODED, lloyd_max, rotation_of
 from splitedge.protocol import messages
 from splitedge.protocol.messages import Basis
 from tests.drawn import drawn
+from tests.raising import expect, raises
 
 SHAPE = (40, 32)
 MIXED = np.random.default_rng(9).normal(size=(32, 32)) * np.geomspace(0.1, 8, 32)
@@ -87,21 +89,21 @@ def test_a_constant_comes_back(family, value):
 def test_nan_none_and_wrong_requests_are_refused(family):
     x = samples(2)
     x[1, 3, 3] = np.nan
-    with pytest.raises(errors.CodecError, match="1 NaN"):
+    with raises(errors.CodecError, reason="not-finite", nan=1):
         codec.fit_samples(x, family, 4)
     made = codec.fit_samples(x[:1], family, 4)
-    with pytest.raises(errors.CodecError, match="1 NaN"):
+    with raises(errors.CodecError, reason="not-finite", nan=1):
         codec.encode(x[1], made)
-    with pytest.raises(errors.CodecError, match="no value"):
+    with raises(errors.CodecError, reason="no-values"):
         codec.fit_samples(x[:0], family, 4)
-    with pytest.raises(errors.CodecError, match="9 bits"):
+    with raises(errors.CodecError, reason="bits", bits=9):
         codec.fit_samples(x[:1], family, 9)
     assert codec.encode(np.empty((0, 32), np.float32), made) == b""
     assert codec.decode(b"", made, (0, 32)).shape == (0, 32)
 
 
 def test_an_unknown_family_is_refused():
-    with pytest.raises(errors.CodecError, match="no codec 'best'"):
+    with raises(errors.CodecError, reason="unknown-codec", family="best"):
         codec.fit_samples(samples(1), "best", 4)
 
 
@@ -113,7 +115,7 @@ def test_values_beyond_any_sum_are_refused(family):
     try:
         data = codec.encode(x, made)
     except errors.CodecError as error:
-        assert "too large" in str(error)  # noqa: PT017
+        expect(error, errors.CodecError, reason="too-large-for-codec")
     else:
         assert np.isfinite(codec.decode(data, made, x.shape)).all()
 
@@ -147,7 +149,7 @@ def test_the_rows_own_ranges_follow_their_size():
 
 
 def test_rows_that_span_more_than_can_be_measured_are_refused():
-    with pytest.raises(errors.CodecError, match="too large"):
+    with raises(errors.CodecError, reason="too-large-for-codec"):
         codec.fit_samples(np.array([[3e38, -3e38]], np.float32), "mse-token", 4)
 
 
@@ -160,13 +162,13 @@ def test_rows_of_one_value_come_back_whatever_it_is():
 
 @pytest.mark.parametrize(("family", "bits"), [("mse", 16), ("mse", 32), (codec.FLOAT, 8), (codec.FLOAT, 15)])
 def test_sixteen_bits_and_more_are_floats_and_nothing_else_is(family, bits):
-    with pytest.raises(errors.CodecError, match=f"{bits} bits cannot be had.*16 or 32$"):
+    with raises(errors.CodecError, reason="bits"):
         codec.fit_samples(samples(1), family, bits)
 
 
 def test_floats_cannot_be_fitted_to_what_is_none():
     for bad in (np.nan, np.inf):
-        with pytest.raises(errors.CodecError, match="holds"):
+        with raises(errors.CodecError, reason="not-finite"):
             codec.fit_samples(np.full((1, 4), bad, np.float32), codec.FLOAT, 16)
 
 
@@ -184,9 +186,9 @@ def test_floats_go_as_they_are(bits):
     wanted = x.astype(np.float16).astype(np.float32) if bits == 16 else x
     assert codec.decode(data, made, SHAPE).tobytes() == wanted.tobytes()
     for bad in (np.nan, np.inf):
-        with pytest.raises(errors.CodecError, match="infinite"):
+        with raises(errors.CodecError, reason="not-finite"):
             codec.encode(np.array([bad], np.float32), made)
-        with pytest.raises(errors.CodecError, match="NaN or infinity"):
+        with raises(errors.CodecError, reason="not-finite"):
             codec.decode(np.array([bad], f"<f{bits // 8}").tobytes(), made, (1,))
     beyond = np.array([1e5, -3e38, 65504], np.float32)
     ends = [65504, -65504, 65504] if bits == 16 else beyond
@@ -207,58 +209,57 @@ def test_a_codebook_without_rotation_has_tables_for_8_bit_heads():
     values = np.float32(0.05) * (codes.astype(np.float32) - np.float32(100))
     assert codec.tables(0.05, 100, made).shape == (32, 256)
     assert codec.encode_codes(codes, 0.05, 100, made) == codec.encode(values, made)
-    with pytest.raises(errors.CodecError, match="more than one value"):
+    with raises(errors.CodecError, reason="codes-share-values"):
         codec.tables(0.05, 100, codec.fit_samples(samples(4), "hadamard", 3))
 
 
 # --- hostile codecs and frames ------------------------------------------------------------------------------------------
 
-LO, SCALE = [0.0] * 4, [1.0] * 4
+LO, SCALE = (0.0,) * 4, (1.0,) * 4
 HOSTILE = {
-    "bits": Codec("x", 9, LO, SCALE),
-    "floats with a rotation": Codec("x", 16, LO, SCALE, rotation=8),
-    "a codebook of 3": Codec("x", 2, LO, SCALE, levels=[0.0, 1.0, 2.0]),
-    "a codebook at 4 bits": Codec("x", 4, LO, SCALE, levels=[float(k) for k in range(16)]),
-    "levels that fall": Codec("x", 2, LO, SCALE, levels=[0.0, 2.0, 1.0, 3.0]),
-    "levels that are not finite": Codec("x", 2, LO, SCALE, levels=[0.0, 1.0, 2.0, float("inf")]),
-    "levels beyond float32": Codec("x", 2, LO, [3e38] * 4, levels=[-9.0, 1.0, 2.0, 3.0]),
-    "a rotation of 7": Codec("x", 2, LO, SCALE, rotation=7),
-    "a rotation of more than there is": Codec("x", 2, LO, SCALE, rotation=8),
-    "a basis of another size": Codec("x", 2, LO, SCALE, basis=Basis([0.0] * 5, bytes(39))),
-    "a basis of nothing": Codec("x", 2, LO, SCALE, basis=Basis([0.0] * 4, bytes(32))),
-    "a basis with more components than channels": Codec("x", 2, LO, SCALE, basis=Basis([0.0] * 3, b"\1" * 24)),
-    "a basis around nothing": Codec("x", 2, LO, SCALE, basis=Basis([float("nan")] * 4, b"\1" * 32)),
-    "a basis too large": Codec("x", 2, [0.0] * 1025, [1.0] * 1025, basis=Basis([0.0] * 1025, b"\1" * 2 * 1025**2)),
-    "a basis and a rotation": Codec("x", 2, [0.0] * 8, [1.0] * 8, rotation=8, basis=Basis([0.0] * 8, b"\1" * 128)),
-    "frequencies that sum to less": Codec("x", 8, LO, SCALE, tables=[[4095]], table=[0]),
-    "a frequency of 0": Codec("x", 8, LO, SCALE, tables=[[4096, 0]], table=[0]),
-    "a frequency below 0": Codec("x", 8, LO, SCALE, tables=[[4097, -1]], table=[0]),
-    "a table of nothing": Codec("x", 8, LO, SCALE, tables=[[4096], []], table=[0]),
-    "a table for nobody": Codec("x", 8, LO, SCALE, tables=[[4096]], table=[]),
-    "a table that is not there": Codec("x", 8, LO, SCALE, tables=[[4096]], table=[0, 0, 1, 0]),
-    "a table before the first": Codec("x", 8, LO, SCALE, tables=[[4096]], table=[-1]),
-    "tables of too few channels": Codec("x", 8, LO, SCALE, tables=[[4096]], table=[0, 0]),
-    "too many tables": Codec("x", 8, LO, SCALE, tables=[[4096]] * (limits.MAX_TABLES + 1), table=[0]),
-    "more codes than bits": Codec("x", 2, LO, SCALE, tables=[[4092, 1, 1, 1, 1]], table=[0]),
-    "tables and a codebook": Codec("x", 2, LO, SCALE, levels=[0.0, 1.0, 2.0, 3.0], tables=[[4096]], table=[0]),
+    "bits": ("codec-bits", Codec("x", 9, LO, SCALE)),
+    "floats with a rotation": ("codec-floats", Codec("x", 16, LO, SCALE, rotation=8)),
+    "a codebook of 3": ("codec-levels", Codec("x", 2, LO, SCALE, levels=(0.0, 1.0, 2.0))),
+    "a codebook at 4 bits": ("codec-levels", Codec("x", 4, LO, SCALE, levels=tuple(float(k) for k in range(16)))),
+    "levels that fall": ("codec-levels", Codec("x", 2, LO, SCALE, levels=(0.0, 2.0, 1.0, 3.0))),
+    "levels that are not finite": ("codec-levels", Codec("x", 2, LO, SCALE, levels=(0.0, 1.0, 2.0, float("inf")))),
+    "levels beyond float32": ("codec-range", Codec("x", 2, LO, (3e38,) * 4, levels=(-9.0, 1.0, 2.0, 3.0))),
+    "a rotation of 7": ("codec-rotation", Codec("x", 2, LO, SCALE, rotation=7)),
+    "a rotation of more than there is": ("codec-rotation", Codec("x", 2, LO, SCALE, rotation=8)),
+    "a basis of another size": ("codec-basis-size", Codec("x", 2, LO, SCALE, basis=Basis((0.0,) * 5, bytes(39)))),
+    "a basis of nothing": ("codec-basis-values", Codec("x", 2, LO, SCALE, basis=Basis((0.0,) * 4, bytes(32)))),
+    "a basis with more components than channels": ("codec-basis-size", Codec("x", 2, LO, SCALE, basis=Basis((0.0,) * 3, b"\1" * 24))),
+    "a basis around nothing": ("codec-basis-values", Codec("x", 2, LO, SCALE, basis=Basis((float("nan"),) * 4, b"\1" * 32))),
+    "a basis too large": ("codec-basis-size", Codec("x", 2, (0.0,) * 1025, (1.0,) * 1025, basis=Basis((0.0,) * 1025, b"\1" * 2 * 1025**2))),
+    "a basis and a rotation": ("codec-rotation", Codec("x", 2, (0.0,) * 8, (1.0,) * 8, rotation=8, basis=Basis((0.0,) * 8, b"\1" * 128))),
+    "frequencies that sum to less": ("codec-tables", Codec("x", 8, LO, SCALE, tables=((4095,),), table=(0,))),
+    "a frequency of 0": ("codec-tables", Codec("x", 8, LO, SCALE, tables=((4096, 0),), table=(0,))),
+    "a frequency below 0": ("codec-tables", Codec("x", 8, LO, SCALE, tables=((4097, -1),), table=(0,))),
+    "a table of nothing": ("codec-tables", Codec("x", 8, LO, SCALE, tables=((4096,), ()), table=(0,))),
+    "a table for nobody": ("codec-tables", Codec("x", 8, LO, SCALE, tables=((4096,),), table=())),
+    "a table that is not there": ("codec-tables", Codec("x", 8, LO, SCALE, tables=((4096,),), table=(0, 0, 1, 0))),
+    "a table before the first": ("codec-tables", Codec("x", 8, LO, SCALE, tables=((4096,),), table=(-1,))),
+    "tables of too few channels": ("codec-tables", Codec("x", 8, LO, SCALE, tables=((4096,),), table=(0, 0))),
+    "too many tables": ("codec-tables", Codec("x", 8, LO, SCALE, tables=((4096,),) * (limits.MAX_TABLES + 1), table=(0,))),
+    "more codes than bits": ("codec-tables", Codec("x", 2, LO, SCALE, tables=((4092, 1, 1, 1, 1),), table=(0,))),
+    "tables and a codebook": ("codec-levels", Codec("x", 2, LO, SCALE, levels=(0.0, 1.0, 2.0, 3.0), tables=((4096,),), table=(0,))),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_codec_is_refused(name):
+    reason, hostile = HOSTILE[name]
     for use in (codec.validate, lambda c: codec.decode(b"", c, (0,)), lambda c: codec.max_bytes(c, (4,))):
-        with pytest.raises(errors.CodecError, match="ask for another plan"):
-            use(HOSTILE[name])
+        with raises(errors.CodecError, reason=reason):
+            use(hostile)
 
 
 def test_a_replaced_field_takes_effect():
     made = codec.fit_samples(samples(2), "hadamard", 2)
     x = samples(1)[0]
     before = codec.encode(x, made)
-    changed = copy.deepcopy(made)
-    assert codec.encode(x, changed) == before
-    changed.rotation = 8
-    assert codec.encode(x, changed) != before
+    assert codec.encode(x, copy.deepcopy(made)) == before
+    assert codec.encode(x, msgspec.structs.replace(made, rotation=8)) != before
 
 
 FITTED = {
@@ -297,18 +298,18 @@ def test_a_damaged_payload_is_decoded_to_finite_values_or_refused(family, data):
 def test_ranges_that_nobody_measured_are_refused(words):
     made = codec.fit_samples(samples(1), "minmax-frame", 4)
     payload = np.array(words, "<u2").tobytes() + bytes(codec.packed_bytes(32, 4))
-    with pytest.raises(errors.CodecError, match="own ranges"):
+    with raises(errors.CodecError, reason="frame-ranges"):
         codec.decode(payload, made, (1, 32))
 
 
 def test_a_shape_out_of_bounds_is_refused_before_anything_is_allocated():
     for made in FITTED.values():
-        with pytest.raises(errors.CodecError, match="ask for a new plan"):
+        with raises(errors.CodecError, reason="too-many-values"):
             codec.decode(bytes(2), made, (1 << 40, 32))
-        with pytest.raises(errors.CodecError, match="bytes is not the"):
+        with raises(errors.CodecError, reason="payload-bytes", bytes=2):
             codec.decode(bytes(2), made, (1 << 22, 32))
 
 
 def test_error_wants_values():
-    with pytest.raises(errors.CodecError, match="no value"):
-        codec.error(np.empty((0, 4), np.float32), Codec("minmax", 4, [0.0], [1.0]))
+    with raises(errors.CodecError, reason="no-values"):
+        codec.error(np.empty((0, 4), np.float32), Codec("minmax", 4, (0.0,), (1.0,)))

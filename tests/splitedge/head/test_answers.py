@@ -83,3 +83,9 @@ def test_a_plane_of_the_head_comes_in_onnx_order():
     stored = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
     np.testing.assert_array_equal(answers.to_onnx_order(stored, MAP), stored.transpose(2, 0, 1))
     assert answers.to_onnx_order(np.zeros((1, 1, 3), np.float32), LOGITS).shape == (3,)
+
+
+def test_probabilities_are_the_softmax_of_logits_and_other_kinds_themselves():
+    rows = np.array([[0.0, np.log(3.0)], [1000.0, 1000.0]], np.float32)
+    np.testing.assert_allclose(answers.probabilities(rows, "logits"), [[0.25, 0.75], [0.5, 0.5]], rtol=1e-6)
+    np.testing.assert_array_equal(answers.probabilities(rows, "scores"), rows)

@@ -14,6 +14,7 @@ from splitedge.errors import InputError, SegmentError, UsageError
 from splitedge.head import Head
 from splitedge.head import segment as seg
 from tests import reference_head
+from tests.raising import raises
 from tests.segment_builder import Builder
 
 AWKWARD = (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 48, 63, 65, 80, 127, 257)
@@ -181,7 +182,7 @@ def test_a_team_ends_with_its_head() -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, 65])
 def test_an_impossible_number_of_threads_is_refused(threads: int) -> None:
-    with pytest.raises(UsageError, match="1 to 64 threads"):
+    with raises(UsageError, reason="threads"):
         Head(Builder([4]).finish(), check_golden=False, threads=threads)
 
 
@@ -189,16 +190,16 @@ def test_a_wrong_shape_or_type_is_refused_in_one_sentence() -> None:
     builder = Builder([4, 4, 3])
     builder.conv(builder.input, 8)
     head = Head(builder.finish(), check_golden=False)
-    with pytest.raises(InputError, match=r"uint8 codes of shape \[4, 4, 3\], not uint8 of shape \[4, 4, 4\]"):
+    with raises(InputError, reason="other-tensor"):
         head.run(np.zeros((4, 4, 4), np.uint8))
-    with pytest.raises(InputError, match="float32"):
+    with raises(InputError, reason="other-tensor"):
         head.run(np.zeros((4, 4, 3), np.float32))  # type: ignore[arg-type]
 
 
 def test_a_wrong_golden_hash_is_refused() -> None:
     builder = Builder([4, 4, 3])
     builder.conv(builder.input, 8)
-    with pytest.raises(SegmentError, match="golden"):
+    with raises(SegmentError, reason="golden-answer"):
         Head(builder.finish())
 
 

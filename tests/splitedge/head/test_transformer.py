@@ -14,6 +14,7 @@ from splitedge.errors import InputError
 from splitedge.head import Head
 from splitedge.head import segment as seg
 from tests import reference_head
+from tests.raising import raises
 from tests.segment_builder import Builder
 
 AWKWARD = (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 257)
@@ -170,9 +171,9 @@ def test_token_ids_that_the_model_does_not_know_are_refused() -> None:
     builder.embed(builder.input, 8, vocabulary=10)
     head = Head(builder.finish(), check_golden=False)
     for bad in (-1, 10):
-        with pytest.raises(InputError, match="token ids 0 to 9"):
+        with raises(InputError, reason="token-ids"):
             head.run(np.array([1, 2, bad, 3], np.int32))
-    with pytest.raises(InputError, match=r"int32 token ids of shape \[4\], not int64"):
+    with raises(InputError, reason="other-tensor"):
         head.run(np.array([1, 2, 3, 4]))
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.edge_agent.head.test_verify import encoder, network
 
 from calibration.rounding.quantizer import pack, search
 from splitedge.errors import SegmentError
 from splitedge.head import segment as seg
 from splitedge.head import upgrade
+from tests.raising import raises
 from tests.segment_builder import Builder
+from tests.splitedge.head.test_verify import encoder, network
 
 
 def file(segment: seg.Segment) -> bytes:
@@ -88,20 +89,20 @@ _PATCH = upgrade.make(_HELD, _WANTED)
 @pytest.mark.parametrize(
     ("held", "patch", "reason"),
     [
-        (_HELD, b"", "no upgrade"),
-        (_HELD, b"X" + _PATCH[1:], "no upgrade"),
-        (_HELD, _PATCH[:8] + b"\x09" + _PATCH[9:], "no upgrade"),
-        (_HELD, _PATCH[:100], "fetch"),
-        (_HELD, _PATCH[:-4], "fetch"),
-        (_HELD, _PATCH + bytes(4), "fetch"),
-        (_HELD, _PATCH[:12] + (int.from_bytes(_PATCH[12:16], "little") + 4).to_bytes(4, "little") + _PATCH[16:], "damaged"),
-        (quantized(4, seed=1), _PATCH, "fetch"),
-        (_HELD[:-1], _PATCH, "fetch"),
-        (b"", _PATCH, "fetch"),
+        (_HELD, b"", "not-an-upgrade"),
+        (_HELD, b"X" + _PATCH[1:], "not-an-upgrade"),
+        (_HELD, _PATCH[:8] + b"\x09" + _PATCH[9:], "not-an-upgrade"),
+        (_HELD, _PATCH[:100], "truncated"),
+        (_HELD, _PATCH[:-4], "damaged-constants"),
+        (_HELD, _PATCH + bytes(4), "damaged-constants"),
+        (_HELD, _PATCH[:12] + (int.from_bytes(_PATCH[12:16], "little") + 4).to_bytes(4, "little") + _PATCH[16:], "upgrade-header"),
+        (quantized(4, seed=1), _PATCH, "damaged-constants"),
+        (_HELD[:-1], _PATCH, "damaged-constants"),
+        (b"", _PATCH, "not-a-segment"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(held: bytes, patch: bytes, reason: str) -> None:
-    with pytest.raises(SegmentError, match=reason):
+    with raises(SegmentError, reason=reason):
         upgrade.apply(held, patch, seg.digest(_WANTED))
 
 

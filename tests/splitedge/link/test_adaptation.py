@@ -17,8 +17,16 @@ LINK = LinkEstimate(10.0, 10.0, 10.0)
 def ladder(values: int, widths: tuple[int, ...] = (8, 6, 4, 3, 2)) -> Plan:
     """A plan whose frames have so many values."""
     plan = make_plan("split", segment_file())
-    plan.ladder = [Codec("mse", bits, [0.0], [0.1]) for bits in widths]
-    plan.rungs = [Rung(40 + values * bits // 8, 4.0**-bits, 10 * 4.0**-bits, 20 * 4.0**-bits) for bits in widths]
+    plan.ladder = [Codec("mse", bits, (0.0,), (0.1,)) for bits in widths]
+    plan.rungs = [
+        Rung(
+            payload_bytes=40 + values * bits // 8,
+            noise=4.0**-bits,
+            drop_points=10 * 4.0**-bits,
+            drop_high=20 * 4.0**-bits,
+        )
+        for bits in widths
+    ]
     plan.codec = len(widths) - 1
     plan.prediction.payload_bytes = plan.rungs[-1].payload_bytes
     plan.prediction.transfer_ms, plan.prediction.total_ms = 12.0, 16.0
@@ -65,7 +73,10 @@ def test_the_baselines_run_over_every_trace_and_hold_less(controller):
 def test_a_ladder_of_other_sizes_is_followed():
     """Codecs of one width, as an entropy stage makes them, and two rungs near one another."""
     plan = ladder(4704, (8, 8, 4, 4, 2))
-    plan.rungs = [Rung(size, 0.01 * i, 0.1, 0.2) for i, size in enumerate((4000, 3900, 2000, 1500, 900))]
+    plan.rungs = [
+        Rung(payload_bytes=size, noise=0.01 * i, drop_points=0.1, drop_high=0.2)
+        for i, size in enumerate((4000, 3900, 2000, 1500, 900))
+    ]
     assert simulate(plan, "drive_4g", "adaptive", fps=60.0).held_percent() >= 95.0
 
 
@@ -161,9 +172,12 @@ def test_it_begins_where_it_is_told():
 def entropy_coded(sizes: dict[int, float], chosen: int) -> Plan:
     """A plan whose rungs, but for the chosen one, have an entropy stage: bytes of a frame and noise of each."""
     plan = ladder(4704, (8,) * len(sizes))
-    plan.rungs = [Rung(size, noise, 10 * noise, 20 * noise) for size, noise in sizes.items()]
-    plan.ladder = [Codec("entropy", 8, [0.0], [0.1], tables=[[4096]], table=[0]) for _ in sizes]
-    plan.ladder[chosen] = Codec("mse", 2, [0.0], [0.1])
+    plan.rungs = [
+        Rung(payload_bytes=size, noise=noise, drop_points=10 * noise, drop_high=20 * noise)
+        for size, noise in sizes.items()
+    ]
+    plan.ladder = [Codec("entropy", 8, (0.0,), (0.1,), tables=((4096,),), table=(0,)) for _ in sizes]
+    plan.ladder[chosen] = Codec("mse", 2, (0.0,), (0.1,))
     plan.codec, plan.cut.shape = chosen, [14, 14, 24]
     return plan
 
@@ -203,7 +217,10 @@ def test_it_begins_with_the_packed_codec_of_the_bits_asked_for():
 
 def test_a_plan_that_tells_of_empty_frames_stops_no_controller():
     plan = entropy_coded(CODED, 6)
-    plan.rungs = [Rung(0, rung.noise, rung.drop_points, rung.drop_high) for rung in plan.rungs]
+    plan.rungs = [
+        Rung(payload_bytes=0, noise=rung.noise, drop_points=rung.drop_points, drop_high=rung.drop_high)
+        for rung in plan.rungs
+    ]
     plan.codec = 0
     assert Adaptation(plan, LINK, Goal(), "pipeedge").bits > 0
 
@@ -246,7 +263,7 @@ def test_frames_that_need_not_be_sent_are_no_load_that_the_link_must_hold(sent_o
         now = i / 200
         adaptation.offered(now)
         if i % sent_of:
-            adaptation.spared(now)
+            adaptation.withdrawn(now)
         else:
             adaptation.choose(now)
     assert adaptation.holds is holds
@@ -254,5 +271,5 @@ def test_frames_that_need_not_be_sent_are_no_load_that_the_link_must_hold(sent_o
 
 def test_sparing_a_frame_that_is_forgotten_already_changes_nothing():
     adaptation = Adaptation(ladder(4704), LINK, Goal())
-    adaptation.spared(1.0)
+    adaptation.withdrawn(1.0)
     assert adaptation.choose(1.0) == 4

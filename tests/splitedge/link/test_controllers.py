@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitedge.link import controllers
-from splitedge.link.controllers import CONTROLLERS, WINDOW, Adaptive, Fixed, PipeEdge, QuantPipe, Step, View, within
+from splitedge.link.controllers import CONTROLLERS, WINDOW, Adaptive, Fixed, PipeEdge, QuantPipe, RungCost, View, within
 
-STEPS = [Step(bits, 1000.0 * bits, 4.0**-bits) for bits in (16, 8, 6, 4, 3, 2)]
+STEPS = [RungCost(bits, 1000.0 * bits, 4.0**-bits) for bits in (16, 8, 6, 4, 3, 2)]
 FPS = 10.0
 
 
@@ -32,7 +32,7 @@ def test_adaptive_takes_the_most_accurate_rung_that_fits():
 
 
 def test_adaptive_leaves_a_rung_that_a_cheaper_one_beats_and_never_takes_it():
-    steps = [Step(8, 8000.0, 0.1), Step(2, 2000.0, 0.9), Step(1, 1500.0, 0.2)]
+    steps = [RungCost(8, 8000.0, 0.1), RungCost(2, 2000.0, 0.9), RungCost(1, 1500.0, 0.2)]
     controller = Adaptive(1)
     chosen = [controller.choose(view(i / FPS, 25_000.0), steps) for i in range(100)]
     assert set(chosen) == {2}

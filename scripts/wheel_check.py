@@ -1,0 +1,49 @@
+"""Check a wheel of splitedge: metadata that an index accepts, and the files that it must and must not have.
+
+python scripts/wheel_check.py WHEEL
+"""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from pathlib import Path
+from typing import Final
+
+from packaging.metadata import Metadata
+from packaging.utils import parse_wheel_filename
+
+PACKAGES: Final = {"calibration", "device_profiles", "edge_agent", "edge_server", "kernels", "splitedge"}
+DATA: Final = ("device_profiles/known/pi5.json", *(f"{name}/py.typed" for name in sorted(PACKAGES)))
+
+
+def main() -> None:
+    wheel = Path(sys.argv[1])
+    found = problems(wheel)
+    for problem in found:
+        print(f"{wheel.name}: {problem}", file=sys.stderr)
+    sys.exit(bool(found))
+
+
+def problems(wheel: Path) -> list[str]:
+    """What is wrong with ``wheel``. Raises `packaging.metadata.InvalidMetadata` for metadata that no index accepts."""
+    name, version, _, tags = parse_wheel_filename(wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        files = set(archive.namelist())
+        info = f"{name}-{version}.dist-info"
+        metadata = Metadata.from_email(archive.read(f"{info}/METADATA"), validate=True)
+    tops = {file.split("/")[0] for file in files} - {info}
+    checks = {
+        f"its packages are {sorted(tops)}": tops == PACKAGES,
+        f"its tags are {sorted(map(str, tags))}": {str(tag) for tag in tags} == {"py3-none-any"},
+        "its description is empty": bool(metadata.description),
+        f"its description is {metadata.description_content_type}": metadata.description_content_type == "text/markdown",
+        f"its licence is {metadata.license_expression}": metadata.license_expression == "Apache-2.0",
+        "it has no licence text": f"{info}/licenses/LICENSE" in files,
+        "it has no commands": f"{info}/entry_points.txt" in files,
+    } | {f"{file} is missing": file in files for file in DATA}
+    return [problem for problem, fine in checks.items() if not fine]
+
+
+if __name__ == "__main__":
+    main()

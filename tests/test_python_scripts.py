@@ -1,0 +1,44 @@
+"""Python scripts: the recording of a terminal, and the check of a wheel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+METADATA = "Metadata-Version: 2.4\nName: splitedge\nVersion: 1.0\n"
+
+
+def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, ROOT / "scripts" / name, *arguments], capture_output=True, text=True)
+
+
+def test_a_recording_holds_what_remains_on_the_terminal_and_no_font_of_another_host(tmp_path: Path) -> None:
+    out = tmp_path / "demo.svg"
+    shown = r"printf 'work\n\033[1A\033[2Kdone\n\033[31mred\033[0m\n'"
+    done = script("record_demo.py", "--out", str(out), "--title", "a title", "--", "sh", "-c", shown)
+    text = out.read_text()
+    assert done.returncode == 0
+    assert "done" in text
+    assert "red" in text
+    assert "a&#160;title" in text or "a title" in text
+    assert "work" not in text
+    assert "font-face" not in text
+
+
+def test_a_command_that_fails_leaves_no_recording(tmp_path: Path) -> None:
+    out = tmp_path / "demo.svg"
+    assert script("record_demo.py", "--out", str(out), "--", "sh", "-c", "exit 3").returncode == 3
+    assert not out.exists()
+
+
+def test_a_wheel_without_its_packages_is_refused(tmp_path: Path) -> None:
+    wheel = tmp_path / "splitedge-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("splitedge-1.0.dist-info/METADATA", METADATA)
+        archive.writestr("splitedge/__init__.py", "")
+    done = script("wheel_check.py", str(wheel))
+    assert done.returncode == 1
+    assert "edge_agent/py.typed" in done.stderr
