@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
-import os
 import re
 import shlex
-import sys
 import tomllib
-from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from packaging.requirements import Requirement
-from PIL import Image
 
 from benchmarks import readme
 from benchmarks.first_hour import INSTALLATIONS, Block, blocks
 from edge_agent import cli as agent_cli
 from edge_server import cli as server_cli
-from tests.small_server import TOKEN, SmallServer
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -187,32 +181,3 @@ def test_the_notices_name_every_dependency() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", read("mkdocs.yml")))
     assert listed == {name.removeprefix("docs/") for name in NAMES if name.startswith("docs/")}
-
-
-@pytest.mark.slow
-async def test_the_examples_of_the_python_reference_run(tmp_path: Path) -> None:
-    examples = [
-        block.text for block in blocks("", read("docs/reference/python-api.md")) if "edge_agent.config" in block.text
-    ]
-    assert len(examples) == 2
-    Image.new("RGB", (32, 24)).save(tmp_path / "photo.jpg")
-    async with SmallServer(name="flowers") as server:
-        variables = {
-            "SPLITEDGE_SERVER": server.url,
-            "SPLITEDGE_TOKEN": TOKEN,
-            "SPLITEDGE_CACHE_DIR": str(tmp_path / "cache"),
-        }
-        printed = [await python(example, tmp_path, variables) for example in examples]
-    assert printed == ["flowers 8471\n", "input 8471\n"]
-
-
-async def python(code: str, folder: Path, variables: dict[str, str]) -> str:
-    """What ``code`` prints in a process of its own, with no settings but ``variables``."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SPLITEDGE_")}
-    environ = kept | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(folder)} | variables
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, cwd=folder, env=environ, stdout=PIPE, stderr=PIPE
-    )
-    out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return out.decode()
