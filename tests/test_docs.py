@@ -16,7 +16,11 @@ from packaging.requirements import Requirement
 from benchmarks import readme
 from benchmarks.first_hour import INSTALLATIONS, Block, blocks
 from edge_agent import cli as agent_cli
+from edge_agent.api import metrics
+from edge_agent.runtime import status
+from edge_agent.runtime.results import Counters
 from edge_server import cli as server_cli
+from edge_server.api.metrics import ServerCounters
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -181,3 +185,16 @@ def test_the_notices_name_every_dependency() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", read("mkdocs.yml")))
     assert listed == {name.removeprefix("docs/") for name in NAMES if name.startswith("docs/")}
+
+
+def test_the_http_page_lists_every_metric() -> None:
+    full = {
+        "ready": True, "queue": {"frames": 0, "bytes": 0}, "reconnects_total": 0, "plans_total": 0,
+        "link": dict.fromkeys(status._LINK_GAUGES, 0), "energy": {"joules": 1.0, "joules_per_frame": 1.0},
+    }  # fmt: skip
+    text = metrics.render(Counters(), status.gauges(full), {"id": "a"}) + ServerCounters().render(0)
+    exposed = set(re.findall(r"^# TYPE splitedge_(\w+)", text, re.MULTILINE))
+    agent, server = read("docs/reference/http-api.md").partition("## Metrics")[2].split("splitedge_server_")
+    names = {name for row in re.findall(r"^\| (`.*?) \|", agent, re.MULTILINE) for name in re.findall(r"`(\w+)", row)}
+    names |= {f"server_{name}" for name in re.findall(r"^\| `(\w+)", server, re.MULTILINE)}
+    assert names == exposed
