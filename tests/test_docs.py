@@ -198,3 +198,9 @@ def test_the_http_page_lists_every_metric() -> None:
     names = {name for row in re.findall(r"^\| (`.*?) \|", agent, re.MULTILINE) for name in re.findall(r"`(\w+)", row)}
     names |= {f"server_{name}" for name in re.findall(r"^\| `(\w+)", server, re.MULTILINE)}
     assert names == exposed
+
+
+def test_the_manual_of_the_benchmarks_lists_every_script() -> None:
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if '__name__ == "__main__"' in path.read_text()}
+    listed = set(re.findall(r"^\| `(\w+)` \|", read("benchmarks/README.md"), re.MULTILINE))
+    assert listed == scripts - {"readme"}
