@@ -220,7 +220,7 @@ def _quantize_values(words, counted, count, x, row_bytes, columns, place, scratc
 
 
 class Attention(NamedTuple):
-    """The tensors of an attention, x [tokens, 3 * channels] and y [tokens, channels], as arena offsets; its parameters."""
+    """x [tokens, 3 * channels] and y [tokens, channels] as arena offsets, and the parameters of the attention."""
 
     x: int
     y: int
