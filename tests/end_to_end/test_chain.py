@@ -124,7 +124,7 @@ async def test_a_stage_takes_frames_by_every_codec_of_the_ladder(boards: Boards)
         for rung, made in enumerate(agent.plan.ladder):
             encoded = agent._replanner.plan.engine.process(frames(1)[0], lambda rung=rung: rung)  # type: ignore[misc]
             [running] = boards.stage._plans.open.values()
-            assert running.compute(Frame(0, rung, 0, encoded.payload)).payload
+            assert running.encode(Frame(0, rung, 0, encoded.payload)).payload
             kinds |= {frozenset(codec.work(made, [1]))}
         assert len(kinds) > 1, "the ladder has nothing but packed codecs"
 

@@ -95,7 +95,7 @@ def python(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def dispatchers() -> dict[str, Any]:
     """Every kernel of the package that keeps compiled code: `inline` helpers are compiled with those that call them."""
-    modules = [importlib.import_module(f"kernels.{found.name}") for found in pkgutil.iter_modules(kernels.__path__)]
+    modules = [importlib.import_module(found.name) for found in pkgutil.walk_packages(kernels.__path__, "kernels.")]
     found = [value for module in modules for value in vars(module).values() if isinstance(value, CPUDispatcher)]
     return {f"{each.py_func.__module__}.{each.__name__}": each for each in found if each._cache.cache_path}
 

@@ -73,8 +73,10 @@ def test_what_is_kept_is_bounded_and_a_broken_file_is_as_none(tmp_path: Path) ->
         kept.put(f"model {i}", KeptDryRun(DryRun("0" * 64, [float(i)]), {}))
     assert kept.get("model 2") is None
     assert kept.get("model 18") == KeptDryRun(DryRun("0" * 64, [18.0]), {})
-    kept.put("model 18", None)
-    assert kept.get("model 18") is None
+    kept.put("replaced", KeptDryRun(DryRun("2" * 64, []), {}))
+    kept.remove("2" * 64)
+    assert kept.get("replaced") is None
+    assert kept.get("model 18") is not None
     (tmp_path / "rehearsals.json").write_text("[1, 2")
     assert kept.get("model 17") is None
     found = KeptDryRun(DryRun("1" * 64, []), {"a" * 64: 2.0})

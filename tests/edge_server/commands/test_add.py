@@ -134,7 +134,7 @@ def test_the_float_models_top1_is_shown_and_doubted_where_it_is_chance(
     assert "warning: with 10 classes" in shown
     monkeypatch.setenv("COLUMNS", "150")
     models(tmp_path / "s")
-    assert "top1, float 0.0 %" in capsys.readouterr().out
+    assert "(0.0 %)" in capsys.readouterr().out
 
 
 def test_chance_is_not_thrice_itself_for_few_classes() -> None:

@@ -302,6 +302,21 @@ def test_rivals_are_the_best_of_each_other_cut_with_what_they_break() -> None:
     assert all(objective >= pick.objective for objective in feasible)
 
 
+def test_the_drop_of_a_cut_that_loses_too_much_is_the_limit_that_admits_it() -> None:
+    table = network(levels=(Level(0.25, 2e-5), Level(1.0, 3e-5), Level(5.0, 0.2)))
+
+    def broken(max_drop: float) -> dict[int, tuple[tuple[str, ...], float]]:
+        asked = request(demand=demand(max_drop_points=max_drop))
+        found = runners_up(table, asked, choose(table, asked))
+        return {one.pick.option: (one.broken, one.pick.drop_points) for one in found}
+
+    beyond = {option: drop for option, (names, drop) in broken(0.25).items() if names}
+    assert set(beyond.values()) == {1.0, 5.0}
+    for option, drop in beyond.items():
+        assert broken(drop).get(option, ((), drop))[0] == ()  # it is chosen, or loses for another reason
+        assert broken(drop - 0.1)[option] == (("max_drop_points",), drop)
+
+
 def test_infeasible_names_the_constraint_and_what_would_do() -> None:
     with raises(errors.InfeasibleError, binding=["max_latency_ms"], all_of=False) as caught:
         choose(TABLE, request(demand=demand(max_latency_ms=1.0)))
