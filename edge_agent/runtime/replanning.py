@@ -71,8 +71,8 @@ class RetiringPlans:
 class Replanner:
     """Keeps ``plan`` in force.
 
-    ``say`` is called with status messages. ``on_link`` is called when the link goes down, comes back, carries too little,
-    or enough again.
+    ``say`` is called with status messages. ``on_link`` is called when the link goes down, comes back, carries too
+    little, or enough again.
     """
 
     def __init__(self, settings: Settings, prepare: Prepare, say: StatusCallback, on_link: StatusCallback) -> None:
