@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from calibration.bundle import bundle
+from calibration.accuracy import tail_runs
 from device_profiles import schema
 from device_profiles.measure import SHAPES, describe, one_operator
 from device_profiles.predict import op_bytes, op_macs
@@ -36,7 +36,7 @@ def _library(network: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.MonkeyPatch.context() as patch
     ):  # tails of round figures, as the profile's: what is planned must not depend on the machine's load
         patch.setattr(
-            bundle, "_tail_ms", lambda model, graph, cut: 0.0 if cut.kind == "output" else 0.02 / (1 + cut.index)
+            tail_runs, "tail_ms", lambda model, graph, cut: 0.0 if cut.kind == "output" else 0.02 / (1 + cut.index)
         )
         add(folder, request_of(network))
     return folder
