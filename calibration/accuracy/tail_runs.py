@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.accuracy.evaluation import Spot, Tail, quantization_of, tail_of
+from calibration.accuracy.evaluation import OfferedCut, Tail, quantization_of, tail_of
 from calibration.importing.graph import Graph, tail_model
 from calibration.importing.sessions import session
 from calibration.lowering import layers
@@ -28,13 +28,13 @@ RUNS: Final = 9
 WARM_UP: Final = 2
 
 
-def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:
+def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> OfferedCut:
     """The offered ``cut``, whose tensor the head holds as ``tensor``, for measurement. Its tail runs in one thread."""
     load: Callable[[], Tail] | None = None
     if cut.kind != "output":
         load = functools.partial(tail_runner, model, network.graph, cut.tensor, threads=1)
     tokens = 0 if cut.padding is None else math.prod(network.graph.shapes[network.graph.input])
-    return Spot(cut.index, cut.tensor, quantization_of(tensor), math.prod(cut.shape), load, tokens)
+    return OfferedCut(cut.index, cut.tensor, quantization_of(tensor), math.prod(cut.shape), load, tokens)
 
 
 def tail_runner(model: onnx.ModelProto, graph: Graph, tensor: str, threads: int = 0) -> Tail:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from calibration.accuracy import codec_search, cosine_model, drop_model, tail_runs, trials
 from calibration.accuracy import evaluation as accuracy
 from calibration.accuracy.codec_search import Fitted
-from calibration.accuracy.evaluation import Spot
+from calibration.accuracy.evaluation import OfferedCut
 from calibration.accuracy.sensitivity import Probe, enough, fit
 from calibration.accuracy.tail_runs import runner
-from calibration.accuracy.trials import Site, Trial
+from calibration.accuracy.trials import MeasuredCut, Trial
 from calibration.bundle.bundle import Bundle, picture_of
 from calibration.bundle.cache import Cache, key, remembered
 from calibration.bundle.manifest import (
@@ -186,7 +186,7 @@ class _Calibrator:
         made = lower(self.network, self.calibration, cut, bits, self._name, self.samples.preprocess)
         return made.head(), made.index
 
-    def sites(self) -> list[Site]:
+    def sites(self) -> list[MeasuredCut]:
         """The measurements at the offered cuts, with the 8-bit head."""
         offered = [p.cut for p in self.places if p.offered]
         head, index = self.head(offered[-1].tensor, 8)
@@ -204,9 +204,9 @@ class _Calibrator:
             known = {(one.rule, one.bits) for one in noise.codecs}
             histogram.keep({(one.rule, one.bits): one.codec for one in own if (one.rule, one.bits) in known})
         weights = [{la.out: la.weight.size for la in self.network.weighted(cut.tensor)} for cut in offered]
-        return [Site(*each) for each in zip(spots, histograms, found, weights, strict=True)]
+        return [MeasuredCut(*each) for each in zip(spots, histograms, found, weights, strict=True)]
 
-    def _histograms(self, head: Head, taps: list[int], spots: Sequence[Spot]) -> list[Histogram]:
+    def _histograms(self, head: Head, taps: list[int], spots: Sequence[OfferedCut]) -> list[Histogram]:
         graph, tensors = self.network.graph, [s.tensor for s in spots]
         if self.network.source != "u8":
             counted = activations.count_values(self.model, graph, tensors, self.samples, self._progress)
@@ -220,7 +220,7 @@ class _Calibrator:
             if q is not None
         ]
 
-    def _families(self, head: Head, taps: list[int], spots: Sequence[Spot]) -> list[list[Fitted]]:
+    def _families(self, head: Head, taps: list[int], spots: Sequence[OfferedCut]) -> list[list[Fitted]]:
         """Codecs fitted to the tensor at each cut; none at the output, where nothing is sent, and for a picture, which has JPEG."""
         self._progress("codecs of cuts", 0, len(spots))
         values = codec_search.gather(head, taps, [spot.quantization for spot in spots], self.samples[SEEN])
@@ -261,7 +261,9 @@ class _Calibrator:
             for layer, noise, size in zip(self.weighted, found, in_order(sizes, self.weighted), strict=True)
         }
 
-    def accuracy_model(self, sites: Sequence[Site], noises: dict[str, LayerNoise]) -> tuple[AccuracyModel, list[Trial]]:
+    def accuracy_model(
+        self, sites: Sequence[MeasuredCut], noises: dict[str, LayerNoise]
+    ) -> tuple[AccuracyModel, list[Trial]]:
         """The accuracy model, from trials of whole heads. Its noise is the sum of the parts' noises, which is what a planner knows."""
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
         step = -(-len(judged) // trials.most(math.prod(self.samples.preprocess.shape), outputs[0].size))
@@ -319,7 +321,7 @@ def calibrate(
         return Calibration({}, {})
     graph, reachable = network.graph, network.reachable()
     tensors = [graph.input, *(la.out for la in network.layers if la.out in reachable and la.out in graph.shapes)]
-    found = activations.observe(model, graph, tensors, samples, progress)
+    found = activations.collect_statistics(model, graph, tensors, samples, progress)
     quantizations = {t: activations.quantization(*activations.best_range(s)) for t, s in found.items()}
     if graph.output in found:
         quantizations[graph.output] = _output_quantization(network, found[graph.output])
