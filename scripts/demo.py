@@ -6,6 +6,7 @@ Nothing in the table is made up: every row is a run on this machine. Only the li
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -56,6 +57,10 @@ def main() -> None:
         demo(given.json)
     except errors.SplitEdgeError as error:
         sys.exit(f"demo: {error.message}")
+    except subprocess.CalledProcessError:
+        sys.exit("demo: the calibration failed; read the message above, and run again")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def demo(out: Path | None) -> None:
@@ -68,8 +73,7 @@ def demo(out: Path | None) -> None:
     store = prepared(steps, found)
     frames = Frames.of(unseen)
     with steps("measurement", f"5 ways, {len(unseen)} photos that calibration never saw") as status:
-        run = ways.run(frames, store, CACHE / "agent", lambda text: status.update(f"measurement: {text}"))
-        measured = sorted(run, key=lambda way: not any(way.sent))
+        measured = list(ways.run(frames, store, CACHE / "agent", lambda text: status.update(f"measurement: {text}")))
     show(measured, frames)
     show_answers(measured, frames)
     show_next(store, unseen[0])

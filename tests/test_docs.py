@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
-import os
 import re
 import shlex
-import sys
 import tomllib
-from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from packaging.requirements import Requirement
-from PIL import Image
 
 from benchmarks import readme
 from benchmarks.first_hour import INSTALLATIONS, Block, blocks
 from edge_agent import cli as agent_cli
+from edge_agent.api import metrics
+from edge_agent.runtime import status
+from edge_agent.runtime.results import Counters
 from edge_server import cli as server_cli
-from tests.small_server import TOKEN, SmallServer
+from edge_server.api.metrics import ServerCounters
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -189,30 +187,21 @@ def test_every_page_is_in_the_navigation() -> None:
     assert listed == {name.removeprefix("docs/") for name in NAMES if name.startswith("docs/")}
 
 
-@pytest.mark.slow
-async def test_the_examples_of_the_python_reference_run(tmp_path: Path) -> None:
-    examples = [
-        block.text for block in blocks("", read("docs/reference/python-api.md")) if "edge_agent.config" in block.text
-    ]
-    assert len(examples) == 2
-    Image.new("RGB", (32, 24)).save(tmp_path / "photo.jpg")
-    async with SmallServer(name="flowers") as server:
-        variables = {
-            "SPLITEDGE_SERVER": server.url,
-            "SPLITEDGE_TOKEN": TOKEN,
-            "SPLITEDGE_CACHE_DIR": str(tmp_path / "cache"),
-        }
-        printed = [await python(example, tmp_path, variables) for example in examples]
-    assert printed == ["flowers 8471\n", "input 8471\n"]
+def test_the_http_page_lists_every_metric() -> None:
+    full = {
+        "ready": True, "queue": {"frames": 0, "bytes": 0}, "reconnects_total": 0, "plans_total": 0,
+        "link": dict.fromkeys(status._LINK_GAUGES, 0), "energy": {"joules": 1.0, "joules_per_frame": 1.0},
+    }  # fmt: skip
+    text = metrics.render(Counters(), status.gauges(full), {"id": "a"}) + ServerCounters().render(0)
+    exposed = set(re.findall(r"^# TYPE splitedge_(\w+)", text, re.MULTILINE))
+    agent, server = read("docs/reference/http-api.md").partition("## Metrics")[2].split("splitedge_server_")
+    names = {name for row in re.findall(r"^\| (`.*?) \|", agent, re.MULTILINE) for name in re.findall(r"`(\w+)", row)}
+    names |= {f"server_{name}" for name in re.findall(r"^\| `(\w+)", server, re.MULTILINE)}
+    assert names == exposed
 
 
-async def python(code: str, folder: Path, variables: dict[str, str]) -> str:
-    """What ``code`` prints in a process of its own, with no settings but ``variables``."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SPLITEDGE_")}
-    environ = kept | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(folder)} | variables
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, cwd=folder, env=environ, stdout=PIPE, stderr=PIPE
-    )
-    out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return out.decode()
+def test_the_manual_of_the_benchmarks_lists_every_script() -> None:
+    mains = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if '__name__ == "__main__"' in path.read_text()}
+    listed = set(re.findall(r"^\| `(\w+)` \|", read("benchmarks/README.md"), re.MULTILINE))
+    children = {"board", "restricted", "slower"}  # processes that others start
+    assert listed == mains - children - {"readme"}

@@ -111,6 +111,7 @@ def _refusals() -> Iterator[None]:
         raise errors.ModelError(
             f"agents would refuse a head of this model ({reason}); use a smaller model or a smaller input",
             reason="over-limits",
+            limit=error.data.get("reason"),
         ) from error
 
 
@@ -191,7 +192,7 @@ def layer_bits(
     given = [("", weight_bits)] if isinstance(weight_bits, int) else weight_bits.items()
     for out, bits in given:
         if not 2 <= bits <= 8 and (out, bits) not in known:
-            raise errors.UsageError(f"weights cannot have {bits} bits; choose 2 to 8", reason="bits")
+            raise errors.UsageError(f"weights cannot have {bits} bits; choose 2 to 8", reason="bits", bits=bits)
     if isinstance(weight_bits, int):
         return dict.fromkeys(heads, weight_bits)
     if wrong := sorted(set(heads) ^ set(weight_bits)):
