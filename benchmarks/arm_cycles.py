@@ -100,7 +100,8 @@ def core_rows(core: Core, folder: Path | None) -> list[dict[str, Any]]:
 
 def assemble(isa_name: str) -> dict[str, tuple[str, int]]:
     """Assembly of each tile (rows x columns) of this process' instruction set, and the products of one turn of its main loop."""
-    from kernels import emit, gemm
+    from kernels import emit
+    from kernels.operators import gemm
 
     per_turn = max(emit.TARGET.spans) * gemm.GROUP * gemm.LANES
     return {
@@ -111,23 +112,26 @@ def assemble(isa_name: str) -> dict[str, tuple[str, int]]:
 
 
 def _compile(isa_name: str, rows: int, vectors: int) -> str:
-    from kernels import gemm, isa
+    from kernels import isa
+    from kernels.operators import gemm
 
-    return compile_body(gemm._TILE_ARGS, gemm._tile_body(rows, vectors), "aarch64", *isa.ARM_MODEL[isa_name])
+    return compile_body(gemm.Tile, gemm.tile_body(rows, vectors), "aarch64", *isa.ARM_MODEL[isa_name])
 
 
-def compile_body(kinds: list[Any], body: Any, architecture: str, cpu: str, features: str) -> str:
-    """Assembly of a function whose arguments are of ``kinds`` and whose IR is written by ``body``(builder, arguments)."""
+def compile_body(fields: Any, body: Any, architecture: str, cpu: str, features: str) -> str:
+    """Assembly of a function with the arguments ``fields``, a NamedTuple class; ``body``(builder, arguments) generates its IR."""
     import llvmlite.binding as llvm
     from llvmlite import ir
+
+    from kernels import emit
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     module = ir.Module()
     module.triple = f"{architecture}-unknown-linux-gnu"
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "kernel")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), emit.ir_types(fields)), "kernel")
     builder = ir.IRBuilder(function.append_basic_block())
-    body(builder, list(function.args))
+    body(builder, fields(*function.args))
     builder.ret_void()
     machine = llvm.Target.from_triple(module.triple).create_target_machine(cpu=cpu, features=features, opt=3)
     parsed = llvm.parse_assembly(str(module))

@@ -42,13 +42,13 @@ def kept(name: str, make: Callable[[], Mapping[str, bytes]], made_by: str | None
     return {path.name: path.read_bytes() for path in sorted(place.iterdir())}
 
 
-def fingerprint(sources: Sequence[str] = _SOURCES) -> str:
+def fingerprint(sources: Sequence[str] = _SOURCES, packages: Sequence[str] = _PACKAGES) -> str:
     """Hash of the sources, folders in this working tree, and of the versions of the packages that make the files."""
     digest = hashlib.sha256()
     for folder in sources:
         for path in sorted((_ROOT / folder).rglob("*.py")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    digest.update(repr([_version(package) for package in _PACKAGES]).encode())
+    digest.update(repr([_version(package) for package in packages]).encode())
     return digest.hexdigest()[:16]
 
 

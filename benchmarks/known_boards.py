@@ -333,16 +333,17 @@ def elementwise(lanes: int, model: str) -> dict[str, float]:
 
 def assemble(model: str) -> dict[str, Any]:
     """Assembly of this process' instruction set: GEMM's tiles with the products of a turn, its epilogue's tile, whole depthwise loops."""
-    from kernels import depthwise, emit, gemm, isa
+    from kernels import emit, isa
+    from kernels.operators import depthwise, gemm
 
     target = emit.TARGET
     architecture, cpu, features = ("x86_64", model, "") if isa.X86 else ("aarch64", *isa.ARM_MODEL[isa.ISA])
 
-    def compiled(kinds: list[Any], body: Any) -> str:
-        return arm_cycles.compile_body(kinds, body, architecture, cpu, features)
+    def compiled(fields: Any, body: Any) -> str:
+        return arm_cycles.compile_body(fields, body, architecture, cpu, features)
 
     def tile(rows: int, vectors: int) -> str:
-        return compiled(gemm._TILE_ARGS, gemm._tile_body(rows, vectors))
+        return compiled(gemm.Tile, gemm.tile_body(rows, vectors))
 
     tall = {f"tallx{vectors}": tile(heights[0], vectors) for vectors, heights in target.tiles.items()}
     widest = max(target.tiles)
@@ -350,7 +351,7 @@ def assemble(model: str) -> dict[str, Any]:
         "gemm": tall | {f"onex{vectors}": tile(1, vectors) for vectors in target.tiles},
         "epilogue": (tall[f"tallx{widest}"], target.tiles[widest][0] * widest * gemm.LANES),
         "depthwise": {
-            k: compiled(depthwise._SLIDE_ARGS, depthwise._slide_body(depthwise.BLOCKS[0], k, 1)) for k in (3, 5)
+            k: compiled(depthwise.Slide, depthwise.slide_body(depthwise.BLOCKS[0], k, 1)) for k in (3, 5)
         },
         "block": depthwise.BLOCKS[0], "lanes": gemm.LANES, "group": gemm.GROUP, "widest": widest,
     }  # fmt: skip

@@ -75,8 +75,8 @@ def ours(layer: Layer, us: float, least: int = 1) -> tuple[int, Call]:
     random = np.random.default_rng(1)
     memory.arena[:] = random.integers(0, 256, memory.arena.size).astype(np.uint8)
     times = max(least, round(us * 1e3 / max(layer.operations / (30 if layer.depthwise else 300), 1)))
-    table = memory._replace(ops=np.repeat(memory.ops, times, axis=0), reals=np.repeat(memory.reals, times, axis=0))
-    return times, lambda: program.run(table, *one._families, 0, times, one._table.scratch_bytes, 0, 1)
+    table = memory._replace(operators=np.repeat(memory.operators, times))
+    return times, lambda: program.run(table, *one._operator_sets, 0, times, one._table.scratch_bytes, 0, 1)
 
 
 def _segment(layer: Layer) -> seg.Segment:

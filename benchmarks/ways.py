@@ -67,8 +67,9 @@ DROPS: Final[dict[Mode, tuple[float, ...]]] = {
     "server": (3.0, 5.0),
 }
 QUICK_PHOTOS: Final = 24
-#: What a store is made by.
+#: What a store is made by. Other packages that are there or not make no new one.
 _SOURCES: Final = ("calibration", "kernels", "splitedge/head", "splitedge/codec", "splitedge/protocol")
+_PACKAGES: Final = (lite0.PACKAGE, "numpy", "onnx", "onnxruntime")
 _SIZE: Final = struct.Struct("<I")
 
 
@@ -124,7 +125,7 @@ def rows(ways: Sequence[Way], frames: Frames) -> list[dict[str, str]]:
             "way": way.title, "bytes/frame": f"{fmean(way.sent):,.0f}", "ms/frame": f"{median(way.ms):.1f}",
             "as float": f"{_same(way.classes, frames.floats)}/{count}", "right": f"{_same(way.classes, frames.classes)}/{count}",
             "bound": f"{way.plan.demand.max_drop_points:g}" if way.plan else "-",
-            "points lost": f"{drop:.1f} ({low:.1f} to {high:.1f})",
+            "points lost": "{:.1f} ({:.1f} to {:.1f})".format(*(round(one, 1) + 0.0 for one in (drop, low, high))),
         })  # fmt: skip
     return found
 
@@ -172,7 +173,7 @@ def run(frames: Frames, store: Path, folder: Path, say: Say) -> Iterator[Way]:
         def through_agent(name: str, mode: Mode) -> Way:
             options = {
                 "server": f"http://127.0.0.1:{relay.port}", "token": token, "model": MODEL, "cache_dir": str(folder), "topk": 1,
-                "demand.mode": mode, "link.replan": False,
+                "demand.mode": mode, "demand.max_away_s": 60.0, "link.replan": False,
             }  # fmt: skip
             for drop in DROPS[mode]:
                 settings = config.load(options=options | {"demand.max_drop_points": drop}, environ={})
@@ -186,9 +187,9 @@ def run(frames: Frames, store: Path, folder: Path, say: Say) -> Iterator[Way]:
         split = through_agent("split", "split")
         say("the input as WebP")
         yield _through_webp(frames, fmean(split.sent))
+        yield split
         yield _through_onnxruntime(frames, store)
         yield through_agent("device", "device")
-        yield split
 
 
 async def _through_agent(name: str, settings: config.Settings, frames: Frames, relay: Relay, say: Say) -> Way:
@@ -287,7 +288,7 @@ def add_command(found: Sequence[Photo], store: Path) -> list[str]:
 
 def store_folder() -> Path:
     """Where `calibrated` makes its store."""
-    return CACHE / f"store-{fingerprint(_SOURCES)}"
+    return CACHE / f"store-{fingerprint(_SOURCES, _PACKAGES)}"
 
 
 def int8(store: Path) -> bytes:

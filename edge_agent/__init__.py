@@ -1,6 +1,7 @@
 """The program on the board: the integer head, the stream to the server, the local API.
 
-Its Python API is `connect` for blocking code and `Agent` for asyncio. The names below are imported on first use, so that ``import edge_agent`` is fast.
+Its Python API is `connect` for blocking code and `Agent` for asyncio. The names below are imported on first use, so
+that ``import edge_agent`` is fast.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.runtime.agent import Agent, AnyFrame
 from edge_agent.runtime.results import Result
 from splitedge import errors
@@ -22,14 +23,20 @@ T = TypeVar("T")
 
 
 def connect(
-    server: str | None = None, model: str | None = None, *, config: str | Path | None = None, **settings: Any
+    server: str | None = None,
+    model: str | None = None,
+    *,
+    config: str | Path | None = None,
+    progress: StatusCallback = lambda _: None,
+    **settings: Any,
 ) -> BlockingAgent:
-    """A started agent of ``server`` and ``model``; close it, or use it in ``with``. The keywords are those of `Agent.connect`.
+    """A started agent of ``server`` and ``model``; close it, or use it in ``with``. The keywords are those of
+    `Agent.connect`.
 
-    The first start on a board measures it, which takes one to two minutes. Raises `errors.ConfigError` for a wrong setting, and the
-    error that prevents the start.
+    The first start on a board measures it, which takes one to two minutes. Raises `errors.ConfigError` for a wrong
+    setting, and the error that prevents the start.
     """
-    return BlockingAgent(Agent.connect(server, model, config=config, **settings))
+    return BlockingAgent(Agent.connect(server, model, config=config, progress=progress, **settings))
 
 
 class BlockingAgent:
@@ -65,7 +72,9 @@ class BlockingAgent:
         return self._agent.plan
 
     def infer(self, frame: AnyFrame) -> Result:
-        """The answer to ``frame``; accepts and raises what `Agent.infer` does. Several threads may call it at the same time."""
+        """The answer to ``frame``; accepts and raises what `Agent.infer` does. Several threads may call it at the same
+        time.
+        """
         return self._wait(self._agent.infer(frame))
 
     @overload
@@ -77,7 +86,9 @@ class BlockingAgent:
     def infer_many(
         self, frames: Iterable[AnyFrame], *, return_errors: bool = False
     ) -> Iterator[Result | errors.SplitEdgeError]:
-        """The answers to ``frames``, in their order, several frames at a time, as `Agent.infer_many` does. ``frames`` is read in another thread."""
+        """The answers to ``frames``, in their order, several frames at a time, as `Agent.infer_many` does. ``frames``
+        is read in another thread.
+        """
         many: Any = self._agent.infer_many
         answers: AsyncIterator[Result | errors.SplitEdgeError] = many(frames, return_errors=return_errors)
         try:

@@ -1,4 +1,5 @@
-"""Send a photo to the local HTTP API of a running agent. It needs only the standard library: other programs and languages can do the same.
+"""Send a photo to the local HTTP API of a running agent. It needs only the standard library: other programs and
+languages can do the same.
 
 edge-agent run --server SERVER --model MODEL
 python examples/http_client.py http://127.0.0.1:8471 PHOTO

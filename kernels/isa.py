@@ -1,11 +1,14 @@
-"""Which instruction set the JIT may use: decided once, before numba is imported.
+"""The choice of the instruction set, made once, before Numba is imported.
 
-``SPLITEDGE_ISA`` (a name in `ISAS`) overrides the choice, where the machine has that set: another would abort the process. Every choice gives
-the same bits; they differ in speed.
+``SPLITEDGE_ISA`` (a name in `ISAS`) overrides the choice if the machine has that set; any other set would abort the
+process. All sets give the same bits and differ in speed.
 
-On x86 LLVM finds the processor's features itself. On ARM it never finds dotprod and i8mm: they would come only with the name of a core that it
-knows. So there the Linux kernel is asked (its hardware capabilities hold on every core of the machine), and numba is told a generic core with
-exactly the features that were chosen. SVE is never among them.
+On x86, LLVM detects the features of the processor. On ARM it detects neither dotprod nor i8mm unless it knows the name
+of the core. There the choice relies on the hardware capabilities that the Linux kernel reports, which hold on every
+core, and Numba compiles for a generic core with exactly the chosen features. SVE is never one of them.
+
+To add an instruction set, add its name to `X86_ISAS` or `ARM_ISAS`, its features to `_NEEDS`, its compiler options to
+`_MODEL` or `ARM_MODEL`, and its description to `kernels.emit.TARGETS`.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ ARM_ISAS: Final = ("i8mm", "dotprod", "neon", "portable")
 ISAS: Final = X86_ISAS if X86 else ARM_ISAS if ARM else ("portable",)
 
 _AVX512: Final = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
-#: The features that each set needs: LLVM's names on x86, those of /proc/cpuinfo on ARM. A server may have AVX-512 VNNI and not AVX-VNNI.
+#: The features that each set needs: LLVM's names on x86, those of /proc/cpuinfo on ARM. A processor may have AVX-512
+#: VNNI without AVX-VNNI.
 _NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "avx512vnni": _AVX512,
     "avxvnni": ("avx2", "avxvnni"),
@@ -40,7 +44,8 @@ _NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "neon": (),
     "portable": (),
 }
-# What LLVM is told of the processor: on x86 only when a lower set is asked for, so that the loops it vectorizes itself keep to it too.
+# Processor name and features for LLVM. On x86 only for a set below the best one, so that loops that LLVM vectorizes
+# keep to it too.
 _HASWELL: Final = "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt"
 _MODEL: Final = {
     "avxvnni": ("haswell", f"{_HASWELL},+avxvnni"),
@@ -54,18 +59,18 @@ ARM_MODEL: Final = {
     "portable": ("generic", "+fp-armv8,+neon"),
 }
 
-# Bits of the auxiliary vector, as in Linux's asm/hwcap.h: (entry, bit).
+# (entry, bit) in the auxiliary vector, from asm/hwcap.h of Linux.
 _AT_HWCAP, _AT_HWCAP2 = 16, 26
 _HWCAPS: Final = {"asimd": (_AT_HWCAP, 1), "asimddp": (_AT_HWCAP, 20), "sve": (_AT_HWCAP, 22), "i8mm": (_AT_HWCAP2, 13)}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """``isa`` is used; ``told`` is the core and the features that numba must be told of, if any; ``problem`` is for a warning, or empty."""
+    """The chosen instruction set."""
 
     isa: str
-    told: tuple[str, str] | None
-    problem: str = ""
+    model: tuple[str, str] | None  # processor name and features for Numba, or None for its own detection
+    problem: str = ""  # a warning, or empty
 
 
 def host_features() -> frozenset[str]:
@@ -76,61 +81,59 @@ def host_features() -> frozenset[str]:
 
 
 def usable(features: frozenset[str]) -> list[str]:
-    """The sets in `ISAS` that ``features`` allow, fastest first."""
+    """The sets in `ISAS` that a processor with ``features`` has, fastest first."""
     return [name for name in ISAS if features.issuperset(_NEEDS[name])]
 
 
 def best(features: frozenset[str]) -> str:
-    """The fastest of them."""
+    """The fastest set that a processor with ``features`` has."""
     return usable(features)[0]
 
 
 def lower() -> list[str]:
-    """The sets that this machine has below the one in use, fastest first."""
+    """The slower sets that this machine has besides the one in use, fastest first."""
     return [name for name in usable(host_features()) if ISAS.index(name) > ISAS.index(ISA)]
 
 
 def decide(features: frozenset[str], asked: str, numba_loaded: bool) -> Choice:
-    """The choice for a machine with ``features`` where the user ``asked`` for a set (or for none: an empty string)."""
+    """The choice for a machine with ``features``; ``asked``: the set that the user requests, or an empty string."""
     available = used = best(features)
     problem = ""
     if asked and asked not in usable(features):
-        problem = f"SPLITEDGE_ISA={asked[:40]} is not available here; using {available}"
+        problem = f"SPLITEDGE_ISA={asked[:40]} is not available on this machine; using {available}"
     elif asked:
         used = asked
-    told = ARM_MODEL[used] if ARM else _MODEL.get(used) if X86 and used != available else None
-    if told and numba_loaded:
-        problem = "SPLITEDGE_ISA has only part of its effect: numba was imported before kernels"
-        if ARM and used in ("i8mm", "dotprod"):  # LLVM would abort on an instruction that it was not told of
-            used, told = "neon", None
-            problem = "the dot-product instructions stay unused: numba was imported before kernels"
-    return Choice(used, told, problem)
+    model = ARM_MODEL[used] if ARM else _MODEL.get(used) if X86 and used != available else None
+    if model and numba_loaded:
+        problem = "SPLITEDGE_ISA has only a partial effect, because numba was imported before kernels"
+        if ARM and used in ("i8mm", "dotprod"):  # LLVM aborts on an instruction that is not in its features
+            used, model = "neon", None
+            problem = "the dot-product instructions are not used, because numba was imported before kernels"
+    return Choice(used, model, problem)
 
 
 def choose() -> str:
-    """The set to use: the best one, or a lower one named by ``SPLITEDGE_ISA``. Tells numba of it where that is needed."""
+    """The set to use: the best one, or the one in ``SPLITEDGE_ISA``. Configures Numba for it if necessary."""
     loaded = "numba" in sys.modules
     if not loaded and (names := take_over(os.environ)):
-        problem = (
-            f"{', '.join(names)} in the environment has no effect here: splitedge decides how its kernels are compiled"
-        )
+        problem = f"{', '.join(names)} in the environment has no effect: splitedge decides how its kernels are compiled"
         warnings.warn(problem, RuntimeWarning, stacklevel=2)
     choice = decide(host_features(), os.environ.get("SPLITEDGE_ISA", ""), loaded)
     if choice.problem:
         warnings.warn(choice.problem, RuntimeWarning, stacklevel=2)
-    if choice.told:
-        os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = choice.told
+    if choice.model:
+        os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = choice.model
     return choice.isa
 
 
 def take_over(environment: MutableMapping[str, str]) -> list[str]:
-    """Remove numba's variables from ``environment``; returns the names of those that a user set.
+    """Remove Numba's variables from ``environment``; return the names of those that a user set.
 
-    Some make LLVM abort (a processor without the instructions that kernels name), some slow down the kernels that are kept, one switches the
-    compiler off.
+    Some make LLVM abort (a processor without the instructions that kernels use), some slow down the cached kernels, and
+    one switches the compiler off.
     """
-    told = environment.get("NUMBA_CPU_NAME"), environment.get("NUMBA_CPU_FEATURES")
-    ours = told in (*_MODEL.values(), *ARM_MODEL.values())  # a parent process of ours told it
+    model = environment.get("NUMBA_CPU_NAME"), environment.get("NUMBA_CPU_FEATURES")
+    ours = model in (*_MODEL.values(), *ARM_MODEL.values())  # set by a parent process that imported this module
     names = sorted(name for name in environment if name.startswith("NUMBA_"))
     for name in names:
         del environment[name]
@@ -138,19 +141,18 @@ def take_over(environment: MutableMapping[str, str]) -> list[str]:
 
 
 def explain() -> str:
-    """What was found, what was chosen and why, in one line for people."""
+    """One line for people: the features found, the set chosen, and why."""
     features = host_features()
-    found = ", ".join(sorted(features & {*_AVX512, "avxvnni", "avx2", *_HWCAPS})) or "nothing that matters"
+    found = ", ".join(sorted(features & {*_AVX512, "avxvnni", "avx2", *_HWCAPS})) or "no relevant features"
     available = best(features)
-    why = "the fastest set for that" if available == ISA else f"slower than {available}, the fastest set for that"
-    told = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
-    return f"{ISA}, {why}: {'the Linux kernel reports' if ARM else 'LLVM finds'} {found}" + (
-        f"; compiled for {told[0]} {told[1]}" if told[0] else ""
-    )
+    why = "the fastest set here" if available == ISA else f"slower than {available}, the fastest set here"
+    model = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
+    line = f"{ISA}, {why}: {'the Linux kernel reports' if ARM else 'LLVM finds'} {found}"
+    return f"{line}; compiled for {model[0]} {model[1]}" if model[0] else line
 
 
 def cpuinfo_features(path: Path) -> frozenset[str]:
-    """The features that all cores in /proc/cpuinfo share; empty where there is no such file."""
+    """The features that all cores in /proc/cpuinfo share; empty if there is no such file."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -160,7 +162,7 @@ def cpuinfo_features(path: Path) -> frozenset[str]:
 
 
 def _auxiliary_vector() -> frozenset[str]:
-    """Capabilities from the C library's getauxval; empty where there is none."""
+    """Hardware capabilities from getauxval of the C library; empty if there is none."""
     try:
         getauxval = ctypes.CDLL(None).getauxval
     except (AttributeError, OSError):

@@ -1,10 +1,11 @@
-"""All Numba plumbing: the decorator of every kernel, and where compiled code is kept.
+"""Everything about Numba: the decorators `kernel`, `inline` and `macro`, and the cache of compiled code.
 
-Numba's own cache sees a change in the file of the function that it compiled, not in a helper's file, and would run the old kernel after an
-upgrade. So the cache directory is named by a hash of all kernel sources, the versions of numba and llvmlite, and the CPU features.
+Numba's own cache notices a change in the file of a compiled function, but not in the file of a helper, and would run
+the old kernel after an upgrade. Therefore the name of the cache directory contains a hash of all kernel sources, the
+versions of numba and llvmlite, and the CPU features.
 
-LLVM aborts the process on damaged object code, so each file of the cache begins with a hash of its other bytes, which is checked first. A file
-that does not load is removed, and its kernel is compiled again.
+LLVM aborts the process on damaged object code. Therefore each cache file begins with a hash of its contents, which is
+checked before the file is used. A file that does not load is removed, and its kernel is compiled again.
 """
 
 from __future__ import annotations
@@ -31,21 +32,24 @@ import llvmlite.binding as llvm
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, UserProvidedCacheLocator
 
-from kernels import isa  # before numba: it may set what numba reads at import
+from kernels import isa  # before numba: it may set variables that numba reads at import
 from splitedge.errors import PlatformError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_KEPT_S: Final = 30 * 86_400.0  # a cache of another version that nothing has used for so long goes
-_HASH_BYTES: Final = 16  # before the content of each file
-_PRUNED: Final = 8  # at most so many at one start: removing them takes its time
+_UNUSED_S: Final = 30 * 86_400.0  # a cache of another version is removed if no process has used it for this long
+_HASH_BYTES: Final = 16  # before the contents of each file
+_PRUNED: Final = 8  # caches to remove at one start, at most: each takes time
 
 
 def cache_base() -> Path:
-    """Where caches live: ``SPLITEDGE_CACHE_DIR``, systemd's ``CACHE_DIRECTORY``, or the user's cache folder."""
+    """The folder of all caches: ``SPLITEDGE_CACHE_DIR``, systemd's ``CACHE_DIRECTORY``, or the user's cache folder.
+
+    Expands a leading ``~``, as a shell does not in ``NAME="~/path"`` or in a unit file.
+    """
     for variable in ("SPLITEDGE_CACHE_DIR", "CACHE_DIRECTORY"):
         if os.environ.get(variable):
-            return Path(os.environ[variable].split(":")[0])
+            return Path(os.path.expanduser(os.environ[variable].split(":")[0]))  # noqa: PTH111
     try:
         home = Path.home()
     except RuntimeError:  # a user without a home
@@ -54,10 +58,12 @@ def cache_base() -> Path:
 
 
 def fingerprint(sources: Path) -> str:
-    """Hash of everything that compiled code depends on: the ``*.py`` files in ``sources``, compiler versions, CPU."""
+    """A hash of everything that compiled code depends on: all ``*.py`` files below ``sources``, compiler versions, and
+    the CPU.
+    """
     digest = hashlib.sha256()
-    for path in sorted(sources.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(sources.rglob("*.py")):
+        digest.update(path.relative_to(sources).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     cpu = (
         os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name(),
         os.environ.get("NUMBA_CPU_FEATURES") or sorted(isa.host_features()),
@@ -67,7 +73,10 @@ def fingerprint(sources: Path) -> str:
 
 
 def _writable(directory: Path) -> str:
-    """Why ``directory`` cannot be used, or an empty string: then it is marked as used now. What lies there is run, so it must be ours alone to write."""
+    """Why ``directory`` cannot hold the cache, or an empty string after marking it as used now.
+
+    Its contents are executed, so no other user may write to it.
+    """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
@@ -82,10 +91,10 @@ def _writable(directory: Path) -> str:
 
 
 def prune(own: Path) -> None:
-    """Remove caches of other versions beside ``own`` that no process has begun to use for `_KEPT_S`.
+    """Remove caches of other versions beside ``own`` that no process has started to use for `_UNUSED_S`.
 
-    One that still runs has what it loaded; should it compile more, that is not kept and its next start compiles again. What cannot be listed or
-    removed costs disk space and nothing else, so it is left to the next start.
+    A process that still runs keeps the code that it has loaded; code that it compiles later is not cached. Caches that
+    cannot be listed or removed only take disk space: the next start tries again.
     """
     with suppress(OSError):
         for path in itertools.islice(_unused(own), _PRUNED):
@@ -98,20 +107,20 @@ def _unused(own: Path) -> Iterator[Path]:
             ours = re.fullmatch(r"kernels-[0-9a-f]{16}", entry.name) and entry.is_dir(follow_symlinks=False)
             if ours and entry.name != own.name:
                 status = entry.stat(follow_symlinks=False)
-                if status.st_uid == os.getuid() and time.time() - status.st_mtime > _KEPT_S:
+                if status.st_uid == os.getuid() and time.time() - status.st_mtime > _UNUSED_S:
                     yield Path(entry.path)
 
 
 CACHE_DIR: Final = cache_base() / f"kernels-{fingerprint(Path(__file__).parent)}"
-#: Empty, or why compiled kernels cannot be kept: then every start compiles anew.
+#: Why compiled kernels cannot be kept, or an empty string. If they cannot, every start compiles them again.
 CACHE_PROBLEM: Final = _writable(CACHE_DIR)
 
 if not CACHE_PROBLEM:
     prune(CACHE_DIR)
 
-if numba.config.DISABLE_JIT:  # somebody imported numba before us, else `isa` has seen to it
+if numba.config.DISABLE_JIT:  # only if numba was imported earlier: `isa` removes the variable
     raise PlatformError(
-        "NUMBA_DISABLE_JIT is set and the kernels of splitedge must be compiled: unset it", reason="jit-disabled"
+        "NUMBA_DISABLE_JIT is set, but the kernels of splitedge must be compiled; unset it", reason="jit-disabled"
     )
 
 
@@ -119,7 +128,9 @@ _OPTIONS: Final = {"nogil": True, "error_model": "numpy", "fastmath": False, "bo
 
 
 def kernel(function: F) -> F:
-    """Compile ``function``: no Python objects, the GIL released, IEEE arithmetic exactly as written, result kept on disk if there is room."""
+    """Compile ``function`` without Python objects, with the GIL released and exact IEEE arithmetic. Compiled code is
+    cached on disk.
+    """
     compiled: Any = numba.njit(**_OPTIONS)(function)
     if not CACHE_PROBLEM:
         compiled._cache = _Cache(function)
@@ -128,7 +139,7 @@ def kernel(function: F) -> F:
 
 
 class _Locator(UserProvidedCacheLocator):  # type: ignore[misc]  # numba has no types
-    """`CACHE_DIR` and no other place, whatever numba's own settings say."""
+    """Places the cache in `CACHE_DIR`, independent of Numba's own settings."""
 
     def __init__(self, function: Callable[..., Any], file: str) -> None:
         super().__init__(function, file)
@@ -144,7 +155,7 @@ class _Impl(CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
-    """Numba's cache of one kernel, in which nothing that lies on the disk, and no disk that is full, is an error."""
+    """Numba's cache of one kernel. Damaged files and a full disk are not errors."""
 
     _impl_class = _Impl
 
@@ -153,15 +164,15 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         self._cache_file = _Files(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        """What numba asks before it compiles: the compiled kernel, or None."""
+        """The compiled kernel, or None. Numba calls this before it compiles."""
         try:
             return super().load_overload(signature, context)
-        except Exception:  # whatever pickle and LLVM raise
+        except Exception:  # pickle and LLVM raise many types
             self._cache_file.remove()
             return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
-        """What numba calls after it compiled. A disk that is full costs the next start some seconds, not this one its life."""
+        """Keep a compiled kernel. A full disk only means that the next start compiles it again."""
         try:
             super().save_overload(signature, result)
         except OSError as error:
@@ -172,15 +183,16 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 class _Files(IndexDataCacheFile):  # type: ignore[misc]
-    """The files of one kernel: an index of signatures, and one file for each of them.
+    """The files of one kernel: an index of signatures, and one file of code for each.
 
-    Each begins with the hash of what follows. A file of code has a name that no other process chooses, so an index never names another's code.
+    Each file begins with the hash of its contents. Code files have unique names, so that an index never names the code
+    of another process.
     """
 
     def remove(self) -> None:
-        """Remove all files of the kernel, and say once in a process that there was a reason."""
+        """Remove all files of the kernel, with a warning."""
         warnings.warn(
-            f"compiled kernels in {CACHE_DIR} are damaged: they are removed and compiled again",
+            f"compiled kernels in {CACHE_DIR} are damaged; removing them and compiling again",
             RuntimeWarning,
             stacklevel=1,
         )
@@ -190,8 +202,8 @@ class _Files(IndexDataCacheFile):  # type: ignore[misc]
                 path.unlink(missing_ok=True)
 
     def _load_index(self) -> dict[Any, str]:
-        data = _checked(Path(self._index_path))
-        version, stamp, names = pickle.loads(data) if data else (None, None, {})  # noqa: S301 (our own: the folder is nobody else's to write)
+        data = _checked(Path(self._index_path))  # pickle is safe: only this user may write to the folder
+        version, stamp, names = pickle.loads(data) if data else (None, None, {})  # noqa: S301
         return names if (version, stamp) == (self._version, self._source_stamp) else {}
 
     def _save_index(self, overloads: dict[Any, str]) -> None:
@@ -202,12 +214,12 @@ class _Files(IndexDataCacheFile):  # type: ignore[misc]
         data = _checked(Path(self._data_path(name)))
         return pickle.loads(data) if data else None  # noqa: S301
 
-    def _data_name(self, number: int) -> str:  # noqa: ARG002 (two processes at once count alike)
+    def _data_name(self, number: int) -> str:  # noqa: ARG002 (two processes may use the same number)
         return str(super()._data_name(uuid.uuid4().int >> 64))
 
     @contextmanager
     def _open_for_write(self, path: str) -> Iterator[io.BytesIO]:
-        """A file in memory, which becomes the one at ``path``, whole and behind its hash."""
+        """A file in memory that is written to ``path`` with its hash, atomically."""
         held = io.BytesIO()
         yield held
         with super()._open_for_write(path) as file:
@@ -215,11 +227,13 @@ class _Files(IndexDataCacheFile):  # type: ignore[misc]
 
 
 class DamagedError(Exception):
-    """A file of the cache that is not what was written."""
+    """A cache file does not match its hash."""
 
 
 def _checked(path: Path) -> bytes:
-    """What the file at ``path`` holds behind its hash; nothing where there is no file. Raises `DamagedError`, `OSError`."""
+    """The contents of the file at ``path`` without its hash, or nothing if there is no file. Raises `DamagedError`,
+    `OSError`.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -234,12 +248,12 @@ def _hash(data: memoryview) -> bytes:
 
 
 def is_kept(compiled: Any, arguments: Sequence[Any]) -> bool:
-    """Whether the cache holds what a call of the kernel ``compiled`` with ``arguments`` would run. Nothing is compiled."""
+    """Whether the cache holds the code for a call of the kernel ``compiled`` with ``arguments``. Compiles nothing."""
     return compiled._cache.load_overload(_signature(compiled, arguments), compiled.targetctx) is not None
 
 
 def compile_for(compiled: Any, arguments: Sequence[Any]) -> None:
-    """Compile the kernel ``compiled`` as a call with ``arguments`` would, and keep the result; it is not called."""
+    """Compile the kernel ``compiled`` for ``arguments`` and cache the result, without calling it."""
     compiled.compile(_signature(compiled, arguments))
 
 
@@ -248,16 +262,26 @@ def _signature(compiled: Any, arguments: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def advice() -> str:
-    """Empty, or one sentence for people: that compiled kernels cannot be kept, why, and what to do."""
+    """One sentence for people if compiled kernels cannot be kept: why, and what to do. Otherwise an empty string."""
     if not CACHE_PROBLEM:
         return ""
     return (
-        f"compiled kernels cannot be kept in {CACHE_DIR} ({CACHE_PROBLEM}), so every start compiles them anew: make the folder this user's own "
-        "and writable, or name another in SPLITEDGE_CACHE_DIR"
+        f"compiled kernels cannot be kept in {CACHE_DIR} ({CACHE_PROBLEM}), so every start compiles them again; "
+        "make the folder writable by this user only, or set SPLITEDGE_CACHE_DIR to another folder"
     )
 
 
 def inline(function: F) -> F:
-    """A helper that only kernels call; it is compiled with them."""
+    """Mark a helper that only kernels call. It is compiled together with them and not cached by itself."""
     compiled: F = numba.njit(**_OPTIONS)(function)
     return compiled
+
+
+def macro(function: F) -> F:
+    """Mark a part of one long function. Numba copies its source into the caller and compiles both as one function.
+
+    An `inline` helper is optimized on its own, and again in each of its callers with everything that it contains. For
+    the parts of the interpreter that cost 10 % of its compile time.
+    """
+    copied: F = numba.njit(inline="always", **_OPTIONS)(function)
+    return copied

@@ -1,9 +1,11 @@
-"""The machine's own peak: integer products per second of the instruction that GEMM uses, on registers alone, one thread."""
+"""The peak of the machine: integer products per second of GEMM's dot instruction, on registers only, with one thread.
+For benchmarks.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from llvmlite import ir
@@ -13,17 +15,21 @@ from numpy.typing import NDArray
 
 from kernels import emit, isa
 from kernels.emit import I32, TARGET
-from kernels.gemm import GROUP
 from kernels.jit import kernel
+from kernels.operators.gemm import GROUP
 
-_TURNS = 20_000
-#: Accumulators in flight: enough to hide the latency of any dot step, few enough for the registers that there are.
-_CHAINS = 24 if TARGET.bits == 512 or isa.ARM else 12
+_TURNS: Final = 20_000
+#: Accumulators in flight: enough to hide the latency of the dot step, and few enough for the registers.
+_CHAINS: Final = 24 if TARGET.bits == 512 or isa.ARM else 12
 
 
 @intrinsic
 def _spin(typingctx, turns, seeds):
-    """``turns`` times a step on each accumulator, its own operand too so that no step can leave the loop; a sum of them all, so that all are needed."""
+    """``turns`` dot steps on each accumulator; returns the sum of all accumulators.
+
+    Each accumulator is an operand of its own step, so that LLVM cannot move a step out of the loop. The sum uses all of
+    them.
+    """
 
     def codegen(context, b, sig, a):
         array = emit.array_pointer(context, b, sig.args[1], a[1])
@@ -55,13 +61,13 @@ def _run(turns: int, seeds: NDArray[np.int32]) -> Any:
     return _spin(turns, seeds)
 
 
-#: Operations of a `burst`: a product and its sum are two.
-BURST = 2 * _TURNS * _CHAINS * TARGET.lanes * GROUP
+#: Operations in a `burst`; a product and its sum are two.
+BURST: Final = 2 * _TURNS * _CHAINS * TARGET.lanes * GROUP
 _SEEDS = np.arange(16 * (1 + _CHAINS), dtype=np.int32) * 5 % 101
 
 
 def burst() -> None:
-    """`BURST` operations on registers, some tenths of a millisecond."""
+    """Run `BURST` operations on registers: some tenths of a millisecond."""
     _run(_TURNS, _SEEDS)
 
 

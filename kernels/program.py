@@ -1,26 +1,31 @@
-"""The compiled interpreter: walks an operator table over one arena, a whole head in one call that releases the GIL.
+"""The interpreter of a head: it walks a table of operators over one arena, in one compiled call that releases the GIL.
 
-(Many small released calls wait for the GIL at each return: 330 ms instead of 1.5 for 65 calls beside a busy Python thread.)
-Nothing is checked here: `splitedge.head` has verified every number in the table before.
+Many small calls would wait for the GIL at each return: 330 ms instead of 1.5 ms for 65 calls beside a busy Python
+thread. Nothing is checked here, because the verifier of segments has checked every number in the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import conv as conv_kernel
-from kernels import depthwise as depthwise_kernel
-from kernels import elementwise, rows, team, transformer
-from kernels.jit import inline, kernel
+from kernels import team
+from kernels.emit import address
+from kernels.jit import inline, kernel, macro
+from kernels.operators import conv as conv_operator
+from kernels.operators import depthwise as depthwise_operator
+from kernels.operators import elementwise, transformer
+from kernels.operators.arguments import Constants, OutputRange, Window
+from kernels.operators.float_gemm import Columns
+from kernels.team import Part
 
 
 class Kind(IntEnum):
-    """The operators of the table."""
+    """The operators. Those from `EMBED` on work on float32 tensors, the others on uint8 codes."""
 
     CONV = 1
     DEPTHWISE = 2
@@ -42,61 +47,78 @@ class Kind(IntEnum):
     MEAN = 18
 
 
-class Field(IntEnum):
-    """The columns of the integer table; offsets are bytes of the arena or elements of the constants."""
-
-    KIND = 0
-    X = 1
-    Y = 2
-    H = 3  # rows, where the operator sees a matrix
-    W = 4
-    C = 5
-    OH = 6
-    OW = 7
-    OC = 8
-    KH = 9
-    KW = 10
-    SH = 11
-    SW = 12
-    DH = 13
-    DW = 14
-    TOP = 15  # POSITION: rows of the table ahead of x's
-    LEFT = 16
-    BOTTOM = 17
-    RIGHT = 18
-    GROUPS = 19
-    ZX = 20
-    ZY = 21
-    LO = 22
-    HI = 23
-    WEIGHT = 24
-    BIAS = 25
-    MULTIPLIER = 26
-    SCRATCH = 27
-    B = 28  # the second input
-    ZB = 29
-    TABLE = 30
-    PERIOD = 31  # of a broadcast second input; row step of COPY_COLUMNS; 1 where AVG_POOL counts padding; `conv.Plan.turn` of CONV
-    HEADS = 19  # transformers: the same columns under the names of other things
-    PAD_TOKEN = 13
-    RESIDUAL = 28  # arena offset, -1 for none; ATTENTION: of the token ids
-    FLOATS = 30  # bias of LINEAR, beta of NORM, positions of EMBED, table of POSITION: among the multipliers
-    GELU = 31
-    SIZE0 = 32  # TRANSPOSE: four sizes of y and four steps in x
-    STEP0 = 36
-
-
-FIELDS = 40
-REALS = 2  # float32 operands of an operator: multipliers of ADD, MUL, AVG_POOL; scales of SOFTMAX; epsilon of NORM, factor of ATTENTION
+_INTEGERS: Final = (
+    "kind",  # a `Kind`
+    "x",  # arena offsets of the inputs and the output
+    "second",
+    "y",
+    "height",  # of x; rows if the operator sees a matrix, elements if it sees a vector
+    "width",
+    "channels",
+    "out_height",
+    "out_width",
+    "out_channels",
+    "kernel_h",
+    "kernel_w",
+    "stride_h",
+    "stride_w",
+    "dilation_h",
+    "dilation_w",
+    "top",  # padding
+    "left",
+    "bottom",
+    "right",
+    "groups",
+    "zero_x",  # zero points; PAD: the code of the padding
+    "zero_second",
+    "zero_y",
+    "lo",  # the codes that y may have
+    "hi",
+    "weights",  # offset in `Memory.weights`
+    "bias",  # offset in `Memory.biases`
+    "multiplier",  # offset in `Memory.multipliers`
+    "table",  # offset in `Memory.tables`; -1 for none
+    "scratch",  # arena offset of the team's scratch
+    "rows_per_copy",  # CONV: of `conv.Layout`
+    "period",  # ADD, MUL: the second input repeats after this many codes
+    "step",  # COPY_COLUMNS: bytes from row to row of y
+    "count_pad",  # AVG_POOL: 1 if padding counts in the divisor
+    "heads",  # ATTENTION
+    "ids",  # ATTENTION: arena offset of the token ids, -1 for none
+    "pad_token",  # ATTENTION: the id of tokens that do not count
+    "residual",  # LINEAR: arena offset, -1 for none
+    "gelu",  # LINEAR: 1 if a GELU follows
+    "ahead",  # POSITION: rows of the table before those of x
+    "floats",  # offset in `Memory.multipliers`: bias of LINEAR, beta of NORM, positions of EMBED and POSITION
+)
+_REALS: Final = (
+    "multiplier_x",  # ADD, MUL, AVG_POOL
+    "multiplier_second",  # ADD
+    "scale_x",  # SOFTMAX
+    "scale_y",
+    "epsilon",  # NORM
+    "factor",  # ATTENTION
+)
+#: One row of the operator table. TRANSPOSE: ``sizes`` of y, and ``steps`` in x along each axis of y.
+OPERATOR: Final = np.dtype(
+    [
+        *((name, np.int64) for name in _INTEGERS),
+        ("sizes", np.int64, (4,)),
+        ("steps", np.int64, (4,)),
+        *((name, np.float32) for name in _REALS),
+    ],
+    align=True,
+)
 
 
 class Memory(NamedTuple):
-    """All that a head works on: the operator table ops [n, FIELDS] int64 and reals [n, REALS] float32; one arena of activations; constants (weights:
-    packed panels); scratch, a row of ints int32, floats float32 and taps int64 for each member of the team; and the team's own counters.
+    """The memory of a head.
+
+    The weights are packed panels. ``ints``, ``floats`` and ``taps`` have one row of scratch for each member of the
+    team; ``sync`` is the team's own.
     """
 
-    ops: NDArray[np.int64]
-    reals: NDArray[np.float32]
+    operators: NDArray[np.void]  # [n] of `OPERATOR`
     arena: NDArray[np.uint8]
     weights: NDArray[np.uint8]
     biases: NDArray[np.int32]
@@ -108,128 +130,189 @@ class Memory(NamedTuple):
     sync: NDArray[np.int64]
 
 
-def families(kinds: Iterable[int]) -> tuple[int | None, int | None]:
-    """The arguments ``integers`` and ``transformers`` of `run` for a table of operators of these kinds.
+def operator_sets(kinds: Iterable[int]) -> tuple[int | None, int | None]:
+    """The arguments ``integers`` and ``transformers`` of `run` for operators of these kinds.
 
-    None leaves a family's operators out of the interpreter: numba compiles one for each combination of types, so that a head of convolutions does
-    not wait for the compiler to finish what only transformers need.
+    None leaves a set of operators out of the interpreter. Numba compiles one interpreter for each combination of types,
+    so that a convolutional head does not wait for the compilation of transformers.
     """
     needed = {kind >= Kind.EMBED for kind in kinds}
     return None if needed == {True} else 1, 1 if True in needed else None
 
 
-@inline
-def _transformer(memory, i, scratch, part, parts):
-    """A part of an operator on float32 tensors, rows or heads of it; places become addresses."""
-    op, real = memory.ops[i], memory.reals[i, 0]
-    arena, weights, biases, multipliers = memory.arena, memory.weights, memory.biases, memory.multipliers
-    kind, x, y, h, c, n = op[0], op[1], op[2], op[3], op[5], op[8]
-    base, factors = rows.address(arena), rows.address(multipliers)
-    a, b = team.share(h, part, parts)
-    if kind == 12:
-        ids, scales = arena[x + 4 * a : x + 4 * b].view(np.int32), multipliers[op[26] :]
-        positions = factors + 4 * (op[30] + a * c)
-        transformer.embed(ids, b - a, rows.address(weights) + op[24], n, c, scales, positions, base + y + 4 * a * c)
-    elif kind == 13:
-        residual = base + op[28] + 4 * a * n if op[28] >= 0 else 0
-        transformer.linear(base + x + 4 * a * c, b - a, c, rows.address(weights) + op[24], n, rows.address(biases) + 4 * op[25],
-                           factors + 4 * op[26], factors + 4 * op[30], op[31], residual, base + y + 4 * a * n, base + scratch)  # fmt: skip
-    elif kind == 14:
-        transformer.norm(
-            base + x + 4 * a * c, b - a, c, factors + 4 * op[26], factors + 4 * op[30], real, base + y + 4 * a * c
-        )
-    elif kind == 15:
-        first, last = team.share(op[19], part, parts)
-        transformer.attention(arena, x, h, c, op[19], first, last, real, op[28], op[13], y, scratch)
-    elif kind == 16:
-        transformer.patches(arena, x, a, b, op[4], c, op[9], y)
-    elif kind == 17:
-        transformer.position(arena, x, a, b, op[15], c, multipliers, op[30], y)
-    elif kind == 18 and part == 0:
-        transformer.mean(arena, x, h, c, y)
+# --- operators on float32 tensors -------------------------------------------------------------------------------------
 
 
 @inline
-def _pair_share(size, period, second, part, parts):
-    """A part of ADD or MUL: bytes of a piece, first and last piece, offset of its second input, and that input's period."""
-    if period == size:  # as large as the first input: cut anywhere
-        a, b = team.share(size, part, parts)
-        return 1, a, b, second + a, max(b - a, 1)
-    a, b = team.share(size // period, part, parts)  # repeated: cut between its repetitions
-    return period, a, b, second, period
+def _transformer(memory, op, scratch, part):
+    """One part of an operator on float32 tensors: a range of rows, or of heads."""
+    arena, channels, kind = memory.arena, op.channels, op.kind
+    first, last = team.share(op.height, part)
+    if kind == Kind.LINEAR:
+        _linear(memory, op, scratch, first, last)
+    elif kind == Kind.NORM:
+        _norm(memory, op, first, last)
+    elif kind == Kind.ATTENTION:
+        a = transformer.Attention(op.x, op.y, op.height, channels, op.heads, op.factor, op.ids, op.pad_token)
+        first, last = team.share(op.heads, part)
+        transformer.attention(arena, a, first, last, scratch)
+    elif kind == Kind.EMBED:
+        _embed(memory, op, first, last)
+    elif kind == Kind.PATCHES:
+        transformer.patches(arena, op.x, first, last, op.width, channels, op.kernel_h, op.y)
+    elif kind == Kind.POSITION:
+        transformer.position(arena, op.x, first, last, op.ahead, channels, memory.multipliers[op.floats :], op.y)
+    elif kind == Kind.MEAN and part.number == 0:
+        transformer.mean(arena, op.x, op.height, channels, op.y)
 
 
-@inline
-def _integer(memory, i, scratch, member, part, parts):
-    """The same of an operator on codes."""
-    op, reals = memory.ops[i], memory.reals
-    arena, weights, biases, multipliers, tables = (
-        memory.arena,
-        memory.weights,
-        memory.biases,
-        memory.multipliers,
-        memory.tables,
+@macro
+def _linear(memory, op, scratch, first, last):
+    base, factors = address(memory.arena), address(memory.multipliers)
+    columns = Columns(
+        address(memory.weights) + op.weights,
+        address(memory.biases) + 4 * op.bias,
+        factors + 4 * op.multiplier,
+        factors + 4 * op.floats,
     )
-    kind, x, y, h, w, c = op[0], op[1], op[2], op[3], op[4], op[5]
-    zx, zy = op[20], op[21]
-    lo, hi, zero = np.float32(op[22] - zy), np.float32(op[23] - zy), np.int32(zy)
-    if kind == 1:
-        conv_kernel.conv(arena, x, h, w, c, weights, op[24], biases, op[25], multipliers, op[26], y, op[6], op[7], op[8], op[9], op[10], op[11],
-                         op[12], op[13], op[14], op[15], op[16], op[19], np.uint8(zx), lo, hi, zero, scratch, op[31], part,
-                         parts)  # fmt: skip
-    elif kind == 2:
-        depthwise_kernel.depthwise(arena, x, h, w, c, weights, op[24], biases, op[25], multipliers, op[26], y, op[6], op[7], op[9], op[10], op[11],
-                                   op[12], op[13], op[14], op[15], op[16], np.uint8(zx), lo, hi, zero, scratch, memory.taps[member], part,
-                                   parts)  # fmt: skip
-    elif kind == 3:
-        step, a, b, moved, period = _pair_share(h, op[31], op[28], part, parts)
-        elementwise.add(arena, x + a * step, moved, y + a * step, (b - a) * step, period, np.float32(zx), np.float32(op[29]), reals[i, 0],
-                        reals[i, 1], lo, hi, zero)  # fmt: skip
-    elif kind == 4:
-        step, a, b, moved, period = _pair_share(h, op[31], op[28], part, parts)
-        elementwise.mul(arena, x + a * step, moved, y + a * step, (b - a) * step, period, np.int32(zx), np.int32(op[29]), reals[i, 0], lo, hi,
-                        zero)  # fmt: skip
-    elif kind == 5:
-        a, b = team.share(h, part, parts)
-        elementwise.lut(arena, x + a, y + a, b - a, tables, op[30])
-    elif kind == 8:
-        a, b = team.share(h, part, parts)
-        elementwise.copy_columns(arena, x + a * c, y + a * op[31], b - a, c, op[31], tables, op[30])
-    elif kind == 6:
-        elementwise.max_pool(
-            arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16], part, parts
+    k, n = op.channels, op.out_channels
+    residual = base + op.residual + 4 * first * n if op.residual >= 0 else 0
+    x, y = base + op.x + 4 * first * k, base + op.y + 4 * first * n
+    transformer.linear(x, last - first, k, columns, n, op.gelu, residual, y, base + scratch)
+
+
+@macro
+def _norm(memory, op, first, last):
+    base, factors, n = address(memory.arena), address(memory.multipliers), op.channels
+    gamma, beta = factors + 4 * op.multiplier, factors + 4 * op.floats
+    x, y = base + op.x + 4 * first * n, base + op.y + 4 * first * n
+    transformer.norm(x, last - first, n, gamma, beta, op.epsilon, y)
+
+
+@macro
+def _embed(memory, op, first, last):
+    n, w = op.channels, address(memory.weights) + op.weights
+    ids = memory.arena[op.x + 4 * first : op.x + 4 * last].view(np.int32)
+    scales = memory.multipliers[op.multiplier :]
+    positions = address(memory.multipliers) + 4 * (op.floats + first * n)
+    y = address(memory.arena) + op.y + 4 * first * n
+    transformer.embed(ids, last - first, w, op.out_channels, n, scales, positions, y)
+
+
+# --- operators on codes -----------------------------------------------------------------------------------------------
+
+
+@macro
+def _window(op):
+    return Window(
+        height=op.height,
+        width=op.width,
+        channels=op.channels,
+        out_height=op.out_height,
+        out_width=op.out_width,
+        out_channels=op.out_channels,
+        kernel_h=op.kernel_h,
+        kernel_w=op.kernel_w,
+        stride_h=op.stride_h,
+        stride_w=op.stride_w,
+        dilation_h=op.dilation_h,
+        dilation_w=op.dilation_w,
+        top=op.top,
+        left=op.left,
+    )
+
+
+@macro
+def _pair_part(op, part):
+    """One part of ADD or MUL: its inputs, and the offset of its output."""
+    if op.period == op.height:  # as large as the first input: any cut will do
+        first, last = team.share(op.height, part)
+        period, second = max(last - first, 1), op.second + first
+    else:  # cut between the repetitions
+        first, last = team.share(op.height // op.period, part)
+        first, last, period, second = first * op.period, last * op.period, op.period, op.second
+    pair = elementwise.Pair(op.x + first, second, last - first, period, op.zero_x, op.zero_second)
+    return pair, op.y + first
+
+
+@inline
+def _integer(memory, op, scratch, member, part):
+    """One part of an operator on codes."""
+    arena, kind = memory.arena, op.kind
+    zero_x = np.uint8(op.zero_x)
+    output = OutputRange(np.float32(op.lo - op.zero_y), np.float32(op.hi - op.zero_y), np.int32(op.zero_y))
+    constants = Constants(
+        address(memory.weights) + op.weights,
+        address(memory.biases) + 4 * op.bias,
+        address(memory.multipliers) + 4 * op.multiplier,
+    )
+    if kind == Kind.CONV:
+        conv_operator.conv(
+            arena, op.x, _window(op), op.groups, op.rows_per_copy, zero_x, constants, op.y, output, scratch, part
         )
-    elif part == 0:  # what is left is small
-        if kind == 7:
-            elementwise.avg_pool(arena, x, h, w, c, y, op[6], op[7], op[9], op[10], op[11], op[12], op[15], op[16], op[31], np.int32(zx),
-                                 reals[i, 0], lo, hi, zero, memory.ints[member])  # fmt: skip
-        elif kind == 9:
-            elementwise.transpose(arena, x, y, op[32:36], op[36:40])
-        elif kind == 10:
-            elementwise.pad2d(arena, x, h, w, c, y, op[15], op[16], op[17], op[18], np.uint8(zx))
-        elif kind == 11:
-            elementwise.softmax(arena, x, y, h, c, reals[i, 0], reals[i, 1], lo, hi, zero, memory.floats[member])
+    elif kind == Kind.DEPTHWISE:
+        taps = memory.taps[member]
+        depthwise_operator.depthwise(arena, op.x, _window(op), zero_x, constants, op.y, output, scratch, taps, part)
+    elif kind == Kind.ADD:
+        pair, y = _pair_part(op, part)
+        elementwise.add(arena, pair, y, op.multiplier_x, op.multiplier_second, output)
+    elif kind == Kind.MUL:
+        pair, y = _pair_part(op, part)
+        elementwise.mul(arena, pair, y, op.multiplier_x, output)
+    elif kind == Kind.LUT:
+        first, last = team.share(op.height, part)
+        elementwise.lut(arena, op.x + first, op.y + first, last - first, memory.tables, op.table)
+    elif kind == Kind.COPY_COLUMNS:
+        first, last = team.share(op.height, part)
+        x, y = op.x + first * op.channels, op.y + first * op.step
+        elementwise.copy_columns(arena, x, y, last - first, op.channels, op.step, memory.tables, op.table)
+    elif kind == Kind.MAX_POOL:
+        elementwise.max_pool(arena, op.x, _window(op), op.y, part)
+    elif part.number == 0:
+        _small(memory, op, output, member)
+
+
+@macro
+def _small(memory, op, output, member):
+    """The operators on codes that are not divided into parts, because they take little time."""
+    arena, kind = memory.arena, op.kind
+    if kind == Kind.AVG_POOL:
+        zero_x, sums = np.int32(op.zero_x), memory.ints[member]
+        elementwise.avg_pool(arena, op.x, _window(op), op.y, op.count_pad, zero_x, op.multiplier_x, output, sums)
+    elif kind == Kind.TRANSPOSE:
+        elementwise.transpose(arena, op.x, op.y, op.sizes, op.steps)
+    elif kind == Kind.PAD:
+        padding = (op.top, op.left, op.bottom, op.right)
+        elementwise.pad2d(arena, op.x, op.height, op.width, op.channels, op.y, padding, np.uint8(op.zero_x))
+    elif kind == Kind.SOFTMAX:
+        exps = memory.floats[member]
+        elementwise.softmax(arena, op.x, op.y, op.height, op.channels, op.scale_x, op.scale_y, output, exps)
+
+
+# --- the interpreter --------------------------------------------------------------------------------------------------
 
 
 @inline
-def _operator(memory, integers, transformers, i, scratch, member, part, parts):
-    """Piece ``part`` of ``parts`` of operator i, with the scratch of ``member``."""
-    own = memory.ops[i, 27] + member * scratch
-    transforming = memory.ops[i, 0] >= 12
-    if transformers is not None and transforming:
-        _transformer(memory, i, own, part, parts)
-    if integers is not None and not transforming:
-        _integer(memory, i, own, member, part, parts)
+def _operator(memory, integers, transformers, i, scratch, member, part):
+    """One part of operator i, with the scratch of ``member``."""
+    op = memory.operators[i]
+    own = op.scratch + member * scratch
+    on_floats = op.kind >= Kind.EMBED
+    if transformers is not None and on_floats:
+        _transformer(memory, op, own, part)
+    if integers is not None and not on_floats:
+        _integer(memory, op, own, member, part)
 
 
-@inline
-def _work(memory, integers, transformers, first, base, target, scratch, member, parts):
-    """Take pieces until there are none."""
-    piece = team.take(memory.sync, base, target, parts)
+@macro
+def _work(memory, integers, transformers, epoch, scratch, member, parts):
+    """Take parts of operators until none is left in the epoch."""
+    piece = team.take(memory.sync, epoch, parts)
     while piece >= 0:
-        _operator(memory, integers, transformers, first + piece // parts, scratch, member, piece % parts, parts)
+        part = Part(piece % parts, parts)
+        _operator(memory, integers, transformers, epoch.first + piece // parts, scratch, member, part)
         team.finish(memory.sync)
-        piece = team.take(memory.sync, base, target, parts)
+        piece = team.take(memory.sync, epoch, parts)
 
 
 @kernel
@@ -243,28 +326,29 @@ def run(
     member: int,
     parts: int,
 ) -> None:
-    """Run operators ``start`` to ``stop`` with a team of ``parts`` members; ``scratch``: bytes of the arena for each of them; see `families`.
+    """Run operators ``start`` to ``stop`` with a team of ``parts`` members.
 
-    The caller is member 0. Another member sleeps and helps with whatever member 0 starts, until `dismiss`; its ``start`` and ``stop`` say nothing.
+    ``integers`` and ``transformers``: see `operator_sets`. ``scratch``: bytes of the arena for each member. The caller
+    is member 0. Any other member ignores ``start`` and ``stop``: it sleeps and helps with what member 0 starts, until
+    `dismiss`.
     """
     sync = memory.sync
     if parts == 1:
         for i in range(start, stop):
-            _operator(memory, integers, transformers, i, scratch, member, member, parts)
+            _operator(memory, integers, transformers, i, scratch, member, Part(member, parts))
     elif member == 0:
-        pieces = (stop - start) * parts
-        base = team.launch(sync, start, pieces)
-        _work(memory, integers, transformers, start, base, base + pieces, scratch, member, parts)
+        epoch = team.launch(sync, start, (stop - start) * parts)
+        _work(memory, integers, transformers, epoch, scratch, member, parts)
     else:
-        epoch = 0
-        while team.wait(sync, epoch):
-            epoch = team.load(sync, team.EPOCH)
-            first, base, target = team.load(sync, team.FIRST), team.load(sync, team.BASE), team.load(sync, team.TARGET)
-            if team.load(sync, team.EPOCH) == epoch:  # else these are of two epochs
-                _work(memory, integers, transformers, first, base, target, scratch, member, parts)
+        number = 0
+        while team.wait(sync, number):
+            number = team.load(sync, team.EPOCH)
+            epoch = team.current(sync)
+            if team.load(sync, team.EPOCH) == number:  # otherwise the fields belong to two epochs
+                _work(memory, integers, transformers, epoch, scratch, member, parts)
 
 
 @kernel
 def dismiss(sync: NDArray[np.int64]) -> None:
-    """End the team: every other member returns from `run`. Not while a frame runs."""
+    """End the team: every other member returns from `run`. Must not be called while a frame runs."""
     team.dismiss(sync)

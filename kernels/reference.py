@@ -1,10 +1,13 @@
-"""One definition of each operation, in a few plain lines of numpy. The fast kernels equal these bit for bit.
+"""The definition of each operation in a few plain lines of numpy: slow twins that the fast kernels equal bit for bit.
 
-Activations are uint8 codes, value = scale * (code - zero_point), laid out channels last without a batch axis. Accumulators are int32.
-What float32 cannot hold becomes infinity, as in the kernels (`ieee`). Arithmetic on single codes is done in Python's int: in uint8, 255 + 1 is 0.
+Activations are uint8 codes, value = scale * (code - zero_point), with channels last and no batch axis. Accumulators are
+int32. Float32 overflows to infinity, as in the kernels (`ieee`). Arithmetic on single codes uses Python's int, because
+255 + 1 is 0 in uint8.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,23 +16,39 @@ U8 = NDArray[np.uint8]
 S8 = NDArray[np.int8]
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
+Pair = tuple[int, int]  # along the height and the width
+Sides = tuple[int, int, int, int]  # above, left, below, right
 
-#: Decorates what float32 may overflow in: numpy would warn.
+#: Decorates functions in which float32 may overflow: numpy would warn.
 ieee = np.errstate(all="ignore")
 
 
 def requantize(real: F32, zero_point: int, lo: int, hi: int) -> U8:
-    """``real`` (in units of the output scale, float32) to codes: clamp in float, round half to even, add the zero point."""
+    """``real`` (in units of the output scale, float32) to codes: clamp in float, round half to even, add the zero
+    point.
+    """
     clamped = np.minimum(np.maximum(real, np.float32(lo - zero_point)), np.float32(hi - zero_point))
     return (np.rint(clamped).astype(np.int32) + zero_point).astype(np.uint8)
 
 
 @ieee
 def conv(
-    x: U8, w: S8, bias: I32, multiplier: F32, stride: tuple[int, int], dilation: tuple[int, int], pad: tuple[int, int, int, int],
-    groups: int, zero_x: int, zero_y: int, lo: int, hi: int,
-) -> U8:  # fmt: skip
-    """x [H, W, C] * w [OC, KH, KW, C / groups] -> [OH, OW, OC]. ``bias`` already holds -zero_x * sum w; padding has the code ``zero_x``."""
+    x: U8,
+    w: S8,
+    bias: I32,
+    multiplier: F32,
+    stride: Pair,
+    dilation: Pair,
+    pad: Sides,
+    groups: int,
+    zero_x: int,
+    zero_y: int,
+    lo: int,
+    hi: int,
+) -> U8:
+    """x [H, W, C] * w [OC, KH, KW, C / groups] -> [OH, OW, OC]. ``bias`` already holds -zero_x * sum w; padding has the
+    code ``zero_x``.
+    """
     top, left, bottom, right = pad
     padded = np.pad(x, ((top, bottom), (left, right), (0, 0)), constant_values=zero_x).astype(np.int32)
     oc, kh, kw, cg = w.shape
@@ -50,7 +69,7 @@ def conv(
 
 @ieee
 def add(a: U8, b: U8, za: int, zb: int, ma: float, mb: float, zero_y: int, lo: int, hi: int) -> U8:
-    """Sum of two tensors at their own scales; ``ma`` and ``mb`` are scale_a / scale_y and scale_b / scale_y (float32)."""
+    """Sum of two tensors; ``ma`` and ``mb`` are scale_a / scale_y and scale_b / scale_y (float32)."""
     left = (a.astype(np.float32) - np.float32(za)) * np.float32(ma)
     right = (b.astype(np.float32) - np.float32(zb)) * np.float32(mb)
     return requantize(left + right, zero_y, lo, hi)
@@ -68,7 +87,10 @@ def lut(x: U8, table: U8) -> U8:
     return table[x]
 
 
-def _windows(height: int, width: int, kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int, int, int]):  # type: ignore[no-untyped-def]
+def _windows(
+    height: int, width: int, kernel: Pair, stride: Pair, pad: Sides
+) -> Iterator[tuple[int, int, slice, slice]]:
+    """Row and column of each output pixel, and the rows and columns of its window that lie inside the plane."""
     oh = (height + pad[0] + pad[2] - kernel[0]) // stride[0] + 1
     ow = (width + pad[1] + pad[3] - kernel[1]) // stride[1] + 1
     for oy in range(oh):
@@ -77,8 +99,8 @@ def _windows(height: int, width: int, kernel: tuple[int, int], stride: tuple[int
             yield oy, ox, slice(max(y, 0), min(y + kernel[0], height)), slice(max(x, 0), min(x + kernel[1], width))
 
 
-def max_pool(x: U8, kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int, int, int]) -> U8:
-    """x [H, W, C]; padding never wins."""
+def max_pool(x: U8, kernel: Pair, stride: Pair, pad: Sides) -> U8:
+    """x [H, W, C]; padding is never the maximum."""
     cells = {
         (oy, ox): x[ys, xs].max(axis=(0, 1)) for oy, ox, ys, xs in _windows(x.shape[0], x.shape[1], kernel, stride, pad)
     }
@@ -88,10 +110,18 @@ def max_pool(x: U8, kernel: tuple[int, int], stride: tuple[int, int], pad: tuple
 
 @ieee
 def avg_pool(
-    x: U8, kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int, int, int], count_pad: bool,
-    zero_x: int, multiplier: float, zero_y: int, lo: int, hi: int,
-) -> U8:  # fmt: skip
-    """x [H, W, C]; the divisor counts all cells of the window, or only those inside; ``multiplier`` is scale_x / scale_y (float32)."""
+    x: U8,
+    kernel: Pair,
+    stride: Pair,
+    pad: Sides,
+    count_pad: bool,
+    zero_x: int,
+    multiplier: float,
+    zero_y: int,
+    lo: int,
+    hi: int,
+) -> U8:
+    """x [H, W, C]; ``count_pad``: whether the divisor counts padding; ``multiplier``: scale_x / scale_y (float32)."""
     cells = {}
     for oy, ox, ys, xs in _windows(x.shape[0], x.shape[1], kernel, stride, pad):
         inside = x[ys, xs].astype(np.int32) - zero_x
@@ -103,11 +133,11 @@ def avg_pool(
 
 
 def concat(inputs: list[U8], tables: list[U8 | None]) -> U8:
-    """Along the last axis, each input first through its table, if it has one."""
+    """Concatenate along the last axis; each input passes through its table first, if it has one."""
     return np.concatenate([x if t is None else t[x] for x, t in zip(inputs, tables, strict=True)], axis=-1)
 
 
-def pad2d(x: U8, pad: tuple[int, int, int, int], value: int) -> U8:
+def pad2d(x: U8, pad: Sides, value: int) -> U8:
     """Spatial padding of [H, W, C]; ``pad`` = top, left, bottom, right."""
     return np.pad(x, ((pad[0], pad[2]), (pad[1], pad[3]), (0, 0)), constant_values=value)
 
@@ -121,7 +151,9 @@ _EXP = tuple(
 
 @ieee
 def exp(x: F32) -> F32:
-    """e^x for -87 <= x <= 0 (lower is taken as -87): Cody-Waite reduction and the Cephes polynomial, each step one float32 operation."""
+    """e^x for -87 <= x <= 0 (lower values count as -87): Cody-Waite reduction and the Cephes polynomial, one float32
+    operation at a time.
+    """
     x = np.maximum(x.astype(np.float32), np.float32(-87.0))
     n = np.rint(x * _LOG2E)
     r = x - n * _LN2_HI
@@ -136,7 +168,10 @@ def exp(x: F32) -> F32:
 
 @ieee
 def softmax(x: U8, scale_x: float, scale_y: float, zero_y: int, lo: int, hi: int) -> U8:
-    """Over the last axis: e = exp(scale_x * (x - max)); y = e / sum / scale_y. The sum runs in 16 lanes (lane i takes i, i + 16, ...), then lane by lane."""
+    """Over the last axis: e = exp(scale_x * (x - max)); y = e / sum / scale_y.
+
+    The sum has 16 lanes (lane i adds i, i + 16, ...), which are then added one by one.
+    """
     top = x.max(axis=-1, keepdims=True).astype(np.float32)
     e = exp((x.astype(np.float32) - top) * np.float32(scale_x))
     lanes = np.zeros((*x.shape[:-1], 16), np.float32)
@@ -148,15 +183,15 @@ def softmax(x: U8, scale_x: float, scale_y: float, zero_y: int, lo: int, hi: int
     return requantize((e / total[..., None] / np.float32(scale_y)).astype(np.float32), zero_y, lo, hi)
 
 
-# --- transformers: a float32 stream; both operands of every product are quantized on the way ------------------------------
+# --- transformers: float32 tensors; both operands of every product are quantized --------------------------------------
 
-#: A row whose scale is outside is coded as zeros: its inverse could not be trusted.
+#: A row with a scale outside these bounds is coded as zeros, because its inverse is not reliable.
 SCALES = (np.float32(1e-30), np.float32(1e30))
 
 
 @ieee
 def _inverse(scale: F32) -> tuple[F32, F32]:
-    """``scale`` and 1 / scale in float32, both 0 where the scale is outside `SCALES`."""
+    """``scale`` and 1 / scale in float32, both 0 if the scale is outside `SCALES`."""
     usable = (scale >= SCALES[0]) & (scale <= SCALES[1])
     return np.where(usable, scale, np.float32(0)), np.where(usable, np.float32(1) / scale, np.float32(0))
 
@@ -183,7 +218,9 @@ def quantize_signed(x: F32, axis: int) -> tuple[S8, F32]:
 
 @ieee
 def product(codes: U8, row_scale: F32, row_zero: I32, w: S8, scale: F32, bias: F32) -> F32:
-    """codes [R, K] x w [N, K] -> float32 [R, N]: float32(sum (code - zero) * w) * row_scale * scale + bias, each step rounded."""
+    """codes [R, K] x w [N, K] -> float32 [R, N]: float32(sum (code - zero) * w) * row_scale * scale + bias, each step
+    rounded.
+    """
     centred = codes.astype(np.float64) - row_zero[:, None]
     acc = centred @ w.astype(np.float64).T  # exact: integers below 2^31
     result: F32 = acc.astype(np.float32) * row_scale[:, None] * scale + bias
@@ -192,7 +229,7 @@ def product(codes: U8, row_scale: F32, row_zero: I32, w: S8, scale: F32, bias: F
 
 @ieee
 def linear(x: F32, w: S8, scale: F32, bias: F32, activation: str = "none", residual: F32 | None = None) -> F32:
-    """x [R, K] float32, quantized by rows, times w [N, K] int8 with scale [N]; then bias, GELU, residual."""
+    """x [R, K] float32, quantized row by row, times w [N, K] int8 with scale [N]; then bias, GELU, residual."""
     y = product(*quantize_rows(x), w, scale, bias)
     y = gelu(y) if activation == "gelu" else y
     return y if residual is None else y + residual
@@ -203,16 +240,25 @@ _SQRT_HALF = np.float32(0.70710678)
 _ERF_TOP = tuple(
     np.float32(c)
     for c in (
-        -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05, -7.34990630326855e-04,
-        -2.95459980854025e-03, -1.60960333262415e-02,
+        -2.72614225801306e-10,
+        2.77068142495902e-08,
+        -2.10102402082508e-06,
+        -5.69250639462346e-05,
+        -7.34990630326855e-04,
+        -2.95459980854025e-03,
+        -1.60960333262415e-02,
     )
-)  # fmt: skip
+)
 _ERF_BOTTOM = tuple(
     np.float32(c)
     for c in (
-        -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02,
+        -1.45660718464996e-05,
+        -2.13374055278905e-04,
+        -1.68282697438203e-03,
+        -7.37332916720468e-03,
+        -1.42647390514189e-02,
     )
-)  # fmt: skip
+)
 
 
 def _polynomial(x: F32, coefficients: tuple[np.float32, ...]) -> F32:
@@ -235,7 +281,9 @@ def gelu(x: F32) -> F32:
 
 @ieee
 def lane_sum(x: F32) -> F32:
-    """Sum over the last axis in 16 lanes (lane i takes i, i + 16, ...); then lane i takes i + 8, then i + 4, i + 2, i + 1."""
+    """Sum over the last axis in 16 lanes (lane i adds i, i + 16, ...); then lane i adds lane i + 8, then i + 4, i + 2,
+    i + 1.
+    """
     lanes = np.zeros((*x.shape[:-1], 16), np.float32)
     padded = np.concatenate([x, np.zeros((*x.shape[:-1], -x.shape[-1] % 16), np.float32)], axis=-1)
     for i in range(0, padded.shape[-1], 16):
@@ -248,7 +296,9 @@ def lane_sum(x: F32) -> F32:
 
 @ieee
 def norm(x: F32, gamma: F32, beta: F32, epsilon: float) -> F32:
-    """Layer norm over the last axis: d = x - mean; y = d * (1 / sqrt(mean d^2 + epsilon)) * gamma + beta. Sums by `lane_sum`."""
+    """Layer norm over the last axis: d = x - mean; y = d * (1 / sqrt(mean d^2 + epsilon)) * gamma + beta. Sums by
+    `lane_sum`.
+    """
     length = np.float32(x.shape[-1])
     d = x - (lane_sum(x) / length)[..., None]
     inverse = np.float32(1) / np.sqrt(lane_sum(d * d) / length + np.float32(epsilon))
@@ -258,17 +308,20 @@ def norm(x: F32, gamma: F32, beta: F32, epsilon: float) -> F32:
 
 @ieee
 def softmax_codes(x: F32) -> tuple[U8, F32]:
-    """exp(x - max) over the last axis as codes of 1 / 255, and for each row the scale 1 / sum of its codes: weights that sum to 1."""
+    """exp(x - max) over the last axis as codes in units of 1/255, and the scale 1 / sum of each row's codes: weights
+    with the sum 1.
+    """
     codes = np.rint(exp(x - x.max(axis=-1, keepdims=True)) * np.float32(255)).astype(np.uint8)
     return codes, np.float32(1) / codes.sum(axis=-1, dtype=np.int32).astype(np.float32)
 
 
 @ieee
 def attention(x: F32, heads: int, factor: float, counted: NDArray[np.bool_] | None = None) -> F32:
-    """x [T, 3 C]: queries, keys and values, C = heads * D -> [T, C]. Only the tokens ``counted`` are keys; without any, y is 0.
+    """x [T, 3 C] (queries, keys and values, C = heads * D) to y [T, C]. Only the tokens ``counted`` are keys; without
+    any, y is 0.
 
-    For each head: scores = queries (`quantize_rows`) x keys (`quantize_signed` by token) * ``factor``; weights by `softmax_codes`;
-    y = weights x values (`quantize_signed` by column over the counted tokens).
+    For each head: scores = queries (`quantize_rows`) x keys (`quantize_signed` by token) * ``factor``; weights by
+    `softmax_codes`; y = weights x values (`quantize_signed` by column over the counted tokens).
     """
     tokens, channels = x.shape[0], x.shape[1] // 3
     kept = x if counted is None else x[counted]
@@ -285,7 +338,7 @@ def attention(x: F32, heads: int, factor: float, counted: NDArray[np.bool_] | No
 
 @ieee
 def embed(ids: I32, w: S8, scale: F32, position: F32) -> F32:
-    """Row ids[t] of w [V, C] times its scale [V], plus position[t]; an id outside is taken as the nearest inside."""
+    """Row ids[t] of w [V, C] times its scale [V], plus position[t]; ids are clamped to 0 .. V - 1."""
     row = np.clip(ids, 0, len(w) - 1)
     result: F32 = w[row].astype(np.float32) * scale[row][:, None] + position[: len(ids)]
     return result
@@ -300,14 +353,14 @@ def patches(x: F32, size: int) -> F32:
 
 @ieee
 def position(x: F32, table: F32) -> F32:
-    """x [T, C] + the last T rows of ``table`` [R, C], behind its first R - T rows."""
+    """The first R - T rows of ``table`` [R, C], then x [T, C] + its last T rows."""
     first = len(table) - len(x)
     return np.concatenate([table[:first], table[first:] + x])
 
 
 @ieee
 def mean(x: F32) -> F32:
-    """The sum of the rows of x [N, C], one after another, over N."""
+    """The mean of the rows of x [N, C]: the sum, row by row, over N."""
     total: F32 = x[0]
     for row in x[1:]:
         total = total + row
@@ -319,14 +372,18 @@ def mean(x: F32) -> F32:
 
 
 def weight_levels(bits: int) -> NDArray[np.int8]:
-    """The integer weight of each code 0 .. 2^bits - 1 (2 bits: -3 -1 1 3; else code - (2^(bits-1) - 1), the last code unused)."""
+    """The integer weight of each code 0 .. 2^bits - 1 (2 bits: -3 -1 1 3; else code - (2^(bits-1) - 1), the last code
+    unused).
+    """
     if bits == 2:
         return np.array([-3, -1, 1, 3], np.int8)
     return (np.arange(1 << bits) - ((1 << (bits - 1)) - 1)).astype(np.int16).clip(-127, 127).astype(np.int8)
 
 
 def pack_bits(codes: U8, bits: int) -> U8:
-    """Codes (each < 2^bits) to a tight bit stream: code i occupies bits i * bits ..., least significant bit first; zeros fill the last byte."""
+    """Codes (each < 2^bits) to a tight bit stream: code i starts at bit i * bits, least significant bit first; zeros
+    fill the last byte.
+    """
     each = (codes.reshape(-1, 1) >> np.arange(bits, dtype=np.uint8)) & 1
     return np.packbits(each.reshape(-1), bitorder="little")
 
@@ -338,20 +395,21 @@ def unpack_bits(packed: U8, bits: int, count: int) -> U8:
     return codes
 
 
-# --- the codec at the cut: value = lo + scale * code, float32 throughout ------------------------------------------------
+# --- the codec at the cut: value = lo + scale * code, float32 throughout ----------------------------------------------
 
 
 @ieee
 def codec_inverse(scale: F32) -> F32:
-    """1 / scale in float32, 0 where the scale is 0 (a constant: every code is 0)."""
+    """1 / scale in float32, or 0 if the scale is 0 (a constant: every code is 0)."""
     return np.where(scale > 0, np.float32(1) / scale, np.float32(0))
 
 
 @ieee
 def codec_quantize(x: F32, lo: F32, scale: F32, bits: int, levels: F32 | None = None) -> U8:
-    """x [..., C] to codes; ``lo`` and ``scale`` [1] or [C]. NaN becomes 0 here; who encodes has refused it before.
+    """x [..., C] to codes; ``lo`` and ``scale`` [1] or [C]. NaN becomes 0 here; encoders reject it earlier.
 
-    With a codebook of ``levels`` [2^bits], the code is how many of its thresholds the value is above: the nearest level, the lower one at a tie.
+    With a codebook of ``levels`` [2^bits], the code is the number of thresholds below the value: the nearest level, the
+    lower one in a tie.
     """
     v = (x - lo) * codec_inverse(scale)
     if levels is not None:
@@ -361,14 +419,14 @@ def codec_quantize(x: F32, lo: F32, scale: F32, bits: int, levels: F32 | None = 
 
 
 def codec_round(v: F32, top: F32 | np.float32) -> U8:
-    """To the nearest of 0 .. ``top``, half to even; NaN to 0."""
+    """The nearest of 0 .. ``top``, half to even; 0 for NaN."""
     v = np.where(v > 0, v, np.float32(0))
     return np.rint(np.where(v < top, v, top)).astype(np.uint8)
 
 
 @ieee
 def codec_thresholds(levels: F32) -> F32:
-    """Half of the sum of each two neighbours."""
+    """The means of neighbouring levels."""
     return (levels[1:] + levels[:-1]) * np.float32(0.5)
 
 
@@ -380,9 +438,10 @@ def codec_dequantize(codes: U8, lo: F32, scale: F32, levels: F32 | None = None) 
 
 @ieee
 def codec_rotate(x: F32, size: int, factor: float = 1.0) -> F32:
-    """Each ``size`` of the last axis through a Hadamard matrix: sums and differences over the distances 1, 2, 4, ..., then one product.
+    """Blocks of ``size`` of the last axis times a Hadamard matrix: sums and differences over the distances 1, 2, 4,
+    ..., then one product.
 
-    With the factor 1 / size the same again is the inverse.
+    Applied again with the factor 1 / size it is the inverse.
     """
     y = x.reshape(*x.shape[:-1], -1, size)
     for power in range(size.bit_length() - 1):
@@ -394,7 +453,7 @@ def codec_rotate(x: F32, size: int, factor: float = 1.0) -> F32:
 
 @ieee
 def codec_side(x: F32, by_range: bool) -> F32:
-    """Offset and size [..., 2] of each row x [..., n], see `kernels.codec.measure`."""
+    """Offset and size [..., 2] of each row x [..., n]: see `kernels.codec.measure`."""
     if by_range:
         offset = -_up(-x.min(axis=-1))
         return np.stack((offset, _up(x.max(axis=-1) - offset)), axis=-1)
@@ -403,7 +462,7 @@ def codec_side(x: F32, by_range: bool) -> F32:
 
 
 def _up(value: F32) -> F32:
-    """To the upper 16 bits of a float32, not below ``value``."""
+    """``value`` rounded up to the upper 16 bits of a float32."""
     word = value.astype(np.float32).view(np.uint32)
     word = np.where((word >> 31 == 0) & (word & 0xFFFF != 0), word + np.uint32(0x10000), word)
     return (word & np.uint32(0xFFFF0000)).astype(np.uint32).view(np.float32)
@@ -411,22 +470,24 @@ def _up(value: F32) -> F32:
 
 @ieee
 def codec_stretched(lo: F32, scale: F32, side: F32) -> tuple[F32, F32]:
-    """``lo`` and ``scale`` [C] within the ranges ``side`` [..., 2], each [..., C]."""
+    """The ranges [..., C] of rows with offset and size ``side`` [..., 2]."""
     offset, size = side[..., :1], side[..., 1:]
     return offset + size * lo, size * scale
 
 
 @ieee
 def codec_project(x: F32, centre: F32, matrix: F32) -> F32:
-    """(x [..., C] - centre) through ``matrix`` [C, K], the sum over c in order, without fused products."""
+    """(x [..., C] - centre) times ``matrix`` [C, K]; sums over c in order, without fused multiply-add."""
     total = np.zeros((*x.shape[:-1], matrix.shape[1]), np.float32)
     for c in range(len(matrix)):
         total = total + (x[..., c : c + 1] - centre[c]) * matrix[c]
     return total
 
 
-def rans_encode(codes: U8, tables: list[list[int]], lanes: int) -> tuple[list[int], list[int]]:
-    """Final states, and 16-bit words in the order in which they are read, of ``codes`` [n, C]; ``tables`` [C] of frequencies that sum to 2^12."""
+def static_rans_encode(codes: U8, tables: list[list[int]], lanes: int) -> tuple[list[int], list[int]]:
+    """Encode ``codes`` [n, C]: final states, and 16-bit words in reading order; ``tables`` [C] of frequencies with the
+    sum 2^12.
+    """
     states, words, flat = [1 << 15] * lanes, [], codes.reshape(-1)
     for i in range(len(flat) - 1, -1, -1):
         table, code, lane = tables[i % len(tables)], int(flat[i]), i % lanes
@@ -438,8 +499,10 @@ def rans_encode(codes: U8, tables: list[list[int]], lanes: int) -> tuple[list[in
     return states, words[::-1]
 
 
-def rans_decode(states: list[int], words: list[int], tables: list[list[int]], count: int) -> U8:
-    """The ``count`` codes, flat. Raises ValueError unless all words are used and the states end as `rans_encode` began."""
+def static_rans_decode(states: list[int], words: list[int], tables: list[list[int]], count: int) -> U8:
+    """Decode ``count`` codes (flat). Raises ValueError unless all words are used and the states end with their initial
+    values.
+    """
     held, left, codes = list(states), list(words), np.zeros(count, np.uint8)
     for i in range(count):
         table, lane = tables[i % len(tables)], i % len(states)
@@ -455,37 +518,41 @@ def rans_decode(states: list[int], words: list[int], tables: list[list[int]], co
 
 @ieee
 def codec_tables(scale_x: float, zero_x: int, lo: F32, scale: F32, bits: int, levels: F32 | None = None) -> U8:
-    """[C, 256]: for each channel the code at the cut of every 8-bit code x, which stands for scale_x * (x - zero_x)."""
+    """[C, 256]: for each channel the code at the cut of each 8-bit code x with the value scale_x * (x - zero_x)."""
     values = np.float32(scale_x) * (np.arange(256) - zero_x).astype(np.float32)
     return codec_quantize(values[None, :], lo[:, None], scale[:, None], bits, levels)
 
 
-# --- the entropy coder of constants ------------------------------------------------------------------------------------
+# --- adaptive rANS, for the constants of a segment file ---------------------------------------------------------------
 
 
-def entropy_sums(counts: NDArray[np.int64]) -> list[int]:
-    """``counts`` [symbols] as frequencies that sum to 2^16, each at least 1, summed up from 0; the commonest symbol takes what rounding leaves."""
+def adaptive_rans_sums(counts: NDArray[np.int64]) -> list[int]:
+    """Cumulative frequencies, 0 to 2^16, in proportion to ``counts`` [symbols] and at least 1 each; the most frequent
+    gets the remainder.
+    """
     spare = (1 << 16) - len(counts)
     shares = [1 + int(n) * spare // int(counts.sum()) for n in counts]
     shares[int(np.argmax(counts))] += (1 << 16) - sum(shares)
     return [sum(shares[:s]) for s in range(len(shares) + 1)]
 
 
-def entropy_epochs(count: int) -> list[range]:
-    """The symbols of an array in the parts within which frequencies stay: 16 of them, then a quarter of those before, 16 at least."""
+def adaptive_rans_epochs(count: int) -> list[range]:
+    """The epochs of ``count`` symbols, within which frequencies are constant: 16 symbols, then a quarter of those
+    before, at least 16.
+    """
     parts: list[range] = []
     while count > (begin := parts[-1].stop if parts else 0):
         parts.append(range(begin, min(count, begin + max(16, begin // 4))))
     return parts
 
 
-def entropy_encode(arrays: list[tuple[U8, U8, NDArray[np.int64]]]) -> tuple[int, list[int]]:
-    """``arrays`` of (codes, contexts, counts at the start) as a number and 32-bit words, in the order in which they are read."""
+def adaptive_rans_encode(arrays: list[tuple[U8, U8, NDArray[np.int64]]]) -> tuple[int, list[int]]:
+    """Encode ``arrays`` of (codes, contexts, initial counts) to the final state and 32-bit words in reading order."""
     steps: list[tuple[int, int]] = []
     for codes, contexts, start in arrays:
         counts, where = start.copy(), np.broadcast_to(contexts, codes.shape)
-        for part in entropy_epochs(len(codes)):
-            sums = [entropy_sums(row) for row in counts]
+        for part in adaptive_rans_epochs(len(codes)):
+            sums = [adaptive_rans_sums(row) for row in counts]
             rows = [(sums[where[i]], int(codes[i])) for i in part]
             steps += [(row[code], row[code + 1]) for row, code in rows]
             np.add.at(counts, (where[part.start : part.stop], codes[part.start : part.stop]), 32)
@@ -498,13 +565,13 @@ def entropy_encode(arrays: list[tuple[U8, U8, NDArray[np.int64]]]) -> tuple[int,
     return x, words[::-1]
 
 
-def entropy_decode(x: int, words: list[int], arrays: list[tuple[int, U8, NDArray[np.int64]]]) -> list[U8]:
-    """The codes of each of ``arrays`` of (how many, contexts, counts at the start): what `entropy_encode` was given."""
+def adaptive_rans_decode(x: int, words: list[int], arrays: list[tuple[int, U8, NDArray[np.int64]]]) -> list[U8]:
+    """Decode the codes of each of ``arrays`` of (number of codes, contexts, initial counts)."""
     left, found = list(words), []
     for count, contexts, start in arrays:
         counts, where, codes = start.copy(), np.broadcast_to(contexts, count), np.zeros(count, np.uint8)
-        for part in entropy_epochs(count):
-            sums = [entropy_sums(row) for row in counts]
+        for part in adaptive_rans_epochs(count):
+            sums = [adaptive_rans_sums(row) for row in counts]
             for i in part:
                 mine, slot = sums[where[i]], x & 0xFFFF
                 codes[i] = code = max(s for s in range(len(mine) - 1) if mine[s] <= slot)

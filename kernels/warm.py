@@ -1,7 +1,8 @@
-"""Every entry point that a service calls, so that all of them can be compiled before it starts.
+"""A list of every kernel that a service calls, so that all of them can be compiled before it starts.
 
-A kernel is compiled for the types of its arguments. None of those depends on the number of threads, on a shape, on the bits of weights or on those of
-a codec, so this list is short. A test holds it complete: each kernel is in it, and heads and codecs compile nothing after it.
+A kernel is compiled for the types of its arguments. These do not depend on the number of threads, the shapes, or the
+bit widths of weights and codecs, so the list is short. A test checks that it is complete: it contains every kernel, and
+heads and codecs compile nothing else.
 """
 
 from __future__ import annotations
@@ -11,36 +12,38 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import codec, entropy, jit, program, projection, rans, team
-from kernels.program import FIELDS, REALS, Kind, Memory
+from kernels import codec, jit, program, team
+from kernels.codec import projection
+from kernels.program import OPERATOR, Kind, Memory
+from kernels.rans import adaptive, static
 
 
 class Step(NamedTuple):
-    """One compilation: what it is for, in a few words for people, the kernel, and arguments of the types of a real call."""
+    """One compilation: its purpose for people, the kernel, and arguments with the types of a real call."""
 
     name: str
     kernel: Any
     arguments: tuple[Any, ...]
 
     def is_kept(self) -> bool:
-        """Whether it lies in the cache already."""
+        """Whether it is in the cache."""
         return jit.is_kept(self.kernel, self.arguments)
 
     def compile(self) -> None:
-        """Load it from the cache, or compile it: seconds, on a small board minutes."""
+        """Load it from the cache or compile it, which takes seconds, and on a small board minutes."""
         jit.compile_for(self.kernel, self.arguments)
 
 
 def steps() -> list[Step]:
-    """All of them, in the order of their use."""
+    """All compilations, in the order of use."""
     codes, reals = np.zeros(8, np.uint8), np.zeros(1, np.float32)
     words, counts, places = np.zeros(2, np.uint32), np.ones((1, 2), np.int64), np.zeros(2, np.int64)
     table, short = np.zeros((1, 2), np.float32), np.zeros(2, np.uint16)
     rows = _readonly(np.zeros((1, 2), np.float32))
     frame, tensor = _readonly(np.zeros(8, np.uint8)), _readonly(np.zeros(8, np.float32))
     return [
-        Step("segment files", entropy.decode, (words, codes, counts, places, codes)),
-        Step("their upgrades", entropy.encode, (codes, codes, counts, places, words)),
+        Step("segment files", adaptive.decode, (words, codes, counts, places, codes)),
+        Step("their upgrades", adaptive.encode, (codes, codes, counts, places, words)),
         Step("weights", codec.unpack, (codes, 8, codes)),
         Step("packing weights", codec.pack, (codes, 8, codes)),
         _head("heads of convolutions", Kind.CONV),
@@ -54,27 +57,34 @@ def steps() -> list[Step]:
         Step("measuring ranges", codec.measure, (rows, True, table)),
         Step("quantizing", codec.quantize, (tensor, reals, reals, reals, reals, table, 8, codes)),
         Step("and back", codec.dequantize, (codes, reals, reals, reals, table, 8, np.zeros(8, np.float32))),
-        Step("entropy coding", rans.encode, (codes, places, words, np.zeros(2, np.uint64), words, short)),
-        Step("and back", rans.decode, (words, short, places, words, places, codes, codes)),
+        Step("entropy coding", static.encode, (codes, places, words, np.zeros(2, np.uint64), words, short)),
+        Step("and back", static.decode, (words, short, places, words, places, codes, codes)),
     ]
 
 
 def missing() -> list[str]:
-    """Names of the steps that would have to be compiled; nothing is. Takes a fraction of a second."""
+    """Names of the steps that are not in the cache. Compiles nothing and takes a fraction of a second."""
     return [step.name for step in steps() if not step.is_kept()]
 
 
 def _head(name: str, *kinds: Kind) -> Step:
-    return Step(name, program.run, (_memory(), *program.families(kinds), 0, 0, 0, 0, 1))
+    return Step(name, program.run, (_memory(), *program.operator_sets(kinds), 0, 0, 0, 0, 1))
 
 
 def _memory() -> Memory:
     u8, f32 = np.zeros(64, np.uint8), np.zeros(16, np.float32)
     return Memory(
-        ops=np.zeros((1, FIELDS), np.int64), reals=np.zeros((1, REALS), np.float32), arena=u8, weights=u8, biases=np.zeros(16, np.int32),
-        multipliers=f32, tables=u8, ints=np.zeros((1, 1), np.int32), floats=np.zeros((1, 1), np.float32), taps=np.zeros((1, 1), np.int64),
+        operators=np.zeros(1, OPERATOR),
+        arena=u8,
+        weights=u8,
+        biases=np.zeros(16, np.int32),
+        multipliers=f32,
+        tables=u8,
+        ints=np.zeros((1, 1), np.int32),
+        floats=np.zeros((1, 1), np.float32),
+        taps=np.zeros((1, 1), np.int64),
         sync=np.zeros(team.SYNC, np.int64),
-    )  # fmt: skip
+    )
 
 
 def _readonly(x: NDArray[Any]) -> NDArray[Any]:

@@ -91,8 +91,9 @@ PYTHON
 install() {
   local extras log=$CACHE/install.log
   extras=$(tr ' ' , <<<"${1# }")
-  printf 'Installing splitedge[%s] into .venv: once, and some minutes where torch must be downloaded\n' "$extras" >&2
-  if ! (cd "$ROOT" && pip install --constraint constraints.txt --editable ".[$extras]") >"$log" 2>&1 9>&-; then
+  printf 'Installing splitedge[%s] into .venv, once\n' "$extras" >&2
+  # pip would compile every module of every package, which takes longer than to copy them; Python compiles what it imports.
+  if ! (cd "$ROOT" && pip install --no-compile --constraint constraints.txt --editable ".[$extras]") >"$log" 2>&1 9>&-; then
     tail -n 15 "$log" >&2
     die "the installation failed; the whole log is in $log; mend what it says and run again"
   fi

@@ -68,8 +68,7 @@ def demo(out: Path | None) -> None:
     store = prepared(steps, found)
     frames = Frames.of(unseen)
     with steps("measurement", f"5 ways, {len(unseen)} photos that calibration never saw") as status:
-        run = ways.run(frames, store, CACHE / "agent", lambda text: status.update(f"measurement: {text}"))
-        measured = sorted(run, key=lambda way: not any(way.sent))
+        measured = list(ways.run(frames, store, CACHE / "agent", lambda text: status.update(f"measurement: {text}")))
     show(measured, frames)
     show_answers(measured, frames)
     show_next(store, unseen[0])

@@ -138,7 +138,10 @@ class AgedError(BusyError):
 def not_ready(state: str) -> UnreachableError:
     """The error for callers while the agent serves no frames."""
     return UnreachableError(
-        f"the agent is not ready ({state}); wait until /healthz answers 200", ready=False, state=state
+        f"the agent is not ready ({state}); wait until /healthz answers 200",
+        reason="not-ready",
+        ready=False,
+        state=state,
     )
 
 

@@ -23,7 +23,10 @@ def family(
 
 
 def histogram(name: str, description: str, bounds: Sequence[float], counts: Sequence[int], total: float) -> str:
-    """A histogram. ``counts``: of each bucket alone, the last one above all ``bounds``. ``total``: sum of all values."""
+    """A histogram.
+
+    ``counts``: of each bucket alone; the last one is above all ``bounds``. ``total``: the sum of all values.
+    """
     lines, below = _head(name, "histogram", description), 0
     for bound, count in zip((*map(str, bounds), "+Inf"), counts, strict=True):
         below += count

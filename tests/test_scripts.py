@@ -153,7 +153,7 @@ def test_checks_that_pass_are_summed_up(tmp_path: Path, arguments: list[str]) ->
 
 def test_checks_that_fail_come_last(tmp_path: Path) -> None:
     report = "dots\n===== FAILURES =====\nwhat failed\n===== short test summary ====="
-    done = run_checks(checkout(tmp_path, mypy="a wrong type", pytest=report))
+    done = run_checks(checkout(tmp_path, mypy="a wrong type", pytest=report), "--all")
     assert done.returncode == 1
     assert done.stderr == "test: failed: types tests; the messages are above\n"
     repeated = done.stdout[done.stdout.index("== types failed:") :]

@@ -24,31 +24,52 @@ REASON = "+272 % time: transfer 4.95 ms; drop up to 1.25 points > 1"
 
 
 def prediction() -> m.Prediction:
-    parts = m.Parts(1234.5, 0.1, 4.0, 0.0)
+    parts = m.Parts(time=1234.5, fetch=0.1, energy=4.0, cost=0.0)
     return m.Prediction(
-        12.34, 123.45, 1.5, 12.3, 1234.56, 2.0, "declared", 0.95, -0.2, 1.0, 500, 0.1, 123_456, 1_605_632, 9_000_000, 1238.6, parts
+        device_ms=12.34, transfer_ms=123.45, queue_ms=1.5, server_ms=12.3, total_ms=1234.56, energy_j=2.0, energy_source="declared", drop_points=0.95, drop_low=-0.2, drop_high=1.0, samples=500, noise=0.1, payload_bytes=123_456, float_bytes=1_605_632, segment_bytes=9_000_000, objective=1238.6, parts=parts
     )  # fmt: skip
 
 
 def plan(boards: int = 0) -> m.Plan:
     cuts = [m.Cut(i, name, f"t{i}", SHAPE, "inside") for i, name in enumerate(NAMES)]
-    codecs = [m.Codec("aciq-gauss-channel", bits, [0.0], [0.1]) for bits in (8, 3)]
-    losers = [m.Candidate(cut, 3.4, 2, "entropy-laplace", prediction(), REASON) for cut in reversed(cuts)]
+    codecs = [m.Codec("aciq-gauss-channel", bits, (0.0,), (0.1,)) for bits in (8, 3)]
+    losers = [
+        m.Candidate(
+            cut=cut, weight_bits=3.4, activation_bits=2, rule="entropy-laplace", prediction=prediction(), reason=REASON
+        )
+        for cut in reversed(cuts)
+    ]
     ends = [m.Cut(0, "input", "x", SHAPE, "input"), m.Cut(99, "_fc", "y", [1000], "output")]
-    losers += [m.Candidate(cut, 8.0, 8, "minmax", prediction(), REASON) for cut in ends]
-    route = [m.StageTime(f"d{i}", NAMES[i], NAMES[-1], 3.4, 4, 1234.5, 99.5, 20.5, 123_456) for i in range(boards)]
+    losers += [
+        m.Candidate(cut=cut, weight_bits=8.0, activation_bits=8, rule="minmax", prediction=prediction(), reason=REASON)
+        for cut in ends
+    ]
+    route = [
+        m.StageTime(
+            device=f"d{i}",
+            start=NAMES[i],
+            cut=NAMES[-1],
+            weight_bits=3.4,
+            activation_bits=4,
+            device_ms=1234.5,
+            sending_ms=99.5,
+            rtt_ms=20.5,
+            payload_bytes=123_456,
+        )
+        for i in range(boards)
+    ]
     return m.Plan(
         id="p", model="efficientnet-lite0", bundle="0" * 64, mode="split", cut=cuts[-1],
-        layers=[m.LayerBits(name, 3.4, 1_234_567, 0.0123) for name in NAMES], codec_share=0.2, head_share=0.1,
-        ladder=codecs, codec=0, rungs=[m.Rung(123_456, 0.1, 0.1, 0.2), m.Rung(45_678, 0.2, 0.3, 0.4)],
+        layers=[m.LayerBits(layer=name, bits=3.4, weights=1_234_567, noise_share=0.0123) for name in NAMES], codec_share=0.2, head_share=0.1,
+        ladder=codecs, codec=0, rungs=[m.Rung(payload_bytes=123_456, noise=0.1, drop_points=0.1, drop_high=0.2), m.Rung(payload_bytes=45_678, noise=0.2, drop_points=0.3, drop_high=0.4)],
         segment=m.SegmentRef("0" * 64, 1_234_567), preprocess=m.Preprocess("image", [224, 224, 3]), prediction=prediction(),
         runners_up=losers, considered=12_345, expires_unix=2e9, demand=m.Demand(keep=NAMES[3]),
-        stage=m.Stage("d0", ends[0], [], "", "p2", route, 31.25) if boards else None,
+        stage=m.Stage(device="d0", start=ends[0], incoming=[], upstream="", downstream="p2", route=route, rate_fps=31.25) if boards else None,
     )  # fmt: skip
 
 
 MODELS = [
-    m.ModelInfo(name, "0" * 64, "agreement", 12_345, [], ["Gather (/model/embeddings/Gather)"] * 9, m.Preprocess("image", [224, 224, 3]), 88.8)
+    m.ModelInfo(name=name, bundle="0" * 64, metric="agreement", samples=12_345, cuts=[], unsupported=["Gather (/model/embeddings/Gather)"] * 9, preprocess=m.Preprocess("image", [224, 224, 3]), float_top1=88.8)
     for name in ("efficientnet-lite0", "a-model-with-a-very-long-name-of-forty-eight-char")
 ]  # fmt: skip
 CHECKS = [

@@ -684,7 +684,7 @@ def _names(path: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise errors.ModelError(f"{path / NAMES} is damaged; delete it", reason="damaged") from error
+        raise errors.ModelError(f"{path / NAMES} is damaged; delete it", reason="damaged", file=NAMES) from error
 
 
 def _digest(path: Path) -> str:

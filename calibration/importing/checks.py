@@ -29,12 +29,15 @@ def refuse_training(model: onnx.ModelProto) -> None:
     for node in _nodes(model.graph):
         if _trains(node, opset, flags):
             raise errors.ModelError(
-                f"{_named(node)} is in training mode; export the model after model.eval()", reason="training-mode"
+                f"{_named(node)} is in training mode; export the model after model.eval()",
+                reason="training-mode",
+                node=node.name,
             )
         if node.op_type in _RANDOM and not node.domain:
             raise errors.ModelError(
                 f"{_named(node)} draws random numbers, so that one input has many answers; export the model without it",
                 reason="random",
+                node=node.name,
             )
 
 
@@ -48,6 +51,7 @@ def refuse_nonfinite(model: onnx.ModelProto) -> None:
             raise errors.ModelError(
                 f"the weights of {_named(node)} are not finite ({short(worst[0])}); train or convert the model again",
                 reason="weights-not-finite",
+                node=node.name,
             )
 
 

@@ -58,7 +58,9 @@ def _refuse_pointer(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise errors.ModelError(
-                f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull`", reason="lfs-pointer"
+                f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull`",
+                reason="lfs-pointer",
+                file=path.name,
             )
 
 

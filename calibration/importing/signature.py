@@ -78,6 +78,7 @@ def keep_output(model: onnx.ModelProto, name: str | None) -> None:
         raise errors.ModelError(
             f"the model's output {kept.name} holds {_kind(kept)}, not float32; {_advice(model, kept.name)}",
             reason="output-type",
+            output=kept.name,
         )
     del graph.output[:]
     graph.output.append(kept)

@@ -91,10 +91,11 @@ class Lowered:
             self.header.golden.sha256 = hashlib.sha256(answer.tobytes()).hexdigest()
             return seg.build(self.header, blob)
         except errors.SegmentError as error:
-            reason = str(error).partition(";")[0]
+            why = str(error).partition(";")[0]
             raise errors.ModelError(
-                f"agents would refuse a head of this model ({reason}); use a smaller model or a smaller input",
+                f"agents would refuse a head of this model ({why}); use a smaller model or a smaller input",
                 reason="over-limits",
+                limit=error.data.get("reason"),
             ) from error
 
 
@@ -175,7 +176,7 @@ def layer_bits(
     given = [("", weight_bits)] if isinstance(weight_bits, int) else weight_bits.items()
     for out, bits in given:
         if not 2 <= bits <= 8 and (out, bits) not in known:
-            raise errors.UsageError(f"weights cannot have {bits} bits; choose 2 to 8", reason="bits")
+            raise errors.UsageError(f"weights cannot have {bits} bits; choose 2 to 8", reason="bits", bits=bits)
     if isinstance(weight_bits, int):
         return dict.fromkeys(heads, weight_bits)
     if wrong := sorted(set(heads) ^ set(weight_bits)):

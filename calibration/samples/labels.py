@@ -169,7 +169,7 @@ def _among(found: Collection[str], names: Sequence[str], where: str | Path) -> d
             why = "is no class name" if not places else f"is the name of the classes {places[0]} and {places[1]}"
             raise errors.UsageError(
                 f"{where}: {name[:80]!r} {why} ({len(names)} names are known); correct one of them",
-                reason="unknown-name",
+                reason="ambiguous-name" if places else "unknown-name",
             )
         known[name] = places[0]
     return known
@@ -262,6 +262,7 @@ def _of_table(path: Path, files: Sequence[str]) -> _Found:
             f"{path} gives no label for {len(missing)} of {len(files)} samples, {missing[0]} for one; "
             "its first column must hold their file names",
             reason="no-label",
+            missing=len(missing),
         )
     chosen = [known[i] for i in range(len(files))]
     return [r[1] for _, r in chosen], [o for o, _ in chosen], [r[2] if len(r) > 2 else "" for _, r in chosen]

@@ -75,6 +75,11 @@ class Samples(Sequence[F32]):
                 f"{self.labels.origins[wrong[0]]}: class {classes[wrong[0]]} is out of range (the model has {outputs} classes, 0 to {outputs - 1}); "
                 f"correct the labels ({len(wrong)} of {len(self)} are wrong)",
                 reason="label-out-of-range",
+                origin=self.labels.origins[wrong[0]],
+                sample=int(wrong[0]),
+                value=int(classes[wrong[0]]),
+                classes=outputs,
+                wrong=len(wrong),
             )
 
     def take(self, chosen: I64) -> Samples:
@@ -104,7 +109,9 @@ class Samples(Sequence[F32]):
             try:
                 kept = prepare_image(load_image(_read(path)), self.preprocess)
             except errors.InputError as error:
-                raise errors.InputError(f"{path}: {error.message}, or take the file out of the folder") from error
+                raise errors.InputError(
+                    f"{path}: {error.message}, or take the file out of the folder", **error.data, file=str(path)
+                ) from error
             if kept.nbytes <= self._room:
                 self._room -= kept.nbytes
                 self._kept[index] = kept

@@ -64,8 +64,9 @@ def _ids(source: Path | str, index: int, tokenizer: Tokenizer) -> I64:
     try:
         return tokenizer.ids(_read(source) if isinstance(source, Path) else source).astype(np.int64)
     except errors.InputError as error:
-        where = str(source) if isinstance(source, Path) else f"text {index}"
-        raise errors.InputError(f"{where}: {error.message}") from error
+        where = {"file": str(source)} if isinstance(source, Path) else {"index": index}
+        name = where.get("file", f"text {index}")
+        raise errors.InputError(f"{name}: {error.message}", **error.data, **where) from error
 
 
 def _of_folder(place: Path, names: Sequence[str], outputs: int | None) -> Texts:

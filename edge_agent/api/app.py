@@ -1,26 +1,24 @@
 """The local HTTP API.
 
-    GET  /           a page for a person: state, model, plan, and these paths
-    POST /v1/infer   an image or a .npy array as the body; a text, in UTF-8 and as text/plain; or a little-endian tensor with `X-Shape: 224,224,3`,
-                     of float32 unless `X-Dtype: int32` (or int64) says otherwise. A form (`curl -F file=@photo.jpg`) stands for its
-                     one file. The answer is JSON, or, with `Accept: application/x-npy`, the
-                     model's whole output as a .npy file: of a model without classes, or where `topk` is 0
+    GET  /           a page for people: state, model, plan, and these paths
+    POST /v1/infer   one frame in the body: see `request_body`. The answer is JSON or, with `Accept:
+                     application/x-npy`, the model's complete output, if it has no classes or `topk` is 0
     GET  /v1/status  the agent's state, plan and counts, as JSON
     GET  /healthz    whether frames are served, and the state, as JSON
     GET  /metrics    Prometheus text
 
-While no frames are served (at the start, and while a plan that needs the server has no link to it) `/healthz`, `/v1/status` and `/v1/infer` answer with
-status 503 and the state. The API listens before the kernels are imported, so what reads frames is imported with them (`Loading`).
+While no frames are served, `/healthz`, `/v1/status` and `/v1/infer` answer with status 503 and the state. That is so
+during start-up, and while a plan that needs the server has no link to it. The API listens before the kernels are
+imported, so modules that need them are imported on first use (`Loading`).
 
-It asks for no token and listens on the loopback unless told otherwise. A page in a browser on the board is not a client: a request with an
-``Origin``, or one whose ``Host`` is a name other than localhost (a name that was made to point here), is refused. An error is ``{"error": {"code", "message", "data"}}``.
+The API needs no token and listens on the loopback interface by default. Pages in a browser are not clients: a request
+with an ``Origin``, or with a ``Host`` that is a name other than localhost, is refused, since any site can make such a
+name point here. An error is ``{"error": {"code", "message", "data"}}``.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
@@ -28,14 +26,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
-import numpy as np
-from aiohttp import BodyPartReader, web
-from aiohttp.http_exceptions import HttpProcessingError
-from numpy.typing import NDArray
+from aiohttp import web
 
 import edge_agent
-from edge_agent.api import metrics, page
-from edge_agent.inputs.sources import Text, is_array, load_array
+from edge_agent.api import metrics, page, request_body
 from edge_agent.runtime.queue_limit import QueueLimit
 from edge_agent.runtime.results import Counters, Result, to_json
 from splitedge import errors, limits, prometheus
@@ -47,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Served(Protocol):
-    """What the API shows: an `edge_agent.runtime.agent.Agent`, or an `edge_agent.runtime.stage_server.StageServer`, which takes no frames here."""
+    """What the API serves: an `Agent`, or a `StageServer`, which refuses frames."""
 
     counters: Counters
 
@@ -65,7 +59,7 @@ class Served(Protocol):
 
 
 class Loading:
-    """Stands in for the agent while its code is imported, which takes seconds on a small board: one state, and no frames."""
+    """Serves while the agent's code is imported, which takes seconds on a small board. It refuses frames."""
 
     ready, state, plan = False, "loading", None
 
@@ -90,53 +84,46 @@ class Loading:
 
 @dataclass
 class Front:
-    """Whom the API speaks for: `Loading`, then the agent."""
+    """What the API serves now: `Loading`, then the agent."""
 
     served: Served = field(default_factory=Loading)
 
 
 FRONT: Final = web.AppKey[Front]("front")
 NPY: Final = "application/x-npy"
-_DTYPES: Final = ("float32", "int32", "int64")
-BODIES = web.AppKey("bodies", QueueLimit)  # request bodies that are being read or answered
+BODIES = web.AppKey("bodies", QueueLimit)  # request bodies in progress
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class BodyTooLargeError(errors.InputError):
-    """More bytes than a frame may have."""
-
-    http_status = 413
-
-
 class ForeignRequestError(errors.UsageError):
-    """A request that a page in a browser made."""
+    """A request from a page in a browser."""
 
     http_status = 403
 
 
 class HttpError(errors.UsageError):
-    """A request that does not fit the API: an unknown path or method."""
+    """An unknown path or method."""
 
     code = "http"
 
 
 def application(front: Front) -> web.Application:
-    """The API of ``front``, to be served by aiohttp."""
+    """The aiohttp application that serves ``front``."""
     app = web.Application(
         middlewares=[http_server.errors_as_json(Counter(), _http_error), _no_browsers],
         client_max_size=limits.MAX_IMAGE_BYTES,
     )
     app[FRONT] = front
     app[BODIES] = QueueLimit()
-    app.add_routes([
-        web.get("/", _page), web.post("/v1/infer", _infer), web.get("/v1/status", _status), web.get("/healthz", _healthz), web.get("/metrics", _metrics),
-    ])  # fmt: skip
+    app.router.add_post("/v1/infer", _infer)
+    for path, handler in (("/", _page), ("/v1/status", _status), ("/healthz", _healthz), ("/metrics", _metrics)):
+        app.router.add_get(path, handler)
     return app
 
 
 async def serve(front: Front, host: str, port: int) -> tuple[web.AppRunner, str]:
-    """Serve the API of ``front``; returns the runner (to be cleaned up by the caller) and the URL, with the port that was bound.
+    """Serve ``front``. Returns the runner, which the caller cleans up, and the URL with the bound port.
 
     Raises `errors.AddressError` if ``host``:``port`` cannot be bound.
     """
@@ -149,7 +136,8 @@ async def serve(front: Front, host: str, port: int) -> tuple[web.AppRunner, str]
     except OSError as error:
         await runner.cleanup()
         raise errors.AddressError(
-            f"the local API cannot listen on {host}:{port} ({endpoint.os_reason(error)}); set `api.host` and `api.port` to others",
+            f"the local API cannot listen on {host}:{port} ({endpoint.os_reason(error)}); change `api.host` or "
+            "`api.port`",
             reason="api-address",
         ) from error
     bound = runner.addresses[0]
@@ -159,14 +147,15 @@ async def serve(front: Front, host: str, port: int) -> tuple[web.AppRunner, str]
 @web.middleware
 async def _no_browsers(request: web.Request, handler: Handler) -> web.StreamResponse:
     if "Origin" in request.headers or not _own_name(request.host):
-        raise ForeignRequestError(
-            "the local API serves programs on this board, not pages in a browser; ask it by its address"
-        )
+        raise ForeignRequestError("the local API serves programs, not pages in a browser; use its address or localhost")
     return await handler(request)
 
 
 def _own_name(host: str) -> bool:
-    """Whether ``host`` (a Host header) is an address or localhost: a name in somebody's DNS may have been pointed at this machine."""
+    """Whether ``host`` (a Host header) is an IP address or localhost.
+
+    Anyone can make another name point at this machine.
+    """
     name = ""
     with suppress(ValueError):
         name = urlsplit(f"//{host}").hostname or ""
@@ -181,17 +170,17 @@ async def _infer(request: web.Request) -> web.Response:
         try:
             if isinstance(agent, Loading):
                 raise errors.not_ready(agent.state)
-            size = _declared_size(request)
+            size = request_body.declared_size(request)
             stack.enter_context(request.app[BODIES].slot(size))
-            frame = await _frame(request, size)
+            frame = await request_body.read_frame(request, size)
         except errors.SplitEdgeError as error:
             agent.counters.count_error(error)
             raise
         try:
             result = await agent.infer(frame)
         except errors.InputError as error:
-            if (better := _advice(request, frame, agent.plan, error)) is not None:
-                raise better from error
+            if (advice := request_body.advice(request, frame, agent.plan, error)) is not None:
+                raise advice from error
             raise
     if NPY in request.headers.get("Accept", ""):
         return web.Response(body=_npy(result), content_type=NPY)
@@ -204,12 +193,12 @@ async def _page(request: web.Request) -> web.Response:
 
 
 def _npy(result: Result) -> bytes:
-    """The whole output as a .npy file. Raises `errors.UsageError` for an answer that holds classes alone."""
+    """The complete output as a .npy file. Raises `errors.UsageError` for an answer of classes only."""
     from splitedge.head import answers
 
     if result.output is None:
         raise errors.UsageError(
-            "this answer holds classes and no whole output; ask for JSON, or set `topk` to 0", reason="no-whole-output"
+            "this answer has classes and no complete output; ask for JSON, or set `topk` to 0", reason="no-whole-output"
         )
     return answers.npy(result.output)
 
@@ -228,158 +217,6 @@ async def _metrics(request: web.Request) -> web.Response:
     agent = request.app[FRONT].served
     text = metrics.render(agent.counters, agent.gauges(), agent.plan_info())
     return web.Response(body=text.encode(), headers=prometheus.HEADERS)
-
-
-def _declared_size(request: web.Request) -> int:
-    """The body's length, or the greatest allowed where the client does not say."""
-    size = request.content_length
-    if size is not None and size > limits.MAX_IMAGE_BYTES:
-        raise _too_large(f" ({size} bytes)")
-    return limits.MAX_IMAGE_BYTES if size is None else size
-
-
-async def _frame(request: web.Request, size: int) -> InputFrame:
-    from splitedge.head import text as texts
-
-    if "X-Shape" in request.headers:
-        return await _tensor(request, size)
-    if request.content_type.startswith("multipart/"):
-        return await _form(request)
-    if request.content_type == "text/plain":
-        if (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
-            raise texts.not_unicode()
-        if request.content_length is not None and size > limits.MAX_TEXT_BYTES:
-            raise _too_large(f" ({size} bytes)", limits.MAX_TEXT_BYTES, "send its beginning, the model reads no more")
-        return Text(texts.decode(await _body(request)))
-    body = await _body(request)
-    if not body:
-        raise errors.InputError(
-            "the body is empty; send an image, an array or a text: curl --data-binary @FILE", reason="empty"
-        )
-    return load_array(body, "the body") if is_array(body) else body
-
-
-async def _form(request: web.Request) -> InputFrame:
-    """The one file of a form, or its one field. Raises `errors.InputError` for another number of them and for a form that is malformed."""
-    from splitedge.head import text as texts
-
-    found: list[tuple[str, bytes]] = []
-    try:
-        async with asyncio.timeout(limits.BODY_TIMEOUT):
-            async for part in await request.multipart():
-                if found or not isinstance(part, BodyPartReader):
-                    raise errors.InputError(
-                        "the form has more than one part; send one file, one request for each", reason="several-parts"
-                    )
-                found.append((part.headers.get("Content-Type", ""), bytes(await part.read())))
-    except TimeoutError as error:
-        raise _too_late() from error
-    except web.HTTPRequestEntityTooLarge as error:
-        raise _too_large("") from error
-    except (ValueError, RuntimeError, AssertionError, web.HTTPException, HttpProcessingError) as error:
-        raise errors.InputError(
-            "the form is malformed; send the file as the body: curl --data-binary @FILE", reason="malformed-form"
-        ) from error
-    if not found:
-        raise errors.InputError("the form is empty; send one file: curl -F file=@FILE", reason="empty-form")
-    kind, body = found[0]
-    if is_array(body):
-        return load_array(body, "the file")
-    return Text(texts.decode(body)) if kind.partition(";")[0].strip().lower() == "text/plain" else body
-
-
-async def _tensor(request: web.Request, size: int) -> NDArray[np.generic]:
-    shape, dtype = _shape(request.headers["X-Shape"]), _dtype(request.headers.get("X-Dtype", "float32"))
-    _check_length(shape, dtype, size if request.content_length is not None else dtype.itemsize * math.prod(shape))
-    body = await _body(request)
-    _check_length(shape, dtype, len(body))
-    return np.frombuffer(body, dtype.newbyteorder("<")).reshape(shape)
-
-
-async def _body(request: web.Request) -> bytes:
-    try:
-        async with asyncio.timeout(limits.BODY_TIMEOUT):
-            return await request.read()
-    except TimeoutError as error:
-        raise _too_late() from error
-    except web.HTTPRequestEntityTooLarge as error:
-        raise _too_large("") from error
-
-
-def _too_late() -> errors.InputError:
-    return errors.InputError(
-        f"the body did not arrive within {limits.BODY_TIMEOUT:g} s; send it again", reason="timeout"
-    )
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    parts = text.split(",") if len(text) <= 100 else []
-    if not 1 <= len(parts) <= 4 or not all(
-        p.strip().isascii() and p.strip().isdigit() and 0 < int(p) <= limits.MAX_DIM for p in parts
-    ):
-        raise errors.InputError(f"X-Shape must be 1 to 4 sizes like 224,224,3, not {text[:100]!r}", reason="shape")
-    return tuple(int(p) for p in parts)
-
-
-def _dtype(text: str) -> np.dtype[np.generic]:
-    if text.strip() not in _DTYPES:
-        raise errors.InputError(
-            f"X-Dtype must be {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}, not {text[:100]!r}", reason="dtype"
-        )
-    return np.dtype(text.strip())
-
-
-def _advice(
-    request: web.Request, frame: InputFrame, plan: Plan | None, error: errors.InputError
-) -> errors.InputError | None:
-    """What to send instead, in terms of HTTP, where the refusal of ``frame`` does not tell."""
-    from splitedge.head.preprocess import is_image
-
-    if isinstance(frame, bytes) and not is_image(frame):
-        if request.content_type == "application/octet-stream":
-            return _no_shape(plan)
-        if plan is not None and plan.tokenizer is not None:
-            return errors.InputError(
-                "the body is not said to be text; send it with `Content-Type: text/plain`", reason="not-said-text"
-            )
-    if isinstance(frame, bytes) and is_image(frame) and len(frame) > 1000 and b"\n" not in frame and b"\r" not in frame:
-        return errors.InputError(
-            f"{error.message} (curl -d leaves line ends out of a file: use --data-binary)", **error.data
-        )
-    if error.data.get("dtype") == "int32" and "X-Shape" in request.headers and "X-Dtype" not in request.headers:
-        return errors.InputError(f"{error.message}; send those with `X-Dtype: int32`", **error.data)
-    return None
-
-
-def _no_shape(plan: Plan | None) -> errors.InputError:
-    example = ",".join(map(str, plan.preprocess.shape if plan else (224, 224, 3)))
-    if plan is not None and plan.tokenizer is not None:
-        return errors.InputError(
-            f"token ids need their number and type: send `X-Shape: {example}` and `X-Dtype: int32`, and texts as `Content-Type: text/plain`",
-            reason="no-shape",
-        )
-    return errors.InputError(
-        f"the body is not an image, and a tensor needs its sizes: X-Shape is missing; send `X-Shape: {example}`",
-        reason="no-shape",
-    )
-
-
-def _check_length(shape: tuple[int, ...], dtype: np.dtype[np.generic], size: int) -> None:
-    wanted = dtype.itemsize * math.prod(shape)
-    if wanted > limits.MAX_IMAGE_BYTES:
-        raise _too_large(f" ({wanted} bytes)")
-    if size != wanted:
-        article = "an" if dtype.kind == "i" else "a"
-        raise errors.InputError(
-            f"{article} {dtype} tensor of shape {list(shape)} has {wanted} bytes, the body has {size}",
-            reason="body-bytes",
-        )
-
-
-def _too_large(size: str, most: int | None = None, advice: str = "scale it down") -> BodyTooLargeError:
-    return BodyTooLargeError(
-        f"the body is larger{size} than the {most or limits.MAX_IMAGE_BYTES} bytes allowed; {advice}"
-    )
 
 
 def _http_error(error: web.HTTPException, _: web.Request) -> HttpError:

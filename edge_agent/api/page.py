@@ -1,4 +1,4 @@
-"""`GET /`: what the agent does, for a person with a browser. Plain HTML: no script, no style, nothing from elsewhere."""
+"""`GET /`: the agent's state as a page. Plain HTML: no script, no style, no external resources."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SHOWN: Final = (
 _PLAN: Final = (
     ("mode", "Mode"),
     ("cut", "Cut after"),
-    ("weight_bits", "Bits of a weight"),
-    ("activation_bits", "Bits of an activation"),
+    ("weight_bits", "Bits per weight"),
+    ("activation_bits", "Bits per activation"),
 )
 _PATHS: Final = (
     ("POST", "/v1/infer", "answer one frame: an image, a .npy array, a text or a tensor"),
@@ -29,7 +29,7 @@ _PATHS: Final = (
 
 
 def render(status: Mapping[str, Any]) -> str:
-    """The page that shows ``status``, as `/v1/status` gives it."""
+    """The page for ``status``, the fields of `/v1/status`."""
     plan, frames = status.get("plan") or {}, status.get("frames") or {}
     facts = [(name, status[key]) for key, name in _SHOWN if status.get(key)]
     facts += [(name, plan[key]) for key, name in _PLAN if plan.get(key) not in (None, "", "0.00")]

@@ -12,7 +12,7 @@ import msgspec
 from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Source
-from edge_agent.runtime.agent import WINDOW, Agent
+from edge_agent.runtime.agent import IN_PROGRESS, Agent
 from edge_agent.runtime.engine import frame_bytes, frame_of
 from edge_agent.runtime.ordered import in_order
 from edge_agent.runtime.results import Result, Timing, to_json
@@ -47,7 +47,7 @@ async def infer(settings: Settings, frames: Frames, *, json: bool, out: Path | N
     try:
         if not json and agent.plan is not None:
             print("\n".join(wrap(headline(agent.plan), terminal.width(piped=_ONE_LINE))) + "\n")
-        async for source, outcome in in_order(sources, functools.partial(_one, agent), WINDOW):
+        async for source, outcome in in_order(sources, functools.partial(_one, agent), IN_PROGRESS):
             file = ""
             if isinstance(outcome, Result):
                 results.append(outcome)

@@ -52,16 +52,13 @@ async def _ask(
     settings: Settings,
     known_board: DeviceProfile | None,
     assumed: Mapping[str, float],
-    say: peers.Progress,
+    say: peers.StatusCallback,
 ) -> tuple[PlanRequest, Plan]:
     """The request and the plan, for this machine or for ``known_board``."""
     profile = known_board or await device.profile(settings, say)
     link = await plan_request.measure_link(client, assumed, say)
     measured = MeasuredTimes() if known_board else measured_times.time_log(settings).medians()
     dry_run = None if known_board else await dry_run_store.dry_run(client, settings, profile, measured.head_ms, say)
-    chosen = await plan_request.request_plan(
-        client, settings, profile, link, held=[], measured=measured, dry_run=dry_run, say=say
-    )
     request = PlanRequest(
         model=settings.model,
         profile=device_profiles.to_dict(profile),
@@ -71,7 +68,7 @@ async def _ask(
         measured=measured.to_wire(),
         dry_run=dry_run,
     )
-    return request, chosen
+    return request, await plan_request.request_plan(client, settings, request, say)
 
 
 def _print(chosen: Plan, what_if: WhatIf | None, *, json: bool, layers: bool) -> None:

@@ -1,4 +1,4 @@
-"""Where `edge-agent infer` finds its frames: files, folders, globs, standard input."""
+"""Sources of frames for `edge-agent infer`: files, folders, globs, standard input."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 
 
 class Text(str):
-    """A text for the model, whatever it says. A plain ``str`` that names a file is taken for a mistake: see `refuse_file_name`."""
+    """A text for the model. `Agent.infer` refuses a plain ``str`` that names a file, but not a `Text`."""
 
     __slots__ = ()
 
 
 def refuse_file_name(text: str) -> None:
-    """Raises `errors.InputError` if ``text``, unless it is a `Text`, names an existing file. Looks at the disk."""
+    """Raise `errors.InputError` if ``text`` names an existing file and is not a `Text`. Reads the disk."""
     if isinstance(text, Text) or len(text) > limits.MAX_PATH:
         return
-    with suppress(OSError, ValueError):  # a name that is too long, or none at all
+    with suppress(OSError, ValueError):  # not a valid file name
         if Path(text).is_file():
             raise errors.InputError(
-                f"{spelled(text)} is the name of a file; give pathlib.Path(...) for the file, or edge_agent.inputs.sources.Text(...) for these words",
+                f"{spelled(text)} is the name of a file; pass pathlib.Path(...) for the file, or edge_agent.Text(...) "
+                "for the text",
                 reason="file-name",
             )
 
 
 class Source(NamedTuple):
-    """One frame that can be read when its turn comes: a text, or bytes. ``read`` blocks, and raises `errors.InputError`. ``path``: its file, if it has one.
+    """One frame that is not read yet.
 
-    ``name`` can be shown and sent: bytes of a file's name that are no UTF-8 are spelled, as in ``caf\\xe9.jpg``.
+    ``read`` returns a text or bytes; it blocks, and raises `errors.InputError`. ``path``: its file, if it has one.
+
+    ``name`` is printable: bytes of a file name that are not UTF-8 are escaped, as in ``caf\\xe9.jpg``.
     """
 
     name: str
@@ -50,13 +53,13 @@ class Source(NamedTuple):
 
 
 def spoken(text: str) -> Source:
-    """A text that was given in the command itself."""
+    """A text from the command line."""
     shown = spelled(text)
     return Source(shown if len(shown) <= 60 else f"{shown[:59]}…", partial(_unicode, Text(text)))
 
 
 def spelled(name: str | Path) -> str:
-    """``name``, a path or an argument of the command line, with the bytes in it that are no UTF-8 spelled out."""
+    """``name``, a path or a command line argument, with bytes that are not UTF-8 escaped."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -67,9 +70,12 @@ def _unicode(text: str) -> str:
 
 
 def expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
-    """The frames that ``pattern`` names. ``-`` is standard input. A folder is the images and .npy arrays in it, by name, or else its .txt files.
+    """The frames that ``pattern`` names.
 
-    A pattern that exists as a file is that file, even if it contains ``*`` or ``?``. Raises `errors.InputError` for one that names nothing.
+    ``-`` is standard input. A folder is the images and .npy arrays in it, by name, or else its .txt files.
+
+    A pattern that exists as a file is that file, even if it contains ``*`` or ``?``. Raises `errors.InputError` for one
+    that names nothing.
     """
     path = Path(pattern)
     if pattern == "-":
@@ -79,22 +85,23 @@ def expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
     elif path.exists() or not glob.has_magic(pattern):
         yield Source(spelled(pattern), partial(read_file, path), path)
     else:
-        matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (absolute patterns)
+        names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  pathlib refuses absolute patterns
+        matches = [Path(name) for name in names]
         if not matches:
             raise errors.InputError(f"nothing matches {spelled(pattern)}", name=spelled(pattern), reason="no-matches")
         yield from (Source(spelled(match), partial(read_file, match), match) for match in matches if not match.is_dir())
 
 
 def read_bounded(file: BinaryIO, name: str, limit: int = limits.MAX_IMAGE_BYTES) -> bytes:
-    """All of ``file``; at most ``limit`` + 1 bytes are ever held. Raises `errors.InputError` if there are more."""
+    """The content of ``file``. Holds at most ``limit`` + 1 bytes. Raises `errors.InputError` for a larger file."""
     data = file.read(limit + 1)
     if len(data) > limit:
-        raise errors.InputError(f"{name} has more than the {limit} bytes allowed", name=name, reason="too-large")
+        raise errors.InputError(f"{name} is larger than {limit} bytes, the limit", name=name, reason="too-large")
     return data
 
 
 def file_bytes(path: Path) -> int:
-    """How much memory `read_file` needs at most. Raises `errors.InputError` if ``path`` is not there."""
+    """The memory that `read_file` needs at most. Raises `errors.InputError` if ``path`` does not exist."""
     try:
         return min(path.stat().st_size, limits.MAX_IMAGE_BYTES)
     except OSError as error:
@@ -102,7 +109,10 @@ def file_bytes(path: Path) -> int:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image, a text or an array. Raises `errors.InputError` for a file that cannot be read, or is too large."""
+    """The content of an image, text or array file.
+
+    Raises `errors.InputError` for a file that is unreadable or too large.
+    """
     try:
         with path.open("rb") as file:
             return read_bounded(file, spelled(path))
@@ -111,15 +121,15 @@ def read_file(path: Path) -> bytes:
 
 
 def is_array(data: bytes) -> bool:
-    """Whether ``data`` begins as a .npy array."""
+    """Whether ``data`` begins like a .npy array."""
     return data.startswith(b"\x93NUMPY")
 
 
 def load_array(data: bytes, name: str = "the array") -> NDArray[np.generic]:
-    """The array in ``data`` (.npy, never pickled). Raises `errors.InputError` for anything else."""
+    """The array in ``data`` (.npy; never pickled). Raises `errors.InputError` for anything else."""
     if len(data) > limits.MAX_IMAGE_BYTES:
         raise errors.InputError(
-            f"{name} has {len(data)} bytes, more than the {limits.MAX_IMAGE_BYTES} allowed",
+            f"{name} has {len(data)} bytes; the limit is {limits.MAX_IMAGE_BYTES}",
             name=name,
             reason="too-large",
         )

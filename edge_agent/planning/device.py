@@ -15,17 +15,19 @@ from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.planning import disk_cache, peers
 from edge_agent.planning.disk_cache import DiskCache
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from splitedge import errors, limits
 
 
-async def profile(settings: Settings, say: Progress) -> DeviceProfile:
-    """The profile that the settings name, else the one kept for this build of the kernels, else a new quick measurement, which is kept.
+async def profile(settings: Settings, say: StatusCallback) -> DeviceProfile:
+    """The profile that the settings name, else the one kept for this build of the kernels, else a new quick
+    measurement, which is kept.
 
     A measurement takes minutes, so the server and the next board must answer first: raises as `peers.check` does.
 
-    A kept profile has its memory, clock and throttling updated. A named profile is used as it is, and raises `errors.ConfigError`
-    if it was not measured. Measurements on more threads than the settings allow are left out, so that `predict.best_threads` obeys them.
+    A kept profile has its memory, clock and throttling updated. A named profile is used as it is, and raises
+    `errors.ConfigError` if it was not measured. Measurements on more threads than the settings allow are left out, so
+    that `predict.best_threads` obeys them.
     """
     found = await _profile(settings, say)
     if settings.threads:
@@ -56,7 +58,7 @@ def name(settings: Settings) -> str:
         raise errors.StoreError(f"{path} cannot be read ({error}); remove it", reason="unreadable") from error
 
 
-async def _profile(settings: Settings, say: Progress) -> DeviceProfile:
+async def _profile(settings: Settings, say: StatusCallback) -> DeviceProfile:
     if settings.profile:
         return await asyncio.to_thread(named_profile, settings)
     path = disk_cache.build_file(settings, "profile")

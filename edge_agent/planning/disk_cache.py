@@ -1,4 +1,7 @@
-"""The agent's cache folder: segments and tokenizers by their hash, and this machine's measurements. It never holds a frame."""
+"""The agent's cache folder: segments and tokenizers by their hash, and this machine's measurements.
+
+It never holds a frame.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ T = TypeVar("T")
 _SEGMENT: Final = re.compile(r"[0-9a-f]{64}\.segment")
 #: An unfinished download of a file, or of a patch from one segment to another; an unfinished `write`.
 _PART: Final = re.compile(rf"[0-9a-f]{{64}}(-[0-9a-f]{{64}})?\.part|{re.escape(files.PARTIAL)}[0-9a-f]+")
-#: The files of each kind that `DiskCache.prune` keeps: the last used. Measurements have one file for each build of the kernels.
+#: The files of each kind that `DiskCache.prune` keeps: the last used. Measurements have one file for each build of the
+#: kernels.
 _KEPT: Final = {
     _SEGMENT: limits.CACHED_SEGMENTS,
     re.compile(r"[0-9a-f]{64}\.tokenizer"): limits.CACHED_SEGMENTS,
@@ -51,7 +55,10 @@ def write(path: Path, data: bytes) -> None:
 
 
 def read_json(path: Path, kind: type[T], limit: int) -> T | None:
-    """The ``kind`` in the JSON file ``path``. None for a missing or damaged file, and one of another version. Raises `errors.StoreError`."""
+    """The ``kind`` in the JSON file ``path``.
+
+    None for a missing or damaged file, and one of another version. Raises `errors.StoreError`.
+    """
     try:
         with path.open("rb") as file:
             return msgspec.json.decode(file.read(limit), type=kind)
@@ -104,7 +111,9 @@ class DiskCache:
         return [path.stem for path in self._files(_SEGMENT)]
 
     def nearest(self, model: str, cut: str) -> Path | None:
-        """The best segment of ``model`` to patch into one that ends at layer ``cut``: the last used with that cut, else the last used."""
+        """The best segment of ``model`` to patch into one that ends at layer ``cut``: the last used with that cut, else
+        the last used.
+        """
         others = []
         for path, header in self._headers(model):
             if header.cut == cut:
@@ -163,6 +172,7 @@ def _unwritable(path: Path, error: OSError) -> errors.StoreError:
 
 def _unusable(directory: Path, error: OSError) -> errors.StoreError:
     return errors.StoreError(
-        f"the cache folder {directory} cannot be used ({error.strerror or error}); free space, make it writable, or set `cache_dir`",
+        f"the cache folder {directory} cannot be used ({error.strerror or error}); free space, make it writable, or "
+        "set `cache_dir`",
         reason="cache-folder",
     )

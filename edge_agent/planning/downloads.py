@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_agent.planning.disk_cache import DiskCache
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from splitedge import errors
 from splitedge.head import text, upgrade
 from splitedge.head.text import Tokenizer
@@ -17,7 +17,7 @@ from splitedge.protocol.messages import Plan
 DOWNLOADING: Final = "downloading the segment"  # the progress message during that download
 
 
-async def segment(server: ServerClient, cache: DiskCache, plan: Plan, say: Progress) -> bytes:
+async def segment(server: ServerClient, cache: DiskCache, plan: Plan, say: StatusCallback) -> bytes:
     """The segment of ``plan``: from the cache, as a patch of a cached segment of the same model, or whole."""
     say(DOWNLOADING)
     base = await asyncio.to_thread(_base, cache, plan)
@@ -25,8 +25,9 @@ async def segment(server: ServerClient, cache: DiskCache, plan: Plan, say: Progr
     return await _read(cache, path)
 
 
-async def tokenizer(server: ServerClient, cache: DiskCache, plan: Plan, say: Progress) -> Tokenizer | None:
-    """The tokenizer of ``plan``, or None if it has none or the tokenizers library is missing; the agent then takes token ids only.
+async def tokenizer(server: ServerClient, cache: DiskCache, plan: Plan, say: StatusCallback) -> Tokenizer | None:
+    """The tokenizer of ``plan``, or None if it has none or the tokenizers library is missing; the agent then takes
+    token ids only.
 
     Raises `errors.SegmentError` for a file that is not the plan's or not a tokenizer.
     """

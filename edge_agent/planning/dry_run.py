@@ -1,8 +1,9 @@
 """A dry run: time a model's operators on this device before any of its weights are downloaded.
 
-A head's time depends on its operators' shapes, not on its weights. So the server sends only the header of the longest head, a few kB. The board runs
-that head with zeros as constants. All heads of a network are prefixes of the longest one, so one run gives the times of all. A profile times
-operators in isolation and estimates others from them; a dry run times the sequence that frames run.
+A head's time depends on its operators' shapes, not on its weights. So the server sends only the header of the longest
+head, a few kB. The board runs that head with zeros as constants. All heads of a network are prefixes of the longest
+one, so one run gives the times of all. A profile times operators in isolation and estimates others from them; a dry run
+times the sequence that frames run.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def memory_bytes(outline: Outline) -> int:
 
 
 def time_operators(outline: Outline, threads: int) -> DryRun:
-    """Run the head of ``outline`` on ``threads``. Takes about two seconds, or ten runs of a slow head. Blocks; compiles kernels that are not cached.
+    """Run the head of ``outline`` on ``threads``.
+
+    Takes about two seconds, or ten runs of a slow head. Blocks; compiles kernels that are not cached.
 
     Raises `errors.SegmentError` for an invalid outline.
     """
@@ -67,8 +70,8 @@ def _whole_ms(head: Head, frame: NDArray[Any]) -> float:
 def _shares(runs: list[list[float]]) -> list[float]:
     """Each operator's share of the whole time: the mean over the faster half of ``runs``.
 
-    A mean, not a median: where processes share a core in time slices, a short operator mostly runs within one slice, and its median
-    misses the slices of other processes.
+    A mean, not a median: where processes share a core in time slices, a short operator mostly runs within one slice,
+    and its median misses the slices of other processes.
     """
     fast = sorted(runs, key=sum)[: (len(runs) + 1) // 2]
     means = [fmean(times) for times in zip(*fast, strict=True)]

@@ -15,7 +15,7 @@ from edge_agent.config import Settings
 from edge_agent.planning import device, disk_cache
 from edge_agent.planning.disk_cache import DiskCache
 from edge_agent.planning.dry_run import memory_bytes, time_operators
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from splitedge import errors, limits
 from splitedge.link.http_client import ServerClient
 from splitedge.protocol.messages import DryRun
@@ -33,7 +33,9 @@ class KeptDryRun(msgspec.Struct):
 
 
 class DryRunStore:
-    """The dry runs of this device and this build of the kernels, by key, in the JSON file ``path``: the last `limits.MAX_DRY_RUNS`."""
+    """The dry runs of this device and this build of the kernels, by key, in the JSON file ``path``: the last
+    `limits.MAX_DRY_RUNS`.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -42,13 +44,19 @@ class DryRunStore:
         """The dry run kept under ``key``. Raises `errors.StoreError`."""
         return self._read().get(key)
 
-    def put(self, key: str, found: KeptDryRun | None) -> None:
-        """Keep ``found`` as the newest; None removes the entry. Safe among threads and processes. Raises `errors.StoreError`."""
+    def put(self, key: str, found: KeptDryRun) -> None:
+        """Keep ``found`` as the newest. Safe among threads and processes. Raises `errors.StoreError`."""
         with disk_cache.locked(self._path):
-            kept = {name: one for name, one in self._read().items() if name != key}
-            if found is not None:
-                kept[key] = found
-            disk_cache.write(self._path, msgspec.json.encode(dict(list(kept.items())[-limits.MAX_DRY_RUNS :])))
+            kept = {name: one for name, one in self._read().items() if name != key} | {key: found}
+            self._write(dict(list(kept.items())[-limits.MAX_DRY_RUNS :]))
+
+    def remove(self, bundle: str) -> None:
+        """Remove the dry runs of ``bundle``, the SHA-256 of a model that was replaced. Safe and raises as `put`."""
+        with disk_cache.locked(self._path):
+            self._write({key: one for key, one in self._read().items() if one.dry_run.bundle != bundle})
+
+    def _write(self, kept: dict[str, KeptDryRun]) -> None:
+        disk_cache.write(self._path, msgspec.json.encode(kept))
 
     def _read(self) -> dict[str, KeptDryRun]:
         return disk_cache.read_json(self._path, dict[str, KeptDryRun], limits.MAX_DRY_RUNS_BYTES) or {}
@@ -60,16 +68,18 @@ def store(settings: Settings) -> DryRunStore:
 
 
 async def dry_run(
-    server: ServerClient, settings: Settings, profile: DeviceProfile, head_ms: Mapping[str, float], say: Progress
+    server: ServerClient, settings: Settings, profile: DeviceProfile, head_ms: Mapping[str, float], say: StatusCallback
 ) -> DryRun | None:
-    """The model's dry run on this device: made once, and again if frames contradict it. ``head_ms``: measured heads, by segment.
+    """The model's dry run on this device: made once, and again if frames contradict it.
 
-    None if it cannot be made: for a profile that the settings name, which may be another machine's; in a chain, whose boards run parts of
-    the model; for a server without outlines; for a model larger than this board's memory.
+    ``head_ms``: measured heads, by segment.
+
+    None if it cannot be made: for a profile that the settings name, which may be another machine's; in a chain, whose
+    boards run parts of the model; for a server without outlines; for a model larger than this board's memory.
     """
     if settings.profile or settings.chain.next or not settings.model:
         return None
-    known, key = store(settings), _key(settings, profile)
+    known, key = store(settings), f"{settings.model} on {device.threads(profile)}"
     operators = await asyncio.to_thread(DiskCache(disk_cache.folder(settings)).operators, settings.model)
     kept = known.get(key)
     if kept is not None and not contradicted(kept, head_ms, operators):
@@ -87,11 +97,6 @@ async def dry_run(
     return found
 
 
-def forget(settings: Settings, profile: DeviceProfile) -> None:
-    """Remove the model's dry run, so that the next plan request makes a new one."""
-    store(settings).put(_key(settings, profile), None)
-
-
 def contradicted(kept: KeptDryRun, head_ms: Mapping[str, float], operators: Mapping[str, int]) -> bool:
     """Whether a measured head differs from ``kept`` by more than `TOLERANCE` and did not yet do so when it was made.
 
@@ -107,7 +112,3 @@ def contradicted(kept: KeptDryRun, head_ms: Mapping[str, float], operators: Mapp
 
 def _differ(a: float, b: float) -> bool:
     return max(a, b) > TOLERANCE * min(a, b)
-
-
-def _key(settings: Settings, profile: DeviceProfile) -> str:
-    return f"{settings.model} on {device.threads(profile)}"

@@ -28,7 +28,9 @@ class _Kept(NamedTuple):
 
 
 class TimeLog:
-    """Recent frame times of this process and the medians of earlier ones. They are kept in the JSON file ``path``; None keeps none.
+    """Recent frame times of this process and the medians of earlier ones.
+
+    They are kept in the JSON file ``path``; None keeps none.
 
     Sending times belong to ``server``. The file holds those of every server.
     """
@@ -57,7 +59,9 @@ class TimeLog:
         self._kept.pop(self._sending, None)
 
     def medians(self) -> MeasuredTimes:
-        """The medians of this process, or of earlier ones where it has too few frames; at most `limits.MAX_MEASURED`, the newest."""
+        """The medians of this process, or of earlier ones where it has too few frames; at most `limits.MAX_MEASURED`,
+        the newest.
+        """
         self._update()
         others = {name: one.ms for name, one in self._kept.items()}
         overhead, sending = others.pop(_OVERHEAD, None), others.pop(self._sending, None)
@@ -91,15 +95,18 @@ class TimeLog:
 
 
 def time_log(settings: Settings) -> TimeLog:
-    """The times of this build of the kernels. Not kept for a profile that the settings name: it may be another machine's."""
+    """The times of this build of the kernels.
+
+    Not kept for a profile that the settings name: it may be another machine's.
+    """
     return TimeLog(None if settings.profile else disk_cache.build_file(settings, "timings"), settings.server)
 
 
 class SendingModel:
     """The predicted time to encode, send and answer a frame of a plan, to compare with measured times.
 
-    The difference holds what profile and link do not tell: scheduling, wake-ups, the rest of encoding. ``link`` was measured for the plan
-    at ``since`` (`time.monotonic`). It counts as known for `limits.LEARNING_TIME`.
+    The difference holds what profile and link do not tell: scheduling, wake-ups, the rest of encoding. ``link`` was
+    measured for the plan at ``since`` (`time.monotonic`). It counts as known for `limits.LEARNING_TIME`.
     """
 
     def __init__(self, plan: Plan, profile: DeviceProfile, link: LinkEstimate, since: float) -> None:
@@ -111,20 +118,26 @@ class SendingModel:
         return self._coding_ms[rung] + payload_bytes * 8e-3 / self._link.uplink_mbps + self._link.rtt_ms
 
     def excess_ms(self, rung: int, payload_bytes: int, took_ms: float) -> float | None:
-        """Milliseconds above the prediction of a frame that was alone on the link, without the server's time; None if the link may have changed."""
+        """Milliseconds above the prediction of a frame that was alone on the link, without the server's time; None if
+        the link may have changed.
+        """
         if time.monotonic() > self._until:
             return None
         return max(0.0, took_ms - self.predicted_ms(rung, payload_bytes))
 
 
 class TurnTimer:
-    """Times the turns of a worker thread that runs one frame after another: all that keeps the thread from the next frame."""
+    """Times the turns of a worker thread that runs one frame after another: all that keeps the thread from the next
+    frame.
+    """
 
     def __init__(self) -> None:
         self._free = 0.0  # end of the last turn, of `time.perf_counter`
 
     def run(self, asked: float, work: Callable[[], T]) -> tuple[T, float]:
-        """The result of ``work``, and the milliseconds of its turn: from ``asked`` or the end of the turn before, whichever is later."""
+        """The result of ``work``, and the milliseconds of its turn: from ``asked`` or the end of the turn before,
+        whichever is later.
+        """
         found = work()
         begun, self._free = max(asked, self._free), time.perf_counter()
         return found, 1e3 * (self._free - begun)

@@ -13,7 +13,7 @@ from edge_agent import config
 from edge_agent.config import Settings, path_of
 from splitedge.link.http_client import ServerClient, tls_context
 
-Progress: TypeAlias = Callable[[str], object]
+StatusCallback: TypeAlias = Callable[[str], object]
 """Called with a short status message."""
 
 
@@ -39,9 +39,11 @@ def next_address(settings: Settings) -> tuple[str, str | None, Path | None]:
 
 
 async def check(settings: Settings, *, patient: bool = True) -> None:
-    """Check that the server answers, accepts the token and has the model, if one is set, and that the next board answers.
+    """Check that the server answers, accepts the token and has the model, if one is set, and that the next board
+    answers.
 
-    Raises `errors.ConfigError` for a token or CA file, `errors.UnreachableError`, `errors.AuthError`, `errors.UnknownModelError`.
+    Raises `errors.ConfigError` for a token or CA file, `errors.UnreachableError`, `errors.AuthError`,
+    `errors.UnknownModelError`.
     """
     async with client(settings, patient=patient) as server:
         await (server.model(settings.model) if settings.model else server.reach())

@@ -18,7 +18,8 @@ _CUT_KINDS: Final = {"server": "input", "split": "inside", "device": "output"}  
 def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
     """Raise `errors.PlanError` unless ``plan`` is consistent, fits the segment's ``header`` and obeys ``demand``.
 
-    The segment proves that `demand.keep` is obeyed: every operator in it runs before the cut, so the device has passed each layer in it.
+    The segment proves that `demand.keep` is obeyed: every operator in it runs before the cut, so the device has passed
+    each layer in it.
     """
     _check_mode(plan, demand)
     _check_segment(plan, header)
@@ -35,13 +36,16 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
         )
     if plan.mode != "device" and not _obeys_keep(header, plan, demand.keep):
         raise errors.PlanError(
-            f"the server's plan would send {plan.cut.tensor[:100]}, which the demand to keep {demand.keep!r} forbids; the plan is refused",
+            f"the server's plan would send {plan.cut.tensor[:100]}, which the demand to keep {demand.keep!r} forbids; "
+            "the plan is refused",
             plan=plan.id, keep=demand.keep, reason="keep-forbids",
         )  # fmt: skip
 
 
 def check_ladder(plan: Plan, demand: Demand) -> None:
-    """Raise `errors.PlanError` unless the ladder of ``plan`` is consistent, obeys ``demand`` and contains the first codec. A plan that sends nothing passes."""
+    """Raise `errors.PlanError` unless the ladder of ``plan`` is consistent, obeys ``demand`` and contains the first
+    codec. A plan that sends nothing passes.
+    """
     if plan.mode == "device":
         return
     if not 0 <= plan.codec < len(plan.ladder):
@@ -65,7 +69,8 @@ def _check_mode(plan: Plan, demand: Demand) -> None:
         )
     if demand.mode not in ("any", plan.mode):
         raise errors.PlanError(
-            f"the server's plan has mode {plan.mode!r} and the request asked for {demand.mode!r}; upgrade the older side",
+            f"the server's plan has mode {plan.mode!r} and the request asked for {demand.mode!r}; upgrade the older "
+            "side",
             plan=plan.id,
             reason="other-mode",
         )
@@ -92,7 +97,9 @@ def _check_segment(plan: Plan, header: segment.Header) -> None:
 
 
 def _output_fits(plan: Plan, shape: list[int]) -> bool:
-    """Whether an answer can hold the output of ``plan`` and, in mode "device", the head's output ``shape`` has as many values."""
+    """Whether an answer can hold the output of ``plan`` and, in mode "device", the head's output ``shape`` has as many
+    values.
+    """
     output, greatest = plan.output, plan.output.greatest
     axes = [*output.shape, *output.computed]
     bounded = len(axes) <= 2 * _MAX_AXES and all(0 < one <= limits.MAX_DIM for one in axes)
@@ -105,7 +112,8 @@ def _output_fits(plan: Plan, shape: list[int]) -> bool:
 
 
 def _ladder_is_consistent(plan: Plan, max_drop: float) -> bool:
-    """Whether each codec has a rung that loses at most ``max_drop`` points and is no dearer and no more accurate than the one before.
+    """Whether each codec has a rung that loses at most ``max_drop`` points and is no dearer and no more accurate than
+    the one before.
 
     Only the first codec may be less accurate than cheaper ones.
     """

@@ -7,74 +7,47 @@ from collections.abc import Mapping
 
 import msgspec
 
-import device_profiles
-from device_profiles import DeviceProfile
 from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.planning import device, dry_run_store, peers
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.planning.plan_check import check_ladder
 from splitedge import errors, limits
 from splitedge.link.http_client import ServerClient
 from splitedge.protocol.messages import (
     ChainDevice,
     ChainRequest,
-    DryRun,
     LinkEstimate,
-    MeasuredTimes,
     Plan,
     PlanRequest,
 )
 
 
-async def request_plan(
-    server: ServerClient,
-    settings: Settings,
-    profile: DeviceProfile,
-    link: LinkEstimate,
-    *,
-    held: list[str],
-    measured: MeasuredTimes,
-    dry_run: DryRun | None,
-    say: Progress,
-) -> Plan:
-    """The server's plan for this board or, with `chain.next`, for the chain that begins here.
+async def request_plan(server: ServerClient, settings: Settings, request: PlanRequest, say: StatusCallback) -> Plan:
+    """The server's answer to ``request`` or, with `chain.next`, its plan for the chain that begins here.
 
-    ``held``: SHA-256 of the segments in the cache. ``measured``: frame times of this board. ``dry_run``: as `dry_run_store.dry_run` returns it.
-
-    Raises `errors.ConfigError` if no model is set, and `errors.PlanError` for a plan of another model or with an inconsistent ladder.
+    Raises `errors.ConfigError` if no model is set, and `errors.PlanError` for a plan of another model or with an
+    inconsistent ladder.
     """
     config.require_model(settings)
     if settings.chain.next:
-        plan = await _chain_plan(server, settings, profile, link, held, measured, say)
+        plan = await _request_chain(server, settings, request, say)
     else:
         say("asking for a plan")
-        described, times = device_profiles.to_dict(profile), measured.to_wire()
-        plan = await server.plan(
-            PlanRequest(
-                model=settings.model,
-                profile=described,
-                link=link,
-                demand=settings.demand,
-                held=held,
-                measured=times,
-                dry_run=dry_run,
-            )
-        )
+        plan = await server.plan(request)
     if plan.model != settings.model:
         raise errors.PlanError(
             f"the server answered with a plan for another model than {settings.model}; upgrade the older side",
             reason="other-model",
         )
     check_ladder(plan, settings.demand)
-    if (
-        dry_run is not None and dry_run.bundle != plan.bundle
-    ):  # the model was replaced: the next request needs a new dry run
-        await asyncio.to_thread(dry_run_store.forget, settings, profile)
+    if request.dry_run is not None and request.dry_run.bundle != plan.bundle:
+        # The model was replaced: the next request needs a new dry run.
+        await asyncio.to_thread(dry_run_store.store(settings).remove, request.dry_run.bundle)
     return plan
 
 
-async def measure_link(server: ServerClient, given: Mapping[str, float], say: Progress) -> LinkEstimate:
+async def measure_link(server: ServerClient, given: Mapping[str, float], say: StatusCallback) -> LinkEstimate:
     """The link to ``server``. ``given`` values, by the field names of `LinkEstimate`, replace measured ones."""
     if len(given) == len(LinkEstimate.__struct_fields__):
         return LinkEstimate(**given)
@@ -82,10 +55,11 @@ async def measure_link(server: ServerClient, given: Mapping[str, float], say: Pr
     return msgspec.structs.replace(await server.measure_link(), **given)
 
 
-async def chain_devices(settings: Settings, own: ChainDevice, before: int, say: Progress) -> list[ChainDevice]:
+async def chain_devices(settings: Settings, own: ChainDevice, before: int, say: StatusCallback) -> list[ChainDevice]:
     """``own`` with its link to the next board, then all boards behind it as they describe themselves.
 
-    ``before``: the number of boards in front of ``own``. Raises `errors.ProtocolError` for a chain that is too long or has a loop.
+    ``before``: the number of boards in front of ``own``. Raises `errors.ProtocolError` for a chain that is too long or
+    has a loop.
     """
     if not settings.chain.next:
         return [own]
@@ -106,24 +80,15 @@ def chain_too_long() -> errors.ProtocolError:
     )
 
 
-async def _chain_plan(
-    server: ServerClient,
-    settings: Settings,
-    profile: DeviceProfile,
-    link: LinkEstimate,
-    held: list[str],
-    measured: MeasuredTimes,
-    say: Progress,
-) -> Plan:
+async def _request_chain(server: ServerClient, settings: Settings, request: PlanRequest, say: StatusCallback) -> Plan:
     """The first board's plan of a chain."""
-    described = device_profiles.to_dict(profile)
     own = ChainDevice(
         device=device.name(settings),
-        profile=described,
+        profile=request.profile,
         next=None,
-        server=link,
-        held=held,
-        measured=measured.to_wire(),
+        server=request.link,
+        held=request.held,
+        measured=request.measured,
     )
     devices, chain = await chain_devices(settings, own, 0, say), settings.chain
     say("asking for a plan")

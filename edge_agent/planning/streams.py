@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edge_agent.config import Settings
 from edge_agent.planning import peers
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from splitedge import limits
 from splitedge.head import answers
 from splitedge.link.adaptation import Adaptation
@@ -24,14 +24,20 @@ def frame_stream(
     url, token, ca = peers.next_address(settings) if downstream else peers.server_address(settings)
     away = settings.demand.max_away_s
     return FrameStream(
-        url, token, plan.id, topk=answers.classes(plan.output, settings.topk if topk is None else topk),
-        max_away_s=away, frame_age_s=max(limits.FRAME_AGE, away), ssl=tls_context(ca), allow_insecure=settings.allow_insecure,
+        url,
+        token,
+        plan.id,
+        topk=answers.classes(plan.output, settings.topk if topk is None else topk),
+        max_away_s=away,
+        frame_age_s=max(limits.FRAME_AGE, away),
+        ssl=tls_context(ca),
+        allow_insecure=settings.allow_insecure,
         adaptation=adaptation,
-    )  # fmt: skip
+    )
 
 
 async def open_stream(
-    settings: Settings, plan: Plan, adaptation: Adaptation, say: Progress, topk: int | None = None
+    settings: Settings, plan: Plan, adaptation: Adaptation, say: StatusCallback, topk: int | None = None
 ) -> FrameStream:
     """A stream that the peer has opened too. The caller closes it. Raises the error that prevents it from opening."""
     say("opening the stream")
@@ -45,7 +51,7 @@ async def open_stream(
 
 
 def planned_link(plan: Plan) -> LinkEstimate | None:
-    """The link that a chain's ``plan`` assumes for its board; None for any other plan, or if the board sends nothing."""
+    """The link that a chain's ``plan`` assumes for its board. None for another plan, and if the board sends nothing."""
     route = [] if plan.stage is None else [one for one in plan.stage.route if one.device == plan.stage.device]
     if not route or not route[0].sending_ms > 0:
         return None

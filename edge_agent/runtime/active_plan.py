@@ -15,7 +15,9 @@ from splitedge.link.stream_client import FrameStream, LinkState
 
 
 class ActivePlan:
-    """A plan's engine, its stream and adaptation (None if the board makes the answer itself), and the queue in front of them."""
+    """A plan's engine, its stream and adaptation (None if the board makes the answer itself), and the queue in front of
+    them.
+    """
 
     def __init__(self, engine: Engine, stream: FrameStream | None, adaptation: Adaptation | None) -> None:
         self.engine, self.stream, self.adaptation = engine, stream, adaptation
@@ -43,7 +45,10 @@ class ActivePlan:
         return self.adaptation.overloads if self.adaptation is not None else 0
 
     def choose(self, late_s: float) -> int:
-        """The rung for the frame that is encoded now; runs in the head's thread. Frames queued for ``late_s`` count as late."""
+        """The rung for the frame that is encoded now; runs in the head's thread.
+
+        Frames queued for ``late_s`` count as late.
+        """
         if self.adaptation is None:
             return self.engine.codec
         now = time.monotonic()
@@ -71,7 +76,10 @@ class ActivePlan:
         await self.close()
 
     async def drained(self, timeout: float) -> None:
-        """Wait until no frame is in progress, at most ``timeout`` seconds. Closing the stream fails those that are left."""
+        """Wait until no frame is in progress, at most ``timeout`` seconds.
+
+        Closing the stream fails those that are left.
+        """
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout)
 

@@ -3,8 +3,9 @@
     async with Agent.connect("https://server:8470", "model") as agent:
         result = await agent.infer(frame)
 
-Each frame ends in exactly one way: answered, answered with an earlier frame's answer (`answer_reuse`), dropped with a reason, or failed with an error
-that its caller sees (`results.Counters`). The queue is bounded (`queue_limit`). New plans are made while the old one serves (`replanning`).
+Each frame ends in exactly one way: answered, answered with an earlier frame's answer (`answer_reuse`), dropped with a
+reason, or failed with an error that its caller sees (`results.Counters`). The queue is bounded (`queue_limit`). New
+plans are made while the old one serves (`replanning`).
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Final, Literal, TypeAlias, overload
 
 import edge_agent
 from device_profiles import power
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Text, file_bytes, read_file, refuse_file_name
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.runtime import status
 from edge_agent.runtime.agent_plan import AgentPlan
 from edge_agent.runtime.energy import FrameEnergy
@@ -34,33 +35,36 @@ from edge_agent.runtime.replanning import Replanner, link_down
 from edge_agent.runtime.results import Counters, Result
 from edge_agent.runtime.user_settings import user_settings
 from splitedge import errors, limits
-from splitedge.protocol.messages import LinkEstimate, Plan
+from splitedge.protocol.messages import Plan
 
 AnyFrame: TypeAlias = InputFrame | Path
 """A frame, or the path of a file that holds an image, a .npy array or a text."""
 
-WINDOW = limits.WINDOW + limits.FRAMES_AHEAD  # frames in progress that keep head and link busy
+IN_PROGRESS: Final = limits.WINDOW + limits.FRAMES_AHEAD  # frames that keep head and link busy
 
 
 class Agent:
-    """One model on this board, an async context manager. `connect` creates one from keywords, the constructor from `Settings`.
+    """One model on this board, an async context manager.
 
-    ``progress`` is called with a status message during start-up, and ``on_link`` when the link goes down, comes back, carries too little, or
-    enough again. ``counters``: continue these counts.
+    `connect` creates one from keywords, the constructor from `Settings`.
+
+    ``progress`` is called with a status message during start-up, and ``on_link`` when the link goes down, comes back,
+    carries too little, or enough again. ``counters``: continue these counts.
     """
 
     def __init__(
         self,
         settings: Settings,
-        progress: Progress = lambda _: None,
-        on_link: Progress = lambda _: None,
+        progress: StatusCallback = lambda _: None,
+        on_link: StatusCallback = lambda _: None,
         *,
         counters: Counters | None = None,
     ) -> None:
         self.settings = settings
         self._pipeline = FramePipeline(counters)
         self.counters, self.queue = self._pipeline.counters, self._pipeline.limit
-        self._replanner = Replanner(settings, self._prepare, self.say, on_link)
+        prepared = functools.partial(prepare, settings, self._pipeline, self.say)
+        self._replanner = Replanner(settings, prepared, self.say, on_link)
         self._progress = progress
         self._state = "not started"
         self._started = time.monotonic()
@@ -69,14 +73,21 @@ class Agent:
 
     @classmethod
     def connect(
-        cls, server: str | None = None, model: str | None = None, *, config: str | Path | None = None, **settings: Any
+        cls,
+        server: str | None = None,
+        model: str | None = None,
+        *,
+        config: str | Path | None = None,
+        progress: StatusCallback = lambda _: None,
+        **settings: Any,
     ) -> Agent:
         """An agent of ``server`` and ``model``, to be used in ``async with``.
 
-        ``config``: a TOML file; None: the usual one, if it exists. Other keywords are settings by their names in that file; a table is a
-        dict, as in ``demand={"keep": "input"}``. Keywords override environment variables, which override the file. Raises `errors.ConfigError`.
+        ``config``: a TOML file; None: the usual one, if it exists. ``progress``: as in `Agent`. Other keywords are
+        settings by their names in the file; a table is a dict, as in ``demand={"keep": "input"}``. Keywords override
+        environment variables, which override the file. Raises `errors.ConfigError`.
         """
-        return cls(user_settings(server, model, config, settings))
+        return cls(user_settings(server, model, config, settings), progress)
 
     async def __aenter__(self) -> Agent:
         try:
@@ -134,10 +145,13 @@ class Agent:
             self._pipeline.close()
 
     async def infer(self, frame: AnyFrame) -> Result:
-        """The answer to ``frame``. A `Path` is a file. A `str` is a text; one that names an existing file is refused, unless it is a `sources.Text`.
+        """The answer to ``frame``.
 
-        Raises `errors.BusyError` at once if the queue is full, `errors.InputError` for an unreadable file or a frame that does not fit the model,
-        `errors.LinkError` if the answer did not come in time, and the server's own errors.
+        A `Path` is a file. A `str` is a text; one that names an existing file is refused, unless it is a
+        `sources.Text`.
+
+        Raises `errors.BusyError` at once if the queue is full, `errors.InputError` for an unreadable file or a frame
+        that does not fit the model, `errors.LinkError` if the answer did not come in time, and the server's own errors.
         """
         with self.counters.counting_errors():
             size = await _size(frame)
@@ -159,10 +173,12 @@ class Agent:
     async def infer_many(
         self, frames: Iterable[AnyFrame] | AsyncIterable[AnyFrame], *, return_errors: bool = False
     ) -> AsyncIterator[Result | errors.SplitEdgeError]:
-        """The answers to ``frames``, in their order, each as soon as it is there. As many frames are in progress as keep head and link busy.
+        """The answers to ``frames``, in their order, each as soon as it is there.
 
-        ``frames`` may block while it is read; it is read in a thread. A frame waits for room in the queue and is not refused. An error ends the
-        iteration, or with ``return_errors`` takes the place of its frame's answer.
+        As many frames are in progress as keep head and link busy.
+
+        ``frames`` may block while it is read; it is read in a thread. A frame waits for room in the queue and is not
+        refused. An error ends the iteration, or with ``return_errors`` takes the place of its frame's answer.
         """
 
         async def one(frame: AnyFrame) -> Result | errors.SplitEdgeError:
@@ -175,21 +191,34 @@ class Agent:
                     return error
                 raise
 
-        async for _, outcome in in_order(frames, one, WINDOW):
+        async for _, outcome in in_order(frames, one, IN_PROGRESS):
             yield outcome
 
     def status(self) -> dict[str, Any]:
         """The fields of `/v1/status`, as JSON values; no secrets."""
         counters, replanner, plan = self.counters, self._replanner, self._replanner.plan
         return {
-            "version": edge_agent.__version__, "ready": self.ready, "state": self.state, "server": self.settings.server,
-            "model": self.settings.model, "uptime_s": round(time.monotonic() - self._started, 1), "plan": self.plan_info() or None,
-            "frames": {"answered": counters.answered, "reused": counters.reused, "dropped": dict(counters.dropped), "failed": dict(counters.failed)},
-            "queue": {"frames": self.queue.frames, "bytes": self.queue.bytes}, "payload_bytes": counters.payload_bytes,
+            "version": edge_agent.__version__,
+            "ready": self.ready,
+            "state": self.state,
+            "server": self.settings.server,
+            "model": self.settings.model,
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "plan": self.plan_info() or None,
+            "frames": {
+                "answered": counters.answered,
+                "reused": counters.reused,
+                "dropped": dict(counters.dropped),
+                "failed": dict(counters.failed),
+            },
+            "queue": {"frames": self.queue.frames, "bytes": self.queue.bytes},
+            "payload_bytes": counters.payload_bytes,
             "saved_bytes": counters.saved_bytes,
-            "reconnects_total": replanner.retiring.reconnects + (plan.reconnects if plan else 0), "plans_total": replanner.plans_total,
-            "energy": status.energy_status(self._energy, counters), "link": status.link_status(replanner, self.settings.link.controller),
-        }  # fmt: skip
+            "reconnects_total": replanner.retiring.reconnects + (plan.reconnects if plan else 0),
+            "plans_total": replanner.plans_total,
+            "energy": status.energy_status(self._energy, counters),
+            "link": status.link_status(replanner, self.settings.link.controller),
+        }
 
     def gauges(self) -> dict[str, float]:
         """Current figures by metric name."""
@@ -199,17 +228,15 @@ class Agent:
         """The plan in force as short texts; empty without one."""
         return status.plan_info(self._replanner.plan)
 
-    async def _prepare(self, known: LinkEstimate | None) -> AgentPlan:
-        return await prepare(self.settings, self._pipeline, self.say, known)
-
     async def _answer(self, frame: InputFrame, start: float) -> Result:
         """The answer, from a new plan if the server does not know the present one any more."""
-        plan = self._require_plan()
+        plan = self._replanner.plan
+        if plan is None:
+            raise errors.not_ready(self.state)
         try:
             return await self._run(plan, frame, start)
         except errors.UnknownPlanError:
-            await self._replanner.replace(plan)
-            return await self._run(self._require_plan(), frame, start)
+            return await self._run(await self._replanner.replace(plan), frame, start)
         except errors.SplitEdgeError:
             if plan.failed:
                 self._replanner.renew_soon()
@@ -230,14 +257,12 @@ class Agent:
                 self._pipeline.times.add_sending(excess_ms)
         return plan.result(passage, self.settings.topk)
 
-    def _require_plan(self) -> AgentPlan:
-        if self._replanner.plan is None:
-            raise errors.not_ready(self.state)
-        return self._replanner.plan
-
 
 async def _size(frame: AnyFrame) -> int:
-    """The memory that ``frame`` needs, in bytes. Raises `errors.InputError` for a missing file, and for a text that names a file."""
+    """The memory that ``frame`` needs, in bytes.
+
+    Raises `errors.InputError` for a missing file, and for a text that names a file.
+    """
     if isinstance(frame, str) and not isinstance(frame, Text):
         await asyncio.to_thread(refuse_file_name, frame)
     return await asyncio.to_thread(file_bytes, frame) if isinstance(frame, Path) else frame_bytes(frame)

@@ -1,4 +1,6 @@
-"""The plan that serves an agent's callers: answer reuse, results, and the comparison of frame times with the plan's prediction."""
+"""The plan that serves an agent's callers: answer reuse, results, and the comparison of frame times with the plan's
+prediction.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ from splitedge.protocol.frames import HEADER_BYTES
 
 
 class AgentPlan(ActivePlan):
-    """A plan that serves callers. ``reuse``: None if answers are not reused. ``sending``: None if the link was not measured for this plan."""
+    """A plan that serves callers.
+
+    ``reuse``: None if answers are not reused. ``sending``: None if the link was not measured for this plan.
+    """
 
     def __init__(
         self,
@@ -47,7 +52,9 @@ class AgentPlan(ActivePlan):
         return self.reuse.compare(tensor, time.monotonic())
 
     def learn(self, passage: Passage) -> float | None:
-        """Compare a lone frame's time with the prediction. Returns the sending time above it, None if the link may have changed.
+        """Compare a lone frame's time with the prediction.
+
+        Returns the sending time above it, None if the link may have changed.
 
         Preprocessing and queueing are left out: no plan predicts them.
         """
@@ -72,9 +79,8 @@ class AgentPlan(ActivePlan):
     def result(self, passage: Passage, topk: int) -> Result:
         """The result for the frame's caller. Keeps a server's answer for reuse. ``topk``: as in the settings."""
         plan, encoded, found, reply = self.engine.plan, passage.encoded, passage.encoded.comparison, passage.answer
-        made = Result(
-            [], passage.timing, passage.sent_bytes, plan.id, plan.mode, distance=found.distance if found else None, kind=plan.output.kind
-        )  # fmt: skip
+        made = Result([], passage.timing, passage.sent_bytes, plan.id, plan.mode, kind=plan.output.kind)
+        made.distance = found.distance if found else None
         if reply is not None:
             answer = answers.unpack(reply.payload, plan.output, topk)
             made.rung, made.bits = encoded.rung, plan.ladder[encoded.rung].bits

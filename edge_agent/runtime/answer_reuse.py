@@ -1,14 +1,17 @@
-"""Answer reuse: a frame whose tensor at the cut is close to that of an answered frame gets that frame's answer and is not sent.
+"""Answer reuse: a frame whose tensor at the cut is close to that of an answered frame gets that frame's answer and is
+not sent.
 
 Closeness is a `distance`: the share of the tensor's variation that has changed. The rules:
 
-- A frame is compared with the frame that the server answered, never with one that reused an answer. So slow drift adds up until it is seen.
+- A frame is compared with the frame that the server answered, never with one that reused an answer. So slow drift adds
+  up until it is seen.
 - An answer is reused for a limited time and a limited number of frames. The next frame is sent, however close it is.
-- One answer is kept: of the answered frames, the one that left the head last, in whatever order answers arrive. Refused and lost frames leave no answer.
+- One answer is kept: of the answered frames, the one that left the head last, in whatever order answers arrive. Refused
+  and lost frames leave no answer.
 - Each plan has its own `AnswerReuse`. `forget` ends it with the server session, for frames on their way too.
 
-The comparison uses the head's own tensor, before the codec, so the bit width of either frame does not matter. It is integer arithmetic, the same
-on every processor.
+The comparison uses the head's own tensor, before the codec, so the bit width of either frame does not matter. It is
+integer arithmetic, the same on every processor.
 """
 
 from __future__ import annotations
@@ -28,14 +31,16 @@ from splitedge.protocol.messages import Codec
 
 U8 = NDArray[np.uint8]
 
-#: For a transformer's residual stream: 8-bit codes over 8 mean magnitudes of a row to either side. The scale follows the mean, so that
-#: the few tokens and channels with much larger values do not hide the others.
+#: For a transformer's residual stream: 8-bit codes over 8 mean magnitudes of a row to either side. The scale follows
+#: the mean, so that the few tokens and channels with much larger values do not hide the others.
 _ROWS: Final = Codec("reuse", 8, (-8.0,), (16 / 255,), dynamic="token", span="mean")
 
 
 @dataclass(eq=False)
 class KeptAnswer:
-    """An ``answer`` to reuse, the ``codes`` of its frame, the time ``at`` which that frame left the head, and the bytes it sent."""
+    """An ``answer`` to reuse, the ``codes`` of its frame, the time ``at`` which that frame left the head, and the bytes
+    it sent.
+    """
 
     codes: U8
     answer: Answered
@@ -62,7 +67,10 @@ class Comparison(NamedTuple):
 
 
 class AnswerReuse:
-    """The kept answer of one plan. `compare` runs in the head's thread, `keep` and `forget` in the event loop: each writes what the other only reads."""
+    """The kept answer of one plan.
+
+    `compare` runs in the head's thread, `keep` and `forget` in the event loop: each writes what the other only reads.
+    """
 
     def __init__(self, config: ReuseConfig) -> None:
         self._config = config
@@ -71,7 +79,9 @@ class AnswerReuse:
         self._kept: KeptAnswer | None = None
 
     def compare(self, tensor: NDArray[Any], now: float) -> Comparison:
-        """Compare ``tensor`` (the head's output: uint8 codes, or float32 [..., C]) of the frame that left the head at ``now``, in seconds."""
+        """Compare ``tensor`` (the head's output: uint8 codes, or float32 [..., C]) of the frame that left the head at
+        ``now``, in seconds.
+        """
         codes, kept = coded(tensor), self._kept
         number, self._count = self._count, self._count + 1
         if kept is None:
@@ -95,7 +105,9 @@ class AnswerReuse:
 
 
 def coded(tensor: NDArray[Any]) -> U8:
-    """8-bit codes in the shape of ``tensor``: the tensor itself if it is uint8, else (float32) multiples of each row's mean magnitude, -8 to 8."""
+    """8-bit codes in the shape of ``tensor``: the tensor itself if it is uint8, else (float32) multiples of each row's
+    mean magnitude, -8 to 8.
+    """
     if tensor.dtype == np.uint8:
         return tensor
     payload = np.frombuffer(codec.encode(tensor, _ROWS), np.uint8)
@@ -103,9 +115,11 @@ def coded(tensor: NDArray[Any]) -> U8:
 
 
 def distance(codes: U8, kept: U8, spread: float) -> float:
-    """Sum of squared differences of ``codes`` and ``kept``, of the same shape, over ``spread``, the `deviation` of ``kept``.
+    """Sum of squared differences of ``codes`` and ``kept``, of the same shape, over ``spread``, the `deviation` of
+    ``kept``.
 
-    0: equal. 1: as far as a frame that holds only each channel's mean. Infinite if ``kept`` is such a frame and ``codes`` differs.
+    0: equal. 1: as far as a frame that holds only each channel's mean. Infinite if ``kept`` is such a frame and
+    ``codes`` differs.
     """
     gap = np.maximum(codes, kept) - np.minimum(codes, kept)
     changed = int(np.square(gap, dtype=np.uint16).sum(dtype=np.int64))
@@ -115,7 +129,8 @@ def distance(codes: U8, kept: U8, spread: float) -> float:
 
 
 def deviation(codes: U8) -> float:
-    """Sum of the squared deviations of ``codes`` [..., C] from their channel's mean, or from the overall mean where each channel has one code.
+    """Sum of the squared deviations of ``codes`` [..., C] from their channel's mean, or from the overall mean where
+    each channel has one code.
 
     The only float sum is correctly rounded, so all processors agree.
     """

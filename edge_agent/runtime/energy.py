@@ -1,4 +1,6 @@
-"""Energy of frames on a board with a power sensor: the sensor's joules while frames were in progress, divided among them."""
+"""Energy of frames on a board with a power sensor: the sensor's joules while frames were in progress, divided among
+them.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,12 @@ from splitedge import limits
 
 
 class FrameEnergy:
-    """Samples ``meter`` while an agent runs. Frames get the share of each interval's energy in which at least one was in progress.
+    """Samples ``meter`` while an agent runs.
 
-    The energy is that of everything behind the sensor, the board's idle power included. Nothing is counted between frames.
+    Frames get the share of each interval's energy in which at least one was in progress.
+
+    The energy is that of everything behind the sensor, the board's idle power included. Nothing is counted between
+    frames.
     """
 
     def __init__(self, meter: power.PowerMeter, queue: QueueLimit) -> None:

@@ -1,6 +1,9 @@
-"""One plan's head, ready for frames: preprocessing, integer head, codec. Blocking code for one thread at a time; no network.
+"""One plan's head, ready for frames: preprocessing, integer head, codec.
 
-A plan comes from a server, so before a frame is touched the engine checks that it obeys the demand (`planning.plan_check`).
+Blocking code for one thread at a time; no network.
+
+A plan comes from a server, so before a frame is touched the engine checks that it obeys the demand
+(`planning.plan_check`).
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ from splitedge.head.text import Tokenizer
 from splitedge.protocol.messages import Demand, Plan, Preprocess
 
 InputFrame: TypeAlias = bytes | str | Image.Image | NDArray[np.generic]
-"""One frame: the bytes of an image file, a text, a Pillow image, uint8 pixels [H, W, 3], or an array of the model's input shape: float32, or token ids.
+"""One frame: the bytes of an image file, a text, a Pillow image, uint8 pixels [H, W, 3], or an array of the model's
+input shape: float32, or token ids.
 
-A ``str`` is a text. `Agent.infer` refuses one that names an existing file, unless it is an `edge_agent.inputs.sources.Text`.
+A ``str`` is a text. `Agent.infer` refuses one that names an existing file, unless it is an
+`edge_agent.inputs.sources.Text`.
 """
 
 Choose: TypeAlias = Callable[[], int]
@@ -40,7 +45,8 @@ Compare: TypeAlias = Callable[[NDArray[Any]], Comparison]
 class Encoded(NamedTuple):
     """A frame after head and codec.
 
-    ``codes`` is the head's output: uint8 or float32. ``payload`` is empty in mode "device", and where the frame reuses an answer.
+    ``codes`` is the head's output: uint8 or float32. ``payload`` is empty in mode "device", and where the frame reuses
+    an answer.
     """
 
     codes: NDArray[Any]
@@ -60,8 +66,9 @@ class Encoded(NamedTuple):
 class Engine:
     """The head of ``plan`` on ``threads``. ``data`` is its segment file. Without a ``tokenizer`` it refuses texts.
 
-    The constructor parses, verifies and warms the head, and checks it against its golden vector. Raises `errors.SegmentError` for an invalid
-    segment, and `errors.PlanError` for a plan that does not fit the segment or breaks ``demand``.
+    The constructor parses, verifies and warms the head, and checks it against its golden vector. Raises
+    `errors.SegmentError` for an invalid segment, and `errors.PlanError` for a plan that does not fit the segment or
+    breaks ``demand``.
     """
 
     def __init__(
@@ -81,20 +88,23 @@ class Engine:
             self._encode(zeros, rung)
 
     def process(self, frame: InputFrame, choose: Choose | None = None, compare: Compare | None = None) -> Encoded:
-        """Preprocess ``frame``, run the head, and encode with the rung that ``choose`` returns after the head; without it, with the plan's first codec.
+        """Preprocess ``frame``, run the head, and encode with the rung that ``choose`` returns after the head; without
+        it, with the plan's first codec.
 
-        Tokenizing is part of preprocessing. ``compare`` sees the head's output first; a frame that reuses an answer is not encoded. Its time counts as
-        ``encode_ms``. Raises `errors.InputError` for a frame that does not fit the model, and `errors.PlatformError` for a text if the
-        tokenizers library is missing.
+        Tokenizing is part of preprocessing. ``compare`` sees the head's output first; a frame that reuses an answer is
+        not encoded. Its time counts as ``encode_ms``. Raises `errors.InputError` for a frame that does not fit the
+        model, and `errors.PlatformError` for a text if the tokenizers library is missing.
         """
         start = time.perf_counter()
         return self._run(self._codes(frame), start, choose, compare)
 
     def resume(self, x: NDArray[np.float32], choose: Choose | None = None) -> Encoded:
-        """As `process`, for the decoded tensor of the board before: float32 in the segment's input shape. ``preprocess_ms`` is its conversion to codes.
+        """As `process`, for the decoded tensor of the board before: float32 in the segment's input shape.
 
-        The codes are clamp(rint((x - lo) x (1 / scale))), with lo the value of code 0 and each step in float32. A tensor that was sent as its codes
-        keeps them.
+        ``preprocess_ms`` is its conversion to codes.
+
+        The codes are clamp(rint((x - lo) x (1 / scale))), with lo the value of code 0 and each step in float32. A
+        tensor that was sent as its codes keeps them.
         """
         start = time.perf_counter()
         codes: NDArray[Any] = x
@@ -103,7 +113,9 @@ class Engine:
         return self._run(codes, start, choose)
 
     def output(self, codes: NDArray[Any]) -> NDArray[np.float32]:
-        """The model's output for the head's output ``codes`` in mode "device": float32, in ONNX order without the batch axis."""
+        """The model's output for the head's output ``codes`` in mode "device": float32, in ONNX order without the batch
+        axis.
+        """
         values = codes
         if self._output.dtype != "f32":
             values = (codes.astype(np.float32) - np.float32(self._output.zero_point)) * np.float32(self._output.scale)
@@ -161,7 +173,8 @@ class Engine:
             raise texts.missing()
         if self._input.dtype == "i32":
             raise errors.InputError(
-                "the model was added without a tokenizer and takes no text; send token ids, or add it again with --tokenizer",
+                "the model was added without a tokenizer and takes no text; send token ids, or add it again with "
+                "--tokenizer",
                 reason="no-tokenizer",
             )
         raise errors.InputError(
@@ -176,7 +189,10 @@ _ACCEPTED: Final = {
 
 
 def frame_of(data: bytes | str, name: str, plan: Plan | None) -> InputFrame:
-    """The frame in a file's or a message's ``data``: an array, else a text if ``plan`` takes texts, else an image. Raises `errors.InputError`."""
+    """The frame in a file's or a message's ``data``: an array, else a text if ``plan`` takes texts, else an image.
+
+    Raises `errors.InputError`.
+    """
     if isinstance(data, bytes) and is_array(data):
         return load_array(data, name)
     if isinstance(data, bytes) and plan is not None and plan.tokenizer is not None:
@@ -199,7 +215,10 @@ def _holds_values(frame: InputFrame) -> bool:
 
 
 def _values(frame: InputFrame, tensor: segment.Tensor, text: bool) -> NDArray[Any]:
-    """The input of a head that takes float32 values or int32 token ids. ``text``: the model takes texts too. Raises `errors.InputError`."""
+    """The input of a head that takes float32 values or int32 token ids.
+
+    ``text``: the model takes texts too. Raises `errors.InputError`.
+    """
     ids = tensor.dtype == "i32"
     if not isinstance(frame, np.ndarray):
         wanted, send = ("integer token ids", "token ids as an array") if ids else ("an array", "an array")
@@ -219,7 +238,10 @@ def _values(frame: InputFrame, tensor: segment.Tensor, text: bool) -> NDArray[An
 
 
 def _pixels(frame: bytes | Image.Image, spec: Preprocess) -> NDArray[np.uint8]:
-    """The pixels of the model's input. Raises `errors.InputError` for bytes that are not an image, or an image that cannot be resized."""
+    """The pixels of the model's input.
+
+    Raises `errors.InputError` for bytes that are not an image, or an image that cannot be resized.
+    """
     try:
         image = preprocess.load_image(frame) if isinstance(frame, bytes) else image_formats.eight_bits(frame)
         if spec.fit == "crop" and math.prod(preprocess.resized(image, spec)) > limits.MAX_IMAGE_PIXELS:
@@ -242,5 +264,8 @@ def _wrong_tensor(
     also = " or a uint8 picture [H, W, 3]" if kind == "image" else ""
     return errors.InputError(
         f"the frame is {frame.dtype} of shape {list(frame.shape)}, the model takes {wanted} of shape {shape}{also}",
-        shape=list(frame.shape), wanted=shape, dtype="float32" if wanted == "float32" else "int32", reason="other-frame",
-    )  # fmt: skip
+        shape=list(frame.shape),
+        wanted=shape,
+        dtype="float32" if wanted == "float32" else "int32",
+        reason="other-frame",
+    )

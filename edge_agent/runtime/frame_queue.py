@@ -1,7 +1,9 @@
-"""The queue in front of head and link. It lets few frames ahead, so that each is encoded for the current link, and drops frames that wait too long.
+"""The queue in front of head and link.
 
-A queued frame costs only its input: it has not passed the head, and its codec is not chosen. The order is first in, first out, so the
-oldest frame ages out first.
+It lets few frames ahead, so that each is encoded for the current link, and drops frames that wait too long.
+
+A queued frame costs only its input: it has not passed the head, and its codec is not chosen. The order is first in,
+first out, so the oldest frame ages out first.
 """
 
 from __future__ import annotations

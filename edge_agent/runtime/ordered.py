@@ -16,10 +16,12 @@ _END: Final[Any] = object()
 async def in_order(
     items: Iterable[T] | AsyncIterable[T], work: Callable[[T], Awaitable[R]], window: int
 ) -> AsyncIterator[tuple[T, R]]:
-    """Each item with the result of ``work``, in order, as soon as it is there. At most ``window`` items are in progress.
+    """Each item with the result of ``work``, in order, as soon as it is there.
 
-    A plain iterable is read in a thread, so it may block. The first exception ends the iteration and cancels the items behind it; so does closing
-    this generator.
+    At most ``window`` items are in progress.
+
+    A plain iterable is read in a thread, so it may block. The first exception ends the iteration and cancels the items
+    behind it; so does closing this generator.
     """
     source = aiter(items) if isinstance(items, AsyncIterable) else _read(iter(items))
     coming: asyncio.Task[T] | None = asyncio.create_task(_next(source))

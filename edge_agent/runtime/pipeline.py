@@ -1,7 +1,7 @@
 """The way of a frame through a board: the queue, the head's thread, the link. `Agent` and `StageServer` share it.
 
-One worker thread preprocesses a frame, runs its head and encodes it. The event loop only waits. So frame n + 1 is in the head while frame n is
-on the link.
+One worker thread preprocesses a frame, runs its head and encodes it. The event loop only waits. So frame n + 1 is in
+the head while frame n is on the link.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from splitedge.protocol.frames import HEADER_BYTES, Answer
 
 
 class Passage(NamedTuple):
-    """A frame that has passed the pipeline. ``answer`` is None if nothing was sent. ``alone``: no other frame was in progress meanwhile."""
+    """A frame that has passed the pipeline.
+
+    ``answer`` is None if nothing was sent. ``alone``: no other frame was in progress meanwhile.
+    """
 
     encoded: Encoded
     answer: Answer | None
@@ -60,10 +63,11 @@ class FramePipeline:
     async def run(
         self, plan: ActivePlan, encode: Callable[[], Encoded], deadline: float | None, start: float
     ) -> Passage:
-        """Queue a frame of ``plan``, call ``encode`` in the head's thread, and send the result unless an earlier answer serves.
+        """Queue a frame of ``plan``, call ``encode`` in the head's thread, and send the result unless an earlier answer
+        serves.
 
-        ``deadline``: when the frame ages out, in the event loop's time. ``start``: when it came, of `time.perf_counter`. Raises
-        `errors.AgedError`, and what ``encode`` and the stream raise.
+        ``deadline``: when the frame ages out, in the event loop's time. ``start``: when it came, of
+        `time.perf_counter`. Raises `errors.AgedError`, and what ``encode`` and the stream raise.
         """
         async with plan.use():
             came, alone = time.monotonic(), plan.users == 1
@@ -99,8 +103,13 @@ def _timing(encoded: Encoded, answer: Answer | None, start: float, sent: float) 
     end = time.perf_counter()
     queue_ms, tail_ms = (answer.queue_us / 1e3, answer.tail_us / 1e3) if answer else (0.0, 0.0)
     timing = Timing(
-        preprocess_ms=encoded.preprocess_ms, head_ms=encoded.head_ms, encode_ms=encoded.encode_ms,
-        link_ms=max(0.0, 1e3 * (end - sent) - queue_ms - tail_ms), queue_ms=queue_ms, tail_ms=tail_ms, total_ms=1e3 * (end - start),
-    )  # fmt: skip
+        preprocess_ms=encoded.preprocess_ms,
+        head_ms=encoded.head_ms,
+        encode_ms=encoded.encode_ms,
+        link_ms=max(0.0, 1e3 * (end - sent) - queue_ms - tail_ms),
+        queue_ms=queue_ms,
+        tail_ms=tail_ms,
+        total_ms=1e3 * (end - start),
+    )
     timing.wait_ms = max(0.0, timing.total_ms - sum(value for _, value in phases(timing)))
     return timing

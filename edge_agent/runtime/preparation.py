@@ -1,39 +1,30 @@
-"""From settings to a plan that serves: profile, link, plan, downloads, warm head, open stream. Each step raises the error that prevents it."""
+"""From settings to a plan that serves: profile, link, plan, downloads, warm head, open stream.
+
+Each step raises the error that prevents it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import NamedTuple
 
-from device_profiles import DeviceProfile
+import device_profiles
 from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.planning import device, disk_cache, downloads, dry_run_store, peers, plan_request, streams
 from edge_agent.planning.disk_cache import DiskCache
 from edge_agent.planning.measured_times import SendingModel
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.runtime.agent_plan import AgentPlan
 from edge_agent.runtime.answer_reuse import AnswerReuse
 from edge_agent.runtime.engine import Engine
 from edge_agent.runtime.pipeline import FramePipeline
-from splitedge.head.text import Tokenizer
 from splitedge.link.adaptation import Adaptation, Goal
-from splitedge.link.http_client import ServerClient
-from splitedge.protocol.messages import DryRun, LinkEstimate, MeasuredTimes, Plan
-
-
-class Described(NamedTuple):
-    """What a plan request says about this board and its link."""
-
-    profile: DeviceProfile
-    link: LinkEstimate
-    measured: MeasuredTimes
-    dry_run: DryRun | None
+from splitedge.protocol.messages import LinkEstimate, MeasuredTimes, Plan, PlanRequest
 
 
 async def prepare(
-    settings: Settings, pipeline: FramePipeline, say: Progress, known: LinkEstimate | None = None
+    settings: Settings, pipeline: FramePipeline, say: StatusCallback, known: LinkEstimate | None = None
 ) -> AgentPlan:
     """A new plan that is ready for frames. The link is measured, unless it is ``known`` from a stream's adaptation."""
     cache = DiskCache(disk_cache.folder(settings))
@@ -43,8 +34,18 @@ async def prepare(
         link, since = known or await plan_request.measure_link(server, {}, say), time.monotonic()
         measured = _measured(settings, pipeline, link_changed=known is not None)
         dry_run = await dry_run_store.dry_run(server, settings, profile, measured.head_ms, say)
-        described = Described(profile, link, measured, dry_run)
-        plan, data, tokenizer = await _fetch(server, settings, cache, described, say)
+        request = PlanRequest(
+            model=settings.model,
+            profile=device_profiles.to_dict(profile),
+            link=link,
+            demand=settings.demand,
+            held=cache.held(),
+            measured=measured.to_wire(),
+            dry_run=dry_run,
+        )
+        plan = await plan_request.request_plan(server, settings, request, say)
+        data = await downloads.segment(server, cache, plan, say)
+        tokenizer = await downloads.tokenizer(server, cache, plan, say)
     say("preparing the head")
     threads = device.threads(profile)
     engine = await asyncio.to_thread(Engine, plan, data, settings.demand, threads, tokenizer)
@@ -54,20 +55,8 @@ async def prepare(
     return made
 
 
-async def _fetch(
-    server: ServerClient, settings: Settings, cache: DiskCache, described: Described, say: Progress
-) -> tuple[Plan, bytes, Tokenizer | None]:
-    """A plan, its segment and its tokenizer."""
-    profile, link, measured, dry_run = described
-    plan = await plan_request.request_plan(
-        server, settings, profile, link, held=cache.held(), measured=measured, dry_run=dry_run, say=say
-    )
-    data = await downloads.segment(server, cache, plan, say)
-    return plan, data, await downloads.tokenizer(server, cache, plan, say)
-
-
 async def _open(
-    settings: Settings, engine: Engine, link: LinkEstimate, sending: SendingModel | None, say: Progress
+    settings: Settings, engine: Engine, link: LinkEstimate, sending: SendingModel | None, say: StatusCallback
 ) -> AgentPlan:
     """The plan of ``engine`` with its stream open, if it has one."""
     plan = engine.plan
@@ -87,7 +76,10 @@ def adaptation_of(settings: Settings, plan: Plan, link: LinkEstimate, goal: Goal
 
 
 def _measured(settings: Settings, pipeline: FramePipeline, *, link_changed: bool) -> MeasuredTimes:
-    """The measured times. They are saved too, since an agent may be killed at any time. A changed link makes sending times worthless."""
+    """The measured times.
+
+    They are saved too, since an agent may be killed at any time. A changed link makes sending times worthless.
+    """
     times = pipeline.open_times(settings)
     if link_changed:
         times.forget_sending()

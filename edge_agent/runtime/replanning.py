@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Literal, TypeAlias
 
 from edge_agent.config import Settings
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.runtime.agent_plan import AgentPlan
 from splitedge import errors, limits
 from splitedge.backoff import Backoff
@@ -30,8 +30,6 @@ Prepare: TypeAlias = Callable[[LinkEstimate | None], Awaitable[AgentPlan]]
 """Prepares a new plan. It measures the link unless it gets an estimate."""
 
 Reason = Literal["the changed link", "the measured frame times"]
-
-_STOPPED = "the agent stopped before the frame was answered; send it again"
 
 
 class RetiringPlans:
@@ -71,9 +69,12 @@ class RetiringPlans:
 
 
 class Replanner:
-    """Keeps ``plan`` in force. ``say``: called with a status message. ``on_link``: called when the link goes down, comes back, or changes too much."""
+    """Keeps ``plan`` in force.
 
-    def __init__(self, settings: Settings, prepare: Prepare, say: Progress, on_link: Progress) -> None:
+    ``say``: called with a status message. ``on_link``: called when the link goes down, comes back, or changes too much.
+    """
+
+    def __init__(self, settings: Settings, prepare: Prepare, say: StatusCallback, on_link: StatusCallback) -> None:
         self.plan: AgentPlan | None = None
         self.retiring = RetiringPlans()
         self.plans_total = 0
@@ -92,7 +93,10 @@ class Replanner:
         self._loops = [asyncio.create_task(self._renew()), asyncio.create_task(self._watch())]
 
     async def close(self) -> None:
-        """Let frames in progress end for at most `limits.DRAIN_TIMEOUT`, then close every stream. Raises the first error of one."""
+        """Let frames in progress end for at most `limits.DRAIN_TIMEOUT`, then close every stream.
+
+        Raises the first error of one.
+        """
         self._closing = True
         tasks = [*self._loops, *([self._replacing] if self._replacing else [])]
         for task in tasks:
@@ -108,18 +112,21 @@ class Replanner:
         """Ask for a new plan; does not wait for it."""
         self._due.set()
 
-    async def replace(self, old: AgentPlan) -> None:
-        """Put a new plan in the place of ``old``. Concurrent callers share one attempt and its error."""
+    async def replace(self, old: AgentPlan) -> AgentPlan:
+        """Put a new plan in the place of ``old``, and return it. Concurrent callers share one attempt and its error."""
         if self._closing:
-            raise errors.LinkLostError(_STOPPED)
+            raise _stopped()
         if self.plan is old and self._replacing is None:
             self._replacing = asyncio.create_task(self._replace(old))
             self._replacing.add_done_callback(self._replaced)
         if (task := self._replacing) is not None:
             await asyncio.wait({task})
             if task.cancelled():
-                raise errors.LinkLostError(_STOPPED)
+                raise _stopped()
             task.result()
+        if self.plan is None:
+            raise _stopped()
+        return self.plan
 
     async def _replace(self, old: AgentPlan) -> None:
         adaptation, known = old.adaptation, None
@@ -145,7 +152,10 @@ class Replanner:
         self._link_changed()
 
     def _link_changed(self) -> None:
-        """Report that the link went down or came back. A lost link ends answer reuse: the server may be another one afterwards."""
+        """Report that the link went down or came back.
+
+        A lost link ends answer reuse: the server may be another one afterwards.
+        """
         plan = self.plan
         if plan is None:
             return
@@ -188,7 +198,7 @@ class Replanner:
         self._due.clear()
 
     async def _watch(self) -> None:
-        """Report when the link comes to carry too little, and replace the plan when link or frame times differ from it."""
+        """Report when the link carries too little or enough again, and replace the plan for a `Reason`."""
         while True:
             await asyncio.sleep(limits.LINK_PERIOD)
             plan = self.plan
@@ -226,6 +236,10 @@ class Replanner:
             f"the link carries {rate:.2g} Mbit/s, too little even for the cheapest codec of the plan; frames queue, "
             "and are dropped when they age out"
         )
+
+
+def _stopped() -> errors.LinkLostError:
+    return errors.LinkLostError("the agent stopped before the frame was answered; send it again", reason="stopped")
 
 
 def link_down(plan: AgentPlan) -> str:

@@ -22,7 +22,11 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class TopClass(msgspec.Struct):
-    """One class of an answer. ``label`` is the index as text if the model has no labels. For an output of kind "scores", ``probability`` is the class's own score."""
+    """One class of an answer.
+
+    ``label`` is the index as text if the model has no labels. For an output of kind "scores", ``probability`` is the
+    class's own score.
+    """
 
     index: int
     label: str
@@ -32,8 +36,8 @@ class TopClass(msgspec.Struct):
 class Timing(msgspec.Struct):
     """Where a frame's time went, in milliseconds. ``total_ms`` is the sum of the others.
 
-    ``wait_ms`` is the time in the agent's own queue. ``link_ms`` is the time from handing the payload to the link until the answer is there, without
-    ``queue_ms`` and ``tail_ms``, which the server reports.
+    ``wait_ms`` is the time in the agent's own queue. ``link_ms`` is the time from handing the payload to the link until
+    the answer is there, without ``queue_ms`` and ``tail_ms``, which the server reports.
     """
 
     wait_ms: float = 0.0
@@ -49,13 +53,15 @@ class Timing(msgspec.Struct):
 class Result(msgspec.Struct):
     """The answer to one frame.
 
-    ``top`` holds its best classes, none if the model's output is a tensor. ``output`` is the whole output of a tensor, or with `topk` 0: float32, or
-    int64 for indices, in ONNX order without the batch axis. ``kind`` says what the output's values are: see `splitedge.protocol.messages.Output`.
+    ``top`` holds its best classes, none if the model's output is a tensor. ``output`` is the whole output of a tensor,
+    or with `topk` 0: float32, or int64 for indices, in ONNX order without the batch axis. ``kind`` says what the
+    output's values are: see `splitedge.protocol.messages.Output`.
 
-    ``payload_bytes`` were sent, header included, encoded at ``bits`` by number ``rung`` of the plan's ladder; all 0 or None in mode "device".
+    ``payload_bytes`` were sent, header included, encoded at ``bits`` by number ``rung`` of the plan's ladder; all 0 or
+    None in mode "device".
 
-    ``cached``: the frame reuses an earlier frame's answer and was not sent, which saved ``saved_bytes``. ``distance``: from the frame whose answer was
-    kept, see `edge_agent.runtime.answer_reuse`; None if there was none.
+    ``cached``: the frame reuses an earlier frame's answer and was not sent, which saved ``saved_bytes``. ``distance``:
+    from the frame whose answer was kept, see `edge_agent.runtime.answer_reuse`; None if there was none.
     """
 
     top: list[TopClass]
@@ -73,7 +79,9 @@ class Result(msgspec.Struct):
 
 
 class Counters:
-    """Each frame ends in exactly one of ``answered``, ``reused`` (an earlier frame's answer), ``dropped`` (by reason) and ``failed`` (by error code)."""
+    """Each frame ends in exactly one of ``answered``, ``reused`` (an earlier frame's answer), ``dropped`` (by reason)
+    and ``failed`` (by error code).
+    """
 
     def __init__(self) -> None:
         self.answered = self.reused = 0

@@ -1,4 +1,6 @@
-"""The plans that a later stage of a chain serves: opened by the id of the plan before, and checked to be made for this board."""
+"""The plans that a later stage of a chain serves: opened by the id of the plan before, and checked to be made for this
+board.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from device_profiles import DeviceProfile
 from edge_agent.config import Settings
 from edge_agent.planning import device, disk_cache, downloads, peers, streams
 from edge_agent.planning.disk_cache import DiskCache
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.runtime.active_plan import ActivePlan
 from edge_agent.runtime.engine import Encoded, Engine
 from edge_agent.runtime.pipeline import Passage
@@ -32,7 +34,10 @@ class StagePlan(ActivePlan):
         self.since = time.monotonic()  # when the plan was opened, or last reported as outdated
 
     def outdated(self) -> bool:
-        """Whether the link has changed lastingly since the plan was made. True at most once in `limits.REPLAN_LEAST`, as it serves until replaced."""
+        """Whether the link has changed lastingly since the plan was made.
+
+        True at most once in `limits.REPLAN_LEAST`, as it serves until replaced.
+        """
         now = time.monotonic()
         due = self.adaptation is not None and self.adaptation.changed and now - self.since >= limits.REPLAN_LEAST
         self.since = now if due else self.since
@@ -67,7 +72,7 @@ class StagePlan(ActivePlan):
 class StagePlans:
     """The open plans of a stage, at most `limits.STAGE_PLANS`. ``profile`` is set before the first is opened."""
 
-    def __init__(self, settings: Settings, say: Progress) -> None:
+    def __init__(self, settings: Settings, say: StatusCallback) -> None:
         self.last: Plan | None = None  # the plan opened last
         self.profile: DeviceProfile | None = None
         self.open: dict[tuple[str, int], StagePlan] = {}  # by the plan before, and topk
@@ -75,7 +80,10 @@ class StagePlans:
         self._opening = asyncio.Lock()
 
     async def join(self, asked: Open) -> StagePlan:
-        """The plan behind the one that ``asked`` names, prepared if it is not open, with one more session. The caller ends the session."""
+        """The plan behind the one that ``asked`` names, prepared if it is not open, with one more session.
+
+        The caller ends the session.
+        """
         key = asked.plan, asked.topk
         async with self._opening:
             found = self.open.get(key)
@@ -123,7 +131,10 @@ class StagePlans:
         return adaptation_of(self._settings, plan, link, Goal(plan.demand.min_rate_fps, None))
 
     async def _make_room(self, key: tuple[str, int]) -> None:
-        """Close the plan that ``key`` had before and, of the others, the oldest without a session. Raises `errors.BusyError` if all are in use."""
+        """Close the plan that ``key`` had before and, of the others, the oldest without a session.
+
+        Raises `errors.BusyError` if all are in use.
+        """
         unused = [other for other in self.open if other != key and not self.open[other].sessions]
         spare = unused[: max(0, len(self.open) - (key in self.open) - limits.STAGE_PLANS + 1)]
         for old in [*spare, *([key] if key in self.open else [])]:
@@ -133,7 +144,7 @@ class StagePlans:
 
 
 def check_stage(plan: Plan, upstream: str, device: str) -> None:
-    """Raise `errors.ProtocolError` unless ``plan`` follows the plan ``upstream`` and was made for the board ``device``."""
+    """Raise `errors.ProtocolError` unless ``plan`` follows the plan ``upstream`` and is for the board ``device``."""
     stage = plan.stage
     if stage is None or stage.upstream != upstream:
         raise errors.ProtocolError(

@@ -1,16 +1,19 @@
-"""A board as a later stage of a chain: it receives activations from the board before it, runs its segment, and sends the result on.
+"""A board as a later stage of a chain: it receives activations from the board before it, runs its segment, and sends
+the result on.
 
     GET  /healthz      200 while boards before it are served; no token
     GET  /v1/stage     this board and those behind it, as they describe themselves: profile, links, cached segments
     POST /v1/probe     the listening side of the link measurement
     GET  /v1/stream    the WebSocket, as the server's
 
-The board before opens a stream with its plan's id. The stage asks the server for the plan that follows, refuses a plan that was not made for this
-board, fetches its segment, and opens its own stream. Only then is the first stream open. So a stage that was killed only needs a restart. A frame
-is decoded, computed and sent on. Its answer travels back the same way, and so does an error.
+The board before opens a stream with its plan's id. The stage asks the server for the plan that follows, refuses a plan
+that was not made for this board, fetches its segment, and opens its own stream. Only then is the first stream open. So
+a stage that was killed only needs a restart. A frame is decoded, computed and sent on. Its answer travels back the same
+way, and so does an error.
 
-Everything is bounded. At most `limits.WINDOW` frames of a session are in progress here. The rest of its window waits, and the board before sends no
-more. A peer that breaks the protocol loses its session and may connect again. Refusals are counted by their error's code.
+Everything is bounded. At most `limits.WINDOW` frames of a session are in progress here. The rest of its window waits,
+and the board before sends no more. A peer that breaks the protocol loses its session and may connect again. Refusals
+are counted by their error's code.
 """
 
 from __future__ import annotations
@@ -28,12 +31,13 @@ from aiohttp import web
 
 import device_profiles
 import edge_agent
+from device_profiles import DeviceProfile
 from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.planning import device, disk_cache, peers, plan_request
 from edge_agent.planning.disk_cache import DiskCache
 from edge_agent.planning.measured_times import TimeLog
-from edge_agent.planning.peers import Progress
+from edge_agent.planning.peers import StatusCallback
 from edge_agent.runtime.engine import InputFrame
 from edge_agent.runtime.pipeline import FramePipeline
 from edge_agent.runtime.results import Counters, Result
@@ -47,12 +51,17 @@ _Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class StageServer:
-    """This board as a stage. ``progress`` is called with a status message during start-up. ``counters``: continue these counts."""
+    """This board as a stage.
+
+    ``progress`` is called with a status message during start-up. ``counters``: continue these counts.
+    """
 
     def __init__(
-        self, settings: Settings, progress: Progress = lambda _: None, *, counters: Counters | None = None
+        self, settings: Settings, progress: StatusCallback = lambda _: None, *, counters: Counters | None = None
     ) -> None:
-        """Raises `errors.ConfigError` if other machines would reach the stage without a token or in clear text, and that is not allowed."""
+        """Raises `errors.ConfigError` if other machines would reach the stage without a token or in clear text, and
+        that is not allowed.
+        """
         self.settings = settings
         self._pipeline = FramePipeline(counters)
         self.counters, self.queue = self._pipeline.counters, self._pipeline.limit
@@ -61,7 +70,7 @@ class StageServer:
         self._token = config.stage_token(settings)
         check_exposure(settings, self._token)
         self._plans = StagePlans(settings, self.say)
-        self._link = _ServerLink(settings)
+        self._description = _Description(settings)
         self._progress = progress
         self._state = "not started"
         self._started = time.monotonic()
@@ -89,7 +98,10 @@ class StageServer:
         self._progress(text)
 
     async def start(self) -> None:
-        """Measure this machine if needed, then listen; may be called again after it raised. Raises `errors.ConfigError` for an unusable address."""
+        """Measure this machine if needed, then listen; may be called again after it raised.
+
+        Raises `errors.ConfigError` for an unusable address.
+        """
         self._plans.profile = await device.profile(self.settings, self.say)
         self._pipeline.open_times(self.settings)
         self._runner, self.url = await _listen(self._application(), self.settings)
@@ -111,21 +123,35 @@ class StageServer:
 
     def status(self) -> dict[str, Any]:
         """The fields of `/v1/status`, as JSON values; no secrets."""
-        counters = self.counters
         return {
-            "version": edge_agent.__version__, "ready": self.ready, "state": self.state, "server": self.settings.server,
-            "stage": self.url, "next": self.settings.chain.next, "uptime_s": round(time.monotonic() - self._started, 1),
-            "plan": self.plan_info() or None, "sessions": self._sessions, "refused": dict(self.refused),
-            "frames": {"answered": counters.answered, "dropped": dict(counters.dropped), "failed": dict(counters.failed)},
-            "queue": {"frames": self.queue.frames, "bytes": self.queue.bytes}, "payload_bytes": counters.payload_bytes,
-        }  # fmt: skip
+            "version": edge_agent.__version__,
+            "ready": self.ready,
+            "state": self.state,
+            "server": self.settings.server,
+            "stage": self.url,
+            "next": self.settings.chain.next,
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "plan": self.plan_info() or None,
+            "sessions": self._sessions,
+            "refused": dict(self.refused),
+            "frames": {
+                "answered": self.counters.answered,
+                "dropped": dict(self.counters.dropped),
+                "failed": dict(self.counters.failed),
+            },
+            "queue": {"frames": self.queue.frames, "bytes": self.queue.bytes},
+            "payload_bytes": self.counters.payload_bytes,
+        }
 
     def gauges(self) -> dict[str, float]:
         """Current figures by metric name; a name that ends in _total only grows."""
         return {
-            "ready": float(self.ready), "queue_frames": self.queue.frames, "queue_bytes": self.queue.bytes,
-            "sessions": self._sessions, "refused_total": self.refused.total(),
-        }  # fmt: skip
+            "ready": float(self.ready),
+            "queue_frames": self.queue.frames,
+            "queue_bytes": self.queue.bytes,
+            "sessions": self._sessions,
+            "refused_total": self.refused.total(),
+        }
 
     def plan_info(self) -> dict[str, str]:
         """The plan opened last as short texts; empty without one."""
@@ -163,10 +189,10 @@ class StageServer:
             middlewares=[http_server.errors_as_json(self.refused), _authorize(self._token)],
             client_max_size=limits.MAX_PROBE_BYTES,
         )
-        app.add_routes([
-            web.get("/healthz", self._healthz), web.get("/v1/stage", self._describe), web.post("/v1/probe", http_server.probe),
-            web.get("/v1/stream", self._stream),
-        ])  # fmt: skip
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/v1/stage", self._describe)
+        app.router.add_post("/v1/probe", http_server.probe)
+        app.router.add_get("/v1/stream", self._stream)
         stream_server.install(app)
         return app
 
@@ -179,24 +205,8 @@ class StageServer:
         before = int(text) if text.isascii() and text.isdigit() and len(text) < 4 else limits.MAX_STAGES
         if before >= limits.MAX_STAGES:
             raise plan_request.chain_too_long()
-        own = await self._own_description()
+        own = await self._description.make(self._plans.profile, self._pipeline.times)
         return http_server.json(await plan_request.chain_devices(self.settings, own, before, lambda _: None))
-
-    async def _own_description(self) -> ChainDevice:
-        times, profile = self._pipeline.times, self._plans.profile
-        assert isinstance(times, TimeLog)
-        assert profile is not None
-        link = await self._link.measure()
-        held = DiskCache(disk_cache.folder(self.settings)).held()
-        described = device_profiles.to_dict(profile)
-        return ChainDevice(
-            device=device.name(self.settings),
-            profile=described,
-            next=None,
-            server=link,
-            held=held,
-            measured=times.medians().to_wire(),
-        )
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         """One session of the board before."""
@@ -223,15 +233,32 @@ class StageServer:
             self.refused[error.code] += 1
 
 
-class _ServerLink:
-    """This board's link to the server, measured at most once in `limits.STAGE_LINK_AGE`: a measurement loads the link."""
+class _Description:
+    """Describes this board for plans. Its link to the server is measured at most once in `limits.STAGE_LINK_AGE`.
+
+    A measurement loads the link.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._measured: tuple[float, LinkEstimate] | None = None
         self._measuring = asyncio.Lock()
 
-    async def measure(self) -> LinkEstimate:
+    async def make(self, profile: DeviceProfile | None, times: TimeLog | None) -> ChainDevice:
+        """The description; ``profile`` and ``times`` are there once the stage has started."""
+        assert profile is not None
+        assert times is not None
+        link = await self._server_link()
+        return ChainDevice(
+            device=device.name(self._settings),
+            profile=device_profiles.to_dict(profile),
+            next=None,
+            server=link,
+            held=DiskCache(disk_cache.folder(self._settings)).held(),
+            measured=times.medians().to_wire(),
+        )
+
+    async def _server_link(self) -> LinkEstimate:
         async with self._measuring:
             now = time.monotonic()
             if self._measured is None or now - self._measured[0] > limits.STAGE_LINK_AGE:
@@ -252,7 +279,9 @@ class _Handler:
 
 
 def check_exposure(settings: Settings, token: str) -> None:
-    """Raise `errors.ConfigError` for a stage that others could reach without a token or in clear text, unless ``allow_insecure``."""
+    """Raise `errors.ConfigError` for a stage that others could reach without a token or in clear text, unless
+    ``allow_insecure``.
+    """
     stage = settings.stage
     if bool(stage.cert) != bool(stage.key):
         raise errors.ConfigError(
@@ -261,9 +290,12 @@ def check_exposure(settings: Settings, token: str) -> None:
     lacks = http_server.lacking(stage.host, token=bool(token), tls=bool(stage.cert))
     if lacks and not settings.allow_insecure:
         raise errors.ConfigError(
-            f"other machines would reach {stage.host} without {lacks}; set `stage.token_file`, `stage.cert` and `stage.key`, or `allow_insecure`",
+            f"other machines would reach {stage.host} without {lacks}; set `stage.token_file`, `stage.cert` and "
+            "`stage.key`, or `allow_insecure`",
             key="stage.host",
             reason="open-to-others",
+            token=bool(token),
+            tls=bool(stage.cert),
         )
 
 
@@ -295,7 +327,8 @@ async def _listen(app: web.Application, settings: Settings) -> tuple[web.AppRunn
     except OSError as error:
         await runner.cleanup()
         raise errors.AddressError(
-            f"the stage cannot listen on {stage.host}:{stage.port} ({endpoint.os_reason(error)}); change `stage.host` or `stage.port`",
+            f"the stage cannot listen on {stage.host}:{stage.port} ({endpoint.os_reason(error)}); change `stage.host` "
+            "or `stage.port`",
             reason="stage-address",
         ) from error
     host, port = runner.addresses[0][:2]

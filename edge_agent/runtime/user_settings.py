@@ -14,9 +14,11 @@ from splitedge import errors
 def user_settings(
     server: str | None, model: str | None, file: str | Path | None, keywords: Mapping[str, Any]
 ) -> Settings:
-    """The settings in force: ``keywords``, then environment variables, then the TOML ``file``, or the usual one if it is None.
+    """The settings in force: ``keywords``, then environment variables, then the TOML ``file``, or the usual one if it
+    is None.
 
-    A keyword is a setting or, as a dict, a table of the file. Raises `errors.ConfigError` for an unknown or wrong setting, and if no model is set.
+    A keyword is a setting or, as a dict, a table of the file. Raises `errors.ConfigError` for an unknown or wrong
+    setting, and if no model is set.
     """
     options = dict(_flat(keywords)) | {"server": server, "model": model}
     known = [setting.key for setting in config.reference()]

@@ -1,1 +1,3 @@
-"""The agent as a systemd service: unit file (`unit`), checks (`check`), installation (`install`), state (`status`), readiness and watchdog (`notify`)."""
+"""The agent as a systemd service: unit file (`unit`), checks (`check`), installation (`install`), state (`status`),
+readiness and watchdog (`notify`).
+"""

@@ -31,7 +31,9 @@ _SECRET = ("token_file", "chain.token_file", "stage.token_file", "stage.key")
 
 @dataclass
 class Findings:
-    """``problems``: faults that prevent the service from running, one sentence each. ``notes``: conditions that may pass."""
+    """``problems``: faults that prevent the service from running, one sentence each. ``notes``: conditions that may
+    pass.
+    """
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -59,7 +61,9 @@ def examine(options: UnitOptions, environ: Mapping[str, str]) -> Findings:
 
 
 def environment(path: Path = ENVIRONMENT_PATH) -> dict[str, str]:
-    """The variables in systemd's environment file ``path``; none if it does not exist. Raises `errors.ConfigError` if systemd cannot read it."""
+    """The variables in systemd's environment file ``path``; none if it does not exist. Raises `errors.ConfigError` if
+    systemd cannot read it.
+    """
     try:
         data = path.read_bytes()
     except OSError:
@@ -106,11 +110,15 @@ def _installation(options: UnitOptions) -> Iterator[str]:
             "write it with at least `server` and `model`, and make it readable for all users"
         )
     if options.token_file is not None and not options.token_file.is_file():  # systemd reads it as root
-        yield f"the token file {options.token_file} does not exist; create a token with `edge-server token` on the server"
+        yield (
+            f"the token file {options.token_file} does not exist; create a token with `edge-server token` on the server"
+        )
 
 
 def _paths(settings: Settings, options: UnitOptions, *, credential: bool) -> Iterator[str]:
-    """Paths in the settings that the service cannot use. ``credential``: systemd passes the token, so `token_file` is not used."""
+    """Paths in the settings that the service cannot use. ``credential``: systemd passes the token, so `token_file` is
+    not used.
+    """
     for key in (*_READ, "cache_dir"):
         text = "" if key == "token_file" and credential else _value(settings, key)
         if text and (why := _unusable(key, text, options)):
@@ -137,7 +145,10 @@ def _advice(key: str, name: str) -> str:
     if key == "cache_dir":
         return f"omit it, or use a folder in {CACHE}"
     if key == "token_file":
-        return "pass the file to `edge-agent service install --token-file`, or give an absolute path; only root needs to read it"
+        return (
+            "pass the file to `edge-agent service install --token-file`, or give an absolute path; "
+            "only root needs to read it"
+        )
     if key in _SECRET:
         return (
             f"make it readable for all users, or pass it as a credential: run `systemctl edit splitedge-agent`, add "
@@ -201,7 +212,8 @@ async def _models(settings: Settings) -> list[str]:
             return [model.name for model in await client.models()]
     except TimeoutError as error:
         raise errors.UnreachableError(
-            f"no answer from {settings.server} within {limits.DOCTOR_TIMEOUT:g} s; check the network and that edge-server runs there",
+            f"no answer from {settings.server} within {limits.DOCTOR_TIMEOUT:g} s; check the network and that "
+            "edge-server runs there",
             reason="timeout",
         ) from error
 

@@ -1,6 +1,7 @@
 """Install and remove the systemd service.
 
-A ``root`` other than ``/`` prepares a system image: files are written or removed below it, and nothing is started or checked.
+A ``root`` other than ``/`` prepares a system image: files are written or removed below it, and nothing is started or
+checked.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class Removed:
 
 
 def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None = None) -> UnitOptions:
-    """Options for this installation. Without ``token_file``: the file in the configuration, else `TOKEN_PATH`, if it exists."""
+    """Options for this installation. Without ``token_file``: the file in the configuration, else `TOKEN_PATH`, if it
+    exists.
+    """
     if token_file is None:
         named = _configured_token(config_path)
         place = Path(named) if named else TOKEN_PATH
@@ -64,13 +67,15 @@ def install(
     root: Path = ROOT,
     say: Callable[[str], object] = lambda _: None,
 ) -> str:
-    """Check the settings, write the unit, enable it and (re)start it. Returns the text of the unit when the service is ready or waits for its server.
+    """Check the settings, write the unit, enable it and (re)start it. Returns the text of the unit when the service is
+    ready or waits for its server.
 
-    The first command of the unit compiles all kernels, as the service user. This takes minutes on a small board; ``say`` receives status messages.
-    With ``dry_run``, nothing changes and ``say`` receives the problems.
+    The first command of the unit compiles all kernels, as the service user. This takes minutes on a small board;
+    ``say`` receives status messages. With ``dry_run``, nothing changes and ``say`` receives the problems.
 
-    Raises `PlatformError` without root or systemd; `ConfigError` for settings that cannot work (``data["problems"]`` lists all; nothing is
-    changed); `SplitEdgeError` with the last error of a service that started and does not run; `StoreError` for a file that cannot be written.
+    Raises `PlatformError` without root or systemd; `ConfigError` for settings that cannot work (``data["problems"]``
+    lists all; nothing is changed); `SplitEdgeError` with the last error of a service that started and does not run;
+    `StoreError` for a file that cannot be written.
     """
     if options is None:
         options = default_options()
@@ -90,8 +95,9 @@ def install(
 def uninstall(*, purge: bool = False, root: Path = ROOT) -> Removed:
     """Stop and remove the service. Configuration, token, state and cache remain, unless ``purge``.
 
-    ``purge`` also removes configuration, variables and token in /etc/splitedge, changes made by `systemctl edit`, state and compiled kernels.
-    Files elsewhere that the unit names, and other files in /etc/splitedge, remain. Raises `UsageError` if there is nothing to remove.
+    ``purge`` also removes configuration, variables and token in /etc/splitedge, changes made by `systemctl edit`, state
+    and compiled kernels. Files elsewhere that the unit names, and other files in /etc/splitedge, remain. Raises
+    `UsageError` if there is nothing to remove.
     """
     path = _below(root, UNIT_PATH)
     if root == ROOT:
@@ -133,7 +139,7 @@ def _configured_token(path: Path) -> str:
 def _check(options: UnitOptions, say: Callable[[str], object], *, refuse: bool) -> None:
     found = check.examine(options, _variables() | check.environment())
     if found.problems and refuse:
-        raise ConfigError(found.problems[0], problems=found.problems)
+        raise ConfigError(found.problems[0], reason="problems", problems=found.problems)
     for problem in found.problems:
         say(f"problem: {problem}")
     for note in found.notes:
@@ -141,7 +147,9 @@ def _check(options: UnitOptions, say: Callable[[str], object], *, refuse: bool) 
 
 
 def _variables() -> dict[str, str]:
-    """The variables that drop-ins of the service set, without those of the installed unit; empty if systemd does not run."""
+    """The variables that drop-ins of the service set, without those of the installed unit; empty if systemd does not
+    run.
+    """
     try:
         shown = systemctl("show", "--property=Environment", "--value", NAME)
     except PlatformError:
@@ -160,11 +168,12 @@ def _start(say: Callable[[str], object]) -> None:
     if found.ready or found.waiting:
         say(found.says)
         return
-    reason = last_error(found) or f"still {found.doing}"
+    cause = (last_error(found) or f"still {found.doing}").removeprefix(f"{notify.REFUSED}: ")
     raise SplitEdgeError(
-        f"the service is installed but does not work: {reason.removeprefix(f'{notify.REFUSED}: ')}; correct this and "
+        f"the service is installed but does not work: {cause}; correct this and "
         "run the same command again, or remove the service with `edge-agent service uninstall`",
         reason="cannot-serve",
+        cause=cause,
     )
 
 

@@ -52,7 +52,9 @@ def stopping() -> bool:
 
 
 async def keep_alive() -> None:
-    """Feed the watchdog from the event loop until cancelled, so that it detects a blocked loop. Returns at once without a watchdog."""
+    """Feed the watchdog from the event loop until cancelled, so that it detects a blocked loop. Returns at once without
+    a watchdog.
+    """
     period = watchdog_interval()
     while period is not None:
         with contextlib.suppress(PlatformError):  # systemd may restart itself
@@ -71,7 +73,8 @@ def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:
 def send(fields: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> bool:
     """Send ``NAME=value`` lines as one datagram, without waiting.
 
-    Returns False if there is no socket or its queue is full. Raises `PlatformError` if the socket in the environment is not usable.
+    Returns False if there is no socket or its queue is full. Raises `PlatformError` if the socket in the environment is
+    not usable.
     """
     name = environ.get("NOTIFY_SOCKET", "")
     if not name:

@@ -22,7 +22,9 @@ _RESULTS = {
     "timeout": "it exceeded the time limit for its start or stop", "oom-kill": "it ran out of memory",
 }  # fmt: skip
 _STATUSES = {
-    NO_CREDENTIAL: "systemd cannot read the token file of LoadCredential=; restore it, or run `edge-agent service install` again",
+    NO_CREDENTIAL: (
+        "systemd cannot read the token file of LoadCredential=; restore it, or run `edge-agent service install` again"
+    ),
     203: "systemd cannot run edge-agent; run `edge-agent service install` again from its current location",
 }
 _LINES = 50  # of the journal, which are searched for the last error
@@ -30,7 +32,9 @@ _LINES = 50  # of the journal, which are searched for the last error
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """The state of the service; ``active`` and ``state`` are systemd's terms (active/running, failed/failed, inactive/dead ...)."""
+    """The state of the service; ``active`` and ``state`` are systemd's terms (active/running, failed/failed,
+    inactive/dead ...).
+    """
 
     enabled: bool
     active: str
@@ -126,7 +130,7 @@ def last_error(found: ServiceStatus) -> str:
 
 
 def in_journal(lines: Sequence[str]) -> str:
-    """The last error in ``lines`` of the journal: the agent's last message if it ended itself, else systemd's message."""
+    """The last error in ``lines`` of the journal: the agent's last message if it ended itself, else systemd's."""
     ends = [i for i, line in enumerate(lines) if "Main process exited" in line]
     if not ends:
         return ""

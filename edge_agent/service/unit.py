@@ -54,8 +54,8 @@ def render(options: UnitOptions) -> str:
     )
 
 
-# The just-in-time compiler does not work with MemoryDenyWriteExecute=yes, SystemCallFilter=~@resources or ProcSubset=pid, which hides
-# /proc/cpuinfo.
+# The just-in-time compiler does not work with MemoryDenyWriteExecute=yes, SystemCallFilter=~@resources or
+# ProcSubset=pid, which hides /proc/cpuinfo.
 _TEMPLATE = """\
 # Written by `edge-agent service install`. For changes, use a drop-in: systemctl edit splitedge-agent
 [Unit]
@@ -68,8 +68,9 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 NotifyAccess=main
-# Compile the kernels into CacheDirectory, once for each version of splitedge and each processor. This runs as the service user, because only
-# the user that runs the compiled code may be able to write it. If it fails ("-"), the agent compiles kernels when it needs them.
+# Compile the kernels into CacheDirectory, once for each version of splitedge and each processor. This runs as the
+# service user, because only the user that runs the compiled code may be able to write it. If it fails ("-"), the agent
+# compiles kernels when it needs them.
 ExecStartPre=-{executable} warm
 ExecStart={command}
 Restart=on-failure
@@ -124,7 +125,9 @@ WantedBy=multi-user.target
 
 
 def _credential(token_file: Path) -> str:
-    """Lines that pass the token. systemd reads the file as root; the variable overrides `token_file` in the configuration."""
+    """Lines that pass the token. systemd reads the file as root; the variable overrides `token_file` in the
+    configuration.
+    """
     variables = "".join(f"Environment={name}={value}\n" for name, value in HANDED_OVER.items())
     return f"LoadCredential={CREDENTIAL}:{_plain(_absolute(token_file))}\n{variables}"
 
@@ -149,7 +152,9 @@ def _plain(text: str) -> str:
 
 
 def _word(text: str) -> str:
-    """One word of a line that systemd splits, quoted if necessary. `_absolute` lists the characters that it cannot contain."""
+    """One word of a line that systemd splits, quoted if necessary. `_absolute` lists the characters that it cannot
+    contain.
+    """
     plain = _plain(text)
     if re.fullmatch(r"[\w./%$:@+=,-]+", plain):
         return plain

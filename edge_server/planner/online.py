@@ -112,12 +112,18 @@ def choose(table: Table, query: Query) -> Pick:
 
 
 def runners_up(table: Table, query: Query, chosen: Pick) -> tuple[RunnerUp, ...]:
-    """The best candidate of every other cut: those that break fewest constraints first, then by objective."""
+    """The best candidate of every other cut; the cuts that break fewest constraints first, then by objective.
+
+    Candidates that exceed the accuracy drop are ranked by their drop, so the drop of such a cut is the limit that would admit it.
+    """
     costs = _costs(table, query, len(table.level))
     broken = _broken(table, query, costs)
-    order = np.lexsort((table.frame_bytes, table.noise, costs.fetched, costs.objective, _counts(table, broken)))
+    counts = _counts(table, broken)
+    beyond = np.where(broken["max_drop_points"], table.level, -1)
+    order = np.lexsort((table.frame_bytes, table.noise, costs.fetched, costs.objective, beyond, counts))
     _, first = np.unique(table.option[order], return_index=True)
-    best = [int(i) for i in order[np.sort(first)] if table.option[i] != chosen.option]
+    best = [int(i) for i in order[first] if table.option[i] != chosen.option]
+    best.sort(key=lambda i: (counts[i], costs.objective[i]))
     return tuple(
         RunnerUp(_pick(table, query, costs, i), tuple(name for name, mask in broken.items() if mask[i])) for i in best
     )

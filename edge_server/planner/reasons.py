@@ -20,7 +20,7 @@ def _broken(table: Table, query: Query, pick: Pick, name: str) -> str:
     demand, option = query.demand, table.options[pick.option]
     match name:
         case "max_drop_points":
-            return f"drop up to {round_up(pick.drop_points)} points > {demand.max_drop_points:g}"
+            return f"needs a drop of {round_up(pick.drop_points)} points (limit {demand.max_drop_points:g})"
         case "max_latency_ms":
             return f"{round_up(pick.total_ms)} ms > {demand.max_latency_ms:g} ms"
         case "min_rate_fps":

@@ -16,7 +16,9 @@ def require_valid(faults: Sequence[str]) -> None:
     """Raise `errors.PlanError` if a verifier found ``faults`` in an answer."""
     if faults:
         raise errors.PlanError(
-            f"the planner's answer fails its check ({'; '.join(faults)}): please report this", reason="contradiction"
+            f"the planner's answer fails its check ({'; '.join(faults)}): please report this",
+            reason="contradiction",
+            faults=list(faults),
         )
 
 

@@ -27,7 +27,7 @@ from edge_server.planner.patterns import CutOption
 from splitedge import errors
 
 
-class _Transfer(NamedTuple):
+class _CodecTransfer(NamedTuple):
     """A codec of an option by which one board sends to another or to the server, and its costs.
 
     The server's decoding counts in its tail.
@@ -68,7 +68,7 @@ class _Search:
 
     chain: Chain
     budget: float
-    transfers: Mapping[tuple[int, int, int], Sequence[_Transfer]]
+    transfers: Mapping[tuple[int, int, int], Sequence[_CodecTransfer]]
     longest_ms: Mapping[tuple[int, int], float]
 
 
@@ -107,12 +107,12 @@ def _search(chain: Chain, budget: float) -> _Search:
     return _Search(chain, budget, transfers, longest)
 
 
-def _transfers(chain: Chain, board: int, option: int, target: int) -> list[_Transfer]:
+def _transfers(chain: Chain, board: int, option: int, target: int) -> list[_CodecTransfer]:
     """The transfers that no other equals or beats in everything, quickest first."""
     sender, link = chain.boards[board], chain.links[board, target]
     receiver = None if target == len(chain.boards) else chain.boards[target]
     found = [
-        _Transfer(
+        _CodecTransfer(
             number,
             codec.noise,
             sending_ms(codec.frame_bytes, link),
@@ -121,7 +121,7 @@ def _transfers(chain: Chain, board: int, option: int, target: int) -> list[_Tran
         )
         for number, codec in enumerate(chain.options[option].codecs)
     ]
-    kept: list[_Transfer] = []
+    kept: list[_CodecTransfer] = []
     for one in sorted(found, key=lambda one: (one.sending_ms, *one[1:])):
         if not any(all(a <= b for a, b in zip(other[1:], one[1:], strict=True)) for other in kept):
             kept.append(one)
@@ -239,7 +239,7 @@ def _possible(chain: Chain, board: int, start: int, end: int) -> bool:
 
 
 def _sent(
-    labels: Sequence[_Label], target: int, rtt_ms: float, transfers: Sequence[_Transfer], bound: float, room: float
+    labels: Sequence[_Label], target: int, rtt_ms: float, transfers: Sequence[_CodecTransfer], bound: float, room: float
 ) -> list[_Label]:
     """``labels`` after each of ``transfers`` to ``target``, with a noise of at most ``room``; decoded on a board."""
     found = []

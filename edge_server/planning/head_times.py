@@ -42,14 +42,14 @@ def check_measured(measured: Mapping[str, float]) -> None:
     if len(measured) > limits.MAX_MEASURED:
         raise errors.ProtocolError(
             f"the request has {len(measured)} measured times, over the limit of {limits.MAX_MEASURED}: "
-            "delete the agent's timings file",
+            "delete timings-*.json in the agent's cache folder",
             reason="measured-times",
         )
     for name, ms in measured.items():
         if not (math.isfinite(ms) and ms >= 0):
             raise errors.ProtocolError(
                 f"the request's measured time of {name[:64]!r} is {ms} ms, not a number of 0 or more: "
-                "delete the agent's timings file",
+                "delete timings-*.json in the agent's cache folder",
                 reason="measured-times",
             )
 
@@ -60,7 +60,7 @@ def _from_dry_run(ms: Sequence[float], operators: Sequence[int]) -> list[float]:
     if len(ms) != max(operators) or not rising:
         raise errors.ProtocolError(
             f"the request's dry run has {len(ms)} times, which must rise, one for each of the model's "
-            f"{max(operators)} operators: delete the agent's rehearsals file",
+            f"{max(operators)} operators: delete rehearsals-*.json in the agent's cache folder",
             reason="rehearsal",
         )
     return [ms[count - 1] if count else 0.0 for count in operators]

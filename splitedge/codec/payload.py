@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels import codec as kernels
-from kernels import projection, rans, reference
+from kernels import reference
+from kernels.codec import projection
+from kernels.rans import static
 from splitedge import errors, limits
 from splitedge.codec import clip, jpeg
 from splitedge.codec.prepared import FLOATS, EntropyTables, Layout, Prepared, prepare
@@ -126,7 +128,7 @@ def max_bytes(codec: Codec, shape: Sequence[int]) -> int:
 
 def lanes(count: int) -> int:
     """Number of rANS states for ``count`` codes."""
-    return rans.LANES if count >= rans.FEW else 1
+    return static.LANES if count >= static.FEW else 1
 
 
 def flattened(x: NDArray[Any], dtype: type[np.generic], prepared: Prepared) -> NDArray[Any]:
@@ -329,7 +331,7 @@ def _entropy_coded(codes: U8, coder: EntropyTables, channels: int) -> bytes:
     states = np.empty(lanes(codes.size), np.uint32)
     words = np.empty(codes.size + 1, np.uint16)
     base = np.broadcast_to(coder.first[coder.index], channels).copy()
-    used = rans.encode(codes, base, coder.starts, coder.reciprocals, states, words)
+    used = static.encode(codes, base, coder.starts, coder.reciprocals, states, words)
     return states.astype("<u4").tobytes() + words[words.size - used :].astype("<u2").tobytes()
 
 
@@ -339,9 +341,9 @@ def _entropy_decoded(body: U8, coder: EntropyTables, channels: int, codes: U8) -
     words = np.frombuffer(body[front:].tobytes() + bytes(2), "<u2").astype(np.uint16)
     base, rows = (
         np.broadcast_to(v[coder.index], channels).copy()
-        for v in (coder.first, np.arange(len(coder.sizes)) << rans.SCALE)
+        for v in (coder.first, np.arange(len(coder.sizes)) << static.SCALE)
     )
-    if not rans.decode(states, words, base, coder.starts, rows, coder.look, codes):
+    if not static.decode(states, words, base, coder.starts, rows, coder.look, codes):
         raise errors.CodecError(
             "the codes of the frame do not end with its bytes; both sides must use the plan's codec", reason="codes-end"
         )

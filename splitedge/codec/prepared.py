@@ -11,7 +11,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import packing, projection, rans, reference, rotation
+from kernels import reference
+from kernels.codec import fused_ir, hadamard, projection
+from kernels.rans import static
 from splitedge import errors, limits
 from splitedge.codec import jpeg
 from splitedge.protocol.messages import Codec
@@ -26,15 +28,15 @@ BITS: Final = range(2, 9)
 #: Widths of float values.
 FLOATS: Final[dict[int, np.dtype[Any]]] = {16: np.dtype("<f2"), 32: np.dtype("<f4")}
 #: Widths that allow a codebook.
-CODEBOOKS: Final = packing.CODEBOOKS
-ROTATIONS: Final = rotation.SIZES
-FREQUENCIES: Final = 1 << rans.SCALE
+CODEBOOKS: Final = fused_ir.CODEBOOKS
+ROTATIONS: Final = hadamard.SIZES
+FREQUENCIES: Final = 1 << static.SCALE
 _NONE: Final = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class EntropyTables:
-    """Tables of the entropy stage, in the form of `kernels.rans`. ``index`` [C] or [1]: the table of each channel.
+    """Tables of the entropy stage, in the form of `kernels.rans.static`. ``index`` [C] or [1]: the table of each channel.
 
     For each table: ``sizes`` is its number of codes, ``bits`` the mean bits of a code, ``worst`` the bits of the rarest code.
     """

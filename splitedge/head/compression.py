@@ -1,4 +1,4 @@
-"""Entropy coding of a segment's constants: one run of the coder (`kernels.entropy`) over all arrays of a blob.
+"""Entropy coding of a segment's constants: one run of the coder (`kernels.rans.adaptive`) over all arrays of a blob.
 
     u16     a bit for each array of bytes in the order below: set if the array is coded with equal frequencies
     u64     the coder's state, then its words, u32; all numbers are little-endian
@@ -20,7 +20,8 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import codec, entropy
+from kernels import codec
+from kernels.rans import adaptive
 from splitedge import errors
 
 U8 = NDArray[np.uint8]
@@ -92,7 +93,7 @@ def coded_bytes(codes: U8, bits: int, scales: F32 | None = None) -> int:
     table = np.ascontiguousarray(codes).reshape(1 if scales is None else len(scales), -1)
     runs = [slice(None)] if scales is None else alike(scales)
     words, x = _encode([(table[rows].reshape(-1), _ALL, _codes_start(bits)) for rows in runs])
-    return -(-(32 * len(words) + x.bit_length() - entropy.SEED.bit_length()) // 8)
+    return -(-(32 * len(words) + x.bit_length() - adaptive.SEED.bit_length()) // 8)
 
 
 def encode(blob: U8, parts: Sequence[Part], known: Known | None = None) -> bytes:
@@ -148,7 +149,7 @@ class _Reader:
         if len(data) < HEAD or len(data) % 4 != HEAD % 4:
             raise _damaged()
         self._flat, x = int.from_bytes(data[:2], "little"), int.from_bytes(data[2:HEAD], "little")
-        if self._flat >> 9 or not entropy.SEED <= x < 1 << 63:
+        if self._flat >> 9 or not adaptive.SEED <= x < 1 << 63:
             raise _damaged()
         self._words = np.frombuffer(data, "<u4", offset=HEAD).astype(np.uint32)
         self._state = np.array([x, 0], np.int64)
@@ -172,11 +173,11 @@ class _Reader:
         if self._state[1] > len(self._words):
             raise _damaged()
         codes = np.empty(count, np.uint8)
-        entropy.decode(self._words, where, start, self._state, codes)
+        adaptive.decode(self._words, where, start, self._state, codes)
         return codes
 
     def close(self) -> None:
-        if self._state.tolist() != [entropy.SEED, len(self._words)]:
+        if self._state.tolist() != [adaptive.SEED, len(self._words)]:
             raise _damaged()
 
 
@@ -208,9 +209,9 @@ def _damaged() -> errors.SegmentError:
 def _encode(arrays: Sequence[tuple[U8, U8, I64]]) -> tuple[U32, int]:
     """Words and state of the coder after ``arrays`` of codes, contexts and initial counts."""
     words = np.empty(sum(len(codes) // 2 + 1 for codes, _, _ in arrays), np.uint32)
-    state = np.array([entropy.SEED, len(words)], np.int64)
+    state = np.array([adaptive.SEED, len(words)], np.int64)
     for codes, where, start in reversed(arrays):
-        entropy.encode(codes, where, start, state, words)
+        adaptive.encode(codes, where, start, state, words)
     return words[state[1] :], int(state[0])
 
 

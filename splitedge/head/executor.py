@@ -1,4 +1,6 @@
-"""The executor: a verified segment becomes a table of integers, packed constants and one arena; a frame is one call into compiled code."""
+"""The executor: a verified segment becomes a table of integers, packed constants and one arena; a frame is one call
+into compiled code.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +9,28 @@ import math
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import conv, depthwise, emit, gemm, team, transformer
-from kernels.program import FIELDS, REALS, Field, Kind, Memory, dismiss, families, run
+from kernels import emit, team
+from kernels.operators import conv, depthwise, gemm, transformer
+from kernels.program import OPERATOR, Kind, Memory, dismiss, operator_sets, run
 from splitedge import limits
 from splitedge.errors import InputError, SegmentError, UsageError
 from splitedge.head import segment as seg
-from splitedge.head.verify import conv_plan, hwc, verify
+from splitedge.head.verify import conv_layout, hwc, verify
 
 U8 = NDArray[np.uint8]
 Values = NDArray[Any]
 
-#: Kernels read and copy whole vectors: up to a vector beyond the last byte of a tensor, never used and never outside the arena.
+#: Kernels read and copy whole vectors: up to a vector beyond the last byte of a tensor, never used and never outside
+#: the arena.
 SLACK = 256
 
 
@@ -41,8 +47,8 @@ class OpTiming:
 class Head:
     """A quantized head, ready to run. One thread at a time; a second caller waits.
 
-    Raises `SegmentError` if the segment breaks a rule of `splitedge.head.verify`, or if this machine does not compute the bits that the golden
-    hash promises.
+    Raises `SegmentError` if the segment breaks a rule of `splitedge.head.verify`, or if this machine does not compute
+    the bits that the golden hash promises.
     """
 
     def __init__(self, segment: seg.Segment, *, check_golden: bool = True, threads: int = 1) -> None:
@@ -60,11 +66,11 @@ class Head:
         self._lock = threading.Lock()
         t, sync = self._table, _aligned(8 * team.SYNC).view(np.int64)
         self._memory = Memory(
-            t.ops, t.reals, self._arena, t.weights, t.biases, t.multipliers, t.tables, t.ints, t.floats, t.taps, sync
+            t.operators, self._arena, t.weights, t.biases, t.multipliers, t.tables, t.ints, t.floats, t.taps, sync
         )
-        self._families = families(t.ops[:, Field.KIND])
+        self._operator_sets = operator_sets(t.operators["kind"])
         for member in range(1, threads):
-            arguments = (self._memory, *self._families, 0, 0, t.scratch_bytes, member, threads)
+            arguments = (self._memory, *self._operator_sets, 0, 0, t.scratch_bytes, member, threads)
             threading.Thread(target=run, args=arguments, name=f"head-{member}", daemon=True).start()
         if threads > 1:
             weakref.finalize(self, dismiss, sync)
@@ -83,17 +89,20 @@ class Head:
         return sum(a.nbytes for a in (t.weights, t.biases, t.multipliers, t.tables))
 
     def run(self, x: Values) -> Values:
-        """Output codes of the input codes ``x`` (uint8, the input's shape), or float32 values where the output's ``dtype`` is f32.
+        """Output codes of the input codes ``x`` (uint8, the input's shape), or float32 values where the output's
+        ``dtype`` is f32.
 
         Raises `InputError` for another shape or type than the input's, and for token ids that the model does not know.
         """
         with self._lock:
             self._put(x)
-            self._call(0, len(self._table.ops))
+            self._call(0, len(self._table.operators))
             return self._get(self.header.output)
 
     def taps(self, x: Values, tensors: list[int]) -> list[Values]:
-        """The codes or values of several tensors of one frame, in the order of ``tensors`` (indices into the header's tensors)."""
+        """The codes or values of several tensors of one frame, in the order of ``tensors`` (indices into the header's
+        tensors).
+        """
         found: dict[int, Values] = {}
         with self._lock:
             self._put(x)
@@ -105,7 +114,9 @@ class Head:
         return [found[t] for t in tensors]
 
     def profile(self, x: Values, repeats: int = 20) -> list[OpTiming]:
-        """Median time of each operator over ``repeats`` frames; the sum is more than a whole frame's time by a call for each operator."""
+        """Median time of each operator over ``repeats`` frames; the sum is more than a whole frame's time by a call for
+        each operator.
+        """
         times: list[list[float]] = [[] for _ in self.header.ops]
         with self._lock:
             for _ in range(repeats):
@@ -140,7 +151,7 @@ class Head:
         return values.reshape(t.shape).copy()
 
     def _call(self, start: int, stop: int) -> None:
-        run(self._memory, *self._families, start, stop, self._table.scratch_bytes, 0, self.threads)
+        run(self._memory, *self._operator_sets, start, stop, self._table.scratch_bytes, 0, self.threads)
 
     def _check_golden(self) -> None:
         frame = seg.golden_frame(self.header)
@@ -190,10 +201,9 @@ class _Pool:
 
 @dataclass
 class _Table:
-    """Arguments of `kernels.program.run`, and for each operator where its rows start, its kernel kind and its products."""
+    """Arguments of `kernels.program.run`; for each operator the start of its rows, its kind and its products."""
 
-    ops: NDArray[np.int64]
-    reals: NDArray[np.float32]
+    operators: NDArray[np.void]
     weights: U8
     biases: NDArray[np.int32]
     multipliers: NDArray[np.float32]
@@ -212,8 +222,7 @@ class _Lowering:
     """What grows while operators are lowered one by one."""
 
     segment: seg.Segment
-    rows: list[NDArray[np.int64]] = field(default_factory=list)
-    reals: list[list[float]] = field(default_factory=list)
+    rows: list[NDArray[np.void]] = field(default_factory=list)
     weights: _Pool = field(default_factory=lambda: _Pool(np.uint8))
     biases: _Pool = field(default_factory=lambda: _Pool(np.int32))
     multipliers: _Pool = field(default_factory=lambda: _Pool(np.float32))
@@ -226,20 +235,14 @@ class _Lowering:
     def tensor(self, index: int) -> seg.Tensor:
         return self.segment.header.tensors[index]
 
-    def row(self, kind: Kind, x: int, out: int, *reals: float, **fields: int) -> None:
-        """Append a row: places and zero points of x and out, and ``fields`` by the names of `Field`."""
-        row = np.zeros(FIELDS, np.int64)
-        source, target = self.tensor(x), self.tensor(out)
-        row[[Field.KIND, Field.X, Field.Y]] = kind, source.offset, target.offset
-        row[[Field.ZX, Field.ZY, Field.SCRATCH]] = (
-            source.zero_point,
-            target.zero_point,
-            seg.roundup(self.segment.header.arena_bytes),
-        )
-        for name, value in fields.items():
-            row[Field[name]] = value
+    def row(self, kind: Kind, source: int, target: int, **fields: float | Sequence[int]) -> None:
+        """Append a row from tensor ``source`` to tensor ``target``; ``fields``: values of columns of `OPERATOR`."""
+        x, y = self.tensor(source), self.tensor(target)
+        places = {"x": x.offset, "y": y.offset, "scratch": seg.roundup(self.segment.header.arena_bytes)}
+        row = np.zeros(1, OPERATOR)
+        for name, value in ({"kind": kind, "zero_x": x.zero_point, "zero_y": y.zero_point} | places | fields).items():
+            row[name] = value
         self.rows.append(row)
-        self.reals.append([*reals, 0.0, 0.0][:REALS])
 
     def floats_at(self, offset: int, count: int) -> int:
         """Place among the multipliers of ``count`` float32 numbers in the blob."""
@@ -265,16 +268,41 @@ def _lower(segment: seg.Segment, weights: dict[int, NDArray[np.int8]], threads: 
             macs.append(0)
         starts.append(len(low.rows))
     return _Table(
-        np.array(low.rows, np.int64).reshape(-1, FIELDS), np.array(low.reals, np.float32).reshape(-1, REALS),
-        low.weights.array(), low.biases.array(), low.multipliers.array(), low.tables.array(),
-        np.zeros((threads, low.ints), np.int32), np.zeros((threads, low.floats), np.float32), np.zeros((threads, low.taps), np.int64),
-        -(-low.scratch // 64) * 64, starts, kinds, macs,
-    )  # fmt: skip
+        operators=np.concatenate([np.zeros(0, OPERATOR), *low.rows]),
+        weights=low.weights.array(),
+        biases=low.biases.array(),
+        multipliers=low.multipliers.array(),
+        tables=low.tables.array(),
+        ints=np.zeros((threads, low.ints), np.int32),
+        floats=np.zeros((threads, low.floats), np.float32),
+        taps=np.zeros((threads, low.taps), np.int64),
+        scratch_bytes=seg.roundup(low.scratch),
+        starts=starts,
+        kinds=kinds,
+        macs=macs,
+    )
 
 
 def _window(op: seg.Conv | seg.Pool, x: tuple[int, int, int], y: tuple[int, int, int]) -> dict[str, int]:
-    names = ("H", "W", "C", "OH", "OW", "OC", "KH", "KW", "SH", "SW", "TOP", "LEFT", "BOTTOM", "RIGHT")
-    return dict(zip(names, (*x, *y, *op.kernel, *op.stride, *op.pad), strict=True))
+    kernel_h, kernel_w = op.kernel
+    stride_h, stride_w = op.stride
+    top, left, bottom, right = op.pad
+    return {
+        "height": x[0],
+        "width": x[1],
+        "channels": x[2],
+        "out_height": y[0],
+        "out_width": y[1],
+        "out_channels": y[2],
+        "kernel_h": kernel_h,
+        "kernel_w": kernel_w,
+        "stride_h": stride_h,
+        "stride_w": stride_w,
+        "top": top,
+        "left": left,
+        "bottom": bottom,
+        "right": right,
+    }
 
 
 def _lower_conv(low: _Lowering, op: seg.Conv, w: NDArray[np.int8]) -> str:
@@ -292,15 +320,25 @@ def _lower_conv(low: _Lowering, op: seg.Conv, w: NDArray[np.int8]) -> str:
         low.scratch = max(low.scratch, x[1] * x[2] + SLACK)
         low.taps = max(low.taps, w.shape[1] * w.shape[2] + depthwise.GROUP)
     else:
-        plan = conv_plan(op, x, y)
-        kind, packed = Kind.CONV, conv.pack_weights(w, op.groups, plan.lines)
-        spread = lambda values: conv.pack_columns(values, op.groups)  # noqa: E731
-        fields["PERIOD"] = plan.turn
-        low.scratch = max(low.scratch, plan.scratch_bytes)
+        layout = conv_layout(op, x, y)
+        kind, packed = Kind.CONV, conv.pack_weights(w, op.groups, layout.lines)
+        spread = partial(conv.pack_columns, groups=op.groups)
+        fields["rows_per_copy"] = layout.rows_per_copy
+        low.scratch = max(low.scratch, layout.scratch_bytes)
     low.row(
-        kind, op.x, op.out, **fields, DH=op.dilation[0], DW=op.dilation[1], GROUPS=op.groups, LO=op.lo, HI=op.hi,
-        WEIGHT=low.weights.put(packed), BIAS=low.biases.put(spread(bias)), MULTIPLIER=low.multipliers.put(spread(multiplier)),
-    )  # fmt: skip
+        kind,
+        op.x,
+        op.out,
+        **fields,
+        dilation_h=op.dilation[0],
+        dilation_w=op.dilation[1],
+        groups=op.groups,
+        lo=op.lo,
+        hi=op.hi,
+        weights=low.weights.put(packed),
+        bias=low.biases.put(spread(bias)),
+        multiplier=low.multipliers.put(spread(multiplier)),
+    )
     if pointwise:
         return "dense" if x[0] * x[1] == 1 else "pointwise"
     return kind.name.lower()
@@ -309,31 +347,33 @@ def _lower_conv(low: _Lowering, op: seg.Conv, w: NDArray[np.int8]) -> str:
 def _lower_pair(low: _Lowering, op: seg.Add | seg.Mul) -> None:
     a, b = low.tensor(op.a), low.tensor(op.b)
     size = math.prod(a.shape)
-    kind, reals = (
-        (Kind.ADD, (op.multiplier_a, op.multiplier_b)) if isinstance(op, seg.Add) else (Kind.MUL, (op.multiplier,))
-    )
-    period = size if a.shape == b.shape else b.shape[-1]
-    low.row(kind, op.a, op.out, *reals, H=size, B=b.offset, ZB=b.zero_point, PERIOD=period, LO=op.lo, HI=op.hi)
+    fields = {"height": size, "second": b.offset, "zero_second": b.zero_point, "lo": op.lo, "hi": op.hi}
+    fields["period"] = size if a.shape == b.shape else b.shape[-1]
+    if isinstance(op, seg.Add):
+        low.row(Kind.ADD, op.a, op.out, **fields, multiplier_x=op.multiplier_a, multiplier_second=op.multiplier_b)
+    else:
+        low.row(Kind.MUL, op.a, op.out, **fields, multiplier_x=op.multiplier)
 
 
 def _lower_lut(low: _Lowering, op: seg.Lut) -> None:
-    low.row(Kind.LUT, op.x, op.out, H=math.prod(low.tensor(op.x).shape), TABLE=low.table(op.table))
+    low.row(Kind.LUT, op.x, op.out, height=math.prod(low.tensor(op.x).shape), table=low.table(op.table))
 
 
 def _lower_pool(low: _Lowering, op: seg.Pool) -> None:
     x, y = hwc(low.tensor(op.x).shape), hwc(low.tensor(op.out).shape)
     low.ints = max(low.ints, x[2])
     kind = Kind.MAX_POOL if op.kind == "max" else Kind.AVG_POOL
-    low.row(kind, op.x, op.out, op.multiplier, **_window(op, x, y), PERIOD=int(op.count_pad), LO=op.lo, HI=op.hi)
+    fields = {"count_pad": int(op.count_pad), "lo": op.lo, "hi": op.hi}
+    low.row(kind, op.x, op.out, **_window(op, x, y), **fields, multiplier_x=op.multiplier)
 
 
 def _lower_concat(low: _Lowering, op: seg.Concat) -> None:
     step, start = low.tensor(op.out).shape[-1], low.tensor(op.out).offset
     for x, table in zip(op.inputs, op.tables, strict=True):
-        shape = low.tensor(x).shape
-        place = -1 if table == -1 else low.table(table)
-        low.row(Kind.COPY_COLUMNS, x, op.out, Y=start, H=math.prod(shape[:-1]), C=shape[-1], PERIOD=step, TABLE=place)
-        start += shape[-1]
+        *rows, channels = low.tensor(x).shape
+        fields = {"height": math.prod(rows), "channels": channels, "step": step}
+        low.row(Kind.COPY_COLUMNS, x, op.out, **fields, y=start, table=-1 if table == -1 else low.table(table))
+        start += channels
 
 
 def _lower_transpose(low: _Lowering, op: seg.Transpose) -> None:
@@ -341,9 +381,7 @@ def _lower_transpose(low: _Lowering, op: seg.Transpose) -> None:
     steps = [math.prod(shape[axis + 1 :]) for axis in op.perm]
     sizes = [shape[axis] for axis in op.perm]
     missing = 4 - len(shape)
-    low.row(Kind.TRANSPOSE, op.x, op.out)
-    low.rows[-1][Field.SIZE0 : Field.SIZE0 + 4] = [1] * missing + sizes
-    low.rows[-1][Field.STEP0 : Field.STEP0 + 4] = [0] * missing + steps
+    low.row(Kind.TRANSPOSE, op.x, op.out, sizes=[1] * missing + sizes, steps=[0] * missing + steps)
 
 
 def _lower_reshape(low: _Lowering, op: seg.Reshape) -> None:
@@ -351,71 +389,122 @@ def _lower_reshape(low: _Lowering, op: seg.Reshape) -> None:
     x, y = low.tensor(op.x), low.tensor(op.out)
     if x.offset != y.offset:
         size = x.nbytes
-        low.row(Kind.COPY_COLUMNS, op.x, op.out, H=1, C=size, PERIOD=size, TABLE=-1)
+        low.row(Kind.COPY_COLUMNS, op.x, op.out, height=1, channels=size, step=size, table=-1)
 
 
 def _lower_pad(low: _Lowering, op: seg.Pad) -> None:
     h, w, c = hwc(low.tensor(op.x).shape)
     top, left, bottom, right = op.pad
-    low.row(Kind.PAD, op.x, op.out, H=h, W=w, C=c, TOP=top, LEFT=left, BOTTOM=bottom, RIGHT=right, ZX=op.value)
+    fields = {"top": top, "left": left, "bottom": bottom, "right": right, "zero_x": op.value}
+    low.row(Kind.PAD, op.x, op.out, height=h, width=w, channels=c, **fields)
 
 
 def _lower_softmax(low: _Lowering, op: seg.Softmax) -> None:
     x, y = low.tensor(op.x), low.tensor(op.out)
     low.floats = max(low.floats, x.shape[-1] + 16)
-    low.row(Kind.SOFTMAX, op.x, op.out, x.scale, y.scale, H=math.prod(x.shape[:-1]), C=x.shape[-1], LO=op.lo, HI=op.hi)
+    fields = {"height": math.prod(x.shape[:-1]), "channels": x.shape[-1], "lo": op.lo, "hi": op.hi}
+    low.row(Kind.SOFTMAX, op.x, op.out, **fields, scale_x=x.scale, scale_y=y.scale)
 
 
 def _lower_norm(low: _Lowering, op: seg.Norm) -> None:
-    shape = low.tensor(op.x).shape
-    places = {"MULTIPLIER": low.floats_at(op.gamma, shape[-1]), "FLOATS": low.floats_at(op.beta, shape[-1])}
-    low.row(Kind.NORM, op.x, op.out, op.epsilon, H=math.prod(shape[:-1]), C=shape[-1], **places)
+    *rows, channels = low.tensor(op.x).shape
+    fields = {"height": math.prod(rows), "channels": channels, "epsilon": op.epsilon}
+    gamma, beta = low.floats_at(op.gamma, channels), low.floats_at(op.beta, channels)
+    low.row(Kind.NORM, op.x, op.out, **fields, multiplier=gamma, floats=beta)
 
 
 def _lower_patches(low: _Lowering, op: seg.Patches) -> None:
     x, y = low.tensor(op.x).shape, low.tensor(op.out).shape
-    low.row(Kind.PATCHES, op.x, op.out, H=y[0], W=x[1] // op.size, C=x[2], KH=op.size)
+    low.row(Kind.PATCHES, op.x, op.out, height=y[0], width=x[1] // op.size, channels=x[2], kernel_h=op.size)
 
 
 def _lower_position(low: _Lowering, op: seg.Position) -> None:
     rows, channels = low.tensor(op.out).shape
     table = low.floats_at(op.table, rows * channels)
-    low.row(Kind.POSITION, op.x, op.out, H=rows, C=channels, TOP=rows - low.tensor(op.x).shape[0], FLOATS=table)
+    ahead = rows - low.tensor(op.x).shape[0]
+    low.row(Kind.POSITION, op.x, op.out, height=rows, channels=channels, ahead=ahead, floats=table)
 
 
 def _lower_mean(low: _Lowering, op: seg.Mean) -> None:
     channels = low.tensor(op.x).shape[1]
-    low.row(Kind.MEAN, op.x, op.out, X=low.tensor(op.x).offset + 4 * op.first * channels, H=op.count, C=channels)
+    first = low.tensor(op.x).offset + 4 * op.first * channels
+    low.row(Kind.MEAN, op.x, op.out, x=first, height=op.count, channels=channels)
 
 
 def _lower_transformer(low: _Lowering, op: seg.Linear | seg.Embed | seg.Attention, w: NDArray[np.int8] | None) -> int:
-    """Operators with products or weights; returns the products."""
-    x, y = low.tensor(op.x).shape, low.tensor(op.out).shape
+    """Lower an operator with products or weights; return the number of its products."""
     if isinstance(op, seg.Attention):
-        low.scratch = max(low.scratch, transformer.attention_scratch(y[0], y[1], op.heads))
-        ids = -1 if op.ids == -1 else low.tensor(op.ids).offset
-        low.row(Kind.ATTENTION, op.x, op.out, op.factor, H=y[0], C=y[1], HEADS=op.heads, RESIDUAL=ids, PAD_TOKEN=op.pad)
-        return 2 * y[0] * y[0] * y[1]
+        return _lower_attention(low, op)
     assert w is not None
-    if isinstance(op, seg.Embed):
-        low.row(
-            Kind.EMBED, op.x, op.out, H=y[0], C=y[1], OC=op.vocabulary, WEIGHT=low.weights.put(w.view(np.uint8)),
-            MULTIPLIER=low.floats_at(op.scales, op.vocabulary), FLOATS=low.floats_at(op.position, math.prod(y)),
-        )  # fmt: skip
-        return 0
-    row_count = math.prod(x[:-1])
-    low.scratch = max(low.scratch, transformer.linear_scratch(row_count, x[-1]))
+    return _lower_embed(low, op, w) if isinstance(op, seg.Embed) else _lower_linear(low, op, w)
+
+
+def _lower_attention(low: _Lowering, op: seg.Attention) -> int:
+    tokens, channels = low.tensor(op.out).shape
+    low.scratch = max(low.scratch, transformer.attention_scratch(tokens, channels, op.heads))
     low.row(
-        Kind.LINEAR, op.x, op.out, H=row_count, C=x[-1], OC=y[-1], WEIGHT=low.weights.put(gemm.pack_panels(w)),
-        BIAS=low.biases.put(gemm.pad_columns(w.sum(axis=1, dtype=np.int32))), MULTIPLIER=low.floats_at(op.scales, y[-1]),
-        FLOATS=low.floats_at(op.bias, y[-1]), GELU=int(op.activation == "gelu"),
-        RESIDUAL=-1 if op.residual == -1 else low.tensor(op.residual).offset,
-    )  # fmt: skip
+        Kind.ATTENTION,
+        op.x,
+        op.out,
+        height=tokens,
+        channels=channels,
+        heads=op.heads,
+        factor=op.factor,
+        ids=-1 if op.ids == -1 else low.tensor(op.ids).offset,
+        pad_token=op.pad,
+    )
+    return 2 * tokens * tokens * channels
+
+
+def _lower_embed(low: _Lowering, op: seg.Embed, w: NDArray[np.int8]) -> int:
+    tokens, channels = low.tensor(op.out).shape
+    low.row(
+        Kind.EMBED,
+        op.x,
+        op.out,
+        height=tokens,
+        channels=channels,
+        out_channels=op.vocabulary,
+        weights=low.weights.put(w.view(np.uint8)),
+        multiplier=low.floats_at(op.scales, op.vocabulary),
+        floats=low.floats_at(op.position, tokens * channels),
+    )
+    return 0
+
+
+def _lower_linear(low: _Lowering, op: seg.Linear, w: NDArray[np.int8]) -> int:
+    *rows, k = low.tensor(op.x).shape
+    row_count, n = math.prod(rows), low.tensor(op.out).shape[-1]
+    low.scratch = max(low.scratch, transformer.linear_scratch(row_count, k))
+    low.row(
+        Kind.LINEAR,
+        op.x,
+        op.out,
+        height=row_count,
+        channels=k,
+        out_channels=n,
+        weights=low.weights.put(gemm.pack_panels(w)),
+        bias=low.biases.put(gemm.pad_columns(w.sum(axis=1, dtype=np.int32))),
+        multiplier=low.floats_at(op.scales, n),
+        floats=low.floats_at(op.bias, n),
+        gelu=int(op.activation == "gelu"),
+        residual=-1 if op.residual == -1 else low.tensor(op.residual).offset,
+    )
     return row_count * w.size
 
 
 _LOWER: dict[type, Any] = {
-    seg.Add: _lower_pair, seg.Mul: _lower_pair, seg.Lut: _lower_lut, seg.Pool: _lower_pool, seg.Concat: _lower_concat,
-    seg.Transpose: _lower_transpose, seg.Reshape: _lower_reshape, seg.Pad: _lower_pad, seg.Softmax: _lower_softmax, seg.Norm: _lower_norm,
-    seg.Patches: _lower_patches, seg.Position: _lower_position, seg.Mean: _lower_mean,
-}  # fmt: skip
+    seg.Add: _lower_pair,
+    seg.Mul: _lower_pair,
+    seg.Lut: _lower_lut,
+    seg.Pool: _lower_pool,
+    seg.Concat: _lower_concat,
+    seg.Transpose: _lower_transpose,
+    seg.Reshape: _lower_reshape,
+    seg.Pad: _lower_pad,
+    seg.Softmax: _lower_softmax,
+    seg.Norm: _lower_norm,
+    seg.Patches: _lower_patches,
+    seg.Position: _lower_position,
+    seg.Mean: _lower_mean,
+}

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels import codec as codec_kernels
-from kernels import conv as conv_kernel
-from kernels import transformer
+from kernels.operators import conv as conv_operator
+from kernels.operators import transformer
 from kernels.reference import weight_levels
 from splitedge import limits
 from splitedge.errors import SegmentError
@@ -238,7 +238,7 @@ def _conv(segment: seg.Segment, op: seg.Conv) -> None:
     _check_window(op, x, y, op.dilation)
     _check_codes(op)
     window = op.kernel[0] * op.kernel[1] * (x[2] // op.groups)
-    _check_scratch(op, conv_plan(op, x, y).scratch_bytes)
+    _check_scratch(op, conv_layout(op, x, y).scratch_bytes)
     _check_blob(segment, op, op.weight, -(-y[2] * window * op.bits // 8))
     _check_blob(segment, op, op.bias, 4 * y[2])
     _check_blob(segment, op, op.multiplier, 4 * y[2])
@@ -250,10 +250,10 @@ def _conv(segment: seg.Segment, op: seg.Conv) -> None:
     )
 
 
-def conv_plan(op: seg.Conv, x: Shape, y: Shape) -> conv_kernel.Plan:
-    """The kernel's plan for the windows of ``op`` from x to y."""
+def conv_layout(op: seg.Conv, x: Shape, y: Shape) -> conv_operator.Layout:
+    """Where the kernel finds the windows of ``op`` from x to y."""
     kernel, stride, dilation, pad = ((pair[0], pair[1]) for pair in (op.kernel, op.stride, op.dilation, op.pad))
-    return conv_kernel.plan(x, y[:2], kernel, stride, dilation, pad, op.groups)
+    return conv_operator.layout(x, y[:2], kernel, stride, dilation, pad, op.groups)
 
 
 def _work(header: seg.Header, op: seg.AnyOp) -> int:

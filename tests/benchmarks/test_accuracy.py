@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import accuracy, lite0
 from splitedge import errors
+from tests.raising import raises
 
 
 @pytest.mark.torch
@@ -35,5 +36,5 @@ def test_photographs_without_labels_are_refused(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (300, 300)).save(tmp_path / "a.png")
-    with pytest.raises(errors.UsageError, match="labels"):
+    with raises(errors.UsageError, reason="no-labels"):
         accuracy.main(["--images", str(tmp_path)])

@@ -19,6 +19,7 @@ from edge_server.planner import choose
 from edge_server.planning.pattern_tables import build_table
 from splitedge import errors
 from splitedge.protocol.messages import Preprocess
+from tests.raising import raises
 from tests.small_models import Net
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -52,11 +53,13 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> bound.Subject:
         return bound.prepare(task, tmp_path_factory.mktemp("work"))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_bundle_promises_for_the_folds_size(subject: bound.Subject) -> None:
     assert subject.bundle.accuracy.promise_samples == 200
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_plan_is_run_once_and_a_fine_one_answers_nearly_as_the_float_model(subject: bound.Subject) -> None:
     table = build_table(subject.bundle)
@@ -67,6 +70,7 @@ def test_a_plan_is_run_once_and_a_fine_one_answers_nearly_as_the_float_model(sub
     assert (right == subject.right).mean() > 0.9
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", bound.RULES)
 def test_every_demand_that_can_be_met_gets_a_plan_within_its_bound(subject: bound.Subject, rule: str) -> None:
@@ -96,6 +100,7 @@ def verdict(demanded: float, fold: float, lost: float = 0.0, expected: float = 0
     return Verdict(demanded, fold, lost, expected, 0.0, 1.0, (0, 0, 0))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_violation_is_a_fold_that_loses_more_than_demanded(subject: bound.Subject) -> None:
     found = [verdict(1.0, 1.0), verdict(1.0, 1.1), verdict(0.5, -0.2), verdict(0.5, 0.0)]
@@ -126,15 +131,16 @@ def test_the_plot_is_a_picture_or_says_what_it_needs(tmp_path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        with pytest.raises(errors.UsageError, match="matplotlib"):
+        with raises(errors.UsageError, reason="no-matplotlib"):
             bound.plot(tmp_path / "a.png", pairs)
         return
     bound.plot(tmp_path / "a.png", pairs)
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(errors.UsageError, match="another file"):
+    with raises(errors.UsageError, reason="cannot-write"):
         bound.plot(tmp_path / "missing" / "a.png", pairs)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")

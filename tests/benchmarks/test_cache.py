@@ -48,9 +48,9 @@ def test_the_fingerprint_sees_sources_and_packages(tmp_path: Path, monkeypatch: 
 
 def test_a_half_made_network_is_not_kept(folder: Path) -> None:
     def broken() -> dict[str, bytes]:
-        raise RuntimeError("no")
+        raise ZeroDivisionError
 
-    with pytest.raises(RuntimeError, match="no"):
+    with pytest.raises(ZeroDivisionError):
         cache.kept("net", broken)
     assert cache.kept("net", lambda: {"a": b"1"}) == {"a": b"1"}
 

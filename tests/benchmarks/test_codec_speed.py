@@ -22,6 +22,7 @@ def test_pipeedge_puts_whole_codes_into_words_and_gets_them_back(bits: int) -> N
     assert y.max() == pytest.approx(x.max(), abs=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_every_codec_is_timed_against_the_copy_and_pipeedge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec_speed, "QUICK", 2)

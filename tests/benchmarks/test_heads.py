@@ -62,6 +62,7 @@ def test_every_operator_is_shown_with_its_shape(files: dict[str, bytes]) -> None
     assert rows[0]["share of peak %"] == pytest.approx(rows[0]["GOPS"] / 10)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(isa.ISA == "portable", reason="there is no lower instruction set")

@@ -80,6 +80,7 @@ def test_the_codec_is_measured_both_ways(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(row["of copy"] > row["traffic of copy"] > 0 for row in rows)
 
 
+@pytest.mark.thorough
 def test_a_run_writes_every_figure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ from splitedge import errors
 from splitedge.head import segment as seg
 from splitedge.protocol.messages import Preprocess
 from tests import small_models as small
+from tests.raising import raises
 
 
 @pytest.fixture(scope="module")
@@ -167,14 +168,14 @@ def test_what_a_server_plans_stands_apart(case: payload.Case) -> None:
 
 
 def test_a_network_that_is_none_is_refused() -> None:
-    with pytest.raises(errors.UsageError, match="alexnet"):
+    with raises(errors.UsageError, reason="unknown-network"):
         payload.main(["--networks", "alexnet"])
-    with pytest.raises(errors.UsageError, match="fixed and own"):
+    with raises(errors.UsageError, reason="unknown-rows"):
         payload.main(["--networks", "mlp", "--rows", "all"])
 
 
 def test_photographs_are_asked_for() -> None:
-    with pytest.raises(errors.UsageError, match="--images"):
+    with raises(errors.UsageError, reason="no-photographs"):
         payload.main(["--networks", "lite0"])
 
 

@@ -13,6 +13,7 @@ from benchmarks import lite0, reuse
 from benchmarks.reuse import FRAMES, LATENCY, Scene, Stream
 from edge_agent.config import ReuseConfig
 from splitedge import errors
+from tests.raising import raises
 
 
 def scene(height: int = 256, width: int = 340) -> Scene:
@@ -74,7 +75,7 @@ def test_a_row_counts_what_reuse_adds_and_cuts_that_it_missed():
 
 def test_photographs_without_labels_are_refused(tmp_path):
     Image.new("RGB", (300, 300)).save(tmp_path / "a.png")
-    with pytest.raises(errors.UsageError, match="labels"):
+    with raises(errors.UsageError, reason="no-labels"):
         reuse.main(["--images", str(tmp_path)])
 
 

@@ -14,6 +14,7 @@ from calibration.samples.samples import Samples
 from splitedge import errors
 from splitedge.protocol.messages import Preprocess
 from tests import small_models as small
+from tests.raising import raises
 
 
 @pytest.mark.torch
@@ -53,12 +54,12 @@ def test_photographs_without_labels_are_refused(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (300, 300)).save(tmp_path / "a.png")
-    with pytest.raises(errors.UsageError, match="labels"):
+    with raises(errors.UsageError, reason="no-labels"):
         rounding.main(["--images", str(tmp_path)])
 
 
 def test_unknown_networks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(errors.UsageError, match="no resnet"):
+    with raises(errors.UsageError, reason="unknown-network"):
         rounding.main(["--images", str(tmp_path), "--networks", "resnet"])
 
 

@@ -193,18 +193,24 @@ ANSWERED: Final[dict[str, Callable[[], onnx.ModelProto]]] = {
     "minus infinity in a Max": lambda: with_constant(-np.inf, "Max"),
 }
 #: What is refused, and a word that the one sentence must have.
-REFUSED: Final[dict[str, tuple[Callable[[], onnx.ModelProto], str]]] = {
-    "batch norm in training mode": (lambda: normed(outputs=3, training_mode=1), "n1"),
-    "batch norm of five outputs": (lambda: normed(outputs=5, opset=9), "n1"),
-    "batch norm of opset 6": (lambda: normed(opset=6), "n1"),
-    "dropout in training mode": (lambda: dropped(training=True), "n1"),
-    "dropout of opset 6": (lambda: dropped(opset=6), "n1"),
-    "batch_of_8": (batch_of_8, "batch of 1"),
-    "batch of 8 inside": (lambda: batch_of_8(batch="n"), "batch of 1"),
-    "nan_weight": (lambda: with_constant(np.nan, "Conv"), "n0"),
-    "infinite weight": (lambda: with_constant(np.inf, "Conv"), "n0"),
-    "NaN in a Constant": (lambda: with_constant(np.nan, "Constant"), "n1"),
-    "infinite weight of 16 bits": (lambda: with_constant(np.inf, "Conv", "float16", "Cast"), "n0"),
-    "NaN added": (lambda: with_constant(np.nan, "Add"), "last"),
-    "whole numbers": (whole_numbers, "--output t2"),
+REFUSED: Final[dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, str]]]] = {
+    "batch norm in training mode": (
+        lambda: normed(outputs=3, training_mode=1),
+        {"reason": "training-mode", "node": "n1"},
+    ),
+    "batch norm of five outputs": (lambda: normed(outputs=5, opset=9), {"reason": "training-mode", "node": "n1"}),
+    "batch norm of opset 6": (lambda: normed(opset=6), {"reason": "training-mode", "node": "n1"}),
+    "dropout in training mode": (lambda: dropped(training=True), {"reason": "training-mode", "node": "n1"}),
+    "dropout of opset 6": (lambda: dropped(opset=6), {"reason": "training-mode", "node": "n1"}),
+    "batch_of_8": (batch_of_8, {"reason": "batch"}),
+    "batch of 8 inside": (lambda: batch_of_8(batch="n"), {"reason": "cannot-run"}),
+    "nan_weight": (lambda: with_constant(np.nan, "Conv"), {"reason": "weights-not-finite", "node": "n0"}),
+    "infinite weight": (lambda: with_constant(np.inf, "Conv"), {"reason": "weights-not-finite", "node": "n0"}),
+    "NaN in a Constant": (lambda: with_constant(np.nan, "Constant"), {"reason": "weights-not-finite", "node": "n1"}),
+    "infinite weight of 16 bits": (
+        lambda: with_constant(np.inf, "Conv", "float16", "Cast"),
+        {"reason": "weights-not-finite", "node": "n0"},
+    ),
+    "NaN added": (lambda: with_constant(np.nan, "Add"), {"reason": "weights-not-finite", "node": "last"}),
+    "whole numbers": (whole_numbers, {"reason": "output-type"}),
 }

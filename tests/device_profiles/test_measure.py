@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from statistics import median
+
 import numpy as np
 import pytest
 
-from device_profiles import from_dict, measure, to_dict
+from device_profiles import from_dict, measure, predict, to_dict
 from device_profiles.machine import usable_threads
 from device_profiles.measure import SHAPES, one_operator
 from device_profiles.predict import best_threads
@@ -89,3 +92,18 @@ def test_a_measured_segment_is_one_that_a_server_could_send(kind, shape):
 def test_a_chain_has_as_many_operators_as_asked():
     header = one_operator("lut", Shape(1, 1, 64, 64), chain=5).header
     assert [(op.x, op.out) for op in header.ops] == [(i, i + 1) for i in range(5)]
+
+
+@pytest.mark.slow
+def test_this_machine_is_predicted_within_reason(quick):
+    """A bound against wrong units and forgotten terms, not a claim of accuracy."""
+    one = one_operator("conv", Shape(28, 28, 96, 96, k=3), chain=4)
+    head = Head(one, check_golden=False)
+    codes = np.zeros((28, 28, 96), np.uint8)
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        head.run(codes)
+        times.append(time.perf_counter() - start)
+    predicted = predict.head_ms(one.header, quick[0])
+    assert 0.25 < predicted / (median(times) * 1000) < 4

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from statistics import median
-
 import msgspec
-import numpy as np
 import pytest
 
-from device_profiles import measure, predict
+from device_profiles import predict
 from device_profiles.measure import SHAPES, one_operator
 from device_profiles.schema import Shape
 from splitedge.errors import ProtocolError
-from splitedge.head import Head
 from splitedge.head import segment as seg
 from tests.raising import raises
 
@@ -95,21 +90,6 @@ def test_a_kind_without_measurement_is_an_error_not_a_guess(profile):
     header = one_operator("lut", Shape(1, 1, 64, 64)).header
     with raises(ProtocolError, reason="not-measured"):
         predict.head_ms(header, profile)
-
-
-@pytest.mark.slow
-def test_this_machine_is_predicted_within_reason():
-    """A bound against wrong units and forgotten terms, not a claim of accuracy."""
-    segment = one_operator("conv", Shape(28, 28, 96, 96, k=3), chain=4)
-    head = Head(segment, check_golden=False)
-    codes = np.zeros((28, 28, 96), np.uint8)
-    times = []
-    for _ in range(50):
-        start = time.perf_counter()
-        head.run(codes)
-        times.append(time.perf_counter() - start)
-    predicted = predict.head_ms(segment.header, measure(quick=True))
-    assert 0.25 < predicted / (median(times) * 1000) < 4
 
 
 def test_the_number_of_threads_that_took_least_time_is_chosen(profile):

@@ -1,4 +1,4 @@
-"""A profile measured once, and settings that name a small server."""
+"""A profile, and settings that name a small server."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import pytest
 
 import device_profiles
 from edge_agent.config import Settings
+from tests.round_profile import round_profile
 from tests.small_server import TOKEN, SmallServer
 
 
 @pytest.fixture(scope="session")
 def profile_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This machine's quick profile."""
+    """The profile of `round_profile`."""
     path = tmp_path_factory.mktemp("profile") / "profile.json"
-    device_profiles.save(device_profiles.measure(quick=True), path)
+    device_profiles.save(round_profile(), path)
     return path
 
 

@@ -8,6 +8,7 @@ import pytest
 from edge_agent import config
 from splitedge import errors, limits
 from splitedge.settings import variable
+from tests.raising import raises
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -44,32 +45,32 @@ def test_the_file_is_found_by_variable_and_in_the_users_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "key"),
+    ("text", "reason", "key"),
     [
-        ("prot = 1", "prot"),
-        ("[api]\nprot = 1", "api.prot"),
-        ("[demand.weights]\nspeed = 1", "demand.weights.speed"),
-        ("api = 3", "api"),
-        ('[api]\nport = "http"', "api.port"),
-        ("[api]\nport = 70000", "api.port"),
-        ("[api]\nport = true", "api.port"),
-        ("[demand]\nmax_drop_points = -1", "demand.max_drop_points"),
-        ("[demand]\nmax_away_s = nan", "demand.max_away_s"),
-        ("[demand]\nmax_latency_ms = inf", "demand.max_latency_ms"),
-        ("[demand]\nkeep = 3", "demand.keep"),
-        ("[demand]\nmode = 'fast'", "demand.mode"),
-        ("allow_insecure = 1", "allow_insecure"),
-        ('server = "server:8470"', "server"),
-        ('server = "https://[::1"', "server"),
-        ('server = "http://:80"', "server"),
-        ("model = [", None),
-        ("[[[" * 2000, None),
-        ("x = " + "[" * 5000, None),
-        ("#" * (limits.MAX_CONFIG_BYTES + 1), None),
+        ("prot = 1", "unknown-key", "prot"),
+        ("[api]\nprot = 1", "unknown-key", "api.prot"),
+        ("[demand.weights]\nspeed = 1", "unknown-key", "demand.weights.speed"),
+        ("api = 3", "not-a-table", "api"),
+        ('[api]\nport = "http"', "value", "api.port"),
+        ("[api]\nport = 70000", "value", "api.port"),
+        ("[api]\nport = true", "value", "api.port"),
+        ("[demand]\nmax_drop_points = -1", "value", "demand.max_drop_points"),
+        ("[demand]\nmax_away_s = nan", "value", "demand.max_away_s"),
+        ("[demand]\nmax_latency_ms = inf", "value", "demand.max_latency_ms"),
+        ("[demand]\nkeep = 3", "value", "demand.keep"),
+        ("[demand]\nmode = 'fast'", "value", "demand.mode"),
+        ("allow_insecure = 1", "value", "allow_insecure"),
+        ('server = "server:8470"', "not-a-url", "server"),
+        ('server = "https://[::1"', "not-a-url", "server"),
+        ('server = "http://:80"', "not-a-url", "server"),
+        ("model = [", "not-toml", None),
+        ("[[[" * 2000, "not-toml", None),
+        ("x = " + "[" * 5000, "not-toml", None),
+        ("#" * (limits.MAX_CONFIG_BYTES + 1), "too-large", None),
     ],
 )
-def test_a_wrong_file_is_one_sentence_with_the_key(tmp_path, text, key):
-    with pytest.raises(errors.ConfigError) as caught:
+def test_a_wrong_file_is_one_sentence_with_the_key(tmp_path, text, reason, key):
+    with raises(errors.ConfigError, reason=reason) as caught:
         config.load(write(tmp_path, text), environ={})
     assert caught.value.data.get("key") == key
     assert (key or "agent.toml") in caught.value.message
@@ -81,7 +82,7 @@ def test_a_wrong_file_is_one_sentence_with_the_key(tmp_path, text, key):
 def test_bytes_that_are_no_text_are_a_config_error(tmp_path, data):
     path = tmp_path / "agent.toml"
     path.write_bytes(data)
-    with pytest.raises(errors.ConfigError, match="UTF-8"):
+    with raises(errors.ConfigError, reason="not-utf8"):
         config.load(path, environ={})
 
 
@@ -103,11 +104,11 @@ def homeless(monkeypatch):
 @pytest.mark.parametrize("path", ["~/token", "~nobody-of-this-name/token"])
 def test_a_home_folder_that_there_is_not_is_one_sentence(homeless, path):
     for settings in (config.Settings(token_file=path), config.Settings(chain=config.ChainConfig(token_file=path))):
-        with pytest.raises(errors.ConfigError, match="/etc/splitedge/token"):
+        with raises(errors.ConfigError, reason="no-home"):
             config.token(settings, {}) or config.chain_token(settings)
-    with pytest.raises(errors.ConfigError, match=path):
+    with raises(errors.ConfigError, reason="no-home"):
         config.path_of(path)
-    with pytest.raises(errors.ConfigError, match=path):
+    with raises(errors.ConfigError, reason="no-home"):
         config.load(environ={"SPLITEDGE_CONFIG": path})
 
 
@@ -117,7 +118,7 @@ def test_an_odd_home_folder_is_one_without_a_configuration(home):
 
 
 def test_a_path_with_a_zero_is_refused(tmp_path):
-    with pytest.raises(errors.ConfigError, match="`ca`"):
+    with raises(errors.ConfigError, reason="value", key="ca"):
         config.load(write(tmp_path, 'ca = "/etc/\\u0000ca.pem"'), environ={})
 
 
@@ -130,13 +131,13 @@ def test_a_board_is_of_one_kind():
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(errors.ConfigError) as caught:
+    with raises(errors.ConfigError, reason="unreadable") as caught:
         config.load(tmp_path / "absent.toml", environ={})
     assert str(tmp_path / "absent.toml") in caught.value.message
 
 
 def test_a_wrong_variable_is_named():
-    with pytest.raises(errors.ConfigError) as caught:
+    with raises(errors.ConfigError, reason="value", key="api.port") as caught:
         config.load(environ={"SPLITEDGE_API_PORT": "many"})
     assert (caught.value.data["key"], caught.value.data["where"]) == ("api.port", "SPLITEDGE_API_PORT")
 
@@ -151,7 +152,7 @@ def test_bytes_of_another_encoding_are_refused_except_in_a_path():
 
 
 def test_a_wrong_option_is_named():
-    with pytest.raises(errors.ConfigError) as caught:
+    with raises(errors.ConfigError, reason="value", key="demand.max_drop_points") as caught:
         config.load(options={"demand.max_drop_points": float("nan")}, environ={})
     assert (caught.value.data["key"], caught.value.data["where"]) == ("demand.max_drop_points", "--max-drop")
 

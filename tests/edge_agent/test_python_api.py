@@ -19,7 +19,7 @@ from PIL import Image
 
 import edge_agent
 from edge_agent import Agent
-from edge_agent.runtime.agent import WINDOW
+from edge_agent.runtime.agent import IN_PROGRESS
 from edge_agent.runtime.ordered import in_order
 from splitedge import errors
 from tests.small_server import TOKEN, SmallServer
@@ -105,7 +105,7 @@ async def test_many_frames_are_answered_in_order_with_a_bounded_number_in_progre
         found = []
         async for result in agent.infer_many(frames()):
             found.append(result.top[0].index)
-            assert taken - len(found) <= WINDOW + 1
+            assert taken - len(found) <= IN_PROGRESS + 1
         assert found == alone
         assert agent.counters.answered == 60
 
@@ -176,8 +176,10 @@ async def test_blocking_code_gets_the_same_answers() -> None:
             expected = [(await agent.infer(png(seed))).top for seed in range(12)]
 
         def blocking() -> None:
-            with edge_agent.connect(server.url, "small") as agent:
+            states: list[str] = []
+            with edge_agent.connect(server.url, "small", progress=states.append) as agent:
                 assert agent.ready
+                assert states[-1] == "ready"
                 assert agent.plan is not None
                 assert agent.infer(png(0)).top == expected[0]
                 assert [found.top for found in agent.infer_many(png(seed) for seed in range(12))] == expected
@@ -224,7 +226,11 @@ async def test_the_code_in_the_documentation_runs(root: Path, tmp_path: Path) ->
     (tmp_path / "photo.jpg").write_bytes(png(0))
     async with SmallServer("split") as server:
         for block in code_blocks(root):
-            code = re.sub(r"https?://[\w.-]+:8470", server.url, block).replace("efficientnet-lite0", "small")
+            code = (
+                re.sub(r"https?://[\w.-]+:8470", server.url, block)
+                .replace("efficientnet-lite0", "small")
+                .replace("flowers", "small")
+            )
             done = await asyncio.create_subprocess_exec(
                 sys.executable, "-W", "error", "-c", code, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": str(root)},
@@ -232,4 +238,4 @@ async def test_the_code_in_the_documentation_runs(root: Path, tmp_path: Path) ->
             out, err = await done.communicate()
             assert done.returncode == 0, (block, err.decode())
             assert out
-    assert len(code_blocks(root)) >= 4
+    assert len(code_blocks(root)) >= 5

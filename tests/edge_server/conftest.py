@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 
 from calibration.bundle import bundle
-from device_profiles import schema
-from device_profiles.measure import SHAPES, describe, one_operator
-from device_profiles.predict import op_bytes, op_macs
 from edge_server.commands.add import add
 from edge_server.store.store import Store
 from tests.edge_server.small_network import request_of, save_network
+from tests.round_profile import round_profile
 
 
 @pytest.fixture(scope="session")
@@ -52,26 +50,6 @@ def store(_library: Path, tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def profile() -> dict[str, Any]:
-    """A device profile: 10 multiply-accumulates or 2 bytes a nanosecond, 100 us for each operator."""
-    kernels = []
-    for kind, shape in SHAPES:
-        header = one_operator(kind, shape).header
-        macs, size = op_macs(header.ops[0], header), op_bytes(header.ops[0], header)
-        time_us = macs / 10_000 if macs else size / 2_000
-        kernels.append(schema.Kernel(kind, describe(kind, shape), shape, 1, macs, size, time_us, 0.5, 100))
-    machine = schema.Machine(None, "test", "x86_64", [], "portable", 4, 4, 4, None, 1 << 33, 1 << 32, None, "test")
-    made = schema.DeviceProfile(
-        schema_version=schema.SCHEMA_VERSION,
-        created="2026-01-03T10:00:00+00:00",
-        quick=False,
-        machine=machine,
-        kernels=kernels,
-        overhead=schema.Overhead(call_us=5.0, op_us=100.0),
-        copy_gbps=9.5,
-        warmup=None,
-        condition=schema.Condition(None, None, None, None),
-        power=schema.Power("declared", "", 2.0, 5.0),
-        unmeasured={},
-    )
-    value: dict[str, Any] = msgspec.to_builtins(made)
+    """The device profile of `round_profile`, as a request holds it."""
+    value: dict[str, Any] = msgspec.to_builtins(round_profile())
     return value

@@ -19,6 +19,7 @@ from PIL import Image
 import device_profiles
 from edge_server.commands.add import Request, add
 from tests.edge_server.small_network import save_network
+from tests.round_profile import round_profile
 
 IMAGES = 24
 
@@ -67,7 +68,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         [sys.executable, "-m", "edge_server", "token", "board", "--store", str(folder / "store")],
         capture_output=True, text=True, check=True,
     ).stdout.split()[-1]  # fmt: skip
-    device_profiles.save(device_profiles.measure(quick=True), folder / "profile.json")
+    device_profiles.save(round_profile(), folder / "profile.json")
     return World(folder, folder / "store", sorted(images.iterdir()), token, folder / "profile.json")
 
 

@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import codec, entropy, packing, projection, rans, rotation
+from kernels import codec
 from kernels import reference as ref
+from kernels.codec import fused_ir, hadamard, projection
+from kernels.rans import adaptive, static
 from splitedge.head import Head
 from splitedge.head import segment as seg
 from tests import reference_head
@@ -297,12 +299,12 @@ def _codec(x: Array, codes: Array, lo: Array, scale: Array, bits: int) -> list[A
 
 def stages(twin: bool) -> Iterator[Array]:
     """What else the codec may do: rotations and codebooks, ranges of a row's own, changes of basis, and rANS."""
-    for size, rows in itertools.product(rotation.SIZES, (1, 2, 17)):
+    for size, rows in itertools.product(hadamard.SIZES, (1, 2, 17)):
         stream = Stream(f"rotation {size} {rows}")
         x = (stream.normal((rows, size)) * 3).astype(np.float32)
         lo, scale = (stream.random(size) * -3).astype(np.float32), (0.2 + stream.random(size)).astype(np.float32)
         for bits in BITS:
-            levels = np.sort(stream.normal(1 << bits)).astype(np.float32) if bits in packing.CODEBOOKS else NONE
+            levels = np.sort(stream.normal(1 << bits)).astype(np.float32) if bits in fused_ir.CODEBOOKS else NONE
             yield from (_turned_twin if twin else _turned)(x, lo, scale, levels, size, bits)
     for rows, ins, outs in itertools.product((1, 2, 9), (1, 5, 40), SIZES):
         stream = Stream(f"basis {rows} {ins} {outs}")
@@ -316,12 +318,12 @@ def stages(twin: bool) -> Iterator[Array]:
             for side, by_range in zip(sides, (True, False), strict=True):
                 codec.measure(x, by_range, side)
             yield from (values, sides)
-    for lanes, rows in itertools.product((1, rans.LANES), (1, 5, 200)):
+    for lanes, rows in itertools.product((1, static.LANES), (1, 5, 200)):
         codes = Stream(f"rans {rows}").integers(0, 3, (rows, 7)).astype(np.uint8)
         table = [[4000, 90, 6], [1, 1, 4094]]
         tables = [table[c % 2] for c in range(7)]
         if twin:
-            states, words = ref.rans_encode(codes, tables, lanes)
+            states, words = ref.static_rans_encode(codes, tables, lanes)
             yield from (np.array(states, np.uint32), np.array(words, np.uint16))
         else:
             yield from _rans(codes, table, lanes)
@@ -349,7 +351,7 @@ def _rans(codes: Array, table: list[list[int]], lanes: int) -> list[Array]:
     inverse = np.concatenate([[*(-(-(1 << 44) // f) for f in t), 0] for t in table]).astype(np.uint64)
     states, words = np.zeros(lanes, np.uint32), np.zeros(codes.size + 1, np.uint16)
     base = np.arange(codes.shape[1], dtype=np.int64) % 2 * (len(table[0]) + 1)
-    used = rans.encode(codes.reshape(-1), base, starts, inverse, states, words)
+    used = static.encode(codes.reshape(-1), base, starts, inverse, states, words)
     return [states, words[words.size - used :]]
 
 
@@ -366,25 +368,25 @@ def entropy_coded(twin: bool) -> Iterator[Array]:
 
 
 def _entropy_twin(arrays: list[tuple[Array, Array, Array]]) -> Iterator[Array]:
-    x, words = ref.entropy_encode(arrays)
+    x, words = ref.adaptive_rans_encode(arrays)
     yield _framed(np.array([x, *words], np.int64))
     sizes = [(len(codes), where, start) for codes, where, start in arrays]
-    yield from (_framed(codes) for codes in ref.entropy_decode(x, words, sizes))
+    yield from (_framed(codes) for codes in ref.adaptive_rans_decode(x, words, sizes))
 
 
 def _entropy(arrays: list[tuple[Array, Array, Array]]) -> Iterator[Array]:
     room = np.full(3000, 91, np.uint32)
-    state = np.array([entropy.SEED, 2992], np.int64)
+    state = np.array([adaptive.SEED, 2992], np.int64)
     for codes, where, start in reversed(arrays):
-        entropy.encode(codes, where, start, state, room)
+        adaptive.encode(codes, where, start, state, room)
     words = room[state[1] : -8].copy()
     yield _framed(np.array([state[0], *words], np.int64))
     state[1] = 0
     for codes, where, start in arrays:
         out = _framed(np.zeros_like(codes))
-        entropy.decode(words, where, start, state, out[8:-8])
+        adaptive.decode(words, where, start, state, out[8:-8])
         yield out
-    assert state.tolist() == [entropy.SEED, len(words)]
+    assert state.tolist() == [adaptive.SEED, len(words)]
 
 
 def _framed(values: Array) -> Array:

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import codec, packing, projection, rans, rotation
+from kernels import codec
 from kernels import reference as ref
+from kernels.codec import fused_ir, hadamard, projection
+from kernels.rans import static
 from tests.drawn import drawn
 
 NONE = np.zeros(0, np.float32)
@@ -29,10 +31,10 @@ def prepared(tables, index):
     starts = np.concatenate([[0, *np.cumsum(t)] for t in tables]).astype(np.uint32)
     inverse = np.concatenate([[*(-(-(1 << 44) // f) for f in t), 0] for t in tables]).astype(np.uint64)
     look = np.concatenate([np.repeat(np.arange(len(t)), t) for t in tables]).astype(np.uint8)
-    return first[index], starts, inverse, (np.array(index) << rans.SCALE).astype(np.int64), look
+    return first[index], starts, inverse, (np.array(index) << static.SCALE).astype(np.int64), look
 
 
-@pytest.mark.parametrize("size", rotation.SIZES)
+@pytest.mark.parametrize("size", hadamard.SIZES)
 @pytest.mark.parametrize("blocks", [1, 3, 65])
 def test_a_rotation_equals_its_twin_in_place_too_and_undoes_itself(size, blocks):
     x = np.random.default_rng(size).normal(0, 3, size * blocks).astype(np.float32)
@@ -53,7 +55,9 @@ def test_rotated_codes_and_codebooks_equal_the_twins(bits, rows, turn):
     turned = ref.codec_rotate(x, turn) if turn else x
     for channels in (1, CHANNELS):
         lo, scale = ranges(channels, rng)
-        for levels in [NONE, np.sort(rng.normal(size=1 << bits)).astype(np.float32)][: 1 + (bits in packing.CODEBOOKS)]:
+        for levels in [NONE, np.sort(rng.normal(size=1 << bits)).astype(np.float32)][
+            : 1 + (bits in fused_ir.CODEBOOKS)
+        ]:
             book = levels if levels.size else None
             codes = ref.codec_quantize(turned, lo, scale, bits, book)
             out = np.zeros((x.size * bits + 7) // 8, np.uint8)
@@ -112,7 +116,9 @@ def test_rows_with_ranges_of_their_own_are_decoded_as_by_the_twins(bits, rows, e
     data, side = ref.pack_bits(codes.reshape(-1), bits), rng.uniform(0, 3, (rows, 2)).astype(np.float32)
     for channels in (1, each):
         lo, scale = ranges(channels, rng)
-        for levels in [NONE, np.sort(rng.normal(size=1 << bits)).astype(np.float32)][: 1 + (bits in packing.CODEBOOKS)]:
+        for levels in [NONE, np.sort(rng.normal(size=1 << bits)).astype(np.float32)][
+            : 1 + (bits in fused_ir.CODEBOOKS)
+        ]:
             values = ref.codec_dequantize(codes, *ref.codec_stretched(lo, scale, side), levels if levels.size else None)
             room = np.full(codes.size + 8, np.pi, np.float32)
             codec.decode(data, lo, scale, levels, side, turn, bits, room[4:-4])
@@ -132,7 +138,7 @@ def test_a_change_of_basis_equals_its_twin(rows, ins, outs):
 TABLES = [[4096], [1, 4095], [2000, 96, 2000], [512] * 8, [16] * 256, [3841, *[1] * 255]]
 
 
-@pytest.mark.parametrize("lanes", [1, rans.LANES])
+@pytest.mark.parametrize("lanes", [1, static.LANES])
 @drawn(40)
 @given(
     index=st.lists(st.integers(0, len(TABLES) - 1), min_size=1, max_size=9),
@@ -145,16 +151,16 @@ def test_entropy_coding_equals_its_twin_and_comes_back(lanes, index, rows, seed)
     codes[: rows // 4] = np.array([len(TABLES[i]) - 1 for i in index]).astype(np.uint8)
     base, starts, inverse, places, look = prepared(TABLES, index)
     states, room = np.zeros(lanes, np.uint32), np.zeros(codes.size + 1, np.uint16)
-    used = rans.encode(codes.reshape(-1), base, starts, inverse, states, room)
+    used = static.encode(codes.reshape(-1), base, starts, inverse, states, room)
     words = room[room.size - used :]
     tables = [TABLES[i] for i in index]
-    assert ([*states], [*words]) == ref.rans_encode(codes, tables, lanes)
+    assert ([*states], [*words]) == ref.static_rans_encode(codes, tables, lanes)
     back = np.zeros(codes.size, np.uint8)
-    assert rans.decode(states, np.append(words, np.uint16(9)), base, starts, places, look, back)
+    assert static.decode(states, np.append(words, np.uint16(9)), base, starts, places, look, back)
     assert (
         back.tobytes()
         == codes.tobytes()
-        == ref.rans_decode([*map(int, states)], [*map(int, words)], tables, codes.size).tobytes()
+        == ref.static_rans_decode([*map(int, states)], [*map(int, words)], tables, codes.size).tobytes()
     )
 
 
@@ -174,12 +180,12 @@ def test_damaged_words_are_seen_or_give_codes_of_the_table(change):
     codes = rng.integers(0, 3, (400, 1)).astype(np.uint8)
     base, starts, inverse, places, look = prepared([[4000, 90, 6]], [0])
     states, room = np.zeros(1, np.uint32), np.zeros(codes.size + 1, np.uint16)
-    words = room[room.size - rans.encode(codes.reshape(-1), base, starts, inverse, states, room) :].copy()
+    words = room[room.size - static.encode(codes.reshape(-1), base, starts, inverse, states, room) :].copy()
     words = words[:-1] if change == "cut" else np.append(words, np.uint16(7)) if change == "longer" else words
     if change == "state":
         states[0] ^= np.uint32(1 << 20)
     if change == "word":
         words[3] ^= np.uint16(1)
     back = np.full(codes.size, 9, np.uint8)
-    assert not rans.decode(states, np.append(words, np.uint16(9)), base, starts, places, look, back)
+    assert not static.decode(states, np.append(words, np.uint16(9)), base, starts, places, look, back)
     assert back.max() < 3

@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import codec, packing, projection
+from kernels import codec
 from kernels import reference as ref
+from kernels.codec import fused_ir, projection
 from tests import ends
 from tests.drawn import drawn
 
@@ -27,7 +28,7 @@ def drawn_ranges(data: st.DataObject, channels: int) -> tuple[np.ndarray, np.nda
 @given(SHAPES, BITS, st.booleans(), st.data())
 def test_encoding_and_decoding(shape: tuple[int, int], bits: int, book: bool, data: st.DataObject) -> None:
     x, (lo, scale) = data.draw(ends.reals(shape)), drawn_ranges(data, shape[1])
-    levels = np.sort(data.draw(ends.reals(1 << bits, 1e30))) if book and bits in packing.CODEBOOKS else NONE
+    levels = np.sort(data.draw(ends.reals(1 << bits, 1e30))) if book and bits in fused_ir.CODEBOOKS else NONE
     chosen = levels if levels.size else None
     limits = ref.codec_thresholds(levels) if levels.size else NONE
     codes = ref.codec_quantize(x, lo, scale, bits, chosen)

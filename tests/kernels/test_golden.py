@@ -15,7 +15,11 @@ from kernels import isa
 from tests.kernels import golden
 
 ROOT = Path(__file__).parents[2]
-HERE = isa.usable(isa.host_features())
+# The other sets compile every kernel anew, which takes a minute each; scripts/test-arm tests all of them, too.
+HERE = [
+    pytest.param(name, marks=[] if name == isa.ISA else [pytest.mark.thorough])
+    for name in isa.usable(isa.host_features())
+]
 
 
 @pytest.mark.parametrize("group", golden.GROUPS)

@@ -53,14 +53,14 @@ def test_an_x86_core_may_use_the_sets_that_it_has_fastest_first(features: frozen
 def test_a_set_below_the_best_is_refused_where_the_core_lacks_it() -> None:
     refused = isa.decide(CASCADE_LAKE, "avxvnni", numba_loaded=False)
     assert refused.isa == "avx512vnni"
-    assert "SPLITEDGE_ISA=avxvnni is not available here" in refused.problem
+    assert "SPLITEDGE_ISA=avxvnni is not available on this machine" in refused.problem
 
 
 @pytest.mark.usefixtures("x86")
 def test_llvm_is_told_of_a_lower_x86_set_and_of_nothing_above_it() -> None:
     choice = isa.decide(CASCADE_LAKE | ALDER_LAKE, "avxvnni", numba_loaded=False)
-    assert choice.told is not None
-    name, flags = choice.told
+    assert choice.model is not None
+    name, flags = choice.model
     assert (choice.isa, name) == ("avxvnni", "haswell")
     assert flags.endswith("+avxvnni")
     assert "avx512" not in flags
@@ -79,7 +79,7 @@ def test_an_arm_core_gets_the_fastest_set_that_it_has(features: frozenset[str], 
 @pytest.mark.usefixtures("arm")
 @pytest.mark.parametrize("features", [PI4, PI5, V9])
 def test_llvm_is_told_no_feature_that_the_core_lacks(features: frozenset[str]) -> None:
-    told = isa.decide(features, "", numba_loaded=False).told
+    told = isa.decide(features, "", numba_loaded=False).model
     assert told is not None
     name, flags = told
     assert name == "generic"
@@ -93,14 +93,14 @@ def test_a_lower_arm_set_may_be_asked_for_and_a_higher_one_not() -> None:
     assert isa.decide(V9, "neon", numba_loaded=False) == isa.Choice("neon", ("generic", "+fp-armv8,+neon"))
     refused = isa.decide(PI5, "i8mm", numba_loaded=False)
     assert refused.isa == "dotprod"
-    assert "SPLITEDGE_ISA=i8mm is not available here" in refused.problem
+    assert "SPLITEDGE_ISA=i8mm is not available on this machine" in refused.problem
 
 
 @pytest.mark.usefixtures("arm")
 def test_dot_products_stay_unused_on_arm_once_numba_is_there() -> None:
     """LLVM would abort on an instruction that it was not told of, and it is told when numba is imported."""
     choice = isa.decide(V9, "", numba_loaded=True)
-    assert (choice.isa, choice.told) == ("neon", None)
+    assert (choice.isa, choice.model) == ("neon", None)
     assert "numba was imported before kernels" in choice.problem
 
 

@@ -61,6 +61,27 @@ def test_an_edited_helper_gives_the_new_result(package: Path) -> None:
     assert before[4] != after[4]
 
 
+def test_an_edited_helper_in_a_subfolder_gives_the_new_result(package: Path) -> None:
+    room = package / "room"
+    room.mkdir()
+    (room / "__init__.py").touch()
+    (package / "helper.py").rename(room / "helper.py")
+    (package / "user.py").write_text(USER.replace("kernels.helper", "kernels.room.helper"))
+    before = run(package)
+    (room / "helper.py").write_text(HELPER.format(2))
+    after = run(package)
+    assert (before[0], after[0]) == (42, 44)
+    assert before[4] != after[4]
+
+
+def test_a_tilde_in_the_cache_folder_is_the_home(package: Path) -> None:
+    home = package.parent / "home"
+    result, _, _, problem, name = run(package, HOME=str(home), SPLITEDGE_CACHE_DIR="~/kept")
+    assert (result, problem) == (42, "")
+    assert (home / "kept" / name).is_dir()
+    assert not (package.parent / "~").exists()
+
+
 def test_a_warm_start_compiles_nothing(package: Path) -> None:
     assert run(package)[:3] == (42, 0, 1)
     assert run(package)[:3] == (42, 1, 0)

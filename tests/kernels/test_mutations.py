@@ -25,21 +25,21 @@ MUTATIONS = {
     # name: file, line, what it becomes, group of golden.py
     "rounding constant": ("emit.py", "ROUND: Final = 12582912.0", "ROUND: Final = 12582913.0", "linear"),
     "lower clamp": ("emit.py", 'icmp_unsigned(">", codes, lo), codes, lo)', 'icmp_unsigned(">", codes, lo), codes, codes)', "gemm"),
-    "order of the columns in a panel": ("gemm.py", "rows.transpose(1, 0, 2)", "rows[::-1].transpose(1, 0, 2)", "gemm"),
-    "height of a tile": ("gemm.py", "row += turns * rows", "row += turns * rows + rows // 4", "gemm"),
-    "rows of a padded copy": ("conv.py", "        target += line\n", "        target += line + pitch\n", "conv"),
-    "order of the channels in a block": ("depthwise.py", "q * 4 * GROUP + j * 4 + e", "q * 4 * GROUP + e * GROUP + j", "depthwise"),
-    "zero point of padding": ("depthwise.py", "width * channels] = zero_x", "width * channels] = np.uint8(0)", "depthwise"),
-    "zero point of a row": ("float_gemm.py", "centred = b.sub(acc[r * vectors + v], b.mul(total, zero))", "centred = acc[r * vectors + v]", "linear"),
-    "order of a sum": ("rows.py", "for distance in (8, 4, 2, 1):", "for distance in (1, 2, 4, 8):", "norm"),
-    "idle lanes of a softmax": ("rows.py", 'kept(block.mask, float("-inf")) - top', "kept(None, 0.0) - top", "attention"),
-    "upper clamp of the codec": ("packing.py", 'fcmp_ordered(">", code, most), most, code)', 'fcmp_ordered(">", code, most), code, code)', "codec"),
-    "lower clamp of the codec": ("codec.py", "v = v if v > np.float32(0) else np.float32(0)  # NaN", "v = v if v > np.float32(1) else np.float32(0)  # NaN", "codec"),
-    "place of a code in its lane": ("packing.py", "shifts = [place % 8 for place in places]", "shifts = [place % 7 for place in places]", "codec"),
-    "rows below each other": ("packing.py", "b.add(first, b.mul(row, step))", "b.add(first, b.mul(row, I64(GROUP)))", "stages"),
-    "order of packed codes": ("codec.py", "pairs[i] | (pairs[i] >> np.uint16(4))", "(pairs[i] << np.uint16(4)) | (pairs[i] >> np.uint16(8))", "codec"),
-    "rounding of frequencies": ("entropy.py", "at += 1 + counts[c, s] * spare // total", "at += 1 + (counts[c, s] * spare + 1) // total", "entropy"),
-    "place of an epoch's end": ("entropy.py", "max(FIRST, begin >> 2)", "max(FIRST, begin >> 3)", "entropy"),
+    "order of the columns in a panel": ("operators/gemm.py", "rows.transpose(1, 0, 2)", "rows[::-1].transpose(1, 0, 2)", "gemm"),
+    "height of a tile": ("operators/gemm.py", "row += turns * height", "row += turns * height + height // 4", "gemm"),
+    "rows of a padded copy": ("operators/conv.py", "        target += line\n", "        target += line + pitch\n", "conv"),
+    "order of the channels in a block": ("operators/depthwise.py", "q * 4 * GROUP + j * 4 + e", "q * 4 * GROUP + e * GROUP + j", "depthwise"),
+    "zero point of padding": ("operators/depthwise.py", "zeros + window.width * channels] = zero_x", "zeros + window.width * channels] = np.uint8(0)", "depthwise"),
+    "zero point of a row": ("operators/float_gemm.py", "centred = b.sub(acc[r * vectors + v], b.mul(total, zero))", "centred = acc[r * vectors + v]", "linear"),
+    "order of a sum": ("operators/float_rows.py", "for distance in (8, 4, 2, 1):", "for distance in (1, 2, 4, 8):", "norm"),
+    "idle lanes of a softmax": ("operators/float_rows.py", 'kept(block.mask, float("-inf")) - top', "kept(None, 0.0) - top", "attention"),
+    "upper clamp of the codec": ("codec/fused_ir.py", 'fcmp_ordered(">", code, most), most, code)', 'fcmp_ordered(">", code, most), code, code)', "codec"),
+    "lower clamp of the codec": ("codec/ranges.py", "v = v if v > np.float32(0) else np.float32(0)  # NaN", "v = v if v > np.float32(1) else np.float32(0)  # NaN", "codec"),
+    "place of a code in its lane": ("codec/fused_ir.py", "shifts = [place % 8 for place in places]", "shifts = [place % 7 for place in places]", "codec"),
+    "rows below each other": ("codec/fused_ir.py", "b.add(first, b.mul(row, step))", "b.add(first, b.mul(row, I64(GROUP)))", "stages"),
+    "order of packed codes": ("codec/bits.py", "pairs[i] | (pairs[i] >> np.uint16(4))", "(pairs[i] << np.uint16(4)) | (pairs[i] >> np.uint16(8))", "codec"),
+    "rounding of frequencies": ("rans/adaptive.py", "at += 1 + counts[c, s] * spare // total", "at += 1 + (counts[c, s] * spare + 1) // total", "entropy"),
+    "place of an epoch's end": ("rans/adaptive.py", "max(FIRST, begin >> 2)", "max(FIRST, begin >> 3)", "entropy"),
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_a_plain_copy_computes_the_committed_hashes(folder: Path) -> None:
 @pytest.mark.timeout(600)
 def test_words_one_by_one_are_the_bytes_of_a_group(folder: Path) -> None:
     """As AVX-512 without VBMI stores them, and everything else."""
-    path = folder / "kernels" / "packing.py"
+    path = folder / "kernels" / "codec" / "fused_ir.py"
     text = path.read_text()
     line = 'BYTES: Final = TARGET.bits == 512 and "avx512vbmi" in isa.host_features()'
     assert text.count(line) == 1

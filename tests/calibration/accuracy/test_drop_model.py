@@ -10,6 +10,7 @@ from calibration.accuracy import drop_model
 from calibration.accuracy.drop_model import AccuracyModel
 from splitedge import errors
 from tests.calibration.curves import check_curve
+from tests.raising import raises
 
 CLASSES = 10
 
@@ -141,11 +142,11 @@ def test_the_same_input_gives_the_same_model_and_it_survives_json(model):
 
 def test_nothing_to_learn_from_is_said():
     logits, classes = make(20, 1)
-    with pytest.raises(errors.UsageError, match="constant or saturated"):
+    with raises(errors.UsageError, reason="constant-output"):
         drop_model.fit(logits, classes, [np.zeros_like(logits)])
-    with pytest.raises(errors.UsageError, match="constant or saturated"):
+    with raises(errors.UsageError, reason="constant-output"):
         drop_model.fit(logits, classes, [])
-    with pytest.raises(errors.UsageError, match="same shape"):
+    with raises(errors.UsageError, reason="outputs"):
         drop_model.fit(logits, classes, [logits[:5]])
-    with pytest.raises(errors.UsageError, match="two or more outputs"):
+    with raises(errors.UsageError, reason="outputs"):
         drop_model.fit(logits[:, :1], classes, [logits[:, :1]])

@@ -11,6 +11,7 @@ import pytest
 
 from calibration.bundle.cache import Cache, key, programs, remembered
 from splitedge import errors, limits
+from tests.raising import raises
 
 
 def test_what_is_kept_is_made_once(tmp_path: Path) -> None:
@@ -79,5 +80,5 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = Cache(tmp_path / "file")
     for use in (lambda: cache.write("a", b""), lambda: cache.read("a")):
-        with pytest.raises(errors.StoreError, match="file cannot be used"):
+        with raises(errors.StoreError, reason="cache-folder"):
             use()

@@ -14,6 +14,7 @@ from calibration.importing.graph import Graph
 from splitedge.errors import ModelError
 from tests import models
 from tests import small_models as small
+from tests.raising import raises
 from tests.small_transformers import TOKENS
 
 NAMES = ["input_ids", "attention_mask", "token_type_ids"]
@@ -65,7 +66,7 @@ def test_one_of_several_outputs_is_kept(tmp_path: Path, name: str | None, index:
 
 def test_an_output_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     onnx.save(small.mlp(), tmp_path / "model.onnx")
-    with pytest.raises(ModelError, match=r"no tensor logits; its outputs are t\d+$"):
+    with raises(ModelError, reason="unknown-output", outputs=[small.mlp().graph.output[0].name]):
         importer.load(str(tmp_path / "model.onnx"), output="logits")
 
 
@@ -112,7 +113,7 @@ def test_two_inputs_of_which_neither_is_known_are_refused(tmp_path: Path, kinds:
     onnx.save(
         helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "model.onnx"
     )
-    with pytest.raises(ModelError, match=f"inputs are {', '.join(names)}; export it with one"):
+    with raises(ModelError, reason="inputs"):
         importer.load(str(tmp_path / "model.onnx"))
 
 

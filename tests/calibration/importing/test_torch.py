@@ -14,6 +14,7 @@ import pytest
 
 from calibration.importing import importer
 from splitedge import errors
+from tests.raising import raises
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -76,9 +77,11 @@ def test_exported_program(torch: Any, module: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(run(importer.load(str(path)), x.numpy()), net(x).detach().numpy(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("attribute", ["wrong", "broken", "absent"])
-def test_a_callable_that_yields_no_module_is_refused(module: str, attribute: str) -> None:
-    with pytest.raises(errors.ModelError, match=attribute):
+@pytest.mark.parametrize(
+    ("attribute", "reason"), [("wrong", "not-a-module"), ("broken", "call-failed"), ("absent", "call-failed")]
+)
+def test_a_callable_that_yields_no_module_is_refused(module: str, attribute: str, reason: str) -> None:
+    with raises(errors.ModelError, reason=reason):
         importer.load(f"{module}:{attribute}", [1, 3, 8, 8])
 
 
@@ -86,9 +89,9 @@ def test_a_corrupt_exported_program_does_not_point_at_a_log(tmp_path: Path) -> N
     path = tmp_path / "model.pt2"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("model/something", b"x")
-    with pytest.raises(errors.ModelError, match="not a readable") as caught:
+    with raises(errors.ModelError, reason="not-an-exported-program") as caught:
         importer.load(str(path))
-    assert "warnings above" not in str(caught.value)
+    assert "warnings above" not in caught.value.message
 
 
 def test_what_a_callable_prints_is_not_on_standard_output(module: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from splitedge.head.preprocess import quantize_tensor
 from splitedge.protocol.messages import Preprocess
 from tests import small_models as small
 from tests import small_transformers as transformers
+from tests.raising import raises
 
 MAKERS = {"cnn": small.cnn, "resnet": small.resnet, "mobilenet": small.mobilenet, "mlp": small.mlp}
 
@@ -120,7 +121,7 @@ def test_a_later_segment_is_the_same_bytes_each_time_and_no_other(made: Bundle) 
 
 
 def test_cuts_in_the_wrong_order_are_refused(made: Bundle) -> None:
-    with pytest.raises(errors.UsageError, match="in their order"):
+    with raises(errors.UsageError, reason="other-cut"):
         made.segment(made.offered[1], 8, made.offered[-1])
 
 

@@ -10,6 +10,7 @@ import pytest
 from calibration.samples import texts
 from splitedge import errors, limits
 from splitedge.head import text
+from tests.raising import raises
 from tests.small_texts import TOKENS, ids, vocabulary
 
 
@@ -37,7 +38,7 @@ def test_class_names_tell_the_order_of_folders(tmp_path: Path) -> None:
     found = texts.find(place, names=["sport", "weather", "money"])
     assert found.labels is not None
     assert found.labels.classes.tolist() == [2, 0]
-    with pytest.raises(errors.UsageError, match="'money' is no class name"):
+    with raises(errors.UsageError, reason="unknown-name"):
         texts.find(place, names=["sport"])
 
 
@@ -62,32 +63,34 @@ def test_a_table_has_texts_and_perhaps_classes(tmp_path: Path, heading: str) -> 
     found = texts.find(path)
     assert found.labels is not None
     assert (found.sources, found.labels.classes.tolist()) == (["the ball, again", "two\nlines"], [1, 0])
-    with pytest.raises(errors.UsageError, match="leave out --labels"):
+    with raises(errors.UsageError, reason="classes-told"):
         texts.find(path, "labels.csv")
     path.write_text("the ball\nplay\n", "utf-8")
     assert texts.find(path) == (["the ball", "play"], None)
 
 
 @pytest.mark.parametrize(
-    ("name", "body", "why"),
+    ("name", "body", "error", "reason"),
     [
-        ("x.csv", b"a,1\nb,one\n", "gives no class index behind 'b'"),
-        ("x.csv", b"a,1\nb\n", "gives no class index behind 'b'"),
-        ("x.csv", b"a" * 200_000, "is not a CSV file"),
-        ("x.csv", b"", "holds no texts"),
-        ("x.txt", b"caf\xe9", "no text in UTF-8"),
-        ("x.txt", b"\n \n", "holds no texts"),
-        ("absent", None, "check the path"),
-        ("folder/x.md", b"a", "check the path"),
+        ("x.csv", b"a,1\nb,one\n", errors.InputError, "no-index"),
+        ("x.csv", b"a,1\nb\n", errors.InputError, "no-index"),
+        ("x.csv", b"a" * 200_000, errors.InputError, "not-csv"),
+        ("x.csv", b"", errors.UsageError, "no-texts"),
+        ("x.txt", b"caf\xe9", errors.InputError, "not-utf8"),
+        ("x.txt", b"\n \n", errors.UsageError, "no-texts"),
+        ("absent", None, errors.UsageError, "no-folder"),
+        ("folder/x.md", b"a", errors.UsageError, "no-folder"),
     ],
 )
-def test_a_place_without_texts_is_one_sentence(tmp_path: Path, name: str, body: bytes | None, why: str) -> None:
+def test_a_place_without_texts_is_one_sentence(
+    tmp_path: Path, name: str, body: bytes | None, error: type[errors.SplitEdgeError], reason: str
+) -> None:
     path = tmp_path / name
     if body is not None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(body)
     place = tmp_path / "nowhere" if name.startswith(("folder", "absent")) else path
-    with pytest.raises(errors.UsageError, match=why):
+    with raises(error, reason=reason):
         texts.find(place)
 
 
@@ -102,7 +105,7 @@ def test_samples_are_the_ids_of_some_texts(tmp_path: Path) -> None:
     assert some.classes is not None
     assert (len(some), some.classes.tolist()) == (2, [0, 1])
     write(place, money__a=" ")
-    with pytest.raises(errors.InputError, match=r"a\.txt: the text is empty"):
+    with raises(errors.InputError, reason="empty", file=str(place / "money" / "a.txt")):
         texts.samples(texts.find(place), tokenizer)
-    with pytest.raises(errors.InputError, match=r"^text 1: a text of"):
+    with raises(errors.InputError, reason="too-many-bytes", index=1):
         texts.samples(texts.Texts(["a", "a" * (limits.MAX_TEXT_BYTES + 1)], None), tokenizer)

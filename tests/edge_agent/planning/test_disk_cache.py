@@ -9,6 +9,7 @@ import pytest
 from edge_agent.planning.disk_cache import DiskCache
 from splitedge import errors, limits
 from splitedge.head.segment import build
+from tests.raising import raises
 from tests.segment_builder import Builder
 
 
@@ -88,11 +89,11 @@ def test_the_nearest_is_of_the_same_model_and_if_possible_of_the_same_cut(tmp_pa
 
 def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(errors.StoreError, match=r"the cache folder .*file cannot be used .*set `cache_dir`"):
+    with raises(errors.StoreError, reason="cache-folder"):
         DiskCache(tmp_path / "file")
     cache = DiskCache(tmp_path / "folder")
-    with pytest.raises(errors.StoreError, match="cannot be used"):
+    with raises(errors.StoreError, reason="cache-folder"):
         cache.read(tmp_path / "folder" / "absent.segment")
     (tmp_path / "folder").rmdir()
-    with pytest.raises(errors.StoreError, match="cannot be used"):
+    with raises(errors.StoreError, reason="cache-folder"):
         cache.held()

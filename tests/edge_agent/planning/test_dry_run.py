@@ -20,6 +20,7 @@ from splitedge.head import segment as seg
 from splitedge.protocol import messages
 from splitedge.protocol.messages import DryRun, Outline
 from tests import small_server
+from tests.raising import raises
 from tests.segment_builder import Builder
 from tests.small_server import SmallServer
 
@@ -72,8 +73,10 @@ def test_what_is_kept_is_bounded_and_a_broken_file_is_as_none(tmp_path: Path) ->
         kept.put(f"model {i}", KeptDryRun(DryRun("0" * 64, [float(i)]), {}))
     assert kept.get("model 2") is None
     assert kept.get("model 18") == KeptDryRun(DryRun("0" * 64, [18.0]), {})
-    kept.put("model 18", None)
-    assert kept.get("model 18") is None
+    kept.put("replaced", KeptDryRun(DryRun("2" * 64, []), {}))
+    kept.remove("2" * 64)
+    assert kept.get("replaced") is None
+    assert kept.get("model 18") is not None
     (tmp_path / "rehearsals.json").write_text("[1, 2")
     assert kept.get("model 17") is None
     found = KeptDryRun(DryRun("1" * 64, []), {"a" * 64: 2.0})
@@ -119,7 +122,7 @@ def test_an_operator_within_a_slice_is_charged_for_the_slices_of_others() -> Non
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_that_says_so(tmp_path: Path) -> None:
-    with pytest.raises(errors.StoreError, match="cannot be written"):
+    with raises(errors.StoreError, reason="cannot-write"):
         DryRunStore(tmp_path / "none" / "rehearsals.json").put("model", KeptDryRun(DryRun("0" * 64, []), {}))
 
 

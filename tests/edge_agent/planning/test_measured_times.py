@@ -10,6 +10,7 @@ from edge_agent.planning import measured_times as module
 from edge_agent.planning.measured_times import SendingModel, TimeLog, TurnTimer
 from splitedge import codec, errors, limits
 from splitedge.protocol.messages import LinkEstimate, MeasuredTimes
+from tests.raising import raises
 from tests.small_server import make_plan, segment_file
 
 
@@ -56,7 +57,7 @@ def test_a_file_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
     timings = TimeLog(tmp_path / "away" / "timings.json")
     for _ in range(5):
         timings.add_head("aa", 1.0)
-    with pytest.raises(errors.StoreError, match="cannot be written"):
+    with raises(errors.StoreError, reason="cannot-write"):
         timings.save()
 
 

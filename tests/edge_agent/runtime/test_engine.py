@@ -22,6 +22,7 @@ from splitedge.head import segment as seg
 from splitedge.head.answers import Answered
 from splitedge.protocol.messages import Demand, Greatest, Output, Preprocess, Rung
 from tests.drawn import drawn
+from tests.raising import raises
 from tests.segment_builder import Builder
 from tests.small_server import IMAGE, TENSOR, make_plan, segment_file
 
@@ -92,21 +93,21 @@ def test_a_picture_of_any_proportion_is_prepared(engine, size):
 
 
 def test_a_sliver_that_would_be_resized_to_gigabytes_is_refused(engine):
-    with pytest.raises(errors.InputError, match="too narrow"):
+    with raises(errors.InputError, reason="too-narrow"):
         engine.process(Image.new("L", (40_000_000, 1)))
 
 
 @pytest.mark.parametrize("size", [(1, 40_000), (40_000, 1)])
 def test_a_sliver_is_refused_by_the_crop_that_it_must_hold_too(size):
     data = segment_file("server", Preprocess("image", [64, 64, 3], resize=1))
-    with pytest.raises(errors.InputError, match="too narrow"):
+    with raises(errors.InputError, reason="too-narrow"):
         Engine(make_plan("server", data), data, Demand()).process(Image.new("L", size))
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(engine):
     bomb = encoded(Image.new("1", (8_100, 8_100)), "PNG")
     assert len(bomb) < 1_000_000
-    with pytest.raises(errors.InputError, match="8100 x 8100"):
+    with raises(errors.InputError, reason="too-many-pixels"):
         engine.process(bomb)
 
 
@@ -166,7 +167,7 @@ def test_a_codec_that_does_not_fit_the_tensor_is_refused_before_the_first_frame(
     data = segment_file()
     plan = make_plan("split", data)
     plan.ladder[0] = msgspec.structs.replace(plan.ladder[0], lo=(0.0,) * 3, scale=(1.0,) * 3)
-    with pytest.raises(errors.CodecError, match="3 channels"):
+    with raises(errors.CodecError, reason="channels-differ", channels=3):
         Engine(plan, data, Demand())
 
 
@@ -212,36 +213,36 @@ def test_marks_of_padding_from_a_head_that_takes_no_ids_are_refused():
     data = segment_file("split", TENSOR)
     plan = make_plan("split", data)
     plan.cut.padding = 0
-    with pytest.raises(errors.PlanError, match="do not fit together"):
+    with raises(errors.PlanError, reason="other-segment"):
         Engine(plan, data, Demand())
 
 
 @pytest.mark.parametrize(
     ("frame", "reason"),
     [
-        (np.zeros(9, np.float32), "integer token ids of shape"),
-        (np.zeros(8, np.int32), "integer token ids of shape"),
-        (np.full(9, 99), "token ids 0 to 98"),
-        (np.full(9, 1 << 32), "token ids 0 to 98"),
-        (np.full(9, -1), "token ids 0 to 98"),
-        (b"text", "not an image"),
+        (np.zeros(9, np.float32), "other-frame"),
+        (np.zeros(8, np.int32), "other-frame"),
+        (np.full(9, 99), "token-ids"),
+        (np.full(9, 1 << 32), "token-ids"),
+        (np.full(9, -1), "token-ids"),
+        (b"text", "no-image"),
     ],
 )
 def test_what_are_no_token_ids_is_refused(frame, reason):
     data = encoder_file()
-    with pytest.raises(errors.InputError, match=reason):
+    with raises(errors.InputError, reason=reason):
         Engine(make_plan("split", data), data, Demand()).process(frame)
 
 
 def test_a_plan_of_another_mode_than_was_asked_for_is_refused():
     data = encoder_file()
-    with pytest.raises(errors.PlanError):
+    with raises(errors.PlanError, reason="other-mode"):
         Engine(make_plan("split", data), data, Demand(mode="server"))
 
 
 def test_an_embedding_alone_does_not_keep_the_input():
     data = encoder_file(embedding_only=True)
-    with pytest.raises(errors.PlanError, match="forbids"):
+    with raises(errors.PlanError, reason="keep-forbids"):
         Engine(make_plan("split", data), data, Demand(keep="input"))
 
 
@@ -250,7 +251,7 @@ def test_images_for_a_head_of_token_ids_are_refused():
     segment = seg.parse(data)
     segment.header.preprocess = Preprocess("image", [9])
     data = seg.build(segment.header, segment.blob.tobytes())
-    with pytest.raises(errors.PlanError, match="do not fit together"):
+    with raises(errors.PlanError, reason="other-segment"):
         Engine(make_plan("split", data), data, Demand())
 
 
@@ -275,9 +276,9 @@ def test_a_picture_becomes_the_floats_that_a_transformer_takes():
     np.testing.assert_allclose(prepared, np.broadcast_to(np.float32([0, 1, -2]), (4, 6, 3)))
     assert prepared.dtype == np.float32
     assert wanted.shape == engine.process(pixels).codes.shape == (12,)
-    with pytest.raises(errors.InputError, match="NaN or infinity"):
+    with raises(errors.InputError, reason="not-finite"):
         engine.process(np.full((4, 6, 3), np.nan, np.float32))
-    with pytest.raises(errors.InputError, match=r"float32 of shape \[4, 6, 3\]"):
+    with raises(errors.InputError, reason="other-frame"):
         engine.process(np.zeros((4, 6, 3)))
 
 
@@ -303,7 +304,7 @@ def test_a_ladder_that_contradicts_itself_or_the_demand_is_refused(rungs):
     plan.rungs = [
         Rung(payload_bytes=size, noise=noise, drop_points=high / 2, drop_high=high) for size, noise, high in rungs
     ]
-    with pytest.raises(errors.PlanError, match="ladder"):
+    with raises(errors.PlanError, reason="ladder"):
         check_ladder(plan, Demand())
 
 
@@ -318,7 +319,7 @@ def test_only_the_codec_that_a_plan_begins_with_may_be_less_accurate_than_a_chea
     plan.codec = 1
     check_ladder(plan, Demand())
     plan.codec = 2
-    with pytest.raises(errors.PlanError, match="ladder"):
+    with raises(errors.PlanError, reason="ladder"):
         check_ladder(plan, Demand())
 
 
@@ -327,5 +328,5 @@ def test_a_ladder_of_too_many_codecs_is_refused():
     plan = make_plan("split", data)
     plan.ladder = plan.ladder * 17
     plan.rungs = [Rung(payload_bytes=1000 - i, noise=0.1, drop_points=0.1, drop_high=0.2) for i in range(17)]
-    with pytest.raises(errors.PlanError, match="ladder"):
+    with raises(errors.PlanError, reason="ladder"):
         check_ladder(plan, Demand())

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from edge_agent.service import notify
 from splitedge.errors import PlatformError
+from tests.raising import raises
 
 
 def _systemd(address: str) -> socket.socket:
@@ -77,13 +78,13 @@ def test_without_systemd_nothing_is_sent(monkeypatch):
 
 def test_a_socket_that_is_gone_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    with pytest.raises(PlatformError, match="refuses messages"):
+    with raises(PlatformError, reason="refused"):
         notify.watchdog()
 
 
 def test_a_socket_of_another_kind_is_an_error(monkeypatch):
     monkeypatch.setenv("NOTIFY_SOCKET", "vsock:2:1234")
-    with pytest.raises(PlatformError, match="not a Unix socket"):
+    with raises(PlatformError, reason="not-a-socket"):
         notify.ready()
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edge_agent.service.unit import NAME, TOKEN_PATH, UnitOptions, render
 from splitedge.errors import ConfigError
+from tests.raising import raises
 
 EXPOSURE = 20  # systemd-analyze's tenths: at most 2.0 of 10, where 10 is a service without any protection
 
@@ -87,13 +88,13 @@ def test_without_a_token_file_no_credential_is_loaded():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (UnitOptions(Path("bin/edge-agent")), "absolute path"),
-        (UnitOptions(Path("/bin/a\nUser=root")), "control character"),
-        (UnitOptions(Path("/bin/a"), config=Path("/etc/a\\")), "quotes or backslashes"),
+        (UnitOptions(Path("bin/edge-agent")), "not-absolute"),
+        (UnitOptions(Path("/bin/a\nUser=root")), "control-character"),
+        (UnitOptions(Path("/bin/a"), config=Path("/etc/a\\")), "quotes"),
     ],
 )
 def test_what_a_unit_cannot_hold_is_refused(options, message):
-    with pytest.raises(ConfigError, match=message):
+    with raises(ConfigError, reason=message):
         render(options)
 
 

@@ -30,6 +30,7 @@ from edge_server.planner.allocation import (
 )
 from splitedge import errors, limits
 from tests.drawn import drawn
+from tests.raising import raises
 
 falling = st.lists(st.floats(0, 1e6), min_size=7, max_size=7).map(lambda values: sorted(values, reverse=True))
 any_table = st.lists(st.floats(0, 1e6) | st.just(math.inf), min_size=7, max_size=7)
@@ -193,7 +194,7 @@ def test_even_noise_too_small_for_a_float_sum_counts() -> None:
 
 def test_infeasible_names_the_least_noise() -> None:
     layers = [WeightLayer("a", 10, (7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.5)), WeightLayer("b", 10, (0.5,) * 7)]
-    with pytest.raises(errors.InfeasibleError) as caught:
+    with raises(errors.InfeasibleError, reason="noise") as caught:
         allocate(layers, 1.99)
     assert caught.value.data["binding"] == ["noise"]
     assert caught.value.data["nearest"] == {"noise": pytest.approx(2.000002)}

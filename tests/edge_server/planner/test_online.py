@@ -35,6 +35,7 @@ from splitedge import errors
 from splitedge.codec import STAGES
 from splitedge.protocol.messages import Cut, Demand, LinkEstimate, Weights
 from tests.drawn import drawn
+from tests.raising import raises
 
 LINK = LinkEstimate(rtt_ms=10.0, uplink_mbps=20.0, downlink_mbps=20.0)
 LEVELS = (Level(0.25, 0.004), Level(1.0, 0.02), Level(5.0, 0.2))
@@ -301,12 +302,27 @@ def test_rivals_are_the_best_of_each_other_cut_with_what_they_break() -> None:
     assert all(objective >= pick.objective for objective in feasible)
 
 
+def test_the_drop_of_a_cut_that_loses_too_much_is_the_limit_that_admits_it() -> None:
+    table = network(levels=(Level(0.25, 2e-5), Level(1.0, 3e-5), Level(5.0, 0.2)))
+
+    def broken(max_drop: float) -> dict[int, tuple[tuple[str, ...], float]]:
+        asked = request(demand=demand(max_drop_points=max_drop))
+        found = runners_up(table, asked, choose(table, asked))
+        return {one.pick.option: (one.broken, one.pick.drop_points) for one in found}
+
+    beyond = {option: drop for option, (names, drop) in broken(0.25).items() if names}
+    assert set(beyond.values()) == {1.0, 5.0}
+    for option, drop in beyond.items():
+        assert broken(drop).get(option, ((), drop))[0] == ()  # it is chosen, or loses for another reason
+        assert broken(drop - 0.1)[option] == (("max_drop_points",), drop)
+
+
 def test_infeasible_names_the_constraint_and_what_would_do() -> None:
-    with pytest.raises(errors.InfeasibleError) as caught:
+    with raises(errors.InfeasibleError, binding=["max_latency_ms"], all_of=False) as caught:
         choose(TABLE, request(demand=demand(max_latency_ms=1.0)))
     assert caught.value.data["binding"] == ["max_latency_ms"]
     assert caught.value.data["all_of"] is False
-    with pytest.raises(errors.InfeasibleError) as caught:
+    with raises(errors.InfeasibleError, nearest={"max_drop_points": 0.25}) as caught:
         choose(TABLE, request(demand=demand(max_drop_points=0.1)))
     assert caught.value.data["nearest"] == {"max_drop_points": 0.25}
 
@@ -367,7 +383,7 @@ def test_a_pattern_that_its_check_refuses_becomes_no_plan(answer: str, monkeypat
         return Allocation(bits, None, size, total_noise(layers, bits), size)
 
     monkeypatch.setattr(patterns, "allocate", wrong)
-    with pytest.raises(errors.PlanError):
+    with raises(errors.PlanError, reason="contradiction"):
         network()
 
 

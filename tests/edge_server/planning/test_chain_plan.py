@@ -18,6 +18,7 @@ from splitedge import codec, errors, limits
 from splitedge.head import executor
 from splitedge.head.preprocess import quantize_tensor
 from splitedge.protocol.messages import ChainDevice, ChainRequest, Codec, Demand, LinkEstimate, Plan
+from tests.raising import raises
 
 NEAR = LinkEstimate(rtt_ms=0.0, uplink_mbps=10_000.0, downlink_mbps=10_000.0)
 SLOW = LinkEstimate(rtt_ms=1.0, uplink_mbps=0.05, downlink_mbps=0.05)
@@ -192,8 +193,9 @@ def test_a_route_that_its_check_refuses_becomes_no_plan(
         return dataclasses.replace(route, total_ms=route.total_ms / 2)
 
     monkeypatch.setattr(chain_plan, "plan_route", wrong)
-    with pytest.raises(errors.PlanError):
+    with raises(errors.PlanError, reason="contradiction") as caught:
         shared_by_two(store, profile)
+    assert len(caught.value.data["faults"]) == 1
 
 
 def test_what_must_stay_on_the_first_board_stays(store: Store, profile: dict[str, Any]) -> None:

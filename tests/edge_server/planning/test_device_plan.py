@@ -46,7 +46,7 @@ def test_a_mode_that_is_asked_for_is_kept_however_slow(store: Store, profile: di
 
 
 def test_a_mode_that_what_must_stay_here_forbids_is_infeasible(store: Store, profile: dict[str, Any]) -> None:
-    with pytest.raises(errors.InfeasibleError) as raised:
+    with raises(errors.InfeasibleError, binding=["mode"]) as raised:
         ask(store, profile, mode="server", keep="input")
     assert raised.value.data["nearest"] == {"keep": "nothing", "mode": "device"}
 
@@ -154,7 +154,7 @@ def test_energy_is_of_declared_watts(store: Store, profile: dict[str, Any]) -> N
 
 
 def test_an_unknown_model_is_named_beside_the_known(store: Store, profile: dict[str, Any]) -> None:
-    with raises(errors.UnknownModelError, models=["tiny"]):
+    with raises(errors.UnknownModelError, reason="unknown-model", known=["tiny"]):
         device_plan.make_plan(Catalog(store), PlanRequest(model="huge", profile=profile, link=NEAR))
 
 
@@ -164,12 +164,12 @@ def test_another_protocol_is_refused(store: Store, profile: dict[str, Any]) -> N
 
 
 def test_a_profile_that_is_none_is_refused(store: Store) -> None:
-    with raises(errors.ProtocolError, reason="schema-version"):
+    with raises(errors.ProtocolError, reason="request-too-large"):
         device_plan.make_plan(Catalog(store), PlanRequest(model="tiny", profile={"kernels": 3}, link=NEAR))
 
 
 def test_an_unknown_layer_is_refused_with_some_that_exist(store: Store, profile: dict[str, Any]) -> None:
-    with pytest.raises(errors.UsageError) as caught:
+    with raises(errors.UsageError, reason="unknown-layer") as caught:
         ask(store, profile, keep="nose")
     assert "stem" in caught.value.data["layers"]
 
@@ -192,7 +192,7 @@ def test_a_replaced_bundle_is_seen(store: Store, profile: dict[str, Any]) -> Non
 
 def test_a_damaged_bundle_is_one_sentence(store: Store) -> None:
     (store.bundles.folder / "tiny" / "model.onnx").write_bytes(b"x")
-    with pytest.raises(errors.ModelError):
+    with raises(errors.ModelError, reason="damaged"):
         Catalog(store).bundle("tiny")
     assert Catalog(store).models() == []
 

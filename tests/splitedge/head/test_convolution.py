@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import conv
+from kernels.operators import conv
 from splitedge.head import Head
 from splitedge.head import segment as seg
 from tests import ends, reference_head

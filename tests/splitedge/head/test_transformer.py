@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from kernels import float_gemm, gemm, reference
+from kernels import reference
 from kernels.jit import kernel
+from kernels.operators import float_gemm, gemm
 from splitedge.errors import InputError
 from splitedge.head import Head
 from splitedge.head import segment as seg
@@ -147,8 +148,9 @@ def test_attention_is_near_the_exact_one() -> None:
 
 
 @kernel
-def _pack(memory, source, column_step, k_step, n, k):  # type: ignore[no-untyped-def]
-    float_gemm.pack(memory.view(np.int8), source, column_step, k_step, n, k, memory.view(np.uint32), 0)
+def _pack(memory, first, column_step, k_step, n, k):  # type: ignore[no-untyped-def]
+    source = float_gemm.Source(first, column_step, k_step)
+    float_gemm.pack(memory.view(np.int8), source, n, k, memory.view(np.uint32), 0)
 
 
 @pytest.mark.parametrize("n", [1, 16, 33, 79, 130])
@@ -156,7 +158,6 @@ def _pack(memory, source, column_step, k_step, n, k):  # type: ignore[no-untyped
 def test_packing_at_run_time_gives_the_panels_of_packing_at_load(n: int, k: int) -> None:
     w = np.random.default_rng(n * k).integers(-127, 128, (n, k)).astype(np.int8)
     expected = gemm.pack_panels(w)
-    assert expected.size == float_gemm.panel_bytes(n, k)
     padded = np.zeros((n, k + 8), np.int8)
     padded[:, :k] = w
     for source, column_step, k_step in ((padded, k + 8, 1), (np.ascontiguousarray(padded.T), 1, n)):

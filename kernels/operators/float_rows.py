@@ -1,8 +1,9 @@
-"""What happens to rows of float32 between the products of a transformer: quantization, layer norm, GELU, softmax, sums.
+"""Operations on rows of float32 between the products of a transformer: quantization, layer norm, GELU, softmax, sums.
 
-Each is LLVM IR over 16 lanes, so that the order of every sum and every rounding is written here and not left to a vectorizer; LLVM cuts the
-16 lanes to the machine's vectors. Arguments are addresses (`address`), counts of elements, and float32 numbers. The last, partial block of a row
-is read whole (the arena has that slack) and its idle lanes are replaced. Twins: the transformers' part of `kernels.reference`.
+Each is LLVM IR over 16 lanes. This fixes the order of all sums and all roundings, independent of a vectorizer; LLVM
+divides the 16 lanes into vectors of the machine. Arguments are addresses, counts of elements, and float32 numbers. The
+last, partial block of a row is read whole (the arena has that slack), and its idle lanes are replaced. Twins: the
+transformers' part of `kernels.reference`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _FLOATS, _INTS = emit.vector(FLOAT, WIDE), emit.vector(I32, WIDE)
 
 
 class Lanes:
-    """A <16 x float> in the making: each operator emits one IEEE operation; a number or a scalar stands for copies of itself."""
+    """A <16 x float> value. Each Python operator emits one IEEE operation; scalars are copied to all lanes."""
 
     def __init__(self, b: ir.IRBuilder, value: ir.Value) -> None:
         self.b, self.value = b, value
@@ -48,11 +49,11 @@ class Lanes:
         return Lanes(self.b, self.b.fdiv(self.value, self._other(other)))
 
     def above(self, other: Any) -> Lanes:
-        """The greater of both; ``other`` where self is no number."""
+        """The maximum of both; ``other`` if self is NaN."""
         return self._choose(">", self._other(other))
 
     def below(self, other: Any) -> Lanes:
-        """The lesser of both; ``other`` where self is no number."""
+        """The minimum of both; ``other`` if self is NaN."""
         return self._choose("<", self._other(other))
 
     def _choose(self, relation: str, other: ir.Value) -> Lanes:
@@ -63,7 +64,7 @@ class Lanes:
         return (self + emit.ROUND) - emit.ROUND
 
     def integers(self) -> ir.Value:
-        """<16 x i32> of values that are integers already."""
+        """<16 x i32> of integral values."""
         return self.b.fptosi(self.value, _INTS)
 
     def bits(self) -> ir.Value:
@@ -71,7 +72,7 @@ class Lanes:
         return self.b.bitcast(self.value, _INTS)
 
     def kept(self, mask: ir.Value | None, fill: float) -> Lanes:
-        """``fill`` in the lanes that are beyond the row."""
+        """self, with ``fill`` in the lanes beyond the row."""
         if mask is None:
             return self
         return Lanes(self.b, self.b.select(mask, self.value, self._other(fill)))
@@ -85,7 +86,7 @@ class Lanes:
 
 
 class Block:
-    """16 elements of a row: where they start, and in the last block how many of them there are."""
+    """16 elements of a row from ``start`` on; ``count``: how many there are in a partial block."""
 
     def __init__(self, b: ir.IRBuilder, start: ir.Value, count: ir.Value | None) -> None:
         self.b, self.start, self.count = b, start, count
@@ -103,16 +104,18 @@ class Block:
         return Lanes(self.b, self.b.sitofp(self.b.sext(small, _INTS), _FLOATS))
 
     def store(self, value: Lanes, row: ir.Value) -> None:
-        """Only the elements of the row."""
+        """Store only elements of the row."""
         value.store(emit.at(self.b, row, self.b.mul(self.start, I64(4))), self.count)
 
     def store_bytes(self, codes: ir.Value, row: ir.Value) -> None:
-        """All 16: rows of codes are padded to that."""
+        """Store all 16: rows of codes are padded to a multiple of 16."""
         emit.store(self.b, self.b.trunc(codes, emit.vector(I8, WIDE)), row, self.start)
 
 
 def _sweep(b: ir.IRBuilder, n: ir.Value, body: Callable[..., list[ir.Value]], *carried: ir.Value) -> list[ir.Value]:
-    """``body``(block, carried values) -> their next values, for each block of a row of ``n`` elements; returns the last."""
+    """Call ``body``(block, carried values) -> next values for each block of a row of ``n`` elements; return the last
+    values.
+    """
     full = b.ashr(n, I64(4))
     with emit.loop(b, full, *carried) as (index, before, following):
         following += body(Block(b, b.shl(index, I64(4)), None), *before)
@@ -129,7 +132,7 @@ def _sweep(b: ir.IRBuilder, n: ir.Value, body: Callable[..., list[ir.Value]], *c
 
 
 def _halves(b: ir.IRBuilder, value: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
-    """All lanes into one: lane i with i + 8, then i + 4, i + 2, i + 1."""
+    """Combine all lanes: lane i with i + 8, then i + 4, i + 2, i + 1."""
     for distance in (8, 4, 2, 1):
         turned = emit.shuffle(b, value, value, [(i + distance) % WIDE for i in range(WIDE)])
         value = combine(value, turned)
@@ -145,7 +148,7 @@ def _zeros(kind: ir.Type = _FLOATS) -> ir.Value:
 
 
 def _usable(b: ir.IRBuilder, scale: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """``scale`` and 1 / scale, or 0 and 0 where it is outside `reference.SCALES`."""
+    """``scale`` and 1 / scale, or 0 and 0 if it is outside `reference.SCALES`."""
     least, most = (FLOAT(float(bound)) for bound in reference.SCALES)
     usable = b.and_(b.fcmp_ordered(">=", scale, least), b.fcmp_ordered("<=", scale, most))
     zero = FLOAT(0.0)
@@ -156,7 +159,7 @@ def _exp(x: Lanes) -> Lanes:
     """`reference.exp`."""
     b = x.b
     x = x.above(-87.0)
-    shifted = x * float(reference._LOG2E) + emit.ROUND  # its low bits are the integer n
+    shifted = x * float(reference._LOG2E) + emit.ROUND  # the low bits are the integer n
     n = shifted - emit.ROUND
     r = x - n * float(reference._LN2_HI)
     r = r - n * float(reference._LN2_LO)
@@ -179,11 +182,13 @@ def _polynomial(x: Lanes, coefficients: Any) -> Lanes:
     return value
 
 
-# --- the plumbing from Numba ------------------------------------------------------------------------------------------
+# --- calls from Numba -------------------------------------------------------------------------------------------------
 
 
 def call(name: str, body: Callable[..., None], *arguments: Any) -> Any:
-    """What an intrinsic returns: a call of the private function ``name``, whose ``body`` gets 64-bit integers and float32 numbers."""
+    """The return value of an intrinsic that calls the private function ``name``; ``body`` gets int64 and float32
+    values.
+    """
     kinds = [types.float32 if isinstance(a, types.Float) else types.int64 for a in arguments]
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> Any:
@@ -198,24 +203,14 @@ def pointer(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     return b.inttoptr(address, PTR)
 
 
-@intrinsic
-def address(typingctx, array):
-    """Where the data of ``array`` starts."""
-
-    def codegen(context, b, sig, a):
-        return b.ptrtoint(emit.array_pointer(context, b, sig.args[0], a[0]), I64)
-
-    return types.int64(array), codegen
-
-
 # --- the kernels ------------------------------------------------------------------------------------------------------
 
 
 @intrinsic
 def quantize_rows(typingctx, x, step, count, n, codes, codes_step, scale, zero):
-    """``count`` rows of x float32 [n], ``step`` bytes apart, to uint8 codes [n, padded to 16], a float32 scale and an int32 zero point each.
+    """`reference.quantize_rows` of ``count`` rows of x float32 [n], ``step`` bytes apart.
 
-    `reference.quantize_rows`.
+    Writes uint8 codes [n, padded to 16], a float32 scale and an int32 zero point for each row.
     """
 
     def body(b, x, step, count, n, codes, codes_step, scale, zero):
@@ -250,8 +245,10 @@ def _quantize_row(b: ir.IRBuilder, x: ir.Value, n: ir.Value, codes: ir.Value, sc
 
 @intrinsic
 def quantize_keys(typingctx, x, step, tokens, count, n, factor, codes, codes_step, scale, total):
-    """The rows ``tokens`` (int32 [count]) of x float32 [n], ``step`` bytes apart, to int8 codes [n, padded to 16], scales * ``factor``, and the
-    int32 sums of the codes; `reference.quantize_signed`."""
+    """`reference.quantize_signed` of the rows ``tokens`` (int32 [count]) of x float32 [n], ``step`` bytes apart.
+
+    Writes int8 codes [n, padded to 16], the scale times ``factor``, and the int32 sum of the codes for each row.
+    """
 
     def body(b, x, step, tokens, count, n, factor, codes, codes_step, scale, total):
         x, tokens, codes, scale, total = (pointer(b, p) for p in (x, tokens, codes, scale, total))
@@ -293,7 +290,7 @@ def _signed_code(value: Lanes) -> Lanes:
 
 @intrinsic
 def widen_columns(typingctx, x, n, tops):
-    """tops[i] = max(tops[i], |x[i]|); ``tops`` is padded to 16."""
+    """tops[i] = max(tops[i], |x[i]|); ``tops`` is padded to a multiple of 16."""
 
     def body(b, x, n, tops):
         x, tops = pointer(b, x), pointer(b, tops)
@@ -309,7 +306,9 @@ def widen_columns(typingctx, x, n, tops):
 
 @intrinsic
 def column_scales(typingctx, tops, n, inverses):
-    """tops [n] in place to scales tops / 127, and their inverses; `reference.quantize_signed`. Both are padded to 16."""
+    """Replace tops [n] by the scales tops / 127 and write their inverses: `reference.quantize_signed`. Both are padded
+    to 16.
+    """
 
     def body(b, tops, n, inverses):
         tops, inverses = pointer(b, tops), pointer(b, inverses)
@@ -334,7 +333,9 @@ def column_scales(typingctx, tops, n, inverses):
 
 @intrinsic
 def quantize_value(typingctx, x, n, inverses, codes, totals):
-    """x float32 [n] to int8 codes [n, padded to 16] by the inverse scale of each column; the codes are added to the int32 ``totals``."""
+    """Quantize x float32 [n] to int8 codes [n, padded to 16] by the inverse scale of each column; add the codes to the
+    int32 ``totals``.
+    """
 
     def body(b, x, n, inverses, codes, totals):
         x, inverses, codes, totals = (pointer(b, p) for p in (x, inverses, codes, totals))
@@ -353,9 +354,10 @@ def quantize_value(typingctx, x, n, inverses, codes, totals):
 
 @intrinsic
 def softmax_rows(typingctx, x, step, count, n, codes, codes_step, scale):
-    """``count`` rows of x float32 [n] to uint8 codes of 1/255 [n, padded to 16] and for each the scale 1 / sum; `reference.softmax_codes`.
+    """`reference.softmax_codes` of ``count`` rows of x float32 [n], ``step`` bytes apart.
 
-    The maxima are a pass of their own, so that the exponentials of one row do not wait for its maximum.
+    Writes uint8 codes in units of 1/255 [n, padded to 16] and the scale 1 / sum for each row. A first pass computes all
+    maxima, so that the exponentials of a row do not wait for its maximum.
     """
 
     def body(b, x, step, count, n, codes, codes_step, scale):
@@ -379,12 +381,12 @@ def _greatest(b: ir.IRBuilder, x: ir.Value, n: ir.Value) -> ir.Value:
 
 
 def _softmax_row(b: ir.IRBuilder, x: ir.Value, n: ir.Value, codes: ir.Value, scale: ir.Value) -> None:
-    """``scale`` holds the greatest of x, and then 1 / the sum of the codes."""
+    """``scale`` holds the maximum of x before, and 1 / the sum of the codes after."""
     top = emit.load(b, FLOAT, scale)
 
     def code(block: Block, sums: ir.Value) -> list[ir.Value]:
         e = _exp(block.load(x).kept(block.mask, float("-inf")) - top)
-        bits = (e * 255.0 + emit.ROUND).bits()  # e is 0 to 1 for any bits of x: the low byte is the code
+        bits = (e * 255.0 + emit.ROUND).bits()  # e is 0 to 1 for any x, so the low byte is the code
         block.store_bytes(bits, codes)
         return [b.add(sums, b.and_(bits, _copies(255)))]
 
@@ -394,7 +396,7 @@ def _softmax_row(b: ir.IRBuilder, x: ir.Value, n: ir.Value, codes: ir.Value, sca
 
 @intrinsic
 def gelu_row(typingctx, x, n):
-    """x = gelu(x) in place; `reference.gelu`."""
+    """x = gelu(x) in place: `reference.gelu`."""
 
     def body(b, x, n):
         x = pointer(b, x)
@@ -431,7 +433,7 @@ def add_row(typingctx, y, x, n):
 
 @intrinsic
 def norm_row(typingctx, x, n, gamma, beta, epsilon, y):
-    """Layer norm of x [n]; `reference.norm`. y may be x."""
+    """Layer norm of x [n]: `reference.norm`. y may be x."""
 
     def body(b, x, n, gamma, beta, epsilon, y):
         x, gamma, beta, y = (pointer(b, p) for p in (x, gamma, beta, y))
@@ -461,7 +463,7 @@ def norm_row(typingctx, x, n, gamma, beta, epsilon, y):
 
 @intrinsic
 def embed_row(typingctx, w, n, scale, position, y):
-    """y = w * scale + position, w int8 [n]; `reference.embed`."""
+    """y = w * scale + position, w int8 [n]: `reference.embed`."""
 
     def body(b, w, n, scale, position, y):
         w, position, y = (pointer(b, p) for p in (w, position, y))

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kernels import entropy
 from kernels import reference as ref
+from kernels.rans import adaptive
 from tests.drawn import drawn
 
 Arrays = list[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]]
@@ -20,9 +20,9 @@ ALL = np.zeros(1, np.uint8)
 
 def encode(arrays: Arrays) -> tuple[int, NDArray[np.uint32]]:
     words = np.zeros(sum(len(codes) // 2 + 1 for codes, _, _ in arrays), np.uint32)
-    state = np.array([entropy.SEED, len(words)], np.int64)
+    state = np.array([adaptive.SEED, len(words)], np.int64)
     for codes, where, start in reversed(arrays):
-        entropy.encode(codes, where, start, state, words)
+        adaptive.encode(codes, where, start, state, words)
     assert state[1] >= 0
     return int(state[0]), words[state[1] :].copy()
 
@@ -31,7 +31,7 @@ def decode(x: int, words: NDArray[np.uint32], arrays: Arrays) -> tuple[list[NDAr
     state, found = np.array([x, 0], np.int64), []
     for codes, where, start in arrays:
         room = np.full(len(codes) + 16, 91, np.uint8)
-        entropy.decode(words, where, start, state, room[8:-8])
+        adaptive.decode(words, where, start, state, room[8:-8])
         assert (room[:8] == 91).all()
         assert (room[-8:] == 91).all()
         found.append(room[8:-8])
@@ -69,17 +69,17 @@ def whole_alphabet(symbols: int) -> Arrays:
 @given(rows_of_arrays())
 def test_what_is_coded_comes_back_and_equals_the_twin(arrays: Arrays) -> None:
     x, words = encode(arrays)
-    assert (x, words.tolist()) == ref.entropy_encode(arrays)
+    assert (x, words.tolist()) == ref.adaptive_rans_encode(arrays)
     found, state = decode(x, words, arrays)
-    assert state == [entropy.SEED, len(words)]
-    slow = ref.entropy_decode(x, words.tolist(), [(len(codes), where, start) for codes, where, start in arrays])
+    assert state == [adaptive.SEED, len(words)]
+    slow = ref.adaptive_rans_decode(x, words.tolist(), [(len(codes), where, start) for codes, where, start in arrays])
     for (codes, _, _), fast, plain in zip(arrays, found, slow, strict=True):
         np.testing.assert_array_equal(fast, codes)
         np.testing.assert_array_equal(plain, codes)
 
 
 @drawn(100)
-@given(rows_of_arrays(), st.integers(entropy.SEED, (1 << 63) - 1), st.lists(st.integers(0, 2**32 - 1), max_size=20))
+@given(rows_of_arrays(), st.integers(adaptive.SEED, (1 << 63) - 1), st.lists(st.integers(0, 2**32 - 1), max_size=20))
 def test_any_words_give_symbols_of_the_alphabet(arrays: Arrays, x: int, words: list[int]) -> None:
     found, _ = decode(x, np.array(words, np.uint32), arrays)
     for (_, _, start), codes in zip(arrays, found, strict=True):

@@ -1,13 +1,18 @@
-"""The codec's inner loops as LLVM IR: `GROUP` values go from float32 to packed bits, and back, without leaving the registers.
+"""The inner loops of the codec as LLVM IR: `GROUP` values go from float32 to packed bits, and back, in registers.
 
-Twins: the plain loops of `kernels.codec`, and `reference.pack_bits`; `kernels.codec` does what is left at the end of a tensor.
+Twins: the plain loops of `kernels.codec.bits` and `kernels.codec.ranges`, and `reference.pack_bits`.
+`kernels.codec.fused` handles the rest at the end of a tensor.
 
-What bounds them, of 197 x 768 values on a Zen 5 with AVX-512, all in its caches: nothing but stores takes 3.8 us, a copy 7.4 to 10.6 as its target lies;
-decoding 2 bits takes 5 to 7, and 6 to 9 at other widths. Stores past the caches take 15 us, and 32 until the values were read; asking for lines
-before they are written gains nothing. Ranges that straddle cache lines cost 4 us, hence `kernels.codec` aligns them and holds them in registers from row to
-row. Encoding takes 9: its arithmetic, so that the same holding gained nothing there. A Zen 4 needs 14 to encode 2 bits, as much as for a copy:
-ranges repeated over no more than a row leave its nearest cache to x, which is worth 1 to 2, and codes that are looked at once they are rounded (`QUICK`)
-as much again.
+Limits, measured on 197 x 768 values in the caches of a Zen 5 with AVX-512:
+
+- Stores alone take 3.8 us, a copy 7.4 to 10.6 us depending on the address of the target.
+- Decoding takes 5 to 7 us at 2 bits and 6 to 9 us at other widths. Non-temporal stores take 15 us, or 32 us until the
+  values are read. Prefetching lines before they are written gains nothing.
+- Ranges that straddle cache lines cost 4 us. Therefore `kernels.codec.fused` aligns them, and decoding holds them in
+  registers from row to row.
+- Encoding takes 9 us, limited by its arithmetic; holding the ranges in registers gains nothing.
+- A Zen 4 needs 14 us to encode 2 bits, as long as for a copy. Repeating the ranges over at most a row leaves the
+  nearest cache to x and gains 1 to 2 us. Checking codes only after rounding (`QUICK`) gains as much again.
 """
 
 from __future__ import annotations
@@ -23,31 +28,36 @@ from numba.extending import intrinsic
 from kernels import emit, isa
 from kernels.emit import FLOAT, I8, I16, I32, I64, PTR, TARGET
 
-GROUP: Final = 4 * TARGET.lanes  # codes of one step; divides a block of `kernels.codec`
-#: Bytes of x that are asked for ahead: a tensor that left the cache is read half as fast again as by the processor's own prefetching.
+GROUP: Final = 4 * TARGET.lanes  # codes of one step; divides a block of `kernels.codec.bits`
+#: Distance of prefetching in bytes: reads a tensor that is not in the cache 1.5 times as fast as the hardware
+#: prefetcher alone.
 AHEAD: Final = 4096
 
-#: Whether lanes can be shifted by amounts of their own, and bytes brought to any lane: SSE2 can do neither.
+#: Whether each lane can be shifted by its own amount, and bytes can move to any lane: not with SSE2.
 SHIFTS: Final = isa.ARM or TARGET.bits > 128
 
-#: Whether bytes come from anywhere in a vector of `GROUP` codes at once.
+#: Whether one instruction can permute all bytes in a vector of `GROUP` codes.
 BYTES: Final = TARGET.bits == 512 and "avx512vbmi" in isa.host_features()
 
-#: Widths at which a codebook may stand for equal steps, and what is added to the width to choose it.
+#: Bit widths with a codebook instead of equal steps.
 CODEBOOKS: Final = (2, 3)
+#: Added to the width to choose the loop with a codebook.
 CODEBOOK: Final = 16
-#: The same for encoding that gives up at codes beyond int32, and the widths at which that is faster. 0: x86 alone marks such codes when it rounds, and SSE2
-#: has no minimum to see them by.
+#: Added to the width to choose the quick encoding loop, which gives up at codes beyond int32. 0 if there is none: only
+#: x86 marks such codes when it rounds, and SSE2 has no minimum instruction to find them.
 QUICK: Final = 32 if isa.X86 and TARGET.bits > 128 else 0
+#: Widths at which the quick loop is faster.
 QUICKS: Final = (2, 3, 4, 5, 6, 7)
 
 _ENCODE_ARGS = [PTR, PTR, PTR, FLOAT, PTR, PTR, I64, I64, PTR]
 
 
 def _encode_body(bits: int, codebook: bool = False, quick: bool = False) -> emit.Body:
-    """IR: x, lows, invs, top, the codebook's thresholds, out, groups of a row, rows, and one word that is not 0 after a value that is not finite.
+    """IR with the arguments x, lows, invs, top, thresholds of the codebook, out, groups in a row, rows, and a word: not
+    0 after a value that is not finite.
 
-    ``quick``: nor after a code that no int32 holds; all others are told by the least of the rounded codes, and clamped as bytes.
+    ``quick``: the word is also not 0 after a code beyond int32, found by the minimum of the rounded codes. Other codes
+    are clamped as bytes.
     """
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
@@ -70,10 +80,10 @@ def _encode_body(bits: int, codebook: bool = False, quick: bool = False) -> emit
                     lo, inv = (emit.load(b, floats, base, place) for base in (lows, invs))
                     code = b.fmul(b.fsub(value, lo), inv)
                     if not quick:
-                        seen = b.or_(
-                            seen, b.bitcast(b.fsub(value, value), ints)
-                        )  # 0 unless it is infinite or no number
-                        # Infinity times 0 is no number here and stays none: rounding and saturation make 0 of it on every set.
+                        # value - value is 0, or NaN for an infinity and for NaN.
+                        seen = b.or_(seen, b.bitcast(b.fsub(value, value), ints))
+                        # Infinity times 0 is NaN and stays NaN: rounding and saturation turn it into 0 on every
+                        # instruction set.
                         below = b.select(b.fcmp_ordered(">", code, most), most, code)
                         code = _rank(b, code, limits) if codebook else below
                     codes.append(emit.rounded(b, code))
@@ -94,7 +104,7 @@ def _encode_body(bits: int, codebook: bool = False, quick: bool = False) -> emit
 
 
 def _least(b: ir.IRBuilder, values: list[ir.Value], signed: bool = True) -> ir.Value:
-    """The least of ``values``, lane by lane, by halves."""
+    """The minimum of ``values``, lane by lane."""
     if len(values) == 1:
         return values[0]
     x, y = (_least(b, half, signed) for half in (values[: len(values) // 2], values[len(values) // 2 :]))
@@ -102,12 +112,12 @@ def _least(b: ir.IRBuilder, values: list[ir.Value], signed: bool = True) -> ir.V
 
 
 def _entries(b: ir.IRBuilder, table: ir.Value, count: int) -> list[ir.Value]:
-    """The float32 numbers of ``table``, each in all lanes."""
+    """``count`` float32 numbers of ``table``, each in all lanes."""
     return [emit.splat(b, emit.load(b, FLOAT, table, 4 * k), TARGET.lanes) for k in range(count)]
 
 
 def _rank(b: ir.IRBuilder, value: ir.Value, limits: list[ir.Value]) -> ir.Value:
-    """How many of the ascending ``limits`` (one less than a power of two) ``value`` is above, as float32; what is no number is above none."""
+    """How many of the ascending ``limits`` (2^k - 1 of them) are below ``value``, as float32; 0 for NaN."""
     kind, half = value.type, len(limits) // 2
     above = b.fcmp_ordered(">", value, limits[half])
     gained, none = (ir.Constant(kind, [count] * kind.count) for count in (half + 1.0, 0.0))
@@ -118,7 +128,10 @@ def _rank(b: ir.IRBuilder, value: ir.Value, limits: list[ir.Value]) -> ir.Value:
 
 
 def _store_bits(b: ir.IRBuilder, codes: ir.Value, bits: int, out: ir.Value) -> None:
-    """`GROUP` codes, each < 2^bits, as `GROUP` * bits / 8 bytes; at 3, 5, 6 and 7 bits the last word is 8 bytes long all the same, but for `BYTES`."""
+    """Store `GROUP` codes, each < 2^bits, as `GROUP` * bits / 8 bytes.
+
+    At 3, 5, 6 and 7 bits the last word still stores 8 bytes, except with `BYTES`.
+    """
     if bits == 8:
         emit.store(b, codes, out)
     elif bits in (2, 4):
@@ -135,9 +148,8 @@ def _store_bits(b: ir.IRBuilder, codes: ir.Value, bits: int, out: ir.Value) -> N
             words = b.or_(b.and_(words, low), b.lshr(high, ir.Constant(words.type, [step] * (GROUP // 8))))
         if BYTES:
             apart = b.bitcast(words, emit.vector(I8, GROUP))
-            emit.store(
-                b, emit.shuffle(b, apart, apart, [8 * i + k for i in range(GROUP // 8) for k in range(bits)]), out
-            )
+            places = [8 * i + k for i in range(GROUP // 8) for k in range(bits)]
+            emit.store(b, emit.shuffle(b, apart, apart, places), out)
             return
         for i in range(GROUP // 8):
             emit.store(b, b.extract_element(words, I32(i)), out, i * bits)
@@ -153,7 +165,7 @@ _DECODE_ARGS = [PTR, PTR, PTR, PTR, PTR, I64, I64, I64]
 
 
 def _decode_body(bits: int, codebook: bool = False) -> emit.Body:
-    """IR: data, lows, scales, the codebook's levels, out, groups, rows, values from row to row."""
+    """IR with the arguments data, lows, scales, levels of the codebook, out, groups, rows, values from row to row."""
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
         data, lows, scales, levels, out, groups, rows, step = args
@@ -172,21 +184,21 @@ def _decode_body(bits: int, codebook: bool = False) -> emit.Body:
 
 
 def _vectors(b: ir.IRBuilder, array: ir.Value, first: ir.Value) -> list[ir.Value]:
-    """The `GROUP` float32 from array[first] on."""
+    """`GROUP` float32 values from array[first] on."""
     kind, place = emit.vector(FLOAT, TARGET.lanes), b.mul(first, I64(4))
     return [emit.load(b, kind, array, b.add(place, I64(4 * v * TARGET.lanes))) for v in range(4)]
 
 
 def _cells(b: ir.IRBuilder, bits: int, data: ir.Value) -> list[ir.Value]:
-    """`GROUP` codes as 4 vectors of int32, each code in the lowest bits of its lane; above it may be anything."""
+    """`GROUP` codes as 4 vectors of int32, each code in the lowest bits of its lane. Higher bits are undefined."""
     lanes = TARGET.lanes
     ints = emit.vector(I32, lanes)
     if not SHIFTS or bits == 8:
         codes = _load_bits(b, bits, data)
         return [b.zext(emit.shuffle(b, codes, codes, range(v * lanes, (v + 1) * lanes)), ints) for v in range(4)]
-    together = 16 if bits == 2 else 8 if bits in (3, 4) else max(lanes, 8)  # codes that come by one load
+    together = 16 if bits == 2 else 8 if bits in (3, 4) else max(lanes, 8)  # codes in one load
     length = together * bits // 8
-    word = 1 << (length - 1).bit_length()  # at 3, 5, 6 and 7 bits it reaches into what follows
+    word = 1 << (length - 1).bit_length()  # at 3, 5, 6 and 7 bits it reads beyond the group
     loaded, cells = {}, []
     for v in range(4):
         first, inner = divmod(v * lanes, together)
@@ -196,7 +208,7 @@ def _cells(b: ir.IRBuilder, bits: int, data: ir.Value) -> list[ir.Value]:
         places = [(inner + lane) % together * bits for lane in range(lanes)]
         if word == 4:
             cell, shifts = emit.splat(b, loaded[first], lanes), places
-            if lanes > together:  # two loads to all lanes, the second to the upper half alone: no lane moves
+            if lanes > together:  # two loads, each to all lanes; the upper half takes the second, so that no lane moves
                 upper = ir.Constant(emit.vector(ir.IntType(1), lanes), [lane >= together for lane in range(lanes)])
                 cell = b.select(upper, emit.splat(b, loaded[first + 1], lanes), cell)
         else:
@@ -208,11 +220,13 @@ def _cells(b: ir.IRBuilder, bits: int, data: ir.Value) -> list[ir.Value]:
 
 
 def _reader(b: ir.IRBuilder, bits: int, levels: ir.Value | None) -> Callable[[ir.Value], ir.Value]:
-    """A function from cells to their codes as float32, or to the ``levels`` of these. What it needs is loaded here, before the loop."""
+    """A function from cells to their codes as float32, or to the ``levels`` of the codes. Tables are loaded here,
+    before the loop.
+    """
     lanes, count = TARGET.lanes, 1 << bits
     floats, ints = emit.vector(FLOAT, lanes), emit.vector(I32, lanes)
     mask = ir.Constant(ints, [count - 1] * lanes)
-    if SHIFTS and isa.X86 and count <= lanes:  # a permutation takes the lowest bits of a lane and no others
+    if SHIFTS and isa.X86 and count <= lanes:  # a permutation uses only the lowest bits of a lane
         again = [lane % count for lane in range(lanes)]
         entries = ir.Constant(floats, [float(k) for k in again])
         if levels is not None:
@@ -230,19 +244,18 @@ def _reader(b: ir.IRBuilder, bits: int, levels: ir.Value | None) -> Callable[[ir
 
 
 def _level_by_bytes(b: ir.IRBuilder, table: list[ir.Value], mask: ir.Value, cell: ir.Value) -> ir.Value:
-    """The levels of 4 cells from a ``table`` of their bytes, 4 to each; ARM."""
+    """The levels of 4 cells from a ``table`` of bytes, 4 for each level. ARM."""
     four, own = (ir.Constant(mask.type, [word] * 4) for word in (0x04040404, 0x03020100))
     places = b.add(b.mul(b.and_(cell, mask), four), own)
     return b.bitcast(emit.look_up(b, table, b.bitcast(places, table[0].type)), emit.vector(FLOAT, 4))
 
 
 def _entry(b: ir.IRBuilder, places: ir.Value, entries: list[ir.Value]) -> ir.Value:
-    """The entry at each of ``places``, by halving their number, a power of two."""
+    """The entry at each of ``places``: halves the number of entries, a power of two, at each bit."""
     kind, bit = places.type, 1
     while len(entries) > 1:
-        odd = b.icmp_signed(
-            "!=", b.and_(places, ir.Constant(kind, [bit] * kind.count)), ir.Constant(kind, [0] * kind.count)
-        )
+        bits, zero = (ir.Constant(kind, [value] * kind.count) for value in (bit, 0))
+        odd = b.icmp_signed("!=", b.and_(places, bits), zero)
         entries = [b.select(odd, entries[k + 1], entries[k]) for k in range(0, len(entries), 2)]
         bit *= 2
     return entries[0]
@@ -263,7 +276,7 @@ def _load_bits(b: ir.IRBuilder, bits: int, data: ir.Value) -> ir.Value:
     words = ir.Constant(emit.vector(I64, GROUP // 8), ir.Undefined)
     for i in range(GROUP // 8):
         words = b.insert_element(words, emit.load(b, I64, data, i * bits), I32(i))
-    for width in (4, 2, 1):  # fours, pairs, single codes apart
+    for width in (4, 2, 1):  # separate fours, then pairs, then single codes
         low = sum(((1 << width * bits) - 1) << at for at in range(0, 64, 16 * width))
         step = width * (8 - bits)
         first = b.and_(words, ir.Constant(words.type, [low] * (GROUP // 8)))
@@ -274,7 +287,11 @@ def _load_bits(b: ir.IRBuilder, bits: int, data: ir.Value) -> ir.Value:
 
 @intrinsic
 def encode_groups(typingctx, x, x_at, lows, invs, phase, top, thresholds, bits, out, out_at, groups, rows, finite):
-    """``rows`` of ``groups`` of `GROUP` values of x[x_at:]; the ranges of each row's first at lows[phase] and invs[phase]. ``bits`` + `CODEBOOK`: by ``thresholds``; + `QUICK`."""
+    """Encode ``rows`` rows of ``groups`` groups of x[x_at:] to out[out_at:].
+
+    The ranges of each row start at lows[phase] and invs[phase]. ``bits``: the width, plus `CODEBOOK` for
+    ``thresholds``, or plus `QUICK`.
+    """
     places = types.int64
     signature = types.void(
         x, places, lows, invs, places, types.float32, thresholds, places, out, places, places, places, finite
@@ -298,7 +315,7 @@ def encode_groups(typingctx, x, x_at, lows, invs, phase, top, thresholds, bits, 
 
 @intrinsic
 def decode_groups(typingctx, data, data_at, lows, scales, phase, levels, bits, out, out_at, groups, rows, step):
-    """The inverse of `encode_groups`, but for what rounding took."""
+    """The inverse of `encode_groups`, except for rounding. ``step``: values from row to row."""
     places = types.int64
     signature = types.void(data, places, lows, scales, places, levels, places, out, places, places, places, places)
 

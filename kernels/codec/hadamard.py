@@ -1,30 +1,34 @@
-"""Blocks of values through a Hadamard matrix, as LLVM IR that keeps a block in the registers. Twin: `reference.codec_rotate`.
+"""Blocks of values times a Hadamard matrix, as LLVM IR that keeps a block in registers. Twin: `reference.codec_rotate`.
 
-The steps over distances 1, 2, 4, ... up to two vectors each take neighbours apart (even places, odd places) and put sums before differences: after
-as many steps as the pair of vectors has binary places, all stand where they belong. Greater distances are whole vectors apart.
+The steps over the distances 1, 2, 4, ... up to two vectors separate neighbours (even places, odd places) and put sums
+before differences. After as many steps as the number of lanes of two vectors has bits, all values are in their places.
+Larger distances are whole vectors.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from kernels import emit
 from kernels.emit import FLOAT, I64, PTR, TARGET
+from kernels.jit import inline
+from kernels.reference import F32
 
-#: Blocks that the agent and the server know.
+#: The block sizes of the agent and the server.
 SIZES: Final = (8, 16, 32, 64, 128)
-#: Blocks of less share a vector; what does not fill it takes plain loops.
+#: Blocks smaller than this share a vector; those that do not fill it take plain loops.
 LANES: Final = TARGET.lanes
 
-_ARGS: Final = [PTR, FLOAT, PTR, I64]
+_ARGUMENTS: Final = [PTR, FLOAT, PTR, I64]
 
 
 def _body(size: int) -> emit.Body:
-    """IR: x, factor, out, vectors, or blocks where these are larger."""
+    """IR with the arguments x, factor, out, and a number of vectors, or of blocks if these are larger."""
 
     def body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
         x, factor, out, times = args
@@ -72,15 +76,37 @@ def _pair(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> list[ir.Value]:
 
 
 @intrinsic
-def rotate_blocks(typingctx, x, x_at, size, factor, out, out_at, times):
-    """``times`` ``size`` values, or `LANES` if these are more, of x[x_at:] in blocks of ``size``, one of `SIZES`, times ``factor``, to out[out_at:], which may be the same place."""
+def _blocks(typingctx, x, x_at, size, factor, out, out_at, times):
+    """Transform x[x_at:] in blocks of ``size``, one of `SIZES`, to out[out_at:], which may be the same place.
+
+    ``times``: how many blocks, or vectors if these hold more than a block.
+    """
     places = types.int64
     signature = types.void(x, places, places, types.float32, out, places, places)
 
     def codegen(context, b, sig, a):
         source, target = (emit.array_pointer(context, b, sig.args[i], a[i], a[i + 1]) for i in (0, 4))
-        bodies = {n: (f"splitedge_rotate_{n}", _ARGS, _body(n)) for n in SIZES}
+        bodies = {n: (f"splitedge_rotate_{n}", _ARGUMENTS, _body(n)) for n in SIZES}
         emit.choose(b, a[2], bodies, [source, a[3], target, a[6]])
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@inline
+def transform(x: F32, start: int, out: F32, at: int, count: int, size: int, factor: np.float32) -> None:
+    """Transform ``count`` values of x[start:] in blocks of ``size``, times ``factor``, to out[at:] or in place."""
+    together = max(size, LANES)
+    _blocks(x, start, size, factor, out, at, count // together)
+    done = count // together * together
+    for i in range(done, count):
+        out[at + i] = x[start + i]
+    h = 1
+    while h < size and done < count:
+        for first in range(at + done, at + count, 2 * h):
+            for i in range(first, first + h):
+                a, b = out[i], out[i + h]
+                out[i], out[i + h] = a + b, a - b
+        h *= 2
+    for i in range(at + done, at + count):
+        out[i] *= factor

@@ -1,14 +1,17 @@
-"""An adaptive entropy coder (range asymmetric numeral systems, rANS) for arrays of small symbols: one state for a row of arrays. Twin: `reference.entropy_encode`.
+"""Adaptive rANS for the constants of a segment file: arrays of small symbols, coded with one state. Twin:
+`reference.adaptive_rans_encode`.
 
-The frequencies of a symbol are what was counted of it before, so nothing but the state and its words is sent. They are brought up to date after
-`FIRST` symbols and then whenever a quarter more were seen: a table of frequencies stays good for long, and decoding a symbol is one look-up and
-one product. Counting is by context, a small number for each symbol that both sides know beforehand; ``contexts`` has one entry for each symbol, or
-one for all.
+The frequency of a symbol follows from its count so far, so that the file holds only the state and the words.
+Frequencies are updated after `FIRST` symbols, and then each time the number of symbols has grown by a quarter. Between
+updates (an epoch) the tables stay the same, and decoding a symbol takes one look-up and one product. Counts depend on a
+context, a small number for each symbol that both sides know; ``contexts`` has one entry for each symbol, or one for
+all.
 
-``start`` [contexts, symbols] int64, each at least 1, is what counts before anything was seen; a symbol that occurs adds `COUNT`. ``state`` [2] int64 is
-the coder's number and its place in ``words`` (uint32). The encoder begins with (`SEED`, len(words)), takes the arrays from the last to the first,
-and writes downwards; the decoder begins with what the encoder ended with and must end with (`SEED`, len(words)). Whatever the words are, a decoder
-writes only symbols of the alphabet: words beyond the end are 0, and its place then says so.
+``start`` [contexts, symbols] int64 are the initial counts, each at least 1; each occurrence of a symbol adds `COUNT`.
+``state`` [2] int64 is the number of the coder and its place in ``words`` (uint32). The encoder starts with (`SEED`,
+len(words)), takes the arrays from the last to the first, and writes downwards. The decoder starts with the encoder's
+final state and must end with (`SEED`, len(words)). For any words the decoder writes only symbols of the alphabet: words
+beyond the end count as 0, and the place tells how many were read.
 """
 
 from __future__ import annotations
@@ -29,12 +32,12 @@ FIRST: Final = 16
 COUNT: Final = 32
 SEED: Final = 1 << 31
 SCALE: Final = 16  # frequencies sum to 2^16
-_LOOK: Final = 12  # bits of a place in it by which a symbol is looked up; the rest is walked
+_LOOK: Final = 12  # bits of the look-up; a linear search finds the rest
 
 
 @kernel
 def encode(codes: U8, contexts: U8, start: I64, state: I64, words: U32) -> None:
-    """Write ``codes`` below what is written already: at most a word for two symbols, and one more."""
+    """Encode ``codes`` below the words written so far: at most one word for two symbols, and one more."""
     counts, sums = start.copy(), np.empty((start.shape[0], start.shape[1] + 1), np.int64)
     _count(codes, contexts, 0, codes.size, counts, COUNT)
     x, place, stop = state[0], state[1], codes.size
@@ -58,7 +61,7 @@ def encode(codes: U8, contexts: U8, start: I64, state: I64, words: U32) -> None:
 
 @kernel
 def decode(words: U32, contexts: U8, start: I64, state: I64, codes: U8) -> None:
-    """Read ``codes``. Any words will do; the state in the end tells whether they were right."""
+    """Decode ``codes``. Accepts any words; the final state tells whether they were valid."""
     counts, sums = start.copy(), np.empty((start.shape[0], start.shape[1] + 1), np.int64)
     look = np.empty((start.shape[0], 1 << _LOOK), np.uint8)
     lows, symbols = sums.reshape(-1), look.reshape(-1)
@@ -94,7 +97,7 @@ def _epoch_end(begin: int) -> int:
 
 @inline
 def _last_epoch(size: int) -> int:
-    """Where the last epoch of ``size`` symbols begins."""
+    """The start of the last epoch of ``size`` symbols."""
     begin, end = 0, _epoch_end(0)
     while end < size:
         begin, end = end, _epoch_end(end)
@@ -109,7 +112,9 @@ def _count(codes: U8, contexts: U8, begin: int, stop: int, counts: I64, by: int)
 
 @inline
 def _sum_up(counts: I64, sums: I64) -> None:
-    """Frequencies of at least 1 in proportion to ``counts``, summed up from 0 to 2^`SCALE`; what rounding leaves is the commonest symbol's."""
+    """Cumulative frequencies, 0 to 2^`SCALE`, in proportion to ``counts`` and at least 1 each; the most frequent symbol
+    gets the remainder.
+    """
     symbols = counts.shape[1]
     spare = (1 << SCALE) - symbols
     for c in range(counts.shape[0]):
@@ -129,7 +134,7 @@ def _sum_up(counts: I64, sums: I64) -> None:
 
 @inline
 def _fill(sums: I64, look: U8) -> None:
-    """For each of the 2^`_LOOK` parts of the range, the symbol in which it begins."""
+    """The symbol at the start of each of the 2^`_LOOK` parts of the range."""
     for c in range(sums.shape[0]):
         part = 0
         for s in range(sums.shape[1] - 1):

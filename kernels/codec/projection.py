@@ -1,7 +1,8 @@
-"""A float32 matrix product with the order of its sums fixed, for changes of basis at the cut. Twin: `reference.codec_project`.
+"""A float32 matrix product with a fixed order of summation, for changes of basis at the cut. Twin:
+`reference.codec_project`.
 
-A tile of `ROWS` x `COLUMNS` sums stays in the registers, as LLVM IR; each product is rounded before it is added. The matrix lies in panels of
-`COLUMNS`, padded with zeros: `panels`.
+A tile of `ROWS` x `COLUMNS` sums stays in registers, in LLVM IR. Each product is rounded before it is added. The matrix
+is packed into `panels` of `COLUMNS` columns, padded with zeros.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def panels(matrix: F32) -> F32:
 
 @kernel
 def project(x: F32, centre: F32, matrix: F32, out: F32) -> None:
-    """``out`` [rows, K] = sum over c of (x [rows, C] - centre [C]) * matrix [C, K] (`panels`), c ascending, each product and each sum rounded."""
+    """``out`` [rows, K] = sum over c of (x [rows, C] - centre [C]) * matrix [C, K] (`panels`), c ascending; each
+    product and sum is rounded.
+    """
     ins, outs = centre.size, out.shape[1]
     some, sums = np.zeros((ROWS, ins), np.float32), np.empty((ROWS, COLUMNS), np.float32)
     for first in range(0, x.shape[0], ROWS):
@@ -53,7 +56,7 @@ def project(x: F32, centre: F32, matrix: F32, out: F32) -> None:
 
 
 def _body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
-    """IR: x, panel, products, sums."""
+    """IR with the arguments x, panel, number of products, sums."""
     x, panel, ins, sums = args
     floats, width = emit.vector(FLOAT, TARGET.lanes), 4 * TARGET.lanes
     zeros = [ir.Constant(floats, [0.0] * TARGET.lanes)] * (ROWS * _VECTORS)
@@ -71,7 +74,7 @@ def _body(b: ir.IRBuilder, args: list[ir.Value]) -> None:
 
 @intrinsic
 def _tile(typingctx, x, matrix, at, ins, sums):
-    """sums [`ROWS`, `COLUMNS`] of x [`ROWS`, ins] and the panel at matrix[at:], flat."""
+    """sums [`ROWS`, `COLUMNS`] = x [`ROWS`, ins] times the panel at matrix[at:] (flat)."""
     signature = types.void(x, matrix, types.int64, types.int64, sums)
 
     def codegen(context, b, sig, a):

@@ -1,8 +1,10 @@
-"""The entropy stage of the codec at the cut: rANS with `LANES` states that take turns, so that they do not wait for each other. Twins in `kernels.reference`.
+"""Static rANS for the tensor at the cut, with `LANES` interleaved states that do not wait for each other. Twin:
+`reference.static_rans_encode`.
 
-Value i belongs to state i mod the number of states. A symbol of frequency f among 2^`SCALE` and of the sum s of those before it takes a state x to
-(x // f << `SCALE`) + x % f + s; before that, its 16 lower bits go out where it would pass 2^31. What came out last is read first.
-Frequencies are those of calibration, carried by the codec. ``base[c]`` is where channel c's table begins among all tables, one after the other.
+Value i belongs to state i mod the number of states. A symbol with frequency f of 2^`SCALE` and cumulative frequency s
+takes the state x to (x // f << `SCALE`) + x % f + s. Before that, the lower 16 bits of x are written if the result
+would exceed 2^31. The decoder reads the words in the reverse order. The frequencies come from calibration and are part
+of the codec. ``base[c]`` is the start of channel c's table among all tables.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ I64 = NDArray[np.int64]
 SCALE: Final = 12
 LEAST: Final = 1 << 15  # a state is in LEAST .. 2^31 - 1
 LANES: Final = 16
-#: Values below which one state is enough: sixteen would cost more than they gain.
+#: Below this number of values one state is better, because the final states of all lanes are sent.
 FEW: Final = 4096
 _ONE: Final = np.uint64(1)
 _RECIPROCAL: Final = 44  # x * ceil(2^44 / f) >> 44 is x // f for all f <= 2^12 and x < f * 2^19
@@ -31,10 +33,11 @@ _RECIPROCAL: Final = 44  # x * ceil(2^44 / f) >> 44 is x // f for all f <= 2^12 
 
 @kernel
 def encode(codes: U8, base: I64, starts: U32, reciprocals: U64, states: U32, words: U16) -> int:
-    """``codes`` [n, C] flat to the final ``states`` [lanes] and to the end of ``words`` [n * C + 1]: how many, in the order in which they are read.
+    """Encode ``codes`` [n, C] (flat) to the final ``states`` [lanes] and to the end of ``words`` [n * C + 1]; return
+    the number of words.
 
-    ``starts``: for each symbol of each table the sum before it, with the sum behind the last; ``reciprocals`` as `_RECIPROCAL` says. A word is
-    written for each value and counts only where it is due: a branch would be guessed wrongly too often.
+    ``starts``: the cumulative frequencies of each table, with the total at the end; ``reciprocals``: see `_RECIPROCAL`.
+    Each value writes a word but advances only if it is needed, because a branch would be mispredicted too often.
     """
     channels, mask = np.uint64(base.size), np.uint64(states.size - 1)
     place, left = np.uint64(words.size - 1), np.uint64(codes.size)
@@ -61,10 +64,11 @@ def encode(codes: U8, base: I64, starts: U32, reciprocals: U64, states: U32, wor
 
 @kernel
 def decode(states: U32, words: U16, base: I64, starts: U32, rows: I64, look: U8, codes: U8) -> bool:
-    """The inverse, to ``codes`` [n, C] flat. ``look`` [tables, 2^`SCALE`]: the symbol at each place of a table; ``rows[c]``: where channel c's begins.
+    """Decode to ``codes`` [n, C] (flat).
 
-    ``words`` are those of `encode` and one more, which may be anything. Returns whether the words were neither too few nor too many, and every state what
-    it was at the start; nothing beyond ``words`` is read.
+    ``look`` [tables, 2^`SCALE`]: the symbol at each place of a table; ``rows[c]``: the start of channel c's row.
+    ``words`` are those of `encode` and one more of any value. Returns whether the number of words was right and every
+    state ends with its initial value. Reads nothing beyond ``words``.
     """
     channels, mask = np.uint64(base.size), np.uint64(states.size - 1)
     place, at_code, last, size = np.uint64(0), np.uint64(0), np.uint64(words.size - 1), np.uint64(codes.size)
