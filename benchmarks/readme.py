@@ -38,7 +38,7 @@ def pages() -> dict[Path, str]:
     made = {page_of(name): filled(page_of(name).read_text(), name, figures(name, documents[name])) for name in MAKERS}
     readme = ROOT / "README.md"
     text = filled(readme.read_text(), "comparison", comparison(documents))
-    text = filled(text, "ways", f"{ways(documents['ways']).rstrip()}\n\n")
+    text = filled(text, "ways", ways(documents["ways"]))
     return made | {readme: filled(text, "setup", setup(kept("setup")))}
 
 

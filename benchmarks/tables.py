@@ -280,37 +280,32 @@ def kernels(document: dict[str, Any]) -> str:
     )
 
 
+def ways(document: Document) -> str:
+    """A row for each way to classify the same photographs."""
+    return f"{markdown(document['rows'])}\n\n{_notes(document)}"
+
+
+_TOGETHER: Final = {"downloads": ("download_mb", "MB"), "first run": ("first_s", "s")}
+#: Of each command the columns of its table, with figures of `benchmarks.setup` and their units.
+COMMANDS: Final = {
+    "demo": _TOGETHER | {"later": ("repeat_s", "s")},
+    "test": _TOGETHER | {"later": ("seconds", "s")},
+}
+
+
 def setup(document: Document) -> str:
     """What the two commands of the README take, in a fresh clone with an empty home folder."""
     figures = document["summary"]
     rows = [
-        {
-            "command": f"`scripts/{name}`",
-            "downloads": _quantity(figures.get(f"{name}.download_mb"), "MB"),
-            "first run": _quantity(figures.get(f"{name}.first_s"), "s"),
-            "later": _quantity(figures.get(f"{name}.{later}"), "s"),
-        }
-        for name, later in (("demo", "repeat_s"), ("test", "seconds"))
+        {"command": f"`scripts/{name}`"}
+        | {title: _quantity(figures.get(f"{name}.{key}"), unit) for title, (key, unit) in columns.items()}
+        for name, columns in COMMANDS.items()
     ]
     return f"{markdown(rows)}\n\n{_notes(document)}"
 
 
 def _quantity(value: float | None, unit: str) -> str:
     return "-" if value is None else f"{value:,.0f} {unit}"
-
-
-def ways(document: Document) -> str:
-    """The five ways over one slow link, for the README: a row each, losses included."""
-    columns = {
-        "way": "way", "bytes/frame": "bytes a frame", "ms/frame": "ms a frame", "as float": "as the float model", "right": "right",
-        "points lost": "points lost, 95 % interval",
-    }  # fmt: skip
-    rows = [{title: row[name] for name, title in columns.items()} for row in document["rows"]]
-    notes = [note for note in document["notes"] if not note.startswith("bound")]  # a column that is left out here
-    return (
-        f"EfficientNet-Lite0 on {document['summary']['ways.samples']:.0f} photos that calibration never saw, over a link of 1 Mbit/s. "
-        f"Every row is a run; nothing is predicted.\n\n{markdown(rows)}\n\n{_notes({'notes': notes})}"
-    )
 
 
 def comparison(documents: dict[str, Document]) -> str:
@@ -380,5 +375,5 @@ def _short(column: str, value: Any) -> Any:
 MAKERS: Final[dict[str, Callable[[Document], str]]] = {
     "accuracy": accuracy, "accuracy_bound": whole, "boards": boards, "codec_speed": whole, "dynamic_link": dynamic_link, "heads": heads,
     "kernels": kernels, "low_bit": low_bit, "payload": payload, "pipeline": whole, "planner": whole, "regret": whole, "reuse": reuse,
-    "rounding": rounding, "segments": segments, "ways": whole,
+    "rounding": rounding, "segments": segments, "ways": ways,
 }  # fmt: skip

@@ -6,6 +6,7 @@ Nothing in the table is made up: every row is a run on this machine. Only the li
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -56,6 +57,10 @@ def main() -> None:
         demo(given.json)
     except errors.SplitEdgeError as error:
         sys.exit(f"demo: {error.message}")
+    except subprocess.CalledProcessError:
+        sys.exit("demo: the calibration failed; read the message above, and run again")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def demo(out: Path | None) -> None:

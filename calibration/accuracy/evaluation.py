@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.accuracy.codec_search import Fitted, cost, worth_a_run
-from calibration.accuracy.sensitivity import difference, law
+from calibration.accuracy.sensitivity import law
+from calibration.accuracy.subsampling import LEAST, mean_noises, sample_noises
 from calibration.bundle.cache import Cache, key, remembered
 from calibration.importing.graph import short
+from calibration.parallel import in_order
 from calibration.samples.samples import Samples, evenly
 from calibration.statistics.activations import Progress, Quantization, to_onnx
 from calibration.statistics.clipping import JPEG, Histogram
@@ -28,6 +30,7 @@ from splitedge.protocol.messages import Codec
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
@@ -40,6 +43,9 @@ FINALISTS_FEW_BITS: Final = 4
 QUALITIES: Final = (95, 90, 80, 65, 50)
 #: Samples on which a codec's noise is measured, and on which its error at the cut says whether it is worth that, at most.
 MOST, TRIED = 512, 16
+#: Part of these samples on which every codec runs, evenly spread, and the bits of the packed codec that runs on all.
+SHARE: Final = 1 / 3
+REFERENCE_BITS: Final = 4
 BATCH: Final = 16
 Z95: Final = 1.959963984540054
 
@@ -228,37 +234,50 @@ def cut_noises(
     The `FINALISTS` are tried on ``count`` of the samples, evenly spread, but no more than `MOST`; ``outputs`` [n, ...] are the float model's. ``cache``:
     what was measured of ``model`` (its hash) and the same values at a cut is not measured again.
     """
-    found = []
     few = evenly(len(samples), min(MOST, count))
     progress("noise of cuts", 0, len(spots))
     tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
-    for place, (spot, histogram) in enumerate(zip(spots, histograms, strict=True)):
-        values, ids = np.stack([t[place] for t in tapped]), token_ids(head, samples, few)
-        measure = functools.partial(_noise_of, spot, histogram, families[place], values, outputs[few], ids)
-        name = _entry(
-            model, spot, histogram, families[place], [values, outputs[few], np.zeros(0) if ids is None else ids]
-        )
-        found.append(remembered(cache, name, CutNoise, measure))
-        progress("noise of cuts", place + 1, len(spots))
+    ids, known = token_ids(head, samples, few), outputs[few]
+
+    def measured(place: int) -> CutNoise:
+        spot, histogram, own = spots[place], histograms[place], families[place]
+        values = np.stack([t[place] for t in tapped])
+        measure = functools.partial(_noise_of, spot, histogram, own, values, known, ids)
+        name = _entry(model, spot, histogram, own, [values, known, np.zeros(0) if ids is None else ids])
+        return remembered(cache, name, CutNoise, measure)
+
+    found = []
+    for noise in in_order(measured, range(len(spots))):
+        found.append(noise)
+        progress("noise of cuts", len(found), len(spots))
     return found
 
 
 def _noise_of(
     spot: Spot, histogram: Histogram, fitted: Sequence[Fitted], values: Values, outputs: F32, ids: I64 | None
 ) -> CutNoise:
-    measure = _meter(spot, values, outputs, ids)
-    own = measure(None)
-    codecs = [] if spot.load is None else [_least(spot, histogram, bits, measure) for bits in ACTIVATION_BITS]
-    if histogram.picture is not None:
-        codecs += [_jpeg(spot, histogram, quality, values, measure) for quality in QUALITIES]
+    packed = [] if spot.load is None else _packed(spot, histogram)
+    tried = [*packed, *_pictures(spot, histogram, values), *_coded(spot, fitted, values)]
+    run = spot.load() if spot.load else None
+
+    def noises(made: Codec | None, which: I64) -> F64:
+        arrive = arrival(spot.quantization, made)
+        return sample_noises(output_of(run, values[which], arrive, None if ids is None else ids[which]), outputs[which])
+
+    references = [0, *[1 + i for i, (one, _) in enumerate(packed) if one.bits == REFERENCE_BITS][:1]]
+    chosen = evenly(len(values), max(LEAST, round(len(values) * SHARE)))
+    own, *each = mean_noises(noises, [None, *(made for _, made in tried)], references, chosen, len(values))
     if not math.isfinite(own):
         raise errors.ModelError(
             f"the model answers NaN or infinity where {short(spot.tensor)} has 8 bits; export it without operators that "
             "have no answer to some numbers, such as the logarithm of 0",
             reason="not-finite-at-8-bits",
         )
-    measured = [*codecs, *_coded(spot, fitted, values, measure)]
-    return CutNoise(spot.index, own, [one for one in measured if math.isfinite(one.noise)])
+    done = [msgspec.structs.replace(one, noise=noise) for (one, _), noise in zip(tried, each, strict=True)]
+    finite = [one for one in done[: len(packed)] if math.isfinite(one.noise)]
+    rules = [[one for one in finite if one.bits == bits] for bits in ACTIVATION_BITS]
+    best = [min(alike, key=lambda one: one.noise) for alike in rules if alike]
+    return CutNoise(spot.index, own, [*best, *(one for one in done[len(packed) :] if math.isfinite(one.noise))])
 
 
 def _entry(model: str, spot: Spot, histogram: Histogram, fitted: Sequence[Fitted], measured: Sequence[Values]) -> str:
@@ -274,39 +293,37 @@ def finalists(histogram: Histogram, bits: int) -> list[str]:
     return sorted(error, key=lambda rule: error[rule])[: FINALISTS.get(bits, FINALISTS_FEW_BITS)]
 
 
-def _least(spot: Spot, histogram: Histogram, bits: int, measure: Callable[[Codec | None], float]) -> CodecNoise:
-    """Of the finalists the one of least noise."""
-    payload = codec.packed_bytes(spot.size, bits) + padding_mask.size(spot.tokens)
-    tried = [CodecNoise(bits, rule, measure(histogram.fit(rule, bits)), payload) for rule in finalists(histogram, bits)]
-    return min(tried, key=lambda one: one.noise if math.isfinite(one.noise) else math.inf)
+def _packed(spot: Spot, histogram: Histogram) -> list[tuple[CodecNoise, Codec]]:
+    """The finalists at each of `ACTIVATION_BITS`, their noise not measured yet."""
+    return [
+        (CodecNoise(bits, rule, math.nan, codec.packed_bytes(spot.size, bits) + padding_mask.size(spot.tokens)), made)
+        for bits in ACTIVATION_BITS
+        for rule in finalists(histogram, bits)
+        for made in [histogram.fit(rule, bits)]
+    ]
 
 
-def _jpeg(
-    spot: Spot, histogram: Histogram, quality: int, values: Values, measure: Callable[[Codec | None], float]
-) -> CodecNoise:
-    made = histogram.fit(f"{JPEG}{quality}", 8)
-    payload = sum(len(sent(spot.quantization, made, one)) for one in values) / len(values)
-    return CodecNoise(8, made.rule, measure(made), math.ceil(payload), codec.work(made, values.shape[1:]))
+def _pictures(spot: Spot, histogram: Histogram, values: Values) -> list[tuple[CodecNoise, Codec]]:
+    """JPEG at each of `QUALITIES`, where the tensor is a picture."""
+    found = []
+    for quality in QUALITIES if histogram.picture is not None else ():
+        made = histogram.fit(f"{JPEG}{quality}", 8)
+        payload = sum(len(sent(spot.quantization, made, one)) for one in values) / len(values)
+        work = codec.work(made, values.shape[1:])
+        found.append((CodecNoise(8, made.rule, math.nan, math.ceil(payload), work), made))
+    return found
 
 
-def _coded(
-    spot: Spot, fitted: Sequence[Fitted], values: Values, measure: Callable[[Codec | None], float]
-) -> list[CodecNoise]:
+def _coded(spot: Spot, fitted: Sequence[Fitted], values: Values) -> list[tuple[CodecNoise, Codec]]:
     """Of the codecs ``fitted`` those that none of them beats on the ``values``."""
     own = spot.quantization
     some = values[:TRIED] if own is None else own.values().astype(np.float32)[values[:TRIED]]
     costs = [cost(one.codec, some) for one in fitted]
     kept = [(fitted[i], costs[i][0] + padding_mask.size(spot.tokens)) for i in worth_a_run(costs)]
     return [
-        CodecNoise(one.bits, one.rule, measure(one.codec), math.ceil(size), codec.work(one.codec, some.shape[1:]))
+        (CodecNoise(one.bits, one.rule, math.nan, math.ceil(size), codec.work(one.codec, some.shape[1:])), one.codec)
         for one, size in kept
     ]
-
-
-def _meter(spot: Spot, values: Values, outputs: F32, ids: I64 | None) -> Callable[[Codec | None], float]:
-    """Noise at the output where the ``values`` [n, ...] at the cut are coded, or go on as they are."""
-    run = spot.load() if spot.load else None
-    return lambda made: difference(output_of(run, values, arrival(spot.quantization, made), ids), outputs)
 
 
 def split_outputs(head: Head, made: Codec | None, run: Tail | None, samples: Samples) -> F32:

@@ -7,7 +7,7 @@ the last cut before it on. E(b) = p x 4^-b is fitted to each; what was measured 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -15,12 +15,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from calibration.accuracy.subsampling import SHARE, mean_noises, noisiest, sample_noises
 from calibration.bundle.cache import Cache, Part, key, remembered
 from calibration.importing import cuts
-from calibration.importing.graph import tail_model
-from calibration.importing.importer import session
+from calibration.importing.graph import drop_unread, tail_model
+from calibration.importing.sessions import session
 from calibration.lowering.layers import Network, Weighted
-from calibration.rounding.quantizer import Rounded
+from calibration.parallel import in_order
+from calibration.rounding.quantizer import Rounded, nearest
 from calibration.rounding.rounder import WIDTHS
 from calibration.rounding.weight_substitution import reweigh, weights
 from calibration.samples.samples import Samples, evenly
@@ -31,6 +33,7 @@ from splitedge.protocol.messages import Codec
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
 Rounder = Callable[[Weighted, int], Rounded]
 
 #: Differences of outputs that a measured noise is the mean of, at least: samples x outputs, but no fewer samples than the second, and no more of them
@@ -38,6 +41,9 @@ Rounder = Callable[[Weighted, int], Rounded]
 ENOUGH: Final = (16_384, 16)
 WORK: Final = 64e9
 BATCH: Final = 16
+#: The grid at which a layer's noise is measured on all samples, and the width of nearest weights that tells the noisiest samples.
+REFERENCE: Final = 4
+RANKING: Final = 6
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
@@ -84,7 +90,7 @@ def difference(found: F32, outputs: F32) -> float:
 class Probe:
     """A float model, a few of its samples and their logits; samples that rounding has seen show too little noise (`rounding.UNSEEN`).
 
-    ``cache``: where measurements are kept by what they depend on.
+    ``cache``: where measurements are kept by what they depend on. ``share``: of the samples, those on which every grid is measured (`subsampling`).
     """
 
     def __init__(
@@ -94,13 +100,14 @@ class Probe:
         samples: Samples,
         count: int,
         cache: Cache | None = None,
+        share: float = SHARE,
     ) -> None:
         few = evenly(len(samples), count)
         self.model, self.network = model, network
         self._x: F32 = np.stack([samples[int(i)] for i in few])
         self._batch = BATCH if network.graph.input_of(model).type.tensor_type.shape.dim[0].HasField("dim_param") else 1
         self.logits = self._run(model, to_onnx(self._x))({})
-        self._cache = cache
+        self._cache, self._share = cache, share
         places = [p.cut.tensor for p in cuts.find(network) if p.reachable and p.cut.tensor in network.graph.shapes]
         self._before = {t: {la.out for la in network.needed(t)} | {network.graph.input} for t in places}
         self._about = key("probe", model.SerializeToString(deterministic=True), self._x)
@@ -109,16 +116,21 @@ class Probe:
         self, layers: Sequence[Weighted], rounder: Rounder, grids: Sequence[int], progress: Progress
     ) -> list[list[float]]:
         """The noise of each of ``layers`` where it alone is rounded, to each of ``grids``, of which ``rounder`` knows. Reads and writes the cache."""
-        entries = {layer.out: self._entry(layer) for layer in layers}
         progress("sensitivity of layers", 0, len(layers))
-        held = functools.lru_cache(maxsize=1)(self._values)  # layers behind one cut follow each other
-        found = []
-        for done, layer in enumerate(layers):
+        reference = grids.index(REFERENCE) if REFERENCE in grids else 0
+        chosen = self._noisiest(layers)
+
+        def measured(work: tuple[Weighted, str, F32]) -> list[float]:
+            layer, entry, values = work
             rounded = [rounder(layer, grid) for grid in grids]
             parts = [part for r in rounded for part in (r.levels, r.scale, r.bias)]
-            measure = functools.partial(self._layer, layer, rounded, entries[layer.out], held)
-            found.append(self._kept(layer.out, parts, measure))
-            progress("sensitivity of layers", done + 1, len(layers))
+            measure = functools.partial(self._layer, layer, rounded, entry, values, reference, chosen)
+            return self._kept(layer.out, [*parts, chosen], measure)
+
+        found = []
+        for noise in in_order(measured, self._entered(layers)):
+            found.append(noise)
+            progress("sensitivity of layers", len(found), len(layers))
         return found
 
     def cuts(self, codecs: Mapping[str, Sequence[Codec]], progress: Progress) -> list[list[float]]:
@@ -138,11 +150,44 @@ class Probe:
         changed = reweigh(self.model, self.network, layers, values)
         return difference(self._run(changed, to_onnx(self._x))({}), self.logits)
 
+    def _noisiest(self, layers: Sequence[Weighted]) -> I64:
+        """The samples whose outputs change most where the weights of all ``layers`` go to the nearest of `RANKING` bits."""
+        values: dict[str, F32] = {}
+        for layer in layers:
+            rounded = nearest(layer.weight, layer.bias, RANKING, np.zeros(len(layer.weight), np.float32))
+            values |= weights(layer, rounded.values(), rounded.bias)
+        changed = reweigh(self.model, self.network, layers, values)
+        return noisiest(sample_noises(self._run(changed, to_onnx(self._x))({}), self.logits), self._share)
+
+    def _entered(self, layers: Sequence[Weighted]) -> Iterator[tuple[Weighted, str, F32]]:
+        """Each of ``layers`` with the cut before it and the values there, ONNX layout; those of a cut are computed from those of the cut before."""
+        held, x = self.network.graph.input, to_onnx(self._x)
+        for layer in layers:
+            entry = self._entry(layer)
+            if entry != held:
+                x = self._between(held, entry, x) if held in self._before[entry] else self._values(entry)
+                held = entry
+            yield layer, entry, x
+
+    def _between(self, start: str, stop: str, x: F32) -> F32:
+        """The tensor ``stop`` of all samples from ``x``, the cut ``start`` before it."""
+        part = onnx.ModelProto()
+        part.CopyFrom(self._tail(start))
+        del part.graph.output[:]
+        part.graph.output.append(onnx.helper.make_tensor_value_info(stop, onnx.TensorProto.FLOAT, None))
+        drop_unread(part.graph)
+        return self._batches(session(part), start, x, {})
+
     def _layer(
-        self, layer: Weighted, rounded: Sequence[Rounded], entry: str, values: Callable[[str], F32]
+        self, layer: Weighted, rounded: Sequence[Rounded], entry: str, x: F32, reference: int, chosen: I64
     ) -> list[float]:
-        run = self._run(reweigh(self._tail(entry), self.network, [layer]), values(entry))
-        return [difference(run(weights(layer, r.values(), r.bias)), self.logits) for r in rounded]
+        made = session(reweigh(self._tail(entry), self.network, [layer]), threads=1)
+
+        def noises(one: Rounded, which: I64) -> F64:
+            found = self._batches(made, entry, x, weights(layer, one.values(), one.bias), which)
+            return sample_noises(found, self.logits[which])
+
+        return mean_noises(noises, rounded, [reference], chosen, len(x))
 
     def _cut(self, tensor: str, made: Sequence[Codec]) -> list[float]:
         x = self._values(tensor)
@@ -180,12 +225,14 @@ class Probe:
         name = self.network.graph.input_of(model).name
         return lambda more: self._batches(made, name, x, more)
 
-    def _batches(self, made: Any, name: str, x: F32, more: Mapping[str, F32]) -> F32:
+    def _batches(self, made: Any, name: str, x: F32, more: Mapping[str, F32], which: I64 | None = None) -> F32:
+        """The output for the samples ``which`` (None: all) of ``x``, and further inputs that are the same for all."""
         ids = self.network.graph.input
         fed: dict[str, NDArray[Any]] = {name: x}
         if self.network.graph.takes_ids and ids in {i.name for i in made.get_inputs()}:
             fed[ids] = self._x.astype(np.int64)
-        parts = (slice(i, i + self._batch) for i in range(0, len(x), self._batch))
+        which = np.arange(len(x)) if which is None else which
+        parts = (which[i : i + self._batch] for i in range(0, len(which), self._batch))
         return np.concatenate([made.run(None, {**{n: v[part] for n, v in fed.items()}, **more})[0] for part in parts])
 
     def _kept(self, tensor: str, parts: Sequence[Part], measure: Callable[[], list[float]]) -> list[float]:

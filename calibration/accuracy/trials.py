@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from calibration.accuracy import evaluation
 from calibration.accuracy.evaluation import CodecNoise, CutNoise, Spot
 from calibration.accuracy.sensitivity import Sensitivity
+from calibration.parallel import in_order
 from calibration.rounding.rounder import WIDTHS
 from calibration.samples.samples import Samples
 from calibration.statistics.activations import Progress
@@ -112,16 +113,22 @@ def run(
     ``margin``: the energy of noise that all else is measured by (`margins.threshold`, `fidelity.energy`); ``build`` makes a head with these bits.
     """
     tried = [site for site in sites if site.layers] or sites
-    found, deltas = [], []
+    exponents = np.linspace(*EXPONENTS, TRIALS)
     progress("trials", 0, TRIALS)
-    for i, exponent in enumerate(np.linspace(*EXPONENTS, TRIALS)):
-        site = tried[int(len(tried) * (i * _SPREAD % 1))]
-        bits, codec, predicted = _mix(site, layers, margin * 4.0**exponent)
+
+    def tried_at(place: int) -> tuple[Trial, F32]:
+        site = tried[int(len(tried) * (place * _SPREAD % 1))]
+        bits, codec, predicted = _mix(site, layers, margin * 4.0 ** exponents[place])
         delta = _answers(site, build(site, bits), codec, samples) - outputs
         measured = float((delta.astype(np.float64) ** 2).mean())
-        found.append(Trial(site.noise.cut, bits, codec.bits, predicted, measured, *judge(outputs, outputs + delta)))
+        judged = judge(outputs, outputs + delta)
+        return Trial(site.noise.cut, bits, codec.bits, predicted, measured, *judged), delta
+
+    found, deltas = [], []
+    for trial, delta in in_order(tried_at, range(TRIALS)):
+        found.append(trial)
         deltas.append(delta)
-        progress("trials", i + 1, TRIALS)
+        progress("trials", len(found), TRIALS)
     return found, deltas
 
 

@@ -45,6 +45,7 @@ from calibration.importing.graph import Graph, short, tail_model
 from calibration.importing.sessions import session
 from calibration.lowering import layers
 from calibration.lowering.lower import Bits, Calibration, Lowered, lower
+from calibration.parallel import in_order
 from calibration.rounding import packed_weights
 from calibration.rounding.quantizer import Rounded, file_bytes
 from calibration.rounding.rounder import EVEN, RATES, SEEN, UNSEEN, WIDTHS, Rounding, round_layers
@@ -391,7 +392,7 @@ class _Making:
     def head(self, cut: str, bits: Bits) -> tuple[Head, dict[str, int]]:
         """A head that runs, and its header's tensor for each ONNX tensor."""
         made = lower(self.network, self.calibration, cut, bits, self._name, self.samples.preprocess)
-        return Head(seg.parse(made.segment()), check_golden=False), made.index
+        return made.head(), made.index
 
     def sites(self) -> list[Site]:
         """What is measured at the offered cuts with the 8-bit head."""
@@ -431,36 +432,40 @@ class _Making:
         self._progress("codecs of cuts", 0, len(spots))
         values = codec_search.gather(head, taps, [spot.quantization for spot in spots], self.samples[SEEN])
         pictures = {p.cut.index for p in self.places if picture_of(p.cut, self.samples.preprocess)}
-        fitted = []
-        for done, (spot, own) in enumerate(zip(spots, values, strict=True), 1):
-            wanted, floats = spot.load is not None and spot.index not in pictures, spot.quantization is None
+
+        def fitted(place: int) -> list[Fitted]:
+            spot, own = spots[place], values[place]
+            if spot.load is None or spot.index in pictures:
+                return []
+            floats = spot.quantization is None
             make = functools.partial(codec_search.fit, own, floats=floats)
-            name = key("codecs of a cut", own, str(floats))
-            fitted.append(remembered(self._cache, name, list[Fitted], make) if wanted else [])
-            self._progress("codecs of cuts", done, len(spots))
-        return fitted
+            return remembered(self._cache, key("codecs of a cut", own, str(floats)), list[Fitted], make)
+
+        found = []
+        for codecs in in_order(fitted, range(len(spots))):
+            found.append(codecs)
+            self._progress("codecs of cuts", len(found), len(spots))
+        return found
 
     def layer_noises(self) -> dict[str, LayerNoise]:
         """What the bits of each layer do alone."""
         if not self.weighted:
             return {}
         head = lower(self.network, self.calibration, self._deepest, 8)
-        sizes: dict[str, list[int]] = {layer.out: [] for layer in self.weighted}
 
         def rounder(layer: layers.Weighted, bits: int) -> Rounded:
-            made = self.calibration.rounded(layer, bits, head.header.tensors[head.index[layer.inputs[0]]].scale)
-            wide = self.calibration.width(layer.out, bits)
-            sizes[layer.out].append(file_bytes(made, wide, isinstance(layer, layers.Embed)))
-            return made
+            return self.calibration.rounded(layer, bits, head.header.tensors[head.index[layer.inputs[0]]].scale)
 
-        probe = Probe(self.model, self.network, self.samples[self.judged], self._enough, self._cache)
+        def sizes(layer: layers.Weighted) -> list[int]:
+            embeds = isinstance(layer, layers.Embed)
+            return [file_bytes(rounder(layer, grid), self.calibration.width(layer.out, grid), embeds) for grid in grids]
+
         grids = (*WIDTHS, *EVEN) if self.calibration.roundings else WIDTHS
+        probe = Probe(self.model, self.network, self.samples[self.judged], self._enough, self._cache)
         found, n = probe.layers(self.weighted, rounder, grids, self._progress), len(WIDTHS)
         return {
-            layer.out: LayerNoise(
-                short(layer.name), layer.weight.size, fit(layer.out, noise[:n]), noise[n:], sizes[layer.out]
-            )
-            for layer, noise in zip(self.weighted, found, strict=True)
+            layer.out: LayerNoise(short(layer.name), layer.weight.size, fit(layer.out, noise[:n]), noise[n:], size)
+            for layer, noise, size in zip(self.weighted, found, in_order(sizes, self.weighted), strict=True)
         }
 
     def accuracy_model(self, sites: Sequence[Site], noises: dict[str, LayerNoise]) -> tuple[Model, list[Trial]]:
@@ -486,15 +491,17 @@ class _Making:
 
     def other_bytes(self, noises: dict[str, LayerNoise]) -> dict[int, int]:
         """Of each offered cut, by building its segment with weights of 8 bits."""
-        found = {}
         offered = [p.cut for p in self.places if p.offered]
-        for done, cut in enumerate(offered):
-            size = len(
-                lower(self.network, self.calibration, cut.tensor, 8, self._name, self.samples.preprocess).segment()
-            )
-            weights = [noises[layer.out].coded_bytes[WIDTHS.index(8)] for layer in self.network.weighted(cut.tensor)]
-            found[cut.index] = size - sum(weights)
-            self._progress("segments", done + 1, len(offered))
+
+        def other(cut: Cut) -> int:
+            made = lower(self.network, self.calibration, cut.tensor, 8, self._name, self.samples.preprocess)
+            weights = self.network.weighted(cut.tensor)
+            return len(made.segment()) - sum(noises[la.out].coded_bytes[WIDTHS.index(8)] for la in weights)
+
+        found = {}
+        for cut, size in zip(offered, in_order(other, offered), strict=True):
+            found[cut.index] = size
+            self._progress("segments", len(found), len(offered))
         return found
 
     def tail_ms(self) -> dict[int, float]:
@@ -636,14 +643,14 @@ def picture_of(cut: Cut, preprocess: Preprocess) -> Preprocess | None:
 def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> Spot:
     load: Callable[[], Tail] | None = None
     if cut.kind != "output":
-        load = functools.partial(tail_runner, model, network.graph, cut.tensor)
+        load = functools.partial(tail_runner, model, network.graph, cut.tensor, threads=1)
     tokens = 0 if cut.padding is None else math.prod(network.graph.shapes[network.graph.input])
     return Spot(cut.index, cut.tensor, accuracy.quantization_of(tensor), math.prod(cut.shape), load, tokens)
 
 
-def tail_runner(model: onnx.ModelProto, graph: Graph, tensor: str) -> Tail:
+def tail_runner(model: onnx.ModelProto, graph: Graph, tensor: str, threads: int = 0) -> Tail:
     """The part of ``model`` behind ``tensor``, ready to run."""
-    return runner(tail_model(model, tensor, graph.shapes[tensor][1:]))
+    return runner(tail_model(model, tensor, graph.shapes[tensor][1:]), threads)
 
 
 def runner(model: onnx.ModelProto, threads: int = 0) -> Tail:

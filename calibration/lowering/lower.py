@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -79,24 +80,39 @@ class Lowered:
     index: dict[str, int]
     _constants: Constants
 
+    def head(self) -> Head:
+        """The head, ready to run, without the work of writing its file. Raises as `segment`."""
+        return self._head(self._constants.blob())
+
     def segment(self) -> bytes:
         """The segment file, golden answer included. The same input gives the same bytes.
 
         Raises `errors.ModelError` where agents would refuse it because it goes beyond `splitedge.limits`.
         """
         blob = self._constants.blob()
-        try:
-            head = Head(seg.Segment(self.header, np.frombuffer(blob, np.uint8)), check_golden=False)
+        head = self._head(blob)
+        with _refusals():
             answer = head.run(seg.golden_frame(self.header))
             self.header.golden.sha256 = hashlib.sha256(answer.tobytes()).hexdigest()
             return seg.build(self.header, blob)
-        except errors.SegmentError as error:
-            why = str(error).partition(";")[0]
-            raise errors.ModelError(
-                f"agents would refuse a head of this model ({why}); use a smaller model or a smaller input",
-                reason="over-limits",
-                limit=error.data.get("reason"),
-            ) from error
+
+    def _head(self, blob: bytes) -> Head:
+        with _refusals():
+            return Head(seg.Segment(self.header, np.frombuffer(blob, np.uint8)), check_golden=False)
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What agents would refuse becomes an `errors.ModelError`."""
+    try:
+        yield
+    except errors.SegmentError as error:
+        reason = str(error).partition(";")[0]
+        raise errors.ModelError(
+            f"agents would refuse a head of this model ({reason}); use a smaller model or a smaller input",
+            reason="over-limits",
+            limit=error.data.get("reason"),
+        ) from error
 
 
 def lower(

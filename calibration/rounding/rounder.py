@@ -16,7 +16,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import onnx
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from calibration.bundle.cache import Cache, Part, key
 from calibration.lowering.layers import Conv, Embed, Linear, Network, Weighted
 from calibration.lowering.lower import Calibration, Lowered, lower
+from calibration.parallel import in_order
 from calibration.rounding import embedding, packed_weights
 from calibration.rounding.quantizer import Rounded, entropy, least_scale, nearest, top_level
 from calibration.samples.samples import Samples
@@ -47,16 +48,20 @@ EVEN: Final = tuple(range(9, 9 + len(RATES)))
 #: one position a sample, show a fifth of the noise that they make on others.
 SEEN: Final = slice(0, None, 2)
 UNSEEN: Final = slice(1, None, 2)
-#: Inputs whose error is fed back at once.
+#: Inputs whose errors are fed back one at a time, and size of triangles that are inverted as general matrices.
+LEAF: Final = 8
 BLOCK: Final = 64
+#: Halvings of the interval in which the step of an even grid lies.
+HALVINGS: Final = 12
 #: Scales that are tried, as shares of the one of least squared weight error. Up to `SHALLOW` inputs, as in depthwise layers, many cost nothing.
 SHARES: Final = (0.9, 1.0)
 SHALLOW: Final = 32
 #: Weights of a layer whose entropy stands for all.
-ENTROPY_WEIGHTS: Final = 1 << 20
+ENTROPY_WEIGHTS: Final = 1 << 18
 SHALLOW_SHARES: Final = tuple(float(s) for s in np.geomspace(0.4, 2.0, 24))
-#: Weights that are rounded side by side from several scales, at most.
-TOGETHER: Final = 1 << 22
+#: Weights that are rounded side by side, at most; of grouped convolutions, outputs of a group, for the same reason as `covariance.TOGETHER_GROUPED`.
+TOGETHER: Final = 1 << 20
+TOGETHER_GROUPED: Final = 400
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,18 @@ def grids(
         yield from known
         progress("rounding", len(layers), len(layers))
         return
-    for done, (layer, moments) in enumerate(collect(model, network, products, samples, progress)):
-        make = functools.partial(_product, layer, leasts[done], moments, options, widths, rates)
+
+    def made(work: tuple[int, tuple[Product, Moments]]) -> tuple[Weighted, list[Rounded]]:
+        place, (layer, moments) = work
+        make = functools.partial(_product, layer, leasts[place], moments, options, widths, rates)
         inputs: list[Part] = [moments.mean, moments.covariance, f"{moments.count}"]
-        yield layer, kept(layer, [leasts[done], *inputs, f"{options} {rates}"], make, aliases[done] if aliases else "")
-        progress("rounding", len(tables) + done + 1, len(layers))
+        alias = aliases[place] if aliases else ""
+        return layer, kept(layer, [leasts[place], *inputs, f"{options} {rates}"], make, alias)
+
+    moments = enumerate(collect(model, network, products, samples, progress))
+    for done, each in enumerate(in_order(made, moments), len(tables) + 1):
+        yield each
+        progress("rounding", done, len(layers))
 
 
 def _least(layer: Product, lowered: Lowered) -> F32:
@@ -177,7 +189,7 @@ def _product(
     layer: Product, least: F32, moments: Moments, options: Options, widths: Sequence[int], rates: Sequence[float]
 ) -> list[Rounded]:
     rounder = Rounder(layer.weight, layer.bias, least, moments, options)
-    return [*map(rounder.at, widths), *map(rounder.even, rates)]
+    return rounder.all(widths, rates)
 
 
 def _kept(
@@ -207,7 +219,8 @@ def _kept(
 class Rounder:
     """A layer's weights [OC, ...] (the axes behind the first are what one output sums) and bias [OC], ready to be rounded; no scale will be below ``least`` [OC].
 
-    All sizes below: G groups of R outputs, each the sum of K inputs. Arrays are [G, K, R], inputs in the order in which they are rounded.
+    All sizes below: G groups of R outputs, each the sum of K inputs. Arrays are [G, K, R], inputs in the order in which they are rounded. Products
+    with the covariance are float32, which moves a level by less than a thousandth of a step.
     """
 
     def __init__(self, weight: F32, bias: F32, least: F32, moments: Moments, options: Options = DEFAULT) -> None:
@@ -219,18 +232,17 @@ class Rounder:
             np.argsort(-variance, axis=1, kind="stable") if options.order else np.tile(np.arange(depth), (groups, 1))
         )
         self._order, self._rows = order, np.arange(groups)[:, None]
-        self._cost = cost[self._rows[:, :, None], order[:, :, None], order[:, None, :]]
-        self._feed = _feed(self._cost)
+        places = self._rows[:, :, None], order[:, :, None], order[:, None, :]
+        cost = cost[places]
+        self._feed, self._cost = _feed(cost).astype(np.float32), cost.astype(np.float32)
+        self._covariance = moments.covariance[places].astype(np.float32)
         self._w = self._columns(weight)
-        self._floor = np.maximum(least.astype(np.float64), 1e-20).reshape(groups, -1)
+        self._pull = self._cost @ self._w
+        self._floor = np.maximum(least, np.float32(1e-20)).reshape(groups, -1)
 
     def at(self, bits: int) -> Rounded:
         """The weights at ``bits`` (2..8)."""
-        plain = nearest(self._weight, self._bias, bits, self._least)
-        start, scale = self._columns(plain.levels), plain.scale.astype(np.float64).reshape(self._floor.shape)
-        shares = SHARES if self._w.shape[1] > SHALLOW else SHALLOW_SHARES
-        starts = [np.maximum(scale * share, self._floor) for share in shares]
-        return self._elect([*self._all_from(starts, bits), (start, scale)])
+        return self.all([bits], [])[0]
 
     def even(self, rate: float) -> Rounded:
         """The weights on one grid for all outputs, as fine as ``rate`` bits a weight pay for where an entropy coder stores them.
@@ -238,66 +250,125 @@ class Rounder:
         Rare great weights then cost bits only where they are, and channels of small weights cost few: less noise for the same bytes than a grid
         for each channel, which spends as much on each. The levels may need all of 8 bits where they are packed.
         """
-        step = even_step(self._weight, rate)
-        levels, scale = self._from(np.maximum(np.full_like(self._floor, step), self._floor), 8, refit=False)
-        return self._elect([(levels, scale)])
+        return self.all([], [rate])[0]
 
-    def _all_from(self, scales: Sequence[F64], bits: int) -> list[tuple[F64, F64]]:
-        """As `_from`, of each of ``scales``: side by side, as if they were outputs of their own, as many as memory has room for."""
+    def all(self, widths: Sequence[int], rates: Sequence[float]) -> list[Rounded]:
+        """`at` each of ``widths``, then `even` at each of ``rates``: their candidates are rounded side by side, as if they were outputs of their own."""
+        plain = [nearest(self._weight, self._bias, bits, self._least) for bits in widths]
+        steps = even_steps(self._weight, rates)
+        starts = [start for bits, one in zip(widths, plain, strict=True) for start in self._starts(bits, one.scale)]
+        each = len(starts) // max(1, len(widths))
+        starts += [_Start(8, np.maximum(np.full_like(self._floor, step), self._floor), False) for step in steps]
         together = max(1, TOGETHER // self._w.size)
-        found: list[tuple[F64, F64]] = []
-        for first in range(0, len(scales), together):
-            some = scales[first : first + together]
-            levels, ended = self._from(np.concatenate(some, axis=1), bits)
-            found += zip(np.split(levels, len(some), axis=2), np.split(ended, len(some), axis=1), strict=True)
+        if len(self._w) > 1:
+            together = max(1, min(together, TOGETHER_GROUPED // self._w.shape[2]))
+        ended = [
+            one
+            for first in range(0, len(starts), together)
+            for one in self._descended(starts[first : first + together])
+        ]
+        found = []
+        for i, one in enumerate(plain):
+            scale = one.scale.reshape(self._floor.shape)
+            found.append(self._elect([*ended[i * each : (i + 1) * each], (self._columns(one.levels), scale)]))
+        return found + [self._elect([one]) for one in ended[each * len(plain) :]]
+
+    def _starts(self, bits: int, scale: F32) -> list[_Start]:
+        shares = SHARES if self._w.shape[1] > SHALLOW else SHALLOW_SHARES
+        scale = scale.reshape(self._floor.shape)
+        return [_Start(bits, np.maximum(scale * np.float32(share), self._floor), True) for share in shares]
+
+    def _descended(self, starts: Sequence[_Start]) -> list[tuple[F32, F32]]:
+        """Levels [G, K, R] and scale [G, R] to which the descent leads from each of ``starts``."""
+        count = len(starts)
+        w, pull, floor = (np.tile(x, count) for x in (self._w, self._pull, self._floor))
+        scale = np.concatenate([start.scale for start in starts], axis=1)
+        refit = np.repeat([start.refit for start in starts], self._w.shape[2])
+        grid = _Grid.of(np.repeat([start.bits for start in starts], self._w.shape[2]))
+        levels = np.empty_like(w)
+        _successive(w.copy(), self._feed, scale, grid, levels)
+        for _ in range(self._options.sweeps):
+            through = self._cost @ levels
+            scale = np.where(refit, _refit(pull, levels, through, scale, floor), scale)
+            _descend(pull - through * scale[:, None], self._cost, scale, grid, levels)
+        scale = np.where(refit, _refit(pull, levels, self._cost @ levels, scale, floor), scale)
+        return list(zip(np.split(levels, count, axis=2), np.split(scale, count, axis=1), strict=True))
+
+    def _elect(self, candidates: Sequence[tuple[F32, F32]]) -> Rounded:
+        """For each output the candidate of least squared error on the inputs as they were."""
+        levels, scale = candidates[0]
+        least = self._error(levels, scale) if len(candidates) > 1 else np.zeros(0)
+        for other, other_scale in candidates[1:]:
+            error = self._error(other, other_scale)
+            levels = np.where((error < least)[:, None], other, levels)
+            scale, least = np.where(error < least, other_scale, scale), np.minimum(error, least)
+        wrong = (self._w - levels.astype(np.float64) * scale[:, None])[self._rows, self._back]
+        moved = np.einsum("gk,gkr->gr", self._moments.mean, wrong)
+        integers = levels[self._rows, self._back].transpose(0, 2, 1).reshape(self._weight.shape).astype(np.int8)
+        return Rounded(integers, scale.reshape(-1), self._bias.astype(np.float64) + moved.reshape(-1))
+
+    def _error(self, levels: F32, scale: F32) -> F32:
+        """Mean squared error of each output [G, R] but for its mean, which goes into the bias."""
+        wrong = self._w - levels * scale[:, None]
+        found: F32 = np.einsum("gkr,gkr->gr", wrong, self._covariance @ wrong)
         return found
 
-    def _from(self, scale: F64, bits: int, refit: bool = True) -> tuple[F64, F64]:
-        """Levels and scale to which the descent leads from ``scale`` [G, R or a multiple of it]; the second is a float32 value."""
-        copies = scale.shape[1] // self._w.shape[2]
-        w, floor = np.tile(self._w, (1, 1, copies)), np.tile(self._floor, (1, copies))
-        scale = scale if refit else scale.astype(np.float32).astype(np.float64)
-        levels = _successive(w, self._feed, scale, bits)
-        for _ in range(self._options.sweeps):
-            scale = _refit(w, levels, self._cost, scale, floor) if refit else scale
-            _descend(w, levels, self._cost, scale, bits)
-        scale = _refit(w, levels, self._cost, scale, floor) if refit else scale
-        return levels, scale.astype(np.float32).astype(np.float64)
+    @functools.cached_property
+    def _back(self) -> I64:
+        return np.argsort(self._order, axis=1)
 
-    def _elect(self, candidates: Sequence[tuple[F64, F64]]) -> Rounded:
-        """For each output the candidate of least squared error on the inputs as they were."""
-        back = np.argsort(self._order, axis=1)
-        w, covariance = self._w[self._rows, back], self._moments.covariance
-        levels = np.stack([one[self._rows, back] for one, _ in candidates])  # [N, G, K, R]
-        scales = np.stack([scale for _, scale in candidates])
-        wrong = w - levels * scales[:, :, None]
-        best = np.einsum("ngkr,ngkr->ngr", wrong, covariance @ wrong).argmin(axis=0)[None]
-        chosen = np.take_along_axis(levels, best[:, :, None], axis=0)[0]
-        scale = np.take_along_axis(scales, best, axis=0)[0]
-        moved = np.einsum("gk,gkr->gr", self._moments.mean, w - chosen * scale[:, None])
-        integers = chosen.transpose(0, 2, 1).reshape(self._weight.shape).astype(np.int8)
-        return Rounded(
-            integers, scale.reshape(-1).astype(np.float32), self._bias.astype(np.float64) + moved.reshape(-1)
-        )
-
-    def _columns(self, weight: NDArray[np.generic]) -> F64:
+    def _columns(self, weight: NDArray[np.generic]) -> F32:
         groups, depth = self._order.shape
-        columns: F64 = weight.astype(np.float64).reshape(groups, -1, depth).transpose(0, 2, 1)[self._rows, self._order]
+        columns: F32 = weight.astype(np.float32).reshape(groups, -1, depth).transpose(0, 2, 1)[self._rows, self._order]
         return columns
 
 
-def even_step(weight: F32, rate: float) -> float:
-    """The step at which the nearest levels of ``weight`` have an entropy of ``rate`` bits; no coarser than its greatest weight, nor finer than 8 bits."""
+@dataclass(frozen=True)
+class _Start:
+    """Where a descent begins: levels of ``bits`` at ``scale`` [G, R], which is fitted again to the levels where ``refit``."""
+
+    bits: int
+    scale: F32
+    refit: bool
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The levels that each of some outputs [R] may have: pitch x n + offset for n from ``least`` to ``greatest``."""
+
+    pitch: F32
+    offset: F32
+    least: F32
+    greatest: F32
+
+    @classmethod
+    def of(cls, bits: I64) -> _Grid:
+        offset = (bits == 2).astype(np.float32)  # 2 bits have odd levels
+        top = np.array([top_level(int(b)) for b in bits], np.float32)
+        return cls(1 + offset, offset, (-top - offset) / (1 + offset), (top - offset) / (1 + offset))
+
+    def snap(self, x: F32) -> F32:
+        """The levels nearest to pitch x ``x`` + offset."""
+        n: F32 = np.clip(np.rint(x), self.least, self.greatest)
+        return n * self.pitch + self.offset
+
+
+def even_steps(weight: F32, rates: Sequence[float]) -> list[float]:
+    """The steps at which the nearest levels of ``weight`` have an entropy of each of ``rates`` bits; no coarser than its greatest weight, nor finer than 8 bits."""
     peak = max(float(np.abs(weight).max(initial=0.0)), 1e-20)
     weight = weight.reshape(-1)[:: 1 + weight.size // ENTROPY_WEIGHTS]
-    fine, coarse = peak / 127, peak
-    if entropy(np.rint(weight / np.float32(fine)).astype(np.int64)) <= rate:
-        return fine
-    for _ in range(24):
-        step = math.sqrt(fine * coarse)
-        enough = entropy(np.rint(weight / np.float32(step)).astype(np.int64)) <= rate
-        fine, coarse = (fine, step) if enough else (step, coarse)
-    return coarse
+    spent = functools.cache(lambda step: entropy(np.rint(weight / np.float32(step)).astype(np.int64)))
+
+    def step_of(rate: float) -> float:
+        fine, coarse = peak / 127, peak
+        if spent(fine) <= rate:
+            return fine
+        for _ in range(HALVINGS):
+            step = math.sqrt(fine * coarse)
+            fine, coarse = (fine, step) if spent(step) <= rate else (step, coarse)
+        return coarse
+
+    return [step_of(rate) for rate in rates]
 
 
 def damped(moments: Moments, damping: float) -> F64:
@@ -318,50 +389,74 @@ def damped(moments: Moments, damping: float) -> F64:
 
 def _feed(cost: F64) -> F64:
     """Row k: the share of the error of input k that is taken off the weights of the inputs after it."""
-    right = np.linalg.cholesky(cost[:, ::-1, ::-1])[:, ::-1, ::-1]  # upper triangular, right right' = cost
-    upper = np.linalg.inv(right)
+    right = np.asarray(
+        np.linalg.cholesky(cost[:, ::-1, ::-1])[:, ::-1, ::-1], np.float64
+    )  # upper triangular, right right' = cost
+    upper = _inverse(right)
     made: F64 = upper / np.diagonal(upper, axis1=1, axis2=2)[:, :, None]
     return made
 
 
-def _snap(x: F64, bits: int) -> F64:
-    """The nearest integer weights."""
-    top = top_level(bits)
-    levels: F64 = np.clip(2 * np.floor(x / 2) + 1 if bits == 2 else np.rint(x), -top, top)
-    return levels
+def _inverse(upper: F64) -> F64:
+    """Of upper triangular matrices [G, K, K], by halves: a sixth of the work that a general inverse is."""
+    depth = upper.shape[1]
+    made: F64 = np.zeros_like(upper)
+    if depth <= BLOCK:
+        made[:] = np.linalg.inv(upper)
+        return made
+    half = depth // 2
+    made[:, :half, :half], made[:, half:, half:] = _inverse(upper[:, :half, :half]), _inverse(upper[:, half:, half:])
+    made[:, :half, half:] = -(made[:, :half, :half] @ upper[:, :half, half:]) @ made[:, half:, half:]
+    return made
 
 
-def _successive(w: F64, feed: F64, scale: F64, bits: int) -> F64:
-    """Levels of ``w``, input by input, the error of each taken off those after it; ``scale`` [G, R]."""
-    left, levels = w.copy(), np.empty_like(w)
-    for start in range(0, w.shape[1], BLOCK):
-        stop = min(start + BLOCK, w.shape[1])
-        wrong = np.empty((len(w), stop - start, w.shape[2]))
-        for k in range(start, stop):
-            levels[:, k] = _snap(left[:, k] / scale, bits)
-            wrong[:, k - start] = left[:, k] - levels[:, k] * scale
-            left[:, k + 1 : stop] -= feed[:, k, k + 1 : stop, None] * wrong[:, None, k - start]
-        left[:, stop:] -= feed[:, start:stop, stop:].transpose(0, 2, 1) @ wrong
-    return levels
+def _successive(left: F32, feed: F32, scale: F32, grid: _Grid, levels: F32) -> F32:
+    """Writes the ``levels`` of the weights ``left`` [G, K, R] at ``scale`` [G, R], input by input, the error of each taken off those after it, which
+    overwrites ``left``. Returns the errors. Inputs are halved until `LEAF` are left, so that nearly all of the work is matrix products."""
+    depth, wrong = left.shape[1], np.empty_like(left)
+    if depth > LEAF:
+        half = _half(depth)
+        wrong[:, :half] = _successive(left[:, :half], feed[:, :half, :half], scale, grid, levels[:, :half])
+        left[:, half:] -= feed[:, :half, half:].transpose(0, 2, 1) @ wrong[:, :half]
+        wrong[:, half:] = _successive(left[:, half:], feed[:, half:, half:], scale, grid, levels[:, half:])
+        return wrong
+    inverse, shift = 1 / (scale * grid.pitch), grid.offset / grid.pitch
+    for k in range(depth):
+        levels[:, k] = grid.snap(left[:, k] * inverse - shift)
+        wrong[:, k] = left[:, k] - levels[:, k] * scale
+        left[:, k + 1 :] -= feed[:, k, k + 1 :, None] * wrong[:, None, k]
+    return wrong
 
 
-def _descend(w: F64, levels: F64, cost: F64, scale: F64, bits: int) -> None:
-    """Give every level in turn its best value while the others stay, in place."""
-    slope = cost @ (w - levels * scale[:, None])
-    for start in range(0, w.shape[1], BLOCK):
-        stop = min(start + BLOCK, w.shape[1])
-        moved = np.empty((len(w), stop - start, w.shape[2]))
-        for k in range(start, stop):
-            best = _snap(levels[:, k] + slope[:, k] / (scale * cost[:, k, k, None]), bits)
-            moved[:, k - start] = (best - levels[:, k]) * scale
-            levels[:, k] = best
-            slope[:, k + 1 : stop] -= cost[:, k + 1 : stop, k, None] * moved[:, None, k - start]
-        slope[:, stop:] -= cost[:, stop:, start:stop] @ moved
+def _descend(slope: F32, cost: F32, scale: F32, grid: _Grid, levels: F32) -> F32:
+    """Gives every one of the ``levels`` in turn its best value while the others stay; ``slope`` [G, K, R] = cost (w - levels x scale), overwritten.
+
+    Returns how far the weights moved. Halves as `_successive` does.
+    """
+    depth, moved = levels.shape[1], np.empty_like(levels)
+    if depth > LEAF:
+        half = _half(depth)
+        moved[:, :half] = _descend(slope[:, :half], cost[:, :half, :half], scale, grid, levels[:, :half])
+        slope[:, half:] -= cost[:, half:, :half] @ moved[:, :half]
+        moved[:, half:] = _descend(slope[:, half:], cost[:, half:, half:], scale, grid, levels[:, half:])
+        return moved
+    inverse = 1 / (scale * grid.pitch)
+    for k in range(depth):
+        step = inverse / cost[:, k, k, None]
+        wanted: Any = (levels[:, k] - grid.offset) / grid.pitch + slope[:, k] * step
+        best = grid.snap(wanted)
+        moved[:, k] = (best - levels[:, k]) * scale
+        levels[:, k] = best
+        slope[:, k + 1 :] -= cost[:, k + 1 :, k, None] * moved[:, None, k]
+    return moved
 
 
-def _refit(w: F64, levels: F64, cost: F64, scale: F64, floor: F64) -> F64:
-    """The best scale [G, R] for given levels; the old one where there is none above 0."""
-    through = cost @ levels
-    square, along = (levels * through).sum(axis=1), (w * through).sum(axis=1)
+def _half(depth: int) -> int:
+    return -(-depth // (2 * LEAF)) * LEAF
+
+
+def _refit(pull: F32, levels: F32, through: F32, scale: F32, floor: F32) -> F32:
+    """The best scale [G, R] for given levels, ``pull`` = cost w and ``through`` = cost levels; the old one where there is none above 0."""
+    square, along = (levels * through).sum(axis=1), (levels * pull).sum(axis=1)
     good = (square > 0) & (along > 0)
-    return np.maximum(np.where(good, along / np.where(good, square, 1.0), scale), floor)
+    return np.maximum(np.where(good, along / np.where(good, square, 1), scale), floor)

@@ -102,6 +102,8 @@ class FirstLook:
         # Scores belong to several classes at once: their margins mean nothing.
         if self.look.right is None and self._output.kind == "scores":
             return None
+        if self.look.right is not None and not _clear(self.look.samples - self.look.right, 0):  # none can beat it
+            return None
         presets = {
             name: one
             for name, one in fitting(preprocess.shape[2]).items()
@@ -184,8 +186,13 @@ class _Evidence(NamedTuple):
         """
         if self.right is not None and other.right is not None:
             won, lost = int((self.right & ~other.right).sum()), int((other.right & ~self.right).sum())
-            return won - lost >= 2 * math.sqrt(won + lost) > 0
+            return _clear(won, lost)
         return self.margin >= other.margin and self.margin * self.spread >= CLEARLY * other.margin * other.spread
+
+
+def _clear(won: int, lost: int) -> bool:
+    """Whether so many samples won and lost pass a sign test of two standard deviations."""
+    return won - lost >= 2 * math.sqrt(won + lost) > 0
 
 
 def _certainty(rows: F64) -> tuple[float, float]:

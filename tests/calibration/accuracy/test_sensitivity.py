@@ -124,7 +124,7 @@ def test_a_network_computed_from_the_layers_own_weights_is_itself(make: Callable
 @pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
 def test_a_layers_noise_is_that_of_the_whole_network_with_only_it_rounded(make: Callable[[], onnx.ModelProto]) -> None:
     model, network, samples = network_of(make)
-    probe = Probe(model, network, samples, 32)
+    probe = Probe(model, network, samples, 32, share=1.0)
     found = network.weighted(network.graph.output)
     for layer, noise in zip(found, probe.layers(found, rounder, WIDTHS, quiet), strict=True):
         one = fit(layer.out, noise)
@@ -133,6 +133,18 @@ def test_a_layers_noise_is_that_of_the_whole_network_with_only_it_rounded(make: 
             assert one.at(bits) == pytest.approx(wanted, rel=1e-2, abs=1e-10)
         assert one.at(2) > one.at(4) > one.at(8) > 0
         assert one.error < 1
+
+
+@pytest.mark.parametrize("make", [small.mobilenet, encoder], ids=lambda f: f.__name__)
+def test_few_samples_tell_nearly_what_all_tell(make: Callable[[], onnx.ModelProto]) -> None:
+    model, network, samples = network_of(make)
+    found = network.weighted(network.graph.output)
+    few, every = (
+        np.array(Probe(model, network, samples, 32, share=share).layers(found, rounder, WIDTHS, quiet))
+        for share in (0.25, 1.0)
+    )
+    assert np.sqrt((np.log2(few / every) ** 2).mean()) / 2 < 0.25  # bits
+    np.testing.assert_allclose(few[:, WIDTHS.index(4)], every[:, WIDTHS.index(4)])
 
 
 def test_fit_of_an_exact_law_and_of_none() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from calibration.lowering.layers import Embed
 from calibration.rounding import embedding, packed_weights
 from calibration.rounding.quantizer import Rounded, codes, file_bytes, width
-from calibration.rounding.rounder import even_step
+from calibration.rounding.rounder import even_steps
 from calibration.samples.samples import Samples
 from splitedge.head import compression
 from splitedge.protocol.messages import Preprocess
@@ -46,7 +46,7 @@ def test_tokens_are_counted_once_for_each_occurrence() -> None:
 
 def test_texts_unseen_lose_less_for_the_same_bytes_than_on_one_step() -> None:
     made = embedding.even(table(), (2.0,), embedding.counts(samples(tokens(4000, 1)), VOCABULARY))[0]
-    step = np.float32(even_step(table().weight, 2.0))
+    step = np.float32(even_steps(table().weight, [2.0])[0])
     levels = np.clip(np.rint(table().weight / step), -127, 127).astype(np.int8)
     plain = Rounded(levels, np.full(VOCABULARY, step), np.zeros(0))
     other = tokens(20_000, 2)

@@ -19,7 +19,7 @@ from calibration.lowering import layers
 from calibration.lowering.lower import Calibration, lower
 from calibration.rounding import packed_weights, rounder
 from calibration.rounding.quantizer import Rounded, entropy, nearest, top_level, width
-from calibration.rounding.rounder import WIDTHS, Options, Rounder, damped, even_step, round_layers
+from calibration.rounding.rounder import WIDTHS, Options, Rounder, damped, even_steps, round_layers
 from calibration.samples.samples import Samples
 from calibration.statistics import covariance as moments
 from calibration.statistics.activations import Tap, feed
@@ -93,6 +93,39 @@ def test_near_the_optimum_where_all_integers_can_be_tried(bits: int, depth: int)
     optimum = (np.einsum("rk,kl,rl->r", flat, h, flat)[:, None] - scale * along).min(axis=1)
     assert (ours >= optimum - 1e-5 * ours.max()).all()
     assert ours.mean() <= BOUND * optimum.mean()
+
+
+def one_at_a_time(w: np.ndarray, cost: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
+    """The levels [K, R] of weights [K, R] by error feedback, then by coordinate descent, as their definitions say, in float64."""
+    top = top_level(bits)
+
+    def snap(x: np.ndarray) -> np.ndarray:
+        return np.clip(2 * np.floor(x / 2) + 1 if bits == 2 else np.rint(x), -top, top)
+
+    left, levels = w.astype(float), np.empty(w.shape)
+    for k in range(len(w)):
+        levels[k] = snap(left[k] / scale)
+        if k + 1 < len(w):
+            inverse = np.linalg.inv(cost[k:, k:])
+            left[k + 1 :] -= np.outer(inverse[1:, 0] / inverse[0, 0], left[k] - levels[k] * scale)
+    for k in range(len(w)):
+        slope = cost[k] @ (w - levels * scale)
+        levels[k] = snap(levels[k] + slope / (scale * cost[k, k]))
+    return levels
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("depth", [5, 8, 9, 70])
+def test_levels_are_those_of_the_definitions(bits: int, depth: int) -> None:
+    w, _, known = problem(1, 30, depth, 4 * depth)
+    made = Rounder(w, np.zeros(30, np.float32), np.zeros(30, np.float32), known)
+    scale = np.full((1, 30), 0.6 * np.abs(w).max() / top_level(bits), np.float32)
+    grid = rounder._Grid.of(np.full(30, bits))
+    levels = np.empty_like(made._w)
+    rounder._successive(made._w.copy(), made._feed, scale, grid, levels)
+    rounder._descend(made._pull - (made._cost @ levels) * scale[:, None], made._cost, scale, grid, levels)
+    wanted = one_at_a_time(made._w[0], made._cost[0].astype(float), scale[0], bits)
+    assert (levels[0] == wanted).all(axis=0).mean() > 0.8  # a tie that falls otherwise changes what follows it
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -303,12 +336,12 @@ def test_even_grids_cost_their_rate_and_beat_grids_of_the_same_entropy_for_each_
 @pytest.mark.parametrize("rate", [1.0, 2.5, 4.0])
 def test_the_even_step_spends_the_rate(rate: float) -> None:
     weight = np.random.default_rng(0).normal(size=(64, 3, 3, 16)).astype(np.float32)
-    step = even_step(weight, rate)
+    step = even_steps(weight, [rate])[0]
     assert rate - 0.1 < entropy(np.rint(weight / step).astype(np.int64)) <= rate
 
 
 def test_the_even_step_of_no_weights_at_all_is_a_number() -> None:
-    assert 0 < even_step(np.zeros((2, 1, 1, 3), np.float32), 3.0) < 1e-15
+    assert 0 < even_steps(np.zeros((2, 1, 1, 3), np.float32), [3.0])[0] < 1e-15
 
 
 def test_width_holds_the_levels() -> None:

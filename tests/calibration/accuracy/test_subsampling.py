@@ -1,0 +1,71 @@
+"""Noise of many variants from few samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from calibration.accuracy.subsampling import LEAST, mean_noises, noisiest, sample_noises
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+class Measured:
+    """Noises [variants, samples], and how many were looked at."""
+
+    def __init__(self, noises: F64) -> None:
+        self.noises, self.looked_at = noises, 0
+
+    def __call__(self, variant: int, samples: I64) -> F64:
+        self.looked_at += len(samples)
+        return self.noises[variant][samples]
+
+
+def test_variants_in_proportion_to_the_reference_are_told_by_few_samples() -> None:
+    each = np.random.default_rng(0).gamma(0.5, size=40)
+    noises = Measured(np.outer([1.0, 0.25, 7.0], each))
+    found = mean_noises(noises, [0, 1, 2], [0], noisiest(each), 40)
+    np.testing.assert_allclose(found, noises.noises.mean(axis=1))
+    assert noises.looked_at == 40 + 2 * 10
+
+
+def test_a_variant_is_scaled_as_the_reference_of_nearest_noise() -> None:
+    quiet, loud = np.array([1.0, 1, 1, 1, 5, 5]), np.array([80.0, 80, 80, 80, 10, 10])
+    noises = Measured(np.stack([quiet, loud, 1.5 * quiet, 0.7 * loud]))
+    found = mean_noises(noises, [0, 1, 2, 3], [0, 1], np.arange(4), 6)
+    np.testing.assert_allclose(found, noises.noises.mean(axis=1))
+
+
+def test_without_noise_in_the_references_every_sample_is_measured() -> None:
+    random = np.random.default_rng(1)
+    noises = Measured(np.concatenate([np.zeros((1, 12)), random.random((2, 12))]))
+    assert mean_noises(noises, [0, 1, 2], [0], np.arange(4), 12) == noises.noises.mean(axis=1).tolist()
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    noises = Measured(np.array([[1.0, 2, 3, 4, 5], [1, 1, 1, np.nan, 1], [np.inf, 1, 1, 1, 1], [0, 0, 0, 0, 0]]))
+    one, nan, infinity, none = mean_noises(noises, [0, 1, 2, 3], [0], np.arange(4), 5)
+    assert one == 3
+    assert np.isnan(nan)
+    assert np.isinf(infinity)
+    assert none == 0
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(2, 2), (7, LEAST), (17, 4), (100, 25)])
+def test_the_noisiest_quarter(count: int, wanted: int) -> None:
+    noises = np.random.default_rng(2).random(count)
+    found = noisiest(noises)
+    assert len(found) == wanted
+    assert set(found) == set(np.argsort(noises)[-wanted:])
+    assert noisiest(noises, 1.0).tolist() == list(range(count))
+    noises[1] = np.nan
+    assert noisiest(noises).tolist() == list(range(count))
+
+
+def test_noise_of_each_sample() -> None:
+    outputs = np.zeros((2, 3, 2), np.float32)
+    found = outputs.copy()
+    found[1, 0] = 3
+    assert sample_noises(found, outputs).tolist() == [0, 3]
