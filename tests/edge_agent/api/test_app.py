@@ -347,7 +347,7 @@ async def test_an_address_that_is_taken_is_one_sentence(settings):
         agent = Agent(settings(server))
         runner, url = await app.serve(app.Front(agent), "127.0.0.1", 0)
         try:
-            with raises(errors.ConfigError, reason="api-address"):
+            with raises(errors.AddressError, reason="api-address"):
                 await app.serve(app.Front(agent), "127.0.0.1", int(url.rsplit(":", 1)[1]))
         finally:
             await runner.cleanup()
