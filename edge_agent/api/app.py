@@ -147,7 +147,9 @@ async def serve(front: Front, host: str, port: int) -> tuple[web.AppRunner, str]
 @web.middleware
 async def _no_browsers(request: web.Request, handler: Handler) -> web.StreamResponse:
     if "Origin" in request.headers or not _own_name(request.host):
-        raise ForeignRequestError("the local API serves programs, not pages in a browser; use its address or localhost")
+        raise ForeignRequestError(
+            "the local API serves programs, not pages in a browser; use its address or localhost", reason="browser"
+        )
     return await handler(request)
 
 

@@ -36,7 +36,7 @@ def declared_size(request: web.Request) -> int:
     """The body's length, or the limit if the client does not declare it. Raises `BodyTooLargeError`."""
     size = request.content_length
     if size is not None and size > limits.MAX_IMAGE_BYTES:
-        raise _too_large(f" ({size} bytes)")
+        raise _too_large(size)
     return limits.MAX_IMAGE_BYTES if size is None else size
 
 
@@ -52,9 +52,7 @@ async def read_frame(request: web.Request, size: int) -> InputFrame:
         if (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
             raise texts.not_unicode()
         if request.content_length is not None and size > limits.MAX_TEXT_BYTES:
-            raise _too_large(
-                f" ({size} bytes)", limits.MAX_TEXT_BYTES, "shorten it: the model reads only its beginning"
-            )
+            raise _too_large(size, limits.MAX_TEXT_BYTES, "shorten it, the model reads only its beginning")
         return Text(texts.decode(await _body(request)))
     body = await _body(request)
     if not body:
@@ -80,7 +78,7 @@ async def _form(request: web.Request) -> InputFrame:
     except TimeoutError as error:
         raise _too_late() from error
     except web.HTTPRequestEntityTooLarge as error:
-        raise _too_large("") from error
+        raise _too_large() from error
     except (ValueError, RuntimeError, AssertionError, web.HTTPException, HttpProcessingError) as error:
         raise errors.InputError(
             "the form is malformed; send the file as the body: curl --data-binary @FILE", reason="malformed-form"
@@ -108,7 +106,7 @@ async def _body(request: web.Request) -> bytes:
     except TimeoutError as error:
         raise _too_late() from error
     except web.HTTPRequestEntityTooLarge as error:
-        raise _too_large("") from error
+        raise _too_large() from error
 
 
 def _too_late() -> errors.InputError:
@@ -173,7 +171,7 @@ def _no_shape(plan: Plan | None) -> errors.InputError:
 def _check_length(shape: tuple[int, ...], dtype: np.dtype[np.generic], size: int) -> None:
     wanted = dtype.itemsize * math.prod(shape)
     if wanted > limits.MAX_IMAGE_BYTES:
-        raise _too_large(f" ({wanted} bytes)")
+        raise _too_large(wanted)
     if size != wanted:
         article = "an" if dtype.kind == "i" else "a"
         raise errors.InputError(
@@ -182,7 +180,7 @@ def _check_length(shape: tuple[int, ...], dtype: np.dtype[np.generic], size: int
         )
 
 
-def _too_large(size: str, most: int | None = None, advice: str = "scale it down") -> BodyTooLargeError:
-    return BodyTooLargeError(
-        f"the body is larger{size} than the {most or limits.MAX_IMAGE_BYTES} bytes allowed; {advice}"
-    )
+def _too_large(size: int | None = None, limit: int | None = None, advice: str = "scale it down") -> BodyTooLargeError:
+    limit = limit or limits.MAX_IMAGE_BYTES
+    body = "the body" if size is None else f"the body of {size} bytes"
+    return BodyTooLargeError(f"{body} exceeds the limit of {limit} bytes; {advice}", reason="too-large", limit=limit)

@@ -220,7 +220,7 @@ def _quantize_values(words, counted, count, x, row_bytes, columns, place, scratc
 
 
 class Attention(NamedTuple):
-    """x [tokens, 3 * channels] and y [tokens, channels] as offsets into the arena, and what is computed of them."""
+    """x [tokens, 3 * channels] and y [tokens, channels] as arena offsets, and the parameters of the attention."""
 
     x: int
     y: int

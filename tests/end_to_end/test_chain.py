@@ -286,10 +286,10 @@ async def test_when_the_server_forgets_the_plan_the_first_board_asks_for_another
     async with boards.first() as agent:
         old = agent.plan
         assert old is not None
-        with boards.store._transaction() as db:
+        with boards.store._database.transaction() as db:
             db.execute("DELETE FROM plans")
         [running] = boards.stage._plans.open.values()
-        running.stream._pump._transport.abort()  # type: ignore[union-attr]
+        running.stream._connection._transport.abort()  # type: ignore[union-attr]
         await until(lambda: running.failed)
         await agent.infer(frames(1)[0])
         assert agent.plan is not None

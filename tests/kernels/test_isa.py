@@ -53,7 +53,7 @@ def test_an_x86_core_may_use_the_sets_that_it_has_fastest_first(features: frozen
 def test_a_set_below_the_best_is_refused_where_the_core_lacks_it() -> None:
     refused = isa.decide(CASCADE_LAKE, "avxvnni", numba_loaded=False)
     assert refused.isa == "avx512vnni"
-    assert "SPLITEDGE_ISA=avxvnni is not available on this machine" in refused.problem
+    assert "avxvnni" in refused.problem
 
 
 @pytest.mark.usefixtures("x86")
@@ -93,7 +93,7 @@ def test_a_lower_arm_set_may_be_asked_for_and_a_higher_one_not() -> None:
     assert isa.decide(V9, "neon", numba_loaded=False) == isa.Choice("neon", ("generic", "+fp-armv8,+neon"))
     refused = isa.decide(PI5, "i8mm", numba_loaded=False)
     assert refused.isa == "dotprod"
-    assert "SPLITEDGE_ISA=i8mm is not available on this machine" in refused.problem
+    assert "i8mm" in refused.problem
 
 
 @pytest.mark.usefixtures("arm")

@@ -253,7 +253,7 @@ def test_the_fingerprint_depends_on_every_source_file(tmp_path: Path) -> None:
 
 def test_an_instruction_set_that_is_not_there_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPLITEDGE_ISA", "avx1024")
-    with pytest.warns(RuntimeWarning, match="avx1024 is not available here"):
+    with pytest.warns(RuntimeWarning, match="avx1024"):
         assert isa.choose() == isa.best(isa.host_features())
 
 

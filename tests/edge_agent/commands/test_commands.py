@@ -86,7 +86,7 @@ async def test_images_are_classified_in_order_and_a_bad_one_does_not_stop_the_ot
     async with SmallServer() as server:
         status, out, err = await run(environment(server), "infer", str(tmp_path / "*.png"), "-", stdin=png(9))
     assert status == 3
-    assert sentence(err).startswith(f"edge-agent: {tmp_path}/1.png: this is not an image")
+    assert sentence(err).startswith(f"edge-agent: {tmp_path}/1.png: ")
     named = [line.split(":")[0] for line in out.splitlines() if " % (" in line]
     assert named == [f"{tmp_path}/0.png", f"{tmp_path}/2.png", "standard input"]
     assert "frames answered 3/4" in out
@@ -256,7 +256,7 @@ async def test_a_profile_that_nobody_measured_is_not_carried_out(environment, co
     env = environment(None, SPLITEDGE_PROFILE=str(known.FOLDER / "pi5.json"))
     status, _, err = await run(env, *command)
     assert status == 2
-    assert "estimated, not measured: run 'edge-agent profile' on the board, or ask what-if" in err
+    assert "edge-agent profile" in sentence(err)
 
 
 async def test_known_boards_are_listed_and_printed_and_nothing_is_measured(environment):
@@ -269,7 +269,7 @@ async def test_known_boards_are_listed_and_printed_and_nothing_is_measured(envir
     assert listed[0] == 0
     assert "Raspberry Pi 4 Model B, 4 GB" in listed[1]
     assert schema.from_dict(json.loads(printed[1])) == known.load("pi4")
-    assert "no board is known as 'pi9': name one of jetson-nano" in sentence(wrong[2])
+    assert all(name in sentence(wrong[2]) for name in ("'pi9'", *known.names()))
     assert "--known pi4" in sentence(unasked[2])
 
 
@@ -307,14 +307,14 @@ async def test_what_the_server_or_the_disk_refuses_is_one_sentence(environment, 
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["plan"], 9, "nothing answers"),
+        (["plan"], 9, "http://127.0.0.1:9"),
         (["infer"], 2, "--text"),
         (["infer", ""], 2, "empty"),
         (["infer", "/nowhere/*.png"], 3, "nothing matches"),
         (["infer", "/nowhere/a.png", "/nowhere/b.png", "/nowhere/*"], 3, "/nowhere/b.png"),
         (["infer", __file__, "--model", ""], 2, "edge-agent models"),
-        (["infer", __file__], 9, "nothing answers"),
-        (["models"], 9, "nothing answers"),
+        (["infer", __file__], 9, "http://127.0.0.1:9"),
+        (["models"], 9, "http://127.0.0.1:9"),
         (["plan", "--plot", "/nowhere/c.svg"], 12, "/nowhere/c.svg"),
         (["plan", "--plot", "c.pdf"], 2, ".svg"),
         (["plan", "--plot", "c.svg", "--next", "http://127.0.0.1:9"], 2, "--next"),
