@@ -6,8 +6,9 @@
 A demand is a device, a link, weights of time, energy and cost, and a maximum drop of 0.25 to 5 points. Its plan comes
 from the bundle, as a server makes it. The integer head, the codec and the tail then answer the evaluation data. Each
 demand is tested on one fold of that data. A violation is a fold that loses more than the demand allows. The error is
-the absolute difference between the expected drop and the drop on all evaluation data. For comparison, QPART's rule bounds the noise at which the mean
-loss reaches the demanded drop. The planner refuses infeasible demands; a refusal is not a violation.
+the absolute difference between the expected drop and the drop on all evaluation data. For comparison, QPART's rule
+bounds the noise at which the mean loss reaches the demanded drop. The planner refuses infeasible demands; a refusal is
+not a violation.
 
 A device is a board with the proportions of `what_if.BOARD`, faster or slower. The column "parts" describes the heads
 that calibration tried: noise at the output over the summed noise of their layers and codec, median and range.
@@ -116,7 +117,7 @@ def _options() -> argparse.ArgumentParser:
     options = parser((__doc__ or "").splitlines()[0])
     fashion.add_option(options)
     options.add_argument("--images", type=Path, help="folder of photographs; required for EfficientNet-Lite0")
-    options.add_argument("--labels", help="CSV of file name and ImageNet class index; default: labels.csv in the folder")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; if omitted, labels.csv")
     options.add_argument("--plot", metavar="FILE", type=Path, help="draw predicted against measured drops, as PNG")
     return options
 

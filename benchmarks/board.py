@@ -76,13 +76,13 @@ class Board:
     def plan(self, name: str, on_step: Callable[[str], object] = lambda _: None, **settings: str) -> Plan:
         """Start a new agent ``name``, in place of any previous one, and let it negotiate a plan.
 
-    ``on_step`` is called with the agent's status messages.
-    """
+        ``on_step`` is called with the agent's status messages.
+        """
         answer = self._ask({"do": "plan", "name": name, "settings": settings}, on_step)
         return msgspec.convert(answer["plan"], Plan)
 
     def frames(self, name: str, count: int) -> Timings:
-        """Run ``count`` frames, one after another, on agent ``name``; return each `edge_agent.runtime.results.Timing`."""
+        """Run ``count`` frames, one after another, on agent ``name``; return `edge_agent.runtime.results.Timing`s."""
         found: Timings = self._ask({"do": "frames", "name": name, "count": count})["timings"]
         return found
 

@@ -178,11 +178,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _options() -> argparse.ArgumentParser:
     options = parser((__doc__ or "").splitlines()[0])
     fashion.add_option(options)
-    options.add_argument("--images", type=Path, help="folder of photographs; selects EfficientNet-Lite0 instead of the CNN")
-    options.add_argument("--labels", help="CSV of file name and ImageNet class index; default: labels.csv in the folder")
+    options.add_argument("--images", type=Path, help="folder of photographs; selects EfficientNet-Lite0")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; if omitted, labels.csv")
     options.add_argument("--plots", metavar="DIR", type=Path, help="draw each trace's rates and bit widths, as PNG")
     options.add_argument("--trace", choices=list(TRACES), action="append", help="run only this trace; repeatable")
-    options.add_argument("--controller", choices=list(RIVALS), action="append", help="run only this controller; repeatable")
+    options.add_argument("--controller", choices=list(RIVALS), action="append", help="run only this one; repeatable")
     return options
 
 

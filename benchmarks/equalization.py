@@ -68,7 +68,7 @@ def pairs(network: layers.Network) -> list[tuple[Conv, Conv]]:
 
 
 def _second(first: Conv, readers: dict[str, list[Layer]]) -> Conv | None:
-    """Return the only convolution that reads the output of ``first``, if a positive factor passes all layers between."""
+    """Return the only convolution that reads ``first``'s output, if a positive factor passes all layers between."""
     at: Layer = first
     while not isinstance(at, Conv | Pool) or at.clamp in HOMOGENEOUS:
         read_by = readers.get(at.out, [])
