@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if photos.classes is None:
         raise errors.UsageError(
-            "accuracy needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+            "accuracy needs labels; pass --labels with a CSV of file name and class index", reason="no-labels"
         )
     calibrating, held = photos[::2], photos[1::2]
     split = prepare(calibrating, QUICK_PLACES if options.quick else PLACES)

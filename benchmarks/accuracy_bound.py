@@ -141,7 +141,7 @@ def photo_task(options: argparse.Namespace) -> Task:
     photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels)
     if photos.classes is None:
         raise errors.UsageError(
-            "accuracy needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+            "accuracy needs labels; pass --labels with a CSV of file name and class index", reason="no-labels"
         )
     held = photos[1::2]
     return Task(
