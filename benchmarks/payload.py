@@ -411,7 +411,7 @@ def sent_bytes(tables: Tables, cut: str, segment: bytes, made: Codec | None, sam
 
 def floats(model: onnx.ModelProto, samples: Samples) -> F32:
     """Return the logits [n, classes] of the float ``model``."""
-    return evaluation.float_outputs(bundle.runner(model), samples).reshape(len(samples), -1)
+    return evaluation.float_outputs(tail_runs.runner(model), samples).reshape(len(samples), -1)
 
 
 class Forecast:
