@@ -40,7 +40,7 @@ def connect(
 
 
 class BlockingAgent:
-    """Starts ``agent`` in an event loop of its own, in a thread of its own. Any thread may use it."""
+    """Starts ``agent`` in its own event loop and thread. Any thread may use it."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -68,7 +68,7 @@ class BlockingAgent:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan in force."""
+        """The active plan."""
         return self._agent.plan
 
     def infer(self, frame: AnyFrame) -> Result:

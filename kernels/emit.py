@@ -3,7 +3,7 @@ epilogue.
 
 `TARGETS` describes each instruction set once. The generators in `kernels.operators` and `kernels.codec` read `TARGET`
 and contain almost no instructions of their own. To add an instruction set, add it to `kernels.isa` and to `TARGETS`,
-and teach it to `dot`, `rounded` and `_pack`.
+and its instructions to `dot`, `rounded` and `_pack`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Final
 MiB: Final = 1 << 20
 
 # --- frames and messages
-MAX_FRAME_BYTES: Final = 8 * MiB  # one activation or one answer: bounds what a peer can make us hold
+MAX_FRAME_BYTES: Final = 8 * MiB  # one activation or one answer: bounds the memory that a peer can occupy
 MAX_MESSAGE_BYTES: Final = 64 * 1024  # one session control message (JSON)
 WINDOW: Final = 8  # frames in flight in one session, unless the client asks for another window
 MAX_WINDOW: Final = 64  # frames in flight in one session

@@ -30,7 +30,7 @@ _FILE = Annotated[
 
 
 class Given(NamedTuple):
-    """What a command line says about settings: the configuration file, and values by key (None: not given)."""
+    """The settings on a command line: the configuration file, and values by key (None: not given)."""
 
     file: Path | None
     options: dict[str, object]

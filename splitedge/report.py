@@ -260,7 +260,7 @@ def _bits(widths: str) -> str:
 
 
 def _time(plan: Plan, width: int) -> list[RenderableType]:
-    """The time of a frame, its parts as a bar with a legend, and what it does not include."""
+    """The time of a frame, its parts as a bar with a legend, and the parts that it excludes."""
     p = plan.prediction
     values = (p.device_ms, p.transfer_ms, p.queue_ms, p.server_ms)
     bar, total = Text(), max(p.total_ms, sum(values), 1e-9)

@@ -122,7 +122,7 @@ class Progress:
         self._timer.start()
 
     def stop(self) -> None:
-        """End the step: what is printed next must not collide with the spinner."""
+        """End the step, so that later output does not collide with the spinner."""
         if self._spinner is not None:
             self._spinner.stop()
         if self._timer is not None:

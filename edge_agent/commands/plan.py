@@ -27,7 +27,7 @@ async def plan(
     assumed: Mapping[str, float] | None = None,
     plot: Path | None = None,
 ) -> None:
-    """Print the server's plan for this machine and link. Fetches no segment and runs nothing.
+    """Print the server's plan for this machine and link. Downloads no segment and runs no frame.
 
     ``board``: plan for this known board instead of this machine. ``assumed``: values of the link (fields of `LinkEstimate`), which are then not
     measured. The output names both. ``plot``: a file for the picture of the trade-offs, which the server draws after the plan is printed.

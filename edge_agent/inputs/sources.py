@@ -72,10 +72,11 @@ def _unicode(text: str) -> str:
 def expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
     """The frames that ``pattern`` names.
 
-    ``-`` is standard input. A folder is the images and .npy arrays in it, by name, or else its .txt files.
+    ``-`` is standard input. A folder stands for its images and .npy arrays, sorted by name; without any, for its .txt
+    files.
 
-    A pattern that exists as a file is that file, even if it contains ``*`` or ``?``. Raises `errors.InputError` for one
-    that names nothing.
+    An existing file has precedence over a pattern, even if its name contains ``*`` or ``?``. Raises
+    `errors.InputError` if nothing matches.
     """
     path = Path(pattern)
     if pattern == "-":
@@ -88,7 +89,9 @@ def expand(pattern: str, stdin: BinaryIO) -> Iterator[Source]:
         names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  pathlib refuses absolute patterns
         matches = [Path(name) for name in names]
         if not matches:
-            raise errors.InputError(f"nothing matches {spelled(pattern)}", name=spelled(pattern), reason="no-matches")
+            raise errors.InputError(
+                f"nothing matches {spelled(pattern)}; check the pattern", name=spelled(pattern), reason="no-matches"
+            )
         yield from (Source(spelled(match), partial(read_file, match), match) for match in matches if not match.is_dir())
 
 
@@ -96,7 +99,9 @@ def read_bounded(file: BinaryIO, name: str, limit: int = limits.MAX_IMAGE_BYTES)
     """The content of ``file``. Holds at most ``limit`` + 1 bytes. Raises `errors.InputError` for a larger file."""
     data = file.read(limit + 1)
     if len(data) > limit:
-        raise errors.InputError(f"{name} is larger than {limit} bytes, the limit", name=name, reason="too-large")
+        raise errors.InputError(
+            f"{name} exceeds the limit of {limit} bytes; give a smaller file", name=name, reason="too-large"
+        )
     return data
 
 
@@ -153,13 +158,15 @@ def _folder(path: Path) -> Iterator[Source]:
         files = files or [file for file in every if file.suffix.lower() == ".txt"]
     except OSError as error:
         raise errors.InputError(
-            f"the folder {spelled(path)} cannot be read ({error.strerror})",
+            f"the folder {spelled(path)} cannot be read ({error.strerror}); make it readable",
             name=spelled(path),
             reason="folder-unreadable",
         ) from error
     if not files:
         raise errors.InputError(
-            f"the folder {spelled(path)} holds no images, arrays or texts", name=spelled(path), reason="no-inputs"
+            f"the folder {spelled(path)} holds no images, arrays or texts; give another folder",
+            name=spelled(path),
+            reason="no-inputs",
         )
     yield from (Source(spelled(file), partial(read_file, file), file) for file in files)
 

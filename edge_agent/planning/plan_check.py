@@ -32,7 +32,9 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
         )
     if len(plan.labels) > limits.MAX_LABELS:
         raise errors.PlanError(
-            f"the server's plan has more than {limits.MAX_LABELS} labels", plan=plan.id, reason="labels"
+            f"the server's plan has more than {limits.MAX_LABELS} labels; import the model with fewer class names",
+            plan=plan.id,
+            reason="labels",
         )
     if plan.mode != "device" and not _obeys_keep(header, plan, demand.keep):
         raise errors.PlanError(

@@ -116,7 +116,7 @@ class Agent:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan in force, None before the first."""
+        """The active plan, None before the first."""
         return self._replanner.plan.engine.plan if self._replanner.plan else None
 
     def say(self, text: str) -> None:
@@ -226,11 +226,11 @@ class Agent:
         return status.gauges(self.status())
 
     def plan_info(self) -> dict[str, str]:
-        """The plan in force as short texts; empty without one."""
+        """The active plan as short texts; empty without one."""
         return status.plan_info(self._replanner.plan)
 
     async def _answer(self, frame: InputFrame, start: float) -> Result:
-        """The answer, from a new plan if the server does not know the present one any more."""
+        """The answer, from a new plan if the server no longer knows the active one."""
         plan = self._replanner.plan
         if plan is None:
             raise errors.not_ready(self.state)
@@ -244,7 +244,7 @@ class Agent:
             raise
 
     async def _run(self, plan: AgentPlan, frame: InputFrame, start: float) -> Result:
-        """``frame``, which came at ``start`` (`time.perf_counter`), through the pipeline with ``plan``."""
+        """Run ``frame``, which arrived at ``start`` (`time.perf_counter`), through the pipeline of ``plan``."""
         age_ms = self.settings.link.max_age_ms  # None: only the stream limits a frame's age
         left_s = None if age_ms is None else age_ms / 1e3 - (time.perf_counter() - start)
         deadline = None if left_s is None else asyncio.get_running_loop().time() + left_s

@@ -4,9 +4,9 @@ not sent.
 Closeness is a `distance`: the share of the tensor's variation that has changed. The rules:
 
 - A frame is compared with the frame that the server answered, never with one that reused an answer. So slow drift adds
-  up until it is seen.
-- An answer is reused for a limited time and a limited number of frames. The next frame is sent, however close it is.
-- One answer is kept: of the answered frames, the one that left the head last, in whatever order answers arrive. Refused
+  up until it exceeds the threshold.
+- An answer is reused for a limited time and a limited number of frames. Then the next frame is sent in any case.
+- One answer is kept: of the answered frames, the latest in the order of the head, not of the answers. Refused
   and lost frames leave no answer.
 - Each plan has its own `AnswerReuse`. `forget` ends it with the server session, for frames on their way too.
 

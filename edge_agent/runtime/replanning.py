@@ -1,4 +1,4 @@
-"""The plan in force and its replacement. A new plan is prepared while the old one serves.
+"""The active plan and its replacement. A new plan is prepared while the old one serves.
 
 A plan is replaced when
 

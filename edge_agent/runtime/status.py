@@ -15,7 +15,7 @@ _LINK_GAUGES: Final = ("rung", "bits", "uplink_mbps", "rtt_ms", "holds", "overlo
 
 
 def plan_info(plan: AgentPlan | None) -> dict[str, str]:
-    """The plan in force as short texts; empty without one."""
+    """The active plan as short texts; empty without one."""
     if plan is None:
         return {}
     made = plan.engine.plan

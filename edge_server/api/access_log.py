@@ -52,7 +52,7 @@ async def log_refusals(
 
 
 def accepted(request: web.Request, what: str) -> None:
-    """Log what the peer of ``request`` gets."""
+    """Log an accepted ``request``."""
     log.info("%s %s", _peer(request), _printable(what))
 
 

@@ -230,7 +230,7 @@ def _former(store: Store, name: str) -> Bundle | None:
 
 
 def _show(bundle: Bundle, patterns: Patterns, *, verbose: bool) -> None:
-    """Print the offered cuts and what the figures mean."""
+    """Print the offered cuts and the meaning of the figures."""
     rows = [_row(bundle, patterns, place) for place in range(len(bundle.offered))]
     title = Text(f"{plain(bundle.name)}: where it can be split", style="bold")
     terminal.show(title, offered(rows, terminal.width()), "", *_notes(bundle, [row[3] for row in rows].count(OVER)))
@@ -321,7 +321,7 @@ def _row(bundle: Bundle, patterns: Patterns, place: int) -> list[str]:
 
 
 def _least(patterns: Patterns, index: int) -> tuple[str, ...]:
-    """Bits and bytes of the place's candidate with the fewest bytes, segment and frame, and a drop of at most `SHOWN_DROP`; empty without one."""
+    """Bits and bytes of the cut's candidate with the fewest bytes (segment plus frame) and a drop of at most `SHOWN_DROP`; `OVER` without one."""
     level = max((i for i, one in enumerate(patterns.levels) if one.drop_points <= SHOWN_DROP), default=-1)
     rows = np.flatnonzero((patterns.option == index) & (patterns.level <= level))
     if not len(rows):

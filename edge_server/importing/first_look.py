@@ -192,7 +192,7 @@ class _Evidence(NamedTuple):
 
 
 def _clear(won: int, lost: int) -> bool:
-    """Whether so many samples won and lost pass a sign test of two standard deviations."""
+    """Whether ``won`` samples against ``lost`` samples pass a sign test of two standard deviations."""
     return won - lost >= 2 * math.sqrt(won + lost) > 0
 
 

@@ -11,7 +11,7 @@ from splitedge.protocol.messages import Demand
 
 
 def why_lost(table: Table, query: Query, runner_up: RunnerUp, chosen: Pick) -> str:
-    """Every constraint that ``runner_up`` breaks; if it breaks none, what it costs more than ``chosen``."""
+    """Every constraint that ``runner_up`` breaks; if it breaks none, its additional cost over ``chosen``."""
     broken = [_broken(table, query, runner_up.pick, name) for name in runner_up.broken]
     return "; ".join(broken) or _margin(query.demand, runner_up.pick, chosen)
 

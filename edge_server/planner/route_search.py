@@ -108,7 +108,7 @@ def _search(chain: Chain, budget: float) -> _Search:
 
 
 def _transfers(chain: Chain, board: int, option: int, target: int) -> list[_CodecTransfer]:
-    """The transfers that no other equals or beats in everything, quickest first."""
+    """The Pareto-optimal transfers, quickest first."""
     sender, link = chain.boards[board], chain.links[board, target]
     receiver = None if target == len(chain.boards) else chain.boards[target]
     found = [
@@ -321,7 +321,7 @@ def _bits(layers: Sequence[WeightLayer], budget: float) -> tuple[int, ...]:
 
 
 def _infeasible(search: _Search) -> errors.InfeasibleError:
-    """Names the one constraint without which a route exists, or else all of the demand's."""
+    """The error that names the one constraint that excludes every route, or else all constraints of the demand."""
     chain = search.chain
     least = min((_least_noise(option) for option in chain.options), default=math.inf)
     if search.budget < least:

@@ -8,7 +8,7 @@
 - ``hadamard``: blocks of channels are multiplied by a Hadamard matrix, which makes them alike and nearly Gaussian. Then a codebook at 2 and 3 bits, equal
   steps from 4 bits. ``hadamard-token`` also scales by the mean magnitude of each row.
 - ``entropy``: one step for all channels and an entropy stage. Wide channels get more bits, as in rate-distortion theory.
-- ``pca``: the same for principal components, without those that would get no bits.
+- ``pca``: the same for principal components; components that would get no bits are dropped.
 
 The codes of the last two have 8 bits. At ``bits`` b they are fitted so that a frame takes b bits a value in all.
 
@@ -312,6 +312,6 @@ _PACKED: Final[dict[str, Fit]] = {
     **dict.fromkeys(("lloyd-max", "lloyd-max-channel"), _codebook),
     **dict.fromkeys(("hadamard", "hadamard-token"), _rotated),
 }
-#: And what is fitted to a rate: what all rates share is counted once.
+#: Families fitted to a rate. The call with the values does the work that all rates share.
 CODED: Final[dict[str, Callable[[F64], AtRate]]] = {"entropy": _entropy_coded, "pca": _components}
 FAMILIES: Final = (*_PACKED, *CODED)

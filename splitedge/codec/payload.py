@@ -173,7 +173,7 @@ def _laid_out(shape: tuple[int, ...], prepared: Prepared) -> Layout:
     size, codec = math.prod(shape), prepared.codec
     if min(shape, default=0) < 0 or size > limits.MAX_ELEMENTS:
         raise errors.CodecError(
-            f"a tensor of shape {list(shape)} is not one of at most {limits.MAX_ELEMENTS} values; request a new plan",
+            f"a tensor of shape {list(shape)} has a negative size or more than {limits.MAX_ELEMENTS} values; request a new plan",
             reason="too-many-values",
         )
     _check_channels(shape, size, prepared)

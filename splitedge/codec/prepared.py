@@ -120,19 +120,20 @@ def prepare(codec: Codec) -> Prepared:
 def _check(codec: Codec) -> Prepared:
     if codec.bits not in BITS and codec.bits not in FLOATS:
         raise errors.CodecError(
-            f"a codec of {codec.bits} bits is not one of 2 to 8, 16 or 32; ask for another plan", reason="codec-bits"
+            f"a codec has {codec.bits} bits; 2 to 8, 16 and 32 are allowed; ask for another plan", reason="codec-bits"
         )
     channels = len(codec.lo)
     if not 1 <= channels <= limits.MAX_CHANNELS or len(codec.scale) != channels:
         raise errors.CodecError(
-            f"a codec with {channels} offsets and {len(codec.scale)} scales is not one of 1 to {limits.MAX_CHANNELS} channels; ask for another plan",
+            f"a codec has {channels} offsets and {len(codec.scale)} scales; it needs one of each for 1 to {limits.MAX_CHANNELS} channels; ask for another plan",
             reason="codec-channels",
         )
     if codec.bits in FLOATS and (
         codec.levels or codec.rotation or codec.basis or codec.dynamic or codec.tables or codec.table or codec.jpeg
     ):
         raise errors.CodecError(
-            "a codec of floats has neither codes nor tables nor a rotation; ask for another plan", reason="codec-floats"
+            "a codec of floats must not have levels, tables, a rotation or another stage; ask for another plan",
+            reason="codec-floats",
         )
     if codec.jpeg and (
         codec.jpeg not in jpeg.QUALITIES
@@ -145,7 +146,7 @@ def _check(codec: Codec) -> Prepared:
         or codec.table
     ):
         raise errors.CodecError(
-            f"JPEG of quality {codec.jpeg} at {codec.bits} bits is not one of 1 to 100 for pixels of 8 bits; ask for another plan",
+            f"a codec has JPEG quality {codec.jpeg} at {codec.bits} bits; JPEG needs a quality of 1 to 100, 8 bits and no other stage; ask for another plan",
             reason="codec-jpeg",
         )
     levels, turn = _levels(codec), _turn(codec.basis, channels) if codec.basis else None
@@ -187,7 +188,7 @@ def _levels(codec: Codec) -> F32:
     wanted = codec.bits in CODEBOOKS and len(levels) == 1 << codec.bits and not codec.tables
     if not wanted or not np.isfinite(levels).all() or (np.diff(levels) < 0).any():
         raise errors.CodecError(
-            f"a codebook of {len(levels)} levels at {codec.bits} bits is not one of 4 or 8 ascending levels at 2 or 3; ask for another plan",
+            f"a codec has {len(levels)} levels at {codec.bits} bits; a codebook needs 4 ascending levels at 2 bits, or 8 at 3 bits; ask for another plan",
             reason="codec-levels",
         )
     return levels
@@ -197,7 +198,7 @@ def _turn(basis: Any, channels: int) -> BasisChange:
     ins = len(basis.centre)
     if not 1 <= channels <= ins or len(basis.columns) != 2 * ins * channels or ins * channels > limits.MAX_BASIS:
         raise errors.CodecError(
-            f"a change of basis of {len(basis.columns)} bytes is not one from {ins} channels to {channels}; ask for another plan",
+            f"a change of basis has {len(basis.columns)} bytes, which do not fit {ins} channels and {channels} components; ask for another plan",
             reason="codec-basis-size",
         )
     with np.errstate(over="ignore"):
@@ -206,7 +207,7 @@ def _turn(basis: Any, channels: int) -> BasisChange:
     squares = (columns.astype(np.int64) ** 2).sum(axis=0)
     if not (squares.all() and np.isfinite(centre).all()):
         raise errors.CodecError(
-            "a change of basis has a column of nothing or a centre that is not finite; ask for another plan",
+            "a change of basis has a column of zeros or a centre that is not finite; ask for another plan",
             reason="codec-basis-values",
         )
     forward = columns.astype(np.float32)
@@ -220,8 +221,8 @@ def _coder(codec: Codec, channels: int) -> EntropyTables:
     sound = len(sizes) <= limits.MAX_TABLES and len(index) in (1, channels) and max(sizes) <= 1 << codec.bits
     if not sound or any(not table or min(table) < 1 or sum(table) != FREQUENCIES for table in codec.tables):
         raise errors.CodecError(
-            f"the tables of a codec must be 1 to {limits.MAX_TABLES} of 1 to {1 << codec.bits} frequencies that sum to {FREQUENCIES}, and each channel's be "
-            "one of them; ask for another plan",
+            f"a codec needs 1 to {limits.MAX_TABLES} tables of 1 to {1 << codec.bits} frequencies with the sum {FREQUENCIES}, and one of them for each channel; "
+            "ask for another plan",
             reason="codec-tables",
         )
     counts = [np.array(table, np.int64) for table in codec.tables]

@@ -381,7 +381,7 @@ Objective = Literal["latency", "rate"]
 class ChainDevice(Message, kw_only=True):
     """A board's description of itself for a chain. ``next``: its link to the next board, None for the last. ``server``: its link to the server.
 
-    ``device`` is the name that the board gave itself once; it says whom a plan is for. ``held`` and ``measured`` are as in `PlanRequest`.
+    ``device`` is the name that the board generated once; a plan names its board by it. ``held`` and ``measured`` are as in `PlanRequest`.
     The measured overhead counts too: it bounds a board's rate as the segment does.
     """
 

@@ -144,7 +144,7 @@ async def test_a_tensor_is_taken_with_its_shape_and_a_wrong_one_names_both_shape
         async with http.post("/v1/infer", data=good[:-4], headers={"X-Shape": "16,16,3"}) as response:
             assert (await error_of(response))[
                 2
-            ] == "a float32 tensor of shape [16, 16, 3] has 3072 bytes, the body has 3068"
+            ] == "a float32 tensor of shape [16, 16, 3] has 3072 bytes, the body has 3068; correct X-Shape or X-Dtype"
         assert agent.counters.failed == {"input": 2}
 
 
