@@ -220,7 +220,7 @@ def uninstall(
 
 @service_app.command(cls=options.Command)
 def status() -> None:
-    """Show the state of the service and its last error. Exit status: 0 ready, 1 running, 2 not installed, 3 not running."""
+    """Show the state of the service and its last error. Exit status: 0 ready, 1 running but not ready, 2 not installed, 3 not running."""
     from edge_agent.commands import service as command
 
     raise typer.Exit(command.status())

@@ -69,7 +69,7 @@ def run(program: str, start: Callable[[], object], failed: Callable[[str], objec
 
 
 def prepare_streams() -> None:
-    """Open missing standard streams, and let none of them fail on a character that it cannot encode."""
+    """Open missing standard streams, and escape characters that a stream cannot encode."""
     codecs.register_error("splitedge", _spelled)
     for name, mode, raw in (("stdin", "r", None), ("stdout", "w", _Output), ("stderr", "w", _Log)):
         if getattr(sys, name) is None:  # closed: the next file to be opened would get its descriptor

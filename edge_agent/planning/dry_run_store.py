@@ -98,7 +98,7 @@ async def dry_run(
 
 
 def contradicted(kept: KeptDryRun, head_ms: Mapping[str, float], operators: Mapping[str, int]) -> bool:
-    """Whether a measured head differs from ``kept`` by more than `TOLERANCE` and did not yet do so when it was made.
+    """Whether a measured head differs from ``kept`` by more than `TOLERANCE` and did not when ``kept`` was made.
 
     ``head_ms``: measured heads, by segment. ``operators``: the number of operators of each segment of this model.
     """

@@ -14,8 +14,8 @@ from splitedge import errors
 def user_settings(
     server: str | None, model: str | None, file: str | Path | None, keywords: Mapping[str, Any]
 ) -> Settings:
-    """The settings in force: ``keywords``, then environment variables, then the TOML ``file``, or the usual one if it
-    is None.
+    """The settings: ``keywords`` override environment variables, which override the TOML ``file``. None stands for the
+    default file.
 
     A keyword is a setting or, as a dict, a table of the file. Raises `errors.ConfigError` for an unknown or wrong
     setting, and if no model is set.

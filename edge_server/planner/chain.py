@@ -3,7 +3,7 @@
     total   = sum over the boards used of work + sum over the links used of (frame bytes / uplink + round trip)
               + queue + tail
     work    = span + values x ns of each stage of the codec that arrives and of the codec that is sent
-    pace    = the slowest work, sending or tail, or total / window: at most `window` frames are under way at once
+    pace    = the slowest work, sending or tail, or total / window: at most `window` frames are in progress
     noise   = codecs of the links used + head and weights up to the last integer cut
 
 A span is one board's time from unpacking its input to the packed payload that it sends. The stages of a codec besides

@@ -231,7 +231,7 @@ def _computed(
 
 
 def _possible(chain: Chain, board: int, start: int, end: int) -> bool:
-    """Whether the span fits the board's memory and, with ``spread``, computes something and leaves something to do."""
+    """Whether the span fits the board's memory and, with ``spread``, gives this board and the later ones a part."""
     memory = chain.boards[board].memory_bytes
     if memory is not None and chain.span_bytes[start + 1, end] > memory:
         return False

@@ -52,7 +52,7 @@ class _Sample:
 
 
 class Estimator:
-    """Call its methods for each frame sent and answered. ``trip_s`` and ``rate`` (bytes a second) hold before the first answer."""
+    """Call its methods for each frame sent and answered. ``trip_s`` and ``rate`` (bytes per second) apply until the first answer."""
 
     def __init__(self, trip_s: float, rate: float | None = None) -> None:
         self.trip_s = trip_s
