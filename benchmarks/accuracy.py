@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from benchmarks import models
 from benchmarks.report import photo_parser, quiet, report
-from calibration.accuracy import evaluation
+from calibration.accuracy import evaluation, tail_runs
 from calibration.accuracy.codec_search import Fitted
-from calibration.accuracy.evaluation import ACTIVATION_BITS, Spot
+from calibration.accuracy.evaluation import ACTIVATION_BITS, OfferedCut
 from calibration.accuracy.sensitivity import enough
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.importing import cuts
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
@@ -54,7 +54,7 @@ class Split:
     head: Head
     taps: list[int]
     places: Sequence[float]
-    spots: list[Spot]
+    spots: list[OfferedCut]
     layers: list[str]
     histograms: list[Histogram]
     rules: dict[tuple[int, int], str]
@@ -81,16 +81,16 @@ def prepare(samples: Samples, places: Sequence[float]) -> Split:
     """Calibrate Lite0 with ``samples`` and choose the clip rules of its cuts at ``places`` (see `PLACES`)."""
     model = models.load("lite0")
     network = layers.build(Graph.of(model))
-    calibration = bundle.calibrate(model, network, samples)
+    calibration = creation.calibrate(model, network, samples)
     offered = [p.cut for p in cuts.find(network) if p.offered and p.cut.kind == "inside"]
     chosen = [offered[round(share * (len(offered) - 1))] for share in places]
     lowered = lower(network, calibration, network.graph.output, 8, "lite0", samples.preprocess)
     head = Head(seg.parse(lowered.segment()))
     taps = [lowered.index[cut.tensor] for cut in chosen]
-    spots = [bundle.spot(model, network, head.header.tensors[t], cut) for cut, t in zip(chosen, taps, strict=True)]
+    spots = [tail_runs.spot(model, network, head.header.tensors[t], cut) for cut, t in zip(chosen, taps, strict=True)]
     counts = evaluation.count_codes(head, taps, samples, quiet)
     histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True) if s.quantization]
-    run = bundle.runner(model)
+    run = tail_runs.runner(model)
     outputs = evaluation.float_outputs(run, samples)
     none: list[list[Fitted]] = [[] for _ in spots]
     count = enough(network, outputs[0].size)

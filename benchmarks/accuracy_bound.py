@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 
 from benchmarks import cache, fashion, models, what_if
 from benchmarks.report import parser, quiet, report
-from calibration.accuracy import evaluation, trials
-from calibration.bundle import bundle as bundles
+from calibration.accuracy import evaluation, tail_runs, trials
+from calibration.bundle import creation
 from calibration.bundle.bundle import Bundle
 from calibration.samples.samples import Samples, open_samples
 from edge_server.planner import Level, Pick, PowerDraw, Query, Table, choose, precompute
@@ -157,7 +157,7 @@ def prepare(task: Task, folder: Path) -> Subject:
     """Calibrate ``task`` in ``folder``, or load its bundle from the cache. Its accuracy bound applies to one fold."""
     bundle = calibrated(task.name, task.model, task.calibrating, folder)
     bundle.accuracy = bundle.accuracy.promising(task.fold)
-    run = bundles.runner(onnx.load(bundle.path / "model.onnx"))
+    run = tail_runs.runner(onnx.load(bundle.path / "model.onnx"))
     found = evaluation.top1(evaluation.float_outputs(run, task.evaluated))
     return Subject(task, bundle, found == task.evaluated.classes)
 
@@ -166,7 +166,7 @@ def calibrated(name: str, model: Callable[[], onnx.ModelProto], samples: Samples
     """Return the bundle of ``model`` in ``folder``, from the cache if the sources are unchanged."""
 
     def make() -> Mapping[str, bytes]:
-        made = bundles.create(folder / "made", name, model(), samples, progress=quiet)
+        made = creation.create(folder / "made", name, model(), samples, progress=quiet)
         return {path.name: path.read_bytes() for path in made.path.iterdir()}
 
     kept = folder / "bundle"
@@ -272,7 +272,7 @@ def outputs(bundle: Bundle, plan: Plan, samples: Samples) -> F32:
     head = Head(seg.parse(bundle.segment(cut, dict(zip(bundle.weight_layers(cut), bits, strict=True)))))
     made = None if rule is None else bundle.codec(cut, *rule)
     data = bundle.tail(cut)
-    run = None if data is None else bundles.runner(onnx.load_model_from_string(data))
+    run = None if data is None else tail_runs.runner(onnx.load_model_from_string(data))
     return evaluation.split_outputs(head, made, run, samples)
 
 

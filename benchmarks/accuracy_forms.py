@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from benchmarks import accuracy_bound, fashion
 from benchmarks.report import parser, report
 from calibration.accuracy import drop_model, evaluation
-from calibration.bundle.bundle import Bundle, runner
+from calibration.accuracy.tail_runs import runner
+from calibration.bundle.bundle import Bundle
 from calibration.rounding.rounder import UNSEEN
 from edge_server.planning.pattern_tables import build_table
 

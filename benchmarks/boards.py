@@ -23,7 +23,8 @@ import numpy as np
 from benchmarks import cache, heads, known_boards, models
 from benchmarks.report import in_turn, parser, report, write
 from benchmarks.restricted import OURS
-from calibration.bundle import bundle
+from calibration.accuracy import tail_runs
+from calibration.bundle import creation
 from calibration.importing import cuts
 from calibration.importing.graph import Graph, tail_model
 from calibration.lowering import layers
@@ -115,7 +116,7 @@ def headers() -> Mapping[str, bytes]:
     network = layers.build(Graph.of(model))
     random = np.random.default_rng(1)
     noise = [random.normal(size=heads.SHAPE).astype(np.float32) for _ in range(2)]
-    calibration = bundle.calibrate(model, network, Samples(Preprocess("tensor", heads.SHAPE), noise))
+    calibration = creation.calibrate(model, network, Samples(Preprocess("tensor", heads.SHAPE), noise))
     offered = [place.cut for place in cuts.find(network) if place.offered]
     files = {"cuts.json": msgspec.json.encode(offered)}
     for cut in offered:
@@ -130,7 +131,7 @@ def tail_ms(model: Any, graph: Graph, cut: Cut, runs: int) -> float:
     """
     if cut.kind == "output":
         return 0.0
-    run = bundle.runner(tail_model(model, cut.tensor, graph.shapes[cut.tensor][1:]), threads=1)
+    run = tail_runs.runner(tail_model(model, cut.tensor, graph.shapes[cut.tensor][1:]), threads=1)
     frame = np.zeros((1, *cut.shape), np.float32)
     return min(in_turn({"tail": lambda: run(frame)}, runs)["tail"])
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.lowering.layers import OPEN, Conv, Layer, Pad, Pool, Reshape
-from calibration.rounding.weight_substitution import reweigh, weights
+from calibration.rounding.weight_substitution import substitute_weights, weights
 
 F32 = NDArray[np.float32]
 
@@ -47,11 +47,11 @@ def equalized(model: onnx.ModelProto) -> tuple[onnx.ModelProto, layers.Network, 
 def _reweighed(
     model: onnx.ModelProto, network: layers.Network, changed: Sequence[Conv], values: dict[str, F32]
 ) -> onnx.ModelProto:
-    """As `reweigh`, but keep every layer's tensor observable, even if no node reads it."""
+    """As `substitute_weights`, but keep every layer's tensor observable, even if no node reads it."""
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
     whole.graph.output.extend(onnx.ValueInfoProto(name=layer.out) for layer in network.layers)
-    made = reweigh(whole, network, changed, values)
+    made = substitute_weights(whole, network, changed, values)
     del made.graph.output[len(model.graph.output) :]
     return made
 

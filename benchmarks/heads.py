@@ -27,7 +27,7 @@ from benchmarks import cache, minilm, models, restricted, rivals
 from benchmarks.report import in_turn, parser, ratio, report, spread
 from benchmarks.restricted import OURS
 from benchmarks.rivals import FLOAT, INT8, LITERT
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.lowering.lower import Calibration, lower
@@ -156,7 +156,7 @@ def our_segment(model: onnx.ModelProto, shape: list[int], weight_bits: int) -> b
     network = layers.build(Graph.of(model))
     random = np.random.default_rng(1)
     noise = [random.normal(size=shape).astype(np.float32) for _ in range(SAMPLES)]
-    calibration = bundle.calibrate(model, network, Samples(Preprocess("tensor", shape), noise))
+    calibration = creation.calibrate(model, network, Samples(Preprocess("tensor", shape), noise))
     return lower(network, calibration, network.graph.output, weight_bits).segment()
 
 

@@ -41,7 +41,7 @@ from benchmarks import fashion, minilm, models, news, what_if
 from benchmarks.report import parser, report, write
 from calibration.accuracy import codec_search
 from calibration.accuracy import evaluation as accuracy
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.importing import cuts, importer
 from calibration.importing.graph import Graph, tail_model
 from calibration.lowering import layers
@@ -278,7 +278,7 @@ def measure(case: Case, most: int | None) -> dict[str, Found]:
         places = [places[i] for i in sorted({*np.linspace(0, len(places) - 1, most).astype(int)})]
     found = {}
     for place in places:
-        spot = Spot(case, graph, place.tensor)
+        spot = OfferedCut(case, graph, place.tensor)
         found[place.layer] = dict(spot.outcomes())
         print(f"{case.name}: {place.layer}", flush=True)
     return found
@@ -290,7 +290,7 @@ def planned(case: Case, found: Mapping[str, Found]) -> str | None:
     reachable = [p.cut for p in cuts.find(network) if p.reachable and p.cut.layer in found]
     if not reachable:
         return None
-    plain = bundle.calibrate(case.model, network, case.fitted[:4])
+    plain = creation.calibrate(case.model, network, case.fitted[:4])
     heads = what_if.heads_ms([lower(network, plain, cut.tensor, 8).header for cut in reachable])
     sent = [found[cut.layer][DEFAULT, 2].bytes * 8e-3 / what_if.LINK.uplink_mbps for cut in reachable]
     return min(zip(reachable, heads, sent, strict=True), key=lambda one: one[1] + one[2])[0].layer
@@ -314,7 +314,7 @@ def places_of(graph: Graph) -> list[Cut]:
     return [p.cut for p in inside if tuple(p.cut.shape) == common]
 
 
-class Spot:
+class OfferedCut:
     """One cut: its tensors for all samples, and the tail behind it."""
 
     def __init__(self, case: Case, graph: Graph, tensor: str) -> None:

@@ -51,9 +51,9 @@ from numpy.typing import NDArray
 from benchmarks import accuracy_bound, fashion, models, news
 from benchmarks.report import parser, quiet, report, write
 from benchmarks.what_if import BOARD, LINK, heads_ms
-from calibration.accuracy import codec_search, evaluation
+from calibration.accuracy import codec_search, evaluation, tail_runs
 from calibration.accuracy.sensitivity import Probe
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.bundle.bundle import Bundle
 from calibration.importing import cuts
 from calibration.importing.graph import Graph
@@ -226,7 +226,7 @@ def load(name: str, options: argparse.Namespace) -> Case:
 def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tables:
     """Compute ranges, grids and noises of all layers up to the last of ``tensors``, and of the codecs at each."""
     seen, unseen = case.calibration[SEEN], case.calibration[UNSEEN]
-    plain = bundle.calibrate(case.model, network, seen[: 4 * COUNTED])
+    plain = creation.calibrate(case.model, network, seen[: 4 * COUNTED])
     tables = Tables(case, network, plain)
     deepest = max(tensors, key=lambda tensor: len(network.needed(tensor)))
     probe = Probe(case.model, network, unseen, case.probed)
@@ -394,7 +394,7 @@ def logits(tables: Tables, cut: str, segment: bytes, made: Codec | None, samples
     """Return the logits [n, classes] of the integer head, its frames and the float tail."""
     head = Head(seg.parse(segment), check_golden=False)
     last = cut == tables.network.graph.output
-    run = None if last else bundle.tail_runner(tables.case.model, tables.network.graph, cut)
+    run = None if last else tail_runs.tail_runner(tables.case.model, tables.network.graph, cut)
     return evaluation.split_outputs(head, made, run, samples).reshape(len(samples), -1)
 
 
@@ -411,7 +411,7 @@ def sent_bytes(tables: Tables, cut: str, segment: bytes, made: Codec | None, sam
 
 def floats(model: onnx.ModelProto, samples: Samples) -> F32:
     """Return the logits [n, classes] of the float ``model``."""
-    return evaluation.float_outputs(bundle.runner(model), samples).reshape(len(samples), -1)
+    return evaluation.float_outputs(tail_runs.runner(model), samples).reshape(len(samples), -1)
 
 
 class Forecast:
@@ -684,7 +684,7 @@ def pruned(judge: Judge, cut: str) -> Found:
         least = sizes[zeros] if zeros < len(sizes) else np.inf
         kept = {la.out: np.where(np.abs(la.weight) >= least, la.weight, np.float32(0)) for la in held}
         values = {k: v for la in held for k, v in weight_substitution.weights(la, kept[la.out], la.bias).items()}
-        changed = weight_substitution.reweigh(judge.case.model, tables.network, held, values)
+        changed = weight_substitution.substitute_weights(judge.case.model, tables.network, held, values)
         return floats(changed, samples), sum(map(sparse_bytes, kept.values()))
 
     low, high = 0, len(sizes)

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from benchmarks import equalization, fashion, models
 from benchmarks.report import photo_parser, quiet, report
-from calibration.accuracy import evaluation
-from calibration.bundle import bundle
+from calibration.accuracy import evaluation, tail_runs
+from calibration.bundle import creation
 from calibration.importing import cuts
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
@@ -129,7 +129,7 @@ def lite0() -> onnx.ModelProto:
 def prepare(model: onnx.ModelProto, samples: Samples, places: Sequence[float], widths: Sequence[int]) -> Network:
     """Calibrate ``model`` with ``samples`` and round its weights at ``widths`` by every method without equalization."""
     network = layers.build(Graph.of(model))
-    calibration = bundle.calibrate(model, network, samples)
+    calibration = creation.calibrate(model, network, samples)
     output = network.graph.output
     made = _nearest("nearest", network, calibration, widths)
     made |= _nearest("plain", network, replace(calibration, means={}), widths)
@@ -143,7 +143,7 @@ def prepare(model: onnx.ModelProto, samples: Samples, places: Sequence[float], w
 def equalize(model: onnx.ModelProto, ready: Network, samples: Samples, widths: Sequence[int]) -> tuple[Network, int]:
     """Equalize ``model``, calibrate it again and round it; return it and the number of scaled pairs of layers."""
     scaled, network, pairs = equalization.equalized(model)
-    calibration = bundle.calibrate(scaled, network, samples)
+    calibration = creation.calibrate(scaled, network, samples)
     made = _nearest("equalized", network, calibration, widths)
     for layer, each in grids(scaled, network, calibration, network.graph.output, samples, quiet, widths):
         made |= {("equalized, gptq", layer.out, bits): grid for bits, grid in zip(widths, each, strict=True)}
@@ -169,8 +169,10 @@ def _cut_up(
     ends: Mapping[float, str],
 ) -> Network:
     output = network.graph.output
-    tails = {share: None if t == output else bundle.tail_runner(model, network.graph, t) for share, t in ends.items()}
-    return Network(network, calibration, made, ends, tails, bundle.runner(model))
+    tails = {
+        share: None if t == output else tail_runs.tail_runner(model, network.graph, t) for share, t in ends.items()
+    }
+    return Network(network, calibration, made, ends, tails, tail_runs.runner(model))
 
 
 def _cut(network: layers.Network, share: float) -> str:
