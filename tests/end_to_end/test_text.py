@@ -130,7 +130,7 @@ async def test_what_does_not_fit_the_model_is_refused_when_it_is_added(topics: P
     cases: list[tuple[list[str | Path], int, str]] = [
         ([topics / "topics.onnx", *ids, *text], 2, "--texts needs --tokenizer"),
         ([topics / "topics.onnx", *ids, *text, "--tokenizer", other], 2, "give --padding 3"),
-        ([topics / "topics.onnx", *ids, *text, "--tokenizer", tmp_path / "bad.json"], 3, "no tokenizer that can be read"),
+        ([topics / "topics.onnx", *ids, *text, "--tokenizer", tmp_path / "bad.json"], 3, "tokenizer cannot be read"),
         ([topics / "topics.onnx", *ids, "--texts", tmp_path / "texts.txt", "--tokenizer", large], 3, "token ids 0 to 49"),
         ([*tiny, *text, "--tokenizer", other], 2, "no row of token ids"),
     ]  # fmt: skip
