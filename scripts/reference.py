@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def pages() -> dict[Path, str]:
-    """Every page with generated text, and its text as the code makes it. Raises `ValueError` for a page without the marks."""
+    """Return every page with generated text, and that text. Raises `ValueError` for a page without marks."""
     paths = {name: ROOT / f"docs/{name}.md" for name in MAKERS}
     return {paths[name]: filled(paths[name].read_text(), make()) for name, make in MAKERS.items()}
 
@@ -51,14 +51,14 @@ def filled(text: str, made: str) -> str:
 
 
 def table(*rows: tuple[str, ...]) -> str:
-    """A Markdown table; the first row is the head."""
+    """Return a Markdown table; the first row is the head."""
     head, *body = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
     return "\n".join(lines)
 
 
 def walk(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Every command below ``command``, with its full name."""
+    """Yield every command below ``command`` with its full name."""
     if hasattr(command, "commands"):
         for child, made in command.commands.items():
             yield from walk(made, f"{name} {child}")
@@ -67,7 +67,7 @@ def walk(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def commands() -> str:
-    """A table of all commands, then a section for each."""
+    """Return a table of all commands, then a section for each."""
     found = [pair for program, app in PROGRAMS.items() for pair in walk(typer.main.get_command(app), program)]
     rows = [(f"[`{name}`](#{name.replace(' ', '-')})", _first(command.help or "")) for name, command in found]
     return "\n\n".join([table(("command", "what it does"), *rows), *(_command(*pair) for pair in found)])
@@ -114,7 +114,7 @@ def _settings(settings: tuple[Setting, ...], *, file: bool) -> str:
 
 
 def _setting(one: Setting, *, file: bool) -> tuple[str, ...]:
-    """A row: of a number or a word its limits too."""
+    """Return a row; for a number or a choice it includes the limits."""
     names = (f"`{one.key}`<br>" if file else "") + f"`{one.variable}`"
     allowed = "" if one.type in ("string", "path", "boolean") else f" Allowed: {one.allowed}."
     return names, f"`{one.option}`", one.default, one.sentence + allowed
@@ -146,7 +146,7 @@ def _tree(root: type[errors.SplitEdgeError]) -> list[type[errors.SplitEdgeError]
 
 
 def operators() -> str:
-    """The operators of the head, and the model operators that become some of them."""
+    """Return the operators of the head, and the model operators that map to them."""
     kinds = get_args(segment.AnyOp)
     head = [f"### {kind.__struct_config__.tag}\n\n{inspect.cleandoc(kind.__doc__ or '')}" for kind in kinds]
     convolutional = ", ".join(f"`{name}`" for name in sorted(planes._BUILDERS))
