@@ -443,7 +443,7 @@ def test_bad_requests_are_refused(made: Bundle) -> None:
             made.segment(0, bits)
     with raises(errors.UsageError, reason="no-head"):
         made.codec(len(made.cuts), "mse", 4)
-    with raises(errors.CodecError, reason="unknown-clip-rule"):
+    with raises(errors.CodecError, reason="unknown-clip-rule", rule="best"):
         made.codec(0, "best", 4)
 
 

@@ -120,7 +120,7 @@ def test_bits_that_do_not_fit_the_layers_are_refused(change: int | None, message
     with raises(errors.UsageError, reason=message):
         head_of(simplify(small.mlp()), bits)
     if change is None:
-        with raises(errors.UsageError, reason="no-such-path"):
+        with raises(errors.UsageError, reason="bits-of-layers", layer="nothing"):
             head_of(simplify(small.mlp()), bits | {out: 4, "nothing": 4})
 
 
