@@ -1,10 +1,10 @@
-"""Top-1 of EfficientNet-Lite0, split: 8-bit head x clip rule x bits at the cut, against the float model on the same photographs.
+"""Top-1 of split EfficientNet-Lite0 against the float model: 8-bit head x clip rule x bits at the cut.
 
     python -m benchmarks.accuracy --images DIR --labels FILE --json OUT
 
-Every other photograph calibrates (ranges, rules); all figures are of the rest. Drops are in points of top-1 with their paired 95 %
-interval (`calibration.accuracy.evaluation.paired_drop`); agreement is the share of photographs with the float model's top-1. The rule of the summary
-is chosen on the calibration photographs only, by squared error of the logits.
+Every other photograph calibrates (ranges, rules). All figures use the rest. Drops are points of top-1 with their paired
+95 % interval (`calibration.accuracy.evaluation.paired_drop`). Agreement is the share of photographs with the float
+model's top-1. The summary uses the rule with the least squared error of the logits on the calibration photographs.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from benchmarks import models
 from benchmarks.report import photo_parser, quiet, report
-from calibration.accuracy import evaluation
+from calibration.accuracy import evaluation, tail_runs
 from calibration.accuracy.codec_search import Fitted
-from calibration.accuracy.evaluation import ACTIVATION_BITS, Spot
+from calibration.accuracy.evaluation import ACTIVATION_BITS, OfferedCut
 from calibration.accuracy.sensitivity import enough
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.importing import cuts
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
@@ -37,11 +37,11 @@ from splitedge.head.executor import Head
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 
-#: Shares of the network's offered cuts, by their order; the middle one is the summary's.
+#: Positions in the list of offered cuts, as shares of its length. The summary uses the middle one.
 PLACES: Final = (0.2, 0.4, 0.55, 0.85)
 MIDDLE: Final = 0.55
 SUMMARY_BITS: Final = 4
-#: What ``--quick`` measures; the chosen rules always are.
+#: Limits of ``--quick``. It always includes the chosen rules.
 QUICK_PHOTOS: Final = 48
 QUICK_PLACES: Final = (MIDDLE,)
 QUICK_RULES: Final = ("minmax", "aciq-laplace", "mse")
@@ -49,12 +49,12 @@ QUICK_RULES: Final = ("minmax", "aciq-laplace", "mse")
 
 @dataclass
 class Split:
-    """The 8-bit head at some cuts, and what they take at calibration."""
+    """The 8-bit head at some cuts, and their calibration results."""
 
     head: Head
     taps: list[int]
     places: Sequence[float]
-    spots: list[Spot]
+    spots: list[OfferedCut]
     layers: list[str]
     histograms: list[Histogram]
     rules: dict[tuple[int, int], str]
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if photos.classes is None:
         raise errors.UsageError(
-            "accuracy needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+            "accuracy needs labels; pass --labels with a CSV of file name and class index", reason="no-labels"
         )
     calibrating, held = photos[::2], photos[1::2]
     split = prepare(calibrating, QUICK_PLACES if options.quick else PLACES)
@@ -78,19 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def prepare(samples: Samples, places: Sequence[float]) -> Split:
-    """Calibrate Lite0 with ``samples`` and choose the rules of its cuts at ``places``, as in `PLACES`."""
+    """Calibrate Lite0 with ``samples`` and choose the clip rules of its cuts at ``places`` (see `PLACES`)."""
     model = models.load("lite0")
     network = layers.build(Graph.of(model))
-    calibration = bundle.calibrate(model, network, samples)
+    calibration = creation.calibrate(model, network, samples)
     offered = [p.cut for p in cuts.find(network) if p.offered and p.cut.kind == "inside"]
     chosen = [offered[round(share * (len(offered) - 1))] for share in places]
     lowered = lower(network, calibration, network.graph.output, 8, "lite0", samples.preprocess)
     head = Head(seg.parse(lowered.segment()))
     taps = [lowered.index[cut.tensor] for cut in chosen]
-    spots = [bundle.spot(model, network, head.header.tensors[t], cut) for cut, t in zip(chosen, taps, strict=True)]
+    spots = [tail_runs.spot(model, network, head.header.tensors[t], cut) for cut, t in zip(chosen, taps, strict=True)]
     counts = evaluation.count_codes(head, taps, samples, quiet)
     histograms = [Histogram(s.quantization.values(), c) for s, c in zip(spots, counts, strict=True) if s.quantization]
-    run = bundle.runner(model)
+    run = tail_runs.runner(model)
     outputs = evaluation.float_outputs(run, samples)
     none: list[list[Fitted]] = [[] for _ in spots]
     count = enough(network, outputs[0].size)
@@ -100,7 +100,7 @@ def prepare(samples: Samples, places: Sequence[float]) -> Split:
 
 
 def measure(split: Split, samples: Samples, rules: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The rows of ``rules`` and of the chosen ones, and the summary, on ``samples``."""
+    """Measure ``rules`` and the chosen rules on ``samples``; return the rows and the summary."""
     classes = samples.classes
     assert classes is not None
     reference = evaluation.top1(evaluation.float_outputs(split.run, samples))

@@ -1,14 +1,17 @@
-"""Does the accuracy bound hold: random demands, the plan for each, and what it loses on data that calibration has not seen.
+"""Test the accuracy bound: random demands, the plan for each, and its accuracy loss on data unseen by calibration.
 
-    python -m benchmarks.accuracy_bound [--fashion FOLDER] [--images DIR] [--labels FILE] [--plot FILE] [--json OUT] [--quick]
+    python -m benchmarks.accuracy_bound [--fashion FOLDER] [--images DIR] [--labels FILE] [--plot FILE] [--json OUT]
+                                        [--quick]
 
-A demand is a device, a link, weights of time, energy and cost, and a drop of 0.25 to 5 points that may not be passed. Its plan comes from the bundle
-as a server would make it; the integer head, the codec and the tail then answer the evaluation data, of which the demand is held against one fold.
-A violation is a fold on which more was lost than demanded. The error is that of the expected drop against the drop on all the evaluation data. Beside
-it stands QPART's rule, whose bound is the noise at which the demanded drop is lost in the mean. Demands that cannot be met are refused, which is no violation.
+A demand is a device, a link, weights of time, energy and cost, and a maximum drop of 0.25 to 5 points. Its plan comes
+from the bundle, as a server makes it. The integer head, the codec and the tail then answer the evaluation data. Each
+demand is tested on one fold of that data. A violation is a fold that loses more than the demand allows. The error is
+the absolute difference between the expected drop and the drop on all evaluation data. For comparison, QPART's rule
+bounds the noise at which the mean loss reaches the demanded drop. The planner refuses infeasible demands; a refusal is
+not a violation.
 
-A device is a board of `what_if.BOARD`'s proportions, faster or slower. Parts: of the heads that calibration tried, the noise at the output over what the noises of
-their layers and codec sum to, median and range.
+A device is a board with the proportions of `what_if.BOARD`, faster or slower. The column "parts" describes the heads
+that calibration tried: noise at the output over the summed noise of their layers and codec, median and range.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from numpy.typing import NDArray
 
 from benchmarks import cache, fashion, models, what_if
 from benchmarks.report import parser, quiet, report
-from calibration.accuracy import evaluation, trials
-from calibration.bundle import bundle as bundles
+from calibration.accuracy import evaluation, tail_runs, trials
+from calibration.bundle import creation
 from calibration.bundle.bundle import Bundle
 from calibration.samples.samples import Samples, open_samples
 from edge_server.planner import Level, Pick, PowerDraw, Query, Table, choose, precompute
@@ -43,22 +46,22 @@ Bools = NDArray[np.bool_]
 Rule = Callable[[Bundle], Table]
 Plan = tuple[int, tuple[int, ...], tuple[str, int] | None]  # cut, bits, rule and bits of the codec
 
-#: Demands of each network, and how many may be asked to find so many that can be met.
+#: Feasible demands per network, and the maximum number of draws to find them.
 DEMANDS, ASKED = 60, 240
 QUICK_DEMANDS: Final = 12
-#: Images that calibrate a network for Fashion-MNIST, and those of a fold.
+#: Images that calibrate a network for Fashion-MNIST, and images in a fold.
 CALIBRATING, FOLD = 4000, 1000
 QUICK_CALIBRATING, QUICK_EVALUATED = 500, 2000
-#: Of 500 photographs every other calibrates and the rest make as many folds.
+#: Every other one of the 500 photographs calibrates. The rest make this number of folds.
 PHOTO_FOLDS: Final = 2
-#: Ranges from which demands are drawn, evenly in the logarithm. A device is known by its time for the deepest head.
+#: Demands are drawn from these ranges, uniformly in the logarithm. Its time for the deepest head identifies a device.
 POINTS, UPLINK, ROUND_TRIP = (0.25, 5.0), (0.25, 1000.0), (1.0, 200.0)
 DEVICE_MS, WATTS, FRAMES = (0.3, 1000.0), (0.5, 15.0), (10.0, 1e6)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A network, what calibrates it, and the labelled data on which plans are judged, ``fold`` samples at a time."""
+    """A network, its calibration samples, and the labelled data that tests plans, ``fold`` samples at a time."""
 
     name: str
     model: Callable[[], onnx.ModelProto]
@@ -69,7 +72,11 @@ class Task:
 
 @dataclass
 class Subject:
-    """A calibrated task. ``right``: which of the evaluated samples the float model has right; ``known``: the same of plans that were run."""
+    """A calibrated task.
+
+    ``right``: the evaluated samples that the float model classifies correctly. ``known``: the same for each measured
+    plan.
+    """
 
     task: Task
     bundle: Bundle
@@ -77,7 +84,7 @@ class Subject:
     known: dict[Plan, Bools] = field(default_factory=dict)
 
     def measure(self, table: Table, pick: Pick) -> Bools:
-        """Which samples the plan has right."""
+        """Return a mask of the samples that the plan classifies correctly."""
         key = plan_of(table, pick.option, pick.pattern, pick.codec)
         if key not in self.known:
             found = outputs(self.bundle, key, self.task.evaluated)
@@ -109,14 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _options() -> argparse.ArgumentParser:
     options = parser((__doc__ or "").splitlines()[0])
     fashion.add_option(options)
-    options.add_argument("--images", type=Path, help="folder of photographs; without it EfficientNet-Lite0 is left out")
-    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
+    options.add_argument("--images", type=Path, help="folder of photographs; required for EfficientNet-Lite0")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; if omitted, labels.csv")
     options.add_argument("--plot", metavar="FILE", type=Path, help="draw predicted against measured drops, as PNG")
     return options
 
 
 def tasks(options: argparse.Namespace) -> Iterator[Task]:
-    """The networks that can be measured here."""
+    """Yield the networks for which ``options`` provide data."""
     data = fashion.load(options.fashion)
     calibrating = data.calibration.samples(QUICK_CALIBRATING if options.quick else CALIBRATING)
     evaluated = data.test.samples(QUICK_EVALUATED if options.quick else None)
@@ -127,11 +134,14 @@ def tasks(options: argparse.Namespace) -> Iterator[Task]:
 
 
 def photo_task(options: argparse.Namespace) -> Task:
-    """EfficientNet-Lite0 and the photographs of ``options``, of which every other calibrates. Raises `errors.UsageError` without labels."""
+    """Return EfficientNet-Lite0 with the photographs of ``options``; every other photograph calibrates.
+
+    Raises `errors.UsageError` if labels are missing.
+    """
     photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels)
     if photos.classes is None:
         raise errors.UsageError(
-            "accuracy needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+            "accuracy needs labels; pass --labels with a CSV of file name and class index", reason="no-labels"
         )
     held = photos[1::2]
     return Task(
@@ -144,19 +154,19 @@ def photo_task(options: argparse.Namespace) -> Task:
 
 
 def prepare(task: Task, folder: Path) -> Subject:
-    """Calibrate ``task`` in ``folder``, or take its bundle from the cache; what it promises is for a fold."""
+    """Calibrate ``task`` in ``folder``, or load its bundle from the cache. Its accuracy bound applies to one fold."""
     bundle = calibrated(task.name, task.model, task.calibrating, folder)
     bundle.accuracy = bundle.accuracy.promising(task.fold)
-    run = bundles.runner(onnx.load(bundle.path / "model.onnx"))
+    run = tail_runs.runner(onnx.load(bundle.path / "model.onnx"))
     found = evaluation.top1(evaluation.float_outputs(run, task.evaluated))
     return Subject(task, bundle, found == task.evaluated.classes)
 
 
 def calibrated(name: str, model: Callable[[], onnx.ModelProto], samples: Samples, folder: Path) -> Bundle:
-    """The bundle of ``model``, in ``folder``, made once for these sources."""
+    """Return the bundle of ``model`` in ``folder``, from the cache if the sources are unchanged."""
 
     def make() -> Mapping[str, bytes]:
-        made = bundles.create(folder / "made", name, model(), samples, progress=quiet)
+        made = creation.create(folder / "made", name, model(), samples, progress=quiet)
         return {path.name: path.read_bytes() for path in made.path.iterdir()}
 
     kept = folder / "bundle"
@@ -168,7 +178,7 @@ def calibrated(name: str, model: Callable[[], onnx.ModelProto], samples: Samples
 
 
 def mean_rule(bundle: Bundle) -> Table:
-    """Patterns for QPART's bound."""
+    """Build the table of patterns for QPART's bound."""
     options = build_table(bundle).options
     levels: list[Level] = []
     for drop in DROPS:
@@ -184,7 +194,10 @@ RULES: Final[Mapping[str, Rule]] = {OURS: build_table, QPARTS: mean_rule}
 
 @dataclass(frozen=True)
 class Verdict:
-    """Points: what a demand allowed, what its plan lost on its fold and on all data, and what was predicted of it. ``plan`` names it."""
+    """Result of one demand, in points: the demanded limit, losses on its fold and on all data, and the predicted range.
+
+    ``plan`` identifies the plan by indices of option, pattern and codec.
+    """
 
     demanded: float
     fold: float
@@ -196,7 +209,7 @@ class Verdict:
 
 
 def judge(subject: Subject, rule: Rule, random: np.random.Generator, count: int) -> tuple[list[Verdict], int]:
-    """Up to ``count`` demands that can be met, each with its plan; and how many were asked."""
+    """Return verdicts of up to ``count`` feasible demands, and the number of demands drawn."""
     table, asked = rule(subject.bundle), 0
     found: list[Verdict] = []
     board = what_if.heads_ms([subject.bundle.header(option.cut.index) for option in table.options])
@@ -227,7 +240,7 @@ def _verdict(subject: Subject, table: Table, request: Query, pick: Pick, fold: s
 
 
 def draw(random: np.random.Generator, board: Sequence[float]) -> Query:
-    """A device, a link and a demand. ``board``: what the head of each place takes on a board, in any unit."""
+    """Draw a device, a link and a demand. ``board``: time of the head at each cut on a board, in any unit."""
 
     def between(limits: tuple[float, float]) -> float:
         return float(np.exp(random.uniform(*np.log(limits))))
@@ -244,7 +257,7 @@ def draw(random: np.random.Generator, board: Sequence[float]) -> Query:
 
 
 def plan_of(table: Table, option: int, pattern: int, chosen: int | None) -> Plan:
-    """A candidate by the names that its bundle knows."""
+    """Identify a candidate by its bundle's own keys."""
     made = None if chosen is None else table.options[option].codecs[chosen]
     return (
         table.options[option].cut.index,
@@ -254,17 +267,17 @@ def plan_of(table: Table, option: int, pattern: int, chosen: int | None) -> Plan
 
 
 def outputs(bundle: Bundle, plan: Plan, samples: Samples) -> F32:
-    """What a split network answers [n, ...]: integer head, codec, float tail."""
+    """Return the outputs [n, ...] of a split network: integer head, codec, float tail."""
     cut, bits, rule = plan
     head = Head(seg.parse(bundle.segment(cut, dict(zip(bundle.weight_layers(cut), bits, strict=True)))))
     made = None if rule is None else bundle.codec(cut, *rule)
     data = bundle.tail(cut)
-    run = None if data is None else bundles.runner(onnx.load_model_from_string(data))
+    run = None if data is None else tail_runs.runner(onnx.load_model_from_string(data))
     return evaluation.split_outputs(head, made, run, samples)
 
 
 def row(subject: Subject, rule: str, found: Sequence[Verdict], asked: int) -> dict[str, Any]:
-    """Of one network and rule."""
+    """Return the table row of one network and rule."""
     count = max(1, len(found))
     parts = trials.ratios(subject.bundle.manifest.trials)
     return {
@@ -285,7 +298,10 @@ def row(subject: Subject, rule: str, found: Sequence[Verdict], asked: int) -> di
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Violations over all networks; the error over those with thousands of evaluated samples, for fewer cannot tell it."""
+    """Return violations over all networks, and the error over networks with at least `FOLD` evaluated samples.
+
+    With fewer samples the measured drop is too uncertain for an error.
+    """
 
     def mean(chosen: Sequence[Mapping[str, Any]], name: str) -> float:
         total = sum(float(one[name]) * int(one["demands"]) for one in chosen)
@@ -303,12 +319,12 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def plot(out: Path, pairs: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> None:
-    """Predicted against measured drops with their intervals, a colour for each network, to a PNG file."""
+    """Plot predicted against measured drops with their intervals to a PNG file, one colour per network."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise errors.UsageError(
-            "--plot needs matplotlib; install it with pip or leave --plot out", reason="no-matplotlib"
+            "--plot needs matplotlib; install it with pip or omit --plot", reason="no-matplotlib"
         ) from error
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.add_subplot(xlabel="predicted drop, points", ylabel="measured drop, points", aspect="equal")
@@ -324,7 +340,7 @@ def plot(out: Path, pairs: Mapping[str, Sequence[tuple[float, float, float, floa
         figure.savefig(out, format="png", dpi=150)
     except OSError as error:
         raise errors.UsageError(
-            f"{out} cannot be written ({error.strerror}); choose another file", reason="cannot-write"
+            f"cannot write {out} ({error.strerror}); choose another file", reason="cannot-write"
         ) from error
 
 

@@ -1,15 +1,16 @@
-"""Which form of noise predicts the accuracy that quantization costs: forms compared on the same plans, samples and energies.
+"""Compare forms of noise that predict accuracy loss, on the same plans, samples and energies.
 
     python -m benchmarks.accuracy_forms [--fashion FOLDER] [--json OUT] [--quick]
 
-Plans are drawn from a network's patterns. Half of them, on a few calibration samples that rounding has not seen, teach each form; of the other half
-the drop on the test images is predicted from the energy of their noise. That is done again for several draws of samples and of halves.
+Plans are drawn from a network's patterns. One half, on a few calibration samples that rounding has not seen, teaches
+each form. Each form then predicts the drop on the test images for the other half, from the energy of their noise. This
+is repeated for several draws of samples and of halves.
 
-    own          no form at all: the plan's own drop on the calibration samples, which is what their number lets one know
-    threshold    a sample is overturned where the noise is more than half its squared margin (QPART's adversarial noise, sample by sample)
+    own          no form: the plan's own drop on the calibration samples, the accuracy that their number allows
+    threshold    a sample flips if the noise exceeds half its squared margin (QPART's adversarial noise, per sample)
     gauss        independent Gaussian noise on every logit
     covariance   Gaussian noise with the plans' covariance over classes
-    nearest N    the differences of the N plans of nearest energy, scaled; `calibration.accuracy.drop_model` is this
+    nearest N    the scaled differences of the N plans nearest in energy, as in `calibration.accuracy.drop_model`
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from numpy.typing import NDArray
 from benchmarks import accuracy_bound, fashion
 from benchmarks.report import parser, report
 from calibration.accuracy import drop_model, evaluation
-from calibration.bundle.bundle import Bundle, runner
+from calibration.accuracy.tail_runs import runner
+from calibration.bundle.bundle import Bundle
 from calibration.rounding.rounder import UNSEEN
 from edge_server.planning.pattern_tables import build_table
 
@@ -39,7 +41,7 @@ Form = Callable[[float], float]  # energy -> points lost
 
 PLANS, TAUGHT, DRAWS = 32, 1000, 8
 QUICK_PLANS, QUICK_DRAWS = 8, 2
-#: Plans that lose more are nobody's wish.
+#: Plans that lose more are excluded, because they are not useful in practice.
 MOST_POINTS: Final = 6.0
 GAUSSIANS: Final = 8
 NEAREST: Final = (1, drop_model.NEAREST, 16)
@@ -47,7 +49,7 @@ NEAREST: Final = (1, drop_model.NEAREST, 16)
 
 @dataclass(frozen=True)
 class Answers:
-    """Logits [n, C] and ``classes`` [n], and what each plan adds to the logits, [plans, n, C]."""
+    """Logits [n, C], ``classes`` [n], and the difference that each plan adds to the logits [plans, n, C]."""
 
     logits: F32
     classes: I64
@@ -58,11 +60,11 @@ class Answers:
 
     @functools.cached_property
     def energies(self) -> F64:
-        """Of each plan."""
+        """Mean squared difference of each plan [plans]."""
         return np.array([np.square(delta, dtype=np.float64).mean() for delta in self.deltas])
 
     def drop(self, delta: F32) -> float:
-        """Points lost where ``delta`` is added."""
+        """Return the points lost when ``delta`` is added to the logits."""
         before, after = (z.argmax(axis=1) == self.classes for z in (self.logits, self.logits + delta))
         return 100.0 * float(before.mean() - after.mean())
 
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(task: accuracy_bound.Task, plans: int) -> tuple[Answers, Answers]:
-    """Plans of a task on its unseen calibration samples and on its evaluated ones."""
+    """Run plans of a task on its unseen calibration samples and on its evaluation samples."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = accuracy_bound.prepare(task, Path(folder)).bundle
         chosen = draw(bundle, plans)
@@ -96,7 +98,7 @@ def run(task: accuracy_bound.Task, plans: int) -> tuple[Answers, Answers]:
 
 
 def draw(bundle: Bundle, count: int) -> list[accuracy_bound.Plan]:
-    """Candidates of the bundle's table, spread evenly over the logarithm of their noise."""
+    """Draw candidates of the bundle's table, spread evenly over the logarithm of their noise."""
     table, random = build_table(bundle), np.random.default_rng(0)
     noise = np.log(table.noise)
     wanted = random.permutation(np.linspace(noise.min(), noise.max(), count))
@@ -112,7 +114,7 @@ def draw(bundle: Bundle, count: int) -> list[accuracy_bound.Plan]:
 
 
 def compare(calibrating: Answers, evaluated: Answers, draws: int) -> dict[str, list[tuple[float, float]]]:
-    """For each form pairs of predicted and measured points."""
+    """Return pairs of predicted and measured points for each form."""
     random, found = np.random.default_rng(0), dict[str, list[tuple[float, float]]]()
     lost = np.array([evaluated.drop(delta) for delta in evaluated.deltas])
     for _ in range(draws):
@@ -155,7 +157,7 @@ def forms(learnt: Answers, random: np.random.Generator) -> Mapping[str, Form]:
 
 
 def _threshold(learnt: Answers, energy: float) -> float:
-    """The first two classes change places where the noise's squared length is more than half the squared margin."""
+    """Predict a flip of the first two classes if the squared noise norm exceeds half the squared margin."""
     second, first = np.argsort(learnt.logits, axis=1)[:, -2:].T
     greatest = np.sort(learnt.logits, axis=1)[:, -2:]
     overturned = (greatest[:, 1] - greatest[:, 0]) ** 2 / 2 < energy * learnt.logits.shape[1]

@@ -1,11 +1,12 @@
-"""The inner loops of GEMM on ARM cores that are not here: cycles from llvm-mca's model of the core, against the peak of the instruction.
+"""Inner loops of GEMM on ARM cores: modelled cycles of llvm-mca against the peak of the dot-product instruction.
 
     python -m benchmarks.arm_cycles [--asm DIR] [--json OUT]
 
-The same generators that the JIT uses are compiled for aarch64 here, the busiest loop is cut out of the assembly, and llvm-mca 19 (Debian:
-llvm-19) counts. Peak: the same model's count of a loop of nothing but the instruction, on registers. neoverse-n1 stands in for Cortex-A76 (Raspberry Pi
-5) and A78AE (Jetson Orin), cortex-a72 is the Raspberry Pi 4, neoverse-n2 any core with i8mm. A model knows no caches: this is the limit, not a board's
-speed.
+The benchmark needs no ARM hardware. It compiles the JIT's own generators for aarch64 and extracts the busiest loop from
+the assembly. llvm-mca 19 (Debian: llvm-19) counts its cycles. The peak is the same model's count for a loop that holds
+only this instruction, on registers. neoverse-n1 stands in for Cortex-A76 (Raspberry Pi 5) and A78AE (Jetson Orin),
+cortex-a72 is the Raspberry Pi 4, and neoverse-n2 stands for any core with i8mm. The model has no caches, so the result
+is an upper limit, not a board's speed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any, Final, NamedTuple
 from benchmarks.report import parser, report
 
 TURNS: Final = 200
-STEPS: Final = ("usmmla", "sdot", "sadalp", "vpdpbusd", "vpmaddwd")  # what adds products, one for each set
+#: Instructions that accumulate products, one for each instruction set.
+STEPS: Final = ("usmmla", "sdot", "sadalp", "vpdpbusd", "vpmaddwd")
 BRANCHES: Final = ("b.", "cb", "tb", "j")
 
 
@@ -30,8 +32,8 @@ class Core(NamedTuple):
     title: str
     isa: str
     model: str
-    macs: int  # of one turn of `peak`
-    peak: tuple[str, ...]  # {d}: a register of its own
+    macs: int  # in one iteration of `peak`
+    peak: tuple[str, ...]  # {d}: a separate register
 
 
 CORES: Final = (
@@ -47,7 +49,7 @@ CORES: Final = (
     Core("i8mm", "neoverse-n2", "i8mm", "neoverse-n2", 32, ("usmmla v{d}.4s, v30.16b, v31.16b",)),
 )
 
-# Run in a process of its own: which instruction set the generators speak is decided at import.
+# Runs in a separate process, because the generators select the instruction set at import.
 CHILD: Final = """
 import json, sys
 from kernels import isa
@@ -62,7 +64,7 @@ def main() -> None:
     options.add_argument("--asm", type=Path, help="write the assembly of every tile to this folder")
     arguments = options.parse_args()
     if not shutil.which("llvm-mca-19"):
-        sys.exit("llvm-mca-19 is not here; install it (Debian: apt-get install llvm-19) and run again")
+        sys.exit("llvm-mca-19 not found; install it (Debian: apt-get install llvm-19) and run again")
     rows: list[dict[str, Any]] = []
     summary: dict[str, float] = {}
     for core in CORES:
@@ -79,7 +81,7 @@ def main() -> None:
 
 
 def core_rows(core: Core, folder: Path | None) -> list[dict[str, Any]]:
-    """One row for each tile of ``core``'s instruction set."""
+    """Return a row for each tile of ``core``'s instruction set."""
     child = [sys.executable, "-c", CHILD, core.isa]
     tiles = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
     peak = core.macs * 16 / cycles(core, peak_loop(core))
@@ -99,7 +101,10 @@ def core_rows(core: Core, folder: Path | None) -> list[dict[str, Any]]:
 
 
 def assemble(isa_name: str) -> dict[str, tuple[str, int]]:
-    """Assembly of each tile (rows x columns) of this process' instruction set, and the products of one turn of its main loop."""
+    """Return the assembly of each tile (rows x columns) of this process's instruction set.
+
+    Each comes with the number of products in one iteration of its main loop.
+    """
     from kernels import emit
     from kernels.operators import gemm
 
@@ -119,7 +124,10 @@ def _compile(isa_name: str, rows: int, vectors: int) -> str:
 
 
 def compile_body(fields: Any, body: Any, architecture: str, cpu: str, features: str) -> str:
-    """Assembly of a function with the arguments ``fields``, a NamedTuple class; ``body``(builder, arguments) generates its IR."""
+    """Return the assembly of a function whose arguments are ``fields``, a NamedTuple class.
+
+    ``body``(builder, arguments) generates its IR.
+    """
     import llvmlite.binding as llvm
     from llvmlite import ir
 
@@ -141,7 +149,10 @@ def compile_body(fields: Any, body: Any, architecture: str, cpu: str, features: 
 
 
 def busiest_loop(assembly: str) -> list[str]:
-    """The loop of one basic block with the most products, or the longest: the instructions from a label to the branch back to it, no label between."""
+    """Return the single-block loop with the most products, or the longest one.
+
+    A loop is the list of instructions from a label to the branch back to it, with no label in between.
+    """
     loops: list[list[str]] = []
     label, block = "", list[str]()
     for line in (raw.split("//")[0].strip() for raw in assembly.splitlines()):
@@ -155,17 +166,17 @@ def busiest_loop(assembly: str) -> list[str]:
 
 
 def peak_loop(core: Core) -> list[str]:
-    """16 times the step on registers of their own."""
+    """Return 16 copies of the peak instructions, each on separate registers."""
     return [line.format(d=i if len(core.peak) == 1 else 16 + i % 14, a=i) for i in range(16) for line in core.peak]
 
 
 def cycles(core: Core, loop: list[str]) -> float:
-    """Cycles of one turn of ``loop``."""
+    """Return the cycles of one iteration of ``loop``."""
     return model_cycles(core.model, loop, "aarch64")
 
 
 def model_cycles(model: str, lines: list[str], architecture: str) -> float:
-    """Cycles that llvm-mca's ``model`` of a core takes for ``lines`` where they are run over and over."""
+    """Return the cycles of ``lines`` when run in a loop, by llvm-mca's ``model`` of a core."""
     command = ["llvm-mca-19", f"-mtriple={architecture}", f"-mcpu={model}", f"-iterations={TURNS}"]
     if architecture == "aarch64":
         command.append("-mattr=+dotprod,+i8mm")

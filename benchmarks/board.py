@@ -1,7 +1,8 @@
-"""An agent in a process of its own that does what it is told: the board of a benchmark.
+"""The board of a benchmark: agents in a separate process, driven by commands.
 
-`Board` starts ``python -m benchmarks.board FOLDER`` with a command prefix (a namespace, a core) and talks to it by lines of JSON. The process
-runs `edge_agent.runtime.agent.Agent`, what `edge-agent run` and `edge-agent infer` run, one for each name that it is given.
+`Board` starts ``python -m benchmarks.board FOLDER`` with a command prefix (a namespace, a core) and exchanges lines of
+JSON with it. The process runs one `edge_agent.runtime.agent.Agent` per name, as `edge-agent run` and `edge-agent infer`
+do.
 """
 
 from __future__ import annotations
@@ -33,14 +34,18 @@ from splitedge import errors
 from splitedge.protocol.messages import Plan
 
 PATIENCE: Final = 300.0  # seconds without a line from the board
-_SIDE: Final = 256  # pixels of a photo's short side: decoding large ones is nobody's choice
+_SIDE: Final = 256  # pixels of a photo's short side; larger photos only add decoding time
 
 Timings = list[dict[str, float]]
 Pictures = list[NDArray[Any]]
 
 
 class Board:
-    """A running board; a context manager. ``environment``: its settings as variables; ``photos``: a folder, or inputs in a .npy file. Errors of the agent are raised as `errors.SplitEdgeError`."""
+    """A running board; a context manager.
+
+    ``environment``: its settings as variables. ``photos``: a folder, or a .npy file of inputs. Errors of the agent are
+    raised as `errors.SplitEdgeError`.
+    """
 
     def __init__(
         self, name: str, prefix: Sequence[str], environment: Mapping[str, str], photos: Path, most: int = 8
@@ -69,36 +74,44 @@ class Board:
         self._reader.join()
 
     def plan(self, name: str, on_step: Callable[[str], object] = lambda _: None, **settings: str) -> Plan:
-        """Make a new agent of this name (the former one ends) and have it negotiate; ``on_step`` hears what it does, as `Agent` says it."""
+        """Start a new agent ``name``, in place of any previous one, and let it negotiate a plan.
+
+        ``on_step`` is called with the agent's status messages.
+        """
         answer = self._ask({"do": "plan", "name": name, "settings": settings}, on_step)
         return msgspec.convert(answer["plan"], Plan)
 
     def frames(self, name: str, count: int) -> Timings:
-        """The timings (`edge_agent.runtime.results.Timing`) of so many frames, one after another, of the agent of this name."""
+        """Run ``count`` frames, one after another, on agent ``name``; return `edge_agent.runtime.results.Timing`s."""
         found: Timings = self._ask({"do": "frames", "name": name, "count": count})["timings"]
         return found
 
     def stream(self, name: str, begin: float, fps: float, count: int) -> dict[str, Any]:
-        """Offer the agent of this name ``count`` frames, ``fps`` a second from ``begin`` (of `time.monotonic`) on, whether or not it is ready for them.
+        """Offer ``count`` frames to agent ``name`` at ``fps`` per second from ``begin`` (of `time.monotonic`) on.
 
-        ``frames``: of each [offered, ended, in seconds from ``begin``; bytes sent; first class; rung; "answered" or an error's code]; ``status``:
-        what the agent says of itself at the end; ``bits``: seconds from ``begin`` and bits of the codec in use, ten times a second.
+        Frames are offered even if the agent is not ready for them. Keys of the result:
+        ``frames``: for each frame [offered, ended (seconds from ``begin``), bytes sent, first class, rung,
+        "answered" or an error code]; ``status``: the agent's final status; ``bits``: [seconds from ``begin``, bits of
+        the codec in use, uplink in Mbit/s], ten times a second.
         """
         return self._ask({"do": "stream", "name": name, "begin": begin, "fps": fps, "count": count})
 
     def rush(self, name: str, count: int, at_once: int) -> tuple[float, dict[str, int]]:
-        """So many frames of the agent of this name, ``at_once`` under way: answers a second, of all but the first and the last quarter, and how many
-        frames ended how ("answered" or an error's code)."""
+        """Run ``count`` frames on agent ``name``, up to ``at_once`` in flight.
+
+        Returns the answers per second, without the first and the last quarter, and the number of frames for each
+        outcome ("answered" or an error code).
+        """
         answer = self._ask({"do": "rush", "name": name, "count": count, "at_once": at_once})
         return answer["fps"], answer["ends"]
 
     def outputs(self, name: str, count: int) -> list[str]:
-        """The whole outputs (hexadecimal) for so many pictures, by the plan of the agent of this name, over a stream of their own."""
+        """Return the full outputs (hexadecimal) for ``count`` pictures by agent ``name``'s plan, over a new stream."""
         found: list[str] = self._ask({"do": "outputs", "name": name, "count": count})["outputs"]
         return found
 
     def counted(self, name: str) -> dict[str, Any]:
-        """What became of all frames by the agent's own counts, as its status tells it."""
+        """Return the agent's own frame counts from its status."""
         found: dict[str, Any] = self._ask({"do": "counted", "name": name})["frames"]
         return found
 
@@ -114,7 +127,7 @@ class Board:
             if "error" in answer:
                 raise errors.from_wire(answer["error"])
             if not answer:
-                raise errors.UnreachableError("the board's process ended or fell silent: look at its message above")
+                raise errors.UnreachableError("the board's process ended or stopped responding; see its message above")
             if "step" not in answer:
                 return answer
             on_step(answer["step"])
@@ -221,7 +234,7 @@ async def _stream(agent: Agent, pictures: Pictures, begin: float, fps: float, co
 
 
 def load_pictures(path: Path, most: int) -> Pictures:
-    """Photographs of a folder, or the model's inputs [n, ...] in a .npy file."""
+    """Load photographs of a folder, or the model's inputs [n, ...] from a .npy file."""
     if path.suffix == ".npy":
         return list(np.load(path)[:most])
     found = sorted(place for place in path.iterdir() if place.suffix.lower() in (".jpg", ".jpeg", ".png"))

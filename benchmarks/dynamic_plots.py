@@ -1,4 +1,4 @@
-"""Pictures of `benchmarks.dynamic_link`: over time, what the link carries and the codec that each controller sent with, told by the bits of a value."""
+"""Plots of `benchmarks.dynamic_link`: the link's rate over time, and the bits per value of each controller's codec."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from splitedge import errors
 
 _LINK, _LINE, _ORACLE, _MISSED, _LOST = "#9ecae1", "#08519c", "#bdbdbd", "#fcae91", "#cb181d"
 _STEP_S: Final = 0.05
-_APART: Final = 0.055  # of the axis, between labels
+_APART: Final = 0.055  # minimum distance between labels, as a share of the axis
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One controller's run. ``sent``: (seconds, codec) of each answered frame; ``lost``: seconds of the others; of each window ``held`` (None: no codec
-    could be) and the oracle's ``best`` codec (None: none). Codecs are numbers of the ladder, most bytes first.
+    """One controller's run. Codecs are indices of the ladder, most bytes first.
+
+    ``sent``: (seconds, codec) of each answered frame. ``lost``: seconds of the other frames. ``held``: for each window,
+    whether it was held; None if no codec was feasible. ``best``: the oracle's codec of each window, or None.
     """
 
     name: str
@@ -41,14 +43,15 @@ def draw(
     lanes: Sequence[Lane],
     window_s: float,
 ) -> None:
-    """Write ``path`` (PNG). By each codec of the ladder ``sizes`` are the bytes of a frame, of which ``fps`` a second are wanted, and ``bits`` those of a value.
+    """Write a plot to ``path`` (PNG).
 
-    Raises `errors.UsageError` without matplotlib.
+    ``sizes`` and ``bits``: bytes per frame and bits per value of each codec of the ladder. ``fps``: required frames per
+    second. Raises `errors.UsageError` without matplotlib.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise errors.UsageError("--plots needs matplotlib; install it with pip or leave --plots out") from error
+        raise errors.UsageError("--plots needs matplotlib; install it with pip or omit --plots") from error
     seconds = window_s * len(lanes[0].held)
     figure = Figure(figsize=(11, 2.4 + 1.15 * len(lanes)), dpi=130, layout="constrained")
     heights = [2.0, *[1.0] * len(lanes)]

@@ -1,8 +1,10 @@
-"""Cross-layer equalization (Nagel et al., Data-free quantization through weight equalization and bias correction, ICCV 2019), as a rival.
+"""Cross-layer equalization, as a rival.
 
-Of two layers one behind the other, with nothing, a ReLU, pooling or flattening between them, the first is divided and the second multiplied by a positive
-scale for each channel between: in floats the network stays what it was. The scale that the paper gives makes the greatest weights of both alike
-in each channel. It is not exact through a ReLU6, nor where something else reads the tensor. Biases are not absorbed, for their means are corrected anyway.
+Source: Nagel et al., Data-free quantization through weight equalization and bias correction, ICCV 2019. The method
+takes pairs of layers with only ReLU, pooling or flattening between them. For each channel it divides the first layer by
+a positive scale and multiplies the second by it. The float network does not change. The paper's scale makes the
+greatest weights of both layers equal in each channel. The method is not exact through a ReLU6, or if another layer
+reads the tensor. Biases are not absorbed, because their means are corrected later.
 """
 
 from __future__ import annotations
@@ -18,18 +20,18 @@ from numpy.typing import NDArray
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.lowering.layers import OPEN, Conv, Layer, Pad, Pool, Reshape
-from calibration.rounding.weight_substitution import reweigh, weights
+from calibration.rounding.weight_substitution import substitute_weights, weights
 
 F32 = NDArray[np.float32]
 
-#: What a positive factor passes.
+#: Clamps that commute with a positive factor.
 HOMOGENEOUS: Final = (OPEN, (0.0, math.inf))
-#: Until the scales of a round are all so near to 1, and rounds at most: a layer between two others is in two pairs.
+#: Iteration stops when all scales are this close to 1, or after `ROUNDS`. A layer between two others is in two pairs.
 NEAR, ROUNDS = 1e-3, 100
 
 
 def equalized(model: onnx.ModelProto) -> tuple[onnx.ModelProto, layers.Network, int]:
-    """``model`` with its layers equalized, what it is made of, and how many pairs there were. Tensors keep their names."""
+    """Return ``model`` with equalized layers, its network, and the number of pairs. Tensors keep their names."""
     network = layers.build(Graph.of(model))
     found = pairs(network)
     for _ in range(ROUNDS):
@@ -45,17 +47,17 @@ def equalized(model: onnx.ModelProto) -> tuple[onnx.ModelProto, layers.Network, 
 def _reweighed(
     model: onnx.ModelProto, network: layers.Network, changed: Sequence[Conv], values: dict[str, F32]
 ) -> onnx.ModelProto:
-    """`reweigh`, but every layer's tensor is still there to be observed, if only as something that nobody reads."""
+    """As `substitute_weights`, but keep every layer's tensor observable, even if no node reads it."""
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
     whole.graph.output.extend(onnx.ValueInfoProto(name=layer.out) for layer in network.layers)
-    made = reweigh(whole, network, changed, values)
+    made = substitute_weights(whole, network, changed, values)
     del made.graph.output[len(model.graph.output) :]
     return made
 
 
 def pairs(network: layers.Network) -> list[tuple[Conv, Conv]]:
-    """The layers that can be scaled against each other, in order."""
+    """Return the pairs of layers that can be scaled against each other, in order."""
     alive = network.needed(network.graph.output)
     readers: dict[str, list[Layer]] = {}
     for layer in alive:
@@ -66,7 +68,7 @@ def pairs(network: layers.Network) -> list[tuple[Conv, Conv]]:
 
 
 def _second(first: Conv, readers: dict[str, list[Layer]]) -> Conv | None:
-    """The layer that alone reads what ``first`` yields, if a positive factor passes on the way to it."""
+    """Return the only convolution that reads ``first``'s output, if a positive factor passes all layers between."""
     at: Layer = first
     while not isinstance(at, Conv | Pool) or at.clamp in HOMOGENEOUS:
         read_by = readers.get(at.out, [])
@@ -83,7 +85,7 @@ def _inputs(layer: Conv) -> int:
 
 
 def _equalize(first: Conv, second: Conv) -> float:
-    """Scales both; the greatest logarithm of a scale. A plane that was flattened repeats its channels."""
+    """Scale both layers; return the greatest absolute logarithm of a scale. A flattened plane repeats its channels."""
     channels, (outs, high, wide, depth) = len(first.weight), second.weight.shape
     grouped = second.weight.reshape(second.groups, -1, high, wide, depth)
     peaks = np.abs(first.weight).reshape(channels, -1).max(axis=1)

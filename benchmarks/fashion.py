@@ -1,10 +1,11 @@
-"""Fashion-MNIST, and three networks for it that are trained here: an MLP, a CNN and a small vision transformer.
+"""Fashion-MNIST, and three networks trained on it: an MLP, a CNN and a small vision transformer.
 
     python -m benchmarks.fashion [--fashion FOLDER] [--json OUT] [--quick]
 
-prints each network's size and its accuracy on the 10,000 test images. Of the 60,000 training images the last 10,000 are held out: they calibrate
-and nobody trains on them. The test images are for evaluation only. The first run trains, which takes some minutes; the networks are kept in the
-user's cache folder. FOLDER holds the four files of the data set, as Debian's package dataset-fashion-mnist installs them.
+The script prints each network's size and its accuracy on the 10,000 test images. The last 10,000 of the 60,000 training
+images calibrate and are never used for training. The test images are for evaluation only. The first run trains the
+networks, which takes a few minutes, and keeps them in the user's cache folder. FOLDER holds the four files of the data
+set, as Debian's package dataset-fashion-mnist installs them.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 FOLDER: Final = Path("/usr/share/datasets/fashion-mnist")
-#: Training images on which no network is trained.
+#: Training images reserved for calibration.
 HELD_OUT: Final = 10_000
 SIDE, CLASSES = 28, 10
 PREPROCESS: Final = Preprocess("tensor", [SIDE, SIDE, 1])
 BATCH: Final = 128
 THREADS: Final = 2
-#: Of the vision transformer.
+#: Parameters of the vision transformer.
 PATCH, WIDTH, DEPTH, HEADS = 7, 96, 4, 4
 
 
@@ -55,21 +56,21 @@ class Images:
     classes: I64
 
     def samples(self, count: int | None = None) -> Samples:
-        """The first ``count`` of them as the networks see them, float32 [28, 28, 1] in 0..1, with their classes."""
+        """Return the first ``count`` images as network inputs, float32 [28, 28, 1] in 0..1, with their classes."""
         return Samples(PREPROCESS, list(self.values()[:count]), self.classes[:count])
 
     def values(self) -> F32:
-        """[n, 28, 28, 1]."""
+        """Return float32 [n, 28, 28, 1] in 0..1."""
         return (self.pixels.astype(np.float32) / np.float32(255))[..., None]
 
     def batches(self) -> F32:
-        """[n, 1, 28, 28], what the ONNX models take."""
+        """Return float32 [n, 1, 28, 28] in 0..1, the input of the ONNX models."""
         return self.values().transpose(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
 class Data:
-    """50,000 images to train with, 10,000 to calibrate with and 10,000 to evaluate on; no image is in two of them."""
+    """Disjoint sets: 50,000 images for training, 10,000 for calibration and 10,000 for evaluation."""
 
     train: Images
     calibration: Images
@@ -93,12 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def add_option(options: argparse.ArgumentParser) -> None:
-    """``--fashion FOLDER``."""
-    options.add_argument("--fashion", metavar="FOLDER", type=Path, default=FOLDER, help="where the data set is")
+    """Add ``--fashion FOLDER`` to ``options``."""
+    options.add_argument("--fashion", metavar="FOLDER", type=Path, default=FOLDER, help="folder of the data set")
 
 
 def load(folder: Path = FOLDER) -> Data:
-    """The data set in ``folder``. Raises `errors.UsageError` where it is not there, `errors.InputError` where a file is damaged."""
+    """Load the data set in ``folder``. Raises `errors.UsageError` if it is missing, `errors.InputError` if damaged."""
     train = _images(folder, "train")
     first = len(train.classes) - HELD_OUT
     return Data(
@@ -109,9 +110,10 @@ def load(folder: Path = FOLDER) -> Data:
 
 
 def network(name: str, data: Data) -> onnx.ModelProto:
-    """The trained network ``name``, a key of `NETWORKS`: [batch, 1, 28, 28] to 10 logits. From the cache, or trained with fixed seeds on ``data.train``.
+    """Return the trained network ``name``, a key of `NETWORKS`: [batch, 1, 28, 28] to 10 logits.
 
-    Raises `errors.ModelError` where it must be trained and PyTorch is missing.
+    The network comes from the cache, or is trained with fixed seeds on ``data.train``. Raises `errors.ModelError` if
+    training needs PyTorch and it is missing.
     """
     recipe, digest = NETWORKS[name], hashlib.sha256(data.train.pixels.tobytes() + data.train.classes.tobytes())
     digest.update(repr((recipe.epochs, recipe.rate)).encode())
@@ -124,12 +126,12 @@ def network(name: str, data: Data) -> onnx.ModelProto:
 
 
 def accuracy(model: onnx.ModelProto, images: Images) -> float:
-    """Per cent of ``images`` that the float ``model`` names rightly."""
+    """Return the percentage of ``images`` that the float ``model`` classifies correctly."""
     return 100.0 * float((logits(model, images).argmax(axis=1) == images.classes).mean())
 
 
 def logits(model: onnx.ModelProto, images: Images) -> F32:
-    """[n, 10] of the float ``model``."""
+    """Return the logits [n, 10] of the float ``model``."""
     run, x = importer.session(model), images.batches()
     name = run.get_inputs()[0].name
     return np.concatenate([run.run(None, {name: x[i : i + 500]})[0] for i in range(0, len(x), 500)])
@@ -143,20 +145,20 @@ def _images(folder: Path, part: str) -> Images:
     classes = _read(folder / f"{part}-labels-idx1-ubyte.gz", 8).astype(np.int64)
     if len(pixels) != len(classes) or len(pixels) < HELD_OUT or classes.max(initial=0) >= CLASSES:
         raise errors.InputError(
-            f"the files {part}-* in {folder} do not fit together; install dataset-fashion-mnist again",
+            f"the files {part}-* in {folder} do not match; install dataset-fashion-mnist again",
             reason="files-differ",
         )
     return Images(pixels, classes)
 
 
 def _read(path: Path, heading: int) -> U8:
-    """The bytes of a gzipped IDX file behind its ``heading``."""
+    """Return the data of a gzipped IDX file, without the first ``heading`` bytes."""
     try:
         with gzip.open(path) as file:
             data = np.frombuffer(file.read(), np.uint8)
     except FileNotFoundError as error:
         raise errors.UsageError(
-            f"there is no {path.name} in {path.parent}; install Debian's dataset-fashion-mnist or name its folder with --fashion",
+            f"no {path.name} in {path.parent}; install Debian's dataset-fashion-mnist or pass --fashion FOLDER",
             reason="no-data",
         ) from error
     except (OSError, EOFError) as error:

@@ -2,17 +2,18 @@
 
 python -m benchmarks.first_hour [--json OUT] [--quick] [--keep FOLDER]
 
-The commands come from the Markdown itself: each shell block has a comment that says on which machine it runs, or why it cannot run here.
+The commands come from the Markdown itself. A comment before each shell block names the machine that runs it, or the
+reason why it cannot run here:
 
     <!-- first-hour: on=server -->                    run each line on the server; on=board likewise
-    <!-- first-hour: on=server until="ready on" -->   the last line keeps running; go on when it prints this
+    <!-- first-hour: on=server until="ready on" -->   the last line keeps running; continue when it prints this
     <!-- first-hour: on=board file=~/agent.toml -->   the block is a file: write it
-    <!-- first-hour: on=server slow -->               left out with --quick
+    <!-- first-hour: on=server slow -->               omitted with --quick
     <!-- first-hour: skip="needs systemd" -->         never run; listed with the reason
 
-Server and board are two shells on this machine. Each has an empty home folder and no environment variables but those of `PASSED`. The server's
-folder is a fresh clone of HEAD. Whatever differs from the text is declared in `SUBSTITUTED`, `CARRIED` and `PREPARED`. Ports 8470 and 8471 must be
-free. ``--quick`` types the tutorial only.
+Server and board are two shells on this machine. Each has an empty home folder and only the environment variables of
+`PASSED`. The server's folder is a fresh clone of HEAD. `SUBSTITUTED`, `CARRIED` and `PREPARED` declare all differences
+from the text. Ports 8470 and 8471 must be free. ``--quick`` types the tutorial only.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from benchmarks.report import parser, report
 from splitedge import errors
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-#: Pages that one installation serves, in the order in which they are typed.
+#: Pages that share one installation, in the order of typing.
 INSTALLATIONS: Final = (
     (
         "docs/tutorial.md",
@@ -48,11 +49,11 @@ INSTALLATIONS: Final = (
     ),
     ("README.md",),
 )  # fmt: skip
-#: In the text, and typed instead: both machines are this one.
+#: Text and its replacement, because both machines are this one.
 SUBSTITUTED: Final = {"server.example": "localhost", "192.0.2.10": "127.0.0.1"}
 #: Files that the reader copies from the server to the board.
 CARRIED: Final = ("dist/splitedge-*.whl", "constraints.txt", "server.pem")
-#: README.md names files of the reader's own; here they are the tutorial's.
+#: README.md uses the reader's own files; the tutorial's files replace them.
 PREPARED: Final = {
     "model.onnx": "sample/model.onnx",
     "photos": "sample/photos",
@@ -60,7 +61,7 @@ PREPARED: Final = {
     "server.key": "server.key",
 }
 PHOTO: Final = "sample/photo.jpg"  # the photo that both machines' commands call photo.jpg
-#: Of README.md: so few photos as the sample has do not promise one point.
+#: Replacements in README.md: the accuracy bound of the sample's few photos exceeds one point.
 SET: Final = {"SPLITEDGE_DEMAND_MAX_DROP_POINTS": "5"}
 PASSED: Final = re.compile(r"LANG|LC_.*|PIP_.*|TMPDIR|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|https?_proxy|no_proxy")
 LONGEST: Final = 3600.0  # seconds that one command may take
@@ -87,13 +88,13 @@ class Block:
     slow: bool = False
 
     def commands(self) -> list[str]:
-        """The command lines, each without comment lines before it."""
+        """Return the command lines without preceding comment lines."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def blocks(page: str, text: str) -> list[Block]:
-    """The fenced blocks of ``text``, in order. Raises `errors.UsageError` for a comment with an unknown word."""
+    """Return the fenced blocks of ``text`` in order. Raises `errors.UsageError` for a comment with an unknown word."""
     return [_block(page, text, found) for found in _BLOCK.finditer(text)]
 
 
@@ -114,7 +115,7 @@ def _block(page: str, text: str, found: re.Match[str]) -> Block:
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("--keep", type=Path, help="work in this new folder, and keep it")
+    options.add_argument("--keep", type=Path, help="work in this new folder and keep it")
     given = options.parse_args()
     began = time.monotonic()
     rows: list[dict[str, Any]] = []
@@ -141,7 +142,7 @@ def main() -> None:
 
 
 def typed(page: str, place: Place, *, quick: bool) -> Iterator[dict[str, Any]]:
-    """A row for each command of ``page``."""
+    """Yield a row for each command of ``page``."""
     for block in blocks(page, (ROOT / page).read_text()):
         reason = block.skip or ("slow" if block.slow and quick else "")
         if reason and block.marked:
@@ -160,7 +161,7 @@ def _row(block: Block, command: str, seconds: float, status: str, note: str) -> 
 
 
 class Place:
-    """A server and a board below ``folder``. ``earlier``: the server's folder of the installation before, whose sample serves again."""
+    """A server and a board below ``folder``. ``earlier``: server folder of the previous installation, or None."""
 
     def __init__(self, folder: Path, stack: ExitStack, earlier: Path | None) -> None:
         checkout = folder / "server/splitedge"
@@ -176,7 +177,7 @@ class Place:
         self.board = stack.enter_context(Shell(folder / "board/splitedge", folder / "board/home", extra))
 
     def shell(self, where: str) -> Shell:
-        """The shell of a machine. What a reader carries to the board comes along."""
+        """Return the shell of a machine. For the board, first copy the files that a reader carries there."""
         if where == "server":
             return self.server
         for pattern in CARRIED:
@@ -186,13 +187,13 @@ class Place:
         return self.board
 
     def substituted(self, text: str) -> str:
-        """``text`` with this machine's names and the token that was printed."""
+        """Return ``text`` with this machine's names and the printed token."""
         for old, new in SUBSTITUTED.items():
             text = text.replace(old, new)
         return _TOKEN.sub(self._token or "TOKEN", text)
 
     def run(self, block: Block) -> Iterator[dict[str, Any]]:
-        """A row for each command of ``block``."""
+        """Yield a row for each command of ``block``."""
         shell, commands = self.shell(block.where), block.commands()
         for number, command in enumerate(commands):
             until = block.until if number == len(commands) - 1 else ""
@@ -204,27 +205,30 @@ class Place:
             yield _row(block, command, seconds, str(status), "")
 
     def close(self) -> None:
-        """End both shells and what they started."""
+        """End both shells and their processes."""
         self.board.close()
         self.server.close()
 
 
 @dataclass
 class Shell:
-    """A bash with a home folder of its own, in ``folder``. Variables, the working folder and an activated environment stay between commands."""
+    """A bash in ``folder`` with a separate home folder.
+
+    Variables, the working folder and an activated environment persist between commands.
+    """
 
     folder: Path
     home: Path
     extra: Mapping[str, str]
     _bash: subprocess.Popen[bytes] | None = field(default=None, init=False)
-    _status: int = field(default=-1, init=False)  # the end of a pipe, into which the shell writes each command's status
-    _report: int = field(default=-1, init=False)  # its other end
+    _status: int = field(default=-1, init=False)  # read end of a pipe; the shell writes each command's status to it
+    _report: int = field(default=-1, init=False)  # the pipe's write end
 
     def __enter__(self) -> Shell:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.home.mkdir(parents=True)
         passed = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name)}
-        path = f"{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin"  # python3 is the one that runs this script
+        path = f"{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin"  # python3 is the interpreter of this script
         environ = passed | {"HOME": str(self.home), "PATH": path, "COLUMNS": "100", **self.extra}
         self._status, out = os.pipe()
         command = ["bash", "--noprofile", "--norc"]
@@ -244,7 +248,7 @@ class Shell:
         with ExitStack() as stack:
             stack.callback(os.close, self._status)
             stack.callback(os.close, self._report)
-            os.killpg(self._bash.pid, signal.SIGTERM)  # bash itself ignores it while it reads commands
+            os.killpg(self._bash.pid, signal.SIGTERM)  # bash itself ignores SIGTERM while it reads commands
             assert self._bash.stdin is not None
             self._bash.stdin.close()
             self._bash.wait(30)
@@ -257,7 +261,10 @@ class Shell:
         path.write_text(text)
 
     def run(self, command: str, until: str = "") -> tuple[int, float, str]:
-        """Status, seconds and output of ``command``; with ``until`` it keeps running, and counts as done once it prints that."""
+        """Run ``command``; return status, seconds and output.
+
+        With ``until`` it keeps running, and is done once it prints that text.
+        """
         log = self.home.parent / f"log-{time.monotonic_ns()}.txt"
         typed_in = log.with_suffix(".sh")
         typed_in.write_text(f"{command} &\n" if until else f"{command}\n")
@@ -270,7 +277,7 @@ class Shell:
         return status, time.monotonic() - began, log.read_text(errors="replace")
 
     def _send(self, line: str) -> int:
-        """The status that the shell reports. Raises `TimeoutError` for a command that does not end."""
+        """Send ``line`` and return the status from the shell. Raises `TimeoutError` if the command does not end."""
         assert self._bash is not None
         assert self._bash.stdin is not None
         self._bash.stdin.write(f"{line}\n".encode())
@@ -281,7 +288,7 @@ class Shell:
 
 
 def _printed(log: Path, text: str) -> int:
-    """0 once ``log`` holds ``text``, 1 if it does not within a minute."""
+    """Return 0 once ``log`` holds ``text``, 1 if it does not within a minute."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         if text in log.read_text(errors="replace"):
@@ -291,7 +298,7 @@ def _printed(log: Path, text: str) -> int:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a folder, or a file that is not there yet; nothing if ``source`` is missing."""
+    """Copy a folder, or a file that does not exist yet; do nothing if ``source`` is missing."""
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
     elif source.exists() and not target.exists():

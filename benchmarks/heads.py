@@ -1,10 +1,12 @@
-"""Whole networks, batch 1: our integer head against ONNX Runtime float and int8 (QDQ, per channel; dynamic for MiniLM) and LiteRT int8, in turn.
+"""Whole networks at batch 1: our integer head against ONNX Runtime float and int8, and LiteRT int8, in turn.
 
     python -m benchmarks.heads [--layers] [--minilm DIR] [--json OUT] [--quick]
 
-Speed does not depend on the values, so calibration runs on noise, and all but EfficientNet-Lite0 and MiniLM have random weights. LiteRT runs our own
-quantized networks, written as .tflite. The peers get what makes them fastest for batch 1: all graph optimisations, and as many threads as we use.
-The first run makes the models, which takes a minute or two, and keeps them in the user's cache folder.
+ONNX Runtime int8 is QDQ with scales per channel, and dynamic quantization for MiniLM. Speed does not depend on values,
+so calibration uses noise. All networks but EfficientNet-Lite0 and MiniLM have random weights. LiteRT runs our own
+quantized networks, written as .tflite. The rivals use their fastest settings for batch 1: all graph optimizations, and
+as many threads as our head. The first run makes the models, which takes a minute or two, and keeps them in the user's
+cache folder.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from benchmarks import cache, minilm, models, restricted, rivals
 from benchmarks.report import in_turn, parser, ratio, report, spread
 from benchmarks.restricted import OURS
 from benchmarks.rivals import FLOAT, INT8, LITERT
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
 from calibration.lowering.lower import Calibration, lower
@@ -39,8 +41,8 @@ from splitedge.head.verify import inputs
 from splitedge.protocol.messages import Preprocess
 
 SAMPLES = 8
-#: Seconds between two runtimes with threads. ONNX Runtime's go on spinning after a frame; measured on two cores: without a rest the next one takes up to
-#: twice as long, with 3 ms the order no longer matters.
+#: Seconds between two multi-threaded runs. ONNX Runtime's threads keep spinning after a frame. Measured on two cores:
+#: without a rest the next runtime takes up to twice as long; with 3 ms the order does not matter.
 REST: Final = 0.003
 SHAPE = [224, 224, 3]
 TOKENS = 128
@@ -52,20 +54,20 @@ TEXTS = (
     "The new phone has a brighter screen and a larger battery, but reviewers were divided over its camera and its price; several noted "
     "that last year's model, now far cheaper, does nearly everything as well, and that only its processor is showing its age.",
 )
-#: Name in the summary: name for people, what `models.load` takes.
+#: Key in the summary: display name, argument of `models.load`.
 NETWORKS = {
     "lite0": ("EfficientNet-Lite0", "lite0"),
     "mobilenetv2": ("MobileNetV2-like", "mobilenet_v2"),
     "resnet": ("ResNet-18-like", "resnet18"),
 }
-#: The segment and the rivals' models of a network, by the name of the runtime in the tables.
+#: The segment and the rivals' models of a network, by runtime name in the tables.
 Files = Mapping[str, bytes]
 _MIB: Final = 2**20
 
 
 @dataclass
 class Tables:
-    """What a run has measured so far."""
+    """Results of a run so far."""
 
     repeats: int
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -78,9 +80,9 @@ class Tables:
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("--layers", action="store_true", help="print every single operator of ours as well")
-    options.add_argument("--minilm", type=Path, help="a folder with MiniLM's model.safetensors and vocab.txt")
-    options.add_argument("--repeats", type=int, help="frames of each, taken in turn", default=100)
+    options.add_argument("--layers", action="store_true", help="also print every operator of our heads")
+    options.add_argument("--minilm", type=Path, help="folder with MiniLM's model.safetensors and vocab.txt")
+    options.add_argument("--repeats", type=int, help="frames per runtime, in turn", default=100)
     arguments = options.parse_args()
     tables = Tables(min(arguments.repeats, 25) if arguments.quick else arguments.repeats)
     place = arguments.minilm or minilm.folder()
@@ -99,7 +101,7 @@ def main() -> None:
 
 
 def made(tables: Tables, place: Path | None) -> dict[str, tuple[str, Files]]:
-    """The networks to measure, by their names in the summary: name for people and files."""
+    """Return the networks to measure: for each key in the summary, the display name and the files."""
     found: dict[str, tuple[str, Files]] = {}
     for key, (title, name) in NETWORKS.items():
         found[key] = title, cache.kept(key, partial(cnn_files, name))
@@ -120,11 +122,11 @@ def made(tables: Tables, place: Path | None) -> dict[str, tuple[str, Files]]:
     return found
 
 
-# --- what is measured -------------------------------------------------------------------------------------------------
+# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 def cnn_files(name: str) -> dict[str, bytes]:
-    """The files of the convolutional network that `models.load` knows as ``name``."""
+    """Return the files of the convolutional network ``name`` of `models.load`."""
     model = models.load(name)
     segment = our_segment(model, SHAPE, 8)
     files = {OURS: segment} | rivals.quantized(model)
@@ -136,7 +138,7 @@ def cnn_files(name: str) -> dict[str, bytes]:
 
 
 def encoder_files(place: Path) -> dict[str, bytes]:
-    """The files of MiniLM, whose weights lie in ``place``."""
+    """Return the files of MiniLM with the weights in folder ``place``."""
     from benchmarks import minilm_model
 
     model = minilm_model.encoder(place, TOKENS)
@@ -144,17 +146,17 @@ def encoder_files(place: Path) -> dict[str, bytes]:
 
 
 def encoder_segment(model: onnx.ModelProto, weight_bits: int) -> bytes:
-    """A whole transformer as one segment; its weights go to the nearest, and nothing else of it wants calibration."""
+    """Return a whole transformer as one segment with weights rounded to nearest. It needs no calibration."""
     network = layers.build(Graph.of(model))
     return lower(network, Calibration({}, {}), network.graph.output, weight_bits, "minilm").segment()
 
 
 def our_segment(model: onnx.ModelProto, shape: list[int], weight_bits: int) -> bytes:
-    """The whole network as one segment, calibrated on noise; ``shape`` of a frame, channels last."""
+    """Return the whole network as one segment, calibrated on noise. ``shape``: of a frame, channels last."""
     network = layers.build(Graph.of(model))
     random = np.random.default_rng(1)
     noise = [random.normal(size=shape).astype(np.float32) for _ in range(SAMPLES)]
-    calibration = bundle.calibrate(model, network, Samples(Preprocess("tensor", shape), noise))
+    calibration = creation.calibrate(model, network, Samples(Preprocess("tensor", shape), noise))
     return lower(network, calibration, network.graph.output, weight_bits).segment()
 
 
@@ -162,7 +164,7 @@ def our_segment(model: onnx.ModelProto, shape: list[int], weight_bits: int) -> b
 
 
 def whole_network(tables: Tables, key: str, title: str, files: Files) -> None:
-    """Time the network on one thread and on two, and on one its operators."""
+    """Time the network on one thread and on two, and its operators on one thread."""
     for threads in sorted({1, min(2, usable_threads())}):
         head = load(files[OURS], threads)
         frame = rivals.noise(head)[1]
@@ -177,7 +179,10 @@ def whole_network(tables: Tables, key: str, title: str, files: Files) -> None:
 
 
 def lower_sets(tables: Tables, networks: Mapping[str, tuple[str, Files]], quick: bool) -> None:
-    """Our heads on the instruction sets below this machine's, each in a child, one thread; ``quick``: the first set and the first network only."""
+    """Time our heads on lower instruction sets than this machine's, each in a child process, on one thread.
+
+    ``quick``: measure the first set and the first network only.
+    """
     names, keys = isa.lower(), list(networks)
     if quick:
         tables.notes.append(
@@ -196,7 +201,7 @@ def lower_sets(tables: Tables, networks: Mapping[str, tuple[str, Files]], quick:
 
 
 def _lower_set(tables: Tables, name: str, key: str, title: str, times: Mapping[str, list[float]]) -> None:
-    """One row after those of the network on one thread, and the figures."""
+    """Insert a row after the network's single-threaded rows, and add the figures."""
     ours, median = times[OURS], statistics.median(times[OURS])
     row = _row(
         title, 1, f"{OURS}, {restricted.TITLES.get(name, name)} only", ours, median / tables.summary[f"{key}.ms_1t"]
@@ -210,7 +215,7 @@ def _lower_set(tables: Tables, name: str, key: str, title: str, times: Mapping[s
 
 
 def _look_inside(tables: Tables, key: str, title: str, head: Head, file_bytes: int) -> None:
-    """Where the time and the memory of a head on one thread go."""
+    """Break down time and memory of a head on one thread."""
     best, repeats = peak.gops(), max(10, tables.repeats // 4)
     timings = head.profile(rivals.noise(head)[0], repeats)
     tables.kinds += by_kind(title, timings, best)
@@ -226,7 +231,7 @@ def _look_inside(tables: Tables, key: str, title: str, head: Head, file_bytes: i
 
 
 def by_kind(title: str, timings: list[OpTiming], best: float) -> list[dict[str, Any]]:
-    """Where the time of a frame goes: operators of one kind together, against ``best`` GOPS."""
+    """Return the time of a frame by kind of operator, against a peak of ``best`` GOPS."""
     kinds: dict[str, list[OpTiming]] = defaultdict(list)
     for timing in timings:
         kinds[timing.kind].append(timing)
@@ -240,7 +245,7 @@ def by_kind(title: str, timings: list[OpTiming], best: float) -> list[dict[str, 
 
 
 def by_layer(head: Head, timings: list[OpTiming], best: float) -> list[dict[str, Any]]:
-    """Every operator in its order, against ``best`` GOPS."""
+    """Return a row for each operator, in order, against a peak of ``best`` GOPS."""
     return [
         {"operator": timing.name, "kind": timing.kind, "shape": _shape(head.header, op), "us": timing.us}
         | _speed(timing.macs, timing.us, best)
@@ -249,20 +254,20 @@ def by_layer(head: Head, timings: list[OpTiming], best: float) -> list[dict[str,
 
 
 def _speed(macs: int, us: float, best: float) -> dict[str, Any]:
-    """GOPS and share of the machine's peak; neither where an operator has no products."""
+    """Return GOPS and share of the machine's peak; "-" for an operator without products."""
     gops = 2 * macs / us / 1e3
     return {"GOPS": gops if macs else "-", "share of peak %": 100 * gops / best if macs else "-"}
 
 
 def _shape(header: seg.Header, op: seg.AnyOp) -> str:
-    """``112x112x32 3x3/2 > 56x56x96``: what goes in (the first of several), the window and its stride, what comes out."""
+    """Format an operator's shapes as ``112x112x32 3x3/2 > 56x56x96``: the first input, window/stride, the output."""
     source, target = ("x".join(map(str, header.tensors[t].shape)) for t in (inputs(op)[0], op.out))
     window = " {}x{}/{}".format(*op.kernel, op.stride[0]) if isinstance(op, seg.Conv | seg.Pool) else ""
     return f"{source}{window} > {target}"
 
 
 def fidelity(place: Path, files: Files) -> dict[str, float]:
-    """The least cosine over `TEXTS` between the sentence's embedding and the float model's, ours and the rival's."""
+    """Return the least cosine over `TEXTS` between the float model's embedding and ours, and the rival's."""
     head, exact, rival = load(files[OURS]), rivals.session(files[FLOAT], 1), rivals.session(files[INT8], 1)
     vocabulary, name = minilm.read_vocabulary(place), exact.get_inputs()[0].name
     found: dict[str, list[float]] = {"minilm.cosine": [], "minilm.cosine_ort_int8": []}

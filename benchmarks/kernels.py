@@ -1,11 +1,12 @@
-"""Single kernels, one thread: GEMM and depthwise layers against their rivals and the machine's own peak, the codec against a copy.
+"""Single kernels on one thread: GEMM and depthwise layers against rivals and the machine's peak, codec against a copy.
 
     python -m benchmarks.kernels [--quick] [--json OUT]
 
-Ours is the product's own path: a head of one layer, whose operator the compiled interpreter runs many times in one call; epilogue (bias, requantization,
-clamp) included. A rival is called as often before it is the next one's turn, so that all find their weights in the cache, and the time of an empty
-call of its runtime is taken off. "Peak" is what the dot instruction alone reaches on registers. ONNX Runtime: the faster of MatMulInteger (no
-requantization, so less work) and QLinearConv, which does what ours does.
+Our kernels run as in the product: a head of one layer, whose operator the compiled interpreter runs many times in one
+call. The time includes the epilogue (bias, requantization, clamp). A rival runs as often before the next one's turn, so
+that all find their weights in the cache. The time of an empty call of its runtime is subtracted. "Peak" is the rate of
+the dot-product instruction alone on registers. ONNX Runtime: the faster of MatMulInteger (no requantization, so less
+work) and QLinearConv, which does the same work as our kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from splitedge import codec
 
 # Whole tiles, K >= 256: products of transformers, and square ones.
 WHOLE: Final = ((192, 768, 768), (192, 3072, 768), (1536, 256, 256), (384, 1024, 1024), (192, 384, 1536))
-# EfficientNet-Lite0: three products that a goal names, and the others.
+# EfficientNet-Lite0: the three products of a performance goal, and the others.
 RAGGED: Final = ((196, 80, 480), (196, 112, 672), (49, 192, 1152))
 OTHERS: Final = (
     (49, 1152, 192), (49, 1152, 320), (49, 320, 1280), (49, 672, 192), (196, 480, 80), (196, 480, 112), (196, 672, 112), (784, 40, 240), (784, 240, 40),
@@ -47,10 +48,10 @@ CONVOLUTIONS: Final = (
 )
 REPEATS: Final = 100
 QUICK: Final = 2  # of each list
-CALL_US: Final = 2000  # ours is repeated within a call until it lasts about this long, but at least
+CALL_US: Final = 2000  # our kernel repeats within a call for about this long, but at least `TIMES` times
 TIMES: Final = 3
-LEAST_US: Final = 0.1  # of a rival without its empty call: the scatter of both is more than a small layer takes
-CODEC_BYTES: Final = 256 << 20  # of float32: more than any cache
+LEAST_US: Final = 0.1  # minimum time of a rival without its empty call; their noise can exceed a small layer's time
+CODEC_BYTES: Final = 256 << 20  # of float32; larger than any cache
 ORT, TORCH, LITERT = "ORT", "torch", "LiteRT"
 
 
@@ -84,7 +85,7 @@ def main() -> None:
 
 
 def measured(layer: Layer, repeats: int) -> dict[str, Any]:
-    """A row: ours, its rate and share of peak, and its rivals."""
+    """Return a row: our time, rate and share of peak, and the ratios to rivals."""
     calls, empty = _rivals(layer)
     times, run = layers.ours(layer, CALL_US, TIMES)
     theirs = {
@@ -113,7 +114,7 @@ def measured(layer: Layer, repeats: int) -> dict[str, Any]:
 
 
 def _own(taken: Mapping[str, NDArray[np.float64]], call: str, runtime: str) -> NDArray[np.float64]:
-    """Microseconds of a rival's ``call`` without those of its runtime's empty call."""
+    """Return the microseconds of a rival's ``call`` minus those of its runtime's empty call."""
     return np.maximum(taken[call] - np.median(taken[f"empty {runtime}"]), LEAST_US)
 
 
@@ -123,7 +124,7 @@ def _again(call: Call, times: int) -> None:
 
 
 def _rivals(layer: Layer) -> tuple[dict[str, Call], dict[str, Call]]:
-    """Their calls for this layer, and for nothing."""
+    """Return the rivals' calls for this layer, and their empty calls."""
     calls: dict[str, Call] = {f"{ORT} convolution": layers.onnx_convolution(layer)}
     empty: dict[str, Call] = {ORT: layers.onnx_nothing()}
     if layer.kernel == 1:
@@ -138,7 +139,7 @@ def _rivals(layer: Layer) -> tuple[dict[str, Call], dict[str, Call]]:
 
 
 def codec_rows(repeats: int, quick: bool) -> list[dict[str, Any]]:
-    """Encoding and decoding at each width, and copying, in turn."""
+    """Measure encoding, decoding and copying at each width, in turn."""
     values = np.random.default_rng(0).normal(size=CODEC_BYTES // (8 if quick else 4)).astype(np.float32)
     back = np.zeros_like(values)
     rows: list[dict[str, Any]] = []

@@ -1,11 +1,12 @@
-"""Write the profiles of known boards: what their makers publish, and the cycles that llvm-mca counts for the loops of our own kernels.
+"""Write the profiles of known boards, from published specifications and llvm-mca's cycle counts of our kernel loops.
 
-    python -m benchmarks.known_boards [--out DIR]
+python -m benchmarks.known_boards [--out DIR]
 
-Nobody measured these boards with splitedge. Time of a kernel = the greater of two limits, a roofline: cycles of its loops on the core over the clock, and
-bytes that the last cache does not hold over the rate of a memory copy. Cycles: llvm-mca 19 (Debian: llvm-19) on the assembly of the generators that the JIT uses, as
-`benchmarks.arm_cycles` does, the epilogue of GEMM and whole depthwise loops included; it knows no caches. Operators without products are counted by
-their instructions. `benchmarks.boards` shows how far the same method is off on the machine where it runs.
+The profiles are estimates: splitedge has not run on these boards. The time of a kernel is a roofline, the greater of
+two limits: cycles of its loops over the clock, and bytes beyond the last cache over the rate of a memory copy. llvm-mca
+19 (Debian: llvm-19) counts the cycles on the assembly of the JIT's generators, as `benchmarks.arm_cycles` does. This
+includes the epilogue of GEMM and whole depthwise loops; the model has no caches. Cycles of operators without products
+are instruction counts. `benchmarks.boards` compares the method with measurements on the machine where it runs.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ from device_profiles.schema import KINDS, Kernel, KernelKind, Origin, Shape
 from splitedge.head.segment import AnyOp, Header
 from splitedge.head.verify import inputs
 
-#: Weights and activations of EfficientNet-Lite0, which stands for what a frame touches between two runs of an operator.
+#: Weights and activations of EfficientNet-Lite0: the bytes that a frame touches between two runs of an operator.
 NETWORK_BYTES: Final = 6 << 20
-CREATED: Final = "2026-11-22T00:00:00+00:00"  # when the sources were looked up
-#: What a split of an operator among threads costs, microseconds.
+CREATED: Final = "2026-11-22T00:00:00+00:00"  # date of the sources
+#: Microseconds to split an operator among threads.
 TEAM_US: Final = 5.0
 TEAM_SOURCE: Final = (
     "on several threads: the loops shared evenly, and 5 us an operator: (1.07 ms on two threads - 1.44 ms / 2) / 65 operators, "
     "EfficientNet-Lite0 in README.md"
 )
-#: Of `Overhead`, measured on an AMD EPYC: a call of a head, one more operator, a value that is sent.
+#: Fields of `Overhead`, measured on an AMD EPYC: a call of a head, each operator, each sent value.
 CALL_US, OP_US, VALUE_NS = 2.5, 0.03, 0.1
-#: A value, or a product, by the stages of a codec beside packing.
+#: Nanoseconds per value or product, by stage of a codec other than packing.
 STAGE_NS: Final = {"rotation": 0.6, "basis": 0.25, "range": 2.0, "entropy": 4.0, "jpeg": 1.3}
 MCA: Final = "llvm-mca 19, model"
-#: Products of one instruction that adds them up (on neon of the two multiplications before it).
+#: Products per accumulating instruction (on neon: of the two multiplications before it).
 PRODUCTS: Final = {"vpdpbusd": 64, "vpmaddwd": 16, "sdot": 16, "sadalp": 16, "usmmla": 32}
 
 
 @dataclass(frozen=True)
 class Board:
-    """What is published of a board. ``slower``: how many times as long plain Python takes as on the EPYC where the overhead was measured."""
+    """Published data of a board. ``slower``: time of plain Python relative to the EPYC that measured the overhead."""
 
     name: str
     title: str
@@ -65,8 +66,8 @@ class Board:
     load_watts: float
     slower: float
     origins: dict[str, Origin] = field(default_factory=dict)
-    threads: int = 0  # of the processor, where a core has more than one
-    at_most: float = math.inf  # products a cycle that the core can do, where the model of its family can do more
+    threads: int = 0  # of the processor, if a core has more than one
+    at_most: float = math.inf  # products per cycle of the core, if the model of its family can do more
 
     @property
     def architecture(self) -> str:
@@ -177,7 +178,7 @@ BOARDS: Final = (
     ),
 )  # fmt: skip
 
-# Run in a process of its own: which instruction set the generators speak is decided at import.
+# Runs in a separate process, because the generators select the instruction set at import.
 CHILD: Final = """
 import json, sys
 from kernels import isa
@@ -193,14 +194,14 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=known.FOLDER, help="folder for the profiles")
     arguments = options.parse_args()
     if not shutil.which("llvm-mca-19"):
-        sys.exit("llvm-mca-19 is not here; install it (Debian: apt-get install llvm-19) and run again")
+        sys.exit("llvm-mca-19 not found; install it (Debian: apt-get install llvm-19) and run again")
     for board in BOARDS:
         schema.save(profile(board, cost(board)), arguments.out / f"{board.name}.json")
         print(arguments.out / f"{board.name}.json")
 
 
 def profile(board: Board, counted: Cost) -> schema.DeviceProfile:
-    """The profile of ``board``, whose kernels take the cycles of ``counted``."""
+    """Return the profile of ``board`` whose kernels take the cycles of ``counted``."""
     counts = (1, board.cores)
     kernels = [kernel(board, counted, kind, shape, threads) for threads in counts for kind, shape in SHAPES]
     machine = schema.Machine(
@@ -230,7 +231,7 @@ def profile(board: Board, counted: Cost) -> schema.DeviceProfile:
 
 
 def kernel(board: Board, counted: Cost, kind: KernelKind, shape: Shape, threads: int) -> Kernel:
-    """One kernel on ``threads`` cores of ``board``: the greater of the loops' time and the memory's."""
+    """Return a kernel on ``threads`` cores of ``board``: the greater of compute time and memory time."""
     header = one_operator(kind, shape).header
     op = header.ops[0]
     size = predict.op_bytes(op, header)
@@ -243,8 +244,11 @@ def kernel(board: Board, counted: Cost, kind: KernelKind, shape: Shape, threads:
 
 
 def uncached(board: Board, op: AnyOp, header: Header) -> int:
-    """Bytes of one operator that come from memory or go there: its weights, where a whole network does not fit into the last cache, and all it
-    reads and writes where that alone does not fit."""
+    """Return the bytes of one operator that move to or from memory.
+
+    The weights count if a whole network does not fit into the last cache. All inputs and outputs count too if the
+    operator alone does not fit.
+    """
     size = predict.op_bytes(op, header)
     activations = sum(math.prod(header.tensors[tensor].shape) for tensor in (*inputs(op), op.out))
     weights = size - activations if board.last_cache < NETWORK_BYTES else 0
@@ -252,15 +256,13 @@ def uncached(board: Board, op: AnyOp, header: Header) -> int:
 
 
 def cycles(counted: Cost, kind: KernelKind, shape: Shape) -> float:
-    """Cycles of one kernel's loops on one core."""
+    """Return the cycles of one kernel's loops on one core."""
     pixels = -(-shape.h // shape.stride) * -(-shape.w // shape.stride)
     if kind == "depthwise":
         return pixels * -(-shape.oc // counted.block) * counted.depthwise[str(shape.k)]
     if kind in ("add", "lut", "pool"):
         return shape.h * shape.w * shape.c * float(getattr(counted, kind))
-    depth = (
-        shape.k * -(-shape.k * shape.c // counted.group) * counted.group
-    )  # each row of a window begins a group of its own
+    depth = shape.k * -(-shape.k * shape.c // counted.group) * counted.group  # each row of a window begins a new group
     total, left = 0.0, -(-shape.oc // counted.lanes)
     while left:
         vectors = min(left, counted.widest)
@@ -271,7 +273,7 @@ def cycles(counted: Cost, kind: KernelKind, shape: Shape) -> float:
 
 
 def _origins(board: Board, counted: Cost) -> dict[str, Origin]:
-    """Of everything in the profile."""
+    """Return the origins of all values in the profile."""
     best = max(counted.macs.values())
     core = f"{MCA} {board.model}"
     product = (
@@ -303,7 +305,7 @@ def _origins(board: Board, counted: Cost) -> dict[str, Origin]:
 
 
 def cost(board: Board) -> Cost:
-    """What the kernels' loops take on the core of ``board``."""
+    """Count the cycles of the kernels' loops on the core of ``board``."""
     child = [sys.executable, "-c", CHILD, board.isa, board.model]
     made = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
 
@@ -325,14 +327,20 @@ def cost(board: Board) -> Cost:
 
 
 def elementwise(lanes: int, model: str) -> dict[str, float]:
-    """Cycles for one element. An addition takes about 16 vector instructions, two a cycle; a table two loads and a store of one byte; a mean half of a
-    vector instruction a byte. The A57 and A72 load once a cycle."""
+    """Return the cycles per element of operators without products.
+
+    An addition takes about 16 vector instructions, two per cycle. A table lookup takes two loads and a byte store. A
+    mean takes half a vector instruction per byte. The A57 and A72 load once per cycle.
+    """
     loads = 1 if model in ("cortex-a57", "cortex-a72") else 2
     return {"add": 8 / lanes, "lut": 2 / loads, "pool": 1 / lanes}
 
 
 def assemble(model: str) -> dict[str, Any]:
-    """Assembly of this process' instruction set: GEMM's tiles with the products of a turn, its epilogue's tile, whole depthwise loops."""
+    """Return the assembly for this process's instruction set.
+
+    It holds GEMM's tiles, the tile of its epilogue with the number of its outputs, and whole depthwise loops.
+    """
     from kernels import emit, isa
     from kernels.operators import depthwise, gemm
 
@@ -358,8 +366,10 @@ def assemble(model: str) -> dict[str, Any]:
 
 
 def epilogue(assembly: str) -> list[str]:
-    """The instructions of a tile from its sums to its stores, without what a usual tile jumps over: from the first conversion to float to the last
-    narrowing, branches taken out."""
+    """Return the instructions of a tile from its sums to its stores, without branches and the code that they skip.
+
+    They reach from the first conversion to float to the last narrowing.
+    """
     lines = [line.strip() for line in assembly.splitlines()]
     first = next(i for i, line in enumerate(lines) if re.match(r"v?s?cvt(f|dq2ps)", line))
     last = max(i for i, line in enumerate(lines) if re.match(r"sqxtun2?\s|vpackuswb\s", line))

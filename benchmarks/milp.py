@@ -1,4 +1,4 @@
-"""The planner's bit allocation as a mixed integer program for HiGHS: an independent way to its optimum."""
+"""The planner's bit allocation as a mixed integer program for HiGHS: an independent check of the optimum."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, sparse
 
-# HiGHS keeps a constraint to about 1e-6; the budget is scaled to this, so the noise is kept to about 1e-12 of it.
+# HiGHS meets a constraint within about 1e-6. Scaled to this budget, the noise is within about 1e-12 of it.
 _BUDGET = 1e6
 
 
 def solve(
     cost: NDArray[np.int64], noise: NDArray[np.float64], budget: float, seconds: float = 60.0
 ) -> NDArray[np.int64] | None:
-    """The column of each row of ``cost`` [L, K] that make the least sum with a total of ``noise`` [L, K] <= ``budget``, to HiGHS's tolerance.
+    """Choose a column of each row of ``cost`` [L, K] with the least sum and total ``noise`` [L, K] <= ``budget``.
 
-    None where it does not finish within ``seconds``, or finds that there is none. Infinite noise: no such choice.
+    The result is optimal to HiGHS's tolerance; None if it does not finish within ``seconds`` or finds no solution.
+    Infinite noise marks a forbidden choice.
     """
     rows, columns = cost.shape
     one_each = sparse.kron(sparse.eye_array(rows), np.ones((1, columns)), format="csr")
@@ -44,7 +45,10 @@ def solve(
 
 @contextmanager
 def _no_output() -> Iterator[None]:
-    """HiGHS 1.12 prints a line of its own for some solutions, whatever it is told; C's buffer is emptied before the output comes back."""
+    """Suppress standard output: HiGHS 1.12 prints a line for some solutions regardless of its options.
+
+    C's buffer is flushed before the output is restored.
+    """
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

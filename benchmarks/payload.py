@@ -1,24 +1,35 @@
-"""What a plan sends, as a share of what it would send unquantized: real heads at fixed cuts, their drop measured on data that calibration never saw.
+"""Payload of a plan relative to float32, and its measured accuracy drop on data unseen by calibration.
 
-    python -m benchmarks.payload [--networks mlp,cnn,vit,minilm,lite0] [--rows fixed,own] [--images DIR] [--json OUT] [--quick]
+    python -m benchmarks.payload [--networks mlp,cnn,vit,minilm,lite0] [--rows fixed,own] [--images DIR] [--json OUT]
+                                 [--quick]
 
-Payload = (segment file + one frame at the cut) / (float32 weights + float32 tensor of the same cut). The file counts whole: header, scales, biases,
-tables; so does the frame. Where the network ends on the device nothing is sent but the segment, and the float32 side keeps the output's tensor out
-too. Float32 weights are the products' own: no biases, no batch norms. Cuts are those whose heads have nearest to 25, 50, 75 and 100 % of the network's
-products, the input excepted.
+Payload = (segment file + one frame at the cut) / (float32 weights + float32 tensor of the same cut). The file counts in
+full: header, scales, biases, tables; so does the frame. If the network ends on the device, only the segment is sent,
+and the float32 side omits the output tensor too. Float32 weights are those of the products, without biases and batch
+norms. The cuts are those whose heads are nearest to 25, 50, 75 and 100 % of the network's products, except the input.
 
-Rows: exact (least bytes within a noise budget, over every layer's grids and the codecs of the cut), QPART's closed form and uniform bits at the same
-budget, float weights pruned by magnitude to the same goal (non-zeros as float32 and the cheaper of a bitmap or byte gaps), and nothing quantized.
-The budget is the greatest whose head keeps the goal, and the interval to be expected of it, on calibration samples that rounding has not seen. Where
-the evaluation samples are too few to go to the goal's edge, that is a row of its own, and the others have the least budget that keeps the payload's
-goal: what cannot be measured well is best kept small. Where they are too few for any interval to tell (photographs), rows for other payloads make the
-frontier, and agreement with the float model and noise on the logits stand beside the drop. Photographs and news are cross-fitted, so that all are
-evaluated: what is evaluated by one fold calibrates for the other (as many samples as the first has), a row's bytes are those of the fold that takes
-most, its drop is of both. Drops are points of top-1 on the evaluation samples, with their paired 95 % interval; integer heads, real frames, float tails.
+Rows:
 
-Apart from the fixed cuts stands what a server plans with the network's bundle for a board over a link (`what_if`: a prediction, for no such board
-is here): the best split, all on the server and all on the device, the one that it would choose marked. Its promise counts the bound's interval too, so
-it spends more bytes than the rows at fixed cuts. A mode that cannot promise the goal says what it could.
+- exact: the fewest bytes within a noise budget, over every layer's grids and the codecs of the cut.
+- closed form, uniform: QPART's closed form and uniform bits at the same budget.
+- pruned: float weights pruned by magnitude to the same goal (non-zeros as float32, and the cheaper of a bitmap or
+  byte gaps).
+- float32: no quantization.
+
+The budget is the greatest whose head meets the goal with its expected interval, on calibration samples that rounding
+has not seen. With too few evaluation samples to use the full goal, that head is a separate row. The others then use the
+least budget that meets the payload goal, because little noise is best if its effect is not measurable. With too few
+samples for a useful interval (photographs), rows for other payloads form the frontier. Agreement with the float model
+and noise on the logits complement the drop.
+
+Photographs and news are cross-fitted, so that all samples are evaluated. The samples that one fold evaluates calibrate
+the other, as many as the first has. A row's bytes are those of the larger fold; its drop covers both. Drops are points
+of top-1 on the evaluation samples, with their paired 95 % interval, from integer heads, real frames and float tails.
+
+The rows "own" are plans that a server makes from the network's bundle for a board over a link (predicted, see
+`what_if`): the best split, everything on the server, and everything on the device. The server's choice is marked. Its
+accuracy bound includes the interval, so it spends more bytes than the rows at fixed cuts. A mode that cannot meet the
+goal reports its limit.
 """
 
 from __future__ import annotations
@@ -40,9 +51,9 @@ from numpy.typing import NDArray
 from benchmarks import accuracy_bound, fashion, models, news
 from benchmarks.report import parser, quiet, report, write
 from benchmarks.what_if import BOARD, LINK, heads_ms
-from calibration.accuracy import codec_search, evaluation
+from calibration.accuracy import codec_search, evaluation, tail_runs
 from calibration.accuracy.sensitivity import Probe
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.bundle.bundle import Bundle
 from calibration.importing import cuts
 from calibration.importing.graph import Graph
@@ -71,38 +82,39 @@ I64 = NDArray[np.int64]
 TITLE: Final = "Payload against float32, and what it costs"
 ROWS: Final = ("fixed", "own")
 SHARES: Final = (0.25, 0.5, 0.75, 1.0)
-#: Shares of the products by which a cut may be further from where it should be, if it is narrower.
+#: A narrower cut may be this much further from the requested share of products.
 NEAR: Final = 0.05
-#: Where samples are few: the fewest bytes that seem to keep the goal, beside the least noise for the bytes that the goal allows.
+#: Row for few samples: the fewest bytes with an expected drop within the goal. The other row spends all allowed bytes.
 FEWEST: Final = "exact, fewest bytes"
-#: Points that ``--quick`` lets a network for Fashion-MNIST lose: so few samples cannot show less.
+#: Maximum drop with ``--quick`` for Fashion-MNIST, in points; its few samples cannot resolve less.
 QUICK_GOAL: Final = 2.0
 COUNTED: Final = 256
 #: Frames whose bytes are counted.
 SENT: Final = 64
 #: Halvings of the range of budgets, in the logarithm.
 STEPS: Final = 8
-#: Of the bytes that the payload's goal allows what is spent: segments are foreseen to a thousandth, the mean frame of other samples to two hundredths.
+#: Share of the allowed bytes to spend. Predicted segments are within 0.1 %, the mean frame of other samples within 2 %.
 SPARE: Final = 0.995
 #: Payloads, in per cent, of the frontier.
 FRONTIER: Final = (8.0, 10.0, 12.5, 20.0, 25.0)
-#: Evaluation samples from which on a goal is judged by the interval's upper end, and from which on a plan may go to its edge.
+#: Minimum evaluation samples to apply a goal to the interval's upper end, and to let a plan use the full goal.
 ENOUGH: Final = 1000
 MANY: Final = 10_000
 NOTES: Final = (
     f"own: the server's plans for a {BOARD} over {LINK.uplink_mbps:g} Mbit/s up, {LINK.downlink_mbps:g} down and a round trip of {LINK.rtt_ms:g} ms",
 )
-#: How sure a plan must be, in deviations, that the interval will end within the goal: 99 times of 100, for with a dozen cuts 9 of 10 miss somewhere.
+#: Standard deviations by which a plan must expect to meet the goal: 99 % sure. At 90 %, one of a dozen cuts misses.
 SURE: Final = 2.3263478740408408
 TEMPERATURES: Final = tuple(float(t) for t in np.geomspace(0.5, 4.0, 31))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network with its data. ``calibration`` and ``evaluation`` share no sample. ``goal``: points of top-1, and ``percent`` of payload.
+    """A network with its data. ``goal``: maximum drop in points of top-1. ``percent``: payload goal.
 
-    ``probed``: samples on which the noise of each layer's grids is measured. ``crossed``: of the evaluation samples as many as calibrate do so for these,
-    so that all are evaluated. ``together``: samples that the folds evaluate together, where that is more than one fold's.
+    ``calibration`` and ``evaluation`` share no sample. ``probed``: samples that measure the noise of each layer's
+    grids. ``crossed``: evaluate the calibration samples too, in a second fold that an equal number of evaluation
+    samples calibrates. ``together``: samples of all folds, if there is more than one.
     """
 
     name: str
@@ -118,7 +130,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Point:
-    """A layer's weights on one grid: the bytes that they take in a segment, and their noise on the logits alone."""
+    """A layer's weights on one grid: their bytes in a segment, and the noise that they alone add to the logits."""
 
     rounded: Rounded
     size: int
@@ -127,7 +139,7 @@ class Point:
 
 @dataclass
 class Tables:
-    """All that a plan chooses from. Points: for each layer first `WIDTHS` for each output, then `RATES` for the layer."""
+    """All choices of a plan. ``points``: for each layer, `WIDTHS` per output channel, then `RATES` per layer."""
 
     case: Case
     network: layers.Network
@@ -141,7 +153,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Plan:
-    """``choice``: the point of each layer; ``codec`` None at the output."""
+    """A choice of points and codec. ``choice``: index of each layer's point. ``codec``: None at the output."""
 
     choice: tuple[int, ...]
     codec: Codec | None
@@ -151,29 +163,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser((__doc__ or "").splitlines()[0])
     fashion.add_option(options)
     options.add_argument("--images", type=Path, help="folder of photographs for EfficientNet-Lite0")
-    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
-    options.add_argument("--minilm", type=Path, help="folder of MiniLM; else the installed package's")
-    options.add_argument(
-        "--news", type=Path, help="folder of BBC News, a folder for each class; else the installed package's"
-    )
-    options.add_argument("--networks", default="mlp,cnn,vit", help="which of mlp, cnn, vit, minilm and lite0, by comma")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; if omitted, labels.csv")
+    options.add_argument("--minilm", type=Path, help="folder of MiniLM; if omitted, the installed package")
+    options.add_argument("--news", type=Path, help="folder of BBC News, a folder per class; if omitted, the package")
+    options.add_argument("--networks", default="mlp,cnn,vit", help="comma-separated: mlp, cnn, vit, minilm, lite0")
     options.add_argument(
         "--rows",
         default=",".join(ROWS),
-        help="fixed: at fixed cuts; own: what a server plans, which wants the network's whole bundle",
+        help="fixed: at fixed cuts; own: plans of a server, which need the network's whole bundle",
     )
     chosen = options.parse_args(arguments)
     wanted = chosen.rows.split(",")
     if not set(wanted) <= set(ROWS):
         raise errors.UsageError(
-            f"there are no rows {chosen.rows!r}; choose of {' and '.join(ROWS)}", reason="unknown-rows"
+            f"unknown rows {chosen.rows!r}; choose from {' and '.join(ROWS)}", reason="unknown-rows"
         )
     rows: list[dict[str, Any]] = []
     summary: dict[str, float] = {}
     for name in chosen.networks.split(","):
         case = load(name, chosen)
         found = measure(case, (0.5, 1.0) if chosen.quick else SHARES) if "fixed" in wanted else []
-        if chosen.json:  # a large network's bundle takes a while
+        if chosen.json:  # an early result, because a large network's bundle is slow
             write(chosen.json, TITLE, rows + found, summary | summarize(case, found), NOTES)
         found += planned(case) if "own" in wanted else []
         rows += found
@@ -182,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def load(name: str, options: argparse.Namespace) -> Case:
-    """The network ``name`` and its data, as ``options`` say. Raises `errors.UsageError` for a name that is none, and for data that is not there."""
+    """Load the network ``name`` and its data. Raises `errors.UsageError` for an unknown name and for missing data."""
     if name in fashion.NETWORKS:
         data = fashion.load(options.fashion)
         count = 1000 if options.quick else None
@@ -195,16 +205,16 @@ def load(name: str, options: argparse.Namespace) -> Case:
         return Case(name, read.model, read.calibration, read.evaluation, probed=48, crossed=True)
     if name != "lite0":
         raise errors.UsageError(
-            f"there is no network {name!r}; choose of mlp, cnn, vit, minilm and lite0", reason="unknown-network"
+            f"unknown network {name!r}; choose from mlp, cnn, vit, minilm and lite0", reason="unknown-network"
         )
     if options.images is None:
         raise errors.UsageError(
-            "EfficientNet-Lite0 needs photographs; give --images with a folder of them", reason="no-photographs"
+            "EfficientNet-Lite0 needs photographs; pass their folder with --images", reason="no-photographs"
         )
     photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels, 48 if options.quick else None)
     if photos.classes is None:
         raise errors.UsageError(
-            "payload needs labels; give --labels with a CSV of file name and ImageNet class index", reason="no-labels"
+            "payload needs labels; pass --labels with a CSV of file name and ImageNet class index", reason="no-labels"
         )
     model = models.load("lite0")
     return Case(name, model, photos[::2], photos[1::2], 1.0, 15.0, probed=32, crossed=True)
@@ -214,9 +224,9 @@ def load(name: str, options: argparse.Namespace) -> Case:
 
 
 def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tables:
-    """Ranges, grids and noises of all layers up to the last of ``tensors``, and of codecs at each."""
+    """Compute ranges, grids and noises of all layers up to the last of ``tensors``, and of the codecs at each."""
     seen, unseen = case.calibration[SEEN], case.calibration[UNSEEN]
-    plain = bundle.calibrate(case.model, network, seen[: 4 * COUNTED])
+    plain = creation.calibrate(case.model, network, seen[: 4 * COUNTED])
     tables = Tables(case, network, plain)
     deepest = max(tensors, key=lambda tensor: len(network.needed(tensor)))
     probe = Probe(case.model, network, unseen, case.probed)
@@ -240,7 +250,7 @@ def tabulate(case: Case, network: layers.Network, tensors: Sequence[str]) -> Tab
 
 
 def _families(probe: Probe, tensor: str, values: F32) -> list[tuple[Codec, float]]:
-    """Of the codecs that no histogram tells those worth a run, with their noise on the logits."""
+    """Return the promising codecs that need full samples, not a histogram, with their noise on the logits."""
     fitted = [one.codec for one in codec_search.fit(values)]
     kept = [fitted[i] for i in codec_search.worth_a_run([codec_search.cost(made, values[:16]) for made in fitted])]
     return list(zip(kept, probe.cuts({tensor: kept}, quiet)[0], strict=True)) if kept else []
@@ -249,7 +259,10 @@ def _families(probe: Probe, tensor: str, values: F32) -> list[tuple[Codec, float
 def _histograms(
     tables: Tables, tensors: Sequence[str], head: Head, taps: Sequence[int], known: Sequence[Quantization | None]
 ) -> list[Histogram]:
-    """Of each of ``tensors``, the head's ``taps``, whose codes are as ``known``; of floats by the model itself."""
+    """Return the histogram of each of ``tensors``, which are the head's ``taps`` with quantizations ``known``.
+
+    If the input is not u8, the float model provides the values.
+    """
     samples, network = tables.case.calibration[SEEN][:COUNTED], tables.network
     if network.source != "u8":
         counted = activations.count_values(tables.case.model, network.graph, tensors, samples, quiet)
@@ -259,7 +272,7 @@ def _histograms(
 
 
 def _sizes(layer: Weighted, made: Sequence[Rounded]) -> list[int]:
-    """Bytes in a segment, at each grid."""
+    """Return the bytes of a layer in a segment, for each grid."""
     wides = [*WIDTHS, *(width(rounded.levels) for rounded in made[len(WIDTHS) :])]
     return [file_bytes(rounded, wide, isinstance(layer, Embed)) for rounded, wide in zip(made, wides, strict=True)]
 
@@ -269,7 +282,7 @@ def _taking(made: Sequence[Rounded]) -> Callable[[Weighted, int], Rounded]:
 
 
 def _codecs(probe: Probe, tensor: str, histogram: Histogram) -> list[tuple[Codec, float]]:
-    """For each of `WIDTHS` the codec of least noise on the logits among the finalists."""
+    """Return for each of `WIDTHS` the finalist codec with the least noise on the logits."""
     ranked = [evaluation.finalists(histogram, bits) for bits in WIDTHS]
     best: list[tuple[Codec, float]] = []
     for rank in range(max(map(len, ranked))):
@@ -282,7 +295,10 @@ def _codecs(probe: Probe, tensor: str, histogram: Histogram) -> list[tuple[Codec
 
 
 def fixed_cuts(network: layers.Network, shares: Sequence[float]) -> dict[float, str]:
-    """By share of the products: of the cuts behind the input whose heads have nearly (within `NEAR`) as near to it as any, the narrowest."""
+    """Return a tensor for each share of the products: the narrowest cut near that share, the input excepted.
+
+    A cut is near if its head's share is within `NEAR` of the best distance.
+    """
     reachable = [p.cut for p in cuts.find(network) if p.reachable and network.weighted(p.cut.tensor)]
     total = network.macs(network.layers)
     own = {c.tensor: network.macs(network.weighted(c.tensor)) / total for c in reachable}
@@ -298,7 +314,10 @@ def fixed_cuts(network: layers.Network, shares: Sequence[float]) -> dict[float, 
 
 
 def exact(tables: Tables, cut: str, budget: float) -> Plan | None:
-    """The planner's own answer: the least bytes of segment and one frame within the noise ``budget``, checked by its verifier."""
+    """Return the planner's answer: the fewest bytes of segment and one frame within the noise ``budget``.
+
+    Its verifier checks the answer. None if the budget is infeasible.
+    """
     found = [
         allocation.WeightLayer(
             la.out,
@@ -325,7 +344,7 @@ def exact(tables: Tables, cut: str, budget: float) -> Plan | None:
 def by_widths(
     tables: Tables, cut: str, budget: float, rule: Callable[..., allocation.Allocation | None]
 ) -> Plan | None:
-    """``rule`` (the closed form, or uniform bits) over widths for each output, with the codec that makes the whole least."""
+    """Apply ``rule`` (closed form or uniform bits) to widths per output, with the codec of the fewest total bytes."""
     held = tables.layers(cut)
     found = [
         allocation.WeightLayer(
@@ -348,14 +367,14 @@ def by_widths(
 
 
 def _frame(tables: Tables, cut: str, made: Codec | None) -> int:
-    """Bytes of one frame, its header included; nothing is sent from the output."""
+    """Return the bytes of one frame with its header; 0 at the output."""
     if made is None:
         return 0
     return frames.HEADER_BYTES + codec.expected_bytes(made, tables.network.graph.stored_shape(cut))
 
 
 def build(tables: Tables, cut: str, plan: Plan) -> bytes:
-    """The segment file of ``plan``."""
+    """Return the segment file of ``plan``."""
     chosen = {la.out: tables.points[la.out][i].rounded for la, i in zip(tables.layers(cut), plan.choice, strict=True)}
     bits = {
         out: width(rounded.levels) if i >= len(WIDTHS) else WIDTHS[i]
@@ -372,15 +391,15 @@ def build(tables: Tables, cut: str, plan: Plan) -> bytes:
 
 
 def logits(tables: Tables, cut: str, segment: bytes, made: Codec | None, samples: Samples) -> F32:
-    """[n, classes] of the integer head, the frames that it sends and the float tail."""
+    """Return the logits [n, classes] of the integer head, its frames and the float tail."""
     head = Head(seg.parse(segment), check_golden=False)
     last = cut == tables.network.graph.output
-    run = None if last else bundle.tail_runner(tables.case.model, tables.network.graph, cut)
+    run = None if last else tail_runs.tail_runner(tables.case.model, tables.network.graph, cut)
     return evaluation.split_outputs(head, made, run, samples).reshape(len(samples), -1)
 
 
 def sent_bytes(tables: Tables, cut: str, segment: bytes, made: Codec | None, samples: Samples) -> int:
-    """Bytes of a frame, in the mean of `SENT` samples where they differ."""
+    """Return the bytes of a frame, or the mean over `SENT` samples if they vary."""
     if made is None or not made.tables:
         return _frame(tables, cut, made)
     head = Head(seg.parse(segment), check_golden=False)
@@ -391,15 +410,16 @@ def sent_bytes(tables: Tables, cut: str, segment: bytes, made: Codec | None, sam
 
 
 def floats(model: onnx.ModelProto, samples: Samples) -> F32:
-    """[n, classes] of the float ``model``."""
-    return evaluation.float_outputs(bundle.runner(model), samples).reshape(len(samples), -1)
+    """Return the logits [n, classes] of the float ``model``."""
+    return evaluation.float_outputs(tail_runs.runner(model), samples).reshape(len(samples), -1)
 
 
 class Forecast:
-    """What drop other samples will show, from answers to samples with known classes.
+    """Predicts the drop on other samples from the answers to samples with known classes.
 
-    A changed answer costs the float model's probability of its own answer less that of the new one: nothing is expected of luck, and of answers that
-    are all but equal little is lost. Temperature first makes the probabilities those with which the float model is right.
+    A changed answer costs the float model's probability of its own answer minus that of the new one. Lucky changes
+    therefore count nothing, and changes between nearly equal answers cost little. A temperature first calibrates the
+    probabilities.
     """
 
     def __init__(self, outputs: F32, classes: I64) -> None:
@@ -409,7 +429,10 @@ class Forecast:
         self._probability = scaled[int(np.argmin(loss))]
 
     def upper(self, found: F32, evaluated: int) -> float:
-        """What the upper end of the interval on ``evaluated`` other samples will be at most, at 99 of 100, in points; of few the drop alone."""
+        """Return a 99 % bound on the upper end of the interval on ``evaluated`` other samples, in points.
+
+        With few samples return the expected drop alone.
+        """
         rows, answers = np.arange(len(found)), evaluation.top1(found)
         lost = self._probability[rows, self._chosen] - self._probability[rows, answers]
         drop = float(lost.mean())
@@ -430,7 +453,7 @@ def _softmax(x: F32) -> F32:
 
 
 class Judge:
-    """Evaluation of plans at one cut, on the calibration samples that rounding has not seen and on the evaluation samples."""
+    """Evaluates plans at a cut on the calibration samples that rounding has not seen, and on the evaluation samples."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables, self.case = tables, tables.case
@@ -440,11 +463,11 @@ class Judge:
         self.outputs = floats(self.case.model, self.case.evaluation)
 
     def keeps(self, found: F32) -> bool:
-        """Whether answers to the unseen calibration samples foretell that the goal is met."""
+        """Return whether answers to the unseen calibration samples predict that the goal is met."""
         return self.forecast.upper(found, self.case.together or len(self.case.evaluation)) <= self.case.goal
 
     def search(self, cut: str) -> float:
-        """The greatest noise budget whose exact plan keeps the goal."""
+        """Return the greatest noise budget whose exact plan meets the goal."""
         rows = [self.tables.points[la.out] for la in self.tables.layers(cut)]
         noises = [[p.noise for p in row] for row in rows] + [[n for _, n in self.tables.codecs.get(cut, [])] or [0.0]]
         low, high = (math.log(max(sum(pick(row) for row in noises), 1e-12) * 1.001) for pick in (min, max))
@@ -456,7 +479,10 @@ class Judge:
         return math.exp(low)
 
     def spend(self, cut: str, known: Plan, percent: float) -> float:
-        """The least noise budget whose exact plan takes no more than ``percent`` of float32. ``known``: a plan of the cut, to learn what does not change."""
+        """Return the least noise budget whose exact plan takes at most ``percent`` of float32.
+
+        ``known``: any plan of the cut, to measure the constant bytes.
+        """
         other = len(build(self.tables, cut, known)) - self._coded(cut, known)
         most = SPARE * percent / 100 * self.whole(cut) - other
         low, high = math.log(1e-9), math.log(1e3)
@@ -473,7 +499,7 @@ class Judge:
         )
 
     def whole(self, cut: str) -> int:
-        """Bytes of the float32 weights and, where it is sent, of the float32 tensor."""
+        """Return the bytes of the float32 weights, and of the float32 tensor if it is sent."""
         network = self.tables.network
         tensor = 0 if cut == network.graph.output else 4 * math.prod(network.graph.stored_shape(cut))
         return 4 * sum(la.weight.size for la in self.tables.layers(cut)) + tensor
@@ -484,7 +510,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Found:
-    """A way to cut a network there: bytes of segment and frame, and the answers to the evaluation samples."""
+    """The result of a method at a cut: bytes of segment and frame, and the answers to the evaluation samples."""
 
     method: str
     sizes: tuple[int, int]
@@ -494,7 +520,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Fold:
-    """What was found at each cut, by method; the float model's ``outputs`` for the evaluation samples, and what each cut takes in float32."""
+    """Results at each cut, by method.
+
+    ``outputs``: the float model's, for the evaluation samples. ``whole``: float32 bytes of each cut.
+    """
 
     case: Case
     outputs: F32
@@ -503,7 +532,7 @@ class Fold:
 
 
 def row(folds: Sequence[Fold], share: float, cut: str, method: str) -> dict[str, Any]:
-    """What ``method`` costs and is worth at ``cut``, on all ``folds`` together. Its bytes are those of the fold that takes most."""
+    """Return the row of ``method`` at ``cut`` over all ``folds``. Its bytes are those of the largest fold."""
     found = [fold.found[cut][method] for fold in folds]
     most = max(found, key=lambda one: sum(one.sizes))
     outputs, answers = np.concatenate([fold.outputs for fold in folds]), np.concatenate([one.answers for one in found])
@@ -521,7 +550,7 @@ def _row(
     whole: int,
     detail: str,
 ) -> dict[str, Any]:
-    """``sizes`` of segment and frame, and what ``whole`` takes in float32; ``outputs`` are the float model's."""
+    """Return a row. ``sizes``: bytes of segment and frame; ``whole``: float32 bytes; ``outputs``: the float model's."""
     classes = np.concatenate([one.evaluation.classes for one in cases if one.evaluation.classes is not None])
     drop, low, high, same = evaluation.compare(evaluation.top1(outputs), evaluation.top1(found), classes)
     return {
@@ -532,7 +561,7 @@ def _row(
 
 
 def measure(case: Case, shares: Sequence[float]) -> list[dict[str, Any]]:
-    """All rows of a network."""
+    """Return all rows of a network at fixed cuts."""
     places = fixed_cuts(layers.build(Graph.of(case.model)), shares)
     distinct = list(dict.fromkeys(places.values()))
     folds = [measured(case, distinct)] if not case.crossed else _crossed(case, distinct)
@@ -545,7 +574,7 @@ def measure(case: Case, shares: Sequence[float]) -> list[dict[str, Any]]:
 
 
 def _crossed(case: Case, distinct: Sequence[str]) -> list[Fold]:
-    """Both folds, each in a process of its own."""
+    """Return both folds, each measured in a separate process."""
     case = replace(case, together=len(case.calibration) + len(case.evaluation))
     other = replace(case, calibration=case.evaluation[: len(case.calibration)], evaluation=case.calibration)
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
@@ -553,14 +582,14 @@ def _crossed(case: Case, distinct: Sequence[str]) -> list[Fold]:
 
 
 def measured(case: Case, distinct: Sequence[str]) -> Fold:
-    """All that is found at the ``distinct`` cuts with the calibration samples of ``case``, on its evaluation samples."""
+    """Measure all methods at the ``distinct`` cuts with the samples of ``case``."""
     judge = Judge(tabulate(case, layers.build(Graph.of(case.model)), distinct))
     found = {cut: at_cut(judge, cut) for cut in distinct}
     return Fold(case, judge.outputs, {cut: judge.whole(cut) for cut in distinct}, found)
 
 
 def at_cut(judge: Judge, cut: str) -> dict[str, Found]:
-    """By method, what is found at a cut."""
+    """Return the results at a cut, by method."""
     tables, samples = judge.tables, judge.case.evaluation
     budget = judge.search(cut)
     plans = {"exact": exact(tables, cut, budget)}
@@ -587,7 +616,7 @@ def at_cut(judge: Judge, cut: str) -> dict[str, Found]:
 
 
 def _detail(tables: Tables, cut: str, plan: Plan) -> str:
-    """Bits a weight of each layer, and of the frame."""
+    """Return the bits per weight of each layer, and the frame's codec."""
     found = [tables.points[la.out][i] for la, i in zip(tables.layers(cut), plan.choice, strict=True)]
     bits = " ".join(f"{8 * p.size / p.rounded.levels.size:.1f}" for p in found)
     if plan.codec is None:
@@ -599,7 +628,7 @@ def _detail(tables: Tables, cut: str, plan: Plan) -> str:
 
 
 def planned(case: Case) -> list[dict[str, Any]]:
-    """What a server sends the board of `what_if` over its link: the best plan of each mode that meets the goal."""
+    """Return rows of a server's best plan of each mode that meets the goal, for the board and link of `what_if`."""
     with tempfile.TemporaryDirectory() as folder:
         made = accuracy_bound.calibrated(case.name, lambda: case.model, case.calibration, Path(folder))
         made.accuracy = made.accuracy.promising(len(case.evaluation))
@@ -646,7 +675,7 @@ def _planned(case: Case, made: Bundle, table: Table, pick: Pick, outputs: F32, m
 
 
 def pruned(judge: Judge, cut: str) -> Found:
-    """The float head with its least weights set to 0, as many as the goal allows, and the float32 tensor at the cut."""
+    """Prune the float head: set as many of its least weights to 0 as the goal allows; the tensor stays float32."""
     tables = judge.tables
     held = tables.layers(cut)
     sizes = np.sort(np.concatenate([np.abs(la.weight).reshape(-1) for la in held]))
@@ -655,7 +684,7 @@ def pruned(judge: Judge, cut: str) -> Found:
         least = sizes[zeros] if zeros < len(sizes) else np.inf
         kept = {la.out: np.where(np.abs(la.weight) >= least, la.weight, np.float32(0)) for la in held}
         values = {k: v for la in held for k, v in weight_substitution.weights(la, kept[la.out], la.bias).items()}
-        changed = weight_substitution.reweigh(judge.case.model, tables.network, held, values)
+        changed = weight_substitution.substitute_weights(judge.case.model, tables.network, held, values)
         return floats(changed, samples), sum(map(sparse_bytes, kept.values()))
 
     low, high = 0, len(sizes)
@@ -670,7 +699,10 @@ def pruned(judge: Judge, cut: str) -> Found:
 
 
 def sparse_bytes(weight: F32) -> int:
-    """Non-zeros as float32, and their places as a bitmap or as gaps of a byte (255: no weight here, go on), whichever is smaller."""
+    """Return the bytes of the non-zeros as float32, and of their positions in the cheaper form.
+
+    The forms are a bitmap and gaps of one byte (255: skip on, no weight).
+    """
     flat = np.flatnonzero(weight)
     gaps = np.diff(flat, prepend=-1) - 1
     return int(4 * len(flat) + min(-(-weight.size // 8), len(flat) + int((gaps // 255).sum())))
@@ -680,7 +712,7 @@ def sparse_bytes(weight: F32) -> int:
 
 
 def summarize(case: Case, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The worst over the fixed cuts, each cut's own, and those of the plan that a server would choose."""
+    """Return the worst figures over the fixed cuts, those of each cut, and those of the server's choice."""
     found: dict[str, float] = {}
     for method, ending in (
         ("exact", ""),

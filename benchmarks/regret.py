@@ -1,16 +1,18 @@
-"""Regret of the planner's choice: the chosen plan, all on the server and all on the device, run and timed over emulated links.
+"""Regret of the planner's choice: the chosen plan, full offload and all on the device, timed over emulated links.
 
     python -m benchmarks.regret --images DIR [--quick] [--json OUT]      (as root, on Linux)
 
-A real server and a real agent, each in a network namespace and on a core of its own, with a link between them (`benchmarks.links`). The agent
-measures itself and the link, and negotiates EfficientNet-Lite0. Slower devices are this machine's core, less of it (`benchmarks.slower`), or with
-kernels that use no instructions beyond the basic ones; their profiles are measured there like any other.
+A real server and a real agent run in separate network namespaces on separate cores, with a link between them
+(`benchmarks.links`). The agent measures itself and the link, and negotiates EfficientNet-Lite0. Slower devices are this
+machine's core slowed down (`benchmarks.slower`), or with kernels of the basic instruction set only. Their profiles are
+measured on them as on any device.
 
-Frames go one at a time, each plan's in turn, the first of each turn untimed: TCP starts anew after a pause. A frame's time is what the agent says
-it took, less preprocessing, which is the same for every plan and which the planner leaves out. Regret is the chosen plan's median over the best of
-the three, gain the better of the two extremes over a split that beats both. Where two of the three have the same cut and codec they take the same time
-and one is run: a head's time is not a matter of its weights' bits. Noise is how far medians of turns of the same plan lie apart (the interquartile range
-over the median; of the chosen plan or the best, whichever is more): a regret below it says nothing.
+Frames run one at a time, with the plans in turn. The first frame of each turn is untimed, because TCP restarts after a
+pause. A frame's time is the agent's own measurement without preprocessing, which is the same for every plan and not
+part of the planner's model. Regret is the chosen plan's median over the best of the three. Gain is the better extreme
+over a split that beats both. Plans with the same cut and codec take the same time, so one run serves for both: a head's
+time does not depend on its weights' bits. Noise is the interquartile range of the medians of a plan's turns over the
+median, for the chosen plan or the best, the greater of both. A regret below the noise is not significant.
 """
 
 from __future__ import annotations
@@ -47,22 +49,22 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 BOARD, SERVER = 0, 1  # nodes of the network
 MODEL: Final = "lite0"
 CHOSEN, EXTREMES = "chosen", ("device", "server")
-SAMPLES: Final = 100  # that calibrate
+SAMPLES: Final = 100  # for calibration
 SOURCES: Final = ("calibration", "kernels", "splitedge/head", "splitedge/codec")
 
-FRAMES, QUICK_FRAMES = 30, 8  # that are timed, of each plan
-TURN: Final = 5  # frames in a turn, beside the first
-LEAST_TURNS: Final = 3  # for a spread
-SECONDS, QUICK_SECONDS = 8.0, 4.0  # for the frames at one link
-TRIES: Final = 5  # to have a plan
-UNTRUE: Final = 0.05  # a frame's time so far off its prediction is worth a new plan
-RENEWALS: Final = limits.MISMATCH_REPLANS  # so many are
-HOPELESS: Final = 1.5  # a plan so many times slower than the best after a turn is not run again
+FRAMES, QUICK_FRAMES = 30, 8  # timed frames of each plan
+TURN: Final = 5  # frames in a turn after the first
+LEAST_TURNS: Final = 3  # to estimate a spread
+SECONDS, QUICK_SECONDS = 8.0, 4.0  # time for the frames of one link
+TRIES: Final = 5  # attempts to get a plan
+UNTRUE: Final = 0.05  # relative prediction error of a frame's time that triggers a new plan
+RENEWALS: Final = limits.MISMATCH_REPLANS  # maximum number of new plans
+HOPELESS: Final = 1.5  # a plan this many times slower than the best is dropped after a turn
 
 
 @dataclass(frozen=True)
 class Device:
-    """A board made of one core: ``times`` slower, its kernels on the instruction set ``isa`` (empty: the best)."""
+    """An emulated board: one core, ``times`` slower, with kernels of the instruction set ``isa`` (empty: the best)."""
 
     name: str
     times: float = 1.0
@@ -80,11 +82,11 @@ LINKS: Final = tuple((mbps, rtt) for rtt in ROUND_TRIPS for mbps in RATES)
 
 @dataclass
 class Run:
-    """A plan and its frames' timings so far."""
+    """A plan and the timings of its frames."""
 
     plan: Plan
     turns: list[Timings] = field(default_factory=list)
-    first: float = 0.0  # ms of the first frame, which found a cold connection
+    first: float = 0.0  # ms of the first frame, over a cold connection
 
     @property
     def timings(self) -> Timings:
@@ -92,7 +94,7 @@ class Run:
 
     @property
     def noise(self) -> float:
-        """The interquartile range of the turns' medians, as a share of the median; 0 where there are too few turns to tell."""
+        """Interquartile range of the turns' medians, as a share of the median; 0 with too few turns."""
         if len(self.turns) < LEAST_TURNS:
             return 0.0
         low, _, high = quantiles([median(map(_ms, turn)) for turn in self.turns], method="inclusive")
@@ -103,17 +105,17 @@ class Run:
         return median(map(_ms, self.timings)) if self.timings else self.first
 
     def stage(self, *names: str) -> float:
-        """Median milliseconds of these stages together."""
+        """Return the median milliseconds of the sum of these stages."""
         return median(sum(t[f"{name}_ms"] for name in names) for t in self.timings) if self.timings else 0.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = photo_parser(__doc__ or "")
     options.add_argument(
-        "--device", choices=[d.name for d in DEVICES], action="append", help="only this one; may be repeated"
+        "--device", choices=[d.name for d in DEVICES], action="append", help="run only this device; repeatable"
     )
     options.add_argument(
-        "--link", metavar="MBPSxMS", type=_link, action="append", help="only this one, such as 16x20; may be repeated"
+        "--link", metavar="MBPSxMS", type=_link, action="append", help="run only this link, such as 16x20; repeatable"
     )
     given = options.parse_args(arguments)
     devices = [
@@ -162,8 +164,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def sweep(
     device: Device, board: Board, network: Network, links: Sequence[tuple[float, float]], *, quick: bool
 ) -> Iterator[dict[str, Any]]:
-    """A row for each link, best first. What sends is negotiated anew at each: another link wants another codec of the same picture. The choice is, up to
-    `RENEWALS` times more, where frames took longer or shorter than was thought: as an agent does after a minute, with what it learnt meanwhile.
+    """Yield a row for each link, best first.
+
+    The choice and full offload are negotiated anew at each link, because another link needs another codec. If frames
+    take much longer or shorter than predicted, the choice is renewed up to `RENEWALS` times, as an agent does after a
+    minute.
     """
     plans: dict[str, Plan] = {}
     for mbps, rtt in sorted(links, key=lambda link: (link[1], -link[0])):
@@ -183,7 +188,7 @@ def sweep(
 
 
 def share_profile(place: Path, name: str) -> None:
-    """Give the agent ``name`` the profile that the one of the choice has measured, once there is one."""
+    """Copy the profile of the choice's agent to the agent ``name``, if it has none."""
     own = place.with_name(f"{place.name}-{name}")
     own.mkdir(exist_ok=True)
     for profile in place.with_name(f"{place.name}-{CHOSEN}").glob("profile-*.json"):
@@ -192,7 +197,10 @@ def share_profile(place: Path, name: str) -> None:
 
 
 def negotiate(board: Board, name: str, network: Network, mbps: float, rtt: float) -> Plan:
-    """The plan of the agent ``name`` over the link as it is. The segment is fetched over a better one: no frame waits for it."""
+    """Negotiate a plan of the agent ``name`` over the current link; download its segment over a faster one.
+
+    No frame waits for the segment, so its download does not matter.
+    """
 
     def on_step(text: str) -> None:
         if text == DOWNLOADING:
@@ -209,13 +217,13 @@ def negotiate(board: Board, name: str, network: Network, mbps: float, rtt: float
             return board.plan(name, on_step, **settings)
         except (
             errors.LinkError
-        ):  # a server may be longer about building a segment than a request waits; it is ready at the next one
+        ):  # the server may take longer to build a segment than a request waits; the next request finds it ready
             network.link(BOARD, SERVER, mbps=mbps, rtt_ms=rtt)
     return board.plan(name, on_step, **settings)
 
 
 def timed(board: Board, plans: dict[str, Plan], frames: int, seconds: float) -> dict[str, Run]:
-    """A run of each plan, in turns, until each has its frames or the time is over; the same run for the same plan."""
+    """Run the plans in turns until each has its frames or the time is over. Equal plans share a run."""
     runs: dict[str, Run] = {}
     for name in (CHOSEN, *EXTREMES):
         same = next((runs[other] for other in runs if identity(runs[other].plan) == identity(plans[name])), None)
@@ -232,7 +240,7 @@ def timed(board: Board, plans: dict[str, Plan], frames: int, seconds: float) -> 
 
 
 def _turn(board: Board, name: str, run: Run, best: float) -> None:
-    """A frame to wake the connection, and `TURN` that count; no more than the first where it says that there is no hope."""
+    """Run a frame to warm the connection, then `TURN` timed frames, unless the first shows a far slower plan."""
     first = _ms(board.frames(name, 1)[0])
     run.first = run.first or first
     if first < 4 * best:
@@ -241,7 +249,7 @@ def _turn(board: Board, name: str, run: Run, best: float) -> None:
 
 
 def identity(plan: Plan) -> tuple[int, tuple[str, int] | None]:
-    """What makes two plans the same for a frame's time: the cut and the codec."""
+    """Return the cut and the codec, which determine a frame's time."""
     codec = plan.ladder[plan.codec] if plan.ladder and plan.mode != "device" else None
     return plan.cut.index, (codec.rule, codec.bits) if codec else None
 
@@ -267,7 +275,10 @@ def row(device: Device, mbps: float, rtt: float, runs: dict[str, Run]) -> dict[s
 
 
 def expected(chosen: Plan, other: Plan) -> Prediction | None:
-    """What was predicted of the cut and codec of ``other`` when ``chosen`` was; None where it was not among the runners-up, of which each cut has one."""
+    """Return the prediction for the cut and codec of ``other`` from the planning of ``chosen``.
+
+    None if it is not a runner-up; each cut has one.
+    """
     if identity(chosen) == identity(other):
         return chosen.prediction
     told = {
@@ -278,8 +289,10 @@ def expected(chosen: Plan, other: Plan) -> Prediction | None:
 
 
 def parts(run: Run, p: Prediction | None) -> str:
-    """Predicted (? where nothing was) / measured ms (- of a hopeless plan, of which one frame was enough) of device, transfer and server, and what of the
-    frame is in neither."""
+    """Format predicted / measured ms of device, transfer and server, and the measured ms of the rest of the frame.
+
+    "?": no prediction; "-": a far slower plan, for which one frame is enough.
+    """
     told = ("?",) * 3 if p is None else [f"{ms:.1f}" for ms in (p.device_ms, p.transfer_ms, p.queue_ms + p.server_ms)]
     stages = ("head", "encode"), ("link",), ("queue", "tail")
     measured = [f"{run.stage(*names):.1f}" if run.timings else "-" for names in (*stages, ("wait",))]
@@ -290,27 +303,27 @@ def parts(run: Run, p: Prediction | None) -> str:
 
 
 def cores() -> tuple[int, int]:
-    """The cores of board and server: two where there are two."""
+    """Return the cores of board and server, different ones if the machine has two."""
     usable = sorted(os.sched_getaffinity(0))
     return usable[-1], usable[0]
 
 
 @contextmanager
 def on_board(device: Device, network: Network, photos: Path, folder: Path, token: str) -> Iterator[Board]:
-    """A board that has measured itself, or does so at its first plan."""
+    """Run a board, which measures itself at its first plan."""
     core, _ = cores()
     place = folder / device.name.replace(" ", "-").replace(",", "")
     for name in (
         CHOSEN,
         *EXTREMES,
-    ):  # a folder for each: the agent of the choice learns nothing from the extremes; a variable would move the kernels
+    ):  # separate caches: the choice must not learn from the extremes; a variable would also move the kernels
         (folder / f"{place.name}-{name}.toml").write_text(f"cache_dir = '{place}-{name}'\n")
     environment = {
         "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}", "SPLITEDGE_TOKEN": token,
         "SPLITEDGE_MODEL": MODEL, "SPLITEDGE_ALLOW_INSECURE": "true", "SPLITEDGE_ISA": device.isa, "SPLITEDGE_DEMAND_MAX_AWAY_S": "120",
         "SPLITEDGE_DEMAND_MAX_DROP_POINTS": "2", "SPLITEDGE_LINK_CONTROLLER": "fixed", "SPLITEDGE_LINK_REPLAN": "false",
     }  # fmt: skip
-    # Compiling is not what is measured; it would take minutes on the slower core.
+    # Compile before the measurement; it takes minutes on the slower core.
     subprocess.run(
         [sys.executable, "-m", "edge_agent", "warm"],
         cwd=ROOT,
@@ -324,12 +337,12 @@ def on_board(device: Device, network: Network, photos: Path, folder: Path, token
 
 
 def bundle_store(given: argparse.Namespace) -> Path:
-    """A store with Lite0, calibrated once for these sources and photographs."""
+    """Return a store with Lite0, calibrated once for these sources and photographs."""
     names = "\n".join(sorted(path.name for path in given.images.iterdir()))
     key = hashlib.sha256(f"{fingerprint(SOURCES)}{SAMPLES}{names}{given.labels}".encode()).hexdigest()[:16]
     place = cache_base() / "benchmarks" / f"regret-{key}"
     if not (place / "ready").exists():
-        print(f"calibrating EfficientNet-Lite0 on {SAMPLES} photographs: minutes, once", file=sys.stderr)
+        print(f"calibrating EfficientNet-Lite0 on {SAMPLES} photographs (once, a few minutes)", file=sys.stderr)
         spec = LITE0_PREPROCESS
         options = ["--labels", given.labels] if given.labels else []
         _command(

@@ -1,4 +1,4 @@
-"""A TCP relay on this machine that holds all its connections together to one rate: a slow link that needs no rights to make.
+"""A TCP relay on this machine that limits all its connections together to one rate: a slow link without root.
 
 `benchmarks.links` emulates packets, delays and queues; it needs root. This relay delays bytes only.
 """
@@ -12,20 +12,20 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-_PIECE: Final = 1448  # bytes that leave at once, as many as a TCP segment carries
+_PIECE: Final = 1448  # bytes sent at once, as many as a TCP segment carries
 
 
 class Relay:
-    """Relays connections at `port` to ``target`` on this machine, from a thread of its own; a context manager.
+    """Relays connections at `port` to ``target`` on this machine, in a separate thread; a context manager.
 
-    ``mbps``: Mbit/s each way, shared by all connections; None: as fast as it goes. It may change at any time.
+    ``mbps``: Mbit/s each way, shared by all connections; None: unlimited. It may change at any time.
     """
 
     def __init__(self, target: int, mbps: float | None) -> None:
         self.mbps = mbps
         self.port = 0
         self._target = target
-        self._free = [0.0, 0.0]  # when each direction has sent its last byte, of `time.monotonic`
+        self._free = [0.0, 0.0]  # time when each direction has sent its last byte, of `time.monotonic`
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -51,7 +51,7 @@ class Relay:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.CancelledError):  # either side may hang up, the relay may stop
+        with suppress(OSError, asyncio.CancelledError):  # either side may close, or the relay may stop
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
             try:
                 await asyncio.gather(self._pump(0, reader, far_writer), self._pump(1, far_reader, writer))
@@ -60,7 +60,7 @@ class Relay:
         writer.close()
 
     async def _pump(self, direction: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Copy until the end; each piece leaves when its last bit would have left the link."""
+        """Copy until the end; each piece leaves when its last bit leaves the link."""
         while data := await reader.read(_PIECE):
             await asyncio.sleep(self._wait_s(direction, len(data)))
             writer.write(data)

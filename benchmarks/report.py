@@ -1,4 +1,4 @@
-"""The one output form of every benchmark: a table on the terminal, and ``--json OUT`` with ``machine``, ``rows`` and a flat ``summary``."""
+"""Common output of all benchmarks: a table on the terminal, and JSON with ``machine``, ``rows`` and ``summary``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from kernels import isa
 
 Row = Mapping[str, Any]
 
-#: Columns of a table on the terminal; with more it is turned, if that makes it narrower.
+#: Maximum columns of a table on the terminal. A table with more columns is transposed if that makes it narrower.
 MOST_COLUMNS: Final = 14
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has: ``--json OUT`` and ``--quick``."""
+    """Return a parser with the options of every benchmark: ``--json OUT`` and ``--quick``."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.add_argument("--json", metavar="OUT", type=Path, help="write rows and summary to this file")
     options.add_argument("--quick", action="store_true", help="fewer repeats or samples: under 30 seconds")
@@ -35,21 +35,24 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def photo_parser(description: str) -> argparse.ArgumentParser:
-    """The same, and where the photographs are that accuracy is measured on."""
+    """Return a parser that also has the options for the photographs."""
     options = parser(description.splitlines()[0])
     options.add_argument("--images", type=Path, required=True, help="folder of photographs")
-    options.add_argument("--labels", help="CSV of file name and ImageNet class index; else labels.csv in the folder")
+    options.add_argument("--labels", help="CSV of file name and ImageNet class index; if omitted, labels.csv")
     return options
 
 
 def quiet(phase: str, done: int, total: int) -> None:
-    """No progress bar: the table is the output."""
+    """Ignore progress, because the table is the output."""
 
 
 def report(
     title: str, rows: Sequence[Row], summary: Mapping[str, float], out: Path | None = None, notes: Sequence[str] = ()
 ) -> None:
-    """Print ``rows`` (all with the same keys) and ``summary``, and write both to ``out``. A table that is wider than it is high is turned."""
+    """Print ``rows`` (all with the same keys) and ``summary``, and write both to ``out``.
+
+    A table with more than `MOST_COLUMNS` columns and fewer rows is transposed.
+    """
     console = Console() if sys.stdout.isatty() else Console(width=130)
     table = Table(title=title, title_justify="left", header_style="bold")
     columns = {name: [_text(row[name]) for row in rows] for name in (rows[0] if rows else ())}
@@ -76,7 +79,7 @@ def report(
 
 
 def write(out: Path, title: str, rows: Sequence[Row], summary: Mapping[str, float], notes: Sequence[str] = ()) -> None:
-    """The document of ``--json``: what was measured, on which machine."""
+    """Write the document of ``--json`` to ``out``."""
     document = {
         "title": title,
         "machine": machine(),
@@ -88,21 +91,21 @@ def write(out: Path, title: str, rows: Sequence[Row], summary: Mapping[str, floa
 
 
 def plain(value: float) -> str:
-    """Whole numbers whole, others with 4 significant digits; never an exponent."""
+    """Format whole numbers as integers, others with 4 significant digits, without exponents."""
     if not math.isfinite(value) or value == int(value):
         return f"{value:.0f}"
     return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """``rows`` as a Markdown table, for the documentation."""
+    """Return ``rows`` as a Markdown table for the documentation."""
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     return "\n".join(lines + ["| " + " | ".join(_text(row[name]) for name in names) + " |" for row in rows])
 
 
 def machine() -> dict[str, Any]:
-    """What a figure must be read with."""
+    """Describe the machine and the time of the measurement."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -116,9 +119,10 @@ def machine() -> dict[str, Any]:
 def in_turn(
     calls: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 3, rest: float = 0.0
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken A B C A B C ...: a machine whose speed drifts slows all of them alike.
+    """Return the milliseconds of each call, measured in turns (A B C A B C ...).
 
-    ``rest``: seconds of sleep before each, so that threads that still spin after one call do not slow the next one.
+    In turns, a machine whose speed drifts slows all calls alike. ``rest``: seconds of sleep before each call, so that
+    threads that still spin after one call do not slow the next one.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + warmup):
@@ -133,12 +137,12 @@ def in_turn(
 
 
 def spread(times: Sequence[float]) -> str:
-    """mean ± standard deviation."""
+    """Format the mean ± standard deviation."""
     return f"{statistics.fmean(times):.3f} ± {statistics.pstdev(times):.3f}"
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How many times as fast ours is: the median of the pair-by-pair ratios theirs / ours."""
+    """Return our speedup: the median of the pairwise ratios theirs / ours."""
     return float(np.median(np.asarray(theirs) / np.asarray(ours)))
 
 

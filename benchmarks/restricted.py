@@ -1,6 +1,7 @@
-"""Our head on a lower instruction set than this machine's, with ONNX Runtime float in turn beside it: what a user of such a machine gets.
+"""Our head on a lower instruction set than this machine's, in turn with ONNX Runtime float.
 
-The set is chosen before anything is compiled, so `timed` starts a child: ``python -m benchmarks.restricted FOLDER REPEATS`` with ``SPLITEDGE_ISA``.
+It shows the speed on a machine with that set. The set is selected before compilation, so `timed` starts a child:
+``python -m benchmarks.restricted FOLDER REPEATS`` with ``SPLITEDGE_ISA``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from benchmarks.report import in_turn
 from splitedge.head import load
 
 OURS: Final = "splitedge int8"
-#: How people call the sets.
+#: Display names of the sets.
 TITLES: Final = {"avxvnni": "AVX-VNNI", "avx2": "AVX2", "dotprod": "dot product", "neon": "NEON"}
 _SECONDS: Final = 900  # a first run compiles
 
@@ -27,9 +28,10 @@ Times = dict[str, dict[str, list[float]]]
 
 
 def timed(name: str, networks: Mapping[str, Mapping[str, bytes]], repeats: int) -> Times:
-    """Milliseconds of `OURS` on the set ``name`` and of ONNX Runtime float (which keeps this machine's own set), one thread, of each of ``networks``.
+    """Return milliseconds of `OURS` on the set ``name`` and of ONNX Runtime float, on one thread, for each network.
 
-    ``networks``: for each key the segment (`OURS`) and the ONNX file (`rivals.FLOAT`).
+    ``networks``: for each key the segment (`OURS`) and the ONNX file (`rivals.FLOAT`). ONNX Runtime keeps this
+    machine's own set.
     """
     with tempfile.TemporaryDirectory() as folder:
         for key, files in networks.items():

@@ -1,12 +1,16 @@
-"""Frames that need not be sent: answers that serve twice, over streams of a camera made from photographs, EfficientNet-Lite0 split.
+"""Answer reuse in camera streams made from photographs, with split EfficientNet-Lite0.
 
     python -m benchmarks.reuse --images DIR --labels FILE --json OUT
 
-Every other photograph calibrates. Of the rest each is a scene of `FRAMES` frames, `RATE` a second, and then the next one begins: a cut. In a scene a camera's
-frames differ by its noise, by JPEG, by a slow pan, by the light, or by an object (a piece of another photograph) that comes half-way; all but the first
-have noise of 2 levels too. The head is the 8-bit one, the tensor at a cut goes at 4 bits (pixels as they are), an answer comes `LATENCY` frames later, and
-`edge_agent.runtime.answer_reuse` decides. ``extra`` is what reuse costs: how many more answers in a hundred differ from the float model's on the same frame than do if each is sent;
-``lost`` the same in points of top-1. A missed cut is a frame that got the answer of another scene.
+Every other photograph calibrates. Each of the others is a scene of `FRAMES` frames, `RATE` a second; the change to the
+next scene is a cut. Within a scene, frames differ by sensor noise, JPEG, a slow pan, light, or an object (a part of
+another photograph) that appears half-way. All but the first kind also have noise of 2 levels. The head is the 8-bit
+one. The tensor at a cut uses 4 bits, pixels are unchanged, and an answer arrives `LATENCY` frames later.
+`edge_agent.runtime.answer_reuse` makes the decisions.
+
+``extra`` is the cost of reuse: the increase in answers, per hundred, that differ from the float model's on the same
+frame, relative to sending every frame. ``lost`` is the same in points of top-1. A missed cut is a frame that got the
+answer of another scene.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ NOISE: Final = 2.0
 THRESHOLDS: Final = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 RECOMMENDED: Final = 0.1
 PLACES: Final = (0.2, MIDDLE)
-#: What ``--quick`` measures.
+#: Limits of ``--quick``.
 QUICK_PHOTOS: Final = 32
 QUICK_SCENES: Final = 4
 QUICK_STREAMS: Final = ("noise 2", "pan 1 px", "object 56 px")
@@ -53,14 +57,14 @@ QUICK_STREAMS: Final = ("noise 2", "pan 1 px", "object 56 px")
 
 @dataclass(frozen=True)
 class Scene:
-    """A photograph of 224 pixels or more a side, float64 [H, W, 3], the one after it, and the random numbers of its frames."""
+    """A photograph of at least 224 pixels a side, float64 [H, W, 3], the next photograph, and the random generator."""
 
     photo: F64
     other: F64
     rng: np.random.Generator
 
     def view(self, shift: float = 0.0) -> F64:
-        """The middle, moved by ``shift`` whole pixels along the longer side, back again where the photograph ends."""
+        """Return the centre crop, moved by ``shift`` whole pixels along the longer side and reflected at the ends."""
         along = int(self.photo.shape[1] > self.photo.shape[0])
         start = [(size - 224) // 2 for size in self.photo.shape[:2]]
         room = self.photo.shape[along] - 224
@@ -73,7 +77,7 @@ class Scene:
 
 
 Camera = Callable[[Scene, int], U8]
-"""The frame of that number in a scene, uint8 [224, 224, 3]."""
+"""From a scene and a frame number to the frame, uint8 [224, 224, 3]."""
 
 
 def still(level: float) -> Camera:
@@ -120,8 +124,11 @@ STREAMS: Final[Mapping[str, Camera]] = {
 
 @dataclass(frozen=True)
 class Stream:
-    """What is known of every frame of a stream: its scene's number and label, the float model's answer, and at the input and each cut the codes and the
-    answer if it is sent."""
+    """A stream, with values for each frame.
+
+    ``scene``: scene number; ``label``: class; ``wanted``: the float model's answer. ``codes`` and ``sent``: at the
+    input and each cut, the codes, and the answer if the frame is sent.
+    """
 
     name: str
     scene: I64
@@ -137,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     photos = open_samples(options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if quick else None)
     if photos.classes is None:
         raise errors.UsageError(
-            "reuse needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+            "reuse needs labels; pass --labels with a CSV of file name and class index", reason="no-labels"
         )
     split = prepare(photos[::2], (MIDDLE,) if quick else PLACES)
     held = photos[1::2]
@@ -160,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def film(name: str, split: Split, held: Samples, scenes: I64) -> Stream:
-    """The stream ``name`` of the photographs ``scenes`` among ``held``, through the float model, and the head and each tail."""
+    """Run the stream ``name`` of the photographs ``scenes`` of ``held`` through the float model, head and tails."""
     assert held.classes is not None
     table = code_table(models.LITE0_PREPROCESS, split.head.input)
     taps = [split.head.header.input, *split.taps]
@@ -180,7 +187,7 @@ def film(name: str, split: Split, held: Samples, scenes: I64) -> Stream:
 
 
 def _scenes(camera: Camera, held: Samples, scenes: I64) -> Iterator[list[U8]]:
-    """The frames of each scene; an object is a piece of the next one's photograph."""
+    """Yield the frames of each scene. An object is a part of the next scene's photograph."""
     photos = [_photo(held, int(i)) for i in scenes]
     for i, photo in enumerate(photos):
         scene = Scene(photo, photos[(i + 1) % len(photos)], np.random.default_rng(i))
@@ -188,7 +195,7 @@ def _scenes(camera: Camera, held: Samples, scenes: I64) -> Iterator[list[U8]]:
 
 
 def _photo(held: Samples, index: int) -> F64:
-    """All of a photograph, its short side as many pixels as the model resizes it to."""
+    """Load a whole photograph, scaled so that its short side has the model's resize length."""
     image = load_image(held.sources[index].read_bytes()).convert("RGB")  # type: ignore[union-attr]  # a file: `open_samples` made it
     scale = models.LITE0_PREPROCESS.resize / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
@@ -196,7 +203,7 @@ def _photo(held: Samples, index: int) -> F64:
 
 
 def _answers(split: Split, place: int, codes: U8) -> I64:
-    """The class that the server answers each frame with."""
+    """Return the server's class for each frame."""
     spot, histogram = split.spots[place], split.histograms[place]
     assert spot.load
     made = histogram.fit(split.rules[spot.index, SUMMARY_BITS], SUMMARY_BITS)
@@ -204,7 +211,7 @@ def _answers(split: Split, place: int, codes: U8) -> I64:
 
 
 def sources(codes: U8, config: ReuseConfig) -> I64:
-    """Of each frame the number of the frame whose answer it gets: its own where it is sent."""
+    """Return for each frame the number of the frame whose answer it gets: its own if it is sent."""
     reuse, on_way, found = AnswerReuse(config), deque[Any](), []
     for i, frame in enumerate(codes):
         while on_way and on_way[0].number <= i - LATENCY:
@@ -218,7 +225,7 @@ def sources(codes: U8, config: ReuseConfig) -> I64:
 
 
 def row(stream: Stream, place: int, layer: str, threshold: float) -> dict[str, Any]:
-    """What becomes of ``stream`` at one cut and threshold."""
+    """Return the row of ``stream`` at one cut and threshold."""
     source = sources(stream.codes[place], ReuseConfig(threshold=threshold))
     alone, given = stream.sent[place], stream.sent[place][source]
     differ, differ_alone = (100.0 * float((answers != stream.wanted).mean()) for answers in (given, alone))
@@ -231,7 +238,7 @@ def row(stream: Stream, place: int, layer: str, threshold: float) -> dict[str, A
 
 
 def summary(rows: Sequence[Mapping[str, Any]], layer: str) -> dict[str, float]:
-    """Figures at the recommended threshold: all streams at the cut after ``layer`` together, and the worst of any at any cut."""
+    """Return figures at the recommended threshold: all streams at the cut after ``layer``, and the worst at any cut."""
     chosen = [r for r in rows if r["threshold"] == RECOMMENDED]
     here = [r for r in chosen if r["cut after"] == layer]
     still = [r for r in here if r["stream"] == "noise 2"]
@@ -247,7 +254,7 @@ def summary(rows: Sequence[Mapping[str, Any]], layer: str) -> dict[str, float]:
 
 
 def speed(split: Split, codes: U8) -> dict[str, float]:
-    """Microseconds of a comparison, and of the encoding that it may spare, for the last cut's tensor."""
+    """Measure the microseconds of a comparison and of the encoding that it can save, for the last cut's tensor."""
     spot, histogram = split.spots[-1], split.histograms[-1]
     own = spot.quantization
     assert own is not None

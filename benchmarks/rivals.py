@@ -1,4 +1,4 @@
-"""Who we are measured against: ONNX Runtime, float and int8, and LiteRT. Each gets what makes it fastest at batch 1 on as many threads as we use."""
+"""Rivals: ONNX Runtime float and int8, and LiteRT, with their fastest settings at batch 1 and our number of threads."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ SAMPLES: Final = 8
 
 
 def quantized(model: onnx.ModelProto, samples: Iterable[NDArray[np.float32]] = ()) -> dict[str, bytes]:
-    """``model`` at batch 1 as it is (`FLOAT`) and as QDQ with weights per channel (`INT8`): ONNX files by rival.
+    """Return ONNX files of ``model`` at batch 1: unchanged (`FLOAT`), and as QDQ with scales per channel (`INT8`).
 
-    ``samples``: inputs [1, ...] to calibrate on; without them noise, which is enough where only speed counts.
+    ``samples``: inputs [1, ...] for calibration. Noise replaces them if none are given, which is enough to measure
+    speed.
     """
     with _folder() as (plain, target):
         onnx.save(with_batch(model, 1), plain)
@@ -47,7 +48,7 @@ def quantized(model: onnx.ModelProto, samples: Iterable[NDArray[np.float32]] = (
 
 
 def dynamic(model: onnx.ModelProto) -> dict[str, bytes]:
-    """``model`` as it is, and with activations quantized as it runs: what ONNX Runtime advises for transformers."""
+    """Return ``model`` unchanged and dynamically quantized, as ONNX Runtime recommends for transformers."""
     with _folder() as (plain, target):
         onnx.save(model, plain)
         quantize_dynamic(str(plain), str(target), per_channel=True, weight_type=QuantType.QInt8)
@@ -55,7 +56,7 @@ def dynamic(model: onnx.ModelProto) -> dict[str, bytes]:
 
 
 def session(model: bytes, threads: int) -> ort.InferenceSession:
-    """ONNX Runtime on the CPU with all graph optimizations."""
+    """Return a session of ONNX Runtime on the CPU with all graph optimizations."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -65,14 +66,14 @@ def session(model: bytes, threads: int) -> ort.InferenceSession:
 
 
 def onnx_runtime(model: bytes, threads: int, frame: NDArray[Any]) -> Callable[[], Any]:
-    """A call that runs ``frame`` through ``model``."""
+    """Return a call that runs ``frame`` through ``model``."""
     runtime = session(model, threads)
     name = runtime.get_inputs()[0].name
     return lambda: runtime.run(None, {name: frame})
 
 
 def noise(head: Head) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A frame as ``head`` takes it, and one as ONNX Runtime takes it: speed depends on values nowhere but in padding, and there is none."""
+    """Return an input of ``head`` and one of ONNX Runtime, without padding, the only values that affect speed."""
     random = np.random.default_rng(0)
     shape = head.input.shape
     if head.input.dtype == "i32":
@@ -83,7 +84,7 @@ def noise(head: Head) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def litert_missing() -> str:
-    """Why LiteRT cannot be measured here, in a sentence for people; or an empty string."""
+    """Return the reason why LiteRT cannot be measured here, or an empty string."""
     if not importlib.util.find_spec("tflite"):
         return "LiteRT is left out: pip install tflite ai-edge-litert"
     if not any(map(importlib.util.find_spec, ("ai_edge_litert", "tflite_runtime"))):
@@ -92,7 +93,7 @@ def litert_missing() -> str:
 
 
 def interpreter(model: bytes, threads: int) -> Any:
-    """LiteRT's interpreter of a .tflite file, with XNNPACK as it is by default, ready to run."""
+    """Return LiteRT's interpreter of a .tflite file, ready to run, with its default XNNPACK."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -103,18 +104,21 @@ def interpreter(model: bytes, threads: int) -> Any:
 
 
 def only_xnnpack(made: Any) -> bool:
-    """Whether XNNPACK runs all of the network: one delegate reads the input and writes the output."""
+    """Return whether XNNPACK runs the whole network: one delegate reads the input and writes the output."""
     delegates = [op for op in made._get_ops_details() if op["op_name"] == "DELEGATE"]
     source, target = made.get_input_details()[0]["index"], made.get_output_details()[0]["index"]
     return len(delegates) == 1 and source in delegates[0]["inputs"] and target in delegates[0]["outputs"]
 
 
 def litert(model: bytes, threads: int) -> Callable[[], Any]:
-    """A call that runs one frame of zeros through the .tflite file ``model``; warns where XNNPACK runs less than all of it."""
+    """Return a call that runs a frame of zeros through the .tflite file ``model``.
+
+    Warns if XNNPACK does not run all of the model.
+    """
     made = interpreter(model, threads)
     if not only_xnnpack(made):
         warnings.warn(
-            "this LiteRT does not run all of the model in XNNPACK: its time is not its best",
+            "this LiteRT does not run all of the model in XNNPACK, so its time is not the best possible",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -126,7 +130,10 @@ def litert(model: bytes, threads: int) -> Callable[[], Any]:
 
 @contextmanager
 def _folder() -> Iterator[tuple[Path, Path]]:
-    """Two paths that vanish; and silence: the quantizer advises to fold the model first, which it is, and ONNX Runtime tells of each constant that it drops."""
+    """Yield two temporary paths, and silence logs.
+
+    The quantizer recommends folding, which is already done, and ONNX Runtime logs each constant that it drops.
+    """
     logging.disable(logging.WARNING)
     ort.set_default_logger_severity(3)
     try:

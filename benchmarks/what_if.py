@@ -1,4 +1,4 @@
-"""The known board and the link that benchmarks plan for where a plan wants some, and no such board is here: predictions."""
+"""The known board and the link for benchmarks that need a plan; times on the board are predictions."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ LINK: Final = LinkEstimate(rtt_ms=20.0, uplink_mbps=10.0, downlink_mbps=20.0)
 
 
 def heads_ms(headers: Sequence[Header]) -> list[float]:
-    """Predicted milliseconds of each head on `BOARD`."""
+    """Return the predicted milliseconds of each head on `BOARD`."""
     return predict.Heads(headers).ms(known.load(BOARD))

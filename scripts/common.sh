@@ -1,5 +1,6 @@
-# Sourced by scripts/test and scripts/demo: one virtual environment, .venv in the working tree, that grows by the extras each of them needs.
-# Needs bash, Python 3.11 or newer (64 bit) and a package index; neither HOME nor a generous PATH.
+# Sourced by the other scripts: one virtual environment, .venv in the working tree, with the extras that each of them
+# needs.
+# Needs bash, Python 3.11 or newer (64 bit) and a package index. HOME and PATH may be unset.
 
 ROOT=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
@@ -14,11 +15,11 @@ die() {
   exit 1
 }
 
-# setup EXTRA...: make .venv if it is missing or broken, and install the project with these extras unless that was done before.
+# setup EXTRA...: make .venv if it is missing or broken, and install the project with these extras if they are missing.
 setup() {
   mkdir -p "$CACHE" || die "cannot write to $ROOT; make the working tree writable and run again"
   exec 9>"$CACHE/setup.lock"
-  if command -v flock >/dev/null; then flock 9; fi # two scripts at once: the second waits
+  if command -v flock >/dev/null; then flock 9; fi # a second script waits
   make_venv
   local key have="" extra missing=""
   key=$(fingerprint)
@@ -42,10 +43,10 @@ make_venv() {
   if "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then return; fi
   python=$(find_python) || exit 1
   printf 'Making a virtual environment in .venv with %s\n' "$python" >&2
-  "$python" -m venv --clear "$VENV" || die "could not make a virtual environment in $VENV; look at the message above and run again"
+  "$python" -m venv --clear "$VENV" || die "could not make a virtual environment in $VENV; see the message above and run again"
 }
 
-# The first Python that will do: the system's own choice before others, for it is the one most likely to be complete.
+# find_python: the first suitable Python. The system's default comes first, because it is most likely complete.
 find_python() {
   local name verdict old="" narrow="" bare=""
   for name in ${SPLITEDGE_PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
@@ -78,7 +79,7 @@ else:
         print("good")
 '
 
-# Whatever an installation depends on beside the extras: versions wanted, the interpreter, and where the working tree stands.
+# fingerprint: a hash of an installation's inputs other than extras: required versions, interpreter, working tree path.
 fingerprint() {
   "$VENV/bin/python" - "$ROOT" <<'PYTHON'
 import hashlib, pathlib, sys
@@ -92,9 +93,9 @@ install() {
   local extras log=$CACHE/install.log
   extras=$(tr ' ' , <<<"${1# }")
   printf 'Installing splitedge[%s] into .venv, once\n' "$extras" >&2
-  # pip would compile every module of every package, which takes longer than to copy them; Python compiles what it imports.
+  # Without --no-compile pip compiles every module, which takes longer than copying; Python compiles modules on import.
   if ! (cd "$ROOT" && pip install --no-compile --constraint constraints.txt --editable ".[$extras]") >"$log" 2>&1 9>&-; then
     tail -n 15 "$log" >&2
-    die "the installation failed; the whole log is in $log; mend what it says and run again"
+    die "the installation failed; see $log, fix the cause and run again"
   fi
 }

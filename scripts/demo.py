@@ -1,6 +1,6 @@
-"""The whole path once, on this machine: read the network, compile, calibrate, serve, and measure five ways to classify the same photos.
+"""The whole workflow on this machine: read the network, compile, calibrate, serve, and measure five ways to classify.
 
-Nothing in the table is made up: every row is a run on this machine. Only the link is slow on purpose; see benchmarks/ways.py.
+Every row of the table is measured on this machine. The link is deliberately slow; see benchmarks/ways.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
 
 class Steps:
-    """Prints each step with its seconds once it is done, and keeps them by name."""
+    """Prints each finished step with its seconds, and stores them by name."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -84,7 +84,7 @@ def demo(out: Path | None) -> None:
 
 
 def prepared(steps: Steps, found: list[Photo]) -> Path:
-    """The store with the calibrated network; what an earlier run has made is used again."""
+    """Return the store with the calibrated network; reuse the results of earlier runs."""
     with steps("network", "EfficientNet-Lite0 for 1,000 ImageNet classes, as ONNX"):
         lite0.file()
     with steps("kernels", f"for {isa.ISA}; compiled once for this machine") as status:
@@ -103,7 +103,7 @@ def prepared(steps: Steps, found: list[Photo]) -> Path:
 
 
 def compile_kernels(status: Any) -> None:
-    """Compile what is not in the cache."""
+    """Compile the kernels that are not in the cache."""
     for step in warm.steps():
         if not step.is_kept():
             status.update(f"kernels: compiling {step.name}")
@@ -115,13 +115,13 @@ def figures(steps: Steps, measured: list[Way], frames: Frames) -> dict[str, floa
     return taken | {"demo.seconds": time.monotonic() - steps.began} | ways.summary(measured, frames)
 
 
-# --- what people see --------------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------------
 
 
 def show(measured: list[Way], frames: Frames) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     rows = ways.rows(measured, frames)
-    names = [name for name in rows[0] if name != "points lost"]  # ten photos tell no interval
+    names = [name for name in rows[0] if name != "points lost"]  # ten photos are too few for an interval
     for name in names:
         table.add_column(name, justify="left" if name == "way" else "right", no_wrap=True)
     for way, row in zip(measured, rows, strict=True):
@@ -133,7 +133,7 @@ def show(measured: list[Way], frames: Frames) -> None:
 
 
 def show_answers(measured: list[Way], frames: Frames) -> None:
-    """What the photos show, and what the split answered where that is not it."""
+    """Print each photo's label, and the answers of the float model and of the split."""
     split = next(way for way in measured if way.name == "split")
     assert split.plan is not None
     names = split.plan.labels

@@ -1,4 +1,4 @@
-"""Size of functions, classes and sentences in this working tree, or in another: `scripts/measure_code.py [TREE] [--json FILE]`.
+"""Measure functions, classes and sentences of this or another tree: `scripts/measure_code.py [TREE] [--json FILE]`.
 
 Code: the installed packages, benchmarks, examples and scripts. Sentences: README and docs, without code blocks, tables and headings.
 """
@@ -67,7 +67,7 @@ def code_rows(tree: Path) -> Iterator[dict[str, Any]]:
 
 
 def lines_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of the function without its docstring."""
+    """Return the lines of the function without its docstring."""
     assert node.end_lineno is not None
     total = node.end_lineno - node.lineno + 1
     first = node.body[0]
@@ -87,7 +87,7 @@ def prose_rows(tree: Path) -> Iterator[dict[str, Any]]:
 
 
 def sentences(text: str) -> Iterator[int]:
-    """The number of words of each sentence of a page in Markdown."""
+    """Yield the number of words of each sentence of a page in Markdown."""
     text = re.sub(r"<!--.*?-->", "", re.sub(r"^ *```.*?^ *```", "", text, flags=re.S | re.M), flags=re.S)
     for block in re.split(r"\n\s*\n|\n(?= *(?:[-*]|\d+\.) )", text):
         if block.lstrip().startswith(("#", "|", "<", "!")):

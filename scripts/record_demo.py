@@ -1,4 +1,4 @@
-"""Run a command and write what its terminal shows as an SVG picture.
+"""Run a command and write its terminal output as an SVG picture.
 
 python scripts/record_demo.py [--out docs/demo.svg] [--columns 100] [--title TEXT] [COMMAND ...]
 
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-_UP: Final = re.compile(r"\x1b\[(\d*)A")  # cursor up: what a progress display erases and writes again
+_UP: Final = re.compile(r"\x1b\[(\d*)A")  # cursor up: a progress display erases and rewrites its lines
 _FONT: Final = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # rich names fonts on another host
 
 
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def run(command: list[str], columns: int) -> tuple[int, str]:
-    """Exit status and output of ``command`` in a terminal of ``columns``; the output is shown meanwhile."""
+    """Return exit status and output of ``command`` in a terminal of ``columns``; show the output as it arrives."""
     master, slave = pty.openpty()
     environ = os.environ | {"COLUMNS": str(columns), "LINES": "50", "TERM": "xterm-256color", "COLORTERM": "truecolor"}
     with subprocess.Popen(
@@ -56,7 +56,7 @@ def run(command: list[str], columns: int) -> tuple[int, str]:
 
 
 def _read(master: int) -> bytes:
-    """The next bytes of the terminal, nothing at its end."""
+    """Return the next bytes of the terminal; empty at its end."""
     try:
         return os.read(master, 65536)
     except OSError:  # Linux reports the end of a terminal as an error
@@ -64,7 +64,7 @@ def _read(master: int) -> bytes:
 
 
 def screen(output: str) -> list[str]:
-    """The lines that remain on the terminal."""
+    """Return the lines that remain on the terminal."""
     lines: list[str] = []
     for line in output.replace("\r\n", "\n").split("\n"):
         for moved in _UP.finditer(line):
@@ -74,7 +74,7 @@ def screen(output: str) -> list[str]:
 
 
 def picture(lines: list[str], columns: int, title: str) -> str:
-    """``lines`` with their colours as SVG: paths below this working tree are relative, and no fonts come from another host."""
+    """Return ``lines`` with their colours as SVG. Paths below this working tree become relative, and no fonts come from another host."""
     with Path(os.devnull).open("w") as nowhere:
         console = Console(record=True, width=columns, file=nowhere, force_terminal=True, color_system="truecolor")
         console.print(Text.from_ansi("\n".join(lines).strip().replace(f"{ROOT}/", "")))

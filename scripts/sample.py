@@ -1,4 +1,4 @@
-"""Write EfficientNet-Lite0 as an ONNX file, labelled photographs, and the names of its classes into a folder.
+"""Write EfficientNet-Lite0 as an ONNX file, labelled photographs, and the class names to a folder.
 
 python scripts/sample.py FOLDER
 """

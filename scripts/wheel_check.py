@@ -1,4 +1,4 @@
-"""Check a wheel of splitedge: metadata that an index accepts, and the files that it must and must not have.
+"""Check a wheel of splitedge: metadata that an index accepts, required files and unexpected files.
 
 python scripts/wheel_check.py WHEEL
 """
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def problems(wheel: Path) -> list[str]:
-    """What is wrong with ``wheel``. Raises `packaging.metadata.InvalidMetadata` for metadata that no index accepts."""
+    """Return the faults of ``wheel``. Raises `packaging.metadata.InvalidMetadata` for metadata that indexes reject."""
     name, version, _, tags = parse_wheel_filename(wheel.name)
     with zipfile.ZipFile(wheel) as archive:
         files = set(archive.namelist())

@@ -141,11 +141,6 @@ def test_no_file_names_a_machine_or_a_package_index(tracked: list[Path], root: P
 
 
 def test_nobody_is_told_to_install_another_projects_package(tracked: list[Path]) -> None:
-    wrong = re.compile(r"pip install (-\S+ )*edge-(agent|server)\b")
-    told = [
-        str(p)
-        for p in tracked
-        if p.suffix in {".md", ".py", ".sh"}
-        and wrong.search(p.read_text().replace("never `pip install edge-agent`", ""))
-    ]
+    wrong = re.compile(r"(?<!never run `)(?<!never `)pip install (-\S+ )*edge-(agent|server)\b", re.I)
+    told = [str(p) for p in tracked if p.suffix in {".md", ".py", ".sh"} and wrong.search(p.read_text())]
     assert told == []

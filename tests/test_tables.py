@@ -74,7 +74,7 @@ MODELS = [
 ]  # fmt: skip
 CHECKS = [
     Check("instructions", "ok", "avx512vnni, the fastest set: LLVM finds avx2, avx512bw, avx512dq, avx512f, avx512vl, avx512vnni"),
-    Check("kernel cache", "warn", "/root/.cache/splitedge/kernels-f58763a23ae2eb88: 0 of 17 compiled", "run `edge-agent warm`"),
+    Check("kernel cache", "warn", "/var/cache/splitedge/kernels-f58763a23ae2eb88: 0 of 17 compiled", "run `edge-agent warm`"),
     Check("server", "fail", "https://server.example:8470", "it does not answer; check the network and that edge-server runs there"),
 ]  # fmt: skip
 CUTS = [[name, "12", "112x112x32", "3.4 bits", "1234.5", "entropy-laplace", "123.45"] for name in NAMES] + [

@@ -1,11 +1,11 @@
-"""From the noise on the outputs to the cosine that it costs: for embeddings and maps, of which no single output is the answer.
+"""The loss of cosine similarity as a function of the output noise: for embeddings and maps, whose answer is not a single output.
 
-A sample's loss is 1 - cosine between the float model's output and the quantized one's, both flattened; the drop in points is 100 times its mean.
-Variants, energies and scaling are those of `calibration.accuracy.drop_model`. The loss changes smoothly with the noise, so it is measured at every energy.
+The loss of a sample is 1 - cosine between the flattened outputs of the float and the quantized model; the drop in points is 100 times its mean.
+Variants, energies and scaling are those of `accuracy.drop_model`. The loss changes smoothly with the noise, so it is measured at every energy.
 
-The interval is of what somebody would measure on `promise_samples` other samples by another variant. The logarithm of that mean is taken to scatter
-by what the variants' means do (the near ones' or all's, where that is more: of few, the odd one is easily missed), and by what the samples' losses
-do: in calibration's mean, and in the fresh one. Logarithms, since a loss is never below 0 and its scatter is in proportion to it.
+The interval is that of a measurement on `promise_samples` other samples with another variant. The logarithm of that mean is assumed to scatter with
+the means of the variants (the near ones or all, whichever scatter more) and with the losses of the samples, in calibration's mean and in the fresh
+one. Logarithms fit because a loss is never negative and scatters in proportion to its size.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""From the noise on the logits to the accuracy that it costs: which answers noise of an energy overturns, and how sure one can be of their number.
+"""The accuracy drop as a function of the noise on the logits, with an interval.
 
-Noise is the mean squared difference of the logits to the float model's, as in `calibration.accuracy.sensitivity`. A variant is the network with some mix of
-bits; its delta is what it adds to the logits of each sample. At an energy E the `NEAREST` variants, those whose own energy is nearest to E, are each
-scaled to E and added to the float logits: what is lost and gained there is counted. So the noise keeps its shape: larger where the logits are large,
-alike in classes that are alike. (`benchmarks.accuracy_forms` holds that against Gaussian noise and against thresholds on the margins.) Both the
-expected drop and the upper end are then made to rise with noise.
+Noise is the mean squared difference of the logits to the float model's, as in `accuracy.sensitivity`. A variant is the network with some mix of bits;
+its delta is the change of the logits of each sample. For an energy E, the `NEAREST` variants by energy are scaled to E and added to the float logits,
+and the lost and gained answers are counted. So the noise keeps its shape: larger where logits are large, and alike in similar classes.
+(`benchmarks.accuracy_forms` compares this with Gaussian noise and with thresholds on the margins.) The expected drop and the upper end then rise with
+the noise.
 
-The interval is of what somebody would measure on `promise_samples` other samples. It is drawn by lot, and each draw holds one variant of those that
-are near (quantizations of equal noise differ), shares of lost and gained answers that its counts allow (calibration's samples are few), and what of
-these shares falls on the fresh samples. Where noise overturns too few answers to count, their number is taken to fall with the noise's amplitude, since
-near a margin of 0 there are as many samples as a little further off; and so, with labels, lost less gained falls with its energy.
+The interval is that of a measurement on `promise_samples` other samples. It comes from random draws. Each draw holds one of the near variants
+(quantizations of equal noise differ), shares of lost and gained answers that its counts allow (calibration has few samples), and the counts of these
+shares on fresh samples. Where noise overturns too few answers to count, their number is extrapolated: it falls with the amplitude of the noise, since
+samples are as frequent near a margin of 0 as a little further off. With labels, lost less gained falls with the energy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NEAREST: Final = 8
 #: Energies of the curve, from the greatest of the variants' down to `FAINT` of it.
 POINTS: Final = 40
 FAINT: Final = 1e-6
-#: Overturned answers, in the mean of the variants, below which their number is not counted but scaled from where there are so many.
+#: Mean number of overturned answers below which the number is extrapolated from a higher energy.
 LEAST_COUNT: Final = 8.0
 DRAWS: Final = 4000
 #: Share of measurements that may lie above ``high``, and share that may lie below ``low``.
@@ -67,7 +67,7 @@ class Curve(msgspec.Struct, frozen=True):
     promise_samples: int
 
     def at(self, noise: float) -> Drop:
-        """What ``noise`` costs; `WORST` at the upper end where no variant had so much, since nobody knows.
+        """The drop at ``noise``. The upper end is `WORST` beyond the noise of all variants.
 
         A sum of noises depends on its order by a last bit, and the greatest noise is such a sum.
         """
@@ -186,7 +186,7 @@ def threshold(logits: F32) -> float:
 
 
 class _Variants:
-    """Float logits and what variants add to them; ``counts(energy)`` tells what those near it lose and gain when they are scaled to it."""
+    """Float logits, and the deltas of variants. ``counts(energy)``: answers lost and gained by the near variants, scaled to that energy."""
 
     def __init__(self, logits: F32, classes: I64 | None, deltas: Sequence[F32], energies: F64) -> None:
         self._logits, self._deltas, self._energies = logits, deltas, energies

@@ -1,4 +1,4 @@
-"""What splitting costs: intervals of accuracy lost, and the noise that codecs at the cuts put on the output."""
+"""The cost of splitting: intervals of the accuracy drop, and the output noise of codecs at the cuts."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ Bools = NDArray[np.bool_]
 
 #: Bits of the codecs at a cut.
 ACTIVATION_BITS: Final = (8, 6, 4, 3, 2)
-#: By activation bits: so many rules, those of least squared error at the cut, have their error at the output measured. At 8 bits all are alike.
+#: By activation bits: the number of rules, those with the least squared error at the cut, whose output noise is measured. At 8 bits all are alike.
 FINALISTS: Final = {8: 1, 6: 2}
 FINALISTS_FEW_BITS: Final = 4
 #: Qualities of JPEG, where the input is a picture.
 QUALITIES: Final = (95, 90, 80, 65, 50)
-#: Samples on which a codec's noise is measured, and on which its error at the cut says whether it is worth that, at most.
+#: Maximum number of samples on which the noise of a codec is measured, and on which its error at the cut is compared.
 MOST, TRIED = 512, 16
-#: Part of these samples on which every codec runs, evenly spread, and the bits of the packed codec that runs on all.
+#: Share of these samples on which every codec runs, evenly spread, and the bits of the packed codec that runs on all of them.
 SHARE: Final = 1 / 3
 REFERENCE_BITS: Final = 4
 BATCH: Final = 16
@@ -92,10 +92,10 @@ class Tail(Protocol):
 
 
 @dataclass(frozen=True)
-class Spot:
+class OfferedCut:
     """An offered cut as measurement sees it; ``load`` makes the tail, None at the output; ``quantization`` is None where the tensor holds floats.
 
-    ``tokens``: of so many frames tell which are padding (`Cut.padding`); 0: of none.
+    ``tokens``: length of the padding mask in a frame (`Cut.padding`); 0 without one.
     """
 
     index: int
@@ -216,7 +216,7 @@ def count_codes(head: Head, taps: Sequence[int], samples: Samples, progress: Pro
 
 
 def cut_noises(
-    spots: Sequence[Spot],
+    spots: Sequence[OfferedCut],
     histograms: Sequence[Histogram],
     head: Head,
     taps: Sequence[int],
@@ -232,7 +232,7 @@ def cut_noises(
     is a picture, and of its ``families`` those that are worth a run.
 
     The `FINALISTS` are tried on ``count`` of the samples, evenly spread, but no more than `MOST`; ``outputs`` [n, ...] are the float model's. ``cache``:
-    what was measured of ``model`` (its hash) and the same values at a cut is not measured again.
+    measurements of the same ``model`` (its hash) and the same values at a cut are reused.
     """
     few = evenly(len(samples), min(MOST, count))
     progress("noise of cuts", 0, len(spots))
@@ -254,7 +254,7 @@ def cut_noises(
 
 
 def _noise_of(
-    spot: Spot, histogram: Histogram, fitted: Sequence[Fitted], values: Values, outputs: F32, ids: I64 | None
+    spot: OfferedCut, histogram: Histogram, fitted: Sequence[Fitted], values: Values, outputs: F32, ids: I64 | None
 ) -> CutNoise:
     packed = [] if spot.load is None else _packed(spot, histogram)
     tried = [*packed, *_pictures(spot, histogram, values), *_coded(spot, fitted, values)]
@@ -280,7 +280,9 @@ def _noise_of(
     return CutNoise(spot.index, own, [*best, *(one for one in done[len(packed) :] if math.isfinite(one.noise))])
 
 
-def _entry(model: str, spot: Spot, histogram: Histogram, fitted: Sequence[Fitted], measured: Sequence[Values]) -> str:
+def _entry(
+    model: str, spot: OfferedCut, histogram: Histogram, fitted: Sequence[Fitted], measured: Sequence[Values]
+) -> str:
     """The cache's name for a `CutNoise`: all that it depends on."""
     about = [model, spot.tensor, f"{spot.index} {spot.quantization} {spot.size} {spot.tokens} {histogram.picture}"]
     codecs = msgspec.json.encode([(one.rule, one.bits, one.codec) for one in fitted])
@@ -293,7 +295,7 @@ def finalists(histogram: Histogram, bits: int) -> list[str]:
     return sorted(error, key=lambda rule: error[rule])[: FINALISTS.get(bits, FINALISTS_FEW_BITS)]
 
 
-def _packed(spot: Spot, histogram: Histogram) -> list[tuple[CodecNoise, Codec]]:
+def _packed(spot: OfferedCut, histogram: Histogram) -> list[tuple[CodecNoise, Codec]]:
     """The finalists at each of `ACTIVATION_BITS`, their noise not measured yet."""
     return [
         (CodecNoise(bits, rule, math.nan, codec.packed_bytes(spot.size, bits) + padding_mask.size(spot.tokens)), made)
@@ -303,7 +305,7 @@ def _packed(spot: Spot, histogram: Histogram) -> list[tuple[CodecNoise, Codec]]:
     ]
 
 
-def _pictures(spot: Spot, histogram: Histogram, values: Values) -> list[tuple[CodecNoise, Codec]]:
+def _pictures(spot: OfferedCut, histogram: Histogram, values: Values) -> list[tuple[CodecNoise, Codec]]:
     """JPEG at each of `QUALITIES`, where the tensor is a picture."""
     found = []
     for quality in QUALITIES if histogram.picture is not None else ():
@@ -314,7 +316,7 @@ def _pictures(spot: Spot, histogram: Histogram, values: Values) -> list[tuple[Co
     return found
 
 
-def _coded(spot: Spot, fitted: Sequence[Fitted], values: Values) -> list[tuple[CodecNoise, Codec]]:
+def _coded(spot: OfferedCut, fitted: Sequence[Fitted], values: Values) -> list[tuple[CodecNoise, Codec]]:
     """Of the codecs ``fitted`` those that none of them beats on the ``values``."""
     own = spot.quantization
     some = values[:TRIED] if own is None else own.values().astype(np.float32)[values[:TRIED]]

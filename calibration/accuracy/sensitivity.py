@@ -1,7 +1,7 @@
-"""How much noise the bits of each layer, and of each cut, put on the logits: one at a time in the float network.
+"""The output noise of quantizing one layer, or one cut, in the float network.
 
-Noise is the mean squared difference of the logits to the float model's. A layer is measured with the real quantizer's weights in its place, from
-the last cut before it on. E(b) = p x 4^-b is fitted to each; what was measured is kept beside it, for below 4 bits the fit may be far off.
+Noise is the mean squared difference of the outputs to the float model's. A layer is measured with the quantizer's real weights, from the last cut
+before it on. The law E(b) = p x 4^-b is fitted to each layer; the measured values are kept too, because the fit can be far off below 4 bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from calibration.lowering.layers import Network, Weighted
 from calibration.parallel import in_order
 from calibration.rounding.quantizer import Rounded, nearest
 from calibration.rounding.rounder import WIDTHS
-from calibration.rounding.weight_substitution import reweigh, weights
+from calibration.rounding.weight_substitution import substitute_weights, weights
 from calibration.samples.samples import Samples, evenly
 from calibration.statistics.activations import Progress, Tap, to_onnx
 from calibration.statistics.covariance import entry
@@ -36,12 +36,12 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Rounder = Callable[[Weighted, int], Rounded]
 
-#: Differences of outputs that a measured noise is the mean of, at least: samples x outputs, but no fewer samples than the second, and no more of them
-#: than the whole network takes so many multiply-accumulates for: beyond that a noise takes longer than its next digit is worth.
+#: Minimum number of output differences (samples x outputs) in a measured noise, and minimum number of samples. `WORK` limits the samples of large
+#: networks: the multiply-accumulates of one run over all samples.
 ENOUGH: Final = (16_384, 16)
 WORK: Final = 64e9
 BATCH: Final = 16
-#: The grid at which a layer's noise is measured on all samples, and the width of nearest weights that tells the noisiest samples.
+#: The grid that is measured on all samples, and the width of nearest rounding by which the noisiest samples are found.
 REFERENCE: Final = 4
 RANKING: Final = 6
 
@@ -77,7 +77,7 @@ def law(noise: Sequence[float], bits: Sequence[int]) -> tuple[float, float]:
 
 
 def enough(network: Network, outputs: int) -> int:
-    """How many samples suffice for a noise over so many ``outputs`` each."""
+    """The number of samples for a noise over ``outputs`` values per sample."""
     macs = network.macs(network.layers)
     return max(ENOUGH[1], min(-(-ENOUGH[0] // outputs), int(WORK / max(macs, 1))))
 
@@ -147,20 +147,20 @@ class Probe:
         values: dict[str, F32] = {}
         for layer in layers:
             values |= weights(layer, rounded[layer.out].values(), rounded[layer.out].bias)
-        changed = reweigh(self.model, self.network, layers, values)
+        changed = substitute_weights(self.model, self.network, layers, values)
         return difference(self._run(changed, to_onnx(self._x))({}), self.logits)
 
     def _noisiest(self, layers: Sequence[Weighted]) -> I64:
-        """The samples whose outputs change most where the weights of all ``layers`` go to the nearest of `RANKING` bits."""
+        """The samples whose outputs change most if all ``layers`` are rounded to the nearest at `RANKING` bits."""
         values: dict[str, F32] = {}
         for layer in layers:
             rounded = nearest(layer.weight, layer.bias, RANKING, np.zeros(len(layer.weight), np.float32))
             values |= weights(layer, rounded.values(), rounded.bias)
-        changed = reweigh(self.model, self.network, layers, values)
+        changed = substitute_weights(self.model, self.network, layers, values)
         return noisiest(sample_noises(self._run(changed, to_onnx(self._x))({}), self.logits), self._share)
 
     def _entered(self, layers: Sequence[Weighted]) -> Iterator[tuple[Weighted, str, F32]]:
-        """Each of ``layers`` with the cut before it and the values there, ONNX layout; those of a cut are computed from those of the cut before."""
+        """Each of ``layers`` with the last cut before it and the values there, ONNX layout. They are computed from the previous cut's values."""
         held, x = self.network.graph.input, to_onnx(self._x)
         for layer in layers:
             entry = self._entry(layer)
@@ -181,7 +181,7 @@ class Probe:
     def _layer(
         self, layer: Weighted, rounded: Sequence[Rounded], entry: str, x: F32, reference: int, chosen: I64
     ) -> list[float]:
-        made = session(reweigh(self._tail(entry), self.network, [layer]), threads=1)
+        made = session(substitute_weights(self._tail(entry), self.network, [layer]), threads=1)
 
         def noises(one: Rounded, which: I64) -> F64:
             found = self._batches(made, entry, x, weights(layer, one.values(), one.bias), which)

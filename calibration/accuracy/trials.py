@@ -1,8 +1,9 @@
-"""Whole heads with mixed bits, tried on samples: whether the noises of their parts add up, and what that noise does to the answers.
+"""Trials of whole heads with mixed bits: whether the noises of their parts add up, and how that noise changes the answers.
 
-A trial is a head as a planner would make it: a cut, its codec, and bits for each layer that take the fewest bytes for some noise, from hardly any
-to more than anyone wants. The integer head runs, its tensor is coded, the tail answers. The outputs' differences, over what the parts' noises sum
-to, give the accuracy model (`margins.fit`, `fidelity.fit`), so that where the parts do not add up the model knows.
+A trial is a head as a planner would choose it: a cut, its codec, and bits for each layer that take the fewest bytes within a noise target. The
+targets range from very low to higher than any user accepts. The integer head runs, its tensor is coded, and the tail answers. The accuracy model
+is fitted to the differences of the outputs and to the sums of the parts' noises (`drop_model.fit`, `cosine_model.fit`). So it accounts for parts
+whose noises do not add up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.accuracy import evaluation
-from calibration.accuracy.evaluation import CodecNoise, CutNoise, Spot
+from calibration.accuracy.evaluation import CodecNoise, CutNoise, OfferedCut
 from calibration.accuracy.sensitivity import Sensitivity
 from calibration.parallel import in_order
 from calibration.rounding.rounder import WIDTHS
@@ -74,10 +75,10 @@ def additivity(found: Sequence[Trial]) -> str:
 
 
 @dataclass(frozen=True)
-class Site:
-    """An offered cut: what is measured there, and its layers with their number of weights, in order."""
+class MeasuredCut:
+    """An offered cut with its measurements, and the number of weights of its layers, in order."""
 
-    spot: Spot
+    spot: OfferedCut
     histogram: Histogram
     noise: CutNoise
     layers: Mapping[str, int]
@@ -94,15 +95,15 @@ def codec_noise(noise: CutNoise, codec: CodecNoise) -> float:
 
 
 def most(inputs: int, outputs: int) -> int:
-    """Samples of a trial of a network with so many values in and out."""
+    """The number of samples of a trial, for a network with ``inputs`` and ``outputs`` values per sample."""
     return max(1, min(max(VALUES // inputs, SAMPLES[0]), SAMPLES[1], OUTPUTS // outputs))
 
 
 def run(
-    sites: Sequence[Site],
+    sites: Sequence[MeasuredCut],
     layers: Mapping[str, Sensitivity],
     margin: float,
-    build: Callable[[Site, Mapping[str, int]], Head],
+    build: Callable[[MeasuredCut, Mapping[str, int]], Head],
     samples: Samples,
     outputs: F32,
     judge: Judge,
@@ -132,7 +133,9 @@ def run(
     return found, deltas
 
 
-def _mix(site: Site, layers: Mapping[str, Sensitivity], target: float) -> tuple[dict[str, int], CodecNoise, float]:
+def _mix(
+    site: MeasuredCut, layers: Mapping[str, Sensitivity], target: float
+) -> tuple[dict[str, int], CodecNoise, float]:
     """Bits, codec and their predicted noise: near the fewest bytes for a noise of ``target``, or the least noise there is."""
     inside = [layers[name] for name in site.layers]
     codecs = site.noise.codecs or [_NO_CODEC]
@@ -163,7 +166,7 @@ def cheapest(costs: Sequence[F64], noises: Sequence[F64], budget: float) -> list
     return at(2.0**high)
 
 
-def _answers(site: Site, head: Head, codec: CodecNoise, samples: Samples) -> F32:
+def _answers(site: MeasuredCut, head: Head, codec: CodecNoise, samples: Samples) -> F32:
     """The outputs [n, ...] of a split network."""
     made = site.histogram.fit(codec.rule, codec.bits) if codec.bits else None
     return evaluation.split_outputs(head, made, site.spot.load() if site.spot.load else None, samples)

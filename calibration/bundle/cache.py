@@ -1,6 +1,6 @@
-"""What calibration found out, kept in a folder by a hash of all that it depends on, its program included, so that only what changed is made again.
+"""A folder of calibration results, named by a hash of everything that they depend on, source code included, so that only changes are computed again.
 
-An entry is a file: SHA-256 of what follows, then that. One that is cut short or changed is taken for none.
+An entry is a file: the SHA-256 of the rest, then the rest. A truncated or changed entry counts as missing.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Cache:
             raise self._unusable(error) from error
 
     def prune(self) -> None:
-        """Deletes what was used longest ago, beyond `limits.CALIBRATION_CACHE_BYTES`, and what a process that was killed left unfinished."""
+        """Delete the least recently used entries beyond `limits.CALIBRATION_CACHE_BYTES`, and unfinished files of killed processes."""
         try:
             room, oldest = limits.CALIBRATION_CACHE_BYTES, time.time() - limits.LEFTOVER_AGE
             for path, used in sorted(_entries(self.folder), key=lambda entry: -entry[1].st_mtime):

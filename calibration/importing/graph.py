@@ -200,6 +200,20 @@ def inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [i for i in graph.input if i.name not in weights]
 
 
+def metadata(model: onnx.ModelProto, key: str) -> str | None:
+    """The value of ``key`` in the metadata of ``model``; None without one."""
+    return next((entry.value for entry in model.metadata_props if entry.key == key), None)
+
+
+def set_metadata(model: onnx.ModelProto, key: str, value: str | None) -> None:
+    """Write ``key`` with ``value`` into the metadata of ``model``, or remove it."""
+    others = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != key]
+    del model.metadata_props[:]
+    for name, text in others if value is None else [*others, (key, value)]:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = name, text
+
+
 def _constant(node: onnx.NodeProto) -> NDArray[Any]:
     attribute = node.attribute[0]
     value = onnx.helper.get_attribute_value(attribute)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.importing.graph import leading_to
+from calibration.importing.graph import leading_to, metadata, set_metadata
 from calibration.importing.signature import SHAPES, ArgMax
 from splitedge import errors, limits
 from splitedge.protocol.messages import Greatest, Output, OutputKind
@@ -99,15 +99,14 @@ def describe(
 
 
 def record(model: onnx.ModelProto, indices: ArgMax | None) -> None:
-    """Writes into the metadata of ``model`` that the file ends in the ArgMax ``indices``."""
+    """Record in the metadata of ``model`` that the file ends in the ArgMax ``indices``."""
     if indices is not None:
-        entry = model.metadata_props.add()
-        entry.key, entry.value = ARGMAX, f"{indices.axis},{int(indices.keepdims)}"
+        set_metadata(model, ARGMAX, f"{indices.axis},{int(indices.keepdims)}")
 
 
 def recorded(model: onnx.ModelProto) -> ArgMax | None:
-    """What `record` wrote."""
-    found = next((entry.value for entry in model.metadata_props if entry.key == ARGMAX), None)
+    """The ArgMax that `record` wrote."""
+    found = metadata(model, ARGMAX)
     if found is None:
         return None
     axis, keepdims = found.split(",")

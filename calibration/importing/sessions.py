@@ -16,6 +16,7 @@ from typing import Final
 import onnx
 import onnxruntime as ort
 
+from calibration.importing.graph import metadata, set_metadata
 from splitedge import errors
 
 #: Key in `ModelProto.metadata_props`: names of optimizers, separated by commas, or `EVERY`.
@@ -83,18 +84,13 @@ def optimized(model: onnx.ModelProto, without: Collection[str]) -> onnx.ModelPro
 
 def disabled(model: onnx.ModelProto) -> list[str]:
     """The optimizers that stay off for ``model``."""
-    found = next((entry.value for entry in model.metadata_props if entry.key == DISABLED_OPTIMIZERS), "")
+    found = metadata(model, DISABLED_OPTIMIZERS)
     return found.split(",") if found else []
 
 
 def disable(model: onnx.ModelProto, names: Iterable[str]) -> None:
-    """Records in ``model`` that the optimizers ``names``, and no others, stay off."""
-    kept = {entry.key: entry.value for entry in model.metadata_props}
-    kept.pop(DISABLED_OPTIMIZERS, None)
-    if listed := ",".join(sorted(names)):
-        kept[DISABLED_OPTIMIZERS] = listed
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, kept)
+    """Record in ``model`` that exactly the optimizers ``names`` stay off."""
+    set_metadata(model, DISABLED_OPTIMIZERS, ",".join(sorted(names)) or None)
 
 
 def brief(error: BaseException) -> str:

@@ -197,7 +197,9 @@ def layer_bits(
         return dict.fromkeys(heads, weight_bits)
     if wrong := sorted(set(heads) ^ set(weight_bits)):
         raise errors.UsageError(
-            f"bits for {wrong[0]} are missing or too many; give them to the layers {heads}", reason="bits-of-layers"
+            f"bits for {wrong[0]} are missing or too many; give them to the layers {heads}",
+            reason="bits-of-layers",
+            layer=wrong[0],
         )
     return {out: weight_bits[out] for out in heads}
 

@@ -41,7 +41,7 @@ def load(data: bytes, shape: Sequence[int]) -> dict[tuple[str, int], Rounded]:
     }
 
 
-class Stored(Mapping[tuple[str, int], Rounded]):
+class PackedWeights(Mapping[tuple[str, int], Rounded]):
     """What `save` wrote of the layers of ``network``, by the tensor that a layer yields and bits. Nothing is kept in memory but the names."""
 
     def __init__(self, path: Path, network: Network) -> None:

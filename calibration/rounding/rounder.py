@@ -1,12 +1,12 @@
-"""Rounding that looks at a layer's inputs: the integer weights whose outputs, not whose values, are nearest to the float ones.
+"""Weight rounding that minimizes the error of a layer's outputs on the samples, not the error of its weights.
 
-The mean of what rounding does to an output goes into the bias, so with H the covariance of the inputs, e = w - scale x q costs e' H e. For each
-output channel and some scales, q comes from successive rounding with error feedback (GPTQ, which is Babai's nearest plane) and is then improved
-one integer at a time (coordinate descent), the scale refitted in between. Nearest rounding stands for election too, so the result is never worse
-than it on these inputs.
+The bias absorbs the mean output error. With the covariance H of the inputs and e = w - scale x q, the remaining squared error is e' H e. For each
+output channel and a few scales, q comes from rounding with error feedback (GPTQ, which equals Babai's nearest plane). Coordinate descent then
+improves one integer at a time, and the scale is fitted again in between. Nearest rounding is a candidate too, so the result is never worse than it
+on these inputs.
 
-A covariance is that of the float network, so a layer's integers depend on its own bits only: a plan may mix bits as it likes, and the integers
-of every width can be made once, at calibration.
+H belongs to the float network, so the integers of a layer depend on its own grid only. A plan may mix grids freely, and calibration computes the
+integers of every grid once.
 """
 
 from __future__ import annotations
@@ -36,39 +36,39 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 S8 = NDArray[np.int8]
-#: "plain" goes to the nearest and leaves the mean error in the outputs, from whose biases "nearest" takes it; "gptq" looks at the outputs.
+#: "plain": nearest level; the outputs keep their mean error. "nearest": the bias removes it. "gptq": minimizes the output error.
 Rounding: TypeAlias = Literal["plain", "nearest", "gptq"]
 
 WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8)
-#: Bits a weight of the even grids: one step for all of a layer, its levels entropy-coded. For great layers that is the least noise for its bytes.
+#: Bits per weight of the even grids: one step for the whole layer, levels entropy-coded. For large layers they have the least noise for their bytes.
 RATES: Final = (1.25, 1.6, 2.0, 2.4, 2.8, 3.3, 4.0)
-#: What names a layer's grid: 2..8 is a width, with a scale for each output; what follows are the `RATES`.
+#: Names of the even grids, one for each of `RATES`. The names 2 to 8 are widths, with a scale for each output.
 EVEN: Final = tuple(range(9, 9 + len(RATES)))
-#: A bundle's samples that rounding sees, and those on which its noise can be measured: on the former the last layers of EfficientNet-Lite0, with
-#: one position a sample, show a fifth of the noise that they make on others.
+#: The samples that rounding uses, and the others, on which noise is measured. On the samples used, the last layers of EfficientNet-Lite0, with one
+#: position per sample, show a fifth of the noise that they have on others.
 SEEN: Final = slice(0, None, 2)
 UNSEEN: Final = slice(1, None, 2)
-#: Inputs whose errors are fed back one at a time, and size of triangles that are inverted as general matrices.
+#: Number of inputs whose errors are fed back one at a time, and size of triangles that are inverted as general matrices.
 LEAF: Final = 8
 BLOCK: Final = 64
-#: Halvings of the interval in which the step of an even grid lies.
+#: Bisection steps for the step of an even grid; they find it within 0.1 per cent.
 HALVINGS: Final = 12
-#: Scales that are tried, as shares of the one of least squared weight error. Up to `SHALLOW` inputs, as in depthwise layers, many cost nothing.
+#: Start scales, as multiples of the scale with the least squared weight error. With at most `SHALLOW` inputs (depthwise layers) many cost little.
 SHARES: Final = (0.9, 1.0)
 SHALLOW: Final = 32
-#: Weights of a layer whose entropy stands for all.
+#: Maximum number of weights from which the entropy of a layer is estimated.
 ENTROPY_WEIGHTS: Final = 1 << 18
 SHALLOW_SHARES: Final = tuple(float(s) for s in np.geomspace(0.4, 2.0, 24))
-#: Weights that are rounded side by side, at most; of grouped convolutions, outputs of a group, for the same reason as `covariance.TOGETHER_GROUPED`.
+#: Maximum number of weights that are rounded side by side; of grouped convolutions, of outputs per group (see `covariance.TOGETHER_GROUPED`).
 TOGETHER: Final = 1 << 20
 TOGETHER_GROUPED: Final = 400
 
 
 @dataclass(frozen=True)
 class Options:
-    """``damping``: the least share of its variance by which every input is taken to vary alone (few positions demand more by themselves).
+    """``damping``: minimum share of the variance of every input that is treated as independent; few positions raise it (`damped`).
 
-    ``order``: inputs of great variance are rounded first. ``sweeps``: passes of the descent from each of the scales.
+    ``order``: round inputs with a large variance first. ``sweeps``: passes of the descent from each start scale.
     """
 
     damping: float = 0.01
@@ -217,10 +217,10 @@ def _kept(
 
 
 class Rounder:
-    """A layer's weights [OC, ...] (the axes behind the first are what one output sums) and bias [OC], ready to be rounded; no scale will be below ``least`` [OC].
+    """Rounds a layer with weights [OC, ...], whose later axes one output sums, and bias [OC]. No scale is below ``least`` [OC].
 
-    All sizes below: G groups of R outputs, each the sum of K inputs. Arrays are [G, K, R], inputs in the order in which they are rounded. Products
-    with the covariance are float32, which moves a level by less than a thousandth of a step.
+    Sizes: G groups of R outputs, each a sum of K inputs. Arrays are [G, K, R], with the inputs in the order of rounding. Products with the
+    covariance are float32; their error is below a thousandth of a level.
     """
 
     def __init__(self, weight: F32, bias: F32, least: F32, moments: Moments, options: Options = DEFAULT) -> None:
@@ -245,15 +245,15 @@ class Rounder:
         return self.all([bits], [])[0]
 
     def even(self, rate: float) -> Rounded:
-        """The weights on one grid for all outputs, as fine as ``rate`` bits a weight pay for where an entropy coder stores them.
+        """The weights on one grid for all outputs, which takes ``rate`` bits per weight after entropy coding.
 
-        Rare great weights then cost bits only where they are, and channels of small weights cost few: less noise for the same bytes than a grid
-        for each channel, which spends as much on each. The levels may need all of 8 bits where they are packed.
+        Large weights cost extra bits only where they occur, and channels with small weights cost few bits. So the noise is lower than with a grid
+        for each channel of the same size. Packed levels may need 8 bits.
         """
         return self.all([], [rate])[0]
 
     def all(self, widths: Sequence[int], rates: Sequence[float]) -> list[Rounded]:
-        """`at` each of ``widths``, then `even` at each of ``rates``: their candidates are rounded side by side, as if they were outputs of their own."""
+        """`at` each of ``widths``, then `even` at each of ``rates``. All candidates are rounded side by side, like further outputs."""
         plain = [nearest(self._weight, self._bias, bits, self._least) for bits in widths]
         steps = even_steps(self._weight, rates)
         starts = [start for bits, one in zip(widths, plain, strict=True) for start in self._starts(bits, one.scale)]
@@ -279,7 +279,7 @@ class Rounder:
         return [_Start(bits, np.maximum(scale * np.float32(share), self._floor), True) for share in shares]
 
     def _descended(self, starts: Sequence[_Start]) -> list[tuple[F32, F32]]:
-        """Levels [G, K, R] and scale [G, R] to which the descent leads from each of ``starts``."""
+        """The levels [G, K, R] and scale [G, R] that the descent finds from each of ``starts``."""
         count = len(starts)
         w, pull, floor = (np.tile(x, count) for x in (self._w, self._pull, self._floor))
         scale = np.concatenate([start.scale for start in starts], axis=1)
@@ -295,7 +295,7 @@ class Rounder:
         return list(zip(np.split(levels, count, axis=2), np.split(scale, count, axis=1), strict=True))
 
     def _elect(self, candidates: Sequence[tuple[F32, F32]]) -> Rounded:
-        """For each output the candidate of least squared error on the inputs as they were."""
+        """For each output, the candidate with the least squared error on the inputs."""
         levels, scale = candidates[0]
         least = self._error(levels, scale) if len(candidates) > 1 else np.zeros(0)
         for other, other_scale in candidates[1:]:
@@ -308,7 +308,7 @@ class Rounder:
         return Rounded(integers, scale.reshape(-1), self._bias.astype(np.float64) + moved.reshape(-1))
 
     def _error(self, levels: F32, scale: F32) -> F32:
-        """Mean squared error of each output [G, R] but for its mean, which goes into the bias."""
+        """Mean squared error of each output [G, R] without its mean, which the bias absorbs."""
         wrong = self._w - levels * scale[:, None]
         found: F32 = np.einsum("gkr,gkr->gr", wrong, self._covariance @ wrong)
         return found
@@ -325,7 +325,7 @@ class Rounder:
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a descent begins: levels of ``bits`` at ``scale`` [G, R], which is fitted again to the levels where ``refit``."""
+    """Start of a descent: levels of ``bits`` at ``scale`` [G, R]. ``refit``: fit the scale again to the levels."""
 
     bits: int
     scale: F32
@@ -334,7 +334,7 @@ class _Start:
 
 @dataclass(frozen=True)
 class _Grid:
-    """The levels that each of some outputs [R] may have: pitch x n + offset for n from ``least`` to ``greatest``."""
+    """The levels of each output [R]: pitch x n + offset for n from ``least`` to ``greatest``."""
 
     pitch: F32
     offset: F32
@@ -354,7 +354,7 @@ class _Grid:
 
 
 def even_steps(weight: F32, rates: Sequence[float]) -> list[float]:
-    """The steps at which the nearest levels of ``weight`` have an entropy of each of ``rates`` bits; no coarser than its greatest weight, nor finer than 8 bits."""
+    """The steps at which the nearest levels of ``weight`` have an entropy of ``rates`` bits, between the largest weight and 8-bit levels."""
     peak = max(float(np.abs(weight).max(initial=0.0)), 1e-20)
     weight = weight.reshape(-1)[:: 1 + weight.size // ENTROPY_WEIGHTS]
     spent = functools.cache(lambda step: entropy(np.rint(weight / np.float32(step)).astype(np.int64)))
@@ -372,9 +372,9 @@ def even_steps(weight: F32, rates: Sequence[float]) -> list[float]:
 
 
 def damped(moments: Moments, damping: float) -> F64:
-    """The covariance [G, K, K] drawn to its diagonal: by ``damping``, or by what few positions demand, where that is more.
+    """The covariance [G, K, K] shrunk to its diagonal, by ``damping`` or by oracle approximating shrinkage, whichever is more.
 
-    The second is oracle approximating shrinkage (Chen et al., IEEE Transactions on Signal Processing 58, 2010).
+    Source: Chen et al., IEEE Transactions on Signal Processing 58, 2010. Few positions give more shrinkage.
     """
     h, p = moments.covariance, moments.covariance.shape[1]
     diagonal = np.diagonal(h, axis1=1, axis2=2)
@@ -388,7 +388,7 @@ def damped(moments: Moments, damping: float) -> F64:
 
 
 def _feed(cost: F64) -> F64:
-    """Row k: the share of the error of input k that is taken off the weights of the inputs after it."""
+    """Row k: the share of the error of input k that is subtracted from the weights of later inputs."""
     right = np.asarray(
         np.linalg.cholesky(cost[:, ::-1, ::-1])[:, ::-1, ::-1], np.float64
     )  # upper triangular, right right' = cost
@@ -398,7 +398,7 @@ def _feed(cost: F64) -> F64:
 
 
 def _inverse(upper: F64) -> F64:
-    """Of upper triangular matrices [G, K, K], by halves: a sixth of the work that a general inverse is."""
+    """The inverse of upper triangular matrices [G, K, K], by halves: a sixth of the work of a general inverse."""
     depth = upper.shape[1]
     made: F64 = np.zeros_like(upper)
     if depth <= BLOCK:
@@ -411,8 +411,10 @@ def _inverse(upper: F64) -> F64:
 
 
 def _successive(left: F32, feed: F32, scale: F32, grid: _Grid, levels: F32) -> F32:
-    """Writes the ``levels`` of the weights ``left`` [G, K, R] at ``scale`` [G, R], input by input, the error of each taken off those after it, which
-    overwrites ``left``. Returns the errors. Inputs are halved until `LEAF` are left, so that nearly all of the work is matrix products."""
+    """Round the weights ``left`` [G, K, R] at ``scale`` [G, R] into ``levels``, input by input; feed each error back to later inputs.
+
+    Overwrites ``left`` and returns the errors. Inputs are split into halves down to `LEAF`, so nearly all of the work is matrix products.
+    """
     depth, wrong = left.shape[1], np.empty_like(left)
     if depth > LEAF:
         half = _half(depth)
@@ -429,9 +431,9 @@ def _successive(left: F32, feed: F32, scale: F32, grid: _Grid, levels: F32) -> F
 
 
 def _descend(slope: F32, cost: F32, scale: F32, grid: _Grid, levels: F32) -> F32:
-    """Gives every one of the ``levels`` in turn its best value while the others stay; ``slope`` [G, K, R] = cost (w - levels x scale), overwritten.
+    """Coordinate descent: set each of the ``levels`` in turn to its best value. ``slope`` [G, K, R] = cost (w - levels x scale) is overwritten.
 
-    Returns how far the weights moved. Halves as `_successive` does.
+    Returns the change of the weights. Splits into halves as `_successive`.
     """
     depth, moved = levels.shape[1], np.empty_like(levels)
     if depth > LEAF:
@@ -456,7 +458,7 @@ def _half(depth: int) -> int:
 
 
 def _refit(pull: F32, levels: F32, through: F32, scale: F32, floor: F32) -> F32:
-    """The best scale [G, R] for given levels, ``pull`` = cost w and ``through`` = cost levels; the old one where there is none above 0."""
+    """The best scale [G, R] for given levels; the old scale if the best is not positive. ``pull`` = cost w, ``through`` = cost levels."""
     square, along = (levels * through).sum(axis=1), (levels * pull).sum(axis=1)
     good = (square > 0) & (along > 0)
     return np.maximum(np.where(good, along / np.where(good, square, 1), scale), floor)

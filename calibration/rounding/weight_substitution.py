@@ -18,7 +18,7 @@ from calibration.statistics.covariance import Entry, entry
 F32 = NDArray[np.float32]
 
 
-def reweigh(
+def substitute_weights(
     model: onnx.ModelProto, network: Network, layers: Iterable[Weighted], values: Mapping[str, F32] | None = None
 ) -> onnx.ModelProto:
     """``model`` (the network's, or a tail of it that holds ``layers``) where each of ``layers`` is computed from the weights in ``values``.

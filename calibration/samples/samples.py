@@ -19,6 +19,8 @@ from splitedge.protocol.messages import Preprocess
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
+#: The file of labels in a folder of samples.
+LABELS: Final = "labels.csv"
 IMAGES: Final = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
 #: Values of arrays beyond this overflow float32 in a network.
 LARGEST: Final = 1e15
@@ -154,7 +156,7 @@ def open_samples(
     """
     found, folder_of = _sources(place, preprocess)
     files = [_below(place, source) if isinstance(source, Path) else str(i) for i, source in enumerate(found)]
-    beside = place / "labels.csv"
+    beside = place / LABELS
     if labels is None and labelled and beside.is_file():
         labels = str(beside)
     known = None
@@ -180,7 +182,7 @@ def _sources(place: Path, preprocess: Preprocess) -> tuple[Sequence[Path | NDArr
     kinds = IMAGES if preprocess.kind == "image" else {".npy"}
     found = listed(place, kinds)
     inner = [(path, folder.name) for folder in folders(place) for path in listed(folder, kinds)]
-    if found and len(found) < len(inner) and not (place / "labels.csv").is_file():
+    if found and len(found) < len(inner) and not (place / LABELS).is_file():
         raise errors.UsageError(
             f"{place} holds {found[0].name} beside folders with {len(inner)} samples; move it into the folder of its class, or out of {place}",
             reason="stray-file",

@@ -55,7 +55,7 @@ class Quantization:
         return self.scale * (np.arange(256.0) - self.zero_point)
 
 
-def observe(
+def collect_statistics(
     model: onnx.ModelProto, graph: Graph, tensors: Sequence[str], samples: Sequence[F32], progress: Progress
 ) -> dict[str, Statistics]:
     """`Statistics` of ``tensors`` over ``samples`` (float32, stored layout).

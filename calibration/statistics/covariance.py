@@ -1,4 +1,4 @@
-"""How the inputs of each layer with weights vary together: mean and covariance of what one output sums, over the calibration's samples."""
+"""Mean and covariance of the inputs that one output of a layer sums, over the calibration samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Product: TypeAlias = Conv | Linear
 
 #: Positions of one sample that enter the moments of a layer, evenly spread: a plane of 14 x 14 enters whole.
 POSITIONS: Final = 196
-#: Samples that enter, evenly spread: so many, or as many as give a layer `DEEP` positions for each of its inputs, where it has few a sample.
+#: Number of samples, evenly spread. Layers with few positions per sample use more, up to `DEEP` positions for each input or `MOST_SAMPLES`.
 SAMPLES: Final = 256
 MOST_SAMPLES: Final = 4096
 DEEP: Final = 16

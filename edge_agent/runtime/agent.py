@@ -14,7 +14,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias, overload
@@ -191,8 +191,9 @@ class Agent:
                     return error
                 raise
 
-        async for _, outcome in in_order(frames, one, IN_PROGRESS):
-            yield outcome
+        async with aclosing(in_order(frames, one, IN_PROGRESS)) as outcomes:
+            async for _, outcome in outcomes:
+                yield outcome
 
     def status(self) -> dict[str, Any]:
         """The fields of `/v1/status`, as JSON values; no secrets."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -15,7 +15,7 @@ _END: Final[Any] = object()
 
 async def in_order(
     items: Iterable[T] | AsyncIterable[T], work: Callable[[T], Awaitable[R]], window: int
-) -> AsyncIterator[tuple[T, R]]:
+) -> AsyncGenerator[tuple[T, R], None]:
     """Each item with the result of ``work``, in order, as soon as it is there.
 
     At most ``window`` items are in progress.

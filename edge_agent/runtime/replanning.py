@@ -71,7 +71,8 @@ class RetiringPlans:
 class Replanner:
     """Keeps ``plan`` in force.
 
-    ``say``: called with a status message. ``on_link``: called when the link goes down, comes back, or changes too much.
+    ``say`` is called with status messages. ``on_link`` is called when the link goes down, comes back, carries too
+    little, or enough again.
     """
 
     def __init__(self, settings: Settings, prepare: Prepare, say: StatusCallback, on_link: StatusCallback) -> None:
@@ -130,9 +131,8 @@ class Replanner:
 
     async def _replace(self, old: AgentPlan) -> None:
         adaptation, known = old.adaptation, None
-        if (
-            adaptation is not None and adaptation.changed and not self._settings.chain.next
-        ):  # a chain measures its links
+        chain = bool(self._settings.chain.next)  # whose links are all measured again
+        if adaptation is not None and adaptation.changed and not chain:
             known = adaptation.estimate(time.monotonic())
         self._use(await self._prepare(known))
         self.retiring.add(old)
@@ -184,9 +184,8 @@ class Replanner:
                     self._mismatch_replans = limits.MISMATCH_REPLANS
                 except errors.SplitEdgeError as error:
                     self._say(f"no new plan, the old one stays in force: {error.message}")
-                    await asyncio.sleep(
-                        backoff.next() if heals(error) else limits.REPLAN_LEAST
-                    )  # each attempt loads the link
+                    # Each attempt loads the link.
+                    await asyncio.sleep(backoff.next() if heals(error) else limits.REPLAN_LEAST)
 
     async def _until_due(self, plan: AgentPlan) -> None:
         """Wait until ``plan`` is about to expire, or a new one is needed earlier."""

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from aiohttp import web
 
-from calibration.bundle.bundle import TOKENIZER
+from calibration.bundle.manifest import TOKENIZER
 from edge_server.api import access_log
 from edge_server.api.metrics import ServerCounters
 from edge_server.planning.catalog import Catalog

@@ -16,7 +16,8 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from calibration.accuracy import trials
-from calibration.bundle import bundle as bundles
+from calibration.bundle import creation, requirements
+from calibration.bundle.bundle import Bundle
 from calibration.importing import importer
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
@@ -60,7 +61,7 @@ class Request:
     input_shape: str | None
     most: int | None
     rounding: Rounding = "gptq"
-    metric: bundles.Metric = "auto"
+    metric: requirements.MetricChoice = "auto"
     output: str | None = None
     padding: int = 0
     texts: Path | None = None
@@ -89,13 +90,13 @@ def add(folder: Path, request: Request) -> None:
             found = _samples(request, spec, shape, reader, known_names, outputs)
             names = found.labels.names if found.labels is not None and not known_names else known_names
             if graph.takes_ids:
-                bundles.check_ids(layers.build(graph), found)
+                requirements.check_ids(layers.build(graph), found)
             warning = _look(progress, model, found, request)
             former = _former(store, name)
             set_names = [] if known_names or former is None else former.names_set
             with store.bundles.create(name, replace=request.replace) as path:
                 cache = store.folder / "cache"
-                bundle = bundles.create(
+                bundle = creation.create(
                     path, name, model, found, names, progress, request.rounding, cache, request.metric, reader,
                     request.output_kind,
                 )  # fmt: skip
@@ -220,7 +221,7 @@ def _preprocess(request: Request, spec: preprocessing.Spec, shape: list[int]) ->
     return preprocessing.of_images(spec, shape) if request.images else Preprocess("tensor", shape)
 
 
-def _former(store: Store, name: str) -> bundles.Bundle | None:
+def _former(store: Store, name: str) -> Bundle | None:
     """The bundle that this one replaces, if it exists and is readable."""
     try:
         return Catalog(store).bundle(name)
@@ -228,7 +229,7 @@ def _former(store: Store, name: str) -> bundles.Bundle | None:
         return None
 
 
-def _show(bundle: bundles.Bundle, patterns: Patterns, *, verbose: bool) -> None:
+def _show(bundle: Bundle, patterns: Patterns, *, verbose: bool) -> None:
     """Print the offered cuts and what the figures mean."""
     rows = [_row(bundle, patterns, place) for place in range(len(bundle.offered))]
     title = Text(f"{plain(bundle.name)}: where it can be split", style="bold")
@@ -237,7 +238,7 @@ def _show(bundle: bundles.Bundle, patterns: Patterns, *, verbose: bool) -> None:
         terminal.show(*_details(bundle))
 
 
-def _notes(bundle: bundles.Bundle, over: int) -> Iterator[str]:
+def _notes(bundle: Bundle, over: int) -> Iterator[str]:
     """The accuracy of the float model, the output, and the conditions of the table. ``over``: cuts with a larger drop than `SHOWN_DROP`."""
     yield from _float_top1(bundle)
     yield f"output: {output(bundle.output)}"
@@ -255,7 +256,7 @@ def _notes(bundle: bundles.Bundle, over: int) -> Iterator[str]:
         yield "not in the integer head: " + ", ".join(map(plain, bundle.unsupported))
 
 
-def _details(bundle: bundles.Bundle) -> Iterator[str]:
+def _details(bundle: Bundle) -> Iterator[str]:
     """The cuts that are not offered, and how well noises add up."""
     for cut, reason in zip(bundle.cuts, bundle.reasons, strict=True):
         if reason:
@@ -275,7 +276,7 @@ def _show_next(folder: Path, *, tokens: bool) -> None:
         print(f"  edge-server token BOARD{store}")
 
 
-def _float_top1(bundle: bundles.Bundle) -> Iterator[str]:
+def _float_top1(bundle: Bundle) -> Iterator[str]:
     """The accuracy of the float model, and a warning if it is close to chance."""
     top1, shape = bundle.manifest.float_top1, bundle.cuts[-1].shape
     if top1 is None:
@@ -313,7 +314,7 @@ def offered(rows: list[list[str]], width: int) -> RenderableType:
     return terminal.table(columns, rows, width)
 
 
-def _row(bundle: bundles.Bundle, patterns: Patterns, place: int) -> list[str]:
+def _row(bundle: Bundle, patterns: Patterns, place: int) -> list[str]:
     """Layer, index, tensor, and the smallest plan of an offered cut."""
     cut = bundle.cuts[bundle.offered[place]]
     return [plain(cut.layer), str(cut.index), _by(cut.shape), *_least(patterns, place)]

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.bundle.bundle import Metric, runner
+from calibration.accuracy.tail_runs import runner
+from calibration.bundle.requirements import MetricChoice
 from calibration.importing import outputs
 from calibration.samples.samples import Samples, evenly
 from edge_server.importing.preprocessing import fitting
@@ -82,7 +83,7 @@ class FirstLook:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, samples: Samples, kind: OutputKind | None = None, metric: Metric = "auto"
+        self, model: onnx.ModelProto, samples: Samples, kind: OutputKind | None = None, metric: MetricChoice = "auto"
     ) -> None:
         self._samples = samples.take(evenly(len(samples), MAX_SAMPLES))
         self._run = runner(model)

@@ -114,7 +114,8 @@ def choose(table: Table, query: Query) -> Pick:
 def runners_up(table: Table, query: Query, chosen: Pick) -> tuple[RunnerUp, ...]:
     """The best candidate of every other cut; the cuts that break fewest constraints first, then by objective.
 
-    Candidates that exceed the accuracy drop are ranked by their drop, so the drop of such a cut is the limit that would admit it.
+    Candidates that exceed the accuracy drop are ranked by their drop: the drop of such a cut is the limit that would
+    admit it.
     """
     costs = _costs(table, query, len(table.level))
     broken = _broken(table, query, costs)

@@ -40,7 +40,7 @@ class Bundles:
             names = self.names()[:10]
             advice = f"choose one of {', '.join(names)}" if names else "add it with `edge-server add`"
             raise errors.UnknownModelError(
-                f"no model is named {name[:80]!r}: {advice}", reason="unknown-model", models=names
+                f"no model is named {name[:80]!r}: {advice}", reason="unknown-model", known=names
             )
         return path
 

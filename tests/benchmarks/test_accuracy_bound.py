@@ -12,7 +12,7 @@ import pytest
 from benchmarks import accuracy_bound as bound
 from benchmarks import cache
 from benchmarks.accuracy_bound import Task, Verdict
-from calibration.bundle.bundle import runner
+from calibration.accuracy.tail_runs import runner
 from calibration.importing.importer import batched, simplify
 from calibration.samples.samples import Samples
 from edge_server.planner import choose

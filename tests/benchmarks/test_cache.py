@@ -58,5 +58,5 @@ def test_a_half_made_network_is_not_kept(folder: Path) -> None:
 def test_without_a_place_files_are_made_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SPLITEDGE_CACHE_DIR", str(tmp_path / "file"))
-    with pytest.warns(RuntimeWarning, match="cannot be kept"):
+    with pytest.warns(RuntimeWarning, match="cannot cache"):
         assert cache.kept("net", lambda: {"a": b"1"}) == {"a": b"1"}

@@ -3,10 +3,10 @@
 import numpy as np
 
 from calibration.accuracy.drop_model import Drop
-from calibration.bundle.bundle import Model
+from calibration.bundle.manifest import AccuracyModel
 
 
-def check_curve(model: Model) -> None:
+def check_curve(model: AccuracyModel) -> None:
     """Without noise nothing is lost, more noise never costs less, and what is expected lies within its interval."""
     assert model.at(0.0) == Drop(0.0, 0.0, 0.0)
     assert np.all(np.diff(model.noise) > 0)

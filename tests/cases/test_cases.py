@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.importing import cuts, importer, outputs
 from calibration.importing.graph import Graph, tail_model
 from calibration.importing.sessions import DISABLED_OPTIMIZERS, EVERY, brief, disabled
@@ -346,7 +346,7 @@ def test_what_has_no_answer_to_some_numbers_is_refused(tmp_path: Path, kind: str
     arrays = [rng.uniform(1e-3, 1, (16, 16, 3)).astype(np.float32) for _ in range(4)]
     inputs = Samples(Preprocess("tensor", [16, 16, 3]), arrays)
     with raises(errors.ModelError, reason=named):
-        bundle.create(tmp_path / "b", "undefined", model, inputs, rounding="plain", metric="cosine")
+        creation.create(tmp_path / "b", "undefined", model, inputs, rounding="plain", metric="cosine")
 
 
 def test_where_the_last_digits_decide_the_answer_nothing_is_left_out(tmp_path: Path) -> None:

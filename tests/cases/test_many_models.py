@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from calibration.accuracy.evaluation import CutNoise
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.bundle.bundle import Bundle
 from calibration.importing import importer
 from calibration.importing.graph import Graph
@@ -70,7 +70,7 @@ def test_import_cuts_and_modes_answer_as_the_file(tmp_path: Path, which: object)
     found = np.stack([run.run(None, {"x": given(entry, x)})[0].reshape(-1) for x in samples])
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
-    opened = bundle.create(tmp_path / "bundle", "many", model, samples, rounding="plain", metric="cosine")
+    opened = creation.create(tmp_path / "bundle", "many", model, samples, rounding="plain", metric="cosine")
 
     assert opened.cuts[-1].kind == "output"
     energy = float((wanted.astype(np.float64) ** 2).mean())

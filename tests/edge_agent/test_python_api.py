@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,6 +151,16 @@ async def test_more_frames_than_the_queue_holds_are_not_refused() -> None:
         agent.queue.max_frames = 2
         assert len([answer async for answer in agent.infer_many(png(seed) for seed in range(20))]) == 20
         assert not agent.counters.dropped
+
+
+@pytest.mark.usefixtures("environment")
+async def test_leaving_many_frames_early_leaves_none_in_progress() -> None:
+    async with SmallServer() as server, connected(server) as agent:
+        stream: Any = agent.infer_many(png(seed) for seed in range(30))
+        await anext(stream)
+        server.tail_s = 5.0
+        await stream.aclose()
+        assert agent.queue.frames == 0
 
 
 async def test_leaving_early_cancels_the_work_behind() -> None:

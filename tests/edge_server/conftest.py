@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from calibration.bundle import bundle
+from calibration.accuracy import tail_runs
 from edge_server.commands.add import add
 from edge_server.store.store import Store
 from tests.edge_server.small_network import request_of, save_network
@@ -34,7 +34,7 @@ def _library(network: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.MonkeyPatch.context() as patch
     ):  # tails of round figures, as the profile's: what is planned must not depend on the machine's load
         patch.setattr(
-            bundle, "_tail_ms", lambda model, graph, cut: 0.0 if cut.kind == "output" else 0.02 / (1 + cut.index)
+            tail_runs, "tail_ms", lambda model, graph, cut: 0.0 if cut.kind == "output" else 0.02 / (1 + cut.index)
         )
         add(folder, request_of(network))
     return folder

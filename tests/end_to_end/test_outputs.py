@@ -17,7 +17,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 from numpy.typing import NDArray
 
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.importing import importer
 from calibration.samples.samples import Samples
 from edge_agent import config
@@ -132,7 +132,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             with opened.bundles.create(name) as path:
                 samples = Samples(TENSOR, frames(24, seed=0))
                 onnx.save(make(), folder / "model.onnx")
-                bundle.create(path, name, importer.load(str(folder / "model.onnx")), samples, rounding="nearest")
+                creation.create(path, name, importer.load(str(folder / "model.onnx")), samples, rounding="nearest")
         (folder / "token").write_text(opened.tokens.add("board"))
     return folder
 

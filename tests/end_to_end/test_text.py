@@ -14,11 +14,15 @@ import onnx
 import pytest
 
 from calibration.bundle.bundle import Bundle
+from edge_server.commands.add import add
+from splitedge import errors
 from splitedge.head.text import Tokenizer
 from splitedge.head.text import read as read_tokenizer
 from tests import models
+from tests.edge_server.small_network import request_of
 from tests.end_to_end.conftest import World, end
 from tests.end_to_end.test_end_to_end import agent, run
+from tests.raising import raises
 from tests.small_texts import WORDS, vocabulary
 from tests.small_transformers import TOKENS
 
@@ -118,23 +122,23 @@ async def test_an_agent_without_the_library_says_what_to_install(topics: Path, w
         assert (status, "extra `text`" in err) == (4, True), err
 
 
-async def test_what_does_not_fit_the_model_is_refused_when_it_is_added(topics: Path, world: World, tmp_path) -> None:
+def test_what_does_not_fit_the_model_is_refused_when_it_is_added(folder: Path, world: World, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("\n".join(["[UNK]", "[CLS]", "[SEP]", "[PAD]", *WORDS]), "utf-8")
     large = tmp_path / "large.txt"
     large.write_text(vocabulary(60).replace("word30", "zebra"), "utf-8")
     (tmp_path / "texts.txt").write_text("zebra ball\n" * 8)
     (tmp_path / "bad.json").write_text("{}")
-    text, ids = ["--texts", topics / "texts"], ["--input-shape", f"1,{TOKENS}", "--name", "other"]
-    tiny = [world.folder / "tiny.onnx", "--name", "other"]
-    cases: list[tuple[list[str | Path], int, str]] = [
-        ([topics / "topics.onnx", *ids, *text], 2, "--texts needs --tokenizer"),
-        ([topics / "topics.onnx", *ids, *text, "--tokenizer", other], 2, "give --padding 3"),
-        ([topics / "topics.onnx", *ids, *text, "--tokenizer", tmp_path / "bad.json"], 3, "no tokenizer that can be read"),
-        ([topics / "topics.onnx", *ids, "--texts", tmp_path / "texts.txt", "--tokenizer", large], 3, "token ids 0 to 49"),
-        ([*tiny, *text, "--tokenizer", other], 2, "no row of token ids"),
-    ]  # fmt: skip
-    for arguments, wanted, why in cases:
-        status, said = await serve_command(world, "add", *arguments)
-        assert (status, why in " ".join(said.split())) == (wanted, True), (why, said)
+    source, ids = folder / "topics.onnx", {"input_shape": f"1,{TOKENS}"}
+    cases: list[tuple[Path, dict[str, object], type[errors.SplitEdgeError], str]] = [
+        (source, ids, errors.UsageError, "no-tokenizer"),
+        (source, {**ids, "tokenizer": other}, errors.UsageError, "other-padding"),
+        (source, {**ids, "tokenizer": tmp_path / "bad.json"}, errors.InputError, "not-a-tokenizer"),
+        (source, {**ids, "tokenizer": large, "texts": tmp_path / "texts.txt"}, errors.InputError, "token-ids"),
+        (world.folder / "tiny.onnx", {"tokenizer": other}, errors.UsageError, "no-token-ids"),
+    ]
+    for model, changes, kind, reason in cases:
+        asked = {"name": "other", "arrays": None, "texts": folder / "texts", **changes}
+        with raises(kind, reason=reason):
+            add(world.store, request_of(model, **asked))
         assert not (world.store / "bundles" / "other").exists()

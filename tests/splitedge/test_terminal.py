@@ -59,7 +59,7 @@ def test_figures_are_flush_right() -> None:
 
 
 def test_definitions_wrap_beside_their_names_and_words_stay_whole() -> None:
-    path = "/home/somebody/.cache/splitedge/kernels-0123456789abcdef"
+    path = "/var/cache/somebody/splitedge/kernels-0123456789abcdef"
     shown = definitions([("cache", f"a b {path} c"), (Text("x", "red"), "y")], 40).plain.splitlines()
     assert shown == ["cache  a b", f"       {path}", "       c", "x      y"]
 

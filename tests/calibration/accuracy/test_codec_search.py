@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from calibration.accuracy import codec_search
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.bundle.bundle import Bundle
 from calibration.importing.importer import batched, simplify
 from calibration.statistics.activations import Quantization
@@ -71,7 +71,7 @@ def test_gathered_tensors_are_those_of_the_head(made: Bundle) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return bundle.create(tmp_path_factory.mktemp("b") / "b", "net", batched(simplify(small.resnet())), samples())
+    return creation.create(tmp_path_factory.mktemp("b") / "b", "net", batched(simplify(small.resnet())), samples())
 
 
 def test_a_bundle_keeps_its_codecs(made: Bundle, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from calibration.accuracy import cosine_model
-from calibration.bundle.bundle import Model
+from calibration.bundle.manifest import AccuracyModel
 from splitedge import errors
 from tests.calibration.curves import check_curve
 from tests.raising import raises
@@ -166,7 +166,7 @@ def test_outputs_of_nothing_but_zeros_are_no_obstacle():
 
 def test_the_same_input_gives_the_same_model_and_it_survives_json(model):
     assert model_of(1000) == model
-    assert msgspec.json.decode(msgspec.json.encode(model), type=Model) == model
+    assert msgspec.json.decode(msgspec.json.encode(model), type=AccuracyModel) == model
 
 
 def test_nothing_to_learn_from_is_said():

@@ -11,7 +11,7 @@ import pytest
 
 from calibration.accuracy import sensitivity
 from calibration.accuracy.sensitivity import Probe, fit
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.bundle.cache import Cache
 from calibration.importing.graph import Graph
 from calibration.importing.importer import batched, session, simplify
@@ -20,7 +20,7 @@ from calibration.lowering.layers import Weighted
 from calibration.lowering.lower import lower
 from calibration.rounding.quantizer import Rounded, nearest
 from calibration.rounding.rounder import WIDTHS
-from calibration.rounding.weight_substitution import reweigh, weights
+from calibration.rounding.weight_substitution import substitute_weights, weights
 from calibration.samples.samples import Samples
 from calibration.statistics.activations import feed, to_onnx
 from splitedge import codec
@@ -112,12 +112,12 @@ def test_a_network_computed_from_the_layers_own_weights_is_itself(make: Callable
     feeds: dict[str, np.ndarray] = {}
     for layer in found:
         feeds |= weights(layer, layer.weight, layer.bias)
-    given = session(reweigh(model, network, found)).run(None, {**x, **feeds})[0]
-    baked = session(reweigh(model, network, found, feeds)).run(None, x)[0]
+    given = session(substitute_weights(model, network, found)).run(None, {**x, **feeds})[0]
+    baked = session(substitute_weights(model, network, found, feeds)).run(None, x)[0]
     np.testing.assert_allclose(given, wanted, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(baked, wanted, rtol=1e-4, atol=1e-5)
     name = next(iter(weights(found[0], found[0].weight, found[0].bias)))
-    changed = session(reweigh(model, network, found)).run(None, {**x, **feeds, name: 0 * feeds[name]})[0]
+    changed = session(substitute_weights(model, network, found)).run(None, {**x, **feeds, name: 0 * feeds[name]})[0]
     assert np.abs(changed - wanted).max() > 1e-2
 
 
@@ -211,7 +211,7 @@ def test_few_outputs_want_many_samples_but_not_of_a_network_that_takes_long(monk
 @pytest.mark.parametrize("make", [small.cnn, small.mobilenet, small.resnet, vit, encoder], ids=lambda f: f.__name__)
 def test_multiply_accumulates_of_layers_are_those_that_the_head_computes(make: Callable[[], onnx.ModelProto]) -> None:
     model, network, samples = network_of(make)
-    made = lower(network, bundle.calibrate(model, network, samples), network.graph.output, 8)
+    made = lower(network, creation.calibrate(model, network, samples), network.graph.output, 8)
     head = Head(segment.parse(made.segment()))
     timings = head.profile(samples.codes(0, head.input), repeats=1)
     owners = {made.index[la.out]: la for la in network.weighted(network.graph.output)}

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from calibration import parallel
-from calibration.accuracy import evaluation, trials
+from calibration.accuracy import evaluation, tail_runs, trials
 from calibration.accuracy.evaluation import ACTIVATION_BITS
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.bundle.bundle import Bundle
 from calibration.importing.graph import Graph
 from calibration.importing.importer import batched, session, simplify
@@ -48,7 +48,7 @@ def samples(count: int = 24, labels: bool = True, shape: list[int] = SHAPE) -> S
 
 
 def make(folder: Path, model: onnx.ModelProto, inputs: Samples | None = None, **options: object) -> Bundle:
-    return bundle.create(folder / "b", "net", batched(simplify(model)), inputs or samples(), **options)
+    return creation.create(folder / "b", "net", batched(simplify(model)), inputs or samples(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_what_a_split_network_answers_is_what_its_frames_bytes_give(made: Bundle
     index, inputs = made.offered[1], samples()
     assert len(inputs) > evaluation.BATCH
     head, made_by = executor.load(made.segment(index, 4)), made.codec(index, "minmax", 2)
-    tail = bundle.runner(onnx.load_from_string(made.tail(index)))
+    tail = tail_runs.runner(onnx.load_from_string(made.tail(index)))
     for i, answer in enumerate(evaluation.split_outputs(head, made_by, tail, inputs)):
         codes = head.run(inputs.codes(i, head.input))
         payload = codec.encode_codes(codes, head.output.scale, head.output.zero_point, made_by)
@@ -443,7 +443,7 @@ def test_bad_requests_are_refused(made: Bundle) -> None:
             made.segment(0, bits)
     with raises(errors.UsageError, reason="no-head"):
         made.codec(len(made.cuts), "mse", 4)
-    with raises(errors.CodecError, reason="unknown-codec"):
+    with raises(errors.CodecError, reason="unknown-clip-rule", rule="best"):
         made.codec(0, "best", 4)
 
 
@@ -510,7 +510,7 @@ def test_a_bundle_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         make(tmp_path, small.mlp(), samples(2, shape=[64]))
     (tmp_path / "file").write_text("")
     with raises(errors.StoreError, reason="cannot-write"):
-        bundle.create(tmp_path / "file" / "b", "net", batched(simplify(small.mlp())), samples(2, shape=[64]))
+        creation.create(tmp_path / "file" / "b", "net", batched(simplify(small.mlp())), samples(2, shape=[64]))
 
 
 def test_a_text_model_that_no_head_can_begin_is_refused(tmp_path: Path) -> None:
@@ -523,7 +523,7 @@ def test_a_text_model_that_no_head_can_begin_is_refused(tmp_path: Path) -> None:
     graph = Graph.of(net.model())
     inputs = Samples(Preprocess("tensor", graph.stored_shape(graph.input)), [transformers.frame(graph)] * 4)
     with raises(errors.ModelError, reason="nothing-for-a-device"):
-        bundle.create(tmp_path / "b", "net", batched(simplify(net.model())), inputs)
+        creation.create(tmp_path / "b", "net", batched(simplify(net.model())), inputs)
 
 
 def check_float16(opened: Bundle, cut: int) -> None:
@@ -550,7 +550,7 @@ def test_a_transformers_bundle_splits_it_anywhere(tmp_path: Path, kind: str) -> 
     graph = Graph.of(model)
     frames = [transformers.frame(graph, seed) for seed in range(24)]
     inputs = Samples(Preprocess("tensor", graph.stored_shape(graph.input)), frames)
-    opened = bundle.create(tmp_path / "b", "net", model, inputs)
+    opened = creation.create(tmp_path / "b", "net", model, inputs)
     assert opened.offered[0] == (0 if kind == "vit" else 1)
     whole = session(model)
     for index in opened.offered[:-1]:

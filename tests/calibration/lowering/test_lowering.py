@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.importing import cuts
 from calibration.importing.graph import Graph
 from calibration.importing.importer import batched, session, simplify
@@ -35,7 +35,7 @@ def head_of(model: onnx.ModelProto, bits: Bits = 8, count: int = 12) -> tuple[Lo
     shape = network.graph.stored_shape(network.graph.input)
     arrays = list(np.random.default_rng(1).normal(size=(count, *shape)).astype(np.float32))
     samples = Samples(Preprocess("tensor", shape), arrays)
-    calibration = bundle.calibrate(model, network, samples)
+    calibration = creation.calibrate(model, network, samples)
     return lower(network, calibration, network.graph.output, bits), samples, network
 
 
@@ -120,7 +120,7 @@ def test_bits_that_do_not_fit_the_layers_are_refused(change: int | None, message
     with raises(errors.UsageError, reason=message):
         head_of(simplify(small.mlp()), bits)
     if change is None:
-        with raises(errors.UsageError, reason="no-such-path"):
+        with raises(errors.UsageError, reason="bits-of-layers", layer="nothing"):
             head_of(simplify(small.mlp()), bits | {out: 4, "nothing": 4})
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.bundle.bundle import Bundle
 from calibration.importing import cuts
 from calibration.importing.graph import Graph
@@ -35,14 +35,14 @@ def calibrated(model: onnx.ModelProto) -> tuple[layers.Network, Calibration, Sam
     shape = network.graph.stored_shape(network.graph.input)
     frames = list(np.random.default_rng(1).normal(size=(6, *shape)).astype(np.float32))
     samples = Samples(Preprocess("tensor", shape), frames)
-    return network, bundle.calibrate(model, network, samples), samples
+    return network, creation.calibrate(model, network, samples), samples
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     frames = list(np.random.default_rng(5).normal(size=(24, 16, 16, 3)).astype(np.float32))
     inputs = Samples(Preprocess("tensor", [16, 16, 3]), frames)
-    return bundle.create(tmp_path_factory.mktemp("bundle") / "b", "net", batched(simplify(small.resnet())), inputs)
+    return creation.create(tmp_path_factory.mktemp("bundle") / "b", "net", batched(simplify(small.resnet())), inputs)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -130,7 +130,7 @@ def test_floats_are_sent_exactly_as_floats(tmp_path: Path) -> None:
     graph = Graph.of(model)
     frames = [transformers.frame(graph, seed) for seed in range(6)]
     inputs = Samples(Preprocess("tensor", graph.stored_shape(graph.input)), frames)
-    opened = bundle.create(tmp_path / "b", "net", model, inputs, rounding="nearest")
+    opened = creation.create(tmp_path / "b", "net", model, inputs, rounding="nearest")
     middle, last = opened.offered[2], opened.offered[-1]
     whole, first, second = (executor.load(opened.segment(b, 6, a)) for a, b in ((0, last), (0, middle), (middle, last)))
     sent, exact = first.run(frames[0]), opened.exact_codec(middle)

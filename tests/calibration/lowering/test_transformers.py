@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from calibration.bundle.bundle import runner
+from calibration.accuracy.tail_runs import runner
 from calibration.importing import cuts, importer, masks
 from calibration.importing.graph import Graph, tail_model
 from calibration.importing.importer import session

@@ -92,7 +92,7 @@ def test_a_bundle_keeps_the_levels(tmp_path: Path) -> None:
     class Network:
         layers = [table()]  # noqa: RUF012
 
-    found = packed_weights.Stored(tmp_path / packed_weights.FILE, Network())[("out", 9)]  # type: ignore[arg-type]
+    found = packed_weights.PackedWeights(tmp_path / packed_weights.FILE, Network())[("out", 9)]  # type: ignore[arg-type]
     assert (found.values() == made.values()).all()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from calibration.bundle import bundle
+from calibration.bundle import creation
 from calibration.bundle.cache import Cache
 from calibration.importing.graph import Graph
 from calibration.importing.importer import session, simplify
@@ -232,7 +232,7 @@ def test_rounding_all_layers_of_a_network() -> None:
     samples = Samples(
         Preprocess("tensor", shape), list(np.random.default_rng(0).normal(size=(6, *shape)).astype(np.float32))
     )
-    calibration = bundle.calibrate(model, network, samples)
+    calibration = creation.calibrate(model, network, samples)
     found = round_layers(model, network, calibration, network.graph.output, samples, quiet, (3, 8))
     convs = network.weighted(network.graph.output)
     assert set(found) == {(la.out, bits) for la in convs for bits in (3, 8)}
@@ -247,7 +247,7 @@ def test_what_was_rounded_with_the_same_samples_needs_no_moments(
     shape = network.graph.stored_shape(network.graph.input)
     x = list(np.random.default_rng(0).normal(size=(6, *shape)).astype(np.float32))
     samples = Samples(Preprocess("tensor", shape), x)
-    calibration = bundle.calibrate(model, network, samples)
+    calibration = creation.calibrate(model, network, samples)
     gathered: list[int] = []
 
     def collect(*given: Any) -> Any:
@@ -290,12 +290,12 @@ def test_a_rounded_transformers_answers_are_nearer_to_the_float_models(
     model = make()
     network = layers.build(Graph.of(model))
     samples = samples_of(network, 48)
-    plain = bundle.calibrate(model, network, samples)
+    plain = creation.calibrate(model, network, samples)
     found = round_layers(model, network, plain, network.graph.output, samples[:40], quiet, (3,))
     held = network.weighted(network.graph.output)
     assert set(found) == {(la.out, 3) for la in held}
     (tmp_path / packed_weights.FILE).write_bytes(packed_weights.save(found))
-    kept = packed_weights.Stored(tmp_path / packed_weights.FILE, network)
+    kept = packed_weights.PackedWeights(tmp_path / packed_weights.FILE, network)
     assert all((kept[key].levels == found[key].levels).all() for key in found)
     rounded = Calibration({}, {}, kept)
     x = [transformers.frame(network.graph, seed) for seed in range(40, 48)]

@@ -49,7 +49,7 @@ def test_no_constant_is_needed_and_none_would_fit_in_the_outline() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_transformers_head_is_rehearsed_too(threads: int) -> None:
+def test_a_transformers_head_has_a_dry_run_too(threads: int) -> None:
     builder = Builder([8], dtype="i32")
     x = builder.embed(builder.input, 32)
     y = builder.attention(builder.linear(builder.norm(x), 96), 4, ids=builder.input)
@@ -102,12 +102,12 @@ def test_concurrent_writers_lose_no_dry_run(tmp_path: Path) -> None:
         ({"first": 4.5, "whole": 11.0}, False),
         ({"first": 5.5}, True),
         ({"first": 2.9}, True),
-        ({"whole": 30.0}, False),  # so it was when the head was rehearsed: once more would say the same
+        ({"whole": 30.0}, False),  # so it was at the dry run: another would give the same
         ({"whole": 40.0}, True),  # frames have come since
         ({"of another model": 99.0, "longer than the model": 99.0, "only tables": 99.0}, False),
     ],
 )
-def test_a_rehearsal_is_contradicted_by_frames_that_came_after_it(measured: dict[str, float], again: bool) -> None:
+def test_frames_after_a_dry_run_can_contradict_it(measured: dict[str, float], again: bool) -> None:
     kept = KeptDryRun(DryRun("0" * 64, [1.0, 4.0, 10.0]), {"whole": 30.0})
     operators = {"first": 2, "whole": 3, "longer than the model": 4, "only tables": 0}
     assert contradicted(kept, measured, operators) is again
@@ -139,7 +139,7 @@ def own_profile(tmp_path: Path, profile_file: Path) -> Path:
 
 
 @pytest.mark.usefixtures("own_profile")
-async def test_the_agent_rehearses_a_model_once_and_tells_the_server(settings) -> None:
+async def test_the_agent_makes_one_dry_run_and_sends_it_to_the_server(settings) -> None:
     async with SmallServer() as server:
         server.outline = outline(4)
         for _ in range(2):
@@ -153,7 +153,7 @@ async def test_the_agent_rehearses_a_model_once_and_tells_the_server(settings) -
 
 
 @pytest.mark.usefixtures("own_profile")
-async def test_what_frames_contradict_is_rehearsed_once_more(settings) -> None:
+async def test_a_dry_run_that_frames_contradict_is_made_again(settings) -> None:
     async with SmallServer() as server:
         server.outline = outline(4)
         async with Agent(settings(server, profile="")) as agent:
@@ -170,7 +170,7 @@ async def test_what_frames_contradict_is_rehearsed_once_more(settings) -> None:
 
 
 @pytest.mark.usefixtures("own_profile")
-async def test_a_model_that_was_replaced_is_rehearsed_again(settings) -> None:
+async def test_a_model_that_was_replaced_has_a_new_dry_run(settings) -> None:
     async with SmallServer() as server:
         server.outline = outline(4, bundle="1" * 64)  # the plan's is another
         for _ in range(2):
@@ -191,7 +191,7 @@ async def test_a_server_without_outlines_and_one_that_sends_nonsense_plan_all_th
 
 
 @pytest.mark.usefixtures("own_profile")
-async def test_a_model_beyond_the_memory_is_not_rehearsed(settings, monkeypatch) -> None:
+async def test_a_model_beyond_the_memory_has_no_dry_run(settings, monkeypatch) -> None:
     monkeypatch.setattr("edge_agent.planning.dry_run._COPIES", 1e15)
     async with SmallServer() as server:
         server.outline = outline()
@@ -200,7 +200,7 @@ async def test_a_model_beyond_the_memory_is_not_rehearsed(settings, monkeypatch)
         assert server.requests[0].dry_run is None
 
 
-async def test_for_a_profile_that_the_settings_name_nothing_is_rehearsed(settings) -> None:
+async def test_a_named_profile_has_no_dry_run(settings) -> None:
     async with SmallServer() as server:
         server.outline = outline()
         async with Agent(settings(server)):

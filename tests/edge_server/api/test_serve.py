@@ -146,7 +146,7 @@ def test_a_certificate_without_its_key_is_refused() -> None:
 
 
 def test_a_certificate_that_is_missing_or_none_is_one_sentence(tmp_path: Path) -> None:
-    with raises(errors.ConfigError, reason="unreadable"):
+    with raises(errors.ConfigError, reason="certificate-unreadable"):
         tls(tmp_path / "no.pem", tmp_path / "no.key")
     (tmp_path / "x.pem").write_text("nonsense")
     with raises(errors.ConfigError, reason="certificate-and-key"):

@@ -248,7 +248,7 @@ def test_no_samples(network: Path, tmp_path: Path) -> None:
 
 
 def test_a_wrong_path_to_samples(network: Path, tmp_path: Path) -> None:
-    with raises(errors.UsageError, reason="no-such-path"):
+    with raises(errors.UsageError, reason="no-folder"):
         add(tmp_path, request_of(network, arrays=tmp_path / "nowhere"))
 
 

@@ -89,7 +89,7 @@ def test_labels_are_checked_before_anything_is_said(place: Path) -> None:
     model = importer.load(str(place / "net.onnx"))
     raw = preprocessing.of_images(preprocessing.read(None, {"preset": "raw"}), [SIDE, SIDE, 3])
     files = sorted(place.glob("*/0.png"))
-    with raises(errors.InputError, reason="token-ids"):
+    with raises(errors.InputError, reason="label-out-of-range", classes=CLASSES):
         FirstLook(model, Samples(raw, files, np.full(len(files), CLASSES)))
 
 

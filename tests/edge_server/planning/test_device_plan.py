@@ -46,7 +46,7 @@ def test_a_mode_that_is_asked_for_is_kept_however_slow(store: Store, profile: di
 
 
 def test_a_mode_that_what_must_stay_here_forbids_is_infeasible(store: Store, profile: dict[str, Any]) -> None:
-    with raises(errors.InfeasibleError, binding=["mode"]) as raised:
+    with raises(errors.InfeasibleError, binding=["keep", "mode"]) as raised:
         ask(store, profile, mode="server", keep="input")
     assert raised.value.data["nearest"] == {"keep": "nothing", "mode": "device"}
 
@@ -154,7 +154,7 @@ def test_energy_is_of_declared_watts(store: Store, profile: dict[str, Any]) -> N
 
 
 def test_an_unknown_model_is_named_beside_the_known(store: Store, profile: dict[str, Any]) -> None:
-    with raises(errors.UnknownModelError, reason="unknown-model", known=["tiny"]):
+    with raises(errors.UnknownModelError, reason="unknown-model", models=["tiny"]):
         device_plan.make_plan(Catalog(store), PlanRequest(model="huge", profile=profile, link=NEAR))
 
 
@@ -164,7 +164,7 @@ def test_another_protocol_is_refused(store: Store, profile: dict[str, Any]) -> N
 
 
 def test_a_profile_that_is_none_is_refused(store: Store) -> None:
-    with raises(errors.ProtocolError, reason="request-too-large"):
+    with raises(errors.ProtocolError, reason="schema-version"):
         device_plan.make_plan(Catalog(store), PlanRequest(model="tiny", profile={"kernels": 3}, link=NEAR))
 
 

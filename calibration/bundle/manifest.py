@@ -1,0 +1,111 @@
+"""The files of a bundle: their names, the manifest, and writing them whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from calibration.accuracy import cosine_model, drop_model
+from calibration.accuracy.evaluation import CutNoise
+from calibration.accuracy.sensitivity import Sensitivity
+from calibration.accuracy.trials import Trial
+from splitedge import errors
+from splitedge.protocol.messages import Cut, Output, Preprocess, TokenizerRef
+
+FORMAT: Final = 6
+MANIFEST: Final = "bundle.json"
+MODEL: Final = "model.onnx"
+STATISTICS: Final = "stats.safetensors"
+CODECS: Final = "codecs.json"
+TOKENIZER: Final = "tokenizer.json"
+
+#: What a drop counts: right answers, answers equal to the float model's, or the cosine to its outputs.
+Metric = Literal["top1", "agreement", "cosine"]
+AccuracyModel = drop_model.AccuracyModel | cosine_model.FidelityModel
+
+
+class Listed(msgspec.Struct):
+    """A cut. ``reachable``: a head can end there. ``reason``: why planners are not offered the cut; empty if they are."""
+
+    cut: Cut
+    reachable: bool
+    reason: str
+
+
+class LayerNoise(msgspec.Struct):
+    """A layer with weights.
+
+    ``weights``: their number. ``noise`` and ``even``: the output noise if only this layer is quantized, at each of `rounder.WIDTHS` and on each
+    even grid (`rounder.EVEN`; empty if weights are rounded to the nearest). ``coded_bytes``: their size in a segment, in the order of `noises`.
+    """
+
+    name: str
+    weights: int
+    noise: Sensitivity
+    even: list[float]
+    coded_bytes: list[int]
+
+    @property
+    def noises(self) -> list[float]:
+        """The noise on every grid: widths, then even grids."""
+        return [*self.noise.noise, *self.even]
+
+
+class Manifest(msgspec.Struct):
+    """The content of ``bundle.json``."""
+
+    format: int
+    name: str
+    metric: Metric
+    labels: list[str]
+    samples: int
+    preprocess: Preprocess
+    cuts: list[Listed]
+    unsupported: list[str]
+    quantizations: dict[str, tuple[float, int]]
+    layers: list[LayerNoise]
+    cut_noises: list[CutNoise]
+    other_bytes: dict[int, int]  # size of the segment of an offered cut without its weights
+    trials: list[Trial]
+    accuracy: AccuracyModel
+    tail_ms: dict[int, float]
+    files: dict[str, str]  # SHA-256
+    output: Output
+    float_top1: float | None = None  # right answers of the float model, per cent of the samples; None without labels
+    tokenizer: TokenizerRef | None = None
+
+
+def write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
+    """Write ``files`` and ``manifest`` to a temporary folder, then rename it to ``path``. Raises `errors.StoreError`."""
+    manifest.files = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    if path.exists():
+        raise errors.StoreError(f"{path} exists already; remove it or choose another name", reason="exists")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".bundle-", dir=path.parent))
+    except OSError as error:
+        raise errors.StoreError(
+            f"{path.parent} cannot be written ({error.strerror}); choose another folder", reason="cannot-write"
+        ) from error
+    try:
+        for name, data in files.items():
+            (work / name).write_bytes(data)
+        (work / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+        work.chmod(0o755)
+        work.rename(path)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise errors.StoreError(
+            f"the bundle {path} cannot be written ({error.strerror}); make room and try again", reason="cannot-write"
+        ) from error
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
