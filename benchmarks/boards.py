@@ -46,7 +46,8 @@ JPEG_BITS: Final = 1
 SHARES: Final = (25, 50, 75, 100)
 #: Mbit/s up, Mbit/s down, milliseconds of round trip.
 LINKS: Final = ((1.0, 4.0, 60.0), (5.0, 20.0, 40.0), (20.0, 50.0, 20.0), (100.0, 100.0, 5.0), (1000.0, 1000.0, 1.0))
-#: MobileNetV2, int8, four threads, arm64, a Raspberry Pi 4 at 1.5 GHz: README.md of github.com/google/XNNPACK, February 2022. Another runtime.
+#: MobileNetV2, int8, four threads, arm64, a Raspberry Pi 4 at 1.5 GHz, in another runtime. Source: README.md of
+#: github.com/google/XNNPACK, February 2022.
 XNNPACK_PI4_MS: Final = 17.0
 TAIL_RUNS, HEAD_RUNS = 9, 50
 #: The llvm-mca model that represents a core of this machine.

@@ -161,7 +161,7 @@ def _row(block: Block, command: str, seconds: float, status: str, note: str) -> 
 
 
 class Place:
-    """A server and a board below ``folder``. ``earlier``: server folder of the previous installation, for its sample."""
+    """A server and a board below ``folder``. ``earlier``: server folder of the previous installation, or None."""
 
     def __init__(self, folder: Path, stack: ExitStack, earlier: Path | None) -> None:
         checkout = folder / "server/splitedge"

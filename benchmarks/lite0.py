@@ -75,7 +75,7 @@ _GROUPS: Final = (
 
 
 def installed() -> bool:
-    """Whether the package with the weights is installed."""
+    """Return whether the package with the weights is installed."""
     return importlib.util.find_spec(PACKAGE) is not None
 
 

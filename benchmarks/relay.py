@@ -16,7 +16,7 @@ _PIECE: Final = 1448  # bytes sent at once, as many as a TCP segment carries
 
 
 class Relay:
-    """Relays connections at `port` to ``target`` on this machine, from a thread of its own; a context manager.
+    """Relays connections at `port` to ``target`` on this machine, in a separate thread; a context manager.
 
     ``mbps``: Mbit/s each way, shared by all connections; None: unlimited. It may change at any time.
     """

@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def rows(ways: Sequence[Way], frames: Frames) -> list[dict[str, str]]:
-    """A row for each way."""
+    """Return a row for each way."""
     count, found = len(frames.files), []
     for way in ways:
         drop, low, high, _ = compare(np.array(frames.floats), np.array(way.classes), np.array(frames.classes))

@@ -1,1 +1,1 @@
-"""A trained model becomes a calibrated bundle: import, cuts, observation, weight quantization, lowering, accuracy."""
+"""Turns a trained model into a calibrated bundle: import, cuts, statistics, weight rounding, lowering, accuracy."""

@@ -1,4 +1,4 @@
-"""Work on all cores with results that do not depend on their number."""
+"""Parallel work whose results do not depend on the number of cores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -26,11 +26,12 @@ def _libraries() -> ThreadpoolController:
 
 
 def in_order(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """``make`` of each of ``items``, in their order, in one thread for each core.
+    """``make`` of each of ``items``, in order, with one thread per core.
 
-    ``make`` must spend its time where Python's lock is free: in numpy, ONNX Runtime and the kernels. ``items`` are drawn in the caller's thread,
-    one ahead of the threads, so that few are held at once. BLAS has one thread meanwhile: its own would wait for each other in loops, which takes
-    five times the processor time on a busy machine, and the number of its threads changes the last digits of its products.
+    ``make`` must spend its time where Python's lock is free: in numpy, ONNX Runtime and the kernels. The caller's
+    thread draws ``items``, one ahead of the threads, so that few are held at once. BLAS uses one thread meanwhile. Its
+    own threads would wait for each other in loops, which takes five times the processor time on a busy machine. Their
+    number also changes the last digits of products.
     """
     workers = cores()
     with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:

@@ -1,6 +1,6 @@
-"""The whole path once, on this machine: read the network, compile, calibrate, serve, and measure five ways to classify the same photos.
+"""The whole workflow on this machine: read the network, compile, calibrate, serve, and measure five ways to classify.
 
-Nothing in the table is made up: every row is a run on this machine. Only the link is slow on purpose; see benchmarks/ways.py.
+Every row of the table is measured on this machine. The link is deliberately slow; see benchmarks/ways.py.
 """
 
 from __future__ import annotations

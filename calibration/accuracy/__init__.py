@@ -1,1 +1,1 @@
-"""The noise that bits of layers and codecs put on a model's output, and the accuracy that this noise costs."""
+"""Models the noise that layer and codec bits add to a model's output, and the accuracy drop that it causes."""

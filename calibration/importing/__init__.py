@@ -1,1 +1,1 @@
-"""A trained model becomes a simplified ONNX graph that still answers as the file did. `importer.load` is the entry."""
+"""Converts a trained model to a simplified ONNX graph with the same answers. The entry point is `importer.load`."""

@@ -1,4 +1,4 @@
-"""What no import can put right: operators in training mode, operators that draw random numbers, weights that are not finite."""
+"""Refuses models that import cannot repair: training mode, random numbers, weights that are not finite."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from splitedge import errors
 _RANDOM: Final = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial",
 }  # fmt: skip
-#: Operators whose weights must be finite. Elsewhere infinity has a use: masks add it, a Clip may have it as its end.
+#: Operators whose weights must be finite. In other operators infinity is valid: masks add it, and a Clip may be open on
+#: one side.
 _WEIGHTED: Final = {
     "Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "InstanceNormalization", "LayerNormalization", "PRelu", "LSTM", "GRU",
 }  # fmt: skip
 
 
 def refuse_training(model: onnx.ModelProto) -> None:
-    """Raises `errors.ModelError` for an operator that is in training mode or draws random numbers."""
+    """Refuse operators in training mode or with random numbers. Raises `errors.ModelError`."""
     opset = next((o.version for o in model.opset_import if not o.domain), 1)
     flags = {name: value for name, value in _constants(model.graph) if value.dtype == np.bool_}
     for node in _nodes(model.graph):
@@ -35,14 +36,17 @@ def refuse_training(model: onnx.ModelProto) -> None:
             )
         if node.op_type in _RANDOM and not node.domain:
             raise errors.ModelError(
-                f"{_named(node)} draws random numbers, so that one input has many answers; export the model without it",
+                f"{_named(node)} draws random numbers, so one input has many answers; export the model without it",
                 reason="random",
                 node=node.name,
             )
 
 
 def refuse_nonfinite(model: onnx.ModelProto) -> None:
-    """Raises `errors.ModelError` for NaN among the constants of ``model``, and for infinity among the weights of an operator."""
+    """Refuse NaN among the constants of ``model`` and infinity among the weights of an operator.
+
+    Raises `errors.ModelError`.
+    """
     floats = ((name, _as_floats(value)) for name, value in _constants(model.graph))
     bad = {name: bool(np.isnan(value).any()) for name, value in floats if not np.isfinite(value).all()}
     for node in _nodes(model.graph) if bad else ():
@@ -70,14 +74,14 @@ def _trains(node: onnx.NodeProto, opset: int, flags: dict[str, NDArray[Any]]) ->
     if opset < 7:
         return not numbers.get("is_test", 0)
     if node.op_type == "BatchNormalization":
-        # until opset 13 the outputs beside the first say that it trains
+        # up to opset 13, more than one output means training mode
         return bool(numbers.get("training_mode", 0)) if opset >= 14 else sum(bool(t) for t in node.output) > 1
     told = flags.get(node.input[2]) if len(node.input) > 2 else None
     return told is not None and bool(told.any())
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Every initializer, and what Constant operators yield."""
+    """Names and values of all initializers and Constant operators."""
     for part in subgraphs(graph):
         yield from ((t.name, numpy_helper.to_array(t)) for t in part.initializer)
         for node in part.node:
@@ -90,7 +94,7 @@ def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def _as_floats(value: NDArray[Any]) -> NDArray[np.float32]:
-    """The numbers of a float tensor of any width; nothing of other tensors."""
+    """The values of a float tensor of any width; empty for other types."""
     if value.dtype.kind not in "fV":
         return np.zeros(0, np.float32)
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""Where a network may be cut: the tensors through which everything passes."""
+"""Finds the cuts of a network: single tensors on which all later operators depend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from splitedge.protocol.messages import Cut
 
 @dataclass(frozen=True)
 class Place:
-    """A cut, and, unless it is offered to the planner, why not. ``reachable``: an integer head can yield its tensor."""
+    """A cut, and the reason if it is not offered to the planner.
+
+    ``reachable``: an integer head can yield its tensor.
+    """
 
     cut: Cut
     reachable: bool
@@ -26,11 +29,13 @@ class Place:
 
 
 def find(network: Network) -> list[Place]:
-    """Every single-tensor cut in order, from the input (index 0) to the output; which tokens are padding may be needed beside it.
+    """Every single-tensor cut in order, from the input (index 0) to the output.
 
-    A tensor that a layer yields only inside itself (before its activation) is none. Offered are the input, the output, and of the
-    others that a head reaches: those no wider than both neighbours, and those narrower than every cut before them. The others cost
-    the device more and the link no less than a cut beside them.
+    A tail may also need to know which tokens are padding. A tensor inside a layer, such as one before its activation,
+    is not a cut.
+
+    Offered are the input, the output, and those reachable cuts that are no wider than both neighbours or narrower than
+    every cut before them. Any other cut costs the device more than a neighbour does, and saves nothing on the link.
     """
     tensors = _single_tensors(network)
     reachable = network.reachable()
@@ -46,7 +51,7 @@ def find(network: Network) -> list[Place]:
 
 
 def unsupported(network: Network) -> list[str]:
-    """The operators that the integer head does not support, in order: "OpType (node name)"."""
+    """The unsupported operators in order, as "OpType (node name)"."""
     return [str(node) for node, _ in network.unsupported]
 
 
@@ -55,7 +60,10 @@ def _kind(index: int, count: int) -> Literal["input", "inside", "output"]:
 
 
 def _single_tensors(network: Network) -> list[str]:
-    """After each operator: is one tensor all that is still needed, but for which tokens are padding? The order of operators does not matter for that."""
+    """The tensors after which no other tensor is needed, apart from padding marks.
+
+    The order of operators does not matter for this property.
+    """
     graph, marks = network.graph, network.marks()
     real = {layer.out for layer in network.alive()} | {t for node, _ in network.unsupported for t in node.outputs}
     nodes = [node for node in graph.nodes if not marks.issuperset(node.outputs)]
@@ -74,7 +82,7 @@ def _single_tensors(network: Network) -> list[str]:
 
 
 def _reads_ids_behind(graph: Graph, tensor: str) -> bool:
-    """Whether what lies between ``tensor`` and the output reads the token ids."""
+    """Whether an operator between ``tensor`` and the output reads the token ids."""
     wanted = {graph.output}
     for node in reversed(graph.nodes):
         if (wanted - {tensor}) & set(node.outputs):

@@ -1,7 +1,7 @@
-"""A simplified ONNX graph as plain Python values: nodes in order, constants, shapes, who makes and who reads each tensor.
+"""A simplified ONNX graph as plain Python values: ordered nodes, constants, shapes, producers and consumers.
 
-Layout: an ONNX tensor of rank 4 is [1, C, H, W] and is stored [H, W, C] in a head and on the wire; one of rank 3 or 2 is stored as it
-stands, without the batch axis. `stored_shape` and `STORED_AXES` are that rule.
+Layout: an ONNX tensor of rank 4 is [1, C, H, W]; a head and the wire store it as [H, W, C]. Tensors of rank 3 or 2 keep
+their order. No stored tensor has a batch axis. `stored_shape` and `STORED_AXES` define this rule.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STORED_AXES: dict[int, tuple[int, ...]] = {2: (1,), 3: (1, 2), 4: (2, 3, 1)}
 class Node:
     op: str
     name: str
-    inputs: tuple[str, ...]  # with the tensors that a subgraph captures; "" is an absent optional input
+    inputs: tuple[str, ...]  # including tensors captured by a subgraph; "" is an absent optional input
     outputs: tuple[str, ...]
     attrs: dict[str, Any]
 
@@ -35,7 +35,7 @@ class Node:
 
 @dataclass
 class Graph:
-    """The nodes that depend on the input and that the output depends on; shapes are ONNX shapes with a batch of 1."""
+    """The nodes between the input and the output. Shapes are ONNX shapes with a batch of 1."""
 
     input: str
     output: str
@@ -49,9 +49,9 @@ class Graph:
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Graph:
-        """The graph of a model with one input and one output; every dimension but the batch must be known at the input.
+        """The graph of a model with one input and one output, whose input has known dimensions except the batch.
 
-        Raises `errors.ModelError` where shapes contradict each other.
+        Raises `errors.ModelError` if shapes contradict each other.
         """
         inferred = infer_shapes(with_batch(model, 1)).graph
         constants = {t.name: onnx.numpy_helper.to_array(t) for t in inferred.initializer}
@@ -69,11 +69,11 @@ class Graph:
 
     @staticmethod
     def input_of(model: onnx.ModelProto) -> onnx.ValueInfoProto:
-        """The model's one input that is no weight."""
+        """The model's only input that is not a weight."""
         return inputs(model.graph)[0]
 
     def stored_shape(self, tensor: str) -> list[int]:
-        """Shape of ``tensor`` in a head: channels last, no batch axis. Raises `KeyError` where it has none."""
+        """Shape of ``tensor`` in a head: channels last, no batch axis. Raises `KeyError` if the shape is unknown."""
         shape = self.shapes[tensor]
         return [shape[axis] for axis in STORED_AXES[len(shape)]]
 
@@ -92,7 +92,7 @@ class Graph:
         return found[::-1]
 
     def sole_consumer(self, tensor: str) -> Node | None:
-        """The one node that reads ``tensor``, if nothing else needs it."""
+        """The only node that reads ``tensor``; None if several do or if it is the output."""
         readers = self.consumers.get(tensor, [])
         return readers[0] if len(readers) == 1 and tensor != self.output else None
 
@@ -114,7 +114,10 @@ def with_batch(model: onnx.ModelProto, batch: int | str) -> onnx.ModelProto:
 
 
 def tail_model(model: onnx.ModelProto, tensor: str, shape: Iterable[int]) -> onnx.ModelProto:
-    """The part of ``model`` from ``tensor`` (ONNX ``shape`` without the batch) to the output; where that reads the input too, it is the second one."""
+    """The part of ``model`` from ``tensor`` (ONNX ``shape`` without the batch) to the output.
+
+    If that part also reads the model's input, the input is its second one.
+    """
     source = model.graph
     wanted, nodes = {source.output[0].name}, []
     for node in reversed(source.node):
@@ -134,7 +137,7 @@ def tail_model(model: onnx.ModelProto, tensor: str, shape: Iterable[int]) -> onn
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of ``model`` with the shapes of its tensors. Raises `errors.ModelError` where they contradict each other."""
+    """A copy of ``model`` with inferred shapes. Raises `errors.ModelError` if they contradict each other."""
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx's errors have no common base
@@ -144,7 +147,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def drop_unread(graph: onnx.GraphProto) -> None:
-    """Remove what the output no longer depends on; sessions would warn of it and keep it in memory."""
+    """Remove everything that the output does not depend on. Otherwise sessions warn about it and keep it in memory."""
     wanted = {out.name for out in graph.output}
     kept = []
     for node in reversed(graph.node):
@@ -158,7 +161,7 @@ def drop_unread(graph: onnx.GraphProto) -> None:
 
 
 def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """``graph`` and those inside its operators, such as branches and loops."""
+    """``graph`` and the graphs inside its operators, such as branches and loops."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -167,7 +170,10 @@ def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def leading_to(graph: onnx.GraphProto, tensor: str, through: Container[str]) -> Iterator[onnx.NodeProto]:
-    """The operators that make ``tensor``, back along their first inputs, up to the first of another type than those in ``through``."""
+    """The operators that make ``tensor``, backwards along first inputs.
+
+    The last one is the first whose type is not in ``through``.
+    """
     makers = {t: node for node in graph.node for t in node.output}
     node = makers.get(tensor)
     while node is not None:
@@ -176,7 +182,10 @@ def leading_to(graph: onnx.GraphProto, tensor: str, through: Container[str]) -> 
 
 
 def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    """Lets the operator that makes the tensor ``old``, and all that read it, call it ``new``; the graph's inputs and outputs keep their names."""
+    """Rename the tensor ``old`` in all operators that make or read it.
+
+    The graph's inputs and outputs keep their names.
+    """
     for part in subgraphs(graph):
         for node in part.node:
             for names in (node.input, node.output):
@@ -186,7 +195,7 @@ def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
 
 
 def short(name: str) -> str:
-    """``name``, or its beginning and a hash where it is longer than `limits.MAX_NAME`."""
+    """``name``, or its beginning and a hash if it is longer than `limits.MAX_NAME`."""
     return (
         name
         if len(name) <= limits.MAX_NAME
@@ -195,13 +204,13 @@ def short(name: str) -> str:
 
 
 def inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    """The inputs that are no weights."""
+    """The inputs that are not weights."""
     weights = {t.name for t in graph.initializer}
     return [i for i in graph.input if i.name not in weights]
 
 
 def metadata(model: onnx.ModelProto, key: str) -> str | None:
-    """The value of ``key`` in the metadata of ``model``; None without one."""
+    """The value of ``key`` in the metadata of ``model``, or None."""
     return next((entry.value for entry in model.metadata_props if entry.key == key), None)
 
 
@@ -221,7 +230,7 @@ def _constant(node: onnx.NodeProto) -> NDArray[Any]:
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
-    """Names that ``node`` reads, those captured by its subgraphs included."""
+    """Names of the tensors that ``node`` reads, including those captured by its subgraphs."""
     names = list(node.input)
     for attribute in node.attribute:
         for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
@@ -240,7 +249,7 @@ def _nodes(graph: onnx.GraphProto) -> list[Node]:
 
 
 def _dependent(nodes: list[Node], start: str) -> list[Node]:
-    """The nodes that depend on the tensor ``start``, in topological order (ONNX promises it)."""
+    """The nodes that depend on the tensor ``start``, in topological order (ONNX guarantees it)."""
     known, found = {start}, []
     for node in nodes:
         if known & set(node.inputs):
@@ -263,7 +272,7 @@ def _needed(nodes: list[Node], output: str) -> list[Node]:
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    """Of the floats, and of the input."""
+    """Known shapes of the float tensors and of the input."""
     shapes, entry = {}, inputs(graph)[0].name
     for info in [*graph.input, *graph.value_info, *graph.output]:
         kind = info.type.tensor_type

@@ -1,4 +1,4 @@
-"""A trained model, wherever it comes from, to a simplified ONNX model with standard operators only."""
+"""Imports a trained model as a simplified ONNX model with standard operators only."""
 
 from __future__ import annotations
 
@@ -17,35 +17,40 @@ from splitedge import errors, limits
 
 __all__ = ["BATCH", "batched", "export", "load", "session", "session_options", "simplify"]
 
-#: Symbolic name of the batch axis where a model works on batches.
+#: Symbolic name of the batch axis of models that accept batches.
 BATCH: Final = "batch"
 
-#: Our own rewrites, by the names under which they can be left out; "batch" opens the batch axis.
+#: Our own rewrites, by the names that disable them. "batch" opens the batch axis.
 _REWRITES: Final[dict[str, Callable[[onnx.ModelProto], None]]] = {
     "batch norms": rewrites.batch_norms_to_affine,
     "averages": rewrites.averages_into_weights,
     "masks": masks.unify,
 }
-#: All that can be left out where it errs.
+#: All steps that can be disabled if they change the answers.
 _STEPS: Final = (*OPTIMIZERS, *_REWRITES, "batch")
-#: So many of them at most; where more err at once, none of them is used.
+#: Maximum number of disabled steps. If more steps change the answers, all steps are disabled.
 _MOST_LEFT_OUT: Final = 4
 
 
 def load(
     source: str, input_shape: Sequence[int] | None = None, output: str | None = None, padding: int = 0
 ) -> onnx.ModelProto:
-    """The model in ``source``: an ``.onnx`` file, an exported program ``.pt2``, or ``package.module:callable`` that returns an nn.Module.
+    """Import the model in ``source``.
 
-    ``input_shape`` is the whole shape in the file's own order with a batch of 1, such as [1, 3, 224, 224] or [1, 224, 224, 3]: a module needs it, an
-    ONNX file only where its dimensions are open. The result has one input, float32 (pictures [1, C, H, W]) or int64 token ids, and one output, constants and
-    batch norms folded, standard operators, and a batch axis named `BATCH` where the model computes each sample of a batch alike, else 1. ``output`` names
-    the tensor to answer with (None: the first output); what a model takes beside token ids is made of them, the id ``padding`` being no token
-    (`signature.derive_inputs`).
+    ``source`` is an ``.onnx`` file, an exported program ``.pt2``, or ``package.module:callable`` that returns an
+    nn.Module. ``input_shape`` is the whole shape in the file's own order with a batch of 1, such as [1, 3, 224, 224] or
+    [1, 224, 224, 3]. A module requires it; an ONNX file requires it only for open dimensions. ``output`` names the
+    output tensor (None: the first output). Other inputs of a text model are computed from its token ids, where
+    ``padding`` marks padding (`signature.derive_inputs`).
 
-    The result answers as the file does without any graph optimization (`calibration.importing.verify`); what would change that is left out, and its metadata
-    names the optimizers of ONNX Runtime that `session` must leave out too. Of a model that ends in an ArgMax it yields the scores before that, and its
-    metadata tells of the ArgMax (`outputs.recorded`). Raises `errors.ModelError`.
+    The result has one input, float32 (images [1, C, H, W]) or int64 token ids, and one output. Constants and batch
+    norms are folded, and operators are standard. The batch axis is named `BATCH` if the model treats the samples of a
+    batch alike; else its size is 1.
+
+    The result answers as the file does without graph optimization (`calibration.importing.verify`). Steps that change
+    the answers are disabled, and the metadata names the ONNX Runtime optimizers that `session` disables. If the model
+    ends in an ArgMax, the result outputs the scores before it and the metadata records the ArgMax (`outputs.recorded`).
+    Raises `errors.ModelError`.
     """
     model = read(source, input_shape)
     indices = signature.scores_for_indices(model, output)
@@ -66,16 +71,17 @@ def load(
 
 
 def simplify(model: onnx.ModelProto, without: Collection[str] = ()) -> onnx.ModelProto:
-    """``model`` after ONNX Runtime's basic offline optimisation, every batch norm that is left as a Mul and an Add, masks of padding in one form.
+    """``model`` after ONNX Runtime's basic optimizations and our own rewrites.
 
-    Where that makes operators that are not standard ONNX, the model stays as it is but for batch norms and masks. ``without``: steps to leave out,
-    optimizers and our own.
+    Each remaining batch norm becomes a Mul and an Add, and padding masks get one form. If the optimizations create
+    nonstandard operators, only our own rewrites apply. ``without``: optimizers and rewrites to disable.
     """
     off = set(OPTIMIZERS) & set(without)
     if off == set(OPTIMIZERS):
         off, simple = {EVERY}, _copy(model)
     else:
-        # MatMul with rows and a bias would become a Gemm between two reshapes that put rows where the batch was
+        # This fusion turns a MatMul of rows with a bias into a Gemm between two reshapes, which move rows to the batch
+        # axis.
         simple = optimized(model, {*off, "MatMulAddFusion"})
     if any(node.domain for node in simple.graph.node):
         simple = _copy(model)
@@ -90,7 +96,10 @@ def simplify(model: onnx.ModelProto, without: Collection[str] = ()) -> onnx.Mode
 
 
 def batched(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` with an open batch axis if a batch of two then gives what two batches of one give; else with a batch of 1."""
+    """``model`` with an open batch axis, or with a batch of 1.
+
+    The axis is open if a batch of two gives the same answers as two batches of one.
+    """
     opened = with_batch(model, BATCH)
     graph = Graph.of(model)
     rewrites.class_tokens_to_sums(opened, graph)
@@ -103,17 +112,20 @@ def batched(model: onnx.ModelProto) -> onnx.ModelProto:
     return opened if _treats_samples_alike(opened) else with_batch(model, 1)
 
 
-# --- simplified and as right as before ------------------------------------------------------------------------------
+# --- simplification with unchanged answers --------------------------------------------------------------------------
 
 
 def _faithful(model: onnx.ModelProto, agrees: Callable[[onnx.ModelProto], bool]) -> onnx.ModelProto:
-    """``model`` simplified and batched, without the steps that keep it from `agrees`: those found, or all where more err than a few."""
+    """``model`` simplified and batched, without the steps that make `agrees` fail.
+
+    If more than `_MOST_LEFT_OUT` steps fail, all steps are disabled.
+    """
 
     def tried(without: frozenset[str]) -> onnx.ModelProto | None:
         try:
             made = _made(model, without)
             return made if agrees(made) else None
-        except Exception:  # a step that breaks the graph: onnx and ONNX Runtime say so in many ways
+        except Exception:  # a step that breaks the graph: onnx and ONNX Runtime raise many types of errors
             return None
 
     off: frozenset[str] = frozenset()
@@ -131,7 +143,10 @@ def _made(model: onnx.ModelProto, without: frozenset[str]) -> onnx.ModelProto:
 
 
 def _erring(works: Callable[[frozenset[str]], bool], off: frozenset[str]) -> str | None:
-    """A step that must be left out beside those ``off``, found by halving: the last of the fewest first ones without which it works."""
+    """A step that must be disabled besides ``off``, found by bisection; None if disabling all steps does not help.
+
+    It is the last step of the shortest prefix of `_STEPS` without which ``works`` is true.
+    """
     low, high = 0, len(_STEPS)
     if not works(off | {*_STEPS}):
         return None
@@ -151,7 +166,7 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _reference(fixed: onnx.ModelProto, declared: int, padding: int) -> Reference:
-    """What ``fixed``, whose file is made for batches of ``declared`` (0: of any), answers with a batch of 1."""
+    """The answers of ``fixed`` with a batch of 1. ``declared`` is the file's batch size (0: open)."""
     if declared <= 1:
         return Reference.of(fixed, padding)
     try:
@@ -160,7 +175,7 @@ def _reference(fixed: onnx.ModelProto, declared: int, padding: int) -> Reference
             found.check_batch(declared)
     except errors.ModelError as error:
         raise errors.ModelError(
-            f"the model is made for a batch of {declared} and does not work for one sample; export it with a batch of 1",
+            f"the model has a batch of {declared} and does not work for one sample; export it with a batch of 1",
             reason="batch",
         ) from error
     return found
@@ -171,36 +186,38 @@ def _check(model: onnx.ModelProto, source: str) -> None:
     ids = kind.elem_type == onnx.TensorProto.INT64 and len(kind.shape.dim) == 2
     if not ids and (kind.elem_type != onnx.TensorProto.FLOAT or not 2 <= len(kind.shape.dim) <= 4):
         raise errors.ModelError(
-            f"the input of {source} is neither a float32 tensor of 2 to 4 axes nor int64 token ids [batch, tokens]; export it with one",
+            f"the input of {source} is neither a float32 tensor of 2 to 4 axes nor int64 token ids [batch, tokens]; "
+            "export it with one of them",
             reason="input-type",
         )
 
 
 def _batch_of(model: onnx.ModelProto) -> int:
-    """The batch that the file is made for; 0 where it is open."""
+    """The batch size of the file; 0 if it is open."""
     return int(inputs(model.graph)[0].type.tensor_type.shape.dim[0].dim_value)
 
 
 def _fixed(model: onnx.ModelProto, input_shape: Sequence[int] | None) -> onnx.ModelProto:
-    """``model`` with a batch of 1 and every other dimension of its input known."""
+    """``model`` with a batch of 1 and all dimensions of its input known."""
     fixed = with_batch(model, 1)
     dims = inputs(fixed.graph)[0].type.tensor_type.shape.dim
     if input_shape is not None:
         if len(input_shape) != len(dims) or input_shape[0] != 1:
             raise errors.ModelError(
-                f"the input shape must have {len(dims)} numbers, the first of them 1", reason="input-shape"
+                f"the input shape must have {len(dims)} numbers and begin with 1", reason="input-shape"
             )
         if any(dim.dim_value not in (0, size) for dim, size in zip(dims, input_shape, strict=True)):
             own = ",".join(str(dim.dim_value or "?") for dim in dims)
             raise errors.ModelError(
-                f"the model's input is {own}, not {','.join(map(str, input_shape))}; give the shape in the file's own order",
+                f"the model's input is {own}, not {','.join(map(str, input_shape))}; "
+                "give the shape in the file's own order",
                 reason="other-shape",
             )
         for dim, size in zip(dims, input_shape, strict=True):
             dim.dim_value = size
     if not all(0 < dim.dim_value <= limits.MAX_DIM for dim in dims):
         raise errors.ModelError(
-            "the model leaves dimensions of its input open; give an input shape such as 1,3,224,224, or 1,128 for token ids",
+            "the model's input has open dimensions; give an input shape such as 1,3,224,224, or 1,128 for token ids",
             reason="open-dimensions",
         )
     return fixed
@@ -214,7 +231,7 @@ def _treats_samples_alike(model: onnx.ModelProto) -> bool:
         run = session(model).run
         both = run(None, {graph.input: x})[0]
         each = [run(None, {graph.input: x[i : i + 1]})[0] for i in range(2)]
-    except Exception:  # a batch of two does not fit this graph: ONNX Runtime says so in many ways
+    except Exception:  # a batch of two does not fit this graph: ONNX Runtime raises many types of errors
         return False
     room = 1e-4 * (1 + np.abs(both[np.isfinite(both)]).max(initial=0))
     return both.shape[:1] == (2,) and np.allclose(both, np.concatenate(each), rtol=1e-3, atol=room, equal_nan=True)

@@ -1,4 +1,8 @@
-"""Masks of padding in one form. Exports build them in many ways, with indices of the batch in some; what counts is what they compute for some ids."""
+"""Converts padding masks to one form.
+
+Exported models build masks in many ways, some with indices of the batch. So a mask is recognized by the values that it
+computes for some ids.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from calibration.importing.graph import Graph, Node, drop_unread, reads
 
-#: A mask takes a score away if it adds no more than this; ours adds the other number, in which every float32 score disappears.
+#: A mask hides a score if it adds at most this value. Our masks add `OURS`, which absorbs every float32 score.
 AWAY: Final = -1e4
 OURS: Final = -1e9
 
@@ -23,7 +27,10 @@ _PASSED: Final = {"Reshape", "Identity", "Dropout", "Mul", "Div", "Squeeze", "Un
 
 @dataclass(frozen=True)
 class _Mask:
-    """``node`` adds ``tensor`` to the ``scores``; or it puts a number in their place where ``tensor`` is ``taken``."""
+    """A padding mask.
+
+    ``node`` adds ``tensor`` to the ``scores``, or replaces them with a constant where ``tensor`` equals ``taken``.
+    """
 
     node: Node
     scores: str
@@ -32,12 +39,12 @@ class _Mask:
 
 
 def unify(model: onnx.ModelProto) -> None:
-    """Replaces every mask of padding in ``model``, whose input are token ids [1, T], by Where(ids == pad, `OURS`, 0) as [1, 1, 1, T].
+    """Replaces every padding mask in ``model`` with Where(ids == pad, `OURS`, 0) of shape [1, 1, 1, T].
 
-    Other masks stay as they are, and those that are so already.
+    The model's inputs are token ids [1, T]. Masks of other kinds, and those already in this form, stay unchanged.
     """
     graph = Graph.of(model)
-    if not graph.takes_ids or graph.opset < 9:  # without Where
+    if not graph.takes_ids or graph.opset < 9:  # before opset 9 there is no Where
         return
     found = [mask for node in graph.nodes if node.op == "Softmax" and (mask := _mask_of(graph, node))]
     made: dict[int, str] = {}
@@ -52,7 +59,7 @@ def unify(model: onnx.ModelProto) -> None:
 
 
 def pad_of(graph: Graph, mask: str) -> int | None:
-    """The id that ``mask`` hides, if it is one that `unify` makes."""
+    """The padding id that ``mask`` hides, if the mask has the form that `unify` creates; else None."""
     nodes = graph.behind(mask)
     if [n.op for n in nodes] != ["Equal", "Where", "Reshape"] or nodes[0].inputs[0] != graph.input:
         return None
@@ -62,7 +69,7 @@ def pad_of(graph: Graph, mask: str) -> int | None:
 
 
 def _mask_of(graph: Graph, softmax: Node) -> _Mask | None:
-    """What hides scores of ``softmax``, if it depends on nothing but the ids."""
+    """The mask on the scores of ``softmax``, if it depends on the ids only; else None."""
     node = graph.producer.get(softmax.inputs[0])
     while node is not None and node.op in _PASSED:
         node = graph.producer.get(next((t for t in node.inputs if t not in graph.constants), ""))
@@ -89,13 +96,13 @@ def _is_away(graph: Graph, name: str) -> bool:
 
 
 def _pads(graph: Graph) -> set[int]:
-    """The ids that any operator compares with."""
+    """The nonnegative constants that Equal operators compare with: candidates for the padding id."""
     compared = [graph.constants[t] for n in graph.nodes if n.op == "Equal" for t in n.inputs if t in graph.constants]
     return {int(c.reshape(-1)[0]) for c in compared if c.size == 1 and c.reshape(-1)[0] >= 0}
 
 
 def _leaves_out(model: onnx.ModelProto, graph: Graph, mask: _Mask, pad: int) -> bool:
-    """Whether ``mask`` hides the keys whose id is ``pad``, and nothing else."""
+    """Whether ``mask`` hides exactly the keys whose id is ``pad``."""
     run, shape = _evaluator(model, graph.input, mask.tensor), graph.shapes[mask.scores]
     for seed in range(3):
         ids = np.random.default_rng(seed).integers(0, 3, (1, shape[-1])) + pad
@@ -111,7 +118,7 @@ def _leaves_out(model: onnx.ModelProto, graph: Graph, mask: _Mask, pad: int) -> 
 
 
 def _evaluator(model: onnx.ModelProto, ids: str, tensor: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """What makes ``tensor`` of the token ``ids``."""
+    """A function that computes ``tensor`` from the token ``ids``."""
     wanted, nodes = {tensor}, []
     for node in reversed(model.graph.node):
         if wanted & set(node.output):

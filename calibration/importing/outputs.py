@@ -1,4 +1,7 @@
-"""What a model's output is: logits, probabilities, scores, or a tensor without classes. Decided once, from what the float model answers."""
+"""Classifies a model's output: logits, probabilities, scores, or a tensor without classes.
+
+The decision uses the answers of the float model.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,21 @@ F32 = NDArray[np.float32]
 #: Key in `ModelProto.metadata_props`: axis and keepdims of the ArgMax in which the file ends.
 ARGMAX: Final = "splitedge.argmax"
 
-#: How far the sum of probabilities, or the length of a normalized embedding, may be from 1: what float32 sums of 100,000 classes are off by.
+#: Maximum distance from 1 of the sum of probabilities or of the length of a normalized embedding. It covers the error
+#: of float32 sums over 100,000 classes.
 TOLERANCE: Final = 1e-3
 
 
 def kind(outputs: F32) -> OutputKind:
-    """The kind of ``outputs`` [n, ...] (ONNX order), told by their shape and values.
+    """The kind of ``outputs`` [n, ...] (ONNX order), derived from shape and values.
 
-    More than one axis that is longer than 1: a tensor. Else a vector, and over all samples: values of 0 or more that sum to 1 are probabilities,
-    values from 0 to 1 are scores, vectors of length 1 with values below 0 are a normalized embedding (a tensor), and all others are logits.
+    An output with more than one axis longer than 1 is a tensor. Any other output is a vector, and all samples together
+    decide:
+
+    - values of at least 0 that sum to 1 are probabilities;
+    - values from 0 to 1 are scores;
+    - vectors of length 1 with negative values are a normalized embedding, which is a tensor;
+    - all others are logits.
     """
     if sum(size > 1 for size in outputs.shape[1:]) > 1:
         return "tensor"
@@ -47,7 +56,10 @@ def of_model(
     classes: bool = False,
     embedding: bool = False,
 ) -> Output:
-    """The output of ``model`` (from `calibration.importing.importer.load`), as `describe` tells of its answers ``outputs`` and of the operators that it ends in."""
+    """The output of ``model`` (from `calibration.importing.importer.load`), as `describe` derives it.
+
+    It uses the answers ``outputs`` and the last operators of the model.
+    """
     return describe(
         outputs, wanted, classes=classes, embedding=embedding, indices=recorded(model), ranked=_is_ranked(model)
     )
@@ -62,12 +74,16 @@ def describe(
     indices: ArgMax | None = None,
     ranked: bool = False,
 ) -> Output:
-    """The output of a model that answers ``outputs`` [n, ...] (ONNX order): of the kind ``wanted``, else as `kind` tells.
+    """The output of a model with the answers ``outputs`` [n, ...] (ONNX order): of the kind ``wanted``, else of `kind`.
 
-    ``classes``: there are labels or names of classes, so a vector is no embedding. ``embedding``: the caller judges by the cosine, so without
-    classes what would be logits is an embedding. ``indices``: the model ends in this ArgMax of ``outputs``: of a vector that is the best
-    class, which any answer tells; of a map answers hold the indices. ``ranked``: a TopK yields them, so their places are no classes: a tensor.
-    Raises `errors.InputError` where the shape does not fit, `errors.ModelError` where a whole answer is over `limits.MAX_FRAME_BYTES`.
+    - ``classes``: labels or class names exist, so a vector is no embedding.
+    - ``embedding``: the caller compares by cosine, so without classes an output of logits is an embedding.
+    - ``indices``: the ArgMax of ``outputs`` at the end of the model. For a vector this is the best class, which every
+      answer gives. For a map the answers hold the indices.
+    - ``ranked``: a TopK yields the values, so their positions are no classes and the output is a tensor.
+
+    Raises `errors.InputError` if the shape does not fit the kind. Raises `errors.ModelError` if a whole answer is
+    larger than `limits.MAX_FRAME_BYTES`.
     """
     shape = list(outputs.shape[1:])
     found: OutputKind = "tensor" if ranked else kind(outputs)
@@ -75,7 +91,8 @@ def describe(
     best_class = is_vector and indices is not None and outputs.shape[indices.axis] == outputs[0].size
     if not is_vector and wanted not in (None, "tensor"):
         raise errors.InputError(
-            f"the output has the shape {shape} and {wanted} need a vector: leave out --output-kind, or name another tensor with --output",
+            f"the output has the shape {shape} and {wanted} need a vector; "
+            "omit --output-kind, or choose another tensor with --output",
             reason="not-a-vector",
         )
     if wanted is not None:
@@ -92,20 +109,21 @@ def describe(
     size = 4 * math.prod(shape)
     if found == "tensor" and size > limits.MAX_FRAME_BYTES:
         raise errors.ModelError(
-            f"the output {shape} has {size} bytes and an answer at most {limits.MAX_FRAME_BYTES}: name a smaller tensor with --output",
+            f"the output {shape} has {size} bytes (the maximum is {limits.MAX_FRAME_BYTES}); "
+            "choose a smaller tensor with --output",
             reason="output-too-large",
         )
     return Output(found, shape, last)
 
 
 def record(model: onnx.ModelProto, indices: ArgMax | None) -> None:
-    """Record in the metadata of ``model`` that the file ends in the ArgMax ``indices``."""
+    """Record the ArgMax ``indices`` at the end of the file in the metadata of ``model``."""
     if indices is not None:
         set_metadata(model, ARGMAX, f"{indices.axis},{int(indices.keepdims)}")
 
 
 def recorded(model: onnx.ModelProto) -> ArgMax | None:
-    """The ArgMax that `record` wrote."""
+    """The ArgMax that `record` wrote, or None."""
     found = metadata(model, ARGMAX)
     if found is None:
         return None

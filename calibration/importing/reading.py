@@ -1,4 +1,4 @@
-"""Model files, exported programs and modules, read as ONNX models."""
+"""Reads model files, exported programs and modules as ONNX models."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from calibration.importing.graph import infer_shapes, subgraphs
 from calibration.importing.sessions import brief
 from splitedge import errors, limits
 
-#: How a file begins that Git LFS left in place of a large one.
+#: First bytes of a Git LFS pointer, which replaces a large file that was not downloaded.
 _POINTER: Final = b"version https://git-lfs"
 
 
 def read(source: str, input_shape: Sequence[int] | None) -> onnx.ModelProto:
-    """What ``source`` names, as in `calibration.importing.importer.load`; the weights are in it. Raises `errors.ModelError`."""
+    """The model that ``source`` names (see `calibration.importing.importer.load`), with its weights.
+
+    Raises `errors.ModelError`.
+    """
     path = Path(source)
     if path.suffix == ".onnx":
         return _read_onnx(_existing(path))
@@ -31,7 +34,7 @@ def read(source: str, input_shape: Sequence[int] | None) -> onnx.ModelProto:
     if ":" in source:
         if input_shape is None:
             raise errors.ModelError(
-                f"{source} needs an input shape such as 1,3,224,224; give one", reason="no-input-shape"
+                f"{source} has no input shape; give one such as 1,3,224,224", reason="no-input-shape"
             )
         return export(_call(source), input_shape)
     raise errors.ModelError(
@@ -41,7 +44,7 @@ def read(source: str, input_shape: Sequence[int] | None) -> onnx.ModelProto:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise errors.ModelError(f"there is no model file {path}; check the path", reason="no-file")
+        raise errors.ModelError(f"the model file {path} does not exist; check the path", reason="no-file")
     if path.stat().st_size > limits.MAX_MODEL_BYTES:
         raise _too_large(path)
     _refuse_pointer(path)
@@ -50,7 +53,7 @@ def _existing(path: Path) -> Path:
 
 def _too_large(path: Path) -> errors.ModelError:
     return errors.ModelError(
-        f"{path} is larger than {limits.MAX_MODEL_BYTES} bytes; use a smaller model", reason="too-large"
+        f"{path} is larger than the maximum of {limits.MAX_MODEL_BYTES} bytes; use a smaller model", reason="too-large"
     )
 
 
@@ -76,7 +79,7 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
         onnx.load_external_data_for_model(model, str(path.parent))
         _one_domain(model)
         _constants_are_no_inputs(model.graph)
-        model.ir_version = max(model.ir_version, 4)  # of files before, constants had to be inputs
+        model.ir_version = max(model.ir_version, 4)  # before IR 4, constants must also be inputs
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         if not all(o.type.tensor_type.HasField("shape") for o in model.graph.output):
@@ -92,7 +95,7 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
 
 
 def _places(graph: onnx.GraphProto) -> set[str]:
-    """The files beside the model that hold weights, as it names them."""
+    """External files with weights, as the model names them."""
     tensors = [t for part in subgraphs(graph) for t in (*part.initializer, *_attributes(part))]
     stored = [t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL]
     return {entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location"}
@@ -103,17 +106,17 @@ def _attributes(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _size_beside(model: Path, place: str) -> int:
-    """Bytes of the weights in ``place``. Raises `errors.ModelError` for a file that onnx would not read."""
+    """Size in bytes of the weights file ``place``. Raises `errors.ModelError` for a file that onnx does not read."""
     path = model.parent / place
     if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
         raise errors.ModelError(
-            f"the weights of {model} are in {place}, which is a link, and onnx reads no weights through links; "
-            "copy both files into one folder",
+            f"the weights of {model} are in {place}, which is a link; onnx does not read weights through links, "
+            "so copy both files into one folder",
             reason="linked-weights",
         )
     if not path.is_file():
         raise errors.ModelError(
-            f"the weights of {model} are in {place}, and there is no such file beside it; copy both files into one folder",
+            f"the weights of {model} are in {place}, which does not exist beside it; copy both files into one folder",
             reason="no-weights",
         )
     _refuse_pointer(path)
@@ -121,7 +124,7 @@ def _size_beside(model: Path, place: str) -> int:
 
 
 def _one_domain(model: onnx.ModelProto) -> None:
-    """The standard operators' domain has two names, "" and "ai.onnx": here it has the first."""
+    """Renames the domain "ai.onnx" to "", its other name."""
     for owner in (model, *model.functions):
         versions = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in owner.opset_import}
         del owner.opset_import[:]
@@ -133,14 +136,17 @@ def _one_domain(model: onnx.ModelProto) -> None:
 
 
 def _constants_are_no_inputs(graph: onnx.GraphProto) -> None:
-    """Files of IR 3, and some of later versions, list their constants among the inputs, so that a caller could replace them."""
+    """Removes constants from the inputs.
+
+    Files of IR 3, and some later ones, list their constants as inputs so that a caller can replace them.
+    """
     constants = {t.name for t in graph.initializer}
     for entry in [i for i in graph.input if i.name in constants]:
         graph.input.remove(entry)
 
 
 def _shape_outputs(model: onnx.ModelProto) -> None:
-    """Shapes of outputs, which the checker wants and some tools leave out."""
+    """Adds the output shapes that the checker requires and some tools omit."""
     for own, known in zip(model.graph.output, infer_shapes(model).graph.output, strict=True):
         own.CopyFrom(known)
 
@@ -150,7 +156,7 @@ def _shape_outputs(model: onnx.ModelProto) -> None:
 
 def _read_exported(path: Path) -> Any:
     torch = _torch()
-    logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
+    logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # it logs the traceback of every error that it raises
     try:
         return torch.export.load(path)
     except Exception as error:  # zip, json and version errors
@@ -166,7 +172,7 @@ def _call(source: str) -> Any:
     module_name, _, attribute = source.partition(":")
     sys.path.insert(0, "")
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is for our own answer
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is reserved for our own results
             made = getattr(importlib.import_module(module_name), attribute)()
     except Exception as error:  # the user's own code runs here
         raise errors.ModelError(
@@ -192,19 +198,19 @@ def _torch() -> Any:
 
 
 def export(module: Any, shape: Sequence[int] | None) -> onnx.ModelProto:
-    """A torch module, or an exported program (``shape`` None), as ONNX. A module with an embedding and an input of two axes takes token ids.
+    """Export a torch module, or an exported program (``shape`` None), to ONNX.
 
-    Raises `errors.ModelError`.
+    A module with an embedding and an input of two axes takes token ids. Raises `errors.ModelError`.
     """
     torch = _torch()
     example = None if shape is None else (_example(module, shape),)
-    # The exporter's own deprecations, and its regret that torchvision is not there, are not the user's.
+    # The exporter's deprecation warnings, and its warning that torchvision is missing, do not concern the user.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(module, example, dynamo=True, verbose=False)
-        except Exception as error:  # torch raises what it likes
+        except Exception as error:  # torch's errors have no common base below Exception
             raise errors.ModelError(
                 f"PyTorch cannot export the model to ONNX ({brief(error)}); export it yourself", reason="export-failed"
             ) from error

@@ -1,4 +1,4 @@
-"""Rewrites of a model that change none of its answers: operators that a head knows in place of others."""
+"""Rewrites that keep a model's answers and replace operators with ones that a head supports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def batch_norms_to_affine(model: onnx.ModelProto) -> None:
 
 
 def class_tokens_to_sums(model: onnx.ModelProto, graph: Graph) -> None:
-    """Constant rows that are joined ahead of [1, T, C] become rows of zeros ahead of it and a sum, which any batch may have."""
+    """Replaces constant rows joined ahead of [1, T, C] with rows of zeros and a sum, which work for any batch size."""
     nodes = []
     for node in model.graph.node:
         known = graph.producer.get(node.output[0])
@@ -61,7 +61,10 @@ def class_tokens_to_sums(model: onnx.ModelProto, graph: Graph) -> None:
 
 
 def averages_into_weights(model: onnx.ModelProto) -> None:
-    """A number times the sum of two products goes into their weights: what distilled transformers answer is the mean of two classifiers."""
+    """Multiplies a constant factor of the sum of two products into their weights.
+
+    Distilled transformers output the mean of two classifiers in this form.
+    """
     graph = model.graph
     weights = {t.name: t for t in graph.initializer}
     makers = {t: n for n in graph.node for t in n.output}

@@ -1,7 +1,8 @@
-"""Sessions of ONNX Runtime: how they are opened here, and which of its optimizers stay off for a model.
+"""Opens ONNX Runtime sessions and disables the optimizers that change a model's answers.
 
-ONNX Runtime rewrites a graph before it runs it, and a few of these rewrites change the answers of some models. Import finds them
-(`calibration.importing.verify`) and records them in the model's metadata, so that every later session of the model, or of a tail of it, leaves them out.
+ONNX Runtime rewrites a graph before it runs it, and some rewrites change the answers of some models. Import detects
+them (`calibration.importing.verify`) and records them in the model's metadata. Every later session of the model, or of
+a tail of it, then disables them.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from splitedge import errors
 
 #: Key in `ModelProto.metadata_props`: names of optimizers, separated by commas, or `EVERY`.
 DISABLED_OPTIMIZERS: Final = "splitedge.disabled_optimizers"
-#: In place of names: no graph optimization at all.
+#: Value in place of names: disables all graph optimization.
 EVERY: Final = "all"
-#: Optimizers of ONNX Runtime for the CPU, by level. A name that the installed version does not know has no effect.
+#: Optimizers of ONNX Runtime for the CPU, by level. ONNX Runtime ignores names that the installed version does not
+#: have.
 OPTIMIZERS: Final = (
     "EliminateIdentity", "EliminateSlice", "UnsqueezeElimination", "EliminateDropout", "ExpandElimination", "CastElimination",
     "PreShapeNodeElimination", "NoopElimination", "DivMulFusion", "FuseReluClip", "GemmSumFusion", "GemmTransposeFusion", "NotWhereFusion",
@@ -43,9 +45,11 @@ _OFF: Final = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 
 def session_options(threads: int = 0) -> ort.SessionOptions:
-    """Options of every ONNX Runtime session here: quiet; ``threads`` 0 means as many as there are cores that this process may use.
+    """Options of every ONNX Runtime session: log output is off.
 
-    ONNX Runtime itself would count, and bind its threads to, all cores of the machine.
+    ``threads`` 0 means one per core that this process may use.
+
+    By default ONNX Runtime counts all cores of the machine and binds its threads to them.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -56,7 +60,10 @@ def session_options(threads: int = 0) -> ort.SessionOptions:
 
 
 def session(model: onnx.ModelProto | bytes, threads: int = 0) -> ort.InferenceSession:
-    """An inference session of ``model`` on the CPU, without the optimizers that its metadata names. Raises `errors.ModelError`."""
+    """An inference session of ``model`` on the CPU without the optimizers that its metadata disables.
+
+    Raises `errors.ModelError`.
+    """
     parsed = onnx.load_model_from_string(model) if isinstance(model, bytes) else model
     data = model if isinstance(model, bytes) else None
     options, names = session_options(threads), disabled(parsed)
@@ -66,14 +73,17 @@ def session(model: onnx.ModelProto | bytes, threads: int = 0) -> ort.InferenceSe
 
 
 def unoptimized(model: onnx.ModelProto) -> ort.InferenceSession:
-    """A session that runs ``model`` as it is written. Raises `errors.ModelError`."""
+    """A session that runs ``model`` without graph optimization. Raises `errors.ModelError`."""
     options = session_options()
     options.graph_optimization_level = _OFF
     return _open(model, options)
 
 
 def optimized(model: onnx.ModelProto, without: Collection[str]) -> onnx.ModelProto:
-    """``model`` after ONNX Runtime's basic optimizations, which yield standard operators as a rule. Raises `errors.ModelError`."""
+    """``model`` after ONNX Runtime's basic optimizations, which usually yield standard operators.
+
+    Raises `errors.ModelError`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = session_options()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -83,18 +93,21 @@ def optimized(model: onnx.ModelProto, without: Collection[str]) -> onnx.ModelPro
 
 
 def disabled(model: onnx.ModelProto) -> list[str]:
-    """The optimizers that stay off for ``model``."""
+    """The optimizers that are disabled for ``model``."""
     found = metadata(model, DISABLED_OPTIMIZERS)
     return found.split(",") if found else []
 
 
 def disable(model: onnx.ModelProto, names: Iterable[str]) -> None:
-    """Record in ``model`` that exactly the optimizers ``names`` stay off."""
+    """Record in ``model`` that exactly the optimizers ``names`` are disabled."""
     set_metadata(model, DISABLED_OPTIMIZERS, ",".join(sorted(names)) or None)
 
 
 def brief(error: BaseException) -> str:
-    """What ``error`` says in one line; of a long text its beginning and its end, where ONNX Runtime gives the reason."""
+    """The message of ``error`` in one line.
+
+    Of a long text it keeps the beginning and the end, where ONNX Runtime gives the reason.
+    """
     text = " ".join(str(error).split())
     return (text if len(text) <= 300 else f"{text[:100]} ... {text[-195:]}") or type(error).__name__
 

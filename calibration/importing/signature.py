@@ -1,6 +1,7 @@
-"""What a model takes and yields, brought to one input and one output in the layout that everything here works on.
+"""Normalizes a model to one input and one output in the layout that this project uses.
 
-Exports of text models take a mask and token types too, and yield several tensors; networks from TensorFlow take pictures with their channels last.
+Exported text models also take a mask and token types, and return several tensors. TensorFlow models take images with
+the channels last.
 """
 
 from __future__ import annotations
@@ -16,39 +17,43 @@ from splitedge import errors
 
 Role = Literal["mask", "types", "positions"]
 
-#: Inputs beside the token ids, by a part of their name.
+#: Roles of the inputs other than the token ids, by a part of their name.
 _ROLES: Final[dict[str, Role]] = {
     "mask": "mask", "token_type": "types", "segment": "types", "type_ids": "types", "position": "positions",
 }  # fmt: skip
 
-#: Operators that know [N, C, H, W] alone: an input that one of these reads has its channels first.
+#: Operators defined for [N, C, H, W] only: an input that one of them reads has its channels first.
 _CHANNELS_FIRST: Final = {
     "Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "BatchNormalization", "InstanceNormalization",
     "LpPool", "GlobalLpPool", "LRN",
 }  # fmt: skip
-#: Axes of the picture that `channels_first` leaves, in the order in which the model took them before.
+#: The permutation from the image's original axes to those after `channels_first`.
 TURNED: Final = (0, 3, 1, 2)
-#: Operators that change a tensor's shape and not the order of its elements.
+#: Operators that change the shape of a tensor and keep the order of its elements.
 SHAPES: Final = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
-#: The greatest index that a type holds exactly; of other types none is asked for.
+#: The largest index that each type holds exactly. Indices in other types are not supported.
 _GREATEST: Final = {
     TensorProto.INT64: 2**31, TensorProto.INT32: 2**31, TensorProto.UINT64: 2**31, TensorProto.UINT32: 2**31, TensorProto.DOUBLE: 2**31,
     TensorProto.FLOAT: 2**24, TensorProto.FLOAT16: 2048, TensorProto.UINT16: 65535, TensorProto.INT16: 32767, TensorProto.UINT8: 255,
     TensorProto.INT8: 127,
 }  # fmt: skip
-#: Operators that may follow an ArgMax and, as far as types hold them, leave its indices as they are.
+#: Operators that may follow an ArgMax and keep its indices, as far as the type holds them.
 _PASS_INDICES: Final = {*SHAPES, "Cast"}
 
 
 def main_input_first(model: onnx.ModelProto) -> None:
-    """Puts the input that frames bring ahead: the only one, or the token ids. Raises `errors.ModelError` where it is not clear which one that is."""
+    """Moves the input that receives the frames to the front: the only input, or the token ids.
+
+    Raises `errors.ModelError` if that input is ambiguous.
+    """
     found = inputs(model.graph)
     mains = [i for i in found if len(found) == 1 or _role(i) is None]
     others = [i for i in found if i not in mains]
     if len(mains) != 1 or (others and not all(map(_holds_tokens, (mains[0], *others)))):
         names = ", ".join(i.name for i in found) or "none"
         raise errors.ModelError(
-            f"the model's inputs are {names}; export it with one, or with token ids and beside them attention_mask, token_type_ids or position_ids",
+            f"the model's inputs are {names}; export it with one input, or with token ids "
+            "and any of attention_mask, token_type_ids and position_ids",
             reason="inputs",
             inputs=[i.name for i in found],
         )
@@ -59,9 +64,10 @@ def main_input_first(model: onnx.ModelProto) -> None:
 
 
 def keep_output(model: onnx.ModelProto, name: str | None) -> None:
-    """Leaves ``model`` the output ``name``, or its first, and what that needs; ``name`` may be any float32 tensor between its operators.
+    """Keeps only the output ``name`` of ``model`` (None: the first output) and the operators that it needs.
 
-    Raises `errors.ModelError` where there is no such tensor, or where it holds something else than float32.
+    ``name`` may be any float32 tensor in the graph. Raises `errors.ModelError` if the tensor does not exist or is not
+    float32.
     """
     graph = model.graph
     kept = next((o for o in graph.output if name in (None, o.name)), None)
@@ -94,16 +100,20 @@ def keep_output(model: onnx.ModelProto, name: str | None) -> None:
 
 
 class ArgMax(NamedTuple):
-    """The last operator of a model whose output is indices; ``axis`` of its scores in ONNX order, the batch axis counted."""
+    """The final ArgMax of a model that outputs indices.
+
+    ``axis`` is an axis of its scores in ONNX order and counts the batch axis.
+    """
 
     axis: int
     keepdims: bool
 
 
 def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | None:
-    """Where the output ``name`` of ``model`` (None: the first) is an ArgMax of float32 scores, lets it yield the scores instead; None where it is not.
+    """Replaces an ArgMax at the output ``name`` (None: the first output) with its float32 scores.
 
-    Scores change smoothly with noise and indices do not, so scores are what is calibrated; answers are given in indices.
+    Returns the ArgMax, or None if the output is not one. Scores change smoothly with noise and indices do not. So
+    calibration uses the scores, and answers hold the indices.
     """
     graph = model.graph
     output = next((o for o in graph.output if name in (None, o.name)), None)
@@ -121,7 +131,7 @@ def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | Non
         return None
     rank = len(scores.shape.dim)
     axis = attributes.get("axis", 0) % rank if rank else 0
-    count = scores.shape.dim[axis].dim_value if axis else 0  # 0: over the batch
+    count = scores.shape.dim[axis].dim_value if axis else 0  # 0: ArgMax over the batch axis
     if not 0 < count <= min((_GREATEST.get(kind, 0) + 1 for kind in casts), default=count):
         return None
     del graph.output[:]
@@ -130,9 +140,11 @@ def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | Non
 
 
 def channels_first(model: onnx.ModelProto) -> bool:
-    """Lets ``model``, if its input is a picture with its channels last, take [1, C, H, W]; returns whether it is one.
+    """Makes a ``model`` whose input is an image with the channels last take [1, C, H, W]; returns whether it did.
 
-    It is one of shape [1, H, W, 1 or 3], or of any shape if the model turns it to [1, C, H, W] before all else. Frames and arrays have their channels last either way; the optimizer removes the two transpositions that then follow each other.
+    Such an input has the shape [1, H, W, 1 or 3], or any shape if the model first transposes it to [1, C, H, W]. Frames
+    and arrays have their channels last in both cases. The optimizer removes the two transpositions that then follow
+    each other.
     """
     graph = model.graph
     entry = inputs(graph)[0].type.tensor_type
@@ -156,14 +168,17 @@ def _perm(node: onnx.NodeProto) -> list[int]:
 
 
 def with_batch_axis(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
-    """Gives the output of ``model``, of this ``shape`` for a batch of 1, its batch axis back where the model drops it."""
+    """Adds the batch axis to the output of ``model`` if the model drops it.
+
+    ``shape`` is the output's shape for a batch of 1.
+    """
     if len(shape) > 1 and shape[0] == 1:
         return
     graph, name = model.graph, model.graph.output[0].name
     whole = [1, *shape] if shape else [1, 1]
     rename(graph, name, f"{name}@flat")
     source = f"{name}@flat"
-    for node in leading_to(graph, source, SHAPES):  # one change of shape does for all
+    for node in leading_to(graph, source, SHAPES):  # one Reshape replaces all changes of shape
         source = node.input[0] if node.op_type in SHAPES else source
     graph.initializer.append(numpy_helper.from_array(np.array(whole, np.int64), f"{name}@batch"))
     graph.node.append(helper.make_node("Reshape", [source, f"{name}@batch"], [name], f"{name}@reshape"))
@@ -171,8 +186,10 @@ def with_batch_axis(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
 
 
 def derive_inputs(model: onnx.ModelProto, padding: int) -> None:
-    """Makes of the first input [1, T], whose T is known, what ``model`` takes beside it: the mask is 1 where the id is not ``padding``, all tokens are of
-    type 0, and their positions count from 0."""
+    """Computes the other inputs of ``model`` from the first one, [1, T], whose T is known.
+
+    The mask is 1 where the id is not ``padding``. All tokens have type 0, and positions count from 0.
+    """
     graph, nodes = model.graph, []
     main, *others = inputs(graph)
     tokens = main.type.tensor_type.shape.dim[-1].dim_value
@@ -204,13 +221,13 @@ def _role(value: onnx.ValueInfoProto) -> Role | None:
 
 
 def _holds_tokens(value: onnx.ValueInfoProto) -> bool:
-    """Whether it holds a number for each token, [batch, T]; a mask may be one of other numbers."""
+    """Whether ``value`` holds one number per token, [batch, T]. Token ids are int64; a mask may have another type."""
     kind = value.type.tensor_type
     return len(kind.shape.dim) == 2 and (kind.elem_type == TensorProto.INT64 or _role(value) == "mask")
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types of the tensors, where they are known."""
+    """Known element types of the tensors."""
     graph = infer_shapes(model).graph
     return {i.name: i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info, *graph.output)}
 
@@ -221,7 +238,7 @@ def _kind(value: onnx.ValueInfoProto) -> str:
 
 
 def _advice(model: onnx.ModelProto, output: str) -> str:
-    """Names the last float32 tensor before ``output``."""
+    """Suggests the last float32 tensor before ``output``."""
     types, wanted = _types(model), {output}
     for node in reversed(model.graph.node):
         if not wanted & set(node.output) or not node.input:

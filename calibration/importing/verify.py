@@ -1,4 +1,7 @@
-"""Whether a simplified model still answers as the file did: both are run on a few inputs, the file without any graph optimization."""
+"""Checks that a simplified model answers as its file does.
+
+Runs both models on a few inputs, the file without any graph optimization.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,24 @@ from splitedge import errors
 F32 = NDArray[np.float32]
 Array = NDArray[Any]
 
-#: Greatest difference to the file's answer that rounding may make, as a share of its greatest value. The order of float32 sums changes the answers of
-#: EfficientNet-Lite0 by 1e-6 of it and those of small networks by 2e-5 at most; rewrites that err change some answers by a per cent and more.
+#: Maximum difference from the file's answer that rounding may cause, relative to its largest value. The order of
+#: float32 sums changes answers of EfficientNet-Lite0 by 1e-6 and those of small networks by at most 2e-5. Wrong
+#: rewrites change some answers by one per cent or more.
 RELATIVE: Final = 1e-4
-#: Where an input is so unlucky that its last digits decide (a norm over equal values), the answer may differ by so many times what they change.
+#: For an input whose last digits matter (a norm over equal values), the answer may differ by this multiple of their
+#: effect.
 UNLUCKY: Final = 30.0
 _LAST_DIGITS: Final = 2e-7
-#: Values of a batch of the file's own size that are run at once.
+#: Maximum number of values in a batch of the file's own size that is run at once.
 _BATCH_VALUES: Final = 1 << 24
 
 
 @dataclass(frozen=True)
 class Reference:
-    """``answers`` of ``model``, run as it is written, to ``given``, one sample each in the model's own layout."""
+    """The ``answers`` of ``model`` to the inputs ``given``, run without graph optimization.
+
+    Each input is one sample in the model's own layout.
+    """
 
     model: onnx.ModelProto
     given: list[Array]
@@ -38,16 +46,17 @@ class Reference:
 
     @classmethod
     def of(cls, model: onnx.ModelProto, padding: int = 0) -> Reference:
-        """Of a model with one input and a batch of 1; token ids may hold ``padding``.
+        """The reference of a model with one input and a batch of 1. Token ids may contain ``padding``.
 
-        Raises `errors.ModelError` where it does not run, answers one input in two ways, or has an output without a fixed shape.
+        Raises `errors.ModelError` if the model does not run, gives two answers to one input, or has an output of
+        variable shape.
         """
         given = list(_inputs(model, padding))
         run = _runner(unoptimized(model))
         answers = [run(x) for x in given]
         if not np.allclose(run(given[0]), answers[0], rtol=0, atol=_room(answers[0]), equal_nan=True):
             raise errors.ModelError(
-                "the model answers one input in two ways; export it after model.eval(), without random numbers",
+                "the model gives two answers to one input; export it after model.eval(), without random numbers",
                 reason="random",
             )
         shapes = {y.shape for y in answers}
@@ -61,40 +70,50 @@ class Reference:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the output."""
+        """Shape of the output."""
         return self.answers[0].shape
 
     def agrees(self, model: onnx.ModelProto, order: Sequence[int] | None = None) -> bool:
-        """Whether ``model``, optimized as every session of it is, answers as the reference; ``order`` of the axes that its input has instead."""
+        """Whether ``model``, run in a normal session, gives the reference answers.
+
+        ``order``: permutation from the reference's input axes to those of ``model``; None if they are the same.
+        """
         try:
             run = _runner(session(model))
             return all(
                 self._near(i, run(x if order is None else np.ascontiguousarray(x.transpose(order))))
                 for i, x in enumerate(self.given)
             )
-        except Exception:  # an optimizer that breaks the graph: ONNX Runtime says so in many ways
+        except Exception:  # an optimizer that breaks the graph: ONNX Runtime raises many types of errors
             return False
 
     def check_batch(self, size: int) -> None:
-        """Raises `errors.ModelError` where a batch of ``size``, which the file is made for, is not answered sample by sample."""
+        """Check that a batch of ``size``, the file's own, gives the same answers as its samples one by one.
+
+        Raises `errors.ModelError`.
+        """
         x = np.concatenate([self.given[i % len(self.given)] for i in range(size)])
         if x.size > _BATCH_VALUES:
             return
         whole = _runner(unoptimized(with_batch(self.model, size)))(x)
         rows = whole.reshape(size, -1) if whole.size == size * self.answers[0].size else None
         if rows is None or not all(self._near(i % len(self.given), row) for i, row in enumerate(rows)):
-            raise errors.ModelError(f"a batch of {size} is answered otherwise than its samples alone", reason="batch")
+            raise errors.ModelError(
+                f"a batch of {size} gives other answers than its samples alone; export it with a batch of 1",
+                reason="batch",
+            )
 
     def _near(self, index: int, found: F32) -> bool:
         wanted = self.answers[index].reshape(-1)
-        if found.size != wanted.size or not np.isfinite(wanted).all():  # an answer that overflows tells nothing
+        # an answer with NaN or infinity cannot be compared
+        if found.size != wanted.size or not np.isfinite(wanted).all():
             return found.size == wanted.size
         room = _room(wanted)
         difference = float(np.abs(found.reshape(-1) - wanted).max())
         return difference <= room or difference <= room + UNLUCKY * self._moved(index)
 
     def _moved(self, index: int) -> float:
-        """How much the answer changes with the input's last digits."""
+        """Maximum change of the answer when the last digits of the input change."""
         x = self.given[index]
         if x.dtype != np.float32:
             return 0.0
@@ -126,7 +145,10 @@ def _runner(made: ort.InferenceSession) -> Callable[[Array], F32]:
 
 
 def _inputs(model: onnx.ModelProto, padding: int) -> Iterator[Array]:
-    """A few inputs of several kinds: noise, pixels from 0 to 1 and to 255, zeros, large numbers; or token ids, with and without padding."""
+    """A few inputs of different kinds.
+
+    Noise, pixels from 0 to 1 and from 0 to 255, zeros, and large numbers; or token ids with and without padding.
+    """
     entry, random = inputs(model.graph)[0].type.tensor_type, np.random.default_rng(0)
     shape = [dim.dim_value for dim in entry.shape.dim]
     if entry.elem_type == onnx.TensorProto.INT64:
@@ -141,7 +163,7 @@ def _inputs(model: onnx.ModelProto, padding: int) -> Iterator[Array]:
 
 
 def _rows(graph: onnx.GraphProto) -> int:
-    """How many token ids every table of ``graph`` holds; 2 where none is known to be looked up by them."""
+    """The number of token ids that every embedding table of ``graph`` holds; 2 if no table is indexed by the input."""
     makers = {t: node for node in graph.node for t in node.output}
     sizes = {t.name: t.dims[0] for t in graph.initializer if t.dims}
     found = []

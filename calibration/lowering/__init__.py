@@ -1,1 +1,4 @@
-"""A graph with ranges and integer weights becomes a segment. `layers` knows the operators, `lower` writes the file."""
+"""Lowers a graph with ranges and integer weights to a segment.
+
+`layers` defines the operators; `lower` writes the file.
+"""

@@ -1,1 +1,1 @@
-"""Weights become integers of 2 to 8 bits."""
+"""Rounds weights to integers of 2 to 8 bits."""

@@ -1,9 +1,10 @@
-"""Even grids for an embedding: rare tokens on coarser steps.
+"""Even grids for an embedding: rare tokens get coarser steps.
 
-An answer holds few of a table's rows, each as often as its token occurs. What its rounding costs answers in the mean is its squared step times that
-frequency, what it takes in an entropy-coded file is the logarithm of its step: the least cost for given bytes has steps in proportion to
-1 / sqrt(frequency), as reverse water-filling has it (Cover and Thomas, Elements of Information Theory, 2nd ed., 10.3.3). Frequencies are those of
-calibration's samples; tokens that they lack share what Good and Turing expect of such (Good, Biometrika 40, 1953).
+An answer uses few rows of the table, each as often as its token occurs. The mean cost of a row's rounding is its
+squared step times this frequency. The size of a row in an entropy-coded file depends on the logarithm of its step. So
+the least cost for given bytes has steps in proportion to 1 / sqrt(frequency): reverse water-filling (Cover and Thomas,
+Elements of Information Theory, 2nd ed., 10.3.3). Frequencies come from the calibration samples. Unseen tokens share the
+Good-Turing estimate of their frequency (Good, Biometrika 40, 1953).
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 S8 = NDArray[np.int8]
 
-#: A token that was never seen counts for no less: other texts than calibration's may be full of it.
+#: Minimum count of an unseen token, because other texts may contain it often.
 UNSEEN: Final = 0.25
-#: Weights whose entropy stands for all.
+#: Maximum number of weights from which the entropy is estimated.
 _ENOUGH: Final = 1 << 20
 _TOP: Final = 127
 
@@ -41,7 +42,10 @@ def counts(samples: Samples, size: int) -> I64:
 
 
 def ratios(counts: I64) -> F64:
-    """Steps of rows to that of the commonest token's, powers of sqrt(2): of the tokens that occurred ``counts`` times [V]."""
+    """Steps of the rows relative to that of the most common token, as powers of sqrt(2).
+
+    ``counts`` [V] are occurrences.
+    """
     once, never = int((counts == 1).sum()), int((counts == 0).sum())
     unseen = min(1.0, max(UNSEEN, once / max(1, never)))
     expected = np.maximum(counts, unseen)
@@ -50,7 +54,10 @@ def ratios(counts: I64) -> F64:
 
 
 def even(table: Embed, rates: Sequence[float], counts: I64) -> list[Rounded]:
-    """The rows of ``table`` at each of ``rates`` bits a weight in an entropy-coded file, to the nearest level; their tokens occurred ``counts`` times [V]."""
+    """The rows of ``table``, rounded to the nearest level, at each of ``rates`` bits per weight in an entropy-coded
+    file.
+
+    ``counts`` [V]: occurrences of the tokens."""
     relative, peak = ratios(counts), np.abs(table.weight).max(axis=1).astype(np.float64)
     return [_round(table, _steps(_base(table.weight, relative, peak, rate), relative, peak)) for rate in rates]
 
@@ -60,7 +67,10 @@ def _round(table: Embed, steps: F32) -> Rounded:
 
 
 def _steps(base: float, relative: F64, peak: F64) -> F32:
-    """Of each row; none with more than `_TOP` levels on a side. All are ``base`` times powers of sqrt(2), so there are few different ones."""
+    """The step of each row, large enough for at most `_TOP` levels per side.
+
+    All are ``base`` times powers of sqrt(2), so there are few different ones.
+    """
     least = np.ceil(2 * np.log2(np.maximum(peak, 1e-20) / (_TOP * base))) / 2
     return few_digits((base * np.maximum(relative, 2.0**least)).astype(np.float32))
 
@@ -71,7 +81,7 @@ def _levels(weight: F32, steps: F32) -> S8:
 
 
 def _base(weight: F32, relative: F64, peak: F64, rate: float) -> float:
-    """The step of the commonest rows at which all take ``rate`` bits a weight."""
+    """The step of the most common rows at which the table takes ``rate`` bits per weight."""
     some = slice(None, None, 1 + weight.size // _ENOUGH)
     weight, relative, peak = weight[some], relative[some], peak[some]
     most = max(float(peak.max(initial=0.0)), 1e-20)
@@ -84,5 +94,5 @@ def _base(weight: F32, relative: F64, peak: F64, rate: float) -> float:
 
 
 def _bits(levels: S8, steps: F32) -> float:
-    """Bits a weight, those of rows with another step counted apart."""
+    """Bits per weight, with a separate entropy for the rows of each step."""
     return sum(entropy(levels[rows]) * levels[rows].size for rows in alike(steps)) / max(1, levels.size)

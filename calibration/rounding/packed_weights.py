@@ -1,4 +1,4 @@
-"""Rounded weights in a bundle: one safetensors file, packed at their bits, read a layer at a time."""
+"""Stores a bundle's rounded weights: one safetensors file, bit-packed, read one layer at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ _PARTS: Final = ("codes", "width", "scale", "bias")
 
 
 def save(roundings: Mapping[tuple[str, int], Rounded]) -> bytes:
-    """The file: ``codes/BITS/TENSOR`` (or /EVEN/, `rounding.EVEN`) uint8, packed as in a segment at ``width/...`` bits, ``scale/...`` [OC] float32, ``bias/...`` [OC] float64."""
+    """Serialize ``roundings`` to a safetensors file.
+
+    It contains ``codes/BITS/TENSOR`` uint8, packed as in a segment at ``width/...`` bits, ``scale/...`` [OC] float32
+    and ``bias/...`` [OC] float64. For even grids BITS is a value of `rounder.EVEN`.
+    """
     arrays: dict[str, NDArray[np.generic]] = {}
     for (out, bits), rounded in roundings.items():
         wide = bits if bits <= 8 else width(rounded.levels)
@@ -33,7 +37,7 @@ def save(roundings: Mapping[tuple[str, int], Rounded]) -> bytes:
 
 
 def load(data: bytes, shape: Sequence[int]) -> dict[tuple[str, int], Rounded]:
-    """What `save` wrote, of a layer, or of layers that all have weights of this ``shape``."""
+    """The roundings that `save` wrote, for layers whose weights all have this ``shape``."""
     arrays = safetensors.numpy.load(data)
     names = [key.split("/", 2)[1:] for key in arrays if key.startswith("scale/")]
     return {
@@ -42,7 +46,10 @@ def load(data: bytes, shape: Sequence[int]) -> dict[tuple[str, int], Rounded]:
 
 
 class PackedWeights(Mapping[tuple[str, int], Rounded]):
-    """What `save` wrote of the layers of ``network``, by the tensor that a layer yields and bits. Nothing is kept in memory but the names."""
+    """The roundings of the layers of ``network`` in the file of `save`, by the layer's output tensor and bits.
+
+    Only the names stay in memory.
+    """
 
     def __init__(self, path: Path, network: Network) -> None:
         self._path = path

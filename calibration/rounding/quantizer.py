@@ -1,4 +1,4 @@
-"""Weights of a layer as integers of 2 to 8 bits with a scale for each output channel, and the bias that goes with them."""
+"""Quantizes a layer's weights to integers of 2 to 8 bits with a scale per output channel, and adapts its bias."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 S8 = NDArray[np.int8]
 
-#: A bias may take a quarter of the 32-bit range: the products and the zero point's share need the rest.
+#: Maximum bias: a quarter of the 32-bit range. The products and the zero point's share need the rest.
 BIAS_LIMIT: Final = 2.0**29
-#: Binary digits of a channel's scale after the first. It is then wrong by 0.1 per cent (rms) and takes 1.4 bytes of a segment file, not 3.3, which is a
-#: twentieth of the file for the first layers of EfficientNet-Lite0 at 4 bits. The noise on its logits stays what it was, at 4, 6 and 8 bits.
+#: Binary digits of a channel's scale after the first. The error is 0.1 per cent (rms). A scale then takes 1.4 bytes of
+#: a segment file instead of 3.3, which saves a twentieth of the file for the first layers of EfficientNet-Lite0 at 4
+#: bits. The noise on its logits stays the same at 4, 6 and 8 bits.
 SCALE_DIGITS: Final = 8
-#: Of a transformer's biases, positions and factors of norms: wrong by 0.01 per cent (rms), at 2 bytes of a segment file each, not 3.3.
+#: The same for a transformer's biases, positions and norm factors: the error is 0.01 per cent (rms), at 2 bytes of a
+#: segment file instead of 3.3.
 FLOAT_DIGITS: Final = 11
-#: Shares of the channel's greatest weight that are tried as the greatest integer weight.
+#: Candidates for the largest integer weight, as shares of the channel's largest weight.
 SHARES: Final = {8: np.linspace(0.85, 1.0, 6), 7: np.linspace(0.75, 1.0, 8), 6: np.linspace(0.6, 1.0, 12)}
 FEW_BITS_SHARES: Final = np.linspace(0.2, 1.0, 28)
 
@@ -37,14 +39,17 @@ class Weights:
     bias: NDArray[np.int32]
 
     def reach(self) -> NDArray[np.int64]:
-        """No accumulator [OC] is further from 0."""
+        """Maximum absolute value of the accumulator of each output channel [OC]."""
         products = np.abs(self.weight.astype(np.int64)).reshape(len(self.weight), -1).sum(axis=1)
         reach: NDArray[np.int64] = 255 * products + np.abs(self.bias.astype(np.int64))
         return reach
 
 
 def few_digits(x: F32, digits: int = SCALE_DIGITS) -> F32:
-    """The nearest numbers with ``digits`` binary digits after the first, ties to even; an entropy coder makes little of the zeros that follow."""
+    """Round ``x`` to ``digits`` binary digits after the first, ties to even.
+
+    An entropy coder compresses the trailing zeros well.
+    """
     cut = np.uint32(23 - digits)
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     half = np.uint32((1 << int(cut)) // 2 - 1) + ((bits >> cut) & np.uint32(1))
@@ -53,44 +58,47 @@ def few_digits(x: F32, digits: int = SCALE_DIGITS) -> F32:
 
 
 def top_level(bits: int) -> int:
-    """The greatest integer weight."""
+    """The largest integer weight."""
     return 3 if bits == 2 else 2 ** (bits - 1) - 1
 
 
 def width(levels: S8) -> int:
-    """The bits at which ``levels`` can be packed."""
+    """The minimum width in bits to pack ``levels``, at least 3."""
     most = int(np.abs(levels.astype(np.int16)).max(initial=0))
     return max(3, most.bit_length() + 1)
 
 
 def codes(levels: S8, bits: int) -> NDArray[np.uint8]:
-    """Integer weights as codes at ``bits`` bits (docs/reference/numerics.md), a byte each."""
+    """Integer weights as codes of ``bits`` bits (docs/reference/numerics.md), one byte each."""
     w = levels.astype(np.int16)
     return ((w + 3) // 2 if bits == 2 else w + top_level(bits)).astype(np.uint8)
 
 
 def pack(levels: S8, bits: int) -> NDArray[np.uint8]:
-    """The same, packed."""
+    """`codes`, bit-packed."""
     return pack_bits(codes(levels, bits), bits)
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A layer's weights on a grid: integer ``levels``, in the shape of the weights [OC, ...], x ``scale`` [OC] float32, and a real ``bias`` [OC]
-    float64 (empty where the layer has none)."""
+    """A layer's weights on a grid.
+
+    ``levels``: integers in the shape of the weights [OC, ...]. ``scale`` [OC] float32: the weights are levels x scale.
+    ``bias`` [OC] float64 is real; it is empty if the layer has none.
+    """
 
     levels: S8
     scale: F32
     bias: F64
 
     def values(self) -> F32:
-        """The weights that the levels stand for."""
+        """The weights that the levels represent."""
         values: F32 = self.levels * self.scale.reshape(-1, *[1] * (self.levels.ndim - 1))
         return values
 
 
 def entropy(levels: NDArray[np.integer[Any]]) -> float:
-    """Bits that a level takes in the mean where each costs what its frequency demands."""
+    """Entropy of ``levels`` in bits per level."""
     flat = levels.reshape(-1).astype(np.int64)
     counts = np.bincount(flat - flat.min(initial=0))
     shares = counts[counts > 0] / max(1, flat.size)
@@ -98,15 +106,20 @@ def entropy(levels: NDArray[np.integer[Any]]) -> float:
 
 
 def file_bytes(rounded: Rounded, bits: int, table: bool) -> int:
-    """What the levels take in a segment file, each at ``bits`` where they are packed. ``table``: whether they are the rows of an embedding."""
+    """Bytes of the levels in a segment file; packed levels take ``bits`` each.
+
+    ``table``: they are the rows of an embedding.
+    """
     return coded_bytes(codes(rounded.levels, bits), bits, few_digits(rounded.scale) if table else None)
 
 
 def nearest(weight: F32, bias: F32, bits: int, least: F32, mean_x: F32 | None = None) -> Rounded:
-    """A layer's weights [OC, ...] on the grid of least squared error, no scale below ``least`` [OC] (`least_scale`).
+    """A layer's weights [OC, ...] on the grid with the least squared error.
 
-    ``mean_x`` [C], for a convolution: the mean input of each channel; if given, the mean error that rounding the weights makes is taken out of the bias
-    (padding at the border is neglected).
+    No scale is below ``least`` [OC] (`least_scale`).
+
+    ``mean_x`` [C], for convolutions: mean input of each channel. If given, the bias compensates the mean error of
+    rounding. This neglects padding at the border.
     """
     levels, scale = search(weight.reshape(len(weight), -1), bits, least)
     levels = levels.reshape(weight.shape)
@@ -117,30 +130,32 @@ def nearest(weight: F32, bias: F32, bits: int, least: F32, mean_x: F32 | None = 
 
 
 def least_scale(bias: F32, scale_x: float) -> F32:
-    """The least weight scale [OC] with which ``bias`` fits 32-bit sums."""
+    """The smallest weight scale [OC] at which ``bias`` fits into 32-bit sums."""
     least: F32 = (np.abs(bias.astype(np.float64)) / (scale_x * BIAS_LIMIT)).astype(np.float32)
     return least
 
 
 def integers(rounded: Rounded, scale_x: float, zero_x: int) -> Weights:
-    """What a segment holds for an input of ``scale_x`` and ``zero_x``.
+    """The integers of a segment for an input of ``scale_x`` and ``zero_x``.
 
-    Raises `errors.ModelError` for a layer whose sums cannot be held in 32 bits.
+    Raises `errors.ModelError` if the layer's sums do not fit into 32 bits.
     """
     levels = rounded.levels.reshape(len(rounded.levels), -1).astype(np.int64)
     codes = np.rint(rounded.bias / (np.float64(scale_x) * rounded.scale)).astype(np.int64) - zero_x * levels.sum(axis=1)
     if (255 * np.abs(levels).sum(axis=1) + np.abs(codes) >= 1 << 31).any():
         raise errors.ModelError(
-            f"a layer sums {levels.shape[1]} products, more than 32 bits hold; use fewer weight bits or a smaller layer",
+            f"a layer sums {levels.shape[1]} products and overflows 32 bits; use fewer weight bits or a smaller layer",
             reason="overflow",
         )
     return Weights(rounded.levels, rounded.scale, codes.astype(np.int32))
 
 
 def search(weight: F32, bits: int, least: F32) -> tuple[S8, F32]:
-    """Levels and scale of each row of ``weight`` [OC, K] with the least squared error; no scale is below ``least`` [OC].
+    """Levels and scale of each row of ``weight`` [OC, K] with the least squared error.
 
-    For given levels q the best scale is <w, q> / <q, q> and leaves |w|^2 - <w, q>^2 / <q, q>.
+    No scale is below ``least`` [OC].
+
+    For given levels q the best scale is <w, q> / <q, q>. The remaining error is |w|^2 - <w, q>^2 / <q, q>.
     """
     top = top_level(bits)
     peak = np.maximum(np.abs(weight).max(axis=1), np.float32(1e-30))

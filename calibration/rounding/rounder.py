@@ -91,7 +91,10 @@ def round_layers(
     rates: Sequence[float] = (),
     cache: Cache | None = None,
 ) -> dict[tuple[str, int], Rounded]:
-    """The weights of each layer of the head up to ``cut`` at each of ``widths`` and, as `EVEN` grids, ``rates``: what `Calibration.roundings` takes."""
+    """The weights of each layer of the head up to ``cut``, as `Calibration.roundings` takes them.
+
+    They are rounded at each of ``widths`` and, on `EVEN` grids, at each of ``rates``.
+    """
     made = grids(model, network, calibration, cut, samples, progress, widths, rates, options, cache)
     names = (*widths, *EVEN[: len(rates)])
     return {(layer.out, name): grid for layer, each in made for name, grid in zip(names, each, strict=True)}
@@ -111,8 +114,8 @@ def grids(
 ) -> Iterator[tuple[Weighted, list[Rounded]]]:
     """Each layer of the head up to ``cut`` with its weights at each of ``widths`` and, on even grids, of ``rates``.
 
-    The rows of an embedding go to the nearest level, on steps as fine as their token is common among ``samples``. ``cache``: rounded layers, of which
-    only those are made whose weights or inputs are new.
+    The rows of an embedding are rounded to the nearest level, with finer steps for tokens that are common in
+    ``samples``. ``cache``: rounded layers; only layers with new weights or inputs are computed.
     """
     lowered = lower(network, calibration, cut, 8)
     layers = network.weighted(cut)
@@ -154,7 +157,10 @@ def _least(layer: Product, lowered: Lowered) -> F32:
 def _aliases(
     model: onnx.ModelProto, samples: Samples, products: Sequence[Product], leasts: Sequence[F32], about: str
 ) -> list[str]:
-    """For each of ``products`` a name by what its moments are made of: where all of them lead to entries, no moments need to be gathered."""
+    """A cache name for each of ``products``, derived from the sources of its moments.
+
+    If the cache has all of these names, no moments need to be collected.
+    """
     seen = hashlib.sha256(model.SerializeToString(deterministic=True))
     for sample in samples:
         seen.update(np.ascontiguousarray(sample).tobytes())
@@ -167,7 +173,10 @@ def _aliases(
 def _all_known(
     cache: Cache, aliases: Sequence[str], products: Sequence[Product]
 ) -> list[tuple[Weighted, list[Rounded]]] | None:
-    """Each of ``products`` with its grids, if the cache has all of them: moments of some alone would be those of other samples."""
+    """Each of ``products`` with its grids if the cache has all of them; else None.
+
+    Partial use is not possible: the samples of a layer's moments depend on the other layers collected with it.
+    """
     found: list[tuple[Weighted, list[Rounded]]] = []
     for alias, layer in zip(aliases, products, strict=True):
         entry = cache.read(alias)
@@ -200,8 +209,11 @@ def _kept(
     make: Callable[[], list[Rounded]],
     alias: str = "",
 ) -> list[Rounded]:
-    """The weights of ``layer`` on each of its grids, ``names``: from the cache, or made. ``parts``: what they depend on beside the weights and ``names``.
-    ``alias``: another name for them."""
+    """The weights of ``layer`` on each of its grids ``names``, from the cache or from ``make``.
+
+    ``parts``: everything else that they depend on besides the weights and ``names``. ``alias``: another cache name for
+    them.
+    """
     if cache is None:
         return make()
     entry = key("rounded layer", layer.weight, layer.bias, *parts, f"{names}")

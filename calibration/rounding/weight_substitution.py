@@ -1,4 +1,4 @@
-"""The float model with other weights in some of its layers, to measure in floats what their rounding does."""
+"""Replaces weights in the float model, to measure the effect of rounding in floats."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ F32 = NDArray[np.float32]
 def substitute_weights(
     model: onnx.ModelProto, network: Network, layers: Iterable[Weighted], values: Mapping[str, F32] | None = None
 ) -> onnx.ModelProto:
-    """``model`` (the network's, or a tail of it that holds ``layers``) where each of ``layers`` is computed from the weights in ``values``.
+    """``model`` with the weights of each of ``layers`` replaced by ``values``.
 
-    ``values`` are from `weights`; without them these tensors are inputs of the model, so that one session measures many roundings.
+    ``model`` is the network's, or a tail of it that holds ``layers``. ``values`` come from `weights`. Without them the
+    weights become inputs of the model, so that one session measures many roundings.
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
@@ -44,7 +45,7 @@ def substitute_weights(
 
 
 def weights(layer: Weighted, weight: F32, bias: NDArray[np.floating[Any]]) -> dict[str, F32]:
-    """The tensors of the changed model for ``weight`` [OC, ...] and ``bias`` [OC] of ``layer``."""
+    """The weight tensors of the changed model for ``weight`` [OC, ...] and ``bias`` [OC] of ``layer``."""
     arrays: list[NDArray[np.floating[Any]]] = [weight, bias]
     if isinstance(layer, Linear):
         arrays = [part for places in layer.products.values() for part in (weight[places].T, bias[places])]
@@ -57,7 +58,7 @@ def weights(layer: Weighted, weight: F32, bias: NDArray[np.floating[Any]]) -> di
 
 
 def _shapes(layer: Weighted) -> dict[str, list[int]]:
-    """Shapes of the tensors that `weights` makes, in its order."""
+    """Shapes of the tensors of `weights`, in the same order."""
     if isinstance(layer, Linear):
         depth = layer.weight.shape[1]
         pairs = [(f"{t}@weight", [depth, len(places)], f"{t}@bias", [len(places)]) for t, places in layer.products.items()]  # fmt: skip
@@ -71,7 +72,7 @@ def _shapes(layer: Weighted) -> dict[str, list[int]]:
 
 
 def _replacements(network: Network, layer: Weighted) -> dict[str, list[onnx.NodeProto]]:
-    """ONNX operators for each of the model's tensors that ``layer`` makes."""
+    """ONNX operators that replace each of the model's tensors that ``layer`` yields."""
     if isinstance(layer, Conv):
         return {layer.out: _conv(network, layer)}
     if isinstance(layer, Linear):
@@ -88,7 +89,7 @@ def _product(network: Network, layer: Linear, target: str) -> list[onnx.NodeProt
 
 
 def _squares(network: Network, read: Entry, target: str) -> tuple[list[onnx.NodeProto], str]:
-    """The image cut into squares, as `kernels.reference.patches` does it."""
+    """Operators that cut the image into squares, as `kernels.reference.patches` does."""
     _, channels, height, width = network.graph.shapes[read.tensor]
     size = read.square
     cut = [-1, channels, height // size, size, width // size, size]
@@ -138,5 +139,5 @@ def _clip(x: str, out: str, clamp: Clamp, opset: int) -> list[onnx.NodeProto]:
 
 
 def _constant(name: str, value: Any) -> onnx.NodeProto:
-    """In the one form that every operator set has."""
+    """A Constant in the form that every operator set supports."""
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.asarray(value), name))

@@ -1,1 +1,1 @@
-"""What values the tensors of a network take: histograms of activations, their ranges, covariances of layers' inputs."""
+"""Statistics of a network's tensors: activation histograms, their ranges, and covariances of layer inputs."""

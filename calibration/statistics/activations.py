@@ -1,4 +1,7 @@
-"""What values a network's tensors take: calibration samples through ONNX Runtime, and from their histograms the ranges of uint8 codes."""
+"""Statistics of a network's tensors over the calibration samples.
+
+ONNX Runtime runs the samples; histograms of the values give the ranges of uint8 codes.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 BINS: Final = 2048
-#: Values of one tensor of one sample that enter its histogram; least, greatest and mean look at all of them.
+#: Maximum values of one tensor of one sample in its histogram. Minimum, maximum and mean use all values.
 HISTOGRAM_VALUES: Final = 16_384
-#: Bytes of activations that one run of ONNX Runtime may hand back.
+#: Maximum bytes of activations that one run of ONNX Runtime returns.
 RUN_BYTES: Final = 256 << 20
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
@@ -30,7 +33,10 @@ Progress = Callable[[str, int, int], None]  # phase, done, total
 
 @dataclass
 class Statistics:
-    """Of one tensor over all samples: least and greatest value, histogram of ``BINS`` bins between them, mean of each channel."""
+    """Statistics of one tensor over all samples.
+
+    Minimum, maximum, a histogram of ``BINS`` bins between them, and the mean of each channel.
+    """
 
     lo: float
     hi: float
@@ -60,7 +66,7 @@ def collect_statistics(
 ) -> dict[str, Statistics]:
     """`Statistics` of ``tensors`` over ``samples`` (float32, stored layout).
 
-    Two passes, one sample at a time. Raises `errors.ModelError` where a tensor is not finite.
+    Runs two passes, one sample at a time. Raises `errors.ModelError` if a tensor is not finite.
     """
     found: dict[str, Statistics] = {}
     groups = list(in_parts(tensors, lambda tensor: 4 * math.prod(graph.shapes[tensor]), RUN_BYTES))
@@ -82,10 +88,10 @@ def collect_statistics(
 def count_values(
     model: onnx.ModelProto, graph: Graph, tensors: Sequence[str], samples: Sequence[F32], progress: Progress
 ) -> dict[str, tuple[F64, NDArray[np.int64]]]:
-    """For each of ``tensors``, which hold floats, the 256 values between the least and the greatest of each channel, [C, 256], and how often one of
-    them was the nearest over ``samples``, [C, 256]: what `clipping.Histogram` takes.
+    """Histograms of the channels of float ``tensors`` over ``samples``, as `clipping.Histogram` takes them.
 
-    Two passes, one sample at a time. Raises `errors.ModelError` where a tensor is not finite.
+    For each tensor: 256 values [C, 256] from the minimum to the maximum of each channel, and how often each was the
+    nearest, [C, 256]. Runs two passes, one sample at a time. Raises `errors.ModelError` if a tensor is not finite.
     """
     found: dict[str, tuple[F64, NDArray[np.int64]]] = {}
     groups = list(in_parts(tensors, lambda tensor: 4 * math.prod(graph.shapes[tensor]), RUN_BYTES))
@@ -137,7 +143,7 @@ class Tap:
         self._session, self._tensors, self._graph = session(opened), list(tensors), graph
 
     def over(self, samples: Iterable[F32]) -> Iterator[dict[str, F32]]:
-        """The tensors, ONNX layout, for each sample (stored layout)."""
+        """The tensors (ONNX layout) for each sample (stored layout)."""
         for sample in samples:
             yield dict(
                 zip(self._tensors, self._session.run(self._tensors, feed(self._graph, sample[None])), strict=True)
@@ -145,20 +151,24 @@ class Tap:
 
 
 def feed(graph: Graph, x: F32) -> dict[str, NDArray[np.generic]]:
-    """What a model takes for a batch ``x`` (stored layout): token ids become the integers that they are."""
+    """The model's inputs for a batch ``x`` (stored layout). Token ids become integers."""
     return {graph.input: x.astype(np.int64) if graph.takes_ids else to_onnx(x)}
 
 
 def to_onnx(x: F32) -> F32:
-    """A batch in the stored layout [N, H, W, C] to the ONNX layout [N, C, H, W]; other ranks are the same in both."""
+    """Convert a batch from the stored layout [N, H, W, C] to the ONNX layout [N, C, H, W].
+
+    Other ranks stay unchanged.
+    """
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x
 
 
 def best_range(statistics: Statistics) -> tuple[float, float]:
-    """The range [lo, hi], zero within, whose 256 uniform codes have the least squared error over the histogram.
+    """The range [lo, hi] around zero whose 256 uniform codes have the least squared error over the histogram.
 
-    Error of a range: what is clipped, exactly over the bins, and step^2 / 12 for the rest but zero, which has a code of its own. The
-    whole range stays where cutting it gains less than a tenth: outliers matter more than their number.
+    The error of a range is the exact clipping error over the bins, plus step^2 / 12 for all other values except zero,
+    which has its own code. The whole range stays if a narrower one gains less than a tenth, because outliers matter
+    more than their number suggests.
     """
     lo, hi = min(statistics.lo, 0.0), max(statistics.hi, 0.0)
     width = (statistics.hi - statistics.lo) / BINS
@@ -177,7 +187,7 @@ def best_range(statistics: Statistics) -> tuple[float, float]:
 
 
 def quantization(lo: float, hi: float) -> Quantization:
-    """uint8 codes for [lo, hi], which is widened to hold zero."""
+    """uint8 codes for [lo, hi], widened to contain zero."""
     lo, hi = min(lo, 0.0), max(hi, 0.0)
     scale = float(np.float32((hi - lo) / 255)) or 1.0
     return Quantization(scale, int(np.clip(np.rint(-lo / scale), 0, 255)))
@@ -192,7 +202,7 @@ def _clipped(centres: F64, counts: F64, highs: F64) -> F64:
 
 
 def in_parts(items: Sequence[T], size: Callable[[T], int], room: int) -> Iterator[list[T]]:
-    """``items`` in order, in parts whose sizes together fit in ``room``; one that does not fit is alone."""
+    """``items`` in order, in parts whose total size is at most ``room``. A larger item forms its own part."""
     part: list[T] = []
     left = room
     for item in items:
@@ -206,7 +216,7 @@ def in_parts(items: Sequence[T], size: Callable[[T], int], room: int) -> Iterato
 
 
 def refuse_nonfinite(value: F32, graph: Graph, name: str, sample: int) -> None:
-    """Raises `errors.ModelError` for NaN or infinity in ``value``, the tensor ``name`` of a sample."""
+    """Refuse NaN or infinity in ``value``, the tensor ``name`` of a sample. Raises `errors.ModelError`."""
     if not (math.isfinite(value.min()) and math.isfinite(value.max())):
         where = graph.producer.get(name, name)
         raise errors.ModelError(
@@ -229,8 +239,8 @@ def _widen(found: dict[str, Statistics], values: dict[str, F32], graph: Graph, s
 
 def _count(statistics: Statistics, value: F32) -> None:
     flat = value.reshape(-1)
-    step = -(-flat.size // HISTOGRAM_VALUES) | 1  # odd: even steps would keep to some columns of a plane
-    # numpy refuses bins that float32 cannot tell apart, as where all values are the same
+    step = -(-flat.size // HISTOGRAM_VALUES) | 1  # odd, because even steps would skip columns of a plane
+    # numpy refuses bins that float32 cannot tell apart, for example if all values are equal
     least = 2 * BINS * float(np.spacing(np.float32(max(abs(statistics.lo), abs(statistics.hi), 1e-30))))
     top = max(statistics.hi, statistics.lo + least)
     statistics.counts += np.histogram(flat[::step], BINS, (statistics.lo, top))[0]

@@ -1,4 +1,4 @@
-"""Fitting codecs to histograms: every clip rule of `splitedge.codec`, per tensor and per channel."""
+"""Fits codecs to histograms with every clip rule of `splitedge.codec`, per tensor and per channel."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from splitedge.protocol.messages import Codec, Preprocess
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-#: Ending of a rule's name where each channel has a range of its own.
+#: Suffix of rules with a range for each channel.
 CHANNEL: Final = "-channel"
 RULES: Final = tuple(rule + scope for rule in codec.RULES for scope in ("", CHANNEL))
-#: Beginning of a rule's name, before its quality, where a picture is sent as JPEG.
+#: Prefix of rules that send an image as JPEG; the quality follows.
 JPEG: Final = "jpeg-"
-#: Values of a channel below which its own range would only fit the calibration samples.
+#: Minimum values of a channel for its own range. With fewer the range would overfit the calibration samples.
 LEAST_COUNT: Final = 256
-#: Values that stand for a tensor whose channels have 256 of their own.
+#: Number of values that represent a tensor whose channels have 256 values each.
 WHOLE: Final = 4096
-#: Channels above which their ranges would make a plan larger than a frame.
+#: Maximum channels with their own ranges. More would make a plan larger than a frame.
 MOST_CHANNELS: Final = 2048
 
-#: Of the distance from the mean to each end: ranges that are tried before the best is refined.
+#: Ranges of the first search, as shares of the distance from the mean to each end.
 _SHARES: Final = (1.0, 0.8, 0.6, 0.42, 0.28)
 _ROUNDS: Final = 12
 
 
 class Histogram:
-    """How often each of 256 codes, which stand for ``values`` [256], or in each channel for values of its own [C, 256] (`count_values`), occurs in each
-    channel of a tensor: ``counts`` [C, 256].
+    """Counts of 256 values in each channel of a tensor: ``counts`` [C, 256].
 
-    Every channel has a count. Codecs are kept once they are fitted. ``picture``: how the tensor comes from pixels, if it does.
+    ``values`` are shared [256] or per channel [C, 256] (`count_values`). Every channel has a count. Fitted codecs are
+    cached. ``picture``: the preprocessing, if the tensor comes from pixels.
     """
 
     def __init__(self, values: F64, counts: I64, picture: Preprocess | None = None) -> None:
@@ -48,17 +48,23 @@ class Histogram:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """The `RULES` that this histogram can tell: ranges for channels only where each was seen often, and where a plan can carry them."""
+        """The `RULES` that this histogram supports.
+
+        Ranges per channel require enough values of each channel, and few enough channels for a plan.
+        """
         seldom = int(self.counts[0].sum()) < LEAST_COUNT
         return tuple(r for r in RULES if not (r.endswith(CHANNEL) and (seldom or len(self.counts) > MOST_CHANNELS)))
 
     def keep(self, codecs: Mapping[tuple[str, int], Codec]) -> None:
-        """Let `fit` know codecs that were fitted to more than counts."""
+        """Add codecs that were fitted to more than counts; `fit` returns them."""
         self.kept |= codecs
         self._fitted |= codecs
 
     def fit(self, rule: str, bits: int) -> Codec:
-        """The codec of ``rule``, one of `RULES`, or `JPEG` and a quality. Raises `errors.CodecError` for another."""
+        """The codec of ``rule``: one of `RULES`, or `JPEG` and a quality.
+
+        Raises `errors.CodecError` for other rules.
+        """
         if (rule, bits) not in self._fitted:
             self._fitted[rule, bits] = self._fit(rule, bits)
         return self._fitted[rule, bits]
@@ -92,7 +98,7 @@ class Histogram:
 
     @functools.cached_property
     def _whole(self) -> tuple[F64, I64]:
-        """Values and counts of the tensor without its channels, at most `WHOLE` of them where channels have values of their own."""
+        """Values and counts over all channels; at most `WHOLE` values if channels have their own."""
         if self.values.ndim == 1:
             return self.values, self.counts.sum(axis=0)
         lo, hi = float(self._own.min()), float(self._own.max())
@@ -102,10 +108,12 @@ class Histogram:
 
 
 def _least_squares(values: F64, counts: I64, bits: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """lo and scale [C] of least squared error for each channel of ``values`` and ``counts`` [C, 256], all channels at once.
+    """lo and scale [C] of each channel with the least squared error, for all channels at once.
 
-    The same search as the rule of a whole tensor (`splitedge.codec.clip`), which takes 10 ms a channel: too long for 1,280 of them.
-    A lattice of ranges around the mean, then Lloyd's rule held to equal steps: level by regression of value on code, code by nearness.
+    ``values`` and ``counts`` are [C, 256]. This is the same search as the rule for a whole tensor
+    (`splitedge.codec.clip`). That search takes 10 ms per channel, which is too long for 1,280 channels. It tries a
+    lattice of ranges around the mean, and then runs Lloyd's algorithm with equal steps: it alternates regression of
+    values on codes and nearest codes.
     """
     weights, top = counts.astype(np.float64), float((1 << bits) - 1)
     weights /= weights.sum(axis=1, keepdims=True)
@@ -138,14 +146,14 @@ def _error(values: F64, weights: F64, lo: F64, step: F64, top: float) -> F64:
 def _better(
     values: F64, weights: F64, top: float, known: tuple[F64, F64, F64], tried: tuple[F64, F64]
 ) -> tuple[F64, F64, F64]:
-    """For each channel the (lo, step, error) of less error."""
+    """For each channel, the (lo, step, error) with the smaller error."""
     error = _error(values, weights, *tried, top)
     less = error < known[2]
     return np.where(less, tried[0], known[0]), np.where(less, tried[1], known[1]), np.where(less, error, known[2])
 
 
 def _regress(values: F64, weights: F64, lo: F64, step: F64, top: float) -> tuple[F64, F64]:
-    """The (lo, step) that fit the values best while every value keeps its code."""
+    """The (lo, step) with the best fit to the values while every value keeps its code."""
     codes = _codes(values, lo, step, top)
     mean_code, mean_value = (weights * codes).sum(axis=1), (weights * values).sum(axis=1)
     away = codes - mean_code[:, None]

@@ -1,4 +1,4 @@
-"""Mean and covariance of the inputs that one output of a layer sums, over the calibration samples."""
+"""Mean and covariance of each layer's inputs over the calibration samples."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Product: TypeAlias = Conv | Linear
 
-#: Positions of one sample that enter the moments of a layer, evenly spread: a plane of 14 x 14 enters whole.
+#: Maximum positions of one sample that enter the moments of a layer, evenly spread. A plane of 14 x 14 enters whole.
 POSITIONS: Final = 196
-#: Number of samples, evenly spread. Layers with few positions per sample use more, up to `DEEP` positions for each input or `MOST_SAMPLES`.
+#: Number of samples, evenly spread. Layers with few positions per sample use more: up to `DEEP` positions per input, at
+#: most `MOST_SAMPLES` samples.
 SAMPLES: Final = 256
 MOST_SAMPLES: Final = 4096
 DEEP: Final = 16
-#: Positions that are multiplied at once. With 419 or more of 5 x 5 inputs OpenBLAS would start its threads for each channel's little product: 100
-#: times as slow.
+#: Positions that are multiplied at once. From 419 positions of 5 x 5 inputs on, OpenBLAS starts its threads for each
+#: channel's small product, which is 100 times slower.
 TOGETHER: Final = 1024
 TOGETHER_GROUPED: Final = 196
-#: Bytes of moments that are summed in one pass over the samples.
+#: Maximum bytes of moments that one pass over the samples sums.
 PASS_BYTES: Final = 512 << 20
 
 
 @dataclass(frozen=True)
 class Moments:
-    """``mean`` [G, K] and ``covariance`` [G, K, K] of the K = KH KW C / groups inputs of an output, for each group, over ``count`` positions.
+    """``mean`` [G, K] and ``covariance`` [G, K, K] of a layer's inputs for each group, over ``count`` positions.
 
-    Inputs are in the order of the stored weights [KH, KW, C / groups]; padding counts as the zeros that it is. Where positions do not count alike,
-    ``count`` is that of as many equal ones.
+    K = KH KW C / groups inputs form one output. Inputs have the order of the stored weights [KH, KW, C / groups];
+    padding counts as zeros. If positions have different weights, ``count`` is the equivalent number of equally weighted
+    ones.
     """
 
     mean: F64
@@ -51,7 +53,7 @@ class Moments:
 def collect(
     model: onnx.ModelProto, network: Network, layers: Sequence[Product], samples: Samples, progress: Progress
 ) -> Iterator[tuple[Product, Moments]]:
-    """Each of ``layers`` with the `Moments` of its inputs in the float model; few are held at once."""
+    """Each of ``layers`` with the `Moments` of its inputs in the float model. Few moments are in memory at once."""
     parts = list(in_parts(layers, lambda la: 8 * groups(la) * math.prod(la.weight.shape[1:]) ** 2, PASS_BYTES))
     for index, part in enumerate(parts):
         sums = [_Sums(network, layer) for layer in part]
@@ -69,14 +71,14 @@ def collect(
 
 
 def _wanted(network: Network, layer: Product) -> int:
-    """Samples that enter the layer's moments."""
+    """Number of samples that enter the layer's moments."""
     made = next(iter(layer.products)) if isinstance(layer, Linear) else layer.out
     positions = min(POSITIONS, math.prod(network.graph.stored_shape(made)[:-1]))
     return min(MOST_SAMPLES, max(SAMPLES, -(-DEEP * math.prod(layer.weight.shape[1:]) // positions)))
 
 
 def groups(layer: Weighted) -> int:
-    """Groups of outputs that read inputs of their own."""
+    """Number of groups of outputs that read separate inputs."""
     return layer.groups if isinstance(layer, Conv) else 1
 
 
@@ -85,7 +87,8 @@ class _Sums:
 
     def __init__(self, network: Network, layer: Product) -> None:
         self.layer, self._entry = layer, entry(network, layer)
-        #: A product that goes into the stream: its error counts as far as the norms behind it leave it.
+        #: A product that is added to the stream. Each position is weighted by 1 / variance, because the next norm
+        #: divides by the deviation.
         self._stream = layer.out if isinstance(layer, Linear) and len(layer.inputs) > 1 else None
         self.tensors = [self._entry.tensor, *([self._stream] if self._stream else [])]
         count, depth = groups(layer), math.prod(layer.weight.shape[1:])
@@ -107,7 +110,7 @@ class _Sums:
     def _flush(self) -> None:
         x = np.concatenate(self._held, axis=1)
         self._held = []
-        if self._about is None:  # sums about a mean lose no digits to it
+        if self._about is None:  # sums of differences to a mean keep more digits
             self._about = x.mean(axis=1, keepdims=True)
         x -= self._about
         share = np.concatenate(self._shares) if self._stream else np.ones(x.shape[1], np.float32)
@@ -129,8 +132,11 @@ class _Sums:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a layer reads: the model's own tensor ``tensor``, stored, under the shape ``view`` (None: its own), padded by ``pad``; or, unless
-    ``square`` is 0, cut into squares of that size."""
+    """The model's tensor that a layer reads, and its form.
+
+    ``view``: shape under which the stored ``tensor`` is read (None: its own). ``pad``: padding around it. ``square``:
+    size of the squares that it is cut into, or 0.
+    """
 
     tensor: str
     view: list[int] | None = None
@@ -138,7 +144,7 @@ class Entry:
     square: int = 0
 
     def read(self, value: F32) -> F32:
-        """From a sample [1, ...] of the tensor in the ONNX layout; not padded."""
+        """The layer's input from a sample [1, ...] of the tensor in the ONNX layout, without padding."""
         x = (value.transpose(0, 2, 3, 1) if value.ndim == 4 else value)[0]
         if self.square:
             return reference.patches(np.ascontiguousarray(x), self.square)
@@ -147,7 +153,7 @@ class Entry:
 
 
 def entry(network: Network, layer: Weighted) -> Entry:
-    """What ``layer`` reads."""
+    """The input of ``layer`` in the float model."""
     name = layer.inputs[0]
     before = network.made.get(name)
     if isinstance(before, Patches):
@@ -161,20 +167,20 @@ def entry(network: Network, layer: Weighted) -> Entry:
 
 
 def _rows(x: F32) -> F32:
-    """Up to `POSITIONS` of the rows of x [..., K]: [1, positions, K]."""
+    """At most `POSITIONS` rows of x [..., K]: [1, positions, K]."""
     rows = x.reshape(1, -1, x.shape[-1])
     return np.ascontiguousarray(rows[:, :: math.ceil(rows.shape[1] / POSITIONS) | 1])
 
 
 def _windows(x: F32, layer: Conv, pad: tuple[int, int, int, int]) -> F32:
-    """What the outputs sum at up to `POSITIONS` positions of ``x`` [H, W, C]: [G, positions, K]."""
+    """The inputs of the outputs at up to `POSITIONS` positions of ``x`` [H, W, C]: [G, positions, K]."""
     top, left, bottom, right = pad
     x = np.pad(x, ((top, bottom), (left, right), (0, 0)))
     high, wide = ((n - 1) * d + 1 for n, d in zip(layer.weight.shape[1:3], layer.dilation, strict=True))
     windows = sliding_window_view(x, (high, wide), axis=(0, 1))
     windows = windows[:: layer.stride[0], :: layer.stride[1], :, :: layer.dilation[0], :: layer.dilation[1]]
     rows, columns, channels = windows.shape[:3]
-    step = math.ceil(rows * columns / POSITIONS) | 1  # odd: even steps would keep to some columns
+    step = math.ceil(rows * columns / POSITIONS) | 1  # odd, because even steps would skip columns
     at = np.arange(0, rows * columns, step)
     taken = windows[at // columns, at % columns]  # [positions, C, KH, KW]
     grouped = taken.reshape(len(at), layer.groups, channels // layer.groups, *taken.shape[2:]).transpose(1, 0, 3, 4, 2)

@@ -230,8 +230,8 @@ async def test_bad_input_on_either_side_is_one_sentence_and_a_status(world: Worl
         for changes, arguments, status, word in cases:
             environment = world.environment(server, tmp_path / "cache", **changes)
             found, _, err = await run(environment, *arguments)
-            assert (found, err.count("\n")) == (status, 1), (arguments, err)
-            assert word in err
+            assert (found, "Traceback" in err) == (status, False), (arguments, err)
+            assert word in err.splitlines()[-1]  # a slow machine also says what it is doing
 
 
 async def test_a_full_disk_is_one_sentence_and_a_status(world: World, serving, tmp_path) -> None:
