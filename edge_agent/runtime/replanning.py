@@ -69,7 +69,7 @@ class RetiringPlans:
 
 
 class Replanner:
-    """Keeps ``plan`` in force.
+    """Keeps ``plan`` active.
 
     ``say`` is called with status messages. ``on_link`` is called when the link goes down, comes back, carries too
     little, or enough again.
@@ -183,7 +183,7 @@ class Replanner:
                     backoff.reset()
                     self._mismatch_replans = limits.MISMATCH_REPLANS
                 except errors.SplitEdgeError as error:
-                    self._say(f"no new plan, the old one stays in force: {error.message}")
+                    self._say(f"no new plan, the old one stays active: {error.message}")
                     # Each attempt loads the link.
                     await asyncio.sleep(backoff.next() if heals(error) else limits.REPLAN_LEAST)
 
@@ -212,7 +212,7 @@ class Replanner:
                 await self.replace(plan)
                 self._mismatch_replans -= reason == "the measured frame times"
             except errors.SplitEdgeError as error:
-                self._say(f"no new plan for {reason}, the old one stays in force: {error.message}")
+                self._say(f"no new plan for {reason}, the old one stays active: {error.message}")
 
     def _reason(self, plan: AgentPlan) -> Reason | None:
         """Why ``plan`` should be replaced now."""
