@@ -156,7 +156,7 @@ def notes(ways: Sequence[Way], frames: Frames) -> list[str]:
     plans = {way.name: way.plan for way in ways if way.plan}
     split, device = (plans[name].segment.size / 1e6 for name in ("split", "device"))
     return [
-        f"the float model has {_same(frames.floats, frames.classes)}/{len(frames.files)} right",
+        f"as float: answers equal to the float model's; right: equal to the labels, the float model has {_same(frames.floats, frames.classes)}/{len(frames.files)}",
         f"ms/frame: from the photo's file to the answer, {_preparing_ms(frames):.1f} ms of it to decode and scale",
         "bound: the least accuracy drop that a plan can guarantee, in points",
         f"weights that the board downloads first: {split:.2f} MB to split, {device:.2f} MB to compute all here",
