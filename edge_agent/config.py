@@ -110,17 +110,15 @@ class ChainConfig(msgspec.Struct, forbid_unknown_fields=True):
 class StageConfig(msgspec.Struct, forbid_unknown_fields=True):
     """``[stage]``: the address on which a later board of a chain listens. A board with ``stage.port`` has no ``model``."""
 
-    host: Annotated[_Address, About("Address on which a later board listens for the board before it.")] = "127.0.0.1"
+    host: Annotated[_Address, About("Address on which a later board listens for the previous board.")] = "127.0.0.1"
     port: Annotated[
         _Port | None,
-        About("Serve as a later board of a chain on this port; 0 selects a free port.", default="first board"),
+        About("Serve as a later board of a chain on this port; 0 selects a free port.", default="off"),
     ] = None
-    token: Annotated[_Token, About("Token that the board before this one must send. Prefer a file or a variable.")] = ""
-    token_file: Annotated[PathText, About("File that contains the token that the board before this one must send.")] = (
-        ""
-    )
+    token: Annotated[_Token, About("Token that the previous board must send. Prefer a file or a variable.")] = ""
+    token_file: Annotated[PathText, About("File that contains the token that the previous board must send.")] = ""
     cert: Annotated[
-        PathText, About("Certificate chain for the board before this one (PEM). Required beyond this machine.")
+        PathText, About("Certificate chain for the previous board (PEM). Required beyond this machine.")
     ] = ""
     key: Annotated[PathText, About("Private key of the certificate (PEM).")] = ""
 
@@ -173,7 +171,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     cache_dir: Annotated[
         PathText,
         About(
-            "Folder for segments and measurements. The variable also moves the compiled kernels.",
+            "Folder for segments and measurements. SPLITEDGE_CACHE_DIR also moves the compiled kernels.",
             default="~/.cache/splitedge",
             group="board",
         ),
@@ -274,7 +272,7 @@ def chain_token(settings: Settings) -> str:
 
 
 def stage_token(settings: Settings) -> str:
-    """The token that the board before this one must send, or an empty string. Raises like `token`."""
+    """The token that the previous board must send, or an empty string. Raises like `token`."""
     return _token(settings.stage.token, settings.stage.token_file, "stage.", None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -24,6 +25,15 @@ APP: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 _HEADINGS = {"api": "Local API options", "stage": "Later-board options"}
+#: Typer's names of types, in the words of `Setting.type`.
+_TYPES = {
+    "str": "string",
+    "list[str]": "string",
+    "int": "integer",
+    "int range": "integer",
+    "float": "number",
+    "float range": "number",
+}
 _FILE = Annotated[
     Path | None, typer.Option("--config", help="Configuration file (TOML). Options override it.", show_default=False)
 ]
@@ -70,7 +80,8 @@ class Command(TyperCommand):
         for parameter in self.get_params(ctx):
             if (record := parameter.get_help_record(ctx)) is not None:
                 default = "Arguments" if parameter.param_type_name == "argument" else "Options"
-                groups.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
+                name = re.sub(r"<([a-z \[\]]+)>", lambda found: f"<{_TYPES.get(found[1], found[1])}>", record[0])
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append((name, record[1]))
         for heading, records in groups.items():
             if records:
                 with formatter.section(heading):
