@@ -142,7 +142,8 @@ def error_codes() -> str:
 
 
 def _tree(root: type[errors.SplitEdgeError]) -> list[type[errors.SplitEdgeError]]:
-    return [root, *(found for child in root.__subclasses__() for found in _tree(child))]
+    own = [child for child in root.__subclasses__() if child.__module__ == errors.__name__]  # others may be loaded too
+    return [root, *(found for child in own for found in _tree(child))]
 
 
 def operators() -> str:
