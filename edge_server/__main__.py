@@ -21,7 +21,7 @@ def _start() -> object:
     except ModuleNotFoundError as error:  # commands import some packages only when they need them
         if (error.name or "").partition(".")[0] in _EXTRA:
             raise PlatformError(
-                f"the server needs {error.name}, which is not installed; run pip install 'splitedge[server]'",
+                f"the server needs {error.name}, which is not installed; run pip install '.[server]' in the checkout",
                 reason="not-installed",
             ) from error
         raise

@@ -79,7 +79,7 @@ def installed() -> bool:
 def missing() -> errors.PlatformError:
     """The error without the library."""
     return errors.PlatformError(
-        "texts need the library tokenizers, which is not installed; install splitedge with the extra `text` (pip install '.[text]')",
+        "texts need the library tokenizers, which is not installed (extra `text` of splitedge); run `pip install tokenizers`",
         reason="no-tokenizers",
     )
 

@@ -277,7 +277,7 @@ def test_removing_what_is_not_there(tmp_path: Path) -> None:
 def test_a_missing_extra_is_named_with_its_cure(tmp_path: Path) -> None:
     (tmp_path / "onnx.py").write_text("raise ModuleNotFoundError(\"No module named 'onnx'\", name='onnx')")
     done = run("models", "--store", tmp_path / "s", PYTHONPATH=str(tmp_path))
-    assert "pip install 'splitedge[server]'" in sentence(done, 4)
+    assert "pip install '.[server]'" in sentence(done, 4)
 
 
 def test_a_defect_is_one_sentence_unless_asked_for_more(tmp_path: Path) -> None:
