@@ -46,8 +46,10 @@ class Fitted:
 def gather(
     head: Head, taps: Sequence[int], quantizations: Sequence[Quantization | None], samples: Samples
 ) -> list[F32]:
-    """Samples [n, ..., C] of each of the header's tensors ``taps``, in float32; at most `VALUES` values and `SAMPLES`
-    samples each."""
+    """Samples [n, ..., C] of each of the header's tensors ``taps``, in float32.
+
+    At most `VALUES` values and `SAMPLES` samples each.
+    """
     sizes = [math.prod(head.header.tensors[tap].shape) for tap in taps]
     wanted = [max(1, min(SAMPLES, VALUES // size)) for size in sizes]
     held: list[list[NDArray[Any]]] = [[] for _ in taps]
@@ -86,8 +88,10 @@ def fit(values: F32, *, floats: bool = False) -> list[Fitted]:
 
 
 def few_rows(shape: Sequence[int]) -> bool:
-    """Whether values [..., C] of this ``shape`` are too few for principal components, which would then overfit the
-    samples."""
+    """Whether values [..., C] of this ``shape`` are too few for principal components.
+
+    These would then overfit the samples.
+    """
     return math.prod(shape[:-1]) < ROWS_A_CHANNEL * shape[-1]
 
 

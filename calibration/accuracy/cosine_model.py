@@ -64,8 +64,10 @@ def fit(
     noises: Sequence[float] | None = None,
     promise_samples: int = drop_model.PROMISE_SAMPLES,
 ) -> FidelityModel:
-    """The model of a network with ``outputs`` [n, ...] on samples that rounding did not use; other arguments as in
-    `drop_model.fit`."""
+    """The model of a network with ``outputs`` [n, ...] on samples that rounding did not use.
+
+    Other arguments as in `drop_model.fit`.
+    """
     z, made, energies = drop_model.variants(outputs, deltas, noises)
     grid = drop_model.grid_of(energies)
     powers = _dots(z, z)
@@ -98,10 +100,10 @@ def fit(
 
 
 def compare(outputs: F32, found: F32) -> tuple[float, float, float, float]:
-    """The drop of ``found`` [n, ...] against the float ``outputs``: points, the ends of its 95 % interval, agreement of
-    top-1.
+    """The drop of ``found`` [n, ...] against the float model's ``outputs``.
 
-    The interval is a normal one; the agreement is from 0 to 1."""
+    Returns points, the ends of its normal 95 % interval, and the agreement (0..1) of top-1.
+    """
     losses = 100.0 * cosine_losses(outputs, found)
     drop, agreement = float(losses.mean()), float((evaluation.top1(outputs) == evaluation.top1(found)).mean())
     if len(losses) < 2:
@@ -143,8 +145,10 @@ def _between(means: F64) -> float:
 
 
 def _scatter(losses: F64) -> float:
-    """Standard deviation of a sample's loss relative to the mean, averaged over the variants of ``losses`` [variants,
-    n]."""
+    """Standard deviation of a sample's loss relative to the mean.
+
+    It is averaged over the variants of ``losses`` [variants, n].
+    """
     if losses.shape[1] < 2:
         return UNKNOWN
     means = losses.mean(axis=1)

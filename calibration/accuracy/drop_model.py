@@ -54,10 +54,11 @@ class Drop(msgspec.Struct, frozen=True):
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """A curve: at ``noise[i]``, rising from 0, ``expected[i]``, ``low[i]`` and ``high[i]`` points of ``metric`` are
+    """Accuracy drop by noise: at ``noise[i]``, rising from 0, ``expected[i]``, ``low[i]`` and ``high[i]`` points are
     lost.
 
-    ``samples``: number of samples of the fit. The interval is that of a measurement on ``promise_samples`` samples."""
+    ``metric``: the metric of the points. ``samples``: number of samples of the fit. The interval is that of a
+    measurement on ``promise_samples`` samples."""
 
     #: Maximum points that can be lost.
     WORST: ClassVar[float] = 100.0
@@ -129,12 +130,13 @@ def fit(
     noises: Sequence[float] | None = None,
     promise_samples: int = PROMISE_SAMPLES,
 ) -> AccuracyModel:
-    """The model of a network with ``logits`` [n, C] on samples that rounding did not use, and ``classes`` [n] if they
-    have labels.
+    """The model of a network with ``logits`` [n, C] on samples that rounding did not use.
 
-    ``deltas``: changes of the logits [n, C] by each variant; the variants must cover the noises of possible plans.
-    ``noises``: a planner's predictions of their noise, if these differ from the energies. The curve is then a function
-    of the predictions and includes their error. Raises `errors.UsageError` if the data are insufficient."""
+    ``classes`` [n]: labels of the samples, if they have any. ``deltas``: changes of the logits [n, C] by each variant;
+    the variants must cover the noises of possible plans. ``noises``: a planner's predictions of their noise, if these
+    differ from the energies. The curve is then a function of the predictions and includes their error. Raises
+    `errors.UsageError` if the data are insufficient.
+    """
     z, made, energies = variants(logits, deltas, noises)
     grid = grid_of(energies)
     counts = _counts(grid, _Variants(z, classes, made, energies))
@@ -153,8 +155,10 @@ def fit(
 
 
 def variants(outputs: F32, deltas: Sequence[F32], noises: Sequence[float] | None) -> tuple[F32, list[F32], F64]:
-    """``outputs`` [n, C], and ``deltas`` [n, C] and energies of the variants with noise; arguments and errors as in
-    `fit`."""
+    """``outputs`` [n, C], and the ``deltas`` [n, C] and energies of all variants with noise.
+
+    Arguments and errors are as in `fit`.
+    """
     z = np.asarray(outputs, np.float32).reshape(len(outputs), -1)
     if z.shape[1] < 2 or not len(z) or any(delta.shape != outputs.shape for delta in deltas):
         raise errors.UsageError(

@@ -44,7 +44,8 @@ FINALISTS_FEW_BITS: Final = 4
 QUALITIES: Final = (95, 90, 80, 65, 50)
 #: Maximum number of samples on which the noise of a codec is measured, and on which its error at the cut is compared.
 MOST, TRIED = 512, 16
-#: Share of these samples on which every codec runs, evenly spread, and the bits of the packed codec that runs on all of them.
+#: Share of these samples on which every codec runs, evenly spread, and the bits of the packed codec that runs on all of
+#: them.
 SHARE: Final = 1 / 3
 REFERENCE_BITS: Final = 4
 BATCH: Final = 16
@@ -165,8 +166,10 @@ def compare(reference: I64, found: I64, classes: I64 | None) -> tuple[float, flo
 
 
 def real_table(made: Codec, quantization: Quantization) -> F32:
-    """The server's decoded value of each code of the head's tensor: float32 [C, 256], with C = 1 for a range per
-    tensor."""
+    """The value that the server decodes for each code of the head's tensor: float32 [C, 256].
+
+    C is 1 for a range per tensor.
+    """
     lo, scale = (np.array(v, np.float32)[:, None] for v in (made.lo, made.scale))
     levels = np.array(made.levels, np.float32) if made.levels else None
     codes = codec.tables(quantization.scale, quantization.zero_point, made)

@@ -48,10 +48,11 @@ RANKING: Final = 6
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
-    """The noise of the layer or cut that yields ``tensor``: ``noise[i]`` at ``WIDTHS[i]`` bits, and the fit coefficient
-    x 4^-bits.
+    """The noise of the layer or cut that yields ``tensor``.
 
-    ``error``: root mean square distance of the measured noise from the fit, in bits (one bit is a factor of 4)."""
+    ``noise[i]`` is measured at ``WIDTHS[i]`` bits; the fit is coefficient x 4^-bits. ``error``: root mean square
+    distance of the measured noise from the fit, in bits (one bit is a factor of 4).
+    """
 
     tensor: str
     noise: list[float]
@@ -239,7 +240,10 @@ class Probe:
         return lambda more: self._batches(made, name, x, more)
 
     def _batches(self, made: Any, name: str, x: F32, more: Mapping[str, F32], which: I64 | None = None) -> F32:
-        """The output for the samples ``which`` (None: all) of ``x``; the inputs ``more`` are the same for all samples."""
+        """The output for the samples ``which`` (None: all) of ``x``.
+
+        The inputs ``more`` are the same for all samples.
+        """
         ids = self.network.graph.input
         fed: dict[str, NDArray[Any]] = {name: x}
         if self.network.graph.takes_ids and ids in {i.name for i in made.get_inputs()}:

@@ -28,7 +28,7 @@ LEAST: Final = 4
 
 
 def sample_noises(found: F32, outputs: F32) -> F64:
-    """Mean squared difference between the outputs ``found`` [n, ...] and the float model's ``outputs``, per sample [n]."""
+    """Mean squared difference from the float model's ``outputs`` to ``found`` [n, ...], per sample [n]."""
     difference = (found.astype(np.float64) - outputs).reshape(len(found), -1)
     noises: F64 = np.einsum("ij,ij->i", difference, difference) / difference.shape[1]
     return noises
@@ -48,9 +48,10 @@ def mean_noises(
 ) -> list[float]:
     """The mean noise of each of ``variants`` over ``count`` samples.
 
-    ``noises(variant, samples)`` measures it for each sample of an array of indices. The variants with the indices ``references`` are measured on all
-    samples. The others are measured on the samples ``chosen`` and scaled like the reference whose noise there is nearest. References without noise on
-    these samples are skipped; if none is left, all variants are measured on all samples.
+    ``noises(variant, samples)`` measures it for each sample of an array of indices. The variants with the indices
+    ``references`` are measured on all samples. The others are measured on the samples ``chosen`` and scaled like the
+    reference whose noise there is nearest. References without noise on these samples are skipped. If none is left, all
+    variants are measured on all samples.
     """
     every = np.arange(count)
     whole = {i: noises(variants[i], every) for i in references}

@@ -1,10 +1,11 @@
-"""Trials of whole heads with mixed bits: do the noises of their parts add up, and how does the noise change the
-answers?
+"""Trials of whole heads with mixed bits.
 
-A trial is a head that a planner could choose: a cut, its codec, and the bits of each layer with the fewest bytes for a
-noise target. The targets range from very low to higher than any user accepts. The integer head runs, its tensor is
-coded, and the tail answers. The accuracy model is fitted to the output differences and to the sums of the parts' noises
-(`drop_model.fit`, `cosine_model.fit`). So it accounts for parts whose noises do not add up."""
+They measure whether the noises of a head's parts add up, and how the noise changes the answers. A trial is a head that
+a planner could choose: a cut, its codec, and the bits of each layer with the fewest bytes for a noise target. The
+targets range from very low to higher than any user accepts. The integer head runs, its tensor is coded, and the tail
+answers. The accuracy model is fitted to the output differences and to the sums of the parts' noises (`drop_model.fit`,
+`cosine_model.fit`). So it accounts for parts whose noises do not add up.
+"""
 
 from __future__ import annotations
 
@@ -111,11 +112,11 @@ def run(
     judge: Judge,
     progress: Progress,
 ) -> tuple[list[Trial], list[F32]]:
-    """The trials, and the differences [n, ...] of each trial's outputs from the float model's ``outputs`` on
-    ``samples``.
+    """The trials, and the differences [n, ...] of each trial's outputs from the float model's ``outputs``.
 
     ``margin``: reference energy of the noise (`drop_model.threshold`, `cosine_model.energy`). ``build`` creates a head
-    with these bits."""
+    with these bits.
+    """
     tried = [site for site in sites if site.layers] or sites
     exponents = np.linspace(*EXPONENTS, TRIALS)
     progress("trials", 0, TRIALS)
@@ -139,8 +140,10 @@ def run(
 def _mix(
     site: MeasuredCut, layers: Mapping[str, Sensitivity], target: float
 ) -> tuple[dict[str, int], CodecNoise, float]:
-    """Bits, codec and their predicted noise: about the fewest bytes for a noise of ``target``, or the least possible
-    noise."""
+    """Bits, codec and their predicted noise.
+
+    They take about the fewest bytes for a noise of ``target``, or have the least possible noise.
+    """
     inside = [layers[name] for name in site.layers]
     codecs = site.noise.codecs or [_NO_CODEC]
     costs = [np.array(WIDTHS, float) * count / 8 for count in site.layers.values()]
@@ -154,10 +157,11 @@ def _mix(
 
 
 def cheapest(costs: Sequence[F64], noises: Sequence[F64], budget: float) -> list[int]:
-    """One choice of each row, with noises within ``budget`` at about the least cost; the least noise if the budget is
-    too small.
+    """One choice of each row, with noises within ``budget`` at about the least cost.
 
-    Each row minimizes cost + price x noise, and bisection finds the price. The choices lie on the lower convex hull."""
+    If the budget is too small, the choices have the least noise. Each row minimizes cost + price x noise, and bisection
+    finds the price. The choices lie on the lower convex hull.
+    """
 
     def at(price: float) -> list[int]:
         return [int((cost + price * noise).argmin()) for cost, noise in zip(costs, noises, strict=True)]

@@ -29,7 +29,7 @@ _PROGRAMS: Final = ("calibration", "splitedge/codec", "splitedge/head", "kernels
 
 
 def key(kind: str, *parts: Part) -> str:
-    """The name of an entry: a hash of its ``kind``, of ``parts`` (arrays with type and shape), and of the source code."""
+    """The name of an entry: a hash of ``kind``, of ``parts`` (arrays with type and shape), and of the source code."""
     made = hashlib.sha256(programs(_ROOT))
     for part in (kind, *parts):
         told = f"{part.dtype.str} {part.shape} " if isinstance(part, np.ndarray) else ""
@@ -101,7 +101,10 @@ class Cache:
             raise self._unusable(error) from error
 
     def prune(self) -> None:
-        """Delete the least recently used entries beyond `limits.CALIBRATION_CACHE_BYTES`, and unfinished files of killed processes."""
+        """Delete the least recently used entries beyond `limits.CALIBRATION_CACHE_BYTES`.
+
+        Also deletes unfinished files of killed processes.
+        """
         try:
             room, oldest = limits.CALIBRATION_CACHE_BYTES, time.time() - limits.LEFTOVER_AGE
             for path, used in sorted(_entries(self.folder), key=lambda entry: -entry[1].st_mtime):

@@ -92,11 +92,9 @@ def create(
     tokenizer: Tokenizer | None = None,
     output_kind: OutputKind | None = None,
 ) -> Bundle:
-    """Calibrate ``model`` (from `calibration.importing.importer.load`) with ``samples`` and write its bundle to
-    ``path``.
+    """Calibrate ``model`` with ``samples`` and write its bundle to ``path``, which must not exist.
 
-    ``path`` must not exist.
-
+    - ``model``: from `calibration.importing.importer.load`.
     - ``labels``: class names.
     - ``progress(phase, done, total)`` is called often.
     - ``rounding``: of weights. "gptq" minimizes the output error on the samples and loses much less below 8 bits

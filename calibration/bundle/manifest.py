@@ -43,8 +43,10 @@ class Listed(msgspec.Struct):
 class LayerNoise(msgspec.Struct):
     """A layer with weights.
 
-    ``weights``: their number. ``noise`` and ``even``: the output noise if only this layer is quantized, at each of `rounder.WIDTHS` and on each
-    even grid (`rounder.EVEN`; empty if weights are rounded to the nearest). ``coded_bytes``: their size in a segment, in the order of `noises`.
+    - ``weights``: their number.
+    - ``noise`` and ``even``: the output noise if only this layer is quantized, at each of `rounder.WIDTHS` and on each
+      even grid (`rounder.EVEN`; empty if weights are rounded to the nearest).
+    - ``coded_bytes``: size of the weights in a segment, in the order of `noises`.
     """
 
     name: str
@@ -84,7 +86,10 @@ class Manifest(msgspec.Struct):
 
 
 def write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
-    """Write ``files`` and ``manifest`` to a temporary folder, then rename it to ``path``. Raises `errors.StoreError`."""
+    """Write ``files`` and ``manifest`` to a temporary folder, then rename it to ``path``.
+
+    Raises `errors.StoreError`.
+    """
     manifest.files = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     if path.exists():
         raise errors.StoreError(f"{path} already exists; remove it or choose another name", reason="exists")

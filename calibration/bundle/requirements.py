@@ -36,7 +36,8 @@ def metric_for(wanted: MetricChoice, samples: Samples, output: Output) -> Metric
         return "cosine"
     if not output.has_classes:
         raise errors.UsageError(
-            f"--metric {wanted} needs classes, and the output of shape {output.shape} has none; omit it, or choose cosine",
+            f"--metric {wanted} needs classes, and the output of shape {output.shape} has none; omit it, or choose "
+            "cosine",
             reason="metric-without-classes",
         )
     if wanted == "auto":
@@ -77,7 +78,8 @@ def check_ids(network: layers.Network, samples: Samples) -> None:
         ids = samples[index]
         if not (ids.min() >= 0 and ids.max() < min(tables)):
             raise errors.InputError(
-                f"sample {index} has token ids from {ids.min():.0f} to {ids.max():.0f}, the model has 0 to {min(tables) - 1}; "
+                f"sample {index} has token ids from {ids.min():.0f} to {ids.max():.0f}, the model has 0 to "
+                f"{min(tables) - 1}; "
                 "use the tokenizer of this model",
                 reason="token-ids",
             )

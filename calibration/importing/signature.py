@@ -82,7 +82,7 @@ def keep_output(model: onnx.ModelProto, name: str | None) -> None:
         )
     if kept.type.tensor_type.elem_type != TensorProto.FLOAT:
         raise errors.ModelError(
-            f"the model's output {kept.name} holds {_kind(kept)}, not float32; {_advice(model, kept.name)}",
+            f"the model's output {kept.name} is {_kind(kept)}, not float32; {_advice(model, kept.name)}",
             reason="output-type",
             output=kept.name,
         )

@@ -88,13 +88,15 @@ def by_name(
     order = sorted(found)
     if outputs is not None and len(order) != outputs:
         raise errors.UsageError(
-            f"{where} has {len(order)} classes and the model has {outputs}; give --class-names with one name for each class in the model's order, "
+            f"{where} has {len(order)} classes and the model has {outputs}; give --class-names with one name for "
+            "each class in the model's order, "
             "or --metric agreement to ignore the classes",
             reason="class-count",
         )
     if all(_INTEGER.fullmatch(name) for name in order) and order != sorted(order, key=int):
         raise errors.UsageError(
-            f"{where}: the classes {', '.join(order[:3])} ... are numbers whose alphabetical order differs from their order by value; "
+            f"{where}: the classes {', '.join(order[:3])} ... are numbers whose alphabetical order differs from "
+            "their order by value; "
             "give --class-names with one name for each class in the model's order",
             reason="numeric-names",
         )
@@ -124,7 +126,10 @@ def read_names(path: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """The text in ``path``, UTF-8 with or without a byte-order mark. Raises `errors.UsageError` and `errors.InputError`."""
+    """The text in ``path``, UTF-8 with or without a byte-order mark.
+
+    Raises `errors.UsageError` and `errors.InputError`.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -171,8 +176,10 @@ def _by_index(names: dict[int, str]) -> list[str]:
 
 
 def _among(found: Collection[str], names: Sequence[str], where: str | Path) -> dict[str, int]:
-    """The index of each of ``found`` in ``names``: an exact match, or one that ignores case, spaces, dashes and
-    underscores."""
+    """The index of each of ``found`` in ``names``.
+
+    A match is exact, or ignores case, spaces, dashes and underscores.
+    """
     exact, loose = _places(names), _places([_loose(name) for name in names])
     known = {}
     for name in sorted(found):
@@ -205,7 +212,8 @@ def _names_told(classes: I64, told: Sequence[str], origins: Sequence[str], outpu
         if name and known.setdefault(index, (name, origin))[0] != name:
             before, there = known[index]
             warnings.warn(
-                f"{origin}: class {index} is {name[:40]!r}, and {before[:40]!r} in {there}: the third column is ignored",
+                f"{origin}: class {index} is {name[:40]!r}, and {before[:40]!r} in {there}: the third column is "
+                "ignored",
                 stacklevel=2,
             )
             return []
@@ -298,7 +306,8 @@ def _by_file(
         before = known.setdefault(place, (origin, row))
         if before[1][1] != row[1]:
             raise errors.InputError(
-                f"{origin}: {row[0]} has the class {row[1][:40]!r}, and {before[1][1][:40]!r} in {before[0].removeprefix(f'{path.name}: ')}; "
+                f"{origin}: {row[0]} has the class {row[1][:40]!r}, and {before[1][1][:40]!r} in "
+                f"{before[0].removeprefix(f'{path.name}: ')}; "
                 "keep one of them",
                 reason="contradiction",
             )
@@ -328,7 +337,10 @@ def _rows(path: Path) -> Iterator[list[str]]:
 
 
 def _delimiter(lines: Sequence[str]) -> str | None:
-    """The delimiter: comma, semicolon or tab, whichever is most frequent in the first line with any of them; else None."""
+    """The delimiter: comma, semicolon or tab; None if no line contains any of them.
+
+    It is the most frequent one in the first line with any of them.
+    """
     line = next((line for line in lines if any(one in line for one in ",;\t")), None)
     return None if line is None else max(",;\t", key=line.count)
 

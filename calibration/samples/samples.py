@@ -77,7 +77,8 @@ class Samples(Sequence[F32]):
         wrong = np.flatnonzero((classes < 0) | (classes >= outputs))
         if len(wrong):
             raise errors.InputError(
-                f"{self.labels.origins[wrong[0]]}: class {classes[wrong[0]]} is out of range (the model has {outputs} classes, 0 to {outputs - 1}); "
+                f"{self.labels.origins[wrong[0]]}: class {classes[wrong[0]]} is out of range (the model has "
+                f"{outputs} classes, 0 to {outputs - 1}); "
                 f"correct the labels ({len(wrong)} of {len(self)} are wrong)",
                 reason="label-out-of-range",
                 origin=self.labels.origins[wrong[0]],
