@@ -157,9 +157,9 @@ def notes(ways: Sequence[Way], frames: Frames) -> list[str]:
     split, device = (plans[name].segment.size / 1e6 for name in ("split", "device"))
     return [
         f"the float model has {_same(frames.floats, frames.classes)}/{len(frames.files)} right",
-        f"ms/frame: from the photo's file to the answer, {_preparing_ms(frames):.1f} of it to decode and scale",
-        "bound: points of accuracy that a plan may lose; the least that it can promise",
-        f"weights that the board fetches first: {split:.2f} MB to split, {device:.2f} MB for all here",
+        f"ms/frame: from the photo's file to the answer, {_preparing_ms(frames):.1f} ms of it to decode and scale",
+        "bound: the least accuracy drop that a plan can guarantee, in points",
+        f"weights that the board downloads first: {split:.2f} MB to split, {device:.2f} MB to compute all here",
     ]
 
 

@@ -57,7 +57,7 @@ def doctor(given: Given, json: Json = False) -> None:
 @app.command(cls=options.Command)
 def profile(
     board: Annotated[
-        str | None, typer.Argument(help="Name of a known board, with --known.", show_default=False)
+        str | None, typer.Argument(metavar="BOARD", help="Name of a known board, with --known.", show_default=False)
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Measure fewer shapes, fewer times.")] = False,
     out: Annotated[
@@ -130,7 +130,7 @@ def plan(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show where the model would be split, and why. Runs nothing."""
+    """Show where the model would be split, and why. Runs no frame."""
     settings = load(*given)
     from edge_agent.commands import first
 
@@ -149,6 +149,7 @@ def infer(
     files: Annotated[
         list[str] | None,
         typer.Argument(
+            metavar="FILES",
             help="Images, texts or .npy arrays: files, folders, glob patterns, or - for standard input.",
             show_default=False,
         ),
@@ -219,7 +220,7 @@ def uninstall(
 
 @service_app.command(cls=options.Command)
 def status() -> None:
-    """Show the state of the service and its last error. Exit status: 0 ready, 1 running but not ready, 3 not running."""
+    """Show the state of the service and its last error. Exit status: 0 ready, 1 running, 2 not installed, 3 not running."""
     from edge_agent.commands import service as command
 
     raise typer.Exit(command.status())

@@ -17,8 +17,10 @@ from splitedge.options import Given
 app = typer.Typer(help="Import models, plan how to split them, and run the parts that boards do not.", **options.APP)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
-NamesFile = Annotated[Path, typer.Argument(help="File of class names: one per line, CSV or JSON.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)]
+NamesFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="File of class names: one per line, CSV or JSON.", show_default=False)
+]
 
 # Options of `add`, by the heading in its help.
 _sample = partial(typer.Option, rich_help_panel="Samples")
@@ -56,6 +58,7 @@ def add(
     model: Annotated[
         str,
         typer.Argument(
+            metavar="MODEL",
             help="An .onnx file, an exported program (.pt2), or package.module:function that returns a torch module.",
             show_default=False,
         ),
@@ -304,7 +307,9 @@ def remove(given: Given, name: Name) -> None:
 @_takes("store")
 def token(
     given: Given,
-    name: Annotated[str, typer.Argument(help="Name of the token: the board that will use it.")] = "default",
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the token: the board that will use it.")
+    ] = "default",
     revoke: Annotated[bool, typer.Option("--revoke", help="Revoke this token.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List the names of all tokens.")] = False,
 ) -> None:

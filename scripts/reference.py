@@ -77,7 +77,7 @@ def _command(name: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p not in arguments and not getattr(p, "hidden", False)]
     usage = " ".join([name, "[OPTIONS]", *(_argument(p) for p in arguments)])
-    given = [(f"`{_argument(p)}`", str(getattr(p, "help", "") or "")) for p in arguments]
+    given = [(f"`{_argument(p)}`", _help(p)) for p in arguments]
     listed = [(", ".join(f"`{name}`" for name in (*p.opts, *p.secondary_opts)), _help(p)) for p in options]
     rows = given + listed
     parts = [f"## {name}", " ".join((command.help or "").split()), f"```text\n{usage}\n```"]
@@ -85,15 +85,15 @@ def _command(name: str, command: Any) -> str:
 
 
 def _argument(parameter: Any) -> str:
-    name = str(parameter.name).upper() + ("..." if parameter.nargs == -1 else "")
+    name = str(parameter.metavar or parameter.name).upper() + ("..." if parameter.nargs == -1 else "")
     return name if parameter.required else f"[{name}]"
 
 
 def _help(parameter: Any) -> str:
     text = str(parameter.help or "")
     default = parameter.default
-    shown = parameter.show_default and default not in (None, False, True) and not callable(default)
-    return f"{text} [{default}]" if shown and f"[{default}]" not in text else text
+    shown = parameter.show_default and default is not None and not isinstance(default, bool) and not callable(default)
+    return f"{text} [default: {default}]" if shown else text
 
 
 def _first(text: str) -> str:
@@ -142,7 +142,8 @@ def error_codes() -> str:
 
 
 def _tree(root: type[errors.SplitEdgeError]) -> list[type[errors.SplitEdgeError]]:
-    return [root, *(found for child in root.__subclasses__() for found in _tree(child))]
+    own = [child for child in root.__subclasses__() if child.__module__ == errors.__name__]  # others may be loaded too
+    return [root, *(found for child in own for found in _tree(child))]
 
 
 def operators() -> str:
