@@ -117,7 +117,7 @@ class Cache:
     def _unusable(self, error: OSError) -> errors.StoreError:
         return errors.StoreError(
             f"the cache folder {self.folder} is not usable ({error.strerror or error}); "
-            f"ree space, make it writable, or delete it",
+            "free space, make it writable, or delete it",
             reason="cache-folder",
         )
 
