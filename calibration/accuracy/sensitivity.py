@@ -42,7 +42,7 @@ Rounder = Callable[[Weighted, int], Rounded]
 ENOUGH: Final = (16_384, 16)
 WORK: Final = 64e9
 BATCH: Final = 16
-#: The grid that is measured on all samples, and the width of nearest rounding by which the noisiest samples are found.
+#: The grid that is measured on all samples, and the width of nearest rounding that identifies the noisiest samples.
 REFERENCE: Final = 4
 RANKING: Final = 6
 

@@ -213,7 +213,7 @@ class Bundle:
 
 
 def picture_of(cut: Cut, preprocess: Preprocess) -> Preprocess | None:
-    """``preprocess`` if the tensor at ``cut`` is the picture that it makes."""
+    """``preprocess`` if the tensor at ``cut`` is the image that it produces, else None."""
     whole = cut.kind == "input" and preprocess.kind == "image" and jpeg.fits(tuple(preprocess.shape))
     return preprocess if whole else None
 

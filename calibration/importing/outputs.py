@@ -19,7 +19,7 @@ from splitedge.protocol.messages import Greatest, Output, OutputKind
 
 F32 = NDArray[np.float32]
 
-#: Key in `ModelProto.metadata_props`: axis and keepdims of the ArgMax in which the file ends.
+#: Key in `ModelProto.metadata_props`: axis and keepdims of the ArgMax at the end of the file.
 ARGMAX: Final = "splitedge.argmax"
 
 #: Maximum distance from 1 of the sum of probabilities or of the length of a normalized embedding. It covers the error

@@ -492,7 +492,7 @@ _LOWER: dict[type, Callable[..., None]] = {
 }
 
 
-# --- the arena --------------------------------------------------------------------------------------------------------
+# --- activation memory ------------------------------------------------------------------------------------------------
 
 
 def place(tensors: list[seg.Tensor], ops: list[seg.AnyOp], source: int, output: int) -> int:

@@ -71,10 +71,12 @@ TOGETHER_GROUPED: Final = 400
 
 @dataclass(frozen=True)
 class Options:
-    """``damping``: minimum share of the variance of every input that is treated as independent; few positions raise it
-    (`damped`).
+    """Options of the rounding.
 
-    ``order``: round inputs with a large variance first. ``sweeps``: passes of the descent from each start scale.
+    - ``damping``: minimum share of the variance of every input that is treated as independent; few positions raise it
+      (`damped`).
+    - ``order``: round inputs with a large variance first.
+    - ``sweeps``: passes of the descent from each start scale.
     """
 
     damping: float = 0.01
@@ -235,11 +237,11 @@ def _kept(
 
 
 class Rounder:
-    """Rounds a layer with weights [OC, ...], whose later axes one output sums, and bias [OC]. No scale is below
-    ``least`` [OC].
+    """Rounds a layer with weights [OC, ...] and bias [OC]; each output sums over the later axes of the weights.
 
-    Sizes: G groups of R outputs, each a sum of K inputs. Arrays are [G, K, R], with the inputs in the order of
-    rounding. Products with the covariance are float32; their error is below a thousandth of a level.
+    No scale is below ``least`` [OC]. Sizes: G groups of R outputs, each a sum of K inputs. Arrays are [G, K, R], with
+    the inputs in the order of rounding. Products with the covariance are float32; their error is below a thousandth of
+    a level.
     """
 
     def __init__(self, weight: F32, bias: F32, least: F32, moments: Moments, options: Options = DEFAULT) -> None:
@@ -376,8 +378,9 @@ class _Grid:
 
 
 def even_steps(weight: F32, rates: Sequence[float]) -> list[float]:
-    """The steps at which the nearest levels of ``weight`` have an entropy of ``rates`` bits, between the largest
-    weight and 8-bit levels.
+    """The steps at which the nearest levels of ``weight`` have an entropy of ``rates`` bits.
+
+    They lie between the largest weight and the step of 8-bit levels.
     """
     peak = max(float(np.abs(weight).max(initial=0.0)), 1e-20)
     weight = weight.reshape(-1)[:: 1 + weight.size // ENTROPY_WEIGHTS]
@@ -396,8 +399,7 @@ def even_steps(weight: F32, rates: Sequence[float]) -> list[float]:
 
 
 def damped(moments: Moments, damping: float) -> F64:
-    """The covariance [G, K, K] shrunk to its diagonal, by ``damping`` or by oracle approximating shrinkage, whichever
-    is more.
+    """The covariance [G, K, K] shrunk to its diagonal, by the larger of ``damping`` and oracle approximating shrinkage.
 
     Source: Chen et al., IEEE Transactions on Signal Processing 58, 2010. Few positions give more shrinkage.
     """
@@ -407,7 +409,7 @@ def damped(moments: Moments, damping: float) -> F64:
     spread = (moments.count + 1 - 2 / p) * (square - trace**2 / p)
     wanted = ((1 - 2 / p) * square + trace**2) / np.maximum(spread, 1e-300)
     share = np.clip(wanted, damping, 1.0)[:, None, None]
-    alone = diagonal + np.maximum(1e-4 * diagonal.mean(axis=1, keepdims=True), 1e-12)  # inputs that never changed
+    alone = diagonal + np.maximum(1e-4 * diagonal.mean(axis=1, keepdims=True), 1e-12)  # for constant inputs
     made: F64 = (1 - share) * h + share * alone[:, :, None] * np.eye(p)
     return made
 
@@ -436,11 +438,10 @@ def _inverse(upper: F64) -> F64:
 
 
 def _successive(left: F32, feed: F32, scale: F32, grid: _Grid, levels: F32) -> F32:
-    """Round the weights ``left`` [G, K, R] at ``scale`` [G, R] into ``levels``, input by input; feed each error back to
-    later inputs.
+    """Round the weights ``left`` [G, K, R] at ``scale`` [G, R] into ``levels``, input by input.
 
-    Overwrites ``left`` and returns the errors. Inputs are split into halves down to `LEAF`, so nearly all of the work
-    is matrix products.
+    Feeds each error back to later inputs. Overwrites ``left`` and returns the errors. Inputs are split into halves down
+    to `LEAF`, so nearly all of the work is matrix products.
     """
     depth, wrong = left.shape[1], np.empty_like(left)
     if depth > LEAF:
@@ -458,10 +459,9 @@ def _successive(left: F32, feed: F32, scale: F32, grid: _Grid, levels: F32) -> F
 
 
 def _descend(slope: F32, cost: F32, scale: F32, grid: _Grid, levels: F32) -> F32:
-    """Coordinate descent: set each of the ``levels`` in turn to its best value. ``slope`` [G, K, R] = cost (w - levels
-    x scale) is overwritten.
+    """Coordinate descent: set each of the ``levels`` in turn to its best value. Returns the change of the weights.
 
-    Returns the change of the weights. Splits into halves as `_successive`.
+    ``slope`` [G, K, R] = cost (w - levels x scale) is overwritten. Splits into halves as `_successive`.
     """
     depth, moved = levels.shape[1], np.empty_like(levels)
     if depth > LEAF:

@@ -70,6 +70,8 @@ class Unary(Layer):
 
 @dataclass(eq=False)
 class Pool(Layer):
+    """Maximum or average of each window. ``count_pad``: an average counts the padding."""
+
     kind: Literal["max", "avg"]
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -139,6 +141,8 @@ class Linear(Weighted):
 
 @dataclass(eq=False)
 class Norm(Layer):
+    """Layer norm over the channels; ``gamma`` and ``beta`` are [C]."""
+
     gamma: F32
     beta: F32
     epsilon: float
@@ -283,12 +287,14 @@ def argument(graph: Graph, node: Node, index: int, attribute: str, default: Any 
 
 
 def scalar(value: Any) -> float:
+    """The only element of ``value``. Raises `Unsupported`."""
     if np.size(value) != 1:
         raise Unsupported("a constant of more than one value")
     return float(np.asarray(value).reshape(()))
 
 
 def weights(graph: Graph, name: str) -> F32:
+    """The finite constant ``name``, as float32. Raises `Unsupported`."""
     if name not in graph.constants:
         raise Unsupported("its weights are not constant")
     values: F32 = graph.constants[name].astype(np.float32)

@@ -248,7 +248,7 @@ def graph_shape(network: Network, node: Node) -> tuple[int, ...]:
     return network.graph.shapes[node.outputs[0]]
 
 
-# --- the rest ---------------------------------------------------------------------------------------------------------
+# --- other operators --------------------------------------------------------------------------------------------------
 
 
 def _norm(network: Network, node: Node) -> list[Layer]:
