@@ -54,11 +54,11 @@ class Drop(msgspec.Struct, frozen=True):
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """Accuracy drop by noise: at ``noise[i]``, rising from 0, ``expected[i]``, ``low[i]`` and ``high[i]`` points are
-    lost.
+    """A curve of the accuracy drop over the noise, which rises from 0.
 
-    ``metric``: the metric of the points. ``samples``: number of samples of the fit. The interval is that of a
-    measurement on ``promise_samples`` samples."""
+    At ``noise[i]``, ``expected[i]``, ``low[i]`` and ``high[i]`` points of ``metric`` are lost. ``samples``: number of
+    samples of the fit. The interval is that of a measurement on ``promise_samples`` samples.
+    """
 
     #: Maximum points that can be lost.
     WORST: ClassVar[float] = 100.0
