@@ -1,6 +1,6 @@
-"""Codecs that no histogram can tell: rotations, principal components, entropy stages and float16, fitted to tensors at the cut and judged by what they do there.
+"""Fits codecs that need more than a histogram: rotations, principal components, entropy coding and float16.
 
-They are fitted to samples that rounding has seen. Of all that were fitted only those are worth a run of the tail that no other beats in both bytes and
+They are fitted to samples that rounding used. The tail runs only with codecs that no other one beats in both bytes and
 squared error at the cut.
 """
 
@@ -23,19 +23,20 @@ from splitedge.protocol.messages import Codec
 
 F32 = NDArray[np.float32]
 
-#: Bits of packed families, and bits a value to which the coded ones are fitted.
+#: Bits of the packed families, and bits per value to which the coded families are fitted.
 PACKED: Final = {"hadamard": (2, 3)}
 RATES: Final = {"entropy": (1.0, 1.5, 2.0, 3.0, 4.0, 5.0), "pca": (0.75, 1.25, 2.0, 3.0)}
-#: Values and samples that a family is fitted to, at most, and rows at least.
+#: Maximum values and samples for a fit, and minimum rows.
 VALUES, SAMPLES, ROWS = 1 << 21, 256, 256
-#: Rows for each channel from which principal components are those of more than the samples, and numbers of a basis that a plan may carry.
+#: Minimum rows per channel for principal components, which otherwise overfit the samples; and maximum numbers of a
+#: basis in a plan.
 ROWS_A_CHANNEL: Final = 4
 BASIS: Final = 1 << 16
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A codec by the name and bits that a bundle knows it by."""
+    """A codec, with its rule and bits in a bundle."""
 
     rule: str
     bits: int
@@ -45,7 +46,10 @@ class Fitted:
 def gather(
     head: Head, taps: Sequence[int], quantizations: Sequence[Quantization | None], samples: Samples
 ) -> list[F32]:
-    """Of each of the header's tensors ``taps`` as many samples [n, ..., C], in float32, as `VALUES` lets be held."""
+    """Samples [n, ..., C] of each of the header's tensors ``taps``, in float32.
+
+    At most `VALUES` values and `SAMPLES` samples each.
+    """
     sizes = [math.prod(head.header.tensors[tap].shape) for tap in taps]
     wanted = [max(1, min(SAMPLES, VALUES // size)) for size in sizes]
     held: list[list[NDArray[Any]]] = [[] for _ in taps]
@@ -63,9 +67,10 @@ def _real(values: NDArray[Any], quantization: Quantization | None) -> F32:
 
 
 def fit(values: F32, *, floats: bool = False) -> list[Fitted]:
-    """Every family that ``values`` [n, ..., C] are enough for, at each of its rates.
+    """Codecs of every family for which ``values`` [n, ..., C] are sufficient, at each of its rates.
 
-    ``floats``: the head's tensor holds floats, so that float16 loses less than 8 bits do; of 8-bit codes it would be twice the bytes for nothing.
+    ``floats``: the head's tensor holds floats, so float16 loses less than 8 bits do. For 8-bit codes float16 would
+    double the bytes without a gain.
     """
     rows = values.reshape(-1, values.shape[-1])
     varies = bool(np.ptp(rows))
@@ -83,17 +88,20 @@ def fit(values: F32, *, floats: bool = False) -> list[Fitted]:
 
 
 def few_rows(shape: Sequence[int]) -> bool:
-    """Whether principal components of values [..., C] of this ``shape`` would be those of the samples and of nothing else."""
+    """Whether values [..., C] of this ``shape`` are too few for principal components.
+
+    These would then overfit the samples.
+    """
     return math.prod(shape[:-1]) < ROWS_A_CHANNEL * shape[-1]
 
 
 def carried(made: Codec) -> bool:
-    """Whether a plan carries ``made``: its basis is small enough."""
+    """Whether the basis of ``made`` is small enough for a plan."""
     return made.basis is None or len(made.basis.columns) <= 2 * BASIS
 
 
 def worth_a_run(candidates: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of those of (bytes, squared error) that no other beats in both."""
+    """Indices of the (bytes, squared error) that no other candidate beats in both."""
     order = sorted(range(len(candidates)), key=lambda i: candidates[i])
     kept: list[int] = []
     for i in order:
@@ -103,7 +111,7 @@ def worth_a_run(candidates: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def cost(made: Codec, values: F32) -> tuple[float, float]:
-    """Mean bytes of a frame and mean squared error when ``values`` [n, ..., C] are coded."""
+    """Mean bytes of a frame and mean squared error of coding ``values`` [n, ..., C]."""
     payloads = [codec.encode(np.ascontiguousarray(x), made) for x in values]
     wrong = [float(((codec.decode(p, made, x.shape) - x) ** 2).mean()) for p, x in zip(payloads, values, strict=True)]
     return float(np.mean([len(p) for p in payloads])), float(np.mean(wrong))

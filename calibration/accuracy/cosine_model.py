@@ -1,11 +1,13 @@
-"""The loss of cosine similarity as a function of the output noise: for embeddings and maps, whose answer is not a single output.
+"""Models the loss of cosine similarity as a function of the output noise, for embeddings and maps.
 
-The loss of a sample is 1 - cosine between the flattened outputs of the float and the quantized model; the drop in points is 100 times its mean.
-Variants, energies and scaling are those of `accuracy.drop_model`. The loss changes smoothly with the noise, so it is measured at every energy.
+The loss of a sample is 1 - cosine between the flattened outputs of the float and the quantized model. The drop in
+points is 100 times its mean. Variants, energies and scaling are those of `accuracy.drop_model`. The loss changes
+smoothly with the noise, so it is measured at every energy.
 
-The interval is that of a measurement on `promise_samples` other samples with another variant. The logarithm of that mean is assumed to scatter with
-the means of the variants (the near ones or all, whichever scatter more) and with the losses of the samples, in calibration's mean and in the fresh
-one. Logarithms fit because a loss is never negative and scatters in proportion to its size.
+The interval is that of a measurement on `promise_samples` other samples with another variant. The model assumes that
+the logarithm of this mean varies with the means of the variants (the near ones or all, whichever vary more) and with
+the losses of the samples, in the calibration's mean and in the new one. Logarithms fit because a loss is never negative
+and varies in proportion to its size.
 """
 
 from __future__ import annotations
@@ -24,19 +26,20 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 DRAWS: Final = 20_000
-#: Where there is but one variant or one sample, spreads (of logarithms, or over the mean) that are taken for granted.
+#: Assumed spread with only one variant or one sample: of logarithms, or relative to the mean.
 UNKNOWN: Final = 1.0
-#: A variant's loss, over the mean of those near it, below which its logarithm says no more.
+#: Lower limit of a variant's loss relative to the mean of those near it, because the logarithm of a smaller one is
+#: noise.
 LEAST_RATIO: Final = 1e-3
-#: Bound of the logarithm of the interval's end over the mean.
+#: Upper limit of the logarithm of the interval's end over the mean.
 WIDEST: Final = 50.0
 
 
 class FidelityModel(drop_model.Curve, frozen=True, tag="cosine"):
-    """The curve of the cosine lost; ``metric`` is "cosine".
+    """The curve of the lost cosine; ``metric`` is "cosine".
 
-    At ``noise[i + 1]`` the logarithms of the variants' mean losses have the standard deviation ``between[i]``, and the losses of single samples, over
-    their mean, ``scatter[i]``. ``variants``: how many spoke for each noise.
+    At ``noise[i + 1]`` the logarithms of the variants' mean losses have the standard deviation ``between[i]``. The
+    losses of single samples, over their mean, have ``scatter[i]``. ``variants``: number of variants for each noise.
     """
 
     WORST: ClassVar[float] = 200.0
@@ -46,7 +49,7 @@ class FidelityModel(drop_model.Curve, frozen=True, tag="cosine"):
     variants: int
 
     def promising(self, samples: int) -> FidelityModel:
-        """The same with the interval of a measurement on ``samples`` samples."""
+        """The same curve with the interval of a measurement on ``samples`` samples."""
         ratio = np.exp(
             [0.0, *_reach(np.array(self.between), np.array(self.scatter), self.variants, self.samples, samples)]
         )
@@ -61,12 +64,15 @@ def fit(
     noises: Sequence[float] | None = None,
     promise_samples: int = drop_model.PROMISE_SAMPLES,
 ) -> FidelityModel:
-    """The model of a network with ``outputs`` [n, ...] on samples that rounding has not seen; the rest as in `drop_model.fit`."""
+    """The model of a network with ``outputs`` [n, ...] on samples that rounding did not use.
+
+    Other arguments as in `drop_model.fit`.
+    """
     z, made, energies = drop_model.variants(outputs, deltas, noises)
     grid = drop_model.grid_of(energies)
     powers = _dots(z, z)
     products = np.stack([np.stack([_dots(z, delta), _dots(delta, delta)]) for delta in made])
-    _, distinct = np.unique(products, axis=0, return_index=True)  # the least noise there is may have been tried often
+    _, distinct = np.unique(products, axis=0, return_index=True)  # several trials may have the same minimum noise
     products, energies = products[distinct], energies[distinct]
     means, between, scatter = [], [], []
     for energy in grid:
@@ -94,7 +100,10 @@ def fit(
 
 
 def compare(outputs: F32, found: F32) -> tuple[float, float, float, float]:
-    """The drop of ``found`` [n, ...] against the float model's ``outputs`` in points, its normal 95 % interval, and the agreement (0..1) of top-1."""
+    """The drop of ``found`` [n, ...] against the float model's ``outputs``.
+
+    Returns points, the ends of its normal 95 % interval, and the agreement (0..1) of top-1.
+    """
     losses = 100.0 * cosine_losses(outputs, found)
     drop, agreement = float(losses.mean()), float((evaluation.top1(outputs) == evaluation.top1(found)).mean())
     if len(losses) < 2:
@@ -104,13 +113,13 @@ def compare(outputs: F32, found: F32) -> tuple[float, float, float, float]:
 
 
 def cosine_losses(outputs: F32, found: F32) -> F64:
-    """1 - cosine of each of n samples, their values flattened: 1 where only one of the two is all zeros, 0 where both are."""
+    """1 - cosine of each of n flattened samples; 1 if only one of the two is all zeros, 0 if both are."""
     a, b = outputs.reshape(len(outputs), -1), found.reshape(len(found), -1)
     return _losses(_dots(a, a), _dots(a, b), _dots(b, b))
 
 
 def energy(outputs: F32) -> float:
-    """Mean square of the ``outputs``: what noise is measured by where their direction counts."""
+    """Mean square of the ``outputs``: the reference for noise if the direction of the output matters."""
     return float(np.square(outputs, dtype=np.float64).mean())
 
 
@@ -120,7 +129,7 @@ def _dots(a: F32, b: F32) -> F64:
 
 
 def _losses(before: F64, product: F64, after: F64) -> F64:
-    """1 - cosine from the squared lengths and the scalar product, of any shapes that fit."""
+    """1 - cosine from squared lengths and scalar products; the shapes must broadcast."""
     after = np.maximum(after, 0.0)
     lengths = np.sqrt(before * after)
     same: F64 = np.where(before == after, 1.0, 0.0)
@@ -136,7 +145,10 @@ def _between(means: F64) -> float:
 
 
 def _scatter(losses: F64) -> float:
-    """Standard deviation of a sample's loss over the mean, in the mean of the variants of ``losses`` [variants, n]."""
+    """Standard deviation of a sample's loss relative to the mean.
+
+    It is averaged over the variants of ``losses`` [variants, n].
+    """
     if losses.shape[1] < 2:
         return UNKNOWN
     means = losses.mean(axis=1)
@@ -145,9 +157,10 @@ def _scatter(losses: F64) -> float:
 
 
 def _reach(between: F64, scatter: F64, variants: int, samples: int, fresh: int) -> F64:
-    """At each energy the logarithm of the interval's upper end over the mean.
+    """Logarithm of the interval's upper end over the mean, at each energy.
 
-    Half of `drop_model.TAIL` lies beyond each end: variants scatter more to one side than logarithms make even, and that takes the other half.
+    Half of `drop_model.TAIL` lies beyond each end. The distribution of the variants is skewed even in logarithms, and
+    the other half allows for that.
     """
     random = np.random.default_rng(0)
     variant = math.sqrt(1 + 1 / variants) * random.standard_t(max(1, variants - 1), DRAWS)

@@ -1,15 +1,19 @@
-"""The accuracy drop as a function of the noise on the logits, with an interval.
+"""Models the accuracy drop as a function of the noise on the logits, with an interval.
 
-Noise is the mean squared difference of the logits to the float model's, as in `accuracy.sensitivity`. A variant is the network with some mix of bits;
-its delta is the change of the logits of each sample. For an energy E, the `NEAREST` variants by energy are scaled to E and added to the float logits,
-and the lost and gained answers are counted. So the noise keeps its shape: larger where logits are large, and alike in similar classes.
-(`benchmarks.accuracy_forms` compares this with Gaussian noise and with thresholds on the margins.) The expected drop and the upper end then rise with
-the noise.
+Noise is the mean squared difference between the logits and the float model's, as in `accuracy.sensitivity`. A variant
+is the network with some mix of bits; its delta is the change of the logits of each sample. For an energy E, the
+`NEAREST` variants by energy are scaled to E and added to the float logits, and the lost and gained answers are counted.
+So the noise keeps its shape: larger for large logits, and similar in similar classes. (`benchmarks.accuracy_forms`
+compares this with Gaussian noise and with thresholds on the margins.) The curves of the expected drop and of the upper
+end are then made to rise with the noise.
 
-The interval is that of a measurement on `promise_samples` other samples. It comes from random draws. Each draw holds one of the near variants
-(quantizations of equal noise differ), shares of lost and gained answers that its counts allow (calibration has few samples), and the counts of these
-shares on fresh samples. Where noise overturns too few answers to count, their number is extrapolated: it falls with the amplitude of the noise, since
-samples are as frequent near a margin of 0 as a little further off. With labels, lost less gained falls with the energy.
+The interval is that of a measurement on `promise_samples` other samples. It comes from random draws. Each draw combines
+one of the near variants (quantizations of equal noise differ), shares of lost and gained answers that its counts allow
+(calibration has few samples), and the counts of these shares on new samples.
+
+If the noise changes too few answers to count, their number is extrapolated. It falls with the amplitude of the noise,
+because samples are about as frequent at a margin of 0 as slightly above. With labels, lost minus gained falls with the
+energy.
 """
 
 from __future__ import annotations
@@ -28,12 +32,12 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-#: Variants that speak for an energy.
+#: Number of variants that represent an energy.
 NEAREST: Final = 8
-#: Energies of the curve, from the greatest of the variants' down to `FAINT` of it.
+#: Number of energies of the curve, from the largest of the variants' down to `FAINT` of it.
 POINTS: Final = 40
 FAINT: Final = 1e-6
-#: Mean number of overturned answers below which the number is extrapolated from a higher energy.
+#: Mean number of changed answers below which the number is extrapolated from a higher energy.
 LEAST_COUNT: Final = 8.0
 DRAWS: Final = 4000
 #: Share of measurements that may lie above ``high``, and share that may lie below ``low``.
@@ -42,7 +46,7 @@ PROMISE_SAMPLES: Final = 1000
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """Points of accuracy lost, and what 97 % of measurements stay below and above."""
+    """Expected points of accuracy lost, and the limits that 97 % of measurements stay above and below."""
 
     expected: float
     low: float
@@ -50,12 +54,13 @@ class Drop(msgspec.Struct, frozen=True):
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """At ``noise[i]``, rising from 0, ``expected[i]``, ``low[i]`` and ``high[i]`` points of ``metric`` are lost.
+    """A curve of the accuracy drop over the noise, which rises from 0.
 
-    ``samples``: how many were looked at. The interval is that of a measurement on ``promise_samples`` samples.
+    At ``noise[i]``, ``expected[i]``, ``low[i]`` and ``high[i]`` points of ``metric`` are lost. ``samples``: number of
+    samples of the fit. The interval is that of a measurement on ``promise_samples`` samples.
     """
 
-    #: Points that are lost at the worst.
+    #: Maximum points that can be lost.
     WORST: ClassVar[float] = 100.0
 
     samples: int
@@ -67,23 +72,24 @@ class Curve(msgspec.Struct, frozen=True):
     promise_samples: int
 
     def at(self, noise: float) -> Drop:
-        """The drop at ``noise``. The upper end is `WORST` beyond the noise of all variants.
+        """The drop at ``noise``. Beyond the noise of all variants, the upper end is `WORST`.
 
-        A sum of noises depends on its order by a last bit, and the greatest noise is such a sum.
+        The largest noise is a sum, whose last bit depends on the order; so the comparison has a tolerance.
         """
         low, expected = self._read(self.low, noise), self._read(self.expected, noise)
         known = noise <= self.noise[-1] * (1 + 1e-9)
         return Drop(expected, low, self._read(self.high, noise) if known else self.WORST)
 
     def within(self, points: float) -> float:
-        """The greatest noise at which no more than ``points`` are promised to be lost; 0 where there is none."""
+        """The largest noise with an upper end of at most ``points``; 0 if there is none."""
         return self._greatest(self.high, points)
 
     def qpart(self, points: float) -> float:
-        """The noise at which the variants lose ``points`` in the mean, which is what QPART's rule allows: a factor found by trial for each demand,
-        times a mean adversarial noise. The factor is this noise over `AccuracyModel.threshold`, so the threshold itself changes nothing.
+        """The noise at which the variants lose ``points`` on average, as QPART's rule allows.
 
-        A baseline: no more than the mean is known, so about every other measurement loses more.
+        QPART's limit is a factor, found by trial for each demand, times a mean adversarial noise. The factor is this
+        noise over `AccuracyModel.threshold`, so the threshold itself has no effect. This is a baseline: it uses only
+        the mean, so about half of all measurements lose more.
         """
         return self._greatest(self.expected, points)
 
@@ -91,7 +97,7 @@ class Curve(msgspec.Struct, frozen=True):
         return float(np.interp(np.sqrt(noise), np.sqrt(self.noise), curve))
 
     def _greatest(self, curve: Sequence[float], points: float) -> float:
-        """The greatest noise at which ``curve``, which never falls, is at most ``points``."""
+        """The largest noise at which ``curve``, which never falls, is at most ``points``."""
         last = int(np.searchsorted(curve, points, side="right")) - 1
         if last < 0 or last == len(curve) - 1:
             return self.noise[last] if last >= 0 else 0.0
@@ -101,17 +107,18 @@ class Curve(msgspec.Struct, frozen=True):
 
 
 class AccuracyModel(Curve, frozen=True, tag="answers"):
-    """The curve of answers lost. ``metric``: "top1", or "agreement" where there were no labels and every changed answer counts as lost.
+    """The curve of lost answers.
 
-    ``counts``: for the greatest of the noises, lost and gained answers of each variant that spoke for it; the lesser noises overturn too few to
-    count. ``threshold``: QPART's mean adversarial noise, by which noise is told in words; no plan depends on it.
+    ``metric``: "top1", or "agreement" without labels, where every changed answer counts as lost. ``counts``: lost and
+    gained answers of each near variant for the largest noises; smaller noises change too few answers to count.
+    ``threshold``: QPART's mean adversarial noise. It serves to describe noise to people; no plan depends on it.
     """
 
     counts: list[list[tuple[int, int]]]
     threshold: float
 
     def promising(self, samples: int) -> AccuracyModel:
-        """The same with the interval of a measurement on ``samples`` samples."""
+        """The same curve with the interval of a measurement on ``samples`` samples."""
         low, high = _interval(np.array(self.noise[1:]), self.counts, self.samples, self.metric == "top1", samples)
         return msgspec.structs.replace(self, low=low, high=high, promise_samples=samples)
 
@@ -123,11 +130,12 @@ def fit(
     noises: Sequence[float] | None = None,
     promise_samples: int = PROMISE_SAMPLES,
 ) -> AccuracyModel:
-    """The model of a network with ``logits`` [n, C] on samples that rounding has not seen, and ``classes`` [n] if they have labels.
+    """The model of a network with ``logits`` [n, C] on samples that rounding did not use.
 
-    ``deltas``: what each variant adds to the logits [n, C], variants being spread over the noises that plans may have. ``noises``: what a planner
-    thinks the noise of each of them to be, where that is not its energy; the curve is then over these, and holds the error of such thoughts.
-    Raises `errors.UsageError` where there is nothing to learn from.
+    ``classes`` [n]: labels of the samples, if they have any. ``deltas``: changes of the logits [n, C] by each variant;
+    the variants must cover the noises of possible plans. ``noises``: a planner's predictions of their noise, if these
+    differ from the energies. The curve is then a function of the predictions and includes their error. Raises
+    `errors.UsageError` if the data are insufficient.
     """
     z, made, energies = variants(logits, deltas, noises)
     grid = grid_of(energies)
@@ -147,11 +155,14 @@ def fit(
 
 
 def variants(outputs: F32, deltas: Sequence[F32], noises: Sequence[float] | None) -> tuple[F32, list[F32], F64]:
-    """``outputs`` [n, C], and of the variants that have any noise their ``deltas`` [n, C] and energies; arguments and errors as in `fit`."""
+    """``outputs`` [n, C], and the ``deltas`` [n, C] and energies of all variants with noise.
+
+    Arguments and errors are as in `fit`.
+    """
     z = np.asarray(outputs, np.float32).reshape(len(outputs), -1)
     if z.shape[1] < 2 or not len(z) or any(delta.shape != outputs.shape for delta in deltas):
         raise errors.UsageError(
-            "the accuracy model needs two or more outputs of each sample, and differences of the same shape",
+            "the accuracy model needs at least two outputs per sample and differences of the same shape",
             reason="outputs",
         )
     made = [np.asarray(delta, np.float32).reshape(z.shape) for delta in deltas]
@@ -160,7 +171,7 @@ def variants(outputs: F32, deltas: Sequence[F32], noises: Sequence[float] | None
     )
     if len(energies) != len(made) or not (np.isfinite(energies).all() and energies.any()):
         raise errors.UsageError(
-            "the model's output stays the same, or becomes NaN, whatever is rounded: it is constant or saturated on these samples; "
+            "rounding never changes the model's output, or makes it NaN: it is constant or saturated on these samples; "
             "choose the tensor before its last operator with --output",
             reason="constant-output",
         )
@@ -169,24 +180,27 @@ def variants(outputs: F32, deltas: Sequence[F32], noises: Sequence[float] | None
 
 
 def grid_of(energies: F64) -> F64:
-    """The energies of a curve, from variants of these."""
+    """The energies of a curve for variants with ``energies``."""
     grid: F64 = energies.max() * np.geomspace(FAINT, 1.0, POINTS)
     return grid
 
 
 def nearest(energies: F64, energy: float) -> I64:
-    """Which of the variants with these energies speak for ``energy``."""
+    """Indices of the variants whose energies represent ``energy``."""
     return np.argsort(np.abs(np.log(energies / energy)), kind="stable")[:NEAREST]
 
 
 def threshold(logits: F32) -> float:
-    """QPART's mean adversarial noise of ``logits`` [n, C]: E[(z1 - z2)^2] / 2 of the two greatest."""
+    """QPART's mean adversarial noise of ``logits`` [n, C]: E[(z1 - z2)^2] / 2 of the two largest."""
     ordered = np.partition(logits, -2, axis=1)[:, -2:].astype(np.float64)
     return float(((ordered[:, 1] - ordered[:, 0]) ** 2).mean() / 2)
 
 
 class _Variants:
-    """Float logits, and the deltas of variants. ``counts(energy)``: answers lost and gained by the near variants, scaled to that energy."""
+    """Float logits and the deltas of variants.
+
+    ``counts(energy)``: lost and gained answers of the near variants, scaled to that energy.
+    """
 
     def __init__(self, logits: F32, classes: I64 | None, deltas: Sequence[F32], energies: F64) -> None:
         self._logits, self._deltas, self._energies = logits, deltas, energies
@@ -206,7 +220,7 @@ class _Variants:
 
 
 def _counts(grid: F64, variants: _Variants) -> list[list[tuple[int, int]]]:
-    """Of the greatest energies of ``grid``, as long as there is enough to count."""
+    """Counts of the largest energies of ``grid``, down to the last with enough changed answers."""
     found: list[list[tuple[int, int]]] = []
     for energy in grid[::-1]:
         made = variants.counts(energy)
@@ -217,7 +231,7 @@ def _counts(grid: F64, variants: _Variants) -> list[list[tuple[int, int]]]:
 
 
 def _expected(grid: F64, counts: Sequence[Sequence[tuple[int, int]]], samples: int, labelled: bool) -> list[float]:
-    """Points lost in the mean at 0 and at each energy of ``grid``, rising."""
+    """Expected points lost at 0 and at each energy of ``grid``, made to rise."""
     shares = [_fainter(np.mean(c, axis=0, keepdims=True) / samples, r, labelled)[0] for c, r in _sources(grid, counts)]
     drops = [float(lost - gained) for lost, gained in shares]
     return [0.0, *(100.0 * np.maximum(rising(np.array(drops)), 0.0)).tolist()]
@@ -226,9 +240,9 @@ def _expected(grid: F64, counts: Sequence[Sequence[tuple[int, int]]], samples: i
 def _interval(
     grid: F64, counts: Sequence[Sequence[tuple[int, int]]], samples: int, labelled: bool, fresh: int
 ) -> tuple[list[float], list[float]]:
-    """The ends, in points, at 0 and at each energy of ``grid``; the upper ones rise."""
+    """The interval's ends, in points, at 0 and at each energy of ``grid``; the upper ends rise."""
     random = np.random.default_rng(0)
-    prior = np.array([0.5, 0.5 if labelled else 0.0])  # Jeffreys': where none was seen there may be some
+    prior = np.array([0.5, 0.5 if labelled else 0.0])  # Jeffreys' prior: a count of 0 does not exclude changes
     low, high = [0.0], [0.0]
     for counted, ratio in _sources(grid, counts):
         drawn = random.gamma(random.choice(counted, DRAWS) + prior) / samples
@@ -242,14 +256,14 @@ def _interval(
 def _sources(
     grid: F64, counts: Sequence[Sequence[tuple[int, int]]]
 ) -> Iterator[tuple[Sequence[tuple[int, int]], float]]:
-    """For each energy the counts that speak for it, and its ratio to the energy at which they were taken."""
+    """For each energy, the counts that represent it, and its ratio to the energy of these counts."""
     first = len(grid) - len(counts)
     for i, energy in enumerate(grid):
         yield counts[max(0, i - first)], min(1.0, float(energy / grid[first]))
 
 
 def _fainter(shares: F64, ratio: float, labelled: bool) -> F64:
-    """Shares lost and gained [N, 2] when the noise's energy falls to ``ratio`` of what it was."""
+    """Shares lost and gained [N, 2] if the noise's energy falls to ``ratio``."""
     changed, drop = shares.sum(axis=1) * ratio**0.5, (shares[:, 0] - shares[:, 1]) * ratio
     if not labelled:
         return np.stack([changed, np.zeros_like(changed)], axis=1)
@@ -257,7 +271,7 @@ def _fainter(shares: F64, ratio: float, labelled: bool) -> F64:
 
 
 def rising(curve: F64) -> F64:
-    """The nearest curve, by squares, that never falls."""
+    """The nondecreasing curve with the least squared distance from ``curve``."""
     sums = np.concatenate([[0.0], curve.cumsum()])
     first, last = np.arange(len(curve))[:, None], np.arange(len(curve))[None]
     means = np.where(last >= first, (sums[last + 1] - sums[first]) / np.maximum(last - first + 1, 1), np.inf)

@@ -1,4 +1,4 @@
-"""The cost of splitting: intervals of the accuracy drop, and the output noise of codecs at the cuts."""
+"""Measures the cost of splitting: intervals of the accuracy drop, and the output noise of codecs at the cuts."""
 
 from __future__ import annotations
 
@@ -36,29 +36,31 @@ Bools = NDArray[np.bool_]
 
 #: Bits of the codecs at a cut.
 ACTIVATION_BITS: Final = (8, 6, 4, 3, 2)
-#: By activation bits: the number of rules, those with the least squared error at the cut, whose output noise is measured. At 8 bits all are alike.
+#: Number of rules, by activation bits, whose output noise is measured: those with the least squared error at the cut.
+#: At 8 bits the rules barely differ.
 FINALISTS: Final = {8: 1, 6: 2}
 FINALISTS_FEW_BITS: Final = 4
-#: Qualities of JPEG, where the input is a picture.
+#: Qualities of JPEG, if the input is an image.
 QUALITIES: Final = (95, 90, 80, 65, 50)
 #: Maximum number of samples on which the noise of a codec is measured, and on which its error at the cut is compared.
 MOST, TRIED = 512, 16
-#: Share of these samples on which every codec runs, evenly spread, and the bits of the packed codec that runs on all of them.
+#: Share of these samples on which every codec runs, evenly spread, and the bits of the packed codec that runs on all of
+#: them.
 SHARE: Final = 1 / 3
 REFERENCE_BITS: Final = 4
 BATCH: Final = 16
 Z95: Final = 1.959963984540054
 
-Values = NDArray[Any]  # of a head's tensor: uint8 codes, or float32 where the head is a transformer's
-Arrival = Callable[[Values], F32]  # a batch of a head's tensor -> what the tail gets of it
+Values = NDArray[Any]  # a head's tensor: uint8 codes, or float32 in a transformer
+Arrival = Callable[[Values], F32]  # a batch of a head's tensor -> the tail's input
 
 
 class CodecNoise(msgspec.Struct, frozen=True):
-    """``noise`` at the output where the tensor at a cut is sent by the codec of this rule and bits; the head's own is in it.
+    """The output ``noise`` if this codec sends the tensor at a cut; it includes the head's own noise.
 
-    ``rule``: a clip rule, with `clipping.CHANNEL` at its end where each channel has its own range; `clipping.JPEG` and a quality; or one of
-    `calibration.accuracy.codec_search`, of which the bundle keeps the codec itself. ``payload``: bytes of a
-    frame without its header; where they depend on what is in it, in the mean. ``work``: as `codec.work`.
+    ``rule``: a clip rule, with the suffix `clipping.CHANNEL` for ranges per channel; or `clipping.JPEG` and a quality;
+    or a rule of `calibration.accuracy.codec_search`, whose codec the bundle stores. ``payload``: bytes of a frame
+    without its header, or their mean if they depend on the content. ``work``: as `codec.work`.
     """
 
     bits: int
@@ -69,9 +71,9 @@ class CodecNoise(msgspec.Struct, frozen=True):
 
 
 class CutNoise(msgspec.Struct, frozen=True):
-    """Noise at the output behind an integer head with 8-bit weights: mean squared difference to the float model's outputs.
+    """Output noise of an integer head with 8-bit weights: mean squared difference from the float model's outputs.
 
-    ``head``: where the head's tensor goes on as it is; ``codecs``: where it is coded, most bits first, none at the output, where nothing is sent.
+    ``head``: without a codec. ``codecs``: with each codec, most bits first; empty at the output, where nothing is sent.
     """
 
     cut: int
@@ -79,22 +81,23 @@ class CutNoise(msgspec.Struct, frozen=True):
     codecs: list[CodecNoise]
 
     def fit(self) -> tuple[float, float] | None:
-        """`sensitivity.law` of what packed codecs add to the head's noise, as far as they add any; None for fewer than two."""
+        """`sensitivity.law` of the noise that packed codecs add to the head's; None for fewer than two such codecs."""
         added = [(one.noise - self.head, one.bits) for one in self.codecs if not one.work and one.noise > self.head]
         return law(*zip(*added, strict=True)) if len(added) > 1 else None
 
 
 class Tail(Protocol):
-    """The network behind a cut: of a batch at the cut, stored layout, the outputs [N, ...]."""
+    """The network after a cut: computes the outputs [N, ...] from a batch at the cut in the stored layout."""
 
     def __call__(self, x: F32, ids: I64 | None = None, /) -> F32:
-        """``ids`` [N, T] are the token ids, where the model takes any; a tail whose cut has `Cut.padding` reads them."""
+        """``ids`` [N, T]: token ids, if the model takes them. A tail whose cut has `Cut.padding` reads them."""
 
 
 @dataclass(frozen=True)
 class OfferedCut:
-    """An offered cut as measurement sees it; ``load`` makes the tail, None at the output; ``quantization`` is None where the tensor holds floats.
+    """An offered cut, prepared for measurement.
 
+    ``load`` creates the tail; it is None at the output. ``quantization`` is None if the tensor holds floats.
     ``tokens``: length of the padding mask in a frame (`Cut.padding`); 0 without one.
     """
 
@@ -110,11 +113,11 @@ class OfferedCut:
 
 
 def paired_drop(before: Bools, after: Bools) -> tuple[float, float, float]:
-    """Points of accuracy lost from ``before`` to ``after`` (right or wrong, the same samples), and its 95 % interval.
+    """Points of accuracy lost from ``before`` to ``after`` (correct or not, same samples), and the 95 % interval.
 
-    The score interval for a difference of paired proportions (Tango, Statistics in Medicine 17, 1998): sane for 20 samples and where no sample
-    changed. With b samples lost, c gained, of n, it holds the D for which |b - c - n D| <= z sqrt(n (2 q + D (1 - D))), q the likeliest share of
-    gained samples given D.
+    It is the score interval for a difference of paired proportions (Tango, Statistics in Medicine 17, 1998). It is
+    sound for 20 samples and if no sample changed. With b samples lost and c gained of n, it holds each D with |b - c -
+    n D| <= z sqrt(n (2 q + D (1 - D))), where q is the most likely share of gained samples given D.
     """
     n = len(before)
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
@@ -138,7 +141,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def _edge(beyond: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Where ``beyond`` begins on the way from ``inside`` to ``outside``."""
+    """The point between ``inside`` and ``outside`` at which ``beyond`` becomes true."""
     if not beyond(outside):
         return outside
     for _ in range(60):
@@ -150,7 +153,7 @@ def _edge(beyond: Callable[[float], bool], inside: float, outside: float) -> flo
 def compare(reference: I64, found: I64, classes: I64 | None) -> tuple[float, float, float, float]:
     """drop, low, high (points) and agreement (0..1) of the top-1 ``found`` against the float model's ``reference``.
 
-    Without ``classes`` what disagrees with the float model counts as lost.
+    Without ``classes`` every disagreement with the float model counts as lost.
     """
     same = int((reference == found).sum())
     if classes is not None:
@@ -163,7 +166,10 @@ def compare(reference: I64, found: I64, classes: I64 | None) -> tuple[float, flo
 
 
 def real_table(made: Codec, quantization: Quantization) -> F32:
-    """What the server decodes for each code of the head's tensor, float32 [C, 256], C 1 for a range per tensor."""
+    """The value that the server decodes for each code of the head's tensor: float32 [C, 256].
+
+    C is 1 for a range per tensor.
+    """
     lo, scale = (np.array(v, np.float32)[:, None] for v in (made.lo, made.scale))
     levels = np.array(made.levels, np.float32) if made.levels else None
     codes = codec.tables(quantization.scale, quantization.zero_point, made)
@@ -171,12 +177,15 @@ def real_table(made: Codec, quantization: Quantization) -> F32:
 
 
 def quantization_of(tensor: Tensor) -> Quantization | None:
-    """Of the codes of a head's ``tensor``; None where it holds floats."""
+    """The quantization of a head's ``tensor``; None if it holds floats."""
     return Quantization(tensor.scale, tensor.zero_point) if tensor.dtype == "u8" else None
 
 
 def arrival(quantization: Quantization | None, made: Codec | None) -> Arrival:
-    """What the tail gets where a head's tensor goes on as it is, or is coded by ``made``. Without a ``quantization`` it holds floats."""
+    """The function from a head's tensor to the tail's input, through the codec ``made`` (None: without a codec).
+
+    Without a ``quantization`` the tensor holds floats.
+    """
     if quantization is not None and made is not None and codec.work(made, [1]):
         return lambda x: np.stack([codec.decode(sent(quantization, made, one), made, one.shape) for one in x])
     if quantization is not None:
@@ -228,11 +237,13 @@ def cut_noises(
     cache: Cache | None = None,
     model: str = "",
 ) -> list[CutNoise]:
-    """For each cut the rule of least noise at the output for each of `ACTIVATION_BITS`, with ``head``, whose weights have 8 bits, JPEG where the tensor
-    is a picture, and of its ``families`` those that are worth a run.
+    """The `CutNoise` of each cut, with the 8-bit ``head``.
 
-    The `FINALISTS` are tried on ``count`` of the samples, evenly spread, but no more than `MOST`; ``outputs`` [n, ...] are the float model's. ``cache``:
-    measurements of the same ``model`` (its hash) and the same values at a cut are reused.
+    For each of `ACTIVATION_BITS` it holds the rule with the least output noise. It also holds JPEG if the tensor is an
+    image, and those codecs of its ``families`` that are worth a run.
+
+    The `FINALISTS` run on ``count`` samples, evenly spread, but at most `MOST`. ``outputs`` [n, ...] are the float
+    model's. ``cache``: results for the same ``model`` (its hash) and the same values at a cut are reused.
     """
     few = evenly(len(samples), min(MOST, count))
     progress("noise of cuts", 0, len(spots))
@@ -269,8 +280,8 @@ def _noise_of(
     own, *each = mean_noises(noises, [None, *(made for _, made in tried)], references, chosen, len(values))
     if not math.isfinite(own):
         raise errors.ModelError(
-            f"the model answers NaN or infinity where {short(spot.tensor)} has 8 bits; export it without operators that "
-            "have no answer to some numbers, such as the logarithm of 0",
+            f"the model answers NaN or infinity if {short(spot.tensor)} has 8 bits; export it without operators that "
+            "are undefined for some numbers, such as the logarithm of 0",
             reason="not-finite-at-8-bits",
         )
     done = [msgspec.structs.replace(one, noise=noise) for (one, _), noise in zip(tried, each, strict=True)]
@@ -283,20 +294,20 @@ def _noise_of(
 def _entry(
     model: str, spot: OfferedCut, histogram: Histogram, fitted: Sequence[Fitted], measured: Sequence[Values]
 ) -> str:
-    """The cache's name for a `CutNoise`: all that it depends on."""
+    """The cache name of a `CutNoise`, from everything that it depends on."""
     about = [model, spot.tensor, f"{spot.index} {spot.quantization} {spot.size} {spot.tokens} {histogram.picture}"]
     codecs = msgspec.json.encode([(one.rule, one.bits, one.codec) for one in fitted])
     return key("noise of a cut", *about, histogram.values, histogram.counts, codecs, *measured)
 
 
 def finalists(histogram: Histogram, bits: int) -> list[str]:
-    """The rules of least squared error at the cut, the best first."""
+    """The rules with the least squared error at the cut, best first."""
     error = {rule: histogram.squared_error(histogram.fit(rule, bits)) for rule in histogram.rules}
     return sorted(error, key=lambda rule: error[rule])[: FINALISTS.get(bits, FINALISTS_FEW_BITS)]
 
 
 def _packed(spot: OfferedCut, histogram: Histogram) -> list[tuple[CodecNoise, Codec]]:
-    """The finalists at each of `ACTIVATION_BITS`, their noise not measured yet."""
+    """The finalists at each of `ACTIVATION_BITS`, before their noise is measured."""
     return [
         (CodecNoise(bits, rule, math.nan, codec.packed_bytes(spot.size, bits) + padding_mask.size(spot.tokens)), made)
         for bits in ACTIVATION_BITS
@@ -306,7 +317,7 @@ def _packed(spot: OfferedCut, histogram: Histogram) -> list[tuple[CodecNoise, Co
 
 
 def _pictures(spot: OfferedCut, histogram: Histogram, values: Values) -> list[tuple[CodecNoise, Codec]]:
-    """JPEG at each of `QUALITIES`, where the tensor is a picture."""
+    """JPEG at each of `QUALITIES`, if the tensor is an image."""
     found = []
     for quality in QUALITIES if histogram.picture is not None else ():
         made = histogram.fit(f"{JPEG}{quality}", 8)
@@ -317,7 +328,7 @@ def _pictures(spot: OfferedCut, histogram: Histogram, values: Values) -> list[tu
 
 
 def _coded(spot: OfferedCut, fitted: Sequence[Fitted], values: Values) -> list[tuple[CodecNoise, Codec]]:
-    """Of the codecs ``fitted`` those that none of them beats on the ``values``."""
+    """The codecs of ``fitted`` that no other one beats on ``values`` in both bytes and error."""
     own = spot.quantization
     some = values[:TRIED] if own is None else own.values().astype(np.float32)[values[:TRIED]]
     costs = [cost(one.codec, some) for one in fitted]
@@ -329,7 +340,11 @@ def _coded(spot: OfferedCut, fitted: Sequence[Fitted], values: Values) -> list[t
 
 
 def split_outputs(head: Head, made: Codec | None, run: Tail | None, samples: Samples) -> F32:
-    """What a split network answers [n, ...]: the integer ``head``, its tensor coded by ``made`` or as it is, and the tail ``run``, None at the output."""
+    """The outputs [n, ...] of a split network.
+
+    The integer ``head`` runs, the codec ``made`` (None: no codec) carries its tensor, and the tail ``run`` (None at the
+    output) answers.
+    """
     arrive = arrival(quantization_of(head.output), made)
     parts = (range(len(samples))[start : start + BATCH] for start in range(0, len(samples), BATCH))
     return np.concatenate(
@@ -343,23 +358,29 @@ def head_values(head: Head, samples: Samples, which: Iterable[int]) -> Values:
 
 
 def token_ids(head: Head, samples: Samples, which: Iterable[int]) -> I64 | None:
-    """Those [n, T] of the samples ``which``, if that is what ``head`` takes."""
+    """The token ids [n, T] of the samples ``which`` if ``head`` takes token ids, else None."""
     return np.stack([samples[int(i)] for i in which]).astype(np.int64) if head.input.dtype == "i32" else None
 
 
 def output_of(run: Tail | None, values: Values, arrive: Arrival, ids: I64 | None = None) -> F32:
-    """Outputs [n, ...] for ``values`` [n, ...] of a head's tensor, through the tail, in batches; without a tail they are the output's."""
+    """Outputs [n, ...] for ``values`` [n, ...] of a head's tensor, through the tail in batches.
+
+    Without a tail the values are the output itself.
+    """
     return to_onnx(arrive(values)) if run is None else run_tail(run, values, arrive, ids)
 
 
 def run_tail(run: Tail, values: Values, arrive: Arrival, ids: I64 | None = None) -> F32:
-    """Outputs [n, ...] for ``values`` [n, ...] of a head's tensor, through the tail, in batches; ``ids`` as a `Tail` takes them."""
+    """Outputs [n, ...] for ``values`` [n, ...] of a head's tensor, through the tail in batches.
+
+    ``ids``: as in `Tail`.
+    """
     parts = (slice(i, i + BATCH) for i in range(0, len(values), BATCH))
     return np.concatenate([run(arrive(values[part]), None if ids is None else ids[part]) for part in parts])
 
 
 def top1(outputs: F32 | U8) -> I64:
-    """The greatest output of each sample, the first among equals."""
+    """The index of the largest output of each sample, the first among equals."""
     found: I64 = outputs.reshape(len(outputs), -1).argmax(axis=1)
     return found
 
@@ -373,7 +394,7 @@ def float_outputs(run: Tail, samples: Samples, progress: Progress | None = None)
         for i, output in enumerate(found[-1], start):
             if not np.isfinite(output).all():
                 raise errors.ModelError(
-                    f"sample {i} makes the model answer NaN or infinity; check the model and the preprocessing",
+                    f"the model answers NaN or infinity to sample {i}; check the model and the preprocessing",
                     reason="not-finite",
                 )
         if progress is not None:
@@ -382,7 +403,7 @@ def float_outputs(run: Tail, samples: Samples, progress: Progress | None = None)
 
 
 def tail_of(run: Callable[[F32, I64 | None], F32], batched: bool) -> Tail:
-    """``run`` (ONNX layout) as a `Tail` of any batch, one sample at a time where the model takes no more."""
+    """``run`` (ONNX layout) as a `Tail` for any batch; one sample at a time if the model is not ``batched``."""
 
     def tail(x: F32, ids: I64 | None = None, /) -> F32:
         y = to_onnx(x)

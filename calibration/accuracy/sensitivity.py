@@ -1,7 +1,8 @@
-"""The output noise of quantizing one layer, or one cut, in the float network.
+"""Measures the output noise of quantizing one layer, or one cut, in the float network.
 
-Noise is the mean squared difference of the outputs to the float model's. A layer is measured with the quantizer's real weights, from the last cut
-before it on. The law E(b) = p x 4^-b is fitted to each layer; the measured values are kept too, because the fit can be far off below 4 bits.
+Noise is the mean squared difference from the float model's outputs. A layer is measured with the quantizer's actual
+weights, starting at the last cut before it. The law E(b) = p x 4^-b is fitted to each layer. The measured values are
+stored too, because the fit can be far off below 4 bits.
 """
 
 from __future__ import annotations
@@ -36,20 +37,21 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Rounder = Callable[[Weighted, int], Rounded]
 
-#: Minimum number of output differences (samples x outputs) in a measured noise, and minimum number of samples. `WORK` limits the samples of large
-#: networks: the multiply-accumulates of one run over all samples.
+#: Minimum number of output differences (samples x outputs) in a measured noise, and minimum number of samples. `WORK`
+#: limits the samples of large networks: it is the maximum of multiply-accumulates in one run over all samples.
 ENOUGH: Final = (16_384, 16)
 WORK: Final = 64e9
 BATCH: Final = 16
-#: The grid that is measured on all samples, and the width of nearest rounding by which the noisiest samples are found.
+#: The grid that is measured on all samples, and the width of nearest rounding that identifies the noisiest samples.
 REFERENCE: Final = 4
 RANKING: Final = 6
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
-    """Of the layer or cut that yields ``tensor``: ``noise[i]`` at ``WIDTHS[i]`` bits, and the fit coefficient x 4^-bits.
+    """The noise of the layer or cut that yields ``tensor``.
 
-    ``error``: root mean square distance of the measured noise from the fit, in bits (one bit is a factor of 4).
+    ``noise[i]`` is measured at ``WIDTHS[i]`` bits; the fit is coefficient x 4^-bits. ``error``: root mean square
+    distance of the measured noise from the fit, in bits (one bit is a factor of 4).
     """
 
     tensor: str
@@ -63,12 +65,15 @@ class Sensitivity(msgspec.Struct, frozen=True):
 
 
 def fit(tensor: str, noise: Sequence[float]) -> Sensitivity:
-    """The `Sensitivity` of ``noise``, one for each of `WIDTHS`; 0 everywhere where there is no noise at all."""
+    """The `Sensitivity` of ``noise``, one value per width of `WIDTHS`."""
     return Sensitivity(tensor, list(noise), *law(noise, WIDTHS))
 
 
 def law(noise: Sequence[float], bits: Sequence[int]) -> tuple[float, float]:
-    """p of the p x 4^-bits nearest to ``noise``, by logarithms, and the root mean square distance from it in bits; 0 and 0 where there is no noise at all."""
+    """The p of the law p x 4^-bits nearest to ``noise`` in logarithms, and its root mean square error in bits.
+
+    Both are 0 if there is no noise.
+    """
     found: F64 = np.asarray(noise, np.float64)
     if not found.any():
         return 0.0, 0.0
@@ -83,14 +88,17 @@ def enough(network: Network, outputs: int) -> int:
 
 
 def difference(found: F32, outputs: F32) -> float:
-    """Mean squared difference: the noise of outputs ``found`` where the float model's are ``outputs``."""
+    """Mean squared difference: the noise of the outputs ``found`` relative to the float model's ``outputs``."""
     return float(((found.astype(np.float64) - outputs) ** 2).mean())
 
 
 class Probe:
-    """A float model, a few of its samples and their logits; samples that rounding has seen show too little noise (`rounding.UNSEEN`).
+    """A float model, some of its samples and their logits.
 
-    ``cache``: where measurements are kept by what they depend on. ``share``: of the samples, those on which every grid is measured (`subsampling`).
+    Samples that rounding used show too little noise (`rounder.UNSEEN`).
+
+    ``cache``: stores measurements by everything that they depend on. ``share``: share of the samples on which every
+    grid is measured (`subsampling`).
     """
 
     def __init__(
@@ -115,7 +123,10 @@ class Probe:
     def layers(
         self, layers: Sequence[Weighted], rounder: Rounder, grids: Sequence[int], progress: Progress
     ) -> list[list[float]]:
-        """The noise of each of ``layers`` where it alone is rounded, to each of ``grids``, of which ``rounder`` knows. Reads and writes the cache."""
+        """The noise of rounding each of ``layers`` alone to each of ``grids`` with ``rounder``.
+
+        Reads and writes the cache.
+        """
         progress("sensitivity of layers", 0, len(layers))
         reference = grids.index(REFERENCE) if REFERENCE in grids else 0
         chosen = self._noisiest(layers)
@@ -142,7 +153,7 @@ class Probe:
         return found
 
     def noise(self, rounded: Mapping[str, Rounded]) -> float:
-        """Of the network with all these weights in place, by the tensor that a layer yields."""
+        """The noise of the network with all these weights, by the layer's output tensor."""
         layers = [layer for layer in self.network.layers if isinstance(layer, Weighted) and layer.out in rounded]
         values: dict[str, F32] = {}
         for layer in layers:
@@ -160,7 +171,10 @@ class Probe:
         return noisiest(sample_noises(self._run(changed, to_onnx(self._x))({}), self.logits), self._share)
 
     def _entered(self, layers: Sequence[Weighted]) -> Iterator[tuple[Weighted, str, F32]]:
-        """Each of ``layers`` with the last cut before it and the values there, ONNX layout. They are computed from the previous cut's values."""
+        """Each of ``layers`` with the last cut before it and the values there (ONNX layout).
+
+        The values are computed from those of the previous cut.
+        """
         held, x = self.network.graph.input, to_onnx(self._x)
         for layer in layers:
             entry = self._entry(layer)
@@ -170,7 +184,7 @@ class Probe:
             yield layer, entry, x
 
     def _between(self, start: str, stop: str, x: F32) -> F32:
-        """The tensor ``stop`` of all samples from ``x``, the cut ``start`` before it."""
+        """The tensor ``stop`` of all samples, computed from the values ``x`` of the earlier cut ``start``."""
         part = onnx.ModelProto()
         part.CopyFrom(self._tail(start))
         del part.graph.output[:]
@@ -201,7 +215,7 @@ class Probe:
         return found
 
     def _entry(self, layer: Weighted) -> str:
-        """The last cut behind which ``layer`` and all that it reads lie."""
+        """The last cut before ``layer`` and before everything that it reads."""
         reads, best = entry(self.network, layer).tensor, self.network.graph.input
         for tensor, before in self._before.items():
             if layer.out in before or reads in before - {tensor}:
@@ -226,7 +240,10 @@ class Probe:
         return lambda more: self._batches(made, name, x, more)
 
     def _batches(self, made: Any, name: str, x: F32, more: Mapping[str, F32], which: I64 | None = None) -> F32:
-        """The output for the samples ``which`` (None: all) of ``x``, and further inputs that are the same for all."""
+        """The output for the samples ``which`` (None: all) of ``x``.
+
+        The inputs ``more`` are the same for all samples.
+        """
         ids = self.network.graph.input
         fed: dict[str, NDArray[Any]] = {name: x}
         if self.network.graph.takes_ids and ids in {i.name for i in made.get_inputs()}:

@@ -1,9 +1,12 @@
-"""Noise of many variants of a network from few samples: reference variants run on all samples, the others on some of them.
+"""Estimates the noise of many variants of a network from few samples.
 
-The noises of a sample under two variants are nearly proportional, so their ratio needs fewer samples than their means. For the grids of a layer, the
-noisiest quarter of the samples suffices, and these samples are nearly the same for all layers. Measured on EfficientNet-Lite0 with 17 samples: the
-estimate differs from the noise on all samples by 0.10 bits (rms, bias 0.01). For codecs at a cut, an even third of the samples gives 0.10 bits.
-The choice of the 17 samples itself changes these noises by 0.12 bits.
+Reference variants run on all samples, the others on some of them. The noises of a sample under two variants are nearly
+proportional, so their ratio needs fewer samples than their means. For the grids of a layer the noisiest quarter of the
+samples suffices, and these samples are nearly the same for all layers.
+
+Measured on EfficientNet-Lite0 with 17 samples: the estimate differs from the noise on all samples by 0.10 bits (rms,
+bias 0.01). For codecs at a cut, an even third of the samples gives 0.10 bits. The choice of the 17 samples itself
+changes these noises by 0.12 bits.
 """
 
 from __future__ import annotations
@@ -19,20 +22,23 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-#: Part of the samples on which every variant runs, and their least number.
+#: Share of the samples on which every variant runs, and their minimum number.
 SHARE: Final = 0.25
 LEAST: Final = 4
 
 
 def sample_noises(found: F32, outputs: F32) -> F64:
-    """Mean squared difference of the outputs ``found`` [n, ...] to the float model's ``outputs``, for each sample [n]."""
+    """Mean squared difference from the float model's ``outputs`` to ``found`` [n, ...], per sample [n]."""
     difference = (found.astype(np.float64) - outputs).reshape(len(found), -1)
     noises: F64 = np.einsum("ij,ij->i", difference, difference) / difference.shape[1]
     return noises
 
 
 def noisiest(noises: F64, share: float = SHARE) -> I64:
-    """Indices, ascending, of the samples with the greatest ``noises`` [n]: ``share`` of them, at least `LEAST`; all if one is not finite."""
+    """Ascending indices of the samples with the largest ``noises`` [n].
+
+    ``share`` of them, at least `LEAST`; all if a noise is not finite.
+    """
     count = max(LEAST, round(share * len(noises))) if np.isfinite(noises).all() else len(noises)
     return np.sort(np.argsort(-noises, kind="stable")[:count])
 
@@ -42,9 +48,10 @@ def mean_noises(
 ) -> list[float]:
     """The mean noise of each of ``variants`` over ``count`` samples.
 
-    ``noises(variant, samples)`` measures it for each sample of an array of indices. The variants with the indices ``references`` are measured on all
-    samples. The others are measured on the samples ``chosen`` and scaled like the reference whose noise there is nearest. References without noise on
-    these samples are skipped; if none is left, all variants are measured on all samples.
+    ``noises(variant, samples)`` measures it for each sample of an array of indices. The variants with the indices
+    ``references`` are measured on all samples. The others are measured on the samples ``chosen`` and scaled like the
+    reference whose noise there is nearest. References without noise on these samples are skipped. If none is left, all
+    variants are measured on all samples.
     """
     every = np.arange(count)
     whole = {i: noises(variants[i], every) for i in references}

@@ -1,4 +1,4 @@
-"""Tails in ONNX Runtime, as calibration runs and times them."""
+"""Runs tails in ONNX Runtime, and times them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ from splitedge.protocol.messages import Cut
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-#: Timed runs of a tail, and runs before them that are not timed.
+#: Timed runs of a tail, and untimed runs before them.
 RUNS: Final = 9
 WARM_UP: Final = 2
 
 
 def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cut: Cut) -> OfferedCut:
-    """The offered ``cut``, whose tensor the head holds as ``tensor``, for measurement. Its tail runs in one thread."""
+    """The offered ``cut``, prepared for measurement.
+
+    ``tensor``: the head's tensor there. The tail runs in one thread.
+    """
     load: Callable[[], Tail] | None = None
     if cut.kind != "output":
         load = functools.partial(tail_runner, model, network.graph, cut.tensor, threads=1)
@@ -38,12 +41,12 @@ def spot(model: onnx.ModelProto, network: layers.Network, tensor: seg.Tensor, cu
 
 
 def tail_runner(model: onnx.ModelProto, graph: Graph, tensor: str, threads: int = 0) -> Tail:
-    """The part of ``model`` behind ``tensor``, ready to run."""
+    """The part of ``model`` after ``tensor``, ready to run."""
     return runner(tail_model(model, tensor, graph.shapes[tensor][1:]), threads)
 
 
 def runner(model: onnx.ModelProto, threads: int = 0) -> Tail:
-    """``model``, or a tail of it, ready to run."""
+    """``model`` or a tail of it, ready to run."""
     made = session(model, threads)
     entry, *more = made.get_inputs()
     kind = np.int64 if entry.type == "tensor(int64)" else np.float32

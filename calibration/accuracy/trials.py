@@ -1,9 +1,10 @@
-"""Trials of whole heads with mixed bits: whether the noises of their parts add up, and how that noise changes the answers.
+"""Trials of whole heads with mixed bits.
 
-A trial is a head as a planner would choose it: a cut, its codec, and bits for each layer that take the fewest bytes within a noise target. The
-targets range from very low to higher than any user accepts. The integer head runs, its tensor is coded, and the tail answers. The accuracy model
-is fitted to the differences of the outputs and to the sums of the parts' noises (`drop_model.fit`, `cosine_model.fit`). So it accounts for parts
-whose noises do not add up.
+They measure whether the noises of a head's parts add up, and how the noise changes the answers. A trial is a head that
+a planner could choose: a cut, its codec, and the bits of each layer with the fewest bytes for a noise target. The
+targets range from very low to higher than any user accepts. The integer head runs, its tensor is coded, and the tail
+answers. The accuracy model is fitted to the output differences and to the sums of the parts' noises (`drop_model.fit`,
+`cosine_model.fit`). So it accounts for parts whose noises do not add up.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 TRIALS: Final = 16
-#: Samples of a trial, evenly spread: as many as have so many input values together, but within these bounds; and no more than have so many output
-#: values, for every trial's are kept.
+#: Limits of the samples of a trial, evenly spread: `VALUES` input values, but within `SAMPLES`; and `OUTPUTS` output
+#: values, because the outputs of all trials stay in memory.
 VALUES: Final = 150_000_000
 SAMPLES: Final = (1000, 5000)
 OUTPUTS: Final = 1 << 23
-#: Noise of the trials, of half the mean squared margin (`margins`), or of the outputs' mean square (`fidelity`): from 4 ** -7 to 4 ** -0.5 of it.
+#: Noise of the trials as exponents of 4, relative to half the mean squared margin (`drop_model.threshold`) or to the
+#: outputs' mean square (`cosine_model.energy`).
 EXPONENTS: Final = (-7.0, -0.5)
 _SPREAD: Final = (5**0.5 - 1) / 2  # multiples of the golden ratio, modulo 1, spread evenly
 _NO_CODEC: Final = CodecNoise(0, "", 0.0, 0)
@@ -45,9 +47,10 @@ Judge = Callable[[F32, F32], tuple[float, float, float, float]]
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """``bits`` of each layer's weights, by the tensor that it yields; ``activation_bits`` 0 where nothing is sent.
+    """One trial: ``bits`` of each layer's weights by its output tensor; ``activation_bits`` is 0 if nothing is sent.
 
-    ``predicted`` and ``measured`` noise at the output; drop, low, high and agreement as in `evaluation.compare` or `fidelity.compare`.
+    ``predicted`` and ``measured`` are the noise at the output. drop, low, high and agreement are as in
+    `evaluation.compare` or `cosine_model.compare`.
     """
 
     cut: int
@@ -62,12 +65,12 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 def ratios(found: Sequence[Trial]) -> list[float]:
-    """The noise of each whole head over the sum of its parts', rising, where there is any."""
+    """Measured noise of each whole head over the sum of its parts, ascending; trials without noise are omitted."""
     return sorted(trial.measured / trial.predicted for trial in found if trial.predicted > 0)
 
 
 def additivity(found: Sequence[Trial]) -> str:
-    """How far the noises of whole heads are from the sums of their parts', in a line; empty where no trial had any noise."""
+    """One line on how far the noises of whole heads are from the sums of their parts; empty if no trial has noise."""
     each = ratios(found)
     if not each:
         return ""
@@ -85,17 +88,17 @@ class MeasuredCut:
 
 
 def head_noise(noise: CutNoise, layers: Sequence[Sensitivity]) -> float:
-    """What a head adds beside the noise of its ``layers``' weights: that of its activations."""
+    """The noise of a head's activations: its noise without that of its ``layers``' weights."""
     return max(0.0, noise.head - sum(layer.at(8) for layer in layers))
 
 
 def codec_noise(noise: CutNoise, codec: CodecNoise) -> float:
-    """What a codec adds to its head."""
+    """The noise that a codec adds to its head."""
     return max(0.0, codec.noise - noise.head)
 
 
 def most(inputs: int, outputs: int) -> int:
-    """The number of samples of a trial, for a network with ``inputs`` and ``outputs`` values per sample."""
+    """The number of samples of a trial for a network with ``inputs`` and ``outputs`` values per sample."""
     return max(1, min(max(VALUES // inputs, SAMPLES[0]), SAMPLES[1], OUTPUTS // outputs))
 
 
@@ -109,9 +112,10 @@ def run(
     judge: Judge,
     progress: Progress,
 ) -> tuple[list[Trial], list[F32]]:
-    """The trials, and each one's differences [n, ...] of the outputs to the float model's ``outputs`` on ``samples``.
+    """The trials, and the differences [n, ...] of each trial's outputs from the float model's ``outputs``.
 
-    ``margin``: the energy of noise that all else is measured by (`margins.threshold`, `fidelity.energy`); ``build`` makes a head with these bits.
+    ``margin``: reference energy of the noise (`drop_model.threshold`, `cosine_model.energy`). ``build`` creates a head
+    with these bits.
     """
     tried = [site for site in sites if site.layers] or sites
     exponents = np.linspace(*EXPONENTS, TRIALS)
@@ -136,7 +140,10 @@ def run(
 def _mix(
     site: MeasuredCut, layers: Mapping[str, Sensitivity], target: float
 ) -> tuple[dict[str, int], CodecNoise, float]:
-    """Bits, codec and their predicted noise: near the fewest bytes for a noise of ``target``, or the least noise there is."""
+    """Bits, codec and their predicted noise.
+
+    They take about the fewest bytes for a noise of ``target``, or have the least possible noise.
+    """
     inside = [layers[name] for name in site.layers]
     codecs = site.noise.codecs or [_NO_CODEC]
     costs = [np.array(WIDTHS, float) * count / 8 for count in site.layers.values()]
@@ -150,9 +157,10 @@ def _mix(
 
 
 def cheapest(costs: Sequence[F64], noises: Sequence[F64], budget: float) -> list[int]:
-    """Of each row one choice, so that their noises stay within ``budget`` at about the least cost; the least noise where that is over it.
+    """One choice of each row, with noises within ``budget`` at about the least cost.
 
-    Each row minimises cost + price x noise, and the price is found by bisection: the lower convex hull of what is best.
+    If the budget is too small, the choices have the least noise. Each row minimizes cost + price x noise, and bisection
+    finds the price. The choices lie on the lower convex hull.
     """
 
     def at(price: float) -> list[int]:

@@ -1,16 +1,20 @@
-"""A bundle: a folder with a calibrated model, and everything that a server needs to plan, to build segments and to run tails.
+"""A bundle: a folder with a calibrated model and all data for planning, building segments and running tails.
 
-    bundle.json         `manifest.Manifest`: cuts, quantization of every tensor, noise of layers and codecs, the accuracy model, hashes of the other files
-    model.onnx          the simplified float model
-    stats.safetensors   ``counts/CUT`` [C, 256]: histogram of each channel at each offered cut; of a transformer also the values ``values/CUT`` [C, 256];
-                        ``mean/TENSOR`` [C]: mean inputs of layers
-    tokenizer.json      the tokenizer of a text model, if it was given
-    codecs.json         codecs at the cuts that are not fitted to a histogram (`accuracy.codec_search`), as ``CUT/RULE/BITS``
-    names.json          class names that were set later and replace the manifest's; the only file that may change
-    weights.safetensors the rounded weights of each layer on each grid (`rounding.packed_weights`), if rounding used the samples
+bundle.json          `manifest.Manifest`: cuts, quantization of every tensor, noise of layers and codecs, the accuracy
+                     model, hashes of the other files
+model.onnx           the simplified float model
+stats.safetensors    ``counts/CUT`` [C, 256]: histogram of each channel at each offered cut; for a transformer also
+                     its values ``values/CUT`` [C, 256]; ``mean/TENSOR`` [C]: mean inputs of layers
+tokenizer.json       the tokenizer of a text model, if it was given
+codecs.json          codecs at the cuts that are not fitted to a histogram (`accuracy.codec_search`), as
+                     ``CUT/RULE/BITS``
+names.json           class names that were set later and replace the manifest's; the only file that may change
+weights.safetensors  the rounded weights of each layer on each grid (`rounding.packed_weights`), if rounding used
+                     the samples
 
-Rounded weights are stored, because BLAS rounds differently on other machines and their computation needs covariances that are larger than they are.
-They take 35 bits a weight, about as much as the float model. A bundle is written whole or not at all, and never changed.
+The bundle stores rounded weights, because BLAS rounds differently on other machines, and because their computation
+needs covariances that are larger than the weights. They take 35 bits per weight, about as much as the float model. A
+bundle is written atomically and never changed.
 """
 
 from __future__ import annotations
@@ -105,15 +109,18 @@ class Bundle:
         return self._headers[key]
 
     def segment(self, cut: int, weight_bits: Bits, start: int = 0) -> bytes:
-        """The segment file from the cut ``start`` (0: the input) to ``cut``; deterministic. ``weight_bits``: as in `lower`, with the names of
-        `weight_layers`.
+        """The segment file from the cut ``start`` (0: the input) to ``cut``; deterministic.
 
-        Raises `errors.UsageError` for a cut that no head reaches, and for bits that do not match its layers.
+        ``weight_bits``: as in `lower`, with the names of `weight_layers`. Raises `errors.UsageError` for a cut that no
+        head reaches, and for bits that do not match its layers.
         """
         return self._lower(cut, weight_bits, start).segment()
 
     def tail(self, cut: int) -> bytes | None:
-        """ONNX model from the cut's tensor (float32, ONNX layout) to the output; the whole model for cut 0, None at the output."""
+        """ONNX model from the cut's tensor (float32, ONNX layout) to the output.
+
+        The whole model for cut 0, None at the output.
+        """
         if self.cuts[cut].kind == "output":
             return None
         if not self.cuts[cut].shape:
@@ -131,7 +138,10 @@ class Bundle:
         return codec.exact(tensor.scale, tensor.zero_point)
 
     def codec(self, cut: int, rule: str, bits: int) -> Codec:
-        """The codec for an offered ``cut``, fitted to the calibration samples; ``rule`` as in `evaluation.CodecNoise`."""
+        """The codec for an offered ``cut``, fitted to the calibration samples.
+
+        ``rule``: as in `evaluation.CodecNoise`.
+        """
         if cut not in self._histograms:
             self._histograms[cut] = Histogram(
                 self._cut_values(cut), self.counts(cut), picture_of(self.cuts[cut], self.preprocess)
@@ -154,7 +164,10 @@ class Bundle:
         return Quantization(header.tensors[header.output].scale, header.tensors[header.output].zero_point).values()
 
     def weight_layers(self, cut: int, start: int = 0) -> list[str]:
-        """The outputs of the layers with weights between the cuts ``start`` and ``cut``, in order: the keys of a mapping of bits."""
+        """The outputs of the layers with weights between the cuts ``start`` and ``cut``, in order.
+
+        They are the keys of a mapping of bits.
+        """
         return [layer.out for layer in self._network.weighted(self._reached(cut), self._start(start))]
 
     def _start(self, start: int) -> str:
@@ -200,7 +213,7 @@ class Bundle:
 
 
 def picture_of(cut: Cut, preprocess: Preprocess) -> Preprocess | None:
-    """``preprocess`` if the tensor at ``cut`` is the picture that it makes."""
+    """``preprocess`` if the tensor at ``cut`` is the image that it produces, else None."""
     whole = cut.kind == "input" and preprocess.kind == "image" and jpeg.fits(tuple(preprocess.shape))
     return preprocess if whole else None
 

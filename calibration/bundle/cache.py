@@ -1,6 +1,7 @@
-"""A folder of calibration results, named by a hash of everything that they depend on, source code included, so that only changes are computed again.
+"""A cache folder of calibration results, so that only changed results are computed again.
 
-An entry is a file: the SHA-256 of the rest, then the rest. A truncated or changed entry counts as missing.
+The name of an entry is a hash of everything that it depends on, source code included. An entry is a file: the SHA-256
+of the content, then the content. A truncated or changed entry counts as missing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _PROGRAMS: Final = ("calibration", "splitedge/codec", "splitedge/head", "kernels
 
 
 def key(kind: str, *parts: Part) -> str:
-    """The name of an entry: of its ``kind``, of ``parts`` (arrays with their types and shapes), and of the programs that make entries."""
+    """The name of an entry: a hash of ``kind``, of ``parts`` (arrays with type and shape), and of the source code."""
     made = hashlib.sha256(programs(_ROOT))
     for part in (kind, *parts):
         told = f"{part.dtype.str} {part.shape} " if isinstance(part, np.ndarray) else ""
@@ -40,7 +41,7 @@ def key(kind: str, *parts: Part) -> str:
 
 @functools.cache
 def programs(root: Path) -> bytes:
-    """Hash of the sources in ``root`` that entries are made by. Version numbers would be forgotten where a constant changes far from what uses it."""
+    """Hash of the sources in ``root`` that compute entries. It replaces version numbers, which are easily forgotten."""
     made = hashlib.sha256()
     for folder in _PROGRAMS:
         for path in sorted((root / folder).rglob("*.py")):
@@ -50,7 +51,10 @@ def programs(root: Path) -> bytes:
 
 
 def remembered(cache: Cache | None, name: str, kind: type[T], make: Callable[[], T]) -> T:
-    """The entry ``name``, a ``kind`` as msgspec writes it; made, and kept if there is a ``cache``, where it has none. The same, to the bit, in all cases."""
+    """The entry ``name``, of type ``kind``; computed by ``make`` and stored if the cache lacks it.
+
+    The result is the same to the bit in all cases, because it always passes through msgspec's JSON.
+    """
     known = cache.read(name) if cache else None
     if known is None:
         known = msgspec.json.encode(make())
@@ -66,16 +70,16 @@ def remembered(cache: Cache | None, name: str, kind: type[T], make: Callable[[],
 
 
 class Cache:
-    """Entries in ``folder``, made where it is missing. Several processes may share it.
+    """Entries in ``folder``, which is created if missing. Several processes may share it.
 
-    Every failure to read or write it is an `errors.StoreError`.
+    Read and write failures raise `errors.StoreError`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def read(self, name: str) -> bytes | None:
-        """The entry ``name`` (of `key`), if there is one that is whole; it counts as used now."""
+        """The entry ``name`` (of `key`) if it exists and is intact, else None. Marks it as used now."""
         try:
             data = (self.folder / name).read_bytes()
             os.utime(self.folder / name)
@@ -87,7 +91,7 @@ class Cache:
         return data[_DIGEST:] if whole else None
 
     def write(self, name: str, data: bytes) -> None:
-        """Keep ``data`` as ``name``, whole or not at all."""
+        """Store ``data`` as ``name`` atomically."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             files.replace(
@@ -97,7 +101,10 @@ class Cache:
             raise self._unusable(error) from error
 
     def prune(self) -> None:
-        """Delete the least recently used entries beyond `limits.CALIBRATION_CACHE_BYTES`, and unfinished files of killed processes."""
+        """Delete the least recently used entries beyond `limits.CALIBRATION_CACHE_BYTES`.
+
+        Also deletes unfinished files of killed processes.
+        """
         try:
             room, oldest = limits.CALIBRATION_CACHE_BYTES, time.time() - limits.LEFTOVER_AGE
             for path, used in sorted(_entries(self.folder), key=lambda entry: -entry[1].st_mtime):
@@ -109,13 +116,14 @@ class Cache:
 
     def _unusable(self, error: OSError) -> errors.StoreError:
         return errors.StoreError(
-            f"the folder {self.folder} cannot be used ({error.strerror or error}); make room there, make it writable, or delete it",
+            f"the cache folder {self.folder} is not usable ({error.strerror or error}); "
+            "free space, make it writable, or delete it",
             reason="cache-folder",
         )
 
 
 def _entries(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    """The files of ``folder``, which may be missing, but for those that another process deletes meanwhile."""
+    """The files of ``folder``, which may be missing. Files that another process deletes meanwhile are skipped."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Calibration of a model: measure it on the samples and write its bundle."""
+"""Calibrates a model: measures it on the samples and writes its bundle."""
 
 from __future__ import annotations
 
@@ -68,9 +68,10 @@ from splitedge.protocol.messages import Cut, OutputKind
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-#: Answers of the float model from which the kind of its output is derived.
+#: Number of float answers from which the kind of the output is derived.
 ANSWERS: Final = 16
-#: Range of the output's codes, as a multiple of the range seen: two clipped logits would tie for the first place.
+#: Range of the output's codes, as a multiple of the observed range. Otherwise two clipped logits would tie for the
+#: first place.
 OUTPUT_ROOM: Final = 1.2
 
 
@@ -91,15 +92,20 @@ def create(
     tokenizer: Tokenizer | None = None,
     output_kind: OutputKind | None = None,
 ) -> Bundle:
-    """Calibrate ``model`` (from `calibration.importing.importer.load`) with ``samples`` and write its bundle to ``path``, which must not exist.
+    """Calibrate ``model`` with ``samples`` and write its bundle to ``path``, which must not exist.
 
-    ``labels``: class names. ``progress(phase, done, total)`` is called often. ``rounding``: of weights; "gptq" minimizes the output error on the
-    samples and loses much less below 8 bits (`calibration.rounding.rounder`). ``cache``: a folder for rounded layers and for measurements, so that
-    only changed parts are computed again. ``metric``: only "top1" uses the samples' classes. ``tokenizer``: the tokenizer of the samples' texts,
-    which agents use too. ``output_kind``: as in `outputs.describe`.
+    - ``model``: from `calibration.importing.importer.load`.
+    - ``labels``: class names.
+    - ``progress(phase, done, total)`` is called often.
+    - ``rounding``: of weights. "gptq" minimizes the output error on the samples and loses much less below 8 bits
+      (`calibration.rounding.rounder`).
+    - ``cache``: a folder for rounded layers and measurements, so that only changed parts are computed again.
+    - ``metric``: only "top1" uses the samples' classes.
+    - ``tokenizer``: the tokenizer of the samples' texts, which agents use too.
+    - ``output_kind``: as in `outputs.describe`.
 
-    Raises `errors.ModelError`, `errors.InputError` (samples, classes or class names that do not match the model), `errors.UsageError` (a metric
-    that needs classes, without any), `errors.StoreError` (the folder is not writable).
+    Raises `errors.ModelError`, `errors.InputError` (samples, classes or class names do not match the model),
+    `errors.UsageError` (a metric that needs classes, without any) and `errors.StoreError` (the folder is not writable).
     """
     network = layers.build(Graph.of(model))
     check_shape(network.graph, samples.preprocess)
@@ -148,7 +154,7 @@ def create(
 
 
 class _Calibrator:
-    """The measurements of a model on its samples, of which a bundle consists."""
+    """The measurements of a model on its samples, which form a bundle."""
 
     def __init__(
         self,
@@ -168,7 +174,7 @@ class _Calibrator:
         self.calibration = calibrate(model, network, samples, progress)
         deepest = [place.cut.tensor for place in places if place.reachable][-1]
         if rounding == "plain":
-            self.calibration.means = {}  # what biases are corrected by
+            self.calibration.means = {}  # without mean inputs, biases are not corrected
         if rounding == "gptq":
             self.calibration.roundings = round_layers(
                 model, network, self.calibration, deepest, samples[SEEN], progress, rates=RATES, cache=cache
@@ -178,7 +184,8 @@ class _Calibrator:
         self.outputs = accuracy.float_outputs(runner(model), samples, progress)
         self.answers = accuracy.top1(self.outputs)
         self._enough = enough(network, self.outputs[0].size)
-        #: The noise of rounding is too small on the samples that it used, so the accuracy bound rests on the others.
+        #: Samples for the accuracy bound: those that rounding did not use, because it shows too little noise on the
+        #: others.
         self.judged = UNSEEN if self.calibration.roundings and len(samples) > 1 else slice(None)
 
     def head(self, cut: str, bits: Bits) -> tuple[Head, dict[str, int]]:
@@ -221,7 +228,10 @@ class _Calibrator:
         ]
 
     def _families(self, head: Head, taps: list[int], spots: Sequence[OfferedCut]) -> list[list[Fitted]]:
-        """Codecs fitted to the tensor at each cut; none at the output, where nothing is sent, and for a picture, which has JPEG."""
+        """Codecs fitted to the tensor at each cut.
+
+        There are none at the output, where nothing is sent, nor for an image, which uses JPEG.
+        """
         self._progress("codecs of cuts", 0, len(spots))
         values = codec_search.gather(head, taps, [spot.quantization for spot in spots], self.samples[SEEN])
         pictures = {p.cut.index for p in self.places if picture_of(p.cut, self.samples.preprocess)}
@@ -264,7 +274,10 @@ class _Calibrator:
     def accuracy_model(
         self, sites: Sequence[MeasuredCut], noises: dict[str, LayerNoise]
     ) -> tuple[AccuracyModel, list[Trial]]:
-        """The accuracy model, from trials of whole heads. Its noise is the sum of the parts' noises, which is what a planner knows."""
+        """The accuracy model, fitted to trials of whole heads.
+
+        Its noise is the sum of the parts' noises, which is the value that a planner knows.
+        """
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
         step = -(-len(judged) // trials.most(math.prod(self.samples.preprocess.shape), outputs[0].size))
         judged, outputs = judged[::step], outputs[::step]
@@ -285,7 +298,7 @@ class _Calibrator:
         return drop_model.fit(flat, judged.classes, each, noises_of), found
 
     def other_bytes(self, noises: dict[str, LayerNoise]) -> dict[int, int]:
-        """The size of the segment of each offered cut without its weights."""
+        """The segment size of each offered cut without its weights."""
         offered = [p.cut for p in self.places if p.offered]
 
         def other(cut: Cut) -> int:

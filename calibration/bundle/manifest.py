@@ -1,4 +1,4 @@
-"""The files of a bundle: their names, the manifest, and writing them whole or not at all."""
+"""The files of a bundle: names, manifest, and atomic writing."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ STATISTICS: Final = "stats.safetensors"
 CODECS: Final = "codecs.json"
 TOKENIZER: Final = "tokenizer.json"
 
-#: What a drop counts: right answers, answers equal to the float model's, or the cosine to its outputs.
+#: The accuracy metric: correct answers, answers equal to the float model's, or the cosine to its outputs.
 Metric = Literal["top1", "agreement", "cosine"]
 AccuracyModel = drop_model.AccuracyModel | cosine_model.FidelityModel
 
 
 class Listed(msgspec.Struct):
-    """A cut. ``reachable``: a head can end there. ``reason``: why planners are not offered the cut; empty if they are."""
+    """A cut.
+
+    ``reachable``: a head can end there. ``reason``: why the cut is not offered to planners; empty if it is.
+    """
 
     cut: Cut
     reachable: bool
@@ -40,8 +43,10 @@ class Listed(msgspec.Struct):
 class LayerNoise(msgspec.Struct):
     """A layer with weights.
 
-    ``weights``: their number. ``noise`` and ``even``: the output noise if only this layer is quantized, at each of `rounder.WIDTHS` and on each
-    even grid (`rounder.EVEN`; empty if weights are rounded to the nearest). ``coded_bytes``: their size in a segment, in the order of `noises`.
+    - ``weights``: their number.
+    - ``noise`` and ``even``: the output noise if only this layer is quantized, at each of `rounder.WIDTHS` and on each
+      even grid (`rounder.EVEN`; empty if weights are rounded to the nearest).
+    - ``coded_bytes``: size of the weights in a segment, in the order of `noises`.
     """
 
     name: str
@@ -70,21 +75,24 @@ class Manifest(msgspec.Struct):
     quantizations: dict[str, tuple[float, int]]
     layers: list[LayerNoise]
     cut_noises: list[CutNoise]
-    other_bytes: dict[int, int]  # size of the segment of an offered cut without its weights
+    other_bytes: dict[int, int]  # segment size of each offered cut without its weights
     trials: list[Trial]
     accuracy: AccuracyModel
     tail_ms: dict[int, float]
     files: dict[str, str]  # SHA-256
     output: Output
-    float_top1: float | None = None  # right answers of the float model, per cent of the samples; None without labels
+    float_top1: float | None = None  # correct answers of the float model, per cent of the samples; None without labels
     tokenizer: TokenizerRef | None = None
 
 
 def write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
-    """Write ``files`` and ``manifest`` to a temporary folder, then rename it to ``path``. Raises `errors.StoreError`."""
+    """Write ``files`` and ``manifest`` to a temporary folder, then rename it to ``path``.
+
+    Raises `errors.StoreError`.
+    """
     manifest.files = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     if path.exists():
-        raise errors.StoreError(f"{path} exists already; remove it or choose another name", reason="exists")
+        raise errors.StoreError(f"{path} already exists; remove it or choose another name", reason="exists")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".bundle-", dir=path.parent))
@@ -101,7 +109,7 @@ def write(path: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise errors.StoreError(
-            f"the bundle {path} cannot be written ({error.strerror}); make room and try again", reason="cannot-write"
+            f"the bundle {path} cannot be written ({error.strerror}); free space and try again", reason="cannot-write"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What calibration requires of the model, the samples and the metric, checked before the work starts."""
+"""Checks the model, the samples and the metric before calibration starts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def cut_places(network: layers.Network) -> list[cuts.Place]:
     if not any(place.offered for place in places):
         reason = "; ".join(f"{node}: {why}" for node, why in network.unsupported[:1])
         raise errors.ModelError(
-            f"no part of this model can run on a device, and token ids are not sent ({reason}); "
-            "export a model that starts as docs/architecture/transformers.md says",
+            f"no part of this model can run on a device, and a device cannot send token ids ({reason}); "
+            "export a model that starts as docs/architecture/transformers.md describes",
             reason="nothing-for-a-device",
         )
     return places
@@ -36,7 +36,8 @@ def metric_for(wanted: MetricChoice, samples: Samples, output: Output) -> Metric
         return "cosine"
     if not output.has_classes:
         raise errors.UsageError(
-            f"--metric {wanted} needs classes, and the output of shape {output.shape} has none; leave it out, or choose cosine",
+            f"--metric {wanted} needs classes, and the output of shape {output.shape} has none; omit it, or choose "
+            "cosine",
             reason="metric-without-classes",
         )
     if wanted == "auto":
@@ -50,7 +51,7 @@ def metric_for(wanted: MetricChoice, samples: Samples, output: Output) -> Metric
 
 
 def check_shape(graph: Graph, preprocess: Preprocess) -> None:
-    """Raises `errors.InputError` if the preprocessing does not produce the model's input, or is inconsistent."""
+    """Check that the preprocessing is consistent and produces the model's input. Raises `errors.InputError`."""
     wanted = graph.stored_shape(graph.input)
     if preprocess.shape != wanted:
         raise errors.InputError(
@@ -71,20 +72,21 @@ def check_shape(graph: Graph, preprocess: Preprocess) -> None:
 
 
 def check_ids(network: layers.Network, samples: Samples) -> None:
-    """Raises `errors.InputError` for token ids outside the model's embedding table."""
+    """Check that all token ids are in the model's embedding table. Raises `errors.InputError`."""
     tables = [len(layer.weight) for layer in network.layers if isinstance(layer, layers.Embed)]
     for index in range(len(samples) if tables else 0):
         ids = samples[index]
         if not (ids.min() >= 0 and ids.max() < min(tables)):
             raise errors.InputError(
-                f"sample {index} has token ids from {ids.min():.0f} to {ids.max():.0f}, the model has 0 to {min(tables) - 1}; "
+                f"sample {index} has token ids from {ids.min():.0f} to {ids.max():.0f}, the model has 0 to "
+                f"{min(tables) - 1}; "
                 "use the tokenizer of this model",
                 reason="token-ids",
             )
 
 
 def check_output(values: int) -> None:
-    """Raises `errors.ModelError` for an output of fewer than two ``values``."""
+    """Check that the output has at least two ``values``. Raises `errors.ModelError`."""
     if values < 2:
         raise errors.ModelError(
             "the model has one output value, and every --metric needs two or more; give a model with more outputs",
@@ -93,7 +95,7 @@ def check_output(values: int) -> None:
 
 
 def check_classes(outputs: int, samples: Samples, names: Sequence[str]) -> None:
-    """Raises `errors.InputError` if labels or class names do not match the model's ``outputs``."""
+    """Check that labels and class names match the model's ``outputs``. Raises `errors.InputError`."""
     samples.check_classes(outputs)
     if names and len(names) != outputs:
         raise errors.InputError(

@@ -34,8 +34,9 @@ def find(network: Network) -> list[Place]:
     A tail may also need to know which tokens are padding. A tensor inside a layer, such as one before its activation,
     is not a cut.
 
-    Offered are the input, the output, and those reachable cuts that are no wider than both neighbours or narrower than
-    every cut before them. Any other cut costs the device more than a neighbour does, and saves nothing on the link.
+    The planner is offered the input, the output, and those reachable cuts that are no wider than both neighbours, or
+    narrower than every cut before them. Any other cut costs the device more than a neighbouring cut does, and saves
+    nothing on the link.
     """
     tensors = _single_tensors(network)
     reachable = network.reachable()

@@ -44,7 +44,7 @@ class Graph:
     shapes: dict[str, tuple[int, ...]]
     producer: dict[str, Node]
     consumers: dict[str, list[Node]]
-    opset: int  # version of ONNX's own operators
+    opset: int  # version of the standard operators
     takes_ids: bool = False  # the input is int64: token ids
 
     @classmethod
@@ -142,7 +142,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx's errors have no common base
         raise errors.ModelError(
-            f"the shapes of the model do not fit ({error}); export it again", reason="shapes"
+            f"the shapes of the model contradict each other ({error}); export it again", reason="shapes"
         ) from error
 
 

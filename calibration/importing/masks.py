@@ -39,7 +39,7 @@ class _Mask:
 
 
 def unify(model: onnx.ModelProto) -> None:
-    """Replaces every padding mask in ``model`` with Where(ids == pad, `OURS`, 0) of shape [1, 1, 1, T].
+    """Replace every padding mask in ``model`` with Where(ids == pad, `OURS`, 0) of shape [1, 1, 1, T].
 
     The model's inputs are token ids [1, T]. Masks of other kinds, and those already in this form, stay unchanged.
     """
@@ -137,7 +137,7 @@ def _evaluator(model: onnx.ModelProto, ids: str, tensor: str) -> Callable[[NDArr
 
 
 def _prepend(model: onnx.ModelProto, graph: Graph, pad: int) -> str:
-    """Puts the mask of ``pad`` ahead of all operators; returns its name."""
+    """Insert the mask of ``pad`` before all operators; returns its name."""
     ids, tokens = graph.input, graph.shapes[graph.input][-1]
     names = [f"{ids}@{part}{pad}" for part in ("pad", "padding", "away", "row", "mask")]
     constants = {

@@ -19,7 +19,7 @@ from splitedge.protocol.messages import Greatest, Output, OutputKind
 
 F32 = NDArray[np.float32]
 
-#: Key in `ModelProto.metadata_props`: axis and keepdims of the ArgMax in which the file ends.
+#: Key in `ModelProto.metadata_props`: axis and keepdims of the ArgMax at the end of the file.
 ARGMAX: Final = "splitedge.argmax"
 
 #: Maximum distance from 1 of the sum of probabilities or of the length of a normalized embedding. It covers the error
@@ -76,11 +76,11 @@ def describe(
 ) -> Output:
     """The output of a model with the answers ``outputs`` [n, ...] (ONNX order): of the kind ``wanted``, else of `kind`.
 
-    - ``classes``: labels or class names exist, so a vector is no embedding.
+    - ``classes``: labels or class names exist, so a vector is not an embedding.
     - ``embedding``: the caller compares by cosine, so without classes an output of logits is an embedding.
     - ``indices``: the ArgMax of ``outputs`` at the end of the model. For a vector this is the best class, which every
-      answer gives. For a map the answers hold the indices.
-    - ``ranked``: a TopK yields the values, so their positions are no classes and the output is a tensor.
+      answer gives. For a map the answers contain the indices.
+    - ``ranked``: a TopK yields the values, so their positions are not classes and the output is a tensor.
 
     Raises `errors.InputError` if the shape does not fit the kind. Raises `errors.ModelError` if a whole answer is
     larger than `limits.MAX_FRAME_BYTES`.

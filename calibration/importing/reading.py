@@ -124,7 +124,7 @@ def _size_beside(model: Path, place: str) -> int:
 
 
 def _one_domain(model: onnx.ModelProto) -> None:
-    """Renames the domain "ai.onnx" to "", its other name."""
+    """Rename the domain "ai.onnx" to "", its other name."""
     for owner in (model, *model.functions):
         versions = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in owner.opset_import}
         del owner.opset_import[:]
@@ -136,7 +136,7 @@ def _one_domain(model: onnx.ModelProto) -> None:
 
 
 def _constants_are_no_inputs(graph: onnx.GraphProto) -> None:
-    """Removes constants from the inputs.
+    """Remove constants from the inputs.
 
     Files of IR 3, and some later ones, list their constants as inputs so that a caller can replace them.
     """
@@ -146,7 +146,7 @@ def _constants_are_no_inputs(graph: onnx.GraphProto) -> None:
 
 
 def _shape_outputs(model: onnx.ModelProto) -> None:
-    """Adds the output shapes that the checker requires and some tools omit."""
+    """Add the output shapes that the checker requires and some tools omit."""
     for own, known in zip(model.graph.output, infer_shapes(model).graph.output, strict=True):
         own.CopyFrom(known)
 

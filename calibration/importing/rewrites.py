@@ -13,6 +13,7 @@ from calibration.lowering.layers.views import rows_ahead
 
 
 def batch_norms_to_affine(model: onnx.ModelProto) -> None:
+    """Replace each batch norm with constant parameters by a Mul and an Add."""
     graph = model.graph
     weights = {t.name: t for t in graph.initializer}
     ranks = _ranks(model)
@@ -37,7 +38,7 @@ def batch_norms_to_affine(model: onnx.ModelProto) -> None:
 
 
 def class_tokens_to_sums(model: onnx.ModelProto, graph: Graph) -> None:
-    """Replaces constant rows joined ahead of [1, T, C] with rows of zeros and a sum, which work for any batch size."""
+    """Replace constant rows joined ahead of [1, T, C] with rows of zeros and a sum, which work for any batch size."""
     nodes = []
     for node in model.graph.node:
         known = graph.producer.get(node.output[0])
@@ -61,7 +62,7 @@ def class_tokens_to_sums(model: onnx.ModelProto, graph: Graph) -> None:
 
 
 def averages_into_weights(model: onnx.ModelProto) -> None:
-    """Multiplies a constant factor of the sum of two products into their weights.
+    """Multiply a constant factor of the sum of two products into their weights.
 
     Distilled transformers output the mean of two classifiers in this form.
     """

@@ -54,7 +54,7 @@ def session_options(threads: int = 0) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0)
-    # spinning threads take the cores from whatever else runs here between two calls
+    # spinning threads occupy cores that other work needs between two calls
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 

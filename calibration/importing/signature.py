@@ -42,7 +42,7 @@ _PASS_INDICES: Final = {*SHAPES, "Cast"}
 
 
 def main_input_first(model: onnx.ModelProto) -> None:
-    """Moves the input that receives the frames to the front: the only input, or the token ids.
+    """Move the input that receives the frames to the front: the only input, or the token ids.
 
     Raises `errors.ModelError` if that input is ambiguous.
     """
@@ -64,7 +64,7 @@ def main_input_first(model: onnx.ModelProto) -> None:
 
 
 def keep_output(model: onnx.ModelProto, name: str | None) -> None:
-    """Keeps only the output ``name`` of ``model`` (None: the first output) and the operators that it needs.
+    """Keep only the output ``name`` of ``model`` (None: the first output) and the operators that it needs.
 
     ``name`` may be any float32 tensor in the graph. Raises `errors.ModelError` if the tensor does not exist or is not
     float32.
@@ -82,7 +82,7 @@ def keep_output(model: onnx.ModelProto, name: str | None) -> None:
         )
     if kept.type.tensor_type.elem_type != TensorProto.FLOAT:
         raise errors.ModelError(
-            f"the model's output {kept.name} holds {_kind(kept)}, not float32; {_advice(model, kept.name)}",
+            f"the model's output {kept.name} is {_kind(kept)}, not float32; {_advice(model, kept.name)}",
             reason="output-type",
             output=kept.name,
         )
@@ -110,10 +110,10 @@ class ArgMax(NamedTuple):
 
 
 def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | None:
-    """Replaces an ArgMax at the output ``name`` (None: the first output) with its float32 scores.
+    """Replace an ArgMax at the output ``name`` (None: the first output) with its float32 scores.
 
     Returns the ArgMax, or None if the output is not one. Scores change smoothly with noise and indices do not. So
-    calibration uses the scores, and answers hold the indices.
+    calibration uses the scores, and answers contain the indices.
     """
     graph = model.graph
     output = next((o for o in graph.output if name in (None, o.name)), None)
@@ -140,7 +140,7 @@ def scores_for_indices(model: onnx.ModelProto, name: str | None) -> ArgMax | Non
 
 
 def channels_first(model: onnx.ModelProto) -> bool:
-    """Makes a ``model`` whose input is an image with the channels last take [1, C, H, W]; returns whether it did.
+    """Make a ``model`` whose input is an image with the channels last take [1, C, H, W]; returns whether it did.
 
     Such an input has the shape [1, H, W, 1 or 3], or any shape if the model first transposes it to [1, C, H, W]. Frames
     and arrays have their channels last in both cases. The optimizer removes the two transpositions that then follow
@@ -168,9 +168,9 @@ def _perm(node: onnx.NodeProto) -> list[int]:
 
 
 def with_batch_axis(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
-    """Adds the batch axis to the output of ``model`` if the model drops it.
+    """Add the batch axis to the output of ``model`` if the model drops it.
 
-    ``shape`` is the output's shape for a batch of 1.
+    ``shape``: the output's shape for a batch of 1.
     """
     if len(shape) > 1 and shape[0] == 1:
         return
@@ -186,7 +186,7 @@ def with_batch_axis(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
 
 
 def derive_inputs(model: onnx.ModelProto, padding: int) -> None:
-    """Computes the other inputs of ``model`` from the first one, [1, T], whose T is known.
+    """Compute the other inputs of ``model`` from the first one, [1, T], whose T is known.
 
     The mask is 1 where the id is not ``padding``. All tokens have type 0, and positions count from 0.
     """

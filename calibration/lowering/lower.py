@@ -1,4 +1,4 @@
-"""Layers and ranges to a segment: integer weights, multipliers, tables, a place in the arena for every tensor, and a golden answer."""
+"""Lowers layers and ranges to a segment: integer weights, multipliers, tables, arena offsets and a golden answer."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ from splitedge.head.verify import MAX_REAL, hwc, inputs
 from splitedge.protocol.messages import Preprocess
 
 F32 = NDArray[np.float32]
-#: Weight bits 2..8: of every layer, or of each by the tensor that it yields (`Network.weighted`), where an even grid of `Calibration.roundings` will do
-#: as well (`rounding.EVEN`).
+#: Weight bits 2..8: one number for all layers, or one per layer by its output tensor (`Network.weighted`). In place of
+#: a number, an even grid of `Calibration.roundings` is valid too (`rounder.EVEN`).
 Bits: TypeAlias = int | Mapping[str, int]
 
 
 @dataclass
 class Calibration:
-    """What observation gives to lowering: the codes of every tensor, and the mean of each channel of the inputs of convolutions (a transformer has
-    neither).
+    """The calibration results that lowering uses.
 
-    ``roundings``: by layer (the tensor that it yields) and bits or even grid, weights that were rounded with the samples' help; others go to the nearest.
+    ``quantizations``: the codes of every tensor. ``means``: the mean of each input channel of a convolution. Both are
+    empty for a transformer. ``roundings``: weights rounded with the samples, by layer (its output tensor) and bits or
+    even grid. All other weights are rounded to the nearest.
     """
 
     quantizations: dict[str, Quantization]
@@ -52,7 +53,7 @@ class Calibration:
     roundings: Mapping[tuple[str, int], Rounded] = field(default_factory=dict)
 
     def rounded(self, layer: layers.Weighted, bits: int, scale_x: float = 1.0) -> Rounded:
-        """The layer's weights at ``bits``; those of a `Conv` for an input of ``scale_x``."""
+        """The layer's weights at ``bits``. ``scale_x``: scale of the input, for a `Conv`."""
         known = self.roundings.get((layer.out, bits))
         if known is not None:
             return known
@@ -61,11 +62,11 @@ class Calibration:
         return nearest(layer.weight, layer.bias, bits, least_scale(layer.bias, scale_x), self.means_of(layer))
 
     def width(self, layer: str, bits: int) -> int:
-        """The bits that the codes of the layer's weights at ``bits``, or on that even grid, take in memory."""
+        """The width in memory of the codes of the layer's weights at ``bits``, or on that even grid."""
         return bits if bits <= 8 else width(self.roundings[layer, bits].levels)
 
     def means_of(self, layer: layers.Conv) -> F32 | None:
-        """The mean of each input of ``layer``, if it was observed."""
+        """The mean of each input channel of ``layer``, or None if unknown."""
         means = self.means.get(layer.inputs[0])
         if means is not None and layer.groups == 1:  # a flattened plane repeats its channels
             means = np.tile(means, layer.weight.shape[3] // len(means))
@@ -74,20 +75,23 @@ class Calibration:
 
 @dataclass
 class Lowered:
-    """A segment that is laid out; its constants are computed when asked for. ``index``: the header's tensor for each ONNX tensor."""
+    """A segment with a fixed layout; its constants are computed on request.
+
+    ``index``: the header's tensor for each ONNX tensor.
+    """
 
     header: seg.Header
     index: dict[str, int]
     _constants: Constants
 
     def head(self) -> Head:
-        """The head, ready to run, without the work of writing its file. Raises as `segment`."""
+        """The head, ready to run, without its file. Raises the same errors as `segment`."""
         return self._head(self._constants.blob())
 
     def segment(self) -> bytes:
-        """The segment file, golden answer included. The same input gives the same bytes.
+        """The segment file with its golden answer. The same input gives the same bytes.
 
-        Raises `errors.ModelError` where agents would refuse it because it goes beyond `splitedge.limits`.
+        Raises `errors.ModelError` if it exceeds `splitedge.limits`, so that agents would refuse it.
         """
         blob = self._constants.blob()
         head = self._head(blob)
@@ -103,7 +107,7 @@ class Lowered:
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """What agents would refuse becomes an `errors.ModelError`."""
+    """Convert the agents' `errors.SegmentError` to an `errors.ModelError`."""
     try:
         yield
     except errors.SegmentError as error:
@@ -124,15 +128,21 @@ def lower(
     preprocess: Preprocess | None = None,
     start: str | None = None,
 ) -> Lowered:
-    """The head of ``network`` up to the tensor ``cut`` (reachable); its header's ``weight_bits`` are the most of any layer.
+    """The head of ``network`` up to the reachable tensor ``cut``.
 
-    ``start``: a tensor before ``cut`` to begin at in place of the network's input, for a later stage of a chain. It is held as the head that ends
-    there holds it, so that stages one after another compute the bits of one head; ``preprocess`` is then that of a tensor.
+    The header's ``weight_bits`` are the maximum of all layers.
 
-    Raises `errors.ModelError` for a tensor that no head reaches, and `errors.UsageError` where ``weight_bits`` has no width, or none of 2..8, for a layer of the head, or names one outside it.
+    ``start``: a tensor before ``cut`` where the head begins instead of at the network's input, for a later stage of a
+    chain. It has the form in which the head that ends there holds it. So consecutive stages compute the same bits as
+    one head. ``preprocess`` then describes a tensor.
+
+    Raises `errors.ModelError` for a tensor that no head reaches. Raises `errors.UsageError` if ``weight_bits`` lacks a
+    layer of the head, names another layer, or holds an invalid width.
     """
     if cut not in network.reachable():
-        reason = "; ".join(f"{node}: {why}" for node, why in network.unsupported[:1]) or "it computes nothing"
+        reason = (
+            "; ".join(f"{node}: {why}" for node, why in network.unsupported[:1]) or "the head would compute nothing"
+        )
         raise errors.ModelError(
             f"no integer head reaches {short(cut)} ({reason}); cut the model before it", reason="no-head"
         )
@@ -157,18 +167,21 @@ def lower(
 
 
 def between(network: Network, cut: str, start: str) -> list[Layer]:
-    """The layers that make ``cut`` of ``start`` alone, in order. Raises `errors.UsageError` where something else is needed too."""
+    """The layers that compute ``cut`` from ``start`` alone, in order.
+
+    Raises `errors.UsageError` if they need another tensor.
+    """
     found = network.needed(cut, start)
     known = {start, *(layer.out for layer in found)}
     if not known >= {cut, *(name for layer in found for name in layer.inputs)}:
         raise errors.UsageError(
-            f"{short(cut)} is not made of {short(start)} alone; choose two cuts in their order", reason="other-cut"
+            f"{short(cut)} does not depend on {short(start)} alone; choose two cuts in order", reason="other-cut"
         )
     return found
 
 
 def _tensor(network: Network, calibration: Calibration, name: str) -> seg.Tensor:
-    """The tensor ``name`` as the head that ends there holds it."""
+    """The tensor ``name`` in the form in which the head that ends there holds it."""
     bits = layer_bits(network, name, 8)
     work = _Lowering(network, calibration, bits, bits)
     work.source()
@@ -184,7 +197,9 @@ def layer_bits(
     known: Container[tuple[str, int]] = (),
     start: str | None = None,
 ) -> dict[str, int]:
-    """The bits, or even grid if it is ``known``, of each layer with weights from ``start`` (None: the input) to ``cut``, in order.
+    """The bits of each layer with weights from ``start`` (None: the input) to ``cut``.
+
+    Even grids are valid too if they are in ``known``.
 
     Raises `errors.UsageError` as `lower` does.
     """
@@ -192,12 +207,12 @@ def layer_bits(
     given = [("", weight_bits)] if isinstance(weight_bits, int) else weight_bits.items()
     for out, bits in given:
         if not 2 <= bits <= 8 and (out, bits) not in known:
-            raise errors.UsageError(f"weights cannot have {bits} bits; choose 2 to 8", reason="bits", bits=bits)
+            raise errors.UsageError(f"weight bits {bits} are invalid; choose 2 to 8", reason="bits", bits=bits)
     if isinstance(weight_bits, int):
         return dict.fromkeys(heads, weight_bits)
     if wrong := sorted(set(heads) ^ set(weight_bits)):
         raise errors.UsageError(
-            f"bits for {wrong[0]} are missing or too many; give them to the layers {heads}",
+            f"weight bits for {wrong[0]} are missing or unexpected; give bits for the layers {heads}",
             reason="bits-of-layers",
             layer=wrong[0],
         )
@@ -205,7 +220,7 @@ def layer_bits(
 
 
 class Constants:
-    """The blob: parts of known size, each at a multiple of `seg.ALIGN`, whose bytes are made at the end."""
+    """The blob: parts of known size, each at a multiple of `seg.ALIGN`. `blob` computes their bytes."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -248,13 +263,13 @@ class _Lowering:
         return self.stream(graph.input, shape)
 
     def resume(self, tensor: seg.Tensor, name: str) -> int:
-        """The tensor ``name``, which an earlier stage yields, as the input."""
+        """Use the tensor ``name``, the output of an earlier stage, as the input."""
         self.tensors.append(seg.Tensor(list(tensor.shape), tensor.scale, tensor.zero_point, 0, tensor.dtype))
         self.index[name] = 0
         return 0
 
     def stream(self, name: str, shape: list[int]) -> int:
-        """The tensor ``name`` of a transformer."""
+        """Add the tensor ``name`` of a transformer's stream."""
         self.tensors.append(seg.Tensor(list(shape), 1.0, 0, 0, self.network.dtype(name)))
         self.index[name] = len(self.tensors) - 1
         return self.index[name]
@@ -263,7 +278,7 @@ class _Lowering:
         return self.constants.put(4 * values.size, lambda: few_digits(values.astype(np.float32), FLOAT_DIGITS))
 
     def weights(self, layer: layers.Weighted) -> tuple[int, int, int]:
-        """Places of a transformer layer's packed codes, scales, and bias (of no meaning where it has none)."""
+        """Offsets of a transformer layer's packed codes, scales and bias (unused if it has no bias)."""
         bits, put = self.bits[layer.out], self.constants.put
 
         @functools.cache
@@ -282,7 +297,7 @@ class _Lowering:
         _LOWER[type(layer)](self, layer)
 
     def out(self, layer: Layer, shape: list[int] | None = None, like: int | None = None) -> int:
-        """The layer's output tensor: with codes of its own, or those of the tensor ``like``."""
+        """Add the layer's output tensor, with its own codes or those of the tensor ``like``."""
         codes = self.calibration.quantizations[layer.out] if like is None else self.quantization(like)
         return self.tensor(layer.out, self.network.graph.stored_shape(layer.out) if shape is None else shape, codes)
 
@@ -290,12 +305,15 @@ class _Lowering:
         return Quantization(self.tensors[tensor].scale, self.tensors[tensor].zero_point)
 
     def clamp(self, clamp: Clamp, tensor: int) -> tuple[int, int]:
-        """Least and greatest code."""
+        """The smallest and the largest code."""
         lo, hi = self.quantization(tensor).codes(np.clip(np.array(clamp), -1e30, 1e30))
         return int(lo), int(hi)
 
     def viewed(self, name: str, shape: list[int], label: str) -> int:
-        """The tensor ``name`` under another ``shape``: itself where a convolution reads it so anyway."""
+        """The tensor ``name`` under another ``shape``.
+
+        It stays itself if a convolution reads it in that shape anyway.
+        """
         tensor = self.index[name]
         if len(self.tensors[tensor].shape) < 4 and list(hwc(self.tensors[tensor].shape)) == shape:
             return tensor
@@ -318,13 +336,16 @@ def _conv(work: _Lowering, layer: layers.Conv) -> None:
 
     @functools.cache
     def weights() -> Weights:
-        """With the scales that the multipliers stand for."""
+        """Weights with the scales that the rounded multipliers represent."""
         rounded = work.calibration.rounded(layer, work.grids[layer.out], source.scale)
         scale = multiplier_of(rounded.scale) * (np.float32(target.scale) / np.float32(source.scale))
         return integers(replace(rounded, scale=scale), source.scale, source.zero_point)
 
     def multipliers() -> F32:
-        """As the verifier wants them; only a layer whose answers were all but equal on the calibration's samples comes near its limit."""
+        """The multipliers within the verifier's limit.
+
+        Only layers whose outputs are almost constant on the calibration samples come near this limit.
+        """
         greatest = (MAX_REAL / 2 / np.maximum(weights().reach(), 1)).astype(np.float32)
         return np.minimum(multiplier_of(weights().scale), greatest)
 
@@ -471,11 +492,14 @@ _LOWER: dict[type, Callable[..., None]] = {
 }
 
 
-# --- the arena --------------------------------------------------------------------------------------------------------
+# --- activation memory ------------------------------------------------------------------------------------------------
 
 
 def place(tensors: list[seg.Tensor], ops: list[seg.AnyOp], source: int, output: int) -> int:
-    """Give every tensor its offset; returns the arena's bytes. A reshaped tensor lies where the tensor lies that it reshapes."""
+    """Set the offset of every tensor; returns the arena size in bytes.
+
+    A reshaped tensor shares the place of its source.
+    """
     owner = list(range(len(tensors)))
     first, last = {source: -1}, {source: -1}
     for step, op in enumerate(ops):
@@ -493,7 +517,8 @@ def place(tensors: list[seg.Tensor], ops: list[seg.AnyOp], source: int, output: 
         tensor.offset = places[owner[t]]
     if size > limits.MAX_ARENA_BYTES:
         raise errors.ModelError(
-            f"a head of this model needs {size} bytes of activations, over the limit; use a smaller input",
+            f"a head of this model needs {size} bytes of activations (the maximum is {limits.MAX_ARENA_BYTES}); "
+            "use a smaller input",
             reason="activations",
         )
     return size

@@ -1,4 +1,4 @@
-"""Where each activation lies: tensors that are never needed at the same time share bytes."""
+"""Places activations in memory: tensors that are not alive at the same time share bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from splitedge.head.segment import roundup
 
 @dataclass(frozen=True)
 class Extent:
-    """A block of ``size`` bytes that is in use from step ``first`` to step ``last``, both included."""
+    """A block of ``size`` bytes, in use from step ``first`` to step ``last`` inclusive."""
 
     size: int
     first: int
@@ -19,9 +19,10 @@ class Extent:
 
 
 def plan(extents: Sequence[Extent]) -> tuple[list[int], int]:
-    """An offset for each extent, a multiple of `segment.ALIGN`, and the bytes of the whole arena.
+    """An offset for each extent, a multiple of `segment.ALIGN`, and the arena size in bytes.
 
-    Greedy by size, as TFLite's planner does it: the largest first, each into the smallest gap between those that live with it.
+    Greedy by size, like TFLite's planner: the largest block first, each in the smallest gap between blocks alive at the
+    same time.
     """
     offsets = [0] * len(extents)
     placed: list[int] = []
@@ -38,7 +39,10 @@ def plan(extents: Sequence[Extent]) -> tuple[list[int], int]:
 
 
 def _best_gap(taken: list[tuple[int, int]], size: int) -> int:
-    """Start of the smallest gap between the intervals ``taken`` (sorted) that holds ``size`` bytes; else the end of all."""
+    """Start of the smallest gap of at least ``size`` bytes between the sorted intervals ``taken``.
+
+    Without such a gap: the end of all intervals.
+    """
     best, room, end = -1, math.inf, 0
     for start, stop in taken:
         if size <= start - end < room:

@@ -54,10 +54,10 @@ def ratios(counts: I64) -> F64:
 
 
 def even(table: Embed, rates: Sequence[float], counts: I64) -> list[Rounded]:
-    """The rows of ``table``, rounded to the nearest level, at each of ``rates`` bits per weight in an entropy-coded
-    file.
+    """The rows of ``table``, rounded to the nearest level, for each of ``rates`` bits per weight.
 
-    ``counts`` [V]: occurrences of the tokens."""
+    The rates hold in an entropy-coded file. ``counts`` [V]: occurrences of the tokens.
+    """
     relative, peak = ratios(counts), np.abs(table.weight).max(axis=1).astype(np.float64)
     return [_round(table, _steps(_base(table.weight, relative, peak, rate), relative, peak)) for rate in rates]
 

@@ -32,7 +32,11 @@ FEW_BITS_SHARES: Final = np.linspace(0.2, 1.0, 28)
 
 @dataclass(frozen=True)
 class Weights:
-    """Integer ``weight`` [OC, KH, KW, C / groups], ``scale`` [OC] float32, ``bias`` [OC] int32 with the zero point's share."""
+    """The integers of a layer in a segment.
+
+    ``weight`` [OC, KH, KW, C / groups] int8, ``scale`` [OC] float32, and ``bias`` [OC] int32, which includes the zero
+    point's share.
+    """
 
     weight: S8
     scale: F32

@@ -1,12 +1,12 @@
 """Weight rounding that minimizes the error of a layer's outputs on the samples, not the error of its weights.
 
-The bias absorbs the mean output error. With the covariance H of the inputs and e = w - scale x q, the remaining squared error is e' H e. For each
-output channel and a few scales, q comes from rounding with error feedback (GPTQ, which equals Babai's nearest plane). Coordinate descent then
-improves one integer at a time, and the scale is fitted again in between. Nearest rounding is a candidate too, so the result is never worse than it
-on these inputs.
+The bias absorbs the mean output error. With the covariance H of the inputs and e = w - scale x q, the remaining squared
+error is e' H e. For each output channel and a few scales, q comes from rounding with error feedback (GPTQ, which equals
+Babai's nearest plane). Coordinate descent then improves one integer at a time, and the scale is fitted again in
+between. Nearest rounding is a candidate too, so the result is never worse than it on these inputs.
 
-H belongs to the float network, so the integers of a layer depend on its own grid only. A plan may mix grids freely, and calibration computes the
-integers of every grid once.
+H belongs to the float network, so the integers of a layer depend on its own grid only. A plan may mix grids freely, and
+calibration computes the integers of every grid once.
 """
 
 from __future__ import annotations
@@ -36,39 +36,47 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 S8 = NDArray[np.int8]
-#: "plain": nearest level; the outputs keep their mean error. "nearest": the bias removes it. "gptq": minimizes the output error.
+#: "plain": nearest level; the outputs keep their mean error. "nearest": the bias removes it. "gptq": minimizes the
+#: output error.
 Rounding: TypeAlias = Literal["plain", "nearest", "gptq"]
 
 WIDTHS: Final = (2, 3, 4, 5, 6, 7, 8)
-#: Bits per weight of the even grids: one step for the whole layer, levels entropy-coded. For large layers they have the least noise for their bytes.
+#: Bits per weight of the even grids: one step for the whole layer, levels entropy-coded. For large layers they have the
+#: least noise for their bytes.
 RATES: Final = (1.25, 1.6, 2.0, 2.4, 2.8, 3.3, 4.0)
 #: Names of the even grids, one for each of `RATES`. The names 2 to 8 are widths, with a scale for each output.
 EVEN: Final = tuple(range(9, 9 + len(RATES)))
-#: The samples that rounding uses, and the others, on which noise is measured. On the samples used, the last layers of EfficientNet-Lite0, with one
-#: position per sample, show a fifth of the noise that they have on others.
+#: The samples that rounding uses, and the others, on which noise is measured. On the samples used, the last layers of
+#: EfficientNet-Lite0, with one position per sample, show a fifth of the noise that they have on others.
 SEEN: Final = slice(0, None, 2)
 UNSEEN: Final = slice(1, None, 2)
-#: Number of inputs whose errors are fed back one at a time, and size of triangles that are inverted as general matrices.
+#: Number of inputs whose errors are fed back one at a time, and size of triangles that are inverted as general
+#: matrices.
 LEAF: Final = 8
 BLOCK: Final = 64
 #: Bisection steps for the step of an even grid; they find it within 0.1 per cent.
 HALVINGS: Final = 12
-#: Start scales, as multiples of the scale with the least squared weight error. With at most `SHALLOW` inputs (depthwise layers) many cost little.
+#: Start scales, as multiples of the scale with the least squared weight error. With at most `SHALLOW` inputs (depthwise
+#: layers) many cost little.
 SHARES: Final = (0.9, 1.0)
 SHALLOW: Final = 32
 #: Maximum number of weights from which the entropy of a layer is estimated.
 ENTROPY_WEIGHTS: Final = 1 << 18
 SHALLOW_SHARES: Final = tuple(float(s) for s in np.geomspace(0.4, 2.0, 24))
-#: Maximum number of weights that are rounded side by side; of grouped convolutions, of outputs per group (see `covariance.TOGETHER_GROUPED`).
+#: Maximum number of weights that are rounded side by side; of grouped convolutions, of outputs per group (see
+#: `covariance.TOGETHER_GROUPED`).
 TOGETHER: Final = 1 << 20
 TOGETHER_GROUPED: Final = 400
 
 
 @dataclass(frozen=True)
 class Options:
-    """``damping``: minimum share of the variance of every input that is treated as independent; few positions raise it (`damped`).
+    """Options of the rounding.
 
-    ``order``: round inputs with a large variance first. ``sweeps``: passes of the descent from each start scale.
+    - ``damping``: minimum share of the variance of every input that is treated as independent; few positions raise it
+      (`damped`).
+    - ``order``: round inputs with a large variance first.
+    - ``sweeps``: passes of the descent from each start scale.
     """
 
     damping: float = 0.01
@@ -229,10 +237,11 @@ def _kept(
 
 
 class Rounder:
-    """Rounds a layer with weights [OC, ...], whose later axes one output sums, and bias [OC]. No scale is below ``least`` [OC].
+    """Rounds a layer with weights [OC, ...] and bias [OC]; each output sums over the later axes of the weights.
 
-    Sizes: G groups of R outputs, each a sum of K inputs. Arrays are [G, K, R], with the inputs in the order of rounding. Products with the
-    covariance are float32; their error is below a thousandth of a level.
+    No scale is below ``least`` [OC]. Sizes: G groups of R outputs, each a sum of K inputs. Arrays are [G, K, R], with
+    the inputs in the order of rounding. Products with the covariance are float32; their error is below a thousandth of
+    a level.
     """
 
     def __init__(self, weight: F32, bias: F32, least: F32, moments: Moments, options: Options = DEFAULT) -> None:
@@ -259,13 +268,16 @@ class Rounder:
     def even(self, rate: float) -> Rounded:
         """The weights on one grid for all outputs, which takes ``rate`` bits per weight after entropy coding.
 
-        Large weights cost extra bits only where they occur, and channels with small weights cost few bits. So the noise is lower than with a grid
-        for each channel of the same size. Packed levels may need 8 bits.
+        Large weights cost extra bits only where they occur, and channels with small weights cost few bits. So the noise
+        is lower than with a grid for each channel of the same size. Packed levels may need 8 bits.
         """
         return self.all([], [rate])[0]
 
     def all(self, widths: Sequence[int], rates: Sequence[float]) -> list[Rounded]:
-        """`at` each of ``widths``, then `even` at each of ``rates``. All candidates are rounded side by side, like further outputs."""
+        """`at` each of ``widths``, then `even` at each of ``rates``.
+
+        All candidates are rounded side by side, like further outputs.
+        """
         plain = [nearest(self._weight, self._bias, bits, self._least) for bits in widths]
         steps = even_steps(self._weight, rates)
         starts = [start for bits, one in zip(widths, plain, strict=True) for start in self._starts(bits, one.scale)]
@@ -366,7 +378,10 @@ class _Grid:
 
 
 def even_steps(weight: F32, rates: Sequence[float]) -> list[float]:
-    """The steps at which the nearest levels of ``weight`` have an entropy of ``rates`` bits, between the largest weight and 8-bit levels."""
+    """The steps at which the nearest levels of ``weight`` have an entropy of ``rates`` bits.
+
+    They lie between the largest weight and the step of 8-bit levels.
+    """
     peak = max(float(np.abs(weight).max(initial=0.0)), 1e-20)
     weight = weight.reshape(-1)[:: 1 + weight.size // ENTROPY_WEIGHTS]
     spent = functools.cache(lambda step: entropy(np.rint(weight / np.float32(step)).astype(np.int64)))
@@ -384,7 +399,7 @@ def even_steps(weight: F32, rates: Sequence[float]) -> list[float]:
 
 
 def damped(moments: Moments, damping: float) -> F64:
-    """The covariance [G, K, K] shrunk to its diagonal, by ``damping`` or by oracle approximating shrinkage, whichever is more.
+    """The covariance [G, K, K] shrunk to its diagonal, by the larger of ``damping`` and oracle approximating shrinkage.
 
     Source: Chen et al., IEEE Transactions on Signal Processing 58, 2010. Few positions give more shrinkage.
     """
@@ -394,7 +409,7 @@ def damped(moments: Moments, damping: float) -> F64:
     spread = (moments.count + 1 - 2 / p) * (square - trace**2 / p)
     wanted = ((1 - 2 / p) * square + trace**2) / np.maximum(spread, 1e-300)
     share = np.clip(wanted, damping, 1.0)[:, None, None]
-    alone = diagonal + np.maximum(1e-4 * diagonal.mean(axis=1, keepdims=True), 1e-12)  # inputs that never changed
+    alone = diagonal + np.maximum(1e-4 * diagonal.mean(axis=1, keepdims=True), 1e-12)  # for constant inputs
     made: F64 = (1 - share) * h + share * alone[:, :, None] * np.eye(p)
     return made
 
@@ -423,9 +438,10 @@ def _inverse(upper: F64) -> F64:
 
 
 def _successive(left: F32, feed: F32, scale: F32, grid: _Grid, levels: F32) -> F32:
-    """Round the weights ``left`` [G, K, R] at ``scale`` [G, R] into ``levels``, input by input; feed each error back to later inputs.
+    """Round the weights ``left`` [G, K, R] at ``scale`` [G, R] into ``levels``, input by input.
 
-    Overwrites ``left`` and returns the errors. Inputs are split into halves down to `LEAF`, so nearly all of the work is matrix products.
+    Feeds each error back to later inputs. Overwrites ``left`` and returns the errors. Inputs are split into halves down
+    to `LEAF`, so nearly all of the work is matrix products.
     """
     depth, wrong = left.shape[1], np.empty_like(left)
     if depth > LEAF:
@@ -443,9 +459,9 @@ def _successive(left: F32, feed: F32, scale: F32, grid: _Grid, levels: F32) -> F
 
 
 def _descend(slope: F32, cost: F32, scale: F32, grid: _Grid, levels: F32) -> F32:
-    """Coordinate descent: set each of the ``levels`` in turn to its best value. ``slope`` [G, K, R] = cost (w - levels x scale) is overwritten.
+    """Coordinate descent: set each of the ``levels`` in turn to its best value. Returns the change of the weights.
 
-    Returns the change of the weights. Splits into halves as `_successive`.
+    ``slope`` [G, K, R] = cost (w - levels x scale) is overwritten. Splits into halves as `_successive`.
     """
     depth, moved = levels.shape[1], np.empty_like(levels)
     if depth > LEAF:
@@ -470,7 +486,10 @@ def _half(depth: int) -> int:
 
 
 def _refit(pull: F32, levels: F32, through: F32, scale: F32, floor: F32) -> F32:
-    """The best scale [G, R] for given levels; the old scale if the best is not positive. ``pull`` = cost w, ``through`` = cost levels."""
+    """The best scale [G, R] for given levels; the old scale if the best is not positive.
+
+    ``pull`` = cost w, ``through`` = cost levels.
+    """
     square, along = (levels * through).sum(axis=1), (levels * pull).sum(axis=1)
     good = (square > 0) & (along > 0)
     return np.maximum(np.where(good, along / np.where(good, square, 1), scale), floor)

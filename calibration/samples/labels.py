@@ -1,4 +1,4 @@
-"""Classes of samples and their names, from the files and folders where people keep them."""
+"""Reads the classes of samples and class names from files and folders."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from splitedge import errors, limits
 
 I64 = NDArray[np.int64]
 
-#: The file in a bundle's folder with class names that were set later.
+#: File in a bundle's folder with class names that were set after calibration.
 NAMES: Final = "names.json"
-#: What an index beyond 64 bits becomes: no model has so many outputs.
+#: Stands for an index beyond 64 bits; no model has this many outputs.
 NO_CLASS: Final = 2**63 - 1
 _INTEGER: Final = re.compile(r"[+-]?[0-9]+")
 
 
 class Labels(NamedTuple):
-    """``classes`` [n]: the index of each sample's class. ``origins``: where each was found, for messages. ``names``: of all classes, or none."""
+    """``classes`` [n]: class index of each sample.
+
+    ``origins``: source of each, for messages. ``names``: of all classes, or empty.
+    """
 
     classes: I64
     origins: list[str]
@@ -39,16 +42,20 @@ class Labels(NamedTuple):
 
 
 def read(labels: str, files: Sequence[str], names: Sequence[str] = (), outputs: int | None = None) -> Labels:
-    """The class of each of ``files`` (names or paths below the samples' folder; numbers for samples that are no files).
+    """The class of each of ``files``.
+
+    These are names, paths below the samples' folder, or numbers for samples that are not files.
 
     ``labels`` is one of
 
-    - a table (CSV with commas, semicolons or tabs; or file and label with a space between them): file, class, and perhaps the class's name. The
-      class is an index or a name. Rows of other files, a heading among them, are skipped. A table of one column has a class for each sample in order;
+    - a table with file, class, and optionally the class name. It is CSV with commas, semicolons or tabs, or file and
+      class with a space between them. The class is an index or a name. Rows of other files, such as a heading, are
+      skipped. A table of one column has one class per sample, in order;
     - a ``.npy`` of class indices in the order of the samples;
-    - a regular expression with one group, which is the class in the file's name, such as ``_(\\d+)\\.jpg$``.
+    - a regular expression with one group that matches the class in the file's name, such as ``_(\\d+)\\.jpg$``.
 
-    ``names``: of the classes, if they are known. Class names map to indices as `by_name` says. Raises `errors.UsageError` and `errors.InputError`.
+    ``names``: class names, if known. `by_name` maps class names to indices. Raises `errors.UsageError` and
+    `errors.InputError`.
     """
     path = Path(labels)
     there = _is_file(path)
@@ -62,7 +69,7 @@ def read(labels: str, files: Sequence[str], names: Sequence[str] = (), outputs: 
     if None in indices:
         wrong = indices.index(None)
         raise errors.InputError(
-            f"{origins[wrong]}: {found[wrong][:40]!r} is no class index; correct it", reason="not-an-index"
+            f"{origins[wrong]}: {found[wrong][:40]!r} is not a class index; correct it", reason="not-an-index"
         )
     classes = np.array(indices, np.int64)
     return Labels(classes, origins, list(names) or _names_told(classes, told, origins, outputs))
@@ -73,47 +80,56 @@ def by_name(
 ) -> tuple[dict[str, int], list[str]]:
     """The index of each class name in ``found``, and the names of all classes.
 
-    The order is that of ``names``. Without them it is the alphabet's, as torchvision's ImageFolder does it, if there are as many as the model has
-    ``outputs`` (None: any number). Raises `errors.UsageError`.
+    The order is that of ``names``. Without ``names`` it is alphabetical, as in torchvision's ImageFolder, if their
+    number matches the model's ``outputs`` (None: any number). Raises `errors.UsageError`.
     """
     if names:
         return _among(found, names, where), list(names)
     order = sorted(found)
     if outputs is not None and len(order) != outputs:
         raise errors.UsageError(
-            f"{where} has {len(order)} classes and the model has {outputs}: give --class-names, with one name for each class in the model's order, "
-            "or --metric agreement to leave the classes aside",
+            f"{where} has {len(order)} classes and the model has {outputs}; give --class-names with one name for "
+            "each class in the model's order, "
+            "or --metric agreement to ignore the classes",
             reason="class-count",
         )
     if all(_INTEGER.fullmatch(name) for name in order) and order != sorted(order, key=int):
         raise errors.UsageError(
-            f"{where}: the classes {', '.join(order[:3])} ... are numbers, and their order by the alphabet is not that by value: "
-            "give --class-names, with one name for each class in the model's order",
+            f"{where}: the classes {', '.join(order[:3])} ... are numbers whose alphabetical order differs from "
+            "their order by value; "
+            "give --class-names with one name for each class in the model's order",
             reason="numeric-names",
         )
     return {name: index for index, name in enumerate(order)}, order
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names: a text file with one a line, a CSV of index and name, or JSON: a list, or an object from index to name or from name to index."""
+    """Read class names from a text file with one per line, a CSV file of index and name, or JSON.
+
+    JSON is a list, or an object from index to name or from name to index.
+    """
     text = read_text(path)
     try:
         names = _parsed(text, path.suffix.lower())
     except (ValueError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise errors.UsageError(
-            f"{path} is not a list of class names; give one name a line", reason="not-names"
+            f"{path} is not a list of class names; give one name per line", reason="not-names"
         ) from error
     if not names:
-        raise errors.UsageError(f"{path} holds no class names; give one name a line", reason="no-names")
+        raise errors.UsageError(f"{path} contains no class names; give one name per line", reason="no-names")
     if len(names) > limits.MAX_LABELS:
         raise errors.UsageError(
-            f"{path} holds {len(names)} class names; the limit is {limits.MAX_LABELS}", reason="too-many-names"
+            f"{path} contains {len(names)} class names (the maximum is {limits.MAX_LABELS}); shorten it",
+            reason="too-many-names",
         )
     return names
 
 
 def read_text(path: Path) -> str:
-    """The text in ``path``, UTF-8 with or without a byte-order mark. Raises `errors.UsageError` and `errors.InputError`."""
+    """The text in ``path``, UTF-8 with or without a byte-order mark.
+
+    Raises `errors.UsageError` and `errors.InputError`.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -160,13 +176,16 @@ def _by_index(names: dict[int, str]) -> list[str]:
 
 
 def _among(found: Collection[str], names: Sequence[str], where: str | Path) -> dict[str, int]:
-    """The place of each of ``found`` in ``names``: exact, or but for case, spaces, dashes and underscores."""
+    """The index of each of ``found`` in ``names``.
+
+    A match is exact, or ignores case, spaces, dashes and underscores.
+    """
     exact, loose = _places(names), _places([_loose(name) for name in names])
     known = {}
     for name in sorted(found):
         places = exact.get(name) or loose.get(_loose(name), [])
         if len(places) != 1:
-            why = "is no class name" if not places else f"is the name of the classes {places[0]} and {places[1]}"
+            why = "is not a class name" if not places else f"is the name of the classes {places[0]} and {places[1]}"
             raise errors.UsageError(
                 f"{where}: {name[:80]!r} {why} ({len(names)} names are known); correct one of them",
                 reason="ambiguous-name" if places else "unknown-name",
@@ -187,13 +206,14 @@ def _loose(name: str) -> str:
 
 
 def _names_told(classes: I64, told: Sequence[str], origins: Sequence[str], outputs: int | None) -> list[str]:
-    """Names of all classes from those beside the indices; classes without one are called by their index."""
+    """Names of all classes from the names beside the indices. Classes without a name are named by their index."""
     known: dict[int, tuple[str, str]] = {}
     for index, name, origin in zip(classes.tolist(), told, origins, strict=True):
         if name and known.setdefault(index, (name, origin))[0] != name:
             before, there = known[index]
             warnings.warn(
-                f"{origin}: class {index} is {name[:40]!r}, and {before[:40]!r} in {there}: the third column is not used for class names",
+                f"{origin}: class {index} is {name[:40]!r}, and {before[:40]!r} in {there}: the third column is "
+                "ignored",
                 stacklevel=2,
             )
             return []
@@ -203,15 +223,13 @@ def _names_told(classes: I64, told: Sequence[str], origins: Sequence[str], outpu
 
 # --- labels ---------------------------------------------------------------------------------------------------------
 
-_Found = tuple[
-    list[str], list[str], list[str]
-]  # of each sample its label, where that stands, and the name of its class
+_Found = tuple[list[str], list[str], list[str]]  # label of each sample, its source, and the name of its class
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a pattern that is longer than a name may be
+    except OSError:  # a pattern that is too long for a file name
         return False
 
 
@@ -228,7 +246,9 @@ def _of_array(path: Path, count: int, names: Sequence[str]) -> Labels:
             f"{path} has {len(found)} labels for {count} samples; give one for each", reason="label-count"
         )
     if found.dtype.kind == "f" and not (found == np.rint(found)).all():
-        raise errors.InputError(f"{path} holds values that are no class indices; save integers", reason="not-indices")
+        raise errors.InputError(
+            f"{path} contains values that are not class indices; save integers", reason="not-indices"
+        )
     limited = np.clip(found, -NO_CLASS, NO_CLASS) if found.dtype.kind in "uf" else found
     return Labels(limited.astype(np.int64), [f"{path.name}: entry {i}" for i in range(count)], list(names))
 
@@ -237,12 +257,12 @@ def load_array(path: Path) -> NDArray[np.generic]:
     """The numbers in the ``.npy`` file ``path``. Raises `errors.InputError`."""
     try:
         array = np.load(path, allow_pickle=False)
-    except Exception as error:  # numpy parses a header as Python and raises what that raises
+    except Exception as error:  # numpy parses the header as Python and raises many types of errors
         raise errors.InputError(
             f"{path} is not a readable .npy array; save it with numpy.save", reason="not-npy"
         ) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or array.ndim == 0:
-        raise errors.InputError(f"{path} holds no array of numbers; save one with numpy.save", reason="not-numbers")
+        raise errors.InputError(f"{path} is not an array of numbers; save one with numpy.save", reason="not-numbers")
     return array
 
 
@@ -251,7 +271,8 @@ def _of_table(path: Path, files: Sequence[str]) -> _Found:
     if rows and all(len(row) == 1 for _, row in rows):
         if len(rows) != len(files):
             raise errors.UsageError(
-                f"{path} has {len(rows)} rows of one column for {len(files)} samples; give file and class in two columns, or one class for each sample",
+                f"{path} has {len(rows)} rows of one column for {len(files)} samples; "
+                "give file and class in two columns, or one class for each sample",
                 reason="row-count",
             )
         return [row[0] for _, row in rows], [origin for origin, _ in rows], [""] * len(rows)
@@ -259,8 +280,8 @@ def _of_table(path: Path, files: Sequence[str]) -> _Found:
     missing = [name for i, name in enumerate(files) if i not in known]
     if missing:
         raise errors.UsageError(
-            f"{path} gives no label for {len(missing)} of {len(files)} samples, {missing[0]} for one; "
-            "its first column must hold their file names",
+            f"{path} has no label for {len(missing)} of {len(files)} samples, for example {missing[0]}; "
+            "its first column must contain the file names",
             reason="no-label",
             missing=len(missing),
         )
@@ -271,7 +292,10 @@ def _of_table(path: Path, files: Sequence[str]) -> _Found:
 def _by_file(
     path: Path, rows: Sequence[tuple[str, list[str]]], files: Sequence[str]
 ) -> dict[int, tuple[str, list[str]]]:
-    """The row of each file, by its place in ``files``. A row names a file by its path in the folder, or by its name where only one has that."""
+    """The row of each file, by its index in ``files``.
+
+    A row names a file by its path in the folder, or by its name if that is unique.
+    """
     whole = {_key(name): i for i, name in enumerate(files)}
     last = {base: places[0] for base, places in _places([_base(name) for name in files]).items() if len(places) == 1}
     known: dict[int, tuple[str, list[str]]] = {}
@@ -282,8 +306,9 @@ def _by_file(
         before = known.setdefault(place, (origin, row))
         if before[1][1] != row[1]:
             raise errors.InputError(
-                f"{origin}: {row[0]} has the class {row[1][:40]!r}, and {before[1][1][:40]!r} in {before[0].removeprefix(f'{path.name}: ')}; "
-                "leave one of them",
+                f"{origin}: {row[0]} has the class {row[1][:40]!r}, and {before[1][1][:40]!r} in "
+                f"{before[0].removeprefix(f'{path.name}: ')}; "
+                "keep one of them",
                 reason="contradiction",
             )
     return known
@@ -298,7 +323,7 @@ def _base(name: str) -> str:
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
-    """Rows of stripped cells; empty for a blank line."""
+    """Rows of stripped cells; a blank line gives an empty row."""
     text = read_text(path)
     delimiter = _delimiter(text.splitlines())
     if delimiter is None:
@@ -308,19 +333,23 @@ def _rows(path: Path) -> Iterator[list[str]]:
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
             yield [cell.strip() for cell in row] if any(cell.strip() for cell in row) else []
     except csv.Error as error:
-        raise errors.InputError(
-            f"{path} is not a CSV file that can be read ({error}); correct it", reason="not-csv"
-        ) from error
+        raise errors.InputError(f"{path} is not a readable CSV file ({error}); correct it", reason="not-csv") from error
 
 
 def _delimiter(lines: Sequence[str]) -> str | None:
-    """Which of comma, semicolon and tab separates the cells, told by the first line that has one; None where none has."""
+    """The delimiter: comma, semicolon or tab; None if no line contains any of them.
+
+    It is the most frequent one in the first line with any of them.
+    """
     line = next((line for line in lines if any(one in line for one in ",;\t")), None)
     return None if line is None else max(",;\t", key=line.count)
 
 
 def _pair(line: str) -> list[str]:
-    """A file and its class with a space between: the class is the last word if that is a number, else all behind the first word."""
+    """Split a line into a file and its class.
+
+    The class is the last word if that is a number, else everything after the first word.
+    """
     words = line.split()
     if len(words) < 2:
         return words
@@ -335,12 +364,12 @@ def _of_pattern(pattern: str, files: Sequence[str]) -> _Found:
             f"{pattern} is neither a labels file nor a regular expression; check it", reason="not-a-pattern"
         ) from error
     if expression.groups != 1:
-        raise errors.UsageError(f"there is no labels file {pattern}; check the path", reason="no-file")
+        raise errors.UsageError(f"the labels file {pattern} does not exist; check the path", reason="no-file")
     matches = [expression.search(name) for name in files]
     missing = [name for name, match in zip(files, matches, strict=True) if not (match and match[1])]
     if missing:
         raise errors.UsageError(
-            f"{pattern} finds no class in {len(missing)} of {len(files)} names, {missing[0]} for one; change it",
+            f"{pattern} finds no class in {len(missing)} of {len(files)} names, for example {missing[0]}; change it",
             reason="no-class-in-name",
         )
     return [match[1] for match in matches if match], [f"{name}: the name" for name in files], [""] * len(files)

@@ -1,4 +1,4 @@
-"""Calibration samples: images or ``.npy`` arrays, in a folder or in one for each class, or one ``.npy`` of many."""
+"""Calibration samples: images, arrays, or token ids, with labels."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from splitedge.protocol.messages import Preprocess
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
-#: The file of labels in a folder of samples.
+#: The labels file in a folder of samples.
 LABELS: Final = "labels.csv"
 IMAGES: Final = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
-#: Values of arrays beyond this overflow float32 in a network.
+#: Maximum absolute value of arrays; larger values overflow float32 in a network.
 LARGEST: Final = 1e15
-#: Decoded pixels that are kept between the passes of a calibration.
+#: Maximum bytes of decoded pixels in memory between the passes of a calibration.
 KEPT_BYTES: Final = 256 << 20
 
 
 class Samples(Sequence[F32]):
-    """``samples[i]`` is what the float model sees: float32, channels last, no batch axis. ``labels``, if there are any."""
+    """The samples as the float model takes them: ``samples[i]`` is float32, channels last, without a batch axis.
+
+    ``labels``: their labels, or None.
+    """
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class Samples(Sequence[F32]):
 
     @property
     def classes(self) -> I64 | None:
-        """The index of each sample's class [n]."""
+        """The class index of each sample [n], or None."""
         return None if self.labels is None else self.labels.classes
 
     def __len__(self) -> int:
@@ -67,14 +70,15 @@ class Samples(Sequence[F32]):
         return self._array(index)
 
     def check_classes(self, outputs: int) -> None:
-        """Raises `errors.InputError` where a label is not the index of one of the model's ``outputs``."""
+        """Check that every label is the index of one of the model's ``outputs``. Raises `errors.InputError`."""
         if self.labels is None:
             return
         classes = self.labels.classes
         wrong = np.flatnonzero((classes < 0) | (classes >= outputs))
         if len(wrong):
             raise errors.InputError(
-                f"{self.labels.origins[wrong[0]]}: class {classes[wrong[0]]} is out of range (the model has {outputs} classes, 0 to {outputs - 1}); "
+                f"{self.labels.origins[wrong[0]]}: class {classes[wrong[0]]} is out of range (the model has "
+                f"{outputs} classes, 0 to {outputs - 1}); "
                 f"correct the labels ({len(wrong)} of {len(self)} are wrong)",
                 reason="label-out-of-range",
                 origin=self.labels.origins[wrong[0]],
@@ -85,18 +89,21 @@ class Samples(Sequence[F32]):
             )
 
     def take(self, chosen: I64) -> Samples:
-        """Some of the samples, by their places."""
+        """The samples with the indices ``chosen``."""
         labels = None if self.labels is None else self.labels.take(chosen)
         return Samples(self.preprocess, [self.sources[i] for i in chosen], labels)
 
     def normalised_by(self, mean: list[float], std: list[float]) -> Samples:
-        """The same pixels, normalised in another way; images that were decoded are not decoded again."""
+        """The same samples with another normalization. Decoded images are not decoded again."""
         other = Samples(msgspec.structs.replace(self.preprocess, mean=mean, std=std), self.sources, self.labels)
         other._kept, other._room = self._kept, self._room
         return other
 
     def codes(self, index: int, tensor: Tensor) -> NDArray[Any]:
-        """What the integer head sees: codes of its input ``tensor``, or the float32 values or int32 token ids that it holds."""
+        """A sample as the integer head takes it.
+
+        It holds codes of the head's input ``tensor``, or its float32 values or int32 token ids.
+        """
         if tensor.dtype != "u8":
             return np.ascontiguousarray(self[index], DTYPES[tensor.dtype])
         if self.preprocess.kind == "image":
@@ -112,7 +119,7 @@ class Samples(Sequence[F32]):
                 kept = prepare_image(load_image(_read(path)), self.preprocess)
             except errors.InputError as error:
                 raise errors.InputError(
-                    f"{path}: {error.message}, or take the file out of the folder", **error.data, file=str(path)
+                    f"{path}: {error.message}, or remove the file from the folder", **error.data, file=str(path)
                 ) from error
             if kept.nbytes <= self._room:
                 self._room -= kept.nbytes
@@ -133,7 +140,7 @@ class Samples(Sequence[F32]):
         if array.size and not np.abs(array.astype(np.float64)).max() <= LARGEST:
             where = source if isinstance(source, Path) else f"sample {index}"
             raise errors.InputError(
-                f"{where} holds NaN or values beyond {LARGEST:g}; give finite numbers", reason="not-finite"
+                f"{where} contains NaN or values beyond {LARGEST:g}; give finite numbers", reason="not-finite"
             )
         return array.astype(np.float32)
 
@@ -148,10 +155,16 @@ def open_samples(
     *,
     labelled: bool = True,
 ) -> Samples:
-    """The samples in ``place``: a folder of images or ``.npy`` arrays, a folder with one such folder for each class, or one ``.npy`` [n, ...].
+    """Open the samples in ``place``.
 
-    At most ``most``, evenly spread. ``labels``: as `labels.read` takes it; None: a ``labels.csv`` in the folder, else the folders of the classes,
-    else no labels. ``names``: of the model's ``outputs`` classes, if known. ``labelled``: False where labels are not looked for. Hidden files are skipped.
+    ``place`` is a folder of images or ``.npy`` arrays, a folder with one such folder per class, or one ``.npy`` [n,
+    ...]. Hidden files are skipped.
+
+    - ``labels``: as in `labels.read`. None: a ``labels.csv`` in the folder, else the class folders, else no labels.
+    - ``most``: maximum number of samples, evenly spread.
+    - ``names``: names of the model's ``outputs`` classes, if known.
+    - ``labelled``: False to open the samples without labels.
+
     Raises `errors.UsageError` or `errors.InputError`.
     """
     found, folder_of = _sources(place, preprocess)
@@ -172,19 +185,20 @@ def open_samples(
 
 
 def _sources(place: Path, preprocess: Preprocess) -> tuple[Sequence[Path | NDArray[np.generic]], list[str]]:
-    """The samples in ``place``, and the folder of each where there is one for each class."""
+    """The samples in ``place``, and the folder of each if there is one folder per class."""
     if place.is_file() and place.suffix == ".npy":
         if preprocess.kind == "image":
-            raise errors.UsageError(f"{place} holds arrays, not images; give it with --arrays", reason="arrays")
+            raise errors.UsageError(f"{place} contains arrays, not images; pass it with --arrays", reason="arrays")
         return list(load_array(place)), []
     if not place.is_dir():
-        raise errors.UsageError(f"there is no folder of samples {place}; check the path", reason="no-folder")
+        raise errors.UsageError(f"the samples folder {place} does not exist; check the path", reason="no-folder")
     kinds = IMAGES if preprocess.kind == "image" else {".npy"}
     found = listed(place, kinds)
     inner = [(path, folder.name) for folder in folders(place) for path in listed(folder, kinds)]
     if found and len(found) < len(inner) and not (place / LABELS).is_file():
         raise errors.UsageError(
-            f"{place} holds {found[0].name} beside folders with {len(inner)} samples; move it into the folder of its class, or out of {place}",
+            f"{place} contains {found[0].name} beside folders with {len(inner)} samples; "
+            f"move it into the folder of its class, or out of {place}",
             reason="stray-file",
         )
     if found:
@@ -192,19 +206,22 @@ def _sources(place: Path, preprocess: Preprocess) -> tuple[Sequence[Path | NDArr
     if not inner:
         wanted = "images" if preprocess.kind == "image" else ".npy arrays"
         raise errors.UsageError(
-            f"{place} holds no {wanted} to calibrate with; give a folder of them, or one with a folder for each class",
+            f"{place} contains no {wanted}; give a folder of them, or one with a folder for each class",
             reason="no-samples",
         )
     return [path for path, _ in inner], [name for _, name in inner]
 
 
 def listed(folder: Path, kinds: Collection[str]) -> list[Path]:
-    """The files in ``folder`` whose names end as one of ``kinds``, sorted; hidden ones are left out. Raises `errors.UsageError`."""
+    """The files in ``folder`` with one of the suffixes ``kinds``, sorted, without hidden ones.
+
+    Raises `errors.UsageError`.
+    """
     return [path for path in _entries(folder) if path.suffix.lower() in kinds and not path.is_dir()]
 
 
 def folders(place: Path) -> list[Path]:
-    """The folders in ``place``, sorted; hidden ones are left out. Raises `errors.UsageError`."""
+    """The folders in ``place``, sorted, without hidden ones. Raises `errors.UsageError`."""
     return [path for path in _entries(place) if path.is_dir()]
 
 
@@ -222,7 +239,7 @@ def _below(place: Path, path: Path) -> str:
 
 
 def evenly(among: int, count: int) -> I64:
-    """At most ``count`` of the numbers 0 .. ``among`` - 1, ascending and evenly spread."""
+    """At most ``count`` of the numbers 0 .. ``among`` - 1, ascending and evenly spread: [n] int64."""
     return np.unique(np.linspace(0, among - 1, min(among, count)).round().astype(np.int64))
 
 

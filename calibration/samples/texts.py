@@ -1,4 +1,4 @@
-"""Texts as calibration samples, from the places where people keep them."""
+"""Reads texts as calibration samples from folders and files."""
 
 from __future__ import annotations
 
@@ -18,41 +18,52 @@ from splitedge.protocol.messages import Preprocess
 
 
 class Texts(NamedTuple):
-    """``sources``: files with a text each, or the texts; and their ``labels``, if there are any."""
+    """``sources``: files with one text each, or the texts. ``labels``: their labels, or None."""
 
     sources: Sequence[Path | str]
     labels: Labels | None
 
 
 def find(place: Path, labels: str | None = None, names: Sequence[str] = (), outputs: int | None = None) -> Texts:
-    """The texts in ``place``, in UTF-8:
+    """The texts in ``place``, in UTF-8.
 
-    a folder with one folder of ``.txt`` files for each class, whose names are the classes', in the order of ``names`` or of the alphabet; a folder of
-    ``.txt`` files; a ``.txt`` of one text a line; or a ``.csv`` of texts and, behind them, perhaps their classes (a heading is skipped).
+    ``place`` is one of
 
-    ``labels``: as `labels.read` takes it, where ``place`` does not tell the classes. ``names``: of the model's ``outputs`` classes, if known. Raises `errors.UsageError` and `errors.InputError`.
+    - a folder with one folder of ``.txt`` files per class. The folder names are the class names, in the order of
+      ``names`` or of the alphabet;
+    - a folder of ``.txt`` files;
+    - a ``.txt`` file with one text per line;
+    - a ``.csv`` file with texts in the first column and optional class indices in the second (a heading is skipped).
+
+    ``labels``: as in `labels.read`, if ``place`` does not contain the classes. ``names``: names of the model's
+    ``outputs`` classes, if known. Raises `errors.UsageError` and `errors.InputError`.
     """
     if place.is_dir():
         found = _of_folder(place, names, outputs)
     elif place.is_file():
         found = _rows(place, names) if place.suffix.lower() == ".csv" else Texts(_lines(place), None)
     else:
-        raise errors.UsageError(f"there are no texts {place}; check the path", reason="no-folder")
+        raise errors.UsageError(f"the texts {place} do not exist; check the path", reason="no-folder")
     if not found.sources:
         raise errors.UsageError(
-            f"{place} holds no texts; give a folder of .txt files, or of one such folder for each class",
+            f"{place} contains no texts; give a folder of .txt files, or one with such a folder for each class",
             reason="no-texts",
         )
     if labels is None:
         return found
     if found.labels is not None:
-        raise errors.UsageError(f"{place} tells the classes of its texts; leave out --labels", reason="classes-told")
+        raise errors.UsageError(
+            f"{place} already contains the classes of its texts; omit --labels", reason="classes-told"
+        )
     files = [source.name if isinstance(source, Path) else str(i) for i, source in enumerate(found.sources)]
     return found._replace(labels=read(labels, files, names, outputs))
 
 
 def samples(texts: Texts, tokenizer: Tokenizer, most: int | None = None) -> Samples:
-    """The token ids of at most ``most`` of ``texts``, evenly spread. Raises `errors.InputError` for one that is no text, `errors.UsageError` for too many."""
+    """The token ids of at most ``most`` of ``texts``, evenly spread.
+
+    Raises `errors.InputError` for an invalid text, `errors.UsageError` for too many texts.
+    """
     count = len(texts.sources)
     chosen = evenly(count, min(count, limits.MAX_CALIBRATION_SAMPLES + 1 if most is None else most))
     ids = [_ids(texts.sources[i], int(i), tokenizer) for i in chosen]
@@ -90,9 +101,7 @@ def _rows(path: Path, names: Sequence[str]) -> Texts:
             if row and row[0].strip()
         ]
     except csv.Error as error:
-        raise errors.InputError(
-            f"{path} is not a CSV file that can be read ({error}); correct it", reason="not-csv"
-        ) from error
+        raise errors.InputError(f"{path} is not a readable CSV file ({error}); correct it", reason="not-csv") from error
     if rows and len(rows[0][1]) > 1 and not _is_class(rows[0][1]):
         rows = rows[1:]
     texts = [row[0] for _, row in rows]
@@ -101,7 +110,8 @@ def _rows(path: Path, names: Sequence[str]) -> Texts:
     if wrong := [(number, row[0]) for number, row in rows if not _is_class(row)]:
         number, text = wrong[0]
         raise errors.InputError(
-            f"{path}: row {number} gives no class index behind {text[:40]!r}; write text and index in two columns, or texts alone",
+            f"{path}: row {number} has no class index after {text[:40]!r}; "
+            "write text and index in two columns, or only texts",
             reason="no-index",
         )
     classes = np.array([min(int(row[1]), NO_CLASS) for _, row in rows], np.int64)

@@ -1,10 +1,12 @@
-"""The ONNX graph as layers that the integer head can run, still in real numbers.
+"""The ONNX graph as layers that the integer head supports, still in real numbers.
 
-network.py    the layers, and the network of them
-planes.py     convolutional networks: uint8 codes between the layers
-streams.py    transformers: a float32 stream between the layers
-attention.py  an attention among a graph's operators, and what it leaves out
-views.py      what operators that only move elements about do
+network.py      the layers and their network
+planes.py       convolutional networks: uint8 codes between the layers
+streams.py      transformers: a float32 stream between the layers
+attention.py    matches an attention among a graph's operators
+elementwise.py  matches functions such as GELU made of several operators
+norms.py        matches layer norms made of several operators
+views.py        operators that only move elements
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ __all__ = [
 
 
 def build(graph: Graph) -> Network:
-    """The layers of ``graph``; what is none is listed in `Network.unsupported`."""
+    """The layers of ``graph``. `Network.unsupported` lists the other operators."""
     if streams.is_transformer(graph):
         return streams.build(graph)
     network = Network(graph, [], [], {})

@@ -1,4 +1,4 @@
-"""An attention among the operators of a graph: which channels are queries, keys and values, and which tokens are no keys."""
+"""Matches an attention among the operators of a graph: channels of queries, keys and values, and masked tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from calibration.lowering.layers.views import View, is_view, view
 
 @dataclass
 class Part:
-    """Queries, keys or values: the channel of the tensor ``root`` [1, T, N] that is [head, channel], [heads, D]."""
+    """Queries, keys or values: the channels [heads, D] of the tensor ``root`` [1, T, N] for each head."""
 
     root: str
     channels: I64
@@ -22,7 +22,10 @@ class Part:
 
 @dataclass
 class Match:
-    """An attention that yields ``out`` [1, T, heads x D] by ``nodes``; tokens whose id is ``pad`` are no keys (None: all are)."""
+    """An attention with the output ``out`` [1, T, heads x D], computed by ``nodes``.
+
+    Tokens with the id ``pad`` are not keys (None: all tokens are).
+    """
 
     name: str
     out: str
@@ -71,7 +74,10 @@ def _seen(graph: Graph, tensor: str) -> View:
 
 
 def _part(graph: Graph, seen: View) -> Part:
-    """``seen`` [1, heads, T, D] or [heads, T, D]: the same channels at every token of a tensor [1, T, N]."""
+    """The part that ``seen`` [1, heads, T, D] or [heads, T, D] shows.
+
+    It must take the same channels of every token of a tensor [1, T, N].
+    """
     shape = graph.shapes[seen.root]
     index = seen.index.reshape(-1, *seen.index.shape[-2:])
     if len(shape) != 3 or shape[0] != 1 or shape[1] != index.shape[1]:
@@ -83,7 +89,7 @@ def _part(graph: Graph, seen: View) -> Part:
 
 
 def _scores(graph: Graph, tensor: str) -> tuple[View, int | None, list[Node]]:
-    """The scores without their mask, the id that the mask leaves out, and the operators of the mask."""
+    """The scores without their mask, the masked token id, and the operators of the mask."""
     seen = _seen(graph, tensor)
     node = graph.producer.get(seen.root)
     if node is None or node.op != "Add":
@@ -99,7 +105,10 @@ def _scores(graph: Graph, tensor: str) -> tuple[View, int | None, list[Node]]:
 
 
 def _values(graph: Graph, softmax: Node) -> tuple[Node, list[Node]]:
-    """The product of weights and values, and what stands between: views, and torch's Where(IsNaN(p), 0, p) against rows without a key."""
+    """The product of weights and values, and the operators before it.
+
+    These are views, and torch's Where(IsNaN(p), 0, p), which covers rows without a key.
+    """
     at, between = softmax.outputs[0], []
     for _ in range(8):
         readers = graph.consumers.get(at, [])
@@ -120,7 +129,7 @@ def _values(graph: Graph, softmax: Node) -> tuple[Node, list[Node]]:
 
 
 def _joined(graph: Graph, tensor: str, channels: int) -> tuple[str, list[Node]]:
-    """The tensor [1, T, C] in which the heads' answers ``tensor`` stand side by side, and the views on the way."""
+    """The tensor [1, T, C] that joins the heads' answers ``tensor`` side by side, and the views before it."""
     heads, tokens, size = np.arange(np.prod(graph.shapes[tensor])).reshape(-1, *graph.shapes[tensor][-2:]).shape
     wanted = (
         np.arange(heads * tokens * size).reshape(heads, tokens, size).transpose(1, 0, 2).reshape(1, tokens, channels)
@@ -138,7 +147,10 @@ def _joined(graph: Graph, tensor: str, channels: int) -> tuple[str, list[Node]]:
 
 
 def _padding(graph: Graph, mask: str) -> tuple[int | None, list[Node]]:
-    """The token id that ``mask``, which is added to scores, leaves out of the keys, and its operators; None where it leaves out nothing."""
+    """The token id that the additive ``mask`` excludes from the keys, and the mask's operators.
+
+    The id is None if the mask excludes nothing.
+    """
     if mask in graph.constants:
         if graph.constants[mask].any():
             raise Unsupported("a mask that does not depend on the token ids")

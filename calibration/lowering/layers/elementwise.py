@@ -1,4 +1,4 @@
-"""Functions of one tensor's elements in several operators, known by what they compute."""
+"""Matches element-wise functions of one tensor that are made of several operators, by the values that they compute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from calibration.importing.graph import Graph, Node
 from calibration.lowering.layers.network import F64
 
-#: Largest difference to the exact GELU; the approximation by tanh is off by 4.8e-4, which is less than 8-bit activations are.
+#: Maximum difference from the exact GELU. The tanh approximation differs by 4.8e-4, less than the error of 8-bit
+#: activations.
 _GELU_ERROR: Final = 1e-3
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -21,7 +22,7 @@ _COMPUTED: Final[dict[str, Callable[..., Any]]] = {
 
 
 def source(graph: Graph, tensor: str) -> str | None:
-    """The one tensor of which ``tensor`` is a function, element by element; None where there are several."""
+    """The only tensor of which ``tensor`` is an element-wise function; None if there are several."""
     wanted, leaves = [tensor], set()
     while wanted:
         name = wanted.pop()
@@ -34,7 +35,7 @@ def source(graph: Graph, tensor: str) -> str | None:
 
 
 def behind(graph: Graph, x: str) -> list[Node]:
-    """The operators that compute functions of the elements of ``x`` alone, in order."""
+    """The operators that compute element-wise functions of ``x`` alone, in order."""
     known, found = {x}, []
     for node in graph.nodes:
         moving = [t for t in node.inputs if t not in graph.constants]
@@ -45,7 +46,10 @@ def behind(graph: Graph, x: str) -> list[Node]:
 
 
 def end(graph: Graph, x: str, nodes: Sequence[Node]) -> str | None:
-    """The tensor through which all passes that ``nodes`` make of ``x``; None where something else reads ``x`` or what lies between."""
+    """The only output of ``nodes``, which compute it from ``x``.
+
+    None if another operator reads ``x`` or an intermediate tensor.
+    """
     inside = set(nodes)
     outer = [
         t
@@ -56,7 +60,7 @@ def end(graph: Graph, x: str, nodes: Sequence[Node]) -> str | None:
 
 
 def is_gelu(graph: Graph, x: str, nodes: Sequence[Node], out: str) -> bool:
-    """Whether ``nodes`` make of ``x`` its GELU, or the approximation by tanh, as ``out``."""
+    """Whether ``nodes`` compute the GELU of ``x``, or its tanh approximation, as ``out``."""
     values: dict[str, F64] = {x: np.linspace(-12, 12, 2401)}
     for node in nodes:
         inputs = [values[t] if t in values else graph.constants[t].astype(np.float64).reshape(()) for t in node.inputs]

@@ -1,6 +1,6 @@
-"""What a network is made of, still in real numbers: its layers, what they read and yield, and what no head can run.
+"""The layers of a network, still in real numbers, their inputs and outputs, and the unsupported operators.
 
-Every layer writes one stored tensor (channels last) and bears the name of the ONNX tensor that it yields.
+Every layer writes one stored tensor (channels last), identified by the name of its ONNX tensor.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Weighted(Layer):
 
 @dataclass(eq=False)
 class Conv(Weighted):
-    """weight [OC, KH, KW, C / groups], bias [OC]. ``view``: the shape [rows, 1, K] under which the input is read, or None."""
+    """weight [OC, KH, KW, C / groups], bias [OC]. ``view``: shape [rows, 1, K] of the input, or None for its own."""
 
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
@@ -70,6 +70,8 @@ class Unary(Layer):
 
 @dataclass(eq=False)
 class Pool(Layer):
+    """Maximum or average of each window. ``count_pad``: an average counts the padding."""
+
     kind: Literal["max", "avg"]
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -80,12 +82,12 @@ class Pool(Layer):
 
 @dataclass(eq=False)
 class Concat(Layer):
-    """Along the last stored axis."""
+    """Concatenation along the last stored axis."""
 
 
 @dataclass(eq=False)
 class Transpose(Layer):
-    """By ``perm`` of the stored axes."""
+    """Permutation ``perm`` of the stored axes."""
 
     perm: list[int]
 
@@ -106,15 +108,15 @@ class Pad(Layer):
 
 @dataclass(eq=False)
 class Softmax(Layer):
-    """Over the last stored axis."""
+    """Softmax over the last stored axis."""
 
 
-# Transformers: what follows works on float32 tensors [tokens, channels], the stream, and yields one.
+# Layers of transformers. They read and yield float32 tensors [tokens, channels], the stream.
 
 
 @dataclass(eq=False)
 class Embed(Weighted):
-    """weight[id] + position [T, C] for each token id; ``rows`` is the model's tensor of the rows alone."""
+    """weight[id] + position [T, C] for each token id. ``rows``: the model's tensor of the rows without positions."""
 
     position: F32
     rows: str
@@ -122,9 +124,10 @@ class Embed(Weighted):
 
 @dataclass(eq=False)
 class Linear(Weighted):
-    """The first input [..., K] times weight [N, K] transposed, plus bias [N]; then GELU, then the second input is added, where there is one.
+    """GELU(x weight' + bias) + residual, for weight [N, K] and bias [N]; GELU and residual are optional.
 
-    ``products``: the model's own tensors that hold product and bias, and for each of their channels which of the N it is.
+    The first input is x [..., K]; the second, if present, is the residual. ``products``: the model's tensors that hold
+    product and bias, with the index among N of each of their channels.
     """
 
     products: dict[str, I64]
@@ -132,12 +135,14 @@ class Linear(Weighted):
 
     @property
     def open(self) -> bool:
-        """Whether it is a product and a bias alone."""
+        """Whether the layer is only a product and a bias."""
         return self.activation == "none" and len(self.inputs) == 1
 
 
 @dataclass(eq=False)
 class Norm(Layer):
+    """Layer norm over the channels; ``gamma`` and ``beta`` are [C]."""
+
     gamma: F32
     beta: F32
     epsilon: float
@@ -145,7 +150,10 @@ class Norm(Layer):
 
 @dataclass(eq=False)
 class Attention(Layer):
-    """Of queries, keys and values in one tensor [T, 3 C]; the second input, where there is one, are token ids, of which ``pad`` is no key."""
+    """Attention of queries, keys and values in one tensor [T, 3 C].
+
+    The second input, if present, holds token ids; tokens with the id ``pad`` are not keys.
+    """
 
     heads: int
     factor: float
@@ -154,21 +162,21 @@ class Attention(Layer):
 
 @dataclass(eq=False)
 class Patches(Layer):
-    """Squares of ``size`` x ``size`` pixels of [H, W, C], one a row."""
+    """Squares of ``size`` x ``size`` pixels of [H, W, C], one per row."""
 
     size: int
 
 
 @dataclass(eq=False)
 class Position(Layer):
-    """``table`` [R, C] + the input [T, C], which stands behind the first R - T rows of the table."""
+    """``table`` [R, C] + the input [T, C], aligned to the last T rows of the table."""
 
     table: F32
 
 
 @dataclass(eq=False)
 class Mean(Layer):
-    """Of ``count`` rows from ``first`` on."""
+    """Mean of ``count`` rows, starting at ``first``."""
 
     first: int
     count: int
@@ -179,7 +187,10 @@ DType = Literal["u8", "f32", "i32"]
 
 @dataclass
 class Network:
-    """All layers in order, and the operators that are not layers with the reason. ``source``: what the head's input holds."""
+    """All layers in order, and the unsupported operators with their reasons.
+
+    ``source``: data type of the head's input.
+    """
 
     graph: Graph
     layers: list[Layer]
@@ -188,17 +199,20 @@ class Network:
     source: DType = "u8"
 
     def dtype(self, tensor: str) -> DType:
-        """What a head holds of ``tensor``: 8-bit codes, or the float32 stream of a transformer; token ids at its input alone."""
+        """Data type of ``tensor`` in a head: 8-bit codes, or float32 in the stream of a transformer.
+
+        Only its input holds token ids.
+        """
         return self.source if tensor == self.graph.input or self.source == "u8" else "f32"
 
     @property
     def padding(self) -> int | None:
-        """The id of tokens that its attentions leave out; None where there is none."""
+        """The id of the tokens that its attentions mask; None without a mask."""
         pads = {la.pad for la in self.layers if isinstance(la, Attention) and len(la.inputs) > 1}
         return pads.pop() if len(pads) == 1 else None
 
     def marks(self) -> set[str]:
-        """The tensors that depend on nothing but which tokens are padding."""
+        """The tensors that depend only on which tokens are padding."""
         graph, padding = self.graph, self.padding
         found: set[str] = set()
         for node in graph.nodes if padding is not None else ():
@@ -210,16 +224,22 @@ class Network:
         return found
 
     def needed(self, tensor: str, start: str | None = None) -> list[Layer]:
-        """The layers that make ``tensor`` of ``start`` (None: of the input), in order; empty for ``start`` itself. The tensor must be reachable."""
+        """The layers that compute the reachable ``tensor`` from ``start`` (None: the input), in order.
+
+        Empty if ``tensor`` is ``start``.
+        """
         return self._backwards({tensor}, start)
 
     def weighted(self, tensor: str, start: str | None = None) -> list[Weighted]:
-        """The layers with weights among those `needed`, in order."""
+        """The layers with weights in `needed`, in order."""
         return [layer for layer in self.needed(tensor, start) if isinstance(layer, Weighted)]
 
     def macs(self, layers: Iterable[Layer]) -> int:
-        """Multiply-accumulates of those of ``layers`` that have weights; 0 of one that looks rows up, and where nobody knows a shape. An attention's, of
-        two activations, are left out."""
+        """Multiply-accumulates of the convolutions and products among ``layers``.
+
+        Tensors of unknown shape count as 0. Embeddings, and the products of two activations in an attention, are not
+        included.
+        """
         found = 0
         for layer in layers:
             if isinstance(layer, Conv | Linear):
@@ -229,7 +249,7 @@ class Network:
         return found
 
     def alive(self) -> list[Layer]:
-        """The layers that something reads: the output, or an unsupported operator."""
+        """The layers that the output or an unsupported operator depends on."""
         roots = {t for node, _ in self.unsupported for t in node.inputs}
         return self._backwards(roots | {self.graph.output})
 
@@ -242,7 +262,7 @@ class Network:
         return found[::-1]
 
     def reachable(self) -> set[str]:
-        """The tensors that a head can yield: none from token ids that are not looked up."""
+        """The tensors that a head can yield, without token ids."""
         known = {self.graph.input}
         for layer in self.layers:
             if known >= set(layer.inputs):
@@ -258,7 +278,7 @@ class Unsupported(Exception):  # noqa: N818  an outcome, not an error: it ends i
 
 
 def argument(graph: Graph, node: Node, index: int, attribute: str, default: Any = None) -> Any:
-    """A constant that newer operator sets pass as an input and older ones as an attribute."""
+    """A constant that newer operator sets pass as an input, and older ones as an attribute."""
     if len(node.inputs) > index and node.inputs[index]:
         if node.inputs[index] not in graph.constants:
             raise Unsupported(f"{attribute} is not a constant")
@@ -267,12 +287,14 @@ def argument(graph: Graph, node: Node, index: int, attribute: str, default: Any 
 
 
 def scalar(value: Any) -> float:
+    """The only element of ``value``. Raises `Unsupported`."""
     if np.size(value) != 1:
         raise Unsupported("a constant of more than one value")
     return float(np.asarray(value).reshape(()))
 
 
 def weights(graph: Graph, name: str) -> F32:
+    """The finite constant ``name``, as float32. Raises `Unsupported`."""
     if name not in graph.constants:
         raise Unsupported("its weights are not constant")
     values: F32 = graph.constants[name].astype(np.float32)
@@ -298,14 +320,14 @@ def gemm_weights(graph: Graph, node: Node) -> tuple[F32, F32]:
 
 
 def layer_name(graph: Graph, node: Node) -> str:
-    """The layer's name in the training framework where its weight tells it, else the operator's."""
+    """The layer's name in the training framework if the weight's name gives it, else the operator's name."""
     weight = node.inputs[1] if len(node.inputs) > 1 and node.inputs[1] in graph.constants else ""
     owners = graph.consumers.get(weight, [])
     return weight.removesuffix(".weight") if weight.endswith(".weight") and len(owners) == 1 else node.name
 
 
 def rename(network: Network, layer: Layer, out: str) -> list[Layer]:
-    """Let ``layer`` yield ``out`` instead: what made ``out`` from its old output is now part of it."""
+    """Let ``layer`` yield ``out`` instead of its old output. The operators between them become part of it."""
     del network.made[layer.out]
     layer.out = out
     network.made[out] = layer

@@ -1,4 +1,4 @@
-"""A layer norm in single operators: (x - mean) / sqrt(mean of its square + epsilon) x gamma + beta."""
+"""Matches a layer norm made of single operators: (x - mean) / sqrt(mean of its square + epsilon) x gamma + beta."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from calibration.lowering.layers.network import Unsupported, argument, scalar
 
 @dataclass
 class Pieces:
-    """The norm of ``x`` over its last axis that ``nodes`` make, ``out``; ``gamma`` and ``beta`` are names of constants [C]."""
+    """The norm of ``x`` over its last axis, computed by ``nodes`` as ``out``.
+
+    ``gamma`` and ``beta`` name constants [C].
+    """
 
     x: str
     out: str
@@ -23,7 +26,7 @@ class Pieces:
 
 
 def pieces(graph: Graph, root: Node) -> Pieces | None:
-    """The norm around ``root``, the Sqrt in it; None where it is none."""
+    """The norm around its Sqrt ``root``, or None."""
     try:
         return _pieces(graph, root)
     except Unsupported:
@@ -72,7 +75,7 @@ def _reader(graph: Graph, tensor: str, op: str) -> Node:
 
 
 def _mean_of(graph: Graph, tensor: str) -> Node:
-    """The mean over the last axis, which stays, that makes ``tensor``."""
+    """The ReduceMean over the last axis, with that axis kept, that yields ``tensor``."""
     node = _maker(graph, tensor, "ReduceMean")
     axes = argument(graph, node, 1, "axes")
     rank = len(graph.shapes.get(node.inputs[0], ()))
@@ -87,7 +90,7 @@ def _mean_of(graph: Graph, tensor: str) -> Node:
 
 
 def _constant_apart(graph: Graph, node: Node) -> tuple[str, str]:
-    """The two inputs of ``node``, of which the second is a constant."""
+    """The two inputs of ``node``: the variable one, then the constant."""
     a, b = node.inputs
     if (a in graph.constants) == (b in graph.constants):
         raise Unsupported("no constant")

@@ -1,7 +1,7 @@
-"""Layers of convolutional networks, uint8 codes between them: activations fused, batch norms and constants merged.
+"""Layers of convolutional networks with uint8 codes between them. Activations, batch norms and constants are fused.
 
-`convert` looks at each operator alone, so that operators behind an unsupported one are judged too. An operator it cannot express exactly is
-unsupported, never guessed.
+`convert` converts each operator alone, so it also judges operators after an unsupported one. An operator that it cannot
+express exactly is unsupported, never guessed.
 """
 
 from __future__ import annotations
@@ -98,14 +98,17 @@ def _sum(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tuple[in
 
 
 def _within(pad: Sequence[int], window: Sequence[int]) -> bool:
-    """Whether every window touches the plane on each side, as the verifier demands."""
+    """Whether every window overlaps the plane on each side, as the verifier requires."""
     return max(pad[0], pad[2]) < window[0] and max(pad[1], pad[3]) < window[1]
 
 
 def _padding(
     graph: Graph, node: Node, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right; so much at the bottom and right that the output has its inferred size (SAME padding, ceil mode)."""
+    """Padding at top, left, bottom and right.
+
+    The bottom and right padding gives the output its inferred size (SAME padding, ceil mode).
+    """
     mode = node.attrs.get("auto_pad", b"NOTSET")
     pads = [int(p) for p in node.attrs.get("pads") or (0, 0, 0, 0)] if mode == b"NOTSET" else [0, 0, 0, 0]
     size, out = graph.shapes[node.inputs[0]][2:], graph.shapes[node.outputs[0]][2:]
@@ -136,7 +139,7 @@ def _matmul(network: Network, node: Node) -> list[Layer]:
 
 
 def _product(network: Network, node: Node, weight: F32, bias: F32) -> Conv:
-    """x times ``weight`` [N, K] transposed. Where x is a flattened plane, the weights are put in the stored order instead of the plane."""
+    """x times ``weight`` [N, K] transposed. If x is a flattened plane, the weights take the stored order instead."""
     graph, x = network.graph, node.inputs[0]
     rows, depth = math.prod(graph.shapes[x][1:-1]), graph.shapes[x][-1]
     flatten = graph.producer.get(x)
@@ -153,13 +156,13 @@ def _product(network: Network, node: Node, weight: F32, bias: F32) -> Conv:
 
 
 def _operands(graph: Graph, node: Node) -> tuple[list[str], list[F64]]:
-    """The inputs that are tensors and those that are constants."""
+    """The variable inputs and the constant inputs."""
     tensors = [t for t in node.inputs if t not in graph.constants]
     return tensors, [graph.constants[t].astype(np.float64) for t in node.inputs if t in graph.constants]
 
 
 def _constant_for(graph: Graph, node: Node, x: str, value: F64) -> F64:
-    """``value`` as a scalar [] or for each channel [C]."""
+    """``value`` as a scalar [] or per channel [C]."""
     shape = graph.shapes[x]
     if graph.shapes[node.outputs[0]] != shape:
         raise Unsupported("a constant that widens its tensor")
@@ -216,7 +219,10 @@ def _quotient(a: F64, b: F64) -> F64:
 
 
 def _affine(network: Network, node: Node, x: str, factor: F64, offset: F64) -> list[Layer]:
-    """x * factor + offset: into the convolution before it, or as a table (scalars), or as a depthwise convolution (channels)."""
+    """x * factor + offset as one layer.
+
+    It is fused into the preceding convolution, or becomes a table (scalars) or a depthwise convolution (channels).
+    """
     graph, before = network.graph, network.made.get(x)
     if isinstance(before, Conv) and before.clamp == OPEN and graph.sole_consumer(x) is node:
         scale = np.broadcast_to(factor, before.bias.shape)
@@ -249,13 +255,13 @@ def _binary(
 
 
 def _root(network: Network, tensor: str) -> tuple[str, UnaryFunction]:
-    """The tensor of which ``tensor`` is an element-wise function, and that function."""
+    """The tensor of which ``tensor`` is an element-wise function, and this function."""
     layer = network.made.get(tensor)
     return (layer.inputs[0], layer.function) if isinstance(layer, Unary) else (tensor, lambda x: x)
 
 
 def _same_root(network: Network, node: Node, function: Callable[[F64, F64], F64]) -> list[Layer]:
-    """Both operands are functions of one tensor (x * sigmoid(x)): one function of it."""
+    """Fuse two operands that are functions of one tensor, such as x * sigmoid(x), into one function."""
     (root, first), (other, second) = (_root(network, t) for t in node.inputs)
     if root != other:
         raise Unsupported("a difference or quotient of two tensors")
@@ -280,7 +286,7 @@ def _plain(function: UnaryFunction) -> Callable[[Network, Node], list[Layer]]:
 
 
 def _clip(network: Network, node: Node) -> list[Layer]:
-    """Into the layer before it, if nothing else reads that, else a table."""
+    """Fuse a Clip or Relu into the preceding layer if no other operator reads it; else a table."""
     graph, x = network.graph, node.inputs[0]
     if node.op == "Relu":
         lo, hi = 0.0, math.inf
@@ -376,7 +382,7 @@ def _reduce_plane(network: Network, node: Node) -> list[Layer]:
 
 
 def _reshape(network: Network, node: Node) -> list[Layer]:
-    """Any change of shape: through the ONNX order of elements where the stored order differs from it."""
+    """Any change of shape. It passes through the ONNX order of elements if the stored order differs."""
     graph, x, out = network.graph, node.inputs[0], node.outputs[0]
     before, after = graph.shapes[x], graph.shapes[out]
     layers: list[Layer] = []
@@ -395,7 +401,7 @@ def _reordered(shape: tuple[int, ...]) -> bool:
 
 
 def _same_order(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Two planes of as many channels: only height and width are divided otherwise."""
+    """Whether both shapes are planes with the same channels, so that only height and width differ."""
     return len(before) == len(after) == 4 and before[1] == after[1]
 
 
@@ -440,7 +446,7 @@ def _softmax(network: Network, node: Node) -> list[Layer]:
     shape, rank = graph.shapes[x], len(graph.shapes[x])
     if graph.opset >= 13:
         axes = [int(node.attrs.get("axis", -1)) % rank]
-    else:  # over the axes from this one on, flattened: those of one element do not matter
+    else:  # Before opset 13, Softmax flattens the axes from this one on; axes of one element do not matter.
         first = int(node.attrs.get("axis", 1)) % rank
         axes = [axis for axis in range(first, rank) if shape[axis] > 1] or [rank - 1]
     if axes != [STORED_AXES[rank][-1]]:

@@ -1,7 +1,7 @@
-"""Layers of transformers, a float32 stream between them: token ids or an image in, products with GELU and residual, attention, layer norms.
+"""Layers of transformers with a float32 stream between them.
 
-First what takes several operators is found in the graph (attention, GELU and layer norms in pieces, images cut into squares); then the operators that are left become
-layers one by one. What is not known is unsupported, never guessed.
+First, patterns of several operators are matched: attention, GELU and layer norms in pieces, images cut into squares.
+Then each remaining operator becomes a layer. An unknown operator is unsupported, never guessed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ _SMALLEST_EPSILON: Final = 1e-12
 
 
 def is_transformer(graph: Graph) -> bool:
-    """Whether ``graph`` works on token ids, or normalises layers and has no convolution but those that cut its input into squares."""
+    """Whether ``graph`` is a transformer.
+
+    It takes token ids, or it has layer norms and its only convolution cuts its input into squares.
+    """
     if graph.takes_ids:
         return True
     convolutions = [node for node in graph.nodes if node.op == "Conv"]
@@ -53,20 +56,20 @@ def is_transformer(graph: Graph) -> bool:
 
 
 def build(graph: Graph) -> Network:
-    """The layers of a graph that `is_transformer`."""
+    """The layers of a transformer's graph (`is_transformer`)."""
     work = _Work(Network(graph, [], [], {}, "i32" if graph.takes_ids else "f32"))
     for node in graph.nodes:
         work.find(node)
     for node in graph.nodes:
         work.convert(node)
-    marks = work.network.marks()  # a tail computes them where it reads them; no head has to
+    marks = work.network.marks()  # a tail computes padding marks itself, so no head has to
     work.network.unsupported = [one for one in work.network.unsupported if not marks.issuperset(one[0].outputs)]
     return work.network
 
 
 @dataclass
 class _Work:
-    """``found``: by the tensor that they yield, layers that take several operators, all of which are ``inside``."""
+    """``found``: layers made of several operators, by their output tensor. ``inside``: all operators of these."""
 
     network: Network
     found: dict[str, Callable[[], list[Layer]]] = field(default_factory=dict)
@@ -100,7 +103,7 @@ class _Work:
 
 
 def _alone(network: Network, node: Node) -> list[Layer]:
-    """The layers of an operator that stands for itself."""
+    """The layers of an operator that is not part of a pattern."""
     if any(network.graph.consumers.get(t) for t in node.outputs[1:]):
         raise Unsupported("its second output is used")
     if node.outputs[0] not in network.graph.shapes:
@@ -114,7 +117,7 @@ def _alone(network: Network, node: Node) -> list[Layer]:
 
 
 def _moved(network: Network, layer: Layer, out: str) -> list[Layer]:
-    """``layer`` with the new name ``out`` behind all others: what it reads now may have been made after it."""
+    """Rename the output of ``layer`` to ``out`` and move it to the end, because its new input may come after it."""
     network.layers.remove(layer)
     rename(network, layer, out)
     return [layer]
@@ -159,7 +162,7 @@ def _activate(network: Network, x: str, out: str) -> list[Layer]:
 
 
 def _find_gelu(work: _Work, node: Node) -> None:
-    """GELU in single operators around ``node``, an Erf or a Tanh: in whatever order they stand, they must compute it."""
+    """Match a GELU made of single operators around ``node``, an Erf or a Tanh, in any order that computes it."""
     graph = work.network.graph
     x = elementwise.source(graph, node.outputs[0])
     if x is None:
@@ -190,7 +193,7 @@ def _add(network: Network, node: Node) -> list[Layer]:
 
 
 def _may_host(network: Network, node: Node, layer: Linear) -> bool:
-    """Whether the other part of the sum ``node`` can be the residual of ``layer``."""
+    """Whether the other operand of the sum ``node`` can be the residual of ``layer``."""
     graph = network.graph
     if len(layer.inputs) > 1 or graph.sole_consumer(layer.out) is not node:
         return False
@@ -221,7 +224,7 @@ def _add_constant(network: Network, node: Node, x: str, constant: str) -> list[L
 
 
 def _concat(network: Network, node: Node) -> list[Layer]:
-    """Constant rows ahead of the stream: class tokens."""
+    """Constant rows joined ahead of the stream: class tokens."""
     shape, rows = graph_shape(network, node), rows_ahead(network.graph, node)
     if rows is None:
         raise Unsupported("it joins something else than constant rows and the rows behind them")
@@ -230,7 +233,7 @@ def _concat(network: Network, node: Node) -> list[Layer]:
 
 
 def _pad(network: Network, node: Node) -> list[Layer]:
-    """Rows of zeros ahead of the stream."""
+    """Rows of zeros joined ahead of the stream."""
     graph, shape = network.graph, graph_shape(network, node)
     pads = [int(p) for p in np.asarray(argument(graph, node, 1, "pads")).reshape(-1)]
     value = argument(graph, node, 2, "value", 0.0)
@@ -241,11 +244,11 @@ def _pad(network: Network, node: Node) -> list[Layer]:
 
 
 def graph_shape(network: Network, node: Node) -> tuple[int, ...]:
-    """Shape of what ``node`` yields."""
+    """Shape of the first output of ``node``."""
     return network.graph.shapes[node.outputs[0]]
 
 
-# --- the rest ---------------------------------------------------------------------------------------------------------
+# --- other operators --------------------------------------------------------------------------------------------------
 
 
 def _norm(network: Network, node: Node) -> list[Layer]:
@@ -260,7 +263,7 @@ def _norm(network: Network, node: Node) -> list[Layer]:
 
 
 def _find_norm(work: _Work, node: Node) -> None:
-    """A layer norm in single operators around ``node``, a Sqrt, as exports before version 17 of the operators have it."""
+    """Match a layer norm made of single operators around the Sqrt ``node``, as in exports before opset 17."""
     graph = work.network.graph
     found = pieces(graph, node)
     if found is None:
@@ -287,14 +290,14 @@ def _gather(network: Network, node: Node) -> list[Layer]:
 
 
 def _cast(network: Network, node: Node) -> list[Layer]:
-    """Of the token ids alone, which `_gather` sees through."""
+    """A Cast of the token ids, which `_gather` skips. Other casts are unsupported."""
     if node.inputs[0] != network.graph.input:
         raise Unsupported("a change of type")
     return []
 
 
 def _view(network: Network, node: Node) -> list[Layer]:
-    """The stream as it is, or some of its rows: a class token."""
+    """The unchanged stream, or one row of it: a class token."""
     out = node.outputs[0]
     seen = view(network.graph, out)
     if seen is not None and seen.factor == 1 and seen.root in network.made:
@@ -317,7 +320,10 @@ def _mean(network: Network, node: Node) -> list[Layer]:
 
 
 def _rows(graph: Graph, root: str, index: I64) -> tuple[int, int] | None:
-    """First and number of the rows of ``root`` [1, T, C] that ``index`` shows in their order; None where it shows something else."""
+    """The first row and the number of consecutive rows of ``root`` [1, T, C] that ``index`` shows.
+
+    None if it shows anything else.
+    """
     shape = graph.shapes[root]
     if len(shape) != 3 or shape[0] != 1 or index.size % shape[2]:
         return None
@@ -333,7 +339,7 @@ def _find_attention(work: _Work, node: Node) -> None:
 
 
 def _attention(network: Network, found: attention.Match) -> list[Layer]:
-    """The product of queries, keys and values, and the attention behind it."""
+    """The product that computes queries, keys and values, and the attention after it."""
     owners = {part.root: network.made.get(part.root) for part in found.parts}
     linears = [layer for layer in owners.values() if isinstance(layer, Linear) and layer.open]
     if len(linears) < len(owners) or len({layer.inputs[0] for layer in linears}) > 1:
@@ -354,7 +360,7 @@ def _attention(network: Network, found: attention.Match) -> list[Layer]:
 
 
 def _places(parts: Sequence[attention.Part], root: str, count: int) -> I64:
-    """For each of the ``count`` channels of ``root`` its place among queries, keys and values."""
+    """The position of each of the ``count`` channels of ``root`` among queries, keys and values."""
     places = np.full(count, -1, np.int64)
     for i, part in enumerate(parts):
         if part.root == root:
@@ -368,7 +374,7 @@ def _places(parts: Sequence[attention.Part], root: str, count: int) -> I64:
 
 
 def _cuts_squares(graph: Graph, node: Node) -> bool:
-    """Whether ``node``, a Conv, reads each pixel of the input once, in squares."""
+    """Whether the Conv ``node`` reads each pixel of the input once, in squares."""
     if node.inputs[0] != graph.input or node.inputs[1] not in graph.constants or len(graph.shapes[graph.input]) != 4:
         return False
     kernel = list(graph.constants[node.inputs[1]].shape[2:])
@@ -380,7 +386,7 @@ def _cuts_squares(graph: Graph, node: Node) -> bool:
 
 
 def _find_squares(work: _Work, node: Node) -> None:
-    """A convolution of squares, and the views that make tokens of its planes."""
+    """Match a convolution of squares and the views that turn its planes into tokens."""
     graph = work.network.graph
     if not _cuts_squares(graph, node):
         raise Unsupported("a convolution of something else than squares of the input")
@@ -406,13 +412,13 @@ def _shows(graph: Graph, tensor: str, root: str, index: I64) -> bool:
 
 
 def _squares(graph: Graph, name: str, out: str, size: int, weight: F32, bias: F32) -> list[Layer]:
-    """The image cut into squares, and the product of these with ``weight`` [N, size * size * C]."""
+    """Layers that cut the image into squares and multiply these by ``weight`` [N, size * size * C]."""
     cut = f"{out}@squares"
     return [Patches(f"{name}/squares", cut, [graph.input], size), _linear(name, out, cut, weight, bias)]
 
 
 def _find_cut_image(work: _Work, node: Node) -> None:
-    """A product of squares that views cut out of the image."""
+    """Match a product of squares that views cut out of the image."""
     graph = work.network.graph
     seen = view(graph, node.inputs[0]) if len(graph.shapes[graph.input]) == 4 else None
     if seen is None or seen.root != graph.input or node.inputs[1] not in graph.constants:
@@ -423,7 +429,7 @@ def _find_cut_image(work: _Work, node: Node) -> None:
         raise Unsupported("a product of something else than squares of the image")
     planes = np.arange(channels * height * width).reshape(channels, height // size, size, width // size, size)
     ours = planes.transpose(1, 3, 2, 4, 0).reshape(-1, size * size * channels)
-    place = np.empty(ours.shape[1], np.int64)  # of each input of the product among those of a square as it lies
+    place = np.empty(ours.shape[1], np.int64)  # position of each input of the product in a stored square
     place[seen.index[0, 0].argsort()] = ours[0].argsort()
     if seen.index[0].shape != ours.shape or not (ours[:, place] == seen.index[0]).all():
         raise Unsupported("a product of something else than squares of the image")

@@ -1,4 +1,4 @@
-"""What operators that only move elements about do, found by letting them move indices."""
+"""Follows operators that only move elements, by applying them to indices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Move = Callable[[I64], I64]
 
 @dataclass
 class View:
-    """A tensor, element by element ``factor`` times the elements ``index`` (in its shape) of ``root``, a tensor of ``size``; ``nodes`` lie between."""
+    """A tensor whose elements are ``factor`` times the elements ``index`` of ``root``.
+
+    ``index`` has the tensor's shape; ``root`` has ``size`` elements; ``nodes`` are the operators between them.
+    """
 
     root: str
     size: int
@@ -26,12 +29,12 @@ class View:
     nodes: list[Node]
 
     def is_plain(self) -> bool:
-        """Whether all elements are there in their order, unchanged but for the factor."""
+        """Whether the tensor holds all elements of ``root`` in order, apart from the factor."""
         return self.index.size == self.size and bool((self.index.reshape(-1) == np.arange(self.size)).all())
 
 
 def view(graph: Graph, tensor: str) -> View | None:
-    """What ``tensor`` shows of the last tensor before it that is no view; None where shapes are unknown."""
+    """``tensor`` as a view of the last tensor before it that is not a view; None if shapes are unknown."""
     moves: list[Move] = []
     nodes: list[Node] = []
     factor, at = 1.0, tensor
@@ -58,12 +61,12 @@ def view(graph: Graph, tensor: str) -> View | None:
 
 
 def is_view(graph: Graph, node: Node) -> bool:
-    """Whether ``node`` moves elements of its first input about, and does no more."""
+    """Whether ``node`` only moves elements of its first input."""
     return bool(node.outputs) and _move(graph, node, node.outputs[0]) is not None
 
 
 def _move(graph: Graph, node: Node, out: str) -> Move | None:
-    """What ``node`` does to the elements of its first input on their way to ``out``; None where it does more than to move them."""
+    """How ``node`` moves the elements of its first input to ``out``; None if it does anything else."""
     if not node.inputs or node.inputs[0] in graph.constants or out not in graph.shapes:
         return None
     if node.op in _SHAPES:
@@ -108,7 +111,7 @@ def _split(graph: Graph, node: Node, out: str) -> Move | None:
 
 
 def _scalar_factor(graph: Graph, node: Node) -> tuple[str, float] | None:
-    """The tensor and the number that ``node`` multiplies it by."""
+    """The tensor that ``node`` multiplies by a constant number, and the number."""
     if node.op not in ("Mul", "Div"):
         return None
     for x, other in (node.inputs, node.inputs[::-1]) if node.op == "Mul" else (node.inputs,):
@@ -120,7 +123,10 @@ def _scalar_factor(graph: Graph, node: Node) -> tuple[str, float] | None:
 
 
 def rows_ahead(graph: Graph, node: Node) -> F32 | None:
-    """The constant rows [n, C], class tokens, that ``node``, a Concat, joins ahead of a stream [1, T, C]; None where it does something else."""
+    """The constant rows [n, C], such as class tokens, that ``node`` joins ahead of a stream [1, T, C].
+
+    None if ``node`` is not such a Concat.
+    """
     shape = graph.shapes.get(node.outputs[0], ()) if node.op == "Concat" else ()
     if len(shape) != 3 or shape[0] != 1 or int(node.attrs["axis"]) % 3 != 1 or node.inputs[-1] in graph.constants:
         return None
