@@ -106,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if name == OURS:
                     pairs[task.name] = [(one.expected, one.lost, one.low, one.high) for one in found]
     notes = [
-        "drops are points of top-1; the demand bounds the drop of each fold, the error compares the expected drop with the drop on all evaluation data"
+        "drops are points of top-1; the demand bounds the drop of each fold, the error compares the expected drop "
+        "with the drop on all evaluation data"
     ]
     report("The accuracy bound", rows, summary(rows), options.json, notes)
     if options.plot:

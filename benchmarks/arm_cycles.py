@@ -74,7 +74,8 @@ def main() -> None:
         summary[f"{core.key}.gemm_mac_per_cycle"] = max(row["MAC / cycle"] for row in found)
         summary[f"{core.key}.gemm_spills"] = sum(row["spills"] for row in found)
     notes = [
-        "the summary is of the best tile; it should be the largest, which does almost all work of a layer, while the others do its remainders",
+        "the summary is of the best tile; it should be the largest, which does almost all work of a layer, while the "
+        "others do its remainders",
         "spills are of all tiles together",
     ]
     report("Inner loops of GEMM by llvm-mca", rows, summary, arguments.json, notes)
@@ -93,10 +94,17 @@ def core_rows(core: Core, folder: Path | None) -> list[dict[str, Any]]:
         loop = busiest_loop(assembly)
         speed = macs / cycles(core, loop)
         spills = sum("[sp" in line for line in loop)
-        rows.append({
-            "core": core.title, "instructions": core.isa, "tile": name, "spills": spills, "MAC / cycle": speed, "peak": peak,
-            "share of peak": speed / peak,
-        })  # fmt: skip
+        rows.append(
+            {
+                "core": core.title,
+                "instructions": core.isa,
+                "tile": name,
+                "spills": spills,
+                "MAC / cycle": speed,
+                "peak": peak,
+                "share of peak": speed / peak,
+            }
+        )
     return rows
 
 

@@ -52,9 +52,13 @@ XNNPACK_PI4_MS: Final = 17.0
 TAIL_RUNS, HEAD_RUNS = 9, 50
 #: The llvm-mca model that represents a core of this machine.
 MODELS: Final = {
-    "avx512vnni": "icelake-server", "avxvnni": "alderlake", "avx2": "skylake", "i8mm": "neoverse-n2", "dotprod": "neoverse-n1",
+    "avx512vnni": "icelake-server",
+    "avxvnni": "alderlake",
+    "avx2": "skylake",
+    "i8mm": "neoverse-n2",
+    "dotprod": "neoverse-n1",
     "neon": "cortex-a72",
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +80,10 @@ def main() -> None:
     found = places(9 if not arguments.quick else 3)
     profiles = {name: known.load(name) for name in known.names()}
     notes = [
-        "nobody measured these boards; the prediction models no misses of the inner caches and no throttling, so expect the boards to be slower",
-        f"{WEIGHT_BITS}-bit heads, {CUT_BITS} bits at the cut, the input as JPEG at {JPEG_BITS} bit a value; accuracy is left out; the server is one core of this machine",
+        "nobody measured these boards; the prediction models no misses of the inner caches and no throttling, so "
+        "expect the boards to be slower",
+        f"{WEIGHT_BITS}-bit heads, {CUT_BITS} bits at the cut, the input as JPEG at {JPEG_BITS} bit a value; "
+        "accuracy is left out; the server is one core of this machine",
     ]
     head_rows = [head_row(name, profile, found) for name, profile in profiles.items()]
     report(
@@ -104,8 +110,9 @@ def places(runs: int = TAIL_RUNS) -> list[Place]:
     model = models.load("lite0")
     graph = Graph.of(model)
     return [
-        Place(cut, msgspec.json.decode(kept[f"{cut.index}.json"], type=seg.Header), tail_ms(model, graph, cut, runs)) for cut in described
-    ]  # fmt: skip
+        Place(cut, msgspec.json.decode(kept[f"{cut.index}.json"], type=seg.Header), tail_ms(model, graph, cut, runs))
+        for cut in described
+    ]
 
 
 def headers() -> Mapping[str, bytes]:
@@ -160,10 +167,17 @@ def plan_row(
         for kind in ("input", "output")
     )
     return {
-        "board": name, "is": "prediction", "Mbit/s up": f"{up:g}", "rtt ms": f"{rtt:g}", "mode": MODES[cut.kind],
-        "cut after": cut.layer.lstrip("_"), "ms": chosen.total_ms, "all on server": server, "all on board": device,
+        "board": name,
+        "is": "prediction",
+        "Mbit/s up": f"{up:g}",
+        "rtt ms": f"{rtt:g}",
+        "mode": MODES[cut.kind],
+        "cut after": cut.layer.lstrip("_"),
+        "ms": chosen.total_ms,
+        "all on server": server,
+        "all on board": device,
         "J a frame": f"{chosen.energy_j:.3f} ({energy_source(power_draw(profile.power))})",
-    }  # fmt: skip
+    }
 
 
 def best(profile: schema.DeviceProfile, found: list[Place], link: LinkEstimate) -> tuple[Pick, Cut]:
@@ -177,7 +191,7 @@ def best(profile: schema.DeviceProfile, found: list[Place], link: LinkEstimate) 
             memory_bytes=p.header.arena_bytes,
         )
         for p in found
-    ]  # fmt: skip
+    ]
     table = precompute("lite0", sites, [Level(1.0, 1.0)])
     heads_ms = tuple(predict.head_ms(p.header, profile) for p in found)
     asked = Query(Demand(), link, heads_ms, power_draw(profile.power), stage_ns=codec_stage_ns(profile))
@@ -232,7 +246,13 @@ def check(quick: bool) -> tuple[list[dict[str, Any]], dict[str, float]]:
 
 
 def _row(what: str, predicted: float, measured: float, by: str) -> dict[str, Any]:
-    return {"what": what, "predicted ms": predicted, "measured ms": measured, "measured over predicted": measured / predicted, "measured by": by}  # fmt: skip
+    return {
+        "what": what,
+        "predicted ms": predicted,
+        "measured ms": measured,
+        "measured over predicted": measured / predicted,
+        "measured by": by,
+    }
 
 
 def _ours(key: str) -> bytes:
@@ -246,9 +266,21 @@ def _here() -> known_boards.Board | None:
         return None
     mine = measure(quick=True)
     return known_boards.Board(
-        "here", "this machine", mine.machine.cpu, isa.ISA, MODELS[isa.ISA], (), 1, math.nan, mine.machine.memory_total_bytes,
-        mine.machine.last_cache_bytes or 1, mine.copy_gbps or math.inf, None, 1.0, 1.0,
-    )  # fmt: skip
+        "here",
+        "this machine",
+        mine.machine.cpu,
+        isa.ISA,
+        MODELS[isa.ISA],
+        (),
+        1,
+        math.nan,
+        mine.machine.memory_total_bytes,
+        mine.machine.last_cache_bytes or 1,
+        mine.copy_gbps or math.inf,
+        None,
+        1.0,
+        1.0,
+    )
 
 
 if __name__ == "__main__":

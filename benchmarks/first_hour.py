@@ -42,13 +42,27 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 INSTALLATIONS: Final = (
     (
         "docs/tutorial.md",
-        *(f"docs/howto/{name}.md" for name in (
-            "add-a-model", "raspberry-pi", "old-python", "tls", "text-model", "several-boards", "tune-the-link", "reuse-answers",
-            "plan-for-another-board", "read-metrics", "run-as-a-service", "troubleshooting", "remove",
-        )),
+        *(
+            f"docs/howto/{name}.md"
+            for name in (
+                "add-a-model",
+                "raspberry-pi",
+                "old-python",
+                "tls",
+                "text-model",
+                "several-boards",
+                "tune-the-link",
+                "reuse-answers",
+                "plan-for-another-board",
+                "read-metrics",
+                "run-as-a-service",
+                "troubleshooting",
+                "remove",
+            )
+        ),
     ),
     ("README.md",),
-)  # fmt: skip
+)
 #: Text and its replacement, because both machines are this one.
 SUBSTITUTED: Final = {"server.example": "localhost", "192.0.2.10": "127.0.0.1"}
 #: Files that the reader copies from the server to the board.
@@ -108,9 +122,17 @@ def _block(page: str, text: str, found: re.Match[str]) -> Block:
     line = text.count("\n", 0, found.start(4))
     body = re.sub(f"^{indent}", "", body, flags=re.MULTILINE)
     return Block(
-        page, line, language, body, given is not None,
-        words.get("on", ""), words.get("skip", ""), words.get("file", ""), words.get("until", ""), "slow" in words,
-    )  # fmt: skip
+        page,
+        line,
+        language,
+        body,
+        given is not None,
+        words.get("on", ""),
+        words.get("skip", ""),
+        words.get("file", ""),
+        words.get("until", ""),
+        "slow" in words,
+    )
 
 
 def main() -> None:
@@ -156,8 +178,14 @@ def typed(page: str, place: Place, *, quick: bool) -> Iterator[dict[str, Any]]:
 def _row(block: Block, command: str, seconds: float, status: str, note: str) -> dict[str, Any]:
     where = block.where or "-"
     return {
-        "page": block.page, "line": block.line, "on": where, "command": command[:100], "seconds": round(seconds, 2), "status": status, "note": note,
-    }  # fmt: skip
+        "page": block.page,
+        "line": block.line,
+        "on": where,
+        "command": command[:100],
+        "seconds": round(seconds, 2),
+        "status": status,
+        "note": note,
+    }
 
 
 class Place:

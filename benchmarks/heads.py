@@ -47,12 +47,15 @@ REST: Final = 0.003
 SHAPE = [224, 224, 3]
 TOKENS = 128
 TEXTS = (
-    "The central bank raised interest rates by a quarter point on Thursday, citing stubborn inflation in services and food.",
+    "The central bank raised interest rates by a quarter point on Thursday, citing stubborn inflation in services "
+    "and food.",
     "A late goal in the second half gave the visitors a 2-1 win, their fifth in a row, and the top of the table.",
     "Scientists have measured the faint glow of a distant galaxy whose light set out when the universe was young.",
     "Turn left at the old mill.",
-    "The new phone has a brighter screen and a larger battery, but reviewers were divided over its camera and its price; several noted "
-    "that last year's model, now far cheaper, does nearly everything as well, and that only its processor is showing its age.",
+    "The new phone has a brighter screen and a larger battery, but reviewers were divided over its camera and its "
+    "price; several noted "
+    "that last year's model, now far cheaper, does nearly everything as well, and that only its processor is showing "
+    "its age.",
 )
 #: Key in the summary: display name, argument of `models.load`.
 NETWORKS = {
@@ -186,12 +189,14 @@ def lower_sets(tables: Tables, networks: Mapping[str, tuple[str, Files]], quick:
     names, keys = isa.lower(), list(networks)
     if quick:
         tables.notes.append(
-            "left out by --quick: all instruction sets and networks on lower ones but the first; 25 frames of each instead of 100"
+            "left out by --quick: all instruction sets and networks on lower ones but the first; 25 frames of each "
+            "instead of 100"
         )
         names, keys = names[:1], keys[:1]
     if names:
         tables.notes.append(
-            "a lower instruction set runs in a process of its own right after the others, in turn with ONNX Runtime float for the summary; "
+            "a lower instruction set runs in a process of its own right after the others, in turn with ONNX Runtime "
+            "float for the summary; "
             "ONNX Runtime still uses this machine's own instructions, because only another build restricts it"
         )
     for name in names:

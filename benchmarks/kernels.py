@@ -31,14 +31,38 @@ WHOLE: Final = ((192, 768, 768), (192, 3072, 768), (1536, 256, 256), (384, 1024,
 # EfficientNet-Lite0: the three products of a performance goal, and the others.
 RAGGED: Final = ((196, 80, 480), (196, 112, 672), (49, 192, 1152))
 OTHERS: Final = (
-    (49, 1152, 192), (49, 1152, 320), (49, 320, 1280), (49, 672, 192), (196, 480, 80), (196, 480, 112), (196, 672, 112), (784, 40, 240), (784, 240, 40),
-    (784, 144, 40), (3136, 24, 144), (3136, 144, 24), (3136, 96, 24), (12544, 16, 96), (12544, 32, 16), (1, 1280, 1000),
-)  # fmt: skip
+    (49, 1152, 192),
+    (49, 1152, 320),
+    (49, 320, 1280),
+    (49, 672, 192),
+    (196, 480, 80),
+    (196, 480, 112),
+    (196, 672, 112),
+    (784, 40, 240),
+    (784, 240, 40),
+    (784, 144, 40),
+    (3136, 24, 144),
+    (3136, 144, 24),
+    (3136, 96, 24),
+    (12544, 16, 96),
+    (12544, 32, 16),
+    (1, 1280, 1000),
+)
 # Plane, channels, window, stride.
 DEPTHWISE: Final = (
-    (112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 3, 1), (56, 144, 5, 2), (28, 240, 5, 1), (28, 240, 3, 2), (14, 480, 3, 1), (14, 480, 5, 1),
-    (14, 672, 5, 1), (14, 672, 5, 2), (7, 1152, 5, 1), (7, 1152, 3, 1),
-)  # fmt: skip
+    (112, 32, 3, 1),
+    (112, 96, 3, 2),
+    (56, 144, 3, 1),
+    (56, 144, 5, 2),
+    (28, 240, 5, 1),
+    (28, 240, 3, 2),
+    (14, 480, 3, 1),
+    (14, 480, 5, 1),
+    (14, 672, 5, 1),
+    (14, 672, 5, 2),
+    (7, 1152, 5, 1),
+    (7, 1152, 3, 1),
+)
 CONVOLUTIONS: Final = (
     (224, 3, 32, 3, 2),
     (56, 64, 64, 3, 1),
@@ -73,11 +97,13 @@ def main() -> None:
     summary = _summary(products, planes, coded)
     notes = [note for note in (rivals.litert_missing(),) if note]
     notes += [
-        "of copy: time of copying the tensor over time of encoding it; traffic of copy: bytes read and written per second, relative to a copy"
+        "of copy: time of copying the tensor over time of encoding it; traffic of copy: bytes read and written per "
+        "second, relative to a copy"
     ]
     if arguments.quick:
         notes.append(
-            f"left out by --quick: all but {QUICK} shapes of each kind; {repeats} repeats instead of {REPEATS}; a smaller tensor"
+            f"left out by --quick: all but {QUICK} shapes of each kind; {repeats} repeats instead of {REPEATS}; a "
+            "smaller tensor"
         )
     report("Codec: clip, quantize and pack a tensor that leaves the cache", coded, summary, None, notes)
     if arguments.json:

@@ -35,7 +35,8 @@ CREATED: Final = "2026-11-22T00:00:00+00:00"  # date of the sources
 #: Microseconds to split an operator among threads.
 TEAM_US: Final = 5.0
 TEAM_SOURCE: Final = (
-    "on several threads: the loops shared evenly, and 5 us an operator: (1.07 ms on two threads - 1.44 ms / 2) / 65 operators, "
+    "on several threads: the loops shared evenly, and 5 us an operator: (1.07 ms on two threads - 1.44 ms / 2) / 65 "
+    "operators, "
     "EfficientNet-Lite0 in README.md"
 )
 #: Fields of `Overhead`, measured on an AMD EPYC: a call of a head, each operator, each sent value.
@@ -108,52 +109,140 @@ _COPY_X86: Final = "57 % of the memory's rate, as a copy on an Intel N100 reache
 
 BOARDS: Final = (
     Board(
-        "pi4", "Raspberry Pi 4 Model B, 4 GB", "Cortex-A72", "neon", "cortex-a72", ("neon",), 4, 1500.0, 4 << 30, 1 << 20,
-        4.66, 3.06, 6.12, 4.0,
+        "pi4",
+        "Raspberry Pi 4 Model B, 4 GB",
+        "Cortex-A72",
+        "neon",
+        "cortex-a72",
+        ("neon",),
+        4,
+        1500.0,
+        4 << 30,
+        1 << 20,
+        4.66,
+        3.06,
+        6.12,
+        4.0,
         {
             "machine": specified(f"{_PI_DOCS}processors.html BCM2711: quad-core Cortex-A72, 1 MB L2 cache"),
             "condition.mhz_max": specified(f"{_PI_DOCS}processors.html BCM2711: 1.5 GHz (later boards run at 1.8 GHz)"),
-            "copy_gbps": estimated(f"{_SBC_BENCH}: Raspberry Pi 4 B, Bullseye arm64, memcpy 2330 MB/s; read + written is twice that"),
-            "power.idle_watts": specified(f"{_PI_DOCS}raspberry-pi.html typical power requirements: idle 0.6 A at 5.1 V"),
-            "power.load_watts": specified(f"{_PI_DOCS}raspberry-pi.html typical power requirements: stress 1.2 A on average at 5.1 V"),
-        },
-    ),
-    Board(
-        "pi5", "Raspberry Pi 5, 8 GB", "Cortex-A76", "dotprod", "neoverse-n1", ("neon", "fp16", "dotprod"), 4, 2400.0, 8 << 30, 2 << 20,
-        12.05, 4.08, 9.0, 2.0,
-        {
-            "machine": specified(f"{_PI_DOCS}processors.html BCM2712: quad-core Cortex-A76, 512 KB L2 per core, 2 MB shared L3"),
-            "condition.mhz_max": specified(f"{_PI_DOCS}processors.html BCM2712: 2.4 GHz"),
-            "copy_gbps": estimated(f"{_SBC_BENCH}: Raspberry Pi 5 B at 2400 MHz, kernel 6.6, memcpy 6025 MB/s; read + written is twice that"),
-            "power.idle_watts": specified(f"{_PI_DOCS}raspberry-pi.html typical bare-board active current 800 mA at 5.1 V"),
-            "power.load_watts": estimated(
-                "https://github.com/geerlingguy/sbc-reviews/issues/60: stress-ng --matrix on a Raspberry Pi 500, which has the same BCM2712, 9 W at the wall"
+            "copy_gbps": estimated(
+                f"{_SBC_BENCH}: Raspberry Pi 4 B, Bullseye arm64, memcpy 2330 MB/s; read + written is twice that"
+            ),
+            "power.idle_watts": specified(
+                f"{_PI_DOCS}raspberry-pi.html typical power requirements: idle 0.6 A at 5.1 V"
+            ),
+            "power.load_watts": specified(
+                f"{_PI_DOCS}raspberry-pi.html typical power requirements: stress 1.2 A on average at 5.1 V"
             ),
         },
     ),
     Board(
-        "jetson-nano", "NVIDIA Jetson Nano, 4 GB", "Cortex-A57", "neon", "cortex-a57", ("neon",), 4, 1479.0, 4 << 30, 2 << 20,
-        7.46, None, 10.0, 4.0,
+        "pi5",
+        "Raspberry Pi 5, 8 GB",
+        "Cortex-A76",
+        "dotprod",
+        "neoverse-n1",
+        ("neon", "fp16", "dotprod"),
+        4,
+        2400.0,
+        8 << 30,
+        2 << 20,
+        12.05,
+        4.08,
+        9.0,
+        2.0,
         {
-            "machine": specified("NVIDIA Jetson Nano System-on-Module Data Sheet: quad-core Cortex-A57, 2 MB L2, 4 GB LPDDR4; the GPU is not used"),
+            "machine": specified(
+                f"{_PI_DOCS}processors.html BCM2712: quad-core Cortex-A76, 512 KB L2 per core, 2 MB shared L3"
+            ),
+            "condition.mhz_max": specified(f"{_PI_DOCS}processors.html BCM2712: 2.4 GHz"),
+            "copy_gbps": estimated(
+                f"{_SBC_BENCH}: Raspberry Pi 5 B at 2400 MHz, kernel 6.6, memcpy 6025 MB/s; read + written is twice "
+                "that"
+            ),
+            "power.idle_watts": specified(
+                f"{_PI_DOCS}raspberry-pi.html typical bare-board active current 800 mA at 5.1 V"
+            ),
+            "power.load_watts": estimated(
+                "https://github.com/geerlingguy/sbc-reviews/issues/60: stress-ng --matrix on a Raspberry Pi 500, "
+                "which has the same BCM2712, 9 W at the wall"
+            ),
+        },
+    ),
+    Board(
+        "jetson-nano",
+        "NVIDIA Jetson Nano, 4 GB",
+        "Cortex-A57",
+        "neon",
+        "cortex-a57",
+        ("neon",),
+        4,
+        1479.0,
+        4 << 30,
+        2 << 20,
+        7.46,
+        None,
+        10.0,
+        4.0,
+        {
+            "machine": specified(
+                "NVIDIA Jetson Nano System-on-Module Data Sheet: quad-core Cortex-A57, 2 MB L2, 4 GB LPDDR4; the GPU "
+                "is not used"
+            ),
             "condition.mhz_max": specified(f"{_L4T_NANO}: 4 cores, 1479 MHz"),
-            "copy_gbps": estimated(f"{_SBC_BENCH}: Jetson Nano at 1480 MHz, memcpy 3730 MB/s; read + written is twice that"),
-            "power.load_watts": specified(f"{_L4T_NANO}: budget of 10 W for the whole module, GPU included, so a bound from above"),
+            "copy_gbps": estimated(
+                f"{_SBC_BENCH}: Jetson Nano at 1480 MHz, memcpy 3730 MB/s; read + written is twice that"
+            ),
+            "power.load_watts": specified(
+                f"{_L4T_NANO}: budget of 10 W for the whole module, GPU included, so a bound from above"
+            ),
         },
     ),
     Board(
-        "orin-nano", "NVIDIA Jetson Orin Nano, 8 GB", "Cortex-A78AE", "dotprod", "neoverse-n1", ("neon", "fp16", "dotprod"), 6, 1510.0, 8 << 30, 4 << 20,
-        13.46, None, 15.0, 3.0,
+        "orin-nano",
+        "NVIDIA Jetson Orin Nano, 8 GB",
+        "Cortex-A78AE",
+        "dotprod",
+        "neoverse-n1",
+        ("neon", "fp16", "dotprod"),
+        6,
+        1510.0,
+        8 << 30,
+        4 << 20,
+        13.46,
+        None,
+        15.0,
+        3.0,
         {
-            "machine": specified(f"{_ORIN}: six-core Cortex-A78AE, 256 KB L2 per core, 2 MB L3 per cluster, 4 MB system cache; the GPU is not used"),
+            "machine": specified(
+                f"{_ORIN}: six-core Cortex-A78AE, 256 KB L2 per core, 2 MB L3 per cluster, 4 MB system cache; the "
+                "GPU is not used"
+            ),
             "condition.mhz_max": specified(f"{_ORIN}: 1.5 GHz (1510 MHz in the mode of 15 W)"),
-            "copy_gbps": estimated(f"{_SBC_BENCH}: Jetson Orin Nano at 1510 MHz, memcpy 6730 MB/s; read + written is twice that"),
-            "power.load_watts": specified(f"{_ORIN}: mode of 15 W, the budget of the whole module, GPU included, so a bound from above"),
+            "copy_gbps": estimated(
+                f"{_SBC_BENCH}: Jetson Orin Nano at 1510 MHz, memcpy 6730 MB/s; read + written is twice that"
+            ),
+            "power.load_watts": specified(
+                f"{_ORIN}: mode of 15 W, the budget of the whole module, GPU included, so a bound from above"
+            ),
         },
     ),
     Board(
-        "x86-avx2", "PC with an Intel Core i5-7200U", "Intel Core i5-7200U", "avx2", "skylake", ("sse4.2", "avx", "avx2", "fma"), 2, 2500.0,
-        8 << 30, 3 << 20, 19.4, None, 15.0, 1.5,
+        "x86-avx2",
+        "PC with an Intel Core i5-7200U",
+        "Intel Core i5-7200U",
+        "avx2",
+        "skylake",
+        ("sse4.2", "avx", "avx2", "fma"),
+        2,
+        2500.0,
+        8 << 30,
+        3 << 20,
+        19.4,
+        None,
+        15.0,
+        1.5,
         {
             "machine": specified(f"{_ARK}: i5-7200U, 2 cores, 4 threads, 3 MB cache, AVX2"),
             "machine.memory_total_bytes": estimated("8 GB assumed: a usual size"),
@@ -164,19 +253,33 @@ BOARDS: Final = (
         4,
     ),
     Board(
-        "x86-vnni", "PC with an Intel Core i3-1115G4", "Intel Core i3-1115G4", "avx512vnni", "tigerlake",
-        ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"), 2, 3000.0, 8 << 30, 6 << 20,
-        29.2, None, 28.0, 1.2,
+        "x86-vnni",
+        "PC with an Intel Core i3-1115G4",
+        "Intel Core i3-1115G4",
+        "avx512vnni",
+        "tigerlake",
+        ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
+        2,
+        3000.0,
+        8 << 30,
+        6 << 20,
+        29.2,
+        None,
+        28.0,
+        1.2,
         {
             "machine": specified(f"{_ARK}: i3-1115G4, 2 cores, 4 threads, 6 MB cache, AVX-512 on one port of 512 bits"),
             "machine.memory_total_bytes": estimated("8 GB assumed: a usual size"),
-            "condition.mhz_max": specified(f"{_ARK}: base frequency 3.0 GHz at a configurable TDP of 28 W; turbo is left out"),
+            "condition.mhz_max": specified(
+                f"{_ARK}: base frequency 3.0 GHz at a configurable TDP of 28 W; turbo is left out"
+            ),
             "copy_gbps": estimated(f"{_COPY_X86}, of 51.2 GB/s: two channels of DDR4-3200 ({_ARK})"),
             "power.load_watts": specified(f"{_ARK}: configurable TDP up, 28 W, of the processor alone"),
         },
-        4, 64.0,
+        4,
+        64.0,
     ),
-)  # fmt: skip
+)
 
 # Runs in a separate process, because the generators select the instruction set at import.
 CHILD: Final = """
@@ -205,9 +308,20 @@ def profile(board: Board, counted: Cost) -> schema.DeviceProfile:
     counts = (1, board.cores)
     kernels = [kernel(board, counted, kind, shape, threads) for threads in counts for kind, shape in SHAPES]
     machine = schema.Machine(
-        board.title, board.cpu, board.architecture, list(board.instruction_sets), board.isa, board.cores, board.threads or board.cores, board.cores,
-        None, board.memory, board.memory * 85 // 100, board.last_cache, "not known",
-    )  # fmt: skip
+        board.title,
+        board.cpu,
+        board.architecture,
+        list(board.instruction_sets),
+        board.isa,
+        board.cores,
+        board.threads or board.cores,
+        board.cores,
+        None,
+        board.memory,
+        board.memory * 85 // 100,
+        board.last_cache,
+        "not known",
+    )
     return schema.DeviceProfile(
         schema_version=schema.SCHEMA_VERSION,
         created=CREATED,
@@ -277,7 +391,8 @@ def _origins(board: Board, counted: Cost) -> dict[str, Origin]:
     best = max(counted.macs.values())
     core = f"{MCA} {board.model}"
     product = (
-        f"roofline: {board.mhz:g} MHz, products in {best:.1f} MAC a cycle and {counted.epilogue:.2f} cycles an output ({core}, on our tiles), "
+        f"roofline: {board.mhz:g} MHz, products in {best:.1f} MAC a cycle and {counted.epilogue:.2f} cycles an "
+        f"output ({core}, on our tiles), "
         f"or uncached bytes / copy rate"
     )
     windows = ", ".join(
@@ -287,17 +402,22 @@ def _origins(board: Board, counted: Cost) -> dict[str, Origin]:
         kind: f"{getattr(counted, kind):g} cycles an element, counted by instructions"
         for kind in ("add", "lut", "pool")
     }
-    told = dict.fromkeys(KINDS, product) | {"depthwise": f"{windows} ({core}) at {board.mhz:g} MHz, or uncached bytes / copy rate"} | each  # fmt: skip
+    told = (
+        dict.fromkeys(KINDS, product)
+        | {"depthwise": f"{windows} ({core}) at {board.mhz:g} MHz, or uncached bytes / copy rate"}
+        | each
+    )
     kernels = {f"kernels.{kind}": estimated(text) for kind, text in told.items()}
     rest = {
         "kernels": estimated(TEAM_SOURCE),
         "overhead": estimated(
-            f"{CALL_US} us a call, {OP_US} us an operator, {VALUE_NS} ns a value that is sent and more for stages of codecs as measured on an AMD EPYC, "
+            f"{CALL_US} us a call, {OP_US} us an operator, {VALUE_NS} ns a value that is sent and more for stages of "
+            "codecs as measured on an AMD EPYC, "
             f"x {board.slower:g} for the core"
         ),
         "machine.memory_available_bytes": _FREE,
         "condition": specified("the clock that is published; temperature and throttling are not known"),
-    }  # fmt: skip
+    }
     return board.origins | kernels | rest
 
 
@@ -322,8 +442,15 @@ def cost(board: Board) -> Cost:
     last, outputs = made["epilogue"]
     windows = {k: count(arm_cycles.busiest_loop(text)) for k, text in made["depthwise"].items()}
     return Cost(
-        made["lanes"], made["group"], made["widest"], macs, count(epilogue(last)) / outputs, windows, made["block"], **elementwise(made["lanes"], board.model)
-    )  # fmt: skip
+        made["lanes"],
+        made["group"],
+        made["widest"],
+        macs,
+        count(epilogue(last)) / outputs,
+        windows,
+        made["block"],
+        **elementwise(made["lanes"], board.model),
+    )
 
 
 def elementwise(lanes: int, model: str) -> dict[str, float]:
@@ -358,11 +485,12 @@ def assemble(model: str) -> dict[str, Any]:
     return {
         "gemm": tall | {f"onex{vectors}": tile(1, vectors) for vectors in target.tiles},
         "epilogue": (tall[f"tallx{widest}"], target.tiles[widest][0] * widest * gemm.LANES),
-        "depthwise": {
-            k: compiled(depthwise.Slide, depthwise.slide_body(depthwise.BLOCKS[0], k, 1)) for k in (3, 5)
-        },
-        "block": depthwise.BLOCKS[0], "lanes": gemm.LANES, "group": gemm.GROUP, "widest": widest,
-    }  # fmt: skip
+        "depthwise": {k: compiled(depthwise.Slide, depthwise.slide_body(depthwise.BLOCKS[0], k, 1)) for k in (3, 5)},
+        "block": depthwise.BLOCKS[0],
+        "lanes": gemm.LANES,
+        "group": gemm.GROUP,
+        "widest": widest,
+    }
 
 
 def epilogue(assembly: str) -> list[str]:

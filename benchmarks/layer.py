@@ -102,9 +102,18 @@ def _segment(layer: Layer) -> seg.Segment:
     op = seg.Conv("layer", 1, 0, 8, weight, bias, factor, window, step, [1, 1], list(layer.pads), groups, 0, 255)
     tensors = [seg.Tensor(shape, SCALE, 128, 0), seg.Tensor(out, SCALE, 0, sizes[0])]
     header = seg.Header(
-        model="layer", cut="layer", weight_bits=8, preprocess=Preprocess("tensor", shape), tensors=tensors, input=0, output=1, ops=[op],
-        arena_bytes=sum(sizes), blob_bytes=len(blob), golden=seg.Golden("layer", ""),
-    )  # fmt: skip
+        model="layer",
+        cut="layer",
+        weight_bits=8,
+        preprocess=Preprocess("tensor", shape),
+        tensors=tensors,
+        input=0,
+        output=1,
+        ops=[op],
+        arena_bytes=sum(sizes),
+        blob_bytes=len(blob),
+        golden=seg.Golden("layer", ""),
+    )
     return seg.parse(seg.build(header, blob))
 
 
@@ -126,13 +135,26 @@ def onnx_convolution(layer: Layer) -> _Bound:
     names = ["x", "sx", "zx", "w", "sw", "zw", "sy", "zy", "bias"]
     scale = np.array(SCALE, np.float32)
     values: list[Any] = [
-        scale, np.array(128, np.uint8), w, np.full(layer.outs, WEIGHT_SCALE, np.float32), np.zeros(layer.outs, np.int8), scale, np.array(0, np.uint8),
+        scale,
+        np.array(128, np.uint8),
+        w,
+        np.full(layer.outs, WEIGHT_SCALE, np.float32),
+        np.zeros(layer.outs, np.int8),
+        scale,
+        np.array(0, np.uint8),
         np.zeros(layer.outs, np.int32),
-    ]  # fmt: skip
+    ]
     node = helper.make_node(
-        "QLinearConv", names, ["y"], domain="com.microsoft", channels_last=1, kernel_shape=[layer.kernel] * 2, strides=[layer.stride] * 2,
-        pads=list(layer.pads), group=layer.channels if layer.depthwise else 1,
-    )  # fmt: skip
+        "QLinearConv",
+        names,
+        ["y"],
+        domain="com.microsoft",
+        channels_last=1,
+        kernel_shape=[layer.kernel] * 2,
+        strides=[layer.stride] * 2,
+        pads=list(layer.pads),
+        group=layer.channels if layer.depthwise else 1,
+    )
     constants: dict[str, NDArray[Any]] = dict(zip(names[1:], values, strict=True))
     shape = [1, layer.height, layer.width, layer.channels]
     return _onnx([node], constants, shape, (TensorProto.UINT8, [1, *layer.out]))
@@ -147,9 +169,12 @@ def _onnx(
     nodes: list[onnx.NodeProto], constants: dict[str, NDArray[Any]], shape: list[int], result: tuple[int, list[int]]
 ) -> _Bound:
     graph = helper.make_graph(
-        nodes, "layer", [helper.make_tensor_value_info("x", TensorProto.UINT8, shape)], [helper.make_tensor_value_info("y", *result)],
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("y", *result)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )  # fmt: skip
+    )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     return _Bound(model, codes(shape))

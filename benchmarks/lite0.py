@@ -5,7 +5,8 @@ files). Such a file is a sequence of pickles followed by raw tensors. splitedge 
 outside the installed packages, and it is strict:
 
 - It reads only the file whose SHA-256 is `SHA256`, and checks the hash before parsing.
-- Its unpickler knows two names, an ordered dictionary and torch's tensor constructor, and maps both to functions of this module.
+- Its unpickler knows two names, an ordered dictionary and torch's tensor constructor, and maps both to functions of
+  this module.
 - It accepts float32 and int64 storages, checks every size, and refuses a file with bytes left over.
 
 The graph equals the output of torch's own exporter: batch norms folded in float32, the same order and the same names.
@@ -235,9 +236,15 @@ class _Graph:
         total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
         inputs = [source, self.constant(f"{name}.weight", weight), self.constant(f"{name}.weight_bias", bias)]
         return self.node(
-            "Conv", name, inputs, kernel_shape=[kernel] * 2, strides=[stride] * 2, dilations=[1, 1],
-            pads=[total // 2] * 2 + [total - total // 2] * 2, group=weight.shape[0] if "_depthwise_conv" in name else 1,
-        )  # fmt: skip
+            "Conv",
+            name,
+            inputs,
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+            dilations=[1, 1],
+            pads=[total // 2] * 2 + [total - total // 2] * 2,
+            group=weight.shape[0] if "_depthwise_conv" in name else 1,
+        )
 
     def relu6(self, source: str) -> str:
         return self.node("Clip", source.removesuffix(".out") + ".relu6", [source, "zero", "six"])

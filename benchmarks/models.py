@@ -40,8 +40,14 @@ def mobilenet_v2() -> Any:
     layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6()]
     ins = 32
     for expand, outs, count, stride in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)
-    ):  # fmt: skip
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
         for i in range(count):
             layers.append(block(ins, outs, stride if i == 0 else 1, expand))
             ins = outs

@@ -101,7 +101,8 @@ FRONTIER: Final = (8.0, 10.0, 12.5, 20.0, 25.0)
 ENOUGH: Final = 1000
 MANY: Final = 10_000
 NOTES: Final = (
-    f"own: the server's plans for a {BOARD} over {LINK.uplink_mbps:g} Mbit/s up, {LINK.downlink_mbps:g} down and a round trip of {LINK.rtt_ms:g} ms",
+    f"own: the server's plans for a {BOARD} over {LINK.uplink_mbps:g} Mbit/s up, {LINK.downlink_mbps:g} down and a "
+    f"round trip of {LINK.rtt_ms:g} ms",
 )
 #: Standard deviations by which a plan must expect to meet the goal: 99 % sure. At 90 %, one of a dozen cuts misses.
 SURE: Final = 2.3263478740408408
@@ -554,10 +555,20 @@ def _row(
     classes = np.concatenate([one.evaluation.classes for one in cases if one.evaluation.classes is not None])
     drop, low, high, same = evaluation.compare(evaluation.top1(outputs), evaluation.top1(found), classes)
     return {
-        "network": cases[0].name, "cut %": cut, "method": method, "segment": sizes[0], "frame": sizes[1],
-        "payload %": 100.0 * sum(sizes) / whole, "drop": drop, "low": low, "high": high, "agree": 100.0 * same,
-        "noise": float(((found - outputs) ** 2).mean()), "samples": len(found), "bits": detail,
-    }  # fmt: skip
+        "network": cases[0].name,
+        "cut %": cut,
+        "method": method,
+        "segment": sizes[0],
+        "frame": sizes[1],
+        "payload %": 100.0 * sum(sizes) / whole,
+        "drop": drop,
+        "low": low,
+        "high": high,
+        "agree": 100.0 * same,
+        "noise": float(((found - outputs) ** 2).mean()),
+        "samples": len(found),
+        "bits": detail,
+    }
 
 
 def measure(case: Case, shares: Sequence[float]) -> list[dict[str, Any]]:
@@ -654,9 +665,13 @@ def _pick(table: Table, head_ms: Sequence[float], goal: float, mode: Any) -> Pic
 def _refused(case: Case, mode: str, why: str) -> dict[str, Any]:
     numbers = ("segment", "frame", "payload %", "drop", "low", "high", "agree", "noise")
     return {
-        "network": case.name, "cut %": "own", "method": mode, **dict.fromkeys(numbers),
-        "samples": len(case.evaluation), "bits": why,
-    }  # fmt: skip
+        "network": case.name,
+        "cut %": "own",
+        "method": mode,
+        **dict.fromkeys(numbers),
+        "samples": len(case.evaluation),
+        "bits": why,
+    }
 
 
 def _planned(case: Case, made: Bundle, table: Table, pick: Pick, outputs: F32, method: str) -> dict[str, Any]:

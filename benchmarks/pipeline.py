@@ -113,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 NOTES: Final = [
-    "ms: prediction for the first board, its link, the second board, its link, and the server; the slowest bounds the rate",
+    "ms: prediction for the first board, its link, the second board, its link, and the server; the slowest bounds "
+    "the rate",
     "the prediction includes what frames take on each board (as the board measured it), the links and the tail",
 ]
 
@@ -124,21 +125,34 @@ class Pipeline:
     def __init__(self, network: Network, setting: Setting, place: Path, photos: Path, token: str) -> None:
         self._network, self._setting, self._place, self._photos = network, setting, place, photos
         self._common = {
-            "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}", "SPLITEDGE_TOKEN": token, "SPLITEDGE_ALLOW_INSECURE": "true",
-            "SPLITEDGE_ISA": ISA, "SPLITEDGE_DEMAND_MAX_AWAY_S": "120", "SPLITEDGE_DEMAND_MAX_DROP_POINTS": "2", "SPLITEDGE_THREADS": "1",
-        }  # fmt: skip
+            "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}",
+            "SPLITEDGE_TOKEN": token,
+            "SPLITEDGE_ALLOW_INSECURE": "true",
+            "SPLITEDGE_ISA": ISA,
+            "SPLITEDGE_DEMAND_MAX_AWAY_S": "120",
+            "SPLITEDGE_DEMAND_MAX_DROP_POINTS": "2",
+            "SPLITEDGE_THREADS": "1",
+        }
 
     def __enter__(self) -> Pipeline:
         subprocess.run(
-            [sys.executable, "-m", "edge_agent", "warm"], cwd=ROOT, env=os.environ | self._common, stdout=subprocess.DEVNULL, check=True
-        )  # fmt: skip
+            [sys.executable, "-m", "edge_agent", "warm"],
+            cwd=ROOT,
+            env=os.environ | self._common,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
         self._stage = self._start_stage()
         prefix = [*self._network.inside(FIRST), "taskset", "-c", str(cores()[0]), *PREFIX]
         environment = self._common | {
-            "SPLITEDGE_CONFIG": self._config("first"), "SPLITEDGE_MODEL": MODEL,
-            "SPLITEDGE_CHAIN_NEXT": f"http://{self._network.address(SECOND)}:{STAGE_PORT}", "SPLITEDGE_CHAIN_TOKEN": TOKEN,
-            "SPLITEDGE_CHAIN_OBJECTIVE": "rate", "SPLITEDGE_CHAIN_SPREAD": "true", "SPLITEDGE_LINK_CONTROLLER": "fixed",
-        }  # fmt: skip
+            "SPLITEDGE_CONFIG": self._config("first"),
+            "SPLITEDGE_MODEL": MODEL,
+            "SPLITEDGE_CHAIN_NEXT": f"http://{self._network.address(SECOND)}:{STAGE_PORT}",
+            "SPLITEDGE_CHAIN_TOKEN": TOKEN,
+            "SPLITEDGE_CHAIN_OBJECTIVE": "rate",
+            "SPLITEDGE_CHAIN_SPREAD": "true",
+            "SPLITEDGE_LINK_CONTROLLER": "fixed",
+        }
         self._board = Board("first", prefix, environment, self._photos, PICTURES).__enter__()
         self._slower = slower(cores()[0], self._setting.times)
         self._slower.__enter__()
@@ -168,10 +182,15 @@ class Pipeline:
         stages = (first.device_ms, first.sending_ms, second.device_ms, second.sending_ms)
         tail = p.server_ms - second.device_ms - second.sending_ms - second.rtt_ms
         return {
-            "setting": self._setting.name, "cuts": " > ".join(_cuts(plan)), "bits": f"{first.activation_bits} {second.activation_bits}",
-            "ms": " ".join(f"{ms:.1f}" for ms in (*stages, tail)), "predicted/s": plan.stage.rate_fps, "measured/s": fps,
-            "error %": 100 * (fps / plan.stage.rate_fps - 1), "answered": ends.get("answered", 0),
-        }  # fmt: skip
+            "setting": self._setting.name,
+            "cuts": " > ".join(_cuts(plan)),
+            "bits": f"{first.activation_bits} {second.activation_bits}",
+            "ms": " ".join(f"{ms:.1f}" for ms in (*stages, tail)),
+            "predicted/s": plan.stage.rate_fps,
+            "measured/s": fps,
+            "error %": 100 * (fps / plan.stage.rate_fps - 1),
+            "answered": ends.get("answered", 0),
+        }
 
     def bits_equal(self, store: Path) -> bool:
         """Return whether outputs with exact codecs equal those of the same integer network in one process."""
@@ -209,10 +228,18 @@ class Pipeline:
 
     def _start_stage(self) -> subprocess.Popen[bytes]:
         """Start the second board and return its process once it listens."""
-        environment = os.environ | self._common | {
-            "SPLITEDGE_CONFIG": self._config("second"), "SPLITEDGE_MODEL": "", "SPLITEDGE_STAGE_TOKEN": TOKEN,
-            "SPLITEDGE_STAGE_HOST": self._network.address(SECOND), "SPLITEDGE_STAGE_PORT": str(STAGE_PORT), "SPLITEDGE_API_PORT": "0",
-        }  # fmt: skip
+        environment = (
+            os.environ
+            | self._common
+            | {
+                "SPLITEDGE_CONFIG": self._config("second"),
+                "SPLITEDGE_MODEL": "",
+                "SPLITEDGE_STAGE_TOKEN": TOKEN,
+                "SPLITEDGE_STAGE_HOST": self._network.address(SECOND),
+                "SPLITEDGE_STAGE_PORT": str(STAGE_PORT),
+                "SPLITEDGE_API_PORT": "0",
+            }
+        )
         prefix = [*self._network.inside(SECOND), "taskset", "-c", str(cores()[1])]
         command = [*prefix, sys.executable, "-m", "edge_agent", "run"]
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -83,9 +83,11 @@ def main() -> None:
     notes = [
         "pairs: pairs of pattern and codec that are weighed; closed, uniform: bytes above the optimum",
         "same widths: bytes above the optimum without even grids, which closed and uniform do not use",
-        f"{budgets} noise budgets and {devices} devices for each network; the verifier passed every answer, and choice + check includes its time",
+        f"{budgets} noise budgets and {devices} devices for each network; the verifier passed every answer, and "
+        "choice + check includes its time",
         "refused: demands that no plan meets; the relaxation that each refusal suggests was sufficient",
-        f"MILPs: budgets that HiGHS solved within {MILP_SECONDS:.0f} s within the constraint; it keeps constraints only to a tolerance",
+        f"MILPs: budgets that HiGHS solved within {MILP_SECONDS:.0f} s within the constraint; it keeps constraints "
+        "only to a tolerance",
     ]
     if arguments.quick:
         notes.append(f"left out by --quick: networks of {' and '.join(map(str, LAYERS[2:]))} layers")

@@ -1,8 +1,8 @@
 """Keep benchmark results in benchmarks/results, and write the tables of README.md and docs/results from them.
 
-python -m benchmarks.readme                                  # write every table again
-python -m benchmarks.readme --heads heads.json               # keep what benchmarks.heads wrote with --json, then write the tables
-python -m benchmarks.readme --payload cnn.json vit.json      # the same for several runs
+python -m benchmarks.readme                                  # write every table again python -m benchmarks.readme
+--heads heads.json               # keep what benchmarks.heads wrote with --json, then write the tables python -m
+benchmarks.readme --payload cnn.json vit.json      # the same for several runs
 
 A run of some networks replaces the kept rows of those networks only, so you can measure one network again by itself.
 """

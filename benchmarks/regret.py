@@ -139,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 NOTES: Final = [
     "ms: median time of a frame without preprocessing; a plan that is far slower than the others runs few frames",
     "noise: the spread between turns of one plan; a regret below it means nothing",
-    "parts: predicted / measured ms on the device (head, encoding), of the transfer, on the server (queue, tail), and elsewhere in the agent; ?: this codec was not weighed; -: a far slower plan ran one frame",
+    "parts: predicted / measured ms on the device (head, encoding), of the transfer, on the server (queue, tail), "
+    "and elsewhere in the agent; ?: this codec was not weighed; -: a far slower plan ran one frame",
     "if the choice is all on the device or all on the server, one run serves for both",
 ]
 
@@ -266,12 +267,18 @@ def row(device: Device, mbps: float, rtt: float, runs: dict[str, Run]) -> dict[s
     weights = "-" if plan.mode == "server" else f"{plan.mean_bits():.1f}"
     bits = f"{weights}/{plan.ladder[plan.codec].bits if plan.ladder else '-'}"
     return {
-        "device": device.name, "Mbit/s": f"{mbps:g}", "rtt": f"{rtt:g}", "chosen": where, "bits": bits,
-        **{f"{name} ms": run.ms for name, run in runs.items()}, "regret %": 100 * (chosen.ms / best.ms - 1),
+        "device": device.name,
+        "Mbit/s": f"{mbps:g}",
+        "rtt": f"{rtt:g}",
+        "chosen": where,
+        "bits": bits,
+        **{f"{name} ms": run.ms for name, run in runs.items()},
+        "regret %": 100 * (chosen.ms / best.ms - 1),
         "noise %": 100 * max(chosen.noise, best.noise),
         "gain": extreme / chosen.ms if plan.mode == "split" else 1.0,
-        **{f"{name} parts": parts(run, expected(plan, run.plan)) for name, run in runs.items()}, "predicted ms": plan.prediction.total_ms,
-    }  # fmt: skip
+        **{f"{name} parts": parts(run, expected(plan, run.plan)) for name, run in runs.items()},
+        "predicted ms": plan.prediction.total_ms,
+    }
 
 
 def expected(chosen: Plan, other: Plan) -> Prediction | None:
@@ -319,10 +326,16 @@ def on_board(device: Device, network: Network, photos: Path, folder: Path, token
     ):  # separate caches: the choice must not learn from the extremes; a variable would also move the kernels
         (folder / f"{place.name}-{name}.toml").write_text(f"cache_dir = '{place}-{name}'\n")
     environment = {
-        "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}", "SPLITEDGE_TOKEN": token,
-        "SPLITEDGE_MODEL": MODEL, "SPLITEDGE_ALLOW_INSECURE": "true", "SPLITEDGE_ISA": device.isa, "SPLITEDGE_DEMAND_MAX_AWAY_S": "120",
-        "SPLITEDGE_DEMAND_MAX_DROP_POINTS": "2", "SPLITEDGE_LINK_CONTROLLER": "fixed", "SPLITEDGE_LINK_REPLAN": "false",
-    }  # fmt: skip
+        "SPLITEDGE_SERVER": f"http://{network.address(SERVER)}:{PORT}",
+        "SPLITEDGE_TOKEN": token,
+        "SPLITEDGE_MODEL": MODEL,
+        "SPLITEDGE_ALLOW_INSECURE": "true",
+        "SPLITEDGE_ISA": device.isa,
+        "SPLITEDGE_DEMAND_MAX_AWAY_S": "120",
+        "SPLITEDGE_DEMAND_MAX_DROP_POINTS": "2",
+        "SPLITEDGE_LINK_CONTROLLER": "fixed",
+        "SPLITEDGE_LINK_REPLAN": "false",
+    }
     # Compile before the measurement; it takes minutes on the slower core.
     subprocess.run(
         [sys.executable, "-m", "edge_agent", "warm"],
@@ -346,9 +359,25 @@ def bundle_store(given: argparse.Namespace) -> Path:
         spec = LITE0_PREPROCESS
         options = ["--labels", given.labels] if given.labels else []
         _command(
-            place, "add", lite0.file(), "--name", MODEL, "--images", str(given.images), *options, "--samples", str(SAMPLES),
-            "--size", str(spec.shape[0]), "--resize", str(spec.resize), "--mean", str(spec.mean[0]), "--std", str(spec.std[0]),
-        )  # fmt: skip
+            place,
+            "add",
+            lite0.file(),
+            "--name",
+            MODEL,
+            "--images",
+            str(given.images),
+            *options,
+            "--samples",
+            str(SAMPLES),
+            "--size",
+            str(spec.shape[0]),
+            "--resize",
+            str(spec.resize),
+            "--mean",
+            str(spec.mean[0]),
+            "--std",
+            str(spec.std[0]),
+        )
         (place / "ready").touch()
     return place
 

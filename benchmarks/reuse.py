@@ -116,10 +116,21 @@ def visitor(side: int) -> Camera:
 
 
 STREAMS: Final[Mapping[str, Camera]] = {
-    "noise 1": still(1), "noise 2": still(2), "noise 4": still(4), "noise 8": still(8), "JPEG 90": jpeg(90), "JPEG 50": jpeg(50),
-    "pan 1/4 px": pan(0.25), "pan 1 px": pan(1), "pan 4 px": pan(4), "dimming 1 %": dimming(0.01), "flicker 5 %": flicker(0.05),
-    "object 28 px": visitor(28), "object 56 px": visitor(56), "object 112 px": visitor(112),
-}  # fmt: skip
+    "noise 1": still(1),
+    "noise 2": still(2),
+    "noise 4": still(4),
+    "noise 8": still(8),
+    "JPEG 90": jpeg(90),
+    "JPEG 50": jpeg(50),
+    "pan 1/4 px": pan(0.25),
+    "pan 1 px": pan(1),
+    "pan 4 px": pan(4),
+    "dimming 1 %": dimming(0.01),
+    "flicker 5 %": flicker(0.05),
+    "object 28 px": visitor(28),
+    "object 56 px": visitor(56),
+    "object 112 px": visitor(112),
+}
 
 
 @dataclass(frozen=True)
@@ -231,10 +242,16 @@ def row(stream: Stream, place: int, layer: str, threshold: float) -> dict[str, A
     differ, differ_alone = (100.0 * float((answers != stream.wanted).mean()) for answers in (given, alone))
     right, right_alone = (100.0 * float((answers == stream.label).mean()) for answers in (given, alone))
     return {
-        "cut after": layer, "stream": stream.name, "threshold": threshold,
-        "not sent %": 100.0 * float((source != np.arange(len(source))).mean()), "differ, all sent %": differ_alone, "differ %": differ,
-        "extra": differ - differ_alone, "lost": right_alone - right, "missed cuts": int((stream.scene[source] != stream.scene).sum()),
-    }  # fmt: skip
+        "cut after": layer,
+        "stream": stream.name,
+        "threshold": threshold,
+        "not sent %": 100.0 * float((source != np.arange(len(source))).mean()),
+        "differ, all sent %": differ_alone,
+        "differ %": differ,
+        "extra": differ - differ_alone,
+        "lost": right_alone - right,
+        "missed cuts": int((stream.scene[source] != stream.scene).sum()),
+    }
 
 
 def summary(rows: Sequence[Mapping[str, Any]], layer: str) -> dict[str, float]:

@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scaled, pairs = equalize(model, ready, calibrating, widths)
         rows += [{"network": name, **row} for row in measure(ready, scaled, held, own)]
         notes.append(
-            f"{name}: {len(calibrating)} samples calibrate, the figures come from {len(held)} others; {pairs} pairs of layers are equalized"
+            f"{name}: {len(calibrating)} samples calibrate, the figures come from {len(held)} others; {pairs} pairs "
+            "of layers are equalized"
         )
     report("Rounding of weights", rows, summary(rows), options.json, notes)
 

@@ -141,10 +141,16 @@ def upgrades(ready: rounding.Network, steps: Sequence[tuple[int, int]], photos: 
         nested = lower(network, nest(network, calibration, few, many), network.graph.output, few).segment()
         rows.append(
             {
-                "from": few, "to": many, "few whole": len(files[few]), "many whole": len(files[many]), "upgrade %": 100 * len(way) / len(files[many]),
-                "applied s": took, "noise": _noise(files[few], photos, floats), "nested noise": _noise(nested, photos, floats),
+                "from": few,
+                "to": many,
+                "few whole": len(files[few]),
+                "many whole": len(files[many]),
+                "upgrade %": 100 * len(way) / len(files[many]),
+                "applied s": took,
+                "noise": _noise(files[few], photos, floats),
+                "nested noise": _noise(nested, photos, floats),
             }
-        )  # fmt: skip
+        )
     return rows
 
 

@@ -80,9 +80,14 @@ def demo(place: Path, clone: Path, environment: Environment) -> dict[str, float]
     repeat, _ = _demo(clone, place / "repeat.json", offline)
     compiling = inside["demo.kernels_s"]
     return {
-        "demo.download_mb": megabytes, "demo.download_s": download_s, "demo.first_s": first - compiling, "demo.compile_s": compiling,
-        "demo.install_s": first - inside["demo.seconds"], "demo.calibration_s": inside["demo.calibration_s"], "demo.repeat_s": repeat,
-    }  # fmt: skip
+        "demo.download_mb": megabytes,
+        "demo.download_s": download_s,
+        "demo.first_s": first - compiling,
+        "demo.compile_s": compiling,
+        "demo.install_s": first - inside["demo.seconds"],
+        "demo.calibration_s": inside["demo.calibration_s"],
+        "demo.repeat_s": repeat,
+    }
 
 
 def download(
@@ -130,9 +135,12 @@ def test(place: Path, clone: Path, environment: Environment) -> dict[str, float]
     done = subprocess.run(["scripts/test"], cwd=clone, env=offline, stdout=sys.stderr, check=False)
     seconds = time.monotonic() - start
     return {
-        "test.download_mb": megabytes, "test.setup_s": setup_s, "test.seconds": seconds, "test.first_s": setup_s + seconds,
+        "test.download_mb": megabytes,
+        "test.setup_s": setup_s,
+        "test.seconds": seconds,
+        "test.first_s": setup_s + seconds,
         "test.failed": float(done.returncode != 0),
-    }  # fmt: skip
+    }
 
 
 def add(place: Path, clone: Path, environment: Environment, before: str | None, turns: int) -> dict[str, float]:

@@ -89,9 +89,15 @@ def figures(
         "its first frame": [run["frame"] for run in warm],
     } | commands
     rows: list[dict[str, Any]] = [
-        {"what": what, "processes": len(times), "median s": statistics.median(times), "least s": min(times), "most s": max(times)}
+        {
+            "what": what,
+            "processes": len(times),
+            "median s": statistics.median(times),
+            "least s": min(times),
+            "most s": max(times),
+        }
         for what, times in taken.items()
-    ]  # fmt: skip
+    ]
     medians = {what: statistics.median(times) for what, times in taken.items()}
     summary = {
         "startup.import_s": medians["import of the agent"],

@@ -20,15 +20,23 @@ def accuracy(document: dict[str, Any]) -> str:
     for row in chosen:
         rivals = [r for r in document["rows"] if (r["cut after"], r["bits"]) == (row["cut after"], row["bits"])]
         worst = max(rivals, key=lambda r: r["drop"])
-        rows.append({
-            "cut after": row["cut after"].lstrip("_"), "bits": row["bits"], "bytes a frame": f"{row['bytes']:,}",
-            "rule": f"{row['rule']}, per {row['ranges']}", "points lost": f"{row['drop']:.1f}",
-            "95 % interval": f"{row['low']:.1f} to {row['high']:.1f}", "same answer as float": f"{row['agree']:.1f} %",
-            "worst rule": f"{worst['rule']}, per {worst['ranges']}: {worst['drop']:.1f}",
-        })  # fmt: skip
+        rows.append(
+            {
+                "cut after": row["cut after"].lstrip("_"),
+                "bits": row["bits"],
+                "bytes a frame": f"{row['bytes']:,}",
+                "rule": f"{row['rule']}, per {row['ranges']}",
+                "points lost": f"{row['drop']:.1f}",
+                "95 % interval": f"{row['low']:.1f} to {row['high']:.1f}",
+                "same answer as float": f"{row['agree']:.1f} %",
+                "worst rule": f"{worst['rule']}, per {worst['ranges']}: {worst['drop']:.1f}",
+            }
+        )
     return (
-        f"EfficientNet-Lite0 with an 8-bit head, split and streamed: top-1 on {summary['lite0.samples']:.0f} photos that calibration never saw. "
-        f"The float model has {summary['lite0.float_top1']:.1f} %. The clip rule is chosen on other photos. The last column is the worst rule.\n\n"
+        f"EfficientNet-Lite0 with an 8-bit head, split and streamed: top-1 on {summary['lite0.samples']:.0f} photos "
+        "that calibration never saw. "
+        f"The float model has {summary['lite0.float_top1']:.1f} %. The clip rule is chosen on other photos. The last "
+        "column is the worst rule.\n\n"
         f"{markdown(rows)}\n\n"
     )
 
@@ -56,7 +64,8 @@ def boards(document: dict[str, Any]) -> str:
     ]
     return (
         f"These are predictions, not measurements.\n\n{_notes(document)}"
-        f"Predicted ms of the head of EfficientNet-Lite0 up to the cut nearest to a share of its products:\n\n{markdown(heads)}\n\n"
+        "Predicted ms of the head of EfficientNet-Lite0 up to the cut nearest to a share of its "
+        f"products:\n\n{markdown(heads)}\n\n"
         f"Predicted plan for EfficientNet-Lite0, by uplink and round trip:\n\n{markdown(list(plans.values()))}\n\n"
         f"The same method against measurements:\n\n{markdown(checks)}\n\n"
     )
@@ -70,11 +79,15 @@ def heads(document: dict[str, Any]) -> str:
     """Return every row, losses included, and the notes."""
     rows = [
         {
-            "network": row["network"], "threads": row["threads"], "runtime": row["runtime"], "ms, mean ± sd": row["ms (mean ± sd)"],
-            "median ms": f"{row['median ms']:.2f}", "splitedge is faster by": f"{row['ours is faster by']:.2f}",
+            "network": row["network"],
+            "threads": row["threads"],
+            "runtime": row["runtime"],
+            "ms, mean ± sd": row["ms (mean ± sd)"],
+            "median ms": f"{row['median ms']:.2f}",
+            "splitedge is faster by": f"{row['ours is faster by']:.2f}",
         }
         for row in document["rows"]
-    ]  # fmt: skip
+    ]
     return (
         "Whole networks at batch 1. The runtimes take turns in one process. Below 1, splitedge is slower.\n\n"
         f"{markdown(rows)}\n\n{_notes(document)}"
@@ -100,10 +113,13 @@ def dynamic_link(document: dict[str, Any]) -> str:
             )
         }
         made |= {
-            "all": f"{figures['held_percent']:.1f} %", "points below the oracle": f"{figures['accuracy_gap_points']:.2f}",
-            "worst p50 ms": f"{figures['p50_ms']:.0f}", "worst p99 ms": f"{figures['p99_ms']:.0f}", "frames lost": f"{figures['frames_lost_percent']:.1f} %",
+            "all": f"{figures['held_percent']:.1f} %",
+            "points below the oracle": f"{figures['accuracy_gap_points']:.2f}",
+            "worst p50 ms": f"{figures['p50_ms']:.0f}",
+            "worst p99 ms": f"{figures['p99_ms']:.0f}",
+            "frames lost": f"{figures['frames_lost_percent']:.1f} %",
             "unaccounted": f"{figures['frames_unaccounted']:.0f}",
-        }  # fmt: skip
+        }
     return (
         "By trace, the share of windows that the controller held, of the windows that some codec could hold.\n\n"
         f"{markdown(list(rows.values()))}\n\n{_notes(document)}"
@@ -128,10 +144,16 @@ def payload(document: dict[str, Any]) -> str:
             )
             continue
         if row["method"].startswith("exact") and row["samples"] < _FEW:
-            frontier.append({
-                "network": key[0], "cut at % of products": str(key[1]), "payload": f"{row['payload %']:.2f} %",
-                "points lost": _points(row), "agreement": f"{row['agree']:.1f} %", "noise of the logits": f"{row['noise']:.3g}",
-            })  # fmt: skip
+            frontier.append(
+                {
+                    "network": key[0],
+                    "cut at % of products": str(key[1]),
+                    "payload": f"{row['payload %']:.2f} %",
+                    "points lost": _points(row),
+                    "agreement": f"{row['agree']:.1f} %",
+                    "noise of the logits": f"{row['noise']:.3g}",
+                }
+            )
         if row["method"] in _METHODS:
             made = fixed.setdefault(
                 key, {"network": key[0], "cut at % of products": str(key[1]), "samples": str(row["samples"])}
@@ -145,7 +167,8 @@ def payload(document: dict[str, Any]) -> str:
     own = f"{_OWN}\n\n{markdown(planned)}\n\n" if planned else ""
     of_goals = {name: value for name, value in document["summary"].items() if "_at_" not in name}
     return (
-        "Payload in per cent of float32, at the points of top-1 lost and their 95 % interval, on samples that calibration never saw. "
+        "Payload in per cent of float32, at the points of top-1 lost and their 95 % interval, on samples that "
+        "calibration never saw. "
         "`exact, fewest bytes`: the fewest bytes with which calibration expects to keep the goal.\n\n"
         f"{fixed_cuts}{few}{own}{_notes(document)}{_figures(of_goals)}\n\n"
     )
@@ -156,7 +179,8 @@ _METHODS: Final = ("exact", "closed form", "uniform", "pruned", "exact, fewest b
 _FEW: Final = 1000
 _FRONTIER: Final = "With few samples the interval is too wide to meet a goal. Agreement with the float model and noise (mean squared difference of logits) say more:"
 _OWN: Final = (
-    "Plans that a server makes for a known board, with measured drops. The accuracy bound includes an interval, so these plans spend more bytes "
+    "Plans that a server makes for a known board, with measured drops. The accuracy bound includes an interval, so "
+    "these plans spend more bytes "
     "than the exact rows at fixed cuts:"
 )
 
@@ -171,9 +195,20 @@ def _points(row: dict[str, Any]) -> str:
 
 #: Codecs and widths in the table.
 _SHOWN = (
-    "minmax", "percentile", "aciq-laplace", "aciq-gauss", "aciq-gelu", "ds-aciq", "ds-aciq-fixed", "ds-aciq-frame", "mse-channel", "hadamard", "entropy",
-    "pca", "default",
-)  # fmt: skip
+    "minmax",
+    "percentile",
+    "aciq-laplace",
+    "aciq-gauss",
+    "aciq-gelu",
+    "ds-aciq",
+    "ds-aciq-fixed",
+    "ds-aciq-frame",
+    "mse-channel",
+    "hadamard",
+    "entropy",
+    "pca",
+    "default",
+)
 _WIDTHS = ("2", "3", "4", "6", "8")
 
 
@@ -196,7 +231,8 @@ def low_bit(document: dict[str, Any]) -> str:
     columns = ["network", "codec", *(f"{width} bits" for width in _WIDTHS)]
     table = markdown([{column: row.get(column, "") for column in columns} for row in rows.values()])
     return (
-        "A cell holds the error at the output, the accuracy in per cent, and in parentheses the accuracy at the worst cut and at the planner's cut.\n\n"
+        "A cell holds the error at the output, the accuracy in per cent, and in parentheses the accuracy at the "
+        "worst cut and at the planner's cut.\n\n"
         f"{table}\n\n{_notes(document)}{_figures(document['summary'])}\n\n"
     )
 
@@ -216,7 +252,8 @@ def reuse(document: dict[str, Any]) -> str:
         missed = f", {row['missed cuts']} missed" if row["missed cuts"] else ""
         made[f"{row['threshold']:g}"] = f"{row['not sent %']:.0f} %, {row['extra']:+.1f}{missed}"
     return (
-        "A cell holds the share of frames that is not sent, and how many more answers in a hundred differ from the float model's on the same frame. "
+        "A cell holds the share of frames that is not sent, and how many more answers in a hundred differ from the "
+        "float model's on the same frame. "
         "`missed`: frames that got the answer of another scene.\n\n"
         f"{markdown(list(rows.values()))}\n\n{_notes(document)}{_figures(document['summary'])}\n\n"
     )
@@ -232,7 +269,8 @@ def rounding(document: dict[str, Any]) -> str:
             made = rows.setdefault(key, {"network": key[0], "bits": bits})
             made[row["rounding"]] = f"{row['drop']:.1f} ({row['low']:.1f} to {row['high']:.1f}), {row['noise']:.3g}"
     return (
-        "A cell holds the points of top-1 that the whole network loses, their 95 % interval, and the mean squared error of the logits.\n\n"
+        "A cell holds the points of top-1 that the whole network loses, their 95 % interval, and the mean squared "
+        "error of the logits.\n\n"
         f"{markdown(list(rows.values()))}\n\n{_notes(document)}"
     )
 
@@ -241,18 +279,25 @@ def segments(document: dict[str, Any]) -> str:
     """Return the cost of upgrades from few bits to more and of nested weights; then all weights by coder."""
     ways = [
         {
-            "from bits": row["from"], "to": row["to"], "file, bytes": f"{row['many whole']:,}", "upgrade, % of it": f"{row['upgrade %']:.1f}",
-            "applied, s": f"{row['applied s']:.2f}", "noise before": f"{row['noise']:.3g}", "noise if nested": f"{row['nested noise']:.3g}",
+            "from bits": row["from"],
+            "to": row["to"],
+            "file, bytes": f"{row['many whole']:,}",
+            "upgrade, % of it": f"{row['upgrade %']:.1f}",
+            "applied, s": f"{row['applied s']:.2f}",
+            "noise before": f"{row['noise']:.3g}",
+            "noise if nested": f"{row['nested noise']:.3g}",
         }
-        for row in document["rows"] if "from" in row
-    ]  # fmt: skip
+        for row in document["rows"]
+        if "from" in row
+    ]
     coders = [
         {name: f"{value:.1f}" if isinstance(value, float) else value for name, value in row.items()}
         for row in document["rows"]
         if "from" not in row
     ]
     return (
-        "The whole EfficientNet-Lite0, with all layers at the same bits. Noise is the mean squared error of the logits at the fewer bits, on photographs "
+        "The whole EfficientNet-Lite0, with all layers at the same bits. Noise is the mean squared error of the "
+        "logits at the fewer bits, on photographs "
         "that calibration never saw. Nested codes use the upper bits of the larger segment.\n\n"
         f"{markdown(ways)}\n\nAll weights: bytes when packed, and per cent of that by coder:\n\n{markdown(coders)}\n\n"
     )
@@ -316,7 +361,11 @@ def comparison(documents: dict[str, Document]) -> str:
     onnx, litert = (_heads_against(documents["heads"]["rows"], name) for name in ("ONNX Runtime int8", "LiteRT int8"))
     link, codec, kernel = (documents[name]["summary"] for name in ("dynamic_link", "codec_speed", "kernels"))
     rows = [
-        {"against": "ONNX Runtime int8, on the board", "gain": onnx[0], "loss": f"single matrix products: {kernel['gemm.min_ratio_ort']:.2f} times as fast at worst"},
+        {
+            "against": "ONNX Runtime int8, on the board",
+            "gain": onnx[0],
+            "loss": f"single matrix products: {kernel['gemm.min_ratio_ort']:.2f} times as fast at worst",
+        },
         {"against": "LiteRT int8, on the board", "gain": litert[0], "loss": litert[1]},
         {"against": "everything on the server"} | _regret_against_server(documents["regret"]),
         {
@@ -329,7 +378,7 @@ def comparison(documents: dict[str, Document]) -> str:
             "gain": f"{codec['speedup_over_pipeedge_min']:.0f} times as fast or more, packed codecs of 2 to 8 bits",
             "loss": f"{codec['pca.speedup_over_pipeedge_min']:.2f} times as fast with principal components, which send fewer bytes",
         },
-    ]  # fmt: skip
+    ]
     return f"{markdown(rows)}\n\n"
 
 
@@ -376,7 +425,20 @@ def _short(column: str, value: Any) -> Any:
 
 
 MAKERS: Final[dict[str, Callable[[Document], str]]] = {
-    "accuracy": accuracy, "accuracy_bound": whole, "boards": boards, "codec_speed": whole, "dynamic_link": dynamic_link, "heads": heads,
-    "kernels": kernels, "low_bit": low_bit, "payload": payload, "pipeline": whole, "planner": whole, "regret": whole, "reuse": reuse,
-    "rounding": rounding, "segments": segments, "ways": ways,
-}  # fmt: skip
+    "accuracy": accuracy,
+    "accuracy_bound": whole,
+    "boards": boards,
+    "codec_speed": whole,
+    "dynamic_link": dynamic_link,
+    "heads": heads,
+    "kernels": kernels,
+    "low_bit": low_bit,
+    "payload": payload,
+    "pipeline": whole,
+    "planner": whole,
+    "regret": whole,
+    "reuse": reuse,
+    "rounding": rounding,
+    "segments": segments,
+    "ways": ways,
+}

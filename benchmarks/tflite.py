@@ -224,9 +224,17 @@ class _Model:
         return self._tensor(list(values.shape), _TYPES[values.dtype], len(self._buffers) - 1, scales, 0, axis)
 
     def convolve(
-        self, source: int, target: int, weights: NDArray[np.int8], bias: NDArray[np.int32], scales: NDArray[Any],
-        stride: list[int], dilation: list[int], padding: int, activation: int = _NONE,
-    ) -> None:  # fmt: skip
+        self,
+        source: int,
+        target: int,
+        weights: NDArray[np.int8],
+        bias: NDArray[np.int32],
+        scales: NDArray[Any],
+        stride: list[int],
+        dilation: list[int],
+        padding: int,
+        activation: int = _NONE,
+    ) -> None:
         """Add a CONV_2D, DEPTHWISE_CONV_2D or FULLY_CONNECTED of ``weights`` [OC, KH, KW, C / groups].
 
         ``scales`` [OC]: of the weights.
@@ -235,8 +243,12 @@ class _Model:
         bias_scales = scales * self._scales[source]
         fused = {"FusedActivationFunction": activation}
         geometry = fused | {
-            "Padding": padding, "StrideH": stride[0], "StrideW": stride[1], "DilationHFactor": dilation[0], "DilationWFactor": dilation[1],
-        }  # fmt: skip
+            "Padding": padding,
+            "StrideH": stride[0],
+            "StrideW": stride[1],
+            "DilationHFactor": dilation[0],
+            "DilationWFactor": dilation[1],
+        }
         if math.prod(plane) == 1 and window == [1, 1] and depth == self._shapes[source][-1]:
             inputs = [source, self.constant(weights.reshape(outs, depth), scales), self.constant(bias, bias_scales)]
             keep = len(self._shapes[target]) > 2

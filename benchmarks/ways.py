@@ -126,12 +126,17 @@ def rows(ways: Sequence[Way], frames: Frames) -> list[dict[str, str]]:
     count, found = len(frames.files), []
     for way in ways:
         drop, low, high, _ = compare(np.array(frames.floats), np.array(way.classes), np.array(frames.classes))
-        found.append({
-            "way": way.title, "bytes/frame": f"{fmean(way.sent):,.0f}", "ms/frame": f"{median(way.ms):.1f}",
-            "as float": f"{_same(way.classes, frames.floats)}/{count}", "right": f"{_same(way.classes, frames.classes)}/{count}",
-            "bound": f"{way.plan.demand.max_drop_points:g}" if way.plan else "-",
-            "points lost": "{:.1f} ({:.1f} to {:.1f})".format(*(round(one, 1) + 0.0 for one in (drop, low, high))),
-        })  # fmt: skip
+        found.append(
+            {
+                "way": way.title,
+                "bytes/frame": f"{fmean(way.sent):,.0f}",
+                "ms/frame": f"{median(way.ms):.1f}",
+                "as float": f"{_same(way.classes, frames.floats)}/{count}",
+                "right": f"{_same(way.classes, frames.classes)}/{count}",
+                "bound": f"{way.plan.demand.max_drop_points:g}" if way.plan else "-",
+                "points lost": "{:.1f} ({:.1f} to {:.1f})".format(*(round(one, 1) + 0.0 for one in (drop, low, high))),
+            }
+        )
     return found
 
 
@@ -144,10 +149,11 @@ def summary(ways: Sequence[Way], frames: Frames) -> dict[str, float]:
     }
     for way in ways:
         found |= {
-            f"ways.{way.name}.bytes": fmean(way.sent), f"ways.{way.name}.ms": median(way.ms),
+            f"ways.{way.name}.bytes": fmean(way.sent),
+            f"ways.{way.name}.ms": median(way.ms),
             f"ways.{way.name}.as_float": percent * _same(way.classes, frames.floats),
             f"ways.{way.name}.right": percent * _same(way.classes, frames.classes),
-        }  # fmt: skip
+        }
     return found
 
 
@@ -156,7 +162,8 @@ def notes(ways: Sequence[Way], frames: Frames) -> list[str]:
     plans = {way.name: way.plan for way in ways if way.plan}
     split, device = (plans[name].segment.size / 1e6 for name in ("split", "device"))
     return [
-        f"as float: answers equal to the float model's; right: equal to the labels, the float model has {_same(frames.floats, frames.classes)}/{len(frames.files)}",
+        "as float: answers equal to the float model's; right: equal to the labels, the float model has "
+        f"{_same(frames.floats, frames.classes)}/{len(frames.files)}",
         f"ms/frame: from the photo's file to the answer, {_preparing_ms(frames):.1f} ms of it to decode and scale",
         "bound: the least accuracy drop that a plan can guarantee, in points",
         f"weights that the board downloads first: {split:.2f} MB to split, {device:.2f} MB to compute all here",
@@ -177,9 +184,15 @@ def run(frames: Frames, store: Path, folder: Path, say: Say) -> Iterator[Way]:
 
         def through_agent(name: str, mode: Mode) -> Way:
             options = {
-                "server": f"http://127.0.0.1:{relay.port}", "token": token, "model": MODEL, "cache_dir": str(folder), "topk": 1,
-                "demand.mode": mode, "demand.max_away_s": 60.0, "link.replan": False,
-            }  # fmt: skip
+                "server": f"http://127.0.0.1:{relay.port}",
+                "token": token,
+                "model": MODEL,
+                "cache_dir": str(folder),
+                "topk": 1,
+                "demand.mode": mode,
+                "demand.max_away_s": 60.0,
+                "link.replan": False,
+            }
             for drop in DROPS[mode]:
                 settings = config.load(options=options | {"demand.max_drop_points": drop}, environ={})
                 with suppress(errors.InfeasibleError):
@@ -288,10 +301,28 @@ def add_command(found: Sequence[Photo], store: Path) -> list[str]:
     """Return the command that calibrates EfficientNet-Lite0 into ``store``."""
     spec = LITE0_PREPROCESS
     return [
-        sys.executable, "-m", "edge_server", "add", lite0.file(), "--name", MODEL, "--images", str(photos.calibration_views(found)),
-        "--class-names", str(_class_names()), "--size", str(spec.shape[0]), "--resize", str(spec.resize), "--mean", str(spec.mean[0]),
-        "--std", str(spec.std[0]), "--store", str(store),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "edge_server",
+        "add",
+        lite0.file(),
+        "--name",
+        MODEL,
+        "--images",
+        str(photos.calibration_views(found)),
+        "--class-names",
+        str(_class_names()),
+        "--size",
+        str(spec.shape[0]),
+        "--resize",
+        str(spec.resize),
+        "--mean",
+        str(spec.mean[0]),
+        "--std",
+        str(spec.std[0]),
+        "--store",
+        str(store),
+    ]
 
 
 def store_folder() -> Path:

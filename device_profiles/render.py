@@ -29,7 +29,9 @@ Row = tuple[str, Cell]
 
 
 def table(profile: DeviceProfile, width: int) -> RenderableType:
-    """All of ``profile`` in ``width`` columns: machine, condition, kernels, gaps, and the origin of each value that was not measured."""
+    """All of ``profile`` in ``width`` columns: machine, condition, kernels, gaps, and the origin of each value that
+    was not measured.
+    """
     measured = is_measured(profile)
     parts: list[RenderableType] = [_facts(profile, width), Text(), _kernels(profile.kernels, width, measured=measured)]
     if not measured:

@@ -1,4 +1,7 @@
-"""The `edge-agent` command: arguments and options only. Each command imports its implementation when it is called, so that ``--help`` is fast."""
+"""The `edge-agent` command: arguments and options only.
+
+Each command imports its implementation when it is called, so that ``--help`` is fast.
+"""
 
 from __future__ import annotations
 
@@ -220,7 +223,10 @@ def uninstall(
 
 @service_app.command(cls=options.Command)
 def status() -> None:
-    """Show the state of the service and its last error. Exit status: 0 ready, 1 running but not ready, 2 not installed, 3 not running."""
+    """Show the state of the service and its last error.
+
+    Exit status: 0 ready, 1 running but not ready, 2 not installed, 3 not running.
+    """
     from edge_agent.commands import service as command
 
     raise typer.Exit(command.status())

@@ -1,4 +1,5 @@
-"""Settings of the agent: `Settings` defines each option, environment variable and TOML key, and its documentation (see `settings`).
+"""Settings of the agent: `Settings` defines each option, environment variable and TOML key, and its documentation (see
+`settings`).
 
 The configuration file is the one that ``--config`` or ``SPLITEDGE_CONFIG`` names, else the first that exists of
 ``~/.config/splitedge/agent.toml`` and ``/etc/splitedge/agent.toml``.
@@ -32,7 +33,10 @@ _Token = Annotated[str, Meta(max_length=4096, description="a token")]
 
 
 class ApiConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """``[api]``: the local HTTP API. It requires no token, so keep it on the loopback address unless you trust the network."""
+    """``[api]``: the local HTTP API.
+
+    It requires no token, so keep it on the loopback address unless you trust the network.
+    """
 
     host: Annotated[
         _Address, About("Address on which the local HTTP API listens. The API requires no token.", "--host")
@@ -84,7 +88,10 @@ class ReuseConfig(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ChainConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """``[chain]``: the next board, if several boards share a model. The first board also sets the objective of the chain."""
+    """``[chain]``: the next board, if several boards share a model.
+
+    The first board also sets the objective of the chain.
+    """
 
     next: Annotated[
         str,
@@ -108,7 +115,10 @@ class ChainConfig(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class StageConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """``[stage]``: the address on which a later board of a chain listens. A board with ``stage.port`` has no ``model``."""
+    """``[stage]``: the address on which a later board of a chain listens.
+
+    A board with ``stage.port`` has no ``model``.
+    """
 
     host: Annotated[_Address, About("Address on which a later board listens for the previous board.")] = "127.0.0.1"
     port: Annotated[
@@ -195,7 +205,8 @@ def reference() -> tuple[Setting, ...]:
 def load(
     path: Path | None = None, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
 ) -> Settings:
-    """The settings in effect. ``path``: the file, instead of the one that `file` finds; ``options`` as in `settings.load`.
+    """The settings in effect. ``path``: the file, instead of the one that `file` finds; ``options`` as in
+    `settings.load`.
 
     Raises `errors.ConfigError` that names the option, variable or key, and the allowed values.
     """
@@ -209,10 +220,13 @@ def load(
 
 
 def check_role(settings: Settings) -> None:
-    """Raise `errors.ConfigError` unless the board either accepts frames for a model or serves as a later board of a chain."""
+    """Raise `errors.ConfigError` unless the board either accepts frames for a model or serves as a later board of a
+    chain.
+    """
     if settings.model and settings.stage.port is not None:
         raise errors.ConfigError(
-            "`model` and `stage.port` are both set; unset `model` on a later board of a chain, or `stage.port` on the first",
+            "`model` and `stage.port` are both set; unset `model` on a later board of a chain, or `stage.port` on "
+            "the first",
             key="stage.port",
             reason="model-and-stage",
         )
@@ -236,7 +250,8 @@ def path_of(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise errors.ConfigError(
-            f"{text} is in a home folder and this user has none; give an absolute path, such as /etc/splitedge/{Path(text).name}",
+            f"{text} is in a home folder and this user has none; give an absolute path, such as "
+            f"/etc/splitedge/{Path(text).name}",
             reason="no-home",
         ) from error
 
@@ -259,7 +274,8 @@ def _is_file(place: Path) -> bool:
 
 
 def token(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
-    """The bearer token from ``token``, ``token_file`` or systemd's credential, in this order; an empty string without any.
+    """The bearer token from ``token``, ``token_file`` or systemd's credential, in this order; an empty string without
+    any.
 
     Raises `errors.ConfigError` if the file cannot be read or does not contain one line of printable ASCII.
     """

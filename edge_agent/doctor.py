@@ -159,7 +159,10 @@ def configuration(path: Path | None, options: Mapping[str, Any]) -> tuple[Settin
 
 
 async def server(settings: Settings) -> Check:
-    """Whether the server answers, accepts the token and has the model. At the default address, a missing server is no problem."""
+    """Whether the server answers, accepts the token and has the model.
+
+    At the default address, a missing server is no problem.
+    """
     try:
         async with asyncio.timeout(limits.DOCTOR_TIMEOUT), peers.client(settings) as client:
             models = {model.name: model for model in await client.models()}

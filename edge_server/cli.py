@@ -1,4 +1,7 @@
-"""The `edge-server` command: arguments and options only. Each command imports its implementation when it is called, so that ``--help`` is fast."""
+"""The `edge-server` command: arguments and options only.
+
+Each command imports its implementation when it is called, so that ``--help`` is fast.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +111,8 @@ def add(
         _pixels(
             "--preset",
             help="Normalization of pixels: imagenet (torchvision, most of timm), inception (-1 to 1: Keras, TensorFlow), efficientnet-lite "
-            "((x - 127) / 128), clip, cifar10, mnist, unit (0 to 1), raw (0 to 255). Images require this, or --mean and --std.",
+            "((x - 127) / 128), clip, cifar10, mnist, unit (0 to 1), raw (0 to 255). Images require this, or --mean "
+            "and --std.",
         ),
     ] = None,
     preprocess: Annotated[

@@ -1,4 +1,7 @@
-"""Settings of the server: `Settings` defines each option and environment variable, and its documentation. There is no configuration file."""
+"""Settings of the server: `Settings` defines each option and environment variable, and its documentation.
+
+There is no configuration file.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 def load(options: Mapping[str, object] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings in effect: an option overrides an environment variable, which overrides the default.
 
-    ``options`` maps keys to values; None means not given. Raises `errors.ConfigError` that names the option or variable.
+    ``options`` maps keys to values; None means not given. Raises `errors.ConfigError` that names the option or
+    variable.
     """
     return load_settings(Settings, None, options or {}, environ)
 

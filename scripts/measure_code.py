@@ -1,6 +1,7 @@
 """Measure functions, classes and sentences of this or another tree: `scripts/measure_code.py [TREE] [--json FILE]`.
 
-Code: the installed packages, benchmarks, examples and scripts. Sentences: README and docs, without code blocks, tables and headings.
+Code: the installed packages, benchmarks, examples and scripts. Sentences: README and docs, without code blocks, tables
+and headings.
 """
 
 from __future__ import annotations

@@ -74,7 +74,10 @@ def screen(output: str) -> list[str]:
 
 
 def picture(lines: list[str], columns: int, title: str) -> str:
-    """Return ``lines`` with their colours as SVG. Paths below this working tree become relative, and no fonts come from another host."""
+    """Return ``lines`` with their colours as SVG.
+
+    Paths below this working tree become relative, and no fonts come from another host.
+    """
     with Path(os.devnull).open("w") as nowhere:
         console = Console(record=True, width=columns, file=nowhere, force_terminal=True, color_system="truecolor")
         console.print(Text.from_ansi("\n".join(lines).strip().replace(f"{ROOT}/", "")))

@@ -168,9 +168,12 @@ def layers() -> str:
 
 
 MAKERS: Final[dict[str, Callable[[], str]]] = {
-    "reference/commands": commands, "reference/configuration": configuration, "reference/errors": error_codes,
-    "reference/operators": operators, "architecture/index": layers,
-}  # fmt: skip
+    "reference/commands": commands,
+    "reference/configuration": configuration,
+    "reference/errors": error_codes,
+    "reference/operators": operators,
+    "architecture/index": layers,
+}
 
 
 if __name__ == "__main__":

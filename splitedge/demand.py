@@ -42,7 +42,8 @@ class DemandConfig(Demand, forbid_unknown_fields=True):
         str,
         Meta(min_length=1, max_length=limits.MAX_NAME, description='"nothing", "input" or the name of a layer'),
         About(
-            "Data that must not leave this board: nothing, input, or the name of a layer (then the input and every tensor "
+            "Data that must not leave this board: nothing, input, or the name of a layer (then the input and every "
+            "tensor "
             "before that layer's output).",
             "--keep",
         ),

@@ -22,8 +22,9 @@
     │   └── AgedError          it exceeded its maximum age before it was sent
     └── StoreError             an unusable folder, a full disk
 
-Every error has a message of one sentence that says what to do next, a ``code`` for programs, and ``data``. On the network it is
-``{"error": {"code": ..., "message": ..., "data": {...}}}``, which `from_wire` turns back into the same class.
+Every error has a message of one sentence that says what to do next, a ``code`` for programs, and ``data``. On the
+network it is ``{"error": {"code": ..., "message": ..., "data": {...}}}``, which `from_wire` turns back into the same
+class.
 """
 
 from __future__ import annotations
@@ -154,7 +155,8 @@ def _tree(root: type[SplitEdgeError]) -> dict[str, type[SplitEdgeError]]:
 
 
 def from_wire(value: object) -> SplitEdgeError:
-    """The error in a peer's ``{"code", "message", "data"}``; an unknown code or a malformed value is a `SplitEdgeError`.
+    """The error in a peer's ``{"code", "message", "data"}``; an unknown code or a malformed value is a
+    `SplitEdgeError`.
 
     The message is cut at 500 characters and stripped of control characters: it is printed on a terminal.
     """

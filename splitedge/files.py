@@ -64,8 +64,8 @@ def write(path: Path, data: bytes) -> None:
 def replace(path: Path, data: bytes, *, mode: int = 0o666, durable: bool = True) -> None:
     """Write ``path`` atomically: readers, and the next start after a power cut, see the old content or the new.
 
-    The folder must exist. ``mode`` is subject to the umask. ``durable`` flushes file and folder to the disk; without it a power cut may leave an
-    empty file. Raises `OSError`.
+    The folder must exist. ``mode`` is subject to the umask. ``durable`` flushes file and folder to the disk; without it
+    a power cut may leave an empty file. Raises `OSError`.
     """
     temporary = path.with_name(PARTIAL + secrets.token_hex(8))
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -82,7 +82,10 @@ def replace(path: Path, data: bytes, *, mode: int = 0o666, durable: bool = True)
 
 
 def rename(source: Path, target: Path, *, durable: bool = True) -> None:
-    """Rename the flushed file ``source`` to ``target`` in the same folder; ``durable`` also flushes the folder. Raises `OSError`."""
+    """Rename the flushed file ``source`` to ``target`` in the same folder; ``durable`` also flushes the folder.
+
+    Raises `OSError`.
+    """
     source.replace(target)
     if durable:
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,6 +1,8 @@
-"""Start and end of both commands: refuse an unsupported platform, and turn every error into one sentence and an exit status.
+"""Start and end of both commands: refuse an unsupported platform, and turn every error into one sentence and an exit
+status.
 
-It imports only the standard library and the error tree, because it runs before numpy and numba, which fail with a traceback on such a platform.
+It imports only the standard library and the error tree, because it runs before numpy and numba, which fail with a
+traceback on such a platform.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ _SYSTEM = {
 def run(program: str, start: Callable[[], object], failed: Callable[[str], object] | None = None) -> None:
     """`check`, then ``start()``. Leaves by `SystemExit` with the exit status that ``start`` returns.
 
-    An error prints one line on standard error and sets the exit status; ``failed`` gets that line. ``SPLITEDGE_DEBUG=1`` shows the traceback
-    instead. A warning is one line too.
+    An error prints one line on standard error and sets the exit status; ``failed`` gets that line.
+    ``SPLITEDGE_DEBUG=1`` shows the traceback instead. A warning is one line too.
     """
     warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {printable(str(message))}\n"
     try:
@@ -105,7 +107,10 @@ class _Log(io.FileIO):
 
 
 def _over(raw: type[io.FileIO], stream: Any) -> Any:
-    """``stream`` through ``raw`` and with our handler of encoding errors, if it is a system file. Tests replace it by other streams."""
+    """``stream`` through ``raw`` and with our handler of encoding errors, if it is a system file.
+
+    Tests replace it by other streams.
+    """
     buffered = isinstance(getattr(stream, "buffer", None), io.BufferedWriter)  # otherwise PYTHONUNBUFFERED is set
     if type(stream) is not io.TextIOWrapper or not isinstance(
         stream.buffer.raw if buffered else stream.buffer, io.FileIO
@@ -114,13 +119,19 @@ def _over(raw: type[io.FileIO], stream: Any) -> Any:
     stream.flush()
     file = raw(stream.fileno(), "w", closefd=False)
     return io.TextIOWrapper(
-        io.BufferedWriter(file) if buffered else file, stream.encoding, "splitedge",
-        line_buffering=stream.line_buffering, write_through=not buffered,
-    )  # fmt: skip
+        io.BufferedWriter(file) if buffered else file,
+        stream.encoding,
+        "splitedge",
+        line_buffering=stream.line_buffering,
+        write_through=not buffered,
+    )
 
 
 def printable(text: str) -> str:
-    """``text`` on one line without control characters. Bytes of a file name that are not UTF-8 are shown as ``\\xe9``."""
+    """``text`` on one line without control characters.
+
+    Bytes of a file name that are not UTF-8 are shown as ``\\xe9``.
+    """
     line = " ".join(text.split())
     return "".join(c if c.isprintable() else _spelling(c) for c in line)
 
@@ -229,7 +240,9 @@ def _python_problem(version: tuple[int, ...]) -> str:
 
 
 def _name_problem(packages: Iterable[str] = PACKAGES) -> str:
-    """Other distributions also install a package named ``kernels`` or ``edge_agent``: each of ours must come from this installation."""
+    """Other distributions also install a package named ``kernels`` or ``edge_agent``: each of ours must come from
+    this installation.
+    """
     for package in packages:
         origin = _origin(package)
         if origin is not None and origin.resolve() != Path(__file__).resolve().parents[1] / package:
@@ -251,7 +264,10 @@ def _origin(package: str) -> Path | None:
 
 
 def _numba_problem(settings: Path) -> str:
-    """Numba reads this file of the working directory when it compiles. Its settings can slow kernels down or abort the process."""
+    """Numba reads this file of the working directory when it compiles.
+
+    Its settings can slow kernels down or abort the process.
+    """
     if not settings.is_file():
         return ""
     return f"{settings.absolute()} changes how numba compiles kernels; remove it, or run in another folder"

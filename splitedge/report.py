@@ -27,7 +27,10 @@ _STAGES = (("device", "green", "█"), ("transfer", "yellow", "▒"), ("queue", 
 
 
 def explain(plan: Plan, width: int, command: str, *, layers: bool = False) -> RenderableType:
-    """``plan`` in ``width`` columns, with a row for each layer if ``layers``. ``command`` prints this; with ``--json`` it prints everything."""
+    """``plan`` in ``width`` columns, with a row for each layer if ``layers``.
+
+    ``command`` prints this; with ``--json`` it prints everything.
+    """
     title = Text("\n".join(wrap(headline(plan), width)), style="bold")
     parts: list[RenderableType] = [title, Text(), *_time(plan, width), Text(), _facts(plan, width)]
     if boards(plan) > 1:
@@ -80,7 +83,9 @@ def headline(plan: Plan) -> str:
 
 
 def noise(plan: Plan, width: int) -> RenderableType:
-    """Bits and share of the noise of every layer, of the codec and of the activations in the head; side by side if there are many."""
+    """Bits and share of the noise of every layer, of the codec and of the activations in the head; side by side if
+    there are many.
+    """
     rows = [(plain(one.layer), str(one.weights), f"{one.bits:.1f}", _share(one.noise_share)) for one in plan.layers]
     if plan.mode != "device":
         rows.append(("(codec at the cut)", "", coding(plan.ladder[plan.codec]), _share(plan.codec_share)))
@@ -124,7 +129,8 @@ def bits(plan: Plan) -> str:
 
 
 def runners_up(plan: Plan, width: int, command: str) -> RenderableType:
-    """The best plans that lost, and why: at most `SHOWN` that cut inside the network, one per cut, and those that do not cut.
+    """The best plans that lost, and why: at most `SHOWN` that cut inside the network, one per cut, and those that do
+    not cut.
 
     Names are complete, for ``--keep``.
     """

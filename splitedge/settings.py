@@ -1,10 +1,10 @@
 """Settings of a program: one struct defines its options, environment variables, TOML keys and their documentation.
 
-A setting is a field of a msgspec struct. Its annotation holds the type, the limits (`msgspec.Meta`, whose ``description`` states the allowed
-values for error messages) and an `About`. Sections of the file are nested structs.
+A setting is a field of a msgspec struct. Its annotation holds the type, the limits (`msgspec.Meta`, whose
+``description`` states the allowed values for error messages) and an `About`. Sections of the file are nested structs.
 
-An option overrides an environment variable, which overrides the file, which overrides the default. An unknown key in the file is an error:
-a misspelt setting must not be ignored silently.
+An option overrides an environment variable, which overrides the file, which overrides the default. An unknown key in
+the file is an error: a misspelt setting must not be ignored silently.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class About(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One setting in all its forms. ``kind`` is its annotated type; all other fields are text for documentation and messages."""
+    """One setting in all its forms.
+
+    ``kind`` is its annotated type; all other fields are text for documentation and messages.
+    """
 
     key: str  # in TOML, with the section: "api.port"
     option: str  # "--port"; of a Boolean "--replan/--no-replan"
@@ -63,7 +66,8 @@ def reference(struct: type[msgspec.Struct]) -> tuple[Setting, ...]:
 def load(struct: type[T], file: Path | None, options: Mapping[str, object], environ: Mapping[str, str]) -> T:
     """The settings in effect. ``options`` maps keys to values; None means that the option was not given.
 
-    Raises `errors.ConfigError` that names the option, variable or key, and the allowed values. ``data`` has the key and ``where`` the value is.
+    Raises `errors.ConfigError` that names the option, variable or key, and the allowed values. ``data`` has the key and
+    ``where`` the value is.
     """
     known = {setting.key: setting for setting in reference(struct)}
     values = {} if file is None else _flatten(_parse(file), file, "", known)
@@ -185,7 +189,8 @@ def _parse(path: Path) -> dict[str, Any]:
         ) from error
     if len(data) > limits.MAX_CONFIG_BYTES:
         raise errors.ConfigError(
-            f"the configuration file {path} is larger than {limits.MAX_CONFIG_BYTES} bytes; give the path of a TOML file",
+            f"the configuration file {path} is larger than {limits.MAX_CONFIG_BYTES} bytes; give the path of a TOML "
+            "file",
             reason="too-large",
         )
     try:

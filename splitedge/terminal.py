@@ -55,7 +55,10 @@ def shorten(text: str, length: int) -> str:
 
 
 def wrap(text: str, width: int, indent: str = "") -> list[str]:
-    """``text`` in lines of at most ``width`` characters, all but the first after ``indent``. Words stay whole, also those longer than a line."""
+    """``text`` in lines of at most ``width`` characters, all but the first after ``indent``.
+
+    Words stay whole, also those longer than a line.
+    """
     found = textwrap.wrap(text, max(1, width), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return found or [""]
 
@@ -75,7 +78,8 @@ def width(piped: int = 80) -> int:
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int, *, header: bool = True) -> Text:
     """``rows`` below the headings, in lines of at most ``width`` characters.
 
-    A table that is too wide loses optional columns, the last first; then cells are shortened in the middle; then the first column gets lines of its own.
+    A table that is too wide loses optional columns, the last first; then cells are shortened in the middle; then the
+    first column gets lines of its own.
     """
     cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     shown = list(range(len(columns)))
@@ -95,7 +99,9 @@ def definitions(rows: Sequence[tuple[Cell, Cell]], width: int) -> Text:
 
 
 class Progress:
-    """Status messages of a command, on standard error: a spinner on a terminal; elsewhere a line for each step that takes longer than `QUIET_S`."""
+    """Status messages of a command, on standard error: a spinner on a terminal; elsewhere a line for each step that
+    takes longer than `QUIET_S`.
+    """
 
     def __init__(self, program: str) -> None:
         self._program, self._console = program, Console(stderr=True)

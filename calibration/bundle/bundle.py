@@ -95,9 +95,18 @@ class Bundle:
     def info(self) -> ModelInfo:
         """The bundle as a model listing shows it."""
         return ModelInfo(
-            name=self.name, bundle=self.sha256, metric=self.metric, samples=self.samples, cuts=self.cuts, unsupported=self.unsupported, preprocess=self.preprocess,
-            float_top1=self.manifest.float_top1, tokenizer=self.tokenizer, output=self.output, offered=self.offered,
-        )  # fmt: skip
+            name=self.name,
+            bundle=self.sha256,
+            metric=self.metric,
+            samples=self.samples,
+            cuts=self.cuts,
+            unsupported=self.unsupported,
+            preprocess=self.preprocess,
+            float_top1=self.manifest.float_top1,
+            tokenizer=self.tokenizer,
+            output=self.output,
+            offered=self.offered,
+        )
 
     def header(self, cut: int, weight_bits: Bits = 8, start: int = 0) -> seg.Header:
         """The header of a segment, without the golden hash. Computes no weights."""

@@ -129,12 +129,26 @@ def create(
     stats |= {f"counts/{site.spot.index}": site.histogram.counts for site in sites}
     stats |= {f"values/{site.spot.index}": site.histogram.values for site in sites if site.spot.quantization is None}
     manifest = Manifest(
-        FORMAT, name, judged_by, list(labels), len(samples), samples.preprocess,
-        [Listed(p.cut, p.reachable, p.reason) for p in work.places], cuts.unsupported(network),
-        {t: (q.scale, q.zero_point) for t, q in work.calibration.quantizations.items()}, list(noises.values()),
-        [site.noise for site in sites], work.other_bytes(noises), tried, accuracy_model, work.tail_ms(), {}, output, top1,
+        FORMAT,
+        name,
+        judged_by,
+        list(labels),
+        len(samples),
+        samples.preprocess,
+        [Listed(p.cut, p.reachable, p.reason) for p in work.places],
+        cuts.unsupported(network),
+        {t: (q.scale, q.zero_point) for t, q in work.calibration.quantizations.items()},
+        list(noises.values()),
+        [site.noise for site in sites],
+        work.other_bytes(noises),
+        tried,
+        accuracy_model,
+        work.tail_ms(),
+        {},
+        output,
+        top1,
         None if tokenizer is None else tokenizer.reference(),
-    )  # fmt: skip
+    )
     codecs = {
         f"{site.spot.index}/{rule}/{bits}": made for site in sites for (rule, bits), made in site.histogram.kept.items()
     }

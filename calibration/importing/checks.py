@@ -14,13 +14,27 @@ from calibration.importing.graph import reads, short, subgraphs
 from splitedge import errors
 
 _RANDOM: Final = {
-    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial",
-}  # fmt: skip
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+}
 #: Operators whose weights must be finite. In other operators infinity is valid: masks add it, and a Clip may be open on
 #: one side.
 _WEIGHTED: Final = {
-    "Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "InstanceNormalization", "LayerNormalization", "PRelu", "LSTM", "GRU",
-}  # fmt: skip
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "BatchNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "PRelu",
+    "LSTM",
+    "GRU",
+}
 
 
 def refuse_training(model: onnx.ModelProto) -> None:

@@ -141,9 +141,11 @@ def _prepend(model: onnx.ModelProto, graph: Graph, pad: int) -> str:
     ids, tokens = graph.input, graph.shapes[graph.input][-1]
     names = [f"{ids}@{part}{pad}" for part in ("pad", "padding", "away", "row", "mask")]
     constants = {
-        names[0]: np.array(pad, np.int64), f"{names[2]}/yes": np.array(OURS, np.float32),
-        f"{names[2]}/no": np.array(0, np.float32), f"{names[3]}/shape": np.array([1, 1, 1, tokens], np.int64),
-    }  # fmt: skip
+        names[0]: np.array(pad, np.int64),
+        f"{names[2]}/yes": np.array(OURS, np.float32),
+        f"{names[2]}/no": np.array(0, np.float32),
+        f"{names[3]}/shape": np.array([1, 1, 1, tokens], np.int64),
+    }
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     nodes = [
         helper.make_node("Equal", [ids, names[0]], [names[1]], names[1]),

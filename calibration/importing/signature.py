@@ -19,24 +19,45 @@ Role = Literal["mask", "types", "positions"]
 
 #: Roles of the inputs other than the token ids, by a part of their name.
 _ROLES: Final[dict[str, Role]] = {
-    "mask": "mask", "token_type": "types", "segment": "types", "type_ids": "types", "position": "positions",
-}  # fmt: skip
+    "mask": "mask",
+    "token_type": "types",
+    "segment": "types",
+    "type_ids": "types",
+    "position": "positions",
+}
 
 #: Operators defined for [N, C, H, W] only: an input that one of them reads has its channels first.
 _CHANNELS_FIRST: Final = {
-    "Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "BatchNormalization", "InstanceNormalization",
-    "LpPool", "GlobalLpPool", "LRN",
-}  # fmt: skip
+    "Conv",
+    "ConvTranspose",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "BatchNormalization",
+    "InstanceNormalization",
+    "LpPool",
+    "GlobalLpPool",
+    "LRN",
+}
 #: The permutation from the image's original axes to those after `channels_first`.
 TURNED: Final = (0, 3, 1, 2)
 #: Operators that change the shape of a tensor and keep the order of its elements.
 SHAPES: Final = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
 #: The largest index that each type holds exactly. Indices in other types are not supported.
 _GREATEST: Final = {
-    TensorProto.INT64: 2**31, TensorProto.INT32: 2**31, TensorProto.UINT64: 2**31, TensorProto.UINT32: 2**31, TensorProto.DOUBLE: 2**31,
-    TensorProto.FLOAT: 2**24, TensorProto.FLOAT16: 2048, TensorProto.UINT16: 65535, TensorProto.INT16: 32767, TensorProto.UINT8: 255,
+    TensorProto.INT64: 2**31,
+    TensorProto.INT32: 2**31,
+    TensorProto.UINT64: 2**31,
+    TensorProto.UINT32: 2**31,
+    TensorProto.DOUBLE: 2**31,
+    TensorProto.FLOAT: 2**24,
+    TensorProto.FLOAT16: 2048,
+    TensorProto.UINT16: 65535,
+    TensorProto.INT16: 32767,
+    TensorProto.UINT8: 255,
     TensorProto.INT8: 127,
-}  # fmt: skip
+}
 #: Operators that may follow an ArgMax and keep its indices, as far as the type holds them.
 _PASS_INDICES: Final = {*SHAPES, "Cast"}
 

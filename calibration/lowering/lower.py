@@ -162,7 +162,7 @@ def lower(
     size = place(work.tensors, work.ops, source, output)
     header = seg.Header(
         model, layer_name, most, spec, work.tensors, source, output, work.ops, size, work.constants.size, golden
-    )  # fmt: skip
+    )
     return Lowered(header, work.index, work.constants)
 
 

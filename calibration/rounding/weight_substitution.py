@@ -61,7 +61,9 @@ def _shapes(layer: Weighted) -> dict[str, list[int]]:
     """Shapes of the tensors of `weights`, in the same order."""
     if isinstance(layer, Linear):
         depth = layer.weight.shape[1]
-        pairs = [(f"{t}@weight", [depth, len(places)], f"{t}@bias", [len(places)]) for t, places in layer.products.items()]  # fmt: skip
+        pairs = [
+            (f"{t}@weight", [depth, len(places)], f"{t}@bias", [len(places)]) for t, places in layer.products.items()
+        ]
         return {name: shape for a, b, c, d in pairs for name, shape in ((a, b), (c, d))}
     if not isinstance(layer, Conv):
         return {f"{layer.out}@weight": list(layer.weight.shape)}
@@ -112,12 +114,21 @@ def _conv(network: Network, layer: Conv) -> list[onnx.NodeProto]:
     if layer.view is None:
         nodes = [
             helper.make_node(
-                "Conv", [x, weight, bias], names[:1], strides=layer.stride, dilations=layer.dilation, pads=pad, group=layer.groups,
+                "Conv",
+                [x, weight, bias],
+                names[:1],
+                strides=layer.stride,
+                dilations=layer.dilation,
+                pads=pad,
+                group=layer.groups,
             )
-        ]  # fmt: skip
+        ]
     else:
         rank = len(network.graph.shapes[x])
-        flat = [helper.make_node("Transpose", [x], names[1:2], perm=[0, 2, 3, 1]), helper.make_node("Flatten", names[1:2], names[2:], axis=1)]  # fmt: skip
+        flat = [
+            helper.make_node("Transpose", [x], names[1:2], perm=[0, 2, 3, 1]),
+            helper.make_node("Flatten", names[1:2], names[2:], axis=1),
+        ]
         first = helper.make_node(
             "MatMul" if layer.groups == 1 else "Mul", [names[2] if rank == 4 else x, weight], [f"{names[0]}+"]
         )

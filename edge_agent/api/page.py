@@ -25,7 +25,7 @@ _PATHS: Final = (
     ("GET", "/v1/status", "state, plan and counts, as JSON"),
     ("GET", "/healthz", "200 while frames are served, else 503"),
     ("GET", "/metrics", "Prometheus text"),
-)  # fmt: skip
+)
 
 
 def render(status: Mapping[str, Any]) -> str:

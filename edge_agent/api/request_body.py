@@ -175,7 +175,8 @@ def _check_length(shape: tuple[int, ...], dtype: np.dtype[np.generic], size: int
     if size != wanted:
         article = "an" if dtype.kind == "i" else "a"
         raise errors.InputError(
-            f"{article} {dtype} tensor of shape {list(shape)} has {wanted} bytes, the body has {size}; correct X-Shape or X-Dtype",
+            f"{article} {dtype} tensor of shape {list(shape)} has {wanted} bytes, the body has {size}; correct "
+            "X-Shape or X-Dtype",
             reason="body-bytes",
         )
 

@@ -36,9 +36,11 @@ class Frames(NamedTuple):
 
 
 def frames(patterns: list[str], texts: list[str], out: Path | None = None) -> Frames:
-    """The frames in ``texts`` and in the files, folders and globs of ``patterns``; none is read yet. Makes the folder ``out`` for outputs.
+    """The frames in ``texts`` and in the files, folders and globs of ``patterns``; none is read yet. Makes the folder
+    ``out`` for outputs.
 
-    Raises `errors.UsageError` without any, `errors.InputError` if none can be read or there are too many, `errors.StoreError` for the folder.
+    Raises `errors.UsageError` without any, `errors.InputError` if none can be read or there are too many,
+    `errors.StoreError` for the folder.
     """
     if not patterns and not texts:
         raise errors.UsageError("there is no input; give a file or a folder, or a text with --text", reason="no-inputs")
@@ -59,7 +61,9 @@ def frames(patterns: list[str], texts: list[str], out: Path | None = None) -> Fr
 
 
 def server(settings: Settings) -> None:
-    """Check that a model is selected, that the profile of the settings is usable, and that the server answers (`peers.check`)."""
+    """Check that a model is selected, that the profile of the settings is usable, and that the server answers
+    (`peers.check`).
+    """
     from edge_agent.planning import peers  # aiohttp: errors in arguments should not wait for this import
 
     config.require_model(settings)

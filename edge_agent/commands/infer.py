@@ -1,4 +1,6 @@
-"""`edge-agent infer FILE...`: run the model on images, texts and arrays, in order and pipelined, and show where the time goes."""
+"""`edge-agent infer FILE...`: run the model on images, texts and arrays, in order and pipelined, and show where the
+time goes.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ _ONE_LINE = 1 << 20  # a line per answer for other programs
 
 
 async def infer(settings: Settings, frames: Frames, *, json: bool, out: Path | None = None) -> int:
-    """Print the result of each of ``frames``, unreadable ones first, and a summary. Returns 0, or the exit status of the first failure.
+    """Print the result of each of ``frames``, unreadable ones first, and a summary. Returns 0, or the exit status of
+    the first failure.
 
     ``out``: an existing folder for the complete outputs, one .npy file per frame.
     """
@@ -78,7 +81,10 @@ class OutputFiles:
         self._folder, self._taken = folder, set[str]()
 
     def write(self, name: str, result: Result) -> Path:
-        """Write the output of the frame ``name``; a number distinguishes frames of the same name. Raises `errors.StoreError`."""
+        """Write the output of the frame ``name``; a number distinguishes frames of the same name.
+
+        Raises `errors.StoreError`.
+        """
         stem = "".join(c if c.isalnum() or c in "._- " else "_" for c in Path(name).stem)[:_STEM].strip(". ") or "frame"
         number, file = 1, f"{stem}.npy"
         while file in self._taken:
@@ -113,7 +119,9 @@ def _as_json(name: str, result: Result, file: str) -> str:
 
 
 def text(name: str, result: Result, file: str, width: int) -> str:
-    """The answer, then time and bytes, in lines of at most ``width`` characters; ``file``: the file of the output, if there is one."""
+    """The answer, then time and bytes, in lines of at most ``width`` characters; ``file``: the file of the output,
+    if there is one.
+    """
     sent = f"{size(result.payload_bytes)} sent" if result.payload_bytes else "nothing sent"
     if result.cached:
         sent += ", answer of an earlier frame reused"

@@ -29,8 +29,10 @@ async def plan(
 ) -> None:
     """Print the server's plan for this machine and link. Downloads no segment and runs no frame.
 
-    ``board``: plan for this known board instead of this machine. ``assumed``: values of the link (fields of `LinkEstimate`), which are then not
-    measured. The output names both. ``plot``: a file for the picture of the trade-offs, which the server draws after the plan is printed.
+    ``board``: plan for this known board instead of this machine. ``assumed``: values of the link (fields of
+    `LinkEstimate`), which are then not
+    measured. The output names both. ``plot``: a file for the picture of the trade-offs, which the server draws after
+    the plan is printed.
     """
     assumed = assumed or {}
     known_board = known.load(board) if board else None

@@ -39,7 +39,10 @@ def profile(*, quick: bool, out: Path | None, json: bool, watts: float | None) -
 
 
 def known_boards(name: str | None, *, asked: bool, json: bool) -> None:
-    """Print the profile of the known board ``name``, or list all. Raises `UsageError` for an unknown name, or without ``asked`` (--known)."""
+    """Print the profile of the known board ``name``, or list all.
+
+    Raises `UsageError` for an unknown name, or without ``asked`` (--known).
+    """
     if not asked:
         raise UsageError(
             f"`edge-agent profile` measures this machine; for a known board give --known {name}",

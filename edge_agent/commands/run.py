@@ -1,11 +1,11 @@
 """`edge-agent run`: the agent, or a later board of a chain, with its local HTTP API.
 
-The API listens before the kernels are imported, and answers 503 until frames are served. systemd gets READY as soon as the API listens, so
-that a missing server does not fail the start of the board.
+The API listens before the kernels are imported, and answers 503 until frames are served. systemd gets READY as soon as
+the API listens, so that a missing server does not fail the start of the board.
 
 - Temporary errors (`endpoint.heals`) are retried without limit.
-- A refusal by the server ends the program, except under systemd. There the agent tries again, so that a remote board recovers once the token,
-  model or certificate is corrected on the server.
+- A refusal by the server ends the program, except under systemd. There the agent tries again, so that a remote board
+  recovers once the token, model or certificate is corrected on the server.
 - Other errors end the program. systemd restarts it, except after errors that a restart cannot cure (`service/unit.py`).
 """
 

@@ -12,7 +12,10 @@ from splitedge import errors
 
 
 def install(config: Path | None, token_file: Path | None, *, dry_run: bool) -> None:
-    """Install and start the service, and wait until it is ready or waits for its server. With ``dry_run``, only print the unit."""
+    """Install and start the service, and wait until it is ready or waits for its server.
+
+    With ``dry_run``, only print the unit.
+    """
     given = {"config_path": config.absolute()} if config else {}
     options = service.default_options(**given, token_file=token_file.absolute() if token_file else None)
     try:
@@ -37,7 +40,9 @@ def _list(title: str, paths: list[Path]) -> None:
 
 
 def status() -> int:
-    """Print the state and the last error; returns 0 if the agent is ready, 1 if it runs but is not ready, 3 if it does not run."""
+    """Print the state and the last error; returns 0 if the agent is ready, 1 if it runs but is not ready, 3 if it
+    does not run.
+    """
     state = service.status()
     enabled = "enabled" if state.enabled else "not enabled"
     print(f"{NAME}: {state.active} ({state.state}), {enabled}, {state.restarts} restarts")

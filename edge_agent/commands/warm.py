@@ -12,7 +12,10 @@ from splitedge.errors import StoreError
 
 
 def warm() -> None:
-    """Print a line for each kernel as it is compiled, and a summary. Raises `StoreError` if compiled kernels cannot be stored."""
+    """Print a line for each kernel as it is compiled, and a summary.
+
+    Raises `StoreError` if compiled kernels cannot be stored.
+    """
     if jit.CACHE_PROBLEM:
         raise StoreError(jit.advice())
     started = time.monotonic()

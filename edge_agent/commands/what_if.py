@@ -16,7 +16,9 @@ from splitedge.terminal import wrap
 
 @dataclass(frozen=True)
 class WhatIf:
-    """Assumptions of a plan: a known ``board`` with its profile instead of this machine, and the values of the link in ``given``."""
+    """Assumptions of a plan: a known ``board`` with its profile instead of this machine, and the values of the link
+    in ``given``.
+    """
 
     board: str | None
     profile: DeviceProfile | None
@@ -24,7 +26,9 @@ class WhatIf:
     given: list[str]
 
     def document(self) -> dict[str, Any]:
-        """JSON values: the board with the origin of each field of its profile, and the link with the origin of each value."""
+        """JSON values: the board with the origin of each field of its profile, and the link with the origin of each
+        value.
+        """
         marks = {field: "given" if field in self.given else "measured" for field in LinkEstimate.__struct_fields__}
         found: dict[str, Any] = {"link": msgspec.to_builtins(self.link), "link_marks": marks, "board": self.board}
         if self.profile is not None:

@@ -40,8 +40,10 @@ def check_plan(plan: Plan, header: segment.Header, demand: Demand) -> None:
         raise errors.PlanError(
             f"the server's plan would send {plan.cut.tensor[:100]}, which the demand to keep {demand.keep!r} forbids; "
             "the plan is refused",
-            plan=plan.id, keep=demand.keep, reason="keep-forbids",
-        )  # fmt: skip
+            plan=plan.id,
+            keep=demand.keep,
+            reason="keep-forbids",
+        )
 
 
 def check_ladder(plan: Plan, demand: Demand) -> None:

@@ -31,8 +31,10 @@ class QueueLimit:
         if not self._fits(size):
             raise errors.BusyError(
                 f"the queue is full ({self.frames} frames, {self.bytes} bytes); try again when some are answered",
-                frames=self.frames, bytes=self.bytes, reason="queue",
-            )  # fmt: skip
+                frames=self.frames,
+                bytes=self.bytes,
+                reason="queue",
+            )
         if not self.frames:
             self._busy_since = time.monotonic()
         self.frames += 1

@@ -18,9 +18,12 @@ _SHOWN = (
     "UnitFileState,ActiveState,SubState,MainPID,NRestarts,StateChangeTimestamp,StatusText,Result,ExecMainStatus,Job"
 )
 _RESULTS = {
-    "signal": "a signal ended it", "core-dump": "it crashed", "watchdog": "it hung and the watchdog ended it",
-    "timeout": "it exceeded the time limit for its start or stop", "oom-kill": "it ran out of memory",
-}  # fmt: skip
+    "signal": "a signal ended it",
+    "core-dump": "it crashed",
+    "watchdog": "it hung and the watchdog ended it",
+    "timeout": "it exceeded the time limit for its start or stop",
+    "oom-kill": "it ran out of memory",
+}
 _STATUSES = {
     NO_CREDENTIAL: (
         "systemd cannot read the token file of LoadCredential=; restore it, or run `edge-agent service install` again"
@@ -170,9 +173,14 @@ def _journal() -> list[str]:
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, errors="replace", timeout=limits.SERVICE_TIMEOUT, check=False,
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limits.SERVICE_TIMEOUT,
+            check=False,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PlatformError(
             f"`{' '.join(command[:2])}` did not finish; see `journalctl -u splitedge-agent -n 50`",

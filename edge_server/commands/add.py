@@ -97,9 +97,18 @@ def add(folder: Path, request: Request) -> None:
             with store.bundles.create(name, replace=request.replace) as path:
                 cache = store.folder / "cache"
                 bundle = creation.create(
-                    path, name, model, found, names, progress, request.rounding, cache, request.metric, reader,
+                    path,
+                    name,
+                    model,
+                    found,
+                    names,
+                    progress,
+                    request.rounding,
+                    cache,
+                    request.metric,
+                    reader,
                     request.output_kind,
-                )  # fmt: skip
+                )
                 patterns = load_or_build_table(store, bundle, lambda done, total: progress("patterns", done, total))
             if set_names and len(set_names) == outputs:
                 store.bundles.set_class_names(name, set_names)
@@ -136,7 +145,10 @@ def _checked(name: str, request: Request) -> preprocessing.Spec:
 
 
 def _look(progress: Phases, model: onnx.ModelProto, found: samples.Samples, request: Request) -> str:
-    """Report how the float model answers a few samples. Returns a warning if a preset fits clearly better, else an empty string."""
+    """Report how the float model answers a few samples.
+
+    Returns a warning if a preset fits clearly better, else an empty string.
+    """
     progress("first look", 0, 0)
     seen = FirstLook(model, found, request.output_kind, request.metric)
     if seen.look is None:
@@ -239,7 +251,10 @@ def _show(bundle: Bundle, patterns: Patterns, *, verbose: bool) -> None:
 
 
 def _notes(bundle: Bundle, over: int) -> Iterator[str]:
-    """The accuracy of the float model, the output, and the conditions of the table. ``over``: cuts with a larger drop than `SHOWN_DROP`."""
+    """The accuracy of the float model, the output, and the conditions of the table.
+
+    ``over``: cuts with a larger drop than `SHOWN_DROP`.
+    """
     yield from _float_top1(bundle)
     yield f"output: {output(bundle.output)}"
     unseen = " that weight rounding did not use" if bundle.accuracy.samples < bundle.samples else ""
@@ -295,7 +310,9 @@ def _chance(classes: int) -> str:
 
 
 def hardly_above_chance(classes: int) -> float:
-    """The share of right answers (0 to 1) below which a model is suspect: 3 x chance or, with few classes, chance + (1 - chance) / 4."""
+    """The share of right answers (0 to 1) below which a model is suspect: 3 x chance or, with few classes, chance +
+    (1 - chance) / 4.
+    """
     chance = 1 / classes
     return min(3 * chance, chance + (1 - chance) / 4)
 
@@ -321,7 +338,9 @@ def _row(bundle: Bundle, patterns: Patterns, place: int) -> list[str]:
 
 
 def _least(patterns: Patterns, index: int) -> tuple[str, ...]:
-    """Bits and bytes of the cut's candidate with the fewest bytes (segment plus frame) and a drop of at most `SHOWN_DROP`; `OVER` without one."""
+    """Bits and bytes of the cut's candidate with the fewest bytes (segment plus frame) and a drop of at most
+    `SHOWN_DROP`; `OVER` without one.
+    """
     level = max((i for i, one in enumerate(patterns.levels) if one.drop_points <= SHOWN_DROP), default=-1)
     rows = np.flatnonzero((patterns.option == index) & (patterns.level <= level))
     if not len(rows):

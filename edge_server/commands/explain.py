@@ -25,7 +25,10 @@ from splitedge.report import explain as plan_as_text
 
 
 def profile_of(file: Path | None, board: str | None) -> DeviceProfile:
-    """The profile in ``file`` or of the known ``board``. Raises `errors.UsageError` unless exactly one is given, and as reading it does."""
+    """The profile in ``file`` or of the known ``board``.
+
+    Raises `errors.UsageError` unless exactly one is given, and as reading it does.
+    """
     if (file is None) == (board is None):
         raise errors.UsageError(
             "give one board: --profile FILE, from `edge-agent profile --out FILE`, "
@@ -36,7 +39,9 @@ def profile_of(file: Path | None, board: str | None) -> DeviceProfile:
 
 
 def bound(bundle: Bundle, points: float, noise: float) -> str:
-    """The noise of a plan, the noise that the accuracy bound allows, and the noise that QPART's bound on the mean would allow."""
+    """The noise of a plan, the noise that the accuracy bound allows, and the noise that QPART's bound on the mean
+    would allow.
+    """
     model = bundle.accuracy
     allowed, mean = model.within(points), model.qpart(points)
     ratio = f", {mean / allowed:.3g} times as much" if allowed > 0 else ""
@@ -77,7 +82,10 @@ def explain(
     layers: bool = False,
     verbose: bool = False,
 ) -> None:
-    """Print the plan for ``profile``, then draw its trade-offs to ``plot``. ``layers``: list each layer; ``verbose``: print `bound` and `fits`."""
+    """Print the plan for ``profile``, then draw its trade-offs to ``plot``.
+
+    ``layers``: list each layer; ``verbose``: print `bound` and `fits`.
+    """
     form = files.picture_form(plot.name) if plot else "svg"
     if plot:
         files.require_writable(plot)

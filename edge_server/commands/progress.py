@@ -83,7 +83,9 @@ class Phases:
 
 @contextlib.contextmanager
 def stopped_in_order() -> Iterator[None]:
-    """SIGTERM and Ctrl-C raise in the block, so that it removes unfinished files; then print one sentence and exit with 128 + signal."""
+    """SIGTERM and Ctrl-C raise in the block, so that it removes unfinished files; then print one sentence and exit
+    with 128 + signal.
+    """
 
     def stop(number: int, _: FrameType | None) -> None:
         raise _Stopped(number)

@@ -370,8 +370,8 @@ def _ladder(answer: _Answer, hop: Hop) -> list[int]:
 def _in_time(answer: _Answer, hop: Hop, codec: CutCodec, links: int) -> bool:
     """Whether a frame sent with ``codec`` takes at most this link's share of the time.
 
-    The time is the remainder of the demanded latency, but at most `LONGER` times the plan's. A board with links on both sides gives
-    half of its time to each.
+    The time is the remainder of the demanded latency, but at most `LONGER` times the plan's. A board with links on both
+    sides gives half of its time to each.
     """
     chain, route, demand = answer.chain, answer.route, answer.chain.demand
     chosen = chain.options[hop.end].codecs[hop.codec or 0]

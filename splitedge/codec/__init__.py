@@ -6,11 +6,11 @@
     y = decode(payload, codec, x.shape)
     error(samples, codec)                          # mean squared error on samples
 
-A `Codec` is an immutable protocol message. Its arrays and tables are prepared at first use and cached. The numerics reference defines the
-arithmetic bit for bit.
+A `Codec` is an immutable protocol message. Its arrays and tables are prepared at first use and cached. The numerics
+reference defines the arithmetic bit for bit.
 
-To add a clip rule, extend `clip`. To add a family, extend `fitting`. A new coding step also needs a field of `Codec`, its check in `prepared` and its
-code in `payload`.
+To add a clip rule, extend `clip`. To add a family, extend `fitting`. A new coding step also needs a field of `Codec`,
+its check in `prepared` and its code in `payload`.
 
 Every error is `errors.CodecError`. All functions are thread-safe.
 """
@@ -74,17 +74,21 @@ __all__ = [
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
-#: Optional steps of a codec beside quantization and packing: rotation, change of basis, dynamic range, entropy coding, JPEG.
+#: Optional steps of a codec beside quantization and packing: rotation, change of basis, dynamic range, entropy coding,
+#: JPEG.
 STAGES: Final = ("rotation", "basis", "range", "entropy", "jpeg")
 
 
 def fit(
     values: ArrayLike, rule: str, bits: int, *, weights: ArrayLike | None = None, percentile: float = PERCENTILE
 ) -> Codec:
-    """A codec with one range for the whole tensor, by ``rule`` (one of `RULES` or `PUBLISHED`, see `clip`) at ``bits`` 2..8.
+    """A codec with one range for the whole tensor, by ``rule`` (one of `RULES` or `PUBLISHED`, see `clip`) at ``bits``
+    2..8.
 
-    ``values``: any shape. ``weights``: counts of the same shape, so a histogram can replace the tensor. A constant gets scale 0 and is reconstructed
-    exactly; an empty tensor is the constant 0. Raises for NaN, infinity, weights that are all 0, an unknown rule or width.
+    ``values``: any shape. ``weights``: counts of the same shape, so a histogram can replace the tensor. A constant gets
+    scale 0 and is reconstructed
+    exactly; an empty tensor is the constant 0. Raises for NaN, infinity, weights that are all 0, an unknown rule or
+    width.
     """
     _check_request(rule, bits, percentile)
     if weights is None and np.size(values) == 0:
@@ -93,7 +97,10 @@ def fit(
 
 
 def pixels(mean: Sequence[float], std: Sequence[float], quality: int) -> Codec:
-    """The JPEG codec of ``quality`` 1..100 for an image with values (pixel - mean[c]) / std[c]. Raises if these give no finite range."""
+    """The JPEG codec of ``quality`` 1..100 for an image with values (pixel - mean[c]) / std[c].
+
+    Raises if these give no finite range.
+    """
     lo = tuple(float(np.float32(-m / s)) for m, s in zip(mean, std, strict=True))
     codec = Codec(f"jpeg-{quality}", 8, lo, tuple(float(np.float32(1 / s)) for s in std), jpeg=quality)
     prepare(codec)
@@ -108,7 +115,8 @@ def exact(scale: float, zero_point: int) -> Codec:
 def fit_channels(
     values: ArrayLike, rule: str, bits: int, *, weights: ArrayLike | None = None, percentile: float = PERCENTILE
 ) -> Codec:
-    """A codec with a range for each channel of ``values`` [..., C], or of C histograms ``weights`` [C, K] over the K ``values``.
+    """A codec with a range for each channel of ``values`` [..., C], or of C histograms ``weights`` [C, K] over the K
+    ``values``.
 
     Otherwise as `fit`. A channel without a value or count is an error.
     """
@@ -132,7 +140,9 @@ def fit_channels(
 
 
 def encode_codes(codes: U8, scale: float, zero_point: int, codec: Codec) -> bytes:
-    """The payload of an 8-bit tensor of ``codes`` (uint8, channels last): the same bytes as `encode` of scale * (codes - zero_point)."""
+    """The payload of an 8-bit tensor of ``codes`` (uint8, channels last): the same bytes as `encode` of scale *
+    (codes - zero_point).
+    """
     prepared = prepare(codec)
     flat = flattened(codes, np.uint8, prepared)
     if not prepared.plain or prepared.coder:
@@ -145,7 +155,9 @@ def encode_codes(codes: U8, scale: float, zero_point: int, codec: Codec) -> byte
 
 
 def work(codec: Codec, shape: Sequence[int]) -> dict[str, float]:
-    """The `STAGES` of ``codec``, each with its number of values for a tensor of ``shape`` (for a basis, of products)."""
+    """The `STAGES` of ``codec``, each with its number of values for a tensor of ``shape`` (for a basis, of
+    products).
+    """
     count = float(math.prod(shape))
     coded = count if codec.basis is None else count * len(codec.lo) / len(codec.basis.centre)
     each = {
@@ -159,7 +171,10 @@ def work(codec: Codec, shape: Sequence[int]) -> dict[str, float]:
 
 
 def error(samples: ArrayLike, codec: Codec) -> float:
-    """Mean squared error of coding the tensors ``samples`` [n, ..., C], to compare codecs. Do not use the samples of the fit."""
+    """Mean squared error of coding the tensors ``samples`` [n, ..., C], to compare codecs.
+
+    Do not use the samples of the fit.
+    """
     values = np.asarray(samples, np.float32)
     if not values.size:
         raise errors.CodecError(
@@ -170,7 +185,8 @@ def error(samples: ArrayLike, codec: Codec) -> float:
 
 
 def tables(scale: float, zero_point: int, codec: Codec) -> U8:
-    """The code at the cut of each 8-bit code of each channel: uint8 [C, 256], read-only, cached. C is 1 for a range per tensor.
+    """The code at the cut of each 8-bit code of each channel: uint8 [C, 256], read-only, cached. C is 1 for a range per
+    tensor.
 
     Raises for a codec whose codes depend on several values: a rotation, a change of basis, a dynamic range.
     """
@@ -188,7 +204,10 @@ def validate(codec: Codec) -> None:
 
 
 def squared_error(values: ArrayLike, weights: ArrayLike | None, codec: Codec) -> float:
-    """Sum of (value - decoded)^2, weighted by ``weights``. Shapes as in `fit`, or as in `fit_channels` for a range per channel."""
+    """Sum of (value - decoded)^2, weighted by ``weights``.
+
+    Shapes as in `fit`, or as in `fit_channels` for a range per channel.
+    """
     prepared = prepare(codec)
     if not prepared.plain or prepared.coder:
         raise errors.CodecError(

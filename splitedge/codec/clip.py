@@ -1,19 +1,22 @@
-"""Clip rules: from the distribution of a tensor to the range [lo, hi] of its codes. Values outside the range are clipped to its ends.
+"""Clip rules: from the distribution of a tensor to the range [lo, hi] of its codes. Values outside the range are
+clipped to its ends.
 
-Every rule works on a `Distribution`, the distinct values with their counts. A 256-bin histogram of uint8 codes therefore is the exact tensor.
+Every rule works on a `Distribution`, the distinct values with their counts. A 256-bin histogram of uint8 codes
+therefore is the exact tensor.
 
 - ``minmax``: least and greatest value.
-- ``percentile``: the (100 - p)-th to the p-th percentile. The default p is `PERCENTILE`, the best clip of a Laplace tensor at 5 bits. If both are the
-  same value, as in a tensor of nearly all zeros, the range is ``minmax``.
-- ``aciq-laplace``, ``aciq-gauss``: mean +- factor x deviation, with the least expected squared error for that density (ACIQ, Banner et al.,
-  NeurIPS 2019).
-- ``aciq-onesided``: for rectified tensors, as the upper half of a Laplace density above the least value. 2^bits levels over [min, min + alpha] are as
-  fine as 2^(bits + 1) over the whole density, so the rule uses the factor of bits + 1. The scale is the mean distance from the minimum of all other
-  values, because the zeros of a ReLU are exact in any range.
+- ``percentile``: the (100 - p)-th to the p-th percentile. The default p is `PERCENTILE`, the best clip of a Laplace
+  tensor at 5 bits. If both are the same value, as in a tensor of nearly all zeros, the range is ``minmax``.
+- ``aciq-laplace``, ``aciq-gauss``: mean +- factor x deviation, with the least expected squared error for that density
+  (ACIQ, Banner et al., NeurIPS 2019).
+- ``aciq-onesided``: for rectified tensors, as the upper half of a Laplace density above the least value. 2^bits levels
+  over [min, min + alpha] are as fine as 2^(bits + 1) over the whole density, so the rule uses the factor of bits + 1.
+  The scale is the mean distance from the minimum of all other values, because the zeros of a ReLU are exact in any
+  range.
 - ``mse``: least squared error on this distribution, by search. Never worse than the other `RULES`.
 - ``aciq-gelu``: for outputs of GELU, from QuantPipe's code: +- W(3 x 4^(bits + 1)) x sqrt(mean x^2).
-- ``ds-aciq``, ``ds-aciq-fixed``: +- Laplace factor x b (QuantPipe). The search for b starts at mean |x| and fits the Laplace density to the histogram.
-  The two rules have the steps of the authors' later and earlier code.
+- ``ds-aciq``, ``ds-aciq-fixed``: +- Laplace factor x b (QuantPipe). The search for b starts at mean |x| and fits the
+  Laplace density to the histogram. The two rules have the steps of the authors' later and earlier code.
 
 Analytic ranges are limited to the least and greatest value, because levels beyond them are never used.
 """
@@ -65,7 +68,8 @@ class Distribution:
 def distribution(values: ArrayLike, weights: ArrayLike | None = None) -> Distribution:
     """The distribution of ``values`` (any shape, not empty), with counts ``weights`` of the same shape, or 1 each.
 
-    Raises `errors.CodecError` for NaN or infinity, and for weights that are negative, not finite, of another shape, or all 0.
+    Raises `errors.CodecError` for NaN or infinity, and for weights that are negative, not finite, of another shape, or
+    all 0.
     """
     with np.errstate(over="ignore"):
         v = np.asarray(values).astype(np.float32).ravel()
@@ -166,7 +170,9 @@ def squared_error(
 
 @functools.cache
 def laplace_factor(bits: int) -> float:
-    """Best clip half-width of a Laplace density in units of its mean absolute deviation: Lambert's W(3 x 4^bits), by Newton's method."""
+    """Best clip half-width of a Laplace density in units of its mean absolute deviation: Lambert's W(3 x 4^bits), by
+    Newton's method.
+    """
     target = 3.0 * 4**bits
     w = math.log(target)
     for _ in range(20):
@@ -178,8 +184,8 @@ def laplace_factor(bits: int) -> float:
 def gauss_factor(bits: int) -> float:
     """Best clip half-width a of a Gauss density in units of its standard deviation.
 
-    It minimizes (1 + a^2)(1 - erf(a / sqrt 2)) - sqrt(2 / pi) a exp(-a^2 / 2) + a^2 / (3 x 4^bits), by bisection of the derivative
-    2 (a erfc(a / sqrt 2) - sqrt(2 / pi) exp(-a^2 / 2) + a / (3 x 4^bits)).
+    It minimizes (1 + a^2)(1 - erf(a / sqrt 2)) - sqrt(2 / pi) a exp(-a^2 / 2) + a^2 / (3 x 4^bits), by bisection of the
+    derivative 2 (a erfc(a / sqrt 2) - sqrt(2 / pi) exp(-a^2 / 2) + a / (3 x 4^bits)).
     """
     low, high = 0.1, 10.0
     for _ in range(60):
@@ -198,8 +204,9 @@ def _quantile(d: Distribution, percent: float) -> float:
 def _mse(d: Distribution, bits: int, percentile: float) -> tuple[float, float]:
     """The range of least squared error: the best of the other rules' ranges and a coarse lattice, refined.
 
-    The refinement is Lloyd's algorithm for equal steps. For fixed codes the best (lo, scale) is the regression of value on code; for fixed (lo, scale)
-    the best code is the nearest level. Neither step increases the error. The codec's own float32 arithmetic decides between the results.
+    The refinement is Lloyd's algorithm for equal steps. For fixed codes the best (lo, scale) is the regression of value
+    on code; for fixed (lo, scale) the best code is the nearest level. Neither step increases the error. The codec's own
+    float32 arithmetic decides between the results.
     """
     others = [clip_range(d, rule, bits, percentile) for rule in RULES if rule != "mse"]
     mean, least, greatest = d.mean, d.values[0], d.values[-1]
@@ -216,7 +223,10 @@ def _coded_error(d: Distribution, lo: float, hi: float, bits: int) -> float:
 
 
 class _Cells:
-    """Sums of weight x value^k over the values of each code, from cumulative sums. The cost grows with the logarithm of the tensor's size."""
+    """Sums of weight x value^k over the values of each code, from cumulative sums.
+
+    The cost grows with the logarithm of the tensor's size.
+    """
 
     def __init__(self, d: Distribution, bits: int) -> None:
         self.codes = np.arange(1 << bits, dtype=np.float64)

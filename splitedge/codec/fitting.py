@@ -3,11 +3,14 @@
 - a clip rule of `clip` (`RULES`, `PUBLISHED`); with ``-channel``, one range for each channel.
 - ``minmax-frame``, ``minmax-token``: least and greatest value of each frame, or of each row of its last axis.
 - ``aciq-frame``, ``aciq-token``: ACIQ's Laplace range about 0, from the mean magnitude of the frame or row.
-- ``mse-token``: the range of least squared error, relative to each row's span or to its mean magnitude, the better of both.
-- ``lloyd-max``, ``lloyd-max-channel``: a codebook of least squared error at 2 and 3 bits, shifted and scaled for each channel.
-- ``hadamard``: blocks of channels are multiplied by a Hadamard matrix, which makes them alike and nearly Gaussian. Then a codebook at 2 and 3 bits, equal
-  steps from 4 bits. ``hadamard-token`` also scales by the mean magnitude of each row.
-- ``entropy``: one step for all channels and an entropy stage. Wide channels get more bits, as in rate-distortion theory.
+- ``mse-token``: the range of least squared error, relative to each row's span or to its mean magnitude, the better of
+  both.
+- ``lloyd-max``, ``lloyd-max-channel``: a codebook of least squared error at 2 and 3 bits, shifted and scaled for each
+  channel.
+- ``hadamard``: blocks of channels are multiplied by a Hadamard matrix, which makes them alike and nearly Gaussian. Then
+  a codebook at 2 and 3 bits, equal steps from 4 bits. ``hadamard-token`` also scales by the mean magnitude of each row.
+- ``entropy``: one step for all channels and an entropy stage. Wide channels get more bits, as in rate-distortion
+  theory.
 - ``pca``: the same for principal components; components that would get no bits are dropped.
 
 The codes of the last two have 8 bits. At ``bits`` b they are fitted so that a frame takes b bits a value in all.
@@ -65,8 +68,9 @@ _HEADROOM: Final = 1.5
 def fit_samples(samples: ArrayLike, family: str, bits: float) -> Codec:
     """A codec for tensors like ``samples`` [n, ..., C].
 
-    ``family`` is one of `FAMILIES`, at ``bits`` 2..8 (any fraction from 0.25 for those of `CODED`), or `FLOAT` at 16 or 32. Raises for NaN, infinity or
-    no samples, for an unknown family or width, and for a codebook at a width without one.
+    ``family`` is one of `FAMILIES`, at ``bits`` 2..8 (any fraction from 0.25 for those of `CODED`), or `FLOAT` at 16 or
+    32. Raises for NaN, infinity or no samples, for an unknown family or width, and for a codebook at a width without
+    one.
     """
     _check_request(family, bits)
     with np.errstate(over="ignore"):
@@ -101,7 +105,10 @@ def _rows(values: F32) -> F64:
 
 
 def _to_rate(values: F32, family: str, bits: float) -> Codec:
-    """A codec of a family of `CODED`. Its tables favour the samples of the fit, so a held-out quarter measures the true rate and corrects for it."""
+    """A codec of a family of `CODED`.
+
+    Its tables favour the samples of the fit, so a held-out quarter measures the true rate and corrects for it.
+    """
     size = math.prod(values.shape[1:])
     held = np.arange(len(values)) % 4 == min(3, len(values) - 1)
     rate = max(bits - 24 * lanes(size) / size, bits / 2)
@@ -135,7 +142,10 @@ def _own_least_error(rows: F64, family: str, bits: int) -> Codec:
 
 
 def _within_own(rows: F32, family: str, bits: int, span: Literal["range", "mean"]) -> tuple[float, Codec]:
-    """The codec with the range of least squared error relative to each row's ``span``, and that error. Raises for rows whose span exceeds float32."""
+    """The codec with the range of least squared error relative to each row's ``span``, and that error.
+
+    Raises for rows whose span exceeds float32.
+    """
     with np.errstate(over="ignore"):
         side = reference.codec_side(rows, span == "range").astype(np.float64)
     if not np.isfinite(side).all():
@@ -201,7 +211,9 @@ def lloyd_max(known: clip.Distribution, count: int) -> F64:
 
 @dataclass(frozen=True)
 class _Steps:
-    """The steps of the channels [C], the reach of their codes on either side of the mean, the index of their tables, the tables, and bits of a value."""
+    """The steps of the channels [C], the reach of their codes on either side of the mean, the index of their tables,
+    the tables, and bits of a value.
+    """
 
     step: F64
     reach: I64
@@ -268,7 +280,10 @@ def _steps(values: F64, rate: float) -> _Steps:
 
 
 def _tabled(values: F64, least: float) -> _Steps:
-    """Tables for steps of ``least``, or wider for a channel with too many. Channels of similar deviation share a table."""
+    """Tables for steps of ``least``, or wider for a channel with too many.
+
+    Channels of similar deviation share a table.
+    """
     channels = values.shape[1]
     peaks, deviations = _HEADROOM * np.abs(values).max(axis=0), values.std(axis=0)
     step = np.maximum(least, peaks / _REACH)
@@ -288,7 +303,10 @@ def _tabled(values: F64, least: float) -> _Steps:
 
 
 def frequencies(counts: I64) -> list[int]:
-    """``counts`` in proportion, as integers of at least 1 with the sum `FREQUENCIES`. The commonest code gets the remainder of the rounding."""
+    """``counts`` in proportion, as integers of at least 1 with the sum `FREQUENCIES`.
+
+    The commonest code gets the remainder of the rounding.
+    """
     shares = 1 + counts.astype(np.int64) * (FREQUENCIES - len(counts)) // max(1, int(counts.sum()))
     shares[int(counts.argmax())] += FREQUENCIES - int(shares.sum())
     return [int(share) for share in shares]

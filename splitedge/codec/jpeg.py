@@ -1,7 +1,8 @@
-"""JPEG as the last step of a codec whose 8-bit codes are pixels. It takes the fewest bytes for an input that is sent whole.
+"""JPEG as the last step of a codec whose 8-bit codes are pixels. It takes the fewest bytes for an input that is sent
+whole.
 
-The rounding of the coefficients is the decoder's. Unlike every other codec, this one may therefore differ in the last bit between versions of libjpeg;
-only the server's float tail sees the difference.
+The rounding of the coefficients is the decoder's. Unlike every other codec, this one may therefore differ in the last
+bit between versions of libjpeg; only the server's float tail sees the difference.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def fits(shape: tuple[int, ...]) -> bool:
 def encode(pixels: U8, quality: int) -> bytes:
     """The JPEG file of ``pixels`` [H, W, 1 or 3] at ``quality`` 1..100.
 
-    Subsampled colours and standard Huffman tables: the alternatives take twice the time, with no less error for their bytes.
+    Subsampled colours and standard Huffman tables: the alternatives take twice the time, with no less error for their
+    bytes.
     """
     _check(pixels.shape)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
@@ -40,13 +42,17 @@ def encode(pixels: U8, quality: int) -> bytes:
 
 
 def decode(data: Buffer, shape: tuple[int, ...]) -> U8:
-    """The pixels of ``shape`` [H, W, 1 or 3] in ``data``. Raises `errors.CodecError` for anything else, before it is decoded."""
+    """The pixels of ``shape`` [H, W, 1 or 3] in ``data``.
+
+    Raises `errors.CodecError` for anything else, before it is decoded.
+    """
     _check(shape)
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             if (image.height, image.width, image.mode) != (*shape[:2], _MODES[shape[2]]):
                 raise errors.CodecError(
-                    f"a JPEG of {image.width} x {image.height} ({image.mode}) is not the plan's {shape[1]} x {shape[0]} ({_MODES[shape[2]]})",
+                    f"a JPEG of {image.width} x {image.height} ({image.mode}) is not the plan's {shape[1]} x "
+                    f"{shape[0]} ({_MODES[shape[2]]})",
                     reason="other-picture",
                 )
             pixels = np.asarray(image)

@@ -21,7 +21,10 @@ def pack(ids: NDArray[np.int32], padding: int) -> bytes:
 
 
 def split(payload: Buffer, tokens: int) -> tuple[memoryview, NDArray[np.bool_]]:
-    """The codes before the mask, and the mask [tokens] as booleans. Raises `errors.CodecError` if the mask is too short or has extra bits."""
+    """The codes before the mask, and the mask [tokens] as booleans.
+
+    Raises `errors.CodecError` if the mask is too short or has extra bits.
+    """
     view, end = memoryview(payload), len(payload) - size(tokens)
     bits = np.unpackbits(np.frombuffer(view[max(end, 0) :], np.uint8), bitorder="little")
     if end < 0 or bits[tokens:].any():

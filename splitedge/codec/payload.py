@@ -1,7 +1,8 @@
 """Converts a tensor to the payload of a frame, and back.
 
-A payload has side information and codes, all little-endian. The side information holds the numbers of a dynamic range, each as the upper 16 bits of a
-float32. The codes are packed, or, with an entropy stage, the final states (32 bits) and the words (16 bits) of rANS. An empty tensor has an empty payload.
+A payload has side information and codes, all little-endian. The side information holds the numbers of a dynamic range,
+each as the upper 16 bits of a float32. The codes are packed, or, with an entropy stage, the final states (32 bits) and
+the words (16 bits) of rANS. An empty tensor has an empty payload.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def as_packed(out: U8, shape: tuple[int, ...], codec: Codec) -> bytes:
 
 
 def decode(data: Buffer, codec: Codec, shape: Sequence[int]) -> F32:
-    """The tensor of ``shape`` (channels last) in payload ``data``. Raises before it allocates if bytes, shape and codec do not match."""
+    """The tensor of ``shape`` (channels last) in payload ``data``.
+
+    Raises before it allocates if bytes, shape and codec do not match.
+    """
     prepared, shape = prepare(codec), tuple(shape)
     layout = _layout(shape, prepared)
     if codec.jpeg and layout.size:
@@ -108,7 +112,8 @@ def side_bytes(codec: Codec, shape: Sequence[int]) -> int:
 
 
 def expected_bytes(codec: Codec, shape: Sequence[int]) -> int:
-    """Bytes of the payload of a tensor of ``shape``, with side information: exact without an entropy stage, else expected from the tables.
+    """Bytes of the payload of a tensor of ``shape``, with side information: exact without an entropy stage, else
+    expected from the tables.
 
     The size of a JPEG is unknown before it is encoded; the result is one bit a value, as for a photo of medium quality.
     """
@@ -122,7 +127,10 @@ def expected_bytes(codec: Codec, shape: Sequence[int]) -> int:
 
 
 def max_bytes(codec: Codec, shape: Sequence[int]) -> int:
-    """Most bytes of a payload of ``shape``. A JPEG of noise at the best quality takes less than twice its pixels, plus headers."""
+    """Most bytes of a payload of ``shape``.
+
+    A JPEG of noise at the best quality takes less than twice its pixels, plus headers.
+    """
     return _layout(tuple(shape), prepare(codec)).most
 
 
@@ -173,7 +181,8 @@ def _laid_out(shape: tuple[int, ...], prepared: Prepared) -> Layout:
     size, codec = math.prod(shape), prepared.codec
     if min(shape, default=0) < 0 or size > limits.MAX_ELEMENTS:
         raise errors.CodecError(
-            f"a tensor of shape {list(shape)} has a negative size or more than {limits.MAX_ELEMENTS} values; request a new plan",
+            f"a tensor of shape {list(shape)} has a negative size or more than {limits.MAX_ELEMENTS} values; request "
+            "a new plan",
             reason="too-many-values",
         )
     _check_channels(shape, size, prepared)
@@ -204,7 +213,8 @@ def _check_channels(shape: tuple[int, ...], count: int, prepared: Prepared) -> N
         or (prepared.codec.rotation and own % prepared.codec.rotation)
     ):
         raise errors.CodecError(
-            f"a codec of {channels} channels{f', rotated by {n},' if (n := prepared.codec.rotation) else ''} does not fit a tensor of shape {list(shape)}; "
+            f"a codec of {channels} channels{f', rotated by {n},' if (n := prepared.codec.rotation) else ''} does "
+            f"not fit a tensor of shape {list(shape)}; "
             "use the codec of this cut's plan",
             channels=channels,
             reason="channels-differ",
@@ -216,7 +226,8 @@ def _check_length(length: int, layout: Layout, shape: tuple[int, ...], prepared:
         return
     wanted = f"{layout.most}" if layout.least == layout.most else f"{layout.least} to {layout.most}"
     raise errors.CodecError(
-        f"a payload of {length} bytes is not the {wanted} of shape {list(shape)} at {prepared.bits} bits; both sides must use the plan's codec",
+        f"a payload of {length} bytes is not the {wanted} of shape {list(shape)} at {prepared.bits} bits; both sides "
+        "must use the plan's codec",
         reason="payload-bytes",
         bytes=length,
     )

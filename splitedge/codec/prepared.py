@@ -36,9 +36,11 @@ _NONE: Final = np.zeros(0, np.float32)
 
 @dataclass(frozen=True, slots=True)
 class EntropyTables:
-    """Tables of the entropy stage, in the form of `kernels.rans.static`. ``index`` [C] or [1]: the table of each channel.
+    """Tables of the entropy stage, in the form of `kernels.rans.static`. ``index`` [C] or [1]: the table of each
+    channel.
 
-    For each table: ``sizes`` is its number of codes, ``bits`` the mean bits of a code, ``worst`` the bits of the rarest code.
+    For each table: ``sizes`` is its number of codes, ``bits`` the mean bits of a code, ``worst`` the bits of the rarest
+    code.
     """
 
     index: I64
@@ -53,7 +55,10 @@ class EntropyTables:
 
 @dataclass(frozen=True, slots=True)
 class BasisChange:
-    """A change of basis: ``forward`` from C channels to K components, and ``back``, as `projection.panels`. ``weights`` [K] scale the components."""
+    """A change of basis: ``forward`` from C channels to K components, and ``back``, as `projection.panels`.
+
+    ``weights`` [K] scale the components.
+    """
 
     centre: F32
     forward: F32
@@ -63,7 +68,8 @@ class BasisChange:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The payload of a tensor of ``size`` values: ``front`` bytes of side information, then the codes of ``rows`` of ``inner`` each.
+    """The payload of a tensor of ``size`` values: ``front`` bytes of side information, then the codes of ``rows`` of
+    ``inner`` each.
 
     ``least`` and ``most`` are the bounds of its size in bytes; they differ only with an entropy stage or JPEG.
     """
@@ -125,7 +131,8 @@ def _check(codec: Codec) -> Prepared:
     channels = len(codec.lo)
     if not 1 <= channels <= limits.MAX_CHANNELS or len(codec.scale) != channels:
         raise errors.CodecError(
-            f"a codec has {channels} offsets and {len(codec.scale)} scales; it needs one of each for 1 to {limits.MAX_CHANNELS} channels; ask for another plan",
+            f"a codec has {channels} offsets and {len(codec.scale)} scales; it needs one of each for 1 to "
+            f"{limits.MAX_CHANNELS} channels; ask for another plan",
             reason="codec-channels",
         )
     if codec.bits in FLOATS and (
@@ -146,7 +153,8 @@ def _check(codec: Codec) -> Prepared:
         or codec.table
     ):
         raise errors.CodecError(
-            f"a codec has JPEG quality {codec.jpeg} at {codec.bits} bits; JPEG needs a quality of 1 to 100, 8 bits and no other stage; ask for another plan",
+            f"a codec has JPEG quality {codec.jpeg} at {codec.bits} bits; JPEG needs a quality of 1 to 100, 8 bits "
+            "and no other stage; ask for another plan",
             reason="codec-jpeg",
         )
     levels, turn = _levels(codec), _turn(codec.basis, channels) if codec.basis else None
@@ -170,7 +178,8 @@ def _check(codec: Codec) -> Prepared:
     )
     if not (all(np.isfinite(end).all() for end in ends) and (scale >= 0).all()):
         raise errors.CodecError(
-            "a codec's range must be finite, in float32, and its scale not negative; scale the tensor or ask for another plan",
+            "a codec's range must be finite, in float32, and its scale not negative; scale the tensor or ask for "
+            "another plan",
             reason="codec-range",
         )
     return prepared
@@ -188,7 +197,8 @@ def _levels(codec: Codec) -> F32:
     wanted = codec.bits in CODEBOOKS and len(levels) == 1 << codec.bits and not codec.tables
     if not wanted or not np.isfinite(levels).all() or (np.diff(levels) < 0).any():
         raise errors.CodecError(
-            f"a codec has {len(levels)} levels at {codec.bits} bits; a codebook needs 4 ascending levels at 2 bits, or 8 at 3 bits; ask for another plan",
+            f"a codec has {len(levels)} levels at {codec.bits} bits; a codebook needs 4 ascending levels at 2 bits, "
+            "or 8 at 3 bits; ask for another plan",
             reason="codec-levels",
         )
     return levels
@@ -198,7 +208,8 @@ def _turn(basis: Any, channels: int) -> BasisChange:
     ins = len(basis.centre)
     if not 1 <= channels <= ins or len(basis.columns) != 2 * ins * channels or ins * channels > limits.MAX_BASIS:
         raise errors.CodecError(
-            f"a change of basis has {len(basis.columns)} bytes, which do not fit {ins} channels and {channels} components; ask for another plan",
+            f"a change of basis has {len(basis.columns)} bytes, which do not fit {ins} channels and {channels} "
+            "components; ask for another plan",
             reason="codec-basis-size",
         )
     with np.errstate(over="ignore"):
@@ -221,7 +232,8 @@ def _coder(codec: Codec, channels: int) -> EntropyTables:
     sound = len(sizes) <= limits.MAX_TABLES and len(index) in (1, channels) and max(sizes) <= 1 << codec.bits
     if not sound or any(not table or min(table) < 1 or sum(table) != FREQUENCIES for table in codec.tables):
         raise errors.CodecError(
-            f"a codec needs 1 to {limits.MAX_TABLES} tables of 1 to {1 << codec.bits} frequencies with the sum {FREQUENCIES}, and one of them for each channel; "
+            f"a codec needs 1 to {limits.MAX_TABLES} tables of 1 to {1 << codec.bits} frequencies with the sum "
+            f"{FREQUENCIES}, and one of them for each channel; "
             "ask for another plan",
             reason="codec-tables",
         )

@@ -1,7 +1,8 @@
 """The answer to a frame: a model's output as bytes on the wire and as values for the caller.
 
-An answer holds the best classes or the whole output. A whole output is float32, or int32 for indices, little-endian, in ONNX order without the batch
-axis. Server, stage and agent share this module, so an answer does not depend on where the network ends.
+An answer holds the best classes or the whole output. A whole output is float32, or int32 for indices, little-endian, in
+ONNX order without the batch axis. Server, stage and agent share this module, so an answer does not depend on where the
+network ends.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ SHOWN = 5
 
 
 class Answered(NamedTuple):
-    """``pairs`` of (class, probability or score), best first; none for a tensor. ``output``: the whole output, if requested."""
+    """``pairs`` of (class, probability or score), best first; none for a tensor.
+
+    ``output``: the whole output, if requested.
+    """
 
     pairs: tuple[tuple[int, float], ...]
     output: Whole | None = None
@@ -47,14 +51,20 @@ def probabilities(values: F32, kind: OutputKind) -> NDArray[np.float64]:
 
 
 def best(values: F32, k: int, output: Output) -> tuple[tuple[int, float], ...]:
-    """The ``k`` best classes of ``values`` (any shape, flattened) with their probabilities or scores. Among equals the lower class is first."""
+    """The ``k`` best classes of ``values`` (any shape, flattened) with their probabilities or scores.
+
+    Among equals the lower class is first.
+    """
     flat = probabilities(values.reshape(-1), output.kind)
     order = np.argsort(-flat, kind="stable")[:k]
     return tuple((int(i), float(flat[i])) for i in order)
 
 
 def from_values(values: F32, output: Output, topk: int) -> Answered:
-    """The answer for ``values``, the result of head or tail in ONNX order. ``topk`` 0 includes the whole output. Raises `errors.ModelError` for NaN and infinity."""
+    """The answer for ``values``, the result of head or tail in ONNX order.
+
+    ``topk`` 0 includes the whole output. Raises `errors.ModelError` for NaN and infinity.
+    """
     if not np.isfinite(values).all():
         raise errors.ModelError(
             "the model's output is not finite; run the float model on this input and check it", reason="not-finite"

@@ -7,8 +7,9 @@
             before
     codes   weights, array by array; a table whose rows have few distinct scales is split by scale, the least first
 
-The context of a byte in a lower plane is the byte above it: 0, 255, or another. Each array of weights is coded independently, so `coded_bytes` gives
-its share of a file. If the receiver has similar arrays (`Known`), differences are coded.
+The context of a byte in a lower plane is the byte above it: 0, 255, or another. Each array of weights is coded
+independently, so `coded_bytes` gives its share of a file. If the receiver has similar arrays (`Known`), differences are
+coded.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ _FLAT: Final[I64] = np.full((1, 256), 1 << 40)
 
 
 class Part(NamedTuple):
-    """An array in a blob at byte ``offset``: ``size`` values of ``kind``. Codes are packed at ``bits`` bits; a table has 256 bytes.
+    """An array in a blob at byte ``offset``: ``size`` values of ``kind``. Codes are packed at ``bits`` bits; a table
+    has 256 bytes.
 
     Codes in ``rows``, with a float32 scale for each row at byte ``scales``, are coded by the scale of their row.
     """
@@ -64,7 +66,8 @@ class Part(NamedTuple):
 
 
 class Guess(NamedTuple):
-    """The receiver's prediction of an array of codes: ``codes`` [size], each with a context 0 .. ``contexts`` - 1 in ``where`` [size].
+    """The receiver's prediction of an array of codes: ``codes`` [size], each with a context 0 .. ``contexts`` - 1 in
+    ``where`` [size].
 
     ``sure``: whether most predictions are likely to be exact.
     """
@@ -86,7 +89,8 @@ class Known(Protocol):
 
 
 def coded_bytes(codes: U8, bits: int, scales: F32 | None = None) -> int:
-    """Bytes of an array of weight codes, each < 2^``bits``, in a segment file, exact to one byte. Takes about 0.03 s for a million codes.
+    """Bytes of an array of weight codes, each < 2^``bits``, in a segment file, exact to one byte. Takes about 0.03 s
+    for a million codes.
 
     ``scales``: the scales of a table's rows (see `Part`); ``codes`` is then [rows, width].
     """

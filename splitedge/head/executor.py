@@ -157,7 +157,8 @@ class Head:
         frame = seg.golden_frame(self.header)
         if hashlib.sha256(self.run(frame).tobytes()).hexdigest() != self.header.golden.sha256:
             raise SegmentError(
-                "this machine does not compute the segment's golden answer; fetch it again, and if that does not help, report it",
+                "this machine does not compute the segment's golden answer; fetch it again, and if that does not "
+                "help, report it",
                 reason="golden-answer",
             )
 

@@ -46,7 +46,7 @@ _FOREIGN: Final = tuple(
         (rb"PK\x03\x04", "a ZIP archive", "send one file of it"),
         (rb"\x1f\x8b", "a gzip file", "unpack it"),
     )
-)  # fmt: skip
+)
 _LOOK: Final = 1024  # bytes that the patterns see
 
 _END: Final = b"\xff\xd9"  # JPEG's end marker
@@ -57,7 +57,8 @@ _RESTART: Final = re.compile(rb"\xff([\xd0-\xd7])")
 def eight_bits(image: Image.Image, bits: int | None = None) -> Image.Image:
     """``image`` with the upper 8 of its ``bits`` a channel, as Pillow does with 16-bit colour.
 
-    ``bits`` None derives them from the mode. Raises `errors.InputError` for values of unknown range, and for modes other than RGB or grey.
+    ``bits`` None derives them from the mode. Raises `errors.InputError` for values of unknown range, and for modes
+    other than RGB or grey.
     """
     if not image.width or not image.height:
         raise errors.InputError(
@@ -89,7 +90,10 @@ def depth(image: Image.Image) -> int | None:
 
 
 def white_is_zero(image: Image.Image) -> bool:
-    """Whether ``image``, just opened, is a 16-bit grey TIFF in which 0 is white. Pillow inverts only those of 8 bits."""
+    """Whether ``image``, just opened, is a 16-bit grey TIFF in which 0 is white.
+
+    Pillow inverts only those of 8 bits.
+    """
     tags = getattr(image, "tag_v2", {})
     return image.mode.startswith("I;16") and tags.get(262) == 0  # PhotometricInterpretation
 
@@ -135,8 +139,8 @@ def trouble(data: bytes, error: Exception) -> errors.InputError:
 def unended(data: bytes, decode: Callable[[io.BytesIO], Image.Image]) -> Image.Image | None:
     """The image of a JPEG that lacks only its end marker; None if more is missing.
 
-    It decodes ``data`` with several continuations. If the pixels differ, image data is missing. A progressive JPEG that ends after one of its scans
-    passes too: all its pixels exist, some of them coarse.
+    It decodes ``data`` with several continuations. If the pixels differ, image data is missing. A progressive JPEG that
+    ends after one of its scans passes too: all its pixels exist, some of them coarse.
     """
     body = data.rstrip(b"\xff")
     image = decode(io.BytesIO(body + _END))

@@ -1,4 +1,7 @@
-"""Converts a caller's image or array to the input codes of a head. Calibration and the agent share it, so both use the same pixels."""
+"""Converts a caller's image or array to the input codes of a head.
+
+Calibration and the agent share it, so both use the same pixels.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,9 @@ def prepare_image(image: Image.Image, preprocess: Preprocess) -> U8:
 
 
 def resized(image: Image.Image, preprocess: Preprocess) -> tuple[int, int]:
-    """Width and height of ``image`` before the crop: the short side is ``preprocess.resize``, or more if the crop needs it."""
+    """Width and height of ``image`` before the crop: the short side is ``preprocess.resize``, or more if the crop
+    needs it.
+    """
     height, width, _ = preprocess.shape
     scale = max(preprocess.resize / min(image.size), height / image.height, width / image.width)
     return max(width, round(image.width * scale)), max(height, round(image.height * scale))
@@ -113,7 +118,9 @@ def normalise(pixels: U8, preprocess: Preprocess) -> F32:
 
 
 def code_table(preprocess: Preprocess, tensor: Tensor) -> U8:
-    """Codes [256, C] of the head's input ``tensor`` for each pixel value: clamp(rint((pixel - mean) / std / scale) + zero_point)."""
+    """Codes [256, C] of the head's input ``tensor`` for each pixel value: clamp(rint((pixel - mean) / std / scale) +
+    zero_point).
+    """
     return _codes(_real_table(preprocess), tensor.scale, tensor.zero_point)
 
 
@@ -123,7 +130,10 @@ def pixels_to_codes(pixels: U8, table: U8) -> U8:
 
 
 def quantize_tensor(x: NDArray[np.generic], tensor: Tensor) -> U8:
-    """The codes of an array in the shape of ``tensor`` (channels last). Raises `errors.InputError` for another shape, NaN or infinity."""
+    """The codes of an array in the shape of ``tensor`` (channels last).
+
+    Raises `errors.InputError` for another shape, NaN or infinity.
+    """
     if list(x.shape) != tensor.shape:
         raise errors.InputError(
             f"the array has the shape {list(x.shape)}; the model takes {tensor.shape}",
@@ -139,8 +149,8 @@ def quantize_tensor(x: NDArray[np.generic], tensor: Tensor) -> U8:
 def input_quantization(preprocess: Preprocess) -> tuple[float, int]:
     """The scale (an exact float32) and zero point of the head's input with the least error on normalized pixels.
 
-    With one integer mean and one std for all channels, codes equal pixels. Otherwise this searches near the range, because a zero between two codes
-    would put half of the pixel values on ties.
+    With one integer mean and one std for all channels, codes equal pixels. Otherwise this searches near the range,
+    because a zero between two codes would put half of the pixel values on ties.
     """
     real = _real_table(preprocess)
     lo, hi = min(real.min(), 0.0), max(real.max(), 0.0)

@@ -6,9 +6,10 @@
            16   header    UTF-8 JSON of `Header`, deflated with `DICTIONARY`; its blob size and offsets into the blob are 0
             .   constants weights, biases, multipliers, tables: see `splitedge.head.compression`
 
-In memory a segment is its header and a blob of constants in the order of `constants`, each at a multiple of 64 bytes. Their number and size follow
-from the operators, so the file does not store them, and memory is bounded before it is allocated. Segments are untrusted: `parse` checks the
-container, and `splitedge.head.verify` everything else, before a kernel sees a pointer.
+In memory a segment is its header and a blob of constants in the order of `constants`, each at a multiple of 64 bytes.
+Their number and size follow from the operators, so the file does not store them, and memory is bounded before it is
+allocated. Segments are untrusted: `parse` checks the container, and `splitedge.head.verify` everything else, before a
+kernel sees a pointer.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype(np.uint8), "f32": np.dtype(np
 
 
 class Tensor(msgspec.Struct, omit_defaults=True):
-    """One activation: uint8 codes with value = scale * (code - zero_point). ``shape``: 1 to 4 axes, channels last, without the batch axis.
+    """One activation: uint8 codes with value = scale * (code - zero_point). ``shape``: 1 to 4 axes, channels last,
+    without the batch axis.
 
-    ``offset``: its first byte in the arena, a multiple of 64. A tensor of n bytes occupies roundup(n, 64) bytes. For ``dtype`` ``f32`` (the stream of a
+    ``offset``: its first byte in the arena, a multiple of 64. A tensor of n bytes occupies roundup(n, 64) bytes. For
+    ``dtype`` ``f32`` (the stream of a
     transformer, [tokens, channels]) and ``i32`` (token ids), scale is 1 and zero_point is 0.
     """
 
@@ -75,11 +78,12 @@ class Op(msgspec.Struct, tag_field="op"):
 
 
 class Conv(Op, tag="conv"):
-    """Convolution, depthwise convolution (groups = channels) and matrix product (kernel 1x1 on a 1 x 1 x K or rows x 1 x K tensor).
+    """Convolution, depthwise convolution (groups = channels) and matrix product (kernel 1x1 on a 1 x 1 x K or rows x 1
+    x K tensor).
 
-    x [H, W, C] uint8; weight [OC, KH, KW, C / groups] at ``bits`` bits; bias [OC] int32; multiplier [OC] float32. All are offsets into the blob.
-    acc = bias[oc] + sum x * w. The bias includes -zero_point_x * sum w; padding has the code zero_point_x.
-    y = zero_point_y + rint(clamp(float32(acc) * multiplier[oc], lo - zero_point_y, hi - zero_point_y)).
+    x [H, W, C] uint8; weight [OC, KH, KW, C / groups] at ``bits`` bits; bias [OC] int32; multiplier [OC] float32. All
+    are offsets into the blob. acc = bias[oc] + sum x * w. The bias includes -zero_point_x * sum w; padding has the code
+    zero_point_x. y = zero_point_y + rint(clamp(float32(acc) * multiplier[oc], lo - zero_point_y, hi - zero_point_y)).
     """
 
     x: int
@@ -97,7 +101,8 @@ class Conv(Op, tag="conv"):
 
 
 class Add(Op, tag="add"):
-    """y = zero_point_y + rint(clamp((a - za) * ma + (b - zb) * mb, lo - zero_point_y, hi - zero_point_y)) in float32, with two products and one sum, each rounded.
+    """y = zero_point_y + rint(clamp((a - za) * ma + (b - zb) * mb, lo - zero_point_y, hi - zero_point_y)) in float32,
+    with two products and one sum, each rounded.
 
     Same shape, or ``b`` has one value for each channel (shape [C] or [1, 1, C]).
     """
@@ -111,7 +116,9 @@ class Add(Op, tag="add"):
 
 
 class Mul(Op, tag="mul"):
-    """y = zero_point_y + rint(clamp(float32((a - za) * (b - zb)) * m, lo - zero_point_y, hi - zero_point_y)); broadcast as in `Add`."""
+    """y = zero_point_y + rint(clamp(float32((a - za) * (b - zb)) * m, lo - zero_point_y, hi - zero_point_y));
+    broadcast as in `Add`.
+    """
 
     a: int
     b: int
@@ -147,7 +154,10 @@ class Pool(Op, tag="pool"):
 
 
 class Concat(Op, tag="concat"):
-    """Along the last axis. ``tables[i]`` is the offset of a 256-byte table that requantizes input i to the output's scale, or -1 for none."""
+    """Along the last axis.
+
+    ``tables[i]`` is the offset of a 256-byte table that requantizes input i to the output's scale, or -1 for none.
+    """
 
     inputs: list[int]
     tables: list[int]
@@ -175,20 +185,24 @@ class Pad(Op, tag="pad"):
 
 
 class Softmax(Op, tag="softmax"):
-    """Over the last axis: p = exp(scale * (x - max x)) / sum, by the fixed sequence of `kernels.reference.softmax`, then quantized to y."""
+    """Over the last axis: p = exp(scale * (x - max x)) / sum, by the fixed sequence of `kernels.reference.softmax`,
+    then quantized to y.
+    """
 
     x: int
     lo: int
     hi: int
 
 
-# Transformers. x and y are f32 [..., channels]; all axes but the last are rows. `Linear` and `Attention` quantize their inputs.
+# Transformers. x and y are f32 [..., channels]; all axes but the last are rows. `Linear` and `Attention` quantize their
+# inputs.
 
 
 class Embed(Op, tag="embed"):
     """y[t] = w[x[t]] * scales[x[t]] + position[t]: token ids i32 [T] to f32 [T, C].
 
-    weight [vocabulary, C] at ``bits`` bits; scales [vocabulary] float32; position [T, C] float32. An id out of range is clamped.
+    weight [vocabulary, C] at ``bits`` bits; scales [vocabulary] float32; position [T, C] float32. An id out of range is
+    clamped.
     """
 
     x: int
@@ -200,7 +214,8 @@ class Embed(Op, tag="embed"):
 
 
 class Linear(Op, tag="linear"):
-    """y = activation(x * w + bias) + residual by `kernels.reference.linear`: each row of x is quantized to 8 bits by its own range.
+    """y = activation(x * w + bias) + residual by `kernels.reference.linear`: each row of x is quantized to 8 bits by
+    its own range.
 
     weight [N, K] at ``bits`` bits; scales and bias [N] float32. ``residual``: a tensor of y's shape, or -1.
     """
@@ -224,7 +239,8 @@ class Norm(Op, tag="norm"):
 
 
 class Attention(Op, tag="attention"):
-    """x [T, 3 C] (queries, keys, values) to [T, C] by `kernels.reference.attention`; scores are multiplied by ``factor``.
+    """x [T, 3 C] (queries, keys, values) to [T, C] by `kernels.reference.attention`; scores are multiplied by
+    ``factor``.
 
     ``ids``: the tensor of token ids i32 [T]; tokens with the id ``pad`` are no keys. -1: every token is a key.
     """
@@ -237,14 +253,19 @@ class Attention(Op, tag="attention"):
 
 
 class Patches(Op, tag="patches"):
-    """y = the squares of ``size`` x ``size`` pixels of x f32 [H, W, C], row by row: [H / size * W / size, size * size * C], in memory order."""
+    """y = the squares of ``size`` x ``size`` pixels of x f32 [H, W, C], row by row: [H / size * W / size, size *
+    size * C], in memory order.
+    """
 
     x: int
     size: int
 
 
 class Position(Op, tag="position"):
-    """y = table + x for the last T rows, and the table alone for the rows before: f32 [T, C] to [R, C], R >= T. ``table``: [R, C] float32."""
+    """y = table + x for the last T rows, and the table alone for the rows before: f32 [T, C] to [R, C], R >= T.
+
+    ``table``: [R, C] float32.
+    """
 
     x: int
     table: int
@@ -259,13 +280,30 @@ class Mean(Op, tag="mean"):
 
 
 AnyOp = (
-    Conv | Add | Mul | Lut | Pool | Concat | Transpose | Reshape | Pad | Softmax
-    | Embed | Linear | Norm | Attention | Patches | Position | Mean
-)  # fmt: skip
+    Conv
+    | Add
+    | Mul
+    | Lut
+    | Pool
+    | Concat
+    | Transpose
+    | Reshape
+    | Pad
+    | Softmax
+    | Embed
+    | Linear
+    | Norm
+    | Attention
+    | Patches
+    | Position
+    | Mean
+)
 
 
 class Golden(msgspec.Struct):
-    """A test that a machine computes the same bits: input codes are SHAKE-256(``seed``), the output hashes to ``sha256``."""
+    """A test that a machine computes the same bits: input codes are SHAKE-256(``seed``), the output hashes to
+    ``sha256``.
+    """
 
     seed: str
     sha256: str
@@ -450,7 +488,8 @@ def frame(header: Header) -> bytes:
 def parse(data: bytes) -> Segment:
     """The segment in ``data``. Raises `errors.SegmentError` for a malformed container; `verify` checks the contents.
 
-    The blob takes at most `limits.MAX_SEGMENT_BYTES`, and at most `limits.MAX_INFLATION` times the size of ``data`` (or `limits.SMALL_BLOB`).
+    The blob takes at most `limits.MAX_SEGMENT_BYTES`, and at most `limits.MAX_INFLATION` times the size of ``data`` (or
+    `limits.SMALL_BLOB`).
     """
     header, start = parse_header(data)
     check_inflation(header, len(data))
@@ -476,7 +515,8 @@ def parse_header(data: bytes) -> tuple[Header, int]:
     version, length = int.from_bytes(data[8:12], "little"), int.from_bytes(data[12:16], "little")
     if version != FORMAT_VERSION:
         raise errors.SegmentError(
-            f"segment format {version} is not supported (this version reads {FORMAT_VERSION}); run the same splitedge version on both sides",
+            f"segment format {version} is not supported (this version reads {FORMAT_VERSION}); run the same "
+            "splitedge version on both sides",
             reason="format",
             version=version,
         )
@@ -519,7 +559,9 @@ def golden_input(seed: str, size: int) -> NDArray[np.uint8]:
 
 
 def golden_frame(header: Header) -> NDArray[Any]:
-    """The golden input in the head's type: codes; float32 (byte - 128) / 32; or token ids, two bytes modulo the vocabulary."""
+    """The golden input in the head's type: codes; float32 (byte - 128) / 32; or token ids, two bytes modulo the
+    vocabulary.
+    """
     tensor = header.tensors[header.input]
     count = math.prod(tensor.shape)
     if tensor.dtype == "i32":

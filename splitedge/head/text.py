@@ -27,16 +27,18 @@ _SPECIAL: Final = ("[UNK]", "[CLS]", "[SEP]")
 class Tokenizer:
     """Texts to token ids of one length.
 
-    ``data``: a tokenizer.json of the Hugging Face libraries; its own truncation and padding are ignored. ``tokens``: the number of ids of a text with
-    its special tokens. Longer texts are truncated, shorter ones are filled with the id ``padding``. Thread-safe. Ids are not checked: the head refuses
-    unknown ones. Raises `errors.InputError` for data that is no tokenizer, or one whose special tokens leave no room, and `errors.PlatformError`
-    without the library.
+    ``data``: a tokenizer.json of the Hugging Face libraries; its own truncation and padding are ignored. ``tokens``:
+    the number of ids of a text with
+    its special tokens. Longer texts are truncated, shorter ones are filled with the id ``padding``. Thread-safe. Ids
+    are not checked: the head refuses unknown ones. Raises `errors.InputError` for data that is no tokenizer, or one
+    whose special tokens leave no room, and `errors.PlatformError` without the library.
     """
 
     def __init__(self, data: bytes, tokens: int, padding: int) -> None:
         if len(data) > limits.MAX_TOKENIZER_BYTES:
             raise errors.InputError(
-                f"a tokenizer of {len(data)} bytes exceeds the limit of {limits.MAX_TOKENIZER_BYTES}; use a smaller one",
+                f"a tokenizer of {len(data)} bytes exceeds the limit of {limits.MAX_TOKENIZER_BYTES}; use a smaller "
+                "one",
                 reason="too-many-bytes",
             )
         self.data, self.tokens, self.padding = data, tokens, padding
@@ -47,14 +49,18 @@ class Tokenizer:
         special = self._inner.num_special_tokens_to_add(is_pair=False)
         if tokens <= special:
             raise errors.InputError(
-                f"the model takes {tokens} tokens, and the tokenizer's special tokens use all of them; use the model's own tokenizer",
+                f"the model takes {tokens} tokens, and the tokenizer's special tokens use all of them; use the "
+                "model's own tokenizer",
                 reason="too-few-tokens",
             )
         self._inner.no_padding()
         self._inner.enable_truncation(max_length=tokens)
 
     def ids(self, text: str) -> I32:
-        """The ids of ``text``, int32 [tokens]. Raises `errors.InputError` for a text that is empty, too long or not Unicode."""
+        """The ids of ``text``, int32 [tokens].
+
+        Raises `errors.InputError` for a text that is empty, too long or not Unicode.
+        """
         check(text)
         found = _guarded(lambda: self._inner.encode(text).ids, "no-tokens", "the text cannot be tokenized")
         ids = np.full(self.tokens, self.padding, np.int64)
@@ -79,20 +85,24 @@ def installed() -> bool:
 def missing() -> errors.PlatformError:
     """The error without the library."""
     return errors.PlatformError(
-        "texts need the library tokenizers, which is not installed (extra `text` of splitedge); run `pip install tokenizers`",
+        "texts need the library tokenizers, which is not installed (extra `text` of splitedge); run `pip install "
+        "tokenizers`",
         reason="no-tokenizers",
     )
 
 
 def check(text: str) -> None:
-    """Raise `errors.InputError` for a text that is empty, longer than `limits.MAX_TEXT_BYTES` of UTF-8, or not Unicode."""
+    """Raise `errors.InputError` for a text that is empty, longer than `limits.MAX_TEXT_BYTES` of UTF-8, or not
+    Unicode.
+    """
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
         raise not_unicode() from error
     if size > limits.MAX_TEXT_BYTES:
         raise errors.InputError(
-            f"a text of {size} bytes exceeds the limit of {limits.MAX_TEXT_BYTES}; shorten it, the model reads only its beginning",
+            f"a text of {size} bytes exceeds the limit of {limits.MAX_TEXT_BYTES}; shorten it, the model reads only "
+            "its beginning",
             reason="too-many-bytes",
         )
     if not text.strip():
@@ -100,7 +110,10 @@ def check(text: str) -> None:
 
 
 def decode(data: bytes) -> str:
-    """The text in ``data``, UTF-8 with or without a byte order mark. Raises `errors.InputError` for other bytes, and for zeros."""
+    """The text in ``data``, UTF-8 with or without a byte order mark.
+
+    Raises `errors.InputError` for other bytes, and for zeros.
+    """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -117,7 +130,8 @@ def not_unicode() -> errors.InputError:
 
 
 def of_vocabulary(vocabulary: str) -> bytes:
-    """The tokenizer.json of BERT's uncased WordPiece over the lines of a vocab.txt: lower case, without accents, [CLS] text [SEP].
+    """The tokenizer.json of BERT's uncased WordPiece over the lines of a vocab.txt: lower case, without accents, [CLS]
+    text [SEP].
 
     Raises `errors.InputError` for lines without the special tokens.
     """
@@ -138,7 +152,10 @@ def of_vocabulary(vocabulary: str) -> bytes:
 
 
 def read(path: Path) -> bytes:
-    """The tokenizer.json in ``path``, or one made from its vocabulary if the name ends in .txt. Raises `errors.InputError`."""
+    """The tokenizer.json in ``path``, or one made from its vocabulary if the name ends in .txt.
+
+    Raises `errors.InputError`.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(limits.MAX_TOKENIZER_BYTES + 1)
@@ -163,7 +180,10 @@ def _library() -> Any:
 
 
 def _guarded(work: Any, reason: str, what: str) -> Any:
-    """The value of ``work()``. Any failure of the library becomes an `errors.InputError`; its panics are not an `Exception`."""
+    """The value of ``work()``.
+
+    Any failure of the library becomes an `errors.InputError`; its panics are not an `Exception`.
+    """
     try:
         return work()
     except BaseException as error:

@@ -6,9 +6,10 @@
            16   frame     the wanted file up to its constants
             .   constants see `splitedge.head.compression`
 
-Layers match by the name of their operator, arrays by their size. Weights at a few bits predict those at more bits within a few levels: the prediction is
-(held level) x (held scale) / (wanted scale). The entropy coder codes the difference in a context of where the prediction falls between two levels, and
-of whether the held level is the last on its side. Biases and scales depend on the bits, so they help only at equal bits.
+Layers match by the name of their operator, arrays by their size. Weights at a few bits predict those at more bits
+within a few levels: the prediction is (held level) x (held scale) / (wanted scale). The entropy coder codes the
+difference in a context of where the prediction falls between two levels, and of whether the held level is the last on
+its side. Biases and scales depend on the bits, so they help only at equal bits.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ def make(held: bytes, wanted: bytes) -> bytes:
 
 
 def apply(held: bytes, patch: bytes, sha256: str) -> bytes:
-    """The segment file with the hash ``sha256`` from ``held`` and ``patch``. Raises `errors.SegmentError` if the result is another file."""
+    """The segment file with the hash ``sha256`` from ``held`` and ``patch``.
+
+    Raises `errors.SegmentError` if the result is another file.
+    """
     if len(patch) < 16 or patch[:8] != MAGIC or int.from_bytes(patch[8:12], "little") != VERSION:
         raise errors.SegmentError(
             "the upgrade has an unknown format; download the whole segment", reason="not-an-upgrade"
@@ -115,7 +119,9 @@ def _scales(constant: seg.Constant, blob: U8) -> F64:
 
 
 def _expected(ratio: F64, held: int, wanted: int) -> tuple[U8, U8]:
-    """For each row and each code of ``held`` bits, the nearest code of ``wanted`` bits and the context of its difference, [rows, 2^held]."""
+    """For each row and each code of ``held`` bits, the nearest code of ``wanted`` bits and the context of its
+    difference, [rows, 2^held].
+    """
     levels = weight_levels(held).astype(np.float64)
     exact = (ratio[:, None] * levels + _top(wanted)) / (2 if wanted == 2 else 1)
     near = np.rint(np.clip(exact, 0, (1 << wanted) - 1))

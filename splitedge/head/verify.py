@@ -1,12 +1,15 @@
 """The verifier. A segment is untrusted network input: it checks every rule before a kernel sees a pointer.
 
 - Every tensor is within the arena, at a multiple of 64. No operator writes over a tensor that is still needed.
-- Every tensor is written once, before it is read. The output is written. Every operator gets the types that it supports.
+- Every tensor is written once, before it is read. The output is written. Every operator gets the types that it
+  supports.
 - Every shape follows from the operator's inputs and attributes. Windows touch at least one cell of the plane.
 - Every weight, bias, multiplier and table is within the blob. Every scale and multiplier is finite.
-- For every output channel 255 * sum |w| + |bias| < 2^31, so no accumulator overflows in any order of summation. The sums of attention, with
-  255 * 127 for each product, do not either. The bound times the channel's multiplier is below 2^30.
-- Operators share no constants. Together they fit into the blob once, so preparing them takes memory in proportion to the file.
+- For every output channel 255 * sum |w| + |bias| < 2^31, so no accumulator overflows in any order of summation. The
+  sums of attention, with 255 * 127 for each product, do not either. The bound times the channel's multiplier is below
+  2^30.
+- Operators share no constants. Together they fit into the blob once, so preparing them takes memory in proportion to
+  the file.
 - Arena, scratch, the operators' inputs and the work of a frame are within `splitedge.limits`.
 """
 
@@ -37,7 +40,8 @@ MAX_REAL = 2.0**30
 def verify(segment: seg.Segment) -> dict[int, NDArray[np.int8]]:
     """Check all rules. Returns the integer weights by the index of their operator.
 
-    Shapes: [OC, KH, KW, C / groups] for `Conv`, [N, K] for `Linear`, [vocabulary, C] for `Embed`. Raises `SegmentError`.
+    Shapes: [OC, KH, KW, C / groups] for `Conv`, [N, K] for `Linear`, [vocabulary, C] for `Embed`. Raises
+    `SegmentError`.
     """
     header = segment.header
     _check(len(header.ops) <= limits.MAX_OPS, "operators", "has too many operators")
@@ -85,7 +89,8 @@ def inputs(op: seg.AnyOp) -> list[int]:
 def _check(condition: bool, reason: str, what: str) -> None:
     if not condition:
         raise SegmentError(
-            f"the segment was refused because it {what}; download it again, and do not trust the server if that fails too",
+            f"the segment was refused because it {what}; download it again, and do not trust the server if that "
+            "fails too",
             reason=reason,
         )
 
@@ -206,7 +211,9 @@ def _check_factor(op: seg.Op, *factors: float) -> None:
 
 
 def _check_window(op: Any, size: Shape, out: Shape, dilation: Sequence[int]) -> None:
-    """Sizes are pairs in range, padding is smaller than the window, and the output follows from them (rounded down, or up for pooling)."""
+    """Sizes are pairs in range, padding is smaller than the window, and the output follows from them (rounded down,
+    or up for pooling).
+    """
     small = all(1 <= n <= 65535 for n in (*op.kernel, *op.stride, *dilation)) and all(0 <= n <= 65535 for n in op.pad)
     pairs = len(op.kernel) == len(op.stride) == len(dilation) == 2 and len(op.pad) == 4
     _check(small and pairs, "window", f"has an impossible window in {op.name!r}")
@@ -465,7 +472,21 @@ def _mean(segment: seg.Segment, op: seg.Mean) -> None:
 
 
 _RULES: dict[type, Callable[[seg.Segment, Any], None]] = {
-    seg.Conv: _conv, seg.Add: _same_or_per_channel, seg.Mul: _same_or_per_channel, seg.Lut: _lut, seg.Pool: _pool, seg.Concat: _concat,
-    seg.Transpose: _transpose, seg.Reshape: _reshape, seg.Pad: _pad, seg.Softmax: _softmax, seg.Embed: _embed,
-    seg.Linear: _linear, seg.Norm: _norm, seg.Attention: _attention, seg.Patches: _patches, seg.Position: _position, seg.Mean: _mean,
-}  # fmt: skip
+    seg.Conv: _conv,
+    seg.Add: _same_or_per_channel,
+    seg.Mul: _same_or_per_channel,
+    seg.Lut: _lut,
+    seg.Pool: _pool,
+    seg.Concat: _concat,
+    seg.Transpose: _transpose,
+    seg.Reshape: _reshape,
+    seg.Pad: _pad,
+    seg.Softmax: _softmax,
+    seg.Embed: _embed,
+    seg.Linear: _linear,
+    seg.Norm: _norm,
+    seg.Attention: _attention,
+    seg.Patches: _patches,
+    seg.Position: _position,
+    seg.Mean: _mean,
+}

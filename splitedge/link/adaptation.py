@@ -1,6 +1,8 @@
-"""Rate control of one stream: chooses the codec of each frame, and detects when the ladder or the plan no longer fits the link.
+"""Rate control of one stream: chooses the codec of each frame, and detects when the ladder or the plan no longer fits
+the link.
 
-`Adaptation` is a pure state machine; time is an argument. Two threads may use it: one codes frames, the other waits for answers.
+`Adaptation` is a pure state machine; time is an argument. Two threads may use it: one codes frames, the other waits for
+answers.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ CHANGED: Final = 2.0  # factor between planned and present frame time that calls
 class Goal:
     """The demanded frames per second and milliseconds per frame.
 
-    Without both, the offered rate is the goal, and a frame may take `LONGER` times its planned time in favour of accuracy.
+    Without both, the offered rate is the goal, and a frame may take `LONGER` times its planned time in favour of
+    accuracy.
     """
 
     min_rate_fps: float | None = None
@@ -44,9 +47,11 @@ class Goal:
 
 
 class Adaptation:
-    """Rate control for the stream of ``plan``, which was made for ``link``. ``controller`` is a key of `controllers.CONTROLLERS`.
+    """Rate control for the stream of ``plan``, which was made for ``link``. ``controller`` is a key of
+    `controllers.CONTROLLERS`.
 
-    The first codec is the plan's. If ``bits`` is given, it is the plain codec of that width, or else the most accurate one of at most ``bits``.
+    The first codec is the plan's. If ``bits`` is given, it is the plain codec of that width, or else the most accurate
+    one of at most ``bits``.
     """
 
     def __init__(
@@ -131,7 +136,9 @@ class Adaptation:
 
     @property
     def changed(self) -> bool:
-        """True once the link differs from the planned one, or the ladder misses the goal, for long enough to need a new plan."""
+        """True once the link differs from the planned one, or the ladder misses the goal, for long enough to need a
+        new plan.
+        """
         return self._changed.value
 
     def estimate(self, now: float) -> LinkEstimate:

@@ -1,7 +1,8 @@
 """Drives one `Session` over one WebSocket, on both sides.
 
-Three tasks read, write and keep time. They never wait for each other: on a link that silently drops bytes the writer blocks, and the timer still
-ends the session. A single writer sends everything, so no message waits for the drain of another.
+Three tasks read, write and keep time. They never wait for each other: on a link that silently drops bytes the writer
+blocks, and the timer still ends the session. A single writer sends everything, so no message waits for the drain of
+another.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ class WebSocket(Protocol):
 
 
 class Connection:
-    """Runs ``session`` on ``ws``. ``on_event(event, now)`` gets each event; ``next_frame(now)`` returns the next binary message once the socket has room."""
+    """Runs ``session`` on ``ws``.
+
+    ``on_event(event, now)`` gets each event; ``next_frame(now)`` returns the next binary message once the socket has
+    room.
+    """
 
     def __init__(
         self,
@@ -68,7 +73,10 @@ class Connection:
         return tcp.sample(self._transport)
 
     async def run(self) -> None:
-        """Run until the session ends and the connection is closed. Raises only what `on_event` and `next_frame` raise."""
+        """Run until the session ends and the connection is closed.
+
+        Raises only what `on_event` and `next_frame` raise.
+        """
         reader, writer, clock = tasks = [self._task(self._read()), self._task(self._write()), self._task(self._beat())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -87,7 +95,10 @@ class Connection:
                 raise result
 
     async def _part(self, writer: asyncio.Task[None]) -> None:
-        """Write the last messages and close in order within `limits.CLOSE_TIMEOUT`. A dead connection is not waited for."""
+        """Write the last messages and close in order within `limits.CLOSE_TIMEOUT`.
+
+        A dead connection is not waited for.
+        """
         if self._session.broken or not self._session.ended:
             return
         self.wake()

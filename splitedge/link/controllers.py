@@ -1,12 +1,15 @@
-"""Controllers choose the rung of the ladder for the next frame. Pure state machines; times in seconds, sizes in bytes on the wire.
+"""Controllers choose the rung of the ladder for the next frame. Pure state machines; times in seconds, sizes in bytes
+on the wire.
 
-A controller gets a `View` for each frame and returns the index of a rung; rung 0 is the most accurate. Every rung of a ladder meets the demanded
-accuracy.
+A controller gets a `View` for each frame and returns the index of a rung; rung 0 is the most accurate. Every rung of a
+ladder meets the demanded accuracy.
 
-- `adaptive` (the default) compares the size of each rung with the estimated rate, the round trip and the bytes in transit.
-- `quantpipe` is QuantPipe's rule: every `WINDOW` frames it sets the width from the ratio of bytes sent to the link's capacity.
-- `pipeedge` is PipeEdge's controller: a Kalman filter estimates the rate at the widest codec for each window, and the window is split between the
-  two widths around the exact one.
+- `adaptive` (the default) compares the size of each rung with the estimated rate, the round trip and the bytes in
+  transit.
+- `quantpipe` is QuantPipe's rule: every `WINDOW` frames it sets the width from the ratio of bytes sent to the link's
+  capacity.
+- `pipeedge` is PipeEdge's controller: a Kalman filter estimates the rate at the widest codec for each window, and the
+  window is split between the two widths around the exact one.
 - `fixed` stays on the first rung.
 """
 
@@ -33,9 +36,10 @@ class RungCost:
 class View:
     """The link when a frame is coded.
 
-    ``rate``: its bytes per second, None before anything is known. ``backlog``: bytes in transit beyond the bandwidth-delay product. ``period_s``:
-    between two frames, offered or demanded. ``waiting``: late frames. ``left_s``: time for the transfer within the demanded latency, infinite
-    without one.
+    ``rate``: its bytes per second, None before anything is known. ``backlog``: bytes in transit beyond the
+    bandwidth-delay product. ``period_s``:
+    between two frames, offered or demanded. ``waiting``: late frames. ``left_s``: time for the transfer within the
+    demanded latency, infinite without one.
     """
 
     now: float
@@ -70,9 +74,9 @@ class Fixed:
 class Adaptive:
     """The most accurate rung that fits the link. A rung that a cheaper one beats in accuracy is left at once.
 
-    It steps down as soon as the current rung needs more than `FULL` of the link, while the backlog drains within `HORIZON_S`. It steps up once a
-    better rung has fitted into `ROOM` of the link for its patience. The patience starts at `PATIENCE_S`, doubles after each step up that fails within
-    `TRIAL_S`, and halves after each that lasts.
+    It steps down as soon as the current rung needs more than `FULL` of the link, while the backlog drains within
+    `HORIZON_S`. It steps up once a better rung has fitted into `ROOM` of the link for its patience. The patience starts
+    at `PATIENCE_S`, doubles after each step up that fails within `TRIAL_S`, and halves after each that lasts.
     """
 
     FULL: Final = 1.0
@@ -127,7 +131,9 @@ class Adaptive:
 
 
 def budget(view: View, share: float, horizon_s: float) -> float:
-    """Bytes for a frame: within ``share`` of the link while the backlog drains in ``horizon_s``, and within the demanded latency."""
+    """Bytes for a frame: within ``share`` of the link while the backlog drains in ``horizon_s``, and within the
+    demanded latency.
+    """
     assert view.rate is not None
     waiting = 1 + view.waiting * view.period_s / horizon_s
     by_rate = view.period_s * (share * view.rate - view.backlog / horizon_s) / waiting
@@ -135,7 +141,8 @@ def budget(view: View, share: float, horizon_s: float) -> float:
 
 
 class QuantPipe:
-    """target = window x period x rate; ratio = floor(bytes sent x 32 / bits / target) + 1; up to 1: 32 bits, 2: 16, 4: 8, 5: 6, 8: 4, above: 2.
+    """target = window x period x rate; ratio = floor(bytes sent x 32 / bits / target) + 1; up to 1: 32 bits, 2: 16, 4:
+    8, 5: 6, 8: 4, above: 2.
 
     The rung is the most accurate one of at most that width, else the cheapest.
     """
@@ -160,7 +167,8 @@ class QuantPipe:
 
 
 class PipeEdge:
-    """An integral controller of the speedup over the widest codec. A Kalman filter estimates the rate at that codec, which is the gain.
+    """An integral controller of the speedup over the widest codec. A Kalman filter estimates the rate at that codec,
+    which is the gain.
 
     The rate of a window is its number of frames over the time in which they kept the link busy.
     """

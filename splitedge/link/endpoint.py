@@ -42,8 +42,8 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext | None:
 def server_url(base_url: str, token: str | None, *, allow_insecure: bool = False) -> yarl.URL:
     """``base_url`` as a URL without a trailing slash. A path is the prefix of a reverse proxy.
 
-    Raises `errors.UsageError` if it is not ``http(s)://host[:port][/path]``, or if ``token`` would cross a network unencrypted. No message
-    repeats a possible password.
+    Raises `errors.UsageError` if it is not ``http(s)://host[:port][/path]``, or if ``token`` would cross a network
+    unencrypted. No message repeats a possible password.
     """
     try:
         url = yarl.URL(base_url.rstrip("/"))
@@ -74,13 +74,19 @@ def is_loopback(host: str) -> bool:
 
 
 def headers(token: str | None) -> dict[str, str]:
-    """Request headers: the token, and no compression, since a compressed answer could exceed its bound when unpacked."""
+    """Request headers: the token, and no compression, since a compressed answer could exceed its bound when
+    unpacked.
+    """
     plain = {"Accept-Encoding": "identity"}
     return plain | {"Authorization": f"Bearer {token}"} if token else plain
 
 
 async def explained(error: BaseException, url: yarl.URL, context: ssl.SSLContext | None) -> errors.SplitEdgeError:
-    """As `explain`. Where TLS may be the reason, one more connection finds out whether the server uses TLS and which names its certificate has."""
+    """As `explain`.
+
+    Where TLS may be the reason, one more connection finds out whether the server uses TLS and which names its
+    certificate has.
+    """
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         if getattr(error.certificate_error, "verify_code", None) in tls_diagnosis.OTHER_NAME:
             return _other_name(url, await tls_diagnosis.names(url, context))
@@ -96,7 +102,9 @@ _NO_HTTP = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.Clie
 
 
 def explain(error: BaseException, url: yarl.URL) -> errors.SplitEdgeError:
-    """The error for callers of a request to ``url`` that failed with ``error`` (of aiohttp, asyncio, ssl or the socket)."""
+    """The error for callers of a request to ``url`` that failed with ``error`` (of aiohttp, asyncio, ssl or the
+    socket).
+    """
     where = url.origin()
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _certificate(error, where)
@@ -109,7 +117,8 @@ def explain(error: BaseException, url: yarl.URL) -> errors.SplitEdgeError:
                 reason="speaks-no-tls",
             )
         return errors.UnreachableError(
-            f"the TLS handshake with {where} failed ({reason or 'no reason given'}); check the server's certificate and the port of the address",
+            f"the TLS handshake with {where} failed ({reason or 'no reason given'}); check the server's certificate "
+            "and the port of the address",
             reason="tls-handshake",
         )
     if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -135,13 +144,17 @@ def explain(error: BaseException, url: yarl.URL) -> errors.SplitEdgeError:
 
 
 def _certificate(error: aiohttp.ClientConnectorCertificateError, where: yarl.URL) -> errors.UnreachableError:
-    """Why the certificate of ``where`` is refused. A board without a real-time clock may see one as not yet valid until its time is synchronized."""
+    """Why the certificate of ``where`` is refused.
+
+    A board without a real-time clock may see one as not yet valid until its time is synchronized.
+    """
     code = getattr(error.certificate_error, "verify_code", None)
     reason = getattr(error.certificate_error, "verify_message", "") or "it cannot be verified"
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by this machine's clock"
     if code == tls_diagnosis.NOT_YET_VALID:
         return errors.UnreachableError(
-            f"the certificate of {where} is not yet valid: it is {now}, and that clock is behind; wait until it is synchronized, or set it",
+            f"the certificate of {where} is not yet valid: it is {now}, and that clock is behind; wait until it is "
+            "synchronized, or set it",
             clock=True,
             reason="certificate-not-yet",
         )
@@ -152,7 +165,8 @@ def _certificate(error: aiohttp.ClientConnectorCertificateError, where: yarl.URL
             reason="certificate-expired",
         )
     return errors.UnreachableError(
-        f"the certificate of {where} is not trusted ({reason}); pass the CA certificate with `--ca`, or renew the certificate",
+        f"the certificate of {where} is not trusted ({reason}); pass the CA certificate with `--ca`, or renew the "
+        "certificate",
         tls=True,
         reason="certificate",
     )
@@ -161,9 +175,12 @@ def _certificate(error: aiohttp.ClientConnectorCertificateError, where: yarl.URL
 def _other_name(url: yarl.URL, names: list[str]) -> errors.UnreachableError:
     holds = ", ".join(names) or "other names"
     return errors.UnreachableError(
-        f"the certificate of {url.origin()} is for {holds}, not for {url.host}; use one of these names in the address, or make a certificate for {url.host}",
-        tls=True, names=names, reason="certificate-name",
-    )  # fmt: skip
+        f"the certificate of {url.origin()} is for {holds}, not for {url.host}; use one of these names in the "
+        f"address, or make a certificate for {url.host}",
+        tls=True,
+        names=names,
+        reason="certificate-name",
+    )
 
 
 def os_reason(error: OSError) -> str:

@@ -1,11 +1,13 @@
-"""Estimates the rate of the link from answered frames, without probes. No I/O and no clock; times in seconds, sizes in bytes.
+"""Estimates the rate of the link from answered frames, without probes. No I/O and no clock; times in seconds, sizes in
+bytes.
 
-The transfer time of a frame starts when the link is free for it: after its own round trip, or when the frame before it arrived. It ends with the
-answer, less the server's time. So the estimate is right even if the link idles between frames. Frames without a pause between them form one run and
-are measured together, because a late answer makes the next frame look fast.
+The transfer time of a frame starts when the link is free for it: after its own round trip, or when the frame before it
+arrived. It ends with the answer, less the server's time. So the estimate is right even if the link idles between
+frames. Frames without a pause between them form one run and are measured together, because a late answer makes the next
+frame look fast.
 
-A busy processor only lengthens transfers. The estimate is therefore a high quantile of the runs, bounded by the last few frames and by the frame in
-transit. The second bound detects a slower link before the first slow frame arrives.
+A busy processor only lengthens transfers. The estimate is therefore a high quantile of the runs, bounded by the last
+few frames and by the frame in transit. The second bound detects a slower link before the first slow frame arrives.
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ class _Sample:
 
 
 class Estimator:
-    """Call its methods for each frame sent and answered. ``trip_s`` and ``rate`` (bytes per second) apply until the first answer."""
+    """Call its methods for each frame sent and answered.
+
+    ``trip_s`` and ``rate`` (bytes per second) apply until the first answer.
+    """
 
     def __init__(self, trip_s: float, rate: float | None = None) -> None:
         self.trip_s = trip_s
@@ -88,7 +93,10 @@ class Estimator:
         self._transit.clear()
 
     def tcp(self, sample: TcpSample, now: float) -> None:
-        """Take the kernel's state. If everything is acknowledged, a late answer is due to the server and not to the link."""
+        """Take the kernel's state.
+
+        If everything is acknowledged, a late answer is due to the server and not to the link.
+        """
         if sample.trip_s is not None:
             self.trip_s = sample.trip_s
         if sample.idle:
@@ -112,7 +120,9 @@ class Estimator:
         return max(0.0, in_transit - (rate * self.trip_s if rate else 0.0))
 
     def _possible(self, now: float) -> float:
-        """The highest rate at which the oldest frame in transit could still be missing; infinity while it is not late."""
+        """The highest rate at which the oldest frame in transit could still be missing; infinity while it is not
+        late.
+        """
         oldest = next((p for p in self._transit.values() if p.done > now), None)
         if oldest is None:
             return math.inf

@@ -46,7 +46,10 @@ _VERSION_BYTES: Final = 4096
 
 
 class Base(NamedTuple):
-    """A segment on this board, by its hash. ``apply`` turns the bytes of an upgrade into the wanted file, or raises `errors.SegmentError`."""
+    """A segment on this board, by its hash.
+
+    ``apply`` turns the bytes of an upgrade into the wanted file, or raises `errors.SegmentError`.
+    """
 
     sha256: str
     apply: Callable[[bytes], bytes]
@@ -64,10 +67,11 @@ class _Download(NamedTuple):
 class ServerClient:
     """One server's HTTP interface, over kept-alive connections.
 
-    ``ssl`` is a context from `tls_context`; None trusts the system's CA certificates. ``patient=False`` has shorter timeouts, for a person who waits.
-    Every method raises `errors.UnreachableError` without an answer or for an untrusted certificate, `errors.AuthError` for a refused token,
-    `errors.ProtocolError` for an invalid answer, and the errors that the server reports. The constructor raises `errors.UsageError` for an invalid
-    address, or a token that would be sent unencrypted (unless ``allow_insecure``).
+    ``ssl`` is a context from `tls_context`; None trusts the system's CA certificates. ``patient=False`` has shorter
+    timeouts, for a person who waits. Every method raises `errors.UnreachableError` without an answer or for an
+    untrusted certificate, `errors.AuthError` for a refused token, `errors.ProtocolError` for an invalid answer, and the
+    errors that the server reports. The constructor raises `errors.UsageError` for an invalid address, or a token that
+    would be sent unencrypted (unless ``allow_insecure``).
     """
 
     def __init__(
@@ -128,7 +132,10 @@ class ServerClient:
         await self._probe(b"", 0)
 
     async def outline(self, model: str) -> Outline:
-        """The operators of the longest head of ``model``. Raises `errors.UnknownModelError`, or `errors.ProtocolError` from a server without outlines."""
+        """The operators of the longest head of ``model``.
+
+        Raises `errors.UnknownModelError`, or `errors.ProtocolError` from a server without outlines.
+        """
         return decode(await self._ask("GET", "v1/outline", limits.MAX_PLAN_BYTES, params={"model": model}), Outline)
 
     async def plan(self, request: PlanRequest) -> Plan:
@@ -140,11 +147,17 @@ class ServerClient:
         return decode(await self._ask("POST", "v1/chain", limits.MAX_PLAN_BYTES, data=_body(request)), Plan)
 
     async def next_plan(self, plan_id: str) -> Plan:
-        """The plan of the board behind that of ``plan_id``. Raises `errors.UnknownPlanError`, or `errors.ProtocolError` if there is none."""
+        """The plan of the board behind that of ``plan_id``.
+
+        Raises `errors.UnknownPlanError`, or `errors.ProtocolError` if there is none.
+        """
         return decode(await self._ask("GET", "v1/next", limits.MAX_PLAN_BYTES, params={"plan": plan_id}), Plan)
 
     async def stages(self, before: int) -> list[ChainDevice]:
-        """A stage's description of itself and of the boards behind it; it may measure its links first. ``before``: number of boards before it."""
+        """A stage's description of itself and of the boards behind it; it may measure its links first.
+
+        ``before``: number of boards before it.
+        """
         body = await self._ask("GET", "v1/stage", limits.MAX_REQUEST_BYTES, params={"before": str(before)})
         return decode(body, list[ChainDevice])
 
@@ -160,14 +173,17 @@ class ServerClient:
         return await probe.measure(lambda up, down: probe.timed(self._probe(noise[:up], down)))
 
     async def fetch_segment(self, ref: SegmentRef, directory: Path, base: Base | None = None) -> Path:
-        """The file of segment ``ref`` in ``directory``, downloaded unless it exists. The folder is created if it is missing.
+        """The file of segment ``ref`` in ``directory``, downloaded unless it exists. The folder is created if it is
+        missing.
 
-        If the server has a smaller upgrade from ``base``, only the upgrade is downloaded; if it does not yield ``ref``, the whole segment is.
+        If the server has a smaller upgrade from ``base``, only the upgrade is downloaded; if it does not yield ``ref``,
+        the whole segment is.
 
-        The download grows as ``SHA.part`` over broken connections and restarts, and is renamed to ``SHA.segment`` when its SHA-256 is right. If the hash
-        is wrong and the part is from an earlier run, which a power cut may have damaged, the segment is downloaded once more. Raises
-        `errors.SegmentError` for a wrong hash or size (the part is deleted), `errors.StoreError` for a folder that cannot be written, and
-        `errors.LinkLostError` when the connection breaks `limits.FETCH_TRIES` times without a byte.
+        The download grows as ``SHA.part`` over broken connections and restarts, and is renamed to ``SHA.segment`` when
+        its SHA-256 is right. If the hash is wrong and the part is from an earlier run, which a power cut may have
+        damaged, the segment is downloaded once more. Raises `errors.SegmentError` for a wrong hash or size (the part is
+        deleted), `errors.StoreError` for a folder that cannot be written, and `errors.LinkLostError` when the
+        connection breaks `limits.FETCH_TRIES` times without a byte.
         """
         if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= limits.MAX_SEGMENT_BYTES:
             raise errors.SegmentError(
@@ -185,7 +201,10 @@ class ServerClient:
         return done
 
     async def fetch_tokenizer(self, ref: TokenizerRef, model: str, directory: Path) -> Path:
-        """The file ``SHA.tokenizer`` of ``model``'s tokenizer in ``directory``. Downloads and raises as `fetch_segment`."""
+        """The file ``SHA.tokenizer`` of ``model``'s tokenizer in ``directory``.
+
+        Downloads and raises as `fetch_segment`.
+        """
         if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= limits.MAX_TOKENIZER_BYTES:
             raise errors.SegmentError(
                 f"the plan names an invalid tokenizer ({ref.size} bytes); request a new plan",
@@ -219,7 +238,10 @@ class ServerClient:
     async def _request(
         self, method: str, path: str, data: bytes | None = None, **options: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A response with status 200 or 206. Failures of the connection, also while the body is read, become `errors.SplitEdgeError`."""
+        """A response with status 200 or 206.
+
+        Failures of the connection, also while the body is read, become `errors.SplitEdgeError`.
+        """
         if self._http is None:
             raise RuntimeError("use ServerClient as an async context manager")
         url = self._base / path

@@ -1,4 +1,6 @@
-"""HTTP requests on the listening side, a server or a stage: tokens, errors, TLS, and the other end of the link measurement."""
+"""HTTP requests on the listening side, a server or a stage: tokens, errors, TLS, and the other end of the link
+measurement.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from typing import Final
 from splitedge import limits
 from splitedge.protocol.messages import LinkEstimate
 
-#: ``probe(up, down)`` sends ``up`` bytes, receives ``down`` bytes and returns the seconds this took, on a connection that stays open.
+#: ``probe(up, down)`` sends ``up`` bytes, receives ``down`` bytes and returns the seconds this took, on a connection
+#: that stays open.
 Probe = Callable[[int, int], Awaitable[float]]
 
 _TRIPS: Final = 20
@@ -48,11 +49,11 @@ async def measure(probe: Probe) -> LinkEstimate:
 async def _rate(transfer: Callable[[int], Awaitable[float]], trip_s: float, spread_s: float) -> float:
     """The rate in Mbit/s. Transfers grow until one takes `limits.PROBE_TIME` beyond its round trip.
 
-    The result is the rate of the last transfer, or of a faster earlier one that took at least two round trips. No transfer counts as shorter
-    than ``spread_s``, the noise of the round trip.
+    The result is the rate of the last transfer, or of a faster earlier one that took at least two round trips. No
+    transfer counts as shorter than ``spread_s``, the noise of the round trip.
 
-    In slow start TCP spends one round trip for each doubling of its window, at any rate. A transfer that slow start may dominate is therefore
-    repeated on the window that it opened. Frames of a stream find such a window too.
+    In slow start TCP spends one round trip for each doubling of its window, at any rate. A transfer that slow start may
+    dominate is therefore repeated on the window that it opened. Frames of a stream find such a window too.
     """
     size, spent, rate = _FIRST_BYTES, 0.0, 0.0
     while True:

@@ -1,4 +1,6 @@
-"""The agent's side of the frame stream: one WebSocket at a time, reconnected when it breaks, and an account of every frame."""
+"""The agent's side of the frame stream: one WebSocket at a time, reconnected when it breaks, and an account of every
+frame.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +50,12 @@ TRANSITIONS: Final[dict[LinkState, tuple[LinkState, ...]]] = {
 class FrameStream:
     """Sends frames of one plan and returns their answers, over as many connections as it takes.
 
-    ``async with stream:`` starts to connect and does not wait. At most ``window`` frames (and `limits.MAX_INFLIGHT_BYTES`) are in flight. Each is
-    answered, refused, aged out after ``frame_age_s``, or failed; `stats` counts them. When the server is unreachable for more than ``max_away_s``,
-    frames fail at once until it is back. ``ssl`` is a context from `endpoint.tls_context`; None trusts the system's CA certificates.
-    ``adaptation`` gets every frame that is written or answered. Raises `errors.UsageError` for an invalid address, or a token that would be sent
-    unencrypted (unless ``allow_insecure``).
+    ``async with stream:`` starts to connect and does not wait. At most ``window`` frames (and
+    `limits.MAX_INFLIGHT_BYTES`) are in flight. Each is answered, refused, aged out after ``frame_age_s``, or failed;
+    `stats` counts them. When the server is unreachable for more than ``max_away_s``, frames fail at once until it is
+    back. ``ssl`` is a context from `endpoint.tls_context`; None trusts the system's CA certificates. ``adaptation``
+    gets every frame that is written or answered. Raises `errors.UsageError` for an invalid address, or a token that
+    would be sent unencrypted (unless ``allow_insecure``).
     """
 
     def __init__(
@@ -154,16 +157,20 @@ class FrameStream:
     ) -> Answer:
         """Wait for room in the window, send one frame coded by ladder entry ``codec``, and return its answer.
 
-        ``deadline``: when the frame ages out, by the event loop's clock; default ``frame_age_s`` after it got room. ``leaving`` is called when the frame
-        is first written to a connection. If the caller is cancelled, its frame stays in flight and is counted when it ends.
+        ``deadline``: when the frame ages out, by the event loop's clock; default ``frame_age_s`` after it got room.
+        ``leaving`` is called when the frame
+        is first written to a connection. If the caller is cancelled, its frame stays in flight and is counted when it
+        ends.
 
-        Raises the server's error for a refused frame; `errors.AgedError` if it ages out unsent; `errors.LinkLostError` if it ages out later, or the
-        server is unreachable for ``max_away_s`` (`errors.UnreachableError` if it never answered); and at once every error that a retry cannot fix:
-        `errors.AuthError`, `errors.UnknownPlanError`, `errors.ProtocolError`, a certificate.
+        Raises the server's error for a refused frame; `errors.AgedError` if it ages out unsent; `errors.LinkLostError`
+        if it ages out later, or the server is unreachable for ``max_away_s`` (`errors.UnreachableError` if it never
+        answered); and at once every error that a retry cannot fix: `errors.AuthError`, `errors.UnknownPlanError`,
+        `errors.ProtocolError`, a certificate.
         """
         if len(payload) > limits.MAX_FRAME_BYTES:
             raise errors.ProtocolError(
-                f"a frame of {len(payload)} bytes exceeds the limit of {limits.MAX_FRAME_BYTES}; use fewer bits or a later cut",
+                f"a frame of {len(payload)} bytes exceeds the limit of {limits.MAX_FRAME_BYTES}; use fewer bits or a "
+                "later cut",
                 reason="frame-too-large",
             )
         async with self._turn:
@@ -416,7 +423,10 @@ class _Socket(aiohttp.ClientWebSocketResponse):
 
 
 def _no_redirects() -> aiohttp.TraceConfig:
-    """Fail a request on a redirect, which may lead to another server or out of TLS. `ws_connect` has no option for it."""
+    """Fail a request on a redirect, which may lead to another server or out of TLS.
+
+    `ws_connect` has no option for it.
+    """
 
     async def refuse(_: aiohttp.ClientSession, __: object, redirect: aiohttp.TraceRequestRedirectParams) -> None:
         redirect.response.close()

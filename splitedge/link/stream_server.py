@@ -23,7 +23,10 @@ class FrameHandler(Protocol):
     """Answers the frames of one opened plan. Several frames may be in progress at once."""
 
     async def answer(self, frame: Frame) -> tuple[bytes, int]:
-        """The payload of the answer, and the tail's time in microseconds. ``frame.wait_ms`` is the time left for the frame, 0 without a limit."""
+        """The payload of the answer, and the tail's time in microseconds.
+
+        ``frame.wait_ms`` is the time left for the frame, 0 without a limit.
+        """
         ...
 
 
@@ -51,10 +54,10 @@ async def serve_session(
 ) -> web.WebSocketResponse:
     """Serve ``request`` as a frame session until it ends.
 
-    If ``open_plan`` raises `errors.SplitEdgeError`, the agent gets it and the session ends. The handler gets up to ``workers`` frames at once; the
-    rest of the window waits in order, and a frame that exceeds its time there is refused. An error of the handler refuses its frame, and the
-    session continues. ``on_end`` is called with the reason of the end, None for an orderly one; ``on_reply`` for each frame with the reason of its
-    refusal, None for an answer.
+    If ``open_plan`` raises `errors.SplitEdgeError`, the agent gets it and the session ends. The handler gets up to
+    ``workers`` frames at once; the rest of the window waits in order, and a frame that exceeds its time there is
+    refused. An error of the handler refuses its frame, and the session continues. ``on_end`` is called with the reason
+    of the end, None for an orderly one; ``on_reply`` for each frame with the reason of its refusal, None for an answer.
     """
     ws = web.WebSocketResponse(
         max_msg_size=MAX_MSG_SIZE,

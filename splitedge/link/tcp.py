@@ -1,7 +1,8 @@
 """The kernel's state of a TCP connection, and its buffer sizes. Linux only; elsewhere connections work without both.
 
-`limits.UNSENT_BYTES` (TCP_NOTSENT_LOWAT) keeps frames out of the kernel until they can be sent. A frame that waits in the process can still age out,
-and the next one is coded for the current rate. Without the option the window of frames in flight is the only bound.
+`limits.UNSENT_BYTES` (TCP_NOTSENT_LOWAT) keeps frames out of the kernel until they can be sent. A frame that waits in
+the process can still age out, and the next one is coded for the current rate. Without the option the window of frames
+in flight is the only bound.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Final
 from splitedge import limits
 
 _NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # named from Python 3.12 on; 25 on Linux
-#: Fields of Linux's struct tcp_info: tcpi_unacked (packets), tcpi_bytes_received, tcpi_notsent_bytes, tcpi_min_rtt (microseconds).
+#: Fields of Linux's struct tcp_info: tcpi_unacked (packets), tcpi_bytes_received, tcpi_notsent_bytes, tcpi_min_rtt
+#: (microseconds).
 _BYTES_RECEIVED: Final = struct.Struct("<128xQ")
 _SENDING: Final = struct.Struct("<24xI100xQ8xII")
 _NO_TRIP: Final = 0xFFFFFFFF  # min_rtt before the first one
@@ -24,7 +26,10 @@ _NO_TRIP: Final = 0xFFFFFFFF  # min_rtt before the first one
 
 @dataclass(frozen=True, slots=True)
 class TcpSample:
-    """``idle``: everything written is acknowledged. ``trip_s``: the least round trip that the kernel measured, None before the first."""
+    """``idle``: everything written is acknowledged.
+
+    ``trip_s``: the least round trip that the kernel measured, None before the first.
+    """
 
     idle: bool
     trip_s: float | None
@@ -41,7 +46,10 @@ def tune(transport: asyncio.Transport) -> None:
 
 
 def bytes_received(transport: asyncio.Transport) -> int:
-    """Bytes received so far, counted by the kernel. They show that a slow link with a long message is alive. 0 if unknown."""
+    """Bytes received so far, counted by the kernel.
+
+    They show that a slow link with a long message is alive. 0 if unknown.
+    """
     info = _info(transport, _BYTES_RECEIVED)
     return int(info[0]) if info else 0
 

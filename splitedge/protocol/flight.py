@@ -1,7 +1,7 @@
 """The agent's frames in flight, over any number of sessions: numbers, deadlines and counts. No I/O, no clock.
 
-Every accepted frame ends in exactly one of answered, refused, aged, failed; `Stats` states this as a sum. A reply to a frame that has already
-ended is late: it is counted and dropped.
+Every accepted frame ends in exactly one of answered, refused, aged, failed; `Stats` states this as a sum. A reply to a
+frame that has already ended is late: it is counted and dropped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Binary messages of a session: frames, answers and refusals behind a 40-byte header (`docs/reference/wire-protocol.md`).
+"""Binary messages of a session: frames, answers and refusals behind a 40-byte header
+(`docs/reference/wire-protocol.md`).
 
 `parse` returns a value or raises `errors.ProtocolError`, for any bytes.
 """
@@ -58,7 +59,10 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 def encode(value: Frame | Answer | Refusal) -> bytes:
-    """``value`` as one binary message. Raises `errors.ProtocolError` if its payload exceeds `limits.MAX_FRAME_BYTES`."""
+    """``value`` as one binary message.
+
+    Raises `errors.ProtocolError` if its payload exceeds `limits.MAX_FRAME_BYTES`.
+    """
     match value:
         case Frame():
             return _join(_FRAME, value.seq, value.codec, value.wait_ms, 0, value.payload)
@@ -117,7 +121,8 @@ def unpack_topk(payload: Buffer) -> list[tuple[int, float]]:
 def _join(kind: int, seq: int, codec: int, word16: int, word20: int, payload: Buffer) -> bytes:
     if len(payload) > limits.MAX_FRAME_BYTES:
         raise errors.ProtocolError(
-            f"a frame of {len(payload)} bytes exceeds the limit of {limits.MAX_FRAME_BYTES}; use fewer bits or a later cut",
+            f"a frame of {len(payload)} bytes exceeds the limit of {limits.MAX_FRAME_BYTES}; use fewer bits or a "
+            "later cut",
             reason="frame-too-large",
         )
     head = _HEAD.pack(_MAGIC, _VERSION, kind, seq, codec, 0, 0, word16, word20, 0, len(payload))

@@ -1,7 +1,8 @@
-"""The documents and control messages of the protocol, as typed values. `encode` and `decode` convert them to and from JSON.
+"""The documents and control messages of the protocol, as typed values. `encode` and `decode` convert them to and from
+JSON.
 
-Units: times in milliseconds (``_ms``) or seconds (``_s``), rates in Mbit/s (10^6 bit/s), energy in joules, accuracy drops in points of
-the bundle's metric (top-1 by default).
+Units: times in milliseconds (``_ms``) or seconds (``_s``), rates in Mbit/s (10^6 bit/s), energy in joules, accuracy
+drops in points of the bundle's metric (top-1 by default).
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ class Weights(Message):
 class Demand(Message):
     """The demands on a plan.
 
-    ``max_drop_points`` bounds the upper end of the interval of the predicted accuracy drop. ``keep`` names what must not leave the device:
-    ``"nothing"``, ``"input"``, or a layer; then no tensor before that layer's output may be sent. ``frames``: the expected number of frames of the
-    plan, over which the segment's transfer is spread; None ignores that transfer. ``max_away_s``: time without the server after which frames
-    fail. ``mode`` restricts plans to one mode.
+    ``max_drop_points`` bounds the upper end of the interval of the predicted accuracy drop. ``keep`` names what must
+    not leave the device: ``"nothing"``, ``"input"``, or a layer; then no tensor before that layer's output may be sent.
+    ``frames``: the expected number of frames of the plan, over which the segment's transfer is spread; None ignores
+    that transfer. ``max_away_s``: time without the server after which frames fail. ``mode`` restricts plans to one
+    mode.
     """
 
     max_drop_points: float = 1.0
@@ -64,7 +66,10 @@ class LinkEstimate(Message):
 
 
 class Outline(Message):
-    """The operators of a model's longest head. ``header``: the beginning of its segment file, without constants. ``bundle``: SHA-256 of the bundle."""
+    """The operators of a model's longest head.
+
+    ``header``: the beginning of its segment file, without constants. ``bundle``: SHA-256 of the bundle.
+    """
 
     bundle: str
     header: bytes
@@ -119,7 +124,8 @@ class MeasuredTimes(msgspec.Struct):
 class Basis(msgspec.Struct, frozen=True, cache_hash=True):
     """An orthogonal change of the channel axis: component k = sum over c of (x[c] - centre[c]) * columns[c, k].
 
-    ``columns``: int16 [channels, components], little-endian, row by row; at most as many components as channels, of any length. The inverse:
+    ``columns``: int16 [channels, components], little-endian, row by row; at most as many components as channels, of any
+    length. The inverse:
     x[c] = centre[c] + sum over k of component[k] / (sum of the squares of column k) * columns[c, k].
     """
 
@@ -130,17 +136,20 @@ class Basis(msgspec.Struct, frozen=True, cache_hash=True):
 class Codec(msgspec.Struct, frozen=True, cache_hash=True):
     """How the tensor at the cut is coded: an optional change of its channel axis, clipping, quantization, packing.
 
-    value = lo[c] + scale[c] * code, with code in 0 .. 2^bits - 1. ``lo`` and ``scale`` are exact float32 values, one for the tensor or one for each
-    channel of the last axis. ``scale`` 0 is a constant: every code decodes to ``lo``. Each other field changes one thing:
+    value = lo[c] + scale[c] * code, with code in 0 .. 2^bits - 1. ``lo`` and ``scale`` are exact float32 values, one
+    for the tensor or one for each channel of the last axis. ``scale`` 0 is a constant: every code decodes to ``lo``.
+    Each other field changes one thing:
 
     - ``rule``: how the codec was fitted: one of `splitedge.codec.FAMILIES`, or ``jpeg-QUALITY``.
     - ``bits``: 2 to 8 for codes. 16 and 32 send float16 and float32 values; then all other fields are unused.
     - ``levels``: a codebook of 2^bits ascending levels, at 2 and 3 bits: value = lo[c] + scale[c] * levels[code].
     - ``rotation``: channels in one Hadamard block, 0 for none. ``lo`` and ``scale`` then apply to the rotated channels.
     - ``basis``: a change of basis in place of a rotation. ``lo`` and ``scale`` then apply to the components.
-    - ``dynamic``: ``lo`` and ``scale`` are multiples of the span of each tensor, or of each row of its last axis (``token``).
+    - ``dynamic``: ``lo`` and ``scale`` are multiples of the span of each tensor, or of each row of its last axis
+      (``token``).
     - ``span``: that span: least and greatest value (``range``), or mean magnitude with offset 0 (``mean``).
-    - ``tables``: the entropy stage: frequencies of the codes, with the sum 4096. A channel has as many codes as its table.
+    - ``tables``: the entropy stage: frequencies of the codes, with the sum 4096. A channel has as many codes as its
+      table.
     - ``table``: the index of each channel's table, or one for all.
     - ``jpeg``: 8-bit codes are the pixels of an image [H, W, 1 or 3], sent as JPEG of this quality. 0 for none.
     """
@@ -162,7 +171,8 @@ class Codec(msgspec.Struct, frozen=True, cache_hash=True):
 class Preprocess(Message):
     """How a caller's image or array becomes the model's input tensor.
 
-    ``image``: decode, convert to RGB, resize (``crop``: short side to ``resize``, then centre crop to ``height`` x ``width``; ``stretch``: directly to
+    ``image``: decode, convert to RGB, resize (``crop``: short side to ``resize``, then centre crop to ``height`` x
+    ``width``; ``stretch``: directly to
     that size), then (pixel - mean[c]) / std[c] with pixel in 0..255. ``tensor``: the array is the input.
     """
 
@@ -178,7 +188,8 @@ class Preprocess(Message):
 class Cut(Message):
     """A possible cut: after ``layer``, whose output is ``tensor`` of ``shape`` (channels last, no batch axis).
 
-    ``padding``: the id of padding tokens, if the tail needs to know them. Frames then carry a mask (`splitedge.codec.padding_mask`).
+    ``padding``: the id of padding tokens, if the tail needs to know them. Frames then carry a mask
+    (`splitedge.codec.padding_mask`).
     """
 
     index: int  # 0 is the input; the last is the output
@@ -194,18 +205,23 @@ OutputKind = Literal["logits", "probabilities", "scores", "tensor"]
 
 
 class Greatest(Message):
-    """The model's last operator: an ArgMax over ``axis`` of scores of ``shape``, in ONNX order without the batch axis."""
+    """The model's last operator: an ArgMax over ``axis`` of scores of ``shape``, in ONNX order without the batch
+    axis.
+    """
 
     axis: int
     shape: list[int]
 
 
 class Output(Message):
-    """The model's output: the ``kind`` of its values, and the ``shape`` of one answer, in ONNX order without the batch axis.
+    """The model's output: the ``kind`` of its values, and the ``shape`` of one answer, in ONNX order without the batch
+    axis.
 
-    ``logits``: one value for each class; their softmax gives probabilities. ``probabilities``: one for each class, with the sum 1. ``scores``: one for
-    each class, independent and from 0 to 1, as for tags. ``tensor``: no classes but an embedding or a map, which an answer holds whole. With
-    ``greatest``, head and tail compute scores, and the answer holds the indices of the greatest ones.
+    ``logits``: one value for each class; their softmax gives probabilities. ``probabilities``: one for each class, with
+    the sum 1. ``scores``: one for
+    each class, independent and from 0 to 1, as for tags. ``tensor``: no classes but an embedding or a map, which an
+    answer holds whole. With ``greatest``, head and tail compute scores, and the answer holds the indices of the
+    greatest ones.
     """
 
     kind: OutputKind = "logits"
@@ -247,8 +263,10 @@ class Parts(Message, kw_only=True):
 class Prediction(Message, kw_only=True):
     """The planner's prediction for a candidate.
 
-    ``drop_points``: the expected accuracy drop. A measurement on new samples is below ``drop_low`` in 3 % of cases, and above ``drop_high`` in 3 %.
-    ``samples``: the number of samples behind the prediction. ``noise``: the energy that weights, codec and head together add to the output.
+    ``drop_points``: the expected accuracy drop. A measurement on new samples is below ``drop_low`` in 3 % of cases, and
+    above ``drop_high`` in 3 %.
+    ``samples``: the number of samples behind the prediction. ``noise``: the energy that weights, codec and head
+    together add to the output.
     """
 
     device_ms: float
@@ -272,7 +290,9 @@ class Prediction(Message, kw_only=True):
 
 
 class LayerBits(Message, kw_only=True):
-    """A layer of the head: its number of weights, their bits in the segment, and their share (0..1) of the plan's noise."""
+    """A layer of the head: its number of weights, their bits in the segment, and their share (0..1) of the plan's
+    noise.
+    """
 
     layer: str
     bits: float
@@ -281,7 +301,9 @@ class LayerBits(Message, kw_only=True):
 
 
 class Rung(Message, kw_only=True):
-    """The prediction for a codec of the ladder: bytes of a frame with its header, noise at the output, and the drop as in `Prediction`."""
+    """The prediction for a codec of the ladder: bytes of a frame with its header, noise at the output, and the drop
+    as in `Prediction`.
+    """
 
     payload_bytes: int
     noise: float
@@ -290,7 +312,10 @@ class Rung(Message, kw_only=True):
 
 
 class Candidate(Message, kw_only=True):
-    """The best plan of another cut, and why it lost. ``weight_bits``: the mean, 0 without weights. ``activation_bits``: 0 if nothing is sent."""
+    """The best plan of another cut, and why it lost.
+
+    ``weight_bits``: the mean, 0 without weights. ``activation_bits``: 0 if nothing is sent.
+    """
 
     cut: Cut
     weight_bits: float
@@ -301,7 +326,9 @@ class Candidate(Message, kw_only=True):
 
 
 class StageTime(Message, kw_only=True):
-    """The prediction for one board of a chain: its part, its time with decoding and encoding, and its link to the next board or the server."""
+    """The prediction for one board of a chain: its part, its time with decoding and encoding, and its link to the
+    next board or the server.
+    """
 
     device: str
     start: str  # the layer before its part
@@ -318,8 +345,9 @@ class StageTime(Message, kw_only=True):
 class Stage(Message, kw_only=True):
     """A plan's place in a chain of boards. Each board of a chain has its own plan.
 
-    The board accepts frames of the plan ``upstream`` ("" for the first board, whose frames come from callers), decodes them with that plan's ladder
-    ``incoming``, and computes from ``start`` to its plan's cut. It sends to the board of the plan ``downstream``, or to the server if that is "".
+    The board accepts frames of the plan ``upstream`` ("" for the first board, whose frames come from callers), decodes
+    them with that plan's ladder ``incoming``, and computes from ``start`` to its plan's cut. It sends to the board of
+    the plan ``downstream``, or to the server if that is "".
     ``route``: the predictions for all boards, in order. ``rate_fps``: the predicted rate of the chain.
     """
 
@@ -335,11 +363,13 @@ class Stage(Message, kw_only=True):
 class Plan(Message, kw_only=True):
     """The planner's answer. ``ladder[codec]`` is the first codec; every codec of the ladder meets the demand.
 
-    ``rungs[i]`` has the cost of ``ladder[i]``. The ladder goes from the most accurate codec to the cheapest. Only the first codec used may be less
-    accurate than a cheaper one, if that one takes longer to encode.
+    ``rungs[i]`` has the cost of ``ladder[i]``. The ladder goes from the most accurate codec to the cheapest. Only the
+    first codec used may be less accurate than a cheaper one, if that one takes longer to encode.
 
-    ``layers``: the head's layers with weights, in order. ``codec_share`` and ``head_share``: the shares of codec and head activations in the noise.
-    ``stage``: set if the plan is part of a chain. Then ``prediction`` starts at its board, and ``server_ms`` includes everything behind its link.
+    ``layers``: the head's layers with weights, in order. ``codec_share`` and ``head_share``: the shares of codec and
+    head activations in the noise.
+    ``stage``: set if the plan is part of a chain. Then ``prediction`` starts at its board, and ``server_ms`` includes
+    everything behind its link.
     ``tokenizer``: set if callers may pass texts in place of token ids. ``output``: what an answer holds.
     """
 
@@ -379,10 +409,11 @@ Objective = Literal["latency", "rate"]
 
 
 class ChainDevice(Message, kw_only=True):
-    """A board's description of itself for a chain. ``next``: its link to the next board, None for the last. ``server``: its link to the server.
+    """A board's description of itself for a chain. ``next``: its link to the next board, None for the last. ``server``:
+    its link to the server.
 
-    ``device`` is the name that the board generated once; a plan names its board by it. ``held`` and ``measured`` are as in `PlanRequest`.
-    The measured overhead counts too: it bounds a board's rate as the segment does.
+    ``device`` is the name that the board generated once; a plan names its board by it. ``held`` and ``measured`` are as
+    in `PlanRequest`. The measured overhead counts too: it bounds a board's rate as the segment does.
     """
 
     device: str
@@ -396,7 +427,8 @@ class ChainDevice(Message, kw_only=True):
 class ChainRequest(Message, kw_only=True):
     """Share ``model`` among ``devices``, in this order, and the server. The answer is the plan of the first of them.
 
-    ``exact``: only lossless codecs, so that the stages together compute the same bits as one head. ``spread``: every board and the server must get a
+    ``exact``: only lossless codecs, so that the stages together compute the same bits as one head. ``spread``: every
+    board and the server must get a
     part, even if another plan is better.
     """
 
@@ -435,7 +467,10 @@ class ServerVersion(Message):
 
 
 class Open(Message, tag="open", tag_field="type"):
-    """Agent to server, first message: stream frames of ``plan``. An answer holds the ``topk`` best classes, or the whole output for 0."""
+    """Agent to server, first message: stream frames of ``plan``.
+
+    An answer holds the ``topk`` best classes, or the whole output for 0.
+    """
 
     plan: str
     topk: int = 5

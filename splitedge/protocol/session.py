@@ -1,14 +1,18 @@
-"""One connection between agent and server as a state machine. Messages in, events and messages out; no sockets, no clock.
+"""One connection between agent and server as a state machine. Messages in, events and messages out; no sockets, no
+clock.
 
 Time is an argument (``now``, seconds on any clock that never goes back). Rules:
 
 - `TRANSITIONS` is the complete machine, for both roles. Anything else violates the protocol.
-- Bad bytes never raise. The session becomes FAILED with `error`, and the peer gets Failed. A Failed from the peer is not answered.
-- Frame numbers ascend within a session. A repeated or lower number violates the protocol. Gaps are allowed, for frames that aged out unsent.
-- Each frame gets exactly one answer or refusal in a session. It counts against the window until then, even if its sender no longer waits for it,
-  because the window bounds the receiver's memory.
-- A side sends Ping after ``heartbeat_s`` without a whole message, even while bytes of a long one arrive: the peer's own Ping waits behind that
-  message. The session ends after ``silence_s`` without a byte, or after `limits.REQUEST_TIMEOUT` without a whole message.
+- Bad bytes never raise. The session becomes FAILED with `error`, and the peer gets Failed. A Failed from the peer is
+  not answered.
+- Frame numbers ascend within a session. A repeated or lower number violates the protocol. Gaps are allowed, for frames
+  that aged out unsent.
+- Each frame gets exactly one answer or refusal in a session. It counts against the window until then, even if its
+  sender no longer waits for it, because the window bounds the receiver's memory.
+- A side sends Ping after ``heartbeat_s`` without a whole message, even while bytes of a long one arrive: the peer's own
+  Ping waits behind that message. The session ends after ``silence_s`` without a byte, or after `limits.REQUEST_TIMEOUT`
+  without a whole message.
 - After Close the session lasts until nothing is in flight. Its receiver sends no more frames.
 """
 
@@ -125,8 +129,9 @@ def wire_error(error: errors.SplitEdgeError) -> dict[str, Any]:
 class Session:
     """One side of one connection.
 
-    The caller passes input to `receive`, `heard` and `tick`, acts with `open`, `opened`, `send`, `reply`, `close`, `fail` and `lost`, and
-    writes the results of `next_control`, `send` and `reply`. The session is over when `ended`; `error` is None after an orderly end.
+    The caller passes input to `receive`, `heard` and `tick`, acts with `open`, `opened`, `send`, `reply`, `close`,
+    `fail` and `lost`, and writes the results of `next_control`, `send` and `reply`. The session is over when `ended`;
+    `error` is None after an orderly end.
     """
 
     def __init__(
@@ -172,7 +177,10 @@ class Session:
         )
 
     def send(self, frame: Frame) -> bytes:
-        """The message of ``frame``. Raises `errors.ProtocolError` unless `has_room` and its number is above all earlier ones."""
+        """The message of ``frame``.
+
+        Raises `errors.ProtocolError` unless `has_room` and its number is above all earlier ones.
+        """
         if not self.has_room(len(frame.payload)):
             raise errors.ProtocolError(
                 "no frame may be sent now: the session is not open or its window is full", reason="window"
@@ -212,7 +220,10 @@ class Session:
         self._last_byte = now
 
     def tick(self, now: float) -> None:
-        """Advance the time: silence and a late Opened end the session, an idle one sends Ping. Due at `next_deadline`, no effect before."""
+        """Advance the time: silence and a late Opened end the session, an idle one sends Ping.
+
+        Due at `next_deadline`, no effect before.
+        """
         if self.ended:
             return
         if now >= self._dead_at():
@@ -353,10 +364,14 @@ class Session:
 
 
 def _checked(message: Open) -> Open:
-    """``message`` with its window limited to ours. Raises `errors.ProtocolError` for another version or values out of range."""
+    """``message`` with its window limited to ours.
+
+    Raises `errors.ProtocolError` for another version or values out of range.
+    """
     if message.protocol != PROTOCOL_VERSION:
         raise errors.ProtocolError(
-            f"the agent uses protocol {message.protocol}, the server {PROTOCOL_VERSION}; run the same splitedge version on both sides",
+            f"the agent uses protocol {message.protocol}, the server {PROTOCOL_VERSION}; run the same splitedge "
+            "version on both sides",
             reason="protocol-version",
         )
     if message.window < 1 or not 0 <= message.topk <= limits.MAX_LABELS:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from calibration.importing.graph import Graph
 from calibration.lowering.layers import planes, streams
-from calibration.lowering.layers.network import (  # fmt: skip
+from calibration.lowering.layers.network import (
     F32,
     F64,
     OPEN,
@@ -41,9 +41,32 @@ from calibration.lowering.layers.network import (  # fmt: skip
 )
 
 __all__ = [
-    "F32", "F64", "OPEN", "Attention", "Binary", "Clamp", "Concat", "Conv", "Embed", "Layer", "Linear", "Mean", "Network", "Norm", "Pad",
-    "Patches", "Pool", "Position", "Reshape", "Softmax", "Transpose", "Unary", "Unsupported", "Weighted", "build",
-]  # fmt: skip
+    "F32",
+    "F64",
+    "OPEN",
+    "Attention",
+    "Binary",
+    "Clamp",
+    "Concat",
+    "Conv",
+    "Embed",
+    "Layer",
+    "Linear",
+    "Mean",
+    "Network",
+    "Norm",
+    "Pad",
+    "Patches",
+    "Pool",
+    "Position",
+    "Reshape",
+    "Softmax",
+    "Transpose",
+    "Unary",
+    "Unsupported",
+    "Weighted",
+    "build",
+]
 
 
 def build(graph: Graph) -> Network:

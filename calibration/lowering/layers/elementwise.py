@@ -17,8 +17,14 @@ _GELU_ERROR: Final = 1e-3
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 _COMPUTED: Final[dict[str, Callable[..., Any]]] = {
-    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power, "Tanh": np.tanh, "Erf": _erf,
-}  # fmt: skip
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Div": np.divide,
+    "Pow": np.power,
+    "Tanh": np.tanh,
+    "Erf": _erf,
+}
 
 
 def source(graph: Graph, tensor: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from calibration.importing.graph import STORED_AXES, Graph, Node
-from calibration.lowering.layers.network import (  # fmt: skip
+from calibration.lowering.layers.network import (
     F32,
     F64,
     OPEN,

@@ -15,7 +15,7 @@ import numpy as np
 
 from calibration.importing.graph import Graph, Node
 from calibration.lowering.layers import attention, elementwise
-from calibration.lowering.layers.network import (  # fmt: skip
+from calibration.lowering.layers.network import (
     F32,
     I64,
     Attention,
