@@ -122,8 +122,10 @@ def show(measured: list[Way], frames: Frames) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     rows = ways.rows(measured, frames)
     names = [name for name in rows[0] if name != "points lost"]  # ten photos are too few for an interval
-    for name in names:
-        table.add_column(name, justify="left" if name == "way" else "right", no_wrap=True)
+    table.add_column("way", no_wrap=True)  # the only column that a narrow terminal shortens
+    for name in names[1:]:
+        width = max(len(name), *(len(row[name]) for row in rows))
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
     for way, row in zip(measured, rows, strict=True):
         table.add_row(*(row[name] for name in names), style="bold green" if way.name == "split" else "")
     console.print()
