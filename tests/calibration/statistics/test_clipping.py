@@ -70,7 +70,7 @@ def test_a_constant_channel_and_a_constant_tensor() -> None:
     assert made.lo[1] == 3
     assert made.scale[1] == 0
     alone = Histogram(np.full((1, 256), 3.0), counts[:1])
-    assert alone.fit("mse", 4).lo == [3.0]
+    assert alone.fit("mse", 4).lo == (3.0,)
     assert alone.squared_error(alone.fit("mse", 4)) == 0
     assert len(Histogram(values, counts)._whole[0]) == WHOLE
 

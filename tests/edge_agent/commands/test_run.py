@@ -91,7 +91,7 @@ async def test_the_api_answers_while_the_kernels_are_being_imported(tmp_path, pr
             async with http.post("/v1/infer", data=b"x") as response:
                 error = (await response.json())["error"]
                 assert (response.status, error["code"]) == (503, "unreachable")
-                assert error["data"] == {"ready": False, "state": "loading"}
+                assert error["data"] == {"reason": "not-ready", "ready": False, "state": "loading"}
                 assert response.headers["Retry-After"] == "1"
             async with http.get("/metrics") as response:
                 assert "splitedge_ready 0" in (await response.text()).splitlines()

@@ -154,7 +154,7 @@ def test_energy_is_of_declared_watts(store: Store, profile: dict[str, Any]) -> N
 
 
 def test_an_unknown_model_is_named_beside_the_known(store: Store, profile: dict[str, Any]) -> None:
-    with raises(errors.UnknownModelError, reason="unknown-model", models=["tiny"]):
+    with raises(errors.UnknownModelError, reason="unknown-model", known=["tiny"]):
         device_plan.make_plan(Catalog(store), PlanRequest(model="huge", profile=profile, link=NEAR))
 
 

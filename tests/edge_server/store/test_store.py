@@ -276,7 +276,7 @@ def test_segments_of_the_format_before_are_dropped(tmp_path: Path) -> None:
 def test_an_unknown_bundle_is_named_beside_the_known(store: Store) -> None:
     with store.bundles.create("lite0") as path:
         path.mkdir()
-    with raises(errors.UnknownModelError, reason="unknown-model", models=["lite0"]):
+    with raises(errors.UnknownModelError, reason="unknown-model", known=["lite0"]):
         store.bundles.path("resnet")
 
 
