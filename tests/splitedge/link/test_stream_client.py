@@ -565,7 +565,7 @@ async def test_an_agent_that_says_nothing_is_dropped(caplog):
         ws = await dial_raw(http, url)
         message = await ws.receive(timeout=5)
         assert message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR, aiohttp.WSMsgType.CLOSE)
-        await until(lambda: "said nothing" in caplog.text)
+        await until(lambda: "session ended" in caplog.text)
 
 
 async def test_a_websocket_ping_is_answered():
