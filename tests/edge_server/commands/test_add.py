@@ -211,7 +211,7 @@ def test_images_are_preprocessed_as_told(tmp_path: Path) -> None:
 
 def test_no_such_model_file(network: Path, tmp_path: Path) -> None:
     done = run("add", tmp_path / "no.onnx", "--arrays", network.parent, "--store", tmp_path / "s")
-    assert "no model file" in last(done, 5)
+    assert "no.onnx does not exist" in last(done, 5)
 
 
 def test_a_corrupt_onnx_file(network: Path, tmp_path: Path) -> None:
