@@ -195,9 +195,8 @@ def lower_sets(tables: Tables, networks: Mapping[str, tuple[str, Files]], quick:
         names, keys = names[:1], keys[:1]
     if names:
         tables.notes.append(
-            "a lower instruction set runs in a process of its own right after the others, in turn with ONNX Runtime "
-            "float for the summary; "
-            "ONNX Runtime still uses this machine's own instructions, because only another build restricts it"
+            "a lower instruction set runs in its own process after the others, in turn with ONNX Runtime float. "
+            "ONNX Runtime keeps this machine's instructions, because only another build restricts it"
         )
     for name in names:
         times = restricted.timed(name, {key: networks[key][1] for key in keys}, tables.repeats)

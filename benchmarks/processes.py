@@ -1,4 +1,4 @@
-"""Processes of a benchmark: start the server, and end any of them."""
+"""Processes of a benchmark: calibrate EfficientNet-Lite0, start the server, and end any process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import lite0
+from benchmarks.models import LITE0_PREPROCESS
+
 PORT: Final = 8470
+
+
+def add_command(store: Path, images: Path, *options: str) -> list[str]:
+    """Return the command that calibrates EfficientNet-Lite0 on ``images`` into ``store``, with more ``options`` of `add`."""
+    spec = LITE0_PREPROCESS
+    command = [sys.executable, "-m", "edge_server", "add", lite0.file(), "--name", "lite0", "--images", str(images)]
+    command += ["--size", str(spec.shape[0]), "--resize", str(spec.resize)]
+    command += ["--mean", str(spec.mean[0]), "--std", str(spec.std[0])]
+    return [*command, *options, "--store", str(store)]
 
 
 @contextmanager

@@ -32,12 +32,10 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Final
 
-from benchmarks import lite0
 from benchmarks.board import Board, Timings
 from benchmarks.cache import fingerprint
 from benchmarks.links import RATES, ROUND_TRIPS, Network
-from benchmarks.models import LITE0_PREPROCESS
-from benchmarks.processes import PORT, serving
+from benchmarks.processes import PORT, add_command, serving
 from benchmarks.report import photo_parser, report
 from benchmarks.slower import PREFIX, slower
 from edge_agent.planning.downloads import DOWNLOADING
@@ -356,28 +354,9 @@ def bundle_store(given: argparse.Namespace) -> Path:
     place = cache_base() / "benchmarks" / f"regret-{key}"
     if not (place / "ready").exists():
         print(f"calibrating EfficientNet-Lite0 on {SAMPLES} photographs (once, a few minutes)", file=sys.stderr)
-        spec = LITE0_PREPROCESS
         options = ["--labels", given.labels] if given.labels else []
-        _command(
-            place,
-            "add",
-            lite0.file(),
-            "--name",
-            MODEL,
-            "--images",
-            str(given.images),
-            *options,
-            "--samples",
-            str(SAMPLES),
-            "--size",
-            str(spec.shape[0]),
-            "--resize",
-            str(spec.resize),
-            "--mean",
-            str(spec.mean[0]),
-            "--std",
-            str(spec.std[0]),
-        )
+        command = add_command(place, given.images, *options, "--samples", str(SAMPLES))
+        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         (place / "ready").touch()
     return place
 

@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks import lite0, photos, rivals
+from benchmarks import lite0, photos, processes, rivals
 from benchmarks.cache import fingerprint
 from benchmarks.models import LITE0_PREPROCESS
 from benchmarks.photos import CACHE, ROOT, Photo
@@ -302,31 +302,8 @@ def calibrated(found: Sequence[Photo]) -> Path:
 
 
 def add_command(found: Sequence[Photo], store: Path) -> list[str]:
-    """Return the command that calibrates EfficientNet-Lite0 into ``store``."""
-    spec = LITE0_PREPROCESS
-    return [
-        sys.executable,
-        "-m",
-        "edge_server",
-        "add",
-        lite0.file(),
-        "--name",
-        MODEL,
-        "--images",
-        str(photos.calibration_views(found)),
-        "--class-names",
-        str(_class_names()),
-        "--size",
-        str(spec.shape[0]),
-        "--resize",
-        str(spec.resize),
-        "--mean",
-        str(spec.mean[0]),
-        "--std",
-        str(spec.std[0]),
-        "--store",
-        str(store),
-    ]
+    """Return the command that calibrates EfficientNet-Lite0 on the views of ``found`` into ``store``."""
+    return processes.add_command(store, photos.calibration_views(found), "--class-names", str(_class_names()))
 
 
 def store_folder() -> Path:

@@ -130,7 +130,6 @@ class Power(msgspec.Struct):
 
 
 Mark = Literal["measured", "specified", "estimated"]
-MARKS: tuple[Mark, ...] = ("measured", "specified", "estimated")
 
 
 class Origin(msgspec.Struct, frozen=True):

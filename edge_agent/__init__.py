@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from splitedge import __version__ as __version__
+
 if TYPE_CHECKING:
     from edge_agent.blocking import BlockingAgent as BlockingAgent
     from edge_agent.blocking import connect as connect
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from edge_agent.runtime.results import Result as Result
     from edge_agent.runtime.results import Timing as Timing
     from edge_agent.runtime.results import TopClass as TopClass
-
-__version__ = "0.1.0"
 
 _MODULES: Final = {
     "Agent": "edge_agent.runtime.agent",

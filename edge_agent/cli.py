@@ -15,7 +15,7 @@ import typer
 import edge_agent
 from edge_agent.config import Settings, load
 from splitedge import options
-from splitedge.options import Given
+from splitedge.options import Given, Json, Layers, Plot
 
 app = typer.Typer(
     help="Run the first part of a neural network on this board and the rest on an edge-server.", **options.APP
@@ -23,7 +23,6 @@ app = typer.Typer(
 service_app = typer.Typer(help="Install, remove or check the agent as a systemd service.", **options.APP)
 app.add_typer(service_app, name="service")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 #: The groups of settings that `run` takes: all.
 ALL = ("server", "model", "output", "board", "demand", "link", "reuse", "chain", "stage", "api")
@@ -122,15 +121,8 @@ def plan(
     rtt: Annotated[
         float | None, typer.Option("--rtt", min=0, help="What if: round-trip time in ms. [default: measured]")
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot", help="Plot size against accuracy, and the best cut at each bandwidth, to this .svg or .png file."
-        ),
-    ] = None,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="List every layer with its bits and share of noise.")
-    ] = False,
+    plot: Plot = None,
+    layers: Layers = False,
     json: Json = False,
 ) -> None:
     """Show where the model would be split, and why. Runs no frame."""

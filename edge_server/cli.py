@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+import splitedge
 from edge_server.config import Settings, load
 from splitedge import options
 from splitedge.errors import UsageError
-from splitedge.options import Given
+from splitedge.options import Given, Json, Layers, Plot
 
 app = typer.Typer(help="Import models, plan how to split them, and run the parts that boards do not.", **options.APP)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)]
 NamesFile = Annotated[
     Path, typer.Argument(metavar="FILE", help="File of class names: one per line, CSV or JSON.", show_default=False)
@@ -39,9 +39,7 @@ def _takes(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def _version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        typer.echo(f"edge-server {version('splitedge')}")
+        typer.echo(f"edge-server {splitedge.__version__}")
         raise typer.Exit
 
 
@@ -245,15 +243,8 @@ def explain(
     uplink: Annotated[float, typer.Option("--uplink", min=1e-3, help="Uplink of the board in Mbit/s.")] = 20.0,
     downlink: Annotated[float, typer.Option("--downlink", min=1e-3, help="Downlink of the board in Mbit/s.")] = 20.0,
     rtt: Annotated[float, typer.Option("--rtt", min=0, help="Round-trip time in ms.")] = 10.0,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot", help="Plot size against accuracy, and the best cut at each bandwidth, to this .svg or .png file."
-        ),
-    ] = None,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="List every layer with its bits and share of noise.")
-    ] = False,
+    plot: Plot = None,
+    layers: Layers = False,
     verbose: Annotated[
         bool,
         typer.Option(

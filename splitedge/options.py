@@ -39,6 +39,17 @@ _FILE = Annotated[
 ]
 
 
+#: Options of every command that prints a plan or a list.
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot", help="Plot size against accuracy, and the best cut at each bandwidth, to this .svg or .png file."
+    ),
+]
+Layers = Annotated[bool, typer.Option("--layers", help="List every layer with its bits and share of noise.")]
+
+
 class Given(NamedTuple):
     """The settings on a command line: the configuration file, and values by key (None: not given)."""
 

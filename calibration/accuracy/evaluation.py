@@ -48,7 +48,7 @@ MOST, TRIED = 512, 16
 #: them.
 SHARE: Final = 1 / 3
 #: Least number of those samples: with 4 of 12, networks of a few layers had up to 1.9 times the estimated noise.
-LEAST: Final = 12
+LEAST_SAMPLES: Final = 12
 REFERENCE_BITS: Final = 4
 BATCH: Final = 16
 Z95: Final = 1.959963984540054
@@ -278,7 +278,7 @@ def _noise_of(
         return sample_noises(output_of(run, values[which], arrive, None if ids is None else ids[which]), outputs[which])
 
     references = [0, *[1 + i for i, (one, _) in enumerate(packed) if one.bits == REFERENCE_BITS][:1]]
-    chosen = evenly(len(values), max(LEAST, round(len(values) * SHARE)))
+    chosen = evenly(len(values), max(LEAST_SAMPLES, round(len(values) * SHARE)))
     own, *each = mean_noises(noises, [None, *(made for _, made in tried)], references, chosen, len(values))
     if not math.isfinite(own):
         raise errors.ModelError(

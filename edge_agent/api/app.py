@@ -33,7 +33,7 @@ from edge_agent.api import metrics, page, request_body
 from edge_agent.runtime.queue_limit import QueueLimit
 from edge_agent.runtime.results import Counters, Result, to_json
 from splitedge import errors, limits, prometheus
-from splitedge.link import endpoint, http_server
+from splitedge.link import http_server
 from splitedge.protocol.messages import Plan
 
 if TYPE_CHECKING:
@@ -130,18 +130,7 @@ async def serve(front: Front, host: str, port: int) -> tuple[web.AppRunner, str]
     runner = web.AppRunner(
         application(front), access_log=None, handler_cancellation=True, shutdown_timeout=limits.DRAIN_TIMEOUT
     )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise errors.AddressError(
-            f"the local API cannot listen on {host}:{port} ({endpoint.os_reason(error)}); change `api.host` or "
-            "`api.port`",
-            reason="api-address",
-        ) from error
-    bound = runner.addresses[0]
-    return runner, f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
+    return runner, await http_server.listen(runner, host, port, "the local API", "api")
 
 
 @web.middleware

@@ -43,7 +43,7 @@ from edge_agent.runtime.pipeline import FramePipeline
 from edge_agent.runtime.results import Counters, Result
 from edge_agent.runtime.stage_plans import StagePlan, StagePlans
 from splitedge import errors, limits
-from splitedge.link import endpoint, http_server, stream_server
+from splitedge.link import http_server, stream_server
 from splitedge.protocol.frames import Frame
 from splitedge.protocol.messages import ChainDevice, LinkEstimate, Open, Plan
 
@@ -321,15 +321,4 @@ async def _listen(app: web.Application, settings: Settings) -> tuple[web.AppRunn
     paths = [config.path_of(text) if text else None for text in (stage.cert, stage.key)]
     context = http_server.tls(*paths)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.DRAIN_TIMEOUT)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, stage.host, stage.port or 0, ssl_context=context).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise errors.AddressError(
-            f"the stage cannot listen on {stage.host}:{stage.port} ({endpoint.os_reason(error)}); change `stage.host` "
-            "or `stage.port`",
-            reason="stage-address",
-        ) from error
-    host, port = runner.addresses[0][:2]
-    return runner, http_server.url(host, port, tls=context is not None)
+    return runner, await http_server.listen(runner, stage.host, stage.port or 0, "the stage", "stage", context)

@@ -6,12 +6,12 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final, TypeVar
 
 from aiohttp import web
 
+import splitedge
 from calibration.bundle.manifest import TOKENIZER
 from edge_server.api import access_log
 from edge_server.api.metrics import ServerCounters
@@ -98,7 +98,7 @@ class _Service:
 
     async def version(self, _: web.Request) -> web.Response:
         """`GET /v1/version`"""
-        return http_server.json(ServerVersion(version("splitedge"), PROTOCOL_VERSION))
+        return http_server.json(ServerVersion(splitedge.__version__, PROTOCOL_VERSION))
 
     async def models(self, request: web.Request) -> web.Response:
         """`GET /v1/models`: all models, or the one in the query."""

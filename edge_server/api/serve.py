@@ -6,73 +6,67 @@ import asyncio
 import contextlib
 import errno
 import signal
+import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 
 from edge_server.api.app import make_app
+from edge_server.config import ServeConfig
 from edge_server.store.store import Store
 from edge_server.tails import pool
 from splitedge import errors, limits
 from splitedge.link import http_server
 
 
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where and how to listen. Port 0 takes any free one."""
-
-    host: str = "127.0.0.1"
-    port: int = 8470
-    cert: Path | None = None
-    key: Path | None = None
-    auth: bool = True
-    insecure: bool = False
-
-
-def check(listen: Listen) -> list[str]:
+def check(settings: ServeConfig) -> list[str]:
     """Warnings to show.
 
     Raises `errors.UsageError` if other machines could reach the server without a token or unencrypted, unless
     ``insecure`` allows it.
     """
-    if (listen.cert is None) != (listen.key is None):
-        missing = "--cert" if listen.cert is None else "--key"
+    if bool(settings.cert) != bool(settings.key):
+        missing = "--key" if settings.cert else "--cert"
         raise errors.UsageError(f"{missing} is missing: pass both --cert and --key, or neither", reason="cert-and-key")
-    lacks = http_server.lacking(listen.host, token=listen.auth, tls=listen.cert is not None)
-    if lacks and not listen.insecure:
+    lacks = http_server.lacking(settings.host, token=settings.auth, tls=bool(settings.cert))
+    if lacks and not settings.insecure:
         raise errors.UsageError(
-            f"other machines could reach {listen.host} without {lacks}: "
+            f"other machines could reach {settings.host} without {lacks}: "
             "pass --cert and --key and leave out --no-auth, or accept the risk with --insecure",
             reason="open-to-others",
             lacks=lacks,
         )
-    return [f"warning: other machines reach {listen.host} without {lacks}"] if lacks else []
+    return [f"warning: other machines reach {settings.host} without {lacks}"] if lacks else []
 
 
-async def serve(store: Store, listen: Listen, ready: Callable[[str], None]) -> None:
+async def serve(store: Store, settings: ServeConfig, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then close open streams. ``ready`` gets the URL once the port is open.
 
     Raises `errors.UsageError` if the port cannot be opened, `errors.ConfigError` for a bad certificate.
     """
-    context = http_server.tls(listen.cert, listen.key)
+    context = _tls(settings)
     runner = web.AppRunner(
-        make_app(store, auth=listen.auth), access_log=None, shutdown_timeout=limits.DRAIN, keepalive_timeout=75
+        make_app(store, auth=settings.auth), access_log=None, shutdown_timeout=limits.DRAIN, keepalive_timeout=75
     )
     try:
         await runner.setup()
         await asyncio.to_thread(pool.warm)
-        site = web.TCPSite(runner, listen.host, listen.port, ssl_context=context)
+        site = web.TCPSite(runner, settings.host, settings.port, ssl_context=context)
         try:
             await site.start()
         except OSError as error:
-            raise errors.UsageError(_port_problem(listen, error)) from error
+            raise errors.UsageError(_port_problem(settings, error)) from error
         with _stop_signal() as stop:
-            ready(http_server.url(listen.host, runner.addresses[0][1], tls=context is not None))
+            ready(http_server.url(settings.host, runner.addresses[0][1], tls=context is not None))
             await stop.wait()
     finally:
         await runner.cleanup()
+
+
+def _tls(settings: ServeConfig) -> ssl.SSLContext | None:
+    cert, key = (Path(text).expanduser() if text else None for text in (settings.cert, settings.key))
+    return http_server.tls(cert, key)
 
 
 @contextlib.contextmanager
@@ -88,9 +82,11 @@ def _stop_signal() -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
-def _port_problem(listen: Listen, error: OSError) -> str:
+def _port_problem(settings: ServeConfig, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {listen.port} of {listen.host} is in use: stop the program that uses it, or pass another --port"
+        return (
+            f"port {settings.port} of {settings.host} is in use: stop the program that uses it, or pass another --port"
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"port {listen.port} needs privileges that this user lacks: pass a --port above 1023"
-    return f"{listen.host} is not an address of this machine: pass another --host"
+        return f"port {settings.port} needs privileges that this user lacks: pass a --port above 1023"
+    return f"{settings.host} is not an address of this machine: pass another --host"

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from edge_server.api import access_log
-from edge_server.api.serve import Listen, check
+from edge_server.api.serve import check
 from edge_server.api.serve import serve as listen_and_serve
 from edge_server.config import ServeConfig
 from edge_server.store.store import Store
@@ -16,9 +16,7 @@ from edge_server.store.store import Store
 
 def serve(folder: Path, settings: ServeConfig) -> None:
     """Serve until SIGTERM or SIGINT; prints one line with the URL once the port is open."""
-    cert, key = (Path(text).expanduser() if text else None for text in (settings.cert, settings.key))
-    listen = Listen(settings.host, settings.port, cert, key, settings.auth, settings.insecure)
-    for warning in check(listen):
+    for warning in check(settings):
         _say(warning)
     logging.basicConfig(level=logging.WARNING, format="edge-server: %(message)s")
     if not settings.quiet:
@@ -26,7 +24,7 @@ def serve(folder: Path, settings: ServeConfig) -> None:
         access_log.log.addFilter(access_log.RateBound())
     with Store(folder) as store:
         hints = _hints(store, settings.auth)
-        asyncio.run(listen_and_serve(store, listen, lambda url: _ready(url, hints)))
+        asyncio.run(listen_and_serve(store, settings, lambda url: _ready(url, hints)))
 
 
 def _hints(store: Store, auth: bool) -> list[str]:

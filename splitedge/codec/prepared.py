@@ -120,10 +120,6 @@ class Prepared:
 @functools.lru_cache(maxsize=32)  # more than the ladder of any plan
 def prepare(codec: Codec) -> Prepared:
     """The codec, checked, as arrays. Raises `errors.CodecError`."""
-    return _check(codec)
-
-
-def _check(codec: Codec) -> Prepared:
     if codec.bits not in BITS and codec.bits not in FLOATS:
         raise errors.CodecError(
             f"a codec has {codec.bits} bits; 2 to 8, 16 and 32 are allowed; ask for another plan", reason="codec-bits"
@@ -135,23 +131,13 @@ def _check(codec: Codec) -> Prepared:
             f"{limits.MAX_CHANNELS} channels; ask for another plan",
             reason="codec-channels",
         )
-    if codec.bits in FLOATS and (
-        codec.levels or codec.rotation or codec.basis or codec.dynamic or codec.tables or codec.table or codec.jpeg
-    ):
+    coding = codec.levels or codec.rotation or codec.basis or codec.dynamic or codec.tables or codec.table
+    if codec.bits in FLOATS and (coding or codec.jpeg):
         raise errors.CodecError(
             "a codec of floats must not have levels, tables, a rotation or another stage; ask for another plan",
             reason="codec-floats",
         )
-    if codec.jpeg and (
-        codec.jpeg not in jpeg.QUALITIES
-        or codec.bits != 8
-        or codec.levels
-        or codec.rotation
-        or codec.basis
-        or codec.dynamic
-        or codec.tables
-        or codec.table
-    ):
+    if codec.jpeg and (codec.jpeg not in jpeg.QUALITIES or codec.bits != 8 or coding):
         raise errors.CodecError(
             f"a codec has JPEG quality {codec.jpeg} at {codec.bits} bits; JPEG needs a quality of 1 to 100, 8 bits "
             "and no other stage; ask for another plan",

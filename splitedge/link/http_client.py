@@ -185,12 +185,7 @@ class ServerClient:
         deleted), `errors.StoreError` for a folder that cannot be written, and `errors.LinkLostError` when the
         connection breaks `limits.FETCH_TRIES` times without a byte.
         """
-        if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= limits.MAX_SEGMENT_BYTES:
-            raise errors.SegmentError(
-                f"the plan names an invalid segment ({ref.size} bytes); request a new plan",
-                reason="segment-size",
-                size=ref.size,
-            )
+        _check_ref(ref, limits.MAX_SEGMENT_BYTES, "segment")
         done, part = directory / f"{ref.sha256}.segment", directory / f"{ref.sha256}.part"
         wanted = _Download(f"v1/segments/{ref.sha256}", ref.size, part)
         async with _keeping(wanted):
@@ -205,12 +200,7 @@ class ServerClient:
 
         Downloads and raises as `fetch_segment`.
         """
-        if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= limits.MAX_TOKENIZER_BYTES:
-            raise errors.SegmentError(
-                f"the plan names an invalid tokenizer ({ref.size} bytes); request a new plan",
-                reason="tokenizer-size",
-                size=ref.size,
-            )
+        _check_ref(ref, limits.MAX_TOKENIZER_BYTES, "tokenizer")
         done, part = directory / f"{ref.sha256}.tokenizer", directory / f"{ref.sha256}.part"
         wanted = _Download(f"v1/models/{model}/tokenizer", ref.size, part, "tokenizer")
         async with _keeping(wanted):
@@ -327,6 +317,16 @@ class ServerClient:
                 f"the download of the {wanted.what} ended early; check the network and try again",
                 reason="download-ended",
             )
+
+
+def _check_ref(ref: SegmentRef | TokenizerRef, most: int, what: str) -> None:
+    """Raise `errors.SegmentError` unless ``ref`` has a SHA-256 and a size of 1 to ``most`` bytes."""
+    if not _SHA256.fullmatch(ref.sha256) or not 0 < ref.size <= most:
+        raise errors.SegmentError(
+            f"the plan names an invalid {what} ({ref.size} bytes); request a new plan",
+            reason=f"{what}-size",
+            size=ref.size,
+        )
 
 
 @asynccontextmanager

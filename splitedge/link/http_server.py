@@ -20,7 +20,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from splitedge import errors, limits
-from splitedge.link.endpoint import is_loopback
+from splitedge.link.endpoint import is_loopback, os_reason
 
 _log = logging.getLogger("splitedge")
 _BEARER: Final = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
@@ -71,6 +71,26 @@ def lacking(host: str, *, token: bool, tls: bool) -> str:
 def url(host: str, port: int, *, tls: bool) -> str:
     """The URL of a listener on ``host`` and ``port``."""
     return f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+async def listen(
+    runner: web.AppRunner, host: str, port: int, what: str, group: str, context: ssl.SSLContext | None = None
+) -> str:
+    """Set up ``runner``, listen on ``host`` and ``port`` (0: a free one), and return the URL with the bound port.
+
+    Raises `errors.AddressError` about ``what`` with the settings ``group`` to change; the runner is cleaned up then.
+    """
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=context).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise errors.AddressError(
+            f"{what} cannot listen on {host}:{port} ({os_reason(error)}); change `{group}.host` or `{group}.port`",
+            reason=f"{group}-address",
+        ) from error
+    bound = runner.addresses[0]
+    return url(bound[0], bound[1], tls=context is not None)
 
 
 async def probe(request: web.Request) -> web.Response:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from device_profiles import schema
-from device_profiles.measure import SHAPES, describe, one_operator
-from device_profiles.predict import op_bytes, op_macs
+from tests.round_profile import round_kernels
 
 
 def lay_out(root: Path, files: dict[str, str]) -> Path:
@@ -144,18 +143,12 @@ _BOARD = schema.Machine(
 @pytest.fixture
 def profile():
     """A profile with round figures: 10 multiply-accumulates or 2 bytes a nanosecond, whatever the kernel."""
-    kernels = []
-    for kind, shape in SHAPES:
-        header = one_operator(kind, shape).header
-        macs, size = op_macs(header.ops[0], header), op_bytes(header.ops[0], header)
-        time_us = macs / 10_000 if macs else size / 2_000
-        kernels.append(schema.Kernel(kind, describe(kind, shape), shape, 1, macs, size, time_us, 0.5, 100))
     made = schema.DeviceProfile(
         schema_version=schema.SCHEMA_VERSION,
         created="2026-01-03T10:00:00+00:00",
         quick=False,
         machine=_BOARD,
-        kernels=kernels,
+        kernels=round_kernels(),
         overhead=schema.Overhead(call_us=5.0, op_us=0.5),
         copy_gbps=9.5,
         warmup=schema.Warmup(False, 42.0, 1.9, 1.2),

@@ -19,7 +19,8 @@ from aiohttp import web
 
 from edge_server.api import serve as serving_module
 from edge_server.api.app import make_app
-from edge_server.api.serve import Listen, check, serve
+from edge_server.api.serve import check, serve
+from edge_server.config import ServeConfig
 from edge_server.store.store import Store
 from edge_server.tails import pool
 from splitedge import errors
@@ -84,7 +85,7 @@ async def test_a_server_that_fails_before_it_listens_is_cleaned_up(
     monkeypatch.setattr(serving_module, "make_app", noting)
     monkeypatch.setattr(pool, "warm", lambda: 1 / 0)
     with Store(tmp_path) as store, pytest.raises(ZeroDivisionError):
-        await serve(store, Listen(port=0), print)
+        await serve(store, ServeConfig(port=0), print)
     assert len(cleaned) == 1
 
 
@@ -120,29 +121,29 @@ def test_a_host_that_is_not_ours_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("listen", "lacks"),
     [
-        (Listen("0.0.0.0"), "TLS"),
-        (Listen("0.0.0.0", auth=False, cert=Path("c"), key=Path("k")), "a token"),
-        (Listen("::", auth=False), "a token and without TLS"),
-        (Listen("server.example"), "TLS"),
+        (ServeConfig("0.0.0.0"), "TLS"),
+        (ServeConfig("0.0.0.0", auth=False, cert="c", key="k"), "a token"),
+        (ServeConfig("::", auth=False), "a token and without TLS"),
+        (ServeConfig("server.example"), "TLS"),
     ],
 )
-def test_beyond_this_machine_only_with_token_and_tls(listen: Listen, lacks: str) -> None:
+def test_beyond_this_machine_only_with_token_and_tls(listen: ServeConfig, lacks: str) -> None:
     with raises(errors.UsageError, reason="open-to-others"):
         check(listen)
 
 
 def test_the_risk_may_be_accepted_and_is_said_aloud() -> None:
-    assert check(Listen("0.0.0.0", insecure=True)) == ["warning: other machines reach 0.0.0.0 without TLS"]
+    assert check(ServeConfig("0.0.0.0", insecure=True)) == ["warning: other machines reach 0.0.0.0 without TLS"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_on_this_machine_anything_goes(host: str) -> None:
-    assert check(Listen(host, auth=False)) == []
+    assert check(ServeConfig(host, auth=False)) == []
 
 
 def test_a_certificate_without_its_key_is_refused() -> None:
     with raises(errors.UsageError, reason="cert-and-key"):
-        check(Listen(cert=Path("c")))
+        check(ServeConfig(cert="c"))
 
 
 def test_a_certificate_that_is_missing_or_none_is_one_sentence(tmp_path: Path) -> None:
