@@ -93,8 +93,8 @@ def prepare(samples: Samples, places: Sequence[float]) -> Split:
     run = tail_runs.runner(model)
     outputs = evaluation.float_outputs(run, samples)
     none: list[list[Fitted]] = [[] for _ in spots]
-    count = enough(network, outputs[0].size)
-    found = evaluation.cut_noises(spots, histograms, head, taps, none, samples, outputs, count, quiet)
+    count, macs = enough(network, outputs[0].size), network.macs(network.layers)
+    found = evaluation.cut_noises(spots, histograms, head, taps, none, samples, outputs, count, macs, quiet)
     rules = {(noise.cut, codec.bits): codec.rule for noise in found for codec in noise.codecs}
     return Split(head, taps, places, spots, [cut.layer for cut in chosen], histograms, rules, run)
 

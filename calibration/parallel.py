@@ -25,11 +25,11 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def in_order(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def in_order(make: Callable[[T], R], items: Iterable[T], ahead: int = 1) -> Iterator[R]:
     """``make`` of each of ``items``, in order, with one thread per core.
 
     ``make`` must spend its time where Python's lock is free: in numpy, ONNX Runtime and the kernels. The caller's
-    thread draws ``items``, one ahead of the threads, so that few are held at once. BLAS uses one thread meanwhile. Its
+    thread draws ``items``, at most ``ahead`` more than the threads work on, so that few are held at once. BLAS uses one thread meanwhile. Its
     own threads would wait for each other in loops, which takes five times the processor time on a busy machine. Their
     number also changes the last digits of products.
     """
@@ -39,7 +39,7 @@ def in_order(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         try:
             for item in items:
                 waiting.append(pool.submit(make, item))
-                if len(waiting) > workers:
+                if len(waiting) >= workers + ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

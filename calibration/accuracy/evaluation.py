@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.accuracy.codec_search import Fitted, cost, worth_a_run
 from calibration.accuracy.sensitivity import law
-from calibration.accuracy.subsampling import mean_noises, sample_noises
+from calibration.accuracy.subsampling import enough, mean_noises, sample_noises
 from calibration.bundle.cache import Cache, key, remembered
 from calibration.importing.graph import short
 from calibration.parallel import in_order
@@ -39,18 +39,17 @@ ACTIVATION_BITS: Final = (8, 6, 4, 3, 2)
 #: Number of rules, by activation bits, whose output noise is measured: those with the least squared error at the cut.
 #: At 8 bits the rules barely differ.
 FINALISTS: Final = {8: 1, 6: 2}
-FINALISTS_FEW_BITS: Final = 4
+FINALISTS_FEW_BITS: Final = 3
 #: Qualities of JPEG, if the input is an image.
 QUALITIES: Final = (95, 90, 80, 65, 50)
 #: Maximum number of samples on which the noise of a codec is measured, and on which its error at the cut is compared.
 MOST, TRIED = 512, 16
-#: Share of these samples on which every codec runs, evenly spread, and the bits of the packed codec that runs on all of
-#: them.
+#: Share of these samples on which every codec of a large network runs (`subsampling`), and the bits of the packed codec
+#: that runs on all of them.
 SHARE: Final = 1 / 3
-#: Least number of those samples: with 4 of 12, networks of a few layers had up to 1.9 times the estimated noise.
-LEAST_SAMPLES: Final = 12
 REFERENCE_BITS: Final = 4
-BATCH: Final = 16
+#: Samples per run of a tail: more take 13 % longer, because their activations leave the cache.
+BATCH: Final = 4
 Z95: Final = 1.959963984540054
 
 Values = NDArray[Any]  # a head's tensor: uint8 codes, or float32 in a transformer
@@ -235,6 +234,7 @@ def cut_noises(
     samples: Samples,
     outputs: F32,
     count: int,
+    macs: int,
     progress: Progress,
     cache: Cache | None = None,
     model: str = "",
@@ -244,19 +244,21 @@ def cut_noises(
     For each of `ACTIVATION_BITS` it holds the rule with the least output noise. It also holds JPEG if the tensor is an
     image, and those codecs of its ``families`` that are worth a run.
 
-    The `FINALISTS` run on ``count`` samples, evenly spread, but at most `MOST`. ``outputs`` [n, ...] are the float
-    model's. ``cache``: results for the same ``model`` (its hash) and the same values at a cut are reused.
+    The `FINALISTS` run on ``count`` samples, evenly spread, but at most `MOST`; if the network has many ``macs``, on a
+    `SHARE` of them. ``outputs`` [n, ...] are the float model's. ``cache``: results for the same ``model`` (its hash)
+    and the same values at a cut are reused.
     """
     few = evenly(len(samples), min(MOST, count))
     progress("noise of cuts", 0, len(spots))
     tapped = [head.taps(samples.codes(int(i), head.input), list(taps)) for i in few]
     ids, known = token_ids(head, samples, few), outputs[few]
+    chosen = evenly(len(few), enough(len(few), SHARE, macs))
 
     def measured(place: int) -> CutNoise:
         spot, histogram, own = spots[place], histograms[place], families[place]
         values = np.stack([t[place] for t in tapped])
-        measure = functools.partial(_noise_of, spot, histogram, own, values, known, ids)
-        name = _entry(model, spot, histogram, own, [values, known, np.zeros(0) if ids is None else ids])
+        measure = functools.partial(_noise_of, spot, histogram, own, values, known, ids, chosen)
+        name = _entry(model, spot, histogram, own, [values, known, np.zeros(0) if ids is None else ids, chosen])
         return remembered(cache, name, CutNoise, measure)
 
     found = []
@@ -267,7 +269,13 @@ def cut_noises(
 
 
 def _noise_of(
-    spot: OfferedCut, histogram: Histogram, fitted: Sequence[Fitted], values: Values, outputs: F32, ids: I64 | None
+    spot: OfferedCut,
+    histogram: Histogram,
+    fitted: Sequence[Fitted],
+    values: Values,
+    outputs: F32,
+    ids: I64 | None,
+    chosen: I64,
 ) -> CutNoise:
     packed = [] if spot.load is None else _packed(spot, histogram)
     tried = [*packed, *_pictures(spot, histogram, values), *_coded(spot, fitted, values)]
@@ -278,7 +286,6 @@ def _noise_of(
         return sample_noises(output_of(run, values[which], arrive, None if ids is None else ids[which]), outputs[which])
 
     references = [0, *[1 + i for i, (one, _) in enumerate(packed) if one.bits == REFERENCE_BITS][:1]]
-    chosen = evenly(len(values), max(LEAST_SAMPLES, round(len(values) * SHARE)))
     own, *each = mean_noises(noises, [None, *(made for _, made in tried)], references, chosen, len(values))
     if not math.isfinite(own):
         raise errors.ModelError(

@@ -16,15 +16,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.accuracy.subsampling import SHARE, mean_noises, noisiest, sample_noises
+from calibration.accuracy import subsampling
+from calibration.accuracy.subsampling import interpolated, mean_noises, noisiest, sample_noises
 from calibration.bundle.cache import Cache, Part, key, remembered
 from calibration.importing import cuts
 from calibration.importing.graph import drop_unread, tail_model
 from calibration.importing.sessions import session
-from calibration.lowering.layers import Network, Weighted
+from calibration.lowering.layers import Embed, Linear, Network, Weighted
 from calibration.parallel import in_order
 from calibration.rounding.quantizer import Rounded, nearest
-from calibration.rounding.rounder import WIDTHS
+from calibration.rounding.rounder import EVEN, WIDTHS
 from calibration.rounding.weight_substitution import substitute_weights, weights
 from calibration.samples.samples import Samples, evenly
 from calibration.statistics.activations import Progress, Tap, to_onnx
@@ -41,10 +42,15 @@ Rounder = Callable[[Weighted, int], Rounded]
 #: limits the samples of large networks: it is the maximum of multiply-accumulates in one run over all samples.
 ENOUGH: Final = (16_384, 16)
 WORK: Final = 64e9
-BATCH: Final = 16
-#: The grid that is measured on all samples, and the width of nearest rounding that identifies the noisiest samples.
+#: Samples per run of a tail: more take 13 % longer, because their activations leave the cache.
+BATCH: Final = 4
+#: The share of the samples on which grids are measured. The grid that is measured on all samples, and the width of
+#: nearest rounding that identifies the noisiest samples.
+SHARE: Final = 0.25
 REFERENCE: Final = 4
 RANKING: Final = 6
+#: The widths and even grids of a large network that are measured; the others are interpolated.
+ANCHORS: Final = (2, REFERENCE, 7, EVEN[0], EVEN[3], EVEN[-1])
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
@@ -97,8 +103,8 @@ class Probe:
 
     Samples that rounding used show too little noise (`rounder.UNSEEN`).
 
-    ``cache``: stores measurements by everything that they depend on. ``share``: share of the samples on which every
-    grid is measured (`subsampling`).
+    ``cache``: stores measurements by everything that they depend on. ``share``: share of the samples on which the grids
+    of a large network are measured (`subsampling`).
     """
 
     def __init__(
@@ -115,7 +121,7 @@ class Probe:
         self._x: F32 = np.stack([samples[int(i)] for i in few])
         self._batch = BATCH if network.graph.input_of(model).type.tensor_type.shape.dim[0].HasField("dim_param") else 1
         self.logits = self._run(model, to_onnx(self._x))({})
-        self._cache, self._share = cache, share
+        self._cache, self._chosen = cache, subsampling.enough(len(few), share, network.macs(network.layers))
         places = [p.cut.tensor for p in cuts.find(network) if p.reachable and p.cut.tensor in network.graph.shapes]
         self._before = {t: {la.out for la in network.needed(t)} | {network.graph.input} for t in places}
         self._about = key("probe", model.SerializeToString(deterministic=True), self._x)
@@ -128,14 +134,13 @@ class Probe:
         Reads and writes the cache.
         """
         progress("sensitivity of layers", 0, len(layers))
-        reference = grids.index(REFERENCE) if REFERENCE in grids else 0
         chosen = self._noisiest(layers)
 
         def measured(work: tuple[Weighted, str, F32]) -> list[float]:
             layer, entry, values = work
             rounded = [rounder(layer, grid) for grid in grids]
             parts = [part for r in rounded for part in (r.levels, r.scale, r.bias)]
-            measure = functools.partial(self._layer, layer, rounded, entry, values, reference, chosen)
+            measure = functools.partial(self._layer, layer, rounded, grids, entry, values, chosen)
             return self._kept(layer.out, [*parts, chosen], measure)
 
         found = []
@@ -168,7 +173,7 @@ class Probe:
             rounded = nearest(layer.weight, layer.bias, RANKING, np.zeros(len(layer.weight), np.float32))
             values |= weights(layer, rounded.values(), rounded.bias)
         changed = substitute_weights(self.model, self.network, layers, values)
-        return noisiest(sample_noises(self._run(changed, to_onnx(self._x))({}), self.logits), self._share)
+        return noisiest(sample_noises(self._run(changed, to_onnx(self._x))({}), self.logits), self._chosen)
 
     def _entered(self, layers: Sequence[Weighted]) -> Iterator[tuple[Weighted, str, F32]]:
         """Each of ``layers`` with the last cut before it and the values there (ONNX layout).
@@ -185,23 +190,53 @@ class Probe:
 
     def _between(self, start: str, stop: str, x: F32) -> F32:
         """The tensor ``stop`` of all samples, computed from the values ``x`` of the earlier cut ``start``."""
-        part = onnx.ModelProto()
-        part.CopyFrom(self._tail(start))
-        del part.graph.output[:]
-        part.graph.output.append(onnx.helper.make_tensor_value_info(stop, onnx.TensorProto.FLOAT, None))
-        drop_unread(part.graph)
-        return self._batches(session(part), start, x, {})
+        return self._batches(session(_ending(self._tail(start), [stop])), start, x, {})
 
     def _layer(
-        self, layer: Weighted, rounded: Sequence[Rounded], entry: str, x: F32, reference: int, chosen: I64
+        self, layer: Weighted, rounded: Sequence[Rounded], grids: Sequence[int], entry: str, x: F32, chosen: I64
     ) -> list[float]:
-        made = session(substitute_weights(self._tail(entry), self.network, [layer]), threads=1)
+        """The noise of each of ``rounded``; of a large network, of the `ANCHORS` and interpolated for the others."""
+        changed = substitute_weights(self._tail(entry), self.network, [layer])
+        made = session(changed, threads=1)
 
         def noises(one: Rounded, which: I64) -> F64:
             found = self._batches(made, entry, x, weights(layer, one.values(), one.bias), which)
             return sample_noises(found, self.logits[which])
 
-        return mean_noises(noises, rounded, [reference], chosen, len(x))
+        def measured(places: Sequence[int]) -> list[float]:
+            reference = max(range(len(places)), key=lambda i: grids[places[i]] == REFERENCE)
+            return mean_noises(noises, [rounded[i] for i in places], [reference], chosen, len(x))
+
+        anchors = [place for place, grid in enumerate(grids) if grid in ANCHORS]
+        if len(chosen) == len(x) or not anchors:
+            return measured(range(len(grids)))
+        errors, found = self._own_errors(changed, layer, rounded, entry, x, chosen), np.zeros(len(grids))
+        found[anchors] = measured(anchors)
+        widths = {place for place, grid in enumerate(grids) if grid in WIDTHS}
+        for family in filter(None, (sorted(widths), sorted({*range(len(grids))} - widths))):
+            known = [place for place in family if place in anchors]
+            estimate = interpolated(found[known], errors[known], errors[family])
+            found[family] = measured(family) if estimate is None else estimate
+        return [float(noise) for noise in found]
+
+    def _own_errors(
+        self, changed: onnx.ModelProto, layer: Weighted, rounded: Sequence[Rounded], entry: str, x: F32, chosen: I64
+    ) -> F64:
+        """Mean squared error of the layer's own outputs for each of ``rounded``, on the samples ``chosen``.
+
+        ``changed``: the tail from ``entry`` with the layer's weights as inputs.
+        """
+        names = (
+            [*layer.products] if isinstance(layer, Linear) else [layer.rows if isinstance(layer, Embed) else layer.out]
+        )
+        made = session(_ending(changed, names), threads=1)
+
+        def outputs(weight: F32, bias: NDArray[np.floating[Any]]) -> F64:
+            found = self._outputs(made, entry, x, weights(layer, weight, bias), chosen)
+            return np.concatenate([one.reshape(-1) for one in found], dtype=np.float64)
+
+        exact = outputs(layer.weight, layer.bias)
+        return np.array([((outputs(one.values(), one.bias) - exact) ** 2).mean() for one in rounded])
 
     def _cut(self, tensor: str, made: Sequence[Codec]) -> list[float]:
         x = self._values(tensor)
@@ -240,7 +275,11 @@ class Probe:
         return lambda more: self._batches(made, name, x, more)
 
     def _batches(self, made: Any, name: str, x: F32, more: Mapping[str, F32], which: I64 | None = None) -> F32:
-        """The output for the samples ``which`` (None: all) of ``x``.
+        """The first output for the samples ``which`` (None: all) of ``x``; see `_outputs`."""
+        return self._outputs(made, name, x, more, np.arange(len(x)) if which is None else which)[0]
+
+    def _outputs(self, made: Any, name: str, x: F32, more: Mapping[str, F32], which: I64) -> list[F32]:
+        """Every output for the samples ``which`` of ``x``.
 
         The inputs ``more`` are the same for all samples.
         """
@@ -248,9 +287,19 @@ class Probe:
         fed: dict[str, NDArray[Any]] = {name: x}
         if self.network.graph.takes_ids and ids in {i.name for i in made.get_inputs()}:
             fed[ids] = self._x.astype(np.int64)
-        which = np.arange(len(x)) if which is None else which
         parts = (which[i : i + self._batch] for i in range(0, len(which), self._batch))
-        return np.concatenate([made.run(None, {**{n: v[part] for n, v in fed.items()}, **more})[0] for part in parts])
+        found = [made.run(None, {**{n: v[part] for n, v in fed.items()}, **more}) for part in parts]
+        return [np.concatenate(one) for one in zip(*found, strict=True)]
 
     def _kept(self, tensor: str, parts: Sequence[Part], measure: Callable[[], list[float]]) -> list[float]:
         return remembered(self._cache, key("noise alone", self._about, tensor, *parts), list[float], measure)
+
+
+def _ending(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """``model`` with ``tensors`` as its outputs."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    del made.graph.output[:]
+    made.graph.output.extend(onnx.helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, None) for t in tensors)
+    drop_unread(made.graph)
+    return made

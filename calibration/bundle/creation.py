@@ -219,7 +219,8 @@ class _Calibrator:
         histograms = self._histograms(head, taps, spots)
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
         fitted = self._families(head, taps, spots)
-        measured = spots, histograms, head, taps, fitted, judged, outputs, self._enough
+        macs = self.network.macs(self.network.layers)
+        measured = spots, histograms, head, taps, fitted, judged, outputs, self._enough, macs
         found = accuracy.cut_noises(*measured, progress=self._progress, cache=self._cache, model=self._digest)
         for histogram, own, noise in zip(histograms, fitted, found, strict=True):
             known = {(one.rule, one.bits) for one in noise.codecs}

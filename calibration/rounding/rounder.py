@@ -63,6 +63,8 @@ SHALLOW: Final = 32
 #: Maximum number of weights from which the entropy of a layer is estimated.
 ENTROPY_WEIGHTS: Final = 1 << 18
 SHALLOW_SHARES: Final = tuple(float(s) for s in np.geomspace(0.4, 2.0, 24))
+#: Layers in memory that wait for a core. The layers with the most work come first, so that no core ends alone.
+AHEAD: Final = 16
 #: Maximum number of weights that are rounded side by side; of grouped convolutions, of outputs per group (see
 #: `covariance.TOGETHER_GROUPED`).
 TOGETHER: Final = 1 << 20
@@ -104,8 +106,12 @@ def round_layers(
     They are rounded at each of ``widths`` and, on `EVEN` grids, at each of ``rates``.
     """
     made = grids(model, network, calibration, cut, samples, progress, widths, rates, options, cache)
-    names = (*widths, *EVEN[: len(rates)])
-    return {(layer.out, name): grid for layer, each in made for name, grid in zip(names, each, strict=True)}
+    found, names = {layer.out: each for layer, each in made}, (*widths, *EVEN[: len(rates)])
+    return {
+        (layer.out, name): grid
+        for layer in network.weighted(cut)
+        for name, grid in zip(names, found[layer.out], strict=True)
+    }
 
 
 def grids(
@@ -122,6 +128,8 @@ def grids(
 ) -> Iterator[tuple[Weighted, list[Rounded]]]:
     """Each layer of the head up to ``cut`` with its weights at each of ``widths`` and, on even grids, of ``rates``.
 
+    Embeddings come first, then the layers with the most work.
+
     The rows of an embedding are rounded to the nearest level, with finer steps for tokens that are common in
     ``samples``. ``cache``: rounded layers; only layers with new weights or inputs are computed.
     """
@@ -134,7 +142,7 @@ def grids(
         make = functools.partial(_table, calibration, table, often, widths, rates)
         yield table, kept(table, [often, f"{rates}"], make)
         progress("rounding", done, len(layers))
-    products = [layer for layer in layers if isinstance(layer, Conv | Linear)]
+    products = sorted((layer for layer in layers if isinstance(layer, Conv | Linear)), key=_work, reverse=True)
     leasts = [_least(layer, lowered) for layer in products]
     about = f"{options} {rates} {[*widths]}"
     aliases = [] if cache is None else _aliases(model, samples, products, leasts, about)
@@ -152,9 +160,14 @@ def grids(
         return layer, kept(layer, [leasts[place], *inputs, f"{options} {rates}"], make, alias)
 
     moments = enumerate(collect(model, network, products, samples, progress))
-    for done, each in enumerate(in_order(made, moments), len(tables) + 1):
+    for done, each in enumerate(in_order(made, moments, AHEAD), len(tables) + 1):
         yield each
         progress("rounding", done, len(layers))
+
+
+def _work(layer: Product) -> int:
+    """The work of rounding ``layer``: products of its weights with the covariance of its inputs."""
+    return layer.weight.size * math.prod(layer.weight.shape[1:])
 
 
 def _least(layer: Product, lowered: Lowered) -> F32:

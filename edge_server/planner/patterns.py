@@ -176,20 +176,25 @@ def _codecs(option: CutOption) -> dict[int, tuple[int, float]]:
 
 
 def _patterns(index: int, option: CutOption, levels: Sequence[Level]) -> list[Pattern]:
-    """The distinct optimal patterns of one option."""
+    """The distinct optimal patterns of one option.
+
+    The optimum of a budget is also the optimum of every smaller budget that it fits.
+    """
     found: dict[tuple[int, ...], Pattern] = {}
-    for level in levels:
-        for _, noise in _codecs(option).values():
-            best = _best(option.layers, level.noise - noise)
-            if best is not None and best.bits not in found:
-                found[best.bits] = make_pattern(index, option, best.bits)
+    best: Allocation | None = None
+    budgets = {level.noise - noise for level in levels for _, noise in _codecs(option).values()}
+    for budget in sorted((one for one in budgets if one >= 0), reverse=True):
+        if best is not None and best.noise <= budget:
+            continue
+        best = _best(option.layers, budget)
+        if best is None:  # nor does anything fit a smaller budget
+            break
+        found.setdefault(best.bits, make_pattern(index, option, best.bits))
     return list(found.values())
 
 
 def _best(layers: Sequence[WeightLayer], budget: float) -> Allocation | None:
     """The verified allocation of fewest bytes within ``budget``; None if nothing fits. Raises `errors.PlanError`."""
-    if budget < 0:
-        return None
     try:
         found = allocate(layers, budget)
     except errors.InfeasibleError:

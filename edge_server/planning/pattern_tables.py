@@ -35,7 +35,7 @@ DROPS: Final = (
 )
 
 #: Increase it if the search finds other patterns for the same levels, layers and codecs: it invalidates stored ones.
-_SEARCH_VERSION: Final = 1
+_SEARCH_VERSION: Final = 2
 _HASH_BYTES: Final = hashlib.sha256().digest_size
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibration.accuracy.subsampling import LEAST, mean_noises, noisiest, sample_noises
+from calibration.accuracy.subsampling import LEAST, WORK, enough, interpolated, mean_noises, noisiest, sample_noises
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -26,7 +26,7 @@ class Measured:
 def test_variants_in_proportion_to_the_reference_are_told_by_few_samples() -> None:
     each = np.random.default_rng(0).gamma(0.5, size=40)
     noises = Measured(np.outer([1.0, 0.25, 7.0], each))
-    found = mean_noises(noises, [0, 1, 2], [0], noisiest(each), 40)
+    found = mean_noises(noises, [0, 1, 2], [0], noisiest(each, 10), 40)
     np.testing.assert_allclose(found, noises.noises.mean(axis=1))
     assert noises.looked_at == 40 + 2 * 10
 
@@ -53,15 +53,50 @@ def test_what_is_not_finite_stays_so() -> None:
     assert none == 0
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(2, 2), (7, LEAST), (17, 4), (100, 25)])
-def test_the_noisiest_quarter(count: int, wanted: int) -> None:
-    noises = np.random.default_rng(2).random(count)
-    found = noisiest(noises)
-    assert len(found) == wanted
-    assert set(found) == set(np.argsort(noises)[-wanted:])
-    assert noisiest(noises, 1.0).tolist() == list(range(count))
+@pytest.mark.parametrize(
+    ("samples", "macs", "wanted"),
+    [
+        (2, 10 * WORK, 2),
+        (7, 10 * WORK, LEAST),
+        (100, 10 * WORK, 25),
+        (100, WORK // 50, 50),
+        (100, WORK // 1000, 100),
+        (100, 0, 100),
+    ],
+)
+def test_small_networks_run_on_more_samples(samples: int, macs: int, wanted: int) -> None:
+    assert enough(samples, 0.25, macs) == wanted
+
+
+def test_the_noisiest_samples() -> None:
+    noises = np.random.default_rng(2).random(30)
+    found = noisiest(noises, 7)
+    assert found.tolist() == sorted(np.argsort(noises)[-7:])
     noises[1] = np.nan
-    assert noisiest(noises).tolist() == list(range(count))
+    assert noisiest(noises, 7).tolist() == list(range(30))
+
+
+def test_interpolation_is_exact_for_a_power_law_and_at_the_anchors() -> None:
+    errors = 4.0 ** -np.arange(2, 9)
+    law, anchors = 3 * errors**1.2, [0, 2, 5]
+    found = interpolated(law[anchors], errors[anchors], errors)
+    assert found is not None
+    np.testing.assert_allclose(found[:6], law[:6])
+    np.testing.assert_allclose(found[6] / found[5], errors[6] / errors[5])  # beyond the anchors their ratio stays
+    measured = law[anchors] * [1.5, 0.8, 1.1]
+    crooked = interpolated(measured, errors[anchors], errors)
+    assert crooked is not None
+    np.testing.assert_allclose(crooked[anchors], measured)
+    reordered = interpolated(measured[::-1], errors[anchors][::-1], errors)
+    np.testing.assert_array_equal(crooked, reordered)
+
+
+@pytest.mark.parametrize("bad", [0.0, np.inf, np.nan, -1.0])
+def test_without_positive_numbers_nothing_is_interpolated(bad: float) -> None:
+    assert interpolated(np.zeros(0), np.zeros(0), np.ones(3)) is None
+    assert interpolated(np.array([1.0, bad]), np.ones(2), np.ones(3)) is None
+    assert interpolated(np.ones(2), np.array([bad, 1.0]), np.ones(3)) is None
+    assert interpolated(np.ones(2), np.ones(2), np.array([1.0, 1.0, bad])) is None
 
 
 def test_noise_of_each_sample() -> None:

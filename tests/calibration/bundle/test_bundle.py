@@ -18,7 +18,7 @@ from PIL import Image
 
 from calibration import parallel
 from calibration.accuracy import evaluation, tail_runs, trials
-from calibration.accuracy.evaluation import ACTIVATION_BITS
+from calibration.accuracy.evaluation import ACTIVATION_BITS, BATCH
 from calibration.bundle import creation
 from calibration.bundle.bundle import Bundle
 from calibration.importing.graph import Graph
@@ -415,7 +415,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
         steps = [(done, total) for p, done, total in told if p == phase]
         total = steps[0][1]
         first = 0 if phase in slow_to_begin else 1
-        wanted = [*range(16, total, 16), total] if phase == "answers" else list(range(first, total + 1))
+        wanted = [*range(BATCH, total, BATCH), total] if phase == "answers" else list(range(first, total + 1))
         assert steps == [(done, total) for done in wanted], phase
 
 
