@@ -14,9 +14,9 @@ from typing import Final
 import msgspec
 import numpy as np
 import onnx
-import safetensors.numpy
 from numpy.typing import NDArray
 
+from calibration import arrays
 from calibration.accuracy import codec_search, cosine_model, drop_model, tail_runs, trials
 from calibration.accuracy import evaluation as accuracy
 from calibration.accuracy.codec_search import Fitted
@@ -154,7 +154,7 @@ def create(
     }
     files = {
         MODEL: model.SerializeToString(),
-        STATISTICS: safetensors.numpy.save(stats),
+        STATISTICS: arrays.save(stats),
         CODECS: msgspec.json.encode(codecs),
     }
     if tokenizer is not None:

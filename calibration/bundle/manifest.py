@@ -17,7 +17,8 @@ from calibration.accuracy.trials import Trial
 from splitedge import errors
 from splitedge.protocol.messages import Cut, Output, Preprocess, TokenizerRef
 
-FORMAT: Final = 6
+#: 7: up to 6, the even grids of depthwise layers had wrong scales.
+FORMAT: Final = 7
 MANIFEST: Final = "bundle.json"
 MODEL: Final = "model.onnx"
 STATISTICS: Final = "stats.safetensors"

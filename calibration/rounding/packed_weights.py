@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from calibration.arrays import save as save_arrays
 from calibration.lowering.layers import Network, Weighted
 from calibration.rounding.quantizer import Rounded, pack, width
 from kernels.reference import unpack_bits, weight_levels
@@ -32,8 +33,7 @@ def save(roundings: Mapping[tuple[str, int], Rounded]) -> bytes:
         packed = pack(rounded.levels, wide)
         parts: tuple[NDArray[np.generic], ...] = (packed, np.array([wide], np.uint8), rounded.scale, rounded.bias)
         arrays |= {f"{kind}/{bits}/{out}": part for kind, part in zip(_PARTS, parts, strict=True)}
-    made: bytes = safetensors.numpy.save(arrays)
-    return made
+    return save_arrays(arrays)
 
 
 def load(data: bytes, shape: Sequence[int]) -> dict[tuple[str, int], Rounded]:

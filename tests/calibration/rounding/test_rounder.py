@@ -72,6 +72,21 @@ def test_never_worse_than_the_nearest_on_the_samples(bits: int, shape: tuple[int
         assert ours.mean() < 0.7 * theirs.mean()
 
 
+@pytest.mark.parametrize("shape", [(12, 1, 9), (3, 4, 25), (1, 8, 40)], ids=str)
+def test_every_grid_comes_back_from_its_file(shape: tuple[int, int, int]) -> None:
+    w, _, known = problem(*shape)
+    least = np.zeros(len(w), np.float32)
+    made = Rounder(w, np.ones(len(w), np.float32), least, known).all(WIDTHS, rounder.RATES)
+    names = (*WIDTHS, *rounder.EVEN)
+    found = packed_weights.load(
+        packed_weights.save({("y", name): grid for name, grid in zip(names, made, strict=True)}), w.shape
+    )
+    for name, grid in zip(names, made, strict=True):
+        for part in ("levels", "scale", "bias"):
+            np.testing.assert_array_equal(getattr(found["y", name], part), getattr(grid, part))
+    assert all(len(set(found["y", name].scale)) == 1 for name in rounder.EVEN)
+
+
 @pytest.mark.parametrize("options", [Options(order=False), Options(sweeps=0), Options(damping=0.2)])
 def test_every_option_beats_the_nearest(options: Options) -> None:
     w, x, known = problem(1, 20, 40)
