@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import inline, kernel
+from kernels.define import inline, kernel
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
@@ -38,7 +38,8 @@ _LOOK: Final = 12  # bits of the look-up; a linear search finds the rest
 @kernel
 def encode(codes: U8, contexts: U8, start: I64, state: I64, words: U32) -> None:
     """Encode ``codes`` below the words written so far: at most one word for two symbols, and one more."""
-    counts, sums = start.copy(), np.empty((start.shape[0], start.shape[1] + 1), np.int64)
+    width = start.shape[1] + 1
+    counts, sums = start.copy(), np.empty(start.shape[0] * width, np.int64)
     _count(codes, contexts, 0, codes.size, counts, COUNT)
     x, place, stop = state[0], state[1], codes.size
     begin = _last_epoch(stop)
@@ -47,8 +48,9 @@ def encode(codes: U8, contexts: U8, start: I64, state: I64, words: U32) -> None:
         _sum_up(counts, sums)
         for i in range(stop - 1, begin - 1, -1):
             context, symbol = np.int64(contexts[i if contexts.size > 1 else 0]), np.int64(codes[i])
-            low = sums[context, symbol]
-            frequency = sums[context, symbol + 1] - low
+            at = context * width + symbol
+            low = sums[at]
+            frequency = sums[at + 1] - low
             if x >> np.int64(63 - SCALE) >= frequency:
                 place -= 1
                 words[place] = np.uint32(x & np.int64(0xFFFFFFFF))
@@ -62,19 +64,19 @@ def encode(codes: U8, contexts: U8, start: I64, state: I64, words: U32) -> None:
 @kernel
 def decode(words: U32, contexts: U8, start: I64, state: I64, codes: U8) -> None:
     """Decode ``codes``. Accepts any words; the final state tells whether they were valid."""
-    counts, sums = start.copy(), np.empty((start.shape[0], start.shape[1] + 1), np.int64)
-    look = np.empty((start.shape[0], 1 << _LOOK), np.uint8)
-    lows, symbols = sums.reshape(-1), look.reshape(-1)
+    width = start.shape[1] + 1
+    counts, lows = start.copy(), np.empty(start.shape[0] * width, np.int64)
+    symbols = np.empty(start.shape[0] << _LOOK, np.uint8)
     context = np.int64(contexts[0]) if contexts.size == 1 else np.int64(0)
     x, place, begin, size = state[0], state[1], 0, words.size
     while begin < codes.size:
         stop = min(codes.size, _epoch_end(begin))
-        _sum_up(counts, sums)
-        _fill(sums, look)
+        _sum_up(counts, lows)
+        _fill(lows, width, symbols)
         for i in range(begin, stop):
             if contexts.size > 1:
                 context = np.int64(contexts[i])
-            row, slot = context * np.int64(sums.shape[1]), x & np.int64((1 << SCALE) - 1)
+            row, slot = context * np.int64(width), x & np.int64((1 << SCALE) - 1)
             at = row + np.int64(symbols[(context << np.int64(_LOOK)) + (slot >> np.int64(SCALE - _LOOK))])
             low, high = lows[at], lows[at + 1]
             while high <= slot:
@@ -112,8 +114,8 @@ def _count(codes: U8, contexts: U8, begin: int, stop: int, counts: I64, by: int)
 
 @inline
 def _sum_up(counts: I64, sums: I64) -> None:
-    """Cumulative frequencies, 0 to 2^`SCALE`, in proportion to ``counts`` and at least 1 each; the most frequent symbol
-    gets the remainder.
+    """Cumulative frequencies, 0 to 2^`SCALE`, in proportion to ``counts`` and at least 1 each, row after row; the most
+    frequent symbol gets the remainder.
     """
     symbols = counts.shape[1]
     spare = (1 << SCALE) - symbols
@@ -125,20 +127,20 @@ def _sum_up(counts: I64, sums: I64) -> None:
         left = np.int64(spare)
         for s in range(symbols):
             left -= counts[c, s] * spare // total
-        at = np.int64(0)
+        at, row = np.int64(0), c * (symbols + 1)
         for s in range(symbols):
-            sums[c, s] = at
+            sums[row + s] = at
             at += 1 + counts[c, s] * spare // total + (left if s == most else 0)
-        sums[c, symbols] = at
+        sums[row + symbols] = at
 
 
 @inline
-def _fill(sums: I64, look: U8) -> None:
-    """The symbol at the start of each of the 2^`_LOOK` parts of the range."""
-    for c in range(sums.shape[0]):
-        part = 0
-        for s in range(sums.shape[1] - 1):
-            end = (sums[c, s + 1] + (1 << (SCALE - _LOOK)) - 1) >> np.int64(SCALE - _LOOK)
+def _fill(sums: I64, width: int, look: U8) -> None:
+    """The symbol at the start of each of the 2^`_LOOK` parts of the range, for each row of ``width`` sums."""
+    for c in range(sums.size // width):
+        part, row = 0, c << _LOOK
+        for s in range(width - 1):
+            end = (sums[c * width + s + 1] + (1 << (SCALE - _LOOK)) - 1) >> np.int64(SCALE - _LOOK)
             while part < end:
-                look[c, part] = np.uint8(s)
+                look[row + part] = np.uint8(s)
                 part += 1
