@@ -62,12 +62,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough  # each compiles kernels
 @pytest.mark.timeout(600)
 def test_a_plain_copy_computes_the_committed_hashes(folder: Path) -> None:
     assert hashes(folder) == golden.expected()
 
 
 @pytest.mark.slow
+@pytest.mark.thorough  # each compiles kernels
 @pytest.mark.timeout(600)
 def test_words_one_by_one_are_the_bytes_of_a_group(folder: Path) -> None:
     """As AVX-512 without VBMI stores them, and everything else."""
@@ -80,6 +82,7 @@ def test_words_one_by_one_are_the_bytes_of_a_group(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough  # each compiles kernels
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_one_wrong_line_is_noticed(folder: Path, name: str) -> None:
