@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from kernels.jit import cache_base
+from kernels.cache import cache_base
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 #: Source folders that determine the files.

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from benchmarks import cache
-from kernels.jit import cache_base
+from kernels.cache import cache_base
 from splitedge import errors
 
 Array = NDArray[Any]

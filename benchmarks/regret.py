@@ -39,7 +39,7 @@ from benchmarks.processes import PORT, add_command, serving
 from benchmarks.report import photo_parser, report
 from benchmarks.slower import PREFIX, slower
 from edge_agent.planning.downloads import DOWNLOADING
-from kernels.jit import cache_base
+from kernels.cache import cache_base
 from splitedge import errors, limits
 from splitedge.protocol.messages import Plan, Prediction
 

@@ -29,7 +29,7 @@ from device_profiles.schema import (
     Warmup,
     measured_origins,
 )
-from kernels import isa, jit
+from kernels import isa, native, warm
 from splitedge import codec, limits
 from splitedge.codec import jpeg
 from splitedge.errors import PlatformError
@@ -446,11 +446,13 @@ def _warmup(steps: _ProgressCounter) -> tuple[Warmup, dict[str, str]]:
     steps("kernel warm-up")
     before = _cached()
     import_s, total_s = _warmup_process()
-    if jit.CACHE_PROBLEM:
-        reason = f"compiled kernels cannot be stored in {jit.CACHE_DIR} ({jit.CACHE_PROBLEM})"
+    if native.LIBRARY is not None:
+        return Warmup(True, None, total_s, import_s), {"cold start": "the package has the kernels"}
+    if warm.problem():
+        reason = f"compiled kernels cannot be stored in {warm.folder()} ({warm.problem()})"
         return Warmup(False, total_s, None, None), {"warm start": reason}
     if _cached() == before:
-        reason = f"the cache already held compiled kernels: delete {jit.CACHE_DIR} and measure again"
+        reason = f"the cache already held compiled kernels: delete {warm.folder()} and measure again"
         return Warmup(True, None, total_s, import_s), {"cold start": reason}
     cold_s = total_s
     import_s, total_s = _warmup_process()
@@ -460,7 +462,7 @@ def _warmup(steps: _ProgressCounter) -> tuple[Warmup, dict[str, str]]:
 
 
 def _cached() -> set[str]:
-    return {path.name for path in jit.CACHE_DIR.rglob("*.nbc")}
+    return {path.name for path in warm.folder().rglob("*.nbc")}
 
 
 def _warmup_process() -> tuple[float, float]:

@@ -17,7 +17,7 @@ from device_profiles import machine, power
 from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.planning import peers
-from kernels import isa, jit, warm
+from kernels import isa, native, warm
 from splitedge import errors, limits, platform_check
 from splitedge.head import text
 
@@ -91,14 +91,17 @@ def cores(root: Path = machine.ROOT) -> Check:
 
 
 def kernel_cache() -> Check:
-    """The folder of compiled kernels, and whether it contains those of this version."""
-    if jit.CACHE_PROBLEM:
-        return _warn("kernel cache", f"{jit.CACHE_DIR} is not usable", jit.advice())
+    """The library of kernels, or the folder of compiled kernels and whether it contains those of this version."""
+    if native.LIBRARY is not None:
+        return Check("kernels", "ok", f"in the package, for {isa.ISA}: {native.LIBRARY.path.name}")
+    if warm.problem():
+        return _warn("kernels", f"{warm.folder()} is not usable", warm.advice())
+    why = f"{native.REASON}; " if native.REASON else ""
     steps, missing = len(warm.steps()), len(warm.missing())
     if missing:
-        found = f"{jit.CACHE_DIR}: {steps - missing} of {steps} kernels compiled"
-        return _warn("kernel cache", found, "run `edge-agent warm` once; until then, each start compiles kernels")
-    return Check("kernel cache", "ok", f"{jit.CACHE_DIR}: all {steps} kernels compiled")
+        found = f"{why}{warm.folder()}: {steps - missing} of {steps} kernels compiled"
+        return _warn("kernels", found, "run `edge-agent warm` once; until then, each start compiles kernels")
+    return Check("kernels", "ok", f"{why}{warm.folder()}: all {steps} kernels compiled")
 
 
 def memory(root: Path = machine.ROOT, *, compiled: bool = True) -> Check:

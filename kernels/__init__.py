@@ -7,7 +7,9 @@ bit.
     codec/              the tensor at the cut: clip, quantize, pack, and back
     rans/               entropy coding: of the tensor at the cut (static), of the constants of a segment file (adaptive)
     isa, emit           the choice of the instruction set, and LLVM IR for it
+    native, build       libraries of compiled kernels in the package, and how they are built
     jit, warm           compilation and its cache, and the list of all kernels that a service needs
+    define              the decorators of kernels, from a library or from the compiler
     peak                the peak of the machine, for benchmarks
 
 Where do I add ...
@@ -17,7 +19,7 @@ Where do I add ...
   `calibration.lowering` produces it. Add it to tests/kernels/golden.py.
 - an instruction set: `isa` says how to detect it, `emit` describes it. All golden hashes must stay the same.
 - a step of the codec: define it in `reference`, write the fast one in `codec/`, and call it in `splitedge.codec`.
-- a kernel that Python calls directly: decorate it with `jit.kernel` and add it to `warm`.
+- a kernel that Python calls directly: decorate it with `define.kernel` and add it to `warm`.
 """
 
 from kernels import isa  # first: it may set variables that numba reads at import

@@ -14,13 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Final, NewType, get_type_hints
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from kernels import isa
+from kernels.define import cgutils, intrinsic, ir, types
 
 I8, I16, I32, I64, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 PTR: Final = I8.as_pointer()

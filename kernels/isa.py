@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import llvmlite.binding as llvm
-
 X86: Final = platform.machine() in ("x86_64", "AMD64")
 ARM: Final = platform.machine() in ("aarch64", "arm64") and sys.maxsize > 2**32
 
@@ -44,10 +42,11 @@ _NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "neon": (),
     "portable": (),
 }
-# Processor name and features for LLVM. On x86 only for a set below the best one, so that loops that LLVM vectorizes
-# keep to it too.
+# Processor name and features for LLVM. On x86 only for a library and for a set below the best one, so that loops that
+# LLVM vectorizes keep to it too.
 _HASWELL: Final = "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt"
 _MODEL: Final = {
+    "avx512vnni": ("x86-64-v4", "+avx512vnni"),
     "avxvnni": ("haswell", f"{_HASWELL},+avxvnni"),
     "avx2": ("haswell", _HASWELL),
     "portable": ("x86-64", ""),
@@ -64,6 +63,10 @@ _AT_HWCAP, _AT_HWCAP2 = 16, 26
 _HWCAPS: Final = {"asimd": (_AT_HWCAP, 1), "asimddp": (_AT_HWCAP, 20), "sve": (_AT_HWCAP, 22), "i8mm": (_AT_HWCAP2, 13)}
 
 
+#: The set to compile a library for (`kernels.build`), whether this machine has it or not.
+BUILD: Final = "SPLITEDGE_BUILD_ISA"
+
+
 @dataclass(frozen=True)
 class Choice:
     """The chosen instruction set."""
@@ -77,7 +80,7 @@ def host_features() -> frozenset[str]:
     """The CPU features of this machine: LLVM's names on x86, those of /proc/cpuinfo on ARM."""
     if ARM:
         return _auxiliary_vector() or cpuinfo_features(Path("/proc/cpuinfo"))
-    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+    return cpuinfo_features(Path("/proc/cpuinfo")) or _llvm_features()
 
 
 def usable(features: frozenset[str]) -> list[str]:
@@ -115,6 +118,9 @@ def decide(features: frozenset[str], asked: str, numba_loaded: bool) -> Choice:
 def choose() -> str:
     """The set to use: the best one, or the one in ``SPLITEDGE_ISA``. Configures Numba for it if necessary."""
     loaded = "numba" in sys.modules
+    if building := os.environ.get(BUILD, ""):
+        os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = (ARM_MODEL if ARM else _MODEL)[building]
+        return building
     if not loaded and (names := take_over(os.environ)):
         problem = f"{', '.join(names)} in the environment has no effect: splitedge decides how its kernels are compiled"
         warnings.warn(problem, RuntimeWarning, stacklevel=2)
@@ -157,8 +163,17 @@ def cpuinfo_features(path: Path) -> frozenset[str]:
         lines = path.read_text().splitlines()
     except OSError:
         return frozenset()
-    cores = [frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("Features")]
-    return frozenset.intersection(*cores) if cores else frozenset()
+    names = ("Features", "flags")  # on ARM, on x86
+    cores = [frozenset(line.partition(":")[2].split()) for line in lines if line.partition("\t")[0].strip() in names]
+    shared = frozenset.intersection(*cores) if cores else frozenset()
+    return shared | {name.replace("_", "") for name in shared & {"avx512_vnni", "avx_vnni"}}  # LLVM's names
+
+
+def _llvm_features() -> frozenset[str]:
+    """The features that LLVM finds, on a system without /proc/cpuinfo."""
+    import llvmlite.binding as llvm
+
+    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
 def _auxiliary_vector() -> frozenset[str]:

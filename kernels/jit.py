@@ -33,6 +33,7 @@ import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, UserProvidedCacheLocator
 
 from kernels import isa  # before numba: it may set variables that numba reads at import
+from kernels.cache import cache_base
 from splitedge.errors import PlatformError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,21 +41,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 _UNUSED_S: Final = 30 * 86_400.0  # a cache of another version is removed if no process has used it for this long
 _HASH_BYTES: Final = 16  # before the contents of each file
 _PRUNED: Final = 8  # caches to remove at one start, at most: each takes time
-
-
-def cache_base() -> Path:
-    """The folder of all caches: ``SPLITEDGE_CACHE_DIR``, systemd's ``CACHE_DIRECTORY``, or the user's cache folder.
-
-    Expands a leading ``~``, as a shell does not in ``NAME="~/path"`` or in a unit file.
-    """
-    for variable in ("SPLITEDGE_CACHE_DIR", "CACHE_DIRECTORY"):
-        if os.environ.get(variable):
-            return Path(os.path.expanduser(os.environ[variable].split(":")[0]))  # noqa: PTH111
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without a home
-        return Path(tempfile.gettempdir()) / f"splitedge-{os.getuid()}"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "splitedge"
 
 
 def fingerprint(sources: Path) -> str:
@@ -124,14 +110,14 @@ if numba.config.DISABLE_JIT:  # only if numba was imported earlier: `isa` remove
     )
 
 
-_OPTIONS: Final = {"nogil": True, "error_model": "numpy", "fastmath": False, "boundscheck": False}
+OPTIONS: Final = {"nogil": True, "error_model": "numpy", "fastmath": False, "boundscheck": False}
 
 
 def kernel(function: F) -> F:
     """Compile ``function`` without Python objects, with the GIL released and exact IEEE arithmetic. Compiled code is
     cached on disk.
     """
-    compiled: Any = numba.njit(**_OPTIONS)(function)
+    compiled: Any = numba.njit(**OPTIONS)(function)
     if not CACHE_PROBLEM:
         compiled._cache = _Cache(function)
     kept: F = compiled
@@ -163,18 +149,18 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         super().__init__(function)
         self._cache_file = _Files(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
 
-    def load_overload(self, signature: Any, context: Any) -> Any:
+    def load_overload(self, types: Any, context: Any) -> Any:
         """The compiled kernel, or None. Numba calls this before it compiles."""
         try:
-            return super().load_overload(signature, context)
+            return super().load_overload(types, context)
         except Exception:  # pickle and LLVM raise many types
             self._cache_file.remove()
             return None
 
-    def save_overload(self, signature: Any, result: Any) -> None:
+    def save_overload(self, types: Any, result: Any) -> None:
         """Keep a compiled kernel. A full disk only means that the next start compiles it again."""
         try:
-            super().save_overload(signature, result)
+            super().save_overload(types, result)
         except OSError as error:
             problem = f"compiled kernels cannot be kept in {CACHE_DIR}: {error.strerror}"
             warnings.warn(problem, RuntimeWarning, stacklevel=1)
@@ -249,31 +235,22 @@ def _hash(data: memoryview) -> bytes:
 
 def is_kept(compiled: Any, arguments: Sequence[Any]) -> bool:
     """Whether the cache holds the code for a call of the kernel ``compiled`` with ``arguments``. Compiles nothing."""
-    return compiled._cache.load_overload(_signature(compiled, arguments), compiled.targetctx) is not None
+    return compiled._cache.load_overload(signature(compiled, arguments), compiled.targetctx) is not None
 
 
 def compile_for(compiled: Any, arguments: Sequence[Any]) -> None:
     """Compile the kernel ``compiled`` for ``arguments`` and cache the result, without calling it."""
-    compiled.compile(_signature(compiled, arguments))
+    compiled.compile(signature(compiled, arguments))
 
 
-def _signature(compiled: Any, arguments: Sequence[Any]) -> tuple[Any, ...]:
+def signature(compiled: Any, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Numba's types of ``arguments``."""
     return tuple(compiled.typeof_pyval(argument) for argument in arguments)
-
-
-def advice() -> str:
-    """One sentence for people if compiled kernels cannot be kept: why, and what to do. Otherwise an empty string."""
-    if not CACHE_PROBLEM:
-        return ""
-    return (
-        f"compiled kernels cannot be kept in {CACHE_DIR} ({CACHE_PROBLEM}), so every start compiles them again; "
-        "make the folder writable by this user only, or set SPLITEDGE_CACHE_DIR to another folder"
-    )
 
 
 def inline(function: F) -> F:
     """Mark a helper that only kernels call. It is compiled together with them and not cached by itself."""
-    compiled: F = numba.njit(**_OPTIONS)(function)
+    compiled: F = numba.njit(**OPTIONS)(function)
     return compiled
 
 
@@ -283,5 +260,5 @@ def macro(function: F) -> F:
     An `inline` helper is optimized on its own, and again in each of its callers with everything that it contains. For
     the parts of the interpreter that cost 10 % of its compile time.
     """
-    copied: F = numba.njit(inline="always", **_OPTIONS)(function)
+    copied: F = numba.njit(inline="always", **OPTIONS)(function)
     return copied

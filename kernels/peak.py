@@ -8,14 +8,11 @@ import time
 from typing import Any, Final
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from kernels import emit, isa
+from kernels.define import intrinsic, ir, kernel, types
 from kernels.emit import I32, TARGET
-from kernels.jit import kernel
 from kernels.operators.gemm import GROUP
 
 _TURNS: Final = 20_000

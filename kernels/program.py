@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels import team
+from kernels.define import inline, kernel, macro
 from kernels.emit import address
-from kernels.jit import inline, kernel, macro
 from kernels.operators import conv as conv_operator
 from kernels.operators import depthwise as depthwise_operator
 from kernels.operators import elementwise, transformer

@@ -14,14 +14,9 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-
+from kernels.define import cgutils, inline, intrinsic, ir, types
 from kernels.emit import I32, I64, PTR
 from kernels.isa import ARM, X86
-from kernels.jit import inline
 
 NEXT, DONE, EPOCH, SLEEPERS, QUIT, FIRST, BASE, TARGET = 0, 8, 16, 24, 32, 33, 34, 35
 SYNC: Final = 40

@@ -1,4 +1,6 @@
-"""A list of every kernel that a service calls, so that all of them can be compiled before it starts.
+"""A list of every kernel that a service calls, so that all of them can be compiled before it starts, and their place.
+
+With a library in the package (`kernels.native`) nothing is compiled.
 
 A kernel is compiled for the types of its arguments. These do not depend on the number of threads, the shapes, or the
 bit widths of weights and codecs, so the list is short. A test checks that it is complete: it contains every kernel, and
@@ -7,12 +9,13 @@ heads and codecs compile nothing else.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import codec, jit, program, team
+from kernels import codec, native, program, team
 from kernels.codec import projection
 from kernels.program import OPERATOR, Kind, Memory
 from kernels.rans import adaptive, static
@@ -26,11 +29,19 @@ class Step(NamedTuple):
     arguments: tuple[Any, ...]
 
     def is_kept(self) -> bool:
-        """Whether it is in the cache."""
+        """Whether it is in a library or in the cache."""
+        if native.LIBRARY is not None:
+            return True
+        from kernels import jit
+
         return jit.is_kept(self.kernel, self.arguments)
 
     def compile(self) -> None:
         """Load it from the cache or compile it, which takes seconds, and on a small board minutes."""
+        if self.is_kept():
+            return
+        from kernels import jit
+
         jit.compile_for(self.kernel, self.arguments)
 
 
@@ -60,6 +71,44 @@ def steps() -> list[Step]:
         Step("entropy coding", static.encode, (codes, places, words, np.zeros(2, np.uint64), words, short)),
         Step("and back", static.decode, (words, short, places, words, places, codes, codes)),
     ]
+
+
+def folder() -> Path:
+    """The library, or the folder where compiled kernels are kept."""
+    if native.LIBRARY is not None:
+        return native.LIBRARY.path
+    from kernels import jit
+
+    return jit.CACHE_DIR
+
+
+def fingerprint() -> str:
+    """Identifies the compiled code, in 16 hexadecimal digits."""
+    return native.LIBRARY.sha256[:16] if native.LIBRARY is not None else folder().name.removeprefix("kernels-")
+
+
+def problem() -> str:
+    """Why compiled kernels cannot be kept, so that every start compiles them again; or an empty string."""
+    if native.LIBRARY is not None:
+        return ""
+    from kernels import jit
+
+    return jit.CACHE_PROBLEM
+
+
+def advice() -> str:
+    """One sentence for people about a `problem`: what it is and what to do. Otherwise an empty string."""
+    if not problem():
+        return ""
+    return (
+        f"compiled kernels cannot be kept in {folder()} ({problem()}), so every start compiles them again; "
+        "make the folder writable by this user only, or set SPLITEDGE_CACHE_DIR to another folder"
+    )
+
+
+def mixed() -> Step:
+    """Heads with operators of both sets, which no model has so far. A library has them too."""
+    return _head("heads of both", Kind.CONV, Kind.LINEAR)
 
 
 def missing() -> list[str]:

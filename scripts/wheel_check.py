@@ -13,6 +13,8 @@ from typing import Final
 from packaging.metadata import Metadata
 from packaging.utils import parse_wheel_filename
 
+#: Tag of the platform of a wheel with libraries, before the name of the machine.
+GLIBC: Final = "manylinux_2_17_"
 PACKAGES: Final = {"calibration", "device_profiles", "edge_agent", "edge_server", "kernels", "splitedge"}
 DATA: Final = ("device_profiles/known/pi5.json", *(f"{name}/py.typed" for name in sorted(PACKAGES)))
 
@@ -35,7 +37,9 @@ def problems(wheel: Path) -> list[str]:
     tops = {file.split("/")[0] for file in files} - {info}
     checks = {
         f"its packages are {sorted(tops)}": tops == PACKAGES,
-        f"its tags are {sorted(map(str, tags))}": {str(tag) for tag in tags} == {"py3-none-any"},
+        f"its tags are {sorted(map(str, tags))}": [tag.interpreter + "-" + tag.abi for tag in tags] == ["py3-none"],
+        "its platform does not match its libraries": {file.split("/")[2] for file in files if file.endswith(".so")}
+        == {tag.platform.removeprefix(GLIBC) for tag in tags} - {"any"},
         "its description is empty": bool(metadata.description),
         f"its description is {metadata.description_content_type}": metadata.description_content_type == "text/markdown",
         f"its licence is {metadata.license_expression}": metadata.license_expression == "Apache-2.0",

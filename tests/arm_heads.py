@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kernels import isa
+from kernels import isa, native
 from splitedge.head import Head
 from splitedge.head import segment as seg
 from tests.kernels import golden
@@ -55,8 +55,9 @@ def main() -> None:
         return
     processor, wanted, family, file, *team = sys.argv[1:]
     segment = seg.parse(Path(file).read_bytes())
+    compiled = "compiled here" if native.LIBRARY is None else "library"
     checks: dict[str, Callable[[], str]] = {
-        "instruction set": lambda: "" if wanted == isa.ISA else isa.explain(),
+        f"instruction set, {compiled}": lambda: "" if wanted == isa.ISA else isa.explain(),
         f"kernels, {family}": lambda: kernels_differ(family),
         TITLES[family]: lambda: head_differs(segment, 1),
     }

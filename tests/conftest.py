@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.drawn import LONG
 
+# Tests of kernels compile them, also where the package has a library: SPLITEDGE_KERNELS=library tests the library.
+os.environ.setdefault("SPLITEDGE_KERNELS", "jit")
+
 ROOT = Path(__file__).parent.parent
 
 # The same examples at every run: a failure is the change's, and it comes again. `--hypothesis-profile=long` draws others.

@@ -20,7 +20,7 @@ NEVER_IN_THE_AGENT = {"torch", "onnx", "onnxruntime", "edge_server", "calibratio
 OUTSIDE = {
     "splitedge.errors": set(),
     "splitedge.limits": set(),
-    "kernels": {"numpy", "numba", "llvmlite"},
+    "kernels": {"msgspec", "numpy", "numba", "llvmlite"},
     "splitedge.protocol": {"msgspec"},
 }
 IMPORT_NAMES = {

@@ -71,10 +71,12 @@ def _imported() -> Callable[[Settings, app.Front], Agent | StageServer]:
     """The function that creates the agent. Importing it and the kernels takes 1 s, and several on a small board."""
     from edge_agent.runtime.agent import Agent
     from edge_agent.runtime.stage_server import StageServer
-    from kernels import jit
+    from kernels import native, warm
 
-    if jit.CACHE_PROBLEM:
-        _log(f"warning: {jit.advice()}")
+    if native.REASON:
+        _log(f"warning: kernels are compiled here: {native.REASON}")
+    if warm.problem():
+        _log(f"warning: {warm.advice()}")
 
     def make(settings: Settings, front: app.Front) -> Agent | StageServer:
         def tell(text: str) -> None:

@@ -6,7 +6,7 @@ import time
 
 from rich.console import Console
 
-from kernels import isa, jit
+from kernels import isa, native
 from kernels import warm as kernels
 from splitedge.errors import StoreError
 
@@ -16,16 +16,19 @@ def warm() -> None:
 
     Raises `StoreError` if compiled kernels cannot be stored.
     """
-    if jit.CACHE_PROBLEM:
-        raise StoreError(jit.advice())
+    if native.LIBRARY is not None:
+        print(f"the kernels for {isa.ISA} are in the package; nothing to compile")
+        return
+    if kernels.problem():
+        raise StoreError(kernels.advice())
     started = time.monotonic()
-    print(f"kernels for {isa.ISA} in {jit.CACHE_DIR}", flush=True)
+    print(f"kernels for {isa.ISA} in {kernels.folder()}", flush=True)
     steps = kernels.steps()
     compiled = sum(_compile(step) for step in steps)
     seconds = time.monotonic() - started
     if left := kernels.missing():
         raise StoreError(
-            f"cannot store {', '.join(left)} in {jit.CACHE_DIR}; free some space and run `edge-agent warm` again",
+            f"cannot store {', '.join(left)} in {kernels.folder()}; free some space and run `edge-agent warm` again",
             reason="cannot-keep",
         )
     print(f"{len(steps) - compiled} of {len(steps)} kernels were compiled already, {compiled} now; {seconds:.1f} s")

@@ -19,7 +19,8 @@ import msgspec
 
 from edge_agent import config
 from edge_agent.config import Settings
-from kernels import jit
+from kernels import warm
+from kernels.cache import cache_base
 from splitedge import errors, files, limits
 from splitedge.head.segment import Header, parse_header
 
@@ -43,7 +44,7 @@ _STALE_S: Final = 86_400.0  # an unfinished file untouched for a day is removed
 
 def folder(settings: Settings) -> Path:
     """The cache folder that ``settings`` name, else the default one."""
-    return config.path_of(settings.cache_dir) if settings.cache_dir else jit.cache_base()
+    return config.path_of(settings.cache_dir) if settings.cache_dir else cache_base()
 
 
 def write(path: Path, data: bytes) -> None:
@@ -87,7 +88,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def build_file(settings: Settings, kind: str) -> Path:
     """The file for measurements of ``kind`` that hold for this build of the kernels."""
-    return folder(settings) / f"{kind}-{jit.CACHE_DIR.name.removeprefix('kernels-')}.json"
+    return folder(settings) / f"{kind}-{warm.fingerprint()}.json"
 
 
 class DiskCache:

@@ -32,6 +32,7 @@ from edge_agent.service.unit import (
     UnitOptions,
     render,
 )
+from kernels import native
 from splitedge import files
 from splitedge.errors import ConfigError, PlatformError, SplitEdgeError, StoreError, UsageError
 
@@ -57,7 +58,7 @@ def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None 
     executable = Path(sys.executable).parent / "edge-agent"
     seen = [executable.resolve(), Path(sys.executable).resolve(), config_path, Path(edge_agent.__file__).resolve()]
     home = any(path.is_relative_to(place) for path in seen for place in ("/home", "/root"))
-    return UnitOptions(executable, config_path, token_file, home_visible=home)
+    return UnitOptions(executable, config_path, token_file, home_visible=home, compiles=native.LIBRARY is None)
 
 
 def install(
@@ -70,8 +71,8 @@ def install(
     """Check the settings, write the unit, enable it and (re)start it. Returns the text of the unit when the service is
     ready or waits for its server.
 
-    The first command of the unit compiles all kernels, as the service user. This takes minutes on a small board;
-    ``say`` receives status messages. With ``dry_run``, nothing changes and ``say`` receives the problems.
+    If the package has no kernels for this processor, the first command of the unit compiles them, as the service user.
+    This takes minutes on a small board; ``say`` receives status messages. With ``dry_run``, nothing changes and ``say`` receives the problems.
 
     Raises `PlatformError` without root or systemd; `ConfigError` for settings that cannot work (``data["problems"]``
     lists all; nothing is changed); `SplitEdgeError` with the last error of a service that started and does not run;

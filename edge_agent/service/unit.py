@@ -34,6 +34,7 @@ class UnitOptions:
         None  # passed to the service as a systemd credential, so only root must be able to read it
     )
     home_visible: bool = False  # the executable or the configuration is in /home or /root
+    compiles: bool = True  # the package has no kernels for this processor (`kernels.native`)
     start_timeout_s: int = 900  # for each command of a start: compiling on a small board takes minutes
     watchdog_s: int = 30
 
@@ -51,11 +52,23 @@ def render(options: UnitOptions) -> str:
         start_timeout=options.start_timeout_s,
         watchdog=options.watchdog_s,
         protect_home="read-only" if options.home_visible else "yes",
+        warm=_WARM.format(executable=executable) if options.compiles else "",
+        compiler="# The agent compiles kernels, so it needs memory that is writable and then executable.\n"
+        if options.compiles
+        else "",
+        no_new_code="no" if options.compiles else "yes",
     )
 
 
-# The just-in-time compiler does not work with MemoryDenyWriteExecute=yes, SystemCallFilter=~@resources or
-# ProcSubset=pid, which hides /proc/cpuinfo.
+_WARM = """\
+# Compile the kernels into CacheDirectory, once for each version of splitedge and each processor. This runs as the
+# service user, because only the user that runs the compiled code may be able to write it. If it fails ("-"), the agent
+# compiles kernels when it needs them.
+ExecStartPre=-{executable} warm
+"""
+
+# The just-in-time compiler does not work with MemoryDenyWriteExecute=yes or SystemCallFilter=~@resources. The choice of
+# kernels needs /proc/cpuinfo, which ProcSubset=pid hides.
 _TEMPLATE = """\
 # Written by `edge-agent service install`. For changes, use a drop-in: systemctl edit splitedge-agent
 [Unit]
@@ -68,11 +81,7 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 NotifyAccess=main
-# Compile the kernels into CacheDirectory, once for each version of splitedge and each processor. This runs as the
-# service user, because only the user that runs the compiled code may be able to write it. If it fails ("-"), the agent
-# compiles kernels when it needs them.
-ExecStartPre=-{executable} warm
-ExecStart={command}
+{warm}ExecStart={command}
 Restart=on-failure
 RestartSec=10
 # A restart cannot cure a wrong configuration or platform, or a missing token file.
@@ -93,8 +102,7 @@ CacheDirectoryMode=0700
 ConfigurationDirectory=splitedge
 UMask=0077
 
-# The agent compiles kernels, so it needs memory that is writable and then executable.
-MemoryDenyWriteExecute=no
+{compiler}MemoryDenyWriteExecute={no_new_code}
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import inline, kernel
+from kernels.define import inline, kernel
 from kernels.reference import U8
 
 U64 = NDArray[np.uint64]

@@ -22,8 +22,8 @@ from kernels.codec.bits import BLOCK, SLACK, Array, copy, pack_block
 from kernels.codec.fused_ir import CODEBOOK, GROUP, QUICK, QUICKS, decode_groups, encode_groups
 from kernels.codec.hadamard import SIZES, transform
 from kernels.codec.ranges import quantize_block, stretch
+from kernels.define import inline, kernel
 from kernels.emit import CACHE_LINE
-from kernels.jit import inline, kernel
 from kernels.reference import F32, U8
 
 U32 = NDArray[np.uint32]

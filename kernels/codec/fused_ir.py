@@ -21,11 +21,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-
 from kernels import emit, isa
+from kernels.define import intrinsic, ir, types
 from kernels.emit import FLOAT, I8, I16, I32, I64, PTR, TARGET
 
 GROUP: Final = 4 * TARGET.lanes  # codes of one step; divides a block of `kernels.codec.bits`

@@ -10,13 +10,10 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from kernels import emit
+from kernels.define import inline, intrinsic, ir, types
 from kernels.emit import FLOAT, I64, PTR, TARGET
-from kernels.jit import inline
 from kernels.reference import F32
 
 #: The block sizes of the agent and the server.

@@ -10,14 +10,11 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from kernels import emit
+from kernels.define import intrinsic, ir, kernel, types
 from kernels.emit import FLOAT, I64, PTR, TARGET
-from kernels.jit import kernel
 
 F32 = NDArray[np.float32]
 

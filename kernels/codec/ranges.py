@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from kernels.jit import inline, kernel
+from kernels.define import inline, kernel
 from kernels.reference import F32, U8
 
 #: 2^23: adding and subtracting it rounds 0 .. 2^22 half to even, and vectorizes on every instruction set.

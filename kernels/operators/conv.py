@@ -12,12 +12,10 @@ import math
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
 from kernels import emit
+from kernels.define import inline, intrinsic, macro, types
 from kernels.emit import I8, address
-from kernels.jit import inline, macro
 from kernels.operators import gemm
 from kernels.operators.arguments import Constants
 from kernels.reference import S8, U8

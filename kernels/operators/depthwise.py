@@ -15,11 +15,10 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 
 from kernels import emit, reference
+from kernels.define import inline, ir, macro
 from kernels.emit import FLOAT, I8, I32, I64, TARGET, Address, address, read_float32, read_int8, read_int32, write_int8
-from kernels.jit import inline, macro
 from kernels.reference import F32, S8, U8
 from kernels.team import share
 

@@ -9,13 +9,10 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from kernels import emit
+from kernels.define import inline, intrinsic, ir, types
 from kernels.emit import FLOAT, I8, I32, I64, TARGET, Address, address
-from kernels.jit import inline
 from kernels.team import share
 
 _ROUND: Final = np.float32(emit.ROUND)  # adding and subtracting it rounds half to even

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 
 from kernels import emit
+from kernels.define import inline, ir, macro
 from kernels.emit import FLOAT, I8, I32, I64, TARGET, Address
-from kernels.jit import inline, macro
 from kernels.operators import gemm
 from kernels.operators.gemm import GROUP, LANES, WEIGHT_BYTES
 

@@ -11,12 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-
 from kernels import emit, reference
+from kernels.define import cgutils, intrinsic, ir, types
 from kernels.emit import FLOAT, I8, I32, I64, PTR
 
 WIDE: Final = 16  # lanes of every sum, on every instruction set

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numpy.typing import NDArray
 
 from kernels import emit, reference
+from kernels.define import inline, ir, macro
 from kernels.emit import FLOAT, I8, I32, I64, TARGET, Address
-from kernels.jit import inline, macro
 from kernels.operators.arguments import Constants
 from kernels.reference import F32, S8, U8
 from kernels.team import share

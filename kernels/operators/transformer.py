@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from kernels.define import inline, macro
 from kernels.emit import address
-from kernels.jit import inline, macro
 from kernels.operators import float_rows
 from kernels.operators.float_gemm import Columns, QuantizedRows, Source, float_gemm, pack
 from kernels.operators.gemm import GROUP, LANES, WEIGHT_BYTES

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import kernel
+from kernels.define import kernel
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]

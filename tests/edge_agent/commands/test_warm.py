@@ -15,7 +15,7 @@ import pytest
 from numba.core.registry import CPUDispatcher
 
 import kernels
-from kernels import jit, warm
+from kernels import native, warm
 from splitedge import codec
 from splitedge.errors import SegmentError
 from splitedge.head import Head, executor
@@ -100,7 +100,7 @@ def dispatchers() -> dict[str, Any]:
     return {f"{each.py_func.__module__}.{each.__name__}": each for each in found if each._cache.cache_path}
 
 
-@pytest.mark.skipif(bool(jit.CACHE_PROBLEM), reason="kernels cannot be kept here")
+@pytest.mark.skipif(native.LIBRARY is not None or bool(warm.problem()), reason="kernels are not kept here")
 def test_every_kernel_is_on_the_list() -> None:
     listed = {f"{step.kernel.py_func.__module__}.{step.kernel.__name__}" for step in warm.steps()}
     assert listed == set(dispatchers()) - NOT_SERVED

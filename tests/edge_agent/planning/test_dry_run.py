@@ -13,7 +13,7 @@ from edge_agent.planning import measured_times
 from edge_agent.planning.dry_run import _shares, memory_bytes, time_operators
 from edge_agent.planning.dry_run_store import DryRunStore, KeptDryRun, contradicted
 from edge_agent.runtime.agent import Agent
-from kernels import jit
+from kernels import warm
 from splitedge import errors, limits
 from splitedge.head import Head
 from splitedge.head import segment as seg
@@ -133,7 +133,7 @@ def own_profile(tmp_path: Path, profile_file: Path) -> Path:
     cache.mkdir()
     device_profiles.save(
         device_profiles.load(profile_file),
-        cache / f"profile-{jit.CACHE_DIR.name.removeprefix('kernels-')}.json",
+        cache / f"profile-{warm.fingerprint()}.json",
     )
     return cache
 

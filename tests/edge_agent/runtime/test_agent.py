@@ -20,7 +20,7 @@ from edge_agent.planning.plan_check import check_plan
 from edge_agent.runtime.agent import Agent
 from edge_agent.runtime.agent_plan import AgentPlan
 from edge_agent.runtime.results import phases
-from kernels import jit
+from kernels import warm
 from splitedge import codec, errors, limits
 from splitedge.head import load, preprocess
 from splitedge.head import segment as seg
@@ -563,7 +563,7 @@ async def test_the_profile_is_measured_once_for_these_kernels_and_kept(settings,
 async def test_a_kept_profile_is_brought_up_to_date_and_a_named_one_is_not(settings, tmp_path, profile_file, named):
     old = device_profiles.load(profile_file)
     old.machine.memory_available_bytes, old.condition.mhz_max = 1, 12.5
-    fingerprint = jit.CACHE_DIR.name.removeprefix("kernels-")
+    fingerprint = warm.fingerprint()
     path = tmp_path / "cache" / f"profile-{fingerprint}.json"
     path.parent.mkdir()
     device_profiles.save(old, path)

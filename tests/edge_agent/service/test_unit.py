@@ -55,6 +55,18 @@ def test_the_unit_is_hardened_below_the_stated_exposure(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+@needs_systemd_analyze
+def test_with_kernels_in_the_package_no_memory_becomes_code(tmp_path):
+    unit = render(_options(tmp_path, compiles=False))
+    assert "\nMemoryDenyWriteExecute=yes\n" in unit
+    assert "ExecStartPre" not in unit
+    assert "\nMemoryDenyWriteExecute=no\n" in render(_options(tmp_path))
+    done = _analyze(unit, tmp_path, "verify", "--man=no")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = _analyze(unit, tmp_path, "security", "--no-pager", "--offline=true", f"--threshold={EXPOSURE - 1}")
+    assert done.returncode == 0, done.stdout
+
+
 def test_it_notifies_restarts_and_runs_as_a_user_of_its_own(tmp_path):
     unit = render(_options(tmp_path))
     for line in (

@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from kernels import reference
-from kernels.jit import kernel
+from kernels import native, reference
+from kernels.define import kernel
 from kernels.operators import float_gemm, gemm
 from splitedge.errors import InputError
 from splitedge.head import Head
@@ -153,6 +153,7 @@ def _pack(memory, first, column_step, k_step, n, k):  # type: ignore[no-untyped-
     float_gemm.pack(memory.view(np.int8), source, n, k, memory.view(np.uint32), 0)
 
 
+@pytest.mark.skipif(native.LIBRARY is not None, reason="compiles a kernel of its own")
 @pytest.mark.parametrize("n", [1, 16, 33, 79, 130])
 @pytest.mark.parametrize("k", [1, 4, 7, 32, 65])
 def test_packing_at_run_time_gives_the_panels_of_packing_at_load(n: int, k: int) -> None:
