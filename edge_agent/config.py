@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from codecs import BOM_UTF8
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,11 +21,13 @@ from msgspec import Meta
 from splitedge import errors, limits
 from splitedge.demand import DemandConfig
 from splitedge.protocol.messages import Objective
-from splitedge.settings import About, Flag, Milliseconds, PathText, Seconds, Setting
+from splitedge.settings import About, Flag, Given, Milliseconds, PathText, Seconds, Setting, value_of
+from splitedge.settings import collect as collect_settings
 from splitedge.settings import load as load_settings
 from splitedge.settings import reference as reference_of
 
 SYSTEM_FILE = Path("/etc/splitedge/agent.toml")
+_URLS = ("server", "chain.next")
 CREDENTIAL = "splitedge-token"  # the name of the token in systemd's LoadCredential
 
 _Address = Annotated[str, Meta(min_length=1, max_length=255, description="an IP address or a host name")]
@@ -202,6 +205,16 @@ def reference() -> tuple[Setting, ...]:
     return reference_of(Settings)
 
 
+def setting(key: str) -> Setting:
+    """The setting ``key``. Raises `errors.ConfigError` for an unknown key."""
+    known = {one.key: one for one in reference()}
+    if key not in known:
+        similar = [one for one in known if one.startswith(f"{key}.")] or get_close_matches(key, known)
+        hint = f"similar: {', '.join(similar)}" if similar else "`edge-agent config show` lists all"
+        raise errors.ConfigError(f"{key[:100]!r} is not a setting; {hint}", key=key, reason="unknown-key")
+    return known[key]
+
+
 def load(
     path: Path | None = None, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
 ) -> Settings:
@@ -210,13 +223,35 @@ def load(
 
     Raises `errors.ConfigError` that names the option, variable or key, and the allowed values.
     """
-    settings = load_settings(Settings, path or file(environ), options or {}, environ)
-    for key, url in (("server", settings.server), ("chain.next", settings.chain.next)):
-        if (url or key == "server") and _split_url(url) is None:
-            raise errors.ConfigError(
-                f"`{key}` must be a URL such as https://host:8470, not {url[:100]!r}", key=key, reason="not-a-url"
-            )
-    return settings
+    return _checked(load_settings(Settings, path or file(environ), options or {}, environ))
+
+
+def from_options(options: Mapping[str, Any]) -> Settings:
+    """The settings of ``options`` alone, without file and environment. Raises as `load`."""
+    return _checked(load_settings(Settings, None, options, {}))
+
+
+def collect(
+    path: Path | None = None, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
+) -> tuple[dict[str, Given], list[errors.ConfigError]]:
+    """The values that were given, by key, and every problem that `load` could raise. Arguments as in `load`."""
+    values, problems = collect_settings(Settings, path or file(environ), options or {}, environ)
+    for key in _URLS:
+        try:
+            if key in values:
+                check_url(key, values[key].value)
+        except errors.ConfigError as error:
+            problems.append(error)
+    return values, problems
+
+
+def check_url(key: str, value: object) -> None:
+    """Raise `errors.ConfigError` if the setting ``key`` must be a URL and ``value`` is none."""
+    needed = key == "server" or (key in _URLS and value)
+    if needed and _split_url(str(value)) is None:
+        raise errors.ConfigError(
+            f"`{key}` must be a URL such as https://host:8470, not {str(value)[:100]!r}", key=key, reason="not-a-url"
+        )
 
 
 def check_role(settings: Settings) -> None:
@@ -260,9 +295,18 @@ def file(environ: Mapping[str, str] = os.environ) -> Path | None:
     """The configuration file without ``--config``, or None if there is none."""
     if environ.get("SPLITEDGE_CONFIG"):
         return path_of(environ["SPLITEDGE_CONFIG"])
+    return next((place for place in _places(environ) if _is_file(place)), None)
+
+
+def new_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """The place of a new configuration file: where `file` looks first."""
+    return path_of(environ["SPLITEDGE_CONFIG"]) if environ.get("SPLITEDGE_CONFIG") else _places(environ)[0]
+
+
+def _places(environ: Mapping[str, str]) -> list[Path]:
     home = environ.get("XDG_CONFIG_HOME") or (environ["HOME"] + "/.config" if environ.get("HOME") else "")
-    places = [Path(home) / "splitedge/agent.toml"] if Path(home).is_absolute() else []  # as the XDG specification says
-    return next((place for place in [*places, SYSTEM_FILE] if _is_file(place)), None)
+    users = [Path(home) / "splitedge/agent.toml"] if Path(home).is_absolute() else []  # as the XDG specification says
+    return [*users, SYSTEM_FILE]
 
 
 def _is_file(place: Path) -> bool:
@@ -292,9 +336,18 @@ def stage_token(settings: Settings) -> str:
     return _token(settings.stage.token, settings.stage.token_file, "stage.", None)
 
 
+def check_token(text: str, where: str) -> str:
+    """Return ``text``, which ``where`` contains. Raises `errors.ConfigError` if it is no token."""
+    if not text or len(text) > 4096 or not text.isascii() or not text.isprintable() or " " in text:
+        raise errors.ConfigError(
+            f"{where} does not contain a token; create one with `edge-server token` on the server", reason="not-a-token"
+        )
+    return text
+
+
 def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
     if given:
-        return _checked_token(given, f"the setting `{prefix}token`")
+        return check_token(given, f"the setting `{prefix}token`")
     path = path_of(file) if file else otherwise
     if path is None:
         return ""
@@ -306,7 +359,13 @@ def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
             f"cannot read the token file {path} ({error.strerror}); correct `{prefix}token_file`",
             reason="token-unreadable",
         ) from error
-    return _checked_token(text.removeprefix(BOM_UTF8).decode("ascii", "replace").strip(), f"the token file {path}")
+    return check_token(text.removeprefix(BOM_UTF8).decode("ascii", "replace").strip(), f"the token file {path}")
+
+
+def _checked(settings: Settings) -> Settings:
+    for key in _URLS:
+        check_url(key, value_of(settings, key))
+    return settings
 
 
 def _split_url(text: str) -> str | None:
@@ -322,11 +381,3 @@ def _credential(environ: Mapping[str, str]) -> Path | None:
     directory = environ.get("CREDENTIALS_DIRECTORY")
     path = Path(directory) / CREDENTIAL if directory else None
     return path if path is not None and path.exists() else None
-
-
-def _checked_token(text: str, where: str) -> str:
-    if not text or len(text) > 4096 or not text.isascii() or not text.isprintable() or " " in text:
-        raise errors.ConfigError(
-            f"{where} does not contain a token; create one with `edge-server token` on the server", reason="not-a-token"
-        )
-    return text

@@ -9,10 +9,10 @@ the file is an error: a misspelt setting must not be ignored silently.
 
 from __future__ import annotations
 
+import functools
 import math
 import tomllib
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -57,7 +57,21 @@ class Setting(NamedTuple):
     kind: Any
 
 
-@cache
+class Origin(NamedTuple):
+    """The source of a value. ``name``: the path of the file, the variable or the option; empty for a default."""
+
+    kind: Literal["default", "file", "variable", "option"]
+    name: str = ""
+
+
+class Given(NamedTuple):
+    """A value that a user gave, and its source."""
+
+    value: Any
+    origin: Origin
+
+
+@functools.cache
 def reference(struct: type[msgspec.Struct]) -> tuple[Setting, ...]:
     """Every setting of ``struct``, in the order of its definition."""
     return tuple(_settings(struct, ""))
@@ -69,11 +83,51 @@ def load(struct: type[T], file: Path | None, options: Mapping[str, object], envi
     Raises `errors.ConfigError` that names the option, variable or key, and the allowed values. ``data`` has the key and
     ``where`` the value is.
     """
+    values, problems = collect(struct, file, options, environ)
+    if problems:
+        raise problems[0]
+    return msgspec.convert(_nest({key: given.value for key, given in values.items()}), struct)
+
+
+def collect(
+    struct: type[msgspec.Struct], file: Path | None, options: Mapping[str, object], environ: Mapping[str, str]
+) -> tuple[dict[str, Given], list[errors.ConfigError]]:
+    """The values that were given, by key, and every problem. Arguments as in `load`.
+
+    A value that has a problem is left out. A setting that is not in the result has its default.
+    """
     known = {setting.key: setting for setting in reference(struct)}
-    values = {} if file is None else _flatten(_parse(file), file, "", known)
-    values |= _from_environment(environ, known)
-    values |= _from_options(options, known)
-    return msgspec.convert(_nest(values), struct)
+    problems: list[errors.ConfigError] = []
+    raw: list[_Raw] = []
+    if file is not None:
+        try:
+            raw += _flatten(parse(read(file), file), file, "", known, problems)
+        except errors.ConfigError as error:
+            problems.append(error)
+    raw += _from_environment(environ, known)
+    raw += _from_options(options, known)
+    values: dict[str, Given] = {}
+    for one in raw:
+        try:
+            values[one.key] = Given(_convert(known[one.key], one.value, one.where, strict=one.strict), one.origin)
+        except errors.ConfigError as error:
+            problems.append(error)
+    return values, problems
+
+
+def parse_value(setting: Setting, text: str) -> Any:
+    """The value that ``text`` means, as in an environment variable. Raises `errors.ConfigError` if it is not allowed."""
+    return _convert(setting, text, f"`{setting.key}`", strict=False)
+
+
+def value_of(settings: msgspec.Struct, key: str) -> Any:
+    """The value of the setting ``key`` in ``settings``."""
+    return functools.reduce(getattr, key.split("."), settings)
+
+
+def is_secret(key: str) -> bool:
+    """Whether the value of the setting ``key`` must not be shown."""
+    return key.rpartition(".")[2] == "token"
 
 
 def variable(key: str) -> str:
@@ -174,11 +228,12 @@ def _is_text(value: str) -> bool:
 
 
 def _wrong(setting: Setting, value: object, where: str) -> errors.ConfigError:
-    shown = "" if setting.key.endswith("token") else f", not {repr(value)[:60]}"  # messages must not show a secret
+    shown = "" if is_secret(setting.key) else f", not {repr(value)[:60]}"  # messages must not show a secret
     return errors.ConfigError(f"{where} must be {setting.allowed}{shown}", key=setting.key, where=where, reason="value")
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def read(path: Path) -> bytes:
+    """The content of a configuration file. Raises `errors.ConfigError` if it cannot be read or is too large."""
     try:
         with path.open("rb") as file:
             data = file.read(limits.MAX_CONFIG_BYTES + 1)
@@ -193,6 +248,11 @@ def _parse(path: Path) -> dict[str, Any]:
             "file",
             reason="too-large",
         )
+    return data
+
+
+def parse(data: bytes, path: Path) -> dict[str, Any]:
+    """The TOML in ``data``, the content of ``path``. Raises `errors.ConfigError`."""
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -205,26 +265,34 @@ def _parse(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _flatten(table: dict[str, Any], path: Path, prefix: str, known: Mapping[str, Setting]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+class _Raw(NamedTuple):
+    """A value as it was given. ``where`` names it in messages; ``strict``: it must have the type of the setting."""
+
+    key: str
+    value: object
+    where: str
+    strict: bool
+    origin: Origin
+
+
+def _flatten(
+    table: dict[str, Any], path: Path, prefix: str, known: Mapping[str, Setting], problems: list[errors.ConfigError]
+) -> list[_Raw]:
+    found: list[_Raw] = []
     for name, value in table.items():
         key = prefix + name
         if key in known:
-            found[key] = _convert(known[key], value, f"`{key}` in {path}", strict=True)
+            found.append(_Raw(key, value, f"`{key}` in {path}", True, Origin("file", str(path))))
         elif not any(one.startswith(f"{key}.") for one in known):
-            raise errors.ConfigError(
-                f"`{key[:100]}` in {path} is not a setting; allowed here: {_allowed(prefix, known)}",
-                key=key,
-                reason="unknown-key",
-            )
+            allowed = _allowed(prefix, known)
+            message = f"`{key[:100]}` in {path} is not a setting; allowed here: {allowed}"
+            problems.append(errors.ConfigError(message, key=key, reason="unknown-key"))
         elif not isinstance(value, dict):
-            raise errors.ConfigError(
-                f"`{key}` in {path} must be a table [{key}] with the keys {_allowed(f'{key}.', known)}",
-                key=key,
-                reason="not-a-table",
-            )
+            allowed = _allowed(f"{key}.", known)
+            message = f"`{key}` in {path} must be a table [{key}] with the keys {allowed}"
+            problems.append(errors.ConfigError(message, key=key, reason="not-a-table"))
         else:
-            found |= _flatten(value, path, f"{key}.", known)
+            found += _flatten(value, path, f"{key}.", known, problems)
     return found
 
 
@@ -233,14 +301,16 @@ def _allowed(prefix: str, known: Mapping[str, Setting]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _from_environment(environ: Mapping[str, str], known: Mapping[str, Setting]) -> dict[str, Any]:
+def _from_environment(environ: Mapping[str, str], known: Mapping[str, Setting]) -> list[_Raw]:
     given = [setting for setting in known.values() if environ.get(setting.variable)]
-    return {one.key: _convert(one, environ[one.variable], one.variable, strict=False) for one in given}
+    return [
+        _Raw(one.key, environ[one.variable], one.variable, False, Origin("variable", one.variable)) for one in given
+    ]
 
 
-def _from_options(options: Mapping[str, object], known: Mapping[str, Setting]) -> dict[str, Any]:
-    given = {key: value for key, value in options.items() if value is not None}
-    return {key: _convert(known[key], value, known[key].option, strict=True) for key, value in given.items()}
+def _from_options(options: Mapping[str, object], known: Mapping[str, Setting]) -> list[_Raw]:
+    given = [(known[key], value) for key, value in options.items() if value is not None]
+    return [_Raw(one.key, value, one.option, True, Origin("option", one.option.split("/")[0])) for one, value in given]
 
 
 def _nest(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from edge_agent import config
 from splitedge import errors, limits
-from splitedge.settings import variable
+from splitedge.settings import Origin, variable
 from tests.raising import raises
 
 
@@ -199,3 +199,40 @@ def test_the_reference_states_the_default_of_each_setting():
     assert defaults["demand.weights.energy"] == "0"
     assert defaults["demand.max_latency_ms"] == "no limit"
     assert defaults["token"] == ""
+
+
+def test_every_problem_is_collected_and_good_values_keep_their_source(tmp_path):
+    path = write(
+        tmp_path, 'topk = "x"\nprot = 1\nmodel = "m"\n[api]\nport = 70000\nhost = "::1"\n[chain]\nnext = "x"\n'
+    )
+    environ = {"SPLITEDGE_LINK_BITS": "many", "SPLITEDGE_THREADS": "2"}
+    options = {"demand.mode": "fast", "api.host": "127.0.0.1", "link.replan": False}
+    values, problems = config.collect(path, options, environ)
+    assert {problem.data["key"] for problem in problems} == {
+        "topk", "prot", "api.port", "chain.next", "link.bits", "demand.mode",
+    }  # fmt: skip
+    origins = {key: given.origin for key, given in values.items()}
+    assert origins == {
+        "model": Origin("file", str(path)), "chain.next": Origin("file", str(path)), "api.host": Origin("option", "--host"),
+        "threads": Origin("variable", "SPLITEDGE_THREADS"), "link.replan": Origin("option", "--replan"),
+    }  # fmt: skip
+    with raises(errors.ConfigError, **problems[0].data):
+        config.load(path, options, environ)
+
+
+def test_a_file_that_cannot_be_read_is_one_problem_among_those_of_variables(tmp_path):
+    _, problems = config.collect(write(tmp_path, "topk ="), {}, {"SPLITEDGE_TOPK": "x"})
+    assert [problem.data["reason"] for problem in problems] == ["not-toml", "value"]
+
+
+def test_a_new_file_has_the_place_that_is_looked_at_first(tmp_path):
+    assert config.new_file({"SPLITEDGE_CONFIG": "/a.toml", "HOME": "/h"}) == Path("/a.toml")
+    assert config.new_file({"HOME": "/h"}) == Path("/h/.config/splitedge/agent.toml")
+    assert config.new_file({"XDG_CONFIG_HOME": "/x", "HOME": "/h"}) == Path("/x/splitedge/agent.toml")
+    assert config.new_file({}) == config.SYSTEM_FILE
+
+
+@pytest.mark.parametrize("key", ["", "api", "api.prot", "modle", "Model", "api.port "])
+def test_an_unknown_key_is_refused(key):
+    with raises(errors.ConfigError, reason="unknown-key", key=key):
+        config.setting(key)
