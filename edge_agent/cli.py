@@ -20,8 +20,16 @@ from splitedge.options import Given, Json, Layers, Plot
 app = typer.Typer(
     help="Run the first part of a neural network on this board and the rest on an edge-server.", **options.APP
 )
+config_app = typer.Typer(help="Show, check, create or change the configuration.", **options.APP)
+app.add_typer(config_app, name="config")
 service_app = typer.Typer(help="Install, remove or check the agent as a systemd service.", **options.APP)
 app.add_typer(service_app, name="service")
+
+_Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="Configuration file (TOML). [default: the one in use]", show_default=False),
+]
+_Key = Annotated[str, typer.Argument(metavar="KEY", help="Name of the setting, such as api.port.", show_default=False)]
 
 
 #: The groups of settings that `run` takes: all.
@@ -181,6 +189,70 @@ def run(given: Given) -> None:
     asyncio.run(command.run(settings))
 
 
+@app.command("version", cls=options.Command)
+def show_version(json: Json = False) -> None:
+    """Print the versions of splitedge, Python and its libraries, and where the kernels come from."""
+    from splitedge import versions
+
+    versions.show("edge-agent", as_json=json)
+
+
+@config_app.command(cls=options.Command)
+@_takes(*ALL)
+def show(given: Given, json: Json = False) -> None:
+    """Show every setting, its value and its source."""
+    from edge_agent.commands import config as command
+
+    command.show(*given, json=json)
+
+
+@config_app.command(cls=options.Command)
+@_takes(*ALL)
+def check(given: Given) -> None:
+    """Check the settings and the files that they name. Does not contact the server.
+
+    Exit status: 0 without problems, else 2.
+    """
+    from edge_agent.commands import config as command
+
+    raise typer.Exit(command.check(*given))
+
+
+@config_app.command(cls=options.Command)
+@_takes(*ALL)
+def init(
+    given: Given,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace files that exist.")] = False,
+) -> None:
+    """Write a configuration file with these options and a comment for every setting.
+
+    On a terminal, asks for server, certificate authority, token and model. A token is written to a file of its own.
+    """
+    from edge_agent.commands import config as command
+
+    command.init(*given, replace=replace)
+
+
+@config_app.command("set", cls=options.Command)
+def set_key(
+    key: _Key,
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="The new value.", show_default=False)],
+    config: _Config = None,
+) -> None:
+    """Change one setting in the configuration file. Comments and order stay."""
+    from edge_agent.commands import config as command
+
+    command.change(config, key, value)
+
+
+@config_app.command("unset", cls=options.Command)
+def unset_key(key: _Key, config: _Config = None) -> None:
+    """Comment out one setting in the configuration file, so that its default applies."""
+    from edge_agent.commands import config as command
+
+    command.change(config, key, None)
+
+
 @service_app.command(cls=options.Command)
 def install(
     config: Annotated[
@@ -222,3 +294,14 @@ def status() -> None:
     from edge_agent.commands import service as command
 
     raise typer.Exit(command.status())
+
+
+@service_app.command(cls=options.Command)
+def logs(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue with new lines until interrupted.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="<integer>", help="Number of lines.")] = 50,
+) -> None:
+    """Show the messages of the service in the journal of systemd."""
+    from edge_agent.commands import service as command
+
+    command.logs(lines=lines, follow=follow)

@@ -324,6 +324,14 @@ def serve(given: Given) -> None:
     command.serve(settings.folder(), settings.serve)
 
 
+@app.command("version", cls=options.Command)
+def show_version(json: Json = False) -> None:
+    """Print the versions of splitedge, Python and its libraries, and where the kernels come from."""
+    from splitedge import versions
+
+    versions.show("edge-server", as_json=json)
+
+
 def _numbers(option: str, text: str | None) -> list[float] | None:
     if text is None:
         return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -50,13 +52,27 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def write(path: Path, data: bytes) -> None:
-    """The file is written whole or not at all. Raises `errors.StoreError` if ``path`` cannot be written."""
+def write(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """The file is written whole or not at all. ``mode``: as in `replace`. Raises `errors.StoreError` if ``path`` cannot
+    be written.
+    """
     try:
         if path.exists() and not path.is_file():  # a device or a pipe, which nothing can take the place of
             path.write_bytes(data)
         else:
-            replace(path.resolve(), data)
+            replace(path.resolve(), data, mode=mode)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """Like `write`, for a file that exists: permissions and, if this user may set them, owner and group stay."""
+    try:
+        old = path.stat()
+        write(path, data, mode=stat.S_IMODE(old.st_mode))
+        with suppress(PermissionError):
+            os.chown(path, old.st_uid, old.st_gid)
+        path.chmod(stat.S_IMODE(old.st_mode))
     except OSError as error:
         raise _unwritable(path, error) from error
 

@@ -1,12 +1,13 @@
-"""`edge-agent service install|uninstall|status`."""
+"""`edge-agent service install|uninstall|status|logs`."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from edge_agent.service import install as service
-from edge_agent.service.status import last_error
+from edge_agent.service.status import journal_command, last_error
 from edge_agent.service.unit import NAME
 from splitedge import errors
 
@@ -24,7 +25,7 @@ def install(config: Path | None, token_file: Path | None, *, dry_run: bool) -> N
         for problem in error.data.get("problems", [])[1:]:
             print(f"edge-agent: {problem}", file=sys.stderr)
         raise
-    print(text if dry_run else f"installed and running; see `edge-agent service status` and `journalctl -u {NAME}`")
+    print(text if dry_run else "installed and running; see `edge-agent service status` and `edge-agent service logs`")
 
 
 def uninstall(*, purge: bool) -> None:
@@ -56,6 +57,16 @@ def status() -> int:
     if state.active != "active":
         return 3
     return 0 if state.ready else 1
+
+
+def logs(*, lines: int, follow: bool) -> None:
+    """Become `journalctl` on the journal of the service, so that its signals and its exit status are those of this
+    command.
+    """
+    service.require_installed()
+    command = journal_command(lines=lines, follow=follow)
+    sys.stdout.flush()
+    os.execv(command[0], command)  # noqa: S606
 
 
 def _say(text: str) -> None:

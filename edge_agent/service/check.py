@@ -12,16 +12,14 @@ from pathlib import Path
 
 import msgspec
 
-import device_profiles
 import edge_agent
-from device_profiles import schema
 from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.planning import peers
 from edge_agent.service.unit import CACHE, CREDENTIALS, ENVIRONMENT_PATH, STATE, UnitOptions
 from splitedge import errors, limits
 from splitedge.link import endpoint, http_server
-from splitedge.settings import variable
+from splitedge.settings import value_of, variable
 
 _HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))
 _WRITABLE = (STATE, CACHE, Path("/var/lib/private/splitedge"), Path("/var/cache/private/splitedge"))
@@ -54,10 +52,35 @@ def examine(options: UnitOptions, environ: Mapping[str, str]) -> Findings:
     credential = options.token_file is not None and variable("token_file") not in environ
     found.problems += _paths(settings, options, credential=credential)
     if not found.problems:
-        found.problems += _contents(settings)
+        found.problems += contents(settings)
     if not found.problems:
         _ask(msgspec.structs.replace(settings, token_file=str(options.token_file)) if credential else settings, found)
     return found
+
+
+def contents(settings: Settings) -> Iterator[str]:
+    """Problems in the files that the settings name, and between settings, one sentence each.
+
+    Credentials of the service are not checked: only systemd can read them.
+    """
+    stage = settings.stage
+    credentials = any(text.startswith(str(CREDENTIALS)) for text in (stage.token_file, stage.cert, stage.key))
+    checks: list[Callable[[], object]] = [lambda: config.check_role(settings)]
+    checks += [partial(_authority, text) for text in (settings.ca, settings.chain.ca) if text]
+    if settings.profile:
+        checks.append(lambda: _profile(settings))
+    if not settings.chain.token_file.startswith(str(CREDENTIALS)):
+        checks.append(lambda: config.chain_token(settings))
+    if stage.port is not None and not credentials:
+        checks.append(lambda: _exposure(settings))
+        checks.append(
+            lambda: http_server.tls(*(config.path_of(text) if text else None for text in (stage.cert, stage.key)))
+        )
+    for check in checks:
+        try:
+            check()
+        except errors.UsageError as error:
+            yield error.message
 
 
 def environment(path: Path = ENVIRONMENT_PATH) -> dict[str, str]:
@@ -120,7 +143,7 @@ def _paths(settings: Settings, options: UnitOptions, *, credential: bool) -> Ite
     not used.
     """
     for key in (*_READ, "cache_dir"):
-        text = "" if key == "token_file" and credential else _value(settings, key)
+        text = "" if key == "token_file" and credential else value_of(settings, key)
         if text and (why := _unusable(key, text, options)):
             yield f"the service cannot use `{key}` = {text} ({why}); {_advice(key, Path(text).name)}"
 
@@ -157,26 +180,20 @@ def _advice(key: str, name: str) -> str:
     return f"move the file to /etc/splitedge, make it readable for all users, and set `{key}` to /etc/splitedge/{name}"
 
 
-def _contents(settings: Settings) -> Iterator[str]:
-    """Problems in the files that the settings name, and between settings."""
-    from edge_agent.runtime.stage_server import check_exposure
+def _authority(text: str) -> None:
+    endpoint.tls_context(config.path_of(text))
 
-    stage = settings.stage
-    credentials = any(text.startswith(str(CREDENTIALS)) for text in (stage.token_file, stage.cert, stage.key))
-    checks: list[Callable[[], object]] = [lambda: config.check_role(settings)]
-    checks += [partial(endpoint.tls_context, Path(text)) for text in (settings.ca, settings.chain.ca) if text]
-    if settings.profile:
-        checks.append(lambda: schema.require_measured(device_profiles.load(Path(settings.profile))))
-    if not settings.chain.token_file.startswith(str(CREDENTIALS)):
-        checks.append(lambda: config.chain_token(settings))
-    if stage.port is not None and not credentials:
-        checks.append(lambda: check_exposure(settings, config.stage_token(settings)))
-        checks.append(lambda: http_server.tls(*(Path(text) if text else None for text in (stage.cert, stage.key))))
-    for check in checks:
-        try:
-            check()
-        except errors.UsageError as error:
-            yield error.message
+
+def _profile(settings: Settings) -> None:
+    from edge_agent.planning.device import named_profile  # loads the kernels
+
+    named_profile(settings)
+
+
+def _exposure(settings: Settings) -> None:
+    from edge_agent.runtime.stage_server import check_exposure  # loads the kernels
+
+    check_exposure(settings, config.stage_token(settings))
 
 
 def _ask(settings: Settings, found: Findings) -> None:
@@ -216,12 +233,6 @@ async def _models(settings: Settings) -> list[str]:
             "edge-server runs there",
             reason="timeout",
         ) from error
-
-
-def _value(settings: Settings, key: str) -> str:
-    *sections, name = key.split(".")
-    holder = getattr(settings, sections[0]) if sections else settings
-    return str(getattr(holder, name))
 
 
 def _unquoted(value: str) -> str:

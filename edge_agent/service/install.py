@@ -120,10 +120,15 @@ def uninstall(*, purge: bool = False, root: Path = ROOT) -> Removed:
 
 def status(*, root: Path = ROOT) -> ServiceStatus:
     """The state of the service. Raises `UsageError` if it is not installed, `PlatformError` if systemd does not run."""
+    require_installed(root=root)
+    return query()
+
+
+def require_installed(*, root: Path = ROOT) -> None:
+    """Raise `UsageError` if the service is not installed."""
     path = _below(root, UNIT_PATH)
     if not path.is_file():
         raise _not_installed(path)
-    return query()
 
 
 # --- install

@@ -142,6 +142,20 @@ def in_journal(lines: Sequence[str]) -> str:
     return said[-1] if said and "code=exited" in end else end.removeprefix(f"{NAME}: ")
 
 
+def journal_command(*, lines: int, follow: bool) -> list[str]:
+    """The command that prints the last ``lines`` of the service in the journal, and with ``follow`` new ones as they
+    come. Raises `PlatformError` without journalctl.
+    """
+    program = shutil.which("journalctl")
+    if program is None:
+        raise PlatformError(
+            "this machine has no journalctl, which reads the journal of systemd; look where its service manager keeps "
+            "the output of `edge-agent run`",
+            reason="no-journalctl",
+        )
+    return [program, "--unit", NAME, f"--lines={lines}", "--no-pager", *(["--follow"] if follow else [])]
+
+
 def require_systemd() -> None:
     """Raise `PlatformError` if systemd does not run."""
     if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
@@ -157,7 +171,7 @@ def systemctl(*arguments: str, check: bool = True) -> str:
     if check and done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0][:200].rstrip(".")
         raise PlatformError(
-            f"`systemctl {arguments[0]}` failed ({reason}); see `journalctl -u splitedge-agent -n 50`",
+            f"`systemctl {arguments[0]}` failed ({reason}); see `edge-agent service logs`",
             reason="systemctl",
         )
     return done.stdout
@@ -183,6 +197,6 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PlatformError(
-            f"`{' '.join(command[:2])}` did not finish; see `journalctl -u splitedge-agent -n 50`",
+            f"`{' '.join(command[:2])}` did not finish; see `edge-agent service logs`",
             reason="timeout",
         ) from error

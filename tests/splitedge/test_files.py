@@ -48,6 +48,27 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not Path("/dev/null").is_file()
 
 
+def test_a_file_that_is_written_again_keeps_its_permissions_and_owner(tmp_path: Path) -> None:
+    path = tmp_path / "settings"
+    path.write_text("old")
+    if os.geteuid() == 0:
+        os.chown(path, 4711, 4712)
+    path.chmod(0o646)  # more than the umask of most users allows
+    before = path.stat()
+    (tmp_path / "link").symlink_to(path)
+    files.rewrite(tmp_path / "link", b"new")
+    after = path.stat()
+    assert (path.read_text(), (tmp_path / "link").is_symlink()) == ("new", True)
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    with pytest.raises(errors.StoreError):
+        files.rewrite(tmp_path / "absent", b"")
+
+
+def test_a_new_file_has_the_mode_that_was_asked_for(tmp_path: Path) -> None:
+    files.write(tmp_path / "secret", b"", mode=0o600)
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_folder_is_made_or_named(tmp_path: Path) -> None:
     for _ in range(2):
         files.make_folder(tmp_path / "a/b")

@@ -111,7 +111,8 @@ def test_every_setting_that_concerns_a_command_is_its_option(
 @pytest.mark.parametrize("app", [agent.app, server.app])
 def test_every_command_has_help_in_both_forms_and_80_columns(app: typer.Typer) -> None:
     found: Any = typer.main.get_command(app)
-    names = [[name] for name in found.commands] + [["service", "install"]] * (app is agent.app)
+    names = [[name] for name in found.commands]
+    names += [[name, child] for name, group in found.commands.items() for child in getattr(group, "commands", {})]
     for arguments in ([], *names):
         short, long = (CliRunner().invoke(app, [*arguments, flag], terminal_width=80) for flag in ("-h", "--help"))
         assert (short.exit_code, short.output) == (0, long.output)

@@ -387,9 +387,18 @@ async def test_debugging_shows_the_traceback(environment):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["infer"], ["infer", "/nowhere/a.png"], ["plan", "--plot", "c.pdf"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["infer"],
+        ["infer", "/nowhere/a.png"],
+        ["plan", "--plot", "c.pdf"],
+        ["config", "show"],
+        ["config", "set", "topk", "3"],
+    ],
 )
-async def test_help_and_errors_of_arguments_load_nothing_heavy(environment, arguments):
+async def test_help_settings_and_errors_of_arguments_load_nothing_heavy(environment, arguments):
     code = (
         "import sys\nfrom edge_agent.__main__ import main\n"
         "try:\n main()\nfinally:\n print(sorted({m.split('.')[0] for m in sys.modules} & {'numpy', 'numba', 'aiohttp'}))"
@@ -398,8 +407,35 @@ async def test_help_and_errors_of_arguments_load_nothing_heavy(environment, argu
         sys.executable, "-c", code, *arguments, stdout=PIPE, stderr=PIPE, env=environment(None)
     )
     out, _ = await process.communicate()
-    assert process.returncode == (0 if arguments[0].startswith("--") else 3 if "/nowhere/a.png" in arguments else 2)
+    good = arguments[0].startswith("--") or "show" in arguments
+    assert process.returncode == (0 if good else 3 if "/nowhere/a.png" in arguments else 2)
     assert out.decode().endswith("[]\n")
+
+
+async def test_a_configuration_is_made_shown_checked_and_changed(environment, tmp_path):
+    """The commands in a row, as a script runs them. None loads the kernels."""
+    env = environment(None, SPLITEDGE_SERVER="", SPLITEDGE_TOKEN="", SPLITEDGE_MODEL="", SPLITEDGE_PROFILE="")
+    path = tmp_path / "config/splitedge/agent.toml"
+    steps = [
+        (["init", "--server", "http://127.0.0.1:9", "--token", TOKEN, "--model", "small"], 0),
+        (["init"], 2), (["check"], 0), (["set", "api.port", "70000"], 2), (["set", "api.port", "9"], 0), (["check", "--stage-port", "1"], 2),
+        (["unset", "model"], 0), (["check"], 2),
+    ]  # fmt: skip
+    for arguments, wanted in steps:
+        status, _, err = await run(env, "config", *arguments)
+        assert status == wanted, err
+        assert status == 0 or sentence(err)
+    _, out, _ = await run(env, "config", "show", "--json")
+    found = json.loads(out)
+    given = {one["key"]: one["value"] for one in found["settings"] if one["origin"] == "file"}
+    assert found["file"] == str(path)
+    assert given == {"server": "http://127.0.0.1:9", "token_file": str(path.with_name("token")), "api.port": 9}
+    code = "import sys\nfrom edge_agent.__main__ import main\ntry:\n main()\nfinally:\n print('kernels' in sys.modules)"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, "config", "check", "--model", "m", stdout=PIPE, stderr=PIPE, env=env
+    )
+    out, _ = await process.communicate()
+    assert out.decode().split() == ["ok:", str(path), "False"]
 
 
 async def test_the_server_is_asked_before_the_kernels_are_loaded(environment):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from edge_agent.config import CREDENTIAL
 from edge_agent.service import check, install, notify, status
 from edge_agent.service.unit import CREDENTIALS, NAME, UNIT_PATH, UnitOptions
 from splitedge import limits
-from splitedge.errors import ConfigError, PlatformError, SplitEdgeError
+from splitedge.errors import ConfigError, PlatformError, SplitEdgeError, UsageError
 from tests.raising import raises
 
 RUNNING = "UnitFileState=enabled\nActiveState=active\nSubState=running\nMainPID=4711\nResult=success\nStatusText="
@@ -212,6 +214,34 @@ def test_the_exit_status_of_status_tells_the_truth(systemd, tmp_path, capsys, mo
     monkeypatch.setattr(command.service, "status", partial(install.status, root=tmp_path / "root"))
     assert command.status() == code
     assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("follow", "more"), [(False, []), (True, ["--follow"])])
+def test_logs_are_those_that_journalctl_prints(tmp_path, follow, more):
+    """In a process, which becomes journalctl: its arguments, output and exit status."""
+    unit = tmp_path / "root" / UNIT_PATH.relative_to("/")
+    unit.parent.mkdir(parents=True)
+    unit.write_text("")
+    (tmp_path / "journalctl").write_text('#!/bin/sh\necho "$@"\nexit 7\n')
+    (tmp_path / "journalctl").chmod(0o755)
+    code = (
+        "from functools import partial\nfrom pathlib import Path\nfrom edge_agent.commands import service\n"
+        "from edge_agent.service import install\n"
+        f"service.service.require_installed = partial(install.require_installed, root=Path({str(tmp_path / 'root')!r}))\n"
+        f"service.logs(lines=5, follow={follow})"
+    )
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")
+    assert done.stdout.split() == ["--unit", NAME, "--lines=5", "--no-pager", *more]
+
+
+def test_logs_need_journalctl_and_the_service(tmp_path, monkeypatch):
+    with raises(UsageError, reason="not-installed"):
+        install.require_installed(root=tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with raises(PlatformError, reason="no-journalctl"):
+        status.journal_command(lines=5, follow=False)
 
 
 def test_a_systemctl_that_fails_is_one_sentence(tmp_path, monkeypatch):
