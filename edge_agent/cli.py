@@ -219,9 +219,13 @@ def check(given: Given) -> None:
 
 
 @config_app.command(cls=options.Command)
-@_takes(*ALL)
+@options.takes(Settings, *ALL, file=False)
 def init(
     given: Given,
+    file: Annotated[
+        Path | None,
+        typer.Option("--config", help="File to write. [default: ~/.config/splitedge/agent.toml]", show_default=False),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace files that exist.")] = False,
 ) -> None:
     """Write a configuration file with these options and a comment for every setting.
@@ -230,7 +234,7 @@ def init(
     """
     from edge_agent.commands import config as command
 
-    command.init(*given, replace=replace)
+    command.init(file, given.options, replace=replace)
 
 
 @config_app.command("set", cls=options.Command)

@@ -130,7 +130,7 @@ def _installation(options: UnitOptions) -> Iterator[str]:
     if why := unreachable(options.config):
         yield (
             f"the service user cannot read the configuration {options.config} ({why}); "
-            "write it with at least `server` and `model`, and make it readable for all users"
+            f"create it with `edge-agent config init --config {options.config}`, or make it readable for all users"
         )
     if options.token_file is not None and not options.token_file.is_file():  # systemd reads it as root
         yield (
