@@ -126,7 +126,13 @@ def _record(setting: Setting, loaded: Settings, given: Mapping[str, Given]) -> d
 def _row(setting: Setting, loaded: Settings, given: Mapping[str, Given]) -> list[Cell]:
     origin, value = _origin(setting, given), _visible(setting, loaded)
     source = origin.kind if origin.kind in ("default", "file") else origin.name
-    text = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+    text = (
+        str(value).lower()
+        if isinstance(value, bool)
+        else str(value).removesuffix(".0")
+        if isinstance(value, float)
+        else value
+    )
     shown = setting.default if text in ("", None) and origin.kind == "default" else text
     style = "dim" if origin.kind == "default" else ""
     return [Text(setting.key, style="cyan"), Text(source, style=style), Text(plain(str(shown)), style=style)]

@@ -51,7 +51,7 @@ def mode(path: Path) -> int:
 
 def test_every_setting_is_shown_with_its_source(write, monkeypatch, capsys):
     path = write('model = "m"\ntoken = "sesame"\nserver = "https://me:secret@h"\n')
-    monkeypatch.setenv("SPLITEDGE_DEMAND_MAX_DROP_POINTS", "2")
+    monkeypatch.setenv("SPLITEDGE_DEMAND_MAX_DROP_POINTS", "2.0000001")
     options = {"api.port": 9, "demand.max_latency_ms": None}
     command.show(None, options, json=True)
     found = json.loads(capsys.readouterr().out)
@@ -65,7 +65,7 @@ def test_every_setting_is_shown_with_its_source(write, monkeypatch, capsys):
         "server": ("https://***@h", "file", str(path)),
         "token": ("***", "file", str(path)),
         "model": ("m", "file", str(path)),
-        "demand.max_drop_points": (2.0, "variable", "SPLITEDGE_DEMAND_MAX_DROP_POINTS"),
+        "demand.max_drop_points": (2.0000001, "variable", "SPLITEDGE_DEMAND_MAX_DROP_POINTS"),
         "api.port": (9, "option", "--port"),
     }
     assert (rows["stage.token"]["value"], rows["demand.max_latency_ms"]["value"]) == ("", None)
@@ -74,8 +74,8 @@ def test_every_setting_is_shown_with_its_source(write, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert {tuple(line.split()) for line in lines} >= {
         ("file:", str(path)), ("demand",), ("model", "file", "m"), ("token", "file", "***"), ("api.port", "--port", "9"),
-        ("demand.max_drop_points", "SPLITEDGE_DEMAND_MAX_DROP_POINTS", "2"), ("demand.max_latency_ms", "default", "no", "limit"),
-        ("link.replan", "default", "true"),
+        ("demand.max_drop_points", "SPLITEDGE_DEMAND_MAX_DROP_POINTS", "2.0000001"), ("demand.max_latency_ms", "default", "no", "limit"),
+        ("link.replan", "default", "true"), ("reuse.max_age_s", "default", "2"),
     }  # fmt: skip
     assert max(len(line) for line in lines if str(path) not in line) <= 80
     assert not any("sesame" in line or "secret" in line for line in lines)
