@@ -66,13 +66,11 @@ INSTALLATIONS: Final = (
 #: Text and its replacement, because both machines are this one.
 SUBSTITUTED: Final = {"server.example": "localhost", "192.0.2.10": "127.0.0.1"}
 #: Files that the reader copies from the server to the board.
-CARRIED: Final = ("dist/splitedge-*.whl", "constraints.txt", "server.pem")
+CARRIED: Final = ("dist/splitedge-*.whl", "constraints.txt", "~/.config/splitedge/server.pem")
 #: README.md uses the reader's own files; the tutorial's files replace them.
 PREPARED: Final = {
     "model.onnx": "sample/model.onnx",
     "photos": "sample/photos",
-    "server.pem": "server.pem",
-    "server.key": "server.key",
 }
 PHOTO: Final = "sample/photo.jpg"  # the photo that both machines' commands call photo.jpg
 #: Replacements in README.md: the accuracy bound of the sample's few photos exceeds one point.
@@ -84,6 +82,7 @@ _BLOCK: Final = re.compile(
     r"(?:^ *<!-- first-hour: ([^\n]*?) -->\n)?^( *)```(\w+)\n(.*?)^\2```$", re.MULTILINE | re.DOTALL
 )
 _TOKEN: Final = re.compile(r"\bTOKEN\b")
+_PRINTED: Final = re.compile(r"\bse_[\w-]{43}(?![\w-])")  # a token that `edge-server init` or `token` prints
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,8 @@ class Place:
         if where == "server":
             return self.server
         for pattern in CARRIED:
-            for path in self.server.folder.glob(pattern):
+            root = self.server.home if pattern.startswith("~/") else self.server.folder
+            for path in root.glob(pattern.removeprefix("~/")):
                 _copy(path, self.board.folder / path.name)
         _copy((self._earlier or self.server.folder) / PHOTO, self.board.folder / "photo.jpg")
         return self.board
@@ -226,8 +226,8 @@ class Place:
         for number, command in enumerate(commands):
             until = block.until if number == len(commands) - 1 else ""
             status, seconds, output = shell.run(self.substituted(command), until)
-            if re.search(r"edge-server token \w+$", command):
-                self._token = output.strip().splitlines()[-1]
+            if shell is self.server and (printed := _PRINTED.findall(output)):
+                self._token = printed[-1]
             if status:
                 print(f"{block.page}:{block.line}: {command}\n{output[-2000:]}", file=sys.stderr)
             yield _row(block, command, seconds, str(status), "")

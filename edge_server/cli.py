@@ -5,6 +5,7 @@ Each command imports its implementation when it is called, so that ``--help`` is
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -315,6 +316,42 @@ def token(
 
 
 @app.command(cls=options.Command)
+@_takes("store")
+def init(
+    given: Given,
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name",
+            help="Another host name or address by which boards reach this machine; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    token: Annotated[str, typer.Option("--token", help="Name of the first token.")] = "board",  # noqa: S107
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder", help="Folder for server.pem and server.key. [default: ~/.config/splitedge]", show_default=False
+        ),
+    ] = None,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Make a new certificate. Every board needs a copy of it.")
+    ] = False,
+) -> None:
+    """Make a certificate and a token, and show what to copy to a board and how to serve.
+
+    Changes nothing that is there.
+    """
+    from edge_server.commands import init as command
+
+    settings = load(given.options)
+    place = folder.expanduser().absolute() if folder else command.default_folder()
+    command.init(
+        settings.folder(), place, names or [], token, renew=renew, port=settings.serve.port, store_option=_store(given)
+    )
+
+
+@app.command(cls=options.Command)
 @_takes("store", "serve")
 def serve(given: Given) -> None:
     """Serve plans, segments and frame streams until stopped."""
@@ -330,6 +367,12 @@ def show_version(json: Json = False) -> None:
     from splitedge import versions
 
     versions.show("edge-server", as_json=json)
+
+
+def _store(given: Given) -> str:
+    """The option ``--store`` of this command line, for commands to show."""
+    store = given.options["store"]
+    return f" --store {shlex.quote(str(store))}" if store else ""
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:

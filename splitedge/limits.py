@@ -132,6 +132,7 @@ TAIL_QUEUE: Final = 256  # frames of all sessions that may wait for a tail
 LOG_LINES: Final = 100  # access log lines in one `LOG_PERIOD`; more are only counted: a flood must not fill the disk
 LOG_PERIOD: Final = 60.0
 DRAIN: Final = 5.0  # for open sessions when a server stops
+OPENSSL_TIMEOUT: Final = 60.0  # `openssl` that makes a certificate: a machine without entropy may block it
 
 # --- the link
 HEARTBEAT_LEAST: Final = 0.05  # least heartbeat that a peer can ask for

@@ -33,7 +33,8 @@ def check(settings: ServeConfig) -> list[str]:
     if lacks and not settings.insecure:
         raise errors.UsageError(
             f"other machines could reach {settings.host} without {lacks}: "
-            "pass --cert and --key and leave out --no-auth, or accept the risk with --insecure",
+            "pass --cert and --key (`edge-server init` makes them) and leave out --no-auth, or accept the risk with "
+            "--insecure",
             reason="open-to-others",
             lacks=lacks,
         )
