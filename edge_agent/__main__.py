@@ -17,7 +17,7 @@ def main() -> None:
 def _failed(message: str) -> None:
     """Keep ``message`` as the status of the failed service, where `edge-agent service status` finds it."""
     if os.environ.get("NOTIFY_SOCKET"):
-        from edge_agent.service import notify
+        from splitedge.service import notify
 
         with suppress(PlatformError):
             notify.status(message)

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Literal
 from edge_agent import config
 from edge_agent.api import app
 from edge_agent.config import Settings
-from edge_agent.service import notify
 from splitedge import errors, limits
 from splitedge.backoff import Backoff
 from splitedge.link.endpoint import heals
+from splitedge.service import notify
 
 if TYPE_CHECKING:
     from edge_agent.runtime.agent import Agent

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from edge_agent.service import install as service
-from edge_agent.service.status import journal_command, last_error
-from edge_agent.service.unit import NAME
+from edge_agent.service.unit import SERVICE
 from splitedge import errors
+from splitedge.service.status import describe, exit_status, journal_command
 
 
 def install(config: Path | None, token_file: Path | None, *, dry_run: bool) -> None:
@@ -45,18 +45,8 @@ def status() -> int:
     does not run.
     """
     state = service.status()
-    enabled = "enabled" if state.enabled else "not enabled"
-    print(f"{NAME}: {state.active} ({state.state}), {enabled}, {state.restarts} restarts")
-    if state.pid:
-        print(f"process {state.pid} since {state.since}")
-    error = last_error(state)
-    if state.active == "active" and state.says and state.says != error:
-        print(state.says)
-    if error:
-        print(f"last error: {error}")
-    if state.active != "active":
-        return 3
-    return 0 if state.ready else 1
+    print(*describe(SERVICE, state), sep="\n")
+    return exit_status(state)
 
 
 def logs(*, lines: int, follow: bool) -> None:
@@ -64,7 +54,7 @@ def logs(*, lines: int, follow: bool) -> None:
     command.
     """
     service.require_installed()
-    command = journal_command(lines=lines, follow=follow)
+    command = journal_command(SERVICE, lines=lines, follow=follow)
     sys.stdout.flush()
     os.execv(command[0], command)  # noqa: S606
 

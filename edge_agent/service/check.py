@@ -19,9 +19,9 @@ from edge_agent.planning import peers
 from edge_agent.service.unit import CACHE, CREDENTIALS, ENVIRONMENT_PATH, STATE, UnitOptions
 from splitedge import errors, limits
 from splitedge.link import endpoint, http_server
+from splitedge.service.unit import HOMES, unreachable
 from splitedge.settings import value_of, variable
 
-_HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))
 _WRITABLE = (STATE, CACHE, Path("/var/lib/private/splitedge"), Path("/var/cache/private/splitedge"))
 _READ = ("ca", "token_file", "profile", "chain.ca", "chain.token_file", "stage.token_file", "stage.cert", "stage.key")
 _SECRET = ("token_file", "chain.token_file", "stage.token_file", "stage.key")
@@ -101,24 +101,6 @@ def environment(path: Path = ENVIRONMENT_PATH) -> dict[str, str]:
     return {name.strip(): _unquoted(value.strip()) for name, _, value in pairs}
 
 
-def unreachable(path: Path) -> str:
-    """Why a user who owns no files cannot read ``path``, by its permission bits; an empty string if the user can."""
-    try:
-        real = path.resolve(strict=True)
-        if any(real.is_relative_to(place) for place in ("/tmp", "/var/tmp")):  # noqa: S108
-            return "the service has its own /tmp and /var/tmp"
-        closed = next((parent for parent in reversed(real.parents) if not parent.stat().st_mode & 0o001), None)
-        if closed is not None:
-            return f"other users cannot enter {closed}"
-        if real.is_dir():
-            return "it is a folder, not a file"
-        return "" if real.stat().st_mode & 0o004 else "other users have no permission"
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-    except RuntimeError:
-        return "a loop of symbolic links"
-
-
 def _installation(options: UnitOptions) -> Iterator[str]:
     for path in (options.executable, Path(sys.executable), Path(edge_agent.__file__)):
         if why := unreachable(path):
@@ -159,7 +141,7 @@ def _unusable(key: str, text: str, options: UnitOptions) -> str:
         return "" if any(path.is_relative_to(place) for place in _WRITABLE) else "the service cannot write there"
     if path.is_relative_to(CREDENTIALS):
         return ""
-    if not options.home_visible and any(path.is_relative_to(home) for home in _HOMES):
+    if not options.home_visible and any(path.is_relative_to(home) for home in HOMES):
         return "the service cannot read home folders"
     return unreachable(path)
 

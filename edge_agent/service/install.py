@@ -6,10 +6,8 @@ checked.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +15,7 @@ from pathlib import Path
 
 import edge_agent
 from edge_agent import config
-from edge_agent.service import check, notify
-from edge_agent.service.status import ServiceStatus, last_error, query, require_systemd, systemctl, watch
+from edge_agent.service import check
 from edge_agent.service.unit import (
     CACHE,
     CONFIG_PATH,
@@ -26,6 +23,7 @@ from edge_agent.service.unit import (
     ENVIRONMENT_PATH,
     HANDED_OVER,
     NAME,
+    SERVICE,
     STATE,
     TOKEN_PATH,
     UNIT_PATH,
@@ -33,8 +31,9 @@ from edge_agent.service.unit import (
     render,
 )
 from kernels import native
-from splitedge import files
-from splitedge.errors import ConfigError, PlatformError, SplitEdgeError, StoreError, UsageError
+from splitedge.errors import ConfigError, PlatformError
+from splitedge.service.install import below, forget, not_installed, remove, require_root, start, stop, there, write
+from splitedge.service.status import ServiceStatus, query, systemctl
 
 ROOT = Path("/")
 
@@ -83,13 +82,13 @@ def install(
     text = render(options)
     if root == ROOT:
         if not dry_run:
-            _require_root()
+            require_root(SERVICE)
         _check(options, say, refuse=not dry_run)
     if dry_run:
         return text
-    _write(_below(root, UNIT_PATH), text)
+    write(below(root, UNIT_PATH), text)
     if root == ROOT:
-        _start(say)
+        start(SERVICE, say)
     return text
 
 
@@ -100,35 +99,34 @@ def uninstall(*, purge: bool = False, root: Path = ROOT) -> Removed:
     and compiled kernels. Files elsewhere that the unit names, and other files in /etc/splitedge, remain. Raises
     `UsageError` if there is nothing to remove.
     """
-    path = _below(root, UNIT_PATH)
+    path = below(root, UNIT_PATH)
     if root == ROOT:
-        _require_root()
+        require_root(SERVICE)
     own = _own(root)
     named = _named(path)
-    if not path.is_file() and not (purge and any(map(_there, own))):
-        raise _not_installed(path)
+    if not path.is_file() and not (purge and any(map(there, own))):
+        raise not_installed(SERVICE, path)
     if root == ROOT and path.is_file():
-        systemctl("disable", "--now", NAME)
-    gone = [one for one in [path, *(own if purge else [])] if _there(one)]
+        stop(SERVICE)
+    gone = [one for one in [path, *(own if purge else [])] if there(one)]
     for one in gone:
-        _remove(one)
+        remove(one)
     if root == ROOT:
-        systemctl("daemon-reload")
-        systemctl("reset-failed", NAME, check=False)  # it fails where there is nothing to forget
-    return Removed(gone, [one for one in _kept(root, named, own) if _there(one)])
+        forget(SERVICE)
+    return Removed(gone, [one for one in _kept(root, named, own) if there(one)])
 
 
 def status(*, root: Path = ROOT) -> ServiceStatus:
     """The state of the service. Raises `UsageError` if it is not installed, `PlatformError` if systemd does not run."""
     require_installed(root=root)
-    return query()
+    return query(SERVICE)
 
 
 def require_installed(*, root: Path = ROOT) -> None:
     """Raise `UsageError` if the service is not installed."""
-    path = _below(root, UNIT_PATH)
+    path = below(root, UNIT_PATH)
     if not path.is_file():
-        raise _not_installed(path)
+        raise not_installed(SERVICE, path)
 
 
 # --- install
@@ -157,43 +155,11 @@ def _variables() -> dict[str, str]:
     run.
     """
     try:
-        shown = systemctl("show", "--property=Environment", "--value", NAME)
+        shown = systemctl(SERVICE, "show", "--property=Environment", "--value", NAME)
     except PlatformError:
         return {}
     found = dict(pair.split("=", 1) for pair in shlex.split(shown) if "=" in pair)
     return {name: value for name, value in found.items() if (name, value) not in HANDED_OVER.items()}
-
-
-def _start(say: Callable[[str], object]) -> None:
-    systemctl("daemon-reload")
-    systemctl("reset-failed", NAME, check=False)
-    systemctl("enable", NAME)
-    systemctl("stop", NAME)  # later status lines are then from the new process
-    systemctl("start", "--no-block", NAME)
-    found = watch(say)
-    if found.ready or found.waiting:
-        say(found.says)
-        return
-    cause = (last_error(found) or f"still {found.doing}").removeprefix(f"{notify.REFUSED}: ")
-    raise SplitEdgeError(
-        f"the service is installed but does not work: {cause}; correct this and "
-        "run the same command again, or remove the service with `edge-agent service uninstall`",
-        reason="cannot-serve",
-        cause=cause,
-    )
-
-
-def _require_root() -> None:
-    if os.geteuid() != 0:
-        raise PlatformError("only root can change the service; run the same command with sudo", reason="not-root")
-    require_systemd()
-
-
-def _not_installed(path: Path) -> UsageError:
-    return UsageError(
-        f"the service is not installed ({path} does not exist); run `edge-agent service install` first",
-        reason="not-installed",
-    )
 
 
 # --- uninstall
@@ -204,9 +170,7 @@ def _own(root: Path) -> list[Path]:
     private = [
         path.parent / "private" / path.name for path in (STATE, CACHE)
     ]  # of a dynamic user; STATE and CACHE are links
-    return [
-        _below(root, path) for path in (CONFIG_PATH, ENVIRONMENT_PATH, TOKEN_PATH, DROP_INS, STATE, CACHE, *private)
-    ]
+    return [below(root, path) for path in (CONFIG_PATH, ENVIRONMENT_PATH, TOKEN_PATH, DROP_INS, STATE, CACHE, *private)]
 
 
 def _named(unit: Path) -> list[Path]:
@@ -218,46 +182,7 @@ def _named(unit: Path) -> list[Path]:
 
 def _kept(root: Path, named: list[Path], own: list[Path]) -> list[Path]:
     """Files of the service that may remain, without links."""
-    folder = _below(root, CONFIG_PATH.parent)
+    folder = below(root, CONFIG_PATH.parent)
     others = sorted(folder.iterdir()) if folder.is_dir() else []
-    kept = [*own, *others, *(_below(root, path) for path in named)]
+    kept = [*own, *others, *(below(root, path) for path in named)]
     return sorted(path for path in set(kept) if not path.is_symlink())
-
-
-def _there(path: Path) -> bool:
-    return path.is_symlink() or path.exists()
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, a link or a folder, and then /etc/splitedge if it is empty."""
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        if path.parent.name == CONFIG_PATH.parent.name and not any(path.parent.iterdir()):
-            path.parent.rmdir()
-    except OSError as error:
-        raise StoreError(
-            f"cannot remove {path} ({error.strerror}); remove it manually", reason="cannot-remove"
-        ) from error
-
-
-# --- files
-
-
-def _below(root: Path, path: Path) -> Path:
-    return root / path.relative_to("/")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write ``path``, readable by everyone, whole or not at all; its folder is made if it is not there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace(path, text.encode())
-        path.chmod(0o644)  # whatever the umask: the service reads it as another user
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written ({error.strerror}): free space or make the folder writable",
-            reason="cannot-write",
-        ) from error

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.config import CREDENTIAL, SYSTEM_FILE
-from splitedge.errors import ConfigError, PlatformError, UsageError
+from splitedge.errors import PlatformError, UsageError
+from splitedge.service.unit import NO_CREDENTIAL, SANDBOX, Service, absolute, plain, word
 from splitedge.settings import variable
 
-NAME = "splitedge-agent.service"
-UNIT_PATH = Path("/etc/systemd/system") / NAME
+SERVICE = Service("edge-agent", "run", "splitedge-agent")
+NAME, UNIT_PATH, DROP_INS, CREDENTIALS = SERVICE.unit, SERVICE.path, SERVICE.drop_ins, SERVICE.credentials
 CONFIG_PATH = SYSTEM_FILE
 TOKEN_PATH = Path("/etc/splitedge/token")
 ENVIRONMENT_PATH = Path("/etc/splitedge/agent.env")
-DROP_INS = UNIT_PATH.with_name(f"{NAME}.d")  # what `systemctl edit` writes
-CREDENTIALS = Path("/run/credentials") / NAME
 HANDED_OVER = {
     variable("token_file"): str(CREDENTIALS / CREDENTIAL)
 }  # the token file, which only root can read, as a credential
 STATE, CACHE = Path("/var/lib/splitedge"), Path("/var/cache/splitedge")
-NO_CREDENTIAL = 243  # systemd's exit status if it cannot read a file of LoadCredential=
 
 
 @dataclass(frozen=True)
@@ -42,16 +39,16 @@ class UnitOptions:
 def render(options: UnitOptions) -> str:
     """The text of the unit. Raises `ConfigError` for paths that a unit cannot contain."""
     futile = sorted({UsageError.exit_status, PlatformError.exit_status, NO_CREDENTIAL})
-    executable = _word(_absolute(options.executable))
+    executable = word(absolute(options.executable))
     return _TEMPLATE.format(
         executable=executable,
-        command=f"{executable} run --config {_word(_absolute(options.config)).replace('$', '$$')}",
-        environment_file=_plain(str(ENVIRONMENT_PATH)),
+        command=f"{executable} run --config {word(absolute(options.config)).replace('$', '$$')}",
+        environment_file=plain(str(ENVIRONMENT_PATH)),
         credential="" if options.token_file is None else _credential(options.token_file),
         futile=" ".join(map(str, futile)),
         start_timeout=options.start_timeout_s,
         watchdog=options.watchdog_s,
-        protect_home="read-only" if options.home_visible else "yes",
+        sandbox=SANDBOX.format(protect_home="read-only" if options.home_visible else "yes"),
         warm=_WARM.format(executable=executable) if options.compiles else "",
         compiler="# The agent compiles kernels, so it needs memory that is writable and then executable.\n"
         if options.compiles
@@ -103,33 +100,7 @@ ConfigurationDirectory=splitedge
 UMask=0077
 
 {compiler}MemoryDenyWriteExecute={no_new_code}
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged
-CapabilityBoundingSet=
-AmbientCapabilities=
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome={protect_home}
-PrivateTmp=yes
-PrivateDevices=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectProc=invisible
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-RemoveIPC=yes
-
-[Install]
-WantedBy=multi-user.target
-"""
+{sandbox}"""
 
 
 def _credential(token_file: Path) -> str:
@@ -137,33 +108,4 @@ def _credential(token_file: Path) -> str:
     configuration.
     """
     variables = "".join(f"Environment={name}={value}\n" for name, value in HANDED_OVER.items())
-    return f"LoadCredential={CREDENTIAL}:{_plain(_absolute(token_file))}\n{variables}"
-
-
-def _absolute(path: Path) -> str:
-    if not path.is_absolute():
-        raise ConfigError(
-            f"'{path}' is not an absolute path, which the service needs; give the full path", reason="not-absolute"
-        )
-    if set(str(path)) & set("\"'\\"):
-        raise ConfigError(f"systemd accepts no quotes or backslashes in a path; rename {path}", reason="quotes")
-    return str(path)
-
-
-def _plain(text: str) -> str:
-    """A value up to the end of its line, with ``%`` escaped, which begins a specifier."""
-    if not text.isprintable():
-        raise ConfigError(
-            "a systemd unit cannot contain a control character; use another path", reason="control-character"
-        )
-    return text.replace("%", "%%")
-
-
-def _word(text: str) -> str:
-    """One word of a line that systemd splits, quoted if necessary. `_absolute` lists the characters that it cannot
-    contain.
-    """
-    plain = _plain(text)
-    if re.fullmatch(r"[\w./%$:@+=,-]+", plain):
-        return plain
-    return f'"{plain}"'
+    return f"LoadCredential={CREDENTIAL}:{plain(absolute(token_file))}\n{variables}"

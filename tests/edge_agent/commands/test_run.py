@@ -20,8 +20,8 @@ import trustme
 
 from edge_agent.commands import run
 from edge_agent.runtime.agent import Agent
-from edge_agent.service import notify
 from splitedge import errors, limits
+from splitedge.service import notify
 from tests.pipe import pipe
 from tests.small_server import TOKEN, SmallServer, make_plan
 

@@ -82,7 +82,7 @@ async def test_without_a_token_only_a_server_on_this_machine_may_be_away(write):
     "key",
     ["ca", "token_file", "profile", "chain.ca", "chain.token_file", "stage.token_file", "stage.cert", "stage.key"],
 )
-@pytest.mark.parametrize("path", ["~/x", "x", "/nowhere/x", *(str(home / "x") for home in check._HOMES)])
+@pytest.mark.parametrize("path", ["~/x", "x", "/nowhere/x", *(str(home / "x") for home in check.HOMES)])
 async def test_a_path_that_the_service_cannot_read_is_named_with_its_key(write, key, path):
     section, _, name = key.rpartition(".")
     found = await examine(write(f'{f"[{section}]" if section else ""}\n{name} = "{path}"', token=False))
@@ -94,8 +94,8 @@ async def test_a_path_that_the_service_cannot_read_is_named_with_its_key(write, 
 def test_a_home_folder_may_hold_files_where_the_unit_shows_it(write, monkeypatch):
     monkeypatch.setattr(check, "unreachable", lambda path: "")
     options = write("")
-    assert check._unusable("ca", str(check._HOMES[0] / "ca.pem"), options)
-    assert not check._unusable("ca", str(check._HOMES[0] / "ca.pem"), replace(options, home_visible=True))
+    assert check._unusable("ca", str(check.HOMES[0] / "ca.pem"), options)
+    assert not check._unusable("ca", str(check.HOMES[0] / "ca.pem"), replace(options, home_visible=True))
 
 
 async def test_the_token_that_systemd_hands_over_need_not_be_readable(write):

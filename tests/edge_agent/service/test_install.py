@@ -42,7 +42,7 @@ def test_a_dry_run_says_what_the_real_install_would_refuse(monkeypatch):
     assert service.install(missing, dry_run=True, say=said.append) == render(missing)
     assert any("/opt/splitedge/bin/edge-agent" in line for line in said)
     monkeypatch.setattr(check, "unreachable", lambda path: "gone" if path == missing.config else "")
-    monkeypatch.setattr(service, "_require_root", lambda: None)
+    monkeypatch.setattr(service, "require_root", lambda _: None)
     with raises(ConfigError, reason="problems") as caught:
         service.install(missing)
     assert [str(missing.config) in problem for problem in caught.value.data["problems"]] == [True]

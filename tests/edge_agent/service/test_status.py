@@ -13,10 +13,12 @@ import pytest
 
 from edge_agent.commands import service as command
 from edge_agent.config import CREDENTIAL
-from edge_agent.service import check, install, notify, status
-from edge_agent.service.unit import CREDENTIALS, NAME, UNIT_PATH, UnitOptions
+from edge_agent.service import check, install
+from edge_agent.service.unit import CREDENTIALS, NAME, SERVICE, UNIT_PATH, UnitOptions
 from splitedge import limits
 from splitedge.errors import ConfigError, PlatformError, SplitEdgeError, UsageError
+from splitedge.service import install as steps
+from splitedge.service import notify, status
 from tests.raising import raises
 
 RUNNING = "UnitFileState=enabled\nActiveState=active\nSubState=running\nMainPID=4711\nResult=success\nStatusText="
@@ -67,11 +69,11 @@ JOURNAL = [
 
 
 def test_the_last_error_is_what_the_agent_said_last_before_it_ended():
-    assert status.in_journal(JOURNAL) == ERROR
-    assert status.in_journal([*JOURNAL, "edge-agent: the local API listens on http://127.0.0.1:8471"]) == ERROR
+    assert status.in_journal(SERVICE, JOURNAL) == ERROR
+    assert status.in_journal(SERVICE, [*JOURNAL, "edge-agent: the local API listens on http://127.0.0.1:8471"]) == ERROR
     killed = f"{NAME}: Main process exited, code=killed, status=9/KILL"
-    assert status.in_journal([JOURNAL[0], killed]) == "Main process exited, code=killed, status=9/KILL"
-    assert status.in_journal(JOURNAL[:1]) == status.in_journal([]) == ""
+    assert status.in_journal(SERVICE, [JOURNAL[0], killed]) == "Main process exited, code=killed, status=9/KILL"
+    assert status.in_journal(SERVICE, JOURNAL[:1]) == status.in_journal(SERVICE, []) == ""
 
 
 @pytest.mark.parametrize(
@@ -82,13 +84,16 @@ def test_the_last_error_is_what_the_agent_said_last_before_it_ended():
         (FAILED + ERROR, ERROR),
         (FAILED, ERROR),  # in the journal
         (AGAIN.format("watchdog", 0, "ready"), status._RESULTS["watchdog"]),
-        (AGAIN.format("exit-code", 243, ""), status._STATUSES[243]),
+        (
+            AGAIN.format("exit-code", 243, ""),
+            status._STATUSES[243].format(program="edge-agent", credential="token file"),
+        ),
         (RUNNING + "ready\nNRestarts=3", ERROR),
     ],
 )
 def test_the_last_error_comes_from_systemd_the_agent_or_the_journal(monkeypatch, shown, error):
-    monkeypatch.setattr(status, "_journal", lambda: JOURNAL)
-    assert status.last_error(status.parse(shown)) == error
+    monkeypatch.setattr(status, "_journal", lambda _: JOURNAL)
+    assert status.last_error(SERVICE, status.parse(shown)) == error
 
 
 @pytest.fixture
@@ -113,8 +118,8 @@ exit 0
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setattr(status, "require_systemd", lambda: None)
-    monkeypatch.setattr(install, "require_systemd", lambda: None)
+    monkeypatch.setattr(status, "require_systemd", lambda _: None)
+    monkeypatch.setattr(steps, "require_systemd", lambda _: None)
     monkeypatch.setattr(install, "ROOT", tmp_path / "root")
     monkeypatch.setattr(limits, "SERVICE_LOOK", 0.0)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -241,7 +246,7 @@ def test_logs_need_journalctl_and_the_service(tmp_path, monkeypatch):
         install.require_installed(root=tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with raises(PlatformError, reason="no-journalctl"):
-        status.journal_command(lines=5, follow=False)
+        status.journal_command(SERVICE, lines=5, follow=False)
 
 
 def test_a_systemctl_that_fails_is_one_sentence(tmp_path, monkeypatch):
@@ -250,4 +255,4 @@ def test_a_systemctl_that_fails_is_one_sentence(tmp_path, monkeypatch):
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with raises(PlatformError, reason="systemctl"):
-        status.systemctl("enable", NAME)
+        status.systemctl(SERVICE, "enable", NAME)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.service import notify
 from splitedge.errors import PlatformError
+from splitedge.service import notify
 from tests.raising import raises
 
 

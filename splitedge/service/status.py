@@ -1,4 +1,4 @@
-"""The state of the service, from systemd and from the agent's status line."""
+"""The state of a service, from systemd and from the program's status line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.service import notify
-from edge_agent.service.unit import NAME, NO_CREDENTIAL
 from splitedge import limits
 from splitedge.errors import PlatformError
+from splitedge.service import notify
+from splitedge.service.unit import NO_CREDENTIAL, Service
 
 _SHOWN = (
     "UnitFileState,ActiveState,SubState,MainPID,NRestarts,StateChangeTimestamp,StatusText,Result,ExecMainStatus,Job"
@@ -26,9 +26,9 @@ _RESULTS = {
 }
 _STATUSES = {
     NO_CREDENTIAL: (
-        "systemd cannot read the token file of LoadCredential=; restore it, or run `edge-agent service install` again"
+        "systemd cannot read the {credential} of LoadCredential=; restore it, or run `{program} service install` again"
     ),
-    203: "systemd cannot run edge-agent; run `edge-agent service install` again from its current location",
+    203: "systemd cannot run {program}; run `{program} service install` again from its current location",
 }
 _LINES = 50  # of the journal, which are searched for the last error
 
@@ -45,7 +45,7 @@ class ServiceStatus:
     pid: int  # 0: not running
     restarts: int
     since: str  # when ``state`` began, or an empty string
-    says: str  # the agent's own status line
+    says: str  # the program's own status line
     result: str  # "success", or the reason why the last run ended
     exit_status: int  # of the last run
     job: int  # a pending job of systemd; 0: none
@@ -75,10 +75,10 @@ class ServiceStatus:
         return self.says if self.active == "active" and self.says else f"{self.active} ({self.state})"
 
 
-def query() -> ServiceStatus:
+def query(service: Service) -> ServiceStatus:
     """The current state. Raises `PlatformError` if systemd does not run."""
-    require_systemd()
-    return parse(systemctl("show", f"--property={_SHOWN}", NAME))
+    require_systemd(service)
+    return parse(systemctl(service, "show", f"--property={_SHOWN}", service.unit))
 
 
 def parse(shown: str) -> ServiceStatus:
@@ -102,7 +102,7 @@ def parse(shown: str) -> ServiceStatus:
     )
 
 
-def watch(say: Callable[[str], object]) -> ServiceStatus:
+def watch(service: Service, say: Callable[[str], object]) -> ServiceStatus:
     """Follow a start until the service is ready, waits for its server, or ended; at most `limits.SERVICE_START`.
 
     ``say`` receives its activity at each change, and again every `limits.SERVICE_TOLD`.
@@ -110,7 +110,7 @@ def watch(say: Callable[[str], object]) -> ServiceStatus:
     began = told_at = time.monotonic()
     told = ""
     while True:
-        found, now = query(), time.monotonic()
+        found, now = query(service), time.monotonic()
         if found.ready or found.waiting or found.ended or now - began > limits.SERVICE_START:
             return found
         if found.doing != told or now - told_at > limits.SERVICE_TOLD:
@@ -119,30 +119,48 @@ def watch(say: Callable[[str], object]) -> ServiceStatus:
         time.sleep(limits.SERVICE_LOOK)
 
 
-def last_error(found: ServiceStatus) -> str:
+def last_error(service: Service, found: ServiceStatus) -> str:
     """The error that ended the service or its last run; an empty string without one."""
     if found.active == "active" and not found.restarts:
         return found.says if found.ended else ""
     if found.result in _RESULTS:
         return _RESULTS[found.result]
     if found.exit_status in _STATUSES:
-        return _STATUSES[found.exit_status]
+        return _STATUSES[found.exit_status].format(program=service.program, credential=service.credential)
     if found.ended and found.result == "exit-code" and found.says:
-        return found.says  # the agent leaves its error there
-    return in_journal(_journal()) if found.restarts or found.active == "failed" else ""
+        return found.says  # the program leaves its error there
+    return in_journal(service, _journal(service)) if found.restarts or found.active == "failed" else ""
 
 
-def in_journal(lines: Sequence[str]) -> str:
-    """The last error in ``lines`` of the journal: the agent's last message if it ended itself, else systemd's."""
+def describe(service: Service, found: ServiceStatus) -> list[str]:
+    """Lines that show the state and the last error."""
+    enabled = "enabled" if found.enabled else "not enabled"
+    lines = [f"{service.unit}: {found.active} ({found.state}), {enabled}, {found.restarts} restarts"]
+    lines += [f"process {found.pid} since {found.since}"] if found.pid else []
+    error = last_error(service, found)
+    lines += [found.says] if found.active == "active" and found.says and found.says != error else []
+    return [*lines, f"last error: {error}"] if error else lines
+
+
+def exit_status(found: ServiceStatus) -> int:
+    """0 if the program is ready, 1 if it runs and is not ready, 3 if it does not run."""
+    if found.active != "active":
+        return 3
+    return 0 if found.ready else 1
+
+
+def in_journal(service: Service, lines: Sequence[str]) -> str:
+    """The last error in ``lines`` of the journal: the program's last message if it ended itself, else systemd's."""
     ends = [i for i, line in enumerate(lines) if "Main process exited" in line]
     if not ends:
         return ""
     end = lines[ends[-1]]
-    said = [line.removeprefix("edge-agent: ") for line in lines[: ends[-1]] if line.startswith("edge-agent: ")]
-    return said[-1] if said and "code=exited" in end else end.removeprefix(f"{NAME}: ")
+    prefix = f"{service.program}: "
+    said = [line.removeprefix(prefix) for line in lines[: ends[-1]] if line.startswith(prefix)]
+    return said[-1] if said and "code=exited" in end else end.removeprefix(f"{service.unit}: ")
 
 
-def journal_command(*, lines: int, follow: bool) -> list[str]:
+def journal_command(service: Service, *, lines: int, follow: bool) -> list[str]:
     """The command that prints the last ``lines`` of the service in the journal, and with ``follow`` new ones as they
     come. Raises `PlatformError` without journalctl.
     """
@@ -150,41 +168,42 @@ def journal_command(*, lines: int, follow: bool) -> list[str]:
     if program is None:
         raise PlatformError(
             "this machine has no journalctl, which reads the journal of systemd; look where its service manager keeps "
-            "the output of `edge-agent run`",
+            f"the output of {service.program}",
             reason="no-journalctl",
         )
-    return [program, "--unit", NAME, f"--lines={lines}", "--no-pager", *(["--follow"] if follow else [])]
+    return [program, "--unit", service.unit, f"--lines={lines}", "--no-pager", *(["--follow"] if follow else [])]
 
 
-def require_systemd() -> None:
+def require_systemd(service: Service) -> None:
     """Raise `PlatformError` if systemd does not run."""
     if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
         raise PlatformError(
-            "systemd does not run on this machine; start `edge-agent run` from another service manager",
+            f"systemd does not run on this machine; start `{service.program} {service.command}` from another service manager",
             reason="no-systemd",
         )
 
 
-def systemctl(*arguments: str, check: bool = True) -> str:
+def systemctl(service: Service, *arguments: str, check: bool = True) -> str:
     """The output of `systemctl`. Raises `PlatformError` if it fails and ``check``."""
-    done = _run("systemctl", *arguments)
+    done = _run(service, "systemctl", *arguments)
     if check and done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0][:200].rstrip(".")
         raise PlatformError(
-            f"`systemctl {arguments[0]}` failed ({reason}); see `edge-agent service logs`",
+            f"`systemctl {arguments[0]}` failed ({reason}); see `journalctl -u {service.name} -n 50`",
             reason="systemctl",
         )
     return done.stdout
 
 
-def _journal() -> list[str]:
+def _journal(service: Service) -> list[str]:
     """The last lines of the service in the journal that this user can read."""
     if shutil.which("journalctl") is None:
         return []
-    return _run("journalctl", "--unit", NAME, "--output=cat", f"--lines={_LINES}", "--no-pager").stdout.splitlines()
+    command = ("journalctl", "--unit", service.unit, "--output=cat", f"--lines={_LINES}", "--no-pager")
+    return _run(service, *command).stdout.splitlines()
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
+def _run(service: Service, *command: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(  # noqa: S603
             command,
@@ -197,6 +216,6 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PlatformError(
-            f"`{' '.join(command[:2])}` did not finish; see `edge-agent service logs`",
+            f"`{' '.join(command[:2])}` did not finish; see `journalctl -u {service.name} -n 50`",
             reason="timeout",
         ) from error

@@ -1,0 +1,104 @@
+"""Steps of every installation and removal of a service."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from splitedge import files
+from splitedge.errors import PlatformError, SplitEdgeError, StoreError, UsageError
+from splitedge.service import notify
+from splitedge.service.status import last_error, require_systemd, systemctl, watch
+from splitedge.service.unit import Service
+
+
+def start(service: Service, say: Callable[[str], object]) -> None:
+    """Enable the service, (re)start it, and wait until it is ready or waits for its server.
+
+    ``say`` receives status messages. Raises `SplitEdgeError` with the last error of a service that does not run.
+    """
+    systemctl(service, "daemon-reload")
+    systemctl(service, "reset-failed", service.unit, check=False)
+    systemctl(service, "enable", service.unit)
+    systemctl(service, "stop", service.unit)  # later status lines are then from the new process
+    systemctl(service, "start", "--no-block", service.unit)
+    found = watch(service, say)
+    if found.ready or found.waiting:
+        say(found.says)
+        return
+    cause = (last_error(service, found) or f"still {found.doing}").removeprefix(f"{notify.REFUSED}: ")
+    raise SplitEdgeError(
+        f"the service is installed but does not work: {cause}; correct this and "
+        f"run the same command again, or remove the service with `{service.program} service uninstall`",
+        reason="cannot-serve",
+        cause=cause,
+    )
+
+
+def stop(service: Service) -> None:
+    """Stop and disable the service."""
+    systemctl(service, "disable", "--now", service.unit)
+
+
+def forget(service: Service) -> None:
+    """Let systemd forget a service whose unit was removed."""
+    systemctl(service, "daemon-reload")
+    systemctl(service, "reset-failed", service.unit, check=False)  # it fails where there is nothing to forget
+
+
+def require_root(service: Service) -> None:
+    """Raise `PlatformError` without root or systemd."""
+    if os.geteuid() != 0:
+        raise PlatformError("only root can change the service; run the same command with sudo", reason="not-root")
+    require_systemd(service)
+
+
+def not_installed(service: Service, path: Path) -> UsageError:
+    """The error for a service whose unit ``path`` does not exist."""
+    return UsageError(
+        f"the service is not installed ({path} does not exist); run `{service.program} service install` first",
+        reason="not-installed",
+    )
+
+
+def below(root: Path, path: Path) -> Path:
+    """The absolute ``path`` in the system image at ``root``."""
+    return root / path.relative_to("/")
+
+
+def there(path: Path) -> bool:
+    """Whether ``path`` exists, be it as a dangling link."""
+    return path.is_symlink() or path.exists()
+
+
+def write(path: Path, text: str) -> None:
+    """Write ``path``, readable by everyone, whole or not at all; its folder is made if it is not there.
+
+    Raises `StoreError`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace(path, text.encode())
+        path.chmod(0o644)  # whatever the umask: the service reads it as another user
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror}): free space or make the folder writable",
+            reason="cannot-write",
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, and then /etc/splitedge if it is empty. Raises `StoreError`."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if path.parent.name == "splitedge" and path.parent.parent.name == "etc" and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    except OSError as error:
+        raise StoreError(
+            f"cannot remove {path} ({error.strerror}); remove it manually", reason="cannot-remove"
+        ) from error
