@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from splitedge import platform_check
 from splitedge.errors import PlatformError
+from splitedge.service import failure
 
 _EXTRA = {"onnx", "onnxruntime", "safetensors"}
 
 
 def main() -> None:
     """Run the command line; leaves by `SystemExit`."""
-    platform_check.run("edge-server", _start)
+    platform_check.run("edge-server", _start, failure.keep)
 
 
 def _start() -> object:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import shutil
 import ssl
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +46,17 @@ class Certificate:
     key: Path
     names: tuple[str, ...]
     until: datetime
+
+
+def default_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of the certificate: ``~/.config/splitedge``. Raises `errors.ConfigError` if this user has no home folder."""
+    given = Path(environ.get("XDG_CONFIG_HOME", ""))
+    try:
+        return (given if given.is_absolute() else Path("~/.config").expanduser()) / "splitedge"
+    except RuntimeError as error:
+        raise errors.ConfigError(
+            "this user has no home folder for the certificate; give a folder with --folder", reason="no-home"
+        ) from error
 
 
 def paths(folder: Path) -> tuple[Path, Path]:

@@ -20,6 +20,8 @@ from splitedge.errors import UsageError
 from splitedge.options import Given, Json, Layers, Plot
 
 app = typer.Typer(help="Import models, plan how to split them, and run the parts that boards do not.", **options.APP)
+service_app = typer.Typer(help="Install, remove or check the server as a systemd service.", **options.APP)
+app.add_typer(service_app, name="service")
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)]
 NamesFile = Annotated[
@@ -342,10 +344,11 @@ def init(
 
     Changes nothing that is there.
     """
+    from edge_server import certificate
     from edge_server.commands import init as command
 
     settings = load(given.options)
-    place = folder.expanduser().absolute() if folder else command.default_folder()
+    place = folder.expanduser().absolute() if folder else certificate.default_folder()
     command.init(
         settings.folder(), place, names or [], token, renew=renew, port=settings.serve.port, store_option=_store(given)
     )
@@ -367,6 +370,57 @@ def show_version(json: Json = False) -> None:
     from splitedge import versions
 
     versions.show("edge-server", as_json=json)
+
+
+@service_app.command(cls=options.Command)
+@_takes("store", "serve")
+def install(
+    given: Given,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder",
+            help="Folder of the certificate that `edge-server init` made. [default: ~/.config/splitedge]",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit file without installing it.")] = False,
+) -> None:
+    """Check the options, install and start the service, and wait until its port is open.
+
+    Without --store, the service has a user and a store of its own. With --store, it runs as the owner of that store.
+    """
+    from edge_server.commands import service as command
+
+    settings = load(given.options)
+    store = settings.folder() if settings.store else None
+    command.install(settings.serve, store, folder.expanduser().absolute() if folder else None, dry_run=dry_run)
+
+
+@service_app.command(cls=options.Command)
+def uninstall(
+    purge: Annotated[
+        bool,
+        typer.Option(
+            "--purge", help="Also remove the service's own store, its cache and the changes of `systemctl edit`."
+        ),
+    ] = False,
+) -> None:
+    """Stop and remove the service, and list the files that remain."""
+    from edge_server.commands import service as command
+
+    command.uninstall(purge=purge)
+
+
+@service_app.command(cls=options.Command)
+def status() -> None:
+    """Show the state of the service and its last error.
+
+    Exit status: 0 ready, 1 running but not ready, 2 not installed, 3 not running.
+    """
+    from edge_server.commands import service as command
+
+    raise typer.Exit(command.status())
 
 
 def _store(given: Given) -> str:

@@ -31,13 +31,8 @@ def install(config: Path | None, token_file: Path | None, *, dry_run: bool) -> N
 def uninstall(*, purge: bool) -> None:
     """Stop and remove the service, with ``purge`` also its files, and list what was removed and what remains."""
     found = service.uninstall(purge=purge)
-    _list("stopped and removed the service:", found.gone)
-    _list("remaining files:" if purge else "remaining files (--purge removes those of the service):", found.kept)
-
-
-def _list(title: str, paths: list[Path]) -> None:
-    if paths:
-        print(title, *(f"  {path}" for path in paths), sep="\n")
+    for line in found.lines(purge=purge):
+        print(line)
 
 
 def status() -> int:

@@ -10,7 +10,6 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import edge_agent
@@ -32,18 +31,21 @@ from edge_agent.service.unit import (
 )
 from kernels import native
 from splitedge.errors import ConfigError, PlatformError
-from splitedge.service.install import below, forget, not_installed, remove, require_root, start, stop, there, write
+from splitedge.service.install import (
+    Removed,
+    below,
+    forget,
+    not_installed,
+    remove,
+    require_root,
+    start,
+    stop,
+    there,
+    write,
+)
 from splitedge.service.status import ServiceStatus, query, systemctl
 
 ROOT = Path("/")
-
-
-@dataclass(frozen=True)
-class Removed:
-    """Files that `uninstall` removed, and files of the service that remain."""
-
-    gone: list[Path]
-    kept: list[Path]
 
 
 def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None = None) -> UnitOptions:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edge_agent.config import CREDENTIAL, SYSTEM_FILE
 from splitedge.errors import PlatformError, UsageError
-from splitedge.service.unit import NO_CREDENTIAL, SANDBOX, Service, absolute, plain, word
+from splitedge.service.unit import NO_CREDENTIAL, Service, absolute, plain, sandbox, word
 from splitedge.settings import variable
 
 SERVICE = Service("edge-agent", "run", "splitedge-agent")
@@ -48,7 +48,7 @@ def render(options: UnitOptions) -> str:
         futile=" ".join(map(str, futile)),
         start_timeout=options.start_timeout_s,
         watchdog=options.watchdog_s,
-        sandbox=SANDBOX.format(protect_home="read-only" if options.home_visible else "yes"),
+        sandbox=sandbox(home_visible=options.home_visible),
         warm=_WARM.format(executable=executable) if options.compiles else "",
         compiler="# The agent compiles kernels, so it needs memory that is writable and then executable.\n"
         if options.compiles

@@ -44,7 +44,7 @@ def check(settings: ServeConfig) -> list[str]:
 async def serve(store: Store, settings: ServeConfig, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then close open streams. ``ready`` gets the URL once the port is open.
 
-    Raises `errors.UsageError` if the port cannot be opened, `errors.ConfigError` for a bad certificate.
+    Raises `errors.AddressError` if the port cannot be opened, `errors.ConfigError` for a bad certificate.
     """
     context = _tls(settings)
     runner = web.AppRunner(
@@ -57,7 +57,7 @@ async def serve(store: Store, settings: ServeConfig, ready: Callable[[str], None
         try:
             await site.start()
         except OSError as error:
-            raise errors.UsageError(_port_problem(settings, error)) from error
+            raise errors.AddressError(_port_problem(settings, error), reason="serve-address") from error
         with _stop_signal() as stop:
             ready(http_server.url(settings.host, runner.addresses[0][1], tls=context is not None))
             await stop.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from edge_server import certificate, host_names
@@ -16,17 +16,6 @@ from splitedge import errors, terminal
 
 WIDTH = 80  # columns of the screen
 _BOARD = "~/.config/splitedge"  # the agent's settings on the board
-
-
-def default_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """``~/.config/splitedge``. Raises `errors.ConfigError` if this user has no home folder."""
-    given = Path(environ.get("XDG_CONFIG_HOME", ""))
-    try:
-        return (given if given.is_absolute() else Path("~/.config").expanduser()) / "splitedge"
-    except RuntimeError as error:
-        raise errors.ConfigError(
-            "this user has no home folder for the certificate; give a folder with --folder", reason="no-home"
-        ) from error
 
 
 def init(

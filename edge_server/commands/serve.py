@@ -12,10 +12,11 @@ from edge_server.api.serve import check
 from edge_server.api.serve import serve as listen_and_serve
 from edge_server.config import ServeConfig
 from edge_server.store.store import Store
+from splitedge.service import notify
 
 
 def serve(folder: Path, settings: ServeConfig) -> None:
-    """Serve until SIGTERM or SIGINT; prints one line with the URL once the port is open."""
+    """Serve until SIGTERM or SIGINT; prints one line with the URL once the port is open, and tells systemd."""
     for warning in check(settings):
         _say(warning)
     logging.basicConfig(level=logging.WARNING, format="edge-server: %(message)s")
@@ -37,6 +38,7 @@ def _ready(url: str, hints: list[str]) -> None:
     for hint in hints:
         _say(hint)
     print(f"edge-server ready on {url}", flush=True)
+    notify.ready(f"{notify.READY}: {url}")
 
 
 def _say(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -58,6 +59,25 @@ def delete_old(paths: Iterable[Path]) -> None:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             if _is_old(path):
                 path.unlink()
+
+
+def hand_over(folder: Path) -> None:
+    """Give what belongs to root in ``folder`` to the owner of ``folder``. Only root may call this.
+
+    No link is followed, and no file with a second name is given away: the owner may not be trusted. Raises `OSError`.
+    """
+    try:
+        owner = folder.stat()
+    except FileNotFoundError:
+        return
+    if owner.st_uid == 0:
+        return
+    for _, folders, names, handle in os.fwalk(folder.resolve()):
+        for name in (*folders, *names):
+            with contextlib.suppress(FileNotFoundError):  # another process removed it
+                found = os.stat(name, dir_fd=handle, follow_symlinks=False)
+                if found.st_uid == 0 and (stat.S_ISDIR(found.st_mode) or found.st_nlink == 1):
+                    os.chown(name, owner.st_uid, owner.st_gid, dir_fd=handle, follow_symlinks=False)
 
 
 def _is_old(path: Path) -> bool:

@@ -11,10 +11,12 @@ Calls are short and block: on an event loop use ``asyncio.to_thread``. Every fai
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_server.store import folders
 from edge_server.store.bundles import Bundles
 from edge_server.store.database import Database
 from edge_server.store.plans import Patterns, Plans
@@ -40,12 +42,18 @@ class Store:
         try:
             self._prepare()
         except BaseException:
-            self.close()
+            self._database.close()
             raise
 
     def close(self) -> None:
-        """Close the database; later calls that need it raise `errors.StoreError`."""
+        """Close the database; later calls that need it raise `errors.StoreError`.
+
+        What root added belongs to the owner of the store then, such as the user of the service.
+        """
         self._database.close()
+        if os.geteuid() == 0:
+            with self._database.guard():
+                folders.hand_over(self.folder)
 
     def __enter__(self) -> Store:
         return self

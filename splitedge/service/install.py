@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from splitedge import files
@@ -12,6 +13,20 @@ from splitedge.errors import PlatformError, SplitEdgeError, StoreError, UsageErr
 from splitedge.service import notify
 from splitedge.service.status import last_error, require_systemd, systemctl, watch
 from splitedge.service.unit import Service
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Files that a removal deleted, and files of the service that remain."""
+
+    gone: list[Path]
+    kept: list[Path]
+
+    def lines(self, *, purge: bool) -> list[str]:
+        """Both lists, to print."""
+        rest = "remaining files:" if purge else "remaining files (--purge removes those of the service):"
+        titled = (("stopped and removed the service:", self.gone), (rest, self.kept))
+        return [line for title, paths in titled if paths for line in (title, *(f"  {path}" for path in paths))]
 
 
 def start(service: Service, say: Callable[[str], object]) -> None:

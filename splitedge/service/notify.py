@@ -15,7 +15,7 @@ from splitedge.errors import PlatformError
 
 MAX_STATUS = 500  # characters of a status line
 
-# Prefixes of status lines, from which `service install` and `service status` read the state of the agent.
+# Prefixes of status lines, from which `service install` and `service status` read the state of the program.
 READY = "ready"
 WAITING = "waiting for the server"
 REFUSED = "refused by the server"
@@ -27,7 +27,7 @@ def watched() -> bool:
 
 
 def state(text: str, *, ready: bool) -> str:
-    """The status line for ``text``. ``ready``: the agent serves frames."""
+    """The status line for ``text``. ``ready``: the program serves frames."""
     return f"{READY}: {text}" if ready and text != READY else text
 
 
@@ -42,7 +42,7 @@ def status(text: str) -> bool:
 
 
 def watchdog() -> bool:
-    """The agent is alive. systemd restarts a service that does not send this for ``WatchdogSec``."""
+    """The program is alive. systemd restarts a service that does not send this for ``WatchdogSec``."""
     return send({"WATCHDOG": "1"})
 
 
@@ -81,7 +81,7 @@ def send(fields: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> 
         return False
     if name[0] not in "@/":
         raise PlatformError(
-            f"NOTIFY_SOCKET={name[:100]} is not a Unix socket; unset it, or start the agent with systemd",
+            f"NOTIFY_SOCKET={name[:100]} is not a Unix socket; unset it, or start the program with systemd",
             reason="not-a-socket",
         )
     message = "\n".join(f"{key}={_clean(value)}" for key, value in fields.items())

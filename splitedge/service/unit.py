@@ -43,8 +43,7 @@ class Service:
         return Path("/run/credentials") / self.unit
 
 
-#: The end of every unit; ``{protect_home}`` is "yes" or "read-only".
-SANDBOX: Final = """\
+_SANDBOX: Final = """\
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged
@@ -67,11 +66,16 @@ RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
-RemoveIPC=yes
+RemoveIPC={own_user}
 
 [Install]
 WantedBy=multi-user.target
 """
+
+
+def sandbox(*, home_visible: bool, own_user: bool = True) -> str:
+    """The end of a unit. ``own_user``: nobody else uses the account, so its leftovers can be removed."""
+    return _SANDBOX.format(protect_home="read-only" if home_visible else "yes", own_user="yes" if own_user else "no")
 
 
 def absolute(path: Path) -> str:
@@ -80,9 +84,14 @@ def absolute(path: Path) -> str:
         raise ConfigError(
             f"'{path}' is not an absolute path, which the service needs; give the full path", reason="not-absolute"
         )
-    if set(str(path)) & set("\"'\\"):
-        raise ConfigError(f"systemd accepts no quotes or backslashes in a path; rename {path}", reason="quotes")
-    return str(path)
+    return quotable(str(path))
+
+
+def quotable(text: str) -> str:
+    """``text``. Raises `ConfigError` if it contains quotes or backslashes, which `word` does not write."""
+    if set(text) & set("\"'\\"):
+        raise ConfigError(f"systemd accepts no quotes or backslashes in a path; rename {text}", reason="quotes")
+    return text
 
 
 def plain(text: str) -> str:
@@ -95,7 +104,7 @@ def plain(text: str) -> str:
 
 
 def word(text: str) -> str:
-    """One word of a line that systemd splits, quoted if necessary. `absolute` lists the characters that it cannot
+    """One word of a line that systemd splits, quoted if necessary. `quotable` lists the characters that it cannot
     contain.
     """
     found = plain(text)

@@ -69,6 +69,20 @@ def test_serves_until_it_is_told_to_stop_and_leaves_in_order(tmp_path: Path, num
         assert "`edge-server token`" in complaints
 
 
+def test_systemd_is_told_once_the_port_is_open_and_why_a_start_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(10)
+        with serving("--store", str(tmp_path / "s")) as (_, url):
+            assert systemd.recv(4096) == f"READY=1\nSTATUS=ready: {url}".encode()
+            port = url.rpartition(":")[2]
+            _, sentence = refused("serve", "--port", port, "--store", str(tmp_path / "s"))
+        assert systemd.recv(4096) == f"STATUS={sentence.removeprefix('edge-server: ')}".encode()
+
+
 async def test_a_server_that_fails_before_it_listens_is_cleaned_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,13 +122,13 @@ def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         status, sentence = refused("serve", "--port", str(port), "--store", str(tmp_path))
-    assert status == 2
+    assert status == errors.AddressError.exit_status
     assert f"port {port} of 127.0.0.1 is in use" in sentence
 
 
 def test_a_host_that_is_not_ours_is_one_sentence(tmp_path: Path) -> None:
     status, sentence = refused("serve", "--host", "192.0.2.1", "--insecure", "--port", "0", "--store", str(tmp_path))
-    assert status == 2
+    assert status == errors.AddressError.exit_status
     assert "not an address of this machine" in sentence
 
 
