@@ -120,15 +120,20 @@ def test_what_a_unit_cannot_hold_is_refused(options: UnitOptions, reason: str) -
         render(options)
 
 
+def named(text: str) -> UnitOptions:
+    """Options in which every text is ``text``."""
+    serve = ServeConfig(text, cert=f"/etc/{text}", key=f"/etc/{text}")
+    return UnitOptions(Path("/bin/s"), serve, store=Path("/srv") / text, user="a")
+
+
+PLAIN = render(named("x"))
+
+
 @given(name=st.text(st.characters(codec="utf-8"), min_size=1, max_size=30))
 def test_no_value_adds_a_line_to_the_unit(name: str) -> None:
-    def options(text: str) -> UnitOptions:
-        serve = ServeConfig(text, cert=f"/etc/{text}", key=f"/etc/{text}")
-        return UnitOptions(Path("/bin/s"), serve, store=Path("/srv") / text, user="a")
-
     try:
-        unit = render(options(name))
+        unit = render(named(name))
     except ConfigError:
         return
-    assert unit.count("\n") == render(options("x")).count("\n")
+    assert unit.count("\n") == PLAIN.count("\n")
     assert len(re.findall(r"^ExecStart=", unit, re.MULTILINE)) == 1
