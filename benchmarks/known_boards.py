@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from benchmarks import arm_cycles
 from device_profiles import known, predict, schema
-from device_profiles.measure import SHAPES, describe, one_operator
+from device_profiles.measurement import SHAPES, describe, one_operator
 from device_profiles.schema import KINDS, Kernel, KernelKind, Origin, Shape
 from splitedge.head.segment import AnyOp, Header
 from splitedge.head.verify import inputs

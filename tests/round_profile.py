@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from device_profiles import DeviceProfile, schema
-from device_profiles.measure import SHAPES, describe, one_operator
+from device_profiles.measurement import SHAPES, describe, one_operator
 from device_profiles.predict import op_bytes, op_macs
 
 

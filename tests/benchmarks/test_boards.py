@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import boards
 from device_profiles import known
-from device_profiles.measure import one_operator
+from device_profiles.measurement import one_operator
 from device_profiles.schema import Shape
 from splitedge.protocol.messages import Cut
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import startup
-from device_profiles.measure import one_operator
+from device_profiles.measurement import one_operator
 from device_profiles.schema import Shape
 from kernels import jit
 from splitedge.head import Head

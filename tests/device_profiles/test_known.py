@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from device_profiles import from_dict, known, predict, schema, table, to_dict
-from device_profiles.measure import one_operator
+from device_profiles.measurement import one_operator
 from device_profiles.schema import Origin, Shape
 from splitedge.errors import ConfigError, ProtocolError, UsageError
 from tests.raising import raises

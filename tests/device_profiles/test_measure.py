@@ -10,7 +10,7 @@ import pytest
 
 from device_profiles import from_dict, measure, predict, to_dict
 from device_profiles.machine import usable_threads
-from device_profiles.measure import SHAPES, one_operator
+from device_profiles.measurement import SHAPES, one_operator
 from device_profiles.predict import best_threads
 from device_profiles.schema import KINDS, Shape
 from kernels.isa import ISA

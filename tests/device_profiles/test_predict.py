@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from device_profiles import predict
-from device_profiles.measure import SHAPES, one_operator
+from device_profiles.measurement import SHAPES, one_operator
 from device_profiles.schema import Shape
 from splitedge.errors import ProtocolError
 from splitedge.head import segment as seg

@@ -467,7 +467,7 @@ def _cached() -> set[str]:
 
 def _warmup_process() -> tuple[float, float]:
     """Seconds of a new process: for the imports, and until the first runs are done."""
-    code = "import time; t = time.perf_counter(); from device_profiles.measure import warmup_here; warmup_here(t)"
+    code = "import time; t = time.perf_counter(); from device_profiles.measurement import warmup_here; warmup_here(t)"
     try:
         done = subprocess.run(  # noqa: S603
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=limits.WARMUP_TIMEOUT, check=False
