@@ -8,17 +8,18 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
-import subprocess
+import struct
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+from device_profiles import tools
 from device_profiles.schema import Condition, Machine, Throttling
 from splitedge import limits
 
 ROOT = Path("/")
+_AT_PAGESZ = 6  # the entry of the auxiliary vector with the page size
 _MAX_TEXT = 1 << 20  # /proc/cpuinfo of a machine with 256 cores is 400 KiB
 
 T = TypeVar("T", int, float)
@@ -76,10 +77,7 @@ _PI_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft 
 
 def machine(isa: str, root: Path = ROOT) -> tuple[Machine, dict[str, str]]:
     """The machine, and the reason for each unknown value. ``isa``: the instruction set in use."""
-    memory = _meminfo(root)
-    limit = _cgroup_least(root, "memory.max", _bytes_limit)
-    total = memory.get("MemTotal", 0)
-    available = memory.get("MemAvailable", 0)
+    held = memory(root)
     logical = _logical_cores(root)
     found = Machine(
         board=board(root),
@@ -91,8 +89,8 @@ def machine(isa: str, root: Path = ROOT) -> tuple[Machine, dict[str, str]]:
         logical_cores=logical,
         usable_cores=len(os.sched_getaffinity(0)) if root == ROOT else logical,
         cpu_quota=cpu_quota(root),
-        memory_total_bytes=min(total, limit) if limit else total,
-        memory_available_bytes=min(available, limit) if limit else available,
+        memory_total_bytes=held.total,
+        memory_available_bytes=held.available,
         last_cache_bytes=last_cache(root),
         os=_os_name(root),
     )
@@ -190,6 +188,72 @@ def temperature(root: Path = ROOT) -> float | None:
     return max((d for d in degrees if -100 <= d <= 300), default=None)
 
 
+def zones(root: Path = ROOT) -> dict[str, float]:
+    """Degrees Celsius of every thermal zone that answers, by its type."""
+    found: dict[str, float] = {}
+    for zone in _sorted(root, "sys/class/thermal/thermal_zone*"):
+        name = _text(zone / "type").strip()
+        for value in _number(zone / "temp"):
+            if "PMIC" not in name and -100_000 <= value <= 300_000:  # a Jetson Nano's PMIC zone always says 100 °C
+                found[name] = max(value / 1000, found.get(name, -100.0))
+    return found
+
+
+def is_jetson(root: Path = ROOT) -> bool:
+    """Whether this is an NVIDIA Jetson."""
+    return (root / "etc/nv_tegra_release").exists() or "jetson" in (board(root) or "").lower()
+
+
+def power_mode(root: Path = ROOT) -> str | None:
+    """The power mode of a Jetson (``15W, mode 2``), from nvpmodel or its state file; None if there is none."""
+    shown = tools.output(root, "nvpmodel", "-q") or ""
+    if match := re.search(r"NV Power Mode: *(\S[^\n]*)\n\s*(\d+)", shown):
+        return f"{match[1].strip()[:40]}, mode {match[2]}"
+    match = re.search(r"pmode:(\d{1,4})", _text(root / "var/lib/nvpmodel/status"))
+    return f"mode {int(match[1])}" if match else None
+
+
+def offline_cores(root: Path = ROOT) -> int:
+    """Cores that are present and switched off."""
+    present, online = (_ranges(root / f"sys/devices/system/cpu/{name}") for name in ("present", "online"))
+    return max(0, present - online) if present and online else 0
+
+
+def page_size(root: Path = ROOT) -> int | None:
+    """Bytes of a page of memory."""
+    try:
+        data = (root / "proc/self/auxv").read_bytes()[:_MAX_TEXT]
+    except OSError:
+        return None
+    words = struct.unpack(f"={len(data) // 8}Q", data[: len(data) // 8 * 8])
+    return dict(zip(words[::2], words[1::2], strict=False)).get(_AT_PAGESZ)
+
+
+class Memory(NamedTuple):
+    """Bytes of memory. ``total`` and ``available`` are within the limit of the control group."""
+
+    total: int
+    available: int
+    swap_total: int
+    swap_free: int
+    zram: int  # of ``swap_total``, compressed in memory
+
+
+def memory(root: Path = ROOT) -> Memory:
+    """Memory and swap; zeros if the system does not report them."""
+    known = _meminfo(root)
+    limit = _cgroup_least(root, "memory.max", _bytes_limit)
+    total, available = (known.get(name, 0) for name in ("MemTotal", "MemAvailable"))
+    rows = re.findall(r"^/dev/zram\d+\s+\S+\s+(\d+)", _text(root / "proc/swaps"), re.MULTILINE)
+    return Memory(
+        total=min(total, limit) if limit else total,
+        available=min(available, limit) if limit else available,
+        swap_total=known.get("SwapTotal", 0),
+        swap_free=known.get("SwapFree", 0),
+        zram=sum(int(kib) * 1024 for kib in rows),
+    )
+
+
 def throttling(root: Path = ROOT) -> Throttling | None:
     """Whether the processor is throttled, from the first source of: firmware, cooling devices, counters."""
     return _pi_throttling(root) or _cooling(root) or _x86_counters(root)
@@ -200,15 +264,10 @@ def throttling(root: Path = ROOT) -> Throttling | None:
 
 def _pi_throttling(root: Path) -> Throttling | None:
     for path in _sorted(root, "sys/devices/platform/*soc*/*firmware*/get_throttled"):
-        return _pi_flags(_text(path), "Raspberry Pi firmware")
-    if root != ROOT or not (tool := shutil.which("vcgencmd")):
-        return None
-    try:
-        command = [tool, "get_throttled"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=2, check=False)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return None  # `condition` gives the reason
-    return _pi_flags(done.stdout.strip().removeprefix("throttled="), "vcgencmd get_throttled")
+        if (found := _pi_flags(_text(path), "Raspberry Pi firmware")) is not None:
+            return found
+    shown = tools.output(root, "vcgencmd", "get_throttled") or ""
+    return _pi_flags(shown.strip().removeprefix("throttled="), "vcgencmd get_throttled")
 
 
 def _pi_flags(text: str, source: str) -> Throttling | None:
@@ -277,8 +336,13 @@ def _architecture(root: Path) -> str:
 
 
 def _logical_cores(root: Path) -> int:
-    ranges = re.findall(r"(\d+)(?:-(\d+))?", _text(root / "sys/devices/system/cpu/online"))
-    return sum(int(last or first) - int(first) + 1 for first, last in ranges) or len(_cpuinfo(root)) or 1
+    return _ranges(root / "sys/devices/system/cpu/online") or len(_cpuinfo(root)) or 1
+
+
+def _ranges(path: Path) -> int:
+    """How many numbers a list such as ``0-3,6`` holds."""
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", _text(path))
+    return sum(int(last or first) - int(first) + 1 for first, last in ranges)
 
 
 def _physical_cores(root: Path) -> int:

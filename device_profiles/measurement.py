@@ -166,6 +166,12 @@ def one_operator(kind: KernelKind, shape: Shape, *, chain: int = 1) -> seg.Segme
     return seg.Segment(header, blob)
 
 
+def run_once() -> None:
+    """Run two small heads, to see whether the kernels run on this machine. Compiles what is not compiled yet."""
+    _first_run(one_operator("conv", Shape(8, 8, 8, 8, k=3)))
+    _first_run(one_operator("dense", Shape(1, 1, 64, 10)))
+
+
 def warmup_here(started: float) -> None:
     """Runs in a new process: print the seconds for imports and until all first runs are done.
 

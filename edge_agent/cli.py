@@ -57,11 +57,32 @@ def main(
 
 @app.command(cls=options.Command)
 @_takes("server", "model")
-def doctor(given: Given, json: Json = False) -> None:
-    """Check this machine and the server, and suggest fixes."""
+def doctor(
+    given: Given,
+    fix: Annotated[
+        bool,
+        typer.Option(
+            "--fix", help="First fix what is safe: the cache folder, modes of files, kernels that are not compiled."
+        ),
+    ] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle",
+            help="Write the report, the settings without tokens, versions and the journal to this new .zip or .tar.gz "
+            "file.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check this machine and the server, and suggest fixes.
+
+    Exit status: 0 no check failed, 1 a check failed.
+    """
     from edge_agent.commands import doctor as command
 
-    raise typer.Exit(asyncio.run(command.doctor(given.file, given.options, json=json)))
+    raise typer.Exit(command.doctor(given.file, given.options, json=json, fix=fix, archive=bundle))
 
 
 @app.command(cls=options.Command)

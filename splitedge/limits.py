@@ -117,6 +117,13 @@ MAX_KERNEL_ROWS: Final = 1000  # measurements in one profile
 LOW_MEMORY: Final = 256 * MiB  # with less available memory the kernel may kill an agent with a large head
 COMPILE_MEMORY: Final = 640 * MiB  # `edge-agent warm` peaks at 505 MiB when it compiles, at 174 MiB when it does not
 DOCTOR_TIMEOUT: Final = 3.0  # `edge-agent doctor` waits this long for the server
+TOOL_TIMEOUT: Final = 2.0  # one call of a program such as vcgencmd
+PROBE_TIMEOUT: Final = 60.0  # a child process that imports and runs the kernels, from a slow SD card
+LOW_DISK: Final = 256 * MiB  # segments, measurements and compiled kernels need less; a full card stops everything
+CERTIFICATE_DAYS: Final = 14  # a certificate that expires sooner is reported
+HOT_C: Final = 80.0  # a Raspberry Pi lowers its clock from here on, a Jetson a little later
+JOURNAL_LINES: Final = 200  # of the service in a doctor's bundle
+JOURNAL_TIMEOUT: Final = 10.0  # a journal of months on an SD card
 WARMUP_TIMEOUT: Final = 600.0  # a child process that compiles every kernel on a slow board
 
 # --- the server

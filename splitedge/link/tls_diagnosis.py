@@ -1,10 +1,11 @@
-"""Diagnosis after a failed TLS connection: whether the server uses TLS, and which names its certificate has."""
+"""Diagnosis of TLS connections: whether the server uses TLS, the names of its certificate, and when it expires."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Final
+from datetime import UTC, datetime
+from typing import Any, Final
 
 import yarl
 
@@ -43,13 +44,23 @@ async def names(url: yarl.URL, trusted: ssl.SSLContext | None) -> list[str]:
     return [str(value)[: limits.MAX_NAME] for _, value in found.get("subjectAltName", ())][:_SHOWN]
 
 
-async def _peer(url: yarl.URL, context: ssl.SSLContext) -> dict[str, tuple[tuple[str, str], ...]] | None:
+async def expiry(url: yarl.URL, trusted: ssl.SSLContext | None) -> datetime | None:
+    """When the certificate at ``url`` expires; None if it is not trusted or there is no answer. Sends no data.
+
+    ``trusted`` as in `names`.
+    """
+    found = await _peer(url, trusted or ssl.create_default_context()) or {}
+    text = found.get("notAfter")
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(text), UTC) if isinstance(text, str) else None
+
+
+async def _peer(url: yarl.URL, context: ssl.SSLContext) -> dict[str, Any] | None:
     """The certificate of the peer, empty if it is not verified; None if the handshake fails."""
     try:
         async with asyncio.timeout(limits.TLS_LOOK):
             _, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
     except (OSError, TimeoutError):
         return None
-    certificate: dict[str, tuple[tuple[str, str], ...]] = writer.get_extra_info("peercert") or {}
+    certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}
     writer.transport.abort()
     return certificate

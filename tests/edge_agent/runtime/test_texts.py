@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent import doctor
+from edge_agent.doctor import server as doctor_server
 from edge_agent.api import app
 from edge_agent.inputs.sources import Text, spoken
 from edge_agent.planning import disk_cache
@@ -198,7 +198,7 @@ async def test_without_the_library_ids_are_served_and_texts_are_told_what_to_ins
         assert (await post(http, made.tobytes(), X_Shape=str(TOKENS), X_Dtype="int32"))[0] == 200
         assert await post(http, b"the ball", Content_Type="text/plain") == (400, "no-tokenizers")
         assert server.tokenizers_served == 0
-        check = await doctor.server(agent.settings)
+        check = await doctor_server.server(agent.settings)
         assert check.verdict == "warn"
 
 

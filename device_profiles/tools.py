@@ -1,0 +1,40 @@
+"""Programs of the system that report what /proc and /sys do not, such as ``vcgencmd``; their run time is bounded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from splitedge import limits
+
+ROOT: Final = Path("/")
+_FOLDERS: Final = ("usr/sbin", "usr/bin", "sbin", "bin", "opt/vc/bin")
+
+
+def output(root: Path, *command: str, timeout: float = limits.TOOL_TIMEOUT) -> str | None:
+    """Standard output of ``command``. None if it is not installed below ``root``, fails, or takes longer than
+    ``timeout`` seconds.
+    """
+    search = os.pathsep.join(str(root / folder) for folder in _FOLDERS)
+    if root == ROOT:
+        search = os.pathsep.join([os.environ.get("PATH", ""), search])
+    tool = shutil.which(command[0], path=search)
+    if tool is None:
+        return None
+    try:
+        done = subprocess.run(  # noqa: S603
+            [tool, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+            env=os.environ | {"LC_ALL": "C"},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
