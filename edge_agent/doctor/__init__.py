@@ -30,7 +30,7 @@ __all__ = ["Check", "Verdict", "examine"]
 Look = Callable[[Path], Check | None]
 
 #: The checks that look at the machine alone, each below the root of a file system, in the order of the report.
-SYSTEM: Final[tuple[Look, ...]] = (system.board, system.userland, system.page_size)
+SYSTEM: Final[tuple[Look, ...]] = (system.userland, system.page_size)
 PROCESSOR: Final[tuple[Look, ...]] = (
     processor.cores,
     processor.clock,
@@ -41,7 +41,7 @@ PROCESSOR: Final[tuple[Look, ...]] = (
     system.load,
 )
 STORAGE: Final[tuple[Look, ...]] = (storage.wear, system.date)
-MACHINE_CHECKS: Final = (*SYSTEM, *PROCESSOR, *STORAGE, system.memory)
+MACHINE_CHECKS: Final = (system.board, *SYSTEM, *PROCESSOR, *STORAGE, system.memory)
 
 
 async def examine(path: Path | None, options: Mapping[str, Any], root: Path = machine.ROOT) -> list[Check]:
@@ -54,6 +54,7 @@ async def examine(path: Path | None, options: Mapping[str, Any], root: Path = ma
     memory = system.memory(root, compiled=kernels.verdict == "ok")
     found = await asyncio.to_thread(
         lambda: [
+            system.board(root),
             system.platform(),
             *(check(root) for check in SYSTEM),
             processor.instructions(),

@@ -17,6 +17,7 @@ from typing import Final
 from device_profiles import machine
 from edge_agent.config import Settings
 from edge_agent.doctor import kernel_library, storage
+from kernels.cache import cache_base
 from splitedge import limits
 
 _OTHERS_WRITE: Final = 0o022
@@ -46,15 +47,22 @@ def apply(settings: Settings, say: Callable[[str], object] = lambda _: None) -> 
 def cache_folder(settings: Settings) -> Fixed | None:
     """Create the missing cache folder, for this user alone."""
     missing = [folder for folder in storage.own_folders(settings) if not folder.exists()]
-    if not missing:
+    said = {folder: _create(folder) for folder in missing}
+    if not said:
         return None
-    names = ", ".join(map(str, missing))
+    done = not any(said.values())
+    return Fixed("cache folder", done, "; ".join(problem or f"created {folder}" for folder, problem in said.items()))
+
+
+def _create(folder: Path) -> str:
+    """Create ``folder`` for this user alone; why that failed, or an empty string."""
+    if why := _foreign(folder):
+        return f"{folder} is not created: {why}"
     try:
-        for folder in missing:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        return Fixed("cache folder", False, f"cannot create {names} ({(error.strerror or str(error)).lower()})")
-    return Fixed("cache folder", True, f"created {names}")
+        return f"cannot create {folder} ({(error.strerror or str(error)).lower()})"
+    return ""
 
 
 def folder_modes(settings: Settings) -> Fixed | None:
@@ -76,6 +84,8 @@ def token_mode(settings: Settings) -> Fixed | None:
 
 def compiled_kernels(settings: Settings) -> Fixed | None:  # noqa: ARG001 (as every fix-up)
     """Compile the kernels if some are missing, which takes minutes on a small board."""
+    if why := _foreign(cache_base()):  # first: the probe makes a folder there
+        return Fixed("kernels", False, f"not compiled: {why}")
     facts = kernel_library.probe().facts
     if facts is None or not facts.missing:  # `kernels` says why they cannot be imported or kept
         return None
@@ -100,6 +110,16 @@ def compiled_kernels(settings: Settings) -> Fixed | None:  # noqa: ARG001 (as ev
         said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:200]
         return Fixed("kernels", False, f"not compiled: {said}")
     return Fixed("kernels", True, f"compiled {facts.missing} kernels in {facts.folder}")
+
+
+def _foreign(folder: Path) -> str:
+    """Why root should not write below ``folder``, or an empty string: `sudo` may keep the HOME of its caller, who could
+    not use root's files there.
+    """
+    there = storage.nearest(folder)
+    if os.geteuid() != 0 or there.stat().st_uid == 0:
+        return ""
+    return f"{there} belongs to another user; run the command as that user, without sudo"
 
 
 def _restrict(path: Path, bits: int, kind: int = 0) -> str:

@@ -79,8 +79,8 @@ def _remedy(reasons: Sequence[str], hot: bool) -> str:
     """What to do. A weak supply also lowers the clock, so that alone is no sign of heat."""
     weak = any("under-voltage" in reason or "over-current" in reason for reason in reasons)
     warm = hot or any("temperature" in reason or "thermal" in reason for reason in reasons)
-    supply = ["use a stronger power supply and a short cable"] if weak else []
-    return " and ".join([*supply, *(["improve the cooling"] if warm or not weak else [])])
+    supply = ["use a stronger power supply with a short cable"] if weak else []
+    return ", and ".join([*supply, *(["improve the cooling"] if warm or not weak else [])])
 
 
 def power_mode(root: Path = machine.ROOT) -> Check | None:
@@ -100,10 +100,8 @@ def gpu(root: Path = machine.ROOT) -> Check | None:
     name = _gpu(root)
     if name is None:
         return None
-    return ok(
-        "gpu",
-        f"{name} is not used: heads run on the CPU in integers, with the same bits on every board; the GPU is free",
-    )
+    why = "heads run on the CPU, where integer kernels give the same bits on every board, and plans count on that"
+    return ok("gpu", f"{name} is not used: {why}")
 
 
 def _gpu(root: Path) -> str | None:

@@ -46,7 +46,7 @@ def space(settings: Settings, root: Path = machine.ROOT) -> Check:
     service = [root / folder.relative_to("/") for folder in (unit.CACHE, unit.STATE)]
     found: list[str] = []
     for folder in [*own_folders(settings), *(folder for folder in service if folder.exists())]:
-        there = _nearest(folder)
+        there = nearest(folder)
         mounted = mount(there, root)
         if mounted is not None and mounted.read_only:
             advice = (
@@ -69,7 +69,7 @@ def space(settings: Settings, root: Path = machine.ROOT) -> Check:
 def wear(root: Path = machine.ROOT) -> Check | None:
     """Errors of file systems, and the wear that an eMMC reports. SD cards report none."""
     counts = {path.parent.name: _number(path) for path in sorted(root.glob("sys/fs/ext4/*/errors_count"))}
-    if bad := [f"{name}: {count} errors" for name, count in counts.items() if count]:
+    if bad := [f"{count} errors on {name}" for name, count in counts.items() if count]:
         advice = "back up the card, check it with `fsck` at the next start, and replace it if errors return"
         return warn("wear", f"ext4 recorded {', '.join(bad)}", advice)
     cards = [_card(folder) for folder in sorted(root.glob("sys/block/mmcblk[0-9]"))]
@@ -134,7 +134,7 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match[1], 8)), text)
 
 
-def _nearest(path: Path) -> Path:
+def nearest(path: Path) -> Path:
     """The folder ``path``, or the nearest parent that exists."""
     return next((one for one in (path, *path.parents) if one.exists()), Path("/"))
 

@@ -79,13 +79,15 @@ def test_a_crash_of_numpy_and_a_bad_configuration_do_not_end_it(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_it_fits_80_columns_and_fixes_before_it_checks(tmp_path: Path) -> None:
-    place = str(tmp_path / "cache")
-    done = run("--fix", SPLITEDGE_CACHE_DIR=place, XDG_CONFIG_HOME=str(tmp_path), SPLITEDGE_KERNELS="jit")
-    assert done.returncode == 0, done.stderr
-    assert Path(place).is_dir()
+    (tmp_path / "splitedge").write_text("where a folder should be")  # so nothing is compiled
+    (tmp_path / "agent.toml").write_text(f"cache_dir = '{tmp_path}/made'\n")
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "SPLITEDGE_KERNELS": "jit"}
+    done = run("--fix", "--config", str(tmp_path / "agent.toml"), **environment)
+    assert done.returncode == 1, done.stderr
+    assert (tmp_path / "made").is_dir()
     lines = done.stdout.splitlines()
-    assert [line for line in lines if len(line) > 80 and place not in line] == []
-    assert [line.split()[0] for line in lines[:2]] == ["done", "done"] or lines[0].startswith("done")
+    assert lines[0].split() == ["done", "cache", "folder", "created", *lines[0].split()[4:]]
+    assert [line for line in lines if len(line) > 80 and str(tmp_path) not in line] == []
 
 
 def test_a_bundle_that_exists_is_refused_before_any_check(tmp_path: Path) -> None:

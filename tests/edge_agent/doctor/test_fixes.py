@@ -36,6 +36,7 @@ def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     found = fixes.cache_folder(Settings(cache_dir=str(tmp_path / "file/b")))
     assert found is not None
     assert not found.done
+    assert (tmp_path / "cache").is_dir()  # the other one
 
 
 def test_only_this_user_may_write_to_the_cache(tmp_path: Path) -> None:
@@ -82,6 +83,14 @@ def test_a_file_of_another_user_is_left_alone(tmp_path: Path) -> None:
     assert (found.done, mode(path)) == (False, 0o644)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can write to the folder of another user")
+def test_root_makes_nothing_in_the_folder_of_another_user(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, 12345)
+    found = [fixes.cache_folder(Settings()), fixes.compiled_kernels(Settings())]
+    assert [one and one.done for one in found] == [False, False]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_kernels_are_not_compiled_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "COMPILE_MEMORY", 1 << 60)
     found = fixes.compiled_kernels(Settings())
@@ -97,7 +106,7 @@ def test_a_compilation_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPa
     assert not found.done
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_missing_kernels_are_compiled() -> None:
     found = fixes.compiled_kernels(Settings())
     assert found is not None

@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent.doctor import server as doctor_server
 from edge_agent.api import app
+from edge_agent.doctor import server as doctor_server
 from edge_agent.inputs.sources import Text, spoken
 from edge_agent.planning import disk_cache
 from edge_agent.planning.disk_cache import DiskCache
