@@ -1,28 +1,41 @@
-"""Start-up in fresh processes: imports, `--help`, a head with cold and warm kernel cache, and `edge-agent warm`.
+"""Start-up in fresh processes: imports, `--help`, a head, `edge-agent warm`, and a running agent with its memory.
 
     python -m benchmarks.startup [--json OUT] [--quick]
 
 The head is EfficientNet-Lite0, 8 bits, on one thread, with its first frame; loading it includes its golden check. Cold
-means an empty kernel cache; cold runs happen twice, or once with --quick, which also omits `edge-agent warm`. All other
-figures are medians over several processes.
+means an empty kernel cache; cold runs happen twice, or once with --quick, which also omits `edge-agent warm`.
+
+The agent runs the whole EfficientNet-Lite0 (`--mode device`) behind a server on this machine, on two threads. Ready
+counts from the start of its process. Idle memory is that of the ready agent, memory under load that after `FRAMES`
+photographs. All other figures are medians over several processes.
+
+If the package has a library of kernels for this processor (`python -m kernels.build`), the agent runs with it and with
+compiled kernels, in turn.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.report import parser, report
+from kernels import native
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Photographs of a run of the agent.
+FRAMES: Final = 200
+#: How the kernels of an agent come about, and the value of `native.VARIABLE` for it.
+KERNELS: Final = {"library": "", "jit": "jit"}
 HELP, WARM = ("-m", "edge_agent", "--help"), ("-m", "edge_agent", "warm")
 #: The imports of `edge-agent run`, a head, one frame. Peak memory comes from VmHWM, because the process's maximum
 #: resident size includes its parent's.
@@ -58,7 +71,13 @@ def main() -> None:
             places = [Path(folder) / f"all{i}" for i in range(colds)]
             commands["edge-agent warm, nothing compiled"] = [seconds(WARM, place) for place in places]
             commands["edge-agent warm, all there"] = [seconds(WARM, places[0]) for _ in range(runs)]
+        agents = running(runs, caches[0])
     rows, summary = figures(cold, warm, commands)
+    for kernels, each in agents.items():
+        rows.append(_row(f"agent ready, {kernels}", [one["ready_s"] for one in each]))
+        summary |= {f"startup.{kernels}.{name}": statistics.median(one[name] for one in each) for name in each[0]}
+    if native.FOLDER.is_dir():
+        summary["startup.package_mib"] = sum(path.stat().st_size for path in native.FOLDER.iterdir()) / 2**20
     report("Start-up, a fresh process each", rows, summary, options.json)
 
 
@@ -69,6 +88,71 @@ def start(segment: Path, cache: Path) -> dict[str, float]:
     """
     found: dict[str, float] = json.loads(_run(("-c", CHILD, str(segment)), cache))
     return found
+
+
+def running(runs: int, cache: Path) -> dict[str, list[dict[str, float]]]:
+    """Run an agent ``runs`` times with each kind of `KERNELS` that is there; return its figures by kind."""
+    from benchmarks import photos, ways  # they import what the server needs
+    from benchmarks.processes import serving
+    from edge_server.store.store import Store
+
+    kinds = [kind for kind in KERNELS if kind == "jit" or native.LIBRARY is not None]
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    store, files = ways.calibrated(photos.demo()), [photo.path.read_bytes() for photo in photos.demo()]
+    with Store(store) as opened:
+        token = opened.tokens.add("startup")
+    with serving(store, port=0) as port:
+        server = {
+            "SPLITEDGE_SERVER": f"http://127.0.0.1:{port}",
+            "SPLITEDGE_TOKEN": token,
+            "SPLITEDGE_MODEL": ways.MODEL,
+        }
+        for turn in range(runs + 1):
+            for kind in kinds:
+                environment = os.environ | server | {native.VARIABLE: KERNELS[kind], "SPLITEDGE_CACHE_DIR": str(cache)}
+                one = agent(environment | {"SPLITEDGE_API_PORT": "0", "SPLITEDGE_THREADS": "2"}, files)
+                if turn:  # the first turn compiles, downloads the segment and measures the board
+                    found[kind].append(one)
+    return found
+
+
+def agent(environment: dict[str, str], files: Sequence[bytes]) -> dict[str, float]:
+    """Start an agent and send it ``files``, again and again; return its ``ready_s`` and its memory in MiB."""
+    command = [sys.executable, "-m", "edge_agent", "run", "--mode", "device"]
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if ready := re.search(r"ready on (\S+):", line):
+                break
+        else:
+            raise SystemExit("the agent did not start; run `edge-agent doctor`")
+        taken, idle = time.perf_counter() - begun, memory(process.pid)
+        for i in range(FRAMES):
+            data = files[i % len(files)]
+            request = urllib.request.Request(f"{ready[1]}/v1/infer", data, {"Content-Type": "image/jpeg"})  # noqa: S310
+            with urllib.request.urlopen(request) as answer:  # noqa: S310
+                answer.read()
+        load = memory(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+        process.stderr.close()
+    return {
+        "ready_s": taken,
+        **{f"{name}_mib_idle": value for name, value in idle.items()},
+        **{f"{name}_mib_load": value for name, value in load.items()},
+    }
+
+
+def memory(process: int) -> dict[str, float]:
+    """Return the resident, proportional and anonymous memory of a process in MiB."""
+    text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    return {
+        name.lower(): int(re.findall(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[0]) / 1024
+        for name in ("Rss", "Pss", "Anonymous")
+    }
 
 
 def seconds(command: Sequence[str], cache: Path) -> float:
@@ -88,16 +172,7 @@ def figures(
         "Lite0 head, warm cache": [run["head"] for run in warm],
         "its first frame": [run["frame"] for run in warm],
     } | commands
-    rows: list[dict[str, Any]] = [
-        {
-            "what": what,
-            "processes": len(times),
-            "median s": statistics.median(times),
-            "least s": min(times),
-            "most s": max(times),
-        }
-        for what, times in taken.items()
-    ]
+    rows = [_row(what, times) for what, times in taken.items()]
     medians = {what: statistics.median(times) for what, times in taken.items()}
     summary = {
         "startup.import_s": medians["import of the agent"],
@@ -107,6 +182,16 @@ def figures(
         "startup.cold_rss_mib": statistics.median(run["rss"] for run in cold),
     }
     return rows, summary
+
+
+def _row(what: str, times: list[float]) -> dict[str, Any]:
+    return {
+        "what": what,
+        "processes": len(times),
+        "median s": statistics.median(times),
+        "least s": min(times),
+        "most s": max(times),
+    }
 
 
 def _run(arguments: Sequence[str], cache: Path) -> str:

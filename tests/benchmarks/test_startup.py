@@ -10,7 +10,7 @@ import pytest
 from benchmarks import startup
 from device_profiles.measurement import one_operator
 from device_profiles.schema import Shape
-from kernels import jit
+from kernels.cache import cache_base
 from splitedge.head import Head
 from splitedge.head import segment as seg
 
@@ -36,7 +36,7 @@ def test_a_process_tells_its_times_and_its_memory(tmp_path: Path) -> None:
     path = tmp_path / "small.segment"
     segment.header.golden.sha256 = hashlib.sha256(answer.tobytes()).hexdigest()
     path.write_bytes(seg.build(segment.header, segment.blob.tobytes()))
-    found = startup.start(path, jit.cache_base())
+    found = startup.start(path, cache_base())
     assert all(value > 0 for value in found.values())
     assert 30 < found["rss"] < 2000
 

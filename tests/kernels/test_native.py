@@ -15,9 +15,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from kernels import isa, native
+from kernels import codec, isa, native
 from kernels.native import Array, Manifest
+from splitedge.errors import PlatformError
 from tests.kernels import golden
+from tests.raising import raises
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,13 +62,21 @@ print(json.dumps([found, out.tolist(), str(native.LIBRARY.path), [one for one in
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the packages that kernels need, with a library for this machine."""
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a library for this machine."""
+    place = tmp_path_factory.mktemp("libraries")
+    done = python(ROOT, "-m", "kernels.build", "--isa", isa.ISA, str(place))
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Path:
+    """A copy of the packages that kernels need, with the library."""
     place = tmp_path_factory.mktemp("tree")
     for name in ("kernels", "splitedge"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "libraries"))
-    done = python(place, "-m", "kernels.build", "--isa", isa.ISA)
-    assert done.returncode == 0, done.stderr
+    shutil.copytree(libraries, place / "kernels" / "libraries" / native.FOLDER.name)
     return place
 
 
@@ -98,6 +108,39 @@ def test_arguments_that_do_not_fit_are_refused(tree: Path) -> None:
     assert out == list(range(8))
     assert Path(path) == tree / "kernels" / "libraries" / native.FOLDER.name / f"{isa.ISA}.so"
     assert not compilers
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_a_kernel_of_a_library_equals_the_compiled_one(libraries: Path) -> None:
+    library, reason = native.usable(libraries, isa.ISA)
+    assert library is not None, reason
+    assert len(library.sha256) == 64
+    codes = np.arange(0, 256, 3, dtype=np.uint8) % 16
+    for bits in range(4, 9):
+        one, other = (np.zeros((len(codes) * bits + 7) // 8, np.uint8) for _ in range(2))
+        assert library.kernel("codec.bits.pack")(codes, bits, one) == 0
+        codec.pack(codes, bits, other)
+        np.testing.assert_array_equal(one, other)
+    pack = library.kernel("codec.bits.pack")
+    fixed = one.copy()
+    fixed.flags.writeable = False
+    for arguments in [
+        (codes, 8, fixed),
+        (codes[::2], 8, one),
+        (codes.view(np.int8), 8, one),
+        (codes, 8),
+        (None, 8, one),
+    ]:
+        with pytest.raises(TypeError):
+            pack(*arguments)
+    with raises(PlatformError, reason="no-kernel"):
+        library.kernel("codec.bits.no_kernel")(codes)
+    values = np.array([1, 2, np.nan, 4] * 8, np.float32)
+    encode = library.kernel("codec.fused.encode")
+    zero, scale, none = np.zeros(1, np.float32), np.ones(1, np.float32), np.zeros(0, np.float32)
+    assert encode(values, zero, scale, none, 0, 8, np.zeros(32, np.uint8)) == 0  # not finite
+    assert encode(np.abs(np.nan_to_num(values)), zero, scale, none, 0, 8, np.zeros(32, np.uint8)) == 1
 
 
 @pytest.mark.thorough

@@ -108,6 +108,7 @@ def test_every_kernel_is_on_the_list() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough  # compiles every kernel
 @pytest.mark.timeout(1200)
 def test_after_it_heads_and_codecs_compile_nothing(tmp_path: Path) -> None:
     first = python(tmp_path, "-m", "edge_agent", "warm")
