@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich import box
 from rich.console import Console
@@ -26,6 +26,8 @@ from kernels import isa, warm
 from splitedge import errors
 
 WIDTH = 80
+#: Columns of a way's title; the others of the table need the rest of 80.
+WAY_WIDTH: Final = 31
 console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
 
@@ -122,7 +124,7 @@ def show(measured: list[Way], frames: Frames) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     rows = ways.rows(measured, frames)
     names = [name for name in rows[0] if name != "points lost"]  # ten photos are too few for an interval
-    table.add_column("way", no_wrap=True)  # the only column that a narrow terminal shortens
+    table.add_column("way", no_wrap=True, overflow="ellipsis", max_width=WAY_WIDTH)
     for name in names[1:]:
         width = max(len(name), *(len(row[name]) for row in rows))
         table.add_column(name, justify="right", no_wrap=True, min_width=width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -35,6 +36,15 @@ def test_its_tables_fit_eighty_columns(demo: ModuleType, capsys: pytest.CaptureF
         assert row["bytes/frame"] in out
         assert row["as float"] in out
         assert row["points lost"] not in out
+
+
+def test_a_long_title_hides_no_column(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    long = [dataclasses.replace(way, title="split after blocks.12._project_conv of the network") for way in FOUND]
+    demo.show(long, FRAMES)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    heading = next(line.split() for line in lines if "bytes/frame" in line)
+    assert heading == ["way", "bytes/frame", "ms/frame", "as", "float", "right", "bound"]
 
 
 def test_each_step_is_timed_and_printed_on_a_line(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
