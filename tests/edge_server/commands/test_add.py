@@ -237,6 +237,7 @@ def test_samples_that_break_off_under_the_progress_bar(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 def test_a_corrupt_exported_program(network: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.pt2").write_bytes(b"not a model at all")
     done = run("add", tmp_path / "bad.pt2", "--arrays", network.parent / "x.npy", "--store", tmp_path / "s")
