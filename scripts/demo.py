@@ -26,13 +26,6 @@ from kernels import isa, warm
 from splitedge import errors
 
 WIDTH = 80
-#: Modules of the steps after the kernels. A first import compiles them to bytecode, which takes seconds.
-LATER: Final = (
-    "edge_server.commands.add",
-    "edge_server.commands.serve",
-    "edge_agent.runtime.agent",
-    "benchmarks.rivals",
-)
 #: Columns of a way's title; the others of the table need the rest of 80.
 WAY_WIDTH: Final = 31
 console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
@@ -112,15 +105,11 @@ def prepared(steps: Steps, found: list[Photo]) -> Path:
 
 
 def compile_kernels(status: Any) -> None:
-    """Compile the kernels that are not in the cache. Meanwhile another core compiles the later steps' Python modules."""
-    if not warm.missing():
-        return
-    imports = subprocess.Popen([sys.executable, "-c", f"import {', '.join(LATER)}"], cwd=ROOT)
+    """Compile the kernels that are not in the cache."""
     for step in warm.steps():
         if not step.is_kept():
             status.update(f"kernels: compiling {step.name}")
             step.compile()
-    imports.wait()
 
 
 def figures(steps: Steps, measured: list[Way], frames: Frames) -> dict[str, float]:
