@@ -153,7 +153,7 @@ def explain() -> str:
     available = best(features)
     why = "the fastest set here" if available == ISA else f"slower than {available}, the fastest set here"
     model = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
-    line = f"{ISA}, {why}: {'the Linux kernel reports' if ARM else 'LLVM finds'} {found}"
+    line = f"{ISA}, {why}: the Linux kernel reports {found}"
     return f"{line}; compiled for {model[0]} {model[1]}" if model[0] else line
 
 
