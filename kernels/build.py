@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from kernels import isa, native
-from kernels.native import Argument, Array
+from kernels.native import Argument, Array, Signatures
 
 PAGE: Final = 64 << 10
 #: Offsets of fields in NumPy's array object behind the object's header, and the flags of an array that fits.
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (given.folder / native.MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
 
-def _library(path: Path) -> dict[str, list[list[Argument]]]:
+def _library(path: Path) -> Signatures:
     """Compile the kernels for `isa.ISA` and link them to ``path``. Returns the arguments of each."""
     import llvmlite.binding as llvm
 
@@ -117,14 +118,14 @@ def _library(path: Path) -> dict[str, list[list[Argument]]]:
     machine = llvm.Target.from_triple(triple).create_target_machine(
         cpu=model, features=features, opt=3, reloc="pic", codemodel="default"
     )
-    found: dict[str, list[list[Argument]]] = {}
+    found: Signatures = {}
     with tempfile.TemporaryDirectory() as folder:
         objects = [_object(machine, llvm.parse_assembly(RUNTIME), Path(folder) / "runtime.o")]
         for step in [*warm.steps(), warm.mixed()]:
             function = step.kernel.py_func
             overloads = found.setdefault(native.name_of(function), [])
             name = native.symbol(native.name_of(function), len(overloads))
-            module, kinds = _module(step, name)
+            module, kinds = _module(step, name, machine)
             overloads.append(kinds)
             objects.append(_object(machine, module, Path(folder) / f"{name}.o"))
         flags = ["relro", "now", "noexecstack", f"max-page-size={PAGE}"]
@@ -139,7 +140,7 @@ def _object(machine: Any, module: Any, path: Path) -> Path:
     return path
 
 
-def _module(step: Any, name: str) -> tuple[Any, list[Argument]]:
+def _module(step: Any, name: str, machine: Any) -> tuple[Any, list[Argument]]:
     """The LLVM module of one kernel with the function ``name`` around it, and the kernel's arguments."""
     import llvmlite.binding as llvm
     import numba
@@ -161,23 +162,18 @@ def _module(step: Any, name: str) -> tuple[Any, list[Argument]]:
             one.linkage = "internal"
     passes = llvm.create_new_module_pass_manager()
     passes.add_global_dead_code_eliminate_pass()
-    options = llvm.create_pipeline_tuning_options()
-    machine = llvm.Target.from_default_triple().create_target_machine()
-    passes.run(module, llvm.create_pass_builder(machine, options))
+    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
     return module, kinds
 
 
 def _kind(one: Any) -> Argument:
     """The argument of a Numba type."""
-    import numpy as np
     from numba import types
-    from numba.np import numpy_support
 
     if isinstance(one, types.BaseTuple):
-        return [_kind(field) for field in one]
+        return [_array(field) for field in one]
     if isinstance(one, types.Array):
-        assert one.layout == "C"
-        return Array.of(np.dtype(numpy_support.as_dtype(one.dtype)), one.ndim, writable=one.mutable)
+        return _array(one)
     kinds: dict[Any, Argument] = {
         types.int64: "int64",
         types.float32: "float32",
@@ -186,6 +182,13 @@ def _kind(one: Any) -> Argument:
         types.int32: "int32",
     }
     return kinds[one]
+
+
+def _array(one: Any) -> Array:
+    from numba.np import numpy_support
+
+    assert one.layout == "C"
+    return Array.of(np.dtype(numpy_support.as_dtype(one.dtype)), one.ndim, writable=one.mutable)
 
 
 def _wrapper(name: str, inner: str, kinds: Sequence[Argument], result: Argument, types: Sequence[str]) -> str:

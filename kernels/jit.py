@@ -34,6 +34,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 
 from kernels import isa  # before numba: it may set variables that numba reads at import
 from kernels.cache import cache_base
+from kernels.native import sources_hash
 from splitedge.errors import PlatformError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,15 +48,12 @@ def fingerprint(sources: Path) -> str:
     """A hash of everything that compiled code depends on: all ``*.py`` files below ``sources``, compiler versions, and
     the CPU.
     """
-    digest = hashlib.sha256()
-    for path in sorted(sources.rglob("*.py")):
-        digest.update(path.relative_to(sources).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     cpu = (
         os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name(),
         os.environ.get("NUMBA_CPU_FEATURES") or sorted(isa.host_features()),
     )
-    digest.update(repr((numba.__version__, llvmlite.__version__, isa.ISA, cpu)).encode())
-    return digest.hexdigest()[:16]
+    parts = (sources_hash(sources), numba.__version__, llvmlite.__version__, isa.ISA, cpu)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _writable(directory: Path) -> str:

@@ -22,7 +22,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import numpy as np
@@ -62,27 +62,28 @@ class Array(msgspec.Struct, frozen=True):
         return f"{self.dtype}[{','.join(':' * self.ndim)}]"
 
 
-#: A number ("int64", "float32", "bool"), None ("none"), an array, or a tuple of these.
-Argument = str | Array | list[Any]
+#: A number ("int64", "float32", "bool"), None ("none"), an array, or a tuple of arrays.
+Argument: TypeAlias = str | Array | list[Array]
+#: By the name of a kernel, the arguments of each overload.
+Signatures: TypeAlias = dict[str, list[list[Argument]]]
 _FORMATS: Final = {"int64": "q", "float32": "f4x", "bool": "?7x", "none": "q"}
 
 
 class Manifest(msgspec.Struct, frozen=True):
     """The libraries of a folder.
 
-    ``sources``: as `sources_hash`. ``libraries``: SHA-256 of each by its instruction set. ``kernels``: by name, the
-    arguments of each overload.
+    ``sources``: as `sources_hash`. ``libraries``: SHA-256 of each by its instruction set.
     """
 
     sources: str
     libraries: dict[str, str]
-    kernels: dict[str, list[list[str | Array | list[Array]]]]
+    kernels: Signatures
 
 
 class Library:
-    """The library at ``path`` with this hash, and with ``kernels`` as in `Manifest`."""
+    """The library at ``path`` with this hash and these ``kernels``."""
 
-    def __init__(self, path: Path, sha256: str, kernels: dict[str, list[list[str | Array | list[Array]]]]) -> None:
+    def __init__(self, path: Path, sha256: str, kernels: Signatures) -> None:
         self.path, self.sha256, self._kernels = path, sha256, kernels
         self._loaded = ctypes.CDLL(str(path))
 

@@ -20,6 +20,9 @@ from kernels.codec import projection
 from kernels.program import OPERATOR, Kind, Memory
 from kernels.rans import adaptive, static
 
+if native.LIBRARY is None:  # else Numba is not needed, and may not be installed
+    from kernels import jit
+
 
 class Step(NamedTuple):
     """One compilation: its purpose for people, the kernel, and arguments with the types of a real call."""
@@ -30,19 +33,12 @@ class Step(NamedTuple):
 
     def is_kept(self) -> bool:
         """Whether it is in a library or in the cache."""
-        if native.LIBRARY is not None:
-            return True
-        from kernels import jit
-
-        return jit.is_kept(self.kernel, self.arguments)
+        return native.LIBRARY is not None or jit.is_kept(self.kernel, self.arguments)
 
     def compile(self) -> None:
         """Load it from the cache or compile it, which takes seconds, and on a small board minutes."""
-        if self.is_kept():
-            return
-        from kernels import jit
-
-        jit.compile_for(self.kernel, self.arguments)
+        if native.LIBRARY is None:
+            jit.compile_for(self.kernel, self.arguments)
 
 
 def steps() -> list[Step]:
@@ -75,25 +71,17 @@ def steps() -> list[Step]:
 
 def folder() -> Path:
     """The library, or the folder where compiled kernels are kept."""
-    if native.LIBRARY is not None:
-        return native.LIBRARY.path
-    from kernels import jit
-
-    return jit.CACHE_DIR
+    return jit.CACHE_DIR if native.LIBRARY is None else native.LIBRARY.path
 
 
 def fingerprint() -> str:
     """Identifies the compiled code, in 16 hexadecimal digits."""
-    return native.LIBRARY.sha256[:16] if native.LIBRARY is not None else folder().name.removeprefix("kernels-")
+    return folder().name.removeprefix("kernels-") if native.LIBRARY is None else native.LIBRARY.sha256[:16]
 
 
 def problem() -> str:
     """Why compiled kernels cannot be kept, so that every start compiles them again; or an empty string."""
-    if native.LIBRARY is not None:
-        return ""
-    from kernels import jit
-
-    return jit.CACHE_PROBLEM
+    return jit.CACHE_PROBLEM if native.LIBRARY is None else ""
 
 
 def advice() -> str:

@@ -31,7 +31,7 @@ def package(tmp_path: Path) -> Path:
     """A copy of the real plumbing with one kernel and, in another file, one helper."""
     copy = tmp_path / "kernels"
     copy.mkdir()
-    for name in ("__init__.py", "cache.py", "isa.py", "jit.py"):
+    for name in ("__init__.py", "cache.py", "isa.py", "jit.py", "native.py"):
         shutil.copy(Path(kernels.__file__).parent / name, copy / name)
     (copy / "helper.py").write_text(HELPER.format(1))
     (copy / "user.py").write_text(USER)
