@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import edge_agent
@@ -31,21 +32,9 @@ from edge_agent.service.unit import (
 )
 from kernels import native
 from splitedge.errors import ConfigError, PlatformError
-from splitedge.service.install import (
-    Removed,
-    below,
-    forget,
-    not_installed,
-    remove,
-    require_root,
-    start,
-    stop,
-    there,
-    write,
-)
+from splitedge.service import install as steps
+from splitedge.service.install import ROOT, Removed, below, require_root, start, write
 from splitedge.service.status import ServiceStatus, query, systemctl
-
-ROOT = Path("/")
 
 
 def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None = None) -> UnitOptions:
@@ -73,7 +62,8 @@ def install(
     ready or waits for its server.
 
     If the package has no kernels for this processor, the first command of the unit compiles them, as the service user.
-    This takes minutes on a small board; ``say`` receives status messages. With ``dry_run``, nothing changes and ``say`` receives the problems.
+    This takes minutes on a small board; ``say`` receives status messages. With ``dry_run``, nothing changes and ``say``
+    receives the problems.
 
     Raises `PlatformError` without root or systemd; `ConfigError` for settings that cannot work (``data["problems"]``
     lists all; nothing is changed); `SplitEdgeError` with the last error of a service that started and does not run;
@@ -101,21 +91,7 @@ def uninstall(*, purge: bool = False, root: Path = ROOT) -> Removed:
     and compiled kernels. Files elsewhere that the unit names, and other files in /etc/splitedge, remain. Raises
     `UsageError` if there is nothing to remove.
     """
-    path = below(root, UNIT_PATH)
-    if root == ROOT:
-        require_root(SERVICE)
-    own = _own(root)
-    named = _named(path)
-    if not path.is_file() and not (purge and any(map(there, own))):
-        raise not_installed(SERVICE, path)
-    if root == ROOT and path.is_file():
-        stop(SERVICE)
-    gone = [one for one in [path, *(own if purge else [])] if there(one)]
-    for one in gone:
-        remove(one)
-    if root == ROOT:
-        forget(SERVICE)
-    return Removed(gone, [one for one in _kept(root, named, own) if there(one)])
+    return steps.uninstall(SERVICE, _own(root), _named(root), purge=purge, root=root)
 
 
 def status(*, root: Path = ROOT) -> ServiceStatus:
@@ -124,11 +100,8 @@ def status(*, root: Path = ROOT) -> ServiceStatus:
     return query(SERVICE)
 
 
-def require_installed(*, root: Path = ROOT) -> None:
-    """Raise `UsageError` if the service is not installed."""
-    path = below(root, UNIT_PATH)
-    if not path.is_file():
-        raise not_installed(SERVICE, path)
+#: Raises `UsageError` if the service is not installed below ``root``.
+require_installed = partial(steps.require_installed, SERVICE)
 
 
 # --- install
@@ -169,22 +142,14 @@ def _variables() -> dict[str, str]:
 
 def _own(root: Path) -> list[Path]:
     """The files and folders that belong to the service alone, which ``purge`` removes."""
-    private = [
-        path.parent / "private" / path.name for path in (STATE, CACHE)
-    ]  # of a dynamic user; STATE and CACHE are links
-    return [below(root, path) for path in (CONFIG_PATH, ENVIRONMENT_PATH, TOKEN_PATH, DROP_INS, STATE, CACHE, *private)]
+    own = (CONFIG_PATH, ENVIRONMENT_PATH, TOKEN_PATH, DROP_INS, *steps.dynamic(STATE, CACHE))
+    return [below(root, path) for path in own]
 
 
-def _named(unit: Path) -> list[Path]:
-    """The configuration and token files in the text of ``unit``."""
+def _named(root: Path) -> list[Path]:
+    """The configuration and token files in the text of the unit, and the other files beside the configuration."""
+    unit, folder = below(root, UNIT_PATH), below(root, CONFIG_PATH.parent)
     text = unit.read_text("utf-8", "replace") if unit.is_file() else ""
     found = re.findall(r'^(?:ExecStart=.* --config "?([^"\n]+)"?|LoadCredential=[\w-]+:(.+))$', text, re.MULTILINE)
-    return [Path((settings or token).replace("%%", "%").replace("$$", "$")) for settings, token in found]
-
-
-def _kept(root: Path, named: list[Path], own: list[Path]) -> list[Path]:
-    """Files of the service that may remain, without links."""
-    folder = below(root, CONFIG_PATH.parent)
-    others = sorted(folder.iterdir()) if folder.is_dir() else []
-    kept = [*own, *others, *(below(root, path) for path in named)]
-    return sorted(path for path in set(kept) if not path.is_symlink())
+    named = [Path((settings or token).replace("%%", "%").replace("$$", "$")) for settings, token in found]
+    return [*(below(root, path) for path in named), *(folder.iterdir() if folder.is_dir() else [])]

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.config import CREDENTIAL, SYSTEM_FILE
-from splitedge.errors import PlatformError, UsageError
-from splitedge.service.unit import NO_CREDENTIAL, Service, absolute, plain, sandbox, word
+from splitedge.service.unit import Service, absolute, futile, new_code, plain, sandbox, word
 from splitedge.settings import variable
 
 SERVICE = Service("edge-agent", "run", "splitedge-agent")
@@ -38,22 +37,18 @@ class UnitOptions:
 
 def render(options: UnitOptions) -> str:
     """The text of the unit. Raises `ConfigError` for paths that a unit cannot contain."""
-    futile = sorted({UsageError.exit_status, PlatformError.exit_status, NO_CREDENTIAL})
     executable = word(absolute(options.executable))
     return _TEMPLATE.format(
         executable=executable,
         command=f"{executable} run --config {word(absolute(options.config)).replace('$', '$$')}",
         environment_file=plain(str(ENVIRONMENT_PATH)),
         credential="" if options.token_file is None else _credential(options.token_file),
-        futile=" ".join(map(str, futile)),
+        futile=futile(),
         start_timeout=options.start_timeout_s,
         watchdog=options.watchdog_s,
         sandbox=sandbox(home_visible=options.home_visible),
         warm=_WARM.format(executable=executable) if options.compiles else "",
-        compiler="# The agent compiles kernels, so it needs memory that is writable and then executable.\n"
-        if options.compiles
-        else "",
-        no_new_code="no" if options.compiles else "yes",
+        new_code=new_code(compiles=options.compiles, program="agent"),
     )
 
 
@@ -99,8 +94,7 @@ CacheDirectoryMode=0700
 ConfigurationDirectory=splitedge
 UMask=0077
 
-{compiler}MemoryDenyWriteExecute={no_new_code}
-{sandbox}"""
+{new_code}{sandbox}"""
 
 
 def _credential(token_file: Path) -> str:

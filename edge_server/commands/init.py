@@ -13,6 +13,7 @@ from edge_server.certificate import Certificate
 from edge_server.store.names import check_name
 from edge_server.store.store import Store
 from splitedge import errors, terminal
+from splitedge.link import http_server
 
 WIDTH = 80  # columns of the screen
 _BOARD = "~/.config/splitedge"  # the agent's settings on the board
@@ -113,7 +114,7 @@ def _url(made: Certificate, port: int) -> str:
     """The address for boards: the user's first name, else the main address if it is certified, else the host name."""
     first, main = made.names[0], host_names.main_address()
     host = main if first == host_names.all_names()[0] and main in made.names else first
-    return f"https://{f'[{host}]' if ':' in host else host}:{port}"
+    return http_server.url(host, port, tls=True)
 
 
 def _shell(path: Path) -> str:

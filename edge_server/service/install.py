@@ -23,12 +23,10 @@ from edge_server.service.unit import CACHE, SERVICE, STATE, UnitOptions, render
 from kernels import native
 from splitedge.errors import ConfigError, UsageError
 from splitedge.link import http_server
-from splitedge.service.install import Removed, below, forget, not_installed, remove, require_root, start, stop, there
-from splitedge.service.install import write as write_unit
+from splitedge.service import install as steps
+from splitedge.service.install import ROOT, Removed, below, require_root, start, write
 from splitedge.service.status import ServiceStatus, query
 from splitedge.service.unit import HOMES, unreachable
-
-ROOT = Path("/")
 
 
 def default_options(serve: ServeConfig, store: Path | None, folder: Path | None) -> UnitOptions:
@@ -82,7 +80,7 @@ def install(
             say(f"problem: {problem}")
     if dry_run:
         return text
-    write_unit(below(root, SERVICE.path), text)
+    write(below(root, SERVICE.path), text)
     if root == ROOT:
         start(SERVICE, say)
     return text
@@ -111,32 +109,16 @@ def problems(options: UnitOptions) -> Iterator[str]:
 def uninstall(*, purge: bool = False, root: Path = ROOT) -> Removed:
     """Stop and remove the service. Models, tokens and cache remain, unless ``purge``.
 
-    ``purge`` also removes them where the service has its own store, and changes made by `systemctl edit`. A store and a certificate that the unit names remain. Raises `UsageError` if there is nothing to
-    remove.
+    ``purge`` also removes them where the service has its own store, and changes made by `systemctl edit`. A store and a
+    certificate that the unit names remain. Raises `UsageError` if there is nothing to remove.
     """
-    path = below(root, SERVICE.path)
-    if root == ROOT:
-        require_root(SERVICE)
-    private = [one.parent / "private" / one.name for one in (STATE, CACHE)]  # of a dynamic user; the others are links
-    own = [below(root, one) for one in (SERVICE.drop_ins, STATE, CACHE, *private)]
-    named = _named(path, root)
-    if not path.is_file() and not (purge and any(map(there, own))):
-        raise not_installed(SERVICE, path)
-    if root == ROOT and path.is_file():
-        stop(SERVICE)
-    gone = [one for one in [path, *(own if purge else [])] if there(one)]
-    for one in gone:
-        remove(one)
-    if root == ROOT:
-        forget(SERVICE)
-    return Removed(gone, sorted(one for one in {*own, *named} if there(one) and not one.is_symlink()))
+    own = [below(root, one) for one in (SERVICE.drop_ins, *steps.dynamic(STATE, CACHE))]
+    return steps.uninstall(SERVICE, own, _named(root), purge=purge, root=root)
 
 
 def status(*, root: Path = ROOT) -> ServiceStatus:
     """The state of the service. Raises `UsageError` if it is not installed, `PlatformError` if systemd does not run."""
-    path = below(root, SERVICE.path)
-    if not path.is_file():
-        raise not_installed(SERVICE, path)
+    steps.require_installed(SERVICE, root)
     return query(SERVICE)
 
 
@@ -167,8 +149,9 @@ def _owner(store: Path) -> str:
     return user
 
 
-def _named(unit: Path, root: Path) -> list[Path]:
-    """The store, the certificate and the key in the text of ``unit``."""
+def _named(root: Path) -> list[Path]:
+    """The store, the certificate and the key in the text of the unit."""
+    unit = below(root, SERVICE.path)
     text = unit.read_text("utf-8", "replace") if unit.is_file() else ""
     found = re.findall(r'^(?:ReadWritePaths="?([^"\n]+)"?|LoadCredential=[\w.-]+:(.+))$', text, re.MULTILINE)
     return [below(root, Path("".join(pair).replace("%%", "%"))) for pair in found]

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_server.config import ServeConfig
-from splitedge.errors import PlatformError, UsageError
-from splitedge.service.unit import NO_CREDENTIAL, Service, absolute, plain, quotable, sandbox, word
+from splitedge.service.unit import Service, absolute, futile, new_code, plain, quotable, sandbox, word
 
 SERVICE: Final = Service("edge-server", "serve", "splitedge-server", "certificate or key")
 STATE, CACHE = Path("/var/lib/splitedge-server"), Path("/var/cache/splitedge-server")
@@ -30,17 +29,13 @@ class UnitOptions:
 
 def render(options: UnitOptions) -> str:
     """The text of the unit. Raises `ConfigError` for what a unit cannot contain."""
-    futile = sorted({UsageError.exit_status, PlatformError.exit_status, NO_CREDENTIAL})
     return _TEMPLATE.format(
         command=" ".join([word(absolute(options.executable)), "serve", *_arguments(options)]),
-        futile=" ".join(map(str, futile)),
+        futile=futile(),
         start_timeout=options.start_timeout_s,
         credentials="".join(_credentials(options.serve)),
         user=_OWN_USER if options.store is None else _owner(options.user, options.store),
-        compiler="# The server compiles kernels, so it needs memory that is writable and then executable.\n"
-        if options.compiles
-        else "",
-        no_new_code="no" if options.compiles else "yes",
+        new_code=new_code(compiles=options.compiles, program="server"),
         sandbox=sandbox(home_visible=options.home_visible, own_user=options.store is None),
     )
 
@@ -71,8 +66,7 @@ Environment=PYTHONUNBUFFERED=1
 CacheDirectoryMode=0700
 UMask=0077
 
-{compiler}MemoryDenyWriteExecute={no_new_code}
-{sandbox}"""
+{new_code}{sandbox}"""
 _OWN_USER: Final = "DynamicUser=yes\nStateDirectory=splitedge-server\nStateDirectoryMode=0700\n"
 
 

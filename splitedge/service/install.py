@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from splitedge import files
 from splitedge.errors import PlatformError, SplitEdgeError, StoreError, UsageError
 from splitedge.service import notify
 from splitedge.service.status import last_error, require_systemd, systemctl, watch
 from splitedge.service.unit import Service
+
+ROOT: Final = Path("/")
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,31 @@ def start(service: Service, say: Callable[[str], object]) -> None:
     )
 
 
-def stop(service: Service) -> None:
-    """Stop and disable the service."""
-    systemctl(service, "disable", "--now", service.unit)
+def uninstall(service: Service, own: Sequence[Path], named: Sequence[Path], *, purge: bool, root: Path) -> Removed:
+    """Stop and remove the service; nothing is stopped below a ``root`` other than ``/``.
+
+    ``own``: what belongs to the service alone, which ``purge`` removes. ``named``: other files of it, which remain. All
+    are below ``root``. Raises `UsageError` if there is nothing to remove, `PlatformError`, `StoreError`.
+    """
+    path = below(root, service.path)
+    if root == ROOT:
+        require_root(service)
+    if not path.is_file() and not (purge and any(map(_there, own))):
+        raise _not_installed(service, path)
+    if root == ROOT and path.is_file():
+        systemctl(service, "disable", "--now", service.unit)
+    gone = [one for one in [path, *(own if purge else [])] if _there(one)]
+    for one in gone:
+        _remove(one)
+    if root == ROOT:
+        systemctl(service, "daemon-reload")
+        systemctl(service, "reset-failed", service.unit, check=False)  # it fails where there is nothing to forget
+    return Removed(gone, sorted(one for one in {*own, *named} if one.exists() and not one.is_symlink()))
 
 
-def forget(service: Service) -> None:
-    """Let systemd forget a service whose unit was removed."""
-    systemctl(service, "daemon-reload")
-    systemctl(service, "reset-failed", service.unit, check=False)  # it fails where there is nothing to forget
+def dynamic(*folders: Path) -> list[Path]:
+    """``folders`` of a service with a dynamic user, which are links, and the folders that they lead to."""
+    return [*folders, *(one.parent / "private" / one.name for one in folders)]
 
 
 def require_root(service: Service) -> None:
@@ -70,8 +89,14 @@ def require_root(service: Service) -> None:
     require_systemd(service)
 
 
-def not_installed(service: Service, path: Path) -> UsageError:
-    """The error for a service whose unit ``path`` does not exist."""
+def require_installed(service: Service, root: Path = ROOT) -> None:
+    """Raise `UsageError` if the service is not installed."""
+    path = below(root, service.path)
+    if not path.is_file():
+        raise _not_installed(service, path)
+
+
+def _not_installed(service: Service, path: Path) -> UsageError:
     return UsageError(
         f"the service is not installed ({path} does not exist); run `{service.program} service install` first",
         reason="not-installed",
@@ -83,7 +108,7 @@ def below(root: Path, path: Path) -> Path:
     return root / path.relative_to("/")
 
 
-def there(path: Path) -> bool:
+def _there(path: Path) -> bool:
     """Whether ``path`` exists, be it as a dangling link."""
     return path.is_symlink() or path.exists()
 
@@ -104,7 +129,7 @@ def write(path: Path, text: str) -> None:
         ) from error
 
 
-def remove(path: Path) -> None:
+def _remove(path: Path) -> None:
     """Remove a file, a link or a folder, and then /etc/splitedge if it is empty. Raises `StoreError`."""
     try:
         if path.is_dir() and not path.is_symlink():

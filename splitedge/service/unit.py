@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from splitedge.errors import ConfigError
+from splitedge.errors import ConfigError, PlatformError, UsageError
 
 NO_CREDENTIAL: Final = 243  # systemd's exit status if it cannot read a file of LoadCredential=
 HOMES: Final = tuple(map(Path, ("/home", "/root", "/run/user")))
@@ -71,6 +71,21 @@ RemoveIPC={own_user}
 [Install]
 WantedBy=multi-user.target
 """
+
+
+def new_code(*, compiles: bool, program: str) -> str:
+    """The lines of a unit that forbid memory to become code, unless the ``program`` compiles kernels."""
+    if not compiles:
+        return "MemoryDenyWriteExecute=yes\n"
+    return (
+        f"# The {program} compiles kernels, so it needs memory that is writable and then executable.\n"
+        "MemoryDenyWriteExecute=no\n"
+    )
+
+
+def futile() -> str:
+    """The exit statuses that a restart cannot cure, for RestartPreventExitStatus=."""
+    return " ".join(map(str, sorted({UsageError.exit_status, PlatformError.exit_status, NO_CREDENTIAL})))
 
 
 def sandbox(*, home_visible: bool, own_user: bool = True) -> str:
