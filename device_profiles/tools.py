@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,23 @@ from splitedge import limits
 
 ROOT: Final = Path("/")
 _FOLDERS: Final = ("usr/sbin", "usr/bin", "sbin", "bin", "opt/vc/bin")
+
+
+def run(command: Sequence[str], timeout: float, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run ``command`` without input, with ``variables`` besides the environment's. Its output is text.
+
+    Raises `OSError`, `subprocess.TimeoutExpired` after ``timeout`` seconds.
+    """
+    return subprocess.run(  # noqa: S603
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+        env=os.environ | variables,
+    )
 
 
 def output(root: Path, *command: str, timeout: float = limits.TOOL_TIMEOUT) -> str | None:
@@ -25,16 +43,7 @@ def output(root: Path, *command: str, timeout: float = limits.TOOL_TIMEOUT) -> s
     if tool is None:
         return None
     try:
-        done = subprocess.run(  # noqa: S603
-            [tool, *command[1:]],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            check=False,
-            env=os.environ | {"LC_ALL": "C"},
-        )
+        done = run([tool, *command[1:]], timeout, LC_ALL="C")
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from device_profiles import machine
+from device_profiles import machine, tools
 from edge_agent.config import Settings
 from edge_agent.doctor import kernel_library, storage
 from kernels.cache import cache_base
@@ -95,15 +95,7 @@ def compiled_kernels(settings: Settings) -> Fixed | None:  # noqa: ARG001 (as ev
         text = f"not compiled: {free // limits.MiB} MiB of memory and swap are free, {limits.COMPILE_MEMORY // limits.MiB} are needed"
         return Fixed("kernels", False, text)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "edge_agent", "warm"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=limits.WARMUP_TIMEOUT,
-            check=False,
-        )
+        done = tools.run([sys.executable, "-m", "edge_agent", "warm"], limits.WARMUP_TIMEOUT)
     except (OSError, subprocess.TimeoutExpired):
         return Fixed("kernels", False, "the compilation did not end in time; run `edge-agent warm` to continue it")
     if done.returncode != 0:

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from device_profiles import tools
 from edge_agent.doctor.check import Check, fail, ok, warn
 from kernels import isa
 from splitedge import limits
@@ -54,15 +55,7 @@ class Probe:
 def probe() -> Probe:
     """Import and run the kernels in a child process. Takes a second or two, at most `limits.PROBE_TIMEOUT`."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "edge_agent.doctor.probe"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=limits.PROBE_TIMEOUT,
-            check=False,
-        )
+        done = tools.run([sys.executable, "-m", "edge_agent.doctor.probe"], limits.PROBE_TIMEOUT)
     except subprocess.TimeoutExpired as error:
         return Probe(None, _stage(_decoded(error.stdout)), f"no end within {limits.PROBE_TIMEOUT:g} s")
     except OSError as error:
