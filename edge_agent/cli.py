@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 import edge_agent
 from edge_agent.config import Settings, load
-from splitedge import options
+from splitedge import limits, options
 from splitedge.options import Given, Json, Layers, Plot
 
 app = typer.Typer(
@@ -308,6 +308,48 @@ def uninstall(
     from edge_agent.commands import service as command
 
     command.uninstall(purge=purge)
+
+
+@service_app.command(cls=options.Command)
+def upgrade(
+    version: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[VERSION|FILE]", help="Version, or file of a release archive. [default: the newest version]"
+        ),
+    ] = None,
+    limit: Annotated[
+        float,
+        typer.Option(
+            "--timeout", min=1, max=3600, metavar="<s>", help="Time until the new version must be ready, in seconds."
+        ),
+    ] = limits.UPGRADE_READY,
+) -> None:
+    """Upgrade the service. If the new version does not get ready, the old one serves again.
+
+    The archive is where install-agent found the installed version. Its signature is checked before anything in it runs.
+    """
+    from edge_agent.commands import service as command
+
+    command.upgrade(version, limit_s=limit)
+
+
+@service_app.command(hidden=True)
+def settle() -> None:
+    """End an upgrade that is under way; a unit of systemd runs this."""
+    from edge_agent.commands import service as command
+
+    command.settle()
+
+
+@service_app.command("auto-upgrade", cls=options.Command)
+def auto_upgrade(
+    state: Annotated[Literal["on", "off"], typer.Argument(help="Whether to look for a new version once a day.")],
+) -> None:
+    """Upgrade the service to new versions automatically, or stop doing so."""
+    from edge_agent.commands import service as command
+
+    command.auto_upgrade(on=state == "on")
 
 
 @service_app.command(cls=options.Command)

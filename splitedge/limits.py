@@ -111,6 +111,7 @@ SERVICE_TIMEOUT: Final = 60.0  # one call of systemctl or journalctl: longer tha
 SERVICE_START: Final = (
     2400.0  # `service install` waits this long for readiness: both commands of the unit, and the profile
 )
+UPGRADE_READY: Final = 300.0  # default time that a new version may take until it is ready
 SERVICE_LOOK: Final = 0.5  # between two checks of the service
 SERVICE_TOLD: Final = 15.0  # between two messages that say what it waits for
 MAX_KERNEL_ROWS: Final = 1000  # measurements in one profile

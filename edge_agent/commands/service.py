@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from edge_agent.service import install as service
+from edge_agent.service import upgrade as upgrades
+from edge_agent.service import versions
 from edge_agent.service.unit import SERVICE
 from splitedge import errors
 from splitedge.service.status import describe, exit_status, journal_command
@@ -33,6 +35,24 @@ def uninstall(*, purge: bool) -> None:
     found = service.uninstall(purge=purge)
     for line in found.lines(purge=purge):
         print(line)
+
+
+def upgrade(version: str | None, *, limit_s: float) -> None:
+    """Upgrade to a version, the file of an archive, or the newest version; on failure return to the old one."""
+    before = versions.Versions().current()
+    outcome = upgrades.upgrade(version, _say, limit_s=limit_s)
+    print(f"upgraded to {outcome.version}" if outcome.version != before else f"{outcome.version} is in use already")
+
+
+def settle() -> None:
+    """End an upgrade that is under way."""
+    upgrades.settle(_say)
+
+
+def auto_upgrade(*, on: bool) -> None:
+    """Switch daily upgrades on or off."""
+    upgrades.automatic(on=on)
+    print("the service looks for a new version once a day" if on else "the service is upgraded only on demand")
 
 
 def status() -> int:

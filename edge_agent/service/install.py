@@ -15,7 +15,7 @@ from pathlib import Path
 
 import edge_agent
 from edge_agent import config
-from edge_agent.service import check
+from edge_agent.service import check, upgrade, versions
 from edge_agent.service.unit import (
     CACHE,
     CONFIG_PATH,
@@ -45,7 +45,7 @@ def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None 
         named = _configured_token(config_path)
         place = Path(named) if named else TOKEN_PATH
         token_file = place if place.is_absolute() and place.is_file() else None
-    executable = Path(sys.executable).parent / "edge-agent"
+    executable = versions.linked(Path(sys.executable).parent / "edge-agent")
     seen = [executable.resolve(), Path(sys.executable).resolve(), config_path, Path(edge_agent.__file__).resolve()]
     home = any(path.is_relative_to(place) for path in seen for place in ("/home", "/root"))
     return UnitOptions(executable, config_path, token_file, home_visible=home, compiles=native.LIBRARY is None)
@@ -91,6 +91,10 @@ def uninstall(*, purge: bool = False, root: Path = ROOT) -> Removed:
     and compiled kernels. Files elsewhere that the unit names, and other files in /etc/splitedge, remain. Raises
     `UsageError` if there is nothing to remove.
     """
+    if root == ROOT:
+        require_root(SERVICE)
+        for unit in (upgrade.SETTLE.path, upgrade.TIMER, upgrade.AUTO.path):
+            upgrade.forget(unit)
     return steps.uninstall(SERVICE, _own(root), _named(root), purge=purge, root=root)
 
 
