@@ -510,7 +510,11 @@ def _warmup_process() -> tuple[float, float]:
     code = "import time; t = time.perf_counter(); from device_profiles.measurement import warmup_here; warmup_here(t)"
     try:
         done = subprocess.run(  # noqa: S603
-            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=limits.WARMUP_TIMEOUT, check=False
+            [sys.executable, "-P", "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=limits.WARMUP_TIMEOUT,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PlatformError(

@@ -14,7 +14,8 @@ import typer
 
 import edge_agent
 from edge_agent.config import Settings, load
-from splitedge import limits, options
+from splitedge import limits as bounds
+from splitedge import options
 from splitedge.options import Given, Json, Layers, Plot
 
 app = typer.Typer(
@@ -290,12 +291,22 @@ def install(
             "--token-file", help="File that contains the token. [default: token_file, else /etc/splitedge/token]"
         ),
     ] = None,
+    camera: Annotated[
+        bool | None, typer.Option("--camera/--no-camera", help="Let the service use cameras. [default: as before]")
+    ] = None,
+    limits: Annotated[
+        bool | None,
+        typer.Option(
+            "--limits/--no-limits",
+            help="Limit the service to `threads` cores and 75 % of the memory. [default: as before]",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit file without installing it.")] = False,
 ) -> None:
     """Check the settings, install and start the service, and wait until it is ready or waits for the server."""
     from edge_agent.commands import service as command
 
-    command.install(config, token_file, dry_run=dry_run)
+    command.install(config, token_file, camera=camera, limits=limits, dry_run=dry_run)
 
 
 @service_app.command(cls=options.Command)
@@ -323,7 +334,7 @@ def upgrade(
         typer.Option(
             "--timeout", min=1, max=3600, metavar="<s>", help="Time until the new version must be ready, in seconds."
         ),
-    ] = limits.UPGRADE_READY,
+    ] = bounds.UPGRADE_READY,
 ) -> None:
     """Upgrade the service. If the new version does not get ready, the old one serves again.
 

@@ -14,13 +14,16 @@ from splitedge import errors
 from splitedge.service.status import describe, exit_status, journal_command
 
 
-def install(config: Path | None, token_file: Path | None, *, dry_run: bool) -> None:
+def install(
+    config: Path | None, token_file: Path | None, *, camera: bool | None, limits: bool | None, dry_run: bool
+) -> None:
     """Install and start the service, and wait until it is ready or waits for its server.
 
-    With ``dry_run``, only print the unit.
+    ``camera`` and ``limits`` write or remove drop-ins; None leaves them. With ``dry_run``, only print the unit.
     """
     given = {"config_path": config.absolute()} if config else {}
-    options = service.default_options(**given, token_file=token_file.absolute() if token_file else None)
+    token = token_file.absolute() if token_file else None
+    options = service.default_options(**given, token_file=token, camera=camera, limits=limits)
     try:
         text = service.install(options, dry_run=dry_run, say=_say)
     except errors.ConfigError as error:

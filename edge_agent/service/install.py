@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import edge_agent
+from device_profiles.machine import usable_threads
 from edge_agent import config
 from edge_agent.service import check, upgrade, versions
 from edge_agent.service.unit import (
@@ -28,6 +29,7 @@ from edge_agent.service.unit import (
     TOKEN_PATH,
     UNIT_PATH,
     UnitOptions,
+    drop_ins,
     render,
 )
 from kernels import native
@@ -37,9 +39,17 @@ from splitedge.service.install import ROOT, Removed, below, require_root, start,
 from splitedge.service.status import ServiceStatus, query, systemctl
 
 
-def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None = None) -> UnitOptions:
-    """Options for this installation. Without ``token_file``: the file in the configuration, else `TOKEN_PATH`, if it
-    exists.
+def default_options(
+    config_path: Path = CONFIG_PATH,
+    *,
+    token_file: Path | None = None,
+    camera: bool | None = None,
+    limits: bool | None = None,
+) -> UnitOptions:
+    """Options for this installation.
+
+    Without ``token_file``: the file in the configuration, else `TOKEN_PATH`, if it exists. ``limits``: the service gets
+    the cores that the configuration or the board gives it, and no more.
     """
     if token_file is None:
         named = _configured_token(config_path)
@@ -48,7 +58,16 @@ def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None 
     executable = versions.linked(Path(sys.executable).parent / "edge-agent")
     seen = [executable.resolve(), Path(sys.executable).resolve(), config_path, Path(edge_agent.__file__).resolve()]
     home = any(path.is_relative_to(place) for path in seen for place in ("/home", "/root"))
-    return UnitOptions(executable, config_path, token_file, home_visible=home, compiles=native.LIBRARY is None)
+    threads = None if limits is None else (_threads(config_path) if limits else 0)
+    return UnitOptions(
+        executable,
+        config_path,
+        token_file,
+        home_visible=home,
+        compiles=native.LIBRARY is None,
+        camera=camera,
+        threads=threads,
+    )
 
 
 def install(
@@ -59,7 +78,7 @@ def install(
     say: Callable[[str], object] = lambda _: None,
 ) -> str:
     """Check the settings, write the unit, enable it and (re)start it. Returns the text of the unit when the service is
-    ready or waits for its server.
+    ready or waits for its server; with ``dry_run``, of its drop-ins too.
 
     If the package has no kernels for this processor, the first command of the unit compiles them, as the service user.
     This takes minutes on a small board; ``say`` receives status messages. With ``dry_run``, nothing changes and ``say``
@@ -76,9 +95,16 @@ def install(
         if not dry_run:
             require_root(SERVICE)
         _check(options, say, refuse=not dry_run)
+    beside = drop_ins(options)
     if dry_run:
-        return text
+        return text + "".join(f"\n# --- {DROP_INS / name}\n{one}" for name, one in beside.items() if one)
     write(below(root, UNIT_PATH), text)
+    for name, one in beside.items():
+        place = below(root, DROP_INS / name)
+        if one is None:
+            steps.remove(place)
+        else:
+            write(place, one)
     if root == ROOT:
         start(SERVICE, say)
     return text
@@ -117,6 +143,14 @@ def _configured_token(path: Path) -> str:
         return config.load(path, environ={}).token_file
     except ConfigError:
         return ""
+
+
+def _threads(path: Path) -> int:
+    """`threads` in the configuration, else the cores that this process may use."""
+    try:
+        return config.load(path, environ={}).threads or usable_threads()
+    except ConfigError:
+        return usable_threads()
 
 
 def _check(options: UnitOptions, say: Callable[[str], object], *, refuse: bool) -> None:
