@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from codecs import BOM_UTF8
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,9 +21,9 @@ from msgspec import Meta
 from splitedge import errors, limits
 from splitedge.demand import DemandConfig
 from splitedge.protocol.messages import Objective
-from splitedge.settings import About, Flag, Given, Milliseconds, PathText, Seconds, Setting, value_of
+from splitedge.settings import About, Flag, Given, Milliseconds, PathText, Seconds, Setting
 from splitedge.settings import collect as collect_settings
-from splitedge.settings import load as load_settings
+from splitedge.settings import made as settings_made
 from splitedge.settings import reference as reference_of
 
 SYSTEM_FILE = Path("/etc/splitedge/agent.toml")
@@ -223,19 +223,30 @@ def load(
 
     Raises `errors.ConfigError` that names the option, variable or key, and the allowed values.
     """
-    return _checked(load_settings(Settings, path or file(environ), options or {}, environ))
+    return made(*collect(path, options, environ))
 
 
 def from_options(options: Mapping[str, Any]) -> Settings:
     """The settings of ``options`` alone, without file and environment. Raises as `load`."""
-    return _checked(load_settings(Settings, None, options, {}))
+    return made(*_collected(None, options, {}))
 
 
 def collect(
     path: Path | None = None, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
 ) -> tuple[dict[str, Given], list[errors.ConfigError]]:
     """The values that were given, by key, and every problem that `load` could raise. Arguments as in `load`."""
-    values, problems = collect_settings(Settings, path or file(environ), options or {}, environ)
+    return _collected(path or file(environ), options or {}, environ)
+
+
+def made(values: Mapping[str, Given], problems: Sequence[errors.ConfigError]) -> Settings:
+    """The settings that `collect` found. Raises the first of ``problems``."""
+    return settings_made(Settings, values, problems)
+
+
+def _collected(
+    path: Path | None, options: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[dict[str, Given], list[errors.ConfigError]]:
+    values, problems = collect_settings(Settings, path, options, environ)
     for key in _URLS:
         try:
             if key in values:
@@ -360,12 +371,6 @@ def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
             reason="token-unreadable",
         ) from error
     return check_token(text.removeprefix(BOM_UTF8).decode("ascii", "replace").strip(), f"the token file {path}")
-
-
-def _checked(settings: Settings) -> Settings:
-    for key in _URLS:
-        check_url(key, value_of(settings, key))
-    return settings
 
 
 def _split_url(text: str) -> str | None:
