@@ -188,17 +188,24 @@ def infer(
             "--out", help="Write the complete output for each input to a .npy file in this folder.", show_default=False
         ),
     ] = None,
+    own: Annotated[
+        bool, typer.Option("--own", help="Start an agent for this command, even if one runs with the same settings.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Run the model on files or texts, and show where the time goes."""
+    """Run the model on files or texts, and show where the time goes.
+
+    An agent that already runs on this machine with the same settings answers. Without one, this command starts its own.
+    """
     settings = load(*given)
     from edge_agent.commands import first
 
     frames = first.frames(files or [], text or [], out)
-    first.server(settings)
+    settings = first.with_outputs(settings, out)
+    running = first.answering(settings, own=own)
     from edge_agent.commands import infer as command
 
-    raise typer.Exit(asyncio.run(command.infer(settings, frames, json=json, out=out)))
+    raise typer.Exit(asyncio.run(command.infer(settings, frames, running, json=json, out=out)))
 
 
 @app.command(cls=options.Command)

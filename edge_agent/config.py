@@ -7,6 +7,7 @@ The configuration file is the one that ``--config`` or ``SPLITEDGE_CONFIG`` name
 
 from __future__ import annotations
 
+import hashlib
 import os
 from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
@@ -21,13 +22,14 @@ from msgspec import Meta
 from splitedge import errors, limits
 from splitedge.demand import DemandConfig
 from splitedge.protocol.messages import Objective
-from splitedge.settings import About, Flag, Given, Milliseconds, PathText, Seconds, Setting
+from splitedge.settings import About, Flag, Given, Milliseconds, PathText, Seconds, Setting, value_of
 from splitedge.settings import collect as collect_settings
 from splitedge.settings import made as settings_made
 from splitedge.settings import reference as reference_of
 
 SYSTEM_FILE = Path("/etc/splitedge/agent.toml")
 _URLS = ("server", "chain.next")
+_NO_ANSWER = ("token", "token_file", "ca", "allow_insecure", "cache_dir", "chain.token", "chain.token_file", "chain.ca")
 CREDENTIAL = "splitedge-token"  # the name of the token in systemd's LoadCredential
 
 _Address = Annotated[str, Meta(min_length=1, max_length=255, description="an IP address or a host name")]
@@ -213,6 +215,12 @@ def setting(key: str) -> Setting:
         hint = f"similar: {', '.join(similar)}" if similar else "`edge-agent config show` lists all"
         raise errors.ConfigError(f"{key[:100]!r} is not a setting; {hint}", key=key, reason="unknown-key")
     return known[key]
+
+
+def fingerprint(settings: Settings) -> str:
+    """A hash of the settings that decide an answer: all but addresses to listen on, credentials and the cache folder."""
+    keys = [one.key for one in reference() if one.group not in ("api", "stage") and one.key not in _NO_ANSWER]
+    return hashlib.sha256(msgspec.json.encode({key: value_of(settings, key) for key in keys})).hexdigest()
 
 
 def load(
