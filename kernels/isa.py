@@ -170,9 +170,11 @@ def cpuinfo_features(path: Path) -> frozenset[str]:
 
 
 def _llvm_features() -> frozenset[str]:
-    """The features that LLVM finds, on a system without /proc/cpuinfo."""
-    import llvmlite.binding as llvm
-
+    """The features that LLVM finds, on a system without /proc/cpuinfo; empty without LLVM."""
+    try:
+        import llvmlite.binding as llvm
+    except ImportError:
+        return frozenset()
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
