@@ -14,8 +14,8 @@ import splitedge
 from splitedge import terminal
 
 #: The libraries of every installation, then those of extras and what numba needs.
-LIBRARIES: Final = ("aiohttp", "msgspec", "numba", "numpy", "pillow", "rich", "safetensors", "typer")
-EXTRAS: Final = ("llvmlite", "matplotlib", "onnx", "onnxruntime", "tokenizers", "torch")
+LIBRARIES: Final = ("aiohttp", "msgspec", "numpy", "pillow", "rich", "safetensors", "typer")
+EXTRAS: Final = ("llvmlite", "matplotlib", "numba", "onnx", "onnxruntime", "tokenizers", "torch")
 
 
 def installation(program: str) -> dict[str, Any]:
