@@ -117,10 +117,10 @@ def _library(path: Path) -> Signatures:
 
     triple = f"{isa.MACHINE}-unknown-linux-gnu"
     llvm.get_process_triple = lambda: triple  # Numba compiles for it
-    from kernels import warm
-
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
+    from kernels import warm
+
     model, features = os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"]
     machine = llvm.Target.from_triple(triple).create_target_machine(
         cpu=model, features=features, opt=3, reloc="pic", codemodel="default"
