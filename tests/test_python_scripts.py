@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 METADATA = "Metadata-Version: 2.4\nName: splitedge\nVersion: 1.0\n"
@@ -42,3 +45,34 @@ def test_a_wheel_without_its_packages_is_refused(tmp_path: Path) -> None:
     done = script("wheel_check.py", str(wheel))
     assert done.returncode == 1
     assert "edge_agent/py.typed" in done.stderr
+
+
+def elf(machine: int, *segments: tuple[int, int, int]) -> bytes:
+    """The headers of a 64-bit library with segments (offset, address, alignment)."""
+    front = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 3, machine, 1, 0, 64, 0, 0, 64, 56, len(segments), 0, 0, 0
+    )
+    headers = [
+        struct.pack("<IIQQQQQQ", 1, 5, offset, address, address, 1, 1, align) for offset, address, align in segments
+    ]
+    return front + b"".join(headers)
+
+
+@pytest.mark.parametrize(
+    ("library", "problem"),
+    [
+        (elf(183, (0, 0, 0x10000), (0x5E4C0, 0x6E4C0, 0x10000)), ""),
+        (elf(62, (0, 0, 0x10000)), "is for x86_64"),
+        (elf(40, (0, 0, 0x10000)), "is for ELF machine 40"),
+        (elf(183, (0, 0, 0x10000), (0x5E4C0, 0x5F4C0, 0x1000)), "does not load on pages of 64 KiB"),
+        (elf(183), "does not load on pages of 64 KiB"),
+    ],
+)
+def test_a_library_of_a_wheel_fits_its_machine_and_large_pages(tmp_path: Path, library: bytes, problem: str) -> None:
+    wheel = tmp_path / "splitedge-1.0-py3-none-manylinux_2_17_aarch64.whl"
+    name = "kernels/libraries/aarch64/neon.so"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("splitedge-1.0.dist-info/METADATA", METADATA)
+        archive.writestr(name, library)
+    about = [line for line in script("wheel_check.py", str(wheel)).stderr.splitlines() if name in line]
+    assert about == ([f"{wheel.name}: {name} {problem}"] if problem else [])
