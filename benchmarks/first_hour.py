@@ -57,6 +57,7 @@ INSTALLATIONS: Final = (
                 "read-metrics",
                 "run-as-a-service",
                 "troubleshooting",
+                "build-a-release",
                 "remove",
             )
         ),
