@@ -9,7 +9,7 @@ libraries() {
   mkdir -p "$CACHE/libraries"
   exec 7>"$folder.lock"
   if command -v flock >/dev/null; then flock 7; fi # a second script waits
-  key=$(cd "$ROOT" && find kernels -name "*.py" -print0 | sort -z | xargs -0 cat constraints.txt | sha256sum)
+  key=$(cd "$ROOT" && { grep -E '^(llvmlite|numba|numpy)==' constraints.txt; find kernels -name "*.py" -print0 | sort -z | xargs -0 cat; } | sha256sum)
   if [ "$(cat "$folder.key" 2>/dev/null)" != "$key" ]; then
     command -v "$linker" >/dev/null ||
       die "compiled kernels for $machine need $linker; install it (Debian, Ubuntu: sudo apt install $(binutils "$machine")) and run again"

@@ -63,7 +63,7 @@ def problems(folder: Path, machine: str, pythons: list[str]) -> list[str]:
 
 
 def missing(wheels: list[Wheel], machine: str, python: str) -> list[str]:
-    """The requirements of splitedge and of what it requires that no wheel meets."""
+    """The requirements of splitedge and of what it requires that no wheel meets; pip, which installs the wheels."""
     tags = frozenset(tags_of(machine, python))
     environment = {
         "python_version": python,
@@ -77,7 +77,7 @@ def missing(wheels: list[Wheel], machine: str, python: str) -> list[str]:
         "extra": "",
     }
     found, seen = [], set()
-    waiting = [Requirement("splitedge")]
+    waiting = [Requirement("splitedge"), Requirement("pip")]
     while waiting:
         wanted = waiting.pop()
         if wanted.marker is not None and not wanted.marker.evaluate(environment):

@@ -66,6 +66,7 @@ def test_a_release_needs_each_package_for_each_python(tmp_path: Path) -> None:
     wheel_of(tmp_path, "numpy-2.1-cp311-cp311-manylinux_2_27_aarch64.manylinux_2_28_aarch64.whl")
     wheel_of(tmp_path, "abi-1.0-cp310-abi3-manylinux_2_17_aarch64.whl")
     wheel_of(tmp_path, "pure-1.0-py3-none-any.whl", "numpy<3")
+    wheel_of(tmp_path, "pip-26.0-py3-none-any.whl")
     assert problems() == [
         'Python 3.11 lacks old; python_version < "3.13"',
         "Python 3.13 lacks numpy<3",

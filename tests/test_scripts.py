@@ -89,6 +89,7 @@ def test_a_processor_that_cannot_be_emulated_is_refused_before_anything_is_built
         (["--machine", "armv7l", "{out}"], "no such machine: armv7l"),
         (["{out}", "{none}"], "give one folder"),
         (["--kye", "{out}"], "unknown option --kye"),
+        (["--key", "{ec}", "--url", "boards'; x", "{out}"], "is not a URL"),
     ],
 )
 def test_a_release_that_cannot_be_made_is_refused_before_anything_is_built(
