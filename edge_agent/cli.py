@@ -381,6 +381,19 @@ def status() -> None:
     raise typer.Exit(command.status())
 
 
+@service_app.command("test", cls=options.Command)
+def try_frame(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Configuration file of the service. [default: /etc/splitedge/agent.toml]"),
+    ] = None,
+) -> None:
+    """Let the running agent answer a frame of noise, to test the way to the server and back."""
+    from edge_agent.commands import service as command
+
+    command.try_frame(config)
+
+
 @service_app.command(cls=options.Command)
 def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue with new lines until interrupted.")] = False,

@@ -19,7 +19,7 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import NormalizedName, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
-#: The minor version of the oldest C library on a board (docs/howto/old-python.md).
+#: The minor version of the oldest C library on a board (docs/howto/jetson.md).
 GLIBC: Final = 27
 #: What only a board without libraries of kernels needs.
 COMPILER: Final = {"numba", "llvmlite"}

@@ -10,7 +10,7 @@ import asyncio
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import aiohttp
 import msgspec
@@ -34,15 +34,31 @@ class Gone(Exception):  # noqa: N818  no error for a user: the caller continues 
     """The agent answers no more frames."""
 
 
+class FrameForm(msgspec.Struct):
+    """What a frame of the agent's model is; ``shape``: of an image or a tensor, channels last, without the batch axis."""
+
+    kind: Literal["image", "tensor", "text"]
+    shape: list[int]
+
+
+class Status(msgspec.Struct):
+    """The fields of `/v1/status` that a client needs."""
+
+    ready: bool
+    settings: str = ""
+    plan: dict[str, str] | None = None
+    input: FrameForm | None = None
+
+
 class RunningAgent:
     """A running agent that serves frames at ``url``, an async context manager.
 
-    ``plan``: its plan as `/v1/status` tells it. ``takes_text``: whether files are texts.
+    ``plan``: its plan as `/v1/status` tells it. ``frame``: what it takes. ``settings``: `config.fingerprint` of its own.
     """
 
-    def __init__(self, url: str, plan: dict[str, str], *, takes_text: bool, patience_s: float) -> None:
-        self.url, self.plan = url, plan
-        self._takes_text, self._patience_s = takes_text, patience_s
+    def __init__(self, url: str, status: Status, frame: FrameForm, *, patience_s: float) -> None:
+        self.url, self.plan, self.frame, self.settings = url, status.plan or {}, frame, status.settings
+        self._patience_s = patience_s
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -72,7 +88,7 @@ class RunningAgent:
 
     async def _ask(self, data: bytes | str) -> Result:
         assert self._http is not None
-        text = isinstance(data, str) or (self._takes_text and not is_array(data))
+        text = isinstance(data, str) or (self.frame.kind == "text" and not is_array(data))
         headers = {"Content-Type": "text/plain; charset=utf-8" if text else _FRAME}
         body = data.encode() if isinstance(data, str) else data
         try:
@@ -93,16 +109,20 @@ async def find(settings: Settings) -> RunningAgent | None:
 
     Waits at most `limits.RUNNING_AGENT`.
     """
+    agent = await serving(settings)
+    return agent if agent is not None and agent.settings == config.fingerprint(settings) else None
+
+
+async def serving(settings: Settings) -> RunningAgent | None:
+    """The agent that serves frames at the address of the local API in ``settings``, as `find`."""
     url = address(settings)
     if url is None or not await asyncio.to_thread(trusted, settings.api.port):
         return None
     status = await _status(url)
-    if not status.get("ready") or status.get("settings") != config.fingerprint(settings):
+    if status is None or not status.ready or status.input is None:
         return None
     patience_s = settings.demand.max_away_s + limits.FRAME_AGE + limits.REQUEST_TIMEOUT
-    return RunningAgent(
-        url, dict(status["plan"] or {}), takes_text=bool(status.get("takes_text")), patience_s=patience_s
-    )
+    return RunningAgent(url, status, status.input, patience_s=patience_s)
 
 
 def address(settings: Settings) -> str | None:
@@ -140,15 +160,14 @@ def _refused(answer: bytes) -> errors.SplitEdgeError:
         return errors.from_wire(None)
 
 
-async def _status(url: str) -> dict[str, Any]:
-    """The fields of `/v1/status`; none without an answer in time."""
+async def _status(url: str) -> Status | None:
+    """The answer to `/v1/status`; None without one in time."""
     try:
         async with (
             asyncio.timeout(limits.RUNNING_AGENT),
             aiohttp.ClientSession(url) as http,
             http.get("/v1/status", allow_redirects=False) as response,
         ):
-            found = await response.json()
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+            return msgspec.json.decode(await response.read(), type=Status)
+    except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
+        return None

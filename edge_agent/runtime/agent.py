@@ -204,7 +204,7 @@ class Agent:
             "server": self.settings.server,
             "model": self.settings.model,
             "settings": self._fingerprint,
-            "takes_text": self.plan is not None and self.plan.tokenizer is not None,
+            "input": None if self.plan is None else _input(self.plan),
             "uptime_s": round(time.monotonic() - self._started, 1),
             "plan": self.plan_info() or None,
             "frames": {
@@ -268,3 +268,9 @@ async def _size(frame: AnyFrame) -> int:
     if isinstance(frame, str) and not isinstance(frame, Text):
         await asyncio.to_thread(refuse_file_name, frame)
     return await asyncio.to_thread(file_bytes, frame) if isinstance(frame, Path) else frame_bytes(frame)
+
+
+def _input(plan: Plan) -> dict[str, Any]:
+    """What a frame of the plan's model is, for `api.client.FrameForm`."""
+    kind = "text" if plan.tokenizer is not None else plan.preprocess.kind
+    return {"kind": kind, "shape": plan.preprocess.shape}

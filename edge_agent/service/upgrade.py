@@ -35,7 +35,7 @@ _SETTLE_UNIT: Final = """\
 # Written by `edge-agent service upgrade` for the time of an upgrade. It continues an upgrade that a power cut ended.
 [Unit]
 Description=splitedge agent: an upgrade that is under way
-After=network-online.target {agent}
+After=network-online.target
 
 [Service]
 Type=oneshot
@@ -106,7 +106,6 @@ def upgrade(
         return Outcome(new)
     # the unit first: without an upgrade under way it only removes itself
     settle_unit = _SETTLE_UNIT.format(
-        agent=SERVICE.unit,
         executable=word(absolute(versions.program(old))),
         limit=3 * limit_s,
     )

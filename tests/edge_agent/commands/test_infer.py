@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -17,7 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from edge_agent.inputs.noise import noise
+from edge_agent.inputs.sources import load_array
 from splitedge import errors
 from tests.edge_agent.commands.test_commands import png
 from tests.small_server import TENSOR, TOKEN, SmallServer
@@ -221,3 +225,35 @@ async def test_frames_wait_while_the_queue_of_the_running_agent_is_full(photo: P
     assert [status for status, _, _ in found] == [0] * 5
     assert {agent for _, lines, _ in found for agent in agents(lines)} == {"running"}
     assert sum(len(lines) for _, lines, _ in found) == 5 * 18
+
+
+async def test_a_running_service_answers_a_test_frame(environment: Environment, tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text("")
+    command = [sys.executable, "-m", "edge_agent", "service", "test", "--config", str(tmp_path / "agent.toml")]
+
+    async def tried() -> tuple[int | None, str]:
+        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, env=env)
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+        return process.returncode, out.decode()
+
+    async with SmallServer() as server:
+        env = environment(server)
+        assert (await tried())[0] == errors.UsageError.exit_status
+        async with running(env):
+            status, out = await tried()
+    assert status == 0
+    assert out.startswith("test frame: ")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("kind", ["tensor", "ids", "text", "image"])
+def test_noise_is_a_frame_of_its_kind(kind: str) -> None:
+    found = noise(kind, [4, 5, 3])
+    if kind == "text":
+        assert isinstance(found, str)
+    elif kind == "image":
+        assert Image.open(io.BytesIO(found)).size == (5, 4)
+    else:
+        array = load_array(found)
+        assert array.shape == (4, 5, 3)
+        assert array.dtype == (np.float32 if kind == "tensor" else np.int64)
