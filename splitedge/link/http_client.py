@@ -420,7 +420,7 @@ def _from_older(plan: Plan, protocol: int) -> Plan:
             "on the server",
             reason="protocol-output",
         )
-    classes = math.prod(plan.cut.shape) if plan.mode == "device" else len(plan.labels)
+    classes = math.prod(plan.cut.shape) if plan.mode == "device" else len(plan.labels) or 1  # of a tail: not used
     return msgspec.structs.replace(plan, protocol=protocol, output=Output("logits", [classes]))
 
 
