@@ -55,7 +55,7 @@ from edge_agent import config
 from edge_agent.planning.downloads import DOWNLOADING
 from edge_agent.runtime.agent import Agent
 from edge_server.store.store import Store
-from splitedge import errors
+from splitedge import errors, files
 from splitedge.head.preprocess import load_image, normalise, prepare_image
 from splitedge.protocol.messages import Mode, Plan
 
@@ -210,7 +210,7 @@ def run(frames: Frames, store: Path, folder: Path, say: Say) -> Iterator[Way]:
         say("the input as WebP")
         yield _through_webp(frames, fmean(split.sent))
         yield split
-        yield _through_onnxruntime(frames, store)
+        yield _through_onnxruntime(frames)
         yield through_agent("device", "device")
 
 
@@ -259,9 +259,9 @@ def _through_webp(frames: Frames, most: float) -> Way:
     return way
 
 
-def _through_onnxruntime(frames: Frames, store: Path) -> Way:
+def _through_onnxruntime(frames: Frames) -> Way:
     """Run every frame on this processor in ONNX Runtime."""
-    model = _classifier(rivals.session(int8(store), usable_threads()))
+    model = _classifier(rivals.session(int8(), usable_threads()))
     way = Way("onnxruntime", "ONNX Runtime int8, all here")
     model(pixels(frames.files[0]))
     for file in frames.files:
@@ -294,7 +294,9 @@ def calibrated(found: Sequence[Photo]) -> Path:
     """
     place = store_folder()
     if not (place / "ready").exists():
-        for old in set(CACHE.glob("store-*")) - {place}:  # stores of other sources; an interrupted one resumes
+        for old in set(CACHE.glob("store-*")) - set(
+            CACHE.glob(f"{place.name}*")
+        ):  # stores of other sources; an interrupted one resumes
             old.unlink() if old.is_file() else shutil.rmtree(old)
         subprocess.run(add_command(found, place), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         (place / "ready").touch()
@@ -311,15 +313,16 @@ def store_folder() -> Path:
     return CACHE / f"store-{fingerprint(_SOURCES, _PACKAGES)}"
 
 
-def int8(store: Path) -> bytes:
-    """Return the network quantized by ONNX Runtime's own tools on the same samples; made once for a store."""
-    path = store.with_suffix(".int8.onnx")
+def int8() -> bytes:
+    """Return the network quantized by ONNX Runtime's own tools on the same samples; made once for these sources."""
+    path = store_folder().with_suffix(".int8.onnx")
     if not path.exists():
         import onnx
 
         views = sorted(photos.calibration_views(photos.demo()).glob("*.png"))
         made = rivals.quantized(onnx.load(lite0.file()), [_input(pixels(view.read_bytes())) for view in views])
-        path.write_bytes(made[rivals.INT8])
+        CACHE.mkdir(parents=True, exist_ok=True)
+        files.replace(path, made[rivals.INT8])
     return path.read_bytes()
 
 

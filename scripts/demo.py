@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,8 +91,12 @@ def prepared(steps: Steps, found: list[Photo]) -> Path:
     """Return the store with the calibrated network; reuse the results of earlier runs."""
     with steps("network", "EfficientNet-Lite0 for 1,000 ImageNet classes, as ONNX"):
         lite0.file()
-    with steps("kernels", f"for {isa.ISA}; compiled once for this machine") as status:
-        compile_kernels(status)
+    with ProcessPoolExecutor(1, get_context("spawn")) as beside:  # compilation uses one core
+        int8 = beside.submit(ways.int8)
+        with steps("kernels", f"for {isa.ISA}; compiled once for this machine") as status:
+            compile_kernels(status)
+        with steps("comparison", "the same network in int8 for ONNX Runtime"):
+            int8.result()
     there = (ways.store_folder() / "ready").exists()
     samples = (
         f"{photos.VIEWS * sum(photo.seen for photo in found)} views of {sum(photo.seen for photo in found)} photos"
@@ -98,10 +104,7 @@ def prepared(steps: Steps, found: list[Photo]) -> Path:
     with steps("calibration", f"on {samples}" + (", made before" if there else "")) as status:
         if not there:
             status.stop()  # edge-server add shows its own progress
-        store = ways.calibrated(found)
-    with steps("comparison", "the same network in int8 for ONNX Runtime"):
-        ways.int8(store)
-    return store
+        return ways.calibrated(found)
 
 
 def compile_kernels(status: Any) -> None:
