@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tests.systemd.install import MOUNT
 from tests.systemd.machine import Failed, Machine, Network, Snapshot, wait_for
 from tests.systemd.server import Server
 
+FRAME: Final = "/run/frame.jpg"  # of the running system, in memory
 UNIT: Final = "splitedge-agent.service"
 API: Final = "http://127.0.0.1:8471"
 STATE, CACHE = "/var/lib/private/splitedge", "/var/cache/private/splitedge"
@@ -52,16 +54,18 @@ class Lab:
 
     def answer(self) -> dict[str, Any]:
         """The answer to a frame by the local API. Raises `Failed` if there is none that crossed the link."""
-        self.machine.write("/etc/frame.jpg", self.server.frame)
-        options = ("-s", "-m", "20", "-H", "Content-Type: image/jpeg", "--data-binary", "@/etc/frame.jpg")
-        try:
-            said = self.machine.run("curl", *options, f"{API}/v1/infer").stdout
-        finally:
-            self.machine.path("/etc/frame.jpg").unlink()
+        self.put_frame()
+        options = ("-s", "-m", "20", "-H", "Content-Type: image/jpeg", "--data-binary", f"@{FRAME}")
+        said = self.machine.run("curl", *options, f"{API}/v1/infer").stdout
         found: dict[str, Any] = json.loads(said)
         if not found.get("payload_bytes") or not found.get("top"):
             raise Failed(f"the answer did not cross the link: {said[:300]}")
         return found
+
+    def put_frame(self) -> None:
+        """Copy a frame for the model to `FRAME`."""
+        (self.shared / "frame.jpg").write_bytes(self.server.frame)
+        self.machine.run("cp", f"{MOUNT}/frame.jpg", FRAME)
 
     def pid(self) -> int:
         """The process of the service; 0 if it does not run."""

@@ -90,7 +90,9 @@ class Network:
 class Machine:
     """A system in a copy of ``base``, which stays as it is. ``nspawn``: the program systemd-nspawn."""
 
-    def __init__(self, base: Path, folder: Path, nspawn: Path, network: Network, shared: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, base: Path, folder: Path, nspawn: Path, network: Network, shared: Path, environment: Mapping[str, str]
+    ) -> None:
         self.root = folder / "root"
         self._base, self._folder, self._nspawn, self._network = base, folder, nspawn, network
         self._shared, self._environment = shared, ENVIRONMENT | environment
@@ -122,9 +124,20 @@ class Machine:
         assert self._process is None
         began = time.monotonic()
         command = [
-            *("setpriv", "--pdeathsig", "KILL", self._nspawn, "--quiet", "-D", self.root, "--register=no", "--keep-unit"),
+            *(
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                self._nspawn,
+                "--quiet",
+                "-D",
+                self.root,
+                "--register=no",
+                "--keep-unit",
+            ),
             *("--boot", "--link-journal=no", "--resolv-conf=off", "--timezone=off", f"--machine={self._network.board}"),
-            f"--network-namespace-path=/run/netns/{self._network.board}", f"--bind-ro={self._shared}:/mnt/lab",
+            f"--network-namespace-path=/run/netns/{self._network.board}",
+            f"--bind-ro={self._shared}:/mnt/lab",
         ]
         with (self._folder / "console").open("wb") as console:
             self._process = subprocess.Popen(
@@ -214,7 +227,9 @@ class Machine:
     def drop_in(self, unit: str, text: str) -> Iterator[None]:
         """``text`` is a drop-in of ``unit`` for the time of the block; the caller starts and restarts."""
         inside = f"/run/systemd/system/{unit}.d/lab.conf"
-        self.run("sh", "-c", 'mkdir -p "${1%/*}" && printf %s "$2" >"$1" && systemctl daemon-reload', "sh", inside, text)
+        self.run(
+            "sh", "-c", 'mkdir -p "${1%/*}" && printf %s "$2" >"$1" && systemctl daemon-reload', "sh", inside, text
+        )
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ from typing import Final
 
 from tests.systemd import install
 from tests.systemd.install import AGENT, MOUNT
-from tests.systemd.lab import CACHE, STATE, UNIT, WARNING, Lab, Skipped
+from tests.systemd.lab import API, CACHE, FRAME, STATE, UNIT, WARNING, Lab, Skipped
 from tests.systemd.machine import Failed, changed, wait_for
 
 EXPOSURE: Final = 1.4  # the most that `systemd-analyze security` may say
@@ -23,8 +23,16 @@ FAKE_CLOCK: Final = f"""[Service]
 Environment=LD_PRELOAD=/usr/lib/MACHINE-linux-gnu/faketime/libfaketime.so.1
 Environment=FAKETIME_TIMESTAMP_FILE={CLOCK} FAKETIME_CACHE_DURATION=1 FAKETIME_DONT_FAKE_MONOTONIC=1
 """
-#: A module that Python imports at its start; the signal then blocks the event loop, as a bug would.
-STALL: Final = "import signal, time\nsignal.signal(signal.SIGUSR1, lambda *_: time.sleep(1e6))\n"
+#: A module that Python imports at its start. Then SIGUSR1 blocks the event loop, and after SIGUSR2 every head hangs.
+STALL: Final = """import signal, time
+def hang(*_):
+    from edge_agent.runtime.engine import Engine
+    from splitedge import limits
+    limits.HEAD_STUCK = STUCK
+    Engine.process = lambda *_: time.sleep(1e6)
+signal.signal(signal.SIGUSR1, lambda *_: time.sleep(1e6))
+signal.signal(signal.SIGUSR2, hang)
+"""
 
 
 @dataclass(frozen=True)
@@ -67,13 +75,10 @@ def answers_frame(lab: Lab) -> str:
 
 
 def infer_command(lab: Lab) -> None:
-    lab.machine.write("/etc/frame.jpg", lab.server.frame)
-    try:
-        options = ("--config", "/etc/splitedge/agent.toml", "--token-file", "/etc/splitedge/token")
-        said = lab.machine.run(AGENT, "infer", *options, "/etc/frame.jpg", timeout=120 * lab.patience).stdout
-    finally:
-        lab.machine.path("/etc/frame.jpg").unlink()
-        lab.machine.run("rm", "-rf", "/root/.cache/splitedge")
+    lab.put_frame()
+    options = ("--config", "/etc/splitedge/agent.toml", "--token-file", "/etc/splitedge/token")
+    cache = {"SPLITEDGE_CACHE_DIR": "/run/infer"}
+    said = lab.machine.run(AGENT, "infer", *options, FRAME, timeout=120 * lab.patience, **cache).stdout
     if "frames answered 1/1" not in said:
         raise Failed(f"`edge-agent infer` answered no frame: {said[-300:]}")
 
@@ -138,12 +143,27 @@ def killed(lab: Lab) -> str:
 
 def stalled_loop(lab: Lab) -> str:
     with lab.changed(f"[Service]\nEnvironment=PYTHONPATH={MOUNT}/stall\n{_hurry(lab)}"):
-        return _watchdog(lab, "USR1")
+        return _watchdog(lab, lambda: lab.signal("USR1"))
+
+
+def hanging_head(lab: Lab) -> str:
+    """The event loop still turns, but no frame gets through the head."""
+    module = STALL.replace("STUCK", "5" if lab.quick else "limits.HEAD_STUCK")
+    (lab.shared / "stall/sitecustomize.py").write_text(module)
+
+    def hang() -> None:
+        lab.signal("USR2")
+        lab.put_frame()
+        options = ("-s", "-m", "2", "-H", "Content-Type: image/jpeg", "--data-binary", f"@{FRAME}")
+        lab.machine.run("curl", *options, f"{API}/v1/infer", check=False)
+
+    with lab.changed(f"[Service]\nEnvironment=PYTHONPATH={MOUNT}/stall\n{_hurry(lab)}"):
+        return _watchdog(lab, hang)
 
 
 def stopped(lab: Lab) -> str:
     with lab.changed(f"[Service]\n{_hurry(lab)}"):
-        return _watchdog(lab, "STOP")
+        return _watchdog(lab, lambda: lab.signal("STOP"))
 
 
 # --- failures of the board
@@ -222,12 +242,14 @@ def absent_server(lab: Lab) -> str:
         time.sleep(10)  # several more attempts
         waits = [one for one in lab.journal() if "waiting for the server" in one[1]]
         if len(waits) != 1 or waits[0][0] != WARNING:
-            raise Failed(f"the absent server is to be said once, as a warning, and was said {len(waits)} times: {waits[:3]}")
+            raise Failed(
+                f"the absent server is to be said once, as a warning, and was said {len(waits)} times: {waits[:3]}"
+            )
         if lab.health()[0] != 503:
             raise Failed("/healthz says ready without a server")
     finally:
         lab.server.start()
-    lab.ready(SETTLE_S)
+        lab.ready(SETTLE_S)
     lab.answer()
     return f"booted in {took:.1f} s"
 
@@ -241,7 +263,7 @@ def lost_link(lab: Lab) -> str:
         time.sleep(2 if lab.quick else 10)
     finally:
         lab.network.plug_in()
-    lab.ready(SETTLE_S)
+        lab.ready(SETTLE_S)
     lab.answer()
     _once(lab, cursor)
     return f"noticed in {took:.1f} s"
@@ -256,7 +278,7 @@ def lost_server(lab: Lab) -> None:
         time.sleep(2 if lab.quick else 10)
     finally:
         lab.server.start()
-    lab.ready(SETTLE_S)
+        lab.ready(SETTLE_S)
     lab.answer()
     _once(lab, cursor)
 
@@ -310,10 +332,10 @@ def _hurry(lab: Lab) -> str:
     return "WatchdogSec=5\nTimeoutStopSec=3\n" if lab.quick else ""
 
 
-def _watchdog(lab: Lab, signal: str) -> str:
+def _watchdog(lab: Lab, break_it: Callable[[], object]) -> str:
     old, restarts, began = lab.pid(), lab.restarts(), time.monotonic()
-    lab.signal(signal)
-    wait_for("a restart by the watchdog", lambda: lab.pid() not in (0, old), 120)
+    break_it()
+    wait_for("a restart by the watchdog", lambda: lab.pid() not in (0, old), 180)
     lab.ready(SETTLE_S)
     if lab.restarts() != restarts + 1:
         raise Failed(f"systemd counts {lab.restarts() - restarts} restarts")
@@ -378,6 +400,7 @@ STEPS: Final = (
     Step("a restart compiles nothing", compiles_nothing),
     Step("kill -9", killed),
     Step("a stalled event loop", stalled_loop),
+    Step("a head that hangs", hanging_head),
     Step("SIGSTOP", stopped, long=True),
     Step("a full disk at start", full_disk),
     Step("a disk that fills up", disk_fills),
