@@ -75,7 +75,7 @@ Type=notify
 NotifyAccess=main
 {warm}ExecStart={command}
 Restart=on-failure
-RestartSec=10
+RestartSec=2
 # A restart cannot cure a wrong configuration or platform, or a missing token file.
 RestartPreventExitStatus={futile}
 # The limit for each of the two commands. Compiled kernels are kept, so after a timeout the next start continues.

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from tests.systemd.lab import Lab, Skipped
-from tests.systemd.machine import Failed, Machine, Network
+from tests.systemd.lab import Lab, SkippedError
+from tests.systemd.machine import LabError, Machine, Network
 from tests.systemd.server import Server
 from tests.systemd.steps import STALL, STEPS, Step
 
@@ -73,12 +73,14 @@ def _lab(stack: ExitStack, given: Any, folder: Path) -> Lab:
     (shared / "stall/sitecustomize.py").write_text(STALL.replace("STUCK", "limits.HEAD_STUCK"))
     folder.chmod(0o755)
     network = stack.enter_context(Network(f"lab-{os.getpid()}-server", f"lab-{os.getpid()}-board"))
-    server = Server(network, given.cache, folder / "server")
+    server = Server(network, given.cache / "store", folder / "server")
     stack.callback(server.stop)
     server.prepare()
     environment = {"QEMU_CPU": given.cpu} if given.cpu else {}
     machine = stack.enter_context(Machine(given.base, folder / "machine", given.nspawn, network, shared, environment))
-    return Lab(machine, network, server, shared, given.quick, patience=20.0 if given.cpu else 1.0)
+    return Lab(
+        machine, network, server, shared, given.cache / "releases", given.quick, patience=20.0 if given.cpu else 1.0
+    )
 
 
 def _run(lab: Lab, steps: list[Step]) -> Any:
@@ -88,12 +90,12 @@ def _run(lab: Lab, steps: list[Step]) -> Any:
         began, verdict, note = time.monotonic(), "ok", ""
         try:
             if stop:
-                raise Skipped(f"after `{stop}`")
+                raise SkippedError(f"after `{stop}`")
             note = step.run(lab) or ""
-        except Skipped as reason:
+        except SkippedError as reason:
             verdict, note = "skipped", str(reason)
         except Exception as error:  # any fault of a step is its verdict
-            verdict, note = "failed", str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+            verdict, note = "failed", str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
             stop = step.name if step.vital else ""
         row = {"step": step.name, "seconds": round(time.monotonic() - began, 1), "verdict": verdict, "note": note}
         shown = f"{verdict}: {note}" if note and verdict != "failed" else verdict

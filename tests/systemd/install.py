@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tests.systemd.machine import Machine
-from tests.systemd.server import Server, configuration
+from tests.systemd.server import MODEL, Server, configuration
 
 MOUNT: Final = "/mnt/lab"  # where the running system sees the lab's shared folder
 SETTINGS: Final = "/etc/splitedge"
 AGENT: Final = "/opt/splitedge/current/bin/edge-agent"
 INSTALL_S: Final = 900.0  # under emulation
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to install. ``needs``: what must be in the shared folder for it, and why it may be missing."""
-
-    name: str
-    needs: tuple[str, ...]
-    install: Callable[[Machine, Server, Path], None]
-    remove: Callable[[Machine], None]
 
 
 def configure(machine: Machine, server: Server) -> None:
@@ -35,7 +23,7 @@ def configure(machine: Machine, server: Server) -> None:
 
 
 def forget(machine: Machine) -> None:
-    """Remove the files of `configure` that a purge leaves: it removes only what belongs to the service alone."""
+    """Remove the files of `configure` that a purge may leave: it removes what belongs to the service alone."""
     machine.run("rm", "-f", f"{SETTINGS}/server.pem", f"{SETTINGS}/profile.json")
     machine.run("rmdir", SETTINGS, check=False)
 
@@ -63,17 +51,19 @@ def remove_by_hand(machine: Machine) -> None:
 
 def by_installer(machine: Machine, server: Server, shared: Path) -> None:
     """`install-agent --offline`, with settings as options."""
-    configure(machine, server)
+    (shared / "token").write_text(f"{server.token}\n")
+    (shared / "server.pem").write_bytes(server.certificate)
+    machine.write(f"{SETTINGS}/profile.json", server.profile)
+    machine.write(f"{SETTINGS}/agent.toml", configuration(server.url))
     machine.run(
-        "sh", f"{MOUNT}/install-agent", "--offline", f"{MOUNT}/release", "--key", f"{MOUNT}/release/release.pem",
-        "--server", server.url, "--model", "tiny", "--token-file", f"{SETTINGS}/token", "--ca", f"{SETTINGS}/server.pem",
-        timeout=INSTALL_S,
+        "sh", f"{MOUNT}/release/install-agent", "--offline", f"{MOUNT}/release", "--server", server.url,
+        "--model", MODEL, "--token-file", f"{MOUNT}/token", "--ca", f"{MOUNT}/server.pem", timeout=INSTALL_S,
     )  # fmt: skip
 
 
 def remove_by_installer(machine: Machine) -> None:
-    machine.run("sh", f"{MOUNT}/install-agent", "--uninstall")
-    machine.run("rm", "-rf", SETTINGS)
+    machine.run("sh", f"{MOUNT}/release/install-agent", "--uninstall")
+    forget(machine)
 
 
 def by_deb(machine: Machine, server: Server, shared: Path) -> None:
@@ -87,8 +77,3 @@ def by_deb(machine: Machine, server: Server, shared: Path) -> None:
 def remove_deb(machine: Machine) -> None:
     machine.run("dpkg", "--purge", "splitedge-agent", timeout=INSTALL_S)
     forget(machine)
-
-
-BY_HAND: Final = Way("wheels by hand", ("wheels",), by_hand, remove_by_hand)
-INSTALLER: Final = Way("install-agent --offline", ("install-agent", "release"), by_installer, remove_by_installer)
-DEB: Final = Way("Debian package", ("release",), by_deb, remove_deb)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tests.systemd import release
 from tests.systemd.install import MOUNT
-from tests.systemd.machine import Failed, Machine, Network, Snapshot, wait_for
+from tests.systemd.machine import LabError, Machine, Network, Snapshot, wait_for
 from tests.systemd.server import Server
 
 FRAME: Final = "/run/frame.jpg"  # of the running system, in memory
@@ -20,7 +22,7 @@ STATE, CACHE = "/var/lib/private/splitedge", "/var/cache/private/splitedge"
 WARNING, NOTICE = 4, 5  # priorities of the journal
 
 
-class Skipped(Exception):
+class SkippedError(Exception):
     """Why a step cannot run here, in a few words."""
 
 
@@ -32,10 +34,40 @@ class Lab:
     network: Network
     server: Server
     shared: Path
+    releases: Path  # the cache of releases
     quick: bool
     patience: float = 1.0  # factor of every limit in seconds: more under emulation
     figures: dict[str, float] = field(default_factory=dict)
     before: Snapshot = field(default_factory=dict)
+
+    # --- releases
+
+    def release(self) -> Path:
+        """The release of the working tree in the shared folder, built once. Raises `SkippedError` without a script."""
+        if not release.SCRIPT.exists():
+            raise SkippedError("there is no scripts/release")
+        folder = self.shared / "release"
+        if not folder.is_dir():
+            found = release.built(self.releases, self.processor())
+            shutil.copytree(found, folder, ignore=shutil.ignore_patterns("key.pem"))
+            shutil.copy(found / "key.pem", self.server.folder)
+        return folder
+
+    def variant(self, version: str, *, broken: bool = False) -> str:
+        """Where the running system sees the release as another version; ``broken``: it cannot start."""
+        original = release.archive(self.release(), self.processor())
+        folder = self.shared / "variants"
+        folder.mkdir(exist_ok=True)
+        made = release.variant(original, self.server.folder / "key.pem", version, folder, broken=broken)
+        return f"{MOUNT}/variants/{made.name}"
+
+    def processor(self) -> str:
+        """The kind of processor of the system, as `uname -m`."""
+        return self.machine.run("uname", "-m").stdout.strip()
+
+    def version(self) -> str:
+        """The version of the agent that the link `current` leads to."""
+        return self.machine.run("edge-agent", "--version").stdout.split()[-1]
 
     # --- the service
 
@@ -46,20 +78,20 @@ class Lab:
         return int(status or 0), json.loads(body) if body.startswith("{") else {}
 
     def ready(self, limit: float, what: str = "ready") -> float:
-        """The seconds until the service answers frames. Raises `Failed` with its last message."""
+        """The seconds until the service answers frames. Raises `LabError` with its last message."""
         try:
             return wait_for(what, lambda: self.health()[0] == 200, limit * self.patience)
-        except Failed as error:
-            raise Failed(f"{error}; {self.health()[1].get('state', 'no answer')}; {self.says()}") from None
+        except LabError as error:
+            raise LabError(f"{error}; {self.health()[1].get('state', 'no answer')}; {self.says()}") from None
 
     def answer(self) -> dict[str, Any]:
-        """The answer to a frame by the local API. Raises `Failed` if there is none that crossed the link."""
+        """The answer to a frame by the local API. Raises `LabError` if there is none that crossed the link."""
         self.put_frame()
         options = ("-s", "-m", "20", "-H", "Content-Type: image/jpeg", "--data-binary", f"@{FRAME}")
         said = self.machine.run("curl", *options, f"{API}/v1/infer").stdout
         found: dict[str, Any] = json.loads(said)
         if not found.get("payload_bytes") or not found.get("top"):
-            raise Failed(f"the answer did not cross the link: {said[:300]}")
+            raise LabError(f"the answer did not cross the link: {said[:300]}")
         return found
 
     def put_frame(self) -> None:

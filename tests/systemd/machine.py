@@ -30,16 +30,16 @@ Snapshot: TypeAlias = dict[str, tuple[object, ...]]
 """Every path of a system, and what tells that it has changed."""
 
 
-class Failed(Exception):
+class LabError(Exception):
     """What went wrong in a step, in one sentence."""
 
 
 def wait_for(what: str, holds: Callable[[], bool], limit: float, period: float = 0.1) -> float:
-    """The seconds until ``holds`` is true. Raises `Failed` after ``limit`` seconds."""
+    """The seconds until ``holds`` is true. Raises `LabError` after ``limit`` seconds."""
     began = time.monotonic()
     while not holds():
         if time.monotonic() - began > limit:
-            raise Failed(f"{what} did not happen within {limit:g} s")
+            raise LabError(f"{what} did not happen within {limit:g} s")
         time.sleep(period)
     return time.monotonic() - began
 
@@ -120,7 +120,7 @@ class Machine:
     # --- power
 
     def boot(self) -> float:
-        """Boot; the seconds until the system is up. Raises `Failed`."""
+        """Boot; the seconds until the system is up. Raises `LabError`."""
         assert self._process is None
         began = time.monotonic()
         command = [
@@ -173,7 +173,7 @@ class Machine:
         """What `systemctl is-system-running` says; empty before systemd answers."""
         assert self._process is not None
         if self._process.poll() is not None:
-            raise Failed(f"systemd-nspawn ended with status {self._process.returncode}: {self.console()}")
+            raise LabError(f"systemd-nspawn ended with status {self._process.returncode}: {self.console()}")
         pid = self._process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         self._init = int(children[-1]) if children else 0  # at first a process that starts the system's process 1
@@ -194,17 +194,17 @@ class Machine:
     def run(
         self, *command: str, check: bool = True, timeout: float = 120.0, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``command`` in the running system, as root. Raises `Failed` if it fails and ``check``."""
+        """Run ``command`` in the running system, as root. Raises `LabError` if it fails and ``check``."""
         try:
             done = subprocess.run(
                 self.command(*command, **environment), capture_output=True, text=True, errors="replace",
                 timeout=timeout, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
-            raise Failed(f"`{' '.join(command)[:100]}` did not end within {timeout:g} s") from error
+            raise LabError(f"`{' '.join(command)[:100]}` did not end within {timeout:g} s") from error
         if check and done.returncode != 0:
             said = (done.stderr.strip() or done.stdout.strip())[-600:]
-            raise Failed(f"`{' '.join(command)[:100]}` ended with status {done.returncode}: {said}")
+            raise LabError(f"`{' '.join(command)[:100]}` ended with status {done.returncode}: {said}")
         return done
 
     def path(self, inside: str | Path) -> Path:
@@ -260,14 +260,14 @@ def _fingerprint(path: Path) -> tuple[object, ...]:
     found = path.lstat()
     owner = (stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
     if stat.S_ISLNK(found.st_mode):
-        return (*owner, os.readlink(path))
+        return (*owner, str(path.readlink()))
     return (*owner, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else owner
 
 
 def _ip(*arguments: str) -> None:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
     if done.returncode != 0:
-        raise Failed(f"`ip {' '.join(arguments)}` failed: {done.stderr.strip()}")
+        raise LabError(f"`ip {' '.join(arguments)}` failed: {done.stderr.strip()}")
 
 
 def run_in(namespace: str, command: Sequence[str | Path]) -> list[str | Path]:

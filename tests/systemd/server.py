@@ -18,7 +18,7 @@ from PIL import Image
 import device_profiles
 from tests.edge_server.small_network import save_network
 from tests.round_profile import round_profile
-from tests.systemd.machine import Failed, Network, run_in
+from tests.systemd.machine import LabError, Network, run_in
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 MODEL: Final = "tiny"
@@ -68,7 +68,7 @@ class Server:
         return (self.folder / "profile.json").read_bytes()
 
     def prepare(self) -> None:
-        """Make store, certificate and token; the store is kept by a hash of the sources. Raises `Failed`."""
+        """Make store, certificate and token; the store is kept by a hash of the sources. Raises `LabError`."""
         key = sources_hash("edge_server/**/*.py", "calibration/**/*.py", "splitedge/**/*.py", "kernels/**/*.py", "tests/edge_server/small_network.py")  # fmt: skip
         kept = self._cache / key
         if not (kept / "store").is_dir():
@@ -84,11 +84,11 @@ class Server:
         screen = self._edge_server("init", *names, "--store", str(self.folder / "store"))
         token = re.search(r"echo (\S+) > token", screen)
         if token is None:
-            raise Failed(f"`edge-server init` shows no token: {screen[-300:]}")
+            raise LabError(f"`edge-server init` shows no token: {screen[-300:]}")
         self.token = token[1]
 
     def start(self) -> None:
-        """Serve; returns when the port is open. Raises `Failed`."""
+        """Serve; returns when the port is open. Raises `LabError`."""
         command = ["-m", "edge_server", "serve", "--host", self._network.server_address, "--port", str(PORT)]
         files = ["--store", str(self.folder / "store"), "--cert", str(self.folder / "server.pem")]
         inside = run_in(self._network.server, [sys.executable, *command, *files, "--key", str(self.folder / "server.key")])  # fmt: skip
@@ -97,7 +97,7 @@ class Server:
         assert self._process.stdout is not None
         line = self._process.stdout.readline().decode()
         if not line.startswith("edge-server ready"):
-            raise Failed(f"edge-server did not start: {line or (self.folder / 'server.log').read_text()[-600:]}")
+            raise LabError(f"edge-server did not start: {line or (self.folder / 'server.log').read_text()[-600:]}")
 
     def stop(self) -> None:
         """End it at once, as a crash does; nothing happens if it does not run."""
@@ -116,7 +116,7 @@ class Server:
     def _edge_server(self, *arguments: str) -> str:
         done = subprocess.run([sys.executable, "-m", "edge_server", *arguments], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
         if done.returncode != 0:
-            raise Failed(f"`edge-server {arguments[0]}` failed: {done.stderr.strip()[-600:]}")
+            raise LabError(f"`edge-server {arguments[0]}` failed: {done.stderr.strip()[-600:]}")
         return done.stdout
 
 

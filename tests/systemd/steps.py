@@ -1,19 +1,27 @@
-"""The steps of the lab, in their order. Each proves one thing of the service, or raises `Failed`."""
+"""The steps of the lab, in their order. Each proves one thing of the service, or raises `LabError`."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from tests.systemd import install
+from edge_server.config import ServeConfig
+from edge_server.service import unit as unit_of_server
+from tests.systemd import install, release
 from tests.systemd.install import AGENT, MOUNT
-from tests.systemd.lab import API, CACHE, FRAME, STATE, UNIT, WARNING, Lab, Skipped
-from tests.systemd.machine import Failed, changed, wait_for
+from tests.systemd.lab import API, CACHE, FRAME, STATE, UNIT, WARNING, Lab, SkippedError
+from tests.systemd.machine import LabError, changed, wait_for
 
+BETTER, BEST, WORSE = "0.9.1", "0.9.2", "0.9.3"  # versions of releases that the lab makes
 EXPOSURE: Final = 1.4  # the most that `systemd-analyze security` may say
 BOOT_S: Final = 20.0  # the most that a boot may take without a server
 SETTLE_S: Final = 60.0  # the most until the service is ready again after the cause of a failure is gone
@@ -59,14 +67,14 @@ def boot_bare(lab: Lab) -> str:
 
 def install_by_hand(lab: Lab) -> None:
     lab.server.start()
-    install.BY_HAND.install(lab.machine, lab.server, lab.shared)
+    install.by_hand(lab.machine, lab.server, lab.shared)
 
 
 def becomes_ready(lab: Lab) -> None:
     lab.ready(SETTLE_S)
     said = lab.machine.run(AGENT, "service", "status").stdout
     if lab.machine.show(UNIT, "Type") != "notify" or not lab.says().startswith("ready"):
-        raise Failed(f"the status is not ready: {said}")
+        raise LabError(f"the status is not ready: {said}")
 
 
 def answers_frame(lab: Lab) -> str:
@@ -80,7 +88,7 @@ def infer_command(lab: Lab) -> None:
     cache = {"SPLITEDGE_CACHE_DIR": "/run/infer"}
     said = lab.machine.run(AGENT, "infer", *options, FRAME, timeout=120 * lab.patience, **cache).stdout
     if "frames answered 1/1" not in said:
-        raise Failed(f"`edge-agent infer` answered no frame: {said[-300:]}")
+        raise LabError(f"`edge-agent infer` answered no frame: {said[-300:]}")
 
 
 def exposure(lab: Lab) -> str:
@@ -90,14 +98,14 @@ def exposure(lab: Lab) -> str:
 
 def server_unit(lab: Lab) -> str:
     """The unit that `edge-server service install` writes."""
-    options = ("--host", "0.0.0.0")
-    text = lab.machine.run("/opt/splitedge/current/bin/edge-server", "service", "install", "--dry-run", *options).stdout
+    executable = Path("/opt/splitedge/current/bin/edge-server")
+    text = unit_of_server.render(unit_of_server.UnitOptions(executable, ServeConfig(host="0.0.0.0"), compiles=False))
     unit, path = "splitedge-server.service", "/run/systemd/system/splitedge-server.service"
     lab.machine.run("sh", "-c", 'printf "%s\n" "$1" >"$2" && systemctl daemon-reload', "sh", text, path)
     try:
         said = lab.machine.run("systemd-analyze", "verify", path, check=False)
         if said.returncode != 0 or said.stderr.strip():
-            raise Failed(f"systemd-analyze verify: {said.stderr.strip()[:300]}")
+            raise LabError(f"systemd-analyze verify: {said.stderr.strip()[:300]}")
         return f"exposure {_exposure(lab, unit):.1f}"
     finally:
         lab.machine.run("sh", "-c", 'rm -f "$1" && systemctl daemon-reload', "sh", path)
@@ -106,7 +114,7 @@ def server_unit(lab: Lab) -> str:
 def verified_unit(lab: Lab) -> None:
     said = lab.machine.run("systemd-analyze", "verify", f"/etc/systemd/system/{UNIT}", check=False)
     if said.returncode != 0 or said.stderr.strip():
-        raise Failed(f"systemd-analyze verify: {said.stderr.strip()[:300]}")
+        raise LabError(f"systemd-analyze verify: {said.stderr.strip()[:300]}")
 
 
 def compiles_nothing(lab: Lab) -> str:
@@ -120,9 +128,9 @@ def compiles_nothing(lab: Lab) -> str:
     left = lab.machine.run("find", CACHE, "-name", "*.nb[ic]").stdout.split()
     said = [text for _, text in lab.journal(cursor) if "compiled here" in text]
     if left or said:
-        raise Failed(f"kernels were compiled: {(left + said)[0]}")
+        raise LabError(f"kernels were compiled: {(left + said)[0]}")
     if lab.machine.show(UNIT, "MemoryDenyWriteExecute") != "yes":
-        raise Failed("the unit allows new code in memory, though the package has compiled kernels")
+        raise LabError("the unit allows new code in memory, though the package has compiled kernels")
     lab.figures["warm_ready_s"] = took
     return f"ready in {took:.1f} s"
 
@@ -211,13 +219,13 @@ def clock_of_1970(lab: Lab) -> str:
         wait_for("a word about the clock", lambda: "clock" in lab.says(), SETTLE_S * lab.patience)
         said, pid = lab.says(), lab.pid()
         if lab.health()[0] != 503:
-            raise Failed("the agent is ready before its clock is set")
+            raise LabError("the agent is ready before its clock is set")
         machine.write(CLOCK, "+0\n")
         set_at = time.monotonic()
         lab.ready(SETTLE_S)
         lab.answer()
         if lab.pid() != pid or lab.restarts():
-            raise Failed(f"the agent restarted instead of waiting for the clock ({said})")
+            raise LabError(f"the agent restarted instead of waiting for the clock ({said})")
         _no_longer_than(took, BOOT_S * lab.patience)
         return f"ready {time.monotonic() - set_at:.1f} s after it was set"
     finally:
@@ -242,11 +250,11 @@ def absent_server(lab: Lab) -> str:
         time.sleep(10)  # several more attempts
         waits = [one for one in lab.journal() if "waiting for the server" in one[1]]
         if len(waits) != 1 or waits[0][0] != WARNING:
-            raise Failed(
+            raise LabError(
                 f"the absent server is to be said once, as a warning, and was said {len(waits)} times: {waits[:3]}"
             )
         if lab.health()[0] != 503:
-            raise Failed("/healthz says ready without a server")
+            raise LabError("/healthz says ready without a server")
     finally:
         lab.server.start()
         lab.ready(SETTLE_S)
@@ -286,7 +294,7 @@ def lost_server(lab: Lab) -> None:
 def logs_command(lab: Lab) -> None:
     said = lab.machine.run(AGENT, "service", "logs").stdout
     if "the link to the server is back" not in said:
-        raise Failed(f"`edge-agent service logs` does not show the link's return: {said[-300:]}")
+        raise LabError(f"`edge-agent service logs` does not show the link's return: {said[-300:]}")
 
 
 # --- removal
@@ -298,32 +306,164 @@ def uninstall(lab: Lab) -> None:
     for path in ("/etc/splitedge/agent.toml", "/etc/splitedge/token", CACHE):
         lab.machine.run("test", "-e", path)
     if lab.machine.run("systemctl", "cat", UNIT, check=False).returncode == 0:
-        raise Failed("the unit is still there")
+        raise LabError("the unit is still there")
     lab.machine.run(AGENT, "service", "install", timeout=install.INSTALL_S)
     lab.ready(SETTLE_S)
 
 
 def purge(lab: Lab) -> str:
-    install.BY_HAND.remove(lab.machine)
-    lab.machine.off()
-    left = changed(lab.before, lab.machine.snapshot())
-    lab.machine.boot()
-    lab.figures["left_behind"] = len(left)
-    if left:
-        raise Failed(f"left behind: {', '.join(left[:6])}")
-    return "left behind: 0"
+    install.remove_by_hand(lab.machine)
+    return _nothing_left(lab)
+
+
+# --- releases
+
+
+def install_release(lab: Lab) -> None:
+    """`install-agent --offline`, with settings as options."""
+    lab.release()
+    install.by_installer(lab.machine, lab.server, lab.shared)
+    lab.ready(SETTLE_S)
+    lab.answer()
+
+
+def repeat_install(lab: Lab) -> None:
+    """The same command repairs a version of which a file is lost."""
+    lab.release()
+    lab.machine.run("rm", f"/opt/splitedge/{lab.version()}/bin/edge-agent")
+    install.by_installer(lab.machine, lab.server, lab.shared)
+    lab.ready(SETTLE_S)
+    lab.answer()
+
+
+def upgrade(lab: Lab) -> str:
+    new = lab.variant(BETTER)
+    _can_upgrade(lab)
+    began = time.monotonic()
+    lab.machine.run("edge-agent", "service", "upgrade", new, timeout=install.INSTALL_S)
+    took = time.monotonic() - began
+    lab.ready(SETTLE_S)
+    lab.answer()
+    _runs(lab, BETTER)
+    lab.figures["upgraded_s"] = took
+    return f"upgraded in {took:.1f} s"
+
+
+def forged_upgrade(lab: Lab) -> None:
+    """An archive that another key signed is refused, and nothing in it runs."""
+    _can_upgrade(lab)
+    archive = lab.shared / "variants" / Path(lab.variant(WORSE, broken=True)).name
+    other = lab.server.folder / "other.pem"
+    release.openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(other))
+    release.sign(archive, other)
+    version, pid = lab.version(), lab.pid()
+    done = lab.machine.run("edge-agent", "service", "upgrade", f"{MOUNT}/variants/{archive.name}", check=False)
+    if done.returncode == 0 or (lab.version(), lab.pid()) != (version, pid):
+        raise LabError(f"a forged archive was accepted: {done.stdout[-200:]}")
+
+
+def failed_upgrade(lab: Lab) -> str:
+    """A version that cannot start is rolled back."""
+    bad = lab.variant(WORSE, broken=True)
+    _can_upgrade(lab)
+    version, began = lab.version(), time.monotonic()
+    done = lab.machine.run("edge-agent", "service", "upgrade", bad, check=False, timeout=install.INSTALL_S)
+    lab.ready(SETTLE_S)
+    lab.figures["rolled_back_s"] = time.monotonic() - began
+    if done.returncode == 0 or not done.stderr.strip():
+        raise LabError("the failed upgrade ended with status 0, or without a word")
+    lab.answer()
+    _runs(lab, version)
+    return f"rolled back in {lab.figures['rolled_back_s']:.1f} s"
+
+
+def killed_upgrade(lab: Lab) -> str:
+    """kill -9 of the command and of all that it started, at moments over its whole time: a version works each time."""
+    _can_upgrade(lab)
+    archives = {version: lab.variant(version) for version in (BETTER, BEST)}
+    whole = lab.figures.get("upgraded_s", 20.0)
+    moments = (0.3, 0.8) if lab.quick else (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+    for moment in moments:
+        target = BEST if lab.version() == BETTER else BETTER
+        command = lab.machine.command("edge-agent", "service", "upgrade", archives[target])
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        time.sleep(moment * whole)
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        if moment >= 0.5:  # as after a power cut
+            lab.machine.pull_plug()
+            lab.machine.boot()
+        lab.ready(SETTLE_S)
+        lab.answer()
+    lab.machine.run("edge-agent", "service", "upgrade", archives[BEST], check=False, timeout=install.INSTALL_S)
+    lab.ready(SETTLE_S)
+    _runs(lab, BEST)
+    return f"{len(moments)} moments"
+
+
+def remove_release(lab: Lab) -> str:
+    lab.release()
+    install.remove_by_installer(lab.machine)
+    return _nothing_left(lab)
+
+
+def install_package(lab: Lab) -> None:
+    lab.release()
+    install.by_deb(lab.machine, lab.server, lab.shared)
+    lab.ready(SETTLE_S)
+    lab.answer()
+
+
+def remove_package(lab: Lab) -> None:
+    """A package that is removed keeps its settings."""
+    lab.release()
+    lab.machine.run("dpkg", "--remove", "splitedge-agent", timeout=install.INSTALL_S)
+    lab.machine.run("test", "-e", "/etc/splitedge/agent.toml")
+    if lab.machine.run("systemctl", "is-active", UNIT, check=False).returncode == 0:
+        raise LabError("the service still runs")
+    install.by_deb(lab.machine, lab.server, lab.shared)
+    lab.ready(SETTLE_S)
+
+
+def purge_package(lab: Lab) -> str:
+    lab.release()
+    install.remove_deb(lab.machine)
+    return _nothing_left(lab, ("/var/lib/dpkg/", "/var/log/dpkg.log"))
 
 
 # --- helpers
+
+
+def _nothing_left(lab: Lab, ignored: tuple[str, ...] = ()) -> str:
+    """Compare the system with what it was before. ``ignored``: beginnings of paths that others write."""
+    lab.machine.off()
+    left = [path for path in changed(lab.before, lab.machine.snapshot()) if not path.startswith(ignored)]
+    lab.machine.boot()
+    lab.figures["left_behind"] = lab.figures.get("left_behind", 0) + len(left)
+    if left:
+        raise LabError(f"left behind: {', '.join(left[:6])}")
+    return "left behind: 0"
+
+
+def _can_upgrade(lab: Lab) -> None:
+    if lab.machine.run("edge-agent", "service", "upgrade", "--help", check=False).returncode != 0:
+        raise SkippedError("there is no `service upgrade`")
+
+
+def _runs(lab: Lab, version: str) -> None:
+    said = lab.machine.run("curl", "-s", f"{API}/v1/status").stdout
+    if lab.version() != version or json.loads(said)["version"] != version:
+        raise LabError(f"{lab.version()} is installed and {said[:40]} runs, not {version}")
 
 
 def _exposure(lab: Lab, unit: str) -> float:
     said = lab.machine.run("systemd-analyze", "security", "--no-pager", unit).stdout
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", said)
     if found is None:
-        raise Failed(f"systemd-analyze names no exposure: {said[-200:]}")
+        raise LabError(f"systemd-analyze names no exposure: {said[-200:]}")
     if float(found[1]) > EXPOSURE:
-        raise Failed(f"the exposure of {unit} is {found[1]}, above {EXPOSURE:g}")
+        raise LabError(f"the exposure of {unit} is {found[1]}, above {EXPOSURE:g}")
     return float(found[1])
 
 
@@ -338,7 +478,7 @@ def _watchdog(lab: Lab, break_it: Callable[[], object]) -> str:
     wait_for("a restart by the watchdog", lambda: lab.pid() not in (0, old), 180)
     lab.ready(SETTLE_S)
     if lab.restarts() != restarts + 1:
-        raise Failed(f"systemd counts {lab.restarts() - restarts} restarts")
+        raise LabError(f"systemd counts {lab.restarts() - restarts} restarts")
     lab.answer()
     return f"ready after {time.monotonic() - began:.1f} s"
 
@@ -368,24 +508,14 @@ def _once(lab: Lab, cursor: str) -> None:
     lost = [one for one in said if "link to the server is down" in one[1]]
     back = [one for one in said if "link to the server is back" in one[1]]
     if len(lost) != 1 or len(back) != 1:
-        raise Failed(f"the loss was said {len(lost)} times and the return {len(back)} times, not once: {said[:6]}")
+        raise LabError(f"the loss was said {len(lost)} times and the return {len(back)} times, not once: {said[:6]}")
     if lost[0][0] != WARNING or back[0][0] <= WARNING:
-        raise Failed(f"the priorities are {lost[0][0]} and {back[0][0]}")
+        raise LabError(f"the priorities are {lost[0][0]} and {back[0][0]}")
 
 
 def _no_longer_than(took: float, limit: float) -> None:
     if took > limit:
-        raise Failed(f"the boot took {took:.1f} s, more than {limit:g}")
-
-
-def later(what: str, reason: str) -> Callable[[Lab], str | None]:
-    """A step that cannot run yet."""
-
-    def skip(_: Lab) -> None:
-        raise Skipped(reason)
-
-    skip.__doc__ = what
-    return skip
+        raise LabError(f"the boot took {took:.1f} s, more than {limit:g}")
 
 
 STEPS: Final = (
@@ -412,4 +542,14 @@ STEPS: Final = (
     Step("edge-agent service logs", logs_command),
     Step("uninstall, install again", uninstall),
     Step("purge", purge),
+    Step("install-agent --offline", install_release),
+    Step("install-agent, again", repeat_install, long=True),
+    Step("upgrade", upgrade),
+    Step("an upgrade with another key", forged_upgrade),
+    Step("an upgrade that fails", failed_upgrade),
+    Step("kill -9 of an upgrade", killed_upgrade),
+    Step("install-agent --uninstall", remove_release),
+    Step("install the Debian package", install_package),
+    Step("remove the Debian package", remove_package, long=True),
+    Step("purge the Debian package", purge_package),
 )
