@@ -57,7 +57,7 @@ async def run(settings: Settings) -> None:
 
 async def _serve(front: app.Front, settings: Settings, url: str) -> None:
     make = await asyncio.to_thread(_imported)
-    agent = make(settings, front)
+    agent = make(await asyncio.to_thread(_with_cache, settings), front)
     front.served = agent
     await _become_ready(agent)
     if settings.stage.port is not None:
@@ -94,6 +94,16 @@ def _imported() -> Callable[[Settings, app.Front], Agent | StageServer]:
         return Agent(settings, tell, on_link, counters=counters)
 
     return make
+
+
+def _with_cache(settings: Settings) -> Settings:
+    from edge_agent.planning import disk_cache  # loads the kernels
+
+    found, error = disk_cache.writable(settings)
+    if error is not None:
+        text = f"warning: {error.message}; until then downloads and measurements are lost at the next start"
+        _log(text, journal.WARNING, event="cache", reason=error.data["reason"])
+    return found
 
 
 async def _until(starting: asyncio.Task[None], stopping: asyncio.Task[Literal[True]]) -> None:

@@ -91,6 +91,9 @@ StateDirectory=splitedge
 StateDirectoryMode=0700
 CacheDirectory=splitedge
 CacheDirectoryMode=0700
+# In memory, in place of a cache folder that is full or read-only.
+RuntimeDirectory=splitedge
+RuntimeDirectoryMode=0700
 ConfigurationDirectory=splitedge
 UMask=0077
 

@@ -70,7 +70,7 @@ def _lab(stack: ExitStack, given: Any, folder: Path) -> Lab:
     shared = folder / "shared"
     shutil.copytree(given.wheels, shared / "wheels")
     (shared / "stall").mkdir()
-    (shared / "stall/sitecustomize.py").write_text(STALL.replace("STUCK", "limits.HEAD_STUCK"))
+    (shared / "stall/sitecustomize.py").write_text(STALL.replace("SECONDS", "limits.HEAD_STUCK"))
     folder.chmod(0o755)
     network = stack.enter_context(Network(f"lab-{os.getpid()}-server", f"lab-{os.getpid()}-board"))
     server = Server(network, given.cache / "store", folder / "server")

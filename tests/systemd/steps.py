@@ -36,7 +36,7 @@ STALL: Final = """import signal, time
 def hang(*_):
     from edge_agent.runtime.engine import Engine
     from splitedge import limits
-    limits.HEAD_STUCK = STUCK
+    limits.HEAD_STUCK = SECONDS
     Engine.process = lambda *_: time.sleep(1e6)
 signal.signal(signal.SIGUSR1, lambda *_: time.sleep(1e6))
 signal.signal(signal.SIGUSR2, hang)
@@ -156,7 +156,7 @@ def stalled_loop(lab: Lab) -> str:
 
 def hanging_head(lab: Lab) -> str:
     """The event loop still turns, but no frame gets through the head."""
-    module = STALL.replace("STUCK", "5" if lab.quick else "limits.HEAD_STUCK")
+    module = STALL.replace("SECONDS", "5" if lab.quick else "limits.HEAD_STUCK")
     (lab.shared / "stall/sitecustomize.py").write_text(module)
 
     def hang() -> None:
