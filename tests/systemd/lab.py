@@ -140,7 +140,7 @@ class Lab:
     def journal(self, cursor: str = "") -> list[tuple[int, str]]:
         """Priority and text of the agent's own messages, after ``cursor``."""
         after = [f"--after-cursor={cursor}"] if cursor else []
-        said = self.machine.run("journalctl", "-u", UNIT, "-o", "json", "--no-pager", *after).stdout
+        said = self.machine.run("journalctl", "-b", "-u", UNIT, "-o", "json", "--no-pager", *after).stdout
         entries = [json.loads(line) for line in said.splitlines()]
         own = [one for one in entries if one.get("SYSLOG_IDENTIFIER") != "systemd"]
         return [(int(one.get("PRIORITY", 6)), str(one.get("MESSAGE", ""))) for one in own]
