@@ -47,7 +47,9 @@ INSTALLATIONS: Final = (
             for name in (
                 "add-a-model",
                 "raspberry-pi",
-                "old-python",
+                "jetson",
+                "build-a-release",
+                "upgrade",
                 "tls",
                 "text-model",
                 "several-boards",

@@ -1,6 +1,6 @@
 """Start-up in fresh processes: imports, `--help`, a head, `edge-agent warm`, and a running agent with its memory.
 
-    python -m benchmarks.startup [--json OUT] [--quick]
+    python -m benchmarks.startup [--json OUT] [--quick] [--release FOLDER]
 
 The head is EfficientNet-Lite0, 8 bits, on one thread, with its first frame; loading it includes its golden check. Cold
 means an empty kernel cache; cold runs happen twice, or once with --quick, which also omits `edge-agent warm`.
@@ -11,6 +11,9 @@ photographs. All other figures are medians over several processes.
 
 If the package has a library of kernels for this processor (`python -m kernels.build`), the agent runs with it and with
 compiled kernels, in turn. All other figures are of compiled kernels.
+
+With the folder of a release (`scripts/release`), install-agent installs its archive, and that agent answers a frame. It
+measures the board and downloads the segment, as on a new board.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +64,9 @@ print(json.dumps({"import": imported - start, "head": loaded - imported, "frame"
 
 
 def main() -> None:
-    options = parser(__doc__ or "").parse_args()
+    parsing = parser(__doc__ or "")
+    parsing.add_argument("--release", type=Path, metavar="FOLDER", help="also install and run the release in FOLDER")
+    options = parsing.parse_args()
     runs, colds = (3, 1) if options.quick else (7, 2)
     with tempfile.TemporaryDirectory() as folder:
         segment = Path(folder) / "lite0.segment"
@@ -74,12 +80,17 @@ def main() -> None:
             commands["edge-agent warm, nothing compiled"] = [seconds(WARM, place) for place in places]
             commands["edge-agent warm, all there"] = [seconds(WARM, places[0]) for _ in range(runs)]
         agents = running(runs, caches[0])
+        installs = installed(options.release, colds) if options.release else []
     rows, summary = figures(cold, warm, commands)
+    for name, what in {"files_s": "install-agent, the files", "first_frame_s": "install-agent, first frame"}.items():
+        if installs:
+            rows.append(_row(what, [one[name] for one in installs]))
+            summary[f"startup.install_to_{name}"] = statistics.median(one[name] for one in installs)
     for kernels, each in agents.items():
         rows.append(_row(f"agent ready, {kernels}", [one["ready_s"] for one in each]))
         summary |= {f"startup.{kernels}.{name}": statistics.median(one[name] for one in each) for name in each[0]}
     if native.FOLDER.is_dir():
-        summary["startup.package_mib"] = sum(path.stat().st_size for path in native.FOLDER.iterdir()) / 2**20
+        summary["startup.libraries_mib"] = sum(path.stat().st_size for path in native.FOLDER.iterdir()) / 2**20
     report("Start-up, a fresh process each", rows, summary, options.json)
 
 
@@ -94,34 +105,69 @@ def start(segment: Path, cache: Path) -> dict[str, float]:
 
 def running(runs: int, cache: Path) -> dict[str, list[dict[str, float]]]:
     """Run an agent ``runs`` times with each kind of `KERNELS` that is there; return its figures by kind."""
-    from benchmarks import photos, ways  # they import what the server needs
-    from benchmarks.processes import serving
-    from edge_server.store.store import Store
-
     kinds = [kind for kind in KERNELS if kind == "jit" or native.LIBRARY is not None]
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
-    store, files = ways.calibrated(photos.demo()), [photo.path.read_bytes() for photo in photos.demo()]
-    with Store(store) as opened:
-        token = opened.tokens.add(f"startup-{time.time_ns()}")
-    with serving(store, port=0) as port:
-        server = {
-            "SPLITEDGE_SERVER": f"http://127.0.0.1:{port}",
-            "SPLITEDGE_TOKEN": token,
-            "SPLITEDGE_MODEL": ways.MODEL,
-        }
+    with demo_server() as (server, files):
         for turn in range(runs + 1):
             for kind in kinds:
-                environment = os.environ | server | {native.VARIABLE: KERNELS[kind], "SPLITEDGE_CACHE_DIR": str(cache)}
-                one = agent(environment | {"SPLITEDGE_API_PORT": "0", "SPLITEDGE_THREADS": "2"}, files)
+                own = {native.VARIABLE: KERNELS[kind], "SPLITEDGE_CACHE_DIR": str(cache)}
+                one = agent([sys.executable, "-m", "edge_agent"], os.environ | server | own, files)
                 if turn:  # the first turn compiles, downloads the segment and measures the board
                     found[kind].append(one)
     return found
 
 
-def agent(environment: dict[str, str], files: Sequence[bytes]) -> dict[str, float]:
-    """Start an agent and send it ``files``, again and again; return its ``ready_s`` and its memory in MiB."""
-    command = [sys.executable, "-m", "edge_agent", "run", "--mode", "device", "--max-drop", f"{MAX_DROP:g}"]
-    begun = time.perf_counter()
+def installed(release: Path, runs: int) -> list[dict[str, float]]:
+    """Install the release, start its agent and send it one frame, ``runs`` times, each on a new board.
+
+    Returns the seconds from the start of install-agent until its files are there, and until the frame is answered.
+    """
+    found = []
+    with demo_server() as (server, files):
+        for _ in range(runs):
+            with tempfile.TemporaryDirectory() as folder:
+                plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+                environment = plain | server | {"SPLITEDGE_PREFIX": folder, "SPLITEDGE_CACHE_DIR": f"{folder}/cache"}
+                begun = time.perf_counter()
+                command = ["sh", f"{release}/install-agent", "--offline", str(release), "--files-only"]
+                subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+                files_s = time.perf_counter() - begun
+                program = next(Path(folder).glob("*/bin/edge-agent"))
+                agent([str(program)], environment, files[:1], frames=1)
+                found.append({"files_s": files_s, "first_frame_s": time.perf_counter() - begun})
+    return found
+
+
+@contextmanager
+def demo_server() -> Iterator[tuple[dict[str, str], list[bytes]]]:
+    """Serve the demo's model; yields the variables of an agent, and photographs."""
+    from benchmarks import photos, ways  # they import what the server needs
+    from benchmarks.processes import serving
+    from edge_server.store.store import Store
+
+    store, files = ways.calibrated(photos.demo()), [photo.path.read_bytes() for photo in photos.demo()]
+    with Store(store) as opened:
+        token = opened.tokens.add(f"startup-{time.time_ns()}")
+    with serving(store, port=0) as port:
+        variables = {
+            "SPLITEDGE_SERVER": f"http://127.0.0.1:{port}",
+            "SPLITEDGE_TOKEN": token,
+            "SPLITEDGE_MODEL": ways.MODEL,
+            "SPLITEDGE_API_PORT": "0",
+            "SPLITEDGE_THREADS": "2",
+        }
+        yield variables, files
+
+
+def agent(
+    program: Sequence[str], environment: dict[str, str], files: Sequence[bytes], frames: int = FRAMES
+) -> dict[str, float]:
+    """Start an agent and send it ``frames`` of ``files``, again and again.
+
+    Returns its ``ready_s``, the number of kernels that it ``compiled``, and its memory in MiB.
+    """
+    command = [*program, "run", "--mode", "device", "--max-drop", f"{MAX_DROP:g}"]
+    before, begun = _kept(environment), time.perf_counter()
     process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = ""
@@ -132,7 +178,7 @@ def agent(environment: dict[str, str], files: Sequence[bytes]) -> dict[str, floa
         else:
             raise SystemExit(f"the agent did not start: {line.strip()}")
         taken, idle = time.perf_counter() - begun, memory(process.pid)
-        for i in range(FRAMES):
+        for i in range(frames):
             data = files[i % len(files)]
             request = urllib.request.Request(f"{ready[1]}/v1/infer", data, {"Content-Type": "image/jpeg"})  # noqa: S310
             with urllib.request.urlopen(request) as answer:  # noqa: S310
@@ -144,9 +190,15 @@ def agent(environment: dict[str, str], files: Sequence[bytes]) -> dict[str, floa
         process.stderr.close()
     return {
         "ready_s": taken,
+        "compiled_at_start": _kept(environment) - before,
         **{f"{name}_mib_idle": value for name, value in idle.items()},
         **{f"{name}_mib_load": value for name, value in load.items()},
     }
+
+
+def _kept(environment: dict[str, str]) -> int:
+    """The number of compiled kernels in the agent's cache."""
+    return sum(1 for _ in Path(environment["SPLITEDGE_CACHE_DIR"]).rglob("*.nbc"))
 
 
 def memory(process: int) -> dict[str, float]:

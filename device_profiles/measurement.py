@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from statistics import fmean, median, stdev
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -66,6 +67,29 @@ _ROWS = (784, 128)  # a tensor for codecs with further stages
 _PAUSES, _PAUSE_S = 40, 0.005
 _SLICE_S = 1e-3  # time slice of a shared processor
 _CHAIN = 33  # operators in the head that measures the cost of one more
+
+
+#: Heads that `check_kernels` runs, and SHA-256 of their answers, which `tests.reference_head` gives too.
+CHECKED: Final[tuple[tuple[KernelKind, Shape], ...]] = (
+    ("conv", Shape(9, 9, 8, 12, k=3)),
+    ("pointwise", Shape(7, 7, 24, 20)),
+    ("depthwise", Shape(9, 9, 24, 24, k=3)),
+    ("depthwise", Shape(9, 9, 24, 24, k=5, stride=2)),
+    ("dense", Shape(1, 1, 70, 10)),
+    ("add", Shape(7, 7, 20, 20)),
+    ("lut", Shape(7, 7, 20, 20)),
+    ("pool", Shape(7, 7, 20, 20, k=7)),
+)
+ANSWERS: Final = (
+    "e30f058f0635c9efbaf002db2f1eb7e2faaa2db6167907a44ab552020868236c",
+    "7c258c58a55536efab5adf905a8271d65bca86661fdc2bb00f9f0beca883cc6c",
+    "cdc036e8b05f52aa171fc8acaeaeede82130b8a48db95f7f851fe87bd88ef438",
+    "19f4a98c0f7e669fa7b87c59cbbc5190e5fd537f2365d6ad061567e84304ddcc",
+    "f070eefae288c0093098727727840bddbbbadcb16d686b6d3cbd2837e35cf4f9",
+    "35bccff2b34adb719457783e8f710be18002a814b89bed8b79a33b425da03909",
+    "a1cb8af7088ec2e4aae1172eca60f3351c291ea1a4e6d1ffbd2c2b0bf09b5cff",
+    "c3c53e31e24b57fece689049fbc1e511a1b7a7a6ec41cf9d311ae8f53987111c",
+)
 
 
 def measure(
@@ -166,10 +190,20 @@ def one_operator(kind: KernelKind, shape: Shape, *, chain: int = 1) -> seg.Segme
     return seg.Segment(header, blob)
 
 
-def run_once() -> None:
-    """Run two small heads, to see whether the kernels run on this machine. Compiles what is not compiled yet."""
-    _first_run(one_operator("conv", Shape(8, 8, 8, 8, k=3)))
-    _first_run(one_operator("dense", Shape(1, 1, 64, 10)))
+def check_kernels() -> None:
+    """Run a small head of each kind of operator and compare its answer with the known one.
+
+    Compiles what is not compiled yet. Raises `SegmentError` for a wrong answer.
+    """
+    for (kind, shape), answer in zip(CHECKED, ANSWERS, strict=True):
+        Head(checked_segment(kind, shape, answer))
+
+
+def checked_segment(kind: KernelKind, shape: Shape, answer: str) -> seg.Segment:
+    """`one_operator` with the hash of its ``answer``, for `check_kernels`."""
+    segment = one_operator(kind, shape)
+    header = msgspec.structs.replace(segment.header, golden=seg.Golden("kernels", answer))
+    return seg.Segment(header, segment.blob)
 
 
 def warmup_here(started: float) -> None:
@@ -476,7 +510,11 @@ def _warmup_process() -> tuple[float, float]:
     code = "import time; t = time.perf_counter(); from device_profiles.measurement import warmup_here; warmup_here(t)"
     try:
         done = subprocess.run(  # noqa: S603
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=limits.WARMUP_TIMEOUT, check=False
+            [sys.executable, "-P", "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=limits.WARMUP_TIMEOUT,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PlatformError(

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 import edge_agent
 from edge_agent.config import Settings, load
+from splitedge import limits as bounds
 from splitedge import options
 from splitedge.options import Given, Json, Layers, Plot
 
@@ -187,17 +188,24 @@ def infer(
             "--out", help="Write the complete output for each input to a .npy file in this folder.", show_default=False
         ),
     ] = None,
+    own: Annotated[
+        bool, typer.Option("--own", help="Start an agent for this command, even if one runs with the same settings.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Run the model on files or texts, and show where the time goes."""
+    """Run the model on files or texts, and show where the time goes.
+
+    An agent that already runs on this machine with the same settings answers. Without one, this command starts its own.
+    """
     settings = load(*given)
     from edge_agent.commands import first
 
     frames = first.frames(files or [], text or [], out)
-    first.server(settings)
+    settings = first.with_outputs(settings, out)
+    running = first.answering(settings, own=own)
     from edge_agent.commands import infer as command
 
-    raise typer.Exit(asyncio.run(command.infer(settings, frames, json=json, out=out)))
+    raise typer.Exit(asyncio.run(command.infer(settings, frames, running, json=json, out=out)))
 
 
 @app.command(cls=options.Command)
@@ -290,12 +298,22 @@ def install(
             "--token-file", help="File that contains the token. [default: token_file, else /etc/splitedge/token]"
         ),
     ] = None,
+    camera: Annotated[
+        bool | None, typer.Option("--camera/--no-camera", help="Let the service use cameras. [default: as before]")
+    ] = None,
+    limits: Annotated[
+        bool | None,
+        typer.Option(
+            "--limits/--no-limits",
+            help="Limit the service to `threads` cores and 75 % of the memory. [default: as before]",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the unit file without installing it.")] = False,
 ) -> None:
     """Check the settings, install and start the service, and wait until it is ready or waits for the server."""
     from edge_agent.commands import service as command
 
-    command.install(config, token_file, dry_run=dry_run)
+    command.install(config, token_file, camera=camera, limits=limits, dry_run=dry_run)
 
 
 @service_app.command(cls=options.Command)
@@ -311,6 +329,48 @@ def uninstall(
 
 
 @service_app.command(cls=options.Command)
+def upgrade(
+    version: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[VERSION|FILE]", help="Version, or file of a release archive. [default: the newest version]"
+        ),
+    ] = None,
+    limit: Annotated[
+        float,
+        typer.Option(
+            "--timeout", min=1, max=3600, metavar="<s>", help="Time until the new version must be ready, in seconds."
+        ),
+    ] = bounds.UPGRADE_READY,
+) -> None:
+    """Upgrade the service. If the new version does not get ready, the old one serves again.
+
+    The archive is where install-agent found the installed version. Its signature is checked before anything in it runs.
+    """
+    from edge_agent.commands import service as command
+
+    command.upgrade(version, limit_s=limit)
+
+
+@service_app.command(hidden=True)
+def settle() -> None:
+    """End an upgrade that is under way; a unit of systemd runs this."""
+    from edge_agent.commands import service as command
+
+    command.settle()
+
+
+@service_app.command("auto-upgrade", cls=options.Command)
+def auto_upgrade(
+    state: Annotated[Literal["on", "off"], typer.Argument(help="Whether to look for a new version once a day.")],
+) -> None:
+    """Upgrade the service to new versions automatically, or stop doing so."""
+    from edge_agent.commands import service as command
+
+    command.auto_upgrade(on=state == "on")
+
+
+@service_app.command(cls=options.Command)
 def status() -> None:
     """Show the state of the service and its last error.
 
@@ -319,6 +379,19 @@ def status() -> None:
     from edge_agent.commands import service as command
 
     raise typer.Exit(command.status())
+
+
+@service_app.command("test", cls=options.Command)
+def try_frame(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Configuration file of the service. [default: /etc/splitedge/agent.toml]"),
+    ] = None,
+) -> None:
+    """Let the running agent answer a frame of noise, to test the way to the server and back."""
+    from edge_agent.commands import service as command
+
+    command.try_frame(config)
 
 
 @service_app.command(cls=options.Command)

@@ -7,9 +7,10 @@ The configuration file is the one that ``--config`` or ``SPLITEDGE_CONFIG`` name
 
 from __future__ import annotations
 
+import hashlib
 import os
 from codecs import BOM_UTF8
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,11 +24,12 @@ from splitedge.demand import DemandConfig
 from splitedge.protocol.messages import Objective
 from splitedge.settings import About, Flag, Given, Milliseconds, PathText, Seconds, Setting, value_of
 from splitedge.settings import collect as collect_settings
-from splitedge.settings import load as load_settings
+from splitedge.settings import made as settings_made
 from splitedge.settings import reference as reference_of
 
 SYSTEM_FILE = Path("/etc/splitedge/agent.toml")
 _URLS = ("server", "chain.next")
+_NO_ANSWER = ("token", "token_file", "ca", "allow_insecure", "cache_dir", "chain.token", "chain.token_file", "chain.ca")
 CREDENTIAL = "splitedge-token"  # the name of the token in systemd's LoadCredential
 
 _Address = Annotated[str, Meta(min_length=1, max_length=255, description="an IP address or a host name")]
@@ -215,6 +217,12 @@ def setting(key: str) -> Setting:
     return known[key]
 
 
+def fingerprint(settings: Settings) -> str:
+    """A hash of the settings that decide an answer: all but addresses to listen on, credentials and the cache folder."""
+    keys = [one.key for one in reference() if one.group not in ("api", "stage") and one.key not in _NO_ANSWER]
+    return hashlib.sha256(msgspec.json.encode({key: value_of(settings, key) for key in keys})).hexdigest()
+
+
 def load(
     path: Path | None = None, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
 ) -> Settings:
@@ -223,19 +231,30 @@ def load(
 
     Raises `errors.ConfigError` that names the option, variable or key, and the allowed values.
     """
-    return _checked(load_settings(Settings, path or file(environ), options or {}, environ))
+    return made(*collect(path, options, environ))
 
 
 def from_options(options: Mapping[str, Any]) -> Settings:
     """The settings of ``options`` alone, without file and environment. Raises as `load`."""
-    return _checked(load_settings(Settings, None, options, {}))
+    return made(*_collected(None, options, {}))
 
 
 def collect(
     path: Path | None = None, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
 ) -> tuple[dict[str, Given], list[errors.ConfigError]]:
     """The values that were given, by key, and every problem that `load` could raise. Arguments as in `load`."""
-    values, problems = collect_settings(Settings, path or file(environ), options or {}, environ)
+    return _collected(path or file(environ), options or {}, environ)
+
+
+def made(values: Mapping[str, Given], problems: Sequence[errors.ConfigError]) -> Settings:
+    """The settings that `collect` found. Raises the first of ``problems``."""
+    return settings_made(Settings, values, problems)
+
+
+def _collected(
+    path: Path | None, options: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[dict[str, Given], list[errors.ConfigError]]:
+    values, problems = collect_settings(Settings, path, options, environ)
     for key in _URLS:
         try:
             if key in values:
@@ -360,12 +379,6 @@ def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
             reason="token-unreadable",
         ) from error
     return check_token(text.removeprefix(BOM_UTF8).decode("ascii", "replace").strip(), f"the token file {path}")
-
-
-def _checked(settings: Settings) -> Settings:
-    for key in _URLS:
-        check_url(key, value_of(settings, key))
-    return settings
 
 
 def _split_url(text: str) -> str | None:

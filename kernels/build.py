@@ -1,9 +1,10 @@
 """Compile all kernels into shared libraries, one for each instruction set (`kernels.native`).
 
-    python -m kernels.build [--isa NAME ...] [--jobs N] [FOLDER]
+    python -m kernels.build [--machine NAME] [--isa NAME ...] [--jobs N] [FOLDER]
 
-FOLDER is by default the one in the package where `kernels.native` looks. A linker (``LD``, by default ld) is needed. Every
-set in `isa.ISAS` is compiled, whether this machine has it or not, because nothing runs.
+FOLDER is by default the one in the package where `kernels.native` looks. Nothing runs, so every set of either machine
+(`isa.SETS`) is compiled on any machine. A linker is needed: ``LD``, by default ld, and for another machine than this one
+``MACHINE-linux-gnu-ld`` (Debian: binutils-aarch64-linux-gnu, binutils-x86-64-linux-gnu).
 
 Numba compiles each kernel for the arguments in `warm.steps`. A small function around it turns the slots of a call into
 the arguments, and LLVM makes position-independent code of both. The sections of a library start at multiples of 64 KiB,
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -76,44 +78,49 @@ declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Build the libraries of all sets, each in a process of its own, and their manifest."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--isa", action="append", choices=isa.ISAS, help="only this set, again for others")
+    options.add_argument("--machine", choices=isa.SETS, default=isa.MACHINE, help="compile for it [default: this one]")
+    options.add_argument("--isa", action="append", help="only this set, again for others")
     options.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="sets at once [default: cores]")
     options.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in the process of one set
-    options.add_argument("folder", nargs="?", type=Path, default=native.FOLDER)
+    options.add_argument("folder", nargs="?", type=Path)
     given = options.parse_args(arguments)
     if given.one:
         sys.stdout.write(msgspec.json.encode(_library(given.folder / f"{isa.ISA}.so")).decode())
         return
-    given.folder.mkdir(parents=True, exist_ok=True)
+    names, libraries = given.isa or isa.SETS[given.machine], {}
+    if unknown := set(names) - set(isa.SETS[given.machine]):
+        options.error(f"{given.machine} has no set {min(unknown)}; name some of {', '.join(isa.SETS[given.machine])}")
+    folder = given.folder or native.FOLDER.with_name(given.machine)
+    folder.mkdir(parents=True, exist_ok=True)
 
     def build(name: str) -> bytes:
-        command = [sys.executable, "-m", "kernels.build", "--one", str(given.folder)]
-        variables = {**os.environ, isa.BUILD: name, native.VARIABLE: "jit"}
+        command = [sys.executable, "-m", "kernels.build", "--one", str(folder)]
+        variables = {**os.environ, isa.BUILD_MACHINE: given.machine, isa.BUILD: name, native.VARIABLE: "jit"}
         return subprocess.run(command, env=variables, stdout=subprocess.PIPE, check=True).stdout  # noqa: S603
 
-    names, libraries = given.isa or isa.ISAS, {}
     with ThreadPoolExecutor(max(1, given.jobs)) as pool:
         made = list(pool.map(build, names))
     if len(set(made)) > 1:
         raise SystemExit("the kernels of the instruction sets differ in their arguments")
     for name in names:
-        path = given.folder / f"{name}.so"
+        path = folder / f"{name}.so"
         path.chmod(0o644)
         libraries[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     manifest = {"sources": native.sources_hash(), "libraries": libraries, "kernels": msgspec.json.decode(made[0])}
-    (given.folder / native.MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    (folder / native.MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
 
 def _library(path: Path) -> Signatures:
     """Compile the kernels for `isa.ISA` and link them to ``path``. Returns the arguments of each."""
     import llvmlite.binding as llvm
 
-    from kernels import warm
-
+    triple = f"{isa.MACHINE}-unknown-linux-gnu"
+    llvm.get_process_triple = lambda: triple  # Numba compiles for it
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    triple = llvm.get_process_triple()
+    from kernels import warm
+
     model, features = os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"]
     machine = llvm.Target.from_triple(triple).create_target_machine(
         cpu=model, features=features, opt=3, reloc="pic", codemodel="default"
@@ -130,9 +137,13 @@ def _library(path: Path) -> Signatures:
             objects.append(_object(machine, module, Path(folder) / f"{name}.o"))
         flags = ["relro", "now", "noexecstack", f"max-page-size={PAGE}"]
         options = ["-shared", "-s", *(part for flag in flags for part in ("-z", flag))]
-        linker = [os.environ.get("LD", "ld"), *options, "-o", str(path), *map(str, objects)]
+        linker = [os.environ.get("LD") or _linker(), *options, "-o", str(path), *map(str, objects)]
         subprocess.run(linker, check=True)  # noqa: S603
     return found
+
+
+def _linker() -> str:
+    return "ld" if platform.machine() == isa.MACHINE else f"{isa.MACHINE}-linux-gnu-ld"
 
 
 def _object(machine: Any, module: Any, path: Path) -> Path:

@@ -24,7 +24,7 @@ if native.LIBRARY is None:
     except ImportError as error:
         raise PlatformError(
             f"the package has no kernels for this processor ({native.REASON or isa.ISA}), and {error.name}, which compiles "
-            "them, cannot be imported; run `pip install numba`",
+            "them, cannot be imported; run `pip install 'splitedge[jit]'`",
             reason="no-kernels",
         ) from error
 

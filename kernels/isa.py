@@ -23,11 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-X86: Final = platform.machine() in ("x86_64", "AMD64")
-ARM: Final = platform.machine() in ("aarch64", "arm64") and sys.maxsize > 2**32
+#: The machine and the set to compile a library for (`kernels.build`), whether this machine has it or not.
+BUILD_MACHINE: Final = "SPLITEDGE_BUILD_MACHINE"
+BUILD: Final = "SPLITEDGE_BUILD_ISA"
+
+#: The kind of processor, as ``uname -m`` says it.
+MACHINE: Final = os.environ.get(BUILD_MACHINE) or platform.machine()
+X86: Final = MACHINE in ("x86_64", "AMD64")
+ARM: Final = MACHINE in ("aarch64", "arm64") and sys.maxsize > 2**32
 
 X86_ISAS: Final = ("avx512vnni", "avxvnni", "avx2", "portable")
 ARM_ISAS: Final = ("i8mm", "dotprod", "neon", "portable")
+#: The sets that libraries are compiled for, by machine.
+SETS: Final = {"x86_64": X86_ISAS, "aarch64": ARM_ISAS}
 ISAS: Final = X86_ISAS if X86 else ARM_ISAS if ARM else ("portable",)
 
 _AVX512: Final = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
@@ -61,10 +69,6 @@ ARM_MODEL: Final = {
 # (entry, bit) in the auxiliary vector, from asm/hwcap.h of Linux.
 _AT_HWCAP, _AT_HWCAP2 = 16, 26
 _HWCAPS: Final = {"asimd": (_AT_HWCAP, 1), "asimddp": (_AT_HWCAP, 20), "sve": (_AT_HWCAP, 22), "i8mm": (_AT_HWCAP2, 13)}
-
-
-#: The set to compile a library for (`kernels.build`), whether this machine has it or not.
-BUILD: Final = "SPLITEDGE_BUILD_ISA"
 
 
 @dataclass(frozen=True)
@@ -170,9 +174,11 @@ def cpuinfo_features(path: Path) -> frozenset[str]:
 
 
 def _llvm_features() -> frozenset[str]:
-    """The features that LLVM finds, on a system without /proc/cpuinfo."""
-    import llvmlite.binding as llvm
-
+    """The features that LLVM finds, on a system without /proc/cpuinfo; empty without LLVM."""
+    try:
+        import llvmlite.binding as llvm
+    except ImportError:
+        return frozenset()
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 

@@ -96,6 +96,7 @@ CACHED_SEGMENTS: Final = 8  # the most recently used are kept
 CACHED_PROFILES: Final = 4  # one for each build of the kernels; the newest are kept
 BODY_TIMEOUT: Final = 30.0  # a client that trickles its request body
 HEAD_STUCK: Final = 60.0  # a frame in the head for longer has hung it, and the watchdog restarts the agent
+RUNNING_AGENT: Final = 1.0  # `infer` asks the agent on this machine; one that does not answer in this time is not used
 DRAIN_TIMEOUT: Final = 5.0  # for frames in flight after a request to stop
 POWER_PERIOD: Final = 0.2  # between two readings of a power sensor; some sensors need a process for each
 REPLAN_LEAST: Final = 60.0  # least time that a plan is kept: a board's clock may be years off
@@ -112,6 +113,7 @@ SERVICE_TIMEOUT: Final = 60.0  # one call of systemctl or journalctl: longer tha
 SERVICE_START: Final = (
     2400.0  # `service install` waits this long for readiness: both commands of the unit, and the profile
 )
+UPGRADE_READY: Final = 300.0  # default time that a new version may take until it is ready
 SERVICE_LOOK: Final = 0.5  # between two checks of the service
 SERVICE_TOLD: Final = 15.0  # between two messages that say what it waits for
 MAX_KERNEL_ROWS: Final = 1000  # measurements in one profile

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -84,9 +84,7 @@ def load(struct: type[T], file: Path | None, options: Mapping[str, object], envi
     ``where`` the value is.
     """
     values, problems = collect(struct, file, options, environ)
-    if problems:
-        raise problems[0]
-    return msgspec.convert(_nest({key: given.value for key, given in values.items()}), struct)
+    return made(struct, values, problems)
 
 
 def collect(
@@ -113,6 +111,13 @@ def collect(
         except errors.ConfigError as error:
             problems.append(error)
     return values, problems
+
+
+def made(struct: type[T], values: Mapping[str, Given], problems: Sequence[errors.ConfigError]) -> T:
+    """The settings that `collect` found. Raises the first of ``problems``."""
+    if problems:
+        raise problems[0]
+    return msgspec.convert(_nest({key: given.value for key, given in values.items()}), struct)
 
 
 def parse_value(setting: Setting, text: str) -> Any:

@@ -1,4 +1,7 @@
-"""The `version` command of both programs: what a bug report needs. Loads neither numba nor aiohttp."""
+"""What a bug report needs: the `version` command of both programs, and versions in the doctor's archive.
+
+Loads neither numba nor aiohttp; numpy and the kernels only for `facts`.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +11,36 @@ from importlib import metadata
 from typing import Any, Final
 
 import splitedge
-from kernels import isa, native
 from splitedge import terminal
 
-#: The libraries of every installation, then those of extras.
-LIBRARIES: Final = ("aiohttp", "msgspec", "numba", "numpy", "pillow", "rich", "safetensors", "typer")
-EXTRAS: Final = ("matplotlib", "onnx", "onnxruntime", "tokenizers", "torch")
+#: The libraries of every installation, then those of extras and what numba needs.
+LIBRARIES: Final = ("aiohttp", "msgspec", "numpy", "pillow", "rich", "safetensors", "typer")
+EXTRAS: Final = ("llvmlite", "matplotlib", "numba", "onnx", "onnxruntime", "tokenizers", "torch")
 
 
-def facts(program: str) -> dict[str, Any]:
-    """Versions, platform and kernels, as JSON values. A library that is not installed has the version None."""
-    library = native.LIBRARY
-    kernels = (
-        {"source": "compiled", "reason": native.REASON or None}
-        if library is None
-        else {"source": "library", "path": str(library.path), "sha256": library.sha256}
-    )
+def installation(program: str) -> dict[str, Any]:
+    """Versions and platform, as JSON values. A library that is not installed has the version None."""
     return {
         "program": program,
         "version": splitedge.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "isa": isa.ISA,
-        "kernels": kernels,
         "libraries": {name: _version(name) for name in (*LIBRARIES, *EXTRAS)},
     }
+
+
+def facts(program: str) -> dict[str, Any]:
+    """`installation`, the instruction set, and the source of the kernels."""
+    from kernels import isa, native
+
+    library = native.LIBRARY
+    kernels = (
+        {"source": "compiled", "reason": native.REASON or None}
+        if library is None
+        else {"source": "library", "path": str(library.path), "sha256": library.sha256}
+    )
+    return installation(program) | {"isa": isa.ISA, "kernels": kernels}
 
 
 def show(program: str, *, as_json: bool) -> None:

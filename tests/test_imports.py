@@ -60,9 +60,17 @@ def test_the_low_layers_import_only_what_they_may(graph: grimp.ImportGraph, pack
     assert outside(graph, package) <= OUTSIDE[package]
 
 
+def test_only_the_kernels_compiler_imports_numba(graph: grimp.ImportGraph) -> None:
+    """A board with libraries of kernels has none (`kernels.define`)."""
+    compilers = {one for name in ("numba", "llvmlite") for one in graph.find_modules_that_directly_import(name)}
+    known = {"kernels.build", "kernels.define", "kernels.isa", "kernels.jit", "benchmarks.arm_cycles"}
+    assert compilers <= known
+
+
 def test_the_agent_imports_only_what_its_install_brings(graph: grimp.ImportGraph, root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["text"]  # the extra, when a text's model is used
+    extras = project["optional-dependencies"]  # text: when a text's model is used; jit: without libraries of kernels
+    lines = project["dependencies"] + extras["text"] + extras["jit"]
     default = {re.split(r"[<>=\[; ]", line)[0] for line in lines}
     allowed = {IMPORT_NAMES.get(name, name) for name in default} | BROUGHT
     assert set().union(*(outside(graph, name) for name in ON_THE_BOARD)) <= allowed

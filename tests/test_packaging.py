@@ -131,6 +131,22 @@ def test_the_default_install_holds_no_library_of_the_server(project: dict[str, A
     assert not names & {"torch", "onnx", "onnxruntime", "onnxscript", "tflite-runtime", "ai-edge-litert"}
 
 
+def test_numba_is_an_extra_of_everything_that_compiles_in_a_checkout(project: dict[str, Any]) -> None:
+    extras = {
+        name: {str(Requirement(line)) for line in lines} for name, lines in project["optional-dependencies"].items()
+    }
+    assert "numba" not in {Requirement(line).name for line in project["dependencies"]}
+    assert {Requirement(line).name for line in extras["jit"]} == {"numba"}
+
+    def reached(name: str) -> set[str]:
+        inner = {extra for line in extras[name] if (r := Requirement(line)).name == "splitedge" for extra in r.extras}
+        return {name}.union(*map(reached, inner))
+
+    assert [
+        name for name in ("server", "bench", "bench-tflite", "demo", "test", "test-all") if "jit" not in reached(name)
+    ] == []
+
+
 def test_no_file_names_a_machine_or_a_package_index(tracked: list[Path], root: Path) -> None:
     found = []
     for path in tracked:

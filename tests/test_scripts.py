@@ -15,12 +15,15 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = (
     "scripts/common.sh",
     "scripts/demo",
+    "scripts/libraries.sh",
+    "scripts/release",
     "scripts/sample",
     "scripts/test",
     "scripts/test-arm",
     "scripts/wheels",
     ".ci/run",
 )
+MAINTAINER = ("postinst", "prerm", "postrm")  # of the Debian package
 
 
 def documented_commands() -> list[str]:
@@ -54,6 +57,12 @@ def test_scripts_are_executable(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
 
 
+@pytest.mark.parametrize("script", MAINTAINER)
+def test_maintainer_scripts_are_valid_for_any_shell(script: str) -> None:
+    done = subprocess.run(["sh", "-n", f"packaging/deb/{script}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_needs_no_set_up() -> None:
     done = subprocess.run(
         ["scripts/test", "--help"], cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
@@ -67,6 +76,39 @@ def test_a_processor_that_cannot_be_emulated_is_refused_before_anything_is_built
     done = subprocess.run(["scripts/test-arm", "cortex-m4"], cwd=ROOT, env=bare, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "test-arm: no such processor: cortex-m4; name some of cortex-a72, cortex-a76 and max\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give the folder"),
+        (["{out}"], "openssl ecparam -genkey -name prime256v1 -noout -out KEY.pem"),
+        (["--key", "{none}", "{out}"], "cannot read the key"),
+        (["--key", "{rsa}", "{out}"], "no private ECDSA key"),
+        (["--key", "{public}", "{out}"], "no private ECDSA key"),
+        (["--machine", "armv7l", "{out}"], "no such machine: armv7l"),
+        (["{out}", "{none}"], "give one folder"),
+        (["--kye", "{out}"], "unknown option --kye"),
+        (["--key", "{ec}", "--url", "boards'; x", "{out}"], "is not a URL"),
+    ],
+)
+def test_a_release_that_cannot_be_made_is_refused_before_anything_is_built(
+    tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    places = {name: str(tmp_path / name) for name in ("out", "none", "rsa", "ec", "public")}
+    make = [
+        ["openssl", "genrsa", "-out", places["rsa"], "2048"],
+        ["openssl", "ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", places["ec"]],
+        ["openssl", "pkey", "-in", places["ec"], "-pubout", "-out", places["public"]],
+    ]
+    for command in make:
+        subprocess.run(command, check=True, capture_output=True)
+    bare = {"PATH": "/usr/bin:/bin", "SPLITEDGE_PYTHON": "none"}
+    command = ["scripts/release", *(one.format(**places) for one in arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=bare, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert sentence in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_good_python_is_found() -> None:

@@ -29,8 +29,8 @@ _ASKED: Final = ("server", "ca", "token", "model")
 
 def show(path: Path | None, options: Mapping[str, Any], *, json: bool) -> None:
     """Print every setting with its value and its source; tokens are hidden. Raises `errors.ConfigError`."""
-    loaded = config.load(path, options)
-    given, _ = config.collect(path, options)
+    given, problems = config.collect(path, options)
+    loaded = config.made(given, problems)
     place = path or config.file()
     if json:
         found = [_record(one, loaded, given) for one in config.reference()]
@@ -46,8 +46,8 @@ def show(path: Path | None, options: Mapping[str, Any], *, json: bool) -> None:
 
 def check(path: Path | None, options: Mapping[str, Any]) -> int:
     """Print "ok" and the file and return 0, or print every problem on a line of standard error and return 2."""
-    _, wrong = config.collect(path, options)
-    problems = [error.message for error in wrong] or list(_problems(config.load(path, options)))
+    given, wrong = config.collect(path, options)
+    problems = [error.message for error in wrong] or list(_problems(config.made(given, wrong)))
     for problem in problems:
         print(f"edge-agent: {printable(problem)}", file=sys.stderr)
     if problems:

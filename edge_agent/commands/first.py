@@ -11,12 +11,17 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Source, expand, file_bytes, spoken
 from splitedge import errors, files, limits
+
+if TYPE_CHECKING:
+    from edge_agent.api.client import RunningAgent
 
 _NAMED = 5  # files in one error message
 
@@ -72,6 +77,25 @@ def server(settings: Settings) -> None:
 
         device.named_profile(settings)
     asyncio.run(peers.check(settings, patient=False))
+
+
+def with_outputs(settings: Settings, out: Path | None) -> Settings:
+    """``settings``, asking for complete outputs if there is a folder ``out`` for them."""
+    return settings if out is None else msgspec.structs.replace(settings, topk=0)
+
+
+def answering(settings: Settings, *, own: bool) -> RunningAgent | None:
+    """The agent that runs on this machine with the same settings. Without one, or with ``own``: None, after the checks of
+    `server`.
+    """
+    config.require_model(settings)
+    if not own:
+        from edge_agent.api import client
+
+        if (running := asyncio.run(client.find(settings))) is not None:
+            return running
+    server(settings)
+    return None
 
 
 def plan(settings: Settings, board: str | None, picture: Path | None) -> None:

@@ -5,73 +5,143 @@ time goes.
 from __future__ import annotations
 
 import asyncio
-import functools
 import sys
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import msgspec
 
+from edge_agent.api.client import Gone, RunningAgent
 from edge_agent.commands.first import Frames
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Source
-from edge_agent.runtime.agent import IN_PROGRESS, Agent
-from edge_agent.runtime.engine import frame_bytes, frame_of
-from edge_agent.runtime.ordered import in_order
+from edge_agent.runtime.ordered import IN_PROGRESS, in_order
 from edge_agent.runtime.results import Result, Timing, to_json
 from splitedge import errors, files, terminal
-from splitedge.head import answers
-from splitedge.head.answers import Whole
 from splitedge.platform_check import printable
 from splitedge.report import headline
 from splitedge.terminal import plain, size, wrap
 
-Outcome = Result | errors.SplitEdgeError
+if TYPE_CHECKING:  # a running agent answers before this process would have loaded its kernels
+    from edge_agent.runtime.agent import Agent
+    from splitedge.head.answers import Whole
+
 _STEM = 100  # characters of a file's name
 _INDENT = " " * 4
 _ONE_LINE = 1 << 20  # a line per answer for other programs
 
 
-async def infer(settings: Settings, frames: Frames, *, json: bool, out: Path | None = None) -> int:
+class Outcome(NamedTuple):
+    """What became of a frame, and who answered: the agent that runs on this machine, or this command's own."""
+
+    ended: Result | errors.SplitEdgeError
+    agent: Literal["running", "own"] = "own"
+
+
+async def infer(
+    settings: Settings, frames: Frames, running: RunningAgent | None, *, json: bool, out: Path | None = None
+) -> int:
     """Print the result of each of ``frames``, unreadable ones first, and a summary. Returns 0, or the exit status of
     the first failure.
 
-    ``out``: an existing folder for the complete outputs, one .npy file per frame.
+    ``running``: the agent to ask; None: start one. ``out``: an existing folder for the complete outputs, one .npy file
+    per frame; ``settings`` then ask for them.
     """
-    sources, outputs = frames.good, None
-    if out is not None:
-        outputs, settings = OutputFiles(out), msgspec.structs.replace(settings, topk=0)
+    sources, outputs = frames.good, OutputFiles(out) if out is not None else None
     results: list[Result] = []
     status = frames.bad[0].error.exit_status if frames.bad else 0
     for source, error in frames.bad:
-        _show(source, error, json=json)
-    with terminal.Progress("edge-agent") as progress:
-        progress("starting")
-        agent = await Agent(settings, progress).__aenter__()
-    try:
-        if not json and agent.plan is not None:
-            print("\n".join(wrap(headline(agent.plan), terminal.width(piped=_ONE_LINE))) + "\n")
-        async for source, outcome in in_order(sources, functools.partial(_one, agent), IN_PROGRESS):
+        _show(source, Outcome(error), json=json)
+    async with _Agents(settings, running, quiet=json) as agents:
+        async for source, outcome in in_order(sources, agents.answer, IN_PROGRESS):
             file = ""
-            if isinstance(outcome, Result):
-                results.append(outcome)
-                file = str(outputs.write(source.name, outcome)) if outputs else ""
+            if isinstance(outcome.ended, Result):
+                results.append(outcome.ended)
+                file = str(outputs.write(source.name, outcome.ended)) if outputs else ""
             else:
-                status = status or outcome.exit_status
+                status = status or outcome.ended.exit_status
             _show(source, outcome, json=json, file=file)
-    finally:
-        await agent.close()
-    text = _summary(results, len(sources) + len(frames.bad)) + _joules(agent)
+    text = _summary(results, len(sources) + len(frames.bad)) + (_joules(agents.own) if agents.own else "")
     print("\n".join(wrap(text, terminal.width(piped=_ONE_LINE), _INDENT)), file=sys.stderr if json else sys.stdout)
     return status
 
 
-async def _one(agent: Agent, source: Source) -> Outcome:
-    try:
-        frame = frame_of(await asyncio.to_thread(source.read), source.name, agent.plan)
-        await agent.queue.wait_for_room(frame_bytes(frame))
-        return await agent.infer(frame)
-    except errors.SplitEdgeError as error:
-        return error
+class _Agents:
+    """Answers frames: the ``running`` agent as long as it does, then an agent of this command.
+
+    ``quiet``: print no line about the agent on standard output.
+    """
+
+    def __init__(self, settings: Settings, running: RunningAgent | None, *, quiet: bool) -> None:
+        self.own: Agent | None = None
+        self._settings, self._running, self._quiet = settings, running, quiet
+        self._asked = running  # kept until the end: other frames may still be with it
+        self._starting = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        if self._running is None:
+            await self._start()
+        else:
+            await self._running.__aenter__()
+            self._say(_introduction(self._running))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._asked is not None:
+            await self._asked.__aexit__(kind, error, trace)
+        if self.own is not None:
+            await self.own.close()
+
+    async def answer(self, source: Source) -> Outcome:
+        """What becomes of the frame of ``source``. Raises the errors of an own agent's start."""
+        try:
+            data = await asyncio.to_thread(source.read)
+            if self._running is not None:
+                return Outcome(await self._running.infer(data), "running")
+        except errors.SplitEdgeError as error:
+            return Outcome(error, "own" if self._running is None else "running")
+        except Gone:
+            pass
+        agent = await self._start()
+        from edge_agent.runtime.engine import frame_bytes, frame_of
+
+        try:
+            frame = frame_of(data, source.name, agent.plan)
+            await agent.queue.wait_for_room(frame_bytes(frame))
+            return Outcome(await agent.infer(frame))
+        except errors.SplitEdgeError as error:
+            return Outcome(error)
+
+    async def _start(self) -> Agent:
+        """This command's own agent, started once."""
+        async with self._starting:
+            if self.own is None:
+                if self._running is not None:
+                    self._running = None
+                    print("edge-agent: the running agent stopped; starting another for this command", file=sys.stderr)
+                with terminal.Progress("edge-agent") as progress:
+                    progress("starting")
+                    from edge_agent.runtime.agent import Agent
+
+                    self.own = await Agent(self._settings, progress).__aenter__()
+                if self.own.plan is not None:
+                    self._say(headline(self.own.plan))
+            return self.own
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            print("\n".join(wrap(text, terminal.width(piped=_ONE_LINE))) + "\n")
+
+
+def _introduction(running: RunningAgent) -> str:
+    """Who answers, and by which plan."""
+    where = {"server": "all on the server", "device": "all on this board"}
+    mode = running.plan.get("mode", "")
+    cut = where.get(mode, f"{mode}, cut after {running.plan.get('cut', '')}")
+    return plain(f"{running.plan.get('model', '')}: answered by the agent that runs on {running.url} ({cut})")
 
 
 class OutputFiles:
@@ -91,31 +161,34 @@ class OutputFiles:
             number += 1
             file = f"{stem}-{number}.npy"
         self._taken.add(file)
+        from splitedge.head import answers
+
         assert result.output is not None  # `infer` requests complete outputs
         files.write(self._folder / file, answers.npy(result.output))
         return self._folder / file
 
 
 def _show(source: Source, outcome: Outcome, *, json: bool, file: str = "") -> None:
-    if isinstance(outcome, Result):
+    ended = outcome.ended
+    if isinstance(ended, Result):
         print(
-            _as_json(source.name, outcome, file)
+            _as_json(source.name, outcome.agent, ended, file)
             if json
-            else text(source.name, outcome, file, terminal.width(piped=_ONE_LINE))
+            else text(source.name, ended, file, terminal.width(piped=_ONE_LINE))
         )
     elif json:
-        print(msgspec.json.encode({"image": source.name, "error": outcome.to_wire()}).decode())
-    if not isinstance(outcome, Result):
-        named = outcome.message if source.name in outcome.message else f"{source.name}: {outcome.message}"
+        print(msgspec.json.encode({"image": source.name, "error": ended.to_wire()}).decode())
+    if not isinstance(ended, Result):
+        named = ended.message if source.name in ended.message else f"{source.name}: {ended.message}"
         print(f"edge-agent: {printable(named)}", file=sys.stderr)
     sys.stdout.flush()
 
 
-def _as_json(name: str, result: Result, file: str) -> str:
+def _as_json(name: str, agent: str, result: Result, file: str) -> str:
     """One line; the name of the output ``file``, if there is one, replaces the output."""
     if not file:
-        return to_json(result, image=name).decode()
-    return to_json(msgspec.structs.replace(result, output=None), image=name, output_file=file).decode()
+        return to_json(result, image=name, agent=agent).decode()
+    return to_json(msgspec.structs.replace(result, output=None), image=name, agent=agent, output_file=file).decode()
 
 
 def text(name: str, result: Result, file: str, width: int) -> str:

@@ -1,24 +1,36 @@
-"""`edge-agent service install|uninstall|status|logs`."""
+"""`edge-agent service install|uninstall|upgrade|status|test|logs`."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
 
+from edge_agent import config
+from edge_agent.api import client
+from edge_agent.commands import infer
+from edge_agent.inputs.noise import noise
+from edge_agent.runtime.results import Result
+from edge_agent.service import check, versions
 from edge_agent.service import install as service
-from edge_agent.service.unit import SERVICE
+from edge_agent.service import upgrade as upgrades
+from edge_agent.service.unit import CONFIG_PATH, SERVICE
 from splitedge import errors
 from splitedge.service.status import describe, exit_status, journal_command
+from splitedge.terminal import width
 
 
-def install(config: Path | None, token_file: Path | None, *, dry_run: bool) -> None:
+def install(
+    path: Path | None, token_file: Path | None, *, camera: bool | None, limits: bool | None, dry_run: bool
+) -> None:
     """Install and start the service, and wait until it is ready or waits for its server.
 
-    With ``dry_run``, only print the unit.
+    ``camera`` and ``limits`` write or remove drop-ins; None leaves them. With ``dry_run``, only print the unit.
     """
-    given = {"config_path": config.absolute()} if config else {}
-    options = service.default_options(**given, token_file=token_file.absolute() if token_file else None)
+    given = {"config_path": path.absolute()} if path else {}
+    token = token_file.absolute() if token_file else None
+    options = service.default_options(**given, token_file=token, camera=camera, limits=limits)
     try:
         text = service.install(options, dry_run=dry_run, say=_say)
     except errors.ConfigError as error:
@@ -33,6 +45,48 @@ def uninstall(*, purge: bool) -> None:
     found = service.uninstall(purge=purge)
     for line in found.lines(purge=purge):
         print(line)
+
+
+def upgrade(version: str | None, *, limit_s: float) -> None:
+    """Upgrade to a version, the file of an archive, or the newest version; on failure return to the old one."""
+    before = versions.Versions().current()
+    outcome = upgrades.upgrade(version, _say, limit_s=limit_s)
+    print(f"upgraded to {outcome.version}" if outcome.version != before else f"{outcome.version} is in use already")
+
+
+def settle() -> None:
+    """End an upgrade that is under way."""
+    upgrades.settle(_say)
+
+
+def auto_upgrade(*, on: bool) -> None:
+    """Switch daily upgrades on or off."""
+    upgrades.automatic(on=on)
+    print("the service looks for a new version once a day" if on else "the service is upgraded only on demand")
+
+
+def try_frame(path: Path | None) -> None:
+    """Let the running agent answer a frame of noise, and print the answer. Raises `UsageError` if it is not ready."""
+    result = asyncio.run(_answer(config.load(path or CONFIG_PATH, environ=os.environ | check.environment())))
+    print(infer.text("test frame", result, "", width()))
+
+
+async def _answer(settings: config.Settings) -> Result:
+    agent = await client.serving(settings)
+    if agent is None:
+        raise errors.UsageError(
+            "no agent is ready at the local API of the service; see `edge-agent service status`", reason="not-ready"
+        )
+    kind, shape = agent.frame.kind, agent.frame.shape
+    async with agent:
+        try:
+            return await agent.infer(noise(kind, shape))
+        except errors.InputError:  # the plan does not say whether a tensor is of token ids
+            if kind != "tensor":
+                raise
+            return await agent.infer(noise("ids", shape))
+        except client.Gone as gone:
+            raise errors.LinkLostError("the agent stopped before it answered; see `edge-agent service logs`") from gone
 
 
 def status() -> int:

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import io
 import os
-import platform
 import re
-import sys
 import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-import splitedge
 from device_profiles import machine, tools
 from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.service.unit import NAME
 from splitedge import errors, limits
 from splitedge.protocol.messages import PROTOCOL_VERSION
+from splitedge.versions import installation
 
 HIDDEN: Final = "(redacted)"
 _FORMS: Final = (".zip", ".tar.gz")
-_PACKAGES: Final = ("splitedge", "aiohttp", "llvmlite", "msgspec", "numba", "numpy", "pillow", "tokenizers")
 #: Texts that are secret wherever they are: tokens of edge-server, headers, passwords in URLs, assignments.
 _SECRETS: Final = (
     (re.compile(r"\bse_[A-Za-z0-9_-]{16,}"), HIDDEN),
@@ -75,17 +71,9 @@ def configuration(settings: Settings | None, environ: Mapping[str, str]) -> dict
 
 
 def versions(root: Path = machine.ROOT) -> dict[str, Any]:
-    """Versions of splitedge, Python, the packages that it uses, and the system."""
-    found: dict[str, str] = {}
-    for package in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return {
-        "splitedge": splitedge.__version__,
+    """Versions of splitedge, Python, the libraries that it uses, and the system. Loads no kernels: they may crash."""
+    return installation("edge-agent") | {
         "protocol": PROTOCOL_VERSION,
-        "python": sys.version,
-        "packages": found,
-        "machine": platform.machine(),
         "board": machine.board(root),
         "system": machine.machine("", root)[0].os,
     }

@@ -95,7 +95,7 @@ def compiled_kernels(settings: Settings) -> Fixed | None:  # noqa: ARG001 (as ev
         text = f"not compiled: {free // limits.MiB} MiB of memory and swap are free, {limits.COMPILE_MEMORY // limits.MiB} are needed"
         return Fixed("kernels", False, text)
     try:
-        done = tools.run([sys.executable, "-m", "edge_agent", "warm"], limits.WARMUP_TIMEOUT)
+        done = tools.run([sys.executable, "-P", "-m", "edge_agent", "warm"], limits.WARMUP_TIMEOUT)
     except (OSError, subprocess.TimeoutExpired):
         return Fixed("kernels", False, "the compilation did not end in time; run `edge-agent warm` to continue it")
     if done.returncode != 0:

@@ -19,7 +19,7 @@ STAGES: Final = {
     "start": "starting Python",
     "numpy": "importing numpy",
     "kernels": "importing the kernels",
-    "run": "running a head",
+    "run": "checking the answers of the kernels",
 }
 _ILLEGAL: Final = {
     "numpy": "numpy uses instructions that this processor lacks; set OPENBLAS_CORETYPE=ARMV8 (on Arm), or install "
@@ -39,7 +39,7 @@ class Facts(msgspec.Struct):
     advice: str  # on a folder that cannot hold them, or an empty string
     steps: int
     missing: int  # kernels that are not compiled yet
-    ran: bool  # a head ran; without compiled kernels that would take minutes
+    ran: bool  # the answers are right; without compiled kernels that would take minutes
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Probe:
 def probe() -> Probe:
     """Import and run the kernels in a child process. Takes a second or two, at most `limits.PROBE_TIMEOUT`."""
     try:
-        done = tools.run([sys.executable, "-m", "edge_agent.doctor.probe"], limits.PROBE_TIMEOUT)
+        done = tools.run([sys.executable, "-P", "-m", "edge_agent.doctor.probe"], limits.PROBE_TIMEOUT)
     except subprocess.TimeoutExpired as error:
         return Probe(None, _stage(_decoded(error.stdout)), f"no end within {limits.PROBE_TIMEOUT:g} s")
     except OSError as error:
@@ -69,7 +69,7 @@ def kernels(found: Probe) -> Check:
         where = STAGES[found.stage]
         return fail("kernels", f"{found.problem} while {where}", _advice(found))
     facts = found.facts
-    ran = "; a head runs" if facts.ran else ""
+    ran = "; answers are right" if facts.ran else ""
     if facts.library:
         return ok("kernels", f"in the package, for {isa.ISA}: {facts.library}{ran}")
     if facts.advice:

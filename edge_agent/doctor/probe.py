@@ -25,9 +25,9 @@ def main() -> None:
     ready = not advice and not missing
     if ready:
         _begin("run")
-        from device_profiles.measurement import run_once
+        from device_profiles.measurement import check_kernels
 
-        run_once()
+        check_kernels()
     library = native.LIBRARY.path.name if native.LIBRARY is not None else ""
     facts = Facts(library, native.REASON, str(warm.folder()), advice, len(warm.steps()), missing, ready)
     sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")

@@ -17,10 +17,11 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import edge_agent
 from device_profiles import power
+from edge_agent import config
 from edge_agent.config import Settings
 from edge_agent.inputs.sources import Text, file_bytes, read_file, refuse_file_name
 from edge_agent.planning.peers import StatusCallback
@@ -28,7 +29,7 @@ from edge_agent.runtime import status
 from edge_agent.runtime.agent_plan import AgentPlan
 from edge_agent.runtime.energy import FrameEnergy
 from edge_agent.runtime.engine import InputFrame, frame_bytes, frame_of
-from edge_agent.runtime.ordered import in_order
+from edge_agent.runtime.ordered import IN_PROGRESS, in_order
 from edge_agent.runtime.pipeline import FramePipeline
 from edge_agent.runtime.preparation import prepare
 from edge_agent.runtime.replanning import LinkCallback, Replanner, link_down
@@ -39,8 +40,6 @@ from splitedge.protocol.messages import Plan
 
 AnyFrame: TypeAlias = InputFrame | Path
 """A frame, or the path of a file that holds an image, a .npy array or a text."""
-
-IN_PROGRESS: Final = limits.WINDOW + limits.FRAMES_AHEAD  # frames that keep head and link busy
 
 
 class Agent:
@@ -60,7 +59,7 @@ class Agent:
         *,
         counters: Counters | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self._fingerprint = settings, config.fingerprint(settings)
         self._pipeline = FramePipeline(counters)
         self.counters, self.queue = self._pipeline.counters, self._pipeline.limit
         prepared = functools.partial(prepare, settings, self._pipeline, self.say)
@@ -209,6 +208,8 @@ class Agent:
             "state": self.state,
             "server": self.settings.server,
             "model": self.settings.model,
+            "settings": self._fingerprint,
+            "input": None if self.plan is None else _input(self.plan),
             "uptime_s": round(time.monotonic() - self._started, 1),
             "plan": self.plan_info() or None,
             "frames": {
@@ -272,3 +273,9 @@ async def _size(frame: AnyFrame) -> int:
     if isinstance(frame, str) and not isinstance(frame, Text):
         await asyncio.to_thread(refuse_file_name, frame)
     return await asyncio.to_thread(file_bytes, frame) if isinstance(frame, Path) else frame_bytes(frame)
+
+
+def _input(plan: Plan) -> dict[str, Any]:
+    """What a frame of the plan's model is, for `api.client.FrameForm`."""
+    kind = "text" if plan.tokenizer is not None else plan.preprocess.kind
+    return {"kind": kind, "shape": plan.preprocess.shape}

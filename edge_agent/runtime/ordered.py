@@ -7,9 +7,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
+from splitedge import limits
+
 T = TypeVar("T")
 R = TypeVar("R")
 
+IN_PROGRESS: Final = limits.WINDOW + limits.FRAMES_AHEAD  # frames that keep head and link busy
 _END: Final[Any] = object()
 
 

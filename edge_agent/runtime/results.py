@@ -155,3 +155,26 @@ def to_json(result: Result, **extra: Any) -> bytes:
     fields = msgspec.structs.asdict(result)
     output = None if result.output is None else result.output.tolist()
     return msgspec.json.encode(extra | fields | {"output": output})
+
+
+def from_json(data: bytes) -> Result:
+    """The result in ``data``, which `to_json` wrote; unknown fields are ignored. Raises `errors.ProtocolError`."""
+    try:
+        fields = {k: v for k, v in msgspec.json.decode(data).items() if k in Result.__struct_fields__}
+        fields["top"] = msgspec.convert(fields["top"], list[TopClass])
+        fields["timing"] = msgspec.convert(fields["timing"], Timing)
+        fields["output"] = None if fields["output"] is None else _array(fields["output"])
+        return Result(**fields)
+    except (msgspec.MsgspecError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise errors.ProtocolError(
+            "the agent on this machine gave an answer that is none; upgrade it, or pass --own",
+            reason="malformed-answer",
+        ) from error
+
+
+def _array(nested: list[Any]) -> NDArray[np.float32] | NDArray[np.int64]:
+    """The whole output as `to_json` lists it: integers are indices, the JSON of float32 values is exact."""
+    import numpy as np
+
+    found = np.asarray(nested)
+    return found if found.dtype == np.int64 else found.astype(np.float32)

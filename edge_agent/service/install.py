@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import edge_agent
+from device_profiles.machine import usable_threads
 from edge_agent import config
-from edge_agent.service import check
+from edge_agent.service import check, upgrade, versions
 from edge_agent.service.unit import (
     CACHE,
     CONFIG_PATH,
@@ -28,6 +29,7 @@ from edge_agent.service.unit import (
     TOKEN_PATH,
     UNIT_PATH,
     UnitOptions,
+    drop_ins,
     render,
 )
 from kernels import native
@@ -37,18 +39,35 @@ from splitedge.service.install import ROOT, Removed, below, require_root, start,
 from splitedge.service.status import ServiceStatus, query, systemctl
 
 
-def default_options(config_path: Path = CONFIG_PATH, *, token_file: Path | None = None) -> UnitOptions:
-    """Options for this installation. Without ``token_file``: the file in the configuration, else `TOKEN_PATH`, if it
-    exists.
+def default_options(
+    config_path: Path = CONFIG_PATH,
+    *,
+    token_file: Path | None = None,
+    camera: bool | None = None,
+    limits: bool | None = None,
+) -> UnitOptions:
+    """Options for this installation.
+
+    Without ``token_file``: the file in the configuration, else `TOKEN_PATH`, if it exists. ``limits``: the service gets
+    the cores that the configuration or the board gives it, and no more.
     """
     if token_file is None:
         named = _configured_token(config_path)
         place = Path(named) if named else TOKEN_PATH
         token_file = place if place.is_absolute() and place.is_file() else None
-    executable = Path(sys.executable).parent / "edge-agent"
+    executable = versions.linked(Path(sys.executable).parent / "edge-agent")
     seen = [executable.resolve(), Path(sys.executable).resolve(), config_path, Path(edge_agent.__file__).resolve()]
     home = any(path.is_relative_to(place) for path in seen for place in ("/home", "/root"))
-    return UnitOptions(executable, config_path, token_file, home_visible=home, compiles=native.LIBRARY is None)
+    threads = None if limits is None else (_threads(config_path) if limits else 0)
+    return UnitOptions(
+        executable,
+        config_path,
+        token_file,
+        home_visible=home,
+        compiles=native.LIBRARY is None,
+        camera=camera,
+        threads=threads,
+    )
 
 
 def install(
@@ -59,7 +78,7 @@ def install(
     say: Callable[[str], object] = lambda _: None,
 ) -> str:
     """Check the settings, write the unit, enable it and (re)start it. Returns the text of the unit when the service is
-    ready or waits for its server.
+    ready or waits for its server; with ``dry_run``, of its drop-ins too.
 
     If the package has no kernels for this processor, the first command of the unit compiles them, as the service user.
     This takes minutes on a small board; ``say`` receives status messages. With ``dry_run``, nothing changes and ``say``
@@ -76,9 +95,16 @@ def install(
         if not dry_run:
             require_root(SERVICE)
         _check(options, say, refuse=not dry_run)
+    beside = drop_ins(options)
     if dry_run:
-        return text
+        return text + "".join(f"\n# --- {DROP_INS / name}\n{one}" for name, one in beside.items() if one)
     write(below(root, UNIT_PATH), text)
+    for name, one in beside.items():
+        place = below(root, DROP_INS / name)
+        if one is None:
+            steps.remove(place)
+        else:
+            write(place, one)
     if root == ROOT:
         start(SERVICE, say)
     return text
@@ -91,6 +117,10 @@ def uninstall(*, purge: bool = False, root: Path = ROOT) -> Removed:
     and compiled kernels. Files elsewhere that the unit names, and other files in /etc/splitedge, remain. Raises
     `UsageError` if there is nothing to remove.
     """
+    if root == ROOT:
+        require_root(SERVICE)
+        for unit in (upgrade.SETTLE.path, upgrade.TIMER, upgrade.AUTO.path):
+            upgrade.forget(unit)
     return steps.uninstall(SERVICE, _own(root), _named(root), purge=purge, root=root)
 
 
@@ -113,6 +143,14 @@ def _configured_token(path: Path) -> str:
         return config.load(path, environ={}).token_file
     except ConfigError:
         return ""
+
+
+def _threads(path: Path) -> int:
+    """`threads` in the configuration, else the cores that this process may use."""
+    try:
+        return config.load(path, environ={}).threads or usable_threads()
+    except ConfigError:
+        return usable_threads()
 
 
 def _check(options: UnitOptions, say: Callable[[str], object], *, refuse: bool) -> None:

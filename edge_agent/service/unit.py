@@ -33,6 +33,8 @@ class UnitOptions:
     compiles: bool = True  # the package has no kernels for this processor (`kernels.native`)
     start_timeout_s: int = 900  # for each command of a start: compiling on a small board takes minutes
     watchdog_s: int = 30
+    camera: bool | None = None  # the service may use cameras; None: as it was
+    threads: int | None = None  # limit the service to so many cores, and its memory; 0: no limits; None: as it was
 
 
 def render(options: UnitOptions) -> str:
@@ -51,6 +53,35 @@ def render(options: UnitOptions) -> str:
         new_code=new_code(compiles=options.compiles, program="agent"),
     )
 
+
+def drop_ins(options: UnitOptions) -> dict[str, str | None]:
+    """The files beside the unit that ``options`` change: name and text, or None for a file to remove."""
+    found: dict[str, str | None] = {}
+    if options.camera is not None:
+        found["camera.conf"] = _CAMERA if options.camera else None
+    if options.threads is not None:
+        found["limits.conf"] = _LIMITS.format(percent=100 * options.threads) if options.threads else None
+    return found
+
+
+_CAMERA = """\
+# Written by `edge-agent service install --camera`
+[Service]
+# /dev/video* and /dev/media*; PrivateDevices=yes would hide them. No other device can be opened.
+PrivateDevices=no
+DevicePolicy=closed
+DeviceAllow=char-video4linux rw
+DeviceAllow=char-media rw
+SupplementaryGroups=video
+"""
+
+_LIMITS = """\
+# Written by `edge-agent service install --limits`
+[Service]
+# The cores that the profile of the board uses. Above MemoryHigh the kernel slows the service down and takes memory back.
+CPUQuota={percent}%
+MemoryHigh=75%
+"""
 
 _WARM = """\
 # Compile the kernels into CacheDirectory, once for each version of splitedge and each processor. This runs as the

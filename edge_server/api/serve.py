@@ -18,6 +18,7 @@ from edge_server.store.store import Store
 from edge_server.tails import pool
 from splitedge import errors, limits
 from splitedge.link import http_server
+from splitedge.service import notify
 
 
 def check(settings: ServeConfig) -> list[str]:
@@ -44,6 +45,8 @@ def check(settings: ServeConfig) -> list[str]:
 async def serve(store: Store, settings: ServeConfig, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then close open streams. ``ready`` gets the URL once the port is open.
 
+    From then on the event loop feeds systemd's watchdog, so a blocked loop is restarted.
+
     Raises `errors.AddressError` if the port cannot be opened, `errors.ConfigError` for a bad certificate.
     """
     context = _tls(settings)
@@ -60,7 +63,12 @@ async def serve(store: Store, settings: ServeConfig, ready: Callable[[str], None
             raise errors.AddressError(_port_problem(settings, error), reason="serve-address") from error
         with _stop_signal() as stop:
             ready(http_server.url(settings.host, runner.addresses[0][1], tls=context is not None))
-            await stop.wait()
+            watchdog = asyncio.create_task(notify.keep_alive())
+            try:
+                await stop.wait()
+            finally:
+                watchdog.cancel()
+                notify.stopping()
     finally:
         await runner.cleanup()
 

@@ -25,6 +25,7 @@ class UnitOptions:
     home_visible: bool = False  # the executable or the store is in /home or /root
     compiles: bool = True  # the package has no kernels for this processor (`kernels.native`)
     start_timeout_s: int = 300  # a large store is swept, and the libraries are loaded, before the port opens
+    watchdog_s: int = 30
 
 
 def render(options: UnitOptions) -> str:
@@ -33,6 +34,7 @@ def render(options: UnitOptions) -> str:
         command=" ".join([word(absolute(options.executable)), "serve", *_arguments(options)]),
         futile=futile(),
         start_timeout=options.start_timeout_s,
+        watchdog=options.watchdog_s,
         credentials="".join(_credentials(options.serve)),
         user=_OWN_USER if options.store is None else _owner(options.user, options.store),
         new_code=new_code(compiles=options.compiles, program="server"),
@@ -59,6 +61,7 @@ RestartSec=2
 RestartPreventExitStatus={futile}
 TimeoutStartSec={start_timeout}
 TimeoutStopSec=15
+WatchdogSec={watchdog}
 
 Environment=PYTHONUNBUFFERED=1
 {credentials}

@@ -70,7 +70,7 @@ def uninstall(service: Service, own: Sequence[Path], named: Sequence[Path], *, p
         systemctl(service, "disable", "--now", service.unit)
     gone = [one for one in [path, *(own if purge else [])] if _there(one)]
     for one in gone:
-        _remove(one)
+        remove(one)
     if root == ROOT:
         systemctl(service, "daemon-reload")
         systemctl(service, "reset-failed", service.unit, check=False)  # it fails where there is nothing to forget
@@ -129,7 +129,7 @@ def write(path: Path, text: str) -> None:
         ) from error
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file, a link or a folder, and then /etc/splitedge if it is empty. Raises `StoreError`."""
     try:
         if path.is_dir() and not path.is_symlink():

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from statistics import median
 
 import numpy as np
 import pytest
 
-from device_profiles import from_dict, measure, predict, to_dict
+from device_profiles import from_dict, measure, measurement, predict, to_dict
 from device_profiles.machine import usable_threads
 from device_profiles.measurement import SHAPES, one_operator
 from device_profiles.predict import best_threads
 from device_profiles.schema import KINDS, Shape
 from kernels.isa import ISA
+from splitedge.errors import SegmentError
 from splitedge.head import Head, segment
+from tests import reference_head
+from tests.raising import raises
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +111,18 @@ def test_this_machine_is_predicted_within_reason(quick):
         times.append(time.perf_counter() - start)
     predicted = predict.head_ms(one.header, quick[0])
     assert 0.25 < predicted / (median(times) * 1000) < 4
+
+
+def test_the_known_answers_are_those_of_the_slow_twin():
+    for (kind, shape), answer in zip(measurement.CHECKED, measurement.ANSWERS, strict=True):
+        one = measurement.checked_segment(kind, shape, answer)
+        output = reference_head.run(one, segment.golden_frame(one.header))[one.header.output]
+        assert hashlib.sha256(output.tobytes()).hexdigest() == answer
+        assert len(np.unique(output)) >= 10  # values that tell a wrong kernel from a right one
+
+
+def test_the_kernels_of_this_machine_give_the_known_answers(monkeypatch):
+    measurement.check_kernels()
+    monkeypatch.setattr(measurement, "ANSWERS", (*measurement.ANSWERS[:-1], "0" * 64))
+    with raises(SegmentError, reason="golden-answer"):
+        measurement.check_kernels()

@@ -7,6 +7,7 @@ import pytest
 
 from edge_agent import config
 from splitedge import errors, limits
+from splitedge import settings as setting_forms
 from splitedge.settings import Origin, variable
 from tests.raising import raises
 
@@ -236,3 +237,20 @@ def test_a_new_file_has_the_place_that_is_looked_at_first(tmp_path):
 def test_an_unknown_key_is_refused(key):
     with raises(errors.ConfigError, reason="unknown-key", key=key):
         config.setting(key)
+
+
+CREDENTIALS = {"token", "token_file", "ca", "allow_insecure", "chain.token", "chain.token_file", "chain.ca"}
+
+
+def test_the_fingerprint_follows_what_decides_an_answer() -> None:
+    samples = {str: "later", int: 3, float: 0.5, bool: None}
+    for one in config.reference():
+        default = setting_forms.value_of(config.Settings(), one.key)
+        value = not default if setting_forms.base(one.kind) is bool else samples[setting_forms.base(one.kind)]
+        if setting_forms.words(one.kind):
+            value = next(word for word in setting_forms.words(one.kind) if word != default)
+        if one.key in ("server", "chain.next"):
+            value = "http://other:1"
+        changed = config.from_options({one.key: value})
+        same = one.group in ("api", "stage") or one.key in CREDENTIALS | {"cache_dir"}
+        assert (config.fingerprint(changed) == config.fingerprint(config.Settings())) == same, one.key

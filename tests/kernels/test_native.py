@@ -98,6 +98,21 @@ def test_a_library_computes_the_committed_hashes_without_a_compiler(tree: Path) 
 
 @pytest.mark.thorough
 @pytest.mark.timeout(900)
+def test_a_library_loads_on_systems_with_large_pages(libraries: Path) -> None:
+    check = (
+        "import sys, pathlib, wheel_check as w; print(w.loads_on_large_pages(pathlib.Path(sys.argv[1]).read_bytes()))"
+    )
+    done = python(ROOT / "scripts", "-c", check, str(libraries / f"{isa.ISA}.so"))
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_a_set_of_another_machine_is_refused(tmp_path: Path) -> None:
+    done = python(ROOT, "-m", "kernels.build", "--machine", "aarch64", "--isa", "avx2", str(tmp_path))
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
 def test_arguments_that_do_not_fit_are_refused(tree: Path) -> None:
     done = python(tree, "-c", ARGUMENTS)
     assert done.returncode == 0, done.stderr

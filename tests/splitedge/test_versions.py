@@ -43,6 +43,12 @@ def test_a_library_that_is_not_installed_has_no_version(monkeypatch: pytest.Monk
     assert versions.facts("edge-agent")["libraries"]["no-library-of-this-name"] is None
 
 
+def test_the_installation_is_told_without_loading_numpy_or_kernels() -> None:
+    code = "import sys\nfrom splitedge import versions\nversions.installation('x')\nprint({'numpy', 'kernels'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_all_libraries_of_the_default_install_are_listed(root: Path) -> None:
     named = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     assert [re.split(r"[^\w-]", one)[0] for one in named] == list(versions.LIBRARIES)

@@ -46,7 +46,23 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+def once(text: str) -> Path:
+    """The path of a file that can be read once, as the shell's `<(command)`."""
+    reading, writing = os.pipe()
+    os.write(writing, text.encode())
+    os.close(writing)
+    return Path(f"/dev/fd/{reading}")
+
+
 # --- show
+
+
+def test_the_file_is_read_once(capsys):
+    command.show(once('model = "m"\n'), {}, json=True)
+    rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)["settings"]}
+    assert (rows["model"]["value"], rows["model"]["origin"]) == ("m", "file")
+    assert command.check(once('model = "m"\n'), {}) == 0
+    assert command.check(once('token = "no token"\nmodel = "m"\n'), {}) == errors.ConfigError.exit_status
 
 
 def test_every_setting_is_shown_with_its_source(write, monkeypatch, capsys):

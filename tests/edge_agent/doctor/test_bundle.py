@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import splitedge
 from edge_agent.config import ChainConfig, Settings, StageConfig
 from edge_agent.doctor import bundle
 from splitedge import errors
+from splitedge.protocol.messages import PROTOCOL_VERSION
 from tests.edge_agent.doctor.conftest import LayOut
 from tests.raising import raises
 
@@ -61,6 +63,9 @@ def test_no_secret_is_in_the_bundle(
     shown = [secret for secret in [*SECRETS[:3], SECRETS[4], "password6", "abc-7", "xxxxxxxx"] if secret in whole]
     assert shown == []
     assert "ok line" in parts["journal.txt"].decode()
+    versions = json.loads(parts["versions.json"])
+    assert (versions["version"], versions["protocol"]) == (splitedge.__version__, PROTOCOL_VERSION)
+    assert versions["libraries"]["msgspec"] == msgspec.__version__
     configuration = json.loads(parts["configuration.json"])
     assert configuration["settings"]["token"] == bundle.HIDDEN
     assert configuration["settings"]["token_file"] == str(tmp_path / "token")

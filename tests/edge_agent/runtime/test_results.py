@@ -2,10 +2,16 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from edge_agent.runtime.results import BUCKETS, Counters, Result, Timing, phases, to_json, top_classes
+from edge_agent.runtime.results import BUCKETS, Counters, Result, Timing, from_json, phases, to_json, top_classes
 from splitedge import errors
+from tests.raising import raises
 
 
 def test_a_class_without_a_label_is_named_by_its_index():
@@ -53,3 +59,28 @@ def test_json_holds_a_whole_output_as_nested_lists():
 
 def test_stages_name_everything_but_the_total():
     assert [name for name, _ in phases(Timing())] == ["wait", "preprocess", "head", "encode", "link", "queue", "tail"]
+
+
+@given(
+    output=st.none()
+    | arrays(np.float32, (2, 3), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
+    | arrays(np.int64, (4,)),
+    ms=st.floats(0, 1e6),
+)
+def test_json_is_read_back(output, ms):
+    made = Result(top_classes([(0, 0.1)], ["a"]), Timing(total_ms=ms), 3, "p", "split", rung=2, output=output)
+    found = from_json(to_json(made, image="x"))
+    assert msgspec.structs.replace(found, output=None) == msgspec.structs.replace(made, output=None)
+    assert (found.output is None) == (output is None)
+    if output is not None:
+        assert found.output.dtype == output.dtype
+        np.testing.assert_array_equal(found.output, output)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b"\xff", b'{"top": 1, "timing": {}, "output": null}', b'{"top": [], "timing": {}, "output": null}',
+             b'{"top": [], "timing": {}, "output": [[1], [1, 2]], "payload_bytes": 1, "plan": "p", "mode": "split"}'],
+)  # fmt: skip
+def test_json_that_is_no_result_is_refused(data):
+    with raises(errors.ProtocolError, reason="malformed-answer"):
+        from_json(data)

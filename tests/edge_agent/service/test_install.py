@@ -148,3 +148,16 @@ def test_the_token_that_the_configuration_names_is_handed_over_by_systemd(tmp_pa
     assert options.token_file == (expected and tmp_path / expected)
     given = service.default_options(tmp_path / "agent.toml", token_file=tmp_path / "given")
     assert given.token_file == tmp_path / "given"
+
+
+def test_drop_ins_are_written_kept_and_removed(tmp_path):
+    folder = tmp_path / "etc/systemd/system" / f"{NAME}.d"
+
+    def after(**changes):
+        service.install(UnitOptions(Path("/opt/a"), **changes), root=tmp_path)
+        return sorted(path.name for path in folder.iterdir())
+
+    assert after(camera=True, threads=2) == ["camera.conf", "limits.conf"]
+    assert after() == ["camera.conf", "limits.conf"]
+    assert after(camera=False) == ["limits.conf"]
+    assert after(threads=0) == []

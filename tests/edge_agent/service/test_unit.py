@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.service.unit import NAME, TOKEN_PATH, UnitOptions, render
+from edge_agent.service.unit import NAME, TOKEN_PATH, UnitOptions, drop_ins, render
 from splitedge.errors import ConfigError
 from tests.raising import raises
 
 EXPOSURE = 20  # systemd-analyze's tenths: at most 2.0 of 10, where 10 is a service without any protection
+EXPOSURE_CAMERA = 25
 
 needs_systemd_analyze = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None,
@@ -119,3 +120,26 @@ def test_no_path_adds_a_line_to_the_unit(name):
         return
     assert unit.count("\n") == plain
     assert len(re.findall(r"^ExecStart=", unit, re.MULTILINE)) == 1
+
+
+@needs_systemd_analyze
+def test_drop_ins_let_the_service_use_cameras_and_limit_it(tmp_path):
+    options = _options(tmp_path, compiles=False, camera=True, threads=3)
+    beside = drop_ins(options)
+    assert set(beside) == {"camera.conf", "limits.conf"}
+    folder = tmp_path / f"{NAME}.d"
+    folder.mkdir()
+    for name, text in beside.items():
+        (folder / name).write_text(text)
+    done = _analyze(render(options), tmp_path, "verify", "--man=no")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "CPUQuota=300%" in beside["limits.conf"]
+    # systemd-analyze does not read drop-ins of a file, so the camera's lines come after those of the unit
+    unit = render(options).replace("\n[Install]", beside["camera.conf"].partition("[Service]")[2] + "\n[Install]")
+    done = _analyze(unit, tmp_path, "security", "--no-pager", "--offline=true", f"--threshold={EXPOSURE_CAMERA}")
+    assert done.returncode == 0, done.stdout
+
+
+def test_drop_ins_stay_unless_they_are_asked_for(tmp_path):
+    assert drop_ins(_options(tmp_path)) == {}
+    assert drop_ins(_options(tmp_path, camera=False, threads=0)) == {"camera.conf": None, "limits.conf": None}

@@ -8,9 +8,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,36 @@ def test_systemd_is_told_once_the_port_is_open_and_why_a_start_failed(
             port = url.rpartition(":")[2]
             _, sentence = refused("serve", "--port", port, "--store", str(tmp_path / "s"))
         assert systemd.recv(4096) == f"STATUS={sentence.removeprefix('edge-server: ')}".encode()
+
+
+def test_the_event_loop_feeds_the_watchdog_while_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped process feeds nothing, and a stop on request is said at once."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "300000")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(10)
+        with serving("--store", str(tmp_path / "s")) as (process, url):
+            assert systemd.recv(4096) == f"READY=1\nSTATUS=ready: {url}".encode()
+            assert [systemd.recv(4096) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.5)
+            systemd.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:  # what was sent before the stop
+                    systemd.recv(4096)
+            time.sleep(0.5)
+            with pytest.raises(BlockingIOError):
+                systemd.recv(4096)
+            process.send_signal(signal.SIGCONT)
+            systemd.settimeout(10)
+            assert systemd.recv(4096) == b"WATCHDOG=1"
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+            said = [systemd.recv(4096)]
+            while said[-1] == b"WATCHDOG=1":
+                said.append(systemd.recv(4096))
+    assert (said[-1], process.returncode) == (b"STOPPING=1", 0)
 
 
 async def test_a_server_that_fails_before_it_listens_is_cleaned_up(

@@ -73,7 +73,7 @@ def test_the_unit_is_hardened_below_the_stated_exposure(tmp_path: Path, owned: b
 def test_it_notifies_restarts_and_runs_as_a_user_of_its_own() -> None:
     lines = render(UnitOptions(Path("/opt/splitedge/bin/edge-server"), CERTIFIED)).splitlines()
     for line in (
-        "Type=notify", "Restart=on-failure", "StartLimitIntervalSec=0", "RestartPreventExitStatus=2 4 243", "DynamicUser=yes",
+        "Type=notify", "Restart=on-failure", "StartLimitIntervalSec=0", "RestartPreventExitStatus=2 4 243", "WatchdogSec=30", "DynamicUser=yes",
         "StateDirectory=splitedge-server", "CacheDirectory=splitedge-server", "After=network-online.target", "RemoveIPC=yes",
         "LoadCredential=server.pem:/etc/splitedge/server.pem", "LoadCredential=server.key:/etc/splitedge/server.key",
     ):  # fmt: skip

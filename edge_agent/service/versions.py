@@ -1,0 +1,192 @@
+"""The versions of splitedge on a board, as `install-agent` lays them out.
+
+``/opt/splitedge/VERSION`` is the virtual environment of a version. It contains the file `COMPLETE` once everything is on
+the disk. The symbolic link ``/opt/splitedge/current`` names the version in use, and is the only thing that a change of
+the version changes. So a power cut leaves either version working.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from splitedge import files, limits
+from splitedge.errors import StoreError, UsageError
+
+PREFIX: Final = Path("/opt/splitedge")
+COMPLETE: Final = ".complete"
+KEPT: Final = 2  # versions
+_VERSION: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,5}", re.ASCII)
+_ARCHIVE: Final = re.compile(rf"splitedge-agent-({_VERSION.pattern})-(\w+)\.tar", re.ASCII)
+
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+class Trial(msgspec.Struct):
+    """An upgrade that is under way. It is in a file, so that it survives a power cut.
+
+    ``unit``: the unit of the old version. ``was_ready``: the old version served frames. ``failure``: why the new version
+    does not work, once the board returns to the old one. ``limit_s``: how long a version may take until it is ready.
+    """
+
+    old: str
+    new: str
+    unit: str
+    was_ready: bool
+    limit_s: float = limits.UPGRADE_READY
+    failure: str = ""
+
+
+class Outcome(msgspec.Struct):
+    """How an upgrade ended: the version in use, ``failure`` of the new one or an empty string, and how long the board
+    took to return to the old version.
+    """
+
+    version: str
+    failure: str = ""
+    rollback_s: float = 0.0
+
+
+def order(version: str) -> tuple[int, ...]:
+    """A key that sorts versions. Raises `UsageError` for text that is not a version."""
+    if not _VERSION.fullmatch(version):
+        raise UsageError(f"{version[:60]!r} is not a version such as 0.2.0", reason="not-a-version")
+    numbers = [int(part) for part in version.split(".")]
+    while numbers[1:] and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def of_archive(name: str) -> tuple[str, str]:
+    """Version and machine in the ``name`` of a release archive. Raises `UsageError` for another name."""
+    found = _ARCHIVE.fullmatch(name)
+    if found is None:
+        raise UsageError(
+            f"{name[:60]!r} is not the name of a release archive, splitedge-agent-VERSION-MACHINE.tar",
+            reason="not-an-archive",
+        )
+    return found[1], found[2]
+
+
+class Versions:
+    """The versions in the folder ``prefix``. Methods that write raise `StoreError`."""
+
+    def __init__(self, prefix: Path = PREFIX) -> None:
+        self.prefix = prefix
+        self.link = prefix / "current"
+        self._trial, self._outcome = prefix / "upgrade.json", prefix / "outcome.json"
+
+    def program(self, version: str) -> Path:
+        """The `edge-agent` of a version."""
+        return self.prefix / version / "bin/edge-agent"
+
+    def installed(self) -> list[str]:
+        """The versions that are installed completely, oldest first."""
+        with suppress(OSError):
+            names = [one.name for one in self.prefix.iterdir() if _VERSION.fullmatch(one.name)]
+            return sorted((name for name in names if (self.prefix / name / COMPLETE).is_file()), key=order)
+        return []
+
+    def current(self) -> str | None:
+        """The version in use, or None."""
+        with suppress(OSError):
+            name = str(self.link.readlink())
+            return name if _VERSION.fullmatch(name) else None
+        return None
+
+    def switch(self, version: str) -> None:
+        """Make ``version`` the one in use: at any moment the link names the old or the new one."""
+        temporary = self.prefix / f"{files.PARTIAL}current"
+        try:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(version)
+            files.rename(temporary, self.link)
+        except OSError as error:
+            raise _unwritable(self.link, error) from error
+
+    def prune(self) -> list[str]:
+        """Remove all but the version in use and the newest other ones, `KEPT` in all. Returns what was removed."""
+        current = self.current()
+        others = [version for version in self.installed() if version != current]
+        gone = others[: max(0, len(others) - (KEPT - 1))]
+        for version in gone:
+            self.remove(version)
+        return gone
+
+    def remove(self, version: str) -> None:
+        """Remove a version that is not in use."""
+        place = self.prefix / version
+        try:
+            (place / COMPLETE).unlink(missing_ok=True)  # so that a half-removed version does not count as installed
+            shutil.rmtree(place)
+        except OSError as error:
+            raise _unwritable(place, error) from error
+
+    def trial(self) -> Trial | None:
+        """The upgrade that is under way. Raises `StoreError` if its file is damaged."""
+        return _read(self._trial, Trial)
+
+    def outcome(self) -> Outcome | None:
+        """How the last upgrade ended. Raises `StoreError` if its file is damaged."""
+        return _read(self._outcome, Outcome)
+
+    def begin(self, trial: Trial) -> None:
+        """Record that an upgrade is under way, or has failed."""
+        self._write(self._trial, trial)
+
+    def end(self, outcome: Outcome) -> None:
+        """Record that the upgrade ended."""
+        self._write(self._outcome, outcome)
+        try:
+            self._trial.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self._trial, error) from error
+
+    def _write(self, path: Path, value: msgspec.Struct) -> None:
+        try:
+            files.replace(path, msgspec.json.encode(value))
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+
+def linked(path: Path, prefix: Path = PREFIX) -> Path:
+    """``path`` through the link, if it is in the version in use, so that it stays right after an upgrade."""
+    versions = Versions(prefix)
+    current = versions.current()
+    if current is not None and path.is_relative_to(prefix / current):
+        return versions.link / path.relative_to(prefix / current)
+    return path
+
+
+def own(prefix: Path = PREFIX) -> str:
+    """The version that runs this program. Raises `UsageError` if `install-agent` did not install it."""
+    place = Path(sys.prefix)
+    if place.parent != prefix or not _VERSION.fullmatch(place.name):
+        raise UsageError(
+            f"this edge-agent is in {sys.prefix}, where install-agent did not install it; upgrade it as it was installed",
+            reason="not-managed",
+        )
+    return place.name
+
+
+def _read(path: Path, kind: type[_T]) -> _T | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise StoreError(f"{path} is unreadable ({error}); remove it and try again", reason="unreadable") from error
+
+
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path} cannot be changed ({error.strerror}); free some space and run the command as root",
+        reason="cannot-write",
+    )
