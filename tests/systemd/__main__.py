@@ -57,7 +57,7 @@ def _arguments() -> Any:
     parser = argparse.ArgumentParser(prog="scripts/test-systemd", description="see scripts/test-systemd --help")
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--nspawn", type=Path, required=True)
-    parser.add_argument("--wheels", type=Path, required=True)
+    parser.add_argument("--release", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--cpu", default="")
     parser.add_argument("--quick", action="store_true")
@@ -68,7 +68,7 @@ def _arguments() -> Any:
 
 def _lab(stack: ExitStack, given: Any, folder: Path) -> Lab:
     shared = folder / "shared"
-    shutil.copytree(given.wheels, shared / "wheels")
+    shutil.copytree(given.release, shared / "release", ignore=shutil.ignore_patterns("key.pem"))
     (shared / "stall").mkdir()
     (shared / "stall/sitecustomize.py").write_text(STALL.replace("SECONDS", "limits.HEAD_STUCK"))
     folder.chmod(0o755)
@@ -79,7 +79,7 @@ def _lab(stack: ExitStack, given: Any, folder: Path) -> Lab:
     environment = {"QEMU_CPU": given.cpu} if given.cpu else {}
     machine = stack.enter_context(Machine(given.base, folder / "machine", given.nspawn, network, shared, environment))
     return Lab(
-        machine, network, server, shared, given.cache / "releases", given.quick, patience=20.0 if given.cpu else 1.0
+        machine, network, server, shared, given.release / "key.pem", given.quick, patience=20.0 if given.cpu else 1.0
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ class Lab:
     network: Network
     server: Server
     shared: Path
-    releases: Path  # the cache of releases
+    key: Path  # that signs releases
     quick: bool
     patience: float = 1.0  # factor of every limit in seconds: more under emulation
     figures: dict[str, float] = field(default_factory=dict)
@@ -42,23 +41,12 @@ class Lab:
 
     # --- releases
 
-    def release(self) -> Path:
-        """The release of the working tree in the shared folder, built once. Raises `SkippedError` without a script."""
-        if not release.SCRIPT.exists():
-            raise SkippedError("there is no scripts/release")
-        folder = self.shared / "release"
-        if not folder.is_dir():
-            found = release.built(self.releases, self.processor())
-            shutil.copytree(found, folder, ignore=shutil.ignore_patterns("key.pem"))
-            shutil.copy(found / "key.pem", self.server.folder)
-        return folder
-
     def variant(self, version: str, *, broken: bool = False) -> str:
         """Where the running system sees the release as another version; ``broken``: it cannot start."""
-        original = release.archive(self.release(), self.processor())
+        original = release.archive(self.shared / "release", self.processor())
         folder = self.shared / "variants"
         folder.mkdir(exist_ok=True)
-        made = release.variant(original, self.server.folder / "key.pem", version, folder, broken=broken)
+        made = release.variant(original, self.key, version, folder, broken=broken)
         return f"{MOUNT}/variants/{made.name}"
 
     def processor(self) -> str:

@@ -1,11 +1,10 @@
-"""Releases for the lab: the one that `scripts/release` builds, and variants of it with another version or a fault."""
+"""Variants of a release: with another version, with a fault, with another signature."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
-import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -13,34 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from tests.systemd.machine import LabError
-from tests.systemd.server import ROOT, keep_newest, sources_hash
 
-SCRIPT: Final = ROOT / "scripts/release"
 #: The agent of a broken version ends at its start.
 BROKEN: Final = "\nraise RuntimeError('broken on purpose')\n"
-PACKAGES: Final = ("calibration", "device_profiles", "edge_agent", "edge_server", "kernels", "splitedge")
-
-
-def built(cache: Path, machine: str) -> Path:
-    """The folder of the release of the working tree for ``machine``, kept by a hash of its sources.
-
-    Raises `LabError`.
-    """
-    names = ("pyproject.toml", "constraints.txt", "install-agent", "scripts/release*", "packaging/**/*", "edge_agent/install-agent")  # fmt: skip
-    key = f"{machine}-{sources_hash(*names, *(f'{name}/**/*.py' for name in PACKAGES))}"
-    folder = cache / key
-    if not folder.is_dir():
-        new = cache / f"{key}.new"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(new / "key.pem"))
-        command = [SCRIPT, "--key", new / "key.pem", "--machine", machine, new]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise LabError(f"scripts/release failed: {done.stderr.strip()[-600:]}")
-        new.rename(folder)
-    keep_newest(cache, folder)
-    return folder
 
 
 def archive(folder: Path, machine: str) -> Path:

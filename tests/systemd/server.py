@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -130,12 +129,3 @@ def _world(folder: Path) -> None:
         coarse.resize((40, 32), Image.Resampling.BICUBIC).save(images / f"{i:02}.jpg", quality=95)
     save_network(folder / "tiny.onnx", last="LpNormalization")  # no head runs this operator, so the network is split
     device_profiles.save(round_profile(), folder / "profile.json")
-
-
-def configuration(url: str) -> str:
-    """The agent's settings, for files where `install` puts them."""
-    keys: Iterable[tuple[str, str]] = (
-        ("server", url), ("ca", "/etc/splitedge/server.pem"), ("model", MODEL), ("profile", "/etc/splitedge/profile.json"),
-    )  # fmt: skip
-    lines = [f'{key} = "{value}"\n' for key, value in keys]
-    return "".join([*lines, "\n[demand]\n", 'keep = "input"\n', "max_drop_points = 100\n"])

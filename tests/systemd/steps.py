@@ -18,11 +18,12 @@ from edge_server.config import ServeConfig
 from edge_server.service import unit as unit_of_server
 from tests.systemd import install, release
 from tests.systemd.install import AGENT, MOUNT
-from tests.systemd.lab import API, CACHE, FRAME, STATE, UNIT, WARNING, Lab, SkippedError
+from tests.systemd.lab import API, CACHE, FRAME, STATE, UNIT, WARNING, Lab
 from tests.systemd.machine import LabError, changed, wait_for
 
-BETTER, BEST, WORSE = "0.9.1", "0.9.2", "0.9.3"  # versions of releases that the lab makes
-EXPOSURE: Final = 1.4  # the most that `systemd-analyze security` may say
+BETTER, WORSE, BEST = "0.9.1", "0.9.3", "0.9.99"  # versions of releases that the lab makes
+SETTLE: Final = "/etc/systemd/system/splitedge-agent-upgrade.service"
+EXPOSURE, EXPOSURE_OF_CAMERA = 1.4, 2.5  # the most that `systemd-analyze security` may say
 BOOT_S: Final = 20.0  # the most that a boot may take without a server
 SETTLE_S: Final = 60.0  # the most until the service is ready again after the cause of a failure is gone
 CLOCK: Final = "/etc/splitedge-lab-clock"
@@ -65,9 +66,10 @@ def boot_bare(lab: Lab) -> str:
     return f"{took:.1f} s, {len(lab.before)} files"
 
 
-def install_by_hand(lab: Lab) -> None:
+def install_release(lab: Lab) -> None:
+    """`install-agent --offline`, with settings as options."""
     lab.server.start()
-    install.by_hand(lab.machine, lab.server, lab.shared)
+    install.by_installer(lab.machine, lab.server, lab.shared)
 
 
 def becomes_ready(lab: Lab) -> None:
@@ -94,6 +96,17 @@ def infer_command(lab: Lab) -> None:
 def exposure(lab: Lab) -> str:
     lab.figures["exposure"] = _exposure(lab, UNIT)
     return f"exposure {lab.figures['exposure']:.1f}"
+
+
+def camera(lab: Lab) -> str:
+    """The drop-in for cameras."""
+    lab.machine.run(AGENT, "service", "install", "--camera")
+    try:
+        lab.ready(SETTLE_S)
+        return f"exposure {_exposure(lab, UNIT, EXPOSURE_OF_CAMERA):.1f}"
+    finally:
+        lab.machine.run(AGENT, "service", "install", "--no-camera")
+        lab.ready(SETTLE_S)
 
 
 def server_unit(lab: Lab) -> str:
@@ -311,25 +324,11 @@ def uninstall(lab: Lab) -> None:
     lab.ready(SETTLE_S)
 
 
-def purge(lab: Lab) -> str:
-    install.remove_by_hand(lab.machine)
-    return _nothing_left(lab)
-
-
 # --- releases
 
 
-def install_release(lab: Lab) -> None:
-    """`install-agent --offline`, with settings as options."""
-    lab.release()
-    install.by_installer(lab.machine, lab.server, lab.shared)
-    lab.ready(SETTLE_S)
-    lab.answer()
-
-
-def repeat_install(lab: Lab) -> None:
+def repair(lab: Lab) -> None:
     """The same command repairs a version of which a file is lost."""
-    lab.release()
     lab.machine.run("rm", f"/opt/splitedge/{lab.version()}/bin/edge-agent")
     install.by_installer(lab.machine, lab.server, lab.shared)
     lab.ready(SETTLE_S)
@@ -337,87 +336,91 @@ def repeat_install(lab: Lab) -> None:
 
 
 def upgrade(lab: Lab) -> str:
-    new = lab.variant(BETTER)
-    _can_upgrade(lab)
     began = time.monotonic()
-    lab.machine.run("edge-agent", "service", "upgrade", new, timeout=install.INSTALL_S)
-    took = time.monotonic() - began
+    lab.machine.run("edge-agent", "service", "upgrade", lab.variant(BETTER), timeout=install.INSTALL_S)
+    lab.figures["upgraded_s"] = time.monotonic() - began
     lab.ready(SETTLE_S)
     lab.answer()
     _runs(lab, BETTER)
-    lab.figures["upgraded_s"] = took
-    return f"upgraded in {took:.1f} s"
+    return f"in {lab.figures['upgraded_s']:.1f} s"
 
 
 def forged_upgrade(lab: Lab) -> None:
     """An archive that another key signed is refused, and nothing in it runs."""
-    _can_upgrade(lab)
     archive = lab.shared / "variants" / Path(lab.variant(WORSE, broken=True)).name
     other = lab.server.folder / "other.pem"
     release.openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(other))
     release.sign(archive, other)
     version, pid = lab.version(), lab.pid()
     done = lab.machine.run("edge-agent", "service", "upgrade", f"{MOUNT}/variants/{archive.name}", check=False)
-    if done.returncode == 0 or (lab.version(), lab.pid()) != (version, pid):
-        raise LabError(f"a forged archive was accepted: {done.stdout[-200:]}")
+    if done.returncode == 0 or "signature" not in done.stderr or (lab.version(), lab.pid()) != (version, pid):
+        raise LabError(f"a forged archive was accepted: {done.stdout[-200:]} {done.stderr[-200:]}")
 
 
 def failed_upgrade(lab: Lab) -> str:
     """A version that cannot start is rolled back."""
     bad = lab.variant(WORSE, broken=True)
-    _can_upgrade(lab)
-    version, began = lab.version(), time.monotonic()
+    version = lab.version()
     done = lab.machine.run("edge-agent", "service", "upgrade", bad, check=False, timeout=install.INSTALL_S)
-    lab.ready(SETTLE_S)
-    lab.figures["rolled_back_s"] = time.monotonic() - began
-    if done.returncode == 0 or not done.stderr.strip():
-        raise LabError("the failed upgrade ended with status 0, or without a word")
+    told = re.search(rf"{re.escape(version)} runs again after ([\d.]+) s", done.stderr)
+    if done.returncode == 0 or told is None:
+        raise LabError(f"the command ended with status {done.returncode} and said: {done.stderr.strip()[-300:]}")
+    lab.figures["rolled_back_s"] = float(told[1])
+    lab.ready(1)
     lab.answer()
     _runs(lab, version)
     return f"rolled back in {lab.figures['rolled_back_s']:.1f} s"
 
 
 def killed_upgrade(lab: Lab) -> str:
-    """kill -9 of the command and of all that it started, at moments over its whole time: a version works each time."""
-    _can_upgrade(lab)
-    archives = {version: lab.variant(version) for version in (BETTER, BEST)}
+    """kill -9 of an upgrade, of its unit and of all that they started, or a power cut, at moments over its whole time.
+
+    One of both versions works each time, and the next upgrade succeeds.
+    """
     whole = lab.figures.get("upgraded_s", 20.0)
-    moments = (0.3, 0.8) if lab.quick else (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
-    for moment in moments:
-        target = BEST if lab.version() == BETTER else BETTER
-        command = lab.machine.command("edge-agent", "service", "upgrade", archives[target])
+    moments = (0.3, 0.9) if lab.quick else (0.05, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
+    for number, moment in enumerate(moments):
+        old, new = lab.version(), f"0.9.{10 + number}"
+        archive = lab.variant(new)
+        command = lab.machine.command("edge-agent", "service", "upgrade", archive)
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
         time.sleep(moment * whole)
         with suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
-        if moment >= 0.5:  # as after a power cut
+        if number % 2:
             lab.machine.pull_plug()
             lab.machine.boot()
+        else:
+            lab.machine.run("systemctl", "kill", "--signal=KILL", "splitedge-agent-upgrade.service", check=False)
+        wait_for("the end of the upgrade's unit", lambda: not lab.machine.path(SETTLE).exists(), 120 * lab.patience)
         lab.ready(SETTLE_S)
         lab.answer()
-    lab.machine.run("edge-agent", "service", "upgrade", archives[BEST], check=False, timeout=install.INSTALL_S)
+        if lab.version() not in (old, new):
+            raise LabError(f"{lab.version()} is installed, neither {old} nor {new}")
+        _runs(lab, lab.version())
+    lab.machine.run("edge-agent", "service", "upgrade", lab.variant(BEST), timeout=install.INSTALL_S)
     lab.ready(SETTLE_S)
     _runs(lab, BEST)
+    kept = lab.machine.run("sh", "-c", "ls -d /opt/splitedge/[0-9]*").stdout.split()
+    if len(kept) > 2:
+        raise LabError(f"more than two versions are kept: {kept}")
     return f"{len(moments)} moments"
 
 
-def remove_release(lab: Lab) -> str:
-    lab.release()
+def purge(lab: Lab) -> str:
     install.remove_by_installer(lab.machine)
     return _nothing_left(lab)
 
 
 def install_package(lab: Lab) -> None:
-    lab.release()
     install.by_deb(lab.machine, lab.server, lab.shared)
     lab.ready(SETTLE_S)
     lab.answer()
 
 
 def remove_package(lab: Lab) -> None:
-    """A package that is removed keeps its settings."""
-    lab.release()
+    """A package that is removed keeps its settings, and works when it is installed again."""
     lab.machine.run("dpkg", "--remove", "splitedge-agent", timeout=install.INSTALL_S)
     lab.machine.run("test", "-e", "/etc/splitedge/agent.toml")
     if lab.machine.run("systemctl", "is-active", UNIT, check=False).returncode == 0:
@@ -427,8 +430,7 @@ def remove_package(lab: Lab) -> None:
 
 
 def purge_package(lab: Lab) -> str:
-    lab.release()
-    install.remove_deb(lab.machine)
+    lab.machine.run("dpkg", "--purge", "splitedge-agent", timeout=install.INSTALL_S)
     return _nothing_left(lab, ("/var/lib/dpkg/", "/var/log/dpkg.log"))
 
 
@@ -446,24 +448,19 @@ def _nothing_left(lab: Lab, ignored: tuple[str, ...] = ()) -> str:
     return "left behind: 0"
 
 
-def _can_upgrade(lab: Lab) -> None:
-    if lab.machine.run("edge-agent", "service", "upgrade", "--help", check=False).returncode != 0:
-        raise SkippedError("there is no `service upgrade`")
-
-
 def _runs(lab: Lab, version: str) -> None:
     said = lab.machine.run("curl", "-s", f"{API}/v1/status").stdout
     if lab.version() != version or json.loads(said)["version"] != version:
         raise LabError(f"{lab.version()} is installed and {said[:40]} runs, not {version}")
 
 
-def _exposure(lab: Lab, unit: str) -> float:
+def _exposure(lab: Lab, unit: str, most: float = EXPOSURE) -> float:
     said = lab.machine.run("systemd-analyze", "security", "--no-pager", unit).stdout
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", said)
     if found is None:
         raise LabError(f"systemd-analyze names no exposure: {said[-200:]}")
-    if float(found[1]) > EXPOSURE:
-        raise LabError(f"the exposure of {unit} is {found[1]}, above {EXPOSURE:g}")
+    if float(found[1]) > most:
+        raise LabError(f"the exposure of {unit} is {found[1]}, above {most:g}")
     return float(found[1])
 
 
@@ -520,12 +517,13 @@ def _no_longer_than(took: float, limit: float) -> None:
 
 STEPS: Final = (
     Step("boot without splitedge", boot_bare, vital=True),
-    Step("install wheels by hand", install_by_hand, vital=True),
+    Step("install-agent --offline", install_release, vital=True),
     Step("the service becomes ready", becomes_ready, vital=True),
     Step("a frame by the HTTP API", answers_frame),
     Step("a frame by `edge-agent infer`", infer_command),
     Step("systemd-analyze verify", verified_unit),
     Step("systemd-analyze security", exposure),
+    Step("the drop-in for cameras", camera),
     Step("unit of the server", server_unit),
     Step("a restart compiles nothing", compiles_nothing),
     Step("kill -9", killed),
@@ -540,15 +538,13 @@ STEPS: Final = (
     Step("a pulled cable", lost_link),
     Step("a server that crashes", lost_server),
     Step("edge-agent service logs", logs_command),
+    Step("install-agent, again", repair),
     Step("uninstall, install again", uninstall),
-    Step("purge", purge),
-    Step("install-agent --offline", install_release),
-    Step("install-agent, again", repeat_install, long=True),
     Step("upgrade", upgrade),
     Step("an upgrade with another key", forged_upgrade),
     Step("an upgrade that fails", failed_upgrade),
     Step("kill -9 of an upgrade", killed_upgrade),
-    Step("install-agent --uninstall", remove_release),
+    Step("install-agent --uninstall", purge),
     Step("install the Debian package", install_package),
     Step("remove the Debian package", remove_package, long=True),
     Step("purge the Debian package", purge_package),
