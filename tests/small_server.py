@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 from aiohttp import web
 
@@ -96,6 +97,8 @@ class SmallServer:
         self.requests: list[m.PlanRequest] = []
         self.segments_served = self.frames = 0
         self.tail_s = self.plan_s = 0.0
+        self.protocol = m.PROTOCOL_VERSION  # an older one: as a server that knows no other
+        self.opens: list[m.Open] = []
         self.outline: m.Outline | None = None  # None: as a server of a version without outlines
         self.outlines_served = 0
         self.tokenizer, self.tokenizers_served = b"", 0
@@ -152,17 +155,22 @@ class SmallServer:
         return web.Response(body=m.encode(found), content_type="application/json")  # type: ignore[arg-type]
 
     async def _version(self, request: web.Request) -> web.Response:
-        return web.Response(body=m.encode(m.ServerVersion("0", m.PROTOCOL_VERSION)), content_type="application/json")
+        return web.Response(body=m.encode(m.ServerVersion("0", self.protocol)), content_type="application/json")
 
     async def _plan(self, request: web.Request) -> web.Response:
         asked = m.decode(await request.read(), m.PlanRequest)
+        if asked.protocol != self.protocol:
+            raise errors.ProtocolError(f"the agent speaks protocol {asked.protocol} and this server {self.protocol}")
         self.requests.append(asked)
         if asked.model != self.plan.model:
             raise errors.UnknownModelError(f"there is no model {asked.model!r}; `edge-agent models` lists them")
         self.plans[self.plan.id] = self.plan
         self.on_plan()
         await asyncio.sleep(self.plan_s)
-        return web.Response(body=m.encode(self.plan), content_type="application/json")
+        answer = msgspec.to_builtins(self.plan)
+        if self.protocol < m.OUTPUTS_PROTOCOL:
+            del answer["output"], answer["protocol"]
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
     async def _outline(self, request: web.Request) -> web.Response:
         self.outlines_served += 1
@@ -193,6 +201,7 @@ class SmallServer:
         return await serve_session(request, self._open)
 
     async def _open(self, asked: m.Open) -> SmallServer:
+        self.opens.append(asked)
         if asked.plan not in self.plans:
             raise errors.UnknownPlanError("the server does not know this plan; ask for a new one")
         return self

@@ -69,6 +69,7 @@ class Bundle:
         """The bundle in ``path``. Raises `errors.ModelError` if a file is missing or damaged."""
         try:
             text = (path / MANIFEST).read_bytes()
+            _check_format(path, msgspec.json.decode(text, type=_Version).format)
             manifest = msgspec.json.decode(text, type=Manifest)
             for name, wanted in manifest.files.items():
                 if file_hash(path / name) != wanted:
@@ -79,10 +80,6 @@ class Bundle:
             raise errors.ModelError(
                 f"{path} is not a readable bundle; add the model to the server again", reason="not-a-bundle"
             ) from error
-        if manifest.format != FORMAT:
-            raise errors.ModelError(
-                f"{path} has bundle format {manifest.format}, not {FORMAT}; add the model again", reason="format"
-            )
         made = cls(path, manifest, hashlib.sha256(text).hexdigest())
         made.labels = _names(path) or made.labels
         return made
@@ -225,6 +222,24 @@ def picture_of(cut: Cut, preprocess: Preprocess) -> Preprocess | None:
     """``preprocess`` if the tensor at ``cut`` is the image that it produces, else None."""
     whole = cut.kind == "input" and preprocess.kind == "image" and jpeg.fits(tuple(preprocess.shape))
     return preprocess if whole else None
+
+
+class _Version(msgspec.Struct):
+    """What the manifest of every format has."""
+
+    format: int
+
+
+def _check_format(path: Path, found: int) -> None:
+    if found > FORMAT:
+        raise errors.ModelError(
+            f"{path} has bundle format {found}, newer than {FORMAT}; upgrade splitedge", reason="newer-format"
+        )
+    if found < FORMAT:
+        raise errors.ModelError(
+            f"{path} has bundle format {found}, older than {FORMAT}; add the model again with `edge-server add --replace`",
+            reason="format",
+        )
 
 
 def _names(path: Path) -> list[str]:

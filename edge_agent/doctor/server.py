@@ -15,7 +15,7 @@ from edge_agent.doctor.check import Check, fail, ok, warn
 from edge_agent.planning import peers
 from splitedge import errors, limits
 from splitedge.link import endpoint, tls_diagnosis
-from splitedge.protocol.messages import PROTOCOL_VERSION, ModelInfo
+from splitedge.protocol.messages import PROTOCOL_VERSION, ModelInfo, is_served
 
 
 def configuration(path: Path | None, options: Mapping[str, Any]) -> tuple[Settings | None, Check]:
@@ -73,8 +73,8 @@ async def version(settings: Settings) -> Check | None:
         f"{theirs.protocol}"
     )
     older = "the server" if theirs.protocol < PROTOCOL_VERSION else "this board"
-    if theirs.protocol != PROTOCOL_VERSION:
-        return fail("version", found, f"upgrade splitedge on {older}: both sides need the same protocol")
+    if not is_served(theirs.protocol):
+        return fail("version", found, f"upgrade splitedge on {older}: their protocols do not match")
     if theirs.version != splitedge.__version__:
         return warn("version", found, "install the same version on both sides")
     return ok("version", found)

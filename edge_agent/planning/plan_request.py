@@ -15,6 +15,7 @@ from edge_agent.planning.plan_check import check_ladder
 from splitedge import errors, limits
 from splitedge.link.http_client import ServerClient
 from splitedge.protocol.messages import (
+    OUTPUTS_PROTOCOL,
     ChainDevice,
     ChainRequest,
     LinkEstimate,
@@ -41,10 +42,21 @@ async def request_plan(server: ServerClient, settings: Settings, request: PlanRe
             reason="other-model",
         )
     check_ladder(plan, settings.demand)
+    _check_output(plan, settings.topk)
     if request.dry_run is not None and request.dry_run.bundle != plan.bundle:
         # The model was replaced: the next request needs a new dry run.
         await asyncio.to_thread(dry_run_store.store(settings).remove, request.dry_run.bundle)
     return plan
+
+
+def _check_output(plan: Plan, topk: int) -> None:
+    """Raise `errors.PlanError` if ``topk`` is 0 and the server does not tell the shape of a complete output."""
+    if plan.protocol < OUTPUTS_PROTOCOL and not topk:
+        raise errors.PlanError(
+            f"the server uses protocol {plan.protocol}, which does not describe complete outputs; upgrade splitedge on "
+            "the server, or ask for classes (`topk`)",
+            reason="protocol-output",
+        )
 
 
 async def measure_link(server: ServerClient, given: Mapping[str, float], say: StatusCallback) -> LinkEstimate:

@@ -28,6 +28,7 @@ def frame_stream(
         token,
         plan.id,
         topk=answers.classes(plan.output, settings.topk if topk is None else topk),
+        protocol=plan.protocol,
         max_away_s=away,
         frame_age_s=max(limits.FRAME_AGE, away),
         ssl=tls_context(ca),

@@ -48,6 +48,7 @@ from splitedge.head.segment import Header
 from splitedge.link.adaptation import LONGER
 from splitedge.protocol.frames import HEADER_BYTES
 from splitedge.protocol.messages import (
+    PROTOCOL_VERSION,
     ChainDevice,
     ChainRequest,
     Codec,
@@ -97,7 +98,7 @@ def make_chain(catalog: Catalog, request: ChainRequest, tails: TailPool | None =
 
 
 def _check(request: ChainRequest) -> None:
-    check_protocol(request.protocol)
+    check_protocol(request.protocol, PROTOCOL_VERSION)  # boards hand plans on without a version
     names = [device.device for device in request.devices]
     if not 1 <= len(names) <= limits.MAX_STAGES or len(set(names)) < len(names):
         raise errors.ProtocolError(

@@ -26,6 +26,7 @@ from edge_server.planning.plan_message import (
     PlannedHead,
     build_plan,
     build_prediction,
+    check_output,
     check_protocol,
     codec_stage_ns,
     mean_bits,
@@ -33,7 +34,7 @@ from edge_server.planning.plan_message import (
 )
 from edge_server.tails.pool import TailHandler, TailPool
 from splitedge.files import PictureForm
-from splitedge.protocol.messages import Candidate, MeasuredTimes, Parts, Plan, PlanRequest, Prediction
+from splitedge.protocol.messages import PROTOCOL_VERSION, Candidate, MeasuredTimes, Parts, Plan, PlanRequest, Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,13 @@ class PlanChoice:
 
 def make_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None = None) -> Plan:
     """The plan for ``request``, stored, with its segment built; blocks meanwhile. Raises as `choose_plan` does."""
-    return store_plan(catalog, choose_plan(catalog, request, tails))
+    return store_plan(catalog, choose_plan(catalog, request, tails), request.protocol)
 
 
-def store_plan(catalog: Catalog, choice: PlanChoice) -> Plan:
-    """The plan of ``choice``, stored, with its segment built."""
+def store_plan(catalog: Catalog, choice: PlanChoice, protocol: int = PROTOCOL_VERSION) -> Plan:
+    """The plan of ``choice`` for an agent of ``protocol``, stored, with its segment built."""
     plan = _plan(catalog, choice)
+    plan.protocol = protocol
     catalog.store.plans.put(plan)
     return plan
 
@@ -74,6 +76,7 @@ def choose_plan(catalog: Catalog, request: PlanRequest, tails: TailPool | None =
     check_protocol(request.protocol)
     profile = schema.from_dict(request.profile)
     bundle = catalog.bundle(request.model)
+    check_output(request.protocol, bundle.output)
     table = catalog.table(bundle)
     query = _query(catalog, bundle, table, profile, request, tails)
     pick = choose(table.table, query)

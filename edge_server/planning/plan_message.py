@@ -16,12 +16,15 @@ from edge_server.planner.allocation import WIDTHS, segment_bytes
 from splitedge import errors, limits
 from splitedge.codec import STAGES
 from splitedge.protocol.messages import (
+    OLDEST_PROTOCOL,
+    OUTPUTS_PROTOCOL,
     PROTOCOL_VERSION,
     Candidate,
     Codec,
     Cut,
     Demand,
     LayerBits,
+    Output,
     Parts,
     Plan,
     Prediction,
@@ -180,12 +183,26 @@ def codec_stage_ns(profile: schema.DeviceProfile) -> tuple[float, ...]:
     return tuple(profile.overhead.stage_ns.get(stage, 0.0) for stage in STAGES)
 
 
-def check_protocol(version: int) -> None:
-    """Raise `errors.ProtocolError` unless agent and server use the same protocol version."""
-    if version != PROTOCOL_VERSION:
+def check_protocol(version: int, oldest: int = OLDEST_PROTOCOL) -> None:
+    """Raise `errors.ProtocolError` unless this server works with an agent of protocol ``version``, ``oldest`` or newer."""
+    if not oldest <= version <= PROTOCOL_VERSION:
+        known = str(PROTOCOL_VERSION) if oldest == PROTOCOL_VERSION else f"{oldest} to {PROTOCOL_VERSION}"
         raise errors.ProtocolError(
-            f"the agent uses protocol {version} and this server {PROTOCOL_VERSION}: upgrade the older of the two",
+            f"the agent uses protocol {version} and this server {known}: upgrade the older of the two",
             reason="protocol-version",
+        )
+
+
+def check_output(version: int, output: Output) -> None:
+    """Raise `errors.ProtocolError` if an agent of protocol ``version`` does not understand answers with ``output``.
+
+    Protocol 3 knows only logits: its agents would take a softmax of other values, or cannot read them.
+    """
+    if version < OUTPUTS_PROTOCOL and (output.kind != "logits" or output.greatest is not None):
+        raise errors.ProtocolError(
+            f"the agent uses protocol {version}, which has no answers for a model with {output.kind} as its output; "
+            "upgrade splitedge on the board",
+            reason="protocol-output",
         )
 
 

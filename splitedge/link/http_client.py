@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import logging
+import math
 import os
 import re
 import ssl as ssl_module
@@ -16,17 +17,20 @@ from types import TracebackType
 from typing import Any, BinaryIO, Final, NamedTuple, Self
 
 import aiohttp
+import msgspec
 
 from splitedge import errors, files, limits
 from splitedge.backoff import Backoff
 from splitedge.link import endpoint, probe
 from splitedge.link.endpoint import tls_context
 from splitedge.protocol.messages import (
+    OUTPUTS_PROTOCOL,
     ChainDevice,
     ChainRequest,
     LinkEstimate,
     ModelInfo,
     Outline,
+    Output,
     Plan,
     PlanRequest,
     SegmentRef,
@@ -34,6 +38,7 @@ from splitedge.protocol.messages import (
     TokenizerRef,
     decode,
     encode,
+    is_served,
 )
 
 __all__ = ["Base", "ServerClient", "tls_context"]
@@ -139,8 +144,24 @@ class ServerClient:
         return decode(await self._ask("GET", "v1/outline", limits.MAX_PLAN_BYTES, params={"model": model}), Outline)
 
     async def plan(self, request: PlanRequest) -> Plan:
-        """The plan for ``request``. Raises `errors.PlanError` (unknown model, infeasible demand)."""
-        return decode(await self._ask("POST", "v1/plan", limits.MAX_PLAN_BYTES, data=_body(request)), Plan)
+        """The plan for ``request``, in the protocol of an older server if need be (`Plan.protocol`).
+
+        Raises `errors.PlanError` (unknown model, infeasible demand).
+        """
+        try:
+            return await self._plan(request)
+        except errors.ProtocolError as error:
+            if (
+                not error.remote
+                or not is_served(theirs := (await self.version()).protocol)
+                or theirs >= request.protocol
+            ):
+                raise
+        return await self._plan(msgspec.structs.replace(request, protocol=theirs))
+
+    async def _plan(self, request: PlanRequest) -> Plan:
+        body = await self._ask("POST", "v1/plan", limits.MAX_PLAN_BYTES, data=_body(request))
+        return _from_older(decode(body, Plan), request.protocol)
 
     async def chain(self, request: ChainRequest) -> Plan:
         """The plan of the first board of a chain. Raises as `plan`."""
@@ -384,6 +405,23 @@ def _body(request: PlanRequest | ChainRequest) -> bytes:
             reason="request-too-large",
         )
     return body
+
+
+def _from_older(plan: Plan, protocol: int) -> Plan:
+    """``plan`` with what a server of ``protocol`` leaves out: its protocol, and its output, which is one of classes.
+
+    Raises `errors.PlanError` for a model that has no classes, which such a server does not tell apart.
+    """
+    if protocol >= OUTPUTS_PROTOCOL:
+        return plan
+    if plan.metric == "cosine":
+        raise errors.PlanError(
+            f"the server uses protocol {protocol}, which has no answers for models without classes; upgrade splitedge "
+            "on the server",
+            reason="protocol-output",
+        )
+    classes = math.prod(plan.cut.shape) if plan.mode == "device" else len(plan.labels) or 1  # of a tail: not used
+    return msgspec.structs.replace(plan, protocol=protocol, output=Output("logits", [classes]))
 
 
 def _first_byte(response: aiohttp.ClientResponse, wanted: _Download, have: int) -> int:

@@ -22,7 +22,7 @@ from splitedge.link.adaptation import Adaptation
 from splitedge.link.connection import MAX_MSG_SIZE, Connection
 from splitedge.protocol.flight import Flight, Stats
 from splitedge.protocol.frames import HEADER_BYTES, Answer, Refusal
-from splitedge.protocol.messages import Open, Opened
+from splitedge.protocol.messages import PROTOCOL_VERSION, Open, Opened
 from splitedge.protocol.session import Event, Role, Session
 
 
@@ -66,6 +66,7 @@ class FrameStream:
         *,
         topk: int = 5,
         window: int = limits.WINDOW,
+        protocol: int = PROTOCOL_VERSION,
         max_away_s: float = 10.0,
         frame_age_s: float = limits.FRAME_AGE,
         ssl: ssl_module.SSLContext | None = None,
@@ -78,7 +79,7 @@ class FrameStream:
     ) -> None:
         self._base = endpoint.server_url(base_url, token, allow_insecure=allow_insecure)
         self._headers, self._ssl = endpoint.headers(token), ssl
-        self._open = Open(plan_id, topk=topk, window=max(1, min(window, limits.MAX_WINDOW)))
+        self._open = Open(plan_id, topk=topk, window=max(1, min(window, limits.MAX_WINDOW)), protocol=protocol)
         self._max_away_s, self._frame_age_s = max_away_s, frame_age_s
         self._times = {"heartbeat_s": heartbeat_s, "silence_s": silence_s}
         self._backoff = Backoff(backoff_first_s, backoff_max_s)

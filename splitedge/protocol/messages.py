@@ -15,6 +15,9 @@ import msgspec
 from splitedge import errors, limits
 
 PROTOCOL_VERSION = 4
+OUTPUTS_PROTOCOL = 4  # the first in which plans say what an answer holds
+OLDEST_PROTOCOL = 3
+"""Peers from this version on are served; `docs/topics/versions.md` says how."""
 
 T = TypeVar("T")
 
@@ -396,6 +399,7 @@ class Plan(Message, kw_only=True):
     stage: Stage | None = None
     tokenizer: TokenizerRef | None = None
     output: Output = msgspec.field(default_factory=Output)
+    protocol: int = PROTOCOL_VERSION  # of the plan's streams
 
     def mean_bits(self) -> float:
         """Mean bits of a weight; 0 without weights."""
@@ -439,6 +443,11 @@ class ChainRequest(Message, kw_only=True):
     exact: bool = False
     spread: bool = False
     protocol: int = PROTOCOL_VERSION
+
+
+def is_served(protocol: int) -> bool:
+    """Whether this program works with a peer of version ``protocol``."""
+    return OLDEST_PROTOCOL <= protocol <= PROTOCOL_VERSION
 
 
 # --- model listing --------------------------------------------------------------------------------------------------

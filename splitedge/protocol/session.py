@@ -39,6 +39,7 @@ from splitedge.protocol.messages import (
     SessionMessage,
     decode,
     encode,
+    is_served,
 )
 
 
@@ -368,7 +369,7 @@ def _checked(message: Open) -> Open:
 
     Raises `errors.ProtocolError` for another version or values out of range.
     """
-    if message.protocol != PROTOCOL_VERSION:
+    if not is_served(message.protocol):
         raise errors.ProtocolError(
             f"the agent uses protocol {message.protocol}, the server {PROTOCOL_VERSION}; run the same splitedge "
             "version on both sides",

@@ -21,6 +21,7 @@ from calibration.accuracy import evaluation, tail_runs, trials
 from calibration.accuracy.evaluation import ACTIVATION_BITS, BATCH
 from calibration.bundle import creation
 from calibration.bundle.bundle import Bundle
+from calibration.bundle.manifest import FORMAT, MANIFEST
 from calibration.importing.graph import Graph
 from calibration.importing.importer import batched, session, simplify
 from calibration.rounding import packed_weights, rounder
@@ -494,6 +495,13 @@ def test_damage_is_noticed(made: Bundle, tmp_path: Path) -> None:
         (copy / name).unlink()
         with raises(errors.ModelError, reason="not-a-bundle"):
             Bundle.open(copy)
+
+
+@pytest.mark.parametrize(("change", "reason"), [(-1, "format"), (1, "newer-format")])
+def test_another_format_is_told_whatever_else_changed(tmp_path: Path, change: int, reason: str) -> None:
+    (tmp_path / MANIFEST).write_text(f'{{"other": [], "format": {FORMAT + change}}}')
+    with raises(errors.ModelError, reason=reason):
+        Bundle.open(tmp_path)
 
 
 def test_a_bundle_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ async def running(environment: dict[str, str], until: str = "ready on") -> Async
     )
     try:
         assert process.stderr is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while until not in (line := (await process.stderr.readline()).decode()):
                 assert line
         yield process
@@ -79,7 +79,7 @@ async def start(environment: dict[str, str], *arguments: str | Path) -> Process:
 async def infer(environment: dict[str, str], *arguments: str | Path) -> tuple[int, list[dict[str, Any]], str]:
     """Exit status, the lines of --json, and standard error without its last line, which is about Numba."""
     process = await start(environment, "--json", *arguments)
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await asyncio.wait_for(process.communicate(), 120)
     return process.returncode or 0, [json.loads(line) for line in out.splitlines()], err.decode()
 
 
@@ -114,7 +114,7 @@ async def test_a_running_agent_of_the_same_settings_answers_as_an_own_one_would(
             assert answers(found) == answers(own)
             plan = found[0]["plan"]
             process = await start(env, photo)
-            out = (await asyncio.wait_for(process.communicate(), 60))[0].decode()
+            out = (await asyncio.wait_for(process.communicate(), 120))[0].decode()
         status, alone, _ = await infer(env, photo)
     url = f"http://127.0.0.1:{env['SPLITEDGE_API_PORT']}"
     assert re.sub(r"\s+", " ", out).startswith(f"small: answered by the agent that runs on {url} (split, cut after ")
@@ -132,7 +132,7 @@ async def test_no_token_is_needed_for_the_answer_of_a_running_agent(photo: Path,
     assert (status, agents(found)) == (0, ["running"] * 3)
 
 
-@pytest.mark.parametrize("options", [["--keep", "input"], ["--topk", "2"], ["--bits", "4"], ["--max-drop", "3"]])
+@pytest.mark.parametrize("options", [["--keep", "input"], ["--topk", "2"]])
 async def test_other_settings_need_an_own_agent(photo: Path, environment: Environment, options: list[str]) -> None:
     async with SmallServer() as server:
         env = environment(server)
@@ -154,7 +154,7 @@ async def test_an_agent_that_stops_meanwhile_is_replaced_by_an_own_one(
             agent.send_signal(signal.SIGTERM)
             await asyncio.wait_for(agent.wait(), 30)
             await asyncio.to_thread((tmp_path / "later.png").write_bytes, png(7))
-            out, err = await asyncio.wait_for(process.communicate(), 60)
+            out, err = await asyncio.wait_for(process.communicate(), 120)
     lines += [json.loads(line) for line in out.splitlines()]
     assert process.returncode == 0, err.decode()
     assert agents(lines)[:2] == ["running", "own"]

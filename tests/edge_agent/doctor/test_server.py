@@ -17,7 +17,7 @@ import splitedge
 from edge_agent.config import Settings
 from edge_agent.doctor import server
 from splitedge import limits
-from splitedge.protocol.messages import PROTOCOL_VERSION, ServerVersion, encode
+from splitedge.protocol.messages import OLDEST_PROTOCOL, PROTOCOL_VERSION, ServerVersion, encode
 from tests.small_server import TOKEN, SmallServer
 
 
@@ -76,7 +76,8 @@ async def versioned(version: str, protocol: int, context: ssl.SSLContext | None 
     [
         (splitedge.__version__, PROTOCOL_VERSION, "ok"),
         ("0.0.1", PROTOCOL_VERSION, "warn"),
-        ("0.0.1", PROTOCOL_VERSION - 1, "fail"),
+        ("0.0.1", OLDEST_PROTOCOL, "warn"),
+        ("0.0.1", OLDEST_PROTOCOL - 1, "fail"),
         ("99.0.0", PROTOCOL_VERSION + 1, "fail"),
     ],
 )

@@ -8,12 +8,24 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_server.planning import device_plan
+from edge_server.planning import device_plan, plan_message
 from edge_server.planning.catalog import Catalog
 from edge_server.store.store import Store
 from splitedge import codec, errors, limits
 from splitedge.head import executor, segment
-from splitedge.protocol.messages import Demand, LinkEstimate, Mode, Plan, PlanRequest, Prediction, Weights
+from splitedge.protocol.messages import (
+    OLDEST_PROTOCOL,
+    PROTOCOL_VERSION,
+    Demand,
+    Greatest,
+    LinkEstimate,
+    Mode,
+    Output,
+    Plan,
+    PlanRequest,
+    Prediction,
+    Weights,
+)
 from tests.raising import raises
 
 NEAR = LinkEstimate(rtt_ms=0.0, uplink_mbps=10_000.0, downlink_mbps=10_000.0)
@@ -158,9 +170,26 @@ def test_an_unknown_model_is_named_beside_the_known(store: Store, profile: dict[
         device_plan.make_plan(Catalog(store), PlanRequest(model="huge", profile=profile, link=NEAR))
 
 
-def test_another_protocol_is_refused(store: Store, profile: dict[str, Any]) -> None:
+@pytest.mark.parametrize("protocol", [OLDEST_PROTOCOL - 1, PROTOCOL_VERSION + 1])
+def test_another_protocol_is_refused(store: Store, profile: dict[str, Any], protocol: int) -> None:
     with raises(errors.ProtocolError, reason="protocol-version"):
-        device_plan.make_plan(Catalog(store), PlanRequest(model="tiny", profile=profile, link=NEAR, protocol=99))
+        device_plan.make_plan(Catalog(store), PlanRequest(model="tiny", profile=profile, link=NEAR, protocol=protocol))
+
+
+@pytest.mark.parametrize("protocol", range(OLDEST_PROTOCOL, PROTOCOL_VERSION + 1))
+def test_a_plan_is_of_the_protocol_of_its_agent(store: Store, profile: dict[str, Any], protocol: int) -> None:
+    request = PlanRequest(model="tiny", profile=profile, link=NEAR, protocol=protocol)
+    assert device_plan.make_plan(Catalog(store), request).protocol == protocol
+
+
+@pytest.mark.parametrize(
+    "output", [Output("probabilities", [10]), Output("tensor", [10]), Output("tensor", [], Greatest(0, [10]))]
+)
+def test_protocol_3_knows_only_logits(output: Output) -> None:
+    plan_message.check_output(3, Output("logits", [10]))
+    plan_message.check_output(4, output)
+    with raises(errors.ProtocolError, reason="protocol-output"):
+        plan_message.check_output(3, output)
 
 
 def test_a_profile_that_is_none_is_refused(store: Store) -> None:

@@ -7,7 +7,19 @@ from hypothesis import strategies as st
 from splitedge import errors, limits
 from splitedge.protocol import frames
 from splitedge.protocol.frames import Answer, Frame, Refusal
-from splitedge.protocol.messages import Close, Failed, Open, Opened, Ping, Pong, SessionMessage, decode, encode
+from splitedge.protocol.messages import (
+    OLDEST_PROTOCOL,
+    PROTOCOL_VERSION,
+    Close,
+    Failed,
+    Open,
+    Opened,
+    Ping,
+    Pong,
+    SessionMessage,
+    decode,
+    encode,
+)
 from splitedge.protocol.session import TRANSITIONS, Input, Role, Session, State, transition_table, wire_error
 from tests.raising import expect, raises
 
@@ -126,7 +138,20 @@ def test_a_window_is_cut_to_the_limit():
     assert agent.window == server.window == limits.MAX_WINDOW
 
 
-@pytest.mark.parametrize("message", [Open("p", window=0), Open("p", topk=-1), Open("p", protocol=99)])
+@pytest.mark.parametrize("protocol", range(OLDEST_PROTOCOL, PROTOCOL_VERSION + 1))
+def test_a_peer_of_an_older_protocol_is_served(protocol):
+    server = Session(Role.SERVER, 0.0)
+    assert server.receive(text(Open("p", protocol=protocol)), 0.0) == Open("p", protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", [OLDEST_PROTOCOL - 1, PROTOCOL_VERSION + 1])
+def test_another_protocol_is_refused(protocol):
+    server = Session(Role.SERVER, 0.0)
+    assert server.receive(text(Open("p", protocol=protocol)), 0.0) is None
+    expect(server.error, errors.ProtocolError, reason="protocol-version")
+
+
+@pytest.mark.parametrize("message", [Open("p", window=0), Open("p", topk=-1)])
 def test_an_impossible_open_is_refused(message):
     server = Session(Role.SERVER, 0.0)
     assert server.receive(text(message), 0.0) is None
