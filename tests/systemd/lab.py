@@ -18,7 +18,7 @@ FRAME: Final = "/run/frame.jpg"  # of the running system, in memory
 UNIT: Final = "splitedge-agent.service"
 API: Final = "http://127.0.0.1:8471"
 STATE, CACHE = "/var/lib/private/splitedge", "/var/cache/private/splitedge"
-WARNING, NOTICE = 4, 5  # priorities of the journal
+WARNING: Final = 4  # a priority of the journal
 
 
 class SkippedError(Exception):

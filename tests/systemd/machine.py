@@ -95,7 +95,7 @@ class Machine:
     ) -> None:
         self.root = folder / "root"
         self._base, self._folder, self._nspawn, self._network = base, folder, nspawn, network
-        self._shared, self._environment = shared, ENVIRONMENT | environment
+        self._shared, self._variables, self._environment = shared, environment, ENVIRONMENT | environment
         self._process: subprocess.Popen[bytes] | None = None
         self._init = 0
 
@@ -108,6 +108,9 @@ class Machine:
         if mounted.returncode != 0:  # an overlay does not lie on every file system
             self.root.rmdir()
             subprocess.run(["cp", "-a", "--reflink=auto", self._base, self.root], check=True)
+        if self._variables:  # for services too: the emulator reads its processor from the environment
+            text = " ".join(f"{name}={value}" for name, value in self._variables.items())
+            self.write("/etc/systemd/system.conf.d/lab.conf", f"[Manager]\nDefaultEnvironment={text}\n")
         return self
 
     def __exit__(self, *_: object) -> None:

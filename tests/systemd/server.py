@@ -107,11 +107,6 @@ class Server:
             self._process.stdout.close()
             self._process = None
 
-    @property
-    def runs(self) -> bool:
-        """Whether it is started."""
-        return self._process is not None
-
     def _edge_server(self, *arguments: str) -> str:
         done = subprocess.run([sys.executable, "-m", "edge_server", *arguments], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
         if done.returncode != 0:
