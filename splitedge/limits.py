@@ -95,6 +95,7 @@ MAX_DRY_RUNS_BYTES: Final = 4 * MiB
 CACHED_SEGMENTS: Final = 8  # the most recently used are kept
 CACHED_PROFILES: Final = 4  # one for each build of the kernels; the newest are kept
 BODY_TIMEOUT: Final = 30.0  # a client that trickles its request body
+HEAD_STUCK: Final = 60.0  # a frame in the head for longer has hung it, and the watchdog restarts the agent
 RUNNING_AGENT: Final = 1.0  # `infer` asks the agent on this machine; one that does not answer in this time is not used
 DRAIN_TIMEOUT: Final = 5.0  # for frames in flight after a request to stop
 POWER_PERIOD: Final = 0.2  # between two readings of a power sensor; some sensors need a process for each

@@ -53,7 +53,7 @@ def run(program: str, start: Callable[[], object], failed: Callable[[str], objec
     An error prints one line on standard error and sets the exit status; ``failed`` gets that line.
     ``SPLITEDGE_DEBUG=1`` shows the traceback instead. A warning is one line too.
     """
-    warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {printable(str(message))}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"{priority(4)}{program}: warning: {printable(str(message))}\n"
     try:
         prepare_streams()
         check()
@@ -136,6 +136,23 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else _spelling(c) for c in line)
 
 
+def priority(level: int) -> str:
+    """The beginning of a line on standard error that gives it the priority ``level`` of syslog(3) in the journal; empty
+    if standard error is not the journal.
+    """
+    return f"<{level}>" if journaled() else ""
+
+
+def journaled() -> bool:
+    """Whether standard error is the journal: systemd names its device and inode in ``JOURNAL_STREAM``."""
+    named = os.environ.get("JOURNAL_STREAM", "")
+    if named:
+        with suppress(OSError, ValueError, AttributeError):
+            found = os.fstat(sys.stderr.fileno())
+            return named == f"{found.st_dev}:{found.st_ino}"
+    return False
+
+
 def check() -> None:
     """Raise `PlatformError` on an unsupported platform."""
     problems = {
@@ -158,7 +175,7 @@ def _ended(program: str, error: BaseException, failed: Callable[[str], object] |
         _give_up_stdout()
     message, status = _told(error)
     if message:
-        print(f"{program}: {printable(message)}", file=sys.stderr)
+        print(f"{priority(3)}{program}: {printable(message)}", file=sys.stderr)
         if failed is not None:
             failed(message)
     return status

@@ -20,6 +20,7 @@ SCRIPTS = (
     "scripts/sample",
     "scripts/test",
     "scripts/test-arm",
+    "scripts/test-systemd",
     "scripts/wheels",
     ".ci/run",
 )

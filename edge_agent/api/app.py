@@ -48,6 +48,8 @@ class Served(Protocol):
     @property
     def ready(self) -> bool: ...
     @property
+    def alive(self) -> bool: ...
+    @property
     def state(self) -> str: ...
     @property
     def plan(self) -> Plan | None: ...
@@ -61,7 +63,7 @@ class Served(Protocol):
 class Loading:
     """Serves while the agent's code is imported, which takes seconds on a small board. It refuses frames."""
 
-    ready, state, plan = False, "loading", None
+    ready, alive, state, plan = False, True, "loading", None
 
     def __init__(self) -> None:
         self.counters = Counters()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
@@ -24,10 +23,11 @@ from edge_agent.config import Settings
 from splitedge import errors, limits
 from splitedge.backoff import Backoff
 from splitedge.link.endpoint import heals
-from splitedge.service import notify
+from splitedge.service import journal, notify
 
 if TYPE_CHECKING:
     from edge_agent.runtime.agent import Agent
+    from edge_agent.runtime.replanning import LinkEvent
     from edge_agent.runtime.stage_server import StageServer
 
 
@@ -39,10 +39,10 @@ async def run(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     front = app.Front()
     runner, url = await app.serve(front, settings.api.host, settings.api.port)
-    _log(f"the local API listens on {url}")
+    _log(f"the local API listens on {url}", event="listening")
     notify.ready(front.served.state)
     starting, stopping = asyncio.create_task(_serve(front, settings, url)), asyncio.create_task(stop.wait())
-    watchdog = asyncio.create_task(notify.keep_alive())
+    watchdog = asyncio.create_task(notify.keep_alive(lambda: front.served.alive))
     try:
         await _until(starting, stopping)
     finally:
@@ -52,19 +52,20 @@ async def run(settings: Settings) -> None:
         await asyncio.wait({starting, stopping, watchdog})
         await runner.cleanup()
         await front.served.close()
-    _log("stopped")
+    _log("stopped", event="stopped")
 
 
 async def _serve(front: app.Front, settings: Settings, url: str) -> None:
     make = await asyncio.to_thread(_imported)
-    agent = make(settings, front)
+    agent = make(await asyncio.to_thread(_with_cache, settings), front)
     front.served = agent
     await _become_ready(agent)
     if settings.stage.port is not None:
-        _log(f"ready as a later board on {agent.status()['stage']}")
+        _log(f"ready as a later board on {agent.status()['stage']}", journal.NOTICE, event="ready")
         return
     plan = agent.plan_info()
-    _log(f"ready on {url}: {plan['model']}, {plan['mode']}, cut after {plan['cut']}")
+    text = f"ready on {url}: {plan['model']}, {plan['mode']}, cut after {plan['cut']}"
+    _log(text, journal.NOTICE, event="ready", model=plan["model"])
 
 
 def _imported() -> Callable[[Settings, app.Front], Agent | StageServer]:
@@ -74,18 +75,18 @@ def _imported() -> Callable[[Settings, app.Front], Agent | StageServer]:
     from kernels import native, warm
 
     if native.REASON:
-        _log(f"warning: kernels are compiled here: {native.REASON}")
+        _log(f"warning: kernels are compiled here: {native.REASON}", journal.WARNING, event="kernels")
     if warm.problem():
-        _log(f"warning: {warm.advice()}")
+        _log(f"warning: {warm.advice()}", journal.WARNING, event="kernels")
 
     def make(settings: Settings, front: app.Front) -> Agent | StageServer:
         def tell(text: str) -> None:
             with suppress(errors.PlatformError):  # a status that systemd does not accept must not end the agent
                 notify.status(notify.state(text, ready=front.served.ready))
 
-        def on_link(text: str) -> None:
+        def on_link(text: str, event: LinkEvent) -> None:
             tell(text)
-            _log(text)
+            _log(text, journal.WARNING if event in ("link-down", "link-slow") else journal.NOTICE, event=event)
 
         counters = front.served.counters
         if settings.stage.port is not None:
@@ -93,6 +94,16 @@ def _imported() -> Callable[[Settings, app.Front], Agent | StageServer]:
         return Agent(settings, tell, on_link, counters=counters)
 
     return make
+
+
+def _with_cache(settings: Settings) -> Settings:
+    from edge_agent.planning import disk_cache  # loads the kernels
+
+    found, error = disk_cache.writable(settings)
+    if error is not None:
+        text = f"warning: {error.message}; until then downloads and measurements are lost at the next start"
+        _log(text, journal.WARNING, event="cache", reason=error.data["reason"])
+    return found
 
 
 async def _until(starting: asyncio.Task[None], stopping: asyncio.Task[Literal[True]]) -> None:
@@ -104,7 +115,9 @@ async def _until(starting: asyncio.Task[None], stopping: asyncio.Task[Literal[Tr
 
 
 async def _become_ready(agent: Agent | StageServer) -> None:
+    """Start ``agent``, again and again. Each cause of a failed attempt is logged once."""
     backoff, refused = Backoff(), Backoff(limits.REFUSED_AGAIN, limits.REFUSED_AGAIN)
+    logged = set[object]()
     while True:
         try:
             return await agent.start()
@@ -113,8 +126,13 @@ async def _become_ready(agent: Agent | StageServer) -> None:
                 raise
             state, delays = (notify.WAITING, backoff) if heals(error) else (notify.REFUSED, refused)
             agent.say(f"{state}: {error.message}")
+            cause = (error.code, error.data.get("reason"))  # a message may contain the time
+            if cause not in logged:
+                logged.add(cause)
+                again = "trying until it succeeds" if heals(error) else f"trying again every {limits.REFUSED_AGAIN:g} s"
+                event = "waiting" if heals(error) else "refused"
+                _log(f"{agent.state}; {again}", journal.WARNING, event=event, reason=str(cause[1] or error.code))
             wait = delays.next()
-            _log(f"{agent.state}; next try in about {wait:.1f} s")
         await asyncio.sleep(wait)
 
 
@@ -124,5 +142,5 @@ def elsewhere(error: errors.SplitEdgeError) -> bool:
     return error.remote or isinstance(error, kinds)
 
 
-def _log(text: str) -> None:
-    print(f"edge-agent: {''.join(c for c in text if c.isprintable())}", file=sys.stderr, flush=True)
+def _log(text: str, priority: int = journal.INFO, **fields: str) -> None:
+    journal.log("edge-agent", text, priority, fields)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -45,6 +46,27 @@ _STALE_S: Final = 86_400.0  # an unfinished file untouched for a day is removed
 def folder(settings: Settings) -> Path:
     """The cache folder that ``settings`` name, else the default one."""
     return config.path_of(settings.cache_dir) if settings.cache_dir else cache_base()
+
+
+def writable(settings: Settings, environ: Mapping[str, str] = os.environ) -> tuple[Settings, errors.StoreError | None]:
+    """``settings`` with a cache folder that can be written.
+
+    If theirs cannot be (a full disk, a read-only file system), a service uses its ``RUNTIME_DIRECTORY``, which is in
+    memory and starts with the measurements of the cache folder. The error says why.
+    """
+    place = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    if not place:
+        return settings, None
+    old, new = folder(settings), Path(place)
+    try:
+        DiskCache(old)
+    except errors.StoreError as error:
+        with suppress(OSError):
+            for path in [*old.glob("*-*.json"), old / "device-name"]:
+                if path.is_file() and path.stat().st_size <= limits.MAX_DRY_RUNS_BYTES:
+                    shutil.copy(path, new)
+        return msgspec.structs.replace(settings, cache_dir=str(new)), error
+    return settings, None
 
 
 def write(path: Path, data: bytes) -> None:

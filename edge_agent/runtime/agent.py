@@ -32,7 +32,7 @@ from edge_agent.runtime.engine import InputFrame, frame_bytes, frame_of
 from edge_agent.runtime.ordered import IN_PROGRESS, in_order
 from edge_agent.runtime.pipeline import FramePipeline
 from edge_agent.runtime.preparation import prepare
-from edge_agent.runtime.replanning import Replanner, link_down
+from edge_agent.runtime.replanning import LinkCallback, Replanner, link_down
 from edge_agent.runtime.results import Counters, Result
 from edge_agent.runtime.user_settings import user_settings
 from splitedge import errors, limits
@@ -47,15 +47,15 @@ class Agent:
 
     `connect` creates one from keywords, the constructor from `Settings`.
 
-    ``progress`` is called with a status message during start-up, and ``on_link`` when the link goes down, comes back,
-    carries too little, or enough again. ``counters``: continue these counts.
+    ``progress`` is called with a status message during start-up, ``on_link`` when the link changes. ``counters``:
+    continue these counts.
     """
 
     def __init__(
         self,
         settings: Settings,
         progress: StatusCallback = lambda _: None,
-        on_link: StatusCallback = lambda _: None,
+        on_link: LinkCallback = lambda *_: None,
         *,
         counters: Counters | None = None,
     ) -> None:
@@ -106,6 +106,11 @@ class Agent:
         """Whether frames are served: there is a plan, and its link is up if it needs one."""
         plan = self._replanner.plan
         return plan is not None and plan.link_up
+
+    @property
+    def alive(self) -> bool:
+        """Whether the head works: no frame is in it for longer than `limits.HEAD_STUCK`."""
+        return self._pipeline.alive
 
     @property
     def state(self) -> str:

@@ -18,6 +18,7 @@ from edge_agent.runtime.active_plan import ActivePlan
 from edge_agent.runtime.engine import Encoded
 from edge_agent.runtime.queue_limit import QueueLimit
 from edge_agent.runtime.results import Counters, Timing, phases
+from splitedge import limits
 from splitedge.protocol.frames import HEADER_BYTES, Answer
 
 
@@ -54,6 +55,13 @@ class FramePipeline:
         self.times: TimeLog | None = None
         self._thread = ThreadPoolExecutor(1, "head")
         self._turns = TurnTimer()
+        self._begun: float | None = None  # when the frame in the head's thread began, in `time.monotonic`
+
+    @property
+    def alive(self) -> bool:
+        """Whether no frame is in the head's thread for longer than `limits.HEAD_STUCK`."""
+        begun = self._begun
+        return begun is None or time.monotonic() - begun <= limits.HEAD_STUCK
 
     def open_times(self, settings: Settings) -> TimeLog:
         """The times measured so far, read from disk once. Raises `errors.StoreError`."""
@@ -89,7 +97,15 @@ class FramePipeline:
     async def _encode(self, encode: Callable[[], Encoded]) -> tuple[Encoded, float]:
         """The encoded frame, and the milliseconds of its turn in the head's thread."""
         asked = time.perf_counter()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._turns.run, asked, encode)
+
+        def turn() -> tuple[Encoded, float]:
+            self._begun = time.monotonic()
+            try:
+                return self._turns.run(asked, encode)
+            finally:
+                self._begun = None
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, turn)
 
     def close(self) -> None:
         """End the head's thread after its current frame, and keep the measured times. Raises `errors.StoreError`."""

@@ -30,6 +30,9 @@ Prepare: TypeAlias = Callable[[LinkEstimate | None], Awaitable[AgentPlan]]
 """Prepares a new plan. It measures the link unless it gets an estimate."""
 
 Reason = Literal["the changed link", "the measured frame times"]
+LinkEvent = Literal["link-down", "link-up", "link-slow", "link-enough"]
+LinkCallback: TypeAlias = Callable[[str, LinkEvent], object]
+"""Called with a message and its kind when the link goes down, comes back, carries too little, or enough again."""
 
 
 class RetiringPlans:
@@ -71,11 +74,10 @@ class RetiringPlans:
 class Replanner:
     """Keeps ``plan`` active.
 
-    ``say`` is called with status messages. ``on_link`` is called when the link goes down, comes back, carries too
-    little, or enough again.
+    ``say`` is called with status messages.
     """
 
-    def __init__(self, settings: Settings, prepare: Prepare, say: StatusCallback, on_link: StatusCallback) -> None:
+    def __init__(self, settings: Settings, prepare: Prepare, say: StatusCallback, on_link: LinkCallback) -> None:
         self.plan: AgentPlan | None = None
         self.retiring = RetiringPlans()
         self.plans_total = 0
@@ -163,7 +165,10 @@ class Replanner:
             plan.reuse.forget()
         if plan.link_up != self._link_up:
             self._link_up = plan.link_up
-            self._on_link("the link to the server is back" if self._link_up else link_down(plan))
+            if self._link_up:
+                self._on_link("the link to the server is back", "link-up")
+            else:
+                self._on_link(link_down(plan), "link-down")
         if plan.failed:
             self._due.set()  # callers that check `ready` send no frame that would ask for a new plan
 
@@ -228,12 +233,13 @@ class Replanner:
             return
         self._link_suffices = adaptation.holds
         if adaptation.holds:
-            self._on_link("the link carries enough again")
+            self._on_link("the link carries enough again", "link-enough")
             return
         rate = adaptation.estimate(time.monotonic()).uplink_mbps
         self._on_link(
             f"the link carries {rate:.2g} Mbit/s, too little even for the cheapest codec of the plan; frames queue, "
-            "and are dropped when they age out"
+            "and are dropped when they age out",
+            "link-slow",
         )
 
 

@@ -78,6 +78,11 @@ class StageServer:
         self._runner: web.AppRunner | None = None
 
     @property
+    def alive(self) -> bool:
+        """Whether the head works, as of an `Agent`."""
+        return self._pipeline.alive
+
+    @property
     def ready(self) -> bool:
         """Whether boards before this one are served."""
         return bool(self.url)

@@ -106,7 +106,7 @@ Type=notify
 NotifyAccess=main
 {warm}ExecStart={command}
 Restart=on-failure
-RestartSec=10
+RestartSec=2
 # A restart cannot cure a wrong configuration or platform, or a missing token file.
 RestartPreventExitStatus={futile}
 # The limit for each of the two commands. Compiled kernels are kept, so after a timeout the next start continues.
@@ -122,6 +122,9 @@ StateDirectory=splitedge
 StateDirectoryMode=0700
 CacheDirectory=splitedge
 CacheDirectoryMode=0700
+# In memory, in place of a cache folder that is full or read-only.
+RuntimeDirectory=splitedge
+RuntimeDirectoryMode=0700
 ConfigurationDirectory=splitedge
 UMask=0077
 

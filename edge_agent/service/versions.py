@@ -89,9 +89,13 @@ class Versions:
 
     def installed(self) -> list[str]:
         """The versions that are installed completely, oldest first."""
+        return [name for name in self._names() if (self.prefix / name / COMPLETE).is_file()]
+
+    def _names(self) -> list[str]:
+        """The folders of versions, also of incomplete ones, oldest first."""
         with suppress(OSError):
-            names = [one.name for one in self.prefix.iterdir() if _VERSION.fullmatch(one.name)]
-            return sorted((name for name in names if (self.prefix / name / COMPLETE).is_file()), key=order)
+            found = [one.name for one in self.prefix.iterdir() if _VERSION.fullmatch(one.name) and one.is_dir()]
+            return sorted(found, key=order)
         return []
 
     def current(self) -> str | None:
@@ -112,10 +116,13 @@ class Versions:
             raise _unwritable(self.link, error) from error
 
     def prune(self) -> list[str]:
-        """Remove all but the version in use and the newest other ones, `KEPT` in all. Returns what was removed."""
-        current = self.current()
-        others = [version for version in self.installed() if version != current]
+        """Remove all but the version in use and the newest other ones, `KEPT` in all, and what installations left that
+        were interrupted. Returns what was removed.
+        """
+        current, installed = self.current(), self.installed()
+        others = [version for version in installed if version != current]
         gone = others[: max(0, len(others) - (KEPT - 1))]
+        gone += [name for name in self._names() if name not in installed and name != current]
         for version in gone:
             self.remove(version)
         return gone

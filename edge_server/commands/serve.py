@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from pathlib import Path
 
 from edge_server.api import access_log
@@ -12,7 +11,7 @@ from edge_server.api.serve import check
 from edge_server.api.serve import serve as listen_and_serve
 from edge_server.config import ServeConfig
 from edge_server.store.store import Store
-from splitedge.service import notify
+from splitedge.service import journal, notify
 
 
 def serve(folder: Path, settings: ServeConfig) -> None:
@@ -42,4 +41,4 @@ def _ready(url: str, hints: list[str]) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"edge-server: {text}", file=sys.stderr)
+    journal.log("edge-server", text, journal.WARNING)

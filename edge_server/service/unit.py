@@ -56,7 +56,7 @@ Type=notify
 NotifyAccess=main
 ExecStart={command}
 Restart=on-failure
-RestartSec=10
+RestartSec=2
 # A restart cannot cure a wrong option or platform, or a missing certificate.
 RestartPreventExitStatus={futile}
 TimeoutStartSec={start_timeout}

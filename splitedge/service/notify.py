@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from splitedge.errors import PlatformError
 
@@ -51,14 +51,15 @@ def stopping() -> bool:
     return send({"STOPPING": "1"})
 
 
-async def keep_alive() -> None:
-    """Feed the watchdog from the event loop until cancelled, so that it detects a blocked loop. Returns at once without
-    a watchdog.
+async def keep_alive(alive: Callable[[], bool] = lambda: True) -> None:
+    """Feed the watchdog from the event loop while ``alive()``, until cancelled. So it detects a blocked loop, and what
+    ``alive`` looks at. Returns at once without a watchdog.
     """
     period = watchdog_interval()
     while period is not None:
         with contextlib.suppress(PlatformError):  # systemd may restart itself
-            watchdog()
+            if alive():
+                watchdog()
         await asyncio.sleep(period / 3)
 
 

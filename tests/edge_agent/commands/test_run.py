@@ -143,7 +143,6 @@ async def test_a_certificate_that_is_not_valid_yet_is_waited_for(tmp_path, profi
         }  # fmt: skip
         async with front, running(tmp_path, **environ) as (process, _):
             await line_with(process, [notify.WAITING, "clock"])
-            await line_with(process, [notify.WAITING, "clock"])
             authority.issue_cert("127.0.0.1").configure_cert(context)  # as if the clock had been set
             await line_with(process, ["ready on"])
 
@@ -213,3 +212,19 @@ async def test_the_error_that_ends_the_service_is_left_with_systemd(tmp_path, sy
     assert said[-2] == "STOPPING=1"
     assert said[-1].startswith("STATUS=")
     assert str(tmp_path / "ca.pem") in said[-1]
+
+
+async def test_each_cause_of_a_failed_start_is_logged_once(settings, capsys, monkeypatch):
+    monkeypatch.setattr(limits, "BACKOFF_FIRST", 0.01)
+    causes = [("refused", "at 10:00"), ("refused", "at 10:01"), ("timeout", "at 10:02"), ("refused", "at 10:03")]
+
+    class Starting(Agent):
+        async def start(self) -> None:
+            if causes:
+                reason, text = causes.pop(0)
+                raise errors.UnreachableError(text, reason=reason)
+
+    async with SmallServer() as server:
+        await run._become_ready(Starting(settings(server)))
+    said = capsys.readouterr().err.splitlines()
+    assert [(line.split(": ")[2].split(";")[0]) for line in said] == ["at 10:00", "at 10:02"]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
 import pytest
 
+from edge_agent.config import Settings
+from edge_agent.planning import disk_cache
 from edge_agent.planning.disk_cache import DiskCache
 from splitedge import errors, limits
 from splitedge.head.segment import build
@@ -97,3 +100,29 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path):
     (tmp_path / "folder").rmdir()
     with raises(errors.StoreError, reason="cache-folder"):
         cache.held()
+
+
+def test_a_service_whose_cache_cannot_be_written_works_in_memory_with_the_measurements_of_the_cache(
+    tmp_path, monkeypatch
+):
+    full, memory = tmp_path / "full", tmp_path / "memory"
+    full.mkdir()
+    memory.mkdir()
+    settings, environ = Settings(cache_dir=str(full)), {"RUNTIME_DIRECTORY": str(memory)}
+    put(full, "profile-0123456789abcdef.json")
+    put(full, "a" * 64 + ".segment")
+    assert disk_cache.writable(settings, environ) == (settings, None)
+    unusable = Settings(cache_dir=str(full / "a"))
+    (full / "a").write_text("a file in the place of the folder")
+    found, error = disk_cache.writable(unusable, environ)
+    assert (found.cache_dir, error is not None and error.data["reason"]) == (str(memory), "cache-folder")
+    assert not any(memory.iterdir())
+    assert disk_cache.writable(unusable, {}) == (unusable, None)
+
+    def no_space(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", no_space)
+    found, error = disk_cache.writable(settings, environ)
+    assert (found.cache_dir, error is not None) == (str(memory), True)
+    assert [path.name for path in memory.iterdir()] == ["profile-0123456789abcdef.json"]

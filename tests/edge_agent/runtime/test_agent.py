@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 import time
 from collections.abc import Callable
 
@@ -343,7 +344,7 @@ async def until(met: Callable[[], bool]) -> None:
 
 async def test_while_the_link_is_down_it_is_not_ready_and_loss_and_return_are_told_once(settings):
     heard: list[str] = []
-    async with SmallServer() as server, Agent(settings(server), on_link=heard.append) as agent:
+    async with SmallServer() as server, Agent(settings(server), on_link=lambda text, _: heard.append(text)) as agent:
         assert (agent.ready, agent.state, heard) == (True, "ready", [])
         server.leave()
         await until(lambda: not agent.ready)
@@ -379,7 +380,7 @@ async def test_what_sending_takes_beside_is_told_with_the_next_plan_by_frames_th
 
 async def test_a_plan_that_the_server_forgot_is_replaced_without_a_frame(settings):
     heard: list[str] = []
-    async with SmallServer() as server, Agent(settings(server), on_link=heard.append) as agent:
+    async with SmallServer() as server, Agent(settings(server), on_link=lambda text, _: heard.append(text)) as agent:
         first, server.plan = agent.plan.id, make_plan("split", server.data)
         server.plans.clear()
         server.leave()
@@ -665,7 +666,7 @@ async def test_a_link_that_changed_for_good_leads_to_a_plan_for_it_as_it_is(sett
     monkeypatch.setattr(limits, "REPLAN_LEAST", 0.2)
     monkeypatch.setattr(limits, "LINK_PERIOD", 0.02)
     heard: list[str] = []
-    async with SmallServer() as server, Agent(settings(server), on_link=heard.append) as agent:
+    async with SmallServer() as server, Agent(settings(server), on_link=lambda text, _: heard.append(text)) as agent:
         first = agent.plan.id
         await asyncio.sleep(0.1)
         assert len(server.requests) == 1
@@ -718,3 +719,23 @@ async def test_when_no_plan_can_be_had_for_a_changed_link_the_old_one_serves_on(
         adapted(agent, changed=True, holds=True)
         await until(lambda: "no new plan for the changed link" in agent.state)
         assert (await agent.infer(png())).mode == "split"
+
+
+async def test_a_head_that_hangs_is_noticed(settings, monkeypatch):
+    monkeypatch.setattr(limits, "HEAD_STUCK", 0.05)
+    hangs = threading.Event()
+    async with SmallServer() as server, Agent(settings(server)) as agent:
+        plan = agent._replanner.plan
+        assert plan is not None
+        monkeypatch.setattr(plan.engine, "process", lambda *_: hangs.wait(30))
+        waiting = asyncio.create_task(agent.infer(np.zeros((16, 16, 3), np.uint8)))
+        try:
+            assert agent.alive
+            async with asyncio.timeout(10):
+                while agent.alive:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        finally:
+            hangs.set()
+        await asyncio.wait({waiting})
+        waiting.exception()
+        assert agent.alive

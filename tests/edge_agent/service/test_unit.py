@@ -71,7 +71,7 @@ def test_with_kernels_in_the_package_no_memory_becomes_code(tmp_path):
 def test_it_notifies_restarts_and_runs_as_a_user_of_its_own(tmp_path):
     unit = render(_options(tmp_path))
     for line in (
-        "Type=notify", "Restart=on-failure", "StartLimitIntervalSec=0", "RestartSec=10", "WatchdogSec=30", "DynamicUser=yes",
+        "Type=notify", "Restart=on-failure", "StartLimitIntervalSec=0", "RestartSec=2", "WatchdogSec=30", "DynamicUser=yes",
         "StateDirectory=splitedge", "CacheDirectory=splitedge", "ConfigurationDirectory=splitedge",
         "After=network-online.target", "RestartPreventExitStatus=2 4 243",
         f"ExecStartPre=-{tmp_path}/edge-agent warm",

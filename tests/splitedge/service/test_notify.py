@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import time
 import uuid
@@ -127,3 +128,25 @@ async def test_the_watchdog_is_fed_until_the_loop_is_stuck(systemd, monkeypatch)
 async def test_without_a_watchdog_there_is_nothing_to_feed(monkeypatch):
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     await asyncio.wait_for(notify.keep_alive(), 1)
+
+
+async def test_the_watchdog_is_fed_only_while_the_program_works(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "socket"))
+        monkeypatch.setattr(notify, "watchdog_interval", lambda: 0.03)
+        works = True
+        feeding = asyncio.create_task(notify.keep_alive(lambda: works))
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(10):
+            assert await loop.sock_recv(listener, 100) == b"WATCHDOG=1"
+            works = False
+            await asyncio.sleep(0.1)
+            while select.select([listener], [], [], 0)[0]:
+                listener.recv(100)
+            await asyncio.sleep(0.1)
+            assert not select.select([listener], [], [], 0)[0]
+            works = True
+            assert await loop.sock_recv(listener, 100) == b"WATCHDOG=1"
+        feeding.cancel()
