@@ -7,10 +7,12 @@ the version changes. So a power cut leaves either version working.
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -122,10 +124,25 @@ class Versions:
         current, installed = self.current(), self.installed()
         others = [version for version in installed if version != current]
         gone = others[: max(0, len(others) - (KEPT - 1))]
-        gone += [name for name in self._names() if name not in installed and name != current]
-        for version in gone:
-            self.remove(version)
+        with self._installing() as busy:
+            gone += [name for name in self._names() if name not in installed and name != current and not busy]
+            for version in gone:
+                self.remove(version)
         return gone
+
+    @contextmanager
+    def _installing(self) -> Iterator[bool]:
+        """Whether install-agent installs a version. If not, it cannot begin in this block."""
+        try:
+            with (self.prefix / ".lock").open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    yield True
+                else:
+                    yield False
+        except OSError as error:
+            raise _unwritable(self.prefix / ".lock", error) from error
 
     def remove(self, version: str) -> None:
         """Remove a version that is not in use."""

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks import first_hour
 from edge_server.config import ServeConfig
 from edge_server.service import unit as unit_of_server
 from tests.systemd import install, release
-from tests.systemd.install import AGENT, MOUNT
+from tests.systemd.install import AGENT, MOUNT, SETTINGS
 from tests.systemd.lab import API, CACHE, FRAME, STATE, UNIT, WARNING, Lab
 from tests.systemd.machine import LabError, changed, wait_for
+from tests.systemd.server import MODEL, ROOT
 
 BETTER, WORSE, BEST = "0.9.1", "0.9.3", "0.9.99"  # versions of releases that the lab makes
 SETTLE: Final = "/etc/systemd/system/splitedge-agent-upgrade.service"
@@ -434,6 +436,37 @@ def purge_package(lab: Lab) -> str:
     return _nothing_left(lab, ("/var/lib/dpkg/", "/var/log/dpkg.log"))
 
 
+def howto_pages(lab: Lab) -> str:
+    """The commands of the how-to pages that name this lab, literally; only names and places are replaced."""
+    home = "/root/howto"
+    lab.machine.run("mkdir", "-p", home)
+    lab.machine.run("cp", "-r", f"{MOUNT}/release", home)
+    for name, data in {"token": f"{lab.server.token}\n", "server.pem": lab.server.certificate}.items():
+        lab.machine.write(f"{home}/{name}", data)
+    lab.put_frame()
+    lab.machine.run("cp", FRAME, f"{home}/photo.jpg")
+    lab.machine.write(f"{SETTINGS}/profile.json", lab.server.profile)
+    lab.machine.write(f"{SETTINGS}/agent.toml", install.DEMAND)
+    # the container has no sudo; what it would run is run by root
+    replaced = {"sudo ": "", "https://server.example:8470": lab.server.url, "lite0": MODEL}
+    count = 0
+    for page in ("raspberry-pi", "jetson", "upgrade"):
+        text = (ROOT / f"docs/howto/{page}.md").read_text()
+        for block in first_hour.blocks(page, text):
+            if block.skip != "scripts/test-systemd runs this":
+                continue
+            script = block.text
+            for old, new in replaced.items():
+                script = script.replace(old, new)
+            lab.machine.run("sh", "-ec", f"cd {home}\n{script}", timeout=install.INSTALL_S)
+            count += len(block.commands())
+    lab.ready(SETTLE_S)
+    lab.machine.run("rm", "-r", home)
+    install.remove_by_installer(lab.machine)
+    _nothing_left(lab, ("/var/lib/dpkg/", "/var/log/dpkg.log"))
+    return f"{count} commands"
+
+
 # --- helpers
 
 
@@ -548,4 +581,5 @@ STEPS: Final = (
     Step("install the Debian package", install_package),
     Step("remove the Debian package", remove_package, long=True),
     Step("purge the Debian package", purge_package),
+    Step("commands of the how-to pages", howto_pages, long=True),
 )

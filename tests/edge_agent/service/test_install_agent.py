@@ -6,6 +6,7 @@ tests/systemd installs the real package with it.
 from __future__ import annotations
 
 import ensurepip
+import fcntl
 import io
 import json
 import os
@@ -248,3 +249,12 @@ def test_the_manifest_of_versions_is_readable_by_the_agent(release):
     found = versions.Versions(release.prefix)
     done = subprocess.run([found.program("1.0"), "version", "--json"], capture_output=True, text=True)
     assert json.loads(done.stdout)[1:] == ["version", "--json"]
+
+
+def test_two_installations_at_once_are_refused(release):
+    release.archive("1.0")
+    release.prefix.mkdir(parents=True)
+    with (release.prefix / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused(release.offline())
+    assert release.offline().returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
 
 import pytest
@@ -113,3 +114,11 @@ def test_versions_are_ordered_as_lists_of_numbers(a, b):
 def test_no_other_name_is_an_archive(name):
     with raises(UsageError, reason="not-an-archive"):
         versions.of_archive(name + ".zip")
+
+
+def test_an_installation_that_is_under_way_is_not_removed(board):
+    board.switch("0.10.0")
+    with (board.prefix / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert board.prune() == ["0.9.0"]
+    assert board.prune() == ["2.0"]
