@@ -24,7 +24,7 @@ RESULTS: Final = ROOT / "benchmarks/results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in (*MAKERS, "setup"):
-        parser.add_argument(f"--{name}", type=Path, nargs="+", metavar="JSON", help=f"results of benchmarks.{name}")
+        parser.add_argument(f"--{name}", type=Path, nargs="+", metavar="JSON", help=f"results for the page {name}")
     for name, paths in vars(parser.parse_args()).items():
         for path in paths or []:
             keep(name, json.loads(path.read_text()))
@@ -45,9 +45,12 @@ def pages() -> dict[Path, str]:
 def figures(name: str, document: Document) -> str:
     """Return the command of the benchmark and the tables of ``document``."""
     options = " --images DIR --labels FILE" if name in _OF_PHOTOS else ""
-    return f"`python -m benchmarks.{name}{options}`{_machine(document)}\n\n{MAKERS[name](document).rstrip()}\n\n"
+    command = _SCRIPTS.get(name, f"python -m benchmarks.{name}{options}")
+    return f"`{command}`{_machine(document)}\n\n{MAKERS[name](document).rstrip()}\n\n"
 
 
+#: Results that do not come from a benchmark, and their command.
+_SCRIPTS: Final = {"service": "scripts/test-systemd"}
 #: Benchmarks that need a folder of labelled photographs.
 _OF_PHOTOS: Final = ("accuracy", "reuse", "rounding", "segments", "ways")
 

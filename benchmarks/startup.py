@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import statistics
 import subprocess
@@ -82,6 +83,9 @@ def main() -> None:
         agents = running(runs, caches[0])
         installs = installed(options.release, colds) if options.release else []
     rows, summary = figures(cold, warm, commands)
+    if options.release:
+        archive = next(options.release.glob(f"splitedge-agent-*-{platform.machine()}.tar"))
+        summary["startup.package_mib"] = archive.stat().st_size / 2**20
     for name, what in {"files_s": "install-agent, the files", "first_frame_s": "install-agent, first frame"}.items():
         if installs:
             rows.append(_row(what, [one[name] for one in installs]))

@@ -429,6 +429,20 @@ def _short(column: str, value: Any) -> Any:
     return f"{value:.1f}" if column.endswith("us") else f"{value:.0f}" if column == "GOPS" else f"{value:.2f}"
 
 
+def service(document: Document) -> str:
+    """Return a row for each step of `scripts/test-systemd`, and its figures."""
+    rows = [
+        {
+            "step": row["step"],
+            "seconds": f"{row['seconds']:.1f}",
+            "verdict": row["verdict"],
+            "what it found": row["note"],
+        }
+        for row in document["rows"]
+    ]
+    return f"{markdown(rows)}\n\n{_figures(document['summary'])}\n\n"
+
+
 MAKERS: Final[dict[str, Callable[[Document], str]]] = {
     "accuracy": accuracy,
     "accuracy_bound": whole,
@@ -445,5 +459,7 @@ MAKERS: Final[dict[str, Callable[[Document], str]]] = {
     "reuse": reuse,
     "rounding": rounding,
     "segments": segments,
+    "service": service,
+    "startup": whole,
     "ways": ways,
 }

@@ -313,9 +313,14 @@ def store_folder() -> Path:
     return CACHE / f"store-{fingerprint(_SOURCES, _PACKAGES)}"
 
 
+def int8_file() -> Path:
+    """Return the file of `int8`."""
+    return store_folder().with_suffix(".int8.onnx")
+
+
 def int8() -> bytes:
     """Return the network quantized by ONNX Runtime's own tools on the same samples; made once for these sources."""
-    path = store_folder().with_suffix(".int8.onnx")
+    path = int8_file()
     if not path.exists():
         import onnx
 

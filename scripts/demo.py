@@ -9,9 +9,9 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -91,12 +91,14 @@ def prepared(steps: Steps, found: list[Photo]) -> Path:
     """Return the store with the calibrated network; reuse the results of earlier runs."""
     with steps("network", "EfficientNet-Lite0 for 1,000 ImageNet classes, as ONNX"):
         lite0.file()
-    with ProcessPoolExecutor(1, get_context("spawn")) as beside:  # compilation uses one core
-        int8 = beside.submit(ways.int8)
+    with ExitStack() as stack:
+        made: Callable[[], object] = ways.int8
+        if not ways.int8_file().exists():  # beside the compilation, which uses one core
+            made = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))).submit(ways.int8).result
         with steps("kernels", f"for {isa.ISA}; compiled once for this machine") as status:
             compile_kernels(status)
         with steps("comparison", "the same network in int8 for ONNX Runtime"):
-            int8.result()
+            made()
     there = (ways.store_folder() / "ready").exists()
     samples = (
         f"{photos.VIEWS * sum(photo.seen for photo in found)} views of {sum(photo.seen for photo in found)} photos"

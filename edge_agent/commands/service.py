@@ -22,7 +22,12 @@ from splitedge.terminal import width
 
 
 def install(
-    path: Path | None, token_file: Path | None, *, camera: bool | None, limits: bool | None, dry_run: bool
+    path: Path | None,
+    token_file: Path | None,
+    *,
+    camera: bool | None = None,
+    limits: bool | None = None,
+    dry_run: bool,
 ) -> None:
     """Install and start the service, and wait until it is ready or waits for its server.
 

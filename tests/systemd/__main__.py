@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import report
 from tests.systemd.lab import Lab, SkippedError
 from tests.systemd.machine import LabError, Machine, Network
 from tests.systemd.server import Server
@@ -49,7 +49,7 @@ def main() -> None:
             print(line.format(lab.figures[name]))
     if given.json:
         summary = {f"systemd.{name}": value for name, value in lab.figures.items()} | {"systemd.failed": len(failed)}
-        given.json.write_text(json.dumps({"rows": rows, "summary": summary}, indent=1) + "\n")
+        report.write(given.json, "The service on a booted system", rows, summary)
     sys.exit(1 if failed else 0)
 
 

@@ -438,7 +438,7 @@ def purge_package(lab: Lab) -> str:
 
 def howto_pages(lab: Lab) -> str:
     """The commands of the how-to pages that name this lab, literally; only names and places are replaced."""
-    home = "/root/howto"
+    home = "/srv/howto"
     lab.machine.run("mkdir", "-p", home)
     lab.machine.run("cp", "-r", f"{MOUNT}/release", home)
     for name, data in {"token": f"{lab.server.token}\n", "server.pem": lab.server.certificate}.items():
@@ -448,10 +448,10 @@ def howto_pages(lab: Lab) -> str:
     lab.machine.write(f"{SETTINGS}/profile.json", lab.server.profile)
     lab.machine.write(f"{SETTINGS}/agent.toml", install.DEMAND)
     # the container has no sudo; what it would run is run by root
-    replaced = {"sudo ": "", "https://server.example:8470": lab.server.url, "lite0": MODEL}
+    replaced = {"sudo ": "", "https://server.example:8470": lab.server.url, "lite0": MODEL, "flowers": MODEL}
     count = 0
-    for page in ("raspberry-pi", "jetson", "upgrade"):
-        text = (ROOT / f"docs/howto/{page}.md").read_text()
+    for page in ("README.md", *(f"docs/howto/{name}.md" for name in ("raspberry-pi", "jetson", "upgrade"))):
+        text = (ROOT / page).read_text()
         for block in first_hour.blocks(page, text):
             if block.skip != "scripts/test-systemd runs this":
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import stat
 import subprocess
 import sys
@@ -214,6 +215,8 @@ def on_a_terminal(answers: str, *arguments: str) -> tuple[int, str]:
     shown = b""
     lines = answers.splitlines(keepends=True)
     while True:
+        if not select.select([ours], [], [], 5)[0] and answers == "\x03":
+            os.write(ours, b"\x03")  # an interrupt just before a read is lost, as in any program
         try:
             got = os.read(ours, 4096)
         except OSError:  # the other end is closed
