@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ SETTLE: Final = Service("edge-agent", "service settle", "splitedge-agent-upgrade
 AUTO: Final = Service("edge-agent", "service upgrade", "splitedge-agent-auto-upgrade")
 TIMER: Final = AUTO.path.with_suffix(".timer")
 _FOUND: Final = "version="
+_ATTEMPTS: Final = 2  # of a new version, if power cuts or crashes of the board end them
 
 _SETTLE_UNIT: Final = """\
 # Written by `edge-agent service upgrade` for the time of an upgrade. It continues an upgrade that a power cut ended.
@@ -89,29 +91,29 @@ def upgrade(
     versions = versions or Versions()
     own(versions.prefix)
     require_root(SERVICE)
-    if versions.trial() is not None:
-        say("finishing an upgrade that was interrupted")
-        _settle_in_the_background(versions, say)
-    old = versions.current()
-    if old is None:
-        raise UsageError(
-            f"{versions.link} names no version; run install-agent again, which repairs it", reason="no-current"
-        )
-    new = _prepare(wanted, old, versions, say)
-    if new == old:
-        return Outcome(old)
-    if not UNIT_PATH.is_file():
-        versions.switch(new)
-        versions.prune()
-        return Outcome(new)
-    # the unit first: without an upgrade under way it only removes itself
-    settle_unit = _SETTLE_UNIT.format(
-        executable=word(absolute(versions.program(old))),
-        limit=3 * limit_s,
-    )
-    write(SETTLE.path, settle_unit)
-    versions.begin(Trial(old, new, _read_unit(), query(SERVICE).ready, limit_s))
-    return _settle_in_the_background(versions, say)
+    with versions.upgrading():
+        if versions.trial() is not None:
+            say("finishing an upgrade that was interrupted")
+            _settle_in_the_background(versions, say)
+        old = versions.current()
+        if old is None:
+            raise UsageError(
+                f"{versions.link} names no version; run install-agent again, which repairs it", reason="no-current"
+            )
+        there = versions.installed()
+        new = _prepare(wanted, old, versions, say)
+        if new == old:
+            return Outcome(old)
+        if not UNIT_PATH.is_file():
+            versions.switch(new)
+            versions.prune(previous=old)
+            return Outcome(new)
+        # the unit first: without an upgrade under way it only removes itself
+        executable = word(absolute(versions.program(old)))
+        write(SETTLE.path, _SETTLE_UNIT.format(executable=executable, limit=2 * limit_s + 120))
+        fresh = new not in there
+        versions.begin(Trial(old, new, _read_unit(), query(SERVICE).ready, limit_s, fresh=fresh))
+        return _settle_in_the_background(versions, say)
 
 
 def settle(say: Callable[[str], object], versions: Versions | None = None) -> None:
@@ -120,15 +122,19 @@ def settle(say: Callable[[str], object], versions: Versions | None = None) -> No
     trial = versions.trial()
     if trial is not None:
         if not trial.failure:
-            trial.failure = _try(trial, versions, say)
+            trial.attempts += 1
+            versions.begin(trial)
+            again = trial.attempts > _ATTEMPTS
+            trial.failure = "it does not get as far as an answer" if again else _try(trial, versions, say)
         if not trial.failure:
             versions.end(Outcome(trial.new))
-            versions.prune()
+            versions.prune(previous=trial.old)
         else:
             versions.begin(trial)  # after a power cut, do not try the new version again
             seconds = _return(trial, versions, say)
-            versions.end(Outcome(trial.old, trial.failure, seconds))
-            versions.remove(trial.new)
+            versions.end(Outcome(trial.old, trial.new, trial.failure, seconds))
+            if trial.fresh:
+                versions.remove(trial.new)
     forget(SETTLE.path)
 
 
@@ -165,19 +171,24 @@ def forget(path: Path) -> None:
 
 def _prepare(wanted: str | None, old: str, versions: Versions, say: Callable[[str], object]) -> str:
     """Install the files of the wanted version beside the old one. Returns the version."""
-    arguments: list[str] = []
+    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    arguments = ["--python", str(base)] if base.is_file() else []
+    least = old
     if wanted is None:
-        arguments = ["--newer-than", old]
+        outcome = versions.outcome()
+        if outcome is not None and outcome.failed:  # not again, unless it is named
+            least = max(old, outcome.failed, key=order)
+        arguments += ["--newer-than", least]
     elif "/" in wanted or wanted.endswith(".tar"):
         path = Path(wanted).absolute()
         if not path.is_file():
             raise UsageError(f"{wanted} is not a file", reason="no-file")
-        arguments = ["--offline", str(path.parent), "--version", of_archive(path.name)[0]]
+        arguments += ["--offline", str(path.parent), "--version", of_archive(path.name)[0]]
     else:
         order(wanted)
         if wanted in versions.installed():
             return wanted
-        arguments = ["--version", wanted]
+        arguments += ["--version", wanted]
     process = subprocess.Popen(  # noqa: S603
         ["/bin/sh", str(INSTALLER), "--files-only", *arguments],
         stdin=subprocess.DEVNULL,
@@ -195,6 +206,8 @@ def _prepare(wanted: str | None, old: str, versions: Versions, say: Callable[[st
             else:
                 last = line or last
                 say(line)
+    if process.returncode == 0 and wanted is None and found == least:
+        return old
     if process.returncode != 0 or found not in versions.installed():
         cause = last.removeprefix("install-agent: ")
         raise SplitEdgeError(

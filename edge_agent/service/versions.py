@@ -36,6 +36,7 @@ class Trial(msgspec.Struct):
 
     ``unit``: the unit of the old version. ``was_ready``: the old version served frames. ``failure``: why the new version
     does not work, once the board returns to the old one. ``limit_s``: how long a version may take until it is ready.
+    ``fresh``: this upgrade installed the new version. ``attempts``: how often it was started.
     """
 
     old: str
@@ -44,14 +45,17 @@ class Trial(msgspec.Struct):
     was_ready: bool
     limit_s: float = limits.UPGRADE_READY
     failure: str = ""
+    fresh: bool = False
+    attempts: int = 0
 
 
 class Outcome(msgspec.Struct):
-    """How an upgrade ended: the version in use, ``failure`` of the new one or an empty string, and how long the board
-    took to return to the old version.
+    """How an upgrade ended: the version in use; if the new one failed, its name, why, and how long the board took to
+    return to the old version.
     """
 
     version: str
+    failed: str = ""
     failure: str = ""
     rollback_s: float = 0.0
 
@@ -117,32 +121,42 @@ class Versions:
         except OSError as error:
             raise _unwritable(self.link, error) from error
 
-    def prune(self) -> list[str]:
-        """Remove all but the version in use and the newest other ones, `KEPT` in all, and what installations left that
-        were interrupted. Returns what was removed.
+    def prune(self, previous: str | None = None) -> list[str]:
+        """Remove all but the version in use, the ``previous`` one and the newest other ones, `KEPT` in all, and what
+        installations left that were interrupted. Returns what was removed.
         """
         current, installed = self.current(), self.installed()
-        others = [version for version in installed if version != current]
+        others = sorted((one for one in installed if one != current), key=lambda one: (one == previous, order(one)))
         gone = others[: max(0, len(others) - (KEPT - 1))]
-        with self._installing() as busy:
+        with self._locked(".lock") as busy:  # of install-agent
             gone += [name for name in self._names() if name not in installed and name != current and not busy]
             for version in gone:
                 self.remove(version)
         return gone
 
     @contextmanager
-    def _installing(self) -> Iterator[bool]:
-        """Whether install-agent installs a version. If not, it cannot begin in this block."""
+    def upgrading(self) -> Iterator[None]:
+        """No other upgrade begins in this block. Raises `UsageError` if one is under way."""
+        with self._locked(".upgrade-lock") as busy:
+            if busy:
+                raise UsageError("another upgrade is under way; wait until it ends", reason="busy")
+            yield
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[bool]:
+        """Whether another process has the lock ``name``. If not, it cannot get it in this block."""
+        path = self.prefix / name
         try:
-            with (self.prefix / ".lock").open("w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    yield True
-                else:
-                    yield False
+            lock = path.open("w")
         except OSError as error:
-            raise _unwritable(self.prefix / ".lock", error) from error
+            raise _unwritable(path, error) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield True
+            else:
+                yield False
 
     def remove(self, version: str) -> None:
         """Remove a version that is not in use."""

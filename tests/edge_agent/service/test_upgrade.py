@@ -16,6 +16,7 @@ from splitedge.service.status import parse
 from tests.raising import raises
 
 OLD, NEW = "1.0.0", "1.1.0"
+PREPARE = upgrade._prepare
 
 
 class Killed(BaseException):
@@ -25,7 +26,7 @@ class Killed(BaseException):
 class Board:
     """A board with systemd: what it runs, and a countdown to a power cut."""
 
-    def __init__(self, folder, monkeypatch, *, broken=()):
+    def __init__(self, folder, monkeypatch, *, broken=(), fresh=True):
         self.prefix, self.unit, self.broken = folder / "opt", folder / "agent.service", set(broken)
         self.steps_left, self.enabled, self.running = -1, set(), OLD
         for version in (OLD, NEW):
@@ -41,10 +42,20 @@ class Board:
             "query": lambda _: self.state(), "write": self.write, "_settle_in_the_background": self.background,
         }.items():  # fmt: skip
             monkeypatch.setattr(upgrade, name, value)
+        if fresh:  # the installer brings the new version
+            (self.prefix / NEW / versions.COMPLETE).unlink()
+            monkeypatch.setattr(upgrade, "_prepare", self.prepare)
         monkeypatch.setattr(upgrade.subprocess, "run", self.install)
         for name in ("switch", "begin", "end", "remove"):
             monkeypatch.setattr(self.versions, name, self.step(getattr(self.versions, name)))
         monkeypatch.setattr(limits, "SERVICE_LOOK", 0.0)
+
+    def prepare(self, wanted, old, *others):
+        if wanted == NEW:
+            (self.prefix / NEW).mkdir(exist_ok=True)
+            (self.prefix / NEW / versions.COMPLETE).touch()
+            return NEW
+        return PREPARE(wanted, old, *others)
 
     def step(self, function):
         """``function``, which a power cut may prevent."""
@@ -167,6 +178,32 @@ def test_a_second_power_cut_during_the_rollback(tmp_path, monkeypatch):
             board.enabled.discard(upgrade.SETTLE.unit)
             board.check()
             assert board.versions.current() == OLD
+
+
+def test_a_version_that_was_there_before_stays_after_a_rollback(tmp_path, monkeypatch):
+    board = Board(tmp_path, monkeypatch, broken=[NEW], fresh=False)
+    upgrade.upgrade(NEW, lambda _: None, versions=board.versions)
+    assert board.versions.installed() == [OLD, NEW]
+
+
+def test_a_version_that_ends_every_attempt_is_given_up(tmp_path, monkeypatch):
+    board = Board(tmp_path, monkeypatch)
+    for steps in (6, 3, 3):  # within the first, second and third attempt
+        board.steps_left = steps
+        with pytest.raises(Killed):
+            upgrade.upgrade(NEW, lambda _: None, versions=board.versions)
+    outcome = upgrade.upgrade(OLD, lambda _: None, versions=board.versions)
+    assert (outcome.version, board.versions.outcome().failed) == (OLD, NEW)
+    board.check()
+
+
+def test_a_version_that_failed_is_not_tried_again_unless_it_is_named(tmp_path, monkeypatch):
+    board = Board(tmp_path, monkeypatch, broken=[NEW])
+    upgrade.upgrade(NEW, lambda _: None, versions=board.versions)
+    monkeypatch.setattr(upgrade, "INSTALLER", tmp_path / "install-agent")
+    upgrade.INSTALLER.write_text('shift $(($# - 1)); echo "version=$1"')  # nothing is newer than --newer-than
+    assert upgrade.upgrade(None, lambda _: None, versions=board.versions).version == OLD
+    board.check()
 
 
 def test_an_upgrade_to_the_version_in_use_changes_nothing(tmp_path, monkeypatch):

@@ -56,9 +56,9 @@ def test_a_trial_lasts_until_its_end(board):
     assert board.trial() is None
     board.begin(trial)
     assert board.trial() == trial
-    board.end(Outcome("1.0", "it crashed", 2.5))
+    board.end(Outcome("1.0", "0.10.0", "it crashed", 2.5))
     assert board.trial() is None
-    assert board.outcome() == Outcome("1.0", "it crashed", 2.5)
+    assert board.outcome() == Outcome("1.0", "0.10.0", "it crashed", 2.5)
 
 
 def test_a_damaged_trial_is_an_error(board):
@@ -122,3 +122,15 @@ def test_an_installation_that_is_under_way_is_not_removed(board):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert board.prune() == ["0.9.0"]
     assert board.prune() == ["2.0"]
+
+
+def test_the_version_before_is_kept_even_if_others_are_newer(board):
+    board.switch("0.10.0")
+    assert board.prune(previous="0.9.0") == ["1.0", "2.0"]
+
+
+def test_two_upgrades_at_once_are_refused(board):
+    with board.upgrading(), raises(UsageError, reason="busy"), board.upgrading():
+        pass
+    with board.upgrading():
+        pass
