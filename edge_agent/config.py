@@ -374,8 +374,9 @@ def _token(given: str, file: str, prefix: str, otherwise: Path | None) -> str:
         with path.open("rb") as opened:
             text = opened.read(8192)
     except OSError as error:
+        remedy = "run the command with sudo, or " if isinstance(error, PermissionError) else ""
         raise errors.ConfigError(
-            f"cannot read the token file {path} ({error.strerror}); correct `{prefix}token_file`",
+            f"cannot read the token file {path} ({error.strerror}); {remedy}correct `{prefix}token_file`",
             reason="token-unreadable",
         ) from error
     return check_token(text.removeprefix(BOM_UTF8).decode("ascii", "replace").strip(), f"the token file {path}")
