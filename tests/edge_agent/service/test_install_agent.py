@@ -26,7 +26,11 @@ import pytest
 from edge_agent.service import versions
 from edge_agent.service.upgrade import INSTALLER
 
-PIP = sorted(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
+PIP = [
+    found
+    for folder in (Path(ensurepip.__file__).parent / "_bundled", Path("/usr/share/python-wheels"))  # Debian's place
+    for found in sorted(folder.glob("pip-*.whl"))
+]
 pytestmark = [
     pytest.mark.skipif(not PIP, reason="this Python bundles no wheel of pip"),
     pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed"),
