@@ -78,7 +78,7 @@ def old(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.T
     if archive.returncode:
         pytest.skip(f"the git history here has no commit {commit[:7]}: fetch it to test against that version")
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
-        tar.extractall(folder / "tree")  # noqa: S202  our own history; Python 3.11.2 knows no filter
+        tar.extractall(folder / "tree")  # our own history; Python 3.11.2 knows no filter
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SPLITEDGE_")}
     environment["PYTHONPATH"] = str(folder / "tree")
 
