@@ -432,6 +432,7 @@ def remove_package(lab: Lab) -> None:
 
 
 def purge_package(lab: Lab) -> str:
+    lab.machine.run("rm", f"{SETTINGS}/profile.json")  # the lab's own file
     lab.machine.run("dpkg", "--purge", "splitedge-agent", timeout=install.INSTALL_S)
     return _nothing_left(lab, ("/var/lib/dpkg/", "/var/log/dpkg.log"))
 
