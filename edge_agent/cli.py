@@ -389,7 +389,7 @@ def try_frame(
     ] = None,
 ) -> None:
     """Let the running agent answer a frame of noise, to test the way to the server and back."""
-    from edge_agent.commands import service as command
+    from edge_agent.commands import try_frame as command
 
     command.try_frame(config)
 

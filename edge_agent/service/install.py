@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import edge_agent
-from device_profiles.machine import usable_threads
 from edge_agent import config
 from edge_agent.service import check, upgrade, versions
 from edge_agent.service.unit import (
@@ -147,6 +146,8 @@ def _configured_token(path: Path) -> str:
 
 def _threads(path: Path) -> int:
     """`threads` in the configuration, else the cores that this process may use."""
+    from device_profiles.machine import usable_threads  # loads the kernels
+
     try:
         return config.load(path, environ={}).threads or usable_threads()
     except ConfigError:
