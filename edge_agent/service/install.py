@@ -6,7 +6,6 @@ checked.
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from edge_agent.service.unit import (
     UNIT_PATH,
     UnitOptions,
     drop_ins,
+    named,
     render,
 )
 from kernels import native
@@ -189,6 +189,4 @@ def _named(root: Path) -> list[Path]:
     """The configuration and token files in the text of the unit, and the other files beside the configuration."""
     unit, folder = below(root, UNIT_PATH), below(root, CONFIG_PATH.parent)
     text = unit.read_text("utf-8", "replace") if unit.is_file() else ""
-    found = re.findall(r'^(?:ExecStart=.* --config "?([^"\n]+)"?|LoadCredential=[\w-]+:(.+))$', text, re.MULTILINE)
-    named = [Path((settings or token).replace("%%", "%").replace("$$", "$")) for settings, token in found]
-    return [*(below(root, path) for path in named), *(folder.iterdir() if folder.is_dir() else [])]
+    return [*(below(root, path) for _, path in named(text)), *(folder.iterdir() if folder.is_dir() else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def render(options: UnitOptions) -> str:
         warm=_WARM.format(executable=executable) if options.compiles else "",
         new_code=new_code(compiles=options.compiles, program="agent"),
     )
+
+
+def named(unit: str) -> list[tuple[str, Path]]:
+    """The files that the text of a ``unit`` names, each with the option of `service install` that wrote it."""
+    found = re.findall(r'^(?:ExecStart=.* --config "?([^"\n]+)"?|LoadCredential=[\w-]+:(.+))$', unit, re.MULTILINE)
+    return [
+        ("--config" if settings else "--token-file", Path((settings or token).replace("%%", "%").replace("$$", "$")))
+        for settings, token in found
+    ]
 
 
 def drop_ins(options: UnitOptions) -> dict[str, str | None]:

@@ -8,7 +8,6 @@ crash or a power cut, so the board always ends with a version that works. Every 
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import time
@@ -18,12 +17,12 @@ from typing import Final
 
 import msgspec
 
-from edge_agent.service.unit import SERVICE, UNIT_PATH
+from edge_agent.service.unit import SERVICE, UNIT_PATH, named
 from edge_agent.service.versions import Outcome, Trial, Versions, of_archive, order, own
 from splitedge import limits
 from splitedge.errors import SplitEdgeError, StoreError, UsageError
-from splitedge.service.install import require_root, write
-from splitedge.service.status import ServiceStatus, last_error, query, systemctl
+from splitedge.service.install import remove, require_root, restart, write
+from splitedge.service.status import ServiceStatus, last_error, query, systemctl, watch
 from splitedge.service.unit import Service, absolute, word
 
 INSTALLER: Final = Path(__file__).with_name("install-agent")
@@ -84,9 +83,10 @@ def upgrade(
 ) -> Outcome:
     """Upgrade to ``wanted``: a version, the file of a release archive, or None for the newest version.
 
-    ``limit_s``: how long the new version may take until it is ready, in seconds. ``say`` receives status messages. Raises `UsageError` for an installation that `install-agent` did not make or a
-    version that is not there; `SplitEdgeError` with the reason "rolled-back" if the new version does not work and the
-    old one serves again; `PlatformError`, `StoreError`.
+    ``limit_s``: how long the new version may take until it is ready, in seconds. ``say`` receives status messages.
+    Raises `UsageError` for an installation that `install-agent` did not make or a version that is not there;
+    `SplitEdgeError` with the reason "rolled-back" if the new version does not work and the old one serves again;
+    `PlatformError`, `StoreError`.
     """
     versions = versions or Versions()
     own(versions.prefix)
@@ -110,7 +110,7 @@ def upgrade(
             return Outcome(new)
         # the unit first: without an upgrade under way it only removes itself
         executable = word(absolute(versions.program(old)))
-        write(SETTLE.path, _SETTLE_UNIT.format(executable=executable, limit=2 * limit_s + 120))
+        write(SETTLE.path, _SETTLE_UNIT.format(executable=executable, limit=_most(limit_s)))
         fresh = new not in there
         versions.begin(Trial(old, new, _read_unit(), query(SERVICE).ready, limit_s, fresh=fresh))
         return _settle_in_the_background(versions, say)
@@ -157,12 +157,7 @@ def forget(path: Path) -> None:
     if not path.is_file():
         return
     systemctl(SETTLE, "disable", *(["--now"] if path == TIMER else []), path.name)
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"cannot remove {path} ({error.strerror}); remove it manually", reason="cannot-remove"
-        ) from error
+    remove(path)
     systemctl(SETTLE, "daemon-reload")
 
 
@@ -225,7 +220,7 @@ def _settle_in_the_background(versions: Versions, say: Callable[[str], object]) 
     systemctl(SETTLE, "enable", SETTLE.unit)
     systemctl(SETTLE, "start", "--no-block", SETTLE.unit)
     trial = versions.trial()
-    deadline, told = time.monotonic() + 3 * (trial.limit_s if trial else limits.UPGRADE_READY), ""
+    deadline, told = time.monotonic() + _ATTEMPTS * _most(trial.limit_s if trial else 0.0), ""
     while versions.trial() is not None or SETTLE.path.exists():
         if time.monotonic() > deadline:
             raise SplitEdgeError(f"the upgrade does not end; see `journalctl -u {SETTLE.name} -n 50`", reason="timeout")
@@ -247,6 +242,11 @@ def _settle_in_the_background(versions: Versions, say: Callable[[str], object]) 
     return outcome
 
 
+def _most(limit_s: float) -> float:
+    """The seconds that `settle` may take: both versions may take ``limit_s``, and both are stopped."""
+    return 2 * limit_s + 120
+
+
 def _try(trial: Trial, versions: Versions, say: Callable[[str], object]) -> str:
     """Start the new version. Returns why it does not work, or an empty string."""
     deadline = time.monotonic() + trial.limit_s
@@ -264,7 +264,11 @@ def _try(trial: Trial, versions: Versions, say: Callable[[str], object]) -> str:
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             return lines[-1].removeprefix("edge-agent: ")
-        return "" if not trial.was_ready else _not_ready(_wait(deadline, say))
+        return (
+            ""
+            if not trial.was_ready
+            else _not_ready(watch(SERVICE, say, limit=deadline - time.monotonic(), waiting=False))
+        )
     except subprocess.TimeoutExpired:
         return f"it is not ready within {trial.limit_s:.0f} s"
     except OSError as error:
@@ -279,26 +283,10 @@ def _return(trial: Trial, versions: Versions, say: Callable[[str], object]) -> f
     say(f"returning to {trial.old}: {trial.failure}")
     versions.switch(trial.old)
     write(UNIT_PATH, trial.unit)
-    systemctl(SERVICE, "daemon-reload")
-    systemctl(SERVICE, "reset-failed", SERVICE.unit, check=False)
-    systemctl(SERVICE, "stop", SERVICE.unit)  # later status lines are then from the new process
-    systemctl(SERVICE, "start", "--no-block", SERVICE.unit)
+    restart(SERVICE)
     if trial.was_ready:
-        _wait(began + trial.limit_s, say)
+        watch(SERVICE, say, limit=trial.limit_s, waiting=False)
     return time.monotonic() - began
-
-
-def _wait(deadline: float, say: Callable[[str], object]) -> ServiceStatus:
-    """Wait until the service is ready or ended, or the ``deadline``."""
-    told = ""
-    while True:
-        state = query(SERVICE)
-        if state.ready or state.ended or time.monotonic() > deadline:
-            return state
-        if state.doing != told:
-            say(state.doing)
-            told = state.doing
-        time.sleep(limits.SERVICE_LOOK)
 
 
 def _not_ready(state: ServiceStatus) -> str:
@@ -307,11 +295,7 @@ def _not_ready(state: ServiceStatus) -> str:
 
 def _arguments(unit: str) -> list[str]:
     """The options of `service install` that the text of a ``unit`` came from."""
-    found = [re.search(r'^ExecStart=.* --config "?([^"\n]+)"?$', unit, re.MULTILINE)]
-    found += [re.search(r"^LoadCredential=[\w-]+:(.+)$", unit, re.MULTILINE)]
-    values = [None if one is None else one[1].replace("%%", "%").replace("$$", "$") for one in found]
-    pairs = zip(("--config", "--token-file"), values, strict=True)
-    return [word for option, value in pairs if value is not None for word in (option, value)]
+    return [word for option, path in named(unit) for word in (option, str(path))]
 
 
 def _read_unit() -> str:

@@ -37,11 +37,7 @@ def start(service: Service, say: Callable[[str], object]) -> None:
 
     ``say`` receives status messages. Raises `SplitEdgeError` with the last error of a service that does not run.
     """
-    systemctl(service, "daemon-reload")
-    systemctl(service, "reset-failed", service.unit, check=False)
-    systemctl(service, "enable", service.unit)
-    systemctl(service, "stop", service.unit)  # later status lines are then from the new process
-    systemctl(service, "start", "--no-block", service.unit)
+    restart(service)
     found = watch(service, say)
     if found.ready or found.waiting:
         say(found.says)
@@ -53,6 +49,15 @@ def start(service: Service, say: Callable[[str], object]) -> None:
         reason="cannot-serve",
         cause=cause,
     )
+
+
+def restart(service: Service) -> None:
+    """Let systemd read the unit, enable the service, and begin a (re)start."""
+    systemctl(service, "daemon-reload")
+    systemctl(service, "reset-failed", service.unit, check=False)
+    systemctl(service, "enable", service.unit)
+    systemctl(service, "stop", service.unit)  # later status lines are then from the new process
+    systemctl(service, "start", "--no-block", service.unit)
 
 
 def uninstall(service: Service, own: Sequence[Path], named: Sequence[Path], *, purge: bool, root: Path) -> Removed:

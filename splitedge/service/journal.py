@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from splitedge import platform_check
 from splitedge.platform_check import journaled
 
 #: Priorities of syslog(3).
@@ -30,17 +31,15 @@ def log(
     case. A message that the journal does not accept goes to standard error with its priority only.
     """
     line = f"{program}: {_clean(text)}"
-    if not journaled():
-        print(line, file=sys.stderr, flush=True)
-        return
-    entry = {"MESSAGE": line, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": program}
-    entry |= {f"{PREFIX}{name.upper()}": _clean(value) for name, value in (fields or {}).items()}
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as journal:
-        journal.setblocking(False)
-        journal.connect(str(place))
-        journal.send("".join(f"{name}={value}\n" for name, value in entry.items()).encode("utf-8", "replace"))
-        return
-    print(f"<{priority}>{line}", file=sys.stderr, flush=True)
+    if journaled():
+        entry = {"MESSAGE": line, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": program}
+        entry |= {f"{PREFIX}{name.upper()}": _clean(value) for name, value in (fields or {}).items()}
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as journal:
+            journal.setblocking(False)
+            journal.connect(str(place))
+            journal.send("".join(f"{name}={value}\n" for name, value in entry.items()).encode("utf-8", "replace"))
+            return
+    print(f"{platform_check.priority(priority)}{line}", file=sys.stderr, flush=True)
 
 
 def _clean(text: str) -> str:

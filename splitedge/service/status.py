@@ -102,16 +102,23 @@ def parse(shown: str) -> ServiceStatus:
     )
 
 
-def watch(service: Service, say: Callable[[str], object]) -> ServiceStatus:
-    """Follow a start until the service is ready, waits for its server, or ended; at most `limits.SERVICE_START`.
+def watch(
+    service: Service,
+    say: Callable[[str], object],
+    *,
+    limit: float | None = None,
+    waiting: bool = True,
+) -> ServiceStatus:
+    """Follow a start until the service is ready, ended, or waits for its server (with ``waiting``); at most ``limit``
+    seconds, by default `limits.SERVICE_START`.
 
     ``say`` receives its activity at each change, and again every `limits.SERVICE_TOLD`.
     """
     began = told_at = time.monotonic()
-    told = ""
+    told, most = "", limits.SERVICE_START if limit is None else limit
     while True:
         found, now = query(service), time.monotonic()
-        if found.ready or found.waiting or found.ended or now - began > limits.SERVICE_START:
+        if found.ready or (waiting and found.waiting) or found.ended or now - began > most:
             return found
         if found.doing != told or now - told_at > limits.SERVICE_TOLD:
             say(found.doing if found.doing != told else f"{found.doing} ({now - began:.0f} s)")

@@ -193,11 +193,7 @@ def stopped(lab: Lab) -> str:
 
 
 def full_disk(lab: Lab) -> str:
-    with _covered(lab, "size=64k", "head -c 1000000 /dev/zero >$1/fill"):
-        lab.systemctl("start")
-        took = lab.ready(SETTLE_S)
-        lab.answer()
-    return f"ready in {took:.1f} s"
+    return _starts_covered(lab, "size=64k", "head -c 1000000 /dev/zero >$1/fill")
 
 
 def disk_fills(lab: Lab) -> None:
@@ -214,11 +210,7 @@ def disk_fills(lab: Lab) -> None:
 
 
 def read_only_cache(lab: Lab) -> str:
-    with _covered(lab, "size=4m", "mount -o remount,ro $1"):
-        lab.systemctl("start")
-        took = lab.ready(SETTLE_S)
-        lab.answer()
-    return f"ready in {took:.1f} s"
+    return _starts_covered(lab, "size=4m", "mount -o remount,ro $1")
 
 
 def clock_of_1970(lab: Lab) -> str:
@@ -532,6 +524,14 @@ def _covered(lab: Lab, options: str, spoil: str) -> Iterator[None]:
             lab.machine.run("umount", folder, check=False)
         lab.systemctl("start")
         lab.ready(SETTLE_S)
+
+
+def _starts_covered(lab: Lab, options: str, spoil: str) -> str:
+    with _covered(lab, options, spoil):
+        lab.systemctl("start")
+        took = lab.ready(SETTLE_S)
+        lab.answer()
+    return f"ready in {took:.1f} s"
 
 
 def _once(lab: Lab, cursor: str) -> None:

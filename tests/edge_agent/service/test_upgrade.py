@@ -12,6 +12,8 @@ from edge_agent.service import upgrade, versions
 from edge_agent.service.versions import Versions
 from splitedge import limits
 from splitedge.errors import PlatformError, SplitEdgeError, UsageError
+from splitedge.service import install as service_install
+from splitedge.service import status as service_status
 from splitedge.service.status import parse
 from tests.raising import raises
 
@@ -28,7 +30,7 @@ class Board:
 
     def __init__(self, folder, monkeypatch, *, broken=(), fresh=True):
         self.prefix, self.unit, self.broken = folder / "opt", folder / "agent.service", set(broken)
-        self.steps_left, self.enabled, self.running = -1, set(), OLD
+        self.steps_left, self.enabled, self.running = -1, {upgrade.SERVICE.unit}, OLD
         for version in (OLD, NEW):
             (self.prefix / version).mkdir(parents=True)
             (self.prefix / version / versions.COMPLETE).touch()
@@ -42,6 +44,8 @@ class Board:
             "query": lambda _: self.state(), "write": self.write, "_settle_in_the_background": self.background,
         }.items():  # fmt: skip
             monkeypatch.setattr(upgrade, name, value)
+        monkeypatch.setattr(service_install, "systemctl", self.systemctl)
+        monkeypatch.setattr(service_status, "query", lambda _: self.state())
         if fresh:  # the installer brings the new version
             (self.prefix / NEW / versions.COMPLETE).unlink()
             monkeypatch.setattr(upgrade, "_prepare", self.prepare)
@@ -121,7 +125,7 @@ class Board:
         assert f"# {current}" in self.unit.read_text()
         assert self.versions.trial() is None
         assert not upgrade.SETTLE.path.exists()
-        assert not self.enabled
+        assert self.enabled == {upgrade.SERVICE.unit}
 
 
 def test_an_upgrade(tmp_path, monkeypatch):
