@@ -148,6 +148,16 @@ def test_a_second_run_repairs(release, damage):
     assert subprocess.run([release.prefix / "1.0/bin/edge-agent"]).returncode == 0
 
 
+def test_an_interrupted_repair_is_undone(release):
+    archive = release.archive("1.0")
+    release.offline()
+    (release.prefix / "1.0").rename(release.prefix / ".old-1.0")
+    (release.prefix / "1.0").mkdir()
+    archive.with_name(f"{archive.name}.sig").unlink()  # what is there needs no archive
+    assert release.offline().returncode == 0
+    assert release.installed() == ["1.0"]
+
+
 @pytest.mark.parametrize("wrong", ["changed", "no signature", "other key", "no key"])
 def test_nothing_runs_without_a_good_signature(release, tmp_path, wrong):
     ran = tmp_path / "ran"
