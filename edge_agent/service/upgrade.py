@@ -94,7 +94,8 @@ def upgrade(
     with versions.upgrading():
         if versions.trial() is not None:
             say("finishing an upgrade that was interrupted")
-            _settle_in_the_background(versions, say)
+            _start_settle()
+            _follow(versions, say)
         old = versions.current()
         if old is None:
             raise UsageError(
@@ -108,18 +109,20 @@ def upgrade(
             versions.switch(new)
             versions.prune(previous=old)
             return Outcome(new)
-        # the unit first: without an upgrade under way it only removes itself
         executable = word(absolute(versions.program(old)))
-        write(SETTLE.path, _SETTLE_UNIT.format(executable=executable, limit=_most(limit_s)))
-        fresh = new not in there
-        versions.begin(Trial(old, new, _read_unit(), query(SERVICE).ready, limit_s, fresh=fresh))
-        return _settle_in_the_background(versions, say)
+        trial = Trial(old, new, _read_unit(), query(SERVICE).ready, limit_s, fresh=new not in there)
+        with versions.beginning():  # wherever this program is killed, an upgrade that began has a unit that ends it
+            write(SETTLE.path, _SETTLE_UNIT.format(executable=executable, limit=_most(limit_s)))
+            _start_settle()
+            versions.begin(trial)
+        return _follow(versions, say)
 
 
 def settle(say: Callable[[str], object], versions: Versions | None = None) -> None:
     """Bring an upgrade that is under way to its end. Raises `PlatformError`, `StoreError`; then it can be repeated."""
     versions = versions or Versions()
-    trial = versions.trial()
+    with versions.beginning():  # `upgrade` may still be recording the trial
+        trial = versions.trial()
     if trial is not None:
         if not trial.failure:
             trial.attempts += 1
@@ -214,11 +217,15 @@ def _prepare(wanted: str | None, old: str, versions: Versions, say: Callable[[st
 # --- the trial
 
 
-def _settle_in_the_background(versions: Versions, say: Callable[[str], object]) -> Outcome:
-    """Let the unit `SETTLE` run `settle`, follow it, and return the outcome. Raises as `upgrade`."""
+def _start_settle() -> None:
+    """Let the unit `SETTLE` run `settle`, now and after a power cut."""
     systemctl(SETTLE, "daemon-reload")
     systemctl(SETTLE, "enable", SETTLE.unit)
     systemctl(SETTLE, "start", "--no-block", SETTLE.unit)
+
+
+def _follow(versions: Versions, say: Callable[[str], object]) -> Outcome:
+    """Wait for the end of `settle` in its unit and return the outcome. Raises as `upgrade`."""
     trial = versions.trial()
     deadline, told = time.monotonic() + _ATTEMPTS * _most(trial.limit_s if trial else 0.0), ""
     while versions.trial() is not None or SETTLE.path.exists():

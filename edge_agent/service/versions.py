@@ -143,8 +143,14 @@ class Versions:
             yield
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[bool]:
-        """Whether another process has the lock ``name``. If not, it cannot get it in this block."""
+    def beginning(self) -> Iterator[None]:
+        """No other process is in such a block; waits for the end of theirs."""
+        with self._locked(".begin-lock", wait=True):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str, *, wait: bool = False) -> Iterator[bool]:
+        """Whether another process has the lock ``name``; never with ``wait``. If not, it cannot get it in this block."""
         path = self.prefix / name
         try:
             lock = path.open("w")
@@ -152,7 +158,7 @@ class Versions:
             raise _unwritable(path, error) from error
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 yield True
             else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from edge_agent.service.upgrade import SETTLE
 from tests.systemd import release
 from tests.systemd.install import MOUNT
 from tests.systemd.machine import LabError, Machine, Network, Snapshot, wait_for
@@ -133,6 +134,8 @@ class Lab:
         own = [one for one in entries if one.get("SYSLOG_IDENTIFIER") != "systemd"]
         return [(int(one.get("PRIORITY", 6)), str(one.get("MESSAGE", ""))) for one in own]
 
-    def last_lines(self, count: int = 15) -> str:
-        """The end of the journal of the service, for a step that failed."""
-        return self.machine.run("journalctl", "-u", UNIT, "--no-pager", f"-n{count}", "-o", "cat", check=False).stdout
+    def last_lines(self, count: int = 30) -> str:
+        """The end of the journal of the service and of its upgrade, for a step that failed."""
+        units = ("-u", UNIT, "-u", SETTLE.unit)
+        options = ("--no-pager", "--no-hostname", f"-n{count}", "-o", "short-precise")
+        return self.machine.run("journalctl", *units, *options, check=False).stdout

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import first_hour
+from edge_agent.service.upgrade import SETTLE
 from edge_server.config import ServeConfig
 from edge_server.service import unit as unit_of_server
 from tests.systemd import install, release
@@ -24,7 +25,6 @@ from tests.systemd.machine import LabError, changed, wait_for
 from tests.systemd.server import MODEL, ROOT
 
 BETTER, WORSE, BEST = "0.9.1", "0.9.3", "0.9.99"  # versions of releases that the lab makes
-SETTLE: Final = "/etc/systemd/system/splitedge-agent-upgrade.service"
 EXPOSURE, EXPOSURE_OF_CAMERA = 1.4, 2.5  # the most that `systemd-analyze security` may say
 BOOT_S: Final = 20.0  # the most that a boot may take without a server
 SETTLE_S: Final = 60.0  # the most until the service is ready again after the cause of a failure is gone
@@ -387,7 +387,7 @@ def killed_upgrade(lab: Lab) -> str:
             lab.machine.boot()
         else:
             lab.machine.run("systemctl", "kill", "--signal=KILL", "splitedge-agent-upgrade.service", check=False)
-        wait_for("the end of the upgrade's unit", lambda: not lab.machine.path(SETTLE).exists(), 120 * lab.patience)
+        wait_for("the end of the upgrade", lambda: not _under_way(lab), 120 * lab.patience)
         lab.ready(SETTLE_S)
         lab.answer()
         if lab.version() not in (old, new):
@@ -399,7 +399,17 @@ def killed_upgrade(lab: Lab) -> str:
     kept = lab.machine.run("sh", "-c", "ls -d /opt/splitedge/[0-9]*").stdout.split()
     if len(kept) > 2:
         raise LabError(f"more than two versions are kept: {kept}")
+    if lab.machine.path(str(SETTLE.path)).exists():
+        raise LabError(f"{SETTLE.path} is left")
     return f"{len(moments)} moments"
+
+
+def _under_way(lab: Lab) -> bool:
+    """Whether an upgrade began and has not ended, or its unit runs or waits for its restart."""
+    active = lab.machine.show(SETTLE.unit, "ActiveState")
+    if active == "failed":
+        raise LabError(f"{SETTLE.unit} failed: {lab.machine.show(SETTLE.unit, 'Result')}")
+    return active != "inactive" or lab.machine.path("/opt/splitedge/upgrade.json").exists()
 
 
 def purge(lab: Lab) -> str:

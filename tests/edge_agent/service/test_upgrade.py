@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -22,15 +23,18 @@ PREPARE = upgrade._prepare
 
 
 class Killed(BaseException):
-    """A power cut."""
+    """A power cut, or a signal that ends the program."""
 
 
 class Board:
-    """A board with systemd: what it runs, and a countdown to a power cut."""
+    """A board with systemd: what it runs, and a countdown to a power cut.
+
+    ``settling``: systemd runs the unit that ends the upgrade.
+    """
 
     def __init__(self, folder, monkeypatch, *, broken=(), fresh=True):
         self.prefix, self.unit, self.broken = folder / "opt", folder / "agent.service", set(broken)
-        self.steps_left, self.enabled, self.running = -1, {upgrade.SERVICE.unit}, OLD
+        self.steps_left, self.enabled, self.running, self.settling = -1, {upgrade.SERVICE.unit}, OLD, False
         for version in (OLD, NEW):
             (self.prefix / version).mkdir(parents=True)
             (self.prefix / version / versions.COMPLETE).touch()
@@ -41,7 +45,7 @@ class Board:
         monkeypatch.setattr(sys, "prefix", str(self.prefix / OLD))
         for name, value in {
             "SETTLE": settle, "UNIT_PATH": self.unit, "require_root": lambda _: None, "systemctl": self.systemctl,
-            "query": lambda _: self.state(), "write": self.write, "_settle_in_the_background": self.background,
+            "query": lambda _: self.state(), "write": self.write, "_follow": self.follow,
         }.items():  # fmt: skip
             monkeypatch.setattr(upgrade, name, value)
         monkeypatch.setattr(service_install, "systemctl", self.systemctl)
@@ -78,8 +82,10 @@ class Board:
 
     def systemctl(self, _, verb, *arguments, check=True):
         self.tick()
-        if verb == "start":
-            self.boot()
+        if verb == "start" and arguments[-1] == upgrade.SETTLE.unit:
+            self.settling = True
+        elif verb == "start":
+            self.start()
         if verb in ("enable", "disable"):
             (self.enabled.add if verb == "enable" else self.enabled.discard)(arguments[-1])
         return ""
@@ -93,10 +99,11 @@ class Board:
         self.tick()
         self.unit.write_text(self.unit.read_text().replace(f"# {OLD}", f"# {NEW}"))
         self.tick()
-        self.boot()
+        self.start()
         return subprocess.CompletedProcess(command, 1 if NEW in self.broken else 0, "", "edge-agent: it is broken\n")
 
-    def boot(self):
+    def start(self):
+        """systemd starts the service."""
         current = self.versions.current()
         self.running = current if current not in self.broken else None
 
@@ -104,17 +111,27 @@ class Board:
         active = "activating" if self.running is None else "active"
         return parse(f"ActiveState={active}\nSubState=auto-restart\nStatusText=ready: serving\nResult=exit-code\n")
 
-    def background(self, board_versions, say):
-        upgrade.settle(say, board_versions)
+    def follow(self, board_versions, say):
+        self.settle(say)
         return board_versions.outcome()
 
-    def power_cut(self, steps):
-        """Upgrade with a power cut after ``steps``; returns whether there was one."""
+    def settle(self, say=lambda _: None):
+        """What systemd does with the unit of the upgrade: it runs once it was started, until it succeeds."""
+        if self.settling:
+            upgrade.settle(say, self.versions)
+            self.settling = False
+
+    def boot(self):
+        """The board starts again after a power cut."""
+        self.settling = upgrade.SETTLE.unit in self.enabled and upgrade.SETTLE.path.exists()
+        self.start()
+
+    def upgrade_until(self, steps):
+        """Upgrade until ``steps`` are over; returns whether there were as many."""
         self.steps_left = steps
         try:
             upgrade.upgrade(NEW, lambda _: None, versions=self.versions)
         except Killed:
-            self.boot()
             return True
         return False
 
@@ -145,43 +162,68 @@ def test_a_version_that_does_not_work_is_rolled_back(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("broken", [(), (NEW,)], ids=["good", "broken"])
-def test_a_power_cut_at_any_step_leaves_a_version_that_works(tmp_path, monkeypatch, broken):
+@pytest.mark.parametrize("power", [True, False], ids=["power-cut", "signal"])
+def test_an_upgrade_that_ends_at_any_step_leaves_a_version_that_works(tmp_path, monkeypatch, broken, power):
     for steps in range(100):
-        board = (
-            Board(tmp_path / str(steps), monkeypatch, broken=broken) if not (tmp_path / str(steps)).mkdir() else None
-        )
-        cut = board.power_cut(steps)
-        if board.running is None:  # only while the unit that continues the upgrade is there
-            assert upgrade.SETTLE.path.exists()
-            assert board.versions.trial() is not None
-        if upgrade.SETTLE.path.exists():  # systemd starts it
-            upgrade.settle(lambda _: None, board.versions)
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        board = Board(folder, monkeypatch, broken=broken)
+        ended = board.upgrade_until(steps)
+        if power:
+            board.boot()
+        if board.running is None:  # only while the unit that continues the upgrade runs
+            assert board.settling
+        board.settle()
+        assert board.versions.trial() is None
+        assert board.running == board.versions.current()
+        assert board.versions.current() == OLD or not broken
+        if upgrade.SETTLE.path.exists():  # it waits for the next boot or upgrade, which removes it
+            upgrade.upgrade(NEW, lambda _: None, versions=board.versions)
         board.enabled.discard(upgrade.SETTLE.unit)
         board.check()
-        assert board.versions.current() == OLD or not broken
-        if not cut:
+        if not ended:
             assert steps > 5
             return
     pytest.fail("the upgrade has no end")
 
 
 def test_a_second_power_cut_during_the_rollback(tmp_path, monkeypatch):
-    for first in (5, 8, 11):
+    for first in (6, 8, 11):
         for second in range(8):
             folder = tmp_path / f"{first}-{second}"
             folder.mkdir()
             board = Board(folder, monkeypatch, broken=[NEW])
-            board.power_cut(first)
+            assert board.upgrade_until(first)
+            board.boot()
             board.steps_left = second
             try:
-                upgrade.settle(lambda _: None, board.versions)
+                board.settle()
             except Killed:
                 board.boot()
             board.steps_left = -1
-            upgrade.settle(lambda _: None, board.versions)
+            board.settle()
             board.enabled.discard(upgrade.SETTLE.unit)
             board.check()
             assert board.versions.current() == OLD
+
+
+def test_the_end_of_an_upgrade_waits_for_its_beginning(tmp_path, monkeypatch):
+    board = Board(tmp_path, monkeypatch)
+    seen, record = [], board.versions.begin
+
+    def begin(trial):
+        thread.start()
+        thread.join(0.2)
+        seen.append(thread.is_alive())
+        record(trial)
+
+    thread = threading.Thread(target=upgrade.settle, args=(lambda _: None, Versions(board.prefix)))
+    monkeypatch.setattr(board.versions, "begin", begin)
+    monkeypatch.setattr(upgrade, "_follow", lambda *_: thread.join())
+    upgrade.upgrade(NEW, lambda _: None, versions=board.versions)
+    assert seen == [True]
+    board.check()
+    assert board.versions.current() == NEW
 
 
 def test_a_version_that_was_there_before_stays_after_a_rollback(tmp_path, monkeypatch):
@@ -192,7 +234,7 @@ def test_a_version_that_was_there_before_stays_after_a_rollback(tmp_path, monkey
 
 def test_a_version_that_ends_every_attempt_is_given_up(tmp_path, monkeypatch):
     board = Board(tmp_path, monkeypatch)
-    for steps in (6, 3, 3):  # within the first, second and third attempt
+    for steps in (8, 6, 6):  # within the first, second and third attempt
         board.steps_left = steps
         with pytest.raises(Killed):
             upgrade.upgrade(NEW, lambda _: None, versions=board.versions)
