@@ -27,18 +27,15 @@ from benchmarks import cache, minilm, models, restricted, rivals
 from benchmarks.report import in_turn, parser, ratio, report, spread
 from benchmarks.restricted import OURS
 from benchmarks.rivals import FLOAT, INT8, LITERT
-from calibration.bundle import creation
+from calibration.export import int8_onnx, whole
 from calibration.importing.graph import Graph
 from calibration.lowering import layers
-from calibration.lowering.lower import Calibration, lower
-from calibration.samples.samples import Samples
 from device_profiles.machine import usable_threads
 from kernels import isa, peak
 from splitedge.head import Head, load
 from splitedge.head import segment as seg
 from splitedge.head.executor import OpTiming
 from splitedge.head.verify import inputs
-from splitedge.protocol.messages import Preprocess
 
 SAMPLES = 8
 #: Seconds between two multi-threaded runs. ONNX Runtime's threads keep spinning after a frame. Measured on two cores:
@@ -131,10 +128,10 @@ def made(tables: Tables, place: Path | None) -> dict[str, tuple[str, Files]]:
 def cnn_files(name: str) -> dict[str, bytes]:
     """Return the files of the convolutional network ``name`` of `models.load`."""
     model = models.load(name)
-    segment = our_segment(model, SHAPE, 8)
+    segment = our_segment(model, SHAPE)
     files = {OURS: segment} | rivals.quantized(model)
     if importlib.util.find_spec("tflite"):
-        from benchmarks import tflite
+        from calibration.export import tflite
 
         files[LITERT] = tflite.network(segment)
     return files
@@ -145,22 +142,15 @@ def encoder_files(place: Path) -> dict[str, bytes]:
     from benchmarks import minilm_model
 
     model = minilm_model.encoder(place, TOKENS)
-    return {OURS: encoder_segment(model, 8)} | rivals.dynamic(model)
+    return {OURS: our_segment(model), FLOAT: model.SerializeToString(), INT8: int8_onnx.dynamic(model)}
 
 
-def encoder_segment(model: onnx.ModelProto, weight_bits: int) -> bytes:
-    """Return a whole transformer as one segment with weights rounded to nearest. It needs no calibration."""
-    network = layers.build(Graph.of(model))
-    return lower(network, Calibration({}, {}), network.graph.output, weight_bits, "minilm").segment()
+def our_segment(model: onnx.ModelProto, shape: list[int] | None = None, weight_bits: int = 8) -> bytes:
+    """Return the whole network as one segment.
 
-
-def our_segment(model: onnx.ModelProto, shape: list[int], weight_bits: int) -> bytes:
-    """Return the whole network as one segment, calibrated on noise. ``shape``: of a frame, channels last."""
-    network = layers.build(Graph.of(model))
-    random = np.random.default_rng(1)
-    noise = [random.normal(size=shape).astype(np.float32) for _ in range(SAMPLES)]
-    calibration = creation.calibrate(model, network, Samples(Preprocess("tensor", shape), noise))
-    return lower(network, calibration, network.graph.output, weight_bits).segment()
+    ``shape``: of a frame, channels last, of a convolutional network, which is calibrated on noise.
+    """
+    return whole.segment(model, layers.build(Graph.of(model)), whole.noise(shape) if shape else None, weight_bits)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

@@ -216,14 +216,14 @@ def torch_product(layer: Layer) -> Call:
 
 def litert(layer: Layer) -> Call:
     """LiteRT with XNNPACK: s8 x s8, scales per channel, requantized to s8 with a ReLU6."""
-    from benchmarks import tflite
+    from calibration.export import tflite
 
     return rivals.litert(tflite.convolution(*layer[:4], layer.kernel, layer.stride, layer.depthwise), 1)
 
 
 def litert_nothing() -> Call:
     """Return a minimal call, to time the call overhead of LiteRT."""
-    from benchmarks import tflite
+    from calibration.export import tflite
 
     return rivals.litert(tflite.convolution(1, 1, 1, 1, 1), 1)
 

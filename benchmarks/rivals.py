@@ -3,56 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from calibration.importing.graph import Graph, with_batch
+from calibration.export import int8_onnx
+from calibration.importing.graph import with_batch
 from splitedge.head import Head
 from splitedge.head import segment as seg
 
 FLOAT: Final = "ONNX Runtime float"
 INT8: Final = "ONNX Runtime int8"
 LITERT: Final = "LiteRT int8"
-SAMPLES: Final = 8
 
 
-def quantized(model: onnx.ModelProto, samples: Iterable[NDArray[np.float32]] = ()) -> dict[str, bytes]:
-    """Return ONNX files of ``model`` at batch 1: unchanged (`FLOAT`), and as QDQ with scales per channel (`INT8`).
-
-    ``samples``: inputs [1, ...] for calibration. Noise replaces them if none are given, which is enough to measure
-    speed.
-    """
-    with _folder() as (plain, target):
-        onnx.save(with_batch(model, 1), plain)
-        quantize_static(
-            str(plain),
-            str(target),
-            _Reader(Graph.of(model), samples),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        return {FLOAT: plain.read_bytes(), INT8: target.read_bytes()}
-
-
-def dynamic(model: onnx.ModelProto) -> dict[str, bytes]:
-    """Return ``model`` unchanged and dynamically quantized, as ONNX Runtime recommends for transformers."""
-    with _folder() as (plain, target):
-        onnx.save(model, plain)
-        quantize_dynamic(str(plain), str(target), per_channel=True, weight_type=QuantType.QInt8)
-        return {FLOAT: plain.read_bytes(), INT8: target.read_bytes()}
+def quantized(model: onnx.ModelProto) -> dict[str, bytes]:
+    """Return a convolutional network at batch 1 as ONNX files, unchanged (`FLOAT`) and quantized (`INT8`)."""
+    return {FLOAT: with_batch(model, 1).SerializeToString(), INT8: int8_onnx.static(model)}
 
 
 def session(model: bytes, threads: int) -> ort.InferenceSession:
@@ -126,29 +98,3 @@ def litert(model: bytes, threads: int) -> Callable[[], Any]:
     made.set_tensor(entry["index"], np.zeros(entry["shape"], entry["dtype"]))
     invoke: Callable[[], Any] = made.invoke
     return invoke
-
-
-@contextmanager
-def _folder() -> Iterator[tuple[Path, Path]]:
-    """Yield two temporary paths, and silence logs.
-
-    The quantizer recommends folding, which is already done, and ONNX Runtime logs each constant that it drops.
-    """
-    logging.disable(logging.WARNING)
-    ort.set_default_logger_severity(3)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-    finally:
-        logging.disable(logging.NOTSET)
-        ort.set_default_logger_severity(2)
-
-
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, graph: Graph, samples: Iterable[NDArray[np.float32]]) -> None:
-        random, shape = np.random.default_rng(1), (1, *graph.shapes[graph.input][1:])
-        frames = list(samples) or [random.normal(size=shape).astype(np.float32) for _ in range(SAMPLES)]
-        self._frames = iter([{graph.input: frame} for frame in frames])
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        return next(self._frames, None)

@@ -266,7 +266,7 @@ def _run(arguments: Sequence[str], cache: Path) -> str:
 def _lite0() -> bytes:
     from benchmarks import heads, models  # they import torch and ONNX Runtime, which the functions above do not need
 
-    return heads.our_segment(models.load("lite0"), heads.SHAPE, 8)
+    return heads.our_segment(models.load("lite0"), heads.SHAPE)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from benchmarks.processes import serving
 from benchmarks.relay import Relay
 from benchmarks.report import photo_parser, report
 from calibration.accuracy.evaluation import compare
+from calibration.export import int8_onnx
 from calibration.importing.importer import session
 from device_profiles.machine import usable_threads
 from edge_agent import config
@@ -325,9 +326,9 @@ def int8() -> bytes:
         import onnx
 
         views = sorted(photos.calibration_views(photos.demo()).glob("*.png"))
-        made = rivals.quantized(onnx.load(lite0.file()), [_input(pixels(view.read_bytes())) for view in views])
+        made = int8_onnx.static(onnx.load(lite0.file()), [_input(pixels(view.read_bytes())) for view in views])
         CACHE.mkdir(parents=True, exist_ok=True)
-        files.replace(path, made[rivals.INT8])
+        files.replace(path, made)
     return path.read_bytes()
 
 

@@ -32,7 +32,7 @@ def make(family: str, path: Path) -> None:
     else:
         from benchmarks import heads, minilm, minilm_model
 
-        path.write_bytes(heads.encoder_segment(minilm_model.encoder(minilm.folder(), TOKENS), 8))
+        path.write_bytes(heads.our_segment(minilm_model.encoder(minilm.folder(), TOKENS)))
 
 
 def kernels_differ(family: str) -> str:

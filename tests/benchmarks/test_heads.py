@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import heads, restricted, rivals, tflite
+from benchmarks import heads, restricted, rivals
 from benchmarks.restricted import OURS
+from calibration.export import tflite
 from calibration.importing.importer import batched, simplify
 from kernels import isa
 from splitedge.head import load
@@ -24,7 +25,7 @@ def network() -> small.Net:
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
     model = batched(simplify(network().model()))
-    return {OURS: heads.our_segment(model, [64, 64, 3], 8)} | rivals.quantized(model)
+    return {OURS: heads.our_segment(model, [64, 64, 3])} | rivals.quantized(model)
 
 
 def test_every_runtime_gets_a_row_and_a_ratio(files: dict[str, bytes]) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from benchmarks import heads, rivals, tflite
+from benchmarks import heads, rivals
+from calibration.export import tflite
 from calibration.importing.importer import batched, simplify
 from splitedge.head import load
 from tests.benchmarks.test_heads import network
@@ -30,7 +31,7 @@ def test_onnx_runtime_models_are_made_without_a_word(
 
 def test_both_runtimes_take_a_frame_of_noise() -> None:
     model = batched(simplify(network().model()))
-    head = load(heads.our_segment(model, [64, 64, 3], 8))
+    head = load(heads.our_segment(model, [64, 64, 3]))
     codes, frame = rivals.noise(head)
     assert head.run(codes).shape == (4,)
     assert rivals.onnx_runtime(rivals.quantized(model)[rivals.FLOAT], 1, frame)()[0].shape == (1, 4)

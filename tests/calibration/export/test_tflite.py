@@ -9,7 +9,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks import heads, lite0, models, rivals, tflite
+from benchmarks import heads, lite0, models, rivals
+from calibration.export import tflite
 from calibration.importing.importer import batched, simplify
 from splitedge import errors
 from splitedge.head import load
@@ -69,7 +70,7 @@ def torch_like(size: int) -> onnx.ModelProto:
     ids=["flattened", "residuals", "relu6", "even", "odd"],
 )
 def test_litert_computes_what_our_head_computes(model: onnx.ModelProto, size: int) -> None:
-    compare(heads.our_segment(batched(simplify(model)), [size, size, 3], 8), same=0.8)
+    compare(heads.our_segment(batched(simplify(model)), [size, size, 3]), same=0.8)
 
 
 @pytest.mark.torch
@@ -79,7 +80,7 @@ def test_litert_computes_our_whole_networks(key: str) -> None:
     needed = lite0.PACKAGE if key == "lite0" else "torch"
     pytest.importorskip(needed, reason="it makes the network")
     model = models.load(heads.NETWORKS[key][1])
-    compare(heads.our_segment(model, heads.SHAPE, 8), same=0.5)
+    compare(heads.our_segment(model, heads.SHAPE), same=0.5)
 
 
 def convolution_then(*operator: Any, **attributes: Any) -> onnx.ModelProto:
@@ -100,11 +101,11 @@ def convolution_then(*operator: Any, **attributes: Any) -> onnx.ModelProto:
 )
 def test_what_tflite_cannot_say_is_refused(model: onnx.ModelProto) -> None:
     with raises(errors.ModelError, reason="no-tflite-form"):
-        tflite.network(heads.our_segment(batched(simplify(model)), [8, 8, 3], 8))
+        tflite.network(heads.our_segment(batched(simplify(model)), [8, 8, 3]))
 
 
 def test_a_clamp_within_the_range_is_refused() -> None:
-    segment = seg.parse(heads.our_segment(batched(simplify(small.resnet())), [16, 16, 3], 8))
+    segment = seg.parse(heads.our_segment(batched(simplify(small.resnet())), [16, 16, 3]))
     tflite.network(seg.build(segment.header, segment.blob.tobytes()))
     segment.header.ops[0].hi = 200  # type: ignore[union-attr]
     with raises(errors.ModelError, reason="no-tflite-form"):
