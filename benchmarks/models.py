@@ -72,6 +72,48 @@ def resnet18() -> Any:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
 
 
+def vit() -> Any:
+    """Return a ViT of the size of DeiT-tiny (Touvron et al., 2020) that averages its tokens, with random weights."""
+    import torch
+    from torch import nn
+
+    width, heads, patch = 192, 3, 16
+
+    class Block(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.query, self.key, self.value, self.joined = (nn.Linear(width, width) for _ in range(4))
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x: Any) -> Any:
+            y = self.norm1(x)
+            parts = [
+                part(y).view(*x.shape[:2], heads, width // heads).transpose(1, 2)
+                for part in (self.query, self.key, self.value)
+            ]
+            mixed = nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(x.shape)
+            x = x + self.joined(mixed)
+            return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+
+    class Vit(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.patches = nn.Conv2d(3, width, patch, patch)
+            self.position = nn.Parameter(0.02 * torch.randn(1, (224 // patch) ** 2, width))
+            self.blocks = nn.ModuleList(Block() for _ in range(12))
+            self.norm, self.classes = nn.LayerNorm(width), nn.Linear(width, 1000)
+
+        def forward(self, x: Any) -> Any:
+            x = self.patches(x).flatten(2).transpose(1, 2) + self.position
+            for block in self.blocks:
+                x = block(x)
+            return self.classes(self.norm(x).mean(dim=1))
+
+    return Vit()
+
+
 def _residual() -> Any:
     """Return the class of x -> body(x) + beside(x). A function, so that importing this module does not import torch."""
     from torch import nn

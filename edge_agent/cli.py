@@ -16,6 +16,7 @@ import edge_agent
 from edge_agent.config import Settings, load
 from splitedge import limits as bounds
 from splitedge import options
+from splitedge.errors import UsageError
 from splitedge.options import Given, Json, Layers, Plot
 
 app = typer.Typer(
@@ -25,6 +26,13 @@ config_app = typer.Typer(help="Show, check, create or change the configuration."
 app.add_typer(config_app, name="config")
 service_app = typer.Typer(help="Install, remove or check the agent as a systemd service.", **options.APP)
 app.add_typer(service_app, name="service")
+bench_app = typer.Typer(
+    cls=options.Group,
+    help="Measure models on this board: our kernels beside ONNX Runtime and LiteRT.",
+    invoke_without_command=True,
+    **options.APP,
+)
+app.add_typer(bench_app, name="bench")
 
 _Config = Annotated[
     Path | None,
@@ -111,6 +119,154 @@ def profile(
         command.known_boards(board, asked=known, json=json)
     else:
         command.profile(quick=quick, out=out, json=json, watts=watts)
+
+
+@bench_app.callback()
+@_takes("server", "demand")
+def bench(
+    context: typer.Context,
+    given: Given,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="MODEL",
+            help="A .onnx, .tflite or .segment file, or the name of a model on the server; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    backends: Annotated[
+        str,
+        typer.Option(
+            "-b",
+            "--backends",
+            metavar="NAMES",
+            help="native,onnxruntime,litert,tflite ... [default: all that run here]",
+        ),
+    ] = "",
+    threads: Annotated[
+        str, typer.Option("-t", "--threads", metavar="COUNTS", help="Such as 1,2,4. [default: 1 and all cores]")
+    ] = "",
+    repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, max=1_000_000, help="Runs of a row.")] = 100,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, max=1000, help="Processes of a row, which share its runs.")
+    ] = 5,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, max=10_000, help="Untimed runs of a process.")] = 3,
+    delay: Annotated[float, typer.Option("--delay", min=0, max=3600, help="Seconds between two turns.")] = 0.003,
+    single_stream: Annotated[
+        bool, typer.Option("--single-stream", help="As MLPerf's single stream: 1,024 queries or 60 s of a row.")
+    ] = False,
+    output: Annotated[
+        Literal["table", "md", "csv", "json", "jsonl"], typer.Option("-o", "--output", help="Format of the output.")
+    ] = "table",
+    shape: Annotated[
+        str,
+        typer.Option("--shape", metavar="SIZES", help="Shape of the input, such as 1,3,224,224.", show_default=False),
+    ] = "",
+    images: Annotated[
+        str,
+        typer.Option(
+            "--images",
+            metavar="FOLDER",
+            help="Pictures: compare the answers with those of the float model.",
+            show_default=False,
+        ),
+    ] = "",
+    mean: Annotated[
+        str,
+        typer.Option(
+            "--mean",
+            metavar="PIXELS",
+            help="With --images: mean of the pixels. [default: ImageNet's]",
+            show_default=False,
+        ),
+    ] = "",
+    std: Annotated[
+        str,
+        typer.Option(
+            "--std", metavar="PIXELS", help="With --images: their deviation. [default: ImageNet's]", show_default=False
+        ),
+    ] = "",
+    operators: Annotated[bool, typer.Option("--per-op", help="Also time every operator.")] = False,
+    power: Annotated[bool, typer.Option("--power", help="Also measure watts, and joules of a run.")] = False,
+    sustained: Annotated[
+        str,
+        typer.Option("--sustained", metavar="TIME", help="Also run each row so long, such as 10m.", show_default=False),
+    ] = "",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw --sustained to this .svg or .png file.", show_default=False)
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write an anonymous result to this file, to contribute.", show_default=False),
+    ] = None,
+) -> None:
+    """Measure models on this board: our kernels beside ONNX Runtime and LiteRT.
+
+    Rows of a model take turns in processes of their own. From a .onnx file, bench makes the int8 files of all backends
+    if the server extra is installed. Exit status: 0, or 1 if every row failed.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if not model:
+        raise UsageError("bench needs a model; give -m FILE, or the name of a model on the server", reason="no-model")
+    settings = load(*given)
+    from edge_agent.commands import bench as command
+
+    asked = command.Options(
+        models=model,
+        backends=backends,
+        threads=threads,
+        repeats=repeats,
+        rounds=rounds,
+        warmup=warmup,
+        delay=delay,
+        single_stream=single_stream,
+        output=output,
+        shape=shape,
+        images=images,
+        mean=mean,
+        std=std,
+        operators=operators,
+        power=power,
+        sustained=sustained,
+        plot=plot,
+        report=report,
+    )
+    raise typer.Exit(command.bench(settings, asked))
+
+
+@bench_app.command("compare", cls=options.Command)
+def compare_results(
+    first: Annotated[Path, typer.Argument(metavar="OLD.json", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="NEW.json", show_default=False)],
+    least: Annotated[
+        float, typer.Option("--least", min=0, max=1000, help="The least change in per cent that counts.")
+    ] = 2.0,
+    json: Json = False,
+) -> None:
+    """Show what changed between two results of `bench -o json`, beyond noise.
+
+    Exit status: 0 nothing is slower, 1 a row is slower.
+    """
+    from edge_agent.commands import bench as command
+
+    raise typer.Exit(command.compare(first, second, least=least, json=json))
+
+
+@bench_app.command(cls=options.Command)
+@_takes("server")
+def link(
+    given: Given,
+    times: Annotated[int, typer.Option("--times", min=1, max=100, help="How often to measure.")] = 5,
+    json: Json = False,
+) -> None:
+    """Measure round trip and rates of the way to the server."""
+    settings = load(*given)
+    from edge_agent.commands import bench as command
+
+    asyncio.run(command.link(settings, times=times, json=json))
 
 
 @app.command(cls=options.Command)

@@ -6,6 +6,7 @@ python scripts/reference.py
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import tomllib
@@ -21,12 +22,14 @@ sys.path.insert(0, str(ROOT))  # the checkout comes before an installed copy
 from calibration.lowering.layers import planes, streams  # noqa: E402
 from edge_agent import cli as agent_cli  # noqa: E402
 from edge_agent import config as agent_config  # noqa: E402
+from edge_agent.bench import results  # noqa: E402
 from edge_server import cli as server_cli  # noqa: E402
 from edge_server import config as server_config  # noqa: E402
 from splitedge import errors, platform_check  # noqa: E402
 from splitedge.head import segment  # noqa: E402
 from splitedge.settings import Setting, reference  # noqa: E402
 
+SCHEMA: Final = ROOT / "docs/reference/bench.schema.json"
 PROGRAMS: Final = {"edge-agent": agent_cli.app, "edge-server": server_cli.app}
 
 
@@ -38,7 +41,8 @@ def main() -> None:
 def pages() -> dict[Path, str]:
     """Return every page with generated text, and that text. Raises `ValueError` for a page without marks."""
     paths = {name: ROOT / f"docs/{name}.md" for name in MAKERS}
-    return {paths[name]: filled(paths[name].read_text(), make()) for name, make in MAKERS.items()}
+    made = {paths[name]: filled(paths[name].read_text(), make()) for name, make in MAKERS.items()}
+    return made | {SCHEMA: json.dumps(results.schema(), indent=1) + "\n"}
 
 
 def filled(text: str, made: str) -> str:
@@ -60,6 +64,8 @@ def table(*rows: tuple[str, ...]) -> str:
 def walk(command: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Yield every command below ``command`` with its full name."""
     if hasattr(command, "commands"):
+        if command.invoke_without_command:
+            yield name, command
         for child, made in command.commands.items():
             yield from walk(made, f"{name} {child}")
     else:

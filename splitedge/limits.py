@@ -129,6 +129,11 @@ JOURNAL_LINES: Final = 200  # of the service in a doctor's bundle
 JOURNAL_TIMEOUT: Final = 10.0  # a journal of months on an SD card
 WARMUP_TIMEOUT: Final = 600.0  # a child process that compiles every kernel on a slow board
 
+# --- edge-agent bench
+BENCH_EXPORT: Final = 1800.0  # seconds to make the files of a model for other runtimes
+BENCH_TURN: Final = 600.0  # seconds until a process answers: it loads a model, or runs it some times
+MAX_BENCH_BYTES: Final = 64 * MiB  # a result file
+
 # --- the server
 MAX_PLANS: Final = 10_000  # plans in the store; the oldest are removed first
 PLAN_GRACE: Final = 600.0  # an expired plan still accepts streams for this long, while its successor is made

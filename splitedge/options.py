@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from splitedge.settings import Setting, base, reference, words
 
@@ -82,13 +82,13 @@ def takes(struct: type[msgspec.Struct], *groups: str, file: bool) -> Callable[[F
     return decorate
 
 
-class Command(TyperCommand):
-    """A command whose help lists the options of each group under a heading."""
+class _Grouped:
+    """Help that lists the options of each group under a heading."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """As the base class, in groups."""
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
-        for parameter in self.get_params(ctx):
+        for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
             if (record := parameter.get_help_record(ctx)) is not None:
                 default = "Arguments" if parameter.param_type_name == "argument" else "Options"
                 name = re.sub(r"<([a-z \[\]]+)>", lambda found: f"<{_TYPES.get(found[1], found[1])}>", record[0])
@@ -97,6 +97,18 @@ class Command(TyperCommand):
             if records:
                 with formatter.section(heading):
                     formatter.write_dl(records)
+
+
+class Command(_Grouped, TyperCommand):
+    """A command whose help lists the options of each group under a heading."""
+
+
+class Group(_Grouped, TyperGroup):
+    """As `Command`, for a command with commands of its own."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
 
 
 def _name(setting: Setting) -> str:
