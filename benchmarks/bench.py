@@ -9,6 +9,7 @@ should differ by nothing, and a quarter as many with a slowdown of 5 % put in on
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -127,7 +128,7 @@ def decisions(network: Path, pairs: int) -> tuple[list[dict[str, Any]], dict[str
         options = ["--backends", "native", "--threads", "1", "--repeats", "200"]
         runs = [run([segment], options) for _ in range(pairs + 1)]
         slow = [run([segment], options, SLOWER) for _ in range(max(1, pairs // 4))]
-    same = [statistics.compare(old, new)[0] for old, new in zip(runs, runs[1:], strict=False)]
+    same = [statistics.compare(old, new)[0] for old, new in itertools.pairwise(runs)]
     slower = [statistics.compare(old, new)[0] for old, new in zip(runs[-len(slow) :], slow, strict=True)]
     rows = [_decided("the same network", same), _decided(f"{SLOWER:g} % slower", slower)]
     return rows, {

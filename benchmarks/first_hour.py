@@ -55,6 +55,7 @@ INSTALLATIONS: Final = (
                 "several-boards",
                 "tune-the-link",
                 "reuse-answers",
+                "benchmark-a-board",
                 "plan-for-another-board",
                 "read-metrics",
                 "run-as-a-service",

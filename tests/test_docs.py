@@ -71,7 +71,9 @@ def parse(line: str) -> None:
     start = next(i for i, word in enumerate(words) if Path(word).name in PROGRAMS)
     program, rest = Path(words[start]).name, [word for word in words[start + 1 :] if word not in ("--help", "&")]
     command: Any = typer.main.get_command(PROGRAMS[program])
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and not (
+        command.invoke_without_command and rest[:1] and rest[0].startswith("-")
+    ):
         command, rest = command.commands[rest[0]], rest[1:]
     command.make_context(program, rest)
 

@@ -69,8 +69,10 @@ def test_only_the_kernels_compiler_imports_numba(graph: grimp.ImportGraph) -> No
 
 def test_the_agent_imports_only_what_its_install_brings(graph: grimp.ImportGraph, root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]  # text: when a text's model is used; jit: without libraries of kernels
-    lines = project["dependencies"] + extras["text"] + extras["jit"]
+    extras = project[
+        "optional-dependencies"
+    ]  # text: when a text's model is used; jit: without libraries of kernels; plot: --plot
+    lines = project["dependencies"] + extras["text"] + extras["jit"] + extras["plot"]
     default = {re.split(r"[<>=\[; ]", line)[0] for line in lines}
     allowed = {IMPORT_NAMES.get(name, name) for name in default} | BROUGHT
     assert set().union(*(outside(graph, name) for name in ON_THE_BOARD)) <= allowed

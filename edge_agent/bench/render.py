@@ -197,7 +197,9 @@ def draw(rows: Sequence[Row], form: str) -> bytes:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PlatformError("--plot needs matplotlib; run `pip install matplotlib`", reason="no-matplotlib") from error
+        raise PlatformError(
+            "--plot needs matplotlib; run `pip install splitedge[plot]`", reason="no-matplotlib"
+        ) from error
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     (FigureCanvasSVG if form == "svg" else FigureCanvasAgg)(figure)
     axes = figure.subplots()
