@@ -89,7 +89,7 @@ def run(networks: Sequence[Path], options: Sequence[str], handicap: float = 0.0)
     for path in networks:
         command += ["--model", str(path)]
     environment = os.environ | ({HANDICAP: str(handicap)} if handicap else {})
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, env=environment)
     jsonschema.validate(json.loads(done.stdout), results.schema())
     return msgspec.json.decode(done.stdout, type=Result)
 
@@ -109,7 +109,7 @@ def networks_table(found: Result) -> tuple[list[dict[str, Any]], dict[str, float
                 "p50": t and t.p50_ms,
                 "p99": t and t.p99_ms,
                 "MiB": row.memory and round(row.memory.resident_mib),
-                "failure": row.failure,
+                "failure": row.failure or None,
             }
         )
     failed = [row for row in found.rows if row.failure]

@@ -72,6 +72,87 @@ def resnet18() -> Any:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
 
 
+def mobilenet_v1() -> Any:
+    """Return the layers of MobileNet (Howard et al., 2017), 1,000 classes, with random weights."""
+    from torch import nn
+
+    layers, ins = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6()], 32
+    for outs, stride in (
+        (64, 1),
+        (128, 2),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (512, 2),
+        *[(512, 1)] * 5,
+        (1024, 2),
+        (1024, 1),
+    ):
+        layers += [nn.Conv2d(ins, ins, 3, stride, 1, groups=ins), nn.ReLU6(), nn.Conv2d(ins, outs, 1), nn.ReLU6()]
+        ins = outs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1024, 1000))
+
+
+def resnet50() -> Any:
+    """Return the layers of ResNet-50 (He et al., 2015) after folding, 1,000 classes, with random weights."""
+    from torch import nn
+
+    def block(ins: int, outs: int, stride: int) -> Any:
+        inner = outs // 4
+        body = nn.Sequential(
+            nn.Conv2d(ins, inner, 1),
+            nn.ReLU(),
+            nn.Conv2d(inner, inner, 3, stride, 1),
+            nn.ReLU(),
+            nn.Conv2d(inner, outs, 1),
+        )
+        return _residual()(body, None if stride == 1 and ins == outs else nn.Conv2d(ins, outs, 1, stride))
+
+    layers, ins = [nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)], 64
+    for outs, stride, count in ((256, 1, 3), (512, 2, 4), (1024, 2, 6), (2048, 2, 3)):
+        for i in range(count):
+            layers += [block(ins, outs, stride if i == 0 else 1), nn.ReLU()]
+            ins = outs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
+
+
+def squeezenet() -> Any:
+    """Return the layers of SqueezeNet 1.1 (Iandola et al., 2016), 1,000 classes, with random weights."""
+    import torch
+    from torch import nn
+
+    class Fire(nn.Module):  # type: ignore[misc]
+        def __init__(self, ins: int, inner: int, outs: int) -> None:
+            super().__init__()
+            self.squeeze = nn.Sequential(nn.Conv2d(ins, inner, 1), nn.ReLU())
+            self.one = nn.Sequential(nn.Conv2d(inner, outs, 1), nn.ReLU())
+            self.three = nn.Sequential(nn.Conv2d(inner, outs, 3, 1, 1), nn.ReLU())
+
+        def forward(self, x: Any) -> Any:
+            x = self.squeeze(x)
+            return torch.cat([self.one(x), self.three(x)], 1)
+
+    def pool() -> Any:
+        return nn.MaxPool2d(3, 2, 0)
+
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3, 2), nn.ReLU(), pool(), Fire(64, 16, 64), Fire(128, 16, 64), pool(), Fire(128, 32, 128),
+        Fire(256, 32, 128), pool(), Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256),
+        nn.Conv2d(512, 1000, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+
+
+def vgg11() -> Any:
+    """Return the convolutions of VGG-11 (Simonyan and Zisserman, 2014) and one product, with random weights."""
+    from torch import nn
+
+    layers, ins = [], 3
+    for outs in (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0):
+        layers += [nn.Conv2d(ins, outs, 3, 1, 1), nn.ReLU()] if outs else [nn.MaxPool2d(2)]
+        ins = outs or ins
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+
+
 def vit() -> Any:
     """Return a ViT of the size of DeiT-tiny (Touvron et al., 2020) that averages its tokens, with random weights."""
     import torch

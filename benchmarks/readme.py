@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.tables import MAKERS, Document, comparison, is_shown, setup, ways
+from benchmarks.tables import MAKERS, Document, bench_example, comparison, is_shown, setup, ways
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benchmarks/results"
@@ -38,6 +38,7 @@ def pages() -> dict[Path, str]:
     made = {page_of(name): filled(page_of(name).read_text(), name, figures(name, documents[name])) for name in MAKERS}
     readme = ROOT / "README.md"
     text = filled(readme.read_text(), "comparison", comparison(documents))
+    text = filled(text, "bench", bench_example(documents["bench"]))
     text = filled(text, "ways", ways(documents["ways"]))
     return made | {readme: filled(text, "setup", setup(kept("setup")))}
 

@@ -315,6 +315,33 @@ def whole(document: dict[str, Any]) -> str:
     return f"{markdown(rows)}\n\n{_notes(document)}{_figures(document['summary'])}\n\n"
 
 
+def bench(document: Document) -> str:
+    """Return the rows of `edge-agent bench`, and how well `bench compare` decides."""
+    rows = [row for row in document["rows"] if "second run" not in row]
+    decided = [_rounded(row) for row in document["rows"] if "second run" in row]
+    return (
+        f"{markdown(_measured(rows))}\n\n`bench compare` of two results of the same network, and of "
+        f"one with a slowdown put in on purpose:\n\n{markdown(decided)}\n\n"
+        f"{_notes(document)}{_figures(document['summary'])}\n\n"
+    )
+
+
+def bench_example(document: Document) -> str:
+    """Return the rows of the first model, for the README."""
+    rows = [row for row in document["rows"] if row.get("model") == document["rows"][0]["model"]]
+    return f"{markdown(_measured(rows))}\n\n"
+
+
+def _measured(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``rows`` of `edge-agent bench` with two decimal places, and without an empty column of failures."""
+    names = [name for name in rows[0] if name != "failure" or any(row["failure"] for row in rows)]
+    return [{name: f"{row[name]:.2f}" if isinstance(row[name], float) else row[name] for name in names} for row in rows]
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: f"{value:.1f}" if isinstance(value, float) else value for name, value in row.items()}
+
+
 def kernels(document: dict[str, Any]) -> str:
     """Return a table each of products, convolutions and the codec; then the figures of goals."""
     groups: dict[str, list[dict[str, Any]]] = {"product": [], "convolution": [], "codec": []}
@@ -446,6 +473,7 @@ def service(document: Document) -> str:
 MAKERS: Final[dict[str, Callable[[Document], str]]] = {
     "accuracy": accuracy,
     "accuracy_bound": whole,
+    "bench": bench,
     "boards": boards,
     "codec_speed": whole,
     "dynamic_link": dynamic_link,

@@ -109,10 +109,7 @@ def _classes(path: Path) -> dict[str, int]:
 
 
 def compare(cases: Sequence[Case], found: Frames, say: Say) -> dict[Path, Fidelity]:
-    """The fidelity of each file of one model. The float32 file is the reference, or the first file without one.
-
-    A file whose backend fails has none.
-    """
+    """The fidelity of each file of one model against its float32 file. A file whose backend fails has none."""
     answers: dict[Path, F32] = {}
     reference: F32 | None = None
     for case in cases:
@@ -131,7 +128,7 @@ def compare(cases: Sequence[Case], found: Frames, say: Say) -> dict[Path, Fideli
                 continue
             finally:
                 worker.end()
-        if reference is None or worker.ready.precision == "float32":
+        if reference is None and worker.ready.precision == "float32":
             reference = answers[case.file]
     return {
         file: fidelity(one, reference, found.classes)

@@ -115,8 +115,13 @@ def _model(
 
 def _frames(model: Model, options: Options, folder: Path) -> fidelity.Frames:
     """Frames for the first file of ``model``, which is loaded to know its input."""
-    suffix = model.files[0].suffix
-    backend = next(one for one in BACKENDS.values() if suffix in one.suffixes and not one.missing())
+    backend = BACKENDS["onnxruntime"]
+    if model.files[0].suffix != ".onnx" or backend.missing():
+        raise UsageError(
+            f"--images compares with the float model, and {backend.missing() or model.files[0].name + ' is none'}; give "
+            "a .onnx file",
+            reason="no-float-model",
+        )
     worker = Worker(Case(model.name, backend, 1, model.files[0], shape=model.shape))
     worker.end()
     values = fidelity.Normalization(

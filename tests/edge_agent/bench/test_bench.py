@@ -148,10 +148,14 @@ def test_a_runtime_that_crashes_ends_only_its_row(model, monkeypatch):
         (["-m", "MODEL", "--sustained", "soon"], "duration"),
         (["-m", "MODEL", "--plot", "x.png"], "plot-without-sustained"),
         (["-m", "MODEL", "--images", "IMAGES", "--std", "0"], "normalization"),
+        (["-m", "net.segment", "--images", "IMAGES"], "no-file"),
+        (["-m", "SEGMENT", "--images", "IMAGES"], "no-float-model"),
     ],
 )
 def test_wrong_options_are_refused(arguments, reason, model, pictures):
-    given = [{"MODEL": str(model), "IMAGES": str(pictures)}.get(one, one) for one in arguments]
+    (pictures.parent / "net.segment").write_bytes(b"")
+    places = {"MODEL": model, "IMAGES": pictures, "SEGMENT": pictures.parent / "net.segment"}
+    given = [str(places.get(one, one)) for one in arguments]
     with raises(UsageError, reason=reason):
         called(*(given or ["--rounds", "2"]))
 
