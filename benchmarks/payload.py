@@ -185,11 +185,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         case = load(name, chosen)
         found = measure(case, (0.5, 1.0) if chosen.quick else SHARES) if "fixed" in wanted else []
         if chosen.json:  # an early result, because a large network's bundle is slow
-            write(chosen.json, TITLE, rows + found, summary | summarize(case, found), NOTES)
+            write(chosen.json, TITLE, rows + found, summary | summarize(case, found), notes(rows + found))
         found += planned(case) if "own" in wanted else []
         rows += found
         summary |= summarize(case, found)
-    report(TITLE, rows, summary, chosen.json, NOTES)
+    report(TITLE, rows, summary, chosen.json, notes(rows))
+
+
+def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return `NOTES`, and a note for each cut at which no plan is expected to meet the goal."""
+    missed = [(row["network"], row["cut %"]) for row in rows if not row.get("expected", True)]
+    return [
+        *NOTES,
+        *(
+            f"{name}: at {cut} % of the products no plan is expected to meet the goal"
+            for name, cut in dict.fromkeys(missed)
+        ),
+    ]
 
 
 def load(name: str, options: argparse.Namespace) -> Case:
@@ -467,17 +479,25 @@ class Judge:
         """Return whether answers to the unseen calibration samples predict that the goal is met."""
         return self.forecast.upper(found, self.case.together or len(self.case.evaluation)) <= self.case.goal
 
-    def search(self, cut: str) -> float:
-        """Return the greatest noise budget whose exact plan meets the goal."""
+    def search(self, cut: str) -> tuple[float, bool]:
+        """Return the greatest noise budget whose exact plan meets the goal, and True.
+
+        If no plan meets it, return the least budget and False.
+        """
         rows = [self.tables.points[la.out] for la in self.tables.layers(cut)]
         noises = [[p.noise for p in row] for row in rows] + [[n for _, n in self.tables.codecs.get(cut, [])] or [0.0]]
         low, high = (math.log(max(sum(pick(row) for row in noises), 1e-12) * 1.001) for pick in (min, max))
+        met = False
         for _ in range(STEPS):
             middle = (low + high) / 2
-            plan = exact(self.tables, cut, math.exp(middle))
-            good = plan is not None and self.keeps(self.answers(cut, plan, self.unseen))
-            low, high = (middle, high) if good else (low, middle)
-        return math.exp(low)
+            good = self._meets(cut, middle)
+            low, high, met = (middle, high, True) if good else (low, middle, met)
+        return math.exp(low), met or self._meets(cut, low)
+
+    def _meets(self, cut: str, budget: float) -> bool:
+        """Return whether the exact plan of a noise budget, given as its logarithm, meets the goal."""
+        plan = exact(self.tables, cut, math.exp(budget))
+        return plan is not None and self.keeps(self.answers(cut, plan, self.unseen))
 
     def spend(self, cut: str, known: Plan, percent: float) -> float:
         """Return the least noise budget whose exact plan takes at most ``percent`` of float32.
@@ -511,12 +531,16 @@ class Judge:
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a method at a cut: bytes of segment and frame, and the answers to the evaluation samples."""
+    """The result of a method at a cut: bytes of segment and frame, and the answers to the evaluation samples.
+
+    ``expected``: false if the goal chose the budget, and no plan is expected to meet it.
+    """
 
     method: str
     sizes: tuple[int, int]
     answers: F32
     detail: str
+    expected: bool = True
 
 
 @dataclass(frozen=True)
@@ -538,7 +562,8 @@ def row(folds: Sequence[Fold], share: float, cut: str, method: str) -> dict[str,
     most = max(found, key=lambda one: sum(one.sizes))
     outputs, answers = np.concatenate([fold.outputs for fold in folds]), np.concatenate([one.answers for one in found])
     cases = [fold.case for fold in folds]
-    return _row(cases, outputs, answers, round(100 * share), method, most.sizes, folds[0].whole[cut], most.detail)
+    made = _row(cases, outputs, answers, round(100 * share), method, most.sizes, folds[0].whole[cut], most.detail)
+    return made | ({} if all(one.expected for one in found) else {"expected": False})
 
 
 def _row(
@@ -602,7 +627,7 @@ def measured(case: Case, distinct: Sequence[str]) -> Fold:
 def at_cut(judge: Judge, cut: str) -> dict[str, Found]:
     """Return the results at a cut, by method."""
     tables, samples = judge.tables, judge.case.evaluation
-    budget = judge.search(cut)
+    budget, expected = judge.search(cut)
     plans = {"exact": exact(tables, cut, budget)}
     if len(samples) < MANY and (fewest := plans["exact"]) is not None:
         budget = judge.spend(cut, fewest, judge.case.percent)
@@ -620,7 +645,9 @@ def at_cut(judge: Judge, cut: str) -> dict[str, Found]:
         segment = build(tables, cut, plan)
         answers = logits(tables, cut, segment, plan.codec, samples)
         sizes = len(segment), sent_bytes(tables, cut, segment, plan.codec, samples)
-        found[method] = Found(method, sizes, answers, _detail(tables, cut, plan))
+        found[method] = Found(
+            method, sizes, answers, _detail(tables, cut, plan), expected or (FEWEST in plans and method != FEWEST)
+        )
     weights = 4 * sum(la.weight.size for la in tables.layers(cut))
     plain = Found("float32", (weights, judge.whole(cut) - weights), judge.outputs, "")
     return found | {"pruned": pruned(judge, cut), "float32": plain}

@@ -99,7 +99,8 @@ class OfferedCut:
     """An offered cut, prepared for measurement.
 
     ``load`` creates the tail; it is None at the output. ``quantization`` is None if the tensor holds floats.
-    ``tokens``: length of the padding mask in a frame (`Cut.padding`); 0 without one.
+    ``tokens``: length of the padding mask in a frame (`Cut.padding`); 0 without one. ``least``: outputs below it do not
+    matter, so the codes of a network's output may start there; a difference below it is no noise.
     """
 
     index: int
@@ -108,6 +109,7 @@ class OfferedCut:
     size: int
     load: Callable[[], Tail] | None
     tokens: int = 0
+    least: float = -math.inf
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -257,8 +259,9 @@ def cut_noises(
     def measured(place: int) -> CutNoise:
         spot, histogram, own = spots[place], histograms[place], families[place]
         values = np.stack([t[place] for t in tapped])
-        measure = functools.partial(_noise_of, spot, histogram, own, values, known, ids, chosen)
-        name = _entry(model, spot, histogram, own, [values, known, np.zeros(0) if ids is None else ids, chosen])
+        wanted = np.maximum(known, np.float32(spot.least))
+        measure = functools.partial(_noise_of, spot, histogram, own, values, wanted, ids, chosen)
+        name = _entry(model, spot, histogram, own, [values, wanted, np.zeros(0) if ids is None else ids, chosen])
         return remembered(cache, name, CutNoise, measure)
 
     found = []

@@ -124,7 +124,7 @@ def run(
     def tried_at(place: int) -> tuple[Trial, F32]:
         site = tried[int(len(tried) * (place * _SPREAD % 1))]
         bits, codec, predicted = _mix(site, layers, margin * 4.0 ** exponents[place])
-        delta = _answers(site, build(site, bits), codec, samples) - outputs
+        delta = _answers(site, build(site, bits), codec, samples) - np.maximum(outputs, np.float32(site.spot.least))
         measured = float((delta.astype(np.float64) ** 2).mean())
         judged = judge(outputs, outputs + delta)
         return Trial(site.noise.cut, bits, codec.bits, predicted, measured, *judged), delta

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -73,6 +74,8 @@ ANSWERS: Final = 16
 #: Range of the output's codes, as a multiple of the observed range. Otherwise two clipped logits would tie for the
 #: first place.
 OUTPUT_ROOM: Final = 1.2
+#: Greatest sum of the probabilities of classes below the output's codes, relative to the answer's.
+UNREACHABLE: Final = 1e-4
 
 
 def _quiet(phase: str, done: int, total: int) -> None:
@@ -120,7 +123,8 @@ def create(
     check_output(answers[0].size)
     check_classes(answers[0].size, samples, labels)
     kept = None if cache is None else Cache(cache)
-    work = _Calibrator(model, network, cut_places(network), samples, name, progress, rounding, judged_by, kept)
+    ranked = judged_by != "cosine" and has_classes
+    work = _Calibrator(model, network, cut_places(network), samples, name, progress, rounding, judged_by, ranked, kept)
     sites = work.sites()
     noises = work.layer_noises()
     accuracy_model, tried = work.accuracy_model(sites, noises)
@@ -180,12 +184,14 @@ class _Calibrator:
         progress: Progress,
         rounding: Rounding,
         metric: Metric,
+        ranked: bool,
         cache: Cache | None,
     ) -> None:
         self.model, self.network, self.places, self.samples = model, network, places, samples
         self._name, self._progress, self._metric, self._cache = name, progress, metric, cache
         self._digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-        self.calibration = calibrate(model, network, samples, progress)
+        self._ranked = ranked
+        self.calibration = calibrate(model, network, samples, progress, ranked=ranked)
         deepest = [place.cut.tensor for place in places if place.reachable][-1]
         if rounding == "plain":
             self.calibration.means = {}  # without mean inputs, biases are not corrected
@@ -216,6 +222,9 @@ class _Calibrator:
             tail_runs.spot(self.model, self.network, head.header.tensors[t], cut)
             for cut, t in zip(offered, taps, strict=True)
         ]
+        codes = self.calibration.quantizations.get(self.network.graph.output)
+        if self._ranked and codes is not None and spots[-1].load is None and spots[-1].quantization == codes:
+            spots[-1] = replace(spots[-1], least=float(codes.values()[0]))
         histograms = self._histograms(head, taps, spots)
         judged, outputs = self.samples[self.judged], self.outputs[self.judged]
         fitted = self._families(head, taps, spots)
@@ -342,9 +351,16 @@ def _compare_answers(classes: I64 | None, outputs: F32, found: F32) -> tuple[flo
 
 
 def calibrate(
-    model: onnx.ModelProto, network: layers.Network, samples: Samples, progress: Progress = _quiet
+    model: onnx.ModelProto,
+    network: layers.Network,
+    samples: Samples,
+    progress: Progress = _quiet,
+    ranked: bool | None = None,
 ) -> Calibration:
-    """The quantization of every tensor of a head, and the mean inputs of its layers; both empty for a transformer."""
+    """The quantization of every tensor of a head, and the mean inputs of its layers; both empty for a transformer.
+
+    ``ranked``: the outputs are those of classes, so only the greatest matter. If omitted: the samples have classes.
+    """
     if network.source != "u8":
         return Calibration({}, {})
     graph, reachable = network.graph, network.reachable()
@@ -352,18 +368,46 @@ def calibrate(
     found = activations.collect_statistics(model, graph, tensors, samples, progress)
     quantizations = {t: activations.quantization(*activations.best_range(s)) for t, s in found.items()}
     if graph.output in found:
-        quantizations[graph.output] = _output_quantization(network, found[graph.output])
+        known = samples.classes is not None if ranked is None else ranked
+        chosen = _output_quantization(network, found[graph.output], known)
+        quantizations |= dict.fromkeys((graph.output, _holder(network)), chosen)
     if samples.preprocess.kind == "image":
         quantizations[graph.input] = Quantization(*input_quantization(samples.preprocess))
     fed = {la.inputs[0] for la in network.layers if isinstance(la, layers.Conv)}
     return Calibration(quantizations, {t: s.mean.astype(np.float32) for t, s in found.items() if t in fed})
 
 
-def _output_quantization(network: layers.Network, statistics: activations.Statistics) -> Quantization:
-    """The quantization of the output."""
-    if isinstance(network.made[network.graph.output], layers.Softmax):
+def _holder(network: layers.Network) -> str:
+    """The tensor whose codes the output has: a reshaped or transposed tensor keeps the codes of its source.
+
+    It is the output itself if another layer reads that tensor too.
+    """
+    name = network.graph.output
+    while isinstance(layer := network.made.get(name), layers.Reshape | layers.Transpose):
+        name = layer.inputs[0]
+        if name not in network.made or sum(name in other.inputs for other in network.layers) > 1:
+            return network.graph.output
+    return name
+
+
+def _output_quantization(network: layers.Network, statistics: activations.Statistics, ranked: bool) -> Quantization:
+    """The quantization of the output.
+
+    A value far below a sample's greatest never becomes the answer, but codes for it widen the step, so that the
+    greatest values tie. For ``ranked`` outputs the range therefore starts below ``least_top`` by the greater of:
+
+    - ln(classes / `UNREACHABLE`), so that the softmax of the values below the range is negligible;
+    - the room of `OUTPUT_ROOM`, here of the distance between the samples' maxima.
+    """
+    output = network.graph.output
+    if isinstance(network.made[_holder(network)], layers.Softmax):
         return activations.quantization(0.0, 1.0)
-    return activations.quantization(OUTPUT_ROOM * statistics.lo, OUTPUT_ROOM * statistics.hi)
+    lo, hi = OUTPUT_ROOM * statistics.lo, OUTPUT_ROOM * statistics.hi
+    if ranked:
+        room = (OUTPUT_ROOM - 1) * (statistics.hi - statistics.least_top)
+        classes = math.prod(network.graph.shapes[output])
+        lo = max(lo, statistics.least_top - max(room, math.log(classes / UNREACHABLE)))
+    return activations.quantization(lo, hi)
 
 
 def _some_answers(model: onnx.ModelProto, samples: Samples) -> F32:

@@ -35,13 +35,15 @@ Progress = Callable[[str, int, int], None]  # phase, done, total
 class Statistics:
     """Statistics of one tensor over all samples.
 
-    Minimum, maximum, a histogram of ``BINS`` bins between them, and the mean of each channel.
+    Minimum, maximum, a histogram of ``BINS`` bins between them, and the mean of each channel. ``least_top``: the least
+    of the samples' maxima.
     """
 
     lo: float
     hi: float
     counts: NDArray[np.int64]
     mean: F64
+    least_top: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ def _widen(found: dict[str, Statistics], values: dict[str, F32], graph: Graph, s
             found[name] = Statistics(lo, hi, np.zeros(BINS, np.int64), np.zeros(mean.shape))
         known = found[name]
         known.lo, known.hi = min(known.lo, lo), max(known.hi, hi)
+        known.least_top = min(known.least_top, hi)
         known.mean += mean
 
 

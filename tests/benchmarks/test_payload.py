@@ -105,6 +105,18 @@ def test_a_row_counts_file_and_frame_against_float32(case: payload.Case, tables:
     assert row(output, whole, 0)["payload %"] == pytest.approx(25.0)
 
 
+@pytest.mark.parametrize(("few", "chosen"), [(True, [payload.FEWEST]), (False, ["exact", "closed form", "uniform"])])
+def test_a_goal_that_no_plan_is_expected_to_meet_is_told(
+    case: payload.Case, monkeypatch: pytest.MonkeyPatch, few: bool, chosen: list[str]
+) -> None:
+    if not few:
+        monkeypatch.setattr(payload, "MANY", len(case.evaluation))
+    for goal, missed in ((case.goal, []), (-100.0, chosen)):
+        rows = payload.measure(replace(case, goal=goal), (1.0,))
+        assert [row["method"] for row in rows if not row.get("expected", True)] == missed
+        assert len(payload.notes(rows)) - len(payload.NOTES) == (1 if missed else 0)
+
+
 def test_of_a_crossed_case_every_sample_is_evaluated_once(case: payload.Case) -> None:
     once, crossed = (payload.measure(replace(case, crossed=way), (1.0,)) for way in (False, True))
     assert [row["method"] for row in once] == [row["method"] for row in crossed]
