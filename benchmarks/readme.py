@@ -92,14 +92,15 @@ def keep(name: str, fresh: Document) -> None:
 
 
 def joined(old: Document, fresh: Document) -> Document:
-    """Return ``fresh`` with the rows, figures and notes of ``old`` for other networks."""
+    """Return ``fresh`` with the rows, figures and notes of ``old`` for other networks, in the order of ``old``."""
     groups = {_group(row) for row in fresh["rows"]}
     names = {str(group[0]) for group in groups}
     others = [row for row in old["rows"] if _group(row) not in groups]
+    order = list(dict.fromkeys(_group(row) for row in (*old["rows"], *fresh["rows"])))
     figures = old["summary"] if others else {}
     notes = [note for note in old.get("notes", []) if others and note.partition(":")[0] not in names]
     return fresh | {
-        "rows": others + fresh["rows"],
+        "rows": sorted(others + fresh["rows"], key=lambda row: order.index(_group(row))),
         "summary": figures | fresh["summary"],
         "notes": list(dict.fromkeys([*notes, *fresh.get("notes", [])])),
     }

@@ -100,6 +100,15 @@ def test_payloads_of_several_runs_are_one_table_with_a_column_for_each_method() 
     assert "| float32 |" not in text
 
 
+def test_a_network_measured_again_keeps_its_place() -> None:
+    def document(*rows: tuple[str, int | str]) -> dict[str, object]:
+        return {"rows": [{"network": name, "cut %": cut} for name, cut in rows], "summary": {}, "notes": []}
+
+    old = document(("mlp", 25), ("mlp", "own"), ("cnn", 25), ("cnn", "own"))
+    found = readme.joined(old, document(("vit", 25), ("mlp", 50)))
+    assert found["rows"] == document(("mlp", 50), ("mlp", "own"), ("cnn", 25), ("cnn", "own"), ("vit", 25))["rows"]
+
+
 def test_codecs_are_a_row_each_with_a_column_for_each_width() -> None:
     def of(codec: str, bits: str, **more: object) -> dict[str, object]:
         return {
