@@ -198,7 +198,7 @@ def test_a_run_of_one_network_replaces_its_rows_and_keeps_the_others(
     readme.keep("payload", old)
     readme.keep("payload", fresh)
     kept = readme.kept("payload")
-    assert kept["rows"] == [row("a", 1.5, "own"), row("b", 2.0), row("a", 0.5)]
+    assert kept["rows"] == [row("a", 0.5), row("a", 1.5, "own"), row("b", 2.0)]
     assert kept["summary"] == {"a.drop": 0.5, "b.drop": 2.0}
     assert kept["notes"] == ["b: old", "a: new"]
 
