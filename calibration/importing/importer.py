@@ -24,6 +24,7 @@ BATCH: Final = "batch"
 _REWRITES: Final[dict[str, Callable[[onnx.ModelProto], None]]] = {
     "batch norms": rewrites.batch_norms_to_affine,
     "averages": rewrites.averages_into_weights,
+    "shuffles": rewrites.shuffles_to_gathers,
     "masks": masks.unify,
 }
 #: All steps that can be disabled if they change the answers.

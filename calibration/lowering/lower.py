@@ -404,6 +404,12 @@ def _transpose(work: _Lowering, layer: layers.Transpose) -> None:
     work.ops.append(seg.Transpose(short(layer.name), y, x, layer.perm))
 
 
+def _view(work: _Lowering, layer: layers.View) -> None:
+    x = work.index[layer.inputs[0]]
+    y = work.out(layer, layer.shape, like=x)
+    work.ops.append(seg.View(short(layer.name), y, x, layer.start, layer.sizes, layer.steps))
+
+
 def _reshape(work: _Lowering, layer: layers.Reshape) -> None:
     x = work.index[layer.inputs[0]]
     if work.network.source != "u8":
@@ -479,6 +485,7 @@ _LOWER: dict[type, Callable[..., None]] = {
     layers.Pool: _pool,
     layers.Concat: _concat,
     layers.Transpose: _transpose,
+    layers.View: _view,
     layers.Reshape: _reshape,
     layers.Pad: _pad,
     layers.Softmax: _softmax,

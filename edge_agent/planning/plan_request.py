@@ -13,6 +13,7 @@ from edge_agent.planning import device, dry_run_store, peers
 from edge_agent.planning.peers import StatusCallback
 from edge_agent.planning.plan_check import check_ladder
 from splitedge import errors, limits
+from splitedge.head.segment import OPERATORS
 from splitedge.link.http_client import ServerClient
 from splitedge.protocol.messages import (
     OUTPUTS_PROTOCOL,
@@ -35,7 +36,7 @@ async def request_plan(server: ServerClient, settings: Settings, request: PlanRe
         plan = await _request_chain(server, settings, request, say)
     else:
         say("asking for a plan")
-        plan = await server.plan(request)
+        plan = await server.plan(msgspec.structs.replace(request, operators=sorted(OPERATORS)))
     if plan.model != settings.model:
         raise errors.PlanError(
             f"the server answered with a plan for another model than {settings.model}; upgrade the older side",

@@ -41,7 +41,7 @@ class Query:
     device; None: unknown, not checked. ``tail_ms[i]``: the server's time for the tail; None: the table's. ``queue_ms``:
     wait of a frame at the server. ``sending_ms``: measured overhead of coding and sending a frame, beyond profile and
     link. ``stage_ns``: the device's nanoseconds a value for each of `codec.STAGES`. ``held``: indices of the table's
-    patterns whose segments the device has.
+    patterns whose segments the device has. ``operators``: kinds that the device runs; None: not checked.
     """
 
     demand: Demand
@@ -54,6 +54,7 @@ class Query:
     sending_ms: float = 0.0
     stage_ns: tuple[float, ...] = (0.0,) * len(STAGES)
     held: frozenset[int] = field(default_factory=frozenset)
+    operators: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,8 @@ def _broken(table: Table, query: Query, costs: _Costs) -> dict[str, Mask]:
         found["min_rate_fps"] = costs.pace_ms * demand.min_rate_fps > 1000
     if query.memory_bytes is not None:
         found["memory"] = np.array([one.memory_bytes > query.memory_bytes for one in table.options])[option]
+    if query.operators is not None:
+        found["operators"] = np.array([not one.operators <= query.operators for one in table.options])[option]
     return found
 
 
@@ -294,6 +297,8 @@ def _value(table: Table, name: str, needed: F64, i: int) -> float | str:
         return "nothing" if option.sends_input else option.cut.layer
     if name == "mode":
         return MODES[option.cut.kind]
+    if name == "operators":
+        return "upgrade"
     value = float(needed[i])
     if name == "min_rate_fps":
         return 1000 / value if value > 0 else math.inf

@@ -41,7 +41,7 @@ class CutOption:
 
     ``codecs``: none at the output, where nothing is sent. ``tail_ms``: of the tail behind it. ``memory_bytes``: needed
     on the board. ``inside``: names of all layers whose output the head computes. ``is_input``: the head only moves
-    bytes, so that it sends the input itself. ``other_bytes``: of the segment besides weights. ``noise``: of the head's
+    bytes, so that it sends the input itself. ``operators``: kinds in the head. ``other_bytes``: of the segment besides weights. ``noise``: of the head's
     activations.
     """
 
@@ -54,6 +54,7 @@ class CutOption:
     is_input: bool = False
     other_bytes: int = 0
     noise: float = 0.0
+    operators: frozenset[str] = frozenset()
 
     @property
     def sends_input(self) -> bool:

@@ -28,6 +28,8 @@ def _broken(table: Table, query: Query, pick: Pick, name: str) -> str:
         case "memory":
             need, have = option.memory_bytes / 2**20, (query.memory_bytes or 0) / 2**20
             return f"needs {round_up(need)} MiB, the device has {round_down(have)} MiB free"
+        case "operators":
+            return "needs a newer version of splitedge on the board"
         case "mode":
             return f"mode is not {demand.mode!r}"
         case _:

@@ -9,7 +9,7 @@ from typing import Final
 from splitedge import errors
 from splitedge.protocol.messages import Demand
 
-CONSTRAINTS: Final = ("keep", "mode", "max_drop_points", "max_latency_ms", "min_rate_fps", "memory")
+CONSTRAINTS: Final = ("keep", "mode", "max_drop_points", "max_latency_ms", "min_rate_fps", "memory", "operators")
 
 
 def require_valid(faults: Sequence[str]) -> None:
@@ -43,12 +43,15 @@ def _bound(demand: Demand, memory_bytes: int | None, name: str) -> str:
         "max_latency_ms": f"a latency of at most {demand.max_latency_ms or 0:.10g} ms",
         "min_rate_fps": f"at least {demand.min_rate_fps or 0:.10g} frames/s",
         "memory": f"{round_down((memory_bytes or 0) / 2**20)} MiB of memory on the device",
+        "operators": "the operators that this version of the agent has",
         "keep": f"keep = {demand.keep!r}",
         "mode": f"mode = {demand.mode!r}",
     }[name]
 
 
 def _fix(name: str, value: float | str) -> str:
+    if name == "operators":
+        return "an upgrade of splitedge on the board"
     if isinstance(value, str):
         return f"{name} = {value!r}"
     return {

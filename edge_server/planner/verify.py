@@ -37,6 +37,7 @@ def verify_pick(table: Table, query: Query, pick: Pick) -> list[str]:
         or pick.total_ms <= demand.max_latency_ms * (1 + 1e-9),
         "the rate is below the demand": not demand.min_rate_fps or slowest * demand.min_rate_fps <= 1000 * (1 + 1e-9),
         "the device has too little memory": query.memory_bytes is None or option.memory_bytes <= query.memory_bytes,
+        "the device lacks an operator": query.operators is None or option.operators <= query.operators,
         "the segment's size is wrong": pick.segment_bytes == (0 if pick.pattern in query.held else size),
         "the payload's size is wrong": pick.payload_bytes == frame,
         "the ladder lacks the chosen codec": pick.codec is None or pick.codec in pick.ladder,

@@ -34,6 +34,7 @@ from edge_server.planning.plan_message import (
 )
 from edge_server.tails.pool import TailHandler, TailPool
 from splitedge.files import PictureForm
+from splitedge.head.segment import FIRST_OPERATORS
 from splitedge.protocol.messages import PROTOCOL_VERSION, Candidate, MeasuredTimes, Parts, Plan, PlanRequest, Prediction
 
 
@@ -122,6 +123,7 @@ def _query(
         stage_ns=codec_stage_ns(profile),
         power=power_draw(profile.power),
         memory_bytes=profile.machine.memory_available_bytes or None,
+        operators=frozenset(request.operators) or FIRST_OPERATORS,
         held=_held(table.table, {heads[sha256][1:] for sha256 in request.held if sha256 in heads}),
     )
 

@@ -385,6 +385,12 @@ def _lower_transpose(low: _Lowering, op: seg.Transpose) -> None:
     low.row(Kind.TRANSPOSE, op.x, op.out, sizes=[1] * missing + sizes, steps=[0] * missing + steps)
 
 
+def _lower_view(low: _Lowering, op: seg.View) -> None:
+    missing = 4 - len(op.sizes)
+    fields = {"sizes": [1] * missing + op.sizes, "steps": [0] * missing + op.steps}
+    low.row(Kind.TRANSPOSE, op.x, op.out, x=low.tensor(op.x).offset + op.start, **fields)
+
+
 def _lower_reshape(low: _Lowering, op: seg.Reshape) -> None:
     """Nothing to do where both tensors are the same bytes."""
     x, y = low.tensor(op.x), low.tensor(op.out)
@@ -501,6 +507,7 @@ _LOWER: dict[type, Any] = {
     seg.Pool: _lower_pool,
     seg.Concat: _lower_concat,
     seg.Transpose: _lower_transpose,
+    seg.View: _lower_view,
     seg.Reshape: _lower_reshape,
     seg.Pad: _lower_pad,
     seg.Softmax: _lower_softmax,

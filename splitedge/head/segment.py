@@ -19,7 +19,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterator
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -170,6 +170,19 @@ class Transpose(Op, tag="transpose"):
     perm: list[int]
 
 
+class View(Op, tag="view"):
+    """y = elements of x: those at ``start`` + i . ``steps`` for each index i below ``sizes`` (1 to 4 axes), in order.
+
+    Steps count elements of x in its stored order; a step of 0 repeats. So it selects channels, crops, repeats rows and
+    shuffles channels.
+    """
+
+    x: int
+    start: int
+    sizes: list[int]
+    steps: list[int]
+
+
 class Reshape(Op, tag="reshape"):
     """The same bytes with another shape."""
 
@@ -287,6 +300,7 @@ AnyOp = (
     | Pool
     | Concat
     | Transpose
+    | View
     | Reshape
     | Pad
     | Softmax
@@ -298,6 +312,16 @@ AnyOp = (
     | Position
     | Mean
 )
+
+
+def operator(op: Op) -> str:
+    """The name of the kind of ``op`` in the file."""
+    return str(op.__struct_config__.tag)
+
+
+#: The names of all operators, and of those that every agent knows that does not say which ones it knows.
+OPERATORS: Final = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyOp))
+FIRST_OPERATORS: Final = OPERATORS - {"view"}
 
 
 class Golden(msgspec.Struct):
@@ -325,7 +349,9 @@ class Header(msgspec.Struct):
 
 def only_moves(header: Header) -> bool:
     """Whether the head only moves bytes, looks tokens up or adds constants, so its output reveals the input."""
-    return all(isinstance(op, Reshape | Transpose | Pad | Concat | Embed | Patches | Position) for op in header.ops)
+    return all(
+        isinstance(op, Reshape | Transpose | View | Pad | Concat | Embed | Patches | Position) for op in header.ops
+    )
 
 
 class Segment(msgspec.Struct):

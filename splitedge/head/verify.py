@@ -360,6 +360,19 @@ def _transpose(segment: seg.Segment, op: seg.Transpose) -> None:
     _check(fits, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
 
 
+def _view(segment: seg.Segment, op: seg.View) -> None:
+    x, y = math.prod(_shape(segment, op.x)), math.prod(_shape(segment, op.out))
+    fits = (
+        1 <= len(op.sizes) == len(op.steps) <= 4
+        and all(1 <= n <= limits.MAX_ELEMENTS for n in op.sizes)
+        and all(0 <= n <= limits.MAX_ELEMENTS for n in op.steps)
+        and math.prod(op.sizes) == y
+    )
+    _check(fits, "shapes-differ", f"has shapes that do not fit in {op.name!r}")
+    last = op.start + sum((size - 1) * step for size, step in zip(op.sizes, op.steps, strict=True))
+    _check(0 <= op.start <= last < x, "outside-tensor", f"reads outside a tensor in {op.name!r}")
+
+
 def _reshape(segment: seg.Segment, op: seg.Reshape) -> None:
     _check(
         math.prod(_shape(segment, op.x)) == math.prod(_shape(segment, op.out)),
@@ -479,6 +492,7 @@ _RULES: dict[type, Callable[[seg.Segment, Any], None]] = {
     seg.Pool: _pool,
     seg.Concat: _concat,
     seg.Transpose: _transpose,
+    seg.View: _view,
     seg.Reshape: _reshape,
     seg.Pad: _pad,
     seg.Softmax: _softmax,

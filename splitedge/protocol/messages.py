@@ -8,7 +8,7 @@ drops in points of the bundle's metric (top-1 by default).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -94,6 +94,9 @@ class PlanRequest(Message, kw_only=True):
     measured: dict[str, float] = {}  # the wire form of `MeasuredTimes`
     dry_run: DryRun | None = msgspec.field(default=None, name="rehearsal")
     protocol: int = PROTOCOL_VERSION
+    operators: Annotated[
+        list[str], msgspec.Meta(max_length=100)
+    ] = []  # kinds that its heads may have; empty: those of older agents
 
 
 _SENDING, _OVERHEAD = "sending", "beside"  # keys of the wire form; every other key is a segment's SHA-256

@@ -37,6 +37,7 @@ from calibration.lowering.layers.network import (
     Transpose,
     Unary,
     Unsupported,
+    View,
     Weighted,
 )
 
@@ -64,6 +65,7 @@ __all__ = [
     "Transpose",
     "Unary",
     "Unsupported",
+    "View",
     "Weighted",
     "build",
 ]

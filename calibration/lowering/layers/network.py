@@ -93,6 +93,16 @@ class Transpose(Layer):
 
 
 @dataclass(eq=False)
+class View(Layer):
+    """Elements of the stored input at ``start`` + i . ``steps`` for each index i below ``sizes``, as ``shape``."""
+
+    start: int
+    sizes: list[int]
+    steps: list[int]
+    shape: list[int]
+
+
+@dataclass(eq=False)
 class Reshape(Layer):
     """The same bytes under ``shape``."""
 

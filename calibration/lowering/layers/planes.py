@@ -30,6 +30,7 @@ from calibration.lowering.layers.network import (
     Unary,
     UnaryFunction,
     Unsupported,
+    View,
     argument,
     gemm_weights,
     layer_name,
@@ -50,7 +51,7 @@ def convert(network: Network, node: Node) -> None:
     for tensor in [t for t in (*node.inputs, *node.outputs[:1]) if t and t not in graph.constants]:
         if not graph.storable(tensor):
             raise Unsupported("a tensor of unknown shape, or not of 2 to 4 axes with a batch of 1")
-    if any(t in graph.consumers for t in node.outputs[1:]):
+    if node.op != "Split" and any(t in graph.consumers for t in node.outputs[1:]):
         raise Unsupported("its second output is used")
     for layer in builder(network, node):
         network.layers.append(layer)
@@ -418,6 +419,134 @@ def _transpose(network: Network, node: Node) -> list[Layer]:
     return [Transpose(node.name, node.outputs[0], [x], order)]
 
 
+# --- views: elements of a tensor without arithmetic -------------------------------------------------------------------
+
+
+def _axes_view(network: Network, node: Node, out: str, x: str, picks: dict[int, tuple[int, int]]) -> View:
+    """Elements along some ONNX axes of ``x``. ``picks``: for an axis the first index and the step."""
+    graph = network.graph
+    rank, stored = len(graph.shapes[x]), graph.stored_shape(x)
+    shape = graph.stored_shape(out)
+    strides = [math.prod(stored[i + 1 :]) for i in range(len(stored))]
+    picked = [picks.get(axis, (0, 1)) for axis in STORED_AXES[rank]]
+    start = sum(first * stride for (first, _), stride in zip(picked, strides, strict=True))
+    steps = [step * stride for (_, step), stride in zip(picked, strides, strict=True)]
+    return View(node.name, out, [x], start, list(shape), steps, list(shape))
+
+
+def _slice(network: Network, node: Node) -> list[Layer]:
+    graph, x = network.graph, node.inputs[0]
+    shape = graph.shapes[x]
+    starts, ends = (
+        [int(v) for v in np.asarray(argument(graph, node, i, name)).reshape(-1)]
+        for i, name in ((1, "starts"), (2, "ends"))
+    )
+    given_axes, given_steps = argument(graph, node, 3, "axes"), argument(graph, node, 4, "steps")
+    axes = [int(a) % len(shape) for a in (range(len(starts)) if given_axes is None else np.reshape(given_axes, -1))]
+    steps = [1] * len(starts) if given_steps is None else [int(s) for s in np.reshape(given_steps, -1)]
+    picks = {}
+    for axis, first, end, step in zip(axes, starts, ends, steps, strict=True):
+        found = range(shape[axis])[first:end:step]
+        if step < 1:
+            raise Unsupported("it reverses an axis")
+        if axis == 0 and len(found) != 1:
+            raise Unsupported("it cuts the batch axis")
+        picks[axis] = (found.start, step)
+    if list(shape) == list(graph.shapes[node.outputs[0]]):
+        return [Reshape(node.name, node.outputs[0], [x], graph.stored_shape(x))]
+    return [_axes_view(network, node, node.outputs[0], x, {axis: pick for axis, pick in picks.items() if axis > 0})]
+
+
+def _split(network: Network, node: Node) -> list[Layer]:
+    graph, x = network.graph, node.inputs[0]
+    axis = int(node.attrs.get("axis", 0)) % len(graph.shapes[x])
+    if axis == 0:
+        raise Unsupported("it cuts the batch axis")
+    found: list[Layer] = []
+    first = 0
+    for out in node.outputs:
+        if not graph.storable(out):
+            raise Unsupported("a tensor of unknown shape, or not of 2 to 4 axes with a batch of 1")
+        found.append(_axes_view(network, node, out, x, {axis: (first, 1)}))
+        first += graph.shapes[out][axis]
+    return found
+
+
+def _gather(network: Network, node: Node) -> list[Layer]:
+    """Constant places along one axis that lie at even distances, in one or two levels, as a shuffle of channels."""
+    graph, x, out = network.graph, node.inputs[0], node.outputs[0]
+    shape = graph.shapes[x]
+    axis = int(node.attrs.get("axis", 0)) % len(shape)
+    places = graph.constants.get(node.inputs[1])
+    if places is None or places.ndim != 1 or axis != STORED_AXES[len(shape)][-1]:
+        raise Unsupported("it gathers along another axis than the channels, or places that are not constant")
+    levels = _two_levels([int(p) % shape[axis] for p in places])
+    if levels is None:
+        raise Unsupported("it gathers channels at uneven distances")
+    start, sizes, steps = levels
+    stored = graph.stored_shape(out)
+    rows, channels = math.prod(stored[:-1]), shape[axis]
+    return [View(node.name, out, [x], start, [rows, *sizes], [channels, *steps], stored)]
+
+
+def _two_levels(places: Sequence[int]) -> tuple[int, list[int], list[int]] | None:
+    """Start, sizes and steps of two loops that yield ``places``, or None."""
+    count, start = len(places), places[0]
+    for inner in (n for n in range(count, 0, -1) if count % n == 0):
+        steps = [places[inner] - start if inner < count else 0, places[1] - start if inner > 1 else 0]
+        made = [start + i * steps[0] + j * steps[1] for i in range(count // inner) for j in range(inner)]
+        if made == list(places) and min(steps) >= 0:
+            return start, [count // inner, inner], steps
+    return None
+
+
+def _resize(network: Network, node: Node) -> list[Layer]:
+    """Repeated rows and columns: the nearest element at whole factors."""
+    graph, x, out = network.graph, node.inputs[0], node.outputs[0]
+    _spatial_rank(graph, x)
+    (_, channels, height, width), after = graph.shapes[x], graph.shapes[out]
+    if node.attrs.get("mode", b"nearest") != b"nearest":
+        raise Unsupported("it interpolates")
+    if after[1] != channels or after[2] % height or after[3] % width:
+        raise Unsupported("it resizes by a factor that is not whole")
+    if not all(_repeats(node, *sizes) for sizes in ((height, after[2]), (width, after[3]))):
+        raise Unsupported("its nearest element is not the one that it repeats")
+    down, across = after[2] // height, after[3] // width
+    found: list[Layer] = []
+    if across > 1:
+        name = out if down == 1 else f"{out}@columns"
+        shape = [height, width * across, channels]
+        found.append(View(node.name, name, [x], 0, [height * width, across, channels], [channels, 0, 1], shape))
+        x = name
+    row = width * across * channels
+    if down > 1 or not found:
+        found.append(View(node.name, out, [x], 0, [height, down, row], [row, 0, 1], graph.stored_shape(out)))
+    return found
+
+
+def _repeats(node: Node, before: int, after: int) -> bool:
+    """Whether element i of ``after`` is i // factor of ``before``, by ONNX's definition of Resize and Upsample."""
+    factor = after // before
+    i = np.arange(after, dtype=np.float64)
+    mode = node.attrs.get("coordinate_transformation_mode", b"half_pixel" if node.op == "Resize" else b"asymmetric")
+    if mode in (b"half_pixel", b"half_pixel_symmetric", b"pytorch_half_pixel"):
+        at = (i + 0.5) / factor - 0.5
+    elif mode == b"asymmetric":
+        at = i / factor
+    elif mode == b"align_corners" and after > 1:
+        at = i * (before - 1) / (after - 1)
+    else:
+        return False
+    rounding = node.attrs.get("nearest_mode", b"round_prefer_floor" if node.op == "Resize" else b"floor")
+    nearest = {
+        b"round_prefer_floor": np.ceil(at - 0.5),
+        b"round_prefer_ceil": np.floor(at + 0.5),
+        b"floor": np.floor(at),
+        b"ceil": np.ceil(at),
+    }[rounding]
+    return bool((np.clip(nearest, 0, before - 1) == i // factor).all())
+
+
 def _concat(network: Network, node: Node) -> list[Layer]:
     graph, out = network.graph, node.outputs[0]
     rank = len(graph.shapes[out])
@@ -493,6 +622,11 @@ _BUILDERS: dict[str, Callable[[Network, Node], list[Layer]]] = {
     "Dropout": _reshape,
     "Transpose": _transpose,
     "Concat": _concat,
+    "Gather": _gather,
+    "Resize": _resize,
+    "Slice": _slice,
+    "Split": _split,
+    "Upsample": _resize,
     "Pad": _pad,
     "Softmax": _softmax,
 }

@@ -280,6 +280,112 @@ def test_transpose(shape: list[int], perm: list[int]) -> None:
     check(one(shape, lambda n: n.add("Transpose", perm=perm)))
 
 
+@pytest.mark.parametrize(
+    ("starts", "ends", "axes", "steps"),
+    [
+        ([2], [5], [1], [1]),
+        ([1, 2], [8, 11], [2, 3], [1, 1]),
+        ([0, 1, 0], [6, 9, 2**62], [1, 2, 3], [2, 3, 2]),
+        ([-4], [-1], [-3], [1]),
+        ([0], [2**62], [1], [1]),
+    ],
+)
+def test_slice(starts: list[int], ends: list[int], axes: list[int], steps: list[int]) -> None:
+    net = Net(IMAGE)
+    net.add("Slice", "x", *(net.constant(values, np.int64) for values in (starts, ends, axes, steps)))
+    check(net.model())
+
+
+def test_a_slice_that_reverses_is_unsupported() -> None:
+    net = Net(IMAGE)
+    net.add("Slice", "x", *(net.constant(values, np.int64) for values in ([4], [0], [1], [-1])))
+    assert layers.build(Graph.of(net.model())).unsupported
+
+
+@pytest.mark.parametrize(("shape", "axis"), [(IMAGE, 1), (IMAGE, 3), ([1, 12, 10], 2), ([1, 12, 10], 1)])
+def test_split(shape: list[int], axis: int) -> None:
+    net = Net(shape)
+    first = net.add("Split", "x", net.constant([2, shape[axis] - 2], np.int64), axis=axis, outputs=2)
+    second = f"{first}_1"
+    net.add("Relu", second)
+    net.add("Slice", net.last, *(net.constant([v], np.int64) for v in (0, 2, axis)))
+    net.add("Add", net.last, first)
+    check(net.model())
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_a_shuffle_of_channels(groups: int) -> None:
+    channels, height, width = IMAGE[1:]
+    net = Net(IMAGE)
+    net.conv(6, 6, 1)
+    net.add("Reshape", net.last, net.constant([1, groups, channels // groups, height, width], np.int64))
+    net.add("Transpose", perm=[0, 2, 1, 3, 4])
+    net.add("Reshape", net.last, net.constant(IMAGE, np.int64))
+    net.conv(4, 6, 3)
+    lowered = check(net.model())
+    assert [type(op) for op in lowered.header.ops] == [seg.Conv, seg.View, seg.Conv]
+
+
+@pytest.mark.parametrize("places", [[0, 2, 4, 1, 3, 5], [3], [1, 1, 4, 4], [5, 5, 5]])
+def test_gathered_channels(places: list[int]) -> None:
+    net = Net(IMAGE)
+    net.add("Gather", "x", net.constant(places, np.int64), axis=1)
+    check(net.model())
+
+
+def test_channels_at_uneven_distances_are_unsupported() -> None:
+    net = Net(IMAGE)
+    net.add("Gather", "x", net.constant([0, 1, 3, 4, 2], np.int64), axis=1)
+    assert layers.build(Graph.of(net.model())).unsupported
+
+
+@pytest.mark.parametrize("factors", [(2, 2), (1, 3), (4, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("coordinates", "rounding"),
+    [("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil")],
+)
+def test_resize_to_the_nearest(factors: tuple[int, int], coordinates: str, rounding: str) -> None:
+    net = Net(IMAGE)
+    scales = net.constant([1.0, 1.0, *map(float, factors)])
+    net.add(
+        "Resize", "x", "", scales, mode="nearest", coordinate_transformation_mode=coordinates, nearest_mode=rounding
+    )
+    check(net.model())
+
+
+@pytest.mark.parametrize(
+    ("scales", "attributes"),
+    [
+        ([1, 1, 2, 2], {"mode": "linear"}),
+        ([1, 1, 1.5, 2], {"mode": "nearest"}),
+        ([1, 1, 2, 2], {"mode": "nearest", "nearest_mode": "ceil", "coordinate_transformation_mode": "asymmetric"}),
+        ([1, 1, 3, 3], {"mode": "nearest", "coordinate_transformation_mode": "align_corners"}),
+    ],
+)
+def test_resizes_that_do_more_than_repeat_are_unsupported(scales: list[float], attributes: dict[str, str]) -> None:
+    net = Net([1, 6, 8, 8])
+    net.add("Resize", "x", "", net.constant(scales), **attributes)
+    assert layers.build(Graph.of(net.model())).unsupported
+
+
+def test_a_block_of_a_detector_and_its_neck() -> None:
+    """Split channels, a bottleneck, everything joined; then rows and columns doubled and joined with a skip."""
+    net = Net([1, 3, 16, 16])
+
+    def silu(x: str) -> str:
+        return net.add("Mul", x, net.add("Sigmoid", x))
+
+    skip = silu(net.conv(8, 3, 3, strides=[2, 2]))
+    first = net.add("Split", skip, net.constant([4, 4], np.int64), axis=1, outputs=2)
+    second = f"{first}_1"
+    inner = net.add("Add", second, silu(net.conv(4, 4, 3, x=second)))
+    silu(net.conv(8, 12, 1, x=net.add("Concat", first, second, inner, axis=1)))
+    silu(net.conv(8, 8, 3, strides=[2, 2]))
+    net.add("Resize", net.last, "", net.constant([1, 1, 2, 2]), mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")  # fmt: skip
+    net.conv(6, 16, 3, x=net.add("Concat", net.last, skip, axis=1))
+    check(net.model())
+
+
 def test_squeeze_and_unsqueeze() -> None:
     net = Net(IMAGE)
     net.add("GlobalAveragePool")

@@ -66,6 +66,7 @@ def network(layers: int = 4, seed: int = 0, levels: tuple[Level, ...] = LEVELS) 
                 memory_bytes=1000 * (i + 1),
                 inside=frozenset(f"layer{j}" for j in range(1, i + 1)),
                 other_bytes=100 * i,
+                operators=frozenset(["conv", "view"] if i > 2 else ["conv"]),
             )
         )
     return precompute("net", options, levels)
@@ -91,6 +92,8 @@ def by_hand(table: Table, asked: Query) -> float:
         option = table.options[pattern.option]
         away = option.cut.kind != "output"
         if asked.memory_bytes is not None and option.memory_bytes > asked.memory_bytes:
+            continue
+        if asked.operators is not None and not option.operators <= asked.operators:
             continue
         if (
             away
@@ -145,6 +148,7 @@ requests = st.builds(
     sending_ms=st.floats(0, 50),
     stage_ns=st.tuples(*[st.floats(0, 2000)] * len(STAGES)),
     held=st.frozensets(st.integers(0, len(TABLE.patterns) - 1), max_size=3),
+    operators=st.sampled_from([None, None, frozenset(["conv", "view"]), frozenset(["conv"])]),
 )
 
 
@@ -181,11 +185,12 @@ def relaxed(asked: Query, allowed: dict[str, float | str]) -> Query:
         for name, value in allowed.items()
     }
     memory = fields.pop("memory", asked.memory_bytes)
+    operators = None if fields.pop("operators", "") else asked.operators
     old = {
         name: getattr(asked.demand, name)
         for name in ("max_drop_points", "max_latency_ms", "min_rate_fps", "weights", "keep")
     }
-    return dataclasses.replace(asked, demand=demand(**(old | fields)), memory_bytes=memory)
+    return dataclasses.replace(asked, demand=demand(**(old | fields)), memory_bytes=memory, operators=operators)
 
 
 def test_every_level_and_codec_has_its_optimal_pattern() -> None:
@@ -288,6 +293,19 @@ def test_the_ladder_holds_every_width_that_the_pattern_leaves_room_for() -> None
     room = LEVELS[-1].noise - pattern.noise
     fitting = sorted((c for c in option.codecs if c.noise <= room), key=lambda c: c.noise)
     assert [option.codecs[i] for i in pick.ladder] == fitting
+
+
+def test_an_agent_gets_no_head_with_an_operator_that_it_lacks() -> None:
+    quick = request(head_ms=(50.0, 40.0, 30.0, 20.0, 0.1))
+    assert choose(TABLE, quick).option == 4
+    asked = dataclasses.replace(quick, operators=frozenset(["conv"]))
+    pick = choose(TABLE, asked)
+    assert pick.option < 3
+    assert {one.pick.option: one.broken for one in runners_up(TABLE, asked, pick)}[4] == ("operators",)
+    on_board = dataclasses.replace(asked, demand=demand(mode="device"))
+    with pytest.raises(errors.InfeasibleError) as caught:
+        choose(TABLE, on_board)
+    assert "operators" in caught.value.data["binding"]
 
 
 def test_rivals_are_the_best_of_each_other_cut_with_what_they_break() -> None:
@@ -407,13 +425,18 @@ def test_the_verifier_finds_faults() -> None:
     assert turned == ["the ladder's bytes do not fall", "the ladder's noise does not rise"]
     assert faults(codec=None) == faults(option=pick.option + 1) == ["pattern, codec and cut do not belong together"]
     strict = dataclasses.replace(
-        asked, demand=demand(max_drop_points=0.25, keep="input", max_latency_ms=0.1, min_rate_fps=1e6), memory_bytes=1
+        asked,
+        demand=demand(max_drop_points=0.25, keep="input", max_latency_ms=0.1, min_rate_fps=1e6),
+        memory_bytes=1,
+        operators=frozenset(),
     )
     found = verify_pick(TABLE, strict, worst(asked))
     assert {"the noise exceeds the demand", "the latency exceeds the demand", "the rate is below the demand"} <= set(
         found
     )
-    assert {"the device has too little memory", "the input leaves the device"} <= set(found)
+    assert {"the device has too little memory", "the device lacks an operator", "the input leaves the device"} <= set(
+        found
+    )
 
 
 def worst(asked: Query) -> Pick:

@@ -9,6 +9,8 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from splitedge.errors import InputError, SegmentError, UsageError
 from splitedge.head import Head
@@ -154,6 +156,25 @@ def test_operators_that_move_bytes_equal_the_twin() -> None:
     joined = builder.append(seg.Concat, [7, 120], inputs=[flat, flat], tables=[-1, table])
     builder.append(seg.Transpose, [120, 7], x=joined, perm=[1, 0])
     builder.append(seg.Softmax, [7, 120], 0, 1 / 256, x=joined, lo=0, hi=255)
+    assert_equal_to_twin(builder)
+
+
+@given(st.data())
+def test_a_view_is_what_numpy_calls_strided(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=3))
+    count = int(np.prod(shape))
+    sizes = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    steps, left = [], count - 1
+    for size in sizes:
+        steps.append(data.draw(st.integers(0, left // (size - 1) if size > 1 else count)))
+        left -= (size - 1) * steps[-1]
+    start = data.draw(st.integers(0, left))
+    builder = Builder(shape, seed=count)
+    builder.append(seg.View, [int(np.prod(sizes))], x=builder.input, start=start, sizes=sizes, steps=steps)
+    head = Head(builder.finish(), check_golden=False)
+    codes = builder.codes()
+    expected = np.lib.stride_tricks.as_strided(codes.reshape(-1)[start:], sizes, steps)
+    assert np.array_equal(head.run(codes), expected.reshape(-1))
     assert_equal_to_twin(builder)
 
 

@@ -37,7 +37,8 @@ def network() -> Builder:
         seg.Pool, [1, 1, 16], x=y, **{"kind": "avg"}, kernel=[9, 10], stride=[1, 1], pad=[0] * 4, count_pad=False, multiplier=1.0, lo=0, hi=255
     )  # fmt: skip
     y = b.append(seg.Mul, [9, 10, 16], a=y - 1, b=y, multiplier=1 / 128, lo=0, hi=255)
-    b.append(seg.Softmax, [9, 10, 16], 0, 1 / 256, x=y, lo=0, hi=255)
+    y = b.append(seg.Softmax, [9, 10, 16], 0, 1 / 256, x=y, lo=0, hi=255)
+    b.append(seg.View, [9, 5, 8], x=y, start=8, sizes=[9, 5, 8], steps=[160, 32, 1])
     return b
 
 
@@ -131,6 +132,15 @@ HOSTILE: list[tuple[str, Callable[[seg.Segment], None], str]] = [
     ("more padding than window", op(0, pad=[3, 1, 3, 1]), "padding"),
     ("a stride that does not fit the output", op(0, stride=[2, 1]), "output-shape"),
     ("a huge dilation", op(0, dilation=[60000, 1]), "output-shape"),
+    ("a view before its tensor", op(11, start=-1), "outside-tensor"),
+    ("a view beyond its tensor", op(11, start=9 * 160 - 8 * 160 - 4 * 32 - 7), "outside-tensor"),
+    ("a view with a negative step", op(11, steps=[160, -32, 1]), "shapes-differ"),
+    ("a view with an enormous step", op(11, steps=[1 << 62, 32, 1]), "shapes-differ"),
+    ("a view that wraps around", op(11, start=1 << 62), "outside-tensor"),
+    ("a view of other sizes", op(11, sizes=[9, 5, 9]), "shapes-differ"),
+    ("a view of no elements", op(11, sizes=[9, 0, 8]), "shapes-differ"),
+    ("a view of five axes", op(11, sizes=[9, 5, 8, 1, 1], steps=[160, 32, 1, 0, 0]), "shapes-differ"),
+    ("a view without axes", op(11, sizes=[], steps=[]), "shapes-differ"),
     ("codes beyond a byte", op(0, hi=256), "clamp"),
     ("an empty range of codes", op(0, lo=9, hi=8), "clamp"),
     ("a multiplier that is not finite", op(2, multiplier_a=math.nan), "multiplier"),
