@@ -78,7 +78,7 @@ def test_an_unsupported_operator_limits_the_depth_and_is_named() -> None:
     ones, zeros = net.constant([1, 1]), net.constant([0, 0])
     net.add("InstanceNormalization", net.last, ones, zeros, name="norm")
     net.conv(2, 2)
-    net.add("Resize", net.last, "", net.constant([1, 1, 2, 2]), name="up")
+    net.add("Resize", net.last, "", net.constant([1, 1, 2, 2]), name="up", mode="linear")
     model = simplify(net.model())
     network = layers.build(Graph.of(model))
     found = cuts.find(network)
