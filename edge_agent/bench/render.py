@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import math
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Final
 
 import msgspec
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from edge_agent.bench.results import Result, Row, Sustained
 from edge_agent.bench.statistics import Change
+from splitedge.errors import PlatformError
 from splitedge.terminal import Column, definitions, plain, table, wrap
 
 _HEIGHT: Final = 8  # lines of a curve
@@ -70,7 +72,7 @@ def headline(result: Result) -> str:
     heat = f", {result.before.temperature_c:.0f} °C" if result.before.temperature_c is not None else ""
     return plain(
         f"{board}{result.machine.cpu}{clock}{heat}, {result.machine.isa}; splitedge {result.splitedge}{built}; "
-        f"{result.method.repeats} runs in {result.method.rounds} processes each"
+        f"{result.method.repeats} runs in {_counted(result.method.rounds, 'process', 'processes')} each"
     )
 
 
@@ -151,7 +153,11 @@ def _operators(row: Row, width: int) -> list[RenderableType]:
 
 
 def _threads(count: int) -> str:
-    return f"{count} thread" if count == 1 else f"{count} threads"
+    return _counted(count, "thread", "threads")
+
+
+def _counted(count: int, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}"
 
 
 # --- the curve of a long run ------------------------------------------------------------------------------------------
@@ -162,20 +168,22 @@ def _curve(row: Row, width: int) -> list[RenderableType]:
         return []
     s = row.sustained
     change = 100 * (s.last_minute / s.first_minute - 1) if s.first_minute else 0.0
+    part = f"{min(60, s.seconds):.0f} s"
     title = (
-        f"\n{row.backend} {row.precision}, {_threads(row.threads)}: {s.first_minute:.1f} runs a second in the first "
-        f"minute, {s.last_minute:.1f} in the last ({change:+.1f} %) of {s.seconds:.0f} s"
+        f"{row.backend} {row.precision}, {_threads(row.threads)}, {s.seconds:.0f} s: {s.first_minute:.1f} runs a second "
+        f"in the first {part}, {s.last_minute:.1f} in the last {part} ({change:+.1f} %)"
     )
     lines = [*curve(s.per_second, width), *(plain(f"  {event}") for event in s.throttled)]
-    return [Text("\n".join(wrap(title.strip(), width)), style="bold"), Text("\n".join(lines))]
+    return [Text(), Text("\n".join(wrap(title, width)), style="bold"), Text("\n".join(lines))]
 
 
 def curve(values: Sequence[float], width: int) -> list[str]:
     """``values`` over time as a chart from 0 to their maximum, in lines of at most ``width`` characters."""
     most = max(values, default=0.0)
     label = len(f"{most:.0f}")
-    columns = max(1, min(len(values), width - label - 3))
-    cells = [_mean(values[i * len(values) // columns : (i + 1) * len(values) // columns]) for i in range(columns)]
+    columns = max(1, width - label - 3)
+    ends = [i * len(values) // columns for i in range(columns + 1)]
+    cells = [_mean(values[start : max(end, start + 1)]) for start, end in pairwise(ends)] if values else []
     heights = [round(8 * _HEIGHT * value / most) if most > 0 else 0 for value in cells]
     lines = []
     for line in range(_HEIGHT - 1, -1, -1):
@@ -188,18 +196,18 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def draw(rows: Sequence[Row], form: str) -> bytes:
-    """The curves of long runs as a file of the format ``form``. Raises `PlatformError` without matplotlib."""
-    from splitedge.errors import PlatformError
+def require_plots() -> None:
+    """Raise `PlatformError` without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise PlatformError("--plot needs matplotlib; run `pip install splitedge[plot]`", reason="no-matplotlib")
 
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PlatformError(
-            "--plot needs matplotlib; run `pip install splitedge[plot]`", reason="no-matplotlib"
-        ) from error
+
+def draw(rows: Sequence[Row], form: str) -> bytes:
+    """The curves of long runs as a file of the format ``form``, with matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     (FigureCanvasSVG if form == "svg" else FigureCanvasAgg)(figure)
     axes = figure.subplots()

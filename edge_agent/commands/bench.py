@@ -70,6 +70,7 @@ def bench(settings: Settings, options: Options) -> int:
         files.picture_form(options.plot.name)
         if not seconds:
             raise UsageError("--plot draws the curve of --sustained; give both", reason="plot-without-sustained")
+        render.require_plots()
     with tempfile.TemporaryDirectory(prefix="splitedge-bench-") as folder, terminal.Progress("edge-agent") as say:
         before = machine.condition()[0]
         made = [

@@ -230,8 +230,19 @@ def test_a_curve_has_the_heights_of_its_values():
     lines = render.curve([8.0] * 30 + [4.0] * 30, 70)
     assert len(lines) == 8
     assert all(len(line) <= 70 for line in lines)
-    assert lines[0].count("█") == 30
-    assert lines[-1].count("█") == 60
+    assert [len(lines[0]), len(lines[-1])] == [3 + 33, 3 + 66]
+    assert set(lines[-1]) == {"0", " ", "│", "█"}
+
+
+@pytest.mark.parametrize("values", [[], [0.0, 0.0], [3.0], [1.0] * 1000])
+def test_a_curve_of_any_length_fits(values):
+    assert all(len(line) <= 40 for line in render.curve(values, 40))
+
+
+def test_a_plot_without_matplotlib_is_refused_before_anything_runs(model, monkeypatch):
+    monkeypatch.setattr(render.importlib.util, "find_spec", lambda name: None)
+    with raises(PlatformError, reason="no-matplotlib"):
+        called("-m", str(model), "--sustained", "1h", "--plot", "x.png")
 
 
 def test_the_published_schema_is_that_of_the_program():
