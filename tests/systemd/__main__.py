@@ -8,18 +8,22 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import report
+from tests.systemd import emulated
 from tests.systemd.lab import Lab, SkippedError
 from tests.systemd.machine import LabError, Machine, Network
 from tests.systemd.server import Server
 from tests.systemd.steps import STALL, STEPS, Step
 
 WIDTH: Final = 80
+#: The factor of every limit in seconds, without and with emulation.
+PATIENCE: Final = (1.0, 5.0)
 ROW: Final = "{:<30} {:>7}  {}"
 #: The last lines, by the name of their figure.
 LINES: Final = {
@@ -40,6 +44,9 @@ def main() -> None:
         lab = _lab(stack, given, folder)
         steps = [step for step in STEPS if not (given.quick and step.long)]
         steps = [step for step in steps if step.vital or not given.only or any(one in step.name for one in given.only)]
+        notes = emulated.notes(given.cpu) if given.cpu else []
+        for note in notes:
+            print("\n".join(textwrap.wrap(note, WIDTH)), flush=True)
         print(ROW.format("step", "seconds", "verdict"), flush=True)
         rows = list(_run(lab, steps))
     failed = [row for row in rows if row["verdict"] == "failed"]
@@ -49,7 +56,7 @@ def main() -> None:
             print(line.format(lab.figures[name]))
     if given.json:
         summary = {f"systemd.{name}": value for name, value in lab.figures.items()} | {"systemd.failed": len(failed)}
-        report.write(given.json, "The service on a booted system", rows, summary)
+        report.write(given.json, "The service on a booted system", rows, summary, notes)
     sys.exit(1 if failed else 0)
 
 
@@ -78,8 +85,17 @@ def _lab(stack: ExitStack, given: Any, folder: Path) -> Lab:
     server.prepare()
     environment = {"QEMU_CPU": given.cpu} if given.cpu else {}
     machine = stack.enter_context(Machine(given.base, folder / "machine", given.nspawn, network, shared, environment))
+    if given.cpu:
+        emulated.prepare(machine, server.token)
     return Lab(
-        machine, network, server, shared, given.release / "key.pem", given.quick, patience=20.0 if given.cpu else 1.0
+        machine,
+        network,
+        server,
+        shared,
+        given.release / "key.pem",
+        given.quick,
+        bool(given.cpu),
+        PATIENCE[bool(given.cpu)],
     )
 
 

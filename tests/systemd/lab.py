@@ -36,7 +36,8 @@ class Lab:
     shared: Path
     key: Path  # that signs releases
     quick: bool
-    patience: float = 1.0  # factor of every limit in seconds: more under emulation
+    emulated: bool = False  # by qemu-user, which cannot do all that systemd asks for (`tests.systemd.emulated`)
+    patience: float = 1.0  # factor of every limit in seconds
     figures: dict[str, float] = field(default_factory=dict)
     before: Snapshot = field(default_factory=dict)
 

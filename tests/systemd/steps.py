@@ -18,9 +18,10 @@ from benchmarks import first_hour
 from edge_agent.service.upgrade import SETTLE
 from edge_server.config import ServeConfig
 from edge_server.service import unit as unit_of_server
-from tests.systemd import install, release
+from kernels import isa
+from tests.systemd import emulated, install, release
 from tests.systemd.install import AGENT, MOUNT, SETTINGS
-from tests.systemd.lab import API, CACHE, FRAME, STATE, UNIT, WARNING, Lab
+from tests.systemd.lab import API, CACHE, FRAME, STATE, UNIT, WARNING, Lab, SkippedError
 from tests.systemd.machine import LabError, changed, wait_for
 from tests.systemd.server import MODEL, ROOT
 
@@ -100,6 +101,22 @@ def exposure(lab: Lab) -> str:
     return f"exposure {lab.figures['exposure']:.1f}"
 
 
+def confined_process(lab: Lab) -> str:
+    """What the kernel says of the running process: no privileges, and filters of system calls."""
+    process, first = (_status(lab, pid) for pid in (lab.pid(), 1))
+    if process["Uid"].split()[1] == "0" or int(process["CapEff"], 16) or int(process["CapBnd"], 16):
+        raise LabError(f"the process has the user {process['Uid']} and the capabilities {process['CapEff']}")
+    if process["NoNewPrivs"] != "1":
+        raise LabError("the process can get new privileges")
+    # the container's own filters apply to process 1 too
+    filters = int(process["Seccomp_filters"]) - int(first["Seccomp_filters"])
+    if filters == 0 and lab.emulated:
+        raise SkippedError("qemu-user has no filters of system calls; user and capabilities are right")
+    if filters <= 0:
+        raise LabError("no filter of system calls is in force")
+    return f"{filters} filters of system calls"
+
+
 def camera(lab: Lab) -> str:
     """The drop-in for cameras."""
     lab.machine.run(AGENT, "service", "install", "--camera")
@@ -147,7 +164,7 @@ def compiles_nothing(lab: Lab) -> str:
     if lab.machine.show(UNIT, "MemoryDenyWriteExecute") != "yes":
         raise LabError("the unit allows new code in memory, though the package has compiled kernels")
     lab.figures["warm_ready_s"] = took
-    return f"ready in {took:.1f} s"
+    return f"ready in {took:.1f} s, with {_library(lab)}"
 
 
 # --- failures of the process
@@ -490,6 +507,22 @@ def _runs(lab: Lab, version: str) -> None:
         raise LabError(f"{lab.version()} is installed and {said[:40]} runs, not {version}")
 
 
+def _status(lab: Lab, pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status."""
+    lines = lab.machine.run("cat", f"/proc/{pid}/status").stdout.splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _library(lab: Lab) -> str:
+    """The package's library of kernels that the service has loaded. Raises `LabError` unless it is the processor's."""
+    maps = lab.machine.run("cat", f"/proc/{lab.pid()}/maps").stdout
+    loaded = sorted(set(re.findall(r"/kernels/libraries/(\S+)", maps)))
+    wanted = f"{lab.processor()}/{emulated.ISA if lab.emulated else isa.ISA}.so"
+    if loaded != [wanted]:
+        raise LabError(f"the service runs the kernels of {loaded}, not of {wanted}")
+    return wanted
+
+
 def _exposure(lab: Lab, unit: str, most: float = EXPOSURE) -> float:
     said = lab.machine.run("systemd-analyze", "security", "--no-pager", unit).stdout
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", said)
@@ -567,6 +600,7 @@ STEPS: Final = (
     Step("a frame by `edge-agent infer`", infer_command),
     Step("systemd-analyze verify", verified_unit),
     Step("systemd-analyze security", exposure),
+    Step("the sandbox of the process", confined_process),
     Step("the drop-in for cameras", camera),
     Step("unit of the server", server_unit),
     Step("a restart compiles nothing", compiles_nothing),
