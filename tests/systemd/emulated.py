@@ -13,8 +13,9 @@ from tests.systemd.machine import Machine
 ISA: Final = "dotprod"
 #: Settings of the agent's unit that the lab resets, and why.
 DROPPED: Final = {
-    # systemd reads the credential in a child that it makes with clone(CLONE_NEWNS). qemu-user answers EINVAL, and the
-    # unit fails with "Failed to set up credentials: Invalid argument".
+    # systemd reads the credential in a child that it makes with clone(CLONE_NEWNS), for which qemu-user has EINVAL; then
+    # the unit fails with "Failed to set up credentials: Invalid argument". unshare(CLONE_NEWNS) works, and so does all of
+    # the sandbox that systemd builds with it.
     "LoadCredential=": "qemu-user refuses clone() with a new mount namespace, in which systemd reads credentials",
 }
 #: Settings of the unit that systemd accepts and then does not apply, because qemu-user has no seccomp().
@@ -57,5 +58,5 @@ def notes(cpu: str) -> list[str]:
         f"emulated: qemu-user runs the programs as a {cpu}, so the seconds mean nothing",
         *(f"the unit runs without {name} because {why}" for name, why in DROPPED.items()),
         f"not enforced, because qemu-user has no seccomp: {', '.join(UNENFORCED)}, and the system calls that "
-        f"{' and '.join(HALF_ENFORCED)} forbid",
+        f"{', '.join(HALF_ENFORCED)} forbid",
     ]
