@@ -35,7 +35,10 @@ def main() -> None:
 def pages() -> dict[Path, str]:
     """Return every page with tables and its text from the kept results. Raises `ValueError` if marks are missing."""
     documents = {name: kept(name) for name in MAKERS}
-    made = {page_of(name): filled(page_of(name).read_text(), name, figures(name, documents[name])) for name in MAKERS}
+    made: dict[Path, str] = {}
+    for name, document in documents.items():
+        page = page_of(name)
+        made[page] = filled(made.get(page) or page.read_text(), name, figures(name, document))
     readme = ROOT / "README.md"
     text = filled(readme.read_text(), "comparison", comparison(documents))
     text = filled(text, "bench", bench_example(documents["bench"]))
@@ -51,7 +54,9 @@ def figures(name: str, document: Document) -> str:
 
 
 #: Results that do not come from a benchmark, and their command.
-_SCRIPTS: Final = {"service": "scripts/test-systemd"}
+_SCRIPTS: Final = {"service": "scripts/test-systemd", "service_arm64": "scripts/test-systemd arm64"}
+#: Results that share the page of others.
+_PAGES: Final = {"service_arm64": "service"}
 #: Benchmarks that need a folder of labelled photographs.
 _OF_PHOTOS: Final = ("accuracy", "reuse", "rounding", "segments", "ways")
 
@@ -65,8 +70,8 @@ def _machine(document: Document) -> str:
 
 
 def page_of(name: str) -> Path:
-    """Return the path of the page of benchmark ``name``."""
-    return ROOT / f"docs/results/{name}.md"
+    """Return the path of the page that shows the results ``name``."""
+    return ROOT / f"docs/results/{_PAGES.get(name, name)}.md"
 
 
 def filled(text: str, name: str, made: str) -> str:

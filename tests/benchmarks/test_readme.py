@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import heads, readme, tables
 from benchmarks.report import report, write
+from benchmarks.tables import Document
 
 
 def test_the_table_of_heads_has_every_row_and_note(tmp_path: Path) -> None:
@@ -215,3 +216,31 @@ def test_kept_results_hold_a_row_a_line_and_null_for_what_is_no_number() -> None
     assert json.loads(text)["rows"] == [{"x": None}, {"x": 1.5}]
     assert json.loads(text)["summary"] == {"y": None}
     assert '\n{"x": 1.5}\n' in text
+
+
+def service_document(tmp_path: Path, verdict: str, notes: list[str]) -> Document:
+    out = tmp_path / "service.json"
+    row = {"step": "kill -9", "seconds": 8.44, "verdict": verdict, "note": "a note"}
+    write(out, "The service", [row], {"systemd.ready_after_restart_s": 8.1, "systemd.failed": 0}, notes)
+    document: Document = json.loads(out.read_text())
+    return document
+
+
+def test_the_lab_on_an_emulated_board_shows_what_it_left_out_and_no_figures_in_seconds(tmp_path: Path) -> None:
+    text = tables.service_arm64(service_document(tmp_path, "skipped", ["not enforced: SystemCallFilter="]))
+    assert text.startswith("Not enforced: SystemCallFilter=.\n\n")
+    assert "| step | emulated seconds | verdict | what it found |" in text
+    assert "| kill -9 | 8.4 | skipped | a note |" in text
+    assert "| `systemd.failed` | 0 |" in text
+    assert "ready_after_restart_s" not in text
+    native = tables.service(service_document(tmp_path, "ok", []))
+    assert "| step | seconds | verdict | what it found |" in native
+    assert "| `systemd.ready_after_restart_s` | 8.100 |" in native
+
+
+def test_two_results_can_share_a_page() -> None:
+    page = readme.page_of("service_arm64")
+    assert page == readme.page_of("service")
+    text = readme.pages()[page]
+    assert [text.count(f"<!-- figures: {name} -->") for name in ("service", "service_arm64")] == [1, 1]
+    assert text.count("`scripts/test-systemd arm64`, on ") == 1
