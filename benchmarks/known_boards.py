@@ -2,11 +2,13 @@
 
 python -m benchmarks.known_boards [--out DIR]
 
-The profiles are estimates: splitedge has not run on these boards. The time of a kernel is a roofline, the greater of
-two limits: cycles of its loops over the clock, and bytes beyond the last cache over the rate of a memory copy. llvm-mca
-19 (Debian: llvm-19) counts the cycles on the assembly of the JIT's generators, as `benchmarks.arm_cycles` does. This
-includes the epilogue of GEMM and whole depthwise loops; the model has no caches. Cycles of operators without products
-are instruction counts. `benchmarks.boards` compares the method with measurements on the machine where it runs.
+The profiles are estimates: splitedge has not run on these boards. The time of a kernel has three lower limits. The
+first is the cycles of its loops over the clock. llvm-mca 19 (Debian: llvm-19) counts them on the assembly of the JIT's
+generators, as `benchmarks.arm_cycles` does, with the epilogue of GEMM and whole depthwise loops. Cycles of operators
+without products are instruction counts. The second is the bytes beyond the last cache over the rate of a memory copy.
+The third, on Arm, is what other programs need: the roofline of `benchmarks.published` over the share of it that
+published runs reach on this board, core and kind of layer. The profile states the middle of what that model predicts,
+and its band. On x86, of which the model knows nothing, the band has the width for a core that nobody published.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import arm_cycles
+from benchmarks.published import data, networks, roofline, shares
+from benchmarks.published.networks import Layer, LayerKind
 from device_profiles import known, predict, schema
 from device_profiles.measurement import SHAPES, describe, one_operator
 from device_profiles.schema import KINDS, Kernel, KernelKind, Origin, Shape
@@ -43,6 +47,13 @@ TEAM_SOURCE: Final = (
 CALL_US, OP_US, VALUE_NS = 2.5, 0.03, 0.1
 #: Nanoseconds per value or product, by stage of a codec other than packing.
 STAGE_NS: Final = {"rotation": 0.6, "basis": 0.25, "range": 2.0, "entropy": 4.0, "jpeg": 1.3}
+BAND_SOURCE: Final = (
+    "80 % of predictions of a model of {runs} published runs on Arm boards, for a program and a network that nobody "
+    "published: python -m benchmarks.boards"
+)
+BAND_SOURCE_X86: Final = (
+    "as wide as for an Arm core that nobody published: python -m benchmarks.boards; x86 is not in it"
+)
 MCA: Final = "llvm-mca 19, model"
 #: Products per accumulating instruction (on neon: of the two multiplications before it).
 PRODUCTS: Final = {"vpdpbusd": 64, "vpmaddwd": 16, "sdot": 16, "sadalp": 16, "usmmla": 32}
@@ -69,6 +80,7 @@ class Board:
     origins: dict[str, Origin] = field(default_factory=dict)
     threads: int = 0  # of the processor, if a core has more than one
     at_most: float = math.inf  # products per cycle of the core, if the model of its family can do more
+    l2_kib: int = 0  # of one core, or of all where they share it
 
     @property
     def architecture(self) -> str:
@@ -136,6 +148,7 @@ BOARDS: Final = (
                 f"{_PI_DOCS}raspberry-pi.html typical power requirements: stress 1.2 A on average at 5.1 V"
             ),
         },
+        l2_kib=1024,
     ),
     Board(
         "pi5",
@@ -169,6 +182,7 @@ BOARDS: Final = (
                 "which has the same BCM2712, 9 W at the wall"
             ),
         },
+        l2_kib=512,
     ),
     Board(
         "jetson-nano",
@@ -198,6 +212,7 @@ BOARDS: Final = (
                 f"{_L4T_NANO}: budget of 10 W for the whole module, GPU included, so a bound from above"
             ),
         },
+        l2_kib=2048,
     ),
     Board(
         "orin-nano",
@@ -227,6 +242,7 @@ BOARDS: Final = (
                 f"{_ORIN}: mode of 15 W, the budget of the whole module, GPU included, so a bound from above"
             ),
         },
+        l2_kib=256,
     ),
     Board(
         "x86-avx2",
@@ -341,6 +357,7 @@ def profile(board: Board, counted: Cost) -> schema.DeviceProfile:
         unmeasured={"everything": "nobody measured this board: the origins say where each value comes from"},
         chosen={"threads": predict.explain_threads(kernels, machine)},
         origins=_origins(board, counted),
+        band=band(board),
     )
 
 
@@ -352,9 +369,72 @@ def kernel(board: Board, counted: Cost, kind: KernelKind, shape: Shape, threads:
     computing = cycles(counted, kind, shape) / board.mhz / threads
     moving = uncached(board, op, header) / board.copy_gbps / 1000
     microseconds = max(computing, moving) + (TEAM_US if threads > 1 else 0.0)
+    if (reached := _reached_us(board, kind, shape, threads)) is not None:
+        microseconds = max(microseconds, reached)
     return Kernel(
         kind, describe(kind, shape), shape, threads, predict.op_macs(op, header), size, round(microseconds, 2), 0.0, 1
     )
+
+
+# --- what other programs reach ----------------------------------------------------------------------------------------
+
+#: The network whose band stands for all. Neither it nor its program counts as published, so its band has the spread of
+#: networks and of programs.
+REFERENCE: Final = "efficientnet_lite0"
+#: The middle of the years of the published runs: their programs became faster since, ours starts there.
+YEAR: Final = 2023
+_LAYER_KINDS: Final[dict[KernelKind, LayerKind]] = {
+    "pointwise": "pointwise",
+    "depthwise": "depthwise",
+    "dense": "dense",
+}
+
+
+def _reached_us(board: Board, kind: KernelKind, shape: Shape, threads: int) -> float | None:
+    """The middle of the microseconds that other programs would need for a kernel; None where nothing is published.
+
+    The elementwise kinds are None too: programs fuse them, so the published times tell little of them.
+    """
+    if (known_core := _published(board)) is None or kind in ("add", "lut", "pool"):
+        return None
+    made, row = _layer(kind, shape), _row(board, threads)
+    found = roofline.limits_of([made], row, known_core, streamed=board.last_cache < NETWORK_BYTES)
+    return 1e6 * math.exp(shares.moments(shares.of_all(), shares.run(row, known_core, found))[0])
+
+
+def _layer(kind: KernelKind, shape: Shape) -> Layer:
+    """The kernel as a layer of a network."""
+    positions = -(-shape.h // shape.stride) * -(-shape.w // shape.stride)
+    depth = shape.k**2 * (1 if kind == "depthwise" else shape.c)
+    window: LayerKind = "conv3" if (shape.k, shape.stride) == (3, 1) else "conv"
+    read, written = shape.h * shape.w * shape.c, positions * shape.oc
+    return Layer(_LAYER_KINDS.get(kind, window), written * depth, read, written, shape.oc * depth)
+
+
+def _row(board: Board, threads: int) -> data.Measurement:
+    """A run of our kernels, for the model: no published network, no published program."""
+    return data.Measurement(board.name, threads, "any", "int8", "splitedge", 1.0, "measured", YEAR, "splitedge")
+
+
+def _published(board: Board) -> data.Board | None:
+    """The board in the words of the published measurements; None on x86."""
+    core = next((core for core in roofline.CORES if core == board.cpu.lower()), None)
+    if core is None:
+        return None
+    l3 = board.last_cache >> 10 if board.last_cache >> 10 > board.l2_kib else 0
+    return data.Board(board.title, board.name, core, board.cores, board.mhz, board.l2_kib, l3, board.copy_gbps, "known")
+
+
+def band(board: Board) -> schema.Band:
+    """The spread of times of heads on ``board``; of x86, the spread on a core that nobody published."""
+    known_core = _published(board)
+    published = data.load().boards["azure-d64ps-v6"] if known_core is None else known_core
+    row = _row(board, board.cores)
+    one = shares.run(row, published, roofline.limits_of(networks.layers(REFERENCE), row, published, streamed=True))
+    if known_core is None:
+        one = shares.elsewhere(one)
+    spread = shares.Z90 * shares.moments(shares.of_all(), one)[1]
+    return schema.Band(round(math.exp(-spread), 3), round(math.exp(spread), 3))
 
 
 def uncached(board: Board, op: AnyOp, header: Header) -> int:
@@ -390,6 +470,7 @@ def _origins(board: Board, counted: Cost) -> dict[str, Origin]:
     """Return the origins of all values in the profile."""
     best = max(counted.macs.values())
     core = f"{MCA} {board.model}"
+    reached = ", or what published programs reach" if _published(board) else ""
     product = (
         f"roofline: {board.mhz:g} MHz, products in {best:.1f} MAC a cycle and {counted.epilogue:.2f} cycles an "
         f"output ({core}, on our tiles), "
@@ -404,7 +485,7 @@ def _origins(board: Board, counted: Cost) -> dict[str, Origin]:
     }
     told = (
         dict.fromkeys(KINDS, product)
-        | {"depthwise": f"{windows} ({core}) at {board.mhz:g} MHz, or uncached bytes / copy rate"}
+        | {"depthwise": f"{windows} ({core}) at {board.mhz:g} MHz, or uncached bytes / copy rate{reached}"}
         | each
     )
     kernels = {f"kernels.{kind}": estimated(text) for kind, text in told.items()}
@@ -416,6 +497,7 @@ def _origins(board: Board, counted: Cost) -> dict[str, Origin]:
             f"x {board.slower:g} for the core"
         ),
         "machine.memory_available_bytes": _FREE,
+        "band": estimated(BAND_SOURCE.format(runs=len(data.load().compared)) if _published(board) else BAND_SOURCE_X86),
         "condition": specified("the clock that is published; temperature and throttling are not known"),
     }
     return board.origins | kernels | rest

@@ -10,7 +10,7 @@ that neither step has seen.
 
 A row is the mean and the worst over all offered cuts, or over ``--cuts`` of them, evenly spread. If the integer head
 does not reach a network's stream, the cuts are all single tensors of the most common shape. The planner's cut is the
-fastest of these for a board over a link (`what_if`) at 2 bits, with the predicted head time and the default's bytes.
+fastest of these for a board over a link (`what_if`) at 2 bits, with the predicted head time (the slow end of the band) and the default's bytes.
 
 Error: for MiniLM 1 - cosine between the embedding and the float model's; for saliency 1 - cosine of the map. For the
 others, the energy of the change of the logits, less their mean, over the energy of the float logits. Accuracy: top-1,

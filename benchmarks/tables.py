@@ -42,33 +42,89 @@ def accuracy(document: dict[str, Any]) -> str:
 
 
 def boards(document: dict[str, Any]) -> str:
-    """Return head times, plans with a column for each link, and the method's error against measurements."""
-    groups: dict[str, list[dict[str, Any]]] = {"100 %": [], "mode": [], "what": []}
+    """Return what others measured beside its prediction, then our predictions: head times and plans by link."""
+    groups: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in ("left out", "board of others", "without", "100 %", "mode", "what")
+    }
     for row in document["rows"]:
         groups[next(name for name in groups if name in row)].append(row)
-    heads = [{column: _milliseconds(column, value) for column, value in row.items()} for row in groups["100 %"]]
-    plans: dict[str, dict[str, str]] = {}
-    for row in groups["mode"]:
-        link = f"{row['Mbit/s up']} Mbit/s, {row['rtt ms']} ms"
-        where = (
-            f"cut after {row['cut after']}"
-            if row["mode"] == "split"
-            else f"all on {'server' if row['mode'] == 'server' else 'board'}"
-        )
-        plans.setdefault(row["board"], {"board": f"{row['board']} ({row['is']})"})[link] = (
-            f"{where}, {row['ms']:.1f} ms"
-        )
-    checks = [
-        {column: f"{value:.2f}" if isinstance(value, float) else value for column, value in row.items()}
-        for row in groups["what"]
+    folds = [row for row in groups["left out"] if row["left out"].startswith("a ")]
+    parts = [row for row in groups["left out"] if row not in folds]
+    published, ours = document["notes"][:-2], document["notes"][-2:]
+    parts_of_page = [
+        "## What others measured\n\nTheirs: their kernels, measured. Predicted: from published runs of other boards.",
+        _sentences(published),
+        "How many published figures are inside the band:",
+        markdown([_board_cells(row) for row in folds]),
+        "By board and by kind of core that was left out:",
+        markdown([_board_cells(row) for row in parts]),
+        "Published figures beside the prediction of a fit without the board:",
+        markdown([_figure_cells(row) for row in groups["board of others"]]),
     ]
-    return (
-        f"These are predictions, not measurements.\n\n{_notes(document)}"
-        "Predicted ms of the head of EfficientNet-Lite0 up to the cut nearest to a share of its "
-        f"products:\n\n{markdown(heads)}\n\n"
-        f"Predicted plan for EfficientNet-Lite0, by uplink and round trip:\n\n{markdown(list(plans.values()))}\n\n"
-        f"The same method against measurements:\n\n{markdown(checks)}\n\n"
-    )
+    if groups["without"]:
+        parts_of_page += [
+            "The same model without some effects, leaving out a kind of core:",
+            markdown([_board_cells(row) for row in groups["without"]]),
+        ]
+    parts_of_page += [
+        "## Our kernels, predicted\n\nThese are predictions, not measurements.",
+        _sentences(ours),
+        "Predicted ms of the head of EfficientNet-Lite0 up to the cut nearest to a share of its products, and the band "
+        "of the whole:",
+        markdown([_head_cells(row) for row in groups["100 %"]]),
+        "Predicted plan for EfficientNet-Lite0, by uplink and round trip:",
+        markdown(_plans(groups["mode"])),
+    ]
+    if groups["what"]:
+        parts_of_page += [
+            "The counts of cycles against a measurement:",
+            markdown([_checks(row) for row in groups["what"]]),
+        ]
+    return "\n\n".join(parts_of_page) + "\n\n"
+
+
+def _board_cells(row: dict[str, Any]) -> dict[str, Any]:
+    numbers = {"inside %": "{:.0f}", "band": "{:.2f}", "error": "{:.2f}"}
+    return {name: numbers[name].format(value) if name in numbers else value for name, value in row.items()}
+
+
+def _figure_cells(row: dict[str, Any]) -> dict[str, Any]:
+    band = "-" if row["predicted ms"] is None else f"{plain3(row['10 %'])} to {plain3(row['90 %'])}"
+    return {
+        "board": row["board of others"],
+        "network": row["network"],
+        "program": row["program"],
+        "threads": row["threads"],
+        "theirs, ms": f"{plain3(row['theirs ms'])}" + ("" if row["mark"] == "measured" else f" ({row['mark']})"),
+        "predicted, ms": "-" if row["predicted ms"] is None else plain3(row["predicted ms"]),
+        "10 to 90 %": band,
+    }
+
+
+def plain3(value: float) -> str:
+    """Format a time in ms with three significant digits, or as a whole number from 100 on."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _head_cells(row: dict[str, Any]) -> dict[str, Any]:
+    ends = [row.get("100 % fast"), row.get("100 % slow")]
+    cells = {name: _milliseconds(name, value) for name, value in row.items() if not name.endswith(("fast", "slow"))}
+    return cells | {"10 to 90 %": "-" if None in ends else f"{ends[0]:.1f} to {ends[1]:.1f}"}
+
+
+def _plans(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    plans: dict[str, dict[str, str]] = {}
+    for row in rows:
+        link = f"{row['Mbit/s up']} Mbit/s, {row['rtt ms']} ms"
+        side = "server" if row["mode"] == "server" else "board"
+        where = f"cut after {row['cut after']}" if row["mode"] == "split" else f"all on {side}"
+        cells = plans.setdefault(row["board"], {"board": f"{row['board']} ({row['is']})"})
+        cells[link] = f"{where}, {row['ms']:.1f} ms"
+    return list(plans.values())
+
+
+def _checks(row: dict[str, Any]) -> dict[str, Any]:
+    return {column: f"{value:.2f}" if isinstance(value, float) else value for column, value in row.items()}
 
 
 def _milliseconds(column: str, value: Any) -> Any:
@@ -440,7 +496,11 @@ def _regret_against_server(document: Document) -> dict[str, str]:
 
 def _notes(document: dict[str, Any]) -> str:
     """Return each note as a paragraph."""
-    return "".join(f"{note[0].upper()}{note[1:]}.\n\n" for note in document["notes"])
+    return _sentences(document["notes"]) + "\n\n" if document["notes"] else ""
+
+
+def _sentences(notes: Sequence[str]) -> str:
+    return "\n\n".join(f"{note[0].upper()}{note[1:]}." for note in notes)
 
 
 def _figures(summary: dict[str, float]) -> str:

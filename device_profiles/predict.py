@@ -5,6 +5,9 @@ over a rate. Both are interpolated between the measurements of the same kind, we
 log2(output positions), log2(terms of a sum), log2(output channels): twice the size is one unit away, and a measured
 shape gets its own figure. Each operator adds `Overhead.op_us`, each call `Overhead.call_us`. `refined` corrects
 predictions by the device's own measurements of heads.
+
+Times of a board that was not measured have a band (`schema.Band`). Predictions count on its end `DeviceProfile.pace`,
+by default the slow one; `device_profiles.band.times` returns all three.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from device_profiles.band import pace_factor
 from device_profiles.schema import KINDS, DeviceProfile, Kernel, KernelKind, Machine
 from splitedge import codec
 from splitedge.errors import ProtocolError
@@ -102,7 +106,8 @@ class Heads:
     def ms(self, profile: DeviceProfile) -> list[float]:
         """Predicted milliseconds of one run of each head on `best_threads`; 0 for a head without operators.
 
-        Raises `ProtocolError` if the profile lacks a kind that is needed.
+        For a board that was not measured, those of its pace. Raises `ProtocolError` if the profile lacks a kind that is
+        needed.
         """
         threads, inverse = best_threads(profile), np.zeros(self._work.shape[1])
         for kind, points in self._points.items():
@@ -110,7 +115,7 @@ class Heads:
                 kind, [point for _, point in points], profile, threads
             )
         us = self._work @ inverse + self._ops * profile.overhead.op_us + (self._ops > 0) * profile.overhead.call_us
-        times: list[float] = (us / 1000).tolist()
+        times: list[float] = (us / 1000 * pace_factor(profile)).tolist()
         return times
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from device_profiles.band import times
 from device_profiles.schema import (
     Condition,
     DeviceProfile,
@@ -45,6 +46,17 @@ def table(profile: DeviceProfile, width: int) -> RenderableType:
     return Group(*parts)
 
 
+def band_words(ms: float, profile: DeviceProfile) -> list[str]:
+    """A sentence on the band of the board's time ``ms`` in a plan; nothing without a band or a head."""
+    found = times(ms, profile)
+    if found is None or ms <= 0 or is_measured(profile):
+        return []
+    return [
+        f"Time on the board: {found.middle:.3g} ms, 80 % from {found.fast:.3g} to {found.slow:.3g} ms. "
+        f"The plan counts on the {profile.pace} end (--pace)."
+    ]
+
+
 def _facts(profile: DeviceProfile, width: int) -> Text:
     copy = f"{profile.copy_gbps:.1f} GB/s read + written" if profile.copy_gbps else ""
     date = profile.created + (", quick" if profile.quick else "")
@@ -54,6 +66,7 @@ def _facts(profile: DeviceProfile, width: int) -> Text:
         ("memory copy", copy),
         ("start-up", _warmup(profile.warmup)),
         ("overhead", _overhead(profile.overhead)),
+        ("band", _band(profile)),
         ("power", _power(profile.power)),
         ("measured" if is_measured(profile) else "written", date),
     ]
@@ -108,6 +121,15 @@ def _overhead(overhead: Overhead) -> str:
         f"{overhead.call_us:.1f} us per frame, {overhead.op_us:.2f} us per operator, "
         f"{overhead.value_ns:.2f} ns per value sent{stages}"
     )
+
+
+def _band(profile: DeviceProfile) -> str:
+    if profile.band is None:
+        return ""
+    factors = (
+        f"80 % of heads take {profile.band.fast:.2f} to {profile.band.slow:.2f} times as long as this profile says"
+    )
+    return factors if is_measured(profile) else f"{factors}; plans count on the {profile.pace} end"
 
 
 def _power(power: Power) -> str:

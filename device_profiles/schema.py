@@ -145,6 +145,20 @@ class Origin(msgspec.Struct, frozen=True):
 _MEASURED = Origin("measured", "edge-agent profile, on this board")
 
 
+#: Which end of the `Band` of an estimated board a plan counts on.
+Pace = Literal["fast", "middle", "slow"]
+
+
+class Band(msgspec.Struct, frozen=True):
+    """The spread of times of heads, as factors of the times that the profile states.
+
+    A tenth of such boards and programs takes less than ``fast`` times as long, a tenth more than ``slow`` times.
+    """
+
+    fast: Annotated[float, Meta(gt=0, le=1)]
+    slow: Annotated[float, Meta(ge=1, le=1000)]
+
+
 class DeviceProfile(msgspec.Struct):
     """A device profile; see the module's docstring."""
 
@@ -164,6 +178,9 @@ class DeviceProfile(msgspec.Struct):
     # Origins by the field's path ("power.idle_watts", "kernels.pointwise"). Each holds for the fields within, too.
     # Fields without an entry were measured.
     origins: Annotated[dict[Text, Origin], Meta(max_length=200)] = {}
+    # Older files lack both: their times count as they are. ``pace`` has no effect on a measured profile.
+    band: Band | None = None
+    pace: Pace = "slow"
 
 
 def origin(profile: DeviceProfile, path: str) -> Origin:

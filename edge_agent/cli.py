@@ -17,7 +17,7 @@ from edge_agent.config import Settings, load
 from splitedge import limits as bounds
 from splitedge import options
 from splitedge.errors import UsageError
-from splitedge.options import Given, Json, Layers, Plot
+from splitedge.options import Given, Json, Layers, Pace, Plot
 
 app = typer.Typer(
     help="Run the first part of a neural network on this board and the rest on an edge-server.", **options.APP
@@ -307,6 +307,7 @@ def plan(
     rtt: Annotated[
         float | None, typer.Option("--rtt", min=0, help="What if: round-trip time in ms. [default: measured]")
     ] = None,
+    pace: Pace = "slow",
     plot: Plot = None,
     layers: Layers = False,
     json: Json = False,
@@ -320,7 +321,7 @@ def plan(
 
     link = {"uplink_mbps": uplink, "downlink_mbps": downlink, "rtt_ms": rtt}
     assumed = {name: value for name, value in link.items() if value is not None}
-    asyncio.run(command.plan(settings, json=json, layers=layers, board=board, assumed=assumed, plot=plot))
+    asyncio.run(command.plan(settings, json=json, layers=layers, board=board, pace=pace, assumed=assumed, plot=plot))
 
 
 @app.command(cls=options.Command)

@@ -17,7 +17,7 @@ import splitedge
 from edge_server.config import Settings, load
 from splitedge import options
 from splitedge.errors import UsageError
-from splitedge.options import Given, Json, Layers, Plot
+from splitedge.options import Given, Json, Layers, Pace, Plot
 
 app = typer.Typer(help="Import models, plan how to split them, and run the parts that boards do not.", **options.APP)
 service_app = typer.Typer(help="Install, remove or check the server as a systemd service.", **options.APP)
@@ -246,6 +246,7 @@ def explain(
     uplink: Annotated[float, typer.Option("--uplink", min=1e-3, help="Uplink of the board in Mbit/s.")] = 20.0,
     downlink: Annotated[float, typer.Option("--downlink", min=1e-3, help="Downlink of the board in Mbit/s.")] = 20.0,
     rtt: Annotated[float, typer.Option("--rtt", min=0, help="Round-trip time in ms.")] = 10.0,
+    pace: Pace = "slow",
     plot: Plot = None,
     layers: Layers = False,
     verbose: Annotated[
@@ -264,7 +265,7 @@ def explain(
     command.explain(
         settings.folder(),
         model,
-        command.profile_of(profile, board),
+        command.profile_of(profile, board, pace),
         link,
         settings.demand,
         plot,

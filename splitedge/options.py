@@ -47,6 +47,14 @@ Plot = Annotated[
         "--plot", help="Plot size against accuracy, and the best cut at each bandwidth, to this .svg or .png file."
     ),
 ]
+#: Of every command that plans for a board that may not be measured.
+Pace = Annotated[
+    Literal["fast", "middle", "slow"],
+    typer.Option(
+        "--pace",
+        help="What if: which end of the predicted times of a board that was not measured the plan counts on.",
+    ),
+]
 Layers = Annotated[bool, typer.Option("--layers", help="List every layer with its bits and share of noise.")]
 
 

@@ -94,7 +94,7 @@ TABLES: dict[str, tuple[Callable[[int], RenderableType], list[str]]] = {
     "plan --layers": (lambda width: report.noise(plan(), width), NAMES),
     "plan of a chain": (lambda width: report.explain(plan(3), width, "edge-agent plan"), []),
     "what if": (
-        lambda width: WhatIf("pi5", known.load("pi5"), m.LinkEstimate(30, 5.25, 20), ["rtt_ms"]).words(width), ["--known", "pi5"],
+        lambda width: WhatIf("pi5", known.load("pi5"), m.LinkEstimate(30, 5.25, 20), ["rtt_ms"], 12.3).words(width), ["--known", "pi5", "--pace"],
     ),
     "models": (lambda width: report.models(MODELS, width), [model.name for model in MODELS]),
     "doctor": (lambda width: doctor.report(CHECKS, width), [check.found.split(":")[0] for check in CHECKS[1:2]]),

@@ -22,7 +22,7 @@ Core = Literal[
     "cortex-a53", "cortex-a55", "cortex-a57", "cortex-a72", "cortex-a73", "cortex-a76", "cortex-a78ae", "neoverse-n2"
 ]
 Precision = Literal["int8", "fp16", "fp32"]
-Runtime = Literal["ncnn", "tflite", "xnnpack", "armnn", "onnxruntime", "openvino"]
+Runtime = Literal["ncnn", "tflite", "xnnpack", "armnn", "onnxruntime", "openvino", "splitedge"]
 #: ``measured``: a time that somebody measured. ``target``: a setting of an MLPerf run. ``converted``: from frames a
 #: second that include more than the network, or with unknown precision.
 Mark = Literal["measured", "target", "converted"]
@@ -110,5 +110,7 @@ def _check(row: Measurement, facts: _Facts, where: str) -> None:
         raise ValueError(f"{where}: boards.json has no source {row.source}")
     if row.network not in (*networks.NAMES, *OTHERS):
         raise ValueError(f"{where}: the network {row.network} is unknown; describe it in networks.py")
+    if row.runtime == "splitedge":
+        raise ValueError(f"{where}: only figures of other programs belong here")
     if row.threads > facts.boards[row.board].cores:
         raise ValueError(f"{where}: {row.threads} threads on {facts.boards[row.board].cores} cores")

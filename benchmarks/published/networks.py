@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 #: ``conv3``: 3x3 with stride 1, which float kernels compute by Winograd's method. ``conv``: all other windows.
-#: ``rest``: no weights: additions, pools, activations that are not fused, softmax.
-LayerKind = Literal["pointwise", "conv3", "conv", "depthwise", "dense", "rest"]
-KINDS: Final[tuple[LayerKind, ...]] = ("pointwise", "conv3", "conv", "depthwise", "dense", "rest")
+#: ``matmul``: a product of matrices of tokens, for which programs have other kernels than for 1x1 windows. ``rest``: no weights: additions, pools, activations that are not fused, softmax.
+LayerKind = Literal["pointwise", "conv3", "conv", "depthwise", "dense", "matmul", "rest"]
+KINDS: Final[tuple[LayerKind, ...]] = ("pointwise", "conv3", "conv", "depthwise", "dense", "matmul", "rest")
 #: Steps for one value of an activation with an exponential, as a multiple of an addition's.
 EXPONENTIAL: Final = 5
 
@@ -73,6 +73,12 @@ class Builder:
         read = self.size
         self.h, self.w = (-(-(side + 2 * pad - k) // stride) + 1 for side in (self.h, self.w))
         return self._rest(read, self.size * k * k)
+
+    def matmul(self, out: int) -> Builder:
+        """Each token's ``c`` values to ``out`` values."""
+        read, depth, self.c = self.size, self.c, out
+        self.layers.append(Layer("matmul", self.size * depth, read, self.size, depth * out))
+        return self
 
     def mean(self) -> Builder:
         read, self.h, self.w = self.size, 1, 1
@@ -283,12 +289,12 @@ def _vit_b32() -> Builder:
     for _ in range(12):
         net.activation()  # a norm
         for _ in range(3):
-            net.conv(width)
+            net.matmul(width)
         products = tokens * tokens * width
         for _ in range(2):  # scores, and the mixture of values
-            net.layers.append(Layer("pointwise", products, tokens * (width + tokens), tokens * width, 0))
-        net.at(tokens, tokens, heads).activation().at(tokens, 1, width).conv(width).add().activation()
-        net.conv(4 * width).activation().conv(width).add()
+            net.layers.append(Layer("matmul", products, tokens * (width + tokens), tokens * width, 0))
+        net.at(tokens, tokens, heads).activation().at(tokens, 1, width).matmul(width).add().activation()
+        net.matmul(4 * width).activation().matmul(width).add()
     return net.at(1, 1, width).dense(1000)
 
 

@@ -10,6 +10,7 @@ activation comes from the smallest level that holds the layer's input and output
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -76,10 +77,14 @@ class Limits:
 
 def limits(row: Measurement, board: Board) -> Limits:
     """The limits of the run ``row`` on ``board``."""
+    return limits_of(networks.layers(row.network), row, board, streamed=_streamed(row, board))
+
+
+def limits_of(layers: Iterable[Layer], row: Measurement, board: Board, *, streamed: bool) -> Limits:
+    """The limits of ``layers`` in the run ``row``; ``streamed``: weights come from memory in each frame."""
     seconds: dict[LayerKind, float] = dict.fromkeys(KINDS, 0.0)
     memory = 0.0
-    streamed = _streamed(row, board)
-    for layer in networks.layers(row.network):
+    for layer in layers:
         computing = _computing(layer, row, board)
         moving, beyond = _moving(layer, row, board, streamed)
         seconds[layer.kind] += max(computing, moving) + (TEAM_S if row.threads > 1 else 0.0)

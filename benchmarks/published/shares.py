@@ -23,15 +23,18 @@ has not seen adds its sigma_g^2.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.published import roofline
+from benchmarks.published import data, roofline
 from benchmarks.published.data import Board, Measurement
 from benchmarks.published.networks import KINDS
 
@@ -87,10 +90,17 @@ class Model:
         return np.array([self.mean[self.columns["kind", kind]] for kind in KINDS])
 
 
-def run(row: Measurement, board: Board) -> Run:
-    """The run ``row`` with its roofline."""
-    found = roofline.limits(row, board)
+def run(row: Measurement, board: Board, found: roofline.Limits | None = None) -> Run:
+    """The run ``row`` with its roofline, or with other limits ``found``."""
+    found = found or roofline.limits(row, board)
     return Run(row, board, np.array([found.seconds[kind] for kind in KINDS]), _effects(row, board, found))
+
+
+@functools.cache
+def of_all() -> Model:
+    """The model of all published runs."""
+    published = data.load()
+    return fit([run(row, published.boards[row.board]) for row in published.compared])
 
 
 def _effects(row: Measurement, board: Board, found: roofline.Limits) -> dict[Key, float]:
@@ -107,7 +117,6 @@ def _effects(row: Measurement, board: Board, found: roofline.Limits) -> dict[Key
         ("network", row.network): 1.0,
         ("order", "in" if roofline.CORES[board.core].in_order else "out"): 1.0,
         ("core", board.core): 1.0,
-        ("core precision", f"{board.core} {floats}"): 1.0,
         ("board", board.board): 1.0,
         ("board precision", f"{board.board} {board.core} {floats}"): 1.0,
         ("board threads", f"{board.board} {board.core}"): split,
@@ -115,12 +124,17 @@ def _effects(row: Measurement, board: Board, found: roofline.Limits) -> dict[Key
 
 
 def _kind_effects(one: Run, parts: F64) -> dict[Key, float]:
-    """The effects of the kinds: of all, of the core and of the board; ``parts``: of the time in each kind."""
+    """The effects of the kinds: of all, of the core and of the board; ``parts``: of the time in each kind.
+
+    Products of matrices have groups of their own: programs had poor kernels for them on some cores, which says nothing
+    about the spread of the other kinds.
+    """
     made: dict[Key, float] = {}
     for kind, part in zip(KINDS, parts.tolist(), strict=True):
+        group = "matmul" if kind == "matmul" else "kind"
         made["kind", kind] = part
-        made["core kind", f"{one.board.core} {kind}"] = part
-        made["board kind", f"{one.board.board} {one.board.core} {kind}"] = part
+        made[f"core {group}", f"{one.board.core} {kind}"] = part
+        made[f"board {group}", f"{one.board.board} {one.board.core} {kind}"] = part
     return made
 
 
@@ -132,19 +146,20 @@ def _parts(one: Run, s: F64) -> tuple[F64, float]:
     return parts, math.log(total) - float(parts @ s)
 
 
-def fit(runs: Sequence[Run]) -> Model:
-    """Fit the model to ``runs``; see the module's docstring."""
+def fit(runs: Sequence[Run], without: Collection[str] = ()) -> Model:
+    """Fit the model to ``runs``, ``without`` some groups of effects; see the module's docstring."""
     y = np.array([math.log(one.row.ms / 1000) for one in runs])
     s = np.zeros(len(KINDS))
     start = [one.effects | _kind_effects(one, _parts(one, s)[0]) for one in runs]
-    columns = {key: i for i, key in enumerate(dict.fromkeys(key for effects in start for key in effects))}
+    keys = dict.fromkeys(key for effects in start for key in effects if key[0] not in without)
+    columns = {key: i for i, key in enumerate(keys)}
     groups = np.array([group for group, _ in columns])
     names = [name for name in dict.fromkeys(groups.tolist()) if name not in FLAT]
     sd, noise = dict.fromkeys(names, 0.3) | dict.fromkeys(FLAT, FLAT_SD), 0.3
     for _ in range(ROUNDS):
         z, offset = _design(runs, s, columns)
         prior = np.array([sd[group] ** -2 for group in groups])
-        inverse: F64 = np.linalg.inv(z.T @ z / noise**2 + np.diag(prior))
+        inverse = np.linalg.inv(z.T @ z / noise**2 + np.diag(prior))
         mean = inverse @ (z.T @ (y - offset)) / noise**2
         free = 1 - np.diag(inverse) * prior
         for name in names:
@@ -155,7 +170,7 @@ def fit(runs: Sequence[Run]) -> Model:
         rest = y - offset - z @ mean
         noise = math.sqrt(float(rest @ rest) / (len(y) - float(free.sum())))
         s = mean[[columns["kind", kind] for kind in KINDS]]
-    return Model(columns, mean, inverse, sd, noise)
+    return Model(columns, mean, np.asarray(inverse, np.float64), sd, noise)
 
 
 def _design(runs: Sequence[Run], s: F64, columns: Mapping[Key, int]) -> tuple[F64, F64]:
@@ -164,7 +179,8 @@ def _design(runs: Sequence[Run], s: F64, columns: Mapping[Key, int]) -> tuple[F6
     for i, one in enumerate(runs):
         parts, offset[i] = _parts(one, s)
         for key, factor in (one.effects | _kind_effects(one, parts)).items():
-            z[i, columns[key]] = factor
+            if (column := columns.get(key)) is not None:
+                z[i, column] = factor
     return z, offset
 
 
@@ -176,7 +192,7 @@ def moments(model: Model, one: Run) -> tuple[float, float]:
         if (column := model.columns.get(key)) is not None:
             z[column] = factor
         else:
-            unseen += (model.group_sd[key[0]] * factor) ** 2
+            unseen += (model.group_sd.get(key[0], 0.0) * factor) ** 2
     variance = float(z @ model.inverse @ z) + unseen + model.noise_sd**2
     return offset + float(z @ model.mean), math.sqrt(variance)
 
@@ -185,6 +201,15 @@ def predict(model: Model, one: Run) -> Band:
     """The band of the time of ``one``."""
     mean, sd = moments(model, one)
     return Band(*(1000 * math.exp(mean + z * sd) for z in (-Z90, 0.0, Z90)))
+
+
+def elsewhere(one: Run) -> Run:
+    """The run ``one`` as if it were on a board with a kind of core that nobody published."""
+    effects: dict[Key, float] = {}
+    for (group, label), factor in one.effects.items():
+        effects[group, "elsewhere" if group.startswith(("core", "board")) else label] = factor
+    board = msgspec.structs.replace(one.board, board="elsewhere")
+    return dataclasses.replace(one, board=board, effects=effects)
 
 
 @dataclass(frozen=True)
@@ -212,12 +237,14 @@ FOLDS: Final[Mapping[str, Callable[[Run], str]]] = {
 }
 
 
-def cross_validate(runs: Sequence[Run], fold: str, only: Iterable[str] | None = None) -> list[HeldOut]:
-    """Predict each run from a fit without its board, core or network; ``only``: some folds."""
+def cross_validate(
+    runs: Sequence[Run], fold: str, only: Iterable[str] | None = None, without: Collection[str] = ()
+) -> list[HeldOut]:
+    """Predict each run from a fit without its board, core or network; ``only``: some folds; ``without``: as `fit`."""
     label = FOLDS[fold]
     kept = list(dict.fromkeys(map(label, runs))) if only is None else list(only)
     found = []
     for left_out in kept:
-        model = fit([one for one in runs if label(one) != left_out])
+        model = fit([one for one in runs if label(one) != left_out], without)
         found += [HeldOut(one, predict(model, one)) for one in runs if label(one) == left_out]
     return found

@@ -10,6 +10,7 @@ import msgspec
 
 import device_profiles
 from device_profiles import DeviceProfile, known
+from device_profiles.schema import Pace
 from edge_agent.commands.what_if import WhatIf
 from edge_agent.config import Settings
 from edge_agent.planning import device, dry_run_store, measured_times, peers, plan_request
@@ -24,23 +25,30 @@ async def plan(
     json: bool,
     layers: bool = False,
     board: str | None = None,
+    pace: Pace = "slow",
     assumed: Mapping[str, float] | None = None,
     plot: Path | None = None,
 ) -> None:
     """Print the server's plan for this machine and link. Downloads no segment and runs no frame.
 
-    ``board``: plan for this known board instead of this machine. ``assumed``: values of the link (fields of
+    ``board``: plan for this known board instead of this machine, and for the end ``pace`` of its band. ``assumed``: values of the link (fields of
     `LinkEstimate`), which are then not
     measured. The output names both. ``plot``: a file for the picture of the trade-offs, which the server draws after
     the plan is printed.
     """
     assumed = assumed or {}
     known_board = known.load(board) if board else None
+    if known_board:
+        known_board.pace = pace
     with terminal.Progress("edge-agent") as progress:
         async with peers.client(settings) as client:
             asked, chosen = await _ask(client, settings, known_board, assumed, progress)
             progress.stop()
-            what_if = WhatIf(board, known_board, asked.link, sorted(assumed)) if board or assumed else None
+            what_if = (
+                WhatIf(board, known_board, asked.link, sorted(assumed), chosen.prediction.device_ms)
+                if board or assumed
+                else None
+            )
             _print(chosen, what_if, json=json, layers=layers)
             if plot:
                 progress("drawing the trade-offs")

@@ -14,7 +14,9 @@ from calibration.accuracy import trials
 from calibration.accuracy.drop_model import TAIL, AccuracyModel
 from calibration.bundle.bundle import Bundle
 from device_profiles import known
-from device_profiles.schema import DeviceProfile, is_measured
+from device_profiles.band import times
+from device_profiles.render import band_words
+from device_profiles.schema import DeviceProfile, Pace, is_measured
 from edge_server.planning import curves
 from edge_server.planning.catalog import Catalog
 from edge_server.planning.device_plan import choose_plan, store_plan
@@ -24,8 +26,8 @@ from splitedge.protocol.messages import Demand, LinkEstimate, PlanRequest
 from splitedge.report import explain as plan_as_text
 
 
-def profile_of(file: Path | None, board: str | None) -> DeviceProfile:
-    """The profile in ``file`` or of the known ``board``.
+def profile_of(file: Path | None, board: str | None, pace: Pace = "slow") -> DeviceProfile:
+    """The profile in ``file`` or of the known ``board``, whose plans count on the end ``pace`` of its band.
 
     Raises `errors.UsageError` unless exactly one is given, and as reading it does.
     """
@@ -35,7 +37,9 @@ def profile_of(file: Path | None, board: str | None) -> DeviceProfile:
             f"or --board with one of {', '.join(known.names())}",
             reason="one-device",
         )
-    return device_profiles.load(file) if file else known.load(board or "")
+    profile = device_profiles.load(file) if file else known.load(board or "")
+    profile.pace = pace
+    return profile
 
 
 def bound(bundle: Bundle, points: float, noise: float) -> str:
@@ -96,10 +100,12 @@ def explain(
         plan = store_plan(catalog, chosen)
     found = curves.curves(chosen.table, chosen.query, chosen.pick)
     if json:
-        print(msgspec.json.encode({"plan": plan, "curves": found}).decode())
+        band = times(plan.prediction.device_ms, profile)
+        extra = {"device_ms": band._asdict(), "pace": profile.pace} if band else {}
+        print(msgspec.json.encode({"plan": plan, "curves": found} | extra).decode())
     else:
         width = terminal.width()
-        terminal.show(*_what_if(profile, link, width), "")
+        terminal.show(*_what_if(profile, link, plan.prediction.device_ms, width), "")
         terminal.show(plan_as_text(plan, width, "edge-server explain", layers=layers))
         if verbose:
             noise = bound(chosen.bundle, demand.max_drop_points, chosen.pick.noise)
@@ -109,10 +115,12 @@ def explain(
         print(f"picture of the trade-offs: {plot}", file=sys.stderr if json else sys.stdout)
 
 
-def _what_if(profile: DeviceProfile, link: LinkEstimate, width: int) -> Iterator[Text]:
-    """The board and the link, and that a known board was not measured."""
+def _what_if(profile: DeviceProfile, link: LinkEstimate, device_ms: float, width: int) -> Iterator[Text]:
+    """The board and the link, that a known board was not measured, and the band of its time."""
     board = profile.machine.board or profile.machine.cpu
     speed = f"{link.uplink_mbps:g} Mbit/s up, {link.downlink_mbps:g} Mbit/s down, {link.rtt_ms:g} ms round trip"
     yield Text("\n".join(terminal.wrap(f"{board}, {speed}", width)), "bold yellow")
     if not is_measured(profile):
         yield Text("This board was not measured: all times are predictions.", "yellow")
+        for line in band_words(device_ms, profile):
+            yield Text("\n".join(terminal.wrap(line, width)), "yellow")

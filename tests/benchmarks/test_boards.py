@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
 from benchmarks import boards
+from benchmarks.published import shares
 from device_profiles import known
 from device_profiles.measurement import one_operator
 from device_profiles.schema import Shape
@@ -36,6 +38,7 @@ def found() -> list[boards.Place]:
 def test_heads_take_longer_the_later_the_cut(found):
     row = boards.head_row("pi4", known.load("pi4"), found)
     assert row["is"] == "prediction"
+    assert row["100 % fast"] < row["100 %"] < row["100 % slow"]
     times = [row[f"{share} %"] for share in boards.SHARES]
     assert times == sorted(times)
     assert times[3] == pytest.approx(4 * times[0], rel=0.05)
@@ -58,3 +61,28 @@ def test_the_choice_is_the_fastest_of_all_that_were_weighed(found):
         each = [boards.best(profile, [one], link)[0].total_ms for one in found]
         assert pick.total_ms == pytest.approx(min(each))
         assert found[each.index(min(each))].cut == cut
+
+
+def held_out(board: str, ms: float) -> boards.HeldOut:
+    """A run on ``board`` that took ``ms``, whose band is 8 to 20 ms."""
+    row = msgspec.structs.replace(boards.published_runs()[0].row, board=board, ms=ms)
+    one = shares.run(row, boards.data.load().boards[board])
+    return boards.HeldOut(one, shares.Band(8.0, 10.0, 20.0))
+
+
+def test_coverage_is_the_share_of_figures_inside_and_the_error_a_median_of_logs():
+    found = [held_out("pi4", 9.0), held_out("pi4", 20.0), held_out("pi5", 21.0), held_out("pi5", 5.0)]
+    assert boards.measures(found) == pytest.approx({"inside %": 50.0, "band": 2.5, "error": np.log(2)})
+    rows = boards.part_rows(found)
+    assert [(row["of"], row["inside %"], row["runs"]) for row in rows] == [("pi4", 100.0, 2), ("pi5", 0.0, 2)]
+    assert {row["left out"] for row in boards.fold_rows({"board": found, "core": found})} == {"a board", "a core"}
+
+
+def test_figures_that_do_not_count_are_shown_with_their_mark():
+    rows = boards.other_rows()
+    assert {row["mark"] for row in rows} == {"target", "converted", "measured"}
+    for row in rows:
+        described = row["network"].split()[0] in boards.networks.NAMES
+        assert (row["predicted ms"] is not None) == described
+        assert not (described and row["mark"] == "measured")
+        assert not described or row["10 %"] < row["predicted ms"] < row["90 %"]

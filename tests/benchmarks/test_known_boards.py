@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import pytest
@@ -39,8 +40,29 @@ def test_cycles_are_those_of_the_loops(kind, shape, cycles):
     assert known_boards.cycles(COST, kind, shape) == pytest.approx(cycles)
 
 
+@pytest.mark.parametrize("name", ["pi4", "pi5", "jetson-nano", "orin-nano"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_kernel_on_arm_takes_as_long_as_other_programs_need_and_no_less_than_its_own_loops(name, threads):
+    board = next(one for one in known_boards.BOARDS if one.name == name)
+    alone = dataclasses.replace(board, cpu="a core that nobody published")
+    for kind, shape in known_boards.SHAPES:
+        found, counted = (known_boards.kernel(one, COST, kind, shape, threads).time_us for one in (board, alone))
+        reached = known_boards._reached_us(board, kind, shape, threads)
+        assert found == pytest.approx(max(counted, reached or 0.0), abs=0.01)
+        assert (reached is None) == (kind in ("add", "lut", "pool"))
+    assert known_boards._reached_us(board, "conv", Shape(56, 56, 64, 64, k=3), threads) > 0
+
+
+def test_a_board_whose_core_nobody_published_has_the_wider_band():
+    bands = {board.name: known_boards.band(board) for board in known_boards.BOARDS}
+    assert all(one.fast < 1 < one.slow for one in bands.values())
+    assert all(one.fast * one.slow == pytest.approx(1, abs=0.01) for one in bands.values())
+    assert bands["x86-avx2"] == bands["x86-vnni"]
+    assert bands["x86-avx2"].slow > max(bands[name].slow for name in ("pi4", "pi5", "jetson-nano", "orin-nano"))
+
+
 def test_memory_bounds_what_computes_little_and_threads_share_what_computes_much():
-    board = known_boards.BOARDS[0]
+    board = dataclasses.replace(known_boards.BOARDS[0], cpu="a core that nobody published")
 
     def kernel(kind: schema.KernelKind, shape: Shape, threads: int) -> Kernel:
         return known_boards.kernel(board, COST, kind, shape, threads)

@@ -28,7 +28,13 @@ def test_the_table_of_heads_has_every_row_and_note(tmp_path: Path) -> None:
 
 def test_the_tables_of_boards_say_that_they_are_predictions(tmp_path: Path) -> None:
     out = tmp_path / "boards.json"
+    fold = {"left out": "a board", "of": "all", "runs": 859, "inside %": 83.2, "band": 2.14, "error": 0.178}
+    part = fold | {"left out": "board", "of": "pi4"}
+    figure = {"board of others": "Pi 4", "network": "mobilenet_v2 int8", "program": "tflite", "threads": 4}
+    figure |= {"mark": "measured", "theirs ms": 23.04, "predicted ms": 21.0, "10 %": 15.0, "90 %": 129.6}
+    target = figure | {"mark": "target", "predicted ms": None, "10 %": None, "90 %": None}
     heads_row = {"board": "pi5", "is": "prediction", "kernels": "dotprod", "threads": 4, "25 %": 1.0, "100 %": 2.75}
+    heads_row |= {"100 % fast": 2.0, "100 % slow": 4.25}
     plan_row = {
         "board": "pi5",
         "is": "prediction",
@@ -41,11 +47,16 @@ def test_the_tables_of_boards_say_that_they_are_predictions(tmp_path: Path) -> N
     }
     there = plan_row | {"Mbit/s up": "1000", "rtt ms": "1", "mode": "server", "cut after": "input", "ms": 3.0}
     check = {"what": "this machine", "predicted ms": 1.5, "measured ms": 1.4}
-    write(out, "What if", [heads_row, plan_row, there, check], {}, ["predictions for boards that nobody measured"])
+    notes = ["theirs is measured", "predictions for boards that nobody measured", "the slow end counts"]
+    write(out, "What if", [fold, part, figure, target, heads_row, plan_row, there, check], {}, notes)
     text = tables.boards(json.loads(out.read_text()))
     assert "predictions, not measurements" in text
     assert "Predictions for boards that nobody measured." in text
-    assert "| pi5 | prediction | dotprod | 4 | 1.0 | 2.8 |" in text
+    assert text.index("Theirs is measured.") < text.index("Our kernels, predicted") < text.index("The slow end counts.")
+    assert "| a board | all | 859 | 83 | 2.14 | 0.18 |" in text
+    assert "| Pi 4 | mobilenet_v2 int8 | tflite | 4 | 23 | 21 | 15 to 130 |" in text
+    assert "| Pi 4 | mobilenet_v2 int8 | tflite | 4 | 23 (target) | - | - |" in text
+    assert "| pi5 | prediction | dotprod | 4 | 1.0 | 2.8 | 2.0 to 4.2 |" in text
     assert "| board | 5 Mbit/s, 40 ms | 1000 Mbit/s, 1 ms |" in text
     assert "| pi5 (prediction) | cut after conv7, 12.3 ms | all on server, 3.0 ms |" in text
     assert "| this machine | 1.50 | 1.40 |" in text

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from device_profiles import predict
+from device_profiles import known, predict, schema
+from device_profiles.band import pace_factor, times
 from device_profiles.measurement import SHAPES, one_operator
-from device_profiles.schema import Shape
+from device_profiles.schema import Band, Origin, Shape
 from splitedge.errors import ProtocolError
 from splitedge.head import segment as seg
 from tests.raising import raises
@@ -178,3 +179,56 @@ def test_timings_that_fall_where_predictions_rise_make_no_head_negative_or_endle
 
 def test_what_an_input_takes_to_be_sent_is_its_own_time() -> None:
     assert predict.refined([0.0, 4.0], {0: 0.5}) == (0.5, 4.0)
+
+
+@pytest.mark.parametrize("name", known.names())
+def test_predictions_for_a_board_that_was_not_measured_count_on_the_end_that_is_asked_for(name):
+    header = one_operator("conv", Shape(56, 56, 64, 64, k=3)).header
+    profile = known.load(name)
+    assert profile.band is not None
+    assert profile.pace == "slow"
+    paces = {}
+    for pace, factor in (("fast", profile.band.fast), ("middle", 1.0), ("slow", profile.band.slow)):
+        profile.pace = pace  # type: ignore[assignment]
+        assert pace_factor(profile) == factor
+        paces[pace] = predict.head_ms(header, profile)
+        assert times(paces[pace], profile) == pytest.approx(
+            [paces["fast"] / profile.band.fast * f for f in (profile.band.fast, 1, profile.band.slow)]
+        )
+    assert paces["fast"] < paces["middle"] < paces["slow"]
+    assert paces["slow"] / paces["fast"] == pytest.approx(profile.band.slow / profile.band.fast)
+
+
+def test_a_measured_profile_keeps_its_times_whatever_its_band_and_pace(profile):
+    header = one_operator("conv", Shape(56, 56, 64, 64, k=3)).header
+    plain = predict.head_ms(header, profile)
+    assert times(plain, profile) is None
+    spread = msgspec.structs.replace(profile, band=Band(0.9, 1.2), pace="slow")
+    assert predict.head_ms(header, spread) == plain
+    assert times(plain, spread) == pytest.approx((0.9 * plain, plain, 1.2 * plain))
+    estimated = msgspec.structs.replace(spread, origins={"kernels": Origin("estimated", "a formula")})
+    assert predict.head_ms(header, estimated) == pytest.approx(1.2 * plain)
+
+
+def test_an_older_file_without_a_band_counts_as_it_is(profile):
+    value = schema.to_dict(profile)
+    del value["band"], value["pace"]
+    loaded = schema.from_dict(value)
+    assert (loaded.band, loaded.pace, pace_factor(loaded)) == (None, "slow", 1.0)
+
+
+@pytest.mark.parametrize(
+    "band",
+    [
+        {"fast": 0.0, "slow": 2.0},
+        {"fast": 1.1, "slow": 2.0},
+        {"fast": 0.5, "slow": 0.9},
+        {"fast": 0.5, "slow": 1e9},
+        {},
+    ],
+)
+def test_a_band_that_is_none_is_refused(profile, band):
+    value = schema.to_dict(profile)
+    value["band"] = band
+    with raises(ProtocolError, reason="malformed"):
+        schema.from_dict(value)

@@ -30,7 +30,7 @@ NOISE = 0.1
 def made(boards: int = 18, seed: int = 1) -> list[shares.Run]:
     """Runs whose times follow the model: shares by kind, effects of cores and boards, noise."""
     random = np.random.default_rng(seed)
-    s = np.array([0.5, 0.6, 0.9, 0.2, 0.4, 0.3])
+    s = np.array([0.5, 0.6, 0.9, 0.2, 0.4, 0.0, 0.3])
     core_effect = dict(zip(CORES, random.normal(0, 0.2, len(CORES)), strict=True))
     runs = []
     for i in range(boards):

@@ -238,6 +238,23 @@ async def test_what_if_plans_for_a_known_board_and_a_link_that_is_given_and_says
     assert what_if["marks"]["kernels.depthwise"]["mark"] == "estimated"
     assert "llvm-mca" in what_if["marks"]["kernels.depthwise"]["source"]
     assert set(what_if["link_marks"].values()) == {"given"}
+    assert what_if["pace"] == "slow"
+    band = what_if["device_ms"]
+    assert band["fast"] < band["middle"] < band["slow"] == pytest.approx(document["prediction"]["device_ms"])
+    assert {r.profile["pace"] for r in requests} == {"slow"}
+
+
+async def test_a_what_if_plans_for_the_end_of_the_band_that_is_asked_for(environment):
+    async with SmallServer() as server:
+        asked = ["plan", "--board", "pi4", "--uplink", "5", "--downlink", "20", "--rtt", "30", "--json"]
+        (status, text, _), (wrong, _, _) = await asyncio.gather(
+            run(environment(server), *asked, "--pace", "fast"), run(environment(server), *asked, "--pace", "soon")
+        )
+        (request,) = server.requests
+    assert (status, wrong) == (0, 2)
+    assert request.profile["pace"] == "fast"
+    document = json.loads(text)
+    assert document["what_if"]["device_ms"]["fast"] == pytest.approx(document["prediction"]["device_ms"])
 
 
 async def test_what_if_of_the_link_alone_keeps_the_own_profile_and_measures_what_is_not_given(environment):

@@ -132,6 +132,12 @@ def test_explained_for_a_known_board(store: Store, tmp_path: Path, capsys: pytes
     explain(folder, "tiny", board, LINK, demand, None, json=True)
     made = json.loads(capsys.readouterr().out)
     assert made["plan"]["model"] == made["curves"]["model"] == "tiny"
+    assert made["pace"] == "slow"
+    assert made["device_ms"]["slow"] == pytest.approx(made["plan"]["prediction"]["device_ms"])
+    explain(folder, "tiny", profile_of(None, "pi4", "fast"), LINK, demand, None, json=True)
+    fast = json.loads(capsys.readouterr().out)
+    assert fast["device_ms"]["fast"] == pytest.approx(fast["plan"]["prediction"]["device_ms"])
+    assert fast["plan"]["prediction"]["device_ms"] <= made["plan"]["prediction"]["device_ms"]
     assert made["curves"]["uplink_mbps"] == 10.0
 
 
