@@ -44,7 +44,7 @@ def accuracy(document: dict[str, Any]) -> str:
 def boards(document: dict[str, Any]) -> str:
     """Return what others measured beside its prediction, then our predictions: head times and plans by link."""
     groups: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("left out", "board of others", "without", "100 %", "mode", "what")
+        name: [] for name in ("left out", "board of others", "without", "100 %", "mode", "core counted", "what")
     }
     for row in document["rows"]:
         groups[next(name for name in groups if name in row)].append(row)
@@ -75,6 +75,13 @@ def boards(document: dict[str, Any]) -> str:
         "Predicted plan for EfficientNet-Lite0, by uplink and round trip:",
         markdown(_plans(groups["mode"])),
     ]
+    if groups["core counted"]:
+        parts_of_page += [
+            "A whole head on emulated cores, counted and not timed: one frame of EfficientNet-Lite0 with 6-bit weights on "
+            "one thread. Instructions a cycle are over the middle of the predicted time, and at most what the core "
+            "decodes. The caches have no prefetcher.",
+            markdown([_counts(row) for row in groups["core counted"]]),
+        ]
     if groups["what"]:
         parts_of_page += [
             "The counts of cycles against a measurement:",
@@ -121,6 +128,10 @@ def _plans(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
         cells = plans.setdefault(row["board"], {"board": f"{row['board']} ({row['is']})"})
         cells[link] = f"{where}, {row['ms']:.1f} ms"
     return list(plans.values())
+
+
+def _counts(row: dict[str, Any]) -> dict[str, Any]:
+    return {column: plain3(value) if isinstance(value, float) else value for column, value in row.items()}
 
 
 def _checks(row: dict[str, Any]) -> dict[str, Any]:
