@@ -7,7 +7,6 @@ with published totals.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -333,4 +332,4 @@ def weights(name: str) -> int:
 
 def largest_tensor(name: str) -> int:
     """The most values that one layer reads and writes."""
-    return max(math.ceil(layer.read + layer.written) for layer in layers(name))
+    return max(layer.read + layer.written for layer in layers(name))
