@@ -394,8 +394,9 @@ def bench(document: Document) -> str:
 
 
 def bench_example(document: Document) -> str:
-    """Return the rows of the first model, for the README."""
-    rows = [row for row in document["rows"] if row.get("model") == document["rows"][0]["model"]]
+    """Return the rows of the first model on one thread, for the README."""
+    first = document["rows"][0]
+    rows = [row for row in document["rows"] if (row.get("model"), row.get("threads")) == (first["model"], 1)]
     return f"{markdown(_measured(rows))}\n\n"
 
 
