@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from benchmarks import first_hour
+from device_profiles.schema import KINDS, DeviceProfile
+from edge_agent.bench.results import Result
 from edge_agent.service.upgrade import SETTLE
 from edge_server.config import ServeConfig
 from edge_server.service import unit as unit_of_server
@@ -94,6 +98,33 @@ def infer_command(lab: Lab) -> None:
     said = lab.machine.run(AGENT, "infer", *options, FRAME, timeout=120 * lab.patience, **cache).stdout
     if "frames answered 1/1" not in said:
         raise LabError(f"`edge-agent infer` answered no frame: {said[-300:]}")
+
+
+def bench_command(lab: Lab) -> str:
+    """The installed program measures a model of the server. A backend that is missing is a row."""
+    options = ("--config", "/etc/splitedge/agent.toml", "--token-file", "/etc/splitedge/token", "--mode", "split")
+    few = ("-b", "native,onnxruntime,litert", "-t", "1", "-r", "4", "--rounds", "2", "-o", "json")
+    cache = {"SPLITEDGE_CACHE_DIR": "/run/infer"}
+    said = lab.machine.run(AGENT, "bench", "-m", MODEL, *options, *few, timeout=300 * lab.patience, **cache).stdout
+    result = msgspec.json.decode(said, type=Result)
+    found = {row.backend: row for row in result.rows}
+    if found["native"].times is None or found["native"].times.runs != 4:
+        raise LabError(f"our kernels were not measured: {found['native'].failure}")
+    if not all(found[name].failure for name in ("onnxruntime", "litert")):
+        raise LabError("a backend that is not installed has figures")
+    if result.emulated != lab.emulated:
+        raise LabError(f"the result says emulated = {result.emulated}")
+    lab.figures["bench_resident_mib"] = found["native"].memory.resident_mib if found["native"].memory else 0.0
+    return f"{len(result.rows)} rows, {lab.figures['bench_resident_mib']:.0f} MiB"
+
+
+def profile_command(lab: Lab) -> str:
+    """The installed program measures the machine."""
+    said = lab.machine.run(AGENT, "profile", "--quick", "--json", timeout=300 * lab.patience).stdout
+    profile = msgspec.json.decode(said, type=DeviceProfile)
+    if {kernel.kind for kernel in profile.kernels} != set(KINDS):
+        raise LabError("the profile lacks kinds of kernels")
+    return f"{len(profile.kernels)} kernels"
 
 
 def exposure(lab: Lab) -> str:
@@ -601,6 +632,8 @@ STEPS: Final = (
     Step("the service becomes ready", becomes_ready, vital=True),
     Step("a frame by the HTTP API", answers_frame),
     Step("a frame by `edge-agent infer`", infer_command),
+    Step("edge-agent bench", bench_command),
+    Step("edge-agent profile", profile_command),
     Step("systemd-analyze verify", verified_unit),
     Step("systemd-analyze security", exposure),
     Step("the sandbox of the process", confined_process),
