@@ -6,25 +6,28 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from statistics import fmean, median, stdev
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from device_profiles import machine, power
+from device_profiles import machine, power, roofs, rounds
 from device_profiles.predict import explain_threads, op_bytes, op_macs
 from device_profiles.schema import (
     SCHEMA_VERSION,
     DeviceProfile,
+    Interval,
     Kernel,
     KernelKind,
+    Load,
     Machine,
     Origin,
     Overhead,
+    Peak,
     Power,
     Shape,
     Warmup,
@@ -56,11 +59,19 @@ SHAPES: tuple[tuple[KernelKind, Shape], ...] = (
     ("lut", Shape(56, 56, 144, 144)),
     ("pool", Shape(7, 7, 1280, 1280, k=7)),
 )
-_KERNEL_S, _QUICK_KERNEL_S = 0.3, 0.05  # seconds for one shape
-_COPY_BYTES_LEAST, _COPY_BYTES_MOST = 32 * limits.MiB, 256 * limits.MiB
+#: Seconds for all kernels, after which rows are left as they are.
+KERNELS_S: Final = 7.0
+_QUICK_KERNELS_S: Final = 1.5
+_ROUND_RUNS: Final = 3  # of a kernel in a round, at least
+#: The board's load: a convolution that computes more than it reads.
+_LOAD: Final[tuple[KernelKind, Shape]] = ("conv", Shape(56, 56, 64, 64, k=3))
+_IDLE_S, _QUICK_IDLE_S = 1.0, 0.2
+_SUSTAINED_S: Final = 2.0
+_MINUTE: Final = 60.0  # of load, from which on the end is that of several seconds
+_END_S: Final = 10.0
 # Read between two runs: as much as a whole head touches (Lite0: 4.8 MB of constants, 1.7 MB of arena), so that weights
 # come from the same cache or memory as in a real frame. Dense 1280 -> 1000 took 14 us from a cache, 70 us from memory.
-_SWEEP_BYTES = 6 * limits.MiB
+_SWEEP: Final = np.ones(6 * limits.MiB // 8, np.int64)
 _SENT = (56, 56, 48)  # a tensor at a cut, so large that each run includes its share of interruptions
 _PICTURE = (224, 224, 3)
 _ROWS = (784, 128)  # a tensor for codecs with further stages
@@ -93,57 +104,127 @@ ANSWERS: Final = (
 
 
 def measure(
-    *, quick: bool = False, progress: Progress | None = None, declared_watts: float | None = None
+    *,
+    quick: bool = False,
+    progress: Progress | None = None,
+    declared_watts: float | None = None,
+    sustained_s: float = _SUSTAINED_S,
 ) -> DeviceProfile:
-    """Measure this machine, on one thread and on all that it may use: 10 to 20 seconds.
+    """Measure this machine, on one thread up to all that it may use: about 20 seconds, and what ``sustained_s`` adds.
 
-    ``quick``: about 5 seconds, without warm-up in new processes. The first run also compiles kernels.
-    ``declared_watts``: the board's power under load, given by its owner. Unknown values are None
-    (`DeviceProfile.unmeasured`). Raises `PlatformError` if the kernels do not run here.
+    ``quick``: about 5 seconds, on one thread and on all, without warm-up in new processes, load, and peaks. The first
+    run also compiles kernels. ``declared_watts``: the board's power under load, given by its owner. ``sustained_s``:
+    seconds of load at the end. Unknown values are None (`DeviceProfile.unmeasured`). Raises `PlatformError` if the
+    kernels do not run here.
     """
-    counts = sorted({1, machine.usable_threads()})
-    steps = _ProgressCounter(progress, len(counts) * len(SHAPES) + (3 if quick else 4))
+    counts = thread_counts(machine.usable_threads(), quick=quick)
+    steps = _ProgressCounter(progress, rounds.LEAST + (4 if quick else 7))
     warmup, unmeasured = (None, {"kernel warm-up": "not measured in a quick profile"}) if quick else _warmup(steps)
-    steps("machine")
+    steps("idle" if quick else "idle and burst")
     found, gaps = machine.machine(isa.ISA)
     unmeasured |= gaps
     meter = power.find()
-    idle = _idle_watts(meter)
+    idle = _idle_watts(meter, _QUICK_IDLE_S if quick else _IDLE_S)
+    load = None if quick else _Load(counts[-1])
     steps("overhead of a call")
     overhead = _overhead()
-    kernels = _kernels(counts, overhead, _QUICK_KERNEL_S if quick else _KERNEL_S, meter, steps)
+    if meter is not None:
+        meter.start()
+    kernels = _kernels(counts, overhead, _QUICK_KERNELS_S if quick else KERNELS_S, meter, steps)
+    if load is not None:
+        steps("load")
+        load.finish(sustained_s, meter)
     condition, gaps = machine.condition()
     unmeasured |= gaps
     board_power = _power(meter, idle, declared_watts)
     if board_power.source == "unknown":
         unmeasured["power"] = f"{power.why_none()}; declare the watts with --watts"
-    steps("memory copy")
-    copy_gbps = _copy_gbps(found)
-    if copy_gbps is None:
+    steps("memory")
+    bandwidths = roofs.bandwidths(found, counts[:1] if quick else counts)
+    if not bandwidths:
         unmeasured["memory copy"] = "too little free memory for a copy larger than the last cache"
+    peaks: list[Peak] = []
+    if not quick:
+        steps("peak of products")
+        peaks, gaps = peak_products(counts)
+        unmeasured |= gaps
     steps.finish()
-    return DeviceProfile(
-        schema_version=SCHEMA_VERSION,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    return _made(
+        found,
+        kernels,
+        overhead,
         quick=quick,
-        machine=found,
-        kernels=kernels,
-        overhead=overhead,
-        copy_gbps=copy_gbps,
+        copy_gbps=next((one.gbps for one in bandwidths if one.kind == "copy"), None),
         warmup=warmup,
         condition=condition,
         power=board_power,
         unmeasured=unmeasured,
-        chosen={"instruction set": isa.explain()[:300], "threads": explain_threads(kernels, found)},
-        origins=_origins(board_power),
+        bandwidths=[] if quick else bandwidths,
+        peaks=peaks,
+        load=None if load is None else load.found,
     )
 
 
-def _origins(board_power: Power) -> dict[str, Origin]:
-    origins = measured_origins("machine", "kernels", "overhead", "copy_gbps", "warmup", "condition", "power")
-    if board_power.source == "declared":
+def measure_kernels(counts: Sequence[int], progress: Progress | None = None) -> DeviceProfile:
+    """The kernels and the peaks alone, on each number of threads.
+
+    The profile lacks the rest, so only one with a thread may travel (`schema.from_dict`).
+    """
+    steps = _ProgressCounter(progress, rounds.LEAST + 3)
+    steps("overhead of a call")
+    overhead = _overhead()
+    kernels = _kernels(counts, overhead, KERNELS_S, None, steps)
+    steps("peak of products")
+    peaks, gaps = peak_products(counts)
+    found = machine.machine(isa.ISA)[0]
+    condition, more = machine.condition()
+    steps.finish()
+    return _made(
+        found,
+        kernels,
+        overhead,
+        quick=True,
+        copy_gbps=None,
+        warmup=None,
+        condition=condition,
+        power=Power("unknown"),
+        unmeasured=gaps | more,
+        peaks=peaks,
+    )
+
+
+def _made(found: Machine, kernels: list[Kernel], overhead: Overhead, **rest: Any) -> DeviceProfile:
+    """The profile of these measurements; ``rest``: its other fields."""
+    origins = measured_origins(
+        "machine", "kernels", "overhead", "copy_gbps", "warmup", "condition", "power", "bandwidths", "peaks", "load"
+    )
+    if rest["power"].source == "declared":
         origins["power"] = Origin("estimated", "declared by the board's owner with --watts")
-    return origins
+    return DeviceProfile(
+        schema_version=SCHEMA_VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=found,
+        kernels=kernels,
+        overhead=overhead,
+        chosen={"instruction set": isa.explain()[:300], "threads": explain_threads(kernels, found)},
+        origins=origins,
+        **rest,
+    )
+
+
+def thread_counts(most: int, *, quick: bool = False) -> list[int]:
+    """Numbers of threads to measure: 1 to 4, doubled from there, and ``most``; ``quick``: the ends."""
+    if quick:
+        return sorted({1, most})
+    return sorted({min(n, most) for n in (1, 2, 3, 4, 8, 16, 32, 64, most)})
+
+
+def peak_products(counts: Sequence[int]) -> tuple[list[Peak], dict[str, str]]:
+    """`roofs.peaks`, and why there are none."""
+    try:
+        return roofs.peaks(counts), {}
+    except PlatformError:
+        return [], {"peak": "the package's library of kernels lacks it; the best kernel takes its place"}
 
 
 def describe(kind: KernelKind, shape: Shape) -> str:
@@ -238,58 +319,108 @@ class _ProgressCounter:
 
 
 def _kernels(
-    counts: list[int],
+    counts: Sequence[int],
     overhead: Overhead,
     seconds: float,
     meter: power.PowerMeter | None,
     steps: _ProgressCounter,
 ) -> list[Kernel]:
-    """All `SHAPES` on each number of threads, ``seconds`` each; ``meter`` counts the power meanwhile."""
-    if meter is not None:
-        meter.start()
-    kernels = []
-    for threads in counts:
-        dispatch_us = _dispatch_us(threads, overhead)
-        for kind, shape in SHAPES:
-            steps(describe(kind, shape))
-            kernels.append(_kernel(kind, shape, threads, dispatch_us, seconds))
-            if meter is not None:
-                meter.sample()
-    return kernels
+    """All `SHAPES` on each number of threads, for about ``seconds``; ``meter`` counts the power meanwhile.
+
+    They take turns in rounds, so that a clock that drifts slows all alike. After `rounds.LEAST`, only rows whose
+    interval is not tight go on.
+    """
+    dispatch = {threads: _dispatch_us(threads, overhead) for threads in counts}
+    rows = [_KernelTimes(kind, shape, threads, dispatch[threads]) for threads in counts for kind, shape in SHAPES]
+    turn_s = seconds / len(rows) / (2 * rounds.LEAST)
+    end = time.perf_counter() + seconds
+    for number in range(rounds.MOST):
+        left = rows if number < rounds.LEAST else [row for row in rows if not row.interval().tight]
+        if number <= rounds.LEAST:
+            steps(f"kernels, round {number + 1} of {rounds.LEAST}" if number < rounds.LEAST else "kernels, more rounds")
+        for row in left:
+            if number >= rounds.LEAST and time.perf_counter() > end:
+                return [each.kernel() for each in rows]
+            row.round(turn_s)
+        if meter is not None:
+            meter.sample()
+    return [row.kernel() for row in rows]
 
 
-def _kernel(kind: KernelKind, shape: Shape, threads: int, dispatch_us: float, seconds: float) -> Kernel:
-    segment = one_operator(kind, shape)
-    head = _first_run(segment, threads)
-    times = list(_times(head, _codes(segment), seconds))
-    middle = median(times)
-    op, header = segment.header.ops[0], segment.header
-    return Kernel(
-        kind=kind,
-        name=describe(kind, shape),
-        shape=shape,
-        threads=threads,
-        macs=op_macs(op, header),
-        bytes=op_bytes(op, header),
-        time_us=max(middle - dispatch_us, middle / 20),
-        sd_us=stdev(times),
-        runs=len(times),
-    )
+class _KernelTimes:
+    """One row: a kernel on a number of threads. ``dispatch_us``: what a run takes beside the operator."""
+
+    def __init__(self, kind: KernelKind, shape: Shape, threads: int, dispatch_us: float) -> None:
+        self.kind, self.shape, self.threads = kind, shape, threads
+        self._segment, self._dispatch_us = one_operator(kind, shape), dispatch_us
+        self._codes = _codes(self._segment)
+        self._times: list[float] = []
+        self._medians: list[float] = []
+
+    def round(self, seconds: float) -> None:
+        """Run it for ``seconds``, in a new head, which has other memory."""
+        times = list(_times(_first_run(self._segment, self.threads), self._codes, seconds, _ROUND_RUNS))
+        self._times += times
+        self._medians.append(self._own(median(times)))
+
+    def _own(self, us: float) -> float:
+        return max(us - self._dispatch_us, us / 20)
+
+    def interval(self) -> Interval:
+        """The interval of the time."""
+        return rounds.interval(self._medians)
+
+    def kernel(self) -> Kernel:
+        """The row of the profile."""
+        op, header = self._segment.header.ops[0], self._segment.header
+        return Kernel(
+            kind=self.kind,
+            name=describe(self.kind, self.shape),
+            shape=self.shape,
+            threads=self.threads,
+            macs=op_macs(op, header),
+            bytes=op_bytes(op, header),
+            time_us=median(self._medians),
+            sd_us=stdev(self._times),
+            runs=len(self._times),
+            interval=self.interval(),
+        )
 
 
-def _times(head: Head, codes: NDArray[np.uint8], seconds: float, least: int = 5) -> Iterator[float]:
+def _times(head: Head, codes: NDArray[np.uint8], seconds: float, least: int) -> Iterator[float]:
     """Microseconds of each run of the head's only operator, with its weights as cold as in a real frame.
 
     On several threads without the sweep: the team would fall asleep meanwhile, and within a frame it is awake.
     """
-    sweep = np.ones(_SWEEP_BYTES // 8, np.int64)
     end = time.perf_counter() + seconds
     count = 0
     while count < least or time.perf_counter() < end:
         if head.threads == 1:
-            sweep.max()
+            _SWEEP.max()
         yield head.profile(codes, 1)[0].us
         count += 1
+
+
+class _Load:
+    """The board's load: its speed at once in ``burst``, and at the end of the measurement in `finish`."""
+
+    def __init__(self, threads: int) -> None:
+        self._segment = one_operator(*_LOAD)
+        self._head, self._codes = _first_run(self._segment, threads), _codes(self._segment)
+        time.sleep(_IDLE_S)
+        self._began = time.perf_counter()
+        self._burst = roofs.speed(self._head, self._codes, 1.0)
+        self.found: Load | None = None
+
+    def finish(self, seconds: float, meter: power.PowerMeter | None) -> None:
+        """Load the board for ``seconds``; from here on, ``meter`` counts its power."""
+        if meter is not None:
+            meter.start()
+        end = _END_S if seconds >= _MINUTE else 1.0
+        sustained = roofs.speed(self._head, self._codes, seconds, end, meter)
+        gop = 2e-9 * op_macs(self._segment.header.ops[0], self._segment.header)
+        passed = time.perf_counter() - self._began
+        self.found = Load(self._head.threads, passed, gop * self._burst, gop * sustained)
 
 
 def _overhead() -> Overhead:
@@ -447,29 +578,14 @@ def _blob(kind: KernelKind, shape: Shape) -> NDArray[np.uint8]:
     return blob
 
 
-# --- memory, power, warm-up -----------------------------------------------------------------------------------------
+# --- power, warm-up -------------------------------------------------------------------------------------------------
 
 
-def _copy_gbps(found: Machine) -> float | None:
-    """GB/s of a copy (bytes read plus written) four times as large as the last cache; None if memory is too small."""
-    wanted = 4 * (found.last_cache_bytes or _COPY_BYTES_LEAST // 4)
-    size = min(max(wanted, _COPY_BYTES_LEAST), _COPY_BYTES_MOST)
-    if 4 * size > found.memory_available_bytes:
-        return None
-    source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        np.copyto(target, source)
-        times.append(time.perf_counter() - start)
-    return 2 * size / median(times) / 1e9
-
-
-def _idle_watts(meter: power.PowerMeter | None) -> float | None:
+def _idle_watts(meter: power.PowerMeter | None, seconds: float) -> float | None:
     if meter is None:
         return None
     meter.start()
-    time.sleep(0.2)
+    time.sleep(seconds)
     return meter.watts()
 
 

@@ -9,9 +9,12 @@ from rich.text import Text
 
 from device_profiles.band import times
 from device_profiles.schema import (
+    TIGHT,
+    BackendTime,
     Condition,
     DeviceProfile,
     Kernel,
+    Load,
     Machine,
     Origin,
     Overhead,
@@ -20,11 +23,12 @@ from device_profiles.schema import (
     Warmup,
     is_measured,
 )
-from splitedge.terminal import Cell, Column, definitions, wrap
+from splitedge.terminal import Cell, Column, definitions, plain, wrap
 from splitedge.terminal import table as fitted
 
 _MIB = 1 << 20
 _WARNING = "bold yellow"
+NATIVE = "native"  # the backend of our kernels
 
 Row = tuple[str, Cell]
 
@@ -34,10 +38,12 @@ def table(profile: DeviceProfile, width: int) -> RenderableType:
     was not measured.
     """
     measured = is_measured(profile)
-    parts: list[RenderableType] = [_facts(profile, width), Text(), _kernels(profile.kernels, width, measured=measured)]
+    parts: list[RenderableType] = [_facts(profile, width), Text(), kernel_table(profile, width)]
     if not measured:
         note = wrap("This board was not measured: all values are published or estimated.", width)
         parts.insert(0, Text("\n".join(note) + "\n", style=_WARNING))
+    if profile.backends:
+        parts += [Text(), backend_table(profile.backends, width)]
     if profile.unmeasured and measured:
         gaps = [(Text(what, style="yellow"), why) for what, why in profile.unmeasured.items()]
         parts += [Text("\nNot measurable on this machine", style=_WARNING), definitions(gaps, width)]
@@ -58,12 +64,13 @@ def band_words(ms: float, profile: DeviceProfile) -> list[str]:
 
 
 def _facts(profile: DeviceProfile, width: int) -> Text:
-    copy = f"{profile.copy_gbps:.1f} GB/s read + written" if profile.copy_gbps else ""
     date = profile.created + (", quick" if profile.quick else "")
     rows: list[Row] = [
         *_machine(profile.machine, profile.chosen),
         *_condition(profile.condition),
-        ("memory copy", copy),
+        *_memory(profile),
+        ("peak", _by_threads([(one.threads, one.gops) for one in profile.peaks], "GOPS") if profile.peaks else ""),
+        ("load", _load(profile.load)),
         ("start-up", _warmup(profile.warmup)),
         ("overhead", _overhead(profile.overhead)),
         ("band", _band(profile)),
@@ -98,6 +105,38 @@ def _condition(condition: Condition) -> list[Row]:
         clock += f"{' of ' if clock else 'at most '}{condition.mhz_max:,.0f} MHz"
     heat = f"{condition.temperature_c:.1f} °C" if condition.temperature_c is not None else ""
     return [("clock", clock), ("temperature", heat), ("throttling", _throttling(condition.throttling))]
+
+
+def _memory(profile: DeviceProfile) -> list[Row]:
+    """Copy and read by the number of threads; from an older file or a quick profile the copy alone."""
+    found: list[Row] = []
+    for kind, note in (("copy", " (read + written)"), ("read", "")):
+        each = [(one.threads, one.gbps) for one in profile.bandwidths if one.kind == kind]
+        if each:
+            found.append((f"memory {kind}", _by_threads(each, "GB/s") + note))
+    if not found and profile.copy_gbps:
+        return [("memory copy", f"{profile.copy_gbps:.1f} GB/s read + written")]
+    return found
+
+
+def _by_threads(values: Sequence[tuple[int, float]], unit: str) -> str:
+    """The values of numbers of threads: "7.2 GB/s on 1 thread, 12.1 on 4"."""
+    (threads, value), *others = values
+    return f"{value:,.1f} {unit} on {_threads(threads)}" + "".join(f", {more:,.1f} on {n}" for n, more in others)
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" if count == 1 else f"{count} threads"
+
+
+def _load(load: Load | None) -> str:
+    if load is None:
+        return ""
+    change = 100 * (load.sustained_gops / load.burst_gops - 1)
+    return (
+        f"{load.burst_gops:,.1f} GOPS in the first second, {load.sustained_gops:,.1f} after {load.seconds:.0f} s "
+        f"({change:+.1f} %), on {_threads(load.threads)}"
+    )
 
 
 def _throttling(state: Throttling | None) -> Cell:
@@ -139,22 +178,70 @@ def _power(power: Power) -> str:
     return f"{power.load_watts:.2f} W under load{idle} ({power.sensor or power.source})"
 
 
-def _kernels(kernels: Sequence[Kernel], width: int, *, measured: bool) -> RenderableType:
-    title = f"Integer kernels ({'medians' if measured else 'estimated'})"
+def kernel_table(profile: DeviceProfile, width: int) -> RenderableType:
+    """The kernels: median, half the width of its interval, speed, share of the peak, bandwidth."""
+    measured, peaks = is_measured(profile), {one.threads: one.gops for one in profile.peaks}
     columns = [
         Column("kernel and shape", alone=True),
         Column("threads", right=True),
         Column("time us", right=True),
-        Column("± sd", right=True, optional=True),
+        Column("± %", right=True, optional=True),
         Column("GOPS", right=True),
+        Column("% of peak", right=True, optional=True),
         Column("GB/s", right=True, optional=True),
     ]
+    keep = [i for i, one in enumerate(columns) if peaks or one.heading != "% of peak"]
     rows = []
-    for row in kernels:
+    for row in profile.kernels:
         gops = f"{row.gops:,.1f}" if row.macs else "-"
-        spread = f"{row.sd_us:,.1f}" if measured else "-"
-        rows.append([row.name, str(row.threads), f"{row.time_us:,.1f}", spread, gops, f"{row.gbps:,.1f}"])
-    return Group(Text(title, style="bold"), fitted(columns, rows, width))
+        peak = f"{100 * row.gops / peaks[row.threads]:.0f}" if row.macs and row.threads in peaks else "-"
+        cells: list[Cell] = [row.name, str(row.threads), f"{row.time_us:,.1f}", _half(row), gops, peak]
+        cells.append(f"{row.gbps:,.1f}")
+        rows.append([cells[i] for i in keep])
+    title = f"Integer kernels ({'medians' if measured else 'estimated'})"
+    parts: list[RenderableType] = [Text(title, style="bold"), fitted([columns[i] for i in keep], rows, width)]
+    if note := loose_note(profile.kernels):
+        parts.append(Text("\n".join(wrap(note, width)), style="yellow"))
+    return Group(*parts)
+
+
+def _half(row: Kernel) -> Cell:
+    """Half the interval of the time, in per cent of it."""
+    if row.interval is None:
+        return "-"
+    half = 50 * (row.interval.high_us - row.interval.low_us) / row.time_us
+    return Text(f"{half:.1f}" if half < 10 else f"{half:.0f}", style="" if row.interval.tight else "yellow")
+
+
+def loose_note(kernels: Sequence[Kernel]) -> str:
+    """How many rows are not as exact as they should be; empty if all are."""
+    known = [row.interval for row in kernels if row.interval is not None]
+    loose = sum(not one.tight for one in known)
+    if not loose:
+        return ""
+    return (
+        f"{loose} of {len(known)} medians are not known within {100 * TIGHT:.0f} % (95 % interval): other programs or "
+        "a changing clock disturb them."
+    )
+
+
+def backend_table(backends: Sequence[BackendTime], width: int) -> RenderableType:
+    """The backends on the reference network, each with its speed relative to our kernels."""
+    own = next((one.ms for one in backends if one.name == NATIVE), None)
+    columns = [
+        Column("backend"),
+        Column("threads", right=True),
+        Column("ms", right=True),
+        Column("speed", right=True),
+        Column("version", wrapped=True),
+    ]
+    rows = []
+    for one in backends:
+        ms = f"{one.ms:.3f}" if one.ms else "-"
+        speed = f"{own / one.ms:.2f} x" if own and one.ms else "-"
+        rows.append([plain(one.name), str(one.threads), ms, speed, plain(one.failure or one.version)])
+    title = Text("Backends on the reference network (speed: relative to native)", style="bold")
+    return Group(title, fitted(columns, rows, width))
 
 
 def _origins(origins: Mapping[str, Origin], width: int) -> Text:

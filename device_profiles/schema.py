@@ -59,6 +59,22 @@ class Shape(msgspec.Struct, frozen=True):
     stride: Size = 1
 
 
+#: A median is tight if both ends of its interval are within this share of it.
+TIGHT = 0.02
+
+
+class Interval(msgspec.Struct, frozen=True):
+    """The interval that contains a median with a probability of 95 %, from the medians of ``rounds``.
+
+    ``tight``: both ends are within `TIGHT` of the median. If not, the time for the measurement ran out.
+    """
+
+    low_us: Positive
+    high_us: Positive
+    rounds: Size
+    tight: bool
+
+
 class Kernel(msgspec.Struct):
     """One measurement: the median time of one operator, without the executor's share of the call."""
 
@@ -71,6 +87,7 @@ class Kernel(msgspec.Struct):
     time_us: Positive
     sd_us: Amount
     runs: Size
+    interval: Interval | None = None  # of time_us; older files lack it
 
     @property
     def gops(self) -> float:
@@ -129,6 +146,46 @@ class Power(msgspec.Struct):
     load_watts: Amount | None = None  # while kernels run, or as declared
 
 
+class Bandwidth(msgspec.Struct, frozen=True):
+    """Memory beyond the last cache. A copy counts bytes read plus bytes written."""
+
+    kind: Literal["copy", "read"]
+    threads: Size
+    gbps: Positive
+
+
+class Peak(msgspec.Struct, frozen=True):
+    """The most products that threads compute on registers alone; a product and its sum are two operations."""
+
+    threads: Size
+    gops: Positive
+
+
+class Load(msgspec.Struct, frozen=True):
+    """A convolution on all threads without a pause: its speed in the first second, and at the end.
+
+    A board that throttles is slower at the end.
+    """
+
+    threads: Size
+    seconds: Positive
+    burst_gops: Positive
+    sustained_gops: Positive
+
+
+class BackendTime(msgspec.Struct):
+    """How fast a way to run models (`edge_agent.backends`) runs the reference network.
+
+    ``ms``: the median of a run, None if it failed. ``failure``: the reason.
+    """
+
+    name: Text
+    version: Text
+    threads: Size
+    ms: Positive | None
+    failure: Text = ""
+
+
 Mark = Literal["measured", "specified", "estimated"]
 
 
@@ -181,6 +238,11 @@ class DeviceProfile(msgspec.Struct):
     # Older files lack both: their times count as they are. ``pace`` has no effect on a measured profile.
     band: Band | None = None
     pace: Pace = "slow"
+    # Older files and quick profiles lack these.
+    bandwidths: Annotated[list[Bandwidth], Meta(max_length=100)] = []
+    peaks: Annotated[list[Peak], Meta(max_length=limits.MAX_THREADS)] = []
+    load: Load | None = None
+    backends: Annotated[list[BackendTime], Meta(max_length=20)] = []
 
 
 def origin(profile: DeviceProfile, path: str) -> Origin:

@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from device_profiles import from_dict, measure, measurement, predict, to_dict
+from device_profiles import from_dict, measure, measurement, predict, rounds, to_dict
 from device_profiles.machine import usable_threads
 from device_profiles.measurement import SHAPES, one_operator
 from device_profiles.predict import best_threads
@@ -34,7 +34,9 @@ def test_a_quick_profile_is_complete_and_may_travel(quick):
         (n, *shape) for n in counts for shape in SHAPES
     ]
     assert {row.kind for row in profile.kernels} == set(KINDS)
-    assert all(row.runs >= 5 and row.time_us > 0 for row in profile.kernels)
+    assert all(row.runs >= 3 * rounds.LEAST and row.time_us > 0 for row in profile.kernels)
+    assert all(row.interval.low_us <= row.time_us <= row.interval.high_us for row in profile.kernels)
+    assert (profile.bandwidths, profile.peaks, profile.load, profile.backends) == ([], [], None, [])
     assert profile.machine.isa == ISA
     assert profile.chosen["instruction set"].startswith(f"{ISA}, ")
     assert profile.chosen["threads"].startswith(f"{best_threads(profile)}: ")
@@ -78,6 +80,13 @@ def test_a_whole_profile_measures_the_start_in_a_new_process():
     assert profile.warmup is not None
     assert profile.warmup.warm_s is not None or "warm start" in profile.unmeasured
     assert (profile.warmup.cold_s is None) == ("cold start" in profile.unmeasured)
+    counts = measurement.thread_counts(usable_threads())
+    assert [one.threads for one in profile.peaks] == counts
+    assert [one.threads for one in profile.bandwidths if one.kind == "read"] == counts
+    assert profile.copy_gbps == next(one.gbps for one in profile.bandwidths if one.kind == "copy")
+    assert profile.load.seconds > 2
+    assert 0 < profile.load.burst_gops < 100_000
+    assert 0 < profile.load.sustained_gops < 100_000
     if profile.power.source == "unknown":
         assert "power" in profile.unmeasured
 

@@ -42,6 +42,33 @@ def test_an_older_file_that_does_not_say_what_was_chosen_is_read(profile):
     assert from_dict(value).chosen == {}
 
 
+def test_an_older_file_without_intervals_roofs_and_backends_is_read(profile):
+    value = to_dict(profile)
+    for name in ("bandwidths", "peaks", "load", "backends"):
+        value.pop(name)
+    for row in value["kernels"]:
+        row.pop("interval")
+    assert from_dict(value) == profile
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"backends": [{"name": "x", "version": "1", "threads": 1, "ms": 1.0}] * 21},
+        {"backends": [{"name": "x" * 301, "version": "1", "threads": 1, "ms": 1.0}]},
+        {"backends": [{"name": "x", "version": "1", "threads": 1, "ms": 0.0}]},
+        {"peaks": [{"threads": 1, "gops": 1.0}] * 65},
+        {"peaks": [{"threads": 0, "gops": 1.0}]},
+        {"bandwidths": [{"kind": "copy", "threads": 1, "gbps": 1.0}] * 101},
+        {"bandwidths": [{"kind": "write", "threads": 1, "gbps": 1.0}]},
+        {"load": {"threads": 1, "seconds": 1.0, "burst_gops": 0, "sustained_gops": 1.0}},
+    ],
+)
+def test_a_field_beyond_its_bounds_is_refused(profile, bad):
+    with raises(ProtocolError, reason="malformed"):
+        from_dict(to_dict(profile) | bad)
+
+
 def test_a_newer_peer_s_extra_fields_are_ignored(profile):
     assert from_dict(to_dict(profile) | {"gpu": {"name": "none"}}) == profile
 
