@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+import splitedge
 from device_profiles import machine, power, roofs, rounds
 from device_profiles.predict import explain_threads, op_bytes, op_macs
 from device_profiles.schema import (
@@ -208,6 +209,7 @@ def _made(found: Machine, kernels: list[Kernel], overhead: Overhead, **rest: Any
         overhead=overhead,
         chosen={"instruction set": isa.explain()[:300], "threads": explain_threads(kernels, found)},
         origins=origins,
+        splitedge=splitedge.__version__,
         **rest,
     )
 

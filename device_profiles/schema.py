@@ -238,6 +238,7 @@ class DeviceProfile(msgspec.Struct):
     # Older files lack both: their times count as they are. ``pace`` has no effect on a measured profile.
     band: Band | None = None
     pace: Pace = "slow"
+    splitedge: Text = ""  # the version that measured; older files lack it
     # Older files and quick profiles lack these.
     bandwidths: Annotated[list[Bandwidth], Meta(max_length=100)] = []
     peaks: Annotated[list[Peak], Meta(max_length=limits.MAX_THREADS)] = []

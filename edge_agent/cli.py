@@ -34,6 +34,22 @@ bench_app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 
+
+class _ProfileGroup(options.Group):
+    """A name that is no command is that of a known board: `profile --known pi5`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["known", *args])
+
+
+profile_app = typer.Typer(
+    cls=_ProfileGroup,
+    help="Measure this machine; show, compare and export profiles.",
+    invoke_without_command=True,
+    **options.APP,
+)
+app.add_typer(profile_app, name="profile")
+
 _Config = Annotated[
     Path | None,
     typer.Option("--config", help="Configuration file (TOML). [default: the one in use]", show_default=False),
@@ -94,31 +110,147 @@ def doctor(
     raise typer.Exit(command.doctor(given.file, given.options, json=json, fix=fix, archive=bundle))
 
 
-@app.command(cls=options.Command)
+@profile_app.callback()
 def profile(
-    board: Annotated[
-        str | None, typer.Argument(metavar="BOARD", help="Name of a known board, with --known.", show_default=False)
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Measure fewer shapes, fewer times.")] = False,
+    context: typer.Context,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="5 s instead of 20: fewer runs, no load, no backends.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the profile to this file (JSON).", show_default=False)
     ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Use it from now on for plans and `doctor`.")] = False,
     watts: Annotated[
         float | None,
         typer.Option("--watts", min=0.01, help="Power of the board under load in watts, if it has no sensor."),
     ] = None,
+    sustained: Annotated[
+        str,
+        typer.Option(
+            "--sustained",
+            metavar="TIME",
+            help="Load the board so long, such as 10m, to see throttling.",
+            show_default=False,
+        ),
+    ] = "",
     known: Annotated[
-        bool, typer.Option("--known", help="Do not measure: list the known boards, or print the profile of BOARD.")
+        bool,
+        typer.Option("--known", help="Do not measure: list the known boards, or print the one named after it."),
     ] = False,
+    config: _Config = None,
     json: Json = False,
 ) -> None:
-    """Measure this machine, or show the profile of a known board."""
+    """Measure this machine; show, compare and export profiles.
+
+    Without a command, measures: kernels on one thread up to all, memory, load, power, and other backends.
+    """
+    if context.invoked_subcommand is not None:
+        return
     from edge_agent.commands import profile as command
 
-    if known or board:
-        command.known_boards(board, asked=known, json=json)
-    else:
-        command.profile(quick=quick, out=out, json=json, watts=watts)
+    if known:
+        command.known_boards(None, asked=True, json=json)
+        return
+    asked = command.Options(quick=quick, out=out, keep=keep, json=json, watts=watts, sustained=sustained)
+    command.profile(load(config, {}), asked)
+
+
+_ProfileFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="FILE", help="A profile. [default: the one in use]", show_default=False),
+]
+
+
+@profile_app.command("show", cls=options.Command)
+def show_profile(file: _ProfileFile = None, config: _Config = None, json: Json = False) -> None:
+    """Show a profile as tables."""
+    settings = load(config, {})
+    from edge_agent.commands import profile as command
+
+    command.show(file, settings, json=json)
+
+
+@profile_app.command("compare", cls=options.Command)
+def compare_profiles(
+    first: Annotated[Path, typer.Argument(metavar="OLD.json", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="NEW.json", show_default=False)],
+    least: Annotated[
+        float, typer.Option("--least", min=0, max=1000, help="The least change in per cent that counts.")
+    ] = 5.0,
+    json: Json = False,
+) -> None:
+    """Show which kernels changed between two profiles, beyond noise.
+
+    Exit status: 0 nothing is slower, 1 a kernel is slower.
+    """
+    from edge_agent.commands import profile as command
+
+    raise typer.Exit(command.compare(first, second, least=least, json=json))
+
+
+@profile_app.command(cls=options.Command)
+def export(
+    file: _ProfileFile = None,
+    output: Annotated[
+        Literal["md", "csv", "json"], typer.Option("-o", "--output", help="Format of the output.")
+    ] = "md",
+    config: _Config = None,
+) -> None:
+    """Print an anonymous profile, to share.
+
+    It has the board and the figures, without times of day, paths and texts of errors.
+    """
+    settings = load(config, {})
+    from edge_agent.commands import profile as command
+
+    command.export(file, settings, output)
+
+
+@profile_app.command(cls=options.Command)
+@_takes("server", "demand")
+def roofline(
+    given: Given,
+    file: _ProfileFile = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="MODEL",
+            help="Also its operators: a .segment file, or a model of the server.",
+            show_default=False,
+        ),
+    ] = "",
+    threads: Annotated[
+        int | None,
+        typer.Option("-t", "--threads", min=1, help="Number of threads. [default: that of heads]", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw it to this .svg or .png file.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what bounds each kernel: products or memory.
+
+    The operators of a model are measured if the profile is this board's, else predicted.
+    """
+    settings = load(*given)
+    from edge_agent.commands import profile as command
+
+    command.roofs(settings, command.Roofs(file, model, threads, plot))
+
+
+@profile_app.command("known", hidden=True)
+def known_board(
+    context: typer.Context,
+    board: Annotated[str, typer.Argument(metavar="BOARD", show_default=False)],
+    known: Annotated[bool, typer.Option("--known")] = False,
+    json: Json = False,
+) -> None:
+    """Print the profile of a known board."""
+    from edge_agent.commands import profile as command
+
+    before = context.parent.params if context.parent is not None else {}
+    command.known_boards(board, asked=known or bool(before.get("known")), json=json or bool(before.get("json")))
 
 
 @bench_app.callback()
@@ -253,6 +385,21 @@ def compare_results(
     from edge_agent.commands import bench as command
 
     raise typer.Exit(command.compare(first, second, least=least, json=json))
+
+
+@bench_app.command(cls=options.Command)
+def kernels(
+    threads: Annotated[
+        str, typer.Option("-t", "--threads", metavar="COUNTS", help="Such as 1,2,4. [default: 1 and all cores]")
+    ] = "",
+    output: Annotated[
+        Literal["table", "md", "csv", "json"], typer.Option("-o", "--output", help="Format of the output.")
+    ] = "table",
+) -> None:
+    """Measure the integer kernels: time, GOPS, share of the peak, GB/s."""
+    from edge_agent.commands import bench, profile
+
+    profile.kernels(bench.thread_counts(threads), output)
 
 
 @bench_app.command(cls=options.Command)

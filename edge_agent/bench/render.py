@@ -6,7 +6,7 @@ import csv
 import importlib.util
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
 from typing import Any, Final
 
@@ -204,6 +204,20 @@ def require_plots() -> None:
 
 def draw(rows: Sequence[Row], form: str) -> bytes:
     """The curves of long runs as a file of the format ``form``, with matplotlib."""
+
+    def curves(axes: Any) -> None:
+        for row, long in _long(rows):
+            label = f"{row.model}, {row.backend} {row.precision}, {_threads(row.threads)}"
+            seconds = [long.seconds * i / len(long.per_second) for i in range(len(long.per_second))]
+            axes.plot(seconds, long.per_second, linewidth=1.4, label=label)
+        axes.set(xlabel="seconds", ylabel="runs a second")
+        axes.set_ylim(bottom=0)
+
+    return picture(curves, form)
+
+
+def picture(fill: Callable[[Any], None], form: str) -> bytes:
+    """The file of a plot whose axes ``fill`` fills, with matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -211,12 +225,7 @@ def draw(rows: Sequence[Row], form: str) -> bytes:
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     (FigureCanvasSVG if form == "svg" else FigureCanvasAgg)(figure)
     axes = figure.subplots()
-    for row, long in _long(rows):
-        label = f"{row.model}, {row.backend} {row.precision}, {_threads(row.threads)}"
-        seconds = [long.seconds * i / len(long.per_second) for i in range(len(long.per_second))]
-        axes.plot(seconds, long.per_second, linewidth=1.4, label=label)
-    axes.set(xlabel="seconds", ylabel="runs a second")
-    axes.set_ylim(bottom=0)
+    fill(axes)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     image = io.BytesIO()
@@ -235,9 +244,14 @@ def markdown(result: Result) -> str:
     """A table to paste, below a line on the machine."""
     rows = [_flat(row) for row in result.rows]
     names = [*_ALWAYS, *(name for name in _OPTIONAL if any(row[name] not in ("", None) for row in rows))]
-    lines = [headline(result), "", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(_escaped(row[name]) for name in names) + " |" for row in rows]
-    return "\n".join([*lines, *(f"\n{note}" for note in _notes(result))])
+    table = markdown_table(names, [[row[name] for name in names] for row in rows])
+    return "\n".join([headline(result), "", table, *(f"\n{note}" for note in _notes(result))])
+
+
+def markdown_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table of Markdown; None is an empty cell."""
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join([*lines, *("| " + " | ".join(_escaped(value) for value in row) + " |" for row in rows)])
 
 
 def _escaped(value: Any) -> str:
@@ -253,10 +267,15 @@ def _escaped(value: Any) -> str:
 
 def as_csv(result: Result) -> str:
     """All rows with a heading."""
+    return csv_table(list(_FLAT), [list(_flat(row).values()) for row in result.rows])
+
+
+def csv_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table of CSV; None is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_FLAT)
-    writer.writerows(["" if value is None else value for value in _flat(row).values()] for row in result.rows)
+    writer.writerow(names)
+    writer.writerows(["" if value is None else value for value in row] for row in rows)
     return text.getvalue().rstrip("\n")
 
 

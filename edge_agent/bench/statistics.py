@@ -93,11 +93,16 @@ def _change(
     if min(len(old), len(new)) < 2:
         return _incomparable(key, "one round has no interval; measure with --rounds 5")
     low, middle, high = (100 * math.expm1(x) for x in welch(np.log(old).tolist(), np.log(new).tolist(), error))
+    return Change(key, middle, low, high, verdict(low, middle, high, least))
+
+
+def verdict(low: float, middle: float, high: float, least: float) -> str:
+    """ "slower", "faster" or "no change", for a change of a time in per cent with its interval."""
     if low > 0 and middle >= least:
-        return Change(key, middle, low, high, "slower")
+        return "slower"
     if high < 0 and -middle >= least:
-        return Change(key, middle, low, high, "faster")
-    return Change(key, middle, low, high, "no change")
+        return "faster"
+    return "no change"
 
 
 def _incomparable(key: tuple[str, str, str, int], why: str) -> Change:

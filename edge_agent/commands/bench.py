@@ -60,7 +60,7 @@ def bench(settings: Settings, options: Options) -> int:
     Raises `UsageError`, and for a model of the server what a request for a plan raises.
     """
     backends = _names(options.backends)
-    counts = _counts(options.threads)
+    counts = thread_counts(options.threads)
     shape = _shape(options.shape)
     seconds = duration(options.sustained) if options.sustained else 0.0
     for path in (options.plot, options.report):
@@ -191,7 +191,7 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-def _counts(text: str) -> list[int]:
+def thread_counts(text: str) -> list[int]:
     """The numbers of threads in ``text``; by default 1 and all that this process may use."""
     if not text:
         return sorted({1, usable_threads()})

@@ -1,25 +1,53 @@
-"""`edge-agent profile`: measure this machine, or show a known board."""
+"""`edge-agent profile`: measure this machine; show, compare and export profiles; the roofline; known boards."""
 
 from __future__ import annotations
 
+import asyncio
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from device_profiles import known, measure, save, table
+import device_profiles
+from device_profiles import DeviceProfile, known, machine, measurement, predict, save, schema, table
 from device_profiles.schema import Machine
+from edge_agent.bench import cases, planned
+from edge_agent.commands.bench import duration
+from edge_agent.config import Settings
+from edge_agent.planning import device
+from edge_agent.profiling import backends, comparison, formats, roofline
+from edge_agent.profiling.comparison import Change
+from kernels import isa
 from splitedge import files, terminal
 from splitedge.errors import UsageError
 from splitedge.terminal import Column
 
 
-def profile(*, quick: bool, out: Path | None, json: bool, watts: float | None) -> None:
-    """Measure; print a table, or JSON; write the profile to ``out``. The progress bar goes to standard error."""
-    if out is not None:
-        files.require_writable(out)
+@dataclass(frozen=True)
+class Options:
+    """The options of the command; see its help."""
+
+    quick: bool = False
+    out: Path | None = None
+    keep: bool = False
+    json: bool = False
+    watts: float | None = None
+    sustained: str = ""
+
+
+def profile(settings: Settings, options: Options) -> None:
+    """Measure; print a table, or JSON; write the profile to a file. The progress bar goes to standard error."""
+    if options.quick and options.sustained:
+        raise UsageError("a quick profile has no load; give --quick or --sustained", reason="quick-and-sustained")
+    sustained = {"sustained_s": duration(options.sustained)} if options.sustained else {}
+    if options.out is not None:
+        files.require_writable(options.out)
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("")
@@ -27,15 +55,162 @@ def profile(*, quick: bool, out: Path | None, json: bool, watts: float | None) -
         def update(done: int, total: int, step: str) -> None:
             bar.update(task, completed=done, total=total, description=step)
 
-        measured = measure(quick=quick, progress=update, declared_watts=watts)
-    if out is not None:
-        save(measured, out)
-    if json:
+        measured = device_profiles.measure(
+            quick=options.quick, progress=update, declared_watts=options.watts, **sustained
+        )
+        if not options.quick:
+            bar.update(task, description="backends")
+            measured.backends = backends.times(predict.best_threads(measured), lambda _: None)
+    written = []
+    if options.out is not None:
+        save(measured, options.out)
+        written.append(options.out)
+    if options.keep:
+        written.append(device.keep(measured, settings))
+    if options.json:
         print(msgspec.json.encode(measured).decode())
         return
     terminal.show(table(measured, terminal.width()))
-    if out is not None:
-        print(f"written to {out}")
+    for path in written:
+        print(f"written to {path}")
+
+
+def load(path: Path | None, settings: Settings) -> DeviceProfile:
+    """The profile in ``path``, by default the one in use. Raises `UsageError` if there is none in use."""
+    place = path or device.place(settings)
+    if path is None and not place.exists():
+        raise UsageError(
+            "no profile is in use yet; name a file, or run `edge-agent profile --keep`", reason="none-kept"
+        )
+    return device_profiles.load(place)
+
+
+def show(path: Path | None, settings: Settings, *, json: bool) -> None:
+    """Print the profile in ``path``, by default the one in use."""
+    found = load(path, settings)
+    if json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        terminal.show(table(found, terminal.width()))
+
+
+def export(path: Path | None, settings: Settings, form: str) -> None:
+    """Print the profile without what may tell more than the board and the figures."""
+    print(formats.FORMATS[form](formats.anonymous(load(path, settings))))
+
+
+def compare(first: Path, second: Path, *, least: float, json: bool) -> int:
+    """Print what changed between two profiles. Returns 1 if a kernel is slower."""
+    found = comparison.compare(device_profiles.load(first), device_profiles.load(second), least)
+    if json:
+        print(msgspec.json.encode([one._asdict() for one in found]).decode())
+    else:
+        terminal.show(changes(found, terminal.width()), "", _summary(found))
+    return int(any(one.verdict == "slower" for one in found))
+
+
+def changes(found: Sequence[Change], width: int) -> RenderableType:
+    """The changes as a table."""
+    columns = [
+        Column("kernel and shape", alone=True),
+        Column("threads", right=True),
+        Column("change", right=True),
+        Column("interval", right=True),
+        Column("verdict", wrapped=True),
+    ]
+    style = {"slower": "red", "faster": "green"}
+    rows = [
+        (
+            terminal.plain(one.name),
+            str(one.threads),
+            "" if math.isnan(one.percent) else f"{one.percent:+.1f} %",
+            "" if math.isnan(one.percent) else f"{one.low:+.1f} to {one.high:+.1f}",
+            Text(terminal.plain(one.verdict), style=style.get(one.verdict, "")),
+        )
+        for one in found
+    ]
+    return terminal.table(columns, rows, width)
+
+
+def _summary(found: Sequence[Change]) -> str:
+    count = {name: sum(one.verdict == name for one in found) for name in ("slower", "faster", "no change")}
+    return f"{count['slower']} slower, {count['faster']} faster, {count['no change']} without change"
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """The options of `profile roofline`; see its help."""
+
+    path: Path | None = None
+    model: str = ""
+    threads: int | None = None
+    plot: Path | None = None
+
+
+def roofs(settings: Settings, options: Roofs) -> None:
+    """Print the roofline of a profile, with the operators of a model; draw it to a file."""
+    if options.plot is not None:
+        files.picture_form(options.plot.name)
+        files.require_writable(options.plot)
+    profile = load(options.path, settings)
+    found = roofline.roofline(profile, options.threads)
+    if options.model:
+        found = _with_model(found, profile, settings, options)
+    terminal.show(roofline.show(found, terminal.width()))
+    if options.plot is not None:
+        files.write(options.plot, roofline.draw(found, files.picture_form(options.plot.name)))
+        print(f"written to {options.plot}")
+
+
+def _with_model(
+    found: roofline.Roofline, profile: DeviceProfile, settings: Settings, options: Roofs
+) -> roofline.Roofline:
+    """``found`` with the operators of the model: measured if ``profile`` is this board's, else predicted."""
+    threads = found.roofs[-1].threads
+    with tempfile.TemporaryDirectory(prefix="splitedge-roofline-") as folder, terminal.Progress("edge-agent") as say:
+        model = _model(options.model, settings, Path(folder), say)
+        data = model.files[0].read_bytes()
+        say(f"measuring {model.name}")
+        if is_here(profile) and threads <= machine.usable_threads():
+            points, source = roofline.measured(data, threads), "measured"
+        else:
+            points, source = roofline.predicted(data, profile, threads), "predicted"
+    if not points:
+        raise UsageError(
+            f"{model.name} has no operator with products, so there is nothing to draw", reason="no-products"
+        )
+    return replace(found, operators=points, model=model.name, source=source)
+
+
+def _model(text: str, settings: Settings, folder: Path, say: terminal.Progress) -> cases.Model:
+    """The segment that ``text`` names, a file or a model of the server."""
+    path = Path(text)
+    if path.suffix == ".segment":
+        return cases.plain(text)
+    if path.suffix or "/" in text:
+        raise UsageError(
+            f"the roofline takes a .segment file or a model of the server, not {text[-60:]}", reason="no-segment"
+        )
+    return asyncio.run(planned.head(msgspec.structs.replace(settings, model=text), folder, say))
+
+
+def is_here(profile: DeviceProfile) -> bool:
+    """Whether ``profile`` was measured on a board like this one."""
+    own = machine.machine(isa.ISA)[0]
+    return schema.is_measured(profile) and all(
+        getattr(own, name) == getattr(profile.machine, name) for name in ("board", "cpu", "isa", "logical_cores")
+    )
+
+
+def kernels(counts: Sequence[int], output: str) -> None:
+    """Measure the kernels on each number of threads, and print them (`edge-agent bench kernels`)."""
+    with terminal.Progress("edge-agent") as say:
+        found = measurement.measure_kernels(counts, lambda done, total, step: say(f"{step} ({done}/{total})"))
+    if output == "table":
+        width = terminal.width()
+        terminal.show(formats.headline(found), "", device_profiles.render.kernel_table(found, width))
+    else:
+        print(formats.FORMATS[output](found))
 
 
 def known_boards(name: str | None, *, asked: bool, json: bool) -> None:
@@ -60,14 +235,14 @@ def boards(width: int) -> Text:
     """The known boards as a table."""
     columns = [Column("name"), Column("board", shortest=16), Column("cores", shortest=16), Column("kernels use")]
     rows = []
-    for name, machine in _machines().items():
-        rows.append((name, machine.board or "", f"{machine.physical_cores} x {machine.cpu}", machine.isa))
+    for name, one in _machines().items():
+        rows.append((name, one.board or "", f"{one.physical_cores} x {one.cpu}", one.isa))
     return terminal.table(columns, rows, width)
 
 
 def _list(*, json: bool) -> None:
     if json:
-        print(msgspec.json.encode({name: machine.board for name, machine in _machines().items()}).decode())
+        print(msgspec.json.encode({name: one.board for name, one in _machines().items()}).decode())
         return
     note = "These profiles are published or estimated, not measured. Use them with `edge-agent plan --board NAME`."
     terminal.show(boards(terminal.width()), "", note)

@@ -40,6 +40,20 @@ def threads(profile: DeviceProfile) -> int:
     return min(best_threads(profile), machine.usable_threads())
 
 
+def place(settings: Settings) -> Path:
+    """The file of the profile in use: the one that the settings name, else the one kept for this build."""
+    return config.path_of(settings.profile) if settings.profile else disk_cache.build_file(settings, "profile")
+
+
+def keep(profile: DeviceProfile, settings: Settings) -> Path:
+    """Make ``profile`` the one in use; returns its file. Raises `errors.StoreError`."""
+    path = place(settings)
+    if not settings.profile:
+        DiskCache(path.parent)  # makes the folder
+    device_profiles.save(profile, path)
+    return path
+
+
 def named_profile(settings: Settings) -> DeviceProfile:
     """The profile file that the settings name. Raises `errors.ConfigError` if it cannot be read or was not measured."""
     found = device_profiles.load(config.path_of(settings.profile))
@@ -61,7 +75,7 @@ def name(settings: Settings) -> str:
 async def _profile(settings: Settings, say: StatusCallback) -> DeviceProfile:
     if settings.profile:
         return await asyncio.to_thread(named_profile, settings)
-    path = disk_cache.build_file(settings, "profile")
+    path = place(settings)
     try:
         return await asyncio.to_thread(_refreshed, device_profiles.load(path))
     except errors.ConfigError:  # no such file, or one of another version
