@@ -332,7 +332,7 @@ def _kernels(
     They take turns in rounds, so that a clock that drifts slows all alike. After `rounds.LEAST`, only rows whose
     interval is not tight go on.
     """
-    dispatch = {threads: _dispatch_us(threads, overhead) for threads in counts}
+    dispatch = {threads: dispatch_us(threads, overhead) for threads in counts}
     rows = [_KernelTimes(kind, shape, threads, dispatch[threads]) for threads in counts for kind, shape in SHAPES]
     turn_s = seconds / len(rows) / (2 * rounds.LEAST)
     end = time.perf_counter() + seconds
@@ -363,10 +363,7 @@ class _KernelTimes:
         """Run it for ``seconds``, in a new head, which has other memory."""
         times = list(_times(_first_run(self._segment, self.threads), self._codes, seconds, _ROUND_RUNS))
         self._times += times
-        self._medians.append(self._own(median(times)))
-
-    def _own(self, us: float) -> float:
-        return max(us - self._dispatch_us, us / 20)
+        self._medians.append(own_us(median(times), self._dispatch_us))
 
     def interval(self) -> Interval:
         """The interval of the time."""
@@ -492,11 +489,16 @@ def _jpeg_ns() -> float:
     return 1e9 * _after_pauses(lambda: jpeg.encode(pixels, 80)) / pixels.size
 
 
-def _dispatch_us(threads: int, overhead: Overhead) -> float:
-    """Microseconds that `Head.profile` adds to the time of each operator."""
+def dispatch_us(threads: int, overhead: Overhead) -> float:
+    """Microseconds that `Head.profile` adds to the time of each operator on so many ``threads``."""
     single = one_operator("lut", Shape(1, 1, 64, 64))
     head, codes = _first_run(single, threads), _codes(single)
     return max(0.0, median(head.profile(codes, 1)[0].us for _ in range(300)) - overhead.op_us)
+
+
+def own_us(us: float, dispatch: float) -> float:
+    """The time of an operator without the ``dispatch``; at least a small share of it."""
+    return max(us - dispatch, us / 20)
 
 
 def _run_us(head: Head, codes: NDArray[np.uint8], runs: int = 300) -> float:

@@ -101,11 +101,14 @@ def export(path: Path | None, settings: Settings, form: str) -> None:
 
 def compare(first: Path, second: Path, *, least: float, json: bool) -> int:
     """Print what changed between two profiles. Returns 1 if a kernel is slower."""
-    found = comparison.compare(device_profiles.load(first), device_profiles.load(second), least)
+    old, new = device_profiles.load(first), device_profiles.load(second)
+    found = comparison.compare(old, new, least)
     if json:
         print(msgspec.json.encode([one._asdict() for one in found]).decode())
     else:
-        terminal.show(changes(found, terminal.width()), "", _summary(found))
+        heads = [formats.headline(one) for one in (old, new)]
+        other = [] if heads[0] == heads[1] else [f"first:  {heads[0]}", f"second: {heads[1]}", ""]
+        terminal.show(*other, changes(found, terminal.width()), "", _summary(found))
     return int(any(one.verdict == "slower" for one in found))
 
 
@@ -172,7 +175,7 @@ def _with_model(
         data = model.files[0].read_bytes()
         say(f"measuring {model.name}")
         if is_here(profile) and threads <= machine.usable_threads():
-            points, source = roofline.measured(data, threads), "measured"
+            points, source = roofline.measured(data, profile, threads), "measured"
         else:
             points, source = roofline.predicted(data, profile, threads), "predicted"
     if not points:
@@ -186,7 +189,7 @@ def _model(text: str, settings: Settings, folder: Path, say: terminal.Progress) 
     """The segment that ``text`` names, a file or a model of the server."""
     path = Path(text)
     if path.suffix == ".segment":
-        return cases.plain(text)
+        return replace(cases.plain(text), name=path.name)
     if path.suffix or "/" in text:
         raise UsageError(
             f"the roofline takes a .segment file or a model of the server, not {text[-60:]}", reason="no-segment"

@@ -3,6 +3,7 @@
     check             the result of a check
     system            platform, userland, page size, memory, date, other programs
     processor         instruction set, cores, clock, heat, power, GPU
+    other_backends    what the stored profile knows of ONNX Runtime, LiteRT and others
     storage           room, read-only file systems, wear, mode of the token file
     kernel_library    the kernels, which a child process (`probe`) imports and runs
     server            configuration; server, version, certificate
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 from device_profiles import machine
 from edge_agent.config import Settings
-from edge_agent.doctor import kernel_library, processor, server, storage, system
+from edge_agent.doctor import kernel_library, other_backends, processor, server, storage, system
 from edge_agent.doctor.check import Check, Verdict
 
 __all__ = ["Check", "Verdict", "examine"]
@@ -60,6 +61,7 @@ async def examine(path: Path | None, options: Mapping[str, Any], root: Path = ma
             processor.instructions(),
             kernels,
             *(check(root) for check in PROCESSOR),
+            other_backends.other_backends(settings or Settings()),
             memory,
             storage.space(settings or Settings(), root),
             *(check(root) for check in STORAGE),

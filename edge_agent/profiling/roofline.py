@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from device_profiles import predict
+from device_profiles import measurement, predict
 from device_profiles.schema import DeviceProfile
 from edge_agent.bench.render import picture
 from splitedge.errors import UsageError
@@ -99,14 +99,18 @@ def _roof(profile: DeviceProfile, threads: int) -> Roof | None:
     return None if gops is None else Roof(threads, gops, read or profile.copy_gbps)
 
 
-def measured(data: bytes, threads: int) -> list[Point]:
-    """The operators with products of the segment file ``data``, measured here. Raises `SegmentError`."""
+def measured(data: bytes, profile: DeviceProfile, threads: int) -> list[Point]:
+    """The operators with products of the segment file ``data``, measured here. Raises `SegmentError`.
+
+    ``profile``: of this board; it knows what a run takes beside its operators.
+    """
     head = executor.load(data, threads)
     entry = head.input
     random, dtype = np.random.default_rng(0), seg.DTYPES[entry.dtype]
     frame = np.ones(entry.shape, dtype) if entry.dtype == "i32" else random.integers(0, 256, entry.shape).astype(dtype)
     times = head.profile(frame, _REPEATS)
-    return _points(head.header, [one.us for one in times])
+    dispatch = measurement.dispatch_us(threads, profile.overhead)
+    return _points(head.header, [measurement.own_us(one.us, dispatch) for one in times])
 
 
 def predicted(data: bytes, profile: DeviceProfile, threads: int) -> list[Point]:
