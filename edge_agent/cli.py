@@ -278,7 +278,14 @@ def bench(
         ),
     ] = "",
     threads: Annotated[
-        str, typer.Option("-t", "--threads", metavar="COUNTS", help="Such as 1,2,4. [default: 1 and all cores]")
+        str,
+        typer.Option(
+            "-t",
+            "--threads",
+            metavar="COUNTS",
+            help="Such as 1,2,4. [default: 1 and all cores]",
+            show_default=False,
+        ),
     ] = "",
     repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, max=1_000_000, help="Runs of a row.")] = 100,
     rounds: Annotated[
@@ -390,7 +397,14 @@ def compare_results(
 @bench_app.command(cls=options.Command)
 def kernels(
     threads: Annotated[
-        str, typer.Option("-t", "--threads", metavar="COUNTS", help="Such as 1,2,4. [default: 1 and all cores]")
+        str,
+        typer.Option(
+            "-t",
+            "--threads",
+            metavar="COUNTS",
+            help="Such as 1,2,4. [default: 1 and all cores]",
+            show_default=False,
+        ),
     ] = "",
     output: Annotated[
         Literal["table", "md", "csv", "json"], typer.Option("-o", "--output", help="Format of the output.")

@@ -62,12 +62,13 @@ def table(*rows: tuple[str, ...]) -> str:
 
 
 def walk(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield every command below ``command`` with its full name."""
+    """Yield every command below ``command`` with its full name, but no hidden one."""
     if hasattr(command, "commands"):
         if command.invoke_without_command:
             yield name, command
         for child, made in command.commands.items():
-            yield from walk(made, f"{name} {child}")
+            if not made.hidden:
+                yield from walk(made, f"{name} {child}")
     else:
         yield name, command
 

@@ -17,7 +17,7 @@ from rich.text import Text
 import device_profiles
 from device_profiles import DeviceProfile, known, machine, measurement, predict, save, schema, table
 from device_profiles.schema import Machine
-from edge_agent.bench import cases, planned
+from edge_agent.bench import cases, planned, system
 from edge_agent.commands.bench import duration
 from edge_agent.config import Settings
 from edge_agent.planning import device
@@ -61,6 +61,7 @@ def profile(settings: Settings, options: Options) -> None:
         if not options.quick:
             bar.update(task, description="backends")
             measured.backends = backends.times(predict.best_threads(measured), lambda _: None)
+    _mark_emulated(measured)
     written = []
     if options.out is not None:
         save(measured, options.out)
@@ -73,6 +74,11 @@ def profile(settings: Settings, options: Options) -> None:
     terminal.show(table(measured, terminal.width()))
     for path in written:
         print(f"written to {path}")
+
+
+def _mark_emulated(profile: DeviceProfile) -> None:
+    if system.emulated():
+        profile.unmeasured["times"] = "this processor is emulated, so they mean nothing"
 
 
 def load(path: Path | None, settings: Settings) -> DeviceProfile:
@@ -209,6 +215,7 @@ def kernels(counts: Sequence[int], output: str) -> None:
     """Measure the kernels on each number of threads, and print them (`edge-agent bench kernels`)."""
     with terminal.Progress("edge-agent") as say:
         found = measurement.measure_kernels(counts, lambda done, total, step: say(f"{step} ({done}/{total})"))
+    _mark_emulated(found)
     if output == "table":
         width = terminal.width()
         terminal.show(formats.headline(found), "", device_profiles.render.kernel_table(found, width))
