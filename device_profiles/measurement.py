@@ -147,8 +147,7 @@ def measure(
     peaks: list[Peak] = []
     if not quick:
         steps("peak of products")
-        peaks, gaps = peak_products(counts)
-        unmeasured |= gaps
+        peaks = roofs.peaks(counts)
     steps.finish()
     return _made(
         found,
@@ -169,15 +168,15 @@ def measure(
 def measure_kernels(counts: Sequence[int], progress: Progress | None = None) -> DeviceProfile:
     """The kernels and the peaks alone, on each number of threads.
 
-    The profile lacks the rest, so only one with a thread may travel (`schema.from_dict`).
+    The profile lacks the rest. Only one whose ``counts`` contain 1 can be read again (`schema.from_dict`).
     """
     steps = _ProgressCounter(progress, rounds.LEAST + 3)
     steps("overhead of a call")
     overhead = _overhead()
     kernels = _kernels(counts, overhead, KERNELS_S, None, steps)
     steps("peak of products")
-    peaks, gaps = peak_products(counts)
-    found = machine.machine(isa.ISA)[0]
+    peaks = roofs.peaks(counts)
+    found, gaps = machine.machine(isa.ISA)
     condition, more = machine.condition()
     steps.finish()
     return _made(
@@ -219,14 +218,6 @@ def thread_counts(most: int, *, quick: bool = False) -> list[int]:
     if quick:
         return sorted({1, most})
     return sorted({min(n, most) for n in (1, 2, 3, 4, 8, 16, 32, 64, most)})
-
-
-def peak_products(counts: Sequence[int]) -> tuple[list[Peak], dict[str, str]]:
-    """`roofs.peaks`, and why there are none."""
-    try:
-        return roofs.peaks(counts), {}
-    except PlatformError:
-        return [], {"peak": "the package's library of kernels lacks it; the best kernel takes its place"}
 
 
 def describe(kind: KernelKind, shape: Shape) -> str:

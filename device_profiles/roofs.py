@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from device_profiles import power
 from device_profiles.schema import Bandwidth, Machine, Peak
+from kernels import peak
 from splitedge import limits
 from splitedge.head import Head
 
@@ -49,11 +50,7 @@ def _bandwidth(source: U8, target: U8, threads: int) -> list[Bandwidth]:
 
 
 def peaks(counts: Sequence[int]) -> list[Peak]:
-    """The peak of products on each number of threads, the best of some turns.
-
-    Raises `PlatformError` where the kernels come from a library, which lacks this one.
-    """
-    from kernels import peak
+    """The peak of products on each number of threads, the best of some turns."""
 
     def work() -> None:
         for _ in range(_BURSTS):

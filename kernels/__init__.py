@@ -10,7 +10,7 @@ bit.
     native, build       libraries of compiled kernels in the package, and how they are built
     jit, warm           compilation and its cache, and the list of all kernels that a service needs
     define              the decorators of kernels, from a library or from the compiler
-    peak                the peak of the machine, for benchmarks
+    peak                the peak of the machine, for profiles and benchmarks
 
 Where do I add ...
 

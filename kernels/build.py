@@ -128,7 +128,7 @@ def _library(path: Path) -> Signatures:
     found: Signatures = {}
     with tempfile.TemporaryDirectory() as folder:
         objects = [_object(machine, llvm.parse_assembly(RUNTIME), Path(folder) / "runtime.o")]
-        for step in [*warm.steps(), warm.mixed()]:
+        for step in [*warm.steps(), *warm.more()]:
             function = step.kernel.py_func
             overloads = found.setdefault(native.name_of(function), [])
             name = native.symbol(native.name_of(function), len(overloads))

@@ -1,5 +1,5 @@
 """The peak of the machine: integer products per second of GEMM's dot instruction, on registers only, with one thread.
-For benchmarks.
+For benchmarks and device profiles.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ def _step(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, w: ir.Value) -> ir.Value:
 
 
 @kernel
-def _run(turns: int, seeds: NDArray[np.int32]) -> Any:
+def run(turns: int, seeds: NDArray[np.int32]) -> Any:
     return _spin(turns, seeds)
 
 
 #: Operations in a `burst`; a product and its sum are two.
 BURST: Final = 2 * _TURNS * _CHAINS * TARGET.lanes * GROUP
-_SEEDS = np.arange(16 * (1 + _CHAINS), dtype=np.int32) * 5 % 101
+SEEDS = np.arange(16 * (1 + _CHAINS), dtype=np.int32) * 5 % 101
 
 
 def burst() -> None:
     """Run `BURST` operations on registers: some tenths of a millisecond."""
-    _run(_TURNS, _SEEDS)
+    run(_TURNS, SEEDS)
 
 
 def gops(repeats: int = 5) -> float:

@@ -94,9 +94,13 @@ def advice() -> str:
     )
 
 
-def mixed() -> Step:
-    """Heads with operators of both sets, which no model has so far. A library has them too."""
-    return _head("heads of both", Kind.CONV, Kind.LINEAR)
+def more() -> list[Step]:
+    """What no service calls, and a library has too: heads with operators of both sets, which no model has so far, and
+    the peak for profiles.
+    """
+    from kernels import peak
+
+    return [_head("heads of both", Kind.CONV, Kind.LINEAR), Step("the peak", peak.run, (1, peak.SEEDS))]
 
 
 def missing() -> list[str]:

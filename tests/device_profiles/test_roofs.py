@@ -10,7 +10,6 @@ from device_profiles import machine, measurement, power, roofs
 from device_profiles.measurement import one_operator
 from device_profiles.schema import Shape
 from kernels import isa
-from splitedge.errors import PlatformError
 from splitedge.head import Head
 
 
@@ -30,14 +29,6 @@ def test_the_peak_never_falls_with_more_threads():
     one, two = roofs.peaks([1, 2])
     assert (one.threads, two.threads) == (1, 2)
     assert 0 < one.gops <= two.gops
-
-
-def test_a_library_without_the_peak_is_a_gap(monkeypatch):
-    def missing(counts):
-        raise PlatformError("no kernel", reason="no-kernel")
-
-    monkeypatch.setattr(roofs, "peaks", missing)
-    assert measurement.peak_products([1]) == ([], {"peak": measurement.peak_products([1])[1]["peak"]})
 
 
 def test_the_speed_of_a_load_and_its_power():

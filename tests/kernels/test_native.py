@@ -31,6 +31,14 @@ from tests.kernels import golden
 
 print(json.dumps({group: golden.digest(group) for group in golden.GROUPS}))
 """
+PEAK = """
+import sys
+
+sys.modules["numba"] = sys.modules["llvmlite"] = None  # importing them fails
+from kernels import peak
+
+print(peak.gops())
+"""
 ARGUMENTS = """
 import json, sys
 import numpy as np
@@ -223,3 +231,11 @@ def test_records_and_tuples_flatten() -> None:
     assert str(array) == "record[:]"
     assert Array.of(np.dtype(np.float32), 2, writable=False).numpy() == np.float32
     assert native.flatten([[array, "int64"], "none"]) == [array, "int64", "none"]
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_a_library_has_the_peak_for_profiles(tree: Path) -> None:
+    done = python(tree, "-c", PEAK)
+    assert done.returncode == 0, done.stderr
+    assert 0.1 < float(done.stdout) < 100_000
