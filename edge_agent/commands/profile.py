@@ -106,9 +106,18 @@ def export(path: Path | None, settings: Settings, form: str) -> None:
 
 
 def compare(first: Path, second: Path, *, least: float, json: bool) -> int:
-    """Print what changed between two profiles. Returns 1 if a kernel is slower."""
+    """Print what changed between two profiles. Returns 1 if a kernel is slower.
+
+    Raises `UsageError` if they have no kernel with intervals in common.
+    """
     old, new = device_profiles.load(first), device_profiles.load(second)
     found = comparison.compare(old, new, least)
+    if all(math.isnan(one.percent) for one in found):
+        raise UsageError(
+            "the profiles share no kernel with intervals, which older and known profiles lack; measure both with "
+            "`edge-agent profile --out FILE`",
+            reason="not-comparable",
+        )
     if json:
         print(msgspec.json.encode([one._asdict() for one in found]).decode())
     else:

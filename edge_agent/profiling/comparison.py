@@ -54,7 +54,7 @@ def compare(old: DeviceProfile, new: DeviceProfile, least: float = LEAST) -> lis
 def _change(key: tuple[str, int], old: Kernel, new: Kernel, wider: float, least: float) -> Change:
     if old.interval is None or new.interval is None:
         which = "first" if old.interval is None else "second"
-        return _incomparable(key, f"the {which} has no intervals; measure it again")
+        return _incomparable(key, f"the {which} has no interval")
     middle = math.log(new.time_us / old.time_us)
     (old_low, old_high), (new_low, new_high) = _reach(old.time_us, old.interval), _reach(new.time_us, new.interval)
     low = middle - wider * math.hypot(new_low, old_high)
