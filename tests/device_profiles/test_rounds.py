@@ -35,3 +35,14 @@ def test_one_disturbed_round_in_nine_leaves_the_interval_tight():
     assert rounds.interval([100.0] * 8 + [400.0]).tight
     assert not rounds.interval([100.0] * 5 + [400.0]).tight
     assert not rounds.interval([97.0, 97.0, 100, 100, 100, 100, 100, 103, 103]).tight
+
+
+@pytest.mark.parametrize("noise", [0.005, 0.015, 0.03])
+def test_to_stop_when_it_is_tight_hardly_lowers_the_level(noise):
+    random, inside = np.random.default_rng(0), []
+    for _ in range(400):
+        medians = np.exp(noise * random.standard_normal(rounds.MOST)).tolist()
+        found = (rounds.interval(medians[:count]) for count in range(rounds.LEAST, rounds.MOST + 1))
+        last = next((one for one in found if one.tight), rounds.interval(medians))
+        inside.append(last.low_us <= 1 <= last.high_us)
+    assert np.mean(inside) > 0.91

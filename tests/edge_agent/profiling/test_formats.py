@@ -19,10 +19,10 @@ def profile():
     made = round_profile()
     made.peaks, made.load = [Peak(1, 40.0)], Load(1, 12.0, 20.0, 15.0)
     made.kernels[0].interval = Interval(1000.0, 1100.0, 9, False)
-    made.unmeasured = {"cold start": "delete /home/ada/.cache and measure again"}
+    made.unmeasured = {"cold start": "delete /srv/ada/.cache and measure again"}
     made.backends = [
         BackendTime("native", "0.1.0", 1, 2.0),
-        BackendTime("litert", "2.0", 1, None, "/home/ada/model cannot be read"),
+        BackendTime("litert", "2.0", 1, None, "/srv/ada/model cannot be read"),
     ]
     return made
 
