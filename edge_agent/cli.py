@@ -152,7 +152,7 @@ def profile(
         command.known_boards(None, asked=True, json=json)
         return
     asked = command.Options(quick=quick, out=out, keep=keep, json=json, watts=watts, sustained=sustained)
-    command.profile(load(config, {}), asked)
+    command.profile(load(config, {}) if keep else Settings(), asked)
 
 
 _ProfileFile = Annotated[
@@ -164,7 +164,7 @@ _ProfileFile = Annotated[
 @profile_app.command("show", cls=options.Command)
 def show_profile(file: _ProfileFile = None, config: _Config = None, json: Json = False) -> None:
     """Show a profile as tables."""
-    settings = load(config, {})
+    settings = load(config, {}) if file is None else Settings()
     from edge_agent.commands import profile as command
 
     command.show(file, settings, json=json)
@@ -200,7 +200,7 @@ def export(
 
     It has the board and the figures, without times of day, paths and texts of errors.
     """
-    settings = load(config, {})
+    settings = load(config, {}) if file is None else Settings()
     from edge_agent.commands import profile as command
 
     command.export(file, settings, output)

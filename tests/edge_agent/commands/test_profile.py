@@ -86,6 +86,14 @@ def test_show_takes_the_profile_in_use(file, monkeypatch):
         called("profile", "show")
 
 
+def test_a_broken_configuration_matters_only_where_the_profile_in_use_is_asked_for(file, tmp_path):
+    broken = tmp_path / "agent.toml"
+    broken.write_text("nonsense = 1")
+    assert called("profile", "show", str(file), "--config", str(broken))[0] == 0
+    with pytest.raises(ConfigError):
+        called("profile", "show", "--config", str(broken))
+
+
 def test_a_file_that_is_no_profile_is_refused(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with raises(ConfigError, reason="schema-version"):
