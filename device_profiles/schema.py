@@ -240,6 +240,7 @@ class DeviceProfile(msgspec.Struct):
     pace: Pace = "slow"
     splitedge: Text = ""  # the version that measured; older files lack it
     # Older files and quick profiles lack these.
+    # Older files and quick profiles lack these.
     bandwidths: Annotated[list[Bandwidth], Meta(max_length=100)] = []
     peaks: Annotated[list[Peak], Meta(max_length=limits.MAX_THREADS)] = []
     load: Load | None = None

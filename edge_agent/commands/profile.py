@@ -18,6 +18,7 @@ import device_profiles
 from device_profiles import DeviceProfile, known, machine, measurement, predict, save, schema, table
 from device_profiles.schema import Machine
 from edge_agent.bench import cases, planned, system
+from edge_agent.bench.render import require_plots
 from edge_agent.commands.bench import duration
 from edge_agent.config import Settings
 from edge_agent.planning import device
@@ -166,9 +167,13 @@ class Roofs:
 
 
 def roofs(settings: Settings, options: Roofs) -> None:
-    """Print the roofline of a profile, with the operators of a model; draw it to a file."""
+    """Print the roofline of a profile, with the operators of a model; draw it to a file.
+
+    Raises `PlatformError` without matplotlib if there is a file.
+    """
     if options.plot is not None:
         files.picture_form(options.plot.name)
+        require_plots()
         files.require_writable(options.plot)
     profile = load(options.path, settings)
     found = roofline.roofline(profile, options.threads)

@@ -275,7 +275,7 @@ def _table(found: Roofline, width: int) -> list[RenderableType]:
 
 
 def draw(found: Roofline, form: str) -> bytes:
-    """The chart as a file of the format ``form``. Raises `PlatformError` without matplotlib."""
+    """The chart as a file of the format ``form``, with matplotlib."""
     points = found.kernels + found.operators
     left, right = _ends([point.intensity for point in points])
 

@@ -9,7 +9,7 @@ import pytest
 from device_profiles.schema import Bandwidth, Peak
 from edge_agent.profiling import backends, roofline
 from edge_agent.profiling.roofline import Point, Roof, Roofline
-from splitedge.errors import PlatformError, UsageError
+from splitedge.errors import UsageError
 from splitedge.head import executor
 from splitedge.head import segment as seg
 from tests.edge_agent.commands.test_warm import transformer
@@ -117,9 +117,3 @@ def test_a_model_s_operators_are_capitals_and_a_table():
 def test_a_picture(form, start):
     pytest.importorskip("matplotlib")
     assert roofline.draw(roofline.roofline(profile()), form).startswith(start)
-
-
-def test_a_picture_without_matplotlib_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with raises(PlatformError, reason="no-matplotlib"):
-        roofline.draw(roofline.roofline(profile()), "svg")
