@@ -46,7 +46,7 @@ profile_app = typer.Typer(
     cls=_ProfileGroup,
     help="Measure this machine; show, compare and export profiles.",
     invoke_without_command=True,
-    **options.APP,
+    **options.APP | {"no_args_is_help": False},
 )
 app.add_typer(profile_app, name="profile")
 

@@ -165,6 +165,13 @@ def test_bench_kernels_has_a_row_for_each_number_of_threads(monkeypatch):
     assert called("bench", "kernels", "-o", "csv")[1].startswith("kernel,")
 
 
+def test_without_options_the_machine_is_measured(monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, "profile", lambda settings, options: asked.append(options))
+    assert called("profile")[0] == 0
+    assert [options.quick for options in asked] == [False]
+
+
 def test_wrong_options_of_the_measurement_are_refused():
     for arguments, reason in (
         (["--quick", "--sustained", "5s"], "quick-and-sustained"),
